@@ -1,0 +1,1 @@
+"""What imgkeep decides: values in, values out; no I/O, no clock, no event loop, no logging, no randomness."""

@@ -1,0 +1,108 @@
+"""
+Every failure that a caller can meet, sorted by blame: the client's, the origin's, ours.
+
+Rules:
+- A miss is `None`; a fault is one of these; they never meet.
+- A message is for people and may be sent to the client, so it names settings, limits and reasons, and never a
+  source URL, a token or a path of this machine.
+- `code` is for programs and never changes; `web/problems.py` turns it into a status.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class ImgkeepError(Exception):
+    """Base of all typed failures. `str(error)` is the detail for people."""
+
+    code: ClassVar[str]
+
+
+class SourceRejected(ImgkeepError):
+    """The client asked for something that we do not do. Asking again changes nothing."""
+
+
+class InvalidSource(SourceRejected):
+    """`src` is missing, malformed, too long or not an absolute http(s) URL."""
+
+    code = "invalid_source"
+
+
+class SourceForbidden(SourceRejected):
+    """Policy refuses the scheme of a redirect, the host, the port or an address behind it."""
+
+    code = "source_forbidden"
+
+
+class LoopDetected(SourceRejected):
+    """The source is this server, directly or through another node (RFC 8586)."""
+
+    code = "loop_detected"
+
+
+class Busy(ImgkeepError):
+    """A limit on concurrency or on a queue is reached; `retry_after_s` says when to come back."""
+
+    code = "busy"
+
+    def __init__(self, message: str, *, retry_after_s: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class OriginError(ImgkeepError):
+    """
+    The origin failed: 5xx, connection, TLS, protocol error, body cut short, too many redirects.
+
+    `origin_status` is the status it answered, if any; `retry_after_s` what it asked for (RFC 9110, 10.2.3).
+    """
+
+    code = "origin_error"
+
+    def __init__(self, message: str, *, origin_status: int | None = None, retry_after_s: int | None = None) -> None:
+        super().__init__(message)
+        self.origin_status = origin_status
+        self.retry_after_s = retry_after_s
+
+
+class OriginTimeout(OriginError):
+    """The origin did not connect, answer or finish within the limits of `[fetch]`."""
+
+    code = "origin_timeout"
+
+
+class OriginRefused(OriginError):
+    """The origin said 401 or 403 to a link that is not known to be a temporary one."""
+
+    code = "origin_refused"
+
+
+class SourceNotFound(OriginError):
+    """The origin said 404 or 410."""
+
+    code = "source_not_found"
+
+
+class SourceExpired(OriginError):
+    """The origin refused a temporary link that is past its expiry, or of a signed kind."""
+
+    code = "source_expired"
+
+
+class NotAnImage(OriginError):
+    """Judged by the bytes, the body is no image of a kind that we keep."""
+
+    code = "not_an_image"
+
+
+class TooLarge(OriginError):
+    """The image has more bytes or more pixels than `fetch.body_bytes_max` or `fetch.pixels_max` allows."""
+
+    code = "too_large"
+
+
+class StorageError(ImgkeepError):
+    """A store can neither take nor give what it should. Never used for a miss."""
+
+    code = "storage_unavailable"

@@ -1,0 +1,134 @@
+"""
+Reading and writing the header fields that we act on (RFC 9110, 9211, 8586, 7239, 6266).
+
+Rules: a field that is malformed is as good as absent where the RFC says so; nothing raises on any input; ETags keep
+their quotes; positions count from zero and ends are exclusive.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from ipaddress import ip_address
+from typing import TYPE_CHECKING, Final, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from datetime import datetime
+
+    from proxy.core.address import Address, Network
+
+CDN_ID: Final = "imgkeep"
+"""Our name in `CDN-Loop` (RFC 8586) and `Via`, the same for every node: loops through other nodes are loops too."""
+
+RETRY_AFTER_MAX_S: Final = 3600
+"""We remember no longer than this what an origin asked for: it may have meant a different client."""
+
+_ETAG: Final = re.compile(r'\s*(?:W/)?("[\x21\x23-\x7e\x80-\xff]*")\s*(?:,|$)')
+_RANGE: Final = re.compile(r"bytes[ \t]*=[ \t]*(\d{0,18})-(\d{0,18})[ \t]*", re.IGNORECASE)
+_CONTENT_RANGE: Final = re.compile(r"bytes[ \t]+0-(\d{1,18})/(\d{1,18})", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """The bytes from `start` up to and without `end`."""
+
+    start: int
+    end: int
+
+
+def etag_matches(if_none_match: str, etag: str) -> bool:
+    """Compare weakly, as `If-None-Match` does (RFC 9110, 13.1.2): `*`, lists, `W/`."""
+    if if_none_match.strip() == "*":
+        return True
+    position = 0
+    while match := _ETAG.match(if_none_match, position):
+        if match[1] == etag:
+            return True
+        position = match.end()
+    return False
+
+
+def range_applies(if_range: str | None, etag: str) -> bool:
+    """Compare strongly, as `If-Range` does (RFC 9110, 13.1.5). We send no dates, so none can match."""
+    return if_range is None or if_range.strip() == etag
+
+
+def read_range(value: str, size: int) -> Span | Literal["unsatisfiable"] | None:
+    """
+    Read a `Range` of a body of `size` bytes (RFC 9110, 14.2).
+
+    `None` stands for a range that we ignore: another unit, malformed, or several ranges, which may be answered whole.
+    """
+    match = _RANGE.fullmatch(value.strip())
+    if match is None or not (match[1] or match[2]):
+        return None
+    if not match[1]:
+        length = min(int(match[2]), size)
+        return Span(size - length, size) if length else "unsatisfiable"
+    start = int(match[1])
+    end = int(match[2]) + 1 if match[2] else size
+    if end <= start and match[2]:
+        return None
+    return Span(start, min(end, size)) if start < size else "unsatisfiable"
+
+
+def is_whole_range(content_range: str) -> bool:
+    """Whether the `Content-Range` of an unasked 206 covers the whole file."""
+    match = _CONTENT_RANGE.fullmatch(content_range.strip())
+    return match is not None and int(match[1]) + 1 == int(match[2])
+
+
+def read_retry_after(value: str | None, now: datetime) -> int | None:
+    """Read `Retry-After` (RFC 9110, 10.2.3) as seconds from now, 0 to `RETRY_AFTER_MAX_S`; `None` if unreadable."""
+    if value is None:
+        return None
+    if re.fullmatch(r"\s*\d{1,9}\s*", value):
+        return min(int(value), RETRY_AFTER_MAX_S)
+    try:
+        seconds = (parsedate_to_datetime(value) - now).total_seconds()
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return int(min(max(seconds, 0), RETRY_AFTER_MAX_S))
+
+
+def passed_through_us(headers: Mapping[str, str]) -> bool:
+    """Whether a node of ours sent this request: `CDN-Loop` (RFC 8586), or `Via` where something removed that."""
+    nodes = [item.split(";")[0].strip() for item in headers.get("CDN-Loop", "").split(",")]
+    nodes += [word for item in headers.get("Via", "").split(",") for word in item.split()[1:2]]
+    return any(node.lower() == CDN_ID for node in nodes)
+
+
+def cache_status(*parameters: str) -> str:
+    """Return our member of `Cache-Status` (RFC 9211)."""
+    return "; ".join((CDN_ID, *parameters))
+
+
+def client_address(peer: str, headers: Mapping[str, str], trusted: Sequence[Network]) -> str:
+    """
+    Return the address of the client: the peer's, or the nearest one in `Forwarded` (RFC 7239) or `X-Forwarded-For`
+    that no trusted proxy wrote about itself. What an untrusted peer claims does not count.
+    """
+    chain = _forwarded_for(headers)
+    address = _read_address(peer)
+    while chain and address is not None and any(address in network for network in trusted):
+        nearer = _read_address(chain.pop())
+        if nearer is None:
+            break
+        address = nearer
+    return peer if address is None else str(address)
+
+
+def _forwarded_for(headers: Mapping[str, str]) -> list[str]:
+    forwarded = headers.get("Forwarded")
+    if forwarded is not None:
+        return re.findall(r'(?i)(?:^|[;,\s])for="?(\[[^\]]*\]|[^;,"\s:]+)', forwarded)
+    return [item.strip() for item in headers.get("X-Forwarded-For", "").split(",") if item.strip()]
+
+
+def _read_address(text: str) -> Address | None:
+    try:
+        return ip_address(text.strip("[]"))
+    except ValueError:
+        return None

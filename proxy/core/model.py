@@ -1,0 +1,150 @@
+"""The nouns of imgkeep: source, image format, record. Times are aware UTC, sizes are bytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Final, NewType
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+DEFAULT_PORTS: Final = {"http": 80, "https": 443}
+
+Key = NewType("Key", str)
+"""Lower-case hex SHA-256 of an identity."""
+
+Digest = NewType("Digest", str)
+"""Lower-case hex SHA-256 of the bytes of an object."""
+
+
+class Format(Enum):
+    """An image format that we keep: media type and file name extension, the first as registered with IANA."""
+
+    PNG = ("image/png", "png")
+    APNG = ("image/apng", "apng")
+    JPEG = ("image/jpeg", "jpg")
+    GIF = ("image/gif", "gif")
+    WEBP = ("image/webp", "webp")
+    AVIF = ("image/avif", "avif")
+    HEIC = ("image/heic", "heic")
+    HEIF = ("image/heif", "heif")
+    JXL = ("image/jxl", "jxl")
+    SVG = ("image/svg+xml", "svg")
+    BMP = ("image/bmp", "bmp")
+    ICO = ("image/x-icon", "ico")
+    TIFF = ("image/tiff", "tiff")
+
+    def __init__(self, media_type: str, extension: str) -> None:
+        self.media_type = media_type
+        self.extension = extension
+
+
+@dataclass(frozen=True, slots=True)
+class PixelSize:
+    """Width and height in pixels, as the file's header states them; nothing was decoded."""
+
+    width: int
+    height: int
+
+    @property
+    def pixels(self) -> int:
+        return self.width * self.height
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """
+    An absolute http(s) URL that was read strictly. Made by `core.source.read_source` alone.
+
+    Attributes:
+        scheme: `http` or `https`.
+        host: lower-case ASCII: a name without trailing dot (IDNA applied, RFC 5891), a dotted quad, or an IPv6
+            address without brackets in its shortest spelling (RFC 5952).
+        port: always set; the scheme's own where the URL names none.
+        target: path and query as they go on the wire (RFC 9112, 3.2.1): begins with `/`, percent-encoded ASCII.
+    """
+
+    scheme: str
+    host: str
+    port: int
+    target: str
+
+    @property
+    def authority(self) -> str:
+        """Host and port as they stand in a URL; the scheme's own port is left out."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == DEFAULT_PORTS[self.scheme] else f"{host}:{self.port}"
+
+    @property
+    def url(self) -> str:
+        """The URL, a credential: never write it to a log, an error or a metric."""
+        return f"{self.scheme}://{self.authority}{self.target}"
+
+    def __repr__(self) -> str:
+        return f"<Source at {self.host}>"
+
+
+@dataclass(frozen=True, slots=True)
+class SourceInfo:
+    """
+    What a source URL tells by itself.
+
+    Attributes:
+        identity: The URL without what only grants permission, in canonical form: names the picture.
+        key: SHA-256 of the identity.
+        provider: The service behind the link, where the catalogue knows it.
+        temporary: Whether the link dies.
+        expires_at: When it dies, an upper bound, where the link says so.
+        scheme: The signing scheme, where one was recognised.
+    """
+
+    identity: str
+    key: Key
+    provider: str | None = None
+    temporary: bool = False
+    expires_at: datetime | None = None
+    scheme: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """
+    What we know under a key. Several records may point at one object.
+
+    Attributes:
+        host: The host of the source, for people who look through what is stored.
+        etag: Strong validator of `/img` (RFC 9110, 8.8.3), quotes included. Drawn anew for every fill and not taken
+            from the bytes, because it goes out before the last of them is known; so hit and miss answer alike.
+        stored_at: When the image was fetched, to the second.
+    """
+
+    key: Key
+    identity: str
+    host: str
+    digest: Digest
+    format: Format
+    size: int
+    pixel_size: PixelSize | None
+    etag: str
+    stored_at: datetime
+    provider: str | None = None
+    temporary: bool = False
+    expires_at: datetime | None = None
+
+    @property
+    def object_name(self) -> str:
+        """`<digest>.<ext>`: the last part of the permanent URL and of the object's place in a store."""
+        return f"{self.digest}.{self.format.extension}"
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """What is stored in all. `object_bytes` counts equal bytes once; `hosts` are the ten with most images."""
+
+    images: int
+    objects: int
+    object_bytes: int
+    oldest: datetime | None
+    newest: datetime | None
+    hosts: tuple[tuple[str, int], ...]

@@ -1,0 +1,138 @@
+"""
+The stored layout, version 1: where objects and records lie, and what a record looks like as JSON.
+
+It is the same under a folder, a bucket prefix or a container, public, and never changes silently: a reader refuses a
+record of a version that it does not know.
+
+    v1/objects/<2 hex>/<digest>.<ext>
+    v1/records/<2 hex>/<key>.json
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime
+from typing import Final
+
+import msgspec
+
+from proxy.core.identity import KEY_VERSION
+from proxy.core.model import Digest, Format, Key, PixelSize, Record
+
+OBJECTS: Final = "v1/objects"
+RECORDS: Final = "v1/records"
+RECORD_BYTES_MAX: Final = 65_536
+"""An identity has 8,192 characters at most, six bytes each when JSON escapes them; the rest is small."""
+
+_FORMATS: Final = {format_.extension: format_ for format_ in Format}
+_OBJECT_NAME: Final = re.compile(r"([0-9a-f]{64})\.([a-z]{2,4})")
+
+
+class RecordUnreadable(ValueError):
+    """The JSON is damaged. Ours to handle, never the client's."""
+
+
+class RecordTooNew(RecordUnreadable):
+    """Written by a version that knows more than we do: to be left alone."""
+
+
+class _Versioned(msgspec.Struct):
+    version: int
+
+
+class _StoredRecord(msgspec.Struct, omit_defaults=False):
+    """Version 1. Unknown fields are passed over, so that a newer writer may add some."""
+
+    key: str
+    identity: str
+    key_version: int
+    host: str
+    digest: str
+    extension: str
+    content_type: str
+    size: int
+    width: int | None
+    height: int | None
+    etag: str
+    stored_at: datetime
+    provider: str | None
+    temporary: bool
+    expires_at: datetime | None
+    version: int = 1
+
+
+_decoder: Final = msgspec.json.Decoder(_StoredRecord)
+
+
+def object_path(name: str) -> str:
+    """Return the place of the object `<digest>.<ext>`."""
+    return f"{OBJECTS}/{name[:2]}/{name}"
+
+
+def record_path(key: Key) -> str:
+    """Return the place of the record of a key."""
+    return f"{RECORDS}/{key[:2]}/{key}.json"
+
+
+def read_object_name(name: str) -> tuple[Digest, Format] | None:
+    """Read `<digest>.<ext>` as it stands in a permanent URL; `None` for anything else."""
+    match = _OBJECT_NAME.fullmatch(name)
+    if match is None or match[2] not in _FORMATS:
+        return None
+    return Digest(match[1]), _FORMATS[match[2]]
+
+
+def encode_record(record: Record) -> bytes:
+    """Return the JSON of a record, one field a line, so that people can read it too."""
+    pixel_size = record.pixel_size
+    stored = _StoredRecord(
+        key=record.key,
+        identity=record.identity,
+        key_version=KEY_VERSION,
+        host=record.host,
+        digest=record.digest,
+        extension=record.format.extension,
+        content_type=record.format.media_type,
+        size=record.size,
+        width=pixel_size.width if pixel_size else None,
+        height=pixel_size.height if pixel_size else None,
+        etag=record.etag,
+        stored_at=record.stored_at,
+        provider=record.provider,
+        temporary=record.temporary,
+        expires_at=record.expires_at,
+    )
+    return msgspec.json.format(msgspec.json.encode(stored), indent=1) + b"\n"
+
+
+def decode_record(data: bytes) -> Record:
+    """
+    Read a record's JSON.
+
+    Raises:
+        RecordTooNew: It is of a version that we do not know.
+        RecordUnreadable: It is cut or damaged.
+    """
+    try:
+        if msgspec.json.decode(data, type=_Versioned).version > 1:
+            raise RecordTooNew("written by a newer version of imgkeep")
+        stored = _decoder.decode(data)
+    except msgspec.DecodeError as error:
+        raise RecordUnreadable(str(error)) from None
+    name = read_object_name(f"{stored.digest}.{stored.extension}")
+    if name is None or not re.fullmatch("[0-9a-f]{64}", stored.key):
+        raise RecordUnreadable("key, digest or extension is malformed")
+    return Record(
+        key=Key(stored.key),
+        identity=stored.identity,
+        host=stored.host,
+        digest=name[0],
+        format=name[1],
+        size=stored.size,
+        pixel_size=PixelSize(stored.width, stored.height) if stored.width and stored.height else None,
+        etag=stored.etag,
+        stored_at=stored.stored_at,
+        provider=stored.provider,
+        temporary=stored.temporary,
+        expires_at=stored.expires_at,
+    )
