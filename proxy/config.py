@@ -1,0 +1,312 @@
+"""
+The configuration: a parsed mapping in, frozen sections out.
+
+Rules:
+- One section per table of `config.toml`; defaults stand beside their names; empty and zero mean what is said there.
+- Unknown keys are refused, and every message names the setting and, where it came from there, the environment variable.
+- This module reads nothing: `__main__` brings the file's mapping and the environment's.
+- Secrets come from the environment or from the file, never from argv, and never print.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from urllib.parse import urlsplit
+
+import msgspec
+
+from proxy.core.errors import SourceRejected
+from proxy.core.identity import KNOWN_HOSTS
+from proxy.core.policy import Policy
+from proxy.core.source import read_source
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from proxy.core.address import Network
+
+ENVIRONMENT_PREFIX: Final = "IMGKEEP_"
+
+Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
+Count = Annotated[int, msgspec.Meta(ge=1)]
+Bytes = Annotated[int, msgspec.Meta(ge=0)]
+Seconds = Annotated[float, msgspec.Meta(gt=0, le=86400)]
+
+
+class ConfigError(Exception):
+    """A setting is unknown or has a value that cannot be honoured. The message names the setting."""
+
+
+class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Base of all tables: immutable, and every key has to be known."""
+
+
+class Server(Section, frozen=True):
+    host: str = "127.0.0.1"
+    port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 8080  # 0: any free port
+    workers: Count = 1
+    public_url: str = ""
+    trusted_proxies: tuple[str, ...] = ()
+
+    @property
+    def loopback(self) -> bool:
+        """Whether only this machine can reach us."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+
+class Store(Section, frozen=True):
+    url: str = "file:data"
+    fallback: str = "file:data"
+    cache_bytes_max: Bytes = 10_737_418_240
+    hot_bytes_max: Bytes = 268_435_456
+    free_bytes_min: Bytes = 536_870_912
+
+
+class Catalog(Section, frozen=True):
+    url: str = "sqlite:data/catalog.db"
+
+
+class Delivery(Section, frozen=True):
+    mode: Literal["serve", "redirect", "presign"] = "serve"
+    base_url: str = ""
+    presign_ttl_s: Annotated[int, msgspec.Meta(ge=60, le=604_800)] = 3600
+    redirect_status: Literal[301, 302, 303, 307, 308] = 302
+
+
+class Sources(Section, frozen=True):
+    allow: tuple[str, ...] = ("auto",)
+    deny: tuple[str, ...] = ()
+    identity: Literal["object", "exact"] = "object"
+    permanent: Literal["store", "redirect"] = "store"
+
+
+class Fetch(Section, frozen=True):
+    connect_timeout_s: Seconds = 5
+    read_timeout_s: Seconds = 20
+    total_timeout_s: Seconds = 60
+    body_bytes_max: Count = 52_428_800
+    pixels_max: Count = 250_000_000
+    redirects_max: Annotated[int, msgspec.Meta(ge=0, le=20)] = 5
+    retries_max: Annotated[int, msgspec.Meta(ge=0, le=10)] = 2
+    concurrent_max: Count = 64
+    per_host_max: Count = 16
+    allow_ports: tuple[Port, ...] = (80, 443, 8080, 8443)
+    allow_networks: tuple[str, ...] = ()
+    user_agent: str = ""
+
+    @property
+    def networks(self) -> tuple[Network, ...]:
+        return tuple(ipaddress.ip_network(text) for text in self.allow_networks)
+
+
+class Security(Section, frozen=True):
+    signature: Literal["off", "misses", "always"] = "off"
+    signing_keys: tuple[str, ...] = ()
+    api_tokens: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        keys, tokens = len(self.signing_keys), len(self.api_tokens)
+        return f"Security(signature={self.signature!r}, {keys} signing keys, {tokens} API tokens)"
+
+
+class Limits(Section, frozen=True):
+    fills_per_minute: Bytes = 600
+    fills_concurrent: Bytes = 32
+    fill_bytes_per_day: Bytes = 0
+
+
+class Log(Section, frozen=True):
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["text", "json"] = "text"
+    access: bool = True
+
+
+class Config(Section, frozen=True):
+    """All settings, valid together. Shapes, defaults and meaning: `config.toml`."""
+
+    server: Server = Server()
+    store: Store = Store()
+    catalog: Catalog = Catalog()
+    delivery: Delivery = Delivery()
+    sources: Sources = Sources()
+    fetch: Fetch = Fetch()
+    security: Security = Security()
+    limits: Limits = Limits()
+    log: Log = Log()
+
+    @property
+    def hosts_allowed(self) -> tuple[str, ...]:
+        """
+        The host globs of `sources.allow` with `auto` and `known` resolved.
+
+        `auto` is `*` when only this machine can reach us or when signatures are required, and `known` otherwise: an
+        openly bound server must not be everybody's proxy.
+        """
+        private = self.server.loopback or self.security.signature != "off"
+        globs = [("*" if private else "known") if glob == "auto" else glob for glob in self.sources.allow]
+        return tuple(host for glob in globs for host in (KNOWN_HOSTS if glob == "known" else (glob,)))
+
+    @property
+    def policy(self) -> Policy:
+        """What may be fetched."""
+        return Policy(
+            hosts_allowed=self.hosts_allowed,
+            hosts_denied=self.sources.deny,
+            ports=frozenset(self.fetch.allow_ports),
+            networks=self.fetch.networks,
+        )
+
+
+def load(file: Mapping[str, Any], environment: Mapping[str, str]) -> Config:
+    """
+    Make the configuration from a parsed `config.toml` and the process environment, which wins.
+
+    Raises:
+        ConfigError: A key is unknown or a value is not of its kind or cannot be honoured.
+    """
+    merged = {name: dict(table) if isinstance(table, dict) else table for name, table in file.items()}
+    for section, key, value in _from_environment(environment):
+        table = merged.setdefault(section, {})
+        if not isinstance(table, dict):
+            raise ConfigError(f"{section}: expected a table")
+        table[key] = value
+    try:
+        config = msgspec.convert(merged, Config, strict=False)
+    except msgspec.ValidationError as error:
+        raise ConfigError(_message(str(error), environment)) from None
+    _validate(config)
+    return config
+
+
+def _variable(section: str, key: str) -> str:
+    return f"{ENVIRONMENT_PREFIX}{section.upper()}__{key.upper()}"
+
+
+def _from_environment(environment: Mapping[str, str]) -> list[tuple[str, str, str | list[str]]]:
+    """Read `IMGKEEP_SECTION__KEY` variables; a list is written with commas or as a JSON array."""
+    found: list[tuple[str, str, str | list[str]]] = []
+    for variable, text in sorted(environment.items()):
+        section, separator, key = variable.removeprefix(ENVIRONMENT_PREFIX).lower().partition("__")
+        if not variable.startswith(ENVIRONMENT_PREFIX) or not separator:
+            continue
+        defaults = getattr(Config(), section, None)
+        if not isinstance(defaults, Section):
+            raise ConfigError(f"{variable}: there is no section '{section}'")
+        if key not in defaults.__struct_fields__:
+            raise ConfigError(f"{variable}: there is no setting '{section}.{key}'")
+        is_list = isinstance(getattr(defaults, key), tuple)
+        found.append((section, key, _read_list(variable, text) if is_list else text))
+    return found
+
+
+def _read_list(variable: str, text: str) -> list[str]:
+    if text.lstrip().startswith("["):
+        try:
+            return [str(item) for item in msgspec.json.decode(text, type=list[str | int])]
+        except msgspec.DecodeError:
+            raise ConfigError(f"{variable}: expected a JSON array or values separated by commas") from None
+    return [item.strip() for item in text.split(",") if item.strip()]
+
+
+def _message(error: str, environment: Mapping[str, str]) -> str:
+    """Turn msgspec's "Expected `int`, got `str` - at `$.server.port`" into ours, which leads with the setting."""
+    what, _, path = error.partition(" - at ")
+    path = re.sub(r"^\$\.?|\[(\.\.\.|\d+)\]", "", path.strip("`"))
+    unknown = re.fullmatch(r"Object contains unknown field `(.*)`", what)
+    if unknown:
+        what, path = "unknown setting", f"{path}.{unknown[1]}".lstrip(".")
+    variable = _variable(*path.split(".", 1)) if "." in path else ""
+    origin = f" ({variable})" if variable in environment else ""
+    return f"{path}{origin}: {what[:1].lower()}{what[1:].replace('`', '')}"
+
+
+def _validate(config: Config) -> None:
+    """Refuse what each setting's type cannot tell, and what this version cannot honour."""
+    _check_networks("server.trusted_proxies", config.server.trusted_proxies)
+    _check_networks("fetch.allow_networks", config.fetch.allow_networks)
+    _check_base_url("server.public_url", config.server.public_url)
+    _check_base_url("delivery.base_url", config.delivery.base_url)
+    for setting, globs in (("sources.allow", config.hosts_allowed), ("sources.deny", config.sources.deny)):
+        try:
+            Policy(hosts_allowed=globs, hosts_denied=(), ports=frozenset(), networks=())
+        except ValueError as error:
+            raise ConfigError(f"{setting}: {error}") from None
+    if re.search(r"[\x00-\x1f\x7f]", config.fetch.user_agent):
+        raise ConfigError("fetch.user_agent: must not hold control characters")
+    if config.fetch.total_timeout_s < config.fetch.connect_timeout_s:
+        raise ConfigError("fetch.total_timeout_s: is less than fetch.connect_timeout_s, so nothing could be fetched")
+    read_store_url("store.url", config.store.url)
+    read_store_url("store.fallback", config.store.fallback)
+    read_catalog_url(config.catalog.url)
+    for setting, honoured, instead in (
+        ("server.workers", config.server.workers == 1, "only 1 worker is supported by this version"),
+        ("delivery.mode", config.delivery.mode == "serve", "only 'serve' is supported by a local store"),
+        (
+            "delivery.base_url",
+            not config.delivery.base_url,
+            "needs an object store, which this version does not have",
+        ),
+        ("sources.permanent", config.sources.permanent == "store", "only 'store' is supported by this version"),
+        ("security.signature", config.security.signature == "off", "only 'off' is supported by this version"),
+        (
+            "security.signing_keys",
+            not config.security.signing_keys,
+            "signatures are not supported by this version",
+        ),
+        ("security.api_tokens", not config.security.api_tokens, "the API is not part of this version"),
+    ):
+        if not honoured:
+            raise ConfigError(f"{setting}: {instead}")
+
+
+def _check_networks(setting: str, networks: Sequence[str]) -> None:
+    for text in networks:
+        try:
+            ipaddress.ip_network(text)
+        except ValueError as error:
+            raise ConfigError(f"{setting}: {error}") from None
+
+
+def _check_base_url(setting: str, url: str) -> None:
+    try:
+        if url and "?" in read_source(url).target:
+            raise ConfigError(f"{setting}: must not have a query")
+    except SourceRejected as error:
+        raise ConfigError(f"{setting}: {error}") from None
+
+
+def read_store_url(setting: str, url: str) -> str:
+    """
+    Return the folder that a `file:PATH` URL names; relative paths count from the working directory.
+
+    Raises:
+        ConfigError: Another scheme, no path, a host, a query.
+    """
+    scheme, _, path = url.partition(":")
+    if scheme != "file":
+        known = scheme in {"s3", "gs", "az", "cloudinary"}
+        raise ConfigError(f"{setting}: {'this version stores on local disk only: ' if known else ''}expected file:PATH")
+    path = path.removeprefix("//") if path.startswith("///") else path
+    if not path or path.startswith("//") or "\0" in path:
+        raise ConfigError(f"{setting}: expected file:PATH, relative or absolute")
+    return path
+
+
+def read_catalog_url(url: str) -> str:
+    """
+    Return the SQLAlchemy URL of `catalog.url`: `sqlite:PATH` or `postgresql://USER:PASSWORD@HOST/DATABASE`.
+
+    Raises:
+        ConfigError: Another scheme, or no path.
+    """
+    scheme, _, rest = url.partition(":")
+    if scheme == "sqlite" and rest and not rest.startswith("//"):
+        return f"sqlite:///{rest}"
+    if scheme in {"postgresql", "postgres"} and rest.startswith("//") and urlsplit(url).hostname:
+        return f"postgresql+psycopg:{rest}"
+    raise ConfigError("catalog.url: expected sqlite:PATH or postgresql://USER:PASSWORD@HOST/DATABASE")

@@ -1,0 +1,1 @@
+"""The stories of imgkeep, told in terms of the ports: find, fill, deliver."""

@@ -1,0 +1,79 @@
+"""
+Failures, remembered for a short time by cause, so that a dead link does not cost its origin a request per page view.
+
+They stand under the exact source URL and not under the identity: a freshly signed link may work. Whoever asks looks
+for the image first, so an image stored in the meantime always wins.
+"""
+
+from __future__ import annotations
+
+import copy
+from hashlib import sha256
+from typing import TYPE_CHECKING, Final
+
+from cachetools import TLRUCache
+
+from proxy.core.errors import (
+    ImgkeepError,
+    NotAnImage,
+    OriginError,
+    OriginRefused,
+    OriginTimeout,
+    SourceExpired,
+    SourceForbidden,
+    SourceNotFound,
+    TooLarge,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from proxy.core.model import Source
+
+REMEMBERED_MAX: Final = 10_000
+"""About 1 kB each: 10 MB when a crawler tries dead links."""
+
+_SECONDS: Final[tuple[tuple[type[ImgkeepError], int], ...]] = (
+    (SourceExpired, 300),  # the link does not come back to life
+    (SourceNotFound, 120),  # may still be uploaded
+    (OriginRefused, 60),
+    (NotAnImage, 60),
+    (TooLarge, 60),
+    (SourceForbidden, 30),  # a name may be mended
+    (OriginTimeout, 5),
+)
+SERVER_ERROR_S: Final = 5
+"""For a 5xx. A connection that broke is not remembered at all: the next request is the retry."""
+
+
+def seconds_to_remember(error: ImgkeepError) -> int:
+    """Return for how many seconds the same link is answered with the same error; 0: not at all."""
+    if isinstance(error, OriginError) and error.retry_after_s is not None:
+        return error.retry_after_s
+    for cause, seconds in _SECONDS:
+        if isinstance(error, cause):
+            return seconds
+    return SERVER_ERROR_S if isinstance(error, OriginError) and error.origin_status is not None else 0
+
+
+class Failures:
+    """Remembered failures; `timer` gives monotonic seconds."""
+
+    def __init__(self, timer: Callable[[], float]) -> None:
+        self._errors: TLRUCache[bytes, ImgkeepError] = TLRUCache(
+            REMEMBERED_MAX, ttu=lambda _, error, now: now + seconds_to_remember(error), timer=timer
+        )
+
+    def remember(self, source: Source, error: ImgkeepError) -> None:
+        if seconds_to_remember(error) > 0:
+            self._errors[_name(source)] = error
+
+    def find(self, source: Source) -> ImgkeepError | None:
+        """Return the remembered failure as a fresh copy that can be raised."""
+        error = self._errors.get(_name(source))
+        return None if error is None else copy.copy(error)
+
+
+def _name(source: Source) -> bytes:
+    """A hash, so that no credential lies in memory longer than its request."""
+    return sha256(source.url.encode()).digest()

@@ -1,0 +1,252 @@
+"""
+One fill: fetch an image, judge it, spool it, keep it, while any number of readers follow.
+
+Rules:
+- Nothing goes to a reader before the bytes were judged to be an image, and nothing is kept that is not whole.
+- The last byte is held back until the image is durable, so whoever has it all may rely on finding it again.
+- A disk that fails does not fail the reader: the bytes go on in memory, within a budget, and are not kept.
+- A fill never reports a store's trouble as the origin's, nor the other way round.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Protocol
+
+from proxy.collapse import Tide
+from proxy.core.errors import NotAnImage, OriginError, StorageError, TooLarge
+from proxy.core.model import Record
+from proxy.core.sniff import HEAD_BYTES_MAX, UNDECIDED, is_whole, measure, sniff
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from proxy.core.model import Format, PixelSize, Source, SourceInfo
+    from proxy.ports import Clock, Draft, Observer, Origin, OriginResponse, Spool, Store
+
+RECENT_BYTES_MAX: Final = 1_048_576
+"""So many of the newest bytes stay in memory, once per fill: readers who keep up need no look at the draft."""
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What is known of an image when its first bytes have been judged."""
+
+    format: Format
+    size: int | None
+    etag: str
+    keeping: bool
+    """Whether the image is being kept, or only passed on because no store can take it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbours:
+    """What every fill works with."""
+
+    origin: Origin
+    store: Store
+    disk: Spool
+    memory: Spool
+    observer: Observer
+    clock: Clock
+    draw_etag: Callable[[], str]
+    pixels_max: int
+
+
+class Tower(Protocol):
+    """Who wants to know how a fill ended, before its readers do."""
+
+    async def kept(self, record: Record) -> None:
+        """The image is durable; no reader has the last byte yet."""
+
+    def failed(self, source: Source, error: BaseException) -> None:
+        """There will be no image by this link, or not all of it."""
+
+
+class Fill:
+    """
+    A flight of `collapse.Flights`: runs once, and is the body that its readers read from.
+
+    Attributes:
+        source: The link that this fill tries; followers with another link may want a try of their own.
+        head: Resolved once with what was judged, or with the failure.
+    """
+
+    def __init__(self, source: Source, info: SourceInfo, neighbours: Neighbours, tower: Tower) -> None:
+        self.source = source
+        self.head: asyncio.Future[Head] = asyncio.get_running_loop().create_future()
+        self._info = info
+        self._to = neighbours
+        self._tower = tower
+        self._tide = Tide()
+        self._drafts: list[Draft] = []
+        """The last one is written to; one before it is a disk's that failed, which readers may still be reading."""
+        self._recent: deque[tuple[int, bytes]] = deque()
+        self._recent_bytes = 0
+        self._size: int | None = None
+        self._holders = 1
+
+    @property
+    def size(self) -> int | None:
+        """The size in bytes, as the origin declares it or, once everything has come, as it is."""
+        return self._size
+
+    async def settle(self) -> int:
+        while not self._tide.ended:
+            await self._tide.beyond(self._tide.height)
+        return await self._tide.beyond(self._tide.height)
+
+    async def run(self) -> None:
+        async with self._to.origin.fetch(self.source) as response:
+            self._size = response.size
+            chunks = response.chunks()
+            first, format_, pixel_size = await self._judge(chunks)
+            draft, fault = await self._begin(response.size)
+            self._drafts.append(draft)
+            etag = self._to.draw_etag()
+            self.head.set_result(Head(format_, response.size, etag, keeping=fault is None))
+            fault = await self._take(first, fault)
+            async for chunk in chunks:
+                fault = await self._take(chunk, fault)
+            await self._check_end(response, format_)
+            pixel_size = pixel_size or await self._measure(format_)
+        record = self._record(format_, pixel_size, etag)
+        if fault is None:
+            fault = await self._keep(record)
+        if fault is None:
+            self._to.observer.filled(record.size)
+        else:
+            self._to.observer.unkept(str(fault))
+        self._size = record.size
+        self._tide.rise(record.size)
+        self._tide.end()
+
+    def fail(self, error: BaseException) -> None:
+        if isinstance(error, asyncio.CancelledError):
+            error = StorageError("the server is being shut down")
+        if not self.head.done():
+            self.head.set_exception(error)
+            self.head.exception()  # marks it as retrieved: all who waited may have left
+        self._tide.end(error)
+        self._tower.failed(self.source, error)
+        self._to.observer.failed(error)
+
+    def hold(self) -> None:
+        """Announce one more reader, who calls `aclose` when done."""
+        self._holders += 1
+
+    async def read(self, offset: int, size: int) -> bytes:
+        """Return the next bytes from `offset` on as soon as there are some; nothing at the end."""
+        height = await self._tide.beyond(offset)
+        size = min(size, height - offset)
+        if size <= 0:
+            return b""
+        for start, chunk in reversed(self._recent):
+            if start <= offset < start + len(chunk):
+                return chunk[offset - start : offset - start + size]
+        return await self._draft.read(offset, size)
+
+    async def aclose(self) -> None:
+        self._holders -= 1
+        if self._holders == 0:
+            self._recent.clear()
+            for draft in self._drafts:
+                await draft.aclose()
+
+    @property
+    def _draft(self) -> Draft:
+        return self._drafts[-1]
+
+    async def _judge(self, chunks: AsyncIterator[bytes]) -> tuple[bytes, Format, PixelSize | None]:
+        """Read until it is clear what this is and, where the header says so soon, how large; refuse what we refuse."""
+        head = bytearray()
+        ended = False
+        while True:
+            format_ = sniff(head, ended=ended)
+            if format_ is None:
+                raise NotAnImage("the answer is not an image of a supported format")
+            if format_ is not UNDECIDED:
+                pixel_size = measure(format_, head)
+                if pixel_size is not None or ended or len(head) >= HEAD_BYTES_MAX:
+                    self._check_pixels(pixel_size)
+                    return bytes(head), format_, pixel_size
+            chunk = await anext(chunks, None)
+            ended = chunk is None
+            head += chunk or b""
+
+    async def _begin(self, size: int | None) -> tuple[Draft, StorageError | None]:
+        try:
+            return await self._to.disk.begin(size), None
+        except StorageError as fault:
+            return await self._to.memory.begin(size), fault
+
+    async def _take(self, chunk: bytes, fault: StorageError | None) -> StorageError | None:
+        """Write a chunk and let readers have all but its last byte; on a fault go on in memory."""
+        try:
+            await self._draft.write(chunk)
+        except StorageError as error:
+            if fault is not None:
+                raise
+            fault = error
+            await self._move_to_memory(chunk)
+        height = self._draft.size
+        self._recent.append((height - len(chunk), chunk))
+        self._recent_bytes += len(chunk)
+        while self._recent_bytes > RECENT_BYTES_MAX:
+            self._recent_bytes -= len(self._recent.popleft()[1])
+        self._tide.rise(height - 1)
+        return fault
+
+    async def _move_to_memory(self, chunk: bytes) -> None:
+        """Copy what the disk took and go on in memory. Readers notice nothing: they read by offset."""
+        broken = self._draft
+        draft = await self._to.memory.begin(self._size)
+        try:
+            while data := await broken.read(draft.size, min(RECENT_BYTES_MAX, broken.size - draft.size)):
+                await draft.write(data)
+            await draft.write(chunk)
+        except StorageError:
+            await draft.aclose()
+            raise
+        self._drafts.append(draft)
+
+    async def _check_end(self, response: OriginResponse, format_: Format) -> None:
+        if not response.framed and not await self._draft.judge(lambda body: is_whole(format_, body)):
+            raise OriginError("the origin's answer broke off before the end of the image")
+
+    async def _measure(self, format_: Format) -> PixelSize | None:
+        """Measure again with the whole file at hand: some formats keep their header at the end."""
+        pixel_size = await self._draft.judge(lambda body: measure(format_, body))
+        self._check_pixels(pixel_size)
+        return pixel_size
+
+    def _check_pixels(self, pixel_size: PixelSize | None) -> None:
+        if pixel_size is not None and pixel_size.pixels > self._to.pixels_max:
+            raise TooLarge(f"the image has {pixel_size.pixels} pixels, more than fetch.pixels_max")
+
+    def _record(self, format_: Format, pixel_size: PixelSize | None, etag: str) -> Record:
+        info = self._info
+        return Record(
+            key=info.key,
+            identity=info.identity,
+            host=self.source.host,
+            digest=self._draft.digest,
+            format=format_,
+            size=self._draft.size,
+            pixel_size=pixel_size,
+            etag=etag,
+            stored_at=self._to.clock().replace(microsecond=0),
+            provider=info.provider,
+            temporary=info.temporary,
+            expires_at=info.expires_at,
+        )
+
+    async def _keep(self, record: Record) -> StorageError | None:
+        try:
+            await self._to.store.put(self._draft, record)
+        except StorageError as fault:
+            return fault
+        await self._tower.kept(record)
+        return None

@@ -1,0 +1,206 @@
+"""
+The main story: find the image, or fill; then deliver.
+
+The order of a look-up is fixed: memory, catalog, store, remembered failures, origin. What is stored always wins over
+what once failed, and nothing that an origin answers touches what is stored.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Final
+
+from cachetools import LRUCache
+
+from proxy.collapse import Flights
+from proxy.core.errors import ImgkeepError, LoopDetected, OriginError, SourceForbidden, StorageError
+from proxy.core.identity import identify
+from proxy.core.policy import judge
+from proxy.core.stored import read_object_name
+from proxy.service.failures import Failures
+from proxy.service.fill import Fill
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from proxy.core.model import Format, Key, Record, Source, SourceInfo
+    from proxy.core.policy import Policy
+    from proxy.ports import Body, Catalog, Store
+    from proxy.service.fill import Neighbours
+
+RECORDS_MAX: Final = 65_536
+"""Records held in memory, about 1.2 kB each: 80 MB when full."""
+
+log = logging.getLogger(__name__)
+
+
+class Outcome(Enum):
+    """How a request was answered, in the words of RFC 9211."""
+
+    HIT = "hit"
+    STORED = "stored"
+    COLLAPSED = "collapsed"
+    UNKEPT = "unkept"
+    """Fetched and passed on, but no store could take it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """
+    An image on its way out. Whoever gets one calls `body.aclose` when done.
+
+    Attributes:
+        etag: Strong, the same for hit and miss.
+        object_name: `<digest>.<ext>` once it is known: the last part of the permanent URL.
+        name: A name for people who save the image.
+    """
+
+    outcome: Outcome
+    format: Format
+    etag: str
+    name: str
+    body: Body
+    object_name: str | None = None
+
+
+class Keeper:
+    """Finds, fills and delivers images. One per process; the `Tower` of its fills."""
+
+    def __init__(
+        self, *, store: Store, catalog: Catalog, policy: Policy, neighbours: Neighbours, timer: Callable[[], float]
+    ) -> None:
+        self._store = store
+        self._catalog = catalog
+        self._policy = policy
+        self._to = neighbours
+        self._records: LRUCache[Key, Record] = LRUCache(RECORDS_MAX)
+        self._flights: Flights[Fill] = Flights()
+        self._failures = Failures(timer)
+
+    @property
+    def fills_in_air(self) -> int:
+        return len(self._flights)
+
+    async def deliver(self, source: Source, *, came_from_us: bool = False) -> Delivery:
+        """
+        Deliver the image that `source` names, from the store or from its origin.
+
+        Args:
+            source: The link, read but not judged.
+            came_from_us: A node of ours asks; it is answered from the store and never causes a fill.
+
+        Raises:
+            SourceRejected, OriginError, StorageError, Busy: As their classes say.
+        """
+        reason = judge(source, self._policy)
+        if reason is not None:
+            raise SourceForbidden(f"the source is refused: {reason}")
+        info = identify(source)
+        while True:
+            delivery, fault = await self._find(info)
+            if delivery is not None:
+                return delivery
+            remembered = self._failures.find(source)
+            if remembered is not None:
+                raise remembered
+            if came_from_us:
+                raise LoopDetected("the request came from this server or from another node of it")
+            # No await between the look-up's last word and the departure: see collapse.py.
+            fill, departs = self._flights.join(info.key, lambda: Fill(source, info, self._to, self))
+            fill.hold()
+            try:
+                return await self._follow(fill, info, departs=departs)
+            except (OriginError, SourceForbidden) as error:
+                await fill.aclose()
+                if fill.source != source:
+                    continue  # somebody else's link failed; ours gets a try of its own
+                if fault is not None:
+                    raise StorageError("the store cannot be read, and the origin no longer has the image") from error
+                raise
+            except BaseException:
+                await fill.aclose()
+                raise
+
+    async def deliver_object(self, name: str) -> Delivery | None:
+        """
+        Deliver the object `<digest>.<ext>` under its permanent URL; `None` if there is none.
+
+        Raises:
+            StorageError: The store cannot tell.
+        """
+        read = read_object_name(name)
+        body = None if read is None else await self._store.fetch(name, None)
+        if read is None or body is None:
+            return None
+        digest, format_ = read
+        return Delivery(Outcome.HIT, format_, f'"{digest}"', _name_for_people(digest, format_), body, name)
+
+    async def kept(self, record: Record) -> None:
+        self._records[record.key] = record
+        await self._put_in_catalog(record)
+
+    def failed(self, source: Source, error: BaseException) -> None:
+        if isinstance(error, ImgkeepError):
+            self._failures.remember(source, error)
+
+    async def land(self) -> None:
+        """Wait until the fills in the air have landed."""
+        await self._flights.land()
+
+    async def aclose(self) -> None:
+        await self._flights.aclose()
+
+    async def _find(self, info: SourceInfo) -> tuple[Delivery | None, StorageError | None]:
+        """Find what is stored under a key. A fault is not a miss: it is told beside the `None`."""
+        try:
+            record = self._records.get(info.key) or await self._find_record(info.key)
+            # A fill may have landed while we looked elsewhere.
+            record = record or self._records.get(info.key)
+            body = None if record is None else await self._store.fetch(record.object_name, record.size)
+        except StorageError as fault:
+            return None, fault
+        if record is None:
+            return None, None
+        if body is None:
+            log.error("object missing or damaged", extra={"key": info.key, "digest": record.digest})
+            self._records.pop(info.key, None)
+            return None, None
+        name = _name_for_people(record.key, record.format)
+        return Delivery(Outcome.HIT, record.format, record.etag, name, body, record.object_name), None
+
+    async def _find_record(self, key: Key) -> Record | None:
+        record = await self._find_in_catalog(key)
+        if record is None:
+            record = await self._store.find(key)
+            if record is not None:
+                await self._put_in_catalog(record)
+        if record is not None:
+            self._records[key] = record
+        return record
+
+    async def _find_in_catalog(self, key: Key) -> Record | None:
+        try:
+            return await self._catalog.find(key)
+        except StorageError:
+            return None  # the store knows as well, only slower; the catalog tells its own trouble
+
+    async def _put_in_catalog(self, record: Record) -> None:
+        try:
+            await self._catalog.put(record)
+        except StorageError:
+            return  # a view that lags: the next look-up that has to ask the store mends it
+
+    async def _follow(self, fill: Fill, info: SourceInfo, *, departs: bool) -> Delivery:
+        head = await asyncio.shield(fill.head)
+        outcome = Outcome.STORED if departs else Outcome.COLLAPSED
+        if not head.keeping:
+            outcome = Outcome.UNKEPT
+        return Delivery(outcome, head.format, head.etag, _name_for_people(info.key, head.format), fill)
+
+
+def _name_for_people(name: str, format_: Format) -> str:
+    """Return a file name that is the same for hit and miss, and safe anywhere."""
+    return f"{name[:16]}.{format_.extension}"
