@@ -1,0 +1,7 @@
+"""
+The catalog: a fast, queryable view of the records in SQL. Losing it loses nothing; the records are the truth.
+"""
+
+from proxy.catalog.sql import CatalogTooNew, SqlCatalog
+
+__all__ = ["CatalogTooNew", "SqlCatalog"]

@@ -1,0 +1,264 @@
+"""
+The catalog on any database that SQLAlchemy speaks to; SQLite by default, PostgreSQL where several tools look in.
+
+Rules:
+- All SQL runs in one thread of its own, never on the event loop.
+- A fault is a `StorageError`; callers go on with the store, which knows as well. `fault` tells the last one.
+- A SQLite file that is damaged is set aside, begun anew and marked incomplete, for `reindex` to fill again.
+- A catalog of a newer version is left alone: that is an error at start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config as AlembicConfig
+from alembic.util import CommandError
+
+from proxy.catalog.tables import images, state
+from proxy.core.errors import StorageError
+from proxy.core.model import Digest, Format, Key, PixelSize, Record, Totals
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from proxy.ports import Clock
+
+BUSY_TIMEOUT_S: Final = 5
+"""SQLite has one writer at a time; another process's transaction is shorter than this."""
+BATCH: Final = 500
+"""Rows in one transaction while reindexing: long enough to be quick, short enough to let fills in between."""
+
+_FORMATS: Final = {format_.extension: format_ for format_ in Format}
+
+T = TypeVar("T")
+
+
+class CatalogTooNew(StorageError):
+    """Left alone: a newer version may be about to come back."""
+
+
+class SqlCatalog:
+    """Implements `ports.Catalog`, and what maintenance and the command line need beyond it."""
+
+    def __init__(self, url: str, clock: Clock) -> None:
+        self._url = sa.make_url(url)
+        self._clock = clock
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="catalog")
+        self._engine: sa.Engine | None = None
+        self.fault: str | None = None
+        self.complete = False
+        """Whether every record of the store was brought in at some time."""
+
+    async def open(self) -> None:
+        """
+        Connect and migrate.
+
+        Raises:
+            CatalogTooNew: A newer version wrote it.
+            StorageError: The database cannot be reached; every later call tries again.
+        """
+        await self._run(self._in_transaction, lambda _: None)
+
+    async def aclose(self) -> None:
+        if self._engine is not None:
+            await asyncio.get_running_loop().run_in_executor(self._thread, self._engine.dispose)
+        self._thread.shutdown(wait=False)
+
+    async def check(self) -> int:
+        """
+        Look whether the database answers; 0, because it does not tell how much room it has.
+
+        Raises:
+            StorageError: It does not.
+        """
+        await self._run(
+            self._in_transaction, lambda connection: connection.scalar(sa.select(sa.func.count(state.c.name)))
+        )
+        return 0
+
+    async def find(self, key: Key) -> Record | None:
+        rows = await self._run(self._select, sa.select(images).where(images.c.key == key))
+        return rows[0] if rows else None
+
+    async def put(self, record: Record) -> None:
+        await self._run(self._in_transaction, lambda connection: self._upsert(connection, [record]))
+
+    async def page(self, *, limit: int, after: tuple[int, str] | None = None) -> Sequence[Record]:
+        """Return up to `limit` records, newest first, from behind `after` (epoch seconds and key of the last one)."""
+        query = sa.select(images).order_by(images.c.stored_at.desc(), images.c.key.desc()).limit(limit)
+        if after is not None:
+            query = query.where(sa.tuple_(images.c.stored_at, images.c.key) < sa.tuple_(*map(sa.literal, after)))
+        return await self._run(self._select, query)
+
+    async def count(self) -> Totals:
+        return await self._run(self._in_transaction, _count)
+
+    async def rebuild(self, records: Callable[[], Iterable[Record]]) -> int:
+        """
+        Bring in all records that `records` walks (it may block) and drop the rows of others; return how many.
+
+        Fills may go on meanwhile: only rows that were written before the walk began are dropped.
+        """
+        began = self._now()
+        walk = iter(records())
+        total = 0
+        while batch := await self._run(_take, walk):
+            await self._run(self._in_transaction, lambda connection, batch=batch: self._upsert(connection, batch))
+            total += len(batch)
+        await self._run(self._in_transaction, lambda connection: _finish(connection, began))
+        self.complete = True
+        return total
+
+    async def _run(self, work: Callable[..., T], *args: Any) -> T:
+        try:
+            result = await asyncio.get_running_loop().run_in_executor(self._thread, work, *args)
+        except sa.exc.SQLAlchemyError as error:
+            # The driver's words tell the trouble; SQLAlchemy's own would add the statement and its values.
+            self.fault = str(getattr(error, "orig", None) or type(error).__name__)
+            raise StorageError(f"the catalog failed: {self.fault}") from None
+        except OSError as error:
+            self.fault = os.strerror(error.errno or errno.EIO)
+            raise StorageError(f"the catalog failed: {self.fault}") from None
+        except CommandError:
+            raise CatalogTooNew("the catalog was written by a newer version of imgkeep, or is no catalog") from None
+        self.fault = None
+        return result
+
+    def _connect(self) -> sa.Engine:
+        if self._url.get_backend_name() == "sqlite" and self._url.database:
+            Path(self._url.database).parent.mkdir(parents=True, exist_ok=True)
+        engine = sa.create_engine(self._url, pool_pre_ping=True)
+        if engine.dialect.name == "sqlite":
+            sa.event.listen(engine, "connect", _prepare_sqlite)
+        with engine.begin() as connection:
+            self._migrate(connection)
+        return engine
+
+    def _migrate(self, connection: sa.Connection) -> None:
+        config = AlembicConfig()
+        config.set_main_option("script_location", "proxy.catalog:migrations")
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+        found = connection.scalar(sa.select(state.c.value).where(state.c.name == "complete"))
+        self.complete = found is not None
+
+    def _in_transaction(self, work: Callable[[sa.Connection], T]) -> T:
+        try:
+            return self._attempt(work)
+        except sa.exc.DatabaseError as error:
+            if not _is_damage(error):
+                raise
+        if self._engine is not None:
+            self._engine.dispose()
+            self._engine = None
+        self._set_aside()
+        return self._attempt(work)
+
+    def _attempt(self, work: Callable[[sa.Connection], T]) -> T:
+        if self._engine is None:
+            self._engine = self._connect()
+        with self._engine.begin() as connection:
+            return work(connection)
+
+    def _set_aside(self) -> None:
+        path = Path(self._url.database or "")
+        stamp = f"damaged-{self._now()}"
+        for suffix in ("", "-wal", "-shm"):
+            part = path.with_name(path.name + suffix)
+            if part.exists():
+                part.rename(path.with_name(f"{path.name}.{stamp}{suffix}"))
+
+    def _select(self, query: sa.Select[Any]) -> list[Record]:
+        return self._in_transaction(lambda connection: [_to_record(row) for row in connection.execute(query)])
+
+    def _upsert(self, connection: sa.Connection, records: Sequence[Record]) -> None:
+        # Delete and insert: the one way of upserting that every dialect has.
+        keys = [record.key for record in records]
+        connection.execute(sa.delete(images).where(images.c.key.in_(keys)))
+        now = self._now()
+        connection.execute(sa.insert(images), [{**_to_row(record), "indexed_at": now} for record in records])
+
+    def _now(self) -> int:
+        return int(self._clock().timestamp())
+
+
+def _prepare_sqlite(connection: Any, _record: object) -> None:
+    # WAL lets readers and the writer work at once. NORMAL is durable against a crash of the process; after a power
+    # loss the last rows may be missing, and the records in the store bring them back.
+    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", f"busy_timeout={BUSY_TIMEOUT_S * 1000}"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _is_damage(error: sa.exc.DatabaseError) -> bool:
+    return getattr(error.orig, "sqlite_errorname", "") in {"SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_CORRUPT_INDEX"}
+
+
+def _take(walk: Iterator[Record]) -> list[Record]:
+    return [record for _, record in zip(range(BATCH), walk, strict=False)]
+
+
+def _finish(connection: sa.Connection, began: int) -> None:
+    connection.execute(sa.delete(images).where(images.c.indexed_at < began))
+    connection.execute(sa.delete(state).where(state.c.name == "complete"))
+    connection.execute(sa.insert(state), {"name": "complete", "value": str(began)})
+
+
+def _count(connection: sa.Connection) -> Totals:
+    objects = sa.select(images.c.digest, sa.func.max(images.c.size).label("size")).group_by(images.c.digest).subquery()
+    total, oldest, newest = connection.execute(
+        sa.select(sa.func.count(), sa.func.min(images.c.stored_at), sa.func.max(images.c.stored_at)).select_from(images)
+    ).one()
+    count, size = connection.execute(sa.select(sa.func.count(), sa.func.sum(objects.c.size))).one()
+    number = sa.func.count().label("number")
+    hosts = connection.execute(
+        sa.select(images.c.host, number).group_by(images.c.host).order_by(number.desc(), images.c.host).limit(10)
+    ).all()
+    return Totals(total, count, int(size or 0), _time(oldest), _time(newest), tuple((host, n) for host, n in hosts))
+
+
+def _time(seconds: int | None) -> datetime | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
+
+
+def _to_row(record: Record) -> dict[str, object]:
+    return {
+        "key": record.key,
+        "identity": record.identity,
+        "host": record.host,
+        "digest": record.digest,
+        "extension": record.format.extension,
+        "size": record.size,
+        "width": record.pixel_size.width if record.pixel_size else None,
+        "height": record.pixel_size.height if record.pixel_size else None,
+        "etag": record.etag,
+        "stored_at": int(record.stored_at.timestamp()),
+        "provider": record.provider,
+        "temporary": record.temporary,
+        "expires_at": int(record.expires_at.timestamp()) if record.expires_at else None,
+    }
+
+
+def _to_record(row: sa.Row[Any]) -> Record:
+    return Record(
+        key=Key(row.key),
+        identity=row.identity,
+        host=row.host,
+        digest=Digest(row.digest),
+        format=_FORMATS[row.extension],
+        size=row.size,
+        pixel_size=PixelSize(row.width, row.height) if row.width and row.height else None,
+        etag=row.etag,
+        stored_at=datetime.fromtimestamp(row.stored_at, UTC),
+        provider=row.provider,
+        temporary=row.temporary,
+        expires_at=_time(row.expires_at),
+    )

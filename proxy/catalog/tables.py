@@ -1,0 +1,37 @@
+"""The tables, as the newest migration leaves them. Times are whole seconds since the epoch, sizes are bytes."""
+
+from __future__ import annotations
+
+from sqlalchemy import BigInteger, Boolean, Column, Index, Integer, MetaData, String, Table, Text
+
+metadata = MetaData()
+
+images = Table(
+    "images",
+    metadata,
+    Column("key", String(64), primary_key=True),
+    Column("identity", Text, nullable=False),
+    Column("host", String(253), nullable=False),
+    Column("digest", String(64), nullable=False),
+    Column("extension", String(4), nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column("width", Integer),
+    Column("height", Integer),
+    Column("etag", String(66), nullable=False),
+    Column("stored_at", BigInteger, nullable=False),
+    Column("provider", String(64)),
+    Column("temporary", Boolean, nullable=False),
+    Column("expires_at", BigInteger),
+    Column("indexed_at", BigInteger, nullable=False, comment="when this row was last written"),
+    Index("images_by_digest", "digest"),
+    Index("images_by_host", "host"),
+    Index("images_by_time", "stored_at", "key"),
+    sqlite_with_rowid=False,
+)
+
+state = Table(
+    "state",
+    metadata,
+    Column("name", String(32), primary_key=True),
+    Column("value", String(255), nullable=False),
+)

@@ -1,0 +1,272 @@
+"""
+Fetching: redirects followed hop by hop, failures retried with back-off, everything bounded.
+
+What aiohttp leaves to its user and is settled here (measured on 3.14): it follows redirects without asking, decodes
+content codings without a limit, reports a close-delimited body that was cut as complete, and would give a connection
+back to the pool after an early end. Its error messages hold URLs, so they are never passed on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Final
+from urllib.parse import urljoin
+
+import aiohttp
+from yarl import URL
+
+from proxy.core.errors import (
+    Busy,
+    InvalidSource,
+    LoopDetected,
+    OriginError,
+    OriginRefused,
+    OriginTimeout,
+    SourceForbidden,
+    SourceNotFound,
+    TooLarge,
+)
+from proxy.core.headers import CDN_ID, is_whole_range, read_retry_after
+from proxy.core.policy import judge
+from proxy.core.source import read_source
+from proxy.origin.coding import Decoder
+from proxy.origin.gates import Gates
+from proxy.origin.guard import AddressRefused, OwnAddress
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable
+
+    from proxy.config import Fetch
+    from proxy.core.model import Source
+    from proxy.core.policy import Policy
+    from proxy.origin.guard import AddressGuard
+    from proxy.ports import Clock
+
+ACCEPT: Final = "image/avif,image/webp,image/apng,image/*;q=0.9,*/*;q=0.5"
+REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
+READ_BYTES: Final = 65_536
+HEADER_BYTES_MAX: Final = 16_384
+"""For one field of an origin's answer: content security policies grow long, cookies longer."""
+RETRY_DELAY_S: Final = 0.25
+"""Before the first retry, doubled for each next one, with up to as much again at random."""
+RETRY_AFTER_WAIT_MAX_S: Final = 5
+"""A client waits meanwhile. An origin that wants us to wait longer is told to the client instead."""
+
+
+class OriginClient:
+    """Implements `ports.Origin` with one shared session. `draw` gives random numbers from 0 to 1."""
+
+    def __init__(  # noqa: PLR0913 - the composition root hands over what this edge must not reach for itself
+        self,
+        *,
+        settings: Fetch,
+        policy: Policy,
+        guard: AddressGuard,
+        clock: Clock,
+        draw: Callable[[], float],
+        ssl_context: ssl.SSLContext | None,
+        user_agent: str,
+        fetched: Callable[[str, float], None],
+    ) -> None:
+        self._settings = settings
+        self._policy = policy
+        self._clock = clock
+        self._draw = draw
+        self._fetched = fetched
+        self.gates = Gates(settings.concurrent_max, settings.per_host_max)
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(
+                resolver=guard,
+                socket_factory=guard.connect,
+                ssl=ssl_context or True,
+                limit=0,  # the gates limit, and with a bounded queue
+            ),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers={
+                "Accept": ACCEPT,
+                "Accept-Encoding": "identity",
+                "User-Agent": user_agent,
+                "Via": f"1.1 {CDN_ID}",
+                "CDN-Loop": CDN_ID,
+            },
+            timeout=aiohttp.ClientTimeout(
+                total=None,  # ours, over redirects and retries
+                connect=settings.connect_timeout_s,
+                sock_connect=settings.connect_timeout_s,
+                sock_read=settings.read_timeout_s,
+            ),
+            auto_decompress=False,
+            trust_env=False,
+            read_bufsize=READ_BYTES,
+            max_line_size=HEADER_BYTES_MAX,
+            max_field_size=HEADER_BYTES_MAX,
+        )
+
+    async def aclose(self) -> None:
+        await self._session.close()
+
+    @asynccontextmanager
+    async def fetch(self, source: Source) -> AsyncGenerator[Answer]:
+        try:
+            async with asyncio.timeout(self._settings.total_timeout_s), self.gates.enter(source.host):
+                response = await self._ask_until_answered(source)
+                try:
+                    yield self._read_head(response)
+                finally:
+                    # Never back to the pool: after an early end the rest of the body would still be on its way. A
+                    # body that was read to its end has given its connection back already.
+                    response.close()
+        except TimeoutError:
+            raise OriginTimeout("the origin took longer than fetch.total_timeout_s") from None
+
+    async def _ask_until_answered(self, source: Source) -> aiohttp.ClientResponse:
+        """Retry what may be better next time, as long as no byte of a body was read."""
+        for attempt in range(self._settings.retries_max + 1):
+            try:
+                return await self._ask(source)
+            except OriginError as error:
+                delay = self._delay(error, attempt)
+                if delay is None or attempt == self._settings.retries_max:
+                    raise
+            await asyncio.sleep(delay)
+        raise AssertionError("the last attempt returns or raises")
+
+    def _delay(self, error: OriginError, attempt: int) -> float | None:
+        """Return the seconds to wait before another attempt; `None`: no attempt would help."""
+        if type(error) is not OriginError:
+            return None
+        if error.origin_status is not None and error.origin_status != 429 and error.origin_status < 500:
+            return None
+        if error.retry_after_s is not None:
+            return error.retry_after_s if error.retry_after_s <= RETRY_AFTER_WAIT_MAX_S else None
+        return RETRY_DELAY_S * 2.0**attempt * (1 + self._draw())
+
+    async def _ask(self, source: Source) -> aiohttp.ClientResponse:
+        """Follow redirects and return an answer that carries a body."""
+        for _ in range(self._settings.redirects_max + 1):
+            response = await self._send(source)
+            if response.status not in REDIRECTS:
+                try:
+                    self._check_status(response)
+                except BaseException:
+                    response.close()
+                    raise
+                return response
+            location = response.headers.get("Location", "")
+            response.close()
+            source = self._judge_redirect(source, location)
+        raise OriginError(f"the origin redirects more than fetch.redirects_max ({self._settings.redirects_max}) times")
+
+    async def _send(self, source: Source) -> aiohttp.ClientResponse:
+        loop = asyncio.get_running_loop()
+        start, outcome = loop.time(), "error"
+        try:
+            # `encoded`: the target goes on the wire as it is, because a signature may cover its very spelling.
+            response = await self._session.get(URL(source.url, encoded=True), allow_redirects=False)
+            outcome = f"{response.status // 100}xx"
+        except TimeoutError:
+            outcome = "timeout"
+            raise OriginTimeout("the origin did not connect or answer in time") from None
+        except aiohttp.ClientConnectorError as error:
+            raise _connect_error(error) from None
+        except (aiohttp.ClientError, ValueError, OSError):
+            raise OriginError("the connection to the origin failed, or it does not speak HTTP") from None
+        finally:
+            self._fetched(outcome, loop.time() - start)
+        return response
+
+    def _judge_redirect(self, source: Source, location: str) -> Source:
+        if not location:
+            raise OriginError("the origin redirects to nowhere")
+        try:
+            target = read_source(urljoin(source.url, location.strip(" \t")))
+        except (InvalidSource, ValueError):
+            raise SourceForbidden("the origin redirects to something that is not an http(s) URL") from None
+        reason = judge(target, self._policy)
+        if reason is not None:
+            raise SourceForbidden(f"the origin redirects to a refused address: {reason}")
+        return target
+
+    def _check_status(self, response: aiohttp.ClientResponse) -> None:
+        status = response.status
+        if status in {200, 203} or (status == 206 and is_whole_range(response.headers.get("Content-Range", ""))):
+            return
+        if status in {404, 410}:
+            raise SourceNotFound(f"the origin says {status}", origin_status=status)
+        if status in {401, 403}:
+            raise OriginRefused(f"the origin says {status}", origin_status=status)
+        if status == 508:
+            raise LoopDetected("the origin found a loop")
+        retry_after_s = None
+        if status in {429, 503}:
+            retry_after_s = read_retry_after(response.headers.get("Retry-After"), self._clock())
+        if status == 206:
+            raise OriginError("the origin sent a part only, though nobody asked for one", origin_status=status)
+        raise OriginError(f"the origin says {status}", origin_status=status, retry_after_s=retry_after_s)
+
+    def _read_head(self, response: aiohttp.ClientResponse) -> Answer:
+        coding = response.headers.get("Content-Encoding", "identity").strip().lower()
+        if coding not in {"", "identity", "gzip", "x-gzip"}:
+            raise OriginError("the origin sent a content coding that nobody asked for")
+        size = response.content_length
+        if size is not None and size > self._settings.body_bytes_max:
+            raise TooLarge("the image is larger than fetch.body_bytes_max")
+        return Answer(response, self._settings.body_bytes_max, Decoder() if "gzip" in coding else None)
+
+
+class Answer:
+    """Implements `ports.OriginResponse`."""
+
+    def __init__(self, response: aiohttp.ClientResponse, body_bytes_max: int, decoder: Decoder | None) -> None:
+        self._response = response
+        self._body_bytes_max = body_bytes_max
+        self._decoder = decoder
+        self.size = response.content_length if decoder is None else None
+
+    @property
+    def framed(self) -> bool:
+        if self._decoder is not None:
+            return self._decoder.proved
+        # aiohttp raises when less comes than the framing says, but a connection that simply closes says nothing.
+        chunked = "chunked" in self._response.headers.get("Transfer-Encoding", "").lower()
+        return self._response.content_length is not None or chunked
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        received = 0
+        body = self._receive() if self._decoder is None else self._decoder.decode(self._receive())
+        async for chunk in body:
+            received += len(chunk)
+            if received > self._body_bytes_max:
+                raise TooLarge("the image is larger than fetch.body_bytes_max")
+            yield chunk
+
+    async def _receive(self) -> AsyncIterator[bytes]:
+        try:
+            async for chunk in self._response.content.iter_any():
+                yield chunk
+        except TimeoutError:
+            raise OriginTimeout("the origin paused for longer than fetch.read_timeout_s") from None
+        except (aiohttp.ClientError, OSError):
+            raise OriginError("the origin's answer broke off") from None
+
+
+class _NoValidCertificate(OriginError):
+    """Apart from other connection errors, because another attempt does not help."""
+
+
+def _connect_error(error: aiohttp.ClientConnectorError) -> Exception:
+    if isinstance(error, aiohttp.ClientSSLError):
+        return _NoValidCertificate("the origin has no valid certificate, or TLS failed otherwise")
+    cause = error.os_error
+    if isinstance(cause, AddressRefused):
+        return SourceForbidden(f"the source is refused: {cause.strerror}")
+    if isinstance(cause, OwnAddress):
+        return LoopDetected("the source is this server")
+    if cause.errno in {errno.EMFILE, errno.ENFILE}:
+        return Busy("the server has no file descriptor left for another connection", retry_after_s=2)
+    if isinstance(error, aiohttp.ClientConnectorDNSError):
+        return OriginError("the name of the origin cannot be resolved")
+    return OriginError("no connection to the origin could be made")

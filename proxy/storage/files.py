@@ -1,0 +1,94 @@
+"""
+Files that appear whole or not at all: the blocking primitives under `local.py`, run in its threads.
+
+The order is always the same, and nothing is believed before its fsync returned (a failed fsync is never tried again:
+the kernel may have dropped the pages it could not write):
+
+    partial name, write, fsync the file, rename to the final name, fsync the folder
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in `folder` durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def make_folder(folder: Path) -> None:
+    """Make `folder` and its parents, each durable in its parent."""
+    missing = [folder, *folder.parents]
+    missing = missing[: next(index for index, path in enumerate(missing) if path.is_dir())]
+    for path in reversed(missing):
+        with suppress(FileExistsError):
+            path.mkdir()
+        sync_folder(path.parent)
+
+
+def write_all(descriptor: int, data: bytes) -> None:
+    """Write all of `data`: `os.write` may take less."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def create_partial(path: Path) -> int:
+    """Create a partial file and return its descriptor; locked as long as its writer lives, see `sweep`."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return descriptor
+
+
+@contextmanager
+def durable_partial(path: Path, data: bytes) -> Iterator[None]:
+    """Write a partial file and make it durable; on leaving it is removed, unless it was published."""
+    descriptor = create_partial(path)
+    try:
+        write_all(descriptor, data)
+        os.fsync(descriptor)
+        yield
+    finally:
+        os.close(descriptor)
+        remove(path)
+
+
+def sweep(folder: Path) -> None:
+    """Remove partial files whose writers are dead: their locks died with them, on this machine at least."""
+    for path in folder.iterdir():
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            remove(path)
+        except BlockingIOError:
+            continue
+        finally:
+            os.close(descriptor)
+
+
+def publish(partial: Path, final: Path) -> None:
+    """Give a durable partial file its final name, durably."""
+    try:
+        partial.replace(final)
+    except FileNotFoundError:
+        make_folder(final.parent)
+        partial.replace(final)
+    sync_folder(final.parent)
+
+
+def remove(path: Path) -> None:
+    """Remove a file if it is there."""
+    with suppress(OSError):
+        path.unlink()

@@ -1,0 +1,322 @@
+"""
+The local store: a folder with the stored layout, and a `partial` folder beside it where drafts grow.
+
+Rules:
+- All file work runs in this module's own threads, so neither a slow disk nor a slow name server holds up the other.
+- An operating system error becomes a `StorageError` that names the trouble and no path; `ENOENT` under a root that is
+  in place is a miss, under a root that is gone it is a fault.
+- What is found damaged is moved to `damaged/`, out of every reader's way, and never thrown away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import hashlib
+import mmap
+import os
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
+from secrets import token_hex
+from typing import TYPE_CHECKING, Final, TypeVar
+
+import aiofiles
+from cachetools import LRUCache
+
+from proxy.core.errors import StorageError
+from proxy.core.model import Digest
+from proxy.core.stored import (
+    OBJECTS,
+    RECORD_BYTES_MAX,
+    RECORDS,
+    RecordTooNew,
+    RecordUnreadable,
+    decode_record,
+    encode_record,
+    object_path,
+    record_path,
+)
+from proxy.storage import files
+from proxy.storage.memory import MemoryBody
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from proxy.core.model import Key, Record
+    from proxy.ports import Body, Draft
+
+PARTIAL: Final = "partial"
+DAMAGED: Final = "damaged"
+
+THREADS: Final = 8
+"""Disks answer a few requests at a time; more threads would only wait for each other."""
+
+HOT_OBJECT_BYTES_MAX: Final = 1_048_576
+"""A larger object is read in pieces: in memory it would push out many that are asked for more often."""
+
+T = TypeVar("T")
+
+
+class LocalStore:
+    """Keeps images under `root`. Implements `ports.Store`, `ports.Spool`, `ports.Watched` and `ports.Archive`."""
+
+    name = "local"
+
+    def __init__(self, root: Path, *, hot_bytes_max: int = 0, free_bytes_min: int = 0) -> None:
+        self.root = root
+        self._free_bytes_min = free_bytes_min
+        self._hot: LRUCache[str, bytes] = LRUCache(hot_bytes_max, getsizeof=len)
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="disk")
+
+    async def open(self) -> None:
+        """
+        Lay out the root and sweep drafts that a crash left behind.
+
+        Raises:
+            StorageError: The folder can be neither made nor used.
+        """
+        await self._run(self._lay_out)
+        await self._run(files.sweep, self.root / PARTIAL)
+
+    async def aclose(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def check(self) -> int:
+        """
+        Write, read and remove a probe; return the bytes that are free.
+
+        Raises:
+            StorageError: Something of that does not work.
+        """
+        return await self._run(self._probe)
+
+    async def find(self, key: Key) -> Record | None:
+        path = self.root / record_path(key)
+        try:
+            async with aiofiles.open(path, "rb", executor=self._threads) as file:
+                data = await file.read(RECORD_BYTES_MAX)
+            return decode_record(data)
+        except FileNotFoundError:
+            await self._run(self._insist_on_root)
+            return None
+        except RecordTooNew as error:
+            raise StorageError(f"the record was {error}") from None
+        except RecordUnreadable:
+            await self._run(self._set_aside, path)
+            return None
+        except OSError as error:
+            raise _fault(error) from None
+
+    async def fetch(self, name: str, size: int | None) -> Body | None:
+        hot = self._hot.get(name)
+        if hot is not None:
+            return MemoryBody(hot)
+        body = await self._run(self._open, name, size)
+        if isinstance(body, MemoryBody) and body.size <= self._hot.maxsize:
+            self._hot[name] = body.data
+        return body
+
+    async def begin(self, size: int | None) -> LocalDraft:
+        path = self._partial()
+        return LocalDraft(path, await self._run(self._begin, path, size or 0), self._threads)
+
+    async def put(self, draft: Draft, record: Record) -> None:
+        assert isinstance(draft, LocalDraft)
+        await self._run(self._commit, draft, record)
+        draft.kept = True
+
+    async def delete(self, key: Key) -> None:
+        await self._run(self._delete, self.root / record_path(key))
+
+    def records(self) -> Iterator[tuple[str, Record | RecordUnreadable]]:
+        for path in self._walk(RECORDS):
+            try:
+                yield path, decode_record((self.root / path).read_bytes())
+            except RecordUnreadable as error:
+                yield path, error
+
+    def objects(self) -> Iterator[str]:
+        return self._walk(OBJECTS)
+
+    def hash_object(self, path: str) -> Digest:
+        with (self.root / path).open("rb") as file:
+            return Digest(hashlib.file_digest(file, "sha256").hexdigest())
+
+    def set_aside(self, path: str) -> None:
+        self._set_aside(self.root / path)
+
+    def _walk(self, folder: str) -> Iterator[str]:
+        """Walk in a fixed order, one of the 256 folders in memory at a time."""
+        for number in range(256):
+            names = sorted(path.name for path in (self.root / folder / f"{number:02x}").glob("*"))
+            yield from (f"{folder}/{number:02x}/{name}" for name in names)
+
+    async def _run(self, work: Callable[..., T], *args: object) -> T:
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, work, *args)
+        except OSError as error:
+            raise _fault(error) from None
+
+    def _lay_out(self) -> None:
+        for folder in (PARTIAL, OBJECTS, RECORDS):
+            files.make_folder(self.root / folder)
+
+    def _partial(self) -> Path:
+        return self.root / PARTIAL / token_hex(8)
+
+    def _probe(self) -> int:
+        self._lay_out()
+        probe = self._partial()
+        with files.durable_partial(probe, b"probe"):
+            if probe.read_bytes() != b"probe":
+                raise OSError(errno.EIO, "")
+        return shutil.disk_usage(self.root).free
+
+    def _insist_on_root(self) -> None:
+        if not (self.root / RECORDS).is_dir():
+            raise StorageError("the folder of the store is gone")
+
+    def _begin(self, path: Path, size: int) -> int:
+        if not path.parent.is_dir():
+            self._lay_out()
+        if shutil.disk_usage(self.root).free - size < self._free_bytes_min:
+            raise StorageError("less than store.free_bytes_min would be left free on the disk")
+        return files.create_partial(path)
+
+    def _open(self, name: str, size: int | None) -> Body | None:
+        path = self.root / object_path(name)
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            self._insist_on_root()
+            return None
+        body = LocalBody(descriptor, os.fstat(descriptor).st_size, self._threads)
+        damaged = size is not None and body.size != size
+        if not damaged and body.size > HOT_OBJECT_BYTES_MAX:
+            return body
+        try:
+            data = b"" if damaged else _pread(descriptor, 0, body.size)
+        finally:
+            os.close(descriptor)
+        if damaged or sha256(data).hexdigest() != name.partition(".")[0]:
+            self._set_aside(path)
+            return None
+        return MemoryBody(data)
+
+    def _commit(self, draft: LocalDraft, record: Record) -> None:
+        draft.sync()
+        # The record's bytes are on the disk before the body gets its name: a full disk is noticed with nothing done.
+        partial = self._partial()
+        with files.durable_partial(partial, encode_record(record)):
+            files.publish(draft.path, self.root / object_path(record.object_name))
+            files.publish(partial, self.root / record_path(record.key))
+
+    def _delete(self, path: Path) -> None:
+        try:
+            path.unlink()
+        except FileNotFoundError:
+            return
+        files.sync_folder(path.parent)
+
+    def _set_aside(self, path: Path) -> None:
+        folder = self.root / DAMAGED
+        files.make_folder(folder)
+        files.publish(path, folder / f"{path.name}.{token_hex(4)}")
+
+
+class LocalBody:
+    """An object that is open for reading in pieces."""
+
+    def __init__(self, descriptor: int, size: int, threads: ThreadPoolExecutor) -> None:
+        self._descriptor = descriptor
+        self._threads = threads
+        self.size = size
+
+    async def settle(self) -> int:
+        return self.size
+
+    async def read(self, offset: int, size: int) -> bytes:
+        return await _read(self._descriptor, offset, min(size, self.size - offset), self._threads)
+
+    async def aclose(self) -> None:
+        os.close(self._descriptor)
+
+
+class LocalDraft:
+    """A partial file that its fill appends to and others read from."""
+
+    def __init__(self, path: Path, descriptor: int, threads: ThreadPoolExecutor) -> None:
+        self.path = path
+        self.kept = False
+        self._descriptor = descriptor
+        self._threads = threads
+        self._hash = sha256()
+        self._size = 0
+
+    @property
+    def size(self) -> int:
+        return self._size
+
+    @property
+    def digest(self) -> Digest:
+        return Digest(self._hash.hexdigest())
+
+    async def write(self, data: bytes) -> None:
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._threads, self._append, data)
+        except OSError as error:
+            raise _fault(error) from None
+        self._size += len(data)
+
+    async def read(self, offset: int, size: int) -> bytes:
+        return await _read(self._descriptor, offset, min(size, self._size - offset), self._threads)
+
+    async def judge(self, verdict: Callable[[bytearray | mmap.mmap], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._judge, verdict)
+
+    def sync(self) -> None:
+        """Make the bytes durable. Blocks."""
+        os.fsync(self._descriptor)
+
+    async def aclose(self) -> None:
+        await asyncio.get_running_loop().run_in_executor(self._threads, self._close)
+
+    def _append(self, data: bytes) -> None:
+        # Hashed only once written: after a fault the draft is what it was before.
+        files.write_all(self._descriptor, data)
+        self._hash.update(data)
+
+    def _judge(self, verdict: Callable[[bytearray | mmap.mmap], T]) -> T:
+        with mmap.mmap(self._descriptor, self._size, access=mmap.ACCESS_READ) as view:
+            return verdict(view)
+
+    def _close(self) -> None:
+        os.close(self._descriptor)
+        if not self.kept:
+            files.remove(self.path)
+
+
+async def _read(descriptor: int, offset: int, size: int, threads: ThreadPoolExecutor) -> bytes:
+    if size <= 0:
+        return b""
+    try:
+        data = await asyncio.get_running_loop().run_in_executor(threads, os.pread, descriptor, size, offset)
+    except OSError as error:
+        raise _fault(error) from None
+    if not data:
+        raise StorageError("a file of the store is shorter than it was")
+    return data
+
+
+def _pread(descriptor: int, offset: int, size: int) -> bytes:
+    data = bytearray()
+    while len(data) < size and (piece := os.pread(descriptor, size - len(data), offset + len(data))):
+        data += piece
+    return bytes(data)
+
+
+def _fault(error: OSError) -> StorageError:
+    """Name the trouble without the path."""
+    return StorageError(f"the disk of the store failed: {os.strerror(error.errno or errno.EIO)}")
