@@ -1,0 +1,151 @@
+"""The program: argv, environment, configuration file, logging and exit status; the only reader of these."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import resource
+import sys
+import tomllib
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from proxy import __version__, app
+from proxy.cli import look, stored, upkeep
+from proxy.config import ENVIRONMENT_PREFIX, Config, ConfigError, load
+from proxy.core.errors import StorageError
+from proxy.telemetry import logging_to
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Iterator, Sequence
+
+CONFIG_FILE = "config.toml"
+DONE, SOME_FAILED, USAGE = 0, 1, 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return the exit status: 0, 1 (some failed), 2 (usage or configuration)."""
+    arguments = _parser().parse_args(argv)
+    try:
+        config = _load(arguments.config)
+        # To standard error: what a command prints is its answer, and no log record must get in between.
+        with logging_to(sys.stderr, config.log):
+            return _run(_command(arguments, config))
+    except ConfigError as error:
+        return _complain(str(error), USAGE)
+    except BrokenPipeError:
+        # Whoever read our answer has enough; the interpreter must not complain about it while flushing.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return SOME_FAILED
+    except OSError as error:
+        return _complain(error.strerror or str(error), SOME_FAILED)
+    except StorageError as error:
+        return _complain(str(error), SOME_FAILED)
+    except KeyboardInterrupt:
+        return SOME_FAILED
+
+
+async def _command(arguments: argparse.Namespace, config: Config) -> int:
+    match arguments.command:
+        case "serve":
+            _raise_file_limit()
+            await app.serve(config)
+            return DONE
+        case "inspect":
+            return look.inspect(_urls(arguments.urls), config.policy, as_json=arguments.json, out=sys.stdout)
+        case "check" if not arguments.live:
+            return await look.check({}, out=sys.stdout)
+        case _:
+            async with app.open_parts(config) as parts:
+                return await _maintain(arguments, parts)
+
+
+async def _maintain(arguments: argparse.Namespace, parts: app.Parts) -> int:
+    store, catalog = parts.store, parts.catalog
+    match arguments.command:
+        case "check":
+            return await look.check({"store": store, "catalog": catalog}, out=sys.stdout)
+        case "verify":
+            return upkeep.verify(store, as_json=arguments.json, out=sys.stdout)
+        case "reindex":
+            return await upkeep.reindex(store, catalog, out=sys.stdout)
+        case "list":
+            return await stored.list_images(catalog, limit=arguments.limit, as_json=arguments.json, out=sys.stdout)
+        case _:
+            return await stored.stats(catalog, complete=catalog.complete, as_json=arguments.json, out=sys.stdout)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="imgkeep", description="Makes temporary image links permanent.")
+    parser.add_argument("--version", action="version", version=f"imgkeep {__version__}")
+    parser.add_argument("--config", metavar="FILE", help=f"default: $IMGKEEP_CONFIG, or {CONFIG_FILE} if there is one")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands.add_parser("serve", help="serve images until SIGTERM")
+    check = commands.add_parser("check", help="validate the configuration")
+    check.add_argument("--live", action="store_true", help="put, read and delete a probe in every configured store")
+    inspect = commands.add_parser("inspect", help="tell what URLs name and whether they may be fetched; no network")
+    inspect.add_argument("urls", nargs="+", metavar="URL", help="- reads one a line from standard input")
+    verify = commands.add_parser("verify", help="read all that is stored again; set aside what is damaged")
+    commands.add_parser("reindex", help="fill the catalog from the records")
+    images = commands.add_parser("list", help="list images, newest first")
+    images.add_argument("--limit", type=_count, default=100, help="how many; 0: all (default: %(default)s)")
+    stats = commands.add_parser("stats", help="tell how much is stored")
+    for command in (inspect, verify, images, stats):
+        command.add_argument("--json", action="store_true", help="one JSON object a line")
+    return parser
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise ValueError
+    return number
+
+
+def _load(path: str | None) -> Config:
+    """Read the configuration: a file that was named has to be there, the default one need not."""
+    named = path or os.environ.get(f"{ENVIRONMENT_PREFIX}CONFIG")  # noqa: TID251 - the one reader
+    file: dict[str, Any] = {}
+    try:
+        file = tomllib.loads(Path(named or CONFIG_FILE).read_text("utf-8"))
+    except FileNotFoundError:
+        if named:
+            raise ConfigError(f"{named}: there is no such file") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{named or CONFIG_FILE}: {error}") from None
+    return load(file, os.environ)  # noqa: TID251 - the one reader
+
+
+def _urls(arguments: Sequence[str]) -> Iterator[str]:
+    for argument in arguments:
+        if argument == "-":
+            yield from (line.rstrip("\n") for line in sys.stdin)
+        else:
+            yield argument
+
+
+def _run(command: Coroutine[None, None, int]) -> int:
+    loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None
+    with suppress(ImportError):
+        import uvloop  # noqa: PLC0415 - it does not exist everywhere
+
+        loop_factory = uvloop.new_event_loop
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        return runner.run(command)
+
+
+def _raise_file_limit() -> None:
+    """Use as many file descriptors as the system allows: a client and the file it reads need one each."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _complain(message: str, status: int) -> int:
+    sys.stderr.write(f"imgkeep: {message}\n")
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,318 @@
+"""
+The composition root: turns a configuration into a running application, and is the only place that constructs.
+
+Everything that is opened here is closed here, in the opposite order. The real clock, the real resolver and the real
+sockets are chosen here too, so that tests can choose others (`Seams`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import secrets
+import signal
+import time
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from ipaddress import ip_network
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import aiohttp
+from aiohttp import web
+
+from proxy import __version__
+from proxy.catalog import CatalogTooNew, SqlCatalog
+from proxy.config import read_catalog_url, read_store_url
+from proxy.core.errors import StorageError
+from proxy.core.source import read_source
+from proxy.origin import AddressGuard, OriginClient
+from proxy.origin.guard import open_socket
+from proxy.service.fill import Neighbours
+from proxy.service.health import LOOK_EVERY_S, Health
+from proxy.service.keep import Keeper
+from proxy.service.upkeep import reindex
+from proxy.storage.local import LocalStore
+from proxy.storage.memory import MemorySpool
+from proxy.telemetry import Metrics
+from proxy.web import health as health_routes
+from proxy.web.images import image, img
+from proxy.web.problems import problems
+from proxy.web.records import records
+from proxy.web.site import SITE, Site
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable
+
+    from aiohttp.abc import AbstractResolver
+
+    from proxy.config import Config
+    from proxy.origin.guard import SocketFactory
+    from proxy.ports import Clock
+
+REQUEST_LINE_BYTES_MAX: Final = 36_864
+"""A source URL of the greatest length, with every character of it percent-encoded, and room for the rest."""
+REQUEST_FIELD_BYTES_MAX: Final = 16_384
+"""For one header field: cookies of the site around us come along, and are never looked at."""
+IDLE_TIMEOUT_S: Final = 65
+"""
+For a connection without a request, or with half of one. Longer than the 60 s that load balancers keep idle connections
+to their back ends: whoever closes first must not be us, or a request meets a closed door.
+"""
+LINGER_TIMEOUT_S: Final = 5
+"""For the rest of a request body that nobody asked for."""
+DRAIN_NOTICE_S: Final = 2
+"""Between `/readyz` saying `draining` and the listener closing: load balancers ask every second or two."""
+GRACE_S: Final = 20
+"""For answers and fills under way. With the notice it stays below the 30 s after which orchestrators kill."""
+
+log = logging.getLogger(__name__)
+
+
+def _real_clock() -> datetime:
+    return datetime.now(UTC)  # noqa: TID251 - the one place
+
+
+@dataclass(frozen=True)
+class Seams:
+    """What tests choose otherwise: the edges of the machine itself."""
+
+    clock: Clock = _real_clock
+    timer: Callable[[], float] = time.monotonic
+    resolver: Callable[[], AbstractResolver] = aiohttp.ThreadedResolver
+    open_socket: SocketFactory = open_socket
+    ssl_context: ssl.SSLContext | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What holds images: all that maintenance needs."""
+
+    store: LocalStore
+    catalog: SqlCatalog
+
+
+@dataclass(slots=True)
+class _Running:
+    """What `serve` needs of a running application beyond HTTP."""
+
+    own_ports: set[int] = field(default_factory=set)
+    health: Health | None = None
+    keeper: Keeper | None = None
+
+
+_RUNNING: Final = web.AppKey("running", _Running)
+
+
+@asynccontextmanager
+async def open_parts(config: Config, seams: Seams = Seams()) -> AsyncGenerator[Parts]:
+    """
+    Open store and catalog.
+
+    Raises:
+        CatalogTooNew: A newer version wrote the catalog. Other faults are logged and looked after later.
+    """
+    store = LocalStore(
+        Path(read_store_url("store.url", config.store.url)),
+        hot_bytes_max=config.store.hot_bytes_max,
+        free_bytes_min=config.store.free_bytes_min,
+    )
+    catalog = SqlCatalog(read_catalog_url(config.catalog.url), seams.clock)
+    for part in (store, catalog):
+        try:
+            await part.open()
+        except CatalogTooNew:
+            raise
+        except StorageError as fault:
+            log.warning("not usable at start", extra={"part": type(part).__name__, "reason": str(fault)})
+    try:
+        yield Parts(store, catalog)
+    finally:
+        await catalog.aclose()
+        await store.aclose()
+
+
+def build(config: Config, seams: Seams = Seams()) -> web.Application:
+    """Make the application. Nothing is opened before it starts."""
+    app = web.Application(middlewares=[records, problems])
+    app[_RUNNING] = _Running()
+    app.router.add_get("/img", img)
+    app.router.add_get("/images/{name}", image)
+    app.router.add_get("/healthz", health_routes.healthz)
+    app.router.add_get("/readyz", health_routes.readyz)
+    app.router.add_get("/metrics", health_routes.metrics)
+
+    async def open_site(app: web.Application) -> AsyncIterator[None]:
+        async with _site(config, seams, app[_RUNNING]) as site:
+            app[SITE] = site
+            yield
+
+    app.cleanup_ctx.append(open_site)
+    app.on_response_prepare.append(_sign)
+    return app
+
+
+async def _sign(_request: web.Request, response: web.StreamResponse) -> None:
+    """Say who answers, and not by which versions of what."""
+    response.headers["Server"] = "imgkeep"
+
+
+@asynccontextmanager
+async def _site(config: Config, seams: Seams, running: _Running) -> AsyncGenerator[Site]:
+    metrics = Metrics()
+    async with open_parts(config, seams) as parts:
+        health = Health(parts.store, parts.catalog, config.store.free_bytes_min)
+        guard = AddressGuard(config.policy, seams.resolver(), seams.open_socket)
+        guard.own_ports = running.own_ports
+        origin = OriginClient(
+            settings=config.fetch,
+            policy=config.policy,
+            guard=guard,
+            clock=seams.clock,
+            draw=random.random,
+            ssl_context=seams.ssl_context,
+            user_agent=config.fetch.user_agent or f"Mozilla/5.0 (compatible; imgkeep/{__version__})",
+            fetched=metrics.fetched,
+        )
+        memory = MemorySpool(config.store.hot_bytes_max)
+        keeper = Keeper(
+            store=parts.store,
+            catalog=parts.catalog,
+            policy=config.policy,
+            timer=seams.timer,
+            neighbours=Neighbours(
+                origin=origin,
+                store=parts.store,
+                disk=parts.store,
+                memory=memory,
+                observer=_Witness(metrics, health),
+                clock=seams.clock,
+                draw_etag=lambda: f'"{secrets.token_hex(16)}"',
+                pixels_max=config.fetch.pixels_max,
+            ),
+        )
+        metrics.watch("fills_in_flight", "Images being fetched", lambda: keeper.fills_in_air)
+        metrics.watch("fetches_waiting", "Fetches that wait for a place", lambda: origin.gates.waiting)
+        metrics.watch("store_free_bytes", "Bytes free on the disk of the store", lambda: health.free_bytes)
+        running.health, running.keeper = health, keeper
+        await health.look()
+        watch = asyncio.create_task(_watch(health, parts))
+        try:
+            yield Site(
+                keeper=keeper,
+                health=health,
+                meter=metrics,
+                public=read_source(config.server.public_url) if config.server.public_url else None,
+                trusted_proxies=tuple(ip_network(text) for text in config.server.trusted_proxies),
+                access_log=config.log.access,
+                timer=seams.timer,
+            )
+        finally:
+            watch.cancel()
+            with suppress(asyncio.CancelledError):
+                await watch
+            await keeper.aclose()
+            await origin.aclose()
+
+
+class _Witness:
+    """Implements `ports.Observer`: counts, and tells the health at once what a fill met."""
+
+    def __init__(self, metrics: Metrics, health: Health) -> None:
+        self._metrics = metrics
+        self._health = health
+
+    def filled(self, size: int) -> None:
+        self._metrics.filled(size)
+
+    def unkept(self, reason: str) -> None:
+        self._metrics.unkept()
+        if not self._health.faults.get("store"):
+            log.error("an image was delivered but not kept", extra={"reason": reason})
+        self._health.note("store", reason)
+
+    def failed(self, error: BaseException) -> None:
+        self._metrics.failed(error)
+
+
+async def _watch(health: Health, parts: Parts) -> None:
+    """Look after the health, and fill a catalog that is new or was lost."""
+    while True:
+        if not parts.catalog.complete and not any(health.faults.values()):
+            with suppress(StorageError):
+                images = await reindex(parts.store, parts.catalog)
+                log.info("catalog filled from the records", extra={"images": images})
+        await asyncio.sleep(LOOK_EVERY_S)
+        before = dict(health.faults)
+        await health.look()
+        for part, fault in health.faults.items():
+            if fault != before.get(part):
+                log.log(
+                    logging.ERROR if fault else logging.INFO,
+                    "part is failing" if fault else "part works again",
+                    extra={"part": part, "reason": fault},
+                )
+
+
+def make_runner(app: web.Application) -> web.AppRunner:
+    """Return a runner with the limits that keep slow and hostile clients in bounds."""
+    return web.AppRunner(
+        app,
+        access_log=None,  # web/records.py writes ours
+        keepalive_timeout=IDLE_TIMEOUT_S,
+        lingering_time=LINGER_TIMEOUT_S,
+        max_line_size=REQUEST_LINE_BYTES_MAX,
+        max_field_size=REQUEST_FIELD_BYTES_MAX,
+        shutdown_timeout=GRACE_S,
+    )
+
+
+async def serve(config: Config, seams: Seams = Seams()) -> None:
+    """
+    Serve until SIGTERM or SIGINT, then drain.
+
+    Raises:
+        OSError: The address cannot be bound.
+        CatalogTooNew: A newer version wrote the catalog.
+    """
+    app = build(config, seams)
+    runner = make_runner(app)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    try:
+        await runner.setup()
+        site = web.TCPSite(runner, config.server.host, config.server.port, backlog=1024)
+        await site.start()
+        running = app[_RUNNING]
+        running.own_ports.update(address[1] for address in runner.addresses)
+        log.info("listening", extra=_opening(config, runner))
+        await stop.wait()
+        assert running.health is not None
+        running.health.draining = True
+        log.info("draining")
+        # A second signal ends the notice early.
+        stop.clear()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), DRAIN_NOTICE_S)
+        await site.stop()
+        assert running.keeper is not None
+        with suppress(TimeoutError):
+            await asyncio.wait_for(running.keeper.land(), GRACE_S)
+    finally:
+        await runner.cleanup()
+    log.info("stopped")
+
+
+def _opening(config: Config, runner: web.AppRunner) -> dict[str, object]:
+    """Return what an operator wants to see in one line: where we listen, where images go, and who may fetch what."""
+    anything = "*" in config.hosts_allowed
+    return {
+        "address": ",".join(f"{host}:{port}" for host, port, *_ in runner.addresses),
+        "store": config.store.url,
+        "sources": "any public host" if anything else f"{len(config.hosts_allowed)} host patterns",
+    }

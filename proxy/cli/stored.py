@@ -1,0 +1,72 @@
+"""`list` and `stats`: what is stored, by the catalog."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TextIO
+
+from proxy.cli.printing import print_facts, print_json, readable_bytes
+
+if TYPE_CHECKING:
+    from proxy.core.model import Record
+    from proxy.ports import Ledger
+
+PAGE: int = 500
+
+
+async def list_images(ledger: Ledger, *, limit: int, as_json: bool, out: TextIO) -> int:
+    """Print up to `limit` images, newest first; 0: all."""
+    after: tuple[int, str] | None = None
+    left = limit
+    while page := await ledger.page(limit=min(left, PAGE) if limit else PAGE, after=after):
+        for record in page:
+            if as_json:
+                print_json(out, _facts(record))
+            else:
+                size = f"{record.pixel_size.width}x{record.pixel_size.height}" if record.pixel_size else "-"
+                out.write(
+                    f"{record.stored_at:%Y-%m-%dT%H:%M:%SZ}  {record.key}  {record.format.extension:<4}  "
+                    f"{size:>11}  {readable_bytes(record.size):>10}  {record.host}\n"
+                )
+        left -= len(page)
+        if limit and left <= 0:
+            break
+        after = (int(page[-1].stored_at.timestamp()), page[-1].key)
+    return 0
+
+
+async def stats(ledger: Ledger, *, complete: bool, as_json: bool, out: TextIO) -> int:
+    """Print how much is stored."""
+    totals = await ledger.count()
+    facts: dict[str, object] = {
+        "images": totals.images,
+        "objects": totals.objects,
+        "object_bytes": totals.object_bytes,
+        "oldest": totals.oldest,
+        "newest": totals.newest,
+        "catalog_complete": complete,
+        "hosts": dict(totals.hosts),
+    }
+    if as_json:
+        print_json(out, facts)
+        return 0
+    facts["object_bytes"] = readable_bytes(totals.object_bytes)
+    facts["hosts"] = ", ".join(f"{host} ({number})" for host, number in totals.hosts) or None
+    print_facts(out, facts)
+    return 0
+
+
+def _facts(record: Record) -> dict[str, object]:
+    return {
+        "key": record.key,
+        "digest": record.digest,
+        "content_type": record.format.media_type,
+        "size": record.size,
+        "width": record.pixel_size.width if record.pixel_size else None,
+        "height": record.pixel_size.height if record.pixel_size else None,
+        "stored_at": record.stored_at,
+        "host": record.host,
+        "provider": record.provider,
+        "temporary": record.temporary,
+        "expires_at": record.expires_at,
+        "path": f"/images/{record.object_name}",
+    }

@@ -1,0 +1,156 @@
+"""
+Counters, and log records that hold no secret.
+
+Rules:
+- Facts go into fields, the message stays constant; one record per request.
+- A source URL never becomes a string in a record: ours carry the key, and what others write (libraries, tracebacks) has
+  every URL cut down to its host before it is printed.
+- Printing happens in a thread of its own: a terminal or pipe that does not read must not stop the event loop.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import traceback
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from logging.handlers import QueueHandler, QueueListener
+from queue import Queue
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from proxy.core.errors import ImgkeepError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import TextIO
+
+    from proxy.config import Log
+
+QUEUE_RECORDS_MAX: Final = 10_000
+"""When printing falls behind by this much, records are dropped rather than memory filled."""
+
+_URL: Final = re.compile(r"(?i)\b(https?(?::|%3A)(?:/|%2F){2})([^\s/?#%'\"<>\\]*)[^\s'\"<>]*")
+_PLAIN: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "taskName"}
+
+
+def redact(text: str) -> str:
+    """Cut every URL in `text` down to its scheme and host, user information dropped."""
+    return _URL.sub(lambda match: f"{match[1]}{match[2].rpartition('@')[2]}/...", text)
+
+
+class Metrics:
+    """All counters, on a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        # One per answered request. By outcome, the sum over statuses is all that reached that outcome.
+        self._requests = Counter(
+            "imgkeep_requests", "Requests answered", ["route", "outcome", "status"], registry=self.registry
+        )
+        self._sent = Counter("imgkeep_sent_bytes", "Bytes of bodies handed to clients", registry=self.registry)
+        self._seconds = Histogram(
+            "imgkeep_request_seconds",
+            "From request to end of answer",
+            ["route"],
+            buckets=(0.001, 0.005, 0.025, 0.1, 0.5, 1, 2.5, 5, 10, 30, 60),
+            registry=self.registry,
+        )
+        # fills{outcome="stored"} + {outcome="unkept"} + all error codes = fills that have ended.
+        self._fills = Counter("imgkeep_fills", "Fills that ended", ["outcome"], registry=self.registry)
+        self._stored = Counter("imgkeep_stored_bytes", "Bytes of images kept", registry=self.registry)
+        # One per request sent to an origin: redirects and retries count each.
+        self._fetches = Counter("imgkeep_origin_requests", "Requests to origins", ["outcome"], registry=self.registry)
+        self._fetch_seconds = Histogram(
+            "imgkeep_origin_head_seconds", "From request to the head of an origin's answer", registry=self.registry
+        )
+
+    def watch(self, name: str, help_text: str, value: Callable[[], float]) -> None:
+        """Add a gauge that asks `value` whenever somebody looks."""
+        Gauge(f"imgkeep_{name}", help_text, registry=self.registry).set_function(value)
+
+    def answered(self, route: str, outcome: str, status: int, size: int, seconds: float) -> None:
+        self._requests.labels(route, outcome, str(status)).inc()
+        self._sent.inc(size)
+        self._seconds.labels(route).observe(seconds)
+
+    def fetched(self, outcome: str, seconds: float) -> None:
+        """A request to an origin was answered with a head, or failed."""
+        self._fetches.labels(outcome).inc()
+        self._fetch_seconds.observe(seconds)
+
+    def filled(self, size: int) -> None:
+        self._fills.labels("stored").inc()
+        self._stored.inc(size)
+
+    def unkept(self) -> None:
+        self._fills.labels("unkept").inc()
+
+    def failed(self, error: BaseException) -> None:
+        self._fills.labels(error.code if isinstance(error, ImgkeepError) else "internal_error").inc()
+
+    def page(self) -> bytes:
+        """Return the counters in Prometheus' text format 0.0.4."""
+        return generate_latest(self.registry)
+
+
+class RecordFormatter(logging.Formatter):
+    """One line a record, as text (`key=value`) or JSON, with every secret out of it."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self._form = form
+
+    def format(self, record: logging.LogRecord) -> str:
+        facts: dict[str, object] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": redact(record.getMessage()),
+        }
+        facts |= {name: value for name, value in vars(record).items() if name not in _PLAIN}
+        if record.exc_info and record.exc_info[0] is not None:
+            # Without the message: it may hold anything, a URL in a spelling that nobody looks for included.
+            frames = "".join(traceback.format_tb(record.exc_info[2]))
+            facts["error"] = record.exc_info[0].__name__
+            facts["traceback"] = redact(frames)
+        if self._form == "json":
+            return msgspec.json.encode(facts, enc_hook=str).decode()
+        time, level, logger, message = (facts.pop(name) for name in ("time", "level", "logger", "message"))
+        traceback_lines = facts.pop("traceback", "")
+        fields = " ".join(f"{name}={value}" for name, value in facts.items() if value is not None)
+        return f"{time} {level} {logger}: {message} {fields}\n{traceback_lines}".rstrip()
+
+
+@contextmanager
+def logging_to(stream: TextIO, settings: Log) -> Iterator[None]:
+    """Print the process's log records to `stream`, from a thread of its own, until the end of the block."""
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(RecordFormatter(settings.format))
+    queue: Queue[logging.LogRecord] = Queue(QUEUE_RECORDS_MAX)
+    listener = QueueListener(queue, handler)
+    entry = _Entry(queue)
+    root = logging.getLogger()
+    root.addHandler(entry)
+    root.setLevel(settings.level.upper())
+    for chatty in ("asyncio", "alembic", "aiohttp.client", "aiohttp.internal"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    listener.start()
+    try:
+        yield
+    finally:
+        root.removeHandler(entry)
+        listener.stop()
+
+
+class _Entry(QueueHandler):
+    """Hands records over as they are: formatting happens in the printing thread."""
+
+    def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
+        return record
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the standard library's name
+        """Drop the record: the queue is full because nobody reads what we print."""

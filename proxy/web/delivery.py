@@ -1,0 +1,128 @@
+"""
+A delivery as an HTTP response: validators, ranges, HEAD, and the bytes at the client's own speed.
+
+Hit and miss take the same way: a body that is still growing only waits longer for its next bytes. When one breaks
+off, the connection is broken off too, so that no client takes a part for the whole.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final, cast
+
+from aiohttp import HttpVersion11, web
+
+from proxy.core.errors import ImgkeepError
+from proxy.core.headers import Span, cache_status, etag_matches, range_applies, read_range
+from proxy.service.keep import Outcome
+from proxy.web.site import NOTES, SITE
+
+if TYPE_CHECKING:
+    from proxy.ports import Body
+    from proxy.service.keep import Delivery
+
+PIECE_BYTES: Final = 32_768
+"""What a slow reader holds in memory at most; the rest waits in the file."""
+STALL_TIMEOUT_S: Final = 60
+"""A client that takes no piece for this long has gone (nginx's `send_timeout`)."""
+
+FIXED_HEADERS: Final = {
+    "Cache-Control": "public, max-age=31536000, immutable",
+    "Accept-Ranges": "bytes",
+    "X-Content-Type-Options": "nosniff",
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; sandbox",
+    "Access-Control-Allow-Origin": "*",
+    "Cross-Origin-Resource-Policy": "cross-origin",
+}
+
+CACHE_STATUS: Final = {
+    Outcome.HIT: cache_status("hit"),
+    Outcome.STORED: cache_status("fwd=uri-miss", "stored"),
+    Outcome.COLLAPSED: cache_status("fwd=uri-miss", "collapsed"),
+    Outcome.UNKEPT: cache_status("fwd=uri-miss", "detail=not-stored"),
+}
+
+
+async def respond(request: web.Request, delivery: Delivery) -> web.StreamResponse:
+    """Answer with a delivery, and close its body."""
+    request[NOTES].outcome = delivery.outcome.value
+    try:
+        return await _respond(request, delivery)
+    finally:
+        await delivery.body.aclose()
+
+
+async def _respond(request: web.Request, delivery: Delivery) -> web.StreamResponse:
+    headers = _headers(request, delivery)
+    body = delivery.body
+    if_none_match = request.headers.get("If-None-Match")
+    if if_none_match is not None and etag_matches(if_none_match, delivery.etag):
+        return web.Response(status=304, headers=headers)
+    size = body.size
+    wanted = request.headers.get("Range") if request.method == "GET" else None
+    if wanted is not None and not range_applies(request.headers.get("If-Range"), delivery.etag):
+        wanted = None
+    if size is None and (wanted is not None or request.version < HttpVersion11):
+        # HTTP/1.0 has no way to say that a body of unknown size was cut.
+        size = await body.settle()
+    headers["Content-Type"] = delivery.format.media_type
+    span = None if wanted is None or size is None else read_range(wanted, size)
+    if span == "unsatisfiable":
+        del headers["Content-Type"]
+        headers |= {"Content-Range": f"bytes */{size}", "Cache-Control": "no-store"}
+        return web.Response(status=416, headers=headers)
+    if isinstance(span, Span):
+        headers["Content-Range"] = f"bytes {span.start}-{span.end - 1}/{size}"
+        return await _send(request, web.StreamResponse(status=206, headers=headers), body, span.start, span.end)
+    return await _send(request, web.StreamResponse(headers=headers), body, 0, size)
+
+
+def _headers(request: web.Request, delivery: Delivery) -> dict[str, str]:
+    headers = {
+        **FIXED_HEADERS,
+        "ETag": delivery.etag,
+        "Cache-Status": CACHE_STATUS[delivery.outcome],
+        "Content-Disposition": f'inline; filename="{delivery.name}"',
+    }
+    if delivery.object_name is not None:
+        headers["Content-Location"] = request.app[SITE].permanent_url(delivery.object_name)
+    return headers
+
+
+async def _send(
+    request: web.Request, response: web.StreamResponse, body: Body, start: int, end: int | None
+) -> web.StreamResponse:
+    """Send the bytes from `start` to `end`, to the body's own end where that is not known yet."""
+    if end is not None:
+        response.content_length = end - start
+    if request.method == "HEAD":
+        return response
+    # Before the status goes out: what fails here can still be told as a typed error.
+    piece = await body.read(start, _piece_size(start, end))
+    transport = cast("asyncio.WriteTransport | None", request.transport)
+    if transport is None:
+        raise ConnectionResetError("the client has left")
+    transport.set_write_buffer_limits(high=PIECE_BYTES // 2)
+    offset = start
+    try:
+        await response.prepare(request)
+        while piece:
+            async with asyncio.timeout(STALL_TIMEOUT_S):
+                await response.write(piece)
+                await request.writer.drain()
+            offset += len(piece)
+            piece = await body.read(offset, _piece_size(offset, end))
+        async with asyncio.timeout(STALL_TIMEOUT_S):
+            await response.write_eof()
+    except (ImgkeepError, TimeoutError, ConnectionError) as error:
+        # The status is long gone; a connection that breaks is the one thing left that every client understands.
+        request[NOTES].code = error.code if isinstance(error, ImgkeepError) else "client_left"
+        response.force_close()
+        transport.abort()
+    finally:
+        request[NOTES].sent = offset - start
+    return response
+
+
+def _piece_size(offset: int, end: int | None) -> int:
+    return PIECE_BYTES if end is None else min(PIECE_BYTES, end - offset)

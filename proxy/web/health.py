@@ -1,0 +1,32 @@
+"""`/healthz`, `/readyz`, `/metrics`: answered from memory, so that they never queue behind other work."""
+
+from __future__ import annotations
+
+import msgspec
+from aiohttp import web
+
+from proxy.web.site import SITE
+
+_NO_STORE = {"Cache-Control": "no-store"}
+
+
+async def healthz(_request: web.Request) -> web.Response:
+    """The process can answer."""
+    return web.Response(text="ok\n", headers=_NO_STORE)
+
+
+async def readyz(request: web.Request) -> web.Response:
+    """Whether to send requests here, and how each part is."""
+    welcome, report = request.app[SITE].health.report()
+    return web.Response(
+        status=200 if welcome else 503,
+        body=msgspec.json.encode(report),
+        content_type="application/json",
+        headers=_NO_STORE,
+    )
+
+
+async def metrics(request: web.Request) -> web.Response:
+    """The counters, for Prometheus."""
+    page = request.app[SITE].meter.page()
+    return web.Response(body=page, headers={**_NO_STORE, "Content-Type": "text/plain; version=0.0.4; charset=utf-8"})

@@ -1,0 +1,55 @@
+"""`GET|HEAD /img?src=` and the permanent URL, `GET|HEAD /images/<digest>.<ext>`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+from proxy.core.errors import LoopDetected
+from proxy.core.headers import passed_through_us
+from proxy.core.identity import identify
+from proxy.core.source import read_img_query
+from proxy.web.delivery import respond
+from proxy.web.site import NOTES, SITE
+
+if TYPE_CHECKING:
+    from proxy.core.model import Source
+
+
+async def img(request: web.Request) -> web.StreamResponse:
+    """Show the image behind a source URL, for ever."""
+    # The raw target, because decoding loses what tells the two ways of writing `src` apart.
+    source = read_img_query(request.raw_path.partition("?")[2]).source
+    site = request.app[SITE]
+    own = None if site.public is None else _own_path(source, site.public)
+    if own is not None:
+        return await _own(request, own)
+    request[NOTES].key = identify(source).key
+    delivery = await site.keeper.deliver(source, came_from_us=passed_through_us(request.headers))
+    return await respond(request, delivery)
+
+
+async def image(request: web.Request) -> web.StreamResponse:
+    """Show an object under its permanent URL."""
+    delivery = await request.app[SITE].keeper.deliver_object(request.match_info["name"])
+    if delivery is None:
+        raise web.HTTPNotFound
+    return await respond(request, delivery)
+
+
+def _own_path(source: Source, public: Source) -> str | None:
+    """Return the path under our public URL that a source names; `None` if it names something else."""
+    base = public.target.rstrip("/")
+    if (source.host, source.port) != (public.host, public.port) or not source.target.startswith(f"{base}/"):
+        return None
+    return source.target.removeprefix(base)
+
+
+async def _own(request: web.Request, path: str) -> web.StreamResponse:
+    """A source under our own permanent URL is simply served; any other of our own would be a loop."""
+    folder, _, name = path.partition("?")[0].rpartition("/")
+    delivery = await request.app[SITE].keeper.deliver_object(name) if folder == "/images" else None
+    if delivery is None:
+        raise LoopDetected("the source is this server")
+    return await respond(request, delivery)

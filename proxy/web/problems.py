@@ -1,0 +1,96 @@
+"""
+Errors as `application/problem+json` (RFC 9457): one ordered table from error to status.
+
+The first class that fits decides, so a subclass stands before its base. `tests/web/test_problems.py` proves that every
+error of `core.errors` has its place.
+"""
+
+from __future__ import annotations
+
+import logging
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+from aiohttp import web
+
+from proxy.core import errors
+from proxy.core.headers import cache_status
+from proxy.web.site import NOTES
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+log = logging.getLogger(__name__)
+
+STATUSES: Final[tuple[tuple[type[errors.ImgkeepError], int, str], ...]] = (
+    (errors.InvalidSource, 400, "The source URL is not usable"),
+    (errors.SourceForbidden, 403, "The source is refused"),
+    (errors.LoopDetected, 508, "The source is this server"),
+    (errors.Busy, 503, "Too much work at the moment"),
+    (errors.SourceExpired, 410, "The link has expired"),
+    (errors.SourceNotFound, 404, "The origin does not have the image"),
+    (errors.OriginRefused, 502, "The origin refuses the image"),
+    (errors.OriginTimeout, 504, "The origin is too slow"),
+    (errors.NotAnImage, 422, "Not an image"),
+    (errors.TooLarge, 422, "The image is too large"),
+    (errors.OriginError, 502, "The origin failed"),
+    (errors.StorageError, 503, "The storage is unavailable"),
+)
+
+# Of the framework's own answers those that our routes can cause.
+_HTTP_CODES: Final = {404: "not_found", 405: "method_not_allowed", 413: "request_too_large"}
+
+
+def problem(error: errors.ImgkeepError) -> web.Response:
+    """Return the answer to a typed error."""
+    status, title = next((status, title) for kind, status, title in STATUSES if isinstance(error, kind))
+    answer = _answer(status, title, error.code, str(error))
+    if isinstance(error, errors.OriginError):
+        forwarded = () if error.origin_status is None else (f"fwd-status={error.origin_status}",)
+        answer.headers["Cache-Status"] = cache_status("fwd=uri-miss", *forwarded)
+    retry_after_s = getattr(error, "retry_after_s", None)
+    if retry_after_s is None and status == 503:
+        retry_after_s = 5
+    if retry_after_s is not None:
+        answer.headers["Retry-After"] = str(retry_after_s)
+    return answer
+
+
+@web.middleware
+async def problems(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    """Turn whatever a handler raises into a problem; what nobody foresaw is logged, without its message."""
+    try:
+        return await handler(request)
+    except errors.ImgkeepError as error:
+        request[NOTES].code = error.code
+        return problem(error)
+    except web.HTTPException as error:
+        code = _HTTP_CODES.get(error.status, "http_error")
+        request[NOTES].code = code
+        answer = _answer(error.status, HTTPStatus(error.status).phrase, code, HTTPStatus(error.status).description)
+        if "Allow" in error.headers:
+            answer.headers["Allow"] = error.headers["Allow"]
+        return answer
+    except ConnectionError:
+        raise
+    except Exception:
+        log.exception("unforeseen error")
+        request[NOTES].code = "internal_error"
+        return _answer(500, "Internal error", "internal_error", "The server met an error of its own; it was logged.")
+
+
+def _answer(status: int, title: str, code: str, detail: str) -> web.Response:
+    body = {"type": f"urn:imgkeep:problem:{code}", "title": title, "status": status, "detail": detail, "code": code}
+    return web.Response(
+        status=status,
+        body=msgspec.json.encode(body),
+        content_type="application/problem+json",
+        headers={
+            "Cache-Control": "no-store",
+            "X-Content-Type-Options": "nosniff",
+            "Access-Control-Allow-Origin": "*",
+        },
+    )

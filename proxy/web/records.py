@@ -1,0 +1,51 @@
+"""One log record and one count per request, whatever becomes of it."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+from proxy.core.headers import client_address
+from proxy.web.site import NOTES, SITE, Notes
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+log = logging.getLogger("imgkeep.access")
+
+
+@web.middleware
+async def records(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    """The outermost layer: times the request, counts it, writes its record."""
+    site = request.app[SITE]
+    start = site.timer()
+    notes = request[NOTES] = Notes()
+    status = 499  # nginx's word for a client that left before the answer began
+    try:
+        response = await handler(request)
+        status = response.status
+        if isinstance(response, web.Response) and request.method != "HEAD":
+            notes.sent = response.content_length or 0
+        return response
+    finally:
+        seconds = site.timer() - start
+        resource = request.match_info.route.resource
+        route = "unmatched" if resource is None else resource.canonical
+        outcome = notes.code or notes.outcome
+        site.meter.answered(route, outcome, status, notes.sent, seconds)
+        if site.access_log:
+            facts = {
+                "client": client_address(request.remote or "", request.headers, site.trusted_proxies),
+                "method": request.method,
+                "route": route,
+                "key": notes.key,
+                "outcome": outcome,
+                "status": status,
+                "bytes": notes.sent,
+                "ms": round(seconds * 1000, 1),
+            }
+            log.info("request", extra=facts)

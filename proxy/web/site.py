@@ -1,0 +1,50 @@
+"""What handlers work with, under one key of the application, and what they note about a request."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from aiohttp import web
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from proxy.core.address import Network
+    from proxy.core.model import Source
+    from proxy.ports import Meter
+    from proxy.service.health import Health
+    from proxy.service.keep import Keeper
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """The services and settings of the HTTP edge."""
+
+    keeper: Keeper
+    health: Health
+    meter: Meter
+    public: Source | None
+    """`server.public_url`, read."""
+    trusted_proxies: tuple[Network, ...]
+    access_log: bool
+    timer: Callable[[], float]
+
+    def permanent_url(self, object_name: str) -> str:
+        """Return the URL of an object; only its path where no public URL is configured (RFC 9110, 8.7)."""
+        base = "" if self.public is None else self.public.url.rstrip("/")
+        return f"{base}/images/{object_name}"
+
+
+@dataclass(slots=True)
+class Notes:
+    """What the request's record will say."""
+
+    key: str | None = None
+    outcome: str = "none"
+    code: str | None = None
+    sent: int = 0
+
+
+SITE: Final = web.AppKey("site", Site)
+NOTES: Final = web.RequestKey("notes", Notes)
