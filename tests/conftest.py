@@ -1,0 +1,100 @@
+"""What every test can use: an origin that misbehaves, imgkeep in this process, and an alarm for a blocked loop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import pytest
+from aiohttp.test_utils import TestClient, TestServer
+from blockbuster import blockbuster_ctx
+
+from proxy.app import Seams, build, make_runner
+from proxy.config import Config, load
+from tests.origins import FakeOrigin
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+    from pathlib import Path
+
+    from aiohttp import ClientResponse, web
+
+
+@pytest.fixture(autouse=True)
+def nothing_blocks_the_loop() -> Iterator[None]:
+    """Blocking calls of ours on the event loop are errors; what tests do to prepare and look is their own affair."""
+    with blockbuster_ctx("proxy"):
+        yield
+
+
+@pytest.fixture
+async def origin() -> AsyncIterator[FakeOrigin]:
+    fake = FakeOrigin()
+    await fake.start()
+    yield fake
+    await fake.stop()
+
+
+@dataclass
+class Imgkeep:
+    """A running imgkeep and a client for it."""
+
+    client: TestClient[web.Request, web.Application]
+    config: Config
+    folder: Path
+
+    async def img(self, url: str, **how: Any) -> ClientResponse:
+        """Ask for `/img?src=` with the URL percent-encoded."""
+        method = how.pop("method", "GET")
+        # `encoded`: the test says what goes on the wire.
+        from yarl import URL
+
+        target = URL(f"/img?src={quote(url, safe='')}", encoded=True)
+        return await self.client.request(method, target, **how)
+
+    def files(self, kind: str) -> list[Path]:
+        """Return the files under `objects`, `records` or `partial`."""
+        folder = self.folder / "partial" if kind == "partial" else self.folder / "v1" / kind
+        return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+Start = "Callable[..., Awaitable[Imgkeep]]"
+
+
+def configuration(folder: Path, **sections: dict[str, Any]) -> Config:
+    """Return a configuration for tests: loopback origins allowed, everything under `folder`."""
+    return load(
+        {
+            "store": {"url": f"file:{folder}", "free_bytes_min": 0, **sections.pop("store", {})},
+            "catalog": {"url": f"sqlite:{folder}/catalog.db", **sections.pop("catalog", {})},
+            "fetch": {"allow_networks": ["127.0.0.0/8"], "retries_max": 0, **sections.pop("fetch", {})},
+            **sections,
+        },
+        {},
+    )
+
+
+@pytest.fixture
+async def start(tmp_path: Path) -> AsyncIterator[Callable[..., Awaitable[Imgkeep]]]:
+    """Start an imgkeep with sections of configuration, as often as wanted: on one folder, or on that of `folder`."""
+    clients: list[TestClient[web.Request, web.Application]] = []
+
+    async def start_one(*, seams: Seams | None = None, folder: Path | None = None, **sections: dict[str, Any]) -> Imgkeep:
+        place = folder or tmp_path / "data"
+        config = configuration(place, **sections)
+        server = TestServer(build(config, seams or Seams()))
+        client: TestClient[web.Request, web.Application] = TestClient(server, auto_decompress=False)
+        await client.start_server()
+        clients.append(client)
+        return Imgkeep(client, config, place)
+
+    yield start_one
+    for client in clients:
+        await client.close()
+
+
+@pytest.fixture
+async def imgkeep(start: Callable[..., Awaitable[Imgkeep]]) -> Imgkeep:
+    """An imgkeep with settings for tests."""
+    return await start()
