@@ -1,0 +1,147 @@
+"""The stored layout is public: what is written today is read for ever."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.core.identity import identify
+from proxy.core.model import Digest, Format, Key, PixelSize, Record
+from proxy.core.source import read_source
+from proxy.core.stored import (
+    RECORD_BYTES_MAX,
+    RecordTooNew,
+    RecordUnreadable,
+    decode_record,
+    encode_record,
+    object_path,
+    read_object_name,
+    record_path,
+)
+
+KEY = Key("ab" * 32)
+DIGEST = Digest("cd" * 32)
+WHEN = datetime(2026, 11, 22, 10, 0, tzinfo=UTC)
+
+RECORD = Record(
+    key=KEY,
+    identity="https://example.com/a.png?size=2",
+    host="example.com",
+    digest=DIGEST,
+    format=Format.PNG,
+    size=1234,
+    pixel_size=PixelSize(640, 480),
+    etag='"00ff"',
+    stored_at=WHEN,
+    provider="Example",
+    temporary=True,
+    expires_at=datetime(2026, 11, 22, 11, 0, tzinfo=UTC),
+)
+
+WRITTEN = b"""{
+ "key": "abababababababababababababababababababababababababababababababab",
+ "identity": "https://example.com/a.png?size=2",
+ "key_version": 1,
+ "host": "example.com",
+ "digest": "cdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcd",
+ "extension": "png",
+ "content_type": "image/png",
+ "size": 1234,
+ "width": 640,
+ "height": 480,
+ "etag": "\\"00ff\\"",
+ "stored_at": "2026-11-22T10:00:00Z",
+ "provider": "Example",
+ "temporary": true,
+ "expires_at": "2026-11-22T11:00:00Z",
+ "version": 1
+}
+"""
+
+
+def test_a_record_is_written_as_it_always_was() -> None:
+    assert encode_record(RECORD) == WRITTEN
+
+
+def test_a_record_is_read_as_it_always_was() -> None:
+    assert decode_record(WRITTEN) == RECORD
+
+
+def test_fields_that_a_later_writer_adds_are_passed_over() -> None:
+    assert decode_record(WRITTEN.replace(b'"version"', b'"colour": "red", "version"')) == RECORD
+
+
+def test_places_are_fanned_out_by_the_first_two_digits() -> None:
+    assert object_path(RECORD.object_name) == f"v1/objects/cd/{DIGEST}.png"
+    assert record_path(KEY) == f"v1/records/ab/{KEY}.json"
+
+
+@pytest.mark.parametrize("cut", range(0, len(WRITTEN) - 2, 7))
+def test_a_cut_record_is_unreadable(cut: int) -> None:
+    with pytest.raises(RecordUnreadable):
+        decode_record(WRITTEN[:cut])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param((b'"version": 1', b'"version": 2'), id="newer"),
+        pytest.param((b'"version": 1', b'"version": 2, "size": "many"'), id="newer and unlike"),
+    ],
+)
+def test_a_newer_record_is_told_from_a_damaged_one(change: tuple[bytes, bytes]) -> None:
+    with pytest.raises(RecordTooNew):
+        decode_record(WRITTEN.replace(*change))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param((b"cdcd", b"../."), id="digest with a path"),
+        pytest.param((b'"png"', b'"exe"'), id="unknown extension"),
+        pytest.param((b'"abab', b'"ABAB'), id="upper-case key"),
+        pytest.param((b"1234", b'"1234"'), id="size as text"),
+    ],
+)
+def test_a_record_with_a_wrong_field_is_unreadable(change: tuple[bytes, bytes]) -> None:
+    with pytest.raises(RecordUnreadable):
+        decode_record(WRITTEN.replace(*change, 1))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "..",
+        f"{DIGEST}",
+        f"{DIGEST}.exe",
+        f"{DIGEST.upper()}.png",
+        f"{DIGEST[1:]}.png",
+        f"{DIGEST}.png/",
+        f"/{DIGEST}.png",
+    ],
+)
+def test_what_is_no_object_name_is_not_read(name: str) -> None:
+    assert read_object_name(name) is None
+
+
+@pytest.mark.parametrize("format_", Format)
+def test_every_format_has_an_object_name_of_its_own(format_: Format) -> None:
+    assert read_object_name(f"{DIGEST}.{format_.extension}") == (DIGEST, format_)
+
+
+@given(st.binary())
+def test_no_bytes_raise_anything_else(data: bytes) -> None:
+    with pytest.raises(RecordUnreadable):
+        decode_record(data)
+
+
+def test_the_longest_identity_fits_into_a_record() -> None:
+    path = "%F0%9F%92%A9" * 600
+    info = identify(read_source(f"https://example.com/{path}"))
+    record = Record(info.key, info.identity, "example.com", DIGEST, Format.PNG, 1, None, '"0"', WHEN)
+    assert len(encode_record(record)) < RECORD_BYTES_MAX
+    assert decode_record(encode_record(record)) == record

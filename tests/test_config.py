@@ -1,0 +1,212 @@
+"""Every setting is known, checked, documented, and named in what we say about it."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from proxy.config import Config, ConfigError, Section, load, read_catalog_url, read_store_url
+from proxy.core.identity import KNOWN_HOSTS
+
+ROOT = Path(__file__).parent.parent
+SETTINGS = [
+    (section, key) for section in Config.__struct_fields__ for key in getattr(Config(), section).__struct_fields__
+]
+
+
+def test_nothing_configured_is_a_configuration() -> None:
+    assert load({}, {}) == Config()
+
+
+def test_the_shipped_file_holds_exactly_the_defaults() -> None:
+    shipped = tomllib.loads((ROOT / "config.toml").read_text())
+    assert shipped == msgspec.json.decode(msgspec.json.encode(Config()))
+    assert load(shipped, {}) == Config()
+
+
+@pytest.mark.parametrize(("section", "key"), SETTINGS)
+def test_every_setting_stands_in_the_readme(section: str, key: str) -> None:
+    assert f"`{section}.{key}`" in (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize(("section", "key"), SETTINGS)
+def test_every_setting_can_come_from_the_environment(section: str, key: str) -> None:
+    default = getattr(getattr(Config(), section), key)
+    text = (
+        ",".join(map(str, default))
+        if isinstance(default, tuple)
+        else str(default).lower()
+        if isinstance(default, bool)
+        else str(default)
+    )
+    assert (
+        load({section: {key: "overridden by the environment"}}, {f"IMGKEEP_{section}__{key}".upper(): text}) == Config()
+    )
+
+
+@pytest.mark.parametrize(
+    ("file", "environment", "message"),
+    [
+        pytest.param({"server": {"prt": 1}}, {}, "server.prt: unknown setting", id="unknown key"),
+        pytest.param({"sever": {}}, {}, "sever: unknown setting", id="unknown section"),
+        pytest.param({"server": 1}, {}, "server: expected object, got int", id="section of another kind"),
+        pytest.param({"server": {"port": "http"}}, {}, "server.port: expected int, got str", id="wrong type"),
+        pytest.param({"server": {"port": 70000}}, {}, "server.port: expected int <= 65535", id="out of range"),
+        pytest.param(
+            {},
+            {"IMGKEEP_SERVER__PRT": "1"},
+            "IMGKEEP_SERVER__PRT: there is no setting 'server.prt'",
+            id="unknown variable",
+        ),
+        pytest.param(
+            {},
+            {"IMGKEEP_SEVER__PORT": "1"},
+            "IMGKEEP_SEVER__PORT: there is no section 'sever'",
+            id="unknown section variable",
+        ),
+        pytest.param(
+            {},
+            {"IMGKEEP_SERVER__PORT": "x"},
+            "server.port (IMGKEEP_SERVER__PORT): expected int, got str",
+            id="wrong variable",
+        ),
+        pytest.param(
+            {"server": 1}, {"IMGKEEP_SERVER__PORT": "1"}, "server: expected a table", id="variable into no table"
+        ),
+        pytest.param(
+            {},
+            {"IMGKEEP_FETCH__ALLOW_PORTS": "[80"},
+            "IMGKEEP_FETCH__ALLOW_PORTS: expected a JSON array or values separated by commas",
+            id="bad JSON",
+        ),
+        pytest.param(
+            {"fetch": {"allow_networks": ["10.0.0.1/8"]}},
+            {},
+            "fetch.allow_networks: 10.0.0.1/8 has host bits set",
+            id="host bits",
+        ),
+        pytest.param(
+            {"server": {"trusted_proxies": ["me"]}},
+            {},
+            "server.trusted_proxies: 'me' does not appear to be an IPv4 or IPv6 network",
+            id="no network",
+        ),
+        pytest.param(
+            {"server": {"public_url": "img.example.com"}}, {}, "server.public_url: ", id="public URL without scheme"
+        ),
+        pytest.param(
+            {"server": {"public_url": "https://a.example/?b=1"}},
+            {},
+            "server.public_url: must not have a query",
+            id="public URL with query",
+        ),
+        pytest.param(
+            {"fetch": {"user_agent": "a\nb"}},
+            {},
+            "fetch.user_agent: must not hold control characters",
+            id="header injection",
+        ),
+        pytest.param({"fetch": {"total_timeout_s": 1}}, {}, "fetch.total_timeout_s: ", id="total below connect"),
+        pytest.param(
+            {"fetch": {"connect_timeout_s": 0}}, {}, "fetch.connect_timeout_s: expected float > 0.0", id="zero timeout"
+        ),
+        pytest.param({"sources": {"allow": ["https://a"]}}, {}, "sources.allow: ", id="a URL is no glob"),
+        pytest.param({"sources": {"deny": [""]}}, {}, "sources.deny: ", id="an empty glob"),
+        pytest.param(
+            {"store": {"url": "s3://bucket"}}, {}, "store.url: this version stores on local disk only", id="S3"
+        ),
+        pytest.param({"store": {"url": "data"}}, {}, "store.url: expected file:PATH", id="a bare path"),
+        pytest.param(
+            {"store": {"url": "file://host/data"}},
+            {},
+            "store.url: expected file:PATH, relative or absolute",
+            id="a host",
+        ),
+        pytest.param(
+            {"store": {"url": "file:"}}, {}, "store.url: expected file:PATH, relative or absolute", id="no path"
+        ),
+        pytest.param(
+            {"catalog": {"url": "mysql://x/y"}},
+            {},
+            "catalog.url: expected sqlite:PATH or postgresql://",
+            id="another database",
+        ),
+        pytest.param({"server": {"workers": 2}}, {}, "server.workers: only 1", id="workers"),
+        pytest.param(
+            {"security": {"signature": "always"}},
+            {},
+            "security.signature: only 'off'",
+            id="signatures would not be checked",
+        ),
+        pytest.param({"log": {"level": "loud"}}, {}, "log.level: invalid enum value 'loud'", id="unknown choice"),
+    ],
+)
+def test_a_bad_setting_is_refused_by_its_name(file: dict[str, Any], environment: dict[str, str], message: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{re.escape(message)}"):
+        load(file, environment)
+
+
+def test_other_variables_are_nobodys_business() -> None:
+    assert load({}, {"IMGKEEP_CONFIG": "x", "PATH": "y", "SERVER__PORT": "1"}) == Config()
+
+
+@pytest.mark.parametrize("text", ["80,443", " 80 , 443 ", "[80, 443]", '["80", "443"]'])
+def test_lists_are_written_with_commas_or_as_json(text: str) -> None:
+    assert load({}, {"IMGKEEP_FETCH__ALLOW_PORTS": text}).fetch.allow_ports == (80, 443)
+
+
+@pytest.mark.parametrize(
+    ("url", "path"), [("file:data", "data"), ("file:/var/lib/x", "/var/lib/x"), ("file:///var/lib/x", "/var/lib/x")]
+)
+def test_a_store_is_named_by_a_path(url: str, path: str) -> None:
+    assert read_store_url("store.url", url) == path
+
+
+@pytest.mark.parametrize(
+    ("url", "target"),
+    [
+        ("sqlite:data/catalog.db", "sqlite:///data/catalog.db"),
+        ("sqlite:/var/lib/c.db", "sqlite:////var/lib/c.db"),
+        ("postgresql://u:p@db/images", "postgresql+psycopg://u:p@db/images"),
+    ],
+)
+def test_a_catalog_is_named_by_a_url(url: str, target: str) -> None:
+    assert read_catalog_url(url) == target
+
+
+def test_secrets_do_not_print() -> None:
+    security = load({}, {"IMGKEEP_SECURITY__SIGNATURE": "off"}).security
+    secret = msgspec.structs.replace(security, api_tokens=("hush",), signing_keys=("hush",))
+    assert "hush" not in repr(secret)
+    assert "1 API tokens" in repr(secret)
+
+
+@pytest.mark.parametrize(
+    ("host", "open_to_any"),
+    [
+        ("127.0.0.1", True),
+        ("::1", True),
+        ("localhost", True),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("img.internal", False),
+    ],
+)
+def test_an_openly_bound_server_is_nobodys_proxy(host: str, *, open_to_any: bool) -> None:
+    assert load({"server": {"host": host}}, {}).hosts_allowed == (("*",) if open_to_any else KNOWN_HOSTS)
+
+
+def test_known_hosts_can_be_allowed_beside_others() -> None:
+    config = load({"sources": {"allow": ["known", "img.example.com"]}}, {})
+    assert config.hosts_allowed == (*KNOWN_HOSTS, "img.example.com")
+
+
+def test_sections_cannot_be_changed() -> None:
+    section: Section = Config().server
+    with pytest.raises(AttributeError):
+        section.port = 1  # type: ignore[attr-defined]
