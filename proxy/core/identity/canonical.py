@@ -1,0 +1,101 @@
+"""
+The canonical form of a link: one text for all spellings of one place, and never one text for two.
+
+Rules:
+- Of percent-escapes only those of unreserved characters are decoded (RFC 3986, 6.2.2.2); the others get upper-case
+  digits. `%2F` stays, `//` stays, the case of paths and queries stays.
+- Parameters are sorted by name alone, so that equal names keep their order; where one has no `=`, all keep theirs.
+- `http` and `https` are one place, and so are their ports: 80 and 443 are left out. Any other port stays.
+"""
+
+from __future__ import annotations
+
+import re
+from base64 import urlsafe_b64encode
+from operator import itemgetter
+from typing import TYPE_CHECKING, Final
+from urllib.parse import quote, unquote
+
+from proxy.core.errors import SourceRejected
+from proxy.core.identity.token import decode_base64
+from proxy.core.model import DEFAULT_PORTS
+from proxy.core.source import read_source
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from proxy.core.model import Source
+
+Field = tuple[str, str, str]
+"""A parameter: its name, `=` or nothing, its value; as it stands in the query."""
+
+_UNRESERVED: Final = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
+_ODD_ESCAPE: Final = re.compile(
+    r"%(?:2[DdEe]|3[0-9]|[46][1-9A-Fa-f]|[57][0-9Aa]|5[Ff]|7[Ee]|[0-9A-Fa-f][a-f]|[a-f][0-9A-F])", re.ASCII
+)
+_BASE64: Final = re.compile(r"[A-Za-z0-9_/-]+=*", re.ASCII)
+_NAME: Final = itemgetter(0)
+_PORTS_FOLDED: Final = frozenset(DEFAULT_PORTS.values())
+
+
+def canonical_escapes(text: str) -> str:
+    """Return `text` with no escape that could be written otherwise."""
+    return _ODD_ESCAPE.sub(_canonical_escape, text) if "%" in text else text
+
+
+def _canonical_escape(escape: re.Match[str]) -> str:
+    char = chr(int(escape[0][1:], 16))
+    return char if char in _UNRESERVED else escape[0].upper()
+
+
+def read_fields(query: str) -> list[Field]:
+    """Split a query at `&` and nowhere else. Empty parts say nothing and fall away."""
+    fields = [part.partition("=") for part in query.split("&") if part]
+    if "%" in query:
+        fields = [field if "%" not in field[0] else (canonical_escapes(field[0]), *field[1:]) for field in fields]
+    return fields
+
+
+def write_query(fields: Iterable[Field]) -> str:
+    """Return the query of canonical form, with its `?`; empty if there are no fields."""
+    kept = list(fields)
+    if not kept:
+        return ""
+    if len(kept) > 1 and all(equals for _, equals, _ in kept):
+        kept.sort(key=_NAME)
+    return "?" + canonical_escapes("&".join([name + equals + value for name, equals, value in kept]))
+
+
+def write_port(source: Source) -> str:
+    """Return `:port` where it belongs to the place, else nothing."""
+    return "" if source.port in _PORTS_FOLDED else f":{source.port}"
+
+
+def read_nested(text: str) -> tuple[Source, Callable[[str], str]] | None:
+    """
+    Read a URL that stands inside another, percent-encoded or in base64url, and return it with what writes such a one.
+
+    `None` if it is no absolute http(s) URL that we would take; or if it holds a literal `+`, which may be a space.
+    """
+    try:
+        url, write = unquote(text, errors="strict"), _quoted
+        if not _is_absolute(url):
+            data = decode_base64(text.replace("/", "")) if _BASE64.fullmatch(text) else None
+            url, write = (data or b"").decode(), _in_base64
+        if _is_absolute(url) and "+" not in text:
+            return read_source(url), write
+    except (UnicodeDecodeError, SourceRejected):
+        pass
+    return None
+
+
+def _is_absolute(url: str) -> bool:
+    return url[:8].lower().startswith(("http://", "https://"))
+
+
+def _quoted(url: str) -> str:
+    return quote(url, safe="/:")
+
+
+def _in_base64(url: str) -> str:
+    return urlsafe_b64encode(url.encode()).rstrip(b"=").decode()

@@ -1,0 +1,250 @@
+"""
+Reads a link by the rules of a catalogue: which picture it names, whether it dies, and when.
+
+What a rule drops, it drops by exact name and only when all that it asks for is there; what nobody drops, stays. Where
+several rules apply, all their names go, and the earliest end counts.
+
+A member of a signature that is given twice is no member: which of the two the origin heeds is not known.
+"""
+
+from __future__ import annotations
+
+import json
+from hashlib import sha256
+from typing import TYPE_CHECKING, Final
+from urllib.parse import unquote
+
+from proxy.core.identity.canonical import (
+    canonical_escapes,
+    read_fields,
+    read_nested,
+    write_port,
+    write_query,
+)
+from proxy.core.identity.expiry import UNTOLD
+from proxy.core.identity.token import read_jwt
+from proxy.core.model import Key, SourceInfo
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+
+    from proxy.core.identity.canonical import Field
+    from proxy.core.identity.catalogue import Catalogue
+    from proxy.core.identity.expiry import Expiry
+    from proxy.core.identity.rule import Group, Rule, Shape
+    from proxy.core.model import Source
+
+NESTED_MAX: Final = 2
+"""Proxies of proxies that are looked through; deeper ones are texts like any other."""
+
+
+class Reading:
+    """
+    What the rules find in a link, gathered as they are tried.
+
+    Attributes:
+        rules: Those that apply, in order.
+        place: Canonical host and path, without port.
+        fields: The parameters.
+        values: Of those parameters that are given once, as they stand in the link.
+        dropped: Names that do not count.
+        becomes: The place that the link is folded to, if it is.
+        claims: Canonical JSON of what counts inside tokens, after `#`; this link's first, then the nested one's.
+        ends: What each signature says about its end.
+        provider, scheme: The first that was recognised.
+        temporary: What the first rule says that says it.
+    """
+
+    __slots__ = (
+        "becomes", "claims", "dropped", "ends", "fields", "path", "place", "port", "provider", "rules", "scheme",
+        "temporary", "values",
+    )  # fmt: skip
+
+    def __init__(self, source: Source) -> None:
+        path, _, query = source.target.partition("?")
+        self.path = canonical_escapes(path)
+        self.place = source.host + self.path
+        self.port = "" if source.port in (80, 443) else write_port(source)
+        self.fields: list[Field] = read_fields(query) if query else []
+        self.values: dict[str, str] = {name: value for name, _, value in self.fields}
+        if len(self.values) != len(self.fields):
+            names = [name for name, _, _ in self.fields]
+            self.values = {name: value for name, value in self.values.items() if names.count(name) == 1}
+        self.rules: list[Rule] = []
+        self.dropped: set[str] = set()
+        self.becomes: str | None = None
+        self.claims = ""
+        self.ends: list[Expiry] = []
+        self.provider: str | None = None
+        self.scheme: str | None = None
+        self.temporary: bool | None = None
+
+    def kept(self) -> list[Field]:
+        """The parameters that count."""
+        dropped = self.dropped
+        return [field for field in self.fields if field[0] not in dropped] if dropped else self.fields
+
+    @property
+    def text(self) -> str:
+        """The identity, without the claims."""
+        place = self.place if self.becomes is None else self.becomes
+        if self.port:
+            host, slash, path = place.partition("/")
+            place = f"{host}{self.port}{slash}{path}"
+        return f"//{place}{write_query(self.kept())}" if self.fields else f"//{place}"
+
+
+def identify(source: Source, now: datetime, catalogue: Catalogue, *, exact: bool = False) -> SourceInfo:
+    """
+    Tell which picture a source names and what kind of link it is.
+
+    Args:
+        source: Read by `read_source`.
+        now: Against which ten years are measured; aware.
+        catalogue: The rules.
+        exact: The whole URL is the identity; the rest is told as ever.
+    """
+    reading = read(source, catalogue)
+    identity = source.url if exact else reading.text + reading.claims
+    moments = [end.at for end in reading.ends if end.at is not None]
+    temporary = any(end.dies(now) for end in reading.ends) or (reading.temporary is True and not moments)
+    return SourceInfo(
+        identity,
+        Key(sha256(identity.encode()).hexdigest()),
+        reading.provider,
+        temporary,
+        min(moments) if moments else None,
+        reading.scheme,
+    )
+
+
+def read(source: Source, catalogue: Catalogue, depth: int = 0) -> Reading:
+    """Try the rules on a source; `depth` counts the links that it stands in."""
+    reading = Reading(source)
+    if reading.values:
+        for rule in catalogue.find_by_names(reading.values):
+            _try(rule, reading, catalogue, depth)
+    for rule in catalogue.find_by_host(source.host):
+        _try(rule, reading, catalogue, depth)
+    if reading.fields:
+        for rule in catalogue.any_value:
+            _try_values(rule, reading)
+    return reading
+
+
+def _try(rule: Rule, reading: Reading, catalogue: Catalogue, depth: int) -> None:
+    """Apply a rule if everything is there that it asks for."""
+    if rule.paths is not None and (rule.literal not in reading.path or rule.paths.match(reading.path) is None):
+        return
+    values = reading.values
+    if not rule.keep.issubset(values):
+        return
+    match = None
+    if rule.place is not None:
+        match = rule.place.fullmatch(reading.place)
+        if match is None:
+            return
+    group: Group = ()
+    if rule.groups:
+        found = next((group for group in rule.groups if _is_there(group, values)), None)
+        if found is None:
+            return
+        group = found
+    _note(rule, group, reading)
+    places = match.groupdict(default="") if match else {}
+    if rule.expires or group:
+        _read_ends(rule, values, places, reading)
+    if rule.table.claims is not None:
+        _keep_claims(rule, values, reading)
+    if rule.table.nested and depth < NESTED_MAX:
+        _look_through(rule, places, reading, catalogue, depth)
+    if rule.table.becomes and reading.becomes is None:
+        reading.becomes = rule.table.becomes.format_map(places)
+
+
+def _is_there(group: Group, values: Mapping[str, str]) -> bool:
+    for name, shape in group:
+        value = values.get(name)
+        if value is None or not _fits(shape, value):
+            return False
+    return True
+
+
+def _fits(shape: Shape, value: str) -> bool:
+    return shape.fits(unquote(value) if "%" in value else value)
+
+
+def _note(rule: Rule, group: Group, reading: Reading) -> None:
+    reading.rules.append(rule)
+    reading.dropped.update(rule.drop)
+    reading.dropped.update([name for name, _ in group if name not in rule.keep])
+    if rule.names_provider and reading.provider is None:
+        reading.provider = rule.name
+    if reading.temporary is None:
+        reading.temporary = rule.table.temporary
+
+
+def _read_ends(rule: Rule, values: Mapping[str, str], places: Mapping[str, str], reading: Reading) -> None:
+    ends = []
+    for read_end, names in rule.expires:
+        texts = [places[name[1:-1]] if name[0] == "<" else values.get(name) for name in names]
+        end = None if None in texts else read_end(*[unquote(text) for text in texts if text is not None])
+        if end is not None:
+            ends.append(end)
+    _note_ends(rule, ends, reading)
+
+
+def _note_ends(rule: Rule, ends: list[Expiry], reading: Reading) -> None:
+    named = [end for end in ends if end.at is not None]
+    if named or ends:
+        reading.ends.append(min(named) if named else ends[0])
+    elif rule.groups:
+        reading.ends.append(UNTOLD)
+    else:
+        return
+    if reading.scheme is None:
+        reading.scheme = rule.name
+
+
+def _try_values(rule: Rule, reading: Reading) -> None:
+    """Apply a rule that asks for a value under any name, to what no other rule has dropped."""
+    for name, _, value in reading.kept():
+        assert rule.any_value is not None
+        if name in reading.values and _fits(rule.any_value, value):
+            if rule not in reading.rules:
+                reading.rules.append(rule)
+            ends = [end for read_end, _ in rule.expires if (end := read_end(unquote(value))) is not None]
+            _note_ends(rule, ends, reading)
+
+
+def _keep_claims(rule: Rule, values: Mapping[str, str], reading: Reading) -> None:
+    claims = rule.table.claims
+    assert claims is not None
+    payload = read_jwt(unquote(values.get(claims.of, ""))) or {}
+    kept = {name: value for name, value in payload.items() if claims.keeps(name)}
+    if kept:
+        reading.claims += "#" + json.dumps(kept, sort_keys=True, separators=(",", ":"))
+
+
+def _look_through(
+    rule: Rule, places: dict[str, str], reading: Reading, catalogue: Catalogue, depth: int
+) -> None:
+    """Put the canonical form of the link inside this one in its place, and learn from it."""
+    nested = rule.table.nested
+    in_place = nested.startswith("<")
+    name = nested[1:-1] if in_place else nested
+    found = read_nested(places[name] if in_place else reading.values[name])
+    if found is None:
+        return
+    inner = read(found[0], catalogue, depth + 1)
+    text = found[1]("https:" + inner.text)
+    if in_place:
+        places[name] = text
+    else:
+        reading.fields = [(name, "=", text) if field[0] == name else field for field in reading.fields]
+    reading.claims += inner.claims and f"#{inner.claims}"
+    reading.ends += inner.ends
+    reading.provider = reading.provider or inner.provider
+    reading.scheme = reading.scheme or inner.scheme
+    reading.temporary = inner.temporary if reading.temporary is None else reading.temporary
