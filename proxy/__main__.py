@@ -54,7 +54,9 @@ async def _command(arguments: argparse.Namespace, config: Config) -> int:
             await app.serve(config)
             return DONE
         case "inspect":
-            return look.inspect(_urls(arguments.urls), config.policy, as_json=arguments.json, out=sys.stdout)
+            return look.inspect(
+                _urls(arguments.urls), config.policy, app.Seams().clock(), as_json=arguments.json, out=sys.stdout
+            )
         case "check" if not arguments.live:
             return await look.check({}, out=sys.stdout)
         case _:

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from proxy.core.errors import SourceRejected
-from proxy.core.identity import KNOWN_HOSTS
+from proxy.core.identity import BUILT_IN
 from proxy.core.policy import Policy
 from proxy.core.source import read_source
 
@@ -149,7 +149,7 @@ class Config(Section, frozen=True):
         """
         private = self.server.loopback or self.security.signature != "off"
         globs = [("*" if private else "known") if glob == "auto" else glob for glob in self.sources.allow]
-        return tuple(host for glob in globs for host in (KNOWN_HOSTS if glob == "known" else (glob,)))
+        return tuple(host for glob in globs for host in (BUILT_IN.known_hosts if glob == "known" else (glob,)))
 
     @property
     def policy(self) -> Policy:

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from proxy.config import Config, ConfigError, Section, load, read_catalog_url, read_store_url
-from proxy.core.identity import KNOWN_HOSTS
+from proxy.core.identity import BUILT_IN
 
 ROOT = Path(__file__).parent.parent
 SETTINGS = [
@@ -198,12 +198,12 @@ def test_secrets_do_not_print() -> None:
     ],
 )
 def test_an_openly_bound_server_is_nobodys_proxy(host: str, *, open_to_any: bool) -> None:
-    assert load({"server": {"host": host}}, {}).hosts_allowed == (("*",) if open_to_any else KNOWN_HOSTS)
+    assert load({"server": {"host": host}}, {}).hosts_allowed == (("*",) if open_to_any else BUILT_IN.known_hosts)
 
 
 def test_known_hosts_can_be_allowed_beside_others() -> None:
     config = load({"sources": {"allow": ["known", "img.example.com"]}}, {})
-    assert config.hosts_allowed == (*KNOWN_HOSTS, "img.example.com")
+    assert config.hosts_allowed == (*BUILT_IN.known_hosts, "img.example.com")
 
 
 def test_sections_cannot_be_changed() -> None:

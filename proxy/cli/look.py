@@ -12,16 +12,17 @@ from proxy.core.source import read_source
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from datetime import datetime
 
     from proxy.core.policy import Policy
     from proxy.ports import Watched
 
 
-def inspect(urls: Iterable[str], policy: Policy, *, as_json: bool, out: TextIO) -> int:
+def inspect(urls: Iterable[str], policy: Policy, now: datetime, *, as_json: bool, out: TextIO) -> int:
     """Tell what each URL names and whether policy lets it be fetched, by the URL alone. 1 if one is not readable."""
     status = 0
     for url in urls:
-        facts, readable = _inspect(url, policy)
+        facts, readable = _inspect(url, policy, now)
         status = status if readable else 1
         if as_json:
             print_json(out, facts)
@@ -31,14 +32,14 @@ def inspect(urls: Iterable[str], policy: Policy, *, as_json: bool, out: TextIO) 
     return status
 
 
-def _inspect(url: str, policy: Policy) -> tuple[dict[str, object], bool]:
+def _inspect(url: str, policy: Policy, now: datetime) -> tuple[dict[str, object], bool]:
     facts: dict[str, object] = dict.fromkeys(("url", "identity", "key", "provider", "temporary", "expires_at"))
     facts["url"] = url
     try:
         source = read_source(url)
     except SourceRejected as error:
         return {**facts, "allowed": False, "reason": str(error)}, False
-    info = identify(source)
+    info = identify(source, now)
     reason = judge(source, policy)
     facts |= {
         "identity": info.identity,

@@ -84,6 +84,10 @@ class Keeper:
     def fills_in_air(self) -> int:
         return len(self._flights)
 
+    def identify(self, source: Source) -> SourceInfo:
+        """Tell which picture `source` names and what kind of link it is."""
+        return identify(source, self._to.clock())
+
     async def deliver(self, source: Source, *, came_from_us: bool = False) -> Delivery:
         """
         Deliver the image that `source` names, from the store or from its origin.
@@ -98,7 +102,7 @@ class Keeper:
         reason = judge(source, self._policy)
         if reason is not None:
             raise SourceForbidden(f"the source is refused: {reason}")
-        info = identify(source)
+        info = self.identify(source)
         while True:
             delivery, fault = await self._find(info)
             if delivery is not None:

@@ -141,7 +141,7 @@ def test_no_bytes_raise_anything_else(data: bytes) -> None:
 
 def test_the_longest_identity_fits_into_a_record() -> None:
     path = "%F0%9F%92%A9" * 600
-    info = identify(read_source(f"https://example.com/{path}"))
+    info = identify(read_source(f"https://example.com/{path}"), WHEN)
     record = Record(info.key, info.identity, "example.com", DIGEST, Format.PNG, 1, None, '"0"', WHEN)
     assert len(encode_record(record)) < RECORD_BYTES_MAX
     assert decode_record(encode_record(record)) == record

@@ -33,6 +33,8 @@ _UNRESERVED: Final = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuv
 _ODD_ESCAPE: Final = re.compile(
     r"%(?:2[DdEe]|3[0-9]|[46][1-9A-Fa-f]|[57][0-9Aa]|5[Ff]|7[Ee]|[0-9A-Fa-f][a-f]|[a-f][0-9A-F])", re.ASCII
 )
+_DIGITS: Final = "0123456789abcdefABCDEF"
+_CHARS: Final = {high + low: chr(int(high + low, 16)) for high in _DIGITS for low in _DIGITS}
 _BASE64: Final = re.compile(r"[A-Za-z0-9_/-]+=*", re.ASCII)
 _NAME: Final = itemgetter(0)
 _PORTS_FOLDED: Final = frozenset(DEFAULT_PORTS.values())
@@ -46,6 +48,14 @@ def canonical_escapes(text: str) -> str:
 def _canonical_escape(escape: re.Match[str]) -> str:
     char = chr(int(escape[0][1:], 16))
     return char if char in _UNRESERVED else escape[0].upper()
+
+
+def decoded(text: str) -> str:
+    """Return `text` with its escapes decoded byte by byte: enough to tell a shape, which is ASCII."""
+    if "%" not in text:
+        return text
+    first, *rest = text.split("%")
+    return first + "".join([_CHARS[part[:2]] + part[2:] for part in rest])
 
 
 def read_fields(query: str) -> list[Field]:

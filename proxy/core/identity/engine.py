@@ -12,10 +12,10 @@ from __future__ import annotations
 import json
 from hashlib import sha256
 from typing import TYPE_CHECKING, Final
-from urllib.parse import unquote
 
 from proxy.core.identity.canonical import (
     canonical_escapes,
+    decoded,
     read_fields,
     read_nested,
     write_port,
@@ -65,7 +65,7 @@ class Reading:
         path, _, query = source.target.partition("?")
         self.path = canonical_escapes(path)
         self.place = source.host + self.path
-        self.port = "" if source.port in (80, 443) else write_port(source)
+        self.port = write_port(source)
         self.fields: list[Field] = read_fields(query) if query else []
         self.values: dict[str, str] = {name: value for name, _, value in self.fields}
         if len(self.values) != len(self.fields):
@@ -135,10 +135,10 @@ def read(source: Source, catalogue: Catalogue, depth: int = 0) -> Reading:
 
 def _try(rule: Rule, reading: Reading, catalogue: Catalogue, depth: int) -> None:
     """Apply a rule if everything is there that it asks for."""
-    if rule.paths is not None and (rule.literal not in reading.path or rule.paths.match(reading.path) is None):
-        return
     values = reading.values
-    if not rule.keep.issubset(values):
+    if not rule.needs.issubset(values):
+        return
+    if rule.paths is not None and (rule.literal not in reading.path or rule.paths.match(reading.path) is None):
         return
     match = None
     if rule.place is not None:
@@ -166,13 +166,9 @@ def _try(rule: Rule, reading: Reading, catalogue: Catalogue, depth: int) -> None
 def _is_there(group: Group, values: Mapping[str, str]) -> bool:
     for name, shape in group:
         value = values.get(name)
-        if value is None or not _fits(shape, value):
+        if value is None or not shape.fits(decoded(value) if "%" in value else value):
             return False
     return True
-
-
-def _fits(shape: Shape, value: str) -> bool:
-    return shape.fits(unquote(value) if "%" in value else value)
 
 
 def _note(rule: Rule, group: Group, reading: Reading) -> None:
@@ -188,17 +184,24 @@ def _note(rule: Rule, group: Group, reading: Reading) -> None:
 def _read_ends(rule: Rule, values: Mapping[str, str], places: Mapping[str, str], reading: Reading) -> None:
     ends = []
     for read_end, names in rule.expires:
-        texts = [places[name[1:-1]] if name[0] == "<" else values.get(name) for name in names]
-        end = None if None in texts else read_end(*[unquote(text) for text in texts if text is not None])
-        if end is not None:
-            ends.append(end)
+        texts = []
+        for name in names:
+            text = places[name[1:-1]] if name[0] == "<" else values.get(name)
+            if text is None:
+                break
+            texts.append(decoded(text) if "%" in text else text)
+        else:
+            end = read_end(*texts)
+            if end is not None:
+                ends.append(end)
     _note_ends(rule, ends, reading)
 
 
 def _note_ends(rule: Rule, ends: list[Expiry], reading: Reading) -> None:
-    named = [end for end in ends if end.at is not None]
-    if named or ends:
-        reading.ends.append(min(named) if named else ends[0])
+    if len(ends) > 1:
+        ends = [min(named)] if (named := [end for end in ends if end.at is not None]) else ends[:1]
+    if ends:
+        reading.ends += ends
     elif rule.groups:
         reading.ends.append(UNTOLD)
     else:
@@ -211,17 +214,17 @@ def _try_values(rule: Rule, reading: Reading) -> None:
     """Apply a rule that asks for a value under any name, to what no other rule has dropped."""
     for name, _, value in reading.kept():
         assert rule.any_value is not None
-        if name in reading.values and _fits(rule.any_value, value):
+        if name in reading.values and rule.any_value.fits(value):
             if rule not in reading.rules:
                 reading.rules.append(rule)
-            ends = [end for read_end, _ in rule.expires if (end := read_end(unquote(value))) is not None]
+            ends = [end for read_end, _ in rule.expires if (end := read_end(value)) is not None]
             _note_ends(rule, ends, reading)
 
 
 def _keep_claims(rule: Rule, values: Mapping[str, str], reading: Reading) -> None:
     claims = rule.table.claims
     assert claims is not None
-    payload = read_jwt(unquote(values.get(claims.of, ""))) or {}
+    payload = read_jwt(decoded(values.get(claims.of, ""))) or {}
     kept = {name: value for name, value in payload.items() if claims.keeps(name)}
     if kept:
         reading.claims += "#" + json.dumps(kept, sort_keys=True, separators=(",", ":"))

@@ -96,7 +96,8 @@ class Rule:
         groups: Members of a signature and their shapes; one group has to be there as a whole.
         any_value: The shape that a value under any name has to have.
         names: Names of which one is in every link that the rule applies to; empty: the rule asks for none.
-        keep: Names that have to be there, and stay.
+        needs: Names that all have to be there, whichever group it is.
+        keep: Those of them that stay.
         drop: Names that go when the rule applies, besides those of the group that was found.
         expires: What reads the end, and from which fields; `<x>` is a group of `place`.
     """
@@ -110,6 +111,7 @@ class Rule:
     groups: tuple[Group, ...]
     any_value: Shape | None
     names: frozenset[str]
+    needs: frozenset[str]
     keep: frozenset[str]
     drop: frozenset[str]
     expires: tuple[tuple[Callable[..., Expiry | None], tuple[str, ...]], ...]
@@ -169,6 +171,7 @@ def _compile(table: RuleTable, order: int, shapes: Mapping[str, Shape], *, is_sc
     groups = _read_groups(table, shapes)
     any_value = next((shape for group in groups for name, shape in group if name == ANY_NAME), None)
     groups = () if any_value else groups
+    members = [frozenset(name for name, _ in group) for group in groups]
     names = frozenset(group[0][0] for group in groups) or frozenset(table.keep[:1])
     return Rule(
         table=table,
@@ -180,9 +183,10 @@ def _compile(table: RuleTable, order: int, shapes: Mapping[str, Shape], *, is_sc
         groups=groups,
         any_value=any_value,
         names=names,
+        needs=frozenset(table.keep).union(frozenset[str].intersection(*members) if members else ()),
         keep=frozenset(table.keep),
         drop=frozenset(_spellings(table.drop, any_case=table.any_case)) - set(table.keep),
-        expires=tuple(_read_expires(text, known) for text in table.expires),
+        expires=tuple(_read_expires(text, known) for text in _spellings(table.expires, any_case=table.any_case)),
     )
 
 
