@@ -87,10 +87,13 @@ def test_every_rule_has_examples_a_source_and_a_date() -> None:
         assert rule.table.date, rule.name
 
 
-@pytest.mark.parametrize("url", [*(case["url"] for case in CASES.values()), *(param.values[1] for param in EXAMPLES)])
-def test_the_canonical_form_is_its_own(url: str) -> None:
-    text = identify_url(url, NOW).identity.partition("#")[0]
-    assert identify_url(f"https:{text}", NOW).identity == text
+def test_the_canonical_form_is_its_own() -> None:
+    for url in [
+        *(case["url"] for case in CASES.values()),
+        *(url for _, url, _ in (param.values for param in EXAMPLES)),
+    ]:
+        text = identify_url(str(url), NOW).identity.partition("#")[0]
+        assert identify_url(f"https:{text}", NOW).identity == text
 
 
 def test_the_key_is_the_hash_of_the_identity() -> None:

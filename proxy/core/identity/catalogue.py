@@ -86,7 +86,10 @@ def read_tables(tables: Mapping[str, Any]) -> Catalogue:
     """
     shapes = read_shapes(tables["shapes"])
     schemes, providers = tables["schemes"], tables["providers"]
-    rules = [read_rule(table, order, shapes, is_scheme=order < len(schemes)) for order, table in enumerate(schemes + providers)]
+    rules = [
+        read_rule(table, order, shapes, is_scheme=order < len(schemes))
+        for order, table in enumerate(schemes + providers)
+    ]
     return Catalogue(rules, shapes)
 
 

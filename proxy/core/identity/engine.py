@@ -26,13 +26,13 @@ from proxy.core.identity.token import read_jwt
 from proxy.core.model import Key, SourceInfo
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from datetime import datetime
 
     from proxy.core.identity.canonical import Field
     from proxy.core.identity.catalogue import Catalogue
     from proxy.core.identity.expiry import Expiry
-    from proxy.core.identity.rule import Group, Rule, Shape
+    from proxy.core.identity.rule import Claims, Group, Rule
     from proxy.core.model import Source
 
 NESTED_MAX: Final = 2
@@ -140,27 +140,31 @@ def _try(rule: Rule, reading: Reading, catalogue: Catalogue, depth: int) -> None
         return
     if rule.paths is not None and (rule.literal not in reading.path or rule.paths.match(reading.path) is None):
         return
-    match = None
+    group = _find_group(rule.groups, values) if rule.groups else ()
+    if group is None:
+        return
+    places: dict[str, str] = {}
     if rule.place is not None:
         match = rule.place.fullmatch(reading.place)
         if match is None:
             return
-    group: Group = ()
-    if rule.groups:
-        found = next((group for group in rule.groups if _is_there(group, values)), None)
-        if found is None:
-            return
-        group = found
+        places = match.groupdict(default="")
     _note(rule, group, reading)
-    places = match.groupdict(default="") if match else {}
     if rule.expires or group:
         _read_ends(rule, values, places, reading)
     if rule.table.claims is not None:
-        _keep_claims(rule, values, reading)
+        _keep_claims(rule.table.claims, values, reading)
     if rule.table.nested and depth < NESTED_MAX:
-        _look_through(rule, places, reading, catalogue, depth)
+        _look_through(rule.table.nested, places, reading, lambda source: read(source, catalogue, depth + 1))
     if rule.table.becomes and reading.becomes is None:
         reading.becomes = rule.table.becomes.format_map(places)
+
+
+def _find_group(groups: tuple[Group, ...], values: Mapping[str, str]) -> Group | None:
+    for group in groups:
+        if _is_there(group, values):
+            return group
+    return None
 
 
 def _is_there(group: Group, values: Mapping[str, str]) -> bool:
@@ -186,7 +190,7 @@ def _read_ends(rule: Rule, values: Mapping[str, str], places: Mapping[str, str],
     for read_end, names in rule.expires:
         texts = []
         for name in names:
-            text = places[name[1:-1]] if name[0] == "<" else values.get(name)
+            text = (places[name[1:-1]] or None) if name[0] == "<" else values.get(name)
             if text is None:
                 break
             texts.append(decoded(text) if "%" in text else text)
@@ -221,9 +225,7 @@ def _try_values(rule: Rule, reading: Reading) -> None:
             _note_ends(rule, ends, reading)
 
 
-def _keep_claims(rule: Rule, values: Mapping[str, str], reading: Reading) -> None:
-    claims = rule.table.claims
-    assert claims is not None
+def _keep_claims(claims: Claims, values: Mapping[str, str], reading: Reading) -> None:
     payload = read_jwt(decoded(values.get(claims.of, ""))) or {}
     kept = {name: value for name, value in payload.items() if claims.keeps(name)}
     if kept:
@@ -231,17 +233,17 @@ def _keep_claims(rule: Rule, values: Mapping[str, str], reading: Reading) -> Non
 
 
 def _look_through(
-    rule: Rule, places: dict[str, str], reading: Reading, catalogue: Catalogue, depth: int
+    nested: str, places: dict[str, str], reading: Reading, read_inner: Callable[[Source], Reading]
 ) -> None:
     """Put the canonical form of the link inside this one in its place, and learn from it."""
-    nested = rule.table.nested
     in_place = nested.startswith("<")
     name = nested[1:-1] if in_place else nested
     found = read_nested(places[name] if in_place else reading.values[name])
     if found is None:
         return
-    inner = read(found[0], catalogue, depth + 1)
-    text = found[1]("https:" + inner.text)
+    source, write = found
+    inner = read_inner(source)
+    text = write(f"https:{inner.text}")
     if in_place:
         places[name] = text
     else:

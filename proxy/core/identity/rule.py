@@ -6,10 +6,10 @@ Every message of an error names the rule and the field.
 
 from __future__ import annotations
 
+import datetime as dt
 import fnmatch
 import re
 from dataclasses import dataclass
-from datetime import date as Date
 from typing import TYPE_CHECKING, Annotated, Final
 
 import msgspec
@@ -49,7 +49,7 @@ class RuleTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
     name: Text
     source: str = ""
-    date: Date | None = None
+    date: dt.date | None = None
     hosts: tuple[Text, ...] = ()
     shared_hosts: tuple[Text, ...] = ()
     paths: tuple[Text, ...] = ()
@@ -133,7 +133,9 @@ def read_shapes(patterns: Mapping[str, str]) -> dict[str, Shape]:
     Raises:
         ValueError: One is no regular expression.
     """
-    return {name: Shape(_compiled(pattern, f"shapes: {name}"), is_jwt=name == "jwt") for name, pattern in patterns.items()}
+    return {
+        name: Shape(_compiled(pattern, f"shapes: {name}"), is_jwt=name == "jwt") for name, pattern in patterns.items()
+    }
 
 
 def read_rule(table: Mapping[str, object], order: int, shapes: Mapping[str, Shape], *, is_scheme: bool = False) -> Rule:
@@ -229,7 +231,7 @@ def _read_shape(text: str, shapes: Mapping[str, Shape]) -> Shape:
     if len(text) > 2 and text.startswith("/") and text.endswith("/"):
         return Shape(_compiled(text[1:-1], "signed_by"))
     if text not in shapes:
-        raise ValueError(f"signed_by: there is no shape {text!r}; write =text or /regular expression/ for one of your own")
+        raise ValueError(f"signed_by: there is no shape {text!r}; one of your own is =text or /regular expression/")
     return shapes[text]
 
 

@@ -44,7 +44,9 @@ def read_json(data: bytes | None) -> object:
 @lru_cache(maxsize=16)
 def read_jwt(text: str) -> dict[str, object] | None:
     """
-    Read the claims of a JSON Web Token; `None` if it is none: header and payload must be JSON, the header name an `alg`.
+    Read the claims of a JSON Web Token; `None` if it is none.
+
+    Header and payload have to be JSON objects, and the header has to name an `alg`.
 
     OneDrive's `v1.<payload>.<signature>` has no header and is read as well.
     """
