@@ -202,6 +202,8 @@ def _check_places(table: RuleTable, known: frozenset[str]) -> None:
     nested_group = table.nested[1:-1] if table.nested.startswith("<") else None
     if nested_group is not None and (nested_group not in known or f"{{{nested_group}}}" not in table.becomes):
         raise ValueError(f"nested: {table.nested} is not a group of place that becomes holds")
+    if table.nested and nested_group is None and table.nested not in table.keep:
+        raise ValueError(f"nested: {table.nested} has to be in keep")
     if table.claims and not any(table.claims.of in group for group in _group_tables(table)):
         raise ValueError("claims: of has to be a parameter of signed_by")
     if table.stays and not table.signed_by:

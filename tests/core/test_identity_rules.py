@@ -1,0 +1,311 @@
+"""Forms of expiry, links inside links, tokens, and rules that cannot be honoured."""
+
+from __future__ import annotations
+
+import base64
+import json
+import tomllib
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from proxy.core.errors import InvalidSource, SourceForbidden
+from proxy.core.identity import BUILT_IN, identify_url, read_catalogue
+from proxy.core.identity.expiry import FORMS, NEVER, UNTOLD, Expiry
+from proxy.core.identity.rule import read_shapes
+from proxy.core.identity.token import read_json, read_jwt
+
+NOW = datetime(2026, 1, 10, 12, 30, tzinfo=UTC)
+END = datetime(2026, 1, 10, 13, tzinfo=UTC)
+AT = Expiry(END, never=False)
+GOOD = {"name": "Acme", "hosts": ["img.acme.example"]}
+SIG = "x" * 20
+
+
+def encoded(value: object) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return base64.urlsafe_b64encode(text.encode()).rstrip(b"=").decode()
+
+
+def jwt(claims: object, header: object = None) -> str:
+    return ".".join([encoded({"alg": "none"} if header is None else header), encoded(claims), "c2ln"])
+
+
+def policy(value: object) -> str:
+    return base64.b64encode(json.dumps(value).encode()).decode().translate(str.maketrans("+=/", "-_~"))
+
+
+def condition(end: object) -> dict[str, Any]:
+    return {"Condition": {"DateLessThan": {"AWS:EpochTime": end}, "DateGreaterThan": {"AWS:EpochTime": 1}}}
+
+
+ENDS: list[tuple[str, tuple[str, ...], Expiry | None]] = [
+    ("epoch", ("1768050000",), AT),
+    ("epoch", ("999999999",), Expiry(datetime(2001, 9, 9, 1, 46, 39, tzinfo=UTC), never=False)),
+    ("epoch", ("16447017600",), Expiry(datetime(2491, 3, 9, tzinfo=UTC), never=False)),
+    ("epoch", ("2147483647",), Expiry(datetime(2038, 1, 19, 3, 14, 7, tzinfo=UTC), never=True)),
+    ("epoch", ("4294967295",), Expiry(datetime(2106, 2, 7, 6, 28, 15, tzinfo=UTC), never=True)),
+    ("epoch", ("4294967040",), Expiry(datetime(2106, 2, 7, 6, 24, tzinfo=UTC), never=True)),
+    ("epoch", ("",), NEVER),
+    ("epoch", ("-1",), NEVER),
+    ("epoch", ("12345678",), None),
+    ("epoch", ("176805000000",), None),
+    ("epoch", ("\u0661" * 10,), None),
+    ("epoch-ms", ("1768050000000",), AT),
+    ("epoch-ms", ("1768050000",), None),
+    ("epoch-ms", ("",), NEVER),
+    ("epoch-hex", ("69624d50",), AT),
+    ("epoch-hex", ("69624D50",), AT),
+    ("epoch-hex", ("7fffffff",), Expiry(datetime(2038, 1, 19, 3, 14, 7, tzinfo=UTC), never=True)),
+    ("epoch-hex", ("1f600",), None),
+    ("iso", ("2026-01-10T13:00:00Z",), AT),
+    ("iso", ("2026-01-10T13:00Z",), AT),
+    ("iso", ("2026-01-10T13:00:00.0000000Z",), AT),
+    ("iso", ("2026-01-10T14:00:00+01:00",), AT),
+    ("iso", ("2026-01-10T13:00:00",), AT),
+    ("iso", ("2026-01-10",), Expiry(datetime(2026, 1, 10, tzinfo=UTC), never=False)),
+    ("iso", ("2026-02-30",), None),
+    ("iso", ("0001-01-01T00:00:00+01:00",), None),
+    ("iso", ("soon",), None),
+    ("iso", ("",), NEVER),
+    ("start-seconds", ("20260110T120000Z", "3600"), AT),
+    ("start-seconds", ("20261310T120000Z", "3600"), None),
+    ("start-seconds", ("20260110T120000Z", "soon"), None),
+    ("start-seconds", ("99991231T120000Z", "9999999999"), None),
+    ("start-seconds", ("2026-01-10", "3600"), None),
+    ("interval", ("1768046400;1768050000",), AT),
+    ("interval", ("1768050000",), None),
+    ("leading-epoch", ("1768050000-rand-0-md5",), AT),
+    ("leading-epoch", ("1768050000_hmac",), AT),
+    ("leading-epoch", ("1768050000",), None),
+    ("edge-auth", ("st=1~exp=1768050000~acl=/*~hmac=ab",), AT),
+    ("edge-auth", ("exp=1768050000~hmac=ab",), AT),
+    ("edge-auth", ("xexp=1768050000~hmac=ab",), None),
+    ("jwt", (jwt({"exp": 1768050000}),), AT),
+    ("jwt", (jwt({"exp": "1768050000"}),), AT),
+    ("jwt", (jwt({"exp": 1768050000.0}),), AT),
+    ("jwt", (jwt({"exp": 1768050000000}),), AT),
+    ("jwt", (jwt({"exp": True}),), None),
+    ("jwt", (jwt({"exp": [1]}),), None),
+    ("jwt", (jwt({"exp": None}),), NEVER),
+    ("jwt", (jwt({}),), NEVER),
+    ("jwt", (f"v1.{encoded({'exp': '1768050000'})}.c2ln",), AT),
+    ("jwt", ("v1e.abc.c2ln",), None),
+    ("policy", (policy({"Statement": [condition(1768050000)]}),), AT),
+    ("policy", (policy({"Statement": condition(1768050000)}),), AT),
+    ("policy", (policy({"Statement": []}),), None),
+    ("policy", (policy({"Statement": [{}]}),), None),
+    ("policy", (policy([1]),), None),
+    ("policy", ("e",), None),
+    ("bce-auth", ("bce-auth-v1/ak/2026-01-10T12:00:00Z/3600/host/ab",), AT),
+    ("bce-auth", ("bce-auth-v1/ak/2026-01-10T12:00:00Z/-1//ab",), NEVER),
+    ("bce-auth", ("bce-auth-v1/ak/soon/3600/host/ab",), None),
+    ("bce-auth", ("bce-auth-v1/ak",), None),
+    ("packed-interval", ("q-ak=A&q-sign-time=1768046400;1768050000&q=1",), AT),
+    ("packed-interval", ("q-sign-time=1768046400%3B1768050000",), AT),
+    ("packed-interval", ("q-ak=A",), None),
+    ("rails", (encoded({"_rails": {"exp": "2026-01-10T13:00:00.000Z"}}),), AT),
+    ("rails", (encoded({"_rails": {"exp": None}}),), NEVER),
+    ("rails", (encoded("[1]"),), NEVER),
+    ("rails", ("BAhpCg",), NEVER),
+]
+
+
+@pytest.mark.parametrize(("form", "values", "end"), ENDS, ids=[f"{n}-{form}" for n, (form, _, _) in enumerate(ENDS)])
+def test_every_form_of_expiry_is_read(form: str, values: tuple[str, ...], end: Expiry | None) -> None:
+    count, read = FORMS[form]
+    assert len(values) == count
+    assert read(*values) == end
+
+
+def test_every_form_has_a_case() -> None:
+    assert {form for form, _, _ in ENDS} == set(FORMS)
+
+
+def test_a_link_dies_unless_it_says_never_or_ten_years() -> None:
+    assert UNTOLD.dies(NOW)
+    assert AT.dies(NOW)
+    assert AT.dies(datetime(2030, 1, 1, tzinfo=UTC))
+    assert not NEVER.dies(NOW)
+    assert not Expiry(datetime(2037, 1, 1, tzinfo=UTC), never=False).dies(NOW)
+    assert not Expiry(datetime(2026, 2, 1, tzinfo=UTC), never=True).dies(NOW)
+
+
+@pytest.mark.parametrize(
+    "text", ["a.b", f"{encoded([1])}.{encoded({})}.x", jwt({}, {}), jwt([1]), jwt("[" * 100), "\u00e9.\u00e9.\u00e9", "e.e.e"]
+)
+def test_what_is_no_token_is_none(text: str) -> None:
+    assert read_jwt(text) is None
+
+
+@pytest.mark.parametrize("data", [None, b"", b"\xff", b'"\xff"', b'"\\ud800"', b"{" * 70, b"[" * 5000, b"1e999", b"nan"])
+def test_what_is_no_json_is_none(data: bytes | None) -> None:
+    assert read_json(data) is None
+
+
+SIGV4 = f"X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Date=20260110T120000Z&X-Amz-Expires=3600&X-Amz-Signature={'ab' * 32}"
+
+
+@pytest.mark.parametrize(
+    ("url", "identity", "end"),
+    [
+        pytest.param(
+            f"https://wsrv.nl/?w=3&url=https%3A%2F%2Fimg.example.com%2Fa.png%3F{SIGV4.replace('=', '%3D').replace('&', '%26')}",
+            "//wsrv.nl/?url=https://img.example.com/a.png&w=3",
+            END,
+            id="signed",
+        ),
+        pytest.param("https://wsrv.nl/?url=example.com/a.png", "//wsrv.nl/?url=example.com/a.png", None, id="no scheme"),
+        pytest.param("https://wsrv.nl/?url=/%7ea.png", "//wsrv.nl/?url=/~a.png", None, id="path"),
+        pytest.param("https://wsrv.nl/?url=https://u@h/a", "//wsrv.nl/?url=https://u@h/a", None, id="refused"),
+        pytest.param("https://wsrv.nl/?url=https://h/%25ff%ff", "//wsrv.nl/?url=https://h/%25ff%FF", None, id="not text"),
+        pytest.param("https://wsrv.nl/?url=https://h/a+b", "//wsrv.nl/?url=https://h/a+b", None, id="plus or space"),
+        pytest.param("https://wsrv.nl/?url=https://h/a%2Bb", "//wsrv.nl/?url=https://h/a%2Bb", None, id="plus"),
+        pytest.param("https://wsrv.nl/?url=a&url=b", "//wsrv.nl/?url=a&url=b", None, id="twice"),
+        pytest.param(
+            f"https://wsrv.nl/?url={encoded('http://H.example/%7ea')}",
+            f"//wsrv.nl/?url={encoded('https://h.example/~a')}",
+            None,
+            id="base64",
+        ),
+        pytest.param(
+            f"https://qr.example/?data=https://img.example.com/a.png%3F{SIGV4.replace('=', '%3D').replace('&', '%26')}",
+            f"//qr.example/?data=https://img.example.com/a.png%3F{SIGV4.replace('=', '%3D').replace('&', '%26')}",
+            None,
+            id="content",
+        ),
+        pytest.param(
+            f"https://api.together.ai/imgproxy/{'h' * 43}/exp:1768050000/w:1/plain/http%3A%2F%2FH.example%2Fa.png@jpg",
+            "//api.together.ai/imgproxy/w:1/plain/https://h.example/a.png@jpg",
+            END,
+            id="imgproxy plain",
+        ),
+        pytest.param(
+            f"https://api.together.ai/imgproxy/{'h' * 43}/{encoded('http://h.example/a')}/x",
+            f"//api.together.ai/imgproxy/{encoded('http://h.example/a')}/x",
+            None,
+            id="imgproxy, not base64 of a link",
+        ),
+    ],
+)
+def test_a_link_inside_a_known_proxy_is_canonical(url: str, identity: str, end: datetime | None) -> None:
+    info = identify_url(url, NOW)
+    assert (info.identity, info.expires_at) == (identity, end)
+
+
+def test_claims_of_a_link_inside_a_link_count() -> None:
+    def proxied(width: int, exp: int) -> str:
+        token = jwt({"width": width, "exp": exp})
+        return identify_url(f"https://wsrv.nl/?url=https://image.mux.com/x/thumbnail.png%3Ftoken={token}", NOW).identity
+
+    assert proxied(640, 1768050000) == proxied(640, 1770111015)
+    assert proxied(640, 1768050000).endswith('##{"width":640}')
+    assert proxied(640, 1768050000) != proxied(320, 1768050000)
+
+
+def test_a_parameter_that_is_given_twice_signs_nothing() -> None:
+    url = f"https://img.example.com/a.png?{SIGV4}&X-Amz-Signature={'cd' * 32}"
+    info = identify_url(url, NOW)
+    assert not info.temporary
+    assert "X-Amz-Signature" in info.identity
+
+
+def test_tokens_under_two_names_both_tell_their_end() -> None:
+    url = f"https://img.example.com/a.png?a={jwt({'exp': 1770111015})}&b={jwt({'exp': 1768050000})}&b2=ey"
+    info = identify_url(url, NOW)
+    assert info.expires_at == END
+    assert info.scheme == "JSON Web Token"
+    twice = f"https://img.example.com/a.png?a={jwt({'exp': 1768050000})}&a=1"
+    assert not identify_url(twice, NOW).temporary
+
+
+def test_the_earliest_end_counts() -> None:
+    url = f"https://img.example.com/a.png?{SIGV4}&expires=2147483647&signature={'ab' * 32}"
+    info = identify_url(url, NOW)
+    assert (info.expires_at, info.temporary) == (END, True)
+    assert info.identity == "//img.example.com/a.png"
+
+
+def test_another_port_stays_where_a_host_is_folded() -> None:
+    assert identify_url("https://b-1.s3.eu-west-1.amazonaws.com:8443/a", NOW).identity == "//b-1.s3.amazonaws.com:8443/a"
+
+
+def test_a_user_may_know_better() -> None:
+    catalogue = read_catalogue([{"name": "Own fal", "hosts": ["v3.fal.media"], "temporary": False}])
+    info = identify_url("https://v3.fal.media/files/a.png", NOW, catalogue)
+    assert (info.provider, info.temporary) == ("Own fal", False)
+    assert identify_url("https://v3.fal.media/files/a.png", NOW).temporary
+    assert catalogue.known_hosts[0] == "v3.fal.media"
+    assert repr(catalogue) == f"<Catalogue of {len(BUILT_IN.rules) + 1} rules>"
+
+
+def test_a_rule_may_bring_shapes_of_its_own() -> None:
+    rule = {**GOOD, "signed_by": {"k": "=v1", "sig": "/[a-f]{4}/"}}
+    catalogue = read_catalogue([rule])
+    assert identify_url("https://img.acme.example/a?k=v1&sig=abcd", NOW, catalogue).identity == "//img.acme.example/a"
+    assert identify_url("https://img.acme.example/a?k=v2&sig=abcd", NOW, catalogue).identity.endswith("?k=v2&sig=abcd")
+
+
+BAD: list[tuple[dict[str, object], str]] = [
+    ({"hosts": ["a.example"]}, "provider 'number 1': Object missing required field `name`"),
+    ({"name": "Acme"}, "provider 'Acme': hosts: a provider needs at least one"),
+    ({**GOOD, "nmae": 1}, "provider 'Acme': Object contains unknown field `nmae`"),
+    ({**GOOD, "hosts": "a.example"}, "provider 'Acme': hosts: Expected `array`, got `str`"),
+    ({**GOOD, "hosts": [1]}, "provider 'Acme': hosts: Expected `str`, got `int`"),
+    ({**GOOD, "hosts": ["*.com"]}, "provider 'Acme': hosts: '*.com' is no name in lower case, or has a `*` in its last"),
+    ({**GOOD, "hosts": ["A.example"]}, "hosts: 'A.example'"),
+    ({**GOOD, "paths": ["a"]}, "provider 'Acme': paths: 'a' does not begin with"),
+    ({**GOOD, "place": "("}, "provider 'Acme': place: missing ), unterminated subpattern"),
+    ({**GOOD, "place": ".*", "becomes": "{x}/"}, "provider 'Acme': becomes: {x} is not a group of place"),
+    ({**GOOD, "place": "(?P<x>.*)", "becomes": "x"}, "provider 'Acme': becomes: holds no path"),
+    ({**GOOD, "nested": "<x>"}, "provider 'Acme': nested: <x> is not a group of place that becomes holds"),
+    ({**GOOD, "nested": "url"}, "provider 'Acme': nested: url has to be in keep"),
+    ({**GOOD, "signed_by": {"t": "shiny"}}, "provider 'Acme': signed_by: there is no shape 'shiny'"),
+    ({**GOOD, "signed_by": {"t": "/(/"}}, "provider 'Acme': signed_by: missing )"),
+    ({**GOOD, "signed_by": {"*": "jwt"}}, "provider 'Acme': signed_by: `*` stands alone, with stays = true"),
+    ({**GOOD, "stays": True}, "provider 'Acme': stays: there is no signed_by"),
+    ({**GOOD, "claims": {"of": "t"}}, "provider 'Acme': claims: of has to be a parameter of signed_by"),
+    ({**GOOD, "claims": {}}, "provider 'Acme': claims: Object missing required field `of`"),
+    ({**GOOD, "expires": ["someday x"]}, "provider 'Acme': expires: there is no form 'someday'"),
+    ({**GOOD, "expires": ["epoch"]}, "provider 'Acme': expires: epoch is read from 1 field, not 0"),
+    ({**GOOD, "expires": ["start-seconds a"]}, "provider 'Acme': expires: start-seconds is read from 2 fields, not 1"),
+    ({**GOOD, "expires": ["epoch <x>"]}, "provider 'Acme': expires: <x> is not a group of place"),
+    ({**GOOD, "examples": ["https://other.example/"]}, "provider 'Acme': examples: the rule does not apply to number 1"),
+    ({**GOOD, "counterexamples": ["https://img.acme.example/"]}, "counterexamples: the rule applies to number 1"),
+    ({**GOOD, "examples": ["ftp://x/"]}, "provider 'Acme': examples: number 1: the source URL is not an absolute"),
+]
+
+
+@pytest.mark.parametrize(("table", "message"), BAD, ids=[f"{n}" for n in range(len(BAD))])
+def test_a_rule_that_cannot_be_honoured_is_refused_by_name_and_field(table: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match="^(provider|scheme)") as caught:
+        read_catalogue([table])
+    assert message in str(caught.value)
+
+
+def test_a_shape_that_is_no_pattern_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match=r"^shapes: odd: "):
+        read_shapes({"odd": "("})
+
+
+def test_what_read_source_refuses_is_refused() -> None:
+    with pytest.raises(InvalidSource):
+        identify_url("javascript:alert(1)", NOW)
+    with pytest.raises(SourceForbidden):
+        identify_url("https://user@example.com/", NOW)
+
+
+def test_the_documented_provider_works() -> None:
+    text = Path("docs/identity.md").read_text("utf-8")
+    config = tomllib.loads(text.partition("```toml\n")[2].partition("```")[0])
+    catalogue = read_catalogue(config["sources"]["providers"])
+    table = config["sources"]["providers"][0]
+    assert table["examples"]
+    assert table["counterexamples"]
+    infos = [identify_url(url, NOW, catalogue) for url in table["examples"]]
+    assert len({info.key for info in infos}) == 1
+    assert all(info.provider == table["name"] and info.temporary and info.expires_at for info in infos)
+    others = {identify_url(url, NOW, catalogue).key for url in table["counterexamples"]}
+    assert not others & {info.key for info in infos}
