@@ -134,33 +134,41 @@ def test_a_link_dies_unless_it_says_never_or_ten_years() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["a.b", f"{encoded([1])}.{encoded({})}.x", jwt({}, {}), jwt([1]), jwt("[" * 100), "\u00e9.\u00e9.\u00e9", "e.e.e"]
+    "text",
+    ["a.b", f"{encoded([1])}.{encoded({})}.x", jwt({}, {}), jwt([1]), jwt("[" * 100), "\u00e9.\u00e9.\u00e9", "e.e.e"],
 )
 def test_what_is_no_token_is_none(text: str) -> None:
     assert read_jwt(text) is None
 
 
-@pytest.mark.parametrize("data", [None, b"", b"\xff", b'"\xff"', b'"\\ud800"', b"{" * 70, b"[" * 5000, b"1e999", b"nan"])
+@pytest.mark.parametrize(
+    "data", [None, b"", b"\xff", b'"\xff"', b'"\\ud800"', b"{" * 70, b"[" * 5000, b"1e999", b"nan"]
+)
 def test_what_is_no_json_is_none(data: bytes | None) -> None:
     assert read_json(data) is None
 
 
 SIGV4 = f"X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Date=20260110T120000Z&X-Amz-Expires=3600&X-Amz-Signature={'ab' * 32}"
+SIGV4_INSIDE = SIGV4.replace("=", "%3D").replace("&", "%26")
 
 
 @pytest.mark.parametrize(
     ("url", "identity", "end"),
     [
         pytest.param(
-            f"https://wsrv.nl/?w=3&url=https%3A%2F%2Fimg.example.com%2Fa.png%3F{SIGV4.replace('=', '%3D').replace('&', '%26')}",
+            f"https://wsrv.nl/?w=3&url=https%3A%2F%2Fimg.example.com%2Fa.png%3F{SIGV4_INSIDE}",
             "//wsrv.nl/?url=https://img.example.com/a.png&w=3",
             END,
             id="signed",
         ),
-        pytest.param("https://wsrv.nl/?url=example.com/a.png", "//wsrv.nl/?url=example.com/a.png", None, id="no scheme"),
+        pytest.param(
+            "https://wsrv.nl/?url=example.com/a.png", "//wsrv.nl/?url=example.com/a.png", None, id="no scheme"
+        ),
         pytest.param("https://wsrv.nl/?url=/%7ea.png", "//wsrv.nl/?url=/~a.png", None, id="path"),
         pytest.param("https://wsrv.nl/?url=https://u@h/a", "//wsrv.nl/?url=https://u@h/a", None, id="refused"),
-        pytest.param("https://wsrv.nl/?url=https://h/%25ff%ff", "//wsrv.nl/?url=https://h/%25ff%FF", None, id="not text"),
+        pytest.param(
+            "https://wsrv.nl/?url=https://h/%25ff%ff", "//wsrv.nl/?url=https://h/%25ff%FF", None, id="not text"
+        ),
         pytest.param("https://wsrv.nl/?url=https://h/a+b", "//wsrv.nl/?url=https://h/a+b", None, id="plus or space"),
         pytest.param("https://wsrv.nl/?url=https://h/a%2Bb", "//wsrv.nl/?url=https://h/a%2Bb", None, id="plus"),
         pytest.param("https://wsrv.nl/?url=a&url=b", "//wsrv.nl/?url=a&url=b", None, id="twice"),
@@ -171,8 +179,8 @@ SIGV4 = f"X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Date=20260110T120000Z&X-Amz-Exp
             id="base64",
         ),
         pytest.param(
-            f"https://qr.example/?data=https://img.example.com/a.png%3F{SIGV4.replace('=', '%3D').replace('&', '%26')}",
-            f"//qr.example/?data=https://img.example.com/a.png%3F{SIGV4.replace('=', '%3D').replace('&', '%26')}",
+            f"https://qr.example/?data=https://img.example.com/a.png%3F{SIGV4_INSIDE}",
+            f"//qr.example/?data=https://img.example.com/a.png%3F{SIGV4_INSIDE}",
             None,
             id="content",
         ),
@@ -229,7 +237,9 @@ def test_the_earliest_end_counts() -> None:
 
 
 def test_another_port_stays_where_a_host_is_folded() -> None:
-    assert identify_url("https://b-1.s3.eu-west-1.amazonaws.com:8443/a", NOW).identity == "//b-1.s3.amazonaws.com:8443/a"
+    assert (
+        identify_url("https://b-1.s3.eu-west-1.amazonaws.com:8443/a", NOW).identity == "//b-1.s3.amazonaws.com:8443/a"
+    )
 
 
 def test_a_user_may_know_better() -> None:
@@ -254,7 +264,10 @@ BAD: list[tuple[dict[str, object], str]] = [
     ({**GOOD, "nmae": 1}, "provider 'Acme': Object contains unknown field `nmae`"),
     ({**GOOD, "hosts": "a.example"}, "provider 'Acme': hosts: Expected `array`, got `str`"),
     ({**GOOD, "hosts": [1]}, "provider 'Acme': hosts: Expected `str`, got `int`"),
-    ({**GOOD, "hosts": ["*.com"]}, "provider 'Acme': hosts: '*.com' is no name in lower case, or has a `*` in its last"),
+    (
+        {**GOOD, "hosts": ["*.com"]},
+        "provider 'Acme': hosts: '*.com' is no name in lower case, or has a `*` in its last",
+    ),
     ({**GOOD, "hosts": ["A.example"]}, "hosts: 'A.example'"),
     ({**GOOD, "paths": ["a"]}, "provider 'Acme': paths: 'a' does not begin with"),
     ({**GOOD, "place": "("}, "provider 'Acme': place: missing ), unterminated subpattern"),
@@ -272,7 +285,10 @@ BAD: list[tuple[dict[str, object], str]] = [
     ({**GOOD, "expires": ["epoch"]}, "provider 'Acme': expires: epoch is read from 1 field, not 0"),
     ({**GOOD, "expires": ["start-seconds a"]}, "provider 'Acme': expires: start-seconds is read from 2 fields, not 1"),
     ({**GOOD, "expires": ["epoch <x>"]}, "provider 'Acme': expires: <x> is not a group of place"),
-    ({**GOOD, "examples": ["https://other.example/"]}, "provider 'Acme': examples: the rule does not apply to number 1"),
+    (
+        {**GOOD, "examples": ["https://other.example/"]},
+        "provider 'Acme': examples: the rule does not apply to number 1",
+    ),
     ({**GOOD, "counterexamples": ["https://img.acme.example/"]}, "counterexamples: the rule applies to number 1"),
     ({**GOOD, "examples": ["ftp://x/"]}, "provider 'Acme': examples: number 1: the source URL is not an absolute"),
 ]
@@ -280,7 +296,7 @@ BAD: list[tuple[dict[str, object], str]] = [
 
 @pytest.mark.parametrize(("table", "message"), BAD, ids=[f"{n}" for n in range(len(BAD))])
 def test_a_rule_that_cannot_be_honoured_is_refused_by_name_and_field(table: dict[str, object], message: str) -> None:
-    with pytest.raises(ValueError, match="^(provider|scheme)") as caught:
+    with pytest.raises(ValueError, match=r"^provider '") as caught:
         read_catalogue([table])
     assert message in str(caught.value)
 
