@@ -9,8 +9,9 @@ A member of a signature that is given twice is no member: which of the two the o
 
 from __future__ import annotations
 
-import json
+from collections import Counter
 from hashlib import sha256
+from json import JSONEncoder
 from typing import TYPE_CHECKING, Final
 
 from proxy.core.identity.canonical import (
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 
 NESTED_MAX: Final = 2
 """Proxies of proxies that are looked through; deeper ones are texts like any other."""
+
+_write_claims: Final = JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 
 
 class Reading:
@@ -69,8 +72,8 @@ class Reading:
         self.fields: list[Field] = read_fields(query) if query else []
         self.values: dict[str, str] = {name: value for name, _, value in self.fields}
         if len(self.values) != len(self.fields):
-            names = [name for name, _, _ in self.fields]
-            self.values = {name: value for name, value in self.values.items() if names.count(name) == 1}
+            counts = Counter(name for name, _, _ in self.fields)
+            self.values = {name: value for name, value in self.values.items() if counts[name] == 1}
         self.rules: list[Rule] = []
         self.dropped: set[str] = set()
         self.becomes: str | None = None
@@ -229,7 +232,7 @@ def _keep_claims(claims: Claims, values: Mapping[str, str], reading: Reading) ->
     payload = read_jwt(decoded(values.get(claims.of, ""))) or {}
     kept = {name: value for name, value in payload.items() if claims.keeps(name)}
     if kept:
-        reading.claims += "#" + json.dumps(kept, sort_keys=True, separators=(",", ":"))
+        reading.claims += "#" + _write_claims(kept)
 
 
 def _look_through(
