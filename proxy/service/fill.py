@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 RECENT_BYTES_MAX: Final = 1_048_576
 """So many of the newest bytes stay in memory, once per fill: readers who keep up need no look at the draft."""
+RECENT_CHUNKS_MAX: Final = 256
+"""And in so many pieces at most: an origin that sends byte by byte must cost neither memory nor long searches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +154,7 @@ class Fill:
         self._holders -= 1
         if self._holders == 0:
             self._recent.clear()
-            for draft in self._drafts:
+            for draft in reversed(self._drafts):
                 await draft.aclose()
 
     @property
@@ -194,7 +196,7 @@ class Fill:
         height = self._draft.size
         self._recent.append((height - len(chunk), chunk))
         self._recent_bytes += len(chunk)
-        while self._recent_bytes > RECENT_BYTES_MAX:
+        while self._recent_bytes > RECENT_BYTES_MAX or len(self._recent) > RECENT_CHUNKS_MAX:
             self._recent_bytes -= len(self._recent.popleft()[1])
         self._tide.rise(height - 1)
         return fault

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Final
 from cachetools import LRUCache
 
 from proxy.collapse import Flights
+from proxy.core import identity
 from proxy.core.errors import ImgkeepError, LoopDetected, OriginError, SourceForbidden, StorageError
-from proxy.core.identity import identify
 from proxy.core.policy import judge
 from proxy.core.stored import read_object_name
 from proxy.service.failures import Failures
@@ -69,9 +69,17 @@ class Delivery:
 class Keeper:
     """Finds, fills and delivers images. One per process; the `Tower` of its fills."""
 
-    def __init__(
-        self, *, store: Store, catalog: Catalog, policy: Policy, neighbours: Neighbours, timer: Callable[[], float]
+    def __init__(  # noqa: PLR0913 - all by keyword, in one place
+        self,
+        *,
+        store: Store,
+        catalog: Catalog,
+        policy: Policy,
+        neighbours: Neighbours,
+        timer: Callable[[], float],
+        identify: Callable[[Source], SourceInfo] = identity.identify,
     ) -> None:
+        self.identify = identify
         self._store = store
         self._catalog = catalog
         self._policy = policy
@@ -98,16 +106,12 @@ class Keeper:
         reason = judge(source, self._policy)
         if reason is not None:
             raise SourceForbidden(f"the source is refused: {reason}")
-        info = identify(source)
+        info = self.identify(source)
         while True:
             delivery, fault = await self._find(info)
             if delivery is not None:
                 return delivery
-            remembered = self._failures.find(source)
-            if remembered is not None:
-                raise remembered
-            if came_from_us:
-                raise LoopDetected("the request came from this server or from another node of it")
+            self._check_departure(source, fault, came_from_us=came_from_us)
             # No await between the look-up's last word and the departure: see collapse.py.
             fill, departs = self._flights.join(info.key, lambda: Fill(source, info, self._to, self))
             fill.hold()
@@ -118,7 +122,7 @@ class Keeper:
                 if fill.source != source:
                     continue  # somebody else's link failed; ours gets a try of its own
                 if fault is not None:
-                    raise StorageError("the store cannot be read, and the origin no longer has the image") from error
+                    raise _neither(fault) from error
                 raise
             except BaseException:
                 await fill.aclose()
@@ -145,6 +149,9 @@ class Keeper:
     def failed(self, source: Source, error: BaseException) -> None:
         if isinstance(error, ImgkeepError):
             self._failures.remember(source, error)
+        else:
+            # Its readers tell as well, but there may be none left.
+            log.error("a fill failed as nobody foresaw", exc_info=error)
 
     async def land(self) -> None:
         """Wait until the fills in the air have landed."""
@@ -152,6 +159,14 @@ class Keeper:
 
     async def aclose(self) -> None:
         await self._flights.aclose()
+
+    def _check_departure(self, source: Source, fault: StorageError | None, *, came_from_us: bool) -> None:
+        """Raise what spares the origin a request."""
+        remembered = self._failures.find(source)
+        if remembered is not None:
+            raise remembered if fault is None else _neither(fault)
+        if came_from_us:
+            raise fault or LoopDetected("the request came from this server or from another node of it")
 
     async def _find(self, info: SourceInfo) -> tuple[Delivery | None, StorageError | None]:
         """Find what is stored under a key. A fault is not a miss: it is told beside the `None`."""
@@ -166,7 +181,8 @@ class Keeper:
             return None, None
         if body is None:
             log.error("object missing or damaged", extra={"key": info.key, "digest": record.digest})
-            self._records.pop(info.key, None)
+            if self._records.get(info.key) is record:  # and not what a fill has stored since
+                del self._records[info.key]
             return None, None
         name = _name_for_people(record.key, record.format)
         return Delivery(Outcome.HIT, record.format, record.etag, name, body, record.object_name), None
@@ -199,6 +215,11 @@ class Keeper:
         if not head.keeping:
             outcome = Outcome.UNKEPT
         return Delivery(outcome, head.format, head.etag, _name_for_people(info.key, head.format), fill)
+
+
+def _neither(fault: StorageError) -> StorageError:
+    """Neither store nor origin gave the image: what is stored may be there all the same, so this is no 404."""
+    return StorageError(f"the store cannot be read, and the origin does not give the image: {fault}")
 
 
 def _name_for_people(name: str, format_: Format) -> str:

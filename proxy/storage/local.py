@@ -19,6 +19,7 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from secrets import token_hex
+from threading import Lock
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import aiofiles
@@ -97,7 +98,7 @@ class LocalStore:
         try:
             async with aiofiles.open(path, "rb", executor=self._threads) as file:
                 data = await file.read(RECORD_BYTES_MAX)
-            return decode_record(data)
+            return _read_record(data, path.name)
         except FileNotFoundError:
             await self._run(self._insist_on_root)
             return None
@@ -133,9 +134,11 @@ class LocalStore:
     def records(self) -> Iterator[tuple[str, Record | RecordUnreadable]]:
         for path in self._walk(RECORDS):
             try:
-                yield path, decode_record((self.root / path).read_bytes())
+                yield path, _read_record((self.root / path).read_bytes(), path.rpartition("/")[2])
             except RecordUnreadable as error:
                 yield path, error
+            except FileNotFoundError:
+                continue  # deleted since its folder was listed
 
     def objects(self) -> Iterator[str]:
         return self._walk(OBJECTS)
@@ -148,9 +151,13 @@ class LocalStore:
         self._set_aside(self.root / path)
 
     def _walk(self, folder: str) -> Iterator[str]:
-        """Walk in a fixed order, one of the 256 folders in memory at a time."""
+        """Walk in a fixed order, one of the 256 folders in memory at a time. One that cannot be read is a fault."""
+        self._insist_on_root()
         for number in range(256):
-            names = sorted(path.name for path in (self.root / folder / f"{number:02x}").glob("*"))
+            try:
+                names = sorted(path.name for path in (self.root / folder / f"{number:02x}").iterdir())
+            except FileNotFoundError:
+                continue
             yield from (f"{folder}/{number:02x}/{name}" for name in names)
 
     async def _run(self, work: Callable[..., T], *args: object) -> T:
@@ -187,25 +194,35 @@ class LocalStore:
 
     def _open(self, name: str, size: int | None) -> Body | None:
         path = self.root / object_path(name)
+        digest = name.partition(".")[0]
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             self._insist_on_root()
             return None
-        body = LocalBody(descriptor, os.fstat(descriptor).st_size, self._threads)
-        damaged = size is not None and body.size != size
-        if not damaged and body.size > HOT_OBJECT_BYTES_MAX:
-            return body
+        keep_open = False
         try:
-            data = b"" if damaged else _pread(descriptor, 0, body.size)
-        finally:
-            os.close(descriptor)
-        if damaged or sha256(data).hexdigest() != name.partition(".")[0]:
-            self._set_aside(path)
+            found = os.fstat(descriptor).st_size
+            if found > HOT_OBJECT_BYTES_MAX:
+                # Too large to be hashed at every read. When the sizes differ the hash decides which of them is wrong:
+                # a record that lies must not cost us a good object.
+                if found == size or size is None or _hash(descriptor, found) == digest:
+                    keep_open = True
+                    return LocalBody(descriptor, found, self._threads)
+            else:
+                data = _pread(descriptor, 0, found)
+                if sha256(data).hexdigest() == digest:
+                    return MemoryBody(data)
+            # Another reader may have set it aside already, and a fill put a good one in its place.
+            if files.is_named(descriptor, path):
+                self._set_aside(path)
             return None
-        return MemoryBody(data)
+        finally:
+            if not keep_open:
+                os.close(descriptor)
 
     def _commit(self, draft: LocalDraft, record: Record) -> None:
+        self._insist_on_ours(self.root / record_path(record.key))
         draft.sync()
         # The record's bytes are on the disk before the body gets its name: a full disk is noticed with nothing done.
         partial = self._partial()
@@ -213,7 +230,19 @@ class LocalStore:
             files.publish(draft.path, self.root / object_path(record.object_name))
             files.publish(partial, self.root / record_path(record.key))
 
+    def _insist_on_ours(self, path: Path) -> None:
+        """Refuse to overwrite or remove what a newer version wrote: it knows more than we do."""
+        try:
+            _read_record(path.read_bytes(), path.name)
+        except FileNotFoundError:
+            return
+        except RecordTooNew as error:
+            raise StorageError(f"the record was {error}") from None
+        except RecordUnreadable:
+            return
+
     def _delete(self, path: Path) -> None:
+        self._insist_on_ours(path)
         try:
             path.unlink()
         except FileNotFoundError:
@@ -223,7 +252,11 @@ class LocalStore:
     def _set_aside(self, path: Path) -> None:
         folder = self.root / DAMAGED
         files.make_folder(folder)
-        files.publish(path, folder / f"{path.name}.{token_hex(4)}")
+        try:
+            files.publish(path, folder / f"{path.name}.{token_hex(4)}")
+        except FileNotFoundError:
+            return  # somebody else was quicker
+        files.sync_folder(path.parent)
 
 
 class LocalBody:
@@ -254,6 +287,10 @@ class LocalDraft:
         self._threads = threads
         self._hash = sha256()
         self._size = 0
+        self._closed = False
+        # Whoever waits for a write may be cancelled, the thread that writes may not: were the descriptor closed under
+        # it, its bytes could end up in the file that gets the same number next.
+        self._lock = Lock()
 
     @property
     def size(self) -> int:
@@ -274,28 +311,44 @@ class LocalDraft:
         return await _read(self._descriptor, offset, min(size, self._size - offset), self._threads)
 
     async def judge(self, verdict: Callable[[bytearray | mmap.mmap], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._judge, verdict)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, self._judge, verdict)
+        except OSError as error:
+            raise _fault(error) from None
 
     def sync(self) -> None:
         """Make the bytes durable. Blocks."""
-        os.fsync(self._descriptor)
+        with self._lock:
+            self._insist_on_open()
+            os.fsync(self._descriptor)
 
     async def aclose(self) -> None:
-        await asyncio.get_running_loop().run_in_executor(self._threads, self._close)
+        # Whoever waits may be cancelled, and the file must go all the same.
+        await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._threads, self._close))
 
     def _append(self, data: bytes) -> None:
         # Hashed only once written: after a fault the draft is what it was before.
-        files.write_all(self._descriptor, data)
-        self._hash.update(data)
+        with self._lock:
+            self._insist_on_open()
+            files.write_all(self._descriptor, data)
+            self._hash.update(data)
+
+    def _insist_on_open(self) -> None:
+        if self._closed:
+            raise OSError(errno.EBADF, "")
 
     def _judge(self, verdict: Callable[[bytearray | mmap.mmap], T]) -> T:
         with mmap.mmap(self._descriptor, self._size, access=mmap.ACCESS_READ) as view:
             return verdict(view)
 
     def _close(self) -> None:
-        os.close(self._descriptor)
-        if not self.kept:
-            files.remove(self.path)
+        try:
+            with self._lock:
+                self._closed = True
+                os.close(self._descriptor)
+        finally:
+            if not self.kept:
+                files.remove(self.path)
 
 
 async def _read(descriptor: int, offset: int, size: int, threads: ThreadPoolExecutor) -> bytes:
@@ -315,6 +368,21 @@ def _pread(descriptor: int, offset: int, size: int) -> bytes:
     while len(data) < size and (piece := os.pread(descriptor, size - len(data), offset + len(data))):
         data += piece
     return bytes(data)
+
+
+def _hash(descriptor: int, size: int) -> str:
+    digest = sha256()
+    for offset in range(0, size, HOT_OBJECT_BYTES_MAX):
+        digest.update(os.pread(descriptor, HOT_OBJECT_BYTES_MAX, offset))
+    return digest.hexdigest()
+
+
+def _read_record(data: bytes, name: str) -> Record:
+    """Read a record's JSON. Under another name than its key's it is a damaged file, not another image's record."""
+    record = decode_record(data)
+    if name != f"{record.key}.json":
+        raise RecordUnreadable("the key is not that of the file's name")
+    return record
 
 
 def _fault(error: OSError) -> StorageError:

@@ -8,7 +8,6 @@ from aiohttp import web
 
 from proxy.core.errors import LoopDetected
 from proxy.core.headers import passed_through_us
-from proxy.core.identity import identify
 from proxy.core.source import read_img_query
 from proxy.web.delivery import respond
 from proxy.web.site import NOTES, SITE
@@ -25,7 +24,7 @@ async def img(request: web.Request) -> web.StreamResponse:
     own = None if site.public is None else _own_path(source, site.public)
     if own is not None:
         return await _own(request, own)
-    request[NOTES].key = identify(source).key
+    request[NOTES].key = site.keeper.identify(source).key
     delivery = await site.keeper.deliver(source, came_from_us=passed_through_us(request.headers))
     return await respond(request, delivery)
 
