@@ -66,7 +66,7 @@ to their back ends: whoever closes first must not be us, or a request meets a cl
 LINGER_TIMEOUT_S: Final = 5
 """For the rest of a request body that nobody asked for."""
 NAME_THREADS_PER_FETCH: Final = 2
-"""The system's resolver blocks its thread, for up to half a minute when no name server answers; fetches give up sooner."""
+"""The system's resolver blocks its thread, for half a minute when no name server answers; fetches give up sooner."""
 DRAIN_NOTICE_S: Final = 2
 """Between `/readyz` saying `draining` and the listener closing: load balancers ask every second or two."""
 GRACE_S: Final = 20

@@ -74,14 +74,27 @@ class Fill:
     Attributes:
         source: The link that this fill tries; followers with another link may want a try of their own.
         head: Resolved once with what was judged, or with the failure.
+
+    Args:
+        fault: Why nobody could tell whether the image is stored already. It is fetched for those who ask, and not kept:
+            what an origin sends now must not replace what may be there.
     """
 
-    def __init__(self, source: Source, info: SourceInfo, neighbours: Neighbours, tower: Tower) -> None:
+    def __init__(
+        self,
+        source: Source,
+        info: SourceInfo,
+        neighbours: Neighbours,
+        tower: Tower,
+        *,
+        fault: StorageError | None = None,
+    ) -> None:
         self.source = source
         self.head: asyncio.Future[Head] = asyncio.get_running_loop().create_future()
         self._info = info
         self._to = neighbours
         self._tower = tower
+        self._fault = fault
         self._tide = Tide()
         self._drafts: list[Draft] = []
         """The last one is written to; one before it is a disk's that failed, which readers may still be reading."""
@@ -180,7 +193,7 @@ class Fill:
 
     async def _begin(self, size: int | None) -> tuple[Draft, StorageError | None]:
         try:
-            return await self._to.disk.begin(size), None
+            return await self._to.disk.begin(size), self._fault
         except StorageError as fault:
             return await self._to.memory.begin(size), fault
 

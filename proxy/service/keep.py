@@ -11,6 +11,7 @@ import asyncio
 import logging
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from cachetools import LRUCache
@@ -31,8 +32,10 @@ if TYPE_CHECKING:
     from proxy.ports import Body, Catalog, Store
     from proxy.service.fill import Neighbours
 
-RECORDS_MAX: Final = 65_536
-"""Records held in memory, about 1.2 kB each: 80 MB when full."""
+RECORDS_BYTES_MAX: Final = 67_108_864
+"""For the records held in memory: some 60,000 of them, fewer when their links are long."""
+RECORD_BYTES: Final = 800
+"""What a record takes in memory, its identity left out."""
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +87,9 @@ class Keeper:
         self._catalog = catalog
         self._policy = policy
         self._to = neighbours
-        self._records: LRUCache[Key, Record] = LRUCache(RECORDS_MAX)
+        self._records: LRUCache[Key, Record] = LRUCache(
+            RECORDS_BYTES_MAX, getsizeof=lambda record: RECORD_BYTES + len(record.identity)
+        )
         self._flights: Flights[Fill] = Flights()
         self._failures = Failures(timer)
 
@@ -113,7 +118,7 @@ class Keeper:
                 return delivery
             self._check_departure(source, fault, came_from_us=came_from_us)
             # No await between the look-up's last word and the departure: see collapse.py.
-            fill, departs = self._flights.join(info.key, lambda: Fill(source, info, self._to, self))
+            fill, departs = self._flights.join(info.key, partial(Fill, source, info, self._to, self, fault=fault))
             fill.hold()
             try:
                 return await self._follow(fill, info, departs=departs)
@@ -175,17 +180,26 @@ class Keeper:
             # A fill may have landed while we looked elsewhere.
             record = record or self._records.get(info.key)
             body = None if record is None else await self._store.fetch(record.object_name, record.size)
+            if record is not None and body is None:
+                record, body = await self._find_again(record)
         except StorageError as fault:
             return None, fault
-        if record is None:
-            return None, None
-        if body is None:
-            log.error("object missing or damaged", extra={"key": info.key, "digest": record.digest})
-            if self._records.get(info.key) is record:  # and not what a fill has stored since
-                del self._records[info.key]
+        if record is None or body is None:
             return None, None
         name = _name_for_people(record.key, record.format)
         return Delivery(Outcome.HIT, record.format, record.etag, name, body, record.object_name), None
+
+    async def _find_again(self, lacking: Record) -> tuple[Record | None, Body | None]:
+        """The object of a record is missing or damaged: the store's own record may name another, newer one."""
+        key = lacking.key
+        log.error("object missing or damaged", extra={"key": key, "digest": lacking.digest})
+        record = await self._store.find(key)
+        if record is None or record.digest == lacking.digest:
+            if self._records.get(key) is lacking:  # and not what a fill has stored since
+                del self._records[key]
+            return None, None
+        await self.kept(record)
+        return record, await self._store.fetch(record.object_name, record.size)
 
     async def _find_record(self, key: Key) -> Record | None:
         record = await self._find_in_catalog(key)

@@ -17,6 +17,7 @@ import mmap
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from hashlib import sha256
 from secrets import token_hex
 from threading import Lock
@@ -57,6 +58,9 @@ THREADS: Final = 8
 HOT_OBJECT_BYTES_MAX: Final = 1_048_576
 """A larger object is read in pieces: in memory it would push out many that are asked for more often."""
 
+TIMEOUT_S: Final = 30
+"""A disk that takes longer is as good as gone. A spinning one that wakes up takes ten."""
+
 T = TypeVar("T")
 
 
@@ -70,6 +74,7 @@ class LocalStore:
         self._free_bytes_min = free_bytes_min
         self._hot: LRUCache[str, bytes] = LRUCache(hot_bytes_max, getsizeof=len)
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="disk")
+        self._device: int | None = None
 
     async def open(self) -> None:
         """
@@ -96,7 +101,7 @@ class LocalStore:
     async def find(self, key: Key) -> Record | None:
         path = self.root / record_path(key)
         try:
-            async with aiofiles.open(path, "rb", executor=self._threads) as file:
+            async with asyncio.timeout(TIMEOUT_S), aiofiles.open(path, "rb", executor=self._threads) as file:
                 data = await file.read(RECORD_BYTES_MAX)
             return _read_record(data, path.name)
         except FileNotFoundError:
@@ -120,8 +125,7 @@ class LocalStore:
         return body
 
     async def begin(self, size: int | None) -> LocalDraft:
-        path = self._partial()
-        return LocalDraft(path, await self._run(self._begin, path, size or 0), self._threads)
+        return await self._run(self._begin, size or 0)
 
     async def put(self, draft: Draft, record: Record) -> None:
         assert isinstance(draft, LocalDraft)
@@ -161,14 +165,25 @@ class LocalStore:
             yield from (f"{folder}/{number:02x}/{name}" for name in names)
 
     async def _run(self, work: Callable[..., T], *args: object) -> T:
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, work, *args)
-        except OSError as error:
-            raise _fault(error) from None
+        return await _run(self._threads, work, *args)
 
     def _lay_out(self) -> None:
-        for folder in (PARTIAL, OBJECTS, RECORDS):
-            files.make_folder(self.root / folder)
+        """
+        Make the folders that are missing, but never on another file system than before: that would be the empty place
+        under a volume that is not mounted, and what is kept there would vanish once it is.
+        """
+        folders = [self.root / folder for folder in (PARTIAL, OBJECTS, RECORDS)]
+        if not all(folder.is_dir() for folder in folders):
+            place = next(path for path in (self.root, *self.root.parents) if path.exists())
+            if self._device not in {None, place.stat().st_dev}:
+                raise StorageError("the file system of the store is not mounted")
+            for folder in folders:
+                files.make_folder(folder)
+        self._device = self.root.stat().st_dev
+
+    def _insist_on_root(self) -> None:
+        if not (self.root / RECORDS).is_dir():
+            raise StorageError("the folder of the store is gone")
 
     def _partial(self) -> Path:
         return self.root / PARTIAL / token_hex(8)
@@ -181,16 +196,12 @@ class LocalStore:
                 raise OSError(errno.EIO, "")
         return shutil.disk_usage(self.root).free
 
-    def _insist_on_root(self) -> None:
-        if not (self.root / RECORDS).is_dir():
-            raise StorageError("the folder of the store is gone")
-
-    def _begin(self, path: Path, size: int) -> int:
-        if not path.parent.is_dir():
-            self._lay_out()
+    def _begin(self, size: int) -> LocalDraft:
+        self._lay_out()
         if shutil.disk_usage(self.root).free - size < self._free_bytes_min:
             raise StorageError("less than store.free_bytes_min would be left free on the disk")
-        return files.create_partial(path)
+        path = self._partial()
+        return LocalDraft(path, files.create_partial(path), self._threads)
 
     def _open(self, name: str, size: int | None) -> Body | None:
         path = self.root / object_path(name)
@@ -274,6 +285,9 @@ class LocalBody:
         return await _read(self._descriptor, offset, min(size, self.size - offset), self._threads)
 
     async def aclose(self) -> None:
+        self.close()
+
+    def close(self) -> None:
         os.close(self._descriptor)
 
 
@@ -301,20 +315,14 @@ class LocalDraft:
         return Digest(self._hash.hexdigest())
 
     async def write(self, data: bytes) -> None:
-        try:
-            await asyncio.get_running_loop().run_in_executor(self._threads, self._append, data)
-        except OSError as error:
-            raise _fault(error) from None
+        await _run(self._threads, self._append, data)
         self._size += len(data)
 
     async def read(self, offset: int, size: int) -> bytes:
         return await _read(self._descriptor, offset, min(size, self._size - offset), self._threads)
 
     async def judge(self, verdict: Callable[[bytearray | mmap.mmap], T]) -> T:
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, self._judge, verdict)
-        except OSError as error:
-            raise _fault(error) from None
+        return await _run(self._threads, self._judge, verdict)
 
     def sync(self) -> None:
         """Make the bytes durable. Blocks."""
@@ -323,8 +331,8 @@ class LocalDraft:
             os.fsync(self._descriptor)
 
     async def aclose(self) -> None:
-        # Whoever waits may be cancelled, and the file must go all the same.
-        await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._threads, self._close))
+        with suppress(StorageError):  # a draft that cannot be removed is swept at the next start
+            await _run(self._threads, self.close)
 
     def _append(self, data: bytes) -> None:
         # Hashed only once written: after a fault the draft is what it was before.
@@ -341,7 +349,7 @@ class LocalDraft:
         with mmap.mmap(self._descriptor, self._size, access=mmap.ACCESS_READ) as view:
             return verdict(view)
 
-    def _close(self) -> None:
+    def close(self) -> None:
         try:
             with self._lock:
                 self._closed = True
@@ -351,13 +359,35 @@ class LocalDraft:
                 files.remove(self.path)
 
 
+async def _run(threads: ThreadPoolExecutor, work: Callable[..., T], *args: object) -> T:
+    """
+    Run `work` in a thread. Whoever waits may be cancelled or lose patience; the work ends all the same, and what it
+    opened is closed then.
+    """
+    future = asyncio.get_running_loop().run_in_executor(threads, work, *args)
+    try:
+        async with asyncio.timeout(TIMEOUT_S):
+            return await asyncio.shield(future)
+    except TimeoutError:
+        future.add_done_callback(_release)
+        raise StorageError("the disk of the store does not answer") from None
+    except asyncio.CancelledError:
+        future.add_done_callback(_release)
+        raise
+    except OSError as error:
+        raise _fault(error) from None
+
+
+def _release(future: asyncio.Future[T]) -> None:
+    result = None if future.cancelled() or future.exception() else future.result()
+    if isinstance(result, (LocalBody, LocalDraft)):
+        result.close()
+
+
 async def _read(descriptor: int, offset: int, size: int, threads: ThreadPoolExecutor) -> bytes:
     if size <= 0:
         return b""
-    try:
-        data = await asyncio.get_running_loop().run_in_executor(threads, os.pread, descriptor, size, offset)
-    except OSError as error:
-        raise _fault(error) from None
+    data = await _run(threads, os.pread, descriptor, size, offset)
     if not data:
         raise StorageError("a file of the store is shorter than it was")
     return data

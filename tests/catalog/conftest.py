@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 import signal
@@ -19,6 +18,7 @@ import pytest
 import sqlalchemy as sa
 
 from proxy.catalog import SqlCatalog
+from tests.program import cannot
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -49,9 +49,7 @@ def postgresql() -> Iterator[str]:
     """Start a throw-away server; give the URL of its maintenance database."""
     programs = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
     if not programs:
-        pytest.skip("no PostgreSQL server is installed; SQLite is what everybody has")
-    if importlib.util.find_spec("psycopg") is None:
-        pytest.skip("psycopg is not installed (the extra `postgresql`)")
+        cannot("no PostgreSQL server is installed; SQLite is what everybody has")
     binaries = programs[-1].parent
     # Not under pytest's own folder: every session that begins makes that one unreachable for other users again.
     folder = Path(tempfile.mkdtemp(prefix="imgkeep-postgresql-"))

@@ -386,7 +386,6 @@ async def test_a_database_that_cannot_be_reached_is_a_fault_and_later_works(conn
 
 
 async def test_a_postgresql_that_is_not_there_is_a_fault_without_the_password(connect: Connect) -> None:
-    pytest.importorskip("psycopg")
     catalog = connect("postgresql+psycopg://imgkeep:s3cret@127.0.0.1:1/imgkeep")
     with pytest.raises(StorageError) as caught:
         await catalog.open()

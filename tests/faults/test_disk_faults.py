@@ -91,6 +91,10 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
     subprocess.run(["umount", "-l", str(path)], check=True)
 
 
+def mount_by(*words: str | Path) -> None:
+    subprocess.run(words, check=True)
+
+
 def serve(origin: FakeOrigin, name: str, size: int = 20_000) -> tuple[str, bytes]:
     """Let the origin have a picture of its own under a name."""
     body = picture_of(size, seed=sum(name.encode()) * 257 % 65_536)
@@ -211,16 +215,43 @@ async def test_a_full_disk_does_not_keep_what_is_stored_from_being_served(
 
 async def test_a_folder_that_was_removed_is_laid_out_again(start: Start, origin: FakeOrigin) -> None:
     imgkeep = await start()
-    first, second = serve(origin, "first"), serve(origin, "second")
+    first, second, third = serve(origin, "first"), serve(origin, "second"), serve(origin, "third")
     await see(imgkeep, *first)
     shutil.rmtree(imgkeep.folder)
-    assert await see(imgkeep, *second) == STORED
-    assert await see(imgkeep, *first) != HIT
+    assert await see(imgkeep, *second) == NOT_STORED, "nobody could tell whether it was there"
+    assert (await report(imgkeep))["status"] == "degraded"
     await look(imgkeep)
     assert (await report(imgkeep))["status"] == "ready"
+    assert await see(imgkeep, *third) == STORED
     again = await start(folder=imgkeep.folder)
     await origin.stop()
-    assert await see(again, *second) == HIT
+    assert await see(again, *third) == HIT
+
+
+async def test_a_volume_that_is_not_mounted_is_not_written_beneath(
+    disk: Disk, tmp_path: Path, start: Start, origin: FakeOrigin
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    mount_by("mount", "--bind", disk.path, elsewhere)
+    imgkeep = await start(
+        folder=disk.path / "data", catalog={"url": f"sqlite:{tmp_path}/catalog.db"}, store={"hot_bytes_max": 1_000_000}
+    )
+    first, second = serve(origin, "first"), serve(origin, "second")
+    await see(imgkeep, *first)
+    mount_by("umount", disk.path)
+    try:
+        assert await see(imgkeep, *second) == NOT_STORED
+        await look(imgkeep)
+        assert (await report(imgkeep))["store"]["reason"] == "the file system of the store is not mounted"
+        assert list(disk.path.iterdir()) == []
+    finally:
+        mount_by("mount", "--bind", elsewhere, disk.path)
+        mount_by("umount", "-l", elsewhere)
+    await look(imgkeep)
+    assert (await report(imgkeep))["status"] == "ready"
+    await origin.stop()
+    assert await see(imgkeep, *first) == HIT
 
 
 async def test_nothing_is_kept_below_free_bytes_min(disk: Disk, start: Start, origin: FakeOrigin) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import logging
 import weakref
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -24,6 +25,7 @@ from proxy.core.errors import (
     StorageError,
     TooLarge,
 )
+from proxy.core.model import Digest
 from proxy.core.source import read_source
 from proxy.service.failures import Failures, seconds_to_remember
 from proxy.service.fill import RECENT_BYTES_MAX, RECENT_CHUNKS_MAX, Fill
@@ -457,8 +459,21 @@ async def test_while_the_store_cannot_be_read_the_origin_is_asked(verb: str) -> 
     forget_memory(world)
     world.catalog.records.clear()
     world.store.faults[verb] = StorageError("down")
-    assert (await world.get(URL))[1] == IMAGE
+    assert await world.get(URL) == ("unkept", IMAGE)
     assert len(world.origin.asked) == 2
+
+
+async def test_what_an_origin_sends_while_the_store_cannot_be_read_replaces_nothing() -> None:
+    world = World()
+    await stored(world)
+    forget_memory(world)
+    world.catalog.records.clear()
+    expired = picture(seed=1)
+    world.origin.gives(URL, expired)
+    world.store.faults["find"] = StorageError("down")
+    assert await world.get(URL) == ("unkept", expired)
+    world.store.faults.clear()
+    assert await world.get(URL) == ("hit", IMAGE)
 
 
 @pytest.mark.parametrize("verb", ["find", "fetch"])
@@ -638,6 +653,17 @@ async def test_an_object_that_is_damaged_is_fetched_again() -> None:
     world.store.objects.clear()
     assert await world.get(URL) == ("stored", IMAGE)
     assert await world.get(OTHER) == ("hit", IMAGE)
+
+
+async def test_a_row_of_the_catalog_that_names_a_missing_object_gives_way_to_the_record() -> None:
+    world = World()
+    await stored(world)
+    key, record = next(iter(world.catalog.records.items()))
+    world.catalog.records[key] = replace(record, digest=Digest("0" * 64))
+    forget_memory(world)
+    world.origin.gives(URL, SourceNotFound("x"))
+    assert await world.get(URL) == ("hit", IMAGE)
+    assert world.catalog.records[key] == record
 
 
 async def test_no_answer_of_an_origin_removes_what_is_stored() -> None:
