@@ -2,9 +2,8 @@
 The local store: a folder with the stored layout, and a `partial` folder beside it where drafts grow.
 
 Rules:
-- All file work runs in this module's own threads, so neither a slow disk nor a slow name server holds up the other.
-- An operating system error becomes a `StorageError` that names the trouble and no path; `ENOENT` under a root that is
-  in place is a miss, under a root that is gone it is a fault.
+- All file work runs in threads of the store's own, so neither a slow disk nor a slow name server holds up the other.
+- A file that is not there is a miss under a root that is in place; under a root that is gone it is a fault.
 - What is found damaged is moved to `damaged/`, out of every reader's way, and never thrown away.
 """
 
@@ -13,14 +12,10 @@ from __future__ import annotations
 import asyncio
 import errno
 import hashlib
-import mmap
 import os
 import shutil
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from hashlib import sha256
 from secrets import token_hex
-from threading import Lock
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import aiofiles
@@ -39,7 +34,8 @@ from proxy.core.stored import (
     object_path,
     record_path,
 )
-from proxy.storage import files
+from proxy.storage import disk, files
+from proxy.storage.disk import LocalBody, LocalDraft, Threads
 from proxy.storage.memory import MemoryBody
 
 if TYPE_CHECKING:
@@ -52,14 +48,8 @@ if TYPE_CHECKING:
 PARTIAL: Final = "partial"
 DAMAGED: Final = "damaged"
 
-THREADS: Final = 8
-"""Disks answer a few requests at a time; more threads would only wait for each other."""
-
 HOT_OBJECT_BYTES_MAX: Final = 1_048_576
 """A larger object is read in pieces: in memory it would push out many that are asked for more often."""
-
-TIMEOUT_S: Final = 30
-"""A disk that takes longer is as good as gone. A spinning one that wakes up takes ten."""
 
 T = TypeVar("T")
 
@@ -69,11 +59,13 @@ class LocalStore:
 
     name = "local"
 
-    def __init__(self, root: Path, *, hot_bytes_max: int = 0, free_bytes_min: int = 0) -> None:
+    def __init__(
+        self, root: Path, *, hot_bytes_max: int = 0, free_bytes_min: int = 0, timeout_s: float = disk.TIMEOUT_S
+    ) -> None:
         self.root = root
         self._free_bytes_min = free_bytes_min
         self._hot: LRUCache[str, bytes] = LRUCache(hot_bytes_max, getsizeof=len)
-        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="disk")
+        self._threads = Threads(timeout_s=timeout_s)
         self._device: int | None = None
 
     async def open(self) -> None:
@@ -87,7 +79,7 @@ class LocalStore:
         await self._run(files.sweep, self.root / PARTIAL)
 
     async def aclose(self) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._threads.close()
 
     async def check(self) -> int:
         """
@@ -101,7 +93,10 @@ class LocalStore:
     async def find(self, key: Key) -> Record | None:
         path = self.root / record_path(key)
         try:
-            async with asyncio.timeout(TIMEOUT_S), aiofiles.open(path, "rb", executor=self._threads) as file:
+            async with (
+                asyncio.timeout(self._threads.timeout_s),
+                aiofiles.open(path, "rb", executor=self._threads.pool) as file,
+            ):
                 data = await file.read(RECORD_BYTES_MAX)
             return _read_record(data, path.name)
         except FileNotFoundError:
@@ -113,7 +108,7 @@ class LocalStore:
             await self._run(self._set_aside, path)
             return None
         except OSError as error:
-            raise _fault(error) from None
+            raise disk.fault(error) from None
 
     async def fetch(self, name: str, size: int | None) -> Body | None:
         hot = self._hot.get(name)
@@ -165,7 +160,7 @@ class LocalStore:
             yield from (f"{folder}/{number:02x}/{name}" for name in names)
 
     async def _run(self, work: Callable[..., T], *args: object) -> T:
-        return await _run(self._threads, work, *args)
+        return await self._threads.run(work, *args)
 
     def _lay_out(self) -> None:
         """
@@ -217,11 +212,11 @@ class LocalStore:
             if found > HOT_OBJECT_BYTES_MAX:
                 # Too large to be hashed at every read. When the sizes differ the hash decides which of them is wrong:
                 # a record that lies must not cost us a good object.
-                if found == size or size is None or _hash(descriptor, found) == digest:
+                if found == size or size is None or disk.hash_all(descriptor, found) == digest:
                     keep_open = True
                     return LocalBody(descriptor, found, self._threads)
             else:
-                data = _pread(descriptor, 0, found)
+                data = disk.read_all(descriptor, found)
                 if sha256(data).hexdigest() == digest:
                     return MemoryBody(data)
             # Another reader may have set it aside already, and a fill put a good one in its place.
@@ -270,151 +265,9 @@ class LocalStore:
         files.sync_folder(path.parent)
 
 
-class LocalBody:
-    """An object that is open for reading in pieces."""
-
-    def __init__(self, descriptor: int, size: int, threads: ThreadPoolExecutor) -> None:
-        self._descriptor = descriptor
-        self._threads = threads
-        self.size = size
-
-    async def settle(self) -> int:
-        return self.size
-
-    async def read(self, offset: int, size: int) -> bytes:
-        return await _read(self._descriptor, offset, min(size, self.size - offset), self._threads)
-
-    async def aclose(self) -> None:
-        self.close()
-
-    def close(self) -> None:
-        os.close(self._descriptor)
-
-
-class LocalDraft:
-    """A partial file that its fill appends to and others read from."""
-
-    def __init__(self, path: Path, descriptor: int, threads: ThreadPoolExecutor) -> None:
-        self.path = path
-        self.kept = False
-        self._descriptor = descriptor
-        self._threads = threads
-        self._hash = sha256()
-        self._size = 0
-        self._closed = False
-        # Whoever waits for a write may be cancelled, the thread that writes may not: were the descriptor closed under
-        # it, its bytes could end up in the file that gets the same number next.
-        self._lock = Lock()
-
-    @property
-    def size(self) -> int:
-        return self._size
-
-    @property
-    def digest(self) -> Digest:
-        return Digest(self._hash.hexdigest())
-
-    async def write(self, data: bytes) -> None:
-        await _run(self._threads, self._append, data)
-        self._size += len(data)
-
-    async def read(self, offset: int, size: int) -> bytes:
-        return await _read(self._descriptor, offset, min(size, self._size - offset), self._threads)
-
-    async def judge(self, verdict: Callable[[bytearray | mmap.mmap], T]) -> T:
-        return await _run(self._threads, self._judge, verdict)
-
-    def sync(self) -> None:
-        """Make the bytes durable. Blocks."""
-        with self._lock:
-            self._insist_on_open()
-            os.fsync(self._descriptor)
-
-    async def aclose(self) -> None:
-        with suppress(StorageError):  # a draft that cannot be removed is swept at the next start
-            await _run(self._threads, self.close)
-
-    def _append(self, data: bytes) -> None:
-        # Hashed only once written: after a fault the draft is what it was before.
-        with self._lock:
-            self._insist_on_open()
-            files.write_all(self._descriptor, data)
-            self._hash.update(data)
-
-    def _insist_on_open(self) -> None:
-        if self._closed:
-            raise OSError(errno.EBADF, "")
-
-    def _judge(self, verdict: Callable[[bytearray | mmap.mmap], T]) -> T:
-        with mmap.mmap(self._descriptor, self._size, access=mmap.ACCESS_READ) as view:
-            return verdict(view)
-
-    def close(self) -> None:
-        try:
-            with self._lock:
-                self._closed = True
-                os.close(self._descriptor)
-        finally:
-            if not self.kept:
-                files.remove(self.path)
-
-
-async def _run(threads: ThreadPoolExecutor, work: Callable[..., T], *args: object) -> T:
-    """
-    Run `work` in a thread. Whoever waits may be cancelled or lose patience; the work ends all the same, and what it
-    opened is closed then.
-    """
-    future = asyncio.get_running_loop().run_in_executor(threads, work, *args)
-    try:
-        async with asyncio.timeout(TIMEOUT_S):
-            return await asyncio.shield(future)
-    except TimeoutError:
-        future.add_done_callback(_release)
-        raise StorageError("the disk of the store does not answer") from None
-    except asyncio.CancelledError:
-        future.add_done_callback(_release)
-        raise
-    except OSError as error:
-        raise _fault(error) from None
-
-
-def _release(future: asyncio.Future[T]) -> None:
-    result = None if future.cancelled() or future.exception() else future.result()
-    if isinstance(result, (LocalBody, LocalDraft)):
-        result.close()
-
-
-async def _read(descriptor: int, offset: int, size: int, threads: ThreadPoolExecutor) -> bytes:
-    if size <= 0:
-        return b""
-    data = await _run(threads, os.pread, descriptor, size, offset)
-    if not data:
-        raise StorageError("a file of the store is shorter than it was")
-    return data
-
-
-def _pread(descriptor: int, offset: int, size: int) -> bytes:
-    data = bytearray()
-    while len(data) < size and (piece := os.pread(descriptor, size - len(data), offset + len(data))):
-        data += piece
-    return bytes(data)
-
-
-def _hash(descriptor: int, size: int) -> str:
-    digest = sha256()
-    for offset in range(0, size, HOT_OBJECT_BYTES_MAX):
-        digest.update(os.pread(descriptor, HOT_OBJECT_BYTES_MAX, offset))
-    return digest.hexdigest()
-
-
 def _read_record(data: bytes, name: str) -> Record:
     """Read a record's JSON. Under another name than its key's it is a damaged file, not another image's record."""
     record = decode_record(data)
     if name != f"{record.key}.json":
         raise RecordUnreadable("the key is not that of the file's name")
     return record
-
-
-def _fault(error: OSError) -> StorageError:
-    """Name the trouble without the path."""
-    return StorageError(f"the disk of the store failed: {os.strerror(error.errno or errno.EIO)}")

@@ -6,8 +6,11 @@ import asyncio
 import errno
 import os
 import random
+import signal
 import subprocess
 import sys
+import threading
+import time
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -21,6 +24,7 @@ from proxy.service.upkeep import Finding, verify
 from proxy.storage import files
 from proxy.storage.local import HOT_OBJECT_BYTES_MAX, LocalStore
 from proxy.storage.memory import MemoryBody, MemorySpool
+from tests.program import until
 from tests.storage.stores import record_of
 from tests.storage.test_contract import fetch, keep
 
@@ -356,16 +360,45 @@ def test_a_write_to_a_full_device_fails_and_is_not_believed() -> None:
         os.close(descriptor)
 
 
+async def test_a_disk_that_hangs_is_a_fault_and_what_it_opens_too_late_is_closed(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path / "data", timeout_s=0.05)
+    await store.open()
+    record = record_of(b"body")
+    path = store.root / object_path(record.object_name)
+    path.parent.mkdir()
+    os.mkfifo(path)  # opening it for reading waits for a writer
+    with pytest.raises(StorageError, match="does not answer"):
+        await store.fetch(record.object_name, record.size)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    os.close(await asyncio.to_thread(os.open, path, os.O_WRONLY))
+    await store.aclose()
+    await until(lambda: len(list(Path("/proc/self/fd").iterdir())) <= before, within_s=5)
+
+
 def test_all_bytes_are_written_where_the_system_takes_few_at_a_time() -> None:
-    near, far = os.pipe()
-    os.set_blocking(near, False)
     data = random.Random(1).randbytes(1_000_000)
-    reader = subprocess.Popen(["sha256sum"], stdin=near, stdout=subprocess.PIPE)
-    os.close(near)
-    files.write_all(far, data)
-    os.close(far)
-    out, _ = reader.communicate()
-    assert out.split()[0].decode() == sha256(data).hexdigest()
+    received: list[bytes] = []
+    near, far = os.pipe()
+
+    def read_slowly() -> None:
+        while piece := os.read(near, 65_536):
+            received.append(piece)
+            time.sleep(0.003)
+
+    # A signal makes the system call return with what it has written so far.
+    before = signal.signal(signal.SIGALRM, lambda *_: None)
+    signal.setitimer(signal.ITIMER_REAL, 0.002, 0.002)
+    reader = threading.Thread(target=read_slowly)
+    reader.start()
+    try:
+        files.write_all(far, data)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        os.close(far)
+        reader.join()
+        os.close(near)
+    assert b"".join(received) == data
 
 
 def test_a_partial_record_never_gets_a_final_name_when_the_block_fails(tmp_path: Path) -> None:
