@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 
 class Threads:
-    """The threads of one disk, and the patience with it. A disk answers a few requests at a time: more would only wait."""
+    """The threads of one disk, and the patience with it. A disk answers a few at a time: more would only wait."""
 
     def __init__(self, number: int = 8, *, timeout_s: float = TIMEOUT_S) -> None:
         self.pool = ThreadPoolExecutor(number, thread_name_prefix="disk")

@@ -360,6 +360,10 @@ def test_a_write_to_a_full_device_fails_and_is_not_believed() -> None:
         os.close(descriptor)
 
 
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
 async def test_a_disk_that_hangs_is_a_fault_and_what_it_opens_too_late_is_closed(tmp_path: Path) -> None:
     store = LocalStore(tmp_path / "data", timeout_s=0.05)
     await store.open()
@@ -369,10 +373,10 @@ async def test_a_disk_that_hangs_is_a_fault_and_what_it_opens_too_late_is_closed
     os.mkfifo(path)  # opening it for reading waits for a writer
     with pytest.raises(StorageError, match="does not answer"):
         await store.fetch(record.object_name, record.size)
-    before = len(list(Path("/proc/self/fd").iterdir()))
+    before = open_files()
     os.close(await asyncio.to_thread(os.open, path, os.O_WRONLY))
     await store.aclose()
-    await until(lambda: len(list(Path("/proc/self/fd").iterdir())) <= before, within_s=5)
+    await until(lambda: open_files() <= before, within_s=5)
 
 
 def test_all_bytes_are_written_where_the_system_takes_few_at_a_time() -> None:
