@@ -32,7 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = _load(arguments.config)
         # To standard error: what a command prints is its answer, and no log record must get in between.
         with logging_to(sys.stderr, config.log):
-            return _run(_command(arguments, config))
+            status = _run(_command(arguments, config))
+        sys.stdout.flush()  # here, because at the interpreter's end nobody could handle a broken pipe
     except ConfigError as error:
         return _complain(str(error), USAGE)
     except BrokenPipeError:
@@ -45,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain(str(error), SOME_FAILED)
     except KeyboardInterrupt:
         return SOME_FAILED
+    return status
 
 
 async def _command(arguments: argparse.Namespace, config: Config) -> int:
@@ -66,6 +68,8 @@ async def _command(arguments: argparse.Namespace, config: Config) -> int:
 
 async def _maintain(arguments: argparse.Namespace, parts: app.Parts) -> int:
     store, catalog = parts.store, parts.catalog
+    if arguments.command in {"list", "stats"} and not catalog.complete:
+        sys.stderr.write("imgkeep: the catalog is not complete; `imgkeep reindex` fills it from the records\n")
     match arguments.command:
         case "check":
             return await look.check({"store": store, "catalog": catalog}, out=sys.stdout)
@@ -100,10 +104,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _count(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise ValueError
-    return number
+    if not text.isascii() or not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a whole number, got {text!r}")
+    return int(text)
 
 
 def _load(path: str | None) -> Config:
@@ -123,9 +126,10 @@ def _load(path: str | None) -> Config:
 def _urls(arguments: Sequence[str]) -> Iterator[str]:
     for argument in arguments:
         if argument == "-":
-            yield from (line.rstrip("\n") for line in sys.stdin)
+            # Bytes, because a line that is no UTF-8 must not take the others with it.
+            yield from (line.rstrip(b"\r\n").decode("utf-8", "replace") for line in sys.stdin.buffer)
         else:
-            yield argument
+            yield os.fsencode(argument).decode("utf-8", "replace")
 
 
 def _run(command: Coroutine[None, None, int]) -> int:

@@ -13,6 +13,7 @@ import random
 import secrets
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -64,6 +65,8 @@ to their back ends: whoever closes first must not be us, or a request meets a cl
 """
 LINGER_TIMEOUT_S: Final = 5
 """For the rest of a request body that nobody asked for."""
+NAME_THREADS_PER_FETCH: Final = 2
+"""The system's resolver blocks its thread, for half a minute when no name server answers; fetches give up sooner."""
 DRAIN_NOTICE_S: Final = 2
 """Between `/readyz` saying `draining` and the listener closing: load balancers ask every second or two."""
 GRACE_S: Final = 20
@@ -121,14 +124,14 @@ async def open_parts(config: Config, seams: Seams = Seams()) -> AsyncGenerator[P
         free_bytes_min=config.store.free_bytes_min,
     )
     catalog = SqlCatalog(read_catalog_url(config.catalog.url), seams.clock)
-    for part in (store, catalog):
-        try:
-            await part.open()
-        except CatalogTooNew:
-            raise
-        except StorageError as fault:
-            log.warning("not usable at start", extra={"part": type(part).__name__, "reason": str(fault)})
     try:
+        for part in (store, catalog):
+            try:
+                await part.open()
+            except CatalogTooNew:
+                raise
+            except StorageError as fault:
+                log.warning("not usable at start", extra={"part": type(part).__name__, "reason": str(fault)})
         yield Parts(store, catalog)
     finally:
         await catalog.aclose()
@@ -163,6 +166,8 @@ async def _sign(_request: web.Request, response: web.StreamResponse) -> None:
 @asynccontextmanager
 async def _site(config: Config, seams: Seams, running: _Running) -> AsyncGenerator[Site]:
     metrics = Metrics()
+    names = ThreadPoolExecutor(config.fetch.concurrent_max * NAME_THREADS_PER_FETCH, thread_name_prefix="names")
+    asyncio.get_running_loop().set_default_executor(names)  # where the resolver looks names up
     async with open_parts(config, seams) as parts:
         health = Health(parts.store, parts.catalog, config.store.free_bytes_min)
         guard = AddressGuard(config.policy, seams.resolver(), seams.open_socket)
@@ -257,16 +262,18 @@ async def _watch(health: Health, parts: Parts) -> None:
                 )
 
 
-def make_runner(app: web.Application) -> web.AppRunner:
+def make_runner(
+    app: web.Application, *, idle_timeout_s: float = IDLE_TIMEOUT_S, linger_timeout_s: float = LINGER_TIMEOUT_S
+) -> web.AppRunner:
     """Return a runner with the limits that keep slow and hostile clients in bounds."""
     return web.AppRunner(
         app,
         access_log=None,  # web/records.py writes ours
-        keepalive_timeout=IDLE_TIMEOUT_S,
-        lingering_time=LINGER_TIMEOUT_S,
+        keepalive_timeout=idle_timeout_s,
+        lingering_time=linger_timeout_s,
         max_line_size=REQUEST_LINE_BYTES_MAX,
         max_field_size=REQUEST_FIELD_BYTES_MAX,
-        shutdown_timeout=GRACE_S,
+        shutdown_timeout=0.1,  # what is still under way then had its grace in `_drain`
     )
 
 
@@ -292,20 +299,31 @@ async def serve(config: Config, seams: Seams = Seams()) -> None:
         running.own_ports.update(address[1] for address in runner.addresses)
         log.info("listening", extra=_opening(config, runner))
         await stop.wait()
-        assert running.health is not None
-        running.health.draining = True
-        log.info("draining")
-        # A second signal ends the notice early.
-        stop.clear()
-        with suppress(TimeoutError):
-            await asyncio.wait_for(stop.wait(), DRAIN_NOTICE_S)
-        await site.stop()
-        assert running.keeper is not None
-        with suppress(TimeoutError):
-            await asyncio.wait_for(running.keeper.land(), GRACE_S)
+        await _drain(runner, running, stop)
     finally:
         await runner.cleanup()
     log.info("stopped")
+
+
+async def _drain(runner: web.AppRunner, running: _Running, stop: asyncio.Event) -> None:
+    """Say that we go, wait for notice to be taken, close the listener, and let what is under way end."""
+    assert running.health is not None
+    assert running.keeper is not None
+    assert runner.server is not None
+    running.health.draining = True
+    log.info("draining")
+    # A second signal ends the notice early.
+    stop.clear()
+    with suppress(TimeoutError):
+        await asyncio.wait_for(stop.wait(), DRAIN_NOTICE_S)
+    for site in list(runner.sites):
+        await site.stop()
+    with suppress(TimeoutError):
+        async with asyncio.timeout(GRACE_S):
+            await asyncio.sleep(0)  # so that requests which came in at the last moment have begun
+            runner.server.pre_shutdown()
+            await runner.server.shutdown(GRACE_S)
+            await running.keeper.land()
 
 
 def _opening(config: Config, runner: web.AppRunner) -> dict[str, object]:

@@ -68,6 +68,8 @@ class Flights(Generic[F]):
 
     async def aclose(self) -> None:
         """Break off what is still in the air."""
+        # A task that is cancelled before its first step never takes it: its passengers would wait for ever.
+        await asyncio.sleep(0)
         for task in self._tasks:
             task.cancel()
         await self.land()

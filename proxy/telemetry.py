@@ -13,13 +13,14 @@ from __future__ import annotations
 import logging
 import re
 import traceback
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from logging.handlers import QueueHandler, QueueListener
-from queue import Queue
+from queue import Full, Queue
 from typing import TYPE_CHECKING, Final
 
 import msgspec
+from aiohttp.http_exceptions import HttpProcessingError
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from proxy.core.errors import ImgkeepError
@@ -32,14 +33,32 @@ if TYPE_CHECKING:
 
 QUEUE_RECORDS_MAX: Final = 10_000
 """When printing falls behind by this much, records are dropped rather than memory filled."""
+FLUSH_TIMEOUT_S: Final = 2
+"""At the end, for what has not been printed yet."""
 
-_URL: Final = re.compile(r"(?i)\b(https?(?::|%3A)(?:/|%2F){2})([^\s/?#%'\"<>\\]*)[^\s'\"<>]*")
+_URL: Final = re.compile(r"(https?(?::|%(?:25)*3A)(?:\\?/|\\|%(?:25)*(?:2F|5C)){1,2})(\S*)", re.IGNORECASE)
+_ESCAPE: Final = re.compile(r"%(?:25)*([0-9A-F]{2})", re.IGNORECASE)
+_HOST: Final = re.compile(r"(?:[a-z0-9_.-]{1,253}|\[[0-9a-f:.]{2,45}\])(?::[0-9]{1,5})?", re.IGNORECASE)
+_BREAKS: Final = {number: f"\\x{number:02x}" for number in (*range(32), 127, 0x85)} | {
+    number: f"\\u{number:04x}" for number in (0x2028, 0x2029)
+}
+"""What could make one record look like two."""
 _PLAIN: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "taskName"}
 
 
 def redact(text: str) -> str:
-    """Cut every URL in `text` down to its scheme and host, user information dropped."""
-    return _URL.sub(lambda match: f"{match[1]}{match[2].rpartition('@')[2]}/...", text)
+    """
+    Cut every URL in `text` down to its scheme and host, user information dropped, however often it is encoded.
+
+    A URL goes on to the next white space: quotes and brackets may be a part of it.
+    """
+    return _URL.sub(_cut, text)
+
+
+def _cut(match: re.Match[str]) -> str:
+    plain = _ESCAPE.sub(lambda escape: chr(int(escape[1], 16)), match[2])
+    host = _HOST.match(re.split(r"[/?#\\]", plain, maxsplit=1)[0].rpartition("@")[2])
+    return f"{match[1]}{host[0] if host else ''}/..."
 
 
 class Metrics:
@@ -111,7 +130,9 @@ class RecordFormatter(logging.Formatter):
             "logger": record.name,
             "message": redact(record.getMessage()),
         }
-        facts |= {name: value for name, value in vars(record).items() if name not in _PLAIN}
+        for name, value in vars(record).items():
+            if name not in _PLAIN:
+                facts[name] = redact(value) if isinstance(value, str) else value
         if record.exc_info and record.exc_info[0] is not None:
             # Without the message: it may hold anything, a URL in a spelling that nobody looks for included.
             frames = "".join(traceback.format_tb(record.exc_info[2]))
@@ -122,7 +143,8 @@ class RecordFormatter(logging.Formatter):
         time, level, logger, message = (facts.pop(name) for name in ("time", "level", "logger", "message"))
         traceback_lines = facts.pop("traceback", "")
         fields = " ".join(f"{name}={value}" for name, value in facts.items() if value is not None)
-        return f"{time} {level} {logger}: {message} {fields}\n{traceback_lines}".rstrip()
+        line = f"{time} {level} {logger}: {message} {fields}".rstrip().translate(_BREAKS)
+        return f"{line}\n{traceback_lines}".rstrip()
 
 
 @contextmanager
@@ -130,20 +152,47 @@ def logging_to(stream: TextIO, settings: Log) -> Iterator[None]:
     """Print the process's log records to `stream`, from a thread of its own, until the end of the block."""
     handler = logging.StreamHandler(stream)
     handler.setFormatter(RecordFormatter(settings.format))
-    queue: Queue[logging.LogRecord] = Queue(QUEUE_RECORDS_MAX)
-    listener = QueueListener(queue, handler)
+    queue: Queue[logging.LogRecord | None] = Queue(QUEUE_RECORDS_MAX)
+    listener = _Printer(queue, handler)
     entry = _Entry(queue)
     root = logging.getLogger()
     root.addHandler(entry)
     root.setLevel(settings.level.upper())
     for chatty in ("asyncio", "alembic", "aiohttp.client", "aiohttp.internal"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    server = logging.getLogger("aiohttp.server")
+    server.addFilter(_tell_briefly)
     listener.start()
     try:
         yield
     finally:
+        server.removeFilter(_tell_briefly)
         root.removeHandler(entry)
         listener.stop()
+
+
+def _tell_briefly(record: logging.LogRecord) -> bool:
+    """A request that is not HTTP is the client's mistake: one line, without the bytes that aiohttp would quote."""
+    if record.exc_info and isinstance(record.exc_info[1], HttpProcessingError):
+        record.levelno, record.levelname = logging.INFO, "INFO"
+        record.msg, record.args, record.exc_info = "malformed request", (), None
+        return logging.getLogger().isEnabledFor(logging.INFO)
+    return True
+
+
+class _Printer(QueueListener):
+    """Prints what is left at the end, but does not wait for ever for somebody to read it."""
+
+    def __init__(self, records: Queue[logging.LogRecord | None], handler: logging.Handler) -> None:
+        super().__init__(records, handler)
+        self._records = records
+
+    def stop(self) -> None:
+        with suppress(Full):
+            self._records.put(None, timeout=FLUSH_TIMEOUT_S)  # the base's sentinel
+        if self._thread is not None:
+            self._thread.join(FLUSH_TIMEOUT_S)
+            self._thread = None
 
 
 class _Entry(QueueHandler):

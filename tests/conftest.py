@@ -9,8 +9,9 @@ from urllib.parse import quote
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
 from blockbuster import blockbuster_ctx
+from yarl import URL
 
-from proxy.app import Seams, build, make_runner
+from proxy.app import Seams, build
 from proxy.config import Config, load
 from tests.origins import FakeOrigin
 
@@ -48,8 +49,6 @@ class Imgkeep:
         """Ask for `/img?src=` with the URL percent-encoded."""
         method = how.pop("method", "GET")
         # `encoded`: the test says what goes on the wire.
-        from yarl import URL
-
         target = URL(f"/img?src={quote(url, safe='')}", encoded=True)
         return await self.client.request(method, target, **how)
 
@@ -80,7 +79,9 @@ async def start(tmp_path: Path) -> AsyncIterator[Callable[..., Awaitable[Imgkeep
     """Start an imgkeep with sections of configuration, as often as wanted: on one folder, or on that of `folder`."""
     clients: list[TestClient[web.Request, web.Application]] = []
 
-    async def start_one(*, seams: Seams | None = None, folder: Path | None = None, **sections: dict[str, Any]) -> Imgkeep:
+    async def start_one(
+        *, seams: Seams | None = None, folder: Path | None = None, **sections: dict[str, Any]
+    ) -> Imgkeep:
         place = folder or tmp_path / "data"
         config = configuration(place, **sections)
         server = TestServer(build(config, seams or Seams()))

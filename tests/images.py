@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from io import BytesIO
+from zlib import crc32
 
 from PIL import Image
 
@@ -29,6 +30,4 @@ def picture_of(size: int, *, seed: int = 0) -> bytes:
 
 
 def _chunk(kind: bytes, data: bytes) -> bytes:
-    from zlib import crc32
-
     return len(data).to_bytes(4, "big") + kind + data + crc32(kind + data).to_bytes(4, "big")

@@ -25,6 +25,7 @@ class Exchange:
     writer: asyncio.StreamWriter
     number: int
     """How many requests for this path came before."""
+    reader: asyncio.StreamReader | None = None
 
     async def send(self, data: bytes) -> None:
         self.writer.write(data)
@@ -40,6 +41,13 @@ class Exchange:
 
     async def send_head(self, *fields: str, status: str = "200 OK") -> None:
         await self.send("\r\n".join([f"HTTP/1.1 {status}", *fields, "", ""]).encode())
+
+    async def gone(self) -> None:
+        """Wait until the other side has closed the connection."""
+        assert self.reader is not None
+        with suppress(ConnectionError):
+            while await self.reader.read(65536):
+                pass
 
     def finish(self) -> None:
         """Close with FIN."""
@@ -128,7 +136,7 @@ class FakeOrigin:
         method, target, _ = line.split(" ")
         headers = {name.lower(): value.strip() for name, _, value in (item.partition(":") for item in fields)}
         path = target.partition("?")[0]
-        exchange = Exchange(method, target, headers, writer, self.asked(path))
+        exchange = Exchange(method, target, headers, writer, self.asked(path), reader)
         self.seen.append(exchange)
         script = self.scripts.get(path)
         if script is None:

@@ -4,7 +4,8 @@ The catalog on any database that SQLAlchemy speaks to; SQLite by default, Postgr
 Rules:
 - All SQL runs in one thread of its own, never on the event loop.
 - A fault is a `StorageError`; callers go on with the store, which knows as well. `fault` tells the last one.
-- A SQLite file that is damaged is set aside, begun anew and marked incomplete, for `reindex` to fill again.
+- A SQLite file that is damaged is set aside, begun anew and marked incomplete, for `reindex` to fill again; one that
+  was removed or replaced while we had it open is left behind.
 - A catalog of a newer version is left alone: that is an error at start.
 """
 
@@ -54,6 +55,8 @@ class SqlCatalog:
         self._clock = clock
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="catalog")
         self._engine: sa.Engine | None = None
+        self._file: tuple[int, int] | None = None
+        self._latest = 0
         self.fault: str | None = None
         self.complete = False
         """Whether every record of the store was brought in at some time."""
@@ -70,7 +73,7 @@ class SqlCatalog:
 
     async def aclose(self) -> None:
         if self._engine is not None:
-            await asyncio.get_running_loop().run_in_executor(self._thread, self._engine.dispose)
+            await asyncio.get_running_loop().run_in_executor(self._thread, self._disconnect)
         self._thread.shutdown(wait=False)
 
     async def check(self) -> int:
@@ -80,6 +83,7 @@ class SqlCatalog:
         Raises:
             StorageError: It does not.
         """
+        await self._run(self._leave_lost_file)
         await self._run(
             self._in_transaction, lambda connection: connection.scalar(sa.select(sa.func.count(state.c.name)))
         )
@@ -139,8 +143,14 @@ class SqlCatalog:
         engine = sa.create_engine(self._url, pool_pre_ping=True)
         if engine.dialect.name == "sqlite":
             sa.event.listen(engine, "connect", _prepare_sqlite)
-        with engine.begin() as connection:
-            self._migrate(connection)
+            sa.event.listen(engine, "begin", _begin_sqlite)
+        try:
+            with engine.execution_options(begin="IMMEDIATE").begin() as connection:
+                self._migrate(connection)
+        except BaseException:
+            engine.dispose()
+            raise
+        self._file = self._find_file()
         return engine
 
     def _migrate(self, connection: sa.Connection) -> None:
@@ -157,9 +167,7 @@ class SqlCatalog:
         except sa.exc.DatabaseError as error:
             if not _is_damage(error):
                 raise
-        if self._engine is not None:
-            self._engine.dispose()
-            self._engine = None
+        self._disconnect()
         self._set_aside()
         return self._attempt(work)
 
@@ -168,6 +176,26 @@ class SqlCatalog:
             self._engine = self._connect()
         with self._engine.begin() as connection:
             return work(connection)
+
+    def _disconnect(self) -> None:
+        if self._engine is not None:
+            self._engine.dispose()
+            self._engine = None
+
+    def _find_file(self) -> tuple[int, int] | None:
+        """Tell the SQLite file apart from any other; `None` where there is none."""
+        if self._url.get_backend_name() != "sqlite":
+            return None
+        try:
+            status = Path(self._url.database or "").stat()
+        except FileNotFoundError:
+            return None
+        return status.st_dev, status.st_ino
+
+    def _leave_lost_file(self) -> None:
+        # Whoever has a removed file open can go on using it, and would lose everything at the next start.
+        if self._engine is not None and self._file != self._find_file():
+            self._disconnect()
 
     def _set_aside(self) -> None:
         path = Path(self._url.database or "")
@@ -178,7 +206,12 @@ class SqlCatalog:
                 part.rename(path.with_name(f"{path.name}.{stamp}{suffix}"))
 
     def _select(self, query: sa.Select[Any]) -> list[Record]:
-        return self._in_transaction(lambda connection: [_to_record(row) for row in connection.execute(query)])
+        rows = self._in_transaction(lambda connection: connection.execute(query).all())
+        try:
+            return [_to_record(row) for row in rows]
+        except (KeyError, TypeError, ValueError, OverflowError, OSError):
+            # Nothing in a SQLite file guards against flipped bits.
+            raise StorageError("the catalog holds a damaged row; `imgkeep reindex` mends it") from None
 
     def _upsert(self, connection: sa.Connection, records: Sequence[Record]) -> None:
         # Delete and insert: the one way of upserting that every dialect has.
@@ -188,18 +221,31 @@ class SqlCatalog:
         connection.execute(sa.insert(images), [{**_to_row(record), "indexed_at": now} for record in records])
 
     def _now(self) -> int:
-        return int(self._clock().timestamp())
+        """Never less than before: when the clock is set back during a reindex, its rows must not pass for old ones."""
+        self._latest = max(self._latest, int(self._clock().timestamp()))
+        return self._latest
 
 
 def _prepare_sqlite(connection: Any, _record: object) -> None:
+    connection.isolation_level = None  # `_begin_sqlite` begins instead of the driver
     # WAL lets readers and the writer work at once. NORMAL is durable against a crash of the process; after a power
     # loss the last rows may be missing, and the records in the store bring them back.
     for pragma in ("journal_mode=WAL", "synchronous=NORMAL", f"busy_timeout={BUSY_TIMEOUT_S * 1000}"):
         connection.execute(f"PRAGMA {pragma}")
 
 
+def _begin_sqlite(connection: sa.Connection) -> None:
+    # Left to itself the driver begins before the first changed row and not before CREATE TABLE, so a first start that
+    # is cut short would leave tables that no later start could create again. A migration reads before it writes, so it
+    # asks for the right to write at once; otherwise another process's write in between could not be waited for.
+    connection.exec_driver_sql(f"BEGIN {connection.get_execution_options().get('begin', 'DEFERRED')}")
+
+
 def _is_damage(error: sa.exc.DatabaseError) -> bool:
-    return getattr(error.orig, "sqlite_errorname", "") in {"SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_CORRUPT_INDEX"}
+    name = getattr(error.orig, "sqlite_errorname", "")
+    # A file that was cut to nothing is a database without tables.
+    emptied = name == "SQLITE_ERROR" and "no such table" in str(error.orig)
+    return emptied or name in {"SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_CORRUPT_INDEX"}
 
 
 def _take(walk: Iterator[Record]) -> list[Record]:

@@ -16,9 +16,15 @@ def print_json(out: TextIO, facts: Mapping[str, object]) -> None:
 
 
 def print_facts(out: TextIO, facts: Mapping[str, object]) -> None:
-    """Print `name  value` lines."""
+    """Print `name  value` lines. What is not printable is escaped: a terminal must not take it for a command."""
     width = max(map(len, facts))
-    out.writelines(f"{name:<{width}}  {'-' if value is None else value}\n" for name, value in facts.items())
+    out.writelines(
+        f"{name:<{width}}  {'-' if value is None else _printable(str(value))}\n" for name, value in facts.items()
+    )
+
+
+def _printable(text: str) -> str:
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def readable_bytes(size: float) -> str:

@@ -11,10 +11,10 @@ import re
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from ipaddress import ip_address
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from datetime import datetime
 
     from proxy.core.address import Address, Network
@@ -25,9 +25,16 @@ CDN_ID: Final = "imgkeep"
 RETRY_AFTER_MAX_S: Final = 3600
 """We remember no longer than this what an origin asked for: it may have meant a different client."""
 
-_ETAG: Final = re.compile(r'\s*(?:W/)?("[\x21\x23-\x7e\x80-\xff]*")\s*(?:,|$)')
-_RANGE: Final = re.compile(r"bytes[ \t]*=[ \t]*(\d{0,18})-(\d{0,18})[ \t]*", re.IGNORECASE)
-_CONTENT_RANGE: Final = re.compile(r"bytes[ \t]+0-(\d{1,18})/(\d{1,18})", re.IGNORECASE)
+_ETAG: Final = re.compile(r'[\s,]*(?:W/)?("[\x21\x23-\x7e\x80-\xff]*")\s*(?:,|$)')
+_RANGE: Final = re.compile(r"bytes[ \t]*=[ \t]*([0-9]{0,18})-([0-9]{0,18})[ \t]*", re.IGNORECASE)
+_CONTENT_RANGE: Final = re.compile(r"bytes[ \t]+0-([0-9]{1,18})/([0-9]{1,18})", re.IGNORECASE)
+_FORWARDED_FOR: Final = re.compile(r'(?:^|[;,\s])for="?(\[[^\][]{0,64}\]|[^;,"\s:]+)', re.IGNORECASE)
+
+
+class Fields(Protocol):
+    """Header fields, of which a name may come on several lines; names are compared without case."""
+
+    def getall(self, key: str, default: list[str], /) -> list[str]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +91,7 @@ def read_retry_after(value: str | None, now: datetime) -> int | None:
     """Read `Retry-After` (RFC 9110, 10.2.3) as seconds from now, 0 to `RETRY_AFTER_MAX_S`; `None` if unreadable."""
     if value is None:
         return None
-    if re.fullmatch(r"\s*\d{1,9}\s*", value):
+    if re.fullmatch(r"\s*[0-9]{1,9}\s*", value):
         return min(int(value), RETRY_AFTER_MAX_S)
     try:
         seconds = (parsedate_to_datetime(value) - now).total_seconds()
@@ -93,10 +100,10 @@ def read_retry_after(value: str | None, now: datetime) -> int | None:
     return int(min(max(seconds, 0), RETRY_AFTER_MAX_S))
 
 
-def passed_through_us(headers: Mapping[str, str]) -> bool:
+def passed_through_us(headers: Fields) -> bool:
     """Whether a node of ours sent this request: `CDN-Loop` (RFC 8586), or `Via` where something removed that."""
-    nodes = [item.split(";")[0].strip() for item in headers.get("CDN-Loop", "").split(",")]
-    nodes += [word for item in headers.get("Via", "").split(",") for word in item.split()[1:2]]
+    nodes = [item.split(";")[0].strip() for item in _members(headers, "CDN-Loop")]
+    nodes += [word for item in _members(headers, "Via") for word in item.split()[1:2]]
     return any(node.lower() == CDN_ID for node in nodes)
 
 
@@ -105,26 +112,35 @@ def cache_status(*parameters: str) -> str:
     return "; ".join((CDN_ID, *parameters))
 
 
-def client_address(peer: str, headers: Mapping[str, str], trusted: Sequence[Network]) -> str:
+def client_address(peer: str, headers: Fields, trusted: Sequence[Network]) -> str:
     """
     Return the address of the client: the peer's, or the nearest one in `Forwarded` (RFC 7239) or `X-Forwarded-For`
     that no trusted proxy wrote about itself. What an untrusted peer claims does not count.
     """
-    chain = _forwarded_for(headers)
     address = _read_address(peer)
-    while chain and address is not None and any(address in network for network in trusted):
-        nearer = _read_address(chain.pop())
+    if address is None:
+        return peer
+    chain: list[str] | None = None
+    while any(address in network for network in trusted):
+        if chain is None:
+            chain = _forwarded_for(headers)
+        nearer = _read_address(chain.pop()) if chain else None
         if nearer is None:
             break
         address = nearer
-    return peer if address is None else str(address)
+    return str(address)
 
 
-def _forwarded_for(headers: Mapping[str, str]) -> list[str]:
-    forwarded = headers.get("Forwarded")
-    if forwarded is not None:
-        return re.findall(r'(?i)(?:^|[;,\s])for="?(\[[^\]]*\]|[^;,"\s:]+)', forwarded)
-    return [item.strip() for item in headers.get("X-Forwarded-For", "").split(",") if item.strip()]
+def _members(headers: Fields, name: str) -> list[str]:
+    """Return the members of a list field, from all its lines (RFC 9110, 5.3)."""
+    return ",".join(headers.getall(name, [])).split(",")
+
+
+def _forwarded_for(headers: Fields) -> list[str]:
+    forwarded = ",".join(headers.getall("Forwarded", []))
+    if forwarded:
+        return _FORWARDED_FOR.findall(forwarded)
+    return [item.strip() for item in _members(headers, "X-Forwarded-For") if item.strip()]
 
 
 def _read_address(text: str) -> Address | None:

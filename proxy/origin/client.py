@@ -110,8 +110,10 @@ class OriginClient:
 
     @asynccontextmanager
     async def fetch(self, source: Source) -> AsyncGenerator[Answer]:
+        has_place = False
         try:
             async with asyncio.timeout(self._settings.total_timeout_s), self.gates.enter(source.host):
+                has_place = True
                 response = await self._ask_until_answered(source)
                 try:
                     yield self._read_head(response)
@@ -120,6 +122,8 @@ class OriginClient:
                     # body that was read to its end has given its connection back already.
                     response.close()
         except TimeoutError:
+            if not has_place:
+                raise Busy("too many images are being fetched at the moment", retry_after_s=2) from None
             raise OriginTimeout("the origin took longer than fetch.total_timeout_s") from None
 
     async def _ask_until_answered(self, source: Source) -> aiohttp.ClientResponse:
@@ -155,10 +159,10 @@ class OriginClient:
                     response.close()
                     raise
                 return response
-            location = response.headers.get("Location", "")
+            location = response.headers.get("Location", "").strip(" \t")
             response.close()
             source = self._judge_redirect(source, location)
-        raise OriginError(f"the origin redirects more than fetch.redirects_max ({self._settings.redirects_max}) times")
+        raise _Final(f"the origin redirects more than fetch.redirects_max ({self._settings.redirects_max}) times")
 
     async def _send(self, source: Source) -> aiohttp.ClientResponse:
         loop = asyncio.get_running_loop()
@@ -180,9 +184,9 @@ class OriginClient:
 
     def _judge_redirect(self, source: Source, location: str) -> Source:
         if not location:
-            raise OriginError("the origin redirects to nowhere")
+            raise _Final("the origin redirects to nowhere")
         try:
-            target = read_source(urljoin(source.url, location.strip(" \t")))
+            target = read_source(urljoin(source.url, location))
         except (InvalidSource, ValueError):
             raise SourceForbidden("the origin redirects to something that is not an http(s) URL") from None
         reason = judge(target, self._policy)
@@ -230,14 +234,22 @@ class Answer:
     def framed(self) -> bool:
         if self._decoder is not None:
             return self._decoder.proved
-        # aiohttp raises when less comes than the framing says, but a connection that simply closes says nothing.
-        chunked = "chunked" in self._response.headers.get("Transfer-Encoding", "").lower()
-        return self._response.content_length is not None or chunked
+        # aiohttp raises when less comes than the framing says, but a connection that simply closes says nothing, and
+        # so it is when anything but `chunked` comes last (RFC 9112, 6.3).
+        last_coding = ",".join(self._response.headers.getall("Transfer-Encoding", [])).rpartition(",")[2]
+        return self._response.content_length is not None or last_coding.strip().lower() == "chunked"
 
     async def chunks(self) -> AsyncIterator[bytes]:
+        received = self._limited(self._receive())
+        if self._decoder is not None:
+            # Both sides of it: a bomb comes out of little, and nothing comes out of endless empty blocks.
+            received = self._limited(self._decoder.decode(received))
+        async for chunk in received:
+            yield chunk
+
+    async def _limited(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         received = 0
-        body = self._receive() if self._decoder is None else self._decoder.decode(self._receive())
-        async for chunk in body:
+        async for chunk in chunks:
             received += len(chunk)
             if received > self._body_bytes_max:
                 raise TooLarge("the image is larger than fetch.body_bytes_max")
@@ -249,17 +261,18 @@ class Answer:
                 yield chunk
         except TimeoutError:
             raise OriginTimeout("the origin paused for longer than fetch.read_timeout_s") from None
-        except (aiohttp.ClientError, OSError):
+        except (aiohttp.ClientError, OSError, RuntimeError):
+            # RuntimeError: what aiohttp's stream says when the framing became nonsense while nobody was reading.
             raise OriginError("the origin's answer broke off") from None
 
 
-class _NoValidCertificate(OriginError):
-    """Apart from other connection errors, because another attempt does not help."""
+class _Final(OriginError):
+    """A failure that another attempt would only repeat."""
 
 
 def _connect_error(error: aiohttp.ClientConnectorError) -> Exception:
     if isinstance(error, aiohttp.ClientSSLError):
-        return _NoValidCertificate("the origin has no valid certificate, or TLS failed otherwise")
+        return _Final("the origin has no valid certificate, or TLS failed otherwise")
     cause = error.os_error
     if isinstance(cause, AddressRefused):
         return SourceForbidden(f"the source is refused: {cause.strerror}")

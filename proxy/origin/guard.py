@@ -87,10 +87,15 @@ def open_socket(info: AddrInfo) -> socket.socket:
 
 
 def _is_own_address(info: AddrInfo) -> bool:
-    """Whether the address belongs to this machine: the kernel then picks it as source too. Sends nothing."""
+    """Whether the address belongs to this machine. Sends nothing."""
+    address = ipaddress.ip_address(info[4][0])
+    if address.is_loopback or address.is_unspecified:
+        return True  # all of 127.0.0.0/8, though the kernel answers from 127.0.0.1 alone
     with socket.socket(info[0], socket.SOCK_DGRAM) as probe:
+        probe.setblocking(False)
         try:
             probe.connect(info[4])
         except OSError:
             return False
+        # To an address of its own the kernel picks that same address as the source.
         return bool(probe.getsockname()[0] == info[4][0])

@@ -66,7 +66,8 @@ class Failures:
 
     def remember(self, source: Source, error: ImgkeepError) -> None:
         if seconds_to_remember(error) > 0:
-            self._errors[_name(source)] = error
+            # A copy, for what was raised holds the whole request alive by its traceback.
+            self._errors[_name(source)] = copy.copy(error)
 
     def find(self, source: Source) -> ImgkeepError | None:
         """Return the remembered failure as a fresh copy that can be raised."""

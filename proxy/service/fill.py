@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 RECENT_BYTES_MAX: Final = 1_048_576
 """So many of the newest bytes stay in memory, once per fill: readers who keep up need no look at the draft."""
+RECENT_CHUNKS_MAX: Final = 256
+"""And in so many pieces at most: an origin that sends byte by byte must cost neither memory nor long searches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,14 +74,27 @@ class Fill:
     Attributes:
         source: The link that this fill tries; followers with another link may want a try of their own.
         head: Resolved once with what was judged, or with the failure.
+
+    Args:
+        fault: Why nobody could tell whether the image is stored already. It is fetched for those who ask, and not kept:
+            what an origin sends now must not replace what may be there.
     """
 
-    def __init__(self, source: Source, info: SourceInfo, neighbours: Neighbours, tower: Tower) -> None:
+    def __init__(
+        self,
+        source: Source,
+        info: SourceInfo,
+        neighbours: Neighbours,
+        tower: Tower,
+        *,
+        fault: StorageError | None = None,
+    ) -> None:
         self.source = source
         self.head: asyncio.Future[Head] = asyncio.get_running_loop().create_future()
         self._info = info
         self._to = neighbours
         self._tower = tower
+        self._fault = fault
         self._tide = Tide()
         self._drafts: list[Draft] = []
         """The last one is written to; one before it is a disk's that failed, which readers may still be reading."""
@@ -152,7 +167,7 @@ class Fill:
         self._holders -= 1
         if self._holders == 0:
             self._recent.clear()
-            for draft in self._drafts:
+            for draft in reversed(self._drafts):
                 await draft.aclose()
 
     @property
@@ -178,7 +193,7 @@ class Fill:
 
     async def _begin(self, size: int | None) -> tuple[Draft, StorageError | None]:
         try:
-            return await self._to.disk.begin(size), None
+            return await self._to.disk.begin(size), self._fault
         except StorageError as fault:
             return await self._to.memory.begin(size), fault
 
@@ -194,7 +209,7 @@ class Fill:
         height = self._draft.size
         self._recent.append((height - len(chunk), chunk))
         self._recent_bytes += len(chunk)
-        while self._recent_bytes > RECENT_BYTES_MAX:
+        while self._recent_bytes > RECENT_BYTES_MAX or len(self._recent) > RECENT_CHUNKS_MAX:
             self._recent_bytes -= len(self._recent.popleft()[1])
         self._tide.rise(height - 1)
         return fault

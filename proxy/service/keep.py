@@ -11,13 +11,14 @@ import asyncio
 import logging
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from cachetools import LRUCache
 
 from proxy.collapse import Flights
+from proxy.core import identity
 from proxy.core.errors import ImgkeepError, LoopDetected, OriginError, SourceForbidden, StorageError
-from proxy.core.identity import identify
 from proxy.core.policy import judge
 from proxy.core.stored import read_object_name
 from proxy.service.failures import Failures
@@ -31,8 +32,10 @@ if TYPE_CHECKING:
     from proxy.ports import Body, Catalog, Store
     from proxy.service.fill import Neighbours
 
-RECORDS_MAX: Final = 65_536
-"""Records held in memory, about 1.2 kB each: 80 MB when full."""
+RECORDS_BYTES_MAX: Final = 67_108_864
+"""For the records held in memory: some 60,000 of them, fewer when their links are long."""
+RECORD_BYTES: Final = 800
+"""What a record takes in memory, its identity left out."""
 
 log = logging.getLogger(__name__)
 
@@ -69,14 +72,24 @@ class Delivery:
 class Keeper:
     """Finds, fills and delivers images. One per process; the `Tower` of its fills."""
 
-    def __init__(
-        self, *, store: Store, catalog: Catalog, policy: Policy, neighbours: Neighbours, timer: Callable[[], float]
+    def __init__(  # noqa: PLR0913 - all by keyword, in one place
+        self,
+        *,
+        store: Store,
+        catalog: Catalog,
+        policy: Policy,
+        neighbours: Neighbours,
+        timer: Callable[[], float],
+        identify: Callable[[Source], SourceInfo] = identity.identify,
     ) -> None:
+        self.identify = identify
         self._store = store
         self._catalog = catalog
         self._policy = policy
         self._to = neighbours
-        self._records: LRUCache[Key, Record] = LRUCache(RECORDS_MAX)
+        self._records: LRUCache[Key, Record] = LRUCache(
+            RECORDS_BYTES_MAX, getsizeof=lambda record: RECORD_BYTES + len(record.identity)
+        )
         self._flights: Flights[Fill] = Flights()
         self._failures = Failures(timer)
 
@@ -107,13 +120,9 @@ class Keeper:
             delivery, fault = await self._find(info)
             if delivery is not None:
                 return delivery
-            remembered = self._failures.find(source)
-            if remembered is not None:
-                raise remembered
-            if came_from_us:
-                raise LoopDetected("the request came from this server or from another node of it")
+            self._check_departure(source, fault, came_from_us=came_from_us)
             # No await between the look-up's last word and the departure: see collapse.py.
-            fill, departs = self._flights.join(info.key, lambda: Fill(source, info, self._to, self))
+            fill, departs = self._flights.join(info.key, partial(Fill, source, info, self._to, self, fault=fault))
             fill.hold()
             try:
                 return await self._follow(fill, info, departs=departs)
@@ -122,7 +131,7 @@ class Keeper:
                 if fill.source != source:
                     continue  # somebody else's link failed; ours gets a try of its own
                 if fault is not None:
-                    raise StorageError("the store cannot be read, and the origin no longer has the image") from error
+                    raise _neither(fault) from error
                 raise
             except BaseException:
                 await fill.aclose()
@@ -149,6 +158,9 @@ class Keeper:
     def failed(self, source: Source, error: BaseException) -> None:
         if isinstance(error, ImgkeepError):
             self._failures.remember(source, error)
+        else:
+            # Its readers tell as well, but there may be none left.
+            log.error("a fill failed as nobody foresaw", exc_info=error)
 
     async def land(self) -> None:
         """Wait until the fills in the air have landed."""
@@ -157,6 +169,14 @@ class Keeper:
     async def aclose(self) -> None:
         await self._flights.aclose()
 
+    def _check_departure(self, source: Source, fault: StorageError | None, *, came_from_us: bool) -> None:
+        """Raise what spares the origin a request."""
+        remembered = self._failures.find(source)
+        if remembered is not None:
+            raise remembered if fault is None else _neither(fault)
+        if came_from_us:
+            raise fault or LoopDetected("the request came from this server or from another node of it")
+
     async def _find(self, info: SourceInfo) -> tuple[Delivery | None, StorageError | None]:
         """Find what is stored under a key. A fault is not a miss: it is told beside the `None`."""
         try:
@@ -164,16 +184,26 @@ class Keeper:
             # A fill may have landed while we looked elsewhere.
             record = record or self._records.get(info.key)
             body = None if record is None else await self._store.fetch(record.object_name, record.size)
+            if record is not None and body is None:
+                record, body = await self._find_again(record)
         except StorageError as fault:
             return None, fault
-        if record is None:
-            return None, None
-        if body is None:
-            log.error("object missing or damaged", extra={"key": info.key, "digest": record.digest})
-            self._records.pop(info.key, None)
+        if record is None or body is None:
             return None, None
         name = _name_for_people(record.key, record.format)
         return Delivery(Outcome.HIT, record.format, record.etag, name, body, record.object_name), None
+
+    async def _find_again(self, lacking: Record) -> tuple[Record | None, Body | None]:
+        """The object of a record is missing or damaged: the store's own record may name another, newer one."""
+        key = lacking.key
+        log.error("object missing or damaged", extra={"key": key, "digest": lacking.digest})
+        record = await self._store.find(key)
+        if record is None or record.digest == lacking.digest:
+            if self._records.get(key) is lacking:  # and not what a fill has stored since
+                del self._records[key]
+            return None, None
+        await self.kept(record)
+        return record, await self._store.fetch(record.object_name, record.size)
 
     async def _find_record(self, key: Key) -> Record | None:
         record = await self._find_in_catalog(key)
@@ -203,6 +233,11 @@ class Keeper:
         if not head.keeping:
             outcome = Outcome.UNKEPT
         return Delivery(outcome, head.format, head.etag, _name_for_people(info.key, head.format), fill)
+
+
+def _neither(fault: StorageError) -> StorageError:
+    """Neither store nor origin gave the image: what is stored may be there all the same, so this is no 404."""
+    return StorageError(f"the store cannot be read, and the origin does not give the image: {fault}")
 
 
 def _name_for_people(name: str, format_: Format) -> str:

@@ -20,7 +20,8 @@ class Finding:
     Something that is not as it should be, by its path in the stored layout.
 
     `damaged`: the bytes are not those that were stored; set aside. `missing`: a record's object is not there.
-    `orphan`: an object that no record points at. `unreadable`: a record of a newer version.
+    `orphan`: an object that no record points at. `unreadable`: a record of a newer version, or an object that the disk
+    does not give.
     """
 
     kind: Literal["damaged", "missing", "orphan", "unreadable"]
@@ -54,9 +55,17 @@ def verify(archive: Archive) -> Iterator[Finding | None]:
             archive.set_aside(path)
             yield Finding("damaged", path)
     for path in archive.objects():
+        try:
+            digest = archive.hash_object(path)
+        except FileNotFoundError:
+            continue  # removed since its folder was listed
+        except OSError:
+            digest = None
         known = path in wanted
         wanted.discard(path)
-        if archive.hash_object(path) != path.rpartition("/")[2].partition(".")[0]:
+        if digest is None:
+            yield Finding("unreadable", path)
+        elif digest != path.rpartition("/")[2].partition(".")[0]:
             archive.set_aside(path)
             yield Finding("damaged", path)
         else:

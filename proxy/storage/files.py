@@ -47,9 +47,17 @@ def write_all(descriptor: int, data: bytes) -> None:
 
 def create_partial(path: Path) -> int:
     """Create a partial file and return its descriptor; locked as long as its writer lives, see `sweep`."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    return descriptor
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if is_named(descriptor, path):
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            remove(path)
+            raise
+        os.close(descriptor)  # swept by another process before it was locked
 
 
 @contextmanager
@@ -68,7 +76,10 @@ def durable_partial(path: Path, data: bytes) -> Iterator[None]:
 def sweep(folder: Path) -> None:
     """Remove partial files whose writers are dead: their locks died with them, on this machine at least."""
     for path in folder.iterdir():
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue  # its writer is alive and done
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             remove(path)
@@ -86,6 +97,14 @@ def publish(partial: Path, final: Path) -> None:
         make_folder(final.parent)
         partial.replace(final)
     sync_folder(final.parent)
+
+
+def is_named(descriptor: int, path: Path) -> bool:
+    """Tell whether `path` is still the name of the open file."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 def remove(path: Path) -> None:

@@ -2,9 +2,8 @@
 The local store: a folder with the stored layout, and a `partial` folder beside it where drafts grow.
 
 Rules:
-- All file work runs in this module's own threads, so neither a slow disk nor a slow name server holds up the other.
-- An operating system error becomes a `StorageError` that names the trouble and no path; `ENOENT` under a root that is
-  in place is a miss, under a root that is gone it is a fault.
+- All file work runs in threads of the store's own, so neither a slow disk nor a slow name server holds up the other.
+- A file that is not there is a miss under a root that is in place; under a root that is gone it is a fault.
 - What is found damaged is moved to `damaged/`, out of every reader's way, and never thrown away.
 """
 
@@ -13,10 +12,8 @@ from __future__ import annotations
 import asyncio
 import errno
 import hashlib
-import mmap
 import os
 import shutil
-from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from secrets import token_hex
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -37,7 +34,8 @@ from proxy.core.stored import (
     object_path,
     record_path,
 )
-from proxy.storage import files
+from proxy.storage import disk, files
+from proxy.storage.disk import LocalBody, LocalDraft, Threads
 from proxy.storage.memory import MemoryBody
 
 if TYPE_CHECKING:
@@ -50,9 +48,6 @@ if TYPE_CHECKING:
 PARTIAL: Final = "partial"
 DAMAGED: Final = "damaged"
 
-THREADS: Final = 8
-"""Disks answer a few requests at a time; more threads would only wait for each other."""
-
 HOT_OBJECT_BYTES_MAX: Final = 1_048_576
 """A larger object is read in pieces: in memory it would push out many that are asked for more often."""
 
@@ -64,11 +59,14 @@ class LocalStore:
 
     name = "local"
 
-    def __init__(self, root: Path, *, hot_bytes_max: int = 0, free_bytes_min: int = 0) -> None:
+    def __init__(
+        self, root: Path, *, hot_bytes_max: int = 0, free_bytes_min: int = 0, timeout_s: float = disk.TIMEOUT_S
+    ) -> None:
         self.root = root
         self._free_bytes_min = free_bytes_min
         self._hot: LRUCache[str, bytes] = LRUCache(hot_bytes_max, getsizeof=len)
-        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="disk")
+        self._threads = Threads(timeout_s=timeout_s)
+        self._device: int | None = None
 
     async def open(self) -> None:
         """
@@ -81,7 +79,7 @@ class LocalStore:
         await self._run(files.sweep, self.root / PARTIAL)
 
     async def aclose(self) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._threads.close()
 
     async def check(self) -> int:
         """
@@ -95,9 +93,12 @@ class LocalStore:
     async def find(self, key: Key) -> Record | None:
         path = self.root / record_path(key)
         try:
-            async with aiofiles.open(path, "rb", executor=self._threads) as file:
+            async with (
+                asyncio.timeout(self._threads.timeout_s),
+                aiofiles.open(path, "rb", executor=self._threads.pool) as file,
+            ):
                 data = await file.read(RECORD_BYTES_MAX)
-            return decode_record(data)
+            return _read_record(data, path.name)
         except FileNotFoundError:
             await self._run(self._insist_on_root)
             return None
@@ -107,7 +108,7 @@ class LocalStore:
             await self._run(self._set_aside, path)
             return None
         except OSError as error:
-            raise _fault(error) from None
+            raise disk.fault(error) from None
 
     async def fetch(self, name: str, size: int | None) -> Body | None:
         hot = self._hot.get(name)
@@ -119,8 +120,7 @@ class LocalStore:
         return body
 
     async def begin(self, size: int | None) -> LocalDraft:
-        path = self._partial()
-        return LocalDraft(path, await self._run(self._begin, path, size or 0), self._threads)
+        return await self._run(self._begin, size or 0)
 
     async def put(self, draft: Draft, record: Record) -> None:
         assert isinstance(draft, LocalDraft)
@@ -133,9 +133,11 @@ class LocalStore:
     def records(self) -> Iterator[tuple[str, Record | RecordUnreadable]]:
         for path in self._walk(RECORDS):
             try:
-                yield path, decode_record((self.root / path).read_bytes())
+                yield path, _read_record((self.root / path).read_bytes(), path.rpartition("/")[2])
             except RecordUnreadable as error:
                 yield path, error
+            except FileNotFoundError:
+                continue  # deleted since its folder was listed
 
     def objects(self) -> Iterator[str]:
         return self._walk(OBJECTS)
@@ -148,20 +150,35 @@ class LocalStore:
         self._set_aside(self.root / path)
 
     def _walk(self, folder: str) -> Iterator[str]:
-        """Walk in a fixed order, one of the 256 folders in memory at a time."""
+        """Walk in a fixed order, one of the 256 folders in memory at a time. One that cannot be read is a fault."""
+        self._insist_on_root()
         for number in range(256):
-            names = sorted(path.name for path in (self.root / folder / f"{number:02x}").glob("*"))
+            try:
+                names = sorted(path.name for path in (self.root / folder / f"{number:02x}").iterdir())
+            except FileNotFoundError:
+                continue
             yield from (f"{folder}/{number:02x}/{name}" for name in names)
 
     async def _run(self, work: Callable[..., T], *args: object) -> T:
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, work, *args)
-        except OSError as error:
-            raise _fault(error) from None
+        return await self._threads.run(work, *args)
 
     def _lay_out(self) -> None:
-        for folder in (PARTIAL, OBJECTS, RECORDS):
-            files.make_folder(self.root / folder)
+        """
+        Make the folders that are missing, but never on another file system than before: that would be the empty place
+        under a volume that is not mounted, and what is kept there would vanish once it is.
+        """
+        folders = [self.root / folder for folder in (PARTIAL, OBJECTS, RECORDS)]
+        if not all(folder.is_dir() for folder in folders):
+            place = next(path for path in (self.root, *self.root.parents) if path.exists())
+            if self._device not in {None, place.stat().st_dev}:
+                raise StorageError("the file system of the store is not mounted")
+            for folder in folders:
+                files.make_folder(folder)
+        self._device = self.root.stat().st_dev
+
+    def _insist_on_root(self) -> None:
+        if not (self.root / RECORDS).is_dir():
+            raise StorageError("the folder of the store is gone")
 
     def _partial(self) -> Path:
         return self.root / PARTIAL / token_hex(8)
@@ -174,38 +191,44 @@ class LocalStore:
                 raise OSError(errno.EIO, "")
         return shutil.disk_usage(self.root).free
 
-    def _insist_on_root(self) -> None:
-        if not (self.root / RECORDS).is_dir():
-            raise StorageError("the folder of the store is gone")
-
-    def _begin(self, path: Path, size: int) -> int:
-        if not path.parent.is_dir():
-            self._lay_out()
+    def _begin(self, size: int) -> LocalDraft:
+        self._lay_out()
         if shutil.disk_usage(self.root).free - size < self._free_bytes_min:
             raise StorageError("less than store.free_bytes_min would be left free on the disk")
-        return files.create_partial(path)
+        path = self._partial()
+        return LocalDraft(path, files.create_partial(path), self._threads)
 
     def _open(self, name: str, size: int | None) -> Body | None:
         path = self.root / object_path(name)
+        digest = name.partition(".")[0]
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             self._insist_on_root()
             return None
-        body = LocalBody(descriptor, os.fstat(descriptor).st_size, self._threads)
-        damaged = size is not None and body.size != size
-        if not damaged and body.size > HOT_OBJECT_BYTES_MAX:
-            return body
+        keep_open = False
         try:
-            data = b"" if damaged else _pread(descriptor, 0, body.size)
-        finally:
-            os.close(descriptor)
-        if damaged or sha256(data).hexdigest() != name.partition(".")[0]:
-            self._set_aside(path)
+            found = os.fstat(descriptor).st_size
+            if found > HOT_OBJECT_BYTES_MAX:
+                # Too large to be hashed at every read. When the sizes differ the hash decides which of them is wrong:
+                # a record that lies must not cost us a good object.
+                if found == size or size is None or disk.hash_all(descriptor, found) == digest:
+                    keep_open = True
+                    return LocalBody(descriptor, found, self._threads)
+            else:
+                data = disk.read_all(descriptor, found)
+                if sha256(data).hexdigest() == digest:
+                    return MemoryBody(data)
+            # Another reader may have set it aside already, and a fill put a good one in its place.
+            if files.is_named(descriptor, path):
+                self._set_aside(path)
             return None
-        return MemoryBody(data)
+        finally:
+            if not keep_open:
+                os.close(descriptor)
 
     def _commit(self, draft: LocalDraft, record: Record) -> None:
+        self._insist_on_ours(self.root / record_path(record.key))
         draft.sync()
         # The record's bytes are on the disk before the body gets its name: a full disk is noticed with nothing done.
         partial = self._partial()
@@ -213,7 +236,19 @@ class LocalStore:
             files.publish(draft.path, self.root / object_path(record.object_name))
             files.publish(partial, self.root / record_path(record.key))
 
+    def _insist_on_ours(self, path: Path) -> None:
+        """Refuse to overwrite or remove what a newer version wrote: it knows more than we do."""
+        try:
+            _read_record(path.read_bytes(), path.name)
+        except FileNotFoundError:
+            return
+        except RecordTooNew as error:
+            raise StorageError(f"the record was {error}") from None
+        except RecordUnreadable:
+            return
+
     def _delete(self, path: Path) -> None:
+        self._insist_on_ours(path)
         try:
             path.unlink()
         except FileNotFoundError:
@@ -223,100 +258,16 @@ class LocalStore:
     def _set_aside(self, path: Path) -> None:
         folder = self.root / DAMAGED
         files.make_folder(folder)
-        files.publish(path, folder / f"{path.name}.{token_hex(4)}")
-
-
-class LocalBody:
-    """An object that is open for reading in pieces."""
-
-    def __init__(self, descriptor: int, size: int, threads: ThreadPoolExecutor) -> None:
-        self._descriptor = descriptor
-        self._threads = threads
-        self.size = size
-
-    async def settle(self) -> int:
-        return self.size
-
-    async def read(self, offset: int, size: int) -> bytes:
-        return await _read(self._descriptor, offset, min(size, self.size - offset), self._threads)
-
-    async def aclose(self) -> None:
-        os.close(self._descriptor)
-
-
-class LocalDraft:
-    """A partial file that its fill appends to and others read from."""
-
-    def __init__(self, path: Path, descriptor: int, threads: ThreadPoolExecutor) -> None:
-        self.path = path
-        self.kept = False
-        self._descriptor = descriptor
-        self._threads = threads
-        self._hash = sha256()
-        self._size = 0
-
-    @property
-    def size(self) -> int:
-        return self._size
-
-    @property
-    def digest(self) -> Digest:
-        return Digest(self._hash.hexdigest())
-
-    async def write(self, data: bytes) -> None:
         try:
-            await asyncio.get_running_loop().run_in_executor(self._threads, self._append, data)
-        except OSError as error:
-            raise _fault(error) from None
-        self._size += len(data)
-
-    async def read(self, offset: int, size: int) -> bytes:
-        return await _read(self._descriptor, offset, min(size, self._size - offset), self._threads)
-
-    async def judge(self, verdict: Callable[[bytearray | mmap.mmap], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._judge, verdict)
-
-    def sync(self) -> None:
-        """Make the bytes durable. Blocks."""
-        os.fsync(self._descriptor)
-
-    async def aclose(self) -> None:
-        await asyncio.get_running_loop().run_in_executor(self._threads, self._close)
-
-    def _append(self, data: bytes) -> None:
-        # Hashed only once written: after a fault the draft is what it was before.
-        files.write_all(self._descriptor, data)
-        self._hash.update(data)
-
-    def _judge(self, verdict: Callable[[bytearray | mmap.mmap], T]) -> T:
-        with mmap.mmap(self._descriptor, self._size, access=mmap.ACCESS_READ) as view:
-            return verdict(view)
-
-    def _close(self) -> None:
-        os.close(self._descriptor)
-        if not self.kept:
-            files.remove(self.path)
+            files.publish(path, folder / f"{path.name}.{token_hex(4)}")
+        except FileNotFoundError:
+            return  # somebody else was quicker
+        files.sync_folder(path.parent)
 
 
-async def _read(descriptor: int, offset: int, size: int, threads: ThreadPoolExecutor) -> bytes:
-    if size <= 0:
-        return b""
-    try:
-        data = await asyncio.get_running_loop().run_in_executor(threads, os.pread, descriptor, size, offset)
-    except OSError as error:
-        raise _fault(error) from None
-    if not data:
-        raise StorageError("a file of the store is shorter than it was")
-    return data
-
-
-def _pread(descriptor: int, offset: int, size: int) -> bytes:
-    data = bytearray()
-    while len(data) < size and (piece := os.pread(descriptor, size - len(data), offset + len(data))):
-        data += piece
-    return bytes(data)
-
-
-def _fault(error: OSError) -> StorageError:
-    """Name the trouble without the path."""
-    return StorageError(f"the disk of the store failed: {os.strerror(error.errno or errno.EIO)}")
+def _read_record(data: bytes, name: str) -> Record:
+    """Read a record's JSON. Under another name than its key's it is a damaged file, not another image's record."""
+    record = decode_record(data)
+    if name != f"{record.key}.json":
+        raise RecordUnreadable("the key is not that of the file's name")
+    return record

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 PIECE_BYTES: Final = 32_768
 """What a slow reader holds in memory at most; the rest waits in the file."""
-STALL_TIMEOUT_S: Final = 60
-"""A client that takes no piece for this long has gone (nginx's `send_timeout`)."""
 
 FIXED_HEADERS: Final = {
     "Cache-Control": "public, max-age=31536000, immutable",
@@ -55,12 +53,11 @@ async def respond(request: web.Request, delivery: Delivery) -> web.StreamRespons
 async def _respond(request: web.Request, delivery: Delivery) -> web.StreamResponse:
     headers = _headers(request, delivery)
     body = delivery.body
-    if_none_match = request.headers.get("If-None-Match")
-    if if_none_match is not None and etag_matches(if_none_match, delivery.etag):
+    if etag_matches(_field(request, "If-None-Match") or "", delivery.etag):
         return web.Response(status=304, headers=headers)
     size = body.size
-    wanted = request.headers.get("Range") if request.method == "GET" else None
-    if wanted is not None and not range_applies(request.headers.get("If-Range"), delivery.etag):
+    wanted = _field(request, "Range") if request.method == "GET" else None
+    if wanted is not None and not range_applies(_field(request, "If-Range"), delivery.etag):
         wanted = None
     if size is None and (wanted is not None or request.version < HttpVersion11):
         # HTTP/1.0 has no way to say that a body of unknown size was cut.
@@ -75,6 +72,12 @@ async def _respond(request: web.Request, delivery: Delivery) -> web.StreamRespon
         headers["Content-Range"] = f"bytes {span.start}-{span.end - 1}/{size}"
         return await _send(request, web.StreamResponse(status=206, headers=headers), body, span.start, span.end)
     return await _send(request, web.StreamResponse(headers=headers), body, 0, size)
+
+
+def _field(request: web.Request, name: str) -> str | None:
+    """Return a field's value, its lines combined (RFC 9110, 5.3); `None` if it is absent."""
+    lines = request.headers.getall(name, [])
+    return ", ".join(lines) if lines else None
 
 
 def _headers(request: web.Request, delivery: Delivery) -> dict[str, str]:
@@ -104,21 +107,24 @@ async def _send(
         raise ConnectionResetError("the client has left")
     transport.set_write_buffer_limits(high=PIECE_BYTES // 2)
     offset = start
+    stall_timeout_s = request.app[SITE].stall_timeout_s
     try:
         await response.prepare(request)
         while piece:
-            async with asyncio.timeout(STALL_TIMEOUT_S):
+            async with asyncio.timeout(stall_timeout_s):
                 await response.write(piece)
                 await request.writer.drain()
             offset += len(piece)
             piece = await body.read(offset, _piece_size(offset, end))
-        async with asyncio.timeout(STALL_TIMEOUT_S):
+        async with asyncio.timeout(stall_timeout_s):
             await response.write_eof()
-    except (ImgkeepError, TimeoutError, ConnectionError) as error:
+    except Exception as error:
         # The status is long gone; a connection that breaks is the one thing left that every client understands.
-        request[NOTES].code = error.code if isinstance(error, ImgkeepError) else "client_left"
         response.force_close()
         transport.abort()
+        if not isinstance(error, ImgkeepError | TimeoutError | ConnectionError):
+            raise
+        request[NOTES].code = error.code if isinstance(error, ImgkeepError) else "client_left"
     finally:
         request[NOTES].sent = offset - start
     return response

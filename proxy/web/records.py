@@ -30,7 +30,11 @@ async def records(
         status = response.status
         if isinstance(response, web.Response) and request.method != "HEAD":
             notes.sent = response.content_length or 0
-        return response
+        return response  # noqa: TRY300 - reads in the order of what happens
+    except ConnectionError:
+        # Nobody is there to read this one; but what a handler raises, aiohttp logs as an error.
+        notes.code = "client_left"
+        return web.Response(status=status)
     finally:
         seconds = site.timer() - start
         resource = request.match_info.route.resource

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from proxy.service.keep import Keeper
 
 
+STALL_TIMEOUT_S: Final = 60
+"""A client that takes no piece for this long has gone (nginx's `send_timeout`)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Site:
     """The services and settings of the HTTP edge."""
@@ -29,6 +33,7 @@ class Site:
     trusted_proxies: tuple[Network, ...]
     access_log: bool
     timer: Callable[[], float]
+    stall_timeout_s: float = STALL_TIMEOUT_S
 
     def permanent_url(self, object_name: str) -> str:
         """Return the URL of an object; only its path where no public URL is configured (RFC 9110, 8.7)."""

@@ -1,0 +1,333 @@
+"""The command line as people and scripts meet it: what it prints, where, and with which exit status."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import sys
+from io import StringIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from proxy.__main__ import main
+from proxy.cli.look import inspect
+from proxy.cli.printing import print_facts, readable_bytes
+from proxy.config import load
+from proxy.core.errors import SourceRejected
+from proxy.core.identity import identify
+from proxy.core.policy import judge
+from proxy.core.source import read_source
+from proxy.storage.local import LocalStore
+from tests.program import ROOT, environment, run
+from tests.storage.stores import record_of
+from tests.storage.test_contract import keep
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from proxy.core.model import Record
+
+    Command = Callable[..., tuple[int, str, str]]
+
+CASES = json.loads((Path(__file__).parents[1] / "cases" / "forbidden_sources.json").read_text("utf-8"))
+TEMPORARY = (
+    "https://bucket.s3.eu-west-1.amazonaws.com/a.png?X-Amz-Algorithm=AWS4-HMAC-SHA256"
+    "&X-Amz-Credential=AKIDEXAMPLE%2F20261122%2Feu-west-1%2Fs3%2Faws4_request&X-Amz-Date=20261122T100000Z"
+    f"&X-Amz-Expires=3600&X-Amz-SignedHeaders=host&X-Amz-Signature={'0a' * 32}"
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def command(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Run a command in this process, as `run` does it in another: much quicker."""
+
+    def run_here(*arguments: str, **settings: str) -> tuple[int, str, str]:
+        monkeypatch.chdir(folder.parent)
+        with monkeypatch.context() as here:
+            for name, value in environment(folder, **settings).items():
+                here.setenv(name, value)
+            try:
+                status = main(arguments)
+            except SystemExit as exit_:  # argparse's way
+                status = int(exit_.code or 0)
+        out, err = capfd.readouterr()
+        return status, out, err
+
+    return run_here
+
+
+async def stock(folder: Path, number: int) -> list[Record]:
+    """Keep so many images and leave the catalog to `reindex`."""
+    store = LocalStore(folder)
+    await store.open()
+    bodies = [str(index).encode() * 1000 for index in range(number)]
+    records = [await keep(store, body, record_of(body, name=str(index))) for index, body in enumerate(bodies)]
+    await store.aclose()
+    return records
+
+
+# --- configuration
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        pytest.param(b"[server\nport = 1", r"config\.toml: ", id="bad TOML"),
+        pytest.param(b"\xff\xfe", r"config\.toml: ", id="not UTF-8"),
+        pytest.param(b"[server]\nprot = 1", r"server\.prot: unknown setting", id="unknown key"),
+        pytest.param(b"[sevrer]\nport = 1", r"sevrer: unknown setting", id="unknown section"),
+        pytest.param(b"[fetch]\nredirects_max = 'many'", r"fetch\.redirects_max: expected int", id="wrong type"),
+        pytest.param(b"[fetch]\nredirects_max = 99", r"fetch\.redirects_max: ", id="out of bounds"),
+        pytest.param(b"server = 1", r"server: expected ", id="no table"),
+    ],
+)
+def test_a_bad_file_is_a_usage_error_that_names_the_setting(
+    command: Command, folder: Path, content: bytes, told: str
+) -> None:
+    (folder.parent / "config.toml").write_bytes(content)
+    status, out, err = command("check")
+    assert (status, out) == (2, "")
+    assert re.match(rf"imgkeep: {told}", err), err
+    assert err.count("\n") == 1
+
+
+def test_a_file_that_was_named_has_to_be_there(command: Command) -> None:
+    status, out, err = command("--config", "elsewhere.toml", "check")
+    assert (status, out, err) == (2, "", "imgkeep: elsewhere.toml: there is no such file\n")
+
+
+def test_a_bad_variable_is_a_usage_error_that_names_it(command: Command) -> None:
+    status, _, err = command("check", server__prot="1")
+    assert (status, err) == (2, "imgkeep: IMGKEEP_SERVER__PROT: there is no setting 'server.prot'\n")
+
+
+def test_the_environment_wins_over_the_file(command: Command, folder: Path) -> None:
+    (folder.parent / "config.toml").write_text("[store]\nurl = 's3://bucket'\n")
+    assert (command("check"))[0] == 0  # the harness sets store.url
+    (folder.parent / "config.toml").write_text("[fetch]\nretries_max = 'many'\n")
+    assert (command("check", fetch__retries_max="1"))[0] == 0
+
+
+def test_secrets_are_never_printed(command: Command) -> None:
+    for variable in ("security__signing_keys", "security__api_tokens"):
+        _, out, err = command("check", **{variable: "hunter2-hunter2"})
+        assert "hunter2" not in out + err
+
+
+# --- check
+
+
+def test_check_validates_and_touches_nothing(command: Command, folder: Path) -> None:
+    assert command("check") == (0, "configuration: valid\n", "")
+    assert not folder.exists()
+
+
+async def test_check_live_tries_every_part(folder: Path) -> None:
+    status, out, _ = await run(folder, "check", "--live")
+    assert status == 0
+    assert re.fullmatch(r"configuration: valid\nstore: works, [\d.]+ \w+ free\ncatalog: works\n", out)
+
+
+async def test_check_live_tells_what_does_not_work(folder: Path) -> None:
+    folder.write_bytes(b"a file in the way")  # noqa: ASYNC240 - quick, and nobody waits
+    status, out, _ = await run(folder, "check", "--live")
+    assert status == 1
+    assert "store: the disk of the store failed: " in out
+    assert "catalog: the catalog failed: " in out
+
+
+# --- inspect
+
+
+def test_inspect_tells_what_a_link_names(command: Command, folder: Path) -> None:
+    status, out, err = command("inspect", "--json", TEMPORARY)
+    facts = json.loads(out)
+    assert (status, err) == (0, "")
+    assert list(facts) == ["url", "identity", "key", "provider", "temporary", "expires_at", "allowed", "reason"]
+    assert facts["url"] == TEMPORARY
+    info = identify(read_source(TEMPORARY))
+    assert (facts["identity"], facts["key"]) == (info.identity, info.key)
+    assert (facts["provider"], facts["temporary"]) == (info.provider, info.temporary)
+    assert (facts["allowed"], facts["reason"]) == (True, None)
+    status, out, _ = command("inspect", TEMPORARY)
+    assert status == 0
+    assert re.search(r"^allowed +True$", out, re.MULTILINE)
+    assert not folder.exists(), "nothing is opened for it"
+
+
+async def test_inspect_reads_odd_lines_one_by_one(folder: Path) -> None:
+    lines = [
+        b"https://example.com/a.png",
+        b"",
+        b"https://example.com/\x1b[31m.png",
+        b"https://example.com/" + b"x" * 100_000,
+        b"\xff\xfe not UTF-8",
+        b"\x00",
+        "https://example.com/ü.png".encode(),
+        b"https://example.com/last.png\r",
+    ]
+    status, out, err = await run(folder, "inspect", "--json", "-", stdin=b"\n".join(lines))
+    answers = [json.loads(line) for line in out.splitlines()]
+    assert (status, err) == (1, "")
+    assert len(answers) == len(lines)
+    assert [bool(answer["key"]) for answer in answers] == [True, False, False, False, False, False, True, True]
+    assert all(answer["allowed"] is (answer["key"] is not None) for answer in answers)
+    status, out, _ = await run(folder, "inspect", "-", stdin=lines[2])
+    assert status == 1
+    assert "\x1b" not in out
+    assert r"\x1b[31m" in out
+
+
+async def test_inspect_takes_an_argument_that_is_no_utf_8(folder: Path) -> None:
+    status, out, err = await run(folder, "inspect", "--json", os.fsdecode(b"https://example.com/\xff.png"))
+    assert status in {0, 1}
+    assert json.loads(out)["url"] == "https://example.com/\ufffd.png"
+    assert err == ""
+
+
+async def test_inspect_refuses_every_case_that_the_url_alone_gives_away() -> None:
+    policy = load({}, {}).policy
+    out = StringIO()
+    inspect([case["url"] for case in CASES], policy, as_json=True, out=out)
+    answers: list[dict[str, Any]] = [json.loads(line) for line in out.getvalue().splitlines()]
+    assert len(answers) == len(CASES)
+    refused = 0
+    for case, answer in zip(CASES, answers, strict=True):
+        if case["expect"] == "block" and "dns" not in case and "redirects" not in case:
+            assert answer["allowed"] is False, case
+            assert answer["reason"], case
+            refused += 1
+        elif case["expect"] != "block":
+            assert answer["allowed"] is True, (case, answer)
+        try:
+            assert answer["allowed"] is (judge(read_source(case["url"]), policy) is None)
+        except SourceRejected:
+            assert answer["allowed"] is False
+    assert refused > 50
+
+
+async def test_the_cases_go_through_the_real_command_too(folder: Path) -> None:
+    urls = [case["url"] for case in CASES if not set(case["url"]) & set("\r\n")]
+    stdin = "\n".join(urls).encode("utf-8", "replace")
+    status, out, err = await run(folder, "inspect", "--json", "-", stdin=stdin, fetch__allow_networks="")
+    assert (status, err) == (1, "")
+    assert len(out.splitlines()) == len(urls)
+
+
+# --- what is stored
+
+
+async def test_reindex_list_stats_and_verify_agree(folder: Path) -> None:
+    records = await stock(folder, 5)
+    status, out, err = await run(folder, "list")
+    assert (status, out) == (0, "")
+    assert "not complete" in err, "an empty list must not pass for an empty store"
+    assert (await run(folder, "reindex"))[:2] == (0, "5 images\n")
+    listed, in_json, totals, plain, checked = await asyncio.gather(
+        run(folder, "list", "--limit", "3"),
+        run(folder, "list", "--json", "--limit", "0"),
+        run(folder, "stats", "--json"),
+        run(folder, "stats"),
+        run(folder, "verify"),
+    )
+    assert listed[0] == 0
+    assert len(listed[1].splitlines()) == 3
+    facts = [json.loads(line) for line in in_json[1].splitlines()]
+    assert {fact["key"] for fact in facts} == {record.key for record in records}
+    assert {fact["path"] for fact in facts} == {f"/images/{record.object_name}" for record in records}
+    stats = json.loads(totals[1])
+    assert (stats["images"], stats["objects"], stats["object_bytes"]) == (5, 5, sum(r.size for r in records))
+    assert stats["catalog_complete"] is True
+    assert stats["hosts"] == {"images.example": 5}
+    assert re.search(r"^hosts +images\.example \(5\)$", plain[1], re.MULTILINE)
+    assert checked[:2] == (0, "10 good, 0 damaged, 0 missing, 0 unreadable, 0 orphan\n")
+
+
+async def test_maintenance_of_a_store_that_cannot_be_used_fails_and_forgets_nothing(folder: Path) -> None:
+    await stock(folder, 2)
+    catalog = f"sqlite:{folder.parent}/catalog.db"
+    assert (await run(folder, "reindex", catalog__url=catalog))[0] == 0
+    folder.rename(folder.with_name("moved"))  # noqa: ASYNC240 - quick, and nobody waits
+    folder.write_bytes(b"in the way")  # noqa: ASYNC240 - quick, and nobody waits
+    both = (run(folder, name, catalog__url=catalog) for name in ("verify", "reindex"))
+    for status, out, err in await asyncio.gather(*both):
+        assert (status, out) == (1, "")
+        assert err.splitlines()[-1].startswith("imgkeep: ")
+    assert json.loads((await run(folder, "stats", "--json", catalog__url=catalog))[1])["images"] == 2
+
+
+# --- usage
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        pytest.param([], "required: COMMAND", id="nothing"),
+        pytest.param(["keep"], "invalid choice", id="unknown command"),
+        pytest.param(["list", "--limit", "-1"], "expected a whole number", id="negative limit"),
+        pytest.param(["list", "--limit", "ten"], "expected a whole number", id="limit that is no number"),
+        pytest.param(["inspect"], "required: URL", id="no URL"),
+    ],
+)
+def test_wrong_usage_is_2(command: Command, arguments: list[str], told: str) -> None:
+    status, out, err = command(*arguments)
+    assert (status, out) == (2, "")
+    assert told in err
+
+
+@pytest.mark.parametrize("lines", [3, 5000], ids=["less than a buffer", "much more"])
+async def test_a_reader_who_has_enough_is_no_error(folder: Path, lines: int) -> None:
+    process = await asyncio.create_subprocess_shell(
+        f"'{sys.executable}' -m proxy inspect --json - | true; exit ${{PIPESTATUS[0]}}",
+        executable="/bin/bash",
+        cwd=folder.parent,
+        env=environment(folder),
+        stdin=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    _, err = await process.communicate(b"https://example.com/a.png\n" * lines)
+    assert (process.returncode, err) == (1, b"")
+
+
+async def test_the_command_and_the_module_are_the_same_program(folder: Path) -> None:
+    installed = Path(sys.executable).with_name("imgkeep")
+    process = await asyncio.create_subprocess_exec(
+        installed, "--version", stdout=asyncio.subprocess.PIPE, cwd=folder.parent, env={"PYTHONPATH": str(ROOT)}
+    )
+    out, _ = await process.communicate()
+    assert (process.returncode, out.decode()) == (0, (await run(folder, "--version"))[1])
+
+
+# --- printing
+
+
+def test_what_is_printed_for_people_holds_no_control_characters() -> None:
+    out = StringIO()
+    print_facts(out, {"a": "one\x1b[2J\n\u202etwo", "long": None})
+    assert out.getvalue() == "a     one\\x1b[2J\\n\\u202etwo\nlong  -\n"
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1024, "1.0 KiB"),
+        (1_572_864, "1.5 MiB"),
+        (2**40, "1.0 TiB"),
+        (2**50, "1024.0 TiB"),
+    ],
+)
+def test_sizes_read_as_people_write_them(size: int, text: str) -> None:
+    assert readable_bytes(size) == text

@@ -1,0 +1,230 @@
+"""Header fields: tables of the RFCs and of nginx's tests, and nothing raises whatever a client sends."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_network
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from multidict import CIMultiDict
+
+from proxy.core.headers import (
+    RETRY_AFTER_MAX_S,
+    Span,
+    cache_status,
+    client_address,
+    etag_matches,
+    is_whole_range,
+    passed_through_us,
+    range_applies,
+    read_range,
+    read_retry_after,
+)
+
+NOW = datetime(2026, 11, 22, 10, 0, tzinfo=UTC)
+ANY = st.text(max_size=200) | st.text("bytes=-,0123456789 \t*/W\"'abc;:[]forFOR.", max_size=60)
+NAMES = st.sampled_from(["Forwarded", "X-Forwarded-For", "CDN-Loop", "Via"])
+FIELDS = st.lists(st.tuples(NAMES, ANY), max_size=4).map(CIMultiDict)
+
+
+@pytest.mark.parametrize(
+    ("field", "matches"),
+    [
+        pytest.param('"a"', True, id="strong"),
+        pytest.param('W/"a"', True, id="weak"),
+        pytest.param("*", True, id="any"),
+        pytest.param(" * ", True, id="any with spaces"),
+        pytest.param('"b", W/"c" ,"a"', True, id="last of a list"),
+        pytest.param('"b",, ,"a"', True, id="empty members"),
+        pytest.param(', "a"', True, id="empty first member"),
+        pytest.param('"x,y", "a"', True, id="comma inside a tag"),
+        pytest.param('"b"', False, id="another"),
+        pytest.param("a", False, id="unquoted"),
+        pytest.param('w/"a"', False, id="small w"),
+        pytest.param('"A"', False, id="another case"),
+        pytest.param('"a', False, id="open"),
+        pytest.param('"b" "a"', False, id="no comma"),
+        pytest.param('"b", *', False, id="star in a list"),
+        pytest.param("", False, id="empty"),
+        pytest.param('"', False, id="a quote"),
+        pytest.param(",", False, id="a comma"),
+    ],
+)
+def test_if_none_match_compares_weakly(field: str, matches: bool) -> None:  # noqa: FBT001 - a table
+    assert etag_matches(field, '"a"') is matches
+
+
+@pytest.mark.parametrize(
+    ("field", "applies"),
+    [
+        pytest.param(None, True, id="absent"),
+        pytest.param('"a"', True, id="the tag"),
+        pytest.param(' "a" ', True, id="with spaces"),
+        pytest.param('W/"a"', False, id="weak"),
+        pytest.param('"b"', False, id="another"),
+        pytest.param('"b", "a"', False, id="a list"),
+        pytest.param("Sun, 22 Nov 2026 10:00:00 GMT", False, id="a date"),
+        pytest.param("*", False, id="star"),
+        pytest.param("", False, id="empty"),
+    ],
+)
+def test_if_range_compares_strongly(field: str | None, applies: bool) -> None:  # noqa: FBT001 - a table
+    assert range_applies(field, '"a"') is applies
+
+
+RANGES = [
+    pytest.param("bytes=0-8", Span(0, 9), id="0-8"),
+    pytest.param("bytes=-10", Span(990, 1000), id="-10"),
+    pytest.param("bytes=990-", Span(990, 1000), id="990-"),
+    pytest.param("bytes=990-1990", Span(990, 1000), id="clipped"),
+    pytest.param("bytes=-2000", Span(0, 1000), id="suffix beyond the size"),
+    pytest.param("bytes=999-999", Span(999, 1000), id="last byte"),
+    pytest.param("BYTES = 0-8 ", Span(0, 9), id="case and spaces"),
+    pytest.param("bytes=0-" + "9" * 18, Span(0, 1000), id="18 digits"),
+    pytest.param("bytes=1000-", "unsatisfiable", id="1000-"),
+    pytest.param("bytes=1000-1001", "unsatisfiable", id="1000-1001"),
+    pytest.param("bytes=-0", "unsatisfiable", id="-0"),
+    pytest.param("bytes=0-8,10-12", None, id="two ranges"),
+    pytest.param("bytes=0-8, -10, 990-", None, id="three ranges"),
+    pytest.param("bytes=8-0", None, id="backwards"),
+    pytest.param("bytes=2000-1000", None, id="backwards beyond the end"),
+    pytest.param("bytes=alpha", None, id="alpha"),
+    pytest.param("bytes=10", None, id="10"),
+    pytest.param("bytes=10-11 12-", None, id="no comma"),
+    pytest.param("bytes=-", None, id="-"),
+    pytest.param("bytes=", None, id="nothing"),
+    pytest.param("bytes=--5", None, id="--5"),
+    pytest.param("bytes=+1-5", None, id="+1"),
+    pytest.param("bytes=1.0-5", None, id="1.0"),
+    pytest.param("bytes=0x1-5", None, id="0x1"),
+    pytest.param("bytes=\u0660-\u0668", None, id="other digits"),
+    pytest.param("bytes=0-" + "9" * 19, None, id="overlong end"),
+    pytest.param("bytes=" + "9" * 5000 + "-", None, id="overlong start"),
+    pytest.param("items=0-8", None, id="another unit"),
+    pytest.param("", None, id="empty"),
+]
+
+
+@pytest.mark.parametrize(("field", "wanted"), RANGES)
+def test_a_range_of_1000_bytes(field: str, wanted: object) -> None:
+    assert read_range(field, 1000) == wanted
+
+
+@given(start=st.none() | st.integers(0, 10**19), last=st.none() | st.integers(0, 10**19), size=st.integers(1, 10**15))
+def test_a_span_is_never_empty_and_lies_within_the_body(start: int | None, last: int | None, size: int) -> None:
+    field = f"bytes={'' if start is None else start}-{'' if last is None else last}"
+    span = read_range(field, size)
+    if isinstance(span, Span):
+        assert 0 <= span.start < span.end <= size
+
+
+@pytest.mark.parametrize(
+    ("field", "whole"),
+    [
+        pytest.param("bytes 0-999/1000", True, id="whole"),
+        pytest.param(" Bytes 0-999/1000 ", True, id="case and spaces"),
+        pytest.param("bytes 0-998/1000", False, id="without the last"),
+        pytest.param("bytes 1-999/1000", False, id="without the first"),
+        pytest.param("bytes 0-999/*", False, id="unknown size"),
+        pytest.param("bytes */1000", False, id="unsatisfied"),
+        pytest.param("", False, id="empty"),
+    ],
+)
+def test_an_unasked_range_counts_only_when_it_is_whole(field: str, whole: bool) -> None:  # noqa: FBT001 - a table
+    assert is_whole_range(field) is whole
+
+
+@pytest.mark.parametrize(
+    ("field", "seconds"),
+    [
+        pytest.param(None, None, id="absent"),
+        pytest.param("0", 0, id="0"),
+        pytest.param(" 120 ", 120, id="120"),
+        pytest.param("999999999", RETRY_AFTER_MAX_S, id="years"),
+        pytest.param("9999999999", None, id="overlong"),
+        pytest.param("-5", None, id="negative"),
+        pytest.param("1.5", None, id="a fraction"),
+        pytest.param("\u0661", None, id="another digit"),
+        pytest.param("Sun, 22 Nov 2026 10:01:00 GMT", 60, id="a date"),
+        pytest.param("Sun, 22 Nov 2026 09:00:00 GMT", 0, id="a date gone by"),
+        pytest.param("Sun, 22 Nov 2099 09:00:00 GMT", RETRY_AFTER_MAX_S, id="a date far away"),
+        pytest.param("Sun, 22 Nov 2026 10:01:00 -0000", None, id="a date without zone"),
+        pytest.param("Sun, 99 Nov 2026 10:01:00 GMT", None, id="no date"),
+        pytest.param("soon", None, id="a word"),
+        pytest.param("", None, id="empty"),
+    ],
+)
+def test_retry_after(field: str | None, seconds: int | None) -> None:
+    assert read_retry_after(field, NOW) == seconds
+
+
+@given(st.integers(-(10**6), 10**6))
+def test_retry_after_is_never_negative_whatever_the_clocks_say(seconds: int) -> None:
+    date = (NOW + timedelta(seconds=seconds)).strftime("%a, %d %b %Y %H:%M:%S GMT")
+    assert read_retry_after(date, NOW) == min(max(seconds, 0), RETRY_AFTER_MAX_S)
+
+
+@pytest.mark.parametrize(
+    ("fields", "ours"),
+    [
+        pytest.param([], False, id="none"),
+        pytest.param([("CDN-Loop", "imgkeep")], True, id="CDN-Loop"),
+        pytest.param([("cdn-loop", "a.example, ImgKeep; v=1")], True, id="with others and a parameter"),
+        pytest.param([("CDN-Loop", "a.example"), ("CDN-Loop", "imgkeep")], True, id="on another line"),
+        pytest.param([("Via", "1.1 varnish, 1.1 imgkeep (x)")], True, id="Via"),
+        pytest.param([("Via", "1.1 varnish"), ("Via", "1.1 imgkeep")], True, id="Via on another line"),
+        pytest.param([("CDN-Loop", "imgkeeper, notimgkeep")], False, id="others"),
+        pytest.param([("Via", "imgkeep")], False, id="Via without a protocol"),
+        pytest.param([("CDN-Loop", ""), ("Via", " , ,")], False, id="empty"),
+    ],
+)
+def test_a_loop_is_seen(fields: list[tuple[str, str]], ours: bool) -> None:  # noqa: FBT001 - a table
+    assert passed_through_us(CIMultiDict(fields)) is ours
+
+
+def test_cache_status_has_our_name_first() -> None:
+    assert cache_status("fwd=uri-miss", "stored") == "imgkeep; fwd=uri-miss; stored"
+
+
+TRUSTED = (ip_network("10.0.0.0/8"), ip_network("2001:db8:1::/48"))
+
+
+@pytest.mark.parametrize(
+    ("peer", "fields", "address"),
+    [
+        pytest.param("1.2.3.4", [], "1.2.3.4", id="nothing claimed"),
+        pytest.param("1.2.3.4", [("X-Forwarded-For", "9.9.9.9")], "1.2.3.4", id="claimed by somebody"),
+        pytest.param("10.0.0.1", [], "10.0.0.1", id="a proxy of ours itself"),
+        pytest.param("10.0.0.1", [("X-Forwarded-For", "9.9.9.9")], "9.9.9.9", id="X-Forwarded-For"),
+        pytest.param("10.0.0.1", [("X-Forwarded-For", "8.8.8.8, 9.9.9.9, 10.2.3.4")], "9.9.9.9", id="nearest"),
+        pytest.param(
+            "10.0.0.1", [("X-Forwarded-For", "6.6.6.6"), ("X-Forwarded-For", "9.9.9.9")], "9.9.9.9", id="two lines"
+        ),
+        pytest.param("10.0.0.1", [("X-Forwarded-For", "9.9.9.9, unknown")], "10.0.0.1", id="unknown"),
+        pytest.param("10.0.0.1", [("X-Forwarded-For", " , ")], "10.0.0.1", id="empty"),
+        pytest.param("10.0.0.1", [("Forwarded", "for=9.9.9.9;proto=https")], "9.9.9.9", id="Forwarded"),
+        pytest.param("10.0.0.1", [("Forwarded", "For=6.6.6.6, by=x;for=9.9.9.9")], "9.9.9.9", id="Forwarded, two"),
+        pytest.param("10.0.0.1", [("Forwarded", 'for="[2001:db8::7]:4711"')], "2001:db8::7", id="IPv6 with port"),
+        pytest.param("10.0.0.1", [("Forwarded", 'for="9.9.9.9:4711"')], "9.9.9.9", id="IPv4 with port"),
+        pytest.param("10.0.0.1", [("Forwarded", "for=_hidden")], "10.0.0.1", id="hidden"),
+        pytest.param("2001:db8:1::1", [("X-Forwarded-For", "2001:db8::7")], "2001:db8::7", id="IPv6"),
+        pytest.param("unix:", [("X-Forwarded-For", "9.9.9.9")], "unix:", id="a peer without address"),
+        pytest.param("", [], "", id="a peer unknown"),
+    ],
+)
+def test_the_clients_address(peer: str, fields: list[tuple[str, str]], address: str) -> None:
+    assert client_address(peer, CIMultiDict(fields), TRUSTED) == address
+
+
+@given(text=ANY, fields=FIELDS)
+def test_nothing_raises(text: str, fields: CIMultiDict[str]) -> None:
+    etag_matches(text, '"a"')
+    range_applies(text, '"a"')
+    read_range(text, 1000)
+    is_whole_range(text)
+    read_retry_after(text, NOW)
+    passed_through_us(fields)
+    client_address("10.0.0.1", fields, TRUSTED)
+    client_address(text, fields, TRUSTED)

@@ -1,0 +1,350 @@
+"""Clients who are slow, rude or clever (C1 to C5 of the fault matrix)."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import re
+import socket
+import time
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+import pytest
+from aiohttp import web
+
+from proxy.app import build, make_runner
+from proxy.web.site import SITE
+from tests.conftest import configuration
+from tests.images import picture_of
+from tests.web.raw import ask, port_of, request, split, talk, target_of
+from tests.web.test_answers import gated, kept, landed
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from tests.conftest import Imgkeep
+    from tests.origins import FakeOrigin
+
+LIMIT_S = 0.4
+
+
+@asynccontextmanager
+async def impatient(folder: Path) -> AsyncIterator[tuple[int, web.Application]]:
+    """Run imgkeep with the limits of `make_runner` made short; yield its port."""
+    app = build(configuration(folder))
+
+    async def shorten(app: web.Application) -> None:
+        app[SITE] = replace(app[SITE], stall_timeout_s=LIMIT_S)
+
+    app.on_startup.append(shorten)
+    runner = make_runner(app, idle_timeout_s=LIMIT_S, linger_timeout_s=LIMIT_S)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    try:
+        yield runner.addresses[0][1], app
+    finally:
+        await runner.cleanup()
+
+
+async def closed_after(port: int, data: bytes, *, drip: bytes = b"") -> float:
+    """Send `data`, then `drip` byte by byte for ever, and return the seconds until the server closes."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    start = time.monotonic()
+    writer.write(data)
+
+    async def dripping() -> None:
+        with suppress(ConnectionError):
+            for byte in drip * 1000:
+                writer.write(bytes([byte]))
+                await writer.drain()
+                await asyncio.sleep(LIMIT_S / 8)
+
+    task = asyncio.create_task(dripping())
+    try:
+        with suppress(ConnectionError):
+            async with asyncio.timeout(10):
+                await reader.read()
+        return time.monotonic() - start
+    finally:
+        task.cancel()
+        writer.close()
+
+
+SLOW = [
+    pytest.param(b"", b"", id="silent"),
+    pytest.param(b"GET /healthz HT", b"", id="half a request line"),
+    pytest.param(b"GET /healthz HTTP/1.1\r\nHost: x\r\n", b"X: y\r\n", id="headers byte by byte"),
+    pytest.param(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n", b"", id="idle after an answer"),
+    pytest.param(b"GET /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n", b"", id="no body"),
+    pytest.param(b"GET /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 999\r\n\r\n", b"x", id="body byte by byte"),
+    pytest.param(b"POST /img HTTP/1.1\r\nHost: x\r\nContent-Length: 999\r\n\r\n", b"x", id="refused body"),
+    pytest.param(b"GET /img HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n", id="chunks"),
+    pytest.param(
+        b"GET /img HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 9\r\n\r\n", b"", id="expecting"
+    ),
+]
+
+
+@pytest.mark.parametrize(("data", "drip"), SLOW)
+async def test_slow_requests_are_cut_off_at_the_limit(tmp_path: Path, data: bytes, drip: bytes) -> None:
+    async with impatient(tmp_path) as (port, _):
+        seconds = await closed_after(port, data, drip=drip)
+    assert LIMIT_S * 0.5 < seconds < LIMIT_S * 2 + 1.5
+
+
+async def test_idle_connections_hold_up_nobody(tmp_path: Path) -> None:
+    async with impatient(tmp_path) as (port, _):
+        pairs = [await asyncio.open_connection("127.0.0.1", port) for _ in range(300)]
+        for number, (_, writer) in enumerate(pairs):
+            writer.write(b"GET /healthz HTTP/1.1\r\nX" if number % 2 else b"")
+        waits = []
+        for _ in range(20):
+            start = time.monotonic()
+            answer = split(await talk(port, request("/healthz")))
+            waits.append(time.monotonic() - start)
+            assert answer.status == 200
+        assert max(waits) < 0.5
+        async with asyncio.timeout(5):
+            for reader, writer in pairs:
+                with suppress(ConnectionError):
+                    await reader.read()
+                writer.close()
+
+
+def deaf(port: int) -> socket.socket:
+    """Return a connection that takes little more than nothing."""
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    sock.connect(("127.0.0.1", port))
+    return sock
+
+
+@pytest.mark.parametrize("stored", [True, False], ids=["hit", "miss"])
+async def test_a_client_that_stops_reading_is_let_go(tmp_path: Path, origin: FakeOrigin, stored: bool) -> None:  # noqa: FBT001 - a table
+    body = picture_of(12_000_000)
+    url = origin.gives("/a.png", body)
+    async with impatient(tmp_path) as (port, app):
+        if stored:
+            assert split(await talk(port, request(target_of(url)))).body == body
+            await app[SITE].keeper.land()
+        sock = await asyncio.to_thread(deaf, port)
+        try:
+            await asyncio.to_thread(sock.sendall, request(target_of(url), close=False))
+            meter = app[SITE].meter
+            async with asyncio.timeout(10):
+                while b'outcome="client_left"' not in meter.page():  # noqa: ASYNC110 - a counter
+                    await asyncio.sleep(0.02)
+            # The connection is broken off: what was under way comes, and then no proper end.
+            sock.settimeout(5)
+            received = 0
+            with suppress(ConnectionError):
+                while data := await asyncio.to_thread(sock.recv, 65_536):
+                    received += len(data)
+            assert received < len(body)
+        finally:
+            sock.close()
+        await app[SITE].keeper.land()
+        # Nobody else noticed, and nothing is left open.
+        assert split(await talk(port, request(target_of(url)))).headers["cache-status"] == "imgkeep; hit"
+    assert origin.asked("/a.png") == 1
+    assert not list((tmp_path / "partial").iterdir())
+
+
+async def test_a_reader_who_stops_does_not_slow_the_others(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+    body = picture_of(12_000_000)
+    url = origin.gives("/a.png", body)
+    sock = await asyncio.to_thread(deaf, port_of(imgkeep))
+    try:
+        await asyncio.to_thread(sock.sendall, request(target_of(url), close=False))
+        while not origin.seen:  # noqa: ASYNC110 - a list
+            await asyncio.sleep(0.01)
+        assert (await ask(imgkeep, target_of(url))).body == body
+    finally:
+        sock.close()
+
+
+ENCODED = quote("https://h.example/a.png", safe="")
+BAD_SOURCES = [
+    pytest.param("/img", id="no query"),
+    pytest.param("/img?", id="empty query"),
+    pytest.param("/img?other=1", id="missing"),
+    pytest.param("/img?src", id="no value"),
+    pytest.param("/img?src=", id="empty"),
+    pytest.param(f"/img?src={ENCODED}&src={ENCODED}", id="twice"),
+    pytest.param(f"/img?src={ENCODED}&w=100", id="unknown parameter"),
+    pytest.param(f"/img?w=100&src={ENCODED}", id="unknown parameter ahead"),
+    pytest.param(f"/img?src={ENCODED}&sig=1&sig=2", id="our own twice"),
+    pytest.param(f"/img?src={quote(ENCODED, safe='')}", id="encoded twice"),
+    pytest.param(f"/img?src={ENCODED}%00", id="NUL"),
+    pytest.param(f"/img?src={ENCODED}%0d%0aX:%20y", id="line break"),
+    pytest.param("/img?src=https%3A%2F%2Fh.example%2F%ff%fe", id="invalid UTF-8"),
+    pytest.param("/img?src=https%3A%2F%2Fh%ff.example%2F", id="invalid UTF-8 in the host"),
+    pytest.param("/img?src=+https%3A%2F%2Fh.example%2Fa", id="a leading plus"),
+    pytest.param("/img?src=https%3A%2F%2Fh.exa+mple%2Fa", id="a plus in the host"),
+    pytest.param("/img?src=%2Fa.png", id="relative"),
+    pytest.param("/img?src=%2F%2Fh.example%2Fa.png", id="without scheme"),
+    pytest.param("/img?src=file%3A%2F%2F%2Fetc%2Fpasswd", id="file"),
+    pytest.param("/img?src=data%3Aimage%2Fpng%3Bbase64%2Cxx", id="data"),
+    pytest.param("/img?src=javascript%3Aalert(1)", id="javascript"),
+    pytest.param("/img?src=https%3A%2F%2F", id="no host"),
+    pytest.param("/img?src=https%3A%2F%2Fh.example%3A0%2F", id="port 0"),
+    pytest.param("/img?src=https%3A%2F%2Fh.example%3A99999%2F", id="port 99999"),
+    pytest.param("/img?src=https%3A%2F%2Fh.example%2F" + "a" * 20_000, id="20 KB"),
+    pytest.param("/img?" + "&" * 20_000, id="only separators"),
+    pytest.param("/img?src=%", id="a stray percent"),
+]
+
+
+@pytest.mark.parametrize("target", BAD_SOURCES)
+async def test_a_source_that_is_not_usable_is_a_400_and_no_fetch(
+    tmp_path: Path, origin: FakeOrigin, target: str
+) -> None:
+    async with impatient(tmp_path) as (port, _):
+        answer = split(await talk(port, request(target)))
+        metrics = await talk(port, request("/metrics"))
+    assert answer.status == 400
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.headers["cache-control"] == "no-store"
+    assert json.loads(answer.body)["code"] == "invalid_source"
+    assert origin.connections == 0
+    assert b"imgkeep_requests_total{" in metrics
+    assert b"imgkeep_origin_requests_total{" not in metrics
+
+
+async def test_a_request_line_of_100_kb_is_refused_and_not_a_fetch(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+    data = await talk(port_of(imgkeep), request("/img?src=" + origin.url("/" + "a" * 100_000)))
+    assert data == b"" or data.startswith(b"HTTP/1.0 400 ")
+    assert origin.connections == 0
+    assert (await ask(imgkeep, "/healthz")).status == 200
+
+
+async def test_a_plus_in_an_encoded_source_is_a_space_and_an_encoded_plus_is_a_plus(
+    imgkeep: Imgkeep, origin: FakeOrigin
+) -> None:
+    base = quote(origin.url("/a"), safe="")
+    await ask(imgkeep, f"/img?src={base}%2Bb")
+    await ask(imgkeep, f"/img?src={base}+b")
+    assert [exchange.target for exchange in origin.seen] == ["/a+b", "/a%20b"]
+
+
+CL, TE = b"Content-Length: 5\r\n", b"Transfer-Encoding: chunked\r\n"
+NEXT = b"GET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n"
+CHUNK = b"0\r\n\r\n"
+
+
+def with_fields(*fields: bytes, body: bytes = b"", line: bytes = b"POST /nothing HTTP/1.1") -> bytes:
+    return line + b"\r\nHost: x\r\n" + b"".join(fields) + b"\r\n" + body
+
+
+SMUGGLING = {
+    "CL and TE": with_fields(CL, TE, body=CHUNK + NEXT),
+    "TE and CL": with_fields(TE, CL, body=CHUNK + NEXT),
+    "two CL": with_fields(CL, b"Content-Length: 6\r\n", body=b"xxxxx" + NEXT),
+    "two equal CL": with_fields(CL, CL, body=b"xxxxx" + NEXT),
+    "CL list": with_fields(b"Content-Length: 5, 5\r\n", body=b"xxxxx" + NEXT),
+    "CL negative": with_fields(b"Content-Length: -1\r\n", body=NEXT),
+    "CL plus": with_fields(b"Content-Length: +5\r\n", body=b"xxxxx" + NEXT),
+    "CL hex": with_fields(b"Content-Length: 0x5\r\n", body=b"xxxxx" + NEXT),
+    "CL underscore": with_fields(b"Content-Length: 1_0\r\n", body=NEXT),
+    "CL huge": with_fields(b"Content-Length: 99999999999999999999999\r\n", body=NEXT),
+    "CL empty": with_fields(b"Content-Length: \r\n", body=NEXT),
+    "CL other digits": with_fields("Content-Length: \u0665\r\n".encode(), body=b"xxxxx" + NEXT),
+    "CL spaces inside": with_fields(b"Content-Length: 5 5\r\n", body=b"xxxxx" + NEXT),
+    "space before colon": with_fields(b"Content-Length : 5\r\n", body=b"xxxxx" + NEXT),
+    "TE space before colon": with_fields(b"Transfer-Encoding : chunked\r\n", CL, body=CHUNK + NEXT),
+    "TE tab": with_fields(b"Transfer-Encoding:\tchunked\r\n", CL, body=CHUNK + NEXT),
+    "TE vertical tab": with_fields(b"Transfer-Encoding: \x0bchunked\r\n", CL, body=CHUNK + NEXT),
+    "TE quoted": with_fields(b'Transfer-Encoding: "chunked"\r\n', body=CHUNK + NEXT),
+    "TE twice": with_fields(TE, TE, body=CHUNK + NEXT),
+    "TE identity": with_fields(b"Transfer-Encoding: identity\r\n", CL, body=b"xxxxx" + NEXT),
+    "TE xchunked": with_fields(b"Transfer-Encoding: xchunked\r\n", CL, body=b"xxxxx" + NEXT),
+    "TE chunked last but one": with_fields(b"Transfer-Encoding: chunked, gzip\r\n", body=CHUNK + NEXT),
+    "TE folded": with_fields(b"Transfer-Encoding:\r\n chunked\r\n", CL, body=CHUNK + NEXT),
+    "TE in HTTP/1.0": with_fields(TE, body=CHUNK + NEXT, line=b"POST /nothing HTTP/1.0"),
+    "name with NUL": with_fields(b"Content-Length\x00: 5\r\n", body=b"xxxxx" + NEXT),
+    "value with NUL": with_fields(b"X: a\x00b\r\n", body=NEXT),
+    "value with CR": with_fields(b"X: a\rTransfer-Encoding: chunked\r\n", body=CHUNK + NEXT),
+    "bare LF": b"GET /nothing HTTP/1.1\nHost: x\n\n" + NEXT,
+    "LF between fields": b"GET /nothing HTTP/1.1\r\nHost: x\nX: y\r\n\r\n" + NEXT,
+    "folded field": with_fields(b"X: a\r\n b\r\n", body=NEXT),
+    "field without colon": with_fields(b"nonsense\r\n", body=NEXT),
+    "empty field name": with_fields(b": x\r\n", body=NEXT),
+    "chunk size negative": with_fields(TE, body=b"-1\r\nx\r\n0\r\n\r\n" + NEXT),
+    "chunk size 0x": with_fields(TE, body=b"0x1\r\nx\r\n0\r\n\r\n" + NEXT),
+    "chunk size huge": with_fields(TE, body=b"fffffffffffffffff\r\nx\r\n0\r\n\r\n" + NEXT),
+    "chunk size and space": with_fields(TE, body=b"1 \r\nx\r\n0\r\n\r\n" + NEXT),
+    "chunk extension with LF": with_fields(TE, body=b"1;a\nb\r\nx\r\n0\r\n\r\n" + NEXT),
+    "chunk without CRLF": with_fields(TE, body=b"1\r\nxy0\r\n\r\n" + NEXT),
+    "chunk with LF": with_fields(TE, body=b"1\nx\n0\n\n" + NEXT),
+    "trailer": with_fields(TE, body=b"0\r\nContent-Length: 5\r\n\r\n" + NEXT),
+    "two Hosts": b"GET /nothing HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n" + NEXT,
+    "HTTP/0.9": b"GET /nothing\r\n\r\n" + NEXT,
+    "HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + NEXT,
+    "version with spaces": b"GET /nothing  HTTP/1.1\r\nHost: x\r\n\r\n" + NEXT,
+    "version nonsense": b"GET /nothing HTTP/1.1x\r\nHost: x\r\n\r\n" + NEXT,
+    "space in target": b"GET /nothing?src=a b HTTP/1.1\r\nHost: x\r\n\r\n" + NEXT,
+    "method with a bracket": b"GE(T /nothing HTTP/1.1\r\nHost: x\r\n\r\n" + NEXT,
+    "absolute target": b"GET http://evil.example/nothing HTTP/1.1\r\nHost: x\r\n\r\n" + NEXT,
+    "authority target": b"CONNECT evil.example:443 HTTP/1.1\r\nHost: x\r\n\r\n" + NEXT,
+    "asterisk": b"OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n" + NEXT,
+    "upgrade": b"GET /nothing HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n" + NEXT,
+    "h2c": b"GET /nothing HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n\r\n" + NEXT,
+    "TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"x" * 200,
+    "nothing but CRLF": b"\r\n" * 20 + NEXT,
+}
+
+FRAMED = {
+    "nothing but CRLF": [404, 200],
+    "h2c": [404],  # and what comes behind it goes with the connection
+}
+
+
+@pytest.mark.parametrize("name", SMUGGLING)
+async def test_a_request_that_could_hide_another_is_refused_or_framed(tmp_path: Path, name: str) -> None:
+    """A refusal ends the connection; otherwise there are as many answers as requests, each the right one."""
+    last = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    async with impatient(tmp_path) as (port, _):
+        data = await talk(port, SMUGGLING[name] + last)
+        statuses = [int(status) for status in re.findall(rb"HTTP/1\.[01] (\d{3}) ", data)]
+        assert statuses in ([400], FRAMED.get(name, [404, 404, 200]))
+        assert split(await talk(port, request("/healthz"))).status == 200
+    assert "Traceback" not in data.decode("latin-1")
+
+
+async def test_pipelined_requests_are_answered_in_order(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+    url = origin.gives("/a.png", picture_of(1000))
+    await kept(imgkeep, url)
+    data = await talk(
+        port_of(imgkeep),
+        request(target_of(url), "Range: bytes=0-3", close=False)
+        + request("/nothing", close=False)
+        + request(target_of(url), method="HEAD", close=False)
+        + request("/healthz"),
+    )
+    assert [int(part[2:5]) for part in data.split(b"HTTP/1.")[1:]] == [206, 404, 200, 200]
+    await landed(imgkeep)
+
+
+async def test_a_client_that_leaves_before_the_answer_begins_is_counted_and_is_no_error(
+    tmp_path: Path, origin: FakeOrigin, caplog: pytest.LogCaptureFixture
+) -> None:
+    gate = asyncio.Event()
+    url = origin.on("/a.png", gated(picture_of(500_000), gate, ahead=0))
+    async with impatient(tmp_path) as (port, app):
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(request(target_of(url)))
+        while not origin.seen:  # noqa: ASYNC110 - a list
+            await asyncio.sleep(0.01)
+        writer.transport.abort()
+        assert split(await talk(port, request("/healthz"))).status == 200
+        gate.set()
+        await app[SITE].keeper.land()
+        assert split(await talk(port, request(target_of(url)))).headers["cache-status"] == "imgkeep; hit"
+        counted = b'imgkeep_requests_total{outcome="client_left",route="/img",status="499"} 1.0'
+        assert counted in app[SITE].meter.page()
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []

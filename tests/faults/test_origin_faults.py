@@ -1,0 +1,641 @@
+"""Origins that break off, lie, refuse or send too much (fault matrix O1 to O10): nothing of it is ever kept."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import zlib
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from proxy.app import Seams
+from tests.faults.network import Timer, counted, look, nothing_kept, until
+from tests.images import picture, picture_of
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from tests.conftest import Imgkeep
+    from tests.faults.network import Seen
+    from tests.origins import Exchange, FakeOrigin, Script
+
+    StartImgkeep = Callable[..., Awaitable[Imgkeep]]
+
+FORMS = ("PNG", "JPEG", "WEBP", "GIF", "AVIF")
+SVG = b'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>'
+
+
+def is_no_picture(seen: Seen) -> bool:
+    """Whether a client can tell that it got no whole picture."""
+    return seen.broken or seen.status in {422, 502}
+
+
+async def refused_without_trace(imgkeep: Imgkeep, origin: FakeOrigin, url: str, code: str) -> Seen:
+    """Ask twice for what fails: neither answer passes for a picture, nothing is kept, and it was counted."""
+    path = "/" + url.split("/", 3)[3]
+    seen = await look(imgkeep, url)
+    assert is_no_picture(seen), seen
+    await until(lambda: not imgkeep.files("partial"))
+    assert await counted(imgkeep, f'imgkeep_fills_total{{outcome="{code}"}}') == 1
+    assert origin.asked(path) == 1
+    await nothing_kept(imgkeep)
+    return seen
+
+
+# O1, O2: the framing tells that something is missing.
+
+BROKEN_FRAMING = {
+    "length, FIN": ("Content-Length: {size}", "{half}", "finish"),
+    "length, RST": ("Content-Length: {size}", "{half}", "reset"),
+    "length, one byte short": ("Content-Length: {more}", "{whole}", "finish"),
+    "chunked, no last chunk": ("Transfer-Encoding: chunked", "{chunked}", "finish"),
+    "chunked, no last chunk, RST": ("Transfer-Encoding: chunked", "{chunked}", "reset"),
+    "chunked, cut in a chunk": ("Transfer-Encoding: chunked", "{cut chunk}", "finish"),
+    "chunked, no blank line at the end": ("Transfer-Encoding: chunked", "{open end}", "finish"),
+    "chunked, nonsense for a size": ("Transfer-Encoding: chunked", "{nonsense}", "finish"),
+}
+
+
+@pytest.mark.parametrize("size", [900, 300_000])
+@pytest.mark.parametrize(("field", "sends", "closes"), BROKEN_FRAMING.values(), ids=BROKEN_FRAMING.keys())
+async def test_a_body_that_its_framing_proves_short_leaves_nothing_and_is_asked_for_again(
+    imgkeep: Imgkeep, origin: FakeOrigin, *, field: str, sends: str, closes: str, size: int
+) -> None:
+    body = picture_of(size)
+    chunk = f"{size:x}\r\n".encode() + body + b"\r\n"
+    data = {
+        "{half}": body[: size // 2],
+        "{whole}": body,
+        "{chunked}": chunk,
+        "{cut chunk}": chunk[: size // 2],
+        "{open end}": chunk + b"0\r\n",
+        "{nonsense}": chunk + b"zz\r\n",
+    }[sends]
+
+    async def script(exchange: Exchange) -> None:
+        if exchange.number:
+            await exchange.answer(body)
+            return
+        await exchange.send_head(field.format(size=size, more=size + 1))
+        await exchange.send(data)
+        getattr(exchange, closes)()
+
+    url = origin.on("/a.png", script)
+    await refused_without_trace(imgkeep, origin, url, "origin_error")
+    again = await look(imgkeep, url)
+    assert (again.status, again.body, again.broken) == (200, body, False)
+    assert origin.asked("/a.png") == 2
+
+
+async def test_bytes_behind_the_declared_length_are_not_kept(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+    body = picture_of(2000)
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.send_head("Content-Length: 2000", "Connection: close")
+        await exchange.send(body + b"<script>")
+        exchange.finish()
+
+    seen = await look(imgkeep, origin.on("/a.png", script))
+    if is_no_picture(seen):
+        await nothing_kept(imgkeep)
+    else:
+        assert seen.body == body
+
+
+# O3: nothing but the picture's own end tells.
+
+
+def closing(body: bytes, *fields: str, version: str = "1.1", reset: bool = False) -> Script:
+    """Answer with a body that ends where the connection does."""
+
+    async def script(exchange: Exchange) -> None:
+        head = "\r\n".join([f"HTTP/{version} 200 OK", "Connection: close", *fields, "", ""])
+        await exchange.send(head.encode() + body)
+        if reset:
+            await asyncio.sleep(0.05)  # what is in flight arrives first, or nothing but the reset would
+            exchange.reset()
+        else:
+            exchange.finish()
+
+    return script
+
+
+@pytest.mark.parametrize("percent", [1, 50, 99])
+@pytest.mark.parametrize("form", FORMS)
+async def test_a_picture_cut_by_a_closing_connection_is_never_kept(
+    imgkeep: Imgkeep, origin: FakeOrigin, form: str, percent: int
+) -> None:
+    body = picture(form, width=320, height=240)
+    url = origin.on("/a", closing(body[: len(body) * percent // 100]))
+    seen = await look(imgkeep, url)
+    assert is_no_picture(seen), seen
+    await until(lambda: not imgkeep.files("partial"))
+    await nothing_kept(imgkeep)
+    failed = [
+        await counted(imgkeep, f'imgkeep_fills_total{{outcome="{code}"}}') for code in ("origin_error", "not_an_image")
+    ]
+    assert sum(failed) == 1
+
+
+@pytest.mark.parametrize("missing", [1, 2, 12])
+async def test_not_even_the_last_bytes_may_be_missing(imgkeep: Imgkeep, origin: FakeOrigin, missing: int) -> None:
+    body = picture("PNG")
+    seen = await look(imgkeep, origin.on("/a", closing(body[:-missing])))
+    assert is_no_picture(seen)
+    await nothing_kept(imgkeep)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+async def test_a_whole_picture_ended_by_a_closing_connection_is_kept(
+    imgkeep: Imgkeep, origin: FakeOrigin, form: str, version: str
+) -> None:
+    body = picture(form)
+    url = origin.on("/a", closing(body, version=version))
+    seen = await look(imgkeep, url)
+    assert (seen.status, seen.body, seen.broken) == (200, body, False)
+    hit = await look(imgkeep, url)
+    assert (hit.body, hit.headers["Cache-Status"]) == (body, "imgkeep; hit")
+    assert [path.read_bytes() for path in imgkeep.files("objects")] == [body]
+
+
+async def test_a_picture_cut_by_a_reset_is_never_kept(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+    body = picture("JPEG", width=320, height=240)
+    seen = await look(imgkeep, origin.on("/a", closing(body[: len(body) // 2], reset=True)))
+    assert is_no_picture(seen)
+    await nothing_kept(imgkeep)
+
+
+@pytest.mark.parametrize("coding", ["xchunked", "chunked, identity", "identity", "chunked, gzip", "gzip, chunked, foo"])
+async def test_a_transfer_coding_that_proves_no_end_is_not_taken_for_one_that_does(
+    imgkeep: Imgkeep, origin: FakeOrigin, coding: str
+) -> None:
+    body = picture("JPEG", width=320, height=240)
+    seen = await look(imgkeep, origin.on("/a", closing(body[: len(body) // 2], f"Transfer-Encoding: {coding}")))
+    assert is_no_picture(seen)
+    await nothing_kept(imgkeep)
+
+
+# O4: a content coding that nobody asked for.
+
+
+def _bomb() -> bytes:
+    """A PNG whose padding is 50 MiB of nothing, in 50 KB."""
+    return gzip.compress(picture_of(50 * 1024 * 1024), 9)
+
+
+EMPTY_MEMBER = gzip.compress(b"")
+WRONG_CRC = bytearray(gzip.compress(picture()))
+WRONG_CRC[-8] ^= 0xFF
+WRONG_SIZE = bytearray(gzip.compress(picture()))
+WRONG_SIZE[-1] ^= 0xFF
+ENDLESS_NOTHING = b"\x1f\x8b\x08\x00" + bytes(6) + b"\x00\x00\x00\xff\xff" * 400_000
+"""Empty blocks, 2 MB of them: something comes, and nothing comes out."""
+ENDLESS_NAME = b"\x1f\x8b\x08\x08" + bytes(6) + b"a" * 2_000_000
+
+BAD_GZIP = {
+    "cut": gzip.compress(picture("PNG", width=320, height=240))[:-9],
+    "cut in half": gzip.compress(picture())[: len(gzip.compress(picture())) // 2],
+    "cut in the checksum": gzip.compress(picture())[:-4],
+    "wrong checksum": bytes(WRONG_CRC),
+    "wrong size": bytes(WRONG_SIZE),
+    "not gzip": picture(),
+    "nothing": b"",
+    "100,000 empty members": EMPTY_MEMBER * 100_000,
+    "an image and 100,000 empty members": gzip.compress(picture()) + EMPTY_MEMBER * 100_000,
+    "two images": gzip.compress(picture()) * 2,
+    "zlib": zlib.compress(picture()),
+}
+
+
+@pytest.mark.parametrize("body", BAD_GZIP.values(), ids=BAD_GZIP.keys())
+async def test_a_compressed_answer_that_is_damaged_leaves_nothing(
+    imgkeep: Imgkeep, origin: FakeOrigin, body: bytes
+) -> None:
+    url = origin.gives("/a.png", body, headers={"Content-Encoding": "gzip"})
+    await refused_without_trace(imgkeep, origin, url, "origin_error")
+
+
+async def test_a_bomb_stops_at_the_limit(start: StartImgkeep, origin: FakeOrigin) -> None:
+    imgkeep = await start(fetch={"body_bytes_max": 1_000_000})
+    bomb = await asyncio.to_thread(_bomb)
+    assert len(bomb) < 100_000
+    url = origin.gives("/a.png", bomb, headers={"Content-Encoding": "gzip"})
+    seen = await refused_without_trace(imgkeep, origin, url, "too_large")
+    assert len(seen.body) <= 1_000_000
+
+
+@pytest.mark.parametrize("body", [ENDLESS_NOTHING, ENDLESS_NAME], ids=["empty blocks", "a name without end"])
+async def test_what_decodes_to_nothing_meets_the_limit_all_the_same(
+    start: StartImgkeep, origin: FakeOrigin, body: bytes
+) -> None:
+    imgkeep = await start(fetch={"body_bytes_max": 1_000_000})
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.send_head("Content-Encoding: gzip", "Connection: close")
+        await exchange.send(body)
+        exchange.finish()
+
+    await refused_without_trace(imgkeep, origin, origin.on("/a.png", script), "too_large")
+
+
+@pytest.mark.parametrize("coding", ["gzip", "x-gzip", "GZIP", " gzip "])
+async def test_an_honest_compressed_image_is_unwrapped_and_kept(
+    imgkeep: Imgkeep, origin: FakeOrigin, coding: str
+) -> None:
+    body = picture(width=320, height=240)
+    url = origin.gives("/a.png", gzip.compress(body), headers={"Content-Encoding": coding})
+    for outcome in ("imgkeep; fwd=uri-miss; stored", "imgkeep; hit"):
+        seen = await look(imgkeep, url)
+        assert (seen.status, seen.body, seen.headers["Cache-Status"]) == (200, body, outcome)
+        assert "Content-Encoding" not in seen.headers
+
+
+@pytest.mark.parametrize("coding", ["br", "deflate", "zstd", "gzip, gzip", "br, gzip", "compress", "nonsense"])
+async def test_another_coding_is_refused(imgkeep: Imgkeep, origin: FakeOrigin, coding: str) -> None:
+    url = origin.gives("/a.png", picture(), headers={"Content-Encoding": coding})
+    seen = await refused_without_trace(imgkeep, origin, url, "origin_error")
+    assert seen.status == 502
+
+
+async def test_identity_is_no_coding(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+    seen = await look(imgkeep, origin.gives("/a.png", picture(), headers={"Content-Encoding": "identity"}))
+    assert (seen.status, seen.body) == (200, picture())
+
+
+# O5: too large.
+
+
+async def test_a_body_declared_too_large_is_not_downloaded(start: StartImgkeep, origin: FakeOrigin) -> None:
+    imgkeep = await start(fetch={"body_bytes_max": 10_000})
+    closed = asyncio.Event()
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.send_head("Content-Length: 10001")
+        # Not a byte of the body is sent, so the answer can only come from the head.
+        await exchange.gone()
+        closed.set()
+
+    url = origin.on("/a.png", script)
+    seen = await asyncio.wait_for(refused_without_trace(imgkeep, origin, url, "too_large"), 5)
+    assert (seen.status, seen.code) == (422, "too_large")
+    await asyncio.wait_for(closed.wait(), 5)
+
+
+@pytest.mark.parametrize("after_redirect", [False, True], ids=["at once", "after a redirect"])
+@pytest.mark.parametrize("chunked", [False, True], ids=["closing", "chunked"])
+async def test_a_body_that_grows_too_large_is_cut(
+    start: StartImgkeep, origin: FakeOrigin, *, chunked: bool, after_redirect: bool
+) -> None:
+    imgkeep = await start(fetch={"body_bytes_max": 100_000})
+    sent = 0
+
+    async def script(exchange: Exchange) -> None:
+        nonlocal sent
+        await exchange.send_head("Transfer-Encoding: chunked" if chunked else "Connection: close")
+        data = picture_of(50_000)[:-12]
+        while sent < 100_000_000:
+            await exchange.send(f"{len(data):x}\r\n".encode() + data + b"\r\n" if chunked else data)
+            sent += len(data)
+            data = bytes(50_000)
+
+    url = origin.on("/a.png", script)
+    if after_redirect:
+        url = origin.gives("/r.png", b"", status="302 Found", headers={"Location": "/a.png"})
+    seen = await refused_without_trace(imgkeep, origin, url, "too_large")
+    assert len(seen.body) <= 100_000
+    assert sent < 50_000_000  # the rest is what fits into the sockets' buffers
+
+
+async def test_a_body_of_exactly_the_limit_is_kept(start: StartImgkeep, origin: FakeOrigin) -> None:
+    imgkeep = await start(fetch={"body_bytes_max": 100_000})
+    whole = await look(imgkeep, origin.gives("/a.png", picture_of(100_000)))
+    assert (whole.status, len(whole.body), whole.broken) == (200, 100_000, False)
+    closed = await look(imgkeep, origin.on("/b.png", closing(picture_of(100_000))))
+    assert (closed.status, len(closed.body), closed.broken) == (200, 100_000, False)
+
+
+# O6: a part that nobody asked for.
+
+
+@pytest.mark.parametrize(
+    "content_range",
+    [
+        None,
+        "bytes 0-99/5000",
+        "bytes 1-4999/5000",
+        "bytes 0-4999/*",
+        "bytes */5000",
+        "items 0-4999/5000",
+        "0-4999/5000",
+    ],
+)
+async def test_a_part_is_refused(imgkeep: Imgkeep, origin: FakeOrigin, content_range: str | None) -> None:
+    headers = {} if content_range is None else {"Content-Range": content_range}
+    url = origin.gives("/a.png", picture_of(5000), status="206 Partial Content", headers=headers)
+    seen = await refused_without_trace(imgkeep, origin, url, "origin_error")
+    assert seen.status == 502
+
+
+async def test_a_part_that_is_the_whole_is_kept(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+    headers = {"Content-Range": "bytes 0-4999/5000"}
+    url = origin.gives("/a.png", picture_of(5000), status="206 Partial Content", headers=headers)
+    seen = await look(imgkeep, url)
+    assert (seen.status, seen.body) == (200, picture_of(5000))
+    assert len(imgkeep.files("records")) == 1
+
+
+# O7, O8: judged by the bytes.
+
+NO_IMAGES = {
+    "HTML": (b"<!DOCTYPE html><html><body>Sign in</body></html>", "image/png"),
+    "HTML, long": (b"<html>" + b"x" * 100_000, "image/jpeg"),
+    "HTML with an SVG in it": (b"<html><body>" + SVG + b"</body></html>", "image/svg+xml"),
+    "JSON": (b'{"error": "expired"}', "image/png"),
+    "XML": (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "image/png"),
+    "nothing": (b"", "image/png"),
+    "one byte": (b"\x89", "image/png"),
+    "one byte of JPEG": (b"\xff", "image/jpeg"),
+    "a signature alone": (b"\x89PNG\r\n\x1a\n", "image/png"),
+    "GIF with a script for a screen": (b"GIF89a/*" + b"\x00" * 3, "image/gif"),
+    "PDF": (b"%PDF-1.7\n" + b"x" * 100, "image/png"),
+    "video": (b"\x00\x00\x00\x18ftypisom\x00\x00\x02\x00isomiso2" + b"\x00" * 100, "image/avif"),
+}
+
+
+@pytest.mark.parametrize(("body", "media_type"), NO_IMAGES.values(), ids=NO_IMAGES.keys())
+async def test_what_is_no_image_is_refused_whatever_it_is_called(
+    imgkeep: Imgkeep, origin: FakeOrigin, body: bytes, media_type: str
+) -> None:
+    url = origin.gives("/a.png", body, headers={"Content-Type": media_type})
+    seen = await refused_without_trace(imgkeep, origin, url, "not_an_image")
+    assert (seen.status, seen.code) == (422, "not_an_image")
+
+
+@pytest.mark.parametrize(
+    ("body", "called", "media_type"),
+    [
+        (picture("PNG"), "text/html", "image/png"),
+        (picture("JPEG"), "application/json", "image/jpeg"),
+        (picture("GIF"), "image/png; charset=utf-8", "image/gif"),
+        (picture("WEBP"), "", "image/webp"),
+        (SVG, "image/png", "image/svg+xml"),
+        (SVG, "text/html", "image/svg+xml"),
+        (picture("GIF") + b"<script>alert(1)</script>", "text/html", "image/gif"),
+    ],
+    ids=["PNG", "JPEG", "GIF", "WebP", "SVG as PNG", "SVG as HTML", "GIF with a script behind it"],
+)
+async def test_an_image_is_kept_under_its_own_type_and_cannot_act(
+    imgkeep: Imgkeep, origin: FakeOrigin, body: bytes, called: str, media_type: str
+) -> None:
+    url = origin.gives("/a", body, headers={"Content-Type": called})
+    for _ in range(2):
+        seen = await look(imgkeep, url)
+        assert (seen.status, seen.body, seen.headers["Content-Type"]) == (200, body, media_type)
+        assert seen.headers["X-Content-Type-Options"] == "nosniff"
+        policy = seen.headers["Content-Security-Policy"]
+        assert "default-src 'none'" in policy
+        assert "sandbox" in policy
+        assert "allow-" not in policy
+
+
+# O9: redirects. To where nobody may go: test_nobody_gets_in.py.
+
+
+@pytest.mark.parametrize("status", ["301 Moved", "302 Found", "303 See Other", "307 Temporary", "308 Permanent"])
+async def test_every_kind_of_redirect_is_followed(imgkeep: Imgkeep, origin: FakeOrigin, status: str) -> None:
+    origin.gives("/b.png", picture())
+    url = origin.gives("/a.png", b"go there", status=status, headers={"Location": "/b.png"})
+    seen = await look(imgkeep, url)
+    assert (seen.status, seen.body) == (200, picture())
+
+
+@pytest.mark.parametrize("status", ["300 Multiple Choices", "304 Not Modified", "305 Use Proxy", "306 Unused"])
+async def test_what_is_no_redirect_is_not_followed(imgkeep: Imgkeep, origin: FakeOrigin, status: str) -> None:
+    origin.gives("/b.png", picture())
+    url = origin.gives("/a.png", b"", status=status, headers={"Location": "/b.png"})
+    seen = await look(imgkeep, url)
+    assert (seen.status, seen.code, origin.asked("/b.png")) == (502, "origin_error", 0)
+
+
+async def test_redirects_without_end_are_left_at_the_limit_and_not_tried_again(
+    start: StartImgkeep, origin: FakeOrigin
+) -> None:
+    imgkeep = await start(fetch={"redirects_max": 3, "retries_max": 2})
+    url = origin.gives("/a.png", b"", status="302 Found", headers={"Location": "/a.png?again"})
+    seen = await look(imgkeep, url)
+    assert (seen.status, seen.code) == (502, "origin_error")
+    assert origin.asked("/a.png") == 4
+    await nothing_kept(imgkeep)
+
+
+async def test_as_many_redirects_as_the_limit_says_are_followed(start: StartImgkeep, origin: FakeOrigin) -> None:
+    imgkeep = await start(fetch={"redirects_max": 3})
+    for number in range(3):
+        origin.gives(f"/{number}", b"", status="302 Found", headers={"Location": f"/{number + 1}"})
+    origin.gives("/3", picture())
+    assert (await look(imgkeep, origin.url("/0"))).status == 200
+
+
+@pytest.mark.parametrize("headers", [{}, {"Location": ""}, {"Location": " "}], ids=["none", "empty", "blank"])
+async def test_a_redirect_to_nowhere_fails_at_once(
+    start: StartImgkeep, origin: FakeOrigin, headers: dict[str, str]
+) -> None:
+    imgkeep = await start(fetch={"retries_max": 2})
+    url = origin.gives("/a.png", b"", status="302 Found", headers=headers)
+    seen = await look(imgkeep, url)
+    assert (seen.status, seen.code, origin.asked("/a.png")) == (502, "origin_error", 1)
+
+
+@pytest.mark.parametrize("location", ["/c d.png", "/c%20d.png", "c%20d.png", "./x/../c%20d.png", "?q#f"])
+async def test_a_location_is_read_against_the_url_that_redirected(
+    imgkeep: Imgkeep, origin: FakeOrigin, location: str
+) -> None:
+    async def script(exchange: Exchange) -> None:
+        if "?" in exchange.target:
+            await exchange.answer(picture())
+        else:
+            await exchange.answer(b"", status="302 Found", headers={"Location": location})
+
+    origin.gives("/c%20d.png", picture())
+    assert (await look(imgkeep, origin.on("/a.png", script))).status == 200
+
+
+# O10: what an origin says, and for how long it is believed.
+
+SAID = {
+    # status: what the client gets, its code, seconds remembered
+    "401 Unauthorized": (502, "origin_refused", 60),
+    "403 Forbidden": (502, "origin_refused", 60),
+    "404 Not Found": (404, "source_not_found", 120),
+    "410 Gone": (404, "source_not_found", 120),
+    "400 Bad Request": (502, "origin_error", 5),
+    "418 I'm a teapot": (502, "origin_error", 5),
+    "500 Internal Server Error": (502, "origin_error", 5),
+    "502 Bad Gateway": (502, "origin_error", 5),
+    "503 Service Unavailable": (502, "origin_error", 5),
+    "429 Too Many Requests": (502, "origin_error", 5),
+    "204 No Content": (502, "origin_error", 5),
+    "999 Denied": (502, "origin_error", 5),
+}
+
+
+@pytest.mark.parametrize("said", SAID)
+async def test_a_refusal_is_told_kept_nowhere_and_remembered_for_its_time(
+    start: StartImgkeep, origin: FakeOrigin, said: str
+) -> None:
+    timer = Timer()
+    imgkeep = await start(seams=Seams(timer=timer))
+    status, code, seconds = SAID[said]
+    url = origin.gives("/a.png", b"" if said[:3] == "204" else picture(), status=said)
+    first = await look(imgkeep, url)
+    assert (first.status, first.code, first.headers["Cache-Control"]) == (status, code, "no-store")
+    assert first.headers["Cache-Status"] == f"imgkeep; fwd=uri-miss; fwd-status={said[:3]}"
+    origin.gives("/a.png", picture())
+    timer.seconds += seconds - 1
+    remembered = await look(imgkeep, url)
+    assert (remembered.status, remembered.code, origin.asked("/a.png")) == (status, code, 1)
+    # Another link to the same place is not the same link.
+    assert (await look(imgkeep, url + "?fresh")).status == 200
+    timer.seconds += 2
+    assert (await look(imgkeep, url)).body == picture()
+    assert len(imgkeep.files("records")) == 2
+
+
+RETRY_AFTER = {
+    "seconds": ("30", 30),
+    "a date": ("Sun, 22 Nov 2026 10:00:30 GMT", 30),
+    "too long": ("999999", 3600),
+    "a date too far": ("Sun, 22 Nov 2099 10:00:30 GMT", 3600),
+}
+
+
+@pytest.mark.parametrize("status", ["429 Too Many Requests", "503 Service Unavailable"])
+@pytest.mark.parametrize(("value", "seconds"), RETRY_AFTER.values(), ids=RETRY_AFTER.keys())
+async def test_retry_after_is_kept_to_and_passed_on(
+    start: StartImgkeep, origin: FakeOrigin, status: str, value: str, seconds: int
+) -> None:
+    timer = Timer()
+    seams = Seams(timer=timer, clock=lambda: datetime(2026, 11, 22, 10, 0, 0, tzinfo=UTC))
+    imgkeep = await start(seams=seams, fetch={"retries_max": 2})
+    url = origin.gives("/a.png", b"slow down", status=status, headers={"Retry-After": value})
+    first = await look(imgkeep, url)
+    # It is longer than a client should wait for an answer, so nobody tries again meanwhile.
+    assert (first.status, first.headers["Retry-After"], origin.asked("/a.png")) == (502, str(seconds), 1)
+    origin.gives("/a.png", picture())
+    timer.seconds += seconds - 1
+    assert (await look(imgkeep, url)).status == 502
+    timer.seconds += 2
+    assert (await look(imgkeep, url)).status == 200
+    assert origin.asked("/a.png") == 2
+
+
+async def test_a_picture_wins_over_what_an_origin_says_later(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+    url = origin.gives("/a.png", picture())
+    await look(imgkeep, url)
+    origin.gives("/a.png", b"gone", status="410 Gone")
+    assert (await look(imgkeep, url)).body == picture()
+    assert origin.asked("/a.png") == 1
+
+
+# Another attempt.
+
+PASSING: dict[str, Any] = {
+    "500": "500 Internal Server Error",
+    "502": "502 Bad Gateway",
+    "503": "503 Service Unavailable",
+    "429": "429 Too Many Requests",
+}
+
+
+@pytest.mark.parametrize("status", PASSING.values(), ids=PASSING.keys())
+async def test_what_may_pass_is_tried_again_until_it_has(start: StartImgkeep, origin: FakeOrigin, status: str) -> None:
+    imgkeep = await start(fetch={"retries_max": 1})
+
+    async def script(exchange: Exchange) -> None:
+        if exchange.number == 0:
+            await exchange.answer(b"", status=status, headers={"Retry-After": "0"})
+        else:
+            await exchange.answer(picture())
+
+    seen = await look(imgkeep, origin.on("/a.png", script))
+    assert (seen.status, seen.body, origin.asked("/a.png")) == (200, picture(), 2)
+    assert await counted(imgkeep, 'imgkeep_origin_requests_total{outcome="2xx"}') == 1
+
+
+async def test_a_connection_that_breaks_before_the_answer_is_tried_again(
+    start: StartImgkeep, origin: FakeOrigin
+) -> None:
+    imgkeep = await start(fetch={"retries_max": 2})
+
+    async def script(exchange: Exchange) -> None:
+        if exchange.number == 0:
+            exchange.reset()
+        elif exchange.number == 1:
+            await exchange.send(b"HTTP/1.1 20")
+            exchange.finish()
+        else:
+            await exchange.answer(picture())
+
+    seen = await look(imgkeep, origin.on("/a.png", script))
+    assert (seen.status, seen.body, origin.asked("/a.png")) == (200, picture(), 3)
+
+
+async def test_attempts_end_with_retries_max(start: StartImgkeep, origin: FakeOrigin) -> None:
+    imgkeep = await start(fetch={"retries_max": 2})
+    headers = {"Retry-After": "0"}
+    url = origin.gives("/a.png", b"", status="503 Service Unavailable", headers=headers)
+    seen = await look(imgkeep, url)
+    assert (seen.status, origin.asked("/a.png")) == (502, 3)
+
+
+async def test_attempts_end_with_the_total_time(start: StartImgkeep, origin: FakeOrigin) -> None:
+    imgkeep = await start(fetch={"retries_max": 10, "total_timeout_s": 0.4, "connect_timeout_s": 0.3})
+    url = origin.gives("/a.png", b"", status="500 Internal Server Error")
+    async with asyncio.timeout(1.4):
+        seen = await look(imgkeep, url)
+    assert (seen.status, seen.code) == (504, "origin_timeout")
+    assert origin.asked("/a.png") <= 2
+
+
+@pytest.mark.parametrize(
+    "status", ["400 Bad Request", "401 Unauthorized", "403 Forbidden", "404 Not Found", "410 Gone"]
+)
+async def test_what_will_not_change_is_asked_once(start: StartImgkeep, origin: FakeOrigin, status: str) -> None:
+    imgkeep = await start(fetch={"retries_max": 2})
+    await look(imgkeep, origin.gives("/a.png", b"", status=status))
+    assert origin.asked("/a.png") == 1
+
+
+async def test_a_body_that_breaks_is_not_tried_again_behind_the_clients_back(
+    start: StartImgkeep, origin: FakeOrigin
+) -> None:
+    imgkeep = await start(fetch={"retries_max": 2})
+    seen = await look(imgkeep, origin.on("/a.png", closing(picture_of(5000)[:3000])))
+    assert is_no_picture(seen)
+    assert origin.asked("/a.png") == 1
+
+
+NOT_HTTP = {
+    "SSH": b"SSH-2.0-OpenSSH_9.6\r\n\r\n",
+    "HTTP/0.9": picture(),
+    "two lengths": b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n" + picture(),
+    "a negative length": b"HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\n" + picture(),
+    "length and chunked": b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n" + picture(),
+    "a head too long": b"HTTP/1.1 200 OK\r\nX: " + b"x" * 20_000 + b"\r\n\r\n" + picture(),
+    "a head without end": b"HTTP/1.1 200 OK\r\n" + b"X: x\r\n" * 50_000,
+    "NUL": b"HTTP/1.1 200 OK\r\nX: \x00\r\n\r\n" + picture(),
+}
+
+
+@pytest.mark.parametrize("data", NOT_HTTP.values(), ids=NOT_HTTP.keys())
+async def test_what_is_not_http_is_an_error_of_the_origin(imgkeep: Imgkeep, origin: FakeOrigin, data: bytes) -> None:
+    async def script(exchange: Exchange) -> None:
+        await exchange.send(data)
+        exchange.finish()
+
+    seen = await look(imgkeep, origin.on("/a.png", script))
+    assert (seen.status, seen.code) == (502, "origin_error")
+    await nothing_kept(imgkeep)

@@ -1,0 +1,188 @@
+"""Origins that take their time (fault matrix O11): every wait has an end, and nobody else waits along."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+
+from proxy.app import Seams
+from proxy.web.site import SITE
+from tests.faults.network import PUBLIC, Dials, Names, counted, look, nothing_kept, until, until_counted
+from tests.images import picture, picture_of
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from tests.conftest import Imgkeep
+    from tests.origins import Exchange, FakeOrigin, Script
+
+    StartImgkeep = Callable[..., Awaitable[Imgkeep]]
+
+QUICK = {"connect_timeout_s": 0.3, "read_timeout_s": 0.3, "total_timeout_s": 0.6}
+LIMIT_S = 1.6
+"""The total time and a second."""
+
+
+async def never(exchange: Exchange) -> None:
+    """Accept, read, and say nothing."""
+    await exchange.gone()
+
+
+def drip(data: bytes) -> Script:
+    """Send byte by byte, sooner than the read timeout each time, and for much longer than the total."""
+
+    async def script(exchange: Exchange) -> None:
+        for position in range(len(data)):
+            await exchange.send(data[position : position + 1])
+            await asyncio.sleep(0.02)
+
+    return script
+
+
+def endless(data: bytes) -> Script:
+    async def script(exchange: Exchange) -> None:
+        while True:
+            await exchange.send(data)
+            await asyncio.sleep(0.02)
+
+    return script
+
+
+def stalls(data: bytes) -> Script:
+    async def script(exchange: Exchange) -> None:
+        await exchange.send(data)
+        await exchange.gone()
+
+    return script
+
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n"
+BEFORE_THE_PICTURE = {
+    "nothing": never,
+    "a head byte by byte": drip(b"HTTP/1.1 200 OK\r\nContent-Type: image/png\r\nContent-Length: 100000\r\n\r\n"),
+    "half a head": stalls(b"HTTP/1.1 200 OK\r\nContent-"),
+    "interim answers for ever": endless(b"HTTP/1.1 103 Early Hints\r\n\r\n"),
+    "a head without body": stalls(HEAD),
+    "too little to judge, then nothing": stalls(HEAD + picture()[:20]),
+    "too little to judge, byte by byte": drip(HEAD + picture()[:30]),
+    "a chunk extension without end": stalls(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5;" + b"x" * 100),
+}
+
+
+@pytest.mark.parametrize("script", BEFORE_THE_PICTURE.values(), ids=BEFORE_THE_PICTURE.keys())
+async def test_who_waits_for_a_picture_is_told_in_time_and_the_place_is_free_again(
+    start: StartImgkeep, origin: FakeOrigin, script: Script
+) -> None:
+    imgkeep = await start(fetch={**QUICK, "per_host_max": 1})
+    url = origin.on("/slow.png", script)
+    async with asyncio.timeout(LIMIT_S):
+        seen = await look(imgkeep, url)
+    assert (seen.status, seen.code) == (504, "origin_timeout")
+    assert await counted(imgkeep, 'imgkeep_fills_total{outcome="origin_timeout"}') == 1
+    await nothing_kept(imgkeep)
+    assert (await look(imgkeep, origin.gives("/a.png", picture()))).status == 200
+
+
+WITHIN_THE_PICTURE = {
+    "byte by byte": drip(HEAD + picture_of(100_000)[:2000]),
+    "nothing more": stalls(HEAD + picture_of(100_000)[:50_000]),
+}
+
+
+@pytest.mark.parametrize("script", WITHIN_THE_PICTURE.values(), ids=WITHIN_THE_PICTURE.keys())
+async def test_a_picture_that_does_not_go_on_is_broken_off_in_time(
+    start: StartImgkeep, origin: FakeOrigin, script: Script
+) -> None:
+    imgkeep = await start(fetch={**QUICK, "per_host_max": 1})
+    async with asyncio.timeout(LIMIT_S):
+        seen = await look(imgkeep, origin.on("/slow.png", script))
+    assert seen.broken or seen.status == 504
+    assert await counted(imgkeep, 'imgkeep_fills_total{outcome="origin_timeout"}') == 1
+    await nothing_kept(imgkeep)
+    assert (await look(imgkeep, origin.gives("/a.png", picture()))).status == 200
+
+
+@pytest.mark.parametrize("data", [b"", HEAD, HEAD + picture_of(100_000)[:50_000]], ids=["head", "body", "rest"])
+async def test_silence_ends_with_the_read_timeout_long_before_the_total_time(
+    start: StartImgkeep, origin: FakeOrigin, data: bytes
+) -> None:
+    imgkeep = await start(fetch={"read_timeout_s": 0.3, "total_timeout_s": 60})
+    async with asyncio.timeout(1.3):
+        seen = await look(imgkeep, origin.on("/slow.png", stalls(data)))
+    assert seen.broken or (seen.status, seen.code) == (504, "origin_timeout")
+    assert await counted(imgkeep, 'imgkeep_fills_total{outcome="origin_timeout"}') == 1
+    await nothing_kept(imgkeep)
+
+
+async def test_an_origin_without_end_ends_on_time_and_not_on_size(start: StartImgkeep, origin: FakeOrigin) -> None:
+    imgkeep = await start(fetch=QUICK)
+    body = picture_of(5000)[:-12]
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.send_head("Connection: close")
+        await exchange.send(body)
+        await endless(bytes(100))(exchange)
+
+    async with asyncio.timeout(LIMIT_S):
+        seen = await look(imgkeep, origin.on("/slow.png", script))
+    assert seen.broken
+    await nothing_kept(imgkeep)
+
+
+async def test_a_handshake_that_never_comes_is_a_timeout(start: StartImgkeep, origin: FakeOrigin) -> None:
+    # An origin without TLS that waits for a request line, as the client waits for a certificate.
+    dials = Dials(origin, tls=origin)
+    imgkeep = await start(seams=Seams(resolver=lambda: Names(default=[PUBLIC]), open_socket=dials), fetch=QUICK)
+    async with asyncio.timeout(LIMIT_S):
+        seen = await look(imgkeep, "https://example.com/a.png")
+    assert (seen.status, seen.code) == (504, "origin_timeout")
+
+
+async def test_a_host_that_hangs_fills_its_own_queue_and_no_other(start: StartImgkeep, origin: FakeOrigin) -> None:
+    go_on = asyncio.Event()
+
+    async def script(exchange: Exchange) -> None:
+        await go_on.wait()
+        await exchange.answer(picture())
+
+    for number in range(5):
+        origin.on(f"/{number}", script)
+    origin.gives("/a.png", picture())
+    seams = Seams(resolver=lambda: Names(default=[PUBLIC]), open_socket=Dials(origin))
+    imgkeep = await start(seams=seams, fetch={"per_host_max": 1, "concurrent_max": 4, "allow_networks": []})
+    waiting = [asyncio.create_task(look(imgkeep, f"http://slow.example.com/{number}")) for number in range(5)]
+    await until_counted(imgkeep, "imgkeep_fetches_waiting", 4)
+    assert len(origin.seen) == 1
+    refused = await look(imgkeep, "http://slow.example.com/one-more")
+    assert (refused.status, refused.code, refused.headers["Retry-After"]) == (503, "busy", "2")
+    assert (await look(imgkeep, "http://quick.example.com/a.png")).status == 200
+    go_on.set()
+    assert {seen.status for seen in await asyncio.gather(*waiting)} == {200}
+    assert await counted(imgkeep, "imgkeep_fetches_waiting") == 0
+    # Being busy is not a failure of the link.
+    origin.gives("/one-more", picture())
+    assert (await look(imgkeep, "http://slow.example.com/one-more")).status == 200
+
+
+async def test_who_never_gets_a_place_is_told_that_we_are_busy_and_not_that_the_origin_is_slow(
+    start: StartImgkeep, origin: FakeOrigin
+) -> None:
+    imgkeep = await start(fetch={**QUICK, "per_host_max": 1})
+    url = origin.gives("/a.png", picture())
+    async with imgkeep.client.app[SITE].keeper._to.origin.gates.enter("127.0.0.1"):  # type: ignore[attr-defined]
+        seen = await look(imgkeep, url)
+    assert (seen.status, seen.code, seen.headers["Retry-After"]) == (503, "busy", "2")
+    assert (await look(imgkeep, url)).status == 200
+
+
+async def test_a_slow_origin_is_left_when_the_server_stops(start: StartImgkeep, origin: FakeOrigin) -> None:
+    imgkeep = await start()
+    asking = asyncio.create_task(imgkeep.img(origin.on("/slow.png", never)))
+    await until(lambda: origin.seen)
+    async with asyncio.timeout(5):
+        await imgkeep.client.close()
+    with pytest.raises(BaseException):  # noqa: B017, PT011 - whatever the client makes of a server that stops
+        (await asking).raise_for_status()
+    assert imgkeep.files("partial") == []

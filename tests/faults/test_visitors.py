@@ -1,0 +1,139 @@
+"""Nothing of a visitor reaches an origin, and nothing of an origin reaches a visitor but the image."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from proxy import __version__
+from tests.faults.network import look
+from tests.images import picture
+from tests.origins import FakeOrigin
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from tests.conftest import Imgkeep
+
+    StartImgkeep = Callable[..., Awaitable[Imgkeep]]
+
+VISITOR = {
+    "Accept": "text/html",
+    "Accept-Encoding": "gzip, br",
+    "Accept-Language": "de",
+    "Authorization": "Bearer visitor",
+    "Cache-Control": "no-cache",
+    "Cookie": "session=visitor",
+    "Forwarded": "for=203.0.113.7",
+    "If-Modified-Since": "Sun, 22 Nov 2026 10:00:00 GMT",
+    "If-None-Match": '"visitor"',
+    "Origin": "https://page.example",
+    "Pragma": "no-cache",
+    "Proxy-Authorization": "Basic visitor",
+    "Range": "bytes=0-9",
+    "Referer": "https://page.example/private",
+    "Sec-Fetch-Dest": "image",
+    "Traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+    "User-Agent": "visitor",
+    "X-Api-Key": "visitor",
+    "X-Forwarded-For": "203.0.113.7",
+    "X-Real-IP": "203.0.113.7",
+}
+
+
+def ours(origin: FakeOrigin) -> dict[str, str]:
+    return {
+        "host": f"127.0.0.1:{origin.port}",
+        "user-agent": f"Mozilla/5.0 (compatible; imgkeep/{__version__})",
+        "accept": "image/avif,image/webp,image/apng,image/*;q=0.9,*/*;q=0.5",
+        "accept-encoding": "identity",
+        "via": "1.1 imgkeep",
+        "cdn-loop": "imgkeep",
+    }
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+async def test_an_origin_sees_our_headers_and_no_other(imgkeep: Imgkeep, origin: FakeOrigin, method: str) -> None:
+    url = origin.gives("/a.png", picture()) + "?token=secret&a=%2f"
+    await look(imgkeep, url, headers=VISITOR, method=method)
+    [exchange] = origin.seen
+    # Whatever the visitor's method, and the target to the letter.
+    assert (exchange.method, exchange.target) == ("GET", "/a.png?token=secret&a=%2f")
+    assert exchange.headers == ours(origin)
+
+
+async def test_a_redirect_carries_no_more(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+    other = FakeOrigin()
+    await other.start()
+    there = other.gives("/b.png", picture())
+    headers = {"Location": there, "Set-Cookie": "a=b; Path=/", "WWW-Authenticate": "Basic"}
+    await look(imgkeep, origin.gives("/a.png", b"", status="302 Found", headers=headers), headers=VISITOR)
+    assert [exchange.headers for exchange in other.seen] == [ours(other)]
+    await other.stop()
+
+
+async def test_the_operator_chooses_the_user_agent(start: StartImgkeep, origin: FakeOrigin) -> None:
+    imgkeep = await start(fetch={"user_agent": "keeper/7"})
+    await look(imgkeep, origin.gives("/a.png", picture()))
+    assert origin.seen[0].headers["user-agent"] == "keeper/7"
+
+
+@pytest.mark.parametrize("status", ["200 OK", "404 Not Found", "302 Found"])
+async def test_cookies_of_an_origin_go_nowhere(imgkeep: Imgkeep, origin: FakeOrigin, status: str) -> None:
+    headers = {"Set-Cookie": "tracker=1; Path=/", "Location": "/b.png"}
+    origin.gives("/b.png", picture())
+    first = await look(imgkeep, origin.gives("/a.png", picture(), status=status, headers=headers))
+    await look(imgkeep, origin.gives("/c.png", picture()))
+    assert "Set-Cookie" not in first.headers
+    assert [exchange.headers.get("cookie") for exchange in origin.seen] == [None] * len(origin.seen)
+
+
+ORIGINS = {
+    "Age": "7",
+    "Alt-Svc": 'h3=":443"',
+    "Clear-Site-Data": '"*"',
+    "Content-Disposition": "attachment; filename=evil.html",
+    "Content-Language": "de",
+    "ETag": '"theirs"',
+    "Last-Modified": "Sun, 22 Nov 2026 10:00:00 GMT",
+    "Link": "</evil.css>; rel=stylesheet",
+    "Location": "https://evil.example/",
+    "NEL": "{}",
+    "Refresh": "0; url=https://evil.example/",
+    "Server": "theirs",
+    "Server-Timing": "db",
+    "Set-Cookie": "tracker=1",
+    "SourceMap": "/map",
+    "Strict-Transport-Security": "max-age=1",
+    "Vary": "Cookie",
+    "X-Theirs": "1",
+}
+
+
+async def test_no_header_of_an_origin_comes_through(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+    plain = await look(imgkeep, origin.gives("/a.png", picture()))
+    theirs = {**ORIGINS, "Cache-Control": "no-store", "Content-Security-Policy": "", "Content-Type": "text/html"}
+    seen = await look(imgkeep, origin.gives("/b.png", picture(), headers=theirs))
+    assert set(seen.headers) == set(plain.headers)
+    changing = {"Etag", "Date", "Content-Disposition"}
+    assert {name: value for name, value in seen.headers.items() if name not in changing} == {
+        name: value for name, value in plain.headers.items() if name not in changing
+    }
+    assert "evil" not in str(seen.headers)
+    assert "theirs" not in str(seen.headers)
+
+
+async def test_proxies_of_the_environment_are_ignored(
+    start: StartImgkeep, origin: FakeOrigin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    between = FakeOrigin()
+    await between.start()
+    for name in ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{between.port}")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    imgkeep = await start()
+    seen = await look(imgkeep, origin.gives("/a.png", picture()))
+    assert (seen.status, seen.body, between.connections) == (200, picture(), 0)
+    await between.stop()

@@ -1,0 +1,306 @@
+"""Neighbours for the services, in memory: they do what they are told, hold what they are told to, and count."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from hashlib import sha256
+from itertools import count
+from typing import TYPE_CHECKING, TypeVar
+
+from proxy.core.errors import SourceNotFound, StorageError
+from proxy.core.model import Digest, Key, SourceInfo
+from proxy.core.policy import Policy
+from proxy.core.source import read_source
+from proxy.service.fill import Neighbours
+from proxy.service.keep import Keeper
+from proxy.storage.memory import MemoryBody, MemorySpool
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable
+    from mmap import mmap
+
+    from proxy.core.model import Record, Source
+    from proxy.ports import Body, Draft
+    from proxy.service.keep import Delivery
+
+T = TypeVar("T")
+ANYBODY = Policy(hosts_allowed=None, hosts_denied=("refused.example",), ports=frozenset({80, 443}), networks=())
+
+
+class Feed:
+    """An origin's answer, which comes as the test lets it."""
+
+    def __init__(self, size: int | None = None, *, framed: bool = True) -> None:
+        self.size = size
+        self.framed = framed
+        self._items: asyncio.Queue[bytes | BaseException | None] = asyncio.Queue()
+
+    def push(self, *chunks: bytes) -> Feed:
+        for chunk in chunks:
+            self._items.put_nowait(chunk)
+        return self
+
+    def end(self, error: BaseException | None = None) -> Feed:
+        self._items.put_nowait(error)
+        return self
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        while (item := await self._items.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+
+
+def whole(body: bytes, *, size: int | None = None) -> Feed:
+    """Return an answer that has come."""
+    return Feed(size).push(body).end()
+
+
+@dataclass
+class FakeOrigin:
+    """
+    Gives each URL its answers in turn, the last one again and again; unknown URLs get 404.
+
+    Attributes:
+        gate: Closed, it lets nobody get an answer.
+    """
+
+    answers: dict[str, list[Callable[[], Feed] | Exception]] = field(default_factory=dict)
+    asked: list[str] = field(default_factory=list)
+    under_way: int = 0
+    most_under_way: int = 0
+    gate: asyncio.Event = field(default_factory=asyncio.Event)
+    reached: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.gate.set()
+
+    def gives(self, url: str, *answers: Callable[[], Feed] | Exception | bytes) -> None:
+        self.answers[url] = [
+            (lambda body=item: whole(body)) if isinstance(item, bytes) else item  # type: ignore[misc]  # a default
+            for item in answers
+        ]
+
+    @asynccontextmanager
+    async def fetch(self, source: Source) -> AsyncGenerator[Feed]:
+        self.asked.append(source.url)
+        self.under_way += 1
+        self.most_under_way = max(self.most_under_way, self.under_way)
+        self.reached.set()
+        try:
+            await self.gate.wait()
+            answers = self.answers.get(source.url, [SourceNotFound("the origin says 404", origin_status=404)])
+            answer = answers.pop(0) if len(answers) > 1 else answers[0]
+            if isinstance(answer, Exception):
+                raise answer
+            yield answer()
+        finally:
+            self.under_way -= 1
+
+
+class FakeDraft:
+    """Bytes in memory; fails to take more than `bytes_max`."""
+
+    def __init__(self, bytes_max: int | None) -> None:
+        self.data = bytearray()
+        self.bytes_max = bytes_max
+        self.closed = 0
+        self.reads = 0
+
+    @property
+    def size(self) -> int:
+        return len(self.data)
+
+    @property
+    def digest(self) -> Digest:
+        return Digest(sha256(self.data).hexdigest())
+
+    async def write(self, data: bytes) -> None:
+        assert not self.closed
+        if self.bytes_max is not None and self.size + len(data) > self.bytes_max:
+            raise StorageError("the disk is full")
+        self.data += data
+
+    async def read(self, offset: int, size: int) -> bytes:
+        assert not self.closed
+        self.reads += 1
+        return bytes(self.data[offset : offset + size])
+
+    async def judge(self, verdict: Callable[[bytearray | mmap], T]) -> T:
+        return verdict(self.data)
+
+    async def aclose(self) -> None:
+        self.closed += 1
+
+
+@dataclass
+class FakeSpool:
+    fault: StorageError | None = None
+    bytes_max: int | None = None
+    drafts: list[FakeDraft] = field(default_factory=list)
+
+    async def begin(self, size: int | None) -> FakeDraft:
+        del size
+        if self.fault is not None:
+            raise self.fault
+        self.drafts.append(FakeDraft(self.bytes_max))
+        return self.drafts[-1]
+
+
+@dataclass
+class FakeStore:
+    """
+    A store whose verbs can fail (`faults`), be held (`gates`, closed events) and are counted (`calls`).
+
+    What a held verb will answer is decided before it waits, as with a request that is on its way back.
+    """
+
+    name: str = "fake"
+    records: dict[Key, Record] = field(default_factory=dict)
+    objects: dict[str, bytes] = field(default_factory=dict)
+    faults: dict[str, StorageError] = field(default_factory=dict)
+    gates: dict[str, asyncio.Event] = field(default_factory=dict)
+    calls: Counter[str] = field(default_factory=Counter)
+    reached: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def find(self, key: Key) -> Record | None:
+        return await self._called("find", self.records.get(key))
+
+    async def fetch(self, name: str, size: int | None) -> Body | None:
+        del size
+        data = self.objects.get(name)
+        return await self._called("fetch", None if data is None else MemoryBody(data))
+
+    async def put(self, draft: Draft, record: Record) -> None:
+        await self._called("put", None)
+        assert isinstance(draft, FakeDraft)
+        self.objects[record.object_name] = bytes(draft.data)
+        self.records[record.key] = record
+
+    async def delete(self, key: Key) -> None:
+        raise AssertionError(f"nothing may remove {key}")
+
+    async def _called(self, verb: str, answer: T) -> T:
+        self.calls[verb] += 1
+        gate = self.gates.pop(verb, None)
+        if gate is not None:
+            self.reached.set()
+            await gate.wait()
+        if verb in self.faults:
+            raise self.faults[verb]
+        return answer
+
+
+@dataclass
+class FakeCatalog:
+    records: dict[Key, Record] = field(default_factory=dict)
+    fault: StorageError | None = None
+    calls: Counter[str] = field(default_factory=Counter)
+
+    async def find(self, key: Key) -> Record | None:
+        self.calls["find"] += 1
+        if self.fault is not None:
+            raise self.fault
+        return self.records.get(key)
+
+    async def put(self, record: Record) -> None:
+        self.calls["put"] += 1
+        if self.fault is not None:
+            raise self.fault
+        self.records[record.key] = record
+
+
+@dataclass
+class FakeObserver:
+    sizes: list[int] = field(default_factory=list)
+    reasons: list[str] = field(default_factory=list)
+    errors: list[BaseException] = field(default_factory=list)
+
+    def filled(self, size: int) -> None:
+        self.sizes.append(size)
+
+    def unkept(self, reason: str) -> None:
+        self.reasons.append(reason)
+
+    def failed(self, error: BaseException) -> None:
+        self.errors.append(error)
+
+    @property
+    def ended(self) -> int:
+        return len(self.sizes) + len(self.reasons) + len(self.errors)
+
+
+@dataclass
+class Timer:
+    """Monotonic seconds, moved by hand."""
+
+    seconds: float = 1000.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+def without_query(source: Source) -> SourceInfo:
+    """Tell an identity that the query does not belong to, as for signed links."""
+    identity = source.url.partition("?")[0]
+    return SourceInfo(identity=identity, key=Key(sha256(identity.encode()).hexdigest()))
+
+
+class World:
+    """A keeper among fakes."""
+
+    def __init__(self, *, memory_bytes: int = 100_000_000) -> None:
+        self.origin = FakeOrigin()
+        self.store = FakeStore()
+        self.disk = FakeSpool()
+        self.memory = MemorySpool(memory_bytes)
+        self.catalog = FakeCatalog()
+        self.observer = FakeObserver()
+        self.timer = Timer()
+        tags = count(1)
+        self.keeper = Keeper(
+            store=self.store,
+            catalog=self.catalog,
+            policy=ANYBODY,
+            timer=self.timer,
+            identify=without_query,
+            neighbours=Neighbours(
+                origin=self.origin,
+                store=self.store,
+                disk=self.disk,
+                memory=self.memory,
+                observer=self.observer,
+                clock=lambda: datetime(2026, 11, 22, 10, tzinfo=UTC),
+                draw_etag=lambda: f'"{next(tags)}"',
+                pixels_max=10_000,
+            ),
+        )
+
+    async def ask(self, url: str, *, came_from_us: bool = False) -> Delivery:
+        return await self.keeper.deliver(read_source(url), came_from_us=came_from_us)
+
+    async def get(self, url: str) -> tuple[str, bytes]:
+        """Return outcome and bytes."""
+        delivery = await self.ask(url)
+        return delivery.outcome.value, await drain(delivery)
+
+
+async def drain(delivery: Delivery, *, piece: int = 32_768) -> bytes:
+    """Read to the end and close."""
+    data = bytearray()
+    try:
+        while chunk := await delivery.body.read(len(data), piece):
+            data += chunk
+    finally:
+        await delivery.body.aclose()
+    return bytes(data)
+
+
+async def settle() -> None:
+    """Let everything that can run without a further event run."""
+    for _ in range(50):
+        await asyncio.sleep(0)

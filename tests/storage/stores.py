@@ -1,0 +1,73 @@
+"""The simplest thing that keeps the contract of `ports.Store` and `ports.Spool`, and records to put into any store."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from hashlib import sha256
+from typing import TYPE_CHECKING
+
+from proxy.core.errors import StorageError
+from proxy.core.model import Digest, Format, Key, PixelSize, Record
+from proxy.storage.memory import MemoryBody, MemorySpool
+
+if TYPE_CHECKING:
+    from proxy.ports import Body, Draft
+
+NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
+
+
+def record_of(body: bytes, *, name: str = "a", etag: str = '"one"') -> Record:
+    """Return a record under a key of its own for every name."""
+    identity = f"https://images.example/{name}.png"
+    return Record(
+        key=Key(sha256(identity.encode()).hexdigest()),
+        identity=identity,
+        host="images.example",
+        digest=Digest(sha256(body).hexdigest()),
+        format=Format.PNG,
+        size=len(body),
+        pixel_size=PixelSize(8, 6),
+        etag=etag,
+        stored_at=NOON,
+        provider="Example",
+        temporary=True,
+        expires_at=NOON.replace(hour=13),
+    )
+
+
+@dataclass
+class FakeStore:
+    """Keeps images in two dictionaries. `broken` makes every call a fault, as an unreachable store would."""
+
+    name: str = "fake"
+    objects: dict[str, bytes] = field(default_factory=dict)
+    found: dict[Key, Record] = field(default_factory=dict)
+    broken: bool = False
+    spool: MemorySpool = field(default_factory=lambda: MemorySpool(1_000_000_000))
+
+    async def begin(self, size: int | None) -> Draft:
+        self._insist()
+        return await self.spool.begin(size)
+
+    async def find(self, key: Key) -> Record | None:
+        self._insist()
+        return self.found.get(key)
+
+    async def fetch(self, name: str, size: int | None) -> Body | None:
+        self._insist()
+        data = self.objects.get(name)
+        return None if data is None or size not in {None, len(data)} else MemoryBody(data)
+
+    async def put(self, draft: Draft, record: Record) -> None:
+        self._insist()
+        self.objects[record.object_name] = await draft.read(0, draft.size)
+        self.found[record.key] = replace(record)
+
+    async def delete(self, key: Key) -> None:
+        self._insist()
+        self.found.pop(key, None)
+
+    def _insist(self) -> None:
+        if self.broken:
+            raise StorageError("the fake store is broken on purpose")

@@ -1,0 +1,338 @@
+"""What every store and its drafts promise (`ports.Store`, `ports.Spool`), whatever is behind them."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import shutil
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import TYPE_CHECKING, Protocol
+
+import pytest
+
+from proxy.core.errors import StorageError
+from proxy.core.model import Key
+from proxy.storage.local import HOT_OBJECT_BYTES_MAX, LocalStore
+from tests.storage.stores import FakeStore, record_of
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from pathlib import Path
+
+    from proxy.core.model import Record
+    from proxy.ports import Body, Draft, Spool, Store
+
+BODY = random.Random(1).randbytes(100_000)
+
+
+class StoreAndSpool(Protocol):
+    """Both ports at once; a store without a spool of its own is given one by its backend below."""
+
+    async def begin(self, size: int | None) -> Draft: ...
+    async def find(self, key: Key) -> Record | None: ...
+    async def fetch(self, name: str, size: int | None) -> Body | None: ...
+    async def put(self, draft: Draft, record: Record) -> None: ...
+    async def delete(self, key: Key) -> None: ...
+
+
+@dataclass
+class Backend:
+    """
+    A store under test.
+
+    Attributes:
+        left: What is stored or lying about, by name: objects, records and whatever is neither.
+        break_it: Makes the store unusable, so that it can tell nothing.
+    """
+
+    store: StoreAndSpool
+    left: Callable[[], dict[str, list[str]]]
+    break_it: Callable[[], None]
+
+
+async def open_local(folder: Path) -> AsyncIterator[Backend]:
+    store = LocalStore(folder)
+    await store.open()
+
+    def left() -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {"objects": [], "records": [], "other": []}
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                kind = path.relative_to(folder).parts[1] if path.is_relative_to(folder / "v1") else "other"
+                found[kind].append(path.name)
+        return found
+
+    yield Backend(store, left, lambda: shutil.rmtree(folder))
+    await store.aclose()
+
+
+async def open_fake(_folder: Path) -> AsyncIterator[Backend]:
+    store = FakeStore()
+    room = store.spool.bytes_left
+
+    def left() -> dict[str, list[str]]:
+        drafts = [] if store.spool.bytes_left == room else ["a draft"]
+        return {"objects": sorted(store.objects), "records": [f"{key}.json" for key in store.found], "other": drafts}
+
+    def break_it() -> None:
+        store.broken = True
+
+    yield Backend(store, left, break_it)
+
+
+BACKENDS = {"local": open_local, "fake": open_fake}
+
+
+@pytest.fixture(params=list(BACKENDS.values()), ids=list(BACKENDS))
+async def backend(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Backend]:
+    async for backend in request.param(tmp_path / "store"):
+        yield backend
+
+
+@pytest.fixture
+def store(backend: Backend) -> StoreAndSpool:
+    return backend.store
+
+
+async def keep(store: StoreAndSpool, body: bytes, record: Record | None = None) -> Record:
+    """Put a body as a fill does, in chunks."""
+    record = record or record_of(body)
+    draft = await store.begin(len(body))
+    for start in range(0, len(body), 30_000):
+        await draft.write(body[start : start + 30_000])
+    assert (draft.size, draft.digest) == (len(body), record.digest)
+    await store.put(draft, record)
+    await draft.aclose()
+    return record
+
+
+async def read_all(body: Body, *, piece: int = 32_768) -> bytes:
+    data = bytearray()
+    while part := await body.read(len(data), piece):
+        assert len(part) <= piece
+        data += part
+    return bytes(data)
+
+
+async def fetch(store: StoreAndSpool, record: Record) -> bytes:
+    body = await store.fetch(record.object_name, record.size)
+    assert body is not None
+    try:
+        assert body.size == await body.settle() == record.size
+        return await read_all(body)
+    finally:
+        await body.aclose()
+
+
+# --- what is put can be found and fetched
+
+
+@pytest.mark.parametrize(
+    "size", [1, 30_000, HOT_OBJECT_BYTES_MAX, HOT_OBJECT_BYTES_MAX + 1, 3_500_000], ids=lambda size: f"{size}-bytes"
+)
+async def test_what_is_put_comes_back_byte_for_byte(store: StoreAndSpool, size: int) -> None:
+    body = random.Random(size).randbytes(size)
+    record = await keep(store, body)
+    assert await store.find(record.key) == record
+    assert await fetch(store, record) == body
+
+
+@pytest.mark.parametrize("size", [100_000, 2_000_000], ids=["small", "large"])
+async def test_ranges_are_read_where_they_are_asked_for(store: StoreAndSpool, size: int) -> None:
+    content = random.Random(size).randbytes(size)
+    record = await keep(store, content)
+    body = await store.fetch(record.object_name, record.size)
+    assert body is not None
+    for start, length in [(0, 1), (size - 1, 1), (size - 1, 1000), (12_345, 6789), (size // 2, 65_536)]:
+        part = await body.read(start, length)
+        assert part == content[start : start + length][: len(part)]
+        assert part
+    assert await body.read(size, 10) == b""
+    assert await body.read(size + 1000, 10) == b""
+    await body.aclose()
+
+
+@pytest.mark.parametrize("size", [100_000, 2_000_000], ids=["small", "large"])
+async def test_one_who_is_done_takes_nothing_from_those_who_still_read(store: StoreAndSpool, size: int) -> None:
+    content = random.Random(size).randbytes(size)
+    record = await keep(store, content)
+    first, second = [await store.fetch(record.object_name, None) for _ in range(2)]
+    assert first is not None
+    assert second is not None
+    await first.aclose()
+    assert await read_all(second) == content
+    await second.aclose()
+
+
+async def test_equal_bytes_are_kept_once_under_two_keys(store: StoreAndSpool, backend: Backend) -> None:
+    records = [await keep(store, BODY, record_of(BODY, name=name)) for name in ("a", "b")]
+    left = backend.left()
+    assert left["objects"] == [records[0].object_name]
+    assert sorted(left["records"]) == sorted(f"{record.key}.json" for record in records)
+    for record in records:
+        assert await store.find(record.key) == record
+        assert await fetch(store, record) == BODY
+
+
+async def test_a_record_can_be_put_anew_and_the_newest_counts(store: StoreAndSpool, backend: Backend) -> None:
+    await keep(store, BODY, record_of(BODY, etag='"one"'))
+    other = BODY[::-1]
+    record = await keep(store, other, record_of(other, etag='"two"'))
+    assert await store.find(record.key) == record
+    assert await fetch(store, record) == other
+    assert backend.left()["other"] == []
+
+
+async def test_whoever_reads_the_old_bytes_goes_on_reading_them_when_new_ones_are_put(store: StoreAndSpool) -> None:
+    content = random.Random(3).randbytes(2_000_000)
+    record = await keep(store, content)
+    body = await store.fetch(record.object_name, record.size)
+    assert body is not None
+    begun = await body.read(0, 1000)
+    await keep(store, content)
+    assert begun + (await read_all(_Shifted(body, len(begun)))) == content
+    await body.aclose()
+
+
+class _Shifted:
+    """A body from an offset on."""
+
+    def __init__(self, body: Body, offset: int) -> None:
+        self._body, self._offset = body, offset
+        self.size = None
+
+    async def settle(self) -> int:
+        return await self._body.settle() - self._offset
+
+    async def read(self, offset: int, size: int) -> bytes:
+        return await self._body.read(offset + self._offset, size)
+
+    async def aclose(self) -> None:
+        return
+
+
+@pytest.mark.parametrize("names", ["aaaaaaaa", "abcdefgh"], ids=["one key", "eight keys"])
+async def test_concurrent_puts_of_the_same_bytes_all_succeed(
+    store: StoreAndSpool, backend: Backend, names: str
+) -> None:
+    records = await asyncio.gather(*(keep(store, BODY, record_of(BODY, name=name)) for name in names))
+    assert len(backend.left()["objects"]) == 1
+    assert len(backend.left()["records"]) == len(set(names))
+    assert backend.left()["other"] == []
+    for record in records:
+        assert await store.find(record.key) == record
+        assert await fetch(store, record) == BODY
+
+
+# --- a miss and a fault
+
+
+async def test_a_miss_is_none(store: StoreAndSpool) -> None:
+    record = record_of(BODY)
+    assert await store.find(record.key) is None
+    assert await store.fetch(record.object_name, None) is None
+    assert await store.fetch(record.object_name, record.size) is None
+
+
+async def test_a_fault_is_an_error_and_never_a_miss(store: StoreAndSpool, backend: Backend) -> None:
+    record = await keep(store, BODY)
+    backend.break_it()
+    with pytest.raises(StorageError):
+        await store.find(record.key)
+    with pytest.raises(StorageError):
+        await store.fetch(record.object_name, record.size)
+
+
+async def test_after_delete_the_record_is_a_miss_and_the_object_is_still_there(store: StoreAndSpool) -> None:
+    kept, deleted = [await keep(store, BODY, record_of(BODY, name=name)) for name in ("kept", "deleted")]
+    await store.delete(deleted.key)
+    assert await store.find(deleted.key) is None
+    assert await store.find(kept.key) == kept
+    assert await fetch(store, kept) == BODY
+
+
+async def test_deleting_what_is_not_there_is_no_fault(store: StoreAndSpool) -> None:
+    await store.delete(Key("0" * 64))
+
+
+# --- drafts
+
+
+@pytest.mark.parametrize("size", [None, 100, 10_000_000], ids=["unknown", "too small", "too large"])
+async def test_the_declared_size_of_a_draft_is_a_hint_only(store: StoreAndSpool, size: int | None) -> None:
+    draft = await store.begin(size)
+    await draft.write(BODY)
+    record = record_of(BODY)
+    await store.put(draft, record)
+    await draft.aclose()
+    assert await fetch(store, record) == BODY
+
+
+async def test_many_read_a_draft_while_it_grows(store: StoreAndSpool) -> None:
+    draft = await store.begin(None)
+    grown = asyncio.Condition()
+
+    async def follow(piece: int) -> bytes:
+        data = bytearray()
+        while len(data) < len(BODY):
+            async with grown:
+                while draft.size <= len(data):
+                    await grown.wait()
+            data += await draft.read(len(data), piece)
+        return bytes(data)
+
+    readers = [asyncio.create_task(follow(piece)) for piece in (1000, 4096, 65_536) for _ in range(10)]
+    for start in range(0, len(BODY), 7001):
+        await draft.write(BODY[start : start + 7001])
+        async with grown:
+            grown.notify_all()
+    assert set(await asyncio.gather(*readers)) == {BODY}
+    await draft.aclose()
+
+
+async def test_a_draft_gives_nothing_beyond_what_was_written(store: StoreAndSpool) -> None:
+    draft = await store.begin(1000)
+    assert (draft.size, draft.digest) == (0, sha256().hexdigest())
+    assert await draft.read(0, 10) == b""
+    await draft.write(b"abc")
+    assert await draft.read(0, 10) == b"abc"
+    assert await draft.read(1, 1) == b"b"
+    assert await draft.read(3, 10) == b""
+    assert await draft.read(100, 10) == b""
+    await draft.aclose()
+
+
+async def test_a_draft_is_judged_as_a_whole(store: StoreAndSpool) -> None:
+    draft = await store.begin(None)
+    await draft.write(BODY[:60_000])
+    await draft.write(BODY[60_000:])
+    assert await draft.judge(lambda body: sha256(body).hexdigest()) == draft.digest == sha256(BODY).hexdigest()
+    await draft.aclose()
+
+
+async def test_a_draft_that_was_not_put_leaves_nothing(store: StoreAndSpool, backend: Backend) -> None:
+    draft = await store.begin(len(BODY))
+    await draft.write(BODY)
+    await draft.aclose()
+    assert backend.left() == {"objects": [], "records": [], "other": []}
+
+
+async def test_a_put_that_fails_leaves_nothing(store: StoreAndSpool, backend: Backend) -> None:
+    draft = await store.begin(len(BODY))
+    await draft.write(BODY)
+    backend.break_it()
+    with pytest.raises(StorageError):
+        await store.put(draft, record_of(BODY))
+    assert await draft.read(0, 100) == BODY[:100], "readers go on"
+    await draft.aclose()
+    assert backend.left() == {"objects": [], "records": [], "other": []}
+
+
+def test_both_ports_are_kept(tmp_path: Path) -> None:
+    """The assignments are the test: mypy checks them."""
+    local, fake = LocalStore(tmp_path), FakeStore()
+    stores: list[Store] = [local, fake]
+    spools: list[Spool] = [local, fake]
+    assert [store.name for store in stores] == ["local", "fake"]
+    assert len(spools) == 2

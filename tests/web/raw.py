@@ -1,0 +1,68 @@
+"""HTTP by hand: what goes over the wire is what the test says, and what comes back is split and not interpreted."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+if TYPE_CHECKING:
+    from tests.conftest import Imgkeep
+
+
+@dataclass
+class Answer:
+    status: int
+    headers: dict[str, str]
+    """Names in lower case; a name that comes twice fails."""
+    body: bytes
+
+
+def port_of(imgkeep: Imgkeep) -> int:
+    port = imgkeep.client.port
+    assert port is not None
+    return port
+
+
+def target_of(url: str) -> str:
+    return f"/img?src={quote(url, safe='')}"
+
+
+def request(target: str, *fields: str, method: str = "GET", version: str = "1.1", close: bool = True) -> bytes:
+    lines = [f"{method} {target} HTTP/{version}", "Host: imgkeep.example", *fields]
+    if close:
+        lines.append("Connection: close")
+    return "\r\n".join([*lines, "", ""]).encode("utf-8", "surrogateescape")
+
+
+async def talk(port: int, data: bytes, *, timeout_s: float = 5) -> bytes:
+    """Send `data` and return everything until the server closes."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        writer.write(data)
+        async with asyncio.timeout(timeout_s):
+            with suppress(ConnectionError):
+                return await reader.read()
+            return b""
+    finally:
+        writer.close()
+        with suppress(ConnectionError):
+            await writer.wait_closed()
+
+
+def split(data: bytes) -> Answer:
+    """Split an answer that ends with the connection."""
+    head, _, body = data.partition(b"\r\n\r\n")
+    line, *fields = head.decode("latin-1").split("\r\n")
+    headers: dict[str, str] = {}
+    for field in fields:
+        name, _, value = field.partition(": ")
+        assert name.lower() not in headers, f"{name} comes twice"
+        headers[name.lower()] = value
+    return Answer(int(line.split(" ")[1]), headers, body)
+
+
+async def ask(imgkeep: Imgkeep, target: str, *fields: str, method: str = "GET", version: str = "1.1") -> Answer:
+    return split(await talk(port_of(imgkeep), request(target, *fields, method=method, version=version)))

@@ -1,0 +1,448 @@
+"""What every class of answer carries, on a miss, collapsed and on a hit (`docs`, HTTP; RFC 9110, 9111, 9211)."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+import pytest
+import sqlalchemy as sa
+
+from proxy.app import Seams
+from proxy.core.headers import CDN_ID
+from tests.images import picture, picture_of
+from tests.web.raw import Answer, ask, target_of
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from tests.conftest import Imgkeep
+    from tests.origins import Exchange, FakeOrigin, Script
+
+    Start = Callable[..., Awaitable[Imgkeep]]
+
+IMAGE = picture_of(200_000)
+ALWAYS = {
+    "cache-control": "public, max-age=31536000, immutable",
+    "accept-ranges": "bytes",
+    "x-content-type-options": "nosniff",
+    "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; sandbox",
+    "access-control-allow-origin": "*",
+    "cross-origin-resource-policy": "cross-origin",
+    "server": "imgkeep",
+}
+VARYING = {"date", "connection", "etag", "content-disposition"}
+SECRETS = {
+    "Set-Cookie": "a=b",
+    "Content-Disposition": "attachment; filename=evil.html",
+    "Location": "/elsewhere",
+    "Alt-Svc": "h3=evil",
+    "Clear-Site-Data": "*",
+    "Strict-Transport-Security": "max-age=1",
+    "Link": "</x>; rel=preload",
+    "Refresh": "0; url=/x",
+    "Server-Timing": "x",
+    "Content-Type": "text/html",
+    "ETag": '"theirs"',
+    "Last-Modified": "Sun, 22 Nov 2026 10:00:00 GMT",
+    "Content-Security-Policy": "default-src *",
+    "Cache-Control": "private, no-store",
+    "Server": "theirs",
+    "X-Anything": "x",
+}
+
+
+def gated(body: bytes, gate: asyncio.Event, *, ahead: int, declared: bool = True) -> Script:
+    """Answer with the first `ahead` bytes, and with the rest when the gate opens."""
+
+    async def script(exchange: Exchange) -> None:
+        if declared:
+            await exchange.send_head(f"Content-Length: {len(body)}")
+            await exchange.send(body[:ahead])
+            await gate.wait()
+            await exchange.send(body[ahead:])
+        else:
+            await exchange.send_head("Transfer-Encoding: chunked")
+            await exchange.send(b"%x\r\n%b\r\n" % (ahead, body[:ahead]))
+            await gate.wait()
+            await exchange.send(b"%x\r\n%b\r\n0\r\n\r\n" % (len(body) - ahead, body[ahead:]))
+
+    return script
+
+
+def varying(answer: Answer) -> dict[str, str]:
+    """Check what every good answer carries, and return the rest."""
+    assert answer.headers.items() >= ALWAYS.items()
+    assert re.fullmatch(r'"[0-9a-f]{32}"', answer.headers["etag"])
+    assert re.fullmatch(r'inline; filename="[0-9a-f]{16}\.png"', answer.headers["content-disposition"])
+    return {name: value for name, value in answer.headers.items() if name not in ALWAYS and name not in VARYING}
+
+
+async def landed(imgkeep: Imgkeep) -> None:
+    """Wait until no fill is in the air."""
+    from proxy.web.site import SITE  # noqa: PLC0415 - tells where it comes from
+
+    app = imgkeep.client.app
+    assert app is not None
+    await app[SITE].keeper.land()
+
+
+async def kept(imgkeep: Imgkeep, url: str) -> Answer:
+    answer = await ask(imgkeep, target_of(url))
+    assert answer.status == 200
+    await landed(imgkeep)
+    return answer
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+async def test_the_headers_of_miss_and_hit(imgkeep: Imgkeep, origin: FakeOrigin, method: str) -> None:
+    url = origin.gives("/a.png", IMAGE, headers=SECRETS)
+    miss = await ask(imgkeep, target_of(url), method=method)
+    assert miss.status == 200
+    assert varying(miss) == {
+        "content-type": "image/png",
+        "content-length": "200000",
+        "cache-status": "imgkeep; fwd=uri-miss; stored",
+    }
+    await landed(imgkeep)
+    hit = await ask(imgkeep, target_of(url), method=method)
+    assert hit.status == 200
+    assert varying(hit) == {
+        "content-type": "image/png",
+        "content-length": "200000",
+        "cache-status": "imgkeep; hit",
+        "content-location": hit.headers["content-location"],
+    }
+    assert re.fullmatch(r"/images/[0-9a-f]{64}\.png", hit.headers["content-location"])
+    assert miss.body == hit.body == (IMAGE if method == "GET" else b"")
+    for name in VARYING - {"date"}:
+        assert miss.headers[name] == hit.headers[name]
+    assert origin.asked("/a.png") == 1
+
+
+async def test_the_headers_of_a_collapsed_answer(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+    gate = asyncio.Event()
+    url = origin.on("/a.png", gated(IMAGE, gate, ahead=100_000))
+    leader = await imgkeep.img(url)
+    follower = await imgkeep.img(url)
+    assert follower.headers["Cache-Status"] == "imgkeep; fwd=uri-miss; collapsed"
+    assert "Content-Location" not in follower.headers
+    assert await follower.content.readexactly(50_000) == IMAGE[:50_000]
+    gate.set()
+    assert await leader.read() == IMAGE
+    assert await follower.read() == IMAGE[50_000:]
+    different = {"Cache-Status", "Date"}
+    assert {n: v for n, v in leader.headers.items() if n not in different} == {
+        n: v for n, v in follower.headers.items() if n not in different
+    }
+
+
+async def test_a_miss_of_unknown_size_is_chunked_and_as_a_hit_it_is_not(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+    gate = asyncio.Event()
+    gate.set()
+    url = origin.on("/a.png", gated(IMAGE, gate, ahead=100_000, declared=False))
+    miss = await imgkeep.img(url)
+    assert miss.headers["Transfer-Encoding"] == "chunked"
+    assert "Content-Length" not in miss.headers
+    assert await miss.read() == IMAGE
+    hit = await imgkeep.img(url)
+    assert (hit.headers["Content-Length"], await hit.read()) == ("200000", IMAGE)
+
+
+async def test_a_head_on_a_miss_fills(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+    url = origin.gives("/a.png", IMAGE)
+    assert (await ask(imgkeep, target_of(url), method="HEAD")).body == b""
+    await landed(imgkeep)
+    assert len(imgkeep.files("objects")) == 1
+    assert (await ask(imgkeep, target_of(url))).headers["cache-status"] == "imgkeep; hit"
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+async def test_the_headers_of_304(imgkeep: Imgkeep, origin: FakeOrigin, method: str) -> None:
+    url = origin.gives("/a.png", IMAGE)
+    etag = (await kept(imgkeep, url)).headers["etag"]
+    answer = await ask(imgkeep, target_of(url), f"If-None-Match: {etag}", method=method)
+    assert (answer.status, answer.body) == (304, b"")
+    assert set(varying(answer)) == {"cache-status", "content-location"}
+    assert answer.headers["etag"] == etag
+
+
+CONDITIONS = [
+    pytest.param(["{}"], 304, id="strong"),
+    pytest.param(["W/{}"], 304, id="weak"),
+    pytest.param(["*"], 304, id="star"),
+    pytest.param(['"x", W/{} , "y"'], 304, id="list"),
+    pytest.param(['"x",, {}'], 304, id="list with an empty member"),
+    pytest.param(['"x"', "{}"], 304, id="two lines"),
+    pytest.param(['"x"'], 200, id="another"),
+    pytest.param(["x"], 200, id="unquoted"),
+    pytest.param(['"x"  {}'], 200, id="no comma"),
+    pytest.param([""], 200, id="empty"),
+]
+
+
+@pytest.mark.parametrize(("fields", "status"), CONDITIONS)
+async def test_if_none_match_on_a_hit(imgkeep: Imgkeep, origin: FakeOrigin, fields: list[str], status: int) -> None:
+    url = origin.gives("/a.png", IMAGE)
+    etag = (await kept(imgkeep, url)).headers["etag"]
+    answer = await ask(imgkeep, target_of(url), *(f"If-None-Match: {field.format(etag)}" for field in fields))
+    assert (answer.status, answer.body) == (status, IMAGE if status == 200 else b"")
+
+
+async def test_if_none_match_on_a_collapsed_answer(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+    gate = asyncio.Event()
+    url = origin.on("/a.png", gated(IMAGE, gate, ahead=100_000))
+    leader = await imgkeep.img(url)
+    answer = await imgkeep.img(url, headers={"If-None-Match": leader.headers["ETag"]})
+    assert answer.status == 304
+    gate.set()
+    assert await leader.read() == IMAGE
+
+
+async def test_the_etag_outlives_a_restart_and_the_loss_of_the_catalog(start: Start, origin: FakeOrigin) -> None:
+    first = await start()
+    url = origin.gives("/a.png", IMAGE)
+    etag = (await kept(first, url)).headers["etag"]
+    await first.client.close()
+    (first.folder / "catalog.db").unlink()
+    second = await start(folder=first.folder)
+    answer = await ask(second, target_of(url), f"If-None-Match: {etag}")
+    assert (answer.status, answer.headers["etag"], answer.headers["cache-status"]) == (304, etag, "imgkeep; hit")
+
+
+async def test_the_etags_of_two_fills_differ_even_for_equal_bytes(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+    one = await kept(imgkeep, origin.gives("/a.png", IMAGE))
+    other = await kept(imgkeep, origin.gives("/b.png", IMAGE))
+    assert one.headers["etag"] != other.headers["etag"]
+    assert len(imgkeep.files("objects")) == 1
+    assert len(imgkeep.files("records")) == 2
+
+
+async def test_both_spellings_of_a_source_reach_the_same_object(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+    url = origin.gives("/a.png", IMAGE) + "?X-Expires=60&X-Signature=a%2Fb"
+    encoded = await ask(imgkeep, f"/img?src={quote(url, safe='')}")
+    await landed(imgkeep)
+    as_it_stands = await ask(imgkeep, f"/img?src={url}")
+    assert (encoded.status, as_it_stands.status) == (200, 200)
+    assert as_it_stands.headers["cache-status"] == "imgkeep; hit"
+    assert origin.seen[0].target == "/a.png?X-Expires=60&X-Signature=a%2Fb"
+    assert len(origin.seen) == 1
+
+
+@pytest.mark.parametrize("declared", [True, False], ids=["declared", "undeclared"])
+async def test_clients_of_http_1_0_are_told_the_size(imgkeep: Imgkeep, origin: FakeOrigin, declared: bool) -> None:  # noqa: FBT001 - a table
+    gate = asyncio.Event()
+    gate.set()
+    url = origin.on("/a.png", gated(IMAGE, gate, ahead=100_000, declared=declared))
+    for outcome in ("fwd=uri-miss; stored", "hit"):
+        answer = await ask(imgkeep, target_of(url), version="1.0")
+        assert answer.headers["content-length"] == "200000"
+        assert "transfer-encoding" not in answer.headers
+        assert answer.body == IMAGE
+        assert answer.headers["cache-status"] == f"imgkeep; {outcome}"
+
+
+async def test_an_svg_is_served_as_it_came_under_the_sandbox(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+    body = b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"><script>alert(1)</script></svg>'
+    url = origin.gives("/a.svg", body, headers={"Content-Type": "text/html"})
+    first = await ask(imgkeep, target_of(url))
+    await landed(imgkeep)
+    second = await ask(imgkeep, target_of(url))
+    permanent = await ask(imgkeep, second.headers["content-location"])
+    for answer in (first, second, permanent):
+        assert answer.status == 200
+        assert answer.headers.items() >= ALWAYS.items()
+        assert answer.headers["content-type"] == "image/svg+xml"
+        assert re.fullmatch(r'inline; filename="[0-9a-f]{16}\.svg"', answer.headers["content-disposition"])
+        assert answer.body == body
+
+
+CLIENT_HEADERS = [
+    "Cookie: secret=1",
+    "Authorization: Bearer secret",
+    "Accept: text/html",
+    "Accept-Encoding: gzip",
+    "User-Agent: secret",
+    "Referer: https://secret.example/",
+    "X-Forwarded-For: 6.6.6.6",
+    "X-Forwarded-Host: evil.example",
+    "X-Forwarded-Proto: https",
+    "Forwarded: host=evil.example;proto=https",
+    "X-Original-URL: /evil",
+    "Range: bytes=5-9",
+    'If-None-Match: "secret"',
+]
+
+
+async def test_nothing_of_the_clients_headers_reaches_the_origin(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+    url = origin.gives("/a.png", IMAGE)
+    assert (await ask(imgkeep, target_of(url), *CLIENT_HEADERS)).status == 206
+    (exchange,) = origin.seen
+    assert "secret" not in str(exchange.headers)
+    assert not {"cookie", "authorization", "referer", "range", "if-none-match", "forwarded"} & set(exchange.headers)
+    assert not any(name.startswith("x-") for name in exchange.headers)
+    assert exchange.headers["host"] == f"127.0.0.1:{origin.port}"
+
+
+@pytest.mark.parametrize("public_url", ["", "https://img.example/base/"], ids=["without", "with"])
+async def test_host_and_forwarding_headers_change_nothing(start: Start, origin: FakeOrigin, public_url: str) -> None:
+    imgkeep = await start(server={"public_url": public_url, "trusted_proxies": ["127.0.0.0/8"]})
+    url = origin.gives("/a.png", IMAGE)
+    await kept(imgkeep, url)
+    plain = await ask(imgkeep, target_of(url))
+    forged = await ask(
+        imgkeep,
+        target_of(url),
+        *(header for header in CLIENT_HEADERS if "Range" not in header),
+    )
+    del plain.headers["date"], forged.headers["date"]
+    assert forged == plain
+    location = plain.headers["content-location"]
+    assert re.fullmatch(re.escape(public_url.rstrip("/")) + r"/images/[0-9a-f]{64}\.png", location)
+    assert len(imgkeep.files("records")) == 1
+
+
+async def test_a_source_under_our_own_permanent_url_is_served_and_any_other_of_ours_is_a_loop(
+    start: Start, origin: FakeOrigin
+) -> None:
+    imgkeep = await start(server={"public_url": "http://img.example/base"})
+    await kept(imgkeep, origin.gives("/a.png", IMAGE))
+    location = (await ask(imgkeep, target_of(origin.url("/a.png")))).headers["content-location"]
+    own = await ask(imgkeep, target_of(location))
+    assert (own.status, own.body) == (200, IMAGE)
+    assert own.headers["content-location"] == location
+    for path in ("/img?src=x", "/", "/images/", f"/images/{'0' * 64}.png", "/x/images/a.png"):
+        loop = await ask(imgkeep, target_of(f"http://img.example/base{path}"))
+        assert (loop.status, loop.headers["content-type"]) == (508, "application/problem+json")
+    assert len(origin.seen) == 1
+
+
+@pytest.mark.parametrize(
+    "fields", [[f"CDN-Loop: {CDN_ID}"], ["CDN-Loop: other", f"CDN-Loop: {CDN_ID}"], [f"Via: 1.1 {CDN_ID}"]]
+)
+async def test_a_request_that_passed_through_us_is_a_loop_unless_the_image_is_there(
+    imgkeep: Imgkeep, origin: FakeOrigin, fields: list[str]
+) -> None:
+    url = origin.gives("/a.png", IMAGE)
+    assert (await ask(imgkeep, target_of(url), *fields)).status == 508
+    assert not origin.seen
+    await kept(imgkeep, url)
+    assert (await ask(imgkeep, target_of(url), *fields)).status == 200
+
+
+async def test_warm_hits_cause_no_sql(start: Start, origin: FakeOrigin) -> None:
+    imgkeep = await start(seams=Seams())
+    urls = [origin.gives(f"/{number}.png", picture(seed=number)) for number in range(3)]
+    for url in urls:
+        await kept(imgkeep, url)
+    statements: list[str] = []
+
+    def note(*facts: object) -> None:
+        statements.append(str(facts[2]))
+
+    sa.event.listen(sa.Engine, "before_cursor_execute", note)
+    try:
+        for url in urls * 10:
+            answer = await ask(imgkeep, target_of(url))
+            assert answer.headers["cache-status"] == "imgkeep; hit"
+        assert statements == []
+        # And the ear was open.
+        await kept(imgkeep, origin.gives("/new.png", picture(seed=99)))
+        assert statements
+    finally:
+        sa.event.remove(sa.Engine, "before_cursor_execute", note)
+
+
+# The permanent URL
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+async def test_the_permanent_url_serves_the_object(imgkeep: Imgkeep, origin: FakeOrigin, method: str) -> None:
+    await kept(imgkeep, origin.gives("/a.png", IMAGE))
+    location = (await ask(imgkeep, target_of(origin.url("/a.png")))).headers["content-location"]
+    answer = await ask(imgkeep, location, method=method)
+    digest = location.removeprefix("/images/").removesuffix(".png")
+    assert answer.headers.items() >= ALWAYS.items()
+    assert answer.status == 200
+    assert answer.headers["etag"] == f'"{digest}"'
+    assert answer.headers["content-type"] == "image/png"
+    assert answer.headers["content-location"] == location
+    assert answer.headers["content-length"] == "200000"
+    assert answer.headers["cache-status"] == "imgkeep; hit"
+    assert answer.body == (IMAGE if method == "GET" else b"")
+    assert (await ask(imgkeep, location, f'If-None-Match: W/"{digest}"')).status == 304
+    part = await ask(imgkeep, location, "Range: bytes=-5")
+    assert (part.status, part.body) == (206, IMAGE[-5:])
+
+
+DIGEST = "0" * 64
+ODD_NAMES = [
+    "/images/../catalog.db",
+    "/images/..%2f..%2fcatalog.db",
+    "/images/%2e%2e/%2e%2e/catalog.db",
+    "/images/..%5ccatalog.db",
+    "/images/....//catalog.db",
+    "/images/%2fetc%2fpasswd",
+    "/images//etc/passwd",
+    f"/images/{DIGEST}.png",
+    f"/images/{DIGEST}.png%00",
+    f"/images/{DIGEST}.png%0a",
+    f"/images/{DIGEST}.png/",
+    f"/images/{DIGEST}.png/..",
+    f"/images/{DIGEST}.json",
+    f"/images/{DIGEST}.PNG",
+    f"/images/{'A' * 64}.png",
+    f"/images/{DIGEST}",
+    f"/images/{DIGEST}.",
+    f"/images/{'0' * 63}.png",
+    f"/images/{'0' * 6000}.png",
+    "/images/" + quote("\u0660") * 64 + ".png",
+    "/images/%ff%fe",
+    "/images/",
+    "/images",
+    "/images/.",
+    "/images/*",
+    "/images/con",
+    "/images/~root",
+    "/images/;id",
+    "/v1/records/",
+    "/img/",
+    "/IMG?src=x",
+    "/",
+    "/favicon.ico",
+    "//evil.example/images/x",
+    "/%2e%2e/img",
+]
+
+
+@pytest.mark.parametrize("target", ODD_NAMES)
+async def test_odd_names_are_not_found_and_nothing_outside_is_opened(
+    imgkeep: Imgkeep, target: str, opened: list[str]
+) -> None:
+    opened.clear()
+    answer = await ask(imgkeep, target)
+    assert answer.status == 404
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.headers["cache-control"] == "no-store"
+    outside = [path for path in opened if not path.startswith(str(imgkeep.folder / "v1" / "objects"))]
+    assert outside == []
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "PATCH", "PROPFIND", "TRACE"])
+@pytest.mark.parametrize("target", ["/img?src=https://a.example/x", f"/images/{DIGEST}.png", "/healthz", "/metrics"])
+async def test_other_methods_are_refused(imgkeep: Imgkeep, target: str, method: str) -> None:
+    answer = await ask(imgkeep, target, "Content-Length: 0", method=method)
+    assert answer.status == 405
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.headers["allow"] == "GET,HEAD"
+    assert b'"code":"method_not_allowed"' in answer.body
+
+
+async def test_healthz_and_readyz_and_metrics_are_never_stored(imgkeep: Imgkeep) -> None:
+    for target in ("/healthz", "/readyz", "/metrics"):
+        for method in ("GET", "HEAD"):
+            answer = await ask(imgkeep, target, method=method)
+            assert (answer.status, answer.headers["cache-control"]) == (200, "no-store")
+            assert bool(answer.body) == (method == "GET")

@@ -1,0 +1,210 @@
+"""Every error has its answer, and none tells more than it may."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from proxy.core import errors
+from proxy.core.errors import ImgkeepError, OriginError, SourceRejected
+from proxy.telemetry import RecordFormatter
+from proxy.web.problems import STATUSES, problem
+from proxy.web.site import SITE
+from tests.images import picture, picture_of
+from tests.web.raw import ask, target_of
+from tests.web.test_answers import kept
+
+if TYPE_CHECKING:
+    from tests.conftest import Imgkeep
+    from tests.origins import Exchange, FakeOrigin
+
+ABSTRACT = {ImgkeepError, SourceRejected}
+"""Never raised themselves."""
+ALL = [
+    kind
+    for _, kind in inspect.getmembers(errors, inspect.isclass)
+    if issubclass(kind, ImgkeepError) and kind not in ABSTRACT
+]
+CONTRACT = {
+    "invalid_source": 400,
+    "source_forbidden": 403,
+    "loop_detected": 508,
+    "busy": 503,
+    "source_expired": 410,
+    "source_not_found": 404,
+    "origin_refused": 502,
+    "origin_timeout": 504,
+    "not_an_image": 422,
+    "too_large": 422,
+    "origin_error": 502,
+    "storage_unavailable": 503,
+}
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_every_error_has_its_own_place_in_the_table(kind: type[ImgkeepError]) -> None:
+    places = [place for place, _, _ in STATUSES]
+    assert places.count(kind) == 1
+    assert kind.code in CONTRACT
+    answer = problem(kind("the reason"))
+    assert answer.status == CONTRACT[kind.code]
+    assert isinstance(answer.body, bytes)
+    told = json.loads(answer.body)
+    assert told == {
+        "type": f"urn:imgkeep:problem:{kind.code}",
+        "title": told["title"],
+        "status": answer.status,
+        "detail": "the reason",
+        "code": kind.code,
+    }
+    assert answer.content_type == "application/problem+json"
+    assert answer.headers["Cache-Control"] == "no-store"
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    assert ("Retry-After" in answer.headers) == (answer.status == 503)
+    assert ("Cache-Status" in answer.headers) == issubclass(kind, OriginError)
+
+
+def test_every_code_is_there_once() -> None:
+    assert sorted(kind.code for kind in ALL) == sorted(CONTRACT)
+
+
+def test_a_subclass_stands_before_its_base() -> None:
+    places = [place for place, _, _ in STATUSES]
+    for number, place in enumerate(places):
+        assert not any(issubclass(later, place) for later in places[number + 1 :])
+
+
+def test_what_the_origin_asked_for_is_passed_on() -> None:
+    answer = problem(OriginError("x", origin_status=429, retry_after_s=17))
+    assert (answer.status, answer.headers["Retry-After"]) == (502, "17")
+    assert answer.headers["Cache-Status"] == "imgkeep; fwd=uri-miss; fwd-status=429"
+    assert problem(errors.Busy("x", retry_after_s=2)).headers["Retry-After"] == "2"
+
+
+@pytest.mark.parametrize(
+    ("how", "status", "code"),
+    [
+        pytest.param({"body": b"", "status": "404 Not Found"}, 404, "source_not_found", id="404"),
+        pytest.param({"body": b"", "status": "410 Gone"}, 404, "source_not_found", id="410"),
+        pytest.param({"body": b"", "status": "403 Forbidden"}, 502, "origin_refused", id="403"),
+        pytest.param({"body": b"", "status": "500 Oops"}, 502, "origin_error", id="500"),
+        pytest.param({"body": b"<html>"}, 422, "not_an_image", id="HTML"),
+        pytest.param({"body": b""}, 422, "not_an_image", id="nothing"),
+        pytest.param({"body": picture("PNG"), "length": 60_000_000}, 422, "too_large", id="too large"),
+    ],
+)
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+async def test_an_origins_failure_is_told_alike_twice(  # noqa: PLR0917 - a table
+    imgkeep: Imgkeep, origin: FakeOrigin, how: dict[str, Any], status: int, code: str, method: str
+) -> None:
+    url = origin.gives("/a.png", **how) + "?X-Signature=topsecret"
+    for _ in range(2):
+        answer = await ask(imgkeep, target_of(url), method=method)
+        assert answer.status == status
+        assert answer.headers["content-type"] == "application/problem+json"
+        assert answer.headers["cache-control"] == "no-store"
+        assert answer.headers["server"] == "imgkeep"
+        assert "etag" not in answer.headers
+        if method == "GET":
+            assert json.loads(answer.body)["code"] == code
+            assert b"topsecret" not in answer.body
+            assert b"/a.png" not in answer.body
+        else:
+            assert answer.body == b""
+    assert origin.asked("/a.png") == 1
+    assert imgkeep.files("objects") == imgkeep.files("records") == imgkeep.files("partial") == []
+
+
+async def test_what_nobody_foresaw_is_a_500_without_its_message(
+    imgkeep: Imgkeep, origin: FakeOrigin, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = origin.gives("/a.png", picture_of(1000))
+    app = imgkeep.client.app
+    assert app is not None
+    keeper = app[SITE].keeper
+
+    message = f"{url}?token=topsecret"  # not in the line that raises: tracebacks quote the program
+
+    def broken(_: object) -> Any:
+        raise ZeroDivisionError(message)
+
+    keeper.identify = broken
+    with caplog.at_level(logging.INFO):
+        answer = await ask(imgkeep, target_of(url))
+    assert answer.status == 500
+    told = json.loads(answer.body)
+    assert (told["code"], told["status"]) == ("internal_error", 500)
+    assert answer.headers["cache-control"] == "no-store"
+    (record,) = [record for record in caplog.records if record.levelno >= logging.ERROR]
+    lines = [RecordFormatter(form).format(record) for form in ("text", "json")]
+    for text in (*lines, answer.body.decode()):
+        assert "topsecret" not in text
+        assert "/a.png" not in text
+    assert all("ZeroDivisionError" in line for line in lines)
+    assert (await ask(imgkeep, "/healthz")).status == 200
+
+
+async def test_what_nobody_foresaw_in_mid_body_breaks_the_connection_off(
+    imgkeep: Imgkeep, origin: FakeOrigin, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A 500 behind the first bytes of an image would be taken for more of the image."""
+    body = picture_of(200_000)
+    await kept(imgkeep, origin.gives("/a.png", body))
+    app = imgkeep.client.app
+    assert app is not None
+    store = app[SITE].keeper._store
+
+    class Bomb:
+        size = len(body)
+
+        async def settle(self) -> int:
+            return self.size
+
+        async def read(self, offset: int, size: int) -> bytes:
+            if offset > 50_000:
+                raise ZeroDivisionError
+            return body[offset : offset + size]
+
+        async def aclose(self) -> None:
+            return
+
+    class Minefield:
+        name = "mined"
+        find, put, delete = store.find, store.put, store.delete
+
+        async def fetch(self, name: str, size: int | None) -> Bomb:
+            del name, size
+            return Bomb()
+
+    app[SITE].keeper._store = Minefield()
+    answer = await ask(imgkeep, target_of(origin.url("/a.png")))
+    assert answer.status == 200
+    assert len(answer.body) < len(body)
+    assert body.startswith(answer.body)
+    assert "unforeseen error" in [record.getMessage() for record in caplog.records]
+
+
+async def test_an_image_that_breaks_off_is_broken_off_for_the_client_too(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+    body = picture_of(200_000)
+
+    def cut(*framing: str, chunked: bool) -> Any:
+        async def script(exchange: Exchange) -> None:
+            await exchange.send_head(*framing)
+            await exchange.send((b"186a0\r\n" if chunked else b"") + body[:100_000])
+            exchange.finish()
+
+        return script
+
+    for url in (
+        origin.on("/chunked.png", cut("Transfer-Encoding: chunked", chunked=True)),
+        origin.on("/declared.png", cut("Content-Length: 200000", chunked=False)),
+    ):
+        answer = await ask(imgkeep, target_of(url))
+        assert answer.status in {200, 502}, answer.status
+        assert not answer.body.endswith(b"0\r\n\r\n")
+        if answer.status == 200 and "content-length" in answer.headers:
+            assert len(answer.body) < 200_000

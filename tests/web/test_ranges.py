@@ -1,0 +1,160 @@
+"""Ranges (RFC 9110, 14; the cases of nginx's `range.t`), alike on a hit and on a miss of known or unknown size."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.images import picture_of
+from tests.web.raw import ask, target_of
+from tests.web.test_answers import ALWAYS, gated, kept, landed
+
+if TYPE_CHECKING:
+    from tests.conftest import Imgkeep
+    from tests.origins import FakeOrigin
+
+IMAGE = picture_of(1000)
+WHOLE = (0, 1000)
+NINES = "9" * 30
+
+RANGES = [
+    pytest.param(["bytes=0-8"], (0, 9), id="0-8"),
+    pytest.param(["bytes=-10"], (990, 1000), id="-10"),
+    pytest.param(["bytes=990-"], (990, 1000), id="990-"),
+    pytest.param(["bytes=990-1990"], (990, 1000), id="990-1990"),
+    pytest.param(["bytes=0-"], (0, 1000), id="0-"),
+    pytest.param(["bytes=-5000"], (0, 1000), id="-5000"),
+    pytest.param(["bytes=0-0"], (0, 1), id="0-0"),
+    pytest.param(["bytes=999-999"], (999, 1000), id="999-999"),
+    pytest.param(["bytes=0-8,10-12"], WHOLE, id="two"),
+    pytest.param(["bytes=0-10, -10, 500-"], WHOLE, id="three"),
+    pytest.param(["bytes=0-8", "bytes=10-12"], WHOLE, id="two lines"),
+    pytest.param(["bytes=1000-"], None, id="1000-"),
+    pytest.param(["bytes=1000-1001"], None, id="1000-1001"),
+    pytest.param(["bytes=-0"], None, id="-0"),
+    pytest.param(["bytes=alpha"], WHOLE, id="alpha"),
+    pytest.param(["bytes=10"], WHOLE, id="10"),
+    pytest.param(["bytes=10-11 12-"], WHOLE, id="10-11 12-"),
+    pytest.param(["bytes=8-0"], WHOLE, id="8-0"),
+    pytest.param([f"bytes=0-{NINES}"], WHOLE, id="overlong end"),
+    pytest.param([f"bytes={NINES}-"], WHOLE, id="overlong start"),
+    pytest.param(["bytes=" + "0" * 5000 + "-"], WHOLE, id="5,000 digits"),
+    pytest.param(["items=0-8"], WHOLE, id="another unit"),
+    pytest.param([""], WHOLE, id="empty"),
+]
+
+
+@pytest.mark.parametrize("way", ["hit", "declared", "undeclared"])
+@pytest.mark.parametrize(("fields", "span"), RANGES)
+async def test_a_range(
+    imgkeep: Imgkeep, origin: FakeOrigin, fields: list[str], span: tuple[int, int] | None, way: str
+) -> None:
+    gate = asyncio.Event()
+    gate.set()
+    url = origin.on("/a.png", gated(IMAGE, gate, ahead=500, declared=way != "undeclared"))
+    if way == "hit":
+        await kept(imgkeep, url)
+    answer = await ask(imgkeep, target_of(url), *(f"Range: {field}" for field in fields))
+    if span is None:
+        assert (answer.status, answer.headers["content-range"], answer.body) == (416, "bytes */1000", b"")
+        assert answer.headers["cache-control"] == "no-store"
+        assert answer.headers["content-length"] == "0"
+    elif answer.status == 200:
+        assert span == WHOLE
+        assert answer.headers.items() >= ALWAYS.items()
+        assert "content-range" not in answer.headers
+        if way != "undeclared":
+            assert answer.headers["content-length"] == "1000"
+            assert answer.body == IMAGE
+    else:
+        start, end = span
+        assert answer.status == 206
+        assert answer.headers.items() >= ALWAYS.items()
+        assert answer.headers["content-range"] == f"bytes {start}-{end - 1}/1000"
+        assert answer.headers["content-length"] == str(end - start)
+        assert answer.headers["content-type"] == "image/png"
+        assert "transfer-encoding" not in answer.headers
+        assert answer.body == IMAGE[start:end]
+    # Whatever was asked for, the whole image is kept.
+    await landed(imgkeep)
+    assert [path.read_bytes() for path in imgkeep.files("objects")] == [IMAGE]
+    assert len(origin.seen) == 1
+
+
+@pytest.mark.parametrize(
+    ("field", "status"),
+    [
+        pytest.param("{}", 206, id="the tag"),
+        pytest.param("W/{}", 200, id="weak"),
+        pytest.param('"x"', 200, id="another"),
+        pytest.param("Sun, 22 Nov 2026 10:00:00 GMT", 200, id="a date"),
+        pytest.param("Sun, 22 Nov 2099 10:00:00 GMT", 200, id="a date to come"),
+        pytest.param('{}, "x"', 200, id="a list"),
+        pytest.param("*", 200, id="star"),
+    ],
+)
+async def test_if_range(imgkeep: Imgkeep, origin: FakeOrigin, field: str, status: int) -> None:
+    url = origin.gives("/a.png", IMAGE)
+    etag = (await kept(imgkeep, url)).headers["etag"]
+    answer = await ask(imgkeep, target_of(url), "Range: bytes=0-8", f"If-Range: {field.format(etag)}")
+    assert (answer.status, answer.body) == (status, IMAGE[:9] if status == 206 else IMAGE)
+    # If the range does not apply, neither does its being unsatisfiable.
+    answer = await ask(imgkeep, target_of(url), "Range: bytes=5000-", f"If-Range: {field.format(etag)}")
+    assert answer.status == (416 if status == 206 else 200)
+
+
+async def test_if_none_match_comes_before_range(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+    url = origin.gives("/a.png", IMAGE)
+    etag = (await kept(imgkeep, url)).headers["etag"]
+    for field in ("bytes=0-8", "bytes=5000-"):
+        assert (await ask(imgkeep, target_of(url), f"Range: {field}", f"If-None-Match: {etag}")).status == 304
+
+
+async def test_head_ignores_range(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+    url = origin.gives("/a.png", IMAGE)
+    for _ in range(2):
+        answer = await ask(imgkeep, target_of(url), "Range: bytes=0-8", method="HEAD")
+        assert (answer.status, answer.headers["content-length"]) == (200, "1000")
+        await landed(imgkeep)
+
+
+async def test_a_range_streams_along_while_the_fill_is_under_way(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+    body = picture_of(200_000)
+    gate = asyncio.Event()
+    url = origin.on("/a.png", gated(body, gate, ahead=100_000))
+    leader = await imgkeep.img(url)
+    ahead = await imgkeep.img(url, headers={"Range": "bytes=50000-50099"})
+    assert (ahead.status, await ahead.read()) == (206, body[50_000:50_100])
+    across = await imgkeep.img(url, headers={"Range": "bytes=90000-109999"})
+    assert (across.status, across.headers["Content-Range"]) == (206, "bytes 90000-109999/200000")
+    assert await across.content.readexactly(9_999) == body[90_000:99_999]
+    refused = await imgkeep.img(url, headers={"Range": "bytes=200000-"})
+    assert refused.status == 416
+    tail = asyncio.create_task(imgkeep.img(url, headers={"Range": "bytes=-1"}))
+    await asyncio.sleep(0)
+    assert not tail.done()
+    gate.set()
+    last = await tail
+    assert await last.read() == body[-1:]
+    assert await across.read() == body[99_999:110_000]
+    assert await leader.read() == body
+    assert len(origin.seen) == 1
+
+
+async def test_a_range_of_an_image_that_breaks_off_is_an_error_and_no_part(
+    imgkeep: Imgkeep, origin: FakeOrigin
+) -> None:
+    async def cut(exchange: object) -> None:
+        from tests.origins import Exchange  # noqa: PLC0415 - for the type alone
+
+        assert isinstance(exchange, Exchange)
+        await exchange.send_head("Transfer-Encoding: chunked")
+        await exchange.send(b"1f4\r\n" + IMAGE[:500])
+        exchange.finish()
+
+    answer = await ask(imgkeep, target_of(origin.on("/a.png", cut)), "Range: bytes=0-8")
+    assert (answer.status, answer.headers["content-type"]) == (502, "application/problem+json")
+    await landed(imgkeep)
+    assert imgkeep.files("objects") == imgkeep.files("partial") == []
