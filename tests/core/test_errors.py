@@ -1,0 +1,38 @@
+"""Typed failures carry what their answers need, and survive being remembered."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+
+from proxy.core import errors
+
+
+def test_an_origins_failure_tells_its_status_and_what_it_asked_for() -> None:
+    error = errors.OriginError("the origin says 429", origin_status=429, retry_after_s=7)
+    assert (str(error), error.origin_status, error.retry_after_s) == ("the origin says 429", 429, 7)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        errors.Busy("x", retry_after_s=3),
+        errors.OriginTimeout("x", origin_status=504, retry_after_s=4),
+        errors.InvalidSource("x"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_copy_is_as_good_as_the_failure(error: errors.ImgkeepError) -> None:
+    again = copy.copy(error)
+    assert type(again) is type(error)
+    assert (str(again), vars(again)) == (str(error), vars(error))
+
+
+def test_every_failure_has_a_code_of_its_own() -> None:
+    codes = [
+        kind.code
+        for kind in vars(errors).values()
+        if isinstance(kind, type) and issubclass(kind, errors.ImgkeepError) and hasattr(kind, "code")
+    ]
+    assert len(codes) == len(set(codes)) > 10
