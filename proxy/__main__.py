@@ -56,9 +56,8 @@ async def _command(arguments: argparse.Namespace, config: Config) -> int:
             await app.serve(config)
             return DONE
         case "inspect":
-            return look.inspect(
-                _urls(arguments.urls), config.policy, app.Seams().clock(), as_json=arguments.json, out=sys.stdout
-            )
+            inspector = app.make_inspector(config)
+            return look.inspect(_urls(arguments.urls), inspector, as_json=arguments.json, out=sys.stdout)
         case "check" if not arguments.live:
             return await look.check({}, out=sys.stdout)
         case _:

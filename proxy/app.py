@@ -28,16 +28,19 @@ from proxy import __version__
 from proxy.catalog import CatalogTooNew, SqlCatalog
 from proxy.config import read_catalog_url, read_store_url
 from proxy.core.errors import StorageError
+from proxy.core.identity import identify
 from proxy.core.source import read_source
 from proxy.origin import AddressGuard, OriginClient
 from proxy.origin.guard import open_socket
 from proxy.service.fill import Neighbours
 from proxy.service.health import LOOK_EVERY_S, Health
-from proxy.service.keep import Keeper
+from proxy.service.inspect import Inspector
+from proxy.service.keep import Keeper, Rules
 from proxy.service.upkeep import reindex
 from proxy.storage.local import LocalStore
 from proxy.storage.memory import MemorySpool
 from proxy.telemetry import Metrics
+from proxy.web import api
 from proxy.web import health as health_routes
 from proxy.web.images import image, img
 from proxy.web.problems import problems
@@ -58,6 +61,7 @@ REQUEST_LINE_BYTES_MAX: Final = 36_864
 """A source URL of the greatest length, with every character of it percent-encoded, and room for the rest."""
 REQUEST_FIELD_BYTES_MAX: Final = 16_384
 """For one header field: cookies of the site around us come along, and are never looked at."""
+LOOPBACK_NAMES: Final = ("localhost", "127.0.0.1", "::1")
 IDLE_TIMEOUT_S: Final = 65
 """
 For a connection without a request, or with half of one. Longer than the 60 s that load balancers keep idle connections
@@ -110,6 +114,17 @@ class _Running:
 _RUNNING: Final = web.AppKey("running", _Running)
 
 
+def make_inspector(config: Config, seams: Seams = Seams()) -> Inspector:
+    """Return who reads links, by the catalogue and policy of a configuration."""
+    catalogue = config.read_catalogue()
+    exact = config.sources.identity == "exact"
+    return Inspector(
+        policy=config.policy(catalogue),
+        identify=lambda source: identify(source, seams.clock(), catalogue, exact=exact),
+        public=read_source(config.server.public_url) if config.server.public_url else None,
+    )
+
+
 @asynccontextmanager
 async def open_parts(config: Config, seams: Seams = Seams()) -> AsyncGenerator[Parts]:
     """
@@ -144,6 +159,7 @@ def build(config: Config, seams: Seams = Seams()) -> web.Application:
     app[_RUNNING] = _Running()
     app.router.add_get("/img", img)
     app.router.add_get("/images/{name}", image)
+    app.router.add_get("/api/inspect", api.inspect)
     app.router.add_get("/healthz", health_routes.healthz)
     app.router.add_get("/readyz", health_routes.readyz)
     app.router.add_get("/metrics", health_routes.metrics)
@@ -170,11 +186,12 @@ async def _site(config: Config, seams: Seams, running: _Running) -> AsyncGenerat
     asyncio.get_running_loop().set_default_executor(names)  # where the resolver looks names up
     async with open_parts(config, seams) as parts:
         health = Health(parts.store, parts.catalog, config.store.free_bytes_min)
-        guard = AddressGuard(config.policy, seams.resolver(), seams.open_socket)
+        inspector = make_inspector(config, seams)
+        guard = AddressGuard(inspector.policy, seams.resolver(), seams.open_socket)
         guard.own_ports = running.own_ports
         origin = OriginClient(
             settings=config.fetch,
-            policy=config.policy,
+            policy=inspector.policy,
             guard=guard,
             clock=seams.clock,
             draw=random.random,
@@ -186,7 +203,12 @@ async def _site(config: Config, seams: Seams, running: _Running) -> AsyncGenerat
         keeper = Keeper(
             store=parts.store,
             catalog=parts.catalog,
-            policy=config.policy,
+            policy=inspector.policy,
+            identify=inspector.identify,
+            rules=Rules(
+                redirect_permanent=config.sources.permanent == "redirect",
+                refresh=config.sources.refresh == "resigned",
+            ),
             timer=seams.timer,
             neighbours=Neighbours(
                 origin=origin,
@@ -210,7 +232,10 @@ async def _site(config: Config, seams: Seams, running: _Running) -> AsyncGenerat
                 keeper=keeper,
                 health=health,
                 meter=metrics,
-                public=read_source(config.server.public_url) if config.server.public_url else None,
+                public=inspector.public,
+                inspector=inspector,
+                redirect_status=config.delivery.redirect_status,
+                own_hosts=frozenset({config.server.host, *LOOPBACK_NAMES}) if config.server.loopback else frozenset(),
                 trusted_proxies=tuple(ip_network(text) for text in config.server.trusted_proxies),
                 access_log=config.log.access,
                 timer=seams.timer,
@@ -232,6 +257,9 @@ class _Witness:
 
     def filled(self, size: int) -> None:
         self._metrics.filled(size)
+
+    def unchanged(self) -> None:
+        self._metrics.unchanged()
 
     def unkept(self, reason: str) -> None:
         self._metrics.unkept()
@@ -328,9 +356,9 @@ async def _drain(runner: web.AppRunner, running: _Running, stop: asyncio.Event) 
 
 def _opening(config: Config, runner: web.AppRunner) -> dict[str, object]:
     """Return what an operator wants to see in one line: where we listen, where images go, and who may fetch what."""
-    anything = "*" in config.hosts_allowed
+    hosts_allowed = config.hosts_allowed(config.read_catalogue())
     return {
         "address": ",".join(f"{host}:{port}" for host, port, *_ in runner.addresses),
         "store": config.store.url,
-        "sources": "any public host" if anything else f"{len(config.hosts_allowed)} host patterns",
+        "sources": "any public host" if "*" in hosts_allowed else f"{len(hosts_allowed)} host patterns",
     }

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from proxy.core.errors import SourceRejected
-from proxy.core.identity import BUILT_IN
+from proxy.core.identity import BUILT_IN, read_catalogue
 from proxy.core.policy import Policy
 from proxy.core.source import read_source
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from proxy.core.address import Network
+    from proxy.core.identity import Catalogue
 
 ENVIRONMENT_PREFIX: Final = "IMGKEEP_"
 
@@ -83,6 +84,8 @@ class Sources(Section, frozen=True):
     deny: tuple[str, ...] = ()
     identity: Literal["object", "exact"] = "object"
     permanent: Literal["store", "redirect"] = "store"
+    refresh: Literal["never", "resigned"] = "never"
+    providers: tuple[dict[str, Any], ...] = ()
 
 
 class Fetch(Section, frozen=True):
@@ -139,8 +142,21 @@ class Config(Section, frozen=True):
     limits: Limits = Limits()
     log: Log = Log()
 
-    @property
-    def hosts_allowed(self) -> tuple[str, ...]:
+    def read_catalogue(self) -> Catalogue:
+        """
+        Return what is known about links: our catalogue with the providers of this configuration before it.
+
+        Raises:
+            ConfigError: A provider cannot be honoured.
+        """
+        if not self.sources.providers:
+            return BUILT_IN
+        try:
+            return read_catalogue(self.sources.providers)
+        except ValueError as error:
+            raise ConfigError(f"sources.providers: {error}") from None
+
+    def hosts_allowed(self, catalogue: Catalogue) -> tuple[str, ...]:
         """
         The host globs of `sources.allow` with `auto` and `known` resolved.
 
@@ -149,13 +165,12 @@ class Config(Section, frozen=True):
         """
         private = self.server.loopback or self.security.signature != "off"
         globs = [("*" if private else "known") if glob == "auto" else glob for glob in self.sources.allow]
-        return tuple(host for glob in globs for host in (BUILT_IN.known_hosts if glob == "known" else (glob,)))
+        return tuple(host for glob in globs for host in (catalogue.known_hosts if glob == "known" else (glob,)))
 
-    @property
-    def policy(self) -> Policy:
-        """What may be fetched."""
+    def policy(self, catalogue: Catalogue) -> Policy:
+        """Return what may be fetched."""
         return Policy(
-            hosts_allowed=self.hosts_allowed,
+            hosts_allowed=self.hosts_allowed(catalogue),
             hosts_denied=self.sources.deny,
             ports=frozenset(self.fetch.allow_ports),
             networks=self.fetch.networks,
@@ -187,9 +202,9 @@ def _variable(section: str, key: str) -> str:
     return f"{ENVIRONMENT_PREFIX}{section.upper()}__{key.upper()}"
 
 
-def _from_environment(environment: Mapping[str, str]) -> list[tuple[str, str, str | list[str]]]:
+def _from_environment(environment: Mapping[str, str]) -> list[tuple[str, str, object]]:
     """Read `IMGKEEP_SECTION__KEY` variables; a list is written with commas or as a JSON array."""
-    found: list[tuple[str, str, str | list[str]]] = []
+    found: list[tuple[str, str, object]] = []
     for variable, text in sorted(environment.items()):
         section, separator, key = variable.removeprefix(ENVIRONMENT_PREFIX).lower().partition("__")
         if not variable.startswith(ENVIRONMENT_PREFIX) or not separator:
@@ -204,10 +219,10 @@ def _from_environment(environment: Mapping[str, str]) -> list[tuple[str, str, st
     return found
 
 
-def _read_list(variable: str, text: str) -> list[str]:
+def _read_list(variable: str, text: str) -> list[Any]:
     if text.lstrip().startswith("["):
         try:
-            return [str(item) for item in msgspec.json.decode(text, type=list[str | int])]
+            return msgspec.json.decode(text, type=list[Any])
         except msgspec.DecodeError:
             raise ConfigError(f"{variable}: expected a JSON array or values separated by commas") from None
     return [item.strip() for item in text.split(",") if item.strip()]
@@ -231,7 +246,10 @@ def _validate(config: Config) -> None:
     _check_networks("fetch.allow_networks", config.fetch.allow_networks)
     _check_base_url("server.public_url", config.server.public_url)
     _check_base_url("delivery.base_url", config.delivery.base_url)
-    for setting, globs in (("sources.allow", config.hosts_allowed), ("sources.deny", config.sources.deny)):
+    for setting, globs in (
+        ("sources.allow", config.hosts_allowed(config.read_catalogue())),
+        ("sources.deny", config.sources.deny),
+    ):
         try:
             Policy(hosts_allowed=globs, hosts_denied=(), ports=frozenset(), networks=())
         except ValueError as error:
@@ -251,7 +269,6 @@ def _validate(config: Config) -> None:
             not config.delivery.base_url,
             "needs an object store, which this version does not have",
         ),
-        ("sources.permanent", config.sources.permanent == "store", "only 'store' is supported by this version"),
         ("security.signature", config.security.signature == "off", "only 'off' is supported by this version"),
         (
             "security.signing_keys",

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from mmap import mmap
 
-    from proxy.core.model import Digest, Key, Record, Source, Totals
+    from proxy.core.model import Digest, Key, Record, Source, Totals, Validator
     from proxy.core.stored import RecordUnreadable
 
     Clock = Callable[[], datetime]
@@ -130,15 +130,21 @@ class Catalog(Protocol):
     async def put(self, record: Record) -> None: ...
 
 
+class NotModified(Exception):
+    """An answer to who asked with a validator, and no failure: the image is what it was (RFC 9110, 15.4.5)."""
+
+
 class OriginResponse(Protocol):
     """
     A successful answer whose body has not been read.
 
     Attributes:
         size: The body's size where the framing declares it (RFC 9112, 6.2).
+        validator: By what the origin will tell whether the image changed.
     """
 
     size: int | None
+    validator: Validator | None
 
     def chunks(self) -> AsyncIterator[bytes]:
         """
@@ -156,11 +162,12 @@ class OriginResponse(Protocol):
 class Origin(Protocol):
     """The servers behind source URLs."""
 
-    def fetch(self, source: Source) -> AbstractAsyncContextManager[OriginResponse]:
+    def fetch(self, source: Source, known: Validator | None = None) -> AbstractAsyncContextManager[OriginResponse]:
         """
         Ask for the image: redirects followed, every hop judged, failures retried within the time limits.
 
         Raises:
+            NotModified: It is what it was when `known` was given (RFC 9110, 13.1).
             SourceForbidden, LoopDetected: Policy refuses a hop.
             OriginError: It failed; the subclass says how.
             Busy: A limit on concurrency or its queue is reached.
@@ -172,6 +179,9 @@ class Observer(Protocol):
 
     def filled(self, size: int) -> None:
         """An image was fetched and kept."""
+
+    def unchanged(self) -> None:
+        """An origin was asked whether an image changed, and it did not."""
 
     def unkept(self, reason: str) -> None:
         """An image was fetched and delivered, but could not be kept."""

@@ -78,7 +78,7 @@ class Metrics:
             buckets=(0.001, 0.005, 0.025, 0.1, 0.5, 1, 2.5, 5, 10, 30, 60),
             registry=self.registry,
         )
-        # fills{outcome="stored"} + {outcome="unkept"} + all error codes = fills that have ended.
+        # fills{outcome="stored"} + "unkept" + "unchanged" + all error codes = fills that have ended.
         self._fills = Counter("imgkeep_fills", "Fills that ended", ["outcome"], registry=self.registry)
         self._stored = Counter("imgkeep_stored_bytes", "Bytes of images kept", registry=self.registry)
         # One per request sent to an origin: redirects and retries count each.
@@ -104,6 +104,9 @@ class Metrics:
     def filled(self, size: int) -> None:
         self._fills.labels("stored").inc()
         self._stored.inc(size)
+
+    def unchanged(self) -> None:
+        self._fills.labels("unchanged").inc()
 
     def unkept(self) -> None:
         self._fills.labels("unkept").inc()

@@ -27,6 +27,7 @@ from alembic.util import CommandError
 from proxy.catalog.tables import images, state
 from proxy.core.errors import StorageError
 from proxy.core.model import Digest, Format, Key, PixelSize, Record, Totals
+from proxy.core.stored import read_validator
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -290,6 +291,8 @@ def _to_row(record: Record) -> dict[str, object]:
         "provider": record.provider,
         "temporary": record.temporary,
         "expires_at": int(record.expires_at.timestamp()) if record.expires_at else None,
+        "origin_etag": record.validator.etag if record.validator else None,
+        "origin_modified": record.validator.modified if record.validator else None,
     }
 
 
@@ -307,4 +310,5 @@ def _to_record(row: sa.Row[Any]) -> Record:
         provider=row.provider,
         temporary=row.temporary,
         expires_at=_time(row.expires_at),
+        validator=read_validator(row.origin_etag, row.origin_modified),
     )

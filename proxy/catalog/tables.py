@@ -22,6 +22,8 @@ images = Table(
     Column("provider", String(64)),
     Column("temporary", Boolean, nullable=False),
     Column("expires_at", BigInteger),
+    Column("origin_etag", Text),
+    Column("origin_modified", Text),
     Column("indexed_at", BigInteger, nullable=False, comment="when this row was last written"),
     Index("images_by_digest", "digest"),
     Index("images_by_host", "host"),

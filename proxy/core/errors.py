@@ -41,6 +41,12 @@ class LoopDetected(SourceRejected):
     code = "loop_detected"
 
 
+class Unauthorized(SourceRejected):
+    """Who asks may not: no API token, or a wrong one."""
+
+    code = "unauthorized"
+
+
 class Busy(ImgkeepError):
     """A limit on concurrency or on a queue is reached; `retry_after_s` says when to come back."""
 

@@ -106,6 +106,23 @@ class SourceInfo:
     expires_at: datetime | None = None
     scheme: str | None = None
 
+    def is_fresh(self, now: datetime) -> bool:
+        """Whether this is a temporary link by a signature that should still hold."""
+        return self.temporary and self.scheme is not None and (self.expires_at is None or now < self.expires_at)
+
+    def may_have_expired(self, now: datetime) -> bool:
+        """Whether an origin that refuses the link does so for its age, and not for what it names."""
+        past = self.expires_at is not None and self.expires_at <= now
+        return self.scheme is not None or (self.temporary and past)
+
+
+@dataclass(frozen=True, slots=True)
+class Validator:
+    """By what an origin tells whether an image changed (RFC 9110, 8.8): its `ETag` and `Last-Modified` as they came."""
+
+    etag: str | None
+    modified: str | None
+
 
 @dataclass(frozen=True, slots=True)
 class Record:
@@ -117,6 +134,7 @@ class Record:
         etag: Strong validator of `/img` (RFC 9110, 8.8.3), quotes included. Drawn anew for every fill and not taken
             from the bytes, because it goes out before the last of them is known; so hit and miss answer alike.
         stored_at: When the image was fetched, to the second.
+        validator: The origin's, where it gave one.
     """
 
     key: Key
@@ -131,6 +149,7 @@ class Record:
     provider: str | None = None
     temporary: bool = False
     expires_at: datetime | None = None
+    validator: Validator | None = None
 
     @property
     def object_name(self) -> str:

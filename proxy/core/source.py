@@ -259,3 +259,11 @@ def _read_options(fields: list[str]) -> tuple[tuple[str, str], ...]:
             raise InvalidSource(f"{which} is not a parameter of ours; percent-encode src if it belongs to it")
         options[name] = _form_decoded(value)
     return tuple(options.items())
+
+
+def own_path(source: Source, public: Source) -> str | None:
+    """Return the path under our public URL that a source names, `/` first; `None` if it names something else."""
+    base = public.target.rstrip("/")
+    if (source.host, source.port) != (public.host, public.port) or not source.target.startswith(f"{base}/"):
+        return None
+    return source.target.removeprefix(base)

@@ -17,7 +17,7 @@ from typing import Final
 import msgspec
 
 from proxy.core.identity import KEY_VERSION
-from proxy.core.model import Digest, Format, Key, PixelSize, Record
+from proxy.core.model import Digest, Format, Key, PixelSize, Record, Validator
 
 OBJECTS: Final = "v1/objects"
 RECORDS: Final = "v1/records"
@@ -58,6 +58,8 @@ class _StoredRecord(msgspec.Struct, omit_defaults=False):
     provider: str | None
     temporary: bool
     expires_at: datetime | None
+    origin_etag: str | None = None
+    origin_modified: str | None = None
     version: int = 1
 
 
@@ -82,6 +84,11 @@ def read_object_name(name: str) -> tuple[Digest, Format] | None:
     return Digest(match[1]), _FORMATS[match[2]]
 
 
+def read_validator(etag: str | None, modified: str | None) -> Validator | None:
+    """Return the validator that the two fields make, if they make one."""
+    return Validator(etag, modified) if etag or modified else None
+
+
 def encode_record(record: Record) -> bytes:
     """Return the JSON of a record, one field a line, so that people can read it too."""
     pixel_size = record.pixel_size
@@ -101,6 +108,8 @@ def encode_record(record: Record) -> bytes:
         provider=record.provider,
         temporary=record.temporary,
         expires_at=record.expires_at,
+        origin_etag=record.validator.etag if record.validator else None,
+        origin_modified=record.validator.modified if record.validator else None,
     )
     return msgspec.json.format(msgspec.json.encode(stored), indent=1) + b"\n"
 
@@ -135,4 +144,5 @@ def decode_record(data: bytes) -> Record:
         provider=stored.provider,
         temporary=stored.temporary,
         expires_at=stored.expires_at,
+        validator=read_validator(stored.origin_etag, stored.origin_modified),
     )

@@ -29,15 +29,17 @@ from proxy.core.errors import (
     TooLarge,
 )
 from proxy.core.headers import CDN_ID, is_whole_range, read_retry_after
+from proxy.core.model import Validator
 from proxy.core.policy import judge
 from proxy.core.source import read_source
 from proxy.origin.coding import Decoder
 from proxy.origin.gates import Gates
 from proxy.origin.guard import AddressRefused, OwnAddress
+from proxy.ports import NotModified
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import AsyncGenerator, AsyncIterator, Callable
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 
     from proxy.config import Fetch
     from proxy.core.model import Source
@@ -50,6 +52,8 @@ REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 READ_BYTES: Final = 65_536
 HEADER_BYTES_MAX: Final = 16_384
 """For one field of an origin's answer: content security policies grow long, cookies longer."""
+VALIDATOR_CHARS_MAX: Final = 256
+"""Real ones have a tenth of that."""
 RETRY_DELAY_S: Final = 0.25
 """Before the first retry, doubled for each next one, with up to as much again at random."""
 RETRY_AFTER_WAIT_MAX_S: Final = 5
@@ -109,12 +113,12 @@ class OriginClient:
         await self._session.close()
 
     @asynccontextmanager
-    async def fetch(self, source: Source) -> AsyncGenerator[Answer]:
+    async def fetch(self, source: Source, known: Validator | None = None) -> AsyncGenerator[Answer]:
         has_place = False
         try:
             async with asyncio.timeout(self._settings.total_timeout_s), self.gates.enter(source.host):
                 has_place = True
-                response = await self._ask_until_answered(source)
+                response = await self._ask_until_answered(source, _conditions(known))
                 try:
                     yield self._read_head(response)
                 finally:
@@ -126,11 +130,11 @@ class OriginClient:
                 raise Busy("too many images are being fetched at the moment", retry_after_s=2) from None
             raise OriginTimeout("the origin took longer than fetch.total_timeout_s") from None
 
-    async def _ask_until_answered(self, source: Source) -> aiohttp.ClientResponse:
+    async def _ask_until_answered(self, source: Source, conditions: Mapping[str, str]) -> aiohttp.ClientResponse:
         """Retry what may be better next time, as long as no byte of a body was read."""
         for attempt in range(self._settings.retries_max + 1):
             try:
-                return await self._ask(source)
+                return await self._ask(source, conditions)
             except OriginError as error:
                 delay = self._delay(error, attempt)
                 if delay is None or attempt == self._settings.retries_max:
@@ -148,13 +152,13 @@ class OriginClient:
             return error.retry_after_s if error.retry_after_s <= RETRY_AFTER_WAIT_MAX_S else None
         return RETRY_DELAY_S * 2.0**attempt * (1 + self._draw())
 
-    async def _ask(self, source: Source) -> aiohttp.ClientResponse:
+    async def _ask(self, source: Source, conditions: Mapping[str, str]) -> aiohttp.ClientResponse:
         """Follow redirects and return an answer that carries a body."""
         for _ in range(self._settings.redirects_max + 1):
-            response = await self._send(source)
+            response = await self._send(source, conditions)
             if response.status not in REDIRECTS:
                 try:
-                    self._check_status(response)
+                    self._check_status(response, conditional=bool(conditions))
                 except BaseException:
                     response.close()
                     raise
@@ -164,12 +168,12 @@ class OriginClient:
             source = self._judge_redirect(source, location)
         raise _Final(f"the origin redirects more than fetch.redirects_max ({self._settings.redirects_max}) times")
 
-    async def _send(self, source: Source) -> aiohttp.ClientResponse:
+    async def _send(self, source: Source, conditions: Mapping[str, str]) -> aiohttp.ClientResponse:
         loop = asyncio.get_running_loop()
         start, outcome = loop.time(), "error"
         try:
             # `encoded`: the target goes on the wire as it is, because a signature may cover its very spelling.
-            response = await self._session.get(URL(source.url, encoded=True), allow_redirects=False)
+            response = await self._session.get(URL(source.url, encoded=True), headers=conditions, allow_redirects=False)
             outcome = f"{response.status // 100}xx"
         except TimeoutError:
             outcome = "timeout"
@@ -194,8 +198,10 @@ class OriginClient:
             raise SourceForbidden(f"the origin redirects to a refused address: {reason}")
         return target
 
-    def _check_status(self, response: aiohttp.ClientResponse) -> None:
+    def _check_status(self, response: aiohttp.ClientResponse, *, conditional: bool) -> None:
         status = response.status
+        if status == 304 and conditional:
+            raise NotModified
         if status in {200, 203} or (status == 206 and is_whole_range(response.headers.get("Content-Range", ""))):
             return
         if status in {404, 410}:
@@ -229,6 +235,8 @@ class Answer:
         self._body_bytes_max = body_bytes_max
         self._decoder = decoder
         self.size = response.content_length if decoder is None else None
+        etag, modified = (_printable(response.headers.get(name)) for name in ("ETag", "Last-Modified"))
+        self.validator = Validator(etag, modified) if etag or modified else None
 
     @property
     def framed(self) -> bool:
@@ -264,6 +272,21 @@ class Answer:
         except (aiohttp.ClientError, OSError, RuntimeError):
             # RuntimeError: what aiohttp's stream says when the framing became nonsense while nobody was reading.
             raise OriginError("the origin's answer broke off") from None
+
+
+def _conditions(known: Validator | None) -> dict[str, str]:
+    """Return the fields of a conditional request; the tag alone where there is one (RFC 9110, 13.1.3)."""
+    if known is None:
+        return {}
+    if known.etag:
+        return {"If-None-Match": known.etag}
+    return {"If-Modified-Since": known.modified} if known.modified else {}
+
+
+def _printable(value: str | None) -> str | None:
+    """Return a validator that can be kept and sent again; an origin may write anything."""
+    sane = value is not None and len(value) <= VALIDATOR_CHARS_MAX and value.isascii() and value.isprintable()
+    return value if sane else None
 
 
 class _Final(OriginError):

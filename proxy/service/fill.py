@@ -16,14 +16,23 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
 from proxy.collapse import Tide
-from proxy.core.errors import NotAnImage, OriginError, StorageError, TooLarge
+from proxy.core.errors import (
+    NotAnImage,
+    OriginError,
+    OriginRefused,
+    SourceExpired,
+    SourceNotFound,
+    StorageError,
+    TooLarge,
+)
 from proxy.core.model import Record
 from proxy.core.sniff import HEAD_BYTES_MAX, UNDECIDED, is_whole, measure, sniff
+from proxy.ports import NotModified
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from proxy.core.model import Format, PixelSize, Source, SourceInfo
+    from proxy.core.model import Format, PixelSize, Source, SourceInfo, Validator
     from proxy.ports import Clock, Draft, Observer, Origin, OriginResponse, Spool, Store
 
 RECENT_BYTES_MAX: Final = 1_048_576
@@ -78,9 +87,10 @@ class Fill:
     Args:
         fault: Why nobody could tell whether the image is stored already. It is fetched for those who ask, and not kept:
             what an origin sends now must not replace what may be there.
+        known: What is stored already, when this fill is to look whether it changed. Such a fill has no readers.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the last two tell two rare kinds of fill
         self,
         source: Source,
         info: SourceInfo,
@@ -88,6 +98,7 @@ class Fill:
         tower: Tower,
         *,
         fault: StorageError | None = None,
+        known: Record | None = None,
     ) -> None:
         self.source = source
         self.head: asyncio.Future[Head] = asyncio.get_running_loop().create_future()
@@ -95,6 +106,7 @@ class Fill:
         self._to = neighbours
         self._tower = tower
         self._fault = fault
+        self._known = known
         self._tide = Tide()
         self._drafts: list[Draft] = []
         """The last one is written to; one before it is a disk's that failed, which readers may still be reading."""
@@ -114,7 +126,27 @@ class Fill:
         return await self._tide.beyond(self._tide.height)
 
     async def run(self) -> None:
-        async with self._to.origin.fetch(self.source) as response:
+        try:
+            record, fault = await self._fetch()
+        except NotModified:
+            self._to.observer.unchanged()
+            self.head.cancel()
+            self._tide.end()
+            return
+        if fault is None:
+            fault = await self._keep(record)
+        if fault is None:
+            self._to.observer.filled(record.size)
+        else:
+            self._to.observer.unkept(str(fault))
+        self._size = record.size
+        self._tide.rise(record.size)
+        self._tide.end()
+
+    async def _fetch(self) -> tuple[Record, StorageError | None]:
+        """Fetch, judge and spool; return what there is to keep, or why it cannot be."""
+        validator = None if self._known is None else self._known.validator
+        async with self._to.origin.fetch(self.source, validator) as response:
             self._size = response.size
             chunks = response.chunks()
             first, format_, pixel_size = await self._judge(chunks)
@@ -127,20 +159,14 @@ class Fill:
                 fault = await self._take(chunk, fault)
             await self._check_end(response, format_)
             pixel_size = pixel_size or await self._measure(format_)
-        record = self._record(format_, pixel_size, etag)
-        if fault is None:
-            fault = await self._keep(record)
-        if fault is None:
-            self._to.observer.filled(record.size)
-        else:
-            self._to.observer.unkept(str(fault))
-        self._size = record.size
-        self._tide.rise(record.size)
-        self._tide.end()
+        return self._record(format_, pixel_size, etag, response.validator), fault
 
     def fail(self, error: BaseException) -> None:
         if isinstance(error, asyncio.CancelledError):
             error = StorageError("the server is being shut down")
+        elif isinstance(error, (OriginRefused, SourceNotFound)) and self._info.may_have_expired(self._to.clock()):
+            status = error.origin_status
+            error = SourceExpired(f"the link has expired or is no longer honoured: {error}", origin_status=status)
         if not self.head.done():
             self.head.set_exception(error)
             self.head.exception()  # marks it as retrieved: all who waited may have left
@@ -241,8 +267,10 @@ class Fill:
         if pixel_size is not None and pixel_size.pixels > self._to.pixels_max:
             raise TooLarge(f"the image has {pixel_size.pixels} pixels, more than fetch.pixels_max")
 
-    def _record(self, format_: Format, pixel_size: PixelSize | None, etag: str) -> Record:
-        info = self._info
+    def _record(self, format_: Format, pixel_size: PixelSize | None, etag: str, validator: Validator | None) -> Record:
+        info, known = self._info, self._known
+        if known is not None and known.digest == self._draft.digest:
+            etag = known.etag  # the same bytes: clients' copies are as good as they were
         return Record(
             key=info.key,
             identity=info.identity,
@@ -256,6 +284,7 @@ class Fill:
             provider=info.provider,
             temporary=info.temporary,
             expires_at=info.expires_at,
+            validator=validator,
         )
 
     async def _keep(self, record: Record) -> StorageError | None:

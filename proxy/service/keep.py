@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Final
 from cachetools import LRUCache
 
 from proxy.collapse import Flights
-from proxy.core import identity
 from proxy.core.errors import ImgkeepError, LoopDetected, OriginError, SourceForbidden, StorageError
 from proxy.core.policy import judge
 from proxy.core.stored import read_object_name
@@ -36,6 +35,9 @@ RECORDS_BYTES_MAX: Final = 67_108_864
 """For the records held in memory: some 60,000 of them, fewer when their links are long."""
 RECORD_BYTES: Final = 800
 """What a record takes in memory, its identity left out."""
+
+LINKS_MAX: Final = 8192
+"""With `sources.refresh`, so many links are known to have been asked by already; of 1 kB each, 8 MB."""
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +71,21 @@ class Delivery:
     object_name: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Redirect:
+    """The client is sent to the source itself."""
+
+    url: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What the operator wants beyond keeping every image for ever: `sources.permanent` and `sources.refresh`."""
+
+    redirect_permanent: bool = False
+    refresh: bool = False
+
+
 class Keeper:
     """Finds, fills and delivers images. One per process; the `Tower` of its fills."""
 
@@ -80,9 +97,12 @@ class Keeper:
         policy: Policy,
         neighbours: Neighbours,
         timer: Callable[[], float],
-        identify: Callable[[Source], SourceInfo] = identity.identify,
+        identify: Callable[[Source], SourceInfo],
+        rules: Rules = Rules(),
     ) -> None:
         self.identify = identify
+        """Tells which picture a source names and what kind of link it is."""
+        self._rules = rules
         self._store = store
         self._catalog = catalog
         self._policy = policy
@@ -92,21 +112,20 @@ class Keeper:
         )
         self._flights: Flights[Fill] = Flights()
         self._failures = Failures(timer)
+        self._asked: LRUCache[Source, bool] = LRUCache(LINKS_MAX)
+        """Links that the origin was asked by."""
 
     @property
     def fills_in_air(self) -> int:
         return len(self._flights)
 
-    def identify(self, source: Source) -> SourceInfo:
-        """Tell which picture `source` names and what kind of link it is."""
-        return identify(source, self._to.clock())
-
-    async def deliver(self, source: Source, *, came_from_us: bool = False) -> Delivery:
+    async def deliver(self, source: Source, info: SourceInfo, *, came_from_us: bool = False) -> Delivery | Redirect:
         """
         Deliver the image that `source` names, from the store or from its origin.
 
         Args:
             source: The link, read but not judged.
+            info: What `identify` tells of it.
             came_from_us: A node of ours asks; it is answered from the store and never causes a fill.
 
         Raises:
@@ -115,14 +134,18 @@ class Keeper:
         reason = judge(source, self._policy)
         if reason is not None:
             raise SourceForbidden(f"the source is refused: {reason}")
-        info = self.identify(source)
         while True:
             delivery, fault = await self._find(info)
             if delivery is not None:
+                if self._rules.refresh and not came_from_us:
+                    self._refresh(source, info)
                 return delivery
+            if self._rules.redirect_permanent and not info.temporary:
+                return Redirect(source.url)
             self._check_departure(source, fault, came_from_us=came_from_us)
             # No await between the look-up's last word and the departure: see collapse.py.
             fill, departs = self._flights.join(info.key, partial(Fill, source, info, self._to, self, fault=fault))
+            self._asked[source] = True
             fill.hold()
             try:
                 return await self._follow(fill, info, departs=departs)
@@ -192,6 +215,15 @@ class Keeper:
             return None, None
         name = _name_for_people(record.key, record.format)
         return Delivery(Outcome.HIT, record.format, record.etag, name, body, record.object_name), None
+
+    def _refresh(self, source: Source, info: SourceInfo) -> None:
+        """Look, behind the back of whoever is being served, whether a link that was signed anew shows a new image."""
+        known = self._records.get(info.key)
+        if known is None or known.validator is None or source in self._asked or not info.is_fresh(self._to.clock()):
+            return
+        self._asked[source] = True
+        if self._failures.find(source) is None:
+            self._flights.join(("refresh", info.key), partial(Fill, source, info, self._to, self, known=known))
 
     async def _find_again(self, lacking: Record) -> tuple[Record | None, Body | None]:
         """The object of a record is missing or damaged: the store's own record may name another, newer one."""

@@ -19,10 +19,13 @@ from proxy.web.site import NOTES, SITE
 
 if TYPE_CHECKING:
     from proxy.ports import Body
-    from proxy.service.keep import Delivery
+    from proxy.service.keep import Delivery, Redirect
 
 PIECE_BYTES: Final = 32_768
 """What a slow reader holds in memory at most; the rest waits in the file."""
+
+REDIRECT_MAX_AGE_S: Final = 300
+"""So long a change of configuration may take to reach everybody."""
 
 FIXED_HEADERS: Final = {
     "Cache-Control": "public, max-age=31536000, immutable",
@@ -39,6 +42,19 @@ CACHE_STATUS: Final = {
     Outcome.COLLAPSED: cache_status("fwd=uri-miss", "collapsed"),
     Outcome.UNKEPT: cache_status("fwd=uri-miss", "detail=not-stored"),
 }
+
+
+def redirect(request: web.Request, to: Redirect) -> web.Response:
+    """Send the client to the source itself, for a while: whether it stays there is not in our hands."""
+    request[NOTES].outcome = "redirect"
+    headers = {
+        "Location": to.url,
+        "Cache-Control": f"public, max-age={REDIRECT_MAX_AGE_S}",
+        "Cache-Status": cache_status("fwd=uri-miss", "detail=redirect"),
+        "Access-Control-Allow-Origin": "*",
+        "Referrer-Policy": "no-referrer",
+    }
+    return web.Response(status=request.app[SITE].redirect_status, headers=headers)
 
 
 async def respond(request: web.Request, delivery: Delivery) -> web.StreamResponse:

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from aiohttp import web
 
 from proxy.core.errors import LoopDetected
 from proxy.core.headers import passed_through_us
-from proxy.core.source import read_img_query
-from proxy.web.delivery import respond
+from proxy.core.source import own_path, read_img_query
+from proxy.service.keep import Redirect
+from proxy.web.delivery import redirect, respond
 from proxy.web.site import NOTES, SITE
-
-if TYPE_CHECKING:
-    from proxy.core.model import Source
 
 
 async def img(request: web.Request) -> web.StreamResponse:
@@ -21,11 +17,14 @@ async def img(request: web.Request) -> web.StreamResponse:
     # The raw target, because decoding loses what tells the two ways of writing `src` apart.
     source = read_img_query(request.raw_path.partition("?")[2]).source
     site = request.app[SITE]
-    own = None if site.public is None else _own_path(source, site.public)
+    own = None if site.public is None else own_path(source, site.public)
     if own is not None:
         return await _own(request, own)
-    request[NOTES].key = site.keeper.identify(source).key
-    delivery = await site.keeper.deliver(source, came_from_us=passed_through_us(request.headers))
+    info = site.keeper.identify(source)
+    request[NOTES].key = info.key
+    delivery = await site.keeper.deliver(source, info, came_from_us=passed_through_us(request.headers))
+    if isinstance(delivery, Redirect):
+        return redirect(request, delivery)
     return await respond(request, delivery)
 
 
@@ -35,14 +34,6 @@ async def image(request: web.Request) -> web.StreamResponse:
     if delivery is None:
         raise web.HTTPNotFound
     return await respond(request, delivery)
-
-
-def _own_path(source: Source, public: Source) -> str | None:
-    """Return the path under our public URL that a source names; `None` if it names something else."""
-    base = public.target.rstrip("/")
-    if (source.host, source.port) != (public.host, public.port) or not source.target.startswith(f"{base}/"):
-        return None
-    return source.target.removeprefix(base)
 
 
 async def _own(request: web.Request, path: str) -> web.StreamResponse:

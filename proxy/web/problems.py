@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from http import HTTPStatus
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -19,13 +20,14 @@ from proxy.core.headers import cache_status
 from proxy.web.site import NOTES
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
 
 log = logging.getLogger(__name__)
 
 STATUSES: Final[tuple[tuple[type[errors.ImgkeepError], int, str], ...]] = (
     (errors.InvalidSource, 400, "The source URL is not usable"),
     (errors.SourceForbidden, 403, "The source is refused"),
+    (errors.Unauthorized, 401, "Not allowed to ask this"),
     (errors.LoopDetected, 508, "The source is this server"),
     (errors.Busy, 503, "Too much work at the moment"),
     (errors.SourceExpired, 410, "The link has expired"),
@@ -42,10 +44,10 @@ STATUSES: Final[tuple[tuple[type[errors.ImgkeepError], int, str], ...]] = (
 _HTTP_CODES: Final = {404: "not_found", 405: "method_not_allowed", 413: "request_too_large"}
 
 
-def problem(error: errors.ImgkeepError) -> web.Response:
-    """Return the answer to a typed error."""
+def problem(error: errors.ImgkeepError, *, api: bool = False) -> web.Response:
+    """Return the answer to a typed error; under `/api` it says `"success": false` too."""
     status, title = next((status, title) for kind, status, title in STATUSES if isinstance(error, kind))
-    answer = _answer(status, title, error.code, str(error))
+    answer = _answer(status, title, error.code, str(error), {"success": False} if api else {})
     if isinstance(error, errors.OriginError):
         forwarded = () if error.origin_status is None else (f"fwd-status={error.origin_status}",)
         answer.headers["Cache-Status"] = cache_status("fwd=uri-miss", *forwarded)
@@ -66,7 +68,7 @@ async def problems(
         return await handler(request)
     except errors.ImgkeepError as error:
         request[NOTES].code = error.code
-        return problem(error)
+        return problem(error, api=request.path.startswith("/api"))
     except web.HTTPException as error:
         code = _HTTP_CODES.get(error.status, "http_error")
         request[NOTES].code = code
@@ -82,8 +84,11 @@ async def problems(
         return _answer(500, "Internal error", "internal_error", "The server met an error of its own; it was logged.")
 
 
-def _answer(status: int, title: str, code: str, detail: str) -> web.Response:
-    body = {"type": f"urn:imgkeep:problem:{code}", "title": title, "status": status, "detail": detail, "code": code}
+def _answer(
+    status: int, title: str, code: str, detail: str, extensions: Mapping[str, object] = MappingProxyType({})
+) -> web.Response:
+    problem_type = f"urn:imgkeep:problem:{code}"
+    body = {"type": problem_type, "title": title, "status": status, "detail": detail, "code": code, **extensions}
     return web.Response(
         status=status,
         body=msgspec.json.encode(body),

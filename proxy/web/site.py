@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from proxy.core.model import Source
     from proxy.ports import Meter
     from proxy.service.health import Health
+    from proxy.service.inspect import Inspector
     from proxy.service.keep import Keeper
 
 
@@ -31,6 +32,10 @@ class Site:
     public: Source | None
     """`server.public_url`, read."""
     trusted_proxies: tuple[Network, ...]
+    inspector: Inspector
+    redirect_status: int
+    own_hosts: frozenset[str]
+    """Names under which the API may be called without a token; empty: it may not be."""
     access_log: bool
     timer: Callable[[], float]
     stall_timeout_s: float = STALL_TIMEOUT_S

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from proxy.__main__ import main
+from proxy.app import Seams, make_inspector
 from proxy.cli.look import inspect
 from proxy.cli.printing import print_facts, readable_bytes
 from proxy.config import load
@@ -154,9 +155,20 @@ def test_inspect_tells_what_a_link_names(command: Command, folder: Path) -> None
     status, out, err = command("inspect", "--json", TEMPORARY)
     facts = json.loads(out)
     assert (status, err) == (0, "")
-    assert list(facts) == ["url", "identity", "key", "provider", "temporary", "expires_at", "allowed", "reason"]
+    assert list(facts) == [
+        "url",
+        "identity",
+        "key",
+        "provider",
+        "scheme",
+        "temporary",
+        "expires_at",
+        "ours",
+        "allowed",
+        "reason",
+    ]
     assert facts["url"] == TEMPORARY
-    info = identify(read_source(TEMPORARY))
+    info = identify(read_source(TEMPORARY), Seams().clock())
     assert (facts["identity"], facts["key"]) == (info.identity, info.key)
     assert (facts["provider"], facts["temporary"]) == (info.provider, info.temporary)
     assert (facts["allowed"], facts["reason"]) == (True, None)
@@ -197,9 +209,10 @@ async def test_inspect_takes_an_argument_that_is_no_utf_8(folder: Path) -> None:
 
 
 async def test_inspect_refuses_every_case_that_the_url_alone_gives_away() -> None:
-    policy = load({}, {}).policy
+    inspector = make_inspector(load({}, {}))
+    policy = inspector.policy
     out = StringIO()
-    inspect([case["url"] for case in CASES], policy, as_json=True, out=out)
+    inspect([case["url"] for case in CASES], inspector, as_json=True, out=out)
     answers: list[dict[str, Any]] = [json.loads(line) for line in out.getvalue().splitlines()]
     assert len(answers) == len(CASES)
     refused = 0

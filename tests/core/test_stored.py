@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.core.identity import identify
-from proxy.core.model import Digest, Format, Key, PixelSize, Record
+from proxy.core.model import Digest, Format, Key, PixelSize, Record, Validator
 from proxy.core.source import SOURCE_CHARS_MAX, read_source
 from proxy.core.stored import (
     RECORD_BYTES_MAX,
@@ -39,6 +39,7 @@ RECORD = Record(
     provider="Example",
     temporary=True,
     expires_at=datetime(2026, 11, 22, 11, 0, tzinfo=UTC),
+    validator=Validator('W/"7"', None),
 )
 
 WRITTEN = b"""{
@@ -57,6 +58,8 @@ WRITTEN = b"""{
  "provider": "Example",
  "temporary": true,
  "expires_at": "2026-11-22T11:00:00Z",
+ "origin_etag": "W/\\"7\\"",
+ "origin_modified": null,
  "version": 1
 }
 """

@@ -16,16 +16,15 @@ from proxy.core.model import Digest, Key, SourceInfo
 from proxy.core.policy import Policy
 from proxy.core.source import read_source
 from proxy.service.fill import Neighbours
-from proxy.service.keep import Keeper
+from proxy.service.keep import Delivery, Keeper, Rules
 from proxy.storage.memory import MemoryBody, MemorySpool
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable
     from mmap import mmap
 
-    from proxy.core.model import Record, Source
+    from proxy.core.model import Record, Source, Validator
     from proxy.ports import Body, Draft
-    from proxy.service.keep import Delivery
 
 T = TypeVar("T")
 ANYBODY = Policy(hosts_allowed=None, hosts_denied=("refused.example",), ports=frozenset({80, 443}), networks=())
@@ -37,6 +36,7 @@ class Feed:
     def __init__(self, size: int | None = None, *, framed: bool = True) -> None:
         self.size = size
         self.framed = framed
+        self.validator: Validator | None = None
         self._items: asyncio.Queue[bytes | BaseException | None] = asyncio.Queue()
 
     def push(self, *chunks: bytes) -> Feed:
@@ -71,6 +71,7 @@ class FakeOrigin:
 
     answers: dict[str, list[Callable[[], Feed] | Exception]] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
+    conditions: list[Validator | None] = field(default_factory=list)
     under_way: int = 0
     most_under_way: int = 0
     gate: asyncio.Event = field(default_factory=asyncio.Event)
@@ -86,8 +87,9 @@ class FakeOrigin:
         ]
 
     @asynccontextmanager
-    async def fetch(self, source: Source) -> AsyncGenerator[Feed]:
+    async def fetch(self, source: Source, known: Validator | None = None) -> AsyncGenerator[Feed]:
         self.asked.append(source.url)
+        self.conditions.append(known)
         self.under_way += 1
         self.most_under_way = max(self.most_under_way, self.under_way)
         self.reached.set()
@@ -219,9 +221,13 @@ class FakeObserver:
     sizes: list[int] = field(default_factory=list)
     reasons: list[str] = field(default_factory=list)
     errors: list[BaseException] = field(default_factory=list)
+    unchanged_count: int = 0
 
     def filled(self, size: int) -> None:
         self.sizes.append(size)
+
+    def unchanged(self) -> None:
+        self.unchanged_count += 1
 
     def unkept(self, reason: str) -> None:
         self.reasons.append(reason)
@@ -253,7 +259,13 @@ def without_query(source: Source) -> SourceInfo:
 class World:
     """A keeper among fakes."""
 
-    def __init__(self, *, memory_bytes: int = 100_000_000) -> None:
+    def __init__(
+        self,
+        *,
+        memory_bytes: int = 100_000_000,
+        identify: Callable[[Source], SourceInfo] = without_query,
+        rules: Rules | None = None,
+    ) -> None:
         self.origin = FakeOrigin()
         self.store = FakeStore()
         self.disk = FakeSpool()
@@ -267,7 +279,8 @@ class World:
             catalog=self.catalog,
             policy=ANYBODY,
             timer=self.timer,
-            identify=without_query,
+            identify=identify,
+            rules=rules or Rules(),
             neighbours=Neighbours(
                 origin=self.origin,
                 store=self.store,
@@ -281,7 +294,10 @@ class World:
         )
 
     async def ask(self, url: str, *, came_from_us: bool = False) -> Delivery:
-        return await self.keeper.deliver(read_source(url), came_from_us=came_from_us)
+        source = read_source(url)
+        delivery = await self.keeper.deliver(source, self.keeper.identify(source), came_from_us=came_from_us)
+        assert isinstance(delivery, Delivery)
+        return delivery
 
     async def get(self, url: str) -> tuple[str, bytes]:
         """Return outcome and bytes."""

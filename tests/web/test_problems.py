@@ -32,6 +32,7 @@ ALL = [
 CONTRACT = {
     "invalid_source": 400,
     "source_forbidden": 403,
+    "unauthorized": 401,
     "loop_detected": 508,
     "busy": 503,
     "source_expired": 410,

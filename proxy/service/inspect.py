@@ -1,0 +1,41 @@
+"""What a link tells by itself: for people and programs that want to know before anything is fetched."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from proxy.core.policy import judge
+from proxy.core.source import own_path
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from proxy.core.model import Source, SourceInfo
+    from proxy.core.policy import Policy
+
+
+@dataclass(frozen=True, slots=True)
+class Inspector:
+    """Tells of a link what `/img` would go by. `public` is `server.public_url`."""
+
+    policy: Policy
+    identify: Callable[[Source], SourceInfo]
+    public: Source | None
+
+    def inspect(self, source: Source) -> dict[str, object]:
+        """Return the facts as `GET /api/inspect` gives them; `ours`: it lies under `server.public_url`."""
+        info = self.identify(source)
+        reason = judge(source, self.policy)
+        return {
+            "url": source.url,
+            "identity": info.identity,
+            "key": info.key,
+            "provider": info.provider,
+            "scheme": info.scheme,
+            "temporary": info.temporary,
+            "expires_at": info.expires_at,
+            "ours": self.public is not None and own_path(source, self.public) is not None,
+            "allowed": reason is None,
+            "reason": reason,
+        }

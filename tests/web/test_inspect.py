@@ -1,0 +1,155 @@
+"""`GET /api/inspect`, and links through the whole program."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+import pytest
+from yarl import URL
+
+from tests.images import picture
+from tests.program import until
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from tests.conftest import Imgkeep
+    from tests.origins import Exchange, FakeOrigin
+
+DISCORD = "https://cdn.discordapp.com/attachments/1/2/a.png?ex=69624c50&is=6960fad0&hm=" + "0a" * 32
+ACME = {
+    "name": "Acme",
+    "hosts": ["127.0.0.1"],
+    "signed_by": {"acme_sig": "hex64", "acme_end": "epoch"},
+    "expires": ["epoch acme_end"],
+}
+
+
+async def test_a_link_tells_all_it_can(imgkeep: Imgkeep) -> None:
+    response = await imgkeep.client.get(URL(f"/api/inspect?src={quote(DISCORD, safe='')}", encoded=True))
+    facts = await response.json()
+    assert response.status == 200
+    assert response.headers["Cache-Control"] == "no-store"
+    assert facts.pop("identity") == "//cdn.discordapp.com/attachments/1/2/a.png"
+    assert len(facts.pop("key")) == 64
+    assert facts == {
+        "success": True,
+        "url": DISCORD,
+        "provider": "Discord",
+        "scheme": "Discord",
+        "temporary": True,
+        "expires_at": "2026-01-10T12:55:44Z",
+        "ours": False,
+        "allowed": True,
+        "reason": None,
+    }
+
+
+async def test_what_policy_refuses_is_told_and_not_fetched(imgkeep: Imgkeep) -> None:
+    facts = await (await imgkeep.client.get("/api/inspect?src=http://10.0.0.1/a.png")).json()
+    assert (facts["allowed"], facts["reason"]) == (False, "private")
+
+
+async def test_a_link_of_ours_is_told(start: Callable[..., Awaitable[Imgkeep]]) -> None:
+    imgkeep = await start(server={"public_url": "https://img.example.com/kept"})
+    for url, ours in (("https://img.example.com/kept/images/x.png", True), ("https://img.example.com/other", False)):
+        assert (await (await imgkeep.client.get(f"/api/inspect?src={url}")).json())["ours"] is ours
+
+
+async def test_an_unreadable_link_is_a_problem_that_says_no_success(imgkeep: Imgkeep) -> None:
+    response = await imgkeep.client.get("/api/inspect?src=nonsense")
+    problem = await response.json()
+    assert (response.status, problem["code"], problem["success"]) == (400, "invalid_source", False)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Host": "attacker.example"},
+        {"Host": "127.0.0.1.attacker.example"},
+        {"Host": ""},
+        {"Host": "[::1"},
+        {"X-Forwarded-For": "1.2.3.4"},
+        {"Forwarded": "for=1.2.3.4"},
+        {"Via": "1.1 proxy"},
+    ],
+    ids=str,
+)
+async def test_the_api_answers_this_machine_only(imgkeep: Imgkeep, headers: dict[str, str]) -> None:
+    response = await imgkeep.client.get("/api/inspect?src=https://a.example/", headers=headers)
+    assert (response.status, (await response.json())["code"]) == (401, "unauthorized")
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1:8080", "[::1]:80"])
+async def test_the_api_answers_under_every_name_of_this_machine(imgkeep: Imgkeep, host: str) -> None:
+    response = await imgkeep.client.get("/api/inspect?src=https://a.example/", headers={"Host": host})
+    assert response.status == 200
+
+
+async def test_an_openly_bound_server_has_no_api(start: Callable[..., Awaitable[Imgkeep]]) -> None:
+    imgkeep = await start(server={"host": "0.0.0.0"})
+    response = await imgkeep.client.get("/api/inspect?src=https://a.example/")
+    assert response.status == 401
+    assert "server.host" in (await response.json())["detail"]
+
+
+async def test_a_provider_of_the_configuration_folds_its_links(
+    start: Callable[..., Awaitable[Imgkeep]], origin: FakeOrigin
+) -> None:
+    imgkeep = await start(sources={"providers": [ACME]})
+    body = picture()
+    origin.gives("/a.png", body)
+    first, second = (
+        origin.url(f"/a.png?w=3&acme_end={end}&acme_sig={sign * 64}")
+        for end, sign in ((1893456000, "a"), (1893459600, "b"))
+    )
+    assert await (await imgkeep.img(first)).read() == body
+    again = await imgkeep.img(second)
+    assert (again.headers["Cache-Status"], await again.read()) == ("imgkeep; hit", body)
+    assert origin.asked("/a.png") == 1
+
+
+async def test_an_expired_link_is_gone(start: Callable[..., Awaitable[Imgkeep]], origin: FakeOrigin) -> None:
+    imgkeep = await start(sources={"providers": [ACME]})
+    url = origin.gives("/a.png", b"", status="403 Forbidden") + f"?acme_end=1700000000&acme_sig={'a' * 64}"
+    response = await imgkeep.img(url)
+    assert (response.status, (await response.json())["code"]) == (410, "source_expired")
+
+
+async def test_clients_of_permanent_links_are_sent_there(
+    start: Callable[..., Awaitable[Imgkeep]], origin: FakeOrigin
+) -> None:
+    imgkeep = await start(sources={"permanent": "redirect"}, delivery={"redirect_status": 307})
+    url = origin.gives("/a.png", picture())
+    response = await imgkeep.img(url, allow_redirects=False)
+    assert (response.status, response.headers["Location"]) == (307, url)
+    assert "max-age=300" in response.headers["Cache-Control"]
+    assert (await imgkeep.img(url.replace("http:", "gopher:"))).status == 400
+    assert origin.asked("/a.png") == 0
+
+
+async def test_a_link_signed_anew_asks_whether_the_image_changed(
+    start: Callable[..., Awaitable[Imgkeep]], origin: FakeOrigin
+) -> None:
+    imgkeep = await start(sources={"providers": [ACME], "refresh": "resigned"})
+    bodies = {'"1"': picture(seed=1), '"2"': picture(seed=2)}
+    current = '"1"'
+
+    async def script(exchange: Exchange) -> None:
+        if exchange.headers.get("if-none-match") == current:
+            await exchange.answer(b"", status="304 Not Modified")
+        else:
+            await exchange.answer(bodies[current], headers={"ETag": current})
+
+    origin.on("/a.png", script)
+    links = [origin.url(f"/a.png?acme_end=1893456000&acme_sig={sign * 64}") for sign in "abc"]
+    assert await (await imgkeep.img(links[0])).read() == bodies['"1"']
+    assert await (await imgkeep.img(links[1])).read() == bodies['"1"']
+    await until(lambda: origin.asked("/a.png") == 2)
+    current = '"2"'
+    assert await (await imgkeep.img(links[2])).read() == bodies['"1"'], "nobody waits for the origin"
+    await until(lambda: len(imgkeep.files("objects")) == 2)
+    await until(lambda: not imgkeep.files("partial"))
+    assert await (await imgkeep.img(links[2])).read() == bodies['"2"']
+    assert [exchange.headers.get("if-none-match") for exchange in origin.seen] == [None, '"1"', '"1"']
