@@ -28,6 +28,7 @@ DONE, SOME_FAILED, USAGE = 0, 1, 2
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status: 0, 1 (some failed), 2 (usage or configuration)."""
     arguments = _parser().parse_args(argv)
+    os.umask(0o077)  # records may hold links that still open something
     try:
         config = _load(arguments.config)
         # To standard error: what a command prints is its answer, and no log record must get in between.

@@ -326,6 +326,9 @@ async def serve(config: Config, seams: Seams = Seams()) -> None:
         running = app[_RUNNING]
         running.own_ports.update(address[1] for address in runner.addresses)
         log.info("listening", extra=_opening(config, runner))
+        fronted = config.server.public_url or config.server.trusted_proxies
+        if fronted and config.server.loopback and "auto" in config.sources.allow:
+            log.warning("open to all who reach the proxy in front", extra={"setting": "sources.allow"})
         await stop.wait()
         await _drain(runner, running, stop)
     finally:

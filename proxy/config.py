@@ -207,6 +207,7 @@ def _from_environment(environment: Mapping[str, str]) -> list[tuple[str, str, ob
     found: list[tuple[str, str, object]] = []
     for variable, text in sorted(environment.items()):
         section, separator, key = variable.removeprefix(ENVIRONMENT_PREFIX).lower().partition("__")
+        # Kubernetes sets variables like IMGKEEP_PORT for a service of that name: only ours have the two underscores.
         if not variable.startswith(ENVIRONMENT_PREFIX) or not separator:
             continue
         defaults = getattr(Config(), section, None)
@@ -259,7 +260,8 @@ def _validate(config: Config) -> None:
     if config.fetch.total_timeout_s < config.fetch.connect_timeout_s:
         raise ConfigError("fetch.total_timeout_s: is less than fetch.connect_timeout_s, so nothing could be fetched")
     read_store_url("store.url", config.store.url)
-    read_store_url("store.fallback", config.store.fallback)
+    if config.store.fallback:
+        read_store_url("store.fallback", config.store.fallback)
     read_catalog_url(config.catalog.url)
     for setting, honoured, instead in (
         ("server.workers", config.server.workers == 1, "only 1 worker is supported by this version"),

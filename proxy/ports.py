@@ -110,9 +110,11 @@ class Store(Protocol):
             StorageError: The store cannot tell.
         """
 
-    async def put(self, draft: Draft, record: Record) -> None:
+    async def put(self, draft: Draft, record: Record, replaces: Digest | None = None) -> None:
         """
         Keep a finished draft and its record: whole or not at all, the body before the record, durable on return.
+
+        Another image that is kept under the key already stays, unless `replaces` is its digest or its object is gone.
 
         Raises:
             StorageError: It is not kept; nothing partial remains under a final name.
@@ -127,7 +129,8 @@ class Catalog(Protocol):
 
     async def find(self, key: Key) -> Record | None: ...
 
-    async def put(self, record: Record) -> None: ...
+    async def put(self, record: Record) -> None:
+        """Bring a record in, soon: whoever keeps an image does not wait for a view of it."""
 
 
 class NotModified(Exception):

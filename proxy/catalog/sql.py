@@ -3,7 +3,8 @@ The catalog on any database that SQLAlchemy speaks to; SQLite by default, Postgr
 
 Rules:
 - All SQL runs in one thread of its own, never on the event loop.
-- A fault is a `StorageError`; callers go on with the store, which knows as well. `fault` tells the last one.
+- Nobody waits for a row to be written, nor for long until one is found: the store knows as well, only slower.
+- A fault is a `StorageError`; callers go on with the store. `fault` tells the last one.
 - A SQLite file that is damaged is set aside, begun anew and marked incomplete, for `reindex` to fill again; one that
   was removed or replaced while we had it open is left behind.
 - A catalog of a newer version is left alone: that is an error at start.
@@ -15,7 +16,9 @@ import asyncio
 import errno
 import os
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -39,6 +42,13 @@ BUSY_TIMEOUT_S: Final = 5
 BATCH: Final = 500
 """Rows in one transaction while reindexing: long enough to be quick, short enough to let fills in between."""
 
+PENDING_MAX: Final = 10_000
+"""Records that wait for a database that is away; beyond, they are left to the next reindex."""
+FIND_TIMEOUT_S: Final = 1
+"""The store answers sooner than a database that takes longer."""
+CALL_TIMEOUT_S: Final = 30
+"""For all other calls. A migration of a large catalog takes seconds."""
+
 _FORMATS: Final = {format_.extension: format_ for format_ in Format}
 
 T = TypeVar("T")
@@ -58,6 +68,10 @@ class SqlCatalog:
         self._engine: sa.Engine | None = None
         self._file: tuple[int, int] | None = None
         self._latest = 0
+        self._pending: dict[Key, Record] = {}
+        self._flush: asyncio.Task[None] | None = None
+        self._late: asyncio.Future[Any] | None = None
+        """A call that did not come back in time, and still holds the thread."""
         self.fault: str | None = None
         self.complete = False
         """Whether every record of the store was brought in at some time."""
@@ -73,8 +87,10 @@ class SqlCatalog:
         await self._run(self._in_transaction, lambda _: None)
 
     async def aclose(self) -> None:
+        await self._settle()
         if self._engine is not None:
-            await asyncio.get_running_loop().run_in_executor(self._thread, self._disconnect)
+            with suppress(StorageError):
+                await self._run(self._disconnect)
         self._thread.shutdown(wait=False)
 
     async def check(self) -> int:
@@ -88,23 +104,35 @@ class SqlCatalog:
         await self._run(
             self._in_transaction, lambda connection: connection.scalar(sa.select(sa.func.count(state.c.name)))
         )
+        self._begin_flush()
         return 0
 
     async def find(self, key: Key) -> Record | None:
-        rows = await self._run(self._select, sa.select(images).where(images.c.key == key))
+        pending = self._pending.get(key)
+        if pending is not None:
+            return pending
+        query = sa.select(images).where(images.c.key == key)
+        rows = await self._run(self._select, query, timeout_s=FIND_TIMEOUT_S)
         return rows[0] if rows else None
 
     async def put(self, record: Record) -> None:
-        await self._run(self._in_transaction, lambda connection: self._upsert(connection, [record]))
+        """Bring a record in, soon. `find` knows it at once; a database that is away gets it when it is back."""
+        if len(self._pending) >= PENDING_MAX:
+            self.complete = False
+            return
+        self._pending[record.key] = record
+        self._begin_flush()
 
     async def page(self, *, limit: int, after: tuple[int, str] | None = None) -> Sequence[Record]:
         """Return up to `limit` records, newest first, from behind `after` (epoch seconds and key of the last one)."""
         query = sa.select(images).order_by(images.c.stored_at.desc(), images.c.key.desc()).limit(limit)
         if after is not None:
             query = query.where(sa.tuple_(images.c.stored_at, images.c.key) < sa.tuple_(*map(sa.literal, after)))
+        await self._settle()
         return await self._run(self._select, query)
 
     async def count(self) -> Totals:
+        await self._settle()
         return await self._run(self._in_transaction, _count)
 
     async def rebuild(self, records: Callable[[], Iterable[Record]]) -> int:
@@ -113,19 +141,58 @@ class SqlCatalog:
 
         Fills may go on meanwhile: only rows that were written before the walk began are dropped.
         """
+        await self._settle()
         began = self._now()
         walk = iter(records())
         total = 0
-        while batch := await self._run(_take, walk):
+        # The walk has a thread of its own: look-ups must not wait for it.
+        while batch := await self._take(walk):
             await self._run(self._in_transaction, lambda connection, batch=batch: self._upsert(connection, batch))
             total += len(batch)
         await self._run(self._in_transaction, lambda connection: _finish(connection, began))
         self.complete = True
         return total
 
-    async def _run(self, work: Callable[..., T], *args: Any) -> T:
+    async def _take(self, walk: Iterator[Record]) -> list[Record]:
         try:
-            result = await asyncio.get_running_loop().run_in_executor(self._thread, work, *args)
+            return await asyncio.to_thread(lambda: list(islice(walk, BATCH)))
+        except OSError as error:
+            raise StorageError(f"the walk failed: {os.strerror(error.errno or errno.EIO)}") from None
+
+    def _begin_flush(self) -> None:
+        if self._pending and self._flush is None:
+            self._flush = asyncio.create_task(self._write_pending())
+
+    async def _write_pending(self) -> None:
+        try:
+            while self._pending:
+                batch = list(self._pending.values())[:BATCH]
+                await self._run(self._in_transaction, lambda connection, batch=batch: self._upsert(connection, batch))
+                for record in batch:
+                    if self._pending.get(record.key) is record:
+                        del self._pending[record.key]
+        except StorageError:
+            return  # they wait for the next put or check
+        finally:
+            self._flush = None
+
+    async def _settle(self) -> None:
+        """Wait until what was put is written, or cannot be."""
+        if self._flush is not None:
+            await asyncio.shield(self._flush)
+
+    async def _run(self, work: Callable[..., T], *args: Any, timeout_s: float = CALL_TIMEOUT_S) -> T:
+        if self._late is not None and not self._late.done():
+            raise StorageError("the catalog does not answer")
+        future = asyncio.get_running_loop().run_in_executor(self._thread, work, *args)
+        try:
+            async with asyncio.timeout(timeout_s):
+                result = await asyncio.shield(future)
+        except TimeoutError:
+            self._late = future
+            future.add_done_callback(lambda late: late.cancelled() or late.exception())
+            self.fault = "it does not answer"
+            raise StorageError("the catalog does not answer") from None
         except sa.exc.SQLAlchemyError as error:
             # The driver's words tell the trouble; SQLAlchemy's own would add the statement and its values.
             self.fault = str(getattr(error, "orig", None) or type(error).__name__)
@@ -247,10 +314,6 @@ def _is_damage(error: sa.exc.DatabaseError) -> bool:
     # A file that was cut to nothing is a database without tables.
     emptied = name == "SQLITE_ERROR" and "no such table" in str(error.orig)
     return emptied or name in {"SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_CORRUPT_INDEX"}
-
-
-def _take(walk: Iterator[Record]) -> list[Record]:
-    return [record for _, record in zip(range(BATCH), walk, strict=False)]
 
 
 def _finish(connection: sa.Connection, began: int) -> None:

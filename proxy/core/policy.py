@@ -97,6 +97,10 @@ class Policy:
         object.__setattr__(self, "_allowed", _Globs(allowed))
         object.__setattr__(self, "_denied", _Globs(self.hosts_denied))
 
+    def denies(self, host: str) -> bool:
+        """Whether `sources.deny` names `host` (as in `Source.host`): what is kept from there is not shown either."""
+        return self._denied.match(host)
+
     def host_refusal(self, host: str) -> str | None:
         """Why the host lists refuse `host` (as in `Source.host`); None where they do not."""
         if self._denied.match(host):

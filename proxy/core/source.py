@@ -264,6 +264,7 @@ def _read_options(fields: list[str]) -> tuple[tuple[str, str], ...]:
 def own_path(source: Source, public: Source) -> str | None:
     """Return the path under our public URL that a source names, `/` first; `None` if it names something else."""
     base = public.target.rstrip("/")
-    if (source.host, source.port) != (public.host, public.port) or not source.target.startswith(f"{base}/"):
+    same_port = source.port == public.port or all(each.port == DEFAULT_PORTS[each.scheme] for each in (source, public))
+    if source.host != public.host or not same_port or not source.target.startswith(f"{base}/"):
         return None
     return source.target.removeprefix(base)

@@ -48,7 +48,7 @@ SERVER_ERROR_S: Final = 5
 
 def seconds_to_remember(error: ImgkeepError) -> int:
     """Return for how many seconds the same link is answered with the same error; 0: not at all."""
-    if isinstance(error, OriginError) and error.retry_after_s is not None:
+    if isinstance(error, OriginError) and error.origin_status == 429 and error.retry_after_s is not None:
         return error.retry_after_s
     for cause, seconds in _SECONDS:
         if isinstance(error, cause):

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 RECENT_BYTES_MAX: Final = 1_048_576
 """So many of the newest bytes stay in memory, once per fill: readers who keep up need no look at the draft."""
+SMALL_HEAD_BYTES: Final = 1024
 RECENT_CHUNKS_MAX: Final = 256
 """And in so many pieces at most: an origin that sends byte by byte must cost neither memory nor long searches."""
 
@@ -133,17 +134,17 @@ class Fill:
             self.head.cancel()
             self._tide.end()
             return
-        if fault is None:
+        if record is not None:
             fault = await self._keep(record)
         if fault is None:
-            self._to.observer.filled(record.size)
+            self._to.observer.filled(self._draft.size)
         else:
             self._to.observer.unkept(str(fault))
-        self._size = record.size
-        self._tide.rise(record.size)
+        self._size = self._draft.size
+        self._tide.rise(self._size)
         self._tide.end()
 
-    async def _fetch(self) -> tuple[Record, StorageError | None]:
+    async def _fetch(self) -> tuple[Record | None, StorageError | None]:
         """Fetch, judge and spool; return what there is to keep, or why it cannot be."""
         validator = None if self._known is None else self._known.validator
         async with self._to.origin.fetch(self.source, validator) as response:
@@ -159,7 +160,7 @@ class Fill:
                 fault = await self._take(chunk, fault)
             await self._check_end(response, format_)
             pixel_size = pixel_size or await self._measure(format_)
-        return self._record(format_, pixel_size, etag, response.validator), fault
+        return (self._record(format_, pixel_size, etag, response.validator) if fault is None else None), fault
 
     def fail(self, error: BaseException) -> None:
         if isinstance(error, asyncio.CancelledError):
@@ -184,9 +185,10 @@ class Fill:
         size = min(size, height - offset)
         if size <= 0:
             return b""
-        for start, chunk in reversed(self._recent):
-            if start <= offset < start + len(chunk):
-                return chunk[offset - start : offset - start + size]
+        if self._recent and offset >= self._recent[0][0]:
+            for start, chunk in reversed(self._recent):
+                if start <= offset:
+                    return chunk[offset - start : offset - start + size]
         return await self._draft.read(offset, size)
 
     async def aclose(self) -> None:
@@ -204,15 +206,20 @@ class Fill:
         """Read until it is clear what this is and, where the header says so soon, how large; refuse what we refuse."""
         head = bytearray()
         ended = False
+        look_at = 0
         while True:
-            format_ = sniff(head, ended=ended)
-            if format_ is None:
-                raise NotAnImage("the answer is not an image of a supported format")
-            if format_ is not UNDECIDED:
-                pixel_size = measure(format_, head)
-                if pixel_size is not None or ended or len(head) >= HEAD_BYTES_MAX:
-                    self._check_pixels(pixel_size)
-                    return bytes(head), format_, pixel_size
+            # Each look reads the head from its beginning. Byte by byte that would cost more than the origin spends, so
+            # the head has to have grown noticeably; small heads, which decide most formats, are looked at every time.
+            if ended or len(head) >= look_at:
+                look_at = len(head) * 5 // 4 if len(head) > SMALL_HEAD_BYTES else 0
+                format_ = sniff(head, ended=ended)
+                if format_ is None:
+                    raise NotAnImage("the answer is not an image of a supported format")
+                if format_ is not UNDECIDED:
+                    pixel_size = measure(format_, head)
+                    if pixel_size is not None or ended or len(head) >= HEAD_BYTES_MAX:
+                        self._check_pixels(pixel_size)
+                        return bytes(head), format_, pixel_size
             chunk = await anext(chunks, None)
             ended = chunk is None
             head += chunk or b""
@@ -289,7 +296,7 @@ class Fill:
 
     async def _keep(self, record: Record) -> StorageError | None:
         try:
-            await self._to.store.put(self._draft, record)
+            await self._to.store.put(self._draft, record, None if self._known is None else self._known.digest)
         except StorageError as fault:
             return fault
         await self._tower.kept(record)

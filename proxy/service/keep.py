@@ -131,15 +131,14 @@ class Keeper:
         Raises:
             SourceRejected, OriginError, StorageError, Busy: As their classes say.
         """
-        reason = judge(source, self._policy)
-        if reason is not None:
-            raise SourceForbidden(f"the source is refused: {reason}")
+        if self._policy.denies(source.host):
+            raise SourceForbidden("the source is refused: host is in sources.deny")
         while True:
             delivery, fault = await self._find(info)
             if delivery is not None:
-                if self._rules.refresh and not came_from_us:
-                    self._refresh(source, info)
+                self._refresh(source, info, came_from_us=came_from_us)
                 return delivery
+            self._insist_on_policy(source)
             if self._rules.redirect_permanent and not info.temporary:
                 return Redirect(source.url)
             self._check_departure(source, fault, came_from_us=came_from_us)
@@ -192,6 +191,12 @@ class Keeper:
     async def aclose(self) -> None:
         await self._flights.aclose()
 
+    def _insist_on_policy(self, source: Source) -> None:
+        """Judge before anything is fetched, and only then: what is kept stays, whatever may be fetched today."""
+        reason = judge(source, self._policy)
+        if reason is not None:
+            raise SourceForbidden(f"the source is refused: {reason}")
+
     def _check_departure(self, source: Source, fault: StorageError | None, *, came_from_us: bool) -> None:
         """Raise what spares the origin a request."""
         remembered = self._failures.find(source)
@@ -216,10 +221,14 @@ class Keeper:
         name = _name_for_people(record.key, record.format)
         return Delivery(Outcome.HIT, record.format, record.etag, name, body, record.object_name), None
 
-    def _refresh(self, source: Source, info: SourceInfo) -> None:
+    def _refresh(self, source: Source, info: SourceInfo, *, came_from_us: bool) -> None:
         """Look, behind the back of whoever is being served, whether a link that was signed anew shows a new image."""
+        if not self._rules.refresh or came_from_us:
+            return
         known = self._records.get(info.key)
         if known is None or known.validator is None or source in self._asked or not info.is_fresh(self._to.clock()):
+            return
+        if judge(source, self._policy) is not None:
             return
         self._asked[source] = True
         if self._failures.find(source) is None:

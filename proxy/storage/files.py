@@ -9,6 +9,7 @@ the kernel may have dropped the pages it could not write):
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from contextlib import contextmanager, suppress
@@ -87,6 +88,24 @@ def sweep(folder: Path) -> None:
             continue
         finally:
             os.close(descriptor)
+
+
+def publish_new(partial: Path, final: Path) -> bool:
+    """Give a durable partial file its final name, durably, unless a file has it; return whether it has it now."""
+    try:
+        if not final.parent.is_dir():
+            make_folder(final.parent)
+        os.link(partial, final)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in {errno.EPERM, errno.ENOTSUP, errno.EMLINK}:
+            raise
+        if final.exists():  # a file system without links cannot say both at once
+            return False
+        partial.replace(final)
+    sync_folder(final.parent)
+    return True
 
 
 def publish(partial: Path, final: Path) -> None:

@@ -122,9 +122,9 @@ class LocalStore:
     async def begin(self, size: int | None) -> LocalDraft:
         return await self._run(self._begin, size or 0)
 
-    async def put(self, draft: Draft, record: Record) -> None:
+    async def put(self, draft: Draft, record: Record, replaces: Digest | None = None) -> None:
         assert isinstance(draft, LocalDraft)
-        await self._run(self._commit, draft, record)
+        await self._run(self._commit, draft, record, replaces)
         draft.kept = True
 
     async def delete(self, key: Key) -> None:
@@ -227,25 +227,30 @@ class LocalStore:
             if not keep_open:
                 os.close(descriptor)
 
-    def _commit(self, draft: LocalDraft, record: Record) -> None:
-        self._insist_on_ours(self.root / record_path(record.key))
+    def _commit(self, draft: LocalDraft, record: Record, replaces: Digest | None) -> None:
+        final = self.root / record_path(record.key)
+        self._insist_on_ours(final, record.digest, replaces)
         draft.sync()
         # The record's bytes are on the disk before the body gets its name: a full disk is noticed with nothing done.
         partial = self._partial()
         with files.durable_partial(partial, encode_record(record)):
             files.publish(draft.path, self.root / object_path(record.object_name))
-            files.publish(partial, self.root / record_path(record.key))
+            if not files.publish_new(partial, final):
+                self._insist_on_ours(final, record.digest, replaces)  # another process was quicker
+                files.publish(partial, final)
 
-    def _insist_on_ours(self, path: Path) -> None:
-        """Refuse to overwrite or remove what a newer version wrote: it knows more than we do."""
+    def _insist_on_ours(self, path: Path, *replaceable: Digest | None) -> None:
+        """Refuse to overwrite what a newer version wrote, or another image than `replaceable` that is still there."""
         try:
-            _read_record(path.read_bytes(), path.name)
+            theirs = _read_record(path.read_bytes(), path.name)
         except FileNotFoundError:
             return
         except RecordTooNew as error:
             raise StorageError(f"the record was {error}") from None
         except RecordUnreadable:
             return
+        if replaceable and theirs.digest not in replaceable and (self.root / object_path(theirs.object_name)).exists():
+            raise StorageError("another image was kept under this link meanwhile")
 
     def _delete(self, path: Path) -> None:
         self._insist_on_ours(path)

@@ -4,6 +4,7 @@ Bodies in memory: the hottest objects, and the drafts that no disk can take. Bot
 
 from __future__ import annotations
 
+import asyncio
 from hashlib import sha256
 from typing import TYPE_CHECKING, TypeVar
 
@@ -93,7 +94,7 @@ class MemoryDraft:
         return bytes(self._data[offset : offset + size])
 
     async def judge(self, verdict: Callable[[bytearray | mmap], T]) -> T:
-        return verdict(self._data)
+        return await asyncio.to_thread(verdict, self._data)
 
     async def aclose(self) -> None:
         self._spool.take(-self._reserved)

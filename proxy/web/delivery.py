@@ -8,6 +8,7 @@ off, the connection is broken off too, so that no client takes a part for the wh
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import TYPE_CHECKING, Final, cast
 
 from aiohttp import HttpVersion11, web
@@ -26,6 +27,9 @@ PIECE_BYTES: Final = 32_768
 
 REDIRECT_MAX_AGE_S: Final = 300
 """So long a change of configuration may take to reach everybody."""
+
+UNSENT_BYTES_MAX: Final = 131_072
+"""In the kernel, per connection, beyond what is on its way: enough to keep a fast line busy between two pieces."""
 
 FIXED_HEADERS: Final = {
     "Cache-Control": "public, max-age=31536000, immutable",
@@ -121,7 +125,7 @@ async def _send(
     transport = cast("asyncio.WriteTransport | None", request.transport)
     if transport is None:
         raise ConnectionResetError("the client has left")
-    transport.set_write_buffer_limits(high=PIECE_BYTES // 2)
+    _limit_buffers(transport)
     offset = start
     stall_timeout_s = request.app[SITE].stall_timeout_s
     try:
@@ -144,6 +148,14 @@ async def _send(
     finally:
         request[NOTES].sent = offset - start
     return response
+
+
+def _limit_buffers(transport: asyncio.WriteTransport) -> None:
+    """Hold little for a reader that is slow: in the transport, and in the kernel, which would take megabytes."""
+    transport.set_write_buffer_limits(high=PIECE_BYTES // 2)
+    sock = transport.get_extra_info("socket")
+    if hasattr(socket, "TCP_NOTSENT_LOWAT") and sock is not None and sock.family in {socket.AF_INET, socket.AF_INET6}:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES_MAX)
 
 
 def _piece_size(offset: int, end: int | None) -> int:

@@ -19,12 +19,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from proxy.catalog import CatalogTooNew, SqlCatalog
-from proxy.catalog.sql import _to_record, _to_row
+from proxy.catalog.sql import FIND_TIMEOUT_S, PENDING_MAX, _to_record, _to_row
 from proxy.catalog.tables import images, metadata
 from proxy.core.errors import StorageError
 from proxy.core.model import Digest, Format, Key, PixelSize, Record
 from proxy.core.stored import decode_record, encode_record
-from tests.program import cannot, run
+from tests.program import cannot, run, until
 from tests.storage.stores import NOON, record_of
 
 if TYPE_CHECKING:
@@ -168,6 +168,7 @@ async def test_a_rebuild_brings_in_all_and_drops_what_has_vanished(catalog: SqlC
 async def test_a_rebuild_keeps_what_fills_write_meanwhile(catalog: SqlCatalog, clock: Time) -> None:
     old, walked, meanwhile = (record_of(b"x", name=name) for name in ("old", "walked", "meanwhile"))
     await catalog.put(old)
+    assert (await catalog.count()).images == 1
     clock.turn(10)
     walking, go_on = threading.Event(), threading.Event()
 
@@ -313,14 +314,55 @@ async def test_the_loop_turns_while_the_database_is_locked(connect: Connect, tmp
     engine = sa.create_engine(catalog._url)
     with engine.connect() as connection:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
-        putting = asyncio.create_task(catalog.put(record_of(b"x")))
+        await catalog.put(record_of(b"x"))
+        assert await catalog.find(record_of(b"x").key) == record_of(b"x"), "nobody waits for the row"
+        counting = asyncio.create_task(catalog.count())
         for _ in range(50):
             await asyncio.sleep(0.002)
-        assert not putting.done()
+        assert not counting.done()
         connection.rollback()
     engine.dispose()
-    await putting
-    assert await catalog.find(record_of(b"x").key) == record_of(b"x")
+    assert (await counting).images == 1
+
+
+async def test_a_database_that_hangs_costs_a_look_up_a_second_once(connect: Connect, tmp_path: Path) -> None:
+    catalog = connect(f"sqlite:///{tmp_path}/catalog.db")
+    await catalog.rebuild(lambda: many(1))
+    began, go_on = threading.Event(), threading.Event()
+
+    def hang() -> None:
+        began.set()
+        assert go_on.wait(10)
+
+    hanging = asyncio.create_task(catalog._run(hang))
+    assert await asyncio.to_thread(began.wait, 10)
+    with pytest.raises(StorageError, match="does not answer"):
+        await catalog.find(many(1)[0].key)
+    start = asyncio.get_running_loop().time()
+    for _ in range(100):
+        with pytest.raises(StorageError, match="does not answer"):
+            await catalog.find(many(1)[0].key)
+    assert asyncio.get_running_loop().time() - start < FIND_TIMEOUT_S, "not once more each"
+    go_on.set()
+    await hanging
+    await until(lambda: catalog._late is not None and catalog._late.done())
+    assert await catalog.find(many(1)[0].key) == many(1)[0]
+
+
+async def test_what_waits_for_a_database_is_bounded_and_the_rest_is_left_to_a_reindex(
+    connect: Connect, tmp_path: Path
+) -> None:
+    (tmp_path / "place").write_bytes(b"a file where a folder should be")
+    catalog = connect(f"sqlite:///{tmp_path}/place/catalog.db")
+    catalog.complete = True
+    for record in many(PENDING_MAX):
+        await catalog.put(record)
+    assert catalog.complete
+    await catalog.put(record_of(b"x", name="one too many"))
+    assert not catalog.complete
+    (tmp_path / "place").unlink()
+    await catalog.check()
+    assert (await catalog.count()).images == PENDING_MAX
 
 
 async def test_a_start_on_many_rows_scans_none_of_them(connect: Connect, tmp_path: Path) -> None:
@@ -382,6 +424,7 @@ async def test_a_database_that_cannot_be_reached_is_a_fault_and_later_works(conn
             await call()
     (tmp_path / "place").unlink()
     await catalog.put(record_of(b"x"))
+    assert (await catalog.count()).images == 1
     assert await catalog.find(record_of(b"x").key) == record_of(b"x")
 
 
@@ -455,6 +498,7 @@ async def test_a_row_with_flipped_bits_is_a_fault_and_a_rebuild_mends_it(
     catalog = connect(f"sqlite:///{tmp_path}/catalog.db")
     record = record_of(b"x")
     await catalog.put(record)
+    assert (await catalog.count()).images == 1
     engine = sa.create_engine(catalog._url)
     with engine.begin() as connection:
         connection.exec_driver_sql(f"UPDATE images SET {change}")

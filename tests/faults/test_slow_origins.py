@@ -154,7 +154,7 @@ async def test_a_host_that_hangs_fills_its_own_queue_and_no_other(start: StartIm
     imgkeep = await start(seams=seams, fetch={"per_host_max": 1, "concurrent_max": 4, "allow_networks": []})
     waiting = [asyncio.create_task(look(imgkeep, f"http://slow.example.com/{number}")) for number in range(5)]
     await until_counted(imgkeep, "imgkeep_fetches_waiting", 4)
-    assert len(origin.seen) == 1
+    await until(lambda: len(origin.seen) == 1)
     refused = await look(imgkeep, "http://slow.example.com/one-more")
     assert (refused.status, refused.code, refused.headers["Retry-After"]) == (503, "busy", "2")
     assert (await look(imgkeep, "http://quick.example.com/a.png")).status == 200

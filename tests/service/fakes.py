@@ -177,9 +177,12 @@ class FakeStore:
         data = self.objects.get(name)
         return await self._called("fetch", None if data is None else MemoryBody(data))
 
-    async def put(self, draft: Draft, record: Record) -> None:
+    async def put(self, draft: Draft, record: Record, replaces: Digest | None = None) -> None:
         await self._called("put", None)
         assert isinstance(draft, FakeDraft)
+        theirs = self.records.get(record.key)
+        if theirs and theirs.object_name in self.objects and theirs.digest not in {record.digest, replaces}:
+            raise StorageError("another image was kept under this link meanwhile")
         self.objects[record.object_name] = bytes(draft.data)
         self.records[record.key] = record
 

@@ -304,7 +304,7 @@ CAUSES = [
     pytest.param(OriginTimeout("x"), 5, id="timeout"),
     pytest.param(OriginError("x", origin_status=500), 5, id="500"),
     pytest.param(OriginError("x", origin_status=429, retry_after_s=17), 17, id="429"),
-    pytest.param(OriginError("x", origin_status=503, retry_after_s=0), 0, id="503, at once"),
+    pytest.param(OriginError("x", origin_status=503, retry_after_s=3000), 5, id="503"),
     pytest.param(OriginError("x"), 0, id="connection"),
     pytest.param(Busy("x"), 0, id="busy"),
     pytest.param(LoopDetected("x"), 0, id="loop"),

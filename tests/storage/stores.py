@@ -59,8 +59,11 @@ class FakeStore:
         data = self.objects.get(name)
         return None if data is None or size not in {None, len(data)} else MemoryBody(data)
 
-    async def put(self, draft: Draft, record: Record) -> None:
+    async def put(self, draft: Draft, record: Record, replaces: Digest | None = None) -> None:
         self._insist()
+        theirs = self.found.get(record.key)
+        if theirs and theirs.object_name in self.objects and theirs.digest not in {record.digest, replaces}:
+            raise StorageError("another image was kept under this link meanwhile")
         self.objects[record.object_name] = await draft.read(0, draft.size)
         self.found[record.key] = replace(record)
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
-    from proxy.core.model import Record
+    from proxy.core.model import Digest, Record
     from proxy.ports import Body, Draft, Spool, Store
 
 BODY = random.Random(1).randbytes(100_000)
@@ -32,7 +32,7 @@ class StoreAndSpool(Protocol):
     async def begin(self, size: int | None) -> Draft: ...
     async def find(self, key: Key) -> Record | None: ...
     async def fetch(self, name: str, size: int | None) -> Body | None: ...
-    async def put(self, draft: Draft, record: Record) -> None: ...
+    async def put(self, draft: Draft, record: Record, replaces: Digest | None = None) -> None: ...
     async def delete(self, key: Key) -> None: ...
 
 
@@ -95,15 +95,19 @@ def store(backend: Backend) -> StoreAndSpool:
     return backend.store
 
 
-async def keep(store: StoreAndSpool, body: bytes, record: Record | None = None) -> Record:
+async def keep(
+    store: StoreAndSpool, body: bytes, record: Record | None = None, replaces: Digest | None = None
+) -> Record:
     """Put a body as a fill does, in chunks."""
     record = record or record_of(body)
     draft = await store.begin(len(body))
     for start in range(0, len(body), 30_000):
         await draft.write(body[start : start + 30_000])
     assert (draft.size, draft.digest) == (len(body), record.digest)
-    await store.put(draft, record)
-    await draft.aclose()
+    try:
+        await store.put(draft, record, replaces)
+    finally:
+        await draft.aclose()
     return record
 
 
@@ -175,13 +179,28 @@ async def test_equal_bytes_are_kept_once_under_two_keys(store: StoreAndSpool, ba
         assert await fetch(store, record) == BODY
 
 
-async def test_a_record_can_be_put_anew_and_the_newest_counts(store: StoreAndSpool, backend: Backend) -> None:
-    await keep(store, BODY, record_of(BODY, etag='"one"'))
+async def test_an_image_can_be_replaced_by_who_knows_it(store: StoreAndSpool, backend: Backend) -> None:
+    old = await keep(store, BODY, record_of(BODY, etag='"one"'))
     other = BODY[::-1]
-    record = await keep(store, other, record_of(other, etag='"two"'))
+    record = await keep(store, other, record_of(other, etag='"two"'), replaces=old.digest)
     assert await store.find(record.key) == record
     assert await fetch(store, record) == other
     assert backend.left()["other"] == []
+
+
+async def test_an_image_is_not_replaced_by_who_does_not_know_it(store: StoreAndSpool, backend: Backend) -> None:
+    old = await keep(store, BODY)
+    with pytest.raises(StorageError, match="another image"):
+        await keep(store, BODY[::-1])
+    assert await store.find(old.key) == old
+    assert await fetch(store, old) == BODY
+    assert backend.left()["other"] == []
+
+
+async def test_the_same_image_can_be_put_anew_and_the_newest_record_counts(store: StoreAndSpool) -> None:
+    await keep(store, BODY, record_of(BODY, etag='"one"'))
+    record = await keep(store, BODY, record_of(BODY, etag='"two"'))
+    assert await store.find(record.key) == record
 
 
 async def test_whoever_reads_the_old_bytes_goes_on_reading_them_when_new_ones_are_put(store: StoreAndSpool) -> None:
