@@ -93,7 +93,8 @@ def test_no_url_survives_beyond_its_host(
     told = redact(f"{before}{spelling(url)} and more")
     assert "SECRET" not in told
     assert told.endswith(" and more")
-    assert "h.example" in told
+    if ":" not in before:  # else what stands before may begin a URL itself, and the rest is cut down with that
+        assert "h.example" in told
 
 
 @given(st.text())
