@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 import pytest
 
-from proxy.core.model import Format, PixelSize, Source
+from proxy.core.model import Format, Key, PixelSize, Source, SourceInfo
 from proxy.core.source import read_source
 
 
@@ -28,3 +30,29 @@ def test_media_types_and_extensions_are_unlike() -> None:
     assert (
         len({format_.media_type for format_ in Format}) == len({format_.extension for format_ in Format}) == len(Format)
     )
+
+
+NOW = datetime(2026, 11, 22, 10, tzinfo=UTC)
+BEFORE, AFTER = datetime(2026, 11, 22, 9, tzinfo=UTC), datetime(2026, 11, 22, 11, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("temporary", "expires_at", "scheme", "fresh", "expired"),
+    [
+        (True, AFTER, "AWS", True, True),
+        (True, BEFORE, "AWS", False, True),
+        (True, NOW, "AWS", False, True),
+        (True, None, "AWS", True, True),
+        (True, BEFORE, None, False, True),
+        (True, AFTER, None, False, False),
+        (True, None, None, False, False),
+        (False, None, "AWS", False, True),
+        (False, None, None, False, False),
+        (False, BEFORE, None, False, False),
+    ],
+)
+def test_a_link_tells_how_old_it_is(
+    *, temporary: bool, expires_at: datetime | None, scheme: str | None, fresh: bool, expired: bool
+) -> None:
+    info = SourceInfo("x", Key("0"), None, temporary, expires_at, scheme)
+    assert (info.is_fresh(NOW), info.may_have_expired(NOW)) == (fresh, expired)

@@ -205,3 +205,8 @@ def test_every_address_has_the_final_say(
     host: str, address: str, port: int, policy: Policy, reason: str | None
 ) -> None:
     assert judge_address(host, ip_address(address), port, policy) == reason
+
+
+def test_denied_hosts_are_denied_whatever_is_allowed() -> None:
+    policy = Policy(hosts_allowed=("good.example",), hosts_denied=("*.bad.example",), ports=frozenset(), networks=())
+    assert [policy.denies(host) for host in ("a.bad.example", "bad.example", "other.example")] == [True, False, False]

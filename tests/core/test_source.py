@@ -14,7 +14,7 @@ from yarl import URL
 
 from proxy.core.errors import InvalidSource, SourceForbidden, SourceRejected
 from proxy.core.model import Source
-from proxy.core.source import QUERY_CHARS_MAX, SOURCE_CHARS_MAX, read_img_query, read_source
+from proxy.core.source import QUERY_CHARS_MAX, SOURCE_CHARS_MAX, own_path, read_img_query, read_source
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -531,3 +531,19 @@ def test_any_query_is_read_or_rejected(query: str) -> None:
     except SourceRejected:
         return
     assert read_source(source.url) == source
+
+
+@pytest.mark.parametrize(
+    ("public", "url", "path"),
+    [
+        ("https://img.example.com", "https://img.example.com/images/a.png", "/images/a.png"),
+        ("https://img.example.com/", "http://IMG.example.com/images/a.png?x=1", "/images/a.png?x=1"),
+        ("https://example.com/kept/", "https://example.com/kept/images/a.png", "/images/a.png"),
+        ("https://example.com/kept", "https://example.com/keptimages/a.png", None),
+        ("https://img.example.com", "https://example.com/images/a.png", None),
+        ("https://img.example.com:8443", "https://img.example.com/images/a.png", None),
+        ("http://img.example.com:8080", "http://img.example.com:8080/images/a.png", "/images/a.png"),
+    ],
+)
+def test_a_path_under_our_own_url_is_known(public: str, url: str, path: str | None) -> None:
+    assert own_path(read_source(url), read_source(public)) == path
