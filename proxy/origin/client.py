@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from proxy.config import Fetch
     from proxy.core.model import Source
     from proxy.core.policy import Policy
+    from proxy.origin.gates import Place
     from proxy.origin.guard import AddressGuard
     from proxy.ports import Clock
 
@@ -116,9 +117,9 @@ class OriginClient:
     async def fetch(self, source: Source, known: Validator | None = None) -> AsyncGenerator[Answer]:
         has_place = False
         try:
-            async with asyncio.timeout(self._settings.total_timeout_s), self.gates.enter(source.host):
+            async with asyncio.timeout(self._settings.total_timeout_s), self.gates.enter(source.host) as place:
                 has_place = True
-                response = await self._ask_until_answered(source, _conditions(known))
+                response = await self._ask_until_answered(source, _conditions(known), place)
                 try:
                     yield self._read_head(response)
                 finally:
@@ -130,11 +131,13 @@ class OriginClient:
                 raise Busy("too many images are being fetched at the moment", retry_after_s=2) from None
             raise OriginTimeout("the origin took longer than fetch.total_timeout_s") from None
 
-    async def _ask_until_answered(self, source: Source, conditions: Mapping[str, str]) -> aiohttp.ClientResponse:
+    async def _ask_until_answered(
+        self, source: Source, conditions: Mapping[str, str], place: Place
+    ) -> aiohttp.ClientResponse:
         """Retry what may be better next time, as long as no byte of a body was read."""
         for attempt in range(self._settings.retries_max + 1):
             try:
-                return await self._ask(source, conditions)
+                return await self._ask(source, conditions, place)
             except OriginError as error:
                 delay = self._delay(error, attempt)
                 if delay is None or attempt == self._settings.retries_max:
@@ -152,9 +155,10 @@ class OriginClient:
             return error.retry_after_s if error.retry_after_s <= RETRY_AFTER_WAIT_MAX_S else None
         return RETRY_DELAY_S * 2.0**attempt * (1 + self._draw())
 
-    async def _ask(self, source: Source, conditions: Mapping[str, str]) -> aiohttp.ClientResponse:
+    async def _ask(self, source: Source, conditions: Mapping[str, str], place: Place) -> aiohttp.ClientResponse:
         """Follow redirects and return an answer that carries a body."""
         for _ in range(self._settings.redirects_max + 1):
+            await place.move(source.host)
             response = await self._send(source, conditions)
             if response.status not in REDIRECTS:
                 try:

@@ -8,7 +8,7 @@ whoever waits for a slow host does not hold one of the places that all share.
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
 from proxy.core.errors import Busy
@@ -63,13 +63,51 @@ class Gates:
         return self._all.waiting + sum(gate.waiting for gate in self._hosts.values())
 
     @asynccontextmanager
-    async def enter(self, host: str) -> AsyncGenerator[None]:
+    async def enter(self, host: str) -> AsyncGenerator[Place]:
+        """
+        Wait for a place at the host and among all, and hold both.
+
+        Raises:
+            Busy: A queue is full.
+        """
+        async with AsyncExitStack() as at_host:
+            place = Place(self, at_host)
+            await place.move(host)
+            async with self._all.enter():
+                yield place
+
+    @asynccontextmanager
+    async def enter_host(self, host: str) -> AsyncGenerator[None]:
         gate = self._hosts.setdefault(host, Gate(self._places_per_host))
         gate.users += 1
         try:
-            async with gate.enter(), self._all.enter():
+            async with gate.enter():
                 yield
         finally:
             gate.users -= 1
             if gate.users == 0:
                 del self._hosts[host]
+
+
+class Place:
+    """A place at one host at a time: redirects lead to others, which have their limits too."""
+
+    def __init__(self, gates: Gates, at_host: AsyncExitStack) -> None:
+        self._gates = gates
+        self._at_host = at_host
+        self._host: str | None = None
+
+    async def move(self, host: str) -> None:
+        """
+        Wait for a place at `host`.
+
+        Raises:
+            Busy: Its queue is full.
+        """
+        if host == self._host:
+            return
+        # The old place is left first: two fetches that waited for each other's would wait for ever.
+        self._host = None
+        await self._at_host.aclose()
+        await self._at_host.enter_async_context(self._gates.enter_host(host))
+        self._host = host

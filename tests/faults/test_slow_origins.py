@@ -186,3 +186,35 @@ async def test_a_slow_origin_is_left_when_the_server_stops(start: StartImgkeep, 
     with pytest.raises(BaseException):  # noqa: B017, PT011 - whatever the client makes of a server that stops
         (await asking).raise_for_status()
     assert imgkeep.files("partial") == []
+
+
+async def test_hosts_that_are_redirected_to_have_their_limit_too(start: StartImgkeep, origin: FakeOrigin) -> None:
+    go_on = asyncio.Event()
+    under_way = most = 0
+
+    async def target(exchange: Exchange) -> None:
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
+        await go_on.wait()
+        under_way -= 1
+        await exchange.answer(picture())
+
+    async def redirect(exchange: Exchange) -> None:
+        where = f"http://target.example.com{exchange.target.replace('from', 'to')}"
+        await exchange.answer(b"", status="302 Found", headers={"Location": where})
+
+    for number in range(8):
+        origin.on(f"/from{number}.png", redirect)
+        origin.on(f"/to{number}.png", target)
+    seams = Seams(resolver=lambda: Names(default=[PUBLIC]), open_socket=Dials(origin))
+    imgkeep = await start(seams=seams, fetch={"per_host_max": 2, "allow_networks": []})
+    asking = [
+        asyncio.create_task(look(imgkeep, f"http://host{number}.example.com/from{number}.png")) for number in range(8)
+    ]
+    await until_counted(imgkeep, "imgkeep_fetches_waiting", 6)
+    await until(lambda: under_way == 2)
+    go_on.set()
+    assert {seen.status for seen in await asyncio.gather(*asking)} == {200}
+    assert most == 2
+    assert await counted(imgkeep, "imgkeep_fetches_waiting") == 0
