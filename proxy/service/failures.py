@@ -67,14 +67,14 @@ class Failures:
     def remember(self, source: Source, error: ImgkeepError) -> None:
         if seconds_to_remember(error) > 0:
             # A copy, for what was raised holds the whole request alive by its traceback.
-            self._errors[_name(source)] = copy.copy(error)
+            self._errors[fingerprint(source)] = copy.copy(error)
 
     def find(self, source: Source) -> ImgkeepError | None:
         """Return the remembered failure as a fresh copy that can be raised."""
-        error = self._errors.get(_name(source))
+        error = self._errors.get(fingerprint(source))
         return None if error is None else copy.copy(error)
 
 
-def _name(source: Source) -> bytes:
-    """A hash, so that no credential lies in memory longer than its request."""
+def fingerprint(source: Source) -> bytes:
+    """Return a hash of the link, so that no credential lies in memory longer than its request."""
     return sha256(source.url.encode()).digest()

@@ -20,7 +20,7 @@ from proxy.collapse import Flights
 from proxy.core.errors import ImgkeepError, LoopDetected, OriginError, SourceForbidden, StorageError
 from proxy.core.policy import judge
 from proxy.core.stored import read_object_name
-from proxy.service.failures import Failures
+from proxy.service.failures import Failures, fingerprint
 from proxy.service.fill import Fill
 
 if TYPE_CHECKING:
@@ -36,8 +36,8 @@ RECORDS_BYTES_MAX: Final = 67_108_864
 RECORD_BYTES: Final = 800
 """What a record takes in memory, its identity left out."""
 
-LINKS_MAX: Final = 8192
-"""With `sources.refresh`, so many links are known to have been asked by already; of 1 kB each, 8 MB."""
+LINKS_MAX: Final = 65_536
+"""With `sources.refresh`, so many links are known to have been asked by already; 150 bytes each, 10 MB."""
 
 log = logging.getLogger(__name__)
 
@@ -112,8 +112,8 @@ class Keeper:
         )
         self._flights: Flights[Fill] = Flights()
         self._failures = Failures(timer)
-        self._asked: LRUCache[Source, bool] = LRUCache(LINKS_MAX)
-        """Links that the origin was asked by."""
+        self._asked: LRUCache[bytes, bool] = LRUCache(LINKS_MAX)
+        """Fingerprints of the links that their origins were asked by."""
 
     @property
     def fills_in_air(self) -> int:
@@ -144,7 +144,7 @@ class Keeper:
             self._check_departure(source, fault, came_from_us=came_from_us)
             # No await between the look-up's last word and the departure: see collapse.py.
             fill, departs = self._flights.join(info.key, partial(Fill, source, info, self._to, self, fault=fault))
-            self._asked[source] = True
+            self._note_asked(source)
             fill.hold()
             try:
                 return await self._follow(fill, info, departs=departs)
@@ -226,13 +226,17 @@ class Keeper:
         if not self._rules.refresh or came_from_us:
             return
         known = self._records.get(info.key)
-        if known is None or known.validator is None or source in self._asked or not info.is_fresh(self._to.clock()):
+        if known is None or known.validator is None or not info.is_fresh(self._to.clock()):
             return
-        if judge(source, self._policy) is not None:
+        if fingerprint(source) in self._asked or judge(source, self._policy) is not None:
             return
-        self._asked[source] = True
+        self._note_asked(source)
         if self._failures.find(source) is None:
             self._flights.join(("refresh", info.key), partial(Fill, source, info, self._to, self, known=known))
+
+    def _note_asked(self, source: Source) -> None:
+        if self._rules.refresh:
+            self._asked[fingerprint(source)] = True
 
     async def _find_again(self, lacking: Record) -> tuple[Record | None, Body | None]:
         """The object of a record is missing or damaged: the store's own record may name another, newer one."""
