@@ -141,6 +141,9 @@ class _Document:
         self._declarations = 0
         self._fed = 0
         self._parser = expat.ParserCreate(encoding, " ")
+        # From 2.6 on expat holds back what it could tell, so as not to read a long tag over and over: `is_whole` sees
+        # to that by itself, and a root that is told late would be none.
+        getattr(self._parser, "SetReparseDeferralEnabled", bool)(False)
         self._parser.StartElementHandler = self._begin
         self._parser.EntityDeclHandler = self._declare_entity
         self._parser.AttlistDeclHandler = self._declare_attribute
