@@ -235,7 +235,7 @@ async def _site(config: Config, seams: Seams, running: _Running) -> AsyncGenerat
                 public=inspector.public,
                 inspector=inspector,
                 redirect_status=config.delivery.redirect_status,
-                own_hosts=frozenset({config.server.host, *LOOPBACK_NAMES}) if config.server.loopback else frozenset(),
+                own_hosts=_own_hosts(config),
                 trusted_proxies=tuple(ip_network(text) for text in config.server.trusted_proxies),
                 access_log=config.log.access,
                 timer=seams.timer,
@@ -246,6 +246,12 @@ async def _site(config: Config, seams: Seams, running: _Running) -> AsyncGenerat
                 await watch
             await keeper.aclose()
             await origin.aclose()
+
+
+def _own_hosts(config: Config) -> frozenset[str]:
+    """Return the names under which only this machine asks: none, once others reach us through a proxy in front."""
+    fronted = config.server.public_url or config.server.trusted_proxies
+    return frozenset() if fronted or not config.server.loopback else frozenset({config.server.host, *LOOPBACK_NAMES})
 
 
 class _Witness:

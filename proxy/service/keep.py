@@ -228,11 +228,15 @@ class Keeper:
         known = self._records.get(info.key)
         if known is None or known.validator is None or not info.is_fresh(self._to.clock()):
             return
+        if not known.temporary or known.provider != info.provider:
+            return  # kept by a link of another kind: a signature that anybody can invent must not replace that
         if fingerprint(source) in self._asked or judge(source, self._policy) is not None:
             return
-        self._note_asked(source)
-        if self._failures.find(source) is None:
-            self._flights.join(("refresh", info.key), partial(Fill, source, info, self._to, self, known=known))
+        if self._failures.find(source) is not None:
+            return
+        flight = partial(Fill, source, info, self._to, self, known=known)
+        if self._flights.join(("refresh", info.key), flight)[1]:
+            self._note_asked(source)
 
     def _note_asked(self, source: Source) -> None:
         if self._rules.refresh:

@@ -8,17 +8,19 @@ under a name of its own.
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 import msgspec
 from aiohttp import web
-from yarl import URL
 
 from proxy.core.errors import Unauthorized
 from proxy.core.source import read_img_query
 from proxy.web.site import SITE
 
 FORWARDING_FIELDS: Final = ("Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "X-Real-IP", "Via")
+
+_HOST: Final = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+)(?::[0-9]+)?")
 
 
 def insist_on_local(request: web.Request) -> None:
@@ -30,14 +32,11 @@ def insist_on_local(request: web.Request) -> None:
     """
     own_hosts = request.app[SITE].own_hosts
     if not own_hosts:
-        raise Unauthorized("the API answers on a loopback address only: set server.host to 127.0.0.1")
+        raise Unauthorized("the API answers on a loopback address only, with no proxy in front: see server.host")
     if any(name in request.headers for name in FORWARDING_FIELDS):
         raise Unauthorized("the API does not answer requests that were forwarded")
-    try:
-        host = URL(f"http://{request.headers.get('Host', '')}").host
-    except ValueError:
-        host = None
-    if host not in own_hosts:
+    host = _HOST.fullmatch(request.headers.get("Host", ""))
+    if host is None or host[1].strip("[]").lower() not in own_hosts:
         raise Unauthorized("the API does not answer under this name: use the address that server.host names")
 
 

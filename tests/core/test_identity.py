@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from datetime import UTC, datetime
 from hashlib import sha256
 from itertools import combinations
@@ -161,3 +162,47 @@ def test_every_known_host_is_one_that_policy_can_match(glob: str) -> None:
 def test_a_name_that_strangers_can_get_is_not_known(host: str) -> None:
     policy = Policy(hosts_allowed=BUILT_IN.known_hosts, hosts_denied=(), ports=frozenset({443}), networks=())
     assert policy.host_refusal(host) == "host is not in sources.allow"
+
+
+SAS = "sv=2020-01-01&sr=b&se=2026-01-10T13:00:00Z&sig=aaaaaaaaaaaaaaaa"
+SIGV4 = "X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Signature=" + "a" * 64
+
+
+@pytest.mark.parametrize(
+    ("url", "more"),
+    [
+        (f"https://shop.example/img?id=5&{SAS}", "st=red"),
+        (f"https://shop.example/img?id=5&{SAS}", "sp=red"),
+        (f"https://shop.example/img?id=5&{SAS}", "ss=red"),
+        (f"https://shop.example/img?id=5&{SAS}", "skoid=red"),
+        (f"https://shop.example/img?id=5&{SAS}", "st=2026-01-10&st=2026-01-11"),
+        (f"https://shop.example/img?id=5&{SIGV4}", "x-id=7"),
+        (f"https://shop.example/a.png?expires=1768050000&token={'a' * 43}", "limit=5"),
+    ],
+)
+def test_a_common_name_beside_a_signature_is_content_unless_its_value_is_the_signers(url: str, more: str) -> None:
+    assert identify_url(f"{url}&{more}", NOW).key != identify_url(url, NOW).key
+
+
+@pytest.mark.parametrize(
+    ("url", "more"),
+    [
+        (f"https://b.example/a.png?{SAS}", "st=2026-01-10T11:00:00Z&sp=rcw&spr=https&sip=203.0.113.9"),
+        (f"https://b.example/a.png?{SAS}", "skoid=ff4452bd-5cd6-42fc-a509-dd7dc096028f&sks=b&skv=2024-08-04"),
+        (f"https://b.example/a.png?{SIGV4}", "x-id=GetObject"),
+    ],
+)
+def test_what_goes_with_a_signature_does_not_count(url: str, more: str) -> None:
+    assert identify_url(f"{url}&{more}", NOW).key == identify_url(url, NOW).key
+
+
+@pytest.mark.parametrize("zone", ["UTC", "Asia/Shanghai", "America/New_York"])
+def test_the_end_does_not_depend_on_where_the_machine_is(zone: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+    try:
+        url = f"https://b.bj.bcebos.com/a?authorization=bce-auth-v1/AK/2026-01-10T12:00:00/600/host/{'a' * 64}"
+        assert identify_url(url, NOW).expires_at == datetime(2026, 1, 10, 12, 10, tzinfo=UTC)
+    finally:
+        monkeypatch.delenv("TZ")
+        time.tzset()

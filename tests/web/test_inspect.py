@@ -51,10 +51,10 @@ async def test_what_policy_refuses_is_told_and_not_fetched(imgkeep: Imgkeep) -> 
     assert (facts["allowed"], facts["reason"]) == (False, "private")
 
 
-async def test_a_link_of_ours_is_told(start: Callable[..., Awaitable[Imgkeep]]) -> None:
-    imgkeep = await start(server={"public_url": "https://img.example.com/kept"})
-    for url, ours in (("https://img.example.com/kept/images/x.png", True), ("https://img.example.com/other", False)):
-        assert (await (await imgkeep.client.get(f"/api/inspect?src={url}")).json())["ours"] is ours
+async def test_a_server_with_a_proxy_in_front_has_no_api(start: Callable[..., Awaitable[Imgkeep]]) -> None:
+    for server in ({"public_url": "https://img.example.com"}, {"trusted_proxies": ["127.0.0.1/32"]}):
+        imgkeep = await start(server=server)
+        assert (await imgkeep.client.get("/api/inspect?src=https://a.example/")).status == 401
 
 
 async def test_an_unreadable_link_is_a_problem_that_says_no_success(imgkeep: Imgkeep) -> None:
@@ -70,6 +70,8 @@ async def test_an_unreadable_link_is_a_problem_that_says_no_success(imgkeep: Img
         {"Host": "127.0.0.1.attacker.example"},
         {"Host": ""},
         {"Host": "[::1"},
+        {"Host": "evil@127.0.0.1"},
+        {"Host": "127.0.0.1/evil"},
         {"X-Forwarded-For": "1.2.3.4"},
         {"Forwarded": "for=1.2.3.4"},
         {"Via": "1.1 proxy"},

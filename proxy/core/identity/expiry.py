@@ -157,7 +157,9 @@ def _member(value: object, name: str) -> object:
 def _after(start: str, seconds: str) -> Expiry | None:
     try:
         if _SECONDS.fullmatch(seconds):
-            return Expiry(datetime.fromisoformat(start).astimezone(UTC) + timedelta(seconds=int(seconds)), never=False)
+            begin = datetime.fromisoformat(start)
+            begin = begin if begin.tzinfo else begin.replace(tzinfo=UTC)  # and never this machine's own zone
+            return Expiry(begin.astimezone(UTC) + timedelta(seconds=int(seconds)), never=False)
     except (ValueError, OverflowError):
         pass
     return None

@@ -60,6 +60,7 @@ class RuleTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     stays: bool = False
     keep: tuple[str, ...] = ()
     drop: tuple[str, ...] = ()
+    companions: dict[str, str] = {}
     claims: Claims | None = None
     expires: tuple[Text, ...] = ()
     nested: str = ""
@@ -99,6 +100,7 @@ class Rule:
         needs: Names that all have to be there, whichever group it is.
         keep: Those of them that stay.
         drop: Names that go when the rule applies, besides those of the group that was found.
+        companions: Names that go too, each if it is given once and its value has this shape.
         expires: What reads the end, and from which fields; `<x>` is a group of `place`.
     """
 
@@ -114,6 +116,7 @@ class Rule:
     needs: frozenset[str]
     keep: frozenset[str]
     drop: frozenset[str]
+    companions: Group
     expires: tuple[tuple[Callable[..., Expiry | None], tuple[str, ...]], ...]
 
     @property
@@ -188,6 +191,12 @@ def _compile(table: RuleTable, order: int, shapes: Mapping[str, Shape], *, is_sc
         needs=frozenset(table.keep).union(frozenset[str].intersection(*members) if members else ()),
         keep=frozenset(table.keep),
         drop=frozenset(_spellings(table.drop, any_case=table.any_case)) - set(table.keep),
+        companions=tuple(
+            (name, shape)
+            for written, shape in ((name, _read_shape(text, shapes)) for name, text in table.companions.items())
+            for name in dict.fromkeys(_spellings((written,), any_case=table.any_case))
+            if name not in table.keep
+        ),
         expires=tuple(_read_expires(text, known) for text in _spellings(table.expires, any_case=table.any_case)),
     )
 
@@ -197,8 +206,10 @@ def _check_places(table: RuleTable, known: frozenset[str]) -> None:
     for name in _PLACEHOLDER.findall(table.becomes):
         if name not in known:
             raise ValueError(f"becomes: {{{name}}} is not a group of place")
-    if table.becomes and "/" not in _PLACEHOLDER.sub("/", table.becomes):
-        raise ValueError("becomes: holds no path")
+    if table.becomes and not _PLACEHOLDER.search(table.becomes):
+        raise ValueError("becomes: holds no group of place, so all links would be one picture")
+    if table.becomes and set(_PLACEHOLDER.sub("", table.becomes)) & {"{", "}"}:
+        raise ValueError("becomes: has a brace too many")
     nested_group = table.nested[1:-1] if table.nested.startswith("<") else None
     if nested_group is not None and (nested_group not in known or f"{{{nested_group}}}" not in table.becomes):
         raise ValueError(f"nested: {table.nested} is not a group of place that becomes holds")
@@ -206,6 +217,8 @@ def _check_places(table: RuleTable, known: frozenset[str]) -> None:
         raise ValueError(f"nested: {table.nested} has to be in keep")
     if table.claims and not any(table.claims.of in group for group in _group_tables(table)):
         raise ValueError("claims: of has to be a parameter of signed_by")
+    if table.companions and not table.signed_by:
+        raise ValueError("companions: there is no signed_by that they could go with")
     if table.stays and not table.signed_by:
         raise ValueError("stays: there is no signed_by that could stay")
 
@@ -257,5 +270,5 @@ def _spellings(names: tuple[str, ...], *, any_case: bool) -> tuple[str, ...]:
 def _compiled(pattern: str, field: str) -> re.Pattern[str]:
     try:
         return re.compile(pattern, re.ASCII | re.DOTALL)
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         raise ValueError(f"{field}: {error}") from None
