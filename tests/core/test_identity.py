@@ -174,7 +174,7 @@ SIGV4 = "X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Signature=" + "a" * 64
         (f"https://shop.example/img?id=5&{SAS}", "st=red"),
         (f"https://shop.example/img?id=5&{SAS}", "sp=red"),
         (f"https://shop.example/img?id=5&{SAS}", "ss=red"),
-        (f"https://shop.example/img?id=5&{SAS}", "skoid=red"),
+        (f"https://shop.example/img?id=5&{SAS}", "scid=red"),
         (f"https://shop.example/img?id=5&{SAS}", "st=2026-01-10&st=2026-01-11"),
         (f"https://shop.example/img?id=5&{SIGV4}", "x-id=7"),
         (f"https://shop.example/a.png?expires=1768050000&token={'a' * 43}", "limit=5"),

@@ -182,10 +182,12 @@ def _note(rule: Rule, group: Group, reading: Reading) -> None:
     reading.rules.append(rule)
     reading.dropped.update(rule.drop)
     reading.dropped.update([name for name, _ in group if name not in rule.keep])
-    for name, shape in rule.companions:
-        value = reading.values.get(name)
-        if value is not None and shape.fits(decoded(value)):
-            reading.dropped.add(name)
+    if rule.companions:
+        dropped = reading.dropped
+        for name, value in reading.values.items():
+            shape = None if name in dropped else rule.companions.get(name)
+            if shape is not None and shape.fits(decoded(value) if "%" in value else value):
+                dropped.add(name)
     if rule.names_provider and reading.provider is None:
         reading.provider = rule.name
     if reading.temporary is None:

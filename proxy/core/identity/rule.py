@@ -116,7 +116,7 @@ class Rule:
     needs: frozenset[str]
     keep: frozenset[str]
     drop: frozenset[str]
-    companions: Group
+    companions: Mapping[str, Shape]
     expires: tuple[tuple[Callable[..., Expiry | None], tuple[str, ...]], ...]
 
     @property
@@ -191,12 +191,12 @@ def _compile(table: RuleTable, order: int, shapes: Mapping[str, Shape], *, is_sc
         needs=frozenset(table.keep).union(frozenset[str].intersection(*members) if members else ()),
         keep=frozenset(table.keep),
         drop=frozenset(_spellings(table.drop, any_case=table.any_case)) - set(table.keep),
-        companions=tuple(
-            (name, shape)
+        companions={
+            name: shape
             for written, shape in ((name, _read_shape(text, shapes)) for name, text in table.companions.items())
             for name in dict.fromkeys(_spellings((written,), any_case=table.any_case))
             if name not in table.keep
-        ),
+        },
         expires=tuple(_read_expires(text, known) for text in _spellings(table.expires, any_case=table.any_case)),
     )
 
