@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import socket
 from typing import TYPE_CHECKING
 
+from proxy.web.delivery import UNSENT_BYTES_MAX
 from tests.images import picture
 from tests.program import serving
 
@@ -54,3 +56,15 @@ async def test_files_are_nobody_elses_business(tmp_path: Path, origin: FakeOrigi
     files = [path for path in (tmp_path / "data").rglob("*") if path.is_file()]
     assert len(files) >= 3
     assert {path.stat().st_mode & 0o077 for path in files} == {0}
+
+
+async def test_the_kernel_takes_little_for_a_reader_that_is_slow(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+    response = await imgkeep.img(origin.gives("/a.png", picture()))
+    await response.read()
+    runner = imgkeep.client.server.runner
+    assert runner is not None
+    assert runner.server is not None
+    (connection,) = runner.server.connections
+    assert connection.transport is not None
+    sock = connection.transport.get_extra_info("socket")
+    assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT) == UNSENT_BYTES_MAX
