@@ -15,6 +15,8 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import sqlite3
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -298,8 +300,17 @@ def _prepare_sqlite(connection: Any, _record: object) -> None:
     connection.isolation_level = None  # `_begin_sqlite` begins instead of the driver
     # WAL lets readers and the writer work at once. NORMAL is durable against a crash of the process; after a power
     # loss the last rows may be missing, and the records in the store bring them back.
-    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", f"busy_timeout={BUSY_TIMEOUT_S * 1000}"):
+    for pragma in (f"busy_timeout={BUSY_TIMEOUT_S * 1000}", "synchronous=NORMAL"):
         connection.execute(f"PRAGMA {pragma}")
+    # Of processes that start at once on a new file all but one are told "locked" at once, whatever the timeout.
+    for attempt in range(BUSY_TIMEOUT_S * 20, -1, -1):
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            break
+        except sqlite3.OperationalError:
+            if attempt == 0:
+                raise
+        time.sleep(0.05)
 
 
 def _begin_sqlite(connection: sa.Connection) -> None:
