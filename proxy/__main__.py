@@ -16,6 +16,7 @@ from proxy import __version__, app
 from proxy.cli import look, stored, upkeep
 from proxy.config import ENVIRONMENT_PREFIX, Config, ConfigError, load
 from proxy.core.errors import StorageError
+from proxy.parts import Parts, open_parts
 from proxy.telemetry import logging_to
 
 if TYPE_CHECKING:
@@ -62,21 +63,22 @@ async def _command(arguments: argparse.Namespace, config: Config) -> int:
         case "check" if not arguments.live:
             return await look.check({}, out=sys.stdout)
         case _:
-            async with app.open_parts(config) as parts:
+            async with open_parts(config, clock=app.Seams().clock) as parts:
                 return await _maintain(arguments, parts)
 
 
-async def _maintain(arguments: argparse.Namespace, parts: app.Parts) -> int:
-    store, catalog = parts.store, parts.catalog
+async def _maintain(arguments: argparse.Namespace, parts: Parts) -> int:
+    catalog = parts.catalog
     if arguments.command in {"list", "stats"} and not catalog.complete:
         sys.stderr.write("imgkeep: the catalog is not complete; `imgkeep reindex` fills it from the records\n")
     match arguments.command:
         case "check":
-            return await look.check({"store": store, "catalog": catalog}, out=sys.stdout)
+            disk = "store" if parts.remote is None else "fallback"
+            return await look.check({disk: parts.disk, "catalog": catalog}, out=sys.stdout)
         case "verify":
-            return upkeep.verify(store, as_json=arguments.json, out=sys.stdout)
+            return await upkeep.verify(parts.archives, as_json=arguments.json, out=sys.stdout)
         case "reindex":
-            return await upkeep.reindex(store, catalog, out=sys.stdout)
+            return await upkeep.reindex(parts.archives, catalog, out=sys.stdout)
         case "list":
             return await stored.list_images(catalog, limit=arguments.limit, as_json=arguments.json, out=sys.stdout)
         case _:

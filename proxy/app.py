@@ -18,27 +18,24 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from ipaddress import ip_network
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import aiohttp
 from aiohttp import web
 
 from proxy import __version__
-from proxy.catalog import CatalogTooNew, SqlCatalog
-from proxy.config import read_catalog_url, read_store_url
 from proxy.core.errors import StorageError
 from proxy.core.identity import identify
 from proxy.core.source import read_source
 from proxy.origin import AddressGuard, OriginClient
 from proxy.origin.guard import open_socket
+from proxy.parts import cancel, open_parts
 from proxy.service.fill import Neighbours
+from proxy.service.heal import Healer
 from proxy.service.health import LOOK_EVERY_S, Health
 from proxy.service.inspect import Inspector
 from proxy.service.keep import Keeper, Rules
 from proxy.service.upkeep import reindex
-from proxy.storage.local import LocalStore
-from proxy.storage.memory import MemorySpool
 from proxy.telemetry import Metrics
 from proxy.web import api
 from proxy.web import health as health_routes
@@ -49,12 +46,13 @@ from proxy.web.site import SITE, Site
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import AsyncGenerator, AsyncIterator, Callable
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 
     from aiohttp.abc import AbstractResolver
 
     from proxy.config import Config
     from proxy.origin.guard import SocketFactory
+    from proxy.parts import Parts
     from proxy.ports import Clock
 
 REQUEST_LINE_BYTES_MAX: Final = 36_864
@@ -94,14 +92,6 @@ class Seams:
     ssl_context: ssl.SSLContext | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """What holds images: all that maintenance needs."""
-
-    store: LocalStore
-    catalog: SqlCatalog
-
-
 @dataclass(slots=True)
 class _Running:
     """What `serve` needs of a running application beyond HTTP."""
@@ -123,34 +113,6 @@ def make_inspector(config: Config, seams: Seams = Seams()) -> Inspector:
         identify=lambda source: identify(source, seams.clock(), catalogue, exact=exact),
         public=read_source(config.server.public_url) if config.server.public_url else None,
     )
-
-
-@asynccontextmanager
-async def open_parts(config: Config, seams: Seams = Seams()) -> AsyncGenerator[Parts]:
-    """
-    Open store and catalog.
-
-    Raises:
-        CatalogTooNew: A newer version wrote the catalog. Other faults are logged and looked after later.
-    """
-    store = LocalStore(
-        Path(read_store_url("store.url", config.store.url)),
-        hot_bytes_max=config.store.hot_bytes_max,
-        free_bytes_min=config.store.free_bytes_min,
-    )
-    catalog = SqlCatalog(read_catalog_url(config.catalog.url), seams.clock)
-    try:
-        for part in (store, catalog):
-            try:
-                await part.open()
-            except CatalogTooNew:
-                raise
-            except StorageError as fault:
-                log.warning("not usable at start", extra={"part": type(part).__name__, "reason": str(fault)})
-        yield Parts(store, catalog)
-    finally:
-        await catalog.aclose()
-        await store.aclose()
 
 
 def build(config: Config, seams: Seams = Seams()) -> web.Application:
@@ -184,8 +146,9 @@ async def _site(config: Config, seams: Seams, running: _Running) -> AsyncGenerat
     metrics = Metrics()
     names = ThreadPoolExecutor(config.fetch.concurrent_max * NAME_THREADS_PER_FETCH, thread_name_prefix="names")
     asyncio.get_running_loop().set_default_executor(names)  # where the resolver looks names up
-    async with open_parts(config, seams) as parts:
-        health = Health(parts.store, parts.catalog, config.store.free_bytes_min)
+    async with open_parts(config, clock=seams.clock, timer=seams.timer, observe=metrics.called) as parts:
+        remote = parts.remote
+        health = Health(parts.disk, parts.catalog, config.store.free_bytes_min, remote)
         inspector = make_inspector(config, seams)
         guard = AddressGuard(inspector.policy, seams.resolver(), seams.open_socket)
         guard.own_ports = running.own_ports
@@ -199,7 +162,6 @@ async def _site(config: Config, seams: Seams, running: _Running) -> AsyncGenerat
             user_agent=config.fetch.user_agent or f"Mozilla/5.0 (compatible; imgkeep/{__version__})",
             fetched=metrics.fetched,
         )
-        memory = MemorySpool(config.store.hot_bytes_max)
         keeper = Keeper(
             store=parts.store,
             catalog=parts.catalog,
@@ -210,11 +172,12 @@ async def _site(config: Config, seams: Seams, running: _Running) -> AsyncGenerat
                 refresh=config.sources.refresh == "resigned",
             ),
             timer=seams.timer,
+            addresses=None if remote is None else remote.addresses,
             neighbours=Neighbours(
                 origin=origin,
                 store=parts.store,
-                disk=parts.store,
-                memory=memory,
+                disk=parts.spool,
+                memory=parts.memory,
                 observer=_Witness(metrics, health),
                 clock=seams.clock,
                 draw_etag=lambda: f'"{secrets.token_hex(16)}"',
@@ -223,10 +186,10 @@ async def _site(config: Config, seams: Seams, running: _Running) -> AsyncGenerat
         )
         metrics.watch("fills_in_flight", "Images being fetched", lambda: keeper.fills_in_air)
         metrics.watch("fetches_waiting", "Fetches that wait for a place", lambda: origin.gates.waiting)
-        metrics.watch("store_free_bytes", "Bytes free on the disk of the store", lambda: health.free_bytes)
+        metrics.watch("store_free_bytes", "Bytes free on the local disk", lambda: health.free_bytes)
         running.health, running.keeper = health, keeper
         await health.look()
-        watch = asyncio.create_task(_watch(health, parts))
+        tasks = [asyncio.create_task(_watch(health, parts)), *_begin_healing(parts, keeper, health, metrics, seams)]
         try:
             yield Site(
                 keeper=keeper,
@@ -241,11 +204,56 @@ async def _site(config: Config, seams: Seams, running: _Running) -> AsyncGenerat
                 timer=seams.timer,
             )
         finally:
-            watch.cancel()
-            with suppress(asyncio.CancelledError):
-                await watch
+            for task in tasks:
+                await cancel(task)
             await keeper.aclose()
             await origin.aclose()
+
+
+def _begin_healing(
+    parts: Parts, keeper: Keeper, health: Health, metrics: Metrics, seams: Seams
+) -> Sequence[asyncio.Task[None]]:
+    """Start what looks after a remote store: who tries whether it is back, and who carries over what waits for it."""
+    remote = parts.remote
+    if remote is None:
+        return ()
+    metrics.watch("store_away", "1 while the fallback takes over", lambda: remote.breaker.reason is not None)
+    metrics.watch("cache_bytes", "Bytes of local copies", lambda: remote.cache.bytes)
+    metrics.watch("cache_hits", "Look-ups that found a local copy", lambda: remote.cache.hits)
+    metrics.watch("cache_misses", "Look-ups that found none", lambda: remote.cache.misses)
+
+    def tell_store(reason: str | None) -> None:
+        health.faults["store"] = reason
+
+    remote.breaker.tell = tell_store
+    tasks = [asyncio.create_task(remote.breaker.run())]
+    if remote.fallback is None:
+        return tasks
+    healer = Healer(
+        primary=remote.bucket,
+        fallback=remote.fallback,
+        cache=remote.cache,
+        outbox=parts.catalog,
+        catalog=parts.catalog,
+        breaker=remote.breaker,
+        keeper=keeper,
+        draw=random.random,
+        counted=metrics.healed,
+        seen=remote.tiers.note,
+    )
+
+    def oldest_s() -> float:
+        oldest = healer.backlog.oldest
+        return 0 if oldest is None else max(0, (seams.clock() - oldest).total_seconds())
+
+    def tell() -> dict[str, object]:
+        backlog = healer.backlog
+        return {"waiting": backlog.images, "oldest_s": round(oldest_s()), "last_error": backlog.error}
+
+    health.fallback = tell
+    metrics.watch("outbox_images", "Images that wait for the store", lambda: healer.backlog.images)
+    metrics.watch("outbox_oldest_seconds", "Since when the oldest of them waits", oldest_s)
+    return [*tasks, asyncio.create_task(healer.run())]
 
 
 def _own_hosts(config: Config) -> frozenset[str]:
@@ -261,8 +269,8 @@ class _Witness:
         self._metrics = metrics
         self._health = health
 
-    def filled(self, size: int) -> None:
-        self._metrics.filled(size)
+    def filled(self, size: int, *, pending: bool) -> None:
+        self._metrics.filled(size, pending=pending)
 
     def unchanged(self) -> None:
         self._metrics.unchanged()
@@ -278,11 +286,14 @@ class _Witness:
 
 
 async def _watch(health: Health, parts: Parts) -> None:
-    """Look after the health, and fill a catalog that is new or was lost."""
+    """
+    Look after the health, and fill a catalog that is new or was lost: from a disk. Of a bucket every record would be a
+    request that is paid for, and look-ups find them one by one as they are needed.
+    """
     while True:
-        if not parts.catalog.complete and not any(health.faults.values()):
+        if parts.remote is None and not parts.catalog.complete and not any(health.faults.values()):
             with suppress(StorageError):
-                images = await reindex(parts.store, parts.catalog)
+                images = await reindex(parts.archives, parts.catalog)
                 log.info("catalog filled from the records", extra={"images": images})
         await asyncio.sleep(LOOK_EVERY_S)
         before = dict(health.faults)

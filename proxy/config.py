@@ -13,7 +13,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import msgspec
 
@@ -21,6 +21,8 @@ from proxy.core.errors import SourceRejected
 from proxy.core.identity import BUILT_IN, read_catalogue
 from proxy.core.policy import Policy
 from proxy.core.source import read_source
+from proxy.core.store_url import Bucket, Folder
+from proxy.core.store_url import read_store_url as read_place
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -66,6 +68,7 @@ class Store(Section, frozen=True):
     cache_bytes_max: Bytes = 10_737_418_240
     hot_bytes_max: Bytes = 268_435_456
     free_bytes_min: Bytes = 536_870_912
+    timeout_s: Annotated[float, msgspec.Meta(gt=0, le=60)] = 5
 
 
 class Catalog(Section, frozen=True):
@@ -190,12 +193,30 @@ def load(file: Mapping[str, Any], environment: Mapping[str, str]) -> Config:
         if not isinstance(table, dict):
             raise ConfigError(f"{section}: expected a table")
         table[key] = value
+    _take_aws(merged, environment)
     try:
         config = msgspec.convert(merged, Config, strict=False)
     except msgspec.ValidationError as error:
         raise ConfigError(_message(str(error), environment)) from None
     _validate(config)
     return config
+
+
+def _take_aws(merged: dict[str, Any], environment: Mapping[str, str]) -> None:
+    """
+    Let the usual variables count: `AWS_S3_BUCKET_NAME` names a store where none is set, `AWS_REGION` its region.
+
+    All others are read by the AWS library itself, which knows `AWS_DEFAULT_REGION` only.
+    """
+    store = merged.setdefault("store", {})
+    bucket, region = environment.get("AWS_S3_BUCKET_NAME", ""), environment.get("AWS_REGION", "")
+    if not isinstance(store, dict):
+        return
+    if bucket and "url" not in store:
+        store["url"] = f"s3://{bucket}"
+    url = store.get("url")
+    if region and isinstance(url, str) and url.startswith("s3://") and not re.search(r"[?&]region=", url):
+        store["url"] = f"{url}{'&' if '?' in url else '?'}region={quote(region, safe='')}"
 
 
 def _variable(section: str, key: str) -> str:
@@ -259,18 +280,15 @@ def _validate(config: Config) -> None:
         raise ConfigError("fetch.user_agent: must not hold control characters")
     if config.fetch.total_timeout_s < config.fetch.connect_timeout_s:
         raise ConfigError("fetch.total_timeout_s: is less than fetch.connect_timeout_s, so nothing could be fetched")
-    read_store_url("store.url", config.store.url)
-    if config.store.fallback:
-        read_store_url("store.fallback", config.store.fallback)
+    place = read_store_url("store.url", config.store.url)
+    if config.store.fallback and not isinstance(read_store_url("store.fallback", config.store.fallback), Folder):
+        raise ConfigError("store.fallback: expected file:PATH, a disk that is there when the network is not")
+    remote = isinstance(place, Bucket)
     read_catalog_url(config.catalog.url)
     for setting, honoured, instead in (
         ("server.workers", config.server.workers == 1, "only 1 worker is supported by this version"),
-        ("delivery.mode", config.delivery.mode == "serve", "only 'serve' is supported by a local store"),
-        (
-            "delivery.base_url",
-            not config.delivery.base_url,
-            "needs an object store, which this version does not have",
-        ),
+        ("delivery.mode", config.delivery.mode == "serve" or remote, "only 'serve' is supported by a local store"),
+        ("delivery.base_url", not config.delivery.base_url or remote, "needs an object store, see store.url"),
         ("security.signature", config.security.signature == "off", "only 'off' is supported by this version"),
         (
             "security.signing_keys",
@@ -299,21 +317,17 @@ def _check_base_url(setting: str, url: str) -> None:
         raise ConfigError(f"{setting}: {error}") from None
 
 
-def read_store_url(setting: str, url: str) -> str:
+def read_store_url(setting: str, url: str) -> Folder | Bucket:
     """
-    Return the folder that a `file:PATH` URL names; relative paths count from the working directory.
+    Read the URL of a store.
 
     Raises:
-        ConfigError: Another scheme, no path, a host, a query.
+        ConfigError: It names none that this version has.
     """
-    scheme, _, path = url.partition(":")
-    if scheme != "file":
-        known = scheme in {"s3", "gs", "az", "cloudinary"}
-        raise ConfigError(f"{setting}: {'this version stores on local disk only: ' if known else ''}expected file:PATH")
-    path = path.removeprefix("//") if path.startswith("///") else path
-    if not path or path.startswith("//") or "\0" in path:
-        raise ConfigError(f"{setting}: expected file:PATH, relative or absolute")
-    return path
+    try:
+        return read_place(url)
+    except ValueError as error:
+        raise ConfigError(f"{setting}: {error}") from None
 
 
 def read_catalog_url(url: str) -> str:

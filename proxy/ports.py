@@ -12,12 +12,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
     from contextlib import AbstractAsyncContextManager
     from datetime import datetime
     from mmap import mmap
 
-    from proxy.core.model import Digest, Key, Record, Source, Totals, Validator
+    from proxy.core.model import Backlog, Digest, Key, Record, Source, Totals, Validator, Waiting
     from proxy.core.stored import RecordUnreadable
 
     Clock = Callable[[], datetime]
@@ -93,12 +93,23 @@ class Spool(Protocol):
 
 
 class Store(Protocol):
-    """The durable truth: objects by digest, records by key (`docs/architecture.md`, stored layout)."""
+    """
+    The durable truth: objects by digest, records by key (`docs/architecture.md`, stored layout).
+
+    Attributes:
+        name: What the API calls it: `local`, `s3`, ...
+        disk_only: Whether only what lies on the disk of its own spool can be put.
+    """
 
     name: str
-    """What the API calls it: `local`, `s3`, ..."""
+    disk_only: bool
 
-    async def find(self, key: Key) -> Record | None: ...
+    async def find(self, key: Key) -> Record | None:
+        """
+        Raises:
+            Unreachable: The primary cannot tell, and what is fetched meanwhile may be put.
+            StorageError: The store cannot tell.
+        """
 
     async def fetch(self, name: str, size: int | None) -> Body | None:
         """
@@ -107,21 +118,103 @@ class Store(Protocol):
         `None`: it is not there, or it is damaged and was set aside.
 
         Raises:
-            StorageError: The store cannot tell.
+            Unreachable, StorageError: As `find`.
         """
 
-    async def put(self, draft: Draft, record: Record, replaces: Digest | None = None) -> None:
+    async def put(self, draft: Draft, record: Record, replaces: Digest | None = None) -> Record:
         """
         Keep a finished draft and its record: whole or not at all, the body before the record, durable on return.
 
         Another image that is kept under the key already stays, unless `replaces` is its digest or its object is gone.
+        Returns the record as it stands now: `pending` if it has to wait for the primary.
 
         Raises:
+            Conflict: Something is kept under the key that has to stay.
             StorageError: It is not kept; nothing partial remains under a final name.
         """
 
     async def delete(self, key: Key) -> None:
         """Remove the record; the object stays as long as nobody knows that no other record points at it."""
+
+
+class Archive(Protocol):
+    """A store that can be walked, for maintenance. Paths are those of the stored layout."""
+
+    def walk(self, folder: str) -> AsyncIterator[tuple[str, int]]:
+        """Yield path and size of all that is under `v1/objects` or `v1/records`, in the order of the paths."""
+
+    async def read_records(self, paths: Sequence[str]) -> Sequence[tuple[str, Record | RecordUnreadable]]:
+        """Read records; those that are gone meanwhile are left out."""
+
+    async def hash_object(self, path: str) -> Digest | None:
+        """Read an object again; `None`: it is gone meanwhile."""
+
+    async def set_aside(self, path: str) -> None:
+        """Move something damaged out of every reader's way, without throwing it away."""
+
+
+class Remote(Store, Protocol):
+    """A store behind a network, which can be away, and to which clients can be sent."""
+
+    async def size_of(self, name: str) -> int | None:
+        """Return the size of the object `<digest>.<ext>` as the store tells it now; `None`: it is not there."""
+
+    async def adopt(self, draft: Draft | None, record: Record) -> Record:
+        """
+        Bring an image in that is kept elsewhere; return the record that stands under its key then.
+
+        The object comes in any case, because its URL was handed out; the record, unless another image is kept. Without
+        a draft the object has to be here already.
+        """
+
+    def public_url(self, name: str) -> str:
+        """Return where the object is for everybody, if the bucket is public."""
+
+    async def presign(self, name: str, *, ttl_s: int, head: bool) -> tuple[str, int]:
+        """Return a link to the object, for `GET` or else for `HEAD`, and its life in seconds, `ttl_s` at most."""
+
+
+class Cache(Spool, Protocol):
+    """Copies of what is in the primary, on the local disk; it may forget any of them at any time."""
+
+    async def fetch(self, name: str, size: int | None) -> Body | None:
+        """As `Store.fetch`; a disk that fails is a miss."""
+
+    async def keep(self, draft: Draft, name: str) -> None:
+        """Keep a finished draft as the object `<digest>.<ext>`, if it can; whoever reads the draft goes on."""
+
+    async def take(self, record: Record) -> None:
+        """
+        Take an image over from the fallback: its record leaves, its object becomes a copy here.
+
+        Raises:
+            StorageError: The disk fails, and the image may still be in the fallback.
+        """
+
+
+class Refuge(Store, Spool, Archive, Protocol):
+    """The fallback: a local store whose images leave again (`Cache.take`)."""
+
+    def takes(self, draft: Draft) -> bool:
+        """Whether the draft lies on this disk and can be put as it is."""
+
+    async def reopen(self, name: str) -> Draft | None:
+        """Open a kept object as a draft that can be put elsewhere; `None`: it is not there, or damaged."""
+
+
+class Outbox(Protocol):
+    """What waits for the primary, durably. `Catalog.put` enlists what is `pending` and strikes what is not."""
+
+    async def due(self, limit: int) -> Sequence[Waiting]:
+        """Return up to `limit` images whose time has come, those that wait longest first."""
+
+    async def postpone(self, waiting: Waiting, delay_s: float, error: str) -> None:
+        """Count an attempt that failed, and wait `delay_s` seconds before the next."""
+
+    async def strike(self, key: Key) -> None:
+        """There is nothing left to do for this key."""
+
+    async def backlog(self) -> Backlog: ...
 
 
 class Catalog(Protocol):
@@ -180,8 +273,8 @@ class Origin(Protocol):
 class Observer(Protocol):
     """Who wants to know what happened to fills; counts, and never fails."""
 
-    def filled(self, size: int) -> None:
-        """An image was fetched and kept."""
+    def filled(self, size: int, *, pending: bool) -> None:
+        """An image was fetched and kept; `pending`: in the fallback only."""
 
     def unchanged(self) -> None:
         """An origin was asked whether an image changed, and it did not."""
@@ -205,19 +298,6 @@ class Watched(Protocol):
         """
 
 
-class Archive(Protocol):
-    """A store that can be walked, for maintenance. All calls block; paths are those of the stored layout."""
-
-    def records(self) -> Iterator[tuple[str, Record | RecordUnreadable]]: ...
-
-    def objects(self) -> Iterator[str]: ...
-
-    def hash_object(self, path: str) -> Digest: ...
-
-    def set_aside(self, path: str) -> None:
-        """Move a damaged file out of every reader's way, without throwing it away."""
-
-
 class Ledger(Protocol):
     """A catalog that can be looked through, for people, and filled anew."""
 
@@ -226,8 +306,10 @@ class Ledger(Protocol):
 
     async def count(self) -> Totals: ...
 
-    async def rebuild(self, records: Callable[[], Iterable[Record]]) -> int:
-        """Bring in all records that `records` walks, which may block, drop all others, and return how many."""
+    async def backlog(self) -> Backlog: ...
+
+    async def rebuild(self, records: AsyncIterator[Record]) -> int:
+        """Bring in all records, drop all others, and return how many."""
 
 
 class Meter(Protocol):

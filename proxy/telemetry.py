@@ -78,13 +78,28 @@ class Metrics:
             buckets=(0.001, 0.005, 0.025, 0.1, 0.5, 1, 2.5, 5, 10, 30, 60),
             registry=self.registry,
         )
-        # fills{outcome="stored"} + "unkept" + "unchanged" + all error codes = fills that have ended.
+        # fills{outcome="stored"} + "fallback" + "unkept" + "unchanged" + all error codes = fills that have ended.
         self._fills = Counter("imgkeep_fills", "Fills that ended", ["outcome"], registry=self.registry)
         self._stored = Counter("imgkeep_stored_bytes", "Bytes of images kept", registry=self.registry)
         # One per request sent to an origin: redirects and retries count each.
         self._fetches = Counter("imgkeep_origin_requests", "Requests to origins", ["outcome"], registry=self.registry)
         self._fetch_seconds = Histogram(
             "imgkeep_origin_head_seconds", "From request to the head of an origin's answer", registry=self.registry
+        )
+
+        # One per call to a remote store, as its library counts it: what it repeats by itself is one.
+        self._calls = Counter(
+            "imgkeep_store_requests", "Requests to the remote store", ["operation", "outcome"], registry=self.registry
+        )
+        self._call_seconds = Histogram(
+            "imgkeep_store_request_seconds",
+            "From request to answer of the remote store",
+            ["operation"],
+            registry=self.registry,
+        )
+        # One per attempt to carry an image over; healed{outcome="failed"} may count an image many times.
+        self._healed = Counter(
+            "imgkeep_healed", "Images carried from the fallback to the store", ["outcome"], registry=self.registry
         )
 
     def watch(self, name: str, help_text: str, value: Callable[[], float]) -> None:
@@ -101,8 +116,17 @@ class Metrics:
         self._fetches.labels(outcome).inc()
         self._fetch_seconds.observe(seconds)
 
-    def filled(self, size: int) -> None:
-        self._fills.labels("stored").inc()
+    def called(self, operation: str, outcome: str, seconds: float) -> None:
+        """A remote store answered, or did not."""
+        self._calls.labels(operation, outcome).inc()
+        self._call_seconds.labels(operation).observe(seconds)
+
+    def healed(self, done: bool) -> None:  # noqa: FBT001 - the one thing it is told
+        """An image was carried over, or an attempt to failed."""
+        self._healed.labels("done" if done else "failed").inc()
+
+    def filled(self, size: int, *, pending: bool) -> None:
+        self._fills.labels("fallback" if pending else "stored").inc()
         self._stored.inc(size)
 
     def unchanged(self) -> None:
@@ -161,7 +185,7 @@ def logging_to(stream: TextIO, settings: Log) -> Iterator[None]:
     root = logging.getLogger()
     root.addHandler(entry)
     root.setLevel(settings.level.upper())
-    for chatty in ("asyncio", "alembic", "aiohttp.client", "aiohttp.internal"):
+    for chatty in ("asyncio", "alembic", "aiohttp.client", "aiohttp.internal", "aiobotocore", "botocore"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     server = logging.getLogger("aiohttp.server")
     server.addFilter(_tell_briefly)

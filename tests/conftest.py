@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from aiohttp import ClientResponse, web
 
+pytest_plugins = ["tests.s3.fixtures"]
+
 
 @pytest.fixture(autouse=True)
 def nothing_blocks_the_loop() -> Iterator[None]:

@@ -36,7 +36,10 @@ def cannot(reason: str) -> NoReturn:
 
 
 def environment(folder: Path, **settings: str) -> dict[str, str]:
-    """Return the environment of a process that keeps everything under `folder`; settings as `store__url`."""
+    """
+    Return the environment of a process that keeps everything under `folder`; settings as `store__url`, empty for none,
+    and other variables as they are called.
+    """
     own = {name: value for name, value in os.environ.items() if not name.startswith(("IMGKEEP_", "AWS_"))}  # noqa: TID251
     chosen = {
         "server__port": "0",
@@ -49,7 +52,10 @@ def environment(folder: Path, **settings: str) -> dict[str, str]:
         **settings,
     }
     own["PYTHONPATH"] = str(ROOT)
-    return own | {f"IMGKEEP_{name.upper()}": value for name, value in chosen.items()}
+    own["AWS_EC2_METADATA_DISABLED"] = "true"
+    return own | {
+        f"IMGKEEP_{name.upper()}" if name.islower() else name: value for name, value in chosen.items() if value
+    }
 
 
 async def until(condition: Callable[[], bool], *, within_s: float = 10) -> None:

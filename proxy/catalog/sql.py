@@ -20,7 +20,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -29,13 +28,13 @@ from alembic import command
 from alembic.config import Config as AlembicConfig
 from alembic.util import CommandError
 
-from proxy.catalog.tables import images, state
+from proxy.catalog.tables import images, outbox, state
 from proxy.core.errors import StorageError
-from proxy.core.model import Digest, Format, Key, PixelSize, Record, Totals
+from proxy.core.model import Backlog, Digest, Format, Key, PixelSize, Record, Totals, Waiting
 from proxy.core.stored import read_validator
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
 
     from proxy.ports import Clock
 
@@ -61,7 +60,7 @@ class CatalogTooNew(StorageError):
 
 
 class SqlCatalog:
-    """Implements `ports.Catalog`, and what maintenance and the command line need beyond it."""
+    """Implements `ports.Catalog`, `ports.Outbox` and `ports.Ledger`."""
 
     def __init__(self, url: str, clock: Clock) -> None:
         self._url = sa.make_url(url)
@@ -113,7 +112,7 @@ class SqlCatalog:
         pending = self._pending.get(key)
         if pending is not None:
             return pending
-        query = sa.select(images).where(images.c.key == key)
+        query = _records().where(images.c.key == key)
         rows = await self._run(self._select, query, timeout_s=FIND_TIMEOUT_S)
         return rows[0] if rows else None
 
@@ -127,7 +126,7 @@ class SqlCatalog:
 
     async def page(self, *, limit: int, after: tuple[int, str] | None = None) -> Sequence[Record]:
         """Return up to `limit` records, newest first, from behind `after` (epoch seconds and key of the last one)."""
-        query = sa.select(images).order_by(images.c.stored_at.desc(), images.c.key.desc()).limit(limit)
+        query = _records().order_by(images.c.stored_at.desc(), images.c.key.desc()).limit(limit)
         if after is not None:
             query = query.where(sa.tuple_(images.c.stored_at, images.c.key) < sa.tuple_(*map(sa.literal, after)))
         await self._settle()
@@ -137,29 +136,57 @@ class SqlCatalog:
         await self._settle()
         return await self._run(self._in_transaction, _count)
 
-    async def rebuild(self, records: Callable[[], Iterable[Record]]) -> int:
+    async def rebuild(self, records: AsyncIterator[Record]) -> int:
         """
-        Bring in all records that `records` walks (it may block) and drop the rows of others; return how many.
+        Bring in all `records` and drop the rows of others; return how many.
 
         Fills may go on meanwhile: only rows that were written before the walk began are dropped.
         """
         await self._settle()
         began = self._now()
-        walk = iter(records())
         total = 0
-        # The walk has a thread of its own: look-ups must not wait for it.
-        while batch := await self._take(walk):
-            await self._run(self._in_transaction, lambda connection, batch=batch: self._upsert(connection, batch))
-            total += len(batch)
+        batch: list[Record] = []
+        async for record in records:
+            batch.append(record)
+            if len(batch) == BATCH:
+                total += await self._bring_in(batch)
+                batch = []
+        total += await self._bring_in(batch)
         await self._run(self._in_transaction, lambda connection: _finish(connection, began))
         self.complete = True
         return total
 
-    async def _take(self, walk: Iterator[Record]) -> list[Record]:
-        try:
-            return await asyncio.to_thread(lambda: list(islice(walk, BATCH)))
-        except OSError as error:
-            raise StorageError(f"the walk failed: {os.strerror(error.errno or errno.EIO)}") from None
+    async def due(self, limit: int) -> Sequence[Waiting]:
+        await self._settle()
+        query = (
+            sa.select(outbox.c.key, outbox.c.attempts)
+            .where(outbox.c.due_at <= self._now())
+            .order_by(outbox.c.since, outbox.c.key)
+            .limit(limit)
+        )
+        rows = await self._run(self._in_transaction, lambda connection: connection.execute(query).all())
+        return [Waiting(Key(row.key), row.attempts) for row in rows]
+
+    async def postpone(self, waiting: Waiting, delay_s: float, error: str) -> None:
+        change = (
+            sa.update(outbox)
+            .where(outbox.c.key == waiting.key)
+            .values(attempts=waiting.attempts + 1, due_at=self._now() + round(delay_s), error=error[:255])
+        )
+        await self._run(self._in_transaction, lambda connection: connection.execute(change))
+
+    async def strike(self, key: Key) -> None:
+        change = sa.delete(outbox).where(outbox.c.key == key)
+        await self._run(self._in_transaction, lambda connection: connection.execute(change))
+
+    async def backlog(self) -> Backlog:
+        await self._settle()
+        return await self._run(self._in_transaction, _backlog)
+
+    async def _bring_in(self, batch: Sequence[Record]) -> int:
+        if batch:
+            await self._run(self._in_transaction, lambda connection: self._upsert(connection, batch))
+        return len(batch)
 
     def _begin_flush(self) -> None:
         if self._pending and self._flush is None:
@@ -289,6 +316,18 @@ class SqlCatalog:
         connection.execute(sa.delete(images).where(images.c.key.in_(keys)))
         now = self._now()
         connection.execute(sa.insert(images), [{**_to_row(record), "indexed_at": now} for record in records])
+        waiting = [record for record in records if record.pending]
+        known = set(connection.scalars(sa.select(outbox.c.key).where(outbox.c.key.in_(keys)))) if keys else set()
+        arrived = [record.key for record in records if not record.pending and record.key in known]
+        if arrived:
+            connection.execute(sa.delete(outbox).where(outbox.c.key.in_(arrived)))
+        new = [
+            {"key": record.key, "since": int(record.stored_at.timestamp()), "attempts": 0, "due_at": 0}
+            for record in waiting
+            if record.key not in known
+        ]
+        if new:
+            connection.execute(sa.insert(outbox), new)
 
     def _now(self) -> int:
         """Never less than before: when the clock is set back during a reindex, its rows must not pass for old ones."""
@@ -325,6 +364,17 @@ def _is_damage(error: sa.exc.DatabaseError) -> bool:
     # A file that was cut to nothing is a database without tables.
     emptied = name == "SQLITE_ERROR" and "no such table" in str(error.orig)
     return emptied or name in {"SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_CORRUPT_INDEX"}
+
+
+def _records() -> sa.Select[Any]:
+    """Select records, each with whether it waits for the primary."""
+    return sa.select(images, outbox.c.since).outerjoin(outbox, images.c.key == outbox.c.key)
+
+
+def _backlog(connection: sa.Connection) -> Backlog:
+    count, oldest = connection.execute(sa.select(sa.func.count(), sa.func.min(outbox.c.since))).one()
+    last = sa.select(outbox.c.error).where(outbox.c.error.is_not(None)).order_by(outbox.c.due_at.desc()).limit(1)
+    return Backlog(count, _time(oldest), connection.scalar(last) if count else None)
 
 
 def _finish(connection: sa.Connection, began: int) -> None:
@@ -385,4 +435,5 @@ def _to_record(row: sa.Row[Any]) -> Record:
         temporary=row.temporary,
         expires_at=_time(row.expires_at),
         validator=read_validator(row.origin_etag, row.origin_modified),
+        pending=row.since is not None,
     )

@@ -31,6 +31,19 @@ images = Table(
     sqlite_with_rowid=False,
 )
 
+outbox = Table(
+    "outbox",
+    metadata,
+    Column("key", String(64), primary_key=True),
+    Column("since", BigInteger, nullable=False, comment="when the image was kept in the fallback"),
+    Column("attempts", Integer, nullable=False),
+    Column("due_at", BigInteger, nullable=False),
+    Column("error", String(255)),
+    Index("outbox_by_time", "since", "key"),
+    sqlite_with_rowid=False,
+)
+"""What waits for the primary store."""
+
 state = Table(
     "state",
     metadata,

@@ -37,6 +37,7 @@ async def list_images(ledger: Ledger, *, limit: int, as_json: bool, out: TextIO)
 async def stats(ledger: Ledger, *, complete: bool, as_json: bool, out: TextIO) -> int:
     """Print how much is stored."""
     totals = await ledger.count()
+    backlog = await ledger.backlog()
     facts: dict[str, object] = {
         "images": totals.images,
         "objects": totals.objects,
@@ -44,6 +45,9 @@ async def stats(ledger: Ledger, *, complete: bool, as_json: bool, out: TextIO) -
         "oldest": totals.oldest,
         "newest": totals.newest,
         "catalog_complete": complete,
+        "waiting": backlog.images,
+        "waiting_since": backlog.oldest,
+        "last_error": backlog.error,
         "hosts": dict(totals.hosts),
     }
     if as_json:

@@ -9,20 +9,23 @@ from proxy.cli.printing import print_json
 from proxy.service import upkeep
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from proxy.ports import Archive, Ledger
 
 
-def verify(archive: Archive, *, as_json: bool, out: TextIO) -> int:
+async def verify(archives: Sequence[Archive], *, as_json: bool, out: TextIO) -> int:
     """Read everything that is stored and print what is wrong. 1 if something is damaged or missing."""
     counts: Counter[str] = Counter()
-    for finding in upkeep.verify(archive):
-        counts[finding.kind if finding else "good"] += 1
-        if finding is None:
-            continue
-        if as_json:
-            print_json(out, {"kind": finding.kind, "path": finding.path})
-        else:
-            out.write(f"{finding.kind:<10}  {finding.path}\n")
+    for archive in archives:
+        async for finding in upkeep.verify(archive):
+            counts[finding.kind if finding else "good"] += 1
+            if finding is None:
+                continue
+            if as_json:
+                print_json(out, {"kind": finding.kind, "path": finding.path})
+            else:
+                out.write(f"{finding.kind:<10}  {finding.path}\n")
     kinds = ("good", "damaged", "missing", "unreadable", "orphan")
     if as_json:
         print_json(out, {kind: counts[kind] for kind in kinds})
@@ -31,7 +34,7 @@ def verify(archive: Archive, *, as_json: bool, out: TextIO) -> int:
     return 1 if counts["damaged"] or counts["missing"] or counts["unreadable"] else 0
 
 
-async def reindex(archive: Archive, ledger: Ledger, *, out: TextIO) -> int:
+async def reindex(archives: Sequence[Archive], ledger: Ledger, *, out: TextIO) -> int:
     """Fill the catalog from the records."""
-    out.write(f"{await upkeep.reindex(archive, ledger)} images\n")
+    out.write(f"{await upkeep.reindex(archives, ledger)} images\n")
     return 0

@@ -112,3 +112,14 @@ class StorageError(ImgkeepError):
     """A store can neither take nor give what it should. Never used for a miss."""
 
     code = "storage_unavailable"
+
+
+class Unreachable(StorageError):
+    """
+    The primary cannot be asked, and the fallback does not have it. What is fetched now may be put all the same: when
+    the primary is back it is settled which image stays.
+    """
+
+
+class Conflict(StorageError):
+    """The store works, but what lies there stays: another image under the key, or a record of a newer version."""

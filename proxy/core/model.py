@@ -135,6 +135,7 @@ class Record:
             from the bytes, because it goes out before the last of them is known; so hit and miss answer alike.
         stored_at: When the image was fetched, to the second.
         validator: The origin's, where it gave one.
+        pending: Whether the image is in the fallback only, and waits for the primary. Not part of the stored record.
     """
 
     key: Key
@@ -150,6 +151,7 @@ class Record:
     temporary: bool = False
     expires_at: datetime | None = None
     validator: Validator | None = None
+    pending: bool = False
 
     @property
     def object_name(self) -> str:
@@ -167,3 +169,27 @@ class Totals:
     oldest: datetime | None
     newest: datetime | None
     hosts: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """
+    What waits for the primary.
+
+    Attributes:
+        images: How many.
+        oldest: Since when the one waits that waits longest.
+        error: Why the last attempt failed; without secrets.
+    """
+
+    images: int = 0
+    oldest: datetime | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """An image that waits for the primary, and how often it was tried in vain."""
+
+    key: Key
+    attempts: int

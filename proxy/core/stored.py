@@ -146,3 +146,16 @@ def decode_record(data: bytes) -> Record:
         expires_at=stored.expires_at,
         validator=read_validator(stored.origin_etag, stored.origin_modified),
     )
+
+
+def read_record(data: bytes, name: str) -> Record:
+    """
+    Read the record that lies under a file name. Under another than its key's it is damage, not another image's record.
+
+    Raises:
+        RecordTooNew, RecordUnreadable: As `decode_record`.
+    """
+    record = decode_record(data)
+    if name != f"{record.key}.json":
+        raise RecordUnreadable("the key is not that of the file's name")
+    return record

@@ -114,6 +114,7 @@ class Fill:
         self._recent: deque[tuple[int, bytes]] = deque()
         self._recent_bytes = 0
         self._size: int | None = None
+        self._pending = False
         self._holders = 1
 
     @property
@@ -137,7 +138,7 @@ class Fill:
         if record is not None:
             fault = await self._keep(record)
         if fault is None:
-            self._to.observer.filled(self._draft.size)
+            self._to.observer.filled(self._draft.size, pending=self._pending)
         else:
             self._to.observer.unkept(str(fault))
         self._size = self._draft.size
@@ -228,16 +229,16 @@ class Fill:
         try:
             return await self._to.disk.begin(size), self._fault
         except StorageError as fault:
-            return await self._to.memory.begin(size), fault
+            return await self._to.memory.begin(size), self._unless_remote(fault)
 
     async def _take(self, chunk: bytes, fault: StorageError | None) -> StorageError | None:
         """Write a chunk and let readers have all but its last byte; on a fault go on in memory."""
         try:
             await self._draft.write(chunk)
         except StorageError as error:
-            if fault is not None:
+            if len(self._drafts) > 1 or fault is not None:
                 raise
-            fault = error
+            fault = self._unless_remote(error)
             await self._move_to_memory(chunk)
         height = self._draft.size
         self._recent.append((height - len(chunk), chunk))
@@ -246,6 +247,10 @@ class Fill:
             self._recent_bytes -= len(self._recent.popleft()[1])
         self._tide.rise(height - 1)
         return fault
+
+    def _unless_remote(self, fault: StorageError) -> StorageError | None:
+        """A disk that fails keeps nobody from putting what is in memory into a bucket."""
+        return self._fault or (fault if self._to.store.disk_only else None)
 
     async def _move_to_memory(self, chunk: bytes) -> None:
         """Copy what the disk took and go on in memory. Readers notice nothing: they read by offset."""
@@ -296,8 +301,9 @@ class Fill:
 
     async def _keep(self, record: Record) -> StorageError | None:
         try:
-            await self._to.store.put(self._draft, record, None if self._known is None else self._known.digest)
+            kept = await self._to.store.put(self._draft, record, None if self._known is None else self._known.digest)
         except StorageError as fault:
             return fault
-        await self._tower.kept(record)
+        self._pending = kept.pending
+        await self._tower.kept(kept)
         return None

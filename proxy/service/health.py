@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Final
 from proxy.core.errors import StorageError
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from proxy.ports import Watched
 
 LOOK_EVERY_S: Final = 5
@@ -21,31 +23,30 @@ LOOK_EVERY_S: Final = 5
 
 @dataclass(slots=True)
 class Health:
-    """The parts, and the two states that concern all: not yet looked, and draining."""
+    """
+    The parts, and the two states that concern all: not yet looked, and draining.
 
-    store: Watched
+    Attributes:
+        disk: The local disk: the store itself, or what lies under the fallback and the cache of a remote one.
+        store: A remote store; `None`: the disk is the store.
+        fallback: What is told of the fallback besides its fault; `None`: there is none.
+    """
+
+    disk: Watched
     catalog: Watched
     free_bytes_min: int
+    store: Watched | None = None
+    fallback: Callable[[], dict[str, object]] | None = None
     draining: bool = False
     faults: dict[str, str | None] = field(default_factory=dict)
     free_bytes: int = 0
 
     async def look(self) -> None:
         """Take a look at every part. A fault ends here as soon as the part works again."""
-        try:
-            self.free_bytes = await self.store.check()
-        except StorageError as fault:
-            self.faults["store"] = str(fault)
-        else:
-            self.faults["store"] = None
-            short = self.free_bytes < self.free_bytes_min
-            self.faults["disk"] = "less than store.free_bytes_min is free" if short else None
-        try:
-            await self.catalog.check()
-        except StorageError as fault:
-            self.faults["catalog"] = str(fault)
-        else:
-            self.faults["catalog"] = None
+        await self._look_at("store" if self.store is None else "fallback", self._check_disk)
+        if self.store is not None:
+            await self._look_at("store", self.store.check)
+        await self._look_at("catalog", self.catalog.check)
 
     def note(self, part: str, fault: str) -> None:
         """Note a fault that was met at work. It stands until a look finds the part working."""
@@ -55,7 +56,8 @@ class Health:
         """
         Return whether to send requests here, and the state of every part.
 
-        `degraded`: requests are answered, but new images may not be kept, or look-ups take longer.
+        `degraded`: requests are answered, but new images may not be kept or are kept in the fallback only, or look-ups
+        take longer.
         """
         if self.draining:
             status = "draining"
@@ -67,6 +69,27 @@ class Health:
             part: {"status": "failing", "reason": fault} if fault else {"status": "ok"}
             for part, fault in ((name, self.faults.get(name)) for name in ("store", "catalog", "disk"))
         }
-        # A local store is its own fallback: there is nowhere else to go.
-        parts["fallback"] = {"status": "unused"}
+        parts["fallback"] = self._tell_fallback()
         return status in {"ready", "degraded"}, {"status": status, **parts}
+
+    def _tell_fallback(self) -> dict[str, object]:
+        if self.fallback is None:
+            # A local store is its own fallback: there is nowhere else to go.
+            return {"status": "unused"}
+        fault = self.faults.get("fallback")
+        told = {"status": "failing", "reason": fault} if fault else {"status": "ok"}
+        return {**told, **self.fallback()}
+
+    async def _check_disk(self) -> int:
+        self.free_bytes = await self.disk.check()
+        short = self.free_bytes < self.free_bytes_min
+        self.faults["disk"] = "less than store.free_bytes_min is free" if short else None
+        return self.free_bytes
+
+    async def _look_at(self, part: str, check: Callable[[], Awaitable[int]]) -> None:
+        try:
+            await check()
+        except StorageError as fault:
+            self.faults[part] = str(fault)
+        else:
+            self.faults[part] = None

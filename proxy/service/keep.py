@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 from cachetools import LRUCache
 
 from proxy.collapse import Flights
-from proxy.core.errors import ImgkeepError, LoopDetected, OriginError, SourceForbidden, StorageError
+from proxy.core.errors import ImgkeepError, LoopDetected, OriginError, SourceForbidden, StorageError, Unreachable
 from proxy.core.policy import judge
 from proxy.core.stored import read_object_name
 from proxy.service.failures import Failures, fingerprint
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from proxy.core.model import Format, Key, Record, Source, SourceInfo
     from proxy.core.policy import Policy
     from proxy.ports import Body, Catalog, Store
+    from proxy.service.address import Address, Addresses
     from proxy.service.fill import Neighbours
 
 RECORDS_BYTES_MAX: Final = 67_108_864
@@ -60,6 +61,7 @@ class Delivery:
     Attributes:
         etag: Strong, the same for hit and miss.
         object_name: `<digest>.<ext>` once it is known: the last part of the permanent URL.
+        permanent_url: Where the object is for ever, when that is known and not with us.
         name: A name for people who save the image.
     """
 
@@ -69,6 +71,7 @@ class Delivery:
     name: str
     body: Body
     object_name: str | None = None
+    permanent_url: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +79,16 @@ class Redirect:
     """The client is sent to the source itself."""
 
     url: str
+
+
+@dataclass(frozen=True, slots=True)
+class Referral:
+    """The client is sent to where the object is. Who has it already (`etag`) need not go."""
+
+    address: Address
+    etag: str
+    object_name: str
+    permanent_url: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,10 +112,13 @@ class Keeper:
         timer: Callable[[], float],
         identify: Callable[[Source], SourceInfo],
         rules: Rules = Rules(),
+        addresses: Addresses | None = None,
     ) -> None:
         self.identify = identify
         """Tells which picture a source names and what kind of link it is."""
         self._rules = rules
+        self._addresses = addresses
+        """Where clients can be sent; `None`: every image is served."""
         self._store = store
         self._catalog = catalog
         self._policy = policy
@@ -119,13 +135,16 @@ class Keeper:
     def fills_in_air(self) -> int:
         return len(self._flights)
 
-    async def deliver(self, source: Source, info: SourceInfo, *, came_from_us: bool = False) -> Delivery | Redirect:
+    async def deliver(
+        self, source: Source, info: SourceInfo, *, head: bool = False, came_from_us: bool = False
+    ) -> Delivery | Referral | Redirect:
         """
         Deliver the image that `source` names, from the store or from its origin.
 
         Args:
             source: The link, read but not judged.
             info: What `identify` tells of it.
+            head: Whether only the head of the answer is wanted.
             came_from_us: A node of ours asks; it is answered from the store and never causes a fill.
 
         Raises:
@@ -134,7 +153,7 @@ class Keeper:
         if self._policy.denies(source.host):
             raise SourceForbidden("the source is refused: host is in sources.deny")
         while True:
-            delivery, fault = await self._find(info)
+            delivery, fault = await self._find(info, head=head)
             if delivery is not None:
                 self._refresh(source, info, came_from_us=came_from_us)
                 return delivery
@@ -143,7 +162,8 @@ class Keeper:
                 return Redirect(source.url)
             self._check_departure(source, fault, came_from_us=came_from_us)
             # No await between the look-up's last word and the departure: see collapse.py.
-            fill, departs = self._flights.join(info.key, partial(Fill, source, info, self._to, self, fault=fault))
+            unkept = None if isinstance(fault, Unreachable) else fault
+            fill, departs = self._flights.join(info.key, partial(Fill, source, info, self._to, self, fault=unkept))
             self._note_asked(source)
             fill.hold()
             try:
@@ -159,7 +179,7 @@ class Keeper:
                 await fill.aclose()
                 raise
 
-    async def deliver_object(self, name: str) -> Delivery | None:
+    async def deliver_object(self, name: str, *, head: bool = False) -> Delivery | Referral | None:
         """
         Deliver the object `<digest>.<ext>` under its permanent URL; `None` if there is none.
 
@@ -167,10 +187,15 @@ class Keeper:
             StorageError: The store cannot tell.
         """
         read = read_object_name(name)
-        body = None if read is None else await self._store.fetch(name, None)
-        if read is None or body is None:
+        if read is None:
             return None
         digest, format_ = read
+        referral = await self._refer(name, f'"{digest}"', head=head)
+        if referral is not None:
+            return referral
+        body = await self._store.fetch(name, None)
+        if body is None:
+            return None
         return Delivery(Outcome.HIT, format_, f'"{digest}"', _name_for_people(digest, format_), body, name)
 
     async def kept(self, record: Record) -> None:
@@ -205,12 +230,23 @@ class Keeper:
         if came_from_us:
             raise fault or LoopDetected("the request came from this server or from another node of it")
 
-    async def _find(self, info: SourceInfo) -> tuple[Delivery | None, StorageError | None]:
+    async def _refer(self, name: str, etag: str, *, head: bool) -> Referral | None:
+        address = None if self._addresses is None else await self._addresses.find(name, head=head)
+        return None if address is None else Referral(address, etag, name, self._permanent_url(name))
+
+    def _permanent_url(self, name: str) -> str | None:
+        return None if self._addresses is None else self._addresses.permanent(name)
+
+    async def _find(self, info: SourceInfo, *, head: bool) -> tuple[Delivery | Referral | None, StorageError | None]:
         """Find what is stored under a key. A fault is not a miss: it is told beside the `None`."""
         try:
             record = self._records.get(info.key) or await self._find_record(info.key)
             # A fill may have landed while we looked elsewhere.
             record = record or self._records.get(info.key)
+            if record is not None and not record.pending:
+                referral = await self._refer(record.object_name, record.etag, head=head)
+                if referral is not None:
+                    return referral, None
             body = None if record is None else await self._store.fetch(record.object_name, record.size)
             if record is not None and body is None:
                 record, body = await self._find_again(record)
@@ -219,7 +255,8 @@ class Keeper:
         if record is None or body is None:
             return None, None
         name = _name_for_people(record.key, record.format)
-        return Delivery(Outcome.HIT, record.format, record.etag, name, body, record.object_name), None
+        permanent_url = None if record.pending else self._permanent_url(record.object_name)
+        return Delivery(Outcome.HIT, record.format, record.etag, name, body, record.object_name, permanent_url), None
 
     def _refresh(self, source: Source, info: SourceInfo, *, came_from_us: bool) -> None:
         """Look, behind the back of whoever is being served, whether a link that was signed anew shows a new image."""

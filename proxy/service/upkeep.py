@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final, Literal
 
+from proxy.core.errors import StorageError
 from proxy.core.model import Record
-from proxy.core.stored import RecordTooNew, object_path
+from proxy.core.stored import OBJECTS, RECORDS, RecordTooNew, object_path
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Sequence
 
+    from proxy.core.stored import RecordUnreadable
     from proxy.ports import Archive, Ledger
+
+BATCH: Final = 200
+"""Records read at a time: a second or two, even from a bucket."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,45 +33,64 @@ class Finding:
     path: str
 
 
-async def reindex(archive: Archive, ledger: Ledger) -> int:
+async def records(archive: Archive) -> AsyncIterator[tuple[str, Record | RecordUnreadable]]:
+    """Read all records of a store, in the order of their paths."""
+    batch: list[str] = []
+    async for path, _ in archive.walk(RECORDS):
+        batch.append(path)
+        if len(batch) == BATCH:
+            for found in await archive.read_records(batch):
+                yield found
+            batch = []
+    for found in await archive.read_records(batch):
+        yield found
+
+
+async def reindex(archives: Sequence[Archive], ledger: Ledger) -> int:
     """
-    Fill the catalog from the records and return how many there are.
+    Fill the catalog from the records and return how many there are. What lies in a second archive waits for the first.
 
     Raises:
-        StorageError: The catalog failed.
+        StorageError: The catalog or a store failed.
     """
-    return await ledger.rebuild(lambda: (record for _, record in archive.records() if isinstance(record, Record)))
+
+    async def everything() -> AsyncIterator[Record]:
+        for archive in archives:
+            async for _, record in records(archive):
+                if isinstance(record, Record):
+                    yield record if archive is archives[0] else replace(record, pending=True)
+
+    return await ledger.rebuild(everything())
 
 
-def verify(archive: Archive) -> Iterator[Finding | None]:
+async def verify(archive: Archive) -> AsyncIterator[Finding | None]:
     """
-    Read everything that is stored, and yield a finding or `None` for each record and object. Blocks.
+    Read everything that is stored, and yield a finding or `None` for each record and object.
 
     What is damaged is set aside at once, so that nobody is served it from then on.
     """
     wanted: set[str] = set()
-    for path, record in archive.records():
+    async for path, record in records(archive):
         if isinstance(record, Record):
             wanted.add(object_path(record.object_name))
             yield None
         elif isinstance(record, RecordTooNew):
             yield Finding("unreadable", path)
         else:
-            archive.set_aside(path)
+            await archive.set_aside(path)
             yield Finding("damaged", path)
-    for path in archive.objects():
-        try:
-            digest = archive.hash_object(path)
-        except FileNotFoundError:
-            continue  # removed since its folder was listed
-        except OSError:
-            digest = None
+    async for path, _ in archive.walk(OBJECTS):
         known = path in wanted
         wanted.discard(path)
-        if digest is None:
+        try:
+            digest = await archive.hash_object(path)
+        except StorageError:
             yield Finding("unreadable", path)
-        elif digest != path.rpartition("/")[2].partition(".")[0]:
-            archive.set_aside(path)
+            continue
+        if digest is None:
+            continue  # removed since its folder was listed
+        if digest != path.rpartition("/")[2].partition(".")[0]:
+            await archive.set_aside(path)
             yield Finding("damaged", path)
         else:
             yield None if known else Finding("orphan", path)

@@ -120,6 +120,12 @@ class LocalDraft:
     async def judge(self, verdict: Callable[[bytearray | mmap.mmap], T]) -> T:
         return await self._threads.run(self._judge, verdict)
 
+    def catch_up(self) -> None:
+        """Take note of what is in the file already. Blocks."""
+        while piece := os.pread(self._descriptor, PIECE_BYTES, self._size):
+            self._hash.update(piece)
+            self._size += len(piece)
+
     def sync(self) -> None:
         """Make the bytes durable. Blocks."""
         with self._lock:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import hashlib
 import os
 import shutil
 from hashlib import sha256
@@ -21,7 +20,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 import aiofiles
 from cachetools import LRUCache
 
-from proxy.core.errors import StorageError
+from proxy.core.errors import Conflict, StorageError
 from proxy.core.model import Digest
 from proxy.core.stored import (
     OBJECTS,
@@ -29,9 +28,9 @@ from proxy.core.stored import (
     RECORDS,
     RecordTooNew,
     RecordUnreadable,
-    decode_record,
     encode_record,
     object_path,
+    read_record,
     record_path,
 )
 from proxy.storage import disk, files
@@ -39,7 +38,7 @@ from proxy.storage.disk import LocalBody, LocalDraft, Threads
 from proxy.storage.memory import MemoryBody
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Sequence
     from pathlib import Path
 
     from proxy.core.model import Key, Record
@@ -55,9 +54,10 @@ T = TypeVar("T")
 
 
 class LocalStore:
-    """Keeps images under `root`. Implements `ports.Store`, `ports.Spool`, `ports.Watched` and `ports.Archive`."""
+    """Keeps images under `root`. Implements `ports.Store`, `ports.Refuge`, `ports.Watched` and `ports.Archive`."""
 
     name = "local"
+    disk_only = True
 
     def __init__(
         self, root: Path, *, hot_bytes_max: int = 0, free_bytes_min: int = 0, timeout_s: float = disk.TIMEOUT_S
@@ -75,8 +75,8 @@ class LocalStore:
         Raises:
             StorageError: The folder can be neither made nor used.
         """
-        await self._run(self._lay_out)
-        await self._run(files.sweep, self.root / PARTIAL)
+        await self.run(self._lay_out)
+        await self.run(files.sweep, self.root / PARTIAL)
 
     async def aclose(self) -> None:
         self._threads.close()
@@ -88,7 +88,7 @@ class LocalStore:
         Raises:
             StorageError: Something of that does not work.
         """
-        return await self._run(self._probe)
+        return await self.run(self._probe)
 
     async def find(self, key: Key) -> Record | None:
         path = self.root / record_path(key)
@@ -98,69 +98,96 @@ class LocalStore:
                 aiofiles.open(path, "rb", executor=self._threads.pool) as file,
             ):
                 data = await file.read(RECORD_BYTES_MAX)
-            return _read_record(data, path.name)
+            return read_record(data, path.name)
         except FileNotFoundError:
-            await self._run(self._insist_on_root)
+            await self.run(self._insist_on_root)
             return None
         except RecordTooNew as error:
-            raise StorageError(f"the record was {error}") from None
+            raise Conflict(f"the record was {error}") from None
         except RecordUnreadable:
-            await self._run(self._set_aside, path)
+            await self.run(self._set_aside, path)
             return None
         except OSError as error:
             raise disk.fault(error) from None
 
     async def fetch(self, name: str, size: int | None) -> Body | None:
+        return await self.fetch_at(object_path(name), name, size)
+
+    async def fetch_at(self, path: str, name: str, size: int | None) -> Body | None:
+        """Open the object `name` that lies at `path` under the root; damage is set aside."""
         hot = self._hot.get(name)
         if hot is not None:
             return MemoryBody(hot)
-        body = await self._run(self._open, name, size)
+        body = await self.run(self._open, path, name, size)
         if isinstance(body, MemoryBody) and body.size <= self._hot.maxsize:
             self._hot[name] = body.data
         return body
 
     async def begin(self, size: int | None) -> LocalDraft:
-        return await self._run(self._begin, size or 0)
+        return await self.run(self._begin, size or 0)
 
-    async def put(self, draft: Draft, record: Record, replaces: Digest | None = None) -> None:
+    async def put(self, draft: Draft, record: Record, replaces: Digest | None = None) -> Record:
         assert isinstance(draft, LocalDraft)
-        await self._run(self._commit, draft, record, replaces)
+        await self.run(self._commit, draft, record, replaces)
         draft.kept = True
+        return record
 
     async def delete(self, key: Key) -> None:
-        await self._run(self._delete, self.root / record_path(key))
+        await self.run(self._delete, self.root / record_path(key))
 
-    def records(self) -> Iterator[tuple[str, Record | RecordUnreadable]]:
-        for path in self._walk(RECORDS):
+    def takes(self, draft: Draft) -> bool:
+        return isinstance(draft, LocalDraft) and draft.path.parent == self.root / PARTIAL
+
+    async def reopen(self, name: str) -> LocalDraft | None:
+        return await self.run(self._reopen, name)
+
+    async def walk(self, folder: str) -> AsyncIterator[tuple[str, int]]:
+        """Walk one of the 256 folders after the other. One that cannot be read is a fault."""
+        await self.run(self._insist_on_root)
+        for number in range(256):
+            for entry in await self.run(self._list, f"{folder}/{number:02x}"):
+                yield entry
+
+    async def read_records(self, paths: Sequence[str]) -> Sequence[tuple[str, Record | RecordUnreadable]]:
+        return await self.run(self._read_records, paths)
+
+    async def hash_object(self, path: str) -> Digest | None:
+        return await self.run(self._hash, self.root / path)
+
+    async def set_aside(self, path: str) -> None:
+        await self.run(self._set_aside, self.root / path)
+
+    async def run(self, work: Callable[..., T], *args: object) -> T:
+        """Run `work` in a thread of this disk. Raises `StorageError` if it fails or takes too long."""
+        return await self._threads.run(work, *args)
+
+    def _list(self, folder: str) -> list[tuple[str, int]]:
+        try:
+            found = [(f"{folder}/{path.name}", path.stat().st_size) for path in (self.root / folder).iterdir()]
+        except FileNotFoundError:
+            return []  # nobody has been kept here yet, or left while we looked
+        return sorted(found)
+
+    def _read_records(self, paths: Sequence[str]) -> list[tuple[str, Record | RecordUnreadable]]:
+        found: list[tuple[str, Record | RecordUnreadable]] = []
+        for path in paths:
             try:
-                yield path, _read_record((self.root / path).read_bytes(), path.rpartition("/")[2])
+                found.append((path, read_record((self.root / path).read_bytes(), path.rpartition("/")[2])))
             except RecordUnreadable as error:
-                yield path, error
+                found.append((path, error))
             except FileNotFoundError:
                 continue  # deleted since its folder was listed
+        return found
 
-    def objects(self) -> Iterator[str]:
-        return self._walk(OBJECTS)
-
-    def hash_object(self, path: str) -> Digest:
-        with (self.root / path).open("rb") as file:
-            return Digest(hashlib.file_digest(file, "sha256").hexdigest())
-
-    def set_aside(self, path: str) -> None:
-        self._set_aside(self.root / path)
-
-    def _walk(self, folder: str) -> Iterator[str]:
-        """Walk in a fixed order, one of the 256 folders in memory at a time. One that cannot be read is a fault."""
-        self._insist_on_root()
-        for number in range(256):
-            try:
-                names = sorted(path.name for path in (self.root / folder / f"{number:02x}").iterdir())
-            except FileNotFoundError:
-                continue
-            yield from (f"{folder}/{number:02x}/{name}" for name in names)
-
-    async def _run(self, work: Callable[..., T], *args: object) -> T:
-        return await self._threads.run(work, *args)
+    def _hash(self, path: Path) -> Digest | None:
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        try:
+            return Digest(disk.hash_all(descriptor, os.fstat(descriptor).st_size))
+        finally:
+            os.close(descriptor)
 
     def _lay_out(self) -> None:
         """
@@ -198,8 +225,8 @@ class LocalStore:
         path = self._partial()
         return LocalDraft(path, files.create_partial(path), self._threads)
 
-    def _open(self, name: str, size: int | None) -> Body | None:
-        path = self.root / object_path(name)
+    def _open(self, place: str, name: str, size: int | None) -> Body | None:
+        path = self.root / place
         digest = name.partition(".")[0]
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -239,18 +266,54 @@ class LocalStore:
                 self._insist_on_ours(final, record.digest, replaces)  # another process was quicker
                 files.publish(partial, final)
 
+    def _reopen(self, name: str) -> LocalDraft | None:
+        path = self.root / object_path(name)
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            self._insist_on_root()
+            return None
+        draft = LocalDraft(path, descriptor, self._threads)
+        draft.kept = True
+        try:
+            draft.catch_up()
+        except BaseException:
+            draft.close()
+            raise
+        if draft.digest == name.partition(".")[0]:
+            return draft
+        draft.close()
+        self._set_aside(path)
+        return None
+
+    def take_out(self, record: Record, to: Path | None) -> bool:
+        """Remove a record and move its object to `to`, or nowhere; return whether it is there now. Blocks."""
+        # The record first: an object without one is only an orphan.
+        path = self.root / record_path(record.key)
+        files.remove(path)
+        files.sync_folder(path.parent)
+        place = self.root / object_path(record.object_name)
+        if to is None:
+            files.remove(place)
+            return False
+        try:
+            place.replace(to)
+        except FileNotFoundError:
+            return False  # another record of the same bytes took it along
+        return True
+
     def _insist_on_ours(self, path: Path, *replaceable: Digest | None) -> None:
         """Refuse to overwrite what a newer version wrote, or another image than `replaceable` that is still there."""
         try:
-            theirs = _read_record(path.read_bytes(), path.name)
+            theirs = read_record(path.read_bytes(), path.name)
         except FileNotFoundError:
             return
         except RecordTooNew as error:
-            raise StorageError(f"the record was {error}") from None
+            raise Conflict(f"the record was {error}") from None
         except RecordUnreadable:
             return
         if replaceable and theirs.digest not in replaceable and (self.root / object_path(theirs.object_name)).exists():
-            raise StorageError("another image was kept under this link meanwhile")
+            raise Conflict("another image was kept under this link meanwhile")
 
     def _delete(self, path: Path) -> None:
         self._insist_on_ours(path)
@@ -268,11 +331,3 @@ class LocalStore:
         except FileNotFoundError:
             return  # somebody else was quicker
         files.sync_folder(path.parent)
-
-
-def _read_record(data: bytes, name: str) -> Record:
-    """Read a record's JSON. Under another name than its key's it is a damaged file, not another image's record."""
-    record = decode_record(data)
-    if name != f"{record.key}.json":
-        raise RecordUnreadable("the key is not that of the file's name")
-    return record

@@ -20,7 +20,7 @@ from proxy.web.site import NOTES, SITE
 
 if TYPE_CHECKING:
     from proxy.ports import Body
-    from proxy.service.keep import Delivery, Redirect
+    from proxy.service.keep import Delivery, Redirect, Referral
 
 PIECE_BYTES: Final = 32_768
 """What a slow reader holds in memory at most; the rest waits in the file."""
@@ -59,6 +59,31 @@ def redirect(request: web.Request, to: Redirect) -> web.Response:
         "Referrer-Policy": "no-referrer",
     }
     return web.Response(status=request.app[SITE].redirect_status, headers=headers)
+
+
+def refer(request: web.Request, to: Referral) -> web.Response:
+    """
+    Send the client to where the object is, unless it has it already.
+
+    Without an `ETag`: a client that revalidates a redirect would go on using the link it holds.
+    """
+    notes = request[NOTES]
+    if etag_matches(_field(request, "If-None-Match") or "", to.etag):
+        notes.outcome = Outcome.HIT.value
+        return web.Response(status=304, headers={**FIXED_HEADERS, "ETag": to.etag, "Cache-Status": cache_status("hit")})
+    notes.outcome = "redirect"
+    site = request.app[SITE]
+    headers = {
+        "Location": to.address.url,
+        "Cache-Control": f"{'private' if to.address.private else 'public'}, max-age={to.address.max_age_s}",
+        "Cache-Status": cache_status("hit"),
+        "Content-Location": to.permanent_url or site.own_url(to.object_name),
+        "Access-Control-Allow-Origin": "*",
+        "Cross-Origin-Resource-Policy": "cross-origin",
+        "X-Content-Type-Options": "nosniff",
+        "Referrer-Policy": "no-referrer",
+    }
+    return web.Response(status=site.redirect_status, headers=headers)
 
 
 async def respond(request: web.Request, delivery: Delivery) -> web.StreamResponse:
@@ -108,7 +133,7 @@ def _headers(request: web.Request, delivery: Delivery) -> dict[str, str]:
         "Content-Disposition": f'inline; filename="{delivery.name}"',
     }
     if delivery.object_name is not None:
-        headers["Content-Location"] = request.app[SITE].permanent_url(delivery.object_name)
+        headers["Content-Location"] = delivery.permanent_url or request.app[SITE].own_url(delivery.object_name)
     return headers
 
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from aiohttp import web
 
 from proxy.core.errors import LoopDetected
 from proxy.core.headers import passed_through_us
 from proxy.core.source import own_path, read_img_query
-from proxy.service.keep import Redirect
-from proxy.web.delivery import redirect, respond
+from proxy.service.keep import Redirect, Referral
+from proxy.web.delivery import redirect, refer, respond
 from proxy.web.site import NOTES, SITE
+
+if TYPE_CHECKING:
+    from proxy.service.keep import Delivery
 
 
 async def img(request: web.Request) -> web.StreamResponse:
@@ -22,24 +27,33 @@ async def img(request: web.Request) -> web.StreamResponse:
         return await _own(request, own)
     info = site.keeper.identify(source)
     request[NOTES].key = info.key
-    delivery = await site.keeper.deliver(source, info, came_from_us=passed_through_us(request.headers))
+    came_from_us = passed_through_us(request.headers)
+    delivery = await site.keeper.deliver(source, info, head=request.method == "HEAD", came_from_us=came_from_us)
     if isinstance(delivery, Redirect):
         return redirect(request, delivery)
-    return await respond(request, delivery)
+    return await _give(request, delivery)
 
 
 async def image(request: web.Request) -> web.StreamResponse:
     """Show an object under its permanent URL."""
-    delivery = await request.app[SITE].keeper.deliver_object(request.match_info["name"])
+    delivery = await _find(request, request.match_info["name"])
     if delivery is None:
         raise web.HTTPNotFound
-    return await respond(request, delivery)
+    return await _give(request, delivery)
 
 
 async def _own(request: web.Request, path: str) -> web.StreamResponse:
     """A source under our own permanent URL is simply served; any other of our own would be a loop."""
     folder, _, name = path.partition("?")[0].rpartition("/")
-    delivery = await request.app[SITE].keeper.deliver_object(name) if folder == "/images" else None
+    delivery = await _find(request, name) if folder == "/images" else None
     if delivery is None:
         raise LoopDetected("the source is this server")
-    return await respond(request, delivery)
+    return await _give(request, delivery)
+
+
+async def _find(request: web.Request, name: str) -> Delivery | Referral | None:
+    return await request.app[SITE].keeper.deliver_object(name, head=request.method == "HEAD")
+
+
+async def _give(request: web.Request, delivery: Delivery | Referral) -> web.StreamResponse:
+    return refer(request, delivery) if isinstance(delivery, Referral) else await respond(request, delivery)

@@ -40,8 +40,8 @@ class Site:
     timer: Callable[[], float]
     stall_timeout_s: float = STALL_TIMEOUT_S
 
-    def permanent_url(self, object_name: str) -> str:
-        """Return the URL of an object; only its path where no public URL is configured (RFC 9110, 8.7)."""
+    def own_url(self, object_name: str) -> str:
+        """Return where we serve an object; only its path where no public URL is configured (RFC 9110, 8.7)."""
         base = "" if self.public is None else self.public.url.rstrip("/")
         return f"{base}/images/{object_name}"
 

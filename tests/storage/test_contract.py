@@ -14,6 +14,7 @@ import pytest
 from proxy.core.errors import StorageError
 from proxy.core.model import Key
 from proxy.storage.local import HOT_OBJECT_BYTES_MAX, LocalStore
+from tests.s3.backends import BucketBackend, open_bucket
 from tests.storage.stores import FakeStore, record_of
 
 if TYPE_CHECKING:
@@ -81,13 +82,18 @@ async def open_fake(_folder: Path) -> AsyncIterator[Backend]:
     yield Backend(store, left, break_it)
 
 
-BACKENDS = {"local": open_local, "fake": open_fake}
+HERE = {"local": open_local, "fake": open_fake}
 
 
-@pytest.fixture(params=list(BACKENDS.values()), ids=list(BACKENDS))
-async def backend(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Backend]:
-    async for backend in request.param(tmp_path / "store"):
-        yield backend
+@pytest.fixture(params=[*HERE, "moto", "rclone", "s3rver"])
+async def backend(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Backend | BucketBackend]:
+    folder = tmp_path / "store"
+    if request.param in HERE:
+        async for backend in HERE[request.param](folder):
+            yield backend
+    else:
+        async for bucket in open_bucket(request.param, request, folder):
+            yield bucket
 
 
 @pytest.fixture

@@ -1,0 +1,215 @@
+"""
+Take the bucket away under load, in every way a bucket can be away, give it back, and count what anybody noticed.
+
+    python -m bench.outage                      ten minutes of outage at fifty requests a second
+    python -m bench.outage --outage-s 30
+
+Half of the requests ask for images that were stored before, half for new ones. During the outage the bucket refuses,
+hangs, answers 503 and resets connections in turn. Afterwards everything has to be in the bucket by itself, byte for
+byte and once. `tests/s3/test_outage.py` runs a short one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import random
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import aiohttp
+
+from bench.crash import body_of
+from tests.origins import FakeOrigin
+from tests.program import serving
+from tests.s3.gate import Gate
+from tests.s3.servers import S3Servers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.program import Program
+    from tests.s3.servers import S3Server
+
+STORED = 50
+PHASES = ("refuse", "hang", "slow_down", "reset")
+ANSWER_TIMEOUT_S = 20
+
+
+@dataclass
+class Tally:
+    """What the run came to. Milliseconds are those of requests during the outage."""
+
+    asked: Counter[str] = field(default_factory=Counter)
+    good: Counter[str] = field(default_factory=Counter)
+    milliseconds: dict[str, list[float]] = field(default_factory=lambda: {"stored": [], "new": []})
+    healed_after_s: float = 0
+    lacking: int = 0
+    wrong: int = 0
+    objects: int = 0
+    records: int = 0
+    images: int = 0
+
+    def availability(self, kind: str) -> float:
+        return self.good[kind] / max(1, self.asked[kind])
+
+    def quantile(self, kind: str, share: float) -> float:
+        values = sorted(self.milliseconds[kind])
+        return values[min(len(values) - 1, int(share * len(values)))] if values else 0
+
+    @property
+    def whole(self) -> bool:
+        exactly_once = self.objects == self.records == self.images
+        return self.availability("stored") == 1 and self.availability("new") >= 0.99 and exactly_once and not self.wrong
+
+
+async def outage(  # noqa: PLR0913 - one number a knob
+    folder: Path,
+    server: S3Server,
+    *,
+    outage_s: float,
+    rate: float,
+    timeout_s: float = 5,
+    seed: int = 1,
+    say: Callable[[str], None] = lambda _: None,
+) -> Tally:
+    """Run one outage of `outage_s` seconds at `rate` requests a second against a bucket on `server`."""
+    origin, gate = FakeOrigin(), Gate("127.0.0.1", server.port)
+    await origin.start()
+    await gate.start()
+    draw = random.Random(seed)
+    tally = Tally()
+    bodies: dict[str, bytes] = {}
+
+    def publish(number: int) -> str:
+        body = body_of(number)
+        url = origin.gives(f"/{number}.png", body)
+        bodies[url] = body
+        return url
+
+    settings = {
+        "store__url": f"s3://{server.bucket}?region=us-east-1",
+        "store__timeout_s": str(timeout_s),
+        "store__fallback": f"file:{folder}",
+        "AWS_ENDPOINT_URL": gate.endpoint,
+        "AWS_ACCESS_KEY_ID": server.key,
+        "AWS_SECRET_ACCESS_KEY": server.secret,
+    }
+    try:
+        async with serving(folder, **settings) as program:
+            stored = [publish(number) for number in range(STORED)]
+            for url in stored:
+                assert (await program.img(url)).body == bodies[url]
+            load = asyncio.create_task(_load(program, bodies, stored, publish, draw, rate, tally))
+            for number in range(max(len(PHASES), round(outage_s / 60))):
+                phase = PHASES[number % len(PHASES)]
+                say(f"{phase}: {dict(tally.asked)} asked, {dict(tally.good)} good")
+                await getattr(gate, phase)()
+                await asyncio.sleep(outage_s / max(len(PHASES), round(outage_s / 60)))
+            load.cancel()
+            await asyncio.wait([load])
+            await gate.open()
+            await _wait_until_healed(program, tally, say)
+    finally:
+        await gate.stop()
+        await origin.stop()
+    await _compare(server, bodies, tally)
+    return tally
+
+
+async def _load(  # noqa: PLR0913, PLR0917 - a step of `outage`, and all that it knows
+    program: Program,
+    bodies: dict[str, bytes],
+    stored: list[str],
+    publish: Callable[[int], str],
+    draw: random.Random,
+    rate: float,
+    tally: Tally,
+) -> None:
+    """Ask at a fixed rate, whether answers come or not, until cancelled; then wait for those under way."""
+    under_way: set[asyncio.Task[None]] = set()
+    number = STORED
+    start = time.monotonic()
+    try:
+        while True:
+            kind = draw.choice(("stored", "new"))
+            url = draw.choice(stored) if kind == "stored" else publish(number)
+            number += 1
+            task = asyncio.create_task(_ask(program, kind, url, bodies[url], tally))
+            under_way.add(task)
+            task.add_done_callback(under_way.discard)
+            await asyncio.sleep(max(0, start + (number - STORED) / rate - time.monotonic()))
+    finally:
+        if under_way:
+            await asyncio.wait(under_way)
+
+
+async def _ask(program: Program, kind: str, url: str, body: bytes, tally: Tally) -> None:
+    tally.asked[kind] += 1
+    start = time.monotonic()
+    try:
+        async with asyncio.timeout(ANSWER_TIMEOUT_S):
+            answer = await program.img(url)
+    except (aiohttp.ClientError, TimeoutError):
+        return
+    tally.milliseconds[kind].append((time.monotonic() - start) * 1000)
+    tally.good[kind] += answer.status == 200 and answer.body == body
+
+
+async def _wait_until_healed(program: Program, tally: Tally, say: Callable[[str], None]) -> None:
+    start = time.monotonic()
+    while True:
+        report = await program.ready()
+        fallback = report["fallback"]
+        assert isinstance(fallback, dict)
+        if report["status"] == "ready" and fallback["waiting"] == 0:
+            break
+        say(f"waiting: {fallback['waiting']}")
+        await asyncio.sleep(0.5)
+    tally.healed_after_s = time.monotonic() - start
+
+
+async def _compare(server: S3Server, bodies: dict[str, bytes], tally: Tally) -> None:
+    objects = await server.objects("v1/objects/")
+    wanted = {sha256(body).hexdigest() for body in bodies.values()}
+    tally.images = len(bodies)
+    tally.objects = len(objects)
+    tally.records = len(await server.objects("v1/records/"))
+    found = {name.rpartition("/")[2].partition(".")[0]: sha256(body).hexdigest() for name, body in objects.items()}
+    tally.wrong = sum(name != digest for name, digest in found.items())
+    tally.lacking = len(wanted - set(found))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.outage", description=__doc__.partition("\n\n")[0])
+    parser.add_argument("--outage-s", type=float, default=600)
+    parser.add_argument("--rate", type=float, default=50)
+    parser.add_argument("--server", choices=["moto", "rclone", "s3rver"], default="rclone")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        servers = S3Servers(Path(temporary))
+        try:
+            server = servers.with_bucket(arguments.server)
+            folder = Path(temporary) / "data"
+            tally = asyncio.run(outage(folder, server, outage_s=arguments.outage_s, rate=arguments.rate, say=print))
+        finally:
+            servers.stop()
+    for kind in ("stored", "new"):
+        print(
+            f"{kind}: {tally.good[kind]} of {tally.asked[kind]} good ({tally.availability(kind):.2%}), "
+            f"p50 {tally.quantile(kind, 0.5):.0f} ms, p99 {tally.quantile(kind, 0.99):.0f} ms, "
+            f"most {tally.quantile(kind, 1):.0f} ms"
+        )
+    print(f"healed after {tally.healed_after_s:.1f} s; {tally.lacking} lacking, {tally.wrong} wrong")
+    print(f"{tally.images} images, {tally.objects} objects, {tally.records} records")
+    return 0 if tally.whole else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

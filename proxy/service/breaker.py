@@ -1,0 +1,83 @@
+"""
+A circuit breaker: one failure of the primary opens it, and only a trial behind everybody's back closes it again.
+
+So an outage costs the visitors who meet it the store's time limit once, and nobody after them anything; none of them is
+ever the one who tries whether the primary is back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Final
+
+from proxy.core.errors import StorageError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+DELAY_MIN_S: Final = 1
+DELAY_MAX_S: Final = 15
+"""Between two trials: so long an outage lasts for us after it is over, at most, give or take half of it."""
+CALM_S: Final = 60
+"""A primary that fails again sooner than this after a trial is given more time before the next."""
+LOG_EVERY_S: Final = 60
+
+log = logging.getLogger(__name__)
+
+
+class Breaker:
+    """Open while `reason` is set. `trial` raises a `StorageError` as long as the primary does not work."""
+
+    def __init__(
+        self, trial: Callable[[], Awaitable[None]], *, draw: Callable[[], float], timer: Callable[[], float]
+    ) -> None:
+        self._trial = trial
+        self._draw = draw
+        self._timer = timer
+        self._delay_s: float = DELAY_MIN_S
+        self._closed_at = timer()
+        self._logged_at = float("-inf")
+        self.reason: str | None = None
+        self.closed = asyncio.Event()
+        self.closed.set()
+        self._opened = asyncio.Event()
+        self.tell: Callable[[str | None], None] = lambda _: None
+        """Is told why it opened, and `None` when it is closed again."""
+
+    def trip(self, fault: StorageError) -> None:
+        """Open, because of `fault`."""
+        first = self.reason is None
+        self.reason = str(fault)
+        self.tell(self.reason)
+        if not first:
+            return
+        restless = self._timer() - self._closed_at < CALM_S
+        self._delay_s = min(self._delay_s * 2, DELAY_MAX_S) if restless else DELAY_MIN_S
+        self.closed.clear()
+        self._opened.set()
+        if self._timer() - self._logged_at >= LOG_EVERY_S:
+            self._logged_at = self._timer()
+            log.error("the primary store fails; the fallback takes over", extra={"reason": self.reason})
+
+    async def run(self) -> None:
+        """Try, for ever, whether the primary works again."""
+        while True:
+            await self._opened.wait()
+            await asyncio.sleep(self._delay_s * (0.5 + self._draw()))
+            try:
+                await self._trial()
+            except StorageError as fault:
+                self.reason = str(fault)
+                self.tell(self.reason)
+                self._delay_s = min(self._delay_s * 2, DELAY_MAX_S)
+            else:
+                self._close()
+
+    def _close(self) -> None:
+        self.reason = None
+        self.tell(None)
+        self._closed_at = self._timer()
+        self._opened.clear()
+        self.closed.set()
+        log.info("the primary store works again")

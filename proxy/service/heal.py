@@ -1,0 +1,153 @@
+"""
+Healing: what the fallback holds is copied to the primary as soon as that answers again, without being asked.
+
+Rules:
+- The fallback's folder is the truth about what waits, the outbox its order: what is in the one and not in the other is
+  enlisted at start, so that neither a kill between two writes nor a lost catalog loses anything.
+- The local copy goes when the primary was seen to have the image, and the row of the outbox goes last: whatever a kill
+  leaves is done again, harmlessly.
+- An outage is the breaker's affair and costs an image no attempt; an image that fails by itself waits longer each time.
+- Where the primary keeps another image under the key, that one stays; ours is brought in as an object, because its
+  permanent URL was handed out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final, Protocol
+
+from proxy.core.errors import Conflict, StorageError
+from proxy.core.model import Backlog, Record
+from proxy.core.stored import RECORDS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from proxy.core.model import Waiting
+    from proxy.ports import Cache, Catalog, Outbox, Refuge, Remote
+    from proxy.service.breaker import Breaker
+
+CONCURRENT_MAX: Final = 8
+"""Images at a time: enough to keep a line busy, few enough to leave room for visitors."""
+BATCH: Final = 64
+LOOK_EVERY_S: Final = 1
+"""How long a new image may lie before anybody looks, and the whole of the back-off's resolution."""
+DELAY_MIN_S: Final = 2
+DELAY_MAX_S: Final = 60
+
+log = logging.getLogger(__name__)
+
+
+class Keeps(Protocol):
+    """Who wants to know where an image is now."""
+
+    async def kept(self, record: Record) -> None: ...
+
+
+class Healer:
+    """Carries images from the fallback to the primary. One per process."""
+
+    def __init__(  # noqa: PLR0913 - all by keyword, in one place
+        self,
+        *,
+        primary: Remote,
+        fallback: Refuge,
+        cache: Cache,
+        outbox: Outbox,
+        catalog: Catalog,
+        breaker: Breaker,
+        keeper: Keeps,
+        draw: Callable[[], float],
+        counted: Callable[[bool], None],
+        seen: Callable[[str], None],
+    ) -> None:
+        self._primary = primary
+        self._fallback = fallback
+        self._cache = cache
+        self._outbox = outbox
+        self._catalog = catalog
+        self._breaker = breaker
+        self._keeper = keeper
+        self._draw = draw
+        self._counted = counted
+        self._seen = seen
+        self.backlog = Backlog()
+        """As of the last look."""
+
+    async def run(self) -> None:
+        """Enlist what waits, and carry it over, for ever."""
+        enlisted = False
+        while True:
+            with suppress(StorageError):  # the catalog or the disk of the fallback: they tell their own trouble
+                enlisted = enlisted or await self.enlist()
+                self.backlog = await self._outbox.backlog()
+                if self._breaker.reason is None and await self.heal_some():
+                    continue
+            await asyncio.sleep(LOOK_EVERY_S)
+
+    async def enlist(self) -> bool:
+        """Bring all that lies in the fallback into the outbox."""
+        paths: list[str] = []
+        async for path, _ in self._fallback.walk(RECORDS):
+            paths.append(path)
+            if len(paths) == BATCH:
+                await self._enlist(paths)
+                paths = []
+        await self._enlist(paths)
+        return True
+
+    async def heal_some(self) -> int:
+        """Carry over some of what is due; return how many were tried."""
+        due = await self._outbox.due(BATCH)
+        places = asyncio.Semaphore(CONCURRENT_MAX)
+
+        async def heal(waiting: Waiting) -> None:
+            async with places:
+                if self._breaker.reason is None:
+                    await self._heal(waiting)
+
+        async with asyncio.TaskGroup() as group:
+            for waiting in due:
+                group.create_task(heal(waiting))
+        return len(due)
+
+    async def _enlist(self, paths: list[str]) -> None:
+        for _, record in await self._fallback.read_records(paths):
+            if isinstance(record, Record):
+                await self._catalog.put(replace(record, pending=True))
+
+    async def _heal(self, waiting: Waiting) -> None:
+        try:
+            await self._carry(waiting)
+        except StorageError as fault:
+            self._counted(False)
+            if not isinstance(fault, Conflict):
+                self._breaker.trip(fault)
+            delay_s = min(DELAY_MIN_S * 2.0**waiting.attempts, DELAY_MAX_S) * (0.5 + self._draw())
+            with suppress(StorageError):
+                await self._outbox.postpone(waiting, delay_s, str(fault))
+
+    async def _carry(self, waiting: Waiting) -> None:
+        record = await self._fallback.find(waiting.key)
+        if record is None:
+            await self._outbox.strike(waiting.key)  # another process has done it, or it was removed
+            return
+        draft = await self._fallback.reopen(record.object_name)
+        if draft is None and await self._primary.size_of(record.object_name) != record.size:
+            log.error("an image was damaged before it reached the primary", extra={"key": record.key})
+            await self._cache.take(record)
+            await self._outbox.strike(record.key)
+            return
+        try:
+            # Without a draft the object was carried over already, under another record of the same bytes.
+            standing = await self._primary.adopt(draft, record)
+        finally:
+            if draft is not None:
+                await draft.aclose()
+        self._seen(record.object_name)
+        await self._cache.take(record)
+        await self._keeper.kept(standing)
+        self._counted(True)

@@ -1,0 +1,123 @@
+"""
+One recall: bring an object of the primary to this machine, once, while any number of readers follow.
+
+Rules:
+- Nobody gets the last byte before the bytes were found to be those that the object's name says, so a body that is cut
+  or wrong is never taken for the image.
+- What was recalled whole stays in the cache; a disk that takes nothing costs us that, and not the reader.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final, Protocol
+
+from proxy.collapse import Tide
+from proxy.core.errors import StorageError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from proxy.ports import Body, Cache, Draft, Spool
+
+PIECE_BYTES: Final = 262_144
+
+
+class Recalls(Protocol):
+    """Who wants to know that the primary failed a recall."""
+
+    def trip(self, fault: StorageError) -> None: ...
+
+
+class Recall:
+    """
+    A flight of `collapse.Flights`, and the body that its readers read from.
+
+    Attributes:
+        found: Resolved with whether the primary has the object, or with why it cannot tell.
+    """
+
+    def __init__(
+        self, name: str, fetch: Callable[[], Awaitable[Body | None]], cache: Cache, memory: Spool, tower: Recalls
+    ) -> None:
+        self.found: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._name = name
+        self._fetch = fetch
+        self._cache = cache
+        self._memory = memory
+        self._tower = tower
+        self._tide = Tide()
+        self._draft: Draft | None = None
+        self._size: int | None = None
+        self._holders = 1
+
+    @property
+    def size(self) -> int | None:
+        return self._size
+
+    async def settle(self) -> int:
+        assert self._size is not None
+        return self._size
+
+    async def run(self) -> None:
+        body = await self._fetch()
+        if body is None:
+            self.found.set_result(False)
+            self._tide.end()
+            return
+        try:
+            await self._bring(body)
+        finally:
+            await body.aclose()
+
+    def fail(self, error: BaseException) -> None:
+        if isinstance(error, asyncio.CancelledError):
+            error = StorageError("the server is being shut down")
+        if not self.found.done():
+            self.found.set_exception(error)
+            self.found.exception()  # marks it as retrieved: all who waited may have left
+        self._tide.end(error)
+
+    def hold(self) -> None:
+        """Announce one more reader, who calls `aclose` when done."""
+        self._holders += 1
+
+    async def read(self, offset: int, size: int) -> bytes:
+        height = await self._tide.beyond(offset)
+        size = min(size, height - offset)
+        if size <= 0 or self._draft is None:
+            return b""
+        return await self._draft.read(offset, size)
+
+    async def aclose(self) -> None:
+        self._holders -= 1
+        if self._holders == 0 and self._draft is not None:
+            await self._draft.aclose()
+
+    async def _bring(self, body: Body) -> None:
+        self._size = await body.settle()
+        self._draft = draft = await self._begin(self._size)
+        self.found.set_result(True)
+        while piece := await self._read(body, draft.size):
+            await draft.write(piece)
+            self._tide.rise(draft.size - 1)
+        if draft.digest != self._name.partition(".")[0]:
+            fault = StorageError("the store gave other bytes than were put")
+            self._tower.trip(fault)
+            raise fault
+        await self._cache.keep(draft, self._name)
+        self._tide.rise(draft.size)
+        self._tide.end()
+
+    async def _read(self, body: Body, offset: int) -> bytes:
+        try:
+            return await body.read(offset, PIECE_BYTES)
+        except StorageError as fault:
+            self._tower.trip(fault)
+            raise
+
+    async def _begin(self, size: int) -> Draft:
+        try:
+            return await self._cache.begin(size)
+        except StorageError:
+            return await self._memory.begin(size)

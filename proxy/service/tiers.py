@@ -1,0 +1,189 @@
+"""
+The primary, its cache and its fallback as one store.
+
+Rules:
+- The fallback is looked at first: it is near, and what is in it is not in the primary yet.
+- A primary that fails is not asked again until a trial found it working (`breaker`); meanwhile the fallback takes what
+  comes. A miss of a primary that cannot be asked is no miss, but `Unreachable`.
+- Many who look for one thing at the primary are one request.
+- Where clients may be sent is what the primary was seen to have, lately.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from cachetools import TTLCache
+
+from proxy.collapse import Flights
+from proxy.core.errors import Conflict, StorageError, Unreachable
+from proxy.service.recall import Recall
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from proxy.core.model import Digest, Key, Record
+    from proxy.ports import Body, Cache, Draft, Refuge, Remote, Spool
+    from proxy.service.breaker import Breaker
+
+SEEN_MAX: Final = 100_000
+"""Names that the primary was seen to have; 200 bytes each, 20 MB."""
+SEEN_TTL_S: Final = 3600
+"""Then it is asked again, in case somebody emptied the bucket."""
+
+T = TypeVar("T")
+
+
+class Tiers:
+    """Implements `ports.Store` over a primary. `fallback` `None`: what the primary does not take is not kept."""
+
+    disk_only = False
+
+    def __init__(  # noqa: PLR0913 - all by keyword, in one place
+        self,
+        *,
+        primary: Remote,
+        fallback: Refuge | None,
+        cache: Cache,
+        memory: Spool,
+        breaker: Breaker,
+        timer: Callable[[], float],
+    ) -> None:
+        self.name = primary.name
+        self._primary = primary
+        self._fallback = fallback
+        self._cache = cache
+        self._memory = memory
+        self._breaker = breaker
+        self._recalls: Flights[Recall] = Flights()
+        self._asking: dict[Key, asyncio.Task[Record | None]] = {}
+        self._seen: TTLCache[str, bool] = TTLCache(SEEN_MAX, SEEN_TTL_S, timer=timer)
+
+    async def aclose(self) -> None:
+        await self._recalls.aclose()
+
+    def trip(self, fault: StorageError) -> None:
+        self._breaker.trip(fault)
+
+    async def find(self, key: Key) -> Record | None:
+        near, fault = await self._near(lambda fallback: fallback.find(key))
+        if near is not None:
+            return replace(near, pending=True)
+        task = self._asking.get(key)
+        if task is None:
+            task = self._asking[key] = asyncio.create_task(self._ask(partial(self._primary.find, key)))
+            task.add_done_callback(partial(self._asked, key))
+        record = await asyncio.shield(task)
+        if record is None and fault is not None:
+            raise fault
+        if record is not None:
+            self._seen[record.object_name] = True
+        return record
+
+    async def fetch(self, name: str, size: int | None) -> Body | None:
+        body = await self._cache.fetch(name, size)
+        if body is not None:
+            return body
+        body, fault = await self._near(lambda fallback: fallback.fetch(name, size))
+        if body is not None:
+            return body
+        recall, _ = self._recalls.join(
+            name,
+            lambda: Recall(
+                name,
+                lambda: self._ask(partial(self._primary.fetch, name, size)),
+                self._cache,
+                self._memory,
+                self,
+            ),
+        )
+        recall.hold()
+        try:
+            if await asyncio.shield(recall.found):
+                self._seen[name] = True
+                return recall
+        except BaseException:
+            await recall.aclose()
+            raise
+        await recall.aclose()
+        if fault is not None:
+            raise fault
+        return None
+
+    async def put(self, draft: Draft, record: Record, replaces: Digest | None = None) -> Record:
+        try:
+            kept = await self._ask(partial(self._primary.put, draft, record, replaces))
+        except Conflict:
+            raise
+        except StorageError:
+            if self._fallback is None:
+                raise
+            return replace(await self._take_refuge(self._fallback, draft, record, replaces), pending=True)
+        self._seen[record.object_name] = True
+        await self._cache.keep(draft, record.object_name)
+        return kept
+
+    async def delete(self, key: Key) -> None:
+        await self._ask(partial(self._primary.delete, key))
+        if self._fallback is not None:
+            await self._fallback.delete(key)
+
+    async def has(self, name: str) -> bool:
+        """Whether the primary can be reached and was seen to have the object lately; asks it, if need be."""
+        if self._breaker.reason is not None:
+            return False
+        if name not in self._seen:
+            try:
+                if await self._ask(partial(self._primary.size_of, name)) is None:
+                    return False
+            except StorageError:
+                return False
+            self._seen[name] = True
+        return True
+
+    def note(self, name: str) -> None:
+        """The primary was seen to have the object."""
+        self._seen[name] = True
+
+    async def _ask(self, verb: Callable[[], Awaitable[T]]) -> T:
+        """Ask the primary, if it can be asked."""
+        if self._breaker.reason is not None:
+            raise self._fault(f"the primary store is away: {self._breaker.reason}")
+        try:
+            return await verb()
+        except Conflict:
+            raise
+        except StorageError as fault:
+            self._breaker.trip(fault)
+            raise self._fault(str(fault)) from None
+
+    def _fault(self, reason: str) -> StorageError:
+        return StorageError(reason) if self._fallback is None else Unreachable(reason)
+
+    async def _near(self, verb: Callable[[Refuge], Awaitable[T | None]]) -> tuple[T | None, StorageError | None]:
+        """Look in the fallback. One that cannot tell is no reason not to ask the primary."""
+        if self._fallback is None:
+            return None, None
+        try:
+            return await verb(self._fallback), None
+        except StorageError as fault:
+            return None, fault
+
+    async def _take_refuge(self, fallback: Refuge, draft: Draft, record: Record, replaces: Digest | None) -> Record:
+        if fallback.takes(draft):
+            return await fallback.put(draft, record, replaces)
+        copy = await fallback.begin(draft.size)
+        try:
+            while piece := await draft.read(copy.size, 1_048_576):
+                await copy.write(piece)
+            return await fallback.put(copy, record, replaces)
+        finally:
+            await copy.aclose()
+
+    def _asked(self, key: Key, task: asyncio.Task[Record | None]) -> None:
+        del self._asking[key]
+        if not task.cancelled():
+            task.exception()  # marks it as retrieved: all who waited may have left

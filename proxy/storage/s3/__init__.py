@@ -1,0 +1,5 @@
+"""Amazon S3, and what speaks like it: the bucket (`client`), bodies that come and go (`body`), the store (`store`)."""
+
+from proxy.storage.s3.store import S3Store
+
+__all__ = ["S3Store"]

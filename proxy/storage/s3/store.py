@@ -1,0 +1,388 @@
+"""
+The store in a bucket: the stored layout, and what S3-compatible services may not be trusted with.
+
+Rules:
+- Nothing counts as stored because somebody answered 200: the tag has to be the MD5 of what was sent, or a HEAD has to
+  tell its size (a portal's page is no S3, and encryption changes tags).
+- Nothing counts as read because it came: a record has to be one, and objects are hashed by whoever keeps a copy.
+- `If-None-Match: *` is used where a probe showed that it works, and saves a request then; nothing relies on it.
+- Object before record, both verified, so a record in the bucket means that its object is there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from base64 import b64encode
+from hashlib import md5, sha256
+from secrets import token_hex
+from typing import TYPE_CHECKING, Any, Final
+
+from proxy.core.errors import Conflict, StorageError
+from proxy.core.model import Digest, Format
+from proxy.core.stored import (
+    RECORD_BYTES_MAX,
+    RecordTooNew,
+    RecordUnreadable,
+    encode_record,
+    object_path,
+    read_object_name,
+    read_record,
+    record_path,
+)
+from proxy.storage.s3.body import S3Body, Upload, take
+from proxy.storage.s3.client import EXISTS, MISSING, BucketClient, BucketError, tag_of
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Sequence
+    from mmap import mmap
+
+    from proxy.core.model import Key, Record
+    from proxy.core.store_url import Bucket
+    from proxy.ports import Body, Draft
+
+PROBE: Final = "v1/probe"
+PROBE_BYTES: Final = b"imgkeep was here to see whether this bucket works\n"
+"""Always the same, and left in place: nodes that look at the same time do not disturb each other."""
+
+WHOLE_BYTES_MAX: Final = 1_048_576
+"""So much is sent from memory, without the round trip of `100 Continue`."""
+PART_BYTES: Final = 8_388_608
+MULTIPART_BYTES_MIN: Final = 16_777_216
+PARTS_AT_ONCE: Final = 3
+RECORDS_AT_ONCE: Final = 16
+BYTES_PER_S_MIN: Final = 1_048_576
+"""A bucket that takes an image more slowly than this is as good as away: the outbox has more time."""
+IDLE_CHECK_S: Final = 30
+"""A bucket that answered so recently is asked nothing for its health: requests cost money."""
+
+CACHE_CONTROL: Final = "public, max-age=31536000, immutable"
+
+
+class S3Store:
+    """Keeps images in a bucket. Implements `ports.Remote`, `ports.Archive` and `ports.Watched`."""
+
+    name = "s3"
+    disk_only = False
+
+    def __init__(
+        self,
+        bucket: Bucket,
+        *,
+        timeout_s: float = 5,
+        observe: Callable[[str, str, float], None] = lambda *_: None,
+    ) -> None:
+        self.client = BucketClient(bucket, timeout_s=timeout_s, observe=observe)
+        self.conditional = False
+        """Whether a probe showed that `If-None-Match: *` works on PUT."""
+
+    async def open(self) -> None:
+        await self.client.open()
+
+    async def aclose(self) -> None:
+        await self.client.aclose()
+
+    async def check(self) -> int:
+        """Look whether the bucket answers, unless it has just done so; 0, because a bucket has no end."""
+        if asyncio.get_running_loop().time() - self.client.answered_at > IDLE_CHECK_S:
+            await self.probe()
+        return 0
+
+    async def probe(self) -> None:
+        """
+        Do all that keeping an image takes, with a small object that stays: put, get, miss, and a conditional put.
+
+        Raises:
+            StorageError: Something of that does not work.
+        """
+        await self._put_bytes(PROBE, PROBE_BYTES, {"ContentType": "text/plain"})
+        answer = await self.client.call("get_object", Key=self.client.bucket.path(PROBE))
+        found = await _read_all(answer["Body"], len(PROBE_BYTES) + 1, self.client.timeout_s)
+        if found != PROBE_BYTES:
+            raise BucketError("the bucket gives back something else than was put")
+        if await self.client.stat(f"{PROBE}-{token_hex(8)}") is not None:
+            raise BucketError("what answers under the address of the bucket is not S3")
+        await self._probe_condition()
+
+    async def find(self, key: Key) -> Record | None:
+        path = record_path(key)
+        try:
+            record = await self._read_record(path)
+        except RecordTooNew as error:
+            raise Conflict(f"the record was {error}") from None
+        except RecordUnreadable:
+            await self.set_aside(path)
+            return None
+        return record
+
+    async def fetch(self, name: str, size: int | None) -> Body | None:
+        path = object_path(name)
+        answer = await self._get(path)
+        if answer is None:
+            return None
+        body = S3Body(self.client, path, answer)
+        if size is None or body.size == size:
+            return body
+        # The hash decides which of them is wrong: a record that lies must not cost us a good object.
+        digest = await self._hash(body)
+        if digest == name.partition(".")[0]:
+            return S3Body(self.client, path, await self._get(path) or answer)
+        await self.set_aside(path)
+        return None
+
+    async def put(self, draft: Draft, record: Record, replaces: Digest | None = None) -> Record:
+        try:
+            # Besides the time each call has: the whole of it keeps a visitor waiting.
+            async with asyncio.timeout(self.client.timeout_s + draft.size / BYTES_PER_S_MIN):
+                await self._put_object(draft, record)
+                await self._put_record(record, replaces)
+        except TimeoutError:
+            raise BucketError("the bucket takes an image too slowly") from None
+        return record
+
+    async def adopt(self, draft: Draft | None, record: Record) -> Record:
+        if draft is not None:
+            await self._put_object(draft, record)
+        if await self.size_of(record.object_name) != record.size:
+            raise BucketError("the bucket does not have what it said it took")
+        try:
+            await self._put_record(record, None)
+        except Conflict:
+            theirs = await self.find(record.key)
+            if theirs is None:
+                raise
+            return theirs
+        return record
+
+    async def delete(self, key: Key) -> None:
+        theirs = await self.find(key)
+        if theirs is not None:
+            await self.client.call("delete_object", Key=self.client.bucket.path(record_path(key)))
+
+    async def size_of(self, name: str) -> int | None:
+        stat = await self.client.stat(object_path(name))
+        return None if stat is None else stat.size
+
+    def public_url(self, name: str) -> str:
+        return f"{self.client.public_base}/{self.client.bucket.path(object_path(name))}"
+
+    async def presign(self, name: str, *, ttl_s: int, head: bool) -> tuple[str, int]:
+        return await self.client.presign(object_path(name), ttl_s=ttl_s, head=head)
+
+    def walk(self, folder: str) -> AsyncIterator[tuple[str, int]]:
+        return self.client.walk(folder)
+
+    async def read_records(self, paths: Sequence[str]) -> Sequence[tuple[str, Record | RecordUnreadable]]:
+        places = asyncio.Semaphore(RECORDS_AT_ONCE)
+
+        async def read(path: str) -> tuple[str, Record | RecordUnreadable | None]:
+            async with places:
+                try:
+                    return path, await self._read_record(path)
+                except RecordUnreadable as error:
+                    return path, error
+
+        return [(path, found) for path, found in await asyncio.gather(*map(read, paths)) if found is not None]
+
+    async def hash_object(self, path: str) -> Digest | None:
+        answer = await self._get(path)
+        return None if answer is None else await self._hash(S3Body(self.client, path, answer))
+
+    async def set_aside(self, path: str) -> None:
+        """Copy to `damaged/` and delete: buckets have no rename."""
+        key = self.client.bucket.path(path)
+        aside = self.client.bucket.path(f"damaged/{path.rpartition('/')[2]}.{token_hex(4)}")
+        try:
+            await self.client.call("copy_object", Key=aside, CopySource={"Bucket": self.client.bucket.name, "Key": key})
+        except BucketError as error:
+            if error.error_code in MISSING:
+                return  # somebody else was quicker
+            raise
+        await self.client.call("delete_object", Key=key)
+
+    async def _probe_condition(self) -> None:
+        try:
+            await self.client.call("put_object", Key=self.client.bucket.path(PROBE), Body=PROBE_BYTES, IfNoneMatch="*")
+        except BucketError as error:
+            # Who does not know the field may answer anything; what else is wrong was found out before.
+            self.conditional = error.error_code in EXISTS
+        else:
+            self.conditional = False
+
+    async def _get(self, path: str) -> dict[str, Any] | None:
+        try:
+            answer = await self.client.call("get_object", Key=self.client.bucket.path(path))
+        except BucketError as error:
+            if error.error_code in MISSING:
+                return None
+            raise
+        if not tag_of(answer):
+            answer["Body"].close()
+            raise BucketError("what answers under the address of the bucket is not S3")
+        return answer
+
+    async def _read_record(self, path: str) -> Record | None:
+        """Read a record; `None`: it is not there. Raises `RecordUnreadable` if what lies there is damaged."""
+        answer = await self._get(path)
+        if answer is None:
+            return None
+        data = await _read_all(answer["Body"], RECORD_BYTES_MAX, self.client.timeout_s)
+        try:
+            return read_record(data, path.rpartition("/")[2])
+        except RecordTooNew:
+            raise
+        except RecordUnreadable:
+            if tag_of(answer) != _md5(data).hex():
+                raise BucketError("the bucket answers with something that is no record") from None
+            raise
+
+    async def _hash(self, body: S3Body) -> Digest:
+        digest = sha256()
+        offset = 0
+        try:
+            while piece := await body.read(offset, WHOLE_BYTES_MAX):
+                digest.update(piece)
+                offset += len(piece)
+        finally:
+            await body.aclose()
+        return Digest(digest.hexdigest())
+
+    async def _put_object(self, draft: Draft, record: Record) -> None:
+        path = object_path(record.object_name)
+        fields = _fields(record.object_name)
+        if draft.size <= WHOLE_BYTES_MAX:
+            data = bytearray()
+            while piece := await draft.read(len(data), draft.size - len(data)):
+                data += piece
+            if len(data) != record.size:
+                raise StorageError("a draft is shorter than it was")
+            await self._put_bytes(path, bytes(data), fields)
+        elif draft.size < MULTIPART_BYTES_MIN:
+            digest = await draft.judge(_md5)
+            body = Upload(draft, 0, draft.size)
+            answer = await self._put(path, body, draft.size, digest, fields)
+            await self._verify(path, answer, digest.hex(), draft.size)
+        else:
+            await self._put_parts(path, draft, fields)
+
+    async def _put_bytes(self, path: str, data: bytes, fields: dict[str, str]) -> None:
+        digest = _md5(data)
+        answer = await self._put(path, data, len(data), digest, fields)
+        await self._verify(path, answer, digest.hex(), len(data))
+
+    async def _put(
+        self, path: str, body: bytes | Upload, size: int, digest: bytes, fields: dict[str, str]
+    ) -> dict[str, Any]:
+        return await self.client.call(
+            "put_object",
+            Key=self.client.bucket.path(path),
+            Body=body,
+            ContentLength=size,
+            ContentMD5=b64encode(digest).decode(),
+            **fields,
+        )
+
+    async def _put_parts(self, path: str, draft: Draft, fields: dict[str, str]) -> None:
+        """Upload in parts, a few at a time; break the upload off if one of them fails."""
+        key = self.client.bucket.path(path)
+        starts = range(0, draft.size, PART_BYTES)
+        digests = await draft.judge(lambda body: [_md5(body[start : start + PART_BYTES]) for start in starts])
+        begun = await self.client.call("create_multipart_upload", Key=key, **fields)
+        upload = begun.get("UploadId")
+        if not upload:
+            raise BucketError("what answers under the address of the bucket is not S3")
+        places = asyncio.Semaphore(PARTS_AT_ONCE)
+
+        async def send(number: int, start: int) -> dict[str, Any]:
+            end = min(start + PART_BYTES, draft.size)
+            async with places:
+                answer = await self.client.call(
+                    "upload_part",
+                    Key=key,
+                    UploadId=upload,
+                    PartNumber=number,
+                    Body=Upload(draft, start, end),
+                    ContentLength=end - start,
+                    ContentMD5=b64encode(digests[number - 1]).decode(),
+                )
+            return {"PartNumber": number, "ETag": answer.get("ETag", "")}
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                parts = [group.create_task(send(number, start)) for number, start in enumerate(starts, 1)]
+            answer = await self.client.call(
+                "complete_multipart_upload",
+                Key=key,
+                UploadId=upload,
+                MultipartUpload={"Parts": [part.result() for part in parts]},
+            )
+        except BaseException as error:
+            # Parts of an upload that is not completed are paid for until somebody removes them.
+            await asyncio.shield(self._abort(key, upload))
+            if isinstance(error, BaseExceptionGroup):
+                raise error.exceptions[0] from None
+            raise
+        await self._verify(path, answer, f"{_md5(b''.join(digests)).hex()}-{len(digests)}", draft.size)
+
+    async def _abort(self, key: str, upload: str) -> None:
+        try:
+            await self.client.call("abort_multipart_upload", Key=key, UploadId=upload)
+        except BucketError:
+            return  # the bucket's lifecycle rule removes it (docs/s3.md)
+
+    async def _put_record(self, record: Record, replaces: Digest | None) -> None:
+        path = record_path(record.key)
+        data = encode_record(record)
+        fields = {"ContentType": "application/json", "CacheControl": "no-store"}
+        if self.conditional and replaces is None:
+            try:
+                await self._put_bytes(path, data, {**fields, "IfNoneMatch": "*"})
+            except BucketError as error:
+                # 409: two puts met (S3 API, "ConditionalRequestConflict"). Either way somebody else was quicker.
+                if error.error_code not in EXISTS | {"ConditionalRequestConflict", "409"}:
+                    raise
+            else:
+                return
+        theirs = await self.find(record.key)
+        if (
+            theirs is not None
+            and theirs.digest not in {record.digest, replaces}
+            and await self.size_of(theirs.object_name) is not None
+        ):
+            raise Conflict("another image was kept under this link meanwhile")
+        await self._put_bytes(path, data, fields)
+
+    async def _verify(self, path: str, answer: dict[str, Any], digest: str, size: int) -> None:
+        """Believe a put only if its tag is the MD5 of what was sent, or if tags are none here and the size is right."""
+        etag = tag_of(answer)
+        if etag == digest:
+            return
+        encrypted = answer.get("ServerSideEncryption", "AES256") != "AES256" or "SSECustomerAlgorithm" in answer
+        comparable = len(etag) == len(digest) and not encrypted and "-" not in digest
+        stat = None if not etag or comparable else await self.client.stat(path)
+        if stat is None or stat.size != size:
+            raise BucketError("the bucket does not have what it said it took")
+
+
+def _md5(data: bytes | bytearray | mmap) -> bytes:
+    return md5(data, usedforsecurity=False).digest()
+
+
+def _fields(name: str) -> dict[str, str]:
+    read = read_object_name(name)
+    assert read is not None
+    format_ = read[1]
+    fields = {"ContentType": format_.media_type, "CacheControl": CACHE_CONTROL}
+    if format_ is Format.SVG:
+        # A redirect cannot bring the sandboxing policy along; in an <img> this changes nothing.
+        fields["ContentDisposition"] = f'attachment; filename="{name[:16]}.svg"'
+    return fields
+
+
+async def _read_all(stream: Any, size_max: int, timeout_s: float) -> bytes:
+    data = bytearray()
+    try:
+        while len(data) < size_max and (piece := await take(stream, size_max - len(data), timeout_s)):
+            data += piece
+    finally:
+        stream.close()
+    return bytes(data)

@@ -1,0 +1,24 @@
+"""The bucket is away under load; `python -m bench.outage` does this for ten minutes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from bench.outage import outage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from tests.s3.servers import S3Server
+
+
+async def test_under_load_nobody_notices_and_everything_is_in_the_bucket_afterwards(
+    bucket: Callable[[str], S3Server], tmp_path: Path
+) -> None:
+    tally = await outage(tmp_path / "data", bucket("rclone"), outage_s=6, rate=40, timeout_s=1)
+    assert tally.availability("stored") == 1
+    assert tally.availability("new") >= 0.99
+    assert (tally.lacking, tally.wrong) == (0, 0)
+    assert tally.objects == tally.records == tally.images, "each once"
+    assert tally.images > 100

@@ -1,0 +1,81 @@
+"""imgkeep on a bucket as people run it: a process that is configured by the AWS variables alone, killed and wiped."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING
+
+from tests.images import picture
+from tests.program import run, serving
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from pathlib import Path
+
+    from tests.origins import FakeOrigin
+    from tests.program import Program
+    from tests.s3.gate import Gate
+    from tests.s3.servers import S3Server
+
+
+def only_aws(server: S3Server, endpoint: str) -> dict[str, str]:
+    """Return settings that name the bucket as any AWS program would be told."""
+    return {
+        "store__url": "",
+        "store__timeout_s": "2",
+        "AWS_S3_BUCKET_NAME": server.bucket,
+        "AWS_ACCESS_KEY_ID": server.key,
+        "AWS_SECRET_ACCESS_KEY": server.secret,
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_REGION": "us-east-1",
+    }
+
+
+async def waiting(program: Program) -> object:
+    fallback = (await program.ready())["fallback"]
+    assert isinstance(fallback, dict)
+    return fallback["waiting"]
+
+
+async def test_the_bucket_has_it_all_whatever_becomes_of_the_machine(
+    bucket: Callable[[str], S3Server],
+    gate_to: Callable[[S3Server], Awaitable[Gate]],
+    origin: FakeOrigin,
+    tmp_path: Path,
+) -> None:
+    server = bucket("rclone")
+    gate = await gate_to(server)
+    folder = tmp_path / "data"  # what `file:data` means in the process's working directory
+    settings = only_aws(server, gate.endpoint)
+    urls = [origin.gives(f"/{n}.png", picture(seed=n)) for n in range(8)]
+    async with serving(folder, **settings) as program:
+        for n in range(4):
+            assert (await program.img(urls[n])).body == picture(seed=n)
+        assert len(await server.objects("v1/objects/")) == 4
+        await gate.refuse()
+        for n in range(8):
+            assert (await program.img(urls[n])).body == picture(seed=n)
+        program.kill()
+    async with serving(folder, **settings) as program:
+        assert [(await program.img(url)).body for url in urls] == [picture(seed=n) for n in range(8)]
+        assert (await program.becomes("degraded"))["status"] == "degraded"
+        status, out, _ = await run(folder, "stats", **settings)
+        assert (status, "waiting           4" in out) == (0, True), out
+        await gate.open()
+        await program.becomes("ready", within_s=30)
+        while await waiting(program):
+            pass
+        assert len(await server.objects("v1/objects/")) == len(await server.objects("v1/records/")) == 8
+        assert not list((folder / "v1").rglob("*.png"))
+        program.kill()
+    shutil.rmtree(folder)
+    await origin.stop()
+    async with serving(folder, **settings) as program:
+        assert [(await program.img(url)).body for url in urls] == [picture(seed=n) for n in range(8)]
+    status, out, _ = await run(folder, "reindex", **settings)
+    assert (status, out) == (0, "8 images\n")
+    status, out, _ = await run(folder, "verify", **settings)
+    assert (status, out) == (0, "16 good, 0 damaged, 0 missing, 0 unreadable, 0 orphan\n")
+    status, out, _ = await run(folder, "list", **settings)
+    assert (status, out.count("\n")) == (0, 8)
+    assert {origin.asked(f"/{n}.png") for n in range(8)} == {1}

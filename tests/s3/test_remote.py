@@ -1,0 +1,492 @@
+"""imgkeep on a bucket: keeping, delivering, many nodes, and every row S1 to S10 of what a bucket can do to us."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+import pytest
+
+from tests.images import picture, picture_of
+from tests.s3.mischief import only
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from aiohttp import ClientResponse
+
+    from tests.conftest import Imgkeep
+    from tests.origins import FakeOrigin
+    from tests.s3.conftest import Remote
+
+SERVERS = ["moto", "rclone", "s3rver"]
+ALL = pytest.mark.parametrize("remote", SERVERS, indirect=True)
+S3_ERROR = "<?xml version='1.0'?><Error><Code>{}</Code><Message>no</Message></Error>"
+MULTIPART_SIZE = 20_000_000
+
+
+async def get(imgkeep: Imgkeep, url: str, **how: Any) -> tuple[ClientResponse, bytes]:
+    response = await imgkeep.img(url, allow_redirects=False, **how)
+    return response, await response.read()
+
+
+async def readyz(imgkeep: Imgkeep) -> dict[str, Any]:
+    response = await imgkeep.client.get("/readyz")
+    found: dict[str, Any] = await response.json()
+    return found
+
+
+async def comes_true(condition: Callable[[], Awaitable[bool]], *, within_s: float = 12) -> None:
+    async with asyncio.timeout(within_s):
+        while not await condition():  # noqa: ASYNC110 - there is nobody who could set an event
+            await asyncio.sleep(0.05)
+
+
+async def healed(imgkeep: Imgkeep) -> None:
+    """Wait until the bucket works again and nothing waits for it."""
+
+    async def done() -> bool:
+        report = await readyz(imgkeep)
+        return report["status"] == "ready" and not imgkeep.files("records")
+
+    await comes_true(done)
+
+
+@asynccontextmanager
+async def frozen(remote: Remote) -> AsyncIterator[None]:
+    remote.server.freeze()
+    try:
+        yield
+    finally:
+        remote.server.thaw()
+
+
+# --- keeping
+
+
+@ALL
+async def test_an_image_goes_into_the_bucket_and_comes_from_it_on_a_node_with_an_empty_disk(
+    remote: Remote, origin: FakeOrigin
+) -> None:
+    body = picture()
+    url = origin.gives("/a.png", body)
+    node = await remote.node()
+    response, received = await get(node, url)
+    assert (received, response.headers["Cache-Status"]) == (body, "imgkeep; fwd=uri-miss; stored")
+    digest = sha256(body).hexdigest()
+    objects = await remote.stored("objects")
+    assert objects == {f"pre/v1/objects/{digest[:2]}/{digest}.png": body}
+    assert len(await remote.stored("records")) == 1
+    assert node.files("objects") == node.files("records") == node.files("partial") == []
+    head = await remote.server.head(next(iter(objects)))
+    assert head is not None
+    if remote.server.name != "rclone":
+        assert head["ContentType"] == "image/png"
+        assert head["CacheControl"] == "public, max-age=31536000, immutable"
+    await origin.stop()
+    other = await remote.node("b")
+    response, received = await get(other, url)
+    assert (received, response.headers["Cache-Status"]) == (body, "imgkeep; hit")
+    permanent = await other.client.get(response.headers["Content-Location"])
+    assert await permanent.read() == body
+
+
+@ALL
+async def test_a_large_image_goes_in_parts_and_comes_back_byte_for_byte(remote: Remote, origin: FakeOrigin) -> None:
+    body = picture_of(MULTIPART_SIZE)
+    url = origin.gives("/large.png", body)
+    node = await remote.node(store={"timeout_s": 5})
+    assert (await get(node, url))[1] == body
+    assert remote.gate.count("PUT", "partNumber=3") == 1
+    other = await remote.node("b", store={"timeout_s": 5})
+    assert (await get(other, url))[1] == body
+    response, part = await get(other, url, headers={"Range": "bytes=10000000-10000009"})
+    assert (response.status, part) == (206, body[10_000_000:10_000_010])
+    assert origin.asked("/large.png") == 1
+
+
+async def test_an_svg_is_an_attachment_in_the_bucket(remote: Remote, origin: FakeOrigin) -> None:
+    url = origin.gives("/a.svg", b'<svg xmlns="http://www.w3.org/2000/svg" width="1" height="1"/>')
+    await get(await remote.node(), url)
+    head = await remote.server.head(next(iter(await remote.stored("objects"))))
+    assert head is not None
+    assert head["ContentType"] == "image/svg+xml"
+    assert head["ContentDisposition"].startswith("attachment")
+
+
+async def test_a_hot_image_is_not_fetched_from_the_bucket_twice(remote: Remote, origin: FakeOrigin) -> None:
+    url = origin.gives("/a.png", picture_of(2_000_000))
+    await get(await remote.node(), url)
+    node = await remote.node("b")
+    bodies = await asyncio.gather(*(get(node, url) for _ in range(20)))
+    assert {body for _, body in bodies} == {picture_of(2_000_000)}
+    assert remote.gate.count("GET", "/objects/") == 1
+    await node.client.close()
+    assert (await get(await remote.node("b"), url))[1] == picture_of(2_000_000), "after a restart"
+    assert remote.gate.count("GET", "/objects/") == 1
+
+
+async def test_the_cache_holds_no_more_than_it_may_and_forgets_what_was_not_asked_for(
+    remote: Remote, origin: FakeOrigin
+) -> None:
+    node = await remote.node(store={"cache_bytes_max": 250_000, "hot_bytes_max": 0})
+    urls = [origin.gives(f"/{n}.png", picture_of(100_000, seed=n)) for n in range(4)]
+    for n in (0, 1, 0, 2, 3):
+        await get(node, urls[n])
+    copies = list((node.folder / "cache").rglob("*.png"))
+    assert sum(path.stat().st_size for path in copies) <= 250_000
+    before = remote.gate.count("GET", "/objects/")
+    assert (await get(node, urls[3]))[1] == picture_of(100_000, seed=3)
+    assert remote.gate.count("GET", "/objects/") == before
+    assert (await get(node, urls[1]))[1] == picture_of(100_000, seed=1)
+    assert remote.gate.count("GET", "/objects/") == before + 1
+
+
+async def test_a_true_miss_costs_one_round_trip_to_the_bucket_however_many_ask(
+    remote: Remote, origin: FakeOrigin
+) -> None:
+    node = await remote.node()
+    url = origin.gives("/a.png", picture())
+    await asyncio.gather(*(get(node, url) for _ in range(20)))
+    assert remote.gate.count("GET", "/records/") == 1
+    assert origin.asked("/a.png") == 1
+
+
+@ALL
+async def test_two_nodes_that_fill_one_key_at_once_both_succeed_and_end_with_one_object(
+    remote: Remote, origin: FakeOrigin
+) -> None:
+    url = origin.gives("/a.png", picture())
+    nodes = [await remote.node(name) for name in ("a", "b")]
+    answers = await asyncio.gather(*(get(node, url) for node in nodes))
+    assert [(response.status, body) for response, body in answers] == [(200, picture())] * 2
+    assert len(await remote.stored("objects")) == len(await remote.stored("records")) == 1
+    assert {response.headers["Cache-Status"] for response, _ in answers} <= {
+        "imgkeep; fwd=uri-miss; stored",
+        "imgkeep; hit",
+    }
+
+
+async def test_an_image_goes_into_the_bucket_from_memory_when_the_disk_takes_nothing(
+    remote: Remote, origin: FakeOrigin
+) -> None:
+    node = await remote.node(store={"free_bytes_min": 2**60})
+    url = origin.gives("/a.png", picture())
+    response, body = await get(node, url)
+    assert (body, response.headers["Cache-Status"]) == (picture(), "imgkeep; fwd=uri-miss; stored")
+    assert len(await remote.stored("objects")) == 1
+
+
+# --- delivery
+
+
+async def test_the_first_hit_is_streamed_and_the_next_is_redirected_to_the_public_url(
+    remote: Remote, origin: FakeOrigin
+) -> None:
+    node = await remote.node(mode="redirect", delivery={"base_url": "https://img.example/base/"})
+    url = origin.gives("/a.png", picture())
+    assert (await get(node, url))[0].status == 200
+    response, _ = await get(node, url)
+    digest = sha256(picture()).hexdigest()
+    assert response.status == 302
+    where = f"https://img.example/base/pre/v1/objects/{digest[:2]}/{digest}.png"
+    assert response.headers["Location"] == response.headers["Content-Location"] == where
+    assert response.headers["Cache-Control"] == "public, max-age=300"
+    assert "ETag" not in response.headers, "or a client would revalidate the redirect for ever"
+    response, _ = await get(node, url, headers={"If-None-Match": "*"})
+    assert response.status == 304
+    response = await node.client.get(f"/images/{digest}.png", allow_redirects=False)
+    assert (response.status, response.headers["Location"]) == (302, where)
+
+
+@ALL
+async def test_a_presigned_link_works_is_reused_and_is_good_for_head_too(remote: Remote, origin: FakeOrigin) -> None:
+    node = await remote.node(mode="presign")
+    url = origin.gives("/a.png", picture())
+    await get(node, url)
+    links = [(await get(node, url))[0] for _ in range(3)]
+    assert {link.status for link in links} == {302}
+    assert len({link.headers["Location"] for link in links}) == 1
+    assert links[0].headers["Cache-Control"].startswith("private, max-age=1")
+    head, _ = await get(node, url, method="HEAD")
+    async with aiohttp.ClientSession() as session:
+        async with session.get(links[0].headers["Location"]) as response:
+            assert await response.read() == picture()
+        async with session.head(head.headers["Location"]) as response:
+            assert response.status == 200
+
+
+async def test_a_redirect_is_only_given_to_what_is_in_the_bucket(remote: Remote, origin: FakeOrigin) -> None:
+    node = await remote.node(mode="redirect")
+    url = origin.gives("/a.png", picture())
+    await get(node, url)
+    await node.client.close()
+    for name in await remote.server.objects("pre/v1/objects/"):
+        await remote.server.delete(name)
+    response, body = await get(await remote.node(mode="redirect"), url)
+    assert (response.status, body) == (200, picture()), "from the copy on the disk"
+
+
+# --- S1 to S4: what the bucket can do while images come
+
+
+async def refuse(remote: Remote) -> None:
+    await remote.gate.refuse()
+
+
+async def hang(remote: Remote) -> None:
+    await remote.gate.hang()
+
+
+async def reset(remote: Remote) -> None:
+    await remote.gate.reset()
+
+
+async def slow_down(remote: Remote) -> None:
+    await remote.gate.slow_down()
+
+
+def answers(status: int, code: str) -> Callable[[Remote], Awaitable[None]]:
+    async def fault(remote: Remote) -> None:
+        await remote.gate.answer(status, {"Content-Type": "application/xml"}, S3_ERROR.format(code).encode())
+
+    return fault
+
+
+async def portal(remote: Remote) -> None:
+    await remote.gate.answer(200, {"Content-Type": "text/html"}, b"<html><title>Please log in</title></html>")
+
+
+async def no_tag(remote: Remote) -> None:
+    await remote.gate.strip_header("ETag")
+
+
+async def other_tag(remote: Remote) -> None:
+    await remote.gate.set_header("ETag", f'"{"0" * 32}"', match=only("PUT"))
+
+
+async def cut_uploads(remote: Remote) -> None:
+    await remote.gate.reset_mid_body(100, match=only("PUT"))
+
+
+OUTAGES = {
+    "refused": refuse,
+    "hung": hang,
+    "reset": reset,
+    "503 SlowDown": slow_down,
+    "500": answers(500, "InternalError"),
+    "403": answers(403, "AccessDenied"),
+    "no such bucket": answers(404, "NoSuchBucket"),
+    "wrong clock": answers(403, "RequestTimeTooSkewed"),
+    "expired token": answers(400, "ExpiredToken"),
+    "redirected": answers(301, "PermanentRedirect"),
+    "200 that is no S3": portal,
+    "200 without ETag": no_tag,
+    "ETag of other bytes": other_tag,
+    "upload cut": cut_uploads,
+}
+
+
+@pytest.mark.parametrize("outage", OUTAGES.values(), ids=OUTAGES)
+async def test_nobody_notices_an_outage_and_all_is_in_the_bucket_afterwards(
+    remote: Remote, origin: FakeOrigin, outage: Callable[[Remote], Awaitable[None]]
+) -> None:
+    old = origin.gives("/old.png", picture(seed=1))
+    node = await remote.node(mode="redirect")
+    await get(node, old)
+    assert (await get(node, old))[0].status == 302
+    await outage(remote)
+    fresh = {origin.gives(f"/{n}.png", picture(seed=n)): picture(seed=n) for n in range(2, 6)}
+    for url, body in fresh.items():
+        response, received = await get(node, url)
+        assert (response.status, received) == (200, body)
+        assert response.headers["Cache-Status"] == "imgkeep; fwd=uri-miss; stored"
+        response, received = await get(node, url)
+        assert (response.status, received) == (200, body), "served, because a redirect would lead nowhere"
+        location = response.headers["Content-Location"]
+        assert location.startswith("/images/")
+    response, received = await get(node, old)
+    assert (response.status, received) == (200, picture(seed=1))
+    assert len(node.files("records")) == 4
+    report = await readyz(node)
+    assert report["status"] == "degraded"
+    assert report["store"]["reason"]
+    await remote.gate.open()
+    await healed(node)
+    assert sorted((await remote.stored("objects")).values()) == sorted([picture(seed=1), *fresh.values()])
+    assert len(await remote.stored("records")) == 5
+    assert node.files("objects") == node.files("records") == node.files("partial") == []
+    for url in fresh:
+        assert (await get(node, url))[0].status == 302
+    permanent = await node.client.get(location, allow_redirects=False)
+    assert permanent.status == 302, "a URL handed out meanwhile stays valid"
+    assert {origin.asked(f"/{n}.png") for n in range(2, 6)} == {1}
+
+
+async def test_the_time_limit_is_paid_once_and_then_the_breaker_answers(remote: Remote, origin: FakeOrigin) -> None:
+    node = await remote.node()
+    async with frozen(remote):
+        await get(node, origin.gives("/0.png", picture(seed=0)))
+        seen = remote.gate.count("GET", "/records/") + remote.gate.count("PUT", "/objects/")
+        for n in range(1, 10):
+            assert (await get(node, origin.gives(f"/{n}.png", picture(seed=n))))[1] == picture(seed=n)
+        assert remote.gate.count("GET", "/records/") + remote.gate.count("PUT", "/objects/") == seen
+    await healed(node)
+    assert len(await remote.stored("objects")) == 10
+
+
+async def test_a_server_that_stops_during_100_continue_costs_the_time_limit_only(
+    remote: Remote, origin: FakeOrigin
+) -> None:
+    node = await remote.node()
+    url = origin.gives("/large.png", picture_of(3_000_000))
+    await remote.gate.hang(match=only("PUT", "/objects/"))
+    async with asyncio.timeout(10):
+        assert (await get(node, url))[1] == picture_of(3_000_000)
+    await remote.gate.open()
+    await healed(node)
+    assert list((await remote.stored("objects")).values()) == [picture_of(3_000_000)]
+
+
+async def test_without_a_fallback_an_outage_is_told_and_nothing_is_kept(remote: Remote, origin: FakeOrigin) -> None:
+    node = await remote.node(store={"fallback": ""})
+    await remote.gate.refuse()
+    response, body = await get(node, origin.gives("/a.png", picture()))
+    assert (response.status, body) == (200, picture())
+    assert "stored" not in response.headers["Cache-Status"].replace("not-stored", "")
+
+
+async def test_what_is_only_in_the_bucket_is_no_404_while_that_is_away(remote: Remote, origin: FakeOrigin) -> None:
+    url = origin.gives("/a.png", picture())
+    await get(await remote.node(), url)
+    node = await remote.node("b")
+    await remote.gate.refuse()
+    origin.gives("/a.png", b"gone", status="404 Not Found")
+    response, _ = await get(node, url)
+    assert (response.status, (await response.json())["code"]) == (503, "storage_unavailable")
+    await remote.gate.open()
+    await comes_true(lambda: _is_ready(node))
+    assert (await get(node, url))[1] == picture(), "what failed meanwhile is not held against it"
+
+
+async def _is_ready(node: Imgkeep) -> bool:
+    return bool((await readyz(node))["status"] == "ready")
+
+
+# --- S5 to S10
+
+
+async def test_a_conflict_is_settled_by_asking_again(remote: Remote, origin: FakeOrigin) -> None:
+    node = await remote.node()
+    url = origin.gives("/a.png", picture())
+    conflict = S3_ERROR.format("ConditionalRequestConflict").encode()
+    await remote.gate.answer(409, {}, conflict, match=only("PUT", "/records/"), times=1)
+    assert (await get(node, url))[0].headers["Cache-Status"] == "imgkeep; fwd=uri-miss; stored"
+    assert len(await remote.stored("records")) == 1
+    assert (await readyz(node))["status"] == "ready"
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped"])
+async def test_a_body_that_the_bucket_cuts_or_changes_never_passes_for_the_image(
+    remote: Remote, origin: FakeOrigin, damage: str
+) -> None:
+    url = origin.gives("/a.png", picture_of(500_000))
+    await get(await remote.node(), url)
+    node = await remote.node("b")
+    is_object = only("GET", "/objects/")
+    await (
+        remote.gate.cut_body(1000, match=is_object) if damage == "cut" else remote.gate.corrupt(1000, match=is_object)
+    )
+    with pytest.raises(aiohttp.ClientError):
+        await get(node, url)
+    assert node.files("partial") == list((node.folder / "cache").rglob("*.png")) == []
+    await remote.gate.open()
+    await comes_true(lambda: _is_ready(node))
+    assert (await get(node, url))[1] == picture_of(500_000)
+
+
+async def test_a_body_that_is_cut_once_is_taken_up_where_it_broke(remote: Remote, origin: FakeOrigin) -> None:
+    url = origin.gives("/a.png", picture_of(500_000))
+    await get(await remote.node(), url)
+    await remote.gate.cut_body(100_000, match=only("GET", "/objects/"), times=1)
+    assert (await get(await remote.node("b"), url))[1] == picture_of(500_000)
+
+
+async def test_an_outbox_survives_a_restart_and_a_lost_catalog(remote: Remote, origin: FakeOrigin) -> None:
+    node = await remote.node()
+    await remote.gate.refuse()
+    urls = [origin.gives(f"/{n}.png", picture(seed=n)) for n in range(5)]
+    for url in urls:
+        await get(node, url)
+    await node.client.close()
+    for path in node.folder.glob("catalog.db*"):
+        path.unlink()
+    node = await remote.node()
+    assert [(await get(node, url))[1] for url in urls] == [picture(seed=n) for n in range(5)]
+    assert {origin.asked(f"/{n}.png") for n in range(5)} == {1}
+
+    async def told() -> bool:
+        return bool((await readyz(node))["fallback"]["waiting"] == 5)
+
+    await comes_true(told)
+    await remote.gate.open()
+    await healed(node)
+    assert sorted((await remote.stored("objects")).values()) == sorted(picture(seed=n) for n in range(5))
+
+
+async def test_a_bucket_that_dies_again_while_images_are_carried_over_loses_none(
+    remote: Remote, origin: FakeOrigin
+) -> None:
+    node = await remote.node()
+    await remote.gate.refuse()
+    for n in range(8):
+        await get(node, origin.gives(f"/{n}.png", picture(seed=n)))
+    await remote.gate.open()
+    await remote.gate.hang(match=only("PUT", "/records/"))
+    await remote.gate.until_seen("PUT", "/records/", times=2)
+    await remote.gate.open()
+    await healed(node)
+    assert sorted((await remote.stored("objects")).values()) == sorted(picture(seed=n) for n in range(8))
+    assert len(await remote.stored("records")) == 8
+
+
+async def test_two_nodes_carry_one_key_over_and_the_first_image_stays(remote: Remote, origin: FakeOrigin) -> None:
+    nodes = [await remote.node(name) for name in ("a", "b")]
+    await remote.gate.refuse()
+    url = origin.gives("/a.png", picture(seed=1))
+    first, _ = await get(nodes[0], url)
+    origin.gives("/a.png", picture(seed=2))
+    await get(nodes[1], url)
+    location = (await get(nodes[1], url))[0].headers["Content-Location"]
+    await remote.gate.open()
+    for node in nodes:
+        await healed(node)
+    assert first.status == 200
+    assert len(await remote.stored("records")) == 1
+    assert sorted((await remote.stored("objects")).values()) == sorted([picture(seed=1), picture(seed=2)])
+    assert len({(await get(node, url))[1] for node in nodes}) == 1, "both nodes show the image whose record stands"
+    permanent = await nodes[0].client.get(location)
+    assert await permanent.read() == picture(seed=2), "what was handed out during the outage stays valid"
+
+
+async def test_metrics_tell_the_backlog_and_no_secret_is_told(
+    remote: Remote, origin: FakeOrigin, caplog: pytest.LogCaptureFixture
+) -> None:
+    node = await remote.node(mode="presign")
+    url = origin.gives("/a.png", picture())
+    await get(node, url)
+    link = (await get(node, url))[0].headers["Location"]
+    await remote.gate.refuse()
+    await get(node, origin.gives("/b.png", picture(seed=2)))
+
+    async def told() -> bool:
+        page = await (await node.client.get("/metrics")).text()
+        return "imgkeep_outbox_images 1.0" in page and "imgkeep_store_away 1.0" in page
+
+    await comes_true(told)
+    page = await (await node.client.get("/metrics")).text() + str(await readyz(node)) + caplog.text
+    for secret in (remote.server.secret, link.partition("?")[2], "X-Amz-Signature"):
+        assert secret not in page

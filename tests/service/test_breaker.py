@@ -1,0 +1,81 @@
+"""One failure opens, a trial behind everybody's back closes."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import pytest
+
+from proxy.core.errors import StorageError
+from proxy.service import breaker as module
+from proxy.service.breaker import Breaker
+from tests.service.fakes import Timer
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+
+class Trial:
+    def __init__(self) -> None:
+        self.fails = True
+        self.count = 0
+
+    async def __call__(self) -> None:
+        self.count += 1
+        if self.fails:
+            raise StorageError(f"trial {self.count}")
+
+
+@pytest.fixture
+def trial() -> Trial:
+    return Trial()
+
+
+@pytest.fixture
+async def breaker(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Breaker]:
+    monkeypatch.setattr(module, "DELAY_MIN_S", 0.001)
+    monkeypatch.setattr(module, "DELAY_MAX_S", 0.004)
+    breaker = Breaker(trial, draw=lambda: 0.5, timer=Timer())
+    task = asyncio.create_task(breaker.run())
+    yield breaker
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+
+
+async def test_it_is_closed_until_it_trips_and_nobody_tries_before(breaker: Breaker, trial: Trial) -> None:
+    await asyncio.sleep(0.01)
+    assert (breaker.reason, breaker.closed.is_set(), trial.count) == (None, True, 0)
+
+
+async def test_it_tells_the_last_reason_and_closes_only_after_a_trial_that_works(
+    breaker: Breaker, trial: Trial
+) -> None:
+    told: list[str | None] = []
+    breaker.tell = told.append
+    breaker.trip(StorageError("first"))
+    assert breaker.reason == "first"
+    async with asyncio.timeout(5):
+        while trial.count < 3:  # noqa: ASYNC110 - the trial tells nobody
+            await asyncio.sleep(0)
+    assert breaker.reason is not None
+    assert breaker.reason.startswith("trial")
+    trial.fails = False
+    async with asyncio.timeout(5):
+        await breaker.closed.wait()
+    assert breaker.reason is None
+    assert (told[0], told[-1]) == ("first", None)
+
+
+async def test_an_outage_is_logged_once_a_minute_at_most(
+    breaker: Breaker, trial: Trial, caplog: pytest.LogCaptureFixture
+) -> None:
+    trial.fails = False
+    for _ in range(5):
+        breaker.trip(StorageError("again"))
+        breaker.trip(StorageError("again"))
+        async with asyncio.timeout(5):
+            await breaker.closed.wait()
+    assert [record.levelname for record in caplog.records].count("ERROR") == 1

@@ -1,0 +1,153 @@
+"""What the cache of a remote store promises: little memory of its own, nothing believed unseen, room for what is new."""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING
+
+import pytest
+
+from proxy.core.errors import StorageError
+from proxy.storage.cache import DiskCache
+from proxy.storage.local import HOT_OBJECT_BYTES_MAX, LocalStore
+from proxy.storage.memory import MemorySpool
+from tests.storage.stores import record_of
+from tests.storage.test_contract import keep, read_all
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+LARGE = random.Random(2).randbytes(HOT_OBJECT_BYTES_MAX + 1000)
+
+
+@pytest.fixture
+async def disk(tmp_path: Path) -> AsyncIterator[LocalStore]:
+    disk = LocalStore(tmp_path / "disk")
+    await disk.open()
+    yield disk
+    await disk.aclose()
+
+
+async def copy(cache: DiskCache, body: bytes) -> str:
+    """Keep a copy, as a recall does; return its name."""
+    name = record_of(body).object_name
+    draft = await cache.begin(len(body))
+    await draft.write(body)
+    await cache.keep(draft, name)
+    await draft.aclose()
+    return name
+
+
+async def fetched(cache: DiskCache, name: str) -> bytes | None:
+    body = await cache.fetch(name, None)
+    if body is None:
+        return None
+    try:
+        return await read_all(body)
+    finally:
+        await body.aclose()
+
+
+@pytest.mark.parametrize("body", [b"small" * 10, LARGE], ids=["small", "large"])
+async def test_a_copy_comes_back_also_after_a_restart(disk: LocalStore, body: bytes) -> None:
+    name = await copy(DiskCache(disk, 10_000_000), body)
+    restarted = DiskCache(disk, 10_000_000)
+    assert await fetched(restarted, name) == body
+    await restarted.open()
+    await restarted.counted()
+    assert restarted.bytes == len(body)
+    await restarted.aclose()
+
+
+@pytest.mark.parametrize("counted", [False, True])
+async def test_a_large_copy_of_an_earlier_process_is_believed_only_when_it_was_read(
+    disk: LocalStore, *, counted: bool
+) -> None:
+    name = await copy(DiskCache(disk, 10_000_000), LARGE)
+    path = disk.root / "cache" / name[:2] / name
+    path.write_bytes(bytes(len(LARGE)))  # what a power loss can leave: the size and nothing else
+    restarted = DiskCache(disk, 10_000_000)
+    if counted:
+        await restarted.open()
+        await restarted.counted()
+    assert await fetched(restarted, name) is None
+    assert not path.exists()
+    await restarted.aclose()
+
+
+async def test_the_least_recently_used_leaves_first(disk: LocalStore) -> None:
+    cache = DiskCache(disk, 3000)
+    names = [await copy(cache, bytes([n]) * 1000) for n in range(3)]
+    assert await fetched(cache, names[0]) is not None
+    names.append(await copy(cache, bytes([3]) * 1000))
+    assert [await fetched(cache, name) is not None for name in names] == [True, False, True, True]
+    assert cache.bytes == 3000
+
+
+async def test_more_than_may_stay_was_there_at_start_and_leaves(disk: LocalStore) -> None:
+    cache = DiskCache(disk, 10_000)
+    for n in range(5):
+        await copy(cache, bytes([n]) * 1000)
+    smaller = DiskCache(disk, 2000)
+    await smaller.open()
+    await smaller.counted()
+    assert smaller.bytes == 2000
+    assert len(list((disk.root / "cache").rglob("*.png"))) == 2
+    await smaller.aclose()
+
+
+async def test_what_is_larger_than_all_of_it_or_in_memory_is_not_kept(disk: LocalStore) -> None:
+    cache = DiskCache(disk, 1000)
+    assert await fetched(cache, await copy(cache, b"x" * 1001)) is None
+    draft = await MemorySpool(1000).begin(3)
+    await draft.write(b"abc")
+    await cache.keep(draft, record_of(b"abc").object_name)
+    assert await fetched(cache, record_of(b"abc").object_name) is None
+    assert list((disk.root / "partial").iterdir()) == []
+
+
+async def test_copies_give_way_to_what_is_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = LocalStore(tmp_path / "disk", free_bytes_min=1000)
+    await disk.open()
+    cache = DiskCache(disk, 10_000, free_bytes_min=1000)
+    for n in range(5):
+        await copy(cache, bytes([n]) * 1000)
+
+    class Usage:
+        """A disk of 6,000 bytes."""
+
+        def __init__(self, root: Path) -> None:
+            self.free = 6000 - sum(path.stat().st_size for path in root.rglob("*.png"))
+
+    monkeypatch.setattr("shutil.disk_usage", Usage)
+    draft = await cache.begin(2000)
+    assert len(list((disk.root / "cache").rglob("*.png"))) == 3
+    await draft.aclose()
+    with pytest.raises(StorageError, match="free_bytes_min"):
+        await cache.begin(50_000)
+    await disk.aclose()
+
+
+async def test_an_image_is_taken_over_from_the_fallback_without_its_record(disk: LocalStore) -> None:
+    cache = DiskCache(disk, 10_000)
+    record = await keep(disk, b"body")
+    await cache.take(record)
+    assert await disk.find(record.key) is None
+    assert await fetched(cache, record.object_name) == b"body"
+    assert not list((disk.root / "v1" / "objects").rglob("*.png"))
+    await cache.take(record)  # done by another process meanwhile
+
+
+async def test_without_room_for_copies_an_image_leaves_the_disk(disk: LocalStore) -> None:
+    record = await keep(disk, b"body")
+    await DiskCache(disk, 0).take(record)
+    assert [path for path in disk.root.rglob("*") if path.is_file()] == []
+
+
+async def test_a_disk_that_fails_is_a_miss(disk: LocalStore) -> None:
+    cache = DiskCache(disk, 10_000)
+    name = await copy(cache, b"body")
+    disk.root.rename(disk.root.with_name("moved"))
+    assert await cache.fetch(name, None) is None
+    assert (cache.hits, cache.misses) == (0, 1)
