@@ -28,7 +28,7 @@ from tests.program import cannot, run, until
 from tests.storage.stores import NOON, record_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator
     from pathlib import Path
 
     from tests.catalog.conftest import Time
@@ -55,6 +55,12 @@ any_record = st.builds(
     temporary=st.booleans(),
     expires_at=st.none() | times,
 )
+
+
+async def flow(records: Iterable[Record]) -> AsyncIterator[Record]:
+    """Yield records as a walk through a store does."""
+    for record in records:
+        yield record
 
 
 def many(number: int) -> list[Record]:
@@ -144,7 +150,7 @@ async def test_totals_count_equal_bytes_once(catalog: SqlCatalog) -> None:
     assert (empty.images, empty.objects, empty.object_bytes, empty.oldest, empty.newest) == (0, 0, 0, None, None)
     assert empty.hosts == ()
     records = many(25)
-    await catalog.rebuild(lambda: records)
+    await catalog.rebuild(flow(records))
     totals = await catalog.count()
     assert (totals.images, totals.objects) == (25, 3)
     assert totals.object_bytes == sum({record.digest: record.size for record in records}.values())
@@ -158,10 +164,10 @@ async def test_totals_count_equal_bytes_once(catalog: SqlCatalog) -> None:
 async def test_a_rebuild_brings_in_all_and_drops_what_has_vanished(catalog: SqlCatalog, clock: Time) -> None:
     records = many(1203)  # more than two transactions
     assert not catalog.complete
-    assert await catalog.rebuild(lambda: records) == 1203
+    assert await catalog.rebuild(flow(records)) == 1203
     assert catalog.complete
     clock.turn(10)
-    assert await catalog.rebuild(lambda: records[:1000]) == 1000
+    assert await catalog.rebuild(flow(records[:1000])) == 1000
     assert {record.key for record in await catalog.page(limit=2000)} == {record.key for record in records[:1000]}
 
 
@@ -170,16 +176,16 @@ async def test_a_rebuild_keeps_what_fills_write_meanwhile(catalog: SqlCatalog, c
     await catalog.put(old)
     assert (await catalog.count()).images == 1
     clock.turn(10)
-    walking, go_on = threading.Event(), threading.Event()
+    walking, go_on = asyncio.Event(), asyncio.Event()
 
-    def walk() -> Iterator[Record]:
+    async def walk() -> AsyncIterator[Record]:
         yield walked
         walking.set()
-        assert go_on.wait(10)
+        await go_on.wait()
 
     # A fill's row is written by another process: here by a second catalog on the same database.
-    rebuilding = asyncio.create_task(catalog.rebuild(walk))
-    assert await asyncio.to_thread(walking.wait, 10)
+    rebuilding = asyncio.create_task(catalog.rebuild(walk()))
+    await walking.wait()
     other = SqlCatalog(catalog._url.render_as_string(hide_password=False), clock)
     await other.put(meanwhile)
     go_on.set()
@@ -191,33 +197,33 @@ async def test_a_rebuild_keeps_what_fills_write_meanwhile(catalog: SqlCatalog, c
 async def test_a_clock_that_is_set_back_during_a_rebuild_loses_no_row(catalog: SqlCatalog, clock: Time) -> None:
     records = many(600)
 
-    def walk() -> Iterator[Record]:
+    async def walk() -> AsyncIterator[Record]:
         for index, record in enumerate(records):
             if index == 550:
                 clock.turn(-3600)
             yield record
 
-    await catalog.rebuild(walk)
+    await catalog.rebuild(walk())
     assert (await catalog.count()).images == 600
 
 
 async def test_a_walk_that_fails_drops_nothing_and_does_not_pass_for_complete(catalog: SqlCatalog, clock: Time) -> None:
     records = many(10)
-    await catalog.rebuild(lambda: records)
+    await catalog.rebuild(flow(records))
     clock.turn(10)
 
-    def walk() -> Iterator[Record]:
+    async def walk() -> AsyncIterator[Record]:
         yield records[0]
-        raise PermissionError(13, "Permission denied")
+        raise StorageError("the disk of the store failed: Permission denied")
 
     with pytest.raises(StorageError, match="Permission denied"):
-        await catalog.rebuild(walk)
+        await catalog.rebuild(walk())
     assert (await catalog.count()).images == 10
 
 
 async def test_complete_is_remembered(connect: Connect, url: str) -> None:
     first = connect(url)
-    await first.rebuild(list)
+    await first.rebuild(flow([]))
     second = connect(url)
     await second.open()
     assert second.complete
@@ -302,7 +308,7 @@ async def test_two_processes_write_one_database(catalog: SqlCatalog, connect: Co
             await to.put(record)
             assert await to.find(record.key) == record
 
-    await asyncio.gather(write(catalog, mine), write(other, theirs), catalog.rebuild(lambda: mine))
+    await asyncio.gather(write(catalog, mine), write(other, theirs), catalog.rebuild(flow(mine)))
     for record in (*mine, *theirs):
         assert await catalog.find(record.key) == await other.find(record.key) == record
 
@@ -327,7 +333,7 @@ async def test_the_loop_turns_while_the_database_is_locked(connect: Connect, tmp
 
 async def test_a_database_that_hangs_costs_a_look_up_a_second_once(connect: Connect, tmp_path: Path) -> None:
     catalog = connect(f"sqlite:///{tmp_path}/catalog.db")
-    await catalog.rebuild(lambda: many(1))
+    await catalog.rebuild(flow(many(1)))
     began, go_on = threading.Event(), threading.Event()
 
     def hang() -> None:
@@ -368,7 +374,7 @@ async def test_what_waits_for_a_database_is_bounded_and_the_rest_is_left_to_a_re
 async def test_a_start_on_many_rows_scans_none_of_them(connect: Connect, tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/catalog.db"
     first = connect(url)
-    await first.rebuild(lambda: [record_of(b"x")])
+    await first.rebuild(flow([record_of(b"x")]))
     await first.aclose()
     engine = sa.create_engine(url)
     with engine.begin() as connection:
@@ -441,7 +447,7 @@ async def test_a_file_that_was_removed_or_replaced_is_left_behind_at_the_next_lo
 ) -> None:
     path = tmp_path / "catalog.db"
     catalog = connect(f"sqlite:///{path}")
-    await catalog.rebuild(lambda: many(3))
+    await catalog.rebuild(flow(many(3)))
     if how == "replaced":
         other = connect(f"sqlite:///{tmp_path}/other.db")
         await other.put(record_of(b"x", name="another"))
@@ -454,7 +460,7 @@ async def test_a_file_that_was_removed_or_replaced_is_left_behind_at_the_next_lo
     assert path.exists()
     assert not catalog.complete, "so it is filled again"
     assert (await catalog.count()).images == (1 if how == "replaced" else 0)
-    await catalog.rebuild(lambda: many(3))
+    await catalog.rebuild(flow(many(3)))
     assert inside(catalog, "SELECT count(*) FROM images")[0][0] >= 3
 
 
@@ -472,7 +478,7 @@ async def test_a_damaged_file_is_set_aside_and_begun_anew(
 ) -> None:
     path = tmp_path / "catalog.db"
     first = connect(f"sqlite:///{path}")
-    await first.rebuild(lambda: many(300))
+    await first.rebuild(flow(many(300)))
     await first.aclose()
     damage(path)
     data = path.read_bytes()
@@ -482,7 +488,7 @@ async def test_a_damaged_file_is_set_aside_and_begun_anew(
         await catalog.find(record.key)
     await catalog.put(record_of(b"x", name="new"))
     assert not catalog.complete
-    assert await catalog.rebuild(lambda: many(300)) == 300
+    assert await catalog.rebuild(flow(many(300))) == 300
     assert await catalog.find(many(300)[-1].key) == many(300)[-1]
     if data:
         (aside,) = tmp_path.glob("catalog.db.damaged-*[0-9]")  # noqa: ASYNC240 - quick, and nobody waits
@@ -505,7 +511,7 @@ async def test_a_row_with_flipped_bits_is_a_fault_and_a_rebuild_mends_it(
     engine.dispose()
     with pytest.raises(StorageError, match="reindex"):
         await catalog.find(record.key)
-    await catalog.rebuild(lambda: [record])
+    await catalog.rebuild(flow([record]))
     assert await catalog.find(record.key) == record
 
 

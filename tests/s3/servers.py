@@ -18,11 +18,11 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import botocore.session  # type: ignore[import-untyped]  # no stubs are installed
-from aiobotocore.config import AioConfig  # type: ignore[import-untyped]  # as above
-from aiobotocore.session import AioSession  # type: ignore[import-untyped]  # as above
-from botocore.config import Config  # type: ignore[import-untyped]  # as above
-from botocore.exceptions import ClientError  # type: ignore[import-untyped]  # as above
+import botocore.session
+from aiobotocore.config import AioConfig
+from aiobotocore.session import AioSession
+from botocore.config import Config
+from botocore.exceptions import ClientError
 
 from tests.program import ROOT, cannot, until
 from tests.s3.loopback import HOST, port_of, reserve

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from botocore.exceptions import (  # type: ignore[import-untyped]  # no stubs are installed
+from botocore.exceptions import (
     ClientError,
     ConnectionClosedError,
     EndpointConnectionError,
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from tests.origins import Exchange, FakeOrigin
     from tests.s3.servers import S3Server
 
-pytest_plugins = ["tests.s3.fixtures"]
 
 BODY = bytes(range(256)) * 1000
 BROKEN_OFF = (ConnectionClosedError, EndpointConnectionError)

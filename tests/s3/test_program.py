@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tests.images import picture
 from tests.program import run, serving
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tests.s3.servers import S3Server
 
 
-def only_aws(server: S3Server, endpoint: str) -> dict[str, str]:
+def only_aws(server: S3Server, endpoint: str) -> dict[str, Any]:
     """Return settings that name the bucket as any AWS program would be told."""
     return {
         "store__url": "",

@@ -299,6 +299,7 @@ async def test_nobody_notices_an_outage_and_all_is_in_the_bucket_afterwards(
     await get(node, old)
     assert (await get(node, old))[0].status == 302
     await outage(remote)
+    location = ""
     fresh = {origin.gives(f"/{n}.png", picture(seed=n)): picture(seed=n) for n in range(2, 6)}
     for url, body in fresh.items():
         response, received = await get(node, url)

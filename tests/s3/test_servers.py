@@ -18,7 +18,6 @@ from tests.s3.servers import NAMES, S3Server
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-pytest_plugins = ["tests.s3.fixtures"]
 
 SHORT_S = 0.2
 """How long nothing has to happen until we believe that nothing will."""

@@ -162,6 +162,7 @@ class FakeStore:
     """
 
     name: str = "fake"
+    disk_only: bool = True
     records: dict[Key, Record] = field(default_factory=dict)
     objects: dict[str, bytes] = field(default_factory=dict)
     faults: dict[str, StorageError] = field(default_factory=dict)
@@ -177,7 +178,7 @@ class FakeStore:
         data = self.objects.get(name)
         return await self._called("fetch", None if data is None else MemoryBody(data))
 
-    async def put(self, draft: Draft, record: Record, replaces: Digest | None = None) -> None:
+    async def put(self, draft: Draft, record: Record, replaces: Digest | None = None) -> Record:
         await self._called("put", None)
         assert isinstance(draft, FakeDraft)
         theirs = self.records.get(record.key)
@@ -185,6 +186,7 @@ class FakeStore:
             raise StorageError("another image was kept under this link meanwhile")
         self.objects[record.object_name] = bytes(draft.data)
         self.records[record.key] = record
+        return record
 
     async def delete(self, key: Key) -> None:
         raise AssertionError(f"nothing may remove {key}")
@@ -226,7 +228,8 @@ class FakeObserver:
     errors: list[BaseException] = field(default_factory=list)
     unchanged_count: int = 0
 
-    def filled(self, size: int) -> None:
+    def filled(self, size: int, *, pending: bool) -> None:
+        del pending
         self.sizes.append(size)
 
     def unchanged(self) -> None:

@@ -686,7 +686,7 @@ async def test_an_object_is_delivered_by_its_name() -> None:
     await stored(world)
     (name,) = world.store.objects
     delivery = await world.keeper.deliver_object(name)
-    assert delivery is not None
+    assert isinstance(delivery, Delivery)
     assert (delivery.etag, delivery.object_name, await drain(delivery)) == (f'"{name[:64]}"', name, IMAGE)
 
 

@@ -41,6 +41,7 @@ class FakeStore:
     """Keeps images in two dictionaries. `broken` makes every call a fault, as an unreachable store would."""
 
     name: str = "fake"
+    disk_only: bool = True
     objects: dict[str, bytes] = field(default_factory=dict)
     found: dict[Key, Record] = field(default_factory=dict)
     broken: bool = False
@@ -59,13 +60,14 @@ class FakeStore:
         data = self.objects.get(name)
         return None if data is None or size not in {None, len(data)} else MemoryBody(data)
 
-    async def put(self, draft: Draft, record: Record, replaces: Digest | None = None) -> None:
+    async def put(self, draft: Draft, record: Record, replaces: Digest | None = None) -> Record:
         self._insist()
         theirs = self.found.get(record.key)
         if theirs and theirs.object_name in self.objects and theirs.digest not in {record.digest, replaces}:
             raise StorageError("another image was kept under this link meanwhile")
         self.objects[record.object_name] = await draft.read(0, draft.size)
         self.found[record.key] = replace(record)
+        return record
 
     async def delete(self, key: Key) -> None:
         self._insist()

@@ -1,4 +1,4 @@
-"""What the cache of a remote store promises: little memory of its own, nothing believed unseen, room for what is new."""
+"""What the cache of a remote store promises: nothing believed unseen, and room for what is new."""
 
 from __future__ import annotations
 

@@ -19,8 +19,9 @@ import pytest
 
 from proxy.core.errors import StorageError
 from proxy.core.model import Record
-from proxy.core.stored import RecordTooNew, encode_record, object_path, record_path
+from proxy.core.stored import OBJECTS, RecordTooNew, encode_record, object_path, record_path
 from proxy.service.upkeep import Finding, verify
+from proxy.service.upkeep import records as records_in
 from proxy.storage import files
 from proxy.storage.local import HOT_OBJECT_BYTES_MAX, LocalStore
 from proxy.storage.memory import MemoryBody, MemorySpool
@@ -29,7 +30,7 @@ from tests.storage.stores import record_of
 from tests.storage.test_contract import fetch, keep
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator
 
 T = TypeVar("T")
 
@@ -53,9 +54,8 @@ def change(path: Path, *, at: int) -> None:
         file.write(bytes([byte[0] ^ 1]))
 
 
-async def walk(start: Callable[[], Iterator[T]]) -> list[T]:
-    """Walk to the end, away from the event loop: walks block."""
-    return await asyncio.to_thread(lambda: list(start()))
+async def walk(steps: AsyncIterator[T]) -> list[T]:
+    return [step async for step in steps]
 
 
 # --- layout
@@ -75,17 +75,19 @@ async def test_the_walk_finds_everything_in_order(store: LocalStore) -> None:
         record_path(record.key): record
         for record in [await keep(store, bytes([n]) * 50, record_of(bytes([n]) * 50, name=str(n))) for n in range(40)]
     }
-    assert await walk(store.records) == sorted(records.items())
-    assert await walk(store.objects) == sorted(object_path(record.object_name) for record in records.values())
+    assert await walk(records_in(store)) == sorted(records.items())
+    assert await walk(store.walk(OBJECTS)) == sorted(
+        (object_path(record.object_name), 50) for record in records.values()
+    )
 
 
 async def test_a_root_that_is_gone_cannot_be_walked(store: LocalStore) -> None:
     await keep(store, SMALL)
     store.root.rename(store.root.with_name("moved"))
     with pytest.raises(StorageError):
-        await walk(store.records)
+        await walk(records_in(store))
     with pytest.raises(StorageError):
-        await walk(store.objects)
+        await walk(store.walk(OBJECTS))
 
 
 # --- memory
@@ -193,7 +195,7 @@ async def test_a_damaged_record_is_a_miss_and_set_aside(store: LocalStore, data:
     record = await keep(store, SMALL)
     path = store.root / record_path(record.key)
     path.write_bytes(data)
-    assert not any(isinstance(found, Record) for _, found in await walk(store.records))
+    assert not any(isinstance(found, Record) for _, found in await walk(records_in(store)))
     assert await store.find(record.key) is None
     assert not path.exists()
     (damaged,) = (store.root / "damaged").iterdir()
@@ -221,7 +223,7 @@ async def test_a_record_of_a_newer_version_is_a_fault_and_neither_overwritten_no
     with pytest.raises(StorageError, match="newer version"):
         await store.delete(record.key)
     assert path.read_bytes() == newer
-    assert [type(found) for _, found in await walk(store.records)] == [RecordTooNew]
+    assert [type(found) for _, found in await walk(records_in(store))] == [RecordTooNew]
 
 
 async def test_verify_tells_all_kinds_of_trouble_and_sets_aside_what_is_damaged(store: LocalStore) -> None:
@@ -235,7 +237,7 @@ async def test_verify_tells_all_kinds_of_trouble_and_sets_aside_what_is_damaged(
     newer = (store.root / under["newer"]).read_bytes().replace(b'"version": 1', b'"version": 9')
     (store.root / under["newer"]).write_bytes(newer)
     os.truncate(store.root / under["cut"], 20)
-    findings = [finding for finding in await walk(lambda: verify(store)) if finding is not None]
+    findings = [finding for finding in await walk(verify(store)) if finding is not None]
     assert sorted(findings, key=lambda finding: (finding.kind, finding.path)) == sorted(
         [
             Finding("damaged", at["flipped"]),
@@ -249,7 +251,7 @@ async def test_verify_tells_all_kinds_of_trouble_and_sets_aside_what_is_damaged(
         key=lambda finding: (finding.kind, finding.path),
     )
     assert len(list((store.root / "damaged").iterdir())) == 2
-    assert not any(finding and finding.kind == "damaged" for finding in await walk(lambda: verify(store)))
+    assert not any(finding and finding.kind == "damaged" for finding in await walk(verify(store)))
 
 
 # --- partial files

@@ -175,6 +175,7 @@ async def test_what_nobody_foresaw_in_mid_body_breaks_the_connection_off(
 
     class Minefield:
         name = "mined"
+        disk_only = True
         find, put, delete = store.find, store.put, store.delete
 
         async def fetch(self, name: str, size: int | None) -> Bomb:
