@@ -29,6 +29,7 @@ from proxy.core.model import Digest
 from proxy.core.source import read_source
 from proxy.service.failures import Failures, seconds_to_remember
 from proxy.service.fill import RECENT_BYTES_MAX, RECENT_CHUNKS_MAX, Fill
+from proxy.service.keep import Delivery
 from tests.images import picture, picture_of
 from tests.service.fakes import Feed, Timer, World, drain, settle
 
