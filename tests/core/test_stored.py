@@ -19,6 +19,7 @@ from proxy.core.stored import (
     encode_record,
     object_path,
     read_object_name,
+    read_record,
     record_path,
 )
 
@@ -114,6 +115,32 @@ def test_a_record_with_a_wrong_field_is_unreadable(change: tuple[bytes, bytes]) 
         decode_record(WRITTEN.replace(*change, 1))
 
 
+def test_a_record_is_read_under_the_name_of_its_key() -> None:
+    assert read_record(WRITTEN, record_path(KEY).rpartition("/")[2]) == RECORD
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(f"{'ba' * 32}.json", id="another key"),
+        pytest.param(f"{KEY}", id="no extension"),
+        pytest.param(f"{KEY}.json.json", id="extension twice"),
+        pytest.param(f"{KEY.upper()}.json", id="upper case"),
+        pytest.param(record_path(KEY), id="whole path"),
+        pytest.param("", id="no name"),
+    ],
+)
+def test_a_record_under_another_name_is_damage(name: str) -> None:
+    with pytest.raises(RecordUnreadable, match="the key is not that of the file's name") as caught:
+        read_record(WRITTEN, name)
+    assert not isinstance(caught.value, RecordTooNew)
+
+
+def test_a_newer_record_is_told_from_a_damaged_one_under_any_name() -> None:
+    with pytest.raises(RecordTooNew):
+        read_record(WRITTEN.replace(b'"version": 1', b'"version": 2'), "other.json")
+
+
 @pytest.mark.parametrize(
     "name",
     [
@@ -150,3 +177,10 @@ def test_the_longest_identity_fits_into_a_record() -> None:
     record = Record(info.key, info.identity, "example.com", DIGEST, Format.PNG, 1, None, '"0"', WHEN)
     assert len(encode_record(record)) < RECORD_BYTES_MAX
     assert decode_record(encode_record(record)) == record
+
+
+def test_a_record_belongs_under_its_own_name() -> None:
+    data = encode_record(RECORD)
+    assert read_record(data, f"{RECORD.key}.json") == RECORD
+    with pytest.raises(RecordUnreadable, match="not that of the file's name"):
+        read_record(data, f"{'0' * 64}.json")
