@@ -8,19 +8,24 @@ import os
 import resource
 import sys
 import tomllib
-from contextlib import suppress
+from contextlib import aclosing, suppress
+from dataclasses import replace
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from proxy import __version__, app
-from proxy.cli import look, stored, upkeep
-from proxy.config import ENVIRONMENT_PREFIX, Config, ConfigError, load
+from proxy.cli import look, migrate, stored, upkeep
+from proxy.config import ENVIRONMENT_PREFIX, Config, ConfigError, load, read_store_url
 from proxy.core.errors import StorageError
-from proxy.parts import Parts, open_parts
+from proxy.core.store_url import Bucket, Folder
+from proxy.parts import Parts, open_migration, open_parts
 from proxy.telemetry import logging_to
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator, Sequence
+    from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
+
+    from proxy.parts import RemoteParts
 
 CONFIG_FILE = "config.toml"
 DONE, SOME_FAILED, USAGE = 0, 1, 2
@@ -62,6 +67,12 @@ async def _command(arguments: argparse.Namespace, config: Config) -> int:
             return look.inspect(_urls(arguments.urls), inspector, as_json=arguments.json, out=sys.stdout)
         case "check" if not arguments.live:
             return await look.check({}, out=sys.stdout)
+        case "migrate":
+            source, target = _read_place("FROM", arguments.source), _read_place("TO", arguments.target)
+            if source == target:
+                raise ConfigError("TO: is the same store as FROM")
+            async with open_migration(config, source, target) as migration:
+                return await migrate.migrate(migration, as_json=arguments.json, out=sys.stdout, err=sys.stderr)
         case _:
             async with open_parts(config, clock=app.Seams().clock) as parts:
                 return await _maintain(arguments, parts)
@@ -73,8 +84,12 @@ async def _maintain(arguments: argparse.Namespace, parts: Parts) -> int:
         sys.stderr.write("imgkeep: the catalog is not complete; `imgkeep reindex` fills it from the records\n")
     match arguments.command:
         case "check":
-            disk = "store" if parts.remote is None else "fallback"
-            return await look.check({disk: parts.disk, "catalog": catalog}, out=sys.stdout)
+            if parts.remote is None:
+                return await look.check({"store": parts.disk, "catalog": catalog}, out=sys.stdout)
+            if isinstance(sys.stdout, TextIOWrapper):
+                sys.stdout.reconfigure(errors="backslashreplace")  # not every terminal has ticks
+            async with aclosing(_steps(parts.remote)) as steps:
+                return await look.check({"fallback": parts.disk, "catalog": catalog}, steps, out=sys.stdout)
         case "verify":
             return await upkeep.verify(parts.archives, as_json=arguments.json, out=sys.stdout)
         case "reindex":
@@ -85,6 +100,14 @@ async def _maintain(arguments: argparse.Namespace, parts: Parts) -> int:
             return await stored.stats(catalog, complete=catalog.complete, as_json=arguments.json, out=sys.stdout)
 
 
+async def _steps(remote: RemoteParts) -> AsyncGenerator[tuple[str, str | None, str | None]]:
+    from proxy.storage.s3.checkup import check_up  # noqa: PLC0415 - what it needs takes a third of a second to import
+
+    async with aclosing(check_up(remote.bucket, public_url=remote.public_url)) as steps:
+        async for step in steps:
+            yield step.name, step.error, step.remedy
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="imgkeep", description="Makes temporary image links permanent.")
     parser.add_argument("--version", action="version", version=f"imgkeep {__version__}")
@@ -92,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("serve", help="serve images until SIGTERM")
     check = commands.add_parser("check", help="validate the configuration")
-    check.add_argument("--live", action="store_true", help="put, read and delete a probe in every configured store")
+    check.add_argument("--live", action="store_true", help="try all that every configured store must be able to do")
     inspect = commands.add_parser("inspect", help="tell what URLs name and whether they may be fetched; no network")
     inspect.add_argument("urls", nargs="+", metavar="URL", help="- reads one a line from standard input")
     verify = commands.add_parser("verify", help="read all that is stored again; set aside what is damaged")
@@ -100,7 +123,10 @@ def _parser() -> argparse.ArgumentParser:
     images = commands.add_parser("list", help="list images, newest first")
     images.add_argument("--limit", type=_count, default=100, help="how many; 0: all (default: %(default)s)")
     stats = commands.add_parser("stats", help="tell how much is stored")
-    for command in (inspect, verify, images, stats):
+    migration = commands.add_parser("migrate", help="copy all that is stored from one store to another")
+    migration.add_argument("source", metavar="FROM", help="file:PATH or s3://BUCKET/PREFIX, as in store.url")
+    migration.add_argument("target", metavar="TO", help="likewise; what it has already stays")
+    for command in (inspect, verify, images, stats, migration):
         command.add_argument("--json", action="store_true", help="one JSON object a line")
     return parser
 
@@ -123,6 +149,15 @@ def _load(path: str | None) -> Config:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{named or CONFIG_FILE}: {error}") from None
     return load(file, os.environ)  # noqa: TID251 - the one reader
+
+
+def _read_place(argument: str, url: str) -> Folder | Bucket:
+    """Read the URL of a store; `AWS_REGION` counts as it does for `store.url`."""
+    place = read_store_url(argument, url)
+    region = os.environ.get("AWS_REGION")  # noqa: TID251 - the one reader
+    if isinstance(place, Bucket) and place.region is None and region:
+        return replace(place, region=region)
+    return place
 
 
 def _urls(arguments: Sequence[str]) -> Iterator[str]:

@@ -14,7 +14,9 @@ import time
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Final
+from urllib.parse import quote
 
 from proxy.catalog import CatalogTooNew, SqlCatalog
 from proxy.config import read_catalog_url, read_store_url
@@ -23,6 +25,7 @@ from proxy.core.store_url import Bucket, Folder
 from proxy.core.stored import object_path
 from proxy.service.address import Addresses
 from proxy.service.breaker import Breaker
+from proxy.service.migrate import Migration
 from proxy.service.tiers import Tiers
 from proxy.storage.cache import DiskCache
 from proxy.storage.local import LocalStore
@@ -51,6 +54,8 @@ class RemoteParts:
     tiers: Tiers
     addresses: Addresses
     fallback: LocalStore | None
+    public_url: Callable[[str], str] | None
+    """Where an object is for everybody; `None`: the configuration sends nobody there."""
 
     async def check(self) -> int:
         """
@@ -157,22 +162,66 @@ async def _open_remote(  # noqa: PLR0913, PLR0917 - called once, above
     stack.push_async_callback(cache.aclose)
     await cache.open()
     stack.push_async_callback(tiers.aclose)
+    public_url = _public_url(config, place, bucket)
     addresses = Addresses(
         config.delivery.mode,
         tiers,
         bucket,
-        public_url=_public_url(config, place, bucket),
+        public_url=public_url,
         presign_ttl_s=config.delivery.presign_ttl_s,
         timer=timer,
     )
-    return RemoteParts(bucket, cache, breaker, tiers, addresses, fallback)
+    return RemoteParts(bucket, cache, breaker, tiers, addresses, fallback, public_url)
 
 
 def _public_url(config: Config, place: Bucket, bucket: S3Store) -> Callable[[str], str] | None:
     base = config.delivery.base_url.rstrip("/")
     if base:
-        return lambda name: f"{base}/{place.path(object_path(name))}"
+        return lambda name: f"{base}/{quote(place.path(object_path(name)))}"
     return bucket.public_url if config.delivery.mode == "redirect" else None
+
+
+@asynccontextmanager
+async def open_migration(config: Config, source: Folder | Bucket, target: Folder | Bucket) -> AsyncGenerator[Migration]:
+    """
+    Open two stores, to copy the one to the other; `source` is only read, and `target` is tried at once.
+
+    Raises:
+        StorageError: One of them is not usable.
+    """
+    async with AsyncExitStack() as stack:
+        from_store: LocalStore | S3Store
+        if isinstance(source, Folder):
+            # Not opened: that would make a store where there is none, and sweep.
+            from_store = LocalStore(Path(source.path))
+            stack.push_async_callback(from_store.aclose)
+        else:
+            from_store = await _open_bucket(stack, config, source)
+        if isinstance(target, Folder):
+            disk = await _open_disk(stack, Path(target.path), config.store.free_bytes_min)
+            yield Migration(from_store, disk, disk)
+            return
+        bucket = await _open_bucket(stack, config, target)
+        await bucket.probe()
+        folder = await asyncio.to_thread(TemporaryDirectory, prefix="imgkeep-", ignore_cleanup_errors=True)
+        stack.push_async_callback(asyncio.to_thread, folder.cleanup)
+        yield Migration(from_store, bucket, await _open_disk(stack, Path(folder.name), 0))
+
+
+async def _open_disk(stack: AsyncExitStack, root: Path, free_bytes_min: int) -> LocalStore:
+    disk = LocalStore(root, free_bytes_min=free_bytes_min)
+    stack.push_async_callback(disk.aclose)
+    await disk.open()
+    return disk
+
+
+async def _open_bucket(stack: AsyncExitStack, config: Config, place: Bucket) -> S3Store:
+    from proxy.storage.s3 import S3Store  # noqa: PLC0415 - as in `_open_remote`
+
+    bucket = S3Store(place, timeout_s=config.store.timeout_s)
+    stack.push_async_callback(bucket.aclose)
+    await bucket.open()
+    return bucket
 
 
 async def cancel(task: asyncio.Task[None]) -> None:

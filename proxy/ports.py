@@ -153,6 +153,37 @@ class Archive(Protocol):
         """Move something damaged out of every reader's way, without throwing it away."""
 
 
+class Holder(Archive, Protocol):
+    """A store that can be copied to another one, and that another one can be copied to."""
+
+    def walk(self, folder: str) -> AsyncIterator[tuple[str, int]]:
+        """As `Archive.walk`, also for one of the folders in it, as in `v1/objects/ab`."""
+
+    async def lend(self, name: str, spool: Spool) -> Draft | None:
+        """
+        Give the object `<digest>.<ext>` as a draft that can be put elsewhere, damaged or not; `None`: it is not there.
+
+        What does not lie on a disk here is copied into a draft of `spool`. Whoever borrows it calls `aclose`.
+        """
+
+    async def put_object(self, draft: Draft, name: str) -> None:
+        """
+        Keep a finished draft as the object `<digest>.<ext>`: whole or not at all, durable on return.
+
+        Raises:
+            StorageError: It is not kept.
+        """
+
+    async def put_record(self, record: Record) -> None:
+        """
+        Keep a record whose object is here already.
+
+        Raises:
+            Conflict: Something is kept under the key that has to stay.
+            StorageError: It is not kept.
+        """
+
+
 class Remote(Store, Protocol):
     """A store behind a network, which can be away, and to which clients can be sent."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import tomllib
 from pathlib import Path
@@ -134,6 +135,48 @@ def test_every_setting_can_come_from_the_environment(section: str, key: str) -> 
         pytest.param(
             {"store": {"url": "file:"}}, {}, "store.url: expected file:PATH, relative or absolute", id="no path"
         ),
+        pytest.param({"store": {"url": "s3://"}}, {}, "store.url: expected s3://BUCKET/PREFIX", id="no bucket"),
+        pytest.param({"store": {"timeout_s": 0}}, {}, "store.timeout_s: expected float > 0.0", id="no time"),
+        pytest.param({"store": {"timeout_s": 61}}, {}, "store.timeout_s: expected float <= 60.0", id="too much time"),
+        pytest.param(
+            {"store": {"url": "s3://bucket", "fallback": "s3://other"}},
+            {},
+            "store.fallback: expected file:PATH",
+            id="a fallback behind the network",
+        ),
+        pytest.param(
+            {"store": {"url": "s3://bucket", "fallback": "other"}},
+            {},
+            "store.fallback: expected file:PATH",
+            id="a fallback that is a bare path",
+        ),
+        pytest.param(
+            {"delivery": {"mode": "redirect"}}, {}, "delivery.mode: only 'serve'", id="redirects to a local store"
+        ),
+        pytest.param(
+            {"delivery": {"mode": "presign"}}, {}, "delivery.mode: only 'serve'", id="links into a local store"
+        ),
+        pytest.param(
+            {"delivery": {"base_url": "https://cdn.example"}},
+            {},
+            "delivery.base_url: needs an object store",
+            id="a public place of a local store",
+        ),
+        pytest.param(
+            {}, {"AWS_S3_BUCKET_NAME": "-"}, "store.url: expected s3://BUCKET/PREFIX", id="a variable that is no bucket"
+        ),
+        pytest.param(
+            {"store": 1},
+            {"AWS_S3_BUCKET_NAME": "bucket"},
+            "store: expected object, got int",
+            id="a bucket into no table",
+        ),
+        pytest.param(
+            {"store": {"url": 1}},
+            {"AWS_REGION": "eu-central-1"},
+            "store.url: expected str, got int",
+            id="a region into no URL",
+        ),
         pytest.param(
             {"catalog": {"url": "mysql://x/y"}},
             {},
@@ -169,6 +212,61 @@ def test_lists_are_written_with_commas_or_as_json(text: str) -> None:
 )
 def test_a_store_is_named_by_a_path(url: str, path: str) -> None:
     assert read_store_url("store.url", url) == Folder(path)
+
+
+BUCKET, REGION, OURS = "AWS_S3_BUCKET_NAME", "AWS_REGION", "IMGKEEP_STORE__URL"
+AWS_VARIABLES: dict[str, tuple[dict[str, Any], dict[str, str], str]] = {
+    "no variable": ({}, {}, "file:data"),
+    "a bucket": ({}, {BUCKET: "images"}, "s3://images"),
+    "an empty bucket": ({}, {BUCKET: ""}, "file:data"),
+    "a bucket and a region": ({}, {BUCKET: "images", REGION: "eu-central-1"}, "s3://images?region=eu-central-1"),
+    "an empty region": ({}, {BUCKET: "images", REGION: ""}, "s3://images"),
+    "a region alone": ({}, {REGION: "eu-central-1"}, "file:data"),
+    "a region and a URL of ours": (
+        {"store": {"url": "s3://images/pre"}},
+        {REGION: "eu-central-1"},
+        "s3://images/pre?region=eu-central-1",
+    ),
+    "a region behind another parameter": (
+        {"store": {"url": "s3://images?addressing=path"}},
+        {REGION: "eu-central-1"},
+        "s3://images?addressing=path&region=eu-central-1",
+    ),
+    "a region that the URL has": (
+        {"store": {"url": "s3://images?addressing=path&region=us-east-1"}},
+        {REGION: "eu-central-1"},
+        "s3://images?addressing=path&region=us-east-1",
+    ),
+    "a bucket and a file's URL": ({"store": {"url": "s3://ours"}}, {BUCKET: "images"}, "s3://ours"),
+    "a bucket, a region and a file's folder": (
+        {"store": {"url": "file:here"}},
+        {BUCKET: "images", REGION: "eu-central-1"},
+        "file:here",
+    ),
+    "a bucket and a variable of ours": ({}, {BUCKET: "images", OURS: "s3://ours"}, "s3://ours"),
+    "another setting of the store": ({"store": {"timeout_s": 2}}, {BUCKET: "images"}, "s3://images"),
+}
+
+
+@pytest.mark.parametrize(("file", "environment", "url"), AWS_VARIABLES.values(), ids=AWS_VARIABLES)
+def test_the_usual_variables_name_a_bucket_where_nothing_else_does(
+    file: dict[str, Any], environment: dict[str, str], url: str
+) -> None:
+    before = copy.deepcopy(file)
+    assert load(file, environment).store.url == url
+    assert file == before
+
+
+@pytest.mark.parametrize("mode", ["serve", "redirect", "presign"])
+def test_a_bucket_can_be_delivered_from_in_every_way(mode: str) -> None:
+    delivery = {"mode": mode, "base_url": "https://cdn.example"}
+    config = load({"store": {"url": "s3://images", "fallback": ""}, "delivery": delivery}, {})
+    assert (config.delivery.mode, config.delivery.base_url) == (mode, "https://cdn.example")
+
+
+def test_a_request_to_a_bucket_has_a_time_limit() -> None:
+    assert load({}, {}).store.timeout_s == 5
+    assert load({"store": {"timeout_s": 0.5}}, {"IMGKEEP_STORE__TIMEOUT_S": "60"}).store.timeout_s == 60
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ NOTHING: Final = {
 """Of what is no URL that we read."""
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import AsyncIterator, Iterable, Mapping
 
     from proxy.ports import Watched
     from proxy.service.inspect import Inspector
@@ -46,8 +46,17 @@ def inspect(urls: Iterable[str], inspector: Inspector, *, as_json: bool, out: Te
     return status
 
 
-async def check(parts: Mapping[str, Watched], *, out: TextIO) -> int:
-    """Say that the configuration is valid, and put, read and delete a probe in each of `parts`."""
+async def check(
+    parts: Mapping[str, Watched],
+    steps: AsyncIterator[tuple[str, str | None, str | None]] | None = None,
+    *,
+    out: TextIO,
+) -> int:
+    """
+    Say that the configuration is valid, and put, read and delete a probe in each of `parts`.
+
+    `steps` are what else is tried one after the other: a name, and what is wrong and its remedy where something is.
+    """
     out.write("configuration: valid\n")
     status = 0
     for name, part in parts.items():
@@ -58,4 +67,11 @@ async def check(parts: Mapping[str, Watched], *, out: TextIO) -> int:
             out.write(f"{name}: {fault}\n")
         else:
             out.write(f"{name}: works{f', {readable_bytes(free)} free' if free else ''}\n")
+    if steps is not None:
+        async for name, error, remedy in steps:
+            if error is None:
+                out.write(f"✓ {name}\n")
+                continue
+            status = 1
+            out.write(f"✗ {name}: {error}\n" + (f"  remedy: {remedy}\n" if remedy else ""))
     return status

@@ -35,6 +35,8 @@ CONCURRENT_MAX: Final = 8
 BATCH: Final = 64
 LOOK_EVERY_S: Final = 1
 """How long a new image may lie before anybody looks, and the whole of the back-off's resolution."""
+ENLIST_EVERY_S: Final = 600
+"""In case a catalog that was away or full missed something."""
 DELAY_MIN_S: Final = 2
 DELAY_MAX_S: Final = 60
 
@@ -79,16 +81,19 @@ class Healer:
 
     async def run(self) -> None:
         """Enlist what waits, and carry it over, for ever."""
-        enlisted = False
+        loop = asyncio.get_running_loop()
+        enlist_at = loop.time()
         while True:
             with suppress(StorageError):  # the catalog or the disk of the fallback: they tell their own trouble
-                enlisted = enlisted or await self.enlist()
+                if loop.time() >= enlist_at:
+                    await self.enlist()
+                    enlist_at = loop.time() + ENLIST_EVERY_S
                 self.backlog = await self._outbox.backlog()
                 if self._breaker.reason is None and await self.heal_some():
                     continue
             await asyncio.sleep(LOOK_EVERY_S)
 
-    async def enlist(self) -> bool:
+    async def enlist(self) -> None:
         """Bring all that lies in the fallback into the outbox."""
         paths: list[str] = []
         async for path, _ in self._fallback.walk(RECORDS):
@@ -97,7 +102,6 @@ class Healer:
                 await self._enlist(paths)
                 paths = []
         await self._enlist(paths)
-        return True
 
     async def heal_some(self) -> int:
         """Carry over some of what is due; return how many were tried."""

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from proxy.core.model import Key, Record
-    from proxy.ports import Body, Draft
+    from proxy.ports import Body, Draft, Spool
 
 PARTIAL: Final = "partial"
 DAMAGED: Final = "damaged"
@@ -54,7 +54,7 @@ T = TypeVar("T")
 
 
 class LocalStore:
-    """Keeps images under `root`. Implements `ports.Store`, `ports.Refuge`, `ports.Watched` and `ports.Archive`."""
+    """Keeps images under `root`. Implements `ports.Store`, `ports.Refuge`, `ports.Watched` and `ports.Holder`."""
 
     name = "local"
     disk_only = True
@@ -132,6 +132,24 @@ class LocalStore:
         draft.kept = True
         return record
 
+    async def put_object(self, draft: Draft, name: str) -> None:
+        if isinstance(draft, LocalDraft) and self.takes(draft):
+            await self.run(self._commit_object, draft, name)
+            draft.kept = True
+            return
+        copy = await self.begin(draft.size)
+        try:
+            while piece := await draft.read(copy.size, disk.PIECE_BYTES):
+                await copy.write(piece)
+            if copy.digest != draft.digest:
+                raise StorageError("a draft is not what it was")
+            await self.put_object(copy, name)
+        finally:
+            await copy.aclose()
+
+    async def put_record(self, record: Record) -> None:
+        await self.run(self._commit_record, record)
+
     async def delete(self, key: Key) -> None:
         await self.run(self._delete, self.root / record_path(key))
 
@@ -141,11 +159,15 @@ class LocalStore:
     async def reopen(self, name: str) -> LocalDraft | None:
         return await self.run(self._reopen, name)
 
+    async def lend(self, name: str, _spool: Spool) -> LocalDraft | None:
+        return await self.run(self._lend, name)
+
     async def walk(self, folder: str) -> AsyncIterator[tuple[str, int]]:
-        """Walk one of the 256 folders after the other. One that cannot be read is a fault."""
+        """Walk one of the 256 folders after the other, or just one. One that cannot be read is a fault."""
         await self.run(self._insist_on_root)
-        for number in range(256):
-            for entry in await self.run(self._list, f"{folder}/{number:02x}"):
+        whole = folder in {OBJECTS, RECORDS}
+        for part in [f"{folder}/{number:02x}" for number in range(256)] if whole else [folder]:
+            for entry in await self.run(self._list, part):
                 yield entry
 
     async def read_records(self, paths: Sequence[str]) -> Sequence[tuple[str, Record | RecordUnreadable]]:
@@ -262,11 +284,33 @@ class LocalStore:
         partial = self._partial()
         with files.durable_partial(partial, encode_record(record)):
             files.publish(draft.path, self.root / object_path(record.object_name))
-            if not files.publish_new(partial, final):
-                self._insist_on_ours(final, record.digest, replaces)  # another process was quicker
-                files.publish(partial, final)
+            self._publish_record(partial, final, record.digest, replaces)
+
+    def _commit_object(self, draft: LocalDraft, name: str) -> None:
+        draft.sync()
+        files.publish(draft.path, self.root / object_path(name))
+
+    def _commit_record(self, record: Record) -> None:
+        final = self.root / record_path(record.key)
+        self._insist_on_ours(final, record.digest)
+        partial = self._partial()
+        with files.durable_partial(partial, encode_record(record)):
+            self._publish_record(partial, final, record.digest)
+
+    def _publish_record(self, partial: Path, final: Path, *replaceable: Digest | None) -> None:
+        if not files.publish_new(partial, final):
+            self._insist_on_ours(final, *replaceable)  # another process was quicker
+            files.publish(partial, final)
 
     def _reopen(self, name: str) -> LocalDraft | None:
+        draft = self._lend(name)
+        if draft is None or draft.digest == name.partition(".")[0]:
+            return draft
+        draft.close()
+        self._set_aside(draft.path)
+        return None
+
+    def _lend(self, name: str) -> LocalDraft | None:
         path = self.root / object_path(name)
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -280,11 +324,7 @@ class LocalStore:
         except BaseException:
             draft.close()
             raise
-        if draft.digest == name.partition(".")[0]:
-            return draft
-        draft.close()
-        self._set_aside(path)
-        return None
+        return draft
 
     def take_out(self, record: Record, to: Path | None) -> bool:
         """Remove a record and move its object to `to`, or nowhere; return whether it is there now. Blocks."""

@@ -491,3 +491,15 @@ async def test_metrics_tell_the_backlog_and_no_secret_is_told(
     page = await (await node.client.get("/metrics")).text() + str(await readyz(node)) + caplog.text
     for secret in (remote.server.secret, link.partition("?")[2], "X-Amz-Signature"):
         assert secret not in page
+
+
+async def test_a_link_signed_with_temporary_credentials_lives_no_longer_than_they_are_sure_to(
+    remote: Remote, origin: FakeOrigin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "temporary")
+    node = await remote.node(mode="presign")
+    url = origin.gives("/a.png", picture())
+    await get(node, url)
+    response, _ = await get(node, url)
+    assert "X-Amz-Expires=600&" in response.headers["Location"]
+    assert response.headers["Cache-Control"] in {"private, max-age=300", "private, max-age=299"}

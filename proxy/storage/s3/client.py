@@ -52,6 +52,7 @@ REMEDIES: Final = {
     "301": "correct the region, or the endpoint, in store.url",
     "SlowDown": "wait: the store limits requests",
     "NotImplemented": "the service does not have this; see docs/s3.md",
+    "MethodNotAllowed": "the service does not have this; see docs/s3.md",
 }
 
 _CODE: Final = re.compile(r"[A-Za-z0-9.]{1,64}")
@@ -87,8 +88,8 @@ class BucketClient:
         self._stack = AsyncExitStack()
         self._client: Any = None
         self._public: Any = None
-        self._temporary = False
-        self.answered_at = 0.0
+        self._credentials: Any = None
+        self.answered_at = float("-inf")
         """When the bucket last gave a proper answer, on the loop's clock."""
 
     async def open(self) -> None:
@@ -105,10 +106,9 @@ class BucketClient:
             self._client = await self._stack.enter_async_context(session.create_client("s3", **self._options("s3v4")))
             unsigned = self._options(botocore.UNSIGNED)
             self._public = await self._stack.enter_async_context(session.create_client("s3", **unsigned))
-            credentials = await session.get_credentials()
+            self._credentials = await session.get_credentials()
         except (BotoCoreError, ValueError) as error:
             raise BucketError(f"the AWS settings are not usable: {type(error).__name__}") from None
-        self._temporary = credentials is not None and credentials.token is not None
         base = await self._public.generate_presigned_url(
             "get_object", Params={"Bucket": self.bucket.name, "Key": "probe"}
         )
@@ -193,8 +193,11 @@ class BucketClient:
 
     async def presign(self, path: str, *, ttl_s: int, head: bool) -> tuple[str, int]:
         """Return a link and its life: `ttl_s` seconds, or as long as temporary credentials can promise."""
-        life_s = min(ttl_s, SESSION_TTL_S) if self._temporary else ttl_s
         try:
+            if self._credentials is None:
+                raise NoCredentialsError
+            temporary = (await self._credentials.get_frozen_credentials()).token is not None
+            life_s = min(ttl_s, SESSION_TTL_S) if temporary else ttl_s
             url: str = await self._client.generate_presigned_url(
                 "head_object" if head else "get_object",
                 Params={"Bucket": self.bucket.name, "Key": self.bucket.path(path)},

@@ -16,6 +16,7 @@ from base64 import b64encode
 from hashlib import md5, sha256
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import quote
 
 from proxy.core.errors import Conflict, StorageError
 from proxy.core.model import Digest, Format
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
     from proxy.core.model import Key, Record
     from proxy.core.store_url import Bucket
-    from proxy.ports import Body, Draft
+    from proxy.ports import Body, Draft, Spool
 
 PROBE: Final = "v1/probe"
 PROBE_BYTES: Final = b"imgkeep was here to see whether this bucket works\n"
@@ -59,7 +60,7 @@ CACHE_CONTROL: Final = "public, max-age=31536000, immutable"
 
 
 class S3Store:
-    """Keeps images in a bucket. Implements `ports.Remote`, `ports.Archive` and `ports.Watched`."""
+    """Keeps images in a bucket. Implements `ports.Remote`, `ports.Holder` and `ports.Watched`."""
 
     name = "s3"
     disk_only = False
@@ -74,6 +75,7 @@ class S3Store:
         self.client = BucketClient(bucket, timeout_s=timeout_s, observe=observe)
         self.conditional = False
         """Whether a probe showed that `If-None-Match: *` works on PUT."""
+        self._probed = False
 
     async def open(self) -> None:
         await self.client.open()
@@ -83,7 +85,9 @@ class S3Store:
 
     async def check(self) -> int:
         """Look whether the bucket answers, unless it has just done so; 0, because a bucket has no end."""
-        if asyncio.get_running_loop().time() - self.client.answered_at > IDLE_CHECK_S:
+        if asyncio.get_running_loop().time() - self.client.answered_at <= IDLE_CHECK_S:
+            return 0
+        if not self._probed or await self.client.stat(PROBE) is None:
             await self.probe()
         return 0
 
@@ -102,6 +106,7 @@ class S3Store:
         if await self.client.stat(f"{PROBE}-{token_hex(8)}") is not None:
             raise BucketError("what answers under the address of the bucket is not S3")
         await self._probe_condition()
+        self._probed = True
 
     async def find(self, key: Key) -> Record | None:
         path = record_path(key)
@@ -133,7 +138,7 @@ class S3Store:
         try:
             # Besides the time each call has: the whole of it keeps a visitor waiting.
             async with asyncio.timeout(self.client.timeout_s + draft.size / BYTES_PER_S_MIN):
-                await self._put_object(draft, record)
+                await self.put_object(draft, record.object_name)
                 await self._put_record(record, replaces)
         except TimeoutError:
             raise BucketError("the bucket takes an image too slowly") from None
@@ -141,7 +146,7 @@ class S3Store:
 
     async def adopt(self, draft: Draft | None, record: Record) -> Record:
         if draft is not None:
-            await self._put_object(draft, record)
+            await self.put_object(draft, record.object_name)
         if await self.size_of(record.object_name) != record.size:
             raise BucketError("the bucket does not have what it said it took")
         try:
@@ -153,6 +158,43 @@ class S3Store:
             return theirs
         return record
 
+    async def put_object(self, draft: Draft, name: str) -> None:
+        path = object_path(name)
+        fields = _fields(name)
+        if draft.size <= WHOLE_BYTES_MAX:
+            data = bytearray()
+            while piece := await draft.read(len(data), draft.size - len(data)):
+                data += piece
+            if len(data) != draft.size:
+                raise StorageError("a draft is shorter than it was")
+            await self._put_bytes(path, bytes(data), fields)
+        elif draft.size < MULTIPART_BYTES_MIN:
+            digest = await draft.judge(_md5)
+            body = Upload(draft, 0, draft.size)
+            answer = await self._put(path, body, draft.size, digest, fields)
+            await self._verify(path, answer, digest.hex(), draft.size)
+        else:
+            await self._put_parts(path, draft, fields)
+
+    async def put_record(self, record: Record) -> None:
+        await self._put_record(record, None)
+
+    async def lend(self, name: str, spool: Spool) -> Draft | None:
+        body = await self.fetch(name, None)
+        if body is None:
+            return None
+        try:
+            draft = await spool.begin(body.size)
+            try:
+                while piece := await body.read(draft.size, WHOLE_BYTES_MAX):
+                    await draft.write(piece)
+            except BaseException:
+                await draft.aclose()
+                raise
+        finally:
+            await body.aclose()
+        return draft
+
     async def delete(self, key: Key) -> None:
         theirs = await self.find(key)
         if theirs is not None:
@@ -163,7 +205,7 @@ class S3Store:
         return None if stat is None else stat.size
 
     def public_url(self, name: str) -> str:
-        return f"{self.client.public_base}/{self.client.bucket.path(object_path(name))}"
+        return f"{self.client.public_base}/{quote(self.client.bucket.path(object_path(name)))}"
 
     async def presign(self, name: str, *, ttl_s: int, head: bool) -> tuple[str, int]:
         return await self.client.presign(object_path(name), ttl_s=ttl_s, head=head)
@@ -245,24 +287,6 @@ class S3Store:
         finally:
             await body.aclose()
         return Digest(digest.hexdigest())
-
-    async def _put_object(self, draft: Draft, record: Record) -> None:
-        path = object_path(record.object_name)
-        fields = _fields(record.object_name)
-        if draft.size <= WHOLE_BYTES_MAX:
-            data = bytearray()
-            while piece := await draft.read(len(data), draft.size - len(data)):
-                data += piece
-            if len(data) != record.size:
-                raise StorageError("a draft is shorter than it was")
-            await self._put_bytes(path, bytes(data), fields)
-        elif draft.size < MULTIPART_BYTES_MIN:
-            digest = await draft.judge(_md5)
-            body = Upload(draft, 0, draft.size)
-            answer = await self._put(path, body, draft.size, digest, fields)
-            await self._verify(path, answer, digest.hex(), draft.size)
-        else:
-            await self._put_parts(path, draft, fields)
 
     async def _put_bytes(self, path: str, data: bytes, fields: dict[str, str]) -> None:
         digest = _md5(data)
