@@ -36,7 +36,7 @@ class Breaker:
         self._draw = draw
         self._timer = timer
         self._delay_s: float = DELAY_MIN_S
-        self._closed_at = timer()
+        self._closed_at = float("-inf")
         self._logged_at = float("-inf")
         self.reason: str | None = None
         self.closed = asyncio.Event()
