@@ -24,7 +24,7 @@ import aiohttp
 from aiohttp import web
 
 from proxy import __version__
-from proxy.core.errors import StorageError
+from proxy.core.errors import Conflict, StorageError
 from proxy.core.identity import identify
 from proxy.core.source import read_source
 from proxy.origin import AddressGuard, OriginClient
@@ -275,8 +275,11 @@ class _Witness:
     def unchanged(self) -> None:
         self._metrics.unchanged()
 
-    def unkept(self, reason: str) -> None:
+    def unkept(self, fault: StorageError) -> None:
         self._metrics.unkept()
+        if isinstance(fault, Conflict):
+            return
+        reason = str(fault)
         if not self._health.faults.get("store"):
             log.error("an image was delivered but not kept", extra={"reason": reason})
         self._health.note("store", reason)

@@ -204,7 +204,8 @@ def load(file: Mapping[str, Any], environment: Mapping[str, str]) -> Config:
 
 def _take_aws(merged: dict[str, Any], environment: Mapping[str, str]) -> None:
     """
-    Let the usual variables count: `AWS_S3_BUCKET_NAME` names a store where none is set, `AWS_REGION` its region.
+    Let the usual variables count: `AWS_S3_BUCKET_NAME` names a store where none is set but the default, which stands in
+    the shipped file, and `AWS_REGION` its region.
 
     All others are read by the AWS library itself, which knows `AWS_DEFAULT_REGION` only.
     """
@@ -212,10 +213,11 @@ def _take_aws(merged: dict[str, Any], environment: Mapping[str, str]) -> None:
     bucket, region = environment.get("AWS_S3_BUCKET_NAME", ""), environment.get("AWS_REGION", "")
     if not isinstance(store, dict):
         return
-    if bucket and "url" not in store:
+    if bucket and store.get("url", Store().url) == Store().url:
         store["url"] = f"s3://{bucket}"
     url = store.get("url")
-    if region and isinstance(url, str) and url.startswith("s3://") and not re.search(r"[?&]region=", url):
+    if region and isinstance(url, str) and url.startswith("s3://") and not re.search(r"[?&]region=[^&]", url):
+        url = re.sub(r"([?&])region=(?:&|$)", r"\1", url).rstrip("?&")
         store["url"] = f"{url}{'&' if '?' in url else '?'}region={quote(region, safe='')}"
 
 

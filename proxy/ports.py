@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from mmap import mmap
 
+    from proxy.core.errors import StorageError
     from proxy.core.model import Backlog, Digest, Key, Record, Source, Totals, Validator, Waiting
     from proxy.core.stored import RecordUnreadable
 
@@ -198,6 +199,9 @@ class Remote(Store, Protocol):
         a draft the object has to be here already.
         """
 
+    async def mend(self, name: str) -> None:
+        """An object came damaged: look again, and set it aside if it is what lies in the store that is damaged."""
+
     def public_url(self, name: str) -> str:
         """Return where the object is for everybody, if the bucket is public."""
 
@@ -310,8 +314,8 @@ class Observer(Protocol):
     def unchanged(self) -> None:
         """An origin was asked whether an image changed, and it did not."""
 
-    def unkept(self, reason: str) -> None:
-        """An image was fetched and delivered, but could not be kept."""
+    def unkept(self, fault: StorageError) -> None:
+        """An image was fetched and delivered, but not kept; a `Conflict` is nobody's trouble."""
 
     def failed(self, error: BaseException) -> None:
         """A fill ended without an image."""

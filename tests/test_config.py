@@ -244,6 +244,16 @@ AWS_VARIABLES: dict[str, tuple[dict[str, Any], dict[str, str], str]] = {
         "file:here",
     ),
     "a bucket and a variable of ours": ({}, {BUCKET: "images", OURS: "s3://ours"}, "s3://ours"),
+    "a bucket and the shipped file": (
+        tomllib.loads((ROOT / "config.toml").read_text()),
+        {BUCKET: "images"},
+        "s3://images",
+    ),
+    "an empty region in the URL": (
+        {"store": {"url": "s3://images?region=&addressing=path"}},
+        {REGION: "eu-central-1"},
+        "s3://images?addressing=path&region=eu-central-1",
+    ),
     "another setting of the store": ({"store": {"timeout_s": 2}}, {BUCKET: "images"}, "s3://images"),
 }
 

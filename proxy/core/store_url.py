@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from typing import Final, Literal, cast
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 Addressing = Literal["auto", "path", "virtual"]
 
@@ -78,7 +78,7 @@ def _read_folder(path: str) -> Folder:
 
 
 def _read_bucket(url: str) -> Bucket:
-    parts = urlsplit(url)
+    parts = _split(url, "expected s3://BUCKET/PREFIX")
     if not _BUCKET.fullmatch(parts.netloc) or parts.fragment:
         # Not quoted: somebody may have put credentials here.
         raise ValueError("expected s3://BUCKET/PREFIX; credentials come from the environment or an AWS profile")
@@ -111,7 +111,22 @@ def _read_region(region: str) -> str | None:
 def _read_endpoint(endpoint: str) -> str | None:
     if not endpoint:
         return None
-    parts = urlsplit(endpoint)
-    if parts.scheme not in {"http", "https"} or not parts.hostname or "@" in parts.netloc or parts.query:
-        raise ValueError("endpoint: expected a URL like https://s3.example.com")
+    expected = "endpoint: expected a URL like https://s3.example.com"
+    parts = _split(endpoint, expected)
+    if parts.scheme not in {"http", "https"} or not parts.hostname or "@" in parts.netloc:
+        raise ValueError(expected)
+    if parts.query or parts.fragment:
+        raise ValueError(expected)
     return endpoint.rstrip("/")
+
+
+def _split(url: str, expected: str) -> SplitResult:
+    """Split a URL as it stands: the library would drop control characters, and finds wrong ports late."""
+    if not url.isprintable():
+        raise ValueError(expected)
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        raise ValueError(expected) from None
+    return parts

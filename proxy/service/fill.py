@@ -140,7 +140,7 @@ class Fill:
         if fault is None:
             self._to.observer.filled(self._draft.size, pending=self._pending)
         else:
-            self._to.observer.unkept(str(fault))
+            self._to.observer.unkept(fault)
         self._size = self._draft.size
         self._tide.rise(self._size)
         self._tide.end()

@@ -28,6 +28,9 @@ class Recalls(Protocol):
 
     def trip(self, fault: StorageError) -> None: ...
 
+    async def mend(self, name: str) -> None:
+        """The object came damaged."""
+
 
 class Recall:
     """
@@ -102,9 +105,8 @@ class Recall:
             await draft.write(piece)
             self._tide.rise(draft.size - 1)
         if draft.digest != self._name.partition(".")[0]:
-            fault = StorageError("the store gave other bytes than were put")
-            self._tower.trip(fault)
-            raise fault
+            await self._tower.mend(self._name)
+            raise StorageError("the store gave other bytes than were put")
         await self._cache.keep(draft, self._name)
         self._tide.rise(draft.size)
         self._tide.end()

@@ -68,6 +68,10 @@ class Tiers:
     def trip(self, fault: StorageError) -> None:
         self._breaker.trip(fault)
 
+    async def mend(self, name: str) -> None:
+        self._seen.pop(name, None)
+        await self._ask(partial(self._primary.mend, name))
+
     async def find(self, key: Key) -> Record | None:
         near, fault = await self._near(lambda fallback: fallback.find(key))
         if near is not None:

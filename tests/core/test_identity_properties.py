@@ -95,10 +95,10 @@ def test_any_other_parameter_changes_the_key(url: str, one: str, other: str) -> 
 
 @given(st.sampled_from(LINKS), st.text(string.ascii_letters + string.digits, min_size=1, max_size=4))
 def test_another_path_or_host_changes_the_key(url: str, text: str) -> None:
-    assume("/imgproxy/" not in url)  # its path is a whole link in Base64: "j" more at its end is an empty fragment
     scheme, _, rest = url.partition("://")
     place, mark, query = rest.partition("?")
     host, _, path = place.partition("/")
+    assume(not (place.endswith("5wbmc") and text.startswith("j")))  # a link in Base64, and "#" behind it: a fragment
     assert key(f"{scheme}://{place}{text}{mark}{query}") != key(url)
     assert key(f"{scheme}://{place}/{mark}{query}") != key(url)
     assert key(f"{scheme}://x{text.lower()}-{host}/{path}{mark}{query}") != key(url)

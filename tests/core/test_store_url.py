@@ -58,6 +58,11 @@ BAD = {
     "an endpoint of another scheme": ("s3://images?endpoint=ftp://s3.example", "endpoint: expected"),
     "an endpoint without host": ("s3://images?endpoint=http://", "endpoint: expected"),
     "an endpoint with a query": ("s3://images?endpoint=http%3A%2F%2Fa%3Fb%3D1", "endpoint: expected"),
+    "an endpoint with a port that is none": ("s3://images?endpoint=http://a:99999", "endpoint: expected"),
+    "an endpoint with a fragment": ("s3://images?endpoint=http%3A%2F%2Fa%23b", "endpoint: expected"),
+    "an endpoint with half an address": ("s3://images?endpoint=http://[x", "endpoint: expected"),
+    "a bucket with half an address": ("s3://[x", "expected s3://BUCKET/PREFIX"),
+    "a tab in the bucket": ("s3://ima\tges", "expected s3://BUCKET/PREFIX"),
     "an endpoint with credentials": ("s3://images?endpoint=http://a:b@c", "endpoint: expected"),
 }
 

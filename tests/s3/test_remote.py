@@ -11,6 +11,7 @@ import aiohttp
 import pytest
 
 from tests.images import picture, picture_of
+from tests.program import until
 from tests.s3.mischief import only
 
 if TYPE_CHECKING:
@@ -403,10 +404,28 @@ async def test_a_body_that_the_bucket_cuts_or_changes_never_passes_for_the_image
     )
     with pytest.raises(aiohttp.ClientError):
         await get(node, url)
-    assert node.files("partial") == list((node.folder / "cache").rglob("*.png")) == []
+    await until(lambda: not node.files("partial"))
+    assert not list((node.folder / "cache").rglob("*.png"))
     await remote.gate.open()
     await comes_true(lambda: _is_ready(node))
     assert (await get(node, url))[1] == picture_of(500_000)
+
+
+async def test_an_object_that_is_damaged_in_the_bucket_is_set_aside_and_fetched_anew(
+    remote: Remote, origin: FakeOrigin
+) -> None:
+    url = origin.gives("/a.png", picture_of(500_000))
+    await get(await remote.node(), url)
+    (name,) = await remote.stored("objects")
+    damaged = bytes(500_000)
+    await remote.server.put(name, damaged)
+    node = await remote.node("b")
+    with pytest.raises(aiohttp.ClientError):
+        await get(node, url)
+    assert await remote.stored("objects") == {}
+    assert list((await remote.server.objects("pre/damaged/")).values()) == [damaged]
+    assert (await get(node, url))[1] == picture_of(500_000)
+    assert await remote.stored("objects") == {name: picture_of(500_000)}
 
 
 async def test_a_body_that_is_cut_once_is_taken_up_where_it_broke(remote: Remote, origin: FakeOrigin) -> None:

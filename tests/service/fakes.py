@@ -235,8 +235,8 @@ class FakeObserver:
     def unchanged(self) -> None:
         self.unchanged_count += 1
 
-    def unkept(self, reason: str) -> None:
-        self.reasons.append(reason)
+    def unkept(self, fault: StorageError) -> None:
+        self.reasons.append(str(fault))
 
     def failed(self, error: BaseException) -> None:
         self.errors.append(error)

@@ -13,6 +13,7 @@ import re
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
 
 import aiohttp
 import botocore.session
@@ -86,6 +87,7 @@ class BucketClient:
         self.timeout_s = timeout_s
         self._observe = observe
         self._stack = AsyncExitStack()
+        self._addressing = bucket.addressing
         self._client: Any = None
         self._public: Any = None
         self._credentials: Any = None
@@ -103,9 +105,16 @@ class BucketClient:
         # Reads some hundred kilobytes of JSON, the first time: not on the event loop.
         await asyncio.to_thread(_warm, session)
         try:
-            self._client = await self._stack.enter_async_context(session.create_client("s3", **self._options("s3v4")))
-            unsigned = self._options(botocore.UNSIGNED)
-            self._public = await self._stack.enter_async_context(session.create_client("s3", **unsigned))
+            self._client = await self._make(session, "s3v4")
+            if (
+                self._addressing == "auto"
+                and _is_amazon(self._client.meta.endpoint_url)
+                and "." not in self.bucket.name
+            ):
+                # Left to itself botocore signs links to a global host, which knows new buckets late.
+                self._addressing = "virtual"
+                self._client = await self._make(session, "s3v4")
+            self._public = await self._make(session, botocore.UNSIGNED)
             self._credentials = await session.get_credentials()
         except (BotoCoreError, ValueError) as error:
             raise BucketError(f"the AWS settings are not usable: {type(error).__name__}") from None
@@ -116,6 +125,9 @@ class BucketClient:
 
     async def aclose(self) -> None:
         await self._stack.aclose()
+
+    async def _make(self, session: Any, signature: object) -> Any:
+        return await self._stack.enter_async_context(session.create_client("s3", **self._options(signature)))
 
     def _options(self, signature: object) -> dict[str, Any]:
         return {
@@ -130,7 +142,7 @@ class BucketClient:
                 # The defaults of 2025 are not understood everywhere; our own MD5 and SHA-256 check more.
                 request_checksum_calculation="when_required",
                 response_checksum_validation="when_required",
-                s3={"addressing_style": self.bucket.addressing, "payload_signing_enabled": False},
+                s3={"addressing_style": self._addressing, "payload_signing_enabled": False},
                 user_agent_extra="imgkeep",
             ),
         }
@@ -228,6 +240,11 @@ def _failure(error: BaseException) -> BucketError | None:
     if isinstance(error, (BotoCoreError, aiohttp.ClientError, OSError)):
         return BucketError("the bucket cannot be reached, or the connection broke off")
     return None
+
+
+def _is_amazon(endpoint: str) -> bool:
+    host = urlsplit(endpoint).hostname or ""
+    return host.endswith((".amazonaws.com", ".amazonaws.com.cn"))
 
 
 def _warm(session: Any) -> None:

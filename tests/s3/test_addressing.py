@@ -1,0 +1,50 @@
+"""Where links to a bucket lead; nothing is sent."""
+
+from __future__ import annotations
+
+import pytest
+
+from proxy.core.store_url import Bucket
+from proxy.storage.s3 import S3Store
+
+NAME = "a" * 64 + ".png"
+PATH = f"v1/objects/aa/{NAME}"
+
+
+@pytest.mark.parametrize(
+    ("bucket", "url"),
+    [
+        pytest.param(
+            Bucket("images", region="eu-central-1"),
+            f"https://images.s3.eu-central-1.amazonaws.com/{PATH}",
+            id="Amazon, by region and not the global host",
+        ),
+        pytest.param(
+            Bucket("my.images", "pre", region="eu-central-1"),
+            f"https://s3.eu-central-1.amazonaws.com/my.images/pre/{PATH}",
+            id="a dot, for which no certificate is good",
+        ),
+        pytest.param(
+            Bucket("images", "a b", endpoint="http://s3.example:9000"),
+            f"http://s3.example:9000/images/a%20b/{PATH}",
+            id="another endpoint",
+        ),
+        pytest.param(
+            Bucket("images", endpoint="https://s3.example", addressing="virtual"),
+            f"https://images.s3.example/{PATH}",
+            id="another endpoint, by host",
+        ),
+    ],
+)
+async def test_public_and_presigned_links_lead_to_the_buckets_own_host(
+    bucket: Bucket, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    store = S3Store(bucket)
+    await store.open()
+    assert store.public_url(NAME) == url
+    link, life_s = await store.presign(NAME, ttl_s=600, head=False)
+    assert (link.partition("?")[0], life_s) == (url, 600)
+    assert "X-Amz-Algorithm=AWS4-HMAC-SHA256" in link
+    await store.aclose()
