@@ -24,7 +24,7 @@ import aiohttp
 from aiohttp import web
 
 from proxy import __version__
-from proxy.core.errors import Conflict, StorageError
+from proxy.core.errors import Conflict, StorageError, WrittenByNewer
 from proxy.core.identity import identify
 from proxy.core.source import read_source
 from proxy.origin import AddressGuard, OriginClient
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from proxy.config import Config
     from proxy.origin.guard import SocketFactory
     from proxy.parts import Parts
-    from proxy.ports import Clock
+    from proxy.ports import Clock, Sleep
 
 REQUEST_LINE_BYTES_MAX: Final = 36_864
 """A source URL of the greatest length, with every character of it percent-encoded, and room for the rest."""
@@ -87,6 +87,8 @@ class Seams:
 
     clock: Clock = _real_clock
     timer: Callable[[], float] = time.monotonic
+    sleep: Sleep = asyncio.sleep
+    """For what is tried again behind everybody's back."""
     resolver: Callable[[], AbstractResolver] = aiohttp.ThreadedResolver
     open_socket: SocketFactory = open_socket
     ssl_context: ssl.SSLContext | None = None
@@ -146,7 +148,9 @@ async def _site(config: Config, seams: Seams, running: _Running) -> AsyncGenerat
     metrics = Metrics()
     names = ThreadPoolExecutor(config.fetch.concurrent_max * NAME_THREADS_PER_FETCH, thread_name_prefix="names")
     asyncio.get_running_loop().set_default_executor(names)  # where the resolver looks names up
-    async with open_parts(config, clock=seams.clock, timer=seams.timer, observe=metrics.called) as parts:
+    async with open_parts(
+        config, clock=seams.clock, timer=seams.timer, sleep=seams.sleep, observe=metrics.called
+    ) as parts:
         remote = parts.remote
         health = Health(parts.disk, parts.catalog, config.store.free_bytes_min, remote)
         inspector = make_inspector(config, seams)
@@ -240,6 +244,7 @@ def _begin_healing(
         draw=random.random,
         counted=metrics.healed,
         seen=remote.tiers.note,
+        sleep=seams.sleep,
     )
 
     def oldest_s() -> float:
@@ -277,7 +282,7 @@ class _Witness:
 
     def unkept(self, fault: StorageError) -> None:
         self._metrics.unkept()
-        if isinstance(fault, Conflict):
+        if isinstance(fault, Conflict) and not isinstance(fault, WrittenByNewer):
             return
         reason = str(fault)
         if not self._health.faults.get("store"):

@@ -50,6 +50,9 @@ class Flights(Generic[F]):
     def __len__(self) -> int:
         return len(self._in_air)
 
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._in_air
+
     def join(self, key: Hashable, depart: Callable[[], F]) -> tuple[F, bool]:
         """Return the flight of this key, and whether it departs only now."""
         flight = self._in_air.get(key)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Sequence
 
     from proxy.config import Config
-    from proxy.ports import Archive, Clock, Spool, Store
+    from proxy.ports import Archive, Clock, Sleep, Spool, Store
     from proxy.storage.s3 import S3Store
 
 WORK_FOLDER: Final = "data"
@@ -104,6 +104,7 @@ async def open_parts(
     *,
     clock: Clock,
     timer: Callable[[], float] = time.monotonic,
+    sleep: Sleep = asyncio.sleep,
     observe: Callable[[str, str, float], None] = lambda *_: None,
 ) -> AsyncGenerator[Parts]:
     """
@@ -130,7 +131,7 @@ async def open_parts(
                 log.warning("not usable at start", extra={"part": type(part).__name__, "reason": str(fault)})
         remote = None
         if isinstance(place, Bucket):
-            remote = await _open_remote(stack, config, place, disk, memory, timer, observe)
+            remote = await _open_remote(stack, config, place, disk, memory, timer, sleep, observe)
         yield Parts(disk, catalog, memory, remote)
 
 
@@ -148,12 +149,13 @@ async def _open_remote(  # noqa: PLR0913, PLR0917 - called once, above
     disk: LocalStore,
     memory: MemorySpool,
     timer: Callable[[], float],
+    sleep: Sleep,
     observe: Callable[[str, str, float], None],
 ) -> RemoteParts:
     from proxy.storage.s3 import S3Store  # noqa: PLC0415 - a third of a second that a local store need not wait for
 
     bucket = S3Store(place, timeout_s=config.store.timeout_s, observe=observe)
-    breaker = Breaker(bucket.probe, draw=random.random, timer=timer)
+    breaker = Breaker(bucket.probe, draw=random.random, timer=timer, sleep=sleep)
     cache = DiskCache(disk, config.store.cache_bytes_max, free_bytes_min=config.store.free_bytes_min)
     fallback = disk if config.store.fallback else None
     tiers = Tiers(primary=bucket, fallback=fallback, cache=cache, memory=memory, breaker=breaker, timer=timer)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
     from contextlib import AbstractAsyncContextManager
     from datetime import datetime
     from mmap import mmap
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     Clock = Callable[[], datetime]
     """The current time, aware UTC."""
+    Sleep = Callable[[float], Awaitable[None]]
+    """Wait for so many seconds."""
 
 T = TypeVar("T")
 

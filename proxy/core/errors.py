@@ -122,4 +122,8 @@ class Unreachable(StorageError):
 
 
 class Conflict(StorageError):
-    """The store works, but what lies there stays: another image under the key, or a record of a newer version."""
+    """The store works, but what lies there stays: another image under the key."""
+
+
+class WrittenByNewer(Conflict):
+    """What lies there stays, and cannot be read either: it is a record of a newer version."""

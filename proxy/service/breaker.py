@@ -16,6 +16,8 @@ from proxy.core.errors import StorageError
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from proxy.ports import Sleep
+
 DELAY_MIN_S: Final = 1
 DELAY_MAX_S: Final = 15
 """Between two trials: so long an outage lasts for us after it is over, at most, give or take half of it."""
@@ -30,8 +32,14 @@ class Breaker:
     """Open while `reason` is set. `trial` raises a `StorageError` as long as the primary does not work."""
 
     def __init__(
-        self, trial: Callable[[], Awaitable[None]], *, draw: Callable[[], float], timer: Callable[[], float]
+        self,
+        trial: Callable[[], Awaitable[None]],
+        *,
+        draw: Callable[[], float],
+        timer: Callable[[], float],
+        sleep: Sleep,
     ) -> None:
+        self._sleep = sleep
         self._trial = trial
         self._draw = draw
         self._timer = timer
@@ -64,7 +72,7 @@ class Breaker:
         """Try, for ever, whether the primary works again."""
         while True:
             await self._opened.wait()
-            await asyncio.sleep(self._delay_s * (0.5 + self._draw()))
+            await self._sleep(self._delay_s * (0.5 + self._draw()))
             try:
                 await self._trial()
             except StorageError as fault:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from proxy.core.model import Waiting
-    from proxy.ports import Cache, Catalog, Outbox, Refuge, Remote
+    from proxy.ports import Cache, Catalog, Outbox, Refuge, Remote, Sleep
     from proxy.service.breaker import Breaker
 
 CONCURRENT_MAX: Final = 8
@@ -65,7 +65,9 @@ class Healer:
         draw: Callable[[], float],
         counted: Callable[[bool], None],
         seen: Callable[[str], None],
+        sleep: Sleep,
     ) -> None:
+        self._sleep = sleep
         self._primary = primary
         self._fallback = fallback
         self._cache = cache
@@ -91,7 +93,7 @@ class Healer:
                 self.backlog = await self._outbox.backlog()
                 if self._breaker.reason is None and await self.heal_some():
                     continue
-            await asyncio.sleep(LOOK_EVERY_S)
+            await self._sleep(LOOK_EVERY_S)
 
     async def enlist(self) -> None:
         """Bring all that lies in the fallback into the outbox."""

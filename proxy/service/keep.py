@@ -240,7 +240,10 @@ class Keeper:
     async def _find(self, info: SourceInfo, *, head: bool) -> tuple[Delivery | Referral | None, StorageError | None]:
         """Find what is stored under a key. A fault is not a miss: it is told beside the `None`."""
         try:
-            record = self._records.get(info.key) or await self._find_record(info.key)
+            record = self._records.get(info.key)
+            if record is None and info.key in self._flights:
+                return None, None  # whoever departed has looked already, and what it brings will be found in memory
+            record = record or await self._find_record(info.key)
             # A fill may have landed while we looked elsewhere.
             record = record or self._records.get(info.key)
             if record is not None and not record.pending:

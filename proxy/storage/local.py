@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 import aiofiles
 from cachetools import LRUCache
 
-from proxy.core.errors import Conflict, StorageError
+from proxy.core.errors import Conflict, StorageError, WrittenByNewer
 from proxy.core.model import Digest
 from proxy.core.stored import (
     OBJECTS,
@@ -103,7 +103,7 @@ class LocalStore:
             await self.run(self._insist_on_root)
             return None
         except RecordTooNew as error:
-            raise Conflict(f"the record was {error}") from None
+            raise WrittenByNewer(f"the record was {error}") from None
         except RecordUnreadable:
             await self.run(self._set_aside, path)
             return None
@@ -349,7 +349,7 @@ class LocalStore:
         except FileNotFoundError:
             return
         except RecordTooNew as error:
-            raise Conflict(f"the record was {error}") from None
+            raise WrittenByNewer(f"the record was {error}") from None
         except RecordUnreadable:
             return
         if replaceable and theirs.digest not in replaceable and (self.root / object_path(theirs.object_name)).exists():

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from proxy.app import Seams
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -18,6 +21,11 @@ if TYPE_CHECKING:
 TIMEOUT_S = 1.5
 
 
+async def _sleep_briefly(seconds: float) -> None:
+    """Have what is tried again in the background tried ten times as soon."""
+    await asyncio.sleep(seconds / 10)
+
+
 @dataclass
 class Remote:
     """A fresh bucket behind a gate, and means to start imgkeep on it, as many nodes as wanted."""
@@ -27,13 +35,14 @@ class Remote:
     _start: Callable[..., Awaitable[Imgkeep]]
     _folder: Path
 
-    async def node(self, name: str = "a", *, mode: str = "serve", **sections: dict[str, Any]) -> Imgkeep:
+    async def node(self, name: str = "a", *, mode: str = "serve", **sections: Any) -> Imgkeep:
         store = {
             "url": f"s3://{self.server.bucket}/pre?endpoint={self.gate.endpoint}&region=us-east-1",
             "fallback": f"file:{self._folder / name}",
             "timeout_s": TIMEOUT_S,
             **sections.pop("store", {}),
         }
+        sections.setdefault("seams", Seams(sleep=_sleep_briefly))
         delivery = {"mode": mode, **sections.pop("delivery", {})}
         return await self._start(folder=self._folder / name, store=store, delivery=delivery, **sections)
 

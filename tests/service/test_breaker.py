@@ -37,7 +37,7 @@ def trial() -> Trial:
 async def breaker(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Breaker]:
     monkeypatch.setattr(module, "DELAY_MIN_S", 0.001)
     monkeypatch.setattr(module, "DELAY_MAX_S", 0.004)
-    breaker = Breaker(trial, draw=lambda: 0.5, timer=Timer())
+    breaker = Breaker(trial, draw=lambda: 0.5, timer=Timer(), sleep=asyncio.sleep)
     task = asyncio.create_task(breaker.run())
     yield breaker
     task.cancel()

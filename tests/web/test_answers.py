@@ -11,7 +11,9 @@ import pytest
 import sqlalchemy as sa
 
 from proxy.app import Seams
+from proxy.catalog import SqlCatalog
 from proxy.core.headers import CDN_ID
+from proxy.web.site import SITE
 from tests.images import picture, picture_of
 from tests.web.raw import Answer, ask, target_of
 
@@ -82,8 +84,6 @@ def varying(answer: Answer) -> dict[str, str]:
 
 async def landed(imgkeep: Imgkeep) -> None:
     """Wait until no fill is in the air."""
-    from proxy.web.site import SITE  # noqa: PLC0415 - tells where it comes from
-
     app = imgkeep.client.app
     assert app is not None
     await app[SITE].keeper.land()
@@ -337,6 +337,11 @@ async def test_warm_hits_cause_no_sql(start: Start, origin: FakeOrigin) -> None:
     urls = [origin.gives(f"/{number}.png", picture(seed=number)) for number in range(3)]
     for url in urls:
         await kept(imgkeep, url)
+    app = imgkeep.client.app
+    assert app is not None
+    catalog = app[SITE].keeper._catalog
+    assert isinstance(catalog, SqlCatalog)
+    await catalog.count()  # waits for rows that are still on their way
     statements: list[str] = []
 
     def note(*facts: object) -> None:

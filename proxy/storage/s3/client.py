@@ -12,6 +12,7 @@ import asyncio
 import re
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
@@ -103,7 +104,7 @@ class BucketClient:
         """
         session = get_session()
         # Reads some hundred kilobytes of JSON, the first time: not on the event loop.
-        await asyncio.to_thread(_warm, session)
+        await asyncio.to_thread(_prepare, session)
         try:
             self._client = await self._make(session, "s3v4")
             if (
@@ -247,9 +248,15 @@ def _is_amazon(endpoint: str) -> bool:
     return host.endswith((".amazonaws.com", ".amazonaws.com.cn"))
 
 
-def _warm(session: Any) -> None:
-    """Read what a client is made from: the loader remembers it, and one that is made for nothing asks for all of it."""
-    blocking = botocore.session.Session()
-    blocking.register_component("data_loader", session.get_component("data_loader"))
-    blocking.create_client("s3", region_name="us-east-1", aws_access_key_id="none", aws_secret_access_key="none")  # noqa: S106
+def _prepare(session: Any) -> None:
+    """Let a session have its data and settings at hand. Blocks, the first time."""
+    session.register_component("data_loader", _loader())
     _ = session.full_config
+
+
+@cache
+def _loader() -> Any:
+    """Read what clients are made from: a loader remembers it, and a client that is made for nothing asks for it all."""
+    session = botocore.session.Session()
+    session.create_client("s3", region_name="us-east-1", aws_access_key_id="none", aws_secret_access_key="none")  # noqa: S106
+    return session.get_component("data_loader")

@@ -18,7 +18,7 @@ from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
-from proxy.core.errors import Conflict, StorageError
+from proxy.core.errors import Conflict, StorageError, WrittenByNewer
 from proxy.core.model import Digest, Format
 from proxy.core.stored import (
     RECORD_BYTES_MAX,
@@ -53,6 +53,7 @@ PARTS_AT_ONCE: Final = 3
 RECORDS_AT_ONCE: Final = 16
 BYTES_PER_S_MIN: Final = 1_048_576
 """A bucket that takes an image more slowly than this is as good as away: the outbox has more time."""
+REREAD_AFTER_S: Final = 0.2
 IDLE_CHECK_S: Final = 30
 """A bucket that answered so recently is asked nothing for its health: requests cost money."""
 
@@ -110,14 +111,17 @@ class S3Store:
 
     async def find(self, key: Key) -> Record | None:
         path = record_path(key)
-        try:
-            record = await self._read_record(path)
-        except RecordTooNew as error:
-            raise Conflict(f"the record was {error}") from None
-        except RecordUnreadable:
-            await self.set_aside(path)
-            return None
-        return record
+        for again in (True, False):
+            try:
+                return await self._read_record(path)
+            except RecordTooNew as error:
+                raise WrittenByNewer(f"the record was {error}") from None
+            except RecordUnreadable:
+                if again:
+                    # Not every store writes whole or not at all (s3rver): it may have been in the middle of it.
+                    await asyncio.sleep(REREAD_AFTER_S)
+        await self.set_aside(path)
+        return None
 
     async def fetch(self, name: str, size: int | None) -> Body | None:
         path = object_path(name)
