@@ -105,7 +105,7 @@ def summary(**counts: int) -> dict[str, int]:
     return dict.fromkeys(names, 0) | counts
 
 
-@pytest.mark.parametrize("server", ["moto", "rclone", "s3rver"], indirect=True)
+@pytest.mark.parametrize("server", ["moto", "s3rver"], indirect=True)
 async def test_a_store_goes_to_a_bucket_and_back_byte_for_byte(
     server: S3Server, gate: Gate, place: Bucket, tmp_path: Path
 ) -> None:

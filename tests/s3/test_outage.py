@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 async def test_under_load_nobody_notices_and_everything_is_in_the_bucket_afterwards(
     bucket: Callable[[str], S3Server], tmp_path: Path
 ) -> None:
-    tally = await outage(tmp_path / "data", bucket("rclone"), outage_s=4, rate=30, timeout_s=1)
+    tally = await outage(tmp_path / "data", bucket("rclone"), outage_s=3, rate=30, timeout_s=1)
     assert tally.availability("stored") == 1
     assert tally.availability("new") >= 0.99
     assert (tally.lacking, tally.wrong) == (0, 0)
     assert tally.objects == tally.records == tally.images, "each once"
-    assert tally.images > 75
+    assert tally.images > 60

@@ -294,6 +294,7 @@ async def test_the_declared_size_of_a_draft_is_a_hint_only(store: StoreAndSpool,
     assert await fetch(store, record) == BODY
 
 
+@pytest.mark.parametrize("backend", HERE, indirect=True)  # of the spool, which is a disk for all others
 async def test_many_read_a_draft_while_it_grows(store: StoreAndSpool) -> None:
     draft = await store.begin(None)
     grown = asyncio.Condition()
@@ -316,6 +317,7 @@ async def test_many_read_a_draft_while_it_grows(store: StoreAndSpool) -> None:
     await draft.aclose()
 
 
+@pytest.mark.parametrize("backend", HERE, indirect=True)  # of the spool, which is a disk for all others
 async def test_a_draft_gives_nothing_beyond_what_was_written(store: StoreAndSpool) -> None:
     draft = await store.begin(1000)
     assert (draft.size, draft.digest) == (0, sha256().hexdigest())
@@ -328,6 +330,7 @@ async def test_a_draft_gives_nothing_beyond_what_was_written(store: StoreAndSpoo
     await draft.aclose()
 
 
+@pytest.mark.parametrize("backend", HERE, indirect=True)  # of the spool, which is a disk for all others
 async def test_a_draft_is_judged_as_a_whole(store: StoreAndSpool) -> None:
     draft = await store.begin(None)
     await draft.write(BODY[:60_000])
