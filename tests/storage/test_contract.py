@@ -237,6 +237,8 @@ class _Shifted:
         return
 
 
+# Without s3rver, which writes in place and shows what is half written: two at once are more than it can do.
+@pytest.mark.parametrize("backend", [*HERE, "moto", "rclone"], indirect=True)
 @pytest.mark.parametrize("names", ["aaaaaaaa", "abcdefgh"], ids=["one key", "eight keys"])
 async def test_concurrent_puts_of_the_same_bytes_all_succeed(
     store: StoreAndSpool, backend: Backend, names: str
