@@ -248,15 +248,19 @@ def _begin_healing(
     )
 
     def oldest_s() -> float:
-        oldest = healer.backlog.oldest
+        oldest = healer.backlog.oldest if healer.backlog else None
         return 0 if oldest is None else max(0, (seams.clock() - oldest).total_seconds())
 
     def tell() -> dict[str, object]:
         backlog = healer.backlog
+        if backlog is None:  # nobody has looked yet
+            return {"waiting": None, "oldest_s": None, "last_error": None}
         return {"waiting": backlog.images, "oldest_s": round(oldest_s()), "last_error": backlog.error}
 
     health.fallback = tell
-    metrics.watch("outbox_images", "Images that wait for the store", lambda: healer.backlog.images)
+    metrics.watch(
+        "outbox_images", "Images that wait for the store", lambda: healer.backlog.images if healer.backlog else 0
+    )
     metrics.watch("outbox_oldest_seconds", "Since when the oldest of them waits", oldest_s)
     return [*tasks, asyncio.create_task(healer.run())]
 

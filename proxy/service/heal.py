@@ -20,13 +20,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Protocol
 
 from proxy.core.errors import Conflict, StorageError
-from proxy.core.model import Backlog, Record
+from proxy.core.model import Record
 from proxy.core.stored import RECORDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from proxy.core.model import Waiting
+    from proxy.core.model import Backlog, Waiting
     from proxy.ports import Cache, Catalog, Outbox, Refuge, Remote, Sleep
     from proxy.service.breaker import Breaker
 
@@ -78,8 +78,8 @@ class Healer:
         self._draw = draw
         self._counted = counted
         self._seen = seen
-        self.backlog = Backlog()
-        """As of the last look."""
+        self.backlog: Backlog | None = None
+        """As of the last look; `None` before the first."""
 
     async def run(self) -> None:
         """Enlist what waits, and carry it over, for ever."""

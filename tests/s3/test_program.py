@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from typing import TYPE_CHECKING, Any
 
@@ -62,9 +63,12 @@ async def test_the_bucket_has_it_all_whatever_becomes_of_the_machine(
         status, out, _ = await run(folder, "stats", **settings)
         assert (status, "waiting           4" in out) == (0, True), out
         await gate.open()
+        await gate.until_seen("PUT", "/v1/records/", times=5)  # one of the four that waited
+        program.kill()
+    async with serving(folder, **settings) as program:
         await program.becomes("ready", within_s=30)
-        while await waiting(program):
-            pass
+        while await waiting(program) != 0:  # noqa: ASYNC110 - it tells nobody
+            await asyncio.sleep(0.05)
         assert len(await server.objects("v1/objects/")) == len(await server.objects("v1/records/")) == 8
         assert not list((folder / "v1").rglob("*.png"))
         program.kill()

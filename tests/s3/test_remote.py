@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from contextlib import asynccontextmanager
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
@@ -351,6 +352,35 @@ async def test_a_server_that_stops_during_100_continue_costs_the_time_limit_only
     await remote.gate.open()
     await healed(node)
     assert list((await remote.stored("objects")).values()) == [picture_of(3_000_000)]
+
+
+@pytest.mark.parametrize("remote", ["rclone"], indirect=True)  # moto takes the host's first label for the bucket
+async def test_a_bucket_whose_name_is_not_found_is_away(
+    remote: Remote, origin: FakeOrigin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = True
+    resolve = socket.getaddrinfo
+
+    def look_up(host: str, *arguments: Any, **how: Any) -> Any:
+        if host != "s3.example":
+            return resolve(host, *arguments, **how)
+        if not here:
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return resolve("127.0.0.1", *arguments, **how)
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    endpoint = f"http://s3.example:{remote.gate.endpoint.rpartition(':')[2]}"
+    node = await remote.node(store={"url": f"s3://{remote.server.bucket}/pre?endpoint={endpoint}&region=us-east-1"})
+    await get(node, origin.gives("/a.png", picture(seed=1)))
+    assert len(await remote.stored("objects")) == 1
+    here = False
+    await remote.gate.refuse()
+    assert (await get(node, origin.gives("/b.png", picture(seed=2))))[1] == picture(seed=2)
+    await remote.gate.open()
+    assert (await readyz(node))["status"] == "degraded"
+    here = True
+    await healed(node)
+    assert len(await remote.stored("objects")) == 2
 
 
 async def test_without_a_fallback_an_outage_is_told_and_nothing_is_kept(remote: Remote, origin: FakeOrigin) -> None:
