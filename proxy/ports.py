@@ -248,6 +248,9 @@ class Outbox(Protocol):
     async def postpone(self, waiting: Waiting, delay_s: float, error: str) -> None:
         """Count an attempt that failed, and wait `delay_s` seconds before the next."""
 
+    async def note(self, error: str) -> None:
+        """Note why nothing can be carried over at the moment, for people who ask what waits."""
+
     async def strike(self, key: Key) -> None:
         """There is nothing left to do for this key."""
 

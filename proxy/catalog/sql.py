@@ -175,6 +175,10 @@ class SqlCatalog:
         )
         await self._run(self._in_transaction, lambda connection: connection.execute(change))
 
+    async def note(self, error: str) -> None:
+        change = sa.update(outbox).values(error=error[:255])
+        await self._run(self._in_transaction, lambda connection: connection.execute(change))
+
     async def strike(self, key: Key) -> None:
         change = sa.delete(outbox).where(outbox.c.key == key)
         await self._run(self._in_transaction, lambda connection: connection.execute(change))

@@ -91,6 +91,9 @@ class Healer:
                     await self.enlist()
                     enlist_at = loop.time() + ENLIST_EVERY_S
                 self.backlog = await self._outbox.backlog()
+                reason = self._breaker.reason
+                if reason is not None and self.backlog.images and reason != self.backlog.error:
+                    await self._outbox.note(reason)
                 if self._breaker.reason is None and await self.heal_some():
                     continue
             await self._sleep(LOOK_EVERY_S)

@@ -71,7 +71,8 @@ async def test_those_that_wait_longest_come_first_and_those_that_failed_later(
     clock.now += timedelta(seconds=31)
     assert (await catalog.due(10))[0] == Waiting(old, 1)
     await catalog.strike(old)
-    assert (await catalog.backlog()).images == 2
+    await catalog.note("the bucket cannot be reached")
+    assert await catalog.backlog() == Backlog(2, NOW - timedelta(minutes=30), "the bucket cannot be reached")
 
 
 async def test_it_survives_the_process_and_a_reindex(tmp_path: Path, catalog: SqlCatalog, clock: Clock) -> None:

@@ -479,7 +479,8 @@ async def test_an_outbox_survives_a_restart_and_a_lost_catalog(remote: Remote, o
     assert {origin.asked(f"/{n}.png") for n in range(5)} == {1}
 
     async def told() -> bool:
-        return bool((await readyz(node))["fallback"]["waiting"] == 5)
+        fallback = (await readyz(node))["fallback"]
+        return fallback["waiting"] == 5 and "cannot be reached" in (fallback["last_error"] or "")
 
     await comes_true(told)
     await remote.gate.open()
