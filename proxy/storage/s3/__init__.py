@@ -1,4 +1,4 @@
-"""Amazon S3, and what speaks like it: the bucket (`client`), bodies that come and go (`body`), the store (`store`)."""
+"""Amazon S3, and what speaks like it: the bucket (`client`), bodies (`body`), `uploads`, the store (`store`)."""
 
 from proxy.storage.s3.store import S3Store
 

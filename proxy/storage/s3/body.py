@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from io import UnsupportedOperation
 from typing import TYPE_CHECKING, Any, Final
 
 from proxy.core.errors import StorageError
@@ -46,7 +47,7 @@ class Upload:
 
     def read(self) -> bytes:
         """For botocore, which tells bodies by this name and does not call it."""
-        raise NotImplementedError
+        raise UnsupportedOperation("read")
 
     def seek(self, _offset: int) -> None:
         """For botocore, before it sends a request anew: every iteration begins at the start anyway."""

@@ -22,7 +22,7 @@ from proxy.core.stored import object_path
 from proxy.storage.memory import MemorySpool
 from proxy.storage.s3.body import take
 from proxy.storage.s3.client import MISSING, BucketError
-from proxy.storage.s3.store import WHOLE_BYTES_MAX
+from proxy.storage.s3.uploads import WHOLE_BYTES_MAX
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable

@@ -2,8 +2,7 @@
 The store in a bucket: the stored layout, and what S3-compatible services may not be trusted with.
 
 Rules:
-- Nothing counts as stored because somebody answered 200: the tag has to be the MD5 of what was sent, or a HEAD has to
-  tell its size (a portal's page is no S3, and encryption changes tags).
+- Nothing counts as stored because somebody answered 200 (`uploads`).
 - Nothing counts as read because it came: a record has to be one, and objects are hashed by whoever keeps a copy.
 - `If-None-Match: *` is used where a probe showed that it works, and saves a request then; nothing relies on it.
 - Object before record, both verified, so a record in the bucket means that its object is there.
@@ -12,13 +11,12 @@ Rules:
 from __future__ import annotations
 
 import asyncio
-from base64 import b64encode
 from hashlib import md5, sha256
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
-from proxy.core.errors import Conflict, StorageError, WrittenByNewer
+from proxy.core.errors import Conflict, WrittenByNewer
 from proxy.core.model import Digest, Format
 from proxy.core.stored import (
     RECORD_BYTES_MAX,
@@ -30,12 +28,12 @@ from proxy.core.stored import (
     read_record,
     record_path,
 )
-from proxy.storage.s3.body import PIECE_BYTES, S3Body, Upload, take
+from proxy.storage.s3.body import PIECE_BYTES, S3Body, take
 from proxy.storage.s3.client import EXISTS, MISSING, BucketClient, BucketError, tag_of
+from proxy.storage.s3.uploads import Uploads, md5_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
-    from mmap import mmap
 
     from proxy.core.model import Key, Record
     from proxy.core.store_url import Bucket
@@ -45,11 +43,6 @@ PROBE: Final = "v1/probe"
 PROBE_BYTES: Final = b"imgkeep was here to see whether this bucket works\n"
 """Always the same, and left in place: nodes that look at the same time do not disturb each other."""
 
-WHOLE_BYTES_MAX: Final = 1_048_576
-"""So much is sent from memory, without the round trip of `100 Continue`."""
-PART_BYTES: Final = 8_388_608
-MULTIPART_BYTES_MIN: Final = 16_777_216
-PARTS_AT_ONCE: Final = 3
 RECORDS_AT_ONCE: Final = 16
 BYTES_PER_S_MIN: Final = 1_048_576
 """A bucket that takes an image more slowly than this is as good as away: the outbox has more time."""
@@ -74,6 +67,7 @@ class S3Store:
         observe: Callable[[str, str, float], None] = lambda *_: None,
     ) -> None:
         self.client = BucketClient(bucket, timeout_s=timeout_s, observe=observe)
+        self._uploads = Uploads(self.client)
         self.conditional = False
         """Whether a probe showed that `If-None-Match: *` works on PUT."""
         self._probed = False
@@ -82,6 +76,7 @@ class S3Store:
         await self.client.open()
 
     async def aclose(self) -> None:
+        await self._uploads.aclose()
         await self.client.aclose()
 
     async def check(self) -> int:
@@ -99,7 +94,7 @@ class S3Store:
         Raises:
             StorageError: Something of that does not work.
         """
-        await self._put_bytes(PROBE, PROBE_BYTES, {"ContentType": "text/plain"})
+        await self._uploads.put_bytes(PROBE, PROBE_BYTES, {"ContentType": "text/plain"})
         answer = await self.client.call("get_object", Key=self.client.bucket.path(PROBE))
         found = await _read_all(answer["Body"], len(PROBE_BYTES) + 1, self.client.timeout_s)
         if found != PROBE_BYTES:
@@ -163,22 +158,7 @@ class S3Store:
         return record
 
     async def put_object(self, draft: Draft, name: str) -> None:
-        path = object_path(name)
-        fields = _fields(name)
-        if draft.size <= WHOLE_BYTES_MAX:
-            data = bytearray()
-            while piece := await draft.read(len(data), draft.size - len(data)):
-                data += piece
-            if len(data) != draft.size:
-                raise StorageError("a draft is shorter than it was")
-            await self._put_bytes(path, bytes(data), fields)
-        elif draft.size < MULTIPART_BYTES_MIN:
-            digest = await draft.judge(_md5)
-            body = Upload(draft, 0, draft.size)
-            answer = await self._put(path, body, draft.size, digest, fields)
-            await self._verify(path, answer, digest.hex(), draft.size)
-        else:
-            await self._put_parts(path, draft, fields)
+        await self._uploads.put_draft(object_path(name), draft, _fields(name))
 
     async def put_record(self, record: Record) -> None:
         await self._put_record(record, None)
@@ -190,7 +170,7 @@ class S3Store:
         try:
             draft = await spool.begin(body.size)
             try:
-                while piece := await body.read(draft.size, WHOLE_BYTES_MAX):
+                while piece := await body.read(draft.size, PIECE_BYTES):
                     await draft.write(piece)
             except BaseException:
                 await draft.aclose()
@@ -291,7 +271,7 @@ class S3Store:
         except RecordTooNew:
             raise
         except RecordUnreadable:
-            if tag_of(answer) != _md5(data).hex():
+            if tag_of(answer) != md5_of(data).hex():
                 raise BucketError("the bucket answers with something that is no record") from None
             raise
 
@@ -301,78 +281,13 @@ class S3Store:
             digest.update(piece)
         return Digest(digest.hexdigest())
 
-    async def _put_bytes(self, path: str, data: bytes, fields: dict[str, str]) -> None:
-        digest = _md5(data)
-        answer = await self._put(path, data, len(data), digest, fields)
-        await self._verify(path, answer, digest.hex(), len(data))
-
-    async def _put(
-        self, path: str, body: bytes | Upload, size: int, digest: bytes, fields: dict[str, str]
-    ) -> dict[str, Any]:
-        return await self.client.call(
-            "put_object",
-            Key=self.client.bucket.path(path),
-            Body=body,
-            ContentLength=size,
-            ContentMD5=b64encode(digest).decode(),
-            **fields,
-        )
-
-    async def _put_parts(self, path: str, draft: Draft, fields: dict[str, str]) -> None:
-        """Upload in parts, a few at a time; break the upload off if one of them fails."""
-        key = self.client.bucket.path(path)
-        starts = range(0, draft.size, PART_BYTES)
-        digests = await draft.judge(lambda body: [_md5(body[start : start + PART_BYTES]) for start in starts])
-        begun = await self.client.call("create_multipart_upload", Key=key, **fields)
-        upload = begun.get("UploadId")
-        if not upload:
-            raise BucketError("what answers under the address of the bucket is not S3")
-        places = asyncio.Semaphore(PARTS_AT_ONCE)
-
-        async def send(number: int, start: int) -> dict[str, Any]:
-            end = min(start + PART_BYTES, draft.size)
-            async with places:
-                answer = await self.client.call(
-                    "upload_part",
-                    Key=key,
-                    UploadId=upload,
-                    PartNumber=number,
-                    Body=Upload(draft, start, end),
-                    ContentLength=end - start,
-                    ContentMD5=b64encode(digests[number - 1]).decode(),
-                )
-            return {"PartNumber": number, "ETag": answer.get("ETag", "")}
-
-        try:
-            async with asyncio.TaskGroup() as group:
-                parts = [group.create_task(send(number, start)) for number, start in enumerate(starts, 1)]
-            answer = await self.client.call(
-                "complete_multipart_upload",
-                Key=key,
-                UploadId=upload,
-                MultipartUpload={"Parts": [part.result() for part in parts]},
-            )
-        except BaseException as error:
-            # Parts of an upload that is not completed are paid for until somebody removes them.
-            await asyncio.shield(self._abort(key, upload))
-            if isinstance(error, BaseExceptionGroup):
-                raise error.exceptions[0] from None
-            raise
-        await self._verify(path, answer, f"{_md5(b''.join(digests)).hex()}-{len(digests)}", draft.size)
-
-    async def _abort(self, key: str, upload: str) -> None:
-        try:
-            await self.client.call("abort_multipart_upload", Key=key, UploadId=upload)
-        except BucketError:
-            return  # the bucket's lifecycle rule removes it (docs/s3.md)
-
     async def _put_record(self, record: Record, replaces: Digest | None) -> None:
         path = record_path(record.key)
         data = encode_record(record)
         fields = {"ContentType": "application/json", "CacheControl": "no-store"}
         if self.conditional and replaces is None:
             try:
-                await self._put_bytes(path, data, {**fields, "IfNoneMatch": "*"})
+                await self._uploads.put_bytes(path, data, {**fields, "IfNoneMatch": "*"})
             except BucketError as error:
                 # 409: two puts met (S3 API, "ConditionalRequestConflict"). Either way somebody else was quicker.
                 if error.error_code not in EXISTS | {"ConditionalRequestConflict", "409"}:
@@ -386,22 +301,7 @@ class S3Store:
             and await self.size_of(theirs.object_name) is not None
         ):
             raise Conflict("another image was kept under this link meanwhile")
-        await self._put_bytes(path, data, fields)
-
-    async def _verify(self, path: str, answer: dict[str, Any], digest: str, size: int) -> None:
-        """Believe a put only if its tag is the MD5 of what was sent, or if tags are none here and the size is right."""
-        etag = tag_of(answer)
-        if etag == digest:
-            return
-        encrypted = answer.get("ServerSideEncryption", "AES256") != "AES256" or "SSECustomerAlgorithm" in answer
-        comparable = len(etag) == len(digest) and not encrypted and "-" not in digest
-        stat = None if not etag or comparable else await self.client.stat(path)
-        if stat is None or stat.size != size:
-            raise BucketError("the bucket does not have what it said it took")
-
-
-def _md5(data: bytes | bytearray | mmap) -> bytes:
-    return md5(data, usedforsecurity=False).digest()
+        await self._uploads.put_bytes(path, data, fields)
 
 
 def _fields(name: str) -> dict[str, str]:
