@@ -241,8 +241,6 @@ class Keeper:
         """Find what is stored under a key. A fault is not a miss: it is told beside the `None`."""
         try:
             record = self._records.get(info.key)
-            if record is None and info.key in self._flights:
-                return None, None  # whoever departed has looked already, and what it brings will be found in memory
             record = record or await self._find_record(info.key)
             # A fill may have landed while we looked elsewhere.
             record = record or self._records.get(info.key)
@@ -295,8 +293,10 @@ class Keeper:
         return record, await self._store.fetch(record.object_name, record.size)
 
     async def _find_record(self, key: Key) -> Record | None:
+        if key in self._flights:
+            return None  # whoever departed has looked already, and what it brings will be found in memory
         record = await self._find_in_catalog(key)
-        if record is None:
+        if record is None and key not in self._flights:
             record = await self._store.find(key)
             if record is not None:
                 await self._put_in_catalog(record)
