@@ -20,7 +20,7 @@ from urllib.parse import quote
 
 from proxy.catalog import CatalogTooNew, SqlCatalog
 from proxy.config import read_catalog_url, read_store_url
-from proxy.core.errors import StorageError
+from proxy.core.errors import RemoteFault, StorageError
 from proxy.core.store_url import Bucket, Folder
 from proxy.core.stored import object_path
 from proxy.service.address import Addresses
@@ -68,8 +68,8 @@ class RemoteParts:
             raise StorageError(self.breaker.reason)
         try:
             return await self.bucket.check()
-        except StorageError as fault:
-            self.breaker.trip(fault)
+        except RemoteFault as fault:
+            self.breaker.blame(fault)
             raise
 
 

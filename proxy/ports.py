@@ -201,8 +201,8 @@ class Remote(Store, Protocol):
         a draft the object has to be here already.
         """
 
-    async def mend(self, name: str) -> None:
-        """An object came damaged: look again, and set it aside if it is what lies in the store that is damaged."""
+    async def mend(self, name: str, digest: Digest) -> None:
+        """An object came as other bytes, of `digest`: look again, and set it aside if it is what lies there."""
 
     def public_url(self, name: str) -> str:
         """Return where the object is for everybody, if the bucket is public."""
@@ -220,9 +220,11 @@ class Cache(Spool, Protocol):
     async def keep(self, draft: Draft, name: str) -> None:
         """Keep a finished draft as the object `<digest>.<ext>`, if it can; whoever reads the draft goes on."""
 
-    async def take(self, record: Record) -> None:
+    async def take(self, record: Record) -> bool:
         """
         Take an image over from the fallback: its record leaves, its object becomes a copy here.
+
+        False: another record lies there now, and nothing was done.
 
         Raises:
             StorageError: The disk fails, and the image may still be in the fallback.

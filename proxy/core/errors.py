@@ -114,6 +114,14 @@ class StorageError(ImgkeepError):
     code = "storage_unavailable"
 
 
+class RemoteFault(StorageError):
+    """A remote store failed. `general`: as a whole, and not only for what it was asked."""
+
+    def __init__(self, message: str, *, general: bool = True) -> None:
+        super().__init__(message)
+        self.general = general
+
+
 class Unreachable(StorageError):
     """
     The primary cannot be asked, and the fallback does not have it. What is fetched now may be put all the same: when

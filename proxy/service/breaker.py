@@ -1,6 +1,8 @@
 """
 A circuit breaker: one failure of the primary opens it, and only a trial behind everybody's back closes it again.
 
+What may be the fault of one image alone is suspected only: a trial at once tells, and nobody is turned away before.
+
 So an outage costs the visitors who meet it the store's time limit once, and nobody after them anything; none of them is
 ever the one who tries whether the primary is back.
 """
@@ -11,7 +13,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Final
 
-from proxy.core.errors import StorageError
+from proxy.core.errors import RemoteFault, StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -49,9 +51,17 @@ class Breaker:
         self.reason: str | None = None
         self.closed = asyncio.Event()
         self.closed.set()
-        self._opened = asyncio.Event()
+        self._wake = asyncio.Event()
+        self._tried_at = float("-inf")
         self.tell: Callable[[str | None], None] = lambda _: None
         """Is told why it opened, and `None` when it is closed again."""
+
+    def blame(self, fault: RemoteFault) -> None:
+        """Open because of `fault`, or have a trial tell whether to."""
+        if fault.general:
+            self.trip(fault)
+        elif self._timer() - self._tried_at >= DELAY_MIN_S:
+            self._wake.set()
 
     def trip(self, fault: StorageError) -> None:
         """Open, because of `fault`."""
@@ -63,7 +73,7 @@ class Breaker:
         restless = self._timer() - self._closed_at < CALM_S
         self._delay_s = min(self._delay_s * 2, DELAY_MAX_S) if restless else DELAY_MIN_S
         self.closed.clear()
-        self._opened.set()
+        self._wake.set()
         if self._timer() - self._logged_at >= LOG_EVERY_S:
             self._logged_at = self._timer()
             log.error("the primary store fails; the fallback takes over", extra={"reason": self.reason})
@@ -71,21 +81,31 @@ class Breaker:
     async def run(self) -> None:
         """Try, for ever, whether the primary works again."""
         while True:
-            await self._opened.wait()
-            await self._sleep(self._delay_s * (0.5 + self._draw()))
+            await self._wake.wait()
+            if self.reason is not None:
+                await self._sleep(self._delay_s * (0.5 + self._draw()))
+            self._tried_at = self._timer()
             try:
                 await self._trial()
             except StorageError as fault:
-                self.reason = str(fault)
-                self.tell(self.reason)
-                self._delay_s = min(self._delay_s * 2, DELAY_MAX_S)
+                self._fail(fault)
+            except Exception:  # this loop must not end, whatever an answer holds
+                log.exception("a trial of the primary store failed as nobody foresaw")
+                self._fail(StorageError("the primary store answers what nobody foresaw"))
             else:
                 self._close()
 
+    def _fail(self, fault: StorageError) -> None:
+        if self.reason is not None:
+            self._delay_s = min(self._delay_s * 2, DELAY_MAX_S)
+        self.trip(fault)
+
     def _close(self) -> None:
+        self._wake.clear()
+        if self.reason is None:
+            return
         self.reason = None
         self.tell(None)
         self._closed_at = self._timer()
-        self._opened.clear()
         self.closed.set()
         log.info("the primary store works again")

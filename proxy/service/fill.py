@@ -28,6 +28,7 @@ from proxy.core.errors import (
 from proxy.core.model import Record
 from proxy.core.sniff import HEAD_BYTES_MAX, UNDECIDED, is_whole, measure, sniff
 from proxy.ports import NotModified
+from proxy.service.drafts import go_on
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -84,6 +85,7 @@ class Fill:
     Attributes:
         source: The link that this fill tries; followers with another link may want a try of their own.
         head: Resolved once with what was judged, or with the failure.
+        doubt: Why nobody could tell whether the image is stored already, kept or not: its failure is then no miss.
 
     Args:
         fault: Why nobody could tell whether the image is stored already. It is fetched for those who ask, and not kept:
@@ -100,8 +102,10 @@ class Fill:
         *,
         fault: StorageError | None = None,
         known: Record | None = None,
+        doubt: StorageError | None = None,
     ) -> None:
         self.source = source
+        self.doubt = doubt
         self.head: asyncio.Future[Head] = asyncio.get_running_loop().create_future()
         self._info = info
         self._to = neighbours
@@ -239,7 +243,7 @@ class Fill:
             if len(self._drafts) > 1 or fault is not None:
                 raise
             fault = self._unless_remote(error)
-            await self._move_to_memory(chunk)
+            self._drafts.append(await go_on(self._draft, self._to.memory, self._size, chunk))
         height = self._draft.size
         self._recent.append((height - len(chunk), chunk))
         self._recent_bytes += len(chunk)
@@ -251,19 +255,6 @@ class Fill:
     def _unless_remote(self, fault: StorageError) -> StorageError | None:
         """A disk that fails keeps nobody from putting what is in memory into a bucket."""
         return self._fault or (fault if self._to.store.disk_only else None)
-
-    async def _move_to_memory(self, chunk: bytes) -> None:
-        """Copy what the disk took and go on in memory. Readers notice nothing: they read by offset."""
-        broken = self._draft
-        draft = await self._to.memory.begin(self._size)
-        try:
-            while data := await broken.read(draft.size, min(RECENT_BYTES_MAX, broken.size - draft.size)):
-                await draft.write(data)
-            await draft.write(chunk)
-        except StorageError:
-            await draft.aclose()
-            raise
-        self._drafts.append(draft)
 
     async def _check_end(self, response: OriginResponse, format_: Format) -> None:
         if not response.framed and not await self._draft.judge(lambda body: is_whole(format_, body)):

@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Protocol
 
-from proxy.core.errors import Conflict, StorageError
+from proxy.core.errors import Busy, RemoteFault, StorageError
 from proxy.core.model import Record
 from proxy.core.stored import RECORDS
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from proxy.ports import Cache, Catalog, Outbox, Refuge, Remote, Sleep
     from proxy.service.breaker import Breaker
 
-CONCURRENT_MAX: Final = 8
+CONCURRENT_MAX: Final = 6
 """Images at a time: enough to keep a line busy, few enough to leave room for visitors."""
 BATCH: Final = 64
 LOOK_EVERY_S: Final = 1
@@ -86,7 +86,7 @@ class Healer:
         loop = asyncio.get_running_loop()
         enlist_at = loop.time()
         while True:
-            with suppress(StorageError):  # the catalog or the disk of the fallback: they tell their own trouble
+            try:
                 if loop.time() >= enlist_at:
                     await self.enlist()
                     enlist_at = loop.time() + ENLIST_EVERY_S
@@ -96,6 +96,10 @@ class Healer:
                     await self._outbox.note(reason)
                 if self._breaker.reason is None and await self.heal_some():
                     continue
+            except StorageError:
+                pass  # the catalog or the disk of the fallback: they tell their own trouble
+            except Exception:  # this loop must not end, whatever an answer holds
+                log.exception("carrying images over failed as nobody foresaw")
             await self._sleep(LOOK_EVERY_S)
 
     async def enlist(self) -> None:
@@ -131,10 +135,10 @@ class Healer:
     async def _heal(self, waiting: Waiting) -> None:
         try:
             await self._carry(waiting)
-        except StorageError as fault:
+        except (StorageError, Busy) as fault:
             self._counted(False)
-            if not isinstance(fault, Conflict):
-                self._breaker.trip(fault)
+            if isinstance(fault, RemoteFault):
+                self._breaker.blame(fault)
             delay_s = min(DELAY_MIN_S * 2.0**waiting.attempts, DELAY_MAX_S) * (0.5 + self._draw())
             with suppress(StorageError):
                 await self._outbox.postpone(waiting, delay_s, str(fault))
@@ -147,8 +151,8 @@ class Healer:
         draft = await self._fallback.reopen(record.object_name)
         if draft is None and await self._primary.size_of(record.object_name) != record.size:
             log.error("an image was damaged before it reached the primary", extra={"key": record.key})
-            await self._cache.take(record)
-            await self._outbox.strike(record.key)
+            if await self._cache.take(record):
+                await self._outbox.strike(record.key)
             return
         try:
             # Without a draft the object was carried over already, under another record of the same bytes.
@@ -157,6 +161,7 @@ class Healer:
             if draft is not None:
                 await draft.aclose()
         self._seen(record.object_name)
-        await self._cache.take(record)
-        await self._keeper.kept(standing)
-        self._counted(True)
+        # Not if another image was kept under the key meanwhile: it waits in its turn.
+        if await self._cache.take(record):
+            await self._keeper.kept(standing)
+            self._counted(True)

@@ -163,7 +163,8 @@ class Keeper:
             self._check_departure(source, fault, came_from_us=came_from_us)
             # No await between the look-up's last word and the departure: see collapse.py.
             unkept = None if isinstance(fault, Unreachable) else fault
-            fill, departs = self._flights.join(info.key, partial(Fill, source, info, self._to, self, fault=unkept))
+            flight = partial(Fill, source, info, self._to, self, fault=unkept, doubt=fault)
+            fill, departs = self._flights.join(info.key, flight)
             self._note_asked(source)
             fill.hold()
             try:
@@ -172,8 +173,9 @@ class Keeper:
                 await fill.aclose()
                 if fill.source != source:
                     continue  # somebody else's link failed; ours gets a try of its own
-                if fault is not None:
-                    raise _neither(fault) from error
+                doubt = fault or fill.doubt
+                if doubt is not None:
+                    raise _neither(doubt) from error
                 raise
             except BaseException:
                 await fill.aclose()

@@ -13,23 +13,26 @@ import asyncio
 from typing import TYPE_CHECKING, Final, Protocol
 
 from proxy.collapse import Tide
-from proxy.core.errors import StorageError
+from proxy.core.errors import RemoteFault, StorageError
+from proxy.service.drafts import go_on
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from proxy.core.model import Digest
     from proxy.ports import Body, Cache, Draft, Spool
 
 PIECE_BYTES: Final = 262_144
 
 
-class Recalls(Protocol):
-    """Who wants to know that the primary failed a recall."""
+class Tower(Protocol):
+    """Who wants to know what the primary did wrong."""
 
-    def trip(self, fault: StorageError) -> None: ...
+    def blame(self, fault: RemoteFault) -> None:
+        """It failed."""
 
-    async def mend(self, name: str) -> None:
-        """The object came damaged."""
+    async def mend(self, name: str, digest: Digest) -> None:
+        """It gave other bytes than were put: `digest` is theirs."""
 
 
 class Recall:
@@ -41,7 +44,7 @@ class Recall:
     """
 
     def __init__(
-        self, name: str, fetch: Callable[[], Awaitable[Body | None]], cache: Cache, memory: Spool, tower: Recalls
+        self, name: str, fetch: Callable[[], Awaitable[Body | None]], cache: Cache, memory: Spool, tower: Tower
     ) -> None:
         self.found: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._name = name
@@ -50,7 +53,8 @@ class Recall:
         self._memory = memory
         self._tower = tower
         self._tide = Tide()
-        self._draft: Draft | None = None
+        self._drafts: list[Draft] = []
+        """The last one is written to; one before it is a disk's that failed, which readers may still be reading."""
         self._size: int | None = None
         self._holders = 1
 
@@ -88,24 +92,25 @@ class Recall:
     async def read(self, offset: int, size: int) -> bytes:
         height = await self._tide.beyond(offset)
         size = min(size, height - offset)
-        if size <= 0 or self._draft is None:
-            return b""
-        return await self._draft.read(offset, size)
+        return await self._drafts[-1].read(offset, size) if size > 0 else b""
 
     async def aclose(self) -> None:
         self._holders -= 1
-        if self._holders == 0 and self._draft is not None:
-            await self._draft.aclose()
+        if self._holders == 0:
+            for draft in reversed(self._drafts):
+                await draft.aclose()
 
     async def _bring(self, body: Body) -> None:
         self._size = await body.settle()
-        self._draft = draft = await self._begin(self._size)
+        self._drafts.append(await self._begin(self._size))
         self.found.set_result(True)
-        while piece := await self._read(body, draft.size):
-            await draft.write(piece)
-            self._tide.rise(draft.size - 1)
+        while piece := await self._read(body, self._drafts[-1].size):
+            await self._take(piece)
+            self._tide.rise(self._drafts[-1].size - 1)
+        draft = self._drafts[-1]
         if draft.digest != self._name.partition(".")[0]:
-            await self._tower.mend(self._name)
+            await body.aclose()
+            await self._tower.mend(self._name, draft.digest)
             raise StorageError("the store gave other bytes than were put")
         await self._cache.keep(draft, self._name)
         self._tide.rise(draft.size)
@@ -114,8 +119,8 @@ class Recall:
     async def _read(self, body: Body, offset: int) -> bytes:
         try:
             return await body.read(offset, PIECE_BYTES)
-        except StorageError as fault:
-            self._tower.trip(fault)
+        except RemoteFault as fault:
+            self._tower.blame(fault)
             raise
 
     async def _begin(self, size: int) -> Draft:
@@ -123,3 +128,11 @@ class Recall:
             return await self._cache.begin(size)
         except StorageError:
             return await self._memory.begin(size)
+
+    async def _take(self, piece: bytes) -> None:
+        try:
+            await self._drafts[-1].write(piece)
+        except StorageError:
+            if len(self._drafts) > 1:
+                raise
+            self._drafts.append(await go_on(self._drafts[-1], self._memory, self._size, piece))

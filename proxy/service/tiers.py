@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from cachetools import TTLCache
 
 from proxy.collapse import Flights
-from proxy.core.errors import Conflict, StorageError, Unreachable
+from proxy.core.errors import Conflict, RemoteFault, StorageError, Unreachable
 from proxy.service.recall import Recall
 
 if TYPE_CHECKING:
@@ -33,6 +33,9 @@ SEEN_MAX: Final = 100_000
 """Names that the primary was seen to have; 200 bytes each, 20 MB."""
 SEEN_TTL_S: Final = 3600
 """Then it is asked again, in case somebody emptied the bucket."""
+
+ABSENT_TTL_S: Final = 5
+"""So long a permanent URL that leads to nothing costs no further request: anybody can make some up."""
 
 T = TypeVar("T")
 
@@ -60,32 +63,30 @@ class Tiers:
         self._breaker = breaker
         self._recalls: Flights[Recall] = Flights()
         self._asking: dict[Key, asyncio.Task[Record | None]] = {}
+        self._absent: TTLCache[str, bool] = TTLCache(SEEN_MAX, ABSENT_TTL_S, timer=timer)
         self._seen: TTLCache[str, bool] = TTLCache(SEEN_MAX, SEEN_TTL_S, timer=timer)
 
     async def aclose(self) -> None:
         await self._recalls.aclose()
+        for task in self._asking.values():
+            task.cancel()
+        if self._asking:
+            await asyncio.wait(self._asking.values())
 
-    def trip(self, fault: StorageError) -> None:
-        self._breaker.trip(fault)
+    def blame(self, fault: RemoteFault) -> None:
+        self._breaker.blame(fault)
 
-    async def mend(self, name: str) -> None:
+    async def mend(self, name: str, digest: Digest) -> None:
+        """The primary gave other bytes than were put: `digest` is theirs."""
+        await self._ask(partial(self._primary.mend, name, digest))
         self._seen.pop(name, None)
-        await self._ask(partial(self._primary.mend, name))
 
     async def find(self, key: Key) -> Record | None:
-        near, fault = await self._near(lambda fallback: fallback.find(key))
-        if near is not None:
-            return replace(near, pending=True)
         task = self._asking.get(key)
         if task is None:
-            task = self._asking[key] = asyncio.create_task(self._ask(partial(self._primary.find, key)))
+            task = self._asking[key] = asyncio.create_task(self._look(key))
             task.add_done_callback(partial(self._asked, key))
-        record = await asyncio.shield(task)
-        if record is None and fault is not None:
-            raise fault
-        if record is not None:
-            self._seen[record.object_name] = True
-        return record
+        return await asyncio.shield(task)
 
     async def fetch(self, name: str, size: int | None) -> Body | None:
         body = await self._cache.fetch(name, size)
@@ -94,6 +95,8 @@ class Tiers:
         body, fault = await self._near(lambda fallback: fallback.fetch(name, size))
         if body is not None:
             return body
+        if size is None and name in self._absent:
+            return None
         recall, _ = self._recalls.join(
             name,
             lambda: Recall(
@@ -113,17 +116,21 @@ class Tiers:
             await recall.aclose()
             raise
         await recall.aclose()
+        self._seen.pop(name, None)
         if fault is not None:
             raise fault
+        self._absent[name] = True
         return None
 
     async def put(self, draft: Draft, record: Record, replaces: Digest | None = None) -> Record:
+        self._absent.pop(record.object_name, None)
         try:
             kept = await self._ask(partial(self._primary.put, draft, record, replaces))
         except Conflict:
             raise
         except StorageError:
-            if self._fallback is None:
+            # What replaces an image waits for a better time: whether it may is only known where that image is.
+            if self._fallback is None or replaces is not None:
                 raise
             return replace(await self._take_refuge(self._fallback, draft, record, replaces), pending=True)
         self._seen[record.object_name] = True
@@ -158,10 +165,8 @@ class Tiers:
             raise self._fault(f"the primary store is away: {self._breaker.reason}")
         try:
             return await verb()
-        except Conflict:
-            raise
-        except StorageError as fault:
-            self._breaker.trip(fault)
+        except RemoteFault as fault:
+            self._breaker.blame(fault)
             raise self._fault(str(fault)) from None
 
     def _fault(self, reason: str) -> StorageError:
@@ -186,6 +191,15 @@ class Tiers:
             return await fallback.put(copy, record, replaces)
         finally:
             await copy.aclose()
+
+    async def _look(self, key: Key) -> Record | None:
+        near, fault = await self._near(lambda fallback: fallback.find(key))
+        if near is not None:
+            return replace(near, pending=True)
+        record = await self._ask(partial(self._primary.find, key))
+        if record is None and fault is not None:
+            raise fault
+        return record
 
     def _asked(self, key: Key, task: asyncio.Task[Record | None]) -> None:
         del self._asking[key]

@@ -69,7 +69,7 @@ class DiskCache:
 
     async def fetch(self, name: str, size: int | None) -> Body | None:
         try:
-            body = await self._disk.fetch_at(_path(name), name, size)
+            body = await self._disk.fetch_at(_path(name), name, size, is_copy=True)
             if isinstance(body, LocalBody) and (name in self._doubted or name not in self._sizes):
                 body = await self._judge(name, body)
         except StorageError:
@@ -81,6 +81,8 @@ class DiskCache:
             self.hits += 1
             if name in self._sizes:
                 self._sizes.move_to_end(name)
+            elif body.size is not None:
+                await self._note(name, body.size)  # left by an earlier process, and not counted yet
         return body
 
     async def begin(self, size: int | None) -> LocalDraft:
@@ -99,11 +101,13 @@ class DiskCache:
             draft.kept = True
             await self._note(name, draft.size)
 
-    async def take(self, record: Record) -> None:
+    async def take(self, record: Record) -> bool:
         name = record.object_name
         place = self._disk.root / _path(name) if record.size <= self._bytes_max else None
-        if await self._disk.run(self._take, record, place):
+        taken = await self._disk.run(self._take, record, place)
+        if taken and place is not None:
             await self._note(name, record.size)
+        return taken
 
     def _move(self, path: Path, to: Path) -> None:
         to.parent.mkdir(parents=True, exist_ok=True)
@@ -150,16 +154,14 @@ class DiskCache:
     async def _judge(self, name: str, body: LocalBody) -> LocalBody | None:
         """Read a large copy of unknown past once: after a power loss it may have its size and nothing else."""
         try:
-            good = await self._disk.hash_object(_path(name)) == name.partition(".")[0]
+            if await self._disk.hash_object(_path(name)) == name.partition(".")[0]:
+                await self._note(name, body.size)
+                return body
+            await self._disk.run(self._remove, [name])
         except BaseException:
             await body.aclose()
             raise
-        if good:
-            self._doubted.discard(name)
-            await self._note(name, body.size)
-            return body
         await body.aclose()
-        await self._disk.run(self._remove, [name])
         return None
 
     async def _count_all(self) -> None:
@@ -179,8 +181,9 @@ class DiskCache:
         found: list[tuple[float, str, int]] = []
         with suppress(FileNotFoundError):
             for path in (self._disk.root / FOLDER / f"{number:02x}").iterdir():
-                status = path.stat()
-                found.append((max(status.st_mtime, status.st_atime), path.name, status.st_size))
+                with suppress(FileNotFoundError):  # it left while we looked
+                    status = path.stat()
+                    found.append((max(status.st_mtime, status.st_atime), path.name, status.st_size))
         return found
 
     def _count_in(self, found: list[tuple[float, str, int]]) -> None:

@@ -13,6 +13,8 @@ import asyncio
 import errno
 import os
 import shutil
+from contextlib import suppress
+from dataclasses import replace
 from hashlib import sha256
 from secrets import token_hex
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -113,12 +115,12 @@ class LocalStore:
     async def fetch(self, name: str, size: int | None) -> Body | None:
         return await self.fetch_at(object_path(name), name, size)
 
-    async def fetch_at(self, path: str, name: str, size: int | None) -> Body | None:
-        """Open the object `name` that lies at `path` under the root; damage is set aside."""
+    async def fetch_at(self, path: str, name: str, size: int | None, *, is_copy: bool = False) -> Body | None:
+        """Open the object `name` that lies at `path` under the root; damage is set aside, that of a copy removed."""
         hot = self._hot.get(name)
         if hot is not None:
             return MemoryBody(hot)
-        body = await self.run(self._open, path, name, size)
+        body = await self.run(self._open, path, name, size, is_copy)
         if isinstance(body, MemoryBody) and body.size <= self._hot.maxsize:
             self._hot[name] = body.data
         return body
@@ -247,7 +249,7 @@ class LocalStore:
         path = self._partial()
         return LocalDraft(path, files.create_partial(path), self._threads)
 
-    def _open(self, place: str, name: str, size: int | None) -> Body | None:
+    def _open(self, place: str, name: str, size: int | None, is_copy: bool) -> Body | None:  # noqa: FBT001
         path = self.root / place
         digest = name.partition(".")[0]
         try:
@@ -270,7 +272,7 @@ class LocalStore:
                     return MemoryBody(data)
             # Another reader may have set it aside already, and a fill put a good one in its place.
             if files.is_named(descriptor, path):
-                self._set_aside(path)
+                files.remove(path) if is_copy else self._set_aside(path)
             return None
         finally:
             if not keep_open:
@@ -327,19 +329,26 @@ class LocalStore:
         return draft
 
     def take_out(self, record: Record, to: Path | None) -> bool:
-        """Remove a record and move its object to `to`, or nowhere; return whether it is there now. Blocks."""
-        # The record first: an object without one is only an orphan.
+        """
+        Remove a record and move its object to `to`, or nowhere. Blocks.
+
+        False: another record lies there now, and nothing was done.
+        """
         path = self.root / record_path(record.key)
+        try:
+            if read_record(path.read_bytes(), path.name) != replace(record, pending=False):
+                return False
+        except (FileNotFoundError, RecordUnreadable):
+            pass
+        # The record first: an object without one is only an orphan.
         files.remove(path)
         files.sync_folder(path.parent)
         place = self.root / object_path(record.object_name)
         if to is None:
             files.remove(place)
-            return False
-        try:
-            place.replace(to)
-        except FileNotFoundError:
-            return False  # another record of the same bytes took it along
+        else:
+            with suppress(FileNotFoundError):  # another record of the same bytes took it along
+                place.replace(to)
         return True
 
     def _insist_on_ours(self, path: Path, *replaceable: Digest | None) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from proxy.storage.s3.client import REMEDIES
+from proxy.storage.s3.faults import REMEDIES
 from proxy.storage.s3.store import PROBE
 from tests.program import run
 from tests.s3.mischief import only, s3_error

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 from io import UnsupportedOperation
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from proxy.core.errors import StorageError
-from proxy.storage.s3.client import BucketError, tag_of
+from proxy.storage.s3.faults import BucketError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from proxy.ports import Draft
-    from proxy.storage.s3.client import BucketClient
+    from proxy.storage.s3.client import BucketClient, Opened, Stream
 
 PIECE_BYTES: Final = 262_144
 RESUMES_MAX: Final = 2
@@ -60,14 +59,14 @@ class S3Body:
     A stream that breaks off is taken up where it broke. `If-Match` sees to it that it is still the same object.
     """
 
-    def __init__(self, client: BucketClient, path: str, answer: dict[str, Any]) -> None:
+    def __init__(self, client: BucketClient, path: str, opened: Opened) -> None:
         self._client = client
         self._path = path
-        self._etag = str(answer.get("ETag") or "")
-        self._stream: Any = answer["Body"]
+        self._stream: Stream | None = opened.stream
         self._position = 0
         self._resumes = 0
-        self.size: int = answer["ContentLength"]
+        self.etag = opened.etag
+        self.size = opened.size
 
     async def settle(self) -> int:
         return self.size
@@ -78,8 +77,9 @@ class S3Body:
             return b""
         while True:
             try:
-                await self._go_to(offset)
-                if piece := await self._take(size):
+                stream = await self._go_to(offset)
+                if piece := await stream.read(size):
+                    self._position += len(piece)
                     return piece
             except StorageError:
                 if self._resumes == RESUMES_MAX:
@@ -89,47 +89,39 @@ class S3Body:
             self._resumes += 1
             self._drop()
 
+    async def pieces(self) -> AsyncIterator[bytes]:
+        """Read to the end, and close."""
+        offset = 0
+        try:
+            while piece := await self.read(offset, PIECE_BYTES):
+                yield piece
+                offset += len(piece)
+        finally:
+            self._drop()
+
     async def aclose(self) -> None:
         self._drop()
 
-    async def _go_to(self, offset: int) -> None:
-        if self._stream is None or not 0 <= offset - self._position <= SKIP_BYTES_MAX:
+    async def _go_to(self, offset: int) -> Stream:
+        stream = self._stream
+        if stream is None or not 0 <= offset - self._position <= SKIP_BYTES_MAX:
             self._drop()
-            answer = await self._client.call(
-                "get_object", Key=self._client.bucket.path(self._path), Range=f"bytes={offset}-", IfMatch=self._etag
-            )
-            self._stream = answer["Body"]
+            opened = await self._client.get(self._path, Range=f"bytes={offset}-", IfMatch=f'"{self.etag}"')
+            if opened is None:
+                raise BucketError("the object in the bucket went away while it was read", general=False)
+            stream = self._stream = opened.stream
             # Not everybody has ranges: then the whole comes, and we read on to where we want to be.
-            self._position = offset if answer["ContentLength"] == self.size - offset else 0
-            if tag_of(answer) != self._etag.strip('"'):
-                raise BucketError("the object in the bucket changed while it was read")
+            self._position = offset if opened.size == self.size - offset else 0
+            if opened.etag != self.etag:
+                raise BucketError("the object in the bucket changed while it was read", general=False)
         while self._position < offset:
-            if not await self._take(min(PIECE_BYTES, offset - self._position)):
+            piece = await stream.read(min(PIECE_BYTES, offset - self._position))
+            if not piece:
                 raise BucketError("the bucket's answer broke off")
-
-    async def _take(self, size: int) -> bytes:
-        piece = await take(self._stream, size, self._client.timeout_s)
-        self._position += len(piece)
-        return piece
+            self._position += len(piece)
+        return stream
 
     def _drop(self) -> None:
         if self._stream is not None:
             self._stream.close()
             self._stream = None
-
-
-async def take(stream: Any, size: int, timeout_s: float) -> bytes:
-    """
-    Read up to `size` bytes of an answer; nothing at its end.
-
-    Raises:
-        BucketError: It broke off, or nothing came for `timeout_s`.
-    """
-    try:
-        async with asyncio.timeout(timeout_s):
-            piece: bytes = await stream.read(size)
-    except asyncio.CancelledError:
-        raise
-    except Exception:  # noqa: BLE001 - of aiohttp, of aiobotocore and of its wrapper: whatever it is, the stream is over
-        raise BucketError("the bucket's answer broke off") from None
-    return piece

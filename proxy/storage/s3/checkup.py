@@ -20,8 +20,7 @@ from yarl import URL
 from proxy.core.errors import StorageError
 from proxy.core.stored import object_path
 from proxy.storage.memory import MemorySpool
-from proxy.storage.s3.body import take
-from proxy.storage.s3.client import MISSING, BucketError
+from proxy.storage.s3.faults import MISSING, NOT_S3, BucketError
 from proxy.storage.s3.uploads import WHOLE_BYTES_MAX
 
 if TYPE_CHECKING:
@@ -110,24 +109,21 @@ class _Probe:
 
     async def get_range(self) -> None:
         start, end = RANGE
-        answer = await self._client.call("get_object", Key=self._key, Range=f"bytes={start}-{end - 1}")
-        try:
-            part = await take(answer["Body"], end - start, self._client.timeout_s)
-        finally:
-            answer["Body"].close()
-        if answer["ContentLength"] != end - start or part != self._image[start:end]:
+        opened = await self._client.get(self._path, Range=f"bytes={start}-{end - 1}")
+        part = b"" if opened is None else await opened.stream.read_all(len(self._image))
+        if part != self._image[start:end]:
             raise BucketError("the bucket does not give the part of an object that it is asked for")
 
     async def list(self) -> None:
         answer = await self._client.call("list_objects_v2", Prefix=self._key, MaxKeys=1)
         if "KeyCount" not in answer and "Contents" not in answer and "Name" not in answer:
-            raise BucketError("what answers under the address of the bucket is not S3")
+            raise BucketError(NOT_S3)
 
     async def send_part(self) -> None:
         begun = await self._client.call("create_multipart_upload", Key=self._key, ContentType="image/png")
         upload = begun.get("UploadId")
         if not upload:
-            raise BucketError("what answers under the address of the bucket is not S3")
+            raise BucketError(NOT_S3)
         try:
             await self._client.call("upload_part", Key=self._key, UploadId=upload, PartNumber=1, Body=self._image)
         except BaseException:
@@ -166,7 +162,7 @@ class _Probe:
         try:
             await self._client.call("delete_object", Key=self._key)
         except BucketError as error:
-            if error.error_code not in MISSING:
+            if error.error_code != MISSING:
                 raise
 
 

@@ -9,67 +9,87 @@ a proxy on the way answers with 200 counts as success; and five attempts of a mi
 from __future__ import annotations
 
 import asyncio
-import re
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
-import aiohttp
 import botocore.session
 from aiobotocore.config import AioConfig
 from aiobotocore.session import get_session
-from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
-from botocore.parsers import ResponseParserError
+from botocore.exceptions import BotoCoreError, NoCredentialsError
 
-from proxy.core.errors import StorageError
+from proxy.core.errors import Busy
+from proxy.storage.s3.faults import EXISTS, MISSING, NOT_S3, BucketError, fault_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
 
     from proxy.core.store_url import Bucket
 
-CONNECTIONS_MAX: Final = 64
-"""As many as fills at a time; more only wait for each other's bandwidth."""
+PLACES_MAX: Final = 128
+"""Requests under way: twice as many as fills at a time; more only wait for each other's bandwidth."""
+QUEUE_TIMEOUT_S: Final = 10
 ATTEMPTS_MAX: Final = 2
 """One 500 in a million is normal, two in a row are an outage; the breaker and the outbox do the rest."""
 SESSION_TTL_S: Final = 600
 """Temporary credentials are renewed ten minutes before they end (botocore): a link signed with them lives no longer."""
 
-MISSING: Final = frozenset({"NoSuchKey", "404", "NotFound"})
-EXISTS: Final = frozenset({"PreconditionFailed", "412"})
 
-REMEDIES: Final = {
-    "AccessDenied": "grant the right in the bucket's policy; without s3:ListBucket a missing object is 403 as well",
-    "403": "grant the right in the bucket's policy; without s3:ListBucket a missing object is 403 as well",
-    "NoSuchBucket": "create the bucket, or correct its name in store.url",
-    "InvalidAccessKeyId": "correct AWS_ACCESS_KEY_ID",
-    "SignatureDoesNotMatch": "correct AWS_SECRET_ACCESS_KEY, and the region in store.url",
-    "AuthorizationHeaderMalformed": "correct the region in store.url",
-    "RequestTimeTooSkewed": "set the clock of this machine",
-    "ExpiredToken": "renew the temporary credentials",
-    "InvalidToken": "correct AWS_SESSION_TOKEN, or remove it",
-    "PermanentRedirect": "correct the region, or the endpoint, in store.url",
-    "301": "correct the region, or the endpoint, in store.url",
-    "SlowDown": "wait: the store limits requests",
-    "NotImplemented": "the service does not have this; see docs/s3.md",
-    "MethodNotAllowed": "the service does not have this; see docs/s3.md",
-}
+class Stream:
+    """The body of an answer as it comes. It holds a place until its end, or until it is closed."""
 
-_CODE: Final = re.compile(r"[A-Za-z0-9.]{1,64}")
+    def __init__(self, body: Any, timeout_s: float, release: Callable[[], None]) -> None:
+        self._body = body
+        self._timeout_s = timeout_s
+        self._release = release
+        self._open = True
+
+    async def read(self, size: int) -> bytes:
+        """
+        Read up to `size` bytes; nothing at the end.
+
+        Raises:
+            BucketError: It broke off, or nothing came for `timeout_s`.
+        """
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                piece: bytes = await self._body.read(size)
+        except Exception:  # noqa: BLE001 - of aiohttp, of aiobotocore and of its wrapper: the stream is over
+            self.close()
+            raise BucketError("the bucket's answer broke off") from None
+        if not piece:
+            self.close()
+        return piece
+
+    async def read_all(self, size_max: int) -> bytes:
+        """Read up to `size_max` bytes within `timeout_s`, and close. Raises as `read`."""
+        data = bytearray()
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                while len(data) < size_max and (piece := await self.read(size_max - len(data))):
+                    data += piece
+        except TimeoutError:
+            raise BucketError("the bucket does not answer within store.timeout_s") from None
+        finally:
+            self.close()
+        return bytes(data)
+
+    def close(self) -> None:
+        if self._open:
+            self._open = False
+            self._body.close()
+            self._release()
 
 
-class BucketError(StorageError):
-    """The bucket answered with an error, or did not answer. `error_code` is S3's, where there is one."""
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """An answer to a GET: `size` of what comes, `etag` without quotes."""
 
-    def __init__(self, message: str, error_code: str = "") -> None:
-        super().__init__(message)
-        self.error_code = error_code
-
-    @property
-    def remedy(self) -> str | None:
-        return REMEDIES.get(self.error_code)
+    size: int
+    etag: str
+    stream: Stream
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +108,7 @@ class BucketClient:
         self.timeout_s = timeout_s
         self._observe = observe
         self._stack = AsyncExitStack()
+        self._places = asyncio.Semaphore(PLACES_MAX)
         self._addressing = bucket.addressing
         self._client: Any = None
         self._public: Any = None
@@ -127,6 +148,35 @@ class BucketClient:
     async def aclose(self) -> None:
         await self._stack.aclose()
 
+    async def _enter(self) -> None:
+        # Waiting for a place is no fault of the bucket's, so it has a time of its own.
+        try:
+            async with asyncio.timeout(QUEUE_TIMEOUT_S):
+                await self._places.acquire()
+        except TimeoutError:
+            raise Busy("too many requests to the bucket are under way", retry_after_s=2) from None
+
+    async def _call(self, operation: str, parameters: dict[str, Any]) -> dict[str, Any]:
+        loop = asyncio.get_running_loop()
+        start, outcome = loop.time(), "cancelled"
+        try:
+            async with asyncio.timeout(self.timeout_s) as limit:
+                body: Any = parameters.get("Body")
+                if hasattr(body, "progress"):
+                    body.progress = lambda: limit.reschedule(loop.time() + self.timeout_s)
+                answer: dict[str, Any] = await getattr(self._client, operation)(Bucket=self.bucket.name, **parameters)
+            outcome = "ok"
+        except Exception as error:  # noqa: BLE001 - every one of them is named or told to be no answer of S3's
+            failure = fault_of(error)
+            outcome = getattr(failure, "error_code", "") or "unreachable"
+            if outcome in EXISTS | {MISSING}:
+                self.answered_at = loop.time()
+            raise failure from None
+        finally:
+            self._observe(operation, outcome, loop.time() - start)
+        self.answered_at = loop.time()
+        return answer
+
     async def _make(self, session: Any, signature: object) -> Any:
         return await self._stack.enter_async_context(session.create_client("s3", **self._options(signature)))
 
@@ -138,7 +188,7 @@ class BucketClient:
                 signature_version=signature,
                 connect_timeout=self.timeout_s,
                 read_timeout=self.timeout_s,
-                max_pool_connections=CONNECTIONS_MAX,
+                max_pool_connections=PLACES_MAX,
                 retries={"mode": "standard", "total_max_attempts": ATTEMPTS_MAX},
                 # The defaults of 2025 are not understood everywhere; our own MD5 and SHA-256 check more.
                 request_checksum_calculation="when_required",
@@ -154,41 +204,49 @@ class BucketClient:
 
         Raises:
             BucketError: It failed, or made no progress for `timeout_s`.
+            Busy: Too many other requests are under way.
         """
-        loop = asyncio.get_running_loop()
-        start, outcome = loop.time(), "error"
+        await self._enter()
         try:
-            async with asyncio.timeout(self.timeout_s) as limit:
-                body: Any = parameters.get("Body")
-                if hasattr(body, "progress"):
-                    body.progress = lambda: limit.reschedule(loop.time() + self.timeout_s)
-                answer: dict[str, Any] = await getattr(self._client, operation)(Bucket=self.bucket.name, **parameters)
-            outcome = "ok"
-        except BaseException as error:
-            failure = _failure(error)
-            if failure is None:
-                raise
-            outcome = failure.error_code or "unreachable"
-            if failure.error_code in MISSING | EXISTS:
-                self.answered_at = loop.time()
-            raise failure from None
+            return await self._call(operation, parameters)
         finally:
-            self._observe(operation, outcome, loop.time() - start)
-        self.answered_at = loop.time()
-        return answer
+            self._places.release()
+
+    async def get(self, path: str, **conditions: str) -> Opened | None:
+        """Open an object, or the part of it that `conditions` tell; `None`: it is not there. Raises as `call`."""
+        await self._enter()
+        try:
+            answer = await self._call("get_object", {"Key": self.bucket.path(path), **conditions})
+        except BaseException as error:
+            self._places.release()
+            if isinstance(error, BucketError) and error.error_code == MISSING:
+                return None
+            raise
+        stream = Stream(answer["Body"], self.timeout_s, self._places.release)
+        if not tag_of(answer) or not isinstance(answer.get("ContentLength"), int):
+            stream.close()
+            raise BucketError(NOT_S3)
+        return Opened(answer["ContentLength"], tag_of(answer), stream)
 
     async def stat(self, path: str) -> Stat | None:
-        """Ask for size and tag of an object; `None`: it is not there."""
+        """
+        Ask for size and tag of an object; `None`: it is not there.
+
+        A HEAD has no words for what is missing, so a GET has to confirm it.
+        """
         try:
             answer = await self.call("head_object", Key=self.bucket.path(path))
         except BucketError as error:
-            if error.error_code in MISSING:
+            if error.error_code not in {"404", "NotFound", MISSING}:
+                raise
+            found = await self.get(path)
+            if found is None:
                 return None
-            raise
-        etag = tag_of(answer)
-        if not etag:
-            raise BucketError("what answers under the address of the bucket is not S3")
-        return Stat(answer["ContentLength"], etag)
+            found.stream.close()
+            return Stat(found.size, found.etag)
+        if not tag_of(answer) or not isinstance(answer.get("ContentLength"), int):
+            raise BucketError(NOT_S3)
+        return Stat(answer["ContentLength"], tag_of(answer))
 
     async def walk(self, folder: str) -> AsyncIterator[tuple[str, int]]:
         """Yield path and size of everything below a folder, in the order of the paths."""
@@ -197,7 +255,7 @@ class BucketClient:
         while True:
             answer = await self.call("list_objects_v2", Prefix=prefix, **following)
             if "KeyCount" not in answer and "Contents" not in answer and "Name" not in answer:
-                raise BucketError("what answers under the address of the bucket is not S3")
+                raise BucketError(NOT_S3)
             for entry in answer.get("Contents", []):
                 yield folder + "/" + entry["Key"].removeprefix(prefix), entry["Size"]
             if not answer.get("NextContinuationToken"):
@@ -208,39 +266,24 @@ class BucketClient:
         """Return a link and its life: `ttl_s` seconds, or as long as temporary credentials can promise."""
         try:
             if self._credentials is None:
-                raise NoCredentialsError
-            temporary = (await self._credentials.get_frozen_credentials()).token is not None
-            life_s = min(ttl_s, SESSION_TTL_S) if temporary else ttl_s
-            url: str = await self._client.generate_presigned_url(
-                "head_object" if head else "get_object",
-                Params={"Bucket": self.bucket.name, "Key": self.bucket.path(path)},
-                ExpiresIn=life_s,
-            )
-        except BotoCoreError as error:
-            raise _failure(error) or error from None
+                raise NoCredentialsError  # noqa: TRY301 - as the library would, had it been asked
+            # Credentials of a role are renewed by a request, on occasion.
+            async with asyncio.timeout(self.timeout_s):
+                temporary = (await self._credentials.get_frozen_credentials()).token is not None
+                life_s = min(ttl_s, SESSION_TTL_S) if temporary else ttl_s
+                url: str = await self._client.generate_presigned_url(
+                    "head_object" if head else "get_object",
+                    Params={"Bucket": self.bucket.name, "Key": self.bucket.path(path)},
+                    ExpiresIn=life_s,
+                )
+        except Exception as error:  # noqa: BLE001 - see `_call`
+            raise fault_of(error) from None
         return url, life_s
 
 
 def tag_of(answer: Mapping[str, Any]) -> str:
     """Return the ETag of an answer without its quotes; empty: there is none."""
     return str(answer.get("ETag") or "").strip('"')
-
-
-def _failure(error: BaseException) -> BucketError | None:
-    """Turn what a call can raise into ours; `None`: it is not of that kind. No message of theirs is passed on."""
-    if isinstance(error, ClientError):
-        code = str(error.response.get("Error", {}).get("Code", ""))
-        code = code if _CODE.fullmatch(code) else str(error.response["ResponseMetadata"].get("HTTPStatusCode", ""))
-        return BucketError(f"the bucket answers {code}", code)
-    if isinstance(error, TimeoutError):
-        return BucketError("the bucket does not answer within store.timeout_s")
-    if isinstance(error, (NoCredentialsError, PartialCredentialsError)):
-        return BucketError("there are no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile")
-    if isinstance(error, RecursionError | ResponseParserError):
-        return BucketError("what answers under the address of the bucket is not S3, or leads elsewhere")
-    if isinstance(error, (BotoCoreError, aiohttp.ClientError, OSError)):
-        return BucketError("the bucket cannot be reached, or the connection broke off")
-    return None
 
 
 def _is_amazon(endpoint: str) -> bool:

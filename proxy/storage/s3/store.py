@@ -11,9 +11,10 @@ Rules:
 from __future__ import annotations
 
 import asyncio
-from hashlib import md5, sha256
+from dataclasses import dataclass
+from hashlib import sha256
 from secrets import token_hex
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
 
 from proxy.core.errors import Conflict, WrittenByNewer
@@ -28,9 +29,10 @@ from proxy.core.stored import (
     read_record,
     record_path,
 )
-from proxy.storage.s3.body import PIECE_BYTES, S3Body, take
-from proxy.storage.s3.client import EXISTS, MISSING, BucketClient, BucketError, tag_of
-from proxy.storage.s3.uploads import Uploads, md5_of
+from proxy.storage.s3.body import PIECE_BYTES, S3Body
+from proxy.storage.s3.client import BucketClient, tag_of
+from proxy.storage.s3.faults import EXISTS, MISSING, NOT_S3, RACED, BucketError
+from proxy.storage.s3.uploads import Uploads
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
@@ -95,43 +97,44 @@ class S3Store:
             StorageError: Something of that does not work.
         """
         await self._uploads.put_bytes(PROBE, PROBE_BYTES, {"ContentType": "text/plain"})
-        answer = await self.client.call("get_object", Key=self.client.bucket.path(PROBE))
-        found = await _read_all(answer["Body"], len(PROBE_BYTES) + 1, self.client.timeout_s)
-        if found != PROBE_BYTES:
+        opened = await self.client.get(PROBE)
+        if opened is None or await opened.stream.read_all(len(PROBE_BYTES) + 1) != PROBE_BYTES:
             raise BucketError("the bucket gives back something else than was put")
-        if await self.client.stat(f"{PROBE}-{token_hex(8)}") is not None:
-            raise BucketError("what answers under the address of the bucket is not S3")
+        missing = await self.client.get(f"{PROBE}-{token_hex(8)}")
+        if missing is not None:
+            missing.stream.close()
+            raise BucketError(NOT_S3)
         await self._probe_condition()
         self._probed = True
 
     async def find(self, key: Key) -> Record | None:
         path = record_path(key)
-        for again in (True, False):
-            try:
-                return await self._read_record(path)
-            except RecordTooNew as error:
-                raise WrittenByNewer(f"the record was {error}") from None
-            except RecordUnreadable:
-                if again:
-                    # Not every store writes whole or not at all (s3rver): it may have been in the middle of it.
-                    await asyncio.sleep(REREAD_AFTER_S)
-        await self.set_aside(path)
-        return None
+        found = await self._read_record(path)
+        if isinstance(found, _Damage):
+            # Not every store writes whole or not at all (s3rver): it may have been in the middle of it.
+            await asyncio.sleep(REREAD_AFTER_S)
+            damage, found = found, await self._read_record(path)
+            if found == damage:
+                await self._set_aside(path, damage.etag)
+                return None
+        if isinstance(found, _Damage):
+            raise BucketError("the bucket answers with something that is no record", general=False)
+        return found
 
     async def fetch(self, name: str, size: int | None) -> Body | None:
         path = object_path(name)
-        answer = await self._get(path)
-        if answer is None:
+        opened = await self.client.get(path)
+        if opened is None:
             return None
-        body = S3Body(self.client, path, answer)
+        body = S3Body(self.client, path, opened)
         if size is None or body.size == size:
             return body
         # The hash decides which of them is wrong: a record that lies must not cost us a good object.
-        digest = await self._hash(body)
-        if digest == name.partition(".")[0]:
-            return S3Body(self.client, path, await self._get(path) or answer)
-        await self.set_aside(path)
-        return None
+        if await _hash(body) != name.partition(".")[0]:
+            await self._set_aside(path, body.etag)
+            return None
+        opened = await self.client.get(path)
+        return None if opened is None else S3Body(self.client, path, opened)
 
     async def put(self, draft: Draft, record: Record, replaces: Digest | None = None) -> Record:
         try:
@@ -188,19 +191,15 @@ class S3Store:
         stat = await self.client.stat(object_path(name))
         return None if stat is None else stat.size
 
-    async def mend(self, name: str) -> None:
+    async def mend(self, name: str, digest: Digest) -> None:
         path = object_path(name)
-        answer = await self._get(path)
-        if answer is None:
+        opened = await self.client.get(path)
+        if opened is None:
             return
-        tag, content = md5(usedforsecurity=False), sha256()
-        body = S3Body(self.client, path, answer)
-        async for piece in _pieces(body):
-            tag.update(piece)
-            content.update(piece)
-        # Bytes that the tag does not vouch for were changed on their way, and what lies there may be good.
-        if content.hexdigest() != name.partition(".")[0] and tag.hexdigest() == tag_of(answer):
-            await self.set_aside(path)
+        body = S3Body(self.client, path, opened)
+        # Bytes that come another way each time were changed on their way, and what lies there may be good.
+        if await _hash(body) == digest != name.partition(".")[0]:
+            await self._set_aside(path, body.etag)
 
     def public_url(self, name: str) -> str:
         return f"{self.client.public_base}/{quote(self.client.bucket.path(object_path(name)))}"
@@ -217,27 +216,38 @@ class S3Store:
         async def read(path: str) -> tuple[str, Record | RecordUnreadable | None]:
             async with places:
                 try:
-                    return path, await self._read_record(path)
-                except RecordUnreadable as error:
-                    return path, error
+                    found = await self._read_record(path)
+                except WrittenByNewer as error:
+                    return path, RecordTooNew(str(error))
+                return path, RecordUnreadable("it is no record") if isinstance(found, _Damage) else found
 
         return [(path, found) for path, found in await asyncio.gather(*map(read, paths)) if found is not None]
 
     async def hash_object(self, path: str) -> Digest | None:
-        answer = await self._get(path)
-        return None if answer is None else await self._hash(S3Body(self.client, path, answer))
+        opened = await self.client.get(path)
+        return None if opened is None else await _hash(S3Body(self.client, path, opened))
 
     async def set_aside(self, path: str) -> None:
-        """Copy to `damaged/` and delete: buckets have no rename."""
+        stat = await self.client.stat(path)
+        if stat is not None:
+            await self._set_aside(path, stat.etag)
+
+    async def _set_aside(self, path: str, etag: str) -> None:
+        """Copy to `damaged/` and delete, for buckets have no rename; but only what has the tag of what was read."""
         key = self.client.bucket.path(path)
         aside = self.client.bucket.path(f"damaged/{path.rpartition('/')[2]}.{token_hex(4)}")
+        source = {"Bucket": self.client.bucket.name, "Key": key}
         try:
-            await self.client.call("copy_object", Key=aside, CopySource={"Bucket": self.client.bucket.name, "Key": key})
+            copied = await self.client.call("copy_object", Key=aside, CopySource=source, CopySourceIfMatch=f'"{etag}"')
         except BucketError as error:
-            if error.error_code in MISSING:
-                return  # somebody else was quicker
+            if error.error_code in EXISTS | {MISSING}:
+                return  # somebody else was quicker, or has put a good one in its place
             raise
-        await self.client.call("delete_object", Key=key)
+        if not tag_of(copied.get("CopyObjectResult", {})):
+            raise BucketError(NOT_S3)
+        stat = await self.client.stat(path)
+        if stat is not None and stat.etag == etag:
+            await self.client.call("delete_object", Key=key)
 
     async def _probe_condition(self) -> None:
         try:
@@ -248,38 +258,23 @@ class S3Store:
         else:
             self.conditional = False
 
-    async def _get(self, path: str) -> dict[str, Any] | None:
-        try:
-            answer = await self.client.call("get_object", Key=self.client.bucket.path(path))
-        except BucketError as error:
-            if error.error_code in MISSING:
-                return None
-            raise
-        if not tag_of(answer):
-            answer["Body"].close()
-            raise BucketError("what answers under the address of the bucket is not S3")
-        return answer
+    async def _read_record(self, path: str) -> Record | _Damage | None:
+        """
+        Read a record; `None`: it is not there.
 
-    async def _read_record(self, path: str) -> Record | None:
-        """Read a record; `None`: it is not there. Raises `RecordUnreadable` if what lies there is damaged."""
-        answer = await self._get(path)
-        if answer is None:
+        Raises:
+            WrittenByNewer: It is of a version that we do not know.
+        """
+        opened = await self.client.get(path)
+        if opened is None:
             return None
-        data = await _read_all(answer["Body"], RECORD_BYTES_MAX, self.client.timeout_s)
+        data = await opened.stream.read_all(RECORD_BYTES_MAX)
         try:
             return read_record(data, path.rpartition("/")[2])
-        except RecordTooNew:
-            raise
+        except RecordTooNew as error:
+            raise WrittenByNewer(f"the record was {error}") from None
         except RecordUnreadable:
-            if tag_of(answer) != md5_of(data).hex():
-                raise BucketError("the bucket answers with something that is no record") from None
-            raise
-
-    async def _hash(self, body: S3Body) -> Digest:
-        digest = sha256()
-        async for piece in _pieces(body):
-            digest.update(piece)
-        return Digest(digest.hexdigest())
+            return _Damage(opened.etag, data)
 
     async def _put_record(self, record: Record, replaces: Digest | None) -> None:
         path = record_path(record.key)
@@ -290,7 +285,7 @@ class S3Store:
                 await self._uploads.put_bytes(path, data, {**fields, "IfNoneMatch": "*"})
             except BucketError as error:
                 # 409: two puts met (S3 API, "ConditionalRequestConflict"). Either way somebody else was quicker.
-                if error.error_code not in EXISTS | {"ConditionalRequestConflict", "409"}:
+                if error.error_code not in EXISTS | RACED:
                     raise
             else:
                 return
@@ -304,6 +299,21 @@ class S3Store:
         await self._uploads.put_bytes(path, data, fields)
 
 
+@dataclass(frozen=True, slots=True)
+class _Damage:
+    """What lies where a record should be."""
+
+    etag: str
+    data: bytes
+
+
+async def _hash(body: S3Body) -> Digest:
+    digest = sha256()
+    async for piece in body.pieces():
+        digest.update(piece)
+    return Digest(digest.hexdigest())
+
+
 def _fields(name: str) -> dict[str, str]:
     read = read_object_name(name)
     assert read is not None
@@ -313,24 +323,3 @@ def _fields(name: str) -> dict[str, str]:
         # A redirect cannot bring the sandboxing policy along; in an <img> this changes nothing.
         fields["ContentDisposition"] = f'attachment; filename="{name[:16]}.svg"'
     return fields
-
-
-async def _pieces(body: S3Body) -> AsyncIterator[bytes]:
-    """Read a body to its end, and close it."""
-    offset = 0
-    try:
-        while piece := await body.read(offset, PIECE_BYTES):
-            yield piece
-            offset += len(piece)
-    finally:
-        await body.aclose()
-
-
-async def _read_all(stream: Any, size_max: int, timeout_s: float) -> bytes:
-    data = bytearray()
-    try:
-        while len(data) < size_max and (piece := await take(stream, size_max - len(data), timeout_s)):
-            data += piece
-    finally:
-        stream.close()
-    return bytes(data)

@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 from proxy.core.errors import StorageError
 from proxy.storage.s3.body import Upload
-from proxy.storage.s3.client import BucketClient, BucketError, tag_of
+from proxy.storage.s3.client import tag_of
+from proxy.storage.s3.faults import NOT_S3, BucketError
 
 if TYPE_CHECKING:
     from mmap import mmap
 
     from proxy.ports import Draft
+    from proxy.storage.s3.client import BucketClient
 
 WHOLE_BYTES_MAX: Final = 1_048_576
 """So much is sent from memory, without the round trip of `100 Continue`."""
@@ -81,7 +83,7 @@ class Uploads:
         begun = await self._client.call("create_multipart_upload", Key=key, **fields)
         upload = begun.get("UploadId")
         if not upload:
-            raise BucketError("what answers under the address of the bucket is not S3")
+            raise BucketError(NOT_S3)
         try:
             answer = await self._send_parts(key, upload, draft, digests)
         except BaseException:

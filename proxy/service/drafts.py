@@ -1,0 +1,30 @@
+"""What a fill and a recall do alike with a draft whose disk failed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from proxy.core.errors import StorageError
+
+if TYPE_CHECKING:
+    from proxy.ports import Draft, Spool
+
+PIECE_BYTES: Final = 1_048_576
+
+
+async def go_on(broken: Draft, to: Spool, size: int | None, chunk: bytes) -> Draft:
+    """
+    Go on elsewhere with what a disk took and the `chunk` that it did not. Readers notice nothing: they read by offset.
+
+    Raises:
+        StorageError: There is no room either; nothing is left behind.
+    """
+    draft = await to.begin(size)
+    try:
+        while data := await broken.read(draft.size, min(PIECE_BYTES, broken.size - draft.size)):
+            await draft.write(data)
+        await draft.write(chunk)
+    except StorageError:
+        await draft.aclose()
+        raise
+    return draft
