@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from proxy.core.errors import StorageError
+from proxy.core.errors import RemoteFault, StorageError
 from proxy.service import breaker as module
 from proxy.service.breaker import Breaker
+from tests.program import until
 from tests.service.fakes import Timer
 
 if TYPE_CHECKING:
@@ -21,11 +22,12 @@ class Trial:
     def __init__(self) -> None:
         self.fails = True
         self.count = 0
+        self.error: Exception | None = None
 
     async def __call__(self) -> None:
         self.count += 1
         if self.fails:
-            raise StorageError(f"trial {self.count}")
+            raise self.error or StorageError(f"trial {self.count}")
 
 
 @pytest.fixture
@@ -34,10 +36,15 @@ def trial() -> Trial:
 
 
 @pytest.fixture
-async def breaker(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Breaker]:
+def timer() -> Timer:
+    return Timer()
+
+
+@pytest.fixture
+async def breaker(trial: Trial, timer: Timer, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Breaker]:
     monkeypatch.setattr(module, "DELAY_MIN_S", 0.001)
     monkeypatch.setattr(module, "DELAY_MAX_S", 0.004)
-    breaker = Breaker(trial, draw=lambda: 0.5, timer=Timer(), sleep=asyncio.sleep)
+    breaker = Breaker(trial, draw=lambda: 0.5, timer=timer, sleep=asyncio.sleep)
     task = asyncio.create_task(breaker.run())
     yield breaker
     task.cancel()
@@ -67,6 +74,37 @@ async def test_it_tells_the_last_reason_and_closes_only_after_a_trial_that_works
         await breaker.closed.wait()
     assert breaker.reason is None
     assert (told[0], told[-1]) == ("first", None)
+
+
+async def test_what_concerns_one_object_has_a_trial_tell_and_closes_nothing_to_others(
+    breaker: Breaker, trial: Trial, timer: Timer
+) -> None:
+    trial.fails = False
+    breaker.blame(RemoteFault("this one cannot be read", general=False))
+    await until(lambda: trial.count == 1)
+    assert breaker.reason is None
+    trial.fails = True
+    breaker.blame(RemoteFault("nor this one, a moment later", general=False))
+    await asyncio.sleep(0.01)
+    assert trial.count == 1, "nobody tries for every object"
+    timer.seconds += module.DELAY_MIN_S
+    breaker.blame(RemoteFault("nor this one", general=False))
+    await until(lambda: breaker.reason is not None)
+
+
+async def test_a_general_fault_opens_at_once(breaker: Breaker) -> None:
+    breaker.blame(RemoteFault("it cannot be reached"))
+    assert breaker.reason == "it cannot be reached"
+
+
+async def test_a_trial_that_fails_as_nobody_foresaw_is_not_the_last(breaker: Breaker, trial: Trial) -> None:
+    trial.error = ValueError("what is this")
+    breaker.trip(StorageError("first"))
+    await until(lambda: trial.count >= 2)
+    assert breaker.reason == "the primary store answers what nobody foresaw"
+    trial.fails = False
+    async with asyncio.timeout(5):
+        await breaker.closed.wait()
 
 
 async def test_an_outage_is_logged_once_a_minute_at_most(

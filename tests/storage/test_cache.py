@@ -139,6 +139,17 @@ async def test_an_image_is_taken_over_from_the_fallback_without_its_record(disk:
     await cache.take(record)  # done by another process meanwhile
 
 
+async def test_an_image_that_was_kept_meanwhile_under_the_same_link_stays(disk: LocalStore) -> None:
+    cache = DiskCache(disk, 10_000)
+    carried = await keep(disk, b"body")
+    await disk.delete(carried.key)
+    newer = await keep(disk, b"newer body")
+    assert newer.key == carried.key
+    assert not await cache.take(carried)
+    assert await disk.find(newer.key) == newer
+    assert await fetched(cache, newer.object_name) is None, "it is the fallback's, and no copy"
+
+
 async def test_without_room_for_copies_an_image_leaves_the_disk(disk: LocalStore) -> None:
     record = await keep(disk, b"body")
     await DiskCache(disk, 0).take(record)

@@ -1,0 +1,280 @@
+"""What a bucket's answers are worth: which of them are believed, and what becomes of images when they are odd."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+from hashlib import md5, sha256
+from typing import TYPE_CHECKING
+
+import aiohttp
+import pytest
+
+from proxy.core.errors import Unreachable, WrittenByNewer
+from proxy.core.model import Digest, Key
+from proxy.core.store_url import Bucket
+from proxy.parts import open_parts
+from proxy.storage.s3.client import BucketClient
+from proxy.storage.s3.faults import BucketError
+from proxy.storage.s3.store import S3Store
+from tests.conftest import configuration
+from tests.images import picture, picture_of
+from tests.program import serving, until
+from tests.s3.mischief import only
+from tests.s3.test_program import only_aws
+from tests.s3.test_remote import MULTIPART_SIZE, get, healed, readyz
+from tests.storage.stores import NOON, record_of
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+    from pathlib import Path
+
+    from tests.origins import Exchange, FakeOrigin
+    from tests.s3.conftest import Remote
+    from tests.s3.gate import Gate
+    from tests.s3.servers import S3Server
+
+NOT_OURS = b"<html><title>404 Not Found</title></html>"
+
+
+@pytest.fixture
+async def store(remote: Remote) -> AsyncIterator[S3Store]:
+    """A bucket's store without an imgkeep around it."""
+    store = S3Store(Bucket(remote.server.bucket, "pre", "us-east-1", remote.gate.endpoint), timeout_s=1)
+    await store.open()
+    yield store
+    await store.aclose()
+
+
+# --- what counts as a miss
+
+
+async def test_a_404_that_is_not_s3s_is_no_miss(remote: Remote, origin: FakeOrigin) -> None:
+    url = origin.gives("/a.png", picture())
+    await get(await remote.node(), url)
+    node = await remote.node("b")
+    origin.gives("/a.png", b"gone", status="404 Not Found")
+    await remote.gate.answer(404, {"Content-Type": "text/html"}, NOT_OURS)
+    response, _ = await get(node, url)
+    assert (response.status, (await response.json())["code"]) == (503, "storage_unavailable")
+    assert (await readyz(node))["status"] == "degraded"
+    await remote.gate.open()
+    await healed(node)
+    assert (await get(node, url))[1] == picture()
+
+
+async def test_a_proxy_that_answers_404_to_every_head_costs_the_healer_nothing(
+    remote: Remote, origin: FakeOrigin
+) -> None:
+    node = await remote.node()
+    await remote.gate.refuse()
+    url = origin.gives("/a.png", picture())
+    await get(node, url)
+    await remote.gate.open()
+    await remote.gate.answer(404, {}, b"", match=only("HEAD"))
+    await healed(node)
+    assert list((await remote.stored("objects")).values()) == [picture()]
+    assert (await get(node, url))[1] == picture()
+
+
+async def test_nobody_is_sent_to_an_object_that_left_the_bucket_while_its_record_stayed(
+    remote: Remote, origin: FakeOrigin
+) -> None:
+    url = origin.gives("/a.png", picture())
+    await get(await remote.node(), url)
+    (name,) = await remote.stored("objects")
+    await remote.server.delete(name)
+    node = await remote.node("b", mode="redirect")
+    response, body = await get(node, url)
+    assert (response.status, body) == (200, picture())
+    assert origin.asked("/a.png") == 2
+    assert list(await remote.stored("objects")) == [name]
+    assert (await get(node, url))[0].status == 302
+
+
+async def test_a_permanent_url_that_leads_nowhere_is_asked_for_once_in_a_while(remote: Remote) -> None:
+    node = await remote.node()
+    path = f"/images/{'0' * 64}.png"
+    for _ in range(5):
+        assert (await node.client.get(path)).status == 404
+    assert remote.gate.count("GET", "/objects/") == 1
+
+
+# --- answers that are odd
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("Last-Modified", "yesterday"), ("Last-Modified", None), ("Content-Length", None), ("Content-Type", None)],
+    ids=str,
+)
+async def test_odd_fields_end_neither_breaker_nor_healer(
+    remote: Remote, origin: FakeOrigin, field: str, value: str | None
+) -> None:
+    node = await remote.node()
+    await remote.gate.refuse()
+    urls = [origin.gives(f"/{n}.png", picture(seed=n)) for n in range(3)]
+    for url in urls[:2]:
+        await get(node, url)
+    await remote.gate.open()
+    await (remote.gate.strip_header(field) if value is None else remote.gate.set_header(field, value))
+    assert (await get(node, urls[2]))[1] == picture(seed=2)
+    assert [(await get(node, url))[1] for url in urls] == [picture(seed=n) for n in range(3)]
+    await remote.gate.open()
+    await healed(node)
+    assert len(await remote.stored("objects")) == len(await remote.stored("records")) == 3
+
+
+async def test_an_answer_that_comes_byte_by_byte_has_a_time_limit_as_a_whole(
+    origin: FakeOrigin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def drip(exchange: Exchange) -> None:
+        await exchange.send_head("Content-Length: 1000", 'ETag: "0"')
+        while True:
+            await exchange.send(b"{")
+            await asyncio.sleep(0.05)
+
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    path = "v1/records/00/00.json"
+    origin.on(f"/bucket/{path}", drip)
+    place = Bucket("bucket", region="us-east-1", endpoint=origin.url(""), addressing="path")
+    client = BucketClient(place, timeout_s=0.3, observe=lambda *_: None)
+    await client.open()
+    async with asyncio.timeout(5):
+        opened = await client.get(path)
+        assert opened is not None
+        with pytest.raises(BucketError):
+            await opened.stream.read_all(1000)
+    await client.aclose()
+
+
+async def test_whoever_joined_is_told_of_the_bucket_as_whoever_departed_is(remote: Remote, origin: FakeOrigin) -> None:
+    go = asyncio.Event()
+
+    async def gone(exchange: Exchange) -> None:
+        await go.wait()
+        await exchange.answer(b"gone", status="404 Not Found")
+
+    node = await remote.node()
+    url = origin.on("/a.png", gone)
+    await remote.gate.refuse()
+    asking = [asyncio.create_task(get(node, url)) for _ in range(3)]
+    await until(lambda: origin.asked("/a.png") == 1)
+    asking.append(asyncio.create_task(get(node, url)))
+    await asyncio.sleep(0.05)
+    go.set()
+    assert [response.status for response, _ in await asyncio.gather(*asking)] == [503] * 4
+    assert origin.asked("/a.png") == 1
+
+
+# --- what is damaged
+
+
+async def test_a_record_that_was_changed_on_its_way_stays_where_it_is(remote: Remote, origin: FakeOrigin) -> None:
+    url = origin.gives("/a.png", picture())
+    await get(await remote.node(), url)
+    await remote.gate.corrupt(10, match=only("GET", "/records/"), times=1)
+    assert (await get(await remote.node("b"), url))[0].headers["Cache-Status"] == "imgkeep; hit"
+    assert await remote.server.objects("pre/damaged/") == {}
+    await remote.gate.corrupt(10, match=only("GET", "/records/"))
+    assert (await get(await remote.node("c"), url))[1] == picture()
+    assert len(await remote.server.objects("pre/damaged/")) == 1, "bytes that are wrong twice alike lie there so"
+
+
+async def test_what_is_good_by_now_is_not_set_aside(remote: Remote, origin: FakeOrigin, store: S3Store) -> None:
+    await get(await remote.node(), origin.gives("/a.png", picture()))
+    before = await remote.stored("objects")
+    (path,) = before
+    await store.mend(path.rpartition("/")[2], Digest(sha256(b"what somebody read a moment ago").hexdigest()))
+    assert await remote.stored("objects") == before
+
+
+async def test_a_damaged_object_that_went_in_parts_is_set_aside_too(remote: Remote, origin: FakeOrigin) -> None:
+    url = origin.gives("/a.png", picture_of(MULTIPART_SIZE))
+    await get(await remote.node(store={"timeout_s": 5}), url)
+    (path,) = await remote.stored("objects")
+    async with remote.server.client() as client:
+        place = {"Bucket": remote.server.bucket, "Key": path}
+        upload = (await client.create_multipart_upload(**place))["UploadId"]
+        part = await client.upload_part(**place, UploadId=upload, PartNumber=1, Body=bytes(MULTIPART_SIZE))
+        parts = {"Parts": [{"PartNumber": 1, "ETag": part["ETag"]}]}
+        await client.complete_multipart_upload(**place, UploadId=upload, MultipartUpload=parts)
+    node = await remote.node("b", store={"timeout_s": 5})
+    with pytest.raises(aiohttp.ClientError):
+        await get(node, url)
+    assert await remote.stored("objects") == {}
+    assert list((await remote.server.objects("pre/damaged/")).values()) == [bytes(MULTIPART_SIZE)]
+    assert (await get(node, url))[1] == picture_of(MULTIPART_SIZE)
+
+
+async def test_what_a_newer_version_wrote_is_neither_read_nor_overwritten(
+    remote: Remote, origin: FakeOrigin, store: S3Store
+) -> None:
+    node = await remote.node()
+    await get(node, origin.gives("/a.png", picture()))
+    (path,) = await remote.stored("records")
+    newer = b'{"version": 99}'
+    await remote.server.put(path, newer)
+    with pytest.raises(WrittenByNewer):
+        await store.find(Key(path.rpartition("/")[2].removesuffix(".json")))
+    assert await remote.stored("records") == {path: newer}
+    assert (await readyz(node))["status"] == "ready"
+
+
+# --- what becomes of an image meanwhile
+
+
+async def test_a_disk_that_fails_while_an_image_comes_from_the_bucket_costs_the_copy_only(
+    bucket: Callable[[str], S3Server],
+    gate_to: Callable[[S3Server], Awaitable[Gate]],
+    origin: FakeOrigin,
+    tmp_path: Path,
+) -> None:
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000))
+
+    server = bucket("moto")
+    settings = only_aws(server, (await gate_to(server)).endpoint)
+    url = origin.gives("/a.png", picture_of(900_000))
+    folders = [tmp_path / name / "data" for name in "ab"]
+    for folder in folders:
+        folder.parent.mkdir()
+    async with serving(folders[0], **settings) as program:
+        assert (await program.img(url)).body == picture_of(900_000)
+    await origin.stop()
+    async with serving(folders[1], prepare=limit, **settings) as program:
+        for _ in range(2):
+            answer = await program.img(url)
+            assert (answer.status, answer.body) == (200, picture_of(900_000))
+        assert not list(folders[1].rglob("*.png"))
+
+
+async def test_what_replaces_an_image_does_not_go_to_the_fallback(remote: Remote, tmp_path: Path) -> None:
+    url = f"s3://{remote.server.bucket}/pre?endpoint={remote.gate.endpoint}&region=us-east-1"
+    config = configuration(tmp_path / "x", store={"url": url, "fallback": f"file:{tmp_path / 'x'}", "timeout_s": 1})
+    async with open_parts(config, clock=lambda: NOON) as parts:
+        await remote.gate.refuse()
+        for replaces in (None, Digest("0" * 64)):
+            body = picture(seed=1 if replaces else 2)
+            draft = await parts.spool.begin(len(body))
+            await draft.write(body)
+            record = record_of(body, name=str(replaces))
+            if replaces is None:
+                assert (await parts.store.put(draft, record)).pending
+            else:
+                with pytest.raises(Unreachable):
+                    await parts.store.put(draft, record, replaces)
+            await draft.aclose()
+        assert len(list((tmp_path / "x" / "v1").rglob("*.json"))) == 1
+
+
+async def test_the_tag_of_an_object_in_parts_is_that_of_s3(remote: Remote, origin: FakeOrigin) -> None:
+    """Otherwise a damaged one could not be told from a good one without reading it."""
+    body = picture_of(MULTIPART_SIZE)
+    await get(await remote.node(store={"timeout_s": 5}), origin.gives("/a.png", body))
+    head = await remote.server.head(next(iter(await remote.stored("objects"))))
+    assert head is not None
+    tags = [md5(body[at : at + 8_388_608], usedforsecurity=False).digest() for at in range(0, len(body), 8_388_608)]
+    expected = f'"{md5(b"".join(tags), usedforsecurity=False).hexdigest()}-{len(tags)}"'
+    assert head["ETag"] == expected
