@@ -20,6 +20,7 @@ def test_an_origins_failure_tells_its_status_and_what_it_asked_for() -> None:
         errors.Busy("x", retry_after_s=3),
         errors.OriginTimeout("x", origin_status=504, retry_after_s=4),
         errors.InvalidSource("x"),
+        errors.RemoteFault("x", general=False),
     ],
     ids=lambda error: type(error).__name__,
 )

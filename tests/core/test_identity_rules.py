@@ -305,6 +305,16 @@ def test_a_rule_that_cannot_be_honoured_is_refused_by_name_and_field(table: dict
     assert message in str(caught.value)
 
 
+def test_an_end_that_cannot_be_read_is_an_end_that_is_not_told() -> None:
+    signed = (
+        "https://bucket.s3.us-west-2.amazonaws.com/a.png?X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Credential=AKIA%2F20260110%2Fus-west-2%2Fs3%2Faws4_request&X-Amz-Date=20260110T123000Z&X-Amz-Expires={}&X-Amz-SignedHeaders=host&X-Amz-Signature="
+        + 64 * "0"
+    )
+    assert identify_url(signed.format("1800"), NOW).expires_at == END
+    info = identify_url(signed.format("9" * 30), NOW)
+    assert (info.temporary, info.expires_at) == (True, None)
+
+
 def test_a_shape_that_is_no_pattern_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match=r"^shapes: odd: "):
         read_shapes({"odd": "("})

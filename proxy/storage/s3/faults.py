@@ -32,11 +32,14 @@ REMEDIES: Final = {
     "InvalidToken": "correct AWS_SESSION_TOKEN, or remove it",
     "PermanentRedirect": "correct the region, or the endpoint, in store.url",
     "301": "correct the region, or the endpoint, in store.url",
+    "InvalidObjectState": "restore what a lifecycle rule has archived, and remove that rule",
     "SlowDown": "wait: the store limits requests",
     "NotImplemented": "the service does not have this; see docs/s3.md",
     "MethodNotAllowed": "the service does not have this; see docs/s3.md",
 }
-PARTICULAR: Final = frozenset({"AccessDenied", "403", "InvalidRequest", "400", "KeyTooLongError", "BadDigest", "404"})
+PARTICULAR: Final = frozenset(
+    {"AccessDenied", "403", "404", "InvalidRequest", "400", "InvalidObjectState", "KeyTooLongError", "BadDigest"}
+)
 """May concern what was asked for alone; a trial tells whether it does."""
 
 NOT_S3: Final = "what answers under the address of the bucket is not S3"
