@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from proxy import __version__, app
-from proxy.cli import look, migrate, stored, upkeep
+from proxy.cli import look, migrate, signing, stored, upkeep
 from proxy.config import ENVIRONMENT_PREFIX, Config, ConfigError, load, read_store_url
 from proxy.core.errors import StorageError
 from proxy.core.store_url import Bucket, Folder
@@ -62,9 +62,8 @@ async def _command(arguments: argparse.Namespace, config: Config) -> int:
             _raise_file_limit()
             await app.serve(config)
             return DONE
-        case "inspect":
-            inspector = app.make_inspector(config)
-            return look.inspect(_urls(arguments.urls), inspector, as_json=arguments.json, out=sys.stdout)
+        case "inspect" | "sign" | "token":
+            return _tell(arguments, config)
         case "check" if not arguments.live:
             return await look.check({}, out=sys.stdout)
         case "migrate":
@@ -76,6 +75,29 @@ async def _command(arguments: argparse.Namespace, config: Config) -> int:
         case _:
             async with open_parts(config, clock=app.Seams().clock) as parts:
                 return await _maintain(arguments, parts)
+
+
+def _tell(arguments: argparse.Namespace, config: Config) -> int:
+    """Run what needs neither a store nor the network."""
+    match arguments.command:
+        case "inspect":
+            inspector = app.make_inspector(config)
+            return look.inspect(_urls(arguments.urls), inspector, as_json=arguments.json, out=sys.stdout)
+        case "token":
+            return signing.token(out=sys.stdout)
+        case _:
+            if not config.security.signing_keys:
+                raise ConfigError("security.signing_keys: there is none to sign with; `imgkeep token` makes one")
+            return signing.sign(
+                _urls(arguments.urls),
+                key=config.security.signing_keys[0],
+                base=config.server.public_url,
+                now=app.Seams().clock(),
+                ttl_s=arguments.ttl_s,
+                as_json=arguments.json,
+                out=sys.stdout,
+                err=sys.stderr,
+            )
 
 
 async def _maintain(arguments: argparse.Namespace, parts: Parts) -> int:
@@ -118,6 +140,10 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--live", action="store_true", help="try all that every configured store must be able to do")
     inspect = commands.add_parser("inspect", help="tell what URLs name and whether they may be fetched; no network")
     inspect.add_argument("urls", nargs="+", metavar="URL", help="- reads one a line from standard input")
+    sign = commands.add_parser("sign", help="print signed /img URLs")
+    sign.add_argument("urls", nargs="+", metavar="URL", help="- reads one a line from standard input")
+    sign.add_argument("--ttl-s", type=_count, metavar="SECONDS", help="how long they hold (default: for ever)")
+    commands.add_parser("token", help="print a new secret for security.api_tokens or security.signing_keys")
     verify = commands.add_parser("verify", help="read all that is stored again; set aside what is damaged")
     commands.add_parser("reindex", help="fill the catalog from the records")
     images = commands.add_parser("list", help="list images, newest first")
@@ -126,7 +152,7 @@ def _parser() -> argparse.ArgumentParser:
     migration = commands.add_parser("migrate", help="copy all that is stored from one store to another")
     migration.add_argument("source", metavar="FROM", help="file:PATH or s3://BUCKET/PREFIX, as in store.url")
     migration.add_argument("target", metavar="TO", help="likewise; what it has already stays")
-    for command in (inspect, verify, images, stats, migration):
+    for command in (inspect, sign, verify, images, stats, migration):
         command.add_argument("--json", action="store_true", help="one JSON object a line")
     return parser
 

@@ -21,15 +21,18 @@ from ipaddress import ip_network
 from typing import TYPE_CHECKING, Final
 
 import aiohttp
+import msgspec
 from aiohttp import web
 
 from proxy import __version__
 from proxy.core.errors import Conflict, StorageError, WrittenByNewer
 from proxy.core.identity import identify
+from proxy.core.signing import Signatures
 from proxy.core.source import read_source
 from proxy.origin import AddressGuard, OriginClient
 from proxy.origin.guard import open_socket
 from proxy.parts import cancel, open_parts
+from proxy.service.allowance import Allowances
 from proxy.service.fill import Neighbours
 from proxy.service.heal import Healer
 from proxy.service.health import LOOK_EVERY_S, Health
@@ -39,6 +42,7 @@ from proxy.service.upkeep import reindex
 from proxy.telemetry import Metrics
 from proxy.web import api
 from proxy.web import health as health_routes
+from proxy.web.door import Door, Tokens
 from proxy.web.images import image, img
 from proxy.web.problems import problems
 from proxy.web.records import records
@@ -177,6 +181,7 @@ async def _site(config: Config, seams: Seams, running: _Running) -> AsyncGenerat
             ),
             timer=seams.timer,
             addresses=None if remote is None else remote.addresses,
+            allowances=Allowances(**msgspec.structs.asdict(config.limits), timer=seams.timer),
             neighbours=Neighbours(
                 origin=origin,
                 store=parts.store,
@@ -202,9 +207,16 @@ async def _site(config: Config, seams: Seams, running: _Running) -> AsyncGenerat
                 public=inspector.public,
                 inspector=inspector,
                 redirect_status=config.delivery.redirect_status,
-                own_hosts=_own_hosts(config),
-                trusted_proxies=tuple(ip_network(text) for text in config.server.trusted_proxies),
+                door=Door(
+                    signature=config.security.signature,
+                    signatures=Signatures(config.security.signing_keys),
+                    tokens=Tokens.of(config.security.api_tokens),
+                    own_hosts=_own_hosts(config),
+                    trusted_proxies=tuple(ip_network(text) for text in config.server.trusted_proxies),
+                    clock=seams.clock,
+                ),
                 access_log=config.log.access,
+                clock=seams.clock,
                 timer=seams.timer,
             )
         finally:
@@ -386,6 +398,17 @@ async def _drain(runner: web.AppRunner, running: _Running, stop: asyncio.Event) 
             await running.keeper.land()
 
 
+_IMAGES_FOR: Final = {
+    "off": "everybody",
+    "misses": "everybody; new ones for signed URLs",
+    "always": "signed URLs",
+}
+
+
+def _tokenless(config: Config) -> str:
+    return "this machine" if _own_hosts(config) else "nobody"
+
+
 def _opening(config: Config, runner: web.AppRunner) -> dict[str, object]:
     """Return what an operator wants to see in one line: where we listen, where images go, and who may fetch what."""
     hosts_allowed = config.hosts_allowed(config.read_catalogue())
@@ -393,4 +416,6 @@ def _opening(config: Config, runner: web.AppRunner) -> dict[str, object]:
         "address": ",".join(f"{host}:{port}" for host, port, *_ in runner.addresses),
         "store": config.store.url,
         "sources": "any public host" if "*" in hosts_allowed else f"{len(hosts_allowed)} host patterns",
+        "images_for": _IMAGES_FOR[config.security.signature],
+        "api_for": "whoever has a token" if config.security.api_tokens else _tokenless(config),
     }

@@ -20,6 +20,7 @@ import msgspec
 from proxy.core.errors import SourceRejected
 from proxy.core.identity import BUILT_IN, read_catalogue
 from proxy.core.policy import Policy
+from proxy.core.signing import KEY_CHARS_MIN
 from proxy.core.source import read_source
 from proxy.core.store_url import Bucket, Folder
 from proxy.core.store_url import read_store_url as read_place
@@ -291,16 +292,26 @@ def _validate(config: Config) -> None:
         ("server.workers", config.server.workers == 1, "only 1 worker is supported by this version"),
         ("delivery.mode", config.delivery.mode == "serve" or remote, "only 'serve' is supported by a local store"),
         ("delivery.base_url", not config.delivery.base_url or remote, "needs an object store, see store.url"),
-        ("security.signature", config.security.signature == "off", "only 'off' is supported by this version"),
         (
-            "security.signing_keys",
-            not config.security.signing_keys,
-            "signatures are not supported by this version",
+            "security.signature",
+            config.security.signature == "off" or bool(config.security.signing_keys),
+            "needs security.signing_keys; `imgkeep token` makes one",
         ),
-        ("security.api_tokens", not config.security.api_tokens, "the API is not part of this version"),
+        ("security.signing_keys", _are_secret(config.security.signing_keys), _NO_SECRET),
+        ("security.api_tokens", _are_secret(config.security.api_tokens), _NO_SECRET),
     ):
         if not honoured:
             raise ConfigError(f"{setting}: {instead}")
+
+
+_NO_SECRET: Final = (
+    f"each needs {KEY_CHARS_MIN} printable ASCII characters or more, without spaces; see `imgkeep token`"
+)
+
+
+def _are_secret(texts: Sequence[str]) -> bool:
+    """Whether each can stand in a header field, and is not guessed."""
+    return all(re.fullmatch(rf"[!-~]{{{KEY_CHARS_MIN},}}", text) for text in texts)
 
 
 def _check_networks(setting: str, networks: Sequence[str]) -> None:

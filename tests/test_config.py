@@ -187,8 +187,14 @@ def test_every_setting_can_come_from_the_environment(section: str, key: str) -> 
         pytest.param(
             {"security": {"signature": "always"}},
             {},
-            "security.signature: only 'off'",
-            id="signatures would not be checked",
+            "security.signature: needs security.signing_keys",
+            id="signatures without a key",
+        ),
+        pytest.param(
+            {"security": {"signing_keys": ["short"]}}, {}, "security.signing_keys: each needs 16", id="short key"
+        ),
+        pytest.param(
+            {"security": {"api_tokens": ["with space" * 4]}}, {}, "security.api_tokens: each needs", id="token"
         ),
         pytest.param({"log": {"level": "loud"}}, {}, "log.level: invalid enum value 'loud'", id="unknown choice"),
     ],

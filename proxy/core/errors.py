@@ -35,6 +35,24 @@ class SourceForbidden(SourceRejected):
     code = "source_forbidden"
 
 
+class SignatureRequired(SourceRejected):
+    """`security.signature` wants our own signature on the URL, and there is none."""
+
+    code = "signature_required"
+
+
+class SignatureInvalid(SourceRejected):
+    """None of `security.signing_keys` has signed this URL."""
+
+    code = "signature_invalid"
+
+
+class SignatureExpired(SourceRejected):
+    """Our own signature is past its `exp`."""
+
+    code = "signature_expired"
+
+
 class LoopDetected(SourceRejected):
     """The source is this server, directly or through another node (RFC 8586)."""
 
@@ -55,6 +73,12 @@ class Busy(ImgkeepError):
     def __init__(self, message: str, *, retry_after_s: int = 1) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class RateLimited(Busy):
+    """A client has caused as many fills as `[limits]` lets it, for now."""
+
+    code = "rate_limited"
 
 
 class OriginError(ImgkeepError):

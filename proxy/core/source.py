@@ -79,10 +79,12 @@ class ImgQuery:
 
     Attributes:
         source: what `src` names.
+        text: `src` itself, decoded: what our signatures cover.
         options: our own parameters that came with it, names out of `OPTION_NAMES`, decoded, in the order given.
     """
 
     source: Source
+    text: str = field(repr=False)
     options: tuple[tuple[str, str], ...] = field(repr=False)
 
 
@@ -132,14 +134,15 @@ def read_img_query(query: str) -> ImgQuery:
     value, ahead, behind = fields[at][len("src=") :], fields[:at], fields[at + 1 :]
     if _stands_as_it_is(value, behind):
         options = _read_options(ahead)
-        return ImgQuery(read_source(_with_readable_host("&".join([value, *behind]))), options)
+        text = "&".join([value, *behind])
+        return ImgQuery(read_source(_with_readable_host(text)), text, options)
     options = _read_options(ahead + behind)
     text = _form_decoded(value)
     if not text:
         raise InvalidSource("src is empty")
     if _ENCODED_TWICE.match(text):
         raise InvalidSource("src looks percent-encoded twice; encode it once")
-    return ImgQuery(read_source(text), options)
+    return ImgQuery(read_source(text), text, options)
 
 
 def _too_long() -> InvalidSource:

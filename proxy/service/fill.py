@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from proxy.core.model import Format, PixelSize, Source, SourceInfo, Validator
     from proxy.ports import Clock, Draft, Observer, Origin, OriginResponse, Spool, Store
+    from proxy.service.allowance import Permit
 
 RECENT_BYTES_MAX: Final = 1_048_576
 """So many of the newest bytes stay in memory, once per fill: readers who keep up need no look at the draft."""
@@ -91,9 +92,10 @@ class Fill:
         fault: Why nobody could tell whether the image is stored already. It is fetched for those who ask, and not kept:
             what an origin sends now must not replace what may be there.
         known: What is stored already, when this fill is to look whether it changed. Such a fill has no readers.
+        permit: Of the visitor whom this fill counts against.
     """
 
-    def __init__(  # noqa: PLR0913 - the last two tell two rare kinds of fill
+    def __init__(  # noqa: PLR0913 - the last four tell rare kinds of fill
         self,
         source: Source,
         info: SourceInfo,
@@ -103,6 +105,7 @@ class Fill:
         fault: StorageError | None = None,
         known: Record | None = None,
         doubt: StorageError | None = None,
+        permit: Permit | None = None,
     ) -> None:
         self.source = source
         self.doubt = doubt
@@ -112,6 +115,7 @@ class Fill:
         self._tower = tower
         self._fault = fault
         self._known = known
+        self._permit = permit
         self._tide = Tide()
         self._drafts: list[Draft] = []
         """The last one is written to; one before it is a disk's that failed, which readers may still be reading."""
@@ -146,6 +150,7 @@ class Fill:
         else:
             self._to.observer.unkept(fault)
         self._size = self._draft.size
+        self._land()
         self._tide.rise(self._size)
         self._tide.end()
 
@@ -173,6 +178,7 @@ class Fill:
         elif isinstance(error, (OriginRefused, SourceNotFound)) and self._info.may_have_expired(self._to.clock()):
             status = error.origin_status
             error = SourceExpired(f"the link has expired or is no longer honoured: {error}", origin_status=status)
+        self._land()
         if not self.head.done():
             self.head.set_exception(error)
             self.head.exception()  # marks it as retrieved: all who waited may have left
@@ -202,6 +208,10 @@ class Fill:
             self._recent.clear()
             for draft in reversed(self._drafts):
                 await draft.aclose()
+
+    def _land(self) -> None:
+        if self._permit is not None:
+            self._permit.land(self._draft.size if self._drafts else 0)
 
     @property
     def _draft(self) -> Draft:

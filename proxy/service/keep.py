@@ -17,7 +17,15 @@ from typing import TYPE_CHECKING, Final
 from cachetools import LRUCache
 
 from proxy.collapse import Flights
-from proxy.core.errors import ImgkeepError, LoopDetected, OriginError, SourceForbidden, StorageError, Unreachable
+from proxy.core.errors import (
+    ImgkeepError,
+    LoopDetected,
+    OriginError,
+    SourceForbidden,
+    SourceRejected,
+    StorageError,
+    Unreachable,
+)
 from proxy.core.policy import judge
 from proxy.core.stored import read_object_name
 from proxy.service.failures import Failures, fingerprint
@@ -30,6 +38,7 @@ if TYPE_CHECKING:
     from proxy.core.policy import Policy
     from proxy.ports import Body, Catalog, Store
     from proxy.service.address import Address, Addresses
+    from proxy.service.allowance import Allowances
     from proxy.service.fill import Neighbours
 
 RECORDS_BYTES_MAX: Final = 67_108_864
@@ -91,6 +100,28 @@ class Referral:
     permanent_url: str | None
 
 
+def _anybody() -> None:
+    """Nobody is kept from causing a fill."""
+
+
+@dataclass(frozen=True, slots=True)
+class Visit:
+    """
+    Who asks, and how.
+
+    Attributes:
+        head: Only the head of the answer is wanted.
+        came_from_us: A node of ours asks; it is answered from the store and never causes a fill.
+        insist: Raises a `SourceRejected` if this visitor may be shown what is kept, but have nothing fetched.
+        address: Whose allowance a fill counts against; `None`: nobody's.
+    """
+
+    head: bool = False
+    came_from_us: bool = False
+    insist: Callable[[], None] = _anybody
+    address: str | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Rules:
     """What the operator wants beyond keeping every image for ever: `sources.permanent` and `sources.refresh`."""
@@ -113,12 +144,14 @@ class Keeper:
         identify: Callable[[Source], SourceInfo],
         rules: Rules = Rules(),
         addresses: Addresses | None = None,
+        allowances: Allowances | None = None,
     ) -> None:
         self.identify = identify
         """Tells which picture a source names and what kind of link it is."""
         self._rules = rules
         self._addresses = addresses
         """Where clients can be sent; `None`: every image is served."""
+        self._allowances = allowances
         self._store = store
         self._catalog = catalog
         self._policy = policy
@@ -135,17 +168,14 @@ class Keeper:
     def fills_in_air(self) -> int:
         return len(self._flights)
 
-    async def deliver(
-        self, source: Source, info: SourceInfo, *, head: bool = False, came_from_us: bool = False
-    ) -> Delivery | Referral | Redirect:
+    async def deliver(self, source: Source, info: SourceInfo, visit: Visit = Visit()) -> Delivery | Referral | Redirect:
         """
         Deliver the image that `source` names, from the store or from its origin.
 
         Args:
             source: The link, read but not judged.
             info: What `identify` tells of it.
-            head: Whether only the head of the answer is wanted.
-            came_from_us: A node of ours asks; it is answered from the store and never causes a fill.
+            visit: Who asks, and how.
 
         Raises:
             SourceRejected, OriginError, StorageError, Busy: As their classes say.
@@ -153,18 +183,18 @@ class Keeper:
         if self._policy.denies(source.host):
             raise SourceForbidden("the source is refused: host is in sources.deny")
         while True:
-            delivery, fault = await self._find(info, head=head)
+            delivery, fault = await self._find(info, head=visit.head)
             if delivery is not None:
-                self._refresh(source, info, came_from_us=came_from_us)
+                self._refresh(source, info, visit)
                 return delivery
+            visit.insist()
             self._insist_on_policy(source)
             if self._rules.redirect_permanent and not info.temporary:
                 return Redirect(source.url)
-            self._check_departure(source, fault, came_from_us=came_from_us)
+            self._check_departure(source, fault, came_from_us=visit.came_from_us)
             # No await between the look-up's last word and the departure: see collapse.py.
-            unkept = None if isinstance(fault, Unreachable) else fault
-            flight = partial(Fill, source, info, self._to, self, fault=unkept, doubt=fault)
-            fill, departs = self._flights.join(info.key, flight)
+            depart = partial(self._depart, source, info, visit, fault)
+            fill, departs = self._flights.join(info.key, depart)
             self._note_asked(source)
             fill.hold()
             try:
@@ -218,6 +248,13 @@ class Keeper:
     async def aclose(self) -> None:
         await self._flights.aclose()
 
+    def _depart(self, source: Source, info: SourceInfo, visit: Visit, fault: StorageError | None) -> Fill:
+        permit = None
+        if self._allowances is not None and visit.address is not None:
+            permit = self._allowances.depart(visit.address)
+        unkept = None if isinstance(fault, Unreachable) else fault
+        return Fill(source, info, self._to, self, fault=unkept, doubt=fault, permit=permit)
+
     def _insist_on_policy(self, source: Source) -> None:
         """Judge before anything is fetched, and only then: what is kept stays, whatever may be fetched today."""
         reason = judge(source, self._policy)
@@ -261,9 +298,9 @@ class Keeper:
         permanent_url = None if record.pending else self._permanent_url(record.object_name)
         return Delivery(Outcome.HIT, record.format, record.etag, name, body, record.object_name, permanent_url), None
 
-    def _refresh(self, source: Source, info: SourceInfo, *, came_from_us: bool) -> None:
+    def _refresh(self, source: Source, info: SourceInfo, visit: Visit) -> None:
         """Look, behind the back of whoever is being served, whether a link that was signed anew shows a new image."""
-        if not self._rules.refresh or came_from_us:
+        if not self._rules.refresh or visit.came_from_us:
             return
         known = self._records.get(info.key)
         if known is None or known.validator is None or not info.is_fresh(self._to.clock()):
@@ -273,6 +310,10 @@ class Keeper:
         if fingerprint(source) in self._asked or judge(source, self._policy) is not None:
             return
         if self._failures.find(source) is not None:
+            return
+        try:
+            visit.insist()
+        except SourceRejected:
             return
         flight = partial(Fill, source, info, self._to, self, known=known)
         if self._flights.join(("refresh", info.key), flight)[1]:

@@ -31,8 +31,10 @@ REDIRECT_MAX_AGE_S: Final = 300
 UNSENT_BYTES_MAX: Final = 131_072
 """In the kernel, per connection, beyond what is on its way: enough to keep a fast line busy between two pieces."""
 
+YEAR_S: Final = 31_536_000
+
 FIXED_HEADERS: Final = {
-    "Cache-Control": "public, max-age=31536000, immutable",
+    "Cache-Control": f"public, max-age={YEAR_S}, immutable",
     "Accept-Ranges": "bytes",
     "X-Content-Type-Options": "nosniff",
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; sandbox",
@@ -70,12 +72,14 @@ def refer(request: web.Request, to: Referral) -> web.Response:
     notes = request[NOTES]
     if etag_matches(_field(request, "If-None-Match") or "", to.etag):
         notes.outcome = Outcome.HIT.value
-        return web.Response(status=304, headers={**FIXED_HEADERS, "ETag": to.etag, "Cache-Status": cache_status("hit")})
+        headers = {**_fixed_headers(request), "ETag": to.etag, "Cache-Status": cache_status("hit")}
+        return web.Response(status=304, headers=headers)
     notes.outcome = "redirect"
     site = request.app[SITE]
+    max_age_s = min(to.address.max_age_s, _permitted_s(request))
     headers = {
         "Location": to.address.url,
-        "Cache-Control": f"{'private' if to.address.private else 'public'}, max-age={to.address.max_age_s}",
+        "Cache-Control": f"{'private' if to.address.private else 'public'}, max-age={max_age_s}",
         "Cache-Status": cache_status("hit"),
         "Content-Location": to.permanent_url or site.own_url(to.object_name),
         "Access-Control-Allow-Origin": "*",
@@ -125,9 +129,20 @@ def _field(request: web.Request, name: str) -> str | None:
     return ", ".join(lines) if lines else None
 
 
+def _permitted_s(request: web.Request) -> int:
+    """Return for how many seconds caches may show the answer: until our signature ends, where one was needed."""
+    end = request[NOTES].permitted_until
+    return YEAR_S if end is None else max(0, int(end - request.app[SITE].clock().timestamp()))
+
+
+def _fixed_headers(request: web.Request) -> dict[str, str]:
+    seconds = _permitted_s(request)
+    return FIXED_HEADERS if seconds >= YEAR_S else {**FIXED_HEADERS, "Cache-Control": f"public, max-age={seconds}"}
+
+
 def _headers(request: web.Request, delivery: Delivery) -> dict[str, str]:
     headers = {
-        **FIXED_HEADERS,
+        **_fixed_headers(request),
         "ETag": delivery.etag,
         "Cache-Status": CACHE_STATUS[delivery.outcome],
         "Content-Disposition": f'inline; filename="{delivery.name}"',

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 
 from proxy.core.errors import LoopDetected
-from proxy.core.headers import passed_through_us
 from proxy.core.source import own_path, read_img_query
 from proxy.service.keep import Redirect, Referral
 from proxy.web.delivery import redirect, refer, respond
@@ -20,15 +19,15 @@ if TYPE_CHECKING:
 async def img(request: web.Request) -> web.StreamResponse:
     """Show the image behind a source URL, for ever."""
     # The raw target, because decoding loses what tells the two ways of writing `src` apart.
-    source = read_img_query(request.raw_path.partition("?")[2]).source
-    site = request.app[SITE]
+    query = read_img_query(request.raw_path.partition("?")[2])
+    source, site = query.source, request.app[SITE]
+    visit = site.door.admit(request, query)
     own = None if site.public is None else own_path(source, site.public)
     if own is not None:
         return await _own(request, own)
     info = site.keeper.identify(source)
     request[NOTES].key = info.key
-    came_from_us = passed_through_us(request.headers)
-    delivery = await site.keeper.deliver(source, info, head=request.method == "HEAD", came_from_us=came_from_us)
+    delivery = await site.keeper.deliver(source, info, visit)
     if isinstance(delivery, Redirect):
         return redirect(request, delivery)
     return await _give(request, delivery)

@@ -27,8 +27,12 @@ log = logging.getLogger(__name__)
 STATUSES: Final[tuple[tuple[type[errors.ImgkeepError], int, str], ...]] = (
     (errors.InvalidSource, 400, "The source URL is not usable"),
     (errors.SourceForbidden, 403, "The source is refused"),
+    (errors.SignatureRequired, 403, "The URL is not signed"),
+    (errors.SignatureInvalid, 403, "The signature is wrong"),
+    (errors.SignatureExpired, 403, "The signature has expired"),
     (errors.Unauthorized, 401, "Not allowed to ask this"),
     (errors.LoopDetected, 508, "The source is this server"),
+    (errors.RateLimited, 429, "Too many images for one address"),
     (errors.Busy, 503, "Too much work at the moment"),
     (errors.SourceExpired, 410, "The link has expired"),
     (errors.SourceNotFound, 404, "The origin does not have the image"),
@@ -68,7 +72,10 @@ async def problems(
         return await handler(request)
     except errors.ImgkeepError as error:
         request[NOTES].code = error.code
-        return problem(error, api=request.path.startswith("/api"))
+        answer = problem(error, api=request.path.startswith("/api"))
+        if isinstance(error, errors.Unauthorized):
+            answer.headers["WWW-Authenticate"] = 'Bearer realm="imgkeep"'  # RFC 6750, 3
+        return answer
     except web.HTTPException as error:
         code = _HTTP_CODES.get(error.status, "http_error")
         request[NOTES].code = code

@@ -43,7 +43,7 @@ async def records(
         site.meter.answered(route, outcome, status, notes.sent, seconds)
         if site.access_log:
             facts = {
-                "client": client_address(request.remote or "", request.headers, site.trusted_proxies),
+                "client": client_address(request.remote or "", request.headers, site.door.trusted_proxies),
                 "method": request.method,
                 "route": route,
                 "key": notes.key,

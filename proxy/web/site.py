@@ -10,12 +10,12 @@ from aiohttp import web
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from proxy.core.address import Network
     from proxy.core.model import Source
-    from proxy.ports import Meter
+    from proxy.ports import Clock, Meter
     from proxy.service.health import Health
     from proxy.service.inspect import Inspector
     from proxy.service.keep import Keeper
+    from proxy.web.door import Door
 
 
 STALL_TIMEOUT_S: Final = 60
@@ -31,12 +31,11 @@ class Site:
     meter: Meter
     public: Source | None
     """`server.public_url`, read."""
-    trusted_proxies: tuple[Network, ...]
+    door: Door
     inspector: Inspector
     redirect_status: int
-    own_hosts: frozenset[str]
-    """Names under which the API may be called without a token; empty: it may not be."""
     access_log: bool
+    clock: Clock
     timer: Callable[[], float]
     stall_timeout_s: float = STALL_TIMEOUT_S
 
@@ -54,6 +53,8 @@ class Notes:
     outcome: str = "none"
     code: str | None = None
     sent: int = 0
+    permitted_until: int | None = None
+    """When the permission to see the answer ends, in epoch seconds."""
 
 
 SITE: Final = web.AppKey("site", Site)

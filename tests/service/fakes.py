@@ -16,7 +16,7 @@ from proxy.core.model import Digest, Key, SourceInfo
 from proxy.core.policy import Policy
 from proxy.core.source import read_source
 from proxy.service.fill import Neighbours
-from proxy.service.keep import Delivery, Keeper, Rules
+from proxy.service.keep import Delivery, Keeper, Rules, Visit
 from proxy.storage.memory import MemoryBody, MemorySpool
 
 if TYPE_CHECKING:
@@ -301,7 +301,8 @@ class World:
 
     async def ask(self, url: str, *, came_from_us: bool = False) -> Delivery:
         source = read_source(url)
-        delivery = await self.keeper.deliver(source, self.keeper.identify(source), came_from_us=came_from_us)
+        visit = Visit(came_from_us=came_from_us)
+        delivery = await self.keeper.deliver(source, self.keeper.identify(source), visit)
         assert isinstance(delivery, Delivery)
         return delivery
 

@@ -94,7 +94,7 @@ async def test_an_openly_bound_server_has_no_api(start: Callable[..., Awaitable[
     imgkeep = await start(server={"host": "0.0.0.0"})
     response = await imgkeep.client.get("/api/inspect?src=https://a.example/")
     assert response.status == 401
-    assert "server.host" in (await response.json())["detail"]
+    assert "security.api_tokens" in (await response.json())["detail"]
 
 
 async def test_a_provider_of_the_configuration_folds_its_links(

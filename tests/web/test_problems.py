@@ -33,8 +33,12 @@ ALL = [
 CONTRACT = {
     "invalid_source": 400,
     "source_forbidden": 403,
+    "signature_required": 403,
+    "signature_invalid": 403,
+    "signature_expired": 403,
     "unauthorized": 401,
     "loop_detected": 508,
+    "rate_limited": 429,
     "busy": 503,
     "source_expired": 410,
     "source_not_found": 404,
@@ -66,7 +70,7 @@ def test_every_error_has_its_own_place_in_the_table(kind: type[ImgkeepError]) ->
     assert answer.content_type == "application/problem+json"
     assert answer.headers["Cache-Control"] == "no-store"
     assert answer.headers["X-Content-Type-Options"] == "nosniff"
-    assert ("Retry-After" in answer.headers) == (answer.status == 503)
+    assert ("Retry-After" in answer.headers) == (answer.status in {429, 503})
     assert ("Cache-Status" in answer.headers) == issubclass(kind, OriginError)
 
 

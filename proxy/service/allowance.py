@@ -1,0 +1,116 @@
+"""
+How much each client may have fetched: fills a minute, fills at a time, bytes a day.
+
+Rules:
+- Only a fill counts, for whoever causes it: hits and those who join cost their visitor nothing.
+- A minute and a day are buckets that run full again evenly, so nobody waits for the hour to strike. Bytes are known
+  afterwards only, so a bucket may be overdrawn by the fills that are under way.
+- Memory is bounded: whoever was not seen for longest is forgotten first, and gets full buckets.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from cachetools import LRUCache
+
+from proxy.core.errors import RateLimited
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+VISITORS_MAX: Final = 65_536
+"""400 bytes each, 26 MB."""
+DAY_S: Final = 86_400
+
+
+class _Bucket:
+    """Holds `size` at most, and runs full again within `period_s`. 0: there is no limit."""
+
+    __slots__ = ("_at", "_left", "_rate", "_size")
+
+    def __init__(self, size: int, period_s: int, now: float) -> None:
+        self._size = size
+        self._rate = size / period_s
+        self._left = float(size)
+        self._at = now
+
+    def wait_s(self, amount: float, now: float) -> float:
+        """Return for how many seconds there will be less than `amount` in it."""
+        if not self._size:
+            return 0
+        self._left = min(self._size, self._left + (now - self._at) * self._rate)
+        self._at = now
+        return max(0.0, (amount - self._left) / self._rate)
+
+    def take(self, amount: float) -> None:
+        self._left -= amount
+
+
+class _Visitor:
+    __slots__ = ("bytes", "fills", "under_way")
+
+    def __init__(self, fills: _Bucket, size: _Bucket) -> None:
+        self.fills = fills
+        self.bytes = size
+        self.under_way = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Permit:
+    """One fill that a visitor causes. Whoever gets one calls `land` when the fill is over, exactly once."""
+
+    _visitor: _Visitor
+
+    def land(self, size: int) -> None:
+        """The fill is over, and has brought `size` bytes."""
+        self._visitor.under_way -= 1
+        self._visitor.bytes.take(size)
+
+
+class Allowances:
+    """The allowances of all visitors; `timer` gives monotonic seconds. 0 anywhere: no limit."""
+
+    def __init__(
+        self, *, fills_per_minute: int, fills_concurrent: int, fill_bytes_per_day: int, timer: Callable[[], float]
+    ) -> None:
+        self._fills_per_minute = fills_per_minute
+        self._fills_concurrent = fills_concurrent
+        self._bytes_per_day = fill_bytes_per_day
+        self._timer = timer
+        self._visitors: LRUCache[str, _Visitor] = LRUCache(VISITORS_MAX)
+
+    def depart(self, address: str) -> Permit:
+        """
+        Let the visitor at an address cause a fill.
+
+        Raises:
+            RateLimited: It has caused enough for now.
+        """
+        now = self._timer()
+        visitor = self._visitors.get(address)
+        if visitor is None:
+            buckets = _Bucket(self._fills_per_minute, 60, now), _Bucket(self._bytes_per_day, DAY_S, now)
+            visitor = self._visitors[address] = _Visitor(*buckets)
+        if self._fills_concurrent and visitor.under_way >= self._fills_concurrent:
+            raise _refused("limits.fills_concurrent", 1)
+        for bucket, amount, setting in (
+            (visitor.fills, 1, "limits.fills_per_minute"),
+            (visitor.bytes, 0, "limits.fill_bytes_per_day"),
+        ):
+            wait_s = bucket.wait_s(amount, now)
+            if wait_s > 0:
+                raise _refused(setting, math.ceil(wait_s))
+        visitor.fills.take(1)
+        visitor.under_way += 1
+        return Permit(visitor)
+
+
+def _refused(setting: str, retry_after_s: int) -> RateLimited:
+    return RateLimited(
+        f"this address has had enough images fetched for now ({setting}); behind a proxy of yours, see "
+        "server.trusted_proxies",
+        retry_after_s=max(1, retry_after_s),
+    )

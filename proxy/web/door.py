@@ -1,0 +1,139 @@
+"""
+Who may come in: our own signatures on `/img`, tokens on `/api`.
+
+Without a token the API answers only where none but this machine can ask: on a loopback bind, to requests that no proxy
+forwarded, under a name that is ours, and from no page of another site. The name is against DNS rebinding, where a page
+elsewhere makes a browser here ask under a name of its own; the rest against what a page can send across sites without
+asking (WHATWG Fetch, "CORS-safelisted request").
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from hashlib import sha256
+from hmac import compare_digest
+from ipaddress import ip_address
+from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
+
+from proxy.core.errors import Unauthorized
+from proxy.core.headers import client_address, passed_through_us
+from proxy.service.keep import Visit
+from proxy.web.site import NOTES
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Literal
+
+    from aiohttp import web
+
+    from proxy.core.address import Network
+    from proxy.core.signing import Signatures
+    from proxy.core.source import ImgQuery
+    from proxy.ports import Clock
+
+FORWARDING_FIELDS: Final = ("Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "X-Real-IP", "Via")
+
+_HOST: Final = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+)(?::[0-9]+)?")
+_BEARER: Final = re.compile(r"bearer +(\S+) *", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """The tokens of the API, as hashes: what is compared has one length, and what is held opens nothing."""
+
+    hashes: tuple[bytes, ...]
+
+    @classmethod
+    def of(cls, tokens: Sequence[str]) -> Tokens:
+        return cls(tuple(sha256(token.encode()).digest() for token in tokens))
+
+    def include(self, token: str) -> bool:
+        # Bytes of the header that are no UTF-8 come as surrogates.
+        given = sha256(token.encode("utf-8", "surrogateescape")).digest()
+        equal = [compare_digest(given, each) for each in self.hashes]
+        return any(equal)
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """
+    Judges requests by who sends them.
+
+    Attributes:
+        signature: `security.signature`.
+        own_hosts: Names under which the API may be called without a token; empty: it may not be.
+    """
+
+    signature: Literal["off", "misses", "always"]
+    signatures: Signatures
+    tokens: Tokens
+    own_hosts: frozenset[str]
+    trusted_proxies: tuple[Network, ...]
+    clock: Clock
+
+    def admit(self, request: web.Request, query: ImgQuery) -> Visit:
+        """
+        Tell who asks for an image, and note until when it may be shown.
+
+        Raises:
+            SignatureRequired, SignatureInvalid, SignatureExpired: This visitor may not even see what is kept.
+        """
+
+        def insist() -> None:
+            if self.signature != "off":
+                self.signatures.judge(query.text, dict(query.options), self.clock().timestamp())
+
+        if self.signature == "always":
+            end = self.signatures.judge(query.text, dict(query.options), self.clock().timestamp())
+            request[NOTES].permitted_until = end
+        return Visit(
+            head=request.method == "HEAD",
+            came_from_us=passed_through_us(request.headers),
+            insist=insist,
+            address=self._find_payer(request),
+        )
+
+    def insist_on_access(self, request: web.Request) -> None:
+        """
+        Let into the API who may call it.
+
+        Raises:
+            Unauthorized: There is no token or a wrong one, or the request is not certainly this machine's own.
+        """
+        if self.tokens.hashes:
+            given = _BEARER.fullmatch(request.headers.get("Authorization", ""))
+            if given is None:
+                raise Unauthorized("the API needs a token: send Authorization: Bearer <token>")
+            if not self.tokens.include(given[1]):
+                raise Unauthorized("the token is none of security.api_tokens")
+            return
+        if not self.own_hosts:
+            raise Unauthorized("the API needs a token where others reach this server: set security.api_tokens")
+        if any(name in request.headers for name in FORWARDING_FIELDS):
+            raise Unauthorized("the API needs a token for requests that were forwarded: set security.api_tokens")
+        if not self._is_ours(request.headers.get("Host", "")):
+            raise Unauthorized("the API does not answer under this name without a token: use server.host's own")
+        origin = request.headers.get("Origin")
+        strange = origin is not None and not self._is_ours(urlsplit(origin).netloc)
+        if strange or request.headers.get("Sec-Fetch-Site", "none") not in {"none", "same-origin"}:
+            raise Unauthorized("the API does not answer pages of other sites without a token")
+
+    def _is_ours(self, authority: str) -> bool:
+        host = _HOST.fullmatch(authority)
+        return host is not None and host[1].strip("[]").lower() in self.own_hosts
+
+    def _find_payer(self, request: web.Request) -> str | None:
+        """
+        Return whose allowance a fill counts against: an address, or the network of an IPv6 one, for its last 64 bits
+        are its owner's to choose (RFC 4291, 2.5.4). `None`: this machine's own programs, unless they pass others' on.
+        """
+        address = client_address(request.remote or "", request.headers, self.trusted_proxies)
+        try:
+            read = ip_address(address)
+        except ValueError:
+            return address
+        if read.is_loopback:
+            return address if any(name in request.headers for name in FORWARDING_FIELDS) else None
+        return address if read.version == 4 else f"{read.exploded[:19]}::/64"

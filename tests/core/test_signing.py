@@ -1,0 +1,88 @@
+"""Signatures: the vectors of the documentation, and that nothing but the right one is let through."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.core.errors import SignatureExpired, SignatureInvalid, SignatureRequired
+from proxy.core.signing import Signatures, sign, signed_path
+from proxy.core.source import read_img_query
+
+KEY = "an-example-key-of-32-characters!"
+OLD_KEY = "the-key-before-it-was-rotated"
+URL = "https://example.com/a.png?b=c"
+NOW_S = 1_700_000_000.5
+PAGE = Path("docs/signing.md").read_text("utf-8")
+VECTORS = re.findall(r"^\| `(http[^`]*)` \| (?:`(\d+)`)? \| `([\w-]+)` \|$", PAGE, re.MULTILINE)
+
+
+@pytest.mark.parametrize(("src", "end", "sig"), VECTORS)
+def test_the_documented_vectors_hold(src: str, end: str, sig: str) -> None:
+    assert sign(KEY, src, expires=int(end) if end else None) == sig
+
+
+def test_there_are_vectors() -> None:
+    assert len(VECTORS) == 4
+
+
+def test_the_function_in_the_documentation_is_ours() -> None:
+    code = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)[1]
+    names: dict[str, object] = {}
+    exec(code, names)
+    theirs = names["signed_path"]
+    assert callable(theirs)
+    for src, end, _ in VECTORS:
+        expires = int(end) if end else None
+        assert theirs(KEY, src, expires) == signed_path(KEY, src, expires=expires)
+
+
+@given(st.text(alphabet=st.characters(exclude_categories=["Cs", "Cc"])), st.integers(1_700_000_001, 10**11))
+def test_a_path_that_we_sign_is_valid(tail: str, expires: int) -> None:
+    src = f"https://example.com/{tail}".strip()
+    query = read_img_query(signed_path(KEY, src, expires=expires).partition("?")[2])
+    assert Signatures([KEY]).judge(query.text, dict(query.options), NOW_S) == expires
+    assert query.text == src
+
+
+def test_any_of_the_keys_will_do() -> None:
+    signatures = Signatures([KEY, OLD_KEY])
+    for key in (KEY, OLD_KEY):
+        assert signatures.judge(URL, {"sig": sign(key, URL)}, NOW_S) is None
+
+
+def test_other_parameters_are_covered_in_the_order_of_their_names() -> None:
+    sig = sign(KEY, URL, options=[("a", "1"), ("b", "2")])
+    assert Signatures([KEY]).judge(URL, {"b": "2", "sig": sig, "a": "1"}, NOW_S) is None
+    with pytest.raises(SignatureInvalid):
+        Signatures([KEY]).judge(URL, {"b": "1", "sig": sig, "a": "2"}, NOW_S)
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        pytest.param({}, SignatureRequired, id="none"),
+        pytest.param({"sig": ""}, SignatureRequired, id="empty"),
+        pytest.param({"sig": "x"}, SignatureInvalid, id="nonsense"),
+        pytest.param({"sig": "ü"}, SignatureInvalid, id="not ASCII"),
+        pytest.param({"sig": sign("another-key-of-somebody", URL)}, SignatureInvalid, id="another key"),
+        pytest.param({"sig": sign(KEY, URL + "&d=e")}, SignatureInvalid, id="another link"),
+        pytest.param({"sig": sign(KEY, URL) + "="}, SignatureInvalid, id="padding"),
+        pytest.param({"sig": sign(KEY, URL), "exp": "1800000000"}, SignatureInvalid, id="an end that was not signed"),
+        pytest.param({"sig": sign(KEY, URL, expires=1_800_000_000)}, SignatureInvalid, id="an end that was taken away"),
+        pytest.param({"sig": sign(KEY, URL, expires=1_700_000_000), "exp": "1700000000"}, SignatureExpired, id="over"),
+        pytest.param({"sig": sign(KEY, URL, expires=-5), "exp": "-5"}, SignatureInvalid, id="no time"),
+        pytest.param({"sig": sign(KEY, URL, expires=10**12), "exp": str(10**12)}, SignatureInvalid, id="too long"),
+    ],
+)
+def test_whatever_was_not_signed_so_is_refused(options: dict[str, str], error: type[Exception]) -> None:
+    with pytest.raises(error):
+        Signatures([KEY]).judge(URL, options, NOW_S)
+
+
+def test_a_key_never_prints() -> None:
+    assert KEY not in repr(Signatures([KEY]))
