@@ -38,10 +38,12 @@ from proxy.service.heal import Healer
 from proxy.service.health import LOOK_EVERY_S, Health
 from proxy.service.inspect import Inspector
 from proxy.service.keep import Keeper, Rules
+from proxy.service.save import Saver
 from proxy.service.upkeep import reindex
 from proxy.telemetry import Metrics
 from proxy.web import api
 from proxy.web import health as health_routes
+from proxy.web.bodies import Bodies
 from proxy.web.door import Door, Tokens
 from proxy.web.images import image, img
 from proxy.web.problems import problems
@@ -128,6 +130,7 @@ def build(config: Config, seams: Seams = Seams()) -> web.Application:
     app.router.add_get("/img", img)
     app.router.add_get("/images/{name}", image)
     app.router.add_get("/api/inspect", api.inspect)
+    app.router.add_post("/api/save-image", api.save_image)
     app.router.add_get("/healthz", health_routes.healthz)
     app.router.add_get("/readyz", health_routes.readyz)
     app.router.add_get("/metrics", health_routes.metrics)
@@ -170,6 +173,16 @@ async def _site(config: Config, seams: Seams, running: _Running) -> AsyncGenerat
             user_agent=config.fetch.user_agent or f"Mozilla/5.0 (compatible; imgkeep/{__version__})",
             fetched=metrics.fetched,
         )
+        neighbours = Neighbours(
+            origin=origin,
+            store=parts.store,
+            disk=parts.spool,
+            memory=parts.memory,
+            observer=_Witness(metrics, health),
+            clock=seams.clock,
+            draw_etag=lambda: f'"{secrets.token_hex(16)}"',
+            pixels_max=config.fetch.pixels_max,
+        )
         keeper = Keeper(
             store=parts.store,
             catalog=parts.catalog,
@@ -182,16 +195,7 @@ async def _site(config: Config, seams: Seams, running: _Running) -> AsyncGenerat
             timer=seams.timer,
             addresses=None if remote is None else remote.addresses,
             allowances=Allowances(**msgspec.structs.asdict(config.limits), timer=seams.timer),
-            neighbours=Neighbours(
-                origin=origin,
-                store=parts.store,
-                disk=parts.spool,
-                memory=parts.memory,
-                observer=_Witness(metrics, health),
-                clock=seams.clock,
-                draw_etag=lambda: f'"{secrets.token_hex(16)}"',
-                pixels_max=config.fetch.pixels_max,
-            ),
+            neighbours=neighbours,
         )
         metrics.watch("fills_in_flight", "Images being fetched", lambda: keeper.fills_in_air)
         metrics.watch("fetches_waiting", "Fetches that wait for a place", lambda: origin.gates.waiting)
@@ -206,6 +210,8 @@ async def _site(config: Config, seams: Seams, running: _Running) -> AsyncGenerat
                 meter=metrics,
                 public=inspector.public,
                 inspector=inspector,
+                saver=Saver(keeper, neighbours, body_bytes_max=config.fetch.body_bytes_max),
+                bodies=Bodies(),
                 redirect_status=config.delivery.redirect_status,
                 door=Door(
                     signature=config.security.signature,
@@ -213,6 +219,7 @@ async def _site(config: Config, seams: Seams, running: _Running) -> AsyncGenerat
                     tokens=Tokens.of(config.security.api_tokens),
                     own_hosts=_own_hosts(config),
                     trusted_proxies=tuple(ip_network(text) for text in config.server.trusted_proxies),
+                    public_base=config.server.public_url.rstrip("/"),
                     clock=seams.clock,
                 ),
                 access_log=config.log.access,

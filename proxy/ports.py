@@ -124,6 +124,14 @@ class Store(Protocol):
             Unreachable, StorageError: As `find`.
         """
 
+    async def holds(self, name: str, size: int) -> bool:
+        """
+        Whether the object is there and of this size, without reading it.
+
+        Raises:
+            Unreachable, StorageError: As `find`.
+        """
+
     async def put(self, draft: Draft, record: Record, replaces: Digest | None = None) -> Record:
         """
         Keep a finished draft and its record: whole or not at all, the body before the record, durable on return.

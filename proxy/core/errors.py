@@ -65,6 +65,12 @@ class Unauthorized(SourceRejected):
     code = "unauthorized"
 
 
+class InvalidRequest(SourceRejected):
+    """The body of a request to the API is not of the form that is documented."""
+
+    code = "invalid_request"
+
+
 class Busy(ImgkeepError):
     """A limit on concurrency or on a queue is reached; `retry_after_s` says when to come back."""
 

@@ -87,6 +87,7 @@ class Fill:
         source: The link that this fill tries; followers with another link may want a try of their own.
         head: Resolved once with what was judged, or with the failure.
         doubt: Why nobody could tell whether the image is stored already, kept or not: its failure is then no miss.
+        outcome: Once it is over: the record under which the image is kept, or why it is not.
 
     Args:
         fault: Why nobody could tell whether the image is stored already. It is fetched for those who ask, and not kept:
@@ -109,6 +110,7 @@ class Fill:
     ) -> None:
         self.source = source
         self.doubt = doubt
+        self.outcome: Record | StorageError | None = None
         self.head: asyncio.Future[Head] = asyncio.get_running_loop().create_future()
         self._info = info
         self._to = neighbours
@@ -148,6 +150,7 @@ class Fill:
         if fault is None:
             self._to.observer.filled(self._draft.size, pending=self._pending)
         else:
+            self.outcome = fault
             self._to.observer.unkept(fault)
         self._size = self._draft.size
         self._land()
@@ -306,5 +309,6 @@ class Fill:
         except StorageError as fault:
             return fault
         self._pending = kept.pending
+        self.outcome = kept
         await self._tower.kept(kept)
         return None

@@ -12,7 +12,7 @@ import logging
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from cachetools import LRUCache
 
@@ -26,15 +26,16 @@ from proxy.core.errors import (
     StorageError,
     Unreachable,
 )
+from proxy.core.model import Record
 from proxy.core.policy import judge
 from proxy.core.stored import read_object_name
 from proxy.service.failures import Failures, fingerprint
 from proxy.service.fill import Fill
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
-    from proxy.core.model import Format, Key, Record, Source, SourceInfo
+    from proxy.core.model import Format, Key, Source, SourceInfo
     from proxy.core.policy import Policy
     from proxy.ports import Body, Catalog, Store
     from proxy.service.address import Address, Addresses
@@ -48,6 +49,8 @@ RECORD_BYTES: Final = 800
 
 LINKS_MAX: Final = 65_536
 """With `sources.refresh`, so many links are known to have been asked by already; 150 bytes each, 10 MB."""
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -191,25 +194,45 @@ class Keeper:
             self._insist_on_policy(source)
             if self._rules.redirect_permanent and not info.temporary:
                 return Redirect(source.url)
-            self._check_departure(source, fault, came_from_us=visit.came_from_us)
-            # No await between the look-up's last word and the departure: see collapse.py.
-            depart = partial(self._depart, source, info, visit, fault)
-            fill, departs = self._flights.join(info.key, depart)
-            self._note_asked(source)
-            fill.hold()
+            delivery = await self._board(source, info, visit, fault, self._follow)
+            if delivery is not None:
+                return delivery
+
+    async def keep(self, source: Source, info: SourceInfo) -> tuple[Record, bool]:
+        """
+        Keep the image that `source` names, and return its record and whether it was not kept before.
+
+        Raises:
+            SourceRejected, OriginError, StorageError, Busy: As their classes say; it is not kept.
+        """
+        if self._policy.denies(source.host):
+            raise SourceForbidden("the source is refused: host is in sources.deny")
+        while True:
+            fault = None
             try:
-                return await self._follow(fill, info, departs=departs)
-            except (OriginError, SourceForbidden) as error:
-                await fill.aclose()
-                if fill.source != source:
-                    continue  # somebody else's link failed; ours gets a try of its own
-                doubt = fault or fill.doubt
-                if doubt is not None:
-                    raise _neither(doubt) from error
-                raise
-            except BaseException:
-                await fill.aclose()
-                raise
+                record = await self.find(info.key)
+            except StorageError as error:
+                record, fault = None, error
+            if record is not None:
+                return record, False
+            self._insist_on_policy(source)
+            kept = await self._board(source, info, Visit(), fault, self._wait)
+            if kept is not None:
+                return kept
+
+    async def find(self, key: Key) -> Record | None:
+        """
+        Return the record of an image whose object is there, as far as its size tells.
+
+        Raises:
+            StorageError: The store cannot tell.
+        """
+        record = self._records.get(key) or await self._find_record(key) or self._records.get(key)
+        if record is None or await self._store.holds(record.object_name, record.size):
+            return record
+        record = await self._find_another(record)
+        held = record is not None and await self._store.holds(record.object_name, record.size)
+        return record if held else None
 
     async def deliver_object(self, name: str, *, head: bool = False) -> Delivery | Referral | None:
         """
@@ -248,6 +271,38 @@ class Keeper:
     async def aclose(self) -> None:
         await self._flights.aclose()
 
+    async def _board(
+        self,
+        source: Source,
+        info: SourceInfo,
+        visit: Visit,
+        fault: StorageError | None,
+        ride: Callable[[Fill, SourceInfo, bool], Awaitable[T]],
+    ) -> T | None:
+        """
+        Join the fill of a key or depart with a new one, and return what `ride` makes of it. Whoever rides closes it.
+
+        `None`: it was another link that failed; ours gets a try of its own.
+        """
+        self._check_departure(source, fault, came_from_us=visit.came_from_us)
+        # No await between the look-up's last word and the departure: see collapse.py.
+        fill, departs = self._flights.join(info.key, partial(self._depart, source, info, visit, fault))
+        self._note_asked(source)
+        fill.hold()
+        try:
+            return await ride(fill, info, departs)
+        except (OriginError, SourceForbidden) as error:
+            await fill.aclose()
+            if fill.source != source:
+                return None
+            doubt = fault or fill.doubt
+            if doubt is not None:
+                raise _neither(doubt) from error
+            raise
+        except BaseException:
+            await fill.aclose()
+            raise
+
     def _depart(self, source: Source, info: SourceInfo, visit: Visit, fault: StorageError | None) -> Fill:
         permit = None
         if self._allowances is not None and visit.address is not None:
@@ -268,6 +323,14 @@ class Keeper:
             raise remembered if fault is None else _neither(fault)
         if came_from_us:
             raise fault or LoopDetected("the request came from this server or from another node of it")
+
+    def permanent_url(self, record: Record) -> str | None:
+        """Return where an image is for ever; `None`: under our own `/images/<name>`."""
+        return None if record.pending else self._permanent_url(record.object_name)
+
+    def place_of(self, record: Record) -> str:
+        """Return where an image is at the moment: `local`, `s3`, ..."""
+        return "local" if record.pending else self._store.name
 
     async def _refer(self, name: str, etag: str, *, head: bool) -> Referral | None:
         address = None if self._addresses is None else await self._addresses.find(name, head=head)
@@ -295,8 +358,8 @@ class Keeper:
         if record is None or body is None:
             return None, None
         name = _name_for_people(record.key, record.format)
-        permanent_url = None if record.pending else self._permanent_url(record.object_name)
-        return Delivery(Outcome.HIT, record.format, record.etag, name, body, record.object_name, permanent_url), None
+        url = self.permanent_url(record)
+        return Delivery(Outcome.HIT, record.format, record.etag, name, body, record.object_name, url), None
 
     def _refresh(self, source: Source, info: SourceInfo, visit: Visit) -> None:
         """Look, behind the back of whoever is being served, whether a link that was signed anew shows a new image."""
@@ -324,6 +387,10 @@ class Keeper:
             self._asked[fingerprint(source)] = True
 
     async def _find_again(self, lacking: Record) -> tuple[Record | None, Body | None]:
+        record = await self._find_another(lacking)
+        return record, None if record is None else await self._store.fetch(record.object_name, record.size)
+
+    async def _find_another(self, lacking: Record) -> Record | None:
         """The object of a record is missing or damaged: the store's own record may name another, newer one."""
         key = lacking.key
         log.error("object missing or damaged", extra={"key": key, "digest": lacking.digest})
@@ -331,9 +398,9 @@ class Keeper:
         if record is None or record.digest == lacking.digest:
             if self._records.get(key) is lacking:  # and not what a fill has stored since
                 del self._records[key]
-            return None, None
+            return None
         await self.kept(record)
-        return record, await self._store.fetch(record.object_name, record.size)
+        return record
 
     async def _find_record(self, key: Key) -> Record | None:
         if key in self._flights:
@@ -359,7 +426,15 @@ class Keeper:
         except StorageError:
             return  # a view that lags: the next look-up that has to ask the store mends it
 
-    async def _follow(self, fill: Fill, info: SourceInfo, *, departs: bool) -> Delivery:
+    async def _wait(self, fill: Fill, _info: SourceInfo, departs: bool) -> tuple[Record, bool]:  # noqa: FBT001
+        await fill.settle()
+        outcome = fill.outcome
+        await fill.aclose()
+        if isinstance(outcome, Record):
+            return outcome, departs
+        raise outcome or StorageError("the image is not kept")
+
+    async def _follow(self, fill: Fill, info: SourceInfo, departs: bool) -> Delivery:  # noqa: FBT001
         head = await asyncio.shield(fill.head)
         outcome = Outcome.STORED if departs else Outcome.COLLAPSED
         if not head.keeping:

@@ -122,6 +122,19 @@ class Tiers:
         self._absent[name] = True
         return None
 
+    async def holds(self, name: str, size: int) -> bool:
+        near, fault = await self._near(lambda fallback: _yes(fallback.holds(name, size)))
+        if near:
+            return True
+        if name in self._seen and self._breaker.reason is None:
+            return True
+        if await self._ask(partial(self._primary.size_of, name)) == size:
+            self._seen[name] = True
+            return True
+        if fault is not None:
+            raise fault
+        return False
+
     async def put(self, draft: Draft, record: Record, replaces: Digest | None = None) -> Record:
         self._absent.pop(record.object_name, None)
         try:
@@ -205,3 +218,8 @@ class Tiers:
         del self._asking[key]
         if not task.cancelled():
             task.exception()  # marks it as retrieved: all who waited may have left
+
+
+async def _yes(answer: Awaitable[bool]) -> bool | None:
+    """Turn `no` into a miss."""
+    return await answer or None

@@ -115,6 +115,9 @@ class LocalStore:
     async def fetch(self, name: str, size: int | None) -> Body | None:
         return await self.fetch_at(object_path(name), name, size)
 
+    async def holds(self, name: str, size: int) -> bool:
+        return await self.run(self._holds, self.root / object_path(name), size)
+
     async def fetch_at(self, path: str, name: str, size: int | None, *, is_copy: bool = False) -> Body | None:
         """Open the object `name` that lies at `path` under the root; damage is set aside, that of a copy removed."""
         hot = self._hot.get(name)
@@ -241,6 +244,13 @@ class LocalStore:
             if probe.read_bytes() != b"probe":
                 raise OSError(errno.EIO, "")
         return shutil.disk_usage(self.root).free
+
+    def _holds(self, path: Path, size: int) -> bool:
+        try:
+            return path.stat().st_size == size
+        except FileNotFoundError:
+            self._insist_on_root()
+            return False
 
     def _begin(self, size: int) -> LocalDraft:
         self._lay_out()

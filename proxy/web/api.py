@@ -1,21 +1,124 @@
-"""The API: `GET /api/inspect?src=`."""
+"""`/api`: reading links, saving images."""
 
 from __future__ import annotations
+
+import asyncio
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from aiohttp import web
 
-from proxy.core.source import read_img_query
-from proxy.web.site import SITE
+from proxy.core.content import read_data_url
+from proxy.core.errors import InvalidRequest, LoopDetected
+from proxy.core.source import own_path, read_img_query, read_source
+from proxy.web.bodies import LARGE_BODY_BYTES, read_file
+from proxy.web.site import NOTES, SITE
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from proxy.core.model import Record, Source
+    from proxy.service.save import Saved
+    from proxy.web.site import Site
+
+
+class SaveImage(msgspec.Struct, forbid_unknown_fields=True):
+    """The JSON body of `POST /api/save-image`: one of the two."""
+
+    url: str | None = None
+    data: str | None = None
 
 
 async def inspect(request: web.Request) -> web.Response:
     """Tell what a link names and whether it may be fetched; asks nobody."""
-    site = request.app[SITE]
-    site.door.insist_on_access(request)
+    site = _enter(request)
     facts = site.inspector.inspect(read_img_query(request.raw_path.partition("?")[2]).source)
+    return answer({"success": True, **facts})
+
+
+async def save_image(request: web.Request) -> web.Response:
+    """Keep an image now: by its link, as a data URL, or as an uploaded file."""
+    site = _enter(request)
+    if request.content_type == "multipart/form-data":
+        chunks, size = await read_file(request, "file")
+        saved = await site.saver.save_bytes(chunks, size)
+    else:
+        body = await site.bodies.read_json(request, SaveImage)
+        if (body.url is None) == (body.data is None):
+            raise InvalidRequest("the body needs url or data, and not both")
+        if body.url is not None:
+            saved = await site.saver.save_link(read_link(site, body.url))
+        else:
+            assert body.data is not None
+            saved = await _save_data(site, body.data)
+    request[NOTES].key = saved.record.key
+    request[NOTES].outcome = "stored" if saved.created else "hit"
+    return answer(describe(request, saved), status=201 if saved.created else 200)
+
+
+def read_link(site: Site, url: str) -> Source:
+    """
+    Read a link that is to be fetched.
+
+    Raises:
+        SourceRejected: It is none, or one of ours.
+    """
+    source = read_source(url)
+    if site.public is not None and own_path(source, site.public) is not None:
+        raise LoopDetected("the source is this server")
+    return source
+
+
+def describe(request: web.Request, saved: Saved) -> dict[str, Any]:
+    """Return what the API says of an image that is kept."""
+    record = saved.record
+    return {"success": True, **facts_of(request, record), "created": saved.created}
+
+
+def facts_of(request: web.Request, record: Record) -> dict[str, Any]:
+    """Return what the API says of a record, whatever the store."""
+    site = request.app[SITE]
+    return {
+        "url": site.keeper.permanent_url(record) or f"{site.door.own_base(request)}/images/{record.object_name}",
+        "storage": site.keeper.place_of(record),
+        "key": record.key,
+        "digest": record.digest,
+        "content_type": record.format.media_type,
+        "size": record.size,
+        "width": record.pixel_size.width if record.pixel_size else None,
+        "height": record.pixel_size.height if record.pixel_size else None,
+        "stored_at": record.stored_at,
+        "source": {
+            "host": record.host or None,
+            "provider": record.provider,
+            "temporary": record.temporary,
+            "expires_at": record.expires_at,
+        },
+    }
+
+
+def answer(facts: object, *, status: int = 200) -> web.Response:
+    """Return JSON that nobody stores."""
     return web.Response(
-        body=msgspec.json.encode({"success": True, **facts}),
+        status=status,
+        body=msgspec.json.encode(facts),
         content_type="application/json",
         headers={"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"},
     )
+
+
+def _enter(request: web.Request) -> Site:
+    site = request.app[SITE]
+    site.door.insist_on_access(request)
+    return site
+
+
+async def _save_data(site: Site, text: str) -> Saved:
+    read = partial(read_data_url, text)
+    data = read() if len(text) <= LARGE_BODY_BYTES else await asyncio.to_thread(read)
+    return await site.saver.save_bytes(_once(data), len(data))
+
+
+async def _once(data: bytes) -> AsyncIterator[bytes]:
+    yield data

@@ -71,6 +71,8 @@ class Door:
     tokens: Tokens
     own_hosts: frozenset[str]
     trusted_proxies: tuple[Network, ...]
+    public_base: str
+    """`server.public_url` without a slash at its end."""
     clock: Clock
 
     def admit(self, request: web.Request, query: ImgQuery) -> Visit:
@@ -119,6 +121,15 @@ class Door:
         strange = origin is not None and not self._is_ours(urlsplit(origin).netloc)
         if strange or request.headers.get("Sec-Fetch-Site", "none") not in {"none", "same-origin"}:
             raise Unauthorized("the API does not answer pages of other sites without a token")
+
+    def own_base(self, request: web.Request) -> str:
+        """
+        Return what stands before our paths: `server.public_url`, or the name by which this machine calls us.
+
+        Nothing where others can reach us: `Host` is the visitor's word, and would get into other people's databases.
+        """
+        host = request.headers.get("Host", "")
+        return self.public_base or (f"http://{host}" if self._is_ours(host) else "")
 
     def _is_ours(self, authority: str) -> bool:
         host = _HOST.fullmatch(authority)

@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 STATUSES: Final[tuple[tuple[type[errors.ImgkeepError], int, str], ...]] = (
     (errors.InvalidSource, 400, "The source URL is not usable"),
+    (errors.InvalidRequest, 400, "The request is not understood"),
     (errors.SourceForbidden, 403, "The source is refused"),
     (errors.SignatureRequired, 403, "The URL is not signed"),
     (errors.SignatureInvalid, 403, "The signature is wrong"),
@@ -45,14 +46,20 @@ STATUSES: Final[tuple[tuple[type[errors.ImgkeepError], int, str], ...]] = (
 )
 
 # Of the framework's own answers those that our routes can cause.
-_HTTP_CODES: Final = {404: "not_found", 405: "method_not_allowed", 413: "request_too_large"}
+_HTTP_CODES: Final = {
+    404: "not_found",
+    405: "method_not_allowed",
+    408: "request_timeout",
+    413: "request_too_large",
+    415: "unsupported_media_type",
+}
 
 
 def problem(error: errors.ImgkeepError, *, api: bool = False) -> web.Response:
     """Return the answer to a typed error; under `/api` it says `"success": false` too."""
     status, title = next((status, title) for kind, status, title in STATUSES if isinstance(error, kind))
     answer = _answer(status, title, error.code, str(error), {"success": False} if api else {})
-    if isinstance(error, errors.OriginError):
+    if isinstance(error, errors.OriginError) and not api:
         forwarded = () if error.origin_status is None else (f"fwd-status={error.origin_status}",)
         answer.headers["Cache-Status"] = cache_status("fwd=uri-miss", *forwarded)
     retry_after_s = getattr(error, "retry_after_s", None)
@@ -79,7 +86,10 @@ async def problems(
     except web.HTTPException as error:
         code = _HTTP_CODES.get(error.status, "http_error")
         request[NOTES].code = code
-        answer = _answer(error.status, HTTPStatus(error.status).phrase, code, HTTPStatus(error.status).description)
+        status = HTTPStatus(error.status)
+        told = error.text if error.text != f"{status.value}: {error.reason}" else None
+        extensions = {"success": False} if request.path.startswith("/api") else {}
+        answer = _answer(error.status, status.phrase, code, told or status.description, extensions)
         if "Allow" in error.headers:
             answer.headers["Allow"] = error.headers["Allow"]
         return answer
@@ -88,7 +98,9 @@ async def problems(
     except Exception:
         log.exception("unforeseen error")
         request[NOTES].code = "internal_error"
-        return _answer(500, "Internal error", "internal_error", "The server met an error of its own; it was logged.")
+        detail = "The server met an error of its own; it was logged."
+        extensions = {"success": False} if request.path.startswith("/api") else {}
+        return _answer(500, "Internal error", "internal_error", detail, extensions)
 
 
 def _answer(

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from proxy.service.health import Health
     from proxy.service.inspect import Inspector
     from proxy.service.keep import Keeper
+    from proxy.service.save import Saver
+    from proxy.web.bodies import Bodies
     from proxy.web.door import Door
 
 
@@ -33,6 +35,8 @@ class Site:
     """`server.public_url`, read."""
     door: Door
     inspector: Inspector
+    saver: Saver
+    bodies: Bodies
     redirect_status: int
     access_log: bool
     clock: Clock

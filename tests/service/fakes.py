@@ -178,6 +178,9 @@ class FakeStore:
         data = self.objects.get(name)
         return await self._called("fetch", None if data is None else MemoryBody(data))
 
+    async def holds(self, name: str, size: int) -> bool:
+        return await self._called("holds", len(self.objects.get(name, b"")) == size)
+
     async def put(self, draft: Draft, record: Record, replaces: Digest | None = None) -> Record:
         await self._called("put", None)
         assert isinstance(draft, FakeDraft)

@@ -60,6 +60,10 @@ class FakeStore:
         data = self.objects.get(name)
         return None if data is None or size not in {None, len(data)} else MemoryBody(data)
 
+    async def holds(self, name: str, size: int) -> bool:
+        self._insist()
+        return len(self.objects.get(name, b"")) == size
+
     async def put(self, draft: Draft, record: Record, replaces: Digest | None = None) -> Record:
         self._insist()
         theirs = self.found.get(record.key)

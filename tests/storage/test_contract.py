@@ -33,6 +33,7 @@ class StoreAndSpool(Protocol):
     async def begin(self, size: int | None) -> Draft: ...
     async def find(self, key: Key) -> Record | None: ...
     async def fetch(self, name: str, size: int | None) -> Body | None: ...
+    async def holds(self, name: str, size: int) -> bool: ...
     async def put(self, draft: Draft, record: Record, replaces: Digest | None = None) -> Record: ...
     async def delete(self, key: Key) -> None: ...
 
@@ -269,6 +270,17 @@ async def test_a_fault_is_an_error_and_never_a_miss(store: StoreAndSpool, backen
         await store.find(record.key)
     with pytest.raises(StorageError):
         await store.fetch(record.object_name, record.size)
+
+
+async def test_it_tells_what_it_holds_by_name_and_size(store: StoreAndSpool, backend: Backend) -> None:
+    record = record_of(BODY)
+    assert not await store.holds(record.object_name, record.size)
+    await keep(store, BODY)
+    assert await store.holds(record.object_name, record.size)
+    assert not await store.holds(record.object_name, record.size + 1)
+    backend.break_it()
+    with pytest.raises(StorageError):
+        await store.holds(record.object_name, record.size)
 
 
 async def test_after_delete_the_record_is_a_miss_and_the_object_is_still_there(store: StoreAndSpool) -> None:

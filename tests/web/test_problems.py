@@ -32,6 +32,7 @@ ALL = [
 """A class without a code of its own tells the same as its base."""
 CONTRACT = {
     "invalid_source": 400,
+    "invalid_request": 400,
     "source_forbidden": 403,
     "signature_required": 403,
     "signature_invalid": 403,
@@ -181,7 +182,7 @@ async def test_what_nobody_foresaw_in_mid_body_breaks_the_connection_off(
     class Minefield:
         name = "mined"
         disk_only = True
-        find, put, delete = store.find, store.put, store.delete
+        find, holds, put, delete = store.find, store.holds, store.put, store.delete
 
         async def fetch(self, name: str, size: int | None) -> Bomb:
             del name, size

@@ -136,6 +136,9 @@ class S3Store:
         opened = await self.client.get(path)
         return None if opened is None else S3Body(self.client, path, opened)
 
+    async def holds(self, name: str, size: int) -> bool:
+        return await self.size_of(name) == size
+
     async def put(self, draft: Draft, record: Record, replaces: Digest | None = None) -> Record:
         try:
             # Besides the time each call has: the whole of it keeps a visitor waiting.

@@ -1,0 +1,171 @@
+"""
+Bodies of requests to the API: JSON of a known form, and files; bounded in bytes, in time, and in how many at once.
+
+Rules:
+- Nothing is decompressed for a client (a kilobyte can become a gigabyte): codings are refused.
+- What is not asked for is an error that names it, so that a misspelt name is noticed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Final, TypeVar
+
+import msgspec
+from aiohttp import BodyPartReader, web
+
+from proxy.core.errors import Busy, InvalidRequest
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator
+
+JSON_BYTES_MAX: Final = 33_554_432
+"""10,000 links of 3 kB, or an image of 24 MB as a data URL. Larger ones are uploaded as files."""
+LARGE_BODY_BYTES: Final = 65_536
+LARGE_BODIES_MAX: Final = 4
+"""JSON is read whole: so many large bodies at a time, some 300 MB in the worst case."""
+QUEUE_TIMEOUT_S: Final = 30
+READ_TIMEOUT_S: Final = 20
+"""The longest pause within a body."""
+BODY_TIMEOUT_S: Final = 300
+PIECE_BYTES: Final = 65_536
+
+_UNKNOWN: Final = re.compile(r"Object contains unknown field `([A-Za-z_][\w-]{0,39})`")
+
+T = TypeVar("T")
+
+
+class Bodies:
+    """Reads bodies."""
+
+    def __init__(self) -> None:
+        self._places = asyncio.Semaphore(LARGE_BODIES_MAX)
+
+    async def read_json(self, request: web.Request, form: type[T]) -> T:
+        """
+        Return the body as `form`, a msgspec type.
+
+        Raises:
+            InvalidRequest: It is no JSON, or not of this form.
+            Busy: Too many large bodies are being read.
+            HTTPException: 408, 413 or 415.
+        """
+        if request.content_type != "application/json":
+            raise web.HTTPUnsupportedMediaType(text="the body has to be JSON: Content-Type: application/json")
+        insist_on_plain(request)
+        declared = request.content_length
+        if declared is not None and declared > JSON_BYTES_MAX:
+            raise _too_large()
+        if declared is not None and declared <= LARGE_BODY_BYTES:
+            return decode(await _read(request), form)
+        async with self._place():
+            return await asyncio.to_thread(decode, await _read(request), form)
+
+    @asynccontextmanager
+    async def _place(self) -> AsyncGenerator[None]:
+        try:
+            async with asyncio.timeout(QUEUE_TIMEOUT_S):
+                await self._places.acquire()
+        except TimeoutError:
+            raise Busy("too many large requests are being read", retry_after_s=5) from None
+        try:
+            yield
+        finally:
+            self._places.release()
+
+
+def decode(data: bytes | bytearray, form: type[T]) -> T:
+    """
+    Decode JSON.
+
+    Raises:
+        InvalidRequest: It is no JSON, or not of this form.
+    """
+    try:
+        return msgspec.json.decode(data, type=form)
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(_tell(str(error))) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise InvalidRequest("the body is not JSON") from None
+
+
+async def read_file(request: web.Request, name: str) -> tuple[AsyncIterator[bytes], int | None]:
+    """
+    Return the file in the field `name` of a multipart body (RFC 7578), its first field, and a bound of its size.
+
+    Raises:
+        InvalidRequest: There is none, or something else.
+        HTTPException: 415.
+    """
+    insist_on_plain(request)
+    try:
+        async with asyncio.timeout(READ_TIMEOUT_S):
+            part = await (await request.multipart()).next()
+    except TimeoutError:
+        raise _too_slow() from None
+    except (ValueError, LookupError, web.HTTPException, AssertionError):
+        raise InvalidRequest("the body is not multipart/form-data") from None
+    if not isinstance(part, BodyPartReader) or part.name != name:
+        raise InvalidRequest(f"the first field of the form has to be the file, under the name {name}")
+    if part.headers.get("Content-Encoding") or part.headers.get("Content-Transfer-Encoding", "binary") != "binary":
+        raise web.HTTPUnsupportedMediaType(text="the file must not be encoded")
+    return _pieces(part), request.content_length
+
+
+def insist_on_plain(request: web.Request) -> None:
+    """Refuse what would have to be decompressed."""
+    if request.headers.get("Content-Encoding", "identity").lower() != "identity":
+        raise web.HTTPUnsupportedMediaType(text="the body must not be compressed (Content-Encoding)")
+
+
+async def _read(request: web.Request) -> bytearray:
+    data = bytearray()
+    loop = asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout(READ_TIMEOUT_S) as limit:
+            end = loop.time() + BODY_TIMEOUT_S
+            async for piece in request.content.iter_any():
+                data += piece
+                if len(data) > JSON_BYTES_MAX:
+                    raise _too_large()
+                limit.reschedule(min(end, loop.time() + READ_TIMEOUT_S))
+    except TimeoutError:
+        raise _too_slow() from None
+    return data
+
+
+async def _pieces(part: BodyPartReader) -> AsyncIterator[bytes]:
+    end = asyncio.get_running_loop().time() + BODY_TIMEOUT_S
+    while True:
+        try:
+            async with asyncio.timeout_at(min(end, asyncio.get_running_loop().time() + READ_TIMEOUT_S)):
+                piece = await part.read_chunk(PIECE_BYTES)
+        except TimeoutError:
+            raise _too_slow() from None
+        except (ValueError, AssertionError):
+            raise InvalidRequest("the form ends before the file does") from None
+        if not piece:
+            return
+        yield bytes(piece)
+
+
+def _too_slow() -> web.HTTPException:
+    return web.HTTPRequestTimeout(text="the body comes too slowly")
+
+
+def _too_large() -> web.HTTPException:
+    return web.HTTPRequestEntityTooLarge(JSON_BYTES_MAX, 0, text=f"the body is larger than {JSON_BYTES_MAX} bytes")
+
+
+def _tell(error: str) -> str:
+    """Say what is wrong and where; a name that is not ours is told only where it looks like a name."""
+    what, _, path = error.partition(" - at ")
+    place = path.strip("`$.") or "the body"
+    if what.startswith("Object contains unknown field"):
+        unknown = _UNKNOWN.fullmatch(what)
+        what = f"unknown field {unknown[1]}" if unknown else "unknown field"
+    elif what.startswith("Invalid enum value"):
+        what = "none of the values that it may have"
+    return f"{place}: {what[:1].lower()}{what[1:].replace('`', '')}"

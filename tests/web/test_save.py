@@ -1,0 +1,359 @@
+"""`POST /api/save-image`: by link, by data URL, by upload; and everything that is no such request."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import gzip
+import json
+from hashlib import sha256
+from io import BytesIO
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from aiohttp import FormData
+
+from proxy.core.content import identify_bytes
+from proxy.core.model import Digest
+from proxy.web.site import SITE
+from tests.images import picture, picture_of
+from tests.web.raw import port_of
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from aiohttp import ClientResponse
+
+    from tests.conftest import Imgkeep
+    from tests.origins import Exchange, FakeOrigin
+
+    Start = Callable[..., Awaitable[Imgkeep]]
+
+SVG = b'<svg xmlns="http://www.w3.org/2000/svg" width="2" height="3"/>'
+
+
+async def save(imgkeep: Imgkeep, body: object) -> tuple[int, dict[str, Any]]:
+    response = await post(imgkeep, json.dumps(body).encode())
+    return response.status, await response.json()
+
+
+async def post(imgkeep: Imgkeep, body: bytes) -> ClientResponse:
+    headers = {"Content-Type": "application/json"}
+    return await imgkeep.client.post("/api/save-image", data=BytesIO(body), headers=headers)
+
+
+def data_url(body: bytes, kind: str = "image/png") -> str:
+    return f"data:{kind};base64,{base64.b64encode(body).decode()}"
+
+
+def form(body: bytes, name: str = "file") -> FormData:
+    data = FormData()
+    data.add_field(name, BytesIO(body), filename="a.png", content_type="image/png")
+    return data
+
+
+# --- what is kept
+
+
+async def test_a_link_is_kept_and_its_permanent_url_answers(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+    body = picture()
+    url = origin.gives("/a.png", body)
+    status, told = await save(imgkeep, {"url": url})
+    assert status == 201
+    digest = sha256(body).hexdigest()
+    assert told.pop("url") == f"http://127.0.0.1:{port_of(imgkeep)}/images/{digest}.png"
+    assert len(told.pop("key")) == 64
+    stored_at = told.pop("stored_at")
+    assert told == {
+        "success": True,
+        "storage": "local",
+        "created": True,
+        "digest": digest,
+        "content_type": "image/png",
+        "size": len(body),
+        "width": 64,
+        "height": 48,
+        "source": {"host": "127.0.0.1", "provider": None, "temporary": False, "expires_at": None},
+    }
+    await origin.stop()
+    assert await (await imgkeep.client.get(f"/images/{digest}.png")).read() == body
+    response = await imgkeep.img(url)
+    assert response.headers["Cache-Status"] == "imgkeep; hit"
+    status, again = await save(imgkeep, {"url": url})
+    assert (status, again["created"], again["stored_at"]) == (200, False, stored_at)
+
+
+async def test_a_save_joins_the_fill_that_is_under_way_and_waits_for_its_end(
+    imgkeep: Imgkeep, origin: FakeOrigin
+) -> None:
+    go = asyncio.Event()
+    body = picture_of(50_000)
+
+    async def slow(exchange: Exchange) -> None:
+        await exchange.send_head(f"Content-Length: {len(body)}")
+        await exchange.send(body[:30_000])
+        await go.wait()
+        await exchange.send(body[30_000:])
+
+    url = origin.on("/a.png", slow)
+    looking = await imgkeep.img(url)
+    saving = [asyncio.create_task(save(imgkeep, {"url": url})) for _ in range(5)]
+    await asyncio.sleep(0.05)
+    assert not any(task.done() for task in saving)
+    go.set()
+    assert {(status, told["created"]) for status, told in await asyncio.gather(*saving)} == {(200, False)}
+    assert await looking.read() == body
+    assert origin.asked("/a.png") == 1
+
+
+async def test_an_image_that_a_client_left_is_kept_all_the_same(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+    go = asyncio.Event()
+
+    async def slow(exchange: Exchange) -> None:
+        await go.wait()
+        await exchange.answer(picture())
+
+    url = origin.on("/a.png", slow)
+    saving = asyncio.create_task(save(imgkeep, {"url": url}))
+    while not origin.seen:  # noqa: ASYNC110 - it tells nobody
+        await asyncio.sleep(0)
+    saving.cancel()
+    go.set()
+    assert (await save(imgkeep, {"url": url}))[0] == 200
+    assert origin.asked("/a.png") == 1
+
+
+@pytest.mark.parametrize("way", ["data URL", "upload"])
+@pytest.mark.parametrize("body", [picture(), picture_of(3_000_000), SVG], ids=["small", "large", "SVG"])
+async def test_bytes_are_kept_once(imgkeep: Imgkeep, way: str, body: bytes) -> None:
+    extension, media_type = ("svg", "image/svg+xml") if body == SVG else ("png", "image/png")
+    names = set()
+    for created in (True, False):
+        if way == "upload":
+            response = await imgkeep.client.post("/api/save-image", data=form(body))
+        else:
+            response = await post(imgkeep, json.dumps({"data": data_url(body)}).encode())
+        told = await response.json()
+        assert (response.status, told["created"]) == (201 if created else 200, created), told
+        assert told["key"] == identify_bytes(Digest(sha256(body).hexdigest())).key
+        assert (told["content_type"], told["size"]) == (media_type, len(body))
+        assert told["source"] == {"host": None, "provider": None, "temporary": False, "expires_at": None}
+        names.add(f"{told['digest']}.{extension}")
+    (name,) = names
+    permanent = await imgkeep.client.get(f"/images/{name}")
+    assert await permanent.read() == body
+    assert len(imgkeep.files("records")) == len(imgkeep.files("objects")) == 1
+    assert imgkeep.files("partial") == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        data_url(picture(), "text/html"),
+        data_url(picture(), ""),
+        data_url(picture(), "image/PNG;charset=x").replace("data:", "DATA:"),
+        data_url(picture()).rstrip("="),
+        data_url(picture()).replace("A", "\nA"),
+        "data:image/png;base64," + "".join(f"%{byte:02X}" for byte in base64.b64encode(picture())),
+        "data:image/png," + "".join(f"%{byte:02X}" for byte in picture()),
+    ],
+    ids=["lies", "no type", "parameters", "no padding", "line breaks", "encoded base64", "no base64"],
+)
+async def test_a_data_url_is_judged_by_its_bytes(imgkeep: Imgkeep, text: str) -> None:
+    status, told = await save(imgkeep, {"data": text})
+    assert (status, told["content_type"], told["digest"]) == (201, "image/png", sha256(picture()).hexdigest())
+
+
+async def test_absolute_urls_are_built_from_what_is_configured_and_not_from_what_visitors_say(start: Start) -> None:
+    token = "t" * 20
+    headers = {"Authorization": f"Bearer {token}", "Host": "evil.example"}
+    name = f"{sha256(picture()).hexdigest()}.png"
+    for server, base in (
+        ({"public_url": "https://img.example/x/"}, "https://img.example/x"),
+        ({"host": "0.0.0.0"}, ""),
+        ({}, ""),
+    ):
+        imgkeep = await start(server=server, security={"api_tokens": [token]})
+        response = await imgkeep.client.post("/api/save-image", json={"data": data_url(picture())}, headers=headers)
+        assert (await response.json())["url"] == f"{base}/images/{name}"
+
+
+# --- what is not
+
+
+@pytest.mark.parametrize(
+    ("url", "status", "code"),
+    [
+        ("", 400, "invalid_source"),
+        ("ftp://a.example/", 400, "invalid_source"),
+        ("https://user:pass@a.example/", 403, "source_forbidden"),
+        ("http://169.254.169.254/latest", 403, "source_forbidden"),
+        ("http://127.0.0.1:1/", 502, "origin_error"),
+    ],
+)
+async def test_a_link_that_cannot_be_kept_is_told_as_by_img(imgkeep: Imgkeep, url: str, status: int, code: str) -> None:
+    got, told = await save(imgkeep, {"url": url})
+    assert (got, told["code"], told["success"]) == (status, code, False)
+
+
+async def test_what_is_no_image_is_not_kept(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+    page = b"<html>please log in</html>"
+    assert (await save(imgkeep, {"url": origin.gives("/a.png", page)}))[1]["code"] == "not_an_image"
+    for body in (page, b"", picture()[:-8], picture_of(500_000)[:400_000]):
+        status, told = await save(imgkeep, {"data": data_url(body)})
+        assert (status, told["code"]) == (422, "not_an_image")
+        response = await imgkeep.client.post("/api/save-image", data=form(body))
+        assert (response.status, (await response.json())["code"]) == (422, "not_an_image")
+        assert "Cache-Status" not in response.headers
+    assert imgkeep.files("objects") == imgkeep.files("records") == imgkeep.files("partial") == []
+
+
+async def test_limits_hold_for_what_is_handed_in(start: Start) -> None:
+    imgkeep = await start(fetch={"body_bytes_max": 100_000, "pixels_max": 3071})
+    for body in (picture_of(200_000), picture()):
+        for response in (
+            await post(imgkeep, json.dumps({"data": data_url(body)}).encode()),
+            await imgkeep.client.post("/api/save-image", data=form(body)),
+        ):
+            assert (response.status, (await response.json())["code"]) == (422, "too_large")
+    assert imgkeep.files("objects") == imgkeep.files("partial") == []
+
+
+async def test_a_source_that_is_this_server_is_a_loop(start: Start) -> None:
+    imgkeep = await start(server={"public_url": "https://img.example"}, security={"api_tokens": ["t" * 20]})
+    headers = {"Authorization": "Bearer " + "t" * 20}
+    body = {"url": "https://img.example/img?src=x"}
+    response = await imgkeep.client.post("/api/save-image", json=body, headers=headers)
+    assert (response.status, (await response.json())["code"]) == (508, "loop_detected")
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ("", "not JSON"),
+        ("{", "not JSON"),
+        ("nul", "not JSON"),
+        (b"\xff\xfe{}", "not JSON"),
+        ('{"url": "\\ud800"}', ""),
+        ("[" * 100_000, ""),
+        ('{"url": ' + "[" * 100_000, ""),
+        ("[]", "expected object"),
+        ("{}", "needs url or data"),
+        ('{"url": null}', "needs url or data"),
+        ('{"url": 1}', "url: expected str"),
+        ('{"url": {"a": 1}}', "url: expected str"),
+        ('{"urll": "x"}', "unknown field urll"),
+        ('{"https://a.example/?token=s3cr3t": 1}', "unknown field"),
+        ('{"url": "https://a.example/", "data": "data:,"}', "not both"),
+        ("{" + ",".join(f'"f{n}": 1' for n in range(1_000_000)) + "}", "unknown field f0"),
+        ('{"data": "https://a.example/"}', "not a data URL"),
+        ('{"data": "data:image/png;base64,####"}', "not valid base64"),
+        ('{"data": "data:image/png;base64,A"}', "not valid base64"),
+    ],
+)
+async def test_what_is_no_request_is_told_so_and_soon(imgkeep: Imgkeep, body: str | bytes, says: str) -> None:
+    async with asyncio.timeout(5):
+        response = await post(imgkeep, body.encode() if isinstance(body, str) else body)
+    told = await response.json()
+    assert response.status == 400, told
+    assert told["code"] in {"invalid_request", "invalid_source"}
+    assert says in told["detail"]
+    assert "s3cr3t" not in str(told)
+
+
+@pytest.mark.parametrize("declared", [True, False], ids=["declared", "chunked"])
+async def test_a_gigabyte_is_not_read(imgkeep: Imgkeep, *, declared: bool) -> None:
+    sent = 0
+
+    async def gigabyte() -> AsyncIterator[bytes]:
+        nonlocal sent
+        yield b'{"url": "'
+        for _ in range(1024):
+            sent += 1
+            yield b"a" * 1_048_576
+
+    headers = {"Content-Type": "application/json"}
+    if declared:
+        # By hand: a client that waits for its body to be taken would not see the answer.
+        head = "POST /api/save-image HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        reader, writer = await asyncio.open_connection("127.0.0.1", port_of(imgkeep))
+        writer.write(f"{head}Content-Length: 1073741824\r\n\r\n{{".encode())
+        answer = await reader.readuntil(b"}")
+        writer.close()
+        assert answer.startswith(b"HTTP/1.1 413 ")
+        assert b'"request_too_large"' in answer
+        return
+    try:
+        response: ClientResponse = await imgkeep.client.post("/api/save-image", data=gigabyte(), headers=headers)
+    except ConnectionError:
+        pass  # the answer came, and then the rest was not taken
+    else:
+        assert (response.status, (await response.json())["code"]) == (413, "request_too_large")
+    assert sent < 100
+
+
+@pytest.mark.parametrize(
+    ("headers", "body"),
+    [
+        ({"Content-Type": "text/plain"}, b'{"url": "https://a.example/"}'),
+        ({"Content-Type": "application/x-www-form-urlencoded"}, b"url=https://a.example/"),
+        ({}, b'{"url": "https://a.example/"}'),
+        ({"Content-Type": "application/json", "Content-Encoding": "gzip"}, gzip.compress(b'{"url": "' + bytes(10**7))),
+    ],
+    ids=["text", "form", "nothing", "zip bomb"],
+)
+async def test_only_plain_json_and_forms_are_read(imgkeep: Imgkeep, headers: dict[str, str], body: bytes) -> None:
+    response = await imgkeep.client.post("/api/save-image", data=body, headers=headers)
+    assert (response.status, (await response.json())["code"]) == (415, "unsupported_media_type")
+
+
+async def test_a_form_without_a_file_is_told_so(imgkeep: Imgkeep) -> None:
+    answers = []
+    for how in (
+        {"data": form(picture(), name="image")},
+        {"data": b"nothing", "headers": {"Content-Type": "multipart/form-data; boundary=x"}},
+        {"data": b"nothing", "headers": {"Content-Type": "multipart/form-data"}},
+        {
+            "data": b'--x\r\nContent-Disposition: form-data; name="file"\r\n\r\nabc',
+            "headers": {"Content-Type": "multipart/form-data; boundary=x"},
+        },
+    ):
+        response = await imgkeep.client.post("/api/save-image", **how)
+        answers.append((response.status, (await response.json())["code"]))
+    assert answers[:3] == [(400, "invalid_request")] * 3
+    assert answers[3][0] in {400, 422}
+    encoded = b'--x\r\nContent-Disposition: form-data; name="file"\r\nContent-Encoding: gzip\r\n\r\nabc\r\n--x--\r\n'
+    headers = {"Content-Type": "multipart/form-data; boundary=x"}
+    response = await imgkeep.client.post("/api/save-image", data=encoded, headers=headers)
+    assert response.status == 415
+    assert imgkeep.files("partial") == []
+
+
+async def test_an_upload_that_breaks_off_leaves_nothing(imgkeep: Imgkeep) -> None:
+    body = picture_of(500_000)
+    head = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.png"\r\n\r\n' + body[:100_000]
+    request = (
+        "POST /api/save-image HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+        f"Content-Length: {len(body) + 200}\r\n\r\n"
+    ).encode()
+    reader, writer = await asyncio.open_connection("127.0.0.1", port_of(imgkeep))
+    writer.write(request + head)
+    await writer.drain()
+    while not imgkeep.files("partial"):  # noqa: ASYNC110 - it tells nobody
+        await asyncio.sleep(0.01)
+    writer.close()
+    async with asyncio.timeout(5):
+        while imgkeep.files("partial"):  # noqa: ASYNC110 - it tells nobody
+            await asyncio.sleep(0.01)
+    assert imgkeep.files("objects") == []
+    del reader
+
+
+async def test_a_page_of_another_site_cannot_upload(imgkeep: Imgkeep) -> None:
+    response = await imgkeep.client.post(
+        "/api/save-image", data=form(picture()), headers={"Origin": "https://evil.example"}
+    )
+    assert response.status == 401
+    assert imgkeep.files("objects") == []
+    assert imgkeep.client.app is not None
+    assert imgkeep.client.app[SITE].door.own_hosts
