@@ -70,7 +70,7 @@ async def _command(arguments: argparse.Namespace, config: Config) -> int:
             source, target = _read_place("FROM", arguments.source), _read_place("TO", arguments.target)
             if source == target:
                 raise ConfigError("TO: is the same store as FROM")
-            async with open_migration(config, source, target) as migration:
+            async with open_migration(config, source, target, clock=app.Seams().clock) as migration:
                 return await migrate.migrate(migration, as_json=arguments.json, out=sys.stdout, err=sys.stderr)
         case _:
             async with open_parts(config, clock=app.Seams().clock) as parts:

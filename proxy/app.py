@@ -38,10 +38,11 @@ from proxy.service.heal import Healer
 from proxy.service.health import LOOK_EVERY_S, Health
 from proxy.service.inspect import Inspector
 from proxy.service.keep import Keeper, Rules
+from proxy.service.removal import Refusals, Remover
 from proxy.service.save import Saver
 from proxy.service.upkeep import reindex
 from proxy.telemetry import Metrics
-from proxy.web import api
+from proxy.web import api, images_api
 from proxy.web import health as health_routes
 from proxy.web.bodies import Bodies
 from proxy.web.door import Door, Tokens
@@ -52,11 +53,12 @@ from proxy.web.site import SITE, Site
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 
     from aiohttp.abc import AbstractResolver
 
     from proxy.config import Config
+    from proxy.core.model import Digest
     from proxy.origin.guard import SocketFactory
     from proxy.parts import Parts
     from proxy.ports import Clock, Sleep
@@ -131,6 +133,10 @@ def build(config: Config, seams: Seams = Seams()) -> web.Application:
     app.router.add_get("/images/{name}", image)
     app.router.add_get("/api/inspect", api.inspect)
     app.router.add_post("/api/save-image", api.save_image)
+    app.router.add_get("/api/images", images_api.list_images)
+    app.router.add_delete("/api/images", images_api.remove_images)
+    app.router.add_get("/api/images/{key}", images_api.show_image)
+    app.router.add_delete("/api/images/{key}", images_api.remove_image)
     app.router.add_get("/healthz", health_routes.healthz)
     app.router.add_get("/readyz", health_routes.readyz)
     app.router.add_get("/metrics", health_routes.metrics)
@@ -173,6 +179,7 @@ async def _site(config: Config, seams: Seams, running: _Running) -> AsyncGenerat
             user_agent=config.fetch.user_agent or f"Mozilla/5.0 (compatible; imgkeep/{__version__})",
             fetched=metrics.fetched,
         )
+        refusals = Refusals(parts.store, parts.catalog, _drop_of(parts))
         neighbours = Neighbours(
             origin=origin,
             store=parts.store,
@@ -182,6 +189,7 @@ async def _site(config: Config, seams: Seams, running: _Running) -> AsyncGenerat
             clock=seams.clock,
             draw_etag=lambda: f'"{secrets.token_hex(16)}"',
             pixels_max=config.fetch.pixels_max,
+            refused=refusals,
         )
         keeper = Keeper(
             store=parts.store,
@@ -196,13 +204,23 @@ async def _site(config: Config, seams: Seams, running: _Running) -> AsyncGenerat
             addresses=None if remote is None else remote.addresses,
             allowances=Allowances(**msgspec.structs.asdict(config.limits), timer=seams.timer),
             neighbours=neighbours,
+            refused=refusals,
         )
+        remover = Remover(
+            store=parts.store, register=parts.catalog, finder=keeper, refusals=refusals, clock=seams.clock
+        )
+        keeper.remove = remover.remove_record
         metrics.watch("fills_in_flight", "Images being fetched", lambda: keeper.fills_in_air)
         metrics.watch("fetches_waiting", "Fetches that wait for a place", lambda: origin.gates.waiting)
         metrics.watch("store_free_bytes", "Bytes free on the local disk", lambda: health.free_bytes)
         running.health, running.keeper = health, keeper
         await health.look()
-        tasks = [asyncio.create_task(_watch(health, parts)), *_begin_healing(parts, keeper, health, metrics, seams)]
+        await refusals.open()
+        tasks = [
+            asyncio.create_task(_watch(health, parts)),
+            asyncio.create_task(refusals.run(seams.sleep)),
+            *_begin_healing(parts, keeper, refusals, health, metrics, seams),
+        ]
         try:
             yield Site(
                 keeper=keeper,
@@ -210,6 +228,8 @@ async def _site(config: Config, seams: Seams, running: _Running) -> AsyncGenerat
                 meter=metrics,
                 public=inspector.public,
                 inspector=inspector,
+                remover=remover,
+                ledger=parts.catalog,
                 saver=Saver(keeper, neighbours, body_bytes_max=config.fetch.body_bytes_max),
                 bodies=Bodies(),
                 redirect_status=config.delivery.redirect_status,
@@ -233,8 +253,8 @@ async def _site(config: Config, seams: Seams, running: _Running) -> AsyncGenerat
             await origin.aclose()
 
 
-def _begin_healing(
-    parts: Parts, keeper: Keeper, health: Health, metrics: Metrics, seams: Seams
+def _begin_healing(  # noqa: PLR0913, PLR0917 - called once, above
+    parts: Parts, keeper: Keeper, refusals: Refusals, health: Health, metrics: Metrics, seams: Seams
 ) -> Sequence[asyncio.Task[None]]:
     """Start what looks after a remote store: who tries whether it is back, and who carries over what waits for it."""
     remote = parts.remote
@@ -264,6 +284,8 @@ def _begin_healing(
         counted=metrics.healed,
         seen=remote.tiers.note,
         sleep=seams.sleep,
+        refused=refusals,
+        remove=keeper.remove,
     )
 
     def oldest_s() -> float:
@@ -282,6 +304,11 @@ def _begin_healing(
     )
     metrics.watch("outbox_oldest_seconds", "Since when the oldest of them waits", oldest_s)
     return [*tasks, asyncio.create_task(healer.run())]
+
+
+def _drop_of(parts: Parts) -> Callable[[Digest], Awaitable[None]]:
+    """Return who drops this machine's copies of a picture that is refused."""
+    return parts.disk.forget if parts.remote is None else parts.remote.tiers.drop
 
 
 def _own_hosts(config: Config) -> frozenset[str]:

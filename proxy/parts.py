@@ -184,7 +184,9 @@ def _public_url(config: Config, place: Bucket, bucket: S3Store) -> Callable[[str
 
 
 @asynccontextmanager
-async def open_migration(config: Config, source: Folder | Bucket, target: Folder | Bucket) -> AsyncGenerator[Migration]:
+async def open_migration(
+    config: Config, source: Folder | Bucket, target: Folder | Bucket, *, clock: Clock
+) -> AsyncGenerator[Migration]:
     """
     Open two stores, to copy the one to the other; `source` is only read, and `target` is tried at once.
 
@@ -201,13 +203,13 @@ async def open_migration(config: Config, source: Folder | Bucket, target: Folder
             from_store = await _open_bucket(stack, config, source)
         if isinstance(target, Folder):
             disk = await _open_disk(stack, Path(target.path), config.store.free_bytes_min)
-            yield Migration(from_store, disk, disk)
+            yield Migration(from_store, disk, disk, clock)
             return
         bucket = await _open_bucket(stack, config, target)
         await bucket.probe()
         folder = await asyncio.to_thread(TemporaryDirectory, prefix="imgkeep-", ignore_cleanup_errors=True)
         stack.push_async_callback(asyncio.to_thread, folder.cleanup)
-        yield Migration(from_store, bucket, await _open_disk(stack, Path(folder.name), 0))
+        yield Migration(from_store, bucket, await _open_disk(stack, Path(folder.name), 0), clock)
 
 
 async def _open_disk(stack: AsyncExitStack, root: Path, free_bytes_min: int) -> LocalStore:

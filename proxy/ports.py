@@ -12,13 +12,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
     from contextlib import AbstractAsyncContextManager
     from datetime import datetime
     from mmap import mmap
 
     from proxy.core.errors import StorageError
-    from proxy.core.model import Backlog, Digest, Key, Record, Source, Totals, Validator, Waiting
+    from proxy.core.model import Backlog, Digest, Key, Record, Source, Tombstone, Totals, Validator, Waiting, Wanted
     from proxy.core.stored import RecordUnreadable
 
     Clock = Callable[[], datetime]
@@ -110,6 +110,7 @@ class Store(Protocol):
     async def find(self, key: Key) -> Record | None:
         """
         Raises:
+            Removed: There is a tombstone.
             Unreachable: The primary cannot tell, and what is fetched meanwhile may be put.
             StorageError: The store cannot tell.
         """
@@ -140,12 +141,34 @@ class Store(Protocol):
         Returns the record as it stands now: `pending` if it has to wait for the primary.
 
         Raises:
+            Removed: There is a tombstone.
             Conflict: Something is kept under the key that has to stay.
             StorageError: It is not kept; nothing partial remains under a final name.
         """
 
-    async def delete(self, key: Key) -> None:
-        """Remove the record; the object stays as long as nobody knows that no other record points at it."""
+    async def bury(self, tombstone: Tombstone) -> None:
+        """
+        Put a tombstone in the place of a record, whatever lies there; durable on return.
+
+        Raises:
+            StorageError: It is not put.
+        """
+
+    async def refuse(self, digest: Digest, removed_at: datetime) -> None:
+        """
+        Note for ever that a picture is refused, and then remove its object; durable on return.
+
+        Raises:
+            StorageError: It may be noted; the object may still be there.
+        """
+
+    async def refused(self) -> Collection[Digest]:
+        """
+        Return the digests of all pictures that are refused.
+
+        Raises:
+            StorageError: It cannot tell.
+        """
 
 
 class Archive(Protocol):
@@ -154,8 +177,8 @@ class Archive(Protocol):
     def walk(self, folder: str) -> AsyncIterator[tuple[str, int]]:
         """Yield path and size of all that is under `v1/objects` or `v1/records`, in the order of the paths."""
 
-    async def read_records(self, paths: Sequence[str]) -> Sequence[tuple[str, Record | RecordUnreadable]]:
-        """Read records; those that are gone meanwhile are left out."""
+    async def read_records(self, paths: Sequence[str]) -> Sequence[tuple[str, Record | Tombstone | RecordUnreadable]]:
+        """Read records and tombstones; those that are gone meanwhile are left out."""
 
     async def hash_object(self, path: str) -> Digest | None:
         """Read an object again; `None`: it is gone meanwhile."""
@@ -163,9 +186,18 @@ class Archive(Protocol):
     async def set_aside(self, path: str) -> None:
         """Move something damaged out of every reader's way, without throwing it away."""
 
+    async def refused(self) -> Collection[Digest]:
+        """As `Store.refused`."""
+
 
 class Holder(Archive, Protocol):
     """A store that can be copied to another one, and that another one can be copied to."""
+
+    async def bury(self, tombstone: Tombstone) -> None:
+        """As `Store.bury`."""
+
+    async def refuse(self, digest: Digest, removed_at: datetime) -> None:
+        """As `Store.refuse`."""
 
     def walk(self, folder: str) -> AsyncIterator[tuple[str, int]]:
         """As `Archive.walk`, also for one of the folders in it, as in `v1/objects/ab`."""
@@ -225,6 +257,9 @@ class Cache(Spool, Protocol):
     async def fetch(self, name: str, size: int | None) -> Body | None:
         """As `Store.fetch`; a disk that fails is a miss."""
 
+    async def drop(self, digest: Digest) -> None:
+        """Remove the copy of a picture; a disk that fails is nobody's trouble, for the picture is refused."""
+
     async def keep(self, draft: Draft, name: str) -> None:
         """Keep a finished draft as the object `<digest>.<ext>`, if it can; whoever reads the draft goes on."""
 
@@ -244,6 +279,12 @@ class Refuge(Store, Spool, Archive, Protocol):
 
     def takes(self, draft: Draft) -> bool:
         """Whether the draft lies on this disk and can be put as it is."""
+
+    async def delete(self, key: Key) -> None:
+        """Remove a record."""
+
+    async def forget(self, digest: Digest) -> None:
+        """Remove the object of a picture."""
 
     async def reopen(self, name: str) -> Draft | None:
         """Open a kept object as a draft that can be put elsewhere; `None`: it is not there, or damaged."""
@@ -351,7 +392,7 @@ class Watched(Protocol):
 class Ledger(Protocol):
     """A catalog that can be looked through, for people, and filled anew."""
 
-    async def page(self, *, limit: int, after: tuple[int, str] | None = None) -> Sequence[Record]:
+    async def page(self, *, limit: int, after: tuple[int, str] | None = None, wanted: Wanted = ...) -> Sequence[Record]:
         """Return up to `limit` records, newest first, from behind `after`: epoch seconds and key of the last one."""
 
     async def count(self) -> Totals: ...

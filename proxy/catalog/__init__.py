@@ -2,6 +2,7 @@
 The catalog: a fast, queryable view of the records in SQL. Losing it loses nothing; the records are the truth.
 """
 
-from proxy.catalog.sql import CatalogTooNew, SqlCatalog
+from proxy.catalog.database import CatalogTooNew
+from proxy.catalog.sql import SqlCatalog
 
 __all__ = ["CatalogTooNew", "SqlCatalog"]

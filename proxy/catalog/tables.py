@@ -44,6 +44,45 @@ outbox = Table(
 )
 """What waits for the primary store."""
 
+refused = Table("refused", metadata, Column("digest", String(64), primary_key=True), sqlite_with_rowid=False)
+"""Pictures that were removed, for a start without the store."""
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("created_at", BigInteger, nullable=False),
+    Column("finished_at", BigInteger),
+    Column("total", Integer, nullable=False),
+    Column("saved", Integer, nullable=False),
+    Column("failed", Integer, nullable=False),
+    Column("webhook", Text, comment="whom to tell; empty once that is done"),
+    Column("webhook_attempts", Integer, nullable=False),
+    Column("webhook_due_at", BigInteger, nullable=False),
+    Index("jobs_by_webhook", "webhook_due_at"),
+    sqlite_with_rowid=False,
+)
+
+items = Table(
+    "items",
+    metadata,
+    Column("job", String(32), primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("link", Text, comment="a credential: gone once nothing is left to do"),
+    Column("host", String(253), nullable=False),
+    Column("expires_at", BigInteger, nullable=False, comment="of the link; the far future where it has no end"),
+    Column("state", String(7), nullable=False, comment="waiting, saved or failed"),
+    Column("attempts", Integer, nullable=False),
+    Column("due_at", BigInteger, nullable=False),
+    Column("key", String(64)),
+    Column("created", Boolean),
+    Column("code", String(32)),
+    Column("detail", String(255)),
+    Index("items_by_expiry", "state", "expires_at", "due_at"),
+    sqlite_with_rowid=False,
+)
+"""The links of jobs."""
+
 state = Table(
     "state",
     metadata,

@@ -71,6 +71,12 @@ class InvalidRequest(SourceRejected):
     code = "invalid_request"
 
 
+class Removed(ImgkeepError):
+    """An operator has removed the image, for good."""
+
+    code = "removed"
+
+
 class Busy(ImgkeepError):
     """A limit on concurrency or on a queue is reached; `retry_after_s` says when to come back."""
 

@@ -160,6 +160,25 @@ class Record:
 
 
 @dataclass(frozen=True, slots=True)
+class Tombstone:
+    """What lies in the place of a record that was removed, or of one that must never be."""
+
+    key: Key
+    removed_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which records are looked for: `None` means any. `since` is included, `until` is not."""
+
+    host: str | None = None
+    provider: str | None = None
+    digest: Digest | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Totals:
     """What is stored in all. `object_bytes` counts equal bytes once; `hosts` are the ten with most images."""
 

@@ -5,7 +5,8 @@ It is the same under a folder, a bucket prefix or a container, public, and never
 record of a version that it does not know.
 
     v1/objects/<2 hex>/<digest>.<ext>
-    v1/records/<2 hex>/<key>.json
+    v1/records/<2 hex>/<key>.json        a record, or a tombstone
+    v1/refused/<2 hex>/<digest>.json     a picture that must not come back, under any link
 """
 
 from __future__ import annotations
@@ -17,14 +18,18 @@ from typing import Final
 import msgspec
 
 from proxy.core.identity import KEY_VERSION
-from proxy.core.model import Digest, Format, Key, PixelSize, Record, Validator
+from proxy.core.model import Digest, Format, Key, PixelSize, Record, Tombstone, Validator
 
 OBJECTS: Final = "v1/objects"
 RECORDS: Final = "v1/records"
+REFUSED: Final = "v1/refused"
+REMOVED: Final = "the image was removed"
+"""What is said of it."""
 RECORD_BYTES_MAX: Final = 65_536
 """An identity is ASCII and has some 41,000 characters at most: 8,192, and a link inside two others is escaped twice."""
 
 _FORMATS: Final = {format_.extension: format_ for format_ in Format}
+_REFUSAL: Final = re.compile(rf"{REFUSED}/[0-9a-f]{{2}}/([0-9a-f]{{64}})\.json")
 _OBJECT_NAME: Final = re.compile(r"([0-9a-f]{64})\.([a-z]{2,4})")
 
 
@@ -38,6 +43,23 @@ class RecordTooNew(RecordUnreadable):
 
 class _Versioned(msgspec.Struct):
     version: int
+    removed_at: datetime | None = None
+
+
+class _StoredTombstone(msgspec.Struct):
+    """Version 1."""
+
+    key: str
+    removed_at: datetime
+    version: int = 1
+
+
+class _StoredRefusal(msgspec.Struct):
+    """Version 1."""
+
+    digest: str
+    removed_at: datetime
+    version: int = 1
 
 
 class _StoredRecord(msgspec.Struct, omit_defaults=False):
@@ -76,6 +98,22 @@ def record_path(key: Key) -> str:
     return f"{RECORDS}/{key[:2]}/{key}.json"
 
 
+def refusal_path(digest: Digest) -> str:
+    """Return the place of the refusal of a digest."""
+    return f"{REFUSED}/{digest[:2]}/{digest}.json"
+
+
+def read_refusal_path(path: str) -> Digest | None:
+    """Return the digest whose refusal lies at a path; `None` for anything else."""
+    match = _REFUSAL.fullmatch(path)
+    return None if match is None else Digest(match[1])
+
+
+def object_names(digest: Digest) -> list[str]:
+    """Return all names that the object of a digest may have."""
+    return [f"{digest}.{extension}" for extension in _FORMATS]
+
+
 def read_object_name(name: str) -> tuple[Digest, Format] | None:
     """Read `<digest>.<ext>` as it stands in a permanent URL; `None` for anything else."""
     match = _OBJECT_NAME.fullmatch(name)
@@ -111,28 +149,46 @@ def encode_record(record: Record) -> bytes:
         origin_etag=record.validator.etag if record.validator else None,
         origin_modified=record.validator.modified if record.validator else None,
     )
+    return _format(stored)
+
+
+def encode_tombstone(tombstone: Tombstone) -> bytes:
+    """Return the JSON of a tombstone."""
+    return _format(_StoredTombstone(tombstone.key, tombstone.removed_at))
+
+
+def encode_refusal(digest: Digest, removed_at: datetime) -> bytes:
+    """Return the JSON of a refusal."""
+    return _format(_StoredRefusal(digest, removed_at))
+
+
+def _format(stored: msgspec.Struct) -> bytes:
     return msgspec.json.format(msgspec.json.encode(stored), indent=1) + b"\n"
 
 
-def decode_record(data: bytes) -> Record:
+def decode_record(data: bytes) -> Record | Tombstone:
     """
-    Read a record's JSON.
+    Read the JSON of a record, or of what lies in its place.
 
     Raises:
         RecordTooNew: It is of a version that we do not know.
         RecordUnreadable: It is cut or damaged.
     """
     try:
-        if msgspec.json.decode(data, type=_Versioned).version > 1:
+        versioned = msgspec.json.decode(data, type=_Versioned)
+        if versioned.version > 1:
             raise RecordTooNew("written by a newer version of imgkeep")
+        if versioned.removed_at is not None:
+            key = msgspec.json.decode(data, type=_StoredTombstone).key
+            return Tombstone(_read_key(key), versioned.removed_at)
         stored = _decoder.decode(data)
     except msgspec.DecodeError as error:
         raise RecordUnreadable(str(error)) from None
     name = read_object_name(f"{stored.digest}.{stored.extension}")
-    if name is None or not re.fullmatch("[0-9a-f]{64}", stored.key):
-        raise RecordUnreadable("key, digest or extension is malformed")
+    if name is None:
+        raise RecordUnreadable("digest or extension is malformed")
     return Record(
-        key=Key(stored.key),
+        key=_read_key(stored.key),
         identity=stored.identity,
         host=stored.host,
         digest=name[0],
@@ -148,9 +204,16 @@ def decode_record(data: bytes) -> Record:
     )
 
 
-def read_record(data: bytes, name: str) -> Record:
+def _read_key(text: str) -> Key:
+    if not re.fullmatch("[0-9a-f]{64}", text):
+        raise RecordUnreadable("the key is malformed")
+    return Key(text)
+
+
+def read_record(data: bytes, name: str) -> Record | Tombstone:
     """
-    Read the record that lies under a file name. Under another than its key's it is damage, not another image's record.
+    Read the record, or the tombstone, that lies under a file name. Under another than its key's it is damage, not
+    another image's record.
 
     Raises:
         RecordTooNew, RecordUnreadable: As `decode_record`.

@@ -20,6 +20,7 @@ from proxy.core.errors import (
     NotAnImage,
     OriginError,
     OriginRefused,
+    Removed,
     SourceExpired,
     SourceNotFound,
     StorageError,
@@ -27,13 +28,14 @@ from proxy.core.errors import (
 )
 from proxy.core.model import Record
 from proxy.core.sniff import HEAD_BYTES_MAX, UNDECIDED, is_whole, measure, sniff
+from proxy.core.stored import REMOVED
 from proxy.ports import NotModified
 from proxy.service.drafts import go_on
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Container
 
-    from proxy.core.model import Format, PixelSize, Source, SourceInfo, Validator
+    from proxy.core.model import Digest, Format, PixelSize, Source, SourceInfo, Validator
     from proxy.ports import Clock, Draft, Observer, Origin, OriginResponse, Spool, Store
     from proxy.service.allowance import Permit
 
@@ -67,6 +69,8 @@ class Neighbours:
     clock: Clock
     draw_etag: Callable[[], str]
     pixels_max: int
+    refused: Container[Digest] = frozenset()
+    """The digests of pictures that were removed."""
 
 
 class Tower(Protocol):
@@ -74,6 +78,9 @@ class Tower(Protocol):
 
     async def kept(self, record: Record) -> None:
         """The image is durable; no reader has the last byte yet."""
+
+    async def removed(self, record: Record) -> None:
+        """What was fetched is a picture that an operator has removed, or is fetched by a link that was."""
 
     def failed(self, source: Source, error: BaseException) -> None:
         """There will be no image by this link, or not all of it."""
@@ -303,9 +310,17 @@ class Fill:
             validator=validator,
         )
 
+    async def _put(self, record: Record) -> Record:
+        if record.digest in self._to.refused:
+            raise Removed(REMOVED)
+        return await self._to.store.put(self._draft, record, None if self._known is None else self._known.digest)
+
     async def _keep(self, record: Record) -> StorageError | None:
         try:
-            kept = await self._to.store.put(self._draft, record, None if self._known is None else self._known.digest)
+            kept = await self._put(record)
+        except Removed:
+            await self._tower.removed(record)
+            raise
         except StorageError as fault:
             return fault
         self._pending = kept.pending

@@ -19,14 +19,14 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Protocol
 
-from proxy.core.errors import Busy, RemoteFault, StorageError
+from proxy.core.errors import Busy, RemoteFault, Removed, StorageError
 from proxy.core.model import Record
-from proxy.core.stored import RECORDS
+from proxy.core.stored import RECORDS, REMOVED
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable, Container
 
-    from proxy.core.model import Backlog, Waiting
+    from proxy.core.model import Backlog, Digest, Waiting
     from proxy.ports import Cache, Catalog, Outbox, Refuge, Remote, Sleep
     from proxy.service.breaker import Breaker
 
@@ -66,7 +66,11 @@ class Healer:
         counted: Callable[[bool], None],
         seen: Callable[[str], None],
         sleep: Sleep,
+        refused: Container[Digest],
+        remove: Callable[[Record], Awaitable[None]],
     ) -> None:
+        self._refused = refused
+        self._remove = remove
         self._sleep = sleep
         self._primary = primary
         self._fallback = fallback
@@ -145,9 +149,20 @@ class Healer:
 
     async def _carry(self, waiting: Waiting) -> None:
         record = await self._fallback.find(waiting.key)
+        try:
+            await self._carry_over(waiting, record)
+        except Removed:
+            # While it waited an operator has removed it, maybe on another node, which did not know the picture.
+            if record is not None:
+                await self._remove(record)
+            await self._outbox.strike(waiting.key)
+
+    async def _carry_over(self, waiting: Waiting, record: Record | None) -> None:
         if record is None:
             await self._outbox.strike(waiting.key)  # another process has done it, or it was removed
             return
+        if record.digest in self._refused:
+            raise Removed(REMOVED)
         draft = await self._fallback.reopen(record.object_name)
         if draft is None and await self._primary.size_of(record.object_name) != record.size:
             log.error("an image was damaged before it reached the primary", extra={"key": record.key})

@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from cachetools import LRUCache
+from cachetools import LRUCache, TTLCache
 
 from proxy.collapse import Flights
 from proxy.core.errors import (
     ImgkeepError,
     LoopDetected,
     OriginError,
+    Removed,
     SourceForbidden,
     SourceRejected,
     StorageError,
@@ -28,14 +30,14 @@ from proxy.core.errors import (
 )
 from proxy.core.model import Record
 from proxy.core.policy import judge
-from proxy.core.stored import read_object_name
+from proxy.core.stored import REMOVED, read_object_name
 from proxy.service.failures import Failures, fingerprint
 from proxy.service.fill import Fill
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Container
 
-    from proxy.core.model import Format, Key, Source, SourceInfo
+    from proxy.core.model import Digest, Format, Key, Source, SourceInfo
     from proxy.core.policy import Policy
     from proxy.ports import Body, Catalog, Store
     from proxy.service.address import Address, Addresses
@@ -46,6 +48,10 @@ RECORDS_BYTES_MAX: Final = 67_108_864
 """For the records held in memory: some 60,000 of them, fewer when their links are long."""
 RECORD_BYTES: Final = 800
 """What a record takes in memory, its identity left out."""
+
+BURIED_MAX: Final = 65_536
+BURIED_TTL_S: Final = 300
+"""So long a removed link costs no further look; 150 bytes each, 10 MB."""
 
 LINKS_MAX: Final = 65_536
 """With `sources.refresh`, so many links are known to have been asked by already; 150 bytes each, 10 MB."""
@@ -103,6 +109,10 @@ class Referral:
     permanent_url: str | None
 
 
+async def _leave(_record: Record) -> None:
+    """Remove nothing."""
+
+
 def _anybody() -> None:
     """Nobody is kept from causing a fill."""
 
@@ -148,6 +158,7 @@ class Keeper:
         rules: Rules = Rules(),
         addresses: Addresses | None = None,
         allowances: Allowances | None = None,
+        refused: Container[Digest] = frozenset(),
     ) -> None:
         self.identify = identify
         """Tells which picture a source names and what kind of link it is."""
@@ -155,6 +166,12 @@ class Keeper:
         self._addresses = addresses
         """Where clients can be sent; `None`: every image is served."""
         self._allowances = allowances
+        self._refused = refused
+        """The digests of pictures that were removed."""
+        self.remove: Callable[[Record], Awaitable[None]] = _leave
+        """Is told of what has to be removed by every link."""
+        self._buried: TTLCache[Key, bool] = TTLCache(BURIED_MAX, BURIED_TTL_S, timer=timer)
+        """Keys under which the store was seen to have a tombstone."""
         self._store = store
         self._catalog = catalog
         self._policy = policy
@@ -227,7 +244,9 @@ class Keeper:
         Raises:
             StorageError: The store cannot tell.
         """
-        record = self._records.get(key) or await self._find_record(key) or self._records.get(key)
+        record = await self.look_up(key)
+        if record is not None:
+            self._insist_on_life(record.digest)
         if record is None or await self._store.holds(record.object_name, record.size):
             return record
         record = await self._find_another(record)
@@ -245,6 +264,7 @@ class Keeper:
         if read is None:
             return None
         digest, format_ = read
+        self._insist_on_life(digest)
         referral = await self._refer(name, f'"{digest}"', head=head)
         if referral is not None:
             return referral
@@ -253,9 +273,22 @@ class Keeper:
             return None
         return Delivery(Outcome.HIT, format_, f'"{digest}"', _name_for_people(digest, format_), body, name)
 
+    async def look_up(self, key: Key) -> Record | None:
+        """Return the record under a key, whether its object is there or not. Raises as `ports.Store.find`."""
+        return self._records.get(key) or await self._find_record(key) or self._records.get(key)
+
+    def forget(self, key: Key) -> None:
+        """Hold nothing in memory that says that an image is kept."""
+        self._records.pop(key, None)
+
     async def kept(self, record: Record) -> None:
         self._records[record.key] = record
         await self._put_in_catalog(record)
+
+    async def removed(self, record: Record) -> None:
+        # Where it cannot be noted, the next fill comes to the same end.
+        with suppress(StorageError):
+            await self.remove(record)
 
     def failed(self, source: Source, error: BaseException) -> None:
         if isinstance(error, ImgkeepError):
@@ -332,6 +365,10 @@ class Keeper:
         """Return where an image is at the moment: `local`, `s3`, ..."""
         return "local" if record.pending else self._store.name
 
+    def _insist_on_life(self, digest: Digest) -> None:
+        if digest in self._refused:
+            raise Removed(REMOVED)
+
     async def _refer(self, name: str, etag: str, *, head: bool) -> Referral | None:
         address = None if self._addresses is None else await self._addresses.find(name, head=head)
         return None if address is None else Referral(address, etag, name, self._permanent_url(name))
@@ -346,6 +383,8 @@ class Keeper:
             record = record or await self._find_record(info.key)
             # A fill may have landed while we looked elsewhere.
             record = record or self._records.get(info.key)
+            if record is not None:
+                self._insist_on_life(record.digest)
             if record is not None and not record.pending:
                 referral = await self._refer(record.object_name, record.etag, head=head)
                 if referral is not None:
@@ -407,12 +446,21 @@ class Keeper:
             return None  # whoever departed has looked already, and what it brings will be found in memory
         record = await self._find_in_catalog(key)
         if record is None and key not in self._flights:
-            record = await self._store.find(key)
+            record = await self._find_in_store(key)
             if record is not None:
                 await self._put_in_catalog(record)
         if record is not None:
             self._records[key] = record
         return record
+
+    async def _find_in_store(self, key: Key) -> Record | None:
+        if key in self._buried:
+            raise Removed(REMOVED)
+        try:
+            return await self._store.find(key)
+        except Removed:
+            self._buried[key] = True
+            raise
 
     async def _find_in_catalog(self, key: Key) -> Record | None:
         try:

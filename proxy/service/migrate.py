@@ -16,14 +16,14 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
-from proxy.core.errors import Conflict, StorageError
-from proxy.core.model import Record
+from proxy.core.errors import Conflict, Removed, StorageError
+from proxy.core.model import Record, Tombstone
 from proxy.core.stored import OBJECTS, RECORDS, RecordTooNew, object_path, read_object_name, record_path
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 
-    from proxy.ports import Holder, Spool
+    from proxy.ports import Clock, Holder, Spool
 
     Fate = Literal["copied", "skipped", "kept", "damaged", "failed", "gone"]
 
@@ -51,7 +51,8 @@ class Outcome:
 class Migration:
     """Copies `source` to `target`; `spool` takes what lies on no disk on its way."""
 
-    def __init__(self, source: Holder, target: Holder, spool: Spool) -> None:
+    def __init__(self, source: Holder, target: Holder, spool: Spool, clock: Clock) -> None:
+        self._clock = clock
         self._source = source
         self._target = target
         self._spool = spool
@@ -81,6 +82,8 @@ class Migration:
         Raises:
             StorageError: A store cannot be listed, or failed too often in a row.
         """
+        for digest in set(await self._source.refused()) - set(await self._target.refused()):
+            await self._target.refuse(digest, self._clock().replace(microsecond=0))
         for kind in (OBJECTS, RECORDS):  # nothing of a kind is under way when the next begins
             running: set[asyncio.Task[Outcome]] = set()
             try:
@@ -144,8 +147,11 @@ class Migration:
             await draft.aclose()
         return Outcome("copied", path)
 
-    async def _copy_record(self, path: str) -> Outcome:
+    async def _copy_record(self, path: str) -> Outcome:  # noqa: PLR0911 - one for each fate
         for _, record in await self._source.read_records([path]):
+            if isinstance(record, Tombstone):
+                await self._target.bury(record)
+                return Outcome("copied", path)
             if isinstance(record, RecordTooNew):
                 return Outcome("failed", path, str(record))
             if not isinstance(record, Record) or record_path(record.key) != path:
@@ -155,7 +161,7 @@ class Migration:
                 return Outcome(fate, path, "its object was not copied")
             try:
                 await self._target.put_record(record)
-            except Conflict:
+            except (Conflict, Removed):
                 return Outcome("kept", path)
             return Outcome("copied", path)
         return Outcome("gone", path)

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from proxy.core.content import identify_bytes
-from proxy.core.errors import NotAnImage, StorageError, TooLarge
+from proxy.core.errors import NotAnImage, Removed, StorageError, TooLarge
 from proxy.core.model import Format, Record
 from proxy.core.sniff import HEAD_BYTES_MAX, UNDECIDED, is_whole, measure, sniff
+from proxy.core.stored import REMOVED
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -86,6 +87,8 @@ class Saver:
             return await self._to.memory.begin(size)
 
     async def _keep(self, draft: Draft, format_: Format) -> Saved:
+        if draft.digest in self._to.refused:
+            raise Removed(REMOVED)
         pixel_size = await draft.judge(lambda body: measure(format_, body))
         if pixel_size is not None and pixel_size.pixels > self._to.pixels_max:
             raise TooLarge(f"the image has {pixel_size.pixels} pixels, more than fetch.pixels_max")

@@ -20,12 +20,14 @@ from cachetools import TTLCache
 
 from proxy.collapse import Flights
 from proxy.core.errors import Conflict, RemoteFault, StorageError, Unreachable
+from proxy.core.stored import object_names
 from proxy.service.recall import Recall
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Collection
+    from datetime import datetime
 
-    from proxy.core.model import Digest, Key, Record
+    from proxy.core.model import Digest, Key, Record, Tombstone
     from proxy.ports import Body, Cache, Draft, Refuge, Remote, Spool
     from proxy.service.breaker import Breaker
 
@@ -150,10 +152,25 @@ class Tiers:
         await self._cache.keep(draft, record.object_name)
         return kept
 
-    async def delete(self, key: Key) -> None:
-        await self._ask(partial(self._primary.delete, key))
+    async def bury(self, tombstone: Tombstone) -> None:
+        await self._ask(partial(self._primary.bury, tombstone))
         if self._fallback is not None:
-            await self._fallback.delete(key)
+            await self._fallback.delete(tombstone.key)
+
+    async def refuse(self, digest: Digest, removed_at: datetime) -> None:
+        await self._ask(partial(self._primary.refuse, digest, removed_at))
+        await self.drop(digest)
+        if self._fallback is not None:
+            await self._fallback.forget(digest)
+
+    async def refused(self) -> Collection[Digest]:
+        return await self._ask(self._primary.refused)
+
+    async def drop(self, digest: Digest) -> None:
+        """A picture is refused, here or on another node: forget where it was, and our copy of it."""
+        for name in object_names(digest):
+            self._seen.pop(name, None)
+        await self._cache.drop(digest)
 
     async def has(self, name: str) -> bool:
         """Whether the primary can be reached and was seen to have the object lately; asks it, if need be."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Literal
 
 from proxy.core.errors import StorageError
-from proxy.core.model import Record
+from proxy.core.model import Record, Tombstone
 from proxy.core.stored import OBJECTS, RECORDS, RecordTooNew, object_path
 
 if TYPE_CHECKING:
@@ -34,8 +34,8 @@ class Finding:
     path: str
 
 
-async def records(archive: Archive) -> AsyncIterator[tuple[str, Record | RecordUnreadable]]:
-    """Read all records of a store, in the order of their paths."""
+async def records(archive: Archive) -> AsyncIterator[tuple[str, Record | Tombstone | RecordUnreadable]]:
+    """Read all records and tombstones of a store, in the order of their paths."""
     batch: list[str] = []
     async for path, _ in archive.walk(RECORDS):
         batch.append(path)
@@ -71,15 +71,8 @@ async def verify(archive: Archive) -> AsyncIterator[Finding | None]:
     What is damaged is set aside at once, so that nobody is served it from then on.
     """
     wanted: set[str] = set()
-    async for path, record in records(archive):
-        if isinstance(record, Record):
-            wanted.add(object_path(record.object_name))
-            yield None
-        elif isinstance(record, RecordTooNew):
-            yield Finding("unreadable", path)
-        else:
-            await archive.set_aside(path)
-            yield Finding("damaged", path)
+    async for finding in _verify_records(archive, wanted):
+        yield finding
     async for path, _ in archive.walk(OBJECTS):
         known = path in wanted
         wanted.discard(path)
@@ -95,9 +88,27 @@ async def verify(archive: Archive) -> AsyncIterator[Finding | None]:
             yield Finding("damaged", path)
         else:
             yield None if known else Finding("orphan", path)
+    refused = await archive.refused() if wanted else ()
     for path in sorted(wanted):
+        if path.rpartition("/")[2].partition(".")[0] in refused:
+            continue  # removed, under a link that the remover did not know
         if await archive.hash_object(path) is None:  # and did not come or move while we read
             yield Finding("missing", path)
+
+
+async def _verify_records(archive: Archive, wanted: set[str]) -> AsyncIterator[Finding | None]:
+    """Add the paths of all objects that records point at to `wanted`."""
+    async for path, record in records(archive):
+        if isinstance(record, Record):
+            wanted.add(object_path(record.object_name))
+            yield None
+        elif isinstance(record, Tombstone):
+            yield None
+        elif isinstance(record, RecordTooNew):
+            yield Finding("unreadable", path)
+        else:
+            await archive.set_aside(path)
+            yield Finding("damaged", path)
 
 
 def _is_named(path: str, digest: Digest | None) -> bool:

@@ -19,6 +19,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from proxy.core.errors import StorageError
+from proxy.core.stored import object_names
 from proxy.storage import files
 from proxy.storage.disk import LocalBody, LocalDraft
 from proxy.storage.local import HOT_OBJECT_BYTES_MAX
@@ -26,7 +27,7 @@ from proxy.storage.local import HOT_OBJECT_BYTES_MAX
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from proxy.core.model import Record
+    from proxy.core.model import Digest, Record
     from proxy.ports import Body, Draft
     from proxy.storage.local import LocalStore
 
@@ -92,6 +93,13 @@ class DiskCache:
             if not await self._give_way(size or 0):
                 raise
         return await self._disk.begin(size)
+
+    async def drop(self, digest: Digest) -> None:
+        names = object_names(digest)
+        for name in names:
+            self._forget(name)
+        with suppress(StorageError):
+            await self._disk.forget_at([_path(name) for name in names])
 
     async def keep(self, draft: Draft, name: str) -> None:
         if not self._bytes_max or not isinstance(draft, LocalDraft) or draft.size > self._bytes_max:

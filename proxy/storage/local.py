@@ -22,18 +22,25 @@ from typing import TYPE_CHECKING, Final, TypeVar
 import aiofiles
 from cachetools import LRUCache
 
-from proxy.core.errors import Conflict, StorageError, WrittenByNewer
-from proxy.core.model import Digest
+from proxy.core.errors import Conflict, Removed, StorageError, WrittenByNewer
+from proxy.core.model import Digest, Tombstone
 from proxy.core.stored import (
     OBJECTS,
     RECORD_BYTES_MAX,
     RECORDS,
+    REFUSED,
+    REMOVED,
     RecordTooNew,
     RecordUnreadable,
     encode_record,
+    encode_refusal,
+    encode_tombstone,
+    object_names,
     object_path,
     read_record,
+    read_refusal_path,
     record_path,
+    refusal_path,
 )
 from proxy.storage import disk, files
 from proxy.storage.disk import LocalBody, LocalDraft, Threads
@@ -41,6 +48,7 @@ from proxy.storage.memory import MemoryBody
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
+    from datetime import datetime
     from pathlib import Path
 
     from proxy.core.model import Key, Record
@@ -100,7 +108,7 @@ class LocalStore:
                 aiofiles.open(path, "rb", executor=self._threads.pool) as file,
             ):
                 data = await file.read(RECORD_BYTES_MAX)
-            return read_record(data, path.name)
+            found = read_record(data, path.name)
         except FileNotFoundError:
             await self.run(self._insist_on_root)
             return None
@@ -111,6 +119,9 @@ class LocalStore:
             return None
         except OSError as error:
             raise disk.fault(error) from None
+        if isinstance(found, Tombstone):
+            raise Removed(REMOVED)
+        return found
 
     async def fetch(self, name: str, size: int | None) -> Body | None:
         return await self.fetch_at(object_path(name), name, size)
@@ -158,6 +169,25 @@ class LocalStore:
     async def delete(self, key: Key) -> None:
         await self.run(self._delete, self.root / record_path(key))
 
+    async def bury(self, tombstone: Tombstone) -> None:
+        await self.run(self._publish, record_path(tombstone.key), encode_tombstone(tombstone))
+
+    async def refuse(self, digest: Digest, removed_at: datetime) -> None:
+        await self.run(self._publish, refusal_path(digest), encode_refusal(digest, removed_at))
+        await self.forget(digest)
+
+    async def refused(self) -> set[Digest]:
+        return {digest async for path, _ in self.walk(REFUSED) if (digest := read_refusal_path(path)) is not None}
+
+    async def forget(self, digest: Digest) -> None:
+        await self.forget_at([object_path(name) for name in object_names(digest)])
+
+    async def forget_at(self, paths: Sequence[str]) -> None:
+        """Remove objects, or copies of them, wherever they lie under the root."""
+        for path in paths:
+            self._hot.pop(path.rpartition("/")[2], None)
+        await self.run(self._remove_all, paths)
+
     def takes(self, draft: Draft) -> bool:
         return isinstance(draft, LocalDraft) and draft.path.parent == self.root / PARTIAL
 
@@ -170,12 +200,12 @@ class LocalStore:
     async def walk(self, folder: str) -> AsyncIterator[tuple[str, int]]:
         """Walk one of the 256 folders after the other, or just one. One that cannot be read is a fault."""
         await self.run(self._insist_on_root)
-        whole = folder in {OBJECTS, RECORDS}
+        whole = folder in {OBJECTS, RECORDS, REFUSED}
         for part in [f"{folder}/{number:02x}" for number in range(256)] if whole else [folder]:
             for entry in await self.run(self._list, part):
                 yield entry
 
-    async def read_records(self, paths: Sequence[str]) -> Sequence[tuple[str, Record | RecordUnreadable]]:
+    async def read_records(self, paths: Sequence[str]) -> Sequence[tuple[str, Record | Tombstone | RecordUnreadable]]:
         return await self.run(self._read_records, paths)
 
     async def hash_object(self, path: str) -> Digest | None:
@@ -195,8 +225,8 @@ class LocalStore:
             return []  # nobody has been kept here yet, or left while we looked
         return sorted(found)
 
-    def _read_records(self, paths: Sequence[str]) -> list[tuple[str, Record | RecordUnreadable]]:
-        found: list[tuple[str, Record | RecordUnreadable]] = []
+    def _read_records(self, paths: Sequence[str]) -> list[tuple[str, Record | Tombstone | RecordUnreadable]]:
+        found: list[tuple[str, Record | Tombstone | RecordUnreadable]] = []
         for path in paths:
             try:
                 found.append((path, read_record((self.root / path).read_bytes(), path.rpartition("/")[2])))
@@ -371,8 +401,20 @@ class LocalStore:
             raise WrittenByNewer(f"the record was {error}") from None
         except RecordUnreadable:
             return
+        if isinstance(theirs, Tombstone):
+            raise Removed(REMOVED)
         if replaceable and theirs.digest not in replaceable and (self.root / object_path(theirs.object_name)).exists():
             raise Conflict("another image was kept under this link meanwhile")
+
+    def _publish(self, path: str, data: bytes) -> None:
+        self._insist_on_root()
+        partial = self._partial()
+        with files.durable_partial(partial, data):
+            files.publish(partial, self.root / path)
+
+    def _remove_all(self, paths: Sequence[str]) -> None:
+        for path in paths:
+            files.remove(self.root / path)
 
     def _delete(self, path: Path) -> None:
         self._insist_on_ours(path)

@@ -32,14 +32,14 @@ class SaveImage(msgspec.Struct, forbid_unknown_fields=True):
 
 async def inspect(request: web.Request) -> web.Response:
     """Tell what a link names and whether it may be fetched; asks nobody."""
-    site = _enter(request)
+    site = enter(request)
     facts = site.inspector.inspect(read_img_query(request.raw_path.partition("?")[2]).source)
     return answer({"success": True, **facts})
 
 
 async def save_image(request: web.Request) -> web.Response:
     """Keep an image now: by its link, as a data URL, or as an uploaded file."""
-    site = _enter(request)
+    site = enter(request)
     if request.content_type == "multipart/form-data":
         chunks, size = await read_file(request, "file")
         saved = await site.saver.save_bytes(chunks, size)
@@ -108,7 +108,8 @@ def answer(facts: object, *, status: int = 200) -> web.Response:
     )
 
 
-def _enter(request: web.Request) -> Site:
+def enter(request: web.Request) -> Site:
+    """Let a request to the API in; raises `Unauthorized`."""
     site = request.app[SITE]
     site.door.insist_on_access(request)
     return site

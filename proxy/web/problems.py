@@ -33,6 +33,7 @@ STATUSES: Final[tuple[tuple[type[errors.ImgkeepError], int, str], ...]] = (
     (errors.SignatureExpired, 403, "The signature has expired"),
     (errors.Unauthorized, 401, "Not allowed to ask this"),
     (errors.LoopDetected, 508, "The source is this server"),
+    (errors.Removed, 410, "The image was removed"),
     (errors.RateLimited, 429, "Too many images for one address"),
     (errors.Busy, 503, "Too much work at the moment"),
     (errors.SourceExpired, 410, "The link has expired"),

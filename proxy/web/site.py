@@ -11,10 +11,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from proxy.core.model import Source
-    from proxy.ports import Clock, Meter
+    from proxy.ports import Clock, Ledger, Meter
     from proxy.service.health import Health
     from proxy.service.inspect import Inspector
     from proxy.service.keep import Keeper
+    from proxy.service.removal import Remover
     from proxy.service.save import Saver
     from proxy.web.bodies import Bodies
     from proxy.web.door import Door
@@ -36,6 +37,8 @@ class Site:
     door: Door
     inspector: Inspector
     saver: Saver
+    remover: Remover
+    ledger: Ledger
     bodies: Bodies
     redirect_status: int
     access_log: bool

@@ -22,7 +22,7 @@ from proxy.storage.local import LocalStore
 from tests.images import picture, picture_of
 from tests.program import run
 from tests.s3.mischief import only, s3_error
-from tests.storage.stores import record_of
+from tests.storage.stores import NOON, record_of
 from tests.storage.test_contract import keep
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ async def objects(server: S3Server) -> dict[str, bytes]:
 async def copy(source: Folder | Bucket, target: Folder | Bucket) -> tuple[int, dict[str, int], str]:
     """Migrate in this process; return status, summary and what is told besides."""
     out, err = StringIO(), StringIO()
-    async with parts.open_migration(CONFIG, source, target) as migration:
+    async with parts.open_migration(CONFIG, source, target, clock=lambda: NOON) as migration:
         status = await migrate(migration, as_json=True, out=out, err=err)
     summary: dict[str, int] = json.loads(out.getvalue())
     return status, summary, err.getvalue()
@@ -144,7 +144,7 @@ async def test_what_was_broken_off_half_way_goes_on_and_puts_nothing_twice(
 ) -> None:
     await stock(tmp_path / "a")
     source = Folder(str(tmp_path / "a"))
-    async with parts.open_migration(CONFIG, source, place) as migration:
+    async with parts.open_migration(CONFIG, source, place, clock=lambda: NOON) as migration:
         assert await migration.count() == 2 * NUMBER
         with pytest.raises(RuntimeError, match="half way"):
             await broken_off(migration, after=NUMBER // 2)
@@ -281,7 +281,7 @@ async def test_who_watches_sees_a_bar_and_the_summary_is_the_same(tmp_path: Path
     damaged.write_bytes(b"damage")
     out, err = StringIO(), Terminal()
     ends = Folder(str(tmp_path / "a")), Folder(str(tmp_path / "b"))
-    async with parts.open_migration(CONFIG, *ends) as migration:
+    async with parts.open_migration(CONFIG, *ends, clock=lambda: NOON) as migration:
         assert await migrate(migration, as_json=False, out=out, err=err) == 1
     assert out.getvalue() == "2 copied objects, 2 copied records, 0 skipped, 0 kept, 2 damaged, 0 failed\n"
     assert "6/6" in err.getvalue()

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable
     from mmap import mmap
 
-    from proxy.core.model import Record, Source, Validator
+    from proxy.core.model import Record, Source, Tombstone, Validator
     from proxy.ports import Body, Draft
 
 T = TypeVar("T")
@@ -167,6 +167,7 @@ class FakeStore:
     objects: dict[str, bytes] = field(default_factory=dict)
     faults: dict[str, StorageError] = field(default_factory=dict)
     gates: dict[str, asyncio.Event] = field(default_factory=dict)
+    buried: list[Key] = field(default_factory=list)
     calls: Counter[str] = field(default_factory=Counter)
     reached: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -191,8 +192,14 @@ class FakeStore:
         self.records[record.key] = record
         return record
 
-    async def delete(self, key: Key) -> None:
-        raise AssertionError(f"nothing may remove {key}")
+    async def bury(self, tombstone: Tombstone) -> None:
+        self.buried.append(tombstone.key)
+
+    async def refuse(self, digest: Digest, removed_at: datetime) -> None:
+        raise AssertionError(f"nothing may refuse {digest} at {removed_at}")
+
+    async def refused(self) -> set[Digest]:
+        return set()
 
     async def _called(self, verb: str, answer: T) -> T:
         self.calls[verb] += 1

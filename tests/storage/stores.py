@@ -7,11 +7,13 @@ from datetime import UTC, datetime
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
-from proxy.core.errors import StorageError
+from proxy.core.errors import Removed, StorageError
 from proxy.core.model import Digest, Format, Key, PixelSize, Record
+from proxy.core.stored import REMOVED, object_names
 from proxy.storage.memory import MemoryBody, MemorySpool
 
 if TYPE_CHECKING:
+    from proxy.core.model import Tombstone
     from proxy.ports import Body, Draft
 
 NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
@@ -44,6 +46,8 @@ class FakeStore:
     disk_only: bool = True
     objects: dict[str, bytes] = field(default_factory=dict)
     found: dict[Key, Record] = field(default_factory=dict)
+    buried: set[Key] = field(default_factory=set)
+    digests: set[Digest] = field(default_factory=set)
     broken: bool = False
     spool: MemorySpool = field(default_factory=lambda: MemorySpool(1_000_000_000))
 
@@ -53,6 +57,7 @@ class FakeStore:
 
     async def find(self, key: Key) -> Record | None:
         self._insist()
+        self._insist_on_life(key)
         return self.found.get(key)
 
     async def fetch(self, name: str, size: int | None) -> Body | None:
@@ -66,6 +71,7 @@ class FakeStore:
 
     async def put(self, draft: Draft, record: Record, replaces: Digest | None = None) -> Record:
         self._insist()
+        self._insist_on_life(record.key)
         theirs = self.found.get(record.key)
         if theirs and theirs.object_name in self.objects and theirs.digest not in {record.digest, replaces}:
             raise StorageError("another image was kept under this link meanwhile")
@@ -73,9 +79,25 @@ class FakeStore:
         self.found[record.key] = replace(record)
         return record
 
-    async def delete(self, key: Key) -> None:
+    async def bury(self, tombstone: Tombstone) -> None:
         self._insist()
-        self.found.pop(key, None)
+        self.found.pop(tombstone.key, None)
+        self.buried.add(tombstone.key)
+
+    async def refuse(self, digest: Digest, removed_at: datetime) -> None:
+        del removed_at
+        self._insist()
+        self.digests.add(digest)
+        for name in object_names(digest):
+            self.objects.pop(name, None)
+
+    async def refused(self) -> set[Digest]:
+        self._insist()
+        return self.digests
+
+    def _insist_on_life(self, key: Key) -> None:
+        if key in self.buried:
+            raise Removed(REMOVED)
 
     def _insist(self) -> None:
         if self.broken:

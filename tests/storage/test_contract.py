@@ -11,17 +11,18 @@ from typing import TYPE_CHECKING, Protocol
 
 import pytest
 
-from proxy.core.errors import StorageError
-from proxy.core.model import Key
+from proxy.core.errors import Removed, StorageError
+from proxy.core.model import Tombstone
 from proxy.storage.local import HOT_OBJECT_BYTES_MAX, LocalStore
 from tests.s3.backends import BucketBackend, open_bucket
-from tests.storage.stores import FakeStore, record_of
+from tests.storage.stores import NOON, FakeStore, record_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Collection
+    from datetime import datetime
     from pathlib import Path
 
-    from proxy.core.model import Digest, Record
+    from proxy.core.model import Digest, Key, Record
     from proxy.ports import Body, Draft, Spool, Store
 
 BODY = random.Random(1).randbytes(100_000)
@@ -35,7 +36,9 @@ class StoreAndSpool(Protocol):
     async def fetch(self, name: str, size: int | None) -> Body | None: ...
     async def holds(self, name: str, size: int) -> bool: ...
     async def put(self, draft: Draft, record: Record, replaces: Digest | None = None) -> Record: ...
-    async def delete(self, key: Key) -> None: ...
+    async def bury(self, tombstone: Tombstone) -> None: ...
+    async def refuse(self, digest: Digest, removed_at: datetime) -> None: ...
+    async def refused(self) -> Collection[Digest]: ...
 
 
 @dataclass
@@ -283,16 +286,47 @@ async def test_it_tells_what_it_holds_by_name_and_size(store: StoreAndSpool, bac
         await store.holds(record.object_name, record.size)
 
 
-async def test_after_delete_the_record_is_a_miss_and_the_object_is_still_there(store: StoreAndSpool) -> None:
-    kept, deleted = [await keep(store, BODY, record_of(BODY, name=name)) for name in ("kept", "deleted")]
-    await store.delete(deleted.key)
-    assert await store.find(deleted.key) is None
+async def test_what_is_buried_is_no_miss_and_cannot_be_put_again(store: StoreAndSpool) -> None:
+    kept, buried = [await keep(store, BODY, record_of(BODY, name=name)) for name in ("kept", "buried")]
+    for _ in range(2):
+        await store.bury(Tombstone(buried.key, NOON))
+    with pytest.raises(Removed):
+        await store.find(buried.key)
+    with pytest.raises(Removed):
+        await keep(store, BODY, buried)
+    with pytest.raises(Removed):
+        await keep(store, b"another picture", record_of(b"another picture", name="buried"))
     assert await store.find(kept.key) == kept
     assert await fetch(store, kept) == BODY
 
 
-async def test_deleting_what_is_not_there_is_no_fault(store: StoreAndSpool) -> None:
-    await store.delete(Key("0" * 64))
+async def test_what_was_never_there_can_be_buried(store: StoreAndSpool) -> None:
+    record = record_of(BODY)
+    await store.bury(Tombstone(record.key, NOON))
+    with pytest.raises(Removed):
+        await store.find(record.key)
+    with pytest.raises(Removed):
+        await keep(store, BODY)
+
+
+async def test_a_refusal_lasts_and_takes_the_object_along(store: StoreAndSpool) -> None:
+    refused, other = await keep(store, BODY), await keep(store, b"other", record_of(b"other", name="b"))
+    assert await store.refused() == set()
+    for _ in range(2):
+        await store.refuse(refused.digest, NOON)
+    assert await store.refused() == {refused.digest}
+    assert await store.fetch(refused.object_name, None) is None
+    assert not await store.holds(refused.object_name, refused.size)
+    assert await fetch(store, other) == b"other"
+
+
+async def test_removing_on_a_store_that_fails_is_a_fault(store: StoreAndSpool, backend: Backend) -> None:
+    record = await keep(store, BODY)
+    backend.break_it()
+    with pytest.raises(StorageError):
+        await store.bury(Tombstone(record.key, NOON))
+    with pytest.raises(StorageError):
+        await store.refuse(record.digest, NOON)
 
 
 # --- drafts

@@ -40,6 +40,7 @@ CONTRACT = {
     "unauthorized": 401,
     "loop_detected": 508,
     "rate_limited": 429,
+    "removed": 410,
     "busy": 503,
     "source_expired": 410,
     "source_not_found": 404,
@@ -182,7 +183,8 @@ async def test_what_nobody_foresaw_in_mid_body_breaks_the_connection_off(
     class Minefield:
         name = "mined"
         disk_only = True
-        find, holds, put, delete = store.find, store.holds, store.put, store.delete
+        find, holds, put = store.find, store.holds, store.put
+        bury, refuse, refused = store.bury, store.refuse, store.refused
 
         async def fetch(self, name: str, size: int | None) -> Bomb:
             del name, size

@@ -17,17 +17,24 @@ from secrets import token_hex
 from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
 
-from proxy.core.errors import Conflict, WrittenByNewer
-from proxy.core.model import Digest, Format
+from proxy.core.errors import Conflict, Removed, WrittenByNewer
+from proxy.core.model import Digest, Format, Tombstone
 from proxy.core.stored import (
     RECORD_BYTES_MAX,
+    REFUSED,
+    REMOVED,
     RecordTooNew,
     RecordUnreadable,
     encode_record,
+    encode_refusal,
+    encode_tombstone,
+    object_names,
     object_path,
     read_object_name,
     read_record,
+    read_refusal_path,
     record_path,
+    refusal_path,
 )
 from proxy.storage.s3.body import PIECE_BYTES, S3Body
 from proxy.storage.s3.client import BucketClient, tag_of
@@ -36,6 +43,7 @@ from proxy.storage.s3.uploads import Uploads
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
+    from datetime import datetime
 
     from proxy.core.model import Key, Record
     from proxy.core.store_url import Bucket
@@ -52,6 +60,7 @@ REREAD_AFTER_S: Final = 0.2
 IDLE_CHECK_S: Final = 30
 """A bucket that answered so recently is asked nothing for its health: requests cost money."""
 
+RECORD_FIELDS: Final = {"ContentType": "application/json", "CacheControl": "no-store"}
 CACHE_CONTROL: Final = "public, max-age=31536000, immutable"
 
 
@@ -119,6 +128,8 @@ class S3Store:
                 return None
         if isinstance(found, _Damage):
             raise BucketError("the bucket answers with something that is no record", general=False)
+        if isinstance(found, Tombstone):
+            raise Removed(REMOVED)
         return found
 
     async def fetch(self, name: str, size: int | None) -> Body | None:
@@ -185,10 +196,17 @@ class S3Store:
             await body.aclose()
         return draft
 
-    async def delete(self, key: Key) -> None:
-        theirs = await self.find(key)
-        if theirs is not None:
-            await self.client.call("delete_object", Key=self.client.bucket.path(record_path(key)))
+    async def bury(self, tombstone: Tombstone) -> None:
+        await self._uploads.put_bytes(record_path(tombstone.key), encode_tombstone(tombstone), RECORD_FIELDS)
+
+    async def refuse(self, digest: Digest, removed_at: datetime) -> None:
+        await self._uploads.put_bytes(refusal_path(digest), encode_refusal(digest, removed_at), RECORD_FIELDS)
+        # What its extension was is not known for sure, and deleting what is not there costs nothing.
+        for name in object_names(digest):
+            await self.client.call("delete_object", Key=self.client.bucket.path(object_path(name)))
+
+    async def refused(self) -> set[Digest]:
+        return {digest async for path, _ in self.walk(REFUSED) if (digest := read_refusal_path(path)) is not None}
 
     async def size_of(self, name: str) -> int | None:
         stat = await self.client.stat(object_path(name))
@@ -213,10 +231,10 @@ class S3Store:
     def walk(self, folder: str) -> AsyncIterator[tuple[str, int]]:
         return self.client.walk(folder)
 
-    async def read_records(self, paths: Sequence[str]) -> Sequence[tuple[str, Record | RecordUnreadable]]:
+    async def read_records(self, paths: Sequence[str]) -> Sequence[tuple[str, Record | Tombstone | RecordUnreadable]]:
         places = asyncio.Semaphore(RECORDS_AT_ONCE)
 
-        async def read(path: str) -> tuple[str, Record | RecordUnreadable | None]:
+        async def read(path: str) -> tuple[str, Record | Tombstone | RecordUnreadable | None]:
             async with places:
                 try:
                     found = await self._read_record(path)
@@ -261,9 +279,9 @@ class S3Store:
         else:
             self.conditional = False
 
-    async def _read_record(self, path: str) -> Record | _Damage | None:
+    async def _read_record(self, path: str) -> Record | Tombstone | _Damage | None:
         """
-        Read a record; `None`: it is not there.
+        Read a record or tombstone; `None`: it is not there.
 
         Raises:
             WrittenByNewer: It is of a version that we do not know.
@@ -282,10 +300,9 @@ class S3Store:
     async def _put_record(self, record: Record, replaces: Digest | None) -> None:
         path = record_path(record.key)
         data = encode_record(record)
-        fields = {"ContentType": "application/json", "CacheControl": "no-store"}
         if self.conditional and replaces is None:
             try:
-                await self._uploads.put_bytes(path, data, {**fields, "IfNoneMatch": "*"})
+                await self._uploads.put_bytes(path, data, {**RECORD_FIELDS, "IfNoneMatch": "*"})
             except BucketError as error:
                 # 409: two puts met (S3 API, "ConditionalRequestConflict"). Either way somebody else was quicker.
                 if error.error_code not in EXISTS | RACED:
@@ -299,7 +316,7 @@ class S3Store:
             and await self.size_of(theirs.object_name) is not None
         ):
             raise Conflict("another image was kept under this link meanwhile")
-        await self._uploads.put_bytes(path, data, fields)
+        await self._uploads.put_bytes(path, data, RECORD_FIELDS)
 
 
 @dataclass(frozen=True, slots=True)

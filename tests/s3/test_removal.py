@@ -1,0 +1,105 @@
+"""Removing pictures from a bucket that several nodes share, and that may be away."""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from typing import TYPE_CHECKING
+
+from tests.images import picture
+from tests.s3.mischief import only
+from tests.s3.test_remote import ALL, comes_true, get, healed
+from tests.web.test_removal import REMOVED, kept, remove
+
+if TYPE_CHECKING:
+    from tests.conftest import Imgkeep
+    from tests.origins import FakeOrigin
+    from tests.s3.conftest import Remote
+
+NAME = f"{sha256(picture()).hexdigest()}.png"
+
+
+async def refused(node: Imgkeep, path: str) -> bool:
+    response = await node.client.get(path, allow_redirects=False)
+    return response.status == REMOVED[0]
+
+
+@ALL
+async def test_what_one_node_removes_the_others_do_not_show(remote: Remote, origin: FakeOrigin) -> None:
+    one, other = await remote.node("a"), await remote.node("b")
+    url = origin.gives("/a.png", picture())
+    told = await kept(one, url)
+    assert (await get(other, url))[1] == picture()
+    assert await remove(one, f"/{told['key']}") == 200
+    assert await remote.stored("objects") == {}
+    assert await refused(one, f"/images/{NAME}")
+    await comes_true(lambda: refused(other, f"/images/{NAME}"))
+    assert (await get(other, url))[0].status == REMOVED[0]
+    assert not list((other.folder / "cache").rglob("*.png"))
+    assert not list((one.folder / "cache").rglob("*.png"))
+    fresh = await remote.node("c")
+    assert (await get(fresh, url))[0].status == REMOVED[0]
+    again = origin.gives("/again.png", picture())
+    response = await fresh.client.post("/api/save-image", json={"url": again})
+    assert response.status == REMOVED[0]
+    assert await remote.stored("objects") == {}
+
+
+async def test_a_refusal_is_remembered_while_the_bucket_is_away(remote: Remote, origin: FakeOrigin) -> None:
+    node = await remote.node()
+    told = await kept(node, origin.gives("/a.png", picture()))
+    await remove(node, f"/{told['key']}")
+    await node.client.close()
+    await remote.gate.refuse()
+    node = await remote.node()
+    assert await refused(node, f"/images/{NAME}")
+    response = await node.client.post("/api/save-image", json={"url": origin.gives("/b.png", picture())})
+    assert response.status == REMOVED[0]
+
+
+async def test_nothing_is_removed_that_cannot_be_removed_for_good(remote: Remote, origin: FakeOrigin) -> None:
+    node = await remote.node()
+    await remote.gate.refuse()
+    url = origin.gives("/a.png", picture())
+    told = await kept(node, url)
+    assert told["storage"] == "local"
+    assert told["url"].endswith(f"/images/{NAME}")
+    assert await remove(node, f"/{told['key']}") == 503
+    assert (await get(node, url))[1] == picture()
+    await remote.gate.open()
+    await healed(node)
+    assert await remove(node, f"/{told['key']}") == 200
+    assert (await get(node, url))[0].status == REMOVED[0]
+
+
+async def test_what_waits_for_the_bucket_is_not_carried_over_once_it_is_removed(
+    remote: Remote, origin: FakeOrigin
+) -> None:
+    one, other = await remote.node("a"), await remote.node("b")
+    url = origin.gives("/a.png", picture())
+    await remote.gate.hang(match=only("PUT", "/v1/objects/"))
+    await kept(one, url)
+    await remote.gate.hang(match=only("PUT", "/v1/objects/"))
+    assert len(one.files("records")) == 1
+    await comes_true(lambda: _removes(other, url))
+    await remote.gate.open()
+    await healed(one)
+    assert await remote.stored("objects") == {}
+    assert one.files("objects") == one.files("records") == []
+    assert (await get(one, url))[0].status == REMOVED[0]
+
+
+async def _removes(node: Imgkeep, url: str) -> bool:
+    return await remove(node, src=url) == 200
+
+
+async def test_a_removal_in_the_middle_is_finished_by_doing_it_again(remote: Remote, origin: FakeOrigin) -> None:
+    node = await remote.node()
+    url = origin.gives("/a.png", picture())
+    told = await kept(node, url)
+    await remote.gate.answer(500, match=only("DELETE"))
+    assert await remove(node, f"/{told['key']}") == 503
+    assert len(await remote.stored("objects")) == 1
+    await remote.gate.open()
+    await healed(node)
+    assert await remove(node, f"/{told['key']}") == 200
+    assert await remote.stored("objects") == {}

@@ -1,0 +1,169 @@
+"""Looking through what is kept, and removing it for good."""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.images import picture, picture_of
+from tests.web.test_door import code
+from tests.web.test_save import data_url, save
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from tests.conftest import Imgkeep
+    from tests.origins import FakeOrigin
+
+    Start = Callable[..., Awaitable[Imgkeep]]
+
+DIGEST = sha256(picture()).hexdigest()
+REMOVED = (410, "removed")
+
+
+async def remove(imgkeep: Imgkeep, path: str = "", **query: str) -> int:
+    response = await imgkeep.client.delete(f"/api/images{path}", params=query)
+    return response.status
+
+
+async def kept(imgkeep: Imgkeep, url: str) -> dict[str, Any]:
+    status, told = await save(imgkeep, {"url": url})
+    assert status in {200, 201}
+    return told
+
+
+@pytest.mark.parametrize("way", ["key", "src", "digest"])
+async def test_a_removed_picture_stays_removed(start: Start, origin: FakeOrigin, way: str) -> None:
+    imgkeep = await start()
+    url = origin.gives("/a.png", picture())
+    told = await kept(imgkeep, url)
+    other = await kept(imgkeep, origin.gives("/other.png", picture(seed=1)))
+    await imgkeep.img(url)
+    for _ in range(2):
+        if way == "key":
+            assert await remove(imgkeep, f"/{told['key']}") == 200
+        else:
+            assert await remove(imgkeep, **{way: url if way == "src" else DIGEST}) == 200
+    for node in (imgkeep, await start(folder=imgkeep.folder)):
+        assert await code(await node.img(url)) == REMOVED
+        assert await code(await node.client.get(f"/images/{DIGEST}.png")) == REMOVED
+        assert (await save(node, {"url": url}))[1]["code"] == "removed"
+        assert (await save(node, {"data": data_url(picture())}))[1]["code"] == "removed"
+        assert await (await node.client.get(f"/images/{other['digest']}.png")).read() == picture(seed=1)
+    assert origin.asked("/a.png") == 1
+    assert [path.name for path in imgkeep.files("objects")] == [f"{other['digest']}.png"]
+
+
+async def test_a_removed_picture_does_not_come_back_under_another_link(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+    body = picture_of(500_000)
+    url, again, small = (origin.gives(f"/{name}.png", body) for name in "abc")
+    told = [await kept(imgkeep, url), await kept(imgkeep, again)]
+    assert await remove(imgkeep, f"/{told[0]['key']}") == 200
+    assert await code(await imgkeep.img(again)) == REMOVED, "a link that was known to lead to it"
+    for _ in range(3):
+        assert (await save(imgkeep, {"url": small}))[1]["code"] == "removed"
+    assert await code(await imgkeep.img(small)) == REMOVED
+    assert origin.asked("/c.png") == 1, "after one look the link is known, too"
+    assert imgkeep.files("objects") == imgkeep.files("partial") == []
+
+
+async def test_what_was_never_kept_can_be_refused(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+    url = origin.gives("/a.png", picture())
+    assert await remove(imgkeep, f"/{'0' * 64}") == 404
+    assert await remove(imgkeep, src=url) == 200
+    assert await code(await imgkeep.img(url)) == REMOVED
+    assert await remove(imgkeep, digest=sha256(picture(seed=1)).hexdigest()) == 200
+    assert (await save(imgkeep, {"data": data_url(picture(seed=1))}))[1]["code"] == "removed"
+    assert origin.seen == []
+
+
+async def test_a_lost_catalog_brings_nothing_back(start: Start, origin: FakeOrigin) -> None:
+    imgkeep = await start()
+    url = origin.gives("/a.png", picture())
+    told = await kept(imgkeep, url)
+    await remove(imgkeep, f"/{told['key']}")
+    await imgkeep.client.close()
+    for path in imgkeep.folder.glob("catalog.db*"):
+        path.unlink()
+    imgkeep = await start(folder=imgkeep.folder)
+    assert await code(await imgkeep.img(url)) == REMOVED
+    assert await code(await imgkeep.client.get(f"/images/{DIGEST}.png")) == REMOVED
+    assert (await (await imgkeep.client.get("/api/images")).json())["images"] == []
+
+
+async def test_images_are_listed_a_page_at_a_time(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+    keys = {(await kept(imgkeep, origin.gives(f"/{n}.png", picture(seed=n))))["key"] for n in range(5)}
+    keys.add((await save(imgkeep, {"data": data_url(picture(seed=9))}))[1]["key"])
+    found: list[dict[str, Any]] = []
+    query = {"limit": "2"}
+    sizes = []
+    while query.get("cursor") != "":
+        answer = await (await imgkeep.client.get("/api/images", params=query)).json()
+        found += answer["images"]
+        sizes.append(len(answer["images"]))
+        query["cursor"] = answer["next"] or ""
+    assert sizes == [2, 2, 2]
+    assert {image["key"] for image in found} == keys
+    one = await (await imgkeep.client.get(f"/api/images/{found[0]['key']}")).json()
+    assert one.pop("success")
+    assert one == found[0]
+
+
+@pytest.mark.parametrize(
+    ("query", "number"),
+    [
+        ({"host": "127.0.0.1"}, 1),
+        ({"host": "a.example"}, 0),
+        ({"provider": "OpenAI"}, 0),
+        ({"digest": DIGEST}, 1),
+        ({"since": "2020-01-01"}, 2),
+        ({"since": "2999-01-01T00:00:00Z"}, 0),
+        ({"until": "2020-01-01T00:00:00+02:00"}, 0),
+        ({"host": "127.0.0.1", "until": "2999-01-01"}, 1),
+    ],
+)
+async def test_images_are_looked_for(imgkeep: Imgkeep, origin: FakeOrigin, query: dict[str, str], number: int) -> None:
+    await kept(imgkeep, origin.gives("/a.png", picture()))
+    await save(imgkeep, {"data": data_url(picture(seed=1))})
+    response = await imgkeep.client.get("/api/images", params=query)
+    assert len((await response.json())["images"]) == number
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "?limit=0", 400),
+        ("GET", "?limit=1001", 400),
+        ("GET", "?limit=x", 400),
+        ("GET", "?cursor=x", 400),
+        ("GET", "?cursor=%FF", 400),
+        ("GET", "?since=yesterday", 400),
+        ("GET", "?since=0001-01-01T00:00:00%2B23:00", 400),
+        ("GET", "?digest=x", 400),
+        ("GET", "?page=2", 400),
+        ("GET", "?host=a&host=b", 400),
+        ("GET", "/x", 400),
+        ("GET", f"/{'0' * 64}", 404),
+        ("DELETE", "", 400),
+        ("DELETE", "?src=x", 400),
+        ("DELETE", "?digest=x", 400),
+        ("DELETE", f"?digest={DIGEST}&src=https://a.example/", 400),
+        ("DELETE", "/x", 400),
+        ("DELETE", f"/{'0' * 64}", 404),
+        ("PUT", "", 405),
+    ],
+)
+async def test_what_is_no_such_request_is_told_so(imgkeep: Imgkeep, method: str, path: str, status: int) -> None:
+    response = await imgkeep.client.request(method, f"/api/images{path}")
+    told = await response.json()
+    assert (response.status, told["success"]) == (status, False)
+
+
+async def test_who_may_not_call_the_api_removes_nothing(start: Start, origin: FakeOrigin) -> None:
+    imgkeep = await start(security={"api_tokens": ["t" * 20]})
+    url = origin.gives("/a.png", picture())
+    await (await imgkeep.img(url)).read()
+    assert await remove(imgkeep, src=url) == 401
+    assert await (await imgkeep.img(url)).read() == picture()
