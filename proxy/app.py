@@ -25,6 +25,7 @@ import msgspec
 from aiohttp import web
 
 from proxy import __version__
+from proxy.catalog import SqlJobs
 from proxy.core.errors import Conflict, StorageError, WrittenByNewer
 from proxy.core.identity import identify
 from proxy.core.signing import Signatures
@@ -37,12 +38,13 @@ from proxy.service.fill import Neighbours
 from proxy.service.heal import Healer
 from proxy.service.health import LOOK_EVERY_S, Health
 from proxy.service.inspect import Inspector
+from proxy.service.jobs import JobRunner
 from proxy.service.keep import Keeper, Rules
 from proxy.service.removal import Refusals, Remover
 from proxy.service.save import Saver
 from proxy.service.upkeep import reindex
 from proxy.telemetry import Metrics
-from proxy.web import api, images_api
+from proxy.web import api, images_api, jobs_api
 from proxy.web import health as health_routes
 from proxy.web.bodies import Bodies
 from proxy.web.door import Door, Tokens
@@ -133,6 +135,9 @@ def build(config: Config, seams: Seams = Seams()) -> web.Application:
     app.router.add_get("/images/{name}", image)
     app.router.add_get("/api/inspect", api.inspect)
     app.router.add_post("/api/save-image", api.save_image)
+    app.router.add_post("/api/save-images", jobs_api.save_images)
+    app.router.add_get("/api/jobs/{id}", jobs_api.show_job)
+    app.router.add_get("/api/jobs/{id}/events", jobs_api.follow_job)
     app.router.add_get("/api/images", images_api.list_images)
     app.router.add_delete("/api/images", images_api.remove_images)
     app.router.add_get("/api/images/{key}", images_api.show_image)
@@ -210,6 +215,21 @@ async def _site(config: Config, seams: Seams, running: _Running) -> AsyncGenerat
             store=parts.store, register=parts.catalog, finder=keeper, refusals=refusals, clock=seams.clock
         )
         keeper.remove = remover.remove_record
+        saver = Saver(keeper, neighbours, body_bytes_max=config.fetch.body_bytes_max)
+        jobs = JobRunner(
+            jobs=SqlJobs(parts.catalog),
+            saver=saver,
+            messenger=origin,
+            identify=inspector.identify,
+            public=inspector.public,
+            webhook_key=config.security.signing_keys[0] if config.security.signing_keys else None,
+            clock=seams.clock,
+            draw=random.random,
+            draw_id=lambda: secrets.token_hex(16),
+            sleep=seams.sleep,
+            counted=metrics.worked,
+        )
+        metrics.watch("job_links_waiting", "Links that wait to be saved", lambda: jobs.waiting)
         metrics.watch("fills_in_flight", "Images being fetched", lambda: keeper.fills_in_air)
         metrics.watch("fetches_waiting", "Fetches that wait for a place", lambda: origin.gates.waiting)
         metrics.watch("store_free_bytes", "Bytes free on the local disk", lambda: health.free_bytes)
@@ -219,6 +239,7 @@ async def _site(config: Config, seams: Seams, running: _Running) -> AsyncGenerat
         tasks = [
             asyncio.create_task(_watch(health, parts)),
             asyncio.create_task(refusals.run(seams.sleep)),
+            asyncio.create_task(jobs.run()),
             *_begin_healing(parts, keeper, refusals, health, metrics, seams),
         ]
         try:
@@ -229,8 +250,9 @@ async def _site(config: Config, seams: Seams, running: _Running) -> AsyncGenerat
                 public=inspector.public,
                 inspector=inspector,
                 remover=remover,
+                jobs=jobs,
                 ledger=parts.catalog,
-                saver=Saver(keeper, neighbours, body_bytes_max=config.fetch.body_bytes_max),
+                saver=saver,
                 bodies=Bodies(),
                 redirect_status=config.delivery.redirect_status,
                 door=Door(

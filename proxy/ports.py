@@ -12,13 +12,30 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
     from datetime import datetime
     from mmap import mmap
 
     from proxy.core.errors import StorageError
-    from proxy.core.model import Backlog, Digest, Key, Record, Source, Tombstone, Totals, Validator, Waiting, Wanted
+    from proxy.core.model import (
+        Backlog,
+        Digest,
+        Failure,
+        Job,
+        JobItem,
+        JobResult,
+        Key,
+        NewItem,
+        Record,
+        Source,
+        Tombstone,
+        Totals,
+        Validator,
+        Waiting,
+        Wanted,
+        Webhook,
+    )
     from proxy.core.stored import RecordUnreadable
 
     Clock = Callable[[], datetime]
@@ -401,6 +418,60 @@ class Ledger(Protocol):
 
     async def rebuild(self, records: AsyncIterator[Record]) -> int:
         """Bring in all records, drop all others, and return how many."""
+
+
+class Jobs(Protocol):
+    """Jobs, durably: a link is in one until it is saved or has failed for good. Faults are `StorageError`."""
+
+    async def create(self, job_id: str, new: Sequence[NewItem], webhook: str | None) -> Job: ...
+
+    async def find(self, job_id: str) -> Job | None: ...
+
+    async def results(self, job_id: str, *, after: int, limit: int) -> Sequence[JobResult]:
+        """Return up to `limit` results in the order of their numbers, from behind the number `after`."""
+
+    async def count_waiting(self) -> int:
+        """Return how many links wait, in all jobs."""
+
+    async def due(self, limit: int, *, but: Collection[tuple[str, int]], busy: Collection[str]) -> Sequence[JobItem]:
+        """
+        Return up to `limit` links whose time has come, those first that expire first; none of `but` (job and number),
+        and none at a `busy` host.
+        """
+
+    async def saved(self, item: JobItem, key: Key, *, created: bool) -> Job:
+        """The image is kept. Returns the job as it stands now."""
+
+    async def failed(self, item: JobItem, failure: Failure) -> Job:
+        """It never will be. Returns the job as it stands now."""
+
+    async def postpone(self, item: JobItem, delay_s: float) -> None:
+        """Count an attempt that failed, and wait `delay_s` seconds before the next."""
+
+    async def webhooks(self, limit: int) -> Sequence[Webhook]:
+        """Return up to `limit` jobs that are done and of which somebody is to be told, those first that are due."""
+
+    async def told(self, webhook: Webhook) -> None:
+        """Somebody was told, or never will be."""
+
+    async def postpone_webhook(self, webhook: Webhook, delay_s: float) -> None:
+        """Count an attempt that failed, and wait `delay_s` seconds before the next."""
+
+    async def forget(self, older_than_s: int) -> int:
+        """Forget jobs that were done so long ago; return how many."""
+
+
+class Messenger(Protocol):
+    """Who tells others over HTTP."""
+
+    async def post(self, source: Source, body: bytes, headers: Mapping[str, str]) -> int:
+        """
+        Send JSON, follow nothing, and return the status.
+
+        Raises:
+            SourceForbidden: Policy refuses the address.
+            OriginError: It was not answered.
+        """
 
 
 class Meter(Protocol):

@@ -97,6 +97,10 @@ class Metrics:
             ["operation"],
             registry=self.registry,
         )
+        # One per attempt to save a link of a job: "saved", "retried", or the code of what it failed with for good.
+        self._worked = Counter(
+            "imgkeep_job_links", "Links of jobs that were tried to be saved", ["outcome"], registry=self.registry
+        )
         # One per attempt to carry an image over; healed{outcome="failed"} may count an image many times.
         self._healed = Counter(
             "imgkeep_healed", "Images carried from the fallback to the store", ["outcome"], registry=self.registry
@@ -124,6 +128,10 @@ class Metrics:
     def healed(self, done: bool) -> None:  # noqa: FBT001 - the one thing it is told
         """An image was carried over, or an attempt to failed."""
         self._healed.labels("done" if done else "failed").inc()
+
+    def worked(self, outcome: str) -> None:
+        """A link of a job was tried."""
+        self._worked.labels(outcome).inc()
 
     def filled(self, size: int, *, pending: bool) -> None:
         self._fills.labels("fallback" if pending else "stored").inc()

@@ -3,6 +3,7 @@ The catalog: a fast, queryable view of the records in SQL. Losing it loses nothi
 """
 
 from proxy.catalog.database import CatalogTooNew
+from proxy.catalog.jobs import SqlJobs
 from proxy.catalog.sql import SqlCatalog
 
-__all__ = ["CatalogTooNew", "SqlCatalog"]
+__all__ = ["CatalogTooNew", "SqlCatalog", "SqlJobs"]

@@ -91,6 +91,15 @@ class SqlCatalog(Database):
         await self._settle()
         return await self._run(self._select, query)
 
+    async def find_all(self, keys: Collection[Key]) -> dict[Key, Record]:
+        """Return those of the records that are known."""
+        await self._settle()
+        wanted, found = list(keys), {}
+        for start in range(0, len(wanted), BATCH):
+            query = _records().where(images.c.key.in_(wanted[start : start + BATCH]))
+            found.update({record.key: record for record in await self._run(self._select, query)})
+        return found
+
     async def keys_of(self, digest: Digest) -> Sequence[Key]:
         await self._settle()
         query = sa.select(images.c.key).where(images.c.digest == digest)

@@ -179,6 +179,85 @@ class Wanted:
 
 
 @dataclass(frozen=True, slots=True)
+class Failure:
+    """Why an image is not kept, in the words of the HTTP API: for programs and for people, without secrets."""
+
+    code: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class NewItem:
+    """A link that is to be saved, or why it cannot be (`failure`)."""
+
+    link: str
+    host: str
+    expires_at: datetime | None
+    failure: Failure | None = None
+
+    def __repr__(self) -> str:
+        return f"<NewItem at {self.host}>"
+
+
+@dataclass(frozen=True, slots=True)
+class JobItem:
+    """A link that waits in a job to be saved."""
+
+    job: str
+    number: int
+    link: str
+    host: str
+    expires_at: datetime | None
+    attempts: int
+
+    def __repr__(self) -> str:
+        return f"<JobItem {self.number} at {self.host}>"
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Links that are saved together. `saved + failed` of `total` are settled."""
+
+    id: str
+    created_at: datetime
+    finished_at: datetime | None
+    total: int
+    saved: int
+    failed: int
+
+    @property
+    def state(self) -> str:
+        if self.finished_at is not None:
+            return "done"
+        return "running" if self.saved or self.failed else "queued"
+
+
+@dataclass(frozen=True, slots=True)
+class JobResult:
+    """What became of one link: `waiting`, `saved` or `failed`. `record` is missing where the image has gone since."""
+
+    number: int
+    state: str
+    key: Key | None
+    created: bool
+    record: Record | None
+    failure: Failure | None
+
+
+@dataclass(frozen=True, slots=True)
+class Webhook:
+    """Somebody who is to be told that a job is done."""
+
+    job: Job
+    url: str
+    attempts: int
+    due_in_s: int
+
+    def __repr__(self) -> str:
+        return f"<Webhook of {self.job.id}>"
+
+
+@dataclass(frozen=True, slots=True)
 class Totals:
     """What is stored in all. `object_bytes` counts equal bytes once; `hosts` are the ten with most images."""
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import errno
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urljoin
 
@@ -130,6 +131,30 @@ class OriginClient:
             if not has_place:
                 raise Busy("too many images are being fetched at the moment", retry_after_s=2) from None
             raise OriginTimeout("the origin took longer than fetch.total_timeout_s") from None
+
+    async def post(self, source: Source, body: bytes, headers: Mapping[str, str]) -> int:
+        """Implements `ports.Messenger`: the same addresses are refused as for images, whatever the host lists say."""
+        reason = judge(source, replace(self._policy, hosts_allowed=None))
+        if reason is not None:
+            raise SourceForbidden(f"the address is refused: {reason}")
+        try:
+            async with (
+                asyncio.timeout(self._settings.read_timeout_s),
+                self._session.post(
+                    URL(source.url, encoded=True),
+                    data=body,
+                    headers={**headers, "Content-Type": "application/json", "Accept": "*/*"},
+                    allow_redirects=False,
+                ) as response,
+            ):
+                response.close()
+                return response.status
+        except TimeoutError:
+            raise OriginTimeout("it did not connect or answer in time") from None
+        except aiohttp.ClientConnectorError as error:
+            raise _connect_error(error) from None
+        except (aiohttp.ClientError, ValueError, OSError):
+            raise OriginError("the connection failed, or it does not speak HTTP") from None
 
     async def _ask_until_answered(
         self, source: Source, conditions: Mapping[str, str], place: Place

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -16,7 +17,7 @@ from proxy.web.bodies import LARGE_BODY_BYTES, read_file
 from proxy.web.site import NOTES, SITE
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Mapping
 
     from proxy.core.model import Record, Source
     from proxy.service.save import Saved
@@ -98,13 +99,13 @@ def facts_of(request: web.Request, record: Record) -> dict[str, Any]:
     }
 
 
-def answer(facts: object, *, status: int = 200) -> web.Response:
+def answer(facts: object, *, status: int = 200, headers: Mapping[str, str] = MappingProxyType({})) -> web.Response:
     """Return JSON that nobody stores."""
     return web.Response(
         status=status,
         body=msgspec.json.encode(facts),
         content_type="application/json",
-        headers={"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"},
+        headers={"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", **headers},
     )
 
 

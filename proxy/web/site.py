@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from proxy.ports import Clock, Ledger, Meter
     from proxy.service.health import Health
     from proxy.service.inspect import Inspector
+    from proxy.service.jobs import JobRunner
     from proxy.service.keep import Keeper
     from proxy.service.removal import Remover
     from proxy.service.save import Saver
@@ -38,6 +39,7 @@ class Site:
     inspector: Inspector
     saver: Saver
     remover: Remover
+    jobs: JobRunner
     ledger: Ledger
     bodies: Bodies
     redirect_status: int

@@ -1,0 +1,57 @@
+"""Jobs of a process that is killed again and again (row C7 of the fault matrix)."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import TYPE_CHECKING, Any
+
+from tests.images import picture
+from tests.program import serving
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.origins import Exchange, FakeOrigin
+    from tests.program import Program
+
+LINKS = 80
+KILLS = 5
+
+
+async def ask(program: Program, method: str, path: str, **how: Any) -> dict[str, Any]:
+    async with program.session.request(method, f"http://{program.address}{path}", **how) as response:
+        told: dict[str, Any] = await response.json()
+        return told
+
+
+async def test_jobs_go_on_after_kills_and_nothing_that_was_done_is_done_again(
+    tmp_path: Path, origin: FakeOrigin
+) -> None:
+    async def answer(exchange: Exchange) -> None:
+        await asyncio.sleep(0.02)
+        await exchange.answer(picture(seed=int(exchange.target[1:-4])))
+
+    draw = random.Random(7)
+    folder = tmp_path / "data"
+    urls = [origin.on(f"/{n}.png", answer) for n in range(LINKS)]
+    job = ""
+    counts: dict[int, int] = {}
+    for _ in range(KILLS):
+        async with serving(folder) as program:
+            if not job:
+                job = (await ask(program, "POST", "/api/save-images", json={"urls": urls}))["id"]
+            await asyncio.sleep(draw.uniform(0.05, 0.3))
+            results = (await ask(program, "GET", f"/api/jobs/{job}"))["results"]
+            for index in [result["index"] for result in results if result["state"] == "saved"]:
+                counts.setdefault(index, origin.asked(f"/{index}.png"))
+            program.kill()
+    assert 0 < len(counts) < LINKS, "some were done before the last kill, and not all"
+    async with serving(folder) as program, asyncio.timeout(30):
+        while (told := await ask(program, "GET", f"/api/jobs/{job}"))["state"] != "done":  # noqa: ASYNC110 - as any client
+            await asyncio.sleep(0.05)
+        assert (told["saved"], told["failed"]) == (LINKS, 0)
+        for n, url in enumerate(urls):
+            assert (await program.img(url)).body == picture(seed=n)
+    assert {index: origin.asked(f"/{index}.png") for index in counts} == counts
+    assert max(origin.asked(f"/{n}.png") for n in range(LINKS)) <= KILLS + 1
