@@ -10,22 +10,25 @@ import sys
 import tomllib
 from contextlib import aclosing, suppress
 from dataclasses import replace
+from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from proxy import __version__, app
-from proxy.cli import look, migrate, signing, stored, upkeep
-from proxy.config import ENVIRONMENT_PREFIX, Config, ConfigError, load, read_store_url
+from proxy.cli import folders, look, migrate, remove, save, signing, stored, upkeep
+from proxy.config import ENVIRONMENT_PREFIX, Config, ConfigError, check_mount, load, read_store_url
 from proxy.core.errors import StorageError
 from proxy.core.store_url import Bucket, Folder
 from proxy.parts import Parts, open_migration, open_parts
 from proxy.telemetry import logging_to
+from proxy.works import REAL, open_works
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
 
     from proxy.parts import RemoteParts
+    from proxy.works import Works
 
 CONFIG_FILE = "config.toml"
 DONE, SOME_FAILED, USAGE = 0, 1, 2
@@ -56,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status
 
 
-async def _command(arguments: argparse.Namespace, config: Config) -> int:
+async def _command(arguments: argparse.Namespace, config: Config) -> int:  # noqa: PLR0911 - one for each kind
     match arguments.command:
         case "serve":
             _raise_file_limit()
@@ -64,17 +67,67 @@ async def _command(arguments: argparse.Namespace, config: Config) -> int:
             return DONE
         case "inspect" | "sign" | "token":
             return _tell(arguments, config)
-        case "check" if not arguments.live:
-            return await look.check({}, out=sys.stdout)
         case "migrate":
             source, target = _read_place("FROM", arguments.source), _read_place("TO", arguments.target)
             if source == target:
                 raise ConfigError("TO: is the same store as FROM")
-            async with open_migration(config, source, target, clock=app.Seams().clock) as migration:
+            async with open_migration(config, source, target, clock=REAL.clock) as migration:
                 return await migrate.migrate(migration, as_json=arguments.json, out=sys.stdout, err=sys.stderr)
+        case "save" if arguments.server:
+            tokens = config.security.api_tokens
+            server = save.Server(arguments.server, tokens[0] if tokens else None)
+            links = _lines(arguments)
+            return await save.save(links, server, as_json=arguments.json, out=sys.stdout, err=sys.stderr)
+        case "save" | "import" | "export" | "remove":
+            async with open_works(config) as works:
+                return await _work(arguments, config, works)
         case _:
-            async with open_parts(config, clock=app.Seams().clock) as parts:
+            if arguments.command == "check" and not arguments.live:
+                return await look.check({}, out=sys.stdout)
+            async with open_parts(config, clock=REAL.clock) as parts:
                 return await _maintain(arguments, parts)
+
+
+async def _work(arguments: argparse.Namespace, config: Config, works: Works) -> int:
+    """Run what works on images without a server; what goes on in the background is the server's."""
+    if arguments.command == "export":
+        _warn_of_gaps(works.parts)
+    describe = partial(works.keeper.describe, base=config.server.public_url.rstrip("/"))
+    match arguments.command:
+        case "save":
+            target = save.Store(works.saver, identify=works.keeper.identify, describe=describe, clock=REAL.clock)
+            links = _lines(arguments)
+            return await save.save(links, target, as_json=arguments.json, out=sys.stdout, err=sys.stderr)
+        case "import":
+            check_mount("--mount", arguments.mount)
+            if arguments.mount not in {legacy.mount for legacy in config.legacy}:
+                sys.stderr.write("imgkeep: old names answer once [[legacy]] names this mount in the configuration\n")
+            if not arguments.folder.is_dir():
+                raise ConfigError(f"{arguments.folder}: is not a folder")
+            return await folders.adopt(
+                arguments.folder,
+                arguments.mount,
+                works.saver,
+                as_json=arguments.json,
+                out=sys.stdout,
+                err=sys.stderr,
+            )
+        case "export":
+            return await folders.export(
+                works.parts.catalog,
+                url_of=lambda record: str(describe(record)["url"]),
+                as_json=arguments.format == "jsonl",
+                out=sys.stdout,
+            )
+        case _:
+            return await remove.remove(
+                _urls(arguments.names),
+                works.remover,
+                works.keeper.identify,
+                by_digest=arguments.digest,
+                out=sys.stdout,
+                err=sys.stderr,
+            )
 
 
 def _tell(arguments: argparse.Namespace, config: Config) -> int:
@@ -92,7 +145,7 @@ def _tell(arguments: argparse.Namespace, config: Config) -> int:
                 _urls(arguments.urls),
                 key=config.security.signing_keys[0],
                 base=config.server.public_url,
-                now=app.Seams().clock(),
+                now=REAL.clock(),
                 ttl_s=arguments.ttl_s,
                 as_json=arguments.json,
                 out=sys.stdout,
@@ -102,8 +155,8 @@ def _tell(arguments: argparse.Namespace, config: Config) -> int:
 
 async def _maintain(arguments: argparse.Namespace, parts: Parts) -> int:
     catalog = parts.catalog
-    if arguments.command in {"list", "stats"} and not catalog.complete:
-        sys.stderr.write("imgkeep: the catalog is not complete; `imgkeep reindex` fills it from the records\n")
+    if arguments.command in {"list", "stats"}:
+        _warn_of_gaps(parts)
     match arguments.command:
         case "check":
             if parts.remote is None:
@@ -120,6 +173,11 @@ async def _maintain(arguments: argparse.Namespace, parts: Parts) -> int:
             return await stored.list_images(catalog, limit=arguments.limit, as_json=arguments.json, out=sys.stdout)
         case _:
             return await stored.stats(catalog, complete=catalog.complete, as_json=arguments.json, out=sys.stdout)
+
+
+def _warn_of_gaps(parts: Parts) -> None:
+    if not parts.catalog.complete:
+        sys.stderr.write("imgkeep: the catalog is not complete; `imgkeep reindex` fills it from the records\n")
 
 
 async def _steps(remote: RemoteParts) -> AsyncGenerator[tuple[str, str | None, str | None]]:
@@ -143,6 +201,18 @@ def _parser() -> argparse.ArgumentParser:
     sign = commands.add_parser("sign", help="print signed /img URLs")
     sign.add_argument("urls", nargs="+", metavar="URL", help="- reads one a line from standard input")
     sign.add_argument("--ttl-s", type=_count, metavar="SECONDS", help="how long they hold (default: for ever)")
+    saving = commands.add_parser("save", help="keep images before anybody looks, and print their permanent URLs")
+    saving.add_argument("urls", nargs="*", metavar="URL", help="- reads one a line from standard input")
+    saving.add_argument("-f", "--file", type=Path, metavar="FILE", help="with one URL a line")
+    saving.add_argument("--server", metavar="URL", help="a running imgkeep (default: straight into the store)")
+    adopting = commands.add_parser("import", help="adopt a folder of images with their names")
+    adopting.add_argument("folder", type=Path, metavar="DIR")
+    adopting.add_argument("--mount", required=True, help="old names answer under /MOUNT/NAME, see [[legacy]]")
+    exporting = commands.add_parser("export", help="print source, permanent URL, digest and time of all images")
+    exporting.add_argument("--format", choices=["csv", "jsonl"], default="csv")
+    removing = commands.add_parser("remove", help="remove pictures for good")
+    removing.add_argument("names", nargs="+", metavar="KEY|URL", help="- reads one a line from standard input")
+    removing.add_argument("--digest", action="store_true", help="the names are digests")
     commands.add_parser("token", help="print a new secret for security.api_tokens or security.signing_keys")
     verify = commands.add_parser("verify", help="read all that is stored again; set aside what is damaged")
     commands.add_parser("reindex", help="fill the catalog from the records")
@@ -152,7 +222,7 @@ def _parser() -> argparse.ArgumentParser:
     migration = commands.add_parser("migrate", help="copy all that is stored from one store to another")
     migration.add_argument("source", metavar="FROM", help="file:PATH or s3://BUCKET/PREFIX, as in store.url")
     migration.add_argument("target", metavar="TO", help="likewise; what it has already stays")
-    for command in (inspect, sign, verify, images, stats, migration):
+    for command in (inspect, saving, adopting, sign, verify, images, stats, migration):
         command.add_argument("--json", action="store_true", help="one JSON object a line")
     return parser
 
@@ -193,6 +263,19 @@ def _urls(arguments: Sequence[str]) -> Iterator[str]:
             yield from (line.rstrip(b"\r\n").decode("utf-8", "replace") for line in sys.stdin.buffer)
         else:
             yield os.fsencode(argument).decode("utf-8", "replace")
+
+
+def _lines(arguments: argparse.Namespace) -> list[str]:
+    """Return the links that are named, and those in the file that is."""
+    links = list(_urls(arguments.urls))
+    if arguments.file is not None:
+        try:
+            links += arguments.file.read_bytes().decode("utf-8", "replace").splitlines()
+        except OSError as error:
+            raise ConfigError(f"{arguments.file}: {error.strerror}") from None
+    if not links:
+        raise ConfigError("save: name URLs, or a file with -f")
+    return links
 
 
 def _run(command: Coroutine[None, None, int]) -> int:

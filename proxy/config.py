@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from proxy.core.address import Network
     from proxy.core.identity import Catalogue
 
+OWN_PATHS: Final = frozenset({"img", "images", "api", "healthz", "readyz", "metrics", "openapi.json", "imgkeep.js"})
 ENVIRONMENT_PREFIX: Final = "IMGKEEP_"
 
 Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
@@ -127,6 +128,12 @@ class Limits(Section, frozen=True):
     fill_bytes_per_day: Bytes = 0
 
 
+class Legacy(Section, frozen=True):
+    """Old file names that go on working: what `imgkeep import --mount` has adopted, under `/<mount>/<name>`."""
+
+    mount: str
+
+
 class Log(Section, frozen=True):
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["text", "json"] = "text"
@@ -145,6 +152,7 @@ class Config(Section, frozen=True):
     security: Security = Security()
     limits: Limits = Limits()
     log: Log = Log()
+    legacy: tuple[Legacy, ...] = ()
 
     def read_catalogue(self) -> Catalogue:
         """
@@ -286,6 +294,8 @@ def _validate(config: Config) -> None:
     place = read_store_url("store.url", config.store.url)
     if config.store.fallback and not isinstance(read_store_url("store.fallback", config.store.fallback), Folder):
         raise ConfigError("store.fallback: expected file:PATH, a disk that is there when the network is not")
+    for legacy in config.legacy:
+        check_mount("legacy.mount", legacy.mount)
     remote = isinstance(place, Bucket)
     read_catalog_url(config.catalog.url)
     for setting, honoured, instead in (
@@ -312,6 +322,19 @@ _NO_SECRET: Final = (
 def _are_secret(texts: Sequence[str]) -> bool:
     """Whether each can stand in a header field, and is not guessed."""
     return all(re.fullmatch(rf"[!-~]{{{KEY_CHARS_MIN},}}", text) for text in texts)
+
+
+def check_mount(setting: str, mount: str) -> None:
+    """
+    Check what stands before old file names.
+
+    Raises:
+        ConfigError: It is no path, or one of ours.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9_-][\w.-]*(/[A-Za-z0-9_-][\w.-]*)*", mount, re.ASCII):
+        raise ConfigError(f"{setting}: expected a path like generated-images, without slashes at its ends")
+    if mount.partition("/")[0] in OWN_PATHS:
+        raise ConfigError(f"{setting}: /{mount} is a path of imgkeep's own")
 
 
 def _check_networks(setting: str, networks: Sequence[str]) -> None:

@@ -17,7 +17,10 @@ from proxy.core.store_url import Folder
 
 ROOT = Path(__file__).parent.parent
 SETTINGS = [
-    (section, key) for section in Config.__struct_fields__ for key in getattr(Config(), section).__struct_fields__
+    (section, key)
+    for section in Config.__struct_fields__
+    if section != "legacy"
+    for key in getattr(Config(), section).__struct_fields__
 ]
 
 
@@ -29,7 +32,7 @@ def test_the_shipped_file_holds_exactly_the_defaults() -> None:
     shipped = tomllib.loads((ROOT / "config.toml").read_text())
     defaults = msgspec.json.decode(msgspec.json.encode(Config()))
     # An empty list in the file could not be followed by the tables that everybody would write.
-    assert defaults["sources"].pop("providers") == []
+    assert defaults["sources"].pop("providers") == defaults.pop("legacy") == []
     assert shipped == defaults
     assert load(shipped, {}) == Config()
 
@@ -183,6 +186,9 @@ def test_every_setting_can_come_from_the_environment(section: str, key: str) -> 
             "catalog.url: expected sqlite:PATH or postgresql://",
             id="another database",
         ),
+        pytest.param({"legacy": [{"mount": "images"}]}, {}, "legacy.mount: /images is a path of imgkeep's", id="mount"),
+        pytest.param({"legacy": [{"mount": "a/"}]}, {}, "legacy.mount: expected a path", id="mount with a slash"),
+        pytest.param({"legacy": [{"folder": "a"}]}, {}, "legacy.folder: unknown setting", id="no mount"),
         pytest.param({"server": {"workers": 2}}, {}, "server.workers: only 1", id="workers"),
         pytest.param(
             {"security": {"signature": "always"}},

@@ -1,4 +1,4 @@
-"""Images that come without a link: data URLs, and the identity of bytes."""
+"""Images that come without a link: data URLs, the identity of bytes, and that of old names."""
 
 from __future__ import annotations
 
@@ -23,6 +23,12 @@ def identify_bytes(digest: Digest) -> SourceInfo:
     """Return the identity of an image that is named by its bytes alone: an `ni` URI (RFC 6920)."""
     hashed = urlsafe_b64encode(bytes.fromhex(digest)).rstrip(b"=").decode()
     identity = f"ni:///sha-256;{hashed}"
+    return SourceInfo(identity, Key(sha256(identity.encode()).hexdigest()))
+
+
+def identify_legacy(mount: str, name: str) -> SourceInfo:
+    """Return the identity of an image that was adopted under an old name, `/<mount>/<name>`."""
+    identity = f"legacy:{mount}/{name}"
     return SourceInfo(identity, Key(sha256(identity.encode()).hexdigest()))
 
 

@@ -203,7 +203,7 @@ class Keeper:
         if self._policy.denies(source.host):
             raise SourceForbidden("the source is refused: host is in sources.deny")
         while True:
-            delivery, fault = await self._find(info, head=visit.head)
+            delivery, fault = await self._find(info.key, head=visit.head)
             if delivery is not None:
                 self._refresh(source, info, visit)
                 return delivery
@@ -273,9 +273,23 @@ class Keeper:
             return None
         return Delivery(Outcome.HIT, format_, f'"{digest}"', _name_for_people(digest, format_), body, name)
 
+    async def deliver_kept(self, key: Key, *, head: bool = False) -> Delivery | Referral | None:
+        """
+        Deliver what is kept under a key that no link leads to; `None` if there is nothing.
+
+        Raises:
+            Removed: It was removed.
+            StorageError: The store cannot tell.
+        """
+        delivery, fault = await self._find(key, head=head)
+        if fault is not None:
+            raise fault
+        return delivery
+
     async def look_up(self, key: Key) -> Record | None:
         """Return the record under a key, whether its object is there or not. Raises as `ports.Store.find`."""
-        return self._records.get(key) or await self._find_record(key) or self._records.get(key)
+        record = self._records.get(key) or await self._find_record(key)
+        return record or self._records.get(key)  # a fill may have landed while we looked elsewhere
 
     def forget(self, key: Key) -> None:
         """Hold nothing in memory that says that an image is kept."""
@@ -369,6 +383,26 @@ class Keeper:
         if digest in self._refused:
             raise Removed(REMOVED)
 
+    def describe(self, record: Record, *, base: str) -> dict[str, object]:
+        """Return what is told of a record, whatever the store; `base` stands before our own paths."""
+        return {
+            "url": self.permanent_url(record) or f"{base}/images/{record.object_name}",
+            "storage": self.place_of(record),
+            "key": record.key,
+            "digest": record.digest,
+            "content_type": record.format.media_type,
+            "size": record.size,
+            "width": record.pixel_size.width if record.pixel_size else None,
+            "height": record.pixel_size.height if record.pixel_size else None,
+            "stored_at": record.stored_at,
+            "source": {
+                "host": record.host or None,
+                "provider": record.provider,
+                "temporary": record.temporary,
+                "expires_at": record.expires_at,
+            },
+        }
+
     async def _refer(self, name: str, etag: str, *, head: bool) -> Referral | None:
         address = None if self._addresses is None else await self._addresses.find(name, head=head)
         return None if address is None else Referral(address, etag, name, self._permanent_url(name))
@@ -376,13 +410,10 @@ class Keeper:
     def _permanent_url(self, name: str) -> str | None:
         return None if self._addresses is None else self._addresses.permanent(name)
 
-    async def _find(self, info: SourceInfo, *, head: bool) -> tuple[Delivery | Referral | None, StorageError | None]:
+    async def _find(self, key: Key, *, head: bool) -> tuple[Delivery | Referral | None, StorageError | None]:
         """Find what is stored under a key. A fault is not a miss: it is told beside the `None`."""
         try:
-            record = self._records.get(info.key)
-            record = record or await self._find_record(info.key)
-            # A fill may have landed while we looked elsewhere.
-            record = record or self._records.get(info.key)
+            record = await self.look_up(key)
             if record is not None:
                 self._insist_on_life(record.digest)
             if record is not None and not record.pending:

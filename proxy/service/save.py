@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from proxy.core.content import identify_bytes
-from proxy.core.errors import NotAnImage, Removed, StorageError, TooLarge
+from proxy.core.errors import Conflict, NotAnImage, Removed, StorageError, TooLarge
 from proxy.core.model import Format, Record
 from proxy.core.sniff import HEAD_BYTES_MAX, UNDECIDED, is_whole, measure, sniff
 from proxy.core.stored import REMOVED
@@ -21,7 +21,7 @@ from proxy.core.stored import REMOVED
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from proxy.core.model import Source
+    from proxy.core.model import Source, SourceInfo
     from proxy.ports import Draft
     from proxy.service.fill import Neighbours
     from proxy.service.keep import Keeper
@@ -52,12 +52,13 @@ class Saver:
         """
         return Saved(*await self._keeper.keep(source, self._keeper.identify(source)))
 
-    async def save_bytes(self, chunks: AsyncIterator[bytes], size: int | None) -> Saved:
+    async def save_bytes(self, chunks: AsyncIterator[bytes], size: int | None, info: SourceInfo | None = None) -> Saved:
         """
-        Keep an image that is handed in; `size` is a hint.
+        Keep an image that is handed in, under `info` or else under its bytes; `size` is a hint.
 
         Raises:
-            NotAnImage, TooLarge: It is refused.
+            NotAnImage, TooLarge, Removed: It is refused.
+            Conflict: Another image is kept under `info`.
             StorageError: It is not kept.
         """
         draft = await self._begin(size)
@@ -74,7 +75,7 @@ class Saver:
                 format_ is Format.JXL or await draft.judge(lambda body: is_whole(format_, body))
             ):
                 raise NotAnImage("the bytes are not a whole image of a supported format")
-            return await self._keep(draft, format_)
+            return await self._keep(draft, format_, info or identify_bytes(draft.digest))
         finally:
             await draft.aclose()
 
@@ -86,15 +87,16 @@ class Saver:
                 raise
             return await self._to.memory.begin(size)
 
-    async def _keep(self, draft: Draft, format_: Format) -> Saved:
+    async def _keep(self, draft: Draft, format_: Format, info: SourceInfo) -> Saved:
         if draft.digest in self._to.refused:
             raise Removed(REMOVED)
         pixel_size = await draft.judge(lambda body: measure(format_, body))
         if pixel_size is not None and pixel_size.pixels > self._to.pixels_max:
             raise TooLarge(f"the image has {pixel_size.pixels} pixels, more than fetch.pixels_max")
-        info = identify_bytes(draft.digest)
         known = await self._keeper.find(info.key)
         if known is not None:
+            if known.digest != draft.digest:
+                raise Conflict("another image is kept under this name")
             return Saved(known, created=False)
         record = Record(
             key=info.key,

@@ -80,23 +80,7 @@ def describe(request: web.Request, saved: Saved) -> dict[str, Any]:
 def facts_of(request: web.Request, record: Record) -> dict[str, Any]:
     """Return what the API says of a record, whatever the store."""
     site = request.app[SITE]
-    return {
-        "url": site.keeper.permanent_url(record) or f"{site.door.own_base(request)}/images/{record.object_name}",
-        "storage": site.keeper.place_of(record),
-        "key": record.key,
-        "digest": record.digest,
-        "content_type": record.format.media_type,
-        "size": record.size,
-        "width": record.pixel_size.width if record.pixel_size else None,
-        "height": record.pixel_size.height if record.pixel_size else None,
-        "stored_at": record.stored_at,
-        "source": {
-            "host": record.host or None,
-            "provider": record.provider,
-            "temporary": record.temporary,
-            "expires_at": record.expires_at,
-        },
-    }
+    return site.keeper.describe(record, base=site.door.own_base(request))
 
 
 def answer(facts: object, *, status: int = 200, headers: Mapping[str, str] = MappingProxyType({})) -> web.Response:

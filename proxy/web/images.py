@@ -1,4 +1,4 @@
-"""`GET|HEAD /img?src=` and the permanent URL, `GET|HEAD /images/<digest>.<ext>`."""
+"""`GET|HEAD /img?src=`, the permanent URL, `GET|HEAD /images/<digest>.<ext>`, and old file names."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
+from proxy.core.content import identify_legacy
 from proxy.core.errors import LoopDetected
 from proxy.core.source import own_path, read_img_query
 from proxy.service.keep import Redirect, Referral
@@ -13,6 +14,8 @@ from proxy.web.delivery import redirect, refer, respond
 from proxy.web.site import NOTES, SITE
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from proxy.service.keep import Delivery
 
 
@@ -39,6 +42,20 @@ async def image(request: web.Request) -> web.StreamResponse:
     if delivery is None:
         raise web.HTTPNotFound
     return await _give(request, delivery)
+
+
+def legacy(mount: str) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    """Return who shows what was adopted under old names."""
+
+    async def show(request: web.Request) -> web.StreamResponse:
+        info = identify_legacy(mount, request.match_info["name"])
+        request[NOTES].key = info.key
+        delivery = await request.app[SITE].keeper.deliver_kept(info.key, head=request.method == "HEAD")
+        if delivery is None:
+            raise web.HTTPNotFound
+        return await _give(request, delivery)
+
+    return show
 
 
 async def _own(request: web.Request, path: str) -> web.StreamResponse:

@@ -37,6 +37,13 @@ def through(imgkeep: Imgkeep, url: str) -> str:
     return f"{imgkeep.client.make_url('/img')}?src={quote(url, safe='')}"
 
 
+def _own_ports(imgkeep: Imgkeep) -> set[int]:
+    assert imgkeep.client.app is not None
+    works = imgkeep.client.app[_RUNNING].works
+    assert works is not None
+    return works.own_ports
+
+
 @pytest.mark.parametrize("headers", FROM_US.values(), ids=FROM_US.keys())
 async def test_a_node_of_ours_gets_what_is_kept_and_never_causes_a_fill(
     imgkeep: Imgkeep, origin: FakeOrigin, headers: list[tuple[str, str]]
@@ -71,7 +78,7 @@ async def test_an_address_of_this_machine_and_a_port_of_ours_are_not_dialled(
 ) -> None:
     dials = Dials(origin)
     imgkeep = await start(seams=Seams(open_socket=dials))
-    imgkeep.client.app[_RUNNING].own_ports.add(8443)
+    _own_ports(imgkeep).add(8443)
     seen = await look(imgkeep, f"http://{host}:8443/a.png")
     assert (seen.status, seen.code, dials.made) == (508, "loop_detected", [])
     origin.gives("/a.png", picture())
@@ -83,7 +90,7 @@ async def test_a_name_of_this_machine_and_a_port_of_ours_are_not_dialled(
 ) -> None:
     dials = Dials(origin)
     imgkeep = await start(seams=Seams(resolver=lambda: Names(default=["127.0.0.1"]), open_socket=dials))
-    imgkeep.client.app[_RUNNING].own_ports.add(8443)
+    _own_ports(imgkeep).add(8443)
     seen = await look(imgkeep, "http://img.example.com:8443/a.png")
     assert (seen.status, seen.code, dials.made) == (508, "loop_detected", [])
 
@@ -92,7 +99,7 @@ async def test_another_machine_may_use_our_port(start: StartImgkeep, origin: Fak
     origin.gives("/a.png", picture())
     seams = Seams(resolver=lambda: Names(default=[PUBLIC]), open_socket=Dials(origin))
     imgkeep = await start(seams=seams, fetch={"allow_networks": []})
-    imgkeep.client.app[_RUNNING].own_ports.add(8080)
+    _own_ports(imgkeep).add(8080)
     assert (await look(imgkeep, "http://example.com:8080/a.png")).status == 200
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
+from proxy.app import Seams
 from tests.images import picture
 from tests.s3.mischief import only
 from tests.s3.test_remote import ALL, comes_true, get, healed
@@ -25,7 +27,8 @@ async def refused(node: Imgkeep, path: str) -> bool:
 
 @ALL
 async def test_what_one_node_removes_the_others_do_not_show(remote: Remote, origin: FakeOrigin) -> None:
-    one, other = await remote.node("a"), await remote.node("b")
+    hurried = Seams(sleep=lambda seconds: asyncio.sleep(seconds / 200))
+    one, other = await remote.node("a"), await remote.node("b", seams=hurried)
     url = origin.gives("/a.png", picture())
     told = await kept(one, url)
     assert (await get(other, url))[1] == picture()

@@ -1,0 +1,328 @@
+"""
+Everything that works on images, put together from a configuration: for the server, and for commands that save.
+
+The real clock, the real resolver and the real sockets are chosen here, so that tests can choose others (`Seams`).
+Everything that is opened here is closed here, in the opposite order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import secrets
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final
+
+import aiohttp
+import msgspec
+
+from proxy import __version__
+from proxy.catalog import SqlJobs
+from proxy.core.errors import Conflict, StorageError, WrittenByNewer
+from proxy.core.identity import identify
+from proxy.core.source import read_source
+from proxy.origin import AddressGuard, OriginClient
+from proxy.origin.guard import open_socket
+from proxy.parts import cancel, open_parts
+from proxy.service.allowance import Allowances
+from proxy.service.fill import Neighbours
+from proxy.service.heal import Healer
+from proxy.service.health import LOOK_EVERY_S, Health
+from proxy.service.inspect import Inspector
+from proxy.service.jobs import JobRunner
+from proxy.service.keep import Keeper, Rules
+from proxy.service.removal import Refusals, Remover
+from proxy.service.save import Saver
+from proxy.service.upkeep import reindex
+from proxy.telemetry import Metrics
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+
+    from aiohttp.abc import AbstractResolver
+
+    from proxy.config import Config
+    from proxy.core.model import Digest
+    from proxy.origin.guard import SocketFactory
+    from proxy.parts import Parts
+    from proxy.ports import Clock, Sleep
+
+NAME_THREADS_PER_FETCH: Final = 2
+"""The system's resolver blocks its thread, for half a minute when no name server answers; fetches give up sooner."""
+
+log = logging.getLogger(__name__)
+
+
+def _real_clock() -> datetime:
+    return datetime.now(UTC)  # noqa: TID251 - the one place
+
+
+@dataclass(frozen=True)
+class Seams:
+    """What tests choose otherwise: the edges of the machine itself."""
+
+    clock: Clock = _real_clock
+    timer: Callable[[], float] = time.monotonic
+    sleep: Sleep = asyncio.sleep
+    """For what is tried again behind everybody's back."""
+    resolver: Callable[[], AbstractResolver] = aiohttp.ThreadedResolver
+    open_socket: SocketFactory = open_socket
+    ssl_context: ssl.SSLContext | None = None
+
+
+REAL: Final = Seams()
+
+
+@dataclass(frozen=True, slots=True)
+class Works:
+    """What works on images. `own_ports`: those that we listen on, for the guard against loops."""
+
+    parts: Parts
+    inspector: Inspector
+    keeper: Keeper
+    saver: Saver
+    remover: Remover
+    jobs: JobRunner
+    health: Health
+    metrics: Metrics
+    own_ports: set[int]
+    _refusals: Refusals
+    _seams: Seams
+
+    @asynccontextmanager
+    async def going(self) -> AsyncGenerator[None]:
+        """Let everything go on in the background that does: for one process of a catalog at a time."""
+        tasks = [
+            asyncio.create_task(_watch(self.health, self.parts)),
+            asyncio.create_task(self._refusals.run(self._seams.sleep)),
+            asyncio.create_task(self.jobs.run()),
+            *_begin_healing(self.parts, self.keeper, self._refusals, self.health, self.metrics, self._seams),
+        ]
+        try:
+            yield
+        finally:
+            for task in tasks:
+                await cancel(task)
+
+
+def make_inspector(config: Config, seams: Seams = REAL) -> Inspector:
+    """Return who reads links, by the catalogue and policy of a configuration."""
+    catalogue = config.read_catalogue()
+    exact = config.sources.identity == "exact"
+    return Inspector(
+        policy=config.policy(catalogue),
+        identify=lambda source: identify(source, seams.clock(), catalogue, exact=exact),
+        public=read_source(config.server.public_url) if config.server.public_url else None,
+    )
+
+
+@asynccontextmanager
+async def open_works(config: Config, seams: Seams = REAL) -> AsyncGenerator[Works]:
+    """
+    Open all of it; nothing goes on in the background yet (`Works.going`).
+
+    Raises:
+        CatalogTooNew: A newer version wrote the catalog.
+    """
+    metrics = Metrics()
+    names = ThreadPoolExecutor(config.fetch.concurrent_max * NAME_THREADS_PER_FETCH, thread_name_prefix="names")
+    asyncio.get_running_loop().set_default_executor(names)  # where the resolver looks names up
+    async with open_parts(
+        config, clock=seams.clock, timer=seams.timer, sleep=seams.sleep, observe=metrics.called
+    ) as parts:
+        remote = parts.remote
+        health = Health(parts.disk, parts.catalog, config.store.free_bytes_min, remote)
+        inspector = make_inspector(config, seams)
+        guard = AddressGuard(inspector.policy, seams.resolver(), seams.open_socket)
+        own_ports: set[int] = set()
+        guard.own_ports = own_ports
+        origin = OriginClient(
+            settings=config.fetch,
+            policy=inspector.policy,
+            guard=guard,
+            clock=seams.clock,
+            draw=random.random,
+            ssl_context=seams.ssl_context,
+            user_agent=config.fetch.user_agent or f"Mozilla/5.0 (compatible; imgkeep/{__version__})",
+            fetched=metrics.fetched,
+        )
+        refusals = Refusals(parts.store, parts.catalog, _drop_of(parts))
+        neighbours = Neighbours(
+            origin=origin,
+            store=parts.store,
+            disk=parts.spool,
+            memory=parts.memory,
+            observer=_Witness(metrics, health),
+            clock=seams.clock,
+            draw_etag=lambda: f'"{secrets.token_hex(16)}"',
+            pixels_max=config.fetch.pixels_max,
+            refused=refusals,
+        )
+        keeper = Keeper(
+            store=parts.store,
+            catalog=parts.catalog,
+            policy=inspector.policy,
+            identify=inspector.identify,
+            rules=Rules(
+                redirect_permanent=config.sources.permanent == "redirect",
+                refresh=config.sources.refresh == "resigned",
+            ),
+            timer=seams.timer,
+            addresses=None if remote is None else remote.addresses,
+            allowances=Allowances(**msgspec.structs.asdict(config.limits), timer=seams.timer),
+            neighbours=neighbours,
+            refused=refusals,
+        )
+        remover = Remover(
+            store=parts.store, register=parts.catalog, finder=keeper, refusals=refusals, clock=seams.clock
+        )
+        keeper.remove = remover.remove_record
+        saver = Saver(keeper, neighbours, body_bytes_max=config.fetch.body_bytes_max)
+        jobs = JobRunner(
+            jobs=SqlJobs(parts.catalog),
+            saver=saver,
+            messenger=origin,
+            identify=inspector.identify,
+            public=inspector.public,
+            webhook_key=config.security.signing_keys[0] if config.security.signing_keys else None,
+            clock=seams.clock,
+            draw=random.random,
+            draw_id=lambda: secrets.token_hex(16),
+            sleep=seams.sleep,
+            counted=metrics.worked,
+        )
+        metrics.watch("job_links_waiting", "Links that wait to be saved", lambda: jobs.waiting)
+        metrics.watch("fills_in_flight", "Images being fetched", lambda: keeper.fills_in_air)
+        metrics.watch("fetches_waiting", "Fetches that wait for a place", lambda: origin.gates.waiting)
+        metrics.watch("store_free_bytes", "Bytes free on the local disk", lambda: health.free_bytes)
+        await health.look()
+        await refusals.open()
+        try:
+            yield Works(
+                parts=parts,
+                inspector=inspector,
+                keeper=keeper,
+                saver=saver,
+                remover=remover,
+                jobs=jobs,
+                health=health,
+                metrics=metrics,
+                own_ports=own_ports,
+                _refusals=refusals,
+                _seams=seams,
+            )
+        finally:
+            await keeper.aclose()
+            await origin.aclose()
+
+
+def _begin_healing(  # noqa: PLR0913, PLR0917 - called once, above
+    parts: Parts, keeper: Keeper, refusals: Refusals, health: Health, metrics: Metrics, seams: Seams
+) -> Sequence[asyncio.Task[None]]:
+    """Start what looks after a remote store: who tries whether it is back, and who carries over what waits for it."""
+    remote = parts.remote
+    if remote is None:
+        return ()
+    metrics.watch("store_away", "1 while the fallback takes over", lambda: remote.breaker.reason is not None)
+    metrics.watch("cache_bytes", "Bytes of local copies", lambda: remote.cache.bytes)
+    metrics.watch("cache_hits", "Look-ups that found a local copy", lambda: remote.cache.hits)
+    metrics.watch("cache_misses", "Look-ups that found none", lambda: remote.cache.misses)
+
+    def tell_store(reason: str | None) -> None:
+        health.faults["store"] = reason
+
+    remote.breaker.tell = tell_store
+    tasks = [asyncio.create_task(remote.breaker.run())]
+    if remote.fallback is None:
+        return tasks
+    healer = Healer(
+        primary=remote.bucket,
+        fallback=remote.fallback,
+        cache=remote.cache,
+        outbox=parts.catalog,
+        catalog=parts.catalog,
+        breaker=remote.breaker,
+        keeper=keeper,
+        draw=random.random,
+        counted=metrics.healed,
+        seen=remote.tiers.note,
+        sleep=seams.sleep,
+        refused=refusals,
+        remove=keeper.remove,
+    )
+
+    def oldest_s() -> float:
+        oldest = healer.backlog.oldest if healer.backlog else None
+        return 0 if oldest is None else max(0, (seams.clock() - oldest).total_seconds())
+
+    def tell() -> dict[str, object]:
+        backlog = healer.backlog
+        if backlog is None:  # nobody has looked yet
+            return {"waiting": None, "oldest_s": None, "last_error": None}
+        return {"waiting": backlog.images, "oldest_s": round(oldest_s()), "last_error": backlog.error}
+
+    health.fallback = tell
+    metrics.watch(
+        "outbox_images", "Images that wait for the store", lambda: healer.backlog.images if healer.backlog else 0
+    )
+    metrics.watch("outbox_oldest_seconds", "Since when the oldest of them waits", oldest_s)
+    return [*tasks, asyncio.create_task(healer.run())]
+
+
+def _drop_of(parts: Parts) -> Callable[[Digest], Awaitable[None]]:
+    """Return who drops this machine's copies of a picture that is refused."""
+    return parts.disk.forget if parts.remote is None else parts.remote.tiers.drop
+
+
+class _Witness:
+    """Implements `ports.Observer`: counts, and tells the health at once what a fill met."""
+
+    def __init__(self, metrics: Metrics, health: Health) -> None:
+        self._metrics = metrics
+        self._health = health
+
+    def filled(self, size: int, *, pending: bool) -> None:
+        self._metrics.filled(size, pending=pending)
+
+    def unchanged(self) -> None:
+        self._metrics.unchanged()
+
+    def unkept(self, fault: StorageError) -> None:
+        self._metrics.unkept()
+        if isinstance(fault, Conflict) and not isinstance(fault, WrittenByNewer):
+            return
+        reason = str(fault)
+        if not self._health.faults.get("store"):
+            log.error("an image was delivered but not kept", extra={"reason": reason})
+        self._health.note("store", reason)
+
+    def failed(self, error: BaseException) -> None:
+        self._metrics.failed(error)
+
+
+async def _watch(health: Health, parts: Parts) -> None:
+    """
+    Look after the health, and fill a catalog that is new or was lost: from a disk. Of a bucket every record would be a
+    request that is paid for, and look-ups find them one by one as they are needed.
+    """
+    while True:
+        if parts.remote is None and not parts.catalog.complete and not any(health.faults.values()):
+            with suppress(StorageError):
+                images = await reindex(parts.archives, parts.catalog)
+                log.info("catalog filled from the records", extra={"images": images})
+        await asyncio.sleep(LOOK_EVERY_S)
+        before = dict(health.faults)
+        await health.look()
+        for part, fault in health.faults.items():
+            if fault != before.get(part):
+                log.log(
+                    logging.ERROR if fault else logging.INFO,
+                    "part is failing" if fault else "part works again",
+                    extra={"part": part, "reason": fault},
+                )

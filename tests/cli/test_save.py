@@ -1,0 +1,219 @@
+"""`save`, `import`, `export`, `remove`: what is kept and removed from the command line."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import json
+import os
+import pty
+import signal
+import sys
+from hashlib import sha256
+from io import StringIO
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from proxy.cli.save import AT_ONCE
+from tests.images import picture
+from tests.program import ROOT, environment, run, serving, until
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.origins import Exchange, FakeOrigin
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "data"
+
+
+def digest(seed: int) -> str:
+    return sha256(picture(seed=seed)).hexdigest()
+
+
+# --- save
+
+
+@pytest.mark.parametrize("way", ["store", "server"])
+async def test_links_are_saved_and_their_permanent_urls_printed_in_order(
+    folder: Path, origin: FakeOrigin, way: str
+) -> None:
+    urls = [origin.gives(f"/{n}.png", picture(seed=n)) for n in range(5)]
+    file = folder.parent / "links.txt"
+    file.write_text("\n".join([*urls[1:], "", "nonsense", origin.url("/missing")]) + "\n")
+    token = "a-token-for-this-test"
+    settings: dict[str, Any] = {"server__public_url": "https://img.example", "security__api_tokens": token}
+    async with serving(folder, **settings) as program:
+        there = ["--server", f"http://{program.address}"] if way == "server" else []
+        status, out, err = await run(folder, "save", urls[0], "-f", str(file), *there, **settings)
+        lines = out.splitlines()
+        assert status == 1, err
+        assert lines == [*[f"https://img.example/images/{digest(n)}.png" for n in range(5)], "-", "-"]
+        assert err.splitlines()[-1] == "5 saved, 0 known, 2 failed", err
+        assert "link 6: invalid_source" in err
+        assert "link 7: source_not_found" in err
+        status, out, err = await run(folder, "save", *urls, "--json", *there, **settings)
+        facts = [json.loads(line) for line in out.splitlines()]
+        assert (status, err) == (0, "")
+        assert [(fact["source_url"], fact["digest"], fact["created"]) for fact in facts] == [
+            (url, digest(n), False) for n, url in enumerate(urls)
+        ]
+        for n in range(5):
+            assert (await program.get(f"/images/{digest(n)}.png")).body == picture(seed=n)
+    assert {origin.asked(f"/{n}.png") for n in range(5)} == {1}
+
+
+async def test_a_thousand_links_are_finished_by_a_second_run(folder: Path, origin: FakeOrigin) -> None:
+    async def answer(exchange: Exchange) -> None:
+        await asyncio.sleep(0.01)
+        await exchange.answer(picture(seed=int(exchange.target[1:-4])))
+
+    file = folder.parent / "links.txt"
+    urls = [origin.on(f"/{n}.png", answer) for n in range(1000)]
+    file.write_text("\n".join(urls))
+    settings = environment(folder)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "proxy",
+        "save",
+        "-f",
+        str(file),
+        cwd=ROOT,
+        env=settings,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    await until(lambda: len(origin.seen) > 400, within_s=60)
+    process.send_signal(signal.SIGKILL)
+    await process.wait()
+    assert len(origin.seen) < 1000
+    status, out, err = await run(folder, "save", "-f", str(file))
+    assert (status, len(out.splitlines())) == (0, 1000), err
+    assert len(origin.seen) <= 1000 + AT_ONCE, "what was kept is not fetched again"
+    status, out, err = await run(folder, "save", "-f", str(file))
+    assert (status, err) == (0, "0 saved, 1000 known, 0 failed\n")
+
+
+async def test_people_see_a_bar(folder: Path, origin: FakeOrigin) -> None:
+    url = origin.gives("/0.png", picture())
+    ours, theirs = pty.openpty()
+    settings = {**environment(folder), "TERM": "xterm-256color", "COLUMNS": "120"}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "proxy",
+        "save",
+        url,
+        cwd=ROOT,
+        env=settings,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    assert await process.wait() == 0
+    shown = os.read(ours, 65_536).decode()
+    os.close(ours)
+    assert "saving" in shown
+    assert "1/1" in shown
+    assert "127.0.0.1" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "says"),
+    [
+        ([], 2, "name URLs"),
+        (["-f", "/nowhere"], 2, "No such file"),
+        (["https://a.example/", "--server", "http://127.0.0.1:1"], 1, "cannot be reached"),
+        (["https://a.example/", "--server", "nonsense"], 1, "cannot be reached"),
+    ],
+)
+async def test_what_cannot_be_saved_is_told(folder: Path, arguments: list[str], status: int, says: str) -> None:
+    got, _, err = await run(folder, "save", *arguments)
+    assert got == status
+    assert says in err
+
+
+async def test_a_server_that_does_not_let_us_in_is_told(folder: Path) -> None:
+    async with serving(folder, security__api_tokens="a-token-for-this-test") as program:
+        status, _, err = await run(folder, "save", "https://a.example/", "--server", f"http://{program.address}")
+    assert status == 1
+    assert "token" in err
+
+
+# --- import and export
+
+
+async def test_a_folder_is_adopted_with_its_names(folder: Path) -> None:
+    old = folder.parent / "public" / "generated-images"
+    (old / "2025" / "süß").mkdir(parents=True)
+    names = ["a.png", "2025/b 1.png", "2025/süß/c.png"]
+    for n, name in enumerate(names):
+        (old / name).write_bytes(picture(seed=n))
+    (old / "same.png").write_bytes(picture(seed=0))
+    (old / "notes.txt").write_text("no image")
+    (old / "cut.png").write_bytes(picture(seed=5)[:-20])
+    (old / ".hidden.png").write_bytes(picture(seed=6))
+    (old / "link.png").symlink_to(old / "a.png")
+    config = folder.parent / "ours.toml"
+    config.write_text('[[legacy]]\nmount = "generated-images"\n')
+    for line in ("4 adopted, 0 known, 2 passed over, 0 failed\n", "0 adopted, 4 known, 2 passed over, 0 failed\n"):
+        status, out, err = await run(folder, "--config", str(config), "import", str(old), "--mount", "generated-images")
+        assert (status, out) == (0, line), err
+        assert "notes.txt" in err
+    assert len(list((folder / "v1" / "objects").rglob("*.png"))) == 3, "equal bytes are kept once"
+    async with serving(folder, IMGKEEP_CONFIG=str(config)) as program:
+        for n, name in enumerate(["a.png", "2025/b%201.png", "2025/s%C3%BC%C3%9F/c.png"]):
+            answer = await program.get(f"/generated-images/{name}")
+            assert (answer.status, answer.body) == (200, picture(seed=n))
+            assert answer.headers["Content-Location"].endswith(f"{digest(n)}.png")
+        assert (await program.get("/generated-images/link.png")).status == 404
+        assert (await program.get("/other/a.png")).status == 404
+    (old / "a.png").write_bytes(picture(seed=9))
+    status, out, err = await run(folder, "import", str(old), "--mount", "generated-images", "--json")
+    assert status == 1
+    assert json.loads(out) == {"adopted": 0, "known": 3, "passed_over": 2, "failed": 1}
+    assert "[[legacy]]" in err
+    assert "another image is kept under this name" in err
+
+
+@pytest.mark.parametrize("mount", ["img", "api/x", "/a", "a/", "", "../x", "a b"])
+async def test_a_mount_has_to_be_a_path_that_is_not_ours(folder: Path, mount: str) -> None:
+    status, _, err = await run(folder, "import", str(folder.parent), "--mount", mount)
+    assert status == 2
+    assert "--mount" in err
+
+
+async def test_an_export_can_be_read_by_others(folder: Path, origin: FakeOrigin) -> None:
+    urls = [origin.gives(f"/{n}.png", picture(seed=n)) for n in range(3)]
+    settings: dict[str, Any] = {"server__public_url": "https://img.example"}
+    await run(folder, "save", *urls, **settings)
+    status, out, _ = await run(folder, "export", **settings)
+    rows = list(csv.DictReader(StringIO(out)))
+    assert status == 0
+    assert {(row["source"].rpartition("/")[2], row["url"], row["digest"]) for row in rows} == {
+        (f"{n}.png", f"https://img.example/images/{digest(n)}.png", digest(n)) for n in range(3)
+    }
+    status, out, _ = await run(folder, "export", "--format", "jsonl", **settings)
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert {line["digest"] for line in lines} == {digest(n) for n in range(3)}
+    assert all(set(line) == set(rows[0]) for line in lines)
+
+
+# --- remove
+
+
+async def test_what_is_removed_from_the_command_line_stays_removed(folder: Path, origin: FakeOrigin) -> None:
+    urls = [origin.gives(f"/{n}.png", picture(seed=n)) for n in range(4)]
+    _, out, _ = await run(folder, "save", "--json", *urls)
+    keys = [json.loads(line)["key"] for line in out.splitlines()]
+    assert (await run(folder, "remove", keys[0], urls[1]))[:2] == (0, "removed\nremoved\n")
+    assert (await run(folder, "remove", "--digest", digest(2)))[:2] == (0, "removed\n")
+    status, _, err = await run(folder, "remove", "0" * 64, "nonsense")
+    assert (status, err.count("\n")) == (1, 2)
+    async with serving(folder) as program:
+        assert [(await program.img(url)).status for url in urls] == [410, 410, 410, 200]
+        assert (await program.get(f"/images/{digest(0)}.png")).status == 410
