@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 from aiohttp import web
 
 from proxy.core.signing import Signatures
-from proxy.web import api, images_api, jobs_api
+from proxy.web import api, images_api, jobs_api, openapi
 from proxy.web import health as health_routes
 from proxy.web.bodies import Bodies
 from proxy.web.door import Door, Tokens
@@ -69,6 +69,8 @@ def build(config: Config, seams: Seams = REAL) -> web.Application:
     app[_RUNNING] = _Running()
     app.router.add_get("/img", img)
     app.router.add_get("/images/{name}", image)
+    app.router.add_get("/openapi.json", openapi.document)
+    app.router.add_get("/api", openapi.page)
     app.router.add_get("/api/inspect", api.inspect)
     app.router.add_post("/api/save-image", api.save_image)
     app.router.add_post("/api/save-images", jobs_api.save_images)

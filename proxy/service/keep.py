@@ -246,7 +246,7 @@ class Keeper:
         """
         record = await self.look_up(key)
         if record is not None:
-            self._insist_on_life(record.digest)
+            self.insist_on_life(record.digest)
         if record is None or await self._store.holds(record.object_name, record.size):
             return record
         record = await self._find_another(record)
@@ -264,7 +264,7 @@ class Keeper:
         if read is None:
             return None
         digest, format_ = read
-        self._insist_on_life(digest)
+        self.insist_on_life(digest)
         referral = await self._refer(name, f'"{digest}"', head=head)
         if referral is not None:
             return referral
@@ -379,7 +379,8 @@ class Keeper:
         """Return where an image is at the moment: `local`, `s3`, ..."""
         return "local" if record.pending else self._store.name
 
-    def _insist_on_life(self, digest: Digest) -> None:
+    def insist_on_life(self, digest: Digest) -> None:
+        """Raise `Removed` if a picture was removed."""
         if digest in self._refused:
             raise Removed(REMOVED)
 
@@ -415,7 +416,7 @@ class Keeper:
         try:
             record = await self.look_up(key)
             if record is not None:
-                self._insist_on_life(record.digest)
+                self.insist_on_life(record.digest)
             if record is not None and not record.pending:
                 referral = await self._refer(record.object_name, record.etag, head=head)
                 if referral is not None:

@@ -12,7 +12,10 @@ from aiohttp import web
 
 from proxy.core.content import read_data_url
 from proxy.core.errors import InvalidRequest, LoopDetected
+from proxy.core.model import Wanted
 from proxy.core.source import own_path, read_img_query, read_source
+from proxy.core.stored import read_object_name
+from proxy.service.save import Saved
 from proxy.web.bodies import LARGE_BODY_BYTES, read_file
 from proxy.web.site import NOTES, SITE
 
@@ -20,7 +23,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
     from proxy.core.model import Record, Source
-    from proxy.service.save import Saved
     from proxy.web.site import Site
 
 
@@ -49,7 +51,7 @@ async def save_image(request: web.Request) -> web.Response:
         if (body.url is None) == (body.data is None):
             raise InvalidRequest("the body needs url or data, and not both")
         if body.url is not None:
-            saved = await site.saver.save_link(read_link(site, body.url))
+            saved = await _save_link(request, body.url)
         else:
             assert body.data is not None
             saved = await _save_data(site, body.data)
@@ -58,17 +60,29 @@ async def save_image(request: web.Request) -> web.Response:
     return answer(describe(request, saved), status=201 if saved.created else 200)
 
 
-def read_link(site: Site, url: str) -> Source:
-    """
-    Read a link that is to be fetched.
-
-    Raises:
-        SourceRejected: It is none, or one of ours.
-    """
+async def _save_link(request: web.Request, url: str) -> Saved:
+    """Keep what a link names; a permanent URL of ours names what is kept, and any other of our own would be a loop."""
+    site = request.app[SITE]
     source = read_source(url)
-    if site.public is not None and own_path(source, site.public) is not None:
+    path = _find_own_path(request, source)
+    if path is None:
+        return await site.saver.save_link(source)
+    folder, _, name = path.partition("?")[0].rpartition("/")
+    read = read_object_name(name) if folder == "/images" else None
+    if read is None:
         raise LoopDetected("the source is this server")
-    return source
+    site.keeper.insist_on_life(read[0])
+    found = await site.ledger.page(limit=1, wanted=Wanted(digest=read[0]))
+    record = await site.keeper.find(found[0].key) if found else None
+    if record is None:
+        raise web.HTTPNotFound(text="no image is kept under this URL of ours")
+    return Saved(record, created=False)
+
+
+def _find_own_path(request: web.Request, source: Source) -> str | None:
+    site = request.app[SITE]
+    base = site.door.own_base(request)
+    return own_path(source, read_source(base)) if base else None
 
 
 def describe(request: web.Request, saved: Saved) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 import msgspec
 from aiohttp import BodyPartReader, web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from proxy.core.errors import Busy, InvalidRequest
 
@@ -31,6 +32,9 @@ READ_TIMEOUT_S: Final = 20
 """The longest pause within a body."""
 BODY_TIMEOUT_S: Final = 300
 PIECE_BYTES: Final = 65_536
+
+MALFORMED: Final = (ValueError, LookupError, RuntimeError, AssertionError, HttpProcessingError)
+"""What aiohttp raises about a multipart body that is none (3.14)."""
 
 _UNKNOWN: Final = re.compile(r"Object contains unknown field `([A-Za-z_][\w-]{0,39})`")
 
@@ -105,7 +109,7 @@ async def read_file(request: web.Request, name: str) -> tuple[AsyncIterator[byte
             part = await (await request.multipart()).next()
     except TimeoutError:
         raise _too_slow() from None
-    except (ValueError, LookupError, web.HTTPException, AssertionError):
+    except MALFORMED:
         raise InvalidRequest("the body is not multipart/form-data") from None
     if not isinstance(part, BodyPartReader) or part.name != name:
         raise InvalidRequest(f"the first field of the form has to be the file, under the name {name}")
@@ -144,7 +148,7 @@ async def _pieces(part: BodyPartReader) -> AsyncIterator[bytes]:
                 piece = await part.read_chunk(PIECE_BYTES)
         except TimeoutError:
             raise _too_slow() from None
-        except (ValueError, AssertionError):
+        except MALFORMED:
             raise InvalidRequest("the form ends before the file does") from None
         if not piece:
             return

@@ -1,0 +1,421 @@
+"""
+The description of our HTTP interface: `GET /openapi.json` (OpenAPI 3.1), and as a plain page under `/api`.
+
+Written by hand, because what is generated describes the code and not the promise; the tests ask the running server all
+that it allows, and compare the routes.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from html import escape
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+from aiohttp import web
+
+from proxy import __version__
+from proxy.core.model import Format
+from proxy.service.jobs import ITEMS_MAX
+from proxy.web.images_api import LIMIT_DEFAULT, LIMIT_MAX
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+HEADERS: Final = {"Cache-Control": "public, max-age=3600", "X-Content-Type-Options": "nosniff"}
+PAGE_HEADERS: Final = {
+    **HEADERS,
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'",
+}
+
+STYLE: Final = (
+    "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}"
+    "body{color:#222;background:#fff}"
+    "code,pre{font:14px/1.4 ui-monospace,monospace;background:#f4f4f4;padding:.1em .3em;overflow:auto}"
+    "pre{padding:.8em}h2{margin-top:2.5rem}th,td{text-align:left;vertical-align:top;padding:.2em 1em .2em 0}"
+    "@media(prefers-color-scheme:dark){body{color:#ddd;background:#181818}code,pre{background:#262626}a{color:#8bf}}"
+)
+
+_KEY: Final = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
+_TIME: Final = {"type": "string", "format": "date-time"}
+
+
+def _maybe(schema: dict[str, Any]) -> dict[str, Any]:
+    return {**schema, "type": [schema["type"], "null"]}
+
+
+def _object(properties: dict[str, Any], *, optional: tuple[str, ...] = ()) -> dict[str, Any]:
+    required = [name for name in properties if name not in optional]
+    return {"type": "object", "properties": properties, "required": required}
+
+
+def _ref(name: str) -> dict[str, str]:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+_IMAGE: Final[dict[str, Any]] = {
+    "url": {
+        "type": "string",
+        "description": "The permanent URL; only its path where nobody knows how clients reach us.",
+    },
+    "storage": {"type": "string", "enum": ["s3", "local"], "description": "Where the image is at the moment."},
+    "key": {**_KEY, "description": "Names the picture by what its link names."},
+    "digest": {**_KEY, "description": "SHA-256 of the bytes."},
+    "content_type": {"type": "string", "enum": [format_.media_type for format_ in Format]},
+    "size": {"type": "integer", "minimum": 1},
+    "width": {"type": ["integer", "null"]},
+    "height": {"type": ["integer", "null"]},
+    "stored_at": _TIME,
+    "source": _object(
+        {
+            "host": {"type": ["string", "null"]},
+            "provider": {"type": ["string", "null"]},
+            "temporary": {"type": "boolean"},
+            "expires_at": _maybe(_TIME),
+        }
+    ),
+}
+_SUCCESS: Final = {"success": {"const": True}}
+_JOB: Final[dict[str, Any]] = {
+    "id": {"type": "string", "pattern": "^[0-9a-f]{32}$"},
+    "state": {"type": "string", "enum": ["queued", "running", "done"]},
+    "total": {"type": "integer"},
+    "saved": {"type": "integer"},
+    "failed": {"type": "integer"},
+    "created_at": _TIME,
+    "finished_at": _maybe(_TIME),
+}
+
+SCHEMAS: Final[dict[str, Any]] = {
+    "Image": _object(_IMAGE),
+    "ShownImage": _object({**_SUCCESS, **_IMAGE}),
+    "SavedImage": _object(
+        {**_SUCCESS, **_IMAGE, "created": {"type": "boolean", "description": "Whether it was not kept before."}}
+    ),
+    "Images": _object(
+        {
+            **_SUCCESS,
+            "images": {"type": "array", "items": _ref("Image")},
+            "next": {"type": ["string", "null"], "description": "The cursor of the next page."},
+        }
+    ),
+    "Job": _object({**_SUCCESS, **_JOB}),
+    "Result": _object(
+        {
+            "index": {"type": "integer"},
+            "state": {"type": "string", "enum": ["waiting", "saved", "failed"]},
+            "key": _KEY,
+            "created": {"type": "boolean"},
+            "image": _ref("Image"),
+            "error": _object({"code": {"type": "string"}, "detail": {"type": "string"}}),
+        },
+        optional=("key", "created", "image", "error"),
+    ),
+    "JobWithResults": _object({**_SUCCESS, **_JOB, "results": {"type": "array", "items": _ref("Result")}}),
+    "Removed": _object({**_SUCCESS, "key": _KEY, "digest": _KEY}, optional=("key", "digest")),
+    "Inspection": _object(
+        {
+            **_SUCCESS,
+            "url": {"type": "string"},
+            "identity": {"type": "string"},
+            "key": _KEY,
+            "provider": {"type": ["string", "null"]},
+            "scheme": {"type": ["string", "null"]},
+            "temporary": {"type": "boolean"},
+            "expires_at": _maybe(_TIME),
+            "ours": {"type": "boolean"},
+            "allowed": {"type": "boolean"},
+            "reason": {"type": ["string", "null"]},
+        }
+    ),
+    "Problem": _object(
+        {
+            "type": {"type": "string"},
+            "title": {"type": "string"},
+            "status": {"type": "integer"},
+            "detail": {"type": "string", "description": "For people."},
+            "code": {"type": "string", "description": "For programs."},
+            "success": {"const": False},
+        },
+        optional=("success",),
+    ),
+}
+
+
+def _json(name: str, description: str, **more: Any) -> dict[str, Any]:
+    return {"description": description, "content": {"application/json": {"schema": _ref(name)}}, **more}
+
+
+def _query(name: str, description: str, schema: dict[str, Any], *, required: bool = False) -> dict[str, Any]:
+    return {"name": name, "in": "query", "description": description, "required": required, "schema": schema}
+
+
+_PROBLEM: Final = {
+    "description": "What went wrong, as RFC 9457 says it.",
+    "content": {"application/problem+json": {"schema": _ref("Problem")}},
+}
+_IN_PATH: Final = {"in": "path", "required": True}
+_SRC: Final = _query("src", "The link, percent-encoded.", {"type": "string"}, required=True)
+_EXP: Final = _query("exp", "Until when `sig` holds, in epoch seconds.", {"type": "string"})
+_SIG: Final = _query("sig", "Our own signature, where `security.signature` wants one.", {"type": "string"})
+_BYTES: Final = {
+    "description": "The image.",
+    "content": {"image/*": {"schema": {"type": "string", "contentEncoding": "binary"}}},
+}
+_ELSEWHERE: Final = {"description": "Where the image is, with `delivery.mode` redirect or presign."}
+
+
+def _operation(summary: str, responses: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {"summary": summary, "responses": {**responses, "default": _PROBLEM}, **more}
+
+
+def _api(summary: str, responses: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return _operation(summary, responses, security=[{"token": []}, {}], **more)
+
+
+def _body(schema: dict[str, Any], example: object, **more: Any) -> dict[str, Any]:
+    return {"required": True, "content": {"application/json": {"schema": schema, "example": example}, **more}}
+
+
+_KEY_IN_PATH: Final = [{"name": "key", **_IN_PATH, "schema": _KEY}]
+_JOB_IN_PATH: Final = {"name": "id", **_IN_PATH, "schema": _JOB["id"]}
+_EXAMPLE: Final = "https://example.com/picture.png?signature=abc"
+
+PATHS: Final[dict[str, Any]] = {
+    "/img": {
+        "get": _operation(
+            "Show the image behind a link, for ever",
+            {
+                "200": _BYTES,
+                "206": {**_BYTES, "description": "A part of it."},
+                "302": _ELSEWHERE,
+                "304": {"description": "As it was."},
+            },
+            description="The first request fetches the image, streams and keeps it; all later ones are answered from "
+            "the store. `src` may stand unencoded at the end, if it holds `://` and, behind a `?`, a `=`.",
+            parameters=[_SRC, _EXP, _SIG],
+        )
+    },
+    "/images/{name}": {
+        "get": _operation(
+            "Show an image under its permanent URL",
+            {"200": _BYTES, "206": {**_BYTES, "description": "A part of it."}, "302": _ELSEWHERE},
+            parameters=[
+                {
+                    "name": "name",
+                    **_IN_PATH,
+                    "description": "`<digest>.<ext>`",
+                    "schema": {"type": "string", "pattern": r"^[0-9a-f]{64}\.[a-z]{2,4}$"},
+                }
+            ],
+        )
+    },
+    "/api/save-image": {
+        "post": _api(
+            "Keep an image now",
+            {"200": _json("SavedImage", "It was kept already."), "201": _json("SavedImage", "It is kept, durably.")},
+            description="By its link, as a data URL, or as an uploaded file. Joins a fetch that is under way, and "
+            "answers when the image is durable.",
+            requestBody=_body(
+                {
+                    "oneOf": [
+                        {**_object({"url": {"type": "string"}}), "additionalProperties": False},
+                        {**_object({"data": {"type": "string"}}), "additionalProperties": False},
+                    ]
+                },
+                {"url": _EXAMPLE},
+                **{
+                    "multipart/form-data": {
+                        "schema": _object({"file": {"type": "string", "contentMediaType": "image/*"}})
+                    }
+                },
+            ),
+        )
+    },
+    "/api/save-images": {
+        "post": _api(
+            "Keep many images",
+            {
+                "200": _json("JobWithResults", "With `wait`: all is done."),
+                "202": _json("Job", "A job, which goes on.", headers={"Location": {"schema": {"type": "string"}}}),
+            },
+            description="Those that expire first come first; what may pass is tried again until the link expires. "
+            "What is no link fails alone.",
+            requestBody=_body(
+                {
+                    **_object(
+                        {
+                            "urls": {"type": "array", "minItems": 1, "maxItems": ITEMS_MAX, "items": {}},
+                            "wait": {"type": "boolean", "default": False},
+                            "webhook": {
+                                "type": ["string", "null"],
+                                "description": "Is told when the job is done, signed as Standard Webhooks says.",
+                            },
+                        },
+                        optional=("wait", "webhook"),
+                    ),
+                    "additionalProperties": False,
+                },
+                {"urls": [_EXAMPLE]},
+            ),
+        )
+    },
+    "/api/jobs/{id}": {
+        "get": _api(
+            "Tell how far a job is",
+            {"200": _json("JobWithResults", "The job, and what became of each link so far.")},
+            parameters=[
+                _JOB_IN_PATH,
+                _query(
+                    "after", "Results behind this index only.", {"type": "integer", "minimum": 0, "maximum": 99_999}
+                ),
+                _query("limit", "So many results at most.", {"type": "integer", "minimum": 0, "maximum": 99_999}),
+            ],
+        )
+    },
+    "/api/jobs/{id}/events": {
+        "get": _api(
+            "Follow a job",
+            {
+                "200": {
+                    "description": "Server-Sent Events: `progress` when something changed, `done` at the end; the data "
+                    "is the job.",
+                    "content": {
+                        "text/event-stream": {
+                            "schema": _object({name: {"type": "string"} for name in ("id", "event", "data")})
+                        }
+                    },
+                }
+            },
+            parameters=[_JOB_IN_PATH],
+        )
+    },
+    "/api/images": {
+        "get": _api(
+            "List images, newest first",
+            {"200": _json("Images", "A page.")},
+            parameters=[
+                _query(
+                    "limit",
+                    f"Images a page; {LIMIT_DEFAULT} if left out.",
+                    {"type": "integer", "minimum": 1, "maximum": LIMIT_MAX},
+                ),
+                _query("cursor", "`next` of the page before.", {"type": "string"}),
+                _query("host", "Fetched from this host.", {"type": "string"}),
+                _query("provider", "Of this provider.", {"type": "string"}),
+                _query("digest", "With these bytes.", _KEY),
+                _query("since", "Stored at this time or later.", _TIME),
+                _query("until", "Stored before this time.", _TIME),
+            ],
+        ),
+        "delete": _api(
+            "Remove an image by its link or its bytes",
+            {"200": _json("Removed", "It is removed, for good; what was not kept, never will be.")},
+            description="One of the two parameters. A removed picture is refused under every link, and as an upload.",
+            parameters=[
+                _query("src", "The link, percent-encoded.", {"type": "string"}),
+                _query("digest", "SHA-256 of the bytes.", _KEY),
+            ],
+        ),
+    },
+    "/api/images/{key}": {
+        "get": _api(
+            "Tell what is known of an image",
+            {"200": _json("ShownImage", "The image.")},
+            parameters=_KEY_IN_PATH,
+        ),
+        "delete": _api(
+            "Remove an image",
+            {"200": _json("Removed", "The picture is removed, for good.")},
+            parameters=_KEY_IN_PATH,
+        ),
+    },
+    "/api/inspect": {
+        "get": _api(
+            "Tell what a link names, and ask nobody",
+            {"200": _json("Inspection", "What the link tells by itself.")},
+            parameters=[_SRC],
+        )
+    },
+    "/healthz": {"get": _operation("Tell that the process can answer", {"200": {"description": "It can."}})},
+    "/readyz": {
+        "get": _operation(
+            "Tell the state of every part",
+            {"200": {"description": "`ready` or `degraded`."}, "503": {"description": "`unready` or `draining`."}},
+        )
+    },
+    "/metrics": {
+        "get": _operation("Show all counters for Prometheus", {"200": {"description": "Text, version 0.0.4."}})
+    },
+}
+
+DOCUMENT: Final[dict[str, Any]] = {
+    "openapi": "3.1.0",
+    "info": {
+        "title": "imgkeep",
+        "version": __version__,
+        "summary": "Makes temporary image links permanent.",
+        "license": {"name": "MIT", "identifier": "MIT"},
+    },
+    "paths": PATHS,
+    "components": {
+        "schemas": SCHEMAS,
+        "securitySchemes": {
+            "token": {
+                "type": "http",
+                "scheme": "bearer",
+                "description": "One of `security.api_tokens`. Where none is set, this machine's programs need none.",
+            }
+        },
+    },
+}
+
+
+async def document(_request: web.Request) -> web.Response:
+    """Give the description to programs."""
+    return web.Response(body=_encoded(), content_type="application/json", headers=HEADERS)
+
+
+async def page(_request: web.Request) -> web.Response:
+    """Show the description to people; loads nothing from elsewhere."""
+    return web.Response(text=_page(), content_type="text/html", headers=PAGE_HEADERS)
+
+
+@cache
+def _encoded() -> bytes:
+    return msgspec.json.encode(DOCUMENT)
+
+
+@cache
+def _page() -> str:
+    return "".join(_lines())
+
+
+def _lines() -> Iterator[str]:
+    yield f'<!doctype html><html lang="en"><meta charset="utf-8"><title>imgkeep API</title><style>{STYLE}</style>'
+    yield '<meta name="viewport" content="width=device-width">'
+    yield f"<h1>imgkeep {escape(__version__)}</h1><p>{escape(DOCUMENT['info']['summary'])} "
+    yield 'For programs: <a href="openapi.json">openapi.json</a>.</p>'
+    for path, operations in PATHS.items():
+        for method, operation in operations.items():
+            yield from _operation_lines(method, path, operation)
+
+
+def _operation_lines(method: str, path: str, operation: dict[str, Any]) -> Iterator[str]:
+    yield f"<h2><code>{method.upper()} {escape(path)}</code></h2><p><strong>{escape(operation['summary'])}.</strong> "
+    yield f"{escape(operation.get('description', ''))}</p>"
+    if operation.get("parameters"):
+        yield "<table>"
+        for parameter in operation["parameters"]:
+            needed = "" if parameter["required"] else " (optional)"
+            text = escape(parameter.get("description", ""))
+            yield f"<tr><td><code>{parameter['name']}</code>{needed}<td>{text}"
+        yield "</table>"
+    for media_type, content in operation.get("requestBody", {}).get("content", {}).items():
+        example = content.get("example")
+        shown = "" if example is None else f"<pre>{escape(msgspec.json.encode(example).decode())}</pre>"
+        yield f"<p>Body: <code>{media_type}</code></p>{shown}"
+    yield "<table>"
+    for status, response in operation["responses"].items():
+        yield f"<tr><td>{'else' if status == 'default' else status}<td>{escape(response['description'])}"
+    yield "</table>"

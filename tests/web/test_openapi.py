@@ -1,0 +1,81 @@
+"""The description of the interface: complete, true, and readable without asking anybody else."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import sys
+from typing import TYPE_CHECKING, Any
+
+from proxy.app import build
+from proxy.config import Config
+from proxy.web.openapi import DOCUMENT, PATHS
+from tests.images import picture
+from tests.program import serving
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.conftest import Imgkeep
+    from tests.origins import FakeOrigin
+
+CHECKS = [
+    "not_a_server_error",
+    "status_code_conformance",
+    "content_type_conformance",
+    "response_headers_conformance",
+    "response_schema_conformance",
+    "unsupported_method",
+]
+
+
+def test_every_route_is_described_and_nothing_else() -> None:
+    routes = {
+        (route.method.lower(), route.resource.canonical)
+        for route in build(Config()).router.routes()
+        if route.resource is not None and route.method != "HEAD"
+    }
+    described = {(method, path) for path, operations in PATHS.items() for method in operations}
+    assert described == routes - {("get", "/openapi.json"), ("get", "/api")}
+
+
+async def test_programs_and_people_can_read_it(imgkeep: Imgkeep) -> None:
+    response = await imgkeep.client.get("/openapi.json")
+    assert await response.json() == DOCUMENT
+    page = await imgkeep.client.get("/api")
+    text = await page.text()
+    assert page.headers["Content-Type"].startswith("text/html")
+    assert "default-src 'none'" in page.headers["Content-Security-Policy"]
+    assert not re.search(r"(?:src|href)=[\"']?(?:https?:)?//", text)
+    for path in PATHS:
+        assert path in text
+
+
+async def test_the_running_server_does_what_it_describes(tmp_path: Path, origin: FakeOrigin) -> None:
+    """Whatever the description allows, and much that it does not: no 5xx, and no answer of another form."""
+    url = origin.gives("/a.png", picture())
+    # Nothing beyond this machine is asked.
+    settings: dict[str, Any] = {"sources__allow": "127.0.0.1", "log__access": "false"}
+    async with serving(tmp_path / "data", **settings) as program:
+        await program.img(url)
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-c",
+            "from schemathesis.cli import schemathesis; schemathesis()",
+            "run",
+            f"http://{program.address}/openapi.json",
+            "--checks",
+            ",".join(CHECKS),
+            "--max-examples=15",
+            "--mode=all",
+            "--seed=1",
+            "--generation-database=none",
+            "--no-color",
+            cwd=tmp_path,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        out, _ = await process.communicate()
+        assert process.returncode == 0, out.decode()[-6000:]
+        assert (await program.get("/healthz")).status == 200
+    assert "unforeseen" not in "".join(program.log)
