@@ -1,0 +1,89 @@
+"""The examples of docs/api.md, run as they stand there by the shell, against a running server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import shutil
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tests.images import picture
+from tests.program import cannot, serving
+
+if TYPE_CHECKING:
+    from tests.origins import FakeOrigin
+
+PAGE = Path("docs/api.md").read_text("utf-8")
+EXAMPLES = [block for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL) if "curl" in block]
+TOKEN = "the-token-of-the-examples"
+DIGEST = sha256(picture()).hexdigest()
+
+
+async def shell(script: str, folder: Path, **variables: str) -> str:
+    """Run a script as people would paste it; `--json` is in curl from 7.82 on."""
+    settings = "\n".join(f"{name}={value}" for name, value in variables.items())
+    if not await _knows_json():
+        script = script.replace("--json ", '-H "Content-Type: application/json" --data-binary ')
+    process = await asyncio.create_subprocess_exec(
+        "sh", "-ec", f"{settings}\n{script}", cwd=folder, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    out, err = await process.communicate()
+    assert process.returncode == 0, err.decode()
+    return out.decode()
+
+
+async def _knows_json() -> bool:
+    process = await asyncio.create_subprocess_exec("curl", "--help", "all", stdout=asyncio.subprocess.PIPE)
+    return b"--json" in (await process.communicate())[0]
+
+
+def shapes(told: object) -> object:
+    """Names and types, for comparing with an example."""
+    if isinstance(told, dict):
+        return {name: shapes(value) for name, value in told.items()}
+    return type(told).__name__
+
+
+async def test_every_example_works_as_written(tmp_path: Path, origin: FakeOrigin) -> None:
+    if shutil.which("curl") is None:
+        cannot("curl is not installed")
+    (tmp_path / "picture.png").write_bytes(picture())
+    origin.gives("/picture.png", picture(seed=1))
+    origin.gives("/other.png", picture(seed=2))
+    examples = [block.replace("https://example.com", origin.url("")) for block in EXAMPLES]
+    examples = [block.replace("host=example.com", "host=127.0.0.1") for block in examples]
+    by_link, upload, data, many, job, events, images, one, removal, inspect = examples
+    settings: dict[str, Any] = {"security__api_tokens": TOKEN, "server__public_url": "http://127.0.0.1:8080"}
+    async with serving(tmp_path / "data", **settings) as program:
+        known = {"base": f"http://{program.address}", "token": TOKEN}
+
+        async def told(example: str, **more: str) -> dict[str, Any]:
+            facts: dict[str, Any] = json.loads(await shell(example, tmp_path, **known, **more))
+            assert facts["success"] is True
+            return facts
+
+        saved = await told(by_link)
+        documented = json.loads(re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL)[0])
+        assert shapes(saved) == shapes(documented)
+        assert saved["url"] == f"http://127.0.0.1:8080/images/{sha256(picture(seed=1)).hexdigest()}.png"
+        assert (await told(upload))["created"] is True
+        assert (await told(data))["created"] is False
+        taken = await told(many)
+        assert (taken["total"], len(taken["id"])) == (2, 32)
+        assert (await shell(events, tmp_path, **known, job=taken["id"])).rstrip().splitlines()[-2] == "event: done"
+        results = (await told(job, job=taken["id"]))["results"]
+        documented = json.loads(re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL)[1])["results"]
+        assert [sorted(result) for result in results] == [sorted(result) for result in documented]
+        assert results[1]["error"] == documented[1]["error"]
+        assert [image["key"] for image in (await told(images))["images"]] == [saved["key"]]
+        assert (await told(one, key=saved["key"]))["digest"] == saved["digest"]
+        answers = (await shell(removal, tmp_path, **known, key=saved["key"], digest=DIGEST)).replace("}{", "}\n{")
+        assert [json.loads(line)["success"] for line in answers.splitlines()] == [True] * 3
+        for path in (f"/images/{saved['digest']}.png", f"/images/{DIGEST}.png"):
+            assert (await program.get(path)).status == 410
+        assert (await program.img(origin.url("/other.png"))).status == 410
+        assert (await told(inspect))["key"] == saved["key"]
+        assert TOKEN not in "".join(program.log)
