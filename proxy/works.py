@@ -194,6 +194,7 @@ async def open_works(config: Config, seams: Seams = REAL) -> AsyncGenerator[Work
             clock=seams.clock,
             draw=random.random,
             draw_id=lambda: secrets.token_hex(16),
+            timer=seams.timer,
             sleep=seams.sleep,
             counted=metrics.worked,
         )

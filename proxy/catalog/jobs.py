@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 NO_END: Final = 253_402_300_799
 """The last second of the year 9999, for links that do not expire: they come last."""
 BATCH: Final = 500
+SEARCHED_MAX: Final = 20_000
+"""Of links that wait, those that expire first, for one whose host is not busy: 10 ms."""
 WAITING, SAVED, FAILED = "waiting", "saved", "failed"
 
 
@@ -70,10 +72,17 @@ class SqlJobs:
         return await self._catalog.execute(lambda connection: connection.scalar(query) or 0)
 
     async def due(self, limit: int, *, but: Collection[tuple[str, int]], busy: Collection[str]) -> Sequence[JobItem]:
-        query = (
+        first = (
             sa.select(items)
-            .where(items.c.state == WAITING, items.c.due_at <= self._catalog.now(), items.c.host.not_in(busy))
+            .where(items.c.state == WAITING, items.c.due_at <= self._catalog.now())
             .order_by(items.c.expires_at, items.c.job, items.c.number)
+            .limit(SEARCHED_MAX)
+            .subquery()
+        )
+        query = (
+            sa.select(first)
+            .where(first.c.host.not_in(busy))
+            .order_by(first.c.expires_at, first.c.job, first.c.number)
             .limit(limit + len(but))
         )
         rows = await self._catalog.execute(lambda connection: connection.execute(query).all())

@@ -78,7 +78,7 @@ items = Table(
     Column("created", Boolean),
     Column("code", String(32)),
     Column("detail", String(255)),
-    Index("items_by_expiry", "state", "expires_at", "due_at"),
+    Index("items_by_expiry", "state", "expires_at", "job", "number"),
     sqlite_with_rowid=False,
 )
 """The links of jobs."""

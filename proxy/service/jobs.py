@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from base64 import b64encode
-from collections import Counter
+from collections import Counter, deque
 from contextlib import contextmanager, suppress
 from hashlib import sha256
 from hmac import digest
@@ -51,6 +51,8 @@ WAITING_MAX: Final = 1_000_000
 CONCURRENT_MAX: Final = 16
 PER_HOST_MAX: Final = 4
 """A quarter of what `fetch.*` lets through by default: visitors come first."""
+AT_HAND_MAX: Final = 256
+"""Links that are looked for at a time."""
 DELAY_MIN_S: Final = 6
 """Longer than a failure of a moment is remembered (`service/failures.py`), so that each attempt is one."""
 DELAY_MAX_S: Final = 600
@@ -85,6 +87,7 @@ class JobRunner:
         clock: Clock,
         draw: Callable[[], float],
         draw_id: Callable[[], str],
+        timer: Callable[[], float],
         sleep: Sleep,
         counted: Callable[[str], None],
     ) -> None:
@@ -97,9 +100,16 @@ class JobRunner:
         self._clock = clock
         self._draw = draw
         self._draw_id = draw_id
+        self._timer = timer
         self._sleep = sleep
         self._counted = counted
         self._running: dict[tuple[str, int], JobItem] = {}
+        self._at_hand: dict[str, deque[JobItem]] = {}
+        """What was found to be due, by host, those first that expire first."""
+        self._look_at = 0.0
+        self._in_vain: set[str] = set()
+        """Until then there is nothing to be found beyond these busy hosts."""
+        self._tell_at = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
         self._watchers: dict[str, set[asyncio.Event]] = {}
@@ -126,6 +136,7 @@ class JobRunner:
         new = await asyncio.to_thread(lambda: [self._read(url) for url in urls])
         job = await self._jobs.create(self._draw_id(), new, webhook)
         self.waiting += job.total - job.failed
+        self._look_at = self._tell_at = 0
         self._wake.set()
         return job
 
@@ -150,21 +161,21 @@ class JobRunner:
 
     async def run(self) -> None:
         """Work jobs off, for ever."""
-        loop = asyncio.get_running_loop()
-        tidy_at = loop.time()
+        tidy_at = self._timer()
         try:
             while True:
                 self._wake.clear()
                 pause_s: float = LOOK_EVERY_S
                 try:
-                    if loop.time() >= tidy_at:
+                    if self._timer() >= tidy_at:
                         await self._jobs.forget(KEPT_S)
                         self.waiting = await self._jobs.count_waiting()
-                        tidy_at = loop.time() + TIDY_EVERY_S
+                        tidy_at = self._timer() + TIDY_EVERY_S
                     await self._depart()
-                    due_in_s = await self._tell_all()
+                    if self._timer() >= self._tell_at:
+                        self._tell_at = self._timer() + await self._tell_all()
                     if not self.waiting:
-                        pause_s = min(max(due_in_s, LOOK_EVERY_S), TIDY_EVERY_S)
+                        pause_s = min(max(self._tell_at - self._timer(), LOOK_EVERY_S), TIDY_EVERY_S)
                 except StorageError:
                     pass  # the catalog tells its own trouble
                 except Exception:  # this loop must not end, whatever happens
@@ -190,17 +201,39 @@ class JobRunner:
     async def _depart(self) -> None:
         """Begin as many as may be under way."""
         while len(self._running) < CONCURRENT_MAX:
-            hosts = Counter(item.host for item in self._running.values())
-            busy = [host for host, number in hosts.items() if number >= PER_HOST_MAX]
-            due = await self._jobs.due(CONCURRENT_MAX - len(self._running), but=self._running.keys(), busy=busy)
-            begun = 0
-            for item in due:
-                if hosts[item.host] < PER_HOST_MAX:
-                    hosts[item.host] += 1
-                    begun += 1
-                    self._begin(item)
-            if not begun:
+            item = self._pop()
+            if item is not None:
+                self._begin(item)
+            elif not await self._refill():
                 return
+
+    def _pop(self) -> JobItem | None:
+        """Take the link that expires first of those at hand whose host has a place."""
+        taken = Counter(item.host for item in self._running.values())
+        free = [items[0] for host, items in self._at_hand.items() if taken[host] < PER_HOST_MAX]
+        if not free:
+            return None
+        first = min(free, key=lambda item: (item.expires_at is None, item.expires_at, item.job, item.number))
+        items = self._at_hand[first.host]
+        items.popleft()
+        if not items:
+            del self._at_hand[first.host]
+        return first
+
+    async def _refill(self) -> bool:
+        """Take more at hand; `False`: there is nothing, or it was looked for a moment ago."""
+        now = self._timer()
+        taken = Counter(item.host for item in self._running.values())
+        busy = {host for host, number in taken.items() if number >= PER_HOST_MAX}
+        if now < self._look_at and busy >= self._in_vain:
+            return False
+        known = {(item.job, item.number) for items in self._at_hand.values() for item in items} | self._running.keys()
+        due = await self._jobs.due(AT_HAND_MAX, but=known, busy=busy)
+        if len(due) < AT_HAND_MAX:
+            self._look_at, self._in_vain = now + LOOK_EVERY_S, busy
+        for item in due:
+            self._at_hand.setdefault(item.host, deque()).append(item)
+        return bool(due)
 
     def _begin(self, item: JobItem) -> None:
         self._running[item.job, item.number] = item
@@ -221,6 +254,8 @@ class JobRunner:
             self._wake.set()
         if job is not None:
             self.waiting -= 1
+            if job.finished_at is not None:
+                self._tell_at = 0
             for event in self._watchers.get(item.job, ()):
                 event.set()
 

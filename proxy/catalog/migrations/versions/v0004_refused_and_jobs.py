@@ -41,7 +41,7 @@ def upgrade() -> None:
         sa.Column("detail", sa.String(255)),
         sqlite_with_rowid=False,
     )
-    op.create_index("items_by_expiry", "items", ["state", "expires_at", "due_at"])
+    op.create_index("items_by_expiry", "items", ["state", "expires_at", "job", "number"])
 
 
 def downgrade() -> None:
