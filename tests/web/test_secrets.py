@@ -1,0 +1,115 @@
+"""A whole noisy run, and then a search: no log line, counter or error holds a token, a key or a link."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sqlite3
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from proxy.core.signing import signed_path
+from tests.images import picture
+from tests.program import run, serving
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.origins import Exchange, FakeOrigin
+    from tests.program import Program
+
+KEY, OLD_KEY = "signing-key-s3cr3t-one", "signing-key-s3cr3t-two"
+TOKEN, OTHER_TOKEN = "api-token-s3cr3t-one", "api-token-s3cr3t-two"
+MARK = "s3cr3t"
+"""Stands in everything that must not be told."""
+
+
+async def test_nothing_secret_is_told_anywhere(tmp_path: Path, origin: FakeOrigin) -> None:
+    async def breaks_off(exchange: Exchange) -> None:
+        await exchange.send_head("Content-Length: 100000")
+        await exchange.send(picture()[:40])
+        exchange.reset()
+
+    paths = {
+        "good": origin.gives("/good.png", picture()),
+        "page": origin.gives("/page", b"<html>"),
+        "refused": origin.gives("/refused", b"", status="403 Forbidden"),
+        "error": origin.gives("/error", b"", status="500 Error"),
+        "redirect": origin.gives(
+            "/redirect", b"", status="302 Found", headers={"Location": "http://10.0.0.1/?t=s3cr3t"}
+        ),
+        "broken": origin.on("/broken", breaks_off),
+        "missing": origin.url("/missing"),
+    }
+    links = [f"{url}?sig={MARK}" for url in paths.values()]
+    links += [
+        f"http://127.0.0.1:1/{MARK}",
+        f"http://user:{MARK}@a.example/",
+        f"ftp://a.example/{MARK}",
+        f"{MARK}",
+        "https://",
+    ]
+    settings: dict[str, Any] = {
+        "security__signature": "always",
+        "security__signing_keys": f"{KEY},{OLD_KEY}",
+        "security__api_tokens": f"{TOKEN},{OTHER_TOKEN}",
+        "log__level": "debug",
+        "fetch__total_timeout_s": "5",
+        "fetch__retries_max": "0",
+    }
+    told: list[str] = []
+    async with serving(tmp_path / "data", **settings) as program:
+        for link in links:
+            for path in (
+                signed_path(KEY, link),
+                signed_path(OLD_KEY, link, expires=1),
+                signed_path("a-wrong-key-s3cr3t", link),
+                f"/img?src={quote(link, safe='')}",
+                f"/img?sig={MARK}&src={link}",
+            ):
+                answer = await program.get(path.replace(" ", "%20"))
+                if answer.headers.get("Content-Type") == "application/problem+json":
+                    told.append(answer.body.decode())
+        told += await abuse_the_api(program, links, origin)
+        told.append((await program.get("/metrics")).body.decode())
+        told.append((await program.get("/readyz")).body.decode())
+    for words in (["stats"], ["save", *links[:3]], ["check", "--live"]):
+        _, out, err = await run(tmp_path / "data", *words, **settings)
+        told += [out.replace(f"images/{MARK}", ""), err]
+    told += program.log
+    assert len(program.log) > 100
+    guilty = [line for line in told if MARK in line]
+    assert guilty == []
+    with sqlite3.connect(tmp_path / "data" / "catalog.db") as catalog:
+        assert catalog.execute("SELECT count(*) FROM items WHERE link IS NOT NULL").fetchone() == (0,)
+        assert MARK not in str(catalog.execute("SELECT * FROM items").fetchall())
+
+
+async def abuse_the_api(program: Program, links: list[str], origin: FakeOrigin) -> list[str]:
+    told = []
+
+    async def ask(method: str, path: str, token: str = TOKEN, **how: Any) -> str:
+        headers = {"Authorization": f"Bearer {token}"}
+        async with program.session.request(
+            method, f"http://{program.address}{path}", headers=headers, **how
+        ) as response:
+            text = await response.text()
+            if response.status >= 400 or "/jobs/" in path:
+                told.append(text)
+            return text
+
+    for token in (f"wrong-{MARK}", TOKEN, OTHER_TOKEN):
+        for link in links:
+            await ask("POST", "/api/save-image", token, json={"url": link})
+            await ask("DELETE", f"/api/images?src={quote(link + '&other', safe='')}", token)
+    await ask("POST", "/api/save-image", json={f"https://a.example/?t={MARK}": 1})
+    await ask("POST", "/api/save-image", json={"data": f"data:image/png;base64,{MARK}!"})
+    await ask("GET", f"/api/images?cursor={MARK}&{MARK}=1")
+    hook = origin.gives("/hook", b"", status="500 No") + f"?t={MARK}"
+    settled = [link for link in links if not any(part in link for part in ("/error", "/broken", ":1/"))]
+    job = json.loads(await ask("POST", "/api/save-images", json={"urls": [*settled, 7], "webhook": hook}))["id"]
+    async with asyncio.timeout(60):
+        while json.loads(await ask("GET", f"/api/jobs/{job}"))["state"] != "done":  # noqa: ASYNC110 - as any client
+            await asyncio.sleep(0.5)
+    await ask("GET", f"/api/jobs/{job}/events")
+    return told
