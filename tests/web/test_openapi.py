@@ -66,7 +66,7 @@ async def test_the_running_server_does_what_it_describes(tmp_path: Path, origin:
             f"http://{program.address}/openapi.json",
             "--checks",
             ",".join(CHECKS),
-            "--max-examples=15",
+            "--max-examples=10",
             "--mode=all",
             "--seed=1",
             "--generation-database=none",
