@@ -311,9 +311,11 @@ class Fill:
         )
 
     async def _put(self, record: Record) -> Record:
-        if record.digest in self._to.refused:
-            raise Removed(REMOVED)
-        return await self._to.store.put(self._draft, record, None if self._known is None else self._known.digest)
+        if record.digest not in self._to.refused:
+            kept = await self._to.store.put(self._draft, record, None if self._known is None else self._known.digest)
+            if record.digest not in self._to.refused:  # nor removed while it was being put
+                return kept
+        raise Removed(REMOVED)
 
     async def _keep(self, record: Record) -> StorageError | None:
         try:

@@ -174,6 +174,8 @@ class JobRunner:
                     await self._depart()
                     if self._timer() >= self._tell_at:
                         self._tell_at = self._timer() + await self._tell_all()
+                    if self.waiting <= 0:
+                        self.waiting = await self._jobs.count_waiting()  # once, before a long pause
                     if not self.waiting:
                         pause_s = min(max(self._tell_at - self._timer(), LOOK_EVERY_S), TIDY_EVERY_S)
                 except StorageError:

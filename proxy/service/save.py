@@ -110,6 +110,9 @@ class Saver:
             stored_at=self._to.clock().replace(microsecond=0),
         )
         kept = await self._to.store.put(draft, record)
+        if record.digest in self._to.refused:  # removed while it was being put
+            await self._keeper.removed(kept)
+            raise Removed(REMOVED)
         self._to.observer.filled(draft.size, pending=kept.pending)
         await self._keeper.kept(kept)
         return Saved(kept, created=True)

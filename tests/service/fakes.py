@@ -288,6 +288,7 @@ class World:
         self.memory = MemorySpool(memory_bytes)
         self.catalog = FakeCatalog()
         self.observer = FakeObserver()
+        self.refused: set[Digest] = set()
         self.timer = Timer()
         tags = count(1)
         self.keeper = Keeper(
@@ -297,6 +298,7 @@ class World:
             timer=self.timer,
             identify=identify,
             rules=rules or Rules(),
+            refused=self.refused,
             neighbours=Neighbours(
                 origin=self.origin,
                 store=self.store,
@@ -306,6 +308,7 @@ class World:
                 clock=lambda: datetime(2026, 11, 22, 10, tzinfo=UTC),
                 draw_etag=lambda: f'"{next(tags)}"',
                 pixels_max=10_000,
+                refused=self.refused,
             ),
         )
 

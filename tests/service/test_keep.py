@@ -7,6 +7,7 @@ import gc
 import logging
 import weakref
 from dataclasses import replace
+from hashlib import sha256
 from typing import TYPE_CHECKING
 
 import pytest
@@ -19,6 +20,7 @@ from proxy.core.errors import (
     OriginError,
     OriginRefused,
     OriginTimeout,
+    Removed,
     SourceExpired,
     SourceForbidden,
     SourceNotFound,
@@ -35,6 +37,8 @@ from tests.service.fakes import Feed, Timer, World, drain, settle
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from proxy.core.model import Record
 
 URL = "https://images.example/a.png?sig=1"
 OTHER = "https://images.example/a.png?sig=2"
@@ -737,3 +741,28 @@ async def test_counters_add_up() -> None:
     await world.keeper.land()
     assert (world.observer.sizes, world.observer.reasons) == ([len(IMAGE)], ["the disk is full"])
     assert world.observer.ended == len(world.origin.asked) == 3
+
+
+# --- removal
+
+
+async def test_a_picture_that_is_removed_while_it_is_being_put_is_removed_after_all() -> None:
+    world = World()
+    removed: list[Record] = []
+
+    async def remove(record: Record) -> None:
+        removed.append(record)
+
+    world.keeper.remove = remove
+    body = picture()
+    world.origin.gives(URL, body)
+    durable = world.store.gates["put"] = asyncio.Event()
+    getting = asyncio.create_task(world.get(URL))
+    await world.store.reached.wait()
+    world.refused.add(Digest(sha256(body).hexdigest()))
+    durable.set()
+    with pytest.raises(Removed):
+        await getting
+    assert [record.digest for record in removed] == list(world.refused)
+    with pytest.raises(Removed):
+        await world.get(URL)
