@@ -245,7 +245,12 @@ PATHS: Final[dict[str, Any]] = {
                 {
                     **_object(
                         {
-                            "urls": {"type": "array", "minItems": 1, "maxItems": ITEMS_MAX, "items": {}},
+                            "urls": {
+                                "type": "array",
+                                "minItems": 1,
+                                "items": {},
+                                "description": f"{ITEMS_MAX} links at most.",
+                            },
                             "wait": {"type": "boolean", "default": False},
                             "webhook": {
                                 "type": ["string", "null"],

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
 
-from proxy.core.model import Format, Key, PixelSize, Source, SourceInfo
+from proxy.core.model import Format, Job, JobItem, Key, NewItem, PixelSize, Source, SourceInfo, Webhook
 from proxy.core.source import read_source
 
 
@@ -56,3 +57,20 @@ def test_a_link_tells_how_old_it_is(
 ) -> None:
     info = SourceInfo("x", Key("0"), None, temporary, expires_at, scheme)
     assert (info.is_fresh(NOW), info.may_have_expired(NOW)) == (fresh, expired)
+
+
+def test_a_job_is_queued_running_or_done() -> None:
+    job = Job("a", NOW, None, total=2, saved=0, failed=0)
+    assert job.state == "queued"
+    assert replace(job, failed=1).state == "running"
+    assert replace(job, saved=2, finished_at=NOW).state == "done"
+
+
+def test_what_waits_in_a_job_does_not_print_its_link() -> None:
+    link = "https://a.example/?sig=s3cr3t"
+    waiting = [
+        NewItem(link, "a.example", None),
+        JobItem("j", 1, link, "a.example", None, 0),
+        Webhook(Job("a", NOW, None, 1, 0, 0), link, 0, 0),
+    ]
+    assert "s3cr3t" not in repr(waiting)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.core.identity import identify
-from proxy.core.model import Digest, Format, Key, PixelSize, Record, Validator
+from proxy.core.model import Digest, Format, Key, PixelSize, Record, Tombstone, Validator
 from proxy.core.source import SOURCE_CHARS_MAX, read_source
 from proxy.core.stored import (
     RECORD_BYTES_MAX,
@@ -17,10 +18,15 @@ from proxy.core.stored import (
     RecordUnreadable,
     decode_record,
     encode_record,
+    encode_refusal,
+    encode_tombstone,
+    object_names,
     object_path,
     read_object_name,
     read_record,
+    read_refusal_path,
     record_path,
+    refusal_path,
 )
 
 KEY = Key("ab" * 32)
@@ -184,3 +190,49 @@ def test_a_record_belongs_under_its_own_name() -> None:
     assert read_record(data, f"{RECORD.key}.json") == RECORD
     with pytest.raises(RecordUnreadable, match="not that of the file's name"):
         read_record(data, f"{'0' * 64}.json")
+
+
+# --- what was removed
+
+TOMBSTONE = b"""\
+{
+ "key": "%s",
+ "removed_at": "2026-11-22T10:00:00Z",
+ "version": 1
+}
+""" % KEY.encode()
+
+
+def test_a_tombstone_is_written_and_read_in_the_place_of_a_record() -> None:
+    tombstone = Tombstone(KEY, RECORD.stored_at)
+    assert encode_tombstone(tombstone) == TOMBSTONE
+    assert read_record(TOMBSTONE, f"{KEY}.json") == tombstone
+    with pytest.raises(RecordUnreadable):
+        read_record(TOMBSTONE, f"{'0' * 64}.json")
+    with pytest.raises(RecordTooNew):
+        decode_record(TOMBSTONE.replace(b'"version": 1', b'"version": 2'))
+
+
+@pytest.mark.parametrize(
+    "change", [(KEY.encode(), b"x"), (b'"key"', b'"kee"'), (b'"2026-11-22T10:00:00Z"', b'"yesterday"'), (b"}", b"")]
+)
+def test_a_damaged_tombstone_is_damage(change: tuple[bytes, bytes]) -> None:
+    with pytest.raises(RecordUnreadable):
+        decode_record(TOMBSTONE.replace(*change))
+
+
+def test_a_refusal_tells_its_digest_by_its_name() -> None:
+    path = refusal_path(RECORD.digest)
+    assert path == f"v1/refused/{RECORD.digest[:2]}/{RECORD.digest}.json"
+    assert read_refusal_path(path) == RECORD.digest
+    assert read_refusal_path(path + ".tmp") is None
+    assert json.loads(encode_refusal(RECORD.digest, RECORD.stored_at)) == {
+        "digest": RECORD.digest,
+        "removed_at": "2026-11-22T10:00:00Z",
+        "version": 1,
+    }
+
+
+def test_an_object_has_a_name_for_every_format() -> None:
+    assert RECORD.object_name in object_names(RECORD.digest)
+    assert len(object_names(RECORD.digest)) == len(Format)

@@ -12,12 +12,12 @@ from proxy.config import Config
 from proxy.web.openapi import DOCUMENT, PATHS
 from tests.images import picture
 from tests.program import serving
+from tests.web.test_save import data_url
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.conftest import Imgkeep
-    from tests.origins import FakeOrigin
 
 CHECKS = [
     "not_a_server_error",
@@ -51,13 +51,14 @@ async def test_programs_and_people_can_read_it(imgkeep: Imgkeep) -> None:
         assert path in text
 
 
-async def test_the_running_server_does_what_it_describes(tmp_path: Path, origin: FakeOrigin) -> None:
+async def test_the_running_server_does_what_it_describes(tmp_path: Path) -> None:
     """Whatever the description allows, and much that it does not: no 5xx, and no answer of another form."""
-    url = origin.gives("/a.png", picture())
-    # Nothing beyond this machine is asked.
-    settings: dict[str, Any] = {"sources__allow": "127.0.0.1", "log__access": "false"}
+    # Nobody is asked for anything: no origin beyond this machine, and none on it that a job would wait for.
+    settings: dict[str, Any] = {"sources__allow": "nobody.invalid", "log__access": "false"}
     async with serving(tmp_path / "data", **settings) as program:
-        await program.img(url)
+        saving = program.session.post(f"http://{program.address}/api/save-image", json={"data": data_url(picture())})
+        async with saving as response:
+            assert response.status == 201
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-c",
