@@ -19,11 +19,14 @@ from proxy.core.signing import Signatures
 from proxy.web import api, images_api, jobs_api, openapi
 from proxy.web import health as health_routes
 from proxy.web.bodies import Bodies
+from proxy.web.connection import Runner
+from proxy.web.delivery import COMMON_HEADERS
 from proxy.web.door import Door, Tokens
 from proxy.web.images import image, img, legacy
+from proxy.web.prepared import PreparedAnswers
 from proxy.web.problems import problems
 from proxy.web.records import records
-from proxy.web.site import SITE, Site
+from proxy.web.site import SERVER, SITE, Site
 from proxy.works import REAL, Seams, Works, make_inspector, open_works
 
 if TYPE_CHECKING:
@@ -98,15 +101,18 @@ def build(config: Config, seams: Seams = REAL) -> web.Application:
 
 
 async def _sign(_request: web.Request, response: web.StreamResponse) -> None:
-    """Say who answers, and not by which versions of what."""
-    response.headers["Server"] = "imgkeep"
+    """Say who answers."""
+    response.headers["Server"] = SERVER
 
 
 @asynccontextmanager
 async def _site(config: Config, seams: Seams, running: _Running) -> AsyncGenerator[Site]:
     async with open_works(config, seams) as works, works.going():
         running.works = works
+        prepared = PreparedAnswers(COMMON_HEADERS, seams.clock)
+        works.keeper.changed = prepared.drop
         yield Site(
+            prepared=prepared,
             keeper=works.keeper,
             health=works.health,
             meter=works.metrics,
@@ -141,9 +147,9 @@ def _own_hosts(config: Config) -> frozenset[str]:
 
 def make_runner(
     app: web.Application, *, idle_timeout_s: float = IDLE_TIMEOUT_S, linger_timeout_s: float = LINGER_TIMEOUT_S
-) -> web.AppRunner:
+) -> Runner:
     """Return a runner with the limits that keep slow and hostile clients in bounds."""
-    return web.AppRunner(
+    return Runner(
         app,
         access_log=None,  # web/records.py writes ours
         keepalive_timeout=idle_timeout_s,
@@ -186,7 +192,7 @@ async def serve(config: Config, seams: Seams = REAL) -> None:
     log.info("stopped")
 
 
-async def _drain(runner: web.AppRunner, running: _Running, stop: asyncio.Event) -> None:
+async def _drain(runner: Runner, running: _Running, stop: asyncio.Event) -> None:
     """Say that we go, wait for notice to be taken, close the listener, and let what is under way end."""
     assert running.works is not None
     assert runner.server is not None
@@ -217,7 +223,7 @@ def _tokenless(config: Config) -> str:
     return "this machine" if _own_hosts(config) else "nobody"
 
 
-def _opening(config: Config, runner: web.AppRunner) -> dict[str, object]:
+def _opening(config: Config, runner: Runner) -> dict[str, object]:
     """Return what an operator wants to see in one line: where we listen, where images go, and who may fetch what."""
     hosts_allowed = config.hosts_allowed(config.read_catalogue())
     return {

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     )
     from proxy.core.stored import RecordUnreadable
 
+    Bytes = bytes | bytearray | memoryview
     Clock = Callable[[], datetime]
     """The current time, aware UTC."""
     Sleep = Callable[[float], Awaitable[None]]
@@ -53,6 +54,10 @@ class Body(Protocol):
     def size(self) -> int | None:
         """The size in bytes; `None` while nobody knows it."""
 
+    @property
+    def at_hand(self) -> AtHand | None:
+        """The same bytes for later readers, where the store can have them at hand."""
+
     async def settle(self) -> int:
         """Wait until the size is certain and return it. Raises as `read` does."""
 
@@ -65,6 +70,17 @@ class Body(Protocol):
         """
 
     async def aclose(self) -> None: ...
+
+
+class AtHand(Protocol):
+    """The bytes of a stored object, for who cannot wait. May be held for long, and become empty at any time."""
+
+    def whole(self) -> Bytes | None:
+        """
+        Return all bytes, which nobody changes; `None`: they cannot be had at once, or not any more.
+
+        Never waits for a disk.
+        """
 
 
 class Draft(Protocol):

@@ -11,7 +11,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from blockbuster import blockbuster_ctx
 from yarl import URL
 
-from proxy.app import Seams, build
+from proxy.app import Seams, build, make_runner
 from proxy.config import Config, load
 from tests.origins import FakeOrigin
 
@@ -63,6 +63,13 @@ class Imgkeep:
 Start = "Callable[..., Awaitable[Imgkeep]]"
 
 
+class Server(TestServer):
+    """Serves as `imgkeep serve` does, on connections of ours."""
+
+    async def _make_runner(self, **_kwargs: Any) -> web.AppRunner:
+        return make_runner(self.app)
+
+
 def configuration(folder: Path, **sections: dict[str, Any]) -> Config:
     """Return a configuration for tests: loopback origins allowed, everything under `folder`."""
     return load(
@@ -86,7 +93,7 @@ async def start(tmp_path: Path) -> AsyncIterator[Callable[..., Awaitable[Imgkeep
     ) -> Imgkeep:
         place = folder or tmp_path / "data"
         config = configuration(place, **sections)
-        server = TestServer(build(config, seams or Seams()))
+        server = Server(build(config, seams or Seams()))
         client: TestClient[web.Request, web.Application] = TestClient(server, auto_decompress=False)
         await client.start_server()
         clients.append(client)

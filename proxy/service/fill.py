@@ -139,6 +139,10 @@ class Fill:
         """The size in bytes, as the origin declares it or, once everything has come, as it is."""
         return self._size
 
+    @property
+    def at_hand(self) -> None:
+        """Nothing is stored yet."""
+
     async def settle(self) -> int:
         while not self._tide.ended:
             await self._tide.beyond(self._tide.height)

@@ -78,11 +78,13 @@ class Delivery:
 
     Attributes:
         etag: Strong, the same for hit and miss.
+        key: Under what it was found: the key of its record or, at a permanent URL, its name. `changed` is told that.
         object_name: `<digest>.<ext>` once it is known: the last part of the permanent URL.
         permanent_url: Where the object is for ever, when that is known and not with us.
         name: A name for people who save the image.
     """
 
+    key: str
     outcome: Outcome
     format: Format
     etag: str
@@ -170,6 +172,8 @@ class Keeper:
         """The digests of pictures that were removed."""
         self.remove: Callable[[Record], Awaitable[None]] = _leave
         """Is told of what has to be removed by every link."""
+        self.changed: Callable[[Key], None] = lambda _: None
+        """Is told of every key under which something else is kept than before, or elsewhere."""
         self._buried: TTLCache[Key, bool] = TTLCache(BURIED_MAX, BURIED_TTL_S, timer=timer)
         """Keys under which the store was seen to have a tombstone."""
         self._store = store
@@ -271,7 +275,7 @@ class Keeper:
         body = await self._store.fetch(name, None)
         if body is None:
             return None
-        return Delivery(Outcome.HIT, format_, f'"{digest}"', _name_for_people(digest, format_), body, name)
+        return Delivery(name, Outcome.HIT, format_, f'"{digest}"', _name_for_people(digest, format_), body, name)
 
     async def deliver_kept(self, key: Key, *, head: bool = False) -> Delivery | Referral | None:
         """
@@ -294,9 +298,11 @@ class Keeper:
     def forget(self, key: Key) -> None:
         """Hold nothing in memory that says that an image is kept."""
         self._records.pop(key, None)
+        self.changed(key)
 
     async def kept(self, record: Record) -> None:
         self._records[record.key] = record
+        self.changed(record.key)
         await self._put_in_catalog(record)
 
     async def removed(self, record: Record) -> None:
@@ -430,7 +436,7 @@ class Keeper:
             return None, None
         name = _name_for_people(record.key, record.format)
         url = self.permanent_url(record)
-        return Delivery(Outcome.HIT, record.format, record.etag, name, body, record.object_name, url), None
+        return Delivery(key, Outcome.HIT, record.format, record.etag, name, body, record.object_name, url), None
 
     def _refresh(self, source: Source, info: SourceInfo, visit: Visit) -> None:
         """Look, behind the back of whoever is being served, whether a link that was signed anew shows a new image."""
@@ -519,7 +525,7 @@ class Keeper:
         outcome = Outcome.STORED if departs else Outcome.COLLAPSED
         if not head.keeping:
             outcome = Outcome.UNKEPT
-        return Delivery(outcome, head.format, head.etag, _name_for_people(info.key, head.format), fill)
+        return Delivery(info.key, outcome, head.format, head.etag, _name_for_people(info.key, head.format), fill)
 
 
 def _neither(fault: StorageError) -> StorageError:

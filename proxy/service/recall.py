@@ -62,6 +62,10 @@ class Recall:
     def size(self) -> int | None:
         return self._size
 
+    @property
+    def at_hand(self) -> None:
+        """Nothing is here yet."""
+
     async def settle(self) -> int:
         assert self._size is not None
         return self._size

@@ -22,7 +22,7 @@ from proxy.core.errors import StorageError
 from proxy.core.stored import object_names
 from proxy.storage import files
 from proxy.storage.disk import LocalBody, LocalDraft
-from proxy.storage.local import HOT_OBJECT_BYTES_MAX
+from proxy.storage.local import HASHED_BYTES_MAX
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -201,7 +201,7 @@ class DiskCache:
             self._sizes[name] = size
             self._sizes.move_to_end(name, last=False)
             self.bytes += size
-            if size > HOT_OBJECT_BYTES_MAX:
+            if size > HASHED_BYTES_MAX:
                 self._doubted.add(name)
 
 

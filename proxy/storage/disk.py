@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from proxy.storage.shelf import Held
+
 TIMEOUT_S: Final = 30
 """A disk that takes longer is as good as gone. A spinning one that wakes up takes ten."""
 PIECE_BYTES: Final = 1_048_576
@@ -69,10 +71,11 @@ class Threads:
 class LocalBody:
     """An object that is open for reading in pieces."""
 
-    def __init__(self, descriptor: int, size: int, threads: Threads) -> None:
+    def __init__(self, descriptor: int, size: int, threads: Threads, at_hand: Held | None = None) -> None:
         self._descriptor = descriptor
         self._threads = threads
         self.size = size
+        self.at_hand = at_hand
 
     async def settle(self) -> int:
         return self.size
@@ -181,6 +184,14 @@ def read_all(descriptor: int, size: int) -> bytes:
     while len(data) < size and (piece := os.pread(descriptor, size - len(data), len(data))):
         data += piece
     return bytes(data)
+
+
+def map_all(descriptor: int, size: int) -> memoryview | None:
+    """Map a file into memory, its pages read already; `None`: the system has no room for another map."""
+    with suppress(OSError):
+        flags = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)
+        return memoryview(mmap.mmap(descriptor, size, flags=flags, prot=mmap.PROT_READ))
+    return None
 
 
 def hash_all(descriptor: int, size: int) -> str:

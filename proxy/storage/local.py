@@ -20,7 +20,6 @@ from secrets import token_hex
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import aiofiles
-from cachetools import LRUCache
 
 from proxy.core.errors import Conflict, Removed, StorageError, WrittenByNewer
 from proxy.core.model import Digest, Tombstone
@@ -43,8 +42,10 @@ from proxy.core.stored import (
     refusal_path,
 )
 from proxy.storage import disk, files
+from proxy.storage.cached import CachedFiles
 from proxy.storage.disk import LocalBody, LocalDraft, Threads
 from proxy.storage.memory import MemoryBody
+from proxy.storage.shelf import SMALL_BYTES_MAX, Held, Shelf
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
@@ -57,8 +58,8 @@ if TYPE_CHECKING:
 PARTIAL: Final = "partial"
 DAMAGED: Final = "damaged"
 
-HOT_OBJECT_BYTES_MAX: Final = 1_048_576
-"""A larger object is read in pieces: in memory it would push out many that are asked for more often."""
+HASHED_BYTES_MAX: Final = 1_048_576
+"""A larger object takes too long to be hashed at every opening: its size has to do."""
 
 T = TypeVar("T")
 
@@ -74,7 +75,8 @@ class LocalStore:
     ) -> None:
         self.root = root
         self._free_bytes_min = free_bytes_min
-        self._hot: LRUCache[str, bytes] = LRUCache(hot_bytes_max, getsizeof=len)
+        self._cached_files = CachedFiles(root)
+        self.shelf = Shelf(hot_bytes_max, self._cached_files)
         self._threads = Threads(timeout_s=timeout_s)
         self._device: int | None = None
 
@@ -86,6 +88,7 @@ class LocalStore:
             StorageError: The folder can be neither made nor used.
         """
         await self.run(self._lay_out)
+        await self.run(self._cached_files.open)
         await self.run(files.sweep, self.root / PARTIAL)
 
     async def aclose(self) -> None:
@@ -131,12 +134,12 @@ class LocalStore:
 
     async def fetch_at(self, path: str, name: str, size: int | None, *, is_copy: bool = False) -> Body | None:
         """Open the object `name` that lies at `path` under the root; damage is set aside, that of a copy removed."""
-        hot = self._hot.get(name)
-        if hot is not None:
-            return MemoryBody(hot)
+        held = self.shelf.find(path)
+        if held is not None and isinstance(held.data, bytes | bytearray):
+            return MemoryBody(held.data, held)
         body = await self.run(self._open, path, name, size, is_copy)
-        if isinstance(body, MemoryBody) and body.size <= self._hot.maxsize:
-            self._hot[name] = body.data
+        if body is not None and body.at_hand is not None:
+            self.shelf.put(body.at_hand)
         return body
 
     async def begin(self, size: int | None) -> LocalDraft:
@@ -185,7 +188,7 @@ class LocalStore:
     async def forget_at(self, paths: Sequence[str]) -> None:
         """Remove objects, or copies of them, wherever they lie under the root."""
         for path in paths:
-            self._hot.pop(path.rpartition("/")[2], None)
+            self.shelf.drop(path)
         await self.run(self._remove_all, paths)
 
     def takes(self, draft: Draft) -> bool:
@@ -289,7 +292,13 @@ class LocalStore:
         path = self._partial()
         return LocalDraft(path, files.create_partial(path), self._threads)
 
-    def _open(self, place: str, name: str, size: int | None, is_copy: bool) -> Body | None:  # noqa: FBT001
+    def _open(
+        self,
+        place: str,
+        name: str,
+        size: int | None,
+        is_copy: bool,  # noqa: FBT001
+    ) -> LocalBody | MemoryBody | None:
         path = self.root / place
         digest = name.partition(".")[0]
         try:
@@ -299,17 +308,19 @@ class LocalStore:
             return None
         keep_open = False
         try:
-            found = os.fstat(descriptor).st_size
-            if found > HOT_OBJECT_BYTES_MAX:
-                # Too large to be hashed at every read. When the sizes differ the hash decides which of them is wrong:
-                # a record that lies must not cost us a good object.
-                if found == size or size is None or disk.hash_all(descriptor, found) == digest:
-                    keep_open = True
-                    return LocalBody(descriptor, found, self._threads)
-            else:
+            status = os.fstat(descriptor)
+            found = status.st_size
+            if found <= SMALL_BYTES_MAX:
                 data = disk.read_all(descriptor, found)
                 if sha256(data).hexdigest() == digest:
-                    return MemoryBody(data)
+                    return MemoryBody(data, Held(self.shelf, place, status, data))
+            # Beyond some size hashing takes too long. When the sizes differ the hash decides which of them is wrong: a
+            # record that lies must not cost us a good object.
+            elif (found > HASHED_BYTES_MAX and size in {found, None}) or disk.hash_all(descriptor, found) == digest:
+                keep_open = True
+                mapped = disk.map_all(descriptor, found) if self.shelf.takes(found) else None
+                held = None if mapped is None else Held(self.shelf, place, status, mapped)
+                return LocalBody(descriptor, found, self._threads, held)
             # Another reader may have set it aside already, and a fill put a good one in its place.
             if files.is_named(descriptor, path):
                 files.remove(path) if is_copy else self._set_aside(path)

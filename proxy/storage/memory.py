@@ -15,14 +15,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from mmap import mmap
 
+    from proxy.storage.shelf import Held
+
 T = TypeVar("T")
 
 
 class MemoryBody:
     """A whole object in memory."""
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes | bytearray, at_hand: Held | None = None) -> None:
         self.data = data
+        self.at_hand = at_hand
 
     @property
     def size(self) -> int:
@@ -32,7 +35,7 @@ class MemoryBody:
         return len(self.data)
 
     async def read(self, offset: int, size: int) -> bytes:
-        return self.data[offset : offset + size]
+        return bytes(self.data[offset : offset + size])
 
     async def aclose(self) -> None:
         return

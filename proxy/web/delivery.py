@@ -16,9 +16,12 @@ from aiohttp import HttpVersion11, web
 from proxy.core.errors import ImgkeepError
 from proxy.core.headers import Span, cache_status, etag_matches, range_applies, read_range
 from proxy.service.keep import Outcome
-from proxy.web.site import NOTES, SITE
+from proxy.web.prepared import LOOK_AGAIN_S, Prepared, encode_fields
+from proxy.web.site import NOTES, SITE, YEAR_S
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from proxy.ports import Body
     from proxy.service.keep import Delivery, Redirect, Referral
 
@@ -30,8 +33,6 @@ REDIRECT_MAX_AGE_S: Final = 300
 
 UNSENT_BYTES_MAX: Final = 131_072
 """In the kernel, per connection, beyond what is on its way: enough to keep a fast line busy between two pieces."""
-
-YEAR_S: Final = 31_536_000
 
 FIXED_HEADERS: Final = {
     "Cache-Control": f"public, max-age={YEAR_S}, immutable",
@@ -48,6 +49,10 @@ CACHE_STATUS: Final = {
     Outcome.COLLAPSED: cache_status("fwd=uri-miss", "collapsed"),
     Outcome.UNKEPT: cache_status("fwd=uri-miss", "detail=not-stored"),
 }
+
+
+COMMON_HEADERS: Final = {**FIXED_HEADERS, "Cache-Status": CACHE_STATUS[Outcome.HIT]}
+"""Of a hit, whatever the image."""
 
 
 def redirect(request: web.Request, to: Redirect) -> web.Response:
@@ -102,6 +107,7 @@ async def respond(request: web.Request, delivery: Delivery) -> web.StreamRespons
 async def _respond(request: web.Request, delivery: Delivery) -> web.StreamResponse:
     headers = _headers(request, delivery)
     body = delivery.body
+    _prepare(request, delivery, headers)
     if etag_matches(_field(request, "If-None-Match") or "", delivery.etag):
         return web.Response(status=304, headers=headers)
     size = body.size
@@ -150,6 +156,26 @@ def _headers(request: web.Request, delivery: Delivery) -> dict[str, str]:
     if delivery.object_name is not None:
         headers["Content-Location"] = delivery.permanent_url or request.app[SITE].own_url(delivery.object_name)
     return headers
+
+
+def _prepare(request: web.Request, delivery: Delivery, headers: Mapping[str, str]) -> None:
+    """Spare later requests for the same target the way here, where all that they need is at hand."""
+    body, resource = delivery.body, request.match_info.route.resource
+    if body.at_hand is None or body.size is None or resource is None:
+        return
+    site = request.app[SITE]
+    answer = Prepared(
+        route=resource.canonical,
+        key=delivery.key,
+        etag=delivery.etag,
+        fields=site.prepared.own_fields(headers),
+        media_type=encode_fields([("Content-Type", delivery.format.media_type)]),
+        size=body.size,
+        at_hand=body.at_hand,
+        look_again_at=site.timer() + LOOK_AGAIN_S,
+        until=request[NOTES].permitted_until,
+    )
+    site.prepared.prepare(request.raw_path.encode("utf-8", "surrogateescape"), answer)
 
 
 async def _send(

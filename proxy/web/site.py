@@ -20,7 +20,13 @@ if TYPE_CHECKING:
     from proxy.service.save import Saver
     from proxy.web.bodies import Bodies
     from proxy.web.door import Door
+    from proxy.web.prepared import PreparedAnswers
 
+
+SERVER: Final = "imgkeep"
+"""Who answers, and not by which versions of what."""
+
+YEAR_S: Final = 31_536_000
 
 STALL_TIMEOUT_S: Final = 60
 """A client that takes no piece for this long has gone (nginx's `send_timeout`)."""
@@ -36,6 +42,7 @@ class Site:
     public: Source | None
     """`server.public_url`, read."""
     door: Door
+    prepared: PreparedAnswers
     inspector: Inspector
     saver: Saver
     remover: Remover

@@ -9,7 +9,7 @@ import pytest
 
 from proxy.core.errors import StorageError
 from proxy.storage.cache import DiskCache
-from proxy.storage.local import HOT_OBJECT_BYTES_MAX, LocalStore
+from proxy.storage.local import HASHED_BYTES_MAX, LocalStore
 from proxy.storage.memory import MemorySpool
 from tests.storage.stores import record_of
 from tests.storage.test_contract import keep, read_all
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-LARGE = random.Random(2).randbytes(HOT_OBJECT_BYTES_MAX + 1000)
+LARGE = random.Random(2).randbytes(HASHED_BYTES_MAX + 1000)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pytest
 
 from proxy.core.errors import Removed, StorageError
 from proxy.core.model import Tombstone
-from proxy.storage.local import HOT_OBJECT_BYTES_MAX, LocalStore
+from proxy.storage.local import HASHED_BYTES_MAX, LocalStore
 from tests.s3.backends import BucketBackend, open_bucket
 from tests.storage.stores import NOON, FakeStore, record_of
 
@@ -143,7 +143,7 @@ async def fetch(store: StoreAndSpool, record: Record) -> bytes:
 
 
 @pytest.mark.parametrize(
-    "size", [1, 30_000, HOT_OBJECT_BYTES_MAX, HOT_OBJECT_BYTES_MAX + 1, 3_500_000], ids=lambda size: f"{size}-bytes"
+    "size", [1, 30_000, HASHED_BYTES_MAX, HASHED_BYTES_MAX + 1, 3_500_000], ids=lambda size: f"{size}-bytes"
 )
 async def test_what_is_put_comes_back_byte_for_byte(store: StoreAndSpool, size: int) -> None:
     body = random.Random(size).randbytes(size)
@@ -230,6 +230,7 @@ class _Shifted:
     def __init__(self, body: Body, offset: int) -> None:
         self._body, self._offset = body, offset
         self.size = None
+        self.at_hand = None
 
     async def settle(self) -> int:
         return await self._body.settle() - self._offset

@@ -23,7 +23,7 @@ from proxy.core.stored import OBJECTS, RecordTooNew, encode_record, object_path,
 from proxy.service.upkeep import Finding, verify
 from proxy.service.upkeep import records as records_in
 from proxy.storage import files
-from proxy.storage.local import HOT_OBJECT_BYTES_MAX, LocalStore
+from proxy.storage.local import HASHED_BYTES_MAX, LocalStore
 from proxy.storage.memory import MemoryBody, MemorySpool
 from tests.program import until
 from tests.storage.stores import record_of
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 SMALL = random.Random(1).randbytes(10_000)
-LARGE = random.Random(2).randbytes(HOT_OBJECT_BYTES_MAX + 1000)
+LARGE = random.Random(2).randbytes(HASHED_BYTES_MAX + 1000)
 
 
 @pytest.fixture
@@ -152,7 +152,7 @@ async def test_an_object_that_is_not_what_its_name_says_is_a_miss_and_set_aside(
 async def test_a_truncated_object_is_a_miss_and_set_aside(store: LocalStore, body: bytes) -> None:
     record = await keep(store, body)
     path = store.root / object_path(record.object_name)
-    os.truncate(path, HOT_OBJECT_BYTES_MAX + 10 if body is LARGE else 10)
+    os.truncate(path, HASHED_BYTES_MAX + 10 if body is LARGE else 10)
     assert await store.fetch(record.object_name, record.size) is None
     assert not path.exists()
 

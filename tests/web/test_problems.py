@@ -168,6 +168,7 @@ async def test_what_nobody_foresaw_in_mid_body_breaks_the_connection_off(
 
     class Bomb:
         size = len(body)
+        at_hand = None
 
         async def settle(self) -> int:
             return self.size

@@ -68,6 +68,10 @@ class S3Body:
         self.etag = opened.etag
         self.size = opened.size
 
+    @property
+    def at_hand(self) -> None:
+        """The bytes are behind a network."""
+
     async def settle(self) -> int:
         return self.size
 

@@ -1,0 +1,66 @@
+"""
+Reads the head of a request that asks for nothing but bytes: what the quick way of answering has to know of it.
+
+Rules:
+- Only what is certain is read. Whatever a strict reading does not cover (a body, an upgrade, a field of odd form, a
+  second request behind the first) is left to the full parser, so that the two can never disagree about where a request
+  ends (RFC 9112, 11.2).
+- What is read depends on the bytes alone, so it may be remembered by them.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+BLOCK_BYTES_MAX: Final = 8192
+"""Of the header fields together: a browser's, cookies included, have a tenth of it."""
+
+# RFC 9110, 5.1 and 5.5; an empty line only at the end.
+_BLOCK: Final = re.compile(rb"(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*\r\n)*\r\n")
+_NOTABLE: Final = re.compile(
+    rb"^(connection|content-length|expect|if-none-match|if-range|range|transfer-encoding|upgrade):([^\r]*)\r$",
+    re.IGNORECASE | re.MULTILINE,
+)
+_CONDITIONS: Final = frozenset({"if-none-match", "range", "if-range"})
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The conditions of a request, each field as it came; `None`: it did not."""
+
+    if_none_match: str | None = None
+    range: str | None = None
+    if_range: str | None = None
+
+
+PLAIN: Final = Asked()
+"""Of a request without conditions."""
+
+
+def read_fields(block: bytes) -> Asked | None:
+    """
+    Read what stands behind a request line of HTTP/1.1: header fields, and the empty line at their end.
+
+    `None`: this is not certainly the whole of one request without a body, on a connection that stays open.
+    """
+    if len(block) > BLOCK_BYTES_MAX or _BLOCK.fullmatch(block) is None:
+        return None
+    conditions: dict[str, str] = {}
+    for name_bytes, value_bytes in _NOTABLE.findall(block):
+        name, value = name_bytes.decode().lower(), value_bytes.decode("latin-1").strip(" \t")
+        if name in _CONDITIONS:
+            # Its lines combined (RFC 9110, 5.3).
+            conditions[name] = f"{conditions[name]}, {value}" if name in conditions else value
+        elif name != "connection" or value.lower() not in {"keep-alive", ""}:
+            return None
+    if not conditions:
+        return PLAIN
+    return Asked(conditions.get("if-none-match"), conditions.get("range"), conditions.get("if-range"))
+
+
+def list_fields(block: bytes) -> list[tuple[str, str]]:
+    """Return names and values of a block that `read_fields` has read."""
+    lines = block.decode("latin-1").split("\r\n")
+    return [(name, value.strip(" \t")) for name, _, value in (line.partition(":") for line in lines) if name]
