@@ -129,6 +129,8 @@ async def open_parts(
                 raise
             except StorageError as fault:
                 log.warning("not usable at start", extra={"part": type(part).__name__, "reason": str(fault)})
+        if isinstance(place, Folder):
+            disk.remember = catalog.find
         remote = None
         if isinstance(place, Bucket):
             remote = await _open_remote(stack, config, place, disk, memory, timer, sleep, observe)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 BATCH: Final = 500
 """Rows in one transaction while reindexing: long enough to be quick, short enough to let fills in between."""
 
+LINGER_S: Final = 0.1
+"""So long new records are collected: a transaction costs as much as fifty rows."""
 PENDING_MAX: Final = 10_000
 """Records that wait for a database that is away; beyond, they are left to the next reindex."""
 FIND_TIMEOUT_S: Final = 1
@@ -46,6 +49,8 @@ class SqlCatalog(Database):
         super().__init__(url, clock)
         self._pending: dict[Key, Record] = {}
         self._flush: asyncio.Task[None] | None = None
+        self._hurry = asyncio.Event()
+        """Somebody waits for what is pending."""
 
     async def aclose(self) -> None:
         await self._settle()
@@ -194,6 +199,8 @@ class SqlCatalog(Database):
     async def _write_pending(self) -> None:
         try:
             while self._pending:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._hurry.wait(), LINGER_S)
                 batch = list(self._pending.values())[:BATCH]
                 await self.execute(partial(self._upsert, records=batch))
                 for record in batch:
@@ -207,7 +214,9 @@ class SqlCatalog(Database):
     async def _settle(self) -> None:
         """Wait until what was put is written, or cannot be."""
         if self._flush is not None:
+            self._hurry.set()
             await asyncio.shield(self._flush)
+            self._hurry.clear()
 
     def _select(self, query: sa.Select[Any]) -> list[Record]:
         rows = self._in_transaction(lambda connection: connection.execute(query).all())
@@ -222,7 +231,13 @@ class SqlCatalog(Database):
         keys = [record.key for record in records]
         connection.execute(sa.delete(images).where(images.c.key.in_(keys)))
         now = self.now()
-        connection.execute(sa.insert(images), [{**_to_row(record), "indexed_at": now} for record in records])
+        # Compiled once and handed to the driver as it is: SQLAlchemy's handling of each row costs more than the row.
+        insert = sa.insert(images).compile(dialect=connection.dialect)
+        rows = [{**_to_row(record), "indexed_at": now} for record in records]
+        order = insert.positiontup
+        connection.exec_driver_sql(
+            insert.string, [tuple(map(row.__getitem__, order)) for row in rows] if order else rows
+        )
         waiting = [record for record in records if record.pending]
         known = set(connection.scalars(sa.select(outbox.c.key).where(outbox.c.key.in_(keys)))) if keys else set()
         arrived = [record.key for record in records if not record.pending and record.key in known]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from functools import lru_cache
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Final, Literal, Protocol
 
@@ -112,10 +113,11 @@ def cache_status(*parameters: str) -> str:
     return "; ".join((CDN_ID, *parameters))
 
 
-def client_address(peer: str, headers: Fields, trusted: Sequence[Network]) -> str:
+def client_address(peer: str, headers: Fields, trusted: Sequence[Network]) -> Address | str:
     """
     Return the address of the client: the peer's, or the nearest one in `Forwarded` (RFC 7239) or `X-Forwarded-For`
-    that no trusted proxy wrote about itself. What an untrusted peer claims does not count.
+    that no trusted proxy wrote about itself. What an untrusted peer claims does not count. A peer without an address
+    is returned as it is called.
     """
     address = _read_address(peer)
     if address is None:
@@ -128,7 +130,7 @@ def client_address(peer: str, headers: Fields, trusted: Sequence[Network]) -> st
         if nearer is None:
             break
         address = nearer
-    return str(address)
+    return address
 
 
 def _members(headers: Fields, name: str) -> list[str]:
@@ -143,8 +145,14 @@ def _forwarded_for(headers: Fields) -> list[str]:
     return [item.strip() for item in _members(headers, "X-Forwarded-For") if item.strip()]
 
 
+# A few clients send most requests; what is no address is not kept, so nobody fills this with nonsense.
+@lru_cache(maxsize=4096)
+def _parse_address(text: str) -> Address:
+    return ip_address(text)
+
+
 def _read_address(text: str) -> Address | None:
     try:
-        return ip_address(text.strip("[]"))
+        return _parse_address(text.strip("[]"))
     except ValueError:
         return None

@@ -276,13 +276,11 @@ class Answer:
         last_coding = ",".join(self._response.headers.getall("Transfer-Encoding", [])).rpartition(",")[2]
         return self._response.content_length is not None or last_coding.strip().lower() == "chunked"
 
-    async def chunks(self) -> AsyncIterator[bytes]:
-        received = self._limited(self._receive())
-        if self._decoder is not None:
-            # Both sides of it: a bomb comes out of little, and nothing comes out of endless empty blocks.
-            received = self._limited(self._decoder.decode(received))
-        async for chunk in received:
-            yield chunk
+    def chunks(self) -> AsyncIterator[bytes]:
+        if self._decoder is None:
+            return self._receive()
+        # Both sides of it: a bomb comes out of little, and nothing comes out of endless empty blocks.
+        return self._limited(self._decoder.decode(self._receive()))
 
     async def _limited(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         received = 0
@@ -293,8 +291,12 @@ class Answer:
             yield chunk
 
     async def _receive(self) -> AsyncIterator[bytes]:
+        received = 0
         try:
             async for chunk in self._response.content.iter_any():
+                received += len(chunk)
+                if received > self._body_bytes_max:
+                    raise TooLarge("the image is larger than fetch.body_bytes_max")
                 yield chunk
         except TimeoutError:
             raise OriginTimeout("the origin paused for longer than fetch.read_timeout_s") from None

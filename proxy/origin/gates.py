@@ -8,13 +8,12 @@ whoever waits for a slow host does not hold one of the places that all share.
 from __future__ import annotations
 
 import asyncio
-from contextlib import AsyncExitStack, asynccontextmanager
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Self
 
 from proxy.core.errors import Busy
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from types import TracebackType
 
 QUEUE_PER_PLACE: Final = 4
 """A queue of four times the places is served within a few fetches; longer, and clients give up before their turn."""
@@ -29,10 +28,9 @@ class Gate:
         self.waiting = 0
         self.users = 0
 
-    @asynccontextmanager
-    async def enter(self) -> AsyncGenerator[None]:
+    async def enter(self) -> None:
         """
-        Wait for a place and hold it.
+        Wait for a place and hold it until `leave`.
 
         Raises:
             Busy: The queue is full.
@@ -44,10 +42,9 @@ class Gate:
             await self._semaphore.acquire()
         finally:
             self.waiting -= 1
-        try:
-            yield
-        finally:
-            self._semaphore.release()
+
+    def leave(self) -> None:
+        self._semaphore.release()
 
 
 class Gates:
@@ -62,40 +59,65 @@ class Gates:
     def waiting(self) -> int:
         return self._all.waiting + sum(gate.waiting for gate in self._hosts.values())
 
-    @asynccontextmanager
-    async def enter(self, host: str) -> AsyncGenerator[Place]:
+    def enter(self, host: str) -> Place:
         """
-        Wait for a place at the host and among all, and hold both.
+        Wait for a place at the host and among all, and hold both: `async with gates.enter(host) as place`.
 
         Raises:
             Busy: A queue is full.
         """
-        async with AsyncExitStack() as at_host:
-            place = Place(self, at_host)
-            await place.move(host)
-            async with self._all.enter():
-                yield place
+        return Place(self, host)
 
-    @asynccontextmanager
-    async def enter_host(self, host: str) -> AsyncGenerator[None]:
-        gate = self._hosts.setdefault(host, Gate(self._places_per_host))
+    async def enter_all(self) -> None:
+        await self._all.enter()
+
+    def leave_all(self) -> None:
+        self._all.leave()
+
+    async def enter_host(self, host: str) -> None:
+        gate = self._hosts.get(host)
+        if gate is None:
+            gate = self._hosts[host] = Gate(self._places_per_host)
         gate.users += 1
         try:
-            async with gate.enter():
-                yield
-        finally:
-            gate.users -= 1
-            if gate.users == 0:
-                del self._hosts[host]
+            await gate.enter()
+        except BaseException:
+            self._forget(host, gate)
+            raise
+
+    def leave_host(self, host: str) -> None:
+        gate = self._hosts[host]
+        gate.leave()
+        self._forget(host, gate)
+
+    def _forget(self, host: str, gate: Gate) -> None:
+        gate.users -= 1
+        if gate.users == 0:
+            del self._hosts[host]
 
 
 class Place:
     """A place at one host at a time: redirects lead to others, which have their limits too."""
 
-    def __init__(self, gates: Gates, at_host: AsyncExitStack) -> None:
+    def __init__(self, gates: Gates, host: str) -> None:
         self._gates = gates
-        self._at_host = at_host
+        self._first = host
         self._host: str | None = None
+
+    async def __aenter__(self) -> Self:
+        await self.move(self._first)
+        try:
+            await self._gates.enter_all()
+        except BaseException:
+            self._leave_host()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._gates.leave_all()
+        self._leave_host()
 
     async def move(self, host: str) -> None:
         """
@@ -104,10 +126,13 @@ class Place:
         Raises:
             Busy: Its queue is full.
         """
-        if host == self._host:
-            return
-        # The old place is left first: two fetches that waited for each other's would wait for ever.
-        self._host = None
-        await self._at_host.aclose()
-        await self._at_host.enter_async_context(self._gates.enter_host(host))
-        self._host = host
+        if host != self._host:
+            # The old place is left first: two fetches that waited for each other's would wait for ever.
+            self._leave_host()
+            await self._gates.enter_host(host)
+            self._host = host
+
+    def _leave_host(self) -> None:
+        host, self._host = self._host, None
+        if host is not None:
+            self._gates.leave_host(host)

@@ -264,9 +264,9 @@ class Fill:
         try:
             await self._draft.write(chunk)
         except StorageError as error:
-            if len(self._drafts) > 1 or fault is not None:
+            if len(self._drafts) > 1:
                 raise
-            fault = self._unless_remote(error)
+            fault = fault or self._unless_remote(error)
             self._drafts.append(await go_on(self._draft, self._to.memory, self._size, chunk))
         height = self._draft.size
         self._recent.append((height - len(chunk), chunk))

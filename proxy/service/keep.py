@@ -482,7 +482,8 @@ class Keeper:
     async def _find_record(self, key: Key) -> Record | None:
         if key in self._flights:
             return None  # whoever departed has looked already, and what it brings will be found in memory
-        record = await self._find_in_catalog(key)
+        # Where a record is a file on this disk, the catalog is no shorter way to it.
+        record = None if self._store.disk_only else await self._find_in_catalog(key)
         if record is None and key not in self._flights:
             record = await self._find_in_store(key)
             if record is not None:

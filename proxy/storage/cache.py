@@ -105,7 +105,7 @@ class DiskCache:
         if not self._bytes_max or not isinstance(draft, LocalDraft) or draft.size > self._bytes_max:
             return
         with suppress(StorageError):
-            await self._disk.run(self._move, draft.path, self._disk.root / _path(name))
+            await self._disk.run(self._move, draft, self._disk.root / _path(name))
             draft.kept = True
             await self._note(name, draft.size)
 
@@ -117,9 +117,10 @@ class DiskCache:
             await self._note(name, record.size)
         return taken
 
-    def _move(self, path: Path, to: Path) -> None:
+    def _move(self, draft: LocalDraft, to: Path) -> None:
         to.parent.mkdir(parents=True, exist_ok=True)
-        path.replace(to)
+        draft.make_file()
+        draft.path.replace(to)
 
     def _take(self, record: Record, to: Path | None) -> bool:
         if to is not None:

@@ -13,6 +13,7 @@ import errno
 import fcntl
 import os
 from contextlib import contextmanager, suppress
+from secrets import token_hex
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def make_folder(folder: Path) -> None:
         sync_folder(path.parent)
 
 
-def write_all(descriptor: int, data: bytes) -> None:
+def write_all(descriptor: int, data: bytes | bytearray) -> None:
     """Write all of `data`: `os.write` may take less."""
     view = memoryview(data)
     while view:
@@ -106,6 +107,34 @@ def publish_new(partial: Path, final: Path) -> bool:
         partial.replace(final)
     sync_folder(final.parent)
     return True
+
+
+def name_new(descriptor: int, final: Path) -> bool:
+    """Give a file that has no name its final one, unless a file has it; return whether it has it now. Not durable."""
+    try:
+        _name(descriptor, final)
+    except FileExistsError:
+        return False
+    except FileNotFoundError:
+        make_folder(final.parent)
+        _name(descriptor, final)
+    return True
+
+
+def name_over(descriptor: int, folder: Path, final: Path) -> None:
+    """Give a file that has no name its final one, whatever has it. `folder` is for partial names. Not durable."""
+    partial = folder / token_hex(8)
+    _name(descriptor, partial)
+    try:
+        partial.replace(final)
+    finally:
+        remove(partial)
+
+
+def _name(descriptor: int, path: Path) -> None:
+    # As man 2 open has it for O_TMPFILE. Python follows a symbolic link only where a folder is given to begin from,
+    # and any descriptor will do for that, because the path is absolute.
+    os.link(f"/proc/self/fd/{descriptor}", path, src_dir_fd=descriptor)
 
 
 def publish(partial: Path, final: Path) -> None:

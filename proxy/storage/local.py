@@ -9,17 +9,16 @@ Rules:
 
 from __future__ import annotations
 
-import asyncio
 import errno
+import math
 import os
 import shutil
+import time
 from contextlib import suppress
 from dataclasses import replace
 from hashlib import sha256
 from secrets import token_hex
-from typing import TYPE_CHECKING, Final, TypeVar
-
-import aiofiles
+from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
 from proxy.core.errors import Conflict, Removed, StorageError, WrittenByNewer
 from proxy.core.model import Digest, Tombstone
@@ -43,12 +42,13 @@ from proxy.core.stored import (
 )
 from proxy.storage import disk, files
 from proxy.storage.cached import CachedFiles
+from proxy.storage.commit import Commits
 from proxy.storage.disk import LocalBody, LocalDraft, Threads
 from proxy.storage.memory import MemoryBody
 from proxy.storage.shelf import SMALL_BYTES_MAX, Held, Shelf
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
     from datetime import datetime
     from pathlib import Path
 
@@ -61,7 +61,16 @@ DAMAGED: Final = "damaged"
 HASHED_BYTES_MAX: Final = 1_048_576
 """A larger object takes too long to be hashed at every opening: its size has to do."""
 
+ROOM_S: Final = 1
+"""So long a look for room on the disk is believed. Who looks for a record in vain looks for room as well."""
+
+DAMAGED_RECORD: Final = "damaged"
+
 T = TypeVar("T")
+
+
+async def _remember_nothing(_key: Key) -> None:
+    """Know of no record."""
 
 
 class LocalStore:
@@ -71,14 +80,27 @@ class LocalStore:
     disk_only = True
 
     def __init__(
-        self, root: Path, *, hot_bytes_max: int = 0, free_bytes_min: int = 0, timeout_s: float = disk.TIMEOUT_S
+        self,
+        root: Path,
+        *,
+        hot_bytes_max: int = 0,
+        free_bytes_min: int = 0,
+        timeout_s: float = disk.TIMEOUT_S,
+        timer: Callable[[], float] = time.monotonic,
     ) -> None:
         self.root = root
+        self._timer = timer
         self._free_bytes_min = free_bytes_min
         self._cached_files = CachedFiles(root)
         self.shelf = Shelf(hot_bytes_max, self._cached_files)
         self._threads = Threads(timeout_s=timeout_s)
+        self._commits = Commits(root, self.run, self._insist_on_ours)
+        self.remember: Callable[[Key], Awaitable[Record | None]] = _remember_nothing
+        """Is asked what a damaged record said."""
         self._device: int | None = None
+        self._room: int | OSError = 0
+        """Bytes that new drafts may take, or why they cannot take any, as seen at `_room_seen_at`."""
+        self._room_seen_at = -math.inf
 
     async def open(self) -> None:
         """
@@ -89,6 +111,7 @@ class LocalStore:
         """
         await self.run(self._lay_out)
         await self.run(self._cached_files.open)
+        await self.run(self._commits.open)
         await self.run(files.sweep, self.root / PARTIAL)
 
     async def aclose(self) -> None:
@@ -104,24 +127,9 @@ class LocalStore:
         return await self.run(self._probe)
 
     async def find(self, key: Key) -> Record | None:
-        path = self.root / record_path(key)
-        try:
-            async with (
-                asyncio.timeout(self._threads.timeout_s),
-                aiofiles.open(path, "rb", executor=self._threads.pool) as file,
-            ):
-                data = await file.read(RECORD_BYTES_MAX)
-            found = read_record(data, path.name)
-        except FileNotFoundError:
-            await self.run(self._insist_on_root)
-            return None
-        except RecordTooNew as error:
-            raise WrittenByNewer(f"the record was {error}") from None
-        except RecordUnreadable:
-            await self.run(self._set_aside, path)
-            return None
-        except OSError as error:
-            raise disk.fault(error) from None
+        found = await self.run(self._find, self.root / record_path(key))
+        if found == DAMAGED_RECORD:
+            return await self.remember(key)
         if isinstance(found, Tombstone):
             raise Removed(REMOVED)
         return found
@@ -143,10 +151,21 @@ class LocalStore:
         return body
 
     async def begin(self, size: int | None) -> LocalDraft:
-        return await self.run(self._begin, size or 0)
+        if self._timer() - self._room_seen_at > ROOM_S:
+            await self.run(self._look_for_room)
+        if isinstance(self._room, OSError):
+            self._room_seen_at = -math.inf
+            raise disk.fault(self._room)
+        if self._room < (size or 0):
+            raise StorageError("less than store.free_bytes_min would be left free on the disk")
+        self._room -= size or 0
+        return LocalDraft(self._partial(), None, self._threads)
 
     async def put(self, draft: Draft, record: Record, replaces: Digest | None = None) -> Record:
         assert isinstance(draft, LocalDraft)
+        if draft.small is not None and self._commits.works:
+            await self._commits.put(bytes(draft.small), encode_record(record), record, replaces)
+            return record
         await self.run(self._commit, draft, record, replaces)
         draft.kept = True
         return record
@@ -221,6 +240,21 @@ class LocalStore:
         """Run `work` in a thread of this disk. Raises `StorageError` if it fails or takes too long."""
         return await self._threads.run(work, *args)
 
+    def _find(self, path: Path) -> Record | Tombstone | Literal["damaged"] | None:
+        try:
+            with path.open("rb", buffering=0) as file:
+                data = file.read(RECORD_BYTES_MAX)
+            return read_record(data or b"", path.name)
+        except FileNotFoundError:
+            self._insist_on_root()
+            self._look_for_room()  # what is not here is going to come
+        except RecordTooNew as error:
+            raise WrittenByNewer(f"the record was {error}") from None
+        except RecordUnreadable:
+            self._set_aside(path)
+            return DAMAGED_RECORD
+        return None
+
     def _list(self, folder: str) -> list[tuple[str, int]]:
         try:
             found = [(f"{folder}/{path.name}", path.stat().st_size) for path in (self.root / folder).iterdir()]
@@ -285,12 +319,20 @@ class LocalStore:
             self._insist_on_root()
             return False
 
-    def _begin(self, size: int) -> LocalDraft:
-        self._lay_out()
-        if shutil.disk_usage(self.root).free - size < self._free_bytes_min:
-            raise StorageError("less than store.free_bytes_min would be left free on the disk")
-        path = self._partial()
-        return LocalDraft(path, files.create_partial(path), self._threads)
+    def _look_for_room(self) -> None:
+        """See how many bytes new drafts may take. Blocks."""
+        try:
+            self._lay_out()
+            status = os.statvfs(self.root / PARTIAL)
+        except OSError as error:
+            self._room = error
+        else:
+            self._room = status.f_bavail * status.f_frsize - self._free_bytes_min
+            if status.f_flag & os.ST_RDONLY:
+                self._room = OSError(errno.EROFS, "")
+            elif status.f_files and not status.f_favail:
+                self._room = OSError(errno.ENOSPC, "")
+        self._room_seen_at = self._timer()
 
     def _open(
         self,

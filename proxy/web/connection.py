@@ -160,7 +160,7 @@ class Connection(web.RequestHandler):
             fields = CIMultiDict(list_fields(self._block))
             peer = self.peername
             client = client_address(peer[0] if isinstance(peer, tuple) else "", fields, site.door.trusted_proxies)
-            record(client, method, answer.route, answer.key, "hit", status, size, seconds)
+            record(str(client), method, answer.route, answer.key, "hit", status, size, seconds)
 
     def _watch(self, transport: asyncio.Transport) -> None:
         """Break off when the client takes nothing for too long."""

@@ -13,7 +13,6 @@ import re
 from dataclasses import dataclass
 from hashlib import sha256
 from hmac import compare_digest
-from ipaddress import ip_address
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
@@ -141,10 +140,8 @@ class Door:
         are its owner's to choose (RFC 4291, 2.5.4). `None`: this machine's own programs, unless they pass others' on.
         """
         address = client_address(request.remote or "", request.headers, self.trusted_proxies)
-        try:
-            read = ip_address(address)
-        except ValueError:
+        if isinstance(address, str):
             return address
-        if read.is_loopback:
-            return address if any(name in request.headers for name in FORWARDING_FIELDS) else None
-        return address if read.version == 4 else f"{read.exploded[:19]}::/64"
+        if address.is_loopback:
+            return str(address) if any(name in request.headers for name in FORWARDING_FIELDS) else None
+        return str(address) if address.version == 4 else f"{address.exploded[:19]}::/64"

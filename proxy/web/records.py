@@ -43,7 +43,7 @@ async def records(
         site.meter.answered(route, outcome, status, notes.sent, seconds)
         if site.access_log:
             client = client_address(request.remote or "", request.headers, site.door.trusted_proxies)
-            record(client, request.method, route, notes.key, outcome, status, notes.sent, seconds)
+            record(str(client), request.method, route, notes.key, outcome, status, notes.sent, seconds)
 
 
 def record(  # noqa: PLR0913, PLR0917 - the fields of a record, in their order

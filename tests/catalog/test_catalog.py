@@ -309,6 +309,7 @@ async def test_two_processes_write_one_database(catalog: SqlCatalog, connect: Co
             assert await to.find(record.key) == record
 
     await asyncio.gather(write(catalog, mine), write(other, theirs), catalog.rebuild(flow(mine)))
+    assert (await catalog.count(), await other.count())[1].images == 60, "what was put is written now"
     for record in (*mine, *theirs):
         assert await catalog.find(record.key) == await other.find(record.key) == record
 

@@ -500,6 +500,7 @@ async def test_a_store_that_cannot_be_read_is_not_told_as_the_origins_failure(ve
 
 async def test_a_catalog_that_fails_costs_a_look_into_the_store_and_nothing_else() -> None:
     world = World()
+    world.store.disk_only = False
     world.catalog.fault = StorageError("locked")
     await stored(world)
     forget_memory(world)
@@ -644,8 +645,9 @@ async def test_a_warm_hit_asks_neither_the_catalog_nor_for_the_record() -> None:
     assert len(world.origin.asked) == 1
 
 
-async def test_a_record_of_the_catalog_spares_the_look_into_the_store() -> None:
+async def test_a_record_of_the_catalog_spares_the_look_into_a_store_behind_a_network() -> None:
     world = World()
+    world.store.disk_only = False
     await stored(world)
     forget_memory(world)
     assert await world.get(URL) == ("hit", IMAGE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from typing import TYPE_CHECKING
 
@@ -108,7 +109,8 @@ async def test_what_is_larger_than_all_of_it_or_in_memory_is_not_kept(disk: Loca
 
 
 async def test_copies_give_way_to_what_is_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    disk = LocalStore(tmp_path / "disk", free_bytes_min=1000)
+    # By a timer that has always moved on: every look for room is a new one.
+    disk = LocalStore(tmp_path / "disk", free_bytes_min=1000, timer=itertools.count(step=10).__next__)
     await disk.open()
     cache = DiskCache(disk, 10_000, free_bytes_min=1000)
     for n in range(5):
@@ -117,10 +119,14 @@ async def test_copies_give_way_to_what_is_new(tmp_path: Path, monkeypatch: pytes
     class Usage:
         """A disk of 6,000 bytes."""
 
-        def __init__(self, root: Path) -> None:
-            self.free = 6000 - sum(path.stat().st_size for path in root.rglob("*.png"))
+        f_flag = f_files = 0
+        f_frsize = 1
+
+        def __init__(self, _place: Path) -> None:
+            self.free = self.f_bavail = 6000 - sum(path.stat().st_size for path in disk.root.rglob("*.png"))
 
     monkeypatch.setattr("shutil.disk_usage", Usage)
+    monkeypatch.setattr("os.statvfs", Usage)
     draft = await cache.begin(2000)
     assert len(list((disk.root / "cache").rglob("*.png"))) == 3
     await draft.aclose()

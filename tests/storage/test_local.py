@@ -259,15 +259,15 @@ async def test_verify_tells_all_kinds_of_trouble_and_sets_aside_what_is_damaged(
 
 async def test_a_sweep_takes_what_nobody_writes_any_more_and_nothing_else(store: LocalStore) -> None:
     draft = await store.begin(None)
-    await draft.write(SMALL)
+    await draft.write(LARGE)  # a small one has no file
     (store.root / "partial" / "dead").write_bytes(b"left behind")
     other = LocalStore(store.root)
     await other.open()
     await other.aclose()
     assert [path.name for path in (store.root / "partial").iterdir()] == [draft.path.name]
-    await store.put(draft, record_of(SMALL))
+    await store.put(draft, record_of(LARGE))
     await draft.aclose()
-    assert await fetch(store, record_of(SMALL)) == SMALL
+    assert await fetch(store, record_of(LARGE)) == LARGE
 
 
 SWEEPER = """
@@ -315,7 +315,7 @@ async def test_a_draft_is_not_closed_under_a_write_that_nobody_waits_for_any_mor
     draft.kept = True  # its removal would wait for the write by itself
     write = asyncio.create_task(draft.write(chunk))
     async with asyncio.timeout(10):
-        while draft.path.stat().st_size == 0:  # noqa: ASYNC110 - the thread that writes tells nobody
+        while not (draft.path.exists() and draft.path.stat().st_size):  # noqa: ASYNC110 - its thread tells nobody
             await asyncio.sleep(0)
     write.cancel()
     with pytest.raises(asyncio.CancelledError):

@@ -256,6 +256,8 @@ async def test_a_page_of_a_hundred_images_is_below_every_default(start: Start, o
 
     async def fetch(url: str) -> int:
         async with browser:
-            return (await imgkeep.img(url, headers=from_client("192.0.2.1"))).status
+            response = await imgkeep.img(url, headers=from_client("192.0.2.1"))
+            await response.read()
+            return response.status
 
     assert set(await asyncio.gather(*map(fetch, urls))) == {200}

@@ -353,7 +353,7 @@ async def test_a_form_without_a_file_is_told_so(imgkeep: Imgkeep) -> None:
 
 async def test_an_upload_that_breaks_off_leaves_nothing(imgkeep: Imgkeep) -> None:
     body = picture_of(500_000)
-    head = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.png"\r\n\r\n' + body[:100_000]
+    head = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.png"\r\n\r\n' + body[:300_000]
     request = (
         "POST /api/save-image HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=x\r\n"
         f"Content-Length: {len(body) + 200}\r\n\r\n"

@@ -53,6 +53,7 @@ _KINDS: Final[dict[Format, Kind]] = {
     Format.ICO: ico,
     Format.TIFF: tiff,
 }
+_EACH_KIND: Final = tuple(dict.fromkeys(_KINDS.values()))
 
 
 def sniff(head: bytes | bytearray | memoryview, *, ended: bool) -> Format | Undecided | None:
@@ -66,10 +67,10 @@ def sniff(head: bytes | bytearray | memoryview, *, ended: bool) -> Format | Unde
     Returns:
         None for what is no image of a kind that we keep. Once it is not `UNDECIDED`, more bytes change nothing.
     """
-    head = bytes(head[:HEAD_BYTES_MAX])
+    head = bytes(memoryview(head)[:HEAD_BYTES_MAX])
     is_all = ended or len(head) == HEAD_BYTES_MAX
     may_be = False
-    for kind in dict.fromkeys(_KINDS.values()):
+    for kind in _EACH_KIND:
         try:
             fmt = kind.recognise(head)
         except Cut as cut:
