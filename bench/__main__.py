@@ -1,0 +1,56 @@
+"""
+Compare imgkeep with nginx: `python -m bench [ROW...]`.
+
+Needs nginx and wrk (Debian: `apt-get install nginx-light wrk`) and installs nothing. Exit status 1: a row was missed
+or does not count; 2: something is not installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from bench import report
+from bench.rows import ROWS, Plan
+from bench.servers import dump, find, versions
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("rows", nargs="*", metavar="ROW", help=f"of {', '.join(ROWS)}; default: all")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=5, help="of each round")
+    parser.add_argument("--records", type=int, default=1_000_000, help="of the rows start and size")
+    parser.add_argument("--work", type=Path, default=Path("~/.cache/imgkeep-bench").expanduser(), help="a folder")
+    parser.add_argument("--json", type=Path, help="write every figure there")
+    parser.add_argument("--markdown", type=Path, help="write the table there")
+    parser.add_argument("--plot", type=Path, help="draw the ratios there, as PNG; needs matplotlib")
+    arguments = parser.parse_args()
+    unknown = [name for name in arguments.rows if name not in ROWS]
+    missing = [program for program in ("nginx", "wrk", "taskset") if find(program) is None]
+    if unknown or missing:
+        what = f"no row is called {unknown[0]}" if unknown else f"{' and '.join(missing)} not installed"
+        print(f"{what}; rows: {', '.join(ROWS)}; Debian: apt-get install nginx-light wrk", file=sys.stderr)
+        return 2
+    plan = Plan(arguments.work, arguments.rounds, arguments.seconds, arguments.records)
+    rows = []
+    for name in arguments.rows or ROWS:
+        print(f"{name} ...", file=sys.stderr)
+        rows.append(ROWS[name](plan))
+    told = versions()
+    print(report.table(rows))
+    print(", ".join(f"{name} {version}" for name, version in told.items()))
+    if arguments.json:
+        dump({"versions": told, "rows": [asdict(row) for row in rows]}, arguments.json)
+    if arguments.markdown:
+        arguments.markdown.write_text(report.markdown(rows, told))
+    if arguments.plot:
+        report.plot(rows, arguments.plot)
+    goals = [row for row in rows if row.at_least is not None or row.at_most is not None or row.invalid]
+    return 0 if all(row.good for row in goals) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,308 @@
+"""
+The rows of the table: each measures imgkeep and nginx in turn and says what came of it.
+
+A run counts only if every answer was whole and right: before and after each round some images are fetched and compared
+byte for byte, with every header that is promised.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import shutil
+import statistics
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from bench import crowds, seed, wrk
+from bench.servers import imgkeep, nginx_cache, nginx_origin
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from bench.servers import Server
+
+TAIL: Final = 100_000
+PROMISED: Final = (
+    *("Content-Type", "Content-Length", "ETag", "Cache-Control", "Accept-Ranges", "Cache-Status", "Content-Location"),
+    *("X-Content-Type-Options", "Content-Security-Policy", "Access-Control-Allow-Origin"),
+    *("Cross-Origin-Resource-Policy", "Content-Disposition", "Date"),
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long to measure, and where to work."""
+
+    work: Path
+    rounds: int
+    seconds: float
+    records: int
+
+
+@dataclass
+class Row:
+    """
+    What a row came to.
+
+    Attributes:
+        unit: Of the figures.
+        at_least: What the ratio of medians, imgkeep's over nginx's, has to reach; `None`: there is no such goal.
+        at_most: What imgkeep's median must not exceed.
+        notes: What else was seen.
+    """
+
+    name: str
+    unit: str
+    ours: list[float] = field(default_factory=list)
+    theirs: list[float] = field(default_factory=list)
+    at_least: float | None = None
+    aim: float | None = None
+    at_most: float | None = None
+    notes: list[str] = field(default_factory=list)
+    invalid: str | None = None
+
+    @property
+    def ratio(self) -> float | None:
+        if not self.ours or not self.theirs or not statistics.median(self.theirs):
+            return None
+        return statistics.median(self.ours) / statistics.median(self.theirs)
+
+    @property
+    def good(self) -> bool:
+        """Whether the run counts and the goal is reached."""
+        if self.invalid is not None or not self.ours:
+            return False
+        if self.at_least is not None and (self.ratio is None or self.ratio < self.at_least):
+            return False
+        return self.at_most is None or statistics.median(self.ours) <= self.at_most
+
+
+def check(server: Server, target: str, body: bytes, *, status: str | None = None) -> None:
+    """
+    Insist that a server gives exactly `body` and, where `status` is its cache status, all headers that are promised.
+
+    Raises:
+        wrk.InvalidRun: It does not.
+    """
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+    connection.request("GET", target)
+    response = connection.getresponse()
+    received = response.read()
+    connection.close()
+    if response.status != 200 or hashlib.sha256(received).digest() != hashlib.sha256(body).digest():
+        raise wrk.InvalidRun(f"{server.name} answers {response.status} with other bytes")
+    if status is not None:
+        missing = [name for name in PROMISED if response.getheader(name) is None]
+        said = response.getheader("Cache-Status")
+        if missing or said != f"imgkeep; {status}":
+            raise wrk.InvalidRun(f"{server.name} says {said} and lacks {missing}")
+
+
+def alternate(plan: Plan, row: Row, ours: Callable[[], float], theirs: Callable[[], float]) -> Row:
+    """Measure both in turn."""
+    try:
+        for _ in range(plan.rounds):
+            row.ours.append(ours())
+            row.theirs.append(theirs())
+    except wrk.InvalidRun as reason:
+        row.invalid = str(reason)
+    return row
+
+
+def hit_small(plan: Plan) -> Row:
+    return _one_url(plan, Row("hit-small", "requests/s", at_least=0.8, aim=1.0), seed.SMALL)
+
+
+def hit_large(plan: Plan) -> Row:
+    return _one_url(plan, Row("hit-large", "bytes/s", at_least=1.5, aim=2.5), seed.LARGE)
+
+
+def _one_url(plan: Plan, row: Row, size: int) -> Row:
+    files = plan.work / "one"
+    files.mkdir(parents=True, exist_ok=True)
+    body = seed.image(size, size)
+    (files / f"{size}.png").write_bytes(body)
+    places = [_empty(plan, name) for name in ("imgkeep", "nginx")]
+    with nginx_origin(files) as origin, imgkeep(places[0]) as ours, nginx_cache(places[1], origin) as theirs:
+        target = seed.target(origin.port, f"{size}.png")
+
+        def measure(server: Server, path: str, status: str | None) -> float:
+            for _ in range(3):  # the first is a miss, and the second is prepared
+                check(server, path, body)
+            check(server, path, body, status=status)
+            done = wrk.load(server, path, seconds=plan.seconds)
+            check(server, path, body, status=status)
+            return done.requests_per_s if row.unit == "requests/s" else done.requests_per_s * size
+
+        return alternate(
+            plan, row, partial(measure, ours, target, "hit"), partial(measure, theirs, f"/{size}.png", None)
+        )
+
+
+def hit_tail(plan: Plan) -> Row:
+    row = Row("hit-tail", "requests/s", at_least=0.4, aim=0.7)
+    files = seed.files(plan.work / "files", TAIL)
+    store = seed.store(plan.work / "tail", TAIL, origin_port=1, objects=TAIL)
+    cache = plan.work / "tail-nginx"
+    cache.mkdir(exist_ok=True)
+    with imgkeep(store) as ours, nginx_origin(files) as origin, nginx_cache(cache, origin) as theirs:
+        before, after = seed.target(1, "@").split("%40")
+
+        def measure(server: Server, before: str, after: str, status: str | None) -> float:
+            script = wrk.UNIFORM % (0, TAIL, before, after)
+            for n in (0, TAIL // 2, TAIL - 1):
+                check(server, f"{before}{n}{after}", seed.image(n))
+                check(server, f"{before}{n}{after}", seed.image(n), status=status)
+            return wrk.load(server, "/", seconds=plan.seconds, script=script).requests_per_s
+
+        for server, start, end in ((ours, before, after), (theirs, "/", ".png")):
+            for _ in range(2):
+                _ask_all(server, start, end)
+        return alternate(
+            plan, row, partial(measure, ours, before, after, "hit"), partial(measure, theirs, "/", ".png", None)
+        )
+
+
+def _ask_all(server: Server, before: str, after: str) -> None:
+    """Ask for each image once, so that both are warm."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+    for n in range(TAIL):
+        connection.request("GET", f"{before}{n}{after}")
+        response = connection.getresponse()
+        if response.status != 200 or len(response.read()) != seed.SMALL:
+            raise wrk.InvalidRun(f"{server.name} does not have image {n}")
+    connection.close()
+
+
+def miss(plan: Plan) -> Row:
+    row = Row("miss", "requests/s", at_least=0.35, aim=0.7)
+    files = seed.files(plan.work / "files", TAIL)
+    places = [_empty(plan, name) for name in ("imgkeep", "nginx")]
+    with nginx_origin(files) as origin, imgkeep(places[0]) as ours, nginx_cache(places[1], origin) as theirs:
+        asked = {ours.name: 0, theirs.name: 0}
+        before, after = seed.target(origin.port, "@").split("%40")
+
+        def measure(server: Server, before: str, after: str) -> float:
+            first = asked[server.name]
+            script = wrk.IN_ORDER % (first, before, after)
+            done = wrk.load(server, "/", seconds=plan.seconds, script=script)
+            asked[server.name] += done.requests + wrk.CONNECTIONS
+            for n in range(first, first + done.requests, max(1, done.requests // 20)):
+                check(server, f"{before}{n}{after}", seed.image(n), status="hit" if server is ours else None)
+            return done.requests_per_s
+
+        alternate(plan, row, partial(measure, ours, before, after), partial(measure, theirs, "/", ".png"))
+    _see_kept(row, places[0], plan.rounds * wrk.CONNECTIONS)
+    return row
+
+
+def _see_kept(row: Row, store: Path, cut_max: int) -> None:
+    """Read what was kept: every record has its object, and every object is what its name says."""
+    records, objects = (list((store / "v1" / kind).rglob("*.*")) for kind in ("records", "objects"))
+    row.notes.append(f"{len(records)} kept")
+    damaged = [path for path in objects[::50] if hashlib.sha256(path.read_bytes()).hexdigest() != path.stem]
+    if damaged or abs(len(records) - len(objects)) > cut_max:
+        row.invalid = f"{len(records)} records, {len(objects)} objects, {len(damaged)} damaged"
+
+
+def miss_first_byte(plan: Plan) -> Row:
+    row = Row("miss-first-byte", "ms added, p50", at_most=2.0)
+    files = seed.files(plan.work / "files", TAIL)
+    places = [_empty(plan, name) for name in ("imgkeep", "nginx")]
+    number = 500
+    with nginx_origin(files) as origin, imgkeep(places[0]) as ours, nginx_cache(places[1], origin) as theirs:
+        for n in range(plan.rounds):
+            names = [f"{n * number + each}.png" for each in range(number)]
+            own = crowds.first_bytes(origin, [f"/{name}" for name in names])
+            through = crowds.first_bytes(ours, [seed.target(origin.port, name) for name in names])
+            beside = crowds.first_bytes(theirs, [f"/{name}" for name in names])
+            row.ours.append((statistics.median(through) - statistics.median(own)) * 1000)
+            row.theirs.append((statistics.median(beside) - statistics.median(own)) * 1000)
+            row.notes.append(f"p99 {statistics.quantiles(through, n=100)[-1] * 1000:.1f} ms")
+    row.notes = row.notes[-1:]
+    return row
+
+
+def crowd(plan: Plan) -> Row:
+    row = Row("crowd", "MiB above idle", at_most=150)
+    body = seed.image(5, 5 * 2**20)
+    with crowds.paced_origin(body, 5_000_000) as origin, imgkeep(_empty(plan, "imgkeep")) as ours:
+        alone = crowds.crowd(ours, seed.target(origin.port, "alone.png"), 1, body)
+        idle = ours.rss()
+        result = crowds.crowd(ours, seed.target(origin.port, "crowd.png"), 1000, body)
+        row.ours.append((result.rss_max - idle) / 2**20)
+        extra_ms = (statistics.median(result.first_s) - alone.first_s[0]) * 1000
+        row.notes += [f"{origin.asked('/crowd.png')} origin fetch", f"first byte {extra_ms:.0f} ms later than for one"]
+        if origin.asked("/crowd.png") != 1 or result.wrong:
+            row.invalid = f"{origin.asked('/crowd.png')} fetches, {result.wrong} wrong bodies"
+    return row
+
+
+def slow_readers(plan: Plan) -> Row:
+    row = Row("slow-readers", "MiB above idle", at_most=150)
+    body = seed.image(5, 5 * 2**20)
+    files = plan.work / "one"
+    files.mkdir(parents=True, exist_ok=True)
+    (files / "five.png").write_bytes(body)
+    with nginx_origin(files) as origin, imgkeep(_empty(plan, "imgkeep")) as ours:
+        target = seed.target(origin.port, "five.png")
+        for _ in range(3):
+            check(ours, target, body)
+        idle = ours.rss()
+        row.ours.append((crowds.slow_readers(ours, target, 2000, plan.seconds * 2) - idle) / 2**20)
+        check(ours, target, body, status="hit")
+    return row
+
+
+def start(plan: Plan) -> Row:
+    row = Row("start", "s to ready", at_most=1.0)
+    store = seed.store(plan.work / f"size-{plan.records}", plan.records, origin_port=1, objects=seed.OBJECTS_SHARED)
+    for _ in range(plan.rounds):
+        with imgkeep(store) as ours:
+            row.ours.append(ours.started_s)
+            rss = ours.rss() / 2**20
+    row.notes += [f"{plan.records:,} records", f"{rss:.0f} MiB of memory after it"]
+    return row
+
+
+def size(plan: Plan) -> Row:
+    row = Row("size", "requests/s")
+    store = seed.store(plan.work / f"size-{plan.records}", plan.records, origin_port=1, objects=seed.OBJECTS_SHARED)
+    before, after = seed.target(1, "@").split("%40")
+    number = 1000
+    while number <= plan.records:
+        with imgkeep(store) as ours:
+            check(ours, f"{before}0{after}", seed.image(0), status="hit")
+            wrk.load(ours, "/", seconds=plan.seconds, script=wrk.UNIFORM % (0, number, before, after))
+            done = wrk.load(ours, "/", seconds=plan.seconds, script=wrk.UNIFORM % (0, number, before, after))
+            row.ours.append(done.requests_per_s)
+            row.notes.append(
+                f"{number:,}: {done.requests_per_s:,.0f}/s, p50 {done.p50_ms:.2f} ms, p99 {done.p99_ms:.2f} ms,"
+                f" {ours.rss() / 2**20:.0f} MiB"
+            )
+        number *= 10
+    return row
+
+
+def _empty(plan: Plan, name: str) -> Path:
+    folder = plan.work / f"run-{name}"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    folder.chmod(0o777)
+    return folder
+
+
+ROWS: Final[dict[str, Callable[[Plan], Row]]] = {
+    "hit-small": hit_small,
+    "hit-large": hit_large,
+    "hit-tail": hit_tail,
+    "miss": miss,
+    "miss-first-byte": miss_first_byte,
+    "crowd": crowd,
+    "slow-readers": slow_readers,
+    "start": start,
+    "size": size,
+}

@@ -1,0 +1,105 @@
+"""Images and stores to measure with, made once and kept for the next run."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import shutil
+from datetime import UTC, datetime
+from hashlib import sha256
+from typing import TYPE_CHECKING, Final
+from urllib.parse import quote
+from zlib import crc32
+
+from proxy.catalog import SqlCatalog
+from proxy.core.identity import identify
+from proxy.core.model import Digest, Format, PixelSize, Record
+from proxy.core.source import read_source
+from proxy.core.stored import encode_record, object_path, record_path
+from proxy.storage.local import LocalStore
+from tests.images import picture
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+    from pathlib import Path
+
+SMALL: Final = 20_480
+LARGE: Final = 1_572_864
+OBJECTS_SHARED: Final = 256
+"""Different images among the records of a store that is large by its number of records."""
+NOW: Final = datetime(2026, 11, 1, tzinfo=UTC)
+
+_FRAME: Final = picture(width=8, height=8)
+
+
+def image(number: int, size: int = SMALL) -> bytes:
+    """Return a PNG of `size` bytes that no other number has."""
+    data = b"paDd" + random.Random(number).randbytes(size - len(_FRAME) - 12)
+    return _FRAME[:-12] + (len(data) - 4).to_bytes(4, "big") + data + crc32(data).to_bytes(4, "big") + _FRAME[-12:]
+
+
+def files(folder: Path, number: int) -> Path:
+    """Return a folder with `<n>.png` for each number below `number`."""
+    if not (folder / f"{number - 1}.png").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        for n in range(number):
+            (folder / f"{n}.png").write_bytes(image(n))
+    return folder
+
+
+def target(origin_port: int, name: str) -> str:
+    """Return the request target under which imgkeep shows what an origin has."""
+    return f"/img?src={quote(f'http://127.0.0.1:{origin_port}/{name}', safe='')}"
+
+
+def store(folder: Path, number: int, *, origin_port: int, objects: int) -> Path:
+    """
+    Return the folder of a store that holds `number` links, `/<n>.png` of an origin, to `objects` different images: link
+    `n` to image `n % objects`.
+    """
+    stamp = folder / f"holds-{number}"
+    if not stamp.exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        asyncio.run(_fill(folder, number, origin_port, objects))
+        stamp.touch()
+    return folder
+
+
+async def _fill(folder: Path, number: int, origin_port: int, objects: int) -> None:
+    disk = LocalStore(folder)
+    await disk.open()
+    await disk.aclose()
+    for kind in ("objects", "records"):
+        for part in range(256):
+            (folder / "v1" / kind / f"{part:02x}").mkdir(exist_ok=True)
+    digests = []
+    for n in range(objects):
+        body = image(n)
+        digests.append(Digest(sha256(body).hexdigest()))
+        (folder / object_path(f"{digests[-1]}.png")).write_bytes(body)
+    catalog = SqlCatalog(f"sqlite:///{folder}/catalog.db", lambda: NOW)
+
+    async def written() -> AsyncIterator[Record]:
+        for record in _records(number, origin_port, digests):
+            (folder / record_path(record.key)).write_bytes(encode_record(record))
+            yield record
+
+    await catalog.rebuild(written())
+    await catalog.aclose()
+
+
+def _records(number: int, origin_port: int, digests: list[Digest]) -> Iterator[Record]:
+    for n in range(number):
+        source = read_source(f"http://127.0.0.1:{origin_port}/{n}.png")
+        info = identify(source, NOW)
+        yield Record(
+            key=info.key,
+            identity=info.identity,
+            host=source.host,
+            digest=digests[n % len(digests)],
+            format=Format.PNG,
+            size=SMALL,
+            pixel_size=PixelSize(8, 8),
+            etag=f'"{n:032x}"',
+            stored_at=NOW,
+        )
