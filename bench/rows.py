@@ -149,7 +149,7 @@ def hit_tail(plan: Plan) -> Row:
     cache = plan.work / "tail-nginx"
     cache.mkdir(exist_ok=True)
     with imgkeep(store) as ours, nginx_origin(files) as origin, nginx_cache(cache, origin) as theirs:
-        before, after = seed.target(1, "@").split("%40")
+        before, after = seed.target(1, "@.png").split("%40")
 
         def measure(server: Server, before: str, after: str, status: str | None) -> float:
             script = wrk.UNIFORM % (0, TAIL, before, after)
@@ -183,7 +183,7 @@ def miss(plan: Plan) -> Row:
     places = [_empty(plan, name) for name in ("imgkeep", "nginx")]
     with nginx_origin(files) as origin, imgkeep(places[0]) as ours, nginx_cache(places[1], origin) as theirs:
         asked = {ours.name: 0, theirs.name: 0}
-        before, after = seed.target(origin.port, "@").split("%40")
+        before, after = seed.target(origin.port, "@.png").split("%40")
 
         def measure(server: Server, before: str, after: str) -> float:
             first = asked[server.name]
@@ -271,7 +271,7 @@ def start(plan: Plan) -> Row:
 def size(plan: Plan) -> Row:
     row = Row("size", "requests/s")
     store = seed.store(plan.work / f"size-{plan.records}", plan.records, origin_port=1, objects=seed.OBJECTS_SHARED)
-    before, after = seed.target(1, "@").split("%40")
+    before, after = seed.target(1, "@.png").split("%40")
     number = 1000
     while number <= plan.records:
         with imgkeep(store) as ours:

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 HEAD_BYTES_MAX: Final = 16_384
 """A head that has come in parts is waited for up to this size; a longer one is aiohttp's from the beginning."""
 
+_GET: Final = b"GET "
+_HEAD: Final = b"HEAD "
 _LINE_END: Final = b" HTTP/1.1\r\n"
 _END: Final = b"\r\n\r\n"
 _TARGET: Final = re.compile(rb"[\x21-\x7e\x80-\xff]+")
@@ -101,20 +103,16 @@ class Connection(web.RequestHandler):
         if self._aligned:
             if self._part:
                 data, self._part = self._part + data, b""
-            if data[:4] == b"GET ":
-                start = 4
-            elif data[:5] == b"HEAD ":
-                start = 5
-            else:
-                start = 0
+            start = 4 if data.startswith(_GET) else 5 if data.startswith(_HEAD) else 0
             end = data.find(_LINE_END, start)
-            if not start or end < 0 or not data.endswith(_END):
-                if start and _END not in data and len(data) <= HEAD_BYTES_MAX:
-                    self._part = data
+            if start and end > 0 and data.endswith(_END):
+                if self._quickly(data[start:end], data[end + len(_LINE_END) :], head=start == 5):
                     return
-                self._aligned = False
-            elif self._quickly(data[start:end], data[end + len(_LINE_END) :], head=start == 5):
+            elif _is_part(data):
+                self._part = data
                 return
+            else:
+                self._aligned = False
             self._fresh = False
         super().data_received(data)
 
@@ -182,6 +180,13 @@ class Connection(web.RequestHandler):
             self._stall = None
         if self._sent is not None and not self._sent.done():
             self._sent.set_result(None)
+
+
+def _is_part(data: bytes) -> bool:
+    """Whether this may be the beginning of a head that can be answered quickly."""
+    if len(data) < len(_HEAD):
+        return _GET.startswith(data) or _HEAD.startswith(data)
+    return data.startswith((_GET, _HEAD)) and _END not in data and len(data) <= HEAD_BYTES_MAX
 
 
 class Connections(web.Server):
