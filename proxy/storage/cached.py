@@ -15,12 +15,14 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 LOCAL: Final = frozenset({"bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "overlay", "ramfs", "tmpfs", "xfs"})
+
+_ESCAPE: Final = re.compile(r"\\([0-7]{3})")
 
 _OPENAT2: Final = 437
 """The same on every architecture: it is younger than the unified table of numbers."""
@@ -40,7 +42,7 @@ class CachedFiles:
     def __init__(self, root: Path) -> None:
         self._root = root
         self._prefix = os.fsencode(root) + b"/"
-        self._works = False
+        self.works = False
         how = _How(os.O_RDONLY | os.O_CLOEXEC, 0, _RESOLVE_CACHED)
         self._arguments = ctypes.byref(how), ctypes.c_size_t(ctypes.sizeof(how))
         self._number, self._here = ctypes.c_long(_OPENAT2), ctypes.c_int(_AT_FDCWD)
@@ -48,19 +50,25 @@ class CachedFiles:
 
     def open(self) -> None:
         """Begin to find files, if that can be done here. Blocks; the root has to be there."""
-        if self._call is None or _type_of(self._root.resolve()) not in LOCAL:
+        if self._call is None:
+            return
+        try:
+            mounts = Path("/proc/self/mountinfo").read_text("utf-8", "surrogateescape")
+        except OSError:
+            return
+        if type_of(self._root.resolve(), mounts) not in LOCAL:
             return
         descriptor = self._open(b".")
         if descriptor >= 0:
             os.close(descriptor)
-            self._works = True
+            self.works = True
 
     def read(self, path: str, size: int, changed_ns: int) -> bytearray | None:
         """
         Return the `size` bytes of the file at `path`, if they can be had at once and its inode has not changed since
         `changed_ns`.
         """
-        if not self._works:
+        if not self.works:
             return None
         descriptor = self._open(path.encode())
         if descriptor < 0:
@@ -82,14 +90,14 @@ class CachedFiles:
         return descriptor
 
 
-def _type_of(place: Path) -> str | None:
-    """Return the type of the file system that `place` lies on (man 5 proc, mountinfo)."""
-    best = Path()
-    found = None
-    with suppress(OSError):
-        for line in Path("/proc/self/mountinfo").read_text("utf-8", "surrogateescape").splitlines():
-            fields, _, rest = line.partition(" - ")
-            point = Path(fields.split(" ")[4].encode("utf-8", "surrogateescape").decode("unicode_escape", "replace"))
+def type_of(place: Path, mounts: str) -> str | None:
+    """Return the type of the file system that `place` lies on, by the `mounts` of man 5 proc_pid_mountinfo."""
+    best, found = Path(), None
+    for line in mounts.splitlines():
+        fields, _, rest = line.partition(" - ")
+        if rest:
+            point = Path(_ESCAPE.sub(lambda escape: chr(int(escape[1], 8)), fields.split(" ")[4]))
+            # Of several on one place the last one counts.
             if place.is_relative_to(point) and len(point.parts) >= len(best.parts):
                 best, found = point, rest.partition(" ")[0]
     return found

@@ -1,0 +1,124 @@
+"""What is at hand: bounded, the least recently asked for leaving first, and empty once it is removed or altered."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from proxy.storage.cached import CachedFiles
+from proxy.storage.shelf import MAPS_MAX, SMALL_BYTES_MAX, Held, Shelf
+from tests.program import cannot
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+BODY = b"x" * 1000
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> CachedFiles:
+    found = CachedFiles(tmp_path)
+    found.open()
+    return found
+
+
+def held(shelf: Shelf, root: Path, name: str, body: bytes = BODY) -> Held:
+    """Return a handle as `LocalStore` makes it: on a file that was read and found good."""
+    (root / name).write_bytes(body)
+    return Held(shelf, name, (root / name).stat(), body)
+
+
+def test_bytes_in_memory_are_bounded_and_the_least_recently_asked_for_leave(tmp_path: Path, files: CachedFiles) -> None:
+    shelf = Shelf(3500, files)
+    handles = [held(shelf, tmp_path, f"{n}") for n in range(3)]
+    for handle in handles:
+        shelf.put(handle)
+    assert handles[0].whole() == BODY  # asked for: now the second is the oldest
+    shelf.put(held(shelf, tmp_path, "3"))
+    assert [handle.data is None for handle in handles] == [False, True, False]
+    assert shelf.copied_bytes == 3000
+    assert (shelf.find("0"), shelf.find("1")) == (handles[0], None)
+
+
+def test_what_left_memory_comes_back_from_the_kernels_cache(tmp_path: Path, files: CachedFiles) -> None:
+    if not files.works:
+        cannot("this kernel or file system cannot read without waiting")
+    shelf = Shelf(1500, files)
+    first, second = held(shelf, tmp_path, "1"), held(shelf, tmp_path, "2", b"y" * 1000)
+    shelf.put(first)
+    shelf.put(second)
+    assert first.data is None
+    assert bytes(first.whole() or b"") == BODY
+    assert (first.data == BODY, second.data, shelf.copied_bytes) == (True, None, 1000)
+
+
+def test_two_handles_of_one_object_hold_it_once(tmp_path: Path, files: CachedFiles) -> None:
+    shelf = Shelf(10_000, files)
+    first, second = held(shelf, tmp_path, "1"), held(shelf, tmp_path, "1")
+    shelf.put(first)
+    shelf.put(second)
+    assert (first.data, second.data, shelf.copied_bytes) == (None, BODY, 1000)
+
+
+def test_what_is_dropped_and_removed_is_not_given_any_more(tmp_path: Path, files: CachedFiles) -> None:
+    shelf = Shelf(10_000, files)
+    handle = held(shelf, tmp_path, "1")
+    shelf.put(handle)
+    (tmp_path / "1").unlink()
+    assert handle.whole() == BODY, "in memory it is good whatever becomes of the file"
+    shelf.drop("1")
+    assert (handle.whole(), shelf.copied_bytes) == (None, 0)
+
+
+@pytest.mark.parametrize("alter", ["overwritten", "replaced", "cut", "longer", "touched"])
+def test_a_file_that_was_altered_is_not_given(tmp_path: Path, files: CachedFiles, alter: str) -> None:
+    shelf = Shelf(0, files)
+    handle = held(shelf, tmp_path, "1")
+    shelf.put(handle)
+    assert handle.data is None, "a shelf of no bytes holds nothing"
+    path = tmp_path / "1"
+    match alter:
+        case "overwritten":
+            path.write_bytes(b"y" * 1000)
+        case "replaced":
+            (tmp_path / "new").write_bytes(b"y" * 1000)
+            (tmp_path / "new").rename(path)
+        case "cut":
+            os.truncate(path, 10)
+        case "longer":
+            path.write_bytes(BODY + b"y")
+        case _:
+            path.chmod(0o600)
+    assert handle.whole() is None
+
+
+def test_large_objects_are_held_apart_from_small_ones(tmp_path: Path, files: CachedFiles) -> None:
+    shelf = Shelf(3 * SMALL_BYTES_MAX, files)
+    large = b"x" * (SMALL_BYTES_MAX + 1)
+    handles = [held(shelf, tmp_path, f"{n}", large) for n in range(3)]
+    small = held(shelf, tmp_path, "small")
+    for handle in (small, *handles):
+        shelf.put(handle)
+    assert (shelf.copied_bytes, shelf.mapped_bytes) == (1000, 2 * len(large))
+    assert [handle.whole() is None for handle in handles] == [True, False, False]
+    assert small.whole() == BODY
+    shelf.drop("2")
+    assert (handles[2].whole(), shelf.mapped_bytes) == (None, len(large))
+
+
+def test_maps_are_bounded_by_their_number_too(tmp_path: Path, files: CachedFiles) -> None:
+    shelf = Shelf(2**40, files)
+    large = b"x" * (SMALL_BYTES_MAX + 1)
+    status = (held(shelf, tmp_path, "1", large), (tmp_path / "1").stat())[1]
+    for n in range(MAPS_MAX + 10):
+        shelf.put(Held(shelf, f"{n}", status, large))
+    assert shelf.mapped_bytes == MAPS_MAX * len(large)
+
+
+def test_what_is_larger_than_the_shelf_is_not_held(tmp_path: Path, files: CachedFiles) -> None:
+    shelf = Shelf(999, files)
+    handle = held(shelf, tmp_path, "1")
+    shelf.put(handle)
+    assert (handle.data, shelf.copied_bytes) == (None, 0)

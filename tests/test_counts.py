@@ -1,0 +1,165 @@
+"""
+What an answer costs, in counts that no machine changes: system calls, SQL, calls of Python functions.
+
+A count that grows is a regression, whatever a stopwatch says. Each limit is what was measured and a little room.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import signal
+import sys
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import sqlalchemy as sa
+
+from proxy.web.connection import Connection
+from proxy.web.site import SITE
+from tests.images import picture_of
+from tests.program import cannot, need_strace, serving
+from tests.web.raw import request, target_of
+from tests.web.test_answers import kept
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from tests.conftest import Imgkeep
+    from tests.origins import FakeOrigin
+    from tests.program import Program
+
+NUMBER = 500
+SLACK = 60
+"""What goes on meanwhile: health, timers, the tracer's own coming and going."""
+
+
+@asynccontextmanager
+async def counting(program: Program, into: dict[str, int]) -> AsyncIterator[None]:
+    """Count the system calls of a running program, by name."""
+    tracer = await asyncio.create_subprocess_exec(
+        *("strace", "-f", "-c", "-p", str(program.process.pid)), stderr=asyncio.subprocess.PIPE
+    )
+    assert tracer.stderr is not None
+    line = (await tracer.stderr.readline()).decode()
+    if "attached" not in line:
+        cannot(f"strace may not attach: {line}")
+    yield
+    tracer.send_signal(signal.SIGINT)
+    told = (await tracer.stderr.read()).decode()
+    await tracer.wait()
+    for line in told.splitlines():
+        fields = line.split()
+        if len(fields) >= 5 and fields[-1] != "total" and re.fullmatch(r"[0-9.]+", fields[0]):
+            into[fields[-1]] = int(fields[3])
+
+
+async def ask_often(program: Program, data: bytes) -> None:
+    """Send one request again and again, each after the answer to the one before."""
+    host, _, port = program.address.rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    for _ in range(NUMBER):
+        writer.write(data)
+        head = await reader.readuntil(b"\r\n\r\n")
+        size = re.search(rb"(?i)content-length: ([0-9]+)", head)
+        if head.startswith(b"HTTP/1.1 200") and size is not None:
+            await reader.readexactly(int(size[1]))
+    writer.close()
+
+
+QUICK = {"read", "write", "writev", "sendmsg", "sendto", "recvfrom", "epoll_pwait", "epoll_wait", "getpid"}
+TAIL = {"openat2", "fstat", "newfstatat", "preadv2", "close"}
+
+
+@pytest.mark.parametrize(
+    ("hot_bytes_max", "fields", "per_request"),
+    [
+        pytest.param("1000000", (), {"read": 1, "writes": 1, "openat2": 0, "preadv2": 0, "close": 0}, id="in memory"),
+        pytest.param("0", (), {"read": 1, "writes": 1, "openat2": 1, "preadv2": 1, "close": 1}, id="in the page cache"),
+        pytest.param(
+            "1000000", ("If-None-Match: *",), {"read": 1, "writes": 1, "openat2": 0, "preadv2": 0}, id="not modified"
+        ),
+    ],
+)
+async def test_system_calls_of_a_hit(
+    tmp_path: Path, origin: FakeOrigin, hot_bytes_max: str, fields: tuple[str, ...], per_request: dict[str, int]
+) -> None:
+    need_strace()
+    url = origin.gives("/a.png", picture_of(20_000))
+    calls: dict[str, int] = {}
+    async with serving(tmp_path / "data", store__hot_bytes_max=hot_bytes_max, log__access="false") as program:
+        for _ in range(3):
+            await program.img(url)
+        data = request(target_of(url), *fields, close=False)
+        await ask_often(program, data)
+        async with counting(program, calls):
+            await ask_often(program, data)
+    calls["writes"] = sum(calls.get(name, 0) for name in ("write", "writev", "sendmsg", "sendto"))
+    for name, limit in per_request.items():
+        assert calls.get(name, 0) <= limit * NUMBER + SLACK, calls
+    others = {name: n for name, n in calls.items() if name not in QUICK | TAIL | {"writes"} and n > SLACK}
+    assert others == {}, "no thread is woken, no file opened, nothing locked"
+
+
+class Transport(asyncio.Transport):
+    """As much of a transport as a quick answer needs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pieces: list[Any] = []
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None: ...
+    def write(self, data: Any) -> None:
+        self.pieces.append(data)
+
+    def writelines(self, list_of_data: Any) -> None:
+        self.pieces += list_of_data
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        del name
+        return default
+
+    def close(self) -> None: ...
+    def is_closing(self) -> bool:
+        return False
+
+
+async def test_function_calls_and_sql_of_a_hit(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+    url = origin.gives("/a.png", picture_of(20_000))
+    await kept(imgkeep, url)
+    await kept(imgkeep, url)
+    server = imgkeep.client.server.runner.server  # type: ignore[union-attr]
+    assert server is not None
+    connection, transport = server(), Transport()
+    assert isinstance(connection, Connection)
+    app = imgkeep.client.app
+    assert app is not None
+    object.__setattr__(app[SITE], "access_log", False)
+    connection.connection_made(transport)
+    data = request(target_of(url), close=False)
+    connection.data_received(data)
+    calls = 0
+    statements: list[Any] = []
+
+    def count(_frame: object, event: str, _argument: object) -> None:
+        nonlocal calls
+        calls += event == "call"
+
+    def note(*facts: object) -> None:
+        statements.append(facts[2])
+
+    sa.event.listen(sa.Engine, "before_cursor_execute", note)
+    sys.setprofile(count)
+    try:
+        for _ in range(100):
+            connection.data_received(data)
+    finally:
+        sys.setprofile(None)
+        sa.event.remove(sa.Engine, "before_cursor_execute", note)
+    assert len(transport.pieces) == 202, "head and body, in one go"
+    assert calls <= 100 * 12 + 2
+    assert statements == []
+    connection.connection_lost(None)
+    await asyncio.sleep(0)
