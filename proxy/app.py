@@ -9,6 +9,7 @@ import asyncio
 import gc
 import logging
 import signal
+import sys
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from ipaddress import ip_network
@@ -54,6 +55,8 @@ DRAIN_NOTICE_S: Final = 2
 GRACE_S: Final = 20
 """For answers and fills under way. With the notice it stays below the 30 s after which orchestrators kill."""
 
+SWITCH_INTERVAL_S: Final = 0.0002
+"""How long one thread may keep the interpreter while another wants it; Python's own is 5 ms."""
 GC_THRESHOLDS: Final = (20_000, 50, 100)
 """New objects before the young are looked through, and how many times that before the older ones."""
 
@@ -115,6 +118,8 @@ async def _site(config: Config, seams: Seams, running: _Running) -> AsyncGenerat
         running.works = works
         prepared = PreparedAnswers(COMMON_HEADERS, seams.clock)
         works.keeper.changed = prepared.drop
+        works.metrics.watch("prepared_answers", "Request targets whose answer is prepared", lambda: len(prepared))
+        works.metrics.watch("prepared_bytes", "Memory of prepared answers", lambda: prepared.bytes)
         yield Site(
             prepared=prepared,
             keeper=works.keeper,
@@ -185,7 +190,7 @@ async def serve(config: Config, seams: Seams = REAL) -> None:
         running = app[_RUNNING]
         assert running.works is not None
         running.works.own_ports.update(address[1] for address in runner.addresses)
-        _settle_memory()
+        _tune_interpreter()
         log.info("listening", extra=_opening(config, runner))
         fronted = config.server.public_url or config.server.trusted_proxies
         if fronted and config.server.loopback and "auto" in config.sources.allow:
@@ -197,13 +202,16 @@ async def serve(config: Config, seams: Seams = REAL) -> None:
     log.info("stopped")
 
 
-def _settle_memory() -> None:
+def _tune_interpreter() -> None:
     """
-    Spare the garbage collector what lives as long as the process, and call it less often.
+    Set the interpreter up for a loop that is busy and threads that do little but wait for the disk.
 
-    A look at everything takes a tenth of a second once a hundred thousand answers are prepared, and reference counts
-    free all but a few cycles by themselves.
+    A thread takes the interpreter back after every system call, and waits for it as long as the loop may keep it: a
+    fifth of a second for one image with the interpreter's own interval. The garbage collector is spared what lives as
+    long as the process, and called less often: a look at everything takes a tenth of a second once a hundred thousand
+    answers are prepared, and reference counts free all but a few cycles by themselves.
     """
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     gc.collect()
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)

@@ -201,6 +201,9 @@ async def open_works(config: Config, seams: Seams = REAL) -> AsyncGenerator[Work
         metrics.watch("job_links_waiting", "Links that wait to be saved", lambda: jobs.waiting)
         metrics.watch("fills_in_flight", "Images being fetched", lambda: keeper.fills_in_air)
         metrics.watch("fetches_waiting", "Fetches that wait for a place", lambda: origin.gates.waiting)
+        shelf = parts.disk.shelf
+        metrics.watch("hot_bytes", "Bytes of objects held in memory", lambda: shelf.copied_bytes)
+        metrics.watch("mapped_bytes", "Bytes of objects mapped into memory", lambda: shelf.mapped_bytes)
         metrics.watch("store_free_bytes", "Bytes free on the local disk", lambda: health.free_bytes)
         await health.look()
         await refusals.open()

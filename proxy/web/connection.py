@@ -38,6 +38,12 @@ if TYPE_CHECKING:
 HEAD_BYTES_MAX: Final = 16_384
 """A head that has come in parts is waited for up to this size; a longer one is aiohttp's from the beginning."""
 
+TURNS_MAX: Final = 3
+"""
+A client may ask again before aiohttp, which has sent the last byte, is back at waiting. So a request is looked at again
+in so many turns of the loop; without that, whoever took the long way once would often have to take it again.
+"""
+
 _GET: Final = b"GET "
 _HEAD: Final = b"HEAD "
 _LINE_END: Final = b" HTTP/1.1\r\n"
@@ -60,6 +66,7 @@ class Connection(web.RequestHandler):
         "_site",
         "_stall",
         "_transport",
+        "_turns",
     )
 
     def __init__(self, server: Connections, *, loop: asyncio.AbstractEventLoop, **limits: Any) -> None:
@@ -72,7 +79,9 @@ class Connection(web.RequestHandler):
         self._aligned = True
         """Whether the next byte begins a request."""
         self._part = b""
-        """The beginning of a head whose rest has not come."""
+        """The beginning of a head whose rest has not come, or a whole one that has to wait."""
+        self._turns = 0
+        """How often the request in `_part` has waited for aiohttp to be idle."""
         self._block = b""
         self._asked: Asked | None = None
         """What `_block` says: most clients send the same fields with every request."""
@@ -106,6 +115,12 @@ class Connection(web.RequestHandler):
             start = 4 if data.startswith(_GET) else 5 if data.startswith(_HEAD) else 0
             end = data.find(_LINE_END, start)
             if start and end > 0 and data.endswith(_END):
+                if not self._is_idle() and self._turns < TURNS_MAX:
+                    self._turns += 1
+                    self._part = data
+                    self._loop.call_soon(self._try_again)
+                    return
+                self._turns = 0
                 if self._quickly(data[start:end], data[end + len(_LINE_END) :], head=start == 5):
                     return
             elif _is_part(data):
@@ -129,12 +144,11 @@ class Connection(web.RequestHandler):
         """Answer a request if that can be done at once. `block` is what follows the request line."""
         if block != self._block:
             self._block, self._asked = block, read_fields(block)
-        asked, waiter, transport = self._asked, self._waiter, self._transport
+        asked, transport = self._asked, self._transport
         if asked is None:
             self._aligned = False
             return False
-        idle = self._fresh or (waiter is not None and not waiter.done())
-        if idle and not self._sending and transport is not None:
+        if transport is not None and not self._sending and self._is_idle():
             site = self._site
             start = site.timer()
             answer = site.prepared.find(target, start)
@@ -148,6 +162,16 @@ class Connection(web.RequestHandler):
                     return True
         self._aligned = _TARGET.fullmatch(target) is not None
         return False
+
+    def _is_idle(self) -> bool:
+        """Whether aiohttp has nothing to answer."""
+        waiter = self._waiter
+        return self._fresh or (waiter is not None and not waiter.done())
+
+    def _try_again(self) -> None:
+        data, self._part = self._part, b""
+        if data and self._transport is not None:
+            self.data_received(data)
 
     def _tell(self, answer: Prepared, written: tuple[int, int], method: str, seconds: float) -> None:
         """Count the answer, and write its record."""
