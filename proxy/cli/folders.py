@@ -7,6 +7,8 @@ import csv
 from collections import Counter
 from typing import TYPE_CHECKING, Final, TextIO
 
+import aiofiles
+
 from proxy.cli.printing import print_json
 from proxy.cli.progress import progress
 from proxy.core.content import identify_legacy
@@ -97,9 +99,6 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 async def _read(path: Path) -> AsyncIterator[bytes]:
-    file = await asyncio.to_thread(path.open, "rb")
-    try:
-        while piece := await asyncio.to_thread(file.read, PIECE_BYTES):
+    async with aiofiles.open(path, "rb") as file:
+        while piece := await file.read(PIECE_BYTES):
             yield piece
-    finally:
-        await asyncio.to_thread(file.close)
