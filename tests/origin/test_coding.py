@@ -79,7 +79,10 @@ def test_a_wrong_checksum_or_size_is_an_error(at: int) -> None:
         decode([bytes(data)])
 
 
-@pytest.mark.parametrize("more", [b"\x00", b"x", gzip.compress(b""), gzip.compress(BODY)], ids=repr)
+MORE = [b"\x00", b"x", gzip.compress(b""), gzip.compress(BODY)]
+
+
+@pytest.mark.parametrize("more", MORE, ids=["a null", "a letter", "an empty member", "another member"])
 @pytest.mark.parametrize("apart", [False, True], ids=["in one piece", "in another piece"])
 def test_what_goes_on_after_its_end_is_an_error(more: bytes, *, apart: bool) -> None:
     data = gzip.compress(BODY)
