@@ -190,8 +190,9 @@ def miss(plan: Plan) -> Row:
             script = wrk.IN_ORDER % (first, before, after)
             done = wrk.load(server, "/", seconds=plan.seconds, script=script)
             asked[server.name] += done.requests + wrk.CONNECTIONS
-            certain = done.requests - wrk.CONNECTIONS  # what was under way when wrk stopped may be behind others
-            for n in range(first, first + certain, max(1, certain // 20)):
+            # The first one wrk takes for a trial, and what was under way when it stopped may be behind others.
+            certain = done.requests - wrk.CONNECTIONS
+            for n in range(first + 1, first + certain, max(1, certain // 20)):
                 check(server, f"{before}{n}{after}", seed.image(n), status="hit" if server is ours else None)
             return done.requests_per_s
 

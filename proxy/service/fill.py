@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 RECENT_BYTES_MAX: Final = 1_048_576
 """So many of the newest bytes stay in memory, once per fill: readers who keep up need no look at the draft."""
+TURNS_OF_READERS: Final = 4
 SMALL_HEAD_BYTES: Final = 1024
 RECENT_CHUNKS_MAX: Final = 256
 """And in so many pieces at most: an origin that sends byte by byte must cost neither memory nor long searches."""
@@ -157,6 +158,10 @@ class Fill:
             self._tide.end()
             return
         if record is not None:
+            # Those who wait for the head have it some turns of the loop later. A disk that is set to work before that
+            # takes the interpreter from them, and they would wait for it with their first byte.
+            for _ in range(TURNS_OF_READERS):
+                await asyncio.sleep(0)
             fault = await self._keep(record)
         if fault is None:
             self._to.observer.filled(self._draft.size, pending=self._pending)

@@ -98,8 +98,8 @@ class LocalStore:
         self.remember: Callable[[Key], Awaitable[Record | None]] = _remember_nothing
         """Is asked what a damaged record said."""
         self._device: int | None = None
-        self._room: int | OSError = 0
-        """Bytes that new drafts may take, or why they cannot take any, as seen at `_room_seen_at`."""
+        self._room = 0
+        """Bytes that new drafts may take, as seen at `_room_seen_at`."""
         self._room_seen_at = -math.inf
 
     async def open(self) -> None:
@@ -153,9 +153,6 @@ class LocalStore:
     async def begin(self, size: int | None) -> LocalDraft:
         if self._timer() - self._room_seen_at > ROOM_S:
             await self.run(self._look_for_room)
-        if isinstance(self._room, OSError):
-            self._room_seen_at = -math.inf
-            raise disk.fault(self._room)
         if self._room < (size or 0):
             raise StorageError("less than store.free_bytes_min would be left free on the disk")
         self._room -= size or 0
@@ -247,7 +244,8 @@ class LocalStore:
             return read_record(data or b"", path.name)
         except FileNotFoundError:
             self._insist_on_root()
-            self._look_for_room()  # what is not here is going to come
+            with suppress(OSError):  # whoever begins a draft looks again, and tells
+                self._see_room()  # what is not here is going to come
         except RecordTooNew as error:
             raise WrittenByNewer(f"the record was {error}") from None
         except RecordUnreadable:
@@ -320,18 +318,18 @@ class LocalStore:
             return False
 
     def _look_for_room(self) -> None:
-        """See how many bytes new drafts may take. Blocks."""
-        try:
-            self._lay_out()
-            status = os.statvfs(self.root / PARTIAL)
-        except OSError as error:
-            self._room = error
-        else:
-            self._room = status.f_bavail * status.f_frsize - self._free_bytes_min
-            if status.f_flag & os.ST_RDONLY:
-                self._room = OSError(errno.EROFS, "")
-            elif status.f_files and not status.f_favail:
-                self._room = OSError(errno.ENOSPC, "")
+        """See whether the disk takes new drafts, and how many bytes of them. Blocks."""
+        self._lay_out()
+        self._see_room()
+
+    def _see_room(self) -> None:
+        self._room_seen_at = -math.inf
+        status = os.statvfs(self.root / PARTIAL)
+        if status.f_flag & os.ST_RDONLY:
+            raise OSError(errno.EROFS, "")
+        if status.f_files and not status.f_favail:
+            raise OSError(errno.ENOSPC, "")
+        self._room = status.f_bavail * status.f_frsize - self._free_bytes_min
         self._room_seen_at = self._timer()
 
     def _open(
