@@ -82,6 +82,9 @@ class AtHand(Protocol):
         Never waits for a disk.
         """
 
+    def load(self) -> Awaitable[None] | None:
+        """Have the bytes brought where `whole` finds them, if that can be done; `None`: it cannot. Never raises."""
+
 
 class Draft(Protocol):
     """

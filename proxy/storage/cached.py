@@ -40,7 +40,7 @@ class CachedFiles:
     """The files under `root`."""
 
     def __init__(self, root: Path) -> None:
-        self._root = root
+        self.root = root
         self._prefix = os.fsencode(root) + b"/"
         self.works = False
         how = _How(os.O_RDONLY | os.O_CLOEXEC, 0, _RESOLVE_CACHED)
@@ -56,7 +56,7 @@ class CachedFiles:
             mounts = Path("/proc/self/mountinfo").read_text("utf-8", "surrogateescape")
         except OSError:
             return
-        if type_of(self._root.resolve(), mounts) not in LOCAL:
+        if type_of(self.root.resolve(), mounts) not in LOCAL:
             return
         descriptor = self._open(b".")
         if descriptor >= 0:
@@ -88,6 +88,22 @@ class CachedFiles:
         assert self._call is not None
         descriptor: int = self._call(self._number, self._here, self._prefix + path, *self._arguments)
         return descriptor
+
+
+def read_unchanged(path: Path, size: int, changed_ns: int) -> bytearray | None:
+    """Return the `size` bytes of a file whose inode has not changed since `changed_ns`. Blocks. Raises: OSError."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        status = os.fstat(descriptor)
+        if status.st_ctime_ns != changed_ns or status.st_size != size:
+            return None
+        data = bytearray(size)
+        return data if os.preadv(descriptor, (data,), 0) == size else None
+    finally:
+        os.close(descriptor)
 
 
 def type_of(place: Path, mounts: str) -> str | None:

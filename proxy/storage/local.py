@@ -92,7 +92,7 @@ class LocalStore:
         self._timer = timer
         self._free_bytes_min = free_bytes_min
         self._cached_files = CachedFiles(root)
-        self.shelf = Shelf(hot_bytes_max, self._cached_files)
+        self.shelf = Shelf(hot_bytes_max, self._cached_files, self.run)
         self._threads = Threads(timeout_s=timeout_s)
         self._commits = Commits(root, self.run, self._insist_on_ours)
         self.remember: Callable[[Key], Awaitable[Record | None]] = _remember_nothing

@@ -18,13 +18,21 @@ Rules:
 from __future__ import annotations
 
 from collections import OrderedDict
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
+
+from proxy.core.errors import StorageError
+from proxy.storage.cached import read_unchanged
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Awaitable, Callable
+    from pathlib import Path
 
     from proxy.ports import Bytes
     from proxy.storage.cached import CachedFiles
+
+    Run = Callable[[Callable[[Path, int, int], bytearray | None], Path, int, int], Awaitable[bytearray | None]]
 
 SMALL_BYTES_MAX: Final = 65_536
 """An object up to this size is copied: a thousand slow readers of a thousand objects hold 64 MiB at most."""
@@ -54,12 +62,26 @@ class Held:
             return data
         return self.data
 
+    def load(self) -> Awaitable[None] | None:
+        would_stay = self._shelf.takes(self.size) or self._shelf.files.works
+        return self._load() if self.data is None and self.size <= SMALL_BYTES_MAX and would_stay else None
+
+    async def _load(self) -> None:
+        with suppress(StorageError):  # then whoever asks goes the long way, which tells
+            data = await self._shelf.run(
+                read_unchanged, self._shelf.files.root / self.path, self.size, self._changed_ns
+            )
+            if data is not None and self.data is None:
+                self.data = data
+                self._shelf.put(self)
+
 
 class Shelf:
-    """The handles that hold bytes: up to `bytes_max` in memory, and as many mapped."""
+    """The handles that hold bytes: up to `bytes_max` in memory, and as many mapped. `run` works in a thread."""
 
-    def __init__(self, bytes_max: int, files: CachedFiles) -> None:
+    def __init__(self, bytes_max: int, files: CachedFiles, run: Run) -> None:
         self.files = files
+        self.run = run
         self._bytes_max = bytes_max
         self._copies: OrderedDict[str, Held] = OrderedDict()
         self._maps: OrderedDict[str, Held] = OrderedDict()

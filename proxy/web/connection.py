@@ -20,6 +20,7 @@ from __future__ import annotations
 import asyncio
 import re
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from aiohttp import web
@@ -31,6 +32,8 @@ from proxy.web.records import record
 from proxy.web.site import SITE
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
     from proxy.core.request import Asked
     from proxy.web.prepared import Prepared
     from proxy.web.site import Site
@@ -60,6 +63,7 @@ class Connection(web.RequestHandler):
         "_block",
         "_fresh",
         "_idle_s",
+        "_loaded",
         "_part",
         "_sending",
         "_sent",
@@ -80,6 +84,8 @@ class Connection(web.RequestHandler):
         """Whether the next byte begins a request."""
         self._part = b""
         """The beginning of a head whose rest has not come, or a whole one that has to wait."""
+        self._loaded = False
+        """Whether the bytes for the request at hand were brought already."""
         self._turns = 0
         """How often the request in `_part` has waited for aiohttp to be idle."""
         self._block = b""
@@ -121,14 +127,15 @@ class Connection(web.RequestHandler):
                     self._loop.call_soon(self._try_again)
                     return
                 self._turns = 0
-                if self._quickly(data[start:end], data[end + len(_LINE_END) :], head=start == 5):
+                if self._quickly(data[start:end], data[end + len(_LINE_END) :], data, head=start == 5):
+                    self._loaded = False
                     return
             elif _is_part(data):
                 self._part = data
                 return
             else:
                 self._aligned = False
-            self._fresh = False
+            self._fresh = self._loaded = False
         super().data_received(data)
 
     async def shutdown(self, timeout: float | None = 15.0) -> None:  # noqa: ASYNC109 - aiohttp's signature
@@ -140,8 +147,8 @@ class Connection(web.RequestHandler):
                     await self._sent
         await super().shutdown(timeout)
 
-    def _quickly(self, target: bytes, block: bytes, *, head: bool) -> bool:
-        """Answer a request if that can be done at once. `block` is what follows the request line."""
+    def _quickly(self, target: bytes, block: bytes, data: bytes, *, head: bool) -> bool:
+        """Answer the request `data`, at once or as soon as its bytes are there. `block` follows the request line."""
         if block != self._block:
             self._block, self._asked = block, read_fields(block)
         asked, transport = self._asked, self._transport
@@ -160,8 +167,24 @@ class Connection(web.RequestHandler):
                         self._watch(transport)
                     self._tell(answer, written, "HEAD" if head else "GET", site.timer() - start)
                     return True
+                loading = None if self._loaded else answer.at_hand.load()
+                if loading is not None:
+                    self._wait_for(loading, data, transport)
+                    return True
         self._aligned = _TARGET.fullmatch(target) is not None
         return False
+
+    def _wait_for(self, loading: Awaitable[None], data: bytes, transport: asyncio.Transport) -> None:
+        """Look at a request again, once, when the bytes for it were brought; nothing is read meanwhile."""
+        transport.pause_reading()
+        asyncio.ensure_future(loading).add_done_callback(partial(self._look_again, data))
+
+    def _look_again(self, data: bytes, _loading: asyncio.Future[None]) -> None:
+        transport = self._transport
+        if transport is not None and not transport.is_closing():
+            self._loaded = True
+            transport.resume_reading()
+            self.data_received(data)
 
     def _is_idle(self) -> bool:
         """Whether aiohttp has nothing to answer."""

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from proxy.storage.cached import CachedFiles
+from proxy.storage.local import LocalStore
 from proxy.storage.shelf import MAPS_MAX, SMALL_BYTES_MAX, Held, Shelf
 from tests.program import cannot
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 BODY = b"x" * 1000
@@ -24,6 +27,10 @@ def files(tmp_path: Path) -> CachedFiles:
     return found
 
 
+async def run(work: Callable[[Path, int, int], bytearray | None], *arguments: Any) -> bytearray | None:
+    return await asyncio.to_thread(work, *arguments)
+
+
 def held(shelf: Shelf, root: Path, name: str, body: bytes = BODY) -> Held:
     """Return a handle as `LocalStore` makes it: on a file that was read and found good."""
     (root / name).write_bytes(body)
@@ -31,7 +38,7 @@ def held(shelf: Shelf, root: Path, name: str, body: bytes = BODY) -> Held:
 
 
 def test_bytes_in_memory_are_bounded_and_the_least_recently_asked_for_leave(tmp_path: Path, files: CachedFiles) -> None:
-    shelf = Shelf(3500, files)
+    shelf = Shelf(3500, files, run)
     handles = [held(shelf, tmp_path, f"{n}") for n in range(3)]
     for handle in handles:
         shelf.put(handle)
@@ -45,7 +52,7 @@ def test_bytes_in_memory_are_bounded_and_the_least_recently_asked_for_leave(tmp_
 def test_what_left_memory_comes_back_from_the_kernels_cache(tmp_path: Path, files: CachedFiles) -> None:
     if not files.works:
         cannot("this kernel or file system cannot read without waiting")
-    shelf = Shelf(1500, files)
+    shelf = Shelf(1500, files, run)
     first, second = held(shelf, tmp_path, "1"), held(shelf, tmp_path, "2", b"y" * 1000)
     shelf.put(first)
     shelf.put(second)
@@ -55,7 +62,7 @@ def test_what_left_memory_comes_back_from_the_kernels_cache(tmp_path: Path, file
 
 
 def test_two_handles_of_one_object_hold_it_once(tmp_path: Path, files: CachedFiles) -> None:
-    shelf = Shelf(10_000, files)
+    shelf = Shelf(10_000, files, run)
     first, second = held(shelf, tmp_path, "1"), held(shelf, tmp_path, "1")
     shelf.put(first)
     shelf.put(second)
@@ -63,7 +70,7 @@ def test_two_handles_of_one_object_hold_it_once(tmp_path: Path, files: CachedFil
 
 
 def test_what_is_dropped_and_removed_is_not_given_any_more(tmp_path: Path, files: CachedFiles) -> None:
-    shelf = Shelf(10_000, files)
+    shelf = Shelf(10_000, files, run)
     handle = held(shelf, tmp_path, "1")
     shelf.put(handle)
     (tmp_path / "1").unlink()
@@ -74,7 +81,7 @@ def test_what_is_dropped_and_removed_is_not_given_any_more(tmp_path: Path, files
 
 @pytest.mark.parametrize("alter", ["overwritten", "replaced", "cut", "longer", "touched"])
 def test_a_file_that_was_altered_is_not_given(tmp_path: Path, files: CachedFiles, alter: str) -> None:
-    shelf = Shelf(0, files)
+    shelf = Shelf(0, files, run)
     handle = held(shelf, tmp_path, "1")
     shelf.put(handle)
     assert handle.data is None, "a shelf of no bytes holds nothing"
@@ -95,7 +102,7 @@ def test_a_file_that_was_altered_is_not_given(tmp_path: Path, files: CachedFiles
 
 
 def test_large_objects_are_held_apart_from_small_ones(tmp_path: Path, files: CachedFiles) -> None:
-    shelf = Shelf(3 * SMALL_BYTES_MAX, files)
+    shelf = Shelf(3 * SMALL_BYTES_MAX, files, run)
     large = b"x" * (SMALL_BYTES_MAX + 1)
     handles = [held(shelf, tmp_path, f"{n}", large) for n in range(3)]
     small = held(shelf, tmp_path, "small")
@@ -109,7 +116,7 @@ def test_large_objects_are_held_apart_from_small_ones(tmp_path: Path, files: Cac
 
 
 def test_maps_are_bounded_by_their_number_too(tmp_path: Path, files: CachedFiles) -> None:
-    shelf = Shelf(2**40, files)
+    shelf = Shelf(2**40, files, run)
     large = b"x" * (SMALL_BYTES_MAX + 1)
     status = (held(shelf, tmp_path, "1", large), (tmp_path / "1").stat())[1]
     for n in range(MAPS_MAX + 10):
@@ -118,7 +125,45 @@ def test_maps_are_bounded_by_their_number_too(tmp_path: Path, files: CachedFiles
 
 
 def test_what_is_larger_than_the_shelf_is_not_held(tmp_path: Path, files: CachedFiles) -> None:
-    shelf = Shelf(999, files)
+    shelf = Shelf(999, files, run)
     handle = held(shelf, tmp_path, "1")
     shelf.put(handle)
     assert (handle.data, shelf.copied_bytes) == (None, 0)
+
+
+async def test_what_is_not_at_hand_is_brought_and_then_is(tmp_path: Path) -> None:
+    shelf = Shelf(10_000, CachedFiles(tmp_path), run)  # which was not opened, as on a system that cannot do it
+    handle = held(shelf, tmp_path, "1")
+    handle.data = None
+    assert handle.whole() is None
+    loading = handle.load()
+    assert loading is not None
+    await loading
+    assert bytes(handle.whole() or b"") == BODY
+    assert handle.load() is None, "it is there"
+
+
+@pytest.mark.parametrize("trouble", ["removed", "altered", "a folder"])
+async def test_what_cannot_be_brought_stays_away_and_raises_nothing(tmp_path: Path, trouble: str) -> None:
+    store = LocalStore(tmp_path, hot_bytes_max=10_000)
+    handle = held(store.shelf, tmp_path, "1")
+    handle.data = None
+    (tmp_path / "1").unlink()
+    if trouble == "altered":
+        (tmp_path / "1").write_bytes(b"y" * 1000)
+    elif trouble == "a folder":
+        (tmp_path / "1").mkdir()
+    loading = handle.load()
+    assert loading is not None
+    await loading
+    assert handle.whole() is None
+    await store.aclose()
+
+
+def test_nothing_is_brought_that_would_not_stay(tmp_path: Path) -> None:
+    handle = held(Shelf(10, CachedFiles(tmp_path), run), tmp_path, "1")
+    handle.data = None
+    assert handle.load() is None
+    large = held(Shelf(2**20, CachedFiles(tmp_path), run), tmp_path, "2", b"x" * (SMALL_BYTES_MAX + 1))
+    large.data = None
+    assert large.load() is None

@@ -222,6 +222,25 @@ async def test_a_connection_that_is_to_be_closed_is_closed(imgkeep: Imgkeep, ori
     assert (answer.status, answer.body) == (200, IMAGE)
 
 
+async def test_bytes_that_are_not_at_hand_are_brought_without_the_long_way(start: Start, origin: FakeOrigin) -> None:
+    imgkeep = await start(store={"hot_bytes_max": 25_000})
+    site = site_of(imgkeep)
+    # As on a system that cannot read without waiting, or when the kernel has dropped the pages.
+    site.keeper._store._cached_files.works = False  # type: ignore[attr-defined]
+    images = [picture_of(20_000, seed=number) for number in range(3)]
+    targets = [await prepared(imgkeep, origin.gives(f"/{n}.png", image)) for n, image in enumerate(images)]
+    ways = LongWays(imgkeep)
+    async with line_to(port_of(imgkeep)) as line:
+        for _ in range(2):
+            for target, image in zip(targets, images, strict=True):
+                assert (await line.ask(target)).body == image
+        assert (await line.ask(targets[0], "If-None-Match: *")).status == 304
+        for path in imgkeep.files("objects"):
+            path.unlink()
+        assert ways.number == 0
+        assert (await line.ask(targets[1])).headers["cache-status"] == "imgkeep; fwd=uri-miss; stored"
+
+
 # --- what takes a prepared answer away
 
 
