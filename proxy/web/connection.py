@@ -28,6 +28,7 @@ from multidict import CIMultiDict
 
 from proxy.core.headers import client_address
 from proxy.core.request import list_fields, read_fields
+from proxy.web.delivery import limit_kernel_buffer
 from proxy.web.records import record
 from proxy.web.site import SITE
 
@@ -99,6 +100,7 @@ class Connection(web.RequestHandler):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
         self._transport.set_write_buffer_limits(high=0)  # so that we are told of anything that is not sent at once
+        limit_kernel_buffer(self._transport)
         super().connection_made(transport)
 
     def connection_lost(self, exc: BaseException | None) -> None:

@@ -217,8 +217,12 @@ async def _send(
 
 
 def _limit_buffers(transport: asyncio.WriteTransport) -> None:
-    """Hold little for a reader that is slow: in the transport, and in the kernel, which would take megabytes."""
+    """Hold little for a reader that is slow."""
     transport.set_write_buffer_limits(high=PIECE_BYTES // 2)
+
+
+def limit_kernel_buffer(transport: asyncio.WriteTransport) -> None:
+    """Let the kernel hold little that is not on its way yet: it would take megabytes."""
     sock = transport.get_extra_info("socket")
     if hasattr(socket, "TCP_NOTSENT_LOWAT") and sock is not None and sock.family in {socket.AF_INET, socket.AF_INET6}:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES_MAX)
