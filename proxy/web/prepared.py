@@ -33,10 +33,10 @@ if TYPE_CHECKING:
 
 LOOK_AGAIN_S: Final = 600
 """So often the long way is taken all the same: it notes what is in use, and sees what nobody told us of."""
-BYTES_MAX: Final = 100_663_296
-"""For all prepared answers: some 130,000 of links of 150 characters."""
+BYTES_MAX: Final = 134_217_728
+"""For all prepared answers: some 120,000 of them."""
 STATUS_LINES: Final = {200: b"OK", 206: b"Partial Content", 304: b"Not Modified"}
-ENTRY_BYTES: Final = 560
+ENTRY_BYTES: Final = 820
 """What one takes besides its target and its fields: itself, its handle, two places in dictionaries (measured)."""
 
 
