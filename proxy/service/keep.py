@@ -385,6 +385,13 @@ class Keeper:
         """Return where an image is at the moment: `local`, `s3`, ..."""
         return "local" if record.pending else self._store.name
 
+    def is_current(self, delivery: Delivery) -> bool:
+        """Whether what was found stands: while its bytes were fetched it may have been removed, replaced or moved."""
+        if (delivery.object_name or "").partition(".")[0] in self._refused:
+            return False
+        record = self._records.get(delivery.key)  # type: ignore[call-overload]  # a name is nobody's key
+        return record is None or (record.etag, self.permanent_url(record)) == (delivery.etag, delivery.permanent_url)
+
     def insist_on_life(self, digest: Digest) -> None:
         """Raise `Removed` if a picture was removed."""
         if digest in self._refused:

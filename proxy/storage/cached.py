@@ -74,11 +74,7 @@ class CachedFiles:
         if descriptor < 0:
             return None
         try:
-            status = os.fstat(descriptor)
-            if status.st_ctime_ns != changed_ns or status.st_size != size:
-                return None
-            data = bytearray(size)
-            return data if os.preadv(descriptor, (data,), 0, os.RWF_NOWAIT) == size else None
+            return _read(descriptor, size, changed_ns, os.RWF_NOWAIT)
         except OSError:  # not in the cache, or a file system that cannot say
             return None
         finally:
@@ -97,13 +93,17 @@ def read_unchanged(path: Path, size: int, changed_ns: int) -> bytearray | None:
     except FileNotFoundError:
         return None
     try:
-        status = os.fstat(descriptor)
-        if status.st_ctime_ns != changed_ns or status.st_size != size:
-            return None
-        data = bytearray(size)
-        return data if os.preadv(descriptor, (data,), 0) == size else None
+        return _read(descriptor, size, changed_ns)
     finally:
         os.close(descriptor)
+
+
+def _read(descriptor: int, size: int, changed_ns: int, flags: int = 0) -> bytearray | None:
+    status = os.fstat(descriptor)
+    if status.st_ctime_ns != changed_ns or status.st_size != size:
+        return None
+    data = bytearray(size)
+    return data if os.preadv(descriptor, (data,), 0, flags) == size else None
 
 
 def type_of(place: Path, mounts: str) -> str | None:

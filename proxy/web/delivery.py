@@ -161,9 +161,10 @@ def _headers(request: web.Request, delivery: Delivery) -> dict[str, str]:
 def _prepare(request: web.Request, delivery: Delivery, headers: Mapping[str, str]) -> None:
     """Spare later requests for the same target the way here, where all that they need is at hand."""
     body, resource = delivery.body, request.match_info.route.resource
-    if body.at_hand is None or body.size is None or resource is None:
-        return
     site = request.app[SITE]
+    # No await between the question whether it stands and the table, which is told of every change from then on.
+    if body.at_hand is None or body.size is None or resource is None or not site.keeper.is_current(delivery):
+        return
     answer = Prepared(
         route=resource.canonical,
         key=delivery.key,

@@ -14,6 +14,7 @@ from aiohttp import web
 
 from proxy.app import Seams
 from proxy.core.signing import signed_path
+from proxy.core.source import read_source
 from proxy.web.site import SITE
 from tests.faults.test_client_faults import LIMIT_S, impatient
 from tests.images import picture_of
@@ -23,6 +24,7 @@ from tests.web.test_answers import gated, kept
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
+    from proxy.core.model import Record
     from proxy.web.site import Site
     from tests.conftest import Imgkeep
     from tests.origins import FakeOrigin
@@ -271,6 +273,45 @@ async def test_a_record_that_changes_changes_the_next_answer(imgkeep: Imgkeep, o
     await keeper.kept(replace(record, etag='"another"'))
     async with line_to(port_of(imgkeep)) as line:
         assert (await line.ask(target)).headers["etag"] == '"another"'
+
+
+async def meanwhile(imgkeep: Imgkeep, url: str, change: Callable[[Record], Awaitable[Any]]) -> str:
+    """Ask for what is kept, and let `change` happen to it while its bytes are fetched; return the target."""
+    await kept(imgkeep, url)
+    keeper = site_of(imgkeep).keeper
+    record = await keeper.look_up(keeper.identify(read_source(url)).key)
+    assert record is not None
+    store: Any = keeper._store
+    fetch = store.fetch
+
+    async def fetch_late(name: str, size: int | None) -> Any:
+        store.fetch = fetch
+        body = await fetch(name, size)
+        await change(record)
+        return body
+
+    store.fetch = fetch_late
+    await ask(imgkeep, target_of(url))
+    return target_of(url)
+
+
+async def test_what_is_replaced_while_it_is_fetched_is_not_prepared(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+    async def replace_it(record: Record) -> None:
+        await site_of(imgkeep).keeper.kept(replace(record, etag='"another"'))
+
+    target = await meanwhile(imgkeep, origin.gives("/a.png", IMAGE), replace_it)
+    async with line_to(port_of(imgkeep)) as line:
+        assert (await line.ask(target)).headers["etag"] == '"another"'
+
+
+async def test_what_is_removed_while_it_is_fetched_is_not_prepared(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+    async def remove_it(record: Record) -> None:
+        await site_of(imgkeep).remover.remove_key(record.key)
+
+    target = await meanwhile(imgkeep, origin.gives("/a.png", IMAGE), remove_it)
+    async with line_to(port_of(imgkeep)) as line:
+        assert (await line.ask(target)).status == 410
+        assert (await line.ask(target)).status == 410
 
 
 async def test_a_signature_ends_for_prepared_answers_too(start: Start, origin: FakeOrigin) -> None:
