@@ -145,9 +145,10 @@ class LocalStore:
         held = self.shelf.find(path)
         if held is not None and isinstance(held.data, bytes | bytearray):
             return MemoryBody(held.data, held)
+        forgotten = self.shelf.forgotten
         body = await self.run(self._open, path, name, size, is_copy)
         if body is not None and body.at_hand is not None:
-            self.shelf.put(body.at_hand)
+            self.shelf.put(body.at_hand, forgotten)
         return body
 
     async def begin(self, size: int | None) -> LocalDraft:
@@ -204,8 +205,10 @@ class LocalStore:
     async def forget_at(self, paths: Sequence[str]) -> None:
         """Remove objects, or copies of them, wherever they lie under the root."""
         for path in paths:
-            self.shelf.drop(path)
+            self.shelf.forget(path)
         await self.run(self._remove_all, paths)
+        for path in paths:  # whoever asked while the files were still there
+            self.shelf.forget(path)
 
     def takes(self, draft: Draft) -> bool:
         return isinstance(draft, LocalDraft) and draft.path.parent == self.root / PARTIAL

@@ -67,13 +67,13 @@ class Held:
         return self._load() if self.data is None and self.size <= SMALL_BYTES_MAX and would_stay else None
 
     async def _load(self) -> None:
+        shelf = self._shelf
+        path, forgotten = shelf.files.root / self.path, shelf.forgotten
         with suppress(StorageError):  # then whoever asks goes the long way, which tells
-            data = await self._shelf.run(
-                read_unchanged, self._shelf.files.root / self.path, self.size, self._changed_ns
-            )
+            data = await shelf.run(read_unchanged, path, self.size, self._changed_ns)
             if data is not None and self.data is None:
                 self.data = data
-                self._shelf.put(self)
+                shelf.put(self, forgotten)
 
 
 class Shelf:
@@ -87,6 +87,8 @@ class Shelf:
         self._maps: OrderedDict[str, Held] = OrderedDict()
         self.copied_bytes = 0
         self.mapped_bytes = 0
+        self.forgotten = 0
+        """How often something was removed."""
 
     def find(self, path: str) -> Held | None:
         """Return the handle of a small object whose bytes are in memory."""
@@ -103,11 +105,15 @@ class Shelf:
         """Note that an object was asked for."""
         (self._copies if held.size <= SMALL_BYTES_MAX else self._maps).move_to_end(held.path)
 
-    def put(self, held: Held) -> None:
-        """Hold the bytes that a handle has, and let go of those that were not asked for the longest."""
+    def put(self, held: Held, forgotten: int | None = None) -> None:
+        """
+        Hold the bytes that a handle has, and let go of those that were not asked for the longest.
+
+        `forgotten` is what it was when they were looked for: if something was removed since, it may have been these.
+        """
         data, held.data = held.data, None
         self.drop(held.path)
-        if not self.takes(held.size):
+        if not self.takes(held.size) or forgotten not in {None, self.forgotten}:
             return
         held.data = data
         if held.size <= SMALL_BYTES_MAX:
@@ -120,6 +126,11 @@ class Shelf:
             self.mapped_bytes += held.size
             while self.mapped_bytes > self._bytes_max or len(self._maps) > MAPS_MAX:
                 self.drop(next(iter(self._maps)))
+
+    def forget(self, path: str) -> None:
+        """Let go of an object that is being removed."""
+        self.forgotten += 1
+        self.drop(path)
 
     def drop(self, path: str) -> None:
         """Let go of an object's bytes; readers who have them already go on."""

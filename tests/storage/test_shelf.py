@@ -160,6 +160,23 @@ async def test_what_cannot_be_brought_stays_away_and_raises_nothing(tmp_path: Pa
     await store.aclose()
 
 
+async def test_what_is_removed_while_it_is_brought_does_not_come(tmp_path: Path) -> None:
+    shelf: Shelf
+
+    async def run_and_remove(work: Callable[[Path, int, int], bytearray | None], *arguments: Any) -> bytearray | None:
+        data = await run(work, *arguments)
+        shelf.forget("1")
+        return data
+
+    shelf = Shelf(10_000, CachedFiles(tmp_path), run_and_remove)
+    handle = held(shelf, tmp_path, "1")
+    handle.data = None
+    loading = handle.load()
+    assert loading is not None
+    await loading
+    assert (handle.whole(), shelf.copied_bytes) == (None, 0)
+
+
 def test_nothing_is_brought_that_would_not_stay(tmp_path: Path) -> None:
     handle = held(Shelf(10, CachedFiles(tmp_path), run), tmp_path, "1")
     handle.data = None

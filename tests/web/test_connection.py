@@ -72,8 +72,10 @@ class Line:
 @asynccontextmanager
 async def line_to(port: int) -> AsyncIterator[Line]:
     line = Line(*await asyncio.open_connection("127.0.0.1", port))
-    yield line
-    line.writer.close()
+    try:
+        yield line
+    finally:
+        line.writer.close()
 
 
 class LongWays:
@@ -282,15 +284,16 @@ async def meanwhile(imgkeep: Imgkeep, url: str, change: Callable[[Record], Await
     record = await keeper.look_up(keeper.identify(read_source(url)).key)
     assert record is not None
     store: Any = keeper._store
-    fetch = store.fetch
+    run = store.run
 
-    async def fetch_late(name: str, size: int | None) -> Any:
-        store.fetch = fetch
-        body = await fetch(name, size)
-        await change(record)
-        return body
+    async def run_and_change(work: Callable[..., Any], *arguments: Any) -> Any:
+        done = await run(work, *arguments)
+        if work == store._open:
+            store.run = run
+            await change(record)
+        return done
 
-    store.fetch = fetch_late
+    store.run = run_and_change
     await ask(imgkeep, target_of(url))
     return target_of(url)
 
