@@ -15,6 +15,7 @@ from proxy.catalog import SqlCatalog
 from proxy.core.headers import CDN_ID
 from proxy.web.site import SITE
 from tests.images import picture, picture_of
+from tests.program import until
 from tests.web.raw import Answer, ask, target_of
 
 if TYPE_CHECKING:
@@ -341,6 +342,7 @@ async def test_warm_hits_cause_no_sql(start: Start, origin: FakeOrigin) -> None:
     assert app is not None
     catalog = app[SITE].keeper._catalog
     assert isinstance(catalog, SqlCatalog)
+    await until(lambda: catalog.complete)  # a new one is filled from the records, in the background
     await catalog.count()  # waits for rows that are still on their way
     statements: list[str] = []
 
