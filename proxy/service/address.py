@@ -70,6 +70,11 @@ class Addresses:
         self._timer = timer
         self._links: LRUCache[tuple[str, bool], tuple[str, float, int]] = LRUCache(LINKS_MAX)
 
+    @property
+    def refers(self) -> bool:
+        """Whether clients are sent away wherever that can be done, so that to serve is the exception."""
+        return self._mode != "serve"
+
     def permanent(self, name: str) -> str | None:
         """Return the permanent URL of an object that is in the primary; `None`: our own `/images/<name>`."""
         return None if self._public_url is None else self._public_url(name)

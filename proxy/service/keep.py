@@ -386,7 +386,12 @@ class Keeper:
         return "local" if record.pending else self._store.name
 
     def is_current(self, delivery: Delivery) -> bool:
-        """Whether what was found stands: while its bytes were fetched it may have been removed, replaced or moved."""
+        """
+        Whether what was found stands: while its bytes were fetched it may have been removed, replaced or moved. Where
+        clients are sent away, what is served for once never stands.
+        """
+        if self._addresses is not None and self._addresses.refers:
+            return False
         if (delivery.object_name or "").partition(".")[0] in self._refused:
             return False
         record = self._records.get(delivery.key)  # type: ignore[call-overload]  # a name is nobody's key
