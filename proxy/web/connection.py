@@ -110,6 +110,8 @@ class Connection(web.RequestHandler):
 
     def pause_writing(self) -> None:
         self._sending = True
+        if self._transport is not None:
+            self._watch(self._transport)
         super().pause_writing()
 
     def resume_writing(self) -> None:
@@ -165,8 +167,6 @@ class Connection(web.RequestHandler):
                 written = site.prepared.write(answer, asked, transport, start, head=head)
                 if written is not None:
                     self._next_keepalive_close_time = self._loop.time() + self._idle_s
-                    if self._sending:
-                        self._watch(transport)
                     self._tell(answer, written, "HEAD" if head else "GET", site.timer() - start)
                     return True
                 loading = None if self._loaded else answer.at_hand.load()

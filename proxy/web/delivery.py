@@ -192,7 +192,6 @@ async def _send(
     transport = cast("asyncio.WriteTransport | None", request.transport)
     if transport is None:
         raise ConnectionResetError("the client has left")
-    _limit_buffers(transport)
     offset = start
     stall_timeout_s = request.app[SITE].stall_timeout_s
     try:
@@ -215,11 +214,6 @@ async def _send(
     finally:
         request[NOTES].sent = offset - start
     return response
-
-
-def _limit_buffers(transport: asyncio.WriteTransport) -> None:
-    """Hold little for a reader that is slow."""
-    transport.set_write_buffer_limits(high=PIECE_BYTES // 2)
 
 
 def limit_kernel_buffer(transport: asyncio.WriteTransport) -> None:

@@ -1,0 +1,149 @@
+"""Readers who stop: whatever they were being sent, and however little of it is left, they are let go."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from proxy.web.connection import Connection
+from tests.faults.test_client_faults import deaf, impatient
+from tests.images import picture_of
+from tests.web.raw import request, target_of
+from tests.web.test_answers import kept
+from tests.web.test_connection import prepared, site_of
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from tests.conftest import Imgkeep
+    from tests.origins import FakeOrigin
+
+IMAGE = picture_of(20_000)
+STALL_S = 0.05
+
+
+class Wire(asyncio.Transport):
+    """A transport that takes `room` bytes and holds what comes after them until somebody reads on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.room = 2**40
+        self.taken = 0
+        self.held = 0
+        self.high = 65_536
+        self.written = asyncio.Event()
+        self.aborted = asyncio.Event()
+        self.protocol: Connection | None = None
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        del low
+        self.high = 65_536 if high is None else high
+
+    def get_write_buffer_size(self) -> int:
+        return self.held
+
+    def write(self, data: object) -> None:
+        assert isinstance(data, bytes | bytearray | memoryview)
+        taken = min(self.room, len(data))
+        self.room -= taken
+        self.taken += taken
+        was_paused = self.held > self.high
+        self.held += len(data) - taken
+        if self.held > self.high and not was_paused:
+            assert self.protocol is not None
+            self.protocol.pause_writing()
+        self.written.set()
+
+    def writelines(self, list_of_data: object) -> None:
+        assert isinstance(list_of_data, tuple | list)
+        self.write(b"".join(list_of_data))
+
+    def read_on(self) -> None:
+        """The other side takes all that is held."""
+        self.taken += self.held
+        self.held = 0
+        assert self.protocol is not None
+        self.protocol.resume_writing()
+
+    def get_extra_info(self, name: str, default: object = None) -> object:
+        del name
+        return default
+
+    def pause_reading(self) -> None: ...
+    def resume_reading(self) -> None: ...
+    def close(self) -> None: ...
+    def is_closing(self) -> bool:
+        return False
+
+    def abort(self) -> None:
+        self.aborted.set()
+
+
+@asynccontextmanager
+async def wired(imgkeep: Imgkeep) -> AsyncIterator[tuple[Connection, Wire]]:
+    """Connect to a running imgkeep over a wire."""
+    server = imgkeep.client.server.runner.server  # type: ignore[union-attr]
+    assert server is not None
+    connection, wire = server(), Wire()
+    assert isinstance(connection, Connection)
+    connection._site = replace(site_of(imgkeep), stall_timeout_s=STALL_S)
+    wire.protocol = connection
+    connection.connection_made(wire)
+    yield connection, wire
+    connection.connection_lost(None)
+    await asyncio.sleep(0)
+
+
+async def ask_all(connection: Connection, wire: Wire, data: bytes) -> int:
+    """Send a request and wait until it is answered; return the size of the answer."""
+    before = wire.taken + wire.held
+    while not connection._is_idle():  # noqa: ASYNC110 - aiohttp tells nobody
+        await asyncio.sleep(0)
+    connection.data_received(data)
+    await wire.written.wait()
+    wire.written.clear()
+    while not connection._is_idle() and not wire.held:  # noqa: ASYNC110 - aiohttp tells nobody
+        await asyncio.sleep(0.001)
+    return wire.taken + wire.held - before
+
+
+LONG_WAY = ("Connection: keep-alive, x",)
+
+
+@pytest.mark.parametrize("fields", [(), LONG_WAY], ids=["quick", "long"])
+@pytest.mark.parametrize("left", [1, 5000])
+async def test_however_little_is_left_a_reader_who_stops_is_let_go(
+    imgkeep: Imgkeep, origin: FakeOrigin, fields: tuple[str, ...], left: int
+) -> None:
+    """Whoever is only told to close waits for ever for the last bytes to be taken."""
+    target = await prepared(imgkeep, origin.gives("/a.png", IMAGE))
+    other = origin.gives("/b.png", picture_of(5000, seed=1))
+    await kept(imgkeep, other)
+    async with wired(imgkeep) as (connection, wire):
+        await ask_all(connection, wire, request(target_of(other), close=False))  # the long way
+        data = request(target, *fields, close=False)
+        size = await ask_all(connection, wire, data)
+        wire.room = size - left
+        await ask_all(connection, wire, data)
+        assert wire.held == left
+        async with asyncio.timeout(5):
+            await wire.aborted.wait()
+
+
+async def test_a_reader_who_stops_in_an_answer_that_is_no_image_is_let_go(tmp_path: Path) -> None:
+    async with impatient(tmp_path) as (port, _):
+        sock = await asyncio.to_thread(deaf, port)
+        sock.settimeout(5)
+        data = request("/openapi.json", close=False)
+        try:
+            # Until nothing fits any more, which ends in a reset: it is the server that gives up first.
+            with suppress(ConnectionError):
+                while True:
+                    await asyncio.to_thread(sock.sendall, data * 100)
+        finally:
+            sock.close()
