@@ -115,6 +115,7 @@ class Connection(web.RequestHandler):
         super().pause_writing()
 
     def resume_writing(self) -> None:
+        self._next_keepalive_close_time = self._loop.time() + self._idle_s  # idle is who has all of the answer
         self._calm()
         super().resume_writing()
 
@@ -179,6 +180,7 @@ class Connection(web.RequestHandler):
     def _wait_for(self, loading: Awaitable[None], data: bytes, transport: asyncio.Transport) -> None:
         """Look at a request again, once, when the bytes for it were brought; nothing is read meanwhile."""
         transport.pause_reading()
+        self._next_keepalive_close_time = self._loop.time() + self._idle_s  # which is more than a disk may take
         asyncio.ensure_future(loading).add_done_callback(partial(self._look_again, data))
 
     def _look_again(self, data: bytes, _loading: asyncio.Future[None]) -> None:

@@ -17,11 +17,13 @@ from tests.web.test_answers import kept
 from tests.web.test_connection import prepared, site_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Awaitable, Callable
     from pathlib import Path
 
     from tests.conftest import Imgkeep
     from tests.origins import FakeOrigin
+
+    Start = Callable[..., Awaitable[Imgkeep]]
 
 IMAGE = picture_of(20_000)
 STALL_S = 0.05
@@ -147,3 +149,29 @@ async def test_a_reader_who_stops_in_an_answer_that_is_no_image_is_let_go(tmp_pa
                     await asyncio.to_thread(sock.sendall, data * 100)
         finally:
             sock.close()
+
+
+async def test_who_was_slow_to_take_an_answer_may_be_idle_as_long_as_any_other(
+    imgkeep: Imgkeep, origin: FakeOrigin
+) -> None:
+    target = await prepared(imgkeep, origin.gives("/a.png", IMAGE))
+    async with wired(imgkeep) as (connection, wire):
+        wire.room = 100
+        await ask_all(connection, wire, request(target, close=False))
+        connection._next_keepalive_close_time = 0.0  # as if that had taken long
+        wire.read_on()
+        assert connection._next_keepalive_close_time > asyncio.get_running_loop().time()
+
+
+async def test_who_waits_for_a_disk_is_not_idle(start: Start, origin: FakeOrigin) -> None:
+    imgkeep = await start(store={"hot_bytes_max": 25_000})
+    store = site_of(imgkeep).keeper._store
+    store._cached_files.works = False  # type: ignore[attr-defined]
+    target = await prepared(imgkeep, origin.gives("/a.png", IMAGE))
+    await prepared(imgkeep, origin.gives("/b.png", picture_of(20_000, seed=1)))  # which takes its place in memory
+    async with wired(imgkeep) as (connection, wire):
+        connection._next_keepalive_close_time = 0.0
+        connection.data_received(request(target, close=False))
+        assert not wire.written.is_set(), "its bytes are being brought"
+        assert connection._next_keepalive_close_time > asyncio.get_running_loop().time()
+        await wire.written.wait()
