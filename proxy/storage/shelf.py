@@ -11,7 +11,8 @@ Rules:
   file compares the inode's change time with that of then, so what was altered or replaced is looked at anew.
 - A slow reader must not hold a copy of anything large. So only what is small is copied, and what is large is mapped:
   all readers share the pages. Nothing here looks into a map: only the kernel does, which answers a file that was cut
-  short with an error, where we would die of SIGBUS.
+  short with an error, where we would die of SIGBUS. What is missing of the last page would pass for zeros, so the
+  file's size is compared each time.
 - Whoever has a handle finds it empty once its object was removed.
 """
 
@@ -19,7 +20,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 from proxy.core.errors import StorageError
 from proxy.storage.cached import read_unchanged
@@ -27,6 +28,7 @@ from proxy.storage.cached import read_unchanged
 if TYPE_CHECKING:
     import os
     from collections.abc import Awaitable, Callable
+    from mmap import mmap
     from pathlib import Path
 
     from proxy.ports import Bytes
@@ -53,6 +55,8 @@ class Held:
         self._changed_ns = status.st_ctime_ns
 
     def whole(self) -> Bytes | None:
+        if isinstance(self.data, memoryview) and cast("mmap", self.data.obj).size() != self.size:
+            self._shelf.drop(self.path)
         if self.data is not None:
             self._shelf.touch(self)
         elif self.size <= SMALL_BYTES_MAX:
