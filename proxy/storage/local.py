@@ -148,7 +148,11 @@ class LocalStore:
         forgotten = self.shelf.forgotten
         body = await self.run(self._open, path, name, size, is_copy)
         if body is not None and body.at_hand is not None:
-            self.shelf.put(body.at_hand, forgotten)
+            standing = self.shelf.standing(body.at_hand)
+            if standing is not None:
+                body.at_hand = standing  # many links lead to one object: they share what they have at hand
+            else:
+                self.shelf.put(body.at_hand, forgotten)
         return body
 
     async def begin(self, size: int | None) -> LocalDraft:

@@ -60,11 +60,17 @@ class Held:
         if self.data is not None:
             self._shelf.touch(self)
         elif self.size <= SMALL_BYTES_MAX:
+            standing = self._shelf.standing(self)
+            if standing is not None:
+                return standing.whole()
             self.data = data = self._shelf.files.read(self.path, self.size, self._changed_ns)
             if data is not None:
                 self._shelf.put(self)
             return data
         return self.data
+
+    def is_of_the_same_file_as(self, other: Held) -> bool:
+        return (self.path, self.size, self._changed_ns) == (other.path, other.size, other._changed_ns)
 
     def load(self) -> Awaitable[None] | None:
         would_stay = self._shelf.takes(self.size) or self._shelf.files.works
@@ -100,6 +106,11 @@ class Shelf:
         if held is not None:
             self._copies.move_to_end(path)
         return held
+
+    def standing(self, held: Held) -> Held | None:
+        """Return the handle that holds the bytes of the same file already."""
+        other = (self._copies if held.size <= SMALL_BYTES_MAX else self._maps).get(held.path)
+        return other if other is not None and other.is_of_the_same_file_as(held) else None
 
     def takes(self, size: int) -> bool:
         """Whether an object of this size would be held."""

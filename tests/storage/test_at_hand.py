@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
 import pytest
 
+from proxy.core.model import Digest
 from proxy.core.stored import object_path
 from proxy.storage.local import LocalStore
 from tests.images import picture_of
@@ -55,3 +57,40 @@ async def test_a_mapped_file_that_was_cut_short_is_not_at_hand_any_more(store: L
     os.truncate(store.root / object_path(name), size)
     assert handle.whole() is None
     assert store.shelf.mapped_bytes == 0
+
+
+@pytest.mark.parametrize("body", [SMALL, LARGE], ids=["small", "large"])
+async def test_whoever_asks_for_the_same_object_at_once_shares_what_is_at_hand(store: LocalStore, body: bytes) -> None:
+    name = laid(store, body)
+    first, second = await asyncio.gather(at_hand(store, name), at_hand(store, name))
+    third = await at_hand(store, name)
+    for _ in range(2):
+        assert [bytes(handle.whole() or b"") == body for handle in (first, second, third)] == [True] * 3
+    assert store.shelf.copied_bytes + store.shelf.mapped_bytes == len(body)
+
+
+async def test_a_handle_that_was_let_go_finds_what_another_holds(store: LocalStore) -> None:
+    store._cached_files.works = False  # so that there is no other way
+    name = laid(store, SMALL)
+    first = await at_hand(store, name)
+    store.shelf.drop(object_path(name))
+    second = await at_hand(store, name)
+    for _ in range(2):
+        assert (first.whole(), second.whole()) == (SMALL, SMALL)
+    await store.forget(Digest(name.partition(".")[0]))
+    assert (first.whole(), second.whole()) == (None, None)
+
+
+@pytest.mark.parametrize("body", [SMALL, LARGE], ids=["small", "large"])
+async def test_what_was_replaced_is_not_taken_for_the_same(store: LocalStore, body: bytes) -> None:
+    store._cached_files.works = False
+    name = laid(store, body)
+    first = await at_hand(store, name)
+    store.shelf.drop(object_path(name))
+    path = store.root / object_path(name)
+    before = path.stat().st_ctime_ns
+    while path.stat().st_ctime_ns == before:  # the kernel's clock for files goes by milliseconds
+        path.unlink()
+        laid(store, body)
+    second = await at_hand(store, name)
+    assert (first.whole() is None, second.whole() is None) == (True, False)

@@ -1,0 +1,46 @@
+"""Many links to one picture, as freshly signed ones are: they share what is at hand, and crowd nobody out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.images import picture_of
+from tests.web.raw import ask, port_of, target_of
+from tests.web.test_answers import kept
+from tests.web.test_connection import LongWays, line_to
+
+if TYPE_CHECKING:
+    from tests.conftest import Imgkeep
+    from tests.origins import FakeOrigin
+
+SMALL = picture_of(20_000)
+LARGE = picture_of(3_000_000)
+
+
+def signed(origin: FakeOrigin, number: int) -> str:
+    """Return one of many links to `/a.png`, as S3 signs them."""
+    return origin.url(
+        "/a.png?X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Credential=a%2F20261122%2Fus-east-1%2Fs3%2Faws4_request"
+        f"&X-Amz-Date=20261122T100000Z&X-Amz-Expires=600&X-Amz-SignedHeaders=host&X-Amz-Signature={number:064x}"
+    )
+
+
+@pytest.mark.parametrize("body", [SMALL, LARGE], ids=["small", "large"])
+async def test_links_to_one_picture_do_not_take_its_bytes_from_each_other(
+    imgkeep: Imgkeep, origin: FakeOrigin, body: bytes
+) -> None:
+    origin.gives("/a.png", body)
+    links = [signed(origin, number) for number in range(3)]
+    await kept(imgkeep, links[0])
+    place = (await ask(imgkeep, target_of(links[0]))).headers["content-location"]
+    targets = [*map(target_of, links), place]
+    for target in targets:
+        await ask(imgkeep, target)
+    ways = LongWays(imgkeep)
+    async with line_to(port_of(imgkeep)) as line:
+        for target in targets * 3:
+            assert (await line.ask(target)).body == body
+    assert ways.number == 0
+    assert origin.asked("/a.png") == 1
