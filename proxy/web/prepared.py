@@ -35,6 +35,8 @@ LOOK_AGAIN_S: Final = 600
 """So often the long way is taken all the same: it notes what is in use, and sees what nobody told us of."""
 BYTES_MAX: Final = 134_217_728
 """For all prepared answers: some 120,000 of them."""
+TARGETS_MAX: Final = 256
+"""For one key. Anybody can make up links to a picture: they must not crowd out others, nor make `drop` long."""
 STATUS_LINES: Final = {200: b"OK", 206: b"Partial Content", 304: b"Not Modified"}
 ENTRY_BYTES: Final = 820
 """What one takes besides its target and its fields: itself, its handle, two places in dictionaries (measured)."""
@@ -91,6 +93,9 @@ class PreparedAnswers:
     def prepare(self, target: bytes, answer: Prepared) -> None:
         """Keep the answer to a request target."""
         self._forget(target)
+        together = self._targets.get(answer.key, [])
+        if len(together) >= TARGETS_MAX:
+            self._forget(together[0])
         self._answers[target] = answer
         self._targets.setdefault(answer.key, []).append(target)
         self.bytes += _weight(target, answer)
