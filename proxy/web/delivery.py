@@ -97,7 +97,8 @@ def refer(request: web.Request, to: Referral) -> web.Response:
 
 async def respond(request: web.Request, delivery: Delivery) -> web.StreamResponse:
     """Answer with a delivery, and close its body."""
-    request[NOTES].outcome = delivery.outcome.value
+    notes = request[NOTES]
+    notes.key, notes.outcome = delivery.key, delivery.outcome.value
     try:
         return await _respond(request, delivery)
     finally:

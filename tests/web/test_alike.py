@@ -1,0 +1,75 @@
+"""Both ways of answering leave the same traces and the same bytes, under every kind of address."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.images import picture_of
+from tests.web.raw import ask, port_of, target_of
+from tests.web.test_connection import line_to, prepared, site_of
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from tests.conftest import Imgkeep
+    from tests.origins import FakeOrigin
+    from tests.web.raw import Answer
+
+    Start = Callable[..., Awaitable[Imgkeep]]
+
+IMAGE = picture_of(20_000)
+FACTS = ("client", "method", "route", "key", "outcome", "status", "bytes")
+PUBLIC = "https://img.example/base"
+
+
+async def address(imgkeep: Imgkeep, origin: FakeOrigin, kind: str) -> str:
+    """Return an address of a kept image, prepared."""
+    target = await prepared(imgkeep, origin.gives("/a.png", IMAGE))
+    place = (await ask(imgkeep, target)).headers["content-location"]
+    match kind:
+        case "link":
+            return target
+        case "absolute":
+            target = f"http://anywhere.example{target}"
+        case "permanent":
+            target = place.removeprefix(PUBLIC)
+        case _:
+            target = target_of(place)
+    assert (await ask(imgkeep, target)).status == 200
+    return target
+
+
+def told(answer: Answer) -> tuple[int, dict[str, str], bytes]:
+    fields = {name: value for name, value in answer.headers.items() if name not in {"date", "connection"}}
+    return answer.status, fields, answer.body
+
+
+@pytest.mark.parametrize("kind", ["link", "absolute", "permanent", "our own as a source"])
+@pytest.mark.parametrize(
+    ("method", "field"),
+    [("GET", "X: y"), ("HEAD", "X: y"), ("GET", "Range: bytes=5-99"), ("GET", "If-None-Match: *")],
+    ids=["GET", "HEAD", "206", "304"],
+)
+async def test_under_every_address_both_ways_say_and_record_the_same(
+    start: Start, origin: FakeOrigin, caplog: pytest.LogCaptureFixture, *, kind: str, method: str, field: str
+) -> None:
+    imgkeep = await start(server={"public_url": PUBLIC, "trusted_proxies": ["127.0.0.0/8"]})
+    target = await address(imgkeep, origin, kind)
+    fields = (field, "X-Forwarded-For: 203.0.113.9, 198.51.100.7")
+    number = len(site_of(imgkeep).prepared)
+    with caplog.at_level(logging.INFO, "imgkeep.access"):
+        caplog.clear()
+        long = await ask(imgkeep, target, *fields, method=method)
+        keeper = site_of(imgkeep).keeper
+        keeper.deliver = keeper.deliver_object = None  # type: ignore[assignment, method-assign]
+        async with line_to(port_of(imgkeep)) as line:
+            quick = await line.ask(target, *fields, method=method)
+    assert told(quick) == told(long)
+    facts = [{name: getattr(record, name) for name in FACTS} for record in caplog.records]
+    assert len(facts) == 2
+    assert facts[0] == facts[1]
+    assert facts[0]["key"]
+    assert len(site_of(imgkeep).prepared) == number
