@@ -20,7 +20,8 @@ BLOCK_BYTES_MAX: Final = 8192
 # RFC 9110, 5.1 and 5.5; an empty line only at the end.
 _BLOCK: Final = re.compile(rb"(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*\r\n)*\r\n")
 _NOTABLE: Final = re.compile(
-    rb"^(connection|content-length|expect|if-none-match|if-range|range|transfer-encoding|upgrade):([^\r]*)\r$",
+    rb"^(connection|content-length|expect|if-none-match|if-range|proxy-connection|range|transfer-encoding|upgrade)"
+    rb":([^\r]*)\r$",
     re.IGNORECASE | re.MULTILINE,
 )
 _CONDITIONS: Final = frozenset({"if-none-match", "range", "if-range"})
@@ -53,7 +54,8 @@ def read_fields(block: bytes) -> Asked | None:
         if name in _CONDITIONS:
             # Its lines combined (RFC 9110, 5.3).
             conditions[name] = f"{conditions[name]}, {value}" if name in conditions else value
-        elif name != "connection" or value.lower() not in {"keep-alive", ""}:
+        # The parser takes either name for the other, as old clients do.
+        elif name not in {"connection", "proxy-connection"} or value.lower() not in {"keep-alive", ""}:
             return None
     if not conditions:
         return PLAIN
