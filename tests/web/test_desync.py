@@ -1,0 +1,170 @@
+"""However requests are cut and run together, there is one answer to each, in order, and it is the right one."""
+
+from __future__ import annotations
+
+import asyncio
+from random import Random
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.images import picture_of
+from tests.web.raw import port_of, request, target_of
+from tests.web.test_answers import gated
+from tests.web.test_connection import LongWays, line_to, prepared
+
+if TYPE_CHECKING:
+    from tests.conftest import Imgkeep
+    from tests.origins import FakeOrigin
+    from tests.web.test_connection import Line
+
+IMAGE = picture_of(20_000)
+PIECES_MAX = 6
+
+
+def exchanges(target: str) -> list[tuple[bytes, str, int, int | None]]:
+    """Return requests, each with its method, status and size of body, where that is known."""
+    hidden = request(target, close=False)
+    return [
+        (request(target, close=False), "GET", 200, len(IMAGE)),
+        (request(target, close=False), "GET", 200, len(IMAGE)),
+        (request(target, method="HEAD", close=False), "HEAD", 200, None),
+        (request(target, "If-None-Match: *", close=False), "GET", 304, 0),
+        (request(target, "Range: bytes=3-9", close=False), "GET", 206, 7),
+        (request(target, "Range: bytes=99999-", close=False), "GET", 416, None),
+        (request("/healthz", close=False), "GET", 200, None),
+        (request("/nothing", close=False), "GET", 404, None),
+        # What looks like a request is a body.
+        (request(target, f"Content-Length: {len(hidden)}", close=False) + hidden, "GET", 200, len(IMAGE)),
+        (request("/nothing", f"Content-Length: {len(hidden)}", method="POST", close=False) + hidden, "POST", 404, None),
+        (
+            request("/nothing", "Transfer-Encoding: chunked", close=False)
+            + b"%x\r\n%b\r\n0\r\n\r\n" % (len(hidden), hidden),
+            "GET",
+            404,
+            None,
+        ),
+        (b"\r\n" + request("/healthz", close=False), "GET", 200, None),
+    ]
+
+
+async def send_cut(line: Line, data: bytes, dice: Random) -> None:
+    """Send `data` in pieces, some of which come apart and some together."""
+    cuts = sorted(dice.sample(range(1, len(data)), min(PIECES_MAX, len(data) - 1)))
+    for start, end in zip([0, *cuts], [*cuts, len(data)], strict=True):
+        line.writer.write(data[start:end])
+        await line.writer.drain()
+        for _ in range(dice.choice([0, 1, 4, 20])):
+            await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("seed", range(24))
+async def test_answers_match_requests_however_these_are_cut(imgkeep: Imgkeep, origin: FakeOrigin, seed: int) -> None:
+    target = await prepared(imgkeep, origin.gives("/a.png", IMAGE))
+    dice = Random(seed)
+    known = exchanges(target)
+    # Half of them with quick ones only for a while, so that both ways are taken on one connection.
+    chosen = [known[dice.randrange(5)] for _ in range(seed % 6)] + [dice.choice(known) for _ in range(10)]
+    async with line_to(port_of(imgkeep)) as line:
+        together = seed % 3 == 0
+        run_together = b"".join(data for data, *_ in chosen)
+        sending = asyncio.create_task(send_cut(line, run_together, dice)) if together else None
+        for data, method, status, size in chosen:
+            if sending is None:
+                await send_cut(line, data, dice)
+            answer = await line.answer(method=method)
+            assert answer.status == status
+            if size is not None:
+                assert len(answer.body) == size
+            if (status, method) == (200, "GET") and size:
+                assert answer.body == IMAGE
+        if sending is not None:
+            await sending
+        # And nothing is left over.
+        line.writer.write(request("/healthz"))
+        assert (await line.answer()).status == 200
+        assert await line.is_closed()
+
+
+async def test_many_requests_behind_a_slow_one_are_all_answered(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+    """More than aiohttp queues, which then stops reading and asks for what it has not parsed."""
+    target = await prepared(imgkeep, origin.gives("/a.png", IMAGE))
+    gate = asyncio.Event()
+    slow = picture_of(40_000, seed=7)
+    slow_target = target_of(origin.on("/slow.png", gated(slow, gate, ahead=1000)))
+    number = 100
+    async with line_to(port_of(imgkeep)) as line:
+        line.writer.write(request(slow_target, close=False))
+        await line.reader.readuntil(b"\r\n\r\n")
+
+        async def send() -> None:
+            for n in range(number):
+                line.writer.write(request("/healthz" if n % 3 else target, close=False))
+                await line.writer.drain()
+                for _ in range(10):
+                    await asyncio.sleep(0)
+                if n == number // 2:
+                    gate.set()
+
+        sending = asyncio.create_task(send())
+        assert await line.reader.readexactly(len(slow)) == slow
+        sizes = [len((await line.answer()).body) for _ in range(number)]
+        await sending
+    assert [size == len(IMAGE) for size in sizes] == [not n % 3 for n in range(number)]
+
+
+TARGETS = [
+    pytest.param("{target}#fragment", id="a fragment"),
+    pytest.param("{target}&", id="an empty parameter"),
+    pytest.param("http://imgkeep.example{target}", id="an absolute target"),
+    pytest.param("//imgkeep.example{target}", id="two slashes"),
+    pytest.param("/.{target}", id="a dot"),
+    pytest.param("/%69mg?{query}", id="an escape that is none"),
+    pytest.param("{target}\xff", id="a byte that is no text"),
+]
+
+
+@pytest.mark.parametrize("form", TARGETS)
+async def test_a_target_of_odd_form_is_answered_again_as_it_was_before(
+    imgkeep: Imgkeep, origin: FakeOrigin, form: str
+) -> None:
+    target = await prepared(imgkeep, origin.gives("/a.png", IMAGE))
+    odd = form.format(target=target, query=target.partition("?")[2])
+    statuses = []
+    for _ in range(3):
+        async with line_to(port_of(imgkeep)) as line:
+            line.writer.write(f"GET {odd} HTTP/1.1\r\nHost: a\r\n\r\n".encode("latin-1"))
+            answer = await line.answer()
+            statuses.append((answer.status, answer.headers["content-type"]))
+    assert len(set(statuses)) == 1
+
+
+HEADS = [
+    pytest.param(b"GET {t} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n", id="close"),
+    pytest.param(b"GET {t} HTTP/1.1\r\nHost: a\r\nProxy-Connection: close\r\n\r\n", id="Proxy-Connection"),
+    pytest.param(b"GET {t} HTTP/1.0\r\n\r\n", id="HTTP/1.0"),
+]
+
+
+@pytest.mark.parametrize("head", HEADS)
+async def test_whoever_wants_the_connection_closed_gets_the_image_and_an_end(
+    imgkeep: Imgkeep, origin: FakeOrigin, head: bytes
+) -> None:
+    target = await prepared(imgkeep, origin.gives("/a.png", IMAGE))
+    async with line_to(port_of(imgkeep)) as line:
+        assert (await line.ask(target)).body == IMAGE, "the quick way first"
+        line.writer.write(head.replace(b"{t}", target.encode()))
+        assert (await line.answer()).body == IMAGE
+        assert await line.is_closed()
+
+
+async def test_a_connection_is_quick_again_after_any_whole_request_without_a_body(
+    imgkeep: Imgkeep, origin: FakeOrigin
+) -> None:
+    target = await prepared(imgkeep, origin.gives("/a.png", IMAGE))
+    ways = LongWays(imgkeep)
+    async with line_to(port_of(imgkeep)) as line:
+        for other in ("/healthz", "/nothing", "/metrics", "/img?src=x"):
+            await line.ask(other)
+            assert (await line.ask(target)).body == IMAGE
+    assert ways.number == 0
