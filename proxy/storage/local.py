@@ -210,9 +210,11 @@ class LocalStore:
         """Remove objects, or copies of them, wherever they lie under the root."""
         for path in paths:
             self.shelf.forget(path)
-        await self.run(self._remove_all, paths)
-        for path in paths:  # whoever asked while the files were still there
-            self.shelf.forget(path)
+        try:
+            await self.run(self._remove_all, paths)
+        finally:
+            for path in paths:  # whoever asked while the files were still there
+                self.shelf.forget(path)
 
     def takes(self, draft: Draft) -> bool:
         return isinstance(draft, LocalDraft) and draft.path.parent == self.root / PARTIAL
@@ -365,7 +367,10 @@ class LocalStore:
             # record that lies must not cost us a good object.
             elif (found > HASHED_BYTES_MAX and size in {found, None}) or disk.hash_all(descriptor, found) == digest:
                 keep_open = True
-                mapped = disk.map_all(descriptor, found) if self.shelf.takes(found) else None
+                # What is sent from a map is read on the event loop where the kernel has dropped it: from a disk of this
+                # machine in no time, and from one behind a network perhaps never.
+                mappable = self._cached_files.works and self.shelf.takes(found)
+                mapped = disk.map_all(descriptor, found) if mappable else None
                 held = None if mapped is None else Held(self.shelf, place, status, mapped)
                 return LocalBody(descriptor, found, self._threads, held)
             # Another reader may have set it aside already, and a fill put a good one in its place.
