@@ -143,6 +143,11 @@ class Connection(web.RequestHandler):
             self._fresh = self._loaded = False
         super().data_received(data)
 
+    def pass_on(self) -> None:
+        """Take the long way from now on."""
+        self._aligned = False
+        self._try_again()
+
     async def shutdown(self, timeout: float | None = 15.0) -> None:  # noqa: ASYNC109 - aiohttp's signature
         """Close, once what was written is sent, or after `timeout` seconds."""
         if self._sending:
@@ -247,6 +252,12 @@ class Connections(web.Server):
         super().__init__(base.request_handler, request_factory=base.request_factory)
         self.site = site
         self._limits = limits
+
+    def pass_on(self) -> None:
+        """Have all requests on the connections there are go the long way, where an answer can end its connection."""
+        for connection in self.connections:
+            assert isinstance(connection, Connection)
+            connection.pass_on()
 
     def __call__(self) -> Connection:
         return Connection(self, loop=asyncio.get_running_loop(), **self._limits)

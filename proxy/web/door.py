@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from proxy.core.errors import Unauthorized
 from proxy.core.headers import client_address, passed_through_us
 from proxy.service.keep import Visit
-from proxy.web.site import NOTES
+from proxy.web.site import NOTES, SITE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -94,6 +94,7 @@ class Door:
             came_from_us=passed_through_us(request.headers),
             insist=insist,
             address=self._find_payer(request),
+            joins_only=request.app[SITE].is_side_door,
         )
 
     def insist_on_access(self, request: web.Request) -> None:
