@@ -254,8 +254,7 @@ async def work(config: Config, place: Place, listening: Sequence[socket.socket],
         await side.setup()
         try:
             await web.UnixSite(side, str(site.siblings.socket_of(place.name))).start()
-            # From here on siblings tell us; what they told each other before is in the store.
-            await running.works.refusals.refresh()
+            await running.works.join()
             running.works.own_ports.update(sock.getsockname()[1] for sock in listening)
             for sock in listening:
                 await web.SockSite(runner, sock, backlog=1024).start()

@@ -441,9 +441,16 @@ class Siblings(Protocol):
             Busy: It cannot be asked.
         """
 
-    async def tell(self, *, refused: Collection[Digest] = (), changed: Collection[Key] = ()) -> None:
+    async def tell(
+        self,
+        *,
+        refused: Collection[Digest] = (),
+        changed: Collection[Key] = (),
+        copies: Mapping[str, int] = ...,
+    ) -> None:
         """
-        Tell all others, and wait until they know, what is refused from now on, and where something else is kept.
+        Tell all others, and wait until they know: what is refused from now on, under which keys something else is kept,
+        and which local copies were brought or used, by name and size.
 
         Raises:
             StorageError: Not everybody is certain to know.

@@ -40,12 +40,13 @@ from proxy.service.keep import Keeper, Rules
 from proxy.service.removal import Refusals, Remover
 from proxy.service.save import Saver
 from proxy.service.upkeep import reindex
+from proxy.storage.cache import Share
 from proxy.storage.claims import Claims, Turn
 from proxy.telemetry import Metrics
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Coroutine
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Coroutine, Mapping
 
     from aiohttp.abc import AbstractResolver
 
@@ -140,11 +141,19 @@ class Works:
         while self.turn is not None and self.turn.ours:  # noqa: ASYNC110 - the task that has it lets go in a moment
             await asyncio.sleep(0.01)
 
-    async def learn(self, refused: Collection[Digest], changed: Collection[Key]) -> None:
-        """Another worker has removed pictures, or knows something new of what is kept."""
+    async def join(self) -> None:
+        """Others can tell us what they know from now on: look for what they have told each other before."""
+        await self.refusals.refresh()
+        if self.parts.remote is not None:
+            await self.parts.remote.cache.open()
+
+    async def learn(self, refused: Collection[Digest], changed: Collection[Key], copies: Mapping[str, int]) -> None:
+        """Another worker has removed pictures, knows something new of what is kept, or has used copies."""
         await self.refusals.learn(refused)
         for key in changed:
             self.keeper.forget(key)
+        if self.parts.remote is not None:
+            await self.parts.remote.cache.note_all(copies)
 
     def _works(self, healer: Healer | None) -> list[Coroutine[None, None, None]]:
         return [self.jobs.run(), *(() if healer is None else (healer.run(),))]
@@ -190,10 +199,13 @@ async def open_works(
         CatalogTooNew: A newer version wrote the catalog.
     """
     metrics = Metrics()
+    share = None
+    if place is not None and siblings is not None:
+        share = Share(place.slot, place.workers, lambda copies: siblings.tell(copies=copies))
     names = ThreadPoolExecutor(config.fetch.concurrent_max * NAME_THREADS_PER_FETCH, thread_name_prefix="names")
     asyncio.get_running_loop().set_default_executor(names)  # where the resolver looks names up
     async with open_parts(
-        config, clock=seams.clock, timer=seams.timer, sleep=seams.sleep, observe=metrics.called
+        config, clock=seams.clock, timer=seams.timer, sleep=seams.sleep, observe=metrics.called, share=share
     ) as parts:
         remote = parts.remote
         health = Health(parts.disk, parts.catalog, config.store.free_bytes_min, remote)

@@ -58,6 +58,8 @@ class Claims:
             except FileNotFoundError:
                 # The supervisor is dead and somebody has tidied up: we are on our way out, each for itself.
                 return None
+            except OSError:
+                return None  # a full disk: to fetch twice is better than not at all
             else:
                 self._ours[key] = None
                 return None

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, cast
 from urllib.parse import quote
 
@@ -25,7 +26,7 @@ from proxy.core.errors import Busy, StorageError
 from proxy.web.site import NOTES, SITE
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 
     from proxy.core.model import Digest, Key, Place
 
@@ -60,6 +61,7 @@ class Notice(msgspec.Struct):
 
     refused: list[str] = []
     changed: list[str] = []
+    copies: dict[str, int] = {}
 
 
 class Siblings:
@@ -105,8 +107,14 @@ class Siblings:
         except (aiohttp.ClientError, OSError):
             await self._see_freed(holder, key)
 
-    async def tell(self, *, refused: Collection[Digest] = (), changed: Collection[Key] = ()) -> None:
-        body = msgspec.msgpack.encode(Notice(list(refused), list(changed)))
+    async def tell(
+        self,
+        *,
+        refused: Collection[Digest] = (),
+        changed: Collection[Key] = (),
+        copies: Mapping[str, int] = MappingProxyType({}),
+    ) -> None:
+        body = msgspec.msgpack.encode(Notice(list(refused), list(changed), dict(copies)))
 
         async def tell(name: str) -> None:
             try:
@@ -119,7 +127,7 @@ class Siblings:
             except (aiohttp.ClientError, OSError):
                 return  # it is dead, and what comes in its place looks for itself
 
-        told = await asyncio.gather(*map(tell, self._names()), return_exceptions=True)
+        told = await asyncio.gather(*map(tell, await self._look_around()), return_exceptions=True)
         for error in told:
             if isinstance(error, BaseException):
                 raise error
@@ -135,7 +143,7 @@ class Siblings:
             except (TimeoutError, aiohttp.ClientError, OSError):
                 return None
 
-        names = self._names()
+        names = await self._look_around()
         told = dict(zip(names, await asyncio.gather(*map(ask, names)), strict=True))
         left = await asyncio.to_thread(self._read_left)
         for counted in left:  # whoever told us and has ended since stands in both
@@ -244,11 +252,12 @@ class Siblings:
         except OSError:
             return None
 
-    def _names(self) -> list[str]:
-        with suppress(OSError):
-            names = [path.name.removesuffix(".sock") for path in self._folder.glob("*.sock")]
-            return [name for name in names if name != self.name]
-        return []
+    async def _look_around(self) -> list[str]:
+        """Return the names of all others, and forget those who are gone."""
+        names = {path.name.removesuffix(".sock") for path in self._folder.glob("*.sock")} - {self.name}
+        for name in self._sessions.keys() - names:
+            await self._sessions.pop(name).close()
+        return list(names)
 
     def _read_left(self) -> list[bytes]:
         with suppress(OSError):

@@ -7,7 +7,7 @@ where the client is, and who asks for an image may join a fill but has none made
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 from aiohttp import web
@@ -19,19 +19,22 @@ from proxy.web.siblings import OUTCOME, Notice
 from proxy.web.site import NOTES, SITE, Notes
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection
+    from collections.abc import Awaitable, Callable, Collection, Mapping
 
     from proxy.web.site import Site
+
+NOTICE_BYTES_MAX: Final = 16_777_216
+"""Some hundred thousand copies that were used in a second."""
 
 
 def side_door(
     site: Site,
     name: str,
-    learn: Callable[[Collection[Digest], Collection[Key]], Awaitable[None]],
+    learn: Callable[[Collection[Digest], Collection[Key], Mapping[str, int]], Awaitable[None]],
     add_api: Callable[[web.UrlDispatcher], None],
 ) -> web.Application:
     """Make the application for the siblings of the worker `name`. `learn` is told what they tell."""
-    app = web.Application(middlewares=[notes, problems])
+    app = web.Application(middlewares=[notes, problems], client_max_size=NOTICE_BYTES_MAX)
     app[SITE] = site
     app.router.add_get("/img", img)
     add_api(app.router)
@@ -42,7 +45,8 @@ def side_door(
 
     async def notices(request: web.Request) -> web.Response:
         notice = msgspec.msgpack.decode(await request.read(), type=Notice)
-        await learn([Digest(digest) for digest in notice.refused], [Key(key) for key in notice.changed])
+        refused, changed = map(Digest, notice.refused), map(Key, notice.changed)
+        await learn([*refused], [*changed], notice.copies)
         return web.Response(status=204)
 
     async def metrics(_request: web.Request) -> web.Response:

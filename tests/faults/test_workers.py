@@ -174,7 +174,7 @@ async def test_a_reload_loses_no_request(tmp_path: Path, origin: FakeOrigin) -> 
                 while not over.is_set():
                     async with session.get(f"http://{program.address}/img?src={quote(small, safe='')}") as answer:
                         answered.append(answer.status if await answer.read() == picture() else 0)
-                    await asyncio.sleep(0)
+                    await asyncio.sleep(0.01)
 
         asking = [asyncio.create_task(ask(anew=anew)) for anew in (True, True, False, False)]
         (tmp_path / "config.toml").write_text("[log]\nlevel = 'loud'\n")
