@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import shutil
 import signal
 import sys
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -275,6 +276,9 @@ async def work(config: Config, place: Place, listening: Sequence[socket.socket],
             await side.cleanup()
     finally:
         await runner.cleanup()
+        if ends.alone:
+            # Nobody else tidies up; who has not ended yet does without (`storage/claims.py`).
+            await asyncio.to_thread(shutil.rmtree, place.folder, ignore_errors=True)
     log.info("stopped")
 
 

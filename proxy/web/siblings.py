@@ -38,6 +38,8 @@ LEFT: Final = "left"
 
 CONNECT_TIMEOUT_S: Final = 2
 """For a socket on this machine, whose worker may be busy."""
+SILENT_MAX_S: Final = 360
+"""A sibling has limits of its own for all that it does; the longest is for a job that is waited for, five minutes."""
 TELL_TIMEOUT_S: Final = 5
 COUNTERS_TIMEOUT_S: Final = 1
 PATIENCE_S: Final = 3
@@ -269,7 +271,7 @@ class Siblings:
         if session is None:
             session = self._sessions[name] = aiohttp.ClientSession(
                 connector=aiohttp.UnixConnector(str(self.socket_of(name)), limit=0),
-                timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S),
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=SILENT_MAX_S),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 auto_decompress=False,
             )
