@@ -266,9 +266,7 @@ async def work(config: Config, place: Place, listening: Sequence[socket.socket],
             if ends.alone:
                 log.error("the supervisor is gone")
             await running.works.rest()
-            await (_leave if ends.others_stay else _drain)(runner, running, ends.heard)
-            # Readers in other workers follow what we fetched.
-            await _finish_side(side)
+            await (_leave if ends.others_stay else _drain)(runner, running, ends.heard, side)
             left = running.works.metrics.tell(place.name, lasting=True)
             site.siblings.leave_counters(left, running.works.metrics.merge)
         finally:
@@ -280,14 +278,6 @@ async def work(config: Config, place: Place, listening: Sequence[socket.socket],
             # Nobody else tidies up; who has not ended yet does without (`storage/claims.py`).
             await asyncio.to_thread(shutil.rmtree, place.folder, ignore_errors=True)
     log.info("stopped")
-
-
-async def _finish_side(side: web.AppRunner) -> None:
-    assert side.server is not None
-    for site in list(side.sites):
-        await site.stop()
-    side.server.pre_shutdown()
-    await side.server.shutdown(GRACE_S)
 
 
 @dataclass(slots=True)
@@ -326,7 +316,7 @@ def _tune_interpreter() -> None:
     gc.set_threshold(*GC_THRESHOLDS)
 
 
-async def _drain(runner: Runner, running: _Running, stop: asyncio.Event) -> None:
+async def _drain(runner: Runner, running: _Running, stop: asyncio.Event, side: web.AppRunner | None = None) -> None:
     """Say that we go, wait for notice to be taken, close the listener, and let what is under way end."""
     assert running.works is not None
     running.works.health.draining = True
@@ -335,10 +325,10 @@ async def _drain(runner: Runner, running: _Running, stop: asyncio.Event) -> None
     stop.clear()
     with suppress(TimeoutError):
         await asyncio.wait_for(stop.wait(), DRAIN_NOTICE_S)
-    await _finish(runner, running.works)
+    await _finish(runner, running.works, side)
 
 
-async def _leave(runner: Runner, running: _Running, stop: asyncio.Event) -> None:
+async def _leave(runner: Runner, running: _Running, stop: asyncio.Event, side: web.AppRunner) -> None:
     """
     Go while others stay: whoever connects from now on is theirs. Connections that are in use are closed with the answer
     to their next request, which says so, and only those that are not used for a while without one.
@@ -354,11 +344,11 @@ async def _leave(runner: Runner, running: _Running, stop: asyncio.Event) -> None
     runner.server.pass_on()
     with suppress(TimeoutError):
         await asyncio.wait_for(stop.wait(), DRAIN_NOTICE_S)
-    await _finish(runner, running.works)
+    await _finish(runner, running.works, side)
 
 
-async def _finish(runner: Runner, works: Works) -> None:
-    """Close the listener, and let what is under way end."""
+async def _finish(runner: Runner, works: Works, side: web.AppRunner | None) -> None:
+    """Close the listener, and let what is under way end: last what other workers follow by the side door."""
     assert runner.server is not None
     for site in list(runner.sites):
         await site.stop()
@@ -368,6 +358,11 @@ async def _finish(runner: Runner, works: Works) -> None:
             runner.server.pre_shutdown()
             await runner.server.shutdown(GRACE_S)
             await works.keeper.land()
+            if side is not None and side.server is not None:
+                for site in list(side.sites):
+                    await site.stop()
+                side.server.pre_shutdown()
+                await side.server.shutdown(GRACE_S)
 
 
 _IMAGES_FOR: Final = {
