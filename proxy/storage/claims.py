@@ -54,7 +54,11 @@ class Claims:
                 path.symlink_to(self._name)
             except FileExistsError:
                 with suppress(FileNotFoundError):  # let go this very moment
-                    return str(path.readlink())
+                    holder = str(path.readlink())
+                    if holder != self._name:
+                        return holder
+                    self._ours[key] = None  # it could not be removed
+                    return None
             except FileNotFoundError:
                 # The supervisor is dead and somebody has tidied up: we are on our way out, each for itself.
                 return None
