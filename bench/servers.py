@@ -13,9 +13,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from contextlib import contextmanager
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 CORES: Final = sorted(os.sched_getaffinity(0))
 SERVER_CORE, CLIENT_CORE = CORES[0], CORES[-1]
 START_TIMEOUT_S: Final = 60
+DOZING_PERIOD_S: Final = 0.2
+"""Much longer than a request takes, and much shorter than a round."""
 
 
 def find(program: str) -> str | None:
@@ -108,6 +112,31 @@ def _wait_for_workers(port: int, number: int) -> float:
 
 def _children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+@contextmanager
+def dozing(pids: Sequence[int], awake: float) -> Iterator[None]:
+    """Let processes run only so much of the time, each at other moments than the one before it."""
+    over = threading.Event()
+
+    def doze(pid: int) -> None:
+        while not over.is_set():
+            os.kill(pid, signal.SIGCONT)
+            time.sleep(DOZING_PERIOD_S * awake)
+            os.kill(pid, signal.SIGSTOP)
+            time.sleep(DOZING_PERIOD_S * (1 - awake))
+        os.kill(pid, signal.SIGCONT)
+
+    threads = [threading.Thread(target=doze, args=(pid,)) for pid in pids]
+    try:
+        for thread in threads:
+            thread.start()
+            time.sleep(DOZING_PERIOD_S / len(threads))
+        yield
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
 
 
 @contextmanager
