@@ -21,7 +21,7 @@ from tests.web.raw import request, split, talk, target_of
 from tests.web.test_answers import gated
 
 if TYPE_CHECKING:
-    from tests.origins import Exchange, FakeOrigin
+    from tests.origins import Exchange, FakeOrigin, Script
     from tests.program import Answer, Program
 
 ASKED: int = 30
@@ -216,7 +216,7 @@ async def test_a_reload_loses_no_request(tmp_path: Path, origin: FakeOrigin) -> 
     assert json.loads(program.log[-1])["message"] == "stopped"
 
 
-def _slowly(body: bytes):  # type: ignore[no-untyped-def]
+def _slowly(body: bytes) -> Script:
     async def script(exchange: Exchange) -> None:
         await exchange.send_head(f"Content-Length: {len(body)}")
         for start in range(0, len(body), 50_000):
