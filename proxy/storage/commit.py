@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Final
 
 from proxy.core.errors import ImgkeepError
 from proxy.core.stored import object_path, record_path
-from proxy.storage import disk, files
+from proxy.storage import files, threads
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -131,7 +131,7 @@ class Commits:
             if reason is None:
                 each.kept.set_result(None)
             else:
-                each.kept.set_exception(disk.fault(reason) if isinstance(reason, OSError) else reason)
+                each.kept.set_exception(threads.fault(reason) if isinstance(reason, OSError) else reason)
                 each.kept.exception()  # marks it as retrieved: who waited may have left
 
     def _keep(self, group: Sequence[Waiting]) -> None:

@@ -1,21 +1,11 @@
-"""
-Open files on a disk that may be slow, full or hung: bodies to read from, drafts to append to, and the threads they use.
-
-Rules:
-- No file work on the event loop. Whoever waits may be cancelled or lose patience; the work in the thread ends all the
-  same, and what it opened is closed then.
-- An operating system error becomes a `StorageError` that names the trouble and no path.
-"""
+"""Open files on a disk that may be slow, full or hung: bodies to read from, and drafts to append to."""
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import mmap
 import os
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import partial
 from hashlib import sha256
 from threading import Lock
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -29,48 +19,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from proxy.storage.shelf import Held
+    from proxy.storage.threads import Threads
 
-TIMEOUT_S: Final = 30
-"""A disk that takes longer is as good as gone. A spinning one that wakes up takes ten."""
 PIECE_BYTES: Final = 1_048_576
 SMALL_BYTES_MAX: Final = 65_536
 """A draft needs no file up to this size: sixty-four fetches at a time hold 4 MiB."""
 
 T = TypeVar("T")
-
-
-class Threads:
-    """The threads of one disk, and the patience with it. A disk answers a few at a time: more would only wait."""
-
-    def __init__(self, number: int = 8, *, timeout_s: float = TIMEOUT_S) -> None:
-        self.pool = ThreadPoolExecutor(number, thread_name_prefix="disk")
-        self.timeout_s = timeout_s
-
-    async def run(self, work: Callable[..., T], *args: object) -> T:
-        """
-        Run `work` in a thread.
-
-        Raises:
-            StorageError: It failed or took too long.
-        """
-        loop = asyncio.get_running_loop()
-        future = loop.run_in_executor(self.pool, work, *args)
-        # What `asyncio.timeout` around `asyncio.shield` would do, at a third of its cost: every image comes by here.
-        answer: asyncio.Future[T] = loop.create_future()
-        future.add_done_callback(partial(_pass_on, answer))
-        patience = loop.call_later(self.timeout_s, _lose_patience, answer)
-        try:
-            return await answer
-        except OSError as error:
-            raise fault(error) from None
-        finally:
-            patience.cancel()
-            if not future.done():
-                future.add_done_callback(_release)
-
-    def close(self) -> None:
-        """Take no more work; what runs ends by itself."""
-        self.pool.shutdown(wait=False, cancel_futures=True)
 
 
 class LocalBody:
@@ -209,28 +164,6 @@ class LocalDraft:
                 files.remove(self.path)
 
 
-def _pass_on(answer: asyncio.Future[T], future: asyncio.Future[T]) -> None:
-    if answer.done():
-        return
-    if future.cancelled():
-        answer.cancel()
-    elif (error := future.exception()) is not None:
-        answer.set_exception(error)
-    else:
-        answer.set_result(future.result())
-
-
-def _lose_patience(answer: asyncio.Future[T]) -> None:
-    if not answer.done():
-        answer.set_exception(StorageError("the disk of the store does not answer"))
-
-
-def _release(future: asyncio.Future[T]) -> None:
-    result = None if future.cancelled() or future.exception() else future.result()
-    if isinstance(result, (LocalBody, LocalDraft)):
-        result.close()
-
-
 async def _read(descriptor: int, offset: int, size: int, threads: Threads) -> bytes:
     if size <= 0:
         return b""
@@ -260,8 +193,3 @@ def hash_all(descriptor: int, size: int) -> str:
     for offset in range(0, size, PIECE_BYTES):
         digest.update(os.pread(descriptor, PIECE_BYTES, offset))
     return digest.hexdigest()
-
-
-def fault(error: OSError) -> StorageError:
-    """Name the trouble without the path."""
-    return StorageError(f"the disk of the store failed: {os.strerror(error.errno or errno.EIO)}")

@@ -43,9 +43,10 @@ from proxy.core.stored import (
 from proxy.storage import disk, files
 from proxy.storage.cached import CachedFiles
 from proxy.storage.commit import Commits
-from proxy.storage.disk import LocalBody, LocalDraft, Threads
+from proxy.storage.disk import LocalBody, LocalDraft
 from proxy.storage.memory import MemoryBody
 from proxy.storage.shelf import SMALL_BYTES_MAX, Held, Shelf
+from proxy.storage.threads import TIMEOUT_S, Threads
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -85,7 +86,7 @@ class LocalStore:
         *,
         hot_bytes_max: int = 0,
         free_bytes_min: int = 0,
-        timeout_s: float = disk.TIMEOUT_S,
+        timeout_s: float = TIMEOUT_S,
         timer: Callable[[], float] = time.monotonic,
     ) -> None:
         self.root = root
@@ -127,7 +128,7 @@ class LocalStore:
         return await self.run(self._probe)
 
     async def find(self, key: Key) -> Record | None:
-        found = await self.run(self._find, self.root / record_path(key))
+        found = await self._threads.run_short(self._find, self.root / record_path(key))
         if found == DAMAGED_RECORD:
             return await self.remember(key)
         if isinstance(found, Tombstone):
@@ -138,7 +139,7 @@ class LocalStore:
         return await self.fetch_at(object_path(name), name, size)
 
     async def holds(self, name: str, size: int) -> bool:
-        return await self.run(self._holds, self.root / object_path(name), size)
+        return await self._threads.run_short(self._holds, self.root / object_path(name), size)
 
     async def fetch_at(self, path: str, name: str, size: int | None, *, is_copy: bool = False) -> Body | None:
         """Open the object `name` that lies at `path` under the root; damage is set aside, that of a copy removed."""
