@@ -24,7 +24,8 @@ from proxy.web.bodies import Bodies
 from proxy.web.connection import Runner
 from proxy.web.delivery import COMMON_HEADERS
 from proxy.web.door import Door, Tokens
-from proxy.web.images import image, img, legacy
+from proxy.web.exchange import over_aiohttp
+from proxy.web.images import IMAGES, IMG, image, img, legacy
 from proxy.web.prepared import PreparedAnswers
 from proxy.web.problems import problems
 from proxy.web.records import records
@@ -77,8 +78,8 @@ def build(config: Config, seams: Seams = REAL) -> web.Application:
     """Make the application. Nothing is opened before it starts."""
     app = web.Application(middlewares=[records, problems])
     app[_RUNNING] = _Running()
-    app.router.add_get("/img", img)
-    app.router.add_get("/images/{name}", image)
+    app.router.add_get(IMG, over_aiohttp(img))
+    app.router.add_get(IMAGES, over_aiohttp(image))
     app.router.add_get("/openapi.json", openapi.document)
     app.router.add_get("/api", openapi.page)
     app.router.add_get("/api/inspect", api.inspect)
@@ -95,7 +96,7 @@ def build(config: Config, seams: Seams = REAL) -> web.Application:
     app.router.add_get("/metrics", health_routes.metrics)
 
     for legacy_names in config.legacy:
-        app.router.add_get(f"/{legacy_names.mount}/{{name:.+}}", legacy(legacy_names.mount))
+        app.router.add_get(f"/{legacy_names.mount}/{{name:.+}}", over_aiohttp(legacy(legacy_names.mount)))
 
     async def open_site(app: web.Application) -> AsyncIterator[None]:
         async with _site(config, seams, app[_RUNNING]) as site:

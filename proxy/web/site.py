@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from proxy.service.removal import Remover
     from proxy.service.save import Saver
     from proxy.web.bodies import Bodies
+    from proxy.web.crowd import Crowd
     from proxy.web.door import Door
     from proxy.web.prepared import PreparedAnswers
 
@@ -54,6 +55,8 @@ class Site:
     clock: Clock
     timer: Callable[[], float]
     stall_timeout_s: float = STALL_TIMEOUT_S
+    crowds: dict[bytes, Crowd] = field(default_factory=dict)
+    """By request target: the answers that are on their way."""
 
     def own_url(self, object_name: str) -> str:
         """Return where we serve an object; only its path where no public URL is configured (RFC 9110, 8.7)."""
