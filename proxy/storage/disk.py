@@ -7,6 +7,7 @@ import mmap
 import os
 from contextlib import suppress
 from hashlib import sha256
+from secrets import token_hex
 from threading import Lock
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -55,13 +56,14 @@ class LocalDraft:
     What its fill appends to and others read from: bytes in memory as long as they are few, then a partial file.
 
     Attributes:
-        path: Where the partial file is, or will be.
+        folder: Where its file is, or will be.
         small: The bytes while there is no file.
         kept: Whether the file has another owner by now.
     """
 
-    def __init__(self, path: Path, descriptor: int | None, threads: Threads) -> None:
-        self.path = path
+    def __init__(self, folder: Path, descriptor: int | None, threads: Threads, name: str | None = None) -> None:
+        self.folder = folder
+        self._name = name
         self.kept = False
         self.small: bytearray | None = bytearray() if descriptor is None else None
         self._descriptor = descriptor
@@ -76,6 +78,13 @@ class LocalDraft:
     @property
     def size(self) -> int:
         return self._size
+
+    @property
+    def path(self) -> Path:
+        """Where its file is. Most drafts never have one, and no name either."""
+        if self._name is None:
+            self._name = token_hex(8)
+        return self.folder / self._name
 
     @property
     def digest(self) -> Digest:
