@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import resource
 import shutil
 import statistics
+import time
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from bench import crowds, seed, wrk
-from bench.servers import imgkeep, nginx_cache, nginx_origin
+from bench.servers import CORES, imgkeep, nginx_cache, nginx_origin
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -289,6 +291,53 @@ def size(plan: Plan) -> Row:
     return row
 
 
+def workers(plan: Plan) -> Row:
+    """
+    What a second worker brings on hits: requests a second of processor time, for as many cores as there are workers.
+
+    On two cores the client takes its part of them, so what two workers answer beside it says little. What each request
+    costs them does, provided that nobody waits for anything but a processor: that is told by how many cores are used.
+    """
+    row = Row("workers", "requests/s of free cores", at_least=1.8, aim=2.0)
+    files = plan.work / "one"
+    files.mkdir(parents=True, exist_ok=True)
+    (files / "w.png").write_bytes(seed.image(1))
+    rates: dict[int, list[float]] = {1: [], 2: []}
+    used: list[float] = []
+    with nginx_origin(files) as origin:
+        target = seed.target(origin.port, "w.png")
+
+        def measure(number: int) -> float:
+            with imgkeep(_empty(plan, "imgkeep"), cores=CORES, server__workers=str(number)) as ours:
+                for _ in range(20):  # wherever it comes in
+                    check(ours, target, seed.image(1))
+                wrk.load(ours, target, seconds=1, cores=CORES)
+                cpu_s, client_s, start = ours.cpu_s(), _children_s(), time.monotonic()
+                done = wrk.load(ours, target, seconds=plan.seconds, cores=CORES)
+                cpu_s, client_s, wall_s = ours.cpu_s() - cpu_s, _children_s() - client_s, time.monotonic() - start
+                rates[number].append(done.requests_per_s)
+                if number > 1:
+                    used.append((cpu_s + client_s) / wall_s)
+                check(ours, target, seed.image(1), status="hit")
+                return number * done.requests / cpu_s
+
+        alternate(plan, row, partial(measure, 2), partial(measure, 1))
+    if row.invalid is None:
+        one, two = map(statistics.median, rates.values())
+        row.notes += [
+            "compared with one worker",
+            f"beside the client {two:,.0f}/s instead of {one:,.0f}/s",
+            f"using {statistics.median(used):.2f} of {len(CORES)} cores with it",
+        ]
+    return row
+
+
+def _children_s() -> float:
+    """Return the seconds of processor time of programs that have ended: of the clients."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def _empty(plan: Plan, name: str) -> Path:
     folder = plan.work / f"run-{name}"
     shutil.rmtree(folder, ignore_errors=True)
@@ -307,4 +356,5 @@ ROWS: Final[dict[str, Callable[[Plan], Row]]] = {
     "slow-readers": slow_readers,
     "start": start,
     "size": size,
+    "workers": workers,
 }

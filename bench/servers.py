@@ -17,6 +17,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,10 +86,24 @@ def imgkeep(folder: Path, *, cores: Sequence[int] = (SERVER_CORE,), **settings: 
         )
     try:
         ready = _wait(port, b"/readyz", process)
+        workers = int(settings.get("server__workers", "1"))
+        if workers > 1:
+            ready = _wait_for_workers(port, workers)
         yield Server("imgkeep", port, (process.pid, *_children(process.pid)), ready - start)
     finally:
         process.kill()
         process.wait()
+
+
+def _wait_for_workers(port: int, number: int) -> float:
+    """Wait until all workers tell what they have counted, and return when they did."""
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as page:
+            if b"imgkeep_workers_counted %d.0\n" % number in page.read():
+                return time.monotonic()
+        time.sleep(0.05)
+    raise TimeoutError("the workers did not become ready")
 
 
 def _children(pid: int) -> list[int]:

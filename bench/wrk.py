@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Final
 from bench.servers import CLIENT_CORE
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from bench.servers import Server
 
 CONNECTIONS: Final = 64
@@ -44,7 +46,15 @@ class Load:
     p99_ms: float
 
 
-def load(server: Server, target: str, *, seconds: float, script: str = "", connections: int = CONNECTIONS) -> Load:
+def load(  # noqa: PLR0913 - all but two by keyword
+    server: Server,
+    target: str,
+    *,
+    seconds: float,
+    script: str = "",
+    connections: int = CONNECTIONS,
+    cores: Sequence[int] = (CLIENT_CORE,),
+) -> Load:
     """
     Ask for `target`, or for what a script says, as fast as the server answers.
 
@@ -55,7 +65,16 @@ def load(server: Server, target: str, *, seconds: float, script: str = "", conne
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as file:
         file.write(script)
         file.flush()
-        command = ["taskset", "-c", str(CLIENT_CORE), "wrk", "-t1", f"-c{connections}", f"-d{seconds:g}s", "--latency"]
+        command = [
+            "taskset",
+            "-c",
+            ",".join(map(str, cores)),
+            "wrk",
+            "-t1",
+            f"-c{connections}",
+            f"-d{seconds:g}s",
+            "--latency",
+        ]
         command += ["-s", file.name] if script else []
         done = subprocess.run(
             [*command, url],

@@ -6,6 +6,8 @@ import argparse
 import asyncio
 import os
 import resource
+import signal
+import socket
 import sys
 import tomllib
 from contextlib import aclosing, suppress
@@ -15,12 +17,16 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from proxy import __version__, app
 from proxy.cli import folders, look, migrate, remove, save, signing, stored, upkeep
 from proxy.config import ENVIRONMENT_PREFIX, Config, ConfigError, check_mount, load, read_store_url
 from proxy.core.errors import StorageError
+from proxy.core.model import Place
 from proxy.core.store_url import Bucket, Folder
 from proxy.parts import Parts, open_migration, open_parts
+from proxy.supervisor import Supervisor
 from proxy.telemetry import logging_to
 from proxy.works import REAL, open_works
 
@@ -31,6 +37,7 @@ if TYPE_CHECKING:
     from proxy.works import Works
 
 CONFIG_FILE = "config.toml"
+WORKER = "worker"
 DONE, SOME_FAILED, USAGE = 0, 1, 2
 
 
@@ -39,10 +46,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     os.umask(0o077)  # records may hold links that still open something
     try:
-        config = _load(arguments.config)
+        is_worker = arguments.command == WORKER
+        if is_worker:
+            for number in (signal.SIGINT, signal.SIGHUP):
+                signal.signal(number, signal.SIG_IGN)  # a terminal sends these to all; the supervisor decides
+        # A worker goes by what its supervisor has read.
+        config = msgspec.json.decode(sys.stdin.buffer.read(), type=Config) if is_worker else _load(arguments.config)
         # To standard error: what a command prints is its answer, and no log record must get in between.
         with logging_to(sys.stderr, config.log):
-            status = _run(_command(arguments, config))
+            if arguments.command == "serve" and config.server.workers > 1:
+                status = _supervise(arguments, config)
+            else:
+                status = _run(_command(arguments, config))
         sys.stdout.flush()  # here, because at the interpreter's end nobody could handle a broken pipe
     except ConfigError as error:
         return _complain(str(error), USAGE)
@@ -59,11 +74,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status
 
 
+def _supervise(arguments: argparse.Namespace, config: Config) -> int:
+    """Run several processes that serve on one port."""
+    # Workers run what we run, whatever else is called `proxy` where they are started.
+    here = str(Path(__file__).parents[1])
+    environment = dict(os.environ)  # noqa: TID251 - to be handed on
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (here, environment.get("PYTHONPATH"))))
+    supervisor = Supervisor(
+        config,
+        command=(sys.executable, "-P", "-m", "proxy", WORKER),
+        environment=environment,
+        reload=lambda: _load(arguments.config),
+        opened=partial(app.tell_opening, config),
+    )
+    return supervisor.run()
+
+
 async def _command(arguments: argparse.Namespace, config: Config) -> int:  # noqa: PLR0911 - one for each kind
     match arguments.command:
         case "serve":
             _raise_file_limit()
             await app.serve(config)
+            return DONE
+        case command if command == WORKER:
+            _raise_file_limit()
+            place = msgspec.json.decode(arguments.place, type=Place)
+            listening = [socket.socket(fileno=int(number)) for number in arguments.listen.split(",")]
+            await app.work(config, place, listening, socket.socket(fileno=arguments.control))
             return DONE
         case "inspect" | "sign" | "token":
             return _tell(arguments, config)
@@ -194,6 +231,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", metavar="FILE", help=f"default: $IMGKEEP_CONFIG, or {CONFIG_FILE} if there is one")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("serve", help="serve images until SIGTERM")
+    worker = commands.add_parser(WORKER)  # not in the help: `serve` starts it
+    worker.add_argument("--place", required=True)
+    worker.add_argument("--listen", required=True)
+    worker.add_argument("--control", required=True, type=int)
     check = commands.add_parser("check", help="validate the configuration")
     check.add_argument("--live", action="store_true", help="try all that every configured store must be able to do")
     inspect = commands.add_parser("inspect", help="tell what URLs name and whether they may be fetched; no network")

@@ -8,16 +8,18 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import shutil
 import signal
 import sys
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass, field, replace
 from ipaddress import ip_network
 from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
 
 from proxy.core.signing import Signatures
+from proxy.supervisor import LEAVE, READY
 from proxy.web import api, images_api, jobs_api, openapi
 from proxy.web import health as health_routes
 from proxy.web.bodies import Bodies
@@ -26,16 +28,21 @@ from proxy.web.delivery import COMMON_HEADERS
 from proxy.web.door import Door, Tokens
 from proxy.web.exchange import over_aiohttp
 from proxy.web.images import IMAGES, IMG, image, img, legacy
+from proxy.web.prepared import BYTES_MAX as ANSWERS_BYTES_MAX
 from proxy.web.prepared import PreparedAnswers
 from proxy.web.problems import problems
 from proxy.web.records import records
+from proxy.web.siblings import Siblings, relays
+from proxy.web.side_door import side_door
 from proxy.web.site import SERVER, SITE, Site
 from proxy.works import REAL, Seams, Works, make_inspector, open_works
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator
+    import socket
+    from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
     from proxy.config import Config
+    from proxy.core.model import Place
 
 __all__ = ["Seams", "build", "make_inspector", "make_runner", "serve"]
 
@@ -74,23 +81,15 @@ class _Running:
 _RUNNING: Final = web.AppKey("running", _Running)
 
 
-def build(config: Config, seams: Seams = REAL) -> web.Application:
-    """Make the application. Nothing is opened before it starts."""
-    app = web.Application(middlewares=[records, problems])
+def build(config: Config, seams: Seams = REAL, place: Place | None = None) -> web.Application:
+    """Make the application; `place`: of one among several workers. Nothing is opened before it starts."""
+    app = web.Application(middlewares=[records, problems, *(() if place is None else (relays,))])
     app[_RUNNING] = _Running()
     app.router.add_get(IMG, over_aiohttp(img))
     app.router.add_get(IMAGES, over_aiohttp(image))
     app.router.add_get("/openapi.json", openapi.document)
     app.router.add_get("/api", openapi.page)
-    app.router.add_get("/api/inspect", api.inspect)
-    app.router.add_post("/api/save-image", api.save_image)
-    app.router.add_post("/api/save-images", jobs_api.save_images)
-    app.router.add_get("/api/jobs/{id}", jobs_api.show_job)
-    app.router.add_get("/api/jobs/{id}/events", jobs_api.follow_job)
-    app.router.add_get("/api/images", images_api.list_images)
-    app.router.add_delete("/api/images", images_api.remove_images)
-    app.router.add_get("/api/images/{key}", images_api.show_image)
-    app.router.add_delete("/api/images/{key}", images_api.remove_image)
+    _add_api(app.router)
     app.router.add_get("/healthz", health_routes.healthz)
     app.router.add_get("/readyz", health_routes.readyz)
     app.router.add_get("/metrics", health_routes.metrics)
@@ -99,13 +98,27 @@ def build(config: Config, seams: Seams = REAL) -> web.Application:
         app.router.add_get(f"/{legacy_names.mount}/{{name:.+}}", over_aiohttp(legacy(legacy_names.mount)))
 
     async def open_site(app: web.Application) -> AsyncIterator[None]:
-        async with _site(config, seams, app[_RUNNING]) as site:
+        async with _site(config, seams, app[_RUNNING], place) as site:
             app[SITE] = site
             yield
 
     app.cleanup_ctx.append(open_site)
     app.on_response_prepare.append(_sign)
+    if place is not None:
+        app.on_response_prepare.append(_say_goodbye)
     return app
+
+
+def _add_api(router: web.UrlDispatcher) -> None:
+    router.add_get("/api/inspect", api.inspect)
+    router.add_post("/api/save-image", api.save_image)
+    router.add_post("/api/save-images", jobs_api.save_images)
+    router.add_get("/api/jobs/{id}", jobs_api.show_job)
+    router.add_get("/api/jobs/{id}/events", jobs_api.follow_job)
+    router.add_get("/api/images", images_api.list_images)
+    router.add_delete("/api/images", images_api.remove_images)
+    router.add_get("/api/images/{key}", images_api.show_image)
+    router.add_delete("/api/images/{key}", images_api.remove_image)
 
 
 async def _sign(_request: web.Request, response: web.StreamResponse) -> None:
@@ -113,11 +126,25 @@ async def _sign(_request: web.Request, response: web.StreamResponse) -> None:
     response.headers["Server"] = SERVER
 
 
+async def _say_goodbye(request: web.Request, response: web.StreamResponse) -> None:
+    """Tell clients of a worker that leaves to connect anew: others answer on the same port."""
+    if request.app[SITE].health.leaving:
+        response.force_close()
+        response.headers["Connection"] = "close"
+
+
 @asynccontextmanager
-async def _site(config: Config, seams: Seams, running: _Running) -> AsyncGenerator[Site]:
-    async with open_works(config, seams) as works, works.going():
+async def _site(config: Config, seams: Seams, running: _Running, place: Place | None) -> AsyncGenerator[Site]:
+    async with AsyncExitStack() as stack:
+        siblings = None
+        if place is not None:
+            siblings = Siblings(place)
+            stack.push_async_callback(siblings.aclose)
+        works = await stack.enter_async_context(open_works(config, seams, place, siblings))
+        await stack.enter_async_context(works.going())
         running.works = works
-        prepared = PreparedAnswers(COMMON_HEADERS, seams.clock)
+        bytes_max = ANSWERS_BYTES_MAX if place is None else ANSWERS_BYTES_MAX // place.workers
+        prepared = PreparedAnswers(COMMON_HEADERS, seams.clock, bytes_max=bytes_max)
         works.keeper.changed = prepared.drop
         works.metrics.watch("prepared_answers", "Request targets whose answer is prepared", lambda: len(prepared))
         works.metrics.watch("prepared_bytes", "Memory of prepared answers", lambda: prepared.bytes)
@@ -146,6 +173,7 @@ async def _site(config: Config, seams: Seams, running: _Running) -> AsyncGenerat
             access_log=config.log.access,
             clock=seams.clock,
             timer=seams.timer,
+            siblings=siblings,
         )
 
 
@@ -192,15 +220,86 @@ async def serve(config: Config, seams: Seams = REAL) -> None:
         assert running.works is not None
         running.works.own_ports.update(address[1] for address in runner.addresses)
         _tune_interpreter()
-        log.info("listening", extra=_opening(config, runner))
-        fronted = config.server.public_url or config.server.trusted_proxies
-        if fronted and config.server.loopback and "auto" in config.sources.allow:
-            log.warning("open to all who reach the proxy in front", extra={"setting": "sources.allow"})
+        tell_opening(config, [(address[0], address[1]) for address in runner.addresses])
         await stop.wait()
         await _drain(runner, running, stop)
     finally:
         await runner.cleanup()
     log.info("stopped")
+
+
+async def work(config: Config, place: Place, listening: Sequence[socket.socket], control: socket.socket) -> None:
+    """
+    Serve as one of several workers, until SIGTERM, or until the supervisor says so or is gone; then drain.
+
+    Raises:
+        CatalogTooNew: A newer version wrote the catalog.
+    """
+    app = build(config.share(), REAL, place)
+    runner = make_runner(app)
+    ends = _Ends()
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, ends.heard.set)
+    control.setblocking(False)
+    loop.add_reader(control, ends.read, control, loop)
+    try:
+        await runner.setup()
+        site, running = app[SITE], app[_RUNNING]
+        assert running.works is not None
+        assert site.siblings is not None
+        learn = running.works.learn
+        side = web.AppRunner(
+            side_door(replace(site, is_side_door=True), place.name, learn, _add_api),
+            access_log=None,
+            shutdown_timeout=0.1,
+        )
+        await side.setup()
+        try:
+            await web.UnixSite(side, str(site.siblings.socket_of(place.name))).start()
+            await running.works.join()
+            running.works.own_ports.update(sock.getsockname()[1] for sock in listening)
+            for sock in listening:
+                await web.SockSite(runner, sock, backlog=1024).start()
+            _tune_interpreter()
+            control.send(READY)
+            log.info("worker ready", extra={"worker": place.name})
+            await ends.heard.wait()
+            if ends.alone:
+                log.error("the supervisor is gone")
+            await running.works.rest()
+            await (_leave if ends.others_stay else _drain)(runner, running, ends.heard, side)
+            left = running.works.metrics.tell(place.name, lasting=True)
+            site.siblings.leave_counters(left, running.works.metrics.merge)
+        finally:
+            site.siblings.socket_of(place.name).unlink(missing_ok=True)
+            await side.cleanup()
+    finally:
+        await runner.cleanup()
+        if ends.alone:
+            # Nobody else tidies up; who has not ended yet does without (`storage/claims.py`).
+            await asyncio.to_thread(shutil.rmtree, place.folder, ignore_errors=True)
+    log.info("stopped")
+
+
+@dataclass(slots=True)
+class _Ends:
+    """That a worker is to end, and how."""
+
+    heard: asyncio.Event = field(default_factory=asyncio.Event)
+    others_stay: bool = False
+    alone: bool = False
+
+    def read(self, control: socket.socket, loop: asyncio.AbstractEventLoop) -> None:
+        """Hear what the supervisor says, or that there is none any more."""
+        said = b""
+        with suppress(OSError):
+            said = control.recv(1)
+        if said == LEAVE:
+            self.others_stay = not self.heard.is_set()
+        else:
+            loop.remove_reader(control)
+            self.alone = True
+        self.heard.set()
 
 
 def _tune_interpreter() -> None:
@@ -218,16 +317,40 @@ def _tune_interpreter() -> None:
     gc.set_threshold(*GC_THRESHOLDS)
 
 
-async def _drain(runner: Runner, running: _Running, stop: asyncio.Event) -> None:
+async def _drain(runner: Runner, running: _Running, stop: asyncio.Event, side: web.AppRunner | None = None) -> None:
     """Say that we go, wait for notice to be taken, close the listener, and let what is under way end."""
     assert running.works is not None
-    assert runner.server is not None
     running.works.health.draining = True
     log.info("draining")
     # A second signal ends the notice early.
     stop.clear()
     with suppress(TimeoutError):
         await asyncio.wait_for(stop.wait(), DRAIN_NOTICE_S)
+    await _finish(runner, running.works, side)
+
+
+async def _leave(runner: Runner, running: _Running, stop: asyncio.Event, side: web.AppRunner) -> None:
+    """
+    Go while others stay: whoever connects from now on is theirs. Connections that are in use are closed with the answer
+    to their next request, which says so, and only those that are not used for a while without one.
+    """
+    assert running.works is not None
+    running.works.health.leaving = True
+    log.info("leaving")
+    stop.clear()
+    for site in list(runner.sites):
+        await site.stop()
+    await asyncio.sleep(0)  # so that connections which came in at the last moment have begun
+    assert runner.server is not None
+    runner.server.pass_on()
+    with suppress(TimeoutError):
+        await asyncio.wait_for(stop.wait(), DRAIN_NOTICE_S)
+    await _finish(runner, running.works, side)
+
+
+async def _finish(runner: Runner, works: Works, side: web.AppRunner | None) -> None:
+    """Close the listener, and let what is under way end: last what other workers follow by the side door."""
+    assert runner.server is not None
     for site in list(runner.sites):
         await site.stop()
     with suppress(TimeoutError):
@@ -235,7 +358,12 @@ async def _drain(runner: Runner, running: _Running, stop: asyncio.Event) -> None
             await asyncio.sleep(0)  # so that requests which came in at the last moment have begun
             runner.server.pre_shutdown()
             await runner.server.shutdown(GRACE_S)
-            await running.works.keeper.land()
+            await works.keeper.land()
+            if side is not None and side.server is not None:
+                for site in list(side.sites):
+                    await site.stop()
+                side.server.pre_shutdown()
+                await side.server.shutdown(GRACE_S)
 
 
 _IMAGES_FOR: Final = {
@@ -249,13 +377,19 @@ def _tokenless(config: Config) -> str:
     return "this machine" if _own_hosts(config) else "nobody"
 
 
-def _opening(config: Config, runner: Runner) -> dict[str, object]:
-    """Return what an operator wants to see in one line: where we listen, where images go, and who may fetch what."""
+def tell_opening(config: Config, addresses: Sequence[tuple[str, int]]) -> None:
+    """Log what an operator wants to see in one line: where we listen, where images go, and who may fetch what."""
     hosts_allowed = config.hosts_allowed(config.read_catalogue())
-    return {
-        "address": ",".join(f"{host}:{port}" for host, port, *_ in runner.addresses),
+    facts: dict[str, object] = {
+        "address": ",".join(f"{host}:{port}" for host, port in addresses),
         "store": config.store.url,
         "sources": "any public host" if "*" in hosts_allowed else f"{len(hosts_allowed)} host patterns",
         "images_for": _IMAGES_FOR[config.security.signature],
         "api_for": "whoever has a token" if config.security.api_tokens else _tokenless(config),
     }
+    if config.server.workers > 1:
+        facts["workers"] = config.server.workers
+    log.info("listening", extra=facts)
+    fronted = config.server.public_url or config.server.trusted_proxies
+    if fronted and config.server.loopback and "auto" in config.sources.allow:
+        log.warning("open to all who reach the proxy in front", extra={"setting": "sources.allow"})

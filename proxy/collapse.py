@@ -53,6 +53,10 @@ class Flights(Generic[F]):
     def __contains__(self, key: Hashable) -> bool:
         return key in self._in_air
 
+    def find(self, key: Hashable) -> F | None:
+        """Return the flight of this key, if there is one."""
+        return self._in_air.get(key)
+
     def join(self, key: Hashable, depart: Callable[[], F]) -> tuple[F, bool]:
         """Return the flight of this key, and whether it departs only now."""
         flight = self._in_air.get(key)

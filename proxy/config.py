@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeVar
 from urllib.parse import quote, urlsplit
 
 import msgspec
@@ -33,11 +33,16 @@ if TYPE_CHECKING:
 
 OWN_PATHS: Final = frozenset({"img", "images", "api", "healthz", "readyz", "metrics", "openapi.json", "imgkeep.js"})
 ENVIRONMENT_PREFIX: Final = "IMGKEEP_"
+WORKERS_MAX: Final = 64
+"""More than a machine of today has cores for; each opens its own files, threads and connections."""
 
 Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
 Count = Annotated[int, msgspec.Meta(ge=1)]
 Bytes = Annotated[int, msgspec.Meta(ge=0)]
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=86400)]
+
+
+T = TypeVar("T", bound="Section")
 
 
 class ConfigError(Exception):
@@ -51,7 +56,7 @@ class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 class Server(Section, frozen=True):
     host: str = "127.0.0.1"
     port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 8080  # 0: any free port
-    workers: Count = 1
+    workers: Annotated[int, msgspec.Meta(ge=1, le=WORKERS_MAX)] = 1
     public_url: str = ""
     trusted_proxies: tuple[str, ...] = ()
 
@@ -153,6 +158,24 @@ class Config(Section, frozen=True):
     limits: Limits = Limits()
     log: Log = Log()
     legacy: tuple[Legacy, ...] = ()
+
+    def share(self) -> Config:
+        """
+        Return what each of `server.workers` goes by: what all of them may take together is divided, at least 1 for
+        each. 0 stays what it means.
+        """
+        workers = self.server.workers
+
+        def divide(section: T, *names: str) -> T:
+            parts = {name: max(1, getattr(section, name) // workers) for name in names if getattr(section, name)}
+            return msgspec.structs.replace(section, **parts)
+
+        return msgspec.structs.replace(
+            self,
+            store=divide(self.store, "hot_bytes_max", "cache_bytes_max"),
+            fetch=divide(self.fetch, "concurrent_max", "per_host_max"),
+            limits=divide(self.limits, "fills_per_minute", "fills_concurrent", "fill_bytes_per_day"),
+        )
 
     def read_catalogue(self) -> Catalogue:
         """
@@ -299,7 +322,6 @@ def _validate(config: Config) -> None:
     remote = isinstance(place, Bucket)
     read_catalog_url(config.catalog.url)
     for setting, honoured, instead in (
-        ("server.workers", config.server.workers == 1, "only 1 worker is supported by this version"),
         ("delivery.mode", config.delivery.mode == "serve" or remote, "only 'serve' is supported by a local store"),
         ("delivery.base_url", not config.delivery.base_url or remote, "needs an object store, see store.url"),
         (

@@ -27,7 +27,7 @@ from proxy.service.address import Addresses
 from proxy.service.breaker import Breaker
 from proxy.service.migrate import Migration
 from proxy.service.tiers import Tiers
-from proxy.storage.cache import DiskCache
+from proxy.storage.cache import DiskCache, Share
 from proxy.storage.local import LocalStore
 from proxy.storage.memory import MemorySpool
 
@@ -99,16 +99,18 @@ class Parts:
 
 
 @asynccontextmanager
-async def open_parts(
+async def open_parts(  # noqa: PLR0913 - all but one by keyword, in two places
     config: Config,
     *,
     clock: Clock,
     timer: Callable[[], float] = time.monotonic,
     sleep: Sleep = asyncio.sleep,
     observe: Callable[[str, str, float], None] = lambda *_: None,
+    share: Share | None = None,
 ) -> AsyncGenerator[Parts]:
     """
-    Open store and catalog. `observe` is told operation, outcome and seconds of every request to a remote store.
+    Open store and catalog. `observe` is told operation, outcome and seconds of every request to a remote store; `share`
+    is that of the copies that one of several workers looks after, who has `cache.open` called when others can tell it.
 
     Raises:
         CatalogTooNew: A newer version wrote the catalog. Other faults are logged and looked after later.
@@ -133,7 +135,7 @@ async def open_parts(
             disk.remember = catalog.find
         remote = None
         if isinstance(place, Bucket):
-            remote = await _open_remote(stack, config, place, disk, memory, timer, sleep, observe)
+            remote = await _open_remote(stack, config, place, disk, memory, timer, sleep, observe, share)
         yield Parts(disk, catalog, memory, remote)
 
 
@@ -153,18 +155,20 @@ async def _open_remote(  # noqa: PLR0913, PLR0917 - called once, above
     timer: Callable[[], float],
     sleep: Sleep,
     observe: Callable[[str, str, float], None],
+    share: Share | None,
 ) -> RemoteParts:
     from proxy.storage.s3 import S3Store  # noqa: PLC0415 - a third of a second that a local store need not wait for
 
     bucket = S3Store(place, timeout_s=config.store.timeout_s, observe=observe)
     breaker = Breaker(bucket.probe, draw=random.random, timer=timer, sleep=sleep)
-    cache = DiskCache(disk, config.store.cache_bytes_max, free_bytes_min=config.store.free_bytes_min)
+    cache = DiskCache(disk, config.store.cache_bytes_max, free_bytes_min=config.store.free_bytes_min, share=share)
     fallback = disk if config.store.fallback else None
     tiers = Tiers(primary=bucket, fallback=fallback, cache=cache, memory=memory, breaker=breaker, timer=timer)
     stack.push_async_callback(bucket.aclose)
     await bucket.open()
     stack.push_async_callback(cache.aclose)
-    await cache.open()
+    if share is None:
+        await cache.open()
     stack.push_async_callback(tiers.aclose)
     public_url = _public_url(config, place, bucket)
     addresses = Addresses(

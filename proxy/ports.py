@@ -424,6 +424,50 @@ class Observer(Protocol):
         """A fill ended without an image."""
 
 
+class Claims(Protocol):
+    """
+    Which of several workers fetches which image.
+
+    Attributes:
+        linger_s: So long a claim is seen after its image was kept. A look-up that began earlier says nothing.
+    """
+
+    linger_s: float
+
+    def take(self, key: str) -> str | None:
+        """Claim a key; `None`: it is ours, now or already. Else the name of the worker that has it."""
+
+    def release(self, key: str, *, kept: bool = False) -> None:
+        """Let go of a claim of ours, if there is one: at once, or when nobody can have missed what was `kept`."""
+
+
+class Siblings(Protocol):
+    """The other workers that share our port."""
+
+    async def wait(self, holder: str, key: str) -> None:
+        """
+        Wait until a worker does not fetch the image of a key any more.
+
+        Raises:
+            Busy: It cannot be asked.
+        """
+
+    async def tell(
+        self,
+        *,
+        refused: Collection[Digest] = (),
+        changed: Collection[Key] = (),
+        copies: Mapping[str, int] = ...,
+    ) -> None:
+        """
+        Tell all others, and wait until they know: what is refused from now on, under which keys something else is kept,
+        and which local copies were brought or used, by name and size.
+
+        Raises:
+            StorageError: Not everybody is certain to know.
+        """
+
+
 class Watched(Protocol):
     """A part whose health is watched."""
 
@@ -511,3 +555,12 @@ class Meter(Protocol):
 
     def page(self) -> bytes:
         """Return the counters in Prometheus' text format 0.0.4."""
+
+    def tell(self, name: str) -> bytes:
+        """Return the counters for another worker; ours is called `name`."""
+
+    def sum_up(self, told: Sequence[bytes], *, workers: int, silent: int) -> bytes:
+        """
+        Return what was told as one page, as `page` does: by so many `workers`, and by such that have ended. Of `silent`
+        ones nothing came in time.
+        """

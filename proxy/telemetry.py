@@ -25,16 +25,15 @@ import msgspec
 from aiohttp.http_exceptions import HttpProcessingError
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
+from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from proxy.core.errors import ImgkeepError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from typing import TextIO
-
-    from prometheus_client.metrics_core import Metric
 
     from proxy.config import Log
 
@@ -109,11 +108,29 @@ class Answers(Collector):
         yield seconds
 
 
+class Family(msgspec.Struct, array_like=True):
+    """A metric of one worker, on its way to another."""
+
+    name: str
+    help: str
+    kind: str
+    samples: list[tuple[str, dict[str, str], float]]
+
+
+class Counted(msgspec.Struct, array_like=True):
+    """What workers have counted: those of `names` together."""
+
+    names: list[str]
+    families: list[Family]
+
+
 class Metrics:
     """All counters, on a registry of their own."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self._added: set[str] = set()
+        """Gauges of which every worker has a part."""
         answers = Answers()
         self.registry.register(answers)
         self.answered = answers.count
@@ -146,8 +163,13 @@ class Metrics:
             "imgkeep_healed", "Images carried from the fallback to the store", ["outcome"], registry=self.registry
         )
 
-    def watch(self, name: str, help_text: str, value: Callable[[], float]) -> None:
-        """Add a gauge that asks `value` whenever somebody looks."""
+    def watch(self, name: str, help_text: str, value: Callable[[], float], *, shared: bool = False) -> None:
+        """
+        Add a gauge that asks `value` whenever somebody looks. `shared`: all workers see the same thing; else each has
+        its part, and the parts are added.
+        """
+        if not shared:
+            self._added.add(f"imgkeep_{name}")
         Gauge(f"imgkeep_{name}", help_text, registry=self.registry).set_function(value)
 
     def fetched(self, outcome: str, seconds: float) -> None:
@@ -184,6 +206,67 @@ class Metrics:
     def page(self) -> bytes:
         """Return the counters in Prometheus' text format 0.0.4."""
         return generate_latest(self.registry)
+
+    def tell(self, name: str, *, lasting: bool = False) -> bytes:
+        """Return all that we have counted, for another worker; `lasting`: only what still counts at our end."""
+        families = [
+            Family(
+                each.name, each.documentation, each.type, [(one.name, one.labels, one.value) for one in each.samples]
+            )
+            for each in self.registry.collect()
+            if not lasting or each.type != "gauge"
+        ]
+        return msgspec.msgpack.encode(Counted([name], families))
+
+    def sum_up(self, told: Sequence[bytes], *, workers: int, silent: int) -> bytes:
+        """
+        Return the counters of several workers as one page: counters and histograms added; gauges likewise where each
+        has its part, else the greatest. Those of `silent` workers are missing.
+        """
+        merged = self._merge([msgspec.msgpack.decode(each, type=Counted) for each in told])
+        for name, help_text, value in (
+            ("imgkeep_workers_counted", "Workers whose counters are in here", workers),
+            ("imgkeep_workers_silent", "Workers that did not tell theirs in time", silent),
+        ):
+            merged.append(Family(name, help_text, "gauge", [(name, {}, value)]))
+        return generate_latest(_Page(merged))
+
+    def merge(self, told: Sequence[bytes]) -> bytes:
+        """Return what several workers told as if one had."""
+        read = [msgspec.msgpack.decode(each, type=Counted) for each in told]
+        return msgspec.msgpack.encode(Counted([name for each in read for name in each.names], self._merge(read)))
+
+    def _merge(self, told: Sequence[Counted]) -> list[Family]:
+        merged: dict[str, Family] = {}
+        values: dict[tuple[str, str, tuple[tuple[str, str], ...]], float] = {}
+        for family in (family for each in told for family in each.families):
+            merged.setdefault(family.name, Family(family.name, family.help, family.kind, []))
+            adds = (family.kind != "gauge" or family.name in self._added) and not family.name.endswith("_created")
+            for name, labels, value in family.samples:
+                place = (family.name, name, tuple(labels.items()))
+                known = values.get(place)
+                if known is None:
+                    values[place] = value
+                else:
+                    values[place] = known + value if adds and not name.endswith("_created") else max(known, value)
+        for (family_name, name, labels_of), value in values.items():
+            merged[family_name].samples.append((name, dict(labels_of), value))
+        return list(merged.values())
+
+
+class _Page(CollectorRegistry):
+    """Metrics that were counted elsewhere."""
+
+    def __init__(self, families: Sequence[Family]) -> None:
+        super().__init__()
+        self._families = families
+
+    def collect(self) -> Iterator[Metric]:
+        for family in self._families:
+            metric = Metric(family.name, family.help, family.kind)
+            for name, labels, value in family.samples:
+                metric.add_sample(name, labels, value)
+            yield metric
 
 
 class RecordFormatter(logging.Formatter):

@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import aiohttp
@@ -39,19 +40,29 @@ from proxy.service.keep import Keeper, Rules
 from proxy.service.removal import Refusals, Remover
 from proxy.service.save import Saver
 from proxy.service.upkeep import reindex
+from proxy.storage.cache import Share
+from proxy.storage.claims import Claims, Turn
 from proxy.telemetry import Metrics
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Coroutine, Mapping
 
     from aiohttp.abc import AbstractResolver
 
     from proxy.config import Config
-    from proxy.core.model import Digest
+    from proxy.core.model import Digest, Key, Place, Record
     from proxy.origin.guard import SocketFactory
     from proxy.parts import Parts
-    from proxy.ports import Clock, Sleep
+    from proxy.ports import Clock, Siblings, Sleep
+
+LINGER_S: Final = 10
+"""So long a claim is seen after its image was kept, beyond what `store.timeout_s` lets a look-up take."""
+TURN_EVERY_S: Final = 0.25
+"""So soon somebody else does what a dead worker did for all."""
+LATE_JOBS_S: Final = 30
+LATE_JOBS_EVERY_S: Final = 10
+"""So long one who has left may still take jobs, for requests that it has begun, and so often they are looked for."""
 
 NAME_THREADS_PER_FETCH: Final = 2
 """The system's resolver blocks its thread, for half a minute when no name server answers; fetches give up sooner."""
@@ -92,23 +103,78 @@ class Works:
     health: Health
     metrics: Metrics
     own_ports: set[int]
-    _refusals: Refusals
-    _seams: Seams
+    turn: Turn | None
+    """Whose turn it is among several workers; `None`: there is one."""
+    refusals: Refusals
+    siblings: Siblings | None
+    seams: Seams
+    resting: asyncio.Event
 
     @asynccontextmanager
     async def going(self) -> AsyncGenerator[None]:
-        """Let everything go on in the background that does: for one process of a catalog at a time."""
+        """
+        Let everything go on in the background that does: for one process of a catalog at a time. Of several workers one
+        does what is done for all, and each looks after itself.
+        """
+        if self.turn is not None:
+            self.turn.take()
+        healer = _prepare_healing(self)
+        breaker = () if self.parts.remote is None else (self.parts.remote.breaker.run(),)
         tasks = [
-            asyncio.create_task(_watch(self.health, self.parts)),
-            asyncio.create_task(self._refusals.run(self._seams.sleep)),
-            asyncio.create_task(self.jobs.run()),
-            *_begin_healing(self.parts, self.keeper, self._refusals, self.health, self.metrics, self._seams),
+            asyncio.create_task(each)
+            for each in (
+                _watch(self.health, self.parts, self.turn, healer),
+                self.refusals.run(self.seams.sleep),
+                *breaker,
+                *(self._works(healer) if self.turn is None else [self._take_turns(self.turn, healer)]),
+            )
         ]
         try:
             yield
         finally:
             for task in tasks:
                 await cancel(task)
+
+    async def rest(self) -> None:
+        """Leave to other workers what one does for all."""
+        self.resting.set()
+        while self.turn is not None and self.turn.ours:  # noqa: ASYNC110 - the task that has it lets go in a moment
+            await asyncio.sleep(0.01)
+
+    async def join(self) -> None:
+        """Others can tell us what they know from now on: look for what they have told each other before."""
+        await self.refusals.refresh()
+        if self.parts.remote is not None:
+            await self.parts.remote.cache.open()
+
+    async def learn(self, refused: Collection[Digest], changed: Collection[Key], copies: Mapping[str, int]) -> None:
+        """Another worker has removed pictures, knows something new of what is kept, or has used copies."""
+        await self.refusals.learn(refused)
+        for key in changed:
+            self.keeper.forget(key)
+        if self.parts.remote is not None:
+            await self.parts.remote.cache.note_all(copies)
+
+    def _works(self, healer: Healer | None) -> list[Coroutine[None, None, None]]:
+        return [self.jobs.run(), *(() if healer is None else (healer.run(),))]
+
+    async def _take_turns(self, turn: Turn, healer: Healer | None) -> None:
+        """Wait for our turn, and have it until we leave."""
+        while not (turn.ours or turn.take()):
+            if await _within(self.resting, TURN_EVERY_S):
+                return
+        log.info("works in the background")
+        tasks = [asyncio.create_task(each) for each in self._works(healer)]
+        try:
+            for _ in range(LATE_JOBS_S // LATE_JOBS_EVERY_S):
+                if await _within(self.resting, LATE_JOBS_EVERY_S):
+                    return
+                self.jobs.look_again()
+            await self.resting.wait()
+        finally:
+            for task in tasks:
+                await cancel(task)
+            turn.leave()
 
 
 def make_inspector(config: Config, seams: Seams = REAL) -> Inspector:
@@ -123,18 +189,23 @@ def make_inspector(config: Config, seams: Seams = REAL) -> Inspector:
 
 
 @asynccontextmanager
-async def open_works(config: Config, seams: Seams = REAL) -> AsyncGenerator[Works]:
+async def open_works(
+    config: Config, seams: Seams = REAL, place: Place | None = None, siblings: Siblings | None = None
+) -> AsyncGenerator[Works]:
     """
-    Open all of it; nothing goes on in the background yet (`Works.going`).
+    Open all of it; nothing goes on in the background yet (`Works.going`). `place`: among several workers.
 
     Raises:
         CatalogTooNew: A newer version wrote the catalog.
     """
     metrics = Metrics()
+    share = None
+    if place is not None and siblings is not None:
+        share = Share(place.slot, place.workers, lambda copies: siblings.tell(copies=copies))
     names = ThreadPoolExecutor(config.fetch.concurrent_max * NAME_THREADS_PER_FETCH, thread_name_prefix="names")
     asyncio.get_running_loop().set_default_executor(names)  # where the resolver looks names up
     async with open_parts(
-        config, clock=seams.clock, timer=seams.timer, sleep=seams.sleep, observe=metrics.called
+        config, clock=seams.clock, timer=seams.timer, sleep=seams.sleep, observe=metrics.called, share=share
     ) as parts:
         remote = parts.remote
         health = Health(parts.disk, parts.catalog, config.store.free_bytes_min, remote)
@@ -152,7 +223,8 @@ async def open_works(config: Config, seams: Seams = REAL) -> AsyncGenerator[Work
             user_agent=config.fetch.user_agent or f"Mozilla/5.0 (compatible; imgkeep/{__version__})",
             fetched=metrics.fetched,
         )
-        refusals = Refusals(parts.store, parts.catalog, _drop_of(parts))
+        refusals = Refusals(parts.store, parts.catalog, _drop_of(parts), siblings)
+        claims = None if place is None else _open_claims(config, seams, place)
         neighbours = Neighbours(
             origin=origin,
             store=parts.store,
@@ -178,6 +250,8 @@ async def open_works(config: Config, seams: Seams = REAL) -> AsyncGenerator[Work
             allowances=Allowances(**msgspec.structs.asdict(config.limits), timer=seams.timer),
             neighbours=neighbours,
             refused=refusals,
+            claims=claims,
+            siblings=siblings,
         )
         remover = Remover(
             store=parts.store, register=parts.catalog, finder=keeper, refusals=refusals, clock=seams.clock
@@ -198,13 +272,13 @@ async def open_works(config: Config, seams: Seams = REAL) -> AsyncGenerator[Work
             sleep=seams.sleep,
             counted=metrics.worked,
         )
-        metrics.watch("job_links_waiting", "Links that wait to be saved", lambda: jobs.waiting)
+        metrics.watch("job_links_waiting", "Links that wait to be saved", lambda: jobs.waiting, shared=True)
         metrics.watch("fills_in_flight", "Images being fetched", lambda: keeper.fills_in_air)
         metrics.watch("fetches_waiting", "Fetches that wait for a place", lambda: origin.gates.waiting)
         shelf = parts.disk.shelf
         metrics.watch("hot_bytes", "Bytes of objects held in memory", lambda: shelf.copied_bytes)
         metrics.watch("mapped_bytes", "Bytes of objects mapped into memory", lambda: shelf.mapped_bytes)
-        metrics.watch("store_free_bytes", "Bytes free on the local disk", lambda: health.free_bytes)
+        metrics.watch("store_free_bytes", "Bytes free on the local disk", lambda: health.free_bytes, shared=True)
         await health.look()
         await refusals.open()
         try:
@@ -218,33 +292,42 @@ async def open_works(config: Config, seams: Seams = REAL) -> AsyncGenerator[Work
                 health=health,
                 metrics=metrics,
                 own_ports=own_ports,
-                _refusals=refusals,
-                _seams=seams,
+                turn=None if place is None else Turn(Path(place.folder), place.name),
+                refusals=refusals,
+                siblings=siblings,
+                seams=seams,
+                resting=asyncio.Event(),
             )
         finally:
             await keeper.aclose()
             await origin.aclose()
+            if claims is not None:
+                claims.aclose()
 
 
-def _begin_healing(  # noqa: PLR0913, PLR0917 - called once, above
-    parts: Parts, keeper: Keeper, refusals: Refusals, health: Health, metrics: Metrics, seams: Seams
-) -> Sequence[asyncio.Task[None]]:
-    """Start what looks after a remote store: who tries whether it is back, and who carries over what waits for it."""
+def _open_claims(config: Config, seams: Seams, place: Place) -> Claims:
+    linger_s = LINGER_S + config.store.timeout_s  # a look-up may go to a bucket
+    return Claims(Path(place.folder) / "claims", place.name, linger_s=linger_s, timer=seams.timer)
+
+
+def _prepare_healing(works: Works) -> Healer | None:
+    """Have a remote store looked after; return who carries over what waits for it."""
+    parts, health, metrics = works.parts, works.health, works.metrics
     remote = parts.remote
     if remote is None:
-        return ()
-    metrics.watch("store_away", "1 while the fallback takes over", lambda: remote.breaker.reason is not None)
-    metrics.watch("cache_bytes", "Bytes of local copies", lambda: remote.cache.bytes)
-    metrics.watch("cache_hits", "Look-ups that found a local copy", lambda: remote.cache.hits)
-    metrics.watch("cache_misses", "Look-ups that found none", lambda: remote.cache.misses)
+        return None
+    watch = metrics.watch
+    watch("store_away", "1 while the fallback takes over", lambda: remote.breaker.reason is not None, shared=True)
+    watch("cache_bytes", "Bytes of local copies", lambda: remote.cache.bytes)
+    watch("cache_hits", "Look-ups that found a local copy", lambda: remote.cache.hits)
+    watch("cache_misses", "Look-ups that found none", lambda: remote.cache.misses)
 
     def tell_store(reason: str | None) -> None:
         health.faults["store"] = reason
 
     remote.breaker.tell = tell_store
-    tasks = [asyncio.create_task(remote.breaker.run())]
     if remote.fallback is None:
-        return tasks
+        return None
     healer = Healer(
         primary=remote.bucket,
         fallback=remote.fallback,
@@ -252,18 +335,18 @@ def _begin_healing(  # noqa: PLR0913, PLR0917 - called once, above
         outbox=parts.catalog,
         catalog=parts.catalog,
         breaker=remote.breaker,
-        keeper=keeper,
+        keeper=works.keeper if works.siblings is None else _Herald(works.keeper),
         draw=random.random,
         counted=metrics.healed,
         seen=remote.tiers.note,
-        sleep=seams.sleep,
-        refused=refusals,
-        remove=keeper.remove,
+        sleep=works.seams.sleep,
+        refused=works.refusals,
+        remove=works.keeper.remove,
     )
 
     def oldest_s() -> float:
         oldest = healer.backlog.oldest if healer.backlog else None
-        return 0 if oldest is None else max(0, (seams.clock() - oldest).total_seconds())
+        return 0 if oldest is None else max(0, (works.seams.clock() - oldest).total_seconds())
 
     def tell() -> dict[str, object]:
         backlog = healer.backlog
@@ -272,16 +355,30 @@ def _begin_healing(  # noqa: PLR0913, PLR0917 - called once, above
         return {"waiting": backlog.images, "oldest_s": round(oldest_s()), "last_error": backlog.error}
 
     health.fallback = tell
-    metrics.watch(
-        "outbox_images", "Images that wait for the store", lambda: healer.backlog.images if healer.backlog else 0
+    watch(
+        "outbox_images",
+        "Images that wait for the store",
+        lambda: healer.backlog.images if healer.backlog else 0,
+        shared=True,
     )
-    metrics.watch("outbox_oldest_seconds", "Since when the oldest of them waits", oldest_s)
-    return [*tasks, asyncio.create_task(healer.run())]
+    watch("outbox_oldest_seconds", "Since when the oldest of them waits", oldest_s, shared=True)
+    return healer
 
 
 def _drop_of(parts: Parts) -> Callable[[Digest], Awaitable[None]]:
     """Return who drops this machine's copies of a picture that is refused."""
     return parts.disk.forget if parts.remote is None else parts.remote.tiers.drop
+
+
+class _Herald:
+    """Implements `service.heal.Keeps`: what was carried over is elsewhere now, for all workers."""
+
+    def __init__(self, keeper: Keeper) -> None:
+        self._keeper = keeper
+
+    async def kept(self, record: Record) -> None:
+        await self._keeper.kept(record)
+        await self._keeper.tell(record.key)
 
 
 class _Witness:
@@ -310,19 +407,30 @@ class _Witness:
         self._metrics.failed(error)
 
 
-async def _watch(health: Health, parts: Parts) -> None:
+async def _within(event: asyncio.Event, seconds: float) -> bool:
+    """Wait for an event for so long at most, and return whether it came."""
+    with suppress(TimeoutError):
+        await asyncio.wait_for(event.wait(), seconds)
+    return event.is_set()
+
+
+async def _watch(health: Health, parts: Parts, turn: Turn | None, healer: Healer | None) -> None:
     """
     Look after the health, and fill a catalog that is new or was lost: from a disk. Of a bucket every record would be a
     request that is paid for, and look-ups find them one by one as they are needed.
     """
     while True:
-        if parts.remote is None and not parts.catalog.complete and not any(health.faults.values()):
+        is_ours = turn is None or turn.ours
+        if is_ours and parts.remote is None and not parts.catalog.complete and not any(health.faults.values()):
             with suppress(StorageError):
                 images = await reindex(parts.archives, parts.catalog)
                 log.info("catalog filled from the records", extra={"images": images})
         await asyncio.sleep(LOOK_EVERY_S)
         before = dict(health.faults)
         await health.look()
+        if healer is not None and not is_ours:
+            with suppress(StorageError):
+                healer.backlog = await parts.catalog.backlog()  # who carries over looks by itself
         for part, fault in health.faults.items():
             if fault != before.get(part):
                 log.log(

@@ -189,7 +189,7 @@ def test_every_setting_can_come_from_the_environment(section: str, key: str) -> 
         pytest.param({"legacy": [{"mount": "images"}]}, {}, "legacy.mount: /images is a path of imgkeep's", id="mount"),
         pytest.param({"legacy": [{"mount": "a/"}]}, {}, "legacy.mount: expected a path", id="mount with a slash"),
         pytest.param({"legacy": [{"folder": "a"}]}, {}, "legacy.folder: unknown setting", id="no mount"),
-        pytest.param({"server": {"workers": 2}}, {}, "server.workers: only 1", id="workers"),
+        pytest.param({"server": {"workers": 65}}, {}, "server.workers: expected int <= 64", id="workers"),
         pytest.param(
             {"security": {"signature": "always"}},
             {},
@@ -336,3 +336,25 @@ def test_sections_cannot_be_changed() -> None:
     section: Section = Config().server
     with pytest.raises(AttributeError):
         section.port = 1  # type: ignore[attr-defined]
+
+
+def test_what_workers_may_take_together_is_divided_among_them() -> None:
+    config = load(
+        {
+            "server": {"workers": 3},
+            "fetch": {"concurrent_max": 64, "per_host_max": 2},
+            "limits": {"fills_per_minute": 600, "fills_concurrent": 1, "fill_bytes_per_day": 0},
+            "store": {"cache_bytes_max": 0, "hot_bytes_max": 300},
+        },
+        {},
+    )
+    share = config.share()
+    assert (share.fetch.concurrent_max, share.fetch.per_host_max) == (21, 1)
+    assert (share.limits.fills_per_minute, share.limits.fills_concurrent, share.limits.fill_bytes_per_day) == (
+        200,
+        1,
+        0,
+    )
+    assert (share.store.cache_bytes_max, share.store.hot_bytes_max) == (0, 100)
+    assert (share.server, share.fetch.total_timeout_s) == (config.server, config.fetch.total_timeout_s)
+    assert Config().share() == Config()

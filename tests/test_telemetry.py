@@ -10,6 +10,7 @@ import re
 import threading
 import time
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -346,3 +347,33 @@ async def test_access_records_can_be_switched_off(start: Start, stream: io.Strin
         imgkeep = await start(log={"access": False})
         assert (await ask(imgkeep, "/healthz")).status == 200
     assert "imgkeep.access" not in stream.getvalue()
+
+
+def test_the_counters_of_several_workers_are_added_and_what_all_see_is_not() -> None:
+    workers = [Metrics(), Metrics()]
+    for number, each in enumerate(workers):
+        each.watch("in_flight", "Each has its part", lambda: 2.0)
+        each.watch("free_bytes", "All see the same", partial(float, 10 + number), shared=True)
+        each.answered("/img", "hit", 200, 100, 0.002)
+        each.fetched("200", 0.3)
+    workers[1].answered("/img", "removed", 410, 0, 0.002)
+    ended = Metrics()
+    ended.answered("/img", "hit", 200, 100, 0.002)
+    ended.watch("in_flight", "Each has its part", lambda: 5.0)
+    left = workers[0].merge([ended.tell("1.2", lasting=True), ended.tell("1.4", lasting=True)])
+    page = workers[0].sum_up([*(each.tell("0.1") for each in workers), left], workers=2, silent=1).decode()
+    lines = set(page.splitlines())
+    assert {
+        'imgkeep_requests_total{outcome="hit",route="/img",status="200"} 4.0',
+        'imgkeep_requests_total{outcome="removed",route="/img",status="410"} 1.0',
+        "imgkeep_sent_bytes_total 400.0",
+        'imgkeep_request_seconds_bucket{le="0.005",route="/img"} 5.0',
+        'imgkeep_request_seconds_count{route="/img"} 5.0',
+        'imgkeep_origin_requests_total{outcome="200"} 2.0',
+        "imgkeep_origin_head_seconds_count 2.0",
+        "imgkeep_in_flight 4.0",
+        "imgkeep_free_bytes 11.0",
+        "imgkeep_workers_counted 2.0",
+        "imgkeep_workers_silent 1.0",
+    } <= lines
+    assert len(lines) == len(page.splitlines())

@@ -291,3 +291,20 @@ class Waiting:
 
     key: Key
     attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """
+    Where a worker stands among those that share a port.
+
+    Attributes:
+        name: Its own, as long as the supervisor lives: a claim or a socket with this name is its and nobody else's.
+        slot: Which of the `workers` it is, from 0 on. The one that replaces it has the same.
+        folder: What they share while they run: their sockets and their claims.
+    """
+
+    name: str
+    slot: int
+    workers: int
+    folder: str

@@ -74,6 +74,12 @@ class Neighbours:
     """The digests of pictures that were removed."""
 
 
+class Over(Protocol):
+    """Who wants to know that a fill is over."""
+
+    def __call__(self, *, kept: bool) -> None: ...
+
+
 class Tower(Protocol):
     """Who wants to know how a fill ended, before its readers do."""
 
@@ -102,9 +108,10 @@ class Fill:
             what an origin sends now must not replace what may be there.
         known: What is stored already, when this fill is to look whether it changed. Such a fill has no readers.
         permit: Of the visitor whom this fill counts against.
+        over: Is called once when the fill is over, with whether the image can be found from now on.
     """
 
-    def __init__(  # noqa: PLR0913 - the last four tell rare kinds of fill
+    def __init__(  # noqa: PLR0913 - the last five tell rare kinds of fill
         self,
         source: Source,
         info: SourceInfo,
@@ -115,6 +122,7 @@ class Fill:
         known: Record | None = None,
         doubt: StorageError | None = None,
         permit: Permit | None = None,
+        over: Over | None = None,
     ) -> None:
         self.source = source
         self.doubt = doubt
@@ -126,6 +134,7 @@ class Fill:
         self._fault = fault
         self._known = known
         self._permit = permit
+        self._over = over
         self._tide = Tide()
         self._drafts: list[Draft] = []
         """The last one is written to; one before it is a disk's that failed, which readers may still be reading."""
@@ -159,6 +168,7 @@ class Fill:
         except NotModified:
             self._to.observer.unchanged()
             self.head.cancel()
+            self._land()
             self._tide.end()
             return
         if record is not None:
@@ -233,6 +243,8 @@ class Fill:
                 await draft.aclose()
 
     def _land(self) -> None:
+        if self._over is not None:
+            self._over(kept=isinstance(self.outcome, Record))
         if self._permit is not None:
             self._permit.land(self._draft.size if self._drafts else 0)
 

@@ -29,6 +29,7 @@ class Health:
     Attributes:
         disk: The local disk: the store itself, or what lies under the fallback and the cache of a remote one.
         store: A remote store; `None`: the disk is the store.
+        leaving: Another worker takes our place. Nobody needs to look elsewhere, but what does not end by itself has to.
         fallback: What is told of the fallback besides its fault; `None`: there is none.
     """
 
@@ -38,8 +39,14 @@ class Health:
     store: Watched | None = None
     fallback: Callable[[], dict[str, object]] | None = None
     draining: bool = False
+    leaving: bool = False
     faults: dict[str, str | None] = field(default_factory=dict)
     free_bytes: int = 0
+
+    @property
+    def ending(self) -> bool:
+        """Whether this process is about to end."""
+        return self.draining or self.leaving
 
     async def look(self) -> None:
         """Take a look at every part. A fault ends here as soon as the part works again."""

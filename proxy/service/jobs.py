@@ -110,6 +110,7 @@ class JobRunner:
         self._in_vain: set[str] = set()
         """Until then there is nothing to be found beyond these busy hosts."""
         self._tell_at = 0.0
+        self._tidy_at = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
         self._watchers: dict[str, set[asyncio.Event]] = {}
@@ -161,16 +162,16 @@ class JobRunner:
 
     async def run(self) -> None:
         """Work jobs off, for ever."""
-        tidy_at = self._timer()
+        self._tidy_at = self._timer()
         try:
             while True:
                 self._wake.clear()
                 pause_s: float = LOOK_EVERY_S
                 try:
-                    if self._timer() >= tidy_at:
+                    if self._timer() >= self._tidy_at:
                         await self._jobs.forget(KEPT_S)
                         self.waiting = await self._jobs.count_waiting()
-                        tidy_at = self._timer() + TIDY_EVERY_S
+                        self._tidy_at = self._timer() + TIDY_EVERY_S
                     await self._depart()
                     if self._timer() >= self._tell_at:
                         self._tell_at = self._timer() + await self._tell_all()
@@ -188,6 +189,11 @@ class JobRunner:
                 task.cancel()
             if self._tasks:
                 await asyncio.wait(self._tasks)
+
+    def look_again(self) -> None:
+        """Somebody else may have taken a job."""
+        self._look_at = self._tell_at = self._tidy_at = 0
+        self._wake.set()
 
     async def _wait(self, seconds: float) -> None:
         """Wait until there is something to do, for so long at most."""

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from proxy.core.model import Digest, Format, Key, Source, SourceInfo
     from proxy.core.policy import Policy
-    from proxy.ports import Body, Catalog, Growing, Store
+    from proxy.ports import Body, Catalog, Claims, Growing, Siblings, Store
     from proxy.service.address import Address, Addresses
     from proxy.service.allowance import Allowances
     from proxy.service.fill import Neighbours
@@ -55,6 +55,9 @@ BURIED_TTL_S: Final = 300
 
 LINKS_MAX: Final = 65_536
 """With `sources.refresh`, so many links are known to have been asked by already; 150 bytes each, 10 MB."""
+
+NOBODY: Final = ""
+"""No worker's name: who asked begins anew."""
 
 T = TypeVar("T")
 
@@ -113,6 +116,13 @@ class Referral:
     permanent_url: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """Another worker fetches the image, or did so a moment ago: who wants it asks there, by the worker's name."""
+
+    holder: str
+
+
 async def _leave(_record: Record) -> None:
     """Remove nothing."""
 
@@ -131,12 +141,15 @@ class Visit:
         came_from_us: A node of ours asks; it is answered from the store and never causes a fill.
         insist: Raises a `SourceRejected` if this visitor may be shown what is kept, but have nothing fetched.
         address: Whose allowance a fill counts against; `None`: nobody's.
+        joins_only: Another worker asks, because the fill was seen to be here. It may join; a fill of its own it makes
+            itself.
     """
 
     head: bool = False
     came_from_us: bool = False
     insist: Callable[[], None] = _anybody
     address: str | None = None
+    joins_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +176,8 @@ class Keeper:
         addresses: Addresses | None = None,
         allowances: Allowances | None = None,
         refused: Container[Digest] = frozenset(),
+        claims: Claims | None = None,
+        siblings: Siblings | None = None,
     ) -> None:
         self.identify = identify
         """Tells which picture a source names and what kind of link it is."""
@@ -182,6 +197,10 @@ class Keeper:
         self._catalog = catalog
         self._policy = policy
         self._to = neighbours
+        self._claims = claims
+        """`None`: we are the only worker, and so is `_siblings`."""
+        self._siblings = siblings
+        self._timer = timer
         self._records: LRUCache[Key, Record] = LRUCache(
             RECORDS_BYTES_MAX, getsizeof=lambda record: RECORD_BYTES + len(record.identity)
         )
@@ -194,7 +213,9 @@ class Keeper:
     def fills_in_air(self) -> int:
         return len(self._flights)
 
-    async def deliver(self, source: Source, info: SourceInfo, visit: Visit = Visit()) -> Delivery | Referral | Redirect:
+    async def deliver(
+        self, source: Source, info: SourceInfo, visit: Visit = Visit()
+    ) -> Delivery | Referral | Redirect | Elsewhere:
         """
         Deliver the image that `source` names, from the store or from its origin.
 
@@ -209,6 +230,7 @@ class Keeper:
         if self._policy.denies(source.host):
             raise SourceForbidden("the source is refused: host is in sources.deny")
         while True:
+            began = self._timer()
             delivery, fault = await self._find(info.key, head=visit.head)
             if delivery is not None:
                 self._refresh(source, info, visit)
@@ -217,9 +239,9 @@ class Keeper:
             self._insist_on_policy(source)
             if self._rules.redirect_permanent and not info.temporary:
                 return Redirect(source.url)
-            delivery = await self._board(source, info, visit, fault, self._follow)
-            if delivery is not None:
-                return delivery
+            boarded = await self._board(source, info, visit, fault, self._follow, began=began)
+            if boarded is not None:
+                return boarded
 
     async def keep(self, source: Source, info: SourceInfo) -> tuple[Record, bool]:
         """
@@ -231,6 +253,7 @@ class Keeper:
         if self._policy.denies(source.host):
             raise SourceForbidden("the source is refused: host is in sources.deny")
         while True:
+            began = self._timer()
             fault = None
             try:
                 record = await self.find(info.key)
@@ -239,8 +262,11 @@ class Keeper:
             if record is not None:
                 return record, False
             self._insist_on_policy(source)
-            kept = await self._board(source, info, Visit(), fault, self._wait)
-            if kept is not None:
+            kept = await self._board(source, info, Visit(), fault, self._wait, began=began)
+            if isinstance(kept, Elsewhere):
+                assert self._siblings is not None
+                await self._siblings.wait(kept.holder, info.key)
+            elif kept is not None:
                 return kept
 
     async def find(self, key: Key) -> Record | None:
@@ -303,9 +329,18 @@ class Keeper:
         self.changed(key)
 
     async def kept(self, record: Record) -> None:
+        known = self._records.get(record.key)
         self._records[record.key] = record
         self.changed(record.key)
         await self._put_in_catalog(record)
+        if known is not None and known != record:
+            await self.tell(record.key)
+
+    async def tell(self, key: Key) -> None:
+        """Tell other workers that something else is kept under a key, or elsewhere."""
+        if self._siblings is not None:
+            with suppress(StorageError):  # they look again some time (`web/prepared.py`)
+                await self._siblings.tell(changed=[key])
 
     async def removed(self, record: Record) -> None:
         # Where it cannot be noted, the next fill comes to the same end.
@@ -319,6 +354,19 @@ class Keeper:
             # Its readers tell as well, but there may be none left.
             log.error("a fill failed as nobody foresaw", exc_info=error)
 
+    async def landed(self, key: Key) -> None:
+        """Wait until nothing is fetched for a key any more, however it ends."""
+        fill = self._flights.find(key)
+        if fill is None:
+            self._release(key)
+            return
+        fill.hold()
+        try:
+            with suppress(ImgkeepError):
+                await fill.settle()
+        finally:
+            await fill.aclose()
+
     async def land(self) -> None:
         """Wait until the fills in the air have landed."""
         await self._flights.land()
@@ -326,21 +374,31 @@ class Keeper:
     async def aclose(self) -> None:
         await self._flights.aclose()
 
-    async def _board(
+    async def _board(  # noqa: PLR0913 - what was found so far, and when
         self,
         source: Source,
         info: SourceInfo,
         visit: Visit,
         fault: StorageError | None,
         ride: Callable[[Fill, SourceInfo, bool], Awaitable[T]],
-    ) -> T | None:
+        *,
+        began: float,
+    ) -> T | Elsewhere | None:
         """
         Join the fill of a key or depart with a new one, and return what `ride` makes of it. Whoever rides closes it.
 
-        `None`: it was another link that failed; ours gets a try of its own.
+        `None`: look again. It was another link that failed, and ours gets a try of its own; or the look-up that `began`
+        then is too old to be believed.
         """
         self._check_departure(source, fault, came_from_us=visit.came_from_us)
-        # No await between the look-up's last word and the departure: see collapse.py.
+        # No await between the look-up's last word and the departure: see collapse.py, and storage/claims.py.
+        if self._claims is not None and info.key not in self._flights:
+            holder = self._claim(self._claims, info.key, visit)
+            if holder is not None:
+                return Elsewhere(holder)
+            if fault is None and self._timer() - began > self._claims.linger_s:
+                self._claims.release(info.key)
+                return None
         fill, departs = self._flights.join(info.key, partial(self._depart, source, info, visit, fault))
         self._note_asked(source)
         fill.hold()
@@ -358,12 +416,28 @@ class Keeper:
             await fill.aclose()
             raise
 
+    def _claim(self, claims: Claims, key: Key, visit: Visit) -> str | None:
+        """Have the right to fetch an image, among all workers, or return who has it."""
+        if visit.joins_only:
+            claims.release(key)  # there is nothing here to be joined any more
+            return NOBODY
+        return claims.take(key)
+
     def _depart(self, source: Source, info: SourceInfo, visit: Visit, fault: StorageError | None) -> Fill:
         permit = None
         if self._allowances is not None and visit.address is not None:
-            permit = self._allowances.depart(visit.address)
+            try:
+                permit = self._allowances.depart(visit.address)
+            except ImgkeepError:
+                self._release(info.key)
+                raise
         unkept = None if isinstance(fault, Unreachable) else fault
-        return Fill(source, info, self._to, self, fault=unkept, doubt=fault, permit=permit)
+        over = partial(self._release, info.key)
+        return Fill(source, info, self._to, self, fault=unkept, doubt=fault, permit=permit, over=over)
+
+    def _release(self, key: str, *, kept: bool = False) -> None:
+        if self._claims is not None:
+            self._claims.release(key, kept=kept)
 
     def _insist_on_policy(self, source: Source) -> None:
         """Judge before anything is fetched, and only then: what is kept stays, whatever may be fetched today."""
@@ -469,9 +543,12 @@ class Keeper:
             visit.insist()
         except SourceRejected:
             return
-        flight = partial(Fill, source, info, self._to, self, known=known)
-        if self._flights.join(("refresh", info.key), flight)[1]:
-            self._note_asked(source)
+        name = f"refresh.{info.key}"
+        if self._claims is None or name in self._flights or self._claims.take(name) is None:
+            over = partial(self._release, name)
+            flight = partial(Fill, source, info, self._to, self, known=known, over=over)
+            if self._flights.join(name, flight)[1]:
+                self._note_asked(source)
 
     def _note_asked(self, source: Source) -> None:
         if self._rules.refresh:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Sequence
 
     from proxy.core.model import Digest, Key, Record, SourceInfo
-    from proxy.ports import Clock, Sleep, Store
+    from proxy.ports import Clock, Siblings, Sleep, Store
 
 REFRESH_EVERY_S: Final = 60
 
@@ -54,10 +54,20 @@ class Finder(Protocol):
 
 
 class Refusals:
-    """The digests of all pictures that are refused. `dropped` is told of new ones."""
+    """
+    The digests of all pictures that are refused. `dropped` is told of new ones, and so are other workers, before
+    whoever removes is told that it is done.
+    """
 
-    def __init__(self, store: Store, register: Register, dropped: Callable[[Digest], Awaitable[None]]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        register: Register,
+        dropped: Callable[[Digest], Awaitable[None]],
+        siblings: Siblings | None = None,
+    ) -> None:
         self._store = store
+        self._siblings = siblings
         self._register = register
         self._dropped = dropped
         self._digests: set[Digest] = set()
@@ -81,16 +91,28 @@ class Refusals:
         try:
             new = set(await self._store.refused()) - self._digests
             if new:
-                await self.add(new)
+                await self.learn(new)
+                await self._register.refuse(new)
         except StorageError:
             return  # the store tells its own trouble; what is known stays
 
     async def add(self, new: Collection[Digest]) -> None:
-        """Refuse pictures from now on, on this node."""
+        """
+        Refuse pictures from now on, on this node.
+
+        Raises:
+            StorageError: Somebody may not know yet.
+        """
+        await self.learn(new)
+        if self._siblings is not None:
+            await self._siblings.tell(refused=new)
+        await self._register.refuse(new)
+
+    async def learn(self, new: Collection[Digest]) -> None:
+        """Refuse what another worker has refused."""
         self._digests.update(new)
         for digest in new:
             await self._dropped(digest)
-        await self._register.refuse(new)
 
     async def run(self, sleep: Sleep) -> None:
         """Refresh, for ever."""

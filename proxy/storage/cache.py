@@ -6,6 +6,8 @@ Rules:
   and any of them may vanish.
 - The index is for leaving only. What lies in the folder is found without it, so a restarted process has all its copies
   at once and counts them in the background.
+- Of several workers each counts what lies in its share of the folders, and removes there alone, so that every copy is
+  counted once. Who brings or uses one of another's share says so, in batches (`_Share`).
 - It lies on the disk of the fallback, so that an image moves between the two without being copied, and it gives way
   when new images need the room.
 """
@@ -16,6 +18,7 @@ import asyncio
 import shutil
 from collections import OrderedDict
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from proxy.core.errors import StorageError
@@ -25,6 +28,7 @@ from proxy.storage.disk import LocalBody, LocalDraft
 from proxy.storage.local import HASHED_BYTES_MAX
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
     from pathlib import Path
 
     from proxy.core.model import Digest, Record
@@ -33,14 +37,40 @@ if TYPE_CHECKING:
 
 FOLDER: Final = "cache"
 BATCH: Final = 1000
+TELL_EVERY_S: Final = 1
 ENTRIES_MAX: Final = 250_000
 """The index takes some 250 bytes each, 60 MB; with images of a megabyte, `store.cache_bytes_max` is reached sooner."""
 
 
-class DiskCache:
-    """Implements `ports.Cache` on the disk of a local store; `bytes_max` 0 keeps nothing."""
+@dataclass(frozen=True, slots=True)
+class Share:
+    """One worker's among several. `tell` takes names and sizes of copies to whose share they are."""
 
-    def __init__(self, disk: LocalStore, bytes_max: int, *, free_bytes_min: int = 0) -> None:
+    slot: int
+    workers: int
+    tell: Callable[[Mapping[str, int]], Awaitable[None]]
+
+    def includes(self, number: int) -> bool:
+        """Whether one of the 256 folders is ours."""
+        return number % self.workers == self.slot
+
+
+class DiskCache:
+    """
+    Implements `ports.Cache` on the disk of a local store; `bytes_max` 0 keeps nothing.
+
+    `share`: of several workers; `bytes_max` is then what this one counts.
+    """
+
+    def __init__(
+        self, disk: LocalStore, bytes_max: int, *, free_bytes_min: int = 0, share: Share | None = None
+    ) -> None:
+        self._share = share
+        self._others: OrderedDict[str, int] = OrderedDict()
+        """Copies in the shares of others that we have brought or read: they need not be doubted."""
+        self._told: dict[str, int] = {}
+        """Of these, what is still to be told."""
+        self._telling: asyncio.Task[None] | None = None
         self._disk = disk
         self._bytes_max = bytes_max
         self._free_bytes_min = free_bytes_min
@@ -58,10 +88,11 @@ class DiskCache:
         self._count = asyncio.create_task(self._count_all())
 
     async def aclose(self) -> None:
-        if self._count is not None:
-            self._count.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._count
+        for task in (self._count, self._telling):
+            if task is not None:
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task
 
     async def counted(self) -> None:
         """Wait until all that was there at start is counted."""
@@ -71,7 +102,7 @@ class DiskCache:
     async def fetch(self, name: str, size: int | None) -> Body | None:
         try:
             body = await self._disk.fetch_at(_path(name), name, size, is_copy=True)
-            if isinstance(body, LocalBody) and (name in self._doubted or name not in self._sizes):
+            if isinstance(body, LocalBody) and (name in self._doubted or not self._knows(name)):
                 body = await self._judge(name, body)
         except StorageError:
             body = None
@@ -127,8 +158,41 @@ class DiskCache:
             to.parent.mkdir(parents=True, exist_ok=True)
         return self._disk.take_out(record, to)
 
+    async def note_all(self, copies: Mapping[str, int]) -> None:
+        """Another worker has brought or used these, by name and size."""
+        for name, size in copies.items():
+            if self._is_ours(name):
+                await self._note(name, size)
+
+    def _is_ours(self, name: str) -> bool:
+        return self._share is None or self._share.includes(int(name[:2], 16))
+
+    def _knows(self, name: str) -> bool:
+        return name in self._sizes or name in self._others
+
+    def _tell(self, share: Share, name: str, size: int) -> None:
+        self._others[name] = self._told[name] = size
+        self._others.move_to_end(name)
+        if len(self._others) > ENTRIES_MAX:
+            self._others.popitem(last=False)
+        if self._telling is None:
+            self._telling = asyncio.create_task(self._tell_all(share))
+
+    async def _tell_all(self, share: Share) -> None:
+        try:
+            while self._told:
+                await asyncio.sleep(TELL_EVERY_S)
+                told, self._told = self._told, {}
+                with suppress(StorageError):  # counted when that worker starts the next time
+                    await share.tell(told)
+        finally:
+            self._telling = None
+
     async def _note(self, name: str, size: int) -> None:
         """Count what has come, and let leave what has to."""
+        if self._share is not None and not self._is_ours(name):
+            self._tell(self._share, name, size)
+            return
         self._forget(name)
         self._sizes[name] = size
         self.bytes += size
@@ -136,6 +200,7 @@ class DiskCache:
 
     def _forget(self, name: str) -> None:
         self._doubted.discard(name)
+        self._others.pop(name, None)
         self.bytes -= self._sizes.pop(name, 0)
 
     async def _shrink(self, bytes_max: int) -> None:
@@ -177,7 +242,8 @@ class DiskCache:
         """Count what was there at start, without holding anything up for long."""
         found: list[tuple[float, str, int]] = []
         with suppress(StorageError):
-            for number in range(256):
+            folders = [number for number in range(256) if self._share is None or self._share.includes(number)]
+            for number in folders:
                 found += await self._disk.run(self._look, number)
             newest_first = await self._disk.run(lambda: sorted(found, reverse=True))
             for start in range(0, len(newest_first), BATCH):

@@ -146,12 +146,12 @@ class Connection(web.RequestHandler):
         super().resume_writing()
 
     def data_received(self, data: bytes) -> None:
+        if self._part:
+            data, self._part = self._part + data, b""
+        if self._answering is not None:
+            self._hold(data)
+            return
         if self._aligned:
-            if self._part:
-                data, self._part = self._part + data, b""
-            if self._answering is not None:
-                self._hold(data)
-                return
             start = 4 if data.startswith(_GET) else 5 if data.startswith(_HEAD) else 0
             end = data.find(_LINE_END, start)
             if start and end > 0 and data.endswith(_END):
@@ -171,6 +171,12 @@ class Connection(web.RequestHandler):
                 self._aligned = False
             self._fresh = self._loaded = False
         super().data_received(data)
+
+    def pass_on(self) -> None:
+        """Leave all requests to come to aiohttp."""
+        self._aligned = False
+        if self._answering is None:
+            self._try_again()
 
     async def shutdown(self, timeout: float | None = 15.0) -> None:  # noqa: ASYNC109 - aiohttp's signature
         """Close, once what was written is sent, or after `timeout` seconds."""
@@ -207,7 +213,7 @@ class Connection(web.RequestHandler):
                     self._wait_for(loading, data)
                     return True
             found = find_handler(target)
-            if found is not None and _TARGET.fullmatch(target):
+            if found is not None and len(target) <= self.max_line_size and _TARGET.fullmatch(target):
                 ask = self._make_ask(found[1], found[2], target, head=head)
                 alike = asked is PLAIN and not head and not self._alone and not _PASSED_ON.search(block)
                 if not (alike and self._join(ask, target, data, start)):
@@ -455,6 +461,12 @@ class Connections(web.Server):
         super().__init__(base.request_handler, request_factory=base.request_factory)
         self.site = site
         self._limits = limits
+
+    def pass_on(self) -> None:
+        """Leave all requests on the connections there are to aiohttp, whose answers can end a connection."""
+        for connection in self.connections:
+            assert isinstance(connection, Connection)
+            connection.pass_on()
 
     def __call__(self) -> Connection:
         return Connection(self, loop=asyncio.get_running_loop(), **self._limits)

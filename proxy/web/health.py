@@ -1,4 +1,7 @@
-"""`/healthz`, `/readyz`, `/metrics`: answered from memory, so that they never queue behind other work."""
+"""
+`/healthz`, `/readyz`, `/metrics`: answered from memory, so that they never queue behind other work. Of several workers
+the first two tell how the one is that was asked.
+"""
 
 from __future__ import annotations
 
@@ -27,6 +30,11 @@ async def readyz(request: web.Request) -> web.Response:
 
 
 async def metrics(request: web.Request) -> web.Response:
-    """The counters, for Prometheus."""
-    page = request.app[SITE].meter.page()
+    """The counters of all workers, for Prometheus."""
+    site = request.app[SITE]
+    if site.siblings is None:
+        page = site.meter.page()
+    else:
+        told, others, silent = await site.siblings.counters()
+        page = site.meter.sum_up([site.meter.tell(site.siblings.name), *told], workers=1 + others, silent=silent)
     return web.Response(body=page, headers={**_NO_STORE, "Content-Type": "text/plain; version=0.0.4; charset=utf-8"})

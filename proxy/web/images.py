@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
 
 from proxy.core.content import identify_legacy
-from proxy.core.errors import LoopDetected
+from proxy.core.errors import Busy, LoopDetected
+from proxy.core.model import Key
 from proxy.core.source import own_path, read_img_query
-from proxy.service.keep import Redirect, Referral
+from proxy.service.keep import Elsewhere, Redirect, Referral
 from proxy.web.delivery import redirect, refer, respond
+from proxy.web.siblings import TRIES_MAX
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from proxy.service.keep import Delivery
     from proxy.web.exchange import Answer, Ask, Handler
 
@@ -43,9 +48,9 @@ async def img(ask: Ask) -> Answer:
     info = site.keeper.identify(source)
     ask.notes.key = info.key
     delivery = await site.keeper.deliver(source, info, visit)
-    if isinstance(delivery, Redirect):
-        return redirect(ask, delivery)
-    return await _give(ask, delivery)
+    if isinstance(delivery, Elsewhere):
+        return await _follow(ask, delivery, partial(site.keeper.deliver, source, info, visit))
+    return await _show(ask, delivery)
 
 
 async def image(ask: Ask) -> Answer:
@@ -70,6 +75,25 @@ def legacy(mount: str) -> Handler:
     return show
 
 
+async def _follow(
+    ask: Ask,
+    delivery: Delivery | Referral | Redirect | Elsewhere,
+    look_again: Callable[[], Awaitable[Delivery | Referral | Redirect | Elsewhere]],
+) -> Answer:
+    """Have the worker answer that fetches the image, until it is here or we may fetch it."""
+    site = ask.site
+    for _ in range(TRIES_MAX):
+        if not isinstance(delivery, Elsewhere):
+            return await _show(ask, delivery)
+        if site.is_side_door or site.siblings is None:
+            raise web.HTTPMisdirectedRequest  # it was here a moment ago
+        answer = await site.siblings.follow(ask, delivery.holder, Key(ask.notes.key or ""))
+        if answer is not None:
+            return answer
+        delivery = await look_again()
+    raise Busy("the image is fetched now here, now there")
+
+
 async def _own(ask: Ask, path: str) -> Answer:
     """A source under our own permanent URL is simply served; any other of our own would be a loop."""
     folder, _, name = path.partition("?")[0].rpartition("/")
@@ -81,6 +105,10 @@ async def _own(ask: Ask, path: str) -> Answer:
 
 async def _find(ask: Ask, name: str) -> Delivery | Referral | None:
     return await ask.site.keeper.deliver_object(name, head=ask.head)
+
+
+async def _show(ask: Ask, delivery: Delivery | Referral | Redirect) -> Answer:
+    return redirect(ask, delivery) if isinstance(delivery, Redirect) else await _give(ask, delivery)
 
 
 async def _give(ask: Ask, delivery: Delivery | Referral) -> Answer:

@@ -91,7 +91,7 @@ async def _beat(request: web.Request, response: web.StreamResponse, changed: asy
     """Wait until something has changed, and let the line not fall silent meanwhile; `False`: we are going down."""
     silent_s = 0
     while not await _changes(request, changed):
-        if request.app[SITE].health.draining:
+        if request.app[SITE].health.ending:
             return False
         silent_s += LOOK_EVERY_S
         if silent_s >= HEARTBEAT_S:
@@ -104,7 +104,7 @@ async def _wait(request: web.Request, job: Job) -> Job:
     site = request.app[SITE]
     waited_s = 0
     with site.jobs.watch(job.id) as changed:
-        while waited_s < WAIT_MAX_S and not site.health.draining:
+        while waited_s < WAIT_MAX_S and not site.health.ending:
             changed.clear()
             job = await site.jobs.find(job.id) or job
             if job.state == "done":

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from proxy.web.crowd import Crowd
     from proxy.web.door import Door
     from proxy.web.prepared import PreparedAnswers
+    from proxy.web.siblings import Siblings
 
 
 SERVER: Final = "imgkeep"
@@ -57,6 +58,10 @@ class Site:
     stall_timeout_s: float = STALL_TIMEOUT_S
     crowds: dict[bytes, Crowd] = field(default_factory=dict)
     """By request target: the answers that are on their way."""
+    siblings: Siblings | None = None
+    """`None`: there is one worker."""
+    is_side_door: bool = False
+    """Whether siblings ask here, and not clients."""
 
     def own_url(self, object_name: str) -> str:
         """Return where we serve an object; only its path where no public URL is configured (RFC 9110, 8.7)."""

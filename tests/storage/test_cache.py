@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING
 import pytest
 
 from proxy.core.errors import StorageError
-from proxy.storage.cache import DiskCache
+from proxy.storage.cache import DiskCache, Share
 from proxy.storage.local import HASHED_BYTES_MAX, LocalStore
 from proxy.storage.memory import MemorySpool
+from tests.program import until
 from tests.storage.stores import record_of
 from tests.storage.test_contract import keep, read_all
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Mapping
     from pathlib import Path
 
 LARGE = random.Random(2).randbytes(HASHED_BYTES_MAX + 1000)
@@ -168,3 +169,32 @@ async def test_a_disk_that_fails_is_a_miss(disk: LocalStore) -> None:
     disk.root.rename(disk.root.with_name("moved"))
     assert await cache.fetch(name, None) is None
     assert (cache.hits, cache.misses) == (0, 1)
+
+
+async def test_several_workers_count_every_copy_once_and_stay_within_the_limit(disk: LocalStore) -> None:
+    bodies = [random.Random(n).randbytes(1000) for n in range(40)]
+    workers: list[DiskCache] = []
+
+    async def tell(copies: Mapping[str, int]) -> None:
+        for worker in workers:
+            await worker.note_all(copies)
+
+    workers += [DiskCache(disk, 8000, share=Share(slot, 2, tell)) for slot in range(2)]
+    names = [await copy(workers[n % 2], body) for n, body in enumerate(bodies)]
+
+    def there() -> set[str]:
+        return {path.name for path in (disk.root / "cache").rglob("*") if path.is_file()}
+
+    # All that was told is counted, whoever brought it.
+    await until(lambda: len(there()) * 1000 == sum(worker.bytes for worker in workers) <= 16_000)
+    # What another looks after is found all the same, and who starts anew counts its share alone.
+    kept = [name for name in names if name in there()]
+    for worker in workers:
+        assert [await fetched(worker, name) for name in kept] == [bodies[names.index(name)] for name in kept]
+    again = [DiskCache(disk, 8000, share=Share(slot, 2, tell)) for slot in range(2)]
+    for worker in again:
+        await worker.open()
+        await worker.counted()
+    assert [worker.bytes for worker in again] == [worker.bytes for worker in workers]
+    for worker in (*workers, *again):
+        await worker.aclose()

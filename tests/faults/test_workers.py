@@ -1,0 +1,226 @@
+"""Several workers on one port: real processes, whose deaths, reloads and ends nobody who asks may notice."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+import aiohttp
+
+from tests.images import picture, picture_of
+from tests.program import serving, until
+from tests.web.raw import request, split, talk, target_of
+from tests.web.test_answers import gated
+
+if TYPE_CHECKING:
+    from tests.origins import Exchange, FakeOrigin
+    from tests.program import Answer, Program
+
+ASKED: int = 30
+"""So many new connections that none of three workers is left out."""
+OLD: int = 6
+"""So many of HTTP/1.0."""
+
+
+@dataclass(frozen=True)
+class Worker:
+    pid: int
+    name: str
+    folder: Path
+
+
+def workers(program: Program) -> dict[str, Worker]:
+    """Return the workers by name; one that dies this very moment is left out."""
+    parent = program.process.pid
+    children = Path(f"/proc/{parent}/task/{parent}/children").read_text("ascii").split()
+    found = {}
+    for pid in map(int, children):
+        with suppress(OSError, ValueError):
+            arguments = Path(f"/proc/{pid}/cmdline").read_text("utf-8").split("\0")
+            place = json.loads(arguments[arguments.index("--place") + 1])
+            found[place["name"]] = Worker(pid, place["name"], Path(place["folder"]))
+    return found
+
+
+def lives(pid: int) -> bool:
+    with suppress(FileNotFoundError):
+        return Path(f"/proc/{pid}/stat").read_text("ascii").rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+def said(program: Program, message: str) -> int:
+    return sum(json.loads(line)["message"] == message for line in list(program.log) if line.startswith("{"))
+
+
+async def holder(program: Program) -> Worker:
+    """Return the worker that has claimed the one image that is being fetched."""
+    folder = next(iter(workers(program).values())).folder / "claims"
+    await until(lambda: any(folder.iterdir()))
+    return workers(program)[str(next(folder.iterdir()).readlink())]
+
+
+async def crowd(program: Program, url: str, number: int = ASKED) -> list[Answer]:
+    return await asyncio.gather(*(program.img(url) for _ in range(number)))
+
+
+async def counted(program: Program, pattern: str) -> float:
+    page = (await program.get("/metrics")).body.decode()
+    return sum(float(value) for value in re.findall(rf"^{pattern}[^ ]* (\S+)$", page, re.MULTILINE))
+
+
+async def answered_by(worker: Worker) -> bool:
+    """Whether a worker has answered anything, as it tells its siblings."""
+    connector = aiohttp.UnixConnector(str(worker.folder / f"{worker.name}.sock"))
+    async with aiohttp.ClientSession(connector=connector) as session, session.get("http://sibling/metrics") as answer:
+        return b"/img" in await answer.read()
+
+
+async def test_several_workers_are_one_server(tmp_path: Path, origin: FakeOrigin) -> None:
+    body = picture_of(1_000_000)
+    gate = asyncio.Event()
+    cold = origin.on("/cold.png", gated(body, gate, ahead=300_000))
+    async with serving(tmp_path / "data", server__workers="3", TMPDIR=str(tmp_path)) as program:
+        # One fill, many readers, wherever they come in.
+        asking = asyncio.create_task(crowd(program, cold))
+        await until(lambda: origin.asked("/cold.png") > 0)
+        # They have no way to tell that a body of unknown size was cut, so they wait for the end.
+        old_request = request(target_of(cold), version="1.0")
+        port = int(program.address.rpartition(":")[2])
+        old = [asyncio.create_task(talk(port, old_request)) for _ in range(OLD)]
+        await asyncio.sleep(0.2)
+        gate.set()
+        answers = await asking
+        assert {split(data).body == body for data in await asyncio.gather(*old)} == {True}
+        assert {(answer.status, answer.body == body) for answer in answers} == {(200, True)}
+        assert origin.asked("/cold.png") == 1
+        assert sum("; stored" in answer.cache_status for answer in answers) == 1
+        assert {answer.headers["ETag"] for answer in answers} == {answers[0].headers["ETag"]}
+        assert all([await answered_by(worker) for worker in workers(program).values()])
+
+        # One page of counters: each request once, wherever it was answered in the end.
+        assert await counted(program, r'imgkeep_requests_total\{.*route="/img"') == ASKED + OLD
+        assert await counted(program, r'imgkeep_fills_total\{outcome="stored"') == 1
+        assert await counted(program, "imgkeep_workers_counted") == 3
+
+        # One who works off jobs, whoever takes them.
+        links = [origin.gives(f"/{n}.png", picture(seed=n)) for n in range(20)]
+        for part in (links[:10], links[10:]):
+            async with program.session.post(
+                f"http://{program.address}/api/save-images", json={"urls": part, "wait": True}
+            ) as done:
+                assert (await done.json())["saved"] == 10
+        assert [origin.asked(f"/{n}.png") for n in range(20)] == [1] * 20
+        assert await counted(program, r'imgkeep_job_links_total\{outcome="saved"') == 20
+
+        # What was removed is shown by nobody from then on.
+        assert {answer.cache_status for answer in await crowd(program, links[0])} == {"imgkeep; hit"}
+        name = (await program.img(links[0])).headers["Content-Location"]
+        async with program.session.delete(
+            f"http://{program.address}/api/images?src={quote(links[0], safe='')}"
+        ) as removal:
+            assert removal.status == 200
+        assert {answer.status for answer in await crowd(program, links[0])} == {410}
+        assert {(await program.get(name)).status for _ in range(10)} == {410}
+        assert [line for line in program.log if json.loads(line)["level"] not in {"info", "debug"}] == []
+
+
+async def test_a_worker_that_dies_takes_nothing_with_it(tmp_path: Path, origin: FakeOrigin) -> None:
+    body = picture_of(500_000)
+    gate = asyncio.Event()
+    url = origin.on("/a.png", gated(body, gate, ahead=100_000))
+    async with serving(tmp_path / "data", server__workers="2") as program:
+        before = workers(program)
+        first = asyncio.create_task(program.img(url))
+        victim = await holder(program)
+        os.kill(victim.pid, signal.SIGKILL)
+        first.cancel()
+        gate.set()
+        # Those who wait get it from who is left, or from who comes in the place of the dead.
+        answers = await crowd(program, url, 10)
+        assert {(answer.status, answer.body == body) for answer in answers} == {(200, True)}
+        assert origin.asked("/a.png") == 2
+        await until(lambda: len(workers(program)) == 2 and victim.name not in workers(program))
+        assert len(workers(program).keys() & before.keys()) == 1
+        await until(lambda: said(program, "worker ready") == 3)
+        assert (await program.img(url)).cache_status == "imgkeep; hit"
+        async with program.session.get(f"http://{program.address}/api/images") as listed:
+            assert len((await listed.json())["images"]) == 1
+
+        # When the supervisor dies, workers do not stay behind.
+        pids = [worker.pid for worker in workers(program).values()]
+        program.process.kill()
+        await until(lambda: not any(map(lives, pids)), within_s=8)
+        assert not victim.folder.exists()
+
+
+async def test_a_reload_loses_no_request(tmp_path: Path, origin: FakeOrigin) -> None:
+    body = picture_of(400_000)
+    gate = asyncio.Event()
+    slow = origin.on("/slow.png", gated(body, gate, ahead=100_000))
+    small = origin.gives("/small.png", picture())
+    (tmp_path / "config.toml").write_text("[log]\naccess = false\n")
+    async with serving(tmp_path / "data", server__workers="2") as program:
+        before = set(workers(program))
+        running = [asyncio.create_task(program.img(slow)) for _ in range(6)]
+        await until(lambda: origin.asked("/slow.png") == 1)
+        over = asyncio.Event()
+        answered: list[int] = []
+
+        async def ask(*, anew: bool) -> None:
+            connector = aiohttp.TCPConnector(force_close=anew)
+            async with aiohttp.ClientSession(connector=connector) as session:
+                # aiohttp asks again by itself where a connection was closed; that would hide what is looked for.
+                session._retry_connection = False
+                while not over.is_set():
+                    async with session.get(f"http://{program.address}/img?src={quote(small, safe='')}") as answer:
+                        answered.append(answer.status if await answer.read() == picture() else 0)
+                    await asyncio.sleep(0.01)
+
+        asking = [asyncio.create_task(ask(anew=anew)) for anew in (True, True, False, False)]
+        (tmp_path / "config.toml").write_text("[log]\nlevel = 'loud'\n")
+        program.process.send_signal(signal.SIGHUP)
+        await until(lambda: said(program, "the configuration is not valid; going on as before") == 1)
+        assert set(workers(program)) == before
+        (tmp_path / "config.toml").write_text("[log]\naccess = true\n")
+        program.process.send_signal(signal.SIGHUP)
+        await until(lambda: said(program, "reloaded") == 1, within_s=20)
+        gate.set()
+        answers = await asyncio.gather(*running)
+        assert {(answer.status, answer.body == body) for answer in answers} == {(200, True)}
+        await until(lambda: not set(workers(program)) & before)
+        over.set()
+        await asyncio.gather(*asking)
+        assert set(answered) == {200}
+        assert len(workers(program)) == 2
+        assert said(program, "request") > 0
+        assert origin.asked("/slow.png") == 1
+        assert await counted(program, r'imgkeep_requests_total\{.*route="/img"') == len(answered) + len(running)
+
+        # And SIGTERM ends as one process does.
+        last = origin.on("/last.png", _slowly(body))
+        running = [asyncio.create_task(program.img(last)) for _ in range(6)]
+        await until(lambda: origin.asked("/last.png") == 1)
+        program.process.send_signal(signal.SIGTERM)
+        program.process.send_signal(signal.SIGTERM)
+        answers = await asyncio.gather(*running)
+        assert {(answer.status, answer.body == body) for answer in answers} == {(200, True)}
+        assert await program.process.wait() == 0
+    assert json.loads(program.log[-1])["message"] == "stopped"
+
+
+def _slowly(body: bytes):  # type: ignore[no-untyped-def]
+    async def script(exchange: Exchange) -> None:
+        await exchange.send_head(f"Content-Length: {len(body)}")
+        for start in range(0, len(body), 50_000):
+            await exchange.send(body[start : start + 50_000])
+            await asyncio.sleep(0.1)
+
+    return script
