@@ -423,7 +423,7 @@ def workers(plan: Plan) -> Row:
                 check(ours, target, seed.image(1), status="hit")
                 return number * done.requests / cpu_s
 
-        alternate(plan, row, partial(measure, 2), partial(measure, 1))
+        alternate(plan, row, partial(measure, 2), partial(measure, 1), None)
     if row.invalid is None:
         one, two = map(statistics.median, rates.values())
         row.notes += [
