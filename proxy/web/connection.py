@@ -105,7 +105,7 @@ class Connection(web.RequestHandler):
         self._following: tuple[Ask, bytes, float] | None = None
         """The request that waits in a crowd, its bytes, and since when."""
         self._alone = False
-        """Whether the next request has waited in a crowd in vain."""
+        """Whether the request at hand has waited in a crowd in vain."""
         self._part = b""
         """The beginning of a head whose rest has not come, or whole ones that have to wait."""
         self._held_up = False
@@ -221,7 +221,6 @@ class Connection(web.RequestHandler):
                     if crowd is not None:
                         site.crowds[target] = crowd
                     self._answering = self._loop.create_task(self._answer(ask, found[0], start, crowd))
-                self._alone = False
                 return True
         self._aligned = _TARGET.fullmatch(target) is not None
         return False
@@ -291,6 +290,7 @@ class Connection(web.RequestHandler):
             self._alone = True
             self._part = data + self._part
             self._go_on()
+            self._alone = False
             return
         ask.notes.key, ask.notes.code, ask.notes.outcome = notes.key, notes.code, notes.outcome
         part = answer.body

@@ -9,6 +9,7 @@ image that is still growing or a failure. Where the answer is the leader's alone
 from __future__ import annotations
 
 import asyncio
+import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 OWN_STATUSES: Final = frozenset({429})
 """What is told to one client because of what it did before."""
+
+
+log = logging.getLogger(__name__)
 
 
 class Follower(Protocol):
@@ -56,7 +60,10 @@ class Crowd:
         followers, self._followers = self._followers, []
         self.over.set_result(None)
         for follower in followers:
-            follower.follow(self._answer, self._notes)
+            try:
+                follower.follow(self._answer, self._notes)
+            except Exception:  # one of them must not cost the others their answer
+                log.exception("unforeseen error")
 
 
 def _for_others(answer: Answer) -> Answer | None:
