@@ -17,6 +17,7 @@ from proxy.storage import files
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from hashlib import _Hash as Hash
     from pathlib import Path
 
     from proxy.storage.shelf import Held
@@ -68,7 +69,8 @@ class LocalDraft:
         self.small: bytearray | None = bytearray() if descriptor is None else None
         self._descriptor = descriptor
         self._threads = threads
-        self._hash = sha256()
+        self._hash: Hash | None = None
+        """Of what is in the file."""
         self._size = 0
         self._closed = False
         # Whoever waits for a write may be cancelled, the thread that writes may not: were the descriptor closed under
@@ -88,7 +90,8 @@ class LocalDraft:
 
     @property
     def digest(self) -> Digest:
-        return Digest((self._hash if self.small is None else sha256(self.small)).hexdigest())
+        known = sha256(self.small or b"") if self._hash is None else self._hash
+        return Digest(known.hexdigest())
 
     async def write(self, data: bytes) -> None:
         if self.small is not None and self._size + len(data) <= SMALL_BYTES_MAX:
@@ -109,6 +112,7 @@ class LocalDraft:
     def catch_up(self) -> None:
         """Take note of what is in the file already. Blocks."""
         assert self._descriptor is not None
+        self._hash = sha256()
         while piece := os.pread(self._descriptor, PIECE_BYTES, self._size):
             self._hash.update(piece)
             self._size += len(piece)
@@ -134,6 +138,7 @@ class LocalDraft:
         # Hashed only once written: after a fault the draft is what it was before.
         with self._lock:
             files.write_all(self._file(), data)
+            assert self._hash is not None
             self._hash.update(data)
 
     def _file(self) -> int:
@@ -149,7 +154,7 @@ class LocalDraft:
                 os.close(descriptor)
                 files.remove(self.path)
                 raise
-            self._hash.update(self.small)
+            self._hash = sha256(self.small)
             self._descriptor = descriptor
             self.small = None  # last, because readers on the event loop look at it
         return self._descriptor

@@ -34,17 +34,27 @@ class Follower(Protocol):
 
 
 class Crowd:
-    """Who waits for one answer. `over` is done when nobody does any more; `notes` are the leader's."""
+    """Who waits for one answer. `notes` are the leader's."""
 
     def __init__(self, notes: Notes) -> None:
-        self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._over: asyncio.Future[None] | None = None
+        self._is_led = False
         self._notes = notes
         self._followers: list[Follower] = []
         self._answer: Answer | None = None
 
+    @property
+    def over(self) -> asyncio.Future[None]:
+        """Done when nobody waits any more. Most leaders are alone, and need none."""
+        if self._over is None:
+            self._over = asyncio.get_running_loop().create_future()
+            if self._is_led:
+                self._over.set_result(None)
+        return self._over
+
     def join(self, follower: Follower) -> bool:
         """Wait for the answer, or get it at once; `False`: it is too late for that."""
-        if self.over.done():
+        if self._is_led:
             if self._answer is None or not _is_growing(self._answer):
                 return False
             follower.follow(self._answer, self._notes)
@@ -54,11 +64,13 @@ class Crowd:
 
     def lead(self, answer: Answer | None) -> None:
         """Give the leader's answer to those who follow; `None`: there will be none."""
-        if self.over.done():
+        if self._is_led:
             return
+        self._is_led = True
         self._answer = None if answer is None else _for_others(answer)
         followers, self._followers = self._followers, []
-        self.over.set_result(None)
+        if self._over is not None:
+            self._over.set_result(None)
         for follower in followers:
             try:
                 follower.follow(self._answer, self._notes)
