@@ -1,8 +1,8 @@
 """
-Compare imgkeep with nginx: `python -m bench [ROW...]`.
+Compare imgkeep with nginx, and with thumbor where there is one: `python -m bench [ROW...]`.
 
-Needs nginx and wrk (Debian: `apt-get install nginx-light wrk`) and installs nothing. Exit status 1: a row was missed
-or does not count; 2: something is not installed.
+Needs nginx and wrk (Debian: `apt-get install nginx-light wrk`) and installs nothing; thumbor (PyPI) may live in an
+environment of its own. Exit status 1: a row was missed or does not count; 2: something is not installed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from bench import report
-from bench.rows import ROWS, Plan
+from bench.rows import ROWS, Plan, tidy_up
 from bench.servers import dump, find, versions
 
 
@@ -23,23 +23,27 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=5, help="of each round")
     parser.add_argument("--records", type=int, default=1_000_000, help="of the rows start and size")
+    parser.add_argument("--thumbor", metavar="PATH", help="that program; default: the one on PATH, or none")
     parser.add_argument("--work", type=Path, default=Path("~/.cache/imgkeep-bench").expanduser(), help="a folder")
     parser.add_argument("--json", type=Path, help="write every figure there")
     parser.add_argument("--markdown", type=Path, help="write the table there")
     parser.add_argument("--plot", type=Path, help="draw the ratios there, as PNG; needs matplotlib")
     arguments = parser.parse_args()
     unknown = [name for name in arguments.rows if name not in ROWS]
-    missing = [program for program in ("nginx", "wrk", "taskset") if find(program) is None]
+    needed = ["nginx", "wrk", "taskset", *filter(None, [arguments.thumbor])]
+    missing = [program for program in needed if find(program) is None]
     if unknown or missing:
         what = f"no row is called {unknown[0]}" if unknown else f"{' and '.join(missing)} not installed"
         print(f"{what}; rows: {', '.join(ROWS)}; Debian: apt-get install nginx-light wrk", file=sys.stderr)
         return 2
-    plan = Plan(arguments.work, arguments.rounds, arguments.seconds, arguments.records)
+    thumbor = find(arguments.thumbor or "thumbor")
+    plan = Plan(arguments.work, arguments.rounds, arguments.seconds, arguments.records, thumbor)
     rows = []
     for name in arguments.rows or ROWS:
         print(f"{name} ...", file=sys.stderr)
         rows.append(ROWS[name](plan))
-    told = versions()
+    tidy_up(plan)
+    told = versions(thumbor)
     print(report.table(rows))
     print(", ".join(f"{name} {version}" for name, version in told.items()))
     if arguments.json:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
 import resource
+import select
 import socket
 import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from bench.servers import CLIENT_CORE, free_port
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from bench.servers import Server
 
@@ -91,44 +91,80 @@ class Crowd:
     rss_max: int
 
 
+@dataclass
+class _Client:
+    """One of a crowd."""
+
+    sock: socket.socket
+    asked_at: float = 0.0
+    first_s: float | None = None
+    head: bytes = b""
+    received: int = 0
+    wrong: bool = False
+
+    def read(self, body: bytes) -> None:
+        """Take what is there."""
+        piece = self.sock.recv(PIECE_BYTES)
+        if self.first_s is None:
+            self.head += piece
+            head, end, piece = self.head.partition(b"\r\n\r\n")
+            if end and not head.startswith(b"HTTP/1.1 200 "):
+                self.wrong = True
+            if piece:
+                self.first_s = time.perf_counter() - self.asked_at
+        elif not piece:
+            self.wrong = True
+        self.wrong |= not body.startswith(piece, self.received)
+        self.received += len(piece)
+
+
 def crowd(server: Server, target: str, number: int, body: bytes) -> Crowd:
-    """Let so many clients ask at once for one image."""
-    return asyncio.run(_crowd(server, target, number, hashlib.sha256(body).digest()))
+    """
+    Let so many clients ask at once for one image.
 
-
-async def _crowd(server: Server, target: str, number: int, digest: bytes) -> Crowd:
+    Nobody reads on until all have their first bytes: what is measured is the server, not how fast clients read.
+    """
+    os.sched_setaffinity(0, {CLIENT_CORE})
     _allow_sockets(number)
-    go = asyncio.Event()
-    first_s: list[float] = []
-    wrong = 0
+    request = _request(target)
+    with ExitStack() as stack:
+        clients = [
+            _Client(stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))) for _ in range(number)
+        ]
+        time.sleep(1)  # until the server has accepted all of them
+        poll = stack.enter_context(select.epoll())
+        for client in clients:
+            client.asked_at = time.perf_counter()
+            client.sock.sendall(request)
+            poll.register(client.sock, select.EPOLLIN)
+        by_descriptor = {client.sock.fileno(): client for client in clients}
+        _read(poll, by_descriptor, body, lambda client: client.first_s is not None)
+        for client in clients:
+            poll.register(client.sock, select.EPOLLIN)
+        rss_max = _read(poll, by_descriptor, body, lambda client: client.received == len(body), server.rss)
+        return Crowd([client.first_s or 0.0 for client in clients], sum(client.wrong for client in clients), rss_max)
 
-    async def client() -> None:
-        nonlocal wrong
-        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
-        await go.wait()
-        start = time.perf_counter()
-        writer.write(_request(target))
-        head = await reader.readuntil(b"\r\n\r\n")
-        left = int(head.lower().partition(b"content-length: ")[2].split()[0])
-        seen = hashlib.sha256()
-        piece = await reader.read(min(left, PIECE_BYTES))
-        first_s.append(time.perf_counter() - start)
-        while piece:
-            seen.update(piece)
-            left -= len(piece)
-            piece = await reader.read(min(left, PIECE_BYTES)) if left else b""
-        wrong += seen.digest() != digest
-        writer.close()
 
-    clients = [asyncio.create_task(client()) for _ in range(number)]
-    await asyncio.sleep(1)
-    go.set()
-    rss_max = 0
-    waiting = set(clients)
-    while waiting:
-        _, waiting = await asyncio.wait(waiting, timeout=0.05)
-        rss_max = max(rss_max, server.rss())
-    return Crowd(first_s, wrong, rss_max)
+def _read(
+    poll: select.epoll,
+    clients: dict[int, _Client],
+    body: bytes,
+    has_enough: Callable[[_Client], bool],
+    look: Callable[[], int] = lambda: 0,
+) -> int:
+    """Let all read until they have enough; return the most that was seen by looking now and then."""
+    left, most = len(clients), 0
+    while left:
+        most = max(most, look())
+        end = time.monotonic() + 0.05
+        while left and time.monotonic() < end:
+            for descriptor, _ in poll.poll(0.05):
+                client = clients[descriptor]
+                client.read(body)
+                if client.wrong or has_enough(client):
+                    poll.unregister(descriptor)
+                    left -= 1
+    return most
 
 
 def slow_readers(server: Server, target: str, number: int, seconds: float) -> int:

@@ -11,12 +11,12 @@ if TYPE_CHECKING:
 
     from bench.rows import Row
 
-HEADINGS = ("row", "unit", "imgkeep", "nginx", "ratio", "spread", "goal", "verdict", "notes")
+HEADINGS = ("row", "unit", "imgkeep", "nginx", "thumbor", "ratio", "spread", "goal", "verdict", "notes")
 
 
 def cells(row: Row) -> tuple[str, ...]:
-    """Return a row as text. The spread is that of imgkeep's rounds, least to most."""
-    ours, theirs = (_figure(statistics.median(each)) if each else "" for each in (row.ours, row.theirs))
+    """Return a row as text. The ratio is imgkeep's to nginx, the spread that of imgkeep's rounds, least to most."""
+    medians = [_figure(statistics.median(each)) if each else "" for each in (row.ours, row.theirs, row.thumbors)]
     spread = f"{_figure(min(row.ours))} to {_figure(max(row.ours))}" if len(row.ours) > 1 else ""
     goal = ""
     if row.at_least is not None:
@@ -25,7 +25,7 @@ def cells(row: Row) -> tuple[str, ...]:
         goal = f"at most {row.at_most:g}"
     verdict = f"INVALID: {row.invalid}" if row.invalid else ("reached" if row.good else "MISSED") if goal else ""
     ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
-    return row.name, row.unit, ours, theirs, ratio, spread, goal, verdict, "; ".join(row.notes)
+    return row.name, row.unit, *medians, ratio, spread, goal, verdict, "; ".join(row.notes)
 
 
 def _figure(value: float) -> str:

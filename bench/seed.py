@@ -6,10 +6,13 @@ import asyncio
 import random
 import shutil
 from datetime import UTC, datetime
-from hashlib import sha256
+from hashlib import sha1, sha256
+from io import BytesIO
 from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
 from zlib import crc32
+
+from PIL import Image
 
 from proxy.catalog import SqlCatalog
 from proxy.core.identity import identify
@@ -20,7 +23,7 @@ from proxy.storage.local import LocalStore
 from tests.images import picture
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
     from pathlib import Path
 
 SMALL: Final = 20_480
@@ -38,18 +41,59 @@ def image(number: int, size: int = SMALL) -> bytes:
     return _FRAME[:-12] + (len(data) - 4).to_bytes(4, "big") + data + crc32(data).to_bytes(4, "big") + _FRAME[-12:]
 
 
-def files(folder: Path, number: int) -> Path:
+def noise(number: int, size: int = SMALL) -> bytes:
+    """
+    Return a PNG that no other number has, of `size` bytes within a hundredth, all of which are its picture.
+
+    For thumbor, which writes pictures anew: of what `image` makes it would send the few bytes that are no padding.
+    Noise does not compress, so it stays as large, and it has few pixels for its bytes, which is in thumbor's favour: a
+    photograph of this size has some ten times as many to decode and encode.
+    """
+    width = round((size / 3) ** 0.5)
+    height = size // (3 * width + 1)  # three bytes a pixel, and one before each line
+    picture = Image.frombytes("RGB", (width, height), random.Random(number).randbytes(3 * width * height))
+    file = BytesIO()
+    picture.save(file, "PNG")
+    return file.getvalue()
+
+
+def files(folder: Path, number: int, make: Callable[[int], bytes] = image) -> Path:
     """Return a folder with `<n>.png` for each number below `number`."""
     if not (folder / f"{number - 1}.png").exists():
         folder.mkdir(parents=True, exist_ok=True)
         for n in range(number):
-            (folder / f"{n}.png").write_bytes(image(n))
+            (folder / f"{n}.png").write_bytes(make(n))
     return folder
 
 
 def target(origin_port: int, name: str) -> str:
     """Return the request target under which imgkeep shows what an origin has."""
     return f"/img?src={quote(f'http://127.0.0.1:{origin_port}/{name}', safe='')}"
+
+
+def thumbor_target(origin_port: int, name: str) -> str:
+    """Return the request target under which thumbor shows what an origin has, at its own size."""
+    return f"/unsafe/http://127.0.0.1:{origin_port}/{name}"
+
+
+def results(folder: Path, pictures: Path, number: int) -> Path:
+    """
+    Return the folder of a thumbor that has made the first `number` of `pictures`, as those of an origin.
+
+    They lie where thumbor 7 looks for them (`result_storages/file_storage.py`), and are links to the pictures
+    themselves: what Pillow wrote once it writes alike again. One that is not found there is asked of an origin that
+    does not exist, so no other layout can pass for this one.
+    """
+    stamp = folder / f"holds-{number}"
+    if not stamp.exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        for n in range(number):
+            name = sha1(thumbor_target(1, f"{n}.png").encode()).hexdigest()
+            place = folder / "results" / "default" / name[:2] / name[2:4] / name[4:]
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.hardlink_to(pictures / f"{n}.png")
+        stamp.touch()
+    return folder
 
 
 def store(folder: Path, number: int, *, origin_port: int, objects: int) -> Path:

@@ -1,11 +1,13 @@
 """
-The programs that are compared, each a process of its own: imgkeep with shipped defaults, nginx as a caching proxy, and
-nginx as a fast origin.
+The programs that are compared, each a process of its own: imgkeep with shipped defaults, nginx as a caching proxy,
+thumbor as a caching proxy that makes each picture anew, and nginx as a fast origin.
 
 Rules:
 - Servers run on one core, clients and origins on the other, so neither takes time from what is measured.
 - nginx gets what is fair to it: one worker, no logs, `sendfile`, connections to the origin that stay open, and a plain
   path for a key where imgkeep reads a percent-encoded link.
+- thumbor gets its usual fast configuration: what it fetched and what it made of that are stored on disk, so a hit is a
+  file that is read and sent; one process, no access log, no signature to compute.
 """
 
 from __future__ import annotations
@@ -48,12 +50,19 @@ def free_port() -> int:
 
 @dataclass(frozen=True)
 class Server:
-    """A running server. `pids` are all of its processes that answer requests."""
+    """
+    A running server.
+
+    Attributes:
+        pids: All of its processes that answer requests.
+        exact: Whether it gives the bytes as they came; if not, the same picture written anew.
+    """
 
     name: str
     port: int
     pids: tuple[int, ...]
     started_s: float = 0
+    exact: bool = True
 
     def rss(self) -> int:
         """Return the bytes of memory that its processes have to themselves, or share with each other."""
@@ -140,6 +149,33 @@ def dozing(pids: Sequence[int], awake: float) -> Iterator[None]:
 
 
 @contextmanager
+def thumbor(program: str, folder: Path) -> Iterator[Server]:
+    """Let thumbor keep what it fetched, and what it made of that, in `folder`; results are below `results`."""
+    port = free_port()
+    place = folder.absolute()  # it takes what is below a relative path for an attack
+    configuration = place.parent / f"{place.name}.conf"
+    configuration.write_text(
+        f"STORAGE = 'thumbor.storages.file_storage'\nFILE_STORAGE_ROOT_PATH = '{place}/originals'\n"
+        "RESULT_STORAGE = 'thumbor.result_storages.file_storage'\n"
+        f"RESULT_STORAGE_FILE_STORAGE_ROOT_PATH = '{place}/results'\n"
+        "RESULT_STORAGE_STORES_UNSAFE = True\nALLOW_UNSAFE_URL = True\n"
+    )
+    command = [program, "-i", "127.0.0.1", "-p", str(port), "-c", str(configuration), "-l", "error"]
+    with (place.parent / f"{place.name}.log").open("w") as log:
+        process = subprocess.Popen(
+            _pinned([SERVER_CORE], command),
+            env={"PATH": os.environ.get("PATH", "")},  # noqa: TID251
+            stderr=log,
+        )
+    try:
+        _wait(port, b"/healthcheck", process)
+        yield Server("thumbor", port, (process.pid, *_children(process.pid)), exact=False)
+    finally:
+        process.kill()
+        process.wait()
+
+
+@contextmanager
 def nginx_origin(folder: Path) -> Iterator[Server]:
     """Serve the files of `folder`: an origin that is never what one waits for."""
     with _nginx("origin", CLIENT_CORE, f"location / {{ root {folder}; }}") as server:
@@ -201,7 +237,7 @@ def _wait(port: int, path: bytes, process: subprocess.Popen[bytes]) -> float:
     raise TimeoutError("the server did not become ready")
 
 
-def versions() -> dict[str, str]:
+def versions(thumbor_program: str | None) -> dict[str, str]:
     """Return what ran on what."""
     from importlib.metadata import version  # noqa: PLC0415 - of the packages alone
 
@@ -212,6 +248,7 @@ def versions() -> dict[str, str]:
             return "not installed"
         return (done.stdout + done.stderr).strip().splitlines()[0] if done.stdout + done.stderr else "unknown"
 
+    made_by = told(thumbor_program, "--version") if thumbor_program else ""
     cpu = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     changed = bool(told("git", "status", "--porcelain", "--untracked-files=no") != "unknown")
     return {
@@ -219,6 +256,7 @@ def versions() -> dict[str, str]:
         "python": sys.version.split()[0],
         **{name: version(name) for name in ("aiohttp", "uvloop")},
         "nginx": told(find("nginx") or "nginx", "-v").rpartition("/")[2],
+        "thumbor": made_by.partition(" v")[2].partition(" ")[0] or "not installed",
         "wrk": told("wrk", "-v").partition(" [")[0].removeprefix("wrk "),
         "kernel": os.uname().release.partition("-")[0],
         "processor": f"{len(CORES)} x {cpu[0].partition(': ')[2] if cpu else 'unknown'}",

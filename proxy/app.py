@@ -26,7 +26,8 @@ from proxy.web.bodies import Bodies
 from proxy.web.connection import Runner
 from proxy.web.delivery import COMMON_HEADERS
 from proxy.web.door import Door, Tokens
-from proxy.web.images import image, img, legacy
+from proxy.web.exchange import over_aiohttp
+from proxy.web.images import IMAGES, IMG, image, img, legacy
 from proxy.web.prepared import BYTES_MAX as ANSWERS_BYTES_MAX
 from proxy.web.prepared import PreparedAnswers
 from proxy.web.problems import problems
@@ -84,8 +85,8 @@ def build(config: Config, seams: Seams = REAL, place: Place | None = None) -> we
     """Make the application; `place`: of one among several workers. Nothing is opened before it starts."""
     app = web.Application(middlewares=[records, problems, *(() if place is None else (relays,))])
     app[_RUNNING] = _Running()
-    app.router.add_get("/img", img)
-    app.router.add_get("/images/{name}", image)
+    app.router.add_get(IMG, over_aiohttp(img))
+    app.router.add_get(IMAGES, over_aiohttp(image))
     app.router.add_get("/openapi.json", openapi.document)
     app.router.add_get("/api", openapi.page)
     _add_api(app.router)
@@ -94,7 +95,7 @@ def build(config: Config, seams: Seams = REAL, place: Place | None = None) -> we
     app.router.add_get("/metrics", health_routes.metrics)
 
     for legacy_names in config.legacy:
-        app.router.add_get(f"/{legacy_names.mount}/{{name:.+}}", legacy(legacy_names.mount))
+        app.router.add_get(f"/{legacy_names.mount}/{{name:.+}}", over_aiohttp(legacy(legacy_names.mount)))
 
     async def open_site(app: web.Application) -> AsyncIterator[None]:
         async with _site(config, seams, app[_RUNNING], place) as site:

@@ -103,7 +103,7 @@ class Tide:
         """How many bytes readers may have."""
         self.ended = False
         self.error: BaseException | None = None
-        self._turn: asyncio.Future[None] | None = None
+        self._waiting: list[asyncio.Future[None]] = []
 
     def rise(self, height: int) -> None:
         """Let readers have the bytes up to `height`."""
@@ -125,14 +125,16 @@ class Tide:
             BaseException: What the tide ended with; bytes below the height can be read nevertheless.
         """
         while self.height <= offset and not self.ended:
-            if self._turn is None:
-                self._turn = asyncio.get_running_loop().create_future()
-            await asyncio.shield(self._turn)
+            # One for each who waits: whoever is cancelled takes nobody along.
+            turn = asyncio.get_running_loop().create_future()
+            self._waiting.append(turn)
+            await turn
         if self.height <= offset and self.error is not None:
             raise self.error
         return self.height
 
     def _wake(self) -> None:
-        turn, self._turn = self._turn, None
-        if turn is not None and not turn.done():
-            turn.set_result(None)
+        waiting, self._waiting = self._waiting, []
+        for turn in waiting:
+            if not turn.done():
+                turn.set_result(None)

@@ -72,6 +72,17 @@ class Body(Protocol):
     async def aclose(self) -> None: ...
 
 
+class Growing(Protocol):
+    """A body that is on its way from its origin."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will come."""
+
+    def hold(self) -> None:
+        """Announce one more reader, who calls `aclose` when done."""
+
+
 class AtHand(Protocol):
     """The bytes of a stored object, for who cannot wait. May be held for long, and become empty at any time."""
 

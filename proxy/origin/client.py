@@ -12,10 +12,11 @@ import asyncio
 import errno
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 from urllib.parse import urljoin
 
 import aiohttp
+from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
 
 from proxy.core.errors import (
@@ -36,6 +37,7 @@ from proxy.core.source import read_source
 from proxy.origin.coding import Decoder
 from proxy.origin.gates import Gates
 from proxy.origin.guard import AddressRefused, OwnAddress
+from proxy.origin.wire import Response, Wire
 from proxy.ports import NotModified
 
 if TYPE_CHECKING:
@@ -83,6 +85,18 @@ class OriginClient:
         self._draw = draw
         self._fetched = fetched
         self.gates = Gates(settings.concurrent_max, settings.per_host_max)
+        fields = {
+            "Accept": ACCEPT,
+            "Accept-Encoding": "identity",
+            "User-Agent": user_agent,
+            "Via": f"1.1 {CDN_ID}",
+            "CDN-Loop": CDN_ID,
+        }
+        limits = {
+            "read_bufsize": READ_BYTES,
+            "max_line_size": HEADER_BYTES_MAX,
+            "max_field_size": HEADER_BYTES_MAX,
+        }
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
                 resolver=guard,
@@ -91,13 +105,7 @@ class OriginClient:
                 limit=0,  # the gates limit, and with a bounded queue
             ),
             cookie_jar=aiohttp.DummyCookieJar(),
-            headers={
-                "Accept": ACCEPT,
-                "Accept-Encoding": "identity",
-                "User-Agent": user_agent,
-                "Via": f"1.1 {CDN_ID}",
-                "CDN-Loop": CDN_ID,
-            },
+            headers=fields,
             timeout=aiohttp.ClientTimeout(
                 total=None,  # ours, over redirects and retries
                 connect=settings.connect_timeout_s,
@@ -106,10 +114,9 @@ class OriginClient:
             ),
             auto_decompress=False,
             trust_env=False,
-            read_bufsize=READ_BYTES,
-            max_line_size=HEADER_BYTES_MAX,
-            max_field_size=HEADER_BYTES_MAX,
+            **cast("Any", limits),
         )
+        self._wire = Wire(self._session, fields, **limits)
 
     async def aclose(self) -> None:
         await self._session.close()
@@ -156,9 +163,7 @@ class OriginClient:
         except (aiohttp.ClientError, ValueError, OSError):
             raise OriginError("the connection failed, or it does not speak HTTP") from None
 
-    async def _ask_until_answered(
-        self, source: Source, conditions: Mapping[str, str], place: Place
-    ) -> aiohttp.ClientResponse:
+    async def _ask_until_answered(self, source: Source, conditions: Mapping[str, str], place: Place) -> Response:
         """Retry what may be better next time, as long as no byte of a body was read."""
         for attempt in range(self._settings.retries_max + 1):
             try:
@@ -180,7 +185,7 @@ class OriginClient:
             return error.retry_after_s if error.retry_after_s <= RETRY_AFTER_WAIT_MAX_S else None
         return RETRY_DELAY_S * 2.0**attempt * (1 + self._draw())
 
-    async def _ask(self, source: Source, conditions: Mapping[str, str], place: Place) -> aiohttp.ClientResponse:
+    async def _ask(self, source: Source, conditions: Mapping[str, str], place: Place) -> Response:
         """Follow redirects and return an answer that carries a body."""
         for _ in range(self._settings.redirects_max + 1):
             await place.move(source.host)
@@ -197,19 +202,19 @@ class OriginClient:
             source = self._judge_redirect(source, location)
         raise _Final(f"the origin redirects more than fetch.redirects_max ({self._settings.redirects_max}) times")
 
-    async def _send(self, source: Source, conditions: Mapping[str, str]) -> aiohttp.ClientResponse:
+    async def _send(self, source: Source, conditions: Mapping[str, str]) -> Response:
         loop = asyncio.get_running_loop()
         start, outcome = loop.time(), "error"
         try:
-            # `encoded`: the target goes on the wire as it is, because a signature may cover its very spelling.
-            response = await self._session.get(URL(source.url, encoded=True), headers=conditions, allow_redirects=False)
+            # The target goes on the wire as it is, because a signature may cover its very spelling.
+            response = await self._wire.get(source, conditions)
             outcome = f"{response.status // 100}xx"
         except TimeoutError:
             outcome = "timeout"
             raise OriginTimeout("the origin did not connect or answer in time") from None
         except aiohttp.ClientConnectorError as error:
             raise _connect_error(error) from None
-        except (aiohttp.ClientError, ValueError, OSError):
+        except (aiohttp.ClientError, HttpProcessingError, ValueError, OSError):
             raise OriginError("the connection to the origin failed, or it does not speak HTTP") from None
         finally:
             self._fetched(outcome, loop.time() - start)
@@ -227,7 +232,7 @@ class OriginClient:
             raise SourceForbidden(f"the origin redirects to a refused address: {reason}")
         return target
 
-    def _check_status(self, response: aiohttp.ClientResponse, *, conditional: bool) -> None:
+    def _check_status(self, response: Response, *, conditional: bool) -> None:
         status = response.status
         if status == 304 and conditional:
             raise NotModified
@@ -246,7 +251,7 @@ class OriginClient:
             raise OriginError("the origin sent a part only, though nobody asked for one", origin_status=status)
         raise OriginError(f"the origin says {status}", origin_status=status, retry_after_s=retry_after_s)
 
-    def _read_head(self, response: aiohttp.ClientResponse) -> Answer:
+    def _read_head(self, response: Response) -> Answer:
         coding = response.headers.get("Content-Encoding", "identity").strip().lower()
         if coding not in {"", "identity", "gzip", "x-gzip"}:
             raise OriginError("the origin sent a content coding that nobody asked for")
@@ -259,7 +264,7 @@ class OriginClient:
 class Answer:
     """Implements `ports.OriginResponse`."""
 
-    def __init__(self, response: aiohttp.ClientResponse, body_bytes_max: int, decoder: Decoder | None) -> None:
+    def __init__(self, response: Response, body_bytes_max: int, decoder: Decoder | None) -> None:
         self._response = response
         self._body_bytes_max = body_bytes_max
         self._decoder = decoder

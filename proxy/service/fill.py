@@ -153,6 +153,10 @@ class Fill:
     def at_hand(self) -> None:
         """Nothing is stored yet."""
 
+    @property
+    def ended(self) -> bool:
+        return self._tide.ended
+
     async def settle(self) -> int:
         while not self._tide.ended:
             await self._tide.beyond(self._tide.height)

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from proxy.core.model import Digest, Format, Key, Source, SourceInfo
     from proxy.core.policy import Policy
-    from proxy.ports import Body, Catalog, Claims, Siblings, Store
+    from proxy.ports import Body, Catalog, Claims, Growing, Siblings, Store
     from proxy.service.address import Address, Addresses
     from proxy.service.allowance import Allowances
     from proxy.service.fill import Neighbours
@@ -85,6 +85,7 @@ class Delivery:
         object_name: `<digest>.<ext>` once it is known: the last part of the permanent URL.
         permanent_url: Where the object is for ever, when that is known and not with us.
         name: A name for people who save the image.
+        growing: The body, where it is still on its way.
     """
 
     key: str
@@ -95,6 +96,7 @@ class Delivery:
     body: Body
     object_name: str | None = None
     permanent_url: str | None = None
+    growing: Growing | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -615,7 +617,8 @@ class Keeper:
         outcome = Outcome.STORED if departs else Outcome.COLLAPSED
         if not head.keeping:
             outcome = Outcome.UNKEPT
-        return Delivery(info.key, outcome, head.format, head.etag, _name_for_people(info.key, head.format), fill)
+        name = _name_for_people(info.key, head.format)
+        return Delivery(info.key, outcome, head.format, head.etag, name, fill, growing=fill)
 
 
 def _neither(fault: StorageError) -> StorageError:

@@ -26,16 +26,16 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from secrets import token_hex
 from typing import TYPE_CHECKING, Final
 
 from proxy.core.errors import ImgkeepError
 from proxy.core.stored import object_path, record_path
-from proxy.storage import disk, files
+from proxy.storage import files, threads
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
-    from pathlib import Path
 
     from proxy.core.model import Digest, Record
 
@@ -79,7 +79,7 @@ class Commits:
         insist: Callable[[Path, Digest, Digest | None], None],
     ) -> None:
         self.works = False
-        self._root = root
+        self._root = str(root)
         self._partial = root / "partial"
         self._run = run
         self._insist = insist
@@ -97,7 +97,7 @@ class Commits:
             self._syncfs = ctypes.CDLL(None, use_errno=True).syncfs
             descriptor = self._create(b"")
             try:
-                files.name_over(descriptor, self._partial, probe := self._partial / token_hex(8))
+                files.name_over(descriptor, self._partial, str(probe := self._partial / token_hex(8)))
                 files.remove(probe)
             finally:
                 os.close(descriptor)
@@ -131,7 +131,7 @@ class Commits:
             if reason is None:
                 each.kept.set_result(None)
             else:
-                each.kept.set_exception(disk.fault(reason) if isinstance(reason, OSError) else reason)
+                each.kept.set_exception(threads.fault(reason) if isinstance(reason, OSError) else reason)
                 each.kept.exception()  # marks it as retrieved: who waited may have left
 
     def _keep(self, group: Sequence[Waiting]) -> None:
@@ -156,7 +156,9 @@ class Commits:
                     os.close(descriptor)
 
     def _write(self, each: Waiting) -> None:
-        self._insist(self._record_path(each), each.record.digest, each.replaces)
+        record = self._record_path(each)
+        if files.exists(record):
+            self._insist(Path(record), each.record.digest, each.replaces)
         for data in (each.body, each.encoded):
             each.descriptors = (*each.descriptors, self._create(data))
 
@@ -169,7 +171,7 @@ class Commits:
     def _name_record(self, each: Waiting) -> None:
         path = self._record_path(each)
         if not files.name_new(each.descriptors[1], path):
-            self._insist(path, each.record.digest, each.replaces)
+            self._insist(Path(path), each.record.digest, each.replaces)
             files.name_over(each.descriptors[1], self._partial, path)
 
     def _sync(self, group: Sequence[Waiting], root: int | None, one: Callable[[Waiting], None]) -> None:
@@ -188,8 +190,8 @@ class Commits:
                 each.fault = each.fault or OSError(ctypes.get_errno(), "")
 
     def _sync_names(self, each: Waiting) -> None:
-        files.sync_folder(self._object_path(each).parent)
-        files.sync_folder(self._record_path(each).parent)
+        files.sync_folder(Path(self._object_path(each)).parent)
+        files.sync_folder(Path(self._record_path(each)).parent)
 
     def _create(self, data: bytes) -> int:
         """Write a file without a name and return its descriptor."""
@@ -201,11 +203,13 @@ class Commits:
             raise
         return descriptor
 
-    def _object_path(self, each: Waiting) -> Path:
-        return self._root / object_path(each.record.object_name)
+    # Names are text here: to make a path of each costs as much as to give a file its name.
 
-    def _record_path(self, each: Waiting) -> Path:
-        return self._root / record_path(each.record.key)
+    def _object_path(self, each: Waiting) -> str:
+        return f"{self._root}/{object_path(each.record.object_name)}"
+
+    def _record_path(self, each: Waiting) -> str:
+        return f"{self._root}/{record_path(each.record.key)}"
 
 
 def _attempt(step: Callable[[Waiting], None], each: Waiting) -> None:

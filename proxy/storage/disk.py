@@ -1,22 +1,13 @@
-"""
-Open files on a disk that may be slow, full or hung: bodies to read from, drafts to append to, and the threads they use.
-
-Rules:
-- No file work on the event loop. Whoever waits may be cancelled or lose patience; the work in the thread ends all the
-  same, and what it opened is closed then.
-- An operating system error becomes a `StorageError` that names the trouble and no path.
-"""
+"""Open files on a disk that may be slow, full or hung: bodies to read from, and drafts to append to."""
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import mmap
 import os
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import partial
 from hashlib import sha256
+from secrets import token_hex
 from threading import Lock
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -26,51 +17,17 @@ from proxy.storage import files
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from hashlib import _Hash as Hash
     from pathlib import Path
 
     from proxy.storage.shelf import Held
+    from proxy.storage.threads import Threads
 
-TIMEOUT_S: Final = 30
-"""A disk that takes longer is as good as gone. A spinning one that wakes up takes ten."""
 PIECE_BYTES: Final = 1_048_576
 SMALL_BYTES_MAX: Final = 65_536
 """A draft needs no file up to this size: sixty-four fetches at a time hold 4 MiB."""
 
 T = TypeVar("T")
-
-
-class Threads:
-    """The threads of one disk, and the patience with it. A disk answers a few at a time: more would only wait."""
-
-    def __init__(self, number: int = 8, *, timeout_s: float = TIMEOUT_S) -> None:
-        self.pool = ThreadPoolExecutor(number, thread_name_prefix="disk")
-        self.timeout_s = timeout_s
-
-    async def run(self, work: Callable[..., T], *args: object) -> T:
-        """
-        Run `work` in a thread.
-
-        Raises:
-            StorageError: It failed or took too long.
-        """
-        loop = asyncio.get_running_loop()
-        future = loop.run_in_executor(self.pool, work, *args)
-        # What `asyncio.timeout` around `asyncio.shield` would do, at a third of its cost: every image comes by here.
-        answer: asyncio.Future[T] = loop.create_future()
-        future.add_done_callback(partial(_pass_on, answer))
-        patience = loop.call_later(self.timeout_s, _lose_patience, answer)
-        try:
-            return await answer
-        except OSError as error:
-            raise fault(error) from None
-        finally:
-            patience.cancel()
-            if not future.done():
-                future.add_done_callback(_release)
-
-    def close(self) -> None:
-        """Take no more work; what runs ends by itself."""
-        self.pool.shutdown(wait=False, cancel_futures=True)
 
 
 class LocalBody:
@@ -100,18 +57,20 @@ class LocalDraft:
     What its fill appends to and others read from: bytes in memory as long as they are few, then a partial file.
 
     Attributes:
-        path: Where the partial file is, or will be.
+        folder: Where its file is, or will be.
         small: The bytes while there is no file.
         kept: Whether the file has another owner by now.
     """
 
-    def __init__(self, path: Path, descriptor: int | None, threads: Threads) -> None:
-        self.path = path
+    def __init__(self, folder: Path, descriptor: int | None, threads: Threads, name: str | None = None) -> None:
+        self.folder = folder
+        self._name = name
         self.kept = False
         self.small: bytearray | None = bytearray() if descriptor is None else None
         self._descriptor = descriptor
         self._threads = threads
-        self._hash = sha256()
+        self._hash: Hash | None = None
+        """Of what is in the file."""
         self._size = 0
         self._closed = False
         # Whoever waits for a write may be cancelled, the thread that writes may not: were the descriptor closed under
@@ -123,8 +82,16 @@ class LocalDraft:
         return self._size
 
     @property
+    def path(self) -> Path:
+        """Where its file is. Most drafts never have one, and no name either."""
+        if self._name is None:
+            self._name = token_hex(8)
+        return self.folder / self._name
+
+    @property
     def digest(self) -> Digest:
-        return Digest((self._hash if self.small is None else sha256(self.small)).hexdigest())
+        known = sha256(self.small or b"") if self._hash is None else self._hash
+        return Digest(known.hexdigest())
 
     async def write(self, data: bytes) -> None:
         if self.small is not None and self._size + len(data) <= SMALL_BYTES_MAX:
@@ -145,6 +112,7 @@ class LocalDraft:
     def catch_up(self) -> None:
         """Take note of what is in the file already. Blocks."""
         assert self._descriptor is not None
+        self._hash = sha256()
         while piece := os.pread(self._descriptor, PIECE_BYTES, self._size):
             self._hash.update(piece)
             self._size += len(piece)
@@ -170,6 +138,7 @@ class LocalDraft:
         # Hashed only once written: after a fault the draft is what it was before.
         with self._lock:
             files.write_all(self._file(), data)
+            assert self._hash is not None
             self._hash.update(data)
 
     def _file(self) -> int:
@@ -185,7 +154,7 @@ class LocalDraft:
                 os.close(descriptor)
                 files.remove(self.path)
                 raise
-            self._hash.update(self.small)
+            self._hash = sha256(self.small)
             self._descriptor = descriptor
             self.small = None  # last, because readers on the event loop look at it
         return self._descriptor
@@ -207,28 +176,6 @@ class LocalDraft:
         finally:
             if not self.kept and self._descriptor is not None:
                 files.remove(self.path)
-
-
-def _pass_on(answer: asyncio.Future[T], future: asyncio.Future[T]) -> None:
-    if answer.done():
-        return
-    if future.cancelled():
-        answer.cancel()
-    elif (error := future.exception()) is not None:
-        answer.set_exception(error)
-    else:
-        answer.set_result(future.result())
-
-
-def _lose_patience(answer: asyncio.Future[T]) -> None:
-    if not answer.done():
-        answer.set_exception(StorageError("the disk of the store does not answer"))
-
-
-def _release(future: asyncio.Future[T]) -> None:
-    result = None if future.cancelled() or future.exception() else future.result()
-    if isinstance(result, (LocalBody, LocalDraft)):
-        result.close()
 
 
 async def _read(descriptor: int, offset: int, size: int, threads: Threads) -> bytes:
@@ -260,8 +207,3 @@ def hash_all(descriptor: int, size: int) -> str:
     for offset in range(0, size, PIECE_BYTES):
         digest.update(os.pread(descriptor, PIECE_BYTES, offset))
     return digest.hexdigest()
-
-
-def fault(error: OSError) -> StorageError:
-    """Name the trouble without the path."""
-    return StorageError(f"the disk of the store failed: {os.strerror(error.errno or errno.EIO)}")

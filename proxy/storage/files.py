@@ -13,12 +13,12 @@ import errno
 import fcntl
 import os
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from secrets import token_hex
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 
 def sync_folder(folder: Path) -> None:
@@ -109,29 +109,38 @@ def publish_new(partial: Path, final: Path) -> bool:
     return True
 
 
-def name_new(descriptor: int, final: Path) -> bool:
+def exists(path: str) -> bool:
+    """Tell whether there is something."""
+    try:
+        os.stat(path)  # noqa: PTH116 - every image that is kept comes by here
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def name_new(descriptor: int, final: str) -> bool:
     """Give a file that has no name its final one, unless a file has it; return whether it has it now. Not durable."""
     try:
         _name(descriptor, final)
     except FileExistsError:
         return False
     except FileNotFoundError:
-        make_folder(final.parent)
+        make_folder(Path(final).parent)
         _name(descriptor, final)
     return True
 
 
-def name_over(descriptor: int, folder: Path, final: Path) -> None:
+def name_over(descriptor: int, folder: Path, final: str) -> None:
     """Give a file that has no name its final one, whatever has it. `folder` is for partial names. Not durable."""
     partial = folder / token_hex(8)
-    _name(descriptor, partial)
+    _name(descriptor, str(partial))
     try:
         partial.replace(final)
     finally:
         remove(partial)
 
 
-def _name(descriptor: int, path: Path) -> None:
+def _name(descriptor: int, path: str) -> None:
     # As man 2 open has it for O_TMPFILE. Python follows a symbolic link only where a folder is given to begin from,
     # and any descriptor will do for that, because the path is absolute.
     os.link(f"/proc/self/fd/{descriptor}", path, src_dir_fd=descriptor)

@@ -43,9 +43,10 @@ from proxy.core.stored import (
 from proxy.storage import disk, files
 from proxy.storage.cached import CachedFiles
 from proxy.storage.commit import Commits
-from proxy.storage.disk import LocalBody, LocalDraft, Threads
+from proxy.storage.disk import LocalBody, LocalDraft
 from proxy.storage.memory import MemoryBody
 from proxy.storage.shelf import SMALL_BYTES_MAX, Held, Shelf
+from proxy.storage.threads import TIMEOUT_S, Threads
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -85,12 +86,14 @@ class LocalStore:
         *,
         hot_bytes_max: int = 0,
         free_bytes_min: int = 0,
-        timeout_s: float = disk.TIMEOUT_S,
+        timeout_s: float = TIMEOUT_S,
         timer: Callable[[], float] = time.monotonic,
     ) -> None:
         self.root = root
+        self._root = str(root)
         self._timer = timer
         self._free_bytes_min = free_bytes_min
+        self._partial_folder = root / PARTIAL
         self._cached_files = CachedFiles(root)
         self.shelf = Shelf(hot_bytes_max, self._cached_files, self.run)
         self._threads = Threads(timeout_s=timeout_s)
@@ -127,7 +130,7 @@ class LocalStore:
         return await self.run(self._probe)
 
     async def find(self, key: Key) -> Record | None:
-        found = await self.run(self._find, self.root / record_path(key))
+        found = await self._threads.run_short(self._find, record_path(key))
         if found == DAMAGED_RECORD:
             return await self.remember(key)
         if isinstance(found, Tombstone):
@@ -138,7 +141,7 @@ class LocalStore:
         return await self.fetch_at(object_path(name), name, size)
 
     async def holds(self, name: str, size: int) -> bool:
-        return await self.run(self._holds, self.root / object_path(name), size)
+        return await self._threads.run_short(self._holds, self.root / object_path(name), size)
 
     async def fetch_at(self, path: str, name: str, size: int | None, *, is_copy: bool = False) -> Body | None:
         """Open the object `name` that lies at `path` under the root; damage is set aside, that of a copy removed."""
@@ -161,7 +164,7 @@ class LocalStore:
         if self._room < (size or 0):
             raise StorageError("less than store.free_bytes_min would be left free on the disk")
         self._room -= size or 0
-        return LocalDraft(self._partial(), None, self._threads)
+        return LocalDraft(self._partial_folder, None, self._threads)
 
     async def put(self, draft: Draft, record: Record, replaces: Digest | None = None) -> Record:
         assert isinstance(draft, LocalDraft)
@@ -217,7 +220,7 @@ class LocalStore:
                 self.shelf.forget(path)
 
     def takes(self, draft: Draft) -> bool:
-        return isinstance(draft, LocalDraft) and draft.path.parent == self.root / PARTIAL
+        return isinstance(draft, LocalDraft) and draft.folder == self._partial_folder
 
     async def reopen(self, name: str) -> LocalDraft | None:
         return await self.run(self._reopen, name)
@@ -246,21 +249,25 @@ class LocalStore:
         """Run `work` in a thread of this disk. Raises `StorageError` if it fails or takes too long."""
         return await self._threads.run(work, *args)
 
-    def _find(self, path: Path) -> Record | Tombstone | Literal["damaged"] | None:
+    def _find(self, place: str) -> Record | Tombstone | Literal["damaged"] | None:
         try:
-            with path.open("rb", buffering=0) as file:
-                data = file.read(RECORD_BYTES_MAX)
-            return read_record(data or b"", path.name)
+            descriptor = os.open(f"{self._root}/{place}", os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             self._insist_on_root()
             with suppress(OSError):  # whoever begins a draft looks again, and tells
                 self._see_room()  # what is not here is going to come
+            return None
+        try:
+            data = disk.read_all(descriptor, RECORD_BYTES_MAX)
+        finally:
+            os.close(descriptor)
+        try:
+            return read_record(data, place.rpartition("/")[2])
         except RecordTooNew as error:
             raise WrittenByNewer(f"the record was {error}") from None
         except RecordUnreadable:
-            self._set_aside(path)
+            self._set_aside(self.root / place)
             return DAMAGED_RECORD
-        return None
 
     def _list(self, folder: str) -> list[tuple[str, int]]:
         try:
@@ -305,11 +312,11 @@ class LocalStore:
         self._device = self.root.stat().st_dev
 
     def _insist_on_root(self) -> None:
-        if not (self.root / RECORDS).is_dir():
+        if not os.path.isdir(f"{self._root}/{RECORDS}"):  # noqa: PTH112 - every miss comes by here
             raise StorageError("the folder of the store is gone")
 
     def _partial(self) -> Path:
-        return self.root / PARTIAL / token_hex(8)
+        return self._partial_folder / token_hex(8)
 
     def _probe(self) -> int:
         self._lay_out()
@@ -333,7 +340,7 @@ class LocalStore:
 
     def _see_room(self) -> None:
         self._room_seen_at = -math.inf
-        status = os.statvfs(self.root / PARTIAL)
+        status = os.statvfs(f"{self._root}/{PARTIAL}")
         if status.f_flag & os.ST_RDONLY:
             raise OSError(errno.EROFS, "")
         if status.f_files and not status.f_favail:
@@ -422,7 +429,7 @@ class LocalStore:
         except FileNotFoundError:
             self._insist_on_root()
             return None
-        draft = LocalDraft(path, descriptor, self._threads)
+        draft = LocalDraft(path.parent, descriptor, self._threads, path.name)
         draft.kept = True
         try:
             draft.catch_up()

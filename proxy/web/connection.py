@@ -1,23 +1,25 @@
 """
-Connections: the quick way of answering in front of aiohttp's, on the same socket.
+Connections: plain requests for images are answered in front of aiohttp, on the same socket.
 
-A connection hears bytes before aiohttp's parser does. Where they are one whole request whose answer is prepared, it is
-written at once, and aiohttp never knows. Everything else goes to aiohttp as it came.
+A connection hears bytes before aiohttp's parser does. Where they are one whole plain request for an image, aiohttp
+never knows: what is prepared is written at once, and anything else is given to the handlers of `images.py`. All other
+requests go to aiohttp as they came.
 
 Two things must never happen, and each has its rule:
-- An answer gets ahead of an earlier one. So the quick way is taken only while aiohttp waits for a request (`_waiter`)
-  and nothing is left to send.
-- Bytes that belong to one request are taken for the next. So the quick way is closed for good once aiohttp was given
+- An answer gets ahead of an earlier one. So a request is taken from aiohttp only while that waits for one (`_waiter`),
+  no handler of ours is at work, and nothing is left to send.
+- Bytes that belong to one request are taken for the next. So everything is aiohttp's for good once it was given
   anything that is not certainly one whole request without a body.
 
-This is the one module that knows private attributes of aiohttp: `_waiter`, which is pending while a connection is idle,
-and `_next_keepalive_close_time`, when an idle one is closed. `tests/web/test_connection.py` fails when an upgrade
-changes what they mean.
+This is the one module that knows private names of aiohttp: `_waiter`, which is pending while a connection is idle,
+`_next_keepalive_close_time`, when an idle one is closed, and `_process_keepalive`, which does that.
+`tests/web/test_connection.py` fails when an upgrade changes what they mean.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 from contextlib import suppress
 from functools import partial
@@ -26,16 +28,23 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from aiohttp import web
 from multidict import CIMultiDict
 
+from proxy.core.errors import ImgkeepError
 from proxy.core.headers import client_address
-from proxy.core.request import list_fields, read_fields
+from proxy.core.request import PLAIN, list_fields, read_fields
+from proxy.service.keep import Outcome
+from proxy.web.crowd import Crowd
 from proxy.web.delivery import limit_kernel_buffer
-from proxy.web.records import record
-from proxy.web.site import SITE
+from proxy.web.exchange import Ask, Part, encode_head
+from proxy.web.images import find_handler
+from proxy.web.problems import explain
+from proxy.web.records import CLIENT_LEFT, record, tell
+from proxy.web.site import SITE, Notes
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
 
     from proxy.core.request import Asked
+    from proxy.web.exchange import Answer, Handler
     from proxy.web.prepared import Prepared
     from proxy.web.site import Site
 
@@ -53,6 +62,9 @@ _HEAD: Final = b"HEAD "
 _LINE_END: Final = b" HTTP/1.1\r\n"
 _END: Final = b"\r\n\r\n"
 _TARGET: Final = re.compile(rb"[\x21-\x7e\x80-\xff]+")
+_PASSED_ON: Final = re.compile(rb"^(?:via|cdn-loop):", re.IGNORECASE | re.MULTILINE)
+
+log = logging.getLogger(__name__)
 
 
 class Connection(web.RequestHandler):
@@ -60,9 +72,14 @@ class Connection(web.RequestHandler):
 
     __slots__ = (
         "_aligned",
+        "_alone",
+        "_answering",
         "_asked",
         "_block",
+        "_fields",
+        "_following",
         "_fresh",
+        "_held_up",
         "_idle_s",
         "_loaded",
         "_part",
@@ -83,8 +100,16 @@ class Connection(web.RequestHandler):
         """Whether aiohttp was given nothing yet, and need not wait for anything."""
         self._aligned = True
         """Whether the next byte begins a request."""
+        self._answering: asyncio.Future[None] | None = None
+        """Somebody of ours is at work on a request, and what comes meanwhile waits in `_part`."""
+        self._following: tuple[Ask, bytes, float] | None = None
+        """The request that waits in a crowd, its bytes, and since when."""
+        self._alone = False
+        """Whether the request at hand has waited in a crowd in vain."""
         self._part = b""
-        """The beginning of a head whose rest has not come, or a whole one that has to wait."""
+        """The beginning of a head whose rest has not come, or whole ones that have to wait."""
+        self._held_up = False
+        """Whether nothing is read, because enough waits."""
         self._loaded = False
         """Whether the bytes for the request at hand were brought already."""
         self._turns = 0
@@ -92,6 +117,7 @@ class Connection(web.RequestHandler):
         self._block = b""
         self._asked: Asked | None = None
         """What `_block` says: most clients send the same fields with every request."""
+        self._fields: CIMultiDict[str] | None = None
         self._sending = False
         self._sent: asyncio.Future[None] | None = None
         """Somebody waits for the end of what is being sent."""
@@ -120,9 +146,12 @@ class Connection(web.RequestHandler):
         super().resume_writing()
 
     def data_received(self, data: bytes) -> None:
+        if self._part:
+            data, self._part = self._part + data, b""
+        if self._answering is not None:
+            self._hold(data)
+            return
         if self._aligned:
-            if self._part:
-                data, self._part = self._part + data, b""
             start = 4 if data.startswith(_GET) else 5 if data.startswith(_HEAD) else 0
             end = data.find(_LINE_END, start)
             if start and end > 0 and data.endswith(_END):
@@ -144,23 +173,27 @@ class Connection(web.RequestHandler):
         super().data_received(data)
 
     def pass_on(self) -> None:
-        """Take the long way from now on."""
+        """Leave all requests to come to aiohttp."""
         self._aligned = False
-        self._try_again()
+        if self._answering is None:
+            self._try_again()
 
     async def shutdown(self, timeout: float | None = 15.0) -> None:  # noqa: ASYNC109 - aiohttp's signature
         """Close, once what was written is sent, or after `timeout` seconds."""
-        if self._sending:
-            self._sent = self._loop.create_future()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(timeout):
-                    await self._sent
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                while self._answering is not None:
+                    await asyncio.wait([self._answering])
+                while self._sending:
+                    await self._wait_sent()
+        if isinstance(self._answering, asyncio.Task):
+            self._answering.cancel()
         await super().shutdown(timeout)
 
     def _quickly(self, target: bytes, block: bytes, data: bytes, *, head: bool) -> bool:
         """Answer the request `data`, at once or as soon as its bytes are there. `block` follows the request line."""
         if block != self._block:
-            self._block, self._asked = block, read_fields(block)
+            self._block, self._asked, self._fields = block, read_fields(block), None
         asked, transport = self._asked, self._transport
         if asked is None:
             self._aligned = False
@@ -177,26 +210,188 @@ class Connection(web.RequestHandler):
                     return True
                 loading = None if self._loaded else answer.at_hand.load()
                 if loading is not None:
-                    self._wait_for(loading, data, transport)
+                    self._wait_for(loading, data)
                     return True
+            found = find_handler(target)
+            if found is not None and len(target) <= self.max_line_size and _TARGET.fullmatch(target):
+                ask = self._make_ask(found[1], found[2], target, head=head)
+                alike = asked is PLAIN and not head and not self._alone and not _PASSED_ON.search(block)
+                if not (alike and self._join(ask, target, data, start)):
+                    crowd = Crowd(ask.notes) if alike else None
+                    if crowd is not None:
+                        site.crowds[target] = crowd
+                    self._answering = self._loop.create_task(self._answer(ask, found[0], start, crowd))
+                return True
         self._aligned = _TARGET.fullmatch(target) is not None
         return False
 
-    def _wait_for(self, loading: Awaitable[None], data: bytes, transport: asyncio.Transport) -> None:
-        """Look at a request again, once, when the bytes for it were brought; nothing is read meanwhile."""
-        transport.pause_reading()
-        self._next_keepalive_close_time = self._loop.time() + self._idle_s  # which is more than a disk may take
-        asyncio.ensure_future(loading).add_done_callback(partial(self._look_again, data))
+    def _wait_for(self, loading: Awaitable[None], data: bytes) -> None:
+        """Look at a request again, once, when the bytes for it were brought."""
+        self._answering = asyncio.ensure_future(loading)
+        self._answering.add_done_callback(partial(self._look_again, data))
 
     def _look_again(self, data: bytes, _loading: asyncio.Future[None]) -> None:
+        self._part = data + self._part
+        self._loaded = True
+        self._go_on()
+
+    def _hold(self, data: bytes) -> None:
+        """Keep what came too early, within limits."""
+        self._part = data
+        if len(data) > HEAD_BYTES_MAX and not self._held_up and self._transport is not None:
+            self._held_up = True
+            self._transport.pause_reading()
+
+    def _go_on(self) -> None:
+        """The request at hand was answered, or has to be looked at again."""
+        self._answering = None
+        self._next_keepalive_close_time = self._loop.time() + self._idle_s
         transport = self._transport
-        if transport is not None and not transport.is_closing():
-            self._loaded = True
+        if transport is None or transport.is_closing():
+            return
+        if self._held_up:
+            self._held_up = False
             transport.resume_reading()
-            self.data_received(data)
+        if self._part:
+            self.data_received(b"")
+
+    def _make_ask(self, route: str, name: str, target: bytes, *, head: bool) -> Ask:
+        if self._fields is None:
+            self._fields = CIMultiDict(list_fields(self._block))
+        peer = self.peername
+        return Ask(
+            site=self._site,
+            route=route,
+            name=name,
+            head=head,
+            target=target.decode("utf-8", "surrogateescape"),
+            fields=self._fields,
+            remote=peer[0] if isinstance(peer, tuple) else "",
+            takes_chunks=True,
+            notes=Notes(),
+        )
+
+    def _join(self, ask: Ask, target: bytes, data: bytes, start: float) -> bool:
+        """Follow whoever asks for the same already."""
+        crowd = self._site.crowds.get(target)
+        if crowd is None:
+            return False
+        self._answering, self._following = crowd.over, (ask, data, start)
+        if crowd.join(self):
+            return True
+        self._answering = self._following = None
+        return False
+
+    def follow(self, answer: Answer | None, notes: Notes) -> None:
+        """Answer the request that waits in a crowd as its leader's was, or by itself."""
+        assert self._following is not None
+        (ask, data, start), self._following = self._following, None
+        if answer is None:
+            self._alone = True
+            self._part = data + self._part
+            self._go_on()
+            self._alone = False
+            return
+        ask.notes.key, ask.notes.code, ask.notes.outcome = notes.key, notes.code, notes.outcome
+        part = answer.body
+        if isinstance(part, Part):
+            assert part.growing is not None
+            part.growing.hold()
+            ask.notes.outcome = Outcome.COLLAPSED.value
+        self._answering = self._loop.create_task(self._send_and_tell(ask, answer, start))
+
+    async def _answer(self, ask: Ask, handler: Handler, start: float, crowd: Crowd | None) -> None:
+        """Have a request answered by `handler`."""
+        answer = None
+        try:
+            answer = await handler(ask)
+        except Exception as error:  # noqa: BLE001 - `explain` logs what nobody foresaw
+            answer = explain(error, ask.notes)
+        finally:
+            if crowd is not None:
+                if answer is None or not isinstance(answer.body, Part) or answer.body.growing is None:
+                    self._disperse(ask, crowd)
+                crowd.lead(answer)
+        try:
+            await self._send_and_tell(ask, answer, start)
+        finally:
+            if crowd is not None:
+                self._disperse(ask, crowd)
+
+    def _disperse(self, ask: Ask, crowd: Crowd) -> None:
+        """Nobody joins a crowd any more."""
+        target = ask.target.encode("utf-8", "surrogateescape")
+        if self._site.crowds.get(target) is crowd:
+            del self._site.crowds[target]
+
+    async def _send_and_tell(self, ask: Ask, answer: Answer, start: float) -> None:
+        """Send an answer, and tell of it."""
+        status = CLIENT_LEFT
+        try:
+            if await self._send(ask, answer):
+                status = answer.status
+        finally:
+            method = "HEAD" if ask.head else "GET"
+            seconds = self._site.timer() - start
+            tell(self._site, (ask.remote, ask.fields), method, ask.route, ask.notes, status, seconds)
+            self._go_on()
+
+    async def _send(self, ask: Ask, answer: Answer) -> bool:
+        """Send an answer; return whether anybody was there to get it."""
+        transport, part = self._transport, answer.body
+        if transport is None or transport.is_closing():
+            ask.notes.code = "client_left"
+            if isinstance(part, Part):
+                await part.body.aclose()
+            return False
+        head = encode_head(answer, self._site.prepared.sign(self._site.timer()), head=ask.head)
+        if isinstance(part, Part):
+            await self._send_part(ask, transport, head, part)
+        elif part and not ask.head:
+            transport.writelines((head, part))
+            ask.notes.sent = len(part)
+        else:
+            transport.write(head)
+        return True
+
+    async def _send_part(self, ask: Ask, transport: asyncio.Transport, head: bytes, part: Part) -> None:
+        """Send a part of a body at the client's own speed. `_check` sees to it that there is any."""
+        offset, piece = part.start, part.first
+        chunked = part.end is None
+        try:
+            transport.writelines((head, *_framed(piece, chunked=chunked)))
+            offset += len(piece)
+            while piece and offset != part.end:
+                if self._sending:
+                    await self._wait_sent()
+                piece = await part.read(offset)
+                if transport.is_closing():
+                    ask.notes.code = "client_left"
+                    return
+                transport.writelines(_framed(piece, chunked=chunked))
+                offset += len(piece)
+        except Exception as error:
+            # The status is long gone; a connection that breaks is the one thing left that every client understands.
+            transport.abort()
+            if isinstance(error, ImgkeepError):
+                ask.notes.code = error.code
+            else:
+                ask.notes.code = "internal_error"
+                log.exception("unforeseen error")
+        finally:
+            ask.notes.sent = offset - part.start
+            await part.body.aclose()
+
+    async def _wait_sent(self) -> None:
+        """Wait until nothing is left to send, or nobody to send it to."""
+        if self._sent is None or self._sent.done():
+            self._sent = self._loop.create_future()
+        await asyncio.shield(self._sent)
 
     def _is_idle(self) -> bool:
-        """Whether aiohttp has nothing to answer."""
+        """Whether nobody has anything to answer."""
+        if self._answering is not None:
+            return False
         waiter = self._waiter
         return self._fresh or (waiter is not None and not waiter.done())
 
@@ -205,15 +400,22 @@ class Connection(web.RequestHandler):
         if data and self._transport is not None:
             self.data_received(data)
 
+    def _process_keepalive(self) -> None:
+        """Close what has been idle for too long: not whom we are answering ourselves."""
+        if self._answering is not None:
+            self._next_keepalive_close_time = self._loop.time() + self._idle_s
+        super()._process_keepalive()
+
     def _tell(self, answer: Prepared, written: tuple[int, int], method: str, seconds: float) -> None:
         """Count the answer, and write its record."""
         site = self._site
         status, size = written
         site.meter.answered(answer.route, "hit", status, size, seconds)
         if site.access_log:
-            fields = CIMultiDict(list_fields(self._block))
+            if self._fields is None:
+                self._fields = CIMultiDict(list_fields(self._block))
             peer = self.peername
-            client = client_address(peer[0] if isinstance(peer, tuple) else "", fields, site.door.trusted_proxies)
+            client = client_address(peer[0] if isinstance(peer, tuple) else "", self._fields, site.door.trusted_proxies)
             record(str(client), method, answer.route, answer.key, "hit", status, size, seconds)
 
     def _watch(self, transport: asyncio.Transport) -> None:
@@ -238,6 +440,13 @@ class Connection(web.RequestHandler):
             self._sent.set_result(None)
 
 
+def _framed(piece: bytes, *, chunked: bool) -> tuple[bytes, ...]:
+    """Return a piece as it goes over the wire; an empty one is the last (RFC 9112, 7.1)."""
+    if not chunked:
+        return (piece,)
+    return (b"%x\r\n" % len(piece), piece, b"\r\n") if piece else (b"0\r\n\r\n",)
+
+
 def _is_part(data: bytes) -> bool:
     """Whether this may be the beginning of a head that can be answered quickly."""
     if len(data) < len(_HEAD):
@@ -254,7 +463,7 @@ class Connections(web.Server):
         self._limits = limits
 
     def pass_on(self) -> None:
-        """Have all requests on the connections there are go the long way, where an answer can end its connection."""
+        """Leave all requests on the connections there are to aiohttp, whose answers can end a connection."""
         for connection in self.connections:
             assert isinstance(connection, Connection)
             connection.pass_on()

@@ -19,7 +19,6 @@ from urllib.parse import urlsplit
 from proxy.core.errors import Unauthorized
 from proxy.core.headers import client_address, passed_through_us
 from proxy.service.keep import Visit
-from proxy.web.site import NOTES, SITE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from proxy.core.signing import Signatures
     from proxy.core.source import ImgQuery
     from proxy.ports import Clock
+    from proxy.web.exchange import Ask
 
 FORWARDING_FIELDS: Final = ("Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "X-Real-IP", "Via")
 
@@ -74,7 +74,7 @@ class Door:
     """`server.public_url` without a slash at its end."""
     clock: Clock
 
-    def admit(self, request: web.Request, query: ImgQuery) -> Visit:
+    def admit(self, ask: Ask, query: ImgQuery) -> Visit:
         """
         Tell who asks for an image, and note until when it may be shown.
 
@@ -88,13 +88,13 @@ class Door:
 
         if self.signature == "always":
             end = self.signatures.judge(query.text, dict(query.options), self.clock().timestamp())
-            request[NOTES].permitted_until = end
+            ask.notes.permitted_until = end
         return Visit(
-            head=request.method == "HEAD",
-            came_from_us=passed_through_us(request.headers),
+            head=ask.head,
+            came_from_us=passed_through_us(ask.fields),
             insist=insist,
-            address=self._find_payer(request),
-            joins_only=request.app[SITE].is_side_door,
+            address=self._find_payer(ask),
+            joins_only=ask.site.is_side_door,
         )
 
     def insist_on_access(self, request: web.Request) -> None:
@@ -135,14 +135,14 @@ class Door:
         host = _HOST.fullmatch(authority)
         return host is not None and host[1].strip("[]").lower() in self.own_hosts
 
-    def _find_payer(self, request: web.Request) -> str | None:
+    def _find_payer(self, ask: Ask) -> str | None:
         """
         Return whose allowance a fill counts against: an address, or the network of an IPv6 one, for its last 64 bits
         are its owner's to choose (RFC 4291, 2.5.4). `None`: this machine's own programs, unless they pass others' on.
         """
-        address = client_address(request.remote or "", request.headers, self.trusted_proxies)
+        address = client_address(ask.remote, ask.fields, self.trusted_proxies)
         if isinstance(address, str):
             return address
         if address.is_loopback:
-            return str(address) if any(name in request.headers for name in FORWARDING_FIELDS) else None
+            return str(address) if any(name in ask.fields for name in FORWARDING_FIELDS) else None
         return str(address) if address.version == 4 else f"{address.exploded[:19]}::/64"

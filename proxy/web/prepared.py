@@ -85,6 +85,7 @@ class PreparedAnswers:
         """By key: what has to go together."""
         self.bytes = 0
         self._openings: dict[int, bytes] = {}
+        self._signature = b""
         self._dated_until = 0.0
 
     def __len__(self) -> int:
@@ -136,7 +137,7 @@ class PreparedAnswers:
         if whole is None or caching is None:
             return None
         if now >= self._dated_until:
-            self._renew_openings(now)
+            self.sign(now)
         if asked is not PLAIN:
             if etag_matches(asked.if_none_match or "", answer.etag):
                 transport.write(b"".join((self._openings[304], caching, answer.fields, b"\r\n")))
@@ -176,13 +177,15 @@ class PreparedAnswers:
             return self._forever
         return b"Cache-Control: public, max-age=%d\r\n" % seconds if seconds > 0 else None
 
-    def _renew_openings(self, now: float) -> None:
-        """Write today's date into what all answers begin with; it holds until the second is over."""
-        time = self._clock().timestamp()
-        self._dated_until = now + 1 - time % 1
-        date = encode_fields([("Date", formatdate(time, usegmt=True)), ("Server", SERVER)])
-        for status, reason in STATUS_LINES.items():
-            self._openings[status] = b"HTTP/1.1 %d %b\r\n%b%b" % (status, reason, date, self._encoded)
+    def sign(self, now: float) -> bytes:
+        """Return the fields that say who answers, and when. They hold until the second is over."""
+        if now >= self._dated_until:
+            time = self._clock().timestamp()
+            self._dated_until = now + 1 - time % 1
+            self._signature = encode_fields([("Date", formatdate(time, usegmt=True)), ("Server", SERVER)])
+            for status, reason in STATUS_LINES.items():
+                self._openings[status] = b"HTTP/1.1 %d %b\r\n%b%b" % (status, reason, self._signature, self._encoded)
+        return self._signature
 
     def _forget(self, target: bytes) -> None:
         answer = self._answers.pop(target, None)

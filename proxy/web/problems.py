@@ -17,10 +17,13 @@ from aiohttp import web
 
 from proxy.core import errors
 from proxy.core.headers import cache_status
+from proxy.web.exchange import Answer, as_response
 from proxy.web.site import NOTES
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
+
+    from proxy.web.site import Notes
 
 log = logging.getLogger(__name__)
 
@@ -56,13 +59,15 @@ _HTTP_CODES: Final = {
 }
 
 
-def problem(error: errors.ImgkeepError, *, api: bool = False) -> web.Response:
+def problem(error: errors.ImgkeepError, *, api: bool = False) -> Answer:
     """Return the answer to a typed error; under `/api` it says `"success": false` too."""
     status, title = next((status, title) for kind, status, title in STATUSES if isinstance(error, kind))
     answer = _answer(status, title, error.code, str(error), {"success": False} if api else {})
     if isinstance(error, errors.OriginError) and not api:
         forwarded = () if error.origin_status is None else (f"fwd-status={error.origin_status}",)
         answer.headers["Cache-Status"] = cache_status("fwd=uri-miss", *forwarded)
+    if isinstance(error, errors.Unauthorized):
+        answer.headers["WWW-Authenticate"] = 'Bearer realm="imgkeep"'  # RFC 6750, 3
     retry_after_s = getattr(error, "retry_after_s", None)
     if retry_after_s is None and status == 503:
         retry_after_s = 5
@@ -71,51 +76,48 @@ def problem(error: errors.ImgkeepError, *, api: bool = False) -> web.Response:
     return answer
 
 
+def explain(error: Exception, notes: Notes, *, api: bool = False) -> Answer:
+    """Return the answer to whatever a handler raised; what nobody foresaw is logged, without its message."""
+    if isinstance(error, errors.ImgkeepError):
+        notes.code = error.code
+        return problem(error, api=api)
+    extensions = {"success": False} if api else {}
+    if isinstance(error, web.HTTPException):
+        notes.code = _HTTP_CODES.get(error.status, "http_error")
+        status = HTTPStatus(error.status)
+        told = error.text if error.text != f"{status.value}: {error.reason}" else None
+        answer = _answer(error.status, status.phrase, notes.code, told or status.description, extensions)
+        if "Allow" in error.headers:
+            answer.headers["Allow"] = error.headers["Allow"]
+        return answer
+    log.error("unforeseen error", exc_info=error)
+    notes.code = "internal_error"
+    detail = "The server met an error of its own; it was logged."
+    return _answer(500, "Internal error", notes.code, detail, extensions)
+
+
 @web.middleware
 async def problems(
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
 ) -> web.StreamResponse:
-    """Turn whatever a handler raises into a problem; what nobody foresaw is logged, without its message."""
+    """Turn whatever a handler raises into a problem."""
     try:
         return await handler(request)
-    except errors.ImgkeepError as error:
-        request[NOTES].code = error.code
-        answer = problem(error, api=request.path.startswith("/api"))
-        if isinstance(error, errors.Unauthorized):
-            answer.headers["WWW-Authenticate"] = 'Bearer realm="imgkeep"'  # RFC 6750, 3
-        return answer
-    except web.HTTPException as error:
-        code = _HTTP_CODES.get(error.status, "http_error")
-        request[NOTES].code = code
-        status = HTTPStatus(error.status)
-        told = error.text if error.text != f"{status.value}: {error.reason}" else None
-        extensions = {"success": False} if request.path.startswith("/api") else {}
-        answer = _answer(error.status, status.phrase, code, told or status.description, extensions)
-        if "Allow" in error.headers:
-            answer.headers["Allow"] = error.headers["Allow"]
-        return answer
     except ConnectionError:
         raise
-    except Exception:
-        log.exception("unforeseen error")
-        request[NOTES].code = "internal_error"
-        detail = "The server met an error of its own; it was logged."
-        extensions = {"success": False} if request.path.startswith("/api") else {}
-        return _answer(500, "Internal error", "internal_error", detail, extensions)
+    except Exception as error:  # noqa: BLE001 - `explain` logs what nobody foresaw
+        return as_response(explain(error, request[NOTES], api=request.path.startswith("/api")))
 
 
 def _answer(
     status: int, title: str, code: str, detail: str, extensions: Mapping[str, object] = MappingProxyType({})
-) -> web.Response:
+) -> Answer:
     problem_type = f"urn:imgkeep:problem:{code}"
     body = {"type": problem_type, "title": title, "status": status, "detail": detail, "code": code, **extensions}
-    return web.Response(
-        status=status,
-        body=msgspec.json.encode(body),
-        content_type="application/problem+json",
-        headers={
-            "Cache-Control": "no-store",
-            "X-Content-Type-Options": "nosniff",
-            "Access-Control-Allow-Origin": "*",
-        },
-    )
+    headers = {
+        "Content-Type": "application/problem+json",
+        "Cache-Control": "no-store",
+        "X-Content-Type-Options": "nosniff",
+        "Access-Control-Allow-Origin": "*",
+    }
+    return Answer(status, headers, msgspec.json.encode(body))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
 
@@ -12,6 +12,12 @@ from proxy.web.site import NOTES, SITE, Notes
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+
+    from proxy.core.headers import Fields
+    from proxy.web.site import Site
+
+CLIENT_LEFT: Final = 499
+"""nginx's word for a client that left before the answer began."""
 
 log = logging.getLogger("imgkeep.access")
 
@@ -24,7 +30,7 @@ async def records(
     site = request.app[SITE]
     start = site.timer()
     notes = request[NOTES] = Notes()
-    status = 499  # nginx's word for a client that left before the answer began
+    status = CLIENT_LEFT
     try:
         response = await handler(request)
         status = response.status
@@ -36,14 +42,22 @@ async def records(
         notes.code = "client_left"
         return web.Response(status=status)
     finally:
-        seconds = site.timer() - start
         resource = request.match_info.route.resource
         route = "unmatched" if resource is None else resource.canonical
-        outcome = notes.code or notes.outcome
-        site.meter.answered(route, outcome, status, notes.sent, seconds)
-        if site.access_log:
-            client = client_address(request.remote or "", request.headers, site.door.trusted_proxies)
-            record(str(client), request.method, route, notes.key, outcome, status, notes.sent, seconds)
+        peer = (request.remote or "", request.headers)
+        tell(site, peer, request.method, route, notes, status, site.timer() - start)
+
+
+def tell(  # noqa: PLR0913, PLR0917 - the fields of a record, in their order
+    site: Site, peer: tuple[str, Fields], method: str, route: str, notes: Notes, status: int, seconds: float
+) -> None:
+    """Count a request, and write its record. `peer` is its address, and what the request says of others."""
+    outcome = notes.code or notes.outcome
+    site.meter.answered(route, outcome, status, notes.sent, seconds)
+    if site.access_log:
+        remote, fields = peer
+        client = str(client_address(remote, fields, site.door.trusted_proxies))
+        record(client, method, route, notes.key, outcome, status, notes.sent, seconds)
 
 
 def record(  # noqa: PLR0913, PLR0917 - the fields of a record, in their order

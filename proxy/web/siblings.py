@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from http import HTTPStatus
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, cast
@@ -18,17 +19,20 @@ from urllib.parse import quote
 
 import aiohttp
 import msgspec
-from aiohttp import HttpVersion11, web
+from aiohttp import web
 from multidict import CIMultiDict
 from yarl import URL
 
-from proxy.core.errors import Busy, StorageError
+from proxy.core.errors import Busy, OriginError, StorageError
+from proxy.web.exchange import Answer, Part, piece_size
 from proxy.web.site import NOTES, SITE
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 
     from proxy.core.model import Digest, Key, Place
+    from proxy.web.exchange import Ask
+    from proxy.web.site import Notes
 
 CLAIMS: Final = "claims"
 WORKS: Final = "works"
@@ -83,24 +87,40 @@ class Siblings:
         """Return where a worker listens for its siblings."""
         return self._folder / f"{name}.sock"
 
-    async def follow(self, request: web.Request, holder: str, key: Key) -> web.StreamResponse | None:
+    async def follow(self, ask: Ask, holder: str, key: Key) -> Answer | None:
         """
         Answer with the image of `key` that another worker has or is fetching; `None`: look again, it has none.
 
         Raises:
             Busy: It cannot be asked.
         """
-        target = request.raw_path
-        if request.version < HttpVersion11 or not target.startswith("/") or not target.isascii() or "#" in target:
+        target = ask.target
+        if not ask.takes_chunks or not target.startswith("/") or not target.isascii() or "#" in target:
             # Such a client cannot be told that a body of unknown size was cut; such a target would not arrive as it is.
             await self.wait(holder, key)
             return None
-        headers = [(name, value) for name in CONDITIONS for value in request.headers.getall(name, [])]
+        conditions = [(name, value) for name in CONDITIONS for value in ask.fields.getall(name, [])]
+        fields = CIMultiDict((name, value) for name, value in conditions if _can_be_sent(value))
+        method = "HEAD" if ask.head else "GET"
         try:
-            return await self._pass_on(request, holder, URL(f"http://sibling{target}", encoded=True), headers)
+            answer = await self._ask(holder, method, URL(f"http://sibling{target}", encoded=True), fields)
         except (aiohttp.ClientError, OSError):
             await self._see_freed(holder, key)
             return None
+        relayed, is_taken = Relayed(answer), False
+        try:
+            if answer.status == web.HTTPMisdirectedRequest.status_code:
+                return None
+            headers = dict(_take_notes(answer, ask.notes))
+            if ask.head or answer.status == HTTPStatus.NOT_MODIFIED:
+                return Answer(answer.status, headers)
+            end = answer.content_length
+            first = await relayed.read(0, piece_size(0, end))
+            is_taken = True
+            return Answer(answer.status, headers, Part(relayed, 0, end, first))
+        finally:
+            if not is_taken:
+                await relayed.aclose()
 
     async def wait(self, holder: str, key: str) -> None:
         try:
@@ -181,9 +201,7 @@ class Siblings:
                 return await handler(request)
             try:
                 if holder is not None:
-                    answer = await self._pass_on(request, holder, url, headers, with_body=request.body_exists)
-                    if answer is not None:
-                        return answer
+                    return await self._pass_on(request, holder, url, headers, with_body=request.body_exists)
             except aiohttp.ClientConnectorError:
                 pass  # it is dead, or has left
             except (aiohttp.ClientError, OSError):
@@ -201,33 +219,39 @@ class Siblings:
         headers: Iterable[tuple[str, str]],
         *,
         with_body: bool = False,
-    ) -> web.StreamResponse | None:
+    ) -> web.StreamResponse:
         """
-        Answer with what a sibling answers; `None`: it has nothing to say to that.
+        Answer with what a sibling answers.
 
         Raises:
             aiohttp.ClientError, OSError: It said nothing.
         """
         fields = CIMultiDict((name, value) for name, value in headers if _can_be_sent(value))
-        async with self._session(holder).request(
-            request.method,
-            url,
-            headers=fields,
-            data=request.content if with_body else None,
-            skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
-            allow_redirects=False,
-        ) as answer:
-            if answer.status == web.HTTPMisdirectedRequest.status_code:
-                return None
-            notes = request[NOTES]
-            outcome, _, key = answer.headers.get(OUTCOME, notes.outcome).partition(" ")
-            notes.outcome, notes.key = outcome, key or notes.key
-            kept = [(name, value) for name, value in answer.headers.items() if name.lower() not in NOT_PASSED_ON]
-            response = web.StreamResponse(status=answer.status, reason=answer.reason, headers=CIMultiDict(kept))
+        body = request.content if with_body else None
+        async with await self._ask(holder, request.method, url, fields, body) as answer:
+            kept = CIMultiDict(_take_notes(answer, request[NOTES]))
+            response = web.StreamResponse(status=answer.status, reason=answer.reason, headers=kept)
             if request.method == "HEAD" or answer.status in {204, 304}:
                 return response
             await _stream(request, response, answer)
             return response
+
+    async def _ask(
+        self,
+        holder: str,
+        method: str,
+        url: URL,
+        fields: CIMultiDict[str],
+        body: aiohttp.StreamReader | None = None,
+    ) -> aiohttp.ClientResponse:
+        return await self._session(holder).request(
+            method,
+            url,
+            headers=fields,
+            data=body,
+            skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
+            allow_redirects=False,
+        )
 
     async def _see_freed(self, holder: str, key: str) -> None:
         """
@@ -276,6 +300,35 @@ class Siblings:
                 auto_decompress=False,
             )
         return session
+
+
+class Relayed:
+    """The body of a sibling's answer, as it comes. Implements `ports.Body` for one reader, from its beginning on."""
+
+    at_hand = None
+
+    def __init__(self, answer: aiohttp.ClientResponse) -> None:
+        self._answer = answer
+        self.size = answer.content_length
+
+    async def settle(self) -> int:
+        raise NotImplementedError("only its reader needs to know")
+
+    async def read(self, _offset: int, size: int) -> bytes:
+        try:
+            return await self._answer.content.read(size)
+        except (TimeoutError, aiohttp.ClientError):
+            raise OriginError("the image broke off on its way from another worker") from None
+
+    async def aclose(self) -> None:
+        self._answer.close()
+
+
+def _take_notes(answer: aiohttp.ClientResponse, notes: Notes) -> list[tuple[str, str]]:
+    """Note what a sibling has noted, and return the fields that are passed on."""
+    outcome, _, key = answer.headers.get(OUTCOME, notes.outcome).partition(" ")
+    notes.outcome, notes.key = outcome, key or notes.key
+    return [(name, value) for name, value in answer.headers.items() if name.lower() not in NOT_PASSED_ON]
 
 
 async def _stream(request: web.Request, response: web.StreamResponse, answer: aiohttp.ClientResponse) -> None:

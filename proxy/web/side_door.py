@@ -13,7 +13,8 @@ import msgspec
 from aiohttp import web
 
 from proxy.core.model import Digest, Key
-from proxy.web.images import img
+from proxy.web.exchange import over_aiohttp
+from proxy.web.images import IMG, img
 from proxy.web.problems import problems
 from proxy.web.siblings import OUTCOME, Notice
 from proxy.web.site import NOTES, SITE, Notes
@@ -36,7 +37,7 @@ def side_door(
     """Make the application for the siblings of the worker `name`. `learn` is told what they tell."""
     app = web.Application(middlewares=[notes, problems], client_max_size=NOTICE_BYTES_MAX)
     app[SITE] = site
-    app.router.add_get("/img", img)
+    app.router.add_get(IMG, over_aiohttp(img))
     add_api(app.router)
 
     async def wait(request: web.Request) -> web.Response:

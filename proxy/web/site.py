@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from proxy.service.removal import Remover
     from proxy.service.save import Saver
     from proxy.web.bodies import Bodies
+    from proxy.web.crowd import Crowd
     from proxy.web.door import Door
     from proxy.web.prepared import PreparedAnswers
     from proxy.web.siblings import Siblings
@@ -55,6 +56,8 @@ class Site:
     clock: Clock
     timer: Callable[[], float]
     stall_timeout_s: float = STALL_TIMEOUT_S
+    crowds: dict[bytes, Crowd] = field(default_factory=dict)
+    """By request target: the answers that are on their way."""
     siblings: Siblings | None = None
     """`None`: there is one worker."""
     is_side_door: bool = False

@@ -73,3 +73,41 @@ async def test_under_every_address_both_ways_say_and_record_the_same(
     assert facts[0] == facts[1]
     assert facts[0]["key"]
     assert len(site_of(imgkeep).prepared) == number
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize(
+    ("target", "fields", "status"),
+    [
+        (f"/images/{'0' * 64}.png", (), 404),
+        ("/images/x", (), 404),
+        ("/img?src=", (), 400),
+        ("/img?src=ftp%3A%2F%2Fa.example%2Fa.png", (), 400),
+        ("/img?src=http%3A%2F%2F10.0.0.1%2Fa.png", (), 403),
+        ("/img?source=x", (), 400),
+        ("/img?src=http%3A%2F%2Fa.example%2Fa.png", ("Via: 1.1 imgkeep",), 508),
+        ("", ("Range: bytes=99999-",), 416),
+        ("", ("Range: bytes=5-", 'If-Range: "x"'), 200),
+        ("", ("If-None-Match: *",), 304),
+    ],
+    ids=["404", "no name", "no src", "ftp", "403", "400", "508", "416", "If-Range", "304"],
+)
+async def test_with_and_without_aiohttp_the_answer_is_the_same(  # noqa: PLR0917 - a table
+    start: Start, origin: FakeOrigin, method: str, target: str, fields: tuple[str, ...], status: int
+) -> None:
+    imgkeep = await start(server={"public_url": PUBLIC})
+    kept_target = await prepared(imgkeep, origin.gives("/a.png", IMAGE))
+    long = await ask(imgkeep, target or kept_target, *fields, method=method)
+    table = site_of(imgkeep).prepared
+    for key in list(table._targets):
+        table.drop(key)
+    async with line_to(port_of(imgkeep)) as line:
+        direct = await line.ask(target or kept_target, *fields, method=method)
+    if method == "HEAD" and status == 416:
+        status = 200  # RFC 9110, 14.2: a range is for GET
+    assert long.status == direct.status == status
+    dull = {"content-type", "content-length"} if status in {304, 416} else set()
+    assert {name: value for name, value in told(direct)[1].items() if name not in dull} == {
+        name: value for name, value in told(long)[1].items() if name not in dull
+    }
+    assert direct.body == long.body

@@ -69,7 +69,7 @@ def test_every_error_has_its_own_place_in_the_table(kind: type[ImgkeepError]) ->
         "detail": "the reason",
         "code": kind.code,
     }
-    assert answer.content_type == "application/problem+json"
+    assert answer.headers["Content-Type"] == "application/problem+json"
     assert answer.headers["Cache-Control"] == "no-store"
     assert answer.headers["X-Content-Type-Options"] == "nosniff"
     assert ("Retry-After" in answer.headers) == (answer.status in {429, 503})

@@ -173,5 +173,6 @@ async def test_who_waits_for_a_disk_is_not_idle(start: Start, origin: FakeOrigin
         connection._next_keepalive_close_time = 0.0
         connection.data_received(request(target, close=False))
         assert not wire.written.is_set(), "its bytes are being brought"
+        connection._process_keepalive()
         assert connection._next_keepalive_close_time > asyncio.get_running_loop().time()
         await wire.written.wait()

@@ -1,0 +1,139 @@
+"""
+GET requests over the connections of an aiohttp session's connector, without the session.
+
+A session makes an object of everything that a request may have, and follows cookies, redirects and traces that we do
+not want; that costs as much as the rest of a fetch. Here the request is written as it is, and what comes back is read
+by aiohttp's own parser. Connections, TLS, addresses and time limits are aiohttp's: a session and a wire share them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import aiohttp
+from cachetools import LRUCache
+from yarl import URL
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from aiohttp.client_proto import ResponseHandler
+    from aiohttp.connector import Connection
+    from multidict import CIMultiDictProxy
+
+    from proxy.core.model import Source
+
+ORIGINS_MAX: Final = 1024
+"""So many origins are remembered as the connector wants to have them described; 3 kB each."""
+SWITCHING_PROTOCOLS: Final = 101
+
+
+@dataclass(slots=True)
+class Response:
+    """The head of an answer, and its body as it comes."""
+
+    status: int
+    headers: CIMultiDictProxy[str]
+    content: aiohttp.StreamReader
+    _connection: Connection | None
+
+    @property
+    def content_length(self) -> int | None:
+        value = self.headers.get("Content-Length")
+        return None if value is None else int(value)
+
+    def close(self) -> None:
+        """Close the connection, unless the body was read to its end."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+    def release(self) -> None:
+        """Give the connection back."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.release()
+
+
+class Wire:
+    """
+    Sends requests with the header fields `fields`.
+
+    Args:
+        session: Whose connector and time limits are used.
+        limits: For `aiohttp`'s parser: `read_bufsize`, `max_line_size`, `max_field_size`.
+    """
+
+    def __init__(self, session: aiohttp.ClientSession, fields: Mapping[str, str], **limits: int) -> None:
+        self._session = session
+        self._fields = _encode(fields)
+        self._limits = limits
+        self._origins: LRUCache[tuple[str, str], aiohttp.ClientRequest] = LRUCache(ORIGINS_MAX)
+
+    async def get(self, source: Source, conditions: Mapping[str, str]) -> Response:
+        """
+        Send a request and return the head of the answer.
+
+        Raises:
+            aiohttp.ClientError, aiohttp.http_exceptions.HttpProcessingError, TimeoutError, ValueError: As a session.
+        """
+        head = f"GET {source.target} HTTP/1.1\r\nHost: {source.authority}\r\n".encode("ascii")
+        request = b"".join((head, self._fields, _encode(conditions), b"\r\n"))
+        origin = self._describe(source)
+        try:
+            return await self._send(origin, request)
+        except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
+            if isinstance(error, aiohttp.ClientConnectorError):
+                raise
+            # An origin may close a connection that it kept open at the very moment when we use it again.
+            return await self._send(origin, request)
+
+    async def _send(self, origin: aiohttp.ClientRequest, request: bytes) -> Response:
+        connector, timeout = self._session.connector, self._session.timeout
+        if connector is None:
+            raise aiohttp.ClientConnectionError("the session is closed")
+        connection = await connector.connect(origin, [], timeout)
+        try:
+            protocol, transport = _ends_of(connection)
+            protocol.set_response_params(
+                read_until_eof=True, auto_decompress=False, read_timeout=timeout.sock_read, **cast("Any", self._limits)
+            )
+            transport.write(request)
+            protocol.start_timeout()
+            while True:
+                message, content = await protocol.read()
+                if not 100 <= message.code < 200 or message.code == SWITCHING_PROTOCOLS:
+                    break  # those that come before the answer are passed over (RFC 9110, 15.2)
+        except BaseException:
+            connection.close()
+            raise
+        response = Response(message.code, message.headers, content, connection)
+        if message.code != SWITCHING_PROTOCOLS:
+            content.on_eof(response.release)
+        return response
+
+    def _describe(self, source: Source) -> aiohttp.ClientRequest:
+        """Return what a connector asks about where to connect to."""
+        key = (source.scheme, source.authority)
+        origin = self._origins.get(key)
+        if origin is None:
+            url = URL(f"{source.scheme}://{source.authority}/", encoded=True)
+            origin = aiohttp.ClientRequest("GET", url, loop=asyncio.get_running_loop(), session=self._session)
+            self._origins[key] = origin
+        return origin
+
+
+def _ends_of(connection: Connection) -> tuple[ResponseHandler, asyncio.Transport]:
+    protocol, transport = connection.protocol, connection.transport
+    if protocol is None or transport is None:
+        raise aiohttp.ServerDisconnectedError
+    return protocol, transport
+
+
+def _encode(fields: Mapping[str, str]) -> bytes:
+    for value in fields.values():
+        if "\r" in value or "\n" in value:
+            raise ValueError("a header field has more than one line")
+    return "".join(f"{name}: {value}\r\n" for name, value in fields.items()).encode()
