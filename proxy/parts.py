@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
 
 from proxy.catalog import CatalogTooNew, SqlCatalog
+from proxy.catalog.sql import LINGER_LONG_S, LINGER_S
 from proxy.config import read_catalog_url, read_store_url
 from proxy.core.errors import RemoteFault, StorageError
 from proxy.core.store_url import Bucket, Folder
@@ -119,7 +120,9 @@ async def open_parts(  # noqa: PLR0913 - all but one by keyword, in two places
     disk = LocalStore(
         _disk_root(config, place), hot_bytes_max=config.store.hot_bytes_max, free_bytes_min=config.store.free_bytes_min
     )
-    catalog = SqlCatalog(read_catalog_url(config.catalog.url), clock)
+    # Without the row of what is in a bucket nobody finds its copy while the bucket is away, so those rows are not late.
+    linger_s = LINGER_LONG_S if isinstance(place, Folder) else LINGER_S
+    catalog = SqlCatalog(read_catalog_url(config.catalog.url), clock, linger_s=linger_s)
     memory = MemorySpool(config.store.hot_bytes_max)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(disk.aclose)

@@ -31,9 +31,13 @@ if TYPE_CHECKING:
 BATCH: Final = 2000
 """Rows in one transaction: enough to be quick, few enough to let others in between, a tenth of a second."""
 
-LINGER_S: Final = 1
-"""So long new records are collected. Keys are as good as random, so each row is on pages of its own; with many rows in
-one transaction pages are written for several of them."""
+LINGER_S: Final = 0.1
+"""So long new records are collected: a transaction costs as much as fifty rows."""
+LINGER_LONG_S: Final = 1
+"""
+So long where nobody looks for records here, because the store is as near. Keys are as good as random, so each row is on
+pages of its own; with many rows in one transaction pages are written for several of them.
+"""
 PENDING_MAX: Final = 10_000
 """Records that wait for a database that is away; beyond, they are left to the next reindex."""
 FIND_TIMEOUT_S: Final = 1
@@ -45,10 +49,15 @@ T = TypeVar("T")
 
 
 class SqlCatalog(Database):
-    """Implements `ports.Catalog`, `ports.Outbox`, `ports.Ledger` and `service.removal.Register`."""
+    """
+    Implements `ports.Catalog`, `ports.Outbox`, `ports.Ledger` and `service.removal.Register`.
 
-    def __init__(self, url: str, clock: Clock) -> None:
+    What was put in the last `linger_s` seconds is lost in a crash, and brought back by the store.
+    """
+
+    def __init__(self, url: str, clock: Clock, *, linger_s: float = LINGER_S) -> None:
         super().__init__(url, clock)
+        self._linger_s = linger_s
         self._pending: dict[Key, Record] = {}
         self._flush: asyncio.Task[None] | None = None
         self._hurry = asyncio.Event()
@@ -202,7 +211,7 @@ class SqlCatalog(Database):
         try:
             while self._pending:
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._hurry.wait(), LINGER_S)
+                    await asyncio.wait_for(self._hurry.wait(), self._linger_s)
                 waiting = sorted(self._pending.values(), key=attrgetter("key"))  # neighbours share pages
                 for start in range(0, len(waiting), BATCH):
                     batch = waiting[start : start + BATCH]

@@ -201,6 +201,6 @@ async def test_a_client_that_leaves_before_the_answer_does_not_stop_the_fill(
     with pytest.raises(asyncio.CancelledError):
         await asking
     left.set()
-    await until(lambda: imgkeep.files("records"))
+    await until_counted(imgkeep, 'imgkeep_fills_total{outcome="stored"}', 1)
     assert (await look(imgkeep, url)).headers["Cache-Status"] == "imgkeep; hit"
     assert origin.asked("/a.png") == 1
