@@ -47,8 +47,22 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class Body(Protocol):
-    """Readable bytes. The holder calls `aclose` when done, exactly once; others may read the same bytes meanwhile."""
+class Readable(Protocol):
+    """Bytes that come. The holder calls `aclose` when done, exactly once."""
+
+    async def read(self, offset: int, size: int) -> bytes:
+        """
+        Return between 1 and `size` bytes from `offset` on; nothing at the end.
+
+        Raises:
+            ImgkeepError: The bytes are not to be had; those already returned must not pass for the whole.
+        """
+
+    async def aclose(self) -> None: ...
+
+
+class Body(Readable, Protocol):
+    """The bytes of an image. Others may read the same ones meanwhile."""
 
     @property
     def size(self) -> int | None:
@@ -60,16 +74,6 @@ class Body(Protocol):
 
     async def settle(self) -> int:
         """Wait until the size is certain and return it. Raises as `read` does."""
-
-    async def read(self, offset: int, size: int) -> bytes:
-        """
-        Return between 1 and `size` bytes from `offset` on; nothing at the end.
-
-        Raises:
-            ImgkeepError: The bytes are not to be had; those already returned must not pass for the whole.
-        """
-
-    async def aclose(self) -> None: ...
 
 
 class Growing(Protocol):

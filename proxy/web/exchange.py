@@ -25,7 +25,7 @@ from proxy.web.site import NOTES, SITE
 if TYPE_CHECKING:
     from multidict import MultiMapping
 
-    from proxy.ports import Body, Growing
+    from proxy.ports import Growing, Readable
     from proxy.web.site import Notes, Site
 
 PIECE_BYTES: Final = 32_768
@@ -69,7 +69,7 @@ class Part:
     Whoever gets one closes the body.
     """
 
-    body: Body
+    body: Readable
     start: int
     end: int | None
     first: bytes

@@ -303,16 +303,10 @@ class Siblings:
 
 
 class Relayed:
-    """The body of a sibling's answer, as it comes. Implements `ports.Body` for one reader, from its beginning on."""
-
-    at_hand = None
+    """The body of a sibling's answer, as it comes. Implements `ports.Readable`, from its beginning on."""
 
     def __init__(self, answer: aiohttp.ClientResponse) -> None:
         self._answer = answer
-        self.size = answer.content_length
-
-    async def settle(self) -> int:
-        raise NotImplementedError("only its reader needs to know")
 
     async def read(self, _offset: int, size: int) -> bytes:
         try:
