@@ -140,6 +140,7 @@ async def test_a_worker_that_dies_takes_nothing_with_it(tmp_path: Path, origin: 
         before = workers(program)
         first = asyncio.create_task(program.img(url))
         victim = await holder(program)
+        await until(lambda: origin.asked("/a.png") == 1)  # a claim comes before the request
         os.kill(victim.pid, signal.SIGKILL)
         first.cancel()
         gate.set()
