@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -26,8 +25,8 @@ if TYPE_CHECKING:
 
 TIMEOUT_S: Final = 30
 """A disk that takes longer is as good as gone. A spinning one that wakes up takes ten."""
-SHORT_S: Final = 0.001
-"""Short work takes a tenth of it. Whatever has waited for longer gets a thread of its own."""
+LATE_S: Final = 0.005
+"""Short work takes a fiftieth of it. Whatever has waited for longer is behind some that does not."""
 
 T = TypeVar("T")
 
@@ -54,11 +53,18 @@ class Threads:
     """Runs the work of one disk. A disk answers a few at a time: more threads would only wait."""
 
     def __init__(self, number: int = 8, *, timeout_s: float = TIMEOUT_S) -> None:
+        self._number = number
         self._pool = ThreadPoolExecutor(number, thread_name_prefix="disk")
         self._timeout_s = timeout_s
         self._short: deque[_Short] = deque()
+        self._done: deque[_Short] = deque()
+        """What threads have done and nobody was told of."""
+        self._at_work = 0
+        """Threads that do short work."""
         self._set_off = False
         """Whether the short work that waits is looked at in a turn to come."""
+        self._watched = False
+        """Whether a look is due at those threads."""
 
     async def run(self, work: Callable[..., T], *args: object) -> T:
         """
@@ -107,9 +113,9 @@ class Threads:
             patience.cancel()
 
     def _set_to_work(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Wake a thread for the short work that waits, and another one for what still waits a while later."""
+        """Wake a thread for the short work that waits."""
         self._set_off = False
-        if not self._short:
+        if not self._short or self._at_work >= self._number:
             return
         try:
             self._pool.submit(self._work, loop)
@@ -117,39 +123,47 @@ class Threads:
             while self._short:
                 self._short.popleft().answer.cancel()
             return
-        if len(self._short) > 1:  # the thread may be held up by the first of it
-            loop.call_later(SHORT_S, self._set_to_work, loop)
+        self._at_work += 1
+        if not self._watched:
+            self._watched = True
+            loop.call_later(LATE_S, self._look, loop)
+
+    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+        """A thread may be held up: what it has done before is told, and what is behind it gets another."""
+        self._tell()
+        self._watched = self._at_work > 0
+        if self._watched:
+            loop.call_later(LATE_S, self._look, loop)
+            self._set_to_work(loop)
 
     def _work(self, loop: asyncio.AbstractEventLoop) -> None:
         """Do short work until none is left. In a thread."""
-        done: list[_Short] = []
-        began = time.monotonic()
-        while self._short:
+        while True:
             try:
                 short = self._short.popleft()
-            except IndexError:  # another thread was quicker
+            except IndexError:
                 break
             try:
                 short.result = short.work(*short.args)
             except BaseException as error:  # noqa: BLE001 - who waits is told, whatever it is
                 short.error = error
-            done.append(short)
-            now = time.monotonic()
-            if now - began > SHORT_S:
-                loop.call_soon_threadsafe(_tell, done)
-                done, began = [], now
-        if done:
-            loop.call_soon_threadsafe(_tell, done)
+            self._done.append(short)
+        loop.call_soon_threadsafe(self._end_work, loop)
 
+    def _end_work(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._at_work -= 1
+        self._tell()
+        self._set_to_work(loop)  # what came while all were at work
 
-def _tell(done: list[_Short]) -> None:
-    for short in done:
-        if short.answer.done():
-            continue
-        if short.error is None:
-            short.answer.set_result(short.result)
-        else:
-            short.answer.set_exception(short.error)
+    def _tell(self) -> None:
+        while self._done:
+            short = self._done.popleft()
+            if short.answer.done():
+                continue
+            if short.error is None:
+                short.answer.set_result(short.result)
+            else:
+                short.answer.set_exception(short.error)
 
 
 def _pass_on(answer: asyncio.Future[T], future: asyncio.Future[T]) -> None:
