@@ -16,11 +16,13 @@ from typing import Final
 
 BLOCK_BYTES_MAX: Final = 8192
 """Of the header fields together: a browser's, cookies included, have a tenth of it."""
+FIELDS_MAX: Final = 100
+"""A browser sends twenty; the full parser refuses more than it cares to read, and says so."""
 
 # RFC 9110, 5.1 and 5.5; an empty line only at the end.
 _BLOCK: Final = re.compile(rb"(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*\r\n)*\r\n")
 _NOTABLE: Final = re.compile(
-    rb"^(connection|content-length|expect|if-none-match|if-range|proxy-connection|range|transfer-encoding|upgrade)"
+    rb"^(connection|content-length|expect|host|if-none-match|if-range|proxy-connection|range|transfer-encoding|upgrade)"
     rb":([^\r]*)\r$",
     re.IGNORECASE | re.MULTILINE,
 )
@@ -46,17 +48,22 @@ def read_fields(block: bytes) -> Asked | None:
 
     `None`: this is not certainly the whole of one request without a body, on a connection that stays open.
     """
-    if len(block) > BLOCK_BYTES_MAX or _BLOCK.fullmatch(block) is None:
+    if len(block) > BLOCK_BYTES_MAX or block.count(b"\n") > FIELDS_MAX or _BLOCK.fullmatch(block) is None:
         return None
     conditions: dict[str, str] = {}
+    hosts = 0
     for name_bytes, value_bytes in _NOTABLE.findall(block):
         name, value = name_bytes.decode().lower(), value_bytes.decode("latin-1").strip(" \t")
         if name in _CONDITIONS:
             # Its lines combined (RFC 9110, 5.3).
             conditions[name] = f"{conditions[name]}, {value}" if name in conditions else value
+        elif name == "host":
+            hosts += 1
         # The parser takes either name for the other, as old clients do.
         elif name not in {"connection", "proxy-connection"} or value.lower() not in {"keep-alive", ""}:
             return None
+    if hosts > 1:
+        return None  # RFC 9112, 3.2
     if not conditions:
         return PLAIN
     return Asked(conditions.get("if-none-match"), conditions.get("range"), conditions.get("if-range"))

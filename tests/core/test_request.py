@@ -9,7 +9,7 @@ from aiohttp.http import HttpProcessingError, HttpRequestParser
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.core.request import BLOCK_BYTES_MAX, PLAIN, Asked, list_fields, read_fields
+from proxy.core.request import BLOCK_BYTES_MAX, FIELDS_MAX, PLAIN, Asked, list_fields, read_fields
 
 HOST = b"Host: imgkeep.example\r\n"
 
@@ -20,6 +20,7 @@ READ = [
     pytest.param(b"Connection: keep-alive\r\n\r\n", PLAIN, id="keep-alive"),
     pytest.param(b"CONNECTION:Keep-Alive \r\n\r\n", PLAIN, id="keep-alive in another spelling"),
     pytest.param(b"Connection:\r\n\r\n", PLAIN, id="an empty Connection, as nginx sends it"),
+    pytest.param(b"A: b\r\n" * (FIELDS_MAX - 1) + b"\r\n", PLAIN, id="many"),
     pytest.param(b"X-Range: bytes=0-1\r\n\r\n", PLAIN, id="a name that ends like one of ours"),
     pytest.param(b'If-None-Match: "a"\r\n\r\n', Asked(if_none_match='"a"'), id="If-None-Match"),
     pytest.param(b'if-none-match: "a"\r\nIF-NONE-MATCH:"b"\r\n\r\n', Asked('"a", "b"'), id="two lines are one list"),
@@ -50,6 +51,8 @@ LEFT = [
     pytest.param(b"A: \x00\r\n\r\n", id="a null"),
     pytest.param(b"\xc3\xa4: b\r\n\r\n", id="a name that is not ASCII"),
     pytest.param(b"A: " + b"b" * BLOCK_BYTES_MAX + b"\r\n\r\n", id="too long"),
+    pytest.param(b"A: b\r\n" * FIELDS_MAX + b"\r\n", id="too many"),
+    pytest.param(HOST + b"HOST: b\r\n\r\n", id="two hosts"),
 ]
 
 
