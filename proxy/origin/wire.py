@@ -110,8 +110,7 @@ class Wire:
             connection.close()
             raise
         response = Response(message.code, message.headers, content, connection)
-        if message.code != SWITCHING_PROTOCOLS:
-            content.on_eof(response.release)
+        content.on_eof(response.release)
         return response
 
     def _describe(self, source: Source) -> aiohttp.ClientRequest:
