@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from proxy.config import ConfigError
+from proxy.core.model import Place
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -42,8 +43,6 @@ READY: Final = b"R"
 LEAVE: Final = b"L"
 
 BACKLOG: Final = 1024
-CLAIMS: Final = "claims"
-"""The folder of claims in that of the run (`storage/claims.py`)."""
 
 DELAY_MIN_S: Final = 0.1
 DELAY_MAX_S: Final = 10
@@ -125,7 +124,7 @@ class Supervisor:
             self._slots = [_Slot(sockets) for sockets in self._bind(stack)]
             made = stack.enter_context(TemporaryDirectory(prefix="imgkeep-", ignore_cleanup_errors=True))
             self._folder = Path(made)
-            (self._folder / CLAIMS).mkdir()
+            (self._folder / Place.CLAIMS).mkdir()
             self._lock_folder(stack)
             self._hear_signals(stack)
             stack.callback(self._kill_all)
@@ -290,7 +289,7 @@ class Supervisor:
 
     def _tidy(self, name: str) -> None:
         """Remove what a worker that has ended left behind: its claims, so that others can fetch, and its socket."""
-        with suppress(OSError), os.scandir(self._folder / CLAIMS) as claims:
+        with suppress(OSError), os.scandir(self._folder / Place.CLAIMS) as claims:
             for claim in map(Path, claims):
                 with suppress(OSError):
                     if str(claim.readlink()) == name:

@@ -26,6 +26,7 @@ from proxy import __version__
 from proxy.catalog import SqlJobs
 from proxy.core.errors import Conflict, StorageError, WrittenByNewer
 from proxy.core.identity import identify
+from proxy.core.model import Place
 from proxy.core.source import read_source
 from proxy.origin import AddressGuard, OriginClient
 from proxy.origin.guard import open_socket
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
     from aiohttp.abc import AbstractResolver
 
     from proxy.config import Config
-    from proxy.core.model import Digest, Key, Place, Record
+    from proxy.core.model import Digest, Key, Record
     from proxy.origin.guard import SocketFactory
     from proxy.parts import Parts
     from proxy.ports import Clock, Siblings, Sleep
@@ -307,7 +308,7 @@ async def open_works(
 
 def _open_claims(config: Config, seams: Seams, place: Place) -> Claims:
     linger_s = LINGER_S + config.store.timeout_s  # a look-up may go to a bucket
-    return Claims(Path(place.folder) / "claims", place.name, linger_s=linger_s, timer=seams.timer)
+    return Claims(Path(place.folder) / Place.CLAIMS, place.name, linger_s=linger_s, timer=seams.timer)
 
 
 def _prepare_healing(works: Works) -> Healer | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Final, NewType
+from typing import TYPE_CHECKING, ClassVar, Final, NewType
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -303,6 +303,11 @@ class Place:
         slot: Which of the `workers` it is, from 0 on. The one that replaces it has the same.
         folder: What they share while they run: their sockets and their claims.
     """
+
+    CLAIMS: ClassVar[str] = "claims"
+    """Where in the folder claims are (`storage/claims.py`)."""
+    WORKS: ClassVar[str] = "works"
+    """The link there to whom it is the turn of, to do what one does for all."""
 
     name: str
     slot: int

@@ -22,13 +22,13 @@ import fcntl
 import os
 from collections import deque
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
+
+from proxy.core.model import Place
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
-
-WORKS: Final = "works"
 
 
 class Claims:
@@ -120,7 +120,7 @@ class Turn:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             new = self._folder / f"works.{self._name}"
             new.symlink_to(self._name)
-            new.replace(self._folder / WORKS)
+            new.replace(self._folder / Place.WORKS)
         except BaseException as error:
             os.close(descriptor)
             if isinstance(error, OSError):

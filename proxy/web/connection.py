@@ -29,7 +29,6 @@ from aiohttp import web
 from multidict import CIMultiDict
 
 from proxy.core.errors import ImgkeepError
-from proxy.core.headers import client_address
 from proxy.core.request import PLAIN, list_fields, read_fields
 from proxy.service.keep import Outcome
 from proxy.web.crowd import Crowd
@@ -37,7 +36,7 @@ from proxy.web.delivery import limit_kernel_buffer
 from proxy.web.exchange import Ask, Part, encode_head
 from proxy.web.images import find_handler
 from proxy.web.problems import explain
-from proxy.web.records import CLIENT_LEFT, record, tell
+from proxy.web.records import CLIENT_LEFT, tell
 from proxy.web.site import SITE, Notes
 
 if TYPE_CHECKING:
@@ -175,8 +174,7 @@ class Connection(web.RequestHandler):
     def pass_on(self) -> None:
         """Leave all requests to come to aiohttp."""
         self._aligned = False
-        if self._answering is None:
-            self._try_again()
+        self._try_again()
 
     async def shutdown(self, timeout: float | None = 15.0) -> None:  # noqa: ASYNC109 - aiohttp's signature
         """Close, once what was written is sent, or after `timeout` seconds."""
@@ -256,20 +254,25 @@ class Connection(web.RequestHandler):
             self.data_received(b"")
 
     def _make_ask(self, route: str, name: str, target: bytes, *, head: bool) -> Ask:
-        if self._fields is None:
-            self._fields = CIMultiDict(list_fields(self._block))
-        peer = self.peername
+        remote, fields = self._read_peer()
         return Ask(
             site=self._site,
             route=route,
             name=name,
             head=head,
             target=target.decode("utf-8", "surrogateescape"),
-            fields=self._fields,
-            remote=peer[0] if isinstance(peer, tuple) else "",
+            fields=fields,
+            remote=remote,
             takes_chunks=True,
             notes=Notes(),
         )
+
+    def _read_peer(self) -> tuple[str, CIMultiDict[str]]:
+        """Return the address of the peer, and the fields of its request."""
+        if self._fields is None:
+            self._fields = CIMultiDict(list_fields(self._block))
+        peer = self.peername
+        return peer[0] if isinstance(peer, tuple) else "", self._fields
 
     def _join(self, ask: Ask, target: bytes, data: bytes, start: float) -> bool:
         """Follow whoever asks for the same already."""
@@ -410,13 +413,11 @@ class Connection(web.RequestHandler):
         """Count the answer, and write its record."""
         site = self._site
         status, size = written
-        site.meter.answered(answer.route, "hit", status, size, seconds)
         if site.access_log:
-            if self._fields is None:
-                self._fields = CIMultiDict(list_fields(self._block))
-            peer = self.peername
-            client = client_address(peer[0] if isinstance(peer, tuple) else "", self._fields, site.door.trusted_proxies)
-            record(str(client), method, answer.route, answer.key, "hit", status, size, seconds)
+            notes = Notes(answer.key, "hit", sent=size)
+            tell(site, self._read_peer(), method, answer.route, notes, status, seconds)
+        else:
+            site.meter.answered(answer.route, "hit", status, size, seconds)
 
     def _watch(self, transport: asyncio.Transport) -> None:
         """Break off when the client takes nothing for too long."""

@@ -24,19 +24,17 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from proxy.core.errors import Busy, OriginError, StorageError
+from proxy.core.model import Place
 from proxy.web.exchange import Answer, Part, piece_size
 from proxy.web.site import NOTES, SITE
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 
-    from proxy.core.model import Digest, Key, Place
+    from proxy.core.model import Digest, Key
     from proxy.web.exchange import Ask
     from proxy.web.site import Notes
 
-CLAIMS: Final = "claims"
-WORKS: Final = "works"
-"""The link to whom it is the turn of (`storage.claims.Turn`)."""
 LEFT: Final = "left"
 """The folder of what workers that have ended had counted, a file a slot."""
 
@@ -262,7 +260,7 @@ class Siblings:
         """
         loop = asyncio.get_running_loop()
         give_up_at = loop.time() + PATIENCE_S
-        claim = self._folder / CLAIMS / key
+        claim = self._folder / Place.CLAIMS / key
         while loop.time() < give_up_at:
             await asyncio.sleep(LOOK_EVERY_S)
             with suppress(OSError):
@@ -274,7 +272,7 @@ class Siblings:
     def _find_worker(self) -> str | None:
         """Return the name of the worker whose turn it is."""
         try:
-            return str((self._folder / WORKS).readlink())
+            return str((self._folder / Place.WORKS).readlink())
         except OSError:
             return None
 

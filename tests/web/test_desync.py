@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from proxy.web.connection import Connections
 from tests.images import picture_of
 from tests.web.raw import port_of, request, target_of
 from tests.web.test_answers import gated
@@ -111,6 +112,25 @@ async def test_many_requests_behind_a_slow_one_are_all_answered(imgkeep: Imgkeep
         sizes = [len((await line.answer()).body) for _ in range(number)]
         await sending
     assert [size == len(IMAGE) for size in sizes] == [not n % 3 for n in range(number)]
+
+
+async def test_what_is_left_to_aiohttp_waits_for_an_answer_of_ours(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+    """A worker that leaves passes its connections on, busy or not (`Connections.pass_on`)."""
+    gate = asyncio.Event()
+    slow = picture_of(40_000, seed=7)
+    slow_target = target_of(origin.on("/slow.png", gated(slow, gate, ahead=1000)))
+    server = imgkeep.client.server.runner.server  # type: ignore[union-attr]
+    assert isinstance(server, Connections)
+    async with line_to(port_of(imgkeep)) as line:
+        line.writer.write(request(slow_target, close=False))
+        await line.reader.readuntil(b"\r\n\r\n")
+        line.writer.write(request("/healthz", close=False))
+        await asyncio.sleep(0.05)
+        server.pass_on()
+        await asyncio.sleep(0.05)
+        gate.set()
+        assert await line.reader.readexactly(len(slow)) == slow
+        assert (await line.answer()).body == b"ok\n"
 
 
 TARGETS = [

@@ -13,7 +13,7 @@ from proxy.web.connection import Connection
 from tests.faults.test_client_faults import deaf, impatient
 from tests.images import picture_of
 from tests.web.raw import request, target_of
-from tests.web.test_answers import kept
+from tests.web.test_answers import gated, kept
 from tests.web.test_connection import prepared, site_of
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ class Wire(asyncio.Transport):
         self.high = 65_536
         self.written = asyncio.Event()
         self.aborted = asyncio.Event()
+        self.reads = True
         self.protocol: Connection | None = None
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
@@ -76,8 +77,12 @@ class Wire(asyncio.Transport):
         del name
         return default
 
-    def pause_reading(self) -> None: ...
-    def resume_reading(self) -> None: ...
+    def pause_reading(self) -> None:
+        self.reads = False
+
+    def resume_reading(self) -> None:
+        self.reads = True
+
     def close(self) -> None: ...
     def is_closing(self) -> bool:
         return False
@@ -176,3 +181,21 @@ async def test_who_waits_for_a_disk_is_not_idle(start: Start, origin: FakeOrigin
         connection._process_keepalive()
         assert connection._next_keepalive_close_time > asyncio.get_running_loop().time()
         await wire.written.wait()
+
+
+async def test_who_asks_for_more_than_is_answered_is_not_heard_for_a_while(
+    imgkeep: Imgkeep, origin: FakeOrigin
+) -> None:
+    gate = asyncio.Event()
+    slow = target_of(origin.on("/slow.png", gated(IMAGE, gate, ahead=1000)))
+    async with wired(imgkeep) as (connection, wire), asyncio.timeout(5):
+        connection.data_received(request(slow, close=False))
+        sent = 0
+        while wire.reads and sent < 10_000:
+            connection.data_received(request("/healthz", close=False))
+            sent += 1
+        assert not wire.reads
+        assert len(connection._part) < 20_000
+        gate.set()
+        while wire.taken < len(IMAGE) + sent * 100 or not wire.reads:  # noqa: ASYNC110 - aiohttp tells nobody
+            await asyncio.sleep(0.001)
