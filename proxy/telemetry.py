@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 from aiohttp.http_exceptions import HttpProcessingError
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Gauge, generate_latest
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
@@ -70,42 +70,57 @@ def _cut(match: re.Match[str]) -> str:
     return f"{match[1]}{host[0] if host else ''}/..."
 
 
-class Answers(Collector):
+class Tally(Collector):
     """
-    Counts of answered requests. Plain numbers, made into metrics when somebody looks: a hit that is prepared takes less
-    time than the library's counters would.
+    A counter of plain numbers, made into a metric when somebody looks: what is answered in a few microseconds has none
+    to spare for the library's own.
     """
 
-    def __init__(self) -> None:
-        self._counts: dict[tuple[str, str, int], int] = {}
-        self._sent = 0
-        self._places: dict[str, list[int]] = {}
-        """By route: how many took no longer than each of `SECONDS` but longer than the one before, and the rest."""
-        self._seconds: dict[str, float] = {}
+    def __init__(self, name: str, help_text: str, labels: Sequence[str] = ()) -> None:
+        self._about = (name, help_text)
+        self._labels = labels
+        self._counts: dict[tuple[str | int, ...], int] = {} if labels else {(): 0}
 
-    def count(self, route: str, outcome: str, status: int, size: int, seconds: float) -> None:
-        kind = (route, outcome, status)
-        self._counts[kind] = self._counts.get(kind, 0) + 1
-        self._sent += size
-        places = self._places.get(route)
-        if places is None:
-            places = self._places[route] = [0] * (len(SECONDS) + 1)
-            self._seconds[route] = 0
-        places[bisect_left(SECONDS, seconds)] += 1
-        self._seconds[route] += seconds
+    def add(self, *values: str | int, number: int = 1) -> None:
+        """Count `number` more under these values of the labels."""
+        self._counts[values] = self._counts.get(values, 0) + number
 
     def collect(self) -> Iterator[Metric]:
-        # One per answered request. By outcome, the sum over statuses is all that reached that outcome.
-        requests = CounterMetricFamily("imgkeep_requests", "Requests answered", labels=["route", "outcome", "status"])
-        for (route, outcome, status), number in self._counts.items():
-            requests.add_metric([route, outcome, str(status)], number)
-        yield requests
-        yield CounterMetricFamily("imgkeep_sent_bytes", "Bytes of bodies handed to clients", self._sent)
-        seconds = HistogramMetricFamily("imgkeep_request_seconds", "From request to end of answer", labels=["route"])
+        family = CounterMetricFamily(*self._about, labels=self._labels)
+        for values, number in self._counts.items():
+            family.add_metric(list(map(str, values)), number)
+        yield family
+
+
+class Times(Collector):
+    """A histogram of plain numbers: how long something took."""
+
+    def __init__(self, name: str, help_text: str, labels: Sequence[str] = ()) -> None:
+        self._about = (name, help_text)
+        self._labels = labels
+        self._places: dict[tuple[str, ...], list[int]] = {}
+        """How many took no longer than each of `SECONDS` but longer than the one before, and the rest."""
+        self._seconds: dict[tuple[str, ...], float] = {}
+        if not labels:
+            self._begin(())
+
+    def _begin(self, values: tuple[str, ...]) -> list[int]:
+        self._seconds[values] = 0
+        places = self._places[values] = [0] * (len(SECONDS) + 1)
+        return places
+
+    def add(self, seconds: float, *values: str) -> None:
+        """Note that it took `seconds` once more."""
+        places = self._places.get(values) or self._begin(values)
+        places[bisect_left(SECONDS, seconds)] += 1
+        self._seconds[values] += seconds
+
+    def collect(self) -> Iterator[Metric]:
+        family = HistogramMetricFamily(*self._about, labels=self._labels)
         bounds = [*map(floatToGoString, SECONDS), "+Inf"]
-        for route, places in self._places.items():
-            seconds.add_metric([route], list(zip(bounds, accumulate(places), strict=True)), self._seconds[route])
-        yield seconds
+        for values, places in self._places.items():
+            family.add_metric(values, list(zip(bounds, accumulate(places), strict=True)), self._seconds[values])
+        yield family
 
 
 class Family(msgspec.Struct, array_like=True):
@@ -131,37 +146,35 @@ class Metrics:
         self.registry = CollectorRegistry()
         self._added: set[str] = set()
         """Gauges of which every worker has a part."""
-        answers = Answers()
-        self.registry.register(answers)
-        self.answered = answers.count
-        """Is told route, outcome, status, bytes of the body and seconds of every request."""
+        # One per answered request. By outcome, the sum over statuses is all that reached that outcome.
+        self._requests = self._tally("requests", "Requests answered", "route", "outcome", "status")
+        self._sent = self._tally("sent_bytes", "Bytes of bodies handed to clients")
+        self._request_times = self._times("request_seconds", "From request to end of answer", "route")
         # fills{outcome="stored"} + "fallback" + "unkept" + "unchanged" + all error codes = fills that have ended.
-        self._fills = Counter("imgkeep_fills", "Fills that ended", ["outcome"], registry=self.registry)
-        self._stored = Counter("imgkeep_stored_bytes", "Bytes of images kept", registry=self.registry)
+        self._fills = self._tally("fills", "Fills that ended", "outcome")
+        self._stored = self._tally("stored_bytes", "Bytes of images kept")
         # One per request sent to an origin: redirects and retries count each.
-        self._fetches = Counter("imgkeep_origin_requests", "Requests to origins", ["outcome"], registry=self.registry)
-        self._fetch_seconds = Histogram(
-            "imgkeep_origin_head_seconds", "From request to the head of an origin's answer", registry=self.registry
-        )
-
+        self._fetches = self._tally("origin_requests", "Requests to origins", "outcome")
+        self._fetch_times = self._times("origin_head_seconds", "From request to the head of an origin's answer")
         # One per call to a remote store, as its library counts it: what it repeats by itself is one.
-        self._calls = Counter(
-            "imgkeep_store_requests", "Requests to the remote store", ["operation", "outcome"], registry=self.registry
-        )
-        self._call_seconds = Histogram(
-            "imgkeep_store_request_seconds",
-            "From request to answer of the remote store",
-            ["operation"],
-            registry=self.registry,
+        self._calls = self._tally("store_requests", "Requests to the remote store", "operation", "outcome")
+        self._call_times = self._times(
+            "store_request_seconds", "From request to answer of the remote store", "operation"
         )
         # One per attempt to save a link of a job: "saved", "retried", or the code of what it failed with for good.
-        self._worked = Counter(
-            "imgkeep_job_links", "Links of jobs that were tried to be saved", ["outcome"], registry=self.registry
-        )
+        self._worked = self._tally("job_links", "Links of jobs that were tried to be saved", "outcome")
         # One per attempt to carry an image over; healed{outcome="failed"} may count an image many times.
-        self._healed = Counter(
-            "imgkeep_healed", "Images carried from the fallback to the store", ["outcome"], registry=self.registry
-        )
+        self._healed = self._tally("healed", "Images carried from the fallback to the store", "outcome")
+
+    def _tally(self, name: str, help_text: str, *labels: str) -> Tally:
+        tally = Tally(f"imgkeep_{name}", help_text, labels)
+        self.registry.register(tally)
+        return tally
+
+    def _times(self, name: str, help_text: str, *labels: str) -> Times:
+        times = Times(f"imgkeep_{name}", help_text, labels)
+        self.registry.register(times)
+        return times
 
     def watch(self, name: str, help_text: str, value: Callable[[], float], *, shared: bool = False) -> None:
         """
@@ -172,36 +185,42 @@ class Metrics:
             self._added.add(f"imgkeep_{name}")
         Gauge(f"imgkeep_{name}", help_text, registry=self.registry).set_function(value)
 
+    def answered(self, route: str, outcome: str, status: int, size: int, seconds: float) -> None:
+        """A request was answered with `size` bytes of a body."""
+        self._requests.add(route, outcome, status)
+        self._sent.add(number=size)
+        self._request_times.add(seconds, route)
+
     def fetched(self, outcome: str, seconds: float) -> None:
         """A request to an origin was answered with a head, or failed."""
-        self._fetches.labels(outcome).inc()
-        self._fetch_seconds.observe(seconds)
+        self._fetches.add(outcome)
+        self._fetch_times.add(seconds)
 
     def called(self, operation: str, outcome: str, seconds: float) -> None:
         """A remote store answered, or did not."""
-        self._calls.labels(operation, outcome).inc()
-        self._call_seconds.labels(operation).observe(seconds)
+        self._calls.add(operation, outcome)
+        self._call_times.add(seconds, operation)
 
     def healed(self, done: bool) -> None:  # noqa: FBT001 - the one thing it is told
         """An image was carried over, or an attempt to failed."""
-        self._healed.labels("done" if done else "failed").inc()
+        self._healed.add("done" if done else "failed")
 
     def worked(self, outcome: str) -> None:
         """A link of a job was tried."""
-        self._worked.labels(outcome).inc()
+        self._worked.add(outcome)
 
     def filled(self, size: int, *, pending: bool) -> None:
-        self._fills.labels("fallback" if pending else "stored").inc()
-        self._stored.inc(size)
+        self._fills.add("fallback" if pending else "stored")
+        self._stored.add(number=size)
 
     def unchanged(self) -> None:
-        self._fills.labels("unchanged").inc()
+        self._fills.add("unchanged")
 
     def unkept(self) -> None:
-        self._fills.labels("unkept").inc()
+        self._fills.add("unkept")
 
     def failed(self, error: BaseException) -> None:
-        self._fills.labels(error.code if isinstance(error, ImgkeepError) else "internal_error").inc()
+        self._fills.add(error.code if isinstance(error, ImgkeepError) else "internal_error")
 
     def page(self) -> bytes:
         """Return the counters in Prometheus' text format 0.0.4."""
@@ -241,14 +260,14 @@ class Metrics:
         values: dict[tuple[str, str, tuple[tuple[str, str], ...]], float] = {}
         for family in (family for each in told for family in each.families):
             merged.setdefault(family.name, Family(family.name, family.help, family.kind, []))
-            adds = (family.kind != "gauge" or family.name in self._added) and not family.name.endswith("_created")
+            adds = family.kind != "gauge" or family.name in self._added
             for name, labels, value in family.samples:
                 place = (family.name, name, tuple(labels.items()))
                 known = values.get(place)
                 if known is None:
                     values[place] = value
                 else:
-                    values[place] = known + value if adds and not name.endswith("_created") else max(known, value)
+                    values[place] = known + value if adds else max(known, value)
         for (family_name, name, labels_of), value in values.items():
             merged[family_name].samples.append((name, dict(labels_of), value))
         return list(merged.values())

@@ -160,7 +160,7 @@ async def test_function_calls_and_sql_of_a_hit(imgkeep: Imgkeep, origin: FakeOri
         sys.setprofile(None)
         sa.event.remove(sa.Engine, "before_cursor_execute", note)
     assert len(transport.pieces) == 202, "head and body, in one go"
-    assert calls <= 100 * 12 + 2
+    assert calls <= 100 * 15 + 2
     assert statements == []
     connection.connection_lost(None)
     await asyncio.sleep(0)

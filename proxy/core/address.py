@@ -14,6 +14,7 @@ Rules:
 
 from __future__ import annotations
 
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import TYPE_CHECKING, Final, TypeAlias
 
@@ -113,6 +114,7 @@ def _unicast_refusal(address: IPv6Address) -> str | None:
     return "transition form" if int(address) >> 32 & _ISATAP_MASK == _ISATAP else None
 
 
+@lru_cache(maxsize=1024)  # a page full of pictures names few hosts
 def read_literal(host: str) -> Address | None:
     """Return the address that a host as in `Source.host` is; None for a name."""
     if ":" not in host and not host[-1:].isdigit():

@@ -254,10 +254,18 @@ class Fill:
 
     async def _judge(self, chunks: AsyncIterator[bytes]) -> tuple[bytes, Format, PixelSize | None]:
         """Read until it is clear what this is and, where the header says so soon, how large; refuse what we refuse."""
-        head = bytearray()
+        head: bytes | bytearray = b""
         ended = False
         look_at = 0
         while True:
+            chunk = await anext(chunks, None)
+            if chunk is None:
+                ended = True
+            elif head:
+                head = bytearray(head) if isinstance(head, bytes) else head
+                head += chunk
+            else:
+                head = chunk
             # Each look reads the head from its beginning. Byte by byte that would cost more than the origin spends, so
             # the head has to have grown noticeably; small heads, which decide most formats, are looked at every time.
             if ended or len(head) >= look_at:
@@ -270,9 +278,6 @@ class Fill:
                     if pixel_size is not None or ended or len(head) >= HEAD_BYTES_MAX:
                         self._check_pixels(pixel_size)
                         return bytes(head), format_, pixel_size
-            chunk = await anext(chunks, None)
-            ended = chunk is None
-            head += chunk or b""
 
     async def _begin(self, size: int | None) -> tuple[Draft, StorageError | None]:
         try:

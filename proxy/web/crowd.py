@@ -42,6 +42,8 @@ class Crowd:
         self._notes = notes
         self._followers: list[Follower] = []
         self._answer: Answer | None = None
+        self._is_shared = False
+        """Whether `_answer` is what others get: most leaders are alone, and nobody asks."""
 
     @property
     def over(self) -> asyncio.Future[None]:
@@ -57,7 +59,7 @@ class Crowd:
         if self._is_led:
             if self._answer is None or not _is_growing(self._answer):
                 return False
-            follower.follow(self._answer, self._notes)
+            follower.follow(self._shared(), self._notes)
         else:
             self._followers.append(follower)
         return True
@@ -67,15 +69,21 @@ class Crowd:
         if self._is_led:
             return
         self._is_led = True
-        self._answer = None if answer is None else _for_others(answer)
+        self._answer = answer
         followers, self._followers = self._followers, []
         if self._over is not None:
             self._over.set_result(None)
         for follower in followers:
             try:
-                follower.follow(self._answer, self._notes)
+                follower.follow(self._shared(), self._notes)
             except Exception:  # one of them must not cost the others their answer
                 log.exception("unforeseen error")
+
+    def _shared(self) -> Answer | None:
+        if not self._is_shared:
+            self._is_shared = True
+            self._answer = None if self._answer is None else _for_others(self._answer)
+        return self._answer
 
 
 def _for_others(answer: Answer) -> Answer | None:

@@ -8,6 +8,7 @@ seen. An APNG is a PNG as well: where we cannot see that far, PNG is never wrong
 from __future__ import annotations
 
 import zlib
+from struct import Struct
 from typing import TYPE_CHECKING, Final
 
 from proxy.core.model import Format
@@ -30,6 +31,7 @@ _BIT_DEPTHS: Final = {
     6: (8, 16),
 }  # by colour type, 11.2.1
 _INTEGER_MAX: Final = 2**31 - 1  # 7.1
+_HEADER: Final = Struct(">8sIIBBBBBI")
 
 
 def recognise(head: bytes) -> Format | None:
@@ -63,16 +65,15 @@ def is_whole(body: Buffer) -> bool:
 
 def _is_header(chunk: bytes) -> bool:
     """Whether this is an IHDR chunk whose every field is legal (11.2.1)."""
-    width, height = uint(chunk, 8, 4, "big"), uint(chunk, 12, 4, "big")
-    bit_depth, colour_type, compression, filtering, interlace = chunk[16:21]
+    opening, width, height, bit_depth, colour_type, compression, filtering, interlace, crc = _HEADER.unpack(chunk)
     return (
-        chunk.startswith(b"\0\0\0\x0dIHDR")
+        opening == b"\0\0\0\x0dIHDR"
         and 0 < width <= _INTEGER_MAX
         and 0 < height <= _INTEGER_MAX
         and bit_depth in _BIT_DEPTHS.get(colour_type, ())
         and (compression, filtering) == (0, 0)
         and interlace in (0, 1)
-        and zlib.crc32(chunk[4:21]) == uint(chunk, 21, 4, "big")
+        and zlib.crc32(chunk[4:21]) == crc
     )
 
 
