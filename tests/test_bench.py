@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 from PIL import Image
 
-from bench import report, seed
+from bench import crowds, report, seed
 from bench.rows import BYTES_OFF_MAX, Plan, Row, alternate, check
 from bench.servers import Server
 from bench.wrk import InvalidRun
@@ -81,6 +81,14 @@ async def test_other_servers_are_held_to_every_byte(origin: FakeOrigin) -> None:
     origin.gives("/1.png", written_anew(NOISE) + b"\0", headers=PNG)
     with pytest.raises(InvalidRun, match="other bytes"):
         await asyncio.to_thread(check, Server("nginx", origin.port, ()), "/1.png", NOISE)
+
+
+async def test_only_whole_answers_count_where_a_client_drops_their_bytes(origin: FakeOrigin) -> None:
+    origin.gives("/1.png", NOISE)
+    server = Server("nginx", origin.port, ())
+    assert await asyncio.to_thread(crowds.drain, server, "/1.png", 0.2, 2) >= len(NOISE)
+    with pytest.raises(InvalidRun, match="404"):
+        await asyncio.to_thread(crowds.drain, server, "/2.png", 0.2, 2)
 
 
 def test_thumbor_is_measured_beside_and_the_ratio_is_that_to_nginx() -> None:

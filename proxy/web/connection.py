@@ -32,7 +32,7 @@ from proxy.core.errors import ImgkeepError
 from proxy.core.request import PLAIN, list_fields, read_fields
 from proxy.service.keep import Outcome
 from proxy.web.crowd import Crowd
-from proxy.web.delivery import limit_kernel_buffer
+from proxy.web.delivery import FAST_BYTES_PER_S, UNSENT_BYTES_FAST, UNSENT_BYTES_MAX, limit_kernel_buffer
 from proxy.web.exchange import Ask, Part, encode_head
 from proxy.web.images import find_handler
 from proxy.web.problems import explain
@@ -74,7 +74,9 @@ class Connection(web.RequestHandler):
         "_alone",
         "_answering",
         "_asked",
+        "_backlog",
         "_block",
+        "_fast",
         "_fields",
         "_following",
         "_fresh",
@@ -121,6 +123,10 @@ class Connection(web.RequestHandler):
         self._sent: asyncio.Future[None] | None = None
         """Somebody waits for the end of what is being sent."""
         self._stall: asyncio.TimerHandle | None = None
+        self._backlog = (0, 0.0)
+        """How much was left to send when writing was paused, and when that was."""
+        self._fast = False
+        """Whether the client took what it was sent so quickly that the kernel may hold more of it."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
@@ -136,11 +142,14 @@ class Connection(web.RequestHandler):
     def pause_writing(self) -> None:
         self._sending = True
         if self._transport is not None:
+            self._backlog = (self._transport.get_write_buffer_size(), self._loop.time())
             self._watch(self._transport)
         super().pause_writing()
 
     def resume_writing(self) -> None:
-        self._next_keepalive_close_time = self._loop.time() + self._idle_s  # idle is who has all of the answer
+        now = self._loop.time()
+        self._next_keepalive_close_time = now + self._idle_s  # idle is who has all of the answer
+        self._heed_speed(now)
         self._calm()
         super().resume_writing()
 
@@ -418,6 +427,14 @@ class Connection(web.RequestHandler):
             tell(site, self._read_peer(), method, answer.route, notes, status, seconds)
         else:
             site.meter.answered(answer.route, "hit", status, size, seconds)
+
+    def _heed_speed(self, now: float) -> None:
+        """Everything was taken: have the kernel hold more, or again less, by how long that took."""
+        left, since = self._backlog
+        is_fast = left >= FAST_BYTES_PER_S * (now - since)
+        if is_fast != self._fast and self._transport is not None and (left > UNSENT_BYTES_MAX or self._fast):
+            self._fast = is_fast
+            limit_kernel_buffer(self._transport, UNSENT_BYTES_FAST if is_fast else UNSENT_BYTES_MAX)
 
     def _watch(self, transport: asyncio.Transport) -> None:
         """Break off when the client takes nothing for too long."""

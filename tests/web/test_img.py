@@ -5,8 +5,9 @@ from __future__ import annotations
 import socket
 from typing import TYPE_CHECKING
 
-from proxy.web.delivery import UNSENT_BYTES_MAX
-from tests.images import picture
+from proxy.web.connection import Connection
+from proxy.web.delivery import UNSENT_BYTES_FAST, UNSENT_BYTES_MAX
+from tests.images import picture, picture_of
 from tests.program import serving
 
 if TYPE_CHECKING:
@@ -58,13 +59,21 @@ async def test_files_are_nobody_elses_business(tmp_path: Path, origin: FakeOrigi
     assert {path.stat().st_mode & 0o077 for path in files} == {0}
 
 
-async def test_the_kernel_takes_little_for_a_reader_that_is_slow(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
-    response = await imgkeep.img(origin.gives("/a.png", picture()))
-    await response.read()
+async def test_the_kernel_takes_little_for_a_reader_unless_it_is_fast(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+    url = origin.gives("/a.png", picture_of(8_000_000))
+    for _ in range(3):
+        response = await imgkeep.img(url)
+        await response.read()
     runner = imgkeep.client.server.runner
     assert runner is not None
     assert runner.server is not None
     (connection,) = runner.server.connections
+    assert isinstance(connection, Connection)
     assert connection.transport is not None
     sock = connection.transport.get_extra_info("socket")
-    assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT) == UNSENT_BYTES_MAX
+    left, _ = connection._backlog
+    assert left > UNSENT_BYTES_MAX, "of the last answer most was left to send"
+    for seconds, limit in ((60, UNSENT_BYTES_MAX), (0.01, UNSENT_BYTES_FAST), (60, UNSENT_BYTES_MAX)):
+        connection._backlog = (left, 1000)
+        connection._heed_speed(1000 + seconds)
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT) == limit
