@@ -298,7 +298,7 @@ class Answer:
     async def _receive(self) -> AsyncIterator[bytes]:
         received = 0
         try:
-            async for chunk in self._response.content.iter_any():
+            while chunk := await self._response.content.readany():
                 received += len(chunk)
                 if received > self._body_bytes_max:
                     raise TooLarge("the image is larger than fetch.body_bytes_max")

@@ -71,6 +71,8 @@ class Failures:
 
     def find(self, source: Source) -> ImgkeepError | None:
         """Return the remembered failure as a fresh copy that can be raised."""
+        if not self._errors:
+            return None
         error = self._errors.get(fingerprint(source))
         return None if error is None else copy.copy(error)
 
