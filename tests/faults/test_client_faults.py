@@ -34,15 +34,15 @@ LIMIT_S = 0.4
 
 
 @asynccontextmanager
-async def impatient(folder: Path) -> AsyncIterator[tuple[int, web.Application]]:
+async def impatient(folder: Path, limit_s: float = LIMIT_S) -> AsyncIterator[tuple[int, web.Application]]:
     """Run imgkeep with the limits of `make_runner` made short; yield its port."""
     app = build(configuration(folder))
 
     async def shorten(app: web.Application) -> None:
-        app[SITE] = replace(app[SITE], stall_timeout_s=LIMIT_S)
+        app[SITE] = replace(app[SITE], stall_timeout_s=limit_s)
 
     app.on_startup.append(shorten)
-    runner = make_runner(app, idle_timeout_s=LIMIT_S, linger_timeout_s=LIMIT_S)
+    runner = make_runner(app, idle_timeout_s=limit_s, linger_timeout_s=limit_s)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     try:
@@ -308,7 +308,7 @@ FRAMED = {
 async def test_a_request_that_could_hide_another_is_refused_or_framed(tmp_path: Path, name: str) -> None:
     """A refusal ends the connection; otherwise there are as many answers as requests, each the right one."""
     last = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
-    async with impatient(tmp_path) as (port, _):
+    async with impatient(tmp_path, limit_s=3) as (port, _):
         data = await talk(port, SMUGGLING[name] + last)
         statuses = [int(status) for status in re.findall(rb"HTTP/1\.[01] (\d{3}) ", data)]
         assert statuses in ([400], FRAMED.get(name, [404, 404, 200]))
