@@ -22,10 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import sqlalchemy as sa
-from alembic import command
-from alembic.config import Config as AlembicConfig
-from alembic.util import CommandError
 
+from proxy.catalog.schema import bring_up
 from proxy.catalog.tables import state
 from proxy.core.errors import StorageError
 
@@ -43,10 +41,6 @@ CALL_TIMEOUT_S: Final = 30
 
 
 T = TypeVar("T")
-
-
-class CatalogTooNew(StorageError):
-    """Left alone: a newer version may be about to come back."""
 
 
 class Database:
@@ -125,8 +119,6 @@ class Database:
         except OSError as error:
             self.fault = os.strerror(error.errno or errno.EIO)
             raise StorageError(f"the catalog failed: {self.fault}") from None
-        except CommandError:
-            raise CatalogTooNew("the catalog was written by a newer version of imgkeep, or is no catalog") from None
         self.fault = None
         return result
 
@@ -139,20 +131,14 @@ class Database:
             sa.event.listen(engine, "begin", _begin_sqlite)
         try:
             with engine.execution_options(begin="IMMEDIATE").begin() as connection:
-                self._migrate(connection)
+                bring_up(connection)
+                found = connection.scalar(sa.select(state.c.value).where(state.c.name == "complete"))
+                self.complete = found is not None
         except BaseException:
             engine.dispose()
             raise
         self._file = self._find_file()
         return engine
-
-    def _migrate(self, connection: sa.Connection) -> None:
-        config = AlembicConfig()
-        config.set_main_option("script_location", "proxy.catalog:migrations")
-        config.attributes["connection"] = connection
-        command.upgrade(config, "head")
-        found = connection.scalar(sa.select(state.c.value).where(state.c.name == "complete"))
-        self.complete = found is not None
 
     def _in_transaction(self, work: Callable[[sa.Connection], T]) -> T:
         try:

@@ -14,11 +14,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from proxy.catalog import CatalogTooNew, SqlCatalog
+from proxy.catalog.schema import NEWEST, upgrade
 from proxy.catalog.sql import FIND_TIMEOUT_S, PENDING_MAX, _records, _to_record, _to_row
 from proxy.catalog.tables import images, metadata
 from proxy.core.errors import StorageError
@@ -232,10 +235,16 @@ async def test_complete_is_remembered(connect: Connect, url: str) -> None:
 # --- tables
 
 
-async def test_the_migrations_lead_to_the_tables_as_they_are_declared(catalog: SqlCatalog) -> None:
-    engine = sa.create_engine(catalog._url)
+@pytest.mark.parametrize("how", ["made at once", "step by step"])
+async def test_both_ways_lead_to_the_tables_as_they_are_declared(connect: Connect, url: str, how: str) -> None:
+    engine = sa.create_engine(url)
+    if how == "step by step":
+        with engine.begin() as connection:
+            await asyncio.to_thread(upgrade, connection)
+    await connect(url).open()
     with engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
+        assert context.get_current_revision() == NEWEST
         assert compare_metadata(context, metadata) == []
         names = set(sa.inspect(connection).get_table_names())
         ddl = (
@@ -246,6 +255,26 @@ async def test_the_migrations_lead_to_the_tables_as_they_are_declared(catalog: S
     engine.dispose()
     assert names == {"alembic_version", *metadata.tables}
     assert not ddl or ddl.rstrip().upper().endswith("WITHOUT ROWID")
+
+
+def test_the_newest_form_is_where_the_last_migration_leads() -> None:
+    config = Config()
+    config.set_main_option("script_location", "proxy.catalog:migrations")
+    assert ScriptDirectory.from_config(config).get_current_head() == NEWEST
+
+
+async def test_an_older_catalog_is_brought_up_and_keeps_what_it_has(connect: Connect, url: str) -> None:
+    engine = sa.create_engine(url)
+    with engine.begin() as connection:
+        await asyncio.to_thread(upgrade, connection, "0001")
+        columns = "key, identity, host, digest, extension, size, etag, stored_at, temporary, indexed_at"
+        connection.exec_driver_sql(
+            f"INSERT INTO images ({columns}) VALUES ('k', 'i', 'h', 'd', 'png', 1, 'e', 1, '0', 1)"
+        )
+    engine.dispose()
+    catalog = connect(url)
+    await catalog.open()
+    assert (await catalog.count()).images == 1
 
 
 async def test_a_first_start_that_was_cut_short_anywhere_is_no_matter_to_the_next(
