@@ -11,11 +11,10 @@ import asyncio
 import logging
 from contextlib import suppress
 from dataclasses import dataclass
-from enum import Enum
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from cachetools import LRUCache, TTLCache
+from cachetools import LRUCache
 
 from proxy.collapse import Flights
 from proxy.core.errors import (
@@ -33,25 +32,18 @@ from proxy.core.policy import judge
 from proxy.core.stored import REMOVED, read_object_name
 from proxy.service.failures import Failures, fingerprint
 from proxy.service.fill import Fill
+from proxy.service.records import Records
+from proxy.service.visit import SOMEBODY, Delivery, Elsewhere, Outcome, Redirect, Referral, Visit
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Container
 
     from proxy.core.model import Digest, Format, Key, Source, SourceInfo
     from proxy.core.policy import Policy
-    from proxy.ports import Body, Catalog, Claims, Growing, Siblings, Store
-    from proxy.service.address import Address, Addresses
+    from proxy.ports import Body, Catalog, Claims, Siblings, Store
+    from proxy.service.address import Addresses
     from proxy.service.allowance import Allowances
     from proxy.service.fill import Neighbours
-
-RECORDS_BYTES_MAX: Final = 67_108_864
-"""For the records held in memory: some 60,000 of them, fewer when their links are long."""
-RECORD_BYTES: Final = 800
-"""What a record takes in memory, its identity left out."""
-
-BURIED_MAX: Final = 65_536
-BURIED_TTL_S: Final = 300
-"""So long a removed link costs no further look; 150 bytes each, 10 MB."""
 
 LINKS_MAX: Final = 65_536
 """With `sources.refresh`, so many links are known to have been asked by already; 150 bytes each, 10 MB."""
@@ -64,92 +56,8 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
-class Outcome(Enum):
-    """How a request was answered, in the words of RFC 9211."""
-
-    HIT = "hit"
-    STORED = "stored"
-    COLLAPSED = "collapsed"
-    UNKEPT = "unkept"
-    """Fetched and passed on, but no store could take it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Delivery:
-    """
-    An image on its way out. Whoever gets one calls `body.aclose` when done.
-
-    Attributes:
-        etag: Strong, the same for hit and miss.
-        key: Under what it was found: the key of its record or, at a permanent URL, its name. `changed` is told that.
-        object_name: `<digest>.<ext>` once it is known: the last part of the permanent URL.
-        permanent_url: Where the object is for ever, when that is known and not with us.
-        name: A name for people who save the image.
-        growing: The body, where it is still on its way.
-    """
-
-    key: str
-    outcome: Outcome
-    format: Format
-    etag: str
-    name: str
-    body: Body
-    object_name: str | None = None
-    permanent_url: str | None = None
-    growing: Growing | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Redirect:
-    """The client is sent to the source itself."""
-
-    url: str
-
-
-@dataclass(frozen=True, slots=True)
-class Referral:
-    """The client is sent to where the object is. Who has it already (`etag`) need not go."""
-
-    address: Address
-    etag: str
-    object_name: str
-    permanent_url: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Elsewhere:
-    """Another worker fetches the image, or did so a moment ago: who wants it asks there, by the worker's name."""
-
-    holder: str
-
-
 async def _leave(_record: Record) -> None:
     """Remove nothing."""
-
-
-def _anybody() -> None:
-    """Nobody is kept from causing a fill."""
-
-
-@dataclass(frozen=True, slots=True)
-class Visit:
-    """
-    Who asks, and how.
-
-    Attributes:
-        head: Only the head of the answer is wanted.
-        came_from_us: A node of ours asks; it is answered from the store and never causes a fill.
-        insist: Raises a `SourceRejected` if this visitor may be shown what is kept, but have nothing fetched.
-        address: Whose allowance a fill counts against; `None`: nobody's.
-        joins_only: Another worker asks, because the fill was seen to be here. It may join; a fill of its own it makes
-            itself.
-    """
-
-    head: bool = False
-    came_from_us: bool = False
-    insist: Callable[[], None] = _anybody
-    address: str | None = None
-    joins_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,20 +99,15 @@ class Keeper:
         """Is told of what has to be removed by every link."""
         self.changed: Callable[[Key], None] = lambda _: None
         """Is told of every key under which something else is kept than before, or elsewhere."""
-        self._buried: TTLCache[Key, bool] = TTLCache(BURIED_MAX, BURIED_TTL_S, timer=timer)
-        """Keys under which the store was seen to have a tombstone."""
         self._store = store
-        self._catalog = catalog
         self._policy = policy
         self._to = neighbours
         self._claims = claims
         """`None`: we are the only worker, and so is `_siblings`."""
         self._siblings = siblings
         self._timer = timer
-        self._records: LRUCache[Key, Record] = LRUCache(
-            RECORDS_BYTES_MAX, getsizeof=lambda record: RECORD_BYTES + len(record.identity)
-        )
         self._flights: Flights[Fill] = Flights()
+        self.records = Records(store, catalog, self._flights, timer)
         self._failures = Failures(timer)
         self._asked: LRUCache[bytes, bool] = LRUCache(LINKS_MAX)
         """Fingerprints of the links that their origins were asked by."""
@@ -214,7 +117,7 @@ class Keeper:
         return len(self._flights)
 
     async def deliver(
-        self, source: Source, info: SourceInfo, visit: Visit = Visit()
+        self, source: Source, info: SourceInfo, visit: Visit = SOMEBODY
     ) -> Delivery | Referral | Redirect | Elsewhere:
         """
         Deliver the image that `source` names, from the store or from its origin.
@@ -262,7 +165,7 @@ class Keeper:
             if record is not None:
                 return record, False
             self._insist_on_policy(source)
-            kept = await self._board(source, info, Visit(), fault, self._wait, began=began)
+            kept = await self._board(source, info, SOMEBODY, fault, self._wait, began=began)
             if isinstance(kept, Elsewhere):
                 assert self._siblings is not None
                 await self._siblings.wait(kept.holder, info.key)
@@ -276,7 +179,7 @@ class Keeper:
         Raises:
             StorageError: The store cannot tell.
         """
-        record = await self.look_up(key)
+        record = await self.records.find(key)
         if record is not None:
             self.insist_on_life(record.digest)
         if record is None or await self._store.holds(record.object_name, record.size):
@@ -320,19 +223,18 @@ class Keeper:
 
     async def look_up(self, key: Key) -> Record | None:
         """Return the record under a key, whether its object is there or not. Raises as `ports.Store.find`."""
-        record = self._records.get(key) or await self._find_record(key)
-        return record or self._records.get(key)  # a fill may have landed while we looked elsewhere
+        return await self.records.find(key)
 
     def forget(self, key: Key) -> None:
         """Hold nothing in memory that says that an image is kept."""
-        self._records.pop(key, None)
+        self.records.forget(key)
         self.changed(key)
 
     async def kept(self, record: Record) -> None:
-        known = self._records.get(record.key)
-        self._records[record.key] = record
+        known = self.records.at_hand(record.key)
+        self.records.hold(record)
         self.changed(record.key)
-        await self._put_in_catalog(record)
+        await self.records.note(record)
         if known is not None and known != record:
             await self.tell(record.key)
 
@@ -470,7 +372,7 @@ class Keeper:
             return False
         if (delivery.object_name or "").partition(".")[0] in self._refused:
             return False
-        record = self._records.get(delivery.key)  # type: ignore[call-overload]  # a name is nobody's key
+        record = self.records.at_hand(delivery.key)  # type: ignore[arg-type]  # a name is nobody's key
         return record is None or (record.etag, self.permanent_url(record)) == (delivery.etag, delivery.permanent_url)
 
     def insist_on_life(self, digest: Digest) -> None:
@@ -508,7 +410,7 @@ class Keeper:
     async def _find(self, key: Key, *, head: bool) -> tuple[Delivery | Referral | None, StorageError | None]:
         """Find what is stored under a key. A fault is not a miss: it is told beside the `None`."""
         try:
-            record = await self.look_up(key)
+            record = await self.records.find(key)
             if record is not None:
                 self.insist_on_life(record.digest)
             if record is not None and not record.pending:
@@ -530,7 +432,7 @@ class Keeper:
         """Look, behind the back of whoever is being served, whether a link that was signed anew shows a new image."""
         if not self._rules.refresh or visit.came_from_us:
             return
-        known = self._records.get(info.key)
+        known = self.records.at_hand(info.key)
         if known is None or known.validator is None or not info.is_fresh(self._to.clock()):
             return
         if not known.temporary or known.provider != info.provider:
@@ -554,55 +456,15 @@ class Keeper:
         if self._rules.refresh:
             self._asked[fingerprint(source)] = True
 
+    async def _find_another(self, lacking: Record) -> Record | None:
+        record = await self.records.find_another(lacking)
+        if record is not None:
+            await self.kept(record)
+        return record
+
     async def _find_again(self, lacking: Record) -> tuple[Record | None, Body | None]:
         record = await self._find_another(lacking)
         return record, None if record is None else await self._store.fetch(record.object_name, record.size)
-
-    async def _find_another(self, lacking: Record) -> Record | None:
-        """The object of a record is missing or damaged: the store's own record may name another, newer one."""
-        key = lacking.key
-        log.error("object missing or damaged", extra={"key": key, "digest": lacking.digest})
-        record = await self._store.find(key)
-        if record is None or record.digest == lacking.digest:
-            if self._records.get(key) is lacking:  # and not what a fill has stored since
-                del self._records[key]
-            return None
-        await self.kept(record)
-        return record
-
-    async def _find_record(self, key: Key) -> Record | None:
-        if key in self._flights:
-            return None  # whoever departed has looked already, and what it brings will be found in memory
-        # Where a record is a file on this disk, the catalog is no shorter way to it.
-        record = None if self._store.disk_only else await self._find_in_catalog(key)
-        if record is None and key not in self._flights:
-            record = await self._find_in_store(key)
-            if record is not None:
-                await self._put_in_catalog(record)
-        if record is not None:
-            self._records[key] = record
-        return record
-
-    async def _find_in_store(self, key: Key) -> Record | None:
-        if key in self._buried:
-            raise Removed(REMOVED)
-        try:
-            return await self._store.find(key)
-        except Removed:
-            self._buried[key] = True
-            raise
-
-    async def _find_in_catalog(self, key: Key) -> Record | None:
-        try:
-            return await self._catalog.find(key)
-        except StorageError:
-            return None  # the store knows as well, only slower; the catalog tells its own trouble
-
-    async def _put_in_catalog(self, record: Record) -> None:
-        try:
-            await self._catalog.put(record)
-        except StorageError:
-            return  # a view that lags: the next look-up that has to ask the store mends it
 
     async def _wait(self, fill: Fill, _info: SourceInfo, departs: bool) -> tuple[Record, bool]:  # noqa: FBT001
         await fill.settle()

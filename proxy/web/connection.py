@@ -30,7 +30,7 @@ from multidict import CIMultiDict
 
 from proxy.core.errors import ImgkeepError
 from proxy.core.request import PLAIN, list_fields, read_fields
-from proxy.service.keep import Outcome
+from proxy.service.visit import Outcome
 from proxy.web.crowd import Crowd
 from proxy.web.delivery import FAST_BYTES_PER_S, UNSENT_BYTES_FAST, UNSENT_BYTES_MAX, limit_kernel_buffer
 from proxy.web.exchange import Ask, Part, encode_head

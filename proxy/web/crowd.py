@@ -13,7 +13,7 @@ import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Protocol
 
-from proxy.service.keep import Outcome
+from proxy.service.visit import Outcome
 from proxy.web.delivery import CACHE_STATUS
 from proxy.web.exchange import Part
 

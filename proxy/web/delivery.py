@@ -10,7 +10,7 @@ import socket
 from typing import TYPE_CHECKING, Final
 
 from proxy.core.headers import Span, cache_status, etag_matches, range_applies, read_range
-from proxy.service.keep import Outcome
+from proxy.service.visit import Outcome
 from proxy.web.exchange import Answer, Part, piece_size
 from proxy.web.prepared import LOOK_AGAIN_S, Prepared, encode_fields
 from proxy.web.site import YEAR_S
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Mapping
 
-    from proxy.service.keep import Delivery, Redirect, Referral
+    from proxy.service.visit import Delivery, Redirect, Referral
     from proxy.web.exchange import Ask
 
 REDIRECT_MAX_AGE_S: Final = 300

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 from proxy.core.errors import Unauthorized
 from proxy.core.headers import client_address, passed_through_us
-from proxy.service.keep import Visit
+from proxy.service.visit import Visit
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -12,14 +12,14 @@ from proxy.core.content import identify_legacy
 from proxy.core.errors import Busy, LoopDetected
 from proxy.core.model import Key
 from proxy.core.source import own_path, read_img_query
-from proxy.service.keep import Elsewhere, Redirect, Referral
+from proxy.service.visit import Elsewhere, Redirect, Referral
 from proxy.web.delivery import redirect, refer, respond
 from proxy.web.siblings import TRIES_MAX
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from proxy.service.keep import Delivery
+    from proxy.service.visit import Delivery
     from proxy.web.exchange import Answer, Ask, Handler
 
 IMG: Final = "/img"

@@ -16,7 +16,8 @@ from proxy.core.model import Digest, Key, SourceInfo
 from proxy.core.policy import Policy
 from proxy.core.source import read_source
 from proxy.service.fill import Neighbours
-from proxy.service.keep import Delivery, Keeper, Rules, Visit
+from proxy.service.keep import Keeper, Rules
+from proxy.service.visit import Delivery, Visit
 from proxy.storage.memory import MemoryBody, MemorySpool
 
 if TYPE_CHECKING:

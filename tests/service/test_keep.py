@@ -31,7 +31,7 @@ from proxy.core.model import Digest
 from proxy.core.source import read_source
 from proxy.service.failures import Failures, seconds_to_remember
 from proxy.service.fill import RECENT_BYTES_MAX, RECENT_CHUNKS_MAX, Fill
-from proxy.service.keep import Delivery
+from proxy.service.visit import Delivery
 from tests.images import picture, picture_of
 from tests.service.fakes import Feed, Timer, World, drain, settle
 
@@ -54,7 +54,7 @@ async def stored(world: World, url: str = URL, body: bytes = IMAGE) -> None:
 
 def forget_memory(world: World) -> None:
     """Make the keeper look into catalog and store again, as after a restart."""
-    world.keeper._records.clear()
+    world.keeper.records.forget_all()
 
 
 # One fill for many

@@ -12,7 +12,8 @@ from proxy.core.identity import identify
 from proxy.core.model import Validator
 from proxy.core.source import read_source
 from proxy.ports import NotModified
-from proxy.service.keep import Redirect, Rules
+from proxy.service.keep import Rules
+from proxy.service.visit import Redirect
 from tests.images import picture
 from tests.service.fakes import Feed, World, whole
 

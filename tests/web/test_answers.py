@@ -340,7 +340,7 @@ async def test_warm_hits_cause_no_sql(start: Start, origin: FakeOrigin) -> None:
         await kept(imgkeep, url)
     app = imgkeep.client.app
     assert app is not None
-    catalog = app[SITE].keeper._catalog
+    catalog = app[SITE].keeper.records._catalog
     assert isinstance(catalog, SqlCatalog)
     await until(lambda: catalog.complete)  # a new one is filled from the records, in the background
     await catalog.count()  # waits for rows that are still on their way

@@ -1,0 +1,119 @@
+"""
+Records of what is kept, looked up in this order: memory, catalog, store.
+
+The store's own word is the last: the catalog is a view that may lag, and memory forgets what others have changed.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Final
+
+from cachetools import LRUCache, TTLCache
+
+from proxy.core.errors import Removed, StorageError
+from proxy.core.stored import REMOVED
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Container
+
+    from proxy.core.model import Key, Record
+    from proxy.ports import Catalog, Store
+
+RECORDS_BYTES_MAX: Final = 67_108_864
+"""For the records held in memory: some 60,000 of them, fewer when their links are long."""
+RECORD_BYTES: Final = 800
+"""What a record takes in memory, its identity left out."""
+
+BURIED_MAX: Final = 65_536
+BURIED_TTL_S: Final = 300
+"""So long a removed link costs no further look; 150 bytes each, 10 MB."""
+
+log = logging.getLogger(__name__)
+
+
+class Records:
+    """
+    Finds records.
+
+    Args:
+        in_air: Keys for which something is being fetched: whoever departed has looked already.
+        timer: Gives monotonic seconds.
+    """
+
+    def __init__(self, store: Store, catalog: Catalog, in_air: Container[str], timer: Callable[[], float]) -> None:
+        self._store = store
+        self._catalog = catalog
+        self._in_air = in_air
+        self._held: LRUCache[Key, Record] = LRUCache(
+            RECORDS_BYTES_MAX, getsizeof=lambda record: RECORD_BYTES + len(record.identity)
+        )
+        self._buried: TTLCache[Key, bool] = TTLCache(BURIED_MAX, BURIED_TTL_S, timer=timer)
+        """Keys under which the store was seen to have a tombstone."""
+
+    async def find(self, key: Key) -> Record | None:
+        """Return the record under a key, whether its object is there or not. Raises as `ports.Store.find`."""
+        record = self._held.get(key) or await self._find(key)
+        return record or self._held.get(key)  # a fill may have landed while we looked elsewhere
+
+    def at_hand(self, key: Key) -> Record | None:
+        """Return the record that is held in memory, if one is."""
+        return self._held.get(key)
+
+    def hold(self, record: Record) -> None:
+        """Have a record at hand from now on."""
+        self._held[record.key] = record
+
+    async def note(self, record: Record) -> None:
+        """Put a record in the catalog."""
+        try:
+            await self._catalog.put(record)
+        except StorageError:
+            return  # a view that lags: the next look-up that has to ask the store mends it
+
+    def forget(self, key: Key) -> None:
+        """Hold nothing in memory that says that an image is kept."""
+        self._held.pop(key, None)
+
+    def forget_all(self) -> None:
+        """Hold nothing at all."""
+        self._held.clear()
+
+    async def find_another(self, lacking: Record) -> Record | None:
+        """The object of a record is missing or damaged: the store's own record may name another, newer one."""
+        key = lacking.key
+        log.error("object missing or damaged", extra={"key": key, "digest": lacking.digest})
+        record = await self._store.find(key)
+        if record is None or record.digest == lacking.digest:
+            if self._held.get(key) is lacking:  # and not what a fill has stored since
+                del self._held[key]
+            return None
+        return record
+
+    async def _find(self, key: Key) -> Record | None:
+        if key in self._in_air:
+            return None  # what is brought will be found in memory
+        # Where a record is a file on this disk, the catalog is no shorter way to it.
+        record = None if self._store.disk_only else await self._find_in_catalog(key)
+        if record is None and key not in self._in_air:
+            record = await self._find_in_store(key)
+            if record is not None:
+                await self.note(record)
+        if record is not None:
+            self._held[key] = record
+        return record
+
+    async def _find_in_store(self, key: Key) -> Record | None:
+        if key in self._buried:
+            raise Removed(REMOVED)
+        try:
+            return await self._store.find(key)
+        except Removed:
+            self._buried[key] = True
+            raise
+
+    async def _find_in_catalog(self, key: Key) -> Record | None:
+        try:
+            return await self._catalog.find(key)
+        except StorageError:
+            return None  # the store knows as well, only slower; the catalog tells its own trouble
