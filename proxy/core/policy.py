@@ -42,7 +42,7 @@ LOCAL_SUFFIXES: Final = frozenset({
 _GLOB: Final = re.compile(r"[a-z0-9_.:*?\[\]!-]+")
 
 
-class _Globs:
+class Globs:
     """Host globs in one pattern: `*` any characters, dots too; `?` one; `[abc]` one of these."""
 
     __slots__ = ("_pattern",)
@@ -88,14 +88,14 @@ class Policy:
     hosts_denied: tuple[str, ...]
     ports: frozenset[int]
     networks: tuple[Network, ...]
-    _allowed: _Globs = field(init=False, repr=False, compare=False)
-    _denied: _Globs = field(init=False, repr=False, compare=False)
+    _allowed: Globs = field(init=False, repr=False, compare=False)
+    _denied: Globs = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         # Made once: a pattern of some hundred providers is costly to make, or to look up by its globs.
         allowed = ("*",) if self.hosts_allowed is None else self.hosts_allowed
-        object.__setattr__(self, "_allowed", _Globs(allowed))
-        object.__setattr__(self, "_denied", _Globs(self.hosts_denied))
+        object.__setattr__(self, "_allowed", Globs(allowed))
+        object.__setattr__(self, "_denied", Globs(self.hosts_denied))
 
     def denies(self, host: str) -> bool:
         """Whether `sources.deny` names `host` (as in `Source.host`): what is kept from there is not shown either."""

@@ -1,0 +1,78 @@
+"""
+Where the links to images are in JSON-LD.
+
+They are the strings under the names in `IMAGES`, alone or in lists; of objects under these names, and of every object
+whose `@type` is `ImageObject`, also `url` and `contentUrl`. Text that is not JSON holds no link.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from typing import Final
+
+IMAGES: Final = frozenset({
+    "image", "images", "logo", "photo", "primaryImageOfPage", "screenshot", "thumbnail", "thumbnailUrl",
+})  # fmt: skip
+"""Properties of schema.org whose value is an image or its link."""
+
+_OF_IMAGES: Final = frozenset({"url", "contentUrl"})
+
+_STRING: Final = r'"(?:[^"\\]++|\\.)*+"'
+_TOKEN: Final = re.compile(rf"(?P<string>{_STRING})(?P<colon>[\t\n\r ]*+:)?|(?P<mark>[\[\]{{}}])", re.DOTALL)
+
+
+@dataclass(slots=True)
+class _Container:
+    """
+    An object or a list that is being read.
+
+    Attributes:
+        key: The name whose value is being read; a list has that of the object it is in.
+        is_image: Whether it stands under one of `IMAGES`, or says that it is one.
+        told: The links that count if it is one.
+    """
+
+    is_object: bool
+    key: str
+    is_image: bool
+    told: list[tuple[int, int, str]] = field(default_factory=list)
+
+
+def find_links(text: str) -> list[tuple[int, int, str]]:
+    """Return of each link where it begins and ends, without its quotes, and what it means."""
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return []
+    links: list[tuple[int, int, str]] = []
+    # What stands in nothing is in a list that is in a list, so that there is always an owner.
+    open_ = [_Container(is_object=False, key="", is_image=False)] * 2
+    for match in _TOKEN.finditer(text):
+        inner = open_[-1]
+        if match["colon"] is not None:
+            inner.key = json.loads(match["string"])
+        elif match["string"] is not None:
+            # The types of an object may be a list.
+            _note_string(match, inner if inner.is_object else open_[-2], inner, links)
+        elif match["mark"] in "[{":
+            is_object = match["mark"] == "{"
+            key = "" if is_object else inner.key
+            is_image = inner.key in IMAGES if is_object else inner.is_image
+            open_.append(_Container(is_object=is_object, key=key, is_image=is_image))
+        elif match["mark"] in "]}":
+            closed = open_.pop()
+            links += closed.told if closed.is_image and closed.is_object else []
+    return sorted(links)
+
+
+def _note_string(match: re.Match[str], owner: _Container, inner: _Container, links: list[tuple[int, int, str]]) -> None:
+    start, end = match.span("string")
+    link = (start + 1, end - 1, json.loads(match["string"]))
+    if inner.key in IMAGES:
+        links.append(link)
+    elif inner.key == "@type" and link[2] == "ImageObject":
+        owner.is_image = True
+    elif inner.is_object and inner.key in _OF_IMAGES:
+        inner.told.append(link)

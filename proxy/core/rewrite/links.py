@@ -1,0 +1,160 @@
+"""
+Which links are rewritten, and to what.
+
+Rules:
+- A link that dies is rewritten; others if somebody says so. A link that we could not serve is left alone, because it
+  may work where it is: one that `read_source` or the policy refuses.
+- Links of ours are left alone, so rewriting twice changes nothing.
+- What is written holds no white space, no quotes and no angle brackets, whoever made it; so it can stand anywhere.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, TypeAlias
+from urllib.parse import quote
+
+from proxy.core.errors import SourceRejected
+from proxy.core.identity import BUILT_IN, identify
+from proxy.core.policy import Globs, judge
+from proxy.core.rewrite import resolve
+from proxy.core.signing import signed_path
+from proxy.core.source import own_path, read_source
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from datetime import datetime
+
+    from proxy.core.identity import Catalogue
+    from proxy.core.model import Source
+    from proxy.core.policy import Policy
+
+Linker: TypeAlias = "Callable[[str], str | None]"
+"""Takes an absolute http(s) URL without its fragment, gives what to write in its place; `None`: leave it alone."""
+
+Choice: TypeAlias = "Callable[[Source], bool]"
+"""Says whether a link is rewritten."""
+
+OWN_PATHS: Final = ("/img?", "/images/")
+"""How links of ours begin that do not name a server."""
+
+_ILLEGAL: Final = re.compile(r"[^!#$%&'()*+,\-./0-9:;=?@A-Z\[\]_a-z~]+")
+
+
+def every(_: Source) -> bool:
+    """Choose all links."""
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class Temporary:
+    """Chooses links that die, by what the catalogue knows; the default. `now` is the present."""
+
+    now: datetime
+    catalogue: Catalogue = BUILT_IN
+
+    def __call__(self, source: Source) -> bool:
+        return identify(source, self.now, self.catalogue).temporary
+
+
+class Hosts:
+    """
+    Chooses links by host globs, as in `sources.allow`.
+
+    Raises:
+        ValueError: A glob can match no host.
+    """
+
+    def __init__(self, *globs: str) -> None:
+        self._globs = Globs(globs)
+
+    def __call__(self, source: Source) -> bool:
+        return self._globs.match(source.host)
+
+
+@dataclass(frozen=True, slots=True)
+class ImgLinks:
+    """
+    A linker: writes `/img?src=` for the links that are chosen.
+
+    Attributes:
+        chosen: Which are.
+        public_url: What stands before our paths, as `server.public_url`; empty: nothing, for pages that are served
+            from the same place as we.
+        key: The first of `security.signing_keys`, if there are any: links are signed, for ever.
+        policy: What may be fetched at all, if that is known; other links are left alone.
+
+    Raises:
+        SourceRejected: `public_url` is neither empty nor an http(s) URL.
+    """
+
+    chosen: Choice
+    public_url: str = ""
+    key: str | None = field(default=None, repr=False)
+    policy: Policy | None = None
+    _public: Source | None = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_public", read_source(self.public_url) if self.public_url else None)
+
+    def __call__(self, url: str) -> str | None:
+        try:
+            source = read_source(url)
+        except SourceRejected:
+            return None
+        if self._public is not None and own_path(source, self._public) is not None:
+            return None
+        if (self.policy is not None and judge(source, self.policy) is not None) or not self.chosen(source):
+            return None
+        path = f"/img?src={quote(url, safe='')}" if self.key is None else signed_path(self.key, url)
+        return self.public_url.rstrip("/") + path
+
+
+class Page:
+    """
+    Finds what to write for the links of one page.
+
+    Args:
+        linker: Decides.
+        url: The page's own, if it is known.
+        query_codec: Of the page, if it is not UTF-8.
+    """
+
+    def __init__(self, linker: Linker, url: str | None = None, query_codec: str | None = None) -> None:
+        self._linker = linker
+        self._url = None if url is None else resolve.read(resolve.trimmed(url), None)
+        self._base = self._url
+        self.query_codec = query_codec
+        self._base_is_told = False
+
+    def note_base(self, text: str) -> None:
+        """Heed the first `<base href>`; one that is no http(s) URL changes nothing but that there was one."""
+        if not self._base_is_told:
+            self._base_is_told = True
+            self._base = resolve.read(resolve.trimmed(text), self._url) or self._url
+
+    def replacement(self, text: str) -> str | None:
+        """Return what to write for a link, in printable ASCII; `None`: leave it alone."""
+        if resolve.trimmed(text).startswith(OWN_PATHS):
+            return None
+        url = resolve.resolve(text, self._base)
+        if url is None or self._is_ours(url):
+            return None
+        if self.query_codec is not None and not url.isascii():
+            url = resolve.with_query_in(url, self.query_codec)
+        address, mark, fragment = url.partition("#")
+        made = self._linker(address)
+        if made is None:
+            return None
+        try:
+            written = _ILLEGAL.sub(lambda found: quote(found[0], safe=""), made + mark + fragment)
+        except UnicodeEncodeError:
+            return None
+        return None if written == text else written
+
+    def _is_ours(self, url: str) -> bool:
+        if self._url is None:
+            return False
+        origin = f"{self._url.scheme}://{self._url.authority}"
+        return url.startswith(tuple(origin + path for path in OWN_PATHS))

@@ -1,0 +1,102 @@
+"""
+Character references of HTML: read as in an attribute's value, with the way back to the source, and written.
+
+`html.unescape` is not enough: in an attribute `&copy=1` is what it looks like (a parameter), and whoever changes a
+part of a value has to know which characters of the source it was.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from html import unescape
+from html.entities import html5
+from typing import Final
+
+NAME_CHARS_MAX: Final = max(map(len, html5))
+"""Of a named reference, its semicolon included."""
+
+_REFERENCE: Final = re.compile(
+    rf"&(?:#(?:[0-9]++|[xX][0-9A-Fa-f]++);?|[A-Za-z][A-Za-z0-9]{{0,{NAME_CHARS_MAX - 2}}}+;?)", re.ASCII
+)
+_ALNUM: Final = re.compile(r"[=A-Za-z0-9]", re.ASCII)
+
+# What would end the value, or begin a reference. Unquoted values hold no white space either; links of ours never do.
+_UNSAFE: Final = {
+    '"': re.compile(r'[&"]'),
+    "'": re.compile(r"[&']"),
+    "": re.compile(r"[&\"'<=>`\x00-\x20]"),
+}
+_WRITTEN: Final = {"&": "&amp;", '"': "&quot;", "<": "&lt;", ">": "&gt;"}
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """
+    A text and where it stands in its source.
+
+    Attributes:
+        text: With references replaced.
+        offsets: For each character of `text`, and its end, the offset in the source; `None`: the same.
+    """
+
+    text: str
+    offsets: list[int] | None = None
+
+    def source(self, start: int, end: int) -> tuple[int, int]:
+        """Return where `text[start:end]` stands."""
+        return (start, end) if self.offsets is None else (self.offsets[start], self.offsets[end])
+
+
+def read(source: str) -> Value:
+    """Read an attribute's value (https://html.spec.whatwg.org/multipage/parsing.html#character-reference-state)."""
+    if "&" not in source:
+        return Value(source)
+    parts: list[str] = []
+    offsets: list[int] = []
+    done = 0
+    for match in _REFERENCE.finditer(source):
+        length, text = _reference(source, match)
+        if not length:
+            continue
+        start, end = match.start(), match.start() + length
+        parts += (source[done:start], text)
+        offsets += range(done, start)
+        offsets += [start] * len(text)
+        done = end
+    parts.append(source[done:])
+    offsets += range(done, len(source) + 1)
+    return Value("".join(parts), offsets)
+
+
+def _reference(source: str, match: re.Match[str]) -> tuple[int, str]:
+    """Return how many characters are a reference, 0 where none are, and what they mean."""
+    text = match[0]
+    if text[1] == "#":
+        return len(text), _numbered(text)
+    name = text[1:]
+    if name in html5 and name.endswith(";"):
+        return len(text), html5[name]
+    # The longest name that needs no semicolon; before `=` or a letter it is part of a link instead.
+    for length in range(len(name), 1, -1):
+        if name[:length] in html5:
+            end = match.start() + 1 + length
+            return (0, "") if _ALNUM.match(source, end) else (1 + length, html5[name[:length]])
+    return 0, ""
+
+
+def _numbered(text: str) -> str:
+    digits = text[2:].rstrip(";").lstrip("xX0")
+    # No code point is longer, and `int` is slow for what is much longer.
+    return "\ufffd" if len(digits) > 7 else unescape(text)
+
+
+def write(text: str, quote: str) -> str:
+    """
+    Write a part of an attribute's value.
+
+    Args:
+        text: what it has to mean.
+        quote: `"`, `'`, or nothing for an unquoted value.
+    """
+    return _UNSAFE[quote].sub(lambda found: _WRITTEN.get(found[0]) or f"&#{ord(found[0])};", text)

@@ -1,0 +1,137 @@
+"""A page in bytes that comes in pieces, and one that is there as a whole."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from proxy.core.rewrite.charset import BOM_BYTES, HEAD_BYTES, OPAQUE, Bytes, Text, codec_of, find_codec
+from proxy.core.rewrite.html import TOKEN_CHARS_MAX, Html
+from proxy.core.rewrite.links import Page
+from proxy.core.rewrite.values import Values
+
+if TYPE_CHECKING:
+    from typing import AnyStr
+
+    from proxy.core.rewrite.links import Linker
+
+
+class _Way(Protocol):
+    def feed(self, piece: bytes) -> bytes: ...
+
+    def close(self) -> bytes: ...
+
+
+class HtmlStream:
+    """
+    Rewrites a page that comes in pieces, in bounded memory. What comes out is the same however it is cut.
+
+    Args:
+        linker: Decides about each link.
+        url: The page's own, if it is known: relative links are resolved against it.
+        charset: As the page's media type tells it, if it does.
+        token_chars_max: Of a tag, or of a style sheet or JSON-LD script in the page; longer ones stay as they are.
+    """
+
+    def __init__(
+        self,
+        linker: Linker,
+        *,
+        url: str | None = None,
+        charset: str | None = None,
+        token_chars_max: int = TOKEN_CHARS_MAX,
+    ) -> None:
+        self._linker, self._url, self._charset, self._chars_max = linker, url, charset, token_chars_max
+        self._head = b""
+        self._head_bytes = BOM_BYTES if charset and codec_of(charset) else HEAD_BYTES
+        self._way: _Way | None = None
+
+    def feed(self, piece: bytes) -> bytes:
+        """Take a piece of the page, return what is finished; maybe nothing."""
+        if self._way is not None:
+            return self._way.feed(piece)
+        self._head += piece
+        return self._begin() if len(self._head) >= self._head_bytes else b""
+
+    def close(self) -> bytes:
+        """Return the rest; nothing may be fed any more."""
+        begun = b"" if self._way is not None else self._begin()
+        return begun + (self._way.close() if self._way is not None else b"")
+
+    def _begin(self) -> bytes:
+        codec = find_codec(self._head, self._charset)
+        if codec == OPAQUE:
+            self._way = _AsItIs()
+        else:
+            is_utf_16 = codec is not None and codec.startswith("utf-16")
+            page = Page(self._linker, self._url, None if is_utf_16 or codec == "utf-8" else codec)
+            html = Html(Values(page, Text() if is_utf_16 else Bytes(codec)), token_chars_max=self._chars_max)
+            self._way = _InUnits(html, codec or "") if is_utf_16 else _InBytes(html)
+        head, self._head = self._head, b""
+        return self._way.feed(head)
+
+
+class _AsItIs:
+    @staticmethod
+    def feed(piece: bytes) -> bytes:
+        return piece
+
+    @staticmethod
+    def close() -> bytes:
+        return b""
+
+
+class _InBytes:
+    def __init__(self, html: Html) -> None:
+        self._html = html
+
+    def feed(self, piece: bytes) -> bytes:
+        return self._html.feed(piece.decode("latin-1")).encode("latin-1")
+
+    def close(self) -> bytes:
+        return self._html.close().encode("latin-1")
+
+
+class _InUnits:
+    """UTF-16, with whatever is none of it: half a character stays half a character."""
+
+    def __init__(self, html: Html, codec: str) -> None:
+        self._html, self._codec = html, codec
+        self._high_at = 1 if codec == "utf-16-le" else 0
+        self._rest = b""
+
+    def feed(self, piece: bytes) -> bytes:
+        data = self._rest + piece
+        end = len(data) // 2 * 2
+        # A pair of surrogates is one character only if it is decoded together.
+        if end and 0xD8 <= data[end - 2 + self._high_at] < 0xDC:
+            end -= 2
+        self._rest = data[end:]
+        return self._encoded(self._html.feed(self._decoded(data[:end])))
+
+    def close(self) -> bytes:
+        end = len(self._rest) // 2 * 2
+        text = self._html.feed(self._decoded(self._rest[:end])) + self._html.close()
+        return self._encoded(text) + self._rest[end:]
+
+    def _decoded(self, data: bytes) -> str:
+        return data.decode(self._codec, "surrogatepass")
+
+    def _encoded(self, text: str) -> bytes:
+        return text.encode(self._codec, "surrogatepass")
+
+
+def rewrite_html(document: AnyStr, linker: Linker, *, url: str | None = None, charset: str | None = None) -> AnyStr:
+    """
+    Return a page with its links to images rewritten, and not one other character changed.
+
+    Args:
+        document: As text or as bytes.
+        linker: Decides about each link.
+        url: The page's own, if it is known: relative links are resolved against it.
+        charset: Of bytes, as the page's media type tells it, if it does.
+    """
+    if isinstance(document, str):
+        html = Html(Values(Page(linker, url), Text()))
+        return html.feed(document) + html.close()
+    stream = HtmlStream(linker, url=url, charset=charset)
+    return stream.feed(document) + stream.close()
