@@ -87,6 +87,8 @@ class _Reader:
                 whole = match["bad"] is None and match["worse"] is None
                 if whole and self._functions and self._functions[-1] in {"url", *_IMAGE_SETS} and self._is_image():
                     yield self._in_quotes(match)
+                if self._functions and self._functions[-1] == "url":
+                    self._functions[-1] = ""  # it takes one string
             elif match["name"] is not None:
                 name = _unescaped(match["name"]).lower()
                 if match["function"] is None:

@@ -39,6 +39,9 @@ Choice: TypeAlias = "Callable[[Source], bool]"
 OWN_PATHS: Final = ("/img?", "/images/")
 """How links of ours begin that do not name a server."""
 
+_UNREADABLE: Final = re.compile(r"[\ud800-\udfff]")
+"""Bytes that are no text in the page's encoding."""
+
 _ILLEGAL: Final = re.compile(r"[^!#$%&'()*+,\-./0-9:;=?@A-Z\[\]_a-z~]+")
 
 
@@ -139,7 +142,7 @@ class Page:
         if resolve.trimmed(text).startswith(OWN_PATHS):
             return None
         url = resolve.resolve(text, self._base)
-        if url is None or self._is_ours(url):
+        if url is None or self._is_ours(url) or _UNREADABLE.search(url):
             return None
         if self.query_codec is not None and not url.isascii():
             url = resolve.with_query_in(url, self.query_codec)

@@ -13,6 +13,8 @@ definition then leads to the picture that is kept.
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
+from itertools import accumulate
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from markdown_it import MarkdownIt
@@ -108,16 +110,13 @@ def _reference(state: StateBlock, start_line: int, end_line: int, silent: bool) 
     parts = [state.src[start : state.eMarks[line] + 1] for start, line in zip(starts, lines, strict=True)]
     text = "".join(parts)
     label = _LABEL.match(text)
-    if label is None:
-        return matched
-    found = state.md.helpers.parseLinkDestination(text, label.end(), len(text))
+    assert label is not None  # or it were no definition
     at = label.end()
-    for line, start, part in zip(lines, starts, parts, strict=True):
-        if at < len(part):
-            place = (line, start + at - notes.line_starts[line], text[label.end() : found.pos])
-            notes.definitions.setdefault(normalizeReference(label[1]), place)
-            break
-        at -= len(part)
+    found = state.md.helpers.parseLinkDestination(text, at, len(text))
+    begins = list(accumulate(map(len, parts), initial=0))[:-1]
+    number = bisect_right(begins, at) - 1
+    column = starts[number] + at - begins[number] - notes.line_starts[lines[number]]
+    notes.definitions.setdefault(normalizeReference(label[1]), (lines[number], column, text[at : found.pos]))
     return matched
 
 

@@ -87,8 +87,12 @@ def _reference(source: str, match: re.Match[str]) -> tuple[int, str]:
 
 def _numbered(text: str) -> str:
     digits = text[2:].rstrip(";").lstrip("xX0")
-    # No code point is longer, and `int` is slow for what is much longer.
-    return "\ufffd" if len(digits) > 7 else unescape(text)
+    # No code point has more digits, and `int` is slow for what has many more.
+    number = 0 if len(digits) > 7 else int(digits or "0", 16 if text[2] in "xX" else 10)
+    if number == 0 or number > 0x10FFFF or 0xD800 <= number < 0xE000:
+        return "\ufffd"
+    # What was meant by some numbers is a table of windows-1252.
+    return unescape(f"&#{number};") if 0x80 <= number < 0xA0 else chr(number)
 
 
 def write(text: str, quote: str) -> str:

@@ -73,6 +73,7 @@ _SKIP: Final = re.compile(
         |/(?!(?:{_any_case("template")}){_ENDS})[a-zA-Z][^\t\n\f\r />]*+{_ATTRIBUTES}>
         |(?:{_NEVER_SPECIAL}|(?!(?:{_SPECIAL}){_ENDS})[a-zA-Z])[^\t\n\f\r />]*+(?:>|{_USUAL}{_HARMLESS}>)
         |(?=[^a-zA-Z/!?])
+        |!--(?!-?>)(?:[^-]++|-(?!-!?>))*+--!?>
         |{_DRAWING}
     ))*+""",
     re.VERBOSE,

@@ -1,4 +1,4 @@
-"""What a real browser reads in pages: all of them in one session of Chromium, without network and without scripts of theirs."""
+"""What a real browser reads in pages: all in one session of Chromium, without network and without their scripts."""
 
 from __future__ import annotations
 
@@ -37,7 +37,9 @@ function placesOf(element) {
     const icons = /(^|\s)(icon|apple-touch-icon)(\s|$)/.test(value("rel"));
     return [...(preloads || icons ? ["href"] : []), ...(preloads ? ["imagesrcset"] : [])];
   }
-  if (name === "meta") return /^(og:image(:secure_url)?|twitter:image)$/.test(value("property")) ? ["content"] : [];
+  if (name === "meta") {
+    return /^(og:image(:secure_url)?|twitter:image)$/.test(value("property") || value("name")) ? ["content"] : [];
+  }
   return OF[name] || [];
 }
 function sheet(text) {
@@ -58,9 +60,11 @@ function read(page) {
         else if (own.has(name)) places.push(value);
         else rest.push(name, value);
       }
-      const isHtml = node.namespaceURI === HTML;
-      if (isHtml && node.localName === "style") places.push(sheet(node.textContent));
-      else if (isHtml && node.localName === "script" && node.type === "application/ld+json") places.push(node.text);
+      const is = name => node.namespaceURI === HTML && node.localName === name;
+      const isCss = /^(text\/css)?$/i.test(node.getAttribute("type") || "");
+      const isJson = /^application\/ld\+json/.test(node.getAttribute("type") || "");
+      if (is("style") && isCss) places.push(sheet(node.textContent));
+      else if (is("script") && isJson) places.push(node.text);
       else (node instanceof HTMLTemplateElement ? node.content : node).childNodes.forEach(visit);
       rest.push(">");
     }

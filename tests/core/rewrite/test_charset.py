@@ -1,0 +1,111 @@
+"""Pages in bytes: which encoding they are in, and that what is not understood stays."""
+
+from __future__ import annotations
+
+import pytest
+
+from proxy.core.rewrite import HtmlStream, rewrite_html
+from proxy.core.rewrite.charset import OPAQUE, codec_of, find_codec
+
+
+@pytest.mark.parametrize(
+    ("label", "codec"),
+    [
+        (" UTF-8\n", "utf-8"),
+        ("latin1", "cp1252"),
+        ("windows-1251", "cp1251"),
+        ("ISO-8859-15", "iso8859_15"),
+        ("iso-8859-8-i", "iso8859_8"),
+        ("latin2", "iso8859_2"),
+        ("gb2312", "gb18030"),
+        ("Shift_JIS", "cp932"),
+        ("utf-16", "utf-16-le"),
+        ("iso-2022-jp", OPAQUE),
+        ("klingon", None),
+    ],
+)
+def test_names_of_encodings_mean_what_they_mean_to_a_browser(label: str, codec: str | None) -> None:
+    assert codec_of(label) == codec
+    assert codec in {None, OPAQUE} or "a".encode(codec or "")
+
+
+@pytest.mark.parametrize(
+    ("head", "told", "codec"),
+    [
+        (b"\xef\xbb\xbf<meta charset=latin1>", "koi8-r", "utf-8"),
+        (b"\xfe\xff\0<", None, "utf-16-be"),
+        (b"\xff\xfe<\0", None, "utf-16-le"),
+        (b"<meta charset=latin1>", "koi8-r", "koi8_r"),
+        (b"<meta charset=latin1>", "klingon", "cp1252"),
+        (b"<p><META CharSet = 'koi8-r' ><meta charset=utf-8>", None, "koi8_r"),
+        (b"<meta http-equiv=Content-Type content='text/html; CHARSET = \"big5\"'>", None, "big5hkscs"),
+        (b"<meta http-equiv=content-type content='text/html'><meta charset>", None, None),
+        (b"<meta http-equiv=refresh content='charset=big5'><meta content='charset=big5'>", None, None),
+        (b"<!-- <meta charset=koi8-r> --><meta charset=utf-16>", None, "utf-8"),
+        (b"<!--> <meta charset=koi8-r>", None, "koi8_r"),
+        (b"<!-- <meta charset=koi8-r>", None, None),
+        (
+            b"<p title='<meta charset=koi8-r>'></meta charset=koi8-r><meta charset=klingon>< <meta charset=koi8-r",
+            None,
+            None,
+        ),
+        (b" " * 1010 + b"<meta charset=koi8-r>", None, None),
+    ],
+)
+def test_an_encoding_is_found_where_a_browser_finds_it(head: bytes, told: str | None, codec: str | None) -> None:
+    assert find_codec(head, told) == codec
+
+
+@pytest.mark.parametrize(
+    "charset", ["utf-8", "cp1252", "koi8-r", "shift_jis", "big5", "gb18030", "euc-kr", "utf-16le", "utf-16be"]
+)
+def test_a_page_in_any_encoding_changes_only_in_its_links(charset: str) -> None:
+    word = {"cp1252": "é", "koi8-r": "я", "euc-kr": "한"}.get(charset, "表")
+    page = (
+        f"<title>{word}</title><img alt={word} src='https://h.example/{word}.png'>"
+        f"<p style='--a:\"{word}\";background:url(https://h.example/{word})'><style>/*{word}*/p{{b:url(https://h.example/)}}</style>"
+    )
+    seen: list[str] = []
+
+    def linker(url: str) -> str:
+        seen.append(url)
+        return "/x"
+
+    after = rewrite_html(page.encode(charset), linker, charset=charset)
+    assert seen == [f"https://h.example/{word}.png", f"https://h.example/{word}", "https://h.example/"]
+    wanted = page
+    for url in seen[:2]:
+        wanted = wanted.replace(url, "/x", 1)
+    assert after.decode(charset) == wanted.replace("https://h.example/", "/x")
+
+
+def test_what_is_not_certain_stays() -> None:
+    for page in (
+        b"<img src=https://h.example/\xe9><style>/*\xe9*/p{b:url(https://h.example/)}</style>",
+        b"<meta charset=shift_jis><img src='https://h.example/\x81\x20'>",
+        b"<meta charset=koi8-r><style>\xff</style>\xff",
+        b"<meta charset=iso-2022-jp><img src=https://h.example/>",
+    ):
+        assert rewrite_html(page, lambda _: "/x") == page
+    assert rewrite_html("<img src=https://h.example/é>".encode(), lambda _: "/x") == b"<img src=/x>"
+    assert rewrite_html(b"<img data-a=\xe9 src=https://h.example/>", lambda _: "/x") == b"<img data-a=\xe9 src=/x>"
+    assert (
+        rewrite_html(b"<link rel=\xe9 href=https://h.example/>", lambda _: "/x")
+        == b"<link rel=\xe9 href=https://h.example/>"
+    )
+
+
+def test_what_does_not_come_back_as_it_was_stays() -> None:
+    # Big5 has two codes for some characters.
+    page = b"<p style='--a:\"" + b"\xf9\xf9\xf9\xfe\xa2\xcc" + b"\";b:url(https://h.example/)'>"
+    assert rewrite_html(page, lambda _: "/x", charset="big5") == page
+
+
+def test_a_stream_waits_for_the_encoding_and_no_longer() -> None:
+    told = HtmlStream(lambda _: None, charset="utf-8")
+    assert told.feed(b"ab") == b""
+    assert told.feed(b"c") == b"abc"
+    assert told.feed(b"d") + told.close() == b"d"
+    untold = HtmlStream(lambda _: None)
+    assert untold.feed(b"a" * 1023) == b""
+    assert untold.close() == b"a" * 1023

@@ -1,0 +1,107 @@
+"""Which links of Markdown change, and that nothing else does."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from proxy.core.rewrite import ImgLinks, every, markdown, rewrite_markdown
+from proxy.core.rewrite.links import Page
+from tests.core.rewrite.soup import move
+
+HERE, THERE = "https://h.example/a.png", "https://k.example/a.png"
+
+# `§` is a link that is rewritten, `¤` one that some rule leaves alone.
+CASES = {
+    "inline": "a ![b](§) c ![](§ 'title') ![d]( § \"title\" ) ![e](§\n'title')",
+    "in brackets": "![a](<§> 'b') ![a](<§>)",
+    "escapes": "![a](https\\://h.example/a.png) \\![a](¤) !\\[a](¤)",
+    "links": "[a](¤) <¤> [![a](§)](¤) ¤",
+    "description": "![a ![b](§) `c](¤)` ![d *e* [f](¤) ![g](¤)](§)",
+    "code": "`![a](¤)` ``` ![a](¤) ```\n\n    ![a](¤)\n\n```\n![a](¤)\n```\n~~~ html\n<img src=¤>\n~~~\n![a](§)",
+    "headings": "# a ![b](§) ##\n\n- ## ![b](§)\n\nSetext ![b](§)\n![b](§)\n===",
+    "quotations": "> a ![b](§)\n> > ![b](§)\nlazy ![b](§)\n>\t![b](§)",
+    "lists": "- a\n\n  ![b](§)\n  ![b](§)\n    1. ![b](§)\n\n\t![b](§)\n-\t![c](§)\n",
+    "line ends": "a\r\n![b](§)\r![b](§)\n\r\n> ![b](§)\r\n",
+    "reference": "![a][b] ![b] ![b][] ![c\\]]\n\n[b]: § 'title'\n[B]: ¤\n[c\\]]:\n  <§>\n[d]: ¤\n[d]",
+    "reference in a quotation": "> [a]:\n> §\n> 'title\n> title'\n\n![A]",
+    "reference with breaks": "[a\nb]: §\n\n![a b]",
+    "reference that is used by a link, too": "[a] ![a]\n\n[a]: §",
+    "no reference": "![a] ![a][b]\n\n[a]:\n\n[b]: ¤ 'x' y",
+    "html": "a <img src=§> <b><IMG\nsrc='§'></b> <!-- <img src=¤> --> `<img src=¤>` <a href=¤>",
+    "html block": "<div>\n<img src=§>\n![a](¤)\n</div>\n\n![a](§)",
+    "html block in a list": "- a\n\n  <div>\n  <img src=§\n       srcset='§ 1x,\n   § 2x'>\n  </div>",
+    "html block in a quotation": "> <style>\n> p { background: url(§) }\n> </style>",
+    "html across a quotation": "> <img srcset='§,\n> §'>",
+    "html in the description": "![a <img src=¤>](§)",
+    "svg": "<svg><image href=§ /></svg> <svg>\n\n<image href=§ />",
+    "table": "| a | b |\n|---|---|\n| ![a](§) | <img src=§> |",
+    "not an image": "![a] (¤) ![a](¤ b) !(¤) ![a](<¤) ![a]( ![b]() ![c](<>)",
+    "null": "\0 ![a](§)\n\0",
+    "tabs": "-\t\t![a](¤)\n\n>\t- ![b](§)",
+    "bom": "\ufeff![a](§)",
+    "bom and reference": "\ufeff[a]: §\n\n![a]",
+    "nothing": "a\nb",
+    "front": "---\na: b\n---\n![a](§)",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", CASES.values(), ids=CASES)
+def test_links_to_images_change_and_nothing_else(text: str) -> None:
+    wanted = text.replace("§", THERE).replace("https\\://h", "https://k").replace("¤", HERE)
+    text = text.replace("§", HERE).replace("¤", HERE)
+    assert rewrite_markdown(text, move) == wanted
+    assert rewrite_markdown(text.encode(), move) == wanted.encode()
+    assert rewrite_markdown(text.encode("utf-16-le"), move, charset="utf-16") == wanted.encode("utf-16-le")
+
+
+def test_new_links_are_written_so_that_they_are_read_again() -> None:
+    text = f"![a]({HERE}) ![a](<{HERE}>)"
+    assert (
+        rewrite_markdown(text, lambda _: "/(a) &copy;b&c")
+        == "![a](/%28a%29%20&amp;copy;b&c) ![a](</(a)%20&amp;copy;b&c>)"
+    )
+
+
+def test_what_is_not_certain_stays() -> None:
+    assert rewrite_markdown(b"![a](https://h.example/) \xff", move) == b"![a](https://k.example/) \xff"
+    for text, charset in ((b"![a](https://h.example/) \0", "utf-16"), (b"![a](https://h.example/)", "iso-2022-jp")):
+        assert rewrite_markdown(text, move, charset=charset) == text
+    text = b"![a](https://h.example/) \xf9\xf9\xf9\xfe\xa2\xcc"
+    assert rewrite_markdown(text, move, charset="big5") == text
+
+
+def test_what_is_too_long_or_too_deep_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = f"![a]({HERE})"
+    monkeypatch.setattr(markdown, "MARKDOWN_CHARS_MAX", len(text))
+    assert rewrite_markdown(text, move) != text
+    assert rewrite_markdown(f" {text}", move) == f" {text}"
+
+    def too_deep(*_: object) -> None:
+        raise RecursionError
+
+    monkeypatch.setattr(markdown._PARSER, "parse", too_deep)
+    assert rewrite_markdown(text, move) == text
+
+
+def test_a_value_whose_lines_do_not_lead_back_stays() -> None:
+    text = "<style>\np{b:url('https://h.example/a\\\nb')}\n</style>\n"
+    assert rewrite_markdown(text, move) == text
+    assert markdown._Markdown("a", Page(move))._find_column(0, "b") is None
+
+
+PIECES = st.sampled_from([
+    *("![a]", "[a]", "(", ")", f"({HERE})", f"(<{HERE}> 't')", f"[a]: {HERE}\n", "\n", "\n\n"),
+    *("> ", "- ", "  ", "\t", "# ", "\\", "*", "|", "\r\n", "\0", "é", "&amp;"),
+    *("`", "```\n", "<img src=", f"'{HERE}'>", "<div>", "</div>", "<!--", "-->"),
+])  # fmt: skip
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.lists(PIECES, max_size=20).map("".join))
+def test_any_text_is_read_and_nothing_but_links_changes(text: str) -> None:
+    after = rewrite_markdown(text, move)
+    assert after.replace("//k.", "//h.") == text
+    once = rewrite_markdown(text, ImgLinks(every))
+    assert rewrite_markdown(once, ImgLinks(every)) == once
