@@ -11,6 +11,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
+from proxy.core.rewrite.patterns import many
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -23,36 +25,39 @@ NO_IMAGES: Final = frozenset({
 """Properties whose links are none to images."""
 
 _NO_IMAGE_RULES: Final = frozenset({"@import", "@namespace", "@document", "@-moz-document"})
-_IMAGE_SETS: Final = frozenset({"image-set", "-webkit-image-set"})
+_OF_STRINGS: Final = frozenset({"url", "image-set", "-webkit-image-set"})
 
 _ESCAPE: Final = r"\\(?:[0-9A-Fa-f]{1,6}+(?:\r\n|[\t\n\f\r ])?|[^0-9A-Fa-f\n\f\r])"
 _NEWLINE: Final = r"\\(?:\r\n|[\n\f\r])"
-_NAME: Final = rf"(?:[-A-Za-z0-9_]|[^\x00-\x7f]|{_ESCAPE})++"
+_OF_NAME: Final = rf"[-A-Za-z0-9_\x80-\U0010ffff]++|{_ESCAPE}"
+_NAME: Final = rf"(?:{_OF_NAME}){many(_OF_NAME)}"
 _SPACE: Final = r"[\t\n\f\r ]"
+_IN_DOUBLE: Final = many(rf"[^\"\\\n\f\r]++|{_ESCAPE}|{_NEWLINE}")
+_IN_SINGLE: Final = many(rf"[^'\\\n\f\r]++|{_ESCAPE}|{_NEWLINE}")
 
 # Most style sheets hold no link at all, and then nobody needs to read them closely.
 _MAYBE: Final = re.compile(r"url\(|image-set\(|\\", re.ASCII | re.IGNORECASE)
 
-# In the order that decides: a comment, a string (whole, or up to where it goes bad), a name with what makes it a
-# function or a property, a number or hash that begins like a name and is none, and whatever has a meaning to us.
+# In the order that decides: what HTML hides sheets with, and a comment; a string (whole, or up to where it goes bad); a
+# name with what makes it a function or a property; a number or hash that begins like a name and is none; and whatever
+# has a meaning to us. The last group that matches tells which.
 _TOKEN: Final = re.compile(
     rf"""
-      /\*(?:[^*]++|\*(?!/))*+(?:\*/)?
-    | (?P<string>"(?:[^"\\\n\f\r]++|{_ESCAPE}|{_NEWLINE})*+(?:"|\\?\Z|(?P<bad>))
-               |'(?:[^'\\\n\f\r]++|{_ESCAPE}|{_NEWLINE})*+(?:'|\\?\Z|(?P<worse>)))
+      <!--|-->|/\*{many("[^*]++|[*](?!/)")}(?:\*/)?
+    | "(?P<double>{_IN_DOUBLE})(?:"|\\?\Z|(?P<bad>))|'(?P<single>{_IN_SINGLE})(?:'|\\?\Z|(?P<worse>))
     | \#{_NAME}
     | (?P<name>@?+{_NAME})(?:(?P<function>\()|(?P<colon>{_SPACE}*+:))?
     | (?P<mark>[(){{}};\[\]])
-    | [^"'/\\\#@A-Za-z0-9_(){{}};\[\]\x80-\U0010ffff-]++
+    | [^"'/\\\#<@A-Za-z0-9_(){{}};\[\]\x80-\U0010ffff-]++
     | .
     """,
     re.VERBOSE | re.DOTALL,
 )
 _UNQUOTED: Final = re.compile(
-    rf"{_SPACE}*+((?:[^\x00-\x08\x0b\x0e-\x1f\x7f\"'()\\\t\n\f\r ]++|{_ESCAPE})*+){_SPACE}*+(?:\)|\Z)"
+    _SPACE + "*+(" + many(rf"[^\x00-\x08\x0b\x0e-\x1f\x7f\"'()\\\t\n\f\r ]++|{_ESCAPE}") + rf"){_SPACE}*+(?:\)|\Z)"
 )
 _QUOTED_AHEAD: Final = re.compile(rf"{_SPACE}*+[\"']")
-_BAD_URL: Final = re.compile(rf"(?:[^)\\]++|{_ESCAPE}|\\)*+\)?")
+_BAD_URL: Final = re.compile(many(rf"[^)\\]++|{_ESCAPE}|\\") + r"\)?")
 _ESCAPED: Final = re.compile(r"\\(?:([0-9A-Fa-f]{1,6}+)(?:\r\n|[\t\n\f\r ])?|(\r\n|[\n\f\r])|(.)|\Z)", re.DOTALL)
 
 
@@ -83,36 +88,30 @@ class _Reader:
         at, text = 0, self._text
         while match := _TOKEN.match(text, at):
             at = match.end()
-            if match["string"] is not None:
-                whole = match["bad"] is None and match["worse"] is None
-                if whole and self._functions and self._functions[-1] in {"url", *_IMAGE_SETS} and self._is_image():
-                    yield self._in_quotes(match)
-                if self._functions and self._functions[-1] == "url":
+            kind = match.lastgroup
+            if kind in {"double", "single", "bad", "worse"}:
+                inner = self._functions[-1] if self._functions else ""
+                if kind in {"double", "single"} and inner in _OF_STRINGS and self._is_image():
+                    yield (*match.span(kind), _unescaped(match[kind]))
+                if inner == "url":
                     self._functions[-1] = ""  # it takes one string
-            elif match["name"] is not None:
+            elif kind == "mark":
+                self._note_mark(match["mark"])
+            elif kind is not None:
                 name = _unescaped(match["name"]).lower()
-                if match["function"] is None:
-                    self._note_name(name, is_property=match["colon"] is not None)
-                elif name != "url" or _QUOTED_AHEAD.match(text, at):
+                if kind != "function":
+                    self._note_name(name, is_property=kind == "colon")
+                    continue
+                self._at_start = False
+                if name != "url" or _QUOTED_AHEAD.match(text, at):
                     self._functions.append(name)
-                    self._at_start = False
                 else:
                     link, at = self._unquoted(at)
-                    self._at_start = False
                     if link is not None:
                         yield link
-            elif match["mark"] is not None:
-                self._note_mark(match["mark"])
 
     def _is_image(self) -> bool:
         return self._property not in NO_IMAGES and self._rule not in _NO_IMAGE_RULES
-
-    def _in_quotes(self, match: re.Match[str]) -> tuple[int, int, str]:
-        start, end = match.span("string")
-        quote = self._text[start]
-        closed = end - start > 1 and self._text[end - 1] == quote and not _ends_escaped(self._text, start + 1, end - 1)
-        inner = (start + 1, end - 1 if closed else end)
-        return (*inner, _unescaped(self._text[slice(*inner)]))
 
     def _unquoted(self, at: int) -> tuple[tuple[int, int, str] | None, int]:
         """Read a URL token from behind its parenthesis; return the link, if it is one, and where the token ends."""
@@ -142,11 +141,6 @@ class _Reader:
             self._functions.clear()
             self._property = self._rule = ""
             self._at_start = True
-
-
-def _ends_escaped(text: str, start: int, end: int) -> bool:
-    inner = text[start:end]
-    return (len(inner) - len(inner.rstrip("\\"))) % 2 == 1
 
 
 def _unescaped(text: str) -> str:

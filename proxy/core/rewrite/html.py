@@ -14,9 +14,10 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from proxy.core.rewrite import tags
+from proxy.core.rewrite import raw, svg_style, tags
 from proxy.core.rewrite.foreign import Foreign
 from proxy.core.rewrite.places import find_places, is_json_ld, is_style_sheet
+from proxy.core.rewrite.raw import Raw
 from proxy.core.rewrite.tags import LongTag
 
 if TYPE_CHECKING:
@@ -27,10 +28,6 @@ if TYPE_CHECKING:
 
 TOKEN_CHARS_MAX: Final = 1 << 20
 """Of a tag, or of raw text that holds links; the largest style sheets in pages have some hundred kilobytes."""
-
-_RAW: Final = frozenset({"iframe", "noembed", "noframes", "noscript", "script", "style", "textarea", "title", "xmp"})
-_ENDS: Final = {name: re.compile(rf"</{name}[\t\n\f\r />]", re.ASCII | re.IGNORECASE) for name in _RAW}
-_SCRIPT_MARKS: Final = re.compile(r"<!--|-->|<(/?)script[\t\n\f\r />]", re.ASCII | re.IGNORECASE)
 
 _COMMENT_END: Final = re.compile(r"--!?>")
 _SECTION: Final = "<![CDATA["
@@ -56,49 +53,6 @@ def applied(text: str, edits: list[Edit]) -> str:
     return "".join((*parts, text[done:]))
 
 
-class _Raw:
-    """
-    Raw text that is being read, up to the end tag of its element.
-
-    Attributes:
-        rewrite: What to do with it once it is whole; `None`: it passes through.
-    """
-
-    def __init__(self, name: str, rewrite: Callable[[str], str] | None) -> None:
-        self.name = name
-        self.rewrite = rewrite
-        self._level = 0
-
-    def find_end(self, text: str, at: int) -> tuple[int | None, int]:
-        """Return where the end tag begins, if it is there, and from where on `text` is needed once more."""
-        if self.name == "script":
-            return self._find_script_end(text, at)
-        match = _ENDS[self.name].search(text, at)
-        return (match.start() if match else None), max(at, len(text) - len("</>") - len(self.name) + 1)
-
-    def _find_script_end(self, text: str, at: int) -> tuple[int | None, int]:
-        """
-        Scripts know comments, and in these scripts (#script-data-double-escaped-state).
-
-        The level is 0 in a script, 1 in a comment in it, 2 in a script in that.
-        """
-        level = self._level
-        while match := _SCRIPT_MARKS.search(text, at):
-            at = match.end()
-            if match[0] == "<!--":
-                level = max(level, 1)
-                at -= len("--")  # `<!-->` is a whole comment
-            elif match[0] == "-->":
-                level = 0
-            elif match[1] and level < 2:
-                return match.start(), at
-            elif level:
-                level = 1 if match[1] else 2
-        if self.rewrite is None:
-            self._level = level
-        return None, max(at, len(text) - len("</script"))
-
-
 class Html:
     """
     Rewrites one page.
@@ -116,7 +70,7 @@ class Html:
         self._templates = 0
         self._foreign = Foreign()
         self._read = self._read_markup
-        self._raw = _Raw("", None)
+        self._raw = Raw("", None)
         self._long = LongTag()
         self._behind_long = self._read
         self._is_last = False
@@ -261,10 +215,20 @@ class Html:
         self._read = self._read_markup
         return end
 
+    def _read_svg_style(self, text: str, at: int) -> int:
+        end = svg_style.find_end(text, at, is_last=self._is_last)
+        if end is None and not self._is_last and len(text) - at <= self._chars_max:
+            return self._short(at)
+        self._read = self._read_markup
+        if end is None or end - at > self._chars_max:
+            return at
+        self._change(text, at, end, self._values.svg_style_sheet(text[at:end]))
+        return end
+
     # What tags mean.
 
-    def _change(self, text: str, start: int, end: int, new: str | None) -> None:
-        if new is not None and new != text[start:end]:
+    def _change(self, text: str, start: int, end: int, new: str) -> None:
+        if new != text[start:end]:
             self._edits.append(Edit(start, end, new))
 
     def _note_tag(self, text: str, at: int, tag: Tag) -> None:
@@ -297,9 +261,10 @@ class Html:
         if self._foreign.is_inside or name in {"svg", "math"}:
             namespace = self._foreign.start(name, value, is_self_closing=is_self_closing)
         if namespace != "html":
-            return namespace
-        if name in _RAW and (self._is_page or name != "noscript"):
-            self._raw, self._read = _Raw(name, self._rewriter(name, value)), self._read_raw
+            if namespace == "svg" and name == "style" and not is_self_closing and is_style_sheet(value("type")):
+                self._read = self._read_svg_style
+        elif name in raw.NAMES and (self._is_page or name != "noscript"):
+            self._raw, self._read = Raw(name, self._rewriter(name, value)), self._read_raw
         elif name == "plaintext":
             self._read = self._read_rest
         elif name == "template":

@@ -12,6 +12,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Final
 
+from proxy.core.rewrite.patterns import many
+
 IMAGES: Final = frozenset({
     "image", "images", "logo", "photo", "primaryImageOfPage", "screenshot", "thumbnail", "thumbnailUrl",
 })  # fmt: skip
@@ -19,7 +21,7 @@ IMAGES: Final = frozenset({
 
 _OF_IMAGES: Final = frozenset({"url", "contentUrl"})
 
-_STRING: Final = r'"(?:[^"\\]++|\\.)*+"'
+_STRING: Final = '"' + many(r'[^"\\]++|\\.') + '"'
 _TOKEN: Final = re.compile(rf"(?P<string>{_STRING})(?P<colon>[\t\n\r ]*+:)?|(?P<mark>[\[\]{{}}])", re.DOTALL)
 
 
@@ -54,7 +56,7 @@ def find_links(text: str) -> list[tuple[int, int, str]]:
         if match["colon"] is not None:
             inner.key = json.loads(match["string"])
         elif match["string"] is not None:
-            # The types of an object may be a list.
+            # The types of an object may be a list, and so may its links.
             _note_string(match, inner if inner.is_object else open_[-2], inner, links)
         elif match["mark"] in "[{":
             is_object = match["mark"] == "{"
@@ -74,5 +76,5 @@ def _note_string(match: re.Match[str], owner: _Container, inner: _Container, lin
         links.append(link)
     elif inner.key == "@type" and link[2] == "ImageObject":
         owner.is_image = True
-    elif inner.is_object and inner.key in _OF_IMAGES:
-        inner.told.append(link)
+    elif inner.key in _OF_IMAGES:
+        owner.told.append(link)

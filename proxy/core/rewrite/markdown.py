@@ -25,6 +25,7 @@ from markdown_it.rules_inline import html_inline, image
 from proxy.core.rewrite.charset import Text, codec_of
 from proxy.core.rewrite.html import Edit, Html, applied
 from proxy.core.rewrite.links import Page
+from proxy.core.rewrite.patterns import many
 from proxy.core.rewrite.values import Values
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ MARKDOWN_CHARS_MAX: Final = 4 << 20
 """Longer texts stay as they are: a Markdown parser needs a second for a megabyte and a hundred times its memory."""
 
 _LINE_END: Final = re.compile(r"\r\n?|\n")
-_LABEL: Final = re.compile(r"\[((?:[^\[\]\\]++|\\.)*+)\]:[ \t\n]*+", re.DOTALL)
+_LABEL: Final = re.compile(r"\[(" + many(r"[^\[\]\\]++|\\.") + r")\]:[ \t\n]*+", re.DOTALL)
 _SPACE: Final = re.compile(r"[ \t\n]*+")
 _AMPERSAND: Final = re.compile(r"&(?=#?[A-Za-z0-9]++;)", re.ASCII)
 

@@ -48,15 +48,19 @@ class Value:
         return (start, end) if self.offsets is None else (self.offsets[start], self.offsets[end])
 
 
-def read(source: str) -> Value:
-    """Read an attribute's value (https://html.spec.whatwg.org/multipage/parsing.html#character-reference-state)."""
+def read(source: str, *, in_text: bool = False) -> Value:
+    """
+    Read an attribute's value (https://html.spec.whatwg.org/multipage/parsing.html#character-reference-state).
+
+    In text that is not in an attribute, `&copy=1` holds a reference.
+    """
     if "&" not in source:
         return Value(source)
     parts: list[str] = []
     offsets: list[int] = []
     done = 0
     for match in _REFERENCE.finditer(source):
-        length, text = _reference(source, match)
+        length, text = _reference(source, match, in_text=in_text)
         if not length:
             continue
         start, end = match.start(), match.start() + length
@@ -69,7 +73,7 @@ def read(source: str) -> Value:
     return Value("".join(parts), offsets)
 
 
-def _reference(source: str, match: re.Match[str]) -> tuple[int, str]:
+def _reference(source: str, match: re.Match[str], *, in_text: bool) -> tuple[int, str]:
     """Return how many characters are a reference, 0 where none are, and what they mean."""
     text = match[0]
     if text[1] == "#":
@@ -81,7 +85,8 @@ def _reference(source: str, match: re.Match[str]) -> tuple[int, str]:
     for length in range(len(name), 1, -1):
         if name[:length] in html5:
             end = match.start() + 1 + length
-            return (0, "") if _ALNUM.match(source, end) else (1 + length, html5[name[:length]])
+            is_name = not in_text and _ALNUM.match(source, end)
+            return (0, "") if is_name else (1 + length, html5[name[:length]])
     return 0, ""
 
 

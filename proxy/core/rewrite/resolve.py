@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import quote
 
+from proxy.core.rewrite.patterns import many
+
 _EDGES: Final = "".join(map(chr, range(33)))
 _INSIDE: Final = re.compile(r"[\t\n\r]")
 _SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*+):", re.ASCII)
 _PLAIN: Final = re.compile(
-    r"https?://[^/?#\\]++(?:[^/?#\\]++|/(?!\.|%2e))*+(?:[?#].*+)?", re.ASCII | re.IGNORECASE | re.DOTALL
+    r"https?://[^/?#\\]++" + many(r"[^/?#\\]++|/(?!\.|%2e)") + r"(?:[?#].*+)?", re.ASCII | re.IGNORECASE | re.DOTALL
 )
 _SLASHES: Final = re.compile(r"[/\\]*+")
 _TWO_SLASHES: Final = re.compile(r"[/\\]{2}")

@@ -11,11 +11,13 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
+from proxy.core.rewrite.patterns import many
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _CANDIDATE: Final = re.compile(r"[\t\n\f\r ,]*+([^\t\n\f\r ]++)")
-_DESCRIPTORS: Final = re.compile(r"(?:[^,(]++|\([^)]*+\)?)*+")
+_DESCRIPTORS: Final = re.compile(many(r"[^,(]++|\([^)]*+\)?"))
 
 
 def find_links(text: str) -> Iterator[tuple[int, int]]:

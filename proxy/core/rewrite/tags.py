@@ -15,12 +15,14 @@ from __future__ import annotations
 import re
 from typing import Final, NamedTuple
 
+from proxy.core.rewrite.patterns import many
+
 _S: Final = r"[\t\n\f\r ]"
 _NAME: Final = r"(?:=[^\t\n\f\r />=]*+|[^\t\n\f\r />=]++)"
 _UNQUOTED: Final = r"[^\t\n\f\r >\"'][^\t\n\f\r >]*+"
 # A name that an equals sign follows has to have its value: else a quote that is never closed would begin another name.
 _ATTRIBUTE: Final = rf"{_NAME}{_S}*+(?:={_S}*+(?:\"[^\"]*+\"|'[^']*+'|(?=>)|{_UNQUOTED})|(?!=))"
-_ATTRIBUTES: Final = rf"(?:[\t\n\f\r /]++|{_ATTRIBUTE})*+"
+_ATTRIBUTES: Final = many(rf"[\t\n\f\r /]++|{_ATTRIBUTE}")
 
 
 def _any_case(*names: str) -> str:
@@ -45,44 +47,42 @@ _NEVER_SPECIAL: Final = "[ac-hjkoqruwyzAC-HJKOQRUWYZ]"
 """First letters of names of which none is special."""
 
 # Of style attributes, those with a function whose name may end in `url` or `image-set`, or with anything disguised.
-_STYLE: Final = (
-    rf"(?:{_any_case('style')}){_S}*+={_S}*+(?:\"(?:[^\"(\\&]++|(?<![LlTt])\()*+\"|'(?:[^'(\\&]++|(?<![LlTt])\()*+')"
-)
+_CALL: Final = r"(?<![LlTt])\("
+_CSS: Final = '(?:"' + many(rf"[^\"(\\&]++|{_CALL}") + "\"|'" + many(rf"[^'(\\&]++|{_CALL}") + "')"
+_STYLE: Final = rf"(?:{_any_case('style')}){_S}*+={_S}*+{_CSS}"
 _HARMFUL: Final = rf"(?:{_any_case('style', 'background')})[\t\n\f\r />=]"
-_HARMLESS: Final = rf"(?:[\t\n\f\r /]++|(?!{_HARMFUL}){_ATTRIBUTE}|{_STYLE})*+"
+_HARMLESS: Final = many(rf"[\t\n\f\r /]++|(?!{_HARMFUL}){_ATTRIBUTE}|{_STYLE}")
 # Nearly all attributes are like this one, and read faster so.
-_USUAL: Final = r"(?:[\t\n\f\r ]++[ac-rt-zAC-RT-Z][^\t\n\f\r />=]*+=\"[^\"]*+\")*+"
+_USUAL: Final = many(r"[\t\n\f\r ]++[ac-rt-zAC-RT-Z][^\t\n\f\r />=]*+=\"[^\"]*+\"")
 
 # A drawing of shapes in which everything is quoted: whatever stays open in it, `</svg>` closes.
-_QUOTED: Final = rf"(?:[\t\n\f\r /]++|(?!{_HARMFUL}){_NAME}{_S}*+={_S}*+(?:\"[^\"]*+\"|'[^']*+')|{_STYLE})*+"
+_QUOTED: Final = many(rf"[\t\n\f\r /]++|(?!{_HARMFUL}){_NAME}{_S}*+={_S}*+(?:\"[^\"]*+\"|'[^']*+')|{_STYLE}")
 _SHAPES: Final = ("circle", "ellipse", "line", "path", "polygon", "polyline", "rect", "stop", "use")
-_SHAPE: Final = rf"(?:{_any_case(*_SHAPES)}){_ENDS}{_QUOTED}"
 _GROUPS: Final = ("clippath", "defs", "g", "lineargradient", "mask", "radialgradient", "symbol", "text", "tspan")
-_DRAWING: Final = rf"""
-    (?:{_any_case("svg")}){_ENDS}{_QUOTED}(?<!/)>
-    (?:[^<]++
-        |<(?:{_any_case(*_SHAPES, *_GROUPS)}){_ENDS}{_QUOTED}>
-        |<(?:{_any_case("title")})>[^<]*+</(?:{_any_case("title")})>
-        |</(?:{_any_case(*_SHAPES, *_GROUPS)})>
-    )*+</(?:{_any_case("svg")})>
+_DRAWN: Final = rf"""
+    [^<]++
+    |<(?:{_any_case(*_SHAPES, *_GROUPS)}){_ENDS}{_QUOTED}>
+    |<(?:{_any_case("title")})>[^<]*+</(?:{_any_case("title")})>
+    |</(?:{_any_case(*_SHAPES, *_GROUPS)})>
 """
+_SVG: Final = _any_case("svg")
+_DRAWING: Final = rf"(?:{_SVG}){_ENDS}{_QUOTED}(?<!/)>{many(_DRAWN)}</(?:{_SVG})>"
 
+_COMMENT: Final = rf"!--(?!-?>){many('[^-]++|-(?!-!?>)')}--!?>"
 _SKIP: Final = re.compile(
-    rf"""(?:[^<]++|<(?:
+    many(rf"""[^<]++|<(?:
         /[a-su-zA-SU-Z][^\t\n\f\r />]*+>
         |/(?!(?:{_any_case("template")}){_ENDS})[a-zA-Z][^\t\n\f\r />]*+{_ATTRIBUTES}>
         |(?:{_NEVER_SPECIAL}|(?!(?:{_SPECIAL}){_ENDS})[a-zA-Z])[^\t\n\f\r />]*+(?:>|{_USUAL}{_HARMLESS}>)
         |(?=[^a-zA-Z/!?])
-        |!--(?!-?>)(?:[^-]++|-(?!-!?>))*+--!?>
+        |{_COMMENT}
         |{_DRAWING}
-    ))*+""",
+    )"""),
     re.VERBOSE,
 )
-_SKIP_IN_SVG: Final = re.compile(
-    rf"""(?:[^<]++|<(?P<shape>{_any_case(*_SHAPES)}){_ENDS}{_QUOTED}(?:(?<=/)>|>{_S}*+</(?P=shape)>))*+""", re.VERBOSE
-)
+_SKIP_IN_SVG: Final = re.compile(many(rf"[^<]++|<(?:{_any_case(*_SHAPES)}){_ENDS}{_QUOTED}(?<=/)>"))
 _TAG: Final = re.compile(rf"<(/?+)([A-Za-z][^\t\n\f\r />]*+)({_ATTRIBUTES})>")
-_ONE: Final = re.compile(rf"({_NAME})(?:{_S}*+={_S}*+(?:\"([^\"]*+)\"|'([^']*+)'|(?=>)|({_UNQUOTED})))?+")
+_ONE: Final = re.compile(rf"({_NAME})(?:{_S}*+={_S}*+(?:\"([^\"]*+)\"|'([^']*+)'|(?=>)|({_UNQUOTED})))?")
 _QUOTES: Final = ("", "", '"', "'", "")
 """By the groups of `_ONE`."""
 
@@ -173,7 +173,7 @@ def lowered(name: str) -> str:
 
 # --- tags that are too long to be kept
 
-_MANY: Final = re.compile(rf"(?:[\t\n\f\r /]++|{_ATTRIBUTE}(?=[\x00-\U0010ffff]))*+")
+_MANY: Final = re.compile(many(rf"[\t\n\f\r /]++|{_ATTRIBUTE}(?=[\x00-\U0010ffff])"))
 
 # Of each state: what belongs to it, which characters behind that are taken, with the state they lead to, and the state
 # that any other leads to.

@@ -63,7 +63,13 @@ function read(page) {
       const is = name => node.namespaceURI === HTML && node.localName === name;
       const isCss = /^(text\/css)?$/i.test(node.getAttribute("type") || "");
       const isJson = /^application\/ld\+json/.test(node.getAttribute("type") || "");
-      if (is("style") && isCss) places.push(sheet(node.textContent));
+      const isStyle = is("style") || (node.namespaceURI === SVG && node.localName === "style");
+      if (isStyle && isCss && !node.childElementCount) {
+        // What counts is the text right in it, in pieces where a comment stands in between.
+        const texts = [...node.childNodes].filter(child => child.nodeType === Node.TEXT_NODE);
+        places.push(sheet(texts.map(child => child.nodeValue).join("")));
+        rest.push(...[...node.childNodes].filter(child => !texts.includes(child)).map(child => child.nodeValue));
+      }
       else if (is("script") && isJson) places.push(node.text);
       else (node instanceof HTMLTemplateElement ? node.content : node).childNodes.forEach(visit);
       rest.push(">");

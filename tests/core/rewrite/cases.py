@@ -63,7 +63,15 @@ _HTML = {
     "open quote": "<img src=§><img src='¤>",
     "line ends": "<img\r\nsrc=§\r\n>\r\n\r",
     # --- foreign content
-    "style in SVG": "<svg><style><image href=§ /></style></svg>",
+    "style in SVG": "<svg><style>p{a:url(&quot;§&quot;)}</style><STYLE TYPE=TEXT/CSS>p{a:url(§)}</STYLE\n></svg>",
+    "style in SVG in sections": "<svg><style>/*<![CDATA[*/p{a:url('§')}<b>&]]>p{<!-- url(¤) --><!-->b:url(§)}</style>"
+    "</svg>",
+    "style in SVG across sections": "<svg><style>p{a:url(¤<![CDATA[)}p{b:url(¤]]>)}p{c:url(§)}</style></svg>",
+    "style in SVG that holds more": "<svg><style>p{a:url(¤)}<image href=§ /></style><style><![CDATA[url(¤)</style>]]>"
+    "<image href=§ />",
+    "style in SVG that is none": "<svg><style/><image href=§ /><style type=text/less>p{a:url(¤)}</style></svg>",
+    "style in SVG that is open": "<svg><style>p{a:url(§)",
+    "style in MathML": "<math><style>p{a:url(¤)}</style></math>",
     "title in SVG": "<svg><title><img src=§><style></title></svg>p{background:url(§)}</style></title></svg><img src=§>",
     "foreignObject": "<svg><foreignObject><div><textarea><img src=¤></textarea></svg></div><image src=§>"
     "</foreignObject><image href=§ /></svg>",

@@ -39,6 +39,10 @@ def test_references_are_read_as_in_an_attribute(source: str, text: str) -> None:
     assert value.source(0, len(text)) == (0, len(source))
 
 
+def test_in_text_a_name_that_needs_no_semicolon_is_a_reference_wherever_it_ends() -> None:
+    assert references.read("a&copy=1&copyb&amp&no", in_text=True).text == "a©=1©b&&no"
+
+
 @given(st.text(st.sampled_from("&#xX;abcdefgnopty10=<> \"'"), max_size=30))
 def test_a_place_in_a_text_leads_back_to_its_source(source: str) -> None:
     value = references.read(source)
@@ -132,6 +136,7 @@ def urls(text: str) -> list[str]:
         ("p{background:-webkit-image-set(url(a) 1x)}", ["a"]),
         ("p{background:foo('a'),(url(b)),[url(c)]}", ["b", "c"]),
         ("@import url(a);@import 'b' url(c);@namespace x url('d');p{background:url(e)}", ["e"]),
+        ("<!-- @import url(a); --> @import 'b' url(c);<!--@namespace x url(d);-->p{a--:url(e)}", ["e"]),
         ("@media (min-width:1px){a:hover{background:url(a)}}", ["a"]),
         ("@font-face{font-family:x;src:url(a) format('b')}p{--src:url(c)}", ["c"]),
         ("p{filter:url(a);CLIP-PATH : url(b);mask-image:url(c)}", ["c"]),
@@ -158,6 +163,19 @@ def test_a_new_link_in_css_ends_no_url() -> None:
     assert rewrite_html(f'<p style="b:url({H})">', lambda _: "/('a')") == '<p style="b:url(/%28%27a%27%29)">'
 
 
+def test_a_new_link_in_the_style_of_a_drawing_is_the_same_in_text_and_in_a_section() -> None:
+    page = f"<svg><style>p{{a:url({H}?a&copy=1&amp;b)}}<![CDATA[p{{a:url({H}?a&amp;b)}}]]></style>"
+    seen: list[str] = []
+
+    def linker(url: str) -> str:
+        seen.append(url)
+        return "/x?a&b"
+
+    assert rewrite_html(page, linker) == ("<svg><style>p{a:url(/x?a\\26 b)}<![CDATA[p{a:url(/x?a\\26 b)}]]></style>")
+    assert seen == [f"{H}?a©=1&b", f"{H}?a&amp;b"]
+    assert urls("p{a:url(/x?a\\26 b)}") == ["/x?a&b"]
+
+
 def test_style_attributes_with_functions_of_other_names_are_passed_over() -> None:
     page = '<p style="color:rgb(1,2,3);width:calc(1px)">' + f"<p style='a:rgb(1);b:url({HERE})'>"
     assert rewrite_html(page, move) == page.replace(HERE, THERE)
@@ -170,6 +188,7 @@ def test_style_attributes_with_functions_of_other_names_are_passed_over() -> Non
         ({"image": ["a", "b", ["c"]]}, ["a", "b", "c"]),
         ({"image": {"url": "a", "contentUrl": "b", "name": "c", "author": {"url": "d"}}}, ["a", "b"]),
         ({"image": [{"url": "a"}, {"@id": "b"}]}, ["a"]),
+        ({"image": {"url": ["a", "b"], "name": ["c"]}}, ["a", "b"]),
         ({"logo": "a", "thumbnailUrl": ["b"], "url": "c", "name": "image"}, ["a", "b"]),
         ({"url": "a", "@type": "ImageObject"}, ["a"]),
         ({"@type": ["Thing", "ImageObject"], "contentUrl": "a"}, ["a"]),
