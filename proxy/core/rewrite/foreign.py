@@ -12,7 +12,6 @@ that was written by a program with one forgotten end tag.
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
@@ -35,14 +34,21 @@ _SVG_HTML: Final = frozenset({"foreignobject", "desc", "title"})
 _AROUND: Final = _BREAKOUT - _VOID - {"body", "head"} | {
     "a", "address", "article", "aside", "button", "caption", "dialog", "details", "dir", "fieldset", "figcaption",
     "figure", "footer", "form", "header", "hgroup", "label", "main", "nav", "object", "search", "section", "summary",
-    "tbody", "td", "tfoot", "th", "thead", "tr",
+    "tbody", "td", "template", "tfoot", "th", "thead", "tr",
 }  # fmt: skip
 
 
 class _Element(NamedTuple):
+    """
+    An element that is open.
+
+    Attributes:
+        takes_html: It is an integration point: what starts in it is HTML, and no end tag of HTML reaches out of it.
+    """
+
     name: str
     namespace: str
-    holds_html: bool = False
+    takes_html: bool
 
 
 class Foreign:
@@ -50,7 +56,6 @@ class Foreign:
 
     def __init__(self) -> None:
         self._open: list[_Element] = []
-        self._count: Counter[str] = Counter()
 
     @property
     def is_inside(self) -> bool:
@@ -59,7 +64,7 @@ class Foreign:
     @property
     def is_in_svg(self) -> bool:
         """Whether what comes is read by the rules of SVG, and by nothing else."""
-        return bool(self._open) and self._open[-1].namespace == "svg" and not self._open[-1].holds_html
+        return bool(self._open) and self._open[-1].namespace == "svg" and not self._open[-1].takes_html
 
     @property
     def has_sections(self) -> bool:
@@ -69,7 +74,7 @@ class Foreign:
     def start(self, name: str, value: Callable[[str], str | None], *, is_self_closing: bool) -> str:
         """Note a start tag; return the namespace of its element."""
         if self._is_foreign(name):
-            if not self._breaks_out(name, value):
+            if not _breaks_out(name, value):
                 namespace = self._open[-1].namespace
                 if not is_self_closing:
                     self._push(name, namespace, value)
@@ -83,58 +88,49 @@ class Foreign:
             self._push(name, "html", value)
         return "html"
 
-    def end(self, name: str) -> None:
-        """Note an end tag."""
+    def end(self, name: str) -> bool:
+        """Note an end tag; return whether it ends an element of HTML, in here or around."""
         if name in {"br", "p"} and self.has_sections:
             self._break_out()
         in_html = False
-        for at in range(len(self._open) - 1, -1, -1) if self._count[name] else ():
+        for at in range(len(self._open) - 1, -1, -1):
             element = self._open[at]
             in_html = in_html or element.namespace == "html"
             if element.name == name and (element.namespace == "html") == in_html:
-                while len(self._open) > at:
-                    self._pop()
-                return
-            if in_html and _takes_html(element):
-                return
-        if name in _AROUND:
+                del self._open[at:]
+                return in_html
+            if in_html and element.takes_html:
+                return False
+        ends_around = name in _AROUND and not any(element.takes_html for element in self._open)
+        if ends_around:
             self._open.clear()
-            self._count.clear()
+        return ends_around
 
     def _push(self, name: str, namespace: str, value: Callable[[str], str | None]) -> None:
         if len(self._open) < DEPTH_MAX:
-            holds_html = (
-                name in _SVG_HTML if namespace == "svg" else namespace == "math" and _is_html_in_math(name, value)
-            )
-            self._open.append(_Element(name, namespace, holds_html))
-            self._count[name] += 1
-
-    def _pop(self) -> None:
-        self._count[self._open.pop().name] -= 1
+            self._open.append(_Element(name, namespace, _takes_html(name, namespace, value)))
 
     def _break_out(self) -> None:
-        while self._open and not (self._open[-1].namespace == "html" or _takes_html(self._open[-1])):
-            self._pop()
+        while self._open and not (self._open[-1].namespace == "html" or self._open[-1].takes_html):
+            self._open.pop()
 
     def _is_foreign(self, name: str) -> bool:
         """Whether the rules for foreign content apply to a start tag."""
-        if not self._open or self._open[-1].namespace == "html" or self._open[-1].holds_html:
+        if not self._open or self._open[-1].namespace == "html":
             return False
         inner = self._open[-1]
-        if inner.namespace == "math" and inner.name in _MATHML_TEXT:
-            return name in {"mglyph", "malignmark"}
+        if inner.takes_html:
+            return inner.name in _MATHML_TEXT and name in {"mglyph", "malignmark"}
         return not (inner.namespace == "math" and inner.name == "annotation-xml" and name == "svg")
 
-    @staticmethod
-    def _breaks_out(name: str, value: Callable[[str], str | None]) -> bool:
-        if name == "font":
-            return any(value(attribute) is not None for attribute in ("color", "face", "size"))
-        return name in _BREAKOUT
+
+def _takes_html(name: str, namespace: str, value: Callable[[str], str | None]) -> bool:
+    if namespace == "math" and name == "annotation-xml":
+        return (value("encoding") or "").lower() in {"text/html", "application/xhtml+xml"}
+    return name in {"svg": _SVG_HTML, "math": _MATHML_TEXT}.get(namespace, ())
 
 
-def _takes_html(element: _Element) -> bool:
-    return element.holds_html or (element.namespace == "math" and element.name in _MATHML_TEXT)
-
-
-def _is_html_in_math(name: str, value: Callable[[str], str | None]) -> bool:
-    return name == "annotation-xml" and (value("encoding") or "").lower() in {"text/html", "application/xhtml+xml"}
+def _breaks_out(name: str, value: Callable[[str], str | None]) -> bool:
+    if name == "font":
+        return any(value(attribute) is not None for attribute in ("color", "face", "size"))
+    return name in _BREAKOUT

@@ -251,9 +251,7 @@ class Html:
     def _note_name(self, name: str, *, is_end: bool) -> None:
         if not is_end:
             self._note_start(name, _no_value, is_self_closing=False)
-        elif self._foreign.is_inside:
-            self._foreign.end(name)
-        elif name == "template":
+        elif (not self._foreign.is_inside or self._foreign.end(name)) and name == "template":
             self._templates = max(self._templates - 1, 0)
 
     def _note_start(self, name: str, value: Callable[[str], str | None], *, is_self_closing: bool) -> str:

@@ -80,6 +80,7 @@ _HTML = {
     "breakout by an end": "<svg><g></p><image src=§>",
     "breakout into HTML": "<svg><desc><svg><g><b><image src=§></svg></b></desc><image href=§>",
     "end of what is around": "<div><svg><g></div><image src=§>",
+    "end of nothing that is around": "<svg><desc></div></desc><image href=§ /></svg>",
     "end of nothing": "<svg></nothing></g><image href=§>",
     "self-closing": "<svg/><image src=§><svg><svg /><g/><image href=§ />",
     "MathML": "<math><mi><image src=§></mi><mi><mglyph><image src=¤></mglyph></mi><annotation-xml><svg><image href=§>"

@@ -209,6 +209,7 @@ def test_the_first_base_counts_for_what_follows() -> None:
         "<img src=a><template><base href=https://n.example/></template><svg><base href=/n/></svg><base target=x>"
         "<base href=/x/><base href=/y/><img src=a>"
     )
+    page = f"<svg><desc><template><base href=/n/></template></desc></svg><template><svg></template>{page}"
     seen: list[str] = []
     rewrite_html(page, seen.append, url="https://p.example/d/e?q#f")
     assert seen == ["https://p.example/d/a", "https://p.example/x/a"]
