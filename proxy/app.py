@@ -20,7 +20,7 @@ from aiohttp import web
 
 from proxy.core.signing import Signatures
 from proxy.supervisor import LEAVE, READY
-from proxy.web import api, images_api, jobs_api, openapi
+from proxy.web import api, images_api, jobs_api, openapi, script
 from proxy.web import health as health_routes
 from proxy.web.bodies import Bodies
 from proxy.web.connection import Runner
@@ -87,6 +87,8 @@ def build(config: Config, seams: Seams = REAL, place: Place | None = None) -> we
     app[_RUNNING] = _Running()
     app.router.add_get(IMG, over_aiohttp(img))
     app.router.add_get(IMAGES, over_aiohttp(image))
+    app.router.add_get(script.MODULE, script.module)
+    app.router.add_get(script.TYPES, script.types)
     app.router.add_get("/openapi.json", openapi.document)
     app.router.add_get("/api", openapi.page)
     _add_api(app.router)

@@ -31,7 +31,9 @@ if TYPE_CHECKING:
     from proxy.core.address import Network
     from proxy.core.identity import Catalogue
 
-OWN_PATHS: Final = frozenset({"img", "images", "api", "healthz", "readyz", "metrics", "openapi.json", "imgkeep.js"})
+OWN_PATHS: Final = frozenset(
+    {"img", "images", "api", "healthz", "readyz", "metrics", "openapi.json", "imgkeep.js", "imgkeep.d.ts"}
+)
 ENVIRONMENT_PREFIX: Final = "IMGKEEP_"
 WORKERS_MAX: Final = 64
 """More than a machine of today has cores for; each opens its own files, threads and connections."""

@@ -146,6 +146,10 @@ def _json(name: str, description: str, **more: Any) -> dict[str, Any]:
     return {"description": description, "content": {"application/json": {"schema": _ref(name)}}, **more}
 
 
+def _text(media_type: str, description: str) -> dict[str, Any]:
+    return {"description": description, "content": {media_type: {"schema": {"type": "string"}}}}
+
+
 def _query(name: str, description: str, schema: dict[str, Any], *, required: bool = False) -> dict[str, Any]:
     return {"name": name, "in": "query", "description": description, "required": required, "schema": schema}
 
@@ -162,6 +166,7 @@ _BYTES: Final = {
     "description": "The image.",
     "content": {"image/*": {"schema": {"type": "string", "contentEncoding": "binary"}}},
 }
+_AS_IT_WAS: Final = {"description": "As it was."}
 _ELSEWHERE: Final = {"description": "Where the image is, with `delivery.mode` redirect or presign."}
 
 
@@ -189,7 +194,7 @@ PATHS: Final[dict[str, Any]] = {
                 "200": _BYTES,
                 "206": {**_BYTES, "description": "A part of it."},
                 "302": _ELSEWHERE,
-                "304": {"description": "As it was."},
+                "304": _AS_IT_WAS,
             },
             description="The first request fetches the image, streams and keeps it; all later ones are answered from "
             "the store. `src` may stand unencoded at the end, if it holds `://` and, behind a `?`, a `=`.",
@@ -208,6 +213,17 @@ PATHS: Final[dict[str, Any]] = {
                     "schema": {"type": "string", "pattern": r"^[0-9a-f]{64}\.[a-z]{2,4}$"},
                 }
             ],
+        )
+    },
+    "/imgkeep.js": {
+        "get": _operation(
+            "Give the module that makes such links in browsers and in Node.js",
+            {"200": _text("text/javascript", "A JavaScript module without dependencies."), "304": _AS_IT_WAS},
+        )
+    },
+    "/imgkeep.d.ts": {
+        "get": _operation(
+            "Give its types", {"200": _text("text/plain", "Declarations of TypeScript."), "304": _AS_IT_WAS}
         )
     },
     "/api/save-image": {

@@ -1,0 +1,259 @@
+// @ts-self-types="./imgkeep.d.ts"
+/**
+ * Leads links to images through imgkeep, in browsers, in Node.js, and wherever else there is `URL`. How to use it is in
+ * docs/javascript.md, what is given and taken in imgkeep.d.ts.
+ *
+ * Rules:
+ * - What is written is what imgkeep's own rewriter writes, and what its server takes.
+ * - Links of ours are left alone, so rewriting twice changes nothing; and so are links that imgkeep could not fetch.
+ * - To import this touches nothing; only `observe` needs a page.
+ */
+
+/** Longer links are refused by the server. */
+const LINK_CHARS_MAX = 8192;
+/** Longer styles hold pictures, not links to them. */
+const STYLE_CHARS_MAX = 1_000_000;
+/** Changes of one element in so short a time: more, and somebody else insists on the first link. */
+const CHANGES_MAX = 50;
+const CHANGES_TIME_MS = 100;
+
+const OWN_PATH = /^\/(?:img\?|images\/)/;
+const UNREADABLE = /[\0-\x1f\x7f]|\p{Cs}/u;
+const ABSOLUTE = /^https?:\/\/[^/?#\\@%]+(?:\/(?!\.|%2e)[^/?#\\]*)*(?:[?#].*)?$/is;
+const HOST = /^(?:[\w-]+(?:\.[\w-]+)*\.?|\[.+\])$/;
+/** What could be mistaken in quotes, in `srcset` or in CSS. */
+const UNSAFE = /[^!#$%&'()*+,\-./0-9:;=?@A-Z[\]_a-z~]+/g;
+
+/** Attributes that hold links, by elements; SVG has `href` with a namespace, too. */
+const PLACES = new Map([
+  ["img", ["src", "srcset"]],
+  ["source", ["srcset"]],
+  ["video", ["poster"]],
+  ["input", ["src"]],
+  ["image", ["href"]],
+]);
+const OBSERVED = ["src", "srcset", "poster", "href", "style", "type"];
+
+/** Properties whose links are none to images, but to parts of SVG documents. */
+const NO_IMAGES = /^(?:-webkit-)?(?:filter|backdrop-filter|clip-path|fill|stroke|marker.*|offset-path)$/;
+/** `url()` in its three forms, and what it would be mistaken in: strings, comments, words. */
+const CSS_STRING = /"([^"\\]*(?:\\[^][^"\\]*)*)"|'([^'\\]*(?:\\[^][^'\\]*)*)'/.source;
+const CSS_URL = String.raw`url\(\s*(?:${CSS_STRING}|((?:[^\s"'()\\]|\\[^])*))\s*\)`;
+const CSS_TOKEN = new RegExp(String.raw`${CSS_URL}|${CSS_STRING}|/\*[^]*?\*/|[-\w]+`, "gi");
+const CSS_ESCAPE = /\\(?:([0-9a-f]{1,6})\s?|\n|([^]))/gi;
+
+/** Gives the link to ask imgkeep for in the place of `src`; what is left alone comes back as it is. */
+export function imgUrl(src, options) {
+  return src == null ? src : rewriter(options)(String(src));
+}
+
+/** Does the same to the links of a `srcset`; no other character of it changes. */
+export function srcset(value, options) {
+  return value == null ? value : inSrcset(rewriter(options))(String(value));
+}
+
+/** As `imgUrl`, signed with `options.key`, until `options.expires` if that is given. For servers: a key is a secret. */
+export async function signedImgUrl(src, options) {
+  return src == null ? src : signer(options)(String(src));
+}
+
+/** As `srcset`, signed. */
+export async function signedSrcset(value, options) {
+  if (value == null) return value;
+  return (await Promise.all(cutSrcset(String(value)).map(eachLink(signer(options))))).join("");
+}
+
+/** Gives the signed path of a source URL, whatever it is, as `signed_path` of docs/signing.md does. */
+export async function signedPath(key, src, expires) {
+  const end = expires == null ? "" : String(expires);
+  if (typeof key !== "string" || !key) throw new TypeError("key: the first of security.signing_keys");
+  if (end && !/^[1-9][0-9]{0,11}$/.test(end)) throw new TypeError("expires: in seconds since 1970, or nothing");
+  const [subtle, text] = [await webCrypto(), new TextEncoder()];
+  const secret = await subtle.importKey("raw", text.encode(key), { name: "HMAC", hash: "SHA-256" }, false, ["sign"]);
+  const mac = new Uint8Array(await subtle.sign("HMAC", secret, text.encode(`v1\n${end}\n\n${src}`)));
+  const sig = btoa(String.fromCharCode(...mac)).replaceAll("+", "-").replaceAll("/", "_").replace("=", "");
+  return `${imgPath(src)}${end && `&exp=${end}`}&sig=${sig}`;
+}
+
+/**
+ * Rewrites the links to images under `root`, and from then on those that scripts insert or change. Returns a function
+ * that ends this. What is in shadow roots and frames has roots of its own.
+ */
+export function observe(root = document, options) {
+  const rewrite = rewriter(options);
+  const mayChange = limiter();
+  const observer = new MutationObserver((records) => {
+    const seen = new Set();
+    for (const { type, target, addedNodes } of records) {
+      if (type === "attributes") visit(target);
+      for (const node of addedNodes) if (!seen.has(node)) visitAll(node, seen);
+    }
+  });
+
+  // No methods of the nodes: inputs may be named like those of their form, and hide them.
+  function visitAll(node, seen) {
+    const walker = Document.prototype.createTreeWalker.call(document, node, NodeFilter.SHOW_ELEMENT);
+    for (let at = node; at; at = walker.nextNode()) {
+      seen.add(at);
+      visit(at);
+    }
+  }
+
+  function visit(element) {
+    const places = PLACES.get(element.localName);
+    if (places && (element.localName !== "input" || element.type === "image")) {
+      for (const attribute of [...element.attributes]) {
+        if (!places.includes(attribute.localName)) continue;
+        const made = (attribute.localName === "srcset" ? inSrcset(rewrite) : rewrite)(attribute.value);
+        if (made !== attribute.value && mayChange(element)) attribute.value = made;
+      }
+      // A filter lets no attribute pass that has a namespace (https://dom.spec.whatwg.org/#queueing-a-mutation-record).
+      if (element.localName === "image" && element !== root) observer.observe(element, { attributes: true });
+    }
+    rewriteStyle(element.style, rewrite, () => mayChange(element));
+  }
+
+  observer.observe(root, { subtree: true, childList: true, attributeFilter: OBSERVED });
+  visitAll(root, new Set());
+  return () => observer.disconnect();
+}
+
+/** Works property by property, because policies (CSP) that forbid inline styles forbid to write the attribute. */
+function rewriteStyle(style, rewrite, mayChange) {
+  const text = style?.cssText;
+  if (typeof text !== "string" || text.length > STYLE_CHARS_MAX || !/url\(/i.test(text)) return;
+  for (const name of Array.from(style)) {
+    if (NO_IMAGES.test(name)) continue;
+    const value = style.getPropertyValue(name);
+    const made = value.replace(CSS_TOKEN, (token, ...forms) => {
+      const link = forms.slice(0, 3).find(Boolean)?.replace(CSS_ESCAPE, unescaped);
+      const written = link && rewrite(link);
+      return written === link ? token : `url("${written}")`;
+    });
+    if (made !== value && mayChange()) style.setProperty(name, made, style.getPropertyPriority(name));
+  }
+}
+
+function unescaped(_, code, character = "") {
+  const number = parseInt(code, 16);
+  return code ? String.fromCodePoint(number > 0x10ffff ? 0xfffd : number) : character;
+}
+
+/** Tells whether an element may be changed again. One that is set back each time would let nothing else happen. */
+function limiter() {
+  let since = 0;
+  let counts = new WeakMap();
+  return (element) => {
+    if (performance.now() - since > CHANGES_TIME_MS) [since, counts] = [performance.now(), new WeakMap()];
+    const count = (counts.get(element) ?? 0) + 1;
+    counts.set(element, count);
+    return count <= CHANGES_MAX;
+  };
+}
+
+/** Returns a function that rewrites one link. */
+function rewriter(options) {
+  const find = finder(options);
+  return (text) => {
+    const found = find(text);
+    return found ? found.write(imgPath(found.address)) : text;
+  };
+}
+
+/** Returns a function that rewrites and signs one link. */
+function signer(options = {}) {
+  const find = finder(options);
+  return async (text) => {
+    const found = find(text);
+    return found ? found.write(await signedPath(options.key, found.address, options.expires)) : text;
+  };
+}
+
+/** Returns a function that tells of a link which address it means, and how to write a new one; of others nothing. */
+function finder({ publicUrl = "", which = "all", base } = {}) {
+  const prefix = String(publicUrl).replace(/\/+$/, "");
+  const ours = prefix && new URL(prefix);
+  if (ours && !isHttp(ours)) throw new TypeError("publicUrl: an http(s) URL, or nothing");
+  const folder = ours && ours.pathname.replace(/\/*$/, "/");
+  const basis = base && new URL(base);
+  const page = typeof document === "object" ? document : null;
+  const isChosen = chooser(which);
+
+  const isOurs = (url) => {
+    const target = url.pathname + url.search;
+    if (ours && url.host === ours.host && target.startsWith(folder)) return true;
+    // Pictures of the page's own server do not die; `base` asks for them all the same.
+    if (page && url.origin === location.origin && !basis) return true;
+    return OWN_PATH.test(target) && [page && location.origin, basis?.origin].includes(url.origin);
+  };
+
+  return (text) => {
+    if (text.length > LINK_CHARS_MAX) return null;
+    const link = text.replace(/^[\0- ]+|[\0- ]+$/g, "").replace(/[\t\n\r]/g, "");
+    if (!link || link.startsWith("#") || OWN_PATH.test(link) || UNREADABLE.test(link)) return null;
+    if (!basis && !/^https?:/i.test(link)) return null;
+    // What browsers make of other characters depends on the encoding of the page.
+    if (page && page.characterSet !== "UTF-8" && /[^\0-\x7f]/.test(link)) return null;
+    const url = parse(link, basis);
+    if (!url || !isHttp(url) || !HOST.test(url.hostname) || url.username || url.password || isOurs(url)) return null;
+    // As it is written, because that is what its signature was made for. The server takes no white space at the end,
+    // and no address in disguise, like 0x7f.1.
+    const isDisguised = /^[\d.]+$/.test(url.hostname) && !link.includes(`//${url.hostname}`);
+    const whole = ABSOLUTE.test(link) && !/[\s\x85](?:#|$)/.test(link) && !isDisguised ? link : url.href;
+    const [address] = whole.split("#", 1);
+    if (url.href.length - url.hash.length > LINK_CHARS_MAX || !isChosen(url)) return null;
+    const fragment = whole.slice(address.length);
+    return { address, write: (path) => (prefix + path + fragment).replace(UNSAFE, encodeURIComponent) };
+  };
+}
+
+const isHttp = (url) => /^https?:$/.test(url.protocol);
+
+function parse(link, base) {
+  try {
+    return base ? new URL(link, base) : new URL(link);
+  } catch {
+    return null;
+  }
+}
+
+function chooser(which) {
+  if (which === "all") return () => true;
+  if (typeof which === "function") return which;
+  if (!Array.isArray(which)) throw new TypeError('which: "all", host globs, or a function');
+  const patterns = which.map((glob) => glob.toLowerCase().replace(/[\\^$.+|()[\]{}]/g, "\\$&"));
+  const hosts = new RegExp(`^(?:${patterns.join("|").replaceAll("*", ".*").replaceAll("?", ".")})$`);
+  return (url) => hosts.test(url.hostname);
+}
+
+function imgPath(address) {
+  const escaped = (character) => `%${character.charCodeAt(0).toString(16).toUpperCase()}`;
+  return `/img?src=${encodeURIComponent(address).replace(/[!'()*]/g, escaped)}`;
+}
+
+const inSrcset = (rewrite) => (value) => cutSrcset(value).map(eachLink(rewrite)).join("");
+const eachLink = (rewrite) => (piece, number) => (number % 2 ? rewrite(piece) : piece);
+
+/** Cuts a `srcset` into what is no link, a link, what is none, and so on, as browsers do: links may hold commas. */
+function cutSrcset(value) {
+  const link = /[\t\n\f\r ,]*([^\t\n\f\r ,][^\t\n\f\r ]*)/y;
+  const descriptors = /[^,(]*(?:\([^)]*\)?[^,(]*)*/y;
+  const pieces = [];
+  let done = 0;
+  for (let match = link.exec(value); match; match = link.exec(value)) {
+    const start = link.lastIndex - match[1].length;
+    let end = link.lastIndex;
+    while (value[end - 1] === ",") end -= 1;
+    pieces.push(value.slice(done, start), value.slice(start, end));
+    done = end;
+    descriptors.lastIndex = link.lastIndex;
+    if (end === link.lastIndex && descriptors.test(value)) link.lastIndex = descriptors.lastIndex;
+  }
+  return [...pieces, value.slice(done)];
+}
+
+/** Node.js 18 has it in a module only, whose name is no literal, so that nobody bundles it for browsers. */
+async function webCrypto() {
+  const name = "node:crypto";
+  return (globalThis.crypto ?? (await import(/* webpackIgnore: true */ /* @vite-ignore */ name)).webcrypto).subtle;
+}

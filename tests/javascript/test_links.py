@@ -1,0 +1,241 @@
+"""What the JavaScript module makes of links is what our own rewriter makes of them."""
+
+from __future__ import annotations
+
+import re
+from random import Random
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
+
+import pytest
+
+from proxy.core.rewrite import Hosts, ImgLinks, every, rewrite_html
+from proxy.core.rewrite.links import Page
+from proxy.core.signing import signed_path
+from proxy.core.source import read_img_query, read_source
+from tests.core.test_signing import KEY, VECTORS
+from tests.javascript.node import calling, copy_module
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.javascript.node import Call
+
+OURS = "https://i.example/kept"
+PAGE = "https://p.example/d/e?f#g"
+H = "https://h.example/a.png"
+
+
+@pytest.fixture(scope="module")
+def js(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Call]:
+    """Call functions of the module."""
+    with calling(copy_module(tmp_path_factory.mktemp("module"))) as call:
+        yield call
+
+
+def ours(link: str, public_url: str = "", base: str | None = None, key: str | None = None) -> str:
+    """Return what our own rewriter writes for a link in a page."""
+    return Page(ImgLinks(every, public_url=public_url, key=key), base).replacement(link) or link
+
+
+@pytest.mark.parametrize("public_url", ["", OURS, OURS + "/", "https://i.example"])
+@pytest.mark.parametrize(
+    "link",
+    [
+        H,
+        f" \n{H}\0",
+        "https://h.example/a'b(c)!*~-_.png?x=1&y=%2F&z=ü日 +%",
+        "HTTPS://H.example:8443",
+        "https://bücher.example/日本.png?sig=1&exp=2",
+        f"{H}?a#b",
+        f"{H}#'é<b> ",
+        "https://h.example/?https://i.example/kept/img?src=x",
+        "https://h.ex\tample/a\n.png",
+        "https://h.example/" + "a" * 8174,
+        "https://h.example/" + "a" * 8175,
+        "https://h.example/" + "ü" * 2000,
+        "http://[2001:db8::1]/a",
+    ],
+)
+def test_a_link_becomes_what_our_rewriter_makes_of_it(js: Call, link: str, public_url: str) -> None:
+    made = js("imgUrl", link, {"publicUrl": public_url})
+    assert made == ours(link, public_url)
+    assert js("imgUrl", made, {"publicUrl": public_url}) == made
+
+
+@pytest.mark.parametrize(
+    "link",
+    [
+        "/img?src=https%3A%2F%2Fh.example%2F",
+        " /images/x.png",
+        f"{OURS}/img?src=x",
+        "HTTPS://I.example:443/kept/images/x.png",
+        "data:image/png;base64,AAAA",
+        "blob:https://h.example/x",
+        "javascript:x",
+        "ftp://h.example/",
+        "//h.example/a.png",
+        "a.png",
+        "#a",
+        "",
+        "https://",
+        "https://[",
+        "http://user@h.example/",
+        "http://user:password@h.example/",
+        "https://h.example/\ud800",
+        "https://h.example/\x01a",
+    ],
+)
+def test_our_links_and_those_that_we_cannot_fetch_stay(js: Call, link: str) -> None:
+    assert js("imgUrl", link, {"publicUrl": OURS}) == link == ours(link, OURS)
+
+
+def test_with_a_base_relative_links_are_links(js: Call) -> None:
+    for link in ("a.png", "../a", "/a", "//h.example/a", "?a#b", "https:a", "https://h.example/a/../b"):
+        assert js("imgUrl", link, {"base": PAGE}) == ours(link, base=PAGE) != link
+    for link in ("", "#a", "/img?src=x", "https://p.example/images/x", "mailto:a"):
+        assert js("imgUrl", link, {"base": PAGE}) == ours(link, base=PAGE) == link
+    assert js("imgUrl", "a.png", {"base": "about:blank"}) == "a.png"
+
+
+def test_an_address_in_disguise_is_named_as_it_is_asked_for(js: Call) -> None:
+    assert js("imgUrl", "http://0x8.8.2056/a") == "/img?src=http%3A%2F%2F8.8.8.8%2Fa"
+    assert js("imgUrl", "http://8.8.8.8/a b") == ours("http://8.8.8.8/a b")
+
+
+def test_what_the_server_would_refuse_as_written_is_named_as_browsers_do(js: Call) -> None:
+    for link in ("https://h.example/a \u3000#b", "https://h.ex%61mple/a", "https://@h.example/a b"):
+        target = js("imgUrl", link).partition("#")[0]
+        assert read_img_query(target.partition("?")[2]).source.host == "h.example"
+
+
+def test_nothing_makes_nothing(js: Call) -> None:
+    for name in ("imgUrl", "srcset", "signedImgUrl", "signedSrcset"):
+        assert js(name, None, {"key": KEY}) is None
+
+
+STARTS = ["https://", "https://", "http://", "HTTPS:\\\\", "https:", "//", "/", "", "x:", "blob:https://"]
+HOSTS = ["h.example", "H.example:8443", "i.example", "p.example", "8.8.8.8", "bücher.example", "h", "[::1]:80"]
+PATHS = ["/", "//", "a", "é", ".", "..", "/..", "%2e", "%41", "img", "kept", "(", "'", "+", ",", "\\", " a", "%"]
+TAILS = ["?", "#", "&", "=", "a", "ü", "%2F", " a", "/", "<", '"', "%"]
+
+
+def make_link(random: Random) -> str:
+    path = random.choices(PATHS, k=random.randrange(7))
+    return "".join(
+        (random.choice(STARTS), random.choice(HOSTS), "/", *path, *random.choices(TAILS, k=random.randrange(8)))
+    )
+
+
+def meaning(written: str) -> tuple[str, str]:
+    """Return what a link of ours asks for, as the server reads it, and the fragment."""
+    target, _, fragment = written.partition("#")
+    return read_img_query(target.partition("?")[2]).source.url, unquote(fragment)
+
+
+def test_links_of_all_kinds_mean_the_same_to_both(js: Call) -> None:
+    random = Random(20260111)
+    alike = 0
+    for _ in range(3000):
+        link = make_link(random)
+        options: dict[str, Any] = random.choice(
+            [{}, {"publicUrl": OURS}, {"base": PAGE}, {"publicUrl": OURS, "base": PAGE}]
+        )
+        made = js("imgUrl", link, options)
+        expected = ours(link, options.get("publicUrl", ""), options.get("base"))
+        alike += made == expected != link
+        if made != expected:
+            assert meaning(made) == meaning(expected), link
+    assert alike > 500
+
+
+SRCSETS = [
+    "",
+    " , ,",
+    f"{H}",
+    f"{H} 1x, https://h.example/b.png 2x",
+    f"{H},b 1x",
+    f"{H},, https://h.example/b",
+    f",{H}\n1w\t2h ,\fhttps://h.example/c,d",
+    f"{H} (1,b) 2x, https://h.example/c",
+    f"{H} (1,https://h.example/b 2x, c",
+    f"a 1x,{H} foo(, ) bar(,),https://h.example/b",
+    f"data:image/png;base64,AA== 1x, {H} 2x",
+    f"/img?src=x 1x,  {H}#a,b   2x  ",
+]
+
+
+@pytest.mark.parametrize("value", SRCSETS)
+def test_in_srcset_only_the_links_change(js: Call, value: str) -> None:
+    expected = re.findall(
+        '"(.*)"', rewrite_html(f'<img srcset="{value}">', ImgLinks(every, public_url=OURS)), re.DOTALL
+    )
+    made = js("srcset", value, {"publicUrl": OURS})
+    assert [made] == [text.replace("&amp;", "&") for text in expected]
+    assert js("srcset", made, {"publicUrl": OURS}) == made
+
+
+def test_a_srcset_of_any_length_takes_time_in_proportion_to_it(js: Call) -> None:
+    for piece in (" ,", ",,,x", "x 1x, ", "(", "a (", "x(),"):
+        value = piece * 200_000
+        assert js("srcset", value) == value
+    assert js("imgUrl", " " * 8191 + "x") == " " * 8191 + "x"
+
+
+def test_the_choosy_name_hosts_or_decide_themselves(js: Call) -> None:
+    globs = ["*.a.example", "b?.example", "[::1]"]
+    for host in ("x.a.example", "X.Y.a.example", "a.example", "b1.example", "b.example", "h.example", "[::1]"):
+        link = f"https://{host}/a.png"
+        by_us = Page(ImgLinks(Hosts("*.a.example", "b?.example", "::1"))).replacement(link) or link
+        assert js("imgUrl", link, {"which": globs}) == by_us
+    assert js("imgUrl", H, {"which": []}) == H
+    assert js("imgUrl", H, {"which": 'url => url.pathname.endsWith(".png")'}) == ours(H)
+    assert js("imgUrl", H, {"which": "url => false"}) == H
+
+
+def test_options_that_mean_nothing_are_refused(js: Call) -> None:
+    refused: list[dict[str, Any]] = [
+        {"which": "temporary"},
+        {"which": 1},
+        {"publicUrl": "i.example"},
+        {"publicUrl": "ftp://i.example"},
+        {"base": "d/e"},
+    ]
+    for options in refused:
+        with pytest.raises(ValueError, match="TypeError"):
+            js("imgUrl", H, options)
+
+
+@pytest.mark.parametrize(("src", "end", "sig"), VECTORS)
+def test_the_documented_vectors_hold(js: Call, src: str, end: str, sig: str) -> None:
+    expires = int(end) if end else None
+    path = js("signedPath", KEY, src, expires)
+    assert path == signed_path(KEY, src, expires=expires)
+    assert path.endswith(f"&sig={sig}")
+
+
+def test_links_are_signed_as_our_rewriter_signs_them(js: Call) -> None:
+    for link in (H, f"{H}?a=b#c", "https://bücher.example/日本 (1).png", "data:x", f"{OURS}/img?src=x"):
+        assert js("signedImgUrl", link, {"key": KEY, "publicUrl": OURS}) == ours(link, OURS, key=KEY)
+    signed = signed_path(KEY, H, expires=1_800_000_000)
+    assert js("signedImgUrl", H, {"key": KEY, "expires": 1_800_000_000}) == signed
+    value = f"{H} 1x, data:x 2x, {H} 3x"
+    assert js("signedSrcset", value, {"key": KEY}) == value.replace(H, signed_path(KEY, H))
+
+
+def test_nothing_is_signed_with_no_key_or_for_no_time(js: Call) -> None:
+    for options in (
+        {},
+        {"key": ""},
+        {"key": KEY, "expires": 1.5},
+        {"key": KEY, "expires": 1_800_000_000_000},
+        {"key": KEY, "expires": 0},
+    ):
+        with pytest.raises(ValueError, match="TypeError"):
+            js("signedImgUrl", H, options)
+
+
+def test_what_the_server_reads_is_the_link_that_was_meant(js: Call) -> None:
+    link = "https://h.example/a (1)'!*.png?x=%2F&y=ü&z=a+b"
+    query = read_img_query(js("imgUrl", link).partition("?")[2])
+    assert (query.text, query.source) == (link, read_source(link))
