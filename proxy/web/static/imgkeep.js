@@ -90,12 +90,12 @@ export function observe(root = document, options) {
     }
   });
 
-  // No methods of the nodes: inputs may be named like those of their form, and hide them.
+  // Methods of prototypes, because inputs may be named like those of their form, and hide them.
   function visitAll(node, seen) {
     const walker = Document.prototype.createTreeWalker.call(document, node, NodeFilter.SHOW_ELEMENT);
     for (let at = node; at; at = walker.nextNode()) {
-      seen.add(at);
-      visit(at);
+      seen?.add(at);
+      if (at.localName !== undefined) visit(at);
     }
   }
 
@@ -110,11 +110,13 @@ export function observe(root = document, options) {
       // A filter lets no attribute pass that has a namespace (https://dom.spec.whatwg.org/#queueing-a-mutation-record).
       if (element.localName === "image" && element !== root) observer.observe(element, { attributes: true });
     }
-    rewriteStyle(element.style, rewrite, () => mayChange(element));
+    if (Element.prototype.hasAttribute.call(element, "style")) {
+      rewriteStyle(element.style, rewrite, () => mayChange(element));
+    }
   }
 
   observer.observe(root, { subtree: true, childList: true, attributeFilter: OBSERVED });
-  visitAll(root, new Set());
+  visitAll(root);
   return () => observer.disconnect();
 }
 
