@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Final
 from aiohttp import web
 
 from proxy.core.signing import Signatures
+from proxy.service.rewrite import RewriteDesk
 from proxy.supervisor import LEAVE, READY
-from proxy.web import api, images_api, jobs_api, openapi, script
+from proxy.web import api, images_api, jobs_api, openapi, rewrite_api, script
 from proxy.web import health as health_routes
 from proxy.web.bodies import Bodies
 from proxy.web.connection import Runner
@@ -35,7 +36,7 @@ from proxy.web.records import records
 from proxy.web.siblings import Siblings, relays
 from proxy.web.side_door import side_door
 from proxy.web.site import SERVER, SITE, Site
-from proxy.works import REAL, Seams, Works, make_inspector, open_works
+from proxy.works import REAL, Seams, Works, make_inspector, make_linking, open_works
 
 if TYPE_CHECKING:
     import socket
@@ -115,6 +116,7 @@ def _add_api(router: web.UrlDispatcher) -> None:
     router.add_get("/api/inspect", api.inspect)
     router.add_post("/api/save-image", api.save_image)
     router.add_post("/api/save-images", jobs_api.save_images)
+    router.add_post("/api/rewrite", rewrite_api.rewrite)
     router.add_get("/api/jobs/{id}", jobs_api.show_job)
     router.add_get("/api/jobs/{id}/events", jobs_api.follow_job)
     router.add_get("/api/images", images_api.list_images)
@@ -150,6 +152,8 @@ async def _site(config: Config, seams: Seams, running: _Running, place: Place | 
         works.keeper.changed = prepared.drop
         works.metrics.watch("prepared_answers", "Request targets whose answer is prepared", lambda: len(prepared))
         works.metrics.watch("prepared_bytes", "Memory of prepared answers", lambda: prepared.bytes)
+        desk = RewriteDesk(works.metrics.rewritten)
+        stack.callback(desk.close)
         yield Site(
             prepared=prepared,
             keeper=works.keeper,
@@ -162,6 +166,8 @@ async def _site(config: Config, seams: Seams, running: _Running, place: Place | 
             ledger=works.parts.catalog,
             saver=works.saver,
             bodies=Bodies(),
+            linking=make_linking(config, works.inspector, works.parts),
+            desk=desk,
             redirect_status=config.delivery.redirect_status,
             door=Door(
                 signature=config.security.signature,

@@ -23,7 +23,7 @@ from proxy.catalog.sql import LINGER_LONG_S, LINGER_S
 from proxy.config import read_catalog_url, read_store_url
 from proxy.core.errors import RemoteFault, StorageError
 from proxy.core.store_url import Bucket, Folder
-from proxy.core.stored import object_path
+from proxy.core.stored import OBJECTS, object_path
 from proxy.service.address import Addresses
 from proxy.service.breaker import Breaker
 from proxy.service.migrate import Migration
@@ -57,6 +57,8 @@ class RemoteParts:
     fallback: LocalStore | None
     public_url: Callable[[str], str] | None
     """Where an object is for everybody; `None`: the configuration sends nobody there."""
+    objects_url: str | None
+    """Under what all of them are, then."""
 
     async def check(self) -> int:
         """
@@ -173,7 +175,8 @@ async def _open_remote(  # noqa: PLR0913, PLR0917 - called once, above
     if share is None:
         await cache.open()
     stack.push_async_callback(tiers.aclose)
-    public_url = _public_url(config, place, bucket)
+    base = _public_base(config, bucket)
+    public_url = None if base is None else lambda name: f"{base}/{quote(place.path(object_path(name)))}"
     addresses = Addresses(
         config.delivery.mode,
         tiers,
@@ -182,14 +185,13 @@ async def _open_remote(  # noqa: PLR0913, PLR0917 - called once, above
         presign_ttl_s=config.delivery.presign_ttl_s,
         timer=timer,
     )
-    return RemoteParts(bucket, cache, breaker, tiers, addresses, fallback, public_url)
+    objects_url = None if base is None else f"{base}/{quote(place.path(OBJECTS))}"
+    return RemoteParts(bucket, cache, breaker, tiers, addresses, fallback, public_url, objects_url)
 
 
-def _public_url(config: Config, place: Bucket, bucket: S3Store) -> Callable[[str], str] | None:
-    base = config.delivery.base_url.rstrip("/")
-    if base:
-        return lambda name: f"{base}/{quote(place.path(object_path(name)))}"
-    return bucket.public_url if config.delivery.mode == "redirect" else None
+def _public_base(config: Config, bucket: S3Store) -> str | None:
+    own = bucket.client.public_base if config.delivery.mode == "redirect" else None
+    return config.delivery.base_url.rstrip("/") or own
 
 
 @asynccontextmanager

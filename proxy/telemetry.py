@@ -165,6 +165,9 @@ class Metrics:
         self._worked = self._tally("job_links", "Links of jobs that were tried to be saved", "outcome")
         # One per attempt to carry an image over; healed{outcome="failed"} may count an image many times.
         self._healed = self._tally("healed", "Images carried from the fallback to the store", "outcome")
+        # One per document that was rewritten, whatever was found in it; and how many links were.
+        self._documents = self._tally("documents", "Documents rewritten", "form")
+        self._links = self._tally("rewritten_links", "Links rewritten in documents")
 
     def _tally(self, name: str, help_text: str, *labels: str) -> Tally:
         tally = Tally(f"imgkeep_{name}", help_text, labels)
@@ -208,6 +211,11 @@ class Metrics:
     def worked(self, outcome: str) -> None:
         """A link of a job was tried."""
         self._worked.add(outcome)
+
+    def rewritten(self, form: str, links: int) -> None:
+        """A document was rewritten."""
+        self._documents.add(form)
+        self._links.add(number=links)
 
     def filled(self, size: int, *, pending: bool) -> None:
         self._fills.add("fallback" if pending else "stored")

@@ -39,6 +39,7 @@ from proxy.service.inspect import Inspector
 from proxy.service.jobs import JobRunner
 from proxy.service.keep import Keeper, Rules
 from proxy.service.removal import Refusals, Remover
+from proxy.service.rewrite import Linking
 from proxy.service.save import Saver
 from proxy.service.upkeep import reindex
 from proxy.storage.cache import Share
@@ -186,6 +187,16 @@ def make_inspector(config: Config, seams: Seams = REAL) -> Inspector:
         policy=config.policy(catalogue),
         identify=lambda source: identify(source, seams.clock(), catalogue, exact=exact),
         public=read_source(config.server.public_url) if config.server.public_url else None,
+    )
+
+
+def make_linking(config: Config, inspector: Inspector, parts: Parts | None = None) -> Linking:
+    """Return who says which links in pages become ours; `parts` tell where a public bucket is."""
+    remote = None if parts is None else parts.remote
+    return Linking(
+        inspector,
+        config.security.signing_keys[0] if config.security.signing_keys else None,
+        None if remote is None or remote.objects_url is None else read_source(remote.objects_url),
     )
 
 

@@ -20,7 +20,7 @@ from proxy.web.bodies import LARGE_BODY_BYTES, read_file
 from proxy.web.site import NOTES, SITE
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator, Collection, Mapping
 
     from proxy.core.model import Record, Source
     from proxy.web.site import Site
@@ -112,6 +112,23 @@ def enter(request: web.Request) -> Site:
     site = request.app[SITE]
     site.door.insist_on_access(request)
     return site
+
+
+def read_query(request: web.Request, known: Collection[str]) -> dict[str, str]:
+    """
+    Return the parameters of a request, each of which is known and given once at most.
+
+    Raises:
+        InvalidRequest: One is not.
+    """
+    query: dict[str, str] = {}
+    for name, value in request.query.items():
+        if name not in known or name in query:
+            raise InvalidRequest(f"the parameters are {', '.join(sorted(known))}, each given once at most")
+        if not value.isprintable():
+            raise InvalidRequest(f"{name} holds a control character or is not Unicode text")
+        query[name] = value
+    return query
 
 
 async def _save_data(site: Site, text: str) -> Saved:

@@ -1,5 +1,6 @@
 """
-Bodies of requests to the API: JSON of a known form, and files; bounded in bytes, in time, and in how many at once.
+Bodies of requests to the API: JSON of a known form, documents, and files; bounded in bytes, in time, and in how many at
+once.
 
 Rules:
 - Nothing is decompressed for a client (a kilobyte can become a gigabyte): codings are refused.
@@ -22,11 +23,11 @@ from proxy.core.errors import Busy, InvalidRequest
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
 
-JSON_BYTES_MAX: Final = 33_554_432
+BODY_BYTES_MAX: Final = 33_554_432
 """10,000 links of 3 kB, or an image of 24 MB as a data URL. Larger ones are uploaded as files."""
 LARGE_BODY_BYTES: Final = 65_536
 LARGE_BODIES_MAX: Final = 4
-"""JSON is read whole: so many large bodies at a time, some 300 MB in the worst case."""
+"""JSON and documents are read whole: so many large bodies at a time, some 300 MB in the worst case."""
 QUEUE_TIMEOUT_S: Final = 30
 READ_TIMEOUT_S: Final = 20
 """The longest pause within a body."""
@@ -58,17 +59,23 @@ class Bodies:
         """
         if request.content_type != "application/json":
             raise web.HTTPUnsupportedMediaType(text="the body has to be JSON: Content-Type: application/json")
-        insist_on_plain(request)
-        declared = request.content_length
-        if declared is not None and declared > JSON_BYTES_MAX:
-            raise _too_large()
-        if declared is not None and declared <= LARGE_BODY_BYTES:
-            return decode(await _read(request), form)
-        async with self._place():
-            return await asyncio.to_thread(decode, await _read(request), form)
+        async with self.room(request):
+            return await read_json(request, form)
 
     @asynccontextmanager
-    async def _place(self) -> AsyncGenerator[None]:
+    async def room(self, request: web.Request) -> AsyncGenerator[None]:
+        """
+        Have room for the body of a request, and for what is made of it, until the end of the block.
+
+        Raises:
+            Busy: Too many large bodies are being worked on.
+            HTTPException: 413 or 415.
+        """
+        insist_on_plain(request)
+        _insist_on_size(request.content_length or 0, BODY_BYTES_MAX)
+        if is_small(request):
+            yield
+            return
         try:
             async with asyncio.timeout(QUEUE_TIMEOUT_S):
                 await self._places.acquire()
@@ -78,6 +85,45 @@ class Bodies:
             yield
         finally:
             self._places.release()
+
+
+def is_small(request: web.Request) -> bool:
+    """Whether the body is known to be small."""
+    return request.content_length is not None and request.content_length <= LARGE_BODY_BYTES
+
+
+async def read_json(request: web.Request, form: type[T]) -> T:
+    """
+    Return the body as `form`, a msgspec type, where there is room for it.
+
+    Raises:
+        InvalidRequest: It is no JSON, or not of this form.
+        HTTPException: 408 or 413.
+    """
+    data = await read_whole(request)
+    return decode(data, form) if is_small(request) else await asyncio.to_thread(decode, data, form)
+
+
+async def read_whole(request: web.Request, *, bytes_max: int = BODY_BYTES_MAX) -> bytearray:
+    """
+    Return the body as it came, where there is room for it.
+
+    Raises:
+        HTTPException: 408 or 413.
+    """
+    _insist_on_size(request.content_length or 0, bytes_max)
+    data = bytearray()
+    loop = asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout(READ_TIMEOUT_S) as limit:
+            end = loop.time() + BODY_TIMEOUT_S
+            async for piece in request.content.iter_any():
+                data += piece
+                _insist_on_size(len(data), bytes_max)
+                limit.reschedule(min(end, loop.time() + READ_TIMEOUT_S))
+    except TimeoutError:
+        raise _too_slow() from None
+    return data
 
 
 def decode(data: bytes | bytearray, form: type[T]) -> T:
@@ -124,22 +170,6 @@ def insist_on_plain(request: web.Request) -> None:
         raise web.HTTPUnsupportedMediaType(text="the body must not be compressed (Content-Encoding)")
 
 
-async def _read(request: web.Request) -> bytearray:
-    data = bytearray()
-    loop = asyncio.get_running_loop()
-    try:
-        async with asyncio.timeout(READ_TIMEOUT_S) as limit:
-            end = loop.time() + BODY_TIMEOUT_S
-            async for piece in request.content.iter_any():
-                data += piece
-                if len(data) > JSON_BYTES_MAX:
-                    raise _too_large()
-                limit.reschedule(min(end, loop.time() + READ_TIMEOUT_S))
-    except TimeoutError:
-        raise _too_slow() from None
-    return data
-
-
 async def _pieces(part: BodyPartReader) -> AsyncIterator[bytes]:
     end = asyncio.get_running_loop().time() + BODY_TIMEOUT_S
     while True:
@@ -159,8 +189,9 @@ def _too_slow() -> web.HTTPException:
     return web.HTTPRequestTimeout(text="the body comes too slowly")
 
 
-def _too_large() -> web.HTTPException:
-    return web.HTTPRequestEntityTooLarge(JSON_BYTES_MAX, 0, text=f"the body is larger than {JSON_BYTES_MAX} bytes")
+def _insist_on_size(size: int, bytes_max: int) -> None:
+    if size > bytes_max:
+        raise web.HTTPRequestEntityTooLarge(bytes_max, 0, text=f"the body is larger than {bytes_max} bytes")
 
 
 def _tell(error: str) -> str:

@@ -5,18 +5,15 @@ from __future__ import annotations
 import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from aiohttp import web
 
 from proxy.core.errors import InvalidRequest
 from proxy.core.model import Digest, Key, Wanted
 from proxy.core.source import read_source
-from proxy.web.api import answer, enter, facts_of
+from proxy.web.api import answer, enter, facts_of, read_query
 from proxy.web.site import NOTES
-
-if TYPE_CHECKING:
-    from collections.abc import Collection
 
 LIMIT_DEFAULT: Final = 100
 LIMIT_MAX: Final = 1000
@@ -28,7 +25,7 @@ _CURSOR: Final = re.compile(r"([0-9]{1,12})-([0-9a-f]{64})")
 async def list_images(request: web.Request) -> web.Response:
     """Return images, newest first, a page at a time."""
     site = enter(request)
-    query = _read_query(request, {"limit", "cursor", "host", "provider", "digest", "since", "until"})
+    query = read_query(request, {"limit", "cursor", "host", "provider", "digest", "since", "until"})
     limit = _read_limit(query.get("limit"))
     wanted = Wanted(
         host=query.get("host"),
@@ -70,7 +67,7 @@ async def remove_image(request: web.Request) -> web.Response:
 async def remove_images(request: web.Request) -> web.Response:
     """Remove the image that a link names, or that a digest does; what is not kept yet, will never be."""
     site = enter(request)
-    query = _read_query(request, {"src", "digest"})
+    query = read_query(request, {"src", "digest"})
     if len(query) != 1:
         raise InvalidRequest("needs src or digest, and not both")
     if "digest" in query:
@@ -81,17 +78,6 @@ async def remove_images(request: web.Request) -> web.Response:
     request[NOTES].key = info.key
     await site.remover.remove_source(info)
     return answer({"success": True, "key": info.key})
-
-
-def _read_query(request: web.Request, known: Collection[str]) -> dict[str, str]:
-    query: dict[str, str] = {}
-    for name, value in request.query.items():
-        if name not in known or name in query:
-            raise InvalidRequest(f"the parameters are {', '.join(sorted(known))}, each given once at most")
-        if not value.isprintable():
-            raise InvalidRequest(f"{name} holds a control character or is not Unicode text")
-        query[name] = value
-    return query
 
 
 def _read_hash(name: str, text: str) -> str:

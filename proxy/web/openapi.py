@@ -18,6 +18,7 @@ from proxy import __version__
 from proxy.core.model import Format
 from proxy.service.jobs import ITEMS_MAX
 from proxy.web.images_api import LIMIT_DEFAULT, LIMIT_MAX
+from proxy.web.rewrite_api import REWRITTEN
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -113,6 +114,19 @@ SCHEMAS: Final[dict[str, Any]] = {
     ),
     "JobWithResults": _object({**_SUCCESS, **_JOB, "results": {"type": "array", "items": _ref("Result")}}),
     "Removed": _object({**_SUCCESS, "key": _KEY, "digest": _KEY}, optional=("key", "digest")),
+    "RewrittenDocument": _object(
+        {
+            **_SUCCESS,
+            "html": {"type": "string"},
+            "markdown": {"type": "string"},
+            "rewritten": {"type": "integer", "description": "How many links were."},
+            "job": {
+                "oneOf": [_object(_JOB), {"type": "null"}],
+                "description": "With `save`: what saves the images; `null` if no link was rewritten.",
+            },
+        },
+        optional=("html", "markdown", "job"),
+    ),
     "Inspection": _object(
         {
             **_SUCCESS,
@@ -184,6 +198,9 @@ def _body(schema: dict[str, Any], example: object, **more: Any) -> dict[str, Any
 
 _KEY_IN_PATH: Final = [{"name": "key", **_IN_PATH, "schema": _KEY}]
 _JOB_IN_PATH: Final = {"name": "id", **_IN_PATH, "schema": _JOB["id"]}
+_WHICH: Final = "`temporary` (links that die; the default), `all`, or host globs as in `sources.allow`."
+_PAGE_URL: Final = "The page's own URL, for relative links."
+_SAVE: Final = "Whether a job saves the images at once."
 _EXAMPLE: Final = "https://example.com/picture.png?signature=abc"
 
 PATHS: Final[dict[str, Any]] = {
@@ -278,6 +295,61 @@ PATHS: Final[dict[str, Any]] = {
                     "additionalProperties": False,
                 },
                 {"urls": [_EXAMPLE]},
+            ),
+        )
+    },
+    "/api/rewrite": {
+        "post": _api(
+            "Rewrite the links to images in a page or a text",
+            {
+                "200": {
+                    "description": "The document, of the same kind, with nothing changed but links.",
+                    "content": {
+                        "application/json": {"schema": _ref("RewrittenDocument")},
+                        "text/html": {"schema": {"type": "string"}},
+                        "text/markdown": {"schema": {"type": "string"}},
+                    },
+                    "headers": {
+                        REWRITTEN: {"schema": {"type": "integer"}, "description": "How many links were rewritten."},
+                        "Location": {"schema": {"type": "string"}, "description": "With `save`: the job."},
+                    },
+                }
+            },
+            description="Links that die, or those that `which` names, become links to `/img`, signed where "
+            "`security.signing_keys` are set. A document that is the body itself takes the options as parameters; a "
+            "string in JSON has them beside it.",
+            parameters=[
+                _query("which", f"{_WHICH} Globs are separated by commas.", {"type": "string"}),
+                _query("url", _PAGE_URL, {"type": "string", "format": "uri"}),
+                _query("save", _SAVE, {"type": "boolean"}),
+            ],
+            requestBody=_body(
+                {
+                    "oneOf": [
+                        {
+                            **_object(
+                                {
+                                    form: {"type": "string"},
+                                    "which": {
+                                        "anyOf": [
+                                            {"type": "string", "enum": ["temporary", "all"]},
+                                            {"type": "array", "items": {"type": "string"}, "minItems": 1},
+                                        ],
+                                        "default": "temporary",
+                                        "description": _WHICH,
+                                    },
+                                    "url": {"type": ["string", "null"], "description": _PAGE_URL},
+                                    "save": {"type": "boolean", "default": False, "description": _SAVE},
+                                },
+                                optional=("which", "url", "save"),
+                            ),
+                            "additionalProperties": False,
+                        }
+                        for form in ("html", "markdown")
+                    ]
+                },
+                {"html": f'<img src="{_EXAMPLE}">', "which": "all"},
+                **{kind: {"schema": {"type": "string"}} for kind in ("text/html", "text/markdown")},
             ),
         )
     },

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from proxy.service.jobs import JobRunner
     from proxy.service.keep import Keeper
     from proxy.service.removal import Remover
+    from proxy.service.rewrite import Linking, RewriteDesk
     from proxy.service.save import Saver
     from proxy.web.bodies import Bodies
     from proxy.web.crowd import Crowd
@@ -51,6 +52,8 @@ class Site:
     jobs: JobRunner
     ledger: Ledger
     bodies: Bodies
+    linking: Linking
+    desk: RewriteDesk
     redirect_status: int
     access_log: bool
     clock: Clock
