@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 import tomllib
-from contextlib import aclosing, suppress
+from contextlib import AsyncExitStack, aclosing, suppress
 from dataclasses import replace
 from functools import partial
 from io import TextIOWrapper
@@ -21,19 +21,23 @@ import msgspec
 
 from proxy import __version__, app
 from proxy.cli import folders, look, migrate, remove, save, signing, stored, upkeep
+from proxy.cli.pages import STANDARD_INPUT, find_pages
+from proxy.cli.rewrite import Rewriting
 from proxy.config import ENVIRONMENT_PREFIX, Config, ConfigError, check_mount, load, read_store_url
-from proxy.core.errors import StorageError
+from proxy.core.errors import InvalidRequest, StorageError
 from proxy.core.model import Place
 from proxy.core.store_url import Bucket, Folder
 from proxy.parts import Parts, open_migration, open_parts
 from proxy.supervisor import Supervisor
 from proxy.telemetry import logging_to
-from proxy.works import REAL, open_works
+from proxy.works import REAL, make_linking, open_works
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
 
+    from proxy.cli.pages import Page
     from proxy.parts import RemoteParts
+    from proxy.service.rewrite import Which
     from proxy.works import Works
 
 CONFIG_FILE = "config.toml"
@@ -110,9 +114,10 @@ async def _command(arguments: argparse.Namespace, config: Config) -> int:  # noq
                 raise ConfigError("TO: is the same store as FROM")
             async with open_migration(config, source, target, clock=REAL.clock) as migration:
                 return await migrate.migrate(migration, as_json=arguments.json, out=sys.stdout, err=sys.stderr)
+        case "rewrite":
+            return await _rewrite(arguments, config)
         case "save" if arguments.server:
-            tokens = config.security.api_tokens
-            server = save.Server(arguments.server, tokens[0] if tokens else None)
+            server = _server(arguments, config)
             links = _lines(arguments)
             return await save.save(links, server, as_json=arguments.json, out=sys.stdout, err=sys.stderr)
         case "save" | "import" | "export" | "remove":
@@ -125,6 +130,61 @@ async def _command(arguments: argparse.Namespace, config: Config) -> int:  # noq
                 return await _maintain(arguments, parts)
 
 
+async def _rewrite(arguments: argparse.Namespace, config: Config) -> int:
+    """Rewrite files; a store is opened only where something has to be known of it or put into it."""
+    pages = await asyncio.to_thread(_find_pages, arguments)
+    target: save.Target | None = None
+    which: Which = "all" if arguments.all else tuple(arguments.hosts) if arguments.hosts else "temporary"
+    async with AsyncExitStack() as stack:
+        parts = None
+        if arguments.save and arguments.server:
+            target = _server(arguments, config)
+        elif arguments.save:
+            works = await stack.enter_async_context(open_works(config))
+            parts, target = works.parts, _store(config, works)
+        elif config.delivery.mode == "redirect" and not config.delivery.base_url:
+            # The links of the bucket itself, which stay as they are, only the bucket's client can tell.
+            parts = await stack.enter_async_context(open_parts(config, clock=REAL.clock))
+        linking = make_linking(config, app.make_inspector(config), parts)
+        try:
+            linker = linking.linker(which, config.server.public_url.rstrip("/"))
+        except InvalidRequest as error:
+            raise ConfigError(f"--hosts: {error}") from None
+        rewriting = Rewriting(pages, linker, out=sys.stdout.buffer, text=sys.stdout, err=sys.stderr)
+        status = DONE if target is None else await rewriting.save(target)
+        if arguments.in_place:
+            return status | await rewriting.replace(as_json=arguments.json)
+        return status | await (rewriting.diff() if arguments.diff else rewriting.print())
+
+
+def _find_pages(arguments: argparse.Namespace) -> list[Page]:
+    """Return the documents that are named. Blocks."""
+    names, prints = arguments.names, not (arguments.in_place or arguments.diff)
+    for wrong, message in (
+        (arguments.diff and arguments.save, "--save: --diff does nothing but show"),
+        (arguments.server and not arguments.save, "--server: needs --save"),
+        (arguments.json and not arguments.in_place, "--json: needs --in-place, without which documents are printed"),
+        (arguments.in_place and STANDARD_INPUT in names, "--in-place: standard input has no place"),
+        (
+            prints and (len(names) > 1 or Path(names[0]).is_dir()),
+            "rewrite: several documents cannot be printed as one; see --in-place and --diff",
+        ),
+    ):
+        if wrong:
+            raise ConfigError(message)
+    return find_pages(names, arguments.format, arguments.url, sys.stdin.buffer)
+
+
+def _store(config: Config, works: Works) -> save.Store:
+    describe = partial(works.keeper.describe, base=config.server.public_url.rstrip("/"))
+    return save.Store(works.saver, identify=works.keeper.identify, describe=describe, clock=REAL.clock)
+
+
+def _server(arguments: argparse.Namespace, config: Config) -> save.Server:
+    tokens = config.security.api_tokens
+    return save.Server(arguments.server, tokens[0] if tokens else None)
+
+
 async def _work(arguments: argparse.Namespace, config: Config, works: Works) -> int:
     """Run what works on images without a server; what goes on in the background is the server's."""
     if arguments.command == "export":
@@ -132,8 +192,7 @@ async def _work(arguments: argparse.Namespace, config: Config, works: Works) -> 
     describe = partial(works.keeper.describe, base=config.server.public_url.rstrip("/"))
     match arguments.command:
         case "save":
-            target = save.Store(works.saver, identify=works.keeper.identify, describe=describe, clock=REAL.clock)
-            links = _lines(arguments)
+            links, target = _lines(arguments), _store(config, works)
             return await save.save(links, target, as_json=arguments.json, out=sys.stdout, err=sys.stderr)
         case "import":
             check_mount("--mount", arguments.mount)
@@ -246,6 +305,7 @@ def _parser() -> argparse.ArgumentParser:
     saving.add_argument("urls", nargs="*", metavar="URL", help="- reads one a line from standard input")
     saving.add_argument("-f", "--file", type=Path, metavar="FILE", help="with one URL a line")
     saving.add_argument("--server", metavar="URL", help="a running imgkeep (default: straight into the store)")
+    _add_rewrite(commands)
     adopting = commands.add_parser("import", help="adopt a folder of images with their names")
     adopting.add_argument("folder", type=Path, metavar="DIR")
     adopting.add_argument("--mount", required=True, help="old names answer under /MOUNT/NAME, see [[legacy]]")
@@ -266,6 +326,22 @@ def _parser() -> argparse.ArgumentParser:
     for command in (inspect, saving, adopting, sign, verify, images, stats, migration):
         command.add_argument("--json", action="store_true", help="one JSON object a line")
     return parser
+
+
+def _add_rewrite(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    rewriting = commands.add_parser("rewrite", help="have links to images in HTML and Markdown lead through imgkeep")
+    rewriting.add_argument("names", nargs="+", metavar="FILE|DIR", help="- reads one document from standard input")
+    rewriting.add_argument("--format", choices=["html", "markdown"], help="of a file whose name does not tell")
+    which = rewriting.add_mutually_exclusive_group()
+    which.add_argument("--all", action="store_true", help="all links (default: those that die)")
+    which.add_argument("--hosts", action="append", metavar="GLOB", help="links of these hosts; may be given often")
+    rewriting.add_argument("--url", help="the page's own, or the folder's, for relative links")
+    way = rewriting.add_mutually_exclusive_group()
+    way.add_argument("--in-place", action="store_true", help="replace files (default: print one document)")
+    way.add_argument("--diff", action="store_true", help="print what would change; exit status 1 if something would")
+    rewriting.add_argument("--save", action="store_true", help="keep the images first, as `imgkeep save` does")
+    rewriting.add_argument("--server", metavar="URL", help="a running imgkeep that saves")
+    rewriting.add_argument("--json", action="store_true", help="with --in-place: one JSON object a file")
 
 
 def _count(text: str) -> int:

@@ -185,8 +185,18 @@ async def _open_remote(  # noqa: PLR0913, PLR0917 - called once, above
         presign_ttl_s=config.delivery.presign_ttl_s,
         timer=timer,
     )
-    objects_url = None if base is None else f"{base}/{quote(place.path(OBJECTS))}"
-    return RemoteParts(bucket, cache, breaker, tiers, addresses, fallback, public_url, objects_url)
+    return RemoteParts(bucket, cache, breaker, tiers, addresses, fallback, public_url, objects_url(config, base))
+
+
+def objects_url(config: Config, base: str | None = None) -> str | None:
+    """
+    Return under which URL all objects are for everybody; `None`: the configuration sends nobody there.
+
+    Without the `base` that an open bucket has, only what is configured is known.
+    """
+    place = read_store_url("store.url", config.store.url)
+    base = base or config.delivery.base_url.rstrip("/")
+    return f"{base}/{quote(place.path(OBJECTS))}" if base and isinstance(place, Bucket) else None
 
 
 def _public_base(config: Config, bucket: S3Store) -> str | None:

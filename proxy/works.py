@@ -30,7 +30,7 @@ from proxy.core.model import Place
 from proxy.core.source import read_source
 from proxy.origin import AddressGuard, OriginClient
 from proxy.origin.guard import open_socket
-from proxy.parts import cancel, open_parts
+from proxy.parts import cancel, objects_url, open_parts
 from proxy.service.allowance import Allowances
 from proxy.service.fill import Neighbours
 from proxy.service.heal import Healer
@@ -192,12 +192,9 @@ def make_inspector(config: Config, seams: Seams = REAL) -> Inspector:
 
 def make_linking(config: Config, inspector: Inspector, parts: Parts | None = None) -> Linking:
     """Return who says which links in pages become ours; `parts` tell where a public bucket is."""
-    remote = None if parts is None else parts.remote
-    return Linking(
-        inspector,
-        config.security.signing_keys[0] if config.security.signing_keys else None,
-        None if remote is None or remote.objects_url is None else read_source(remote.objects_url),
-    )
+    objects = parts.remote.objects_url if parts is not None and parts.remote is not None else objects_url(config)
+    keys = config.security.signing_keys
+    return Linking(inspector, keys[0] if keys else None, None if objects is None else read_source(objects))
 
 
 @asynccontextmanager

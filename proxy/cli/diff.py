@@ -1,0 +1,86 @@
+"""
+Differences of bytes as `diff -u` writes them and `patch` reads them (POSIX, "Diff -u Output Format").
+
+Theory. Rewriting changes what stands in lines and hardly ever how many there are. Then each line has its partner, and
+the work grows with the length alone; `difflib`, which looks for partners, may take the square of it.
+"""
+
+from __future__ import annotations
+
+from difflib import SequenceMatcher
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+CONTEXT: Final = 3
+NO_END: Final = b"\\ No newline at end of file\n"
+
+Step = tuple[int, int, int, int]
+"""Lines from, to, of what was; and from, to, of what is, which come in their place."""
+
+
+def unified(before: bytes, after: bytes, name: str) -> Iterator[bytes]:
+    """Yield the lines of a diff; nothing where there is no difference."""
+    old, new = _lines(before), _lines(after)
+    hunks = list(_hunks(_changes(old, new)))
+    if hunks:
+        yield f"--- {name}\n+++ {name}\n".encode("utf-8", "surrogateescape")
+    for hunk in hunks:
+        first, last = max(hunk[0][0] - CONTEXT, 0), min(hunk[-1][1] + CONTEXT, len(old))
+        shift, growth = hunk[0][2] - hunk[0][0], hunk[-1][3] - hunk[-1][1]
+        ours, theirs = _range(first, last), _range(first + shift, last + growth)
+        yield f"@@ -{ours} +{theirs} @@\n".encode()
+        at = first
+        for start, end, new_start, new_end in hunk:
+            yield from _marked(b" ", old[at:start])
+            yield from _marked(b"-", old[start:end])
+            yield from _marked(b"+", new[new_start:new_end])
+            at = end
+        yield from _marked(b" ", old[at:last])
+
+
+def _lines(data: bytes) -> list[bytes]:
+    """Split at line feeds alone, as `patch` does."""
+    lines = [line + b"\n" for line in data.split(b"\n")]
+    lines[-1] = lines[-1][:-1]
+    return lines if lines[-1] else lines[:-1]
+
+
+def _changes(old: Sequence[bytes], new: Sequence[bytes]) -> Iterator[Step]:
+    if len(old) != len(new):
+        for tag, *step in SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
+            if tag != "equal":
+                yield step[0], step[1], step[2], step[3]
+        return
+    start = None
+    for number, (was, is_now) in enumerate(zip(old, new, strict=True)):
+        if was != is_now:
+            start = number if start is None else start
+        elif start is not None:
+            yield start, number, start, number
+            start = None
+    if start is not None:
+        yield start, len(old), start, len(new)
+
+
+def _hunks(changes: Iterator[Step]) -> Iterator[list[Step]]:
+    """Put together what shares its context."""
+    hunk: list[Step] = []
+    for change in changes:
+        if hunk and change[0] - hunk[-1][1] > 2 * CONTEXT:
+            yield hunk
+            hunk = []
+        hunk.append(change)
+    if hunk:
+        yield hunk
+
+
+def _range(first: int, last: int) -> str:
+    size = last - first
+    return f"{first + 1 if size else first},{size}" if size != 1 else f"{first + 1}"
+
+
+def _marked(mark: bytes, lines: Sequence[bytes]) -> Iterator[bytes]:
+    for line in lines:
+        yield mark + line if line.endswith(b"\n") else mark + line + b"\n" + NO_END
