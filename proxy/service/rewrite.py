@@ -57,7 +57,7 @@ class Rewritten:
         links: Those that were rewritten, as absolute URLs, in order: credentials.
     """
 
-    document: bytes
+    document: bytes = field(repr=False)
     links: tuple[str, ...] = field(repr=False)
 
 

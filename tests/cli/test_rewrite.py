@@ -1,0 +1,329 @@
+"""`rewrite`: pages and texts on the command line; printed, compared, replaced, and their images saved first."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import os
+import pty
+import shutil
+import stat
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from proxy.__main__ import main
+from proxy.cli.diff import unified
+from proxy.cli.pages import Held, find_pages, read_page, replace_page
+from tests.images import picture
+from tests.program import cannot, environment
+from tests.web.raw import port_of, target_of
+from tests.web.test_rewrite import DIES, SIGNED, STAYS
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from pathlib import Path
+
+    from tests.conftest import Imgkeep
+    from tests.origins import Exchange, FakeOrigin
+
+    Start = Callable[..., Awaitable[Imgkeep]]
+
+    Command = Callable[..., tuple[int, bytes, str]]
+
+PAGE = f'\ufeff<p>\r\n<img src="{DIES}">\n<img src="{STAYS}">'.encode()
+NEW_PAGE = PAGE.replace(DIES.encode(), target_of(DIES).encode())
+TEXT = f"# A\n![b]({DIES})\n".encode()
+NEW_TEXT = TEXT.replace(DIES.encode(), target_of(DIES).encode())
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Path:
+    """A folder of pages, and much that is none."""
+    site = tmp_path / "site"
+    (site / "süß").mkdir(parents=True)
+    (site / ".git").mkdir()
+    (site / "a.html").write_bytes(PAGE)
+    (site / "süß" / "b.md").write_bytes(TEXT)
+    (site / "c.htm").write_bytes(b"nothing")
+    (tmp_path / "outside.html").write_bytes(PAGE)
+    for path in (site / ".git" / "x.html", site / ".hidden.html", site / "d.txt", site / "e.js"):
+        path.write_bytes(PAGE)
+    (site / "link.html").symlink_to("../outside.html")
+    (site / "folder").symlink_to("..")
+    return site
+
+
+@pytest.fixture
+def command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
+) -> Callable[..., tuple[int, bytes, str]]:
+    """Run `rewrite` in this process, in the folder of the test."""
+
+    def run_here(*arguments: str, stdin: bytes = b"", **settings: str) -> tuple[int, bytes, str]:
+        monkeypatch.chdir(tmp_path)
+        with monkeypatch.context() as here:
+            for name, value in environment(tmp_path / "data", **settings).items():
+                here.setenv(name, value)
+            here.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+            try:
+                status = main(("rewrite", *arguments))
+            except SystemExit as exit_:  # argparse's way
+                status = int(exit_.code or 0)
+        out, err = capfdbinary.readouterr()
+        return status, out, err.decode()
+
+    return run_here
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+# --- printed
+
+
+def test_a_document_is_printed_and_nothing_is_touched(command: Command, site: Path) -> None:
+    before = contents(site.parent)
+    assert command("site/a.html") == (0, NEW_PAGE, "")
+    assert command("site/d.txt", "--format", "html") == (0, NEW_PAGE, "")
+    assert command("-", stdin=PAGE) == (0, NEW_PAGE, "")
+    assert command("-", "--format", "markdown", stdin=TEXT) == (0, NEW_TEXT, "")
+    assert command("-", stdin=b"\0\xff<img") == (0, b"\0\xff<img", "")
+    assert contents(site.parent) == before, "not even a store is begun"
+
+
+def test_options_say_which_links_and_what_is_written(command: Command) -> None:
+    both = PAGE.replace(DIES.encode(), target_of(DIES).encode()).replace(STAYS.encode(), target_of(STAYS).encode())
+    other = PAGE.replace(STAYS.encode(), target_of(STAYS).encode())
+    assert command("-", "--all", stdin=PAGE)[1] == both
+    assert command("-", "--hosts", "a.example", "--hosts", "o*.example", stdin=PAGE)[1] == other
+    relative = b'<img src="../a.png">'
+    assert (
+        b"src=https%3A%2F%2Fh.example%2Fa.png"
+        in command("-", "--all", "--url", "https://h.example/b/c", stdin=relative)[1]
+    )
+    status, out, _ = command(
+        "-",
+        stdin=PAGE,
+        server__public_url="https://img.example/",
+        security__signing_keys="a-key-that-signs-links",
+        sources__deny="other.example",
+    )
+    assert status == 0
+    assert b'src="https://img.example/img?src=https%3A%2F%2Fpictures.example' in out
+    assert b"sig=" in out
+    assert STAYS.encode() in out
+
+
+# --- compared
+
+
+def test_a_diff_is_what_patch_makes_of_files(command: Command, site: Path) -> None:
+    if shutil.which("patch") is None:
+        cannot("patch is not installed")
+    before = contents(site)
+    status, out, err = command("--diff", "site")
+    assert (status, err) == (1, "2 would be rewritten, 1 would not\n")
+    assert contents(site) == before
+    subprocess.run(["patch", "-p0", "--binary"], input=out, cwd=site.parent, check=True, stdout=subprocess.DEVNULL)
+    assert (site / "a.html").read_bytes() == NEW_PAGE
+    assert (site / "süß" / "b.md").read_bytes() == NEW_TEXT
+    assert command("--diff", "site") == (0, b"", "0 would be rewritten, 3 would not\n")
+
+
+DIFFERENCES = {
+    "one line": (b"a", b"b"),
+    "an end that is no line's": (b"a\nb", b"a\nc"),
+    "first and last": (b"x\n" * 30, b"y\n" + b"x\n" * 28 + b"y\n"),
+    "shared context": (b"1\n2\n3\n4\n5\n6\n7\n8\n", b"1\nx\n3\n4\n5\n6\ny\n8\n"),
+    "too far apart": (b"1\n" * 20, b"x\n" + b"1\n" * 7 + b"y\n" + b"1\n" * 11),
+    "fewer lines": (b"a\nb\nc\n" * 9, b"a\nbc\n" + b"a\nb\nc\n" * 8),
+    "more lines": (b"a\nb\nc\n" * 9, b"a\nb\nc\n" * 9 + b"d"),
+    "carriage returns": (b"a\r\nb\rc\r\n", b"a\r\nd\rc\r\n"),
+    "all of it": (b"a\nb\n", b"c\nd\n"),
+    "no text": (bytes(range(256)), bytes(range(255, -1, -1))),
+}
+
+
+@pytest.mark.parametrize(("before", "after"), DIFFERENCES.values(), ids=DIFFERENCES)
+def test_differences_of_all_kinds_can_be_applied(tmp_path: Path, before: bytes, after: bytes) -> None:
+    if shutil.which("patch") is None:
+        cannot("patch is not installed")
+    file = tmp_path / "file"
+    file.write_bytes(before)
+    patch = b"".join(unified(before, after, "file"))
+    subprocess.run(["patch", "-p0", "--binary", "--fuzz=0"], input=patch, cwd=tmp_path, check=True, capture_output=True)
+    assert file.read_bytes() == after
+
+
+def test_no_difference_is_nothing_and_many_take_no_longer_than_the_text() -> None:
+    text = b"same\nsame\nlink\nsame\n" * 50_000
+    assert list(unified(text, text, "file")) == []
+    # `difflib` would need minutes for this.
+    assert sum(line.startswith(b"+new") for line in unified(text, text.replace(b"link", b"new"), "file")) == 50_000
+
+
+# --- in place
+
+
+def test_files_are_replaced_and_all_else_stays(command: Command, site: Path) -> None:
+    (site / "a.html").chmod(0o604)
+    before, untouched = contents(site.parent), (site / "c.htm").stat()
+    status, out, err = command("--in-place", "site")
+    assert (status, out, err) == (0, b"", "2 rewritten, 1 unchanged, 0 failed; 2 links\n")
+    after = contents(site.parent)
+    assert {name: after[name] for name in after if after[name] != before.get(name)} == {
+        "site/a.html": NEW_PAGE,
+        "site/süß/b.md": NEW_TEXT,
+    }
+    assert after.keys() == before.keys(), "nothing partial is left"
+    assert stat.S_IMODE((site / "a.html").stat().st_mode) == 0o604
+    assert os.path.samestat((site / "c.htm").stat(), untouched), "the same file as before"
+    assert (site / "link.html").is_symlink()
+    assert command("--in-place", "site")[2] == "0 rewritten, 3 unchanged, 0 failed; 0 links\n"
+
+
+def test_a_link_that_is_named_is_followed(command: Command, site: Path) -> None:
+    status, _, err = command("--in-place", "site/link.html")
+    assert (status, err) == (0, "1 rewritten, 0 unchanged, 0 failed; 1 links\n")
+    assert (site / "link.html").is_symlink()
+    assert (site.parent / "outside.html").read_bytes() == NEW_PAGE
+
+
+def test_programs_are_told_of_each_file(command: Command, site: Path) -> None:
+    status, out, err = command("--in-place", "--json", "site", "nowhere.html")
+    told = [json.loads(line) for line in out.splitlines()]
+    assert (status, err) == (1, "")
+    assert told == [
+        {"file": "site/a.html", "state": "rewritten", "links": 1},
+        {"file": "site/c.htm", "state": "unchanged", "links": 0},
+        {"file": "site/süß/b.md", "state": "rewritten", "links": 1},
+        {"file": "nowhere.html", "state": "failed", "links": 0, "error": "No such file or directory"},
+    ]
+    assert site.exists()
+
+
+def test_relative_links_in_a_folder_are_those_of_each_page(command: Command, site: Path) -> None:
+    (site / "süß" / "c.html").write_bytes(b'<img src="x.png">')
+    assert command("--in-place", "--all", "--url", "https://h.example/docs/", "site")[0] == 0
+    assert target_of("https://h.example/docs/s%C3%BC%C3%9F/x.png").encode() in (site / "süß" / "c.html").read_bytes()
+
+
+def test_what_cannot_be_read_or_replaced_is_told_and_holds_up_nothing(command: Command, site: Path) -> None:
+    os.mkfifo(site.parent / "pipe.html")
+    (site / "long.md").write_bytes(b" " * (4 << 20) + b" ")
+    status, out, err = command("--in-place", "pipe.html", "site", "nowhere.md", str(site / "bad\x1b\udcff.html"))
+    assert (status, out) == (1, b"")
+    lines = err.splitlines()
+    assert lines[0] == "imgkeep: pipe.html: it is not a file"
+    assert "long.md: Markdown of more than 4194304 bytes" in lines[1]
+    assert lines[2] == "imgkeep: nowhere.md: No such file or directory"
+    assert r"bad\x1b\udcff.html: No such file" in lines[3]
+    assert lines[4] == "2 rewritten, 1 unchanged, 4 failed; 2 links"
+    assert command("nowhere.md")[0] == command("--diff", "nowhere.md")[0] == 1
+
+
+def test_a_folder_that_cannot_be_read_is_told(site: Path) -> None:
+    gone = find_pages([str(site)], None, None, io.BytesIO())[0]
+    shutil.rmtree(site)
+    with pytest.raises(OSError, match="No such file"):
+        read_page(gone)
+
+
+def test_what_somebody_else_has_written_meanwhile_stays(site: Path) -> None:
+    page = find_pages([str(site / "a.html")], None, None, io.BytesIO())[0]
+    held = read_page(page)
+    assert isinstance(held, Held)
+    (site / "a.html").write_bytes(b"theirs")
+    with pytest.raises(OSError, match="meanwhile"):
+        replace_page(page, held, NEW_PAGE)
+    assert (site / "a.html").read_bytes() == b"theirs"
+    assert not list(site.glob(".imgkeep*"))
+
+
+# --- usage
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("", "FILE|DIR"),
+        ("site", "several documents"),
+        ("site/a.html site/c.htm", "several documents"),
+        ("site/d.txt", "--format"),
+        ("--in-place -", "standard input"),
+        ("--in-place --diff site", "not allowed with"),
+        ("--all --hosts x.example site/a.html", "not allowed with"),
+        ("--hosts a@b site/a.html", "--hosts"),
+        ("--url nonsense site/a.html", "--url"),
+        ("--diff --url https://a.example/ site site", "--url"),
+        ("--diff --save site", "--save"),
+        ("--server http://127.0.0.1:1 site/a.html", "--save"),
+        ("--json site/a.html", "--in-place"),
+    ],
+)
+def test_other_usage_is_refused(command: Command, site: Path, arguments: str, says: str) -> None:
+    before = contents(site)
+    status, out, err = command(*arguments.split())
+    assert (status, out) == (2, b"")
+    assert says in err
+    assert contents(site) == before
+
+
+# --- saved
+
+
+async def watched(folder: Path, *arguments: str) -> tuple[int, str]:
+    """Run one command to its end on a terminal; return exit status, and what somebody sees there."""
+    ours, theirs = pty.openpty()
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "proxy", *arguments),
+        cwd=folder.parent,
+        env={**environment(folder), "TERM": "xterm-256color", "COLUMNS": "120"},
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    status = await process.wait()
+    shown = os.read(ours, 65_536).decode()
+    os.close(ours)
+    return status, shown
+
+
+async def test_images_are_kept_before_files_are_written(
+    command: Command, start: Start, tmp_path: Path, site: Path, origin: FakeOrigin
+) -> None:
+    folder, page = tmp_path / "data", site / "a.html"
+    at_fetch: list[bytes] = []
+
+    async def answer(exchange: Exchange) -> None:
+        at_fetch.append(page.read_bytes())
+        await exchange.answer(picture(seed=int(exchange.target[1])))
+
+    urls = [f"{origin.on(f'/{n}.png', answer)}?{SIGNED}" for n in range(4)]
+    bad = origin.url(f"/missing.png?{SIGNED}")
+    old = "".join(f'<img src="{url}">' for url in [*urls[:3], urls[0], bad]).encode()
+    page.write_bytes(old)
+    text = site / "süß" / "b.md"
+    text.write_bytes(f"![]({urls[3]})".encode())
+    status, out, err = await asyncio.to_thread(command, "--in-place", "--save", "site/a.html")
+    lines = err.splitlines()
+    assert (status, out) == (1, b"")
+    assert lines[0].startswith("imgkeep: site/a.html: an image of 127.0.0.1: source_")
+    assert lines[1:] == ["3 images kept, 1 failed", "1 rewritten, 0 unchanged, 0 failed; 5 links"]
+    assert "Signature" not in err
+    assert at_fetch == [old] * 3, "each link once, and before the page was written"
+    assert page.read_bytes().count(b"/img?src=") == 5
+    imgkeep = await start(folder=folder)
+    there = f"http://127.0.0.1:{port_of(imgkeep)}"
+    status, shown = await watched(folder, "rewrite", "--in-place", "--save", "--server", there, "site/süß")
+    assert status == 0
+    for words in ("reading", "saving", "rewriting", "1/1", "1 images kept, 0 failed", "1 rewritten"):
+        assert words in shown
+    await origin.stop()
+    for n, url in enumerate(urls):
+        assert await (await imgkeep.img(url)).read() == picture(seed=n)
