@@ -55,7 +55,7 @@ async def test_every_example_works_as_written(tmp_path: Path, origin: FakeOrigin
     origin.gives("/other.png", picture(seed=2))
     examples = [block.replace("https://example.com", origin.url("")) for block in EXAMPLES]
     examples = [block.replace("host=example.com", "host=127.0.0.1") for block in examples]
-    by_link, upload, data, many, job, events, images, one, removal, inspect = examples
+    by_link, upload, data, many, job, events, images, one, removal, inspect, text, page = examples
     settings: dict[str, Any] = {"security__api_tokens": TOKEN, "server__public_url": "http://127.0.0.1:8080"}
     async with serving(tmp_path / "data", **settings) as program:
         known = {"base": f"http://{program.address}", "token": TOKEN}
@@ -86,4 +86,10 @@ async def test_every_example_works_as_written(tmp_path: Path, origin: FakeOrigin
             assert (await program.get(path)).status == 410
         assert (await program.img(origin.url("/other.png"))).status == 410
         assert (await told(inspect))["key"] == saved["key"]
+        kept = "http://127.0.0.1:8080/img?src="
+        assert (await shell(text, tmp_path, **known)).startswith(f"![a picture]({kept}http%3A%2F%2F127.0.0.1")
+        rewritten = await told(page)
+        documented = json.loads(re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL)[-1])
+        assert shapes(rewritten) == shapes(documented)
+        assert rewritten["html"].startswith(f'<img src="{kept}http%3A%2F%2F127.0.0.1')
         assert TOKEN not in "".join(program.log)

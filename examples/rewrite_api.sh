@@ -1,0 +1,16 @@
+#!/bin/sh
+# Rewrite a page by the API, have its images saved, and wait until they are: sh rewrite_api.sh page.html > new.html
+set -eu
+base=${IMGKEEP:-http://127.0.0.1:8080}
+token=${IMGKEEP_TOKEN:-}
+head=$(mktemp)
+trap 'rm -f "$head"' EXIT
+
+curl -fsS "$base/api/rewrite?save=true" -D "$head" -H "Authorization: Bearer $token" \
+    -H 'Content-Type: text/html; charset=utf-8' --data-binary "@$1"
+
+# Where links were rewritten, `Location` is the job that saves them.
+job=$(sed -n 's/^[Ll]ocation:.*\(\/api\/jobs\/[0-9a-f]*\).*/\1/p' "$head")
+if [ -n "$job" ]; then
+    curl -fsSN "$base$job/events" -H "Authorization: Bearer $token" | tail -n 2 >&2
+fi
