@@ -54,7 +54,7 @@ async def test_every_example_works_as_written(tmp_path: Path, origin: FakeOrigin
     origin.gives("/picture.png", picture(seed=1))
     origin.gives("/other.png", picture(seed=2))
     examples = [block.replace("https://example.com", origin.url("")) for block in EXAMPLES]
-    examples = [block.replace("host=example.com", "host=127.0.0.1") for block in examples]
+    examples = [re.sub(r'(host=|which": \[")example\.com', r"\g<1>127.0.0.1", block) for block in examples]
     by_link, upload, data, many, job, events, images, one, removal, inspect, text, page = examples
     settings: dict[str, Any] = {"security__api_tokens": TOKEN, "server__public_url": "http://127.0.0.1:8080"}
     async with serving(tmp_path / "data", **settings) as program:
