@@ -127,7 +127,7 @@ async def test_a_fill_goes_on_when_its_first_client_leaves_half_way(
         answer.close()
         left.set()
         assert [await follower.read() == body for follower in following] == [True] * followers
-    await until(lambda: imgkeep.files("records"))
+    await until_counted(imgkeep, 'imgkeep_fills_total{outcome="stored"}', 1)
     again = await look(imgkeep, url)
     assert (again.body, again.headers["Cache-Status"]) == (body, "imgkeep; hit")
     assert origin.asked("/a.png") == 1

@@ -82,7 +82,8 @@ async def test_an_image_goes_into_the_bucket_and_comes_from_it_on_a_node_with_an
     objects = await remote.stored("objects")
     assert objects == {f"pre/v1/objects/{digest[:2]}/{digest}.png": body}
     assert len(await remote.stored("records")) == 1
-    assert node.files("objects") == node.files("records") == node.files("partial") == []
+    # The record goes first, and then the object.
+    await until(lambda: node.files("objects") == node.files("records") == node.files("partial") == [])
     head = await remote.server.head(next(iter(objects)))
     assert head is not None
     if remote.server.name != "rclone":
@@ -321,7 +322,8 @@ async def test_nobody_notices_an_outage_and_all_is_in_the_bucket_afterwards(
     await healed(node)
     assert sorted((await remote.stored("objects")).values()) == sorted([picture(seed=1), *fresh.values()])
     assert len(await remote.stored("records")) == 5
-    assert node.files("objects") == node.files("records") == node.files("partial") == []
+    # The record goes first, and then the object.
+    await until(lambda: node.files("objects") == node.files("records") == node.files("partial") == [])
     for url in fresh:
         assert (await get(node, url))[0].status == 302
     permanent = await node.client.get(location, allow_redirects=False)
