@@ -27,7 +27,7 @@ BODY_BYTES_MAX: Final = 33_554_432
 """10,000 links of 3 kB, or an image of 24 MB as a data URL. Larger ones are uploaded as files."""
 LARGE_BODY_BYTES: Final = 65_536
 LARGE_BODIES_MAX: Final = 4
-"""JSON and documents are read whole: so many large bodies at a time, some 300 MB in the worst case."""
+"""JSON and documents are read whole: so many large bodies at a time, some 400 MB in the worst case."""
 QUEUE_TIMEOUT_S: Final = 30
 READ_TIMEOUT_S: Final = 20
 """The longest pause within a body."""

@@ -205,6 +205,18 @@ async def test_the_first_hit_is_streamed_and_the_next_is_redirected_to_the_publi
     assert (response.status, response.headers["Location"]) == (302, where)
 
 
+async def test_links_into_the_public_bucket_are_not_rewritten(remote: Remote, origin: FakeOrigin) -> None:
+    node = await remote.node(mode="redirect")
+    url = origin.gives("/a.png", picture())
+    await get(node, url)
+    where = (await get(node, url))[0].headers["Location"]
+    other = where.replace("/v1/objects/", "/v1/other/")
+    page = f"<img src='{where}'><img src='{url}'><img src='{other}'>"
+    response = await node.client.post("/api/rewrite", json={"html": page, "which": "all"})
+    told = await response.json()
+    assert (told["rewritten"], where in told["html"], other in told["html"]) == (2, True, False)
+
+
 @ALL
 async def test_a_presigned_link_works_is_reused_and_is_good_for_head_too(remote: Remote, origin: FakeOrigin) -> None:
     node = await remote.node(mode="presign")
