@@ -86,10 +86,16 @@ class Html:
         self._kept_chars += len(piece)
         return self._run() if self._kept_chars >= self._wake_chars else ""
 
-    def close(self) -> str:
-        """Return the rest."""
+    def close(self, last: str = "") -> str:
+        """Take the last piece, return the rest."""
+        self._kept.append(last)
+        self._kept_chars += len(last)
         self._is_last = True
         return self._run()
+
+    def held(self) -> str:
+        """Return what was taken and is not given out yet; after an exception, too."""
+        return "".join(self._kept)
 
     def edits(self, text: str) -> list[Edit]:
         """Return the edits of a whole page, or of a part of one; what a tag of it leaves open ends with it."""

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 class _Way(Protocol):
     def feed(self, piece: bytes) -> bytes: ...
 
-    def close(self) -> bytes: ...
+    def close(self, last: bytes) -> bytes: ...
+
+    def held(self) -> bytes: ...
 
 
 class HtmlStream:
@@ -47,27 +49,36 @@ class HtmlStream:
 
     def feed(self, piece: bytes) -> bytes:
         """Take a piece of the page, return what is finished; maybe nothing."""
-        if self._way is not None:
-            return self._way.feed(piece)
-        self._head += piece
-        return self._begin() if len(self._head) >= self._head_bytes else b""
+        if self._way is None:
+            self._head += piece
+            if len(self._head) < self._head_bytes:
+                return b""
+            self._way, piece = self._begin()
+        return self._way.feed(piece)
 
     def close(self) -> bytes:
         """Return the rest; nothing may be fed any more."""
-        begun = b"" if self._way is not None else self._begin()
-        return begun + (self._way.close() if self._way is not None else b"")
+        last = b""
+        if self._way is None:
+            self._way, last = self._begin()
+        return self._way.close(last)
 
-    def _begin(self) -> bytes:
+    def held(self) -> bytes:
+        """
+        Return what was taken and is not given out yet, as it came. It is what is missing behind all that was returned,
+        after an exception, too; so whoever has to end early can.
+        """
+        return self._head if self._way is None else self._way.held()
+
+    def _begin(self) -> tuple[_Way, bytes]:
         codec = find_codec(self._head, self._charset)
-        if codec == OPAQUE:
-            self._way = _AsItIs()
-        else:
-            is_utf_16 = codec is not None and codec.startswith("utf-16")
-            page = Page(self._linker, self._url, None if is_utf_16 or codec == "utf-8" else codec)
-            html = Html(Values(page, Text() if is_utf_16 else Bytes(codec)), token_chars_max=self._chars_max)
-            self._way = _InUnits(html, codec or "") if is_utf_16 else _InBytes(html)
         head, self._head = self._head, b""
-        return self._way.feed(head)
+        if codec == OPAQUE:
+            return _AsItIs(), head
+        is_utf_16 = codec is not None and codec.startswith("utf-16")
+        page = Page(self._linker, self._url, None if is_utf_16 or codec == "utf-8" else codec)
+        html = Html(Values(page, Text() if is_utf_16 else Bytes(codec)), token_chars_max=self._chars_max)
+        return (_InUnits(html, codec or "") if is_utf_16 else _InBytes(html)), head
 
 
 class _AsItIs:
@@ -76,7 +87,11 @@ class _AsItIs:
         return piece
 
     @staticmethod
-    def close() -> bytes:
+    def close(last: bytes) -> bytes:
+        return last
+
+    @staticmethod
+    def held() -> bytes:
         return b""
 
 
@@ -87,8 +102,11 @@ class _InBytes:
     def feed(self, piece: bytes) -> bytes:
         return self._html.feed(piece.decode("latin-1")).encode("latin-1")
 
-    def close(self) -> bytes:
-        return self._html.close().encode("latin-1")
+    def close(self, last: bytes) -> bytes:
+        return self._html.close(last.decode("latin-1")).encode("latin-1")
+
+    def held(self) -> bytes:
+        return self._html.held().encode("latin-1")
 
 
 class _InUnits:
@@ -108,10 +126,16 @@ class _InUnits:
         self._rest = data[end:]
         return self._encoded(self._html.feed(self._decoded(data[:end])))
 
-    def close(self) -> bytes:
-        end = len(self._rest) // 2 * 2
-        text = self._html.feed(self._decoded(self._rest[:end])) + self._html.close()
-        return self._encoded(text) + self._rest[end:]
+    def close(self, last: bytes) -> bytes:
+        data = self._rest + last
+        end = len(data) // 2 * 2
+        self._rest = data[end:]
+        text = self._html.close(self._decoded(data[:end]))
+        half, self._rest = self._rest, b""
+        return self._encoded(text) + half
+
+    def held(self) -> bytes:
+        return self._encoded(self._html.held()) + self._rest
 
     def _decoded(self, data: bytes) -> str:
         return data.decode(self._codec, "surrogatepass")

@@ -20,6 +20,7 @@ from tests.core.rewrite.soup import LINKS, MARKUP, make_page, move
 LONG = 64
 """Of a token, for tests of what is too long."""
 
+HELD = "<p>\N{WAVING HAND SIGN}</p><style>a{color:red}</style><img src=https://h.example/first.png>" + "x" * 1100
 PAGES = st.lists(
     st.one_of(
         st.sampled_from(MARKUP),
@@ -102,6 +103,36 @@ def test_random_bytes_go_through_in_any_pieces(charset: str | None) -> None:
         stream = HtmlStream(move, charset=charset)
         parts = [stream.feed(page[at : at + 3]) for at in range(0, len(page), 3)]
         assert b"".join((*parts, stream.close())) == page
+
+
+@pytest.mark.parametrize("charset", [None, "utf-8", "iso-2022-jp", "utf-16be"])
+@pytest.mark.parametrize("step", [1, 3, 700])
+def test_what_is_held_is_what_is_missing(charset: str | None, step: int) -> None:
+    page = HELD.encode("utf-16be" if charset == "utf-16be" else "utf-8")
+    stream, given = HtmlStream(lambda _: None, charset=charset), b""
+    for at in range(0, len(page), step):
+        given += stream.feed(page[at : at + step])
+        assert given + stream.held() == page[: at + step]
+    assert given + stream.close() == page
+    assert stream.held() == b""
+
+
+@pytest.mark.parametrize("charset", ["utf-8", "utf-16le", None])
+@pytest.mark.parametrize("step", [1, 5, 5000])
+def test_after_an_exception_the_rest_is_at_hand(charset: str | None, step: int) -> None:
+    def fails(url: str) -> None:
+        if "second" in url:
+            raise LookupError
+
+    page = (HELD + "<img src=https://h.example/second.png>").encode(charset or "utf-8")
+    stream, given, at = HtmlStream(fails, charset=charset), b"", 0
+    try:
+        for at in range(step, len(page) + step, step):
+            given += stream.feed(page[at - step : at])
+        given += stream.close()
+        pytest.fail("nothing was raised")
+    except LookupError:
+        assert given + stream.held() == page[:at]
 
 
 # --- what is too long

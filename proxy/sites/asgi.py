@@ -1,0 +1,158 @@
+"""
+Middleware for ASGI 3 applications: FastAPI, Starlette, Django, Quart, Litestar, and what else speaks it.
+
+    app.add_middleware(Imgkeep, public_url="https://img.example.com")
+
+Rules:
+- A response that is left alone is not touched, and neither are WebSockets and the lifespan.
+- The start of one that is rewritten waits for the first piece of its body, which comes at once but where an application
+  has nothing to say.
+- A body that the server reads from a file itself (`http.response.pathsend`) is left alone. One that may mix such parts
+  with pieces (`http.response.zerocopysend`) cannot be known before it is too late, so that is not offered.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from urllib.parse import quote
+
+from proxy.sites.body import Body, Streamed, Unaltered, Whole
+from proxy.sites.links import SiteLinks
+from proxy.sites.responses import DIGESTS, plan, revalidated, rewritten
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+    from typing import Unpack
+
+    from proxy.sites.links import Options
+
+    Message: TypeAlias = MutableMapping[str, Any]
+    Receive: TypeAlias = Callable[[], Awaitable[Message]]
+    Send: TypeAlias = Callable[[Message], Awaitable[None]]
+    # Frameworks differ in how closely they describe what they take.
+    App: TypeAlias = Callable[[Any, Any, Any], Awaitable[None]]
+
+_SAFE: Final = "/:;=,@!$&'()*+~"
+_ZERO_COPY: Final = "http.response.zerocopysend"
+
+
+class Imgkeep:
+    """An ASGI application whose pages ask imgkeep for their images; see `Options`."""
+
+    def __init__(self, app: App, **options: Unpack[Options]) -> None:
+        self._app = app
+        self._site = SiteLinks(**options)
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        extensions = scope.get("extensions") or {}
+        if _ZERO_COPY in extensions:
+            scope = {**scope, "extensions": {name: each for name, each in extensions.items() if name != _ZERO_COPY}}
+        answer = _Answer(scope, send, self._site)
+        await self._app(scope, receive, answer.send)
+        await answer.end()
+
+
+class _Answer:
+    """One response. `held` is its start while that waits, `body` is there while it is rewritten."""
+
+    def __init__(self, scope: MutableMapping[str, Any], send: Send, site: SiteLinks) -> None:
+        self._scope, self._send, self._site = scope, send, site
+        self._held: Message | None = None
+        self._body: Body | None = None
+
+    async def send(self, message: Message) -> None:
+        """Be the `send` of the application."""
+        kind = message["type"]
+        if kind == "http.response.start":
+            await self._start(message)
+        elif kind == "http.response.body" and self._body is not None:
+            await self._pass(self._body, message)
+        elif kind == "http.response.trailers" and self._body is not None:
+            headers = [(name, value) for name, value in message.get("headers", ()) if _text(name) not in DIGESTS]
+            await self._send({**message, "headers": headers})
+        else:
+            if kind == "http.response.pathsend":
+                await self.end()
+            await self._send(message)
+
+    async def end(self) -> None:
+        """Let the start go out as it is, if it still waits."""
+        if self._held is not None:
+            held, self._held, self._body = self._held, None, None
+            await self._send(held)
+
+    async def _start(self, message: Message) -> None:
+        headers = [(_text(name), _text(value)) for name, value in message.get("headers", ())]
+        status = message["status"]
+        planned = plan(self._scope["method"], status, headers)
+        if planned is None:
+            if status == 304:
+                message = {**message, "headers": _raw(revalidated(status, headers, self._header(b"if-none-match")))}
+            await self._send(message)
+        elif not planned.has_body:
+            await self._send({**message, "headers": _raw(rewritten(headers, None))})
+        else:
+            self._held = message
+            self._body = Body(planned, self._site.of_page(self._page_url()))
+
+    async def _pass(self, body: Body, message: Message) -> None:
+        data, is_last = bytes(message.get("body", b"")), not message.get("more_body", False)
+        if self._held is not None:
+            held, self._held = self._held, None
+            match body.begin(data, is_last=is_last):
+                case Unaltered():
+                    self._body = None
+                    await self._send(held)
+                    await self._send(message)
+                    return
+                case Whole(whole):
+                    await self._send(_with_headers(held, len(whole)))
+                    await self._send({**message, "body": whole})
+                    return
+                case Streamed():
+                    await self._send(_with_headers(held, None))
+        waiting = b""
+        for piece in body.feed(data):
+            waiting = await self._relay(waiting, piece)
+        if is_last:
+            for piece in body.close():
+                waiting = await self._relay(waiting, piece)
+        if waiting or is_last:
+            await self._send({"type": "http.response.body", "body": waiting, "more_body": not is_last})
+
+    async def _relay(self, waiting: bytes, piece: bytes) -> bytes:
+        """Send what waited, now that it is not the last; return what waits."""
+        if not piece:
+            return waiting
+        if waiting:
+            await self._send({"type": "http.response.body", "body": waiting, "more_body": True})
+        return piece
+
+    def _header(self, wanted: bytes) -> str:
+        return ", ".join(_text(value) for name, value in self._scope.get("headers", ()) if name.lower() == wanted)
+
+    def _page_url(self) -> str | None:
+        scope = self._scope
+        root, path = scope.get("root_path", ""), scope["path"]
+        path = quote(path if path.startswith(root) else f"{root}{path}", _SAFE) or "/"
+        query = f"?{_text(scope['query_string'])}" if scope.get("query_string") else ""
+        if self._site.site_url:
+            return f"{self._site.site_url}{path}{query}"
+        host = self._header(b"host")
+        return f"{scope.get('scheme', 'http')}://{host}{path}{query}" if host else None
+
+
+def _with_headers(start: Message, length: int | None) -> Message:
+    headers = [(_text(name), _text(value)) for name, value in start.get("headers", ())]
+    return {**start, "headers": _raw(rewritten(headers, length))}
+
+
+def _raw(headers: Iterable[tuple[str, str]]) -> list[tuple[bytes, bytes]]:
+    return [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers]
+
+
+def _text(value: bytes) -> str:
+    return value.decode("latin-1")

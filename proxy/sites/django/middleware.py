@@ -1,0 +1,116 @@
+"""
+The middleware for Django.
+
+Rules:
+- It works in synchronous and in asynchronous chains, and changes neither into the other.
+- Where it stands does not matter much: under `GZipMiddleware` pages need not be unpacked, under
+  `ConditionalGetMiddleware` tags are made of what is sent.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from asgiref.sync import iscoroutinefunction, markcoroutinefunction
+from django.http import StreamingHttpResponse
+
+from proxy.sites.body import Body, Streamed, Unaltered, Whole
+from proxy.sites.django.site import configured
+from proxy.sites.responses import Plan, plan, revalidated, rewritten
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator
+
+    from django.http import HttpRequest
+    from django.http.response import HttpResponseBase
+
+
+class ImgkeepMiddleware:
+    """Rewrites the pages of a site as `settings.IMGKEEP` says."""
+
+    sync_capable = True
+    async_capable = True
+
+    def __init__(self, get_response: Callable[[HttpRequest], Any]) -> None:
+        self._get_response = get_response
+        self._is_async = iscoroutinefunction(get_response)
+        configured()  # what is wrong is told at start
+        if self._is_async:
+            markcoroutinefunction(self)
+
+    def __call__(self, request: HttpRequest) -> HttpResponseBase | Awaitable[HttpResponseBase]:
+        if self._is_async:
+            return self._later(request)
+        return _changed(request, self._get_response(request))
+
+    async def _later(self, request: HttpRequest) -> HttpResponseBase:
+        return _changed(request, await self._get_response(request))
+
+
+def _changed(request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:
+    # The answer to HEAD has its body still, but where the view has taken it out.
+    has_body = response.streaming or bool(getattr(response, "content", b""))
+    headers = list(response.items())
+    planned = plan("GET" if has_body else request.method or "", response.status_code, headers)
+    if planned is None:
+        _tell(response, headers, revalidated(response.status_code, headers, request.headers.get("If-None-Match", "")))
+    elif not planned.has_body:
+        _tell(response, headers, rewritten(headers, None))
+    elif isinstance(response, StreamingHttpResponse):
+        _stream(response, _body(request, planned))
+        _tell(response, headers, rewritten(headers, None))
+    else:
+        _replace(response, headers, _body(request, planned))
+    return response
+
+
+def _body(request: HttpRequest, planned: Plan) -> Body:
+    site = configured()
+    path = request.get_full_path()
+    if site.site_url:
+        return Body(planned, site.of_page(f"{site.site_url}{path}"))
+    # Not get_host(), which raises for hosts that are not allowed, on the page that says so.
+    host = request.META.get("HTTP_HOST", "")
+    return Body(planned, site.of_page(f"{request.scheme}://{host}{path}" if host else None))
+
+
+def _replace(response: Any, headers: list[tuple[str, str]], body: Body) -> None:
+    """Change a body that is there as a whole."""
+    match body.begin(response.content, is_last=True):
+        case Whole(whole):
+            response.content = whole
+            _tell(response, headers, rewritten(headers, len(whole)))
+        case Streamed():
+            data = response.content
+            response.content = b"".join((*body.feed(data), *body.close()))
+            _tell(response, headers, rewritten(headers, len(response.content)))
+        case Unaltered():
+            pass
+
+
+def _stream(response: Any, body: Body) -> None:
+    pieces = response.streaming_content
+    response.streaming_content = _each_later(pieces, body) if response.is_async else _each(pieces, body)
+
+
+def _each(pieces: Iterable[bytes], body: Body) -> Iterator[bytes]:
+    for piece in pieces:
+        yield from filter(None, body.feed(piece))
+    yield from filter(None, body.close())
+
+
+async def _each_later(pieces: AsyncIterable[bytes], body: Body) -> AsyncIterator[bytes]:
+    async for piece in pieces:
+        for made in filter(None, body.feed(piece)):
+            yield made
+    for made in filter(None, body.close()):
+        yield made
+
+
+def _tell(response: HttpResponseBase, old: list[tuple[str, str]], new: list[tuple[str, str]]) -> None:
+    left = dict(new)
+    for name, value in old:
+        if name not in left:
+            del response[name]
+        elif left[name] != value:
+            response[name] = left[name]
