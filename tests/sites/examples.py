@@ -1,0 +1,129 @@
+"""The examples as people run them, and a browser that looks at their pages."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from playwright.async_api import async_playwright
+
+from tests.browser import find_chromium
+from tests.program import ROOT
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+    from pathlib import Path
+
+    from playwright.async_api import Browser, ConsoleMessage, Page, Request, Response
+
+START_TIMEOUT_S = 30
+
+COMMANDS = {
+    "flask": ("-m", "flask", "--app", "examples/flask/app.py", "run", "--port"),
+    "django": ("examples/django/app.py", "runserver", "--noreload"),
+    "fastapi": ("-m", "uvicorn", "--app-dir", "examples/fastapi", "app:app", "--port"),
+}
+"""Each takes a port behind it."""
+
+
+@asynccontextmanager
+async def running(name: str, page: Path, imgkeep: str) -> AsyncGenerator[str]:
+    """Run an example until the end of the block; yield its URL."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *COMMANDS[name],
+        str(port),
+        cwd=ROOT,
+        env={**os.environ, "PAGE": str(page), "IMGKEEP_URL": imgkeep},  # noqa: TID251 - what a shell would hand on
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        async with asyncio.timeout(START_TIMEOUT_S):
+            while not await _listens(port):
+                assert process.returncode is None, f"the example for {name} does not run"
+                await asyncio.sleep(0.02)
+        yield f"http://127.0.0.1:{port}/"
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        await process.wait()
+
+
+async def _listens(port: int) -> bool:
+    try:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+    except OSError:
+        return False
+    writer.close()
+    await writer.wait_closed()
+    return True
+
+
+@asynccontextmanager
+async def browsing() -> AsyncGenerator[Browser]:
+    """Run Chromium until the end of the block."""
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=find_chromium(), args=["--no-sandbox"])
+        yield browser
+        await browser.close()
+
+
+@dataclass
+class Visit:
+    """
+    A browser that has seen nothing before, and the page that is open in it.
+
+    Attributes:
+        statuses: Of each URL that the page asked for.
+        complaints: What the console and the network tell of errors.
+    """
+
+    page: Page
+    statuses: dict[str, int] = field(default_factory=dict)
+    complaints: list[str] = field(default_factory=list)
+
+    async def open(self, url: str) -> None:
+        """Go to a page, and wait until it is loaded, images and all."""
+        self.statuses.clear()
+        self.complaints.clear()
+        await self.page.goto(url, wait_until="load")
+
+    def watch(self) -> None:
+        self.page.on("response", self._note_response)
+        self.page.on("console", self._note_console)
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("requestfailed", self._note_failure)
+
+    def _note_response(self, response: Response) -> None:
+        self.statuses[response.url] = response.status
+
+    def _note_console(self, message: ConsoleMessage) -> None:
+        if message.type == "error":
+            self.complaints.append(message.text)
+
+    def _note_failure(self, request: Request) -> None:
+        self.complaints.append(f"{request.failure}: {request.url}")
+
+    async def ask(self, script: str) -> Any:
+        """Return what a function of JavaScript tells in the page."""
+        return await self.page.evaluate(script)
+
+
+@asynccontextmanager
+async def visiting(browser: Browser, **how: Any) -> AsyncGenerator[Visit]:
+    """Have a browser without history, cache and cookies until the end of the block."""
+    context = await browser.new_context(**how)
+    visit = Visit(await context.new_page())
+    visit.watch()
+    yield visit
+    await context.close()
