@@ -59,7 +59,7 @@ INSERT = """
   room.lastChild.style.background = "var(--picture)";
   const input = make("input");
   input.src = link("turned");
-  input.type = "image";
+  requestAnimationFrame(() => { input.type = "image"; });
 }
 """
 INSERTED = {
@@ -150,7 +150,7 @@ async def sets_again(page: Page) -> None:
 async def is_odd(page: Page) -> None:
     """Names of inputs hide what their form has, those of images what the document has."""
     odd = await page.evaluate("""async () => {
-      const names = ["attributes", "style", "localName", "nodeType", "querySelectorAll", "getAttribute", "children"];
+      const names = ["attributes", "style", "localName", "nodeType", "querySelectorAll", "hasAttribute", "children"];
       room.innerHTML = `<form style="background: url(${options.link})"></form><img id=seen src="${options.link}">`
         + `<constructor></constructor><image src="data:,"></image><img srcset=", ,"><img src><input type=image>`
         + `<p style="background: url(a b), url(&quot;"></p><svg><image/></svg><math style="x"></math>`;
@@ -276,3 +276,4 @@ async def everything_came(page: Page, pages: Pages, ours: str) -> None:
 
     while not came() >= INSERTED:
         await page.wait_for_event("response", timeout=5000)
+    assert not [url for url in pages.asked if "%5C" in url]
