@@ -11,9 +11,6 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from playwright.async_api import async_playwright
-
-from tests.browser import find_chromium
 from tests.program import ROOT
 
 if TYPE_CHECKING:
@@ -67,15 +64,6 @@ async def _listens(port: int) -> bool:
     writer.close()
     await writer.wait_closed()
     return True
-
-
-@asynccontextmanager
-async def browsing() -> AsyncGenerator[Browser]:
-    """Run Chromium until the end of the block."""
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=find_chromium(), args=["--no-sandbox"])
-        yield browser
-        await browser.close()
 
 
 @dataclass

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING
 
 from PIL import Image, ImageDraw
 
+from tests.browser import browsing
 from tests.origins import FakeOrigin
 from tests.program import ROOT, serving
-from tests.sites.examples import browsing, running, visiting
+from tests.sites.examples import running, visiting
 
 if TYPE_CHECKING:
     from tests.origins import Exchange

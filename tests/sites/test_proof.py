@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 from yarl import URL
 
 from proxy.sites.links import SiteLinks
+from tests.browser import browsing
 from tests.images import picture
 from tests.program import ROOT, serving
-from tests.sites.examples import COMMANDS, browsing, running, visiting
+from tests.sites.examples import COMMANDS, running, visiting
 
 if TYPE_CHECKING:
     from pathlib import Path
