@@ -13,9 +13,8 @@
 const LINK_CHARS_MAX = 8192;
 /** Longer styles hold pictures, not links to them. */
 const STYLE_CHARS_MAX = 1_000_000;
-/** Changes of one element in so short a time: more, and somebody else insists on the first link. */
+/** Changes of one element in one turn of the event loop: more, and somebody else insists on the first link. */
 const CHANGES_MAX = 50;
-const CHANGES_TIME_MS = 100;
 
 const OWN_PATH = /^\/(?:img\?|images\/)/;
 const UNREADABLE = /[\0-\x1f\x7f]|\p{Cs}/u;
@@ -143,10 +142,14 @@ function unescaped(_, code, character = "") {
 
 /** Tells whether an element may be changed again. One that is set back each time would let nothing else happen. */
 function limiter() {
-  let since = 0;
-  let counts = new WeakMap();
+  let counts = null;
   return (element) => {
-    if (performance.now() - since > CHANGES_TIME_MS) [since, counts] = [performance.now(), new WeakMap()];
+    if (!counts) {
+      counts = new WeakMap();
+      setTimeout(() => {
+        counts = null;
+      });
+    }
     const count = (counts.get(element) ?? 0) + 1;
     counts.set(element, count);
     return count <= CHANGES_MAX;
