@@ -242,20 +242,20 @@ class DiskCache:
         """Count what was there at start, without holding anything up for long."""
         found: list[tuple[float, str, int]] = []
         with suppress(StorageError):
-            folders = [number for number in range(256) if self._share is None or self._share.includes(number)]
-            for number in folders:
-                found += await self._disk.run(self._look, number)
+            for part in await self._disk.run(self._disk.list_parts, FOLDER):
+                if self._share is None or self._share.includes(int(part[-2:], 16)):
+                    found += await self._disk.run(self._look, part)
             newest_first = await self._disk.run(lambda: sorted(found, reverse=True))
             for start in range(0, len(newest_first), BATCH):
                 self._count_in(newest_first[start : start + BATCH])
                 await asyncio.sleep(0)
             await self._shrink(self._bytes_max)
 
-    def _look(self, number: int) -> list[tuple[float, str, int]]:
+    def _look(self, part: str) -> list[tuple[float, str, int]]:
         """Return when each copy in a folder came or was last read, its name and its size."""
         found: list[tuple[float, str, int]] = []
         with suppress(FileNotFoundError):
-            for path in (self._disk.root / FOLDER / f"{number:02x}").iterdir():
+            for path in (self._disk.root / part).iterdir():
                 with suppress(FileNotFoundError):  # it left while we looked
                     status = path.stat()
                     found.append((max(status.st_mtime, status.st_atime), path.name, status.st_size))

@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import math
 import os
+import re
 import shutil
 import time
 from contextlib import suppress
@@ -66,6 +67,8 @@ ROOM_S: Final = 1
 """So long a look for room on the disk is believed. Who looks for a record in vain looks for room as well."""
 
 DAMAGED_RECORD: Final = "damaged"
+
+_PART: Final = re.compile("[0-9a-f]{2}")
 
 T = TypeVar("T")
 
@@ -232,7 +235,7 @@ class LocalStore:
         """Walk one of the 256 folders after the other, or just one. One that cannot be read is a fault."""
         await self.run(self._insist_on_root)
         whole = folder in {OBJECTS, RECORDS, REFUSED}
-        for part in [f"{folder}/{number:02x}" for number in range(256)] if whole else [folder]:
+        for part in await self.run(self.list_parts, folder) if whole else [folder]:
             for entry in await self.run(self._list, part):
                 yield entry
 
@@ -268,6 +271,14 @@ class LocalStore:
         except RecordUnreadable:
             self._set_aside(self.root / place)
             return DAMAGED_RECORD
+
+    def list_parts(self, folder: str) -> list[str]:
+        """Return those of the 256 folders that there are: of a small store few, and each costs a look. Blocks."""
+        try:
+            names = os.listdir(self.root / folder)  # noqa: PTH208 - names are wanted
+        except FileNotFoundError:
+            return []
+        return sorted(f"{folder}/{name}" for name in names if _PART.fullmatch(name))
 
     def _list(self, folder: str) -> list[tuple[str, int]]:
         try:
