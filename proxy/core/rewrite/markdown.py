@@ -209,11 +209,12 @@ class _Markdown:
             for offset, (old, written) in enumerate(zip(olds, news, strict=False)):
                 line = lines[number + offset]
                 first = start if not offset else line.start
-                if line.shift is None or len(olds) != len(news):
+                at = None if line.shift is None else first + line.shift
+                if at is None or len(olds) != len(news) or self._text[at : at + len(old)] != old:
                     break
-                placed.append(Edit(first + line.shift, first + line.shift + len(old), written))
+                placed.append(Edit(at, at + len(old), written))
             else:
-                yield from (edit for edit in placed if self._text[edit.start : edit.end] != edit.text)
+                yield from (edit for edit in placed if edit.text != self._text[edit.start : edit.end])
 
     def _find_lines(self, token: Token) -> list[_Line]:
         lines = []

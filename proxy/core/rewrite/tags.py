@@ -55,7 +55,8 @@ _HARMLESS: Final = many(rf"[\t\n\f\r /]++|(?!{_HARMFUL}){_ATTRIBUTE}|{_STYLE}")
 # Nearly all attributes are like this one, and read faster so.
 _USUAL: Final = many(r"[\t\n\f\r ]++[ac-rt-zAC-RT-Z][^\t\n\f\r />=]*+=\"[^\"]*+\"")
 
-# A drawing of shapes in which everything is quoted: whatever stays open in it, `</svg>` closes.
+# A drawing of shapes in which everything is quoted: whatever stays open in it, `</svg>` closes, and read as HTML it
+# holds no link either.
 _QUOTED: Final = many(rf"[\t\n\f\r /]++|(?!{_HARMFUL}){_NAME}{_S}*+={_S}*+(?:\"[^\"]*+\"|'[^']*+')|{_STYLE}")
 _SHAPES: Final = ("circle", "ellipse", "line", "path", "polygon", "polyline", "rect", "stop", "use")
 _GROUPS: Final = ("clippath", "defs", "g", "lineargradient", "mask", "radialgradient", "symbol", "text", "tspan")
@@ -66,7 +67,7 @@ _DRAWN: Final = rf"""
     |</(?:{_any_case(*_SHAPES, *_GROUPS)})>
 """
 _SVG: Final = _any_case("svg")
-_DRAWING: Final = rf"(?:{_SVG}){_ENDS}{_QUOTED}(?<!/)>{many(_DRAWN)}</(?:{_SVG})>"
+_DRAWING: Final = rf"(?:{_SVG}){_ENDS}{_QUOTED}>{many(_DRAWN)}</(?:{_SVG})>"
 
 _COMMENT: Final = rf"!--(?!-?>){many('[^-]++|-(?!-!?>)')}--!?>"
 _SKIP: Final = re.compile(

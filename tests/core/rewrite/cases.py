@@ -20,12 +20,14 @@ _HTML = {
     "<meta name=twitter:image content=§><meta name=description content=¤><meta content=¤>",
     "background": "<body background=§><table background=§><tr background=§><td background=§></table><p background=¤>",
     "style attribute": "<p style='background: url(§) no-repeat, url( \"§\" )'><g style=a:url(§)>",
+    "style attribute with image-set": "<p style=\"background:image-set('§' 1x)\">",
     "style attribute in SVG": "<svg><g style='mask-image: url(§)'/></svg>",
     "style with references": "<p style='background:&#117;rl(&quot;§&quot;)'>",
     "style": "<style>p { background: url(§) }</style><style type=TEXT/CSS>p{background:url('§')}</style>",
     "style that is none": "<style type=text/less>p { background: url(¤) }</style>",
     "style that is open": "<style>p { background: url(§)",
     "JSON-LD": '<script type="application/ld+json; charset=utf-8">{"image": "§"}</script>',
+    "JSON-LD with scripts": '<script type=application/ld+json>"<script><!--"</script><img src=§>',
     "JSON-LD that is open": '<script type="application/ld+json">{"image": "§"}',
     "noscript": "<noscript><img src=§><noscript><base href=¤></noscript><img src=§>",
     "template": "<template><img src=§></template></template><img src=§>",
@@ -69,8 +71,8 @@ _HTML = {
     "style in SVG across sections": "<svg><style>p{a:url(¤<![CDATA[)}p{b:url(¤]]>)}p{c:url(§)}</style></svg>",
     "style in SVG that holds more": "<svg><style>p{a:url(¤)}<image href=§ /></style><style><![CDATA[url(¤)</style>]]>"
     "<image href=§ />",
-    "style in SVG that is none": "<svg><style/><image href=§ /><style type=text/less>p{a:url(¤)}</style></svg>",
-    "style in SVG that is open": "<svg><style>p{a:url(§)",
+    "style in SVG that is none": "<svg><style/>p{a:url(¤)}</style><style type=text/less>p{a:url(¤)}</style></svg>",
+    "style in SVG that is open": "<svg><style>p{a:url(§",
     "style in MathML": "<math><style>p{a:url(¤)}</style></math>",
     "title in SVG": "<svg><title><img src=§><style></title></svg>p{background:url(§)}</style></title></svg><img src=§>",
     "foreignObject": "<svg><foreignObject><div><textarea><img src=¤></textarea></svg></div><image src=§>"
@@ -80,11 +82,16 @@ _HTML = {
     "breakout by an end": "<svg><g></p><image src=§>",
     "breakout into HTML": "<svg><desc><svg><g><b><image src=§></svg></b></desc><image href=§>",
     "end of what is around": "<div><svg><g></div><image src=§>",
+    "end of what an integration point is in": "<svg><desc><b></desc><image src=§ href=¤></b></desc><image href=§ />"
+    "<desc><b><svg><desc><i></b></i></desc></svg></b></desc><image href=§ />",
+    "end of a shape": "<svg><path><desc></path><image href=§ /></svg>",
     "end of nothing that is around": "<svg><desc></div></desc><image href=§ /></svg>",
     "end of nothing": "<svg></nothing></g><image href=§>",
+    "slash of a value": "<svg a=b/><image href=§ /></svg><svg a= /><image href=§ /></svg><image src=§>",
     "self-closing": "<svg/><image src=§><svg><svg /><g/><image href=§ />",
     "MathML": "<math><mi><image src=§></mi><mi><mglyph><image src=¤></mglyph></mi><annotation-xml><svg><image href=§>"
-    "</svg></annotation-xml><annotation-xml encoding=Text/HTML><image src=§></annotation-xml><mglyph>",
+    "</svg></annotation-xml><annotation-xml encoding=Text/HTML><image src=§></annotation-xml>"
+    "<annotation-xml encoding=application/xhtml+xml><image src=§></annotation-xml><mglyph>",
     "shapes": "<svg viewBox='0 0 1 1'><title>x</title><g><path d='M0'/><use href='#a'></use></g></svg><img src=§>"
     "<svg><path d='M0'/><path d=''></path><image href=§ /><path style='mask-image:url(§)'></svg>",
     "deep": "<svg>" + "<g>" * 200 + "</g>" * 300 + "<image href=§ />",
