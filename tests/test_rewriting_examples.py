@@ -18,7 +18,7 @@ import aiohttp
 from yarl import URL
 
 from tests.images import picture
-from tests.program import ROOT, cannot
+from tests.program import ROOT, cannot, environment, serving
 from tests.web.raw import port_of, target_of
 from tests.web.test_rewrite import DIES, SIGNED, STAYS, TOKEN
 
@@ -72,6 +72,24 @@ async def test_curl_rewrites_a_page_and_waits_for_its_images(start: Start, origi
     assert await (await imgkeep.img(url)).read() == picture()
     page.write_text("<p>nothing")
     assert await output(*script, IMGKEEP=base, IMGKEEP_TOKEN=TOKEN) == (b"<p>nothing", "")
+
+
+async def test_the_command_rewrites_a_folder_and_keeps_its_images(tmp_path: Path, origin: FakeOrigin) -> None:
+    url = f"{origin.gives('/a.png', picture())}?{SIGNED}"
+    page = tmp_path / "site" / "page.html"
+    page.parent.mkdir()
+    page.write_text(f'<p>\n<img src="{url}">\n')
+    script = ("sh", str(EXAMPLES / "rewrite_files.sh"), str(page.parent))
+    settings = environment(tmp_path / "data", PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}")  # noqa: TID251
+    changed = f'<p>\n<img src="https://img.example.com{target_of(url)}">\n'
+    out, err = await output(*script, **settings)
+    assert (out.decode().count("\n+<img"), "1 images kept, 0 failed" in err) == (1, True), err
+    assert page.read_text() == changed
+    await origin.stop()
+    async with serving(tmp_path / "data") as program:
+        assert (await program.img(url)).body == picture()
+    out, _ = await output(*script, **settings)
+    assert (out, page.read_text()) == (b"", changed), "twice is once"
 
 
 # --- nginx
