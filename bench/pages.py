@@ -12,12 +12,17 @@ from __future__ import annotations
 import sys
 import tempfile
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from proxy.core.rewrite import rewrite_html
 from tests.core.rewrite.browser import read_pages
 
-PAGES_AT_ONCE: Final = 200
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+BYTES_AT_ONCE: Final = 4_000_000
+"""What Chromium reads within its patience, and more than all but the largest pages have."""
+
 MARK: Final = "https://moved.invalid/?"
 
 
@@ -25,12 +30,21 @@ def _mark(url: str) -> str:
     return MARK + url
 
 
+def _batches(files: list[Path]) -> Iterator[list[Path]]:
+    batch: list[Path] = []
+    for file in files:
+        if batch and sum(each.stat().st_size for each in (*batch, file)) > BYTES_AT_ONCE:
+            yield batch
+            batch = []
+        batch.append(file)
+    yield batch
+
+
 def main() -> int:
     """Print what differs, and how many pages and links there were."""
     files = [file for folder in sys.argv[1:] for file in sorted(Path(folder).rglob("*.html"))]
     bad = links = 0
-    for at in range(0, len(files), PAGES_AT_ONCE):
-        chosen = files[at : at + PAGES_AT_ONCE]
+    for chosen in _batches(files):
         pages = [file.read_bytes().decode("utf-8", "replace") for file in chosen]
         after = [rewrite_html(page, _mark, url="https://pages.example/") for page in pages]
         with tempfile.TemporaryDirectory() as folder:

@@ -61,8 +61,7 @@ def find_links(text: str) -> list[tuple[int, int, str]]:
         elif match["mark"] in "[{":
             is_object = match["mark"] == "{"
             key = "" if is_object else inner.key
-            is_image = inner.key in IMAGES if is_object else inner.is_image
-            open_.append(_Container(is_object=is_object, key=key, is_image=is_image))
+            open_.append(_Container(is_object=is_object, key=key, is_image=inner.key in IMAGES))
         else:
             closed = open_.pop()
             links += closed.told if closed.is_image and closed.is_object else []

@@ -101,6 +101,13 @@ def test_what_does_not_come_back_as_it_was_stays() -> None:
     assert rewrite_html(page, lambda _: "/x", charset="big5") == page
 
 
+def test_a_character_of_utf_16_may_be_cut() -> None:
+    page = "<img src=https://h.example/\U0001f600><img src=https://h.example/\U0010ffff>"
+    stream = HtmlStream(lambda _: "/x", charset="utf-16le")
+    pieces = [stream.feed(bytes([byte])) for byte in page.encode("utf-16-le")]
+    assert b"".join((*pieces, stream.close())).decode("utf-16-le") == "<img src=/x><img src=/x>"
+
+
 def test_a_stream_waits_for_the_encoding_and_no_longer() -> None:
     told = HtmlStream(lambda _: None, charset="utf-8")
     assert told.feed(b"ab") == b""

@@ -134,6 +134,8 @@ def test_a_fragment_stays_where_the_browser_uses_it() -> None:
         ("https:/a", "https://p.example/a"),
         ("https://h.example/a/../b/./c/%2E%2e/d", "https://h.example/b/d"),
         ("https://h.example/../a/..", "https://h.example/"),
+        ("HTTPS://h.example/a", "HTTPS://h.example/a"),
+        ("https://h.example/a/%2E%2E/b", "https://h.example/b"),
         ("https://h.example/.a/b.", "https://h.example/.a/b."),
         ("https://h.example?../a", "https://h.example?../a"),
         ("http://h.example", "http://h.example"),
@@ -162,4 +164,6 @@ def test_in_an_old_encoding_a_query_is_encoded_by_it_and_a_path_is_not() -> None
     page = "<meta charset=latin1><img src='https://h.example/é?é'>"
     seen: list[str] = []
     rewrite_html(page.encode("cp1252"), seen.append)
-    assert seen == ["https://h.example/é?%E9"]
+    rewrite_html(page.replace("latin1", "utf-8").encode(), seen.append)
+    rewrite_html(page.encode("utf-16"), seen.append)
+    assert seen == ["https://h.example/é?%E9", "https://h.example/é?é", "https://h.example/é?é"]

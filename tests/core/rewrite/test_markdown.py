@@ -19,6 +19,7 @@ CASES = {
     "escapes": "![a](https\\://h.example/a.png) \\![a](¤) !\\[a](¤)",
     "links": "[a](¤) <¤> [![a](§)](¤) ¤",
     "description": "![a ![b](§) `c](¤)` ![d *e* [f](¤) ![g](¤)](§)",
+    "description that is cut otherwise": f"abc ¤ ![![]({'x' * len(HERE)})](§)",
     "code": "`![a](¤)` ``` ![a](¤) ```\n\n    ![a](¤)\n\n```\n![a](¤)\n```\n~~~ html\n<img src=¤>\n~~~\n![a](§)",
     "headings": "# a ![b](§) ##\n\n- ## ![b](§)\n\nSetext ![b](§)\n![b](§)\n===",
     "quotations": "> a ![b](§)\n> > ![b](§)\nlazy ![b](§)\n>\t![b](§)",
@@ -87,6 +88,8 @@ def test_what_is_too_long_or_too_deep_stays(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_value_whose_lines_do_not_lead_back_stays() -> None:
     text = "<style>\np{b:url('https://h.example/a\\\nb')}\n</style>\n"
+    assert rewrite_markdown(text, move) == text
+    text = "<img srcset='\0 1x, https://h.example/a.png 2x'>"
     assert rewrite_markdown(text, move) == text
     assert markdown._Markdown("a", Page(move))._find_column(0, "b") is None
 
