@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 from base64 import b64decode
 from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING
 
-from tests.program import cannot
+from tests.browser import find_chromium
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -101,9 +100,7 @@ class Reading:
 
 def read_pages(pages: Sequence[str], folder: Path) -> list[Reading]:
     """Have Chromium read pages."""
-    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if program is None:
-        cannot("Chromium is not installed")
+    program = find_chromium()
     # In a text area nothing but its end and references mean something; a line feed at its start would be dropped.
     source = f"<!doctype html><meta charset=utf-8><textarea id=pages>{escape(json.dumps(pages))}</textarea>"
     (folder / "reader.html").write_text(f"{source}<script>{READER}</script>")
