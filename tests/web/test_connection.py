@@ -384,20 +384,21 @@ async def test_both_ways_are_counted_and_recorded_alike(
 
 
 async def test_a_reader_that_stalls_is_dropped_and_a_slow_one_is_not(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
-    target = await prepared(imgkeep, origin.gives("/a.png", LARGE))
+    body = picture_of(24_000_000)  # more than the kernel takes off a server for a client that was fast once
+    larger, large = [await prepared(imgkeep, origin.gives(f"/{len(it)}.png", it)) for it in (body, LARGE)]
     async with impatient(imgkeep.folder) as (port, _):
         async with line_to(port) as line:
-            assert (await line.ask(target)).body == LARGE  # the long way
+            assert (await line.ask(larger)).body == body  # the long way
             line.writer.transport.pause_reading()  # type: ignore[attr-defined]
-            line.writer.write(request(target, close=False))
+            line.writer.write(request(larger, close=False))
             await asyncio.sleep(LIMIT_S * 4)
             line.writer.transport.resume_reading()  # type: ignore[attr-defined]
             received = b""
             with suppress(ConnectionError):
                 received = await line.reader.read(-1)
-            assert len(received) < len(LARGE)
+            assert len(received) < len(body)
         async with line_to(port) as line:
-            line.writer.write(request(target, close=False))
+            line.writer.write(request(large, close=False))
             await line.reader.readuntil(b"\r\n\r\n")
             left = len(LARGE)
             while left:
