@@ -30,14 +30,11 @@ def bring_up(connection: sa.Connection) -> None:
     Make or change the tables, within the transaction that `connection` is in.
 
     Raises:
-        CatalogTooNew: A newer version made them, or they are somebody else's.
+        CatalogTooNew: A newer version made them.
     """
-    found = sa.inspect(connection)
-    if found.has_table(_version.name):
+    if sa.inspect(connection).has_table(_version.name):
         if connection.scalar(sa.select(_version)) != NEWEST:
             upgrade(connection)
-    elif found.get_table_names():
-        upgrade(connection)
     else:
         metadata.create_all(connection, checkfirst=False)
         _version.create(connection, checkfirst=False)

@@ -254,18 +254,12 @@ class Fill:
 
     async def _judge(self, chunks: AsyncIterator[bytes]) -> tuple[bytes, Format, PixelSize | None]:
         """Read until it is clear what this is and, where the header says so soon, how large; refuse what we refuse."""
-        head: bytes | bytearray = b""
-        ended = False
+        head = bytearray()
         look_at = 0
         while True:
             chunk = await anext(chunks, None)
-            if chunk is None:
-                ended = True
-            elif head:
-                head = bytearray(head) if isinstance(head, bytes) else head
-                head += chunk
-            else:
-                head = chunk
+            ended = chunk is None
+            head += chunk or b""
             # Each look reads the head from its beginning. Byte by byte that would cost more than the origin spends, so
             # the head has to have grown noticeably; small heads, which decide most formats, are looked at every time.
             if ended or len(head) >= look_at:

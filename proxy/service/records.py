@@ -75,10 +75,6 @@ class Records:
         """Hold nothing in memory that says that an image is kept."""
         self._held.pop(key, None)
 
-    def forget_all(self) -> None:
-        """Hold nothing at all."""
-        self._held.clear()
-
     async def find_another(self, lacking: Record) -> Record | None:
         """The object of a record is missing or damaged: the store's own record may name another, newer one."""
         key = lacking.key

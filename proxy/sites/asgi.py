@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from urllib.parse import quote
 
 from proxy.sites.body import Body, Streamed, Unaltered, Whole
-from proxy.sites.links import SiteLinks
+from proxy.sites.links import PATH_SAFE, SiteLinks
 from proxy.sites.responses import DIGESTS, plan, revalidated, rewritten
 
 if TYPE_CHECKING:
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     # Frameworks differ in how closely they describe what they take.
     App: TypeAlias = Callable[[Any, Any, Any], Awaitable[None]]
 
-_SAFE: Final = "/:;=,@!$&'()*+~"
 _ZERO_COPY: Final = "http.response.zerocopysend"
 
 
@@ -137,12 +136,9 @@ class _Answer:
     def _page_url(self) -> str | None:
         scope = self._scope
         root, path = scope.get("root_path", ""), scope["path"]
-        path = quote(path if path.startswith(root) else f"{root}{path}", _SAFE) or "/"
-        query = f"?{_text(scope['query_string'])}" if scope.get("query_string") else ""
-        if self._site.site_url:
-            return f"{self._site.site_url}{path}{query}"
-        host = self._header(b"host")
-        return f"{scope.get('scheme', 'http')}://{host}{path}{query}" if host else None
+        path = quote(path if path.startswith(root) else f"{root}{path}", PATH_SAFE)
+        query = _text(scope.get("query_string") or b"")
+        return self._site.page_url(scope.get("scheme", "http"), self._header(b"host"), path, query)
 
 
 def _with_headers(start: Message, length: int | None) -> Message:

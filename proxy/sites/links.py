@@ -27,6 +27,9 @@ Which: TypeAlias = "Literal['temporary', 'all'] | Sequence[str] | Callable[[Sour
 
 log = logging.getLogger(__name__)
 
+PATH_SAFE: Final = "/:;=,@!$&'()*+~"
+"""What stands for itself in a path (RFC 3986, 3.3)."""
+
 _WORDS: Final = ("temporary", "all")
 
 
@@ -89,6 +92,13 @@ class SiteLinks:
         """Return the linker of one page; `url` is its own."""
         links = ImgLinks(self._choice(url), self._public_url, self._key)
         return PageLinks(links, url, self._saver)
+
+    def page_url(self, scheme: str, host: str, path: str, query: str = "") -> str | None:
+        """Return the URL of a page from what its request says, all quoted; `None`: nobody knows its host."""
+        target = f"{path or '/'}?{query}" if query else path or "/"
+        if self.site_url:
+            return f"{self.site_url}{target}"
+        return f"{scheme}://{host}{target}" if host else None
 
     def rewrite(self, html: str) -> str:
         """Return HTML with its links rewritten."""

@@ -13,11 +13,11 @@ Rules:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from proxy.sites.body import Body, Streamed, Unaltered, Whole
-from proxy.sites.links import SiteLinks
+from proxy.sites.links import PATH_SAFE, SiteLinks
 from proxy.sites.responses import plan, revalidated, rewritten
 
 if TYPE_CHECKING:
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from proxy.sites.links import Options
 
     Write = Callable[[bytes], object]
-
-_SAFE: Final = "/:;=,@!$&'()*+~"
 
 
 class Imgkeep:
@@ -139,12 +137,9 @@ class _Answer:
 
     def _page_url(self) -> str | None:
         environ = self._environ
-        path = quote(f"{environ.get('SCRIPT_NAME', '')}{environ.get('PATH_INFO', '')}", _SAFE, "latin-1") or "/"
-        query = f"?{environ['QUERY_STRING']}" if environ.get("QUERY_STRING") else ""
-        if self._site.site_url:
-            return f"{self._site.site_url}{path}{query}"
+        path = quote(f"{environ.get('SCRIPT_NAME', '')}{environ.get('PATH_INFO', '')}", PATH_SAFE, "latin-1")
         host = environ.get("HTTP_HOST") or f"{environ.get('SERVER_NAME')}:{environ.get('SERVER_PORT')}"
-        return f"{environ.get('wsgi.url_scheme', 'http')}://{host}{path}{query}"
+        return self._site.page_url(environ.get("wsgi.url_scheme", "http"), host, path, environ.get("QUERY_STRING", ""))
 
 
 class _Pieces:

@@ -432,7 +432,7 @@ class Connection(web.RequestHandler):
         """Everything was taken: have the kernel hold more, or again less, by how long that took."""
         left, since = self._backlog
         is_fast = left >= FAST_BYTES_PER_S * (now - since)
-        if is_fast != self._fast and self._transport is not None and (left > UNSENT_BYTES_MAX or self._fast):
+        if left > UNSENT_BYTES_MAX and is_fast != self._fast and self._transport is not None:
             self._fast = is_fast
             limit_kernel_buffer(self._transport, UNSENT_BYTES_FAST if is_fast else UNSENT_BYTES_MAX)
 

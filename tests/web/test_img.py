@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from typing import TYPE_CHECKING
 
@@ -73,7 +74,14 @@ async def test_the_kernel_takes_little_for_a_reader_unless_it_is_fast(imgkeep: I
     sock = connection.transport.get_extra_info("socket")
     left, _ = connection._backlog
     assert left > UNSENT_BYTES_MAX, "of the last answer most was left to send"
-    for seconds, limit in ((60, UNSENT_BYTES_MAX), (0.01, UNSENT_BYTES_FAST), (60, UNSENT_BYTES_MAX)):
-        connection._backlog = (left, 1000)
-        connection._heed_speed(1000 + seconds)
+    now = asyncio.get_running_loop().time
+    for size, seconds, limit in (
+        (left, 60, UNSENT_BYTES_MAX),
+        (left, 0, UNSENT_BYTES_FAST),
+        (1000, 60, UNSENT_BYTES_FAST),  # so little says nothing
+        (left, 60, UNSENT_BYTES_MAX),
+    ):
+        connection.pause_writing()
+        connection._backlog = (size, now() - seconds)
+        connection.resume_writing()
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT) == limit

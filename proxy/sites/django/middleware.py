@@ -66,12 +66,10 @@ def _changed(request: HttpRequest, response: HttpResponseBase) -> HttpResponseBa
 
 def _body(request: HttpRequest, planned: Plan) -> Body:
     site = configured()
-    path = request.get_full_path()
-    if site.site_url:
-        return Body(planned, site.of_page(f"{site.site_url}{path}"))
     # Not get_host(), which raises for hosts that are not allowed, on the page that says so.
     host = request.META.get("HTTP_HOST", "")
-    return Body(planned, site.of_page(f"{request.scheme}://{host}{path}" if host else None))
+    url = site.page_url(request.scheme or "http", host, request.get_full_path())
+    return Body(planned, site.of_page(url))
 
 
 def _replace(response: Any, headers: list[tuple[str, str]], body: Body) -> None:
