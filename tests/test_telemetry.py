@@ -371,6 +371,7 @@ def test_the_counters_of_several_workers_are_added_and_what_all_see_is_not() -> 
         'imgkeep_request_seconds_count{route="/img"} 5.0',
         'imgkeep_origin_requests_total{outcome="200"} 2.0',
         "imgkeep_origin_head_seconds_count 2.0",
+        "imgkeep_origin_head_seconds_sum 0.6",
         "imgkeep_in_flight 4.0",
         "imgkeep_free_bytes 11.0",
         "imgkeep_workers_counted 2.0",

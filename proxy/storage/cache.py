@@ -243,7 +243,7 @@ class DiskCache:
         found: list[tuple[float, str, int]] = []
         with suppress(StorageError):
             for part in await self._disk.run(self._disk.list_parts, FOLDER):
-                if self._share is None or self._share.includes(int(part[-2:], 16)):
+                if self._is_ours(part[-2:]):
                     found += await self._disk.run(self._look, part)
             newest_first = await self._disk.run(lambda: sorted(found, reverse=True))
             for start in range(0, len(newest_first), BATCH):

@@ -196,5 +196,6 @@ async def test_several_workers_count_every_copy_once_and_stay_within_the_limit(d
         await worker.open()
         await worker.counted()
     assert [worker.bytes for worker in again] == [worker.bytes for worker in workers]
+    assert there() == set(kept), "who counted more would have removed some"
     for worker in (*workers, *again):
         await worker.aclose()

@@ -81,6 +81,15 @@ async def test_the_walk_finds_everything_in_order(store: LocalStore) -> None:
     )
 
 
+async def test_the_walk_passes_over_what_is_not_ours(store: LocalStore) -> None:
+    record = await keep(store, SMALL)
+    strange = store.root / OBJECTS / "lost+found"
+    strange.mkdir()
+    (strange / "x.png").write_bytes(SMALL)
+    (store.root / OBJECTS / "notes.txt").write_bytes(b"")
+    assert [path for path, _ in await walk(store.walk(OBJECTS))] == [object_path(record.object_name)]
+
+
 async def test_a_root_that_is_gone_cannot_be_walked(store: LocalStore) -> None:
     await keep(store, SMALL)
     store.root.rename(store.root.with_name("moved"))
