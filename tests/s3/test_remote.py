@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 import pytest
 
+from proxy.storage.s3.store import PROBE_BYTES
 from tests.images import picture, picture_of
 from tests.program import until
 from tests.s3.mischief import only
@@ -28,6 +29,8 @@ SERVERS = ["moto", "rclone", "s3rver"]
 ALL = pytest.mark.parametrize("remote", SERVERS, indirect=True)
 S3_ERROR = "<?xml version='1.0'?><Error><Code>{}</Code><Message>no</Message></Error>"
 MULTIPART_SIZE = 20_000_000
+PROBE_CUT_AT = len(PROBE_BYTES) // 2
+"""Cuts the trial off as well as every image: what is shorter than the cut passes the gate."""
 
 
 async def get(imgkeep: Imgkeep, url: str, **how: Any) -> tuple[ClientResponse, bytes]:
@@ -284,7 +287,7 @@ async def other_tag(remote: Remote) -> None:
 
 
 async def cut_uploads(remote: Remote) -> None:
-    await remote.gate.reset_mid_body(100, match=only("PUT"))
+    await remote.gate.reset_mid_body(PROBE_CUT_AT, match=only("PUT"))
 
 
 OUTAGES = {
@@ -340,6 +343,23 @@ async def test_nobody_notices_an_outage_and_all_is_in_the_bucket_afterwards(
         assert (await get(node, url))[0].status == 302
     permanent = await node.client.get(location, allow_redirects=False)
     assert permanent.status == 302, "a URL handed out meanwhile stays valid"
+    assert {origin.asked(f"/{n}.png") for n in range(2, 6)} == {1}
+
+
+async def test_a_bucket_that_takes_the_trial_and_no_image_loses_none(remote: Remote, origin: FakeOrigin) -> None:
+    node = await remote.node()
+    await remote.gate.reset_mid_body(len(PROBE_BYTES) + 1, match=only("PUT"))
+    fresh = {origin.gives(f"/{n}.png", picture(seed=n)): picture(seed=n) for n in range(2, 6)}
+    for url, body in fresh.items():
+        trials = remote.gate.count("GET", "/probe")
+        response, received = await get(node, url)
+        assert (response.status, received) == (200, body)
+        assert response.headers["Cache-Status"] == "imgkeep; fwd=uri-miss; stored"
+        await remote.gate.until_seen("GET", "/probe", times=trials + 1)
+        assert (await get(node, url))[1] == body
+    await remote.gate.open()
+    await healed(node)
+    assert sorted((await remote.stored("objects")).values()) == sorted(fresh.values())
     assert {origin.asked(f"/{n}.png") for n in range(2, 6)} == {1}
 
 
