@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Sequence
 
     from proxy.config import Config
-    from proxy.ports import Archive, Clock, Sleep, Spool, Store
+    from proxy.ports import Archive, Clock, Disk, Sleep, Store
     from proxy.storage.s3 import S3Store
 
 WORK_FOLDER: Final = "data"
@@ -90,7 +90,7 @@ class Parts:
         return self.disk if self.remote is None else self.remote.tiers
 
     @property
-    def spool(self) -> Spool:
+    def spool(self) -> Disk:
         return self.disk if self.remote is None else self.remote.cache
 
     @property

@@ -9,6 +9,7 @@ Rules for whoever implements one:
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
     from datetime import datetime
     from mmap import mmap
+    from pathlib import Path
 
     from proxy.core.errors import StorageError
     from proxy.core.model import (
@@ -86,6 +88,24 @@ class Growing(Protocol):
     def hold(self) -> None:
         """Announce one more reader, who calls `aclose` when done."""
 
+    async def lay_open(self) -> Trace | None:
+        """Let another process read along; `None`: it has to be sent what it wants to read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """
+    How a body grows, for another process on this machine.
+
+    Attributes:
+        path: The file that it grows in, for now: it is moved when it is put.
+        steps: How many bytes there are, whenever there are more: in the file, as long as none come with the number. A
+            disk may fail; then the rest comes along, each time the bytes before the number. Raises as `read` does.
+    """
+
+    path: Path
+    steps: AsyncIterator[tuple[int, bytes]]
+
 
 class AtHand(Protocol):
     """The bytes of a stored object, for who cannot wait. May be held for long, and become empty at any time."""
@@ -131,6 +151,14 @@ class Draft(Protocol):
     async def judge(self, verdict: Callable[[bytearray | mmap], T]) -> T:
         """Return `verdict(all bytes written so far)`, away from the event loop."""
 
+    async def lay_open(self) -> Path | None:
+        """
+        Return the file that the bytes are in from now on, up to `size`; `None`: they are in memory.
+
+        Raises:
+            StorageError: It cannot be made.
+        """
+
     async def aclose(self) -> None: ...
 
 
@@ -143,6 +171,18 @@ class Spool(Protocol):
 
         Raises:
             StorageError: There is no room, or the place is not usable.
+        """
+
+
+class Disk(Spool, Protocol):
+    """Where drafts begin that other processes on this machine can read."""
+
+    async def peek(self, path: Path) -> Readable | None:
+        """
+        Open what another process lays open, for reading what it says is there; `None`: it is gone.
+
+        Raises:
+            StorageError: It cannot be opened.
         """
 
 
@@ -302,7 +342,7 @@ class Remote(Store, Protocol):
         """Return a link to the object, for `GET` or else for `HEAD`, and its life in seconds, `ttl_s` at most."""
 
 
-class Cache(Spool, Protocol):
+class Cache(Disk, Protocol):
     """Copies of what is in the primary, on the local disk; it may forget any of them at any time."""
 
     async def fetch(self, name: str, size: int | None) -> Body | None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -29,20 +30,21 @@ from proxy.core.errors import (
 from proxy.core.model import Record
 from proxy.core.sniff import HEAD_BYTES_MAX, UNDECIDED, is_whole, measure, sniff
 from proxy.core.stored import REMOVED
-from proxy.ports import NotModified
+from proxy.ports import NotModified, Trace
 from proxy.service.drafts import go_on
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Container
 
     from proxy.core.model import Digest, Format, PixelSize, Source, SourceInfo, Validator
-    from proxy.ports import Clock, Draft, Observer, Origin, OriginResponse, Spool, Store
+    from proxy.ports import Clock, Disk, Draft, Observer, Origin, OriginResponse, Spool, Store
     from proxy.service.allowance import Permit
 
 RECENT_BYTES_MAX: Final = 1_048_576
 """So many of the newest bytes stay in memory, once per fill: readers who keep up need no look at the draft."""
 TURNS_OF_READERS: Final = 4
 SMALL_HEAD_BYTES: Final = 1024
+STEP_BYTES: Final = 65_536
 RECENT_CHUNKS_MAX: Final = 256
 """And in so many pieces at most: an origin that sends byte by byte must cost neither memory nor long searches."""
 
@@ -64,7 +66,7 @@ class Neighbours:
 
     origin: Origin
     store: Store
-    disk: Spool
+    disk: Disk
     memory: Spool
     observer: Observer
     clock: Clock
@@ -223,6 +225,14 @@ class Fill:
         """Announce one more reader, who calls `aclose` when done."""
         self._holders += 1
 
+    async def lay_open(self) -> Trace | None:
+        draft = self._draft
+        with suppress(StorageError):  # the fill finds that out by itself
+            path = await draft.lay_open()
+            if path is not None:
+                return Trace(path, self._steps(draft))
+        return None
+
     async def read(self, offset: int, size: int) -> bytes:
         """Return the next bytes from `offset` on as soon as there are some; nothing at the end."""
         height = await self._tide.beyond(offset)
@@ -241,6 +251,19 @@ class Fill:
             self._recent.clear()
             for draft in reversed(self._drafts):
                 await draft.aclose()
+
+    async def _steps(self, draft: Draft) -> AsyncIterator[tuple[int, bytes]]:
+        """As `Trace.steps`, of what `draft` holds and what did not fit into it."""
+        offset = 0
+        while (height := await self._tide.beyond(offset)) > offset:
+            # One that failed is left behind, and stays as it is.
+            if offset < draft.size:
+                offset = min(height, draft.size)
+                yield offset, b""
+            else:
+                data = await self.read(offset, STEP_BYTES)
+                offset += len(data)
+                yield offset, data
 
     def _land(self) -> None:
         if self._over is not None:

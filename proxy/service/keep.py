@@ -32,11 +32,13 @@ from proxy.core.policy import judge
 from proxy.core.stored import REMOVED, read_object_name
 from proxy.service.failures import Failures, fingerprint
 from proxy.service.fill import Fill
+from proxy.service.mirror import Mirror
 from proxy.service.records import Records
 from proxy.service.visit import SOMEBODY, Delivery, Elsewhere, Outcome, Redirect, Referral, Visit
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Container
+    from collections.abc import AsyncIterator, Awaitable, Callable, Container
+    from pathlib import Path
 
     from proxy.core.model import Digest, Format, Key, Source, SourceInfo
     from proxy.core.policy import Policy
@@ -473,6 +475,18 @@ class Keeper:
         if isinstance(outcome, Record):
             return outcome, departs
         raise outcome or StorageError("the image is not kept")
+
+    async def mirror(
+        self, path: Path, steps: AsyncIterator[tuple[int, bytes]], over: Callable[[], None]
+    ) -> Mirror | None:
+        """
+        Read along what another worker fetches into `path`; `None`: that is over.
+
+        Raises:
+            StorageError: The file cannot be opened.
+        """
+        file = await self._to.disk.peek(path)
+        return None if file is None else Mirror(file, steps, self._to.memory, over)
 
     async def _follow(self, fill: Fill, info: SourceInfo, departs: bool) -> Delivery:  # noqa: FBT001
         head = await asyncio.shield(fill.head)

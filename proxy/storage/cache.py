@@ -125,6 +125,9 @@ class DiskCache:
                 raise
         return await self._disk.begin(size)
 
+    async def peek(self, path: Path) -> LocalBody | None:
+        return await self._disk.peek(path)
+
     async def drop(self, digest: Digest) -> None:
         names = object_names(digest)
         for name in names:

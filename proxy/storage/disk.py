@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import sys
 from contextlib import suppress
 from hashlib import sha256
 from secrets import token_hex
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from proxy.storage.threads import Threads
 
 PIECE_BYTES: Final = 1_048_576
+CACHED_ONLY: Final = getattr(os, "RWF_NOWAIT", None)
+"""Read what is in the kernel's cache, or say that it is not (man 2 preadv2). Not every system can do that."""
 SMALL_BYTES_MAX: Final = 65_536
 """A draft needs no file up to this size: sixty-four fetches at a time hold 4 MiB."""
 
@@ -52,6 +55,14 @@ class LocalBody:
         os.close(self._descriptor)
 
 
+def peek(path: Path, threads: Threads) -> LocalBody | None:
+    """Open a file that grows; how far, is known to whoever told of it. Blocks."""
+    try:
+        return LocalBody(os.open(path, os.O_RDONLY | os.O_CLOEXEC), sys.maxsize, threads)
+    except FileNotFoundError:
+        return None
+
+
 class LocalDraft:
     """
     What its fill appends to and others read from: bytes in memory as long as they are few, then a partial file.
@@ -71,6 +82,8 @@ class LocalDraft:
         self._threads = threads
         self._hash: Hash | None = None
         """Of what is in the file."""
+        self._laid_open = False
+        """Whether more bytes go into the file, few as they may be."""
         self._size = 0
         self._closed = False
         # Whoever waits for a write may be cancelled, the thread that writes may not: were the descriptor closed under
@@ -94,7 +107,7 @@ class LocalDraft:
         return Digest(known.hexdigest())
 
     async def write(self, data: bytes) -> None:
-        if self.small is not None and self._size + len(data) <= SMALL_BYTES_MAX:
+        if self.small is not None and not self._laid_open and self._size + len(data) <= SMALL_BYTES_MAX:
             self.small += data
         else:
             await self._threads.run(self._append, data)
@@ -108,6 +121,13 @@ class LocalDraft:
 
     async def judge(self, verdict: Callable[[bytearray | mmap.mmap], T]) -> T:
         return await self._threads.run(self._judge, verdict)
+
+    async def lay_open(self) -> Path:
+        # At once, because the thread copies what is in memory, and more may come meanwhile.
+        self._laid_open = True
+        if self.small is not None:
+            await self._threads.run(self.make_file)
+        return self.path
 
     def catch_up(self) -> None:
         """Take note of what is in the file already. Blocks."""
@@ -181,10 +201,23 @@ class LocalDraft:
 async def _read(descriptor: int, offset: int, size: int, threads: Threads) -> bytes:
     if size <= 0:
         return b""
-    data = await threads.run(os.pread, descriptor, size, offset)
+    data = _read_cached(descriptor, offset, size) or await threads.run(os.pread, descriptor, size, offset)
     if not data:
         raise StorageError("a file of the store is shorter than it was")
     return data
+
+
+def _read_cached(descriptor: int, offset: int, size: int) -> bytes | None:
+    """Return what the kernel has at hand of a file, and wait for no disk; `None`: nothing, or nobody can say."""
+    if CACHED_ONLY is None:
+        return None
+    data = bytearray(size)
+    try:
+        length = os.preadv(descriptor, (data,), offset, CACHED_ONLY)
+    except OSError:
+        return None
+    del data[length:]
+    return bytes(data)
 
 
 def read_all(descriptor: int, size: int) -> bytes:

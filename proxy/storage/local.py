@@ -169,6 +169,9 @@ class LocalStore:
         self._room -= size or 0
         return LocalDraft(self._partial_folder, None, self._threads)
 
+    async def peek(self, path: Path) -> LocalBody | None:
+        return await self.run(disk.peek, path, self._threads)
+
     async def put(self, draft: Draft, record: Record, replaces: Digest | None = None) -> Record:
         assert isinstance(draft, LocalDraft)
         if draft.small is not None and self._commits.works:

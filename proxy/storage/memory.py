@@ -99,6 +99,9 @@ class MemoryDraft:
     async def judge(self, verdict: Callable[[bytearray | mmap], T]) -> T:
         return await asyncio.to_thread(verdict, self._data)
 
+    async def lay_open(self) -> None:
+        """It is nobody's but ours."""
+
     async def aclose(self) -> None:
         self._spool.take(-self._reserved)
         self._reserved = 0

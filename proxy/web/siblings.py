@@ -3,14 +3,15 @@ The other workers that share our port, each behind a socket in a folder that onl
 
 Rules:
 - Who cannot be connected to is dead or on its way: it is asked again for a moment, and then that is an answer.
-- An answer is passed on as it comes, at the client's own speed, and an end that is cut off stays one.
+- An image that another worker fetches is read here from the file that grows there; one without a file, and any other
+  answer, is passed on as it comes, at the client's own speed. An end that is cut off stays one.
 - What a sibling answers is counted here, where the client is, and not there.
 """
 
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from http import HTTPStatus
 from pathlib import Path
 from types import MappingProxyType
@@ -26,6 +27,7 @@ from yarl import URL
 from proxy.core.errors import Busy, OriginError, StorageError
 from proxy.core.model import Place
 from proxy.web.exchange import Answer, Part, piece_size
+from proxy.web.growth import GROWS_IN, READS_ALONG, read_growth, read_steps
 from proxy.web.site import NOTES, SITE
 
 if TYPE_CHECKING:
@@ -55,7 +57,7 @@ CONDITIONS: Final = ("If-None-Match", "If-Range", "Range", "Via", "CDN-Loop")
 OUTCOME: Final = "Imgkeep-Outcome"
 """In answers to siblings: what the record of the request is going to say."""
 HOP_BY_HOP: Final = frozenset({"connection", "expect", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"})
-NOT_PASSED_ON: Final = HOP_BY_HOP | {"date", "server", OUTCOME.lower()}
+NOT_PASSED_ON: Final = HOP_BY_HOP | {"date", "server", OUTCOME.lower(), GROWS_IN.lower()}
 
 _ASCII: Final = "".join(map(chr, range(0x21, 0x7F)))
 
@@ -99,26 +101,35 @@ class Siblings:
             return None
         conditions = [(name, value) for name in CONDITIONS for value in ask.fields.getall(name, [])]
         fields = CIMultiDict((name, value) for name, value in conditions if _can_be_sent(value))
+        fields.add(READS_ALONG, "1")
         method = "HEAD" if ask.head else "GET"
         try:
             answer = await self._ask(holder, method, URL(f"http://sibling{target}", encoded=True), fields)
         except (aiohttp.ClientError, OSError):
             await self._see_freed(holder, key)
             return None
-        relayed, is_taken = Relayed(answer), False
-        try:
+        async with AsyncExitStack() as stack:
+            stack.callback(answer.close)
             if answer.status == web.HTTPMisdirectedRequest.status_code:
                 return None
             headers = dict(_take_notes(answer, ask.notes))
             if ask.head or answer.status == HTTPStatus.NOT_MODIFIED:
                 return Answer(answer.status, headers)
-            end = answer.content_length
-            first = await relayed.read(0, piece_size(0, end))
-            is_taken = True
-            return Answer(answer.status, headers, Part(relayed, 0, end, first))
-        finally:
-            if not is_taken:
-                await relayed.aclose()
+            growth = answer.headers.get(GROWS_IN)
+            if growth is None:
+                end, body = answer.content_length, Relayed(answer)
+                part = Part(body, 0, end, await body.read(0, piece_size(0, end)))
+            else:
+                end, path = read_growth(growth)
+                mirror = await ask.site.keeper.mirror(path, read_steps(answer), answer.close)
+                if mirror is None:
+                    return None
+                stack.push_async_callback(mirror.aclose)
+                part = Part(mirror, 0, end, await mirror.read(0, piece_size(0, end)), mirror)
+                if end is not None:
+                    headers["Content-Length"] = str(end)
+            stack.pop_all()
+            return Answer(answer.status, headers, part)
 
     async def wait(self, holder: str, key: str) -> None:
         try:

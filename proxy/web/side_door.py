@@ -1,8 +1,9 @@
 """
 The side door: what workers ask of each other, on sockets that nobody else can reach.
 
-The same handlers as in front answer here, with two differences: nothing is counted or recorded, because that is done
-where the client is, and who asks for an image may join a fill but has none made.
+The same handlers as in front answer here, with three differences: nothing is counted or recorded, because that is done
+where the client is; who asks for an image may join a fill but has none made; and what is told of an image that is being
+fetched is how far its file has come (`growth.py`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from aiohttp import web
 
 from proxy.core.model import Digest, Key
 from proxy.web.exchange import over_aiohttp
+from proxy.web.growth import lay_open
 from proxy.web.images import IMG, img
 from proxy.web.problems import problems
 from proxy.web.siblings import OUTCOME, Notice
@@ -22,6 +24,7 @@ from proxy.web.site import NOTES, SITE, Notes
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Mapping
 
+    from proxy.web.exchange import Answer, Ask
     from proxy.web.site import Site
 
 NOTICE_BYTES_MAX: Final = 16_777_216
@@ -37,7 +40,7 @@ def side_door(
     """Make the application for the siblings of the worker `name`. `learn` is told what they tell."""
     app = web.Application(middlewares=[notes, problems], client_max_size=NOTICE_BYTES_MAX)
     app[SITE] = site
-    app.router.add_get(IMG, over_aiohttp(img))
+    app.router.add_get(IMG, over_aiohttp(_img))
     add_api(app.router)
 
     async def wait(request: web.Request) -> web.Response:
@@ -70,6 +73,10 @@ async def notes(
         return await handler(request)
     except ConnectionError:
         return web.Response(status=499)
+
+
+async def _img(ask: Ask) -> Answer:
+    return await lay_open(ask, await img(ask))
 
 
 async def _tell_outcome(request: web.Request, response: web.StreamResponse) -> None:

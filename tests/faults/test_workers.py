@@ -6,14 +6,16 @@ import asyncio
 import json
 import os
 import re
+import resource
 import signal
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 import aiohttp
+import pytest
 
 from tests.images import picture, picture_of
 from tests.program import serving, until
@@ -21,6 +23,8 @@ from tests.web.raw import request, split, talk, target_of
 from tests.web.test_answers import gated
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from tests.origins import Exchange, FakeOrigin, Script
     from tests.program import Answer, Program
 
@@ -130,6 +134,98 @@ async def test_several_workers_are_one_server(tmp_path: Path, origin: FakeOrigin
         assert {answer.status for answer in await crowd(program, links[0])} == {410}
         assert {(await program.get(name)).status for _ in range(10)} == {410}
         assert [line for line in program.log if json.loads(line)["level"] not in {"info", "debug"}] == []
+
+
+def drafts_of(worker: Worker) -> list[str]:
+    """Return the files that a worker has open and that are being written, or were moved or removed meanwhile."""
+    found = []
+    for descriptor in Path(f"/proc/{worker.pid}/fd").iterdir():
+        with suppress(OSError):
+            place = descriptor.readlink()
+            if place.parent.name == "partial" or (place.parent.parent.name == "objects"):
+                found.append(place.name)
+    return found
+
+
+@asynccontextmanager
+async def many(program: Program, url: str) -> AsyncIterator[list[aiohttp.ClientResponse]]:
+    """Ask as browsers do, so often that each of two workers is asked; yield the answers as soon as all have begun."""
+    target = f"http://{program.address}/img?src={quote(url, safe='')}"
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+        yield await asyncio.gather(*(session.get(target) for _ in range(ASKED)))
+
+
+@pytest.mark.parametrize("declared", [True, False], ids=["size known", "size unknown"])
+async def test_who_follows_in_another_worker_reads_the_file_that_grows(
+    tmp_path: Path, origin: FakeOrigin, *, declared: bool
+) -> None:
+    body = picture_of(8_000_000)
+    gate = asyncio.Event()
+    url = origin.on("/a.png", gated(body, gate, ahead=40_000, declared=declared))
+    folder = tmp_path / "größe %41"
+    async with serving(folder, server__workers="2") as program, many(program, url) as answers:
+        drafts = [draft for worker in workers(program).values() for draft in drafts_of(worker)]
+        assert len(drafts) == 2, "each worker has a file open, once for all who ask there"
+        assert len(set(drafts)) == 1
+        side_door = aiohttp.UnixConnector(str((held := await holder(program)).folder / f"{held.name}.sock"))
+        async with aiohttp.ClientSession(connector=side_door) as sibling:
+            # One that does not say that it can read along is of an older version, and gets the bytes.
+            older = await sibling.get(f"http://sibling{target_of(url)}")
+            gate.set()
+            assert await older.read() == body
+        sizes = {answer.headers.get("Content-Length") for answer in answers}
+        assert sizes == {str(len(body)) if declared else None}
+        # No client's kernel takes all of it at once. So the image is where it belongs before most of them have it.
+        assert await answers[0].read() == body
+        assert len([*folder.glob("v1/objects/*/*.png")]) == 1
+        assert not list((folder / "partial").iterdir())
+        assert {await answer.read() == body for answer in answers} == {True}
+        await until(lambda: not any(map(drafts_of, workers(program).values())))
+        assert (await program.img(url)).cache_status == "imgkeep; hit"
+        assert origin.asked("/a.png") == 1
+
+
+async def test_who_follows_in_another_worker_is_not_disturbed_by_a_disk_that_fails(
+    tmp_path: Path, origin: FakeOrigin
+) -> None:
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000))
+
+    body = picture_of(900_000)
+    gate = asyncio.Event()
+    url = origin.on("/a.png", gated(body, gate, ahead=200_000))
+    async with (
+        serving(tmp_path / "data", prepare=limit, server__workers="2") as program,
+        many(program, url) as answers,
+    ):
+        assert all(map(drafts_of, workers(program).values()))
+        gate.set()
+        assert {await answer.read() == body for answer in answers} == {True}
+        assert origin.asked("/a.png") == 1
+        await until(lambda: not any(map(drafts_of, workers(program).values())))
+
+
+@pytest.mark.parametrize("end", ["the origin", "the worker"])
+async def test_what_breaks_off_is_taken_for_whole_by_nobody(tmp_path: Path, origin: FakeOrigin, end: str) -> None:
+    gate = asyncio.Event()
+
+    async def broken(exchange: Exchange) -> None:
+        await exchange.send_head("Transfer-Encoding: chunked")
+        await exchange.send(b"%x\r\n%b" % (900_000, picture_of(900_000)[:200_000]))
+        await gate.wait()
+        exchange.finish()
+
+    url = origin.on("/a.png", broken)
+    async with serving(tmp_path / "data", server__workers="2") as program, many(program, url) as answers:
+        assert all(map(drafts_of, workers(program).values()))
+        if end == "the worker":
+            os.kill((await holder(program)).pid, signal.SIGKILL)
+        else:
+            gate.set()
+        ends = await asyncio.gather(*(answer.read() for answer in answers), return_exceptions=True)
+        assert {isinstance(found, aiohttp.ClientError) for found in ends} == {True}
+        await until(lambda: not any(map(drafts_of, workers(program).values())))
+        assert origin.asked("/a.png") == 1
 
 
 async def test_a_worker_that_dies_takes_nothing_with_it(tmp_path: Path, origin: FakeOrigin) -> None:

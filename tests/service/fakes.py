@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import sha256
 from itertools import count
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from proxy.core.errors import SourceNotFound, StorageError
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from proxy.ports import Body, Draft
 
 T = TypeVar("T")
+GROWING = Path("/nowhere/growing")
 ANYBODY = Policy(hosts_allowed=None, hosts_denied=("refused.example",), ports=frozenset({80, 443}), networks=())
 
 
@@ -136,6 +138,9 @@ class FakeDraft:
     async def judge(self, verdict: Callable[[bytearray | mmap], T]) -> T:
         return verdict(self.data)
 
+    async def lay_open(self) -> Path:
+        return GROWING
+
     async def aclose(self) -> None:
         self.closed += 1
 
@@ -152,6 +157,9 @@ class FakeSpool:
             raise self.fault
         self.drafts.append(FakeDraft(self.bytes_max))
         return self.drafts[-1]
+
+    async def peek(self, path: Path) -> Body | None:
+        return MemoryBody(self.drafts[0].data) if path == GROWING and self.drafts else None
 
 
 @dataclass

@@ -33,12 +33,13 @@ from proxy.service.failures import Failures, seconds_to_remember
 from proxy.service.fill import RECENT_BYTES_MAX, RECENT_CHUNKS_MAX, Fill
 from proxy.service.visit import Delivery
 from tests.images import picture, picture_of
-from tests.service.fakes import Feed, Timer, World, drain, settle
+from tests.service.fakes import GROWING, Feed, Timer, World, drain, settle
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
 
     from proxy.core.model import Record
+    from proxy.service.mirror import Mirror
 
 URL = "https://images.example/a.png?sig=1"
 OTHER = "https://images.example/a.png?sig=2"
@@ -570,6 +571,102 @@ async def test_a_disk_that_fails_does_not_fail_the_readers(
     # Nothing was promised: the next one asks the origin again, and with a disk that works the image is kept.
     world.disk.fault, world.disk.bytes_max, world.store.faults = None, None, {}
     assert await world.get(URL) == ("stored", IMAGE)
+
+
+async def mirror(world: World, delivery: Delivery, over: Callable[[], None] = lambda: None) -> Mirror:
+    """Read along as another worker does."""
+    assert delivery.growing is not None
+    trace = await delivery.growing.lay_open()
+    assert trace is not None
+    found = await world.keeper.mirror(trace.path, trace.steps, over)
+    assert found is not None
+    return found
+
+
+def nowhere(_world: World) -> None:
+    """Every disk works."""
+
+
+@pytest.mark.parametrize("break_disk", [nowhere, midway, at_the_last_write, at_put])
+async def test_another_worker_reads_along_what_a_disk_takes_and_what_it_does_not(
+    break_disk: Callable[[World], None],
+) -> None:
+    world = World(memory_bytes=2 * len(IMAGE))
+    break_disk(world)
+    feed = Feed().push(IMAGE[:30_000])
+    world.origin.gives(URL, lambda: feed)
+    delivery = await world.ask(URL)
+    leaves: list[str] = []
+    reader = await mirror(world, delivery, lambda: leaves.append("one"))
+    assert await reader.read(0, 100_000) == IMAGE[:29_999], "all but the last byte of what has come"
+    feed.push(IMAGE[30_000:70_000], IMAGE[70_000:])
+    await settle()
+    assert not reader.ended
+    feed.end()
+    reader.hold()
+    for piece in (777, 40_000):
+        data = bytearray()
+        while chunk := await reader.read(len(data), piece):
+            data += chunk
+        assert data == IMAGE
+        assert reader.ended
+        assert not leaves
+        await reader.aclose()
+    assert leaves == ["one"]
+    assert await drain(delivery) == IMAGE
+    await world.keeper.land()
+    assert world.memory.bytes_left == 2 * len(IMAGE)
+    assert [draft.closed for draft in world.disk.drafts] == [1] * len(world.disk.drafts)
+
+
+async def test_what_is_in_memory_only_is_not_laid_open() -> None:
+    world = World()
+    at_the_first_write(world)
+    feed = Feed().push(IMAGE[:30_000])
+    world.origin.gives(URL, lambda: feed)
+    delivery = await world.ask(URL)
+    assert delivery.growing is not None
+    assert await delivery.growing.lay_open() is None
+    feed.push(IMAGE[30_000:]).end()
+    assert await drain(delivery) == IMAGE
+
+
+async def test_a_mirror_ends_as_what_it_mirrors_does() -> None:
+    world = World()
+    feed = Feed(len(IMAGE)).push(IMAGE[:30_000])
+    world.origin.gives(URL, lambda: feed)
+    delivery = await world.ask(URL)
+    reader = await mirror(world, delivery)
+    feed.end(OriginError("it broke off"))
+    assert await reader.read(0, 40_000) == IMAGE[:29_999]
+    with pytest.raises(OriginError, match="it broke off"):
+        await reader.read(29_999, 1)
+    await reader.aclose()
+    with pytest.raises(OriginError):
+        await drain(delivery)
+
+
+async def test_a_mirror_without_memory_for_what_no_disk_takes_is_a_fault() -> None:
+    world = World(memory_bytes=len(IMAGE))
+    midway(world)
+    feed = Feed(len(IMAGE)).push(IMAGE[:30_000])
+    world.origin.gives(URL, lambda: feed)
+    delivery = await world.ask(URL)
+    reader = await mirror(world, delivery)
+    feed.push(IMAGE[30_000:70_000], IMAGE[70_000:]).end()
+    await settle()
+    assert await reader.read(0, 100_000) == IMAGE[:30_000]
+    with pytest.raises(StorageError, match="memory"):
+        await reader.read(30_000, 1)
+    assert await drain(delivery) == IMAGE, "the fill has what there was"
+    await reader.aclose()
+
+
+async def test_a_file_that_is_gone_is_not_read_along() -> None:
+    async def steps() -> AsyncIterator[tuple[int, bytes]]:
+        yield 1, b""
+
+    assert await World().keeper.mirror(GROWING, steps(), lambda: None) is None
 
 
 @pytest.mark.parametrize("declared", [True, False], ids=["declared", "undeclared"])

@@ -22,7 +22,7 @@ from proxy.core.model import Record
 from proxy.core.stored import OBJECTS, RecordTooNew, encode_record, object_path, record_path
 from proxy.service.upkeep import Finding, verify
 from proxy.service.upkeep import records as records_in
-from proxy.storage import files
+from proxy.storage import disk, files
 from proxy.storage.local import HASHED_BYTES_MAX, LocalStore
 from proxy.storage.memory import MemoryBody, MemorySpool
 from tests.program import until
@@ -420,3 +420,48 @@ def test_a_partial_record_never_gets_a_final_name_when_the_block_fails(tmp_path:
     with pytest.raises(RuntimeError), files.durable_partial(tmp_path / "partial", b"data"):
         raise RuntimeError
     assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_draft_is_laid_open_while_more_is_written(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    copying, go_on = threading.Event(), threading.Event()
+    write_all = files.write_all
+
+    def held(descriptor: int, data: bytes) -> None:
+        write_all(descriptor, data)
+        copying.set()
+        assert go_on.wait(10)
+
+    monkeypatch.setattr(files, "write_all", held)
+    whole = random.Random(3).randbytes(100_000)
+    draft = await store.begin(None)
+    await draft.write(whole[:20_000])
+    opening = asyncio.create_task(draft.lay_open())
+    await until(copying.is_set)
+    writing = asyncio.create_task(draft.write(whole[20_000:30_000]))
+    await asyncio.sleep(0)
+    go_on.set()
+    path = await opening
+    await writing
+    assert path.read_bytes() == whole[:30_000]
+    body = await store.peek(path)
+    assert body is not None
+    await draft.write(whole[30_000:])
+    assert draft.digest == sha256(whole).hexdigest()
+    assert await draft.lay_open() == path
+    await store.put(draft, record_of(whole))
+    await draft.aclose()
+    assert await store.peek(path) is None, "it is where it belongs"
+    assert await body.read(0, 200_000) == whole
+    await body.aclose()
+
+
+@pytest.mark.parametrize("flags", [None, 0x40000000], ids=["a system without", "a file system without"])
+async def test_what_the_kernel_cannot_be_asked_for_alone_is_read_in_a_thread(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch, flags: int | None
+) -> None:
+    monkeypatch.setattr(disk, "CACHED_ONLY", flags)
+    record = await keep(store, LARGE)
+    body = await store.fetch(record.object_name, record.size)
+    assert body is not None
+    assert await body.read(3, 1000) == LARGE[3:1003]
+    await body.aclose()
