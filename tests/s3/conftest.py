@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from tests.s3.gate import Gate
     from tests.s3.servers import S3Server
 
-TIMEOUT_S = 1.5
+PATIENT_S = 10
+"""No machine is so busy with other tests that a server which is well takes longer."""
+HURRIED = {"timeout_s": 1.5}
+"""For tests in which the bucket does not answer: the store's settings."""
 
 
 async def _sleep_briefly(seconds: float) -> None:
@@ -39,7 +42,7 @@ class Remote:
         store = {
             "url": f"s3://{self.server.bucket}/pre?endpoint={self.gate.endpoint}&region=us-east-1",
             "fallback": f"file:{self._folder / name}",
-            "timeout_s": TIMEOUT_S,
+            "timeout_s": PATIENT_S,
             **sections.pop("store", {}),
         }
         sections.setdefault("seams", Seams(sleep=_sleep_briefly))

@@ -192,7 +192,7 @@ async def test_what_is_good_by_now_is_not_set_aside(remote: Remote, origin: Fake
 
 async def test_a_damaged_object_that_went_in_parts_is_set_aside_too(remote: Remote, origin: FakeOrigin) -> None:
     url = origin.gives("/a.png", picture_of(MULTIPART_SIZE))
-    await get(await remote.node(store={"timeout_s": 5}), url)
+    await get(await remote.node(), url)
     (path,) = await remote.stored("objects")
     async with remote.server.client() as client:
         place = {"Bucket": remote.server.bucket, "Key": path}
@@ -200,7 +200,7 @@ async def test_a_damaged_object_that_went_in_parts_is_set_aside_too(remote: Remo
         part = await client.upload_part(**place, UploadId=upload, PartNumber=1, Body=bytes(MULTIPART_SIZE))
         parts = {"Parts": [{"PartNumber": 1, "ETag": part["ETag"]}]}
         await client.complete_multipart_upload(**place, UploadId=upload, MultipartUpload=parts)
-    node = await remote.node("b", store={"timeout_s": 5})
+    node = await remote.node("b")
     with pytest.raises(aiohttp.ClientError):
         await get(node, url)
     assert await remote.stored("objects") == {}
@@ -272,7 +272,7 @@ async def test_what_replaces_an_image_does_not_go_to_the_fallback(remote: Remote
 async def test_the_tag_of_an_object_in_parts_is_that_of_s3(remote: Remote, origin: FakeOrigin) -> None:
     """Otherwise a damaged one could not be told from a good one without reading it."""
     body = picture_of(MULTIPART_SIZE)
-    await get(await remote.node(store={"timeout_s": 5}), origin.gives("/a.png", body))
+    await get(await remote.node(), origin.gives("/a.png", body))
     head = await remote.server.head(next(iter(await remote.stored("objects"))))
     assert head is not None
     tags = [md5(body[at : at + 8_388_608], usedforsecurity=False).digest() for at in range(0, len(body), 8_388_608)]

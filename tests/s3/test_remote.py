@@ -14,6 +14,7 @@ import pytest
 from proxy.storage.s3.store import PROBE_BYTES
 from tests.images import picture, picture_of
 from tests.program import until
+from tests.s3.conftest import HURRIED
 from tests.s3.mischief import only
 
 if TYPE_CHECKING:
@@ -104,10 +105,10 @@ async def test_an_image_goes_into_the_bucket_and_comes_from_it_on_a_node_with_an
 async def test_a_large_image_goes_in_parts_and_comes_back_byte_for_byte(remote: Remote, origin: FakeOrigin) -> None:
     body = picture_of(MULTIPART_SIZE)
     url = origin.gives("/large.png", body)
-    node = await remote.node(store={"timeout_s": 5})
+    node = await remote.node()
     assert (await get(node, url))[1] == body
     assert remote.gate.count("PUT", "partNumber=3") == 1
-    other = await remote.node("b", store={"timeout_s": 5})
+    other = await remote.node("b")
     assert (await get(other, url))[1] == body
     response, part = await get(other, url, headers={"Range": "bytes=10000000-10000009"})
     assert (response.status, part) == (206, body[10_000_000:10_000_010])
@@ -313,7 +314,7 @@ async def test_nobody_notices_an_outage_and_all_is_in_the_bucket_afterwards(
     remote: Remote, origin: FakeOrigin, outage: Callable[[Remote], Awaitable[None]]
 ) -> None:
     old = origin.gives("/old.png", picture(seed=1))
-    node = await remote.node(mode="redirect")
+    node = await remote.node(mode="redirect", store=HURRIED if outage is hang else {})
     await get(node, old)
     assert (await get(node, old))[0].status == 302
     await outage(remote)
@@ -364,7 +365,7 @@ async def test_a_bucket_that_takes_the_trial_and_no_image_loses_none(remote: Rem
 
 
 async def test_the_time_limit_is_paid_once_and_then_the_breaker_answers(remote: Remote, origin: FakeOrigin) -> None:
-    node = await remote.node()
+    node = await remote.node(store=HURRIED)
     async with frozen(remote):
         await get(node, origin.gives("/0.png", picture(seed=0)))
         seen = remote.gate.count("GET", "/records/") + remote.gate.count("PUT", "/objects/")
@@ -378,7 +379,7 @@ async def test_the_time_limit_is_paid_once_and_then_the_breaker_answers(remote: 
 async def test_a_server_that_stops_during_100_continue_costs_the_time_limit_only(
     remote: Remote, origin: FakeOrigin
 ) -> None:
-    node = await remote.node()
+    node = await remote.node(store=HURRIED)
     url = origin.gives("/large.png", picture_of(3_000_000))
     await remote.gate.hang(match=only("PUT", "/objects/"))
     async with asyncio.timeout(10):
@@ -525,7 +526,7 @@ async def test_an_outbox_survives_a_restart_and_a_lost_catalog(remote: Remote, o
 async def test_a_bucket_that_dies_again_while_images_are_carried_over_loses_none(
     remote: Remote, origin: FakeOrigin
 ) -> None:
-    node = await remote.node()
+    node = await remote.node(store=HURRIED)
     await remote.gate.refuse()
     for n in range(8):
         await get(node, origin.gives(f"/{n}.png", picture(seed=n)))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from proxy.app import Seams
 from tests.images import picture
 from tests.program import until
+from tests.s3.conftest import HURRIED
 from tests.s3.mischief import only
 from tests.s3.test_remote import ALL, comes_true, get, healed
 from tests.web.test_removal import REMOVED, kept, remove
@@ -78,7 +79,7 @@ async def test_nothing_is_removed_that_cannot_be_removed_for_good(remote: Remote
 async def test_what_waits_for_the_bucket_is_not_carried_over_once_it_is_removed(
     remote: Remote, origin: FakeOrigin
 ) -> None:
-    one, other = await remote.node("a"), await remote.node("b")
+    one, other = await remote.node("a", store=HURRIED), await remote.node("b", store=HURRIED)
     url = origin.gives("/a.png", picture())
     await remote.gate.hang(match=only("PUT", "/v1/objects/"))
     await kept(one, url)
