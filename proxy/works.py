@@ -216,102 +216,142 @@ async def open_works(
     async with open_parts(
         config, clock=seams.clock, timer=seams.timer, sleep=seams.sleep, observe=metrics.called, share=share
     ) as parts:
-        remote = parts.remote
-        health = Health(parts.disk, parts.catalog, config.store.free_bytes_min, remote)
+        health = Health(parts.disk, parts.catalog, config.store.free_bytes_min, parts.remote)
         inspector = make_inspector(config, seams)
-        guard = AddressGuard(inspector.policy, seams.resolver(), seams.open_socket)
         own_ports: set[int] = set()
-        guard.own_ports = own_ports
-        origin = OriginClient(
-            settings=config.fetch,
-            policy=inspector.policy,
-            guard=guard,
-            clock=seams.clock,
-            draw=random.random,
-            ssl_context=seams.ssl_context,
-            user_agent=config.fetch.user_agent or f"Mozilla/5.0 (compatible; imgkeep/{__version__})",
-            fetched=metrics.fetched,
-        )
+        origin = _make_origin(config, seams, inspector, metrics, own_ports)
         refusals = Refusals(parts.store, parts.catalog, _drop_of(parts), siblings)
         claims = None if place is None else _open_claims(config, seams, place)
-        neighbours = Neighbours(
-            origin=origin,
-            store=parts.store,
-            disk=parts.spool,
-            memory=parts.memory,
-            observer=_Witness(metrics, health),
-            clock=seams.clock,
-            draw_etag=lambda: f'"{secrets.token_hex(16)}"',
-            pixels_max=config.fetch.pixels_max,
-            refused=refusals,
-        )
-        keeper = Keeper(
-            store=parts.store,
-            catalog=parts.catalog,
-            policy=inspector.policy,
-            identify=inspector.identify,
-            rules=Rules(
-                redirect_permanent=config.sources.permanent == "redirect",
-                refresh=config.sources.refresh == "resigned",
-            ),
-            timer=seams.timer,
-            addresses=None if remote is None else remote.addresses,
-            allowances=Allowances(**msgspec.structs.asdict(config.limits), timer=seams.timer),
-            neighbours=neighbours,
-            refused=refusals,
-            claims=claims,
-            siblings=siblings,
-        )
+        neighbours = _make_neighbours(config, seams, parts, origin, _Witness(metrics, health), refusals)
+        keeper = _make_keeper(config, seams, parts, inspector, neighbours, claims, siblings)
         remover = Remover(
             store=parts.store, register=parts.catalog, finder=keeper, refusals=refusals, clock=seams.clock
         )
         keeper.remove = remover.remove_record
         saver = Saver(keeper, neighbours, body_bytes_max=config.fetch.body_bytes_max)
-        jobs = JobRunner(
-            jobs=SqlJobs(parts.catalog),
+        works = Works(
+            parts=parts,
+            inspector=inspector,
+            keeper=keeper,
             saver=saver,
-            messenger=origin,
-            identify=inspector.identify,
-            public=inspector.public,
-            webhook_key=config.security.signing_keys[0] if config.security.signing_keys else None,
-            clock=seams.clock,
-            draw=random.random,
-            draw_id=lambda: secrets.token_hex(16),
-            timer=seams.timer,
-            sleep=seams.sleep,
-            counted=metrics.worked,
+            remover=remover,
+            jobs=_make_jobs(config, seams, parts, inspector, saver, origin, metrics),
+            health=health,
+            metrics=metrics,
+            own_ports=own_ports,
+            turn=None if place is None else Turn(Path(place.folder), place.name),
+            refusals=refusals,
+            siblings=siblings,
+            seams=seams,
+            resting=asyncio.Event(),
         )
-        metrics.watch("job_links_waiting", "Links that wait to be saved", lambda: jobs.waiting, shared=True)
-        metrics.watch("fills_in_flight", "Images being fetched", lambda: keeper.fills_in_air)
-        metrics.watch("fetches_waiting", "Fetches that wait for a place", lambda: origin.gates.waiting)
-        shelf = parts.disk.shelf
-        metrics.watch("hot_bytes", "Bytes of objects held in memory", lambda: shelf.copied_bytes)
-        metrics.watch("mapped_bytes", "Bytes of objects mapped into memory", lambda: shelf.mapped_bytes)
-        metrics.watch("store_free_bytes", "Bytes free on the local disk", lambda: health.free_bytes, shared=True)
+        _watch_gauges(works, origin)
         await health.look()
         await refusals.open()
         try:
-            yield Works(
-                parts=parts,
-                inspector=inspector,
-                keeper=keeper,
-                saver=saver,
-                remover=remover,
-                jobs=jobs,
-                health=health,
-                metrics=metrics,
-                own_ports=own_ports,
-                turn=None if place is None else Turn(Path(place.folder), place.name),
-                refusals=refusals,
-                siblings=siblings,
-                seams=seams,
-                resting=asyncio.Event(),
-            )
+            yield works
         finally:
             await keeper.aclose()
             await origin.aclose()
             if claims is not None:
                 claims.aclose()
+
+
+def _make_origin(
+    config: Config, seams: Seams, inspector: Inspector, metrics: Metrics, own_ports: set[int]
+) -> OriginClient:
+    guard = AddressGuard(inspector.policy, seams.resolver(), seams.open_socket)
+    guard.own_ports = own_ports
+    return OriginClient(
+        settings=config.fetch,
+        policy=inspector.policy,
+        guard=guard,
+        clock=seams.clock,
+        draw=random.random,
+        ssl_context=seams.ssl_context,
+        user_agent=config.fetch.user_agent or f"Mozilla/5.0 (compatible; imgkeep/{__version__})",
+        fetched=metrics.fetched,
+    )
+
+
+def _make_neighbours(  # noqa: PLR0913, PLR0917 - what they are
+    config: Config, seams: Seams, parts: Parts, origin: OriginClient, witness: _Witness, refusals: Refusals
+) -> Neighbours:
+    return Neighbours(
+        origin=origin,
+        store=parts.store,
+        disk=parts.spool,
+        memory=parts.memory,
+        observer=witness,
+        clock=seams.clock,
+        draw_etag=lambda: f'"{secrets.token_hex(16)}"',
+        pixels_max=config.fetch.pixels_max,
+        refused=refusals,
+    )
+
+
+def _make_keeper(  # noqa: PLR0913, PLR0917 - what it is made of
+    config: Config,
+    seams: Seams,
+    parts: Parts,
+    inspector: Inspector,
+    neighbours: Neighbours,
+    claims: Claims | None,
+    siblings: Siblings | None,
+) -> Keeper:
+    return Keeper(
+        store=parts.store,
+        catalog=parts.catalog,
+        policy=inspector.policy,
+        identify=inspector.identify,
+        rules=Rules(
+            redirect_permanent=config.sources.permanent == "redirect",
+            refresh=config.sources.refresh == "resigned",
+        ),
+        timer=seams.timer,
+        addresses=None if parts.remote is None else parts.remote.addresses,
+        allowances=Allowances(**msgspec.structs.asdict(config.limits), timer=seams.timer),
+        neighbours=neighbours,
+        refused=neighbours.refused,
+        claims=claims,
+        siblings=siblings,
+    )
+
+
+def _make_jobs(  # noqa: PLR0913, PLR0917 - what it is made of
+    config: Config,
+    seams: Seams,
+    parts: Parts,
+    inspector: Inspector,
+    saver: Saver,
+    messenger: OriginClient,
+    metrics: Metrics,
+) -> JobRunner:
+    return JobRunner(
+        jobs=SqlJobs(parts.catalog),
+        saver=saver,
+        messenger=messenger,
+        identify=inspector.identify,
+        public=inspector.public,
+        webhook_key=config.security.signing_keys[0] if config.security.signing_keys else None,
+        clock=seams.clock,
+        draw=random.random,
+        draw_id=lambda: secrets.token_hex(16),
+        timer=seams.timer,
+        sleep=seams.sleep,
+        counted=metrics.worked,
+    )
+
+
+def _watch_gauges(works: Works, origin: OriginClient) -> None:
+    """Show what is under way, and what is held, beside what is counted."""
+    watch, shelf = works.metrics.watch, works.parts.disk.shelf
+    watch("job_links_waiting", "Links that wait to be saved", lambda: works.jobs.waiting, shared=True)
+    watch("fills_in_flight", "Images being fetched", lambda: works.keeper.fills_in_air)
+    watch("fetches_waiting", "Fetches that wait for a place", lambda: origin.gates.waiting)
+    watch("hot_bytes", "Bytes of objects held in memory", lambda: shelf.copied_bytes)
+    watch("mapped_bytes", "Bytes of objects mapped into memory", lambda: shelf.mapped_bytes)
+    watch("store_free_bytes", "Bytes free on the local disk", lambda: works.health.free_bytes, shared=True)
 
 
 def _open_claims(config: Config, seams: Seams, place: Place) -> Claims:
@@ -352,6 +392,13 @@ def _prepare_healing(works: Works) -> Healer | None:
         refused=works.refusals,
         remove=works.keeper.remove,
     )
+    _show_backlog(works, healer)
+    return healer
+
+
+def _show_backlog(works: Works, healer: Healer) -> None:
+    """Have it told what waits for the store."""
+    watch = works.metrics.watch
 
     def oldest_s() -> float:
         oldest = healer.backlog.oldest if healer.backlog else None
@@ -363,7 +410,7 @@ def _prepare_healing(works: Works) -> Healer | None:
             return {"waiting": None, "oldest_s": None, "last_error": None}
         return {"waiting": backlog.images, "oldest_s": round(oldest_s()), "last_error": backlog.error}
 
-    health.fallback = tell
+    works.health.fallback = tell
     watch(
         "outbox_images",
         "Images that wait for the store",
@@ -371,7 +418,6 @@ def _prepare_healing(works: Works) -> Healer | None:
         shared=True,
     )
     watch("outbox_oldest_seconds", "Since when the oldest of them waits", oldest_s, shared=True)
-    return healer
 
 
 def _drop_of(parts: Parts) -> Callable[[Digest], Awaitable[None]]:
