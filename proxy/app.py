@@ -24,7 +24,6 @@ from proxy.supervisor import LEAVE, READY
 from proxy.web import api, images_api, jobs_api, openapi, rewrite_api, script
 from proxy.web import health as health_routes
 from proxy.web.bodies import Bodies
-from proxy.web.connection import Runner
 from proxy.web.delivery import COMMON_HEADERS
 from proxy.web.door import Door, Tokens
 from proxy.web.exchange import over_aiohttp
@@ -33,6 +32,7 @@ from proxy.web.prepared import BYTES_MAX as ANSWERS_BYTES_MAX
 from proxy.web.prepared import PreparedAnswers
 from proxy.web.problems import problems
 from proxy.web.records import records
+from proxy.web.runner import Runner
 from proxy.web.siblings import Siblings, relays
 from proxy.web.side_door import side_door
 from proxy.web.site import SERVER, SITE, Site

@@ -32,12 +32,12 @@ from proxy.core.errors import ImgkeepError
 from proxy.core.request import PLAIN, list_fields, read_fields
 from proxy.service.visit import Outcome
 from proxy.web.crowd import Crowd
-from proxy.web.delivery import FAST_BYTES_PER_S, UNSENT_BYTES_FAST, UNSENT_BYTES_MAX, limit_kernel_buffer
 from proxy.web.exchange import Ask, Part, encode_head
 from proxy.web.images import find_handler
+from proxy.web.outlet import Outlet
 from proxy.web.problems import explain
 from proxy.web.records import CLIENT_LEFT, tell
-from proxy.web.site import SITE, Notes
+from proxy.web.site import Notes
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -74,29 +74,26 @@ class Connection(web.RequestHandler):
         "_alone",
         "_answering",
         "_asked",
-        "_backlog",
         "_block",
-        "_fast",
         "_fields",
         "_following",
         "_fresh",
         "_held_up",
         "_idle_s",
         "_loaded",
+        "_outlet",
         "_part",
-        "_sending",
-        "_sent",
         "_site",
-        "_stall",
         "_transport",
         "_turns",
     )
 
-    def __init__(self, server: Connections, *, loop: asyncio.AbstractEventLoop, **limits: Any) -> None:
+    def __init__(self, server: web.Server, site: Site, *, loop: asyncio.AbstractEventLoop, **limits: Any) -> None:
         super().__init__(server, loop=loop, **limits)
-        self._site = server.site
+        self._site = site
         self._idle_s = self.keepalive_timeout
         self._transport: asyncio.Transport | None = None
+        self._outlet: Outlet
         self._fresh = True
         """Whether aiohttp was given nothing yet, and need not wait for anything."""
         self._aligned = True
@@ -119,38 +116,25 @@ class Connection(web.RequestHandler):
         self._asked: Asked | None = None
         """What `_block` says: most clients send the same fields with every request."""
         self._fields: CIMultiDict[str] | None = None
-        self._sending = False
-        self._sent: asyncio.Future[None] | None = None
-        """Somebody waits for the end of what is being sent."""
-        self._stall: asyncio.TimerHandle | None = None
-        self._backlog = (0, 0.0)
-        """How much was left to send when writing was paused, and when that was."""
-        self._fast = False
-        """Whether the client took what it was sent so quickly that the kernel may hold more of it."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)
-        self._transport.set_write_buffer_limits(high=0)  # so that we are told of anything that is not sent at once
-        limit_kernel_buffer(self._transport)
+        self._transport = transport = cast("asyncio.Transport", transport)
+        stall_timeout_s = self._site.stall_timeout_s
+        self._outlet = Outlet(transport, self._loop, stall_timeout_s=stall_timeout_s, taken=self._put_off_closing)
         super().connection_made(transport)
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        self._calm()
+        self._outlet.end()
         self._transport = None
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
-        self._sending = True
-        if self._transport is not None:
-            self._backlog = (self._transport.get_write_buffer_size(), self._loop.time())
-            self._watch(self._transport)
+        self._outlet.pause()
         super().pause_writing()
 
     def resume_writing(self) -> None:
-        now = self._loop.time()
-        self._next_keepalive_close_time = now + self._idle_s  # idle is who has all of the answer
-        self._heed_speed(now)
-        self._calm()
+        self._put_off_closing()  # idle is who has all of the answer
+        self._outlet.resume()
         super().resume_writing()
 
     def data_received(self, data: bytes) -> None:
@@ -191,8 +175,7 @@ class Connection(web.RequestHandler):
             async with asyncio.timeout(timeout):
                 while self._answering is not None:
                     await asyncio.wait([self._answering])
-                while self._sending:
-                    await self._wait_sent()
+                await self._outlet.drain()
         if isinstance(self._answering, asyncio.Task):
             self._answering.cancel()
         await super().shutdown(timeout)
@@ -205,7 +188,7 @@ class Connection(web.RequestHandler):
         if asked is None:
             self._aligned = False
             return False
-        if transport is not None and not self._sending and self._is_idle():
+        if transport is not None and not self._outlet.busy and self._is_idle():
             site = self._site
             start = site.timer()
             answer = site.prepared.find(target, start)
@@ -252,7 +235,7 @@ class Connection(web.RequestHandler):
     def _go_on(self) -> None:
         """The request at hand was answered, or has to be looked at again."""
         self._answering = None
-        self._next_keepalive_close_time = self._loop.time() + self._idle_s
+        self._put_off_closing()
         transport = self._transport
         if transport is None or transport.is_closing():
             return
@@ -367,15 +350,15 @@ class Connection(web.RequestHandler):
         return True
 
     async def _send_part(self, ask: Ask, transport: asyncio.Transport, head: bytes, part: Part) -> None:
-        """Send a part of a body at the client's own speed. `_check` sees to it that there is any."""
+        """Send a part of a body at the client's own speed. The outlet sees to it that there is any."""
+        outlet, chunked = self._outlet, part.end is None
         offset, piece = part.start, part.first
-        chunked = part.end is None
         try:
             transport.writelines((head, *_framed(piece, chunked=chunked)))
             offset += len(piece)
             while piece and offset != part.end:
-                if self._sending:
-                    await self._wait_sent()
+                if outlet.busy:
+                    await outlet.drain()
                 piece = await part.read(offset)
                 if transport.is_closing():
                     ask.notes.code = "client_left"
@@ -394,12 +377,6 @@ class Connection(web.RequestHandler):
             ask.notes.sent = offset - part.start
             await part.body.aclose()
 
-    async def _wait_sent(self) -> None:
-        """Wait until nothing is left to send, or nobody to send it to."""
-        if self._sent is None or self._sent.done():
-            self._sent = self._loop.create_future()
-        await asyncio.shield(self._sent)
-
     def _is_idle(self) -> bool:
         """Whether nobody has anything to answer."""
         if self._answering is not None:
@@ -412,10 +389,13 @@ class Connection(web.RequestHandler):
         if data and self._transport is not None:
             self.data_received(data)
 
+    def _put_off_closing(self) -> None:
+        self._next_keepalive_close_time = self._loop.time() + self._idle_s
+
     def _process_keepalive(self) -> None:
         """Close what has been idle for too long: not whom we are answering ourselves."""
         if self._answering is not None:
-            self._next_keepalive_close_time = self._loop.time() + self._idle_s
+            self._put_off_closing()
         super()._process_keepalive()
 
     def _tell(self, answer: Prepared, written: tuple[int, int], method: str, seconds: float) -> None:
@@ -427,35 +407,6 @@ class Connection(web.RequestHandler):
             tell(site, self._read_peer(), method, answer.route, notes, status, seconds)
         else:
             site.meter.answered(answer.route, "hit", status, size, seconds)
-
-    def _heed_speed(self, now: float) -> None:
-        """Everything was taken: have the kernel hold more, or again less, by how long that took."""
-        left, since = self._backlog
-        is_fast = left >= FAST_BYTES_PER_S * (now - since)
-        if left > UNSENT_BYTES_MAX and is_fast != self._fast and self._transport is not None:
-            self._fast = is_fast
-            limit_kernel_buffer(self._transport, UNSENT_BYTES_FAST if is_fast else UNSENT_BYTES_MAX)
-
-    def _watch(self, transport: asyncio.Transport) -> None:
-        """Break off when the client takes nothing for too long."""
-        timeout_s = self._site.stall_timeout_s
-        self._stall = self._loop.call_later(timeout_s, self._check, transport, transport.get_write_buffer_size())
-
-    def _check(self, transport: asyncio.Transport, size: int) -> None:
-        if transport.get_write_buffer_size() >= size:
-            transport.abort()
-            return
-        self._next_keepalive_close_time = self._loop.time() + self._idle_s
-        self._watch(transport)
-
-    def _calm(self) -> None:
-        """Nothing is left to send, or nobody to send it to."""
-        self._sending = False
-        if self._stall is not None:
-            self._stall.cancel()
-            self._stall = None
-        if self._sent is not None and not self._sent.done():
-            self._sent.set_result(None)
 
 
 def _framed(piece: bytes, *, chunked: bool) -> tuple[bytes, ...]:
@@ -470,46 +421,3 @@ def _is_part(data: bytes) -> bool:
     if len(data) < len(_HEAD):
         return _GET.startswith(data) or _HEAD.startswith(data)
     return data.startswith((_GET, _HEAD)) and _END not in data and len(data) <= HEAD_BYTES_MAX
-
-
-class Connections(web.Server):
-    """Makes connections for the requests that `base` handles."""
-
-    def __init__(self, base: web.Server, site: Site, **limits: Any) -> None:
-        super().__init__(base.request_handler, request_factory=base.request_factory)
-        self.site = site
-        self._limits = limits
-
-    def pass_on(self) -> None:
-        """Leave all requests on the connections there are to aiohttp, whose answers can end a connection."""
-        for connection in self.connections:
-            assert isinstance(connection, Connection)
-            connection.pass_on()
-
-    def __call__(self) -> Connection:
-        return Connection(self, loop=asyncio.get_running_loop(), **self._limits)
-
-
-class Runner(web.AppRunner):
-    """Runs an application behind our connections."""
-
-    def __init__(self, app: web.Application, *, shutdown_timeout: float, **limits: Any) -> None:
-        super().__init__(app, shutdown_timeout=shutdown_timeout, **limits)
-        self._limits = limits
-        self._shutdown_timeout_s = shutdown_timeout
-        self._connections: Connections | None = None
-
-    @property
-    def server(self) -> Connections | None:
-        base = super().server
-        if base is not None and self._connections is None:
-            self._connections = Connections(base, self.app[SITE], **self._limits)
-        return self._connections
-
-    async def shutdown(self) -> None:
-        server = self.server
-        if server is not None:
-            server.pre_shutdown()
-        await super().shutdown()
-        if server is not None:
-            await server.shutdown(self._shutdown_timeout_s)

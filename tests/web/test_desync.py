@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from proxy.web.connection import Connections
+from proxy.web.runner import Connections
 from tests.images import picture_of
 from tests.web.raw import port_of, request, target_of
 from tests.web.test_answers import gated

@@ -72,7 +72,8 @@ async def test_the_kernel_takes_little_for_a_reader_unless_it_is_fast(imgkeep: I
     assert isinstance(connection, Connection)
     assert connection.transport is not None
     sock = connection.transport.get_extra_info("socket")
-    left, _ = connection._backlog
+    outlet = connection._outlet
+    left, _ = outlet._backlog
     assert left > UNSENT_BYTES_MAX, "of the last answer most was left to send"
     now = asyncio.get_running_loop().time
     for size, seconds, limit in (
@@ -82,6 +83,6 @@ async def test_the_kernel_takes_little_for_a_reader_unless_it_is_fast(imgkeep: I
         (left, 60, UNSENT_BYTES_MAX),
     ):
         connection.pause_writing()
-        connection._backlog = (size, now() - seconds)
+        outlet._backlog = (size, now() - seconds)
         connection.resume_writing()
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT) == limit

@@ -1,0 +1,54 @@
+"""Runs an application of aiohttp behind connections of our own."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from aiohttp import web
+
+from proxy.web.connection import Connection
+from proxy.web.site import SITE, Site
+
+
+class Connections(web.Server):
+    """Makes connections for the requests that `base` handles."""
+
+    def __init__(self, base: web.Server, site: Site, **limits: Any) -> None:
+        super().__init__(base.request_handler, request_factory=base.request_factory)
+        self.site = site
+        self._limits = limits
+
+    def pass_on(self) -> None:
+        """Leave all requests on the connections there are to aiohttp, whose answers can end a connection."""
+        for connection in self.connections:
+            assert isinstance(connection, Connection)
+            connection.pass_on()
+
+    def __call__(self) -> Connection:
+        return Connection(self, self.site, loop=asyncio.get_running_loop(), **self._limits)
+
+
+class Runner(web.AppRunner):
+    """Runs an application behind our connections."""
+
+    def __init__(self, app: web.Application, *, shutdown_timeout: float, **limits: Any) -> None:
+        super().__init__(app, shutdown_timeout=shutdown_timeout, **limits)
+        self._limits = limits
+        self._shutdown_timeout_s = shutdown_timeout
+        self._connections: Connections | None = None
+
+    @property
+    def server(self) -> Connections | None:
+        base = super().server
+        if base is not None and self._connections is None:
+            self._connections = Connections(base, self.app[SITE], **self._limits)
+        return self._connections
+
+    async def shutdown(self) -> None:
+        server = self.server
+        if server is not None:
+            server.pre_shutdown()
+        await super().shutdown()
+        if server is not None:
+            await server.shutdown(self._shutdown_timeout_s)
