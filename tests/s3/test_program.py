@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
+import signal
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
-from tests.images import picture
-from tests.program import run, serving
+from tests.faults.test_workers import counted, crowd, drafts_of, many, workers
+from tests.images import picture, picture_of
+from tests.program import run, serving, until
+from tests.web.test_answers import gated
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
 
+    from tests.faults.test_workers import Worker
     from tests.origins import FakeOrigin
     from tests.program import Program
     from tests.s3.gate import Gate
@@ -23,7 +29,7 @@ def only_aws(server: S3Server, endpoint: str) -> dict[str, Any]:
     """Return settings that name the bucket as any AWS program would be told."""
     return {
         "store__url": "",
-        "store__timeout_s": "2",
+        "store__timeout_s": "10",
         "AWS_S3_BUCKET_NAME": server.bucket,
         "AWS_ACCESS_KEY_ID": server.key,
         "AWS_SECRET_ACCESS_KEY": server.secret,
@@ -32,10 +38,11 @@ def only_aws(server: S3Server, endpoint: str) -> dict[str, Any]:
     }
 
 
-async def waiting(program: Program) -> object:
-    fallback = (await program.ready())["fallback"]
-    assert isinstance(fallback, dict)
-    return fallback["waiting"]
+async def waits(program: Program, images: int) -> None:
+    """Wait until so many images wait for the bucket; a look is taken every second, or every five."""
+    async with asyncio.timeout(30):
+        while (await program.ready())["fallback"]["waiting"] != images:  # type: ignore[index] # noqa: ASYNC110 - it tells nobody
+            await asyncio.sleep(0.05)
 
 
 async def test_the_bucket_has_it_all_whatever_becomes_of_the_machine(
@@ -67,8 +74,7 @@ async def test_the_bucket_has_it_all_whatever_becomes_of_the_machine(
         program.kill()
     async with serving(folder, **settings) as program:
         await program.becomes("ready", within_s=30)
-        while await waiting(program) != 0:  # noqa: ASYNC110 - it tells nobody
-            await asyncio.sleep(0.05)
+        await waits(program, 0)
         assert len(await server.objects("v1/objects/")) == len(await server.objects("v1/records/")) == 8
         assert not list((folder / "v1").rglob("*.png"))
         program.kill()
@@ -83,3 +89,53 @@ async def test_the_bucket_has_it_all_whatever_becomes_of_the_machine(
     status, out, _ = await run(folder, "list", **settings)
     assert (status, out.count("\n")) == (0, 8)
     assert {origin.asked(f"/{n}.png") for n in range(8)} == {1}
+
+
+async def test_several_workers_share_a_bucket_what_waits_for_it_and_what_is_removed(
+    bucket: Callable[[str], S3Server],
+    gate_to: Callable[[S3Server], Awaitable[Gate]],
+    origin: FakeOrigin,
+    tmp_path: Path,
+) -> None:
+    server = bucket("rclone")
+    gate = await gate_to(server)
+    body = picture_of(2_000_000)
+    go_on = asyncio.Event()
+    large = origin.on("/large.png", gated(body, go_on, ahead=200_000))
+    fresh = {origin.gives(f"/{n}.png", picture(seed=n)): picture(seed=n) for n in range(6)}
+    async with serving(tmp_path / "data", server__workers="2", **only_aws(server, gate.endpoint)) as program:
+        async with many(program, large) as answers:
+            drafts = {draft for worker in workers(program).values() for draft in drafts_of(worker)}
+            assert len(drafts) == 1, "what is on its way to a bucket is read along, too"
+            go_on.set()
+            assert {await answer.read() == body for answer in answers} == {True}
+        assert origin.asked("/large.png") == 1
+        assert list((await server.objects("v1/objects/")).values()) == [body]
+
+        await gate.refuse()
+        for url, small in fresh.items():
+            assert {answer.body == small for answer in await crowd(program, url)} == {True}
+        await waits(program, len(fresh))
+        # Whichever worker looks after what waits: another one goes on where it was.
+        os.kill((await at_work(program)).pid, signal.SIGKILL)
+        await gate.open()
+        await until(lambda: len(workers(program)) == 2)
+        await waits(program, 0)
+        stored = await server.objects("v1/objects/")
+        assert sorted(stored.values()) == sorted([body, *fresh.values()])
+        assert await counted(program, "imgkeep_outbox_images") == 0
+        for url, small in fresh.items():
+            assert {answer.body == small for answer in await crowd(program, url)} == {True}
+        assert {origin.asked(f"/{n}.png") for n in range(6)} == {1}
+
+        target = f"http://{program.address}/api/images?src={quote(large, safe='')}"
+        async with program.session.delete(target) as removal:
+            assert removal.status == 200
+        assert {answer.status for answer in await crowd(program, large)} == {410}
+        assert len(await server.objects("v1/objects/")) == len(fresh)
+
+
+async def at_work(program: Program) -> Worker:
+    """Return the worker whose turn it is to do what one does for all."""
+    folder = next(iter(workers(program).values())).folder
+    return workers(program)[str((folder / "works").readlink())]
