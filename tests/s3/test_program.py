@@ -38,10 +38,16 @@ def only_aws(server: S3Server, endpoint: str) -> dict[str, Any]:
     }
 
 
+async def waiting(program: Program) -> object:
+    fallback = (await program.ready())["fallback"]
+    assert isinstance(fallback, dict)
+    return fallback["waiting"]
+
+
 async def waits(program: Program, images: int) -> None:
     """Wait until so many images wait for the bucket; a look is taken every second, or every five."""
     async with asyncio.timeout(30):
-        while (await program.ready())["fallback"]["waiting"] != images:  # type: ignore[index] # noqa: ASYNC110 - it tells nobody
+        while await waiting(program) != images:  # noqa: ASYNC110 - it tells nobody
             await asyncio.sleep(0.05)
 
 
