@@ -263,7 +263,7 @@ async def work(config: Config, place: Place, listening: Sequence[socket.socket],
         )
         await side.setup()
         try:
-            await web.UnixSite(side, str(site.siblings.socket_of(place.name))).start()
+            await web.UnixSite(side, str(site.siblings.socket_of(place.name)), backlog=1024).start()
             await running.works.join()
             running.works.own_ports.update(sock.getsockname()[1] for sock in listening)
             for sock in listening:

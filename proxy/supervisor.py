@@ -16,6 +16,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import logging
+import math
 import os
 import selectors
 import signal
@@ -43,6 +44,8 @@ READY: Final = b"R"
 LEAVE: Final = b"L"
 
 BACKLOG: Final = 1024
+FOLDER_BYTES_MAX: Final = 80
+"""The path of a socket has a hundred bytes at most (man 7 unix), its name in the folder some twenty."""
 
 DELAY_MIN_S: Final = 0.1
 DELAY_MAX_S: Final = 10
@@ -52,6 +55,8 @@ START_MAX_S: Final = 300
 """For one that is to replace another: a migration of a large catalog takes its time."""
 END_MAX_S: Final = 60
 """A worker has ended by itself by then (notice and grace of `app.py`)."""
+LAST_MAX_S: Final = 5
+"""A process that has nothing more to say is gone by then, unless its disk hangs."""
 LOOK_EVERY_S: Final = 1
 """At whether somebody takes too long."""
 
@@ -64,8 +69,11 @@ class _Worker:
     name: str
     process: subprocess.Popen[bytes]
     control: socket.socket
+    config: Config
     born_at: float
     ready: bool = False
+    silent: bool = False
+    """Whether it has ended, or is about to."""
     end_by: float | None = None
     """When it is killed."""
 
@@ -124,6 +132,8 @@ class Supervisor:
             self._slots = [_Slot(sockets) for sockets in self._bind(stack)]
             made = stack.enter_context(TemporaryDirectory(prefix="imgkeep-", ignore_cleanup_errors=True))
             self._folder = Path(made)
+            if len(os.fsencode(made)) > FOLDER_BYTES_MAX:
+                raise ConfigError("server.workers: the path of the temporary folder (TMPDIR) is too long for sockets")
             (self._folder / Place.CLAIMS).mkdir()
             self._lock_folder(stack)
             self._hear_signals(stack)
@@ -174,7 +184,7 @@ class Supervisor:
         for end in (ours, theirs):
             end.setblocking(False)
         stack.callback(signal.set_wakeup_fd, signal.set_wakeup_fd(theirs.fileno()))
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
             stack.callback(signal.signal, number, signal.signal(number, lambda *_: None))
         self._selector.register(ours, selectors.EVENT_READ, lambda: self._take_signals(ours.recv(64)))
 
@@ -186,15 +196,41 @@ class Supervisor:
                 self._end(0)
 
     def _start(self, slot: int) -> None:
-        """Start a process for a slot: as its worker, or to replace the one it has."""
+        """
+        Start a process for a slot: as its worker, or to replace the one it has.
+
+        Raises:
+            OSError: It cannot be started, and no worker could be yet.
+        """
+        place = self._slots[slot]
+        place.start_at = None
+        try:
+            worker = self._spawn(slot)
+        except OSError as error:
+            if not self._is_open:
+                raise
+            facts = {"slot": slot, "reason": error.strerror}
+            if place.worker is None:
+                self._start_later(place, "a worker cannot be started; trying again", facts)
+            else:
+                self._give_up(facts)
+            return
+        if place.worker is None:
+            place.worker = worker
+        else:
+            self._coming = worker
+            worker.end_by = worker.born_at + START_MAX_S
+
+    def _spawn(self, slot: int) -> _Worker:
+        """Start a process. Raises: OSError: The system does not."""
         self._serial += 1
         name = f"{slot}.{self._serial}"
         place = self._slots[slot]
-        place.start_at = None
         ours, theirs = socket.socketpair()
         descriptors = [sock.fileno() for sock in place.sockets]
         told = {"name": name, "slot": slot, "workers": len(self._slots), "folder": str(self._folder)}
-        with theirs:
+        with theirs, ExitStack() as stack:
+            stack.enter_context(ours)
             process = subprocess.Popen(  # noqa: S603 - ourselves
                 [
                     *self.command,
@@ -205,16 +241,13 @@ class Supervisor:
                 stdin=subprocess.PIPE,
                 pass_fds=[*descriptors, theirs.fileno()],
             )
-        worker = _Worker(slot, name, process, ours, time.monotonic())
+            stack.pop_all()
+        worker = _Worker(slot, name, process, ours, self.config, time.monotonic())
         assert process.stdin is not None
         with suppress(BrokenPipeError), process.stdin:  # if it is dead, we shall read that
             process.stdin.write(msgspec.json.encode(self.config))
         self._selector.register(ours, selectors.EVENT_READ, lambda: self._hear(worker))
-        if place.worker is None:
-            place.worker = worker
-        else:
-            self._coming = worker
-            worker.end_by = worker.born_at + START_MAX_S
+        return worker
 
     def _hear(self, worker: _Worker) -> None:
         try:
@@ -224,7 +257,11 @@ class Supervisor:
         if said == READY:
             self._welcome(worker)
         elif not said:
-            self._bury(worker)
+            self._selector.unregister(worker.control)
+            worker.control.close()
+            worker.silent = True
+            worker.end_by = min(worker.end_by or math.inf, time.monotonic() + LAST_MAX_S)
+            self._bury_dead()
 
     def _welcome(self, worker: _Worker) -> None:
         worker.ready = True
@@ -235,7 +272,8 @@ class Supervisor:
             if slot.worker is not None:
                 self._dismiss(slot.worker)
             slot.worker, slot.deaths, slot.start_at = worker, 0, None
-            if self._to_replace and self._to_replace[0] == worker.slot:
+            # After another reload meanwhile, it has to be replaced in its turn.
+            if self._to_replace and self._to_replace[0] == worker.slot and worker.config is self.config:
                 self._to_replace.popleft()
             self._replace_next()
         elif not self._is_open and self._status is None:
@@ -251,19 +289,18 @@ class Supervisor:
     def _dismiss(self, worker: _Worker) -> None:
         """Let a worker finish what it has begun, and go."""
         self._leaving.append(worker)
-        worker.end_by = time.monotonic() + END_MAX_S
+        worker.end_by = min(worker.end_by or math.inf, time.monotonic() + END_MAX_S)
         with suppress(OSError):
             worker.control.send(LEAVE)
 
-    def _bury(self, worker: _Worker) -> None:
-        """A worker has ended, or is about to."""
-        self._selector.unregister(worker.control)
-        worker.control.close()
-        try:
-            status = worker.process.wait(END_MAX_S if worker in self._leaving else LOOK_EVERY_S)
-        except subprocess.TimeoutExpired:
-            worker.process.kill()
-            status = worker.process.wait()
+    def _bury_dead(self) -> None:
+        for worker in self._all():
+            status = worker.process.poll() if worker.silent else None
+            if status is not None:
+                self._bury(worker, status)
+
+    def _bury(self, worker: _Worker, status: int) -> None:
+        """A worker has ended."""
         self._tidy(worker.name)
         facts = {"worker": worker.name, "pid": worker.process.pid, "exit_status": status}
         if worker in self._leaving:
@@ -271,21 +308,34 @@ class Supervisor:
             return
         if worker is self._coming:
             self._coming = None
-            self._to_replace.clear()
-            if self._status is None:
-                log.error("a new worker does not start; going on with those there are", extra=facts)
+            if worker.config is not self.config:
+                self._replace_next()
+            elif self._status is None:
+                self._give_up(facts)
             return
         slot = self._slots[worker.slot]
         slot.worker = None
         if self._status is not None:
-            self._status = self._status or _exit_status(status)
+            # One that was told to end before it could hear of it has done so.
+            is_well = status == -signal.SIGTERM and not worker.ready
+            self._status = self._status or (0 if is_well else _exit_status(status))
         elif not self._is_open:
             self._end(_exit_status(status) or 1)
         else:
-            slot.deaths = 1 if time.monotonic() - worker.born_at > LONG_LIFE_S else slot.deaths + 1
-            delay_s = min(DELAY_MIN_S * 2.0 ** (slot.deaths - 1), DELAY_MAX_S)
-            slot.start_at = time.monotonic() + delay_s
-            log.error("a worker has died and is started again", extra={**facts, "delay_s": delay_s})
+            if time.monotonic() - worker.born_at > LONG_LIFE_S:
+                slot.deaths = 0
+            self._start_later(slot, "a worker has died and is started again", facts)
+
+    def _start_later(self, slot: _Slot, why: str, facts: Mapping[str, object]) -> None:
+        slot.deaths += 1
+        delay_s = min(DELAY_MIN_S * 2.0 ** (slot.deaths - 1), DELAY_MAX_S)
+        slot.start_at = time.monotonic() + delay_s
+        log.error(why, extra={**facts, "delay_s": delay_s})
+
+    def _give_up(self, facts: Mapping[str, object]) -> None:
+        """End a reload."""
+        self._to_replace.clear()
+        log.error("a new worker does not start; going on with those there are", extra=facts)
 
     def _tidy(self, name: str) -> None:
         """Remove what a worker that has ended left behind: its claims, so that others can fetch, and its socket."""
@@ -344,7 +394,8 @@ class Supervisor:
             worker.end_by = worker.end_by or time.monotonic() + END_MAX_S
 
     def _look_at_clock(self) -> None:
-        """Start who is due, and kill who takes too long."""
+        """Bury who is dead, start who is due, and kill who takes too long."""
+        self._bury_dead()
         now = time.monotonic()
         for number, slot in enumerate(self._slots):
             if slot.start_at is not None and slot.start_at <= now and self._status is None:

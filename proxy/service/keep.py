@@ -262,7 +262,6 @@ class Keeper:
         """Wait until nothing is fetched for a key any more, however it ends."""
         fill = self._flights.find(key)
         if fill is None:
-            self._release(key)
             return
         fill.hold()
         try:

@@ -11,6 +11,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from proxy.collapse import Tide
+from proxy.core.errors import OriginError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -64,8 +65,9 @@ class Mirror:
         self._holders -= 1
         if self._holders > 0:
             return
+        # At once, so that nobody joins what is being closed.
+        self._tide.end(OriginError("nobody follows the image any more"))
         self._following.cancel()
-        await asyncio.wait([self._following])
         self._over()
         await self._file.aclose()
         if self._rest is not None:

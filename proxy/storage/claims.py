@@ -22,13 +22,17 @@ import fcntl
 import os
 from collections import deque
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from proxy.core.model import Place
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+
+LET_GO_MAX: Final = 16
+"""At a time, on the event loop: more than come, so that none is left, and few enough to take no time."""
 
 
 class Claims:
@@ -85,7 +89,9 @@ class Claims:
 
     def _let_go(self) -> None:
         now = self._timer()
-        while self._lingering and self._lingering[0][0] <= now:
+        for _ in range(LET_GO_MAX):
+            if not self._lingering or self._lingering[0][0] > now:
+                return
             until, key = self._lingering.popleft()
             if self._ours.get(key) == until:  # and was not claimed again
                 self._remove(key)

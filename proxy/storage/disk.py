@@ -52,7 +52,8 @@ class LocalBody:
         self.close()
 
     def close(self) -> None:
-        os.close(self._descriptor)
+        descriptor, self._descriptor = self._descriptor, -1  # the number may be another file's from now on
+        os.close(descriptor)
 
 
 def peek(path: Path, threads: Threads) -> LocalBody | None:

@@ -174,8 +174,9 @@ class LocalStore:
 
     async def put(self, draft: Draft, record: Record, replaces: Digest | None = None) -> Record:
         assert isinstance(draft, LocalDraft)
-        if draft.small is not None and self._commits.works:
-            await self._commits.put(bytes(draft.small), encode_record(record), record, replaces)
+        small = draft.small  # a thread that makes a file of it takes it away from the draft
+        if small is not None and self._commits.works:
+            await self._commits.put(bytes(small), encode_record(record), record, replaces)
             return record
         await self.run(self._commit, draft, record, replaces)
         draft.kept = True

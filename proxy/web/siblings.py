@@ -11,6 +11,7 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import errno
 from contextlib import AsyncExitStack, suppress
 from http import HTTPStatus
 from pathlib import Path
@@ -122,7 +123,8 @@ class Siblings:
             else:
                 end, path = read_growth(growth)
                 mirror = await ask.site.keeper.mirror(path, read_steps(answer), answer.close)
-                if mirror is None:
+                if mirror is None:  # it is being given its name
+                    await self.wait(holder, key)
                     return None
                 stack.push_async_callback(mirror.aclose)
                 part = Part(mirror, 0, end, await mirror.read(0, piece_size(0, end)), mirror)
@@ -253,14 +255,22 @@ class Siblings:
         fields: CIMultiDict[str],
         body: aiohttp.StreamReader | None = None,
     ) -> aiohttp.ClientResponse:
-        return await self._session(holder).request(
-            method,
-            url,
-            headers=fields,
-            data=body,
-            skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
-            allow_redirects=False,
-        )
+        give_up_at = asyncio.get_running_loop().time() + PATIENCE_S
+        while True:
+            try:
+                return await self._session(holder).request(
+                    method,
+                    url,
+                    headers=fields,
+                    data=body,
+                    skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
+                    allow_redirects=False,
+                )
+            except aiohttp.ClientConnectorError as error:
+                # Not dead: more of us are connecting than it has room for (man 7 unix).
+                if error.errno != errno.EAGAIN or asyncio.get_running_loop().time() > give_up_at:
+                    raise
+                await asyncio.sleep(LOOK_EVERY_S)
 
     async def _see_freed(self, holder: str, key: str) -> None:
         """
