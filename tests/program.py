@@ -130,13 +130,14 @@ async def serving(
     folder: Path,
     *,
     under: Sequence[str] = (),
+    interpreter: str = sys.executable,
     prepare: Callable[[], None] | None = None,
     **settings: str,
 ) -> AsyncGenerator[Program]:
     """Run `python -m proxy serve` until the end of the block, `under` another program where that is given."""
     process = await asyncio.create_subprocess_exec(
         *under,
-        sys.executable,
+        interpreter,
         "-m",
         "proxy",
         "serve",
@@ -190,11 +191,17 @@ def need_strace() -> None:
 
 
 @asynccontextmanager
-async def injecting(program: Program, calls: str, error: str) -> AsyncGenerator[None]:
-    """Let these system calls of a running program fail with `error` until the end of the block."""
+async def injecting(
+    program: Program, calls: str, error: str = "", *, delay_us: int = 0, pid: int | None = None
+) -> AsyncGenerator[None]:
+    """
+    Let these system calls of a running program, or of one process of it, fail with `error` until the end of the block,
+    or take so much longer.
+    """
+    what = f"error={error}" if error else f"delay_exit={delay_us}"
     tracer = await asyncio.create_subprocess_exec(
-        *("strace", "-f", "-o", "/dev/null", "-p", str(program.process.pid)),
-        *("-e", f"trace={calls}", "-e", f"inject={calls}:error={error}"),
+        *("strace", "-f", "-o", "/dev/null", "-p", str(pid or program.process.pid)),
+        *("-e", f"trace={calls}", "-e", f"inject={calls}:{what}"),
         stderr=asyncio.subprocess.PIPE,
     )
     assert tracer.stderr is not None

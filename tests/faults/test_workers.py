@@ -8,6 +8,7 @@ import os
 import re
 import resource
 import signal
+import sys
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ import aiohttp
 import pytest
 
 from tests.images import picture, picture_of
-from tests.program import serving, until
+from tests.program import ROOT, injecting, need_strace, run, serving, until
 from tests.web.raw import request, split, talk, target_of
 from tests.web.test_answers import gated
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 ASKED: int = 30
 """So many new connections that none of three workers is left out."""
+REAL_INTERPRETER = Path(sys.executable).resolve()
 OLD: int = 6
 """So many of HTTP/1.0."""
 
@@ -311,6 +313,87 @@ async def test_a_reload_loses_no_request(tmp_path: Path, origin: FakeOrigin) -> 
         assert {(answer.status, answer.body == body) for answer in answers} == {(200, True)}
         assert await program.process.wait() == 0
     assert json.loads(program.log[-1])["message"] == "stopped"
+
+
+async def test_who_asks_while_an_image_is_given_its_name_gets_it(tmp_path: Path, origin: FakeOrigin) -> None:
+    need_strace()
+    body = picture_of(150_000)
+    gate = asyncio.Event()
+    url = origin.on("/a.png", gated(body, gate, ahead=100_000))
+    async with serving(tmp_path / "data", server__workers="2") as program:
+        first = asyncio.create_task(program.img(url))
+        pid = (await holder(program)).pid
+        async with injecting(program, "fsync", delay_us=300_000, pid=pid):
+            gate.set()
+            asking = []
+            while not first.done():
+                asking.append(asyncio.create_task(program.img(url)))
+                await asyncio.sleep(0.02)
+            answers = await asyncio.gather(*asking)
+        assert len(answers) > 5
+        assert {(answer.status, answer.body == body) for answer in answers} == {(200, True)}
+        assert origin.asked("/a.png") == 1
+
+
+async def test_a_reload_during_a_reload_reaches_every_worker(tmp_path: Path, origin: FakeOrigin) -> None:
+    settings = tmp_path / "config.toml"
+    settings.write_text("[log]\naccess = false\n")
+    async with serving(tmp_path / "data", server__workers="2") as program:
+        before = workers(program).keys()
+        program.process.send_signal(signal.SIGHUP)
+        await until(lambda: len(workers(program)) == 3)
+        (new,) = workers(program).keys() - before
+        settings.write_text("[log]\naccess = true\n")
+        program.process.send_signal(signal.SIGHUP)
+        await until(lambda: said(program, "reloading") == 2)
+        # What the first one has started is not what the second one wants, whether it lives or dies.
+        os.kill(workers(program)[new].pid, signal.SIGKILL)
+        await until(lambda: said(program, "reloaded") == 1, within_s=20)
+        assert said(program, "a new worker does not start; going on with those there are") == 0
+        await until(lambda: not workers(program).keys() & (before | {new}))
+        url = origin.gives("/a.png", picture())
+        await crowd(program, url)
+        await until(lambda: said(program, "request") == ASKED)
+
+
+async def test_a_program_that_cannot_be_started_ends_a_reload_and_nothing_else(
+    tmp_path: Path, origin: FakeOrigin
+) -> None:
+    interpreter = tmp_path / "python"
+    interpreter.symlink_to(REAL_INTERPRETER)
+    url = origin.gives("/a.png", picture())
+    # An interpreter elsewhere finds no environment around it.
+    paths = os.pathsep.join([str(ROOT), *filter(None, sys.path)])
+    folder = tmp_path / "data"
+    async with serving(folder, interpreter=str(interpreter), PYTHONPATH=paths, server__workers="2") as program:
+        before = workers(program).keys()
+        interpreter.unlink()
+        program.process.send_signal(signal.SIGHUP)
+        await until(lambda: said(program, "a new worker does not start; going on with those there are") == 1)
+        assert workers(program).keys() == before
+        os.kill(next(iter(workers(program).values())).pid, signal.SIGKILL)
+        await until(lambda: said(program, "a worker cannot be started; trying again") > 1)
+        interpreter.symlink_to(REAL_INTERPRETER)
+        await until(lambda: len(workers(program)) == 2)
+        assert {answer.status for answer in await crowd(program, url)} == {200}
+
+
+async def test_sigterm_while_a_worker_starts_again_is_a_good_end(tmp_path: Path) -> None:
+    async with serving(tmp_path / "data", server__workers="2") as program:
+        victim = workers(program).popitem()[1]
+        os.kill(victim.pid, signal.SIGKILL)
+        await until(lambda: said(program, "a worker has died and is started again") == 1)
+        await until(lambda: len(workers(program)) == 2)
+        program.process.send_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(program.process.wait(), 20) == 0
+
+
+async def test_a_temporary_folder_too_deep_for_sockets_is_told_at_start(tmp_path: Path) -> None:
+    deep = tmp_path / ("d" * 90)
+    deep.mkdir()
+    status, _, err = await run(tmp_path / "data", "serve", server__workers="2", TMPDIR=str(deep))
+    assert status == 2
+    assert "TMPDIR" in err
 
 
 def _slowly(body: bytes) -> Script:

@@ -646,6 +646,21 @@ async def test_a_mirror_ends_as_what_it_mirrors_does() -> None:
         await drain(delivery)
 
 
+async def test_a_mirror_that_its_last_reader_has_left_is_over_at_once() -> None:
+    world = World()
+    world.origin.gives(URL, lambda: Feed(len(IMAGE)).push(IMAGE[:30_000]))
+    delivery = await world.ask(URL)
+    reader = await mirror(world, delivery)
+    closing = asyncio.create_task(reader.aclose())
+    await asyncio.sleep(0)
+    assert reader.ended, "so nobody joins"
+    with pytest.raises(OriginError):
+        await reader.read(29_999, 1)
+    await closing
+    await world.keeper.aclose()
+    await delivery.body.aclose()
+
+
 async def test_a_mirror_without_memory_for_what_no_disk_takes_is_a_fault() -> None:
     world = World(memory_bytes=len(IMAGE))
     midway(world)

@@ -53,6 +53,21 @@ def test_a_claim_on_what_was_kept_lingers_until_every_look_up_began_later(tmp_pa
     assert second.take(KEY) is None
 
 
+def test_few_are_let_go_at_a_time_and_all_in_the_end(tmp_path: Path, timer: Timer) -> None:
+    first = claims(tmp_path, "0.1", timer)
+    for number in range(100):
+        first.take(str(number))
+        first.release(str(number), kept=True)
+    timer.seconds += 10
+    left = []
+    for _ in range(10):
+        first.release("none of ours")
+        first.take("x")
+        left.append(len(list(tmp_path.iterdir())) - 1)
+    assert left[0] >= 100 - 2 * 16
+    assert left[-1] == 0
+
+
 def test_nothing_is_left_at_the_end(tmp_path: Path, timer: Timer) -> None:
     first = claims(tmp_path, "0.1", timer)
     for key in ("a", "b", "c"):
