@@ -9,6 +9,8 @@ Rules:
   has nothing to say.
 - A body that the server reads from a file itself (`http.response.pathsend`) is left alone. One that may mix such parts
   with pieces (`http.response.zerocopysend`) cannot be known before it is too late, so that is not offered.
+- Who asks for a part of a page gets the page: the application is asked again, for all of it.
+- What was held back goes out when the application fails.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from urllib.parse import quote
 
 from proxy.sites.body import Body, Streamed, Unaltered, Whole
 from proxy.sites.links import PATH_SAFE, SiteLinks
-from proxy.sites.responses import DIGESTS, plan, revalidated, rewritten
+from proxy.sites.responses import DIGESTS, is_part, plan, revalidated, rewritten
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, MutableMapping
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     App: TypeAlias = Callable[[Any, Any, Any], Awaitable[None]]
 
 _ZERO_COPY: Final = "http.response.zerocopysend"
+_RANGE: Final = frozenset({b"range", b"if-range"})
 
 
 class Imgkeep:
@@ -49,21 +52,40 @@ class Imgkeep:
         extensions = scope.get("extensions") or {}
         if _ZERO_COPY in extensions:
             scope = {**scope, "extensions": {name: each for name, each in extensions.items() if name != _ZERO_COPY}}
-        answer = _Answer(scope, send, self._site)
-        await self._app(scope, receive, answer.send)
+        whole = _without_range(scope)  # before the application changes what it is given
+        answer = _Answer(scope, send, self._site, may_be_part=whole is not None)
+        await self._answer(answer, scope, receive)
+        if answer.is_part and whole is not None:
+            answer = _Answer(whole, send, self._site, may_be_part=False)
+            await self._answer(answer, whole, _anew(receive))
         await answer.end()
+
+    async def _answer(self, answer: _Answer, scope: Message, receive: Receive) -> None:
+        try:
+            await self._app(scope, receive, answer.send)
+        except Exception:
+            await answer.abandon()
+            raise
 
 
 class _Answer:
-    """One response. `held` is its start while that waits, `body` is there while it is rewritten."""
+    """
+    One response. `held` is its start while that waits, `body` is there while it is rewritten.
 
-    def __init__(self, scope: MutableMapping[str, Any], send: Send, site: SiteLinks) -> None:
-        self._scope, self._send, self._site = scope, send, site
+    Attributes:
+        is_part: It was a part of a page, and nobody has got anything of it.
+    """
+
+    def __init__(self, scope: Message, send: Send, site: SiteLinks, *, may_be_part: bool) -> None:
+        self._scope, self._send, self._site, self._may_be_part = scope, send, site, may_be_part
+        self.is_part = False
         self._held: Message | None = None
         self._body: Body | None = None
 
     async def send(self, message: Message) -> None:
         """Be the `send` of the application."""
+        if self.is_part:
+            return
         kind = message["type"]
         if kind == "http.response.start":
             await self._start(message)
@@ -83,9 +105,19 @@ class _Answer:
             held, self._held, self._body = self._held, None, None
             await self._send(held)
 
+    async def abandon(self) -> None:
+        """Let what is held back of the body go out: nothing will come any more."""
+        if self._body is not None and self._held is None:
+            data, self._body = self._body.abandon(), None
+            if data:
+                await self._send({"type": "http.response.body", "body": data, "more_body": True})
+
     async def _start(self, message: Message) -> None:
         headers = [(_text(name), _text(value)) for name, value in message.get("headers", ())]
         status = message["status"]
+        self.is_part = self._may_be_part and is_part(self._scope["method"], status, headers)
+        if self.is_part:
+            return
         planned = plan(self._scope["method"], status, headers)
         if planned is None:
             if status == 304:
@@ -136,9 +168,25 @@ class _Answer:
     def _page_url(self) -> str | None:
         scope = self._scope
         root, path = scope.get("root_path", ""), scope["path"]
-        path = quote(path if path.startswith(root) else f"{root}{path}", PATH_SAFE)
+        path = quote(path if path.startswith(root) else f"{root}{path}", PATH_SAFE, errors="replace")
         query = _text(scope.get("query_string") or b"")
         return self._site.page_url(scope.get("scheme", "http"), self._header(b"host"), path, query)
+
+
+def _without_range(scope: Message) -> Message | None:
+    """Return the scope of a request for all of what a part is asked for; `None`: none is."""
+    headers = [(name, value) for name, value in scope.get("headers", ()) if name.lower() not in _RANGE]
+    return None if len(headers) == len(scope.get("headers", ())) else {**scope, "headers": headers}
+
+
+def _anew(receive: Receive) -> Receive:
+    """Give a request without a body, and then what comes."""
+    request: list[Message] = [{"type": "http.request", "body": b"", "more_body": False}]
+
+    async def give() -> Message:
+        return request.pop() if request else await receive()
+
+    return give
 
 
 def _with_headers(start: Message, length: int | None) -> Message:

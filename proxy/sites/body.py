@@ -118,6 +118,13 @@ class Body:
             if self._left:
                 raise CutShort(f"the application sent {self._left} bytes less than its Content-Length")
 
+    def abandon(self) -> bytes:
+        """Return what is held back: the application has failed, and nothing will come any more."""
+        if self._is_done:
+            return b""
+        self._is_done = True
+        return b"".join(self._rest())
+
     def _rewritten(self, data: bytes) -> Iterator[bytes]:
         if self._passes:
             yield data

@@ -86,6 +86,16 @@ def plan(method: str, status: int, headers: Headers) -> Plan | None:
     return Plan(method != "HEAD", int(lengths[0]) if lengths else None, coding, told[1] if told else None)
 
 
+def is_part(method: str, status: int, headers: Headers) -> bool:
+    """
+    Whether a response is a part of what is rewritten as a whole. Its ranges are those of other bytes (RFC 9110, 14), so
+    who puts parts together that they have and parts that they get has neither page.
+    """
+    if status != 206 or method != "GET":
+        return False
+    return plan(method, 200, [(name, value) for name, value in headers if name.lower() != "content-range"]) is not None
+
+
 def rewritten(headers: Headers, length: int | None) -> list[tuple[str, str]]:
     """
     Return the headers of a response that is rewritten.

@@ -9,25 +9,30 @@ Rules:
 - What the server is told about one that is rewritten waits for the first piece of its body. For each piece that the
   application yields one is yielded, be it empty; what it writes is written at once.
 - The application's iterable is closed whenever ours is.
+- Who asks for a part of a page gets the page: the application is asked again, for all of it.
+- What was held back goes out when the application fails.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
 from proxy.sites.body import Body, Streamed, Unaltered, Whole
 from proxy.sites.links import PATH_SAFE, SiteLinks
-from proxy.sites.responses import plan, revalidated, rewritten
+from proxy.sites.responses import is_part, plan, revalidated, rewritten
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Generator, Iterable, Iterator
     from typing import Unpack
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
     from proxy.sites.links import Options
 
     Write = Callable[[bytes], object]
+
+
+_RANGE: Final = frozenset({"HTTP_RANGE", "HTTP_IF_RANGE"})
 
 
 class Imgkeep:
@@ -39,6 +44,9 @@ class Imgkeep:
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         answer = _Answer(environ, start_response, self._site)
+        if "HTTP_RANGE" in environ:  # applications may change what they are given
+            whole = {name: value for name, value in environ.items() if name not in _RANGE}
+            answer.ask_whole = lambda: self._app(whole, answer.start)
         return answer.over(self._app(environ, answer.start))
 
 
@@ -47,7 +55,7 @@ class _Answer:
     One response.
 
     `held` is what the application has told and the server has not been told yet; `body` is there from then on until it
-    turns out that the response is left alone.
+    turns out that the response is left alone. `ask_whole` asks the application for all of what it gave a part of.
     """
 
     def __init__(self, environ: WSGIEnvironment, start_response: StartResponse, site: SiteLinks) -> None:
@@ -56,7 +64,9 @@ class _Answer:
         self._body: Body | None = None
         self._is_started = False
         self._is_head = False
+        self._is_part = False
         self._server_write: Write | None = None
+        self.ask_whole: Callable[[], Iterable[bytes]] | None = None
 
     def start(self, status: str, headers: list[tuple[str, str]], exc_info: Any = None, /) -> Write:
         """Be the `start_response` of the application."""
@@ -68,7 +78,11 @@ class _Answer:
             # The server raises if something has gone out, and else takes this in the place of the first response.
             return self._pass_on(status, headers, exc_info)
         code = int(status[:3]) if status[:3].isdigit() else 0
-        planned = plan(self._environ.get("REQUEST_METHOD", ""), code, headers)
+        method = self._environ.get("REQUEST_METHOD", "")
+        if self.ask_whole is not None and is_part(method, code, headers):
+            self._is_part = True
+            return lambda _: None
+        planned = plan(method, code, headers)
         if planned is None:
             if_none_match = self._environ.get("HTTP_IF_NONE_MATCH", "")
             return self._pass_on(status, revalidated(code, headers, if_none_match), exc_info)
@@ -81,6 +95,11 @@ class _Answer:
 
     def over(self, pieces: Iterable[bytes]) -> Iterable[bytes]:
         """Return what to give to the server in the place of the application's iterable."""
+        if self._is_part and self.ask_whole is not None:
+            _close(pieces)
+            ask_whole, self.ask_whole = self.ask_whole, None
+            self._is_started = self._is_part = False
+            return self.over(ask_whole())
         if self._is_started and self._body is None and not self._is_head:
             return pieces
         if isinstance(pieces, (list, tuple)) and self._held is not None:
@@ -88,15 +107,29 @@ class _Answer:
             return list(self._push(b"".join(pieces), is_last=True))
         return _Pieces(pieces, self._each(pieces))
 
-    def _each(self, pieces: Iterable[bytes]) -> Iterator[bytes]:
-        for piece in pieces:
-            is_silent = True
-            for made in self._push(piece, is_last=False):
-                if made:
-                    is_silent = False
-                    yield made
-            if is_silent:
-                yield b""
+    def _each(self, pieces: Iterable[bytes]) -> Generator[bytes]:
+        try:
+            for piece in pieces:
+                if self._is_part:
+                    break
+                is_silent = True
+                for made in self._push(piece, is_last=False):
+                    if made:
+                        is_silent = False
+                        yield made
+                if is_silent:
+                    yield b""
+        except Exception:
+            if self._body is not None and self._held is None:
+                yield self._body.abandon()
+            raise
+        if self._is_part:
+            whole = self.over(())
+            try:
+                yield from whole
+            finally:
+                _close(whole)
+            return
         # Answers to HEAD, too, have a piece: servers that see none tell that the length is 0.
         yield from self._push(b"", is_last=True)
 
@@ -145,13 +178,18 @@ class _Answer:
 class _Pieces:
     """An iterable that is closed with another one, also where nobody iterates."""
 
-    def __init__(self, source: Iterable[bytes], pieces: Iterator[bytes]) -> None:
+    def __init__(self, source: Iterable[bytes], pieces: Generator[bytes]) -> None:
         self._source, self._pieces = source, pieces
 
     def __iter__(self) -> Iterator[bytes]:
         return self._pieces
 
     def close(self) -> None:
-        close = getattr(self._source, "close", None)
-        if close is not None:
-            close()
+        self._pieces.close()
+        _close(self._source)
+
+
+def _close(pieces: Iterable[bytes]) -> None:
+    close = getattr(pieces, "close", None)
+    if close is not None:
+        close()

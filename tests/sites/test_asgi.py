@@ -213,6 +213,61 @@ async def test_relative_links_are_the_sites(scope: dict[str, Any], wanted: bytes
     assert sent[1]["body"] == b"<img src='https://k.example/img?src=" + wanted + b"'>"
 
 
+async def test_a_path_that_is_no_text_breaks_nothing() -> None:
+    headers = [(b"host", b"s.example")]
+    sent = await ask(says(start(), part(b"<img src='https://h.example/a.png'>")), path="/\ud800", headers=headers)
+    assert b"k.example" in sent[1]["body"]
+
+
+@pytest.mark.parametrize("header", [HTML, (b"content-type", b"text/html")])
+async def test_what_was_held_back_goes_out_when_the_application_fails(header: tuple[bytes, bytes]) -> None:
+    sent: list[MutableMapping[str, Any]] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    async def app(_scope: Any, _receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [header]})
+        await send(part(PAGE, more=True))
+        await send(part(b"<p><img src=", more=True))
+        raise LookupError("late")
+
+    scope = {"type": "http", "method": "GET", "path": "/", "query_string": b"", "headers": []}
+    with pytest.raises(LookupError, match="late"):
+        await Imgkeep(app, **OPTIONS)(scope, _silent, send)
+    assert b"".join(message["body"] for message in sent[1:]) == WANTED + b"<p><img src="
+    assert all(message["more_body"] for message in sent[1:]), "so that the server breaks off"
+
+
+async def test_who_asks_for_a_part_of_a_page_gets_the_page() -> None:
+    received: list[str] = []
+
+    async def app(scope: Any, receive: Receive, send: Send) -> None:
+        received.append((await receive())["type"])
+        is_part = any(name == b"range" for name, _ in scope["headers"])
+        scope["path"] = "changed"
+        if is_part:
+            await send(start((b"content-range", b"bytes 40-99/100"), status=206))
+            await send(part(PAGE[40:]))
+        else:
+            await send(start())
+            await send(part(PAGE[:60], more=True))
+            await send(part(PAGE[60:]))
+
+    sent = await ask(app, headers=[(b"range", b"bytes=40-"), (b"if-range", b"x")])
+    assert sent[0] == start()
+    assert body_of(sent) == WANTED
+    assert received == ["http.disconnect", "http.request"]
+
+
+async def test_parts_of_what_is_no_page_stay_parts() -> None:
+    messages = [
+        {"type": "http.response.start", "status": 206, "headers": [(b"content-type", b"video/mp4")]},
+        part(b"0123456789"),
+    ]
+    assert await ask(says(*messages), headers=[(b"range", b"bytes=40-")]) == messages
+
+
 async def test_without_a_host_relative_links_stay() -> None:
     assert (await ask(says(start(), part(b"<img src='a.png'>"))))[1] == part(b"<img src='a.png'>")
 

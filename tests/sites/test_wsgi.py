@@ -13,7 +13,7 @@ from wsgiref.util import FileWrapper, setup_testing_defaults
 from wsgiref.validate import validator
 
 import pytest
-from flask import Flask, Response, make_response, request
+from flask import Flask, Response, make_response, request, send_file
 
 from proxy.sites.body import CutShort
 from proxy.sites.wsgi import Imgkeep
@@ -256,6 +256,75 @@ def test_an_error_where_nothing_has_gone_out_goes_out_as_it_is() -> None:
     assert server.told[-1] == ("500 Internal Server Error", dict([HTML]))
 
 
+@pytest.mark.parametrize("charset", ["; charset=utf-8", ""])
+def test_what_was_held_back_goes_out_when_the_application_fails(charset: str) -> None:
+    def app(_: WSGIEnvironment, start_response: StartResponse) -> Iterator[bytes]:
+        start_response("200 OK", [("Content-Type", f"text/html{charset}")])
+        yield PAGE
+        yield b"<p><img src="
+        raise LookupError("late")
+
+    server = Server(kept(app))
+    with pytest.raises(LookupError, match="late"):
+        server.run()
+    assert b"".join(server.written) == WANTED + b"<p><img src="
+
+
+RANGE = {"HTTP_RANGE": "bytes=40-", "HTTP_IF_RANGE": "Wed, 25 Nov 2026 10:00:00 GMT"}
+
+
+@pytest.mark.parametrize("kind", [list, iter], ids=["a list", "a generator"])
+@pytest.mark.parametrize("starts", ["at once", "late"])
+def test_who_asks_for_a_part_of_a_page_gets_the_page(kind: Callable[[list[bytes]], Any], starts: str) -> None:
+    closed: list[str] = []
+
+    class Pieces:
+        def __init__(self, name: str, pieces: list[bytes]) -> None:
+            self.name, self.pieces = name, kind(pieces)
+
+        def __iter__(self) -> Iterator[bytes]:
+            yield from self.pieces
+
+        def close(self) -> None:
+            closed.append(self.name)
+
+    def begun(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        if "HTTP_RANGE" in environ:
+            environ["PATH_INFO"] = "/changed"
+            size = len(PAGE)
+            start_response("206 Partial Content", [HTML, ("Content-Range", f"bytes 40-{size - 1}/{size}")])
+            return Pieces("part", [PAGE[40:]])
+        assert "HTTP_IF_RANGE" not in environ
+        assert environ["PATH_INFO"] == "/"
+        start_response("200 OK", [HTML])
+        return Pieces("whole", [PAGE[:60], PAGE[60:]])
+
+    def late(environ: WSGIEnvironment, start_response: StartResponse) -> Iterator[bytes]:
+        pieces = begun(environ, start_response)
+        try:
+            yield from pieces
+        finally:
+            pieces.close()  # type: ignore[attr-defined]
+
+    server = Server(kept(begun if starts == "at once" else late), **RANGE)
+    assert server.run() == WANTED
+    assert server.told == [("200 OK", dict([HTML]))]
+    assert sorted(closed) == ["part", "whole"]
+
+
+def test_parts_of_what_is_no_page_stay_parts() -> None:
+    headers = [("Content-Type", "video/mp4"), ("Content-Range", "bytes 40-49/50")]
+    pieces = [b"0123456789"]
+
+    def app(_: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        start_response("206 Partial Content", headers)
+        return pieces
+
+    server = Server(kept(app), **RANGE)
+    assert server.result is pieces
+    assert server.told == [("206 Partial Content", dict(headers))]
+
+
 def test_starting_twice_is_an_error_as_ever() -> None:
     def app(_: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         start_response("200 OK", [HTML])
@@ -366,6 +435,10 @@ def flask() -> Flask:
     def plain() -> bytes:
         return PLAIN
 
+    @app.get("/file")
+    def file() -> Response:
+        return send_file(BytesIO(PAGE), "text/html", last_modified=1_700_000_000, etag="one")
+
     @app.get("/streamed")
     def streamed() -> Response:
         return Response(iter([PAGE[:50], PAGE[50:]]), mimetype="text/html")
@@ -375,6 +448,9 @@ def flask() -> Flask:
 
 def test_flask(flask: Flask) -> None:
     client = flask.test_client()
+    page = client.get("/file")
+    part = client.get("/file", headers={"Range": "bytes=40-", "If-Range": page.headers["Last-Modified"]})
+    assert (page.data, part.status_code, part.data) == (WANTED, 200, WANTED)
     page = client.get("/page")
     assert page.data == WANTED
     assert page.content_length == len(WANTED)
