@@ -21,7 +21,7 @@ from proxy.core.errors import SourceRejected
 from proxy.core.identity import BUILT_IN, read_catalogue
 from proxy.core.policy import Policy
 from proxy.core.signing import KEY_CHARS_MIN
-from proxy.core.source import read_source
+from proxy.core.source import read_base
 from proxy.core.store_url import Bucket, Folder
 from proxy.core.store_url import read_store_url as read_place
 
@@ -371,10 +371,10 @@ def _check_networks(setting: str, networks: Sequence[str]) -> None:
 
 def _check_base_url(setting: str, url: str) -> None:
     try:
-        if url and "?" in read_source(url).target:
-            raise ConfigError(f"{setting}: must not have a query")
+        if url:
+            read_base(url)
     except SourceRejected as error:
-        raise ConfigError(f"{setting}: {error}") from None
+        raise ConfigError(f"{setting}: {error}".replace("the source URL", "it")) from None
 
 
 def read_store_url(setting: str, url: str) -> Folder | Bucket:

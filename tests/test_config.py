@@ -110,8 +110,14 @@ def test_every_setting_can_come_from_the_environment(section: str, key: str) -> 
         pytest.param(
             {"server": {"public_url": "https://a.example/?b=1"}},
             {},
-            "server.public_url: must not have a query",
+            "server.public_url: it must have neither a query nor a fragment",
             id="public URL with query",
+        ),
+        pytest.param(
+            {"server": {"public_url": "https://a.example/#b"}},
+            {},
+            "server.public_url: it must have neither a query nor a fragment",
+            id="public URL with fragment",
         ),
         pytest.param(
             {"fetch": {"user_agent": "a\nb"}},

@@ -7,6 +7,8 @@ the work grows with the length alone; `difflib`, which looks for partners, may t
 
 from __future__ import annotations
 
+import os
+import re
 from difflib import SequenceMatcher
 from typing import TYPE_CHECKING, Final
 
@@ -14,6 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 CONTEXT: Final = 3
+_UNSAFE: Final = re.compile(rb'[\x00-\x20"\\\x7f]')
+_UNSAFE_IN_QUOTES: Final = re.compile(rb'[\x00-\x1f"\\\x7f]')
+_ESCAPES: Final = {b'"': b'\\"', b"\\": b"\\\\", b"\t": b"\\t", b"\n": b"\\n", b"\r": b"\\r"}
 NO_END: Final = b"\\ No newline at end of file\n"
 
 Step = tuple[int, int, int, int]
@@ -25,7 +30,8 @@ def unified(before: bytes, after: bytes, name: str) -> Iterator[bytes]:
     old, new = _lines(before), _lines(after)
     hunks = list(_hunks(_changes(old, new)))
     if hunks:
-        yield f"--- {name}\n+++ {name}\n".encode("utf-8", "surrogateescape")
+        quoted = _quoted(name)
+        yield b"--- " + quoted + b"\n+++ " + quoted + b"\n"
     for hunk in hunks:
         first, last = max(hunk[0][0] - CONTEXT, 0), min(hunk[-1][1] + CONTEXT, len(old))
         shift, growth = hunk[0][2] - hunk[0][0], hunk[-1][3] - hunk[-1][1]
@@ -38,6 +44,14 @@ def unified(before: bytes, after: bytes, name: str) -> Iterator[bytes]:
             yield from _marked(b"+", new[new_start:new_end])
             at = end
         yield from _marked(b" ", old[at:last])
+
+
+def _quoted(name: str) -> bytes:
+    """Return a name as GNU diff and git write it: in quotes, escaped as in C, where it would not be read back whole."""
+    data = os.fsencode(name)
+    if not _UNSAFE.search(data):
+        return data
+    return b'"' + _UNSAFE_IN_QUOTES.sub(lambda byte: _ESCAPES.get(byte[0], b"\\%03o" % byte[0][0]), data) + b'"'
 
 
 def _lines(data: bytes) -> list[bytes]:

@@ -131,7 +131,7 @@ class Rewriting:
 
     def _print_diff(self, page: Page, outcome: Outcome) -> None:
         assert outcome.held is not None
-        self._out.writelines(unified(outcome.held.data, outcome.document, page.name))
+        self._out.writelines(unified(outcome.held.data, outcome.document, str(page.path)))
 
     @staticmethod
     def _complain(page: Page, outcome: Outcome, say: Callable[[str], object]) -> int:

@@ -113,6 +113,19 @@ def read_source(text: str) -> Source:
     return source
 
 
+def read_base(text: str) -> Source:
+    """
+    Read a URL that paths are put behind, as `server.public_url`.
+
+    Raises:
+        InvalidSource, SourceForbidden: as `read_source`; or it has a query or a fragment, which paths would end up in.
+    """
+    source = read_source(text)
+    if "?" in text or "#" in text:
+        raise InvalidSource("the source URL must have neither a query nor a fragment")
+    return source
+
+
 def read_img_query(query: str) -> ImgQuery:
     """
     Read the query of `/img`: the source as it stands or percent-encoded, and our own parameters.

@@ -13,7 +13,7 @@ from proxy.core.identity import BUILT_IN, read_catalogue
 from proxy.core.rewrite import Hosts, ImgLinks, Temporary, rewrite_html
 from proxy.core.rewrite.links import Page
 from proxy.core.signing import KEY_CHARS_MIN
-from proxy.core.source import read_source
+from proxy.core.source import read_base, read_source
 from proxy.sites.saver import saver_for
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ def tell(message: str, error: Exception) -> None:
 def _check_url(name: str, url: str) -> None:
     try:
         if url:
-            read_source(url)
+            read_base(url)
     except SourceRejected as error:
         raise ValueError(f"{name}: {error}".replace("the source URL", "it")) from None
 

@@ -160,6 +160,23 @@ def test_differences_of_all_kinds_can_be_applied(tmp_path: Path, before: bytes, 
     assert file.read_bytes() == after
 
 
+@pytest.mark.parametrize(
+    "name", ["a b", 'say "a"', "back\\slash", "tab\tbed", "süß", " ahead", "behind ", os.fsdecode(b"\xff")], ids=ascii
+)
+def test_files_of_any_name_can_be_patched(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    if shutil.which("patch") is None:
+        cannot("patch is not installed")
+    file = tmp_path / f"{name}.html"
+    file.write_bytes(PAGE)
+    monkeypatch.chdir(tmp_path)
+    status, out, _ = command("--diff", file.name)
+    assert status == 1
+    subprocess.run(["patch", "-p0", "--binary", "--fuzz=0"], input=out, cwd=tmp_path, check=True, capture_output=True)
+    assert file.read_bytes() == NEW_PAGE
+
+
 def test_no_difference_is_nothing_and_many_take_no_longer_than_the_text() -> None:
     text = b"same\nsame\nlink\nsame\n" * 50_000
     assert list(unified(text, text, "file")) == []

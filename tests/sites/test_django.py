@@ -86,6 +86,34 @@ async def streamed_later(_: HttpRequest) -> StreamingHttpResponse:
     return StreamingHttpResponse(pieces())
 
 
+def part(request: HttpRequest) -> HttpResponse:
+    if "Range" in request.headers:
+        return HttpResponse(PAGE[40:], status=206, headers={"Content-Range": f"bytes 40-{len(PAGE) - 1}/{len(PAGE)}"})
+    return HttpResponse(PAGE)
+
+
+async def part_later(request: HttpRequest) -> HttpResponse:
+    return part(request)
+
+
+def failing(_: HttpRequest) -> StreamingHttpResponse:
+    def pieces() -> Iterator[bytes]:
+        yield PAGE
+        yield b"<p><img src="
+        raise LookupError("late")
+
+    return StreamingHttpResponse(pieces())
+
+
+async def failing_later(_: HttpRequest) -> StreamingHttpResponse:
+    async def pieces() -> AsyncIterator[bytes]:
+        yield PAGE
+        yield b"<p><img src="
+        raise LookupError("late")
+
+    return StreamingHttpResponse(pieces())
+
+
 class Headless(View):
     """Answers to HEAD itself."""
 
@@ -101,6 +129,10 @@ urlpatterns = [
     path("304", not_modified),
     path("streamed", streamed),
     path("streamed-later", streamed_later),
+    path("part", part),
+    path("part-later", part_later),
+    path("failing", failing),
+    path("failing-later", failing_later),
     path("headless", Headless.as_view()),
 ]
 
@@ -110,6 +142,33 @@ def test_a_page_is_rewritten() -> None:
         response = Client().get(url)
         assert response.content == WANTED
         assert (response.get("Content-Length"), response["ETag"]) == (length, 'W/"a"')
+
+
+def test_who_asks_for_a_part_of_a_page_gets_the_page() -> None:
+    response = Client().get("/part", headers={"Range": "bytes=40-", "If-Range": "x"})
+    assert (response.status_code, response.content) == (200, WANTED)
+    later = asyncio.run(AsyncClient().get("/part-later", headers={"Range": "bytes=40-"}))
+    assert (later.status_code, later.content) == (200, WANTED)
+
+
+def streaming(response: Any) -> Any:
+    return response.streaming_content
+
+
+def test_what_was_held_back_goes_out_when_a_view_fails() -> None:
+    got: list[bytes] = []
+    with pytest.raises(LookupError, match="late"):
+        got.extend(streaming(Client().get("/failing")))
+    assert b"".join(got) == WANTED + b"<p><img src="
+
+    async def read() -> None:
+        got.clear()
+        async for piece in streaming(await AsyncClient().get("/failing-later")):
+            got.append(piece)  # noqa: PERF401 - all that comes before the failure
+
+    with pytest.raises(LookupError, match="late"):
+        asyncio.run(read())
+    assert b"".join(got) == WANTED + b"<p><img src="
 
 
 def test_a_page_without_links_stays() -> None:

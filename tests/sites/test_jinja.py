@@ -105,6 +105,8 @@ def test_a_function_that_fails_leaves_the_link(caplog: pytest.LogCaptureFixture)
     [
         ({"public_url": "img.example.com"}, "public_url: it is not an absolute http:// or https:// URL"),
         ({"public_url": "", "site_url": "https://u:p@h.example"}, "site_url: it carries user information"),
+        ({"public_url": "https://k.example/#f"}, "public_url: it must have neither a query nor a fragment"),
+        ({"public_url": "https://k.example/?a=b"}, "public_url: it must have neither a query nor a fragment"),
         ({"public_url": "", "which": "temporry"}, "which: is temporary, all"),
         ({"public_url": "", "which": ["https://h.example"]}, "which: "),
         ({"public_url": "", "signing_key": "short"}, "signing_key: has to have 16 characters"),

@@ -5,6 +5,8 @@ Rules:
 - It works in synchronous and in asynchronous chains, and changes neither into the other.
 - Where it stands does not matter much: under `GZipMiddleware` pages need not be unpacked, under
   `ConditionalGetMiddleware` tags are made of what is sent.
+- Who asks for a part of a page gets the page: the view is asked again, for all of it.
+- What was held back goes out when a view fails in the middle.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from django.http import StreamingHttpResponse
 
 from proxy.sites.body import Body, Streamed, Unaltered, Whole
 from proxy.sites.django.site import configured
-from proxy.sites.responses import Plan, plan, revalidated, rewritten
+from proxy.sites.responses import Plan, is_part, plan, revalidated, rewritten
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator
@@ -41,10 +43,27 @@ class ImgkeepMiddleware:
     def __call__(self, request: HttpRequest) -> HttpResponseBase | Awaitable[HttpResponseBase]:
         if self._is_async:
             return self._later(request)
-        return _changed(request, self._get_response(request))
+        response = self._get_response(request)
+        if _asks_anew(request, response):
+            response = self._get_response(request)
+        return _changed(request, response)
 
     async def _later(self, request: HttpRequest) -> HttpResponseBase:
-        return _changed(request, await self._get_response(request))
+        response = await self._get_response(request)
+        if _asks_anew(request, response):
+            response = await self._get_response(request)
+        return _changed(request, response)
+
+
+def _asks_anew(request: HttpRequest, response: HttpResponseBase) -> bool:
+    """Whether this is a part of a page; then the request is for all of it from now on."""
+    if not is_part(request.method or "", response.status_code, list(response.items())):
+        return False
+    response.close()
+    for name in ("HTTP_RANGE", "HTTP_IF_RANGE"):
+        request.META.pop(name, None)
+    vars(request).pop("headers", None)  # is made of META, once
+    return True
 
 
 def _changed(request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:
@@ -92,15 +111,23 @@ def _stream(response: Any, body: Body) -> None:
 
 
 def _each(pieces: Iterable[bytes], body: Body) -> Iterator[bytes]:
-    for piece in pieces:
-        yield from filter(None, body.feed(piece))
+    try:
+        for piece in pieces:
+            yield from filter(None, body.feed(piece))
+    except Exception:
+        yield body.abandon()
+        raise
     yield from filter(None, body.close())
 
 
 async def _each_later(pieces: AsyncIterable[bytes], body: Body) -> AsyncIterator[bytes]:
-    async for piece in pieces:
-        for made in filter(None, body.feed(piece)):
-            yield made
+    try:
+        async for piece in pieces:
+            for made in filter(None, body.feed(piece)):
+                yield made
+    except Exception:
+        yield body.abandon()
+        raise
     for made in filter(None, body.close()):
         yield made
 
