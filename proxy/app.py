@@ -107,6 +107,7 @@ def build(config: Config, seams: Seams = REAL, place: Place | None = None) -> we
 
     app.cleanup_ctx.append(open_site)
     app.on_response_prepare.append(_sign)
+    app.on_response_prepare.append(_end_misread)
     if place is not None:
         app.on_response_prepare.append(_say_goodbye)
     return app
@@ -128,6 +129,13 @@ def _add_api(router: web.UrlDispatcher) -> None:
 async def _sign(_request: web.Request, response: web.StreamResponse) -> None:
     """Say who answers."""
     response.headers["Server"] = SERVER
+
+
+async def _end_misread(request: web.Request, response: web.StreamResponse) -> None:
+    """Nobody knows where a body ends that could not be read, so the next request cannot be found (RFC 9112, 9.3)."""
+    if request.content.exception() is not None:
+        response.force_close()
+        response.headers["Connection"] = "close"
 
 
 async def _say_goodbye(request: web.Request, response: web.StreamResponse) -> None:

@@ -169,6 +169,11 @@ class Connection(web.RequestHandler):
         self._aligned = False
         self._try_again()
 
+    def log_exception(self, *args: Any, **how: Any) -> None:
+        """Log what nobody foresaw: not that a body is other than it was said to be, which anybody can send."""
+        if not isinstance(how.get("exc_info"), web.RequestPayloadError):
+            super().log_exception(*args, **how)
+
     async def shutdown(self, timeout: float | None = 15.0) -> None:  # noqa: ASYNC109 - aiohttp's signature
         """Close, once what was written is sent, or after `timeout` seconds."""
         with suppress(TimeoutError):
