@@ -44,8 +44,8 @@ READY: Final = b"R"
 LEAVE: Final = b"L"
 
 BACKLOG: Final = 1024
-FOLDER_BYTES_MAX: Final = 80
-"""The path of a socket has a hundred bytes at most (man 7 unix), its name in the folder some twenty."""
+FOLDER_BYTES_MAX: Final = 90
+"""The path of a socket has 107 bytes at most (man 7 unix); this leaves room for `/999.999999.sock`."""
 
 DELAY_MIN_S: Final = 0.1
 DELAY_MAX_S: Final = 10
