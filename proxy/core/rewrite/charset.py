@@ -79,7 +79,11 @@ OPAQUE: Final = frozenset({"opaque", "x-user-defined"})
 # What a page says of itself and browsers read as another (#prescan-a-byte-stream-to-determine-its-encoding).
 _IN_META: Final = {"utf-16-be": "utf-8", "utf-16-le": "utf-8", "x-user-defined": "cp1252"}
 
-_CONTENT: Final = re.compile(r"charset[\t\n\f\r ]*=[\t\n\f\r ]*[\"']?([^\t\n\f\r \"';]+)", re.ASCII | re.IGNORECASE)
+# #extracting-character-encodings-from-meta-elements; a quote that is not closed tells nothing, and ends the search.
+_CONTENT: Final = re.compile(
+    r"charset[\t\n\f\r ]*=[\t\n\f\r ]*(?:\"([^\"]*)\"|'([^']*)'|([^\t\n\f\r \"';][^\t\n\f\r ;]*)|)",
+    re.ASCII | re.IGNORECASE,
+)
 
 
 def codec_of(label: str) -> str | None:
@@ -120,7 +124,7 @@ def _told_by(head: str, tag: tags.Tag) -> str | None:
     label = attributes.get("charset")
     if label is None and attributes.get("http-equiv", "").lower() == "content-type":
         match = _CONTENT.search(attributes.get("content", ""))
-        label = match[1] if match else None
+        label = "".join(match.groups("")) if match else None
     return codec_of(label) if label else None
 
 
