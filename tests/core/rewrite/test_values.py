@@ -148,6 +148,7 @@ def urls(text: str) -> list[str]:
         ("p}{)]background:url(a)", ["a"]),
         ("p{a:b\\", []),
         ("é{background:url(é)}\x00{b:url(a\x01)}", ["é"]),
+        ("p{background:-web\u212ait-image-set('a');mar\u212aer:url(b);-WEBKIT-FILTER:url(c)}", ["b"]),
         ("p{color:red}", []),
     ],
 )
