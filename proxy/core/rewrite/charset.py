@@ -25,57 +25,70 @@ BOM_BYTES: Final = 3
 
 _BOMS: Final = {b"\xef\xbb\xbf": "utf-8", b"\xfe\xff": "utf-16-be", b"\xff\xfe": "utf-16-le"}
 
-# https://encoding.spec.whatwg.org/#names-and-labels, by the codecs that read them as a browser does; names that say
-# less than is meant come first.
-_CODECS: Final = {
-    codec: frozenset(labels.split())
-    for codec, labels in {
-        "utf-8": "utf-8 utf8 unicode-1-1-utf-8 unicode11utf8 unicode20utf8 x-unicode20utf8",
-        "utf-16-le": "utf-16 utf-16le ucs-2 unicode iso-10646-ucs-2 csunicode unicodefeff",
-        "utf-16-be": "utf-16be unicodefffe",
-        "cp1252": "iso-8859-1 iso8859-1 iso88591 iso_8859-1 latin1 l1 ascii us-ascii cp819 ibm819 windows-1252 cp1252 "
-        "x-cp1252 ansi_x3.4-1968 csisolatin1 iso-ir-100 x-user-defined",
-        "cp1254": "iso-8859-9 iso8859-9 iso88599 iso_8859-9 latin5 l5 windows-1254 cp1254 x-cp1254 csisolatin5",
-        "cp874": "iso-8859-11 iso8859-11 iso885911 tis-620 windows-874 dos-874",
-        "gb18030": "gb18030 gbk x-gbk gb2312 gb_2312 gb_2312-80 chinese csgb2312 csiso58gb231280 iso-ir-58",
-        "big5hkscs": "big5 big5-hkscs cn-big5 csbig5 x-x-big5",
-        "cp932": "shift_jis shift-jis sjis x-sjis ms_kanji ms932 windows-31j csshiftjis",
-        "euc_jp": "euc-jp x-euc-jp cseucpkdfmtjapanese",
-        "cp949": "euc-kr ks_c_5601-1987 ks_c_5601-1989 ksc5601 ksc_5601 korean windows-949 cseuckr csksc56011987",
-        "koi8_r": "koi8-r koi8_r koi8 koi cskoi8r",
-        "koi8_u": "koi8-u koi8-ru",
-        "mac_roman": "macintosh mac x-mac-roman csmacintosh",
-        "mac_cyrillic": "x-mac-cyrillic x-mac-ukrainian",
-        "cp866": "ibm866 cp866 866 csibm866",
-    }.items()
+# https://encoding.spec.whatwg.org/#names-and-labels, by the codecs that read them as a browser does.
+_LABELS: Final = {
+    "utf-8": "unicode-1-1-utf-8 unicode11utf8 unicode20utf8 utf-8 utf8 x-unicode20utf8",
+    "utf-16-be": "unicodefffe utf-16be",
+    "utf-16-le": "csunicode iso-10646-ucs-2 ucs-2 unicode unicodefeff utf-16 utf-16le",
+    "cp866": "866 cp866 csibm866 ibm866",
+    "iso8859_2": "csisolatin2 iso-8859-2 iso-ir-101 iso8859-2 iso88592 iso_8859-2 iso_8859-2:1987 l2 latin2",
+    "iso8859_3": "csisolatin3 iso-8859-3 iso-ir-109 iso8859-3 iso88593 iso_8859-3 iso_8859-3:1988 l3 latin3",
+    "iso8859_4": "csisolatin4 iso-8859-4 iso-ir-110 iso8859-4 iso88594 iso_8859-4 iso_8859-4:1988 l4 latin4",
+    "iso8859_5": "csisolatincyrillic cyrillic iso-8859-5 iso-ir-144 iso8859-5 iso88595 iso_8859-5 iso_8859-5:1988",
+    "iso8859_6": "arabic asmo-708 csiso88596e csiso88596i csisolatinarabic ecma-114 iso-8859-6 iso-8859-6-e "
+    "iso-8859-6-i iso-ir-127 iso8859-6 iso88596 iso_8859-6 iso_8859-6:1987",
+    "iso8859_7": "csisolatingreek ecma-118 elot_928 greek greek8 iso-8859-7 iso-ir-126 iso8859-7 iso88597 iso_8859-7 "
+    "iso_8859-7:1987 sun_eu_greek",
+    "iso8859_8": "csiso88598e csisolatinhebrew hebrew iso-8859-8 iso-8859-8-e iso-ir-138 iso8859-8 iso88598 iso_8859-8 "
+    "iso_8859-8:1988 visual csiso88598i iso-8859-8-i logical",
+    "iso8859_10": "csisolatin6 iso-8859-10 iso-ir-157 iso8859-10 iso885910 l6 latin6",
+    "iso8859_13": "iso-8859-13 iso8859-13 iso885913",
+    "iso8859_14": "iso-8859-14 iso8859-14 iso885914",
+    "iso8859_15": "csisolatin9 iso-8859-15 iso8859-15 iso885915 iso_8859-15 l9",
+    "iso8859_16": "iso-8859-16",
+    "koi8_r": "cskoi8r koi koi8 koi8-r koi8_r",
+    "koi8_u": "koi8-ru koi8-u",
+    "mac_roman": "csmacintosh mac macintosh x-mac-roman",
+    "cp874": "dos-874 iso-8859-11 iso8859-11 iso885911 tis-620 windows-874",
+    "cp1250": "cp1250 windows-1250 x-cp1250",
+    "cp1251": "cp1251 windows-1251 x-cp1251",
+    "cp1252": "ansi_x3.4-1968 ascii cp1252 cp819 csisolatin1 ibm819 iso-8859-1 iso-ir-100 iso8859-1 iso88591 "
+    "iso_8859-1 iso_8859-1:1987 l1 latin1 us-ascii windows-1252 x-cp1252",
+    "cp1253": "cp1253 windows-1253 x-cp1253",
+    "cp1254": "cp1254 csisolatin5 iso-8859-9 iso-ir-148 iso8859-9 iso88599 iso_8859-9 iso_8859-9:1989 l5 latin5 "
+    "windows-1254 x-cp1254",
+    "cp1255": "cp1255 windows-1255 x-cp1255",
+    "cp1256": "cp1256 windows-1256 x-cp1256",
+    "cp1257": "cp1257 windows-1257 x-cp1257",
+    "cp1258": "cp1258 windows-1258 x-cp1258",
+    "mac_cyrillic": "x-mac-cyrillic x-mac-ukrainian",
+    "gb18030": "chinese csgb2312 csiso58gb231280 gb2312 gb_2312 gb_2312-80 gbk iso-ir-58 x-gbk gb18030",
+    "big5hkscs": "big5 big5-hkscs cn-big5 csbig5 x-x-big5",
+    "euc_jp": "cseucpkdfmtjapanese euc-jp x-euc-jp",
+    "cp932": "csshiftjis ms932 ms_kanji shift-jis shift_jis sjis windows-31j x-sjis",
+    "cp949": "cseuckr csksc56011987 euc-kr iso-ir-149 korean ks_c_5601-1987 ks_c_5601-1989 ksc5601 ksc_5601 "
+    "windows-949",
+    "opaque": "csiso2022jp iso-2022-jp csiso2022kr hz-gb-2312 iso-2022-cn iso-2022-cn-ext iso-2022-kr replacement",
+    "x-user-defined": "x-user-defined",
 }
-_NUMBERED: Final = (
-    (re.compile(r"(?:windows-|x-cp|cp)(125[0-8])"), "cp"),
-    (re.compile(r"iso[-_]?8859[-_]?([2-8]|1[03-6])(?:-[ei])?"), "iso8859_"),
+_CODECS: Final = {label: codec for codec, labels in _LABELS.items() for label in labels.split()}
+
+OPAQUE: Final = frozenset({"opaque", "x-user-defined"})
+"""Stand for encodings in which a `<` need not be one, or whose characters are no text."""
+
+# What a page says of itself and browsers read as another (#prescan-a-byte-stream-to-determine-its-encoding).
+_IN_META: Final = {"utf-16-be": "utf-8", "utf-16-le": "utf-8", "x-user-defined": "cp1252"}
+
+# #extracting-character-encodings-from-meta-elements; a quote that is not closed tells nothing, and ends the search.
+_CONTENT: Final = re.compile(
+    r"charset[\t\n\f\r ]*=[\t\n\f\r ]*(?:\"([^\"]*)\"|'([^']*)'|([^\t\n\f\r \"';][^\t\n\f\r ;]*)|)",
+    re.ASCII | re.IGNORECASE,
 )
-_LATIN: Final = {
-    f"{name}{n}": f"iso8859_{part}" for n, part in ((2, 2), (3, 3), (4, 4), (6, 10)) for name in ("latin", "l")
-}
-OPAQUE: Final = "opaque"
-"""Stands for encodings in which a `<` need not be one."""
-
-_OPAQUE: Final = frozenset({
-    "iso-2022-jp", "csiso2022jp", "iso-2022-kr", "csiso2022kr", "iso-2022-cn", "iso-2022-cn-ext", "hz-gb-2312",
-    "replacement", "utf-7",
-})  # fmt: skip
-
-_CONTENT: Final = re.compile(r"charset[\t\n\f\r ]*=[\t\n\f\r ]*[\"']?([^\t\n\f\r \"';]+)", re.ASCII | re.IGNORECASE)
 
 
 def codec_of(label: str) -> str | None:
-    """Return the codec that a name of an encoding means; `None` for one that browsers do not know."""
-    label = label.strip("\t\n\f\r ").lower()
-    if label in _OPAQUE:
-        return OPAQUE
-    for pattern, prefix in _NUMBERED:
-        if match := pattern.fullmatch(label):
-            return prefix + match[1]
-    return next((codec for codec, labels in _CODECS.items() if label in labels), _LATIN.get(label))
+    """Return the codec that a label means, or one of `OPAQUE`; `None` for one that browsers do not know."""
+    return _CODECS.get(tags.lowered(label.strip("\t\n\f\r ")))
 
 
 def find_codec(head: bytes, told: str | None) -> str | None:
@@ -101,8 +114,7 @@ def _from_meta(head: str) -> str | None:
             continue
         tag = tags.read_tag(head, at)
         if tag is not None and tag.name == "meta" and not tag.is_end and (codec := _told_by(head, tag)):
-            # The page could not say so if it were in UTF-16.
-            return "utf-8" if codec.startswith("utf-16") else codec
+            return _IN_META.get(codec, codec)
         at = at + 1 if tag is None else tag.end
     return None
 
@@ -112,7 +124,7 @@ def _told_by(head: str, tag: tags.Tag) -> str | None:
     label = attributes.get("charset")
     if label is None and attributes.get("http-equiv", "").lower() == "content-type":
         match = _CONTENT.search(attributes.get("content", ""))
-        label = match[1] if match else None
+        label = "".join(match.groups("")) if match else None
     return codec_of(label) if label else None
 
 

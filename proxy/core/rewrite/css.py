@@ -12,6 +12,7 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from proxy.core.rewrite.patterns import many
+from proxy.core.rewrite.tags import lowered
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -98,7 +99,7 @@ class _Reader:
             elif kind == "mark":
                 self._note_mark(match["mark"])
             elif kind is not None:
-                name = _unescaped(match["name"]).lower()
+                name = lowered(_unescaped(match["name"]))
                 if kind != "function":
                     self._note_name(name, is_property=kind == "colon")
                     continue

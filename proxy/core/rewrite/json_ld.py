@@ -2,7 +2,8 @@
 Where the links to images are in JSON-LD.
 
 They are the strings under the names in `IMAGES`, alone or in lists; of objects under these names, and of every object
-whose `@type` is `ImageObject`, also `url` and `contentUrl`. Text that is not JSON holds no link.
+whose `@type` is `ImageObject`, also `url` and `contentUrl`. A relative one with white space in it is text, as is what
+is not JSON.
 """
 
 from __future__ import annotations
@@ -20,6 +21,11 @@ IMAGES: Final = frozenset({
 """Properties of schema.org whose value is an image or its link."""
 
 _OF_IMAGES: Final = frozenset({"url", "contentUrl"})
+_LISTS: Final = frozenset({"@list", "@set"})
+"""An object with one of these means the list in it (JSON-LD 1.1, 4.3)."""
+
+_TEXT: Final = re.compile(r"\s*+(?![A-Za-z][A-Za-z0-9+.-]*+:)\S++\s++\S")
+"""No scheme, and white space within."""
 
 _STRING: Final = '"' + many(r'[^"\\]++|\\.') + '"'
 _TOKEN: Final = re.compile(rf"(?P<string>{_STRING})(?P<colon>[\t\n\r ]*+:)?|(?P<mark>[\[\]{{}}])", re.DOTALL)
@@ -31,7 +37,7 @@ class _Container:
     An object or a list that is being read.
 
     Attributes:
-        key: The name whose value is being read; a list has that of the object it is in.
+        key: The name whose value is being read; a list has that of the object it is in, and so have `_LISTS`.
         is_image: Whether it stands under one of `IMAGES`, or says that it is one.
         told: The links that count if it is one.
     """
@@ -54,7 +60,8 @@ def find_links(text: str) -> list[tuple[int, int, str]]:
     for match in _TOKEN.finditer(text):
         inner = open_[-1]
         if match["colon"] is not None:
-            inner.key = json.loads(match["string"])
+            name = json.loads(match["string"])
+            inner.key = open_[-2].key if name in _LISTS else name
         elif match["string"] is not None:
             # The types of an object may be a list, and so may its links.
             _note_string(match, inner if inner.is_object else open_[-2], inner, links)
@@ -70,10 +77,12 @@ def find_links(text: str) -> list[tuple[int, int, str]]:
 
 def _note_string(match: re.Match[str], owner: _Container, inner: _Container, links: list[tuple[int, int, str]]) -> None:
     start, end = match.span("string")
-    link = (start + 1, end - 1, json.loads(match["string"]))
-    if inner.key in IMAGES:
-        links.append(link)
-    elif inner.key == "@type" and link[2] == "ImageObject":
-        owner.is_image = True
+    text = json.loads(match["string"])
+    if inner.key == "@type":
+        owner.is_image = owner.is_image or text == "ImageObject"
+    elif _TEXT.match(text):
+        return
+    elif inner.key in IMAGES:
+        links.append((start + 1, end - 1, text))
     elif inner.key in _OF_IMAGES:
-        owner.told.append(link)
+        owner.told.append((start + 1, end - 1, text))

@@ -132,10 +132,10 @@ class Page:
         self._base_is_told = False
 
     def note_base(self, text: str) -> None:
-        """Heed the first `<base href>`; one that is no http(s) URL changes nothing but that there was one."""
+        """Heed the first `<base href>`."""
         if not self._base_is_told:
             self._base_is_told = True
-            self._base = resolve.read(resolve.trimmed(text), self._url) or self._url
+            self._base = resolve.read_base(text, self._url)
 
     def replacement(self, text: str) -> str | None:
         """Return what to write for a link, in printable ASCII; `None`: leave it alone."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Final
 
@@ -30,6 +31,9 @@ _HTML: Final = {
     **dict.fromkeys(("body", "table", "thead", "tbody", "tfoot", "tr", "td", "th"), _BACKGROUND),
 }
 _SVG: Final = {"image": {"href": Form.LINK, "xlink:href": Form.LINK}}
+
+_SPACE: Final = "\t\n\f\r "
+_WORD: Final = re.compile(rf"[^{_SPACE}]+")
 
 _ICONS: Final = frozenset({"icon", "apple-touch-icon", "apple-touch-icon-precomposed"})
 _META: Final = frozenset({
@@ -61,7 +65,7 @@ def _of_input(value: Callable[[str], str | None]) -> Iterator[tuple[str, Form]]:
 
 
 def _of_link(value: Callable[[str], str | None]) -> Iterator[tuple[str, Form]]:
-    relations = set((value("rel") or "").lower().split())
+    relations = set(_words(value("rel") or ""))
     preloads = "preload" in relations and (value("as") or "").lower() == "image"
     if preloads or relations & _ICONS:
         yield "href", Form.LINK
@@ -70,9 +74,13 @@ def _of_link(value: Callable[[str], str | None]) -> Iterator[tuple[str, Form]]:
 
 
 def _of_meta(value: Callable[[str], str | None]) -> Iterator[tuple[str, Form]]:
-    names = f"{value('property') or ''} {value('name') or ''}".lower().split()
-    if not _META.isdisjoint(names):
+    if not _META.isdisjoint(_words(f"{value('property') or ''} {value('name') or ''}")):
         yield "content", Form.LINK
+
+
+def _words(text: str) -> list[str]:
+    """Return the words of a list in small letters. Other white space than that of ASCII is a part of them."""
+    return _WORD.findall(text.lower())
 
 
 _CONDITIONAL: Final = {"input": _of_input, "link": _of_link, "meta": _of_meta}
@@ -85,4 +93,4 @@ def is_style_sheet(kind: str | None) -> bool:
 
 def is_json_ld(kind: str | None) -> bool:
     """Whether a `script` element of this `type` holds JSON-LD."""
-    return (kind or "").partition(";")[0].strip().lower() == "application/ld+json"
+    return (kind or "").partition(";")[0].strip(_SPACE).lower() == "application/ld+json"

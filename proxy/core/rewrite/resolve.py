@@ -70,6 +70,19 @@ def read(text: str, base: Url | None) -> Url | None:
     return _with_authority(scheme, _SLASHES.sub("", rest, count=1))
 
 
+def read_base(text: str, page: Url | None) -> Url | None:
+    """
+    Return what links behind a `<base href>` are relative to; `None` if that is nothing that we would fetch.
+
+    See https://html.spec.whatwg.org/multipage/semantics.html#set-the-frozen-base-url.
+    """
+    text = trimmed(text)
+    match = _SCHEME.match(text)
+    if match is not None and match[1].lower() not in {"http", "https", "data", "javascript"}:
+        return None
+    return read(text, page) or page
+
+
 def _with_authority(scheme: str, text: str) -> Url | None:
     match = _AUTHORITY.fullmatch(text)
     if match is None or not match[1]:

@@ -73,7 +73,7 @@ class HtmlStream:
     def _begin(self) -> tuple[_Way, bytes]:
         codec = find_codec(self._head, self._charset)
         head, self._head = self._head, b""
-        if codec == OPAQUE:
+        if codec in OPAQUE:
             return _AsItIs(), head
         is_utf_16 = codec is not None and codec.startswith("utf-16")
         page = Page(self._linker, self._url, None if is_utf_16 or codec == "utf-8" else codec)

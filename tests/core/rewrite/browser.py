@@ -33,7 +33,7 @@ function placesOf(element) {
   if (name === "input") return value("type") === "image" ? ["src"] : [];
   if (name === "link") {
     const preloads = element.relList.contains("preload") && value("as") === "image";
-    const icons = /(^|\s)(icon|apple-touch-icon)(\s|$)/.test(value("rel"));
+    const icons = /(^|[\t\n\f\r ])(icon|apple-touch-icon)([\t\n\f\r ]|$)/.test(value("rel"));
     return [...(preloads || icons ? ["href"] : []), ...(preloads ? ["imagesrcset"] : [])];
   }
   if (name === "meta") {
@@ -61,7 +61,7 @@ function read(page) {
       }
       const is = name => node.namespaceURI === HTML && node.localName === name;
       const isCss = /^(text\/css)?$/i.test(node.getAttribute("type") || "");
-      const isJson = /^application\/ld\+json/.test(node.getAttribute("type") || "");
+      const isJson = /^[\t\n\f\r ]*application\/ld\+json/.test(node.getAttribute("type") || "");
       const isStyle = is("style") || (node.namespaceURI === SVG && node.localName === "style");
       if (isStyle && isCss && !node.childElementCount) {
         // What counts is the text right in it, in pieces where a comment stands in between.

@@ -14,6 +14,8 @@ _HTML = {
     "image in HTML": "<image src=§ href=¤>",
     "image in MathML": "<math><image src=¤ href=¤></image></math>",
     "icons": "<link rel='shortcut icon' href=§><link rel=apple-touch-icon href=§><link rel=ICON href=§>",
+    "words": "<link rel='x\ticon\fy' href=§><link rel='icon\xa0x' href=¤><link rel='icon\x0b' href=¤>"
+    "<link rel='icon&nbsp;' href=¤><link rel='icon&#12;x' href=§><meta property='og:image\u3000' content=¤>",
     "preload": "<link rel=preload as=image href=§ imagesrcset='§ 1x'><link rel=preload as=script href=¤ imagesrcset=¤>",
     "other links": "<link rel=stylesheet href=¤><link href=¤><link rel=canonical href=¤><a href=¤></a>",
     "meta": "<meta property=og:image content=§><meta property='og:image:secure_url' content=§>"
@@ -27,6 +29,8 @@ _HTML = {
     "style that is none": "<style type=text/less>p { background: url(¤) }</style>",
     "style that is open": "<style>p { background: url(§)",
     "JSON-LD": '<script type="application/ld+json; charset=utf-8">{"image": "§"}</script>',
+    "JSON-LD by its type": '<script type=" application/ld+json\n">{"image": "§"}</script>'
+    '<script type="\xa0application/ld+json">{"image": "¤"}</script>',
     "JSON-LD with scripts": '<script type=application/ld+json>"<script><!--"</script><img src=§>',
     "JSON-LD that is open": '<script type="application/ld+json">{"image": "§"}',
     "noscript": "<noscript><img src=§><noscript><base href=¤></noscript><img src=§>",

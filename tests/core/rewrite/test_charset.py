@@ -2,31 +2,44 @@
 
 from __future__ import annotations
 
+import json
+from codecs import lookup
+from pathlib import Path
+
 import pytest
 
 from proxy.core.rewrite import HtmlStream, rewrite_html
 from proxy.core.rewrite.charset import OPAQUE, codec_of, find_codec
 
+LABELS = json.loads((Path(__file__).parents[2] / "cases" / "encoding_labels.json").read_text("utf-8"))
+"""By encoding, all labels of the standard (https://encoding.spec.whatwg.org/#names-and-labels)."""
 
-@pytest.mark.parametrize(
-    ("label", "codec"),
-    [
-        (" UTF-8\n", "utf-8"),
-        ("latin1", "cp1252"),
-        ("windows-1251", "cp1251"),
-        ("ISO-8859-15", "iso8859_15"),
-        ("iso-8859-8-i", "iso8859_8"),
-        ("latin2", "iso8859_2"),
-        ("gb2312", "gb18030"),
-        ("Shift_JIS", "cp932"),
-        ("utf-16", "utf-16-le"),
-        ("iso-2022-jp", OPAQUE),
-        ("klingon", None),
-    ],
-)
-def test_names_of_encodings_mean_what_they_mean_to_a_browser(label: str, codec: str | None) -> None:
-    assert codec_of(label) == codec
-    assert codec in {None, OPAQUE} or "a".encode(codec or "")
+CODECS = {
+    "iso-8859-8-i": "iso-8859-8",
+    "windows-874": "cp874",
+    "x-mac-cyrillic": "mac-cyrillic",
+    "gbk": "gb18030",
+    "big5": "big5hkscs",
+    "shift_jis": "cp932",
+    "euc-kr": "cp949",
+}
+"""Of encodings that Python knows by another name, or of which it knows less than browsers do."""
+
+
+@pytest.mark.parametrize(("encoding", "label"), [(name, label) for name in LABELS for label in LABELS[name]])
+def test_a_label_means_what_the_standard_says(encoding: str, label: str) -> None:
+    codec = codec_of(f" {label.upper()}\n")
+    if encoding in {"iso-2022-jp", "replacement", "x-user-defined"}:
+        assert codec in OPAQUE
+    else:
+        assert codec is not None
+        assert lookup(codec).name == lookup(CODECS.get(encoding, encoding)).name
+
+
+def test_the_standard_has_all_labels_that_are_known() -> None:
+    assert sum(map(len, LABELS.values())) == 228
+    for label in ("klingon", "", "utf-7", "cp437", "latin10", "iso8859-16", "\u212aoi8-r", "\xa0utf-8"):
+        assert codec_of(label) is None
 
 
 @pytest.mark.parametrize(
@@ -40,6 +53,13 @@ def test_names_of_encodings_mean_what_they_mean_to_a_browser(label: str, codec: 
         (b"<p><META CharSet = 'koi8-r' ><meta charset=utf-8>", None, "koi8_r"),
         (b"<meta http-equiv=Content-Type content='text/html; CHARSET = \"big5\"'>", None, "big5hkscs"),
         (b"<meta http-equiv=content-type content='text/html'><meta charset>", None, None),
+        (b"<meta http-equiv=content-type content=\"charset charset = ' koi8-r ';\">", None, "koi8_r"),
+        (b"<meta http-equiv=content-type content='charset=koi8-r;charset=big5'>", None, "koi8_r"),
+        (b'<meta http-equiv=content-type content="charset=\'koi8-r">', None, None),
+        (b"<meta http-equiv=content-type content='charset=\"koi8-r; charset=big5'>", None, None),
+        (b'<meta http-equiv=content-type content="charset=koi8-r\'">', None, None),
+        (b"<meta http-equiv=content-type content='charset=;charset=big5'>", None, None),
+        (b"<meta http-equiv=content-type content='charset='>", None, None),
         (b"<meta http-equiv=refresh content='charset=big5'><meta content='charset=big5'>", None, None),
         (b"<!-- <meta charset=koi8-r> --><meta charset=utf-16>", None, "utf-8"),
         (b"<!--> <meta charset=koi8-r>", None, "koi8_r"),
@@ -50,6 +70,7 @@ def test_names_of_encodings_mean_what_they_mean_to_a_browser(label: str, codec: 
             None,
         ),
         (b" " * 1010 + b"<meta charset=koi8-r>", None, None),
+        (b"<meta charset=X-User-Defined>", None, "cp1252"),
     ],
 )
 def test_an_encoding_is_found_where_a_browser_finds_it(head: bytes, told: str | None, codec: str | None) -> None:
@@ -85,8 +106,11 @@ def test_what_is_not_certain_stays() -> None:
         b"<meta charset=shift_jis><img src='https://h.example/\x81\x20'>",
         b"<meta charset=koi8-r><style>\xff</style>\xff",
         b"<meta charset=iso-2022-jp><img src=https://h.example/>",
+        b"<meta charset=hz-gb-2312><img src=https://h.example/>",
     ):
         assert rewrite_html(page, lambda _: "/x") == page
+    page = b"<img src=https://h.example/>"
+    assert rewrite_html(page, lambda _: "/x", charset="x-user-defined") == page
     assert rewrite_html("<img src=https://h.example/é>".encode(), lambda _: "/x") == b"<img src=/x>"
     assert rewrite_html(b"<img data-a=\xe9 src=https://h.example/>", lambda _: "/x") == b"<img data-a=\xe9 src=/x>"
     assert (

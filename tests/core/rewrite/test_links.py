@@ -116,6 +116,29 @@ def test_a_relative_link_needs_to_know_to_what() -> None:
     assert page.replacement("a.png") is None
 
 
+@pytest.mark.parametrize(
+    ("href", "url"),
+    [
+        ("/x/", "https://p.example/x/a.png"),
+        ("//h.example/x/", "https://h.example/x/a.png"),
+        ("http://h.example", "http://h.example/a.png"),
+        (" jav\nascript:x", "https://p.example/d/a.png"),
+        ("DATA:x", "https://p.example/d/a.png"),
+        ("https://", "https://p.example/d/a.png"),
+        ("", "https://p.example/d/a.png"),
+        ("file:///x/", None),
+        (" F\nTP://h.example/", None),
+        ("about:blank", None),
+        ("mailto:x", None),
+    ],
+)
+def test_a_base_counts_unless_it_is_none_or_could_run(href: str, url: str | None) -> None:
+    page = f'<base href="{href}"><base href=/n/><img src="a.png"><img src=https://h.example/b.png>'
+    seen: list[str] = []
+    rewrite_html(page, seen.append, url="https://p.example/d/e")
+    assert seen == [*([url] if url else []), "https://h.example/b.png"]
+
+
 def test_a_fragment_stays_where_the_browser_uses_it() -> None:
     assert (
         Page(ImgLinks(every)).replacement("https://h.example/a.svg#b") == "/img?src=https%3A%2F%2Fh.example%2Fa.svg#b"

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.core.rewrite import css, json_ld, references, rewrite_html, srcset
+from proxy.core.rewrite import ImgLinks, css, every, json_ld, references, rewrite_html, srcset
 from tests.core.rewrite.soup import HERE, THERE, move
 
 H = "https://h.example/a.png"
@@ -148,6 +148,7 @@ def urls(text: str) -> list[str]:
         ("p}{)]background:url(a)", ["a"]),
         ("p{a:b\\", []),
         ("é{background:url(é)}\x00{b:url(a\x01)}", ["é"]),
+        ("p{background:-web\u212ait-image-set('a');mar\u212aer:url(b);-WEBKIT-FILTER:url(c)}", ["b"]),
         ("p{color:red}", []),
     ],
 )
@@ -200,6 +201,10 @@ def test_style_attributes_with_functions_of_other_names_are_passed_over() -> Non
         ("image", []),
         ("ImageObject", []),
         ({"a": {"@type": "ImageObject"}, "url": "b"}, []),
+        ({"image": {"@list": ["a", {"url": "b"}]}, "logo": [{"@set": "c"}], "a": {"@list": ["d"]}}, ["a", "b", "c"]),
+        ({"@list": ["a"], "image": {"@list": ["b"], "name": "c"}}, ["b"]),
+        ({"image": ["a nice picture", " https://h/a b", " b\n", "/c d", "e\u3000f"]}, [" https://h/a b", " b\n"]),
+        ({"image": {"url": "a b", "contentUrl": "c"}}, ["c"]),
     ],
 )
 def test_json_ld_has_its_links_under_names_of_images(value: object, found: list[str]) -> None:
@@ -212,6 +217,15 @@ def test_json_ld_has_its_links_under_names_of_images(value: object, found: list[
 @pytest.mark.parametrize("text", ["", "{", '{"image": a}', "[" * 100_000, '{"image": "a",}', "<!-- {} -->"])
 def test_what_is_no_json_has_no_links(text: str) -> None:
     assert json_ld.find_links(text) == []
+
+
+def test_text_is_no_link_and_as_long_as_it_likes() -> None:
+    text = "a" * 400_000
+    page = '<script type="application/ld+json">{{"image":"{}"}}</script>'
+    for value in ("a nice picture", text, f" {text}:", f"{text} {text}", " " * 1_000_000):
+        whole = page.format(value)
+        assert rewrite_html(whole, ImgLinks(every), url="https://p.example/") == whole
+    assert rewrite_html(page.format("nice.png"), lambda _: "/x", url="https://p.example/") == page.format("/x")
 
 
 def test_a_script_is_never_ended_by_a_link() -> None:
