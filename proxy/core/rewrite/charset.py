@@ -86,6 +86,10 @@ _CONTENT: Final = re.compile(
 )
 
 
+_BEGUN: Final = re.compile(r"<(?:/?(?:[A-Za-z]|\Z)|!-?\Z)")
+"""A tag or comment, if only its end is missing."""
+
+
 def codec_of(label: str) -> str | None:
     """Return the codec that a label means, or one of `OPAQUE`; `None` for one that browsers do not know."""
     return _CODECS.get(tags.lowered(label.strip("\t\n\f\r ")))
@@ -105,7 +109,12 @@ def find_codec(head: bytes, told: str | None) -> str | None:
     return (codec_of(told) if told else None) or _from_meta(head[:HEAD_BYTES].decode("latin-1"))
 
 
-def _from_meta(head: str) -> str | None:
+def tells_codec(head: bytes) -> bool:
+    """Whether the beginning of a page says its encoding, whatever follows."""
+    return head.startswith(tuple(_BOMS)) or _from_meta(head.decode("latin-1"), is_cut=True) is not None
+
+
+def _from_meta(head: str, *, is_cut: bool = False) -> str | None:
     at = 0
     while (at := head.find("<", at)) >= 0:
         if head.startswith("<!--", at):
@@ -115,6 +124,8 @@ def _from_meta(head: str) -> str | None:
         tag = tags.read_tag(head, at)
         if tag is not None and tag.name == "meta" and not tag.is_end and (codec := _told_by(head, tag)):
             return _IN_META.get(codec, codec)
+        if tag is None and is_cut and _BEGUN.match(head, at):
+            return None
         at = at + 1 if tag is None else tag.end
     return None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from proxy.core.rewrite.charset import BOM_BYTES, HEAD_BYTES, OPAQUE, Bytes, Text, codec_of, find_codec
+from proxy.core.rewrite.charset import BOM_BYTES, HEAD_BYTES, OPAQUE, Bytes, Text, codec_of, find_codec, tells_codec
 from proxy.core.rewrite.html import TOKEN_CHARS_MAX, Html
 from proxy.core.rewrite.links import Page
 from proxy.core.rewrite.values import Values
@@ -51,7 +51,7 @@ class HtmlStream:
         """Take a piece of the page, return what is finished; maybe nothing."""
         if self._way is None:
             self._head += piece
-            if len(self._head) < self._head_bytes:
+            if len(self._head) < self._head_bytes and not (b">" in piece and tells_codec(self._head)):
                 return b""
             self._way, piece = self._begin()
         return self._way.feed(piece)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from proxy.core.rewrite import HtmlStream, rewrite_html
-from proxy.core.rewrite.charset import OPAQUE, codec_of, find_codec
+from proxy.core.rewrite.charset import OPAQUE, codec_of, find_codec, tells_codec
 
 LABELS = json.loads((Path(__file__).parents[2] / "cases" / "encoding_labels.json").read_text("utf-8"))
 """By encoding, all labels of the standard (https://encoding.spec.whatwg.org/#names-and-labels)."""
@@ -75,6 +75,29 @@ def test_the_standard_has_all_labels_that_are_known() -> None:
 )
 def test_an_encoding_is_found_where_a_browser_finds_it(head: bytes, told: str | None, codec: str | None) -> None:
     assert find_codec(head, told) == codec
+    for end in range(len(head)):
+        if tells_codec(head[:end]):
+            assert find_codec(head[:end], None) == find_codec(head, None), "whatever follows"
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"\xef\xbb\xbf",
+        b"\xff\xfe",
+        b"<!doctype html><html><head><meta charset=koi8-r>",
+        b"<!-- < --><?xml 1 < 2?><title>a < b</title><meta charset=utf-8>",
+    ],
+)
+def test_a_page_that_tells_its_encoding_early_need_not_wait(head: bytes) -> None:
+    stream = HtmlStream(lambda _: None)
+    assert stream.feed(head[:-1]) == b""
+    assert stream.feed(head[-1:] + b"  ") == head + b"  "
+
+
+@pytest.mark.parametrize("head", [b"<p>", b"<a title='<meta charset=koi8-r>", b"<!-", b"<", b"</", b"<meta charset=x>"])
+def test_a_page_that_does_not_tell_its_encoding_yet_waits(head: bytes) -> None:
+    assert not tells_codec(head)
 
 
 @pytest.mark.parametrize(
