@@ -39,11 +39,13 @@ LOCAL_SUFFIXES: Final = frozenset({
 })  # fmt: skip
 """Last labels of names that are local by nature. `example` is none: it is nobody's, hence nobody's inside."""
 
-_GLOB: Final = re.compile(r"[a-z0-9_.:*?\[\]!-]+")
+_GLOB: Final = re.compile(r"(?:[a-z0-9_.:*?-]|\[!?[a-z0-9_.:-]+\])+")
+_BRACKETED: Final = re.compile(r"\[([^\[\]:]*:[^\[\]]*)\]")
+"""An IPv6 address as URLs have it; as one of some characters it could match no host."""
 
 
 class Globs:
-    """Host globs in one pattern: `*` any characters, dots too; `?` one; `[abc]` one of these."""
+    """Host globs in one pattern: `*` any characters, dots too; `?` one; `[abc]` one of these, `[!abc]` of others."""
 
     __slots__ = ("_pattern",)
 
@@ -64,6 +66,8 @@ def _translated(glob: str) -> str:
     except UnicodeError:
         raise ValueError(f"{glob!r} can match no host: write international labels whole or as xn--") from None
     text = ".".join(ascii_labels)
+    if (address := _BRACKETED.fullmatch(text)) is not None:
+        text = address[1]
     if _GLOB.fullmatch(text) is None:
         raise ValueError(f"{glob!r} can match no host: it is neither a name nor an address, with * for any characters")
     return fnmatch.translate(text)

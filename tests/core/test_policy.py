@@ -78,6 +78,7 @@ def test_a_common_case_is_judged_as_it_says(case: dict[str, Any]) -> None:
         ("*.bücher.example", "a.xn--bcher-kva.example", True),
         ("8.8.*", "8.8.4.4", True),
         ("2606:*", "2606:4700::1111", True),
+        ("[2606:*]", "2606:4700::1111", True),
     ],
 )
 def test_a_glob_matches_whole_hosts(glob: str, host: str, *, matches: bool) -> None:

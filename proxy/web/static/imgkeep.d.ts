@@ -6,7 +6,10 @@
 type Instance<Name extends string> = typeof globalThis extends Record<Name, { prototype: infer Made }> ? Made : never;
 type Nothing = null | undefined;
 
-/** Which links are rewritten: all; those of hosts, `*` for any characters and `?` for one; those a function chooses. */
+/**
+ * Which links are rewritten: all; those of hosts, `*` for any characters, `?` for one and `[abc]` for one of these;
+ * those a function chooses.
+ */
 export type Which = "all" | readonly string[] | ((url: Instance<"URL">) => boolean);
 
 export interface Options {

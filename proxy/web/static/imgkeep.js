@@ -20,6 +20,9 @@ const OWN_PATH = /^\/(?:img\?|images\/)/;
 const UNREADABLE = /[\0-\x1f\x7f]|\p{Cs}/u;
 const ABSOLUTE = /^https?:\/\/[^/?#\\@%]+(?:\/(?!\.|%2e)[^/?#\\]*)*(?:[?#].*)?$/is;
 const HOST = /^(?:[\w-]+(?:\.[\w-]+)*\.?|\[.+\])$/;
+/** Globs that can match a host: with `*`, `?`, and one of some characters, `[abc]` or `[!abc]`. */
+const GLOB = /^(?:[\w.:*?-]|\[!?[\w.:-]+\])+$/;
+const BRACKETED = /^\[([^[\]:]*:[^[\]]*)\]$/;
 /** What could be mistaken in quotes, in `srcset` or in CSS. */
 const UNSAFE = /[^!#$%&'()*+,\-./0-9:;=?@A-Z[\]_a-z~]+/g;
 
@@ -226,9 +229,28 @@ function chooser(which) {
   if (which === "all") return () => true;
   if (typeof which === "function") return which;
   if (!Array.isArray(which)) throw new TypeError('which: "all", host globs, or a function');
-  const patterns = which.map((glob) => glob.toLowerCase().replace(/[\\^$.+|()[\]{}]/g, "\\$&"));
-  const hosts = new RegExp(`^(?:${patterns.join("|").replaceAll("*", ".*").replaceAll("?", ".")})$`);
-  return (url) => hosts.test(url.hostname);
+  const patterns = which.map(hostPattern);
+  return ({ hostname }) => {
+    const host = hostname.replace(/^\[|[\].]$/g, "");
+    return patterns.some((pattern) => pattern.test(host));
+  };
+}
+
+/** Makes a pattern of a host glob. What stands between two stars is looked for once, so that many do not hang. */
+function hostPattern(glob) {
+  const labels = glob.toLowerCase().replace(/\.$/, "").split(".");
+  const text = labels.map(inPunycode).join(".").replace(BRACKETED, "$1");
+  if (!GLOB.test(text)) throw new TypeError(`which: "${glob}" can match no host`);
+  const parts = text.replaceAll(".", "\\.").replaceAll("[!", "[^").replaceAll("?", ".").split(/\*+/);
+  const last = parts.pop();
+  const before = parts.map((part, number) => (number ? `(?=(.*?${part}))\\${number}` : part)).join("");
+  return new RegExp(`^${before}${parts.length ? ".*" : ""}${last}$`);
+}
+
+/** Writes an international label as hosts have it. What is none, or has a star in it, stays, and can match no host. */
+function inPunycode(label) {
+  const isWhole = /^(?!-|.*-$)[a-z\d\x80-\uffff-]+$/.test(label);
+  return (isWhole && parse(`http://${label}.a`)?.hostname.slice(0, -".a".length)) || label;
 }
 
 function imgPath(address) {

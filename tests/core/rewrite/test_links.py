@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
 from ipaddress import ip_network
+from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -20,6 +22,9 @@ from proxy.core.source import read_img_query
 
 if TYPE_CHECKING:
     from proxy.core.model import Source
+
+GLOBS = json.loads((Path(__file__).parents[2] / "cases" / "host_globs.json").read_text("utf-8"))
+"""What a glob says of a host, and which are refused, here and in imgkeep.js."""
 
 NOW = datetime(2026, 1, 10, 12, 30, tzinfo=UTC)
 H = "https://h.example/a.png?x=1&y=ü"
@@ -73,8 +78,18 @@ def test_the_choosy_name_hosts_or_decide_themselves() -> None:
 
     assert ImgLinks(choose)("https://a.example/b.png") is not None
     assert ImgLinks(choose)("https://a.example/b.jpg") is None
+
+
+@pytest.mark.parametrize(("glob", "host", "matches"), GLOBS["match"])
+def test_a_glob_chooses_the_links_of_its_hosts(glob: str, host: str, *, matches: bool) -> None:
+    page = Page(ImgLinks(Hosts("other.example", glob)))
+    assert (page.replacement(f"https://{host}/a.png") is not None) == matches
+
+
+@pytest.mark.parametrize("glob", GLOBS["refused"])
+def test_a_glob_that_can_match_no_host_is_refused(glob: str) -> None:
     with pytest.raises(ValueError, match="can match no host"):
-        Hosts("a b")
+        Hosts("h.example", glob)
 
 
 @pytest.mark.parametrize(
