@@ -14,7 +14,7 @@ from yarl import URL
 
 from proxy.core.errors import InvalidSource, SourceForbidden, SourceRejected
 from proxy.core.model import Source
-from proxy.core.source import QUERY_CHARS_MAX, SOURCE_CHARS_MAX, own_path, read_img_query, read_source
+from proxy.core.source import QUERY_CHARS_MAX, SOURCE_CHARS_MAX, own_path, read_base, read_img_query, read_source
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -547,3 +547,12 @@ def test_any_query_is_read_or_rejected(query: str) -> None:
 )
 def test_a_path_under_our_own_url_is_known(public: str, url: str, path: str | None) -> None:
     assert own_path(read_source(url), read_source(public)) == path
+
+
+@pytest.mark.parametrize(
+    "text", ["https://a.example/?", "https://a.example/x?b=1", "https://a.example/#", "https://a.example#b"]
+)
+def test_what_paths_are_put_behind_has_neither_query_nor_fragment(text: str) -> None:
+    assert read_base("https://a.example/keep") == read_source("https://a.example/keep")
+    with pytest.raises(InvalidSource, match="neither a query nor a fragment"):
+        read_base(text)
