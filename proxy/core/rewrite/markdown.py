@@ -1,7 +1,7 @@
 """
 Rewrites Markdown (CommonMark): the destinations of images, and HTML that stands in it; nothing else changes.
 
-Theory. markdown-it-py says on which lines a block stands, but not where in them an image is. Two of its rules are
+Theory. markdown-it-py says on which lines a block stands, but not where in them an image is. Some of its rules are
 therefore run in a wrapper that notes where they matched: in the text of a paragraph, which is the lines of the source
 without what made them a quotation or a list item. What is left of a line is its end, so a place in a paragraph leads
 back to its place in the source; where it does not, nothing is changed.
@@ -15,11 +15,11 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from itertools import accumulate
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 from markdown_it import MarkdownIt
 from markdown_it.common.utils import normalizeReference, unescapeAll
-from markdown_it.rules_block import reference
+from markdown_it.rules_block import lheading, paragraph, reference
 from markdown_it.rules_inline import html_inline, image
 
 from proxy.core.rewrite.charset import Text, codec_of
@@ -29,7 +29,7 @@ from proxy.core.rewrite.patterns import many
 from proxy.core.rewrite.values import Values
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, MutableMapping
+    from collections.abc import Callable, Iterator, MutableMapping
     from typing import AnyStr
 
     from markdown_it.rules_block import StateBlock
@@ -45,6 +45,10 @@ _LINE_END: Final = re.compile(r"\r\n?|\n")
 _LABEL: Final = re.compile(r"\[(" + many(r"[^\[\]\\]++|\\.") + r")\]:[ \t\n]*+", re.DOTALL)
 _SPACE: Final = re.compile(r"[ \t\n]*+")
 _AMPERSAND: Final = re.compile(r"&(?=#?[A-Za-z0-9]++;)", re.ASCII)
+_BLANK: Final = " \t"
+"""All that a blank line holds, and that is dropped around a text (CommonMark 0.31.2, 2.1 and 4.8)."""
+
+_Rule: TypeAlias = "Callable[[StateBlock, int, int, bool], bool]"
 
 
 class _Notes:
@@ -121,6 +125,20 @@ def _reference(state: StateBlock, start_line: int, end_line: int, silent: bool) 
     return matched
 
 
+def _with_all_lines(rule: _Rule) -> _Rule:
+    """Wrap a rule that drops lines of Unicode's white space around a text, so that the text fits the source."""
+
+    def wrapped(state: StateBlock, start_line: int, end_line: int, silent: bool) -> bool:  # noqa: FBT001 - likewise
+        matched = rule(state, start_line, end_line, silent)
+        if matched:
+            token = state.tokens[-2]
+            first, last = token.map or (0, 0)
+            token.content = state.getLines(first, last, state.blkIndent, keepLastLF=False).strip(_BLANK)
+        return matched
+
+    return wrapped
+
+
 def _skip_space(text: str, at: int) -> int:
     return _SPACE.match(text, at).end()  # type: ignore[union-attr] # it matches nothing at least
 
@@ -130,6 +148,8 @@ def _parser() -> MarkdownIt:
     parser.inline.ruler.at("image", _image)
     parser.inline.ruler.at("html_inline", _html_inline)
     parser.block.ruler.at("reference", _reference)
+    parser.block.ruler.at("lheading", _with_all_lines(lheading))
+    parser.block.ruler.at("paragraph", _with_all_lines(paragraph))
     return parser
 
 
@@ -228,13 +248,13 @@ class _Markdown:
     def _find_column(self, number: int, line: str) -> int | None:
         """Return where in a line of the source the line of a text begins: it is its end, but for a heading's."""
         whole = self._lines[number].replace("\0", "\ufffd") if number < len(self._lines) else ""
-        core, end = line.strip(), len(whole.rstrip())
+        core, end = line.strip(_BLANK), len(whole.rstrip(_BLANK))
         if not whole[:end].endswith(core):
             # What stands before a heading's text holds neither an image nor a tag, so this is the right place.
             end = whole.find(core) + len(core)
             if end < len(core):
                 return None
-        return end - len(core) - (len(line) - len(line.lstrip()))
+        return end - len(core) - (len(line) - len(line.lstrip(_BLANK)))
 
 
 def rewrite_markdown(document: AnyStr, linker: Linker, *, url: str | None = None, charset: str | None = None) -> AnyStr:

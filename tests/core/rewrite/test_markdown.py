@@ -57,6 +57,27 @@ def test_links_to_images_change_and_nothing_else(text: str) -> None:
     assert rewrite_markdown(text.encode("utf-16-le"), move, charset="utf-16") == wanted.encode("utf-16-le")
 
 
+@pytest.mark.parametrize("blank", ["\u00a0", "\u3000", "\u2003", "\u2028", "\u0085", "\v", "\f", "\x1c"])
+def test_a_line_of_other_white_space_than_spaces_and_tabs_is_text(blank: str) -> None:
+    for text in (
+        "¤\n![a](§)",
+        "¤\n ¤ \n![a](§)\n¤\n![a](§)\n¤",
+        "¤\n<img src=§>",
+        "a <img style='a:url(§)\n ¤\n;b:url(§)'>",
+        "> ¤\n> ![a](§)",
+        "> ¤\n![a](§)",
+        "- ¤\n  ![a](§)",
+        "- > ¤\n  > \t![a](§)\n  >  ¤",
+        "¤\n![a](§)\n===",
+        "# ¤ ![a](§)¤ ##",
+        "| ¤ |\n|---|\n| ![a](§)¤ |",
+        "<div>\n¤\n<img src=§>¤\n</div>",
+        "[a]: §\n¤\n![a]",
+    ):
+        before = text.replace("¤", blank).replace("§", HERE)
+        assert rewrite_markdown(before, move) == before.replace(HERE, THERE)
+
+
 def test_new_links_are_written_so_that_they_are_read_again() -> None:
     text = f"![a]({HERE}) ![a](<{HERE}>)"
     assert (
