@@ -21,6 +21,7 @@ import re
 from bisect import bisect_right
 from itertools import accumulate
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
+from urllib.parse import quote
 
 from markdown_it import MarkdownIt
 from markdown_it.common.utils import normalizeReference, unescapeAll
@@ -52,6 +53,10 @@ _SPACE: Final = re.compile(r"[ \t\n]*+")
 _AMPERSAND: Final = re.compile(r"&(?=#?[A-Za-z0-9]++;)", re.ASCII)
 _BLANK: Final = " \t"
 """All that a blank line holds, and that is dropped around a text (CommonMark 0.31.2, 2.1 and 4.8)."""
+
+_SERVER: Final = re.compile(r"(?:https?:)?//[^/?#\\\x00-\x20]*+", re.IGNORECASE)
+# Bytes that are no text are not encoded, so that they are told from what is.
+_ENCODED: Final = re.compile(r"[^!#$%&'()*+,\-./0-9:;=?@A-Z_a-z~\ud800-\udfff]+")
 
 _Rule: TypeAlias = "Callable[[StateBlock, int, int, bool], bool]"
 
@@ -242,7 +247,7 @@ class _Page(Page):
         if text not in self.shown:
             source = image.destination
             link = unescapeAll(source[1:-1] if source.startswith("<") else source)
-            self.shown[text] = super().replacement(link)
+            self.shown[text] = super().replacement(_as_rendered(link))
         return None
 
 
@@ -384,6 +389,18 @@ def _comes_out_as(text: str, tokens: list[Token]) -> bool:
     """Whether the page has `text` as it stands; white space does not count."""
     rendered: str = _PARSER.renderer.render(tokens, _PARSER.options, {})
     return rendered.split() == text.split()
+
+
+def _as_rendered(link: str) -> str:
+    r"""
+    Return the link that a page has for one of Markdown: with `%5C` for `\`, which browsers else read as a slash.
+
+    So do cmark and commonmark.js; the parser's own `normalizeLink` drops white space around it. Escapes stay, and so
+    does the name of a server, which is `read_source`'s business.
+    """
+    server = _SERVER.match(link)
+    at = server.end() if server else 0
+    return link[:at] + _ENCODED.sub(lambda found: quote(found[0], safe=""), link[at:])
 
 
 def rewrite_markdown(document: AnyStr, linker: Linker, *, url: str | None = None, charset: str | None = None) -> AnyStr:

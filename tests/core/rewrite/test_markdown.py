@@ -121,6 +121,36 @@ def test_much_of_anything_goes_through(piece: str) -> None:
     assert rewrite_markdown(text, move).replace(THERE, HERE) == text
 
 
+@pytest.mark.parametrize(
+    ("destination", "link"),
+    [
+        ("https://h.example/x\\y.png", "https://h.example/x%5Cy.png"),
+        ("<https://h.example/x\\y z.png >", "https://h.example/x%5Cy%20z.png%20"),
+        ("<https://h.example/x\ty>", "https://h.example/x%09y"),
+        ("https://h.example/[1]|é?[2]", "https://h.example/%5B1%5D%7C%C3%A9?%5B2%5D"),
+        ("HTTPS://bücher.example/a", "HTTPS://bücher.example/a"),
+        ("https://[2001:db8::1]:8/a", "https://[2001:db8::1]:8/a"),
+        ("//h.example/x\\y", "https://h.example/x%5Cy"),
+        ("x\\y", "https://h.example/x%5Cy"),
+        ("https://h.example\\y", "https://h.example%5Cy"),
+        (
+            "https://h.example/%5c%C3%A9%?a=%20&b='~!$*+,;:@-._&amp;()",
+            "https://h.example/%5c%C3%A9%?a=%20&b='~!$*+,;:@-._&()",
+        ),
+    ],
+)
+def test_a_link_is_what_it_is_in_the_page(destination: str, link: str) -> None:
+    for text in (f"![a]({destination})", f"![a]\n\n[a]: {destination}"):
+        seen: list[str] = []
+        rewrite_markdown(text, seen.append, url="https://h.example/")
+        assert seen == [link]
+
+
+def test_a_link_with_bytes_that_are_no_text_stays() -> None:
+    text = b"![a](https://h.example/\\x\xff)"
+    assert rewrite_markdown(text, move) == text
+
+
 def test_new_links_are_written_so_that_they_are_read_again() -> None:
     text = f"![a]({HERE}) ![a](<{HERE}>)"
     assert (
