@@ -60,13 +60,17 @@ class Html:
     Args:
         values: Rewrites values and raw text.
         token_chars_max: As the constant; for tests, and no less than 64.
-        is_page: It is none in a `noscript`: `<base>` does not count there, and another `noscript` is nothing special.
+        is_page: It is none in a `noscript`: `<base>` does not count there.
+        scripting: Whether the browser runs scripts; if not, `noscript` is nothing special.
     """
 
-    def __init__(self, values: Values, *, token_chars_max: int = TOKEN_CHARS_MAX, is_page: bool = True) -> None:
+    def __init__(
+        self, values: Values, *, token_chars_max: int = TOKEN_CHARS_MAX, is_page: bool = True, scripting: bool = True
+    ) -> None:
         self._values = values
         self._chars_max = token_chars_max
         self._is_page = is_page
+        self._scripting = scripting
         self._templates = 0
         self._foreign = Foreign()
         self._read = self._read_markup
@@ -267,7 +271,7 @@ class Html:
         if namespace != "html":
             if namespace == "svg" and name == "style" and not is_self_closing and is_style_sheet(value("type")):
                 self._read = self._read_svg_style
-        elif name in raw.NAMES and (self._is_page or name != "noscript"):
+        elif name in raw.NAMES and (self._scripting or name != "noscript"):
             self._raw, self._read = Raw(name, self._rewriter(name, value)), self._read_raw
         elif name == "plaintext":
             self._read = self._read_rest
@@ -287,7 +291,8 @@ class Html:
         return self._noscript
 
     def _noscript(self, text: str) -> str:
-        return applied(text, Html(self._values, token_chars_max=self._chars_max, is_page=False).edits(text))
+        inner = Html(self._values, token_chars_max=self._chars_max, is_page=False, scripting=False)
+        return applied(text, inner.edits(text))
 
 
 def _no_value(_: str) -> None:
