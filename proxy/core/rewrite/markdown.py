@@ -1,10 +1,9 @@
 """
 Rewrites Markdown (CommonMark): the destinations of images, and HTML that stands in it; nothing else changes.
 
-Theory. markdown-it-py says on which lines a block stands, but not where in them an image is. Some of its rules are
-therefore run in a wrapper that notes where they matched: in the text of a paragraph, which is the lines of the source
-without what made them a quotation or a list item. What is left of a line is its end, so a place in a paragraph leads
-back to its place in the source; where it does not, nothing is changed.
+Theory. The parser (`commonmark.py`) tells where an image stands in the text of a paragraph, which is the lines of the
+source without what made them a quotation or a list item. What is left of a line is its end, so a place in a paragraph
+leads back to its place in the source; where it does not, nothing is changed.
 
 What a browser makes of the page that the text becomes decides, so that page is made, as far as it matters: HTML as it
 stands, an `<img>` for each image, and text that comes out as it went in. Of other text nothing is needed, because no
@@ -19,27 +18,21 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from itertools import accumulate
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import quote
 
-from markdown_it import MarkdownIt
-from markdown_it.common.utils import normalizeReference, unescapeAll
-from markdown_it.rules_block import lheading, paragraph, reference
-from markdown_it.rules_inline import html_inline, image
+from markdown_it.common.utils import unescapeAll
 
 from proxy.core.rewrite.charset import Text, codec_of
+from proxy.core.rewrite.commonmark import BLANK, PARSER, Found, Notes
 from proxy.core.rewrite.html import Edit, Html, applied
 from proxy.core.rewrite.links import Page
-from proxy.core.rewrite.patterns import many
 from proxy.core.rewrite.values import Values
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, MutableMapping
+    from collections.abc import Iterable, Iterator
     from typing import AnyStr
 
-    from markdown_it.rules_block import StateBlock
-    from markdown_it.rules_inline import StateInline
     from markdown_it.token import Token
 
     from proxy.core.rewrite.links import Linker
@@ -48,130 +41,10 @@ MARKDOWN_CHARS_MAX: Final = 4 << 20
 """Longer texts stay as they are: a Markdown parser needs a second for a megabyte and a hundred times its memory."""
 
 _LINE_END: Final = re.compile(r"\r\n?|\n")
-_LABEL: Final = re.compile(r"\[(" + many(r"[^\[\]\\]++|\\.") + r")\]:[ \t\n]*+", re.DOTALL)
-_SPACE: Final = re.compile(r"[ \t\n]*+")
 _AMPERSAND: Final = re.compile(r"&(?=#?[A-Za-z0-9]++;)", re.ASCII)
-_BLANK: Final = " \t"
-"""All that a blank line holds, and that is dropped around a text (CommonMark 0.31.2, 2.1 and 4.8)."""
-
 _SERVER: Final = re.compile(r"(?:https?:)?//[^/?#\\\x00-\x20]*+", re.IGNORECASE)
 # Bytes that are no text are not encoded, so that they are told from what is.
 _ENCODED: Final = re.compile(r"[^!#$%&'()*+,\-./0-9:;=?@A-Z_a-z~\ud800-\udfff]+")
-
-_Rule: TypeAlias = "Callable[[StateBlock, int, int, bool], bool]"
-
-
-class _Found(NamedTuple):
-    """
-    An image, a tag or a comment in the text that is being parsed.
-
-    Attributes:
-        destination: Where that of an image stands, or the label of its definition; `None`: it is HTML.
-    """
-
-    start: int
-    end: int
-    destination: tuple[int, int] | str | None = None
-
-
-class _Notes:
-    """
-    What the rules note while they run.
-
-    Attributes:
-        found: In the text that is being parsed, in its order.
-        definitions: By label, the line of a destination, where it begins in that line, and its text.
-        depth: Of texts in texts: an image in the description of another is none.
-    """
-
-    def __init__(self) -> None:
-        self.found: list[_Found] = []
-        self.definitions: dict[str, tuple[int, int, str]] = {}
-        self.line_starts: list[int] = []
-        self.depth = 0
-
-
-def _notes(env: MutableMapping[str, object]) -> _Notes:
-    notes = env["notes"]
-    assert isinstance(notes, _Notes)
-    return notes
-
-
-def _image(state: StateInline, silent: bool) -> bool:  # noqa: FBT001 - the parser's own form
-    start, notes = state.pos, _notes(state.env)
-    notes.depth += 1
-    matched = image(state, silent)
-    notes.depth -= 1
-    if not matched or silent or notes.depth:
-        return matched
-    label_end = state.md.helpers.parseLinkLabel(state, start + 1, disableNested=False)
-    if state.src[state.pos - 1] == ")":
-        at = _skip_space(state.src, label_end + 2)
-        found = state.md.helpers.parseLinkDestination(state.src, at, state.posMax)
-        notes.found.append(_Found(start, state.pos, (at, found.pos if found.ok else at)))
-    else:
-        label = state.src[label_end + 2 : state.pos - 1] or state.src[start + 2 : label_end]
-        notes.found.append(_Found(start, state.pos, normalizeReference(label)))
-    return matched
-
-
-def _html_inline(state: StateInline, silent: bool) -> bool:  # noqa: FBT001 - the parser's own form
-    start, notes = state.pos, _notes(state.env)
-    matched = html_inline(state, silent)
-    if matched and not silent and not notes.depth:
-        notes.found.append(_Found(start, state.pos))
-    return matched
-
-
-def _reference(state: StateBlock, start_line: int, end_line: int, silent: bool) -> bool:  # noqa: FBT001 - likewise
-    matched = reference(state, start_line, end_line, silent)
-    if not matched or silent:
-        return matched
-    notes = _notes(state.env)
-    lines = range(start_line, state.line)
-    starts = [state.bMarks[line] + state.tShift[line] for line in lines]
-    parts = [state.src[start : state.eMarks[line] + 1] for start, line in zip(starts, lines, strict=True)]
-    text = "".join(parts)
-    label = _LABEL.match(text)
-    assert label is not None  # or it were no definition
-    at = label.end()
-    found = state.md.helpers.parseLinkDestination(text, at, len(text))
-    begins = list(accumulate(map(len, parts), initial=0))[:-1]
-    number = bisect_right(begins, at) - 1
-    column = starts[number] + at - begins[number] - notes.line_starts[lines[number]]
-    notes.definitions.setdefault(normalizeReference(label[1]), (lines[number], column, text[at : found.pos]))
-    return matched
-
-
-def _with_all_lines(rule: _Rule) -> _Rule:
-    """Wrap a rule that drops lines of Unicode's white space around a text, so that the text fits the source."""
-
-    def wrapped(state: StateBlock, start_line: int, end_line: int, silent: bool) -> bool:  # noqa: FBT001 - likewise
-        matched = rule(state, start_line, end_line, silent)
-        if matched:
-            token = state.tokens[-2]
-            first, last = token.map or (0, 0)
-            token.content = state.getLines(first, last, state.blkIndent, keepLastLF=False).strip(_BLANK)
-        return matched
-
-    return wrapped
-
-
-def _skip_space(text: str, at: int) -> int:
-    return _SPACE.match(text, at).end()  # type: ignore[union-attr] # it matches nothing at least
-
-
-def _parser() -> MarkdownIt:
-    parser = MarkdownIt("commonmark").disable(["inline", "text_join"])
-    parser.inline.ruler.at("image", _image)
-    parser.inline.ruler.at("html_inline", _html_inline)
-    parser.block.ruler.at("reference", _reference)
-    parser.block.ruler.at("lheading", _with_all_lines(lheading))
-    parser.block.ruler.at("paragraph", _with_all_lines(paragraph))
-    return parser
-
-
-_PARSER: Final = _parser()
 
 
 class _Line(NamedTuple):
@@ -260,7 +133,7 @@ class _Markdown:
         self._html = Html(Values(page, Text()), scripting=False)
         self._lines = _LINE_END.split(text)
         self._starts = [0, *(match.end() for match in _LINE_END.finditer(text))]
-        self._notes = _Notes()
+        self._notes = Notes()
         self._pieces: list[str] = []
         self._page_chars = 0
         self._parts: list[_Part] = []
@@ -271,13 +144,13 @@ class _Markdown:
             self._notes.line_starts.append(at)
             at += len(line) + 1
         env: dict[str, object] = {"notes": self._notes}
-        for token in _PARSER.parse(self._text, env):
+        for token in PARSER.parse(self._text, env):
             if token.type == "html_block":
                 self._add_same(_Block(token.content, self._find_lines(token)), 0, len(token.content))
             elif token.type == "inline" and ("![" in token.content or "<" in token.content):
                 self._notes.found = []
                 children: list[Token] = []
-                _PARSER.inline.parse(token.content, _PARSER, env, children)
+                PARSER.inline.parse(token.content, PARSER, env, children)
                 self._add_inline(_Block(token.content, self._find_lines(token)), children)
         starts = [part.start for part in self._parts]
         edits: list[Edit] = []
@@ -295,7 +168,7 @@ class _Markdown:
         # raw text that is not closed here reaches beyond it and stays.
         self._add("<p>")
         begin = at = 0
-        end = _Found(len(block.text), len(block.text))
+        end = Found(len(block.text), len(block.text))
         for between, found in zip(_between(children), [*self._notes.found, end], strict=True):
             if not _comes_out_as(block.text[at : found.start], between):
                 self._add_same(block, begin, at)
@@ -365,13 +238,13 @@ class _Markdown:
     def _find_column(self, number: int, line: str) -> int | None:
         """Return where in a line of the source the line of a text begins: it is its end, but for a heading's."""
         whole = self._lines[number].replace("\0", "\ufffd") if number < len(self._lines) else ""
-        core, end = line.strip(_BLANK), len(whole.rstrip(_BLANK))
+        core, end = line.strip(BLANK), len(whole.rstrip(BLANK))
         if not whole[:end].endswith(core):
             # What stands before a heading's text holds neither an image nor a tag, so this is the right place.
             end = whole.find(core) + len(core)
             if end < len(core):
                 return None
-        return end - len(core) - (len(line) - len(line.lstrip(_BLANK)))
+        return end - len(core) - (len(line) - len(line.lstrip(BLANK)))
 
 
 def _between(children: list[Token]) -> list[list[Token]]:
@@ -387,7 +260,7 @@ def _between(children: list[Token]) -> list[list[Token]]:
 
 def _comes_out_as(text: str, tokens: list[Token]) -> bool:
     """Whether the page has `text` as it stands; white space does not count."""
-    rendered: str = _PARSER.renderer.render(tokens, _PARSER.options, {})
+    rendered: str = PARSER.renderer.render(tokens, PARSER.options, {})
     return rendered.split() == text.split()
 
 

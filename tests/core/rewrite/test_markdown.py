@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxy.core.rewrite import ImgLinks, every, markdown, rewrite_markdown
+from proxy.core.rewrite.commonmark import PARSER
 from tests.core.rewrite.soup import move
 
 HERE, THERE = "https://h.example/a.png", "https://k.example/a.png"
@@ -176,7 +177,7 @@ def test_what_is_too_long_or_too_deep_stays(monkeypatch: pytest.MonkeyPatch) -> 
     def too_deep(*_: object) -> None:
         raise RecursionError
 
-    monkeypatch.setattr(markdown._PARSER, "parse", too_deep)
+    monkeypatch.setattr(PARSER, "parse", too_deep)
     assert rewrite_markdown(text, move) == text
 
 
