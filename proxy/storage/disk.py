@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import mmap
 import os
@@ -202,7 +203,11 @@ class LocalDraft:
 async def _read(descriptor: int, offset: int, size: int, threads: Threads) -> bytes:
     if size <= 0:
         return b""
-    data = _read_cached(descriptor, offset, size) or await threads.run(os.pread, descriptor, size, offset)
+    data = _read_cached(descriptor, offset, size)
+    if data:
+        await asyncio.sleep(0)  # whoever is ahead is not served to the end before others get their first byte
+        return data
+    data = await threads.run(os.pread, descriptor, size, offset)
     if not data:
         raise StorageError("a file of the store is shorter than it was")
     return data
