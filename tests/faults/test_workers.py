@@ -315,6 +315,24 @@ async def test_a_reload_loses_no_request(tmp_path: Path, origin: FakeOrigin) -> 
     assert json.loads(program.log[-1])["message"] == "stopped"
 
 
+async def test_a_holder_that_is_held_up_is_not_taken_for_dead_by_a_crowd(tmp_path: Path, origin: FakeOrigin) -> None:
+    body = picture_of(100_000)
+    gate = asyncio.Event()
+    url = origin.on("/a.png", gated(body, gate, ahead=50_000))
+    async with serving(tmp_path / "data", server__workers="2") as program:
+        first = asyncio.create_task(program.img(url))
+        pid = (await holder(program)).pid
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            asking = asyncio.create_task(crowd(program, url, 500))  # more than wait at a socket, unless it is told so
+            await asyncio.sleep(0.8)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        gate.set()
+        assert {(answer.status, answer.body == body) for answer in [await first, *await asking]} == {(200, True)}
+        assert origin.asked("/a.png") == 1
+
+
 async def test_who_asks_while_an_image_is_given_its_name_gets_it(tmp_path: Path, origin: FakeOrigin) -> None:
     need_strace()
     body = picture_of(150_000)

@@ -27,16 +27,18 @@ from proxy.core.errors import (
     StorageError,
     TooLarge,
 )
-from proxy.core.model import Digest
+from proxy.core.model import Digest, Key
 from proxy.core.source import read_source
 from proxy.service.failures import Failures, seconds_to_remember
 from proxy.service.fill import RECENT_BYTES_MAX, RECENT_CHUNKS_MAX, Fill
 from proxy.service.visit import Delivery
+from proxy.storage.claims import Claims
 from tests.images import picture, picture_of
 from tests.service.fakes import GROWING, Feed, Timer, World, drain, settle
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
+    from pathlib import Path
 
     from proxy.core.model import Record
     from proxy.service.mirror import Mirror
@@ -675,6 +677,16 @@ async def test_a_mirror_without_memory_for_what_no_disk_takes_is_a_fault() -> No
         await reader.read(30_000, 1)
     assert await drain(delivery) == IMAGE, "the fill has what there was"
     await reader.aclose()
+
+
+async def test_who_asks_whether_an_image_has_landed_lets_nobody_fetch_it_again(tmp_path: Path) -> None:
+    world = World()
+    ours, theirs = (Claims(tmp_path, name, linger_s=10, timer=world.timer) for name in ("0.1", "1.2"))
+    world.keeper._claims = ours
+    assert await asyncio.to_thread(ours.take, "a") is None
+    ours.release("a", kept=True)
+    await world.keeper.landed(Key("a"))
+    assert await asyncio.to_thread(theirs.take, "a") == "0.1"
 
 
 async def test_a_file_that_is_gone_is_not_read_along() -> None:
