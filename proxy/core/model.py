@@ -97,6 +97,8 @@ class SourceInfo:
         temporary: Whether the link dies.
         expires_at: When it dies, an upper bound, where the link says so.
         scheme: The signing scheme, where one was recognised.
+        enforced: Whether a picture that this link brings vouches for the signature: its services answer a wrong
+            signature with an error, never with a picture. True as well where no signature was dropped.
     """
 
     identity: str
@@ -105,6 +107,7 @@ class SourceInfo:
     temporary: bool = False
     expires_at: datetime | None = None
     scheme: str | None = None
+    enforced: bool = True
 
     def is_fresh(self, now: datetime) -> bool:
         """Whether this is a temporary link by a signature that should still hold."""

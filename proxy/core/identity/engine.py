@@ -57,11 +57,12 @@ class Reading:
         ends: What each signature says about its end.
         provider, scheme: The first that was recognised.
         temporary: What the first rule says that says it.
+        enforced: Whether no signature was dropped that a service may leave unchecked.
     """
 
     __slots__ = (
-        "becomes", "claims", "dropped", "ends", "fields", "path", "place", "port", "provider", "rules", "scheme",
-        "temporary", "values",
+        "becomes", "claims", "dropped", "ends", "enforced", "fields", "path", "place", "port", "provider", "rules",
+        "scheme", "temporary", "values",
     )  # fmt: skip
 
     def __init__(self, source: Source) -> None:
@@ -82,6 +83,7 @@ class Reading:
         self.provider: str | None = None
         self.scheme: str | None = None
         self.temporary: bool | None = None
+        self.enforced = True
 
     def kept(self) -> list[Field]:
         """The parameters that count."""
@@ -119,6 +121,7 @@ def identify(source: Source, now: datetime, catalogue: Catalogue, *, exact: bool
         temporary,
         min(moments) if moments else None,
         reading.scheme,
+        reading.enforced,
     )
 
 
@@ -192,6 +195,8 @@ def _note(rule: Rule, group: Group, reading: Reading) -> None:
         reading.provider = rule.name
     if reading.temporary is None:
         reading.temporary = rule.table.temporary
+    if group and not (rule.table.stays or rule.table.enforced):
+        reading.enforced = False
 
 
 def _read_ends(rule: Rule, values: Mapping[str, str], places: Mapping[str, str], reading: Reading) -> None:
@@ -262,3 +267,4 @@ def _look_through(
     reading.provider = reading.provider or inner.provider
     reading.scheme = reading.scheme or inner.scheme
     reading.temporary = inner.temporary if reading.temporary is None else reading.temporary
+    reading.enforced = reading.enforced and inner.enforced

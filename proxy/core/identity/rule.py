@@ -58,6 +58,7 @@ class RuleTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     signed_by: dict[str, str] | list[dict[str, str]] = {}
     any_case: bool = False
     stays: bool = False
+    enforced: bool = False
     keep: tuple[str, ...] = ()
     drop: tuple[str, ...] = ()
     companions: dict[str, str] = {}
@@ -217,10 +218,9 @@ def _check_places(table: RuleTable, known: frozenset[str]) -> None:
         raise ValueError(f"nested: {table.nested} has to be in keep")
     if table.claims and not any(table.claims.of in group for group in _group_tables(table)):
         raise ValueError("claims: of has to be a parameter of signed_by")
-    if table.companions and not table.signed_by:
-        raise ValueError("companions: there is no signed_by that they could go with")
-    if table.stays and not table.signed_by:
-        raise ValueError("stays: there is no signed_by that could stay")
+    for field in ("companions", "stays", "enforced"):
+        if getattr(table, field) and not table.signed_by:
+            raise ValueError(f"{field}: there is no signed_by that it could go with")
 
 
 def _group_tables(table: RuleTable) -> list[dict[str, str]]:
