@@ -94,6 +94,7 @@ def build(config: Config, seams: Seams = REAL, place: Place | None = None) -> we
     app.router.add_get(script.TYPES, script.types)
     app.router.add_get("/openapi.json", openapi.document)
     app.router.add_get("/api", openapi.page)
+    app.router.add_get(login.PATH, login.login)
     _add_api(app.router)
     app.router.add_get("/healthz", health_routes.healthz)
     app.router.add_get("/readyz", health_routes.readyz)
@@ -116,7 +117,6 @@ def build(config: Config, seams: Seams = REAL, place: Place | None = None) -> we
 
 
 def _add_api(router: web.UrlDispatcher) -> None:
-    router.add_get(login.PATH, login.login)
     router.add_get("/api/inspect", api.inspect)
     router.add_post("/api/save-image", api.save_image)
     router.add_post("/api/save-images", jobs_api.save_images)

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from proxy.core.identity import Catalogue
 
 OWN_PATHS: Final = frozenset(
-    {"img", "images", "api", "healthz", "readyz", "metrics", "openapi.json", "imgkeep.js", "imgkeep.d.ts"}
+    {"img", "images", "api", "login", "healthz", "readyz", "metrics", "openapi.json", "imgkeep.js", "imgkeep.d.ts"}
 )
 ENVIRONMENT_PREFIX: Final = "IMGKEEP_"
 WORKERS_MAX: Final = 64

@@ -25,7 +25,8 @@ from proxy.web.site import SITE
 if TYPE_CHECKING:
     from datetime import datetime
 
-PATH: Final = "/api/login"
+PATH: Final = "/login"
+"""Not below `/api/`, where a token is asked for and one of several workers answers for all."""
 COOKIE: Final = "imgkeep_session"
 LINK_S: Final = 3600
 """How long a link holds that is printed: it stays in logs. `imgkeep token --login` prints another one."""

@@ -429,7 +429,7 @@ PATHS: Final[dict[str, Any]] = {
             parameters=_KEY_IN_PATH,
         ),
     },
-    "/api/login": {
+    "/login": {
         "get": _operation(
             "Let a browser on this machine into the API",
             {"303": {"description": "The browser has a session, and is sent to `/api`."}},

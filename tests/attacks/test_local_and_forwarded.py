@@ -107,7 +107,7 @@ async def test_shipped_nginx_tells_the_true_client_whatever_it_forges(tmp_path: 
         assert clients(program) == ["127.0.0.2"] * (len(claims) + 1) + ["127.0.0.3"]
         assert len(origin.seen) == 3
         async with client_at("127.0.0.2") as session:
-            for path in ("/api", "/api/images", "/api/login", "/readyz", "/metrics", "/openapi.json"):
+            for path in ("/api", "/api/images", "/login", "/readyz", "/metrics", "/openapi.json"):
                 async with session.get(f"http://{address}{path}", headers=forged("127.0.0.1")) as response:
                     assert (response.status, response.headers["Content-Type"]) == (404, "text/html"), path
 
@@ -393,7 +393,7 @@ async def test_log_in_link_of_the_start_opens_the_api_for_its_browser(tmp_path: 
     async with serving(tmp_path / "data") as program:
         records = [json.loads(line) for line in program.log]
         [link] = [record["link"] for record in records if "link" in record]
-        assert link.startswith(f"http://{program.address}/api/login?ticket=")
+        assert link.startswith(f"http://{program.address}/login?ticket=")
         assert program.token not in "".join(program.log)
         async with browser() as session:
             async with session.get(link, allow_redirects=False) as response:
@@ -440,7 +440,7 @@ def tickets(token: str) -> dict[str, str]:
 async def test_only_a_link_of_ours_logs_in(start: Start, which: str) -> None:
     imgkeep = await start(seams=Seams(clock=Clock()))
     ticket = tickets(imgkeep.token)[which]
-    async with imgkeep.stranger.get("/api/login", params={"ticket": ticket}, allow_redirects=False) as response:
+    async with imgkeep.stranger.get("/login", params={"ticket": ticket}, allow_redirects=False) as response:
         assert (response.status, "Set-Cookie" in response.headers) == (HTTPStatus.UNAUTHORIZED, False)
     async with imgkeep.stranger.get("/api/images", headers={"Cookie": f"{COOKIE}={ticket}".strip()}) as response:
         assert response.status == (HTTPStatus.OK if which == "of a session" else HTTPStatus.UNAUTHORIZED)
@@ -450,7 +450,7 @@ async def test_links_and_sessions_end(start: Start) -> None:
     clock = Clock()
     imgkeep = await start(seams=Seams(clock=clock))
     ticket = make_ticket(imgkeep.token, "link", epoch(LINK_S))
-    async with imgkeep.stranger.get("/api/login", params={"ticket": ticket}, allow_redirects=False) as response:
+    async with imgkeep.stranger.get("/login", params={"ticket": ticket}, allow_redirects=False) as response:
         session = {"Cookie": response.headers["Set-Cookie"].partition(";")[0]}
     statuses = []
     for seconds in (0, SESSION_S - 1, SESSION_S):
@@ -459,7 +459,7 @@ async def test_links_and_sessions_end(start: Start) -> None:
             statuses.append(response.status)
     assert statuses == [200, 200, 401]
     clock.now = NOW + timedelta(seconds=LINK_S)
-    async with imgkeep.stranger.get("/api/login", params={"ticket": ticket}, allow_redirects=False) as response:
+    async with imgkeep.stranger.get("/login", params={"ticket": ticket}, allow_redirects=False) as response:
         assert response.status == HTTPStatus.UNAUTHORIZED
 
 
@@ -521,7 +521,7 @@ async def test_session_counts_for_our_own_page_only(
 async def test_no_browser_logs_in_where_others_can_reach_us(start: Start, sections: dict[str, Any]) -> None:
     imgkeep = await start(**sections)
     ticket = make_ticket(imgkeep.token, "link", 2**33)
-    async with imgkeep.stranger.get("/api/login", params={"ticket": ticket}, allow_redirects=False) as response:
+    async with imgkeep.stranger.get("/login", params={"ticket": ticket}, allow_redirects=False) as response:
         assert (response.status, "Set-Cookie" in response.headers) == (HTTPStatus.UNAUTHORIZED, False)
     session = {"Cookie": f"{COOKIE}={make_ticket(imgkeep.token, 'session', 2**33)}"}
     async with imgkeep.stranger.get("/api/images", headers=session) as response:
