@@ -185,14 +185,17 @@ def _store(config: Config, works: Works) -> save.Store:
 
 
 def _server(arguments: argparse.Namespace, config: Config) -> save.Server:
-    """Return the server that is named. The token of this machine leaves it only where the operator has set it."""
-    token = None
-    if config.security.api_tokens or _is_here(arguments.server, config):
-        try:
-            token = app.read_local_token(config)
-        except TokenUnusableError as error:
-            raise ConfigError(f"--server: {error}; run this where imgkeep runs, with its configuration") from None
-    return save.Server(arguments.server, token)
+    return save.Server(arguments.server, _token_for(arguments.server, config))
+
+
+def _token_for(url: str, config: Config) -> str | None:
+    """Return what the API of a server takes. The token of this machine goes to this machine only."""
+    if not config.security.api_tokens and not _is_here(url, config):
+        return None
+    try:
+        return app.read_local_token(config)
+    except TokenUnusableError as error:
+        raise ConfigError(f"--server: {error}; run this where imgkeep runs, with its configuration") from None
 
 
 def _is_here(url: str, config: Config) -> bool:

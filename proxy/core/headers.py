@@ -147,7 +147,7 @@ def client_address(peer: str, headers: Fields, trusted: Sequence[Network], heade
     is returned as it is called.
     """
     try:
-        address = unmap(_parse_address(peer))
+        address = _parse_address(peer)
     except ValueError:
         return peer
     chain: list[str] | None = None
@@ -181,18 +181,23 @@ def _forwarded_for(element: str) -> str:
     return values[0] if match is None else match[1]
 
 
-# A few clients send most requests; what is no address is not kept, so nobody fills this with nonsense.
+# A few clients send most requests; what is no address raises and is not kept, so nobody fills these with nonsense.
 @lru_cache(maxsize=4096)
 def _parse_address(text: str) -> Address:
-    return ip_address(text)
+    return unmap(ip_address(text))
+
+
+@lru_cache(maxsize=4096)
+def _parse_node(text: str) -> Address:
+    match = _NODE.fullmatch(text.strip(" \t"))
+    if match is None:
+        raise ValueError(text)
+    return _parse_address(match[1] or match[2] or match[3])
 
 
 def _read_node(text: str) -> Address | None:
     """Read an address with or without a port, an IPv6 one with or without brackets; `None`: it is none."""
-    match = _NODE.fullmatch(text.strip(" \t"))
-    if match is None:
-        return None
     try:
-        return unmap(_parse_address(match[1] or match[2] or match[3]))
+        return _parse_node(text)
     except ValueError:
         return None

@@ -23,7 +23,7 @@ from proxy import config
 from proxy.app import Seams
 from proxy.core.headers import FORWARDED_HEADERS
 from proxy.storage.local_token import make_token
-from proxy.web.login import COOKIE, LINK_S, SESSION_S, make_ticket
+from proxy.web.login import COOKIE, LINK_S, SESSION_S, make_link, make_ticket
 from tests.attacks.nginx import BARE, nginx, shipped
 from tests.images import picture
 from tests.program import ROOT, run, serving, until
@@ -418,6 +418,10 @@ async def test_log_in_link_of_the_start_opens_the_api_for_its_browser(tmp_path: 
             assert (response.status, response.url.path) == (200, "/api")
         tokens = {"server__port": port, "security__api_tokens": "t" * 20}
         assert (await run(tmp_path / "data", "token", "--login", stdin=b"", **tokens))[0] == 2
+
+
+def test_link_of_an_ipv6_address_has_brackets() -> None:
+    assert make_link("t" * 43, "::1", 8080, NOW).startswith("http://[::1]:8080/login?ticket=")
 
 
 def tickets(token: str) -> dict[str, str]:
