@@ -73,6 +73,16 @@ def clients(program: Program) -> list[str]:
     return [record["client"] for record in records if record["route"] == "/img"]
 
 
+async def links_of(program: Program) -> list[str]:
+    """The log-in links of a start, which are logged behind the address."""
+
+    def links() -> list[str]:
+        return re.findall(r'"link":"([^"]*)"', "".join(program.log))
+
+    await until(lambda: bool(links()))
+    return links()
+
+
 @asynccontextmanager
 async def client_at(address: str) -> AsyncGenerator[aiohttp.ClientSession]:
     """A client that has this address of the loopback network, and really has it."""
@@ -217,7 +227,7 @@ async def test_bare_proxy_opens_neither_the_api_nor_the_limits(tmp_path: Path, o
             async with session.get(f"http://{address}/api/images", headers=allowed) as response:
                 assert (await response.json())["images"] != []
         # So is the holder of the link, which is printed once for all workers.
-        [link] = re.findall(r'"link":"([^"]*)"', "".join(program.log))
+        [link] = await links_of(program)
         for _ in range(4):
             async with program.session.get(link, allow_redirects=False) as response:
                 assert (response.status, COOKIE in response.headers["Set-Cookie"]) == (303, True)
@@ -391,8 +401,7 @@ async def browser() -> AsyncGenerator[aiohttp.ClientSession]:
 
 async def test_log_in_link_of_the_start_opens_the_api_for_its_browser(tmp_path: Path) -> None:
     async with serving(tmp_path / "data") as program:
-        records = [json.loads(line) for line in program.log]
-        [link] = [record["link"] for record in records if "link" in record]
+        [link] = await links_of(program)
         assert link.startswith(f"http://{program.address}/login?ticket=")
         assert program.token not in "".join(program.log)
         async with browser() as session:
