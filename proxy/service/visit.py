@@ -28,15 +28,12 @@ class Visit:
         came_from_us: A node of ours asks; it is answered from the store and never causes a fill.
         insist: Raises a `SourceRejected` if this visitor may be shown what is kept, but have nothing fetched.
         address: Whose allowance a fill counts against; `None`: nobody's.
-        joins_only: Another worker asks, because the fill was seen to be here. It may join; a fill of its own it makes
-            itself.
     """
 
     head: bool = False
     came_from_us: bool = False
     insist: Callable[[], None] = _anybody
     address: str | None = None
-    joins_only: bool = False
 
 
 SOMEBODY: Final = Visit()

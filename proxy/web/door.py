@@ -94,7 +94,6 @@ class Door:
             came_from_us=passed_through_us(ask.fields),
             insist=insist,
             address=self._find_payer(ask),
-            joins_only=ask.site.is_side_door,
         )
 
     def insist_on_access(self, request: web.Request) -> None:
