@@ -66,8 +66,12 @@ class _Body:
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         try:
-            # The other worker has limits too, and hears of the request with its first piece.
-            while piece := await asyncio.wait_for(self._content.readany(), READ_TIMEOUT_S):
+            while True:
+                # The other worker has limits too, and hears of the request with its first piece.
+                async with asyncio.timeout(READ_TIMEOUT_S):
+                    piece = await self._content.readany()
+                if not piece:
+                    return
                 yield piece
         except TimeoutError:
             self.error = too_slow()
