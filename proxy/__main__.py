@@ -31,7 +31,7 @@ from proxy.core.model import Place
 from proxy.core.store_url import Bucket, Folder
 from proxy.parts import Parts, open_migration, open_parts
 from proxy.storage.local_token import TokenUnusableError
-from proxy.supervisor import Supervisor
+from proxy.supervisor import Briefing, Supervisor
 from proxy.telemetry import logging_to
 from proxy.web.login import make_link
 from proxy.works import REAL, make_linking, open_works
@@ -59,13 +59,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             for number in (signal.SIGINT, signal.SIGHUP):
                 signal.signal(number, signal.SIG_IGN)  # a terminal sends these to all; the supervisor decides
         # A worker goes by what its supervisor has read.
-        config = msgspec.json.decode(sys.stdin.buffer.read(), type=Config) if is_worker else _load(arguments.config)
+        briefing = _read_briefing() if is_worker else None
+        config = _load(arguments.config) if briefing is None else briefing.config
         # To standard error: what a command prints is its answer, and no log record must get in between.
         with logging_to(sys.stderr, config.log):
             if arguments.command == "serve" and config.server.workers > 1:
                 status = _supervise(arguments, config)
             else:
-                status = _run(_command(arguments, config))
+                status = _run(_command(arguments, config) if briefing is None else _work_as(arguments, briefing))
         sys.stdout.flush()  # here, because at the interpreter's end nobody could handle a broken pipe
     except ConfigError as error:
         return _complain(str(error), USAGE)
@@ -104,12 +105,6 @@ async def _command(arguments: argparse.Namespace, config: Config) -> int:  # noq
             _raise_file_limit()
             await app.serve(config)
             return DONE
-        case command if command == WORKER:
-            _raise_file_limit()
-            place = msgspec.json.decode(arguments.place, type=Place)
-            listening = [socket.socket(fileno=int(number)) for number in arguments.listen.split(",")]
-            await app.work(config, place, listening, socket.socket(fileno=arguments.control))
-            return DONE
         case "inspect" | "sign" | "token":
             return _tell(arguments, config)
         case "migrate":
@@ -132,6 +127,22 @@ async def _command(arguments: argparse.Namespace, config: Config) -> int:  # noq
                 return await look.check({}, out=sys.stdout)
             async with open_parts(config, clock=REAL.clock) as parts:
                 return await _maintain(arguments, parts)
+
+
+def _read_briefing() -> Briefing:
+    try:
+        return msgspec.json.decode(sys.stdin.buffer.read(), type=Briefing)
+    except msgspec.DecodeError:
+        raise ConfigError("the supervisor is of another version: restart instead of reloading") from None
+
+
+async def _work_as(arguments: argparse.Namespace, briefing: Briefing) -> int:
+    """Serve as the worker that the supervisor has started."""
+    _raise_file_limit()
+    place = msgspec.convert({**msgspec.json.decode(arguments.place), "secret": briefing.secret}, Place)
+    listening = [socket.socket(fileno=int(number)) for number in arguments.listen.split(",")]
+    await app.work(briefing.config, place, listening, socket.socket(fileno=arguments.control))
+    return DONE
 
 
 async def _rewrite(arguments: argparse.Namespace, config: Config) -> int:

@@ -12,7 +12,7 @@ import shutil
 import signal
 import sys
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from ipaddress import ip_network
 from typing import TYPE_CHECKING, Final
 
@@ -25,6 +25,7 @@ from proxy.storage.local_token import NAME, TokenUnusableError, make_token, read
 from proxy.supervisor import LEAVE, READY
 from proxy.web import api, images_api, jobs_api, login, openapi, rewrite_api, script
 from proxy.web import health as health_routes
+from proxy.web.admission import admission, invite_later
 from proxy.web.bodies import Bodies
 from proxy.web.delivery import COMMON_HEADERS
 from proxy.web.door import Door, Tokens
@@ -34,8 +35,9 @@ from proxy.web.prepared import BYTES_MAX as ANSWERS_BYTES_MAX
 from proxy.web.prepared import PreparedAnswers
 from proxy.web.problems import problems
 from proxy.web.records import records
+from proxy.web.relay import relay
 from proxy.web.runner import Runner
-from proxy.web.siblings import Siblings, relays
+from proxy.web.siblings import Siblings
 from proxy.web.side_door import side_door
 from proxy.web.site import SERVER, SITE, Site
 from proxy.works import REAL, Seams, Works, make_inspector, make_linking, open_works
@@ -43,6 +45,8 @@ from proxy.works import REAL, Seams, Works, make_inspector, make_linking, open_w
 if TYPE_CHECKING:
     import socket
     from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+
+    from aiohttp.typedefs import Handler
 
     from proxy.config import Config
     from proxy.core.model import Place
@@ -86,7 +90,7 @@ _RUNNING: Final = web.AppKey("running", _Running)
 
 def build(config: Config, seams: Seams = REAL, place: Place | None = None) -> web.Application:
     """Make the application; `place`: of one among several workers. Nothing is opened before it starts."""
-    app = web.Application(middlewares=[records, problems, *(() if place is None else (relays,))])
+    app = web.Application(middlewares=[records, problems, admission, *(() if place is None else (relay,))])
     app[_RUNNING] = _Running()
     app.router.add_get(IMG, over_aiohttp(img))
     app.router.add_get(IMAGES, over_aiohttp(image))
@@ -117,16 +121,25 @@ def build(config: Config, seams: Seams = REAL, place: Place | None = None) -> we
 
 
 def _add_api(router: web.UrlDispatcher) -> None:
-    router.add_get("/api/inspect", api.inspect)
-    router.add_post("/api/save-image", api.save_image)
-    router.add_post("/api/save-images", jobs_api.save_images)
-    router.add_post("/api/rewrite", rewrite_api.rewrite)
-    router.add_get("/api/jobs/{id}", jobs_api.show_job)
-    router.add_get("/api/jobs/{id}/events", jobs_api.follow_job)
-    router.add_get("/api/images", images_api.list_images)
-    router.add_delete("/api/images", images_api.remove_images)
-    router.add_get("/api/images/{key}", images_api.show_image)
-    router.add_delete("/api/images/{key}", images_api.remove_image)
+    def get(path: str, handler: Handler) -> None:
+        router.add_get(path, handler, expect_handler=invite_later)
+
+    def post(path: str, handler: Handler) -> None:
+        router.add_post(path, handler, expect_handler=invite_later)
+
+    def delete(path: str, handler: Handler) -> None:
+        router.add_delete(path, handler, expect_handler=invite_later)
+
+    get("/api/inspect", api.inspect)
+    post("/api/save-image", api.save_image)
+    post("/api/save-images", jobs_api.save_images)
+    post("/api/rewrite", rewrite_api.rewrite)
+    get("/api/jobs/{id}", jobs_api.show_job)
+    get("/api/jobs/{id}/events", jobs_api.follow_job)
+    get("/api/images", images_api.list_images)
+    delete("/api/images", images_api.remove_images)
+    get("/api/images/{key}", images_api.show_image)
+    delete("/api/images/{key}", images_api.remove_image)
 
 
 async def _sign(_request: web.Request, response: web.StreamResponse) -> None:
@@ -292,9 +305,14 @@ async def work(config: Config, place: Place, listening: Sequence[socket.socket],
         assert site.siblings is not None
         learn = running.works.learn
         side = web.AppRunner(
-            side_door(replace(site, is_side_door=True), place.name, learn, _add_api),
+            side_door(site, place, learn, _add_api),
             access_log=None,
             shutdown_timeout=0.1,
+            lingering_time=LINGER_TIMEOUT_S,
+            # Each byte of a client's target may come as three; what was judged there has room beside it.
+            max_line_size=3 * REQUEST_LINE_BYTES_MAX,
+            max_field_size=REQUEST_FIELD_BYTES_MAX,
+            auto_decompress=False,
         )
         await side.setup()
         try:

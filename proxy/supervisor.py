@@ -7,6 +7,7 @@ Rules:
   waits for the next one and is not refused. The kernel spreads connections over them (`SO_REUSEPORT`, man 7 socket).
 - Each worker is a new interpreter, so one that is started on SIGHUP has the program and the configuration of today. It
   gets the configuration from us and reads none: what was not found valid is never started with.
+- What is secret goes to a worker through a pipe: arguments can be read by every user of the machine (man 5 proc).
 - A pair of sockets connects us with each. It says `READY`, we say `LEAVE`, and who reads the end of it is alone: a
   worker's death is noticed at once, and ours by every worker, however it came.
 """
@@ -26,22 +27,24 @@ import time
 from collections import deque
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from secrets import token_hex
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from proxy.config import ConfigError
+from proxy.config import Config, ConfigError
 from proxy.core.model import Place
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from proxy.config import Config
-
 READY: Final = b"R"
 LEAVE: Final = b"L"
+
+SECRET_BYTES: Final = 32
 
 BACKLOG: Final = 1024
 FOLDER_BYTES_MAX: Final = 90
@@ -61,6 +64,17 @@ LOOK_EVERY_S: Final = 1
 """At whether somebody takes too long."""
 
 log = logging.getLogger(__name__)
+
+
+class Briefing(msgspec.Struct):
+    """What a worker reads from its standard input."""
+
+    config: Config
+    secret: str
+    """`Place.secret`."""
+
+    def __repr__(self) -> str:
+        return "Briefing()"
 
 
 @dataclass(eq=False, slots=True)
@@ -108,6 +122,7 @@ class Supervisor:
     reload: Callable[[], Config]
     opened: Callable[[Sequence[tuple[str, int]]], None]
     _folder: Path = field(default=Path(), init=False)
+    _secret: str = field(default_factory=partial(token_hex, SECRET_BYTES), init=False, repr=False)
     _slots: list[_Slot] = field(default_factory=list, init=False)
     _coming: _Worker | None = field(default=None, init=False)
     """Will take the place of its slot's worker once it is ready."""
@@ -245,7 +260,7 @@ class Supervisor:
         worker = _Worker(slot, name, process, ours, self.config, time.monotonic())
         assert process.stdin is not None
         with suppress(BrokenPipeError), process.stdin:  # if it is dead, we shall read that
-            process.stdin.write(msgspec.json.encode(self.config))
+            process.stdin.write(msgspec.json.encode(Briefing(self.config, self._secret)))
         self._selector.register(ours, selectors.EVENT_READ, lambda: self._hear(worker))
         return worker
 

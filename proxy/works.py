@@ -55,7 +55,8 @@ if TYPE_CHECKING:
     from proxy.core.model import Digest, Key, Record
     from proxy.origin.guard import SocketFactory
     from proxy.parts import Parts
-    from proxy.ports import Clock, Siblings, Sleep
+    from proxy.ports import Clock, Sleep
+    from proxy.service.mirror import Peers
 
 LINGER_S: Final = 10
 """So long a claim is seen after its image was kept, beyond what `store.timeout_s` lets a look-up take."""
@@ -107,7 +108,7 @@ class Works:
     turn: Turn | None
     """Whose turn it is among several workers; `None`: there is one."""
     refusals: Refusals
-    siblings: Siblings | None
+    siblings: Peers | None
     seams: Seams
     resting: asyncio.Event
 
@@ -198,7 +199,7 @@ def make_linking(config: Config, inspector: Inspector, parts: Parts | None = Non
 
 @asynccontextmanager
 async def open_works(
-    config: Config, seams: Seams = REAL, place: Place | None = None, siblings: Siblings | None = None
+    config: Config, seams: Seams = REAL, place: Place | None = None, siblings: Peers | None = None
 ) -> AsyncGenerator[Works]:
     """
     Open all of it; nothing goes on in the background yet (`Works.going`). `place`: among several workers.
@@ -296,7 +297,7 @@ def _make_keeper(  # noqa: PLR0913, PLR0917 - what it is made of
     inspector: Inspector,
     neighbours: Neighbours,
     claims: Claims | None,
-    siblings: Siblings | None,
+    siblings: Peers | None,
 ) -> Keeper:
     return Keeper(
         store=parts.store,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, ClassVar, Final, NewType
 
@@ -307,6 +307,7 @@ class Place:
         name: Its own, as long as the supervisor lives: a claim or a socket with this name is its and nobody else's.
         slot: Which of the `workers` it is, from 0 on. The one that replaces it has the same.
         folder: What they share while they run: their sockets and their claims.
+        secret: What each request to another worker proves itself by; drawn at start, and never told elsewhere.
     """
 
     CLAIMS: ClassVar[str] = "claims"
@@ -318,3 +319,4 @@ class Place:
     slot: int
     workers: int
     folder: str
+    secret: str = field(repr=False)

@@ -22,8 +22,8 @@ FIELDS_MAX: Final = 100
 # RFC 9110, 5.1 and 5.5; an empty line only at the end.
 _BLOCK: Final = re.compile(rb"(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*\r\n)*\r\n")
 _NOTABLE: Final = re.compile(
-    rb"^(connection|content-length|expect|host|if-none-match|if-range|proxy-connection|range|transfer-encoding|upgrade)"
-    rb":([^\r]*)\r$",
+    rb"^(connection|content-encoding|content-length|expect|host|if-none-match|if-range|proxy-connection|range"
+    rb"|transfer-encoding|upgrade):([^\r]*)\r$",
     re.IGNORECASE | re.MULTILINE,
 )
 _CONDITIONS: Final = frozenset({"if-none-match", "range", "if-range"})
@@ -53,7 +53,7 @@ def read_fields(block: bytes) -> Asked | None:
     conditions: dict[str, str] = {}
     hosts = 0
     for name_bytes, value_bytes in _NOTABLE.findall(block):
-        name, value = name_bytes.decode().lower(), value_bytes.decode("latin-1").strip(" \t")
+        name, value = name_bytes.decode().lower(), decode(value_bytes).strip(" \t")
         if name in _CONDITIONS:
             # Its lines combined (RFC 9110, 5.3).
             conditions[name] = f"{conditions[name]}, {value}" if name in conditions else value
@@ -69,7 +69,15 @@ def read_fields(block: bytes) -> Asked | None:
     return Asked(conditions.get("if-none-match"), conditions.get("range"), conditions.get("if-range"))
 
 
+def decode(field: bytes) -> str:
+    """
+    Decode as the full parser does, so that a field is judged alike whichever of the two has read it. A byte that is not
+    UTF-8 stays recognisable: as Latin-1, 0xA0 would be a space and 0x85 a line end to `str.strip`.
+    """
+    return field.decode("utf-8", "surrogateescape")
+
+
 def list_fields(block: bytes) -> list[tuple[str, str]]:
     """Return names and values of a block that `read_fields` has read."""
-    lines = block.decode("latin-1").split("\r\n")
+    lines = decode(block).split("\r\n")
     return [(name, value.strip(" \t")) for name, _, value in (line.partition(":") for line in lines) if name]

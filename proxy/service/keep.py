@@ -8,6 +8,7 @@ what once failed, and nothing that an origin answers touches what is stored.
 from __future__ import annotations
 
 import asyncio
+import copy
 import logging
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from cachetools import LRUCache
 
 from proxy.collapse import Flights
 from proxy.core.errors import (
+    Busy,
     ImgkeepError,
     LoopDetected,
     OriginError,
@@ -32,26 +34,26 @@ from proxy.core.policy import judge
 from proxy.core.stored import REMOVED, read_object_name
 from proxy.service.failures import Failures, fingerprint
 from proxy.service.fill import Fill
-from proxy.service.mirror import Mirror
+from proxy.service.mirror import FillFailure, Mirror
 from proxy.service.records import Records
 from proxy.service.visit import SOMEBODY, Delivery, Elsewhere, Outcome, Redirect, Referral, Visit
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Container
-    from pathlib import Path
+    from collections.abc import Awaitable, Callable, Container
 
     from proxy.core.model import Digest, Format, Key, Source, SourceInfo
     from proxy.core.policy import Policy
-    from proxy.ports import Body, Catalog, Claims, Siblings, Store
+    from proxy.ports import Body, Catalog, Claims, Store
     from proxy.service.address import Addresses
     from proxy.service.allowance import Allowances
-    from proxy.service.fill import Neighbours
+    from proxy.service.fill import Head, Neighbours
+    from proxy.service.mirror import Peers
 
 LINKS_MAX: Final = 65_536
 """With `sources.refresh`, so many links are known to have been asked by already; 150 bytes each, 10 MB."""
 
-NOBODY: Final = ""
-"""No worker's name: who asked begins anew."""
+TRIES_MAX: Final = 50
+"""So often a fill is looked for in the worker that had it a moment ago."""
 
 T = TypeVar("T")
 
@@ -87,7 +89,7 @@ class Keeper:
         allowances: Allowances | None = None,
         refused: Container[Digest] = frozenset(),
         claims: Claims | None = None,
-        siblings: Siblings | None = None,
+        siblings: Peers | None = None,
     ) -> None:
         self.identify = identify
         """Tells which picture a source names and what kind of link it is."""
@@ -109,6 +111,8 @@ class Keeper:
         self._siblings = siblings
         self._timer = timer
         self._flights: Flights[Fill] = Flights()
+        self._mirrors: Flights[Mirror] = Flights()
+        """Fills of other workers that are followed here."""
         self.records = Records(store, catalog, self._flights, timer)
         self._failures = Failures(timer)
         self._asked: LRUCache[bytes, bool] = LRUCache(LINKS_MAX)
@@ -120,9 +124,9 @@ class Keeper:
 
     async def deliver(
         self, source: Source, info: SourceInfo, visit: Visit = SOMEBODY
-    ) -> Delivery | Referral | Redirect | Elsewhere:
+    ) -> Delivery | Referral | Redirect:
         """
-        Deliver the image that `source` names, from the store or from its origin.
+        Deliver the image that `source` names, from the store or from its origin, by whichever worker fetches it.
 
         Args:
             source: The link, read but not judged.
@@ -134,7 +138,8 @@ class Keeper:
         """
         if self._policy.denies(source.host):
             raise SourceForbidden("the source is refused: host is in sources.deny")
-        while True:
+        tries = 0
+        while tries < TRIES_MAX:
             began = self._timer()
             delivery, fault = await self._find(info.key, head=visit.head)
             if delivery is not None:
@@ -145,8 +150,12 @@ class Keeper:
             if self._rules.redirect_permanent and not info.temporary:
                 return Redirect(source.url)
             boarded = await self._board(source, info, visit, fault, self._follow, began=began)
+            if isinstance(boarded, Elsewhere):
+                tries += 1
+                boarded = await self._follow_elsewhere(boarded.holder, source, info, fault)
             if boarded is not None:
                 return boarded
+        raise Busy("the image is fetched now by this worker, now by another")
 
     async def keep(self, source: Source, info: SourceInfo) -> tuple[Record, bool]:
         """
@@ -270,11 +279,34 @@ class Keeper:
         finally:
             await fill.aclose()
 
+    async def join(self, key: Key) -> tuple[Fill, Head] | FillFailure | None:
+        """
+        Join the fill of a key for another worker, which closes it; `None`: there is none.
+
+        What such a worker may see or cause was judged there, so nothing is judged here, and nothing is begun.
+        """
+        fill = self._flights.find(key)
+        if fill is None:
+            await self._unclaim(key)
+            return None
+        fill.hold()
+        try:
+            return fill, await asyncio.shield(fill.head)
+        except ImgkeepError as error:
+            await fill.aclose()
+            if not isinstance(error, OriginError | SourceForbidden):
+                return FillFailure(None, error)
+            return FillFailure(fingerprint(fill.source), error if fill.doubt is None else _neither(fill.doubt))
+        except BaseException:
+            await fill.aclose()
+            raise
+
     async def land(self) -> None:
         """Wait until the fills in the air have landed."""
         await self._flights.land()
 
     async def aclose(self) -> None:
+        await self._mirrors.aclose()
         await self._flights.aclose()
 
     async def _board(  # noqa: PLR0913 - what was found so far, and when
@@ -296,7 +328,7 @@ class Keeper:
         self._check_departure(source, fault, came_from_us=visit.came_from_us)
         # No await between the look-up's last word and the departure: see collapse.py, and storage/claims.py.
         if self._claims is not None and info.key not in self._flights:
-            holder = self._claim(self._claims, info.key, visit)
+            holder = self._claims.take(info.key)
             if holder is not None:
                 return Elsewhere(holder)
             if fault is None and self._timer() - began > self._claims.linger_s:
@@ -319,12 +351,51 @@ class Keeper:
             await fill.aclose()
             raise
 
-    def _claim(self, claims: Claims, key: Key, visit: Visit) -> str | None:
-        """Have the right to fetch an image, among all workers, or return who has it."""
-        if visit.joins_only:
-            claims.release(key)  # there is nothing here to be joined any more
-            return NOBODY
-        return claims.take(key)
+    async def _unclaim(self, key: Key) -> None:
+        """Let others fetch what a claim says to be here, unless a look-up finds it: see `storage/claims.py`."""
+        record = None
+        try:
+            record = await self.records.find(key)
+        except Removed:
+            return
+        except StorageError:
+            pass  # who asks finds out as well
+        if record is None and key not in self._flights:
+            self._release(key)
+
+    async def _follow_elsewhere(
+        self, holder: str, source: Source, info: SourceInfo, fault: StorageError | None
+    ) -> Delivery | None:
+        """
+        Deliver what another worker fetches; `None`: look again.
+
+        Raises:
+            ImgkeepError: The fill failed by this link, or would by any.
+        """
+        siblings = self._siblings
+        assert siblings is not None
+        mirror, _ = self._mirrors.join(
+            info.key,
+            lambda: Mirror(partial(siblings.follow, holder, info.key), self._to.disk, self._to.memory),
+        )
+        mirror.hold()
+        try:
+            head = await asyncio.shield(mirror.head)
+        except BaseException:
+            await mirror.aclose()
+            raise
+        if head is None or isinstance(head, FillFailure):
+            await mirror.aclose()
+        if head is None:
+            await siblings.wait(holder, info.key)
+            return None
+        if isinstance(head, FillFailure):
+            if head.link not in {None, fingerprint(source)}:
+                return None
+            if head.link is not None and fault is not None:
+                raise _neither(fault) from head.error
+            raise copy.copy(head.error)  # each who waits has a traceback of its own
+        return _deliver(info.key, head, mirror, Outcome.COLLAPSED)
 
     def _depart(self, source: Source, info: SourceInfo, visit: Visit, fault: StorageError | None) -> Fill:
         permit = None
@@ -475,25 +546,15 @@ class Keeper:
             return outcome, departs
         raise outcome or StorageError("the image is not kept")
 
-    async def mirror(
-        self, path: Path, steps: AsyncIterator[tuple[int, bytes]], over: Callable[[], None]
-    ) -> Mirror | None:
-        """
-        Read along what another worker fetches into `path`; `None`: that is over.
-
-        Raises:
-            StorageError: The file cannot be opened.
-        """
-        file = await self._to.disk.peek(path)
-        return None if file is None else Mirror(file, steps, self._to.memory, over)
-
     async def _follow(self, fill: Fill, info: SourceInfo, departs: bool) -> Delivery:  # noqa: FBT001
         head = await asyncio.shield(fill.head)
-        outcome = Outcome.STORED if departs else Outcome.COLLAPSED
-        if not head.keeping:
-            outcome = Outcome.UNKEPT
-        name = _name_for_people(info.key, head.format)
-        return Delivery(info.key, outcome, head.format, head.etag, name, fill, growing=fill)
+        return _deliver(info.key, head, fill, Outcome.STORED if departs else Outcome.COLLAPSED)
+
+
+def _deliver(key: Key, head: Head, body: Fill | Mirror, outcome: Outcome) -> Delivery:
+    name = _name_for_people(key, head.format)
+    outcome = outcome if head.keeping else Outcome.UNKEPT
+    return Delivery(key, outcome, head.format, head.etag, name, body, growing=body)
 
 
 def _neither(fault: StorageError) -> StorageError:

@@ -29,15 +29,12 @@ class Visit:
         insist: Raises a `SourceRejected` if this visitor may be shown what is kept, but have nothing fetched.
         client: The networks whose limits a fill counts against, the narrowest first, as `core.address.client_networks`
             names them; `None`: the client has shown a token of the API, and is not limited.
-        joins_only: Another worker asks, because the fill was seen to be here. It may join; a fill of its own it makes
-            itself.
     """
 
     head: bool = False
     came_from_us: bool = False
     insist: Callable[[], None] = _anybody
     client: tuple[str, ...] | None = None
-    joins_only: bool = False
 
 
 SOMEBODY: Final = Visit()

@@ -17,7 +17,7 @@ from proxy.core.source import own_path, read_img_query, read_source
 from proxy.core.stored import read_object_name
 from proxy.service.save import Saved
 from proxy.web.bodies import LARGE_BODY_BYTES, read_file
-from proxy.web.site import NOTES, SITE
+from proxy.web.site import ADMITTED, NOTES, SITE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection, Mapping
@@ -80,8 +80,7 @@ async def _save_link(request: web.Request, url: str) -> Saved:
 
 
 def _find_own_path(request: web.Request, source: Source) -> str | None:
-    site = request.app[SITE]
-    base = site.door.own_base(request)
+    base = request[ADMITTED].base
     return own_path(source, read_source(base)) if base else None
 
 
@@ -93,8 +92,7 @@ def describe(request: web.Request, saved: Saved) -> dict[str, Any]:
 
 def facts_of(request: web.Request, record: Record) -> dict[str, Any]:
     """Return what the API says of a record, whatever the store."""
-    site = request.app[SITE]
-    return site.keeper.describe(record, base=site.door.own_base(request))
+    return request.app[SITE].keeper.describe(record, base=request[ADMITTED].base)
 
 
 def answer(facts: object, *, status: int = 200, headers: Mapping[str, str] = MappingProxyType({})) -> web.Response:
@@ -108,10 +106,15 @@ def answer(facts: object, *, status: int = 200, headers: Mapping[str, str] = Map
 
 
 def enter(request: web.Request) -> Site:
-    """Let a request to the API in; raises `Unauthorized`."""
-    site = request.app[SITE]
-    site.door.insist_on_access(request)
-    return site
+    """
+    Return what a handler of the API works with.
+
+    Raises:
+        LookupError: Nothing has judged whether the request may be made. That is an error of ours.
+    """
+    if ADMITTED not in request:
+        raise LookupError("access was not judged")
+    return request.app[SITE]
 
 
 def read_query(request: web.Request, known: Collection[str]) -> dict[str, str]:

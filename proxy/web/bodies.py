@@ -3,7 +3,7 @@ Bodies of requests to the API: JSON of a known form, documents, and files; bound
 once.
 
 Rules:
-- Nothing is decompressed for a client (a kilobyte can become a gigabyte): codings are refused.
+- Bodies come as they were sent: codings were refused (`admission.py`).
 - What is not asked for is an error that names it, so that a misspelt name is noticed.
 """
 
@@ -19,6 +19,7 @@ from aiohttp import BodyPartReader, web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from proxy.core.errors import Busy, InvalidRequest
+from proxy.web.site import ADMITTED
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
@@ -69,10 +70,9 @@ class Bodies:
 
         Raises:
             Busy: Too many large bodies are being worked on.
-            HTTPException: 413 or 415.
+            HTTPException: 413.
         """
-        insist_on_plain(request)
-        _insist_on_size(request.content_length or 0, BODY_BYTES_MAX)
+        _insist_on_size(request[ADMITTED].body_bytes or 0, BODY_BYTES_MAX)
         if is_small(request):
             yield
             return
@@ -89,7 +89,8 @@ class Bodies:
 
 def is_small(request: web.Request) -> bool:
     """Whether the body is known to be small."""
-    return request.content_length is not None and request.content_length <= LARGE_BODY_BYTES
+    size = request[ADMITTED].body_bytes
+    return size is not None and size <= LARGE_BODY_BYTES
 
 
 async def read_json(request: web.Request, form: type[T]) -> T:
@@ -111,7 +112,7 @@ async def read_whole(request: web.Request, *, bytes_max: int = BODY_BYTES_MAX) -
     Raises:
         HTTPException: 408 or 413.
     """
-    _insist_on_size(request.content_length or 0, bytes_max)
+    _insist_on_size(request[ADMITTED].body_bytes or 0, bytes_max)
     data = bytearray()
     loop = asyncio.get_running_loop()
     try:
@@ -122,7 +123,7 @@ async def read_whole(request: web.Request, *, bytes_max: int = BODY_BYTES_MAX) -
                 _insist_on_size(len(data), bytes_max)
                 limit.reschedule(min(end, loop.time() + READ_TIMEOUT_S))
     except TimeoutError:
-        raise _too_slow() from None
+        raise too_slow() from None
     return data
 
 
@@ -147,27 +148,20 @@ async def read_file(request: web.Request, name: str) -> tuple[AsyncIterator[byte
 
     Raises:
         InvalidRequest: There is none, or something else.
-        HTTPException: 415.
+        HTTPException: 408 or 415.
     """
-    insist_on_plain(request)
     try:
         async with asyncio.timeout(READ_TIMEOUT_S):
             part = await (await request.multipart()).next()
     except TimeoutError:
-        raise _too_slow() from None
+        raise too_slow() from None
     except MALFORMED:
         raise InvalidRequest("the body is not multipart/form-data") from None
     if not isinstance(part, BodyPartReader) or part.name != name:
         raise InvalidRequest(f"the first field of the form has to be the file, under the name {name}")
     if part.headers.get("Content-Encoding") or part.headers.get("Content-Transfer-Encoding", "binary") != "binary":
         raise web.HTTPUnsupportedMediaType(text="the file must not be encoded")
-    return _pieces(part), request.content_length
-
-
-def insist_on_plain(request: web.Request) -> None:
-    """Refuse what would have to be decompressed."""
-    if request.headers.get("Content-Encoding", "identity").lower() != "identity":
-        raise web.HTTPUnsupportedMediaType(text="the body must not be compressed (Content-Encoding)")
+    return _pieces(part), request[ADMITTED].body_bytes
 
 
 async def _pieces(part: BodyPartReader) -> AsyncIterator[bytes]:
@@ -177,7 +171,7 @@ async def _pieces(part: BodyPartReader) -> AsyncIterator[bytes]:
             async with asyncio.timeout_at(min(end, asyncio.get_running_loop().time() + READ_TIMEOUT_S)):
                 piece = await part.read_chunk(PIECE_BYTES)
         except TimeoutError:
-            raise _too_slow() from None
+            raise too_slow() from None
         except MALFORMED:
             raise InvalidRequest("the form ends before the file does") from None
         if not piece:
@@ -185,7 +179,8 @@ async def _pieces(part: BodyPartReader) -> AsyncIterator[bytes]:
         yield bytes(piece)
 
 
-def _too_slow() -> web.HTTPException:
+def too_slow() -> web.HTTPException:
+    """Return the answer to a body that has paused for too long."""
     return web.HTTPRequestTimeout(text="the body comes too slowly")
 
 

@@ -108,7 +108,6 @@ class Door:
             came_from_us=passed_through_us(ask.fields),
             insist=insist,
             client=self._find_client(ask),
-            joins_only=ask.site.is_side_door,
         )
 
     def insist_on_access(self, request: web.Request) -> None:

@@ -143,7 +143,7 @@ def over_aiohttp(handler: Handler) -> Callable[[web.Request], Awaitable[web.Stre
         )
         answer = await handler(ask)
         if isinstance(answer.body, Part):
-            return await _send(request, answer, answer.body)
+            return await send_part(request, answer, answer.body)
         if ask.head:
             return web.StreamResponse(status=answer.status, headers=answer.headers)
         return as_response(answer)
@@ -157,7 +157,8 @@ def as_response(answer: Answer) -> web.Response:
     return web.Response(status=answer.status, headers=answer.headers, body=answer.body)
 
 
-async def _send(request: web.Request, answer: Answer, part: Part) -> web.StreamResponse:
+async def send_part(request: web.Request, answer: Answer, part: Part) -> web.StreamResponse:
+    """Send an answer with a part of a body at the client's own speed."""
     response = web.StreamResponse(status=answer.status, headers=answer.headers)
     transport = cast("asyncio.WriteTransport | None", request.transport)
     offset, piece = part.start, part.first

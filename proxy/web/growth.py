@@ -1,9 +1,9 @@
 """
-A growing file, told of between workers: both ends of it on the wire.
+A fill, told of between workers: both ends of it on the wire.
 
-An answer to a sibling that can read along has steps as its body (`ports.Trace`), each of them two numbers: how many
-bytes of the image there are by now, and how many of these follow because they are not in the file. As with any body, an
-end that is cut off is none.
+The body of an answer is a message and then steps. The message says what is fetched, and in which file it grows, or why
+there will be none. A step is two numbers (`ports.Trace`): how many bytes of the image there are by now, and how many of
+these follow because they are in no file. As with any body, an end that is cut off is none.
 """
 
 from __future__ import annotations
@@ -11,76 +11,85 @@ from __future__ import annotations
 import asyncio
 import os
 import struct
-from dataclasses import replace
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
-from urllib.parse import quote, unquote_to_bytes
+from typing import TYPE_CHECKING, Any, Final
 
 import aiohttp
+import msgspec
 
-from proxy.core.errors import OriginError
-from proxy.web.exchange import PIECE_BYTES, Answer, Part
+from proxy.core import errors
+from proxy.core.errors import Busy, ImgkeepError, OriginError, StorageError
+from proxy.core.model import Format
+from proxy.service.fill import Head
+from proxy.service.mirror import Feed, FillFailure
+from proxy.web.exchange import PIECE_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from proxy.ports import Readable, Trace
-    from proxy.web.exchange import Ask
+    from proxy.service.fill import Fill
 
-READS_ALONG: Final = "Imgkeep-Reads-Along"
-"""In requests: whoever asks can do this. A worker of an older version, during a reload, cannot."""
-GROWS_IN: Final = "Imgkeep-Grows-In"
-"""In answers: how many bytes the image is going to have (`-`: nobody knows), and the file, percent-encoded."""
-
+_SIZE: Final = struct.Struct(">I")
 _STEP: Final = struct.Struct(">QI")
-_UNKNOWN: Final = "-"
 
 
-async def lay_open(ask: Ask, answer: Answer) -> Answer:
-    """Return the answer with steps in the place of its body, if whoever asks can read along, and it is worth a file."""
-    part = answer.body
-    if not isinstance(part, Part) or part.growing is None or answer.status != 200 or READS_ALONG not in ask.fields:
-        return answer
-    if part.end is not None and part.end <= PIECE_BYTES:
-        return answer
-    try:
-        trace = await part.growing.lay_open()
-        if trace is None:
-            return answer
-        steps = _Steps(trace, part.body)
-        first = await steps.read(0, 0)
-    except BaseException:
-        await part.body.aclose()
-        raise
-    size = _UNKNOWN if part.end is None else str(part.end)
-    headers = {name: value for name, value in answer.headers.items() if name != "Content-Length"}
-    headers[GROWS_IN] = f"{size} {quote(os.fsencode(trace.path), safe='/')}"
-    return replace(answer, headers=headers, body=Part(steps, 0, None, first))
+class Begun(msgspec.Struct, tag=True):
+    """What is fetched. `head` is a `Head`, its format by name; without a `path` all bytes come with the steps."""
+
+    head: dict[str, Any]
+    path: bytes | None
 
 
-def read_growth(field: str) -> tuple[int | None, Path]:
-    """Return what `GROWS_IN` says."""
-    size, _, path = field.partition(" ")
-    return None if size == _UNKNOWN else int(size), Path(os.fsdecode(unquote_to_bytes(path)))
+class Failed(msgspec.Struct, tag=True):
+    """Why nothing is fetched: `FillFailure`, its error by the name of its class."""
+
+    link: bytes | None
+    error: str
+    detail: str
+    facts: dict[str, int | None]
 
 
-async def read_steps(answer: aiohttp.ClientResponse) -> AsyncIterator[tuple[int, bytes]]:
-    """Yield the steps of an answer. Raises: OriginError: They broke off."""
-    stream = answer.content
-    try:
-        while begun := await stream.read(_STEP.size):
-            height, size = _STEP.unpack(begun + await stream.readexactly(_STEP.size - len(begun)))
-            yield height, await stream.readexactly(size)
-    except (TimeoutError, aiohttp.ClientError, asyncio.IncompleteReadError):
-        raise OriginError("the image broke off on its way from another worker") from None
+async def tell_fill(fill: Fill, head: Head) -> Telling:
+    """Return what a worker that follows is told of a fill; small ones are not worth a file."""
+    small = head.size is not None and head.size <= PIECE_BYTES
+    trace = None if small else await fill.lay_open()
+    told = {**asdict(head), "format": head.format.name}
+    path = None if trace is None else os.fsencode(trace.path)
+    return Telling(_encode(Begun(told, path)), _send_along(fill) if trace is None else trace.steps, fill)
 
 
-class _Steps:
-    """The steps of a trace, as they go over the wire. Implements `ports.Readable`; `body` is kept open meanwhile."""
+def tell_failure(failure: FillFailure) -> bytes:
+    """Return what a worker that follows is told of a fill that has brought nothing."""
+    error = failure.error
+    facts = {name: value for name, value in vars(error).items() if value is None or type(value) is int}
+    return _encode(Failed(failure.link, type(error).__name__, str(error), facts))
 
-    def __init__(self, trace: Trace, body: Readable) -> None:
-        self._steps = trace.steps
-        self._body = body
+
+async def read_feed(stream: aiohttp.StreamReader) -> Feed | FillFailure:
+    """
+    Read what another worker tells of a fill.
+
+    Raises:
+        OriginError: It broke off before it had said anything.
+    """
+    (size,) = _SIZE.unpack(await _read(stream, _SIZE.size))
+    message = msgspec.msgpack.decode(await _read(stream, size), type=Begun | Failed)
+    if isinstance(message, Failed):
+        return FillFailure(message.link, _make_error(message))
+    head = Head(**{**message.head, "format": Format[message.head["format"]]})
+    path = None if message.path is None else Path(os.fsdecode(message.path))
+    return Feed(head, path, _read_steps(stream))
+
+
+class Telling:
+    """What is told of a fill, as it goes over the wire. Implements `ports.Readable`, from its beginning on."""
+
+    def __init__(self, message: bytes, steps: AsyncIterator[tuple[int, bytes]], fill: Fill) -> None:
+        self.message = message
+        """Comes before what is read."""
+        self._steps = steps
+        self._fill = fill
 
     async def read(self, _offset: int, _size: int) -> bytes:
         async for height, data in self._steps:
@@ -88,4 +97,51 @@ class _Steps:
         return b""
 
     async def aclose(self) -> None:
-        await self._body.aclose()
+        await self._fill.aclose()
+
+
+def _encode(message: Begun | Failed) -> bytes:
+    data = msgspec.msgpack.encode(message)
+    return _SIZE.pack(len(data)) + data
+
+
+def _make_error(told: Failed) -> ImgkeepError:
+    kind = getattr(errors, told.error, None)
+    if not (isinstance(kind, type) and issubclass(kind, ImgkeepError)):
+        return StorageError("another worker could not fetch the image")  # one that a newer version knows
+    if issubclass(kind, OriginError | Busy):
+        return kind(told.detail, **told.facts)  # type: ignore[arg-type]  # as its own constructor took them
+    return kind(told.detail)
+
+
+async def _send_along(fill: Fill) -> AsyncIterator[tuple[int, bytes]]:
+    """Yield all bytes of a fill as steps."""
+    offset = 0
+    while data := await fill.read(offset, PIECE_BYTES):
+        offset += len(data)
+        yield offset, data
+
+
+async def _read_steps(stream: aiohttp.StreamReader) -> AsyncIterator[tuple[int, bytes]]:
+    """Yield the steps of an answer. Raises: OriginError: They broke off."""
+    while begun := await _read_some(stream, _STEP.size):
+        height, size = _STEP.unpack(begun + await _read(stream, _STEP.size - len(begun)))
+        yield height, await _read(stream, size)
+
+
+async def _read(stream: aiohttp.StreamReader, size: int) -> bytes:
+    try:
+        return await stream.readexactly(size)
+    except (TimeoutError, aiohttp.ClientError, asyncio.IncompleteReadError):
+        raise _broken() from None
+
+
+async def _read_some(stream: aiohttp.StreamReader, size: int) -> bytes:
+    try:
+        return await stream.read(size)
+    except (TimeoutError, aiohttp.ClientError):
+        raise _broken() from None
+
+
+def _broken() -> OriginError:
+    return OriginError("the image broke off on its way from another worker")

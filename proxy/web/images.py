@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import re
-from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
 
 from proxy.core.content import identify_legacy
-from proxy.core.errors import Busy, LoopDetected
-from proxy.core.model import Key
+from proxy.core.errors import LoopDetected
 from proxy.core.source import own_path, read_img_query
-from proxy.service.visit import Elsewhere, Redirect, Referral
+from proxy.service.visit import Redirect, Referral
 from proxy.web.delivery import redirect, refer, respond
-from proxy.web.siblings import TRIES_MAX
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
     from proxy.service.visit import Delivery
     from proxy.web.exchange import Answer, Ask, Handler
 
@@ -47,10 +42,7 @@ async def img(ask: Ask) -> Answer:
         return await _own(ask, own)
     info = site.keeper.identify(source)
     ask.notes.key = info.key
-    delivery = await site.keeper.deliver(source, info, visit)
-    if isinstance(delivery, Elsewhere):
-        return await _follow(ask, delivery, partial(site.keeper.deliver, source, info, visit))
-    return await _show(ask, delivery)
+    return await _show(ask, await site.keeper.deliver(source, info, visit))
 
 
 async def image(ask: Ask) -> Answer:
@@ -73,25 +65,6 @@ def legacy(mount: str) -> Handler:
         return await _give(ask, delivery)
 
     return show
-
-
-async def _follow(
-    ask: Ask,
-    delivery: Delivery | Referral | Redirect | Elsewhere,
-    look_again: Callable[[], Awaitable[Delivery | Referral | Redirect | Elsewhere]],
-) -> Answer:
-    """Have the worker answer that fetches the image, until it is here or we may fetch it."""
-    site = ask.site
-    for _ in range(TRIES_MAX):
-        if not isinstance(delivery, Elsewhere):
-            return await _show(ask, delivery)
-        if site.is_side_door or site.siblings is None:
-            raise web.HTTPMisdirectedRequest  # it was here a moment ago
-        answer = await site.siblings.follow(ask, delivery.holder, Key(ask.notes.key or ""))
-        if answer is not None:
-            return answer
-        delivery = await look_again()
-    raise Busy("the image is fetched now here, now there")
 
 
 async def _own(ask: Ask, path: str) -> Answer:

@@ -12,7 +12,7 @@ from aiohttp import web
 from proxy.core.errors import InvalidRequest
 from proxy.service.jobs import ITEMS_MAX, describe
 from proxy.web.api import answer, enter, facts_of
-from proxy.web.site import SITE
+from proxy.web.site import ADMITTED, SITE
 
 if TYPE_CHECKING:
     from proxy.core.model import Job, JobResult
@@ -47,7 +47,7 @@ async def save_images(request: web.Request) -> web.Response:
         job = await _wait(request, job)
         if job.state == "done":
             return answer(await _tell(request, job, after=-1, limit=ITEMS_MAX))
-    headers = {"Location": f"{site.door.own_base(request)}/api/jobs/{job.id}"}
+    headers = {"Location": f"{request[ADMITTED].base}/api/jobs/{job.id}"}
     return answer({"success": True, **describe(job)}, status=202, headers=headers)
 
 

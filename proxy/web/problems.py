@@ -49,6 +49,9 @@ STATUSES: Final[tuple[tuple[type[errors.ImgkeepError], int, str], ...]] = (
     (errors.StorageError, 503, "The storage is unavailable"),
 )
 
+_ACCEPTED: Final = ("Allow", "Accept-Encoding")
+"""Fields that say what would be accepted instead."""
+
 # Of the framework's own answers those that our routes can cause.
 _HTTP_CODES: Final = {
     404: "not_found",
@@ -87,8 +90,9 @@ def explain(error: Exception, notes: Notes, *, api: bool = False) -> Answer:
         status = HTTPStatus(error.status)
         told = error.text if error.text != f"{status.value}: {error.reason}" else None
         answer = _answer(error.status, status.phrase, notes.code, told or status.description, extensions)
-        if "Allow" in error.headers:
-            answer.headers["Allow"] = error.headers["Allow"]
+        for name in _ACCEPTED:
+            if name in error.headers:
+                answer.headers[name] = error.headers[name]
         return answer
     log.error("unforeseen error", exc_info=error)
     notes.code = "internal_error"

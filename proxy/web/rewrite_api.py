@@ -22,7 +22,7 @@ from proxy.service.jobs import ITEMS_MAX, describe
 from proxy.service.rewrite import MARKDOWN_BYTES_MAX, check_page_url
 from proxy.web.api import answer, enter, read_query
 from proxy.web.bodies import BODY_BYTES_MAX, LARGE_BODY_BYTES, read_json, read_whole
-from proxy.web.site import NOTES, SITE
+from proxy.web.site import ADMITTED, NOTES, SITE
 
 if TYPE_CHECKING:
     from proxy.core.model import Job
@@ -78,7 +78,7 @@ async def rewrite(request: web.Request) -> web.Response:
         job = await _save(request, rewritten) if options.save else None
     headers = {**HEADERS, REWRITTEN: str(len(rewritten.links))}
     if job is not None:
-        headers["Location"] = f"{site.door.own_base(request)}/api/jobs/{job.id}"
+        headers["Location"] = f"{request[ADMITTED].base}/api/jobs/{job.id}"
     return web.Response(body=rewritten.document, content_type=request.content_type, charset=charset, headers=headers)
 
 
@@ -104,7 +104,7 @@ async def _rewrite(
     if options.url is not None:
         check_page_url(options.url)
     which: Which = tuple(options.which) if isinstance(options.which, list) else options.which
-    linker = site.linking.linker(which, site.door.own_base(request))
+    linker = site.linking.linker(which, request[ADMITTED].base)
     rewritten = await site.desk.rewrite(data, form, linker, url=options.url, charset=charset)
     request[NOTES].outcome = "rewritten"
     return rewritten

@@ -33,6 +33,7 @@ class Runner(web.AppRunner):
     """Runs an application behind our connections."""
 
     def __init__(self, app: web.Application, *, shutdown_timeout: float, **limits: Any) -> None:
+        limits["auto_decompress"] = False  # see `admission.py`
         super().__init__(app, shutdown_timeout=shutdown_timeout, **limits)
         self._limits = limits
         self._shutdown_timeout_s = shutdown_timeout

@@ -1,73 +1,116 @@
 """
-The side door: what workers ask of each other, on sockets that nobody else can reach.
+What workers ask of each other, on sockets in a folder that only they can open.
 
-The same handlers as in front answer here, with three differences: nothing is counted or recorded, because that is done
-where the client is; who asks for an image may join a fill but has none made; and what is told of an image that is being
-fetched is how far its file has come (`growth.py`).
+Rules:
+- Whoever connects is a worker of this run only if it knows its secret; anybody else is refused and cut off.
+- Access was judged where the client is. No field here is a client's but `relay.FIELDS`, and none is judged.
+- A connection that has carried a body ends with the answer, whether the body was read or not.
+- Nothing is counted or recorded, because that is done where the client is.
 """
 
 from __future__ import annotations
 
+from hmac import compare_digest
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 from aiohttp import web
 
+from proxy.core.errors import InvalidRequest
 from proxy.core.model import Digest, Key
-from proxy.web.exchange import over_aiohttp
-from proxy.web.growth import lay_open
-from proxy.web.images import IMG, img
+from proxy.service.mirror import FillFailure
+from proxy.web.admission import API, refuse_codings
+from proxy.web.exchange import Answer, Part, send_part
+from proxy.web.growth import tell_failure, tell_fill
 from proxy.web.problems import problems
-from proxy.web.siblings import OUTCOME, Notice
-from proxy.web.site import NOTES, SITE, Notes
+from proxy.web.relay import JUDGED
+from proxy.web.siblings import OUTCOME, PEER, Notice
+from proxy.web.site import ADMITTED, NOTES, SITE, Admitted, Notes
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Mapping
 
-    from proxy.web.exchange import Answer, Ask
+    from aiohttp.typedefs import Middleware
+
+    from proxy.core.model import Place
     from proxy.web.site import Site
 
 NOTICE_BYTES_MAX: Final = 16_777_216
 """Some hundred thousand copies that were used in a second."""
 
+_KEY: Final = "/fills/{key:[0-9a-f]{64}}"
+
 
 def side_door(
     site: Site,
-    name: str,
+    place: Place,
     learn: Callable[[Collection[Digest], Collection[Key], Mapping[str, int]], Awaitable[None]],
     add_api: Callable[[web.UrlDispatcher], None],
 ) -> web.Application:
-    """Make the application for the siblings of the worker `name`. `learn` is told what they tell."""
-    app = web.Application(middlewares=[notes, problems], client_max_size=NOTICE_BYTES_MAX)
+    """Make the application for the siblings of a worker. `learn` is told what they tell."""
+    app = web.Application(
+        middlewares=[_known_by(place.secret), notes, problems, plain], client_max_size=NOTICE_BYTES_MAX
+    )
     app[SITE] = site
-    app.router.add_get(IMG, over_aiohttp(_img))
     add_api(app.router)
+
+    async def follow(request: web.Request) -> web.StreamResponse:
+        joined = await site.keeper.join(Key(request.match_info["key"]))
+        if joined is None:
+            return web.Response(status=204)
+        if isinstance(joined, FillFailure):
+            return web.Response(body=tell_failure(joined))
+        telling = await tell_fill(*joined)
+        return await send_part(request, Answer(200, {}), Part(telling, 0, None, telling.message))
 
     async def wait(request: web.Request) -> web.Response:
         await site.keeper.landed(Key(request.match_info["key"]))
         return web.Response(status=204)
 
     async def notices(request: web.Request) -> web.Response:
-        notice = msgspec.msgpack.decode(await request.read(), type=Notice)
+        try:
+            notice = msgspec.msgpack.decode(await request.read(), type=Notice)
+        except msgspec.DecodeError:
+            raise InvalidRequest("the notice is not understood") from None
         refused, changed = map(Digest, notice.refused), map(Key, notice.changed)
         await learn([*refused], [*changed], notice.copies)
         return web.Response(status=204)
 
     async def metrics(_request: web.Request) -> web.Response:
-        return web.Response(body=site.meter.tell(name))
+        return web.Response(body=site.meter.tell(place.name))
 
-    app.router.add_get("/fills/{key}", wait)
+    app.router.add_get(_KEY, follow, allow_head=False)
+    app.router.add_get(f"{_KEY}/end", wait, allow_head=False)
     app.router.add_post("/notices", notices)
-    app.router.add_get("/metrics", metrics)
+    app.router.add_get("/metrics", metrics, allow_head=False)
     app.on_response_prepare.append(_tell_outcome)
+    app.on_response_prepare.append(_end_with_body)
     return app
+
+
+def _known_by(secret: str) -> Middleware:
+    expected = secret.encode()
+
+    @web.middleware
+    async def known(
+        request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        """The outermost layer: let in who knows the secret."""
+        given = request.headers.getall(PEER, [])
+        if len(given) != 1 or not compare_digest(given[0].encode("utf-8", "surrogateescape"), expected):
+            response = web.Response(status=403)
+            response.force_close()
+            return response
+        return await handler(request)
+
+    return known
 
 
 @web.middleware
 async def notes(
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
 ) -> web.StreamResponse:
-    """The outermost layer, in the place of `records`."""
+    """In the place of `records`."""
     request[NOTES] = Notes()
     try:
         return await handler(request)
@@ -75,10 +118,28 @@ async def notes(
         return web.Response(status=499)
 
 
-async def _img(ask: Ask) -> Answer:
-    return await lay_open(ask, await img(ask))
+@web.middleware
+async def plain(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    """In the place of `admission`: take what was judged where the client is."""
+    refuse_codings(request)
+    resource = request.match_info.route.resource
+    if resource is not None and resource.canonical.startswith(API):
+        try:
+            request[ADMITTED] = msgspec.json.decode(request.headers.get(JUDGED, ""), type=Admitted)
+        except msgspec.DecodeError:
+            raise InvalidRequest("the request was not judged") from None
+    return await handler(request)
 
 
 async def _tell_outcome(request: web.Request, response: web.StreamResponse) -> None:
-    noted = request[NOTES]
-    response.headers[OUTCOME] = f"{noted.code or noted.outcome} {noted.key or ''}".strip()
+    noted = request.get(NOTES)
+    if noted is not None:
+        response.headers[OUTCOME] = f"{noted.code or noted.outcome} {noted.key or ''}".strip()
+
+
+async def _end_with_body(request: web.Request, response: web.StreamResponse) -> None:
+    if request.body_exists:
+        response.force_close()
+        response.headers["Connection"] = "close"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+import msgspec
 from aiohttp import web
 
 if TYPE_CHECKING:
@@ -63,8 +64,6 @@ class Site:
     """By request target: the answers that are on their way."""
     siblings: Siblings | None = None
     """`None`: there is one worker."""
-    is_side_door: bool = False
-    """Whether siblings ask here, and not clients."""
 
     def own_url(self, object_name: str) -> str:
         """Return where we serve an object; only its path where no public URL is configured (RFC 9110, 8.7)."""
@@ -84,5 +83,20 @@ class Notes:
     """When the permission to see the answer ends, in epoch seconds."""
 
 
+class Admitted(msgspec.Struct, frozen=True):
+    """
+    What the process that holds the client's connection has judged of a request to the API (`admission.py`).
+
+    Attributes:
+        base: What stands before our own paths in the answer: `Door.own_base`.
+        body_bytes: The declared size of the body, which the parser there keeps to; `None`: it comes in chunks.
+    """
+
+    base: str
+    body_bytes: int | None = None
+
+
 SITE: Final = web.AppKey("site", Site)
 NOTES: Final = web.RequestKey("notes", Notes)
+ADMITTED: Final = web.RequestKey("admitted", Admitted)
+"""Of requests to the API. A handler that finds none fails, so that a route that nothing has judged stays shut."""

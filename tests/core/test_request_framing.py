@@ -11,7 +11,7 @@ from aiohttp.http import HttpProcessingError, HttpRequestParser
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.core.request import read_fields
+from proxy.core.request import list_fields, read_fields
 from tests.core.test_request import Peer
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ NAMES = (
 VALUES = (
     *("", " ", "keep-alive", "Keep-Alive", "close", "CLOSE", "Close, keep-alive", "upgrade", "keep-alive, Upgrade"),
     *("0", "5", "chunked", "gzip", "identity", "h2c", "websocket", "100-continue", "trailers", "a.example", "\t\xff"),
+    *("\xa0a\xa0", "a\x85", "\xc2\xa0a", "\xff, \xc3\xa4", "a\tb \t"),
 )
 
 
@@ -59,6 +60,8 @@ def agrees(loop: asyncio.AbstractEventLoop, block: bytes) -> None:
             assert not message.should_close
             assert not message.upgrade
             assert not message.chunked
+            judged = [(field.lower(), value) for field, value in message.headers.items()]
+            assert [(field.lower(), value) for field, value in list_fields(block)] == judged
 
 
 @pytest.mark.parametrize("name", NAMES)

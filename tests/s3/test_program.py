@@ -9,8 +9,9 @@ import signal
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from tests.faults.test_workers import counted, crowd, drafts_of, many, workers
+from tests.faults.test_workers import counted, crowd, drafts_of, many
 from tests.images import picture, picture_of
+from tests.peers import workers
 from tests.program import run, serving, until
 from tests.web.test_answers import gated
 
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
 
-    from tests.faults.test_workers import Worker
     from tests.origins import FakeOrigin
+    from tests.peers import Worker
     from tests.program import Program
     from tests.s3.gate import Gate
     from tests.s3.servers import S3Server

@@ -6,7 +6,8 @@ import asyncio
 import gc
 import logging
 import weakref
-from dataclasses import replace
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
@@ -27,10 +28,13 @@ from proxy.core.errors import (
     StorageError,
     TooLarge,
 )
-from proxy.core.model import Digest, Key
+from proxy.core.model import Digest, Format, Key
 from proxy.core.source import read_source
 from proxy.service.failures import Failures, seconds_to_remember
-from proxy.service.fill import RECENT_BYTES_MAX, RECENT_CHUNKS_MAX, Fill
+from proxy.service.fill import RECENT_BYTES_MAX, RECENT_CHUNKS_MAX, Fill, Head
+from proxy.service.keep import TRIES_MAX
+from proxy.service.mirror import Feed as Followed
+from proxy.service.mirror import FillFailure, Mirror
 from proxy.service.visit import Delivery
 from proxy.storage.claims import Claims
 from tests.images import picture, picture_of
@@ -41,7 +45,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from proxy.core.model import Record
-    from proxy.service.mirror import Mirror
 
 URL = "https://images.example/a.png?sig=1"
 OTHER = "https://images.example/a.png?sig=2"
@@ -575,49 +578,96 @@ async def test_a_disk_that_fails_does_not_fail_the_readers(
     assert await world.get(URL) == ("stored", IMAGE)
 
 
-async def mirror(world: World, delivery: Delivery, over: Callable[[], None] = lambda: None) -> Mirror:
-    """Read along as another worker does."""
-    assert delivery.growing is not None
-    trace = await delivery.growing.lay_open()
-    assert trace is not None
-    found = await world.keeper.mirror(trace.path, trace.steps, over)
-    assert found is not None
-    return found
+@dataclass
+class FakePeers:
+    """Other workers, of which one fetches in `world`, and tells of it as it would over a socket."""
+
+    world: World
+    calls: int = 0
+    waits: int = 0
+
+    @asynccontextmanager
+    async def follow(self, _holder: str, key: Key) -> AsyncIterator[Followed | FillFailure | None]:
+        self.calls += 1
+        joined = await self.world.keeper.join(key)
+        if joined is None or isinstance(joined, FillFailure):
+            yield joined
+            return
+        fill, head = joined
+        trace = await fill.lay_open()
+        yield Followed(head, None, along(fill)) if trace is None else Followed(head, trace.path, trace.steps)
+        await fill.aclose()
+
+    async def wait(self, _holder: str, key: str) -> None:
+        self.waits += 1
+        await self.world.keeper.landed(Key(key))
+
+    async def tell(self, **_what: object) -> None:
+        """They know."""
+
+
+async def along(fill: Fill) -> AsyncIterator[tuple[int, bytes]]:
+    offset = 0
+    while data := await fill.read(offset, 10_000):
+        offset += len(data)
+        yield offset, data
+
+
+@dataclass
+class Elsewhere:
+    """Says that another worker fetches everything, as long as `holds`."""
+
+    holds: bool = True
+    linger_s: float = 10
+    released: list[str] = field(default_factory=list)
+
+    def take(self, _key: str) -> str | None:
+        return "1.1" if self.holds else None
+
+    def release(self, key: str, *, kept: bool = False) -> None:
+        del kept
+        self.released.append(key)
+
+
+def beside(world: World, *, memory_bytes: int = 100_000_000) -> tuple[World, FakePeers]:
+    """Return another worker with the same stores."""
+    other = World(memory_bytes=memory_bytes)
+    other.disk, other.store, other.catalog = world.disk, world.store, world.catalog
+    peers = FakePeers(world)
+    other.keeper._to = replace(other.keeper._to, disk=world.disk, store=world.store)
+    other.keeper._store = other.keeper.records._store = world.store
+    other.keeper._siblings, other.keeper._claims = peers, Elsewhere()
+    return other, peers
 
 
 def nowhere(_world: World) -> None:
     """Every disk works."""
 
 
-@pytest.mark.parametrize("break_disk", [nowhere, midway, at_the_last_write, at_put])
+@pytest.mark.parametrize("break_disk", [nowhere, midway, at_the_first_write, at_the_last_write, at_put])
 async def test_another_worker_reads_along_what_a_disk_takes_and_what_it_does_not(
     break_disk: Callable[[World], None],
 ) -> None:
-    world = World(memory_bytes=2 * len(IMAGE))
+    world = World(memory_bytes=len(IMAGE))
     break_disk(world)
     feed = Feed().push(IMAGE[:30_000])
     world.origin.gives(URL, lambda: feed)
     delivery = await world.ask(URL)
-    leaves: list[str] = []
-    reader = await mirror(world, delivery, lambda: leaves.append("one"))
-    assert await reader.read(0, 100_000) == IMAGE[:29_999], "all but the last byte of what has come"
+    other, peers = beside(world, memory_bytes=len(IMAGE))
+    followers = await asyncio.gather(*(other.ask(url) for url in (URL, OTHER, URL)))
+    assert {(it.outcome.value, it.etag, it.name) for it in followers} == {("collapsed", delivery.etag, delivery.name)}
+    assert await followers[0].body.read(0, 100_000), "what has come, but for its last byte"
     feed.push(IMAGE[30_000:70_000], IMAGE[70_000:])
     await settle()
-    assert not reader.ended
+    assert not any(follower.growing.ended for follower in followers if follower.growing)
     feed.end()
-    reader.hold()
-    for piece in (777, 40_000):
-        data = bytearray()
-        while chunk := await reader.read(len(data), piece):
-            data += chunk
-        assert data == IMAGE
-        assert reader.ended
-        assert not leaves
-        await reader.aclose()
-    assert leaves == ["one"]
+    assert {await follower.body.settle() for follower in followers} == {len(IMAGE)}
+    assert [await drain(it, piece=piece) == IMAGE for it, piece in zip(followers, (777, 40_000, 9), strict=True)]
+    assert peers.calls == 1, "one line, however many follow"
     assert await drain(delivery) == IMAGE
     await world.keeper.land()
-    assert world.memory.bytes_left == 2 * len(IMAGE)
+    await other.keeper.aclose()
+    assert world.memory.bytes_left == other.memory.bytes_left == len(IMAGE)
     assert [draft.closed for draft in world.disk.drafts] == [1] * len(world.disk.drafts)
 
 
@@ -633,50 +683,77 @@ async def test_what_is_in_memory_only_is_not_laid_open() -> None:
     assert await drain(delivery) == IMAGE
 
 
-async def test_a_mirror_ends_as_what_it_mirrors_does() -> None:
+async def test_a_follower_ends_as_what_it_follows_does() -> None:
     world = World()
     feed = Feed(len(IMAGE)).push(IMAGE[:30_000])
     world.origin.gives(URL, lambda: feed)
     delivery = await world.ask(URL)
-    reader = await mirror(world, delivery)
+    other, _ = beside(world)
+    follower = await other.ask(URL)
+    assert follower.body.size == len(IMAGE)
     feed.end(OriginError("it broke off"))
-    assert await reader.read(0, 40_000) == IMAGE[:29_999]
+    await settle()
+    assert await follower.body.read(0, 40_000) == IMAGE[:29_999]
     with pytest.raises(OriginError, match="it broke off"):
-        await reader.read(29_999, 1)
-    await reader.aclose()
+        await drain(follower)
     with pytest.raises(OriginError):
         await drain(delivery)
 
 
-async def test_a_mirror_that_its_last_reader_has_left_is_over_at_once() -> None:
+@pytest.mark.parametrize(("url", "error"), [(URL, SourceNotFound), (OTHER, None)], ids=["same link", "another link"])
+async def test_a_fill_that_fails_elsewhere_fails_its_own_link_and_no_other(
+    url: str, error: type[ImgkeepError] | None
+) -> None:
     world = World()
-    world.origin.gives(URL, lambda: Feed(len(IMAGE)).push(IMAGE[:30_000]))
-    delivery = await world.ask(URL)
-    reader = await mirror(world, delivery)
-    closing = asyncio.create_task(reader.aclose())
-    await asyncio.sleep(0)
-    assert reader.ended, "so nobody joins"
-    with pytest.raises(OriginError):
-        await reader.read(29_999, 1)
-    await closing
-    await world.keeper.aclose()
-    await delivery.body.aclose()
+    world.origin.gives(URL, SourceNotFound("the origin said 404", origin_status=404))
+    world.origin.gate.clear()
+    fetching = asyncio.create_task(world.get(URL))
+    await settle()
+    other, peers = beside(world)
+    other.origin.gives(OTHER, IMAGE)
+    asking = asyncio.create_task(other.get(url))
+    await settle()
+    claims = other.keeper._claims
+    assert isinstance(claims, Elsewhere)
+    claims.holds = False
+    world.origin.gate.set()
+    if error is None:
+        assert await asking == ("stored", IMAGE)
+    else:
+        with pytest.raises(error, match="404") as raised:
+            await asking
+        assert raised.value.origin_status == 404  # type: ignore[attr-defined]
+        assert other.origin.asked == []
+    assert peers.calls == 1
+    with pytest.raises(SourceNotFound):
+        await fetching
 
 
-async def test_a_mirror_without_memory_for_what_no_disk_takes_is_a_fault() -> None:
-    world = World(memory_bytes=len(IMAGE))
+async def test_a_follower_that_finds_nothing_to_follow_looks_again() -> None:
+    world = World()
+    other, peers = beside(world)
+    with pytest.raises(Busy):
+        await other.ask(URL)
+    assert peers.calls == peers.waits == TRIES_MAX
+    await stored(world)
+    assert await other.get(URL) == ("hit", IMAGE)
+    assert peers.calls == TRIES_MAX
+
+
+async def test_a_follower_without_memory_for_what_no_disk_takes_is_a_fault() -> None:
+    world = World()
     midway(world)
     feed = Feed(len(IMAGE)).push(IMAGE[:30_000])
     world.origin.gives(URL, lambda: feed)
     delivery = await world.ask(URL)
-    reader = await mirror(world, delivery)
+    other, _ = beside(world, memory_bytes=1000)
+    follower = await other.ask(URL)
     feed.push(IMAGE[30_000:70_000], IMAGE[70_000:]).end()
     await settle()
-    assert await reader.read(0, 100_000) == IMAGE[:30_000]
+    assert await follower.body.read(0, 100_000) == IMAGE[:30_000]
     with pytest.raises(StorageError, match="memory"):
-        await reader.read(30_000, 1)
+        await drain(follower)
     assert await drain(delivery) == IMAGE, "the fill has what there was"
-    await reader.aclose()
 
 
 async def test_who_asks_whether_an_image_has_landed_lets_nobody_fetch_it_again(tmp_path: Path) -> None:
@@ -693,7 +770,27 @@ async def test_a_file_that_is_gone_is_not_read_along() -> None:
     async def steps() -> AsyncIterator[tuple[int, bytes]]:
         yield 1, b""
 
-    assert await World().keeper.mirror(GROWING, steps(), lambda: None) is None
+    @asynccontextmanager
+    async def call() -> AsyncIterator[Followed]:
+        yield Followed(Head(Format.PNG, None, '"e"', keeping=True), GROWING, steps())
+
+    world = World()
+    mirror = Mirror(call, world.disk, world.memory)
+    await mirror.run()
+    assert await mirror.head is None
+    assert mirror.ended
+
+
+@pytest.mark.parametrize("is_stored", [True, False], ids=["stored", "not stored"])
+async def test_a_claim_that_stands_for_nothing_is_given_up_when_another_worker_asks(*, is_stored: bool) -> None:
+    world = World()
+    claims = world.keeper._claims = Elsewhere(holds=False)
+    if is_stored:
+        await stored(world)
+    claims.released.clear()
+    key = world.keeper.identify(read_source(URL)).key
+    assert await world.keeper.join(key) is None
+    assert claims.released == ([] if is_stored else [key])
 
 
 @pytest.mark.parametrize("declared", [True, False], ids=["declared", "undeclared"])
