@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from hashlib import sha256
 from hmac import compare_digest
 from typing import TYPE_CHECKING, Final
-from urllib.parse import urlsplit
 
-from proxy.core.errors import Unauthorized
-from proxy.core.headers import client_address, passed_through_us
+from proxy.core.errors import Forbidden, Unauthorized
+from proxy.core.headers import client_address, passed_through_us, read_host, read_origin
 from proxy.service.visit import Visit
 
 if TYPE_CHECKING:
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
 
 FORWARDING_FIELDS: Final = ("Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "X-Real-IP", "Via")
 
-_HOST: Final = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+)(?::[0-9]+)?")
 _BEARER: Final = re.compile(r"bearer +(\S+) *", re.IGNORECASE)
 
 
@@ -118,9 +116,26 @@ class Door:
         if not self._is_ours(request.headers.get("Host", "")):
             raise Unauthorized("the API does not answer under this name without a token: use server.host's own")
         origin = request.headers.get("Origin")
-        strange = origin is not None and not self._is_ours(urlsplit(origin).netloc)
+        host = None if origin is None else read_origin(origin)
+        if origin is not None and origin != "null" and host is None:
+            raise Forbidden("the Origin of the request is malformed")
+        strange = origin is not None and host not in self.own_hosts
         if strange or request.headers.get("Sec-Fetch-Site", "none") not in {"none", "same-origin"}:
             raise Unauthorized("the API does not answer pages of other sites without a token")
+
+    def insist_on_own_name(self, ask: Ask) -> None:
+        """
+        Refuse to show images under a name that is not ours, where only this machine can ask.
+
+        Raises:
+            Forbidden: A page elsewhere may have made a browser here ask, under a name of its own (DNS rebinding).
+        """
+        host = ask.field("Host")  # None: HTTP/1.0, which no browser speaks
+        if self.own_hosts and host is not None and not self._is_ours(host) and not ask.site.is_side_door:
+            raise Forbidden(
+                "this server answers this machine under its own names (localhost, 127.0.0.1): "
+                "set server.public_url for another name, or server.trusted_proxies for a proxy in front"
+            )
 
     def own_base(self, request: web.Request) -> str:
         """
@@ -132,8 +147,7 @@ class Door:
         return self.public_base or (f"http://{host}" if self._is_ours(host) else "")
 
     def _is_ours(self, authority: str) -> bool:
-        host = _HOST.fullmatch(authority)
-        return host is not None and host[1].strip("[]").lower() in self.own_hosts
+        return read_host(authority) in self.own_hosts
 
     def _find_payer(self, ask: Ask) -> str | None:
         """

@@ -69,10 +69,6 @@ async def test_an_unreadable_link_is_a_problem_that_says_no_success(imgkeep: Img
     [
         {"Host": "attacker.example"},
         {"Host": "127.0.0.1.attacker.example"},
-        {"Host": ""},
-        {"Host": "[::1"},
-        {"Host": "evil@127.0.0.1"},
-        {"Host": "127.0.0.1/evil"},
         {"X-Forwarded-For": "1.2.3.4"},
         {"Forwarded": "for=1.2.3.4"},
         {"Via": "1.1 proxy"},
