@@ -185,11 +185,8 @@ class Connection(web.RequestHandler):
         """Answer what the parser refuses. Its own answer and its log record have the bytes of the request in them."""
         if status >= HTTPStatus.INTERNAL_SERVER_ERROR or request.writer.output_size > 0:
             return super().handle_error(request, status, exc, message)
-        notes = Notes()
-        response = as_response(unreadable(status, notes))
-        response.headers["Server"] = SERVER
+        response = refuse(self._site, request, status)
         response.force_close()
-        tell(self._site, (request.remote or "", request.headers), "-", "unmatched", notes, status, 0.0)
         return response
 
     async def shutdown(self, timeout: float | None = 15.0) -> None:  # noqa: ASYNC109 - aiohttp's signature
@@ -430,6 +427,18 @@ class Connection(web.RequestHandler):
             tell(site, self._read_peer(), method, answer.route, notes, status, seconds)
         else:
             site.meter.answered(answer.route, "hit", status, size, seconds)
+
+
+def refuse(site: Site, request: web.BaseRequest, status: int) -> web.Response:
+    """Answer a request of which nothing is used but who sent it, and count it."""
+    notes = Notes()
+    answer = unreadable(status, notes)
+    assert isinstance(answer.body, bytes)
+    notes.sent = len(answer.body)
+    response = as_response(answer)
+    response.headers["Server"] = SERVER
+    tell(site, (request.remote or "", CIMultiDict()), "-", "unmatched", notes, status, 0.0)
+    return response
 
 
 def _framed(piece: bytes, *, chunked: bool) -> tuple[bytes, ...]:
