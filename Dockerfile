@@ -1,24 +1,40 @@
-# Built in two steps so that the image holds no compiler, no package index settings and no source tree.
-FROM python:3.12-slim AS build
+# Built in two steps so that the image holds no installer, no package index settings and no source tree.
+#
+# A tag can be moved, a digest cannot. Pin what is built on, and renew the digest when Python or Debian are mended:
+#   docker pull python:3.12-slim
+#   docker build -t imgkeep --build-arg BASE="$(docker inspect --format '{{index .RepoDigests 0}}' python:3.12-slim)" .
+ARG BASE=python:3.12-slim
+
+FROM ${BASE} AS build
 WORKDIR /build
 COPY requirements.lock ./
-RUN python -m venv /opt/imgkeep \
-    && /opt/imgkeep/bin/pip install --no-cache-dir --require-hashes --only-binary :all: -r requirements.lock
+RUN python -m venv --without-pip /opt/imgkeep \
+    && pip --python /opt/imgkeep/bin/python install --no-cache-dir --require-hashes --only-binary :all: \
+        -r requirements.lock
 COPY proxy ./proxy
 RUN cp -r proxy "$(/opt/imgkeep/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/" \
     && /opt/imgkeep/bin/python -m compileall -q /opt/imgkeep \
     && printf '#!/bin/sh\nexec /opt/imgkeep/bin/python -m proxy "$@"\n' > /opt/imgkeep/bin/imgkeep \
     && chmod 755 /opt/imgkeep/bin/imgkeep
 
-FROM python:3.12-slim
-RUN useradd --system --uid 10001 --home-dir /var/lib/imgkeep --create-home imgkeep
+FROM ${BASE}
+# Nothing is installed in a container, and whoever gets into one shall not be helped to.
+RUN rm -rf "$(python -c 'import ensurepip; print(ensurepip.__path__[0])')" \
+    && python -m pip uninstall --yes --no-input --root-user-action ignore pip setuptools wheel \
+    && groupadd --system --gid 10001 imgkeep \
+    && useradd --system --uid 10001 --gid imgkeep --home-dir /var/lib/imgkeep --create-home \
+        --shell /usr/sbin/nologin imgkeep
 COPY --from=build /opt/imgkeep /opt/imgkeep
 ENV PATH=/opt/imgkeep/bin:$PATH \
     PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
     IMGKEEP_SERVER__HOST=0.0.0.0
-USER imgkeep
+# By number: Kubernetes' runAsNonRoot knows no names.
+USER 10001:10001
 WORKDIR /var/lib/imgkeep
 RUN mkdir data
+# All that is written is below this folder and in /tmp: `docker run --read-only --tmpfs /tmp --cap-drop ALL
+# --security-opt no-new-privileges -v imgkeep:/var/lib/imgkeep/data imgkeep`.
 VOLUME /var/lib/imgkeep/data
 EXPOSE 8080
 # Liveness only: a degraded server still answers, and restarting it would not mend its disk.

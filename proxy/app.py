@@ -30,6 +30,7 @@ from proxy.web.bodies import Bodies
 from proxy.web.delivery import COMMON_HEADERS
 from proxy.web.door import Door, Tokens
 from proxy.web.exchange import over_aiohttp
+from proxy.web.hosts import hosts
 from proxy.web.images import IMAGES, IMG, image, img, legacy
 from proxy.web.prepared import BYTES_MAX as ANSWERS_BYTES_MAX
 from proxy.web.prepared import PreparedAnswers
@@ -90,7 +91,7 @@ _RUNNING: Final = web.AppKey("running", _Running)
 
 def build(config: Config, seams: Seams = REAL, place: Place | None = None) -> web.Application:
     """Make the application; `place`: of one among several workers. Nothing is opened before it starts."""
-    app = web.Application(middlewares=[records, problems, admission, *(() if place is None else (relay,))])
+    app = web.Application(middlewares=[records, problems, hosts, admission, *(() if place is None else (relay,))])
     app[_RUNNING] = _Running()
     app.router.add_get(IMG, over_aiohttp(img))
     app.router.add_get(IMAGES, over_aiohttp(image))

@@ -53,6 +53,12 @@ class SignatureExpired(SourceRejected):
     code = "signature_expired"
 
 
+class Forbidden(SourceRejected):
+    """A request that a page of another site has made a browser here send, as far as can be told."""
+
+    code = "forbidden"
+
+
 class LoopDetected(SourceRejected):
     """The source is this server, directly or through another node (RFC 8586)."""
 

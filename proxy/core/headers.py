@@ -54,6 +54,11 @@ _NODE: Final = re.compile(
     r"\[([0-9A-Fa-f:.]{2,45})\](?::[0-9]{1,5})?|([0-9.]{7,15})(?::[0-9]{1,5})?|([0-9A-Fa-f:.]{2,45})"
 )
 _QUOTED: Final = re.compile(r'"([^"\\]*)"')
+# RFC 3986, 3.2.2. A name may not be empty in http (RFC 9110, 4.2.1).
+_HOST: Final = re.compile(
+    r"(?:\[([0-9A-Fa-f:.]{2,45})\]|((?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2}){1,255}))(?::[0-9]{0,5})?"
+)
+_ORIGIN: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://(.+)")
 
 
 class Fields(Protocol):
@@ -68,6 +73,18 @@ class Span:
 
     start: int
     end: int
+
+
+def read_host(value: str) -> str | None:
+    """Return the name or address in a `Host` (RFC 9112, 3.2), in small letters, without its port; `None`: malformed."""
+    match = _HOST.fullmatch(value)
+    return (match[1] or match[2]).lower() if match else None
+
+
+def read_origin(value: str) -> str | None:
+    """Return the host of an `Origin` as `read_host` does; `None`: it names none (`null`) or is malformed."""
+    match = _ORIGIN.fullmatch(value)
+    return read_host(match[1]) if match else None
 
 
 def etag_matches(if_none_match: str, etag: str) -> bool:

@@ -12,7 +12,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+from proxy.core.headers import read_host
+
+if TYPE_CHECKING:
+    from collections.abc import Set as AbstractSet
 
 BLOCK_BYTES_MAX: Final = 8192
 """Of the header fields together: a browser's, cookies included, have a tenth of it."""
@@ -42,27 +47,31 @@ PLAIN: Final = Asked()
 """Of a request without conditions."""
 
 
-def read_fields(block: bytes) -> Asked | None:
+def read_fields(block: bytes, hosts: AbstractSet[str] = frozenset()) -> Asked | None:
     """
     Read what stands behind a request line of HTTP/1.1: header fields, and the empty line at their end.
 
-    `None`: this is not certainly the whole of one request without a body, on a connection that stays open.
+    `None`: this is not certainly the whole of one request without a body, on a connection that stays open, and under
+    one of the names `hosts` if there are any.
     """
     if len(block) > BLOCK_BYTES_MAX or block.count(b"\n") > FIELDS_MAX or _BLOCK.fullmatch(block) is None:
         return None
     conditions: dict[str, str] = {}
-    hosts = 0
+    lines_of_host = 0
     for name_bytes, value_bytes in _NOTABLE.findall(block):
         name, value = name_bytes.decode().lower(), decode(value_bytes).strip(" \t")
         if name in _CONDITIONS:
             # Its lines combined (RFC 9110, 5.3).
             conditions[name] = f"{conditions[name]}, {value}" if name in conditions else value
         elif name == "host":
-            hosts += 1
+            lines_of_host += 1
+            host = read_host(value)
+            if host is None or (hosts and host not in hosts):
+                return None
         # The parser takes either name for the other, as old clients do.
         elif name not in {"connection", "proxy-connection"} or value.lower() not in {"keep-alive", ""}:
             return None
-    if hosts > 1:
+    if lines_of_host != 1:
         return None  # RFC 9112, 3.2
     if not conditions:
         return PLAIN

@@ -59,9 +59,11 @@ class Health:
         """Note a fault that was met at work. It stands until a look finds the part working."""
         self.faults[part] = fault
 
-    def report(self) -> tuple[bool, dict[str, object]]:
+    def report(self, *, in_full: bool) -> tuple[bool, dict[str, object]]:
         """
         Return whether to send requests here, and the state of every part.
+
+        In full, with what is told besides: reasons name hosts, buckets and paths.
 
         `degraded`: requests are answered, but new images may not be kept or are kept in the fallback only, or look-ups
         take longer.
@@ -72,11 +74,13 @@ class Health:
             status = "unready"
         else:
             status = "degraded" if any(self.faults.values()) else "ready"
-        parts: dict[str, object] = {
+        parts: dict[str, dict[str, object]] = {
             part: {"status": "failing", "reason": fault} if fault else {"status": "ok"}
             for part, fault in ((name, self.faults.get(name)) for name in ("store", "catalog", "disk"))
         }
         parts["fallback"] = self._tell_fallback()
+        if not in_full:
+            parts = {name: {"status": part["status"]} for name, part in parts.items()}
         return status in {"ready", "degraded"}, {"status": status, **parts}
 
     def _tell_fallback(self) -> dict[str, object]:

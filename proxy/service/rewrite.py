@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from proxy.core.errors import Busy, InvalidRequest, SourceRejected
 from proxy.core.rewrite import Hosts, HtmlStream, ImgLinks, every, rewrite_markdown
+from proxy.core.rewrite.commonmark import TooManySteps
 from proxy.core.rewrite.markdown import MARKDOWN_CHARS_MAX
 from proxy.core.source import own_path, read_source
 
@@ -135,7 +136,7 @@ def rewrite(
         charset: As the document's media type tells it, if it does.
 
     Raises:
-        InvalidRequest: Markdown is too long.
+        InvalidRequest: Markdown is too long, or takes too much work.
     """
     links: list[str] = []
 
@@ -148,7 +149,12 @@ def rewrite(
     if form == "markdown":
         if len(document) > MARKDOWN_BYTES_MAX:
             raise InvalidRequest(f"Markdown of more than {MARKDOWN_BYTES_MAX} bytes is not rewritten")
-        made = rewrite_markdown(bytes(document), noting, url=url, charset=charset)
+        try:
+            made = rewrite_markdown(bytes(document), noting, url=url, charset=charset, insists=True)
+        except TooManySteps:
+            raise InvalidRequest(
+                "the Markdown takes more work than its length allows: brackets, quotations or lists are too deep"
+            ) from None
     else:
         stream = HtmlStream(noting, url=url, charset=charset)
         view = memoryview(document)
@@ -178,7 +184,7 @@ class RewriteDesk:
         Rewrite a document, as the function of this name does.
 
         Raises:
-            InvalidRequest: Markdown is too long.
+            InvalidRequest: Markdown is too long, or takes too much work.
             Busy: Too many documents wait.
         """
         if self._waiting >= WAITING_MAX:

@@ -11,6 +11,7 @@ Rules:
   with pieces (`http.response.zerocopysend`) cannot be known before it is too late, so that is not offered.
 - Who asks for a part of a page gets the page: the application is asked again, for all of it.
 - What was held back goes out when the application fails.
+- A page that is made to be slow does not hold the event loop: see `turns`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from urllib.parse import quote
 
+from proxy.sites import turns
 from proxy.sites.body import Body, Streamed, Unaltered, Whole
 from proxy.sites.links import PATH_SAFE, SiteLinks
 from proxy.sites.responses import DIGESTS, is_part, plan, revalidated, rewritten
@@ -108,8 +110,8 @@ class _Answer:
     async def abandon(self) -> None:
         """Let what is held back of the body go out: nothing will come any more."""
         if self._body is not None and self._held is None:
-            data, self._body = self._body.abandon(), None
-            if data:
+            body, self._body = self._body, None
+            async for data in turns.in_turns(body, body.abandon()):
                 await self._send({"type": "http.response.body", "body": data, "more_body": True})
 
     async def _start(self, message: Message) -> None:
@@ -133,7 +135,7 @@ class _Answer:
         data, is_last = bytes(message.get("body", b"")), not message.get("more_body", False)
         if self._held is not None:
             held, self._held = self._held, None
-            match body.begin(data, is_last=is_last):
+            match await turns.begin(body, data, is_last=is_last):
                 case Unaltered():
                     self._body = None
                     await self._send(held)
@@ -146,10 +148,10 @@ class _Answer:
                 case Streamed():
                     await self._send(_with_headers(held, None))
         waiting = b""
-        for piece in body.feed(data):
+        async for piece in turns.in_turns(body, body.feed(data)):
             waiting = await self._relay(waiting, piece)
         if is_last:
-            for piece in body.close():
+            async for piece in turns.in_turns(body, body.close()):
                 waiting = await self._relay(waiting, piece)
         if waiting or is_last:
             await self._send({"type": "http.response.body", "body": waiting, "more_body": not is_last})

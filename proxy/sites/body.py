@@ -2,6 +2,8 @@
 Rewrites one body on its way out.
 
 Rules:
+- The work comes in turns of a few milliseconds at most, whatever is in a page, so that an event loop can see to others
+  between them. What may take longer, because much is held back, is told by `is_heavy`, for a thread.
 - Each piece goes out as soon as it can; what is held back is a part of a tag.
 - A body that is there as a whole keeps a `Content-Length`, and its very bytes where no link changes.
 - Whatever goes wrong, the bytes that are missing go out as they are: in `HtmlStream.held`, and all that follows.
@@ -19,10 +21,23 @@ from proxy.sites.coding import Decoder, Encoder, Undecodable
 from proxy.sites.links import tell
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterable, Iterator
 
     from proxy.sites.links import PageLinks
     from proxy.sites.responses import Plan
+
+TURN_BYTES: Final = 4096
+"""
+What is read at a time: a tenth of a millisecond for a page that people write, eight milliseconds for one that is made
+to be slow.
+"""
+HEAVY_CHARS: Final = 8192
+"""Of what is held back: a tag, a style sheet or the like of this length is worth a thread."""
+HEAVY_TURN_BYTES: Final = 65_536
+"""What is read at a time while much is held back."""
+
+GATHERED_BYTES: Final = 65_536
+"""What goes out at once where that much is there."""
 
 WHOLE_BYTES_MAX: Final = 1 << 24
 """Of a body that is held as a whole; few pages have more than two megabytes, and none needs its length."""
@@ -49,13 +64,33 @@ class Streamed:
     """The body comes by `feed` and `close`."""
 
 
+def gathered(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Put small pieces together: each one that goes out costs a system call."""
+    waiting: list[bytes] = []
+    size = 0
+    for piece in pieces:
+        waiting.append(piece)
+        size += len(piece)
+        if size >= GATHERED_BYTES:
+            yield b"".join(waiting)
+            waiting, size = [], 0
+    if size:
+        yield b"".join(waiting)
+
+
 class Body:
-    """One body that is rewritten as planned."""
+    """
+    One body that is rewritten as planned.
+
+    Attributes:
+        turn_bytes: What was read since others had their turn; whoever gives it to them sets it to 0.
+    """
 
     def __init__(self, plan: Plan, links: PageLinks, *, whole_bytes_max: int = WHOLE_BYTES_MAX) -> None:
         self._plan, self._links, self._whole_bytes_max = plan, links, whole_bytes_max
         self._left = plan.length
         self._is_done = False
+        self.turn_bytes = 0
         self._restart()
 
     def _restart(self) -> None:
@@ -68,9 +103,24 @@ class Body:
         self._passes = False
         self._is_doubtful = False
 
+    @property
+    def is_heavy(self) -> bool:
+        """Whether the next turn may be a long one."""
+        return not self._passes and not self._is_doubtful and self._stream.held_chars > HEAVY_CHARS
+
     def begin(self, data: bytes, *, is_last: bool) -> Unaltered | Whole | Streamed:
+        """Do all of `begin_in_turns` at once."""
+        turns = self.begin_in_turns(data, is_last=is_last)
+        while True:
+            try:
+                next(turns)
+            except StopIteration as end:
+                decision: Unaltered | Whole | Streamed = end.value
+                return decision
+
+    def begin_in_turns(self, data: bytes, *, is_last: bool) -> Generator[None, None, Unaltered | Whole | Streamed]:
         """
-        Say what to do, before the headers go out.
+        Say what to do, before the headers go out; yields between turns.
 
         Args:
             data: What is there of the body.
@@ -81,24 +131,29 @@ class Body:
             return Unaltered()
         if not is_last and len(data) != length:
             return Streamed()
-        whole = self._whole(data)
+        whole = yield from self._whole(data)
         if whole is None:
             self._restart()
             return Streamed()
         self._is_done = True
         return Whole(data if self._is_doubtful or not self._links.count else whole)
 
-    def _whole(self, data: bytes) -> bytes | None:
+    def feed_whole(self, data: bytes) -> Iterator[bytes]:
+        """Do what `feed` does for a caller that has no event loop: in larger pieces."""
+        return gathered(self.feed(data))
+
+    def _whole(self, data: bytes) -> Generator[None, None, bytes | None]:
         pieces, size = [], 0
         for piece in self._rewritten(data):
             pieces.append(piece)
             size += len(piece)
             if size > self._whole_bytes_max:
                 return None
+            yield
         return b"".join((*pieces, *self._rest()))
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """Take what comes, yield what can go out."""
+        """Take what comes, yield after each turn what can go out; maybe nothing."""
         if self._left is not None:
             data = data[: self._left]
             self._left -= len(data)
@@ -118,18 +173,17 @@ class Body:
             if self._left:
                 raise CutShort(f"the application sent {self._left} bytes less than its Content-Length")
 
-    def abandon(self) -> bytes:
-        """Return what is held back: the application has failed, and nothing will come any more."""
-        if self._is_done:
-            return b""
-        self._is_done = True
-        return b"".join(self._rest())
+    def abandon(self) -> Iterator[bytes]:
+        """Yield what is held back: the application has failed, and nothing will come any more."""
+        if not self._is_done:
+            self._is_done = True
+            yield from self._rest()
 
     def _rewritten(self, data: bytes) -> Iterator[bytes]:
         if self._passes:
             yield data
         elif self._decoder is None:
-            yield self._html(data)
+            yield from self._html(data)
         else:
             yield from self._recoded(self._decoder, data)
 
@@ -138,10 +192,8 @@ class Body:
             self._unsent += data
         try:
             for piece in decoder.feed(data):
-                html = self._html(piece)
-                if html:
-                    encoder = self._begun(decoder)
-                    yield encoder.feed(html)
+                for html in self._html(piece):
+                    yield self._begun(decoder).feed(html) if html else b""
         except Undecodable as error:
             tell("a body stays as it is", error)
             self._passes = True
@@ -181,9 +233,19 @@ class Body:
             self._is_doubtful = True
             yield last
 
-    def _html(self, data: bytes) -> bytes:
-        if self._is_doubtful:
-            return data
+    def _html(self, data: bytes) -> Iterator[bytes]:
+        """Yield what is rewritten, turn by turn."""
+        at = 0
+        while at < len(data):
+            if self._is_doubtful:
+                yield data[at:]
+                return
+            size = HEAVY_TURN_BYTES if self.is_heavy else TURN_BYTES
+            yield self._html_turn(data[at : at + size])
+            at += size
+
+    def _html_turn(self, data: bytes) -> bytes:
+        self.turn_bytes += len(data)
         try:
             return self._stream.feed(data)
         except Exception as error:  # noqa: BLE001 - nothing in here may break a page
@@ -192,6 +254,7 @@ class Body:
     def _html_end(self) -> bytes:
         if self._is_doubtful:
             return b""
+        self.turn_bytes += self._stream.held_chars
         try:
             return self._stream.close()
         except Exception as error:  # noqa: BLE001 - as above

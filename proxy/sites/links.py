@@ -30,6 +30,13 @@ log = logging.getLogger(__name__)
 PATH_SAFE: Final = "/:;=,@!$&'()*+~"
 """What stands for itself in a path (RFC 3986, 3.3)."""
 
+FRAGMENT_STEPS_MAX: Final = 16_384
+"""
+For HTML that a template filter rewrites (`proxy/core/rewrite/budget.py`): a filter cannot let others have their turn.
+A megabyte of what people write takes fewer; what is made to be slow is read for some hundredths of a second, and the
+rest of it stays.
+"""
+
 _WORDS: Final = ("temporary", "all")
 
 
@@ -104,7 +111,7 @@ class SiteLinks:
         """Return HTML with its links rewritten."""
         links = self.of_page(self.site_url or None)
         try:
-            return rewrite_html(html, links, url=links.url)
+            return rewrite_html(html, links, url=links.url, steps_max=FRAGMENT_STEPS_MAX)
         except Exception as error:  # noqa: BLE001 - the page goes on
             tell("HTML stays as it is", error)
             return html

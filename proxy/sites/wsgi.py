@@ -121,7 +121,7 @@ class _Answer:
                     yield b""
         except Exception:
             if self._body is not None and self._held is None:
-                yield self._body.abandon()
+                yield b"".join(self._body.abandon())
             raise
         if self._is_part:
             whole = self.over(())
@@ -151,7 +151,7 @@ class _Answer:
         if self._body is None:
             yield data
             return
-        yield from self._body.feed(data)
+        yield from self._body.feed_whole(data)
         if is_last:
             yield from self._body.close()
 

@@ -23,6 +23,7 @@ import logging
 import re
 from contextlib import suppress
 from functools import partial
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from aiohttp import web
@@ -32,12 +33,12 @@ from proxy.core.errors import ImgkeepError
 from proxy.core.request import PLAIN, list_fields, read_fields
 from proxy.service.visit import Outcome
 from proxy.web.crowd import Crowd
-from proxy.web.exchange import Ask, Part, encode_head
+from proxy.web.exchange import Ask, Part, as_response, encode_head
 from proxy.web.images import find_handler
 from proxy.web.outlet import Outlet
-from proxy.web.problems import explain
+from proxy.web.problems import explain, unreadable
 from proxy.web.records import CLIENT_LEFT, tell
-from proxy.web.site import Notes
+from proxy.web.site import SERVER, Notes
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -174,6 +175,20 @@ class Connection(web.RequestHandler):
         if not isinstance(how.get("exc_info"), web.RequestPayloadError):
             super().log_exception(*args, **how)
 
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Answer what the parser refuses. Its own answer and its log record have the bytes of the request in them."""
+        if status >= HTTPStatus.INTERNAL_SERVER_ERROR or request.writer.output_size > 0:
+            return super().handle_error(request, status, exc, message)
+        response = refuse(self._site, request, status)
+        response.force_close()
+        return response
+
     async def shutdown(self, timeout: float | None = 15.0) -> None:  # noqa: ASYNC109 - aiohttp's signature
         """Close, once what was written is sent, or after `timeout` seconds."""
         with suppress(TimeoutError):
@@ -188,7 +203,7 @@ class Connection(web.RequestHandler):
     def _quickly(self, target: bytes, block: bytes, data: bytes, *, head: bool) -> bool:
         """Answer the request `data`, at once or as soon as its bytes are there. `block` follows the request line."""
         if block != self._block:
-            self._block, self._asked, self._fields = block, read_fields(block), None
+            self._block, self._asked, self._fields = block, read_fields(block, self._site.door.own_hosts), None
         asked, transport = self._asked, self._transport
         if asked is None:
             self._aligned = False
@@ -412,6 +427,18 @@ class Connection(web.RequestHandler):
             tell(site, self._read_peer(), method, answer.route, notes, status, seconds)
         else:
             site.meter.answered(answer.route, "hit", status, size, seconds)
+
+
+def refuse(site: Site, request: web.BaseRequest, status: int) -> web.Response:
+    """Answer a request of which nothing is used but who sent it, and count it."""
+    notes = Notes()
+    answer = unreadable(status, notes)
+    assert isinstance(answer.body, bytes)
+    notes.sent = len(answer.body)
+    response = as_response(answer)
+    response.headers["Server"] = SERVER
+    tell(site, (request.remote or "", CIMultiDict()), "-", "unmatched", notes, status, 0.0)
+    return response
 
 
 def _framed(piece: bytes, *, chunked: bool) -> tuple[bytes, ...]:

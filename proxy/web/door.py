@@ -14,8 +14,8 @@ from hmac import compare_digest
 from typing import TYPE_CHECKING, Final
 
 from proxy.core.address import client_networks
-from proxy.core.errors import Unauthorized
-from proxy.core.headers import client_address, passed_through_us
+from proxy.core.errors import Forbidden, Unauthorized
+from proxy.core.headers import client_address, passed_through_us, read_host, read_origin
 from proxy.service.visit import Visit
 from proxy.web import login
 
@@ -41,7 +41,6 @@ CLOSED: Final = (
     "security.api_tokens"
 )
 
-_HOST: Final = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+)(?::[0-9]+)?")
 _SAFE: Final = frozenset({"GET", "HEAD"})
 """Methods that change nothing (RFC 9110, 9.2.1), for which browsers tell no `Origin` of their own accord."""
 _BEARER: Final = re.compile(r"bearer +(\S+) *", re.IGNORECASE)
@@ -116,7 +115,11 @@ class Door:
 
         Raises:
             Unauthorized: There is no token or a wrong one, and no session of a browser on this machine.
+            Forbidden: The `Origin` is malformed.
         """
+        origin = request.headers.get("Origin", "null")
+        if origin != "null" and read_origin(origin) is None:
+            raise Forbidden("the Origin of the request is malformed")
         if not self.tokens.hashes:
             raise Unauthorized(CLOSED)
         given = request.headers.get("Authorization")
@@ -161,6 +164,20 @@ class Door:
         given = _BEARER.fullmatch(authorization)
         return given is not None and self.tokens.include(given[1])
 
+    def insist_on_own_name(self, ask: Ask) -> None:
+        """
+        Refuse to show images under a name that is not ours, where only this machine can ask.
+
+        Raises:
+            Forbidden: A page elsewhere may have made a browser here ask, under a name of its own (DNS rebinding).
+        """
+        host = ask.field("Host")  # None: HTTP/1.0, which no browser speaks
+        if self.own_hosts and host is not None and not self._is_ours(host):
+            raise Forbidden(
+                "this server answers this machine under its own names (localhost, 127.0.0.1): "
+                "set server.public_url for another name, or server.trusted_proxies for a proxy in front"
+            )
+
     def own_base(self, request: web.Request) -> str:
         """
         Return what stands before our paths: `server.public_url`, or the name by which this machine calls us.
@@ -171,8 +188,7 @@ class Door:
         return self.public_base or (f"http://{host}" if self._is_ours(host) else "")
 
     def _is_ours(self, authority: str) -> bool:
-        host = _HOST.fullmatch(authority)
-        return host is not None and host[1].strip("[]").lower() in self.own_hosts
+        return read_host(authority) in self.own_hosts
 
     def client_address(self, peer: str, fields: Fields) -> Address | str:
         """Return the address of the client of a request, as far as its peer is trusted to tell it."""

@@ -141,6 +141,8 @@ def over_aiohttp(handler: Handler) -> Callable[[web.Request], Awaitable[web.Stre
             takes_chunks=request.version >= HttpVersion11,
             notes=request[NOTES],
         )
+        # Plain requests that come another way were compared with our names when their fields were read.
+        ask.site.door.insist_on_own_name(ask)
         answer = await handler(ask)
         if isinstance(answer.body, Part):
             return await send_part(request, answer, answer.body)

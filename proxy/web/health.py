@@ -8,6 +8,7 @@ from __future__ import annotations
 import msgspec
 from aiohttp import web
 
+from proxy.core.errors import ImgkeepError
 from proxy.web.site import SITE
 
 _NO_STORE = {"Cache-Control": "no-store"}
@@ -19,8 +20,14 @@ async def healthz(_request: web.Request) -> web.Response:
 
 
 async def readyz(request: web.Request) -> web.Response:
-    """Whether to send requests here, and how each part is."""
-    welcome, report = request.app[SITE].health.report()
+    """Whether to send requests here, and how each part is; and why, to those who may call the API."""
+    site = request.app[SITE]
+    try:
+        site.door.insist_on_access(request)
+        may_know = True
+    except ImgkeepError:
+        may_know = False
+    welcome, report = site.health.report(in_full=may_know)
     return web.Response(
         status=200 if welcome else 503,
         body=msgspec.json.encode(report),

@@ -34,6 +34,7 @@ STATUSES: Final[tuple[tuple[type[errors.ImgkeepError], int, str], ...]] = (
     (errors.SignatureRequired, 403, "The URL is not signed"),
     (errors.SignatureInvalid, 403, "The signature is wrong"),
     (errors.SignatureExpired, 403, "The signature has expired"),
+    (errors.Forbidden, 403, "Not allowed from there"),
     (errors.Unauthorized, 401, "Not allowed to ask this"),
     (errors.LoopDetected, 508, "The source is this server"),
     (errors.Removed, 410, "The image was removed"),
@@ -54,6 +55,7 @@ _ACCEPTED: Final = ("Allow", "Accept-Encoding")
 
 # Of the framework's own answers those that our routes can cause.
 _HTTP_CODES: Final = {
+    400: "bad_request",
     404: "not_found",
     405: "method_not_allowed",
     408: "request_timeout",
@@ -98,6 +100,13 @@ def explain(error: Exception, notes: Notes, *, api: bool = False) -> Answer:
     notes.code = "internal_error"
     detail = "The server met an error of its own; it was logged."
     return _answer(500, "Internal error", notes.code, detail, extensions)
+
+
+def unreadable(status: int, notes: Notes) -> Answer:
+    """Return the answer to what the parser of HTTP refuses: not a byte of it comes back."""
+    known = HTTPStatus(status)
+    notes.code = _HTTP_CODES.get(status, "http_error")
+    return _answer(status, known.phrase, notes.code, known.description or known.phrase)
 
 
 @web.middleware

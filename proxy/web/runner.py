@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from http import HTTPStatus
 from typing import Any
 
 from aiohttp import web
 
-from proxy.web.connection import Connection
+from proxy.web.connection import Connection, refuse
 from proxy.web.site import SITE, Site
 
 
@@ -15,7 +16,13 @@ class Connections(web.Server):
     """Makes connections for the requests that `base` handles."""
 
     def __init__(self, base: web.Server, site: Site, **limits: Any) -> None:
-        super().__init__(base.request_handler, request_factory=base.request_factory)
+        async def handle(request: web.BaseRequest) -> web.StreamResponse:
+            # Before any handler or layer, aiohttp would refuse what else is expected, and repeat it.
+            if request.headers.get("Expect", "100-continue").lower() != "100-continue":
+                return refuse(site, request, HTTPStatus.EXPECTATION_FAILED)
+            return await base.request_handler(request)
+
+        super().__init__(handle, request_factory=base.request_factory)
         self.site = site
         self._limits = limits
 

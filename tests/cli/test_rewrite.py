@@ -232,12 +232,12 @@ def test_relative_links_in_a_folder_are_those_of_each_page(command: Command, sit
 
 def test_what_cannot_be_read_or_replaced_is_told_and_holds_up_nothing(command: Command, site: Path) -> None:
     os.mkfifo(site.parent / "pipe.html")
-    (site / "long.md").write_bytes(b" " * (4 << 20) + b" ")
+    (site / "long.md").write_bytes(b" " * (1 << 20) + b" ")
     status, out, err = command("--in-place", "pipe.html", "site", "nowhere.md", str(site / "bad\x1b\udcff.html"))
     assert (status, out) == (1, b"")
     lines = err.splitlines()
     assert lines[0] == "imgkeep: pipe.html: it is not a file"
-    assert "long.md: Markdown of more than 4194304 bytes" in lines[1]
+    assert "long.md: Markdown of more than 1048576 bytes" in lines[1]
     assert lines[2] == "imgkeep: nowhere.md: No such file or directory"
     assert r"bad\x1b\udcff.html: No such file" in lines[3]
     assert lines[4] == "2 rewritten, 1 unchanged, 4 failed; 2 links"

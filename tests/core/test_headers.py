@@ -21,6 +21,8 @@ from proxy.core.headers import (
     is_whole_range,
     passed_through_us,
     range_applies,
+    read_host,
+    read_origin,
     read_range,
     read_retry_after,
 )
@@ -281,3 +283,30 @@ def test_nothing_raises(text: str, fields: CIMultiDict[str]) -> None:
     for header in ("", *FORWARDED_HEADERS):
         client_address("10.0.0.1", fields, TRUSTED, header)
         client_address(text, fields, TRUSTED, header)
+
+
+@pytest.mark.parametrize(
+    ("value", "host"),
+    [
+        ("a.example", "a.example"),
+        ("A.Example:8080", "a.example"),
+        ("127.0.0.1:", "127.0.0.1"),
+        ("[::1]:80", "::1"),
+        ("x_y~%41", "x_y~%41"),
+        *((value, None) for value in ("", "a b", "a/b", "u@a", "[::1", "::1", "a:b", "a:1:2", "%zz", "ä", "a:123456")),
+    ],
+)
+def test_a_host_is_read_without_its_port(value: str, host: str | None) -> None:
+    assert read_host(value) == host
+
+
+@pytest.mark.parametrize(
+    ("value", "host"),
+    [
+        ("https://a.example", "a.example"),
+        ("http://[::1]:80", "::1"),
+        *((value, None) for value in ("null", "", "http://", "http://[", "a.example", "http://a/b", "://a")),
+    ],
+)
+def test_the_host_of_an_origin(value: str, host: str | None) -> None:
+    assert read_origin(value) == host

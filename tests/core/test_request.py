@@ -14,13 +14,12 @@ from proxy.core.request import BLOCK_BYTES_MAX, FIELDS_MAX, PLAIN, Asked, list_f
 HOST = b"Host: imgkeep.example\r\n"
 
 READ = [
-    pytest.param(b"\r\n", PLAIN, id="no field at all"),
-    pytest.param(HOST + b"\r\n", PLAIN, id="a host"),
-    pytest.param(HOST + b"Cookie: a=b; c=\xff\r\nAccept: */*\r\nX:\r\n\r\n", PLAIN, id="fields that nobody looks at"),
+    pytest.param(b"\r\n", PLAIN, id="a host"),
+    pytest.param(b"Cookie: a=b; c=\xff\r\nAccept: */*\r\nX:\r\n\r\n", PLAIN, id="fields that nobody looks at"),
     pytest.param(b"Connection: keep-alive\r\n\r\n", PLAIN, id="keep-alive"),
     pytest.param(b"CONNECTION:Keep-Alive \r\n\r\n", PLAIN, id="keep-alive in another spelling"),
     pytest.param(b"Connection:\r\n\r\n", PLAIN, id="an empty Connection, as nginx sends it"),
-    pytest.param(b"A: b\r\n" * (FIELDS_MAX - 1) + b"\r\n", PLAIN, id="many"),
+    pytest.param(b"A: b\r\n" * (FIELDS_MAX - 2) + b"\r\n", PLAIN, id="many"),
     pytest.param(b"X-Range: bytes=0-1\r\n\r\n", PLAIN, id="a name that ends like one of ours"),
     pytest.param(b'If-None-Match: "a"\r\n\r\n', Asked(if_none_match='"a"'), id="If-None-Match"),
     pytest.param(b'if-none-match: "a"\r\nIF-NONE-MATCH:"b"\r\n\r\n', Asked('"a", "b"'), id="two lines are one list"),
@@ -29,10 +28,9 @@ READ = [
 ]
 
 LEFT = [
-    pytest.param(b"", id="nothing"),
-    pytest.param(HOST, id="no end"),
-    pytest.param(HOST + b"\r\n\r\n", id="an end too many"),
-    pytest.param(HOST + b"\r\nGET /b HTTP/1.1\r\n\r\n", id="a second request"),
+    pytest.param(b"", id="no end"),
+    pytest.param(b"\r\n\r\n", id="an end too many"),
+    pytest.param(b"\r\nGET /b HTTP/1.1\r\n\r\n", id="a second request"),
     pytest.param(b"Content-Length: 0\r\n\r\n", id="a body of no bytes"),
     pytest.param(b"content-length: 5\r\n\r\n", id="a body"),
     pytest.param(b"Transfer-Encoding: chunked\r\n\r\n", id="a chunked body"),
@@ -52,19 +50,34 @@ LEFT = [
     pytest.param(b"\xc3\xa4: b\r\n\r\n", id="a name that is not ASCII"),
     pytest.param(b"A: " + b"b" * BLOCK_BYTES_MAX + b"\r\n\r\n", id="too long"),
     pytest.param(b"A: b\r\n" * FIELDS_MAX + b"\r\n", id="too many"),
-    pytest.param(HOST + b"HOST: b\r\n\r\n", id="two hosts"),
+    pytest.param(b"HOST: b\r\n\r\n", id="two hosts"),
 ]
 
 
 @pytest.mark.parametrize(("block", "asked"), READ)
 def test_what_is_certain_is_read(block: bytes, asked: Asked) -> None:
-    assert read_fields(block) == asked
-    assert (asked is PLAIN) == (read_fields(block) is PLAIN)
+    assert read_fields(HOST + block) == asked
+    assert (asked is PLAIN) == (read_fields(HOST + block) is PLAIN)
 
 
 @pytest.mark.parametrize("block", LEFT)
 def test_anything_else_is_left_to_the_full_parser(block: bytes) -> None:
-    assert read_fields(block) is None
+    assert read_fields(HOST + block) is None
+
+
+@pytest.mark.parametrize(
+    "host", ["", " ", "a b", "a/b", "user@a", "[::1", "::1", "a:b", "a:80:80", "\xff", "a,b c", "%zz"]
+)
+def test_a_host_that_is_none_is_left_to_the_full_parser(host: str) -> None:
+    assert read_fields(f"Host: {host}\r\n\r\n".encode("latin-1")) is None
+    assert read_fields(b"\r\n") is None
+
+
+def test_only_a_name_of_ours_is_read() -> None:
+    for name in ("localhost", "LocalHost:80", "[::1]:8080", "127.0.0.1"):
+        assert read_fields(f"Host: {name}\r\n\r\n".encode(), frozenset({"localhost", "::1", "127.0.0.1"})) is PLAIN
+    for name in ("localhost.example", "127.0.0.2", "[::2]"):
+        assert read_fields(f"Host: {name}\r\n\r\n".encode(), frozenset({"localhost", "::1", "127.0.0.1"})) is None
 
 
 def test_the_fields_of_a_block_in_their_order() -> None:
@@ -99,7 +112,8 @@ def test_what_is_read_is_one_request_without_a_body_for_aiohttp_too(
     lines: list[bytes], end: bytes, tail: bytes
 ) -> None:
     block = b"".join(line + end for line in lines) + tail + b"\r\n\r\n"
-    for candidate in (block, b"".join(line + b"\r\n" for line in lines) + b"\r\n"):
+    whole = b"".join(line + b"\r\n" for line in lines) + b"\r\n"
+    for candidate in (block, whole, HOST + block, HOST + whole):
         if read_fields(candidate) is None:
             continue
         loop = asyncio.new_event_loop()

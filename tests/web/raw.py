@@ -31,7 +31,7 @@ def target_of(url: str) -> str:
 
 
 def request(target: str, *fields: str, method: str = "GET", version: str = "1.1", close: bool = True) -> bytes:
-    lines = [f"{method} {target} HTTP/{version}", "Host: imgkeep.example", *fields]
+    lines = [f"{method} {target} HTTP/{version}", "Host: 127.0.0.1", *fields]
     if close:
         lines.append("Connection: close")
     return "\r\n".join([*lines, "", ""]).encode("utf-8", "surrogateescape")

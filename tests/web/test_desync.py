@@ -153,15 +153,15 @@ async def test_a_target_of_odd_form_is_answered_again_as_it_was_before(
     statuses = []
     for _ in range(3):
         async with line_to(port_of(imgkeep)) as line:
-            line.writer.write(f"GET {odd} HTTP/1.1\r\nHost: a\r\n\r\n".encode("latin-1"))
+            line.writer.write(f"GET {odd} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode("latin-1"))
             answer = await line.answer()
             statuses.append((answer.status, answer.headers["content-type"]))
     assert len(set(statuses)) == 1
 
 
 HEADS = [
-    pytest.param(b"GET {t} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n", id="close"),
-    pytest.param(b"GET {t} HTTP/1.1\r\nHost: a\r\nProxy-Connection: close\r\n\r\n", id="Proxy-Connection"),
+    pytest.param(b"GET {t} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n", id="close"),
+    pytest.param(b"GET {t} HTTP/1.1\r\nHost: localhost\r\nProxy-Connection: close\r\n\r\n", id="Proxy-Connection"),
     pytest.param(b"GET {t} HTTP/1.0\r\n\r\n", id="HTTP/1.0"),
 ]
 

@@ -38,6 +38,7 @@ CONTRACT = {
     "signature_required": 403,
     "signature_invalid": 403,
     "signature_expired": 403,
+    "forbidden": 403,
     "unauthorized": 401,
     "loop_detected": 508,
     "rate_limited": 429,

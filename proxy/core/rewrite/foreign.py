@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-DEPTH_MAX: Final = 128
+DEPTH_MAX: Final = 64
 """Elements that are open at once in foreign content and known; drawings of programs are some twenty deep."""
 
 _BREAKOUT: Final = frozenset({

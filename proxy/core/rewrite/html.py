@@ -6,6 +6,8 @@ Rules:
 - What is kept until its end is there is one tag, one style sheet, one JSON-LD script or one `noscript`, up to
   `TOKEN_CHARS_MAX`; a longer one passes through unchanged. All else passes through as it comes.
 - What is kept is read again when it has doubled, so many small pieces cost no more than one large piece.
+- Work is counted, one step for each thing that is looked at closely. When the budget is spent, the rest of the page
+  passes through unchanged.
 - `noscript` is read as a browser with scripts reads it, up to the first `</noscript`, and then as HTML of its own.
 """
 
@@ -15,6 +17,7 @@ import re
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from proxy.core.rewrite import raw, svg_style, tags
+from proxy.core.rewrite.budget import Budget
 from proxy.core.rewrite.foreign import Foreign
 from proxy.core.rewrite.places import find_places, is_json_ld, is_style_sheet
 from proxy.core.rewrite.raw import Raw
@@ -62,12 +65,20 @@ class Html:
         token_chars_max: As the constant; for tests, and no less than 64.
         is_page: It is none in a `noscript`: `<base>` does not count there.
         scripting: Whether the browser runs scripts; if not, `noscript` is nothing special.
+        budget: Of the page; `None`: the caller bounds the work in another way.
     """
 
     def __init__(
-        self, values: Values, *, token_chars_max: int = TOKEN_CHARS_MAX, is_page: bool = True, scripting: bool = True
+        self,
+        values: Values,
+        *,
+        token_chars_max: int = TOKEN_CHARS_MAX,
+        is_page: bool = True,
+        scripting: bool = True,
+        budget: Budget | None = None,
     ) -> None:
         self._values = values
+        self._budget = Budget(None) if budget is None else budget
         self._chars_max = token_chars_max
         self._is_page = is_page
         self._scripting = scripting
@@ -83,6 +94,11 @@ class Html:
         self._kept: list[str] = []
         self._kept_chars = 0
         self._wake_chars = 0
+
+    @property
+    def held_chars(self) -> int:
+        """How much was taken and is not given out yet."""
+        return self._kept_chars
 
     def feed(self, piece: str) -> str:
         """Take a piece of the page, return what is finished."""
@@ -121,7 +137,8 @@ class Html:
         self._is_short = False
         at = 0
         while at < len(text) and not self._is_short:
-            at = self._read(text, at)
+            self._budget.spend()
+            at = self._read(text, at) if not self._budget.is_spent else len(text)
         return len(text) if self._is_last else at
 
     # Each of the following reads from `at` on, sets what is to be read next, and returns where to go on.
@@ -221,7 +238,7 @@ class Html:
         if end is None:
             end = len(text)
         if self._raw.rewrite is not None and end - at <= self._chars_max:
-            self._change(text, at, end, self._raw.rewrite(text[at:end]))
+            self._change_closely(text, at, end, self._raw.rewrite)
         self._read = self._read_markup
         return end
 
@@ -232,7 +249,7 @@ class Html:
         self._read = self._read_markup
         if end is None or end - at > self._chars_max:
             return at
-        self._change(text, at, end, self._values.svg_style_sheet(text[at:end]))
+        self._change_closely(text, at, end, self._values.svg_style_sheet)
         return end
 
     # What tags mean.
@@ -241,10 +258,17 @@ class Html:
         if new != text[start:end]:
             self._edits.append(Edit(start, end, new))
 
+    def _change_closely(self, text: str, start: int, end: int, rewrite: Callable[[str], str]) -> None:
+        """Change raw text, if the budget allows to read it."""
+        self._budget.spend_on(end - start)
+        if not self._budget.is_spent:
+            self._change(text, start, end, rewrite(text[start:end]))
+
     def _note_tag(self, text: str, at: int, tag: Tag) -> None:
         if tag.is_end or tag.end - at > self._chars_max:
             self._note_name(tag.name, is_end=tag.is_end)
             return
+        self._budget.spend_on(tag.end - at)
         attributes = tags.read_attributes(text, tag)
 
         def value(name: str) -> str | None:
@@ -291,7 +315,7 @@ class Html:
         return self._noscript
 
     def _noscript(self, text: str) -> str:
-        inner = Html(self._values, token_chars_max=self._chars_max, is_page=False, scripting=False)
+        inner = Html(self._values, token_chars_max=self._chars_max, is_page=False, scripting=False, budget=self._budget)
         return applied(text, inner.edits(text))
 
 

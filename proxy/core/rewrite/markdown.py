@@ -23,8 +23,9 @@ from urllib.parse import quote
 
 from markdown_it.common.utils import unescapeAll
 
+from proxy.core.rewrite.budget import Budget
 from proxy.core.rewrite.charset import Text, codec_of
-from proxy.core.rewrite.commonmark import BLANK, PARSER, Found, Notes
+from proxy.core.rewrite.commonmark import BLANK, PARSER, Found, Notes, TooManySteps
 from proxy.core.rewrite.html import Edit, Html, applied
 from proxy.core.rewrite.links import Page
 from proxy.core.rewrite.values import Values
@@ -37,8 +38,14 @@ if TYPE_CHECKING:
 
     from proxy.core.rewrite.links import Linker
 
-MARKDOWN_CHARS_MAX: Final = 4 << 20
-"""Longer texts stay as they are: a Markdown parser needs a second for a megabyte and a hundred times its memory."""
+MARKDOWN_CHARS_MAX: Final = 1 << 20
+"""Longer texts stay as they are: a Markdown parser takes some hundred times their memory."""
+STEPS_PER_CHAR: Final = 2
+"""Texts that people write take a tenth of a step for each character, and nothing but images takes half of one."""
+STEPS_MIN: Final = 4096
+"""Any text may take so many."""
+STEPS_MAX: Final = 1 << 19
+"""No text may take more: they are a second or two of a thread's time."""
 
 _LINE_END: Final = re.compile(r"\r\n?|\n")
 _AMPERSAND: Final = re.compile(r"&(?=#?[A-Za-z0-9]++;)", re.ASCII)
@@ -127,13 +134,14 @@ class _Page(Page):
 class _Markdown:
     """One text."""
 
-    def __init__(self, text: str, page: _Page) -> None:
+    def __init__(self, text: str, page: _Page, budget: Budget) -> None:
         self._text = text
         self._page = page
-        self._html = Html(Values(page, Text()), scripting=False)
+        self._budget = budget
+        self._html = Html(Values(page, Text()), scripting=False, budget=budget)
         self._lines = _LINE_END.split(text)
         self._starts = [0, *(match.end() for match in _LINE_END.finditer(text))]
-        self._notes = Notes()
+        self._notes = Notes(budget)
         self._pieces: list[str] = []
         self._page_chars = 0
         self._parts: list[_Part] = []
@@ -154,7 +162,10 @@ class _Markdown:
                 self._add_inline(_Block(token.content, self._find_lines(token)), children)
         starts = [part.start for part in self._parts]
         edits: list[Edit] = []
-        for edit in self._html.edits("".join(self._pieces)):
+        html_edits = self._html.edits("".join(self._pieces))
+        if self._budget.is_spent:
+            raise TooManySteps
+        for edit in html_edits:
             start, end, block, at = self._parts[bisect_right(starts, edit.start) - 1]
             # Raw text of which we do not know all is no part, but it may begin in one.
             if edit.end <= end:
@@ -276,18 +287,31 @@ def _as_rendered(link: str) -> str:
     return link[:at] + _ENCODED.sub(lambda found: quote(found[0], safe=""), link[at:])
 
 
-def rewrite_markdown(document: AnyStr, linker: Linker, *, url: str | None = None, charset: str | None = None) -> AnyStr:
+def steps_max(chars: int) -> int:
+    """Return how many steps a text of this length may take."""
+    return min(STEPS_MAX, max(STEPS_MIN, STEPS_PER_CHAR * chars))
+
+
+def rewrite_markdown(
+    document: AnyStr, linker: Linker, *, url: str | None = None, charset: str | None = None, insists: bool = False
+) -> AnyStr:
     """
     Return Markdown with its links to images rewritten, and not one other character changed.
 
+    A text that is longer than `MARKDOWN_CHARS_MAX`, or takes more than its steps (`steps_max`), stays as it is.
+
     Args:
-        document: As text or as bytes; longer than `MARKDOWN_CHARS_MAX` it stays as it is.
+        document: As text or as bytes.
         linker: Decides about each link.
         url: Of the page that it will be, if that is known: relative links are resolved against it.
         charset: Of bytes, if it is not UTF-8.
+        insists: Whether a text that takes too many steps is an error.
+
+    Raises:
+        TooManySteps: See `insists`.
     """
     if isinstance(document, str):
-        return _rewritten(document, _Page(linker, url))
+        return _rewritten(document, _Page(linker, url), insists=insists)
     codec = (codec_of(charset) if charset else None) or "utf-8"
     try:
         text = document.decode(codec, "surrogateescape")
@@ -295,15 +319,19 @@ def rewrite_markdown(document: AnyStr, linker: Linker, *, url: str | None = None
             return document
     except (LookupError, UnicodeError):
         return document
-    return _rewritten(text, _Page(linker, url)).encode(codec, "surrogateescape")
+    return _rewritten(text, _Page(linker, url), insists=insists).encode(codec, "surrogateescape")
 
 
-def _rewritten(document: str, page: _Page) -> str:
+def _rewritten(document: str, page: _Page, *, insists: bool) -> str:
     if len(document) > MARKDOWN_CHARS_MAX or not ("![" in document or "<" in document):
         return document
     mark = "\ufeff" * document.startswith("\ufeff")
     text = document.removeprefix(mark)
     try:
-        return mark + applied(text, _Markdown(text, page).edits())
+        return mark + applied(text, _Markdown(text, page, Budget(steps_max(len(text)))).edits())
     except RecursionError:
+        return document
+    except TooManySteps:
+        if insists:
+            raise
         return document

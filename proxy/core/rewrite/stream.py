@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+from proxy.core.rewrite.budget import Budget
 from proxy.core.rewrite.charset import BOM_BYTES, HEAD_BYTES, OPAQUE, Bytes, Text, codec_of, find_codec, tells_codec
 from proxy.core.rewrite.html import TOKEN_CHARS_MAX, Html
 from proxy.core.rewrite.links import Page
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 
 
 class _Way(Protocol):
+    @property
+    def held_chars(self) -> int: ...
+
     def feed(self, piece: bytes) -> bytes: ...
 
     def close(self, last: bytes) -> bytes: ...
@@ -32,6 +36,7 @@ class HtmlStream:
         url: The page's own, if it is known: relative links are resolved against it.
         charset: As the page's media type tells it, if it does.
         token_chars_max: Of a tag, or of a style sheet or JSON-LD script in the page; longer ones stay as they are.
+        budget: Of the page; `None`: the caller feeds pieces that are small enough.
     """
 
     def __init__(
@@ -41,8 +46,10 @@ class HtmlStream:
         url: str | None = None,
         charset: str | None = None,
         token_chars_max: int = TOKEN_CHARS_MAX,
+        budget: Budget | None = None,
     ) -> None:
         self._linker, self._url, self._charset, self._chars_max = linker, url, charset, token_chars_max
+        self._budget = budget
         self._head = b""
         self._head_bytes = BOM_BYTES if charset and codec_of(charset) else HEAD_BYTES
         self._way: _Way | None = None
@@ -63,6 +70,11 @@ class HtmlStream:
             self._way, last = self._begin()
         return self._way.close(last)
 
+    @property
+    def held_chars(self) -> int:
+        """How much is held back: with the next piece, that is what the next call may have to read."""
+        return len(self._head) if self._way is None else self._way.held_chars
+
     def held(self) -> bytes:
         """
         Return what was taken and is not given out yet, as it came. It is what is missing behind all that was returned,
@@ -77,11 +89,14 @@ class HtmlStream:
             return _AsItIs(), head
         is_utf_16 = codec is not None and codec.startswith("utf-16")
         page = Page(self._linker, self._url, None if is_utf_16 or codec == "utf-8" else codec)
-        html = Html(Values(page, Text() if is_utf_16 else Bytes(codec)), token_chars_max=self._chars_max)
+        values = Values(page, Text() if is_utf_16 else Bytes(codec))
+        html = Html(values, token_chars_max=self._chars_max, budget=self._budget)
         return (_InUnits(html, codec or "") if is_utf_16 else _InBytes(html)), head
 
 
 class _AsItIs:
+    held_chars = 0
+
     @staticmethod
     def feed(piece: bytes) -> bytes:
         return piece
@@ -98,6 +113,10 @@ class _AsItIs:
 class _InBytes:
     def __init__(self, html: Html) -> None:
         self._html = html
+
+    @property
+    def held_chars(self) -> int:
+        return self._html.held_chars
 
     def feed(self, piece: bytes) -> bytes:
         return self._html.feed(piece.decode("latin-1")).encode("latin-1")
@@ -116,6 +135,10 @@ class _InUnits:
         self._html, self._codec = html, codec
         self._high_at = 1 if codec == "utf-16-le" else 0
         self._rest = b""
+
+    @property
+    def held_chars(self) -> int:
+        return self._html.held_chars
 
     def feed(self, piece: bytes) -> bytes:
         data = self._rest + piece
@@ -144,7 +167,14 @@ class _InUnits:
         return text.encode(self._codec, "surrogatepass")
 
 
-def rewrite_html(document: AnyStr, linker: Linker, *, url: str | None = None, charset: str | None = None) -> AnyStr:
+def rewrite_html(
+    document: AnyStr,
+    linker: Linker,
+    *,
+    url: str | None = None,
+    charset: str | None = None,
+    steps_max: int | None = None,
+) -> AnyStr:
     """
     Return a page with its links to images rewritten, and not one other character changed.
 
@@ -153,9 +183,10 @@ def rewrite_html(document: AnyStr, linker: Linker, *, url: str | None = None, ch
         linker: Decides about each link.
         url: The page's own, if it is known: relative links are resolved against it.
         charset: Of bytes, as the page's media type tells it, if it does.
+        steps_max: How much work it may take (`budget.py`); what is left of the page then stays. `None`: any.
     """
     if isinstance(document, str):
-        html = Html(Values(Page(linker, url), Text()))
+        html = Html(Values(Page(linker, url), Text()), budget=Budget(steps_max))
         return html.feed(document) + html.close()
-    stream = HtmlStream(linker, url=url, charset=charset)
+    stream = HtmlStream(linker, url=url, charset=charset, budget=Budget(steps_max))
     return stream.feed(document) + stream.close()

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction
 from django.http import StreamingHttpResponse
 
+from proxy.sites import turns
 from proxy.sites.body import Body, Streamed, Unaltered, Whole
 from proxy.sites.django.site import configured
 from proxy.sites.responses import Plan, is_part, plan, revalidated, rewritten
@@ -43,16 +44,33 @@ class ImgkeepMiddleware:
     def __call__(self, request: HttpRequest) -> HttpResponseBase | Awaitable[HttpResponseBase]:
         if self._is_async:
             return self._later(request)
-        response = self._get_response(request)
+        response: Any = self._get_response(request)
         if _asks_anew(request, response):
             response = self._get_response(request)
-        return _changed(request, response)
+        body = _arranged(request, response)
+        if body is not None:
+            data = response.content
+            decision = body.begin(data, is_last=True)
+            streamed = b"".join((*body.feed(data), *body.close())) if isinstance(decision, Streamed) else b""
+            _replace(response, decision, streamed)
+        answer: HttpResponseBase = response
+        return answer
 
     async def _later(self, request: HttpRequest) -> HttpResponseBase:
-        response = await self._get_response(request)
+        response: Any = await self._get_response(request)
         if _asks_anew(request, response):
             response = await self._get_response(request)
-        return _changed(request, response)
+        body = _arranged(request, response)
+        if body is not None:
+            data = response.content
+            decision = await turns.begin(body, data, is_last=True)
+            pieces = []
+            if isinstance(decision, Streamed):
+                pieces += [piece async for piece in turns.in_turns(body, body.feed(data))]
+                pieces += [piece async for piece in turns.in_turns(body, body.close())]
+            _replace(response, decision, b"".join(pieces))
+        answer: HttpResponseBase = response
+        return answer
 
 
 def _asks_anew(request: HttpRequest, response: HttpResponseBase) -> bool:
@@ -66,7 +84,8 @@ def _asks_anew(request: HttpRequest, response: HttpResponseBase) -> bool:
     return True
 
 
-def _changed(request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:
+def _arranged(request: HttpRequest, response: HttpResponseBase) -> Body | None:
+    """Have a response rewritten as it streams; return what rewrites one that is there as a whole."""
     # The answer to HEAD has its body still, but where the view has taken it out.
     has_body = response.streaming or bool(getattr(response, "content", b""))
     headers = list(response.items())
@@ -79,8 +98,8 @@ def _changed(request: HttpRequest, response: HttpResponseBase) -> HttpResponseBa
         _stream(response, _body(request, planned))
         _tell(response, headers, rewritten(headers, None))
     else:
-        _replace(response, headers, _body(request, planned))
-    return response
+        return _body(request, planned)
+    return None
 
 
 def _body(request: HttpRequest, planned: Plan) -> Body:
@@ -91,18 +110,13 @@ def _body(request: HttpRequest, planned: Plan) -> Body:
     return Body(planned, site.of_page(url))
 
 
-def _replace(response: Any, headers: list[tuple[str, str]], body: Body) -> None:
-    """Change a body that is there as a whole."""
-    match body.begin(response.content, is_last=True):
-        case Whole(whole):
-            response.content = whole
-            _tell(response, headers, rewritten(headers, len(whole)))
-        case Streamed():
-            data = response.content
-            response.content = b"".join((*body.feed(data), *body.close()))
-            _tell(response, headers, rewritten(headers, len(response.content)))
-        case Unaltered():
-            pass
+def _replace(response: Any, decision: Unaltered | Whole | Streamed, streamed: bytes) -> None:
+    """Change a body that is there as a whole; `streamed` is the new one where it is too large to be held twice."""
+    if isinstance(decision, Unaltered):
+        return
+    headers = list(response.items())
+    response.content = decision.data if isinstance(decision, Whole) else streamed
+    _tell(response, headers, rewritten(headers, len(response.content)))
 
 
 def _stream(response: Any, body: Body) -> None:
@@ -113,9 +127,9 @@ def _stream(response: Any, body: Body) -> None:
 def _each(pieces: Iterable[bytes], body: Body) -> Iterator[bytes]:
     try:
         for piece in pieces:
-            yield from filter(None, body.feed(piece))
+            yield from filter(None, body.feed_whole(piece))
     except Exception:
-        yield body.abandon()
+        yield b"".join(body.abandon())
         raise
     yield from filter(None, body.close())
 
@@ -123,12 +137,13 @@ def _each(pieces: Iterable[bytes], body: Body) -> Iterator[bytes]:
 async def _each_later(pieces: AsyncIterable[bytes], body: Body) -> AsyncIterator[bytes]:
     try:
         async for piece in pieces:
-            for made in filter(None, body.feed(piece)):
+            async for made in turns.in_turns(body, body.feed(piece)):
                 yield made
     except Exception:
-        yield body.abandon()
+        async for made in turns.in_turns(body, body.abandon()):
+            yield made
         raise
-    for made in filter(None, body.close()):
+    async for made in turns.in_turns(body, body.close()):
         yield made
 
 

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxy.core.rewrite import ImgLinks, every, markdown, rewrite_markdown
+from proxy.core.rewrite.budget import Budget
 from proxy.core.rewrite.commonmark import PARSER
 from tests.core.rewrite.soup import move
 
@@ -186,7 +187,7 @@ def test_a_value_whose_lines_do_not_lead_back_stays() -> None:
     assert rewrite_markdown(text, move) == text
     text = "<img srcset='\0 1x, https://h.example/a.png 2x'>"
     assert rewrite_markdown(text, move) == text
-    assert markdown._Markdown("a", markdown._Page(move))._find_column(0, "b") is None
+    assert markdown._Markdown("a", markdown._Page(move), Budget(None))._find_column(0, "b") is None
 
 
 PIECES = st.sampled_from([
