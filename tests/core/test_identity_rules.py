@@ -251,6 +251,38 @@ def test_a_user_may_know_better() -> None:
     assert repr(catalogue) == f"<Catalogue of {len(BUILT_IN.rules) + 1} rules>"
 
 
+def test_an_operator_names_a_scheme_for_hosts_of_his_own() -> None:
+    url = "https://img.acme.example/a.png?w=300&token=WLkVK3DsagivVz8CoY_ruA&expires=1768050000"
+    anywhere = identify_url(url, NOW)
+    assert (anywhere.permission, anywhere.temporary, anywhere.expires_at) == (False, True, END)
+    catalogue = read_catalogue([{**GOOD, "like": "Bunny token"}])
+    info = identify_url(url, NOW, catalogue)
+    assert (info.identity, info.provider, info.scheme) == ("//img.acme.example/a.png?w=300", "Acme", "Acme")
+    assert (info.expires_at, info.permission, info.enforced) == (END, True, False)
+    assert identify_url(url.replace("img.", "other."), NOW, catalogue).identity == anywhere.identity.replace(
+        "img.", "other."
+    )
+    script = identify_url(url.replace("a.png", "a.php"), NOW, catalogue)
+    assert "token=" in script.identity
+
+
+@pytest.mark.parametrize("scheme", [rule.name for rule in BUILT_IN.rules if not rule.names_provider])
+def test_every_scheme_can_be_taken_over(scheme: str) -> None:
+    own = read_catalogue([{**GOOD, "like": scheme}]).rules[0].table
+    theirs = next(rule.table for rule in BUILT_IN.rules if rule.name == scheme)
+    assert (own.name, own.hosts, own.examples) == ("Acme", ("img.acme.example",), ())
+    assert (own.place, own.signed_by, own.drop, own.expires) == (
+        theirs.place, theirs.signed_by, theirs.drop, theirs.expires,
+    )  # fmt: skip
+
+
+def test_a_provider_changes_what_it_takes_over() -> None:
+    rule = {**GOOD, "like": "CloudFront canned policy", "enforced": True, "drop": ["page"]}
+    url = f"https://img.acme.example/a.png?page=3&Expires=1768050000&Key-Pair-Id=K2&Signature={SIG}"
+    info = identify_url(url, NOW, read_catalogue([rule]))
+    assert (info.identity, info.enforced) == ("//img.acme.example/a.png", True)
+
+
 FOLDED: dict[str, object] = {**GOOD, "place": "(?P<host>[^/]+)/[0-9a-f]+(?P<path>/.+)", "becomes": "{host}{path}"}
 
 
@@ -278,6 +310,8 @@ def test_what_a_rule_leaves_out_is_a_permission_or_not(
     info = identify_url(f"https://img.acme.example/{url}", NOW, read_catalogue([rule]))
     assert info.permission is (checked is not None)
     assert info.enforced is (checked is not False)
+    if rule.get("stays"):
+        assert info.identity.endswith(url)
 
 
 def test_a_proxy_that_answers_errors_lets_the_inner_link_vouch() -> None:
@@ -320,6 +354,9 @@ BAD: list[tuple[dict[str, object], str]] = [
         "provider 'Acme': hosts: '*.com' is no name in lower case, or has a `*` in its last",
     ),
     ({**GOOD, "hosts": ["A.example"]}, "hosts: 'A.example'"),
+    ({**GOOD, "like": "Bunny"}, "provider 'Acme': like: there is no scheme 'Bunny', but 'AWS Signature Version 4', "),
+    ({**GOOD, "like": "Discord"}, "provider 'Acme': like: there is no scheme 'Discord'"),
+    ({**GOOD, "like": ["Bunny token"]}, "provider 'Acme': like: there is no scheme ['Bunny token']"),
     ({**GOOD, "paths": ["a"]}, "provider 'Acme': paths: 'a' does not begin with"),
     ({**GOOD, "place": "("}, "provider 'Acme': place: missing ), unterminated subpattern"),
     ({**GOOD, "place": ".*", "becomes": "{x}/"}, "provider 'Acme': becomes: {x} is not a group of place"),

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 from proxy.core.errors import SourceRejected
 from proxy.core.identity import engine
 from proxy.core.identity.catalogue import Catalogue, read_built_in
-from proxy.core.identity.rule import read_rule
+from proxy.core.identity.rule import read_rule, take_over
 from proxy.core.source import read_source
 
 if TYPE_CHECKING:
@@ -43,7 +43,8 @@ def read_catalogue(providers: Sequence[Mapping[str, object]], base: Catalogue = 
     Raises:
         ValueError: A provider cannot be honoured, or does not do what its own examples say; the message names both.
     """
-    own = [read_rule(table, order, base.shapes) for order, table in enumerate(providers)]
+    schemes = [rule for rule in base.rules if not rule.names_provider]
+    own = [read_rule(take_over(table, schemes), order, base.shapes) for order, table in enumerate(providers)]
     rules = own + [replace(rule, order=rule.order + len(own)) for rule in base.rules]
     catalogue = Catalogue(rules, base.shapes)
     for rule in own:

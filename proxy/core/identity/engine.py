@@ -141,11 +141,15 @@ def identify(source: Source, now: datetime, catalogue: Catalogue, *, exact: bool
 def read(source: Source, catalogue: Catalogue, depth: int = 0) -> Reading:
     """Try the rules on a source; `depth` counts the links that it stands in."""
     reading = Reading(source)
-    if reading.values:
-        for rule in catalogue.find_by_names(reading.values):
+    named = catalogue.find_by_names(reading.values) if reading.values else ()
+    for rule in named:
+        if not rule.table.stays:
             _try(rule, reading, catalogue, depth)
     for rule in catalogue.find_by_host(source.host):
         _try(rule, reading, catalogue, depth)
+    for rule in named:
+        if rule.table.stays:  # it only tells an end, so what is known of the host names the scheme
+            _try(rule, reading, catalogue, depth)
     if reading.fields:
         for rule in catalogue.any_value:
             _try_values(rule, reading)
@@ -197,7 +201,8 @@ def _is_there(group: Group, values: Mapping[str, str]) -> bool:
 def _note(rule: Rule, group: Group, reading: Reading) -> None:
     reading.rules.append(rule)
     reading.dropped.update(rule.drop)
-    reading.dropped.update([name for name, _ in group if name not in rule.keep])
+    if not rule.table.stays:
+        reading.dropped.update([name for name, _ in group if name not in rule.keep])
     if rule.companions:
         dropped = reading.dropped
         for name, value in reading.values.items():
