@@ -406,6 +406,5 @@ def tell_opening(config: Config, addresses: Sequence[tuple[str, int]]) -> None:
     if config.server.workers > 1:
         facts["workers"] = config.server.workers
     log.info("listening", extra=facts)
-    fronted = config.server.public_url or config.server.trusted_proxies
-    if fronted and config.server.loopback and "auto" in config.sources.allow:
+    if config.server.fronted and config.server.loopback and "auto" in config.sources.allow:
         log.warning("open to all who reach the proxy in front", extra={"setting": "sources.allow"})

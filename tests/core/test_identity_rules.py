@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 
 from proxy.core.errors import InvalidSource, SourceForbidden
-from proxy.core.identity import BUILT_IN, identify_url, read_catalogue
+from proxy.core.identity import BUILT_IN, identify_url, places_of, read_catalogue
+from proxy.core.identity.engine import NAMED_DEPTH_MAX
 from proxy.core.identity.expiry import FORMS, NEVER, UNTOLD, Expiry
 from proxy.core.identity.rule import read_shapes
 from proxy.core.identity.token import read_json, read_jwt
+from proxy.core.source import read_source
 
 NOW = datetime(2026, 1, 10, 12, 30, tzinfo=UTC)
 END = datetime(2026, 1, 10, 13, tzinfo=UTC)
@@ -201,6 +203,55 @@ SIGV4_INSIDE = SIGV4.replace("=", "%3D").replace("&", "%26")
 def test_a_link_inside_a_known_proxy_is_canonical(url: str, identity: str, end: datetime | None) -> None:
     info = identify_url(url, NOW)
     assert (info.identity, info.expires_at) == (identity, end)
+
+
+@pytest.mark.parametrize(
+    ("url", "places"),
+    [
+        ("https://img.example.com/a.png?url=https://b.example/", set()),
+        ("https://b-1.s3.eu-west-1.amazonaws.com/a.png", {"b-1.s3.amazonaws.com/a.png"}),
+        ("https://s3.amazonaws.com/b-1/a.png", {"b-1.s3.amazonaws.com/a.png"}),
+        ("https://wsrv.nl/?url=b.example", {"b.example/"}),
+        ("https://wsrv.nl/?url=/a/b", set()),
+        ("https://wsrv.nl/?url=", set()),
+        ("https://wsrv.nl/?url=https://@/", set()),
+        ("https://wsrv.nl/?url=https://[::1]:80/a", {"::1/a"}),
+        ("https://wsrv.nl/?url=https://[::g.x]/a", {"::g.x/a"}),
+        ("https://wsrv.nl/?url=https://b%5f.example/a", {"b_.example/a"}),
+        ("https://wsrv.nl/?url=https://b_%21.example/a", {"b_!.example/a"}),
+        ("https://wsrv.nl/?url=a.example/&w=1&default=https:%2F%2Fb.example%2Fc", {"a.example/", "b.example/"}),
+        ("https://wsrv.nl/?url=a.example&url=b.example", {"a.example/", "b.example/"}),
+        ("https://app.example/_next/image?url=a.example&url=b.example", {"a.example/", "b.example/"}),
+        (
+            "https://wsrv.nl/?url=https://b-1.s3.eu-west-1.amazonaws.com/a",
+            {"b-1.s3.eu-west-1.amazonaws.com/a", "b-1.s3.amazonaws.com/a"},
+        ),
+        (
+            f"https://api.together.ai/imgproxy/{'h' * 43}/w:1/plain/http%3A%2F%2FH.example%2Fa.png@jpg",
+            {"api.together.ai/imgproxy/w:1/plain/https://h.example/a.png@jpg", "h.example/a.png"},
+        ),
+        (
+            "https://wsrv.nl/?url=a.example&d=https://B%C3%9CCHER.example/a",
+            {"a.example/", "bücher.example/", "xn--bcher-kva.example/"},
+        ),
+        (
+            "https://wsrv.nl/?url=a.example&d=//b%C3%9C_%E2%82%AC%E2%80%8D.example",
+            {"a.example/", "bü_€\u200d.example/"},
+        ),
+        ("https://wsrv.nl/?url=wsrv.nl/?url=b.example/a", {"wsrv.nl/", "b.example/a"}),
+    ],
+)
+def test_a_link_names_places_besides_itself(url: str, places: set[str]) -> None:
+    assert set(places_of(read_source(url))) == places
+    assert set(identify_url(url, NOW, exact=True).places) == places
+
+
+def test_links_inside_links_are_noted_to_a_depth() -> None:
+    url = "https://b.example/a"
+    for depth in range(1, 30):
+        url = f"https://wsrv.nl/?url={url}"
+        assert ("b.example/a" in places_of(read_source(url))) is (depth <= NAMED_DEPTH_MAX + 1)
+        assert {"b.example/a", "b.example/"} & set(places_of(read_source(url))), "deeper ones are not read, but seen"
 
 
 def test_claims_of_a_link_inside_a_link_count() -> None:

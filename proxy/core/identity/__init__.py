@@ -27,7 +27,16 @@ if TYPE_CHECKING:
     from proxy.core.identity.rule import Rule
     from proxy.core.model import Source, SourceInfo
 
-__all__ = ["BUILT_IN", "KEY_VERSION", "Catalogue", "identify", "identify_url", "read_catalogue", "rules_for"]
+__all__ = [
+    "BUILT_IN",
+    "KEY_VERSION",
+    "Catalogue",
+    "identify",
+    "identify_url",
+    "places_of",
+    "read_catalogue",
+    "rules_for",
+]
 
 KEY_VERSION: Final = 1
 """Goes up when a rule changes the identity of links that had one before; records say which they were made by."""
@@ -85,6 +94,11 @@ def identify_url(url: str, now: datetime, catalogue: Catalogue = BUILT_IN, *, ex
         SourceRejected: See `read_source`; nothing else, whatever the text.
     """
     return engine.identify(read_source(url), now, catalogue, exact=exact)
+
+
+def places_of(source: Source, catalogue: Catalogue = BUILT_IN) -> tuple[str, ...]:
+    """Return what a source names besides itself, as in `SourceInfo.places`."""
+    return engine.read(source, catalogue).places
 
 
 def rules_for(source: Source, catalogue: Catalogue = BUILT_IN) -> list[Rule]:
