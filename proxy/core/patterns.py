@@ -41,6 +41,7 @@ _WITH_PORT: Final = re.compile(r"(?:[^:\[\]]+|\[[^\[\]]*:[^\[\]]*\]):[0-9]*")
 _ESCAPE: Final = re.compile(r"%([0-9A-Fa-f]{2})")
 _UNSURE: Final = re.compile(r"[%\\]|//|/\.")
 """What a path has that can be read in more than one way."""
+_WILD: Final = re.compile(r"[*?\[]")
 _SLASHES: Final = re.compile(r"/{2,}")
 
 
@@ -78,11 +79,12 @@ class Patterns:
             if not slash:
                 hosts.append(pattern)
                 continue
-            _translated(host, pattern)
-            paths.setdefault(host, []).append(_read_path(slash + path, pattern))
+            paths.setdefault(_read_host(host, pattern), []).append(_read_path(slash + path, pattern))
+        read = {host: _Paths(globs, denying=denying) for host, globs in paths.items()}
         self._denying = denying
         self._hosts = Globs(tuple(hosts))
-        self._globbed = [(Globs((host,)), _Paths(globs, denying=denying)) for host, globs in paths.items()]
+        self._by_host = {host: globs for host, globs in read.items() if _WILD.search(host) is None}
+        self._globbed = [(Globs((host,)), globs) for host, globs in read.items() if host not in self._by_host]
         self._paths_of = lru_cache(HOSTS_REMEMBERED)(self._find_paths)
 
     def match_host(self, host: str) -> bool:
@@ -107,7 +109,8 @@ class Patterns:
         return bool(self._paths_of(host))
 
     def _find_paths(self, host: str) -> tuple[_Paths, ...]:
-        return tuple(paths for glob, paths in self._globbed if glob.match(host))
+        found = [self._by_host[host]] if host in self._by_host else []
+        return (*found, *(paths for glob, paths in self._globbed if glob.match(host)))
 
 
 class _Paths:
@@ -202,18 +205,22 @@ def _read_path(path: str, pattern: str) -> str:
     return glob
 
 
-def _translated(glob: str, pattern: str | None = None) -> str:
-    text = _read_host(glob)
+def _translated(glob: str) -> str:
+    return fnmatch.translate(_read_host(glob, glob))
+
+
+def _read_host(glob: str, pattern: str) -> str:
+    """Bring a host glob into the form of `Source.host`."""
+    text = _normalised(glob)
     if text is None or _GLOB.fullmatch(text) is None or _WITH_PORT.fullmatch(text.replace("*", "x")):
         raise ValueError(
-            f"{pattern or glob!r} can match no host: it is neither a name nor an address, with * for any characters "
+            f"{pattern!r} can match no host: it is neither a name nor an address, with * for any characters "
             "(no scheme, no port; international labels whole or as xn--)"
         )
-    return fnmatch.translate(text)
+    return text
 
 
-def _read_host(glob: str) -> str | None:
-    """Bring a host glob into the form of `Source.host`; None: it has none."""
+def _normalised(glob: str) -> str | None:
     bracketed = _BRACKETED.fullmatch(glob.lower())
     if bracketed is not None or read_literal(glob.lower()) is not None:
         try:

@@ -1,5 +1,5 @@
 """
-Links in which an opaque token names the picture: nobody sees another's.
+Links in which an opaque token names the picture: each shows its own.
 
 A framework or a script hands out `download.php?token=A` and `?token=B`. By their shapes alone, `A` and `B` are
 signatures of one link. The attacker asks for a link of his own, or with a token that he made up, and is shown what the

@@ -59,6 +59,8 @@ BUCKETS = [
     ("example.com/my pics/ü*", "https://example.com/my%20pics/%C3%BC.png", True),
     ("example.com/a%2Fb/*", "https://example.com/a%2fb/c.png", True),
     ("EXAMPLE.com./acme/*", "https://example.com/acme/a.png", True),
+    ("[2606:4700:0::1]/acme/*", "https://[2606:4700::1]/acme/a.png", True),
+    ("2606:4700:*/acme/*", "https://[2606:4700::1]/acme/a.png", True),
     ("bücher.example/acme/*", "https://xn--bcher-kva.example/acme/a.png", True),
     ("example.com/acme/*", "https://example.com/ACME/a.png", False),
     ("example.com/acme/*", "https://example.com:443/acme/a.png", True),
@@ -242,5 +244,5 @@ def test_hundreds_of_patterns_are_looked_at_once_for_a_host(monkeypatch: pytest.
     for n in range(100):
         assert many.match(RAW, f"/account-{n}/a.png") == "path"
         assert many.match(RAW, f"/stranger-{n}/a.png") is None
-    # For each question the list of whole hosts; once for all, each host that has paths: one for 500 accounts.
-    assert len(looked) == 200 + 301
+    # For each question the list of whole hosts; once for all, each host glob that has paths. A host is looked up.
+    assert len(looked) == 200 + 300
