@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeVar
 from urllib.parse import parse_qsl, quote, urlsplit
 
@@ -19,15 +20,15 @@ import msgspec
 
 from proxy.core.errors import SourceRejected
 from proxy.core.headers import FORWARDED_HEADERS
-from proxy.core.identity import BUILT_IN, read_catalogue
+from proxy.core.identity import BUILT_IN, places_of, read_catalogue
 from proxy.core.policy import Policy
 from proxy.core.signing import KEY_CHARS_MIN
-from proxy.core.source import read_base
+from proxy.core.source import read_base, read_source
 from proxy.core.store_url import Bucket, Folder
 from proxy.core.store_url import read_store_url as read_place
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from proxy.core.address import Network
     from proxy.core.identity import Catalogue
@@ -220,23 +221,35 @@ class Config(Section, frozen=True):
 
     def hosts_allowed(self, catalogue: Catalogue) -> tuple[str, ...]:
         """
-        The host globs of `sources.allow` with `auto` and `known` resolved.
+        The patterns of `sources.allow` with `auto`, `known` and `shared` resolved.
 
         `auto` is `*` when only this machine can reach us or when signatures are required, and `known` otherwise: an
         open server must not fetch for any stranger from any host.
         """
         private = not self.server.is_open or self.security.signature != "off"
         globs = [("*" if private else "known") if glob == "auto" else glob for glob in self.sources.allow]
-        return tuple(host for glob in globs for host in (catalogue.known_hosts if glob == "known" else (glob,)))
+        groups = {"known": catalogue.known_hosts, "shared": catalogue.shared_hosts}
+        return tuple(host for glob in globs for host in groups.get(glob, (glob,)))
 
     def policy(self, catalogue: Catalogue) -> Policy:
         """Return what may be fetched."""
         return Policy(
             hosts_allowed=self.hosts_allowed(catalogue),
-            hosts_denied=self.sources.deny,
+            hosts_denied=tuple(dict.fromkeys((*self.sources.deny, *self._folded(catalogue)))),
             ports=frozenset(self.fetch.allow_ports),
             networks=self.fetch.networks,
+            names=lambda source: places_of(source, catalogue),
         )
+
+    def _folded(self, catalogue: Catalogue) -> Iterator[str]:
+        """Give what the places of `sources.deny` are folded to: an image has one place for all its endpoints."""
+        for pattern in self.sources.deny:
+            host, slash, path = pattern.partition("/")
+            if "*" in host or "?" in path:
+                continue
+            with suppress(SourceRejected):
+                for place in places_of(read_source(f"https://{host}/{path or '*'}"), catalogue):
+                    yield place if slash else place.removesuffix("/*")
 
 
 def load(file: Mapping[str, Any], environment: Mapping[str, str]) -> Config:
@@ -357,6 +370,7 @@ def _validate(config: Config) -> None:
         ),
         ("delivery.mode", config.delivery.mode == "serve" or remote, "only 'serve' is supported by a local store"),
         ("delivery.base_url", not config.delivery.base_url or remote, "needs an object store, see store.url"),
+        ("sources.permanent", not _is_open_redirect(config), _OPEN_REDIRECT),
         (
             "security.signature",
             config.security.signature == "off" or bool(config.security.signing_keys),
@@ -367,6 +381,24 @@ def _validate(config: Config) -> None:
     ):
         if not honoured:
             raise ConfigError(f"{setting}: {instead}")
+
+
+_OPEN_REDIRECT: Final = (
+    "'redirect' sends clients to whatever the link names, image or not. Where others can ask without a signature "
+    "(another server.host than loopback, server.public_url or server.trusted_proxies), strangers could put your name "
+    "in front of any page: require signatures (security.signature), or write out the hosts of sources.allow, without * "
+    "and groups"
+)
+
+
+def _is_open_redirect(config: Config) -> bool:
+    """Whether strangers can have clients sent to places that the operator did not write out."""
+    if config.sources.permanent == "store" or config.security.signature != "off":
+        return False
+    if not config.server.is_open:
+        return False
+    groups = {"auto", "known", "shared"}
+    return any(pattern in groups or re.search(r"[*?\[]", pattern.partition("/")[0]) for pattern in config.sources.allow)
 
 
 _NO_SECRET: Final = (

@@ -13,6 +13,8 @@ import pytest
 
 from proxy.config import Config, ConfigError, Section, load, read_catalog_url, read_store_url
 from proxy.core.identity import BUILT_IN
+from proxy.core.policy import judge
+from proxy.core.source import read_source
 from proxy.core.store_url import Folder
 
 ROOT = Path(__file__).parent.parent
@@ -131,6 +133,9 @@ def test_every_setting_can_come_from_the_environment(section: str, key: str) -> 
         ),
         pytest.param({"sources": {"allow": ["https://a"]}}, {}, "sources.allow: ", id="a URL is no glob"),
         pytest.param({"sources": {"deny": [""]}}, {}, "sources.deny: ", id="an empty glob"),
+        pytest.param({"sources": {"deny": ["a.example/"]}}, {}, "sources.deny: ", id="a root alone"),
+        pytest.param({"sources": {"allow": ["https://a.example/x/*"]}}, {}, "sources.allow: ", id="a scheme"),
+        pytest.param({"sources": {"allow": ["a.example:80/x/*"]}}, {}, "sources.allow: ", id="a port"),
         pytest.param(
             {"store": {"url": "gs://bucket"}}, {}, "store.url: this version has no such store", id="another cloud"
         ),
@@ -336,6 +341,27 @@ def test_an_openly_bound_server_is_nobodys_proxy(host: str, *, open_to_any: bool
 def test_known_hosts_can_be_allowed_beside_others() -> None:
     config = load({"sources": {"allow": ["known", "img.example.com"]}}, {})
     assert config.hosts_allowed(BUILT_IN) == (*BUILT_IN.known_hosts, "img.example.com")
+
+
+def test_shared_hosts_are_a_group_of_their_own() -> None:
+    config = load({"sources": {"allow": ["shared", "img.example.com/acme/*"]}}, {})
+    assert config.hosts_allowed(BUILT_IN) == (*BUILT_IN.shared_hosts, "img.example.com/acme/*")
+    assert "raw.githubusercontent.com" in BUILT_IN.shared_hosts
+
+
+@pytest.mark.parametrize("pattern", ["b-1.s3.eu-west-1.amazonaws.com", "s3.amazonaws.com/b-1/*"])
+def test_a_denied_bucket_is_denied_at_all_its_endpoints(pattern: str) -> None:
+    policy = load({"sources": {"deny": [pattern, "*.b-2.example", "2001:db8::1"]}}, {}).policy(BUILT_IN)
+    for url in (
+        "https://b-1.s3.amazonaws.com/a.png",
+        "https://b-1.s3.eu-west-1.amazonaws.com/a.png",
+        "https://b-1.s3-accelerate.amazonaws.com/a.png",
+        "https://s3.amazonaws.com/b-1/a.png",
+        "https://s3.dualstack.eu-west-1.amazonaws.com/b-1/a.png",
+    ):
+        assert judge(read_source(url), policy) is not None, url
+    assert judge(read_source("https://b-3.s3.amazonaws.com/a.png"), policy) is None
+    assert judge(read_source("https://s3.amazonaws.com/b-3/a.png"), policy) is None
 
 
 def test_sections_cannot_be_changed() -> None:

@@ -99,6 +99,8 @@ class SourceInfo:
         scheme: The signing scheme, where one was recognised.
         enforced: Whether a picture that this link brings vouches for the signature: its services answer a wrong
             signature with an error, never with a picture. True as well where no signature was dropped.
+        places: Host and path, without port, of what the link names besides itself: the place that it is folded to, and
+            every link inside it.
         permission: Whether the identity leaves out something of the link that grants access, as a signature does.
     """
 
@@ -110,6 +112,7 @@ class SourceInfo:
     scheme: str | None = None
     enforced: bool = True
     permission: bool = False
+    places: tuple[str, ...] = ()
 
     def is_fresh(self, now: datetime) -> bool:
         """Whether this is a temporary link by a signature that should still hold."""

@@ -6,22 +6,23 @@ Rules:
   every redirect hop. The second has the final say; the first never allows what the second would not.
 - A reason is short, constant and fit for clients: it names a setting or a kind, never the host.
 - Deny wins over allow. The host lists hold for literals, too, and for what `fetch.allow_networks` allows.
+- `sources.deny` holds for all that a link names: its host, what it is folded to, and the links inside it.
 - With `networks` an operator may mean a local name or another port, which only its addresses tell: so `judge` lets
   names pass there, and `judge_address` refuses whatever is not inside them.
 """
 
 from __future__ import annotations
 
-import fnmatch
-import re
 from dataclasses import dataclass, field
+from ipaddress import IPv6Address
 from typing import TYPE_CHECKING, Final
 
-import idna
-
 from proxy.core.address import read_literal, refusal
+from proxy.core.patterns import Patterns
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
     from proxy.core.address import Address, Network
     from proxy.core.model import Source
 
@@ -39,38 +40,9 @@ LOCAL_SUFFIXES: Final = frozenset({
 })  # fmt: skip
 """Last labels of names that are local by nature. `example` is none: it is nobody's, hence nobody's inside."""
 
-_GLOB: Final = re.compile(r"(?:[a-z0-9_.:*?-]|\[!?[a-z0-9_.:-]+\])+")
-_BRACKETED: Final = re.compile(r"\[([^\[\]:]*:[^\[\]]*)\]")
-"""An IPv6 address as URLs have it; as one of some characters it could match no host."""
 
-
-class Globs:
-    """Host globs in one pattern: `*` any characters, dots too; `?` one; `[abc]` one of these, `[!abc]` of others."""
-
-    __slots__ = ("_pattern",)
-
-    def __init__(self, globs: tuple[str, ...]) -> None:
-        self._pattern = re.compile("|".join(map(_translated, globs)) or "(?!)")
-
-    def match(self, host: str) -> bool:
-        return self._pattern.match(host) is not None
-
-
-def _translated(glob: str) -> str:
-    labels = glob.lower().removesuffix(".").split(".")
-    try:
-        ascii_labels = [
-            label if label.isascii() else idna.encode(label, uts46=True, std3_rules=True).decode("ascii")
-            for label in labels
-        ]
-    except UnicodeError:
-        raise ValueError(f"{glob!r} can match no host: write international labels whole or as xn--") from None
-    text = ".".join(ascii_labels)
-    if (address := _BRACKETED.fullmatch(text)) is not None:
-        text = address[1]
-    if _GLOB.fullmatch(text) is None:
-        raise ValueError(f"{glob!r} can match no host: it is neither a name nor an address, with * for any characters")
-    return fnmatch.translate(text)
+def _names_nothing(_: Source) -> tuple[str, ...]:
+    return ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,42 +51,91 @@ class Policy:
     What the operator lets us fetch.
 
     Attributes:
-        hosts_allowed: globs of `sources.allow`; None: any host; empty: none.
-        hosts_denied: globs of `sources.deny`.
+        hosts_allowed: patterns of `sources.allow`; None: any host; empty: none.
+        hosts_denied: patterns of `sources.deny`.
         ports: `fetch.allow_ports`.
         networks: `fetch.allow_networks`: allowed whatever they are, under any name and port.
+        names: tells what a source names besides itself, as `SourceInfo.places` does.
 
     Raises:
-        ValueError: a glob can match no host; the message quotes it and leaves the setting's name to the caller.
+        ValueError: a pattern can match nothing; the message quotes it and leaves the setting's name to the caller.
     """
 
     hosts_allowed: tuple[str, ...] | None
     hosts_denied: tuple[str, ...]
     ports: frozenset[int]
     networks: tuple[Network, ...]
-    _allowed: Globs = field(init=False, repr=False, compare=False)
-    _denied: Globs = field(init=False, repr=False, compare=False)
+    names: Callable[[Source], tuple[str, ...]] = field(default=_names_nothing, repr=False, compare=False)
+    _allowed: Patterns = field(init=False, repr=False, compare=False)
+    _denied: Patterns = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         # Made once: a pattern of some hundred providers is costly to make, or to look up by its globs.
         allowed = ("*",) if self.hosts_allowed is None else self.hosts_allowed
-        object.__setattr__(self, "_allowed", Globs(allowed))
-        object.__setattr__(self, "_denied", Globs(self.hosts_denied))
+        object.__setattr__(self, "_allowed", Patterns(allowed, denying=False))
+        object.__setattr__(self, "_denied", Patterns(self.hosts_denied, denying=True))
 
     def denies(self, host: str) -> bool:
-        """Whether `sources.deny` names `host` (as in `Source.host`): what is kept from there is not shown either."""
-        return self._denied.match(host)
+        """Whether `sources.deny` names the whole of `host` (as in `Source.host`)."""
+        return self._denied.match_host(host)
 
     def host_refusal(self, host: str) -> str | None:
-        """Why the host lists refuse `host` (as in `Source.host`); None where they do not."""
-        if self._denied.match(host):
+        """Why the lists refuse `host` (as in `Source.host`), whatever the path; None where they do not."""
+        if self._denied.match_host(host):
             return "host is in sources.deny"
-        return None if self._allowed.match(host) else "host is not in sources.allow"
+        return None if self._allowed.match_host(host) else "host is not in sources.allow"
+
+    def denial(self, source: Source, places: Iterable[str] | None = None) -> str | None:
+        """
+        Why nothing of `source` is shown or fetched: `sources.deny` names it, or something that it names.
+
+        Args:
+            source: the link.
+            places: `SourceInfo.places` of it, if that is known.
+        """
+        if not self.hosts_denied:
+            return None
+        return self._denial(_place(source), *(self.names(source) if places is None else places))
+
+    def denies_record(self, host: str, identity: str) -> bool:
+        """Whether what is stored came from where `sources.deny` holds: `host` and `identity` as in `Record`."""
+        if not self.hosts_denied:
+            return False
+        place = identity.partition("//")[2].partition("#")[0].partition("?")[0]
+        named, _, path = place.partition("/")
+        if named.count(":") == 1:  # a port is no part of what the lists name
+            named = named.partition(":")[0]
+        return self._denial(f"{host}/{path}", f"{named}/{path}") is not None
+
+    def refusal(self, source: Source) -> str | None:
+        """Why the lists refuse `source`; None where they do not."""
+        reason = self.denial(source)
+        if reason is not None:
+            return reason
+        host, _, path = _place(source).partition("/")
+        if self._allowed.match(host, f"/{path}") is not None:
+            return None
+        return f"{'path' if self._allowed.knows(host) else 'host'} is not in sources.allow"
+
+    def _denial(self, *places: str) -> str | None:
+        for place in places:
+            host, _, path = place.partition("/")
+            matched = self._denied.match(host, f"/{path}")
+            address = None if matched else read_literal(host)
+            if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+                matched = self._denied.match(str(address.ipv4_mapped), f"/{path}")
+            if matched is not None:
+                return f"{matched} is in sources.deny"
+        return None
+
+
+def _place(source: Source) -> str:
+    return source.host + source.target.partition("?")[0]
 
 
 def judge(source: Source, policy: Policy) -> str | None:
     """Why `source` may not be fetched, by its URL alone; None where only its addresses can tell."""
-    reason = policy.host_refusal(source.host)
+    reason = policy.refusal(source)
     if reason is not None:
         return reason
     address = read_literal(source.host)

@@ -136,8 +136,7 @@ class Keeper:
         Raises:
             SourceRejected, OriginError, StorageError, Busy: As their classes say.
         """
-        if self._policy.denies(source.host):
-            raise SourceForbidden("the source is refused: host is in sources.deny")
+        self._insist_on_no_denial(self._policy.denial(source, info.places))
         tries = 0
         while tries < TRIES_MAX:
             began = self._timer()
@@ -164,8 +163,7 @@ class Keeper:
         Raises:
             SourceRejected, OriginError, StorageError, Busy: As their classes say; it is not kept.
         """
-        if self._policy.denies(source.host):
-            raise SourceForbidden("the source is refused: host is in sources.deny")
+        self._insist_on_no_denial(self._policy.denial(source, info.places))
         while True:
             began = self._timer()
             fault = None
@@ -192,7 +190,7 @@ class Keeper:
         """
         record = await self.records.find(key)
         if record is not None:
-            self.insist_on_life(record.digest)
+            self._insist_on_record(record)
         if record is None or await self._store.holds(record.object_name, record.size):
             return record
         record = await self._find_another(record)
@@ -447,6 +445,17 @@ class Keeper:
         record = self.records.at_hand(delivery.key)  # type: ignore[arg-type]  # a name is nobody's key
         return record is None or (record.etag, self.permanent_url(record)) == (delivery.etag, delivery.permanent_url)
 
+    def _insist_on_record(self, record: Record) -> None:
+        """Raise for what is stored and may not be shown: by whichever link it came, and by whichever it is found."""
+        self.insist_on_life(record.digest)
+        if self._policy.denies_record(record.host, record.identity):
+            self._insist_on_no_denial("host is in sources.deny")
+
+    @staticmethod
+    def _insist_on_no_denial(reason: str | None) -> None:
+        if reason is not None:
+            raise SourceForbidden(f"the source is refused: {reason}")
+
     def insist_on_life(self, digest: Digest) -> None:
         """Raise `Removed` if a picture was removed."""
         if digest in self._refused:
@@ -484,7 +493,7 @@ class Keeper:
         try:
             record = await self.records.find(key)
             if record is not None:
-                self.insist_on_life(record.digest)
+                self._insist_on_record(record)
             if record is not None and not record.pending:
                 referral = await self._refer(record.object_name, record.etag, head=head)
                 if referral is not None:

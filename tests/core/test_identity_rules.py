@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 
 from proxy.core.errors import InvalidSource, SourceForbidden
-from proxy.core.identity import BUILT_IN, identify_url, read_catalogue
+from proxy.core.identity import BUILT_IN, identify_url, places_of, read_catalogue
+from proxy.core.identity.engine import NAMED_DEPTH_MAX
 from proxy.core.identity.expiry import FORMS, NEVER, UNTOLD, Expiry
 from proxy.core.identity.rule import read_shapes
 from proxy.core.identity.token import read_json, read_jwt
+from proxy.core.source import read_source
 
 NOW = datetime(2026, 1, 10, 12, 30, tzinfo=UTC)
 END = datetime(2026, 1, 10, 13, tzinfo=UTC)
@@ -203,6 +205,55 @@ def test_a_link_inside_a_known_proxy_is_canonical(url: str, identity: str, end: 
     assert (info.identity, info.expires_at) == (identity, end)
 
 
+@pytest.mark.parametrize(
+    ("url", "places"),
+    [
+        ("https://img.example.com/a.png?url=https://b.example/", set()),
+        ("https://b-1.s3.eu-west-1.amazonaws.com/a.png", {"b-1.s3.amazonaws.com/a.png"}),
+        ("https://s3.amazonaws.com/b-1/a.png", {"b-1.s3.amazonaws.com/a.png"}),
+        ("https://wsrv.nl/?url=b.example", {"b.example/"}),
+        ("https://wsrv.nl/?url=/a/b", set()),
+        ("https://wsrv.nl/?url=", set()),
+        ("https://wsrv.nl/?url=https://@/", set()),
+        ("https://wsrv.nl/?url=https://[::1]:80/a", {"::1/a"}),
+        ("https://wsrv.nl/?url=https://[::g.x]/a", {"::g.x/a"}),
+        ("https://wsrv.nl/?url=https://b%5f.example/a", {"b_.example/a"}),
+        ("https://wsrv.nl/?url=https://b_%21.example/a", {"b_!.example/a"}),
+        ("https://wsrv.nl/?url=a.example/&w=1&default=https:%2F%2Fb.example%2Fc", {"a.example/", "b.example/"}),
+        ("https://wsrv.nl/?url=a.example&url=b.example", {"a.example/", "b.example/"}),
+        ("https://app.example/_next/image?url=a.example&url=b.example", {"a.example/", "b.example/"}),
+        (
+            "https://wsrv.nl/?url=https://b-1.s3.eu-west-1.amazonaws.com/a",
+            {"b-1.s3.eu-west-1.amazonaws.com/a", "b-1.s3.amazonaws.com/a"},
+        ),
+        (
+            f"https://api.together.ai/imgproxy/{'h' * 43}/w:1/plain/http%3A%2F%2FH.example%2Fa.png@jpg",
+            {"api.together.ai/imgproxy/w:1/plain/https://h.example/a.png@jpg", "h.example/a.png"},
+        ),
+        (
+            "https://wsrv.nl/?url=a.example&d=https://B%C3%9CCHER.example/a",
+            {"a.example/", "bücher.example/", "xn--bcher-kva.example/"},
+        ),
+        (
+            "https://wsrv.nl/?url=a.example&d=//b%C3%9C_%E2%82%AC%E2%80%8D.example",
+            {"a.example/", "bü_€\u200d.example/"},
+        ),
+        ("https://wsrv.nl/?url=wsrv.nl/?url=b.example/a", {"wsrv.nl/", "b.example/a"}),
+    ],
+)
+def test_a_link_names_places_besides_itself(url: str, places: set[str]) -> None:
+    assert set(places_of(read_source(url))) == places
+    assert set(identify_url(url, NOW, exact=True).places) == places
+
+
+def test_links_inside_links_are_noted_to_a_depth() -> None:
+    url = "https://b.example/a"
+    for depth in range(1, 30):
+        url = f"https://wsrv.nl/?url={url}"
+        assert ("b.example/a" in places_of(read_source(url))) is (depth <= NAMED_DEPTH_MAX + 1)
+        assert {"b.example/a", "b.example/"} & set(places_of(read_source(url))), "deeper ones are not read, but seen"
+
+
 def test_claims_of_a_link_inside_a_link_count() -> None:
     def proxied(width: int, exp: int) -> str:
         token = jwt({"width": width, "exp": exp})
@@ -251,6 +302,38 @@ def test_a_user_may_know_better() -> None:
     assert repr(catalogue) == f"<Catalogue of {len(BUILT_IN.rules) + 1} rules>"
 
 
+def test_an_operator_names_a_scheme_for_hosts_of_his_own() -> None:
+    url = "https://img.acme.example/a.png?w=300&token=WLkVK3DsagivVz8CoY_ruA&expires=1768050000"
+    anywhere = identify_url(url, NOW)
+    assert (anywhere.permission, anywhere.temporary, anywhere.expires_at) == (False, True, END)
+    catalogue = read_catalogue([{**GOOD, "like": "Bunny token"}])
+    info = identify_url(url, NOW, catalogue)
+    assert (info.identity, info.provider, info.scheme) == ("//img.acme.example/a.png?w=300", "Acme", "Acme")
+    assert (info.expires_at, info.permission, info.enforced) == (END, True, False)
+    assert identify_url(url.replace("img.", "other."), NOW, catalogue).identity == anywhere.identity.replace(
+        "img.", "other."
+    )
+    script = identify_url(url.replace("a.png", "a.php"), NOW, catalogue)
+    assert "token=" in script.identity
+
+
+@pytest.mark.parametrize("scheme", [rule.name for rule in BUILT_IN.rules if not rule.names_provider])
+def test_every_scheme_can_be_taken_over(scheme: str) -> None:
+    own = read_catalogue([{**GOOD, "like": scheme}]).rules[0].table
+    theirs = next(rule.table for rule in BUILT_IN.rules if rule.name == scheme)
+    assert (own.name, own.hosts, own.examples) == ("Acme", ("img.acme.example",), ())
+    assert (own.place, own.signed_by, own.drop, own.expires) == (
+        theirs.place, theirs.signed_by, theirs.drop, theirs.expires,
+    )  # fmt: skip
+
+
+def test_a_provider_changes_what_it_takes_over() -> None:
+    rule = {**GOOD, "like": "CloudFront canned policy", "enforced": True, "drop": ["page"]}
+    url = f"https://img.acme.example/a.png?page=3&Expires=1768050000&Key-Pair-Id=K2&Signature={SIG}"
+    info = identify_url(url, NOW, read_catalogue([rule]))
+    assert (info.identity, info.enforced) == ("//img.acme.example/a.png", True)
+
+
 FOLDED: dict[str, object] = {**GOOD, "place": "(?P<host>[^/]+)/[0-9a-f]+(?P<path>/.+)", "becomes": "{host}{path}"}
 
 
@@ -278,6 +361,8 @@ def test_what_a_rule_leaves_out_is_a_permission_or_not(
     info = identify_url(f"https://img.acme.example/{url}", NOW, read_catalogue([rule]))
     assert info.permission is (checked is not None)
     assert info.enforced is (checked is not False)
+    if rule.get("stays"):
+        assert info.identity.endswith(url)
 
 
 def test_a_proxy_that_answers_errors_lets_the_inner_link_vouch() -> None:
@@ -320,6 +405,9 @@ BAD: list[tuple[dict[str, object], str]] = [
         "provider 'Acme': hosts: '*.com' is no name in lower case, or has a `*` in its last",
     ),
     ({**GOOD, "hosts": ["A.example"]}, "hosts: 'A.example'"),
+    ({**GOOD, "like": "Bunny"}, "provider 'Acme': like: there is no scheme 'Bunny', but 'AWS Signature Version 4', "),
+    ({**GOOD, "like": "Discord"}, "provider 'Acme': like: there is no scheme 'Discord'"),
+    ({**GOOD, "like": ["Bunny token"]}, "provider 'Acme': like: there is no scheme ['Bunny token']"),
     ({**GOOD, "paths": ["a"]}, "provider 'Acme': paths: 'a' does not begin with"),
     ({**GOOD, "place": "("}, "provider 'Acme': place: missing ), unterminated subpattern"),
     ({**GOOD, "place": ".*", "becomes": "{x}/"}, "provider 'Acme': becomes: {x} is not a group of place"),

@@ -93,6 +93,37 @@ def test_deny_wins_over_allow() -> None:
     assert judge(at("bad.example.com"), policy) == "host is in sources.deny"
 
 
+def test_a_list_that_denies_holds_for_all_that_a_link_names() -> None:
+    policy = Policy(
+        None, ("denied.example", "part.example/no/*"), PORTS, (), names=lambda _: ("x.example/", "denied.example/a")
+    )
+    assert judge(at("good.example"), policy) == "host is in sources.deny"
+    assert policy.denial(at("good.example"), ("x.example/", "part.example/no/a")) == "path is in sources.deny"
+    assert policy.denial(at("good.example"), ()) is None
+    assert Policy(None, (), PORTS, (), names=lambda _: ("denied.example/a",)).denial(at("good.example")) is None
+
+
+@pytest.mark.parametrize(
+    ("host", "identity", "denied"),
+    [
+        ("denied.example", "//good.example/a.png", True),
+        ("good.example", "//denied.example/a.png?b#c", True),
+        ("good.example", "//denied.example:8443/a.png", True),
+        ("good.example", "https://denied.example/a.png", True),
+        ("2001:db8::1", "//2001:db8::1/a.png", True),
+        ("good.example", "//good.example/a.png?denied.example", False),
+        ("part.example", "//good.example/no/a.png", True),
+        ("good.example", "//part.example:81/no/a.png", True),
+        ("good.example", "//part.example/yes/a.png", False),
+        ("", "ni:///sha-256;abc", False),
+    ],
+)
+def test_what_is_stored_is_denied_by_where_it_came_from(host: str, identity: str, *, denied: bool) -> None:
+    policy = Policy(None, ("denied.example", "part.example/no/*", "2001:db8::1"), PORTS, ())
+    assert policy.denies_record(host, identity) is denied
+    assert not DEFAULT.denies_record(host, identity)
+
+
 def test_an_empty_allow_list_allows_nothing() -> None:
     assert judge(at("example.com"), hosts(allow=())) == "host is not in sources.allow"
 

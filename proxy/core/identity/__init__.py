@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 from proxy.core.errors import SourceRejected
 from proxy.core.identity import engine
 from proxy.core.identity.catalogue import Catalogue, read_built_in
-from proxy.core.identity.rule import read_rule
+from proxy.core.identity.rule import read_rule, take_over
 from proxy.core.source import read_source
 
 if TYPE_CHECKING:
@@ -27,7 +27,16 @@ if TYPE_CHECKING:
     from proxy.core.identity.rule import Rule
     from proxy.core.model import Source, SourceInfo
 
-__all__ = ["BUILT_IN", "KEY_VERSION", "Catalogue", "identify", "identify_url", "read_catalogue", "rules_for"]
+__all__ = [
+    "BUILT_IN",
+    "KEY_VERSION",
+    "Catalogue",
+    "identify",
+    "identify_url",
+    "places_of",
+    "read_catalogue",
+    "rules_for",
+]
 
 KEY_VERSION: Final = 1
 """Goes up when a rule changes the identity of links that had one before; records say which they were made by."""
@@ -43,7 +52,8 @@ def read_catalogue(providers: Sequence[Mapping[str, object]], base: Catalogue = 
     Raises:
         ValueError: A provider cannot be honoured, or does not do what its own examples say; the message names both.
     """
-    own = [read_rule(table, order, base.shapes) for order, table in enumerate(providers)]
+    schemes = [rule for rule in base.rules if not rule.names_provider]
+    own = [read_rule(take_over(table, schemes), order, base.shapes) for order, table in enumerate(providers)]
     rules = own + [replace(rule, order=rule.order + len(own)) for rule in base.rules]
     catalogue = Catalogue(rules, base.shapes)
     for rule in own:
@@ -84,6 +94,11 @@ def identify_url(url: str, now: datetime, catalogue: Catalogue = BUILT_IN, *, ex
         SourceRejected: See `read_source`; nothing else, whatever the text.
     """
     return engine.identify(read_source(url), now, catalogue, exact=exact)
+
+
+def places_of(source: Source, catalogue: Catalogue = BUILT_IN) -> tuple[str, ...]:
+    """Return what a source names besides itself, as in `SourceInfo.places`."""
+    return engine.read(source, catalogue).places
 
 
 def rules_for(source: Source, catalogue: Catalogue = BUILT_IN) -> list[Rule]:

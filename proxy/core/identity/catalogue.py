@@ -32,8 +32,9 @@ class Catalogue:
     Attributes:
         rules: All of them; a user's come first.
         shapes: What `signed_by` may name.
-        known_hosts: Globs, as in `sources.allow`, of the hosts that are a provider's own; none under which strangers
-            can get a name.
+        known_hosts: Globs, as in `sources.allow`, of the hosts of a service on which lies what it made for its
+            customers; none under which strangers can get a name or can put files.
+        shared_hosts: Globs of the hosts of providers where strangers can.
     """
 
     def __init__(self, rules: Iterable[Rule], shapes: Mapping[str, Shape]) -> None:
@@ -41,6 +42,9 @@ class Catalogue:
         self.shapes = shapes
         self.known_hosts = tuple(
             dict.fromkeys(glob for rule in self.rules if rule.names_provider for glob in rule.table.hosts)
+        )
+        self.shared_hosts = tuple(
+            dict.fromkeys(glob for rule in self.rules if rule.names_provider for glob in rule.table.shared_hosts)
         )
         self.any_value = tuple(rule for rule in self.rules if rule.any_value)
         self._everywhere = [rule for rule in self.rules if not (rule.hosts or rule.names or rule.any_value)]

@@ -12,13 +12,16 @@ from __future__ import annotations
 from collections import Counter
 from hashlib import sha256
 from json import JSONEncoder
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from proxy.core.identity.canonical import (
     canonical_escapes,
     decoded,
     read_fields,
+    read_hosts,
+    read_loose,
     read_nested,
+    read_place,
     write_port,
     write_query,
 )
@@ -37,7 +40,13 @@ if TYPE_CHECKING:
     from proxy.core.model import Source
 
 NESTED_MAX: Final = 2
-"""Proxies of proxies that are looked through; deeper ones are texts like any other."""
+"""Maximum depth of proxies of proxies that are looked through; in the identity deeper ones are texts like any other."""
+
+NAMED_DEPTH_MAX: Final = 8
+"""Maximum depth to which links inside links are read for `places`; of deeper ones all that may be a host is noted."""
+
+LINKS_READ_MAX: Final = 8
+"""Maximum number of links in one parameter that is given several times; of more all that may be a host is noted."""
 
 _write_claims: Final = JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 
@@ -50,11 +59,13 @@ class Reading:
         rules: Those that apply, in order.
         place: Canonical host and path, without port.
         fields: The parameters.
+        names: Theirs.
         values: Of those parameters that are given once, as they stand in the link.
         dropped: Names that do not count.
         becomes: The place that the link is folded to, if it is.
         claims: Canonical JSON of what counts inside tokens, after `#`; this link's first, then the nested one's.
         ends: What each signature says about its end.
+        named: Host and path of the links that stand in this one.
         provider, scheme: The first that was recognised.
         temporary: What the first rule says that says it.
         enforced: Whether the host answers a wrong permission with an error, as the rules of its own say; None: they
@@ -63,8 +74,8 @@ class Reading:
     """
 
     __slots__ = (
-        "becomes", "claims", "dropped", "ends", "enforced", "enforced_anywhere", "fields", "path", "place", "port",
-        "provider", "rules", "scheme", "temporary", "values",
+        "becomes", "claims", "dropped", "ends", "enforced", "enforced_anywhere", "fields", "named", "names", "path",
+        "place", "port", "provider", "rules", "scheme", "temporary", "values",
     )  # fmt: skip
 
     def __init__(self, source: Source) -> None:
@@ -74,6 +85,7 @@ class Reading:
         self.port = write_port(source)
         self.fields: list[Field] = read_fields(query) if query else []
         self.values: dict[str, str] = {name: value for name, _, value in self.fields}
+        self.names = self.values.keys()
         if len(self.values) != len(self.fields):
             counts = Counter(name for name, _, _ in self.fields)
             self.values = {name: value for name, value in self.values.items() if counts[name] == 1}
@@ -82,6 +94,7 @@ class Reading:
         self.becomes: str | None = None
         self.claims = ""
         self.ends: list[Expiry] = []
+        self.named: list[str] = []
         self.provider: str | None = None
         self.scheme: str | None = None
         self.temporary: bool | None = None
@@ -92,6 +105,12 @@ class Reading:
         """The parameters that count."""
         dropped = self.dropped
         return [field for field in self.fields if field[0] not in dropped] if dropped else self.fields
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """What the link names besides itself, as in `SourceInfo.places`."""
+        folded = () if self.becomes is None else (self.becomes,)
+        return tuple(dict.fromkeys((*folded, *self.named))) if folded or self.named else ()
 
     @property
     def checked(self) -> bool | None:
@@ -135,17 +154,22 @@ def identify(source: Source, now: datetime, catalogue: Catalogue, *, exact: bool
         reading.scheme,
         enforced=exact or reading.checked is not False,
         permission=not exact and reading.checked is not None,
+        places=reading.places,
     )
 
 
 def read(source: Source, catalogue: Catalogue, depth: int = 0) -> Reading:
     """Try the rules on a source; `depth` counts the links that it stands in."""
     reading = Reading(source)
-    if reading.values:
-        for rule in catalogue.find_by_names(reading.values):
+    named = catalogue.find_by_names(reading.names) if reading.fields else ()
+    for rule in named:
+        if not rule.table.stays:
             _try(rule, reading, catalogue, depth)
     for rule in catalogue.find_by_host(source.host):
         _try(rule, reading, catalogue, depth)
+    for rule in named:
+        if rule.table.stays:  # it only tells an end, so what is known of the host names the scheme
+            _try(rule, reading, catalogue, depth)
     if reading.fields:
         for rule in catalogue.any_value:
             _try_values(rule, reading)
@@ -155,9 +179,7 @@ def read(source: Source, catalogue: Catalogue, depth: int = 0) -> Reading:
 def _try(rule: Rule, reading: Reading, catalogue: Catalogue, depth: int) -> None:
     """Apply a rule if everything is there that it asks for."""
     values = reading.values
-    if not rule.needs.issubset(values):
-        return
-    if rule.paths is not None and (rule.literal not in reading.path or rule.paths.match(reading.path) is None):
+    if not _may_apply(rule, reading):
         return
     group = _find_group(rule.groups, values) if rule.groups else ()
     if group is None:
@@ -173,10 +195,23 @@ def _try(rule: Rule, reading: Reading, catalogue: Catalogue, depth: int) -> None
         _read_ends(rule, values, places, reading)
     if rule.table.claims is not None:
         _keep_claims(rule.table.claims, values, reading)
-    if rule.table.nested and depth < NESTED_MAX:
-        _look_through(rule, places, reading, lambda source: read(source, catalogue, depth + 1))
+    if rule.table.nested and depth < NAMED_DEPTH_MAX:
+        found = _look_into(rule, places, reading, lambda source: read(source, catalogue, depth + 1))
+        _look_through(rule, places, reading, found if depth < NESTED_MAX else None)
+    elif rule.table.nested:
+        reading.named += read_hosts("&".join([reading.path, *reading.values.values()]))
     if rule.table.becomes and reading.becomes is None:
         reading.becomes = rule.table.becomes.format_map(places)
+
+
+def _may_apply(rule: Rule, reading: Reading) -> bool:
+    if not rule.needs.issubset(reading.names):
+        return False
+    if rule.paths is not None and (rule.literal not in reading.path or rule.paths.match(reading.path) is None):
+        return False
+    if rule.table.nested:
+        _note_links(rule.table.nested, reading)
+    return rule.needs.issubset(reading.values)
 
 
 def _find_group(groups: tuple[Group, ...], values: Mapping[str, str]) -> Group | None:
@@ -197,7 +232,8 @@ def _is_there(group: Group, values: Mapping[str, str]) -> bool:
 def _note(rule: Rule, group: Group, reading: Reading) -> None:
     reading.rules.append(rule)
     reading.dropped.update(rule.drop)
-    reading.dropped.update([name for name, _ in group if name not in rule.keep])
+    if not rule.table.stays:
+        reading.dropped.update([name for name, _ in group if name not in rule.keep])
     if rule.companions:
         dropped = reading.dropped
         for name, value in reading.values.items():
@@ -266,23 +302,55 @@ def _keep_claims(claims: Claims, values: Mapping[str, str], reading: Reading) ->
         reading.claims += "#" + _write_claims(kept)
 
 
-def _look_through(
-    rule: Rule, places: dict[str, str], reading: Reading, read_inner: Callable[[Source], Reading]
-) -> None:
+class _Inner(NamedTuple):
+    """A link inside a link: what is read in it, and what writes it in its place."""
+
+    reading: Reading
+    write: Callable[[str], str]
+
+
+def _look_into(
+    rule: Rule, places: Mapping[str, str], reading: Reading, read_inner: Callable[[Source], Reading]
+) -> _Inner | None:
+    """Read the link inside this one, and note all places that this one names."""
+    in_place = rule.table.nested.startswith("<")
+    text = places[rule.table.nested[1:-1]] if in_place else reading.values[rule.table.nested]
+    found = read_nested(text)
+    if in_place and (place := read_place(text)) is not None:
+        reading.named.append(place)
+    source = read_loose(text) if found is None else found[0]
+    if source is None:
+        return None
+    inner = read_inner(source)
+    reading.named += [inner.place, *inner.places]
+    return None if found is None else _Inner(inner, found[1])
+
+
+def _note_links(nested: str, reading: Reading) -> None:
+    """
+    Note what a proxy may fetch for this link: however often the parameter with the link is given, and in any other one,
+    because some name a picture to show instead.
+    """
+    texts = [value for name, _, value in reading.fields if name == nested]
+    for text in texts[:LINKS_READ_MAX]:
+        place = read_place(text)
+        if place is not None:
+            reading.named.append(place)
+    if len(reading.fields) > min(len(texts), LINKS_READ_MAX):
+        reading.named += read_hosts("&".join([value for _, _, value in reading.fields]))
+
+
+def _look_through(rule: Rule, places: dict[str, str], reading: Reading, found: _Inner | None) -> None:
     """Put the canonical form of the link inside this one in its place, and learn from it."""
-    nested = rule.table.nested
-    in_place = nested.startswith("<")
-    name = nested[1:-1] if in_place else nested
-    found = read_nested(places[name] if in_place else reading.values[name])
     if found is None:
         return
-    source, write = found
-    inner = read_inner(source)
-    text = write(f"https:{inner.text}")
-    if in_place:
-        places[name] = text
+    nested = rule.table.nested
+    inner = found.reading
+    text = found.write(f"https:{inner.text}")
+    if nested.startswith("<"):
+        places[nested[1:-1]] = text
     else:
-        reading.fields = [(name, "=", text) if field[0] == name else field for field in reading.fields]
+        reading.fields = [(nested, "=", text) if field[0] == nested else field for field in reading.fields]
     reading.claims += inner.claims and f"#{inner.claims}"
     reading.ends += inner.ends
     reading.provider = reading.provider or inner.provider

@@ -18,7 +18,7 @@ from proxy.core.identity.expiry import FORMS
 from proxy.core.identity.token import read_jwt
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from proxy.core.identity.expiry import Expiry
 
@@ -48,6 +48,7 @@ class RuleTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     """A rule as it is written. What each field means: docs/identity.md."""
 
     name: Text
+    like: str = ""
     source: str = ""
     date: dt.date | None = None
     hosts: tuple[Text, ...] = ()
@@ -69,6 +70,12 @@ class RuleTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     temporary: bool | None = None
     examples: tuple[Text, ...] = ()
     counterexamples: tuple[Text, ...] = ()
+
+
+NOT_TAKEN_OVER: Final = frozenset(
+    {"name", "like", "source", "date", "hosts", "shared_hosts", "examples", "counterexamples"}
+)
+"""Fields that `like` leaves alone: they say whose rule it is and where it holds."""
 
 
 class Shape:
@@ -163,6 +170,26 @@ def read_rule(table: Mapping[str, object], order: int, shapes: Mapping[str, Shap
         return _compile(read, order, shapes, is_scheme=is_scheme)
     except ValueError as error:
         raise ValueError(f"{label}: {error}") from None
+
+
+def take_over(table: Mapping[str, object], schemes: Iterable[Rule]) -> Mapping[str, object]:
+    """
+    Return the table with what it does not say itself taken from the scheme that its `like` names.
+
+    Raises:
+        ValueError: There is no such scheme; the message names the provider and the field.
+    """
+    like = table.get("like", "")
+    if like == "":
+        return table
+    found = next((rule.table for rule in schemes if rule.name == like), None)
+    if found is None:
+        raise ValueError(
+            f"provider {table.get('name')!r}: like: there is no scheme {like!r}, but "
+            + ", ".join(repr(rule.name) for rule in schemes)
+        )
+    fields = {name: value for name, value in msgspec.to_builtins(found).items() if name not in NOT_TAKEN_OVER}
+    return {**fields, **table}
 
 
 def _compile(table: RuleTable, order: int, shapes: Mapping[str, Shape], *, is_scheme: bool) -> Rule:

@@ -17,7 +17,8 @@ from urllib.parse import quote
 
 from proxy.core.errors import SourceRejected
 from proxy.core.identity import BUILT_IN, identify
-from proxy.core.policy import Globs, judge
+from proxy.core.patterns import Globs
+from proxy.core.policy import judge
 from proxy.core.rewrite import resolve
 from proxy.core.signing import signed_path
 from proxy.core.source import own_path, read_source
