@@ -104,6 +104,8 @@ class Fetch(Section, frozen=True):
     connect_timeout_s: Seconds = 5
     read_timeout_s: Seconds = 20
     total_timeout_s: Seconds = 60
+    bytes_per_s_min: Bytes = 1024
+    rate_grace_s: Seconds = 10
     body_bytes_max: Count = 52_428_800
     pixels_max: Count = 250_000_000
     redirects_max: Annotated[int, msgspec.Meta(ge=0, le=20)] = 5

@@ -271,6 +271,7 @@ def _make_origin(
         ssl_context=seams.ssl_context,
         user_agent=config.fetch.user_agent or f"Mozilla/5.0 (compatible; imgkeep/{__version__})",
         fetched=metrics.fetched,
+        refused=metrics.refused,
     )
 
 
@@ -349,6 +350,7 @@ def _watch_gauges(works: Works, origin: OriginClient) -> None:
     watch("job_links_waiting", "Links that wait to be saved", lambda: works.jobs.waiting, shared=True)
     watch("fills_in_flight", "Images being fetched", lambda: works.keeper.fills_in_air)
     watch("fetches_waiting", "Fetches that wait for a place", lambda: origin.gates.waiting)
+    watch("fetches_under_way", "Fetches that hold a place", lambda: origin.gates.used)
     watch("hot_bytes", "Bytes of objects held in memory", lambda: shelf.copied_bytes)
     watch("mapped_bytes", "Bytes of objects mapped into memory", lambda: shelf.mapped_bytes)
     watch("store_free_bytes", "Bytes free on the local disk", lambda: works.health.free_bytes, shared=True)

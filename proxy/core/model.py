@@ -86,6 +86,25 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
+class Client:
+    """
+    The side that causes a fetch, as far as shares of common resources go.
+
+    Attributes:
+        networks: What counts as one client, the narrowest first (`core.address.client_networks`); empty: a program of
+            this machine, which has no limit of its own.
+        own: Whether it is the API or a job, for which places are reserved.
+    """
+
+    networks: tuple[str, ...] = ()
+    own: bool = False
+
+
+OWN: Final = Client(own=True)
+"""The API, the jobs, and commands that save."""
+
+
+@dataclass(frozen=True, slots=True)
 class SourceInfo:
     """
     What a source URL tells by itself.

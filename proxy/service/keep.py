@@ -26,6 +26,7 @@ from proxy.core.errors import (
     SourceRejected,
     StorageError,
     Unreachable,
+    Yielded,
 )
 from proxy.core.model import Record
 from proxy.core.policy import judge
@@ -307,6 +308,9 @@ class Keeper:
         fill.hold()
         try:
             return await ride(fill, info, departs)
+        except Yielded:
+            await fill.aclose()
+            return None  # we came when it had just been stopped, because no client had been left
         except (OriginError, SourceForbidden) as error:
             await fill.aclose()
             if fill.source != source:
@@ -336,7 +340,8 @@ class Keeper:
                 raise
         unkept = None if isinstance(fault, Unreachable) else fault
         over = partial(self._release, info.key)
-        return Fill(source, info, self._to, self, fault=unkept, doubt=fault, permit=permit, over=over)
+        client = visit.client
+        return Fill(source, info, self._to, self, fault=unkept, doubt=fault, permit=permit, over=over, client=client)
 
     def _release(self, key: str, *, kept: bool = False) -> None:
         if self._claims is not None:
@@ -449,7 +454,7 @@ class Keeper:
         name = f"refresh.{info.key}"
         if self._claims is None or name in self._flights or self._claims.take(name) is None:
             over = partial(self._release, name)
-            flight = partial(Fill, source, info, self._to, self, known=known, over=over)
+            flight = partial(Fill, source, info, self._to, self, known=known, over=over, client=visit.client)
             if self._flights.join(name, flight)[1]:
                 self._note_asked(source)
 

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Final
 
+from proxy.core.model import OWN
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from proxy.core.model import Format
+    from proxy.core.model import Client, Format
     from proxy.ports import Body, Growing
     from proxy.service.address import Address
 
@@ -28,6 +30,7 @@ class Visit:
         came_from_us: A node of ours asks; it is answered from the store and never causes a fill.
         insist: Raises a `SourceRejected` if this visitor may be shown what is kept, but have nothing fetched.
         address: Whose allowance a fill counts against; `None`: nobody's.
+        client: Whose share of the places for fetches a fill takes.
         joins_only: Another worker asks, because the fill was seen to be here. It may join; a fill of its own it makes
             itself.
     """
@@ -36,6 +39,7 @@ class Visit:
     came_from_us: bool = False
     insist: Callable[[], None] = _anybody
     address: str | None = None
+    client: Client = OWN
     joins_only: bool = False
 
 

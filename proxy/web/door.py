@@ -16,8 +16,10 @@ from hmac import compare_digest
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
+from proxy.core.address import client_networks
 from proxy.core.errors import Unauthorized
 from proxy.core.headers import client_address, passed_through_us
+from proxy.core.model import Client
 from proxy.service.visit import Visit
 
 if TYPE_CHECKING:
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
     from proxy.web.exchange import Ask
 
 FORWARDING_FIELDS: Final = ("Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "X-Real-IP", "Via")
+
+THIS_MACHINE: Final = Client()
 
 _HOST: Final = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+)(?::[0-9]+)?")
 _BEARER: Final = re.compile(r"bearer +(\S+) *", re.IGNORECASE)
@@ -94,8 +98,19 @@ class Door:
             came_from_us=passed_through_us(ask.fields),
             insist=insist,
             address=self._find_payer(ask),
+            client=self.find_client(ask),
             joins_only=ask.site.is_side_door,
         )
+
+    def find_client(self, ask: Ask) -> Client:
+        """
+        Return whose share of common resources a request takes. A peer that has no address is one client by its name;
+        this machine's own programs have no limit, and neither has what a proxy on it passes on that is not trusted.
+        """
+        address = client_address(ask.remote, ask.fields, self.trusted_proxies)
+        if isinstance(address, str):
+            return Client((address,))
+        return THIS_MACHINE if address.is_loopback else Client(client_networks(address))
 
     def insist_on_access(self, request: web.Request) -> None:
         """
