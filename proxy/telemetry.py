@@ -150,7 +150,7 @@ class Metrics:
         self._requests = self._tally("requests", "Requests answered", "route", "outcome", "status")
         self._sent = self._tally("sent_bytes", "Bytes of bodies handed to clients")
         self._request_times = self._times("request_seconds", "From request to end of answer", "route")
-        # fills{outcome="stored"} + "fallback" + "unkept" + "unchanged" + "yielded" + all error codes = fills that have ended.
+        # fills{outcome="stored"} + "fallback" + "unkept" + "unchanged" + "yielded" + all error codes = ended fills.
         self._fills = self._tally("fills", "Fills that ended", "outcome")
         self._stored = self._tally("stored_bytes", "Bytes of images kept")
         # One per refusal by a limit on a shared resource; clients that share one fill share its refusal.

@@ -200,7 +200,10 @@ class Gates:
         pair.host.waiting += 1
         self._count_waiting(place, 1)
         self._list(pair)
-        self._make_room(place)
+        if pair in pair.host.ring:
+            self._stop_one(pair.host.yielding)
+        if place.demand.yields:
+            place.stop()
 
     def ask_all(self, place: Place) -> None:
         own = place.own
@@ -214,7 +217,10 @@ class Gates:
         group.waiting_for_all.add(place)
         self._count_waiting(place, 1)
         self._rings[own][group] = None
-        self._make_room(place)
+        if self._wants_all:
+            self._stop_one(self._yielding)
+        if place.demand.yields:
+            place.stop()
 
     def leave_line(self, place: Place) -> None:
         """Give up waiting, or what was granted while giving up."""
@@ -268,8 +274,7 @@ class Gates:
         elif place.lines is not None:
             place.stop()
         elif pair is not None and place.inside:
-            all_taken = self._rings[False] or (self._rings[True] and self.used >= self._places)
-            if all_taken or pair.host.ring or place.group.at_share or pair.waiting:
+            if self._wants_all or pair.host.ring or place.group.at_share or pair.waiting:
                 place.stop()
             else:
                 for each in (self._yielding, pair.host.yielding, place.group.yielding, pair.yielding):
@@ -302,14 +307,15 @@ class Gates:
         self.reconsider(place)
 
     def _list(self, pair: _Pair) -> None:
-        """Put a client that waits for a host where it is found when its turn may come."""
+        """Put a client that waits for a host where it is found when its turn may come, and make room for it."""
         if pair.held >= self._pair_share(pair):
-            return  # listed again when one of its places there is left
-        if pair.moving or not pair.group.full:
+            self._stop_one(pair.yielding)  # listed again when one of its places there is left
+        elif pair.moving or not pair.group.full:
             pair.group.at_share.pop(pair, None)
             pair.host.ring.setdefault(pair, None)
         elif pair not in pair.host.ring:  # where it is, its turn finds out
             pair.group.at_share[pair] = None
+            self._stop_one(pair.group.yielding)
 
     def _unlist(self, pair: _Pair) -> None:
         pair.host.ring.pop(pair, None)
@@ -338,12 +344,14 @@ class Gates:
             self._start(pair, place)
             if pair.waiting:
                 self._list(pair)
+        if host.ring:
+            self._stop_one(host.yielding)
 
     def _call_in_all(self) -> None:
         while True:
             able = [own for own in (True, False) if self._rings[own] and self._has_room(own)]
             if not able:
-                return
+                break
             own = self._own_turn if self._own_turn in able else able[0]
             self._own_turn = not own
             group, _ = self._rings[own].popitem(last=False)
@@ -352,6 +360,8 @@ class Gates:
                 self._rings[own][group] = None
             self._called(place)
             self._admit(place)
+        if self._wants_all:
+            self._stop_one(self._yielding)
 
     def _called(self, place: Place) -> None:
         place.lines = None
@@ -359,25 +369,17 @@ class Gates:
         self._count_waiting(place, -1)
         place.called()
 
-    def _make_room(self, place: Place) -> None:
-        """Stop one fetch that nobody reads, if `place` waits for what it holds; `place` itself, if nobody reads it."""
-        if place.demand.yields:
-            place.stop()
-            return
-        pair = place.pair
-        assert pair is not None
-        if place.lines is place.group.waiting_for_all:
-            holding = self._yielding
-        elif pair.held >= self._pair_share(pair):
-            holding = pair.yielding
-        elif pair in pair.group.at_share:
-            holding = pair.group.yielding
-        else:
-            holding = pair.host.yielding
+    @property
+    def _wants_all(self) -> bool:
+        """Whether a fetch waits that a visitor's place would let in."""
+        return bool(self._rings[False] or (self._rings[True] and self.used >= self._places))
+
+    def _stop_one(self, holding: OrderedDict[Place, None]) -> None:
+        """Stop one of the fetches without a reader."""
         if holding:
-            other = next(iter(holding))
-            self._drop_yielding(other, other.pair)
-            other.stop()
+            place = next(iter(holding))
+            self._drop_yielding(place, place.pair)
+            place.stop()
 
     def _drop_yielding(self, place: Place, pair: _Pair | None) -> None:
         if place in self._yielding and pair is not None:
