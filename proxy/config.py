@@ -135,6 +135,8 @@ class Limits(Section, frozen=True):
     fills_per_minute: Bytes = 600
     fills_concurrent: Bytes = 32
     fill_bytes_per_day: Bytes = 0
+    misses_per_minute: Bytes = 300
+    connections: Bytes = 256
 
 
 class Legacy(Section, frozen=True):
@@ -178,7 +180,7 @@ class Config(Section, frozen=True):
             self,
             store=divide(self.store, "hot_bytes_max", "cache_bytes_max"),
             fetch=divide(self.fetch, "concurrent_max", "per_host_max"),
-            limits=divide(self.limits, "fills_per_minute", "fills_concurrent", "fill_bytes_per_day"),
+            limits=divide(self.limits, *self.limits.__struct_fields__),
         )
 
     def read_catalogue(self) -> Catalogue:

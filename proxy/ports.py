@@ -327,6 +327,9 @@ class Remote(Store, Protocol):
     async def size_of(self, name: str) -> int | None:
         """Return the size of the object `<digest>.<ext>` as the store tells it now; `None`: it is not there."""
 
+    async def has(self, name: str) -> bool:
+        """Tell whether the object `<digest>.<ext>` is there, with a single request, whatever the answer."""
+
     async def adopt(self, draft: Draft | None, record: Record) -> Record:
         """
         Bring an image in that is kept elsewhere; return the record that stands under its key then.

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import aiohttp
-import msgspec
 
 from proxy import __version__
 from proxy.catalog import SqlJobs
@@ -223,7 +222,7 @@ async def open_works(
         refusals = Refusals(parts.store, parts.catalog, _drop_of(parts), siblings)
         claims = None if place is None else _open_claims(config, seams, place)
         neighbours = _make_neighbours(config, seams, parts, origin, _Witness(metrics, health), refusals)
-        keeper = _make_keeper(config, seams, parts, inspector, neighbours, claims, siblings)
+        keeper = _make_keeper(config, seams, parts, inspector, neighbours, claims, siblings, metrics.refused)
         remover = Remover(
             store=parts.store, register=parts.catalog, finder=keeper, refusals=refusals, clock=seams.clock
         )
@@ -299,6 +298,7 @@ def _make_keeper(  # noqa: PLR0913, PLR0917 - what it is made of
     neighbours: Neighbours,
     claims: Claims | None,
     siblings: Siblings | None,
+    refused: Callable[[str], None],
 ) -> Keeper:
     return Keeper(
         store=parts.store,
@@ -311,7 +311,13 @@ def _make_keeper(  # noqa: PLR0913, PLR0917 - what it is made of
         ),
         timer=seams.timer,
         addresses=None if parts.remote is None else parts.remote.addresses,
-        allowances=Allowances(**msgspec.structs.asdict(config.limits), timer=seams.timer),
+        allowances=Allowances(
+            fills_per_minute=config.limits.fills_per_minute,
+            fills_concurrent=config.limits.fills_concurrent,
+            fill_bytes_per_day=config.limits.fill_bytes_per_day,
+            timer=seams.timer,
+            refused=refused,
+        ),
         neighbours=neighbours,
         refused=neighbours.refused,
         claims=claims,

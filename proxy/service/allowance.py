@@ -26,8 +26,8 @@ VISITORS_MAX: Final = 65_536
 DAY_S: Final = 86_400
 
 
-class _Bucket:
-    """Holds `size` at most, and runs full again within `period_s`. 0: there is no limit."""
+class Bucket:
+    """An even flow of permits. Holds `size` at most, and runs full again within `period_s`. 0: there is no limit."""
 
     __slots__ = ("_at", "_left", "_rate", "_size")
 
@@ -52,7 +52,7 @@ class _Bucket:
 class _Visitor:
     __slots__ = ("bytes", "fills", "under_way")
 
-    def __init__(self, fills: _Bucket, size: _Bucket) -> None:
+    def __init__(self, fills: Bucket, size: Bucket) -> None:
         self.fills = fills
         self.bytes = size
         self.under_way = 0
@@ -74,12 +74,19 @@ class Allowances:
     """The allowances of all visitors; `timer` gives monotonic seconds. 0 anywhere: no limit."""
 
     def __init__(
-        self, *, fills_per_minute: int, fills_concurrent: int, fill_bytes_per_day: int, timer: Callable[[], float]
+        self,
+        *,
+        fills_per_minute: int,
+        fills_concurrent: int,
+        fill_bytes_per_day: int,
+        timer: Callable[[], float],
+        refused: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._fills_per_minute = fills_per_minute
         self._fills_concurrent = fills_concurrent
         self._bytes_per_day = fill_bytes_per_day
         self._timer = timer
+        self._refused = refused
         self._visitors: LRUCache[str, _Visitor] = LRUCache(VISITORS_MAX)
 
     def depart(self, address: str) -> Permit:
@@ -92,25 +99,25 @@ class Allowances:
         now = self._timer()
         visitor = self._visitors.get(address)
         if visitor is None:
-            buckets = _Bucket(self._fills_per_minute, 60, now), _Bucket(self._bytes_per_day, DAY_S, now)
+            buckets = Bucket(self._fills_per_minute, 60, now), Bucket(self._bytes_per_day, DAY_S, now)
             visitor = self._visitors[address] = _Visitor(*buckets)
         if self._fills_concurrent and visitor.under_way >= self._fills_concurrent:
-            raise _refused("limits.fills_concurrent", 1)
+            raise self._refuse("fills_concurrent", 1)
         for bucket, amount, setting in (
-            (visitor.fills, 1, "limits.fills_per_minute"),
-            (visitor.bytes, 0, "limits.fill_bytes_per_day"),
+            (visitor.fills, 1, "fills_per_minute"),
+            (visitor.bytes, 0, "fill_bytes_per_day"),
         ):
             wait_s = bucket.wait_s(amount, now)
             if wait_s > 0:
-                raise _refused(setting, math.ceil(wait_s))
+                raise self._refuse(setting, math.ceil(wait_s))
         visitor.fills.take(1)
         visitor.under_way += 1
         return Permit(visitor)
 
-
-def _refused(setting: str, retry_after_s: int) -> RateLimited:
-    return RateLimited(
-        f"this address has had enough images fetched for now ({setting}); behind a proxy of yours, see "
-        "server.trusted_proxies",
-        retry_after_s=max(1, retry_after_s),
-    )
+    def _refuse(self, setting: str, retry_after_s: int) -> RateLimited:
+        self._refused(setting)
+        return RateLimited(
+            f"this address has had enough images fetched for now (limits.{setting}); behind a proxy of yours, see "
+            "server.trusted_proxies",
+            retry_after_s=max(1, retry_after_s),
+        )

@@ -32,6 +32,7 @@ from proxy.core.errors import ImgkeepError
 from proxy.core.request import PLAIN, list_fields, read_fields
 from proxy.service.visit import Outcome
 from proxy.web.crowd import Crowd
+from proxy.web.crowding import turn_away
 from proxy.web.exchange import Ask, Part, encode_head
 from proxy.web.images import find_handler
 from proxy.web.outlet import Outlet
@@ -75,6 +76,7 @@ class Connection(web.RequestHandler):
         "_answering",
         "_asked",
         "_block",
+        "_counted",
         "_fields",
         "_following",
         "_fresh",
@@ -94,6 +96,8 @@ class Connection(web.RequestHandler):
         self._idle_s = self.keepalive_timeout
         self._transport: asyncio.Transport | None = None
         self._outlet: Outlet
+        self._counted: tuple[str, ...] = ()
+        """Whose connections this is one of."""
         self._fresh = True
         """Whether aiohttp was given nothing yet, and need not wait for anything."""
         self._aligned = True
@@ -119,6 +123,13 @@ class Connection(web.RequestHandler):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport = cast("asyncio.Transport", transport)
+        if self._site.connections is not None:
+            peer = transport.get_extra_info("peername")
+            counted = self._site.connections.enter(peer[0] if isinstance(peer, tuple) else "")
+            if counted is None:
+                turn_away(transport)
+                return
+            self._counted = counted
         stall_timeout_s = self._site.stall_timeout_s
         self._outlet = Outlet(transport, self._loop, stall_timeout_s=stall_timeout_s, taken=self._put_off_closing)
         super().connection_made(transport)
@@ -126,6 +137,8 @@ class Connection(web.RequestHandler):
     def connection_lost(self, exc: BaseException | None) -> None:
         self._outlet.end()
         self._transport = None
+        if self._counted and self._site.connections is not None:
+            self._site.connections.leave(self._counted)
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
