@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from proxy.ports import Body, Catalog, Claims, Siblings, Store
     from proxy.service.address import Addresses
     from proxy.service.allowance import Allowances
-    from proxy.service.fill import Neighbours
+    from proxy.service.fill import Head, Neighbours
 
 LINKS_MAX: Final = 65_536
 """With `sources.refresh`, so many links are known to have been asked by already; 150 bytes each, 10 MB."""
@@ -145,7 +145,7 @@ class Keeper:
             self._insist_on_policy(source)
             if self._rules.redirect_permanent and not info.temporary:
                 return Redirect(source.url)
-            boarded = await self._board(source, info, visit, fault, self._follow, began=began)
+            boarded = await self._board(source, info, visit, fault, partial(self._follow, visit), began=began)
             if boarded is not None:
                 return boarded
 
@@ -492,8 +492,8 @@ class Keeper:
         file = await self._to.disk.peek(path)
         return None if file is None else Mirror(file, steps, self._to.memory, over)
 
-    async def _follow(self, fill: Fill, info: SourceInfo, departs: bool) -> Delivery:  # noqa: FBT001
-        head = await asyncio.shield(fill.head)
+    async def _follow(self, visit: Visit, fill: Fill, info: SourceInfo, departs: bool) -> Delivery:  # noqa: FBT001
+        head: Head = await visit.wait(asyncio.shield(fill.head))
         outcome = Outcome.STORED if departs else Outcome.COLLAPSED
         if not head.keeping:
             outcome = Outcome.UNKEPT

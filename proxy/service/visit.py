@@ -4,20 +4,28 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from proxy.core.model import OWN
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from proxy.core.model import Client, Format
     from proxy.ports import Body, Growing
     from proxy.service.address import Address
 
 
+T = TypeVar("T")
+
+
 def _anybody() -> None:
     """Nobody is kept from causing a fill."""
+
+
+async def _stay(awaited: Awaitable[T]) -> T:
+    """Wait until the end, whoever leaves."""
+    return await awaited
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +39,7 @@ class Visit:
         insist: Raises a `SourceRejected` if this visitor may be shown what is kept, but have nothing fetched.
         address: Whose allowance a fill counts against; `None`: nobody's.
         client: Whose share of the places for fetches a fill takes.
+        wait: Waits for something as long as the client is there; raises `ConnectionError` when it has left.
         joins_only: Another worker asks, because the fill was seen to be here. It may join; a fill of its own it makes
             itself.
     """
@@ -41,6 +50,7 @@ class Visit:
     address: str | None = None
     client: Client = OWN
     joins_only: bool = False
+    wait: Callable[[Awaitable[Any]], Awaitable[Any]] = _stay
 
 
 SOMEBODY: Final = Visit()

@@ -36,6 +36,7 @@ from proxy.web.crowding import turn_away
 from proxy.web.exchange import Ask, Part, encode_head
 from proxy.web.images import find_handler
 from proxy.web.outlet import Outlet
+from proxy.web.presence import Presence
 from proxy.web.problems import explain
 from proxy.web.records import CLIENT_LEFT, tell
 from proxy.web.site import Notes
@@ -88,6 +89,7 @@ class Connection(web.RequestHandler):
         "_site",
         "_transport",
         "_turns",
+        "presence",
     )
 
     def __init__(self, server: web.Server, site: Site, *, loop: asyncio.AbstractEventLoop, **limits: Any) -> None:
@@ -98,6 +100,7 @@ class Connection(web.RequestHandler):
         self._outlet: Outlet
         self._counted: tuple[str, ...] = ()
         """Whose connections this is one of."""
+        self.presence = Presence()
         self._fresh = True
         """Whether aiohttp was given nothing yet, and need not wait for anything."""
         self._aligned = True
@@ -137,6 +140,7 @@ class Connection(web.RequestHandler):
     def connection_lost(self, exc: BaseException | None) -> None:
         self._outlet.end()
         self._transport = None
+        self.presence.leave()
         if self._counted and self._site.connections is not None:
             self._site.connections.leave(self._counted)
         super().connection_lost(exc)
@@ -275,6 +279,7 @@ class Connection(web.RequestHandler):
             remote=remote,
             takes_chunks=True,
             notes=Notes(),
+            presence=self.presence,
         )
 
     def _read_peer(self) -> tuple[str, CIMultiDict[str]]:
@@ -315,9 +320,11 @@ class Connection(web.RequestHandler):
 
     async def _answer(self, ask: Ask, handler: Handler, start: float, crowd: Crowd | None) -> None:
         """Have a request answered by `handler`."""
-        answer = None
+        answer, left = None, False
         try:
             answer = await handler(ask)
+        except ConnectionError:
+            left = True  # so those who wait for the same answer have to ask themselves
         except Exception as error:  # noqa: BLE001 - `explain` logs what nobody foresaw
             answer = explain(error, ask.notes)
         finally:
@@ -326,7 +333,11 @@ class Connection(web.RequestHandler):
                     self._disperse(ask, crowd)
                 crowd.lead(answer)
         try:
-            await self._send_and_tell(ask, answer, start)
+            if answer is not None:
+                await self._send_and_tell(ask, answer, start)
+            elif left:
+                ask.notes.code = "client_left"
+                self._note(ask, CLIENT_LEFT, start)
         finally:
             if crowd is not None:
                 self._disperse(ask, crowd)
@@ -344,10 +355,14 @@ class Connection(web.RequestHandler):
             if await self._send(ask, answer):
                 status = answer.status
         finally:
-            method = "HEAD" if ask.head else "GET"
-            seconds = self._site.timer() - start
-            tell(self._site, (ask.remote, ask.fields), method, ask.route, ask.notes, status, seconds)
+            self._note(ask, status, start)
             self._go_on()
+
+    def _note(self, ask: Ask, status: int, start: float) -> None:
+        """Count an answer, and write its record."""
+        method = "HEAD" if ask.head else "GET"
+        seconds = self._site.timer() - start
+        tell(self._site, (ask.remote, ask.fields), method, ask.route, ask.notes, status, seconds)
 
     async def _send(self, ask: Ask, answer: Answer) -> bool:
         """Send an answer; return whether anybody was there to get it."""
@@ -377,7 +392,7 @@ class Connection(web.RequestHandler):
             while piece and offset != part.end:
                 if outlet.busy:
                     await outlet.drain()
-                piece = await part.read(offset)
+                piece = await self.presence.wait(part.read(offset))
                 if transport.is_closing():
                     ask.notes.code = "client_left"
                     return
@@ -388,6 +403,8 @@ class Connection(web.RequestHandler):
             transport.abort()
             if isinstance(error, ImgkeepError):
                 ask.notes.code = error.code
+            elif isinstance(error, ConnectionError):
+                ask.notes.code = "client_left"
             else:
                 ask.notes.code = "internal_error"
                 log.exception("unforeseen error")

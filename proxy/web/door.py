@@ -100,6 +100,7 @@ class Door:
             address=self._find_payer(ask),
             client=self.find_client(ask),
             joins_only=ask.site.is_side_door,
+            wait=ask.presence.wait,
         )
 
     def find_client(self, ask: Ask) -> Client:

@@ -49,8 +49,10 @@ async def img(ask: Ask) -> Answer:
         return await _own(ask, own)
     info = site.keeper.identify(source)
     ask.notes.key = info.key
-    delivery = await _look(ask, site.keeper.deliver(source, info, visit))
-    assert delivery is not None
+    looking = site.keeper.deliver(source, info, visit)
+    # What is known to be stored is no look in vain, and is shown whatever its client has asked for before.
+    known = site.keeper.records.at_hand(info.key) is not None
+    delivery = await (looking if known else _look(ask, looking))
     if isinstance(delivery, Elsewhere):
         return await _follow(ask, delivery, partial(site.keeper.deliver, source, info, visit))
     return await _show(ask, delivery)
@@ -90,7 +92,7 @@ async def _follow(
             return await _show(ask, delivery)
         if site.is_side_door or site.siblings is None:
             raise web.HTTPMisdirectedRequest  # it was here a moment ago
-        answer = await site.siblings.follow(ask, delivery.holder, Key(ask.notes.key or ""))
+        answer = await ask.presence.wait(site.siblings.follow(ask, delivery.holder, Key(ask.notes.key or "")))
         if answer is not None:
             return answer
         delivery = await look_again()
