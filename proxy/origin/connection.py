@@ -113,6 +113,10 @@ class OriginConnection(ResponseHandler):
     def connection_lost(self, exc: BaseException | None) -> None:
         self._held = b""
         super().connection_lost(exc)
+        content = self._content
+        # After an error in a trailer aiohttp tells the reader nothing, who would wait as long as there is time.
+        if content is not None and not content.is_eof() and content.exception() is None:
+            content.set_exception(ClientPayloadError("the connection was closed within an answer"))
 
     def _take(self, data: bytes) -> None:
         """Hand bytes to the parser, step by step, up to the end of the answer."""
