@@ -20,6 +20,7 @@ from aiohttp import web
 
 from proxy.core.signing import Signatures
 from proxy.parts import data_folder
+from proxy.service.misses import Misses
 from proxy.service.rewrite import RewriteDesk
 from proxy.storage.local_token import NAME, TokenUnusableError, make_token, read_token
 from proxy.supervisor import LEAVE, READY
@@ -27,6 +28,7 @@ from proxy.web import api, images_api, jobs_api, login, openapi, rewrite_api, sc
 from proxy.web import health as health_routes
 from proxy.web.admission import admission, invite_later
 from proxy.web.bodies import Bodies
+from proxy.web.crowding import ConnectionLimit
 from proxy.web.delivery import COMMON_HEADERS
 from proxy.web.door import Door, Tokens
 from proxy.web.exchange import over_aiohttp
@@ -210,6 +212,12 @@ async def _site(config: Config, seams: Seams, running: _Running, place: Place | 
             clock=seams.clock,
             timer=seams.timer,
             siblings=siblings,
+            misses=_make_misses(config, seams, works),
+            connections=ConnectionLimit(
+                config.limits.connections,
+                tuple(ip_network(text) for text in config.server.trusted_proxies),
+                works.metrics.refused,
+            ),
         )
 
 
@@ -222,6 +230,13 @@ async def _open_token(config: Config) -> str | None:
     except TokenUnusableError as error:
         log.warning("the API is closed", extra={"reason": str(error), "setting": "security.api_tokens"})
         return None
+
+
+def _make_misses(config: Config, seams: Seams, works: Works) -> Misses | None:
+    """Look-ups are counted where they may be requests to a bucket; on a disk they cost next to nothing."""
+    if works.parts.remote is None or not config.limits.misses_per_minute:
+        return None
+    return Misses(config.limits.misses_per_minute, timer=seams.timer, refused=works.metrics.refused)
 
 
 def _own_hosts(config: Config) -> frozenset[str]:

@@ -112,6 +112,8 @@ class Fetch(Section, frozen=True):
     connect_timeout_s: Seconds = 5
     read_timeout_s: Seconds = 20
     total_timeout_s: Seconds = 60
+    bytes_per_s_min: Bytes = 1024
+    rate_grace_s: Seconds = 10
     body_bytes_max: Count = 52_428_800
     pixels_max: Count = 250_000_000
     redirects_max: Annotated[int, msgspec.Meta(ge=0, le=20)] = 5
@@ -148,6 +150,8 @@ class Limits(Section, frozen=True):
     fills_per_minute: Bytes = 600
     fills_concurrent: Bytes = 32
     fill_bytes_per_day: Bytes | Literal["auto"] = "auto"
+    misses_per_minute: Bytes = 300
+    connections: Bytes = 256
 
 
 class Legacy(Section, frozen=True):
@@ -194,7 +198,7 @@ class Config(Section, frozen=True):
             self,
             store=divide(self.store, "hot_bytes_max", "cache_bytes_max"),
             fetch=divide(self.fetch, "concurrent_max", "per_host_max"),
-            limits=divide(limits, "fills_per_minute", "fills_concurrent", "fill_bytes_per_day"),
+            limits=divide(limits, *limits.__struct_fields__),
         )
 
     @property

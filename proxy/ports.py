@@ -12,6 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
+from proxy.core.model import OWN
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from proxy.core.errors import StorageError
     from proxy.core.model import (
         Backlog,
+        Client,
         Digest,
         Failure,
         Job,
@@ -324,6 +327,9 @@ class Remote(Store, Protocol):
     async def size_of(self, name: str) -> int | None:
         """Return the size of the object `<digest>.<ext>` as the store tells it now; `None`: it is not there."""
 
+    async def has(self, name: str) -> bool:
+        """Tell whether the object `<digest>.<ext>` is there, with a single request, whatever the answer."""
+
     async def adopt(self, draft: Draft | None, record: Record) -> Record:
         """
         Bring an image in that is kept elsewhere; return the record that stands under its key then.
@@ -437,18 +443,54 @@ class OriginResponse(Protocol):
         """Whether framing or coding proved, at the end of `chunks`, that nothing is missing."""
 
 
+def _nothing() -> None:
+    """Tell no one."""
+
+
+class Demand:
+    """
+    Who causes a fetch, and whether it may be stopped for others. The caller changes it while the fetch runs.
+
+    Attributes:
+        client: Whose share of the places the fetch takes.
+        yields: Whether no client waits for what it brings. Such a fetch goes on as long as it keeps no other waiting.
+        changed: Is called when `yields` has changed; the fetch sets it.
+    """
+
+    __slots__ = ("changed", "client", "yields")
+
+    def __init__(self, client: Client = OWN, *, yields: bool = False) -> None:
+        self.client = client
+        self.yields = yields
+        self.changed: Callable[[], None] = _nothing
+
+    def set(self, *, yields: bool) -> None:
+        if yields != self.yields:
+            self.yields = yields
+            self.changed()
+
+    def unwatch(self) -> None:
+        """The fetch is over."""
+        self.changed = _nothing
+
+
 class Origin(Protocol):
     """The servers behind source URLs."""
 
-    def fetch(self, source: Source, known: Validator | None = None) -> AbstractAsyncContextManager[OriginResponse]:
+    def fetch(
+        self, source: Source, known: Validator | None = None, demand: Demand | None = None
+    ) -> AbstractAsyncContextManager[OriginResponse]:
         """
         Ask for the image: redirects followed, every hop judged, failures retried within the time limits.
+
+        Without a `demand` it is our own fetch, which never yields.
 
         Raises:
             NotModified: It is what it was when `known` was given (RFC 9110, 13.1).
             SourceForbidden, LoopDetected: Policy refuses a hop.
             OriginError: It failed; the subclass says how.
             Busy: A limit on concurrency or its queue is reached.
+            Yielded: It was stopped for another one, as `demand` allowed.
         """
 
 

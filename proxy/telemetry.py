@@ -29,7 +29,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-from proxy.core.errors import ImgkeepError
+from proxy.core.errors import ImgkeepError, Yielded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -150,9 +150,11 @@ class Metrics:
         self._requests = self._tally("requests", "Requests answered", "route", "outcome", "status")
         self._sent = self._tally("sent_bytes", "Bytes of bodies handed to clients")
         self._request_times = self._times("request_seconds", "From request to end of answer", "route")
-        # fills{outcome="stored"} + "fallback" + "unkept" + "unchanged" + all error codes = fills that have ended.
+        # fills{outcome="stored"} + "fallback" + "unkept" + "unchanged" + "yielded" + all error codes = ended fills.
         self._fills = self._tally("fills", "Fills that ended", "outcome")
         self._stored = self._tally("stored_bytes", "Bytes of images kept")
+        # One per refusal by a limit on a shared resource; clients that share one fill share its refusal.
+        self._refused = self._tally("refused", "Requests refused by a limit on a shared resource", "limit")
         # One per request sent to an origin: redirects and retries count each.
         self._fetches = self._tally("origin_requests", "Requests to origins", "outcome")
         self._fetch_times = self._times("origin_head_seconds", "From request to the head of an origin's answer")
@@ -228,7 +230,12 @@ class Metrics:
         self._fills.add("unkept")
 
     def failed(self, error: BaseException) -> None:
-        self._fills.add(error.code if isinstance(error, ImgkeepError) else "internal_error")
+        code = error.code if isinstance(error, ImgkeepError) else "internal_error"
+        self._fills.add("yielded" if isinstance(error, Yielded) else code)
+
+    def refused(self, limit: str) -> None:
+        """A request was refused because a shared resource, or a client's share of it, is used up."""
+        self._refused.add(limit)
 
     def page(self) -> bytes:
         """Return the counters in Prometheus' text format 0.0.4."""

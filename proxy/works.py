@@ -223,7 +223,7 @@ async def open_works(
         refusals = Refusals(parts.store, parts.catalog, _drop_of(parts), siblings)
         claims = None if place is None else _open_claims(config, seams, place)
         neighbours = _make_neighbours(config, seams, parts, origin, _Witness(metrics, health), refusals)
-        keeper = _make_keeper(config, seams, parts, inspector, neighbours, claims, siblings)
+        keeper = _make_keeper(config, seams, parts, inspector, neighbours, claims, siblings, metrics.refused)
         remover = Remover(
             store=parts.store, register=parts.catalog, finder=keeper, refusals=refusals, clock=seams.clock
         )
@@ -271,6 +271,7 @@ def _make_origin(
         ssl_context=seams.ssl_context,
         user_agent=config.fetch.user_agent or f"Mozilla/5.0 (compatible; imgkeep/{__version__})",
         fetched=metrics.fetched,
+        refused=metrics.refused,
     )
 
 
@@ -298,6 +299,7 @@ def _make_keeper(  # noqa: PLR0913, PLR0917 - what it is made of
     neighbours: Neighbours,
     claims: Claims | None,
     siblings: Peers | None,
+    refused: Callable[[str], None],
 ) -> Keeper:
     return Keeper(
         store=parts.store,
@@ -315,6 +317,7 @@ def _make_keeper(  # noqa: PLR0913, PLR0917 - what it is made of
             fills_concurrent=config.limits.fills_concurrent,
             fill_bytes_per_day=config.fill_bytes_per_day,
             timer=seams.timer,
+            refused=refused,
         ),
         neighbours=neighbours,
         refused=neighbours.refused,
@@ -354,6 +357,7 @@ def _watch_gauges(works: Works, origin: OriginClient) -> None:
     watch("job_links_waiting", "Links that wait to be saved", lambda: works.jobs.waiting, shared=True)
     watch("fills_in_flight", "Images being fetched", lambda: works.keeper.fills_in_air)
     watch("fetches_waiting", "Fetches that wait for a place", lambda: origin.gates.waiting)
+    watch("fetches_under_way", "Fetches that hold a place", lambda: origin.gates.used)
     watch("hot_bytes", "Bytes of objects held in memory", lambda: shelf.copied_bytes)
     watch("mapped_bytes", "Bytes of objects mapped into memory", lambda: shelf.mapped_bytes)
     watch("store_free_bytes", "Bytes free on the local disk", lambda: works.health.free_bytes, shared=True)

@@ -99,6 +99,14 @@ class RateLimited(Busy):
     code = "rate_limited"
 
 
+class Yielded(Busy):
+    """
+    A fill that no client read was stopped, because another one waited for its place.
+
+    A client that asks for the image at that very moment has it fetched anew, so none is ever told.
+    """
+
+
 class OriginError(ImgkeepError):
     """
     The origin failed: 5xx, connection, TLS, protocol error, body cut short, too many redirects.

@@ -86,6 +86,28 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
+class Client:
+    """
+    The side that causes a fetch, as far as shares of common resources go.
+
+    Attributes:
+        networks: What counts as one client, the narrowest first (`core.address.client_networks`).
+        own: Whether it is the API, a job, or a client with a token of the API: it has no limits, and places are
+            reserved for it.
+        loopback: Whether the request came from this machine, or through a proxy on it that tells nothing of its
+            clients: all of them are one client, and an eighth of the places would be too little for them.
+    """
+
+    networks: tuple[str, ...] = ()
+    own: bool = False
+    loopback: bool = False
+
+
+OWN: Final = Client(own=True)
+"""The API, the jobs, and commands that save."""
+
+
+@dataclass(frozen=True, slots=True)
 class SourceInfo:
     """
     What a source URL tells by itself.

@@ -12,6 +12,7 @@ import asyncio
 import errno
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, cast
 from urllib.parse import urljoin
 
@@ -29,16 +30,19 @@ from proxy.core.errors import (
     SourceForbidden,
     SourceNotFound,
     TooLarge,
+    Yielded,
 )
 from proxy.core.headers import CDN_ID, is_whole_range, read_retry_after
 from proxy.core.model import Validator
 from proxy.core.policy import judge
 from proxy.core.source import read_source
 from proxy.origin.coding import Decoder
+from proxy.origin.connection import Misframed, OriginConnection
 from proxy.origin.gates import Gates
 from proxy.origin.guard import AddressRefused, OwnAddress
+from proxy.origin.pace import Pace
 from proxy.origin.wire import Response, Wire
-from proxy.ports import NotModified
+from proxy.ports import Demand, NotModified
 
 if TYPE_CHECKING:
     import ssl
@@ -78,13 +82,14 @@ class OriginClient:
         ssl_context: ssl.SSLContext | None,
         user_agent: str,
         fetched: Callable[[str, float], None],
+        refused: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._settings = settings
         self._policy = policy
         self._clock = clock
         self._draw = draw
         self._fetched = fetched
-        self.gates = Gates(settings.concurrent_max, settings.per_host_max)
+        self.gates = Gates(settings.concurrent_max, settings.per_host_max, refused=refused)
         fields = {
             "Accept": ACCEPT,
             "Accept-Encoding": "identity",
@@ -97,13 +102,17 @@ class OriginClient:
             "max_line_size": HEADER_BYTES_MAX,
             "max_field_size": HEADER_BYTES_MAX,
         }
+        connector = aiohttp.TCPConnector(
+            resolver=guard,
+            socket_factory=guard.connect,
+            ssl=ssl_context or True,
+            limit=0,  # the gates limit, and with a bounded queue
+        )
+        # A private name of aiohttp: tests/origin/test_connection.py fails when an upgrade changes what it means.
+        factory: partial[Any] = partial(OriginConnection, asyncio.get_running_loop())
+        connector._factory = factory  # noqa: SLF001
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
-                resolver=guard,
-                socket_factory=guard.connect,
-                ssl=ssl_context or True,
-                limit=0,  # the gates limit, and with a bounded queue
-            ),
+            connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),
             headers=fields,
             timeout=aiohttp.ClientTimeout(
@@ -122,10 +131,20 @@ class OriginClient:
         await self._session.close()
 
     @asynccontextmanager
-    async def fetch(self, source: Source, known: Validator | None = None) -> AsyncGenerator[Answer]:
-        has_place = False
+    async def fetch(
+        self, source: Source, known: Validator | None = None, demand: Demand | None = None
+    ) -> AsyncGenerator[Answer]:
+        has_place = yielded = False
+
+        def stop() -> None:
+            nonlocal yielded
+            if not limit.expired():
+                yielded = True
+                limit.reschedule(asyncio.get_running_loop().time())
+
+        limit = asyncio.timeout(self._settings.total_timeout_s)
         try:
-            async with asyncio.timeout(self._settings.total_timeout_s), self.gates.enter(source.host) as place:
+            async with limit, self.gates.enter(source.host, demand or Demand(), stop) as place:
                 has_place = True
                 response = await self._ask_until_answered(source, _conditions(known), place)
                 try:
@@ -135,6 +154,8 @@ class OriginClient:
                     # body that was read to its end has given its connection back already.
                     response.close()
         except TimeoutError:
+            if yielded:
+                raise Yielded("the fetch was stopped for another one") from None
             if not has_place:
                 raise Busy("too many images are being fetched at the moment", retry_after_s=2) from None
             raise OriginTimeout("the origin took longer than fetch.total_timeout_s") from None
@@ -214,6 +235,8 @@ class OriginClient:
             raise OriginTimeout("the origin did not connect or answer in time") from None
         except aiohttp.ClientConnectorError as error:
             raise _connect_error(error) from None
+        except Misframed as error:
+            raise _Final(str(error)) from None
         except (aiohttp.ClientError, HttpProcessingError, ValueError, OSError):
             raise OriginError("the connection to the origin failed, or it does not speak HTTP") from None
         finally:
@@ -258,15 +281,16 @@ class OriginClient:
         size = response.content_length
         if size is not None and size > self._settings.body_bytes_max:
             raise TooLarge("the image is larger than fetch.body_bytes_max")
-        return Answer(response, self._settings.body_bytes_max, Decoder() if "gzip" in coding else None)
+        return Answer(response, self._settings, Decoder() if "gzip" in coding else None)
 
 
 class Answer:
     """Implements `ports.OriginResponse`."""
 
-    def __init__(self, response: Response, body_bytes_max: int, decoder: Decoder | None) -> None:
+    def __init__(self, response: Response, settings: Fetch, decoder: Decoder | None) -> None:
         self._response = response
-        self._body_bytes_max = body_bytes_max
+        self._settings = settings
+        self._body_bytes_max = settings.body_bytes_max
         self._decoder = decoder
         self.size = response.content_length if decoder is None else None
         etag, modified = (_printable(response.headers.get(name)) for name in ("ETag", "Last-Modified"))
@@ -297,14 +321,29 @@ class Answer:
 
     async def _receive(self) -> AsyncIterator[bytes]:
         received = 0
+        pace = Pace(self._settings.bytes_per_s_min, self._settings.rate_grace_s)
+        length, read, now = (
+            self._response.content_length,
+            self._response.content.readany,
+            asyncio.get_running_loop().time,
+        )
         try:
-            while chunk := await self._response.content.readany():
+            while True:
+                began = now()
+                chunk = await read()
+                if not chunk:
+                    return
                 received += len(chunk)
                 if received > self._body_bytes_max:
                     raise TooLarge("the image is larger than fetch.body_bytes_max")
+                # Only the time that the origin lets us wait counts, never what disk and readers take.
+                if not pace.keeps(len(chunk), now() - began) and received != length:
+                    raise OriginTimeout("the origin sends more slowly than fetch.bytes_per_s_min")
                 yield chunk
         except TimeoutError:
             raise OriginTimeout("the origin paused for longer than fetch.read_timeout_s") from None
+        except Misframed as error:
+            raise OriginError(str(error)) from None
         except (aiohttp.ClientError, OSError, RuntimeError):
             # RuntimeError: what aiohttp's stream says when the framing became nonsense while nobody was reading.
             raise OriginError("the origin's answer broke off") from None

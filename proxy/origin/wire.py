@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 ORIGINS_MAX: Final = 1024
 """So many origins are remembered as the connector wants to have them described; 3 kB each."""
-SWITCHING_PROTOCOLS: Final = 101
 
 
 @dataclass(slots=True)
@@ -102,10 +101,9 @@ class Wire:
             )
             transport.write(request)
             protocol.start_timeout()
-            while True:
+            # The parser's own time limit begins anew with every byte, and interim answers end it.
+            async with asyncio.timeout(timeout.sock_read):
                 message, content = await protocol.read()
-                if not 100 <= message.code < 200 or message.code == SWITCHING_PROTOCOLS:
-                    break  # those that come before the answer are passed over (RFC 9110, 15.2)
         except BaseException:
             connection.close()
             raise
@@ -126,7 +124,8 @@ class Wire:
 
 def _ends_of(connection: Connection) -> tuple[ResponseHandler, asyncio.Transport]:
     protocol, transport = connection.protocol, connection.transport
-    if protocol is None or transport is None:
+    # What came before anything was asked for has ended the connection.
+    if protocol is None or transport is None or protocol.exception() is not None:
         raise aiohttp.ServerDisconnectedError
     return protocol, transport
 

@@ -30,8 +30,8 @@ WIDE_SHARE: Final = 16
 """A site that uses its whole /48 is then no stronger than sixteen addresses, which anybody can rent."""
 
 
-class _Bucket:
-    """Holds `size` at most, and runs full again within `period_s`. 0: there is no limit."""
+class Bucket:
+    """An even flow of permits. Holds `size` at most, and runs full again within `period_s`. 0: there is no limit."""
 
     __slots__ = ("_at", "_left", "_rate", "_size")
 
@@ -58,28 +58,11 @@ class _Visitor:
 
     __slots__ = ("bytes", "concurrent_max", "fills", "under_way")
 
-    def __init__(self, fills: _Bucket, size: _Bucket, concurrent_max: int) -> None:
+    def __init__(self, fills: Bucket, size: Bucket, concurrent_max: int) -> None:
         self.fills = fills
         self.bytes = size
         self.concurrent_max = concurrent_max
         self.under_way = 0
-
-    def judge(self, now: float) -> None:
-        """
-        Judge whether one more fill may begin.
-
-        Raises:
-            RateLimited: It may not, for now.
-        """
-        if self.concurrent_max and self.under_way >= self.concurrent_max:
-            raise _refused("limits.fills_concurrent", 1)
-        for bucket, amount, setting in (
-            (self.fills, 1, "limits.fills_per_minute"),
-            (self.bytes, 0, "limits.fill_bytes_per_day"),
-        ):
-            wait_s = bucket.wait_s(amount, now)
-            if wait_s > 0:
-                raise _refused(setting, math.ceil(wait_s))
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,12 +82,19 @@ class Allowances:
     """The allowances of all visitors; `timer` gives monotonic seconds. 0 anywhere: no limit."""
 
     def __init__(
-        self, *, fills_per_minute: int, fills_concurrent: int, fill_bytes_per_day: int, timer: Callable[[], float]
+        self,
+        *,
+        fills_per_minute: int,
+        fills_concurrent: int,
+        fill_bytes_per_day: int,
+        timer: Callable[[], float],
+        refused: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._fills_per_minute = fills_per_minute
         self._fills_concurrent = fills_concurrent
         self._bytes_per_day = fill_bytes_per_day
         self._timer = timer
+        self._refused = refused
         self._visitors: LRUCache[str, _Visitor] = LRUCache(VISITORS_MAX)
 
     def depart(self, client: Sequence[str]) -> Permit:
@@ -117,24 +107,35 @@ class Allowances:
         now = self._timer()
         visitors = tuple(self._find(network, WIDE_SHARE if number else 1, now) for number, network in enumerate(client))
         for visitor in visitors:
-            visitor.judge(now)
+            self._judge(visitor, now)
         for visitor in visitors:
             visitor.fills.take(1)
             visitor.under_way += 1
         return Permit(visitors)
 
+    def _judge(self, visitor: _Visitor, now: float) -> None:
+        if visitor.concurrent_max and visitor.under_way >= visitor.concurrent_max:
+            raise self._refuse("fills_concurrent", 1)
+        for bucket, amount, setting in (
+            (visitor.fills, 1, "fills_per_minute"),
+            (visitor.bytes, 0, "fill_bytes_per_day"),
+        ):
+            wait_s = bucket.wait_s(amount, now)
+            if wait_s > 0:
+                raise self._refuse(setting, math.ceil(wait_s))
+
     def _find(self, network: str, share: int, now: float) -> _Visitor:
         visitor = self._visitors.get(network)
         if visitor is None:
-            fills = _Bucket(self._fills_per_minute * share, 60, now)
-            size = _Bucket(self._bytes_per_day * share, DAY_S, now)
+            fills = Bucket(self._fills_per_minute * share, 60, now)
+            size = Bucket(self._bytes_per_day * share, DAY_S, now)
             visitor = self._visitors[network] = _Visitor(fills, size, self._fills_concurrent * share)
         return visitor
 
-
-def _refused(setting: str, retry_after_s: int) -> RateLimited:
-    return RateLimited(
-        f"this address has had enough images fetched for now ({setting}); behind a proxy of yours, see "
-        "server.trusted_proxies",
-        retry_after_s=max(1, retry_after_s),
-    )
+    def _refuse(self, setting: str, retry_after_s: int) -> RateLimited:
+        self._refused(setting)
+        return RateLimited(
+            f"this address has had enough images fetched for now (limits.{setting}); behind a proxy of yours, see "
+            "server.trusted_proxies",
+            retry_after_s=max(1, retry_after_s),
+        )

@@ -42,6 +42,11 @@ _SECONDS: Final[tuple[tuple[type[ImgkeepError], int], ...]] = (
     (SourceForbidden, 30),  # a name may be mended
     (OriginTimeout, 5),
 )
+TOO_MANY_REQUESTS_S: Final = 60
+"""
+Whatever a 429 asks for. It may be meant for one client, which anybody can be and provoke it, and others wait under the
+same link. A job that waits for its own link believes the origin (`core.headers.RETRY_AFTER_MAX_S`).
+"""
 SERVER_ERROR_S: Final = 5
 """For a 5xx. A connection that broke is not remembered at all: the next request is the retry."""
 
@@ -49,7 +54,7 @@ SERVER_ERROR_S: Final = 5
 def seconds_to_remember(error: ImgkeepError) -> int:
     """Return for how many seconds the same link is answered with the same error; 0: not at all."""
     if isinstance(error, OriginError) and error.origin_status == 429 and error.retry_after_s is not None:
-        return error.retry_after_s
+        return min(error.retry_after_s, TOO_MANY_REQUESTS_S)
     for cause, seconds in _SECONDS:
         if isinstance(error, cause):
             return seconds

@@ -6,6 +6,8 @@ Rules:
 - The last byte is held back until the image is durable, so whoever has it all may rely on finding it again.
 - A disk that fails does not fail the reader: the bytes go on in memory, within a budget, and are not kept.
 - A fill never reports a store's trouble as the origin's, nor the other way round.
+- A fill without readers goes on, but yields its place when another one waits for it: unless the API or a job wants
+  the image, or more than half of it has come.
 """
 
 from __future__ import annotations
@@ -27,16 +29,16 @@ from proxy.core.errors import (
     StorageError,
     TooLarge,
 )
-from proxy.core.model import Record
+from proxy.core.model import OWN, Record
 from proxy.core.sniff import HEAD_BYTES_MAX, UNDECIDED, is_whole, measure, sniff
 from proxy.core.stored import REMOVED
-from proxy.ports import NotModified, Trace
+from proxy.ports import Demand, NotModified, Trace
 from proxy.service.drafts import go_on
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Container
 
-    from proxy.core.model import Digest, Format, PixelSize, Source, SourceInfo, Validator
+    from proxy.core.model import Client, Digest, Format, PixelSize, Source, SourceInfo, Validator
     from proxy.ports import Clock, Disk, Draft, Observer, Origin, OriginResponse, Spool, Store
     from proxy.service.allowance import Permit
 
@@ -111,9 +113,10 @@ class Fill:
         known: What is stored already, when this fill is to look whether it changed. Such a fill has no readers.
         permit: Of the visitor whom this fill counts against.
         over: Is called once when the fill is over, with whether the image can be found from now on.
+        client: Whose share of the places for fetches it takes.
     """
 
-    def __init__(  # noqa: PLR0913 - the last five tell rare kinds of fill
+    def __init__(  # noqa: PLR0913 - the last six tell rare kinds of fill
         self,
         source: Source,
         info: SourceInfo,
@@ -125,6 +128,7 @@ class Fill:
         doubt: StorageError | None = None,
         permit: Permit | None = None,
         over: Over | None = None,
+        client: Client = OWN,
     ) -> None:
         self.source = source
         self.doubt = doubt
@@ -137,6 +141,7 @@ class Fill:
         self._known = known
         self._permit = permit
         self._over = over
+        self._demand = Demand(client, yields=known is not None and not client.own)
         self._tide = Tide()
         self._drafts: list[Draft] = []
         """The last one is written to; one before it is a disk's that failed, which readers may still be reading."""
@@ -192,7 +197,7 @@ class Fill:
     async def _fetch(self) -> tuple[Record | None, StorageError | None]:
         """Fetch, judge and spool; return what there is to keep, or why it cannot be."""
         validator = None if self._known is None else self._known.validator
-        async with self._to.origin.fetch(self.source, validator) as response:
+        async with self._to.origin.fetch(self.source, validator, self._demand) as response:
             self._size = response.size
             chunks = response.chunks()
             first, format_, pixel_size = await self._judge(chunks)
@@ -224,6 +229,7 @@ class Fill:
     def hold(self) -> None:
         """Announce one more reader, who calls `aclose` when done."""
         self._holders += 1
+        self._demand.set(yields=False)
 
     async def lay_open(self) -> Trace | None:
         draft = self._draft
@@ -247,10 +253,17 @@ class Fill:
 
     async def aclose(self) -> None:
         self._holders -= 1
+        if self._holders == 1 and not self._demand.client.own:
+            self._demand.set(yields=not self._nearly_here)
         if self._holders == 0:
             self._recent.clear()
             for draft in reversed(self._drafts):
                 await draft.aclose()
+
+    @property
+    def _nearly_here(self) -> bool:
+        """Whether more than half has come: to stop now would waste more than it gains."""
+        return bool(self._size and self._drafts and self._draft.size * 2 > self._size)
 
     async def _steps(self, draft: Draft) -> AsyncIterator[tuple[int, bytes]]:
         """As `Trace.steps`, of what `draft` holds and what did not fit into it."""
@@ -312,6 +325,8 @@ class Fill:
             fault = fault or self._unless_remote(error)
             self._drafts.append(await go_on(self._draft, self._to.memory, self._size, chunk))
         height = self._draft.size
+        if self._demand.yields and self._nearly_here:
+            self._demand.set(yields=False)
         self._recent.append((height - len(chunk), chunk))
         self._recent_bytes += len(chunk)
         while self._recent_bytes > RECENT_BYTES_MAX or len(self._recent) > RECENT_CHUNKS_MAX:

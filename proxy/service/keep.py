@@ -28,6 +28,7 @@ from proxy.core.errors import (
     SourceRejected,
     StorageError,
     Unreachable,
+    Yielded,
 )
 from proxy.core.model import Record
 from proxy.core.policy import judge
@@ -148,10 +149,10 @@ class Keeper:
             self._insist_on_policy(source)
             if self._rules.redirect_permanent and not info.temporary:
                 return Redirect(source.url)
-            boarded = await self._board(source, info, visit, fault, self._follow, began=began)
+            boarded = await self._board(source, info, visit, fault, partial(self._follow, visit), began=began)
             if isinstance(boarded, Elsewhere):
                 tries += 1
-                boarded = await self._follow_elsewhere(boarded.holder, source, info, fault)
+                boarded = await self._follow_elsewhere(boarded.holder, source, info, visit, fault)
             if boarded is not None:
                 return boarded
         raise Busy("the image is fetched now by this worker, now by another")
@@ -337,6 +338,9 @@ class Keeper:
         fill.hold()
         try:
             return await ride(fill, info, departs)
+        except Yielded:
+            await fill.aclose()
+            return None  # we came when it had just been stopped, because no client had been left
         except (OriginError, SourceForbidden) as error:
             await fill.aclose()
             if fill.source != source:
@@ -362,7 +366,7 @@ class Keeper:
             self._release(key)
 
     async def _follow_elsewhere(
-        self, holder: str, source: Source, info: SourceInfo, fault: StorageError | None
+        self, holder: str, source: Source, info: SourceInfo, visit: Visit, fault: StorageError | None
     ) -> Delivery | None:
         """
         Deliver what another worker fetches; `None`: look again.
@@ -378,14 +382,14 @@ class Keeper:
         )
         mirror.hold()
         try:
-            head = await asyncio.shield(mirror.head)
+            head: Head | FillFailure | None = await visit.wait(asyncio.shield(mirror.head))
         except BaseException:
             await mirror.aclose()
             raise
         if head is None or isinstance(head, FillFailure):
             await mirror.aclose()
         if head is None:
-            await siblings.wait(holder, info.key)
+            await visit.wait(siblings.wait(holder, info.key))
             return None
         if isinstance(head, FillFailure):
             if head.link not in {None, fingerprint(source)}:
@@ -397,15 +401,16 @@ class Keeper:
 
     def _depart(self, source: Source, info: SourceInfo, visit: Visit, fault: StorageError | None) -> Fill:
         permit = None
-        if self._allowances is not None and visit.client is not None:
+        if self._allowances is not None and not visit.client.own:
             try:
-                permit = self._allowances.depart(visit.client)
+                permit = self._allowances.depart(visit.client.networks)
             except ImgkeepError:
                 self._release(info.key)
                 raise
         unkept = None if isinstance(fault, Unreachable) else fault
         over = partial(self._release, info.key)
-        return Fill(source, info, self._to, self, fault=unkept, doubt=fault, permit=permit, over=over)
+        client = visit.client
+        return Fill(source, info, self._to, self, fault=unkept, doubt=fault, permit=permit, over=over, client=client)
 
     def _release(self, key: str, *, kept: bool = False) -> None:
         if self._claims is not None:
@@ -529,7 +534,7 @@ class Keeper:
         name = f"refresh.{info.key}"
         if self._claims is None or name in self._flights or self._claims.take(name) is None:
             over = partial(self._release, name)
-            flight = partial(Fill, source, info, self._to, self, known=known, over=over)
+            flight = partial(Fill, source, info, self._to, self, known=known, over=over, client=visit.client)
             if self._flights.join(name, flight)[1]:
                 self._note_asked(source)
 
@@ -555,8 +560,8 @@ class Keeper:
             return outcome, departs
         raise outcome or StorageError("the image is not kept")
 
-    async def _follow(self, fill: Fill, info: SourceInfo, departs: bool) -> Delivery:  # noqa: FBT001
-        head = await asyncio.shield(fill.head)
+    async def _follow(self, visit: Visit, fill: Fill, info: SourceInfo, departs: bool) -> Delivery:  # noqa: FBT001
+        head: Head = await visit.wait(asyncio.shield(fill.head))
         return _deliver(info.key, head, fill, Outcome.STORED if departs else Outcome.COLLAPSED)
 
 

@@ -36,8 +36,11 @@ SEEN_MAX: Final = 100_000
 SEEN_TTL_S: Final = 3600
 """Then it is asked again, in case somebody emptied the bucket."""
 
-ABSENT_TTL_S: Final = 5
-"""So long a permanent URL that leads to nothing costs no further request: anybody can make some up."""
+ABSENT_TTL_S: Final = 30
+"""
+So long a permanent URL that leads to nothing costs no further request: a stranger can invent some. What is put here is
+found at once; what another node puts meanwhile under a URL that was asked for here in vain, after this time.
+"""
 
 T = TypeVar("T")
 
@@ -65,15 +68,19 @@ class Tiers:
         self._breaker = breaker
         self._recalls: Flights[Recall] = Flights()
         self._asking: dict[Key, asyncio.Task[Record | None]] = {}
+        self._looking: dict[str, asyncio.Task[bool]] = {}
         self._absent: TTLCache[str, bool] = TTLCache(SEEN_MAX, ABSENT_TTL_S, timer=timer)
+        self._put: TTLCache[str, bool] = TTLCache(SEEN_MAX, ABSENT_TTL_S, timer=timer)
+        """Names that were put here lately."""
         self._seen: TTLCache[str, bool] = TTLCache(SEEN_MAX, SEEN_TTL_S, timer=timer)
 
     async def aclose(self) -> None:
         await self._recalls.aclose()
-        for task in self._asking.values():
+        tasks = [*self._asking.values(), *self._looking.values()]
+        for task in tasks:
             task.cancel()
-        if self._asking:
-            await asyncio.wait(self._asking.values())
+        if tasks:
+            await asyncio.wait(tasks)
 
     def blame(self, fault: RemoteFault) -> None:
         self._breaker.blame(fault)
@@ -121,7 +128,7 @@ class Tiers:
         self._seen.pop(name, None)
         if fault is not None:
             raise fault
-        self._absent[name] = True
+        self._note_absent(name)
         return None
 
     async def holds(self, name: str, size: int) -> bool:
@@ -139,6 +146,7 @@ class Tiers:
 
     async def put(self, draft: Draft, record: Record, replaces: Digest | None = None) -> Record:
         self._absent.pop(record.object_name, None)
+        self._put[record.object_name] = True
         try:
             kept = await self._ask(partial(self._primary.put, draft, record, replaces))
         except Conflict:
@@ -148,7 +156,7 @@ class Tiers:
             if self._fallback is None or replaces is not None:
                 raise
             return replace(await self._take_refuge(self._fallback, draft, record, replaces), pending=True)
-        self._seen[record.object_name] = True
+        self._seen[record.object_name] = self._put[record.object_name] = True
         await self._cache.keep(draft, record.object_name)
         return kept
 
@@ -177,16 +185,18 @@ class Tiers:
         if self._breaker.reason is not None:
             return False
         if name not in self._seen:
-            try:
-                if await self._ask(partial(self._primary.size_of, name)) is None:
-                    return False
-            except StorageError:
+            if name in self._absent:
                 return False
-            self._seen[name] = True
+            task = self._looking.get(name)
+            if task is None:
+                task = self._looking[name] = asyncio.create_task(self._look_for(name))
+                task.add_done_callback(lambda _: self._looking.pop(name, None))
+            return await asyncio.shield(task)
         return True
 
     def note(self, name: str) -> None:
         """The primary was seen to have the object."""
+        self._absent.pop(name, None)
         self._seen[name] = True
 
     async def _ask(self, verb: Callable[[], Awaitable[T]]) -> T:
@@ -221,6 +231,23 @@ class Tiers:
             return await fallback.put(copy, record, replaces)
         finally:
             await copy.aclose()
+
+    async def _look_for(self, name: str) -> bool:
+        """Ask the primary whether it has an object, with one request; that it has none is remembered for `fetch`."""
+        try:
+            there = await self._ask(partial(self._primary.has, name))
+        except StorageError:
+            return False
+        if there:
+            self._seen[name] = True
+        else:
+            self._note_absent(name)
+        return there
+
+    def _note_absent(self, name: str) -> None:
+        # An answer from before a put of ours may come after it.
+        if name not in self._put:
+            self._absent[name] = True
 
     async def _look(self, key: Key) -> Record | None:
         near, fault = await self._near(lambda fallback: fallback.find(key))

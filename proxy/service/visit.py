@@ -4,18 +4,28 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from proxy.core.model import OWN
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
-    from proxy.core.model import Format
+    from proxy.core.model import Client, Format
     from proxy.ports import Body, Growing
     from proxy.service.address import Address
 
 
+T = TypeVar("T")
+
+
 def _anybody() -> None:
     """Nobody is kept from causing a fill."""
+
+
+async def _stay(awaited: Awaitable[T]) -> T:
+    """Wait until the end, whoever leaves."""
+    return await awaited
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,14 +37,15 @@ class Visit:
         head: Only the head of the answer is wanted.
         came_from_us: A node of ours asks; it is answered from the store and never causes a fill.
         insist: Raises a `SourceRejected` if this visitor may be shown what is kept, but have nothing fetched.
-        client: The networks whose limits a fill counts against, the narrowest first, as `core.address.client_networks`
-            names them; `None`: the client has shown a token of the API, and is not limited.
+        client: Whose limits a fill counts against, and whose share of the places for fetches it takes.
+        wait: Waits for something as long as the client is there; raises `ConnectionError` when it has left.
     """
 
     head: bool = False
     came_from_us: bool = False
     insist: Callable[[], None] = _anybody
-    client: tuple[str, ...] | None = None
+    client: Client = OWN
+    wait: Callable[[Awaitable[Any]], Awaitable[Any]] = _stay
 
 
 SOMEBODY: Final = Visit()

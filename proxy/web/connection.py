@@ -33,9 +33,11 @@ from proxy.core.errors import ImgkeepError
 from proxy.core.request import PLAIN, list_fields, read_fields
 from proxy.service.visit import Outcome
 from proxy.web.crowd import Crowd
+from proxy.web.crowding import turn_away
 from proxy.web.exchange import Ask, Part, as_response, encode_head
 from proxy.web.images import find_handler
 from proxy.web.outlet import Outlet
+from proxy.web.presence import Presence
 from proxy.web.problems import explain, unreadable
 from proxy.web.records import CLIENT_LEFT, tell
 from proxy.web.site import SERVER, Notes
@@ -76,6 +78,7 @@ class Connection(web.RequestHandler):
         "_answering",
         "_asked",
         "_block",
+        "_counted",
         "_fields",
         "_following",
         "_fresh",
@@ -87,6 +90,7 @@ class Connection(web.RequestHandler):
         "_site",
         "_transport",
         "_turns",
+        "presence",
     )
 
     def __init__(self, server: web.Server, site: Site, *, loop: asyncio.AbstractEventLoop, **limits: Any) -> None:
@@ -95,6 +99,9 @@ class Connection(web.RequestHandler):
         self._idle_s = self.keepalive_timeout
         self._transport: asyncio.Transport | None = None
         self._outlet: Outlet
+        self._counted: tuple[str, ...] = ()
+        """Whose connections this is one of."""
+        self.presence = Presence()
         self._fresh = True
         """Whether aiohttp was given nothing yet, and need not wait for anything."""
         self._aligned = True
@@ -120,6 +127,13 @@ class Connection(web.RequestHandler):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport = cast("asyncio.Transport", transport)
+        if self._site.connections is not None:
+            peer = transport.get_extra_info("peername")
+            counted = self._site.connections.enter(peer[0] if isinstance(peer, tuple) else "")
+            if counted is None:
+                turn_away(transport)
+                return
+            self._counted = counted
         stall_timeout_s = self._site.stall_timeout_s
         self._outlet = Outlet(transport, self._loop, stall_timeout_s=stall_timeout_s, taken=self._put_off_closing)
         super().connection_made(transport)
@@ -127,6 +141,9 @@ class Connection(web.RequestHandler):
     def connection_lost(self, exc: BaseException | None) -> None:
         self._outlet.end()
         self._transport = None
+        self.presence.leave()
+        if self._counted and self._site.connections is not None:
+            self._site.connections.leave(self._counted)
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
@@ -277,6 +294,7 @@ class Connection(web.RequestHandler):
             remote=remote,
             takes_chunks=True,
             notes=Notes(),
+            presence=self.presence,
         )
 
     def _read_peer(self) -> tuple[str, CIMultiDict[str]]:
@@ -317,9 +335,11 @@ class Connection(web.RequestHandler):
 
     async def _answer(self, ask: Ask, handler: Handler, start: float, crowd: Crowd | None) -> None:
         """Have a request answered by `handler`."""
-        answer = None
+        answer, left = None, False
         try:
             answer = await handler(ask)
+        except ConnectionError:
+            left = True  # so those who wait for the same answer have to ask themselves
         except Exception as error:  # noqa: BLE001 - `explain` logs what nobody foresaw
             answer = explain(error, ask.notes)
         finally:
@@ -328,7 +348,11 @@ class Connection(web.RequestHandler):
                     self._disperse(ask, crowd)
                 crowd.lead(answer)
         try:
-            await self._send_and_tell(ask, answer, start)
+            if answer is not None:
+                await self._send_and_tell(ask, answer, start)
+            elif left:
+                ask.notes.code = "client_left"
+                self._note(ask, CLIENT_LEFT, start)
         finally:
             if crowd is not None:
                 self._disperse(ask, crowd)
@@ -346,10 +370,14 @@ class Connection(web.RequestHandler):
             if await self._send(ask, answer):
                 status = answer.status
         finally:
-            method = "HEAD" if ask.head else "GET"
-            seconds = self._site.timer() - start
-            tell(self._site, (ask.remote, ask.fields), method, ask.route, ask.notes, status, seconds)
+            self._note(ask, status, start)
             self._go_on()
+
+    def _note(self, ask: Ask, status: int, start: float) -> None:
+        """Count an answer, and write its record."""
+        method = "HEAD" if ask.head else "GET"
+        seconds = self._site.timer() - start
+        tell(self._site, (ask.remote, ask.fields), method, ask.route, ask.notes, status, seconds)
 
     async def _send(self, ask: Ask, answer: Answer) -> bool:
         """Send an answer; return whether anybody was there to get it."""
@@ -379,7 +407,7 @@ class Connection(web.RequestHandler):
             while piece and offset != part.end:
                 if outlet.busy:
                     await outlet.drain()
-                piece = await part.read(offset)
+                piece = await self.presence.wait(part.read(offset))
                 if transport.is_closing():
                     ask.notes.code = "client_left"
                     return
@@ -390,6 +418,8 @@ class Connection(web.RequestHandler):
             transport.abort()
             if isinstance(error, ImgkeepError):
                 ask.notes.code = error.code
+            elif isinstance(error, ConnectionError):
+                ask.notes.code = "client_left"
             else:
                 ask.notes.code = "internal_error"
                 log.exception("unforeseen error")

@@ -13,9 +13,10 @@ from hashlib import sha256
 from hmac import compare_digest
 from typing import TYPE_CHECKING, Final
 
-from proxy.core.address import client_networks
+from proxy.core.address import client_networks, unmap
 from proxy.core.errors import Forbidden, Unauthorized
 from proxy.core.headers import client_address, passed_through_us, read_host, read_origin
+from proxy.core.model import OWN, Client
 from proxy.service.visit import Visit
 from proxy.web import login
 
@@ -106,8 +107,22 @@ class Door:
             head=ask.head,
             came_from_us=passed_through_us(ask.fields),
             insist=insist,
-            client=self._find_client(ask),
+            client=self.find_client(ask),
+            wait=ask.presence.wait,
         )
+
+    def find_client(self, ask: Ask) -> Client:
+        """
+        Return whose limits a request counts against: `OWN` for a token of the API, else the networks of its address. A
+        peer that has no address is one client by its name.
+        """
+        given = ask.fields.getall("Authorization", [])
+        if len(given) == 1 and self._opens(given[0]):
+            return OWN
+        address = self.client_address(ask.remote, ask.fields)
+        if isinstance(address, str):
+            return Client((address,))
+        return Client(client_networks(address), loopback=unmap(address).is_loopback)
 
     def insist_on_access(self, request: web.Request) -> None:
         """
@@ -193,11 +208,3 @@ class Door:
     def client_address(self, peer: str, fields: Fields) -> Address | str:
         """Return the address of the client of a request, as far as its peer is trusted to tell it."""
         return client_address(peer, fields, self.trusted_proxies, self.forwarded_header)
-
-    def _find_client(self, ask: Ask) -> tuple[str, ...] | None:
-        """Return whose limits a fill counts against; `None`: they have shown a token."""
-        given = ask.fields.getall("Authorization", [])
-        if len(given) == 1 and self._opens(given[0]):
-            return None
-        address = self.client_address(ask.remote, ask.fields)
-        return (address,) if isinstance(address, str) else client_networks(address)

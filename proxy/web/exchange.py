@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, TypeAlias, cast
 
 from aiohttp import HttpVersion11, web
 
 from proxy.core.errors import ImgkeepError, StorageError
+from proxy.web.presence import Presence
 from proxy.web.site import NOTES, SITE
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class Ask:
         name: The last part of the path, where the route leaves it open.
         target: The request target as it came, undecoded.
         remote: The address of the peer, or how it is called.
+        presence: Tells whether its client is still there.
         takes_chunks: Whether the client can tell that a body of unknown size was cut: not with HTTP/1.0.
     """
 
@@ -54,6 +56,7 @@ class Ask:
     remote: str
     takes_chunks: bool
     notes: Notes
+    presence: Presence = field(default_factory=Presence)
 
     def field(self, name: str) -> str | None:
         """Return a field's value, its lines combined (RFC 9110, 5.3); `None` if it is absent."""
@@ -140,6 +143,7 @@ def over_aiohttp(handler: Handler) -> Callable[[web.Request], Awaitable[web.Stre
             remote=request.remote or "",
             takes_chunks=request.version >= HttpVersion11,
             notes=request[NOTES],
+            presence=presence_of(request),
         )
         # Plain requests that come another way were compared with our names when their fields were read.
         ask.site.door.insist_on_own_name(ask)
@@ -153,6 +157,12 @@ def over_aiohttp(handler: Handler) -> Callable[[web.Request], Awaitable[web.Stre
     return handle
 
 
+def presence_of(request: web.Request) -> Presence:
+    """Return what tells whether the client of a request is still there; on connections that are not ours it stays."""
+    presence = getattr(request.protocol, "presence", None)
+    return presence if isinstance(presence, Presence) else Presence()
+
+
 def as_response(answer: Answer) -> web.Response:
     """Return an answer without a part of an image as one of aiohttp's."""
     assert not isinstance(answer.body, Part)
@@ -163,7 +173,7 @@ async def send_part(request: web.Request, answer: Answer, part: Part) -> web.Str
     """Send an answer with a part of a body at the client's own speed."""
     response = web.StreamResponse(status=answer.status, headers=answer.headers)
     transport = cast("asyncio.WriteTransport | None", request.transport)
-    offset, piece = part.start, part.first
+    offset, piece, presence = part.start, part.first, presence_of(request)
     stall_timeout_s = request.app[SITE].stall_timeout_s
     if transport is None:
         await part.body.aclose()
@@ -175,7 +185,7 @@ async def send_part(request: web.Request, answer: Answer, part: Part) -> web.Str
                 await response.write(piece)
                 await request.writer.drain()
             offset += len(piece)
-            piece = await part.read(offset)
+            piece = await presence.wait(part.read(offset))
         async with asyncio.timeout(stall_timeout_s):
             await response.write_eof()
     except Exception as error:

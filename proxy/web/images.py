@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from aiohttp import web
 
 from proxy.core.content import identify_legacy
-from proxy.core.errors import LoopDetected
+from proxy.core.errors import LoopDetected, OriginError, RateLimited, SourceRejected
 from proxy.core.source import own_path, read_img_query
 from proxy.service.visit import Redirect, Referral
 from proxy.web.delivery import redirect, refer, respond
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
     from proxy.service.visit import Delivery
     from proxy.web.exchange import Answer, Ask, Handler
+
+T = TypeVar("T")
 
 IMG: Final = "/img"
 IMAGES: Final = "/images/{name}"
@@ -42,7 +46,10 @@ async def img(ask: Ask) -> Answer:
         return await _own(ask, own)
     info = site.keeper.identify(source)
     ask.notes.key = info.key
-    return await _show(ask, await site.keeper.deliver(source, info, visit))
+    looking = site.keeper.deliver(source, info, visit)
+    # What is known to be stored is no look in vain, and is shown whatever its client has asked for before.
+    known = site.keeper.records.at_hand(info.key) is not None
+    return await _show(ask, await (looking if known else _look(ask, looking)))
 
 
 async def image(ask: Ask) -> Answer:
@@ -59,7 +66,7 @@ def legacy(mount: str) -> Handler:
     async def show(ask: Ask) -> Answer:
         info = identify_legacy(mount, ask.name)
         ask.notes.key = info.key
-        delivery = await ask.site.keeper.deliver_kept(info.key, head=ask.head)
+        delivery = await _look(ask, ask.site.keeper.deliver_kept(info.key, head=ask.head))
         if delivery is None:
             raise web.HTTPNotFound
         return await _give(ask, delivery)
@@ -77,7 +84,33 @@ async def _own(ask: Ask, path: str) -> Answer:
 
 
 async def _find(ask: Ask, name: str) -> Delivery | Referral | None:
-    return await ask.site.keeper.deliver_object(name, head=ask.head)
+    return await _look(ask, ask.site.keeper.deliver_object(name, head=ask.head))
+
+
+async def _look(ask: Ask, looking: Coroutine[Any, Any, T]) -> T:
+    """
+    Look for an image, and count it against the client if there is none.
+
+    Raises:
+        RateLimited: The client has looked in vain too often. Or as `looking`.
+    """
+    misses = ask.site.misses
+    if misses is None:
+        return await looking
+    client = ask.site.door.find_client(ask)
+    try:
+        misses.check(client)
+    except RateLimited:
+        looking.close()
+        raise
+    try:
+        found = await looking
+    except (SourceRejected, OriginError):
+        misses.note(client)
+        raise
+    if found is None:
+        misses.note(client)
+    return found
 
 
 async def _show(ask: Ask, delivery: Delivery | Referral | Redirect) -> Answer:

@@ -17,11 +17,13 @@ if TYPE_CHECKING:
     from proxy.service.inspect import Inspector
     from proxy.service.jobs import JobRunner
     from proxy.service.keep import Keeper
+    from proxy.service.misses import Misses
     from proxy.service.removal import Remover
     from proxy.service.rewrite import Linking, RewriteDesk
     from proxy.service.save import Saver
     from proxy.web.bodies import Bodies
     from proxy.web.crowd import Crowd
+    from proxy.web.crowding import ConnectionLimit
     from proxy.web.door import Door
     from proxy.web.prepared import PreparedAnswers
     from proxy.web.siblings import Siblings
@@ -64,6 +66,10 @@ class Site:
     """By request target: the answers that are on their way."""
     siblings: Siblings | None = None
     """`None`: there is one worker."""
+    misses: Misses | None = None
+    """Who may look for what is not stored; `None`: a look costs nothing."""
+    connections: ConnectionLimit | None = None
+    """`None`: clients may hold as many connections as they like."""
 
     def own_url(self, object_name: str) -> str:
         """Return where we serve an object; only its path where no public URL is configured (RFC 9110, 8.7)."""

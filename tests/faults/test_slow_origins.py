@@ -71,7 +71,6 @@ BEFORE_THE_PICTURE = {
     "nothing": never,
     "a head byte by byte": drip(b"HTTP/1.1 200 OK\r\nContent-Type: image/png\r\nContent-Length: 100000\r\n\r\n"),
     "half a head": stalls(b"HTTP/1.1 200 OK\r\nContent-"),
-    "interim answers for ever": endless(b"HTTP/1.1 103 Early Hints\r\n\r\n"),
     "a head without body": stalls(HEAD),
     "too little to judge, then nothing": stalls(HEAD + picture()[:20]),
     "too little to judge, byte by byte": drip(HEAD + picture()[:30]),

@@ -16,6 +16,7 @@ from proxy.core.errors import SourceNotFound, StorageError
 from proxy.core.model import Digest, Key, SourceInfo
 from proxy.core.policy import Policy
 from proxy.core.source import read_source
+from proxy.ports import Demand
 from proxy.service.fill import Neighbours
 from proxy.service.keep import Keeper, Rules
 from proxy.service.visit import Delivery, Visit
@@ -75,6 +76,7 @@ class FakeOrigin:
     answers: dict[str, list[Callable[[], Feed] | Exception]] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
     conditions: list[Validator | None] = field(default_factory=list)
+    demands: list[Demand] = field(default_factory=list)
     under_way: int = 0
     most_under_way: int = 0
     gate: asyncio.Event = field(default_factory=asyncio.Event)
@@ -90,7 +92,10 @@ class FakeOrigin:
         ]
 
     @asynccontextmanager
-    async def fetch(self, source: Source, known: Validator | None = None) -> AsyncGenerator[Feed]:
+    async def fetch(
+        self, source: Source, known: Validator | None = None, demand: Demand | None = None
+    ) -> AsyncGenerator[Feed]:
+        self.demands.append(demand or Demand())
         self.asked.append(source.url)
         self.conditions.append(known)
         self.under_way += 1

@@ -212,6 +212,13 @@ class S3Store:
         stat = await self.client.stat(object_path(name))
         return None if stat is None else stat.size
 
+    async def has(self, name: str) -> bool:
+        # The first byte, and not a HEAD, which cannot say that something is missing and not the bucket itself.
+        opened = await self.client.get(object_path(name), Range="bytes=0-0")
+        if opened is not None:
+            await opened.stream.read_all(1)
+        return opened is not None
+
     async def mend(self, name: str, digest: Digest) -> None:
         path = object_path(name)
         opened = await self.client.get(path)
