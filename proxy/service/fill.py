@@ -204,9 +204,10 @@ class Fill:
             fault = await self._take(first, fault)
             async for chunk in chunks:
                 fault = await self._take(chunk, fault)
-            await self._check_end(response, format_)
-            if not seen.is_measured:
-                pixel_size = await self._measure(format_)
+        # The origin's part is over: what takes long to judge holds no place among the fetches.
+        await self._check_end(response, format_)
+        if not seen.is_measured:
+            pixel_size = await self._measure(format_)
         return (self._record(format_, pixel_size, etag, response.validator) if fault is None else None), fault
 
     def fail(self, error: BaseException) -> None:

@@ -2,8 +2,9 @@
 Judging images: what they are, how large, and whether they are whole.
 
 A stranger's bytes decide how long that takes, so:
-- The first bytes are judged on the event loop, within `LOOP_STEPS_MAX` steps of all looks together. What takes more is
-  looked at once more, in a thread, when the whole head is there; so are whole files.
+- The first bytes are judged on the event loop: within `LOOP_STEPS_MAX` steps of all looks at one image, and within
+  `TURN_STEPS_MAX` of all images in one turn of the loop. What takes more is looked at once more, in a thread, when the
+  whole head is there. So are whole files.
 - The threads are for nothing else: neither a disk nor a name server waits behind an image.
 - A thread cannot be killed. Every judgement ends by its budget of steps, and lets others have the interpreter after
   every `STEPS_BETWEEN_PAUSES` of them.
@@ -47,6 +48,8 @@ QUICK_STEPS_MAX: Final = 65_536
 QUICK_THREADS: Final = 2
 SLOW_THREADS: Final = 1
 """The interpreter runs one thread at a time: more would not judge faster, and only wait with more images in memory."""
+TURN_STEPS_MAX: Final = 4_096
+"""Of all heads in one turn of the event loop: two milliseconds, and seventy heads of good images."""
 WAITING_MAX: Final = 256
 """Images in one lane: four times as many as are fetched at once by default, for those that are handed in."""
 TIMEOUT_S: Final = 30
@@ -75,6 +78,8 @@ class Judges:
     ) -> None:
         self._quick = _Lane("judge", QUICK_THREADS, waiting_max, timeout_s, pause)
         self._slow = _Lane("judge-slow", SLOW_THREADS, waiting_max, timeout_s, pause)
+        self._turn_steps = 0
+        """Taken on the event loop in this turn."""
 
     @property
     def under_way(self) -> int:
@@ -91,12 +96,18 @@ class Judges:
         """
         head = bytearray()
         ended = False
-        reader = HeadReader(Budget(LOOP_STEPS_MAX))
+        budget = Budget(LOOP_STEPS_MAX)
+        reader = HeadReader(budget)
         seen: Seen | Undecided | None = UNDECIDED
         try:
             while seen is UNDECIDED:
                 ended = await _read_to(head, reader.look_at, chunks)
-                seen = reader.look(head, ended=ended)
+                await self._begin_look()
+                before = budget.taken
+                try:
+                    seen = reader.look(head, ended=ended)
+                finally:
+                    self._turn_steps += budget.taken - before
         except Spent:
             ended = ended or await _read_to(head, HEAD_BYTES_MAX, chunks)
             seen = await self._run(lambda budget: HeadReader(budget).look(head, ended=ended), len(head))
@@ -129,6 +140,16 @@ class Judges:
         """Take no more images; what is judged ends by itself, soon."""
         self._quick.close()
         self._slow.close()
+
+    async def _begin_look(self) -> None:
+        """Wait for a turn of the loop that has steps left."""
+        while self._turn_steps >= TURN_STEPS_MAX:  # noqa: ASYNC110 - the next turn is what is waited for
+            await asyncio.sleep(0)
+        if self._turn_steps == 0:
+            asyncio.get_running_loop().call_soon(self._end_turn)
+
+    def _end_turn(self) -> None:
+        self._turn_steps = 0
 
     async def _run(self, verdict: Callable[[Budget], T], size: int) -> T:
         steps = steps_max(size)

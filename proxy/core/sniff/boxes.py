@@ -6,8 +6,7 @@ A length of 1 stands for 64 bits behind the type; 0 for "up to the end of the fi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,8 +28,7 @@ _TOP_LEVEL: Final = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Box:
+class Box(NamedTuple):
     """Type, and where the payload begins and ends; `is_open` if that is wherever the file happens to end."""
 
     kind: bytes
@@ -44,6 +42,7 @@ def boxes(body: Body, start: int, end: int) -> Iterator[Box]:
     for _ in range(BOXES_MAX):
         if start + 8 > end:
             return
+        body.budget.spend()  # one for reading it and one for the `Box`
         opening, header = body.take(start, 8), 8
         length, kind = int.from_bytes(opening[:4], "big"), opening[4:]
         if length == 1:

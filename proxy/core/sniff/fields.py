@@ -73,7 +73,7 @@ class Budget:
 
     @property
     def taken(self) -> int:
-        """Steps that were taken, at most `steps_max` of them paid for."""
+        """Steps that were taken. The last call may have gone on beyond the budget; it is not counted."""
         return self.steps_max - self._left
 
     def spend(self, steps: int = 1) -> None:
@@ -84,6 +84,7 @@ class Budget:
 
     def _stop(self, left: int) -> None:
         if left < 0:
+            self._left = 0
             raise Spent
         self._pause_below = max(left - STEPS_BETWEEN_PAUSES, 0)
         if self._pause is not None:

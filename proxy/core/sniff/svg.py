@@ -40,6 +40,7 @@ PIECE_BYTES: Final = 16_384  # given to expat in one call: well under a millisec
 PROLOG_PIECE_BYTES: Final = 1_024  # as long as entities may be declared: what they expand to is not known yet
 TOKEN_PIECE_BYTES_MAX: Final = 32_768  # of a tag that is read over and over
 ATTRIBUTES_PER_STEP: Final = 4
+DECLARED_PER_STEP: Final = 32
 PARSER_STEPS: Final = 16  # to make one
 
 _BLANKS: Final = b"\t\n\r "
@@ -74,59 +75,61 @@ def measure(body: Body) -> PixelSize | None:
 
 
 def is_whole(body: Body) -> bool:
-    opening = _opening(body.piece(0, HEAD_BYTES_MAX))
-    if opening is None:
-        return False
-    fed, encoding = opening
-    document = _Document(encoding, body.budget)
-    token = b""
-    while fed < body.size:
-        piece = _up_to_half(body.piece(fed, document.piece_bytes), is_last=fed + document.piece_bytes >= body.size)
-        # A piece from the middle of a value says nothing about the end: a photograph in base64 is passed over.
-        pending_bytes = document.pending_bytes
-        if document.root is None or pending_bytes < PASS_OVER_AFTER_BYTES:
-            token = b""
-        else:
-            token = token or body.piece(fed - pending_bytes, len(_COMMENT))
-        fed += len(piece)
-        if token and fed < body.size and _is_inside(token, piece, body.budget):
-            continue
-        if not document.feed(piece, is_last=fed == body.size):
-            return False
-        if document.root is None and fed > HEAD_BYTES_MAX:
-            return False
-    return document.root is not None and document.root.is_svg
-
-
-def _up_to_half(piece: bytes, *, is_last: bool) -> bytes:
-    """The piece without a reference, a character or the end of a comment that the next one goes on with."""
-    half = None if is_last else _HALF.search(piece, max(len(piece) - _HALF_BYTES_MAX, 0))
-    return piece if half is None or half.start() == 0 else piece[: half.start()]
-
-
-def _is_inside(token: bytes, piece: bytes, budget: Budget) -> bool:
-    """Whether a token that is open goes on behind the piece."""
-    budget.spend(len(piece) // BYTES_SCANNED_PER_STEP)
-    return _INERT.fullmatch(piece) is not None or (token == _COMMENT and b"--" not in piece)
+    document = _read(body)
+    return document is not None and document.root is not None and document.root.is_svg
 
 
 def _root(body: Body) -> _Root | None:
     """The root element; None if there is none or something else comes first. Raises: Cut."""
-    head = body.piece(0, HEAD_BYTES_MAX)
-    opening = _opening(head)
+    document = _read(body, root_only=True)
+    if document is None:
+        return None
+    if document.root is None:
+        raise Cut
+    return document.root
+
+
+def _read(body: Body, *, root_only: bool = False) -> _Document | None:
+    """Read a document to its end, or to its root; None if it is none of the kind that we read. Raises: Cut."""
+    opening = _opening(body.piece(0, HEAD_BYTES_MAX))
     if opening is None:
         return None
     fed, encoding = opening
-    document = _Document(encoding, body.budget, root_only=True)
-    while fed < len(head):
-        piece = head[fed : fed + document.piece_bytes]
-        fed += len(piece)
-        is_well_formed = document.feed(piece, is_last=False)
-        if document.root is not None:
-            return document.root
-        if not is_well_formed:
+    document = _Document(encoding, body.budget, root_only=root_only)
+    end = min(body.size, HEAD_BYTES_MAX) if root_only else body.size
+    token = b""
+    while fed < end:
+        if document.root is None and fed > HEAD_BYTES_MAX:
             return None
-    raise Cut
+        piece = body.piece(fed, min(document.piece_bytes, end - fed))
+        if fed + len(piece) < end:
+            piece = _up_to_half(piece)
+        pending_bytes = document.pending_bytes
+        if pending_bytes < PASS_OVER_AFTER_BYTES:
+            token = b""
+        elif not token:
+            token = body.piece(fed - pending_bytes, len(_COMMENT))
+        fed += len(piece)
+        # A piece from the middle of a value says nothing about the end: a photograph in base64 is passed over.
+        if token and fed < end and _is_inside(token, piece, document):
+            continue
+        if not document.feed(piece, is_last=fed == end and not root_only):
+            return document if root_only and document.root is not None else None
+    return document
+
+
+def _up_to_half(piece: bytes) -> bytes:
+    """The piece without a reference, a character or the end of a comment that the next one goes on with."""
+    half = _HALF.search(piece, max(len(piece) - _HALF_BYTES_MAX, 0))
+    return piece if half is None or half.start() == 0 else piece[: half.start()]
+
+
+def _is_inside(token: bytes, piece: bytes, document: _Document) -> bool:
+    """Whether the token that is open goes on behind the piece."""
+    document.budget.spend(len(piece) // BYTES_SCANNED_PER_STEP)
+    if token == _COMMENT:
+        return b"--" not in piece
+    return document.root is not None and _INERT.fullmatch(piece) is not None
 
 
 def _opening(head: bytes) -> tuple[int, str] | None:
@@ -181,7 +184,7 @@ class _Reports:
 
     def begin(self, name: str, attributes: dict[str, str]) -> None:
         # Attributes that the document declares cost expat time at every element, though it does not report them.
-        self.budget.spend(1 + (len(attributes) + self._declarations) // ATTRIBUTES_PER_STEP)
+        self.budget.spend(1 + len(attributes) // ATTRIBUTES_PER_STEP + self._declarations // DECLARED_PER_STEP)
         if self.root is None:
             namespace, _, local = name.rpartition(" ")
             self.root = _Root(local == "svg" and namespace in {"", NAMESPACE}, attributes)
@@ -227,7 +230,7 @@ class _Document:
 
     def __init__(self, encoding: str, budget: Budget, *, root_only: bool = False) -> None:
         budget.spend(PARSER_STEPS)
-        self._budget = budget
+        self.budget = budget
         self._fed = 0
         self._quotes = 0
         self._reports = reports = _Reports(budget, root_only)
@@ -267,7 +270,7 @@ class _Document:
         expansion = len(_REFERENCE.findall(piece)) * entity_bytes if entity_bytes else 0
         if expansion > EXPANSION_BYTES_MAX or pending_bytes > TOKEN_BYTES_MAX or self._quotes > QUOTES_MAX:
             return False
-        self._budget.spend(1 + (size + expansion) // BYTES_SCANNED_PER_STEP)
+        self.budget.spend(1 + (size + expansion) // BYTES_SCANNED_PER_STEP)
         self._fed += len(piece)
         try:
             self._parser.Parse(piece, is_last)

@@ -8,10 +8,9 @@ and, in `SubIFDs`, further ones (TIFF Technical Note 1). Numbers are in the byte
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from operator import add
 from struct import Struct
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from proxy.core.model import Format
 from proxy.core.sniff.fields import Cut, pixel_size
@@ -87,9 +86,9 @@ def _has_its_bytes(tiff: _Tiff, fields: dict[int, _Field]) -> bool:
     for offsets, byte_counts in _PIXELS:
         if offsets in fields and byte_counts in fields:
             starts, sizes = fields[offsets], fields[byte_counts]
-            if starts.count != sizes.count or starts.type not in _INTEGERS or sizes.type not in _INTEGERS:
+            if starts.number != sizes.number or starts.type not in _INTEGERS or sizes.type not in _INTEGERS:
                 return False
-            has_pixels = starts.count > 0
+            has_pixels = starts.number > 0
             end = max(end, max(map(add, tiff.integers(starts), tiff.integers(sizes)), default=0))
     return has_pixels and end <= tiff.body.size
 
@@ -106,12 +105,11 @@ def _open(body: Body) -> _Tiff | None:
     return None
 
 
-@dataclass(frozen=True, slots=True)
-class _Field:
+class _Field(NamedTuple):
     """Type and number of values, and where they begin and end."""
 
     type: int
-    count: int
+    number: int
     start: int
     end: int
 
@@ -156,12 +154,12 @@ class _Tiff:
         """The values; none if they are no integers. Raises: Cut, also beyond a limit."""
         if field.type not in _INTEGERS:
             return
-        self._values_left -= field.count
+        self._values_left -= field.number
         if self._values_left < 0:
             raise Cut
         width = _TYPE_BYTES[field.type]
-        for done in range(0, field.count, VALUES_AT_ONCE):
-            number = min(VALUES_AT_ONCE, field.count - done)
+        for done in range(0, field.number, VALUES_AT_ONCE):
+            number = min(VALUES_AT_ONCE, field.number - done)
             self.body.budget.spend(number // VALUES_PER_STEP)
             values = self.body.take(field.start + done * width, number * width)
             yield from struct.unpack(f"{self._sign}{number}{_INTEGERS[field.type]}", values)
