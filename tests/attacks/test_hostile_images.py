@@ -44,7 +44,6 @@ from proxy.service.judging import Judges
 from proxy.storage.memory import MemorySpool
 from proxy.web.site import SITE
 from tests.attacks.hostile_images import WORST, png_chunks, tiff_children
-from tests.core import images
 from tests.images import picture
 
 if TYPE_CHECKING:
@@ -62,7 +61,6 @@ SMALL, LARGE = 65_536, 262_144
 LINES_PER_STEP_MAX = 30
 """Of Python, in `proxy.core.sniff`; a directory of a TIFF takes most."""
 STORED = picture()
-SAMPLES = images.samples()
 
 every_worst = pytest.mark.parametrize("case", WORST, ids=lambda case: f"{case[0].name}: {case[1]}")
 
@@ -120,12 +118,6 @@ def test_no_image_takes_more_steps_than_it_has_bytes(case: tuple[Format, str], j
     assert steps_of(JUDGEMENTS[judgement], case[0], body) <= fields.STEPS_MIN + len(body)
 
 
-@pytest.mark.parametrize("size", [0, 1, 1_000, 10**6, 10**7, 10**9])
-def test_a_budget_ends_however_large_the_file_is(size: int) -> None:
-    scanned = size // fields.BYTES_SCANNED_PER_STEP
-    assert scanned < steps_max(size) <= min(fields.STEPS_MIN + size, fields.STEPS_MAX + 2 * scanned + 1)
-
-
 @contextmanager
 def lines_counted() -> Iterator[list[int]]:
     """Count the lines of Python that the parsers run."""
@@ -172,47 +164,6 @@ def test_a_head_that_trickles_in_costs_no_more_than_its_budget(case: tuple[Forma
     assert looks <= 60  # a head that grows by a quarter each time
     assert budget.taken <= LOOP_STEPS_MAX
     assert lines[0] <= LINES_PER_STEP_MAX * LOOP_STEPS_MAX
-
-
-@pytest.mark.parametrize("name", SAMPLES)
-def test_good_heads_are_judged_far_below_the_budget_of_the_loop(name: str) -> None:
-    budget = Budget(LOOP_STEPS_MAX)
-    reader = HeadReader(budget)
-    body = SAMPLES[name].body
-    for size in range(1, len(body) + 1):
-        if size >= reader.look_at or size == len(body):
-            reader.look(body[:size], ended=size == len(body))
-    assert budget.taken < LOOP_STEPS_MAX
-
-
-def test_a_look_comes_when_what_was_missing_is_there() -> None:
-    """Provenance before the pixels: nothing is to be learned before its end."""
-    body = images.png_with(images.png_chunk(b"caBX", bytes(100_000)))
-    budget = Budget(LOOP_STEPS_MAX)
-    reader = HeadReader(budget)
-    looks = 0
-    for size in range(1, len(body) + 1):
-        if size >= reader.look_at:
-            looks += 1
-            if reader.look(body[:size], ended=False) is not UNDECIDED:
-                break
-    assert size == 33 + 12 + 100_000 + 8
-    assert looks <= 10
-
-
-def test_a_budget_pauses_again_and_again_and_a_pause_may_end_it() -> None:
-    pauses = 0
-
-    def pause() -> None:
-        nonlocal pauses
-        pauses += 1
-        if pauses == 10:
-            raise Spent
-
-    budget = Budget(fields.STEPS_MAX, pause)
-    with pytest.raises(Spent):
-        is_whole(Format.GIF, WORST[Format.GIF, "blocks"](LARGE), budget)
-    assert budget.taken <= 10 * (fields.STEPS_BETWEEN_PAUSES + 1)
 
 
 @every_worst

@@ -68,7 +68,7 @@ class Budget:
     def __init__(self, steps_max: int, pause: Callable[[], None] | None = None) -> None:
         self.steps_max = steps_max
         self._left = steps_max
-        self._pause = pause
+        self._pause = pause or _go_on
         self._pause_below = 0 if pause is None else steps_max - STEPS_BETWEEN_PAUSES
 
     @property
@@ -87,8 +87,11 @@ class Budget:
             self._left = 0
             raise Spent
         self._pause_below = max(left - STEPS_BETWEEN_PAUSES, 0)
-        if self._pause is not None:
-            self._pause()
+        self._pause()
+
+
+def _go_on() -> None:
+    """Pause for no time."""
 
 
 def steps_max(size: int) -> int:
