@@ -11,6 +11,7 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from proxy.collapse import Tide
 from proxy.core.errors import (
+    ImgkeepError,
     OriginError,
     OriginRefused,
     Removed,
@@ -217,12 +219,27 @@ class Fill:
             status = error.origin_status
             error = SourceExpired(f"the link has expired or is no longer honoured: {error}", origin_status=status)
         self._land()
+        # Without its traceback, which knows this fill and all its bytes: reference counts would never free them.
+        told = copy.copy(error) if isinstance(error, ImgkeepError) else error
         if not self.head.done():
-            self.head.set_exception(error)
+            self.head.set_exception(told)
             self.head.exception()  # marks it as retrieved: all who waited may have left
-        self._tide.end(error)
+        self._tide.end(told)
         self._tower.failed(self.source, error)
         self._to.observer.failed(error)
+
+    async def judged(self) -> Head:
+        """
+        Wait for `head`. Its failure is raised as a copy, as in `Tide.beyond`.
+
+        Raises:
+            ImgkeepError: What the fill failed with.
+        """
+        try:
+            return await asyncio.shield(self.head)
+        except ImgkeepError as error:
+            error.__traceback__ = None
+            raise copy.copy(error) from None
 
     def hold(self) -> None:
         """Announce one more reader, who calls `aclose` when done."""

@@ -7,7 +7,6 @@ what once failed, and nothing that an origin answers touches what is stored.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from contextlib import suppress
 from dataclasses import dataclass
@@ -488,7 +487,7 @@ class Keeper:
         return None if file is None else Mirror(file, steps, self._to.memory, over)
 
     async def _follow(self, fill: Fill, info: SourceInfo, departs: bool) -> Delivery:  # noqa: FBT001
-        head = await asyncio.shield(fill.head)
+        head = await fill.judged()
         outcome = Outcome.STORED if departs else Outcome.COLLAPSED
         if not head.keeping:
             outcome = Outcome.UNKEPT

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 from collections import Counter
 from itertools import cycle, islice
@@ -14,9 +15,10 @@ from proxy.app import Seams
 from proxy.core.model import Format
 from proxy.core.sniff import LOOP_STEPS_MAX, Budget, fields, steps_max
 from proxy.service import judging
+from proxy.service.fill import Fill
 from proxy.service.judging import QUICK_THREADS, SLOW_THREADS, TURN_STEPS_MAX, Judges
 from tests.attacks.hostile_images import WORST
-from tests.attacks.test_hostile_images import read, unframed
+from tests.attacks.test_hostile_images import read, unframed, until
 from tests.faults.test_process import serving
 from tests.images import picture
 from tests.web.raw import request, split, talk, target_of
@@ -125,6 +127,28 @@ async def test_hits_go_on_between_small_pieces_of_hostile_work(
     assert sum(ledger.of_thread.values()) <= len(WORST) * 4 * steps_max(HEAD)
     assert most_under_way <= len(WORST)
     assert judges.under_way == 0
+
+
+@pytest.mark.parametrize("framed", [False, True])
+async def test_a_failed_fill_is_freed_without_the_garbage_collector(
+    imgkeep: Imgkeep, origin: FakeOrigin, *, framed: bool
+) -> None:
+    """Its error knew by its traceback all that the fill held, and the fill knew the error."""
+    hostile = WORST[Format.SVG, "open elements"](200_000)
+    gc.collect()
+    gc.disable()
+    try:
+        for n in range(10):
+            script = refused if framed else unframed(hostile)
+            await asyncio.gather(*[read(imgkeep, origin.on(f"/{n}", script)) for _ in range(3)])
+        await until(lambda: not [thing for thing in gc.get_objects() if isinstance(thing, Fill)])
+    finally:
+        gc.enable()
+
+
+async def refused(exchange: Exchange) -> None:
+    """Answer with something that is no image."""
+    await exchange.answer(b"The link has expired.")
 
 
 async def test_memory_returns_after_hostile_fills(tmp_path: Path, origin: FakeOrigin) -> None:
