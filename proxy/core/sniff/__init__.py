@@ -201,8 +201,7 @@ def is_whole(fmt: Format, data: Buffer, budget: Budget | None = None) -> bool:
     Tell whether the format's own end proves the file complete, for bodies whose framing proves nothing.
 
     What follows a complete image is tolerated, but for SVG, where it would be an error. A naked JPEG XL codestream
-    is never proved: only a decoder finds its end. No call into C holds the interpreter for longer than the 5 ms after
-    which it changes threads anyway.
+    is never proved: only a decoder finds its end. No call into C holds the interpreter for more than some 5 ms.
 
     Raises:
         Spent: The budget is used up; without one, `steps_max` of the data.
