@@ -225,7 +225,11 @@ class _Lane:
             judgement.abandoned = True
             raise
         if done:
-            return future.result()
+            try:
+                return future.result()
+            finally:
+                # An error knows this frame by its traceback, and would be known by it: nothing would be freed.
+                del done, future
         judgement.abandoned = True
         if judgement.begun:
             raise NotAnImage("the image takes too long to judge")

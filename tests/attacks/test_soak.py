@@ -17,6 +17,7 @@ from proxy.core.sniff import LOOP_STEPS_MAX, Budget, fields, steps_max
 from proxy.service import judging
 from proxy.service.fill import Fill
 from proxy.service.judging import QUICK_THREADS, SLOW_THREADS, TURN_STEPS_MAX, Judges
+from proxy.storage.disk import LocalDraft
 from tests.attacks.hostile_images import WORST
 from tests.attacks.test_hostile_images import read, unframed, until
 from tests.faults.test_process import serving
@@ -129,26 +130,31 @@ async def test_hits_go_on_between_small_pieces_of_hostile_work(
     assert judges.under_way == 0
 
 
-@pytest.mark.parametrize("framed", [False, True])
-async def test_a_failed_fill_is_freed_without_the_garbage_collector(
-    imgkeep: Imgkeep, origin: FakeOrigin, *, framed: bool
-) -> None:
-    """Its error knew by its traceback all that the fill held, and the fill knew the error."""
-    hostile = WORST[Format.SVG, "open elements"](200_000)
-    gc.collect()
-    gc.disable()
-    try:
-        for n in range(10):
-            script = refused if framed else unframed(hostile)
-            await asyncio.gather(*[read(imgkeep, origin.on(f"/{n}", script)) for _ in range(3)])
-        await until(lambda: not [thing for thing in gc.get_objects() if isinstance(thing, Fill)])
-    finally:
-        gc.enable()
-
-
 async def refused(exchange: Exchange) -> None:
     """Answer with something that is no image."""
     await exchange.answer(b"The link has expired.")
+
+
+FAILURES = {
+    "no image": refused,
+    "not whole": unframed(WORST[Format.SVG, "open elements"](200_000)),
+    "too many steps": unframed(WORST[Format.SVG, "markup in an entity"](80_000)),
+}
+
+
+@pytest.mark.parametrize("script", FAILURES.values(), ids=FAILURES)
+async def test_a_failed_fill_is_freed_without_the_garbage_collector(
+    imgkeep: Imgkeep, origin: FakeOrigin, script: Callable[[Exchange], Awaitable[None]]
+) -> None:
+    """Its error knew by its traceback all that the fill held, and the fill knew the error."""
+    gc.collect()
+    gc.disable()
+    try:
+        for n in range(3):
+            await asyncio.gather(*[read(imgkeep, origin.on(f"/{n}", script)) for _ in range(3)])
+        await until(lambda: not [thing for thing in gc.get_objects() if isinstance(thing, (Fill, LocalDraft))])
+    finally:
+        gc.enable()
 
 
 async def test_memory_returns_after_hostile_fills(tmp_path: Path, origin: FakeOrigin) -> None:
