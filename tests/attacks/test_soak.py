@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 STORED = picture()
 HEAD = 65_536
+ATTACK = list(WORST.values())[::2]
 SVG_BYTES = 3_000_000
 LEFT_BYTES_MAX = 50_000_000
 HEAVY = ("open elements", "named elements", "open namespaces", "attributes of a tag", "namespaces", "a value")
@@ -102,7 +103,7 @@ async def test_hits_go_on_between_small_pieces_of_hostile_work(
     sizes = cycle((HEAD, 16_384, 1_448, 700))
     hostile = [
         read(imgkeep, origin.on(f"/{n}", dripping(make(HEAD), size)))
-        for n, (make, size) in enumerate(zip(WORST.values(), sizes, strict=False))
+        for n, (make, size) in enumerate(zip(ATTACK, sizes, strict=False))
     ]
     attack = asyncio.gather(*hostile)
     hits = most_under_way = 0
@@ -121,12 +122,12 @@ async def test_hits_go_on_between_small_pieces_of_hostile_work(
     window = 65_536 // fields.BYTES_SCANNED_PER_STEP
     assert 0 < max(ledger.of_turn.values()) <= TURN_STEPS_MAX + LOOP_STEPS_MAX + window
     on_loop = ledger.of_thread.pop(threading.current_thread().name)
-    assert on_loop <= (len(WORST) + 1) * (LOOP_STEPS_MAX + window)
+    assert on_loop <= (len(ATTACK) + 1) * (LOOP_STEPS_MAX + window)
     # The rest was done by few threads, which do nothing else: none of a disk's, nor of those that look names up.
     assert {name.rpartition("_")[0] for name in ledger.of_thread} <= {"judge", "judge-slow"}
     assert len(ledger.of_thread) <= QUICK_THREADS + SLOW_THREADS
-    assert sum(ledger.of_thread.values()) <= len(WORST) * 4 * steps_max(HEAD)
-    assert most_under_way <= len(WORST)
+    assert sum(ledger.of_thread.values()) <= len(ATTACK) * 4 * steps_max(HEAD)
+    assert most_under_way <= len(ATTACK)
     assert judges.under_way == 0
 
 
@@ -160,7 +161,7 @@ async def test_a_failed_fill_is_freed_without_the_garbage_collector(
 async def test_memory_returns_after_hostile_fills(tmp_path: Path, origin: FakeOrigin) -> None:
     """In a process of its own. Each of them took 134 MB once, and kept it."""
     bodies = [WORST[Format.SVG, name](SVG_BYTES) for name in HEAVY]
-    urls = [origin.on(f"/{n}.svg", unframed(body)) for n, body in enumerate(islice(cycle(bodies), 72))]
+    urls = [origin.on(f"/{n}.svg", unframed(body)) for n, body in enumerate(islice(cycle(bodies), 60))]
     async with serving(tmp_path / "run") as running:
 
         async def fill(url: str) -> int:
