@@ -18,7 +18,10 @@ The interleaving that matters, step by step:
 from __future__ import annotations
 
 import asyncio
+import copy
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+
+from proxy.core.errors import ImgkeepError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
@@ -130,7 +133,8 @@ class Tide:
             self._waiting.append(turn)
             await turn
         if self.height <= offset and self.error is not None:
-            raise self.error
+            # A copy: what is raised knows by its traceback who waits here, and through them all that the flight held.
+            raise copy.copy(self.error) if isinstance(self.error, ImgkeepError) else self.error
         return self.height
 
     def _wake(self) -> None:

@@ -152,7 +152,15 @@ class Draft(Protocol):
         """Return up to `size` bytes from `offset` on."""
 
     async def judge(self, verdict: Callable[[bytearray | mmap], T]) -> T:
-        """Return `verdict(all bytes written so far)`, away from the event loop."""
+        """Return `verdict(all bytes written so far)`, in a thread of the store. For its own work alone: see `view`."""
+
+    def view(self, verdict: Callable[[bytearray | mmap], T]) -> T:
+        """
+        Return `verdict(all bytes written so far)`. Blocks for as long as the verdict takes; may go on after `aclose`.
+
+        Raises:
+            StorageError: They cannot be read.
+        """
 
     async def lay_open(self) -> Path | None:
         """

@@ -36,6 +36,7 @@ from proxy.service.heal import Healer
 from proxy.service.health import LOOK_EVERY_S, Health
 from proxy.service.inspect import Inspector
 from proxy.service.jobs import JobRunner
+from proxy.service.judging import Judges
 from proxy.service.keep import Keeper, Rules
 from proxy.service.removal import Refusals, Remover
 from proxy.service.rewrite import Linking
@@ -87,6 +88,7 @@ class Seams:
     resolver: Callable[[], AbstractResolver] = aiohttp.ThreadedResolver
     open_socket: SocketFactory = open_socket
     ssl_context: ssl.SSLContext | None = None
+    make_judges: Callable[[], Judges] = Judges
 
 
 REAL: Final = Seams()
@@ -222,7 +224,8 @@ async def open_works(
         origin = _make_origin(config, seams, inspector, metrics, own_ports)
         refusals = Refusals(parts.store, parts.catalog, _drop_of(parts), siblings)
         claims = None if place is None else _open_claims(config, seams, place)
-        neighbours = _make_neighbours(config, seams, parts, origin, _Witness(metrics, health), refusals)
+        judges = seams.make_judges()
+        neighbours = _make_neighbours(config, seams, parts, origin, judges, _Witness(metrics, health), refusals)
         keeper = _make_keeper(config, seams, parts, inspector, neighbours, claims, siblings, metrics.refused)
         remover = Remover(
             store=parts.store, register=parts.catalog, finder=keeper, refusals=refusals, clock=seams.clock
@@ -245,7 +248,7 @@ async def open_works(
             seams=seams,
             resting=asyncio.Event(),
         )
-        _watch_gauges(works, origin)
+        _watch_gauges(works, origin, judges)
         await health.look()
         await refusals.open()
         try:
@@ -253,6 +256,7 @@ async def open_works(
         finally:
             await keeper.aclose()
             await origin.aclose()
+            judges.close()
             if claims is not None:
                 claims.aclose()
 
@@ -276,13 +280,20 @@ def _make_origin(
 
 
 def _make_neighbours(  # noqa: PLR0913, PLR0917 - what they are
-    config: Config, seams: Seams, parts: Parts, origin: OriginClient, witness: _Witness, refusals: Refusals
+    config: Config,
+    seams: Seams,
+    parts: Parts,
+    origin: OriginClient,
+    judges: Judges,
+    witness: _Witness,
+    refusals: Refusals,
 ) -> Neighbours:
     return Neighbours(
         origin=origin,
         store=parts.store,
         disk=parts.spool,
         memory=parts.memory,
+        judges=judges,
         observer=witness,
         clock=seams.clock,
         draw_etag=lambda: f'"{secrets.token_hex(16)}"',
@@ -351,13 +362,14 @@ def _make_jobs(  # noqa: PLR0913, PLR0917 - what it is made of
     )
 
 
-def _watch_gauges(works: Works, origin: OriginClient) -> None:
+def _watch_gauges(works: Works, origin: OriginClient, judges: Judges) -> None:
     """Show what is under way, and what is held, beside what is counted."""
     watch, shelf = works.metrics.watch, works.parts.disk.shelf
     watch("job_links_waiting", "Links that wait to be saved", lambda: works.jobs.waiting, shared=True)
     watch("fills_in_flight", "Images being fetched", lambda: works.keeper.fills_in_air)
     watch("fetches_waiting", "Fetches that wait for a place", lambda: origin.gates.waiting)
     watch("fetches_under_way", "Fetches that hold a place", lambda: origin.gates.used)
+    watch("judgements_in_flight", "Images judged in threads of their own", lambda: judges.under_way)
     watch("hot_bytes", "Bytes of objects held in memory", lambda: shelf.copied_bytes)
     watch("mapped_bytes", "Bytes of objects mapped into memory", lambda: shelf.mapped_bytes)
     watch("store_free_bytes", "Bytes free on the local disk", lambda: works.health.free_bytes, shared=True)

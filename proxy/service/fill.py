@@ -13,6 +13,7 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from proxy.collapse import Tide
 from proxy.core.errors import (
-    NotAnImage,
+    ImgkeepError,
     OriginError,
     OriginRefused,
     Removed,
@@ -30,7 +31,6 @@ from proxy.core.errors import (
     TooLarge,
 )
 from proxy.core.model import OWN, Record
-from proxy.core.sniff import HEAD_BYTES_MAX, UNDECIDED, is_whole, measure, sniff
 from proxy.core.stored import REMOVED
 from proxy.ports import Demand, NotModified, Trace
 from proxy.service.drafts import go_on
@@ -41,11 +41,11 @@ if TYPE_CHECKING:
     from proxy.core.model import Client, Digest, Format, PixelSize, Source, SourceInfo, Validator
     from proxy.ports import Clock, Disk, Draft, Observer, Origin, OriginResponse, Spool, Store
     from proxy.service.allowance import Permit
+    from proxy.service.judging import Judges
 
 RECENT_BYTES_MAX: Final = 1_048_576
 """So many of the newest bytes stay in memory, once per fill: readers who keep up need no look at the draft."""
 TURNS_OF_READERS: Final = 4
-SMALL_HEAD_BYTES: Final = 1024
 STEP_BYTES: Final = 65_536
 RECENT_CHUNKS_MAX: Final = 256
 """And in so many pieces at most: an origin that sends byte by byte must cost neither memory nor long searches."""
@@ -70,6 +70,7 @@ class Neighbours:
     store: Store
     disk: Disk
     memory: Spool
+    judges: Judges
     observer: Observer
     clock: Clock
     draw_etag: Callable[[], str]
@@ -200,7 +201,9 @@ class Fill:
         async with self._to.origin.fetch(self.source, validator, self._demand) as response:
             self._size = response.size
             chunks = response.chunks()
-            first, format_, pixel_size = await self._judge(chunks)
+            first, seen = await self._to.judges.read_head(chunks)
+            self._check_pixels(seen.pixel_size)
+            format_, pixel_size = seen.format, seen.pixel_size
             draft, fault = await self._begin(response.size)
             self._drafts.append(draft)
             etag = self._to.draw_etag()
@@ -208,8 +211,10 @@ class Fill:
             fault = await self._take(first, fault)
             async for chunk in chunks:
                 fault = await self._take(chunk, fault)
-            await self._check_end(response, format_)
-            pixel_size = pixel_size or await self._measure(format_)
+        # The origin's part is over: what takes long to judge holds no place among the fetches.
+        await self._check_end(response, format_)
+        if not seen.is_measured:
+            pixel_size = await self._measure(format_)
         return (self._record(format_, pixel_size, etag, response.validator) if fault is None else None), fault
 
     def fail(self, error: BaseException) -> None:
@@ -219,12 +224,27 @@ class Fill:
             status = error.origin_status
             error = SourceExpired(f"the link has expired or is no longer honoured: {error}", origin_status=status)
         self._land()
+        # Without its traceback, which knows this fill and all its bytes: reference counts would never free them.
+        told = copy.copy(error) if isinstance(error, ImgkeepError) else error
         if not self.head.done():
-            self.head.set_exception(error)
+            self.head.set_exception(told)
             self.head.exception()  # marks it as retrieved: all who waited may have left
-        self._tide.end(error)
+        self._tide.end(told)
         self._tower.failed(self.source, error)
         self._to.observer.failed(error)
+
+    async def judged(self) -> Head:
+        """
+        Wait for `head`. Its failure is raised as a copy, as in `Tide.beyond`.
+
+        Raises:
+            ImgkeepError: What the fill failed with.
+        """
+        try:
+            return await asyncio.shield(self.head)
+        except ImgkeepError as error:
+            error.__traceback__ = None
+            raise copy.copy(error) from None
 
     def hold(self) -> None:
         """Announce one more reader, who calls `aclose` when done."""
@@ -288,27 +308,6 @@ class Fill:
     def _draft(self) -> Draft:
         return self._drafts[-1]
 
-    async def _judge(self, chunks: AsyncIterator[bytes]) -> tuple[bytes, Format, PixelSize | None]:
-        """Read until it is clear what this is and, where the header says so soon, how large; refuse what we refuse."""
-        head = bytearray()
-        look_at = 0
-        while True:
-            chunk = await anext(chunks, None)
-            ended = chunk is None
-            head += chunk or b""
-            # Each look reads the head from its beginning. Byte by byte that would cost more than the origin spends, so
-            # the head has to have grown noticeably; small heads, which decide most formats, are looked at every time.
-            if ended or len(head) >= look_at:
-                look_at = len(head) * 5 // 4 if len(head) > SMALL_HEAD_BYTES else 0
-                format_ = sniff(head, ended=ended)
-                if format_ is None:
-                    raise NotAnImage("the answer is not an image of a supported format")
-                if format_ is not UNDECIDED:
-                    pixel_size = measure(format_, head)
-                    if pixel_size is not None or ended or len(head) >= HEAD_BYTES_MAX:
-                        self._check_pixels(pixel_size)
-                        return bytes(head), format_, pixel_size
-
     async def _begin(self, size: int | None) -> tuple[Draft, StorageError | None]:
         try:
             return await self._to.disk.begin(size), self._fault
@@ -339,12 +338,12 @@ class Fill:
         return self._fault or (fault if self._to.store.disk_only else None)
 
     async def _check_end(self, response: OriginResponse, format_: Format) -> None:
-        if not response.framed and not await self._draft.judge(lambda body: is_whole(format_, body)):
+        if not response.framed and not await self._to.judges.is_whole(self._draft, format_):
             raise OriginError("the origin's answer broke off before the end of the image")
 
     async def _measure(self, format_: Format) -> PixelSize | None:
         """Measure again with the whole file at hand: some formats keep their header at the end."""
-        pixel_size = await self._draft.judge(lambda body: measure(format_, body))
+        pixel_size = await self._to.judges.measure(self._draft, format_)
         self._check_pixels(pixel_size)
         return pixel_size
 

@@ -290,7 +290,7 @@ class Keeper:
             return None
         fill.hold()
         try:
-            return fill, await asyncio.shield(fill.head)
+            return fill, await fill.judged()
         except ImgkeepError as error:
             await fill.aclose()
             if not isinstance(error, OriginError | SourceForbidden):
@@ -561,7 +561,7 @@ class Keeper:
         raise outcome or StorageError("the image is not kept")
 
     async def _follow(self, visit: Visit, fill: Fill, info: SourceInfo, departs: bool) -> Delivery:  # noqa: FBT001
-        head: Head = await visit.wait(asyncio.shield(fill.head))
+        head: Head = await visit.wait(fill.judged())
         return _deliver(info.key, head, fill, Outcome.STORED if departs else Outcome.COLLAPSED)
 
 

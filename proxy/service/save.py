@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING
 
 from proxy.core.content import identify_bytes
 from proxy.core.errors import Conflict, NotAnImage, Removed, StorageError, TooLarge
-from proxy.core.model import Format, Record
-from proxy.core.sniff import HEAD_BYTES_MAX, UNDECIDED, is_whole, measure, sniff
+from proxy.core.model import Record
 from proxy.core.stored import REMOVED
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from proxy.core.model import Source, SourceInfo
+    from proxy.core.model import Format, PixelSize, Source, SourceInfo
     from proxy.ports import Draft
     from proxy.service.fill import Neighbours
     from proxy.service.keep import Keeper
@@ -58,6 +57,7 @@ class Saver:
 
         Raises:
             NotAnImage, TooLarge, Removed: It is refused.
+            Busy: Too many images are being judged.
             Conflict: Another image is kept under `info`.
             StorageError: It is not kept.
         """
@@ -67,15 +67,10 @@ class Saver:
                 if draft.size + len(chunk) > self._body_bytes_max:
                     raise TooLarge(f"the image is larger than {self._body_bytes_max} bytes, see fetch.body_bytes_max")
                 await draft.write(chunk)
-            format_ = None
-            if draft.size:
-                format_ = await draft.judge(lambda body: _judge(bytes(body[:HEAD_BYTES_MAX]), len(body)))
-            # Of a naked JPEG XL codestream only a decoder finds the end; there HTTP's own framing has to do.
-            if format_ is None or not (
-                format_ is Format.JXL or await draft.judge(lambda body: is_whole(format_, body))
-            ):
+            judged = await self._to.judges.judge(draft)
+            if judged is None:
                 raise NotAnImage("the bytes are not a whole image of a supported format")
-            return await self._keep(draft, format_, info or identify_bytes(draft.digest))
+            return await self._keep(draft, *judged, info or identify_bytes(draft.digest))
         finally:
             await draft.aclose()
 
@@ -87,10 +82,9 @@ class Saver:
                 raise
             return await self._to.memory.begin(size)
 
-    async def _keep(self, draft: Draft, format_: Format, info: SourceInfo) -> Saved:
+    async def _keep(self, draft: Draft, format_: Format, pixel_size: PixelSize | None, info: SourceInfo) -> Saved:
         if draft.digest in self._to.refused:
             raise Removed(REMOVED)
-        pixel_size = await draft.judge(lambda body: measure(format_, body))
         if pixel_size is not None and pixel_size.pixels > self._to.pixels_max:
             raise TooLarge(f"the image has {pixel_size.pixels} pixels, more than fetch.pixels_max")
         known = await self._keeper.find(info.key)
@@ -116,8 +110,3 @@ class Saver:
         self._to.observer.filled(draft.size, pending=kept.pending)
         await self._keeper.kept(kept)
         return Saved(kept, created=True)
-
-
-def _judge(head: bytes, size: int) -> Format | None:
-    format_ = sniff(head, ended=len(head) == size)
-    return None if format_ is UNDECIDED else format_

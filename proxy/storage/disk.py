@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from proxy.core.errors import StorageError
 from proxy.core.model import Digest
 from proxy.storage import files
+from proxy.storage.threads import fault
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -122,7 +123,14 @@ class LocalDraft:
         return await _read(self._descriptor, offset, min(size, self._size - offset), self._threads)
 
     async def judge(self, verdict: Callable[[bytearray | mmap.mmap], T]) -> T:
-        return await self._threads.run(self._judge, verdict)
+        return await self._threads.run(self.view, verdict)
+
+    def view(self, verdict: Callable[[bytearray | mmap.mmap], T]) -> T:
+        small = self.small
+        if small is not None:
+            return verdict(small)
+        with self._map() as view:
+            return verdict(view)
 
     async def lay_open(self) -> Path:
         # At once, because the thread copies what is in memory, and more may come meanwhile.
@@ -181,13 +189,12 @@ class LocalDraft:
             self.small = None  # last, because readers on the event loop look at it
         return self._descriptor
 
-    def _judge(self, verdict: Callable[[bytearray | mmap.mmap], T]) -> T:
-        small = self.small
-        if small is not None:
-            return verdict(small)
-        assert self._descriptor is not None
-        with mmap.mmap(self._descriptor, self._size, access=mmap.ACCESS_READ) as view:
-            return verdict(view)
+    def _map(self) -> mmap.mmap:
+        with self._lock:
+            try:
+                return mmap.mmap(self._file(), self._size, access=mmap.ACCESS_READ)
+            except OSError as error:
+                raise fault(error) from None
 
     def close(self) -> None:
         try:

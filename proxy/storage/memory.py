@@ -99,6 +99,9 @@ class MemoryDraft:
     async def judge(self, verdict: Callable[[bytearray | mmap], T]) -> T:
         return await asyncio.to_thread(verdict, self._data)
 
+    def view(self, verdict: Callable[[bytearray | mmap], T]) -> T:
+        return verdict(self._data)
+
     async def lay_open(self) -> None:
         """It is nobody's but ours."""
 

@@ -295,6 +295,9 @@ def samples() -> dict[str, Sample]:
         "svg in utf-16 le": Sample(Format.SVG, svg().encode("utf-16")),
         "svg in utf-16 be": Sample(Format.SVG, ('<?xml version="1.0" encoding="UTF-16"?>' + svg()).encode("utf-16-be")),
         "svg by illustrator": Sample(Format.SVG, ILLUSTRATOR),
+        "svg of a long tag": Sample(
+            Format.SVG, svg(content=f"<path class='{'a ' * 9_000}' d='M0 0' id='b'/>").encode()
+        ),
         "svg after much": Sample(
             Format.SVG, f"\ufeff\r\n <?xml version='1.0'?><?a b?><!--{'long ' * 400}-->\n{svg()}".encode()
         ),

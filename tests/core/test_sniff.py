@@ -416,7 +416,14 @@ LIMITS = {
     "directories of a tiff": (tiff, "DIRECTORIES_MAX", 2, "tiff of pages"),
     "fields of a tiff": (tiff, "FIELDS_MAX", 3, "tiff"),
     "values of a tiff": (tiff, "VALUES_MAX", 1, "tiff"),
-    "marks of an svg": (svg, "MARKS_MAX", 3, "svg"),
+    "open elements of an svg": (svg, "OPEN_MAX", 2, "svg"),
+    "names of an svg": (svg, "NAMES_MAX", 2, "svg"),
+    "prefixes of an svg": (svg, "NAMES_MAX", 0, "svg by illustrator"),
+    "length of an svg's names": (svg, "NAME_CHARS_MAX", 3, "svg without namespace"),
+    "length of an svg's attributes": (svg, "NAME_CHARS_MAX", 4, "svg without namespace"),
+    "declarations of an svg": (svg, "DECLARATIONS_MAX", 2, "svg by illustrator"),
+    "length of an svg's entities": (svg, "ENTITY_CHARS_MAX", 20, "svg by illustrator"),
+    "quotes of an svg's tag": (svg, "QUOTES_MAX", 0, "svg of a long tag"),
     "bytes of an svg's entities": (svg, "EXPANSION_BYTES_MAX", 50, "svg by illustrator"),
 }
 
@@ -448,6 +455,7 @@ def test_a_tag_that_does_not_end_is_bounded(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_photograph_in_base64_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(svg, "PIECE_BYTES", 16)
+    monkeypatch.setattr(svg, "PROLOG_PIECE_BYTES", 16)
     monkeypatch.setattr(svg, "PASS_OVER_AFTER_BYTES", 64)
     monkeypatch.setattr(svg, "TOKEN_BYTES_MAX", 500)
     body = images.svg(content=f'<image href="data:image/png;base64,{"AZaz09+/=" * 1000}"/>').encode()
@@ -455,9 +463,36 @@ def test_a_photograph_in_base64_is_passed_over(monkeypatch: pytest.MonkeyPatch) 
     assert not any(is_whole(Format.SVG, body[:cut]) for cut in range(0, len(body), 97))
 
 
+@pytest.mark.parametrize("value", ["&amp;&lt;b&gt; &#38; ", "\u4e2d\u6587 &quot;", "a - b -- c "])
+def test_text_in_a_long_value_is_passed_over(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    """As drawing programs write it that keep their own document in an attribute."""
+    body = images.svg(content=f'<g content="{value * 600}"/><path d="M0 0"/>').encode()
+    monkeypatch.setattr(svg, "PIECE_BYTES", 16)
+    monkeypatch.setattr(svg, "PROLOG_PIECE_BYTES", 16)
+    monkeypatch.setattr(svg, "PASS_OVER_AFTER_BYTES", 64)
+    for size in range(16, 40):
+        monkeypatch.setattr(svg, "TOKEN_PIECE_BYTES_MAX", size)
+        monkeypatch.setattr(svg, "TOKEN_BYTES_MAX", 500)
+        assert is_whole(Format.SVG, body)
+        assert not any(is_whole(Format.SVG, body[:cut]) for cut in range(0, len(body) - 1, 997))
+
+
+def test_markup_in_a_long_comment_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(svg, "PIECE_BYTES", 16)
+    monkeypatch.setattr(svg, "PROLOG_PIECE_BYTES", 16)
+    monkeypatch.setattr(svg, "PASS_OVER_AFTER_BYTES", 64)
+    monkeypatch.setattr(svg, "TOKEN_BYTES_MAX", 500)
+    for size in range(16, 40):
+        monkeypatch.setattr(svg, "TOKEN_PIECE_BYTES_MAX", size)
+        body = images.svg(content="<!-- " + '<g class="a - b">it</g> ' * 300 + " --><path/>").encode()
+        assert is_whole(Format.SVG, body)
+        assert not is_whole(Format.SVG, body.replace(b"a - b", b"a -- b"))
+
+
 def test_an_svg_is_read_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     for size in range(1, 40):
         monkeypatch.setattr(svg, "PIECE_BYTES", size)
+        monkeypatch.setattr(svg, "PROLOG_PIECE_BYTES", size)
         for name in ("svg", "svg in utf-16 be", "svg by illustrator"):
             sample = SAMPLES[name]
             assert sniff(sample.body, ended=True) is Format.SVG

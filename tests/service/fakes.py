@@ -18,6 +18,7 @@ from proxy.core.policy import Policy
 from proxy.core.source import read_source
 from proxy.ports import Demand
 from proxy.service.fill import Neighbours
+from proxy.service.judging import Judges
 from proxy.service.keep import Keeper, Rules
 from proxy.service.visit import Delivery, Visit
 from proxy.storage.memory import MemoryBody, MemorySpool
@@ -141,6 +142,9 @@ class FakeDraft:
         return bytes(self.data[offset : offset + size])
 
     async def judge(self, verdict: Callable[[bytearray | mmap], T]) -> T:
+        return verdict(self.data)
+
+    def view(self, verdict: Callable[[bytearray | mmap], T]) -> T:
         return verdict(self.data)
 
     async def lay_open(self) -> Path:
@@ -301,6 +305,7 @@ class World:
         self.disk = FakeSpool()
         self.memory = MemorySpool(memory_bytes)
         self.catalog = FakeCatalog()
+        self.judges = Judges()
         self.observer = FakeObserver()
         self.refused: set[Digest] = set()
         self.timer = Timer()
@@ -318,6 +323,7 @@ class World:
                 store=self.store,
                 disk=self.disk,
                 memory=self.memory,
+                judges=self.judges,
                 observer=self.observer,
                 clock=lambda: datetime(2026, 11, 22, 10, tzinfo=UTC),
                 draw_etag=lambda: f'"{next(tags)}"',

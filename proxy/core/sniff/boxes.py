@@ -6,17 +6,16 @@ A length of 1 stands for 64 bits behind the type; 0 for "up to the end of the fi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
-
-from proxy.core.sniff.fields import take, uint
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from proxy.core.sniff.fields import Buffer
+    from proxy.core.sniff.fields import Body
 
-BOXES_MAX: Final = 16_384  # side by side; a HEIC has about 5, a long image sequence in fragments some thousand
+BOXES_MAX: Final = (
+    16_384  # side by side, for some hold them all; a HEIC has about 5, a long image sequence in fragments some thousand
+)
 
 # What stands at the top of an AVIF, HEIF or JPEG XL file; anything else behind the image is no part of it.
 _TOP_LEVEL: Final = frozenset(
@@ -29,8 +28,7 @@ _TOP_LEVEL: Final = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Box:
+class Box(NamedTuple):
     """Type, and where the payload begins and ends; `is_open` if that is wherever the file happens to end."""
 
     kind: bytes
@@ -39,15 +37,16 @@ class Box:
     is_open: bool
 
 
-def boxes(body: Buffer, start: int, end: int) -> Iterator[Box]:
+def boxes(body: Body, start: int, end: int) -> Iterator[Box]:
     """The boxes between `start` and `end`; the last may reach beyond. Raises: Cut."""
     for _ in range(BOXES_MAX):
         if start + 8 > end:
             return
-        length, header = uint(body, start, 4, "big"), 8
-        kind = take(body, start + 4, 4)
+        body.budget.spend()  # one for reading it and one for the `Box`
+        opening, header = body.take(start, 8), 8
+        length, kind = int.from_bytes(opening[:4], "big"), opening[4:]
         if length == 1:
-            length, header = uint(body, start + 8, 8, "big"), 16
+            length, header = body.uint(start + 8, 8, "big"), 16
         is_open = length == 0
         if is_open:
             length = end - start
@@ -57,7 +56,7 @@ def boxes(body: Buffer, start: int, end: int) -> Iterator[Box]:
         start += length
 
 
-def first_of_each(body: Buffer, start: int, end: int) -> dict[bytes, Box]:
+def first_of_each(body: Body, start: int, end: int) -> dict[bytes, Box]:
     """The boxes between `start` and `end` by type. Raises: Cut."""
     found: dict[bytes, Box] = {}
     for box in boxes(body, start, end):
@@ -65,13 +64,13 @@ def first_of_each(body: Buffer, start: int, end: int) -> dict[bytes, Box]:
     return found
 
 
-def top_level(body: Buffer) -> list[Box] | None:
+def top_level(body: Body) -> list[Box] | None:
     """The file's own boxes, without whatever follows the image; None if one of them is cut short."""
     found: list[Box] = []
-    for box in boxes(body, 0, len(body)):
+    for box in boxes(body, 0, body.size):
         if box.kind not in _TOP_LEVEL:
             break
-        if box.end > len(body):
+        if box.end > body.size:
             return None
         found.append(box)
     return found

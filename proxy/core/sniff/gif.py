@@ -9,46 +9,46 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from proxy.core.model import Format
-from proxy.core.sniff.fields import begins, pixel_size, uint
+from proxy.core.sniff.fields import pixel_size
 
 if TYPE_CHECKING:
     from proxy.core.model import PixelSize
-    from proxy.core.sniff.fields import Buffer
+    from proxy.core.sniff.fields import Body
 
 BLOCKS_MAX: Final = 2**20  # and sub-blocks: 50 MB are 200,000 full ones; as many are walked in about 0.3 s
 
 _EXTENSION, _IMAGE, _TRAILER = 0x21, 0x2C, 0x3B
 
 
-def recognise(head: bytes) -> Format | None:
-    if not (begins(head, b"GIF87a") or begins(head, b"GIF89a")) or measure(head) is None:
+def recognise(head: Body) -> Format | None:
+    if not (head.begins(b"GIF87a") or head.begins(b"GIF89a")) or measure(head) is None:
         return None
     # A script that hides behind `GIF89a` has text here.
-    introducer = uint(head, _blocks_at(head), 1, "little")
+    introducer = head.uint(_blocks_at(head), 1, "little")
     return Format.GIF if introducer in {_EXTENSION, _IMAGE, _TRAILER} else None
 
 
-def measure(body: Buffer) -> PixelSize | None:
-    return pixel_size(uint(body, 6, 2, "little"), uint(body, 8, 2, "little"))
+def measure(body: Body) -> PixelSize | None:
+    return pixel_size(body.uint(6, 2, "little"), body.uint(8, 2, "little"))
 
 
-def is_whole(body: Buffer) -> bool:
+def is_whole(body: Body) -> bool:
     at = _blocks_at(body)
     has_image = False
     left = BLOCKS_MAX
     while left > 0:
         left -= 1
-        introducer = uint(body, at, 1, "little")
+        introducer = body.uint(at, 1, "little")
         if introducer == _TRAILER:
             return has_image
         if introducer == _EXTENSION:
             at += 2  # and the label (23)
         elif introducer == _IMAGE:
             has_image = True
-            at += 10 + _table_size(uint(body, at + 9, 1, "little")) + 1  # and the LZW code size (20, 21, 22)
+            at += 10 + _table_size(body.uint(at + 9, 1, "little")) + 1  # and the LZW code size (20, 21, 22)
         else:
             return False
-        while length := uint(body, at, 1, "little"):
+        while length := body.uint(at, 1, "little"):
             at += 1 + length
             left -= 1
             if left < 0:
@@ -57,9 +57,9 @@ def is_whole(body: Buffer) -> bool:
     return False
 
 
-def _blocks_at(body: Buffer) -> int:
+def _blocks_at(body: Body) -> int:
     """Where the first block begins: behind header, logical screen and global colour table (18, 19)."""
-    return 13 + _table_size(uint(body, 10, 1, "little"))
+    return 13 + _table_size(body.uint(10, 1, "little"))
 
 
 def _table_size(flags: int) -> int:

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Final
 
 from proxy.core.model import Format
 from proxy.core.sniff.boxes import boxes, first_of_each, top_level
-from proxy.core.sniff.fields import Cursor, Cut, begins, pixel_size, take, uint
+from proxy.core.sniff.fields import Cursor, Cut, pixel_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from proxy.core.model import PixelSize
     from proxy.core.sniff.boxes import Box
-    from proxy.core.sniff.fields import Buffer
+    from proxy.core.sniff.fields import Body
 
 BRANDS_BYTES_MAX: Final = 1024  # 250 brands; files carry about 8
 EXTENTS_MAX: Final = (
@@ -30,18 +30,19 @@ ASSOCIATIONS_MAX: Final = 65_536  # for the same reason
 _AVIF: Final = frozenset({b"avif", b"avis"})
 _HEIC: Final = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"})
 _HEIF: Final = frozenset({b"mif1", b"msf1"})  # any coding: the compatible brands say which
+_BOX_HEADER_BYTES: Final = 8
 _IN_THIS_FILE: Final = 0  # construction method (14496-12, 8.11.3)
 
 
-def recognise(head: bytes) -> Format | None:
-    if not begins(head, b"\0\0") or not begins(head, b"ftyp", 4):
+def recognise(head: Body) -> Format | None:
+    if not head.begins(b"\0\0") or not head.begins(b"ftyp", 4):
         return None
-    size = uint(head, 0, 4, "big")
+    size = head.uint(0, 4, "big")
     if not 16 <= size <= 16 + BRANDS_BYTES_MAX or size % 4:
         return None
-    major = frozenset({take(head, 8, 4)})
+    major = frozenset({head.take(8, 4)})
     if major & _HEIF:
-        compatible = take(head, 16, size - 16)
+        compatible = head.take(16, size - 16)
         major |= {compatible[at : at + 4] for at in range(0, len(compatible), 4)}
     for brands, fmt in ((_AVIF, Format.AVIF), (_HEIC, Format.HEIC), (_HEIF, Format.HEIF)):
         if major & brands:
@@ -49,10 +50,24 @@ def recognise(head: bytes) -> Format | None:
     return None
 
 
-def measure(body: Buffer) -> PixelSize | None:
-    meta = next((box for box in boxes(body, 0, len(body)) if box.kind == b"meta"), None)
-    if meta is None:
-        return None
+def measure(body: Body) -> PixelSize | None:
+    at = 0
+    for box in boxes(body, 0, body.size):
+        if box.kind == b"meta":
+            return _measure(body, box)
+        at = box.end
+    raise Cut(at + _BOX_HEADER_BYTES)
+
+
+def _measure(body: Body, meta: Box) -> PixelSize | None:
+    try:
+        return _size_in(body, meta)
+    except Cut:
+        # Read once more when all of it is there, and not again and again as it grows; it may be larger than a head.
+        raise Cut(meta.end) from None
+
+
+def _size_in(body: Body, meta: Box) -> PixelSize | None:
     parts = first_of_each(body, meta.start + 4, meta.end)
     if b"iprp" not in parts:
         return None
@@ -66,11 +81,11 @@ def measure(body: Buffer) -> PixelSize | None:
         chosen = []
         sizes = [_extent(body, box) for box in properties if box.kind == b"ispe"]
     width, height = max(sizes, key=lambda size: size[0] * size[1], default=(0, 0))
-    turns = sum(uint(body, box.start, 1, "big") & 0b11 for box in chosen if box.kind == b"irot")
+    turns = sum(body.uint(box.start, 1, "big") & 0b11 for box in chosen if box.kind == b"irot")
     return pixel_size(height, width) if turns % 2 else pixel_size(width, height)
 
 
-def is_whole(body: Buffer) -> bool:
+def is_whole(body: Body) -> bool:
     found = top_level(body)
     if not found:
         return False
@@ -82,23 +97,23 @@ def is_whole(body: Buffer) -> bool:
         return False
     if b"mdat" not in parts and b"idat" not in inner:
         return False
-    ends = list(_extent_ends(body, inner[b"iloc"])) if b"iloc" in inner else []
-    if found[-1].is_open and (b"moov" in parts or not ends):
+    end = max(_extent_ends(body, inner[b"iloc"]), default=0) if b"iloc" in inner else 0
+    if found[-1].is_open and (b"moov" in parts or not end):
         return False
-    return max(ends, default=0) <= len(body)
+    return end <= body.size
 
 
-def _of_primary_item(body: Buffer, properties: list[Box], pitm: Box | None, ipma: Box | None) -> list[Box]:
+def _of_primary_item(body: Body, properties: list[Box], pitm: Box | None, ipma: Box | None) -> list[Box]:
     """The properties that `ipma` ties to the primary item; none if there is no telling."""
     if pitm is None or ipma is None:
         return []
-    primary = uint(body, pitm.start + 4, 4 if take(body, pitm.start, 1) != b"\0" else 2, "big")
+    primary = body.uint(pitm.start + 4, 4 if body.take(pitm.start, 1) != b"\0" else 2, "big")
     return [
         properties[at - 1] for item, at in _associations(body, ipma) if item == primary and 0 < at <= len(properties)
     ]
 
 
-def _associations(body: Buffer, ipma: Box) -> Iterator[tuple[int, int]]:
+def _associations(body: Body, ipma: Box) -> Iterator[tuple[int, int]]:
     """Item and property, counted from 1, of each association (23008-12, 9.3.1)."""
     cursor = Cursor(body, ipma.start)
     version, flags = cursor.uint(1), cursor.uint(3)
@@ -113,11 +128,11 @@ def _associations(body: Buffer, ipma: Box) -> Iterator[tuple[int, int]]:
             yield item, cursor.uint(size) & (1 << 8 * size - 1) - 1  # the highest bit: essential
 
 
-def _extent(body: Buffer, ispe: Box) -> tuple[int, int]:
-    return uint(body, ispe.start + 4, 4, "big"), uint(body, ispe.start + 8, 4, "big")
+def _extent(body: Body, ispe: Box) -> tuple[int, int]:
+    return body.uint(ispe.start + 4, 4, "big"), body.uint(ispe.start + 8, 4, "big")
 
 
-def _extent_ends(body: Buffer, iloc: Box) -> Iterator[int]:
+def _extent_ends(body: Body, iloc: Box) -> Iterator[int]:
     """Where each extent that lies in this file ends (14496-12, 8.11.3); one of length 0 proves nothing."""
     cursor = Cursor(body, iloc.start)
     version, _, sizes = cursor.uint(1), cursor.uint(3), cursor.uint(2)

@@ -12,17 +12,17 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from proxy.core.model import Format
-from proxy.core.sniff.fields import Cut, begins, pixel_size, uint
+from proxy.core.sniff.fields import Cut, pixel_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from proxy.core.model import PixelSize
-    from proxy.core.sniff.fields import Buffer
+    from proxy.core.sniff.fields import Body
 
 SEGMENTS_MAX: Final = 65_536  # 50 MB of metadata are 800 segments; a progressive image has some 10 scans
 FILL_BYTES_MAX: Final = 64  # before the first marker (B.1.1.2); who aligns, aligns by a few
-WINDOW_BYTES: Final = 262_144  # a search holds the interpreter for one window: measured below 1 ms, 3 ms at worst
+WINDOW_BYTES: Final = 65_536  # a search holds the interpreter for one window: measured 0.2 ms, 0.8 ms at worst
 
 _EOI, _SOS = 0xD9, 0xDA
 _FRAMES: Final = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOFn: without DHT, JPG and DAC
@@ -32,25 +32,25 @@ _WITHOUT_LENGTH: Final = frozenset({0x01, 0xD8})  # TEM, SOI; RSTn are never see
 _MARKER: Final = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 
 
-def recognise(head: bytes) -> Format | None:
-    if not begins(head, b"\xff\xd8\xff"):
+def recognise(head: Body) -> Format | None:
+    if not head.begins(b"\xff\xd8\xff"):
         return None
-    ahead = head[2 : 2 + FILL_BYTES_MAX]
+    ahead = head.piece(2, FILL_BYTES_MAX)
     behind_fill = ahead.lstrip(b"\xff")
     if not behind_fill:
-        raise Cut
+        raise Cut(2 + len(ahead) + 1)
     segment_at = 2 + len(ahead) - len(behind_fill) + 1
-    return Format.JPEG if behind_fill[0] in _OPENING and uint(head, segment_at, 2, "big") >= 2 else None
+    return Format.JPEG if behind_fill[0] in _OPENING and head.uint(segment_at, 2, "big") >= 2 else None
 
 
-def measure(body: Buffer) -> PixelSize | None:
+def measure(body: Body) -> PixelSize | None:
     for marker, at in _segments(body):
         if marker in _FRAMES:  # length, precision, lines, samples per line (B.2.2)
-            return pixel_size(uint(body, at + 5, 2, "big"), uint(body, at + 3, 2, "big"))
+            return pixel_size(body.uint(at + 5, 2, "big"), body.uint(at + 3, 2, "big"))
     return None
 
 
-def is_whole(body: Buffer) -> bool:
+def is_whole(body: Body) -> bool:
     has_scan = False
     for marker, _ in _segments(body):
         if marker == _EOI:
@@ -59,23 +59,24 @@ def is_whole(body: Buffer) -> bool:
     return False
 
 
-def _segments(body: Buffer) -> Iterator[tuple[int, int]]:
+def _segments(body: Body) -> Iterator[tuple[int, int]]:
     """Each marker up to EOI, and where its segment begins. Raises: Cut."""
     at = 2
     for _ in range(SEGMENTS_MAX):
         at = _next_marker(body, at) + 2
-        marker = body[at - 1]
+        marker = body.take(at - 1, 1)[0]
         yield marker, at
         if marker == _EOI:
             return
         if marker not in _WITHOUT_LENGTH:
-            at += uint(body, at, 2, "big")
+            at += body.uint(at, 2, "big")
 
 
-def _next_marker(body: Buffer, at: int) -> int:
+def _next_marker(body: Body, at: int) -> int:
     """Where the next marker begins, whatever comes before it. Raises: Cut."""
-    while at < len(body):
-        if found := _MARKER.search(body, at, at + WINDOW_BYTES + 1):
-            return found.start()
+    while at < body.size:
+        found = body.find(_MARKER, at, min(at + WINDOW_BYTES + 1, body.size))
+        if found is not None:
+            return found
         at += WINDOW_BYTES
-    raise Cut
+    raise Cut(at + 2)

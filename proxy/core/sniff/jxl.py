@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Final
 
 from proxy.core.model import Format
 from proxy.core.sniff.boxes import boxes, top_level
-from proxy.core.sniff.fields import Cut, begins, pixel_size, uint
+from proxy.core.sniff.fields import Cut, pixel_size
 
 if TYPE_CHECKING:
     from proxy.core.model import PixelSize
-    from proxy.core.sniff.fields import Buffer
+    from proxy.core.sniff.fields import Body
 
 CODESTREAM: Final = b"\xff\x0a"
 CONTAINER: Final = b"\0\0\0\x0cJXL \r\n\x87\n"
@@ -27,40 +27,42 @@ _RATIOS: Final = ((0, 1), (1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2,
 _LAST_PART: Final = 0x8000_0000  # set in the index of the last `jxlp` (18181-2)
 
 
-def recognise(head: bytes) -> Format | None:
-    if begins(head, CODESTREAM):
+def recognise(head: Body) -> Format | None:
+    if head.begins(CODESTREAM):
         size = _codestream_size(head, 0)
         return Format.JXL if size is not None and size.pixels <= PIXELS_MAX else None
-    return Format.JXL if begins(head, CONTAINER) and begins(head, b"ftypjxl ", 16) else None
+    return Format.JXL if head.begins(CONTAINER) and head.begins(b"ftypjxl ", 16) else None
 
 
-def measure(body: Buffer) -> PixelSize | None:
-    if begins(body, CODESTREAM):
+def measure(body: Body) -> PixelSize | None:
+    if body.begins(CODESTREAM):
         return _codestream_size(body, 0)
-    for box in islice(boxes(body, 0, len(body)), BOXES_BEFORE_MAX):
+    at = 0
+    for box in islice(boxes(body, 0, body.size), BOXES_BEFORE_MAX):
         if box.kind == b"jxlc":
             return _codestream_size(body, box.start)
         if box.kind == b"jxlp":
             return _codestream_size(body, box.start + 4)
-    return None
+        at = box.end
+    raise Cut(at + 8)
 
 
-def is_whole(body: Buffer) -> bool:
-    if begins(body, CODESTREAM):
+def is_whole(body: Body) -> bool:
+    if body.begins(CODESTREAM):
         return False
     found = top_level(body)
     if not found or found[-1].is_open:
         return False
     return any(
-        box.kind == b"jxlc" or (box.kind == b"jxlp" and uint(body, box.start, 4, "big") & _LAST_PART) for box in found
+        box.kind == b"jxlc" or (box.kind == b"jxlp" and body.uint(box.start, 4, "big") & _LAST_PART) for box in found
     )
 
 
-def _codestream_size(body: Buffer, at: int) -> PixelSize | None:
+def _codestream_size(body: Body, at: int) -> PixelSize | None:
     """What the SizeHeader behind the signature says (18181-1, annex D). Raises: Cut."""
-    if not begins(body, CODESTREAM, at):
+    if not body.begins(CODESTREAM, at):
         return None
-    bits = _Bits(bytes(body[at + 2 : at + 2 + _SIZE_BYTES]))
+    bits = _Bits(body.piece(at + 2, _SIZE_BYTES))
     is_small = bits.take(1) == 1
     height = _side(bits, is_small=is_small)
     ratio = bits.take(3)

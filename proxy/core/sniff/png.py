@@ -12,13 +12,13 @@ from struct import Struct
 from typing import TYPE_CHECKING, Final
 
 from proxy.core.model import Format
-from proxy.core.sniff.fields import Cut, begins, pixel_size, take, uint
+from proxy.core.sniff.fields import Cut, pixel_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from proxy.core.model import PixelSize
-    from proxy.core.sniff.fields import Buffer
+    from proxy.core.sniff.fields import Body
 
 SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
 CHUNKS_MAX: Final = 262_144  # libpng writes IDATs of 8 KiB, so 2 GiB of them; as many are walked in about 0.2 s
@@ -34,8 +34,8 @@ _INTEGER_MAX: Final = 2**31 - 1  # 7.1
 _HEADER: Final = Struct(">8sIIBBBBBI")
 
 
-def recognise(head: bytes) -> Format | None:
-    if not begins(head, SIGNATURE) or not _is_header(take(head, 8, 25)):
+def recognise(head: Body) -> Format | None:
+    if not head.begins(SIGNATURE) or not _is_header(head.take(8, 25)):
         return None
     try:
         for kind, _ in _chunks(head):
@@ -43,22 +43,22 @@ def recognise(head: bytes) -> Format | None:
                 return Format.APNG
             if kind == b"IDAT":
                 break
-    except Cut:
-        raise Cut(Format.PNG) from None
+    except Cut as cut:
+        raise Cut(cut.needs, Format.PNG) from None
     return Format.PNG
 
 
-def measure(body: Buffer) -> PixelSize | None:
-    if not begins(body, b"IHDR", 12):
+def measure(body: Body) -> PixelSize | None:
+    if not body.begins(b"IHDR", 12):
         return None
-    return pixel_size(uint(body, 16, 4, "big"), uint(body, 20, 4, "big"))
+    return pixel_size(body.uint(16, 4, "big"), body.uint(20, 4, "big"))
 
 
-def is_whole(body: Buffer) -> bool:
+def is_whole(body: Body) -> bool:
     has_pixels = False
     for kind, end in _chunks(body):
         if kind == b"IEND":
-            return has_pixels and end <= len(body)
+            return has_pixels and end <= body.size
         has_pixels |= kind == b"IDAT"
     return False
 
@@ -77,11 +77,12 @@ def _is_header(chunk: bytes) -> bool:
     )
 
 
-def _chunks(body: Buffer) -> Iterator[tuple[bytes, int]]:
+def _chunks(body: Body) -> Iterator[tuple[bytes, int]]:
     """Type and end of each chunk, until something is no chunk. Raises: Cut."""
     at = len(SIGNATURE)
     for _ in range(CHUNKS_MAX):
-        length, kind = uint(body, at, 4, "big"), take(body, at + 4, 4)
+        opening = body.take(at, 8)
+        length, kind = int.from_bytes(opening[:4], "big"), opening[4:]
         if length > _INTEGER_MAX or not kind.isalpha():
             return
         at += 12 + length

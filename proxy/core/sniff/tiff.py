@@ -8,19 +8,23 @@ and, in `SubIFDs`, further ones (TIFF Technical Note 1). Numbers are in the byte
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from operator import add
-from typing import TYPE_CHECKING, Final
+from struct import Struct
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from proxy.core.model import Format
-from proxy.core.sniff.fields import begins, pixel_size, take, uint
+from proxy.core.sniff.fields import Cut, pixel_size
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from proxy.core.model import PixelSize
-    from proxy.core.sniff.fields import Buffer, Order
+    from proxy.core.sniff.fields import Body, Order
 
 DIRECTORIES_MAX: Final = 1_024  # pages of a long fax
 FIELDS_MAX: Final = 65_536  # of all directories; one has about 20
+VALUES_AT_ONCE: Final = 1_024  # so that one call neither holds the interpreter nor takes much memory
+VALUES_PER_STEP: Final = 8
 VALUES_MAX: Final = 262_144  # of all fields that we read; 50 MB in strips of 8 KiB are 6,400
 
 _WIDTH, _HEIGHT, _SUB_DIRECTORIES = 256, 257, 330
@@ -34,7 +38,7 @@ _TYPE_BYTES: Final = {
 _INTEGERS: Final = {3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}  # SHORT, LONG, IFD, LONG8, IFD8, as `struct` says it
 
 
-def recognise(head: bytes) -> Format | None:
+def recognise(head: Body) -> Format | None:
     tiff = _open(head)
     if tiff is None:
         return None
@@ -44,7 +48,7 @@ def recognise(head: bytes) -> Format | None:
     return Format.TIFF
 
 
-def measure(body: Buffer) -> PixelSize | None:
+def measure(body: Body) -> PixelSize | None:
     tiff = _open(body)
     if tiff is None:
         return None
@@ -54,54 +58,58 @@ def measure(body: Buffer) -> PixelSize | None:
     return pixel_size(*(max(tiff.integers(fields[tag]), default=0) for tag in (_WIDTH, _HEIGHT)))
 
 
-def is_whole(body: Buffer) -> bool:
+def is_whole(body: Body) -> bool:
     tiff = _open(body)
     if tiff is None:
         return False
-    ahead, seen = {tiff.first}, {0}
-    while ahead and len(seen) <= DIRECTORIES_MAX:
+    ahead, seen = [tiff.first], {0}
+    while ahead:
         at = ahead.pop()
+        if at in seen:
+            continue
+        if len(seen) > DIRECTORIES_MAX:
+            return False
+        seen.add(at)
         fields, successor = tiff.directory(at)
         if not _has_its_bytes(tiff, fields):
             return False
-        seen.add(at)
-        children = tiff.integers(fields[_SUB_DIRECTORIES]) if _SUB_DIRECTORIES in fields else ()
-        ahead = ahead.union(children, (successor,)) - seen
-    return not ahead
+        ahead.append(successor)
+        if _SUB_DIRECTORIES in fields:
+            ahead.extend(tiff.integers(fields[_SUB_DIRECTORIES]))
+    return True
 
 
 def _has_its_bytes(tiff: _Tiff, fields: dict[int, _Field]) -> bool:
     """Whether there are pixels, and everything that the directory points to is within the file."""
-    ends = [field.end for field in fields.values()]
+    end = max((field.end for field in fields.values()), default=0)
     has_pixels = False
     for offsets, byte_counts in _PIXELS:
         if offsets in fields and byte_counts in fields:
-            starts, sizes = tiff.integers(fields[offsets]), tiff.integers(fields[byte_counts])
-            if not starts or len(starts) != len(sizes):
+            starts, sizes = fields[offsets], fields[byte_counts]
+            if starts.number != sizes.number or starts.type not in _INTEGERS or sizes.type not in _INTEGERS:
                 return False
-            has_pixels = True
-            ends += map(add, starts, sizes)
-    return has_pixels and max(ends) <= len(tiff.body)
+            has_pixels = starts.number > 0
+            end = max(end, max(map(add, tiff.integers(starts), tiff.integers(sizes)), default=0))
+    return has_pixels and end <= tiff.body.size
 
 
-def _open(body: Buffer) -> _Tiff | None:
-    if begins(body, b"II*\0"):
+def _open(body: Body) -> _Tiff | None:
+    if body.begins(b"II*\0"):
         return _Tiff(body, "little", is_big=False)
-    if begins(body, b"MM\0*"):
+    if body.begins(b"MM\0*"):
         return _Tiff(body, "big", is_big=False)
-    if begins(body, b"II+\0\x08\0\0\0"):
+    if body.begins(b"II+\0\x08\0\0\0"):
         return _Tiff(body, "little", is_big=True)
-    if begins(body, b"MM\0+\0\x08\0\0"):
+    if body.begins(b"MM\0+\0\x08\0\0"):
         return _Tiff(body, "big", is_big=True)
     return None
 
 
-@dataclass(frozen=True, slots=True)
-class _Field:
+class _Field(NamedTuple):
     """Type and number of values, and where they begin and end."""
 
     type: int
-    count: int
+    number: int
     start: int
     end: int
 
@@ -109,18 +117,20 @@ class _Field:
 class _Tiff:
     """The directories of one file. Each method may raise `Cut`."""
 
-    def __init__(self, body: Buffer, order: Order, *, is_big: bool) -> None:
+    def __init__(self, body: Body, order: Order, *, is_big: bool) -> None:
         self.body = body
         self.order: Order = order
         self.word = 8 if is_big else 4
         self.header_bytes = 16 if is_big else 8
         self.count_bytes = 8 if is_big else 2
         self.first = self.uint(self.header_bytes - self.word, self.word)
+        self._sign = "<" if order == "little" else ">"
+        self._line = Struct(self._sign + ("HHQQ" if is_big else "HHII"))
         self._fields_left = FIELDS_MAX
         self._values_left = VALUES_MAX
 
     def uint(self, at: int, size: int) -> int:
-        return uint(self.body, at, size, self.order)
+        return self.body.uint(at, size, self.order)
 
     def directory(self, at: int) -> tuple[dict[int, _Field], int]:
         """The fields by tag, and where the next directory is: 0 after the last. Beyond a limit it ends."""
@@ -129,24 +139,27 @@ class _Tiff:
         self._fields_left -= count
         if self._fields_left < 0:
             return {}, 0
-        field_bytes = 4 + 2 * self.word
-        fields = {self.uint(at + n * field_bytes, 2): self._field(at + n * field_bytes) for n in range(count)}
-        return fields, self.uint(at + count * field_bytes, self.word)
+        lines = self.body.take(at, count * self._line.size + self.word)
+        self.body.budget.spend(count)
+        fields: dict[int, _Field] = {}
+        for tag, kind, number, value in self._line.iter_unpack(lines[: -self.word]):
+            # A field's values stand in its last word if there is room, else where that word points.
+            size = _TYPE_BYTES.get(kind, 0) * number
+            start = value if size > self.word else at + self._line.size - self.word
+            fields[tag] = _Field(kind, number, start, start + size)
+            at += self._line.size
+        return fields, int.from_bytes(lines[-self.word :], self.order)
 
-    def integers(self, field: _Field) -> tuple[int, ...]:
-        """The values; none if they are no integers, or beyond a limit."""
-        self._values_left -= field.count
-        if field.type not in _INTEGERS or self._values_left < 0:
-            return ()
-        layout = f"{'<' if self.order == 'little' else '>'}{field.count}{_INTEGERS[field.type]}"
-        return struct.unpack(layout, take(self.body, field.start, field.end - field.start))
-
-    def _field(self, at: int) -> _Field:
-        """A field's values stand in its last word if there is room, else where that word points."""
-        kind = self.uint(at + 2, 2)
-        count = self.uint(at + 4, self.word)
-        size = _TYPE_BYTES.get(kind, 0) * count
-        start = at + 4 + self.word
-        if size > self.word:
-            start = self.uint(start, self.word)
-        return _Field(kind, count, start, start + size)
+    def integers(self, field: _Field) -> Iterator[int]:
+        """The values; none if they are no integers. Raises: Cut, also beyond a limit."""
+        if field.type not in _INTEGERS:
+            return
+        self._values_left -= field.number
+        if self._values_left < 0:
+            raise Cut
+        width = _TYPE_BYTES[field.type]
+        for done in range(0, field.number, VALUES_AT_ONCE):
+            number = min(VALUES_AT_ONCE, field.number - done)
+            self.body.budget.spend(number // VALUES_PER_STEP)
+            values = self.body.take(field.start + done * width, number * width)
+            yield from struct.unpack(f"{self._sign}{number}{_INTEGERS[field.type]}", values)

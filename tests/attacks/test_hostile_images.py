@@ -1,0 +1,430 @@
+"""
+The worst image for each parser: what it costs is counted in steps, and bounded by its bytes and by a named budget.
+
+Where a step is counted by the parsers themselves, the interpreter counts with them: a parser that works without
+spending is found by the lines that it runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import sys
+import threading
+from collections import Counter
+from contextlib import contextmanager, suppress
+from io import BytesIO
+from itertools import chain
+from typing import TYPE_CHECKING, Final
+
+import pytest
+from aiohttp import ClientError, FormData
+
+from proxy.app import Seams
+from proxy.core.errors import Busy, NotAnImage
+from proxy.core.model import Format
+from proxy.core.sniff import (
+    _KINDS,
+    HEAD_BYTES_MAX,
+    LOOP_STEPS_MAX,
+    UNDECIDED,
+    Budget,
+    HeadReader,
+    Spent,
+    fields,
+    is_whole,
+    measure,
+    sniff,
+    steps_max,
+    svg,
+)
+from proxy.service import judging
+from proxy.service.judging import Judges
+from proxy.storage.memory import MemorySpool
+from proxy.web.site import SITE
+from tests.attacks.hostile_images import WORST, png_chunks, tiff_children
+from tests.images import picture
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+    from types import FrameType
+
+    from proxy.web.site import Site
+    from tests.conftest import Imgkeep
+    from tests.origins import Exchange, FakeOrigin
+
+    Judgement = Callable[[Format, bytes, Budget], object]
+    Start = Callable[..., Awaitable[Imgkeep]]
+
+SMALL, LARGE = 65_536, 262_144
+LINES_PER_STEP_MAX = 30
+"""Of Python, in `proxy.core.sniff`; a directory of a TIFF takes most."""
+STORED = picture()
+
+every_worst = pytest.mark.parametrize("case", WORST, ids=lambda case: f"{case[0].name}: {case[1]}")
+
+
+def steps_of(judge: Judgement, fmt: Format, body: bytes) -> int:
+    """Return how many steps a judgement took, or all that it had."""
+    budget = Budget(steps_max(len(body)))
+    try:
+        judge(fmt, body, budget)
+    except Spent:
+        return budget.steps_max
+    return budget.taken
+
+
+def look(_: Format, body: bytes, budget: Budget) -> object:
+    return sniff(body, ended=True, budget=budget)
+
+
+JUDGEMENTS: Final[dict[str, Judgement]] = {"recognise": look, "measure": measure, "is_whole": is_whole}
+
+
+# Steps
+
+
+def test_every_format_has_a_worst_image() -> None:
+    assert {fmt for fmt, _ in WORST} == set(_KINDS) == set(Format)
+
+
+@every_worst
+def test_a_worst_image_is_taken_for_its_format(case: tuple[Format, str]) -> None:
+    """Otherwise no parser is tried by it."""
+    found = sniff(WORST[case](SMALL), ended=True)
+    assert found is case[0] or (found is None and case[0] is Format.SVG)  # one that does not come to its root
+
+
+@every_worst
+@pytest.mark.parametrize("judgement", JUDGEMENTS)
+def test_steps_are_linear_in_bytes(case: tuple[Format, str], judgement: str) -> None:
+    """Without a budget that would end them."""
+    taken = []
+    for size in (16_384, 32_768, 65_536):
+        budget = Budget(10**9)
+        JUDGEMENTS[judgement](case[0], WORST[case](size), budget)
+        taken.append(budget.taken)
+    few, more, most = taken
+    # What is quadratic takes four times as much for the second half. Where a limit ends one sooner, it takes less.
+    # A tag that does not end is read again and again up to a limit, which is next to nothing for each byte.
+    assert most - more <= 2.5 * max(more - few, 1_024) or most < 65_536 // 8
+
+
+@every_worst
+@pytest.mark.parametrize("judgement", JUDGEMENTS)
+def test_no_image_takes_more_steps_than_it_has_bytes(case: tuple[Format, str], judgement: str) -> None:
+    body = WORST[case](SMALL)
+    assert steps_of(JUDGEMENTS[judgement], case[0], body) <= fields.STEPS_MIN + len(body)
+
+
+@contextmanager
+def lines_counted() -> Iterator[list[int]]:
+    """Count the lines of Python that the parsers run."""
+    lines = [0]
+
+    def trace(frame: FrameType, event: str, _: object) -> object:
+        if "/core/sniff/" not in frame.f_code.co_filename:
+            return None
+        lines[0] += event == "line"
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)  # type: ignore[arg-type]  # typeshed wants what a trace returns to be a trace
+    try:
+        yield lines
+    finally:
+        sys.settrace(before)
+
+
+@every_worst
+@pytest.mark.parametrize("judgement", JUDGEMENTS)
+def test_no_parser_works_without_counting(case: tuple[Format, str], judgement: str) -> None:
+    body = WORST[case](8_192)
+    budget = Budget(4_096)
+    with suppress(Spent), lines_counted() as lines:
+        JUDGEMENTS[judgement](case[0], body, budget)
+    assert lines[0] <= LINES_PER_STEP_MAX * (budget.taken + 20)
+
+
+@every_worst
+@pytest.mark.parametrize("step", [1, 1_448, 65_536])
+def test_a_head_that_trickles_in_costs_no_more_than_its_budget(case: tuple[Format, str], step: int) -> None:
+    """However a hostile origin cuts it: all looks on the event loop together."""
+    body = WORST[case](LARGE)[:HEAD_BYTES_MAX]
+    budget = Budget(LOOP_STEPS_MAX)
+    reader = HeadReader(budget)
+    looks = 0
+    with suppress(Spent), lines_counted() as lines:
+        for size in chain(range(step, len(body), step), (len(body),)):
+            if size >= reader.look_at or size == len(body):
+                looks += 1
+                if reader.look(body[:size], ended=size == len(body)) is not UNDECIDED:
+                    break
+    assert looks <= 60  # a head that grows by a quarter each time
+    assert budget.taken <= LOOP_STEPS_MAX
+    assert lines[0] <= LINES_PER_STEP_MAX * LOOP_STEPS_MAX
+
+
+@every_worst
+def test_pauses_are_as_frequent_as_promised(case: tuple[Format, str]) -> None:
+    """No more than one call into C goes on beyond the steps between two pauses."""
+    body = WORST[case](LARGE)
+    longest = last = 0
+
+    def pause() -> None:
+        nonlocal longest, last
+        longest, last = max(longest, budget.taken - last), budget.taken
+
+    budget = Budget(steps_max(len(body)), pause)
+    with suppress(Spent):
+        is_whole(case[0], body, budget)
+    call_steps = (svg.TOKEN_BYTES_MAX + svg.EXPANSION_BYTES_MAX) // fields.BYTES_SCANNED_PER_STEP
+    assert longest <= fields.STEPS_BETWEEN_PAUSES + (call_steps if case[0] is Format.SVG else 65_536)
+
+
+# Memory
+
+
+def test_what_an_svg_takes_is_returned_without_the_garbage_collector() -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        before = Counter(type(thing) for thing in gc.get_objects())
+        for (fmt, _), make in WORST.items():
+            if fmt is Format.SVG:
+                steps_of(measure, fmt, make(SMALL))
+                steps_of(is_whole, fmt, make(SMALL))
+        left = Counter(type(thing) for thing in gc.get_objects()) - before
+    finally:
+        gc.enable()
+    assert not {kind for kind in left if kind.__module__ in {"pyexpat", svg.__name__}}
+
+
+def test_an_svg_is_not_held_in_memory_as_deep_and_wide_as_its_author_likes() -> None:
+    """Three megabytes of open elements took 134 MB."""
+    for name in ("open elements", "named elements", "open namespaces", "attributes of a tag"):
+        body = WORST[Format.SVG, name](3_000_000)
+        assert steps_of(is_whole, Format.SVG, body) <= 16 * svg.OPEN_MAX
+
+
+# The server
+
+
+class Gate:
+    """Holds judging threads at their first pause: all, or those whose name begins with `lane`."""
+
+    def __init__(self, lane: str = "judge") -> None:
+        self.held = 0
+        self._lane = lane
+        self._open = threading.Event()
+
+    def pause(self) -> None:
+        if threading.current_thread().name.startswith(self._lane) and not self._open.is_set():
+            self.held += 1
+            self._open.wait()
+
+    def open(self) -> None:
+        self._open.set()
+
+
+@pytest.fixture
+def gate() -> Iterator[Gate]:
+    """A gate that is open at the end, for the process waits for its threads."""
+    gate = Gate()
+    yield gate
+    gate.open()
+
+
+@pytest.fixture
+def slow_gate() -> Iterator[Gate]:
+    gate = Gate("judge-slow")
+    yield gate
+    gate.open()
+
+
+def unframed(body: bytes) -> Callable[[Exchange], Awaitable[None]]:
+    """Answer with a body that ends with the connection, so that its own end has to prove it whole."""
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.send_head("Connection: close")
+        await exchange.send(body)
+        exchange.finish()
+
+    return script
+
+
+async def code_of(imgkeep: Imgkeep, url: str) -> tuple[int, str]:
+    response = await imgkeep.img(url)
+    assert response.content_type == "application/problem+json"
+    return response.status, (await response.json())["code"]
+
+
+async def read(imgkeep: Imgkeep, url: str) -> int:
+    """Ask for an image and read as much of it as comes; return how much."""
+    size = 0
+    with suppress(ClientError):
+        async for piece in (await imgkeep.img(url)).content.iter_any():
+            size += len(piece)
+    return size
+
+
+def site_of(imgkeep: Imgkeep) -> Site:
+    app = imgkeep.client.app
+    assert app is not None
+    return app[SITE]
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 - a thread that is held tells nobody
+            await asyncio.sleep(0.002)
+
+
+@pytest.fixture
+async def busy(start: Start, gate: Gate) -> tuple[Imgkeep, Judges]:
+    """An imgkeep whose judging threads are held as soon as there is work for them, and its judges."""
+    judges = Judges(pause=gate.pause)
+    return await start(seams=Seams(make_judges=lambda: judges)), judges
+
+
+async def test_hits_fills_and_health_go_on_while_all_judging_threads_are_held(
+    busy: tuple[Imgkeep, Judges], origin: FakeOrigin, gate: Gate
+) -> None:
+    imgkeep, judges = busy
+    stored = origin.gives("/stored.png", STORED)
+    assert await (await imgkeep.img(stored)).read() == STORED
+    hostile = [origin.on(f"/{n}.tiff", unframed(tiff_children(1_000_000))) for n in range(16)]
+    readers = [asyncio.create_task(read(imgkeep, url)) for url in hostile]
+    await until(lambda: judges.under_way == len(hostile))
+
+    hit = await imgkeep.img(stored)
+    assert (await hit.read(), hit.headers["Cache-Status"]) == (STORED, "imgkeep; hit")
+    for form in ("PNG", "JPEG", "GIF", "WEBP"):
+        fresh = await imgkeep.img(origin.gives(f"/fresh.{form}", picture(form, seed=1)))
+        assert (fresh.status, await fresh.read()) == (200, picture(form, seed=1))
+    await site_of(imgkeep).health.look()
+    assert (await imgkeep.client.get("/healthz")).status == 200
+    ready = await imgkeep.client.get("/readyz")
+    assert (ready.status, (await ready.json())["status"]) == (200, "ready")
+    assert gate.held == judging.QUICK_THREADS
+    assert not any(reader.done() for reader in readers)
+
+    gate.open()
+    await asyncio.gather(*readers)
+    assert judges.under_way == 0
+    assert len(imgkeep.files("objects")) == 5
+
+
+async def test_an_image_that_takes_long_holds_up_its_like_alone(
+    start: Start, origin: FakeOrigin, slow_gate: Gate
+) -> None:
+    judges = Judges(pause=slow_gate.pause)
+    imgkeep = await start(seams=Seams(make_judges=lambda: judges))
+    bomb = WORST[Format.SVG, "markup in an entity"](100_000)
+    hostile = [origin.on(f"/{n}.svg", unframed(bomb)) for n in range(6)]
+    readers = [asyncio.create_task(read(imgkeep, url)) for url in hostile]
+    await until(lambda: slow_gate.held == 1 and judges.under_way == len(hostile))
+    for form in ("PNG", "JPEG", "GIF", "WEBP"):
+        honest = await imgkeep.img(origin.on(f"/honest.{form}", unframed(picture(form))))
+        assert await honest.read() == picture(form)
+    slow_gate.open()
+    await asyncio.gather(*readers)
+
+
+async def test_images_beyond_the_queue_are_busy_and_not_blamed(start: Start, origin: FakeOrigin, gate: Gate) -> None:
+    judges = Judges(waiting_max=1, pause=gate.pause)
+    imgkeep = await start(seams=Seams(make_judges=lambda: judges))
+    urls = [origin.gives(f"/{n}.png", png_chunks(LARGE)) for n in range(judging.QUICK_THREADS + 2)]
+    readers = [asyncio.create_task(read(imgkeep, url)) for url in urls[:-1]]
+    await until(lambda: judges.under_way == len(readers))
+    assert await code_of(imgkeep, urls[-1]) == (503, "busy")
+    gate.open()
+    assert await asyncio.gather(*readers) == [len(png_chunks(LARGE))] * len(readers)
+    assert await read(imgkeep, urls[-1]) == len(png_chunks(LARGE))
+
+
+async def test_a_judgement_out_of_time_is_the_images_failure_and_remembered(
+    start: Start, origin: FakeOrigin, gate: Gate
+) -> None:
+    judges = Judges(timeout_s=1, pause=gate.pause)
+    imgkeep = await start(seams=Seams(make_judges=lambda: judges))
+    urls = [origin.gives(f"/{n}.png", png_chunks(LARGE)) for n in range(judging.QUICK_THREADS + 1)]
+    begun = [asyncio.create_task(code_of(imgkeep, url)) for url in urls[:-1]]
+    await until(lambda: gate.held == judging.QUICK_THREADS)
+    codes = [await code_of(imgkeep, urls[-1]), *await asyncio.gather(*begun)]
+    # One was not begun: that says nothing about it.
+    assert Counter(codes) == {(422, "not_an_image"): judging.QUICK_THREADS, (503, "busy"): 1}
+    assert codes[0] == (503, "busy")
+    assert await code_of(imgkeep, urls[0]) == (422, "not_an_image")
+    assert origin.asked("/0.png") == 1
+    await site_of(imgkeep).health.look()
+    assert (await (await imgkeep.client.get("/readyz")).json())["status"] == "ready"
+    # A thread cannot be killed, but what nothing waits for is given up at the next pause.
+    assert judges.under_way == len(urls)
+    gate.open()
+    await until(lambda: judges.under_way == 0)
+
+
+async def test_a_judgement_whose_visitor_has_left_ends_at_its_next_pause(gate: Gate) -> None:
+    judges = Judges(pause=gate.pause)
+    draft = await MemorySpool(10**8).begin(None)
+    await draft.write(WORST[Format.GIF, "blocks"](3_000_000))
+    task = asyncio.create_task(judges.is_whole(draft, Format.GIF))
+    await until(lambda: gate.held == 1)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    gate.open()
+    await until(lambda: judges.under_way == 0)
+    assert gate.held == 1
+
+
+async def test_an_image_of_too_many_steps_is_refused_and_remembered(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+    bomb = WORST[Format.SVG, "markup in an entity"](100_000)
+    url = origin.on("/bomb.svg", unframed(bomb))
+    assert await read(imgkeep, url) < len(bomb)  # its last byte is never given away
+    assert await code_of(imgkeep, url) == (422, "not_an_image")
+    assert origin.asked("/bomb.svg") == 1
+    assert not imgkeep.files("objects")
+    assert (await (await imgkeep.client.get("/readyz")).json())["status"] == "ready"
+
+
+async def test_an_upload_of_too_many_steps_is_refused(imgkeep: Imgkeep) -> None:
+    data = FormData()
+    data.add_field("file", BytesIO(WORST[Format.SVG, "markup in an entity"](100_000)), filename="a.svg")
+    response = await imgkeep.client.post("/api/save-image", data=data)
+    assert (response.status, (await response.json())["code"]) == (422, "not_an_image")
+
+
+async def test_judges_that_are_closed_are_busy() -> None:
+    judges = Judges()
+    judges.close()
+    draft = await MemorySpool(1_000_000).begin(None)
+    await draft.write(STORED)
+    with pytest.raises(Busy):
+        await judges.is_whole(draft, Format.PNG)
+    assert judges.under_way == 0
+
+
+async def test_a_head_beyond_the_budget_of_the_loop_is_judged_once_more_in_a_thread() -> None:
+    """However it trickles in: not at every byte that comes."""
+    body = png_chunks(LARGE + 100)
+    judges = Judges()
+
+    async def chunks(size: int) -> AsyncIterator[bytes]:
+        for at in range(0, len(body), size):
+            yield body[at : at + size]
+
+    for size in (1, 100, 1_448, 65_536):
+        head, seen = await judges.read_head(chunks(size))
+        assert seen.format is Format.PNG
+        assert HEAD_BYTES_MAX <= len(head) < HEAD_BYTES_MAX + size
+    judges.close()
+
+
+async def test_noise_after_a_hostile_head_is_no_image() -> None:
+    async def chunks() -> AsyncIterator[bytes]:
+        yield b"<!--" + b" " * HEAD_BYTES_MAX
+
+    with pytest.raises(NotAnImage):
+        await Judges().read_head(chunks())
