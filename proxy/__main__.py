@@ -116,11 +116,9 @@ async def _command(arguments: argparse.Namespace, config: Config) -> int:  # noq
                 return await migrate.migrate(migration, as_json=arguments.json, out=sys.stdout, err=sys.stderr)
         case "rewrite":
             return await _rewrite(arguments, config)
-        case "save" if arguments.server:
-            server = _server(arguments, config)
-            links = _lines(arguments)
-            return await save.save(links, server, as_json=arguments.json, out=sys.stdout, err=sys.stderr)
-        case "save" | "import" | "export" | "remove":
+        case "save" | "remove" | "restore" | "refetch" if arguments.server:
+            return await _ask_server(arguments, config)
+        case "save" | "import" | "export" | "remove" | "restore" | "refetch":
             async with open_works(config) as works:
                 return await _work(arguments, config, works)
         case _:
@@ -128,6 +126,15 @@ async def _command(arguments: argparse.Namespace, config: Config) -> int:  # noq
                 return await look.check({}, out=sys.stdout)
             async with open_parts(config, clock=REAL.clock) as parts:
                 return await _maintain(arguments, parts)
+
+
+async def _ask_server(arguments: argparse.Namespace, config: Config) -> int:
+    """Have a running server do it."""
+    if arguments.command == "save":
+        links, server = _lines(arguments), _server(arguments, config)
+        return await save.save(links, server, as_json=arguments.json, out=sys.stdout, err=sys.stderr)
+    tokens = config.security.api_tokens
+    return await _change(arguments, remove.Server(arguments.server, tokens[0] if tokens else None))
 
 
 async def _rewrite(arguments: argparse.Namespace, config: Config) -> int:
@@ -216,14 +223,23 @@ async def _work(arguments: argparse.Namespace, config: Config, works: Works) -> 
                 out=sys.stdout,
             )
         case _:
-            return await remove.remove(
-                _urls(arguments.names),
-                works.remover,
-                works.keeper.identify,
-                by_digest=arguments.digest,
-                out=sys.stdout,
-                err=sys.stderr,
-            )
+            images = remove.Store(works.remover, works.refetcher, works.keeper.identify, describe)
+            return await _change(arguments, images)
+
+
+async def _change(arguments: argparse.Namespace, target: remove.Target) -> int:
+    """Remove, restore or fetch again what is named."""
+    names = list(_urls(arguments.names))
+    tell = partial(remove.each, names, out=sys.stdout, err=sys.stderr)
+    match arguments.command:
+        case "remove":
+            return await tell(partial(target.remove, force=arguments.force), by_digest=arguments.digest)
+        case "restore":
+            return await tell(partial(remove.restore_any, target))
+        case _:
+            if arguments.url is not None and len(names) != 1:
+                raise ConfigError("--url: is the link of one key")
+            return await tell(partial(target.refetch, url=arguments.url))
 
 
 def _tell(arguments: argparse.Namespace, config: Config) -> int:
@@ -311,9 +327,7 @@ def _parser() -> argparse.ArgumentParser:
     adopting.add_argument("--mount", required=True, help="old names answer under /MOUNT/NAME, see [[legacy]]")
     exporting = commands.add_parser("export", help="print source, permanent URL, digest and time of all images")
     exporting.add_argument("--format", choices=["csv", "jsonl"], default="csv")
-    removing = commands.add_parser("remove", help="remove pictures for good")
-    removing.add_argument("names", nargs="+", metavar="KEY|URL", help="- reads one a line from standard input")
-    removing.add_argument("--digest", action="store_true", help="the names are digests")
+    _add_changes(commands)
     commands.add_parser("token", help="print a new secret for security.api_tokens or security.signing_keys")
     verify = commands.add_parser("verify", help="read all that is stored again; set aside what is damaged")
     commands.add_parser("reindex", help="fill the catalog from the records")
@@ -326,6 +340,20 @@ def _parser() -> argparse.ArgumentParser:
     for command in (inspect, saving, adopting, sign, verify, images, stats, migration):
         command.add_argument("--json", action="store_true", help="one JSON object a line")
     return parser
+
+
+def _add_changes(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    removing = commands.add_parser("remove", help="remove pictures for good")
+    removing.add_argument("names", nargs="+", metavar="KEY|URL", help="- reads one a line from standard input")
+    removing.add_argument("--digest", action="store_true", help="the names are digests")
+    removing.add_argument("--force", action="store_true", help="also what is not stored, so that it never is")
+    restoring = commands.add_parser("restore", help="undo removals")
+    restoring.add_argument("names", nargs="+", metavar="KEY|DIGEST|URL", help="- reads one a line from standard input")
+    refetching = commands.add_parser("refetch", help="fetch stored images again, and replace those that differ")
+    refetching.add_argument("names", nargs="+", metavar="KEY|URL", help="- reads one a line from standard input")
+    refetching.add_argument("--url", metavar="URL", help="the link to fetch by, where one key is named")
+    for command in (removing, restoring, refetching):
+        command.add_argument("--server", metavar="URL", help="a running imgkeep (default: straight into the store)")
 
 
 def _add_rewrite(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

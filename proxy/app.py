@@ -124,6 +124,10 @@ def _add_api(router: web.UrlDispatcher) -> None:
     router.add_delete("/api/images", images_api.remove_images)
     router.add_get("/api/images/{key}", images_api.show_image)
     router.add_delete("/api/images/{key}", images_api.remove_image)
+    router.add_post("/api/images/{key}/refetch", images_api.refetch_image)
+    router.add_post("/api/images/{key}/restore", images_api.restore_image)
+    router.add_post("/api/refetch", images_api.refetch)
+    router.add_post("/api/restore", images_api.restore)
 
 
 async def _sign(_request: web.Request, response: web.StreamResponse) -> None:
@@ -170,6 +174,7 @@ async def _site(config: Config, seams: Seams, running: _Running, place: Place | 
             public=works.inspector.public,
             inspector=works.inspector,
             remover=works.remover,
+            refetcher=works.refetcher,
             jobs=works.jobs,
             ledger=works.parts.catalog,
             saver=works.saver,

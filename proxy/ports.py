@@ -245,9 +245,10 @@ class Store(Protocol):
             StorageError: It is not put.
         """
 
-    async def refuse(self, digest: Digest, removed_at: datetime) -> None:
+    async def refuse(self, digest: Digest, removed_at: datetime, keys: Collection[Key] = ()) -> None:
         """
-        Note for ever that a picture is refused, and then remove its object; durable on return.
+        Block a digest until it is unblocked, and then remove its object; durable on return. `keys` are those that get a
+        tombstone with it: an undo finds them by `find_block`.
 
         Raises:
             StorageError: It may be noted; the object may still be there.
@@ -256,6 +257,54 @@ class Store(Protocol):
     async def refused(self) -> Collection[Digest]:
         """
         Return the digests of all pictures that are refused.
+
+        Raises:
+            StorageError: It cannot tell.
+        """
+
+    async def find_block(self, digest: Digest) -> Collection[Key] | None:
+        """
+        Ask whether a digest is blocked; return the keys that got a tombstone with it, `None`: it is not blocked.
+
+        Raises:
+            StorageError: It cannot tell.
+        """
+
+    async def unblock(self, digest: Digest) -> None:
+        """
+        Undo `refuse`, but for the object, which is gone; durable on return.
+
+        Raises:
+            StorageError: The digest may still be blocked.
+        """
+
+    async def find_tombstone(self, key: Key) -> Tombstone | None:
+        """
+        Return the tombstone that lies in the place of a record.
+
+        Raises:
+            StorageError: It cannot tell.
+        """
+
+    async def delete_tombstone(self, tombstone: Tombstone) -> None:
+        """
+        Delete this very tombstone; a record, or a later tombstone, that lies in its place stays. Durable on return.
+
+        Raises:
+            StorageError: It may still be there.
+        """
+
+    async def delete_record(self, key: Key, digest: Digest) -> None:
+        """
+        Delete the record of a key if it points at these bytes; anything else stays. Durable on return.
+
+        Raises:
+            StorageError: It may still be there.
+        """
+
+    async def has_object(self, digest: Digest) -> bool:
+        """
+        Tell whether bytes are stored, whatever their extension.
 
         Raises:
             StorageError: It cannot tell.
@@ -287,8 +336,11 @@ class Holder(Archive, Protocol):
     async def bury(self, tombstone: Tombstone) -> None:
         """As `Store.bury`."""
 
-    async def refuse(self, digest: Digest, removed_at: datetime) -> None:
+    async def refuse(self, digest: Digest, removed_at: datetime, keys: Collection[Key] = ()) -> None:
         """As `Store.refuse`."""
+
+    async def find_block(self, digest: Digest) -> Collection[Key] | None:
+        """As `Store.find_block`."""
 
     def walk(self, folder: str) -> AsyncIterator[tuple[str, int]]:
         """As `Archive.walk`, also for one of the folders in it, as in `v1/objects/ab`."""
@@ -502,10 +554,11 @@ class Siblings(Protocol):
         refused: Collection[Digest] = (),
         changed: Collection[Key] = (),
         copies: Mapping[str, int] = ...,
+        restored: Collection[Digest] = (),
     ) -> None:
         """
         Tell all others, and wait until they know: what is refused from now on, under which keys something else is kept,
-        and which local copies were brought or used, by name and size.
+        which local copies were brought or used, by name and size, and which digests may be blocked no longer.
 
         Raises:
             StorageError: Not everybody is certain to know.

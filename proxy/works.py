@@ -38,6 +38,7 @@ from proxy.service.health import LOOK_EVERY_S, Health
 from proxy.service.inspect import Inspector
 from proxy.service.jobs import JobRunner
 from proxy.service.keep import Keeper, Rules
+from proxy.service.refetch import Refetcher
 from proxy.service.removal import Refusals, Remover
 from proxy.service.rewrite import Linking
 from proxy.service.save import Saver
@@ -101,6 +102,7 @@ class Works:
     keeper: Keeper
     saver: Saver
     remover: Remover
+    refetcher: Refetcher
     jobs: JobRunner
     health: Health
     metrics: Metrics
@@ -149,9 +151,17 @@ class Works:
         if self.parts.remote is not None:
             await self.parts.remote.cache.open()
 
-    async def learn(self, refused: Collection[Digest], changed: Collection[Key], copies: Mapping[str, int]) -> None:
-        """Another worker has removed pictures, knows something new of what is kept, or has used copies."""
+    async def learn(
+        self,
+        refused: Collection[Digest],
+        changed: Collection[Key],
+        copies: Mapping[str, int],
+        restored: Collection[Digest] = (),
+    ) -> None:
+        """Another worker has removed or restored pictures, knows something new of what is kept, or has used copies."""
         await self.refusals.learn(refused)
+        with suppress(StorageError):  # the next refresh looks again
+            await self.refusals.look_again(restored)
         for key in changed:
             self.keeper.forget(key)
         if self.parts.remote is not None:
@@ -228,6 +238,15 @@ async def open_works(
             store=parts.store, register=parts.catalog, finder=keeper, refusals=refusals, clock=seams.clock
         )
         keeper.remove = remover.remove_record
+        refusals.restored = keeper.restored
+        refetcher = Refetcher(
+            keeper,
+            neighbours,
+            policy=inspector.policy,
+            settle=parts.catalog.settle,
+            sleep=seams.sleep,
+            claims=claims,
+        )
         saver = Saver(keeper, neighbours, body_bytes_max=config.fetch.body_bytes_max)
         works = Works(
             parts=parts,
@@ -235,6 +254,7 @@ async def open_works(
             keeper=keeper,
             saver=saver,
             remover=remover,
+            refetcher=refetcher,
             jobs=_make_jobs(config, seams, parts, inspector, saver, origin, metrics),
             health=health,
             metrics=metrics,
@@ -251,6 +271,7 @@ async def open_works(
         try:
             yield works
         finally:
+            await refetcher.aclose()
             await keeper.aclose()
             await origin.aclose()
             if claims is not None:

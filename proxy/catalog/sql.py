@@ -143,6 +143,14 @@ class SqlCatalog(Database):
 
         await self.execute(work)
 
+    async def allow(self, digests: Collection[Digest]) -> None:
+        change = sa.delete(refused).where(refused.c.digest.in_(digests))
+        await self.execute(lambda connection: connection.execute(change))
+
+    async def settle(self) -> None:
+        """Wait until other processes find what was put, or a database that is away keeps it from them."""
+        await self._settle()
+
     async def count(self) -> Totals:
         await self._settle()
         return await self.execute(_count)

@@ -164,10 +164,16 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Tombstone:
-    """What lies in the place of a record that was removed, or of one that must never be."""
+    """
+    What lies in the place of a record that was removed, or of one that must never be.
+
+    Attributes:
+        digest: The bytes that were removed with the key, for an undo; `None`: no image was stored under it.
+    """
 
     key: Key
     removed_at: datetime
+    digest: Digest | None = None
 
 
 @dataclass(frozen=True, slots=True)

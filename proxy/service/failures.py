@@ -19,6 +19,7 @@ from proxy.core.errors import (
     OriginError,
     OriginRefused,
     OriginTimeout,
+    Removed,
     SourceExpired,
     SourceForbidden,
     SourceNotFound,
@@ -68,6 +69,11 @@ class Failures:
         if seconds_to_remember(error) > 0:
             # A copy, for what was raised holds the whole request alive by its traceback.
             self._errors[fingerprint(source)] = copy.copy(error)
+
+    def forget_removals(self) -> None:
+        """Forget which links brought removed bytes: a removal was undone, and which links it concerned is not known."""
+        for link in [link for link, error in self._errors.items() if isinstance(error, Removed)]:
+            self._errors.pop(link, None)
 
     def find(self, source: Source) -> ImgkeepError | None:
         """Return the remembered failure as a fresh copy that can be raised."""

@@ -232,6 +232,10 @@ class Keeper:
         self.records.forget(key)
         self.changed(key)
 
+    def restored(self) -> None:
+        """A removal was undone: no link is refused any more for the bytes that it brought."""
+        self._failures.forget_removals()
+
     async def kept(self, record: Record) -> None:
         known = self.records.at_hand(record.key)
         self.records.hold(record)

@@ -26,8 +26,11 @@ RECORD_BYTES: Final = 800
 """What a record takes in memory, its identity left out."""
 
 BURIED_MAX: Final = 65_536
-BURIED_TTL_S: Final = 300
-"""So long a removed link costs no further look; 150 bytes each, 10 MB."""
+BURIED_TTL_S: Final = 60
+"""
+Lifetime of the memory that a key has a tombstone, 150 bytes each, 10 MB: within it another node notices that a removal
+was undone, as soon as it notices one of the digests that are blocked no longer (`removal.REFRESH_EVERY_S`).
+"""
 
 log = logging.getLogger(__name__)
 
@@ -72,8 +75,9 @@ class Records:
             return  # a view that lags: the next look-up that has to ask the store mends it
 
     def forget(self, key: Key) -> None:
-        """Hold nothing in memory that says that an image is kept."""
+        """Hold nothing in memory that says that an image is kept, or that it was removed."""
         self._held.pop(key, None)
+        self._buried.pop(key, None)
 
     async def find_another(self, lacking: Record) -> Record | None:
         """The object of a record is missing or damaged: the store's own record may name another, newer one."""

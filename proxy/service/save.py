@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from proxy.core.content import identify_bytes
-from proxy.core.errors import Conflict, NotAnImage, Removed, StorageError, TooLarge
-from proxy.core.model import Format, Record
-from proxy.core.sniff import HEAD_BYTES_MAX, UNDECIDED, is_whole, measure, sniff
+from proxy.core.errors import Conflict, Removed, TooLarge
+from proxy.core.model import Record
 from proxy.core.stored import REMOVED
+from proxy.service.whole import begin, judge_whole
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from proxy.core.model import Source, SourceInfo
+    from proxy.core.model import Format, PixelSize, Source, SourceInfo
     from proxy.ports import Draft
     from proxy.service.fill import Neighbours
     from proxy.service.keep import Keeper
@@ -61,38 +61,20 @@ class Saver:
             Conflict: Another image is kept under `info`.
             StorageError: It is not kept.
         """
-        draft = await self._begin(size)
+        draft = await begin(self._to, size)
         try:
             async for chunk in chunks:
                 if draft.size + len(chunk) > self._body_bytes_max:
                     raise TooLarge(f"the image is larger than {self._body_bytes_max} bytes, see fetch.body_bytes_max")
                 await draft.write(chunk)
-            format_ = None
-            if draft.size:
-                format_ = await draft.judge(lambda body: _judge(bytes(body[:HEAD_BYTES_MAX]), len(body)))
-            # Of a naked JPEG XL codestream only a decoder finds the end; there HTTP's own framing has to do.
-            if format_ is None or not (
-                format_ is Format.JXL or await draft.judge(lambda body: is_whole(format_, body))
-            ):
-                raise NotAnImage("the bytes are not a whole image of a supported format")
-            return await self._keep(draft, format_, info or identify_bytes(draft.digest))
+            if draft.digest in self._to.refused:
+                raise Removed(REMOVED)
+            format_, pixel_size = await judge_whole(draft, pixels_max=self._to.pixels_max)
+            return await self._keep(draft, format_, pixel_size, info or identify_bytes(draft.digest))
         finally:
             await draft.aclose()
 
-    async def _begin(self, size: int | None) -> Draft:
-        try:
-            return await self._to.disk.begin(size)
-        except StorageError:
-            if self._to.store.disk_only:
-                raise
-            return await self._to.memory.begin(size)
-
-    async def _keep(self, draft: Draft, format_: Format, info: SourceInfo) -> Saved:
-        if draft.digest in self._to.refused:
-            raise Removed(REMOVED)
-        pixel_size = await draft.judge(lambda body: measure(format_, body))
-        if pixel_size is not None and pixel_size.pixels > self._to.pixels_max:
-            raise TooLarge(f"the image has {pixel_size.pixels} pixels, more than fetch.pixels_max")
+    async def _keep(self, draft: Draft, format_: Format, pixel_size: PixelSize | None, info: SourceInfo) -> Saved:
         known = await self._keeper.find(info.key)
         if known is not None:
             if known.digest != draft.digest:
@@ -116,8 +98,3 @@ class Saver:
         self._to.observer.filled(draft.size, pending=kept.pending)
         await self._keeper.kept(kept)
         return Saved(kept, created=True)
-
-
-def _judge(head: bytes, size: int) -> Format | None:
-    format_ = sniff(head, ended=len(head) == size)
-    return None if format_ is UNDECIDED else format_

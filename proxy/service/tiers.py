@@ -157,14 +157,48 @@ class Tiers:
         if self._fallback is not None:
             await self._fallback.delete(tombstone.key)
 
-    async def refuse(self, digest: Digest, removed_at: datetime) -> None:
-        await self._ask(partial(self._primary.refuse, digest, removed_at))
+    async def refuse(self, digest: Digest, removed_at: datetime, keys: Collection[Key] = ()) -> None:
+        await self._ask(partial(self._primary.refuse, digest, removed_at, keys))
         await self.drop(digest)
         if self._fallback is not None:
             await self._fallback.forget(digest)
 
     async def refused(self) -> Collection[Digest]:
         return await self._ask(self._primary.refused)
+
+    async def find_block(self, digest: Digest) -> Collection[Key] | None:
+        return await self._ask(partial(self._primary.find_block, digest))
+
+    async def unblock(self, digest: Digest) -> None:
+        await self._ask(partial(self._primary.unblock, digest))
+
+    async def find_tombstone(self, key: Key) -> Tombstone | None:
+        # A folder that was a store of its own before may hold some.
+        near, fault = await self._near(lambda fallback: fallback.find_tombstone(key))
+        if near is not None:
+            return near
+        found = await self._ask(partial(self._primary.find_tombstone, key))
+        if found is None and fault is not None:
+            raise fault
+        return found
+
+    async def delete_tombstone(self, tombstone: Tombstone) -> None:
+        await self._ask(partial(self._primary.delete_tombstone, tombstone))
+        if self._fallback is not None:
+            await self._fallback.delete_tombstone(tombstone)
+
+    async def delete_record(self, key: Key, digest: Digest) -> None:
+        await self._ask(partial(self._primary.delete_record, key, digest))
+        if self._fallback is not None:
+            await self._fallback.delete_record(key, digest)
+
+    async def has_object(self, digest: Digest) -> bool:
+        near, fault = await self._near(lambda fallback: _yes(fallback.has_object(digest)))
+        if near or await self._ask(partial(self._primary.has_object, digest)):
+            return True
+        if fault is not None:
+            raise fault
+        return False
 
     async def drop(self, digest: Digest) -> None:
         """A picture is refused, here or on another node: forget where it was, and our copy of it."""

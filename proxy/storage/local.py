@@ -37,11 +37,12 @@ from proxy.core.stored import (
     object_names,
     object_path,
     read_record,
+    read_refusal_keys,
     read_refusal_path,
     record_path,
     refusal_path,
 )
-from proxy.storage import disk, files
+from proxy.storage import disk, files, marks
 from proxy.storage.cached import CachedFiles
 from proxy.storage.commit import Commits
 from proxy.storage.disk import LocalBody, LocalDraft
@@ -50,7 +51,7 @@ from proxy.storage.shelf import SMALL_BYTES_MAX, Held, Shelf
 from proxy.storage.threads import TIMEOUT_S, Threads
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
     from datetime import datetime
     from pathlib import Path
 
@@ -206,12 +207,37 @@ class LocalStore:
     async def bury(self, tombstone: Tombstone) -> None:
         await self.run(self._publish, record_path(tombstone.key), encode_tombstone(tombstone))
 
-    async def refuse(self, digest: Digest, removed_at: datetime) -> None:
-        await self.run(self._publish, refusal_path(digest), encode_refusal(digest, removed_at))
+    async def refuse(self, digest: Digest, removed_at: datetime, keys: Collection[Key] = ()) -> None:
+        await self.run(self._publish, refusal_path(digest), encode_refusal(digest, removed_at, keys))
         await self.forget(digest)
 
     async def refused(self) -> set[Digest]:
         return {digest async for path, _ in self.walk(REFUSED) if (digest := read_refusal_path(path)) is not None}
+
+    async def find_block(self, digest: Digest) -> Collection[Key] | None:
+        return await self.run(self._find_block, self.root / refusal_path(digest))
+
+    async def unblock(self, digest: Digest) -> None:
+        await self.run(self._unblock, self.root / refusal_path(digest))
+
+    async def find_tombstone(self, key: Key) -> Tombstone | None:
+        found = await self.run(self._read_place, self.root / record_path(key))
+        return found if isinstance(found, Tombstone) else None
+
+    async def delete_tombstone(self, tombstone: Tombstone) -> None:
+        path = self.root / record_path(tombstone.key)
+        await self.run(marks.delete_if, path, self._partial(), lambda found: found == tombstone)
+
+    async def delete_record(self, key: Key, digest: Digest) -> None:
+        path = self.root / record_path(key)
+
+        def points_there(found: Record | Tombstone) -> bool:
+            return not isinstance(found, Tombstone) and found.digest == digest
+
+        await self.run(marks.delete_if, path, self._partial(), points_there)
+
+    async def has_object(self, digest: Digest) -> bool:
+        return await self.run(self._has_object, [self.root / object_path(name) for name in object_names(digest)])
 
     async def forget(self, digest: Digest) -> None:
         await self.forget_at([object_path(name) for name in object_names(digest)])
@@ -325,6 +351,33 @@ class LocalStore:
             for folder in folders:
                 files.make_folder(folder)
         self._device = self.root.stat().st_dev
+
+    def _find_block(self, path: Path) -> frozenset[Key] | None:
+        try:
+            return read_refusal_keys(path.read_bytes())
+        except FileNotFoundError:
+            self._insist_on_root()
+            return None
+
+    def _unblock(self, path: Path) -> None:
+        try:
+            path.unlink()
+        except FileNotFoundError:
+            self._insist_on_root()
+            return
+        files.sync_folder(path.parent)
+
+    def _read_place(self, path: Path) -> Record | Tombstone | None:
+        found = marks.read_place(path)
+        if found is None:
+            self._insist_on_root()
+        return found
+
+    def _has_object(self, paths: Sequence[Path]) -> bool:
+        found = any(path.exists() for path in paths)
+        if not found:
+            self._insist_on_root()
+        return found
 
     def _insist_on_root(self) -> None:
         if not os.path.isdir(f"{self._root}/{RECORDS}"):  # noqa: PTH112 - every miss comes by here

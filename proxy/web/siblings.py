@@ -69,6 +69,7 @@ class Notice(msgspec.Struct):
     refused: list[str] = []
     changed: list[str] = []
     copies: dict[str, int] = {}
+    restored: list[str] = []
 
 
 class Siblings:
@@ -146,8 +147,9 @@ class Siblings:
         refused: Collection[Digest] = (),
         changed: Collection[Key] = (),
         copies: Mapping[str, int] = MappingProxyType({}),
+        restored: Collection[Digest] = (),
     ) -> None:
-        body = msgspec.msgpack.encode(Notice(list(refused), list(changed), dict(copies)))
+        body = msgspec.msgpack.encode(Notice(list(refused), list(changed), dict(copies), list(restored)))
 
         async def tell(name: str) -> None:
             try:

@@ -34,7 +34,7 @@ NOTICE_BYTES_MAX: Final = 16_777_216
 def side_door(
     site: Site,
     name: str,
-    learn: Callable[[Collection[Digest], Collection[Key], Mapping[str, int]], Awaitable[None]],
+    learn: Callable[[Collection[Digest], Collection[Key], Mapping[str, int], Collection[Digest]], Awaitable[None]],
     add_api: Callable[[web.UrlDispatcher], None],
 ) -> web.Application:
     """Make the application for the siblings of the worker `name`. `learn` is told what they tell."""
@@ -50,7 +50,7 @@ def side_door(
     async def notices(request: web.Request) -> web.Response:
         notice = msgspec.msgpack.decode(await request.read(), type=Notice)
         refused, changed = map(Digest, notice.refused), map(Key, notice.changed)
-        await learn([*refused], [*changed], notice.copies)
+        await learn([*refused], [*changed], notice.copies, [*map(Digest, notice.restored)])
         return web.Response(status=204)
 
     async def metrics(_request: web.Request) -> web.Response:

@@ -94,7 +94,7 @@ async def test_what_waits_for_the_bucket_is_not_carried_over_once_it_is_removed(
 
 
 async def _removes(node: Imgkeep, url: str) -> bool:
-    return await remove(node, src=url) == 200
+    return await remove(node, src=url, force="true") == 200
 
 
 async def test_a_removal_in_the_middle_is_finished_by_doing_it_again(remote: Remote, origin: FakeOrigin) -> None:

@@ -22,7 +22,7 @@ from proxy.service.visit import Delivery, Visit
 from proxy.storage.memory import MemoryBody, MemorySpool
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Callable
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection
     from mmap import mmap
 
     from proxy.core.model import Record, Source, Tombstone, Validator
@@ -204,11 +204,29 @@ class FakeStore:
     async def bury(self, tombstone: Tombstone) -> None:
         self.buried.append(tombstone.key)
 
-    async def refuse(self, digest: Digest, removed_at: datetime) -> None:
-        raise AssertionError(f"nothing may refuse {digest} at {removed_at}")
+    async def refuse(self, digest: Digest, removed_at: datetime, keys: Collection[Key] = ()) -> None:
+        raise AssertionError(f"nothing may refuse {digest} of {keys} at {removed_at}")
 
     async def refused(self) -> set[Digest]:
         return set()
+
+    async def find_block(self, digest: Digest) -> Collection[Key] | None:
+        raise AssertionError(f"nothing may ask for the block of {digest}")
+
+    async def unblock(self, digest: Digest) -> None:
+        raise AssertionError(f"nothing may unblock {digest}")
+
+    async def find_tombstone(self, key: Key) -> Tombstone | None:
+        raise AssertionError(f"nothing may ask for the tombstone of {key}")
+
+    async def delete_tombstone(self, tombstone: Tombstone) -> None:
+        raise AssertionError(f"nothing may delete {tombstone}")
+
+    async def delete_record(self, key: Key, digest: Digest) -> None:
+        raise AssertionError(f"nothing may delete the record of {key} and {digest}")
+
+    async def has_object(self, digest: Digest) -> bool:
+        raise AssertionError(f"nothing may ask for {digest}")
 
     async def _called(self, verb: str, answer: T) -> T:
         self.calls[verb] += 1
