@@ -225,16 +225,13 @@ class LocalStore:
         return found if isinstance(found, Tombstone) else None
 
     async def delete_tombstone(self, tombstone: Tombstone) -> None:
-        path = self.root / record_path(tombstone.key)
-        await self.run(marks.delete_if, path, self._partial(), lambda found: found == tombstone)
+        await self.run(self._delete_if, tombstone.key, lambda found: found == tombstone)
 
     async def delete_record(self, key: Key, digest: Digest) -> None:
-        path = self.root / record_path(key)
-
         def points_there(found: Record | Tombstone) -> bool:
             return not isinstance(found, Tombstone) and found.digest == digest
 
-        await self.run(marks.delete_if, path, self._partial(), points_there)
+        await self.run(self._delete_if, key, points_there)
 
     async def has_object(self, digest: Digest) -> bool:
         return await self.run(self._has_object, [self.root / object_path(name) for name in object_names(digest)])
@@ -372,6 +369,10 @@ class LocalStore:
         if found is None:
             self._insist_on_root()
         return found
+
+    def _delete_if(self, key: Key, wanted: Callable[[Record | Tombstone], bool]) -> None:
+        if not marks.delete_if(self.root / record_path(key), self._partial(), wanted):
+            self._insist_on_root()
 
     def _has_object(self, paths: Sequence[Path]) -> bool:
         found = any(path.exists() for path in paths)

@@ -37,8 +37,14 @@ class StoreAndSpool(Protocol):
     async def holds(self, name: str, size: int) -> bool: ...
     async def put(self, draft: Draft, record: Record, replaces: Digest | None = None) -> Record: ...
     async def bury(self, tombstone: Tombstone) -> None: ...
-    async def refuse(self, digest: Digest, removed_at: datetime) -> None: ...
+    async def refuse(self, digest: Digest, removed_at: datetime, keys: Collection[Key] = ()) -> None: ...
     async def refused(self) -> Collection[Digest]: ...
+    async def find_block(self, digest: Digest) -> Collection[Key] | None: ...
+    async def unblock(self, digest: Digest) -> None: ...
+    async def find_tombstone(self, key: Key) -> Tombstone | None: ...
+    async def delete_tombstone(self, tombstone: Tombstone) -> None: ...
+    async def delete_record(self, key: Key, digest: Digest) -> None: ...
+    async def has_object(self, digest: Digest) -> bool: ...
 
 
 @dataclass
@@ -328,6 +334,75 @@ async def test_removing_on_a_store_that_fails_is_a_fault(store: StoreAndSpool, b
         await store.bury(Tombstone(record.key, NOON))
     with pytest.raises(StorageError):
         await store.refuse(record.digest, NOON)
+
+
+async def test_a_block_tells_its_keys_until_it_is_gone(store: StoreAndSpool) -> None:
+    record, other = await keep(store, BODY), record_of(b"other", name="b")
+    assert await store.find_block(record.digest) is None
+    await store.refuse(record.digest, NOON, [other.key, record.key])
+    found = await store.find_block(record.digest)
+    assert found is not None
+    assert set(found) == {record.key, other.key}
+    await store.refuse(other.digest, NOON)
+    assert await store.find_block(other.digest) == frozenset()
+    for _ in range(2):
+        await store.unblock(record.digest)
+    assert await store.find_block(record.digest) is None
+    assert await store.refused() == {other.digest}
+
+
+async def test_only_the_tombstone_that_was_seen_is_deleted(store: StoreAndSpool) -> None:
+    record = await keep(store, BODY)
+    assert await store.find_tombstone(record.key) is None, "a record is none"
+    seen = Tombstone(record.key, NOON, record.digest)
+    await store.delete_tombstone(seen)
+    assert await store.find(record.key) == record, "a record stays"
+    later = Tombstone(record.key, NOON.replace(hour=13), record.digest)
+    await store.bury(later)
+    await store.delete_tombstone(seen)
+    assert await store.find_tombstone(record.key) == later, "a later removal stays"
+    await store.delete_tombstone(later)
+    assert await store.find_tombstone(record.key) is None
+    assert await store.find(record.key) is None
+    assert await keep(store, BODY) == record, "the key is free"
+    await store.delete_tombstone(later)
+    assert await store.find(record.key) == record
+
+
+async def test_a_record_is_deleted_only_if_it_points_at_these_bytes(store: StoreAndSpool) -> None:
+    record, other = await keep(store, BODY), record_of(b"other")
+    await store.delete_record(record.key, other.digest)
+    assert await store.find(record.key) == record
+    for _ in range(2):
+        await store.delete_record(record.key, record.digest)
+    assert await store.find(record.key) is None
+    assert await fetch(store, record) == BODY, "the bytes stay"
+    tombstone = Tombstone(record.key, NOON, record.digest)
+    await store.bury(tombstone)
+    await store.delete_record(record.key, record.digest)
+    assert await store.find_tombstone(record.key) == tombstone
+
+
+async def test_whether_bytes_are_stored_is_known_without_their_extension(store: StoreAndSpool) -> None:
+    record, other = await keep(store, BODY), record_of(b"other")
+    assert (await store.has_object(record.digest), await store.has_object(other.digest)) == (True, False)
+    await store.refuse(record.digest, NOON)
+    assert not await store.has_object(record.digest)
+
+
+async def test_undoing_on_a_store_that_fails_is_a_fault_and_no_miss(store: StoreAndSpool, backend: Backend) -> None:
+    record = await keep(store, BODY)
+    backend.break_it()
+    for ask in (
+        lambda: store.find_block(record.digest),
+        lambda: store.unblock(record.digest),
+        lambda: store.find_tombstone(record.key),
+        lambda: store.delete_tombstone(Tombstone(record.key, NOON)),
+        lambda: store.delete_record(record.key, record.digest),
+        lambda: store.has_object(record.digest),
+    ):
+        with pytest.raises(StorageError):
+            await ask()
 
 
 # --- drafts
