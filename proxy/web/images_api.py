@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 LIMIT_DEFAULT: Final = 100
 LIMIT_MAX: Final = 1000
 
+FORMS: Final = frozenset({"application/x-www-form-urlencoded", "multipart/form-data", "text/plain"})
+"""What a page can send to other sites without asking them (WHATWG Fetch, "CORS-safelisted request-header")."""
+
 _FORCE: Final = "force=true sees to it that none ever is"
 
 _HASH: Final = re.compile(r"[0-9a-f]{64}")
@@ -180,8 +183,15 @@ def _tell_restored(restored: Restored) -> dict[str, object]:
 
 
 def _has_body(request: web.Request) -> bool:
-    """Whether something is sent along. A form that a page of another site sends says so, even if it is empty."""
-    return request.body_exists or "Content-Type" in request.headers
+    """
+    Tell whether a body is sent along.
+
+    Raises:
+        HTTPUnsupportedMediaType: A page of another site may have sent the request, as a form, empty or not.
+    """
+    if "Content-Type" in request.headers and request.content_type in FORMS:
+        raise web.HTTPUnsupportedMediaType(text="the body has to be JSON, or left out")
+    return request.body_exists
 
 
 def _read_key(request: web.Request) -> Key:
