@@ -254,6 +254,14 @@ class Store(Protocol):
             StorageError: It may be noted; the object may still be there.
         """
 
+    async def forget(self, digest: Digest) -> None:
+        """
+        Remove the object of a picture, whatever its extension.
+
+        Raises:
+            StorageError: It may still be there.
+        """
+
     async def refused(self) -> Collection[Digest]:
         """
         Return the digests of all pictures that are refused.
@@ -425,9 +433,6 @@ class Refuge(Store, Spool, Archive, Protocol):
 
     async def delete(self, key: Key) -> None:
         """Remove a record."""
-
-    async def forget(self, digest: Digest) -> None:
-        """Remove the object of a picture."""
 
     async def reopen(self, name: str) -> Draft | None:
         """Open a kept object as a draft that can be put elsewhere; `None`: it is not there, or damaged."""

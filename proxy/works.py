@@ -239,6 +239,7 @@ async def open_works(
         )
         keeper.remove = remover.remove_record
         refusals.restored = keeper.restored
+        refusals.removed_elsewhere = remover.finish
         refetcher = Refetcher(
             keeper,
             neighbours,
@@ -398,6 +399,12 @@ def _prepare_healing(works: Works) -> Healer | None:
     remote.breaker.tell = tell_store
     if remote.fallback is None:
         return None
+
+    async def forget(key: Key) -> None:
+        await parts.catalog.drop([key])
+        works.keeper.forget(key)
+        await works.keeper.tell(key)
+
     healer = Healer(
         primary=remote.bucket,
         fallback=remote.fallback,
@@ -411,7 +418,7 @@ def _prepare_healing(works: Works) -> Healer | None:
         seen=remote.tiers.note,
         sleep=works.seams.sleep,
         refused=works.refusals,
-        remove=works.keeper.remove,
+        forget=forget,
     )
     _show_backlog(works, healer)
     return healer

@@ -43,6 +43,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count, islice
 from typing import TYPE_CHECKING, Final, Protocol
+from weakref import WeakValueDictionary
 
 from proxy.core.errors import Removed, StorageError
 from proxy.core.model import Tombstone
@@ -56,6 +57,8 @@ if TYPE_CHECKING:
 
 REFRESH_EVERY_S: Final = 60
 """Interval of the lists of blocked digests: within it other nodes stop showing a picture, or show it again."""
+KEYS_AT_ONCE: Final = 16
+"""Maximum number of keys of a digest that are closed or opened at once: as many records as a bucket is asked for."""
 LOOKED_AT_MAX: Final = 100
 """Maximum number of blocks that are asked for in a refresh, one request each; the others come in the next one."""
 
@@ -132,6 +135,8 @@ class Refusals:
         self._lessons = count()
         self.restored: Callable[[], None] = lambda: None
         """Is told that some digests are blocked no longer."""
+        self.removed_elsewhere: Callable[[Digest], Awaitable[None]] = dropped
+        """Is told of a digest that another node has blocked while this one was running."""
 
     def __contains__(self, digest: object) -> bool:
         return digest in self._digests
@@ -147,8 +152,8 @@ class Refusals:
             log.warning("the catalog does not tell which pictures are refused")
         await self.refresh()
 
-    async def refresh(self) -> None:
-        """Bring in what other nodes have refused, and forget what they have restored."""
+    async def refresh(self) -> set[Digest]:
+        """Bring in what other nodes have refused, and forget what they have restored; return what is new."""
         try:
             listed = set(await self._store.refused())
             new = listed - self._digests.keys()
@@ -158,7 +163,8 @@ class Refusals:
             gone = self._digests.keys() - listed
             await self.look_again(list(islice(gone, LOOKED_AT_MAX)))
         except StorageError:
-            return  # the store tells its own trouble; what is known stays
+            return set()  # the store tells its own trouble; what is known stays
+        return new
 
     async def add(self, new: Collection[Digest]) -> None:
         """
@@ -218,7 +224,9 @@ class Refusals:
         while True:
             await sleep(REFRESH_EVERY_S)
             try:
-                await self.refresh()
+                for digest in await self.refresh():
+                    with suppress(StorageError):  # nobody is shown what is left of it
+                        await self.removed_elsewhere(digest)
             except Exception:  # this loop must not end, whatever an answer holds
                 log.exception("looking for refusals failed as nobody foresaw")
 
@@ -229,8 +237,8 @@ class Refusals:
 
 class Remover:
     """
-    Removes pictures and undoes removals, one at a time. All calls can be repeated, and have to be after a
-    `StorageError`.
+    Removes pictures and undoes removals, one at a time for each digest. All calls can be repeated, and have to be after
+    a `StorageError`.
     """
 
     def __init__(self, *, store: Store, register: Register, finder: Finder, refusals: Refusals, clock: Clock) -> None:
@@ -239,7 +247,8 @@ class Remover:
         self._finder = finder
         self._refusals = refusals
         self._clock = clock
-        self._alone = asyncio.Lock()
+        self._locks: WeakValueDictionary[Digest, asyncio.Lock] = WeakValueDictionary()
+        """Of the digests that are being removed or restored."""
 
     async def remove_key(self, key: Key, *, force: bool = False) -> bool:
         """
@@ -252,18 +261,17 @@ class Remover:
         Raises:
             StorageError: It may not be removed.
         """
-        async with self._alone:
-            try:
-                record = await self._finder.look_up(key)
-            except Removed:
-                await self._finish(key)
-                return True
-            if record is not None:
-                await self._remove(record.digest, {key}, force=force)
-            elif force:
-                await self._bury(key, None)
-                await self._register.drop([key])
-            return force or record is not None
+        try:
+            record = await self._finder.look_up(key)
+        except Removed:
+            await self._finish(key)
+            return True
+        if record is not None:
+            await self._remove(record.digest, {key}, force=force)
+        elif force:
+            await self._bury(key, None)
+            await self._register.drop([key])
+        return force or record is not None
 
     async def remove_source(self, info: SourceInfo, *, force: bool = False) -> bool:
         """Remove the picture that this node shows for a link. As `remove_key`."""
@@ -280,17 +288,39 @@ class Remover:
         Raises:
             StorageError: It may not be removed.
         """
-        async with self._alone:
-            known = force or digest in self._refusals or bool(await self._register.keys_of(digest))
-            if not known and not await self._store.has_object(digest):
-                return False
-            await self._remove(digest, set())
-            return True
+        known = force or digest in self._refusals or await self._store.has_object(digest)
+        if not known and not await self._register.keys_of(digest):
+            return False
+        await self._remove(digest, set())
+        return True
 
     async def remove_record(self, record: Record) -> None:
         """Remove the picture of a record that turned out to be removed already, by its link or by its digest."""
-        async with self._alone:
-            await self._remove(record.digest, {record.key})
+        await self._remove(record.digest, {record.key})
+
+    async def finish(self, digest: Digest) -> None:
+        """
+        Delete what this node has stored of a picture before it learned that another node has removed it.
+
+        No mark is put, for the removal may be undone by now: a late node must not bring it back.
+
+        Raises:
+            StorageError: Some of it may be left.
+        """
+        async with self._alone(digest):
+            found = await self._register.keys_of(digest)
+            block = await self._store.find_block(digest)
+            if block is None:
+                return
+            # Those that the block lists are the remover's: it may be about to put their tombstones.
+            keys = sorted(set(found).difference(block))
+            for key in keys:
+                await self._store.delete_record(key, digest)
+                self._finder.forget(key)
+            if keys:
+                await self._register.drop(keys)
+            if await self._store.has_object(digest):
+                await self._store.forget(digest)
 
     async def restore_key(self, key: Key) -> Restored | None:
         """
@@ -299,29 +329,34 @@ class Remover:
         Raises:
             StorageError: It may not be undone, or only in part.
         """
-        async with self._alone:
-            tombstone = await self._store.find_tombstone(key)
-            digest = await self._find_blocked(key) if tombstone is None else tombstone.digest
-            if tombstone is None and digest is None:
-                return None
+        tombstone = await self._store.find_tombstone(key)
+        digest = await self._find_blocked(key) if tombstone is None else tombstone.digest
+        if digest is None:
+            return None if tombstone is None else await self._restore(None, tombstone)
+        async with self._alone(digest):
+            if tombstone is not None and await self._store.find_tombstone(key) != tombstone:
+                return None  # another undo has finished it, or a removal has begun since
             return await self._restore(digest, tombstone)
 
     async def restore_digest(self, digest: Digest) -> Restored | None:
         """Undo the removal of a digest, and of the keys that were removed with it. As `restore_key`."""
-        async with self._alone:
+        async with self._alone(digest):
             if await self._store.find_block(digest) is None and digest not in self._refusals:
                 return None
             return await self._restore(digest, None)
 
     async def _restore(self, digest: Digest | None, named: Tombstone | None) -> Restored:
         """Undo in the order that the module names. `named` goes last."""
-        keys: list[Key] = []
         block = None if digest is None else await self._store.find_block(digest)
-        for key in sorted(block or ()):
+
+        async def open_up(key: Key) -> bool:
             tombstone = await self._store.find_tombstone(key)
-            if tombstone is not None and tombstone.digest == digest and tombstone != named:
-                await self._store.delete_tombstone(tombstone)
-                keys.append(key)
+            if tombstone is None or tombstone.digest != digest or tombstone == named:
+                return False
+            await self._store.delete_tombstone(tombstone)
+            return True
+
+        keys = await _those(block or (), open_up)
         if digest is not None and block is not None:
             await self._store.unblock(digest)
         if named is not None:
@@ -353,6 +388,10 @@ class Remover:
 
     async def _remove(self, digest: Digest, named: set[Key], *, force: bool = False) -> None:
         """Remove in the order that the module names."""
+        async with self._alone(digest):
+            await self._remove_alone(digest, named, force=force)
+
+    async def _remove_alone(self, digest: Digest, named: set[Key], *, force: bool) -> None:
         fault: StorageError | None = None
         others: Sequence[Key] = ()
         try:
@@ -363,7 +402,7 @@ class Remover:
         keys = named.union(others, before)
         await self._store.refuse(digest, self._now(), keys)
         await self._refusals.add([digest])
-        gone = [key for key in sorted(keys) if await self._close(key, digest, named=key in named, force=force)]
+        gone = await _those(keys, lambda key: self._close(key, digest, named=key in named, force=force))
         await self._register.drop(gone)
         log.info("removed", extra={"digest": digest})
         if fault is not None:
@@ -389,8 +428,32 @@ class Remover:
         await self._store.bury(Tombstone(key, self._now(), digest))
         self._finder.forget(key)
 
+    def _alone(self, digest: Digest) -> asyncio.Lock:
+        """Return what keeps a removal and an undo of the same digest apart."""
+        lock = self._locks.get(digest)
+        if lock is None:
+            lock = self._locks[digest] = asyncio.Lock()
+        return lock
+
     def _now(self) -> datetime:
         return self._clock().replace(microsecond=0)
+
+
+async def _those(keys: Collection[Key], work: Callable[[Key], Awaitable[bool]]) -> list[Key]:
+    """Do `work` for all keys, some at a time, and return those for which it is true."""
+    places = asyncio.Semaphore(KEYS_AT_ONCE)
+
+    async def one(key: Key) -> bool:
+        async with places:
+            return await work(key)
+
+    order = sorted(keys)
+    tasks = [asyncio.create_task(one(key)) for key in order]
+    try:
+        return [key for key, done in zip(order, await asyncio.gather(*tasks), strict=True) if done]
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 def in_doubt(record: Record, *, named: bool) -> bool:

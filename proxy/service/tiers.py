@@ -159,6 +159,13 @@ class Tiers:
 
     async def refuse(self, digest: Digest, removed_at: datetime, keys: Collection[Key] = ()) -> None:
         await self._ask(partial(self._primary.refuse, digest, removed_at, keys))
+        await self._forget_here(digest)
+
+    async def forget(self, digest: Digest) -> None:
+        await self._ask(partial(self._primary.forget, digest))
+        await self._forget_here(digest)
+
+    async def _forget_here(self, digest: Digest) -> None:
         await self.drop(digest)
         if self._fallback is not None:
             await self._fallback.forget(digest)

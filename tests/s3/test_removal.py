@@ -76,7 +76,7 @@ async def test_nothing_is_removed_that_cannot_be_removed_for_good(remote: Remote
     assert (await get(node, url))[0].status == REMOVED[0]
 
 
-async def test_what_waits_for_the_bucket_is_not_carried_over_once_it_is_removed(
+async def test_what_waits_for_the_bucket_is_not_carried_over_once_its_key_is_removed(
     remote: Remote, origin: FakeOrigin
 ) -> None:
     one, other = await remote.node("a", store=HURRIED), await remote.node("b", store=HURRIED)
@@ -88,9 +88,39 @@ async def test_what_waits_for_the_bucket_is_not_carried_over_once_it_is_removed(
     await comes_true(lambda: _removes(other, url))
     await remote.gate.open()
     await healed(one)
-    assert await remote.stored("objects") == {}
     assert one.files("objects") == one.files("records") == []
     assert (await get(one, url))[0].status == REMOVED[0]
+    # The other node did not know the bytes, and removed none: their permanent URL was handed out.
+    assert await remote.stored("refused") == {}
+    assert list((await remote.stored("objects")).values()) == [picture()]
+    assert await (await one.client.get(f"/images/{NAME}")).read() == picture()
+    # So a stranger who has other bytes brought here under a removed key blocks them nowhere.
+    assert (await get(one, origin.gives("/again.png", picture())))[1] == picture()
+
+
+async def test_what_waits_for_the_bucket_is_not_carried_over_once_its_bytes_are_removed(
+    remote: Remote, origin: FakeOrigin
+) -> None:
+    hurried = Seams(sleep=lambda seconds: asyncio.sleep(seconds / 200))
+    one, other = await remote.node("a", store=HURRIED, seams=hurried), await remote.node("b", store=HURRIED)
+    url = origin.gives("/a.png", picture())
+    await remote.gate.hang(match=only("PUT", "/v1/objects/"))
+    told = await kept(one, url)
+    await comes_true(lambda: _removes_bytes(other, told["digest"]))
+    await remote.gate.open()
+    # It may be carried over before the node knows: then it is deleted as soon as the node learns of the removal.
+    await comes_true(lambda: refused(one, f"/images/{NAME}"))
+    await comes_true(lambda: _nothing_is_left(remote, one))
+    assert len(await remote.stored("refused")) == 1
+
+
+async def _removes_bytes(node: Imgkeep, digest: str) -> bool:
+    return await remove(node, digest=digest, force="true") == 200
+
+
+async def _nothing_is_left(remote: Remote, node: Imgkeep) -> bool:
+    there = [await remote.stored(kind) for kind in ("objects", "records")]
+    return there == [{}, {}] and node.files("objects") == node.files("records") == []
 
 
 async def _removes(node: Imgkeep, url: str) -> bool:

@@ -210,6 +210,9 @@ class FakeStore:
     async def refused(self) -> set[Digest]:
         return set()
 
+    async def forget(self, digest: Digest) -> None:
+        raise AssertionError(f"nothing may forget {digest}")
+
     async def find_block(self, digest: Digest) -> Collection[Key] | None:
         raise AssertionError(f"nothing may ask for the block of {digest}")
 

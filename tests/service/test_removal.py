@@ -542,3 +542,44 @@ async def test_an_old_tombstone_without_a_digest_is_restored_alone(node: Node) -
     restored = await node.remover.restore_digest(DIGEST)
     assert restored is not None
     assert restored.keys == ()
+
+
+async def test_what_a_node_stored_before_it_learned_of_a_removal_is_deleted(
+    disk: LocalStore, catalog: SqlCatalog, tmp_path: Path
+) -> None:
+    own = SqlCatalog(f"sqlite:///{tmp_path}/late.db", lambda: NOON)
+    await own.open()
+    node, late = Node(disk, catalog), Node(disk, own)
+    await node.keep(BODY, A)
+    await removed_key(node)
+    await late.keep(BODY, B)  # as a node does that does not know yet
+    late.refusals.removed_elsewhere = late.remover.finish
+    ticks = 0
+
+    async def once(_seconds: float) -> None:
+        nonlocal ticks
+        ticks += 1
+        if ticks == 2:
+            raise asyncio.CancelledError
+
+    with pytest.raises(asyncio.CancelledError):
+        await late.refusals.run(once)
+    assert not await disk.has_object(DIGEST)
+    assert await late.is_free(B.key), "no key is closed for that"
+    assert list(await own.keys_of(DIGEST)) == []
+    assert not await node.is_free(A.key)
+    await own.aclose()
+
+
+async def test_a_late_node_deletes_nothing_once_the_removal_is_undone(node: Node) -> None:
+    await removed(node)
+    assert await node.remover.restore_key(A.key) is not None
+    await node.keep(BODY, A)
+    await node.remover.finish(DIGEST)
+    assert await node.look_up(A.key) == A
+    assert await node.disk.has_object(DIGEST)
+
+
+async def removed_key(node: Node) -> None:
+    assert await node.remover.remove_key(A.key)
+    assert not await node.is_free(A.key)

@@ -90,6 +90,10 @@ class FakeStore:
         del removed_at
         self._insist()
         self.blocks[digest] = frozenset(keys)
+        await self.forget(digest)
+
+    async def forget(self, digest: Digest) -> None:
+        self._insist()
         for name in object_names(digest):
             self.objects.pop(name, None)
 

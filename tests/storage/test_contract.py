@@ -45,6 +45,7 @@ class StoreAndSpool(Protocol):
     async def delete_tombstone(self, tombstone: Tombstone) -> None: ...
     async def delete_record(self, key: Key, digest: Digest) -> None: ...
     async def has_object(self, digest: Digest) -> bool: ...
+    async def forget(self, digest: Digest) -> None: ...
 
 
 @dataclass
@@ -386,8 +387,11 @@ async def test_a_record_is_deleted_only_if_it_points_at_these_bytes(store: Store
 async def test_whether_bytes_are_stored_is_known_without_their_extension(store: StoreAndSpool) -> None:
     record, other = await keep(store, BODY), record_of(b"other")
     assert (await store.has_object(record.digest), await store.has_object(other.digest)) == (True, False)
-    await store.refuse(record.digest, NOON)
+    for _ in range(2):
+        await store.forget(record.digest)
     assert not await store.has_object(record.digest)
+    assert await store.fetch(record.object_name, None) is None
+    assert await store.refused() == set()
 
 
 async def test_undoing_on_a_store_that_fails_is_a_fault_and_no_miss(store: StoreAndSpool, backend: Backend) -> None:

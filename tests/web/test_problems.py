@@ -186,7 +186,7 @@ async def test_what_nobody_foresaw_in_mid_body_breaks_the_connection_off(
         disk_only = True
         find, holds, put = store.find, store.holds, store.put
         bury, refuse, refused = store.bury, store.refuse, store.refused
-        find_block, unblock, has_object = store.find_block, store.unblock, store.has_object
+        find_block, unblock, has_object, forget = store.find_block, store.unblock, store.has_object, store.forget
         find_tombstone, delete_tombstone, delete_record = (
             store.find_tombstone,
             store.delete_tombstone,

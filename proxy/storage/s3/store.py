@@ -203,6 +203,9 @@ class S3Store:
 
     async def refuse(self, digest: Digest, removed_at: datetime, keys: Collection[Key] = ()) -> None:
         await self._uploads.put_bytes(refusal_path(digest), encode_refusal(digest, removed_at, keys), RECORD_FIELDS)
+        await self.forget(digest)
+
+    async def forget(self, digest: Digest) -> None:
         # What its extension was is not known for sure, and deleting what is not there costs nothing.
         for name in object_names(digest):
             await self.client.call("delete_object", Key=self.client.bucket.path(object_path(name)))
