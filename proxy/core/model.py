@@ -99,6 +99,7 @@ class SourceInfo:
         scheme: The signing scheme, where one was recognised.
         enforced: Whether a picture that this link brings vouches for the signature: its services answer a wrong
             signature with an error, never with a picture. True as well where no signature was dropped.
+        permission: Whether the identity leaves out something of the link that grants access, as a signature does.
     """
 
     identity: str
@@ -108,6 +109,7 @@ class SourceInfo:
     expires_at: datetime | None = None
     scheme: str | None = None
     enforced: bool = True
+    permission: bool = False
 
     def is_fresh(self, now: datetime) -> bool:
         """Whether this is a temporary link by a signature that should still hold."""
