@@ -26,7 +26,9 @@ from proxy import __version__
 from proxy.catalog import SqlJobs
 from proxy.core.errors import Conflict, StorageError, WrittenByNewer
 from proxy.core.identity import identify
+from proxy.core.identity.spoil import spoil
 from proxy.core.model import Place
+from proxy.core.policy import Globs
 from proxy.core.source import read_source
 from proxy.origin import AddressGuard, OriginClient
 from proxy.origin.guard import open_socket
@@ -37,10 +39,12 @@ from proxy.service.heal import Healer
 from proxy.service.health import LOOK_EVERY_S, Health
 from proxy.service.inspect import Inspector
 from proxy.service.jobs import JobRunner
-from proxy.service.keep import Keeper, Rules
+from proxy.service.keep import Keeper
+from proxy.service.refresh import Rules
 from proxy.service.removal import Refusals, Remover
 from proxy.service.rewrite import Linking
 from proxy.service.save import Saver
+from proxy.service.suspects import Suspects
 from proxy.service.upkeep import reindex
 from proxy.storage.cache import Share
 from proxy.storage.claims import Claims, Turn
@@ -152,8 +156,8 @@ class Works:
     async def learn(self, refused: Collection[Digest], changed: Collection[Key], copies: Mapping[str, int]) -> None:
         """Another worker has removed pictures, knows something new of what is kept, or has used copies."""
         await self.refusals.learn(refused)
-        for key in changed:
-            self.keeper.forget(key)
+        for name in changed:
+            self.keeper.learn(name)
         if self.parts.remote is not None:
             await self.parts.remote.cache.note_all(copies)
 
@@ -227,7 +231,6 @@ async def open_works(
         remover = Remover(
             store=parts.store, register=parts.catalog, finder=keeper, refusals=refusals, clock=seams.clock
         )
-        keeper.remove = remover.remove_record
         saver = Saver(keeper, neighbours, body_bytes_max=config.fetch.body_bytes_max)
         works = Works(
             parts=parts,
@@ -287,6 +290,7 @@ def _make_neighbours(  # noqa: PLR0913, PLR0917 - what they are
         draw_etag=lambda: f'"{secrets.token_hex(16)}"',
         pixels_max=config.fetch.pixels_max,
         refused=refusals,
+        suspects=Suspects(seams.timer, refuse=config.sources.placeholders == "refuse"),
     )
 
 
@@ -299,6 +303,7 @@ def _make_keeper(  # noqa: PLR0913, PLR0917 - what it is made of
     claims: Claims | None,
     siblings: Siblings | None,
 ) -> Keeper:
+    catalogue = config.read_catalogue()
     return Keeper(
         store=parts.store,
         catalog=parts.catalog,
@@ -306,7 +311,7 @@ def _make_keeper(  # noqa: PLR0913, PLR0917 - what it is made of
         identify=inspector.identify,
         rules=Rules(
             redirect_permanent=config.sources.permanent == "redirect",
-            refresh=config.sources.refresh == "resigned",
+            refresh=Globs(config.sources.refresh) if config.sources.refresh else None,
         ),
         timer=seams.timer,
         addresses=None if parts.remote is None else parts.remote.addresses,
@@ -315,6 +320,7 @@ def _make_keeper(  # noqa: PLR0913, PLR0917 - what it is made of
         refused=neighbours.refused,
         claims=claims,
         siblings=siblings,
+        spoil=lambda source: spoil(source, seams.clock(), catalogue, secrets.randbelow),
     )
 
 
@@ -390,7 +396,7 @@ def _prepare_healing(works: Works) -> Healer | None:
         seen=remote.tiers.note,
         sleep=works.seams.sleep,
         refused=works.refusals,
-        remove=works.keeper.remove,
+        removed=works.keeper.forget,
     )
     _show_backlog(works, healer)
     return healer
@@ -448,6 +454,16 @@ class _Witness:
 
     def unchanged(self) -> None:
         self._metrics.unchanged()
+
+    def weighed(self, outcome: str) -> None:
+        self._metrics.weighed(outcome)
+
+    def suspected(self, record: Record) -> None:
+        self._metrics.weighed("suspect")
+        log.warning(
+            "placeholder suspected: the host gives one picture for many links",
+            extra={"host": record.host, "digest": record.digest},
+        )
 
     def unkept(self, fault: StorageError) -> None:
         self._metrics.unkept()

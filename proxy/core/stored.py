@@ -13,12 +13,15 @@ from __future__ import annotations
 
 import re
 from datetime import datetime
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from proxy.core.identity import KEY_VERSION
-from proxy.core.model import Digest, Format, Key, PixelSize, Record, Tombstone, Validator
+from proxy.core.model import Digest, Doubt, Format, Key, PixelSize, Record, Tombstone, Validator
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 OBJECTS: Final = "v1/objects"
 RECORDS: Final = "v1/records"
@@ -28,6 +31,7 @@ REMOVED: Final = "the image was removed"
 RECORD_BYTES_MAX: Final = 65_536
 """An identity is ASCII and has some 41,000 characters at most: 8,192, and a link inside two others is escaped twice."""
 
+_DOUBTS: Final = {doubt.value: doubt for doubt in Doubt}
 _FORMATS: Final = {format_.extension: format_ for format_ in Format}
 _REFUSAL: Final = re.compile(rf"{REFUSED}/[0-9a-f]{{2}}/([0-9a-f]{{64}})\.json")
 _OBJECT_NAME: Final = re.compile(r"([0-9a-f]{64})\.([a-z]{2,4})")
@@ -82,6 +86,8 @@ class _StoredRecord(msgspec.Struct, omit_defaults=False):
     expires_at: datetime | None
     origin_etag: str | None = None
     origin_modified: str | None = None
+    doubts: list[str] = []
+    brought_by: str = ""
     version: int = 1
 
 
@@ -127,6 +133,19 @@ def read_validator(etag: str | None, modified: str | None) -> Validator | None:
     return Validator(etag, modified) if etag or modified else None
 
 
+def write_doubts(doubts: frozenset[Doubt]) -> list[str]:
+    """Return the words for doubts, in a fixed order."""
+    return [doubt.value for doubt in Doubt if doubt in doubts]
+
+
+def read_doubts(words: Iterable[str]) -> frozenset[Doubt]:
+    """
+    Read the words for doubts. A word of a newer version counts as the gravest of ours for all other links: as a
+    signature that may be unchecked.
+    """
+    return frozenset(_DOUBTS.get(word, Doubt.SIGNATURE) for word in words)
+
+
 def encode_record(record: Record) -> bytes:
     """Return the JSON of a record, one field a line, so that people can read it too."""
     pixel_size = record.pixel_size
@@ -148,6 +167,8 @@ def encode_record(record: Record) -> bytes:
         expires_at=record.expires_at,
         origin_etag=record.validator.etag if record.validator else None,
         origin_modified=record.validator.modified if record.validator else None,
+        doubts=write_doubts(record.doubts),
+        brought_by=record.brought_by,
     )
     return _format(stored)
 
@@ -201,6 +222,8 @@ def decode_record(data: bytes) -> Record | Tombstone:
         temporary=stored.temporary,
         expires_at=stored.expires_at,
         validator=read_validator(stored.origin_etag, stored.origin_modified),
+        doubts=read_doubts(stored.doubts),
+        brought_by=stored.brought_by,
     )
 
 

@@ -24,9 +24,9 @@ from proxy.core.model import Record
 from proxy.core.stored import RECORDS, REMOVED
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Container
+    from collections.abc import Callable, Container
 
-    from proxy.core.model import Backlog, Digest, Waiting
+    from proxy.core.model import Backlog, Digest, Key, Waiting
     from proxy.ports import Cache, Catalog, Outbox, Refuge, Remote, Sleep
     from proxy.service.breaker import Breaker
 
@@ -67,10 +67,10 @@ class Healer:
         seen: Callable[[str], None],
         sleep: Sleep,
         refused: Container[Digest],
-        remove: Callable[[Record], Awaitable[None]],
+        removed: Callable[[Key], None],
     ) -> None:
         self._refused = refused
-        self._remove = remove
+        self._removed = removed
         self._sleep = sleep
         self._primary = primary
         self._fallback = fallback
@@ -152,9 +152,11 @@ class Healer:
         try:
             await self._carry_over(waiting, record)
         except Removed:
-            # While it waited an operator has removed it, maybe on another node, which did not know the picture.
+            # While it waited an operator has removed it, maybe on another node. What waits here is given up, and no
+            # more than that: by which link these bytes came, nobody has verified.
             if record is not None:
-                await self._remove(record)
+                await self._fallback.delete(record.key)
+                self._removed(record.key)
             await self._outbox.strike(waiting.key)
 
     async def _carry_over(self, waiting: Waiting, record: Record | None) -> None:

@@ -111,7 +111,6 @@ class Saver:
         )
         kept = await self._to.store.put(draft, record)
         if record.digest in self._to.refused:  # removed while it was being put
-            await self._keeper.removed(kept)
             raise Removed(REMOVED)
         self._to.observer.filled(draft.size, pending=kept.pending)
         await self._keeper.kept(kept)

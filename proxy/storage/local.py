@@ -198,7 +198,11 @@ class LocalStore:
             await copy.aclose()
 
     async def put_record(self, record: Record) -> None:
-        await self.run(self._commit_record, record)
+        await self.restate(record)
+
+    async def restate(self, record: Record, replaces: Digest | None = None) -> Record:
+        await self.run(self._commit_record, record, replaces)
+        return record
 
     async def delete(self, key: Key) -> None:
         await self.run(self._delete, self.root / record_path(key))
@@ -417,12 +421,12 @@ class LocalStore:
         draft.sync()
         files.publish(draft.path, self.root / object_path(name))
 
-    def _commit_record(self, record: Record) -> None:
+    def _commit_record(self, record: Record, replaces: Digest | None) -> None:
         final = self.root / record_path(record.key)
-        self._insist_on_ours(final, record.digest)
+        self._insist_on_ours(final, record.digest, replaces)
         partial = self._partial()
         with files.durable_partial(partial, encode_record(record)):
-            self._publish_record(partial, final, record.digest)
+            self._publish_record(partial, final, record.digest, replaces)
 
     def _publish_record(self, partial: Path, final: Path, *replaceable: Digest | None) -> None:
         if not files.publish_new(partial, final):

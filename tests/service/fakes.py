@@ -17,7 +17,8 @@ from proxy.core.model import Digest, Key, SourceInfo
 from proxy.core.policy import Policy
 from proxy.core.source import read_source
 from proxy.service.fill import Neighbours
-from proxy.service.keep import Keeper, Rules
+from proxy.service.keep import Keeper
+from proxy.service.refresh import Rules
 from proxy.service.visit import Delivery, Visit
 from proxy.storage.memory import MemoryBody, MemorySpool
 
@@ -40,6 +41,7 @@ class Feed:
         self.size = size
         self.framed = framed
         self.validator: Validator | None = None
+        self.plaintext = False
         self._items: asyncio.Queue[bytes | BaseException | None] = asyncio.Queue()
 
     def push(self, *chunks: bytes) -> Feed:
@@ -90,7 +92,10 @@ class FakeOrigin:
         ]
 
     @asynccontextmanager
-    async def fetch(self, source: Source, known: Validator | None = None) -> AsyncGenerator[Feed]:
+    async def fetch(
+        self, source: Source, known: Validator | None = None, *, brisk: bool = False
+    ) -> AsyncGenerator[Feed]:
+        del brisk
         self.asked.append(source.url)
         self.conditions.append(known)
         self.under_way += 1
@@ -102,7 +107,9 @@ class FakeOrigin:
             answer = answers.pop(0) if len(answers) > 1 else answers[0]
             if isinstance(answer, Exception):
                 raise answer
-            yield answer()
+            feed = answer()
+            feed.plaintext = source.scheme == "http"
+            yield feed
         finally:
             self.under_way -= 1
 
@@ -201,6 +208,14 @@ class FakeStore:
         self.records[record.key] = record
         return record
 
+    async def restate(self, record: Record, replaces: Digest | None = None) -> Record:
+        await self._called("restate", None)
+        theirs = self.records.get(record.key)
+        if theirs and theirs.object_name in self.objects and theirs.digest not in {record.digest, replaces}:
+            raise StorageError("another image was kept under this link meanwhile")
+        self.records[record.key] = record
+        return record
+
     async def bury(self, tombstone: Tombstone) -> None:
         self.buried.append(tombstone.key)
 
@@ -246,6 +261,14 @@ class FakeObserver:
     reasons: list[str] = field(default_factory=list)
     errors: list[BaseException] = field(default_factory=list)
     unchanged_count: int = 0
+    outcomes: list[str] = field(default_factory=list)
+    suspects: list[Record] = field(default_factory=list)
+
+    def weighed(self, outcome: str) -> None:
+        self.outcomes.append(outcome)
+
+    def suspected(self, record: Record) -> None:
+        self.suspects.append(record)
 
     def filled(self, size: int, *, pending: bool) -> None:
         del pending

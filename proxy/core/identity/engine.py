@@ -61,8 +61,8 @@ class Reading:
     """
 
     __slots__ = (
-        "becomes", "claims", "dropped", "ends", "enforced", "fields", "path", "place", "port", "provider", "rules",
-        "scheme", "temporary", "values",
+        "becomes", "claims", "dropped", "ends", "enforced", "fields", "path", "permission", "place", "port", "provider",
+        "rules", "scheme", "temporary", "values",
     )  # fmt: skip
 
     def __init__(self, source: Source) -> None:
@@ -84,6 +84,7 @@ class Reading:
         self.scheme: str | None = None
         self.temporary: bool | None = None
         self.enforced = True
+        self.permission = False
 
     def kept(self) -> list[Field]:
         """The parameters that count."""
@@ -121,7 +122,8 @@ def identify(source: Source, now: datetime, catalogue: Catalogue, *, exact: bool
         temporary,
         min(moments) if moments else None,
         reading.scheme,
-        reading.enforced,
+        exact or reading.enforced,
+        not exact and reading.permission,
     )
 
 
@@ -195,8 +197,9 @@ def _note(rule: Rule, group: Group, reading: Reading) -> None:
         reading.provider = rule.name
     if reading.temporary is None:
         reading.temporary = rule.table.temporary
-    if group and not (rule.table.stays or rule.table.enforced):
-        reading.enforced = False
+    if group and not rule.table.stays:
+        reading.permission = True
+        reading.enforced = reading.enforced and rule.table.enforced
 
 
 def _read_ends(rule: Rule, values: Mapping[str, str], places: Mapping[str, str], reading: Reading) -> None:
@@ -268,3 +271,4 @@ def _look_through(
     reading.scheme = reading.scheme or inner.scheme
     reading.temporary = inner.temporary if reading.temporary is None else reading.temporary
     reading.enforced = reading.enforced and inner.enforced
+    reading.permission = reading.permission or inner.permission

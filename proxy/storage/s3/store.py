@@ -180,6 +180,10 @@ class S3Store:
     async def put_record(self, record: Record) -> None:
         await self._put_record(record, None)
 
+    async def restate(self, record: Record, replaces: Digest | None = None) -> Record:
+        await self._put_record(record, replaces)
+        return record
+
     async def lend(self, name: str, spool: Spool) -> Draft | None:
         body = await self.fetch(name, None)
         if body is None:
