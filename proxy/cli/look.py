@@ -16,6 +16,7 @@ NOTHING: Final = {
     "scheme": None,
     "temporary": False,
     "expires_at": None,
+    "signature_checked": None,
     "ours": False,
     "allowed": False,
     "reason": None,

@@ -1,5 +1,5 @@
 """
-Tells which IP addresses may be connected to.
+Tells which IP addresses may be connected to, and which of them are one client.
 
 Rules:
 - IPv4: everything but the special-purpose ranges. IPv6: nothing but allocated global unicast (2000::/3), less the
@@ -123,3 +123,24 @@ def read_literal(host: str) -> Address | None:
         return ip_address(host)
     except ValueError:
         return None
+
+
+def unmap(address: Address) -> Address:
+    """Return the IPv4 address that an IPv4-mapped one stands for (RFC 4291, 2.5.5.2), any other as it is."""
+    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+    return address if mapped is None else mapped
+
+
+@lru_cache(maxsize=4096)  # a few clients send most requests
+def client_networks(address: Address) -> tuple[str, ...]:
+    """
+    Return the networks that count as one client, the narrowest first: the IPv4 address itself, or the /64 and the /48.
+
+    The last 64 bits of an IPv6 address are its owner's to choose (RFC 4291, 2.5.4), and a site may hold a /48
+    (RFC 6177). An IPv4-mapped address is the IPv4 address.
+    """
+    address = unmap(address)
+    if isinstance(address, IPv4Address):
+        return (str(address),)
+    number = int(address)
+    return tuple(f"{IPv6Address(number >> 128 - bits << 128 - bits)}/{bits}" for bits in (64, 48))

@@ -67,7 +67,9 @@ class _StoredRefusal(msgspec.Struct):
 
 
 class _StoredRecord(msgspec.Struct, omit_defaults=False):
-    """Version 1. Unknown fields are passed over, so that a newer writer may add some."""
+    """
+    Version 1. Unknown fields are passed over, so that a newer writer may add some. A record without `doubts` is confirmed.
+    """
 
     key: str
     identity: str
@@ -86,8 +88,8 @@ class _StoredRecord(msgspec.Struct, omit_defaults=False):
     expires_at: datetime | None
     origin_etag: str | None = None
     origin_modified: str | None = None
-    doubts: list[str] = []
-    brought_by: str = ""
+    doubts: list[str] | msgspec.UnsetType = msgspec.UNSET
+    brought_by: str | msgspec.UnsetType = msgspec.UNSET
     version: int = 1
 
 
@@ -167,8 +169,8 @@ def encode_record(record: Record) -> bytes:
         expires_at=record.expires_at,
         origin_etag=record.validator.etag if record.validator else None,
         origin_modified=record.validator.modified if record.validator else None,
-        doubts=write_doubts(record.doubts),
-        brought_by=record.brought_by,
+        doubts=write_doubts(record.doubts) or msgspec.UNSET,
+        brought_by=record.brought_by or msgspec.UNSET,
     )
     return _format(stored)
 
@@ -222,8 +224,8 @@ def decode_record(data: bytes) -> Record | Tombstone:
         temporary=stored.temporary,
         expires_at=stored.expires_at,
         validator=read_validator(stored.origin_etag, stored.origin_modified),
-        doubts=read_doubts(stored.doubts),
-        brought_by=stored.brought_by,
+        doubts=read_doubts(stored.doubts or ()),
+        brought_by=stored.brought_by or "",
     )
 
 

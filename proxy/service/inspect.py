@@ -24,7 +24,12 @@ class Inspector:
     public: Source | None
 
     def inspect(self, source: Source) -> dict[str, object]:
-        """Return the facts as `GET /api/inspect` gives them; `ours`: it lies under `server.public_url`."""
+        """
+        Return the facts as `GET /api/inspect` gives them.
+
+        `ours`: it lies under `server.public_url`. `signature_checked`: see `SourceInfo.enforced`; None: the identity
+        leaves out nothing that grants access.
+        """
         info = self.identify(source)
         reason = judge(source, self.policy)
         return {
@@ -35,6 +40,7 @@ class Inspector:
             "scheme": info.scheme,
             "temporary": info.temporary,
             "expires_at": info.expires_at,
+            "signature_checked": info.enforced if info.permission else None,
             "ours": self.public is not None and own_path(source, self.public) is not None,
             "allowed": reason is None,
             "reason": reason,

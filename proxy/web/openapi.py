@@ -137,6 +137,11 @@ SCHEMAS: Final[dict[str, Any]] = {
             "scheme": {"type": ["string", "null"]},
             "temporary": {"type": "boolean"},
             "expires_at": _maybe(_TIME),
+            "signature_checked": {
+                "type": ["boolean", "null"],
+                "description": "Whether the service answers a wrong signature with an error, never with a picture; "
+                "`null`: the identity leaves out nothing that grants access.",
+            },
             "ours": {"type": "boolean"},
             "allowed": {"type": "boolean"},
             "reason": {"type": ["string", "null"]},

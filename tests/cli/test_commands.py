@@ -163,6 +163,7 @@ def test_inspect_tells_what_a_link_names(command: Command, folder: Path) -> None
         "scheme",
         "temporary",
         "expires_at",
+        "signature_checked",
         "ours",
         "allowed",
         "reason",

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.core.address import read_literal, refusal
+from proxy.core.address import client_networks, read_literal, refusal, unmap
 
 # A range whose neighbour is refused as well names what that one is.
 IPV4_RANGES = [
@@ -163,3 +163,27 @@ def test_a_name_is_no_literal(host: str) -> None:
 @pytest.mark.parametrize("host", ["1.1.1.1", "2606:4700::1111", "::ffff:1.1.1.1"])
 def test_a_literal_is_the_address_it_spells(host: str) -> None:
     assert read_literal(host) == ip_address(host)
+
+
+@pytest.mark.parametrize(
+    ("text", "networks"),
+    [
+        pytest.param("192.0.2.1", ("192.0.2.1",), id="IPv4"),
+        pytest.param("::ffff:192.0.2.1", ("192.0.2.1",), id="IPv4-mapped"),
+        pytest.param("2001:db8:1:2:3:4:5:6", ("2001:db8:1:2::/64", "2001:db8:1::/48"), id="IPv6"),
+        pytest.param("2001:db8::", ("2001:db8::/64", "2001:db8::/48"), id="first of a network"),
+        pytest.param("2001:db8:0:1::1", ("2001:db8:0:1::/64", "2001:db8::/48"), id="second /64 of a /48"),
+        pytest.param("fe80::1%eth0", ("fe80::/64", "fe80::/48"), id="scoped"),
+    ],
+)
+def test_networks_of_a_client(text: str, networks: tuple[str, ...]) -> None:
+    assert client_networks(ip_address(text)) == networks
+
+
+@given(st.ip_addresses(v=6), st.integers(0, 2**64 - 1))
+def test_all_addresses_of_a_64_are_one_client(address: IPv6Address, host: int) -> None:
+    neighbour = IPv6Address(int(address) >> 64 << 64 | host)
+    if unmap(address) == address and unmap(neighbour) == neighbour:
+        networks = client_networks(address)
+        assert networks == client_networks(neighbour)
+        assert all(address in ip_network(network) for network in networks)

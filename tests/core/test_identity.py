@@ -25,6 +25,20 @@ INFOS = {name: identify_url(case["url"], NOW) for name, case in CASES.items()}
 MERGED_ON_PURPOSE = {frozenset({"qiniu-fop", "qiniu-fop-resigned"})}
 """The vector's note leaves it open: a literal `|` goes over the wire as `%7C`, so both ask for the same."""
 
+CHECKED: dict[str, bool | None] = {
+    "s3v4-7d": True, "s3v2-did": True, "gcs-v4": True, "gcs-v2": True, "bfl": True, "wanx": True, "oss2": True,
+    "cos-pack": True, "cos-sentinel": True, "obs": True, "baidu": True, "discord": True, "fb": True, "supabase": True,
+    "onedrive": True,
+    "hf-lfs": True,  # the host's rule counts more than CloudFront's on any host
+    "cf-canned": False, "cf-custom": False, "gflow": False, "alicdn-auth": False, "qiniu": False, "fastly": False,
+    "bunny-md5": False, "bunny-path": False, "imgix-exp": False, "tiktok": False, "cfimg": False, "xhs": False,
+    "recraft": False,
+    "next-dalle": False, "together": False,  # the link inside is checked; what the proxy shows then is not known
+    "plain": None, "s3v4-nosig": None, "fal": None, "discord-icon": None, "dropbox-st": None, "rails": None,
+    "discord-unsigned": None, "imgix-s": None,
+}  # fmt: skip
+"""By vector: whether a wrong signature gets an error; None: nothing that grants access is left out."""
+
 EXAMPLES = [
     pytest.param(rule, url, applies, id=f"{rule.order}-{rule.name}-{'is' if applies else 'is-not'}-{number}")
     for rule in BUILT_IN.rules
@@ -86,6 +100,26 @@ def test_every_rule_has_examples_a_source_and_a_date() -> None:
         assert rule.table.counterexamples, rule.name
         assert rule.table.source, rule.name
         assert rule.table.date, rule.name
+
+
+def test_every_rule_that_leaves_out_a_permission_says_whether_it_is_checked() -> None:
+    for rule in BUILT_IN.rules:
+        table = rule.table
+        decided = table.enforced is not None
+        assert decided is (rule.grants or bool(table.nested)), rule.name
+        if (table.becomes or table.drop) and not table.signed_by:
+            assert table.permission is not None, rule.name
+
+
+@pytest.mark.parametrize(("name", "checked"), sorted(CHECKED.items()))
+def test_a_link_tells_whether_its_service_checks_the_signature(name: str, *, checked: bool | None) -> None:
+    info = INFOS[name]
+    assert (info.enforced if info.permission else None) is checked
+
+
+def test_an_exact_identity_leaves_out_no_permission() -> None:
+    info = identify(read_source(CASES["bunny-md5"]["url"]), NOW, exact=True)
+    assert (info.enforced, info.permission) == (True, False)
 
 
 def test_the_canonical_form_is_its_own() -> None:

@@ -251,6 +251,57 @@ def test_a_user_may_know_better() -> None:
     assert repr(catalogue) == f"<Catalogue of {len(BUILT_IN.rules) + 1} rules>"
 
 
+FOLDED: dict[str, object] = {**GOOD, "place": "(?P<host>[^/]+)/[0-9a-f]+(?P<path>/.+)", "becomes": "{host}{path}"}
+
+
+@pytest.mark.parametrize(
+    ("rule", "url", "checked"),
+    [
+        pytest.param(FOLDED, "a/b.png", False, id="a folded path may have held a permission"),
+        pytest.param({**FOLDED, "permission": True}, "a/b.png", False, id="unknown is not checked"),
+        pytest.param({**FOLDED, "enforced": True}, "a/b.png", True, id="a path whose token is checked"),
+        pytest.param({**FOLDED, "permission": False}, "a/b.png", None, id="a path that holds none"),
+        pytest.param(FOLDED, "b.png", None, id="a path that the rule does not fold"),
+        pytest.param({**GOOD, "drop": ["n"]}, "b.png?n=1", None, id="dropped, and no permission"),
+        pytest.param({**GOOD, "drop": ["n"], "permission": True}, "b.png?n=1", False, id="a dropped permission"),
+        pytest.param({**GOOD, "drop": ["n"], "permission": True}, "b.png", None, id="a permission that is not there"),
+        pytest.param({**GOOD, "signed_by": {"s": "hex32"}}, f"b.png?s={'a' * 32}", False, id="signed"),
+        pytest.param(
+            {**GOOD, "signed_by": {"s": "hex32"}, "enforced": True}, f"b.png?s={'a' * 32}", True, id="signed, checked"
+        ),
+        pytest.param({**GOOD, "signed_by": {"s": "hex32"}, "stays": True}, f"b.png?s={'a' * 32}", None, id="it stays"),
+    ],
+)
+def test_what_a_rule_leaves_out_is_a_permission_or_not(
+    rule: dict[str, object], url: str, *, checked: bool | None
+) -> None:
+    info = identify_url(f"https://img.acme.example/{url}", NOW, read_catalogue([rule]))
+    assert info.permission is (checked is not None)
+    assert info.enforced is (checked is not False)
+
+
+def test_a_proxy_that_answers_errors_lets_the_inner_link_vouch() -> None:
+    def told(inner: str, **more: object) -> tuple[bool, bool]:
+        catalogue = read_catalogue([{**GOOD, "keep": ["url"], "nested": "url", **more}])
+        info = identify_url(f"https://img.acme.example/?url={inner}", NOW, catalogue)
+        return info.permission, info.enforced
+
+    signed, plain = f"https://b.s3.amazonaws.com/a.png%3F{SIGV4_INSIDE}", "https://b.s3.amazonaws.com/a.png"
+    assert told(signed) == (True, False)
+    assert told(signed, enforced=True) == (True, True)
+    assert told(plain) == told(plain, enforced=True) == (False, True)
+
+
+def test_a_host_counts_more_than_a_scheme_of_any_host() -> None:
+    signature = f"Expires=1768050000&Key-Pair-Id=K2&Signature={SIG}"
+    for enforced in (True, False):
+        rule = {**GOOD, "signed_by": {"Key-Pair-Id": "word", "Signature": "signature"}, "enforced": enforced}
+        info = identify_url(f"https://img.acme.example/a.png?{signature}", NOW, read_catalogue([rule]))
+        assert info.enforced is enforced
+    both = f"{signature}&expires=1768050000&signature={'a' * 64}&{SIGV4}"
+    assert not identify_url(f"https://other.example/a.png?{both}", NOW).enforced
+
+
 def test_a_rule_may_bring_shapes_of_its_own() -> None:
     rule = {**GOOD, "signed_by": {"k": "=v1", "sig": "/[a-f]{4}/"}}
     catalogue = read_catalogue([rule])
@@ -283,6 +334,13 @@ BAD: list[tuple[dict[str, object], str]] = [
     ({**GOOD, "signed_by": {"t": "/(/"}}, "provider 'Acme': signed_by: missing )"),
     ({**GOOD, "signed_by": {"*": "jwt"}}, "provider 'Acme': signed_by: `*` stands alone, with stays = true"),
     ({**GOOD, "stays": True}, "provider 'Acme': stays: there is no signed_by"),
+    ({**GOOD, "enforced": True}, "provider 'Acme': enforced: the rule leaves out no signature"),
+    ({**GOOD, "drop": ["x"], "enforced": False}, "provider 'Acme': enforced: the rule leaves out no signature"),
+    ({**GOOD, "permission": True}, "provider 'Acme': permission: goes with becomes or drop"),
+    (
+        {**GOOD, "drop": ["x"], "signed_by": {"t": "hex64"}, "permission": True},
+        "provider 'Acme': permission: goes with becomes or drop",
+    ),
     ({**GOOD, "claims": {"of": "t"}}, "provider 'Acme': claims: of has to be a parameter of signed_by"),
     ({**GOOD, "claims": {}}, "provider 'Acme': claims: Object missing required field `of`"),
     ({**GOOD, "expires": ["someday x"]}, "provider 'Acme': expires: there is no form 'someday'"),

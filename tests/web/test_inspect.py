@@ -41,6 +41,7 @@ async def test_a_link_tells_all_it_can(imgkeep: Imgkeep) -> None:
         "scheme": "Discord",
         "temporary": True,
         "expires_at": "2026-01-10T12:55:44Z",
+        "signature_checked": True,
         "ours": False,
         "allowed": True,
         "reason": None,

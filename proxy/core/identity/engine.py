@@ -57,12 +57,14 @@ class Reading:
         ends: What each signature says about its end.
         provider, scheme: The first that was recognised.
         temporary: What the first rule says that says it.
-        enforced: Whether no signature was dropped that a service may leave unchecked.
+        enforced: Whether the host answers a wrong permission with an error, as the rules of its own say; None: they
+            leave out none.
+        enforced_anywhere: The same, as the rules for any host say.
     """
 
     __slots__ = (
-        "becomes", "claims", "dropped", "ends", "enforced", "fields", "path", "permission", "place", "port", "provider",
-        "rules", "scheme", "temporary", "values",
+        "becomes", "claims", "dropped", "ends", "enforced", "enforced_anywhere", "fields", "path", "place", "port",
+        "provider", "rules", "scheme", "temporary", "values",
     )  # fmt: skip
 
     def __init__(self, source: Source) -> None:
@@ -83,13 +85,22 @@ class Reading:
         self.provider: str | None = None
         self.scheme: str | None = None
         self.temporary: bool | None = None
-        self.enforced = True
-        self.permission = False
+        self.enforced: bool | None = None
+        self.enforced_anywhere: bool | None = None
 
     def kept(self) -> list[Field]:
         """The parameters that count."""
         dropped = self.dropped
         return [field for field in self.fields if field[0] not in dropped] if dropped else self.fields
+
+    @property
+    def checked(self) -> bool | None:
+        """
+        Whether what the link leaves out is checked by its service; None: it leaves out nothing that grants access.
+
+        What is known of a host counts more than what is known of a scheme that any host may use.
+        """
+        return self.enforced_anywhere if self.enforced is None else self.enforced
 
     @property
     def text(self) -> str:
@@ -122,8 +133,8 @@ def identify(source: Source, now: datetime, catalogue: Catalogue, *, exact: bool
         temporary,
         min(moments) if moments else None,
         reading.scheme,
-        exact or reading.enforced,
-        not exact and reading.permission,
+        enforced=exact or reading.checked is not False,
+        permission=not exact and reading.checked is not None,
     )
 
 
@@ -163,7 +174,7 @@ def _try(rule: Rule, reading: Reading, catalogue: Catalogue, depth: int) -> None
     if rule.table.claims is not None:
         _keep_claims(rule.table.claims, values, reading)
     if rule.table.nested and depth < NESTED_MAX:
-        _look_through(rule.table.nested, places, reading, lambda source: read(source, catalogue, depth + 1))
+        _look_through(rule, places, reading, lambda source: read(source, catalogue, depth + 1))
     if rule.table.becomes and reading.becomes is None:
         reading.becomes = rule.table.becomes.format_map(places)
 
@@ -197,9 +208,15 @@ def _note(rule: Rule, group: Group, reading: Reading) -> None:
         reading.provider = rule.name
     if reading.temporary is None:
         reading.temporary = rule.table.temporary
-    if group and not rule.table.stays:
-        reading.permission = True
-        reading.enforced = reading.enforced and rule.table.enforced
+    if rule.grants and (group or rule.place or not rule.drop.isdisjoint(reading.values)):
+        _note_enforced(rule, reading, enforced=bool(rule.table.enforced))
+
+
+def _note_enforced(rule: Rule, reading: Reading, *, enforced: bool) -> None:
+    if rule.hosts:
+        reading.enforced = enforced and reading.enforced is not False
+    else:
+        reading.enforced_anywhere = enforced and reading.enforced_anywhere is not False
 
 
 def _read_ends(rule: Rule, values: Mapping[str, str], places: Mapping[str, str], reading: Reading) -> None:
@@ -250,9 +267,10 @@ def _keep_claims(claims: Claims, values: Mapping[str, str], reading: Reading) ->
 
 
 def _look_through(
-    nested: str, places: dict[str, str], reading: Reading, read_inner: Callable[[Source], Reading]
+    rule: Rule, places: dict[str, str], reading: Reading, read_inner: Callable[[Source], Reading]
 ) -> None:
     """Put the canonical form of the link inside this one in its place, and learn from it."""
+    nested = rule.table.nested
     in_place = nested.startswith("<")
     name = nested[1:-1] if in_place else nested
     found = read_nested(places[name] if in_place else reading.values[name])
@@ -270,5 +288,6 @@ def _look_through(
     reading.provider = reading.provider or inner.provider
     reading.scheme = reading.scheme or inner.scheme
     reading.temporary = inner.temporary if reading.temporary is None else reading.temporary
-    reading.enforced = reading.enforced and inner.enforced
-    reading.permission = reading.permission or inner.permission
+    if inner.checked is not None:
+        # A proxy may answer with a picture of its own where the inner link is refused.
+        _note_enforced(rule, reading, enforced=inner.checked and bool(rule.table.enforced))

@@ -58,7 +58,8 @@ class RuleTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     signed_by: dict[str, str] | list[dict[str, str]] = {}
     any_case: bool = False
     stays: bool = False
-    enforced: bool = False
+    permission: bool | None = None
+    enforced: bool | None = None
     keep: tuple[str, ...] = ()
     drop: tuple[str, ...] = ()
     companions: dict[str, str] = {}
@@ -103,6 +104,7 @@ class Rule:
         drop: Names that go when the rule applies, besides those of the group that was found.
         companions: Names that go too, each if it is given once and its value has this shape.
         expires: What reads the end, and from which fields; `<x>` is a group of `place`.
+        grants: Whether what it leaves out grants access: a signature, or what `permission` says of its path or `drop`.
     """
 
     table: RuleTable
@@ -119,6 +121,7 @@ class Rule:
     drop: frozenset[str]
     companions: Mapping[str, Shape]
     expires: tuple[tuple[Callable[..., Expiry | None], tuple[str, ...]], ...]
+    grants: bool
 
     @property
     def name(self) -> str:
@@ -174,6 +177,7 @@ def _compile(table: RuleTable, order: int, shapes: Mapping[str, Shape], *, is_sc
     place = _compiled(table.place, "place") if table.place else None
     known = frozenset(place.groupindex) if place else frozenset[str]()
     _check_places(table, known)
+    _check_permission(table)
     groups = _read_groups(table, shapes)
     any_value = next((shape for group in groups for name, shape in group if name == ANY_NAME), None)
     groups = () if any_value else groups
@@ -199,11 +203,19 @@ def _compile(table: RuleTable, order: int, shapes: Mapping[str, Shape], *, is_sc
             if name not in table.keep
         },
         expires=tuple(_read_expires(text, known) for text in _spellings(table.expires, any_case=table.any_case)),
+        grants=_grants(table),
     )
 
 
+def _grants(table: RuleTable) -> bool:
+    if table.signed_by:
+        return not table.stays
+    # A path that is folded without a word on why may have held a signature.
+    return bool(table.becomes) if table.permission is None else table.permission
+
+
 def _check_places(table: RuleTable, known: frozenset[str]) -> None:
-    """See that what is taken from `place` is in it, and that what goes with a signature has one."""
+    """See that what is taken from `place` is in it, and what is taken from a signature, too."""
     for name in _PLACEHOLDER.findall(table.becomes):
         if name not in known:
             raise ValueError(f"becomes: {{{name}}} is not a group of place")
@@ -218,9 +230,17 @@ def _check_places(table: RuleTable, known: frozenset[str]) -> None:
         raise ValueError(f"nested: {table.nested} has to be in keep")
     if table.claims and not any(table.claims.of in group for group in _group_tables(table)):
         raise ValueError("claims: of has to be a parameter of signed_by")
-    for field in ("companions", "stays", "enforced"):
+
+
+def _check_permission(table: RuleTable) -> None:
+    """See that what goes with a signature or a permission has one."""
+    for field in ("companions", "stays"):
         if getattr(table, field) and not table.signed_by:
             raise ValueError(f"{field}: there is no signed_by that it could go with")
+    if table.permission is not None and (table.signed_by or not (table.becomes or table.drop)):
+        raise ValueError("permission: goes with becomes or drop; with signed_by it is so anyway")
+    if table.enforced is not None and not (_grants(table) or table.nested):
+        raise ValueError("enforced: the rule leaves out no signature, and nothing with permission = true")
 
 
 def _group_tables(table: RuleTable) -> list[dict[str, str]]:

@@ -66,7 +66,7 @@ def _list_runs(source: Source, catalogue: Catalogue, depth: int = 0) -> Iterator
     """Yield what may be the signature, the most likely first."""
     reading = engine.read(source, catalogue, depth)
     for rule in reading.rules:
-        if not (rule.table.stays or rule.table.enforced):
+        if rule.grants:
             for text in _list_texts(rule, reading):
                 yield from _runs_of(text)
     if depth < engine.NESTED_MAX:
