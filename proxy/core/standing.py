@@ -17,8 +17,8 @@ Rules:
 - If the spoiled link brings what is stored, what is stored is the placeholder: the other bytes take its place. If it
   brings the other bytes, those are worth nothing. If it brings neither, the signature names the picture: the key is
   split, and each link has a record of its own from then on.
-- A link whose services refuse a wrong signature with an error, that has not ended and whose way was encrypted, replaces
-  whatever has doubts.
+- A link whose services refuse a wrong signature with an error, and that has not ended, replaces whatever has doubts. Over
+  plain http it replaces only what came that way too.
 - What came over plain http never stands for an https link.
 """
 
@@ -222,7 +222,7 @@ def weigh(known: Record, new: Record) -> Weight:
     it would get.
     """
     old, doubts = known.doubts - {Doubt.CONTESTED}, new.doubts
-    if not doubts and old:
+    if doubts < old and doubts <= {Doubt.PLAINTEXT}:
         return Weight.REPLACE
     if known.digest == new.digest:
         return Weight.EQUAL

@@ -313,8 +313,10 @@ class World:
         memory_bytes: int = 100_000_000,
         identify: Callable[[Source], SourceInfo] = without_query,
         rules: Rules | None = None,
+        spoil: Callable[[Source], Source | None] = lambda _: None,
+        origin: FakeOrigin | None = None,
     ) -> None:
-        self.origin = FakeOrigin()
+        self.origin = origin or FakeOrigin()
         self.store = FakeStore()
         self.disk = FakeSpool()
         self.memory = MemorySpool(memory_bytes)
@@ -322,14 +324,21 @@ class World:
         self.observer = FakeObserver()
         self.refused: set[Digest] = set()
         self.timer = Timer()
-        tags = count(1)
+        self._tags = count(1)
+        self._how = (identify, rules or Rules(), spoil)
+        self.rebuild()
+
+    def rebuild(self) -> None:
+        """Begin anew on what is stored, as after a restart."""
+        identify, rules, spoil = self._how
         self.keeper = Keeper(
             store=self.store,
             catalog=self.catalog,
             policy=ANYBODY,
             timer=self.timer,
             identify=identify,
-            rules=rules or Rules(),
+            rules=rules,
+            spoil=spoil,
             refused=self.refused,
             neighbours=Neighbours(
                 origin=self.origin,
@@ -338,7 +347,7 @@ class World:
                 memory=self.memory,
                 observer=self.observer,
                 clock=lambda: datetime(2026, 11, 22, 10, tzinfo=UTC),
-                draw_etag=lambda: f'"{next(tags)}"',
+                draw_etag=lambda: f'"{next(self._tags)}"',
                 pixels_max=10_000,
                 refused=self.refused,
             ),

@@ -83,7 +83,7 @@ def _list_texts(rule: Rule, reading: Reading) -> list[str]:
     texts = {reading.values[name] for name in members if name in reading.values}
     ends = {reading.values[name] for name in members if name in timed and name in reading.values}
     # The end may stand in the same value as the signature, but where it has one of its own it is none.
-    texts = texts - ends or texts
+    texts = texts - ends or {reading.values[name] for name in rule.drop if name in reading.values} or texts
     if rule.table.becomes and not texts:
         texts = set(reading.path.split("/"))
     return sorted(texts, key=lambda text: (-len(text), text))
