@@ -169,9 +169,14 @@ class Trials:
         return await self._to.store.put(draft, new, known.digest)
 
     async def _put_over(self, known: Record, draft: Draft, new: Record) -> Record:
-        contested = known.doubts & {Doubt.CONTESTED}
-        etag = known.etag if known.digest == new.digest else new.etag  # clients' copies are as good as they were
-        return await self._to.store.put(draft, replace(new, etag=etag, doubts=new.doubts | contested), known.digest)
+        doubts = new.doubts | (known.doubts & {Doubt.CONTESTED})
+        if known.digest == new.digest:
+            # Clients' copies are as good as they were.
+            return await self._to.store.put(draft, replace(new, etag=known.etag, doubts=doubts), known.digest)
+        if Doubt.SIGNATURE in known.doubts:
+            await self._leave_to_its_link(known)
+            doubts |= {Doubt.CONTESTED}
+        return await self._to.store.put(draft, replace(new, doubts=doubts), known.digest)
 
     async def _note_equal(self, trial: Trial) -> Record:
         known = merge(trial.known, trial.new)
@@ -229,9 +234,7 @@ class Trials:
 
     async def _oust(self, current: Record, trial: Trial) -> None:
         """Let what a tried link brought take the place of a placeholder, which stays for the link that brought it."""
-        identity = own_identity(current.identity, current.brought_by)
-        doubts = current.doubts - {Doubt.CONTESTED}
-        await self._restate(replace(current, key=key_of(identity), identity=identity, doubts=doubts))
+        await self._leave_to_its_link(current)
         new = replace(
             trial.new,
             key=current.key,
@@ -240,6 +243,12 @@ class Trials:
         )
         await self._restate(new, current.digest)
         log.warning("placeholder replaced", extra={"key": current.key, "host": current.host, "digest": current.digest})
+
+    async def _leave_to_its_link(self, known: Record) -> None:
+        """Have the link that brought an image show it on, whatever takes its place for others."""
+        identity = own_identity(known.identity, known.brought_by)
+        doubts = known.doubts - {Doubt.CONTESTED}
+        await self._restate(replace(known, key=key_of(identity), identity=identity, doubts=doubts))
 
     async def _split(self, current: Record) -> None:
         """Have each link of a key show its own picture from now on, and tell the operator once."""
