@@ -204,6 +204,11 @@ def lasts(doubts: AbstractSet[Doubt], link: Link) -> bool:
     return not (Doubt.SPLIT in doubts or _is_doubtful_for(doubts, link) or (Doubt.PLAINTEXT in doubts and link.twins))
 
 
+def may_change(record: Record) -> bool:
+    """Whether links that others show may change what is known of an image."""
+    return not record.doubts <= {Doubt.UNSIGNED}
+
+
 def standing_of(record: Record) -> Standing:
     """Return what the image is worth to other links, in one word."""
     doubts = record.doubts

@@ -522,13 +522,14 @@ class Keeper:
             record = await self.records.find(info.key)
             if record is None or not record.doubts:
                 return Meeting(info, record, None, Use.SERVE), None
-            link = read_link(source, info, self._to.clock())
+            link, tried = read_link(source, info, self._to.clock()), False
             if record.brought_by != link.fingerprint and record.doubts & OTHERS:
                 own = own_info(info, link.fingerprint)
                 theirs = await self.records.find(own.key)
-                if theirs is not None or Doubt.SPLIT in record.doubts:
+                if Doubt.SPLIT in record.doubts or (theirs is not None and theirs.digest != record.digest):
                     return Meeting(own, theirs, link, Use.SERVE), None
-            use = judge_record(record, link, tried=self._trials.was_tried(link, record))
+                tried = theirs is not None
+            use = judge_record(record, link, tried=tried or self._trials.was_tried(link, record))
         except StorageError as fault:
             return Meeting(info, None, None, Use.SERVE), fault
         return Meeting(info, record, link, use), None

@@ -179,8 +179,11 @@ class Trials:
         return await self._to.store.put(draft, replace(new, doubts=doubts), known.digest)
 
     async def _note_equal(self, trial: Trial) -> Record:
-        known = merge(trial.known, trial.new)
-        if known != trial.known:
+        current = await self._read_again(trial.known)
+        if current.digest != trial.new.digest:
+            return current
+        known = merge(current, trial.new)
+        if known != current:
             known = await self._to.store.restate(known)
         self._tried[trial.new.brought_by] = known.digest
         await self._tell(f"{TRIED} {trial.new.brought_by} {known.digest}")
@@ -189,16 +192,25 @@ class Trials:
         return known
 
     async def _note_other(self, trial: Trial, draft: Draft) -> Record:
-        known, new = trial.known, trial.new
+        new = trial.new
         own = own_info(trial.info, new.brought_by)
         kept = await self._to.store.put(draft, replace(new, key=own.key, identity=own.identity))
+        known = await self._read_again(trial.known)
         if Doubt.CONTESTED not in known.doubts:
-            marked = replace(known, doubts=known.doubts | {Doubt.CONTESTED})
-            known = await self._to.store.restate(marked)
+            known = await self._to.store.restate(replace(known, doubts=known.doubts | {Doubt.CONTESTED}))
             await self._kept(known)
-        if can_prove(known, new):
+        if can_confirm(known, new) if known.digest == new.digest else can_prove(known, new):
             self._probe(replace(trial, known=known, new=kept))
         return kept
+
+    async def _read_again(self, known: Record) -> Record:
+        """Return what is stored under a key now: another worker or node may have learned more of it."""
+        current = await self._to.store.find(known.key)
+        if current is None:
+            return known
+        if current != known:
+            await self._kept(current)
+        return current
 
     def _probe(self, trial: Trial) -> None:
         """Look behind the client's back whether the signature of a link makes a difference."""

@@ -1,4 +1,4 @@
-"""An origin with signed links that treats wrong signatures as it is told to, and links to it: genuine, invented, ended."""
+"""An origin with signed links that treats wrong signatures as it is told to, and links: genuine, invented, ended."""
 
 from __future__ import annotations
 

@@ -21,8 +21,6 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from proxy.core.errors import ImgkeepError, OriginError
 from proxy.core.identity import BUILT_IN, identify, read_catalogue
 from proxy.core.identity.spoil import spoil
-from proxy.core.source import read_source
-from proxy.service.visit import Delivery
 from tests.attacks.signed import ENFORCED, PAST, PICTURE, PLACEHOLDER, UNCERTAIN, good, invented, strict
 from tests.attacks.signed import SignedOrigin as Rule
 from tests.images import picture
@@ -32,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Coroutine
 
     from proxy.core.model import Source, SourceInfo, Validator
+    from proxy.service.visit import Delivery
     from tests.service.fakes import Feed
 
 NOW: Final = datetime(2026, 11, 22, 10, tzinfo=UTC)
@@ -113,6 +112,7 @@ class Links(RuleBasedStateMachine):
         )
         self.loop = asyncio.new_event_loop()
         self.draws = 0
+        self.down = False
         self.world = self._make_world()
         self.answered: dict[str, bytes] = {}
         self.objects: dict[str, bytes] = {}
@@ -132,6 +132,7 @@ class Links(RuleBasedStateMachine):
         world = self.loop.run_until_complete(make())
         assert isinstance(world.origin, JudgingOrigin)
         world.origin.rule = self.rule
+        world.origin.down = self.down
         return world
 
     def _draw(self, below: int) -> int:
@@ -151,7 +152,7 @@ class Links(RuleBasedStateMachine):
             return
         genuine = self.rule.shown(LINKS[name][1:])
         if name in GENUINE:
-            if PLACE + LINKS[name] in self.world.origin.asked[asked:] and not self.world.origin.down:
+            if PLACE + LINKS[name] in self.world.origin.asked[asked:] and not self.down:
                 assert body == genuine
                 self.answered[name] = body
             if name in self.answered:
@@ -172,7 +173,7 @@ class Links(RuleBasedStateMachine):
     @rule(down=st.booleans())
     def fail(self, *, down: bool) -> None:
         assert isinstance(self.world.origin, JudgingOrigin)
-        self.world.origin.down = down
+        self.down = self.world.origin.down = down
 
     @rule()
     def wait(self) -> None:

@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
-    from proxy.core.model import Record
     from proxy.service.mirror import Mirror
 
 URL = "https://images.example/a.png?sig=1"
