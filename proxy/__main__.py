@@ -223,7 +223,7 @@ async def _work(arguments: argparse.Namespace, config: Config, works: Works) -> 
                 out=sys.stdout,
             )
         case _:
-            images = remove.Store(works.remover, works.refetcher, works.keeper.identify, describe)
+            images = remove.Store(works.remover, works.refetcher, describe)
             return await _change(arguments, images)
 
 

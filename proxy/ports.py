@@ -237,6 +237,17 @@ class Store(Protocol):
             StorageError: It is not kept; nothing partial remains under a final name.
         """
 
+    async def restate(self, record: Record, replaces: Digest | None = None) -> Record:
+        """
+        Write a record whose object is there already; durable on return.
+
+        Another image that is kept under the key already stays, unless `replaces` is its digest or its object is gone.
+        Returns the record as it stands now.
+
+        Raises:
+            Removed, Conflict, StorageError: As `put`.
+        """
+
     async def bury(self, tombstone: Tombstone) -> None:
         """
         Put a tombstone in the place of a record, whatever lies there; durable on return.
@@ -297,14 +308,6 @@ class Store(Protocol):
     async def delete_tombstone(self, tombstone: Tombstone) -> None:
         """
         Delete this very tombstone; a record, or a later tombstone, that lies in its place stays. Durable on return.
-
-        Raises:
-            StorageError: It may still be there.
-        """
-
-    async def delete_record(self, key: Key, digest: Digest) -> None:
-        """
-        Delete the record of a key if it points at these bytes; anything else stays. Durable on return.
 
         Raises:
             StorageError: It may still be there.
@@ -476,10 +479,12 @@ class OriginResponse(Protocol):
     Attributes:
         size: The body's size where the framing declares it (RFC 9112, 6.2).
         validator: By what the origin will tell whether the image changed.
+        plaintext: Whether any hop on the way to it, redirects included, was not encrypted.
     """
 
     size: int | None
     validator: Validator | None
+    plaintext: bool
 
     def chunks(self) -> AsyncIterator[bytes]:
         """
@@ -497,9 +502,12 @@ class OriginResponse(Protocol):
 class Origin(Protocol):
     """The servers behind source URLs."""
 
-    def fetch(self, source: Source, known: Validator | None = None) -> AbstractAsyncContextManager[OriginResponse]:
+    def fetch(
+        self, source: Source, known: Validator | None = None, *, brisk: bool = False
+    ) -> AbstractAsyncContextManager[OriginResponse]:
         """
-        Ask for the image: redirects followed, every hop judged, failures retried within the time limits.
+        Ask for the image: redirects followed, every hop judged, failures retried within the time limits. `brisk`: there
+        is another way to the image, so connect quickly and retry nothing.
 
         Raises:
             NotModified: It is what it was when `known` was given (RFC 9110, 13.1).
@@ -511,6 +519,12 @@ class Origin(Protocol):
 
 class Observer(Protocol):
     """Who wants to know what happened to fills; counts, and never fails."""
+
+    def weighed(self, outcome: str) -> None:
+        """What a link brought was compared with what was stored under its key, or a probe has ended."""
+
+    def suspected(self, record: Record) -> None:
+        """The bytes of a record came under so many identities of its host that they may be a placeholder."""
 
     def filled(self, size: int, *, pending: bool) -> None:
         """An image was fetched and kept; `pending`: in the fallback only."""

@@ -26,7 +26,9 @@ from proxy import __version__
 from proxy.catalog import SqlJobs
 from proxy.core.errors import Conflict, StorageError, WrittenByNewer
 from proxy.core.identity import identify
+from proxy.core.identity.spoil import spoil
 from proxy.core.model import Place
+from proxy.core.policy import Globs
 from proxy.core.source import read_source
 from proxy.origin import AddressGuard, OriginClient
 from proxy.origin.guard import open_socket
@@ -37,11 +39,13 @@ from proxy.service.heal import Healer
 from proxy.service.health import LOOK_EVERY_S, Health
 from proxy.service.inspect import Inspector
 from proxy.service.jobs import JobRunner
-from proxy.service.keep import Keeper, Rules
+from proxy.service.keep import Keeper
 from proxy.service.refetch import Refetcher
+from proxy.service.refresh import Rules
 from proxy.service.removal import Refusals, Remover
 from proxy.service.rewrite import Linking
 from proxy.service.save import Saver
+from proxy.service.suspects import Suspects
 from proxy.service.upkeep import reindex
 from proxy.storage.cache import Share
 from proxy.storage.claims import Claims, Turn
@@ -162,8 +166,8 @@ class Works:
         await self.refusals.learn(refused)
         with suppress(StorageError):  # the next refresh looks again
             await self.refusals.look_again(restored)
-        for key in changed:
-            self.keeper.forget(key)
+        for name in changed:
+            self.keeper.learn(name)
         if self.parts.remote is not None:
             await self.parts.remote.cache.note_all(copies)
 
@@ -237,7 +241,6 @@ async def open_works(
         remover = Remover(
             store=parts.store, register=parts.catalog, finder=keeper, refusals=refusals, clock=seams.clock
         )
-        keeper.remove = remover.remove_record
         refusals.restored = keeper.restored
         refusals.removed_elsewhere = remover.finish
         refetcher = Refetcher(
@@ -309,6 +312,7 @@ def _make_neighbours(  # noqa: PLR0913, PLR0917 - what they are
         draw_etag=lambda: f'"{secrets.token_hex(16)}"',
         pixels_max=config.fetch.pixels_max,
         refused=refusals,
+        suspects=Suspects(seams.timer, refuse=config.sources.placeholders == "refuse"),
     )
 
 
@@ -321,6 +325,7 @@ def _make_keeper(  # noqa: PLR0913, PLR0917 - what it is made of
     claims: Claims | None,
     siblings: Siblings | None,
 ) -> Keeper:
+    catalogue = config.read_catalogue()
     return Keeper(
         store=parts.store,
         catalog=parts.catalog,
@@ -328,7 +333,7 @@ def _make_keeper(  # noqa: PLR0913, PLR0917 - what it is made of
         identify=inspector.identify,
         rules=Rules(
             redirect_permanent=config.sources.permanent == "redirect",
-            refresh=config.sources.refresh == "resigned",
+            refresh=Globs(config.sources.refresh) if config.sources.refresh else None,
         ),
         timer=seams.timer,
         addresses=None if parts.remote is None else parts.remote.addresses,
@@ -337,6 +342,7 @@ def _make_keeper(  # noqa: PLR0913, PLR0917 - what it is made of
         refused=neighbours.refused,
         claims=claims,
         siblings=siblings,
+        spoil=lambda source: spoil(source, seams.clock(), catalogue, secrets.randbelow),
     )
 
 
@@ -476,6 +482,16 @@ class _Witness:
 
     def unchanged(self) -> None:
         self._metrics.unchanged()
+
+    def weighed(self, outcome: str) -> None:
+        self._metrics.weighed(outcome)
+
+    def suspected(self, record: Record) -> None:
+        self._metrics.weighed("suspect")
+        log.warning(
+            "placeholder suspected: the host gives one picture for many links",
+            extra={"host": record.host, "digest": record.digest},
+        )
 
     def unkept(self, fault: StorageError) -> None:
         self._metrics.unkept()

@@ -21,7 +21,7 @@ from proxy.catalog.database import Database
 from proxy.catalog.tables import images, outbox, refused, state
 from proxy.core.errors import StorageError
 from proxy.core.model import Backlog, Digest, Format, Key, PixelSize, Record, Totals, Waiting, Wanted
-from proxy.core.stored import read_validator
+from proxy.core.stored import read_doubts, read_validator, write_doubts
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection, Sequence
@@ -324,6 +324,8 @@ def _to_row(record: Record) -> dict[str, object]:
         "expires_at": int(record.expires_at.timestamp()) if record.expires_at else None,
         "origin_etag": record.validator.etag if record.validator else None,
         "origin_modified": record.validator.modified if record.validator else None,
+        "doubts": ",".join(write_doubts(record.doubts)) or None,
+        "brought_by": record.brought_by or None,
     }
 
 
@@ -342,5 +344,7 @@ def _to_record(row: sa.Row[Any]) -> Record:
         temporary=row.temporary,
         expires_at=_time(row.expires_at),
         validator=read_validator(row.origin_etag, row.origin_modified),
+        doubts=read_doubts(row.doubts.split(",")) if row.doubts else frozenset(),
+        brought_by=row.brought_by or "",
         pending=row.since is not None,
     )

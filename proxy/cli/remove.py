@@ -16,7 +16,7 @@ from proxy.core.source import read_source
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
 
-    from proxy.core.model import Record, Source, SourceInfo
+    from proxy.core.model import Record, Source
     from proxy.service.refetch import Refetched
     from proxy.service.removal import Restored
 
@@ -83,9 +83,10 @@ class Remover(Protocol):
     """`service.removal.Remover`, as far as it is needed here."""
 
     async def remove_key(self, key: Key, *, force: bool = False) -> bool: ...
-    async def remove_source(self, info: SourceInfo, *, force: bool = False) -> bool: ...
+    async def remove_source(self, source: Source, *, force: bool = False) -> bool: ...
     async def remove_digest(self, digest: Digest, *, force: bool = False) -> bool: ...
     async def restore_key(self, key: Key) -> Restored | None: ...
+    async def restore_source(self, source: Source) -> Restored | None: ...
     async def restore_digest(self, digest: Digest) -> Restored | None: ...
 
 
@@ -93,6 +94,7 @@ class Refetcher(Protocol):
     """`service.refetch.Refetcher`, as far as it is needed here."""
 
     async def refetch(self, key: Key, source: Source | None = None) -> Refetched | None: ...
+    async def refetch_source(self, source: Source) -> Refetched | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +103,6 @@ class Store:
 
     remover: Remover
     refetcher: Refetcher
-    identify: Callable[[Source], SourceInfo]
     describe: Callable[[Record], dict[str, object]]
 
     async def remove(self, kind: Kind, name: str, *, force: bool) -> str:
@@ -110,7 +111,7 @@ class Store:
         elif kind == "key":
             found = await self.remover.remove_key(Key(name), force=force)
         else:
-            found = await self.remover.remove_source(self.identify(read_source(name)), force=force)
+            found = await self.remover.remove_source(read_source(name), force=force)
         if not found:
             raise Refused(f"no image is stored under {_shown(kind, name)}; --force sees to it that none ever is")
         return "removed"
@@ -118,22 +119,22 @@ class Store:
     async def restore(self, kind: Kind, name: str) -> str:
         if kind == "digest":
             restored = await self.remover.restore_digest(Digest(name))
+        elif kind == "key":
+            restored = await self.remover.restore_key(Key(name))
         else:
-            restored = await self.remover.restore_key(self._key_of(kind, name))
+            restored = await self.remover.restore_source(read_source(name))
         if restored is None:
             raise Refused(f"nothing is removed under {_shown(kind, name)}")
         return _tell_restored(stored=restored.stored)
 
     async def refetch(self, kind: Kind, name: str, url: str | None) -> str:
-        link = name if kind == "url" else url
-        source = None if link is None else read_source(link)
-        refetched = await self.refetcher.refetch(self._key_of(kind, name), source)
+        if kind == "url":
+            refetched = await self.refetcher.refetch_source(read_source(name))
+        else:
+            refetched = await self.refetcher.refetch(Key(name), None if url is None else read_source(url))
         if refetched is None:
             raise Refused(f"no image is stored under {_shown(kind, name)}")
         return _tell_refetched(self.describe(refetched.record), replaced=refetched.replaced)
-
-    def _key_of(self, kind: Kind, name: str) -> Key:
-        return Key(name) if kind == "key" else self.identify(read_source(name)).key
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from proxy.core.identity import KEY_VERSION
-from proxy.core.model import Digest, Format, Key, PixelSize, Record, Tombstone, Validator
+from proxy.core.model import Digest, Doubt, Format, Key, PixelSize, Record, Tombstone, Validator
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterable
 
 OBJECTS: Final = "v1/objects"
 RECORDS: Final = "v1/records"
@@ -36,6 +36,7 @@ REFUSAL_KEYS_MAX: Final = 100_000
 REFUSAL_BYTES_MAX: Final = 8_388_608
 """Maximum size of the JSON of a blocked digest: so many keys of 64 characters, each on a line."""
 
+_DOUBTS: Final = {doubt.value: doubt for doubt in Doubt}
 _FORMATS: Final = {format_.extension: format_ for format_ in Format}
 _REFUSAL: Final = re.compile(rf"{REFUSED}/[0-9a-f]{{2}}/([0-9a-f]{{64}})\.json")
 _HASH: Final = re.compile("[0-9a-f]{64}")
@@ -80,7 +81,9 @@ class _KeysOfRefusal(msgspec.Struct):
 
 
 class _StoredRecord(msgspec.Struct, omit_defaults=False):
-    """Version 1. Unknown fields are passed over, so that a newer writer may add some."""
+    """
+    Version 1. Unknown fields are passed over, so that a newer writer may add some. A record without `doubts` is confirmed.
+    """
 
     key: str
     identity: str
@@ -99,6 +102,8 @@ class _StoredRecord(msgspec.Struct, omit_defaults=False):
     expires_at: datetime | None
     origin_etag: str | None = None
     origin_modified: str | None = None
+    doubts: list[str] | msgspec.UnsetType = msgspec.UNSET
+    brought_by: str | msgspec.UnsetType = msgspec.UNSET
     version: int = 1
 
 
@@ -145,6 +150,19 @@ def read_validator(etag: str | None, modified: str | None) -> Validator | None:
     return Validator(etag, modified) if etag or modified else None
 
 
+def write_doubts(doubts: frozenset[Doubt]) -> list[str]:
+    """Return the words for doubts, in a fixed order."""
+    return [doubt.value for doubt in Doubt if doubt in doubts]
+
+
+def read_doubts(words: Iterable[str]) -> frozenset[Doubt]:
+    """
+    Read the words for doubts. A word of a newer version counts as the gravest of ours for all other links: as a
+    signature that may be unchecked.
+    """
+    return frozenset(_DOUBTS.get(word, Doubt.SIGNATURE) for word in words)
+
+
 def encode_record(record: Record) -> bytes:
     """Return the JSON of a record, one field a line, so that people can read it too."""
     pixel_size = record.pixel_size
@@ -166,6 +184,8 @@ def encode_record(record: Record) -> bytes:
         expires_at=record.expires_at,
         origin_etag=record.validator.etag if record.validator else None,
         origin_modified=record.validator.modified if record.validator else None,
+        doubts=write_doubts(record.doubts) or msgspec.UNSET,
+        brought_by=record.brought_by or msgspec.UNSET,
     )
     return _format(stored)
 
@@ -238,6 +258,8 @@ def decode_record(data: bytes) -> Record | Tombstone:
         temporary=stored.temporary,
         expires_at=stored.expires_at,
         validator=read_validator(stored.origin_etag, stored.origin_modified),
+        doubts=read_doubts(stored.doubts or ()),
+        brought_by=stored.brought_by or "",
     )
 
 

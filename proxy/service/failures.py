@@ -36,6 +36,7 @@ REMEMBERED_MAX: Final = 10_000
 
 _SECONDS: Final[tuple[tuple[type[ImgkeepError], int], ...]] = (
     (SourceExpired, 300),  # the link does not come back to life
+    (Removed, 300),  # it brings a picture that was removed
     (SourceNotFound, 120),  # may still be uploaded
     (OriginRefused, 60),
     (NotAnImage, 60),

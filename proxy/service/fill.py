@@ -6,6 +6,8 @@ Rules:
 - The last byte is held back until the image is durable, so whoever has it all may rely on finding it again.
 - A disk that fails does not fail the reader: the bytes go on in memory, within a budget, and are not kept.
 - A fill never reports a store's trouble as the origin's, nor the other way round.
+- Bytes that are blocked, or suspected to be a placeholder where those are refused, end the fill that brought them, and
+  nothing else: an unverified link must not decide what becomes of a key.
 """
 
 from __future__ import annotations
@@ -18,33 +20,43 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from proxy.collapse import Tide
 from proxy.core.errors import (
+    Busy,
+    LoopDetected,
     NotAnImage,
     OriginError,
     OriginRefused,
     Removed,
     SourceExpired,
+    SourceForbidden,
     SourceNotFound,
     StorageError,
     TooLarge,
 )
 from proxy.core.model import Record
 from proxy.core.sniff import HEAD_BYTES_MAX, UNDECIDED, is_whole, measure, sniff
+from proxy.core.standing import doubts_of, fingerprint, read_link
 from proxy.core.stored import REMOVED
 from proxy.ports import NotModified, Trace
-from proxy.service.drafts import go_on
+from proxy.service.drafts import go_on, take_back
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Container
+    from collections.abc import AsyncIterator, Awaitable, Callable, Container, Sequence
 
-    from proxy.core.model import Digest, Format, PixelSize, Source, SourceInfo, Validator
+    from proxy.core.model import Digest, Doubt, Format, PixelSize, Source, SourceInfo, Validator
     from proxy.ports import Clock, Disk, Draft, Observer, Origin, OriginResponse, Spool, Store
     from proxy.service.allowance import Permit
+    from proxy.service.suspects import Suspects
+
+    Settle = Callable[[Draft, Record], Awaitable[Record]]
+    """Keeps a whole image, and returns the record under which it is found from now on. Raises as `ports.Store.put`."""
 
 RECENT_BYTES_MAX: Final = 1_048_576
 """So many of the newest bytes stay in memory, once per fill: readers who keep up need no look at the draft."""
 TURNS_OF_READERS: Final = 4
 SMALL_HEAD_BYTES: Final = 1024
 STEP_BYTES: Final = 65_536
+ANSWERED: Final = (NotAnImage, TooLarge, OriginRefused, SourceNotFound)
+"""Failures that show that the origin can be reached."""
 RECENT_CHUNKS_MAX: Final = 256
 """And in so many pieces at most: an origin that sends byte by byte must cost neither memory nor long searches."""
 
@@ -58,6 +70,8 @@ class Head:
     etag: str
     keeping: bool
     """Whether the image is being kept, or only passed on because no store can take it."""
+    doubts: frozenset[Doubt]
+    """What will be doubted about it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +88,8 @@ class Neighbours:
     pixels_max: int
     refused: Container[Digest] = frozenset()
     """The digests of pictures that were removed."""
+    suspects: Suspects | None = None
+    """What is suspected to be a placeholder; `None`: nothing is."""
 
 
 class Over(Protocol):
@@ -87,9 +103,6 @@ class Tower(Protocol):
 
     async def kept(self, record: Record) -> None:
         """The image is durable; no reader has the last byte yet."""
-
-    async def removed(self, record: Record) -> None:
-        """What was fetched is a picture that an operator has removed, or is fetched by a link that was."""
 
     def failed(self, source: Source, error: BaseException) -> None:
         """There will be no image by this link, or not all of it."""
@@ -108,8 +121,11 @@ class Fill:
     Args:
         fault: Why nobody could tell whether the image is stored already. It is fetched for those who ask, and not kept:
             what an origin sends now must not replace what may be there.
+        routes: The links to ask by, in this order, until one brings an image; as a rule the source itself.
+        settle: Keeps the image; as a rule under the key of `info`.
         known: What is stored already, when this fill is to look whether it changed. Such a fill has no readers.
         permit: Of the visitor whom this fill counts against.
+        unreachable: Is told of a route that cannot be connected to, when there is another.
         over: Is called once when the fill is over, with whether the image can be found from now on.
     """
 
@@ -120,6 +136,9 @@ class Fill:
         neighbours: Neighbours,
         tower: Tower,
         *,
+        routes: Sequence[Source] = (),
+        settle: Settle | None = None,
+        unreachable: Callable[[Source], None] = lambda _: None,
         fault: StorageError | None = None,
         known: Record | None = None,
         doubt: StorageError | None = None,
@@ -131,6 +150,9 @@ class Fill:
         self.outcome: Record | StorageError | None = None
         self.head: asyncio.Future[Head] = asyncio.get_running_loop().create_future()
         self._info = info
+        self._routes = routes or (source,)
+        self._settle = settle or self._put
+        self._unreachable = unreachable
         self._to = neighbours
         self._tower = tower
         self._fault = fault
@@ -190,22 +212,50 @@ class Fill:
         self._tide.end()
 
     async def _fetch(self) -> tuple[Record | None, StorageError | None]:
+        """Fetch by the first route that brings an image."""
+        for route in self._routes[:-1]:
+            try:
+                return await self._fetch_by(route, brisk=True)
+            except (Busy, LoopDetected):
+                raise
+            except (OriginError, SourceForbidden) as error:
+                if self.head.done():
+                    raise
+                self._note_route(route, error)
+        last = self._routes[-1]
+        try:
+            return await self._fetch_by(last, brisk=last != self.source)
+        except OriginError as error:
+            if last != self.source:
+                self._note_route(last, error)
+            raise
+
+    def _note_route(self, route: Source, error: OriginError | SourceForbidden) -> None:
+        """Tell of a route on which nothing is answered, whatever is asked for."""
+        if isinstance(error, OriginError) and error.origin_status is None and not isinstance(error, ANSWERED):
+            self._unreachable(route)
+
+    async def _fetch_by(self, route: Source, *, brisk: bool = False) -> tuple[Record | None, StorageError | None]:
         """Fetch, judge and spool; return what there is to keep, or why it cannot be."""
         validator = None if self._known is None else self._known.validator
-        async with self._to.origin.fetch(self.source, validator) as response:
+        async with self._to.origin.fetch(route, validator, brisk=brisk) as response:
             self._size = response.size
             chunks = response.chunks()
             first, format_, pixel_size = await self._judge(chunks)
             draft, fault = await self._begin(response.size)
             self._drafts.append(draft)
             etag = self._to.draw_etag()
-            self.head.set_result(Head(format_, response.size, etag, keeping=fault is None))
+            doubts = self._doubts(plaintext=response.plaintext)
+            self.head.set_result(Head(format_, response.size, etag, keeping=fault is None, doubts=doubts))
             fault = await self._take(first, fault)
             async for chunk in chunks:
                 fault = await self._take(chunk, fault)
             await self._check_end(response, format_)
             pixel_size = pixel_size or await self._measure(format_)
-        return (self._record(format_, pixel_size, etag, response.validator) if fault is None else None), fault
+        if fault is not None:
+            return None, fault
+        doubts = self._doubts(plaintext=response.plaintext)  # it may have ended meanwhile
+        return self._record(format_, pixel_size, etag, response.validator, doubts), None
 
     def fail(self, error: BaseException) -> None:
         if isinstance(error, asyncio.CancelledError):
@@ -337,7 +387,17 @@ class Fill:
         if pixel_size is not None and pixel_size.pixels > self._to.pixels_max:
             raise TooLarge(f"the image has {pixel_size.pixels} pixels, more than fetch.pixels_max")
 
-    def _record(self, format_: Format, pixel_size: PixelSize | None, etag: str, validator: Validator | None) -> Record:
+    def _doubts(self, *, plaintext: bool) -> frozenset[Doubt]:
+        return doubts_of(read_link(self.source, self._info, self._to.clock()), plaintext=plaintext)
+
+    def _record(
+        self,
+        format_: Format,
+        pixel_size: PixelSize | None,
+        etag: str,
+        validator: Validator | None,
+        doubts: frozenset[Doubt],
+    ) -> Record:
         info, known = self._info, self._known
         if known is not None and known.digest == self._draft.digest:
             etag = known.etag  # the same bytes: clients' copies are as good as they were
@@ -355,23 +415,31 @@ class Fill:
             temporary=info.temporary,
             expires_at=info.expires_at,
             validator=validator,
+            doubts=doubts,
+            brought_by=fingerprint(self.source) if doubts else "",
         )
 
-    async def _put(self, record: Record) -> Record:
-        if record.digest not in self._to.refused:
-            kept = await self._to.store.put(self._draft, record, None if self._known is None else self._known.digest)
-            if record.digest not in self._to.refused:  # nor removed while it was being put
-                return kept
-        raise Removed(REMOVED)
+    async def _put(self, draft: Draft, record: Record) -> Record:
+        return await self._to.store.put(draft, record, None if self._known is None else self._known.digest)
+
+    def _insist_on_picture(self, record: Record) -> None:
+        """Raise what forbids these bytes, whatever link they came by."""
+        if record.digest in self._to.refused:
+            raise Removed(REMOVED)
+        if self._to.suspects is not None:
+            self._to.suspects.insist(record)
 
     async def _keep(self, record: Record) -> StorageError | None:
+        self._insist_on_picture(record)
         try:
-            kept = await self._put(record)
-        except Removed:
-            await self._tower.removed(record)
-            raise
+            kept = await self._settle(self._draft, record)
         except StorageError as fault:
             return fault
+        if record.digest in self._to.refused:  # removed while it was being put
+            await take_back(self._to.store, kept)
+            raise Removed(REMOVED)
+        if self._to.suspects is not None and self._to.suspects.note(kept):
+            self._to.observer.suspected(kept)
         self._pending = kept.pending
         self.outcome = kept
         await self._tower.kept(kept)

@@ -32,9 +32,10 @@ from proxy.core.errors import (
     SourceNotFound,
     StorageError,
 )
-from proxy.core.model import Key, Record
+from proxy.core.model import Doubt, Key, Record
 from proxy.core.policy import judge
 from proxy.core.source import read_source
+from proxy.core.standing import fingerprint, read_link
 from proxy.core.stored import REMOVED
 from proxy.service.whole import begin, judge_whole
 
@@ -55,6 +56,9 @@ CLAIM_EVERY_S: Final = 0.25
 CLAIM_LOOKS_MAX: Final = 240
 """Maximum number of these looks: a minute, as long as a fetch may take."""
 
+LASTING_DOUBTS: Final = frozenset({Doubt.SPLIT, Doubt.CONTESTED})
+"""Doubts that say something of the key, which an operator's word for one link does not take away."""
+
 log = logging.getLogger(__name__)
 
 
@@ -62,6 +66,12 @@ class Keeper(Protocol):
     """The keeper, as far as a refetch needs it."""
 
     identify: Callable[[Source], SourceInfo]
+
+    async def shown(self, source: Source) -> Key:
+        """Return the key of the image that a link is shown, whether one is stored or not."""
+
+    def keys_of(self, source: Source) -> tuple[Key, Key]:
+        """Return the two keys under which the image of a link may be stored: the one that it shares, and its own."""
 
     async def landed(self, key: Key) -> None:
         """Wait until nothing is fetched for a key any more, however it ends."""
@@ -113,8 +123,8 @@ class Refetcher:
         await self._flights.aclose()
 
     async def refetch_source(self, source: Source) -> Refetched | None:
-        """Fetch the image of a link again, by this link. As `refetch`."""
-        return await self.refetch(self._keeper.identify(source).key, source)
+        """Fetch the image that a link is shown again, by this link. As `refetch`."""
+        return await self.refetch(await self._keeper.shown(source), source)
 
     async def refetch(self, key: Key, source: Source | None = None) -> Refetched | None:
         """
@@ -158,10 +168,12 @@ class Refetcher:
                 source = read_source(f"https:{place}" if place.startswith("//") else place)
             except ImgkeepError:
                 raise InvalidRequest("the image's identity is no link: send the link to fetch by") from None
-            if self._keeper.identify(source).key != known.key:
+            if known.key not in self._keeper.keys_of(source):
                 raise InvalidRequest("the image's identity does not name it alone: send the link to fetch by")
-        elif self._keeper.identify(source).key != known.key:
+        elif known.key not in self._keeper.keys_of(source):
             raise InvalidRequest("the link names another image than this key")
+        if Doubt.SPLIT in known.doubts and known.brought_by != fingerprint(source):
+            raise InvalidRequest("the signature names the picture there: send the link that brought this one")
         return source
 
     async def _claim(self, key: Key) -> None:
@@ -209,9 +221,9 @@ class Refetcher:
         return refetched
 
     async def _fetch(self, key: Key, source: Source, info: SourceInfo) -> Refetched | None:
-        draft, validator = await self._spool(source)
+        draft, validator, plaintext = await self._spool(source)
         try:
-            refetched = await self._keep(key, source, info, draft, validator)
+            refetched = await self._keep(key, source, info, draft, validator, plaintext=plaintext)
         finally:
             await draft.aclose()
         if refetched is not None:
@@ -220,7 +232,7 @@ class Refetcher:
             await self._keeper.tell(key)
         return refetched
 
-    async def _spool(self, source: Source) -> tuple[Draft, Validator | None]:
+    async def _spool(self, source: Source) -> tuple[Draft, Validator | None, bool]:
         """Fetch what the link brings, whole by its framing. The origin is done with before anything is judged."""
         # Without a validator: whether the origin's word for "unchanged" can be believed is what is in question.
         async with self._to.origin.fetch(source) as response:
@@ -232,12 +244,13 @@ class Refetcher:
             except BaseException:
                 await draft.aclose()
                 raise
-            return draft, response.validator
+            return draft, response.validator, response.plaintext
 
-    async def _keep(
-        self, key: Key, source: Source, info: SourceInfo, draft: Draft, validator: Validator | None
+    async def _keep(  # noqa: PLR0913 - what a record is made of
+        self, key: Key, source: Source, info: SourceInfo, draft: Draft, validator: Validator | None, *, plaintext: bool
     ) -> Refetched | None:
-        self._insist_on_life(draft)
+        if draft.digest in self._to.refused:
+            raise Removed(REMOVED)
         format_, pixel_size = await judge_whole(draft, pixels_max=self._to.pixels_max)
         for attempt in range(1, PUTS_MAX + 1):
             known = await self._to.store.find(key)
@@ -246,6 +259,10 @@ class Refetcher:
             if known.pending:
                 raise StorageError("the stored image waits for the primary store: fetch it again once it is there")
             same = known.digest == draft.digest
+            # The operator's word takes away what was doubted of the link, and nothing else.
+            doubts = known.doubts & LASTING_DOUBTS
+            if plaintext and read_link(source, info, self._to.clock()).folded:
+                doubts |= {Doubt.PLAINTEXT}
             record = Record(
                 key=key,
                 identity=known.identity,
@@ -261,6 +278,8 @@ class Refetcher:
                 temporary=info.temporary or known.temporary,
                 expires_at=info.expires_at or known.expires_at,
                 validator=validator,
+                doubts=doubts,
+                brought_by=fingerprint(source) if doubts else "",
             )
             try:
                 kept = await self._to.store.put(draft, record, known.digest)
@@ -268,13 +287,14 @@ class Refetcher:
                 if attempt == PUTS_MAX:
                     raise
                 continue  # another replacement crossed ours: what stands now is what we have to differ from
-            self._insist_on_life(draft)  # a removal that came while it was being put wins
+            if draft.digest in self._to.refused:
+                # A removal that came while it was being put wins; what stood here before stands again.
+                if not same:
+                    await self._to.store.restate(known, replaces=draft.digest)
+                await self._to.store.forget(draft.digest)
+                raise Removed(REMOVED)
             return Refetched(kept, replaced=not same)
         raise AssertionError("the last attempt returns or raises")
-
-    def _insist_on_life(self, draft: Draft) -> None:
-        if draft.digest in self._to.refused:
-            raise Removed(REMOVED)
 
 
 class _Flight:

@@ -4,7 +4,8 @@ Removing a picture for good, and undoing that.
 Rules:
 - What is removed is the picture, not one link to it: its digest is blocked from then on, under whatever link it comes.
 - Every key that is known to name the picture gets a tombstone. A record in doubt does not prove that its key names the
-  picture: it is deleted, and its key stays free. So bytes that an invented signature brought block no key.
+  picture: it stays as it is. The link that brought it shows nothing any more, because its bytes are blocked; other
+  links of the key are tried as ever. So bytes that an invented signature brought block no key.
 - What was never stored is removed, and a key in doubt is closed, only if the operator insists (`force`).
 - The block is durable before anything goes, so what is interrupted can be done again, and shows nothing meanwhile.
 
@@ -13,7 +14,7 @@ The durable steps of a removal, in their order:
 1. the block of the digest, with the keys that are going to have a tombstone
 2. the object goes
 3. this node's memory, its other workers, the catalog's list of blocked digests
-4. the tombstones, or the records in doubt, one by one; then the rows of the catalog
+4. the tombstones, some at a time; then the rows of the catalog
 
 The durable steps of an undo, in their order; after a crash between any two of them the same undo finishes the rest:
 
@@ -46,13 +47,13 @@ from typing import TYPE_CHECKING, Final, Protocol
 from weakref import WeakValueDictionary
 
 from proxy.core.errors import Removed, StorageError
-from proxy.core.model import Tombstone
+from proxy.core.model import Doubt, Tombstone
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Sequence
     from datetime import datetime
 
-    from proxy.core.model import Digest, Key, Record, SourceInfo
+    from proxy.core.model import Digest, Key, Record, Source
     from proxy.ports import Clock, Siblings, Sleep, Store
 
 REFRESH_EVERY_S: Final = 60
@@ -62,7 +63,7 @@ KEYS_AT_ONCE: Final = 16
 LOOKED_AT_MAX: Final = 100
 """Maximum number of blocks that are asked for in a refresh, one request each; the others come in the next one."""
 
-PLAIN_DOUBTS: Final = frozenset({"unsigned", "plaintext"})
+PLAIN_DOUBTS: Final = frozenset({Doubt.UNSIGNED, Doubt.PLAINTEXT})
 """Of the doubts of a record those that say nothing against the link that brought it."""
 
 log = logging.getLogger(__name__)
@@ -92,6 +93,12 @@ class Finder(Protocol):
 
     async def look_up(self, key: Key) -> Record | None:
         """Return the record under a key, whether its object is there or not. Raises as `ports.Store.find`."""
+
+    async def shown(self, source: Source) -> Key:
+        """Return the key of the image that a link is shown, whether one is stored or not."""
+
+    def keys_of(self, source: Source) -> tuple[Key, Key]:
+        """Return the two keys under which the image of a link may be stored: the one that it shares, and its own."""
 
     def forget(self, key: Key) -> None:
         """Hold nothing in memory that says that an image is kept, or that it was removed."""
@@ -273,9 +280,15 @@ class Remover:
             await self._register.drop([key])
         return force or record is not None
 
-    async def remove_source(self, info: SourceInfo, *, force: bool = False) -> bool:
-        """Remove the picture that this node shows for a link. As `remove_key`."""
-        return await self.remove_key(info.key, force=force)
+    async def remove_source(self, source: Source, *, force: bool = False) -> bool:
+        """Remove the picture that this node shows for a link, and no other one of its key. As `remove_key`."""
+        try:
+            key = await self._finder.shown(source)
+        except Removed:
+            for each in self._finder.keys_of(source):
+                await self._finish(each)
+            return True
+        return await self.remove_key(key, force=force)
 
     async def remove_digest(self, digest: Digest, *, force: bool = False) -> bool:
         """
@@ -300,7 +313,7 @@ class Remover:
 
     async def finish(self, digest: Digest) -> None:
         """
-        Delete what this node has stored of a picture before it learned that another node has removed it.
+        Delete the bytes that this node has stored before it learned that another node has removed them.
 
         No mark is put, for the removal may be undone by now: a late node must not bring it back.
 
@@ -308,18 +321,7 @@ class Remover:
             StorageError: Some of it may be left.
         """
         async with self._alone(digest):
-            found = await self._register.keys_of(digest)
-            block = await self._store.find_block(digest)
-            if block is None:
-                return
-            # Those that the block lists are the remover's: it may be about to put their tombstones.
-            keys = sorted(set(found).difference(block))
-            for key in keys:
-                await self._store.delete_record(key, digest)
-                self._finder.forget(key)
-            if keys:
-                await self._register.drop(keys)
-            if await self._store.has_object(digest):
+            if await self._store.has_object(digest) and await self._store.find_block(digest) is not None:
                 await self._store.forget(digest)
 
     async def restore_key(self, key: Key) -> Restored | None:
@@ -337,6 +339,14 @@ class Remover:
             if tombstone is not None and await self._store.find_tombstone(key) != tombstone:
                 return None  # another undo has finished it, or a removal has begun since
             return await self._restore(digest, tombstone)
+
+    async def restore_source(self, source: Source) -> Restored | None:
+        """Undo the removal of what a link was shown. As `restore_key`."""
+        for key in self._finder.keys_of(source):
+            restored = await self.restore_key(key)
+            if restored is not None:
+                return restored
+        return None
 
     async def restore_digest(self, digest: Digest) -> Restored | None:
         """Undo the removal of a digest, and of the keys that were removed with it. As `restore_key`."""
@@ -417,10 +427,8 @@ class Remover:
             return True
         if record is not None and record.digest != digest:
             return False  # another link has brought other bytes, which nobody has removed
-        if record is not None and in_doubt(record, named=named) and not (named and force):
-            await self._store.delete_record(key, digest)
-            self._finder.forget(key)
-        elif record is not None or named:
+        doubted = record is not None and in_doubt(record, named=named)
+        if (named and force) or (not doubted and (named or record is not None)):
             await self._bury(key, digest)
         return True
 
@@ -463,5 +471,4 @@ def in_doubt(record: Record, *, named: bool) -> bool:
     An operator who names a key that a plain link filled has seen what that link shows, and means it. Of a key that is
     only found to have the same bytes nobody has said anything: there every doubt counts.
     """
-    doubts = {doubt.value for doubt in getattr(record, "doubts", ())}
-    return bool(doubts - PLAIN_DOUBTS if named else doubts)
+    return bool(record.doubts - PLAIN_DOUBTS if named else record.doubts)

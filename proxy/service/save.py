@@ -16,6 +16,7 @@ from proxy.core.content import identify_bytes
 from proxy.core.errors import Conflict, Removed, TooLarge
 from proxy.core.model import Record
 from proxy.core.stored import REMOVED
+from proxy.service.drafts import take_back
 from proxy.service.whole import begin, judge_whole
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ class Saver:
         )
         kept = await self._to.store.put(draft, record)
         if record.digest in self._to.refused:  # removed while it was being put
-            await self._keeper.removed(kept)
+            await take_back(self._to.store, kept)
             raise Removed(REMOVED)
         self._to.observer.filled(draft.size, pending=kept.pending)
         await self._keeper.kept(kept)

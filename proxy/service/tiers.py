@@ -152,6 +152,14 @@ class Tiers:
         await self._cache.keep(draft, record.object_name)
         return kept
 
+    async def restate(self, record: Record, replaces: Digest | None = None) -> Record:
+        if self._fallback is not None and record.pending:
+            # Its object is in the fallback alone; what was carried over meanwhile is left as it is, and judged anew.
+            if await self._fallback.find(record.key) is None:
+                raise Conflict("the image was carried to the primary meanwhile")
+            return replace(await self._fallback.restate(record, replaces), pending=True)
+        return await self._ask(partial(self._primary.restate, record, replaces))
+
     async def bury(self, tombstone: Tombstone) -> None:
         await self._ask(partial(self._primary.bury, tombstone))
         if self._fallback is not None:
@@ -193,11 +201,6 @@ class Tiers:
         await self._ask(partial(self._primary.delete_tombstone, tombstone))
         if self._fallback is not None:
             await self._fallback.delete_tombstone(tombstone)
-
-    async def delete_record(self, key: Key, digest: Digest) -> None:
-        await self._ask(partial(self._primary.delete_record, key, digest))
-        if self._fallback is not None:
-            await self._fallback.delete_record(key, digest)
 
     async def has_object(self, digest: Digest) -> bool:
         near, fault = await self._near(lambda fallback: _yes(fallback.has_object(digest)))

@@ -199,7 +199,11 @@ class LocalStore:
             await copy.aclose()
 
     async def put_record(self, record: Record) -> None:
-        await self.run(self._commit_record, record)
+        await self.restate(record)
+
+    async def restate(self, record: Record, replaces: Digest | None = None) -> Record:
+        await self.run(self._commit_record, record, replaces)
+        return record
 
     async def delete(self, key: Key) -> None:
         await self.run(self._delete, self.root / record_path(key))
@@ -226,12 +230,6 @@ class LocalStore:
 
     async def delete_tombstone(self, tombstone: Tombstone) -> None:
         await self.run(self._delete_if, tombstone.key, lambda found: found == tombstone)
-
-    async def delete_record(self, key: Key, digest: Digest) -> None:
-        def points_there(found: Record | Tombstone) -> bool:
-            return not isinstance(found, Tombstone) and found.digest == digest
-
-        await self.run(self._delete_if, key, points_there)
 
     async def has_object(self, digest: Digest) -> bool:
         return await self.run(self._has_object, [self.root / object_path(name) for name in object_names(digest)])
@@ -471,12 +469,12 @@ class LocalStore:
         draft.sync()
         files.publish(draft.path, self.root / object_path(name))
 
-    def _commit_record(self, record: Record) -> None:
+    def _commit_record(self, record: Record, replaces: Digest | None) -> None:
         final = self.root / record_path(record.key)
-        self._insist_on_ours(final, record.digest)
+        self._insist_on_ours(final, record.digest, replaces)
         partial = self._partial()
         with files.durable_partial(partial, encode_record(record)):
-            self._publish_record(partial, final, record.digest)
+            self._publish_record(partial, final, record.digest, replaces)
 
     def _publish_record(self, partial: Path, final: Path, *replaceable: Digest | None) -> None:
         if not files.publish_new(partial, final):

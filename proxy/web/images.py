@@ -87,7 +87,7 @@ async def _follow(
             return await _show(ask, delivery)
         if site.is_side_door or site.siblings is None:
             raise web.HTTPMisdirectedRequest  # it was here a moment ago
-        answer = await site.siblings.follow(ask, delivery.holder, Key(ask.notes.key or ""))
+        answer = await site.siblings.follow(ask, delivery.holder, Key(delivery.claim))
         if answer is not None:
             return answer
         delivery = await look_again()

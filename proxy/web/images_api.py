@@ -85,11 +85,11 @@ async def remove_images(request: web.Request) -> web.Response:
         if not await site.remover.remove_digest(digest, force=force):
             raise web.HTTPNotFound(text=f"these bytes are not stored; {_FORCE}")
         return answer({"success": True, "digest": digest})
-    info = site.keeper.identify(read_source(query["src"]))
-    request[NOTES].key = info.key
-    if not await site.remover.remove_source(info, force=force):
+    source = read_source(query["src"])
+    key = request[NOTES].key = site.keeper.identify(source).key
+    if not await site.remover.remove_source(source, force=force):
         raise web.HTTPNotFound(text=f"no image is stored for this link; {_FORCE}")
-    return answer({"success": True, "key": info.key})
+    return answer({"success": True, "key": key})
 
 
 class Restore(msgspec.Struct, forbid_unknown_fields=True):
@@ -134,12 +134,12 @@ async def restore(request: web.Request) -> web.Response:
         return answer({"success": True, **_tell_restored(restored)})
     if body.url is None or body.digest is not None:
         raise InvalidRequest("the body needs url or digest, and not both")
-    info = site.keeper.identify(read_source(body.url))
-    request[NOTES].key = info.key
-    restored = await site.remover.restore_key(info.key)
+    source = read_source(body.url)
+    key = request[NOTES].key = site.keeper.identify(source).key
+    restored = await site.remover.restore_source(source)
     if restored is None:
         raise web.HTTPNotFound(text="nothing is removed under this link")
-    return answer({"success": True, "key": info.key, **_tell_restored(restored)})
+    return answer({"success": True, "key": key, **_tell_restored(restored)})
 
 
 async def refetch_image(request: web.Request) -> web.Response:

@@ -41,7 +41,7 @@ def target_of(imgkeep: Imgkeep, way: str, token: str | None = None) -> remove.Ta
     if way == "server":
         return remove.Server(f"{imgkeep.client.make_url('/')}", token)
     site = imgkeep.client.app[SITE]
-    return remove.Store(site.remover, site.refetcher, site.keeper.identify, partial(site.keeper.describe, base=""))
+    return remove.Store(site.remover, site.refetcher, partial(site.keeper.describe, base=""))
 
 
 async def tell(work: Callable[[remove.Kind, str], Awaitable[str]], *names: str, by_digest: bool = False) -> list[str]:

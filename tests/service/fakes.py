@@ -16,8 +16,10 @@ from proxy.core.errors import SourceNotFound, StorageError
 from proxy.core.model import Digest, Key, SourceInfo
 from proxy.core.policy import Policy
 from proxy.core.source import read_source
+from proxy.core.stored import object_names
 from proxy.service.fill import Neighbours
-from proxy.service.keep import Keeper, Rules
+from proxy.service.keep import Keeper
+from proxy.service.refresh import Rules
 from proxy.service.visit import Delivery, Visit
 from proxy.storage.memory import MemoryBody, MemorySpool
 
@@ -40,6 +42,7 @@ class Feed:
         self.size = size
         self.framed = framed
         self.validator: Validator | None = None
+        self.plaintext = False
         self._items: asyncio.Queue[bytes | BaseException | None] = asyncio.Queue()
 
     def push(self, *chunks: bytes) -> Feed:
@@ -90,7 +93,10 @@ class FakeOrigin:
         ]
 
     @asynccontextmanager
-    async def fetch(self, source: Source, known: Validator | None = None) -> AsyncGenerator[Feed]:
+    async def fetch(
+        self, source: Source, known: Validator | None = None, *, brisk: bool = False
+    ) -> AsyncGenerator[Feed]:
+        del brisk
         self.asked.append(source.url)
         self.conditions.append(known)
         self.under_way += 1
@@ -102,7 +108,9 @@ class FakeOrigin:
             answer = answers.pop(0) if len(answers) > 1 else answers[0]
             if isinstance(answer, Exception):
                 raise answer
-            yield answer()
+            feed = answer()
+            feed.plaintext = source.scheme == "http"
+            yield feed
         finally:
             self.under_way -= 1
 
@@ -201,6 +209,14 @@ class FakeStore:
         self.records[record.key] = record
         return record
 
+    async def restate(self, record: Record, replaces: Digest | None = None) -> Record:
+        await self._called("restate", None)
+        theirs = self.records.get(record.key)
+        if theirs and theirs.object_name in self.objects and theirs.digest not in {record.digest, replaces}:
+            raise StorageError("another image was kept under this link meanwhile")
+        self.records[record.key] = record
+        return record
+
     async def bury(self, tombstone: Tombstone) -> None:
         self.buried.append(tombstone.key)
 
@@ -211,7 +227,8 @@ class FakeStore:
         return set()
 
     async def forget(self, digest: Digest) -> None:
-        raise AssertionError(f"nothing may forget {digest}")
+        for name in object_names(digest):
+            self.objects.pop(name, None)
 
     async def find_block(self, digest: Digest) -> Collection[Key] | None:
         raise AssertionError(f"nothing may ask for the block of {digest}")
@@ -224,9 +241,6 @@ class FakeStore:
 
     async def delete_tombstone(self, tombstone: Tombstone) -> None:
         raise AssertionError(f"nothing may delete {tombstone}")
-
-    async def delete_record(self, key: Key, digest: Digest) -> None:
-        raise AssertionError(f"nothing may delete the record of {key} and {digest}")
 
     async def has_object(self, digest: Digest) -> bool:
         raise AssertionError(f"nothing may ask for {digest}")
@@ -267,6 +281,14 @@ class FakeObserver:
     reasons: list[str] = field(default_factory=list)
     errors: list[BaseException] = field(default_factory=list)
     unchanged_count: int = 0
+    outcomes: list[str] = field(default_factory=list)
+    suspects: list[Record] = field(default_factory=list)
+
+    def weighed(self, outcome: str) -> None:
+        self.outcomes.append(outcome)
+
+    def suspected(self, record: Record) -> None:
+        self.suspects.append(record)
 
     def filled(self, size: int, *, pending: bool) -> None:
         del pending
@@ -311,8 +333,10 @@ class World:
         memory_bytes: int = 100_000_000,
         identify: Callable[[Source], SourceInfo] = without_query,
         rules: Rules | None = None,
+        spoil: Callable[[Source], Source | None] = lambda _: None,
+        origin: FakeOrigin | None = None,
     ) -> None:
-        self.origin = FakeOrigin()
+        self.origin = origin or FakeOrigin()
         self.store = FakeStore()
         self.disk = FakeSpool()
         self.memory = MemorySpool(memory_bytes)
@@ -320,14 +344,21 @@ class World:
         self.observer = FakeObserver()
         self.refused: set[Digest] = set()
         self.timer = Timer()
-        tags = count(1)
+        self._tags = count(1)
+        self._how = (identify, rules or Rules(), spoil)
+        self.rebuild()
+
+    def rebuild(self) -> None:
+        """Begin anew on what is stored, as after a restart."""
+        identify, rules, spoil = self._how
         self.keeper = Keeper(
             store=self.store,
             catalog=self.catalog,
             policy=ANYBODY,
             timer=self.timer,
             identify=identify,
-            rules=rules or Rules(),
+            rules=rules,
+            spoil=spoil,
             refused=self.refused,
             neighbours=Neighbours(
                 origin=self.origin,
@@ -336,7 +367,7 @@ class World:
                 memory=self.memory,
                 observer=self.observer,
                 clock=lambda: datetime(2026, 11, 22, 10, tzinfo=UTC),
-                draw_etag=lambda: f'"{next(tags)}"',
+                draw_etag=lambda: f'"{next(self._tags)}"',
                 pixels_max=10_000,
                 refused=self.refused,
             ),

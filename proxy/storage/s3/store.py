@@ -182,6 +182,10 @@ class S3Store:
     async def put_record(self, record: Record) -> None:
         await self._put_record(record, None)
 
+    async def restate(self, record: Record, replaces: Digest | None = None) -> Record:
+        await self._put_record(record, replaces)
+        return record
+
     async def lend(self, name: str, spool: Spool) -> Draft | None:
         body = await self.fetch(name, None)
         if body is None:
@@ -227,11 +231,6 @@ class S3Store:
     async def delete_tombstone(self, tombstone: Tombstone) -> None:
         if await self.find_tombstone(tombstone.key) == tombstone:
             await self._delete(record_path(tombstone.key))
-
-    async def delete_record(self, key: Key, digest: Digest) -> None:
-        found = await self._read_record(record_path(key))
-        if isinstance(found, Record) and found.digest == digest:
-            await self._delete(record_path(key))
 
     async def has_object(self, digest: Digest) -> bool:
         # One LIST, where thirteen extensions would be as many requests.
