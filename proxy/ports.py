@@ -302,14 +302,6 @@ class Store(Protocol):
             StorageError: It may still be there.
         """
 
-    async def delete_record(self, key: Key, digest: Digest) -> None:
-        """
-        Delete the record of a key if it points at these bytes; anything else stays. Durable on return.
-
-        Raises:
-            StorageError: It may still be there.
-        """
-
     async def has_object(self, digest: Digest) -> bool:
         """
         Tell whether bytes are stored, whatever their extension.

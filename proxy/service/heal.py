@@ -162,7 +162,7 @@ class Healer:
     async def _leave(self, record: Record) -> None:
         """Drop a record that must not be carried over, and the bytes where these are blocked."""
         if record.digest in self._refused:
-            await self._fallback.delete_record(record.key, record.digest)
+            await self._fallback.delete(record.key)
             await self._fallback.forget(record.digest)
         else:
             await self._cache.take(record)

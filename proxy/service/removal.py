@@ -4,7 +4,8 @@ Removing a picture for good, and undoing that.
 Rules:
 - What is removed is the picture, not one link to it: its digest is blocked from then on, under whatever link it comes.
 - Every key that is known to name the picture gets a tombstone. A record in doubt does not prove that its key names the
-  picture: it is deleted, and its key stays free. So bytes that an invented signature brought block no key.
+  picture: it stays as it is. The link that brought it shows nothing any more, because its bytes are blocked; other
+  links of the key are tried as ever. So bytes that an invented signature brought block no key.
 - What was never stored is removed, and a key in doubt is closed, only if the operator insists (`force`).
 - The block is durable before anything goes, so what is interrupted can be done again, and shows nothing meanwhile.
 
@@ -13,7 +14,7 @@ The durable steps of a removal, in their order:
 1. the block of the digest, with the keys that are going to have a tombstone
 2. the object goes
 3. this node's memory, its other workers, the catalog's list of blocked digests
-4. the tombstones, or the records in doubt, one by one; then the rows of the catalog
+4. the tombstones, some at a time; then the rows of the catalog
 
 The durable steps of an undo, in their order; after a crash between any two of them the same undo finishes the rest:
 
@@ -300,7 +301,7 @@ class Remover:
 
     async def finish(self, digest: Digest) -> None:
         """
-        Delete what this node has stored of a picture before it learned that another node has removed it.
+        Delete the bytes that this node has stored before it learned that another node has removed them.
 
         No mark is put, for the removal may be undone by now: a late node must not bring it back.
 
@@ -308,18 +309,7 @@ class Remover:
             StorageError: Some of it may be left.
         """
         async with self._alone(digest):
-            found = await self._register.keys_of(digest)
-            block = await self._store.find_block(digest)
-            if block is None:
-                return
-            # Those that the block lists are the remover's: it may be about to put their tombstones.
-            keys = sorted(set(found).difference(block))
-            for key in keys:
-                await self._store.delete_record(key, digest)
-                self._finder.forget(key)
-            if keys:
-                await self._register.drop(keys)
-            if await self._store.has_object(digest):
+            if await self._store.has_object(digest) and await self._store.find_block(digest) is not None:
                 await self._store.forget(digest)
 
     async def restore_key(self, key: Key) -> Restored | None:
@@ -417,10 +407,8 @@ class Remover:
             return True
         if record is not None and record.digest != digest:
             return False  # another link has brought other bytes, which nobody has removed
-        if record is not None and in_doubt(record, named=named) and not (named and force):
-            await self._store.delete_record(key, digest)
-            self._finder.forget(key)
-        elif record is not None or named:
+        doubted = record is not None and in_doubt(record, named=named)
+        if (named and force) or (not doubted and (named or record is not None)):
             await self._bury(key, digest)
         return True
 

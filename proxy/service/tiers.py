@@ -194,11 +194,6 @@ class Tiers:
         if self._fallback is not None:
             await self._fallback.delete_tombstone(tombstone)
 
-    async def delete_record(self, key: Key, digest: Digest) -> None:
-        await self._ask(partial(self._primary.delete_record, key, digest))
-        if self._fallback is not None:
-            await self._fallback.delete_record(key, digest)
-
     async def has_object(self, digest: Digest) -> bool:
         near, fault = await self._near(lambda fallback: _yes(fallback.has_object(digest)))
         if near or await self._ask(partial(self._primary.has_object, digest)):

@@ -227,12 +227,6 @@ class LocalStore:
     async def delete_tombstone(self, tombstone: Tombstone) -> None:
         await self.run(self._delete_if, tombstone.key, lambda found: found == tombstone)
 
-    async def delete_record(self, key: Key, digest: Digest) -> None:
-        def points_there(found: Record | Tombstone) -> bool:
-            return not isinstance(found, Tombstone) and found.digest == digest
-
-        await self.run(self._delete_if, key, points_there)
-
     async def has_object(self, digest: Digest) -> bool:
         return await self.run(self._has_object, [self.root / object_path(name) for name in object_names(digest)])
 

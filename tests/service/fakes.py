@@ -225,9 +225,6 @@ class FakeStore:
     async def delete_tombstone(self, tombstone: Tombstone) -> None:
         raise AssertionError(f"nothing may delete {tombstone}")
 
-    async def delete_record(self, key: Key, digest: Digest) -> None:
-        raise AssertionError(f"nothing may delete the record of {key} and {digest}")
-
     async def has_object(self, digest: Digest) -> bool:
         raise AssertionError(f"nothing may ask for {digest}")
 

@@ -118,11 +118,6 @@ class FakeStore:
         if self.buried.get(tombstone.key) == tombstone:
             del self.buried[tombstone.key]
 
-    async def delete_record(self, key: Key, digest: Digest) -> None:
-        self._insist()
-        if key in self.found and self.found[key].digest == digest:
-            del self.found[key]
-
     async def has_object(self, digest: Digest) -> bool:
         self._insist()
         return any(name in self.objects for name in object_names(digest))

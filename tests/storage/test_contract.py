@@ -43,7 +43,6 @@ class StoreAndSpool(Protocol):
     async def unblock(self, digest: Digest) -> None: ...
     async def find_tombstone(self, key: Key) -> Tombstone | None: ...
     async def delete_tombstone(self, tombstone: Tombstone) -> None: ...
-    async def delete_record(self, key: Key, digest: Digest) -> None: ...
     async def has_object(self, digest: Digest) -> bool: ...
     async def forget(self, digest: Digest) -> None: ...
 
@@ -370,20 +369,6 @@ async def test_only_the_tombstone_that_was_seen_is_deleted(store: StoreAndSpool)
     assert await store.find(record.key) == record
 
 
-async def test_a_record_is_deleted_only_if_it_points_at_these_bytes(store: StoreAndSpool) -> None:
-    record, other = await keep(store, BODY), record_of(b"other")
-    await store.delete_record(record.key, other.digest)
-    assert await store.find(record.key) == record
-    for _ in range(2):
-        await store.delete_record(record.key, record.digest)
-    assert await store.find(record.key) is None
-    assert await fetch(store, record) == BODY, "the bytes stay"
-    tombstone = Tombstone(record.key, NOON, record.digest)
-    await store.bury(tombstone)
-    await store.delete_record(record.key, record.digest)
-    assert await store.find_tombstone(record.key) == tombstone
-
-
 async def test_whether_bytes_are_stored_is_known_without_their_extension(store: StoreAndSpool) -> None:
     record, other = await keep(store, BODY), record_of(b"other")
     assert (await store.has_object(record.digest), await store.has_object(other.digest)) == (True, False)
@@ -402,7 +387,6 @@ async def test_undoing_on_a_store_that_fails_is_a_fault_and_no_miss(store: Store
         lambda: store.unblock(record.digest),
         lambda: store.find_tombstone(record.key),
         lambda: store.delete_tombstone(Tombstone(record.key, NOON)),
-        lambda: store.delete_record(record.key, record.digest),
         lambda: store.has_object(record.digest),
     ):
         with pytest.raises(StorageError):

@@ -187,11 +187,7 @@ async def test_what_nobody_foresaw_in_mid_body_breaks_the_connection_off(
         find, holds, put = store.find, store.holds, store.put
         bury, refuse, refused = store.bury, store.refuse, store.refused
         find_block, unblock, has_object, forget = store.find_block, store.unblock, store.has_object, store.forget
-        find_tombstone, delete_tombstone, delete_record = (
-            store.find_tombstone,
-            store.delete_tombstone,
-            store.delete_record,
-        )
+        find_tombstone, delete_tombstone = store.find_tombstone, store.delete_tombstone
 
         async def fetch(self, name: str, size: int | None) -> Bomb:
             del name, size

@@ -228,11 +228,6 @@ class S3Store:
         if await self.find_tombstone(tombstone.key) == tombstone:
             await self._delete(record_path(tombstone.key))
 
-    async def delete_record(self, key: Key, digest: Digest) -> None:
-        found = await self._read_record(record_path(key))
-        if isinstance(found, Record) and found.digest == digest:
-            await self._delete(record_path(key))
-
     async def has_object(self, digest: Digest) -> bool:
         # One LIST, where thirteen extensions would be as many requests.
         prefix = self.client.bucket.path(object_path(f"{digest}."))
