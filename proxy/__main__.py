@@ -268,7 +268,8 @@ async def _maintain(arguments: argparse.Namespace, parts: Parts) -> int:
         case "list":
             return await stored.list_images(catalog, limit=arguments.limit, as_json=arguments.json, out=sys.stdout)
         case _:
-            return await stored.stats(catalog, complete=catalog.complete, as_json=arguments.json, out=sys.stdout)
+            complete, now = catalog.complete, REAL.clock()
+            return await stored.stats(catalog, complete=complete, now=now, as_json=arguments.json, out=sys.stdout)
 
 
 def _warn_of_gaps(parts: Parts) -> None:

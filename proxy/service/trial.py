@@ -33,6 +33,7 @@ from proxy.core.standing import (
     Weight,
     can_confirm,
     can_prove,
+    can_refresh,
     confirmed,
     key_of,
     merge,
@@ -164,7 +165,7 @@ class Trials:
         Raises:
             Conflict: The link's word is not enough for that, as it turned out.
         """
-        if new.doubts:
+        if not can_refresh(known, new):
             raise Conflict("a link that is not verified replaces nothing")
         return await self._to.store.put(draft, new, known.digest)
 

@@ -15,7 +15,7 @@ import msgspec
 from aiohttp import web
 
 from proxy import __version__
-from proxy.core.model import Format
+from proxy.core.model import Doubt, Format, Standing
 from proxy.service.jobs import ITEMS_MAX
 from proxy.web.images_api import LIMIT_DEFAULT, LIMIT_MAX
 from proxy.web.rewrite_api import REWRITTEN
@@ -67,6 +67,20 @@ _IMAGE: Final[dict[str, Any]] = {
     "width": {"type": ["integer", "null"]},
     "height": {"type": ["integer", "null"]},
     "stored_at": _TIME,
+    "standing": {
+        "type": "string",
+        "enum": [standing.value for standing in Standing],
+        "description": "What the image is worth to links other than the one that brought it.",
+    },
+    "doubts": {
+        "type": "array",
+        "items": {"type": "string", "enum": [doubt.value for doubt in Doubt]},
+        "description": "Why it may not stand for every link of its key.",
+    },
+    "suspect": {
+        "type": "boolean",
+        "description": "Whether its host gave the same bytes under many names lately, as it does with a placeholder.",
+    },
     "source": _object(
         {
             "host": {"type": ["string", "null"]},

@@ -79,6 +79,15 @@ class FakeStore:
         self.found[record.key] = replace(record)
         return record
 
+    async def restate(self, record: Record, replaces: Digest | None = None) -> Record:
+        self._insist()
+        self._insist_on_life(record.key)
+        theirs = self.found.get(record.key)
+        if theirs and theirs.object_name in self.objects and theirs.digest not in {record.digest, replaces}:
+            raise StorageError("another image was kept under this link meanwhile")
+        self.found[record.key] = record
+        return record
+
     async def bury(self, tombstone: Tombstone) -> None:
         self._insist()
         self.found.pop(tombstone.key, None)
