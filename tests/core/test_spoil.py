@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from hypothesis import given
@@ -112,6 +113,20 @@ def test_what_has_no_signature_that_can_be_told_is_not_spoiled(url: str) -> None
         ]
     )
     assert spoil(read_source(url), NOW, catalogue, first) is None
+
+
+def test_what_is_too_deep_inside_others_is_not_spoiled() -> None:
+    catalogue = read_catalogue(
+        [
+            {"name": "Proxy", "hosts": ["proxy.acme.example"], "keep": ["url"], "nested": "url"},
+            {"name": "Acme", "hosts": ["img.acme.example"], "signed_by": {"sig": "hex64"}, "temporary": True},
+        ]
+    )
+    url = f"https://img.acme.example/p.png?sig={'0a' * 32}"
+    for depth in range(4):
+        spoiled = spoil(read_source(url), NOW, catalogue, first)
+        assert (spoiled is not None) is (depth <= 2)
+        url = f"https://proxy.acme.example/p?url={quote(url, safe='')}"
 
 
 def test_a_link_that_reads_otherwise_when_spoiled_is_not_used() -> None:
