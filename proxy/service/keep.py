@@ -422,9 +422,9 @@ class Keeper:
     ) -> Fill:
         """Begin a fill that a visitor causes, under the claim `name`."""
         permit = None
-        if self._allowances is not None and visit.address is not None:
+        if self._allowances is not None and visit.client is not None:
             try:
-                permit = self._allowances.depart(visit.address)
+                permit = self._allowances.depart(visit.client)
             except ImgkeepError:
                 self._release(name)
                 raise
