@@ -609,7 +609,8 @@ class Keeper:
         if not head.keeping:
             outcome = Outcome.UNKEPT
         name = _name_for_people(info.key, head.format)
-        lasting = not head.doubts or lasts(head.doubts, read_link(source, info, self._to.clock()))
+        link = fill.link if source == fill.source else read_link(source, info, self._to.clock())
+        lasting = lasts(head.doubts, link)
         return Delivery(info.key, outcome, head.format, head.etag, name, fill, growing=fill, lasting=lasting)
 
 
