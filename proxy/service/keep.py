@@ -172,7 +172,9 @@ class Keeper:
                 if found is None:
                     found, fault = await self._show(met, visit)
                 if found is not None:
-                    self._refresher.look(source, met.info, met.record, visit, seek_secure=met.use is Use.SEEK_SECURE)
+                    if met.use is not Use.TRY:
+                        seek_secure = met.use is Use.SEEK_SECURE
+                        self._refresher.look(source, met.info, met.record, visit, seek_secure=seek_secure)
                     return found
             visit.insist()
             self._insist_on_policy(source)
@@ -390,6 +392,8 @@ class Keeper:
         ride: Callable[[Fill, Source, SourceInfo, bool], Awaitable[T]],
     ) -> T | Elsewhere | None:
         """Have a link make a fill of its own beside what is stored; `None`: what is stored has to do."""
+        if self._rules.redirect_permanent and not info.temporary:
+            return None  # the operator wants no more such images
         name = f"try.{fingerprint(source).hex()}"
         try:
             visit.insist()
