@@ -604,6 +604,12 @@ class Ledger(Protocol):
 
     async def count(self) -> Totals: ...
 
+    async def suspects(self, *, since: datetime, identities_min: int) -> Sequence[tuple[str, Digest, int]]:
+        """
+        Return host, digest and number of identities of pictures that a host gave under so many of them since then, most
+        first, a hundred at most.
+        """
+
     async def backlog(self) -> Backlog: ...
 
     async def rebuild(self, records: AsyncIterator[Record]) -> int:

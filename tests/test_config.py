@@ -131,6 +131,9 @@ def test_every_setting_can_come_from_the_environment(section: str, key: str) -> 
         ),
         pytest.param({"sources": {"allow": ["https://a"]}}, {}, "sources.allow: ", id="a URL is no glob"),
         pytest.param({"sources": {"deny": [""]}}, {}, "sources.deny: ", id="an empty glob"),
+        pytest.param({"sources": {"refresh": ["https://a"]}}, {}, "sources.refresh: ", id="a URL to refresh at"),
+        pytest.param({"sources": {"refresh": "resigned"}}, {}, "sources.refresh: ", id="refresh by word"),
+        pytest.param({"sources": {"placeholders": "yes"}}, {}, "sources.placeholders: ", id="unknown policy"),
         pytest.param(
             {"store": {"url": "gs://bucket"}}, {}, "store.url: this version has no such store", id="another cloud"
         ),

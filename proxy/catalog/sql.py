@@ -21,6 +21,7 @@ from proxy.catalog.database import Database
 from proxy.catalog.tables import images, outbox, refused, state
 from proxy.core.errors import StorageError
 from proxy.core.model import Backlog, Digest, Format, Key, PixelSize, Record, Totals, Waiting, Wanted
+from proxy.core.standing import OWN_MARK
 from proxy.core.stored import read_doubts, read_validator, write_doubts
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ PENDING_MAX: Final = 10_000
 """Records that wait for a database that is away; beyond, they are left to the next reindex."""
 FIND_TIMEOUT_S: Final = 1
 """The store answers sooner than a database that takes longer."""
+SUSPECTS_MAX: Final = 100
 ANY: Final = Wanted()
 _FORMATS: Final = {format_.extension: format_ for format_ in Format}
 
@@ -154,6 +156,21 @@ class SqlCatalog(Database):
     async def count(self) -> Totals:
         await self._settle()
         return await self.execute(_count)
+
+    async def suspects(self, *, since: datetime, identities_min: int) -> Sequence[tuple[str, Digest, int]]:
+        await self._settle()
+        number = sa.func.count().label("number")
+        query = (
+            sa.select(images.c.host, images.c.digest, number)
+            .where(images.c.stored_at >= int(since.timestamp()), images.c.host != "")
+            .where(images.c.identity.not_like(f"%{OWN_MARK}%"))
+            .group_by(images.c.host, images.c.digest)
+            .having(number >= identities_min)
+            .order_by(number.desc(), images.c.host, images.c.digest)
+            .limit(SUSPECTS_MAX)
+        )
+        rows = await self.execute(lambda connection: connection.execute(query).all())
+        return [(row.host, Digest(row.digest), row.number) for row in rows]
 
     async def rebuild(self, records: AsyncIterator[Record]) -> int:
         """

@@ -17,8 +17,8 @@ Rules:
 - If the spoiled link brings what is stored, what is stored is the placeholder: the other bytes take its place. If it
   brings the other bytes, those are worth nothing. If it brings neither, the signature names the picture: the key is
   split, and each link has a record of its own from then on.
-- A link whose services refuse a wrong signature with an error, and that has not ended, replaces whatever has doubts. Over
-  plain http it replaces only what came that way too.
+- A link whose services refuse a wrong signature with an error, and that has not ended, replaces whatever has doubts.
+  Over plain http it replaces only what came that way too.
 - What came over plain http never stands for an https link.
 """
 
@@ -40,7 +40,8 @@ if TYPE_CHECKING:
 FINGERPRINT_CHARS: Final = 32
 """128 bits of a SHA-256: nobody finds another link with the same."""
 
-_OWN: Final = "#link="
+OWN_MARK: Final = "#link="
+"""In an identity, before the fingerprint of the one link that it is of."""
 _UNVERIFIED: Final = frozenset({Doubt.SIGNATURE, Doubt.ENDED})
 _UNPROVEN: Final = frozenset({Doubt.SIGNATURE, Doubt.UNSIGNED})
 """The doubts that a confirmation takes away."""
@@ -146,12 +147,12 @@ def own_info(info: SourceInfo, mark: str) -> SourceInfo:
 
 def own_identity(identity: str, mark: str) -> str:
     """Return the identity of the picture of one exact link. It holds no more of the link than the identity does."""
-    return f"{shared_identity(identity)}{_OWN}{mark}"
+    return f"{shared_identity(identity)}{OWN_MARK}{mark}"
 
 
 def shared_identity(identity: str) -> str:
     """Return the identity that a link shares with others, of one that is its own."""
-    return identity.partition(_OWN)[0]
+    return identity.partition(OWN_MARK)[0]
 
 
 def key_of(identity: str) -> Key:
@@ -246,6 +247,11 @@ def merge(known: Record, new: Record) -> Record:
     if Doubt.PLAINTEXT not in new.doubts:
         return replace(known, doubts=known.doubts - {Doubt.PLAINTEXT})
     return known
+
+
+def can_refresh(known: Record, new: Record) -> bool:
+    """Whether a link's word is enough for a newer image to take the place of another, where the operator wants that."""
+    return new.doubts <= {Doubt.PLAINTEXT} and _is_as_secure(known, new)
 
 
 def can_prove(known: Record, new: Record) -> bool:

@@ -82,7 +82,7 @@ class _KeysOfRefusal(msgspec.Struct):
 
 class _StoredRecord(msgspec.Struct, omit_defaults=False):
     """
-    Version 1. Unknown fields are passed over, so that a newer writer may add some. A record without `doubts` is confirmed.
+    Version 1. Unknown fields are passed over, so that a newer writer may add some. Without `doubts` it is confirmed.
     """
 
     key: str

@@ -34,7 +34,7 @@ from proxy.core.errors import (
 )
 from proxy.core.model import Record
 from proxy.core.sniff import HEAD_BYTES_MAX, UNDECIDED, is_whole, measure, sniff
-from proxy.core.standing import doubts_of, fingerprint, read_link
+from proxy.core.standing import doubts_of, read_link
 from proxy.core.stored import REMOVED
 from proxy.ports import NotModified, Trace
 from proxy.service.drafts import go_on, take_back
@@ -114,6 +114,7 @@ class Fill:
 
     Attributes:
         source: The link that this fill tries; followers with another link may want a try of their own.
+        link: What counts of it.
         head: Resolved once with what was judged, or with the failure.
         doubt: Why nobody could tell whether the image is stored already, kept or not: its failure is then no miss.
         outcome: Once it is over: the record under which the image is kept, or why it is not.
@@ -146,6 +147,7 @@ class Fill:
         over: Over | None = None,
     ) -> None:
         self.source = source
+        self.link = read_link(source, info, neighbours.clock())
         self.doubt = doubt
         self.outcome: Record | StorageError | None = None
         self.head: asyncio.Future[Head] = asyncio.get_running_loop().create_future()
@@ -388,7 +390,9 @@ class Fill:
             raise TooLarge(f"the image has {pixel_size.pixels} pixels, more than fetch.pixels_max")
 
     def _doubts(self, *, plaintext: bool) -> frozenset[Doubt]:
-        return doubts_of(read_link(self.source, self._info, self._to.clock()), plaintext=plaintext)
+        if self._info.expires_at is not None:
+            self.link = read_link(self.source, self._info, self._to.clock())  # it may have ended by now
+        return doubts_of(self.link, plaintext=plaintext)
 
     def _record(
         self,
@@ -416,7 +420,7 @@ class Fill:
             expires_at=info.expires_at,
             validator=validator,
             doubts=doubts,
-            brought_by=fingerprint(self.source) if doubts else "",
+            brought_by=self.link.fingerprint if doubts else "",
         )
 
     async def _put(self, draft: Draft, record: Record) -> Record:

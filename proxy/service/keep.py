@@ -172,7 +172,9 @@ class Keeper:
                 if found is None:
                     found, fault = await self._show(met, visit)
                 if found is not None:
-                    self._refresher.look(source, met.info, met.record, visit, seek_secure=met.use is Use.SEEK_SECURE)
+                    if met.use is not Use.TRY:
+                        seek_secure = met.use is Use.SEEK_SECURE
+                        self._refresher.look(source, met.info, met.record, visit, seek_secure=seek_secure)
                     return found
             visit.insist()
             self._insist_on_policy(source)
@@ -412,6 +414,8 @@ class Keeper:
         ride: Callable[[Fill, Source, SourceInfo, bool], Awaitable[T]],
     ) -> T | Elsewhere | None:
         """Have a link make a fill of its own beside what is stored; `None`: what is stored has to do."""
+        if self._rules.redirect_permanent and not info.temporary:
+            return None  # the operator wants no more such images
         name = f"try.{fingerprint(source).hex()}"
         try:
             visit.insist()
@@ -444,9 +448,9 @@ class Keeper:
     ) -> Fill:
         """Begin a fill that a visitor causes, under the claim `name`."""
         permit = None
-        if self._allowances is not None and visit.address is not None:
+        if self._allowances is not None and visit.client is not None:
             try:
-                permit = self._allowances.depart(visit.address)
+                permit = self._allowances.depart(visit.client)
             except ImgkeepError:
                 self._release(name)
                 raise
@@ -631,7 +635,8 @@ class Keeper:
         if not head.keeping:
             outcome = Outcome.UNKEPT
         name = _name_for_people(info.key, head.format)
-        lasting = not head.doubts or lasts(head.doubts, read_link(source, info, self._to.clock()))
+        link = fill.link if source == fill.source else read_link(source, info, self._to.clock())
+        lasting = lasts(head.doubts, link)
         return Delivery(info.key, outcome, head.format, head.etag, name, fill, growing=fill, lasting=lasting)
 
 

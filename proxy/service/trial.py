@@ -33,6 +33,7 @@ from proxy.core.standing import (
     Weight,
     can_confirm,
     can_prove,
+    can_refresh,
     confirmed,
     key_of,
     merge,
@@ -139,7 +140,7 @@ class Trials:
             return await self._put_over(known, draft, new)
         trial = Trial(source, info, known, new)
         if weight is Weight.EQUAL:
-            return await self._note_equal(trial)
+            return await self._note_equal(trial, draft)
         return await self._note_other(trial, draft)
 
     async def settle_better(self, known: Record, draft: Draft, new: Record) -> Record:
@@ -164,7 +165,7 @@ class Trials:
         Raises:
             Conflict: The link's word is not enough for that, as it turned out.
         """
-        if new.doubts:
+        if not can_refresh(known, new):
             raise Conflict("a link that is not verified replaces nothing")
         return await self._to.store.put(draft, new, known.digest)
 
@@ -178,12 +179,14 @@ class Trials:
             doubts |= {Doubt.CONTESTED}
         return await self._to.store.put(draft, replace(new, doubts=doubts), known.digest)
 
-    async def _note_equal(self, trial: Trial) -> Record:
+    async def _note_equal(self, trial: Trial, draft: Draft) -> Record:
         current = await self._read_again(trial.known)
         if current.digest != trial.new.digest:
             return current
         known = merge(current, trial.new)
-        if known != current:
+        if not await self._to.store.holds(known.object_name, known.size):
+            known = await self._to.store.put(draft, known, known.digest)  # it was lost
+        elif known != current:
             known = await self._to.store.restate(known)
         self._tried[trial.new.brought_by] = known.digest
         await self._tell(f"{TRIED} {trial.new.brought_by} {known.digest}")

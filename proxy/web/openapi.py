@@ -15,9 +15,10 @@ import msgspec
 from aiohttp import web
 
 from proxy import __version__
-from proxy.core.model import Format
+from proxy.core.model import Doubt, Format, Standing
 from proxy.service.jobs import ITEMS_MAX
 from proxy.web.images_api import LIMIT_DEFAULT, LIMIT_MAX
+from proxy.web.login import COOKIE
 from proxy.web.rewrite_api import REWRITTEN
 
 if TYPE_CHECKING:
@@ -67,6 +68,20 @@ _IMAGE: Final[dict[str, Any]] = {
     "width": {"type": ["integer", "null"]},
     "height": {"type": ["integer", "null"]},
     "stored_at": _TIME,
+    "standing": {
+        "type": "string",
+        "enum": [standing.value for standing in Standing],
+        "description": "What the image is worth to links other than the one that brought it.",
+    },
+    "doubts": {
+        "type": "array",
+        "items": {"type": "string", "enum": [doubt.value for doubt in Doubt]},
+        "description": "Why it may not stand for every link of its key.",
+    },
+    "suspect": {
+        "type": "boolean",
+        "description": "Whether its host gave the same bytes under many names lately, as it does with a placeholder.",
+    },
     "source": _object(
         {
             "host": {"type": ["string", "null"]},
@@ -216,7 +231,7 @@ def _operation(summary: str, responses: dict[str, Any], **more: Any) -> dict[str
 
 
 def _api(summary: str, responses: dict[str, Any], **more: Any) -> dict[str, Any]:
-    return _operation(summary, responses, security=[{"token": []}, {}], **more)
+    return _operation(summary, responses, security=[{"token": []}, {"session": []}], **more)
 
 
 def _body(schema: dict[str, Any], example: object, **more: Any) -> dict[str, Any]:
@@ -524,6 +539,15 @@ PATHS: Final[dict[str, Any]] = {
             ),
         )
     },
+    "/login": {
+        "get": _operation(
+            "Let a browser on this machine into the API",
+            {"303": {"description": "The browser has a session, and is sent to `/api`."}},
+            description="The link is printed at start on a loopback address without `security.api_tokens`, and by "
+            "`imgkeep token --login`. It holds for an hour.",
+            parameters=[_query("ticket", "As the link has it.", {"type": "string"}, required=True)],
+        )
+    },
     "/api/inspect": {
         "get": _api(
             "Tell what a link names, and ask nobody",
@@ -558,8 +582,16 @@ DOCUMENT: Final[dict[str, Any]] = {
             "token": {
                 "type": "http",
                 "scheme": "bearer",
-                "description": "One of `security.api_tokens`. Where none is set, this machine's programs need none.",
-            }
+                "description": "One of `security.api_tokens` or, where none is set, what stands in the file "
+                "`api-token` in the data folder.",
+            },
+            "session": {
+                "type": "apiKey",
+                "in": "cookie",
+                "name": COOKIE,
+                "description": "Of a browser on this machine, from the log-in link. It holds for half a day, for our "
+                "own pages only: what changes something needs an `Origin` that is this server.",
+            },
         },
     },
 }

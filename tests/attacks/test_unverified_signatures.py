@@ -422,6 +422,23 @@ async def test_a_prepared_answer_is_given_to_the_links_that_it_stands_for_alone(
         assert (await show(imgkeep, signed.url(good(0)))).caching == FOREVER, "and what was prepared is dropped"
 
 
+async def test_a_stored_image_that_was_lost_comes_back_by_a_link_that_is_tried(
+    imgkeep: Imgkeep, signed: SignedOrigin
+) -> None:
+    await show(imgkeep, signed.url(good(0)))
+    (lost,) = imgkeep.files("objects")
+    lost.unlink()
+    assert (await show(imgkeep, signed.url(good(1)))).body == PICTURE
+    assert imgkeep.files("objects") == [lost]
+
+
+async def test_where_permanent_links_are_redirected_they_are_not_tried(start: Start, signed: SignedOrigin) -> None:
+    imgkeep = await start(sources={**SOURCES, "permanent": "redirect"})
+    await show(imgkeep, signed.url(good()))
+    assert (await show(imgkeep, signed.url())).body == PICTURE
+    assert len(signed.asked) == 1
+
+
 async def test_a_verified_link_that_ends_is_one_more_ended_link(imgkeep: Imgkeep, signed: SignedOrigin) -> None:
     shown = await show(imgkeep, signed.url(strict(end=PAST)))
     assert (shown.body, shown.caching) == (PLACEHOLDER, BRIEF)

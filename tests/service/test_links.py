@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, datetime
+from hashlib import sha256
 from typing import TYPE_CHECKING
 
 import pytest
 
 from proxy.core.errors import OriginError, OriginRefused, SourceExpired, SourceNotFound
 from proxy.core.identity import identify
-from proxy.core.model import Validator
+from proxy.core.model import Digest, Validator
 from proxy.core.policy import Globs
 from proxy.core.source import read_source
 from proxy.ports import NotModified
@@ -229,9 +230,34 @@ async def test_the_same_bytes_keep_their_tag() -> None:
     assert (after.etag, after.validator) == (before.etag, Validator('"2"', None))
 
 
+async def test_a_signature_that_may_be_unchecked_replaces_nothing() -> None:
+    def unchecked(source: Source) -> SourceInfo:
+        return replace(by_catalogue(source), enforced=source.url != FRESHER)
+
+    world = world_of(Rules(refresh=HOSTS), unchecked)
+    await kept(world)
+    world.origin.gives(FRESHER, answer(NEW, Validator('"2"', None)))
+    assert await world.get(FRESHER) == ("hit", OLD)
+    await world.keeper.land()
+    assert world.origin.asked == [FRESH]
+
+
+async def test_a_newer_picture_that_was_removed_changes_nothing() -> None:
+    world = world_of(Rules(refresh=HOSTS))
+    await kept(world)
+    world.refused.add(Digest(sha256(NEW).hexdigest()))
+    world.origin.gives(FRESHER, answer(NEW, Validator('"2"', None)))
+    for _ in range(2):
+        assert await world.get(FRESHER) == ("hit", OLD)
+        await world.keeper.land()
+    assert await world.get(FRESH) == ("hit", OLD)
+    assert world.store.buried == []
+
+
 @pytest.mark.parametrize(
     ("rules", "validator", "url", "came_from_us"),
     [
+        pytest.param(Rules(refresh=Globs(("other.example",))), SEEN, FRESHER, False, id="another host"),
         pytest.param(Rules(), SEEN, FRESHER, False, id="nobody wants it"),
         pytest.param(Rules(refresh=HOSTS), None, FRESHER, False, id="no validator"),
         pytest.param(Rules(refresh=HOSTS), SEEN, EXPIRED, False, id="expired"),

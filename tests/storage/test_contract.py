@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import random
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import TYPE_CHECKING, Protocol
 
 import pytest
 
 from proxy.core.errors import Removed, StorageError
-from proxy.core.model import Tombstone
+from proxy.core.model import Doubt, Key, Tombstone
 from proxy.storage.local import HASHED_BYTES_MAX, LocalStore
 from tests.s3.backends import BucketBackend, open_bucket
 from tests.storage.stores import NOON, FakeStore, record_of
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from pathlib import Path
 
-    from proxy.core.model import Digest, Key, Record
+    from proxy.core.model import Digest, Record
     from proxy.ports import Body, Draft, Spool, Store
 
 BODY = random.Random(1).randbytes(100_000)
@@ -36,6 +36,7 @@ class StoreAndSpool(Protocol):
     async def fetch(self, name: str, size: int | None) -> Body | None: ...
     async def holds(self, name: str, size: int) -> bool: ...
     async def put(self, draft: Draft, record: Record, replaces: Digest | None = None) -> Record: ...
+    async def restate(self, record: Record, replaces: Digest | None = None) -> Record: ...
     async def bury(self, tombstone: Tombstone) -> None: ...
     async def refuse(self, digest: Digest, removed_at: datetime, keys: Collection[Key] = ()) -> None: ...
     async def refused(self) -> Collection[Digest]: ...
@@ -211,6 +212,38 @@ async def test_an_image_is_not_replaced_by_who_does_not_know_it(store: StoreAndS
     assert await store.find(old.key) == old
     assert await fetch(store, old) == BODY
     assert backend.left()["other"] == []
+
+
+async def test_a_record_is_restated_without_its_bytes(store: StoreAndSpool, backend: Backend) -> None:
+    doubts = frozenset({Doubt.SIGNATURE, Doubt.PLAINTEXT})
+    old = await keep(store, BODY, replace(record_of(BODY), doubts=doubts, brought_by="0f" * 16))
+    assert await store.find(old.key) == old
+    new = replace(old, doubts=frozenset(), brought_by="")
+    assert await store.restate(new) == new
+    assert await store.find(old.key) == new
+    assert await fetch(store, new) == BODY
+    assert len(backend.left()["objects"]) == 1
+
+
+async def test_another_image_is_restated_by_a_caller_that_knows_the_old_one(store: StoreAndSpool) -> None:
+    old = await keep(store, BODY)
+    other = await keep(store, BODY[::-1], replace(record_of(BODY[::-1]), key=Key("0" * 64)))
+    moved = replace(other, key=old.key)
+    with pytest.raises(StorageError, match="another image"):
+        await store.restate(moved)
+    assert await store.find(old.key) == old
+    await store.restate(moved, old.digest)
+    assert await store.find(old.key) == moved
+    body = await store.fetch(old.object_name, old.size)
+    assert body is not None, "and loses nothing"
+    await body.aclose()
+
+
+async def test_no_record_is_restated_over_a_tombstone(store: StoreAndSpool) -> None:
+    record = await keep(store, BODY)
+    await store.bury(Tombstone(record.key, NOON))
+    with pytest.raises(Removed):
+        await store.restate(record)
 
 
 async def test_the_same_image_can_be_put_anew_and_the_newest_record_counts(store: StoreAndSpool) -> None:
