@@ -115,11 +115,9 @@ async def _command(arguments: argparse.Namespace, config: Config) -> int:  # noq
                 return await migrate.migrate(migration, as_json=arguments.json, out=sys.stdout, err=sys.stderr)
         case "rewrite":
             return await _rewrite(arguments, config)
-        case "save" if arguments.server:
-            server = _server(arguments, config)
-            links = _lines(arguments)
-            return await save.save(links, server, as_json=arguments.json, out=sys.stdout, err=sys.stderr)
-        case "save" | "import" | "export" | "remove":
+        case "save" | "remove" | "restore" | "refetch" if arguments.server:
+            return await _ask_server(arguments, config)
+        case "save" | "import" | "export" | "remove" | "restore" | "refetch":
             async with open_works(config) as works:
                 return await _work(arguments, config, works)
         case _:
@@ -143,6 +141,14 @@ async def _work_as(arguments: argparse.Namespace, briefing: Briefing) -> int:
     listening = [socket.socket(fileno=int(number)) for number in arguments.listen.split(",")]
     await app.work(briefing.config, place, listening, socket.socket(fileno=arguments.control))
     return DONE
+
+
+async def _ask_server(arguments: argparse.Namespace, config: Config) -> int:
+    """Have a running server do it."""
+    if arguments.command == "save":
+        links, server = _lines(arguments), _server(arguments, config)
+        return await save.save(links, server, as_json=arguments.json, out=sys.stdout, err=sys.stderr)
+    return await _change(arguments, remove.Server(arguments.server, _token_for(arguments.server, config)))
 
 
 async def _rewrite(arguments: argparse.Namespace, config: Config) -> int:
@@ -248,14 +254,23 @@ async def _work(arguments: argparse.Namespace, config: Config, works: Works) -> 
                 out=sys.stdout,
             )
         case _:
-            return await remove.remove(
-                _urls(arguments.names),
-                works.remover,
-                works.keeper.identify,
-                by_digest=arguments.digest,
-                out=sys.stdout,
-                err=sys.stderr,
-            )
+            images = remove.Store(works.remover, works.refetcher, describe)
+            return await _change(arguments, images)
+
+
+async def _change(arguments: argparse.Namespace, target: remove.Target) -> int:
+    """Remove, restore or fetch again what is named."""
+    names = list(_urls(arguments.names))
+    tell = partial(remove.each, names, out=sys.stdout, err=sys.stderr)
+    match arguments.command:
+        case "remove":
+            return await tell(partial(target.remove, force=arguments.force), by_digest=arguments.digest)
+        case "restore":
+            return await tell(partial(remove.restore_any, target))
+        case _:
+            if arguments.url is not None and len(names) != 1:
+                raise ConfigError("--url: is the link of one key")
+            return await tell(partial(target.refetch, url=arguments.url))
 
 
 def _tell(arguments: argparse.Namespace, config: Config) -> int:
@@ -315,7 +330,8 @@ async def _maintain(arguments: argparse.Namespace, parts: Parts) -> int:
         case "list":
             return await stored.list_images(catalog, limit=arguments.limit, as_json=arguments.json, out=sys.stdout)
         case _:
-            return await stored.stats(catalog, complete=catalog.complete, as_json=arguments.json, out=sys.stdout)
+            complete, now = catalog.complete, REAL.clock()
+            return await stored.stats(catalog, complete=complete, now=now, as_json=arguments.json, out=sys.stdout)
 
 
 def _warn_of_gaps(parts: Parts) -> None:
@@ -358,9 +374,7 @@ def _parser() -> argparse.ArgumentParser:
     adopting.add_argument("--mount", required=True, help="old names answer under /MOUNT/NAME, see [[legacy]]")
     exporting = commands.add_parser("export", help="print source, permanent URL, digest and time of all images")
     exporting.add_argument("--format", choices=["csv", "jsonl"], default="csv")
-    removing = commands.add_parser("remove", help="remove pictures for good")
-    removing.add_argument("names", nargs="+", metavar="KEY|URL", help="- reads one a line from standard input")
-    removing.add_argument("--digest", action="store_true", help="the names are digests")
+    _add_changes(commands)
     token = commands.add_parser("token", help="print a new secret for security.api_tokens or security.signing_keys")
     which = token.add_mutually_exclusive_group()
     which.add_argument("--local", action="store_true", help="print the token that the API of this machine takes")
@@ -376,6 +390,20 @@ def _parser() -> argparse.ArgumentParser:
     for command in (inspect, saving, adopting, sign, verify, images, stats, migration):
         command.add_argument("--json", action="store_true", help="one JSON object a line")
     return parser
+
+
+def _add_changes(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    removing = commands.add_parser("remove", help="remove pictures for good")
+    removing.add_argument("names", nargs="+", metavar="KEY|URL", help="- reads one a line from standard input")
+    removing.add_argument("--digest", action="store_true", help="the names are digests")
+    removing.add_argument("--force", action="store_true", help="also what is not stored, so that it never is")
+    restoring = commands.add_parser("restore", help="undo removals")
+    restoring.add_argument("names", nargs="+", metavar="KEY|DIGEST|URL", help="- reads one a line from standard input")
+    refetching = commands.add_parser("refetch", help="fetch stored images again, and replace those that differ")
+    refetching.add_argument("names", nargs="+", metavar="KEY|URL", help="- reads one a line from standard input")
+    refetching.add_argument("--url", metavar="URL", help="the link to fetch by, where one key is named")
+    for command in (removing, restoring, refetching):
+        command.add_argument("--server", metavar="URL", help="a running imgkeep (default: straight into the store)")
 
 
 def _add_rewrite(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -143,6 +143,10 @@ def _add_api(router: web.UrlDispatcher) -> None:
     delete("/api/images", images_api.remove_images)
     get("/api/images/{key}", images_api.show_image)
     delete("/api/images/{key}", images_api.remove_image)
+    post("/api/images/{key}/refetch", images_api.refetch_image)
+    post("/api/images/{key}/restore", images_api.restore_image)
+    post("/api/refetch", images_api.refetch)
+    post("/api/restore", images_api.restore)
 
 
 async def _sign(_request: web.Request, response: web.StreamResponse) -> None:
@@ -190,6 +194,7 @@ async def _site(config: Config, seams: Seams, running: _Running, place: Place | 
             public=works.inspector.public,
             inspector=works.inspector,
             remover=works.remover,
+            refetcher=works.refetcher,
             jobs=works.jobs,
             ledger=works.parts.catalog,
             saver=works.saver,

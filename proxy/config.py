@@ -104,7 +104,8 @@ class Sources(Section, frozen=True):
     deny: tuple[str, ...] = ()
     identity: Literal["object", "exact"] = "object"
     permanent: Literal["store", "redirect"] = "store"
-    refresh: Literal["never", "resigned"] = "never"
+    refresh: tuple[str, ...] = ()
+    placeholders: Literal["report", "refuse"] = "report"
     providers: tuple[dict[str, Any], ...] = ()
 
 
@@ -349,6 +350,7 @@ def _validate(config: Config) -> None:
     for setting, globs in (
         ("sources.allow", config.hosts_allowed(config.read_catalogue())),
         ("sources.deny", config.sources.deny),
+        ("sources.refresh", config.sources.refresh),
     ):
         try:
             Policy(hosts_allowed=globs, hosts_denied=(), ports=frozenset(), networks=())

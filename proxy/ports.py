@@ -248,6 +248,17 @@ class Store(Protocol):
             StorageError: It is not kept; nothing partial remains under a final name.
         """
 
+    async def restate(self, record: Record, replaces: Digest | None = None) -> Record:
+        """
+        Write a record whose object is there already; durable on return.
+
+        Another image that is kept under the key already stays, unless `replaces` is its digest or its object is gone.
+        Returns the record as it stands now.
+
+        Raises:
+            Removed, Conflict, StorageError: As `put`.
+        """
+
     async def bury(self, tombstone: Tombstone) -> None:
         """
         Put a tombstone in the place of a record, whatever lies there; durable on return.
@@ -256,17 +267,66 @@ class Store(Protocol):
             StorageError: It is not put.
         """
 
-    async def refuse(self, digest: Digest, removed_at: datetime) -> None:
+    async def refuse(self, digest: Digest, removed_at: datetime, keys: Collection[Key] = ()) -> None:
         """
-        Note for ever that a picture is refused, and then remove its object; durable on return.
+        Block a digest until it is unblocked, and then remove its object; durable on return. `keys` are those that get a
+        tombstone with it: an undo finds them by `find_block`.
 
         Raises:
             StorageError: It may be noted; the object may still be there.
         """
 
+    async def forget(self, digest: Digest) -> None:
+        """
+        Remove the object of a picture, whatever its extension.
+
+        Raises:
+            StorageError: It may still be there.
+        """
+
     async def refused(self) -> Collection[Digest]:
         """
         Return the digests of all pictures that are refused.
+
+        Raises:
+            StorageError: It cannot tell.
+        """
+
+    async def find_block(self, digest: Digest) -> Collection[Key] | None:
+        """
+        Ask whether a digest is blocked; return the keys that got a tombstone with it, `None`: it is not blocked.
+
+        Raises:
+            StorageError: It cannot tell.
+        """
+
+    async def unblock(self, digest: Digest) -> None:
+        """
+        Undo `refuse`, but for the object, which is gone; durable on return.
+
+        Raises:
+            StorageError: The digest may still be blocked.
+        """
+
+    async def find_tombstone(self, key: Key) -> Tombstone | None:
+        """
+        Return the tombstone that lies in the place of a record.
+
+        Raises:
+            StorageError: It cannot tell.
+        """
+
+    async def delete_tombstone(self, tombstone: Tombstone) -> None:
+        """
+        Delete this very tombstone; a record, or a later tombstone, that lies in its place stays. Durable on return.
+
+        Raises:
+            StorageError: It may still be there.
+        """
+
+    async def has_object(self, digest: Digest) -> bool:
+        """
+        Tell whether bytes are stored, whatever their extension.
 
         Raises:
             StorageError: It cannot tell.
@@ -298,8 +358,11 @@ class Holder(Archive, Protocol):
     async def bury(self, tombstone: Tombstone) -> None:
         """As `Store.bury`."""
 
-    async def refuse(self, digest: Digest, removed_at: datetime) -> None:
+    async def refuse(self, digest: Digest, removed_at: datetime, keys: Collection[Key] = ()) -> None:
         """As `Store.refuse`."""
+
+    async def find_block(self, digest: Digest) -> Collection[Key] | None:
+        """As `Store.find_block`."""
 
     def walk(self, folder: str) -> AsyncIterator[tuple[str, int]]:
         """As `Archive.walk`, also for one of the folders in it, as in `v1/objects/ab`."""
@@ -388,9 +451,6 @@ class Refuge(Store, Spool, Archive, Protocol):
     async def delete(self, key: Key) -> None:
         """Remove a record."""
 
-    async def forget(self, digest: Digest) -> None:
-        """Remove the object of a picture."""
-
     async def reopen(self, name: str) -> Draft | None:
         """Open a kept object as a draft that can be put elsewhere; `None`: it is not there, or damaged."""
 
@@ -433,10 +493,12 @@ class OriginResponse(Protocol):
     Attributes:
         size: The body's size where the framing declares it (RFC 9112, 6.2).
         validator: By what the origin will tell whether the image changed.
+        plaintext: Whether any hop on the way to it, redirects included, was not encrypted.
     """
 
     size: int | None
     validator: Validator | None
+    plaintext: bool
 
     def chunks(self) -> AsyncIterator[bytes]:
         """
@@ -486,10 +548,16 @@ class Origin(Protocol):
     """The servers behind source URLs."""
 
     def fetch(
-        self, source: Source, known: Validator | None = None, demand: Demand | None = None
+        self,
+        source: Source,
+        known: Validator | None = None,
+        demand: Demand | None = None,
+        *,
+        brisk: bool = False,
     ) -> AbstractAsyncContextManager[OriginResponse]:
         """
-        Ask for the image: redirects followed, every hop judged, failures retried within the time limits.
+        Ask for the image: redirects followed, every hop judged, failures retried within the time limits. `brisk`: there
+        is another way to the image, so connect quickly and retry nothing.
 
         Without a `demand` it is our own fetch, which never yields.
 
@@ -504,6 +572,12 @@ class Origin(Protocol):
 
 class Observer(Protocol):
     """Who wants to know what happened to fills; counts, and never fails."""
+
+    def weighed(self, outcome: str) -> None:
+        """What a link brought was compared with what was stored under its key, or a probe has ended."""
+
+    def suspected(self, record: Record) -> None:
+        """The bytes of a record came under so many identities of its host that they may be a placeholder."""
 
     def filled(self, size: int, *, pending: bool) -> None:
         """An image was fetched and kept; `pending`: in the fallback only."""
@@ -552,10 +626,11 @@ class Siblings(Protocol):
         refused: Collection[Digest] = (),
         changed: Collection[Key] = (),
         copies: Mapping[str, int] = ...,
+        restored: Collection[Digest] = (),
     ) -> None:
         """
         Tell all others, and wait until they know: what is refused from now on, under which keys something else is kept,
-        and which local copies were brought or used, by name and size.
+        which local copies were brought or used, by name and size, and which digests may be blocked no longer.
 
         Raises:
             StorageError: Not everybody is certain to know.
@@ -581,6 +656,12 @@ class Ledger(Protocol):
         """Return up to `limit` records, newest first, from behind `after`: epoch seconds and key of the last one."""
 
     async def count(self) -> Totals: ...
+
+    async def suspects(self, *, since: datetime, identities_min: int) -> Sequence[tuple[str, Digest, int]]:
+        """
+        Return host, digest and number of identities of pictures that a host gave under so many of them since then, most
+        first, a hundred at most.
+        """
 
     async def backlog(self) -> Backlog: ...
 

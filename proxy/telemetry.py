@@ -155,6 +155,11 @@ class Metrics:
         self._stored = self._tally("stored_bytes", "Bytes of images kept")
         # One per refusal by a limit on a shared resource; clients that share one fill share its refusal.
         self._refused = self._tally("refused", "Requests refused by a limit on a shared resource", "limit")
+        # One per image of a link that was tried ("replace", "equal", "other"), one per probe that ended (its proof),
+        # and one per key that was split and per picture that became suspect.
+        self._weighed = self._tally(
+            "confirmations", "Images compared with what was stored, and what came of it", "outcome"
+        )
         # One per request sent to an origin: redirects and retries count each.
         self._fetches = self._tally("origin_requests", "Requests to origins", "outcome")
         self._fetch_times = self._times("origin_head_seconds", "From request to the head of an origin's answer")
@@ -225,6 +230,10 @@ class Metrics:
 
     def unchanged(self) -> None:
         self._fills.add("unchanged")
+
+    def weighed(self, outcome: str) -> None:
+        """A link was tried, or a probe has ended."""
+        self._weighed.add(outcome)
 
     def unkept(self) -> None:
         self._fills.add("unkept")

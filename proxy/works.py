@@ -25,7 +25,9 @@ from proxy import __version__
 from proxy.catalog import SqlJobs
 from proxy.core.errors import Conflict, StorageError, WrittenByNewer
 from proxy.core.identity import identify
+from proxy.core.identity.spoil import spoil
 from proxy.core.model import Place
+from proxy.core.patterns import Globs
 from proxy.core.source import read_source
 from proxy.origin import AddressGuard, OriginClient
 from proxy.origin.guard import open_socket
@@ -37,10 +39,13 @@ from proxy.service.health import LOOK_EVERY_S, Health
 from proxy.service.inspect import Inspector
 from proxy.service.jobs import JobRunner
 from proxy.service.judging import Judges
-from proxy.service.keep import Keeper, Rules
+from proxy.service.keep import Keeper
+from proxy.service.refetch import Refetcher
+from proxy.service.refresh import Rules
 from proxy.service.removal import Refusals, Remover
 from proxy.service.rewrite import Linking
 from proxy.service.save import Saver
+from proxy.service.suspects import Suspects
 from proxy.service.upkeep import reindex
 from proxy.storage.cache import Share
 from proxy.storage.claims import Claims, Turn
@@ -103,6 +108,7 @@ class Works:
     keeper: Keeper
     saver: Saver
     remover: Remover
+    refetcher: Refetcher
     jobs: JobRunner
     health: Health
     metrics: Metrics
@@ -151,11 +157,19 @@ class Works:
         if self.parts.remote is not None:
             await self.parts.remote.cache.open()
 
-    async def learn(self, refused: Collection[Digest], changed: Collection[Key], copies: Mapping[str, int]) -> None:
-        """Another worker has removed pictures, knows something new of what is kept, or has used copies."""
+    async def learn(
+        self,
+        refused: Collection[Digest],
+        changed: Collection[Key],
+        copies: Mapping[str, int],
+        restored: Collection[Digest] = (),
+    ) -> None:
+        """Another worker has removed or restored pictures, knows something new of what is kept, or has used copies."""
         await self.refusals.learn(refused)
-        for key in changed:
-            self.keeper.forget(key)
+        with suppress(StorageError):  # the next refresh looks again
+            await self.refusals.look_again(restored)
+        for name in changed:
+            self.keeper.learn(name)
         if self.parts.remote is not None:
             await self.parts.remote.cache.note_all(copies)
 
@@ -230,7 +244,16 @@ async def open_works(
         remover = Remover(
             store=parts.store, register=parts.catalog, finder=keeper, refusals=refusals, clock=seams.clock
         )
-        keeper.remove = remover.remove_record
+        refusals.restored = keeper.restored
+        refusals.removed_elsewhere = remover.finish
+        refetcher = Refetcher(
+            keeper,
+            neighbours,
+            policy=inspector.policy,
+            settle=parts.catalog.settle,
+            sleep=seams.sleep,
+            claims=claims,
+        )
         saver = Saver(keeper, neighbours, body_bytes_max=config.fetch.body_bytes_max)
         works = Works(
             parts=parts,
@@ -238,6 +261,7 @@ async def open_works(
             keeper=keeper,
             saver=saver,
             remover=remover,
+            refetcher=refetcher,
             jobs=_make_jobs(config, seams, parts, inspector, saver, origin, metrics),
             health=health,
             metrics=metrics,
@@ -254,6 +278,7 @@ async def open_works(
         try:
             yield works
         finally:
+            await refetcher.aclose()
             await keeper.aclose()
             await origin.aclose()
             judges.close()
@@ -299,6 +324,7 @@ def _make_neighbours(  # noqa: PLR0913, PLR0917 - what they are
         draw_etag=lambda: f'"{secrets.token_hex(16)}"',
         pixels_max=config.fetch.pixels_max,
         refused=refusals,
+        suspects=Suspects(seams.timer, refuse=config.sources.placeholders == "refuse"),
     )
 
 
@@ -312,6 +338,7 @@ def _make_keeper(  # noqa: PLR0913, PLR0917 - what it is made of
     siblings: Peers | None,
     refused: Callable[[str], None],
 ) -> Keeper:
+    catalogue = config.read_catalogue()
     return Keeper(
         store=parts.store,
         catalog=parts.catalog,
@@ -319,7 +346,7 @@ def _make_keeper(  # noqa: PLR0913, PLR0917 - what it is made of
         identify=inspector.identify,
         rules=Rules(
             redirect_permanent=config.sources.permanent == "redirect",
-            refresh=config.sources.refresh == "resigned",
+            refresh=Globs(config.sources.refresh) if config.sources.refresh else None,
         ),
         timer=seams.timer,
         addresses=None if parts.remote is None else parts.remote.addresses,
@@ -334,6 +361,7 @@ def _make_keeper(  # noqa: PLR0913, PLR0917 - what it is made of
         refused=neighbours.refused,
         claims=claims,
         siblings=siblings,
+        spoil=lambda source: spoil(source, seams.clock(), catalogue, secrets.randbelow),
     )
 
 
@@ -398,6 +426,12 @@ def _prepare_healing(works: Works) -> Healer | None:
     remote.breaker.tell = tell_store
     if remote.fallback is None:
         return None
+
+    async def forget(key: Key) -> None:
+        await parts.catalog.drop([key])
+        works.keeper.forget(key)
+        await works.keeper.tell(key)
+
     healer = Healer(
         primary=remote.bucket,
         fallback=remote.fallback,
@@ -411,7 +445,7 @@ def _prepare_healing(works: Works) -> Healer | None:
         seen=remote.tiers.note,
         sleep=works.seams.sleep,
         refused=works.refusals,
-        remove=works.keeper.remove,
+        forget=forget,
     )
     _show_backlog(works, healer)
     return healer
@@ -469,6 +503,16 @@ class _Witness:
 
     def unchanged(self) -> None:
         self._metrics.unchanged()
+
+    def weighed(self, outcome: str) -> None:
+        self._metrics.weighed(outcome)
+
+    def suspected(self, record: Record) -> None:
+        self._metrics.weighed("suspect")
+        log.warning(
+            "placeholder suspected: the host gives one picture for many links",
+            extra={"host": record.host, "digest": record.digest},
+        )
 
     def unkept(self, fault: StorageError) -> None:
         self._metrics.unkept()

@@ -21,7 +21,8 @@ from proxy.catalog.database import Database
 from proxy.catalog.tables import images, outbox, refused, state
 from proxy.core.errors import StorageError
 from proxy.core.model import Backlog, Digest, Format, Key, PixelSize, Record, Totals, Waiting, Wanted
-from proxy.core.stored import read_validator
+from proxy.core.standing import OWN_MARK
+from proxy.core.stored import read_doubts, read_validator, write_doubts
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection, Sequence
@@ -42,6 +43,7 @@ PENDING_MAX: Final = 10_000
 """Records that wait for a database that is away; beyond, they are left to the next reindex."""
 FIND_TIMEOUT_S: Final = 1
 """The store answers sooner than a database that takes longer."""
+SUSPECTS_MAX: Final = 100
 ANY: Final = Wanted()
 _FORMATS: Final = {format_.extension: format_ for format_ in Format}
 
@@ -143,9 +145,32 @@ class SqlCatalog(Database):
 
         await self.execute(work)
 
+    async def allow(self, digests: Collection[Digest]) -> None:
+        change = sa.delete(refused).where(refused.c.digest.in_(digests))
+        await self.execute(lambda connection: connection.execute(change))
+
+    async def settle(self) -> None:
+        """Wait until other processes find what was put, or a database that is away keeps it from them."""
+        await self._settle()
+
     async def count(self) -> Totals:
         await self._settle()
         return await self.execute(_count)
+
+    async def suspects(self, *, since: datetime, identities_min: int) -> Sequence[tuple[str, Digest, int]]:
+        await self._settle()
+        number = sa.func.count().label("number")
+        query = (
+            sa.select(images.c.host, images.c.digest, number)
+            .where(images.c.stored_at >= int(since.timestamp()), images.c.host != "")
+            .where(images.c.identity.not_like(f"%{OWN_MARK}%"))
+            .group_by(images.c.host, images.c.digest)
+            .having(number >= identities_min)
+            .order_by(number.desc(), images.c.host, images.c.digest)
+            .limit(SUSPECTS_MAX)
+        )
+        rows = await self.execute(lambda connection: connection.execute(query).all())
+        return [(row.host, Digest(row.digest), row.number) for row in rows]
 
     async def rebuild(self, records: AsyncIterator[Record]) -> int:
         """
@@ -316,6 +341,8 @@ def _to_row(record: Record) -> dict[str, object]:
         "expires_at": int(record.expires_at.timestamp()) if record.expires_at else None,
         "origin_etag": record.validator.etag if record.validator else None,
         "origin_modified": record.validator.modified if record.validator else None,
+        "doubts": ",".join(write_doubts(record.doubts)) or None,
+        "brought_by": record.brought_by or None,
     }
 
 
@@ -334,5 +361,7 @@ def _to_record(row: sa.Row[Any]) -> Record:
         temporary=row.temporary,
         expires_at=_time(row.expires_at),
         validator=read_validator(row.origin_etag, row.origin_modified),
+        doubts=read_doubts(row.doubts.split(",")) if row.doubts else frozenset(),
+        brought_by=row.brought_by or "",
         pending=row.since is not None,
     )

@@ -25,6 +25,8 @@ images = Table(
     Column("indexed_at", BigInteger, nullable=False, comment="when this row was last written"),
     Column("origin_etag", Text),
     Column("origin_modified", Text),
+    Column("doubts", String(64), comment="words of `core.model.Doubt` with commas between; empty or null: confirmed"),
+    Column("brought_by", String(32)),
     Index("images_by_digest", "digest"),
     Index("images_by_host", "host"),
     Index("images_by_time", "stored_at", "key"),

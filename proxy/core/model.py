@@ -154,6 +154,32 @@ class Validator:
     modified: str | None
 
 
+class Doubt(Enum):
+    """Why a stored image may not be what another link of its key shows (`core/standing.py`)."""
+
+    UNSIGNED = "unsigned"
+    """A link brought it that carries no signature."""
+    SIGNATURE = "signature"
+    """A link brought it whose signature the origin may leave unchecked."""
+    ENDED = "ended"
+    """A link brought it that had ended by its own words."""
+    PLAINTEXT = "plaintext"
+    """A part of its way was not encrypted."""
+    CONTESTED = "contested"
+    """Another link of the key showed other bytes, and has a record of its own."""
+    SPLIT = "split"
+    """At this origin the signature names the picture: the record stands for the link that brought it alone."""
+
+
+class Standing(Enum):
+    """What a stored image is worth to links other than the one that brought it."""
+
+    CONFIRMED = "confirmed"
+    PLAIN = "plain"
+    PROVISIONAL = "provisional"
+    SPLIT = "split"
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
     """
@@ -165,6 +191,8 @@ class Record:
             from the bytes, because it goes out before the last of them is known; so hit and miss answer alike.
         stored_at: When the image was fetched, to the second.
         validator: The origin's, where it gave one.
+        doubts: Why it may not stand for every link of its key; none: it is confirmed.
+        brought_by: Fingerprint of the exact link that brought it, where there are doubts.
         pending: Whether the image is in the fallback only, and waits for the primary. Not part of the stored record.
     """
 
@@ -181,6 +209,8 @@ class Record:
     temporary: bool = False
     expires_at: datetime | None = None
     validator: Validator | None = None
+    doubts: frozenset[Doubt] = frozenset()
+    brought_by: str = ""
     pending: bool = False
 
     @property
@@ -191,10 +221,16 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Tombstone:
-    """What lies in the place of a record that was removed, or of one that must never be."""
+    """
+    What lies in the place of a record that was removed, or of one that must never be.
+
+    Attributes:
+        digest: The bytes that were removed with the key, for an undo; `None`: no image was stored under it.
+    """
 
     key: Key
     removed_at: datetime
+    digest: Digest | None = None
 
 
 @dataclass(frozen=True, slots=True)

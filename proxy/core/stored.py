@@ -13,12 +13,15 @@ from __future__ import annotations
 
 import re
 from datetime import datetime
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from proxy.core.identity import KEY_VERSION
-from proxy.core.model import Digest, Format, Key, PixelSize, Record, Tombstone, Validator
+from proxy.core.model import Digest, Doubt, Format, Key, PixelSize, Record, Tombstone, Validator
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
 
 OBJECTS: Final = "v1/objects"
 RECORDS: Final = "v1/records"
@@ -28,8 +31,15 @@ REMOVED: Final = "the image was removed"
 RECORD_BYTES_MAX: Final = 65_536
 """An identity is ASCII and has some 41,000 characters at most: 8,192, and a link inside two others is escaped twice."""
 
+REFUSAL_KEYS_MAX: Final = 100_000
+"""Maximum number of keys that a blocked digest lists; the tombstones of further keys are lifted one by one."""
+REFUSAL_BYTES_MAX: Final = 8_388_608
+"""Maximum size of the JSON of a blocked digest: so many keys of 64 characters, each on a line."""
+
+_DOUBTS: Final = {doubt.value: doubt for doubt in Doubt}
 _FORMATS: Final = {format_.extension: format_ for format_ in Format}
 _REFUSAL: Final = re.compile(rf"{REFUSED}/[0-9a-f]{{2}}/([0-9a-f]{{64}})\.json")
+_HASH: Final = re.compile("[0-9a-f]{64}")
 _OBJECT_NAME: Final = re.compile(r"([0-9a-f]{64})\.([a-z]{2,4})")
 
 
@@ -47,11 +57,12 @@ class _Versioned(msgspec.Struct):
 
 
 class _StoredTombstone(msgspec.Struct):
-    """Version 1."""
+    """Version 1. A field that is `UNSET` is not written."""
 
     key: str
     removed_at: datetime
     version: int = 1
+    digest: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class _StoredRefusal(msgspec.Struct):
@@ -60,10 +71,19 @@ class _StoredRefusal(msgspec.Struct):
     digest: str
     removed_at: datetime
     version: int = 1
+    keys: list[str] | msgspec.UnsetType = msgspec.UNSET
+
+
+class _KeysOfRefusal(msgspec.Struct):
+    """Of a refusal, what an undo needs. The file's name alone says that the digest is blocked."""
+
+    keys: list[str] = []
 
 
 class _StoredRecord(msgspec.Struct, omit_defaults=False):
-    """Version 1. Unknown fields are passed over, so that a newer writer may add some."""
+    """
+    Version 1. Unknown fields are passed over, so that a newer writer may add some. Without `doubts` it is confirmed.
+    """
 
     key: str
     identity: str
@@ -82,10 +102,13 @@ class _StoredRecord(msgspec.Struct, omit_defaults=False):
     expires_at: datetime | None
     origin_etag: str | None = None
     origin_modified: str | None = None
+    doubts: list[str] | msgspec.UnsetType = msgspec.UNSET
+    brought_by: str | msgspec.UnsetType = msgspec.UNSET
     version: int = 1
 
 
 _decoder: Final = msgspec.json.Decoder(_StoredRecord)
+_keys_decoder: Final = msgspec.json.Decoder(_KeysOfRefusal)
 
 
 def object_path(name: str) -> str:
@@ -127,6 +150,19 @@ def read_validator(etag: str | None, modified: str | None) -> Validator | None:
     return Validator(etag, modified) if etag or modified else None
 
 
+def write_doubts(doubts: frozenset[Doubt]) -> list[str]:
+    """Return the words for doubts, in a fixed order."""
+    return [doubt.value for doubt in Doubt if doubt in doubts]
+
+
+def read_doubts(words: Iterable[str]) -> frozenset[Doubt]:
+    """
+    Read the words for doubts. A word of a newer version counts as the gravest of ours for all other links: as a
+    signature that may be unchecked.
+    """
+    return frozenset(_DOUBTS.get(word, Doubt.SIGNATURE) for word in words)
+
+
 def encode_record(record: Record) -> bytes:
     """Return the JSON of a record, one field a line, so that people can read it too."""
     pixel_size = record.pixel_size
@@ -148,18 +184,39 @@ def encode_record(record: Record) -> bytes:
         expires_at=record.expires_at,
         origin_etag=record.validator.etag if record.validator else None,
         origin_modified=record.validator.modified if record.validator else None,
+        doubts=write_doubts(record.doubts) or msgspec.UNSET,
+        brought_by=record.brought_by or msgspec.UNSET,
     )
     return _format(stored)
 
 
 def encode_tombstone(tombstone: Tombstone) -> bytes:
     """Return the JSON of a tombstone."""
-    return _format(_StoredTombstone(tombstone.key, tombstone.removed_at))
+    stored = _StoredTombstone(tombstone.key, tombstone.removed_at)
+    if tombstone.digest is not None:
+        stored.digest = tombstone.digest
+    return _format(stored)
 
 
-def encode_refusal(digest: Digest, removed_at: datetime) -> bytes:
-    """Return the JSON of a refusal."""
-    return _format(_StoredRefusal(digest, removed_at))
+def encode_refusal(digest: Digest, removed_at: datetime, keys: Collection[Key] = ()) -> bytes:
+    """Return the JSON of a blocked digest; `keys` are those that get a tombstone with it."""
+    stored = _StoredRefusal(digest, removed_at)
+    if keys:
+        stored.keys = list(sorted(keys)[:REFUSAL_KEYS_MAX])
+    return _format(stored)
+
+
+def read_refusal_keys(data: bytes) -> frozenset[Key]:
+    """
+    Return the keys that got a tombstone with a blocked digest.
+
+    What cannot be read names no key: the digest is blocked by the name of the file, whatever is in it.
+    """
+    try:
+        keys = _keys_decoder.decode(data).keys
+    except msgspec.DecodeError:
+        return frozenset()
+    return frozenset(Key(key) for key in keys if _HASH.fullmatch(key))
 
 
 def _format(stored: msgspec.Struct) -> bytes:
@@ -179,8 +236,8 @@ def decode_record(data: bytes) -> Record | Tombstone:
         if versioned.version > 1:
             raise RecordTooNew("written by a newer version of imgkeep")
         if versioned.removed_at is not None:
-            key = msgspec.json.decode(data, type=_StoredTombstone).key
-            return Tombstone(_read_key(key), versioned.removed_at)
+            tombstone = msgspec.json.decode(data, type=_StoredTombstone)
+            return Tombstone(_read_key(tombstone.key), versioned.removed_at, _read_digest(tombstone.digest))
         stored = _decoder.decode(data)
     except msgspec.DecodeError as error:
         raise RecordUnreadable(str(error)) from None
@@ -201,13 +258,20 @@ def decode_record(data: bytes) -> Record | Tombstone:
         temporary=stored.temporary,
         expires_at=stored.expires_at,
         validator=read_validator(stored.origin_etag, stored.origin_modified),
+        doubts=read_doubts(stored.doubts or ()),
+        brought_by=stored.brought_by or "",
     )
 
 
 def _read_key(text: str) -> Key:
-    if not re.fullmatch("[0-9a-f]{64}", text):
+    if not _HASH.fullmatch(text):
         raise RecordUnreadable("the key is malformed")
     return Key(text)
+
+
+def _read_digest(text: str | msgspec.UnsetType) -> Digest | None:
+    """Return the digest of a tombstone. One that is malformed is none: the tombstone stands all the same."""
+    return Digest(text) if isinstance(text, str) and _HASH.fullmatch(text) else None
 
 
 def read_record(data: bytes, name: str) -> Record | Tombstone:

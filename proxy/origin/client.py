@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import errno
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, cast
 from urllib.parse import urljoin
@@ -64,6 +64,8 @@ VALIDATOR_CHARS_MAX: Final = 256
 """Real ones have a tenth of that."""
 RETRY_DELAY_S: Final = 0.25
 """Before the first retry, doubled for each next one, with up to as much again at random."""
+BRISK_CONNECT_TIMEOUT_S: Final = 2
+"""For https where plain http is the other way: a client waits meanwhile, and a handshake takes three round trips."""
 RETRY_AFTER_WAIT_MAX_S: Final = 5
 """A client waits meanwhile. An origin that wants us to wait longer is told to the client instead."""
 
@@ -132,7 +134,12 @@ class OriginClient:
 
     @asynccontextmanager
     async def fetch(
-        self, source: Source, known: Validator | None = None, demand: Demand | None = None
+        self,
+        source: Source,
+        known: Validator | None = None,
+        demand: Demand | None = None,
+        *,
+        brisk: bool = False,
     ) -> AsyncGenerator[Answer]:
         has_place = yielded = False
 
@@ -146,9 +153,11 @@ class OriginClient:
         try:
             async with limit, self.gates.enter(source.host, demand or Demand(), stop) as place:
                 has_place = True
-                response = await self._ask_until_answered(source, _conditions(known), place)
+                attempts = 1 if brisk else self._settings.retries_max + 1
+                hops = _Hops(min(BRISK_CONNECT_TIMEOUT_S, self._settings.connect_timeout_s) if brisk else None)
+                response = await self._ask_until_answered(source, _conditions(known), place, attempts, hops)
                 try:
-                    yield self._read_head(response)
+                    yield self._read_head(response, hops)
                 finally:
                     # Never back to the pool: after an early end the rest of the body would still be on its way. A
                     # body that was read to its end has given its connection back already.
@@ -184,14 +193,16 @@ class OriginClient:
         except (aiohttp.ClientError, ValueError, OSError):
             raise OriginError("the connection failed, or it does not speak HTTP") from None
 
-    async def _ask_until_answered(self, source: Source, conditions: Mapping[str, str], place: Place) -> Response:
+    async def _ask_until_answered(
+        self, source: Source, conditions: Mapping[str, str], place: Place, attempts: int, hops: _Hops
+    ) -> Response:
         """Retry what may be better next time, as long as no byte of a body was read."""
-        for attempt in range(self._settings.retries_max + 1):
+        for attempt in range(attempts):
             try:
-                return await self._ask(source, conditions, place)
+                return await self._ask(source, conditions, place, hops)
             except OriginError as error:
                 delay = self._delay(error, attempt)
-                if delay is None or attempt == self._settings.retries_max:
+                if delay is None or attempt == attempts - 1:
                     raise
             await asyncio.sleep(delay)
         raise AssertionError("the last attempt returns or raises")
@@ -206,11 +217,13 @@ class OriginClient:
             return error.retry_after_s if error.retry_after_s <= RETRY_AFTER_WAIT_MAX_S else None
         return RETRY_DELAY_S * 2.0**attempt * (1 + self._draw())
 
-    async def _ask(self, source: Source, conditions: Mapping[str, str], place: Place) -> Response:
+    async def _ask(self, source: Source, conditions: Mapping[str, str], place: Place, hops: _Hops) -> Response:
         """Follow redirects and return an answer that carries a body."""
+        hops.plaintext = False
         for _ in range(self._settings.redirects_max + 1):
             await place.move(source.host)
-            response = await self._send(source, conditions)
+            hops.plaintext = hops.plaintext or source.scheme != "https"
+            response = await self._send(source, conditions, hops.connect_timeout_s)
             if response.status not in REDIRECTS:
                 try:
                     self._check_status(response, conditional=bool(conditions))
@@ -223,12 +236,12 @@ class OriginClient:
             source = self._judge_redirect(source, location)
         raise _Final(f"the origin redirects more than fetch.redirects_max ({self._settings.redirects_max}) times")
 
-    async def _send(self, source: Source, conditions: Mapping[str, str]) -> Response:
+    async def _send(self, source: Source, conditions: Mapping[str, str], connect_timeout_s: float | None) -> Response:
         loop = asyncio.get_running_loop()
         start, outcome = loop.time(), "error"
         try:
             # The target goes on the wire as it is, because a signature may cover its very spelling.
-            response = await self._wire.get(source, conditions)
+            response = await self._wire.get(source, conditions, connect_timeout_s)
             outcome = f"{response.status // 100}xx"
         except TimeoutError:
             outcome = "timeout"
@@ -274,20 +287,30 @@ class OriginClient:
             raise OriginError("the origin sent a part only, though nobody asked for one", origin_status=status)
         raise OriginError(f"the origin says {status}", origin_status=status, retry_after_s=retry_after_s)
 
-    def _read_head(self, response: Response) -> Answer:
+    def _read_head(self, response: Response, hops: _Hops) -> Answer:
         coding = response.headers.get("Content-Encoding", "identity").strip().lower()
         if coding not in {"", "identity", "gzip", "x-gzip"}:
             raise OriginError("the origin sent a content coding that nobody asked for")
         size = response.content_length
         if size is not None and size > self._settings.body_bytes_max:
             raise TooLarge("the image is larger than fetch.body_bytes_max")
-        return Answer(response, self._settings, Decoder() if "gzip" in coding else None)
+        decoder = Decoder() if "gzip" in coding else None
+        return Answer(response, self._settings, decoder, plaintext=hops.plaintext)
+
+
+@dataclass(slots=True)
+class _Hops:
+    """How the way to an answer is taken, and what it was like."""
+
+    connect_timeout_s: float | None
+    plaintext: bool = False
 
 
 class Answer:
     """Implements `ports.OriginResponse`."""
 
-    def __init__(self, response: Response, settings: Fetch, decoder: Decoder | None) -> None:
+    def __init__(self, response: Response, settings: Fetch, decoder: Decoder | None, *, plaintext: bool) -> None:
+        self.plaintext = plaintext
         self._response = response
         self._settings = settings
         self._body_bytes_max = settings.body_bytes_max

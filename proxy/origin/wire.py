@@ -71,9 +71,11 @@ class Wire:
         self._limits = limits
         self._origins: LRUCache[tuple[str, str], aiohttp.ClientRequest] = LRUCache(ORIGINS_MAX)
 
-    async def get(self, source: Source, conditions: Mapping[str, str]) -> Response:
+    async def get(
+        self, source: Source, conditions: Mapping[str, str], connect_timeout_s: float | None = None
+    ) -> Response:
         """
-        Send a request and return the head of the answer.
+        Send a request and return the head of the answer. `connect_timeout_s`: instead of the session's own.
 
         Raises:
             aiohttp.ClientError, aiohttp.http_exceptions.HttpProcessingError, TimeoutError, ValueError: As a session.
@@ -82,15 +84,19 @@ class Wire:
         request = b"".join((head, self._fields, _encode(conditions), b"\r\n"))
         origin = self._describe(source)
         try:
-            return await self._send(origin, request)
+            return await self._send(origin, request, connect_timeout_s)
         except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
             if isinstance(error, aiohttp.ClientConnectorError):
                 raise
             # An origin may close a connection that it kept open at the very moment when we use it again.
-            return await self._send(origin, request)
+            return await self._send(origin, request, connect_timeout_s)
 
-    async def _send(self, origin: aiohttp.ClientRequest, request: bytes) -> Response:
+    async def _send(self, origin: aiohttp.ClientRequest, request: bytes, connect_timeout_s: float | None) -> Response:
         connector, timeout = self._session.connector, self._session.timeout
+        if connect_timeout_s is not None:
+            timeout = aiohttp.ClientTimeout(
+                total=None, connect=connect_timeout_s, sock_connect=connect_timeout_s, sock_read=timeout.sock_read
+            )
         if connector is None:
             raise aiohttp.ClientConnectionError("the session is closed")
         connection = await connector.connect(origin, [], timeout)

@@ -1,13 +1,15 @@
-"""What a fill and a recall do alike with a draft whose disk failed."""
+"""What several stories do alike: go on with a draft whose disk failed, and take back what was removed meanwhile."""
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from proxy.core.errors import StorageError
 
 if TYPE_CHECKING:
-    from proxy.ports import Draft, Spool
+    from proxy.core.model import Record
+    from proxy.ports import Draft, Spool, Store
 
 PIECE_BYTES: Final = 1_048_576
 
@@ -28,3 +30,9 @@ async def go_on(broken: Draft, to: Spool, size: int | None, chunk: bytes) -> Dra
         await draft.aclose()
         raise
     return draft
+
+
+async def take_back(store: Store, record: Record) -> None:
+    """Delete what was put while its bytes were being removed. What a fault leaves is shown to nobody."""
+    with suppress(StorageError):
+        await store.forget(record.digest)

@@ -19,6 +19,7 @@ from proxy.core.errors import (
     OriginError,
     OriginRefused,
     OriginTimeout,
+    Removed,
     SourceExpired,
     SourceForbidden,
     SourceNotFound,
@@ -35,6 +36,7 @@ REMEMBERED_MAX: Final = 10_000
 
 _SECONDS: Final[tuple[tuple[type[ImgkeepError], int], ...]] = (
     (SourceExpired, 300),  # the link does not come back to life
+    (Removed, 300),  # it brings a picture that was removed
     (SourceNotFound, 120),  # may still be uploaded
     (OriginRefused, 60),
     (NotAnImage, 60),
@@ -73,6 +75,11 @@ class Failures:
         if seconds_to_remember(error) > 0:
             # A copy, for what was raised holds the whole request alive by its traceback.
             self._errors[fingerprint(source)] = copy.copy(error)
+
+    def forget_removals(self) -> None:
+        """Forget which links brought removed bytes: a removal was undone, and which links it concerned is not known."""
+        for link in [link for link, error in self._errors.items() if isinstance(error, Removed)]:
+            self._errors.pop(link, None)
 
     def find(self, source: Source) -> ImgkeepError | None:
         """Return the remembered failure as a fresh copy that can be raised."""

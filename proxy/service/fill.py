@@ -8,6 +8,8 @@ Rules:
 - A fill never reports a store's trouble as the origin's, nor the other way round.
 - A fill without readers goes on, but yields its place when another one waits for it: unless the API or a job wants
   the image, or more than half of it has come.
+- Bytes that are blocked, or suspected to be a placeholder where those are refused, end the fill that brought them, and
+  nothing else: an unverified link must not decide what becomes of a key.
 """
 
 from __future__ import annotations
@@ -21,32 +23,43 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from proxy.collapse import Tide
 from proxy.core.errors import (
+    Busy,
     ImgkeepError,
+    LoopDetected,
+    NotAnImage,
     OriginError,
     OriginRefused,
     Removed,
     SourceExpired,
+    SourceForbidden,
     SourceNotFound,
     StorageError,
     TooLarge,
 )
 from proxy.core.model import OWN, Record
+from proxy.core.standing import doubts_of, read_link
 from proxy.core.stored import REMOVED
 from proxy.ports import Demand, NotModified, Trace
-from proxy.service.drafts import go_on
+from proxy.service.drafts import go_on, take_back
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Container
+    from collections.abc import AsyncIterator, Awaitable, Callable, Container, Sequence
 
-    from proxy.core.model import Client, Digest, Format, PixelSize, Source, SourceInfo, Validator
+    from proxy.core.model import Client, Digest, Doubt, Format, PixelSize, Source, SourceInfo, Validator
     from proxy.ports import Clock, Disk, Draft, Observer, Origin, OriginResponse, Spool, Store
     from proxy.service.allowance import Permit
     from proxy.service.judging import Judges
+    from proxy.service.suspects import Suspects
+
+    Settle = Callable[[Draft, Record], Awaitable[Record]]
+    """Keeps a whole image, and returns the record under which it is found from now on. Raises as `ports.Store.put`."""
 
 RECENT_BYTES_MAX: Final = 1_048_576
 """So many of the newest bytes stay in memory, once per fill: readers who keep up need no look at the draft."""
 TURNS_OF_READERS: Final = 4
 STEP_BYTES: Final = 65_536
+ANSWERED: Final = (NotAnImage, TooLarge, OriginRefused, SourceNotFound)
+"""Failures that show that the origin can be reached."""
 RECENT_CHUNKS_MAX: Final = 256
 """And in so many pieces at most: an origin that sends byte by byte must cost neither memory nor long searches."""
 
@@ -60,6 +73,8 @@ class Head:
     etag: str
     keeping: bool
     """Whether the image is being kept, or only passed on because no store can take it."""
+    doubts: frozenset[Doubt]
+    """What will be doubted about it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +92,8 @@ class Neighbours:
     pixels_max: int
     refused: Container[Digest] = frozenset()
     """The digests of pictures that were removed."""
+    suspects: Suspects | None = None
+    """What is suspected to be a placeholder; `None`: nothing is."""
 
 
 class Over(Protocol):
@@ -91,9 +108,6 @@ class Tower(Protocol):
     async def kept(self, record: Record) -> None:
         """The image is durable; no reader has the last byte yet."""
 
-    async def removed(self, record: Record) -> None:
-        """What was fetched is a picture that an operator has removed, or is fetched by a link that was."""
-
     def failed(self, source: Source, error: BaseException) -> None:
         """There will be no image by this link, or not all of it."""
 
@@ -104,6 +118,7 @@ class Fill:
 
     Attributes:
         source: The link that this fill tries; followers with another link may want a try of their own.
+        link: What counts of it.
         head: Resolved once with what was judged, or with the failure.
         doubt: Why nobody could tell whether the image is stored already, kept or not: its failure is then no miss.
         outcome: Once it is over: the record under which the image is kept, or why it is not.
@@ -111,8 +126,11 @@ class Fill:
     Args:
         fault: Why nobody could tell whether the image is stored already. It is fetched for those who ask, and not kept:
             what an origin sends now must not replace what may be there.
+        routes: The links to ask by, in this order, until one brings an image; as a rule the source itself.
+        settle: Keeps the image; as a rule under the key of `info`.
         known: What is stored already, when this fill is to look whether it changed. Such a fill has no readers.
         permit: Of the visitor whom this fill counts against.
+        unreachable: Is told of a route that cannot be connected to, when there is another.
         over: Is called once when the fill is over, with whether the image can be found from now on.
         client: Whose share of the places for fetches it takes.
     """
@@ -124,6 +142,9 @@ class Fill:
         neighbours: Neighbours,
         tower: Tower,
         *,
+        routes: Sequence[Source] = (),
+        settle: Settle | None = None,
+        unreachable: Callable[[Source], None] = lambda _: None,
         fault: StorageError | None = None,
         known: Record | None = None,
         doubt: StorageError | None = None,
@@ -132,10 +153,14 @@ class Fill:
         client: Client = OWN,
     ) -> None:
         self.source = source
+        self.link = read_link(source, info, neighbours.clock())
         self.doubt = doubt
         self.outcome: Record | StorageError | None = None
         self.head: asyncio.Future[Head] = asyncio.get_running_loop().create_future()
         self._info = info
+        self._routes = routes or (source,)
+        self._settle = settle or self._put
+        self._unreachable = unreachable
         self._to = neighbours
         self._tower = tower
         self._fault = fault
@@ -196,9 +221,33 @@ class Fill:
         self._tide.end()
 
     async def _fetch(self) -> tuple[Record | None, StorageError | None]:
+        """Fetch by the first route that brings an image."""
+        for route in self._routes[:-1]:
+            try:
+                return await self._fetch_by(route, brisk=True)
+            except (Busy, LoopDetected):
+                raise
+            except (OriginError, SourceForbidden) as error:
+                if self.head.done():
+                    raise
+                self._note_route(route, error)
+        last = self._routes[-1]
+        try:
+            return await self._fetch_by(last, brisk=last != self.source)
+        except OriginError as error:
+            if last != self.source:
+                self._note_route(last, error)
+            raise
+
+    def _note_route(self, route: Source, error: OriginError | SourceForbidden) -> None:
+        """Tell of a route on which nothing is answered, whatever is asked for."""
+        if isinstance(error, OriginError) and error.origin_status is None and not isinstance(error, ANSWERED):
+            self._unreachable(route)
+
+    async def _fetch_by(self, route: Source, *, brisk: bool = False) -> tuple[Record | None, StorageError | None]:
         """Fetch, judge and spool; return what there is to keep, or why it cannot be."""
         validator = None if self._known is None else self._known.validator
-        async with self._to.origin.fetch(self.source, validator, self._demand) as response:
+        async with self._to.origin.fetch(route, validator, self._demand, brisk=brisk) as response:
             self._size = response.size
             chunks = response.chunks()
             first, seen = await self._to.judges.read_head(chunks)
@@ -207,7 +256,8 @@ class Fill:
             draft, fault = await self._begin(response.size)
             self._drafts.append(draft)
             etag = self._to.draw_etag()
-            self.head.set_result(Head(format_, response.size, etag, keeping=fault is None))
+            doubts = self._doubts(plaintext=response.plaintext)
+            self.head.set_result(Head(format_, response.size, etag, keeping=fault is None, doubts=doubts))
             fault = await self._take(first, fault)
             async for chunk in chunks:
                 fault = await self._take(chunk, fault)
@@ -215,7 +265,10 @@ class Fill:
         await self._check_end(response, format_)
         if not seen.is_measured:
             pixel_size = await self._measure(format_)
-        return (self._record(format_, pixel_size, etag, response.validator) if fault is None else None), fault
+        if fault is not None:
+            return None, fault
+        doubts = self._doubts(plaintext=response.plaintext)  # it may have ended meanwhile
+        return self._record(format_, pixel_size, etag, response.validator, doubts), None
 
     def fail(self, error: BaseException) -> None:
         if isinstance(error, asyncio.CancelledError):
@@ -351,7 +404,19 @@ class Fill:
         if pixel_size is not None and pixel_size.pixels > self._to.pixels_max:
             raise TooLarge(f"the image has {pixel_size.pixels} pixels, more than fetch.pixels_max")
 
-    def _record(self, format_: Format, pixel_size: PixelSize | None, etag: str, validator: Validator | None) -> Record:
+    def _doubts(self, *, plaintext: bool) -> frozenset[Doubt]:
+        if self._info.expires_at is not None:
+            self.link = read_link(self.source, self._info, self._to.clock())  # it may have ended by now
+        return doubts_of(self.link, plaintext=plaintext)
+
+    def _record(
+        self,
+        format_: Format,
+        pixel_size: PixelSize | None,
+        etag: str,
+        validator: Validator | None,
+        doubts: frozenset[Doubt],
+    ) -> Record:
         info, known = self._info, self._known
         if known is not None and known.digest == self._draft.digest:
             etag = known.etag  # the same bytes: clients' copies are as good as they were
@@ -369,23 +434,31 @@ class Fill:
             temporary=info.temporary,
             expires_at=info.expires_at,
             validator=validator,
+            doubts=doubts,
+            brought_by=self.link.fingerprint if doubts else "",
         )
 
-    async def _put(self, record: Record) -> Record:
-        if record.digest not in self._to.refused:
-            kept = await self._to.store.put(self._draft, record, None if self._known is None else self._known.digest)
-            if record.digest not in self._to.refused:  # nor removed while it was being put
-                return kept
-        raise Removed(REMOVED)
+    async def _put(self, draft: Draft, record: Record) -> Record:
+        return await self._to.store.put(draft, record, None if self._known is None else self._known.digest)
+
+    def _insist_on_picture(self, record: Record) -> None:
+        """Raise what forbids these bytes, whatever link they came by."""
+        if record.digest in self._to.refused:
+            raise Removed(REMOVED)
+        if self._to.suspects is not None:
+            self._to.suspects.insist(record)
 
     async def _keep(self, record: Record) -> StorageError | None:
+        self._insist_on_picture(record)
         try:
-            kept = await self._put(record)
-        except Removed:
-            await self._tower.removed(record)
-            raise
+            kept = await self._settle(self._draft, record)
         except StorageError as fault:
             return fault
+        if record.digest in self._to.refused:  # removed while it was being put
+            await take_back(self._to.store, kept)
+            raise Removed(REMOVED)
+        if self._to.suspects is not None and self._to.suspects.note(kept):
+            self._to.observer.suspected(kept)
         self._pending = kept.pending
         self.outcome = kept
         await self._tower.kept(kept)

@@ -9,6 +9,8 @@ Rules:
 - An outage is the breaker's affair and costs an image no attempt; an image that fails by itself waits longer each time.
 - Where the primary keeps another image under the key, that one stays; ours is brought in as an object, because its
   permanent URL was handed out.
+- Where the key was removed meanwhile, the same holds, and our bytes are not blocked for that: what a link brought here
+  during an outage may be other bytes than the operator has removed.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from proxy.core.stored import RECORDS, REMOVED
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Container
 
-    from proxy.core.model import Backlog, Digest, Waiting
+    from proxy.core.model import Backlog, Digest, Key, Waiting
     from proxy.ports import Cache, Catalog, Outbox, Refuge, Remote, Sleep
     from proxy.service.breaker import Breaker
 
@@ -67,10 +69,10 @@ class Healer:
         seen: Callable[[str], None],
         sleep: Sleep,
         refused: Container[Digest],
-        remove: Callable[[Record], Awaitable[None]],
+        forget: Callable[[Key], Awaitable[None]],
     ) -> None:
         self._refused = refused
-        self._remove = remove
+        self._forget = forget
         self._sleep = sleep
         self._primary = primary
         self._fallback = fallback
@@ -152,10 +154,19 @@ class Healer:
         try:
             await self._carry_over(waiting, record)
         except Removed:
-            # While it waited an operator has removed it, maybe on another node, which did not know the picture.
+            # While it waited an operator has removed its key, or its bytes, maybe on another node.
             if record is not None:
-                await self._remove(record)
+                await self._leave(record)
             await self._outbox.strike(waiting.key)
+
+    async def _leave(self, record: Record) -> None:
+        """Drop a record that must not be carried over, and the bytes where these are blocked."""
+        if record.digest in self._refused:
+            await self._fallback.delete(record.key)
+            await self._fallback.forget(record.digest)
+        else:
+            await self._cache.take(record)
+        await self._forget(record.key)
 
     async def _carry_over(self, waiting: Waiting, record: Record | None) -> None:
         if record is None:

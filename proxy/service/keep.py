@@ -2,7 +2,10 @@
 The main story: find the image, or fill; then deliver.
 
 The order of a look-up is fixed: memory, catalog, store, remembered failures, origin. What is stored always wins over
-what once failed, and nothing that an origin answers touches what is stored.
+what once failed, and what an unverified link brings never takes the place of what is stored (`core/standing.py`).
+
+A link that is not known to be entitled to what is stored is tried: it makes a fill of its own beside the key's, under
+the same permissions, limits and claims as any other. Where one of them or the origin refuses, it gets what is stored.
 """
 
 from __future__ import annotations
@@ -15,8 +18,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from cachetools import LRUCache
-
 from proxy.collapse import Flights
 from proxy.core.errors import (
     Busy,
@@ -25,52 +26,71 @@ from proxy.core.errors import (
     OriginError,
     Removed,
     SourceForbidden,
-    SourceRejected,
     StorageError,
     Unreachable,
     Yielded,
 )
-from proxy.core.model import Record
+from proxy.core.model import Doubt, Key, Record
 from proxy.core.policy import judge
-from proxy.core.stored import REMOVED, read_object_name
+from proxy.core.standing import Use, judge_record, lasts, own_info, read_link, standing_of
+from proxy.core.stored import REMOVED, read_object_name, write_doubts
 from proxy.service.failures import Failures, fingerprint
 from proxy.service.fill import Fill
 from proxy.service.mirror import FillFailure, Mirror
 from proxy.service.records import Records
+from proxy.service.refresh import Refresher, Rules
+from proxy.service.routes import Routes
+from proxy.service.trial import Trials
 from proxy.service.visit import SOMEBODY, Delivery, Elsewhere, Outcome, Redirect, Referral, Visit
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Container
 
-    from proxy.core.model import Digest, Format, Key, Source, SourceInfo
+    from proxy.core.model import Digest, Format, Source, SourceInfo
     from proxy.core.policy import Policy
+    from proxy.core.standing import Link
     from proxy.ports import Body, Catalog, Claims, Store
     from proxy.service.address import Addresses
     from proxy.service.allowance import Allowances
-    from proxy.service.fill import Head, Neighbours
+    from proxy.service.fill import Head, Neighbours, Settle
     from proxy.service.mirror import Peers
 
-LINKS_MAX: Final = 65_536
-"""With `sources.refresh`, so many links are known to have been asked by already; 150 bytes each, 10 MB."""
+OTHERS: Final = frozenset({Doubt.SPLIT, Doubt.CONTESTED})
+"""Of a record beside which there are others, each for one link."""
+
+DEFAULT_RULES: Final = Rules()
 
 TRIES_MAX: Final = 50
 """So often a fill is looked for in the worker that had it a moment ago."""
+
+TRIAL: Final = "try."
+"""What the name of a fill begins with that tries a link beside what is stored under its key."""
 
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
 
-async def _leave(_record: Record) -> None:
-    """Remove nothing."""
+def _spoil_nothing(_source: Source) -> Source | None:
+    """No link can be spoiled."""
 
 
 @dataclass(frozen=True, slots=True)
-class Rules:
-    """What the operator wants beyond keeping every image for ever: `sources.permanent` and `sources.refresh`."""
+class Meeting:
+    """
+    What a link has found.
 
-    redirect_permanent: bool = False
-    refresh: bool = False
+    Attributes:
+        info: What identifies its picture: its own identity where the key does not stand for it.
+        record: `None`: nothing.
+        link: What counts of the link; `None`: the record stands for every link.
+        use: What to do with the record.
+    """
+
+    info: SourceInfo
+    record: Record | None
+    link: Link | None
+    use: Use
 
 
 class Keeper:
@@ -85,12 +105,13 @@ class Keeper:
         neighbours: Neighbours,
         timer: Callable[[], float],
         identify: Callable[[Source], SourceInfo],
-        rules: Rules = Rules(),
+        rules: Rules = DEFAULT_RULES,
         addresses: Addresses | None = None,
         allowances: Allowances | None = None,
         refused: Container[Digest] = frozenset(),
         claims: Claims | None = None,
         siblings: Peers | None = None,
+        spoil: Callable[[Source], Source | None] = _spoil_nothing,
     ) -> None:
         self.identify = identify
         """Tells which picture a source names and what kind of link it is."""
@@ -100,8 +121,6 @@ class Keeper:
         self._allowances = allowances
         self._refused = refused
         """The digests of pictures that were removed."""
-        self.remove: Callable[[Record], Awaitable[None]] = _leave
-        """Is told of what has to be removed by every link."""
         self.changed: Callable[[Key], None] = lambda _: None
         """Is told of every key under which something else is kept than before, or elsewhere."""
         self._store = store
@@ -116,8 +135,20 @@ class Keeper:
         """Fills of other workers that are followed here."""
         self.records = Records(store, catalog, self._flights, timer)
         self._failures = Failures(timer)
-        self._asked: LRUCache[bytes, bool] = LRUCache(LINKS_MAX)
-        """Fingerprints of the links that their origins were asked by."""
+        self._routes = Routes(policy, timer)
+        self._trials = Trials(neighbours, kept=self.kept, tell=self.tell, claims=claims, spoil=spoil, timer=timer)
+        self._refresher = Refresher(
+            rules,
+            policy,
+            neighbours,
+            tower=self,
+            flights=self._flights,
+            claims=claims,
+            trials=self._trials,
+            routes=self._routes,
+            failures=self._failures,
+            timer=timer,
+        )
 
     @property
     def fills_in_air(self) -> int:
@@ -138,24 +169,41 @@ class Keeper:
             SourceRejected, OriginError, StorageError, Busy: As their classes say.
         """
         self._insist_on_no_denial(self._policy.denial(source, info.places))
-        tries = 0
-        while tries < TRIES_MAX:
+        for _ in range(TRIES_MAX):
             began = self._timer()
-            delivery, fault = await self._find(info.key, head=visit.head)
-            if delivery is not None:
-                self._refresh(source, info, visit)
-                return delivery
+            met, fault = await self._meet(source, info)
+            if met.record is not None:
+                shown, fault = await self._show_or_try(source, info, met, met.record, visit)
+                if shown is not None:
+                    return shown
             visit.insist()
             self._insist_on_policy(source)
             if self._rules.redirect_permanent and not info.temporary:
                 return Redirect(source.url)
-            boarded = await self._board(source, info, visit, fault, partial(self._follow, visit), began=began)
+            boarded = await self._board(source, met.info, visit, fault, partial(self._follow, visit), began=began)
             if isinstance(boarded, Elsewhere):
-                tries += 1
-                boarded = await self._follow_elsewhere(boarded.holder, source, info, visit, fault)
+                boarded = await self._follow_elsewhere(boarded, source, met.info, visit, fault)
             if boarded is not None:
                 return boarded
         raise Busy("the image is fetched now by this worker, now by another")
+
+    async def _show_or_try(
+        self, source: Source, info: SourceInfo, met: Meeting, record: Record, visit: Visit
+    ) -> tuple[Delivery | Referral | None, StorageError | None]:
+        """Show a link what is stored, or what it brings itself where that does not stand for it."""
+        if met.use is Use.TRY:
+            tried = await self._try(source, met.info, record, visit, partial(self._follow, visit))
+            if isinstance(tried, Elsewhere):
+                tried = await self._follow_trial(tried, source, met.info, visit)
+                if tried is None:
+                    met, fault = await self._meet(source, info)  # with what the other worker has stored
+                    if met.record is None:
+                        return None, fault
+            return (tried, None) if tried is not None else await self._show(met, visit)
+        shown, fault = await self._show(met, visit)
+        if shown is not None:
+            self._refresher.look(source, met.info, record, visit, seek_secure=met.use is Use.SEEK_SECURE)
+        return shown, fault
 
     async def keep(self, source: Source, info: SourceInfo) -> tuple[Record, bool]:
         """
@@ -167,18 +215,23 @@ class Keeper:
         self._insist_on_no_denial(self._policy.denial(source, info.places))
         while True:
             began = self._timer()
-            fault = None
-            try:
-                record = await self.find(info.key)
-            except StorageError as error:
-                record, fault = None, error
-            if record is not None:
-                return record, False
-            self._insist_on_policy(source)
-            kept = await self._board(source, info, SOMEBODY, fault, self._wait, began=began)
+            met, fault = await self._meet(source, info)
+            known, kept = met.record, None
+            if known is not None and met.use is Use.TRY:
+                kept = await self._try(source, met.info, known, SOMEBODY, self._wait)
+                if isinstance(kept, tuple):
+                    record = kept[0]
+                    return record, (record.key, record.digest) != (known.key, known.digest)
+            if known is not None and kept is None:
+                held, fault = await self._hold_if_there(known)
+                if held is not None:
+                    return held, False
+            if kept is None:
+                self._insist_on_policy(source)
+                kept = await self._board(source, met.info, SOMEBODY, fault, self._wait, began=began)
             if isinstance(kept, Elsewhere):
                 assert self._siblings is not None
-                await self._siblings.wait(kept.holder, info.key)
+                await self._siblings.wait(kept.holder, kept.claim)
             elif kept is not None:
                 return kept
 
@@ -190,13 +243,23 @@ class Keeper:
             StorageError: The store cannot tell.
         """
         record = await self.records.find(key)
-        if record is not None:
-            self._insist_on_record(record)
-        if record is None or await self._store.holds(record.object_name, record.size):
+        return None if record is None else await self._held(record)
+
+    async def _hold_if_there(self, record: Record) -> tuple[Record | None, StorageError | None]:
+        """As `_held`. A fault is told beside the `None`."""
+        try:
+            return await self._held(record), None
+        except StorageError as fault:
+            return None, fault
+
+    async def _held(self, record: Record) -> Record | None:
+        """Return a record whose object is there, if need be the one that the store has in its place."""
+        self._insist_on_record(record)
+        if await self._store.holds(record.object_name, record.size):
             return record
-        record = await self._find_another(record)
-        held = record is not None and await self._store.holds(record.object_name, record.size)
-        return record if held else None
+        another = await self._find_another(record)
+        held = another is not None and await self._store.holds(another.object_name, another.size)
+        return another if held else None
 
     async def deliver_object(self, name: str, *, head: bool = False) -> Delivery | Referral | None:
         """
@@ -226,7 +289,11 @@ class Keeper:
             Removed: It was removed.
             StorageError: The store cannot tell.
         """
-        delivery, fault = await self._find(key, head=head)
+        record = await self.records.find(key)
+        if record is None:
+            return None
+        self.insist_on_life(record.digest)
+        delivery, fault = await self._open(record, head=head, lasting=not record.doubts, settled=True)
         if fault is not None:
             raise fault
         return delivery
@@ -235,10 +302,37 @@ class Keeper:
         """Return the record under a key, whether its object is there or not. Raises as `ports.Store.find`."""
         return await self.records.find(key)
 
+    async def shown(self, source: Source) -> Key:
+        """
+        Return the key of the image that a link is shown, whether one is stored or not.
+
+        Raises:
+            Removed: It was removed.
+            StorageError: The store cannot tell.
+        """
+        met, fault = await self._meet(source, self.identify(source))
+        if fault is not None:
+            raise fault
+        return met.info.key
+
+    def keys_of(self, source: Source) -> tuple[Key, Key]:
+        """Return the two keys under which the image of a link may be stored: the one that it shares, and its own."""
+        info = self.identify(source)
+        return info.key, own_info(info, read_link(source, info, self._to.clock()).fingerprint).key
+
     def forget(self, key: Key) -> None:
         """Hold nothing in memory that says that an image is kept."""
         self.records.forget(key)
         self.changed(key)
+
+    def restored(self) -> None:
+        """A removal was undone: no link is refused any more for the bytes that it brought."""
+        self._failures.forget_removals()
+
+    def learn(self, name: str) -> None:
+        """Another worker has changed what is kept under a key, or has tried a link."""
+        if not self._trials.learn(name):
+            self.forget(Key(name))
 
     async def kept(self, record: Record) -> None:
         known = self.records.at_hand(record.key)
@@ -248,16 +342,11 @@ class Keeper:
         if known is not None and known != record:
             await self.tell(record.key)
 
-    async def tell(self, key: Key) -> None:
-        """Tell other workers that something else is kept under a key, or elsewhere."""
+    async def tell(self, key: str) -> None:
+        """Tell other workers that something else is kept under a key, or elsewhere, or what `learn` understands."""
         if self._siblings is not None:
             with suppress(StorageError):  # they look again some time (`web/prepared.py`)
-                await self._siblings.tell(changed=[key])
-
-    async def removed(self, record: Record) -> None:
-        # Where it cannot be noted, the next fill comes to the same end.
-        with suppress(StorageError):
-            await self.remove(record)
+                await self._siblings.tell(changed=[Key(key)])
 
     def failed(self, source: Source, error: BaseException) -> None:
         if isinstance(error, ImgkeepError):
@@ -278,22 +367,22 @@ class Keeper:
         finally:
             await fill.aclose()
 
-    async def join(self, key: Key) -> tuple[Fill, Head] | FillFailure | None:
+    async def join(self, name: str) -> tuple[Fill, Head] | FillFailure | None:
         """
-        Join the fill of a key for another worker, which closes it; `None`: there is none.
+        Join a fill by the name of its claim for another worker, which closes it; `None`: there is none.
 
         What such a worker may see or cause was judged there, so nothing is judged here, and nothing is begun.
         """
-        fill = self._flights.find(key)
+        fill = self._flights.find(name)
         if fill is None:
-            await self._unclaim(key)
+            await self._unclaim(name)
             return None
         fill.hold()
         try:
             return fill, await fill.judged()
         except ImgkeepError as error:
             await fill.aclose()
-            if not isinstance(error, OriginError | SourceForbidden):
+            if not isinstance(error, OriginError | SourceForbidden | Removed):
                 return FillFailure(None, error)
             return FillFailure(fingerprint(fill.source), error if fill.doubt is None else _neither(fill.doubt))
         except BaseException:
@@ -301,12 +390,14 @@ class Keeper:
             raise
 
     async def land(self) -> None:
-        """Wait until the fills in the air have landed."""
+        """Wait until the fills in the air have landed, and what is looked for after them."""
         await self._flights.land()
+        await self._trials.land()
 
     async def aclose(self) -> None:
         await self._mirrors.aclose()
         await self._flights.aclose()
+        await self._trials.aclose()
 
     async def _board(  # noqa: PLR0913 - what was found so far, and when
         self,
@@ -314,7 +405,7 @@ class Keeper:
         info: SourceInfo,
         visit: Visit,
         fault: StorageError | None,
-        ride: Callable[[Fill, SourceInfo, bool], Awaitable[T]],
+        ride: Callable[[Fill, Source, SourceInfo, bool], Awaitable[T]],
         *,
         began: float,
     ) -> T | Elsewhere | None:
@@ -329,19 +420,19 @@ class Keeper:
         if self._claims is not None and info.key not in self._flights:
             holder = self._claims.take(info.key)
             if holder is not None:
-                return Elsewhere(holder)
+                return Elsewhere(holder, info.key)
             if fault is None and self._timer() - began > self._claims.linger_s:
                 self._claims.release(info.key)
                 return None
-        fill, departs = self._flights.join(info.key, partial(self._depart, source, info, visit, fault))
-        self._note_asked(source)
+        fill, departs = self._flights.join(info.key, partial(self._depart, source, info, visit, info.key, fault=fault))
+        self._refresher.note_asked(source)
         fill.hold()
         try:
-            return await ride(fill, info, departs)
+            return await ride(fill, source, info, departs)
         except Yielded:
             await fill.aclose()
             return None  # we came when it had just been stopped, because no client had been left
-        except (OriginError, SourceForbidden) as error:
+        except (OriginError, SourceForbidden, Removed) as error:
             await fill.aclose()
             if fill.source != source:
                 return None
@@ -353,20 +444,29 @@ class Keeper:
             await fill.aclose()
             raise
 
-    async def _unclaim(self, key: Key) -> None:
+    async def _unclaim(self, name: str) -> None:
         """Let others fetch what a claim says to be here, unless a look-up finds it: see `storage/claims.py`."""
         record = None
-        try:
-            record = await self.records.find(key)
-        except Removed:
-            return
-        except StorageError:
-            pass  # who asks finds out as well
-        if record is None and key not in self._flights:
-            self._release(key)
+        if not name.startswith(TRIAL):
+            try:
+                record = await self.records.find(Key(name))
+            except Removed:
+                return
+            except StorageError:
+                pass  # who asks finds out as well
+        if record is None and name not in self._flights:
+            self._release(name)
+
+    async def _follow_trial(
+        self, elsewhere: Elsewhere, source: Source, info: SourceInfo, visit: Visit
+    ) -> Delivery | None:
+        """Deliver what another worker fetches by the same link; `None`: what is stored has to do."""
+        with suppress(ImgkeepError):
+            return await self._follow_elsewhere(elsewhere, source, info, visit, None)
+        return None
 
     async def _follow_elsewhere(
-        self, holder: str, source: Source, info: SourceInfo, visit: Visit, fault: StorageError | None
+        self, elsewhere: Elsewhere, source: Source, info: SourceInfo, visit: Visit, fault: StorageError | None
     ) -> Delivery | None:
         """
         Deliver what another worker fetches; `None`: look again.
@@ -376,9 +476,9 @@ class Keeper:
         """
         siblings = self._siblings
         assert siblings is not None
+        holder, name = elsewhere.holder, elsewhere.claim
         mirror, _ = self._mirrors.join(
-            info.key,
-            lambda: Mirror(partial(siblings.follow, holder, info.key), self._to.disk, self._to.memory),
+            name, lambda: Mirror(partial(siblings.follow, holder, name), self._to.disk, self._to.memory)
         )
         mirror.hold()
         try:
@@ -389,7 +489,7 @@ class Keeper:
         if head is None or isinstance(head, FillFailure):
             await mirror.aclose()
         if head is None:
-            await visit.wait(siblings.wait(holder, info.key))
+            await visit.wait(siblings.wait(holder, name))
             return None
         if isinstance(head, FillFailure):
             if head.link not in {None, fingerprint(source)}:
@@ -397,20 +497,72 @@ class Keeper:
             if head.link is not None and fault is not None:
                 raise _neither(fault) from head.error
             raise copy.copy(head.error)  # each who waits has a traceback of its own
-        return _deliver(info.key, head, mirror, Outcome.COLLAPSED)
+        return _deliver(info.key, head, mirror, Outcome.COLLAPSED, read_link(source, info, self._to.clock()))
 
-    def _depart(self, source: Source, info: SourceInfo, visit: Visit, fault: StorageError | None) -> Fill:
+    async def _try(
+        self,
+        source: Source,
+        info: SourceInfo,
+        known: Record,
+        visit: Visit,
+        ride: Callable[[Fill, Source, SourceInfo, bool], Awaitable[T]],
+    ) -> T | Elsewhere | None:
+        """Have a link make a fill of its own beside what is stored; `None`: what is stored has to do."""
+        if self._rules.redirect_permanent and not info.temporary:
+            return None  # the operator wants no more such images
+        name = f"{TRIAL}{fingerprint(source).hex()}"
+        try:
+            visit.insist()
+            self._insist_on_policy(source)
+            self._check_departure(source, None, came_from_us=visit.came_from_us)
+            if self._claims is not None and name not in self._flights:
+                holder = self._claims.take(name)
+                if holder is not None:
+                    return Elsewhere(holder, name)
+            settle = partial(self._trials.settle, source, info, known)
+            fill, departs = self._flights.join(name, partial(self._depart, source, info, visit, name, settle=settle))
+            fill.hold()
+            try:
+                return await ride(fill, source, info, departs)
+            except BaseException:
+                await fill.aclose()
+                raise
+        except ImgkeepError:
+            return None
+
+    def _depart(  # noqa: PLR0913 - the last two tell rare kinds of fill
+        self,
+        source: Source,
+        info: SourceInfo,
+        visit: Visit,
+        name: str,
+        *,
+        fault: StorageError | None = None,
+        settle: Settle | None = None,
+    ) -> Fill:
+        """Begin a fill that a visitor causes, under the claim `name`."""
         permit = None
         if self._allowances is not None and not visit.client.own:
             try:
                 permit = self._allowances.depart(visit.client.networks)
             except ImgkeepError:
-                self._release(info.key)
+                self._release(name)
                 raise
         unkept = None if isinstance(fault, Unreachable) else fault
-        over = partial(self._release, info.key)
-        client = visit.client
-        return Fill(source, info, self._to, self, fault=unkept, doubt=fault, permit=permit, over=over, client=client)
+        return Fill(
+            source,
+            info,
+            self._to,
+            self,
+            routes=self._routes.find(source, info),
+            settle=settle,
+            unreachable=self._routes.note_unreachable,
+            fault=unkept,
+            doubt=fault,
+            permit=permit,
+            over=partial(self._release, name),
+            client=visit.client,
+        )
 
     def _release(self, key: str, *, kept: bool = False) -> None:
         if self._claims is not None:
@@ -448,7 +600,7 @@ class Keeper:
         if (delivery.object_name or "").partition(".")[0] in self._refused:
             return False
         record = self.records.at_hand(delivery.key)  # type: ignore[arg-type]  # a name is nobody's key
-        return record is None or (record.etag, self.permanent_url(record)) == (delivery.etag, delivery.permanent_url)
+        return record is None or record == delivery.record
 
     def _insist_on_record(self, record: Record) -> None:
         """Raise for what is stored and may not be shown: by whichever link it came, and by whichever it is found."""
@@ -478,6 +630,9 @@ class Keeper:
             "width": record.pixel_size.width if record.pixel_size else None,
             "height": record.pixel_size.height if record.pixel_size else None,
             "stored_at": record.stored_at,
+            "standing": standing_of(record).value,
+            "doubts": write_doubts(record.doubts),
+            "suspect": self._to.suspects is not None and self._to.suspects.include(record),
             "source": {
                 "host": record.host or None,
                 "provider": record.provider,
@@ -486,61 +641,69 @@ class Keeper:
             },
         }
 
-    async def _refer(self, name: str, etag: str, *, head: bool) -> Referral | None:
+    async def _refer(self, name: str, etag: str, *, head: bool, lasting: bool = True) -> Referral | None:
         address = None if self._addresses is None else await self._addresses.find(name, head=head)
-        return None if address is None else Referral(address, etag, name, self._permanent_url(name))
+        return None if address is None else Referral(address, etag, name, self._permanent_url(name), lasting)
 
     def _permanent_url(self, name: str) -> str | None:
         return None if self._addresses is None else self._addresses.permanent(name)
 
-    async def _find(self, key: Key, *, head: bool) -> tuple[Delivery | Referral | None, StorageError | None]:
-        """Find what is stored under a key. A fault is not a miss: it is told beside the `None`."""
+    async def _meet(self, source: Source, info: SourceInfo) -> tuple[Meeting, StorageError | None]:
+        """Find what is stored for a link. A fault is not a miss: it is told beside it."""
         try:
-            record = await self.records.find(key)
-            if record is not None:
-                self._insist_on_record(record)
-            if record is not None and not record.pending:
-                referral = await self._refer(record.object_name, record.etag, head=head)
+            record = await self.records.find(info.key)
+            if record is None or not record.doubts:
+                return Meeting(info, record, None, Use.SERVE), None
+            link, tried = read_link(source, info, self._to.clock()), False
+            if record.brought_by != link.fingerprint and record.doubts & OTHERS:
+                own = own_info(info, link.fingerprint)
+                theirs = await self.records.find(own.key)
+                if Doubt.SPLIT in record.doubts or (theirs is not None and theirs.digest != record.digest):
+                    return Meeting(own, theirs, link, Use.SERVE), None
+                tried = theirs is not None
+            use = judge_record(record, link, tried=tried or self._trials.was_tried(link, record))
+        except StorageError as fault:
+            return Meeting(info, None, None, Use.SERVE), fault
+        return Meeting(info, record, link, use), None
+
+    async def _show(self, met: Meeting, visit: Visit) -> tuple[Delivery | Referral | None, StorageError | None]:
+        """Show a link what is stored for it."""
+        record = met.record
+        assert record is not None
+        self._insist_on_record(record)
+        lasting = met.link is None or lasts(record.doubts, met.link)
+        return await self._open(record, head=visit.head, lasting=lasting, settled=met.use is not Use.TRY)
+
+    async def _open(
+        self, record: Record, *, head: bool, lasting: bool, settled: bool
+    ) -> tuple[Delivery | Referral | None, StorageError | None]:
+        """Open what a record points at, here or elsewhere. A fault is told beside the `None`."""
+        try:
+            if not record.pending:
+                referral = await self._refer(record.object_name, record.etag, head=head, lasting=lasting)
                 if referral is not None:
                     return referral, None
-            body = None if record is None else await self._store.fetch(record.object_name, record.size)
-            if record is not None and body is None:
-                record, body = await self._find_again(record)
+            body = await self._store.fetch(record.object_name, record.size)
+            if body is None:
+                another, body = await self._find_again(record)
+                if another is None or body is None:
+                    return None, None
+                record, lasting, settled = another, lasting and not another.doubts, False
         except StorageError as fault:
             return None, fault
-        if record is None or body is None:
-            return None, None
-        name = _name_for_people(record.key, record.format)
-        url = self.permanent_url(record)
-        return Delivery(key, Outcome.HIT, record.format, record.etag, name, body, record.object_name, url), None
-
-    def _refresh(self, source: Source, info: SourceInfo, visit: Visit) -> None:
-        """Look, behind the back of whoever is being served, whether a link that was signed anew shows a new image."""
-        if not self._rules.refresh or visit.came_from_us:
-            return
-        known = self.records.at_hand(info.key)
-        if known is None or known.validator is None or not info.is_fresh(self._to.clock()):
-            return
-        if not known.temporary or known.provider != info.provider:
-            return  # kept by a link of another kind: a signature that anybody can invent must not replace that
-        if fingerprint(source) in self._asked or judge(source, self._policy) is not None:
-            return
-        if self._failures.find(source) is not None:
-            return
-        try:
-            visit.insist()
-        except SourceRejected:
-            return
-        name = f"refresh.{info.key}"
-        if self._claims is None or name in self._flights or self._claims.take(name) is None:
-            over = partial(self._release, name)
-            flight = partial(Fill, source, info, self._to, self, known=known, over=over, client=visit.client)
-            if self._flights.join(name, flight)[1]:
-                self._note_asked(source)
-
-    def _note_asked(self, source: Source) -> None:
-        if self._rules.refresh:
-            self._asked[fingerprint(source)] = True
+        return Delivery(
+            record.key,
+            Outcome.HIT,
+            record.format,
+            record.etag,
+            _name_for_people(record.key, record.format),
+            body,
+            record.object_name,
+            self.permanent_url(record),
+            lasting=lasting,
+            settled=settled,
+            record=record,
+        ), None
 
     async def _find_another(self, lacking: Record) -> Record | None:
         record = await self.records.find_another(lacking)
@@ -552,7 +715,7 @@ class Keeper:
         record = await self._find_another(lacking)
         return record, None if record is None else await self._store.fetch(record.object_name, record.size)
 
-    async def _wait(self, fill: Fill, _info: SourceInfo, departs: bool) -> tuple[Record, bool]:  # noqa: FBT001
+    async def _wait(self, fill: Fill, _source: Source, _info: SourceInfo, departs: bool) -> tuple[Record, bool]:  # noqa: FBT001
         await fill.settle()
         outcome = fill.outcome
         await fill.aclose()
@@ -560,15 +723,24 @@ class Keeper:
             return outcome, departs
         raise outcome or StorageError("the image is not kept")
 
-    async def _follow(self, visit: Visit, fill: Fill, info: SourceInfo, departs: bool) -> Delivery:  # noqa: FBT001
+    async def _follow(
+        self,
+        visit: Visit,
+        fill: Fill,
+        source: Source,
+        info: SourceInfo,
+        departs: bool,  # noqa: FBT001
+    ) -> Delivery:
         head: Head = await visit.wait(fill.judged())
-        return _deliver(info.key, head, fill, Outcome.STORED if departs else Outcome.COLLAPSED)
+        link = fill.link if source == fill.source else read_link(source, info, self._to.clock())
+        return _deliver(info.key, head, fill, Outcome.STORED if departs else Outcome.COLLAPSED, link)
 
 
-def _deliver(key: Key, head: Head, body: Fill | Mirror, outcome: Outcome) -> Delivery:
+def _deliver(key: Key, head: Head, body: Fill | Mirror, outcome: Outcome, link: Link) -> Delivery:
     name = _name_for_people(key, head.format)
     outcome = outcome if head.keeping else Outcome.UNKEPT
-    return Delivery(key, outcome, head.format, head.etag, name, body, growing=body)
+    lasting = lasts(head.doubts, link)
+    return Delivery(key, outcome, head.format, head.etag, name, body, growing=body, lasting=lasting)
 
 
 def _neither(fault: StorageError) -> StorageError:

@@ -82,8 +82,7 @@ class Migration:
         Raises:
             StorageError: A store cannot be listed, or failed too often in a row.
         """
-        for digest in set(await self._source.refused()) - set(await self._target.refused()):
-            await self._target.refuse(digest, self._clock().replace(microsecond=0))
+        await self._copy_blocks()
         for kind in (OBJECTS, RECORDS):  # nothing of a kind is under way when the next begins
             running: set[asyncio.Task[Outcome]] = set()
             try:
@@ -105,6 +104,13 @@ class Migration:
                 for task in running:
                     task.cancel()
                 await asyncio.gather(*running, return_exceptions=True)
+
+    async def _copy_blocks(self) -> None:
+        """Block there what is blocked here, with the keys that an undo needs."""
+        for digest in set(await self._source.refused()) - set(await self._target.refused()):
+            keys = await self._source.find_block(digest)
+            if keys is not None:
+                await self._target.refuse(digest, self._clock().replace(microsecond=0), keys)
 
     async def _compare(self, kind: str) -> AsyncIterator[tuple[str, bool]]:
         """Yield the paths of the source, and whether the target has each."""

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from proxy.core.errors import ImgkeepError
-    from proxy.core.model import Key
     from proxy.ports import Disk, Draft, Readable, Spool
     from proxy.service.fill import Head
 
@@ -58,9 +57,9 @@ class FillFailure:
 class Peers(ports.Siblings, Protocol):
     """Other workers whose fills can be followed."""
 
-    def follow(self, holder: str, key: Key) -> AbstractAsyncContextManager[Feed | FillFailure | None]:
+    def follow(self, holder: str, name: str) -> AbstractAsyncContextManager[Feed | FillFailure | None]:
         """
-        Follow the fill of a key in another worker; `None`: there is none to follow, or not any more.
+        Follow a fill in another worker, by the name of its claim; `None`: there is none to follow, or not any more.
 
         Raises:
             Busy: It cannot be asked.

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 from cachetools import LRUCache, TTLCache
 
 from proxy.core.errors import Removed, StorageError
+from proxy.core.standing import may_change
 from proxy.core.stored import REMOVED
 
 if TYPE_CHECKING:
@@ -25,11 +26,27 @@ RECORDS_BYTES_MAX: Final = 67_108_864
 RECORD_BYTES: Final = 800
 """What a record takes in memory, its identity left out."""
 
+DOUBTED_MAX: Final = 16_384
+DOUBTED_TTL_S: Final = 300
+"""For records that another node may confirm, split or replace; 1 kB each, 16 MB."""
+
 BURIED_MAX: Final = 65_536
-BURIED_TTL_S: Final = 300
-"""So long a removed link costs no further look; 150 bytes each, 10 MB."""
+BURIED_TTL_S: Final = 60
+"""
+Lifetime of the memory that a key has a tombstone, 150 bytes each, 10 MB: within it another node notices that a removal
+was undone, as soon as it notices one of the digests that are blocked no longer (`removal.REFRESH_EVERY_S`).
+"""
 
 log = logging.getLogger(__name__)
+
+
+class _Look:
+    """A look-up that is under way."""
+
+    __slots__ = ("is_current",)
+
+    def __init__(self) -> None:
+        self.is_current = True
 
 
 class Records:
@@ -48,21 +65,26 @@ class Records:
         self._held: LRUCache[Key, Record] = LRUCache(
             RECORDS_BYTES_MAX, getsizeof=lambda record: RECORD_BYTES + len(record.identity)
         )
+        self._doubted: TTLCache[Key, Record] = TTLCache(DOUBTED_MAX, DOUBTED_TTL_S, timer=timer)
+        """Those of which another node may learn more."""
+        self._looking: dict[Key, set[_Look]] = {}
+        """Look-ups under way: what changes meanwhile is not what they bring."""
         self._buried: TTLCache[Key, bool] = TTLCache(BURIED_MAX, BURIED_TTL_S, timer=timer)
         """Keys under which the store was seen to have a tombstone."""
 
     async def find(self, key: Key) -> Record | None:
         """Return the record under a key, whether its object is there or not. Raises as `ports.Store.find`."""
-        record = self._held.get(key) or await self._find(key)
-        return record or self._held.get(key)  # a fill may have landed while we looked elsewhere
+        record = self.at_hand(key) or await self._find(key)
+        return record or self.at_hand(key)  # a fill may have landed while we looked elsewhere
 
     def at_hand(self, key: Key) -> Record | None:
         """Return the record that is held in memory, if one is."""
-        return self._held.get(key)
+        return self._held.get(key) or self._doubted.get(key)
 
     def hold(self, record: Record) -> None:
         """Have a record at hand from now on."""
-        self._held[record.key] = record
+        self._outdate(record.key)
+        self._put(record)
 
     async def note(self, record: Record) -> None:
         """Put a record in the catalog."""
@@ -72,8 +94,11 @@ class Records:
             return  # a view that lags: the next look-up that has to ask the store mends it
 
     def forget(self, key: Key) -> None:
-        """Hold nothing in memory that says that an image is kept."""
+        """Hold nothing in memory that says that an image is kept, or that it was removed."""
+        self._outdate(key)
         self._held.pop(key, None)
+        self._doubted.pop(key, None)
+        self._buried.pop(key, None)
 
     async def find_another(self, lacking: Record) -> Record | None:
         """The object of a record is missing or damaged: the store's own record may name another, newer one."""
@@ -81,23 +106,48 @@ class Records:
         log.error("object missing or damaged", extra={"key": key, "digest": lacking.digest})
         record = await self._store.find(key)
         if record is None or record.digest == lacking.digest:
-            if self._held.get(key) is lacking:  # and not what a fill has stored since
-                del self._held[key]
+            if self.at_hand(key) is lacking:  # and not what a fill has stored since
+                self.forget(key)
             return None
         return record
 
     async def _find(self, key: Key) -> Record | None:
         if key in self._in_air:
             return None  # what is brought will be found in memory
+        look = _Look()
+        self._looking.setdefault(key, set()).add(look)
+        try:
+            record = await self._look(key)
+        finally:
+            self._looking[key].discard(look)
+            if not self._looking[key]:
+                del self._looking[key]
+        if record is not None and look.is_current:
+            self._put(record)
+        return record
+
+    async def _look(self, key: Key) -> Record | None:
         # Where a record is a file on this disk, the catalog is no shorter way to it.
         record = None if self._store.disk_only else await self._find_in_catalog(key)
+        if record is not None and may_change(record):
+            try:
+                return await self._store.find(key) or record
+            except StorageError:
+                return record  # what is known here is better than nothing
         if record is None and key not in self._in_air:
             record = await self._find_in_store(key)
             if record is not None:
                 await self.note(record)
-        if record is not None:
-            self._held[key] = record
         return record
+
+    def _put(self, record: Record) -> None:
+        held, other = (self._doubted, self._held) if may_change(record) else (self._held, self._doubted)
+        other.pop(record.key, None)
+        held[record.key] = record
+
+    def _outdate(self, key: Key) -> None:
+        for look in self._looking.get(key, ()):
+            look.is_current = False
 
     async def _find_in_store(self, key: Key) -> Record | None:
         if key in self._buried:

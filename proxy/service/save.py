@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from proxy.core.content import identify_bytes
-from proxy.core.errors import Conflict, NotAnImage, Removed, StorageError, TooLarge
+from proxy.core.errors import Conflict, Removed, TooLarge
 from proxy.core.model import Record
 from proxy.core.stored import REMOVED
+from proxy.service.drafts import take_back
+from proxy.service.whole import begin, judge_whole
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -61,32 +63,20 @@ class Saver:
             Conflict: Another image is kept under `info`.
             StorageError: It is not kept.
         """
-        draft = await self._begin(size)
+        draft = await begin(self._to, size)
         try:
             async for chunk in chunks:
                 if draft.size + len(chunk) > self._body_bytes_max:
                     raise TooLarge(f"the image is larger than {self._body_bytes_max} bytes, see fetch.body_bytes_max")
                 await draft.write(chunk)
-            judged = await self._to.judges.judge(draft)
-            if judged is None:
-                raise NotAnImage("the bytes are not a whole image of a supported format")
-            return await self._keep(draft, *judged, info or identify_bytes(draft.digest))
+            if draft.digest in self._to.refused:
+                raise Removed(REMOVED)
+            format_, pixel_size = await judge_whole(self._to, draft)
+            return await self._keep(draft, format_, pixel_size, info or identify_bytes(draft.digest))
         finally:
             await draft.aclose()
 
-    async def _begin(self, size: int | None) -> Draft:
-        try:
-            return await self._to.disk.begin(size)
-        except StorageError:
-            if self._to.store.disk_only:
-                raise
-            return await self._to.memory.begin(size)
-
     async def _keep(self, draft: Draft, format_: Format, pixel_size: PixelSize | None, info: SourceInfo) -> Saved:
-        if draft.digest in self._to.refused:
-            raise Removed(REMOVED)
-        if pixel_size is not None and pixel_size.pixels > self._to.pixels_max:
-            raise TooLarge(f"the image has {pixel_size.pixels} pixels, more than fetch.pixels_max")
         known = await self._keeper.find(info.key)
         if known is not None:
             if known.digest != draft.digest:
@@ -105,7 +95,7 @@ class Saver:
         )
         kept = await self._to.store.put(draft, record)
         if record.digest in self._to.refused:  # removed while it was being put
-            await self._keeper.removed(kept)
+            await take_back(self._to.store, kept)
             raise Removed(REMOVED)
         self._to.observer.filled(draft.size, pending=kept.pending)
         await self._keeper.kept(kept)

@@ -160,19 +160,63 @@ class Tiers:
         await self._cache.keep(draft, record.object_name)
         return kept
 
+    async def restate(self, record: Record, replaces: Digest | None = None) -> Record:
+        if self._fallback is not None and record.pending:
+            # Its object is in the fallback alone; what was carried over meanwhile is left as it is, and judged anew.
+            if await self._fallback.find(record.key) is None:
+                raise Conflict("the image was carried to the primary meanwhile")
+            return replace(await self._fallback.restate(record, replaces), pending=True)
+        return await self._ask(partial(self._primary.restate, record, replaces))
+
     async def bury(self, tombstone: Tombstone) -> None:
         await self._ask(partial(self._primary.bury, tombstone))
         if self._fallback is not None:
             await self._fallback.delete(tombstone.key)
 
-    async def refuse(self, digest: Digest, removed_at: datetime) -> None:
-        await self._ask(partial(self._primary.refuse, digest, removed_at))
+    async def refuse(self, digest: Digest, removed_at: datetime, keys: Collection[Key] = ()) -> None:
+        await self._ask(partial(self._primary.refuse, digest, removed_at, keys))
+        await self._forget_here(digest)
+
+    async def forget(self, digest: Digest) -> None:
+        await self._ask(partial(self._primary.forget, digest))
+        await self._forget_here(digest)
+
+    async def _forget_here(self, digest: Digest) -> None:
         await self.drop(digest)
         if self._fallback is not None:
             await self._fallback.forget(digest)
 
     async def refused(self) -> Collection[Digest]:
         return await self._ask(self._primary.refused)
+
+    async def find_block(self, digest: Digest) -> Collection[Key] | None:
+        return await self._ask(partial(self._primary.find_block, digest))
+
+    async def unblock(self, digest: Digest) -> None:
+        await self._ask(partial(self._primary.unblock, digest))
+
+    async def find_tombstone(self, key: Key) -> Tombstone | None:
+        # A folder that was a store of its own before may hold some.
+        near, fault = await self._near(lambda fallback: fallback.find_tombstone(key))
+        if near is not None:
+            return near
+        found = await self._ask(partial(self._primary.find_tombstone, key))
+        if found is None and fault is not None:
+            raise fault
+        return found
+
+    async def delete_tombstone(self, tombstone: Tombstone) -> None:
+        await self._ask(partial(self._primary.delete_tombstone, tombstone))
+        if self._fallback is not None:
+            await self._fallback.delete_tombstone(tombstone)
+
+    async def has_object(self, digest: Digest) -> bool:
+        near, fault = await self._near(lambda fallback: _yes(fallback.has_object(digest)))
+        if near or await self._ask(partial(self._primary.has_object, digest)):
+            return True
+        if fault is not None:
+            raise fault
+        return False
 
     async def drop(self, digest: Digest) -> None:
         """A picture is refused, here or on another node: forget where it was, and our copy of it."""

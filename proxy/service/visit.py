@@ -11,7 +11,7 @@ from proxy.core.model import OWN
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from proxy.core.model import Client, Format
+    from proxy.core.model import Client, Format, Record
     from proxy.ports import Body, Growing
     from proxy.service.address import Address
 
@@ -74,6 +74,9 @@ class Delivery:
         permanent_url: Where the object is for ever, when that is known and not with us.
         name: A name for people who save the image.
         growing: The body, where it is still on its way.
+        lasting: Whether the client may keep it for ever; else it may turn out to be another picture.
+        settled: Whether later requests by the same link are answered alike; else the link is still to be tried.
+        record: By what it was found, if there is a record.
     """
 
     key: str
@@ -85,6 +88,9 @@ class Delivery:
     object_name: str | None = None
     permanent_url: str | None = None
     growing: Growing | None = None
+    lasting: bool = True
+    settled: bool = True
+    record: Record | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,10 +108,15 @@ class Referral:
     etag: str
     object_name: str
     permanent_url: str | None
+    lasting: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Elsewhere:
-    """Another worker fetches the image, or did so a moment ago: who wants it asks there, by the worker's name."""
+    """
+    Another worker fetches the image, or did so a moment ago: who wants it asks there, by the worker's name. `claim` is
+    the name of what it holds.
+    """
 
     holder: str
+    claim: str

@@ -37,11 +37,12 @@ from proxy.core.stored import (
     object_names,
     object_path,
     read_record,
+    read_refusal_keys,
     read_refusal_path,
     record_path,
     refusal_path,
 )
-from proxy.storage import disk, files
+from proxy.storage import disk, files, marks
 from proxy.storage.cached import CachedFiles
 from proxy.storage.commit import Commits
 from proxy.storage.disk import LocalBody, LocalDraft
@@ -50,7 +51,7 @@ from proxy.storage.shelf import SMALL_BYTES_MAX, Held, Shelf
 from proxy.storage.threads import TIMEOUT_S, Threads
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
     from datetime import datetime
     from pathlib import Path
 
@@ -198,7 +199,11 @@ class LocalStore:
             await copy.aclose()
 
     async def put_record(self, record: Record) -> None:
-        await self.run(self._commit_record, record)
+        await self.restate(record)
+
+    async def restate(self, record: Record, replaces: Digest | None = None) -> Record:
+        await self.run(self._commit_record, record, replaces)
+        return record
 
     async def delete(self, key: Key) -> None:
         await self.run(self._delete, self.root / record_path(key))
@@ -206,12 +211,28 @@ class LocalStore:
     async def bury(self, tombstone: Tombstone) -> None:
         await self.run(self._publish, record_path(tombstone.key), encode_tombstone(tombstone))
 
-    async def refuse(self, digest: Digest, removed_at: datetime) -> None:
-        await self.run(self._publish, refusal_path(digest), encode_refusal(digest, removed_at))
+    async def refuse(self, digest: Digest, removed_at: datetime, keys: Collection[Key] = ()) -> None:
+        await self.run(self._publish, refusal_path(digest), encode_refusal(digest, removed_at, keys))
         await self.forget(digest)
 
     async def refused(self) -> set[Digest]:
         return {digest async for path, _ in self.walk(REFUSED) if (digest := read_refusal_path(path)) is not None}
+
+    async def find_block(self, digest: Digest) -> Collection[Key] | None:
+        return await self.run(self._find_block, self.root / refusal_path(digest))
+
+    async def unblock(self, digest: Digest) -> None:
+        await self.run(self._unblock, self.root / refusal_path(digest))
+
+    async def find_tombstone(self, key: Key) -> Tombstone | None:
+        found = await self.run(self._read_place, self.root / record_path(key))
+        return found if isinstance(found, Tombstone) else None
+
+    async def delete_tombstone(self, tombstone: Tombstone) -> None:
+        await self.run(self._delete_if, tombstone.key, lambda found: found == tombstone)
+
+    async def has_object(self, digest: Digest) -> bool:
+        return await self.run(self._has_object, [self.root / object_path(name) for name in object_names(digest)])
 
     async def forget(self, digest: Digest) -> None:
         await self.forget_at([object_path(name) for name in object_names(digest)])
@@ -326,6 +347,37 @@ class LocalStore:
                 files.make_folder(folder)
         self._device = self.root.stat().st_dev
 
+    def _find_block(self, path: Path) -> frozenset[Key] | None:
+        try:
+            return read_refusal_keys(path.read_bytes())
+        except FileNotFoundError:
+            self._insist_on_root()
+            return None
+
+    def _unblock(self, path: Path) -> None:
+        try:
+            path.unlink()
+        except FileNotFoundError:
+            self._insist_on_root()
+            return
+        files.sync_folder(path.parent)
+
+    def _read_place(self, path: Path) -> Record | Tombstone | None:
+        found = marks.read_place(path)
+        if found is None:
+            self._insist_on_root()
+        return found
+
+    def _delete_if(self, key: Key, wanted: Callable[[Record | Tombstone], bool]) -> None:
+        if not marks.delete_if(self.root / record_path(key), self._partial(), wanted):
+            self._insist_on_root()
+
+    def _has_object(self, paths: Sequence[Path]) -> bool:
+        found = any(path.exists() for path in paths)
+        if not found:
+            self._insist_on_root()
+        return found
+
     def _insist_on_root(self) -> None:
         if not os.path.isdir(f"{self._root}/{RECORDS}"):  # noqa: PTH112 - every miss comes by here
             raise StorageError("the folder of the store is gone")
@@ -417,12 +469,12 @@ class LocalStore:
         draft.sync()
         files.publish(draft.path, self.root / object_path(name))
 
-    def _commit_record(self, record: Record) -> None:
+    def _commit_record(self, record: Record, replaces: Digest | None) -> None:
         final = self.root / record_path(record.key)
-        self._insist_on_ours(final, record.digest)
+        self._insist_on_ours(final, record.digest, replaces)
         partial = self._partial()
         with files.durable_partial(partial, encode_record(record)):
-            self._publish_record(partial, final, record.digest)
+            self._publish_record(partial, final, record.digest, replaces)
 
     def _publish_record(self, partial: Path, final: Path, *replaceable: Digest | None) -> None:
         if not files.publish_new(partial, final):

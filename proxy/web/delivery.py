@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 REDIRECT_MAX_AGE_S: Final = 300
 """So long a change of configuration may take to reach everybody."""
 
+PROVISIONAL_MAX_AGE_S: Final = 60
+"""For what may turn out to be another picture: long enough to spare a page's second look, short enough to be mended."""
+
 UNSENT_BYTES_MAX: Final = 131_072
 """In the kernel, per connection, beyond what is on its way: enough to keep a line busy between two pieces."""
 UNSENT_BYTES_FAST: Final = 1_048_576
@@ -74,9 +77,11 @@ def refer(ask: Ask, to: Referral) -> Answer:
     """
     if etag_matches(ask.field("If-None-Match") or "", to.etag):
         ask.notes.outcome = Outcome.HIT.value
-        return Answer(304, {**_fixed_headers(ask), "ETag": to.etag, "Cache-Status": cache_status("hit")})
+        return Answer(
+            304, {**_fixed_headers(ask, lasting=to.lasting), "ETag": to.etag, "Cache-Status": cache_status("hit")}
+        )
     ask.notes.outcome = "redirect"
-    max_age_s = min(to.address.max_age_s, _permitted_s(ask))
+    max_age_s = min(to.address.max_age_s, _permitted_s(ask, lasting=to.lasting))
     headers = {
         "Location": to.address.url,
         "Cache-Control": f"{'private' if to.address.private else 'public'}, max-age={max_age_s}",
@@ -133,20 +138,20 @@ async def _respond(ask: Ask, delivery: Delivery) -> Answer:
     return Answer(status, headers, Part(body, start, end, first, delivery.growing))
 
 
-def _permitted_s(ask: Ask) -> int:
+def _permitted_s(ask: Ask, *, lasting: bool) -> int:
     """Return for how many seconds caches may show the answer: until our signature ends, where one was needed."""
-    end = ask.notes.permitted_until
-    return YEAR_S if end is None else max(0, int(end - ask.site.clock().timestamp()))
+    end, longest = ask.notes.permitted_until, YEAR_S if lasting else PROVISIONAL_MAX_AGE_S
+    return longest if end is None else min(longest, max(0, int(end - ask.site.clock().timestamp())))
 
 
-def _fixed_headers(ask: Ask) -> dict[str, str]:
-    seconds = _permitted_s(ask)
+def _fixed_headers(ask: Ask, *, lasting: bool) -> dict[str, str]:
+    seconds = _permitted_s(ask, lasting=lasting)
     return FIXED_HEADERS if seconds >= YEAR_S else {**FIXED_HEADERS, "Cache-Control": f"public, max-age={seconds}"}
 
 
 def _headers(ask: Ask, delivery: Delivery) -> dict[str, str]:
     headers = {
-        **_fixed_headers(ask),
+        **_fixed_headers(ask, lasting=delivery.lasting),
         "ETag": delivery.etag,
         "Cache-Status": CACHE_STATUS[delivery.outcome],
         "Content-Disposition": f'inline; filename="{delivery.name}"',
@@ -160,7 +165,7 @@ def _prepare(ask: Ask, delivery: Delivery, headers: Mapping[str, str]) -> None:
     """Spare later requests for the same target the way here, where all that they need is at hand."""
     body, site = delivery.body, ask.site
     # No await between the question whether it stands and the table, which is told of every change from then on.
-    if body.at_hand is None or body.size is None or not site.keeper.is_current(delivery):
+    if body.at_hand is None or body.size is None or not (delivery.settled and site.keeper.is_current(delivery)):
         return
     answer = Prepared(
         route=ask.route,
@@ -172,6 +177,7 @@ def _prepare(ask: Ask, delivery: Delivery, headers: Mapping[str, str]) -> None:
         at_hand=body.at_hand,
         look_again_at=site.timer() + LOOK_AGAIN_S,
         until=ask.notes.permitted_until,
+        max_age_s=YEAR_S if delivery.lasting else PROVISIONAL_MAX_AGE_S,
     )
     site.prepared.prepare(ask.target.encode("utf-8", "surrogateescape"), answer)
 

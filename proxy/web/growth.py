@@ -21,6 +21,7 @@ import msgspec
 from proxy.core import errors
 from proxy.core.errors import Busy, ImgkeepError, OriginError, StorageError
 from proxy.core.model import Format
+from proxy.core.stored import read_doubts, write_doubts
 from proxy.service.fill import Head
 from proxy.service.mirror import Feed, FillFailure
 from proxy.web.exchange import PIECE_BYTES
@@ -35,7 +36,7 @@ _STEP: Final = struct.Struct(">QI")
 
 
 class Begun(msgspec.Struct, tag=True):
-    """What is fetched. `head` is a `Head`, its format by name; without a `path` all bytes come with the steps."""
+    """What is fetched. `head` is a `Head`, by names; without a `path` all bytes come with the steps."""
 
     head: dict[str, Any]
     path: bytes | None
@@ -54,7 +55,7 @@ async def tell_fill(fill: Fill, head: Head) -> Telling:
     """Return what a worker that follows is told of a fill; small ones are not worth a file."""
     small = head.size is not None and head.size <= PIECE_BYTES
     trace = None if small else await fill.lay_open()
-    told = {**asdict(head), "format": head.format.name}
+    told = {**asdict(head), "format": head.format.name, "doubts": write_doubts(head.doubts)}
     path = None if trace is None else os.fsencode(trace.path)
     return Telling(_encode(Begun(told, path)), _send_along(fill) if trace is None else trace.steps, fill)
 
@@ -77,7 +78,8 @@ async def read_feed(stream: aiohttp.StreamReader) -> Feed | FillFailure:
     message = msgspec.msgpack.decode(await _read(stream, size), type=Begun | Failed)
     if isinstance(message, Failed):
         return FillFailure(message.link, _make_error(message))
-    head = Head(**{**message.head, "format": Format[message.head["format"]]})
+    told = {"format": Format[message.head["format"]], "doubts": read_doubts(message.head["doubts"])}
+    head = Head(**{**message.head, **told})
     path = None if message.path is None else Path(os.fsdecode(message.path))
     return Feed(head, path, _read_steps(stream))
 

@@ -1,12 +1,13 @@
-"""`/api/images`: looking through what is kept, and removing it."""
+"""`/api/images`: looking through what is kept, removing it, undoing that, and fetching it again."""
 
 from __future__ import annotations
 
 import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from datetime import UTC, datetime
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
+import msgspec
 from aiohttp import web
 
 from proxy.core.errors import InvalidRequest
@@ -15,8 +16,17 @@ from proxy.core.source import read_source
 from proxy.web.api import answer, enter, facts_of, read_query
 from proxy.web.site import NOTES
 
+if TYPE_CHECKING:
+    from proxy.service.refetch import Refetched
+    from proxy.service.removal import Restored
+
 LIMIT_DEFAULT: Final = 100
 LIMIT_MAX: Final = 1000
+
+FORMS: Final = frozenset({"application/x-www-form-urlencoded", "multipart/form-data", "text/plain"})
+"""What a page can send to other sites without asking them (WHATWG Fetch, "CORS-safelisted request-header")."""
+
+_FORCE: Final = "force=true sees to it that none ever is"
 
 _HASH: Final = re.compile(r"[0-9a-f]{64}")
 _CURSOR: Final = re.compile(r"([0-9]{1,12})-([0-9a-f]{64})")
@@ -46,8 +56,7 @@ async def list_images(request: web.Request) -> web.Response:
 async def show_image(request: web.Request) -> web.Response:
     """Return what is known of an image."""
     site = enter(request)
-    key = Key(_read_hash("the key", request.match_info["key"]))
-    request[NOTES].key = key
+    key = _read_key(request)
     record = await site.keeper.find(key)
     if record is None:
         raise web.HTTPNotFound(text="no image is kept under this key")
@@ -57,27 +66,145 @@ async def show_image(request: web.Request) -> web.Response:
 async def remove_image(request: web.Request) -> web.Response:
     """Remove an image by its key."""
     site = enter(request)
-    key = Key(_read_hash("the key", request.match_info["key"]))
-    request[NOTES].key = key
-    if not await site.remover.remove_key(key):
-        raise web.HTTPNotFound(text="no image is kept under this key")
+    key = _read_key(request)
+    force = _read_force(read_query(request, {"force"}))
+    if not await site.remover.remove_key(key, force=force):
+        raise web.HTTPNotFound(text=f"no image is stored under this key; {_FORCE}")
     return answer({"success": True, "key": key})
 
 
 async def remove_images(request: web.Request) -> web.Response:
-    """Remove the image that a link names, or that a digest does; what is not kept yet, will never be."""
+    """Remove the image that a link names, or that a digest does."""
     site = enter(request)
-    query = read_query(request, {"src", "digest"})
-    if len(query) != 1:
+    query = read_query(request, {"src", "digest", "force"})
+    force = _read_force(query)
+    if ("src" in query) == ("digest" in query):
         raise InvalidRequest("needs src or digest, and not both")
     if "digest" in query:
         digest = Digest(_read_hash("digest", query["digest"]))
-        await site.remover.remove_digest(digest)
+        if not await site.remover.remove_digest(digest, force=force):
+            raise web.HTTPNotFound(text=f"these bytes are not stored; {_FORCE}")
         return answer({"success": True, "digest": digest})
-    info = site.keeper.identify(read_source(query["src"]))
-    request[NOTES].key = info.key
-    await site.remover.remove_source(info)
-    return answer({"success": True, "key": info.key})
+    source = read_source(query["src"])
+    key = request[NOTES].key = site.keeper.identify(source).key
+    if not await site.remover.remove_source(source, force=force):
+        raise web.HTTPNotFound(text=f"no image is stored for this link; {_FORCE}")
+    return answer({"success": True, "key": key})
+
+
+class Restore(msgspec.Struct, forbid_unknown_fields=True):
+    """The JSON body of `POST /api/restore`: one of the two."""
+
+    url: str | None = None
+    digest: str | None = None
+
+
+class RefetchBy(msgspec.Struct, forbid_unknown_fields=True):
+    """The JSON body of `POST /api/images/<key>/refetch`: the link to fetch by, where it is known."""
+
+    url: str | None = None
+
+
+class Refetch(msgspec.Struct, forbid_unknown_fields=True):
+    """The JSON body of `POST /api/refetch`."""
+
+    url: str
+
+
+async def restore_image(request: web.Request) -> web.Response:
+    """Undo the removal of an image by its key."""
+    site = enter(request)
+    key = _read_key(request)
+    if _has_body(request):
+        raise InvalidRequest("takes no body")
+    restored = await site.remover.restore_key(key)
+    if restored is None:
+        raise web.HTTPNotFound(text="nothing is removed under this key")
+    return answer({"success": True, "key": key, **_tell_restored(restored)})
+
+
+async def restore(request: web.Request) -> web.Response:
+    """Undo the removal of an image by its link, or by its digest."""
+    site = enter(request)
+    body = await site.bodies.read_json(request, Restore)
+    if body.digest is not None and body.url is None:
+        restored = await site.remover.restore_digest(Digest(_read_hash("digest", body.digest)))
+        if restored is None:
+            raise web.HTTPNotFound(text="this digest is not blocked")
+        return answer({"success": True, **_tell_restored(restored)})
+    if body.url is None or body.digest is not None:
+        raise InvalidRequest("the body needs url or digest, and not both")
+    source = read_source(body.url)
+    key = request[NOTES].key = site.keeper.identify(source).key
+    restored = await site.remover.restore_source(source)
+    if restored is None:
+        raise web.HTTPNotFound(text="nothing is removed under this link")
+    return answer({"success": True, "key": key, **_tell_restored(restored)})
+
+
+async def refetch_image(request: web.Request) -> web.Response:
+    """Fetch an image again, by its key and maybe a link."""
+    site = enter(request)
+    key = _read_key(request)
+    url = (await site.bodies.read_json(request, RefetchBy)).url if _has_body(request) else None
+    refetched = await site.refetcher.refetch(key, None if url is None else read_source(url))
+    return _tell_refetched(request, refetched)
+
+
+async def refetch(request: web.Request) -> web.Response:
+    """Fetch an image again, by its link."""
+    site = enter(request)
+    body = await site.bodies.read_json(request, Refetch)
+    source = read_source(body.url)
+    request[NOTES].key = site.keeper.identify(source).key
+    return _tell_refetched(request, await site.refetcher.refetch_source(source))
+
+
+def _tell_refetched(request: web.Request, refetched: Refetched | None) -> web.Response:
+    if refetched is None:
+        raise web.HTTPNotFound(text="no image is stored under this key")
+    request[NOTES].outcome = "stored" if refetched.replaced else "hit"
+    return answer({"success": True, **facts_of(request, refetched.record), "replaced": refetched.replaced})
+
+
+def _tell_restored(restored: Restored) -> dict[str, object]:
+    meaning = (
+        "the bytes are still stored, and shown again"
+        if restored.stored
+        else "the image can be stored again; its bytes were deleted, so it has to be fetched or uploaded"
+    )
+    return {
+        "restored": True,
+        "digest": restored.digest,
+        "keys": restored.keys,
+        "stored": restored.stored,
+        "detail": meaning,
+    }
+
+
+def _has_body(request: web.Request) -> bool:
+    """
+    Tell whether a body is sent along.
+
+    Raises:
+        HTTPUnsupportedMediaType: A page of another site may have sent the request, as a form, empty or not.
+    """
+    if "Content-Type" in request.headers and request.content_type in FORMS:
+        raise web.HTTPUnsupportedMediaType(text="the body has to be JSON, or left out")
+    return request.body_exists
+
+
+def _read_key(request: web.Request) -> Key:
+    key = Key(_read_hash("the key", request.match_info["key"]))
+    request[NOTES].key = key
+    return key
+
+
+def _read_force(query: dict[str, str]) -> bool:
+    text = query.get("force", "false")
+    if text not in {"true", "false"}:
+        raise InvalidRequest("force has to be true or false")
+    return text == "true"
 
 
 def _read_hash(name: str, text: str) -> str:

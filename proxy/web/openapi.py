@@ -15,7 +15,7 @@ import msgspec
 from aiohttp import web
 
 from proxy import __version__
-from proxy.core.model import Format
+from proxy.core.model import Doubt, Format, Standing
 from proxy.service.jobs import ITEMS_MAX
 from proxy.web.images_api import LIMIT_DEFAULT, LIMIT_MAX
 from proxy.web.login import COOKIE
@@ -68,6 +68,20 @@ _IMAGE: Final[dict[str, Any]] = {
     "width": {"type": ["integer", "null"]},
     "height": {"type": ["integer", "null"]},
     "stored_at": _TIME,
+    "standing": {
+        "type": "string",
+        "enum": [standing.value for standing in Standing],
+        "description": "What the image is worth to links other than the one that brought it.",
+    },
+    "doubts": {
+        "type": "array",
+        "items": {"type": "string", "enum": [doubt.value for doubt in Doubt]},
+        "description": "Why it may not stand for every link of its key.",
+    },
+    "suspect": {
+        "type": "boolean",
+        "description": "Whether its host gave the same bytes under many names lately, as it does with a placeholder.",
+    },
     "source": _object(
         {
             "host": {"type": ["string", "null"]},
@@ -114,6 +128,28 @@ SCHEMAS: Final[dict[str, Any]] = {
         optional=("key", "created", "image", "error"),
     ),
     "JobWithResults": _object({**_SUCCESS, **_JOB, "results": {"type": "array", "items": _ref("Result")}}),
+    "RefetchedImage": _object(
+        {
+            **_SUCCESS,
+            **_IMAGE,
+            "replaced": {
+                "type": "boolean",
+                "description": "Whether the bytes are other than before; else they were confirmed.",
+            },
+        }
+    ),
+    "Restored": _object(
+        {
+            **_SUCCESS,
+            "restored": {"const": True},
+            "key": _KEY,
+            "digest": {**_maybe(_KEY), "description": "What is blocked no longer."},
+            "keys": {"type": "array", "items": _KEY, "description": "Keys whose tombstones were deleted."},
+            "stored": {"type": "boolean", "description": "Whether the bytes are still stored; a removal deletes them."},
+            "detail": {"type": "string", "description": "What that means, for people."},
+        },
+        optional=("key",),
+    ),
     "Removed": _object({**_SUCCESS, "key": _KEY, "digest": _KEY}, optional=("key", "digest")),
     "RewrittenDocument": _object(
         {
@@ -207,6 +243,17 @@ _JOB_IN_PATH: Final = {"name": "id", **_IN_PATH, "schema": _JOB["id"]}
 _WHICH: Final = "`temporary` (links that die; the default), `all`, or host globs as in `sources.allow`."
 _PAGE_URL: Final = "The page's own URL, for relative links."
 _SAVE: Final = "Whether a job saves the images at once."
+_FORCE: Final = _query(
+    "force", "Also what is not stored, so that it never is.", {"type": "string", "enum": ["true", "false"]}
+)
+_REFETCH: Final = (
+    "The stored image is replaced only if the new one is whole and differs; no failure changes it, and its bytes stay "
+    "under their permanent URL."
+)
+_RESTORE: Final = (
+    "The digest is blocked no longer, and neither are the keys that were removed with it. The bytes were deleted: the "
+    "image has to be fetched or uploaded again. What is not removed is 404."
+)
 _EXAMPLE: Final = "https://example.com/picture.png?signature=abc"
 
 PATHS: Final[dict[str, Any]] = {
@@ -409,11 +456,13 @@ PATHS: Final[dict[str, Any]] = {
         ),
         "delete": _api(
             "Remove an image by its link or its bytes",
-            {"200": _json("Removed", "It is removed, for good; what was not kept, never will be.")},
-            description="One of the two parameters. A removed picture is refused under every link, and as an upload.",
+            {"200": _json("Removed", "It is removed, for good.")},
+            description="`src` or `digest`. A removed picture is refused under every link, and as an upload. What is "
+            "not stored is 404, and nothing is done.",
             parameters=[
                 _query("src", "The link, percent-encoded.", {"type": "string"}),
                 _query("digest", "SHA-256 of the bytes.", _KEY),
+                _FORCE,
             ],
         ),
     },
@@ -426,8 +475,69 @@ PATHS: Final[dict[str, Any]] = {
         "delete": _api(
             "Remove an image",
             {"200": _json("Removed", "The picture is removed, for good.")},
-            parameters=_KEY_IN_PATH,
+            parameters=[*_KEY_IN_PATH, _FORCE],
         ),
+    },
+    "/api/images/{key}/refetch": {
+        "post": _api(
+            "Fetch a stored image again",
+            {"200": _json("RefetchedImage", "The image as it stands now.")},
+            description=f"{_REFETCH} Without a link the identity of the image is tried as one, which works for links "
+            "that nobody signed.",
+            parameters=_KEY_IN_PATH,
+            requestBody={
+                **_body(
+                    {
+                        **_object(
+                            {
+                                "url": {
+                                    "type": ["string", "null"],
+                                    "description": "The link to fetch by. It has to have this key.",
+                                }
+                            },
+                            optional=("url",),
+                        ),
+                        "additionalProperties": False,
+                    },
+                    {"url": _EXAMPLE},
+                ),
+                "required": False,
+            },
+        )
+    },
+    "/api/images/{key}/restore": {
+        "post": _api(
+            "Undo the removal of an image",
+            {"200": _json("Restored", "The removal is undone.")},
+            description=_RESTORE,
+            parameters=_KEY_IN_PATH,
+        )
+    },
+    "/api/refetch": {
+        "post": _api(
+            "Fetch the stored image of a link again, by this link",
+            {"200": _json("RefetchedImage", "The image as it stands now.")},
+            description=_REFETCH,
+            requestBody=_body(
+                {**_object({"url": {"type": "string"}}), "additionalProperties": False}, {"url": _EXAMPLE}
+            ),
+        )
+    },
+    "/api/restore": {
+        "post": _api(
+            "Undo the removal of an image by its link or its digest",
+            {"200": _json("Restored", "The removal is undone.")},
+            description=_RESTORE,
+            requestBody=_body(
+                {
+                    "oneOf": [
+                        {**_object({"url": {"type": "string"}}), "additionalProperties": False},
+                        {**_object({"digest": _KEY}), "additionalProperties": False},
+                    ]
+                },
+                {"url": _EXAMPLE},
+            ),
+        )
     },
     "/login": {
         "get": _operation(

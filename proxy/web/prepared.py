@@ -54,6 +54,7 @@ class Prepared:
         media_type: The one that a 304 goes without, encoded.
         look_again_at: When it is decided anew, by the timer.
         until: When the permission to see it ends, in epoch seconds; `None`: never.
+        max_age_s: For how long a client may keep it; a year is for ever.
     """
 
     route: str
@@ -65,6 +66,7 @@ class Prepared:
     at_hand: AtHand
     look_again_at: float
     until: int | None
+    max_age_s: int = YEAR_S
 
 
 class PreparedAnswers:
@@ -133,7 +135,7 @@ class PreparedAnswers:
         `None`: nothing was written, and the long way has to be taken.
         """
         whole = answer.at_hand.whole()
-        caching = self._forever if answer.until is None else self._caching_until(answer.until)
+        caching = self._forever if answer.until is None and answer.max_age_s == YEAR_S else self._caching_for(answer)
         if whole is None or caching is None:
             return None
         if now >= self._dated_until:
@@ -171,8 +173,10 @@ class PreparedAnswers:
         transport.writelines((opening, memoryview(whole)[span.start : span.end]))
         return 206, size
 
-    def _caching_until(self, until: int) -> bytes | None:
-        seconds = int(until - self._clock().timestamp())
+    def _caching_for(self, answer: Prepared) -> bytes | None:
+        seconds = answer.max_age_s
+        if answer.until is not None:
+            seconds = min(seconds, int(answer.until - self._clock().timestamp()))
         if seconds >= YEAR_S:
             return self._forever
         return b"Cache-Control: public, max-age=%d\r\n" % seconds if seconds > 0 else None

@@ -60,6 +60,7 @@ class Notice(msgspec.Struct):
     refused: list[str] = []
     changed: list[str] = []
     copies: dict[str, int] = {}
+    restored: list[str] = []
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,18 +96,18 @@ class Siblings:
         return self._folder / f"{name}.sock"
 
     @asynccontextmanager
-    async def follow(self, holder: str, key: Key) -> AsyncGenerator[Feed | FillFailure | None]:
+    async def follow(self, holder: str, name: str) -> AsyncGenerator[Feed | FillFailure | None]:
         """
-        Follow the fill of a key in another worker; `None`: there is none to follow, or not any more.
+        Follow a fill in another worker, by the name of its claim; `None`: there is none to follow, or not any more.
 
         Raises:
             Busy: It cannot be asked.
             StorageError: It fails as nobody foresaw.
         """
         try:
-            answer = await self.ask(holder, "GET", f"/fills/{key}")
+            answer = await self.ask(holder, "GET", f"/fills/{name}")
         except (aiohttp.ClientError, OSError):
-            await self._see_freed(holder, key)
+            await self._see_freed(holder, name)
             yield None
             return
         try:
@@ -118,7 +119,7 @@ class Siblings:
             try:
                 feed = await read_feed(answer.content)
             except OriginError:  # it died before it could tell
-                await self._see_freed(holder, key)
+                await self._see_freed(holder, name)
                 feed = None
             yield feed
         finally:
@@ -137,8 +138,9 @@ class Siblings:
         refused: Collection[Digest] = (),
         changed: Collection[Key] = (),
         copies: Mapping[str, int] = MappingProxyType({}),
+        restored: Collection[Digest] = (),
     ) -> None:
-        body = msgspec.msgpack.encode(Notice(list(refused), list(changed), dict(copies)))
+        body = msgspec.msgpack.encode(Notice(list(refused), list(changed), dict(copies), list(restored)))
 
         async def tell(name: str) -> None:
             try:

@@ -38,13 +38,14 @@ if TYPE_CHECKING:
 NOTICE_BYTES_MAX: Final = 16_777_216
 """Some hundred thousand copies that were used in a second."""
 
-_KEY: Final = "/fills/{key:[0-9a-f]{64}}"
+_FILL: Final = r"/fills/{name:(?:try\.)?[0-9a-f]{64}}"
+"""A fill has the name of its claim (`service/keep.py`)."""
 
 
 def side_door(
     site: Site,
     place: Place,
-    learn: Callable[[Collection[Digest], Collection[Key], Mapping[str, int]], Awaitable[None]],
+    learn: Callable[[Collection[Digest], Collection[Key], Mapping[str, int], Collection[Digest]], Awaitable[None]],
     add_api: Callable[[web.UrlDispatcher], None],
 ) -> web.Application:
     """Make the application for the siblings of a worker. `learn` is told what they tell."""
@@ -55,7 +56,7 @@ def side_door(
     add_api(app.router)
 
     async def follow(request: web.Request) -> web.StreamResponse:
-        joined = await site.keeper.join(Key(request.match_info["key"]))
+        joined = await site.keeper.join(request.match_info["name"])
         if joined is None:
             return web.Response(status=204)
         if isinstance(joined, FillFailure):
@@ -64,7 +65,7 @@ def side_door(
         return await send_part(request, Answer(200, {}), Part(telling, 0, None, telling.message))
 
     async def wait(request: web.Request) -> web.Response:
-        await site.keeper.landed(Key(request.match_info["key"]))
+        await site.keeper.landed(Key(request.match_info["name"]))
         return web.Response(status=204)
 
     async def notices(request: web.Request) -> web.Response:
@@ -73,14 +74,14 @@ def side_door(
         except msgspec.DecodeError:
             raise InvalidRequest("the notice is not understood") from None
         refused, changed = map(Digest, notice.refused), map(Key, notice.changed)
-        await learn([*refused], [*changed], notice.copies)
+        await learn([*refused], [*changed], notice.copies, [*map(Digest, notice.restored)])
         return web.Response(status=204)
 
     async def metrics(_request: web.Request) -> web.Response:
         return web.Response(body=site.meter.tell(place.name))
 
-    app.router.add_get(_KEY, follow, allow_head=False)
-    app.router.add_get(f"{_KEY}/end", wait, allow_head=False)
+    app.router.add_get(_FILL, follow, allow_head=False)
+    app.router.add_get(f"{_FILL}/end", wait, allow_head=False)
     app.router.add_post("/notices", notices)
     app.router.add_get("/metrics", metrics, allow_head=False)
     app.on_response_prepare.append(_tell_outcome)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from proxy.service.jobs import JobRunner
     from proxy.service.keep import Keeper
     from proxy.service.misses import Misses
+    from proxy.service.refetch import Refetcher
     from proxy.service.removal import Remover
     from proxy.service.rewrite import Linking, RewriteDesk
     from proxy.service.save import Saver
@@ -52,6 +53,7 @@ class Site:
     inspector: Inspector
     saver: Saver
     remover: Remover
+    refetcher: Refetcher
     jobs: JobRunner
     ledger: Ledger
     bodies: Bodies

@@ -411,7 +411,7 @@ async def test_a_start_on_many_rows_scans_none_of_them(connect: Connect, tmp_pat
         connection.exec_driver_sql(
             "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 100000) "
             "INSERT INTO images SELECT printf('%064x', i), 'https://a.example/' || i, 'a.example', printf('%064x', i), "
-            "'png', 100, 1, 1, '\"e\"', i, NULL, 0, NULL, 1, NULL, NULL FROM n"
+            "'png', 100, 1, 1, '\"e\"', i, NULL, 0, NULL, 1, NULL, NULL, NULL, NULL FROM n"
         )
         connection.exec_driver_sql("ANALYZE")
     engine.dispose()

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import sys
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from proxy.core.identity import identify
 from proxy.core.policy import judge
 from proxy.core.source import read_source
 from proxy.storage.local import LocalStore
+from proxy.works import REAL
 from tests.program import ROOT, environment, run
 from tests.storage.stores import record_of
 from tests.storage.test_contract import keep
@@ -68,12 +70,16 @@ def command(
     return run_here
 
 
-async def stock(folder: Path, number: int) -> list[Record]:
-    """Keep so many images and leave the catalog to `reindex`."""
+async def stock(folder: Path, number: int, *, alike: bool = False) -> list[Record]:
+    """Keep so many images, or one under so many names, a moment ago, and leave the catalog to `reindex`."""
     store = LocalStore(folder)
     await store.open()
-    bodies = [str(index).encode() * 1000 for index in range(number)]
-    records = [await keep(store, body, record_of(body, name=str(index))) for index, body in enumerate(bodies)]
+    bodies = [str(0 if alike else index).encode() * 1000 for index in range(number)]
+    records = [record_of(body, name=str(index)) for index, body in enumerate(bodies)]
+    if alike:
+        records = [replace(record, stored_at=REAL.clock().replace(microsecond=0)) for record in records]
+    for body, record in zip(bodies, records, strict=True):
+        await keep(store, body, record)
     await store.aclose()
     return records
 
@@ -266,6 +272,13 @@ async def test_reindex_list_stats_and_verify_agree(folder: Path) -> None:
     assert stats["hosts"] == {"images.example": 5}
     assert re.search(r"^hosts +images\.example \(5\)$", plain[1], re.MULTILINE)
     assert checked[:2] == (0, "10 good, 0 damaged, 0 missing, 0 unreadable, 0 orphan\n")
+
+
+async def test_stats_lists_pictures_under_many_names_of_a_host(folder: Path) -> None:
+    await stock(folder, 12, alike=True)
+    assert (await run(folder, "reindex"))[0] == 0
+    stats = json.loads((await run(folder, "stats", "--json"))[1])
+    assert [(each["host"], each["identities"]) for each in stats["suspects"]] == [("images.example", 12)]
 
 
 async def test_maintenance_of_a_store_that_cannot_be_used_fails_and_forgets_nothing(folder: Path) -> None:

@@ -254,3 +254,12 @@ async def test_what_is_removed_from_the_command_line_stays_removed(folder: Path,
     async with serving(folder) as program:
         assert [(await program.img(url)).status for url in urls] == [410, 410, 410, 200]
         assert (await program.get(f"/images/{digest(0)}.png")).status == 410
+
+    status, out, err = await run(folder, "remove", urls[3], digest(9), "--force")
+    assert (status, out) == (0, "removed\nremoved\n"), err
+    assert "restored" in (await run(folder, "restore", urls[0], digest(1), keys[2]))[1]
+
+
+async def test_one_key_is_fetched_by_one_link(folder: Path) -> None:
+    status, _, err = await run(folder, "refetch", "0" * 64, "1" * 64, "--url", "https://a.example/")
+    assert (status, "--url" in err) == (2, True)

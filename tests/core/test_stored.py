@@ -14,6 +14,8 @@ from proxy.core.model import Digest, Format, Key, PixelSize, Record, Tombstone, 
 from proxy.core.source import SOURCE_CHARS_MAX, read_source
 from proxy.core.stored import (
     RECORD_BYTES_MAX,
+    REFUSAL_BYTES_MAX,
+    REFUSAL_KEYS_MAX,
     RecordTooNew,
     RecordUnreadable,
     decode_record,
@@ -24,6 +26,7 @@ from proxy.core.stored import (
     object_path,
     read_object_name,
     read_record,
+    read_refusal_keys,
     read_refusal_path,
     record_path,
     refusal_path,
@@ -219,6 +222,34 @@ def test_a_tombstone_is_written_and_read_in_the_place_of_a_record() -> None:
 def test_a_damaged_tombstone_is_damage(change: tuple[bytes, bytes]) -> None:
     with pytest.raises(RecordUnreadable):
         decode_record(TOMBSTONE.replace(*change))
+
+
+def test_a_tombstone_names_the_digest_that_went_with_it() -> None:
+    tombstone = Tombstone(KEY, RECORD.stored_at, DIGEST)
+    written = encode_tombstone(tombstone)
+    assert read_record(written, f"{KEY}.json") == tombstone
+    malformed = written.replace(DIGEST.encode(), b"../../records")
+    assert read_record(malformed, f"{KEY}.json") == Tombstone(KEY, RECORD.stored_at), "it stands all the same"
+
+
+def test_a_refusal_lists_the_keys_that_went_with_it() -> None:
+    other = Key("01" * 32)
+    written = encode_refusal(DIGEST, WHEN, [KEY, other])
+    assert json.loads(written)["keys"] == [other, KEY]
+    assert read_refusal_keys(written) == {KEY, other}
+    assert read_refusal_keys(encode_refusal(DIGEST, WHEN)) == frozenset()
+
+
+def test_a_refusal_lists_so_many_keys_at_most_and_can_be_read_again() -> None:
+    keys = [Key(f"{number:064x}") for number in range(REFUSAL_KEYS_MAX + 1)]
+    written = encode_refusal(DIGEST, WHEN, keys)
+    assert len(written) < REFUSAL_BYTES_MAX
+    assert len(read_refusal_keys(written)) == REFUSAL_KEYS_MAX
+
+
+@pytest.mark.parametrize("data", [b"", b"[]", b'{"keys": 1}', b'{"keys": ["../../a", ""]}', b'{"keys": null}'])
+def test_a_damaged_refusal_names_no_key(data: bytes) -> None:
+    assert read_refusal_keys(data) == frozenset()
 
 
 def test_a_refusal_tells_its_digest_by_its_name() -> None:

@@ -161,9 +161,9 @@ async def test_a_name_that_takes_too_long_is_a_timeout_and_stops_nobody_else(
     dials = Dials(origin)
     seams = Seams(resolver=lambda: Names({"slow.example.com": answer}, default=[PUBLIC]), open_socket=dials)
     imgkeep = await start(seams=seams, fetch={"allow_networks": [], "connect_timeout_s": 0.4})
-    asking = asyncio.create_task(look(imgkeep, "http://slow.example.com/a.png"))
+    asking = asyncio.create_task(look(imgkeep, "http://slow.example.com:8080/a.png"))
     await asked.wait()
-    assert (await look(imgkeep, "http://quick.example.com/a.png")).status == 200
+    assert (await look(imgkeep, "http://quick.example.com:8080/a.png")).status == 200
     seen = await asyncio.wait_for(asking, 1.4)
     assert (seen.status, seen.code) == (504, "origin_timeout")
     assert len(dials.made) == 1
@@ -190,14 +190,14 @@ async def test_a_name_that_moves_inside_is_refused_as_soon_as_it_is_looked_up_ag
     origin.gives("/2.png", picture(), headers={"Connection": "close"})
     # Over one connection, to the address that was judged.
     for path in ("/1.png", "/2.png"):
-        assert (await look(imgkeep, f"http://example.com{path}")).status == 200
+        assert (await look(imgkeep, f"http://example.com:8080{path}")).status == 200
     assert (names.asked, len(dials.made)) == (["example.com"], 1)
     # The cached answer runs out.
     session = imgkeep.client.app[SITE].keeper._to.origin._session  # type: ignore[attr-defined]
     session.connector.clear_dns_cache()
-    seen = await look(imgkeep, "http://example.com/3.png")
+    seen = await look(imgkeep, "http://example.com:8080/3.png")
     assert (seen.status, seen.code) == (403, "source_forbidden")
-    assert dials.made == [(PUBLIC, 80)]
+    assert dials.made == [(PUBLIC, 8080)]
 
 
 async def test_a_redirect_to_another_port_of_a_name_that_moved_inside_is_refused(
@@ -206,10 +206,10 @@ async def test_a_redirect_to_another_port_of_a_name_that_moved_inside_is_refused
     names = Names({"example.com": Rebinding()})
     dials = Dials(origin)
     imgkeep = await start(seams=Seams(resolver=lambda: names, open_socket=dials), fetch={"allow_networks": []})
-    origin.gives("/1.png", b"", status="302 Found", headers={"Location": "http://example.com:8080/2.png"})
-    seen = await look(imgkeep, "http://example.com/1.png")
+    origin.gives("/1.png", b"", status="302 Found", headers={"Location": "http://example.com:80/2.png"})
+    seen = await look(imgkeep, "http://example.com:8080/1.png")
     assert (seen.status, seen.code) == (403, "source_forbidden")
-    assert (dials.made, names.asked) == ([(PUBLIC, 80)], ["example.com"] * 2)
+    assert (dials.made, names.asked) == ([(PUBLIC, 8080)], ["example.com"] * 2)
 
 
 async def test_an_attempt_after_a_failure_is_judged_again(start: StartImgkeep, origin: FakeOrigin) -> None:
@@ -223,8 +223,8 @@ async def test_an_attempt_after_a_failure_is_judged_again(start: StartImgkeep, o
         exchange.reset()
 
     origin.on("/1.png", script)
-    seen = await look(imgkeep, "http://example.com/1.png")
-    assert (seen.status, seen.code, dials.made) == (403, "source_forbidden", [(PUBLIC, 80)])
+    seen = await look(imgkeep, "http://example.com:8080/1.png")
+    assert (seen.status, seen.code, dials.made) == (403, "source_forbidden", [(PUBLIC, 8080)])
 
 
 async def test_all_addresses_of_a_name_are_tried(start: StartImgkeep, origin: FakeOrigin) -> None:

@@ -159,18 +159,18 @@ async def test_a_host_that_hangs_fills_its_own_queue_and_no_other(start: StartIm
     origin.gives("/a.png", picture())
     seams = Seams(resolver=lambda: Names(default=[PUBLIC]), open_socket=Dials(origin))
     imgkeep = await start(seams=seams, fetch={"per_host_max": 1, "concurrent_max": 4, "allow_networks": []})
-    waiting = [asyncio.create_task(look(imgkeep, f"http://slow.example.com/{number}")) for number in range(5)]
+    waiting = [asyncio.create_task(look(imgkeep, f"http://slow.example.com:8080/{number}")) for number in range(5)]
     await until_counted(imgkeep, "imgkeep_fetches_waiting", 4)
     await until(lambda: len(origin.seen) == 1)
-    refused = await look(imgkeep, "http://slow.example.com/one-more")
+    refused = await look(imgkeep, "http://slow.example.com:8080/one-more")
     assert (refused.status, refused.code, refused.headers["Retry-After"]) == (503, "busy", "2")
-    assert (await look(imgkeep, "http://quick.example.com/a.png")).status == 200
+    assert (await look(imgkeep, "http://quick.example.com:8080/a.png")).status == 200
     go_on.set()
     assert {seen.status for seen in await asyncio.gather(*waiting)} == {200}
     assert await counted(imgkeep, "imgkeep_fetches_waiting") == 0
     # Being busy is not a failure of the link.
     origin.gives("/one-more", picture())
-    assert (await look(imgkeep, "http://slow.example.com/one-more")).status == 200
+    assert (await look(imgkeep, "http://slow.example.com:8080/one-more")).status == 200
 
 
 async def test_who_never_gets_a_place_is_told_that_we_are_busy_and_not_that_the_origin_is_slow(

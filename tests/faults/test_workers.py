@@ -11,7 +11,7 @@ import signal
 import sys
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import aiohttp
@@ -108,6 +108,42 @@ async def test_several_workers_are_one_server(tmp_path: Path, origin: FakeOrigin
             assert removal.status == 200
         assert {answer.status for answer in await crowd(program, links[0])} == {410}
         assert {(await program.get(name)).status for _ in range(10)} == {410}
+        assert [line for line in program.log if json.loads(line)["level"] not in {"info", "debug"}] == []
+
+
+async def call(program: Program, path: str, **body: str) -> tuple[int, dict[str, Any]]:
+    async with program.session.post(f"http://{program.address}{path}", json=body) as answer:
+        return answer.status, await answer.json()
+
+
+async def test_an_undo_and_a_refetch_reach_every_worker_and_cost_one_fetch(tmp_path: Path, origin: FakeOrigin) -> None:
+    old, new = picture(seed=1), picture(seed=2)
+    url = origin.gives("/a.png", old)
+    async with serving(tmp_path / "data", server__workers="3", TMPDIR=str(tmp_path)) as program:
+        assert {answer.body for answer in await crowd(program, url)} == {old}
+        async with program.session.delete(f"http://{program.address}/api/images?src={quote(url, safe='')}") as removal:
+            key = (await removal.json())["key"]
+        assert {answer.status for answer in await crowd(program, url)} == {410}
+        assert (await call(program, "/api/restore", url=url))[0] == 200
+        assert {(answer.status, answer.body) for answer in await crowd(program, url)} == {(200, old)}
+        assert origin.asked("/a.png") == 2
+
+        go = asyncio.Event()
+
+        async def slow(exchange: Exchange) -> None:
+            await go.wait()
+            await exchange.answer(new)
+
+        origin.on("/a.png", slow)
+        asking = [asyncio.create_task(call(program, f"/api/images/{key}/refetch", url=url)) for _ in range(ASKED)]
+        await until(lambda: origin.asked("/a.png") == 3)
+        assert {answer.body for answer in await crowd(program, url)} == {old}, "nobody waits, and nobody sees a part"
+        go.set()
+        told = [await each for each in asking]
+        assert {(status, facts["replaced"]) for status, facts in told} == {(200, True)}
+        answers = await crowd(program, url)
+        assert {(answer.body, answer.cache_status) for answer in answers} == {(new, "imgkeep; hit")}
+        assert origin.asked("/a.png") == 3
         assert [line for line in program.log if json.loads(line)["level"] not in {"info", "debug"}] == []
 
 

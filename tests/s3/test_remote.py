@@ -12,6 +12,8 @@ import aiohttp
 import pytest
 
 from proxy.storage.s3.store import PROBE_BYTES
+from proxy.web.site import SITE
+from tests.attacks.signed import BRIEF, FOREVER, PAST, PICTURE, UNCERTAIN, SignedOrigin, good, invented
 from tests.images import picture, picture_of
 from tests.program import until
 from tests.s3.conftest import HURRIED
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
     from aiohttp import ClientResponse
 
+    from proxy.service.keep import Keeper
     from tests.conftest import Imgkeep
     from tests.origins import FakeOrigin
     from tests.s3.conftest import Remote
@@ -37,6 +40,11 @@ PROBE_CUT_AT = len(PROBE_BYTES) // 2
 async def get(imgkeep: Imgkeep, url: str, **how: Any) -> tuple[ClientResponse, bytes]:
     response = await imgkeep.img(url, allow_redirects=False, **how)
     return response, await response.read()
+
+
+def keeper_of(imgkeep: Imgkeep) -> Keeper:
+    assert imgkeep.client.app is not None
+    return imgkeep.client.app[SITE].keeper
 
 
 async def readyz(imgkeep: Imgkeep) -> dict[str, Any]:
@@ -207,6 +215,33 @@ async def test_the_first_hit_is_streamed_and_the_next_is_redirected_to_the_publi
     assert response.status == 304
     response = await node.client.get(f"/images/{digest}.png", allow_redirects=False)
     assert (response.status, response.headers["Location"]) == (302, where)
+
+
+async def test_a_redirect_to_what_may_be_a_placeholder_is_forgotten_soon(remote: Remote, origin: FakeOrigin) -> None:
+    sources = {"providers": [UNCERTAIN]}
+    node = await remote.node(mode="redirect", delivery={"base_url": "https://img.example/"}, sources=sources)
+    signed = SignedOrigin(origin)
+    await get(node, signed.url(invented()))
+    response, _ = await get(node, signed.url(invented()))
+    assert (response.status, response.headers["Cache-Control"]) == (302, BRIEF)
+    response, _ = await get(node, signed.url(invented()), headers={"If-None-Match": "*"})
+    assert (response.status, response.headers["Cache-Control"]) == (304, BRIEF)
+
+
+async def test_nodes_learn_from_the_bucket_what_links_have_shown(remote: Remote, origin: FakeOrigin) -> None:
+    sources = {"providers": [UNCERTAIN]}
+    signed = SignedOrigin(origin)
+    first, second = [await remote.node(name, sources=sources) for name in ("a", "b")]
+    await get(first, signed.url(invented()))
+    assert (await get(second, signed.url(good())))[1] == PICTURE
+    await keeper_of(second).land()
+    assert (await get(first, signed.url(good())))[1] == PICTURE
+    await keeper_of(first).land()
+    assert (await get(second, signed.url(good(1))))[1] == PICTURE
+    await keeper_of(second).land()
+    third = await remote.node("c", sources=sources)
+    response, body = await get(third, signed.url(good(2, end=PAST)))
+    assert (body, response.headers["Cache-Control"]) == (PICTURE, FOREVER)
 
 
 async def test_links_into_the_public_bucket_are_not_rewritten(remote: Remote, origin: FakeOrigin) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from hashlib import sha256
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from proxy.app import Seams
 from tests.images import picture
@@ -76,7 +76,7 @@ async def test_nothing_is_removed_that_cannot_be_removed_for_good(remote: Remote
     assert (await get(node, url))[0].status == REMOVED[0]
 
 
-async def test_what_waits_for_the_bucket_is_not_carried_over_once_it_is_removed(
+async def test_what_waits_for_the_bucket_is_not_carried_over_once_its_key_is_removed(
     remote: Remote, origin: FakeOrigin
 ) -> None:
     one, other = await remote.node("a", store=HURRIED), await remote.node("b", store=HURRIED)
@@ -88,13 +88,43 @@ async def test_what_waits_for_the_bucket_is_not_carried_over_once_it_is_removed(
     await comes_true(lambda: _removes(other, url))
     await remote.gate.open()
     await healed(one)
-    assert await remote.stored("objects") == {}
     assert one.files("objects") == one.files("records") == []
     assert (await get(one, url))[0].status == REMOVED[0]
+    # The other node did not know the bytes, and removed none: their permanent URL was handed out.
+    assert await remote.stored("refused") == {}
+    assert list((await remote.stored("objects")).values()) == [picture()]
+    assert await (await one.client.get(f"/images/{NAME}")).read() == picture()
+    # So a stranger who has other bytes brought here under a removed key blocks them nowhere.
+    assert (await get(one, origin.gives("/again.png", picture())))[1] == picture()
+
+
+async def test_what_waits_for_the_bucket_is_not_carried_over_once_its_bytes_are_removed(
+    remote: Remote, origin: FakeOrigin
+) -> None:
+    hurried = Seams(sleep=lambda seconds: asyncio.sleep(seconds / 200))
+    one, other = await remote.node("a", store=HURRIED, seams=hurried), await remote.node("b", store=HURRIED)
+    url = origin.gives("/a.png", picture())
+    await remote.gate.hang(match=only("PUT", "/v1/objects/"))
+    told = await kept(one, url)
+    await comes_true(lambda: _removes_bytes(other, told["digest"]))
+    await remote.gate.open()
+    # It may be carried over before the node knows: then it is deleted as soon as the node learns of the removal.
+    await comes_true(lambda: refused(one, f"/images/{NAME}"))
+    await comes_true(lambda: _nothing_is_left(remote, one))
+    assert len(await remote.stored("refused")) == 1
+
+
+async def _removes_bytes(node: Imgkeep, digest: str) -> bool:
+    return await remove(node, digest=digest, force="true") == 200
+
+
+async def _nothing_is_left(remote: Remote, node: Imgkeep) -> bool:
+    there = [await remote.stored(kind) for kind in ("objects", "records")]
+    return there == [{}, {}] and node.files("objects") == node.files("records") == []
 
 
 async def _removes(node: Imgkeep, url: str) -> bool:
-    return await remove(node, src=url) == 200
+    return await remove(node, src=url, force="true") == 200
 
 
 async def test_a_removal_in_the_middle_is_finished_by_doing_it_again(remote: Remote, origin: FakeOrigin) -> None:
@@ -108,3 +138,156 @@ async def test_a_removal_in_the_middle_is_finished_by_doing_it_again(remote: Rem
     await healed(node)
     assert await remove(node, f"/{told['key']}") == 200
     assert await remote.stored("objects") == {}
+
+
+# --- undo
+
+
+async def restore(node: Imgkeep, **body: str) -> int:
+    response = await node.client.post("/api/restore", json=body)
+    return response.status
+
+
+@ALL
+async def test_what_one_node_restores_the_others_show_again(remote: Remote, origin: FakeOrigin) -> None:
+    hurried = Seams(sleep=lambda seconds: asyncio.sleep(seconds / 200))
+    one, other = await remote.node("a"), await remote.node("b", seams=hurried)
+    url = origin.gives("/a.png", picture())
+    told = await kept(one, url)
+    assert await remove(one, f"/{told['key']}") == 200
+    await comes_true(lambda: refused(other, f"/images/{NAME}"))
+    assert await restore(other, digest=told["digest"]) == 200
+    assert await remote.stored("refused") == {}
+    assert await remote.stored("records") == {}
+    assert await restore(one, digest=told["digest"]) == 200, "it did not know yet"
+    assert await restore(one, digest=told["digest"]) == 404
+    for node in (one, other):
+        response, body = await get(node, url)
+        assert (response.status, body) == (200, picture())
+    fresh = await remote.node("c")
+    assert (await get(fresh, url))[1] == picture()
+
+
+async def test_a_node_that_is_not_told_learns_of_an_undo_within_a_refresh(remote: Remote, origin: FakeOrigin) -> None:
+    hurried = Seams(sleep=lambda seconds: asyncio.sleep(seconds / 200))
+    one, other = await remote.node("a"), await remote.node("b", seams=hurried)
+    url = origin.gives("/a.png", picture())
+    told = await kept(one, url)
+    assert await remove(one, f"/{told['key']}") == 200
+    await comes_true(lambda: refused(other, f"/images/{NAME}"))
+    assert await restore(one, url=url) == 200
+    await comes_true(lambda: _shows_nothing(other))
+    assert (await get(other, url))[1] == picture()
+
+
+async def _shows_nothing(node: Imgkeep) -> bool:
+    return (await node.client.get(f"/images/{NAME}")).status == 404
+
+
+async def test_an_undo_in_the_middle_is_finished_by_doing_it_again(remote: Remote, origin: FakeOrigin) -> None:
+    node = await remote.node()
+    urls = [origin.gives(f"/{name}.png", picture()) for name in "ab"]
+    told = [await kept(node, url) for url in urls]
+    assert await remove(node, f"/{told[0]['key']}") == 200
+    for part in ("/v1/records/", "/v1/refused/"):
+        await remote.gate.answer(500, match=only("DELETE", part))
+        assert await restore(node, digest=told[0]["digest"]) == 503
+        assert len(await remote.stored("refused")) == 1, "the block goes last"
+        await remote.gate.open()
+        await healed(node)
+    assert await restore(node, digest=told[0]["digest"]) == 200
+    assert await remote.stored("refused") == await remote.stored("records") == {}
+    for url in urls:
+        assert (await get(node, url))[1] == picture()
+
+
+async def test_a_bucket_that_does_not_delete_is_not_believed(remote: Remote, origin: FakeOrigin) -> None:
+    node = await remote.node()
+    told = await kept(node, origin.gives("/a.png", picture()))
+    assert await remove(node, f"/{told['key']}") == 200
+    await remote.gate.answer(204, match=only("DELETE"))
+    assert await restore(node, digest=told["digest"]) == 503
+    await remote.gate.open()
+    await healed(node)
+    assert await restore(node, digest=told["digest"]) == 200
+
+
+async def test_nothing_is_restored_while_the_bucket_is_away(remote: Remote, origin: FakeOrigin) -> None:
+    node = await remote.node()
+    told = await kept(node, origin.gives("/a.png", picture()))
+    assert await remove(node, f"/{told['key']}") == 200
+    await remote.gate.refuse()
+    assert await restore(node, digest=told["digest"]) == 503
+    assert await refused(node, f"/images/{NAME}")
+
+
+# --- fetching again
+
+
+async def refetch(node: Imgkeep, key: str, url: str) -> tuple[int, dict[str, Any]]:
+    response = await node.client.post(f"/api/images/{key}/refetch", json={"url": url})
+    return response.status, await response.json()
+
+
+@ALL
+async def test_an_image_in_a_bucket_is_replaced_and_its_old_bytes_stay(remote: Remote, origin: FakeOrigin) -> None:
+    node, new = await remote.node(), picture(seed=1)
+    url = origin.gives("/a.png", picture())
+    told = await kept(node, url)
+    origin.gives("/a.png", new)
+    status, again = await refetch(node, told["key"], url)
+    assert (status, again["replaced"], again["storage"]) == (200, True, "s3")
+    assert (await get(node, url))[1] == new
+    assert set((await remote.stored("objects")).values()) == {picture(), new}
+    assert len(await remote.stored("records")) == 1
+    fresh = await remote.node("b")
+    assert (await get(fresh, url))[1] == new
+    for body in (picture(), new):
+        assert await (await fresh.client.get(f"/images/{sha256(body).hexdigest()}.png")).read() == body
+
+
+async def test_a_node_that_still_shows_the_old_image_learns_by_fetching_again(
+    remote: Remote, origin: FakeOrigin
+) -> None:
+    one, other = await remote.node("a"), await remote.node("b")
+    url = origin.gives("/a.png", picture())
+    told = await kept(one, url)
+    assert (await get(other, url))[1] == picture()
+    origin.gives("/a.png", picture(seed=1))
+    assert (await refetch(one, told["key"], url))[1]["replaced"] is True
+    assert (await refetch(other, told["key"], url))[1]["replaced"] is False
+    for node in (one, other):
+        assert (await get(node, url))[1] == picture(seed=1)
+
+
+async def test_what_cannot_be_put_replaces_nothing(remote: Remote, origin: FakeOrigin) -> None:
+    node = await remote.node()
+    url = origin.gives("/a.png", picture())
+    told = await kept(node, url)
+    origin.gives("/a.png", picture(seed=1))
+    for part in ("/v1/objects/", "/v1/records/"):
+        await remote.gate.answer(500, match=only("PUT", part))
+        assert (await refetch(node, told["key"], url))[0] == 503
+        assert (await get(node, url))[1] == picture()
+        assert node.files("records") == [], "a replacement does not wait in the fallback"
+        await remote.gate.open()
+        await healed(node)
+    await remote.gate.refuse()
+    assert (await refetch(node, told["key"], url))[0] == 503
+    assert (await get(node, url))[1] == picture()
+
+
+async def test_what_waits_for_the_bucket_is_not_replaced_and_not_lost(remote: Remote, origin: FakeOrigin) -> None:
+    node = await remote.node(store=HURRIED)
+    url = origin.gives("/a.png", picture())
+    await remote.gate.hang(match=only("PUT", "/v1/objects/"))
+    told = await kept(node, url)
+    assert told["storage"] == "local"
+    origin.gives("/a.png", picture(seed=1))
+    assert (await refetch(node, told["key"], url))[0] == 503
+    assert (await get(node, url))[1] == picture()
+    await remote.gate.open()
+    await healed(node)
+    assert (await refetch(node, told["key"], url))[1]["replaced"] is True
+    assert (await get(node, url))[1] == picture(seed=1)
+    assert set((await remote.stored("objects")).values()) == {picture(), picture(seed=1)}

@@ -16,15 +16,17 @@ from proxy.core.errors import SourceNotFound, StorageError
 from proxy.core.model import Digest, Key, SourceInfo
 from proxy.core.policy import Policy
 from proxy.core.source import read_source
+from proxy.core.stored import object_names
 from proxy.ports import Demand
 from proxy.service.fill import Neighbours
 from proxy.service.judging import Judges
-from proxy.service.keep import Keeper, Rules
+from proxy.service.keep import Keeper
+from proxy.service.refresh import Rules
 from proxy.service.visit import Delivery, Visit
 from proxy.storage.memory import MemoryBody, MemorySpool
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Callable
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection
     from mmap import mmap
 
     from proxy.core.model import Record, Source, Tombstone, Validator
@@ -42,6 +44,7 @@ class Feed:
         self.size = size
         self.framed = framed
         self.validator: Validator | None = None
+        self.plaintext = False
         self._items: asyncio.Queue[bytes | BaseException | None] = asyncio.Queue()
 
     def push(self, *chunks: bytes) -> Feed:
@@ -94,8 +97,14 @@ class FakeOrigin:
 
     @asynccontextmanager
     async def fetch(
-        self, source: Source, known: Validator | None = None, demand: Demand | None = None
+        self,
+        source: Source,
+        known: Validator | None = None,
+        demand: Demand | None = None,
+        *,
+        brisk: bool = False,
     ) -> AsyncGenerator[Feed]:
+        del brisk
         self.demands.append(demand or Demand())
         self.asked.append(source.url)
         self.conditions.append(known)
@@ -108,7 +117,9 @@ class FakeOrigin:
             answer = answers.pop(0) if len(answers) > 1 else answers[0]
             if isinstance(answer, Exception):
                 raise answer
-            yield answer()
+            feed = answer()
+            feed.plaintext = source.scheme == "http"
+            yield feed
         finally:
             self.under_way -= 1
 
@@ -210,14 +221,41 @@ class FakeStore:
         self.records[record.key] = record
         return record
 
+    async def restate(self, record: Record, replaces: Digest | None = None) -> Record:
+        await self._called("restate", None)
+        theirs = self.records.get(record.key)
+        if theirs and theirs.object_name in self.objects and theirs.digest not in {record.digest, replaces}:
+            raise StorageError("another image was kept under this link meanwhile")
+        self.records[record.key] = record
+        return record
+
     async def bury(self, tombstone: Tombstone) -> None:
         self.buried.append(tombstone.key)
 
-    async def refuse(self, digest: Digest, removed_at: datetime) -> None:
-        raise AssertionError(f"nothing may refuse {digest} at {removed_at}")
+    async def refuse(self, digest: Digest, removed_at: datetime, keys: Collection[Key] = ()) -> None:
+        raise AssertionError(f"nothing may refuse {digest} of {keys} at {removed_at}")
 
     async def refused(self) -> set[Digest]:
         return set()
+
+    async def forget(self, digest: Digest) -> None:
+        for name in object_names(digest):
+            self.objects.pop(name, None)
+
+    async def find_block(self, digest: Digest) -> Collection[Key] | None:
+        raise AssertionError(f"nothing may ask for the block of {digest}")
+
+    async def unblock(self, digest: Digest) -> None:
+        raise AssertionError(f"nothing may unblock {digest}")
+
+    async def find_tombstone(self, key: Key) -> Tombstone | None:
+        raise AssertionError(f"nothing may ask for the tombstone of {key}")
+
+    async def delete_tombstone(self, tombstone: Tombstone) -> None:
+        raise AssertionError(f"nothing may delete {tombstone}")
+
+    async def has_object(self, digest: Digest) -> bool:
+        raise AssertionError(f"nothing may ask for {digest}")
 
     async def _called(self, verb: str, answer: T) -> T:
         self.calls[verb] += 1
@@ -255,6 +293,14 @@ class FakeObserver:
     reasons: list[str] = field(default_factory=list)
     errors: list[BaseException] = field(default_factory=list)
     unchanged_count: int = 0
+    outcomes: list[str] = field(default_factory=list)
+    suspects: list[Record] = field(default_factory=list)
+
+    def weighed(self, outcome: str) -> None:
+        self.outcomes.append(outcome)
+
+    def suspected(self, record: Record) -> None:
+        self.suspects.append(record)
 
     def filled(self, size: int, *, pending: bool) -> None:
         del pending
@@ -299,8 +345,10 @@ class World:
         memory_bytes: int = 100_000_000,
         identify: Callable[[Source], SourceInfo] = without_query,
         rules: Rules | None = None,
+        spoil: Callable[[Source], Source | None] = lambda _: None,
+        origin: FakeOrigin | None = None,
     ) -> None:
-        self.origin = FakeOrigin()
+        self.origin = origin or FakeOrigin()
         self.store = FakeStore()
         self.disk = FakeSpool()
         self.memory = MemorySpool(memory_bytes)
@@ -309,14 +357,21 @@ class World:
         self.observer = FakeObserver()
         self.refused: set[Digest] = set()
         self.timer = Timer()
-        tags = count(1)
+        self._tags = count(1)
+        self._how = (identify, rules or Rules(), spoil)
+        self.rebuild()
+
+    def rebuild(self) -> None:
+        """Begin anew on what is stored, as after a restart."""
+        identify, rules, spoil = self._how
         self.keeper = Keeper(
             store=self.store,
             catalog=self.catalog,
             policy=ANYBODY,
             timer=self.timer,
             identify=identify,
-            rules=rules or Rules(),
+            rules=rules,
+            spoil=spoil,
             refused=self.refused,
             neighbours=Neighbours(
                 origin=self.origin,
@@ -326,7 +381,7 @@ class World:
                 judges=self.judges,
                 observer=self.observer,
                 clock=lambda: datetime(2026, 11, 22, 10, tzinfo=UTC),
-                draw_etag=lambda: f'"{next(tags)}"',
+                draw_etag=lambda: f'"{next(self._tags)}"',
                 pixels_max=10_000,
                 refused=self.refused,
             ),

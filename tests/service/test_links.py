@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
+from hashlib import sha256
 from typing import TYPE_CHECKING
 
 import pytest
 
 from proxy.core.errors import OriginError, OriginRefused, SourceExpired, SourceNotFound
 from proxy.core.identity import identify
-from proxy.core.model import Validator
+from proxy.core.model import Digest, Validator
+from proxy.core.patterns import Globs
 from proxy.core.source import read_source
 from proxy.ports import NotModified
-from proxy.service.keep import Rules
+from proxy.service.refresh import Rules
 from proxy.service.visit import Redirect
 from tests.images import picture
 from tests.service.fakes import Feed, World, whole
@@ -26,6 +29,7 @@ NOW = datetime(2026, 11, 22, 10, tzinfo=UTC)
 """The clock of the world of fakes."""
 SIGNATURE = "08ceefc08f3fae29dfff8c7a79a964e1a5e76eda9ad06fc61fc48996415484e4"
 PLAIN = "https://images.example/a.png"
+HOSTS = Globs(("bucket.s3.us-west-2.amazonaws.com",))
 OLD, NEW = picture(seed=1), picture(seed=2)
 SEEN = Validator('"1"', None)
 
@@ -45,7 +49,7 @@ FRESHER = signed("20261122T095900Z", key="AKIB")
 
 
 def by_catalogue(source: Source) -> SourceInfo:
-    return identify(source, NOW)
+    return replace(identify(source, NOW), enforced=True, permission="Signature" in source.target)
 
 
 def exactly(source: Source) -> SourceInfo:
@@ -174,7 +178,7 @@ async def kept(world: World, validator: Validator | None = SEEN) -> None:
 
 
 async def test_a_new_signature_reveals_a_new_picture_to_those_who_ask_afterwards() -> None:
-    world = world_of(Rules(refresh=True))
+    world = world_of(Rules(refresh=HOSTS))
     await kept(world)
     world.origin.gives(FRESHER, answer(NEW, Validator('"2"', None)))
     assert await world.get(FRESHER) == ("hit", OLD), "nobody waits for the origin"
@@ -184,7 +188,7 @@ async def test_a_new_signature_reveals_a_new_picture_to_those_who_ask_afterwards
 
 
 async def test_a_picture_that_did_not_change_costs_one_question_per_link() -> None:
-    world = world_of(Rules(refresh=True))
+    world = world_of(Rules(refresh=HOSTS))
     await kept(world)
     world.origin.gives(FRESHER, NotModified())
     for _ in range(3):
@@ -206,7 +210,7 @@ async def test_a_picture_that_did_not_change_costs_one_question_per_link() -> No
     ],
 )
 async def test_nothing_but_a_whole_image_replaces_what_is_kept(answers: Callable[[], Feed] | Exception) -> None:
-    world = world_of(Rules(refresh=True))
+    world = world_of(Rules(refresh=HOSTS))
     await kept(world)
     world.origin.gives(FRESHER, answers)
     for _ in range(2):
@@ -216,7 +220,7 @@ async def test_nothing_but_a_whole_image_replaces_what_is_kept(answers: Callable
 
 
 async def test_the_same_bytes_keep_their_tag() -> None:
-    world = world_of(Rules(refresh=True))
+    world = world_of(Rules(refresh=HOSTS))
     await kept(world)
     (before,) = world.store.records.values()
     world.origin.gives(FRESHER, answer(OLD, Validator('"2"', None)))
@@ -226,14 +230,39 @@ async def test_the_same_bytes_keep_their_tag() -> None:
     assert (after.etag, after.validator) == (before.etag, Validator('"2"', None))
 
 
+async def test_a_signature_that_may_be_unchecked_replaces_nothing() -> None:
+    def unchecked(source: Source) -> SourceInfo:
+        return replace(by_catalogue(source), enforced=source.url != FRESHER)
+
+    world = world_of(Rules(refresh=HOSTS), unchecked)
+    await kept(world)
+    world.origin.gives(FRESHER, answer(NEW, Validator('"2"', None)))
+    assert await world.get(FRESHER) == ("hit", OLD)
+    await world.keeper.land()
+    assert world.origin.asked == [FRESH]
+
+
+async def test_a_newer_picture_that_was_removed_changes_nothing() -> None:
+    world = world_of(Rules(refresh=HOSTS))
+    await kept(world)
+    world.refused.add(Digest(sha256(NEW).hexdigest()))
+    world.origin.gives(FRESHER, answer(NEW, Validator('"2"', None)))
+    for _ in range(2):
+        assert await world.get(FRESHER) == ("hit", OLD)
+        await world.keeper.land()
+    assert await world.get(FRESH) == ("hit", OLD)
+    assert world.store.buried == []
+
+
 @pytest.mark.parametrize(
     ("rules", "validator", "url", "came_from_us"),
     [
+        pytest.param(Rules(refresh=Globs(("other.example",))), SEEN, FRESHER, False, id="another host"),
         pytest.param(Rules(), SEEN, FRESHER, False, id="nobody wants it"),
-        pytest.param(Rules(refresh=True), None, FRESHER, False, id="no validator"),
-        pytest.param(Rules(refresh=True), SEEN, EXPIRED, False, id="expired"),
-        pytest.param(Rules(refresh=True), SEEN, "https://bucket.s3.amazonaws.com/a.png", False, id="no signature"),
-        pytest.param(Rules(refresh=True), SEEN, FRESHER, True, id="a node of ours asks"),
+        pytest.param(Rules(refresh=HOSTS), None, FRESHER, False, id="no validator"),
+        pytest.param(Rules(refresh=HOSTS), SEEN, EXPIRED, False, id="expired"),
+        pytest.param(Rules(refresh=HOSTS), SEEN, "https://bucket.s3.amazonaws.com/a.png", False, id="no signature"),
+        pytest.param(Rules(refresh=HOSTS), SEEN, FRESHER, True, id="a node of ours asks"),
     ],
 )
 async def test_otherwise_no_origin_is_asked(

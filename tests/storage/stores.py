@@ -13,6 +13,8 @@ from proxy.core.stored import REMOVED, object_names
 from proxy.storage.memory import MemoryBody, MemorySpool
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from proxy.core.model import Tombstone
     from proxy.ports import Body, Draft
 
@@ -46,8 +48,8 @@ class FakeStore:
     disk_only: bool = True
     objects: dict[str, bytes] = field(default_factory=dict)
     found: dict[Key, Record] = field(default_factory=dict)
-    buried: set[Key] = field(default_factory=set)
-    digests: set[Digest] = field(default_factory=set)
+    buried: dict[Key, Tombstone] = field(default_factory=dict)
+    blocks: dict[Digest, frozenset[Key]] = field(default_factory=dict)
     broken: bool = False
     spool: MemorySpool = field(default_factory=lambda: MemorySpool(1_000_000_000))
 
@@ -79,21 +81,55 @@ class FakeStore:
         self.found[record.key] = replace(record)
         return record
 
+    async def restate(self, record: Record, replaces: Digest | None = None) -> Record:
+        self._insist()
+        self._insist_on_life(record.key)
+        theirs = self.found.get(record.key)
+        if theirs and theirs.object_name in self.objects and theirs.digest not in {record.digest, replaces}:
+            raise StorageError("another image was kept under this link meanwhile")
+        self.found[record.key] = record
+        return record
+
     async def bury(self, tombstone: Tombstone) -> None:
         self._insist()
         self.found.pop(tombstone.key, None)
-        self.buried.add(tombstone.key)
+        self.buried[tombstone.key] = tombstone
 
-    async def refuse(self, digest: Digest, removed_at: datetime) -> None:
+    async def refuse(self, digest: Digest, removed_at: datetime, keys: Collection[Key] = ()) -> None:
         del removed_at
         self._insist()
-        self.digests.add(digest)
+        self.blocks[digest] = frozenset(keys)
+        await self.forget(digest)
+
+    async def forget(self, digest: Digest) -> None:
+        self._insist()
         for name in object_names(digest):
             self.objects.pop(name, None)
 
     async def refused(self) -> set[Digest]:
         self._insist()
-        return self.digests
+        return set(self.blocks)
+
+    async def find_block(self, digest: Digest) -> Collection[Key] | None:
+        self._insist()
+        return self.blocks.get(digest)
+
+    async def unblock(self, digest: Digest) -> None:
+        self._insist()
+        self.blocks.pop(digest, None)
+
+    async def find_tombstone(self, key: Key) -> Tombstone | None:
+        self._insist()
+        return self.buried.get(key)
+
+    async def delete_tombstone(self, tombstone: Tombstone) -> None:
+        self._insist()
+        if self.buried.get(tombstone.key) == tombstone:
+            del self.buried[tombstone.key]
+
+    async def has_object(self, digest: Digest) -> bool:
+        self._insist()
+        return any(name in self.objects for name in object_names(digest))
 
     def _insist_on_life(self, key: Key) -> None:
         if key in self.buried:

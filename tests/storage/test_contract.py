@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import random
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import TYPE_CHECKING, Protocol
 
 import pytest
 
 from proxy.core.errors import Removed, StorageError
-from proxy.core.model import Tombstone
+from proxy.core.model import Doubt, Key, Tombstone
 from proxy.storage.local import HASHED_BYTES_MAX, LocalStore
 from tests.s3.backends import BucketBackend, open_bucket
 from tests.storage.stores import NOON, FakeStore, record_of
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from pathlib import Path
 
-    from proxy.core.model import Digest, Key, Record
+    from proxy.core.model import Digest, Record
     from proxy.ports import Body, Draft, Spool, Store
 
 BODY = random.Random(1).randbytes(100_000)
@@ -36,9 +36,16 @@ class StoreAndSpool(Protocol):
     async def fetch(self, name: str, size: int | None) -> Body | None: ...
     async def holds(self, name: str, size: int) -> bool: ...
     async def put(self, draft: Draft, record: Record, replaces: Digest | None = None) -> Record: ...
+    async def restate(self, record: Record, replaces: Digest | None = None) -> Record: ...
     async def bury(self, tombstone: Tombstone) -> None: ...
-    async def refuse(self, digest: Digest, removed_at: datetime) -> None: ...
+    async def refuse(self, digest: Digest, removed_at: datetime, keys: Collection[Key] = ()) -> None: ...
     async def refused(self) -> Collection[Digest]: ...
+    async def find_block(self, digest: Digest) -> Collection[Key] | None: ...
+    async def unblock(self, digest: Digest) -> None: ...
+    async def find_tombstone(self, key: Key) -> Tombstone | None: ...
+    async def delete_tombstone(self, tombstone: Tombstone) -> None: ...
+    async def has_object(self, digest: Digest) -> bool: ...
+    async def forget(self, digest: Digest) -> None: ...
 
 
 @dataclass
@@ -207,6 +214,38 @@ async def test_an_image_is_not_replaced_by_who_does_not_know_it(store: StoreAndS
     assert backend.left()["other"] == []
 
 
+async def test_a_record_is_restated_without_its_bytes(store: StoreAndSpool, backend: Backend) -> None:
+    doubts = frozenset({Doubt.SIGNATURE, Doubt.PLAINTEXT})
+    old = await keep(store, BODY, replace(record_of(BODY), doubts=doubts, brought_by="0f" * 16))
+    assert await store.find(old.key) == old
+    new = replace(old, doubts=frozenset(), brought_by="")
+    assert await store.restate(new) == new
+    assert await store.find(old.key) == new
+    assert await fetch(store, new) == BODY
+    assert len(backend.left()["objects"]) == 1
+
+
+async def test_another_image_is_restated_by_a_caller_that_knows_the_old_one(store: StoreAndSpool) -> None:
+    old = await keep(store, BODY)
+    other = await keep(store, BODY[::-1], replace(record_of(BODY[::-1]), key=Key("0" * 64)))
+    moved = replace(other, key=old.key)
+    with pytest.raises(StorageError, match="another image"):
+        await store.restate(moved)
+    assert await store.find(old.key) == old
+    await store.restate(moved, old.digest)
+    assert await store.find(old.key) == moved
+    body = await store.fetch(old.object_name, old.size)
+    assert body is not None, "and loses nothing"
+    await body.aclose()
+
+
+async def test_no_record_is_restated_over_a_tombstone(store: StoreAndSpool) -> None:
+    record = await keep(store, BODY)
+    await store.bury(Tombstone(record.key, NOON))
+    with pytest.raises(Removed):
+        await store.restate(record)
+
+
 async def test_the_same_image_can_be_put_anew_and_the_newest_record_counts(store: StoreAndSpool) -> None:
     await keep(store, BODY, record_of(BODY, etag='"one"'))
     record = await keep(store, BODY, record_of(BODY, etag='"two"'))
@@ -328,6 +367,63 @@ async def test_removing_on_a_store_that_fails_is_a_fault(store: StoreAndSpool, b
         await store.bury(Tombstone(record.key, NOON))
     with pytest.raises(StorageError):
         await store.refuse(record.digest, NOON)
+
+
+async def test_a_block_tells_its_keys_until_it_is_gone(store: StoreAndSpool) -> None:
+    record, other = await keep(store, BODY), record_of(b"other", name="b")
+    assert await store.find_block(record.digest) is None
+    await store.refuse(record.digest, NOON, [other.key, record.key])
+    found = await store.find_block(record.digest)
+    assert found is not None
+    assert set(found) == {record.key, other.key}
+    await store.refuse(other.digest, NOON)
+    assert await store.find_block(other.digest) == frozenset()
+    for _ in range(2):
+        await store.unblock(record.digest)
+    assert await store.find_block(record.digest) is None
+    assert await store.refused() == {other.digest}
+
+
+async def test_only_the_tombstone_that_was_seen_is_deleted(store: StoreAndSpool) -> None:
+    record = await keep(store, BODY)
+    assert await store.find_tombstone(record.key) is None, "a record is none"
+    seen = Tombstone(record.key, NOON, record.digest)
+    await store.delete_tombstone(seen)
+    assert await store.find(record.key) == record, "a record stays"
+    later = Tombstone(record.key, NOON.replace(hour=13), record.digest)
+    await store.bury(later)
+    await store.delete_tombstone(seen)
+    assert await store.find_tombstone(record.key) == later, "a later removal stays"
+    await store.delete_tombstone(later)
+    assert await store.find_tombstone(record.key) is None
+    assert await store.find(record.key) is None
+    assert await keep(store, BODY) == record, "the key is free"
+    await store.delete_tombstone(later)
+    assert await store.find(record.key) == record
+
+
+async def test_whether_bytes_are_stored_is_known_without_their_extension(store: StoreAndSpool) -> None:
+    record, other = await keep(store, BODY), record_of(b"other")
+    assert (await store.has_object(record.digest), await store.has_object(other.digest)) == (True, False)
+    for _ in range(2):
+        await store.forget(record.digest)
+    assert not await store.has_object(record.digest)
+    assert await store.fetch(record.object_name, None) is None
+    assert await store.refused() == set()
+
+
+async def test_undoing_on_a_store_that_fails_is_a_fault_and_no_miss(store: StoreAndSpool, backend: Backend) -> None:
+    record = await keep(store, BODY)
+    backend.break_it()
+    for ask in (
+        lambda: store.find_block(record.digest),
+        lambda: store.unblock(record.digest),
+        lambda: store.find_tombstone(record.key),
+        lambda: store.delete_tombstone(Tombstone(record.key, NOON)),
+        lambda: store.has_object(record.digest),
+    ):
+        with pytest.raises(StorageError):
+            await ask()
 
 
 # --- drafts

@@ -53,7 +53,7 @@ def shapes(told: object) -> object:
     return type(told).__name__
 
 
-async def test_every_example_works_as_written(tmp_path: Path, origin: FakeOrigin) -> None:
+async def test_every_example_works_as_written(tmp_path: Path, origin: FakeOrigin) -> None:  # noqa: PLR0915 - one page, from top to bottom
     if shutil.which("curl") is None:
         cannot("curl is not installed")
     (tmp_path / "picture.png").write_bytes(picture())
@@ -61,7 +61,7 @@ async def test_every_example_works_as_written(tmp_path: Path, origin: FakeOrigin
     origin.gives("/other.png", picture(seed=2))
     examples = [block.replace("https://example.com", origin.url("")) for block in EXAMPLES]
     examples = [re.sub(r'(host=|which": \[")example\.com', r"\g<1>127.0.0.1", block) for block in examples]
-    by_link, upload, data, many, job, events, images, one, removal, inspect, text, page = examples
+    by_link, upload, data, many, job, events, images, one, removal, undo, undos, again, inspect, text, page = examples
     settings: dict[str, Any] = {"server__public_url": "http://127.0.0.1:8080"}
     async with serving(tmp_path / "data", **settings) as program:
         known = {"base": f"http://{program.address}", "token": TOKEN}
@@ -88,11 +88,20 @@ async def test_every_example_works_as_written(tmp_path: Path, origin: FakeOrigin
         assert results[1]["error"] == documented[1]["error"]
         assert [image["key"] for image in (await told(images))["images"]] == [saved["key"]]
         assert (await told(one, key=saved["key"]))["digest"] == saved["digest"]
+        assert (await program.img(origin.url("/other.png"))).status == 200
         answers = (await shell(removal, tmp_path, **known, key=saved["key"], digest=DIGEST)).replace("}{", "}\n{")
         assert [json.loads(line)["success"] for line in answers.splitlines()] == [True] * 3
         for path in (f"/images/{saved['digest']}.png", f"/images/{DIGEST}.png"):
             assert (await program.get(path)).status == 410
         assert (await program.img(origin.url("/other.png"))).status == 410
+        restored = await told(undo, key=saved["key"])
+        assert shapes(restored) == shapes(json.loads(re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL)[-2]))
+        assert restored["keys"] == [saved["key"]]
+        answers = (await shell(undos, tmp_path, **known, digest=DIGEST)).replace("}{", "}\n{")
+        assert [json.loads(line)["restored"] for line in answers.splitlines()] == [True] * 2
+        assert (await program.img(origin.url("/other.png"))).status == 200
+        assert (await told(by_link))["created"] is True
+        assert (await told(again, key=saved["key"]))["replaced"] is False
         assert (await told(inspect))["key"] == saved["key"]
         kept = "http://127.0.0.1:8080/img?src="
         assert (await shell(text, tmp_path, **known)).startswith(f"![a picture]({kept}http%3A%2F%2F127.0.0.1")

@@ -61,7 +61,7 @@ async def test_an_unreadable_link_is_a_problem_that_says_no_success(imgkeep: Img
 async def test_a_provider_of_the_configuration_folds_its_links(
     start: Callable[..., Awaitable[Imgkeep]], origin: FakeOrigin
 ) -> None:
-    imgkeep = await start(sources={"providers": [ACME]})
+    imgkeep = await start(sources={"providers": [{**ACME, "enforced": True}]})
     body = picture()
     origin.gives("/a.png", body)
     first, second = (
@@ -96,7 +96,8 @@ async def test_clients_of_permanent_links_are_sent_there(
 async def test_a_link_signed_anew_asks_whether_the_image_changed(
     start: Callable[..., Awaitable[Imgkeep]], origin: FakeOrigin
 ) -> None:
-    imgkeep = await start(sources={"providers": [ACME], "refresh": "resigned"})
+    sources = {"providers": [{**ACME, "enforced": True}], "refresh": ["127.0.0.*"]}
+    imgkeep = await start(sources=sources)
     bodies = {'"1"': picture(seed=1), '"2"': picture(seed=2)}
     current = '"1"'
 

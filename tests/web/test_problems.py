@@ -187,7 +187,9 @@ async def test_what_nobody_foresaw_in_mid_body_breaks_the_connection_off(
         name = "mined"
         disk_only = True
         find, holds, put = store.find, store.holds, store.put
-        bury, refuse, refused = store.bury, store.refuse, store.refused
+        bury, refuse, refused, restate = store.bury, store.refuse, store.refused, store.restate
+        find_block, unblock, has_object, forget = store.find_block, store.unblock, store.has_object, store.forget
+        find_tombstone, delete_tombstone = store.find_tombstone, store.delete_tombstone
 
         async def fetch(self, name: str, size: int | None) -> Bomb:
             del name, size

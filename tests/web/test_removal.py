@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from proxy.core.source import read_source
+from proxy.web.site import SITE
 from tests.images import picture, picture_of
 from tests.web.test_door import code
 from tests.web.test_save import data_url, save
@@ -26,6 +28,12 @@ REMOVED = (410, "removed")
 async def remove(imgkeep: Imgkeep, path: str = "", **query: str) -> int:
     response = await imgkeep.client.delete(f"/api/images{path}", params=query)
     return response.status
+
+
+def imgkeep_key(imgkeep: Imgkeep, url: str) -> str:
+    """Return the key of a link."""
+    site = imgkeep.client.app[SITE]
+    return site.keeper.identify(read_source(url)).key
 
 
 async def kept(imgkeep: Imgkeep, url: str) -> dict[str, Any]:
@@ -69,12 +77,18 @@ async def test_a_removed_picture_does_not_come_back_under_another_link(imgkeep: 
     assert imgkeep.files("objects") == imgkeep.files("partial") == []
 
 
-async def test_what_was_never_kept_can_be_refused(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
-    url = origin.gives("/a.png", picture())
-    assert await remove(imgkeep, f"/{'0' * 64}") == 404
-    assert await remove(imgkeep, src=url) == 200
-    assert await code(await imgkeep.img(url)) == REMOVED
-    assert await remove(imgkeep, digest=sha256(picture(seed=1)).hexdigest()) == 200
+async def test_what_was_never_stored_is_removed_only_by_force(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+    url, other = origin.gives("/a.png", picture()), origin.gives("/b.png", picture(seed=2))
+    digest, key = sha256(picture(seed=1)).hexdigest(), imgkeep_key(imgkeep, other)
+    for force in ({}, {"force": "false"}):
+        assert await remove(imgkeep, f"/{key}", **force) == 404
+        assert await remove(imgkeep, src=url, **force) == 404
+        assert await remove(imgkeep, digest=digest, **force) == 404
+    assert imgkeep.files("records") == imgkeep.files("refused") == []
+    assert await remove(imgkeep, f"/{key}", force="true") == 200
+    assert await remove(imgkeep, src=url, force="true") == 200
+    assert await remove(imgkeep, digest=digest, force="true") == 200
+    assert await code(await imgkeep.img(url)) == await code(await imgkeep.img(other)) == REMOVED
     assert (await save(imgkeep, {"data": data_url(picture(seed=1))}))[1]["code"] == "removed"
     assert origin.seen == []
 

@@ -73,6 +73,9 @@ async def test_a_link_is_kept_and_its_permanent_url_answers(imgkeep: Imgkeep, or
         "size": len(body),
         "width": 64,
         "height": 48,
+        "standing": "plain",
+        "doubts": ["unsigned", "plaintext"],
+        "suspect": False,
         "source": {"host": "127.0.0.1", "provider": None, "temporary": False, "expires_at": None},
     }
     await origin.stop()

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
 
 from proxy.core.errors import Conflict, Removed, WrittenByNewer
-from proxy.core.model import Digest, Format, Tombstone
+from proxy.core.model import Digest, Format, Record, Tombstone
 from proxy.core.stored import (
     RECORD_BYTES_MAX,
+    REFUSAL_BYTES_MAX,
     REFUSED,
     REMOVED,
     RecordTooNew,
@@ -32,6 +33,7 @@ from proxy.core.stored import (
     object_path,
     read_object_name,
     read_record,
+    read_refusal_keys,
     read_refusal_path,
     record_path,
     refusal_path,
@@ -42,10 +44,10 @@ from proxy.storage.s3.faults import EXISTS, MISSING, NOT_S3, RACED, BucketError
 from proxy.storage.s3.uploads import Uploads
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Collection, Sequence
     from datetime import datetime
 
-    from proxy.core.model import Key, Record
+    from proxy.core.model import Key
     from proxy.core.store_url import Bucket
     from proxy.ports import Body, Draft, Spool
 
@@ -180,6 +182,10 @@ class S3Store:
     async def put_record(self, record: Record) -> None:
         await self._put_record(record, None)
 
+    async def restate(self, record: Record, replaces: Digest | None = None) -> Record:
+        await self._put_record(record, replaces)
+        return record
+
     async def lend(self, name: str, spool: Spool) -> Draft | None:
         body = await self.fetch(name, None)
         if body is None:
@@ -199,14 +205,48 @@ class S3Store:
     async def bury(self, tombstone: Tombstone) -> None:
         await self._uploads.put_bytes(record_path(tombstone.key), encode_tombstone(tombstone), RECORD_FIELDS)
 
-    async def refuse(self, digest: Digest, removed_at: datetime) -> None:
-        await self._uploads.put_bytes(refusal_path(digest), encode_refusal(digest, removed_at), RECORD_FIELDS)
+    async def refuse(self, digest: Digest, removed_at: datetime, keys: Collection[Key] = ()) -> None:
+        await self._uploads.put_bytes(refusal_path(digest), encode_refusal(digest, removed_at, keys), RECORD_FIELDS)
+        await self.forget(digest)
+
+    async def forget(self, digest: Digest) -> None:
         # What its extension was is not known for sure, and deleting what is not there costs nothing.
         for name in object_names(digest):
             await self.client.call("delete_object", Key=self.client.bucket.path(object_path(name)))
 
     async def refused(self) -> set[Digest]:
         return {digest async for path, _ in self.walk(REFUSED) if (digest := read_refusal_path(path)) is not None}
+
+    async def find_block(self, digest: Digest) -> Collection[Key] | None:
+        opened = await self.client.get(refusal_path(digest))
+        return None if opened is None else read_refusal_keys(await opened.stream.read_all(REFUSAL_BYTES_MAX))
+
+    async def unblock(self, digest: Digest) -> None:
+        await self._delete(refusal_path(digest))
+
+    async def find_tombstone(self, key: Key) -> Tombstone | None:
+        found = await self._read_record(record_path(key))
+        return found if isinstance(found, Tombstone) else None
+
+    async def delete_tombstone(self, tombstone: Tombstone) -> None:
+        if await self.find_tombstone(tombstone.key) == tombstone:
+            await self._delete(record_path(tombstone.key))
+
+    async def has_object(self, digest: Digest) -> bool:
+        # One LIST, where thirteen extensions would be as many requests.
+        prefix = self.client.bucket.path(object_path(f"{digest}."))
+        answer = await self.client.call("list_objects_v2", Prefix=prefix, MaxKeys=1)
+        if "KeyCount" not in answer and "Contents" not in answer and "Name" not in answer:
+            raise BucketError(NOT_S3)
+        return bool(answer.get("Contents"))
+
+    async def _delete(self, path: str) -> None:
+        """Delete what lies at a path, and look whether it is gone: a 200 alone proves nothing."""
+        await self.client.call("delete_object", Key=self.client.bucket.path(path))
+        left = await self.client.get(path)
+        if left is not None:
+            left.stream.close()
+            raise BucketError("the bucket still has what it said it deleted", general=False)
 
     async def size_of(self, name: str) -> int | None:
         stat = await self.client.stat(object_path(name))

@@ -1,0 +1,47 @@
+"""A draft that has no readers yet: where it begins, and whether it holds a whole image."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from proxy.core.errors import NotAnImage, StorageError, TooLarge
+
+if TYPE_CHECKING:
+    from proxy.core.model import Format, PixelSize
+    from proxy.ports import Draft
+    from proxy.service.fill import Neighbours
+
+
+async def begin(to: Neighbours, size: int | None) -> Draft:
+    """
+    Begin a draft on the disk, or in memory where the store takes it from there.
+
+    Raises:
+        StorageError: There is no room.
+    """
+    try:
+        return await to.disk.begin(size)
+    except StorageError:
+        if to.store.disk_only:
+            raise
+        return await to.memory.begin(size)
+
+
+async def judge_whole(to: Neighbours, draft: Draft) -> tuple[Format, PixelSize | None]:
+    """
+    Judge by its bytes that a draft is an image, complete by its format.
+
+    Of a naked JPEG XL codestream only a decoder finds the end; there the framing has to do, which the caller checks.
+
+    Raises:
+        NotAnImage: It is none, or not whole.
+        TooLarge: It has too many pixels.
+        Busy: Too many images are being judged.
+    """
+    judged = await to.judges.judge(draft)
+    if judged is None:
+        raise NotAnImage("the bytes are not a whole image of a supported format")
+    format_, pixel_size = judged
+    if pixel_size is not None and pixel_size.pixels > to.pixels_max:
+        raise TooLarge(f"the image has {pixel_size.pixels} pixels, more than fetch.pixels_max")
+    return format_, pixel_size

@@ -1,0 +1,98 @@
+"""One picture under many names: placeholders that an origin gives for whatever is missing or forbidden."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from hashlib import sha256
+from typing import TYPE_CHECKING
+
+from proxy.core.model import Digest
+from proxy.service.suspects import IDENTITIES_MIN, PERIOD_S, SUSPECTS_MAX, Suspects
+from tests.attacks.signed import PICTURE, PLACEHOLDER, UNCERTAIN, SignedOrigin, good, invented, show
+from tests.core.test_stored import RECORD
+from tests.faults.network import Timer, counted
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    import pytest
+
+    from tests.conftest import Imgkeep
+    from tests.origins import FakeOrigin
+
+    Start = Callable[..., Awaitable[Imgkeep]]
+
+
+def give_many(origin: FakeOrigin, body: bytes, number: int = IDENTITIES_MIN) -> list[str]:
+    return [origin.gives(f"/missing/{each}.png", body) for each in range(number)]
+
+
+async def save(imgkeep: Imgkeep, url: str) -> tuple[int, dict[str, object]]:
+    response = await imgkeep.client.post("/api/save-image", json={"url": url})
+    return response.status, await response.json()
+
+
+async def test_a_digest_under_many_identities_of_a_host_is_reported_once(
+    start: Start, origin: FakeOrigin, caplog: pytest.LogCaptureFixture
+) -> None:
+    imgkeep = await start()
+    urls = give_many(origin, PLACEHOLDER, IDENTITIES_MIN + 3)
+    for url in urls[: IDENTITIES_MIN - 1]:
+        assert (await save(imgkeep, url))[1]["suspect"] is False
+    for url in urls[IDENTITIES_MIN - 1 :]:
+        assert (await save(imgkeep, url))[1]["suspect"] is True
+    told = [record for record in caplog.records if record.getMessage().startswith("placeholder suspected")]
+    assert [vars(record)["digest"] for record in told] == [sha256(PLACEHOLDER).hexdigest()]
+    assert await counted(imgkeep, 'imgkeep_confirmations_total{outcome="suspect"}') == 1
+    assert (await save(imgkeep, urls[0]))[0] == 200, "by default it is reported, and no more"
+
+
+async def test_suspects_are_refused_where_the_operator_says_so(start: Start, origin: FakeOrigin) -> None:
+    imgkeep = await start(sources={"placeholders": "refuse"})
+    *urls, one_more = give_many(origin, PLACEHOLDER, IDENTITIES_MIN + 1)
+    for url in urls:
+        assert (await save(imgkeep, url))[0] == 201
+    for _ in range(3):
+        status, problem = await save(imgkeep, one_more)
+        assert (status, problem["code"]) == (422, "not_an_image")
+        assert "sources.placeholders" in str(problem["detail"])
+    assert origin.asked("/missing/10.png") == 1, "the link is remembered"
+    assert (await show(imgkeep, urls[0])).body == PLACEHOLDER, "what is stored stays"
+    assert (await save(imgkeep, origin.gives("/other.png", PICTURE)))[0] == 201
+
+
+async def test_many_signatures_of_one_picture_are_one_identity(start: Start, origin: FakeOrigin) -> None:
+    imgkeep = await start(sources={"providers": [UNCERTAIN], "placeholders": "refuse"})
+    signed = SignedOrigin(origin)
+    await show(imgkeep, signed.url(good()))
+    for number in range(IDENTITIES_MIN + 2):
+        await show(imgkeep, signed.url(invented(number)))
+    assert (await save(imgkeep, origin.gives("/b.png", PLACEHOLDER)))[1]["suspect"] is False
+
+
+def test_a_suspicion_takes_many_identities_within_a_day() -> None:
+    timer = Timer()
+    suspects = Suspects(timer)
+
+    def note(number: int, host: str = "a.example", digest: str = "d") -> bool:
+        return suspects.note(replace(RECORD, identity=f"//{host}/{number}", host=host, digest=Digest(digest)))
+
+    assert not any(note(number) for number in range(IDENTITIES_MIN - 1))
+    assert not note(0), "the same identity again is no other"
+    assert not any(note(number, host="b.example") for number in range(IDENTITIES_MIN - 1)), "a host is not another"
+    timer.seconds += PERIOD_S + 1
+    assert not note(99), "a day later it begins anew"
+    assert not any(note(number) for number in range(IDENTITIES_MIN - 2))
+    assert note(50)
+    assert not note(51), "that is told once"
+    assert len(suspects) == 1
+    timer.seconds += PERIOD_S + 1
+    assert len(suspects) == 0
+
+
+def test_memory_for_suspects_is_bounded() -> None:
+    suspects = Suspects(Timer())
+    for digest in range(SUSPECTS_MAX + 5):
+        for number in range(IDENTITIES_MIN):
+            suspects.note(replace(RECORD, identity=f"//a.example/{number}", digest=Digest(str(digest))))
+    assert len(suspects) == SUSPECTS_MAX

@@ -1,0 +1,172 @@
+"""Somebody between us and an origin, who answers what is asked over plain http: that must not count for https links."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from proxy.app import Seams
+from proxy.service.routes import PLAIN_S
+from tests.attacks.signed import BRIEF, FOREVER, PICTURE, PLACEHOLDER, show
+from tests.faults.network import PUBLIC, Dials, Names, Timer, client_context, server_context
+from tests.images import picture
+from tests.origins import FakeOrigin
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from tests.conftest import Imgkeep
+
+    Start = Callable[..., Awaitable[Imgkeep]]
+
+HTTP, HTTPS = "http://img.example.com/a.png", "https://img.example.com/a.png"
+
+
+class Internet:
+    """A host with a genuine picture by https, or none, and whatever somebody on the way says by http."""
+
+    def __init__(self, start: Start, plain: FakeOrigin, tls: FakeOrigin) -> None:
+        self._start = start
+        self.plain, self.tls = plain, tls
+        self.dials = Dials(plain, tls)
+        self.timer = Timer()
+        plain.gives("/a.png", PLACEHOLDER)
+        tls.gives("/a.png", PICTURE)
+
+    async def imgkeep(self) -> Imgkeep:
+        seams = Seams(
+            resolver=lambda: Names(default=[PUBLIC]),
+            open_socket=self.dials,
+            ssl_context=client_context(),
+            timer=self.timer,
+        )
+        return await self._start(seams=seams, fetch={"allow_networks": []})
+
+    def cut_https(self) -> None:
+        self.dials.tls = None
+
+    def mend_https(self) -> None:
+        self.dials.tls = self.tls
+
+    @property
+    def asked(self) -> tuple[int, int]:
+        """How often was asked by http, and by https."""
+        return self.plain.asked("/a.png"), self.tls.asked("/a.png")
+
+
+@pytest.fixture
+async def internet(start: Start, origin: FakeOrigin) -> AsyncIterator[Internet]:
+    tls = FakeOrigin(ssl=server_context("img.example.com"))
+    await tls.start()
+    yield Internet(start, origin, tls)
+    await tls.stop()
+
+
+async def test_https_is_asked_first_whatever_the_link_says(internet: Internet) -> None:
+    imgkeep = await internet.imgkeep()
+    for url in (HTTP, HTTPS, HTTP):
+        shown = await show(imgkeep, url)
+        assert (shown.body, shown.caching) == (PICTURE, FOREVER)
+    assert internet.asked == (0, 1)
+
+
+async def test_what_plain_http_brought_does_not_stand_for_an_https_link(internet: Internet) -> None:
+    imgkeep = await internet.imgkeep()
+    internet.cut_https()
+    shown = await show(imgkeep, HTTP)
+    assert (shown.body, shown.caching) == (PLACEHOLDER, BRIEF)
+    internet.mend_https()
+    shown = await show(imgkeep, HTTPS)
+    assert (shown.body, shown.caching) == (PICTURE, FOREVER)
+    shown = await show(imgkeep, HTTP)
+    assert (shown.body, shown.caching, shown.outcome) == (PICTURE, FOREVER, "hit")
+    assert internet.asked == (1, 1)
+
+
+async def test_an_https_link_is_never_asked_by_http(internet: Internet) -> None:
+    imgkeep = await internet.imgkeep()
+    internet.cut_https()
+    assert (await show(imgkeep, HTTPS)).status == 502
+    await show(imgkeep, HTTP)
+    shown = await show(imgkeep, HTTPS)
+    assert (shown.body, shown.caching, shown.status) == (PLACEHOLDER, BRIEF, 200), "there is nothing else"
+    assert internet.asked == (1, 0)
+
+
+async def test_a_host_without_https_costs_one_connect_in_some_minutes(internet: Internet) -> None:
+    imgkeep = await internet.imgkeep()
+    internet.cut_https()
+    urls = [f"http://img.example.com/{number}.png" for number in range(4)]
+    for number, url in enumerate(urls):
+        internet.plain.gives(f"/{number}.png", picture(seed=number))
+        assert (await show(imgkeep, url)).body == picture(seed=number)
+    ports = [port for _, port in internet.dials.made]
+    assert ports.count(443) == 1
+    for _ in range(3):
+        await show(imgkeep, urls[0])
+    assert [port for _, port in internet.dials.made].count(443) == 1
+    internet.timer.seconds += PLAIN_S + 1_000
+    await show(imgkeep, urls[0])
+    assert [port for _, port in internet.dials.made].count(443) == 2
+
+
+async def test_an_http_link_brings_the_picture_by_https_once_that_can_be_had(internet: Internet) -> None:
+    imgkeep = await internet.imgkeep()
+    internet.cut_https()
+    assert (await show(imgkeep, HTTP)).body == PLACEHOLDER
+    internet.mend_https()
+    assert (await show(imgkeep, HTTP)).body == PLACEHOLDER
+    assert internet.asked == (1, 0), "the host is known to have no https for some minutes"
+    internet.timer.seconds += PLAIN_S + 1_000
+    assert (await show(imgkeep, HTTP)).body == PLACEHOLDER, "the client does not wait"
+    shown = await show(imgkeep, HTTP)
+    assert (shown.body, shown.caching) == (PICTURE, FOREVER)
+    assert internet.asked == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("status", "body"), [("404 Not Found", b"no"), ("200 OK", b"<html>welcome</html>"), ("500 Oh", b"no")]
+)
+async def test_where_https_gives_no_image_http_is_asked(internet: Internet, status: str, body: bytes) -> None:
+    internet.tls.gives("/a.png", body, status=status)
+    imgkeep = await internet.imgkeep()
+    shown = await show(imgkeep, HTTP)
+    assert (shown.body, shown.caching) == (PLACEHOLDER, BRIEF)
+    assert internet.asked == (1, 1)
+
+
+async def test_a_redirect_through_http_is_plaintext(internet: Internet) -> None:
+    internet.tls.gives("/r.png", b"", status="302 Found", headers={"Location": HTTP})
+    imgkeep = await internet.imgkeep()
+    shown = await show(imgkeep, HTTPS.replace("a.png", "r.png"))
+    assert (shown.body, shown.caching) == (PLACEHOLDER, BRIEF)
+    images = (await (await imgkeep.client.get("/api/images")).json())["images"]
+    assert [(image["standing"], image["doubts"]) for image in images] == [("provisional", ["unsigned", "plaintext"])]
+
+
+async def test_a_certificate_that_proves_nothing_is_no_https(start: Start, origin: FakeOrigin) -> None:
+    other = FakeOrigin(ssl=server_context("another.example.com"))
+    await other.start()
+    internet = Internet(start, origin, other)
+    imgkeep = await internet.imgkeep()
+    shown = await show(imgkeep, HTTP)
+    assert (shown.body, shown.caching) == (PLACEHOLDER, BRIEF)
+    assert internet.asked == (1, 0)
+    await other.stop()
+
+
+async def test_at_another_port_too_http_does_not_stand_for_https(start: Start, origin: FakeOrigin) -> None:
+    tls = FakeOrigin(ssl=server_context("img.example.com"))
+    await tls.start()
+    internet = Internet(start, origin, tls)
+    imgkeep = await internet.imgkeep()
+    plain, secure = (f"{scheme}://img.example.com:8443/a.png" for scheme in ("http", "https"))
+    internet.dials.tls = origin  # somebody on the way answers in the clear
+    shown = await show(imgkeep, plain)
+    assert (shown.body, shown.caching) == (PLACEHOLDER, FOREVER), "an http link is worth no more than its way"
+    internet.dials.tls = tls
+    shown = await show(imgkeep, secure)
+    assert (shown.body, shown.caching) == (PICTURE, FOREVER)
+    assert (await show(imgkeep, secure)).body == PICTURE
+    await tls.stop()

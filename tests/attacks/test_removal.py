@@ -1,0 +1,474 @@
+"""
+Attacks on what removes, restores and replaces stored images: by strangers, by pages of other sites, by links.
+
+Counted is what an attack leaves in the store, and how often an origin is asked for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from yarl import URL
+
+from proxy.core.source import read_source
+from proxy.service.refetch import REFETCHES_MAX
+from proxy.web.site import SITE
+from tests.images import picture
+from tests.program import until
+from tests.web.test_door import code
+from tests.web.test_save import data_url, save
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from pathlib import Path
+
+    from tests.conftest import Imgkeep
+    from tests.origins import Exchange, FakeOrigin, Script
+
+    Start = Callable[..., Awaitable[Imgkeep]]
+
+GOOD, PLACEHOLDER = picture(seed=1), picture(seed=2)
+TOKEN = "token-of-these-attacks"
+BEARER = {"Authorization": f"Bearer {TOKEN}"}
+REMOVED = (410, "removed")
+NOWHERE = "0" * 64
+
+
+def digest_of(body: bytes) -> str:
+    return sha256(body).hexdigest()
+
+
+def key_of(imgkeep: Imgkeep, url: str) -> str:
+    return imgkeep.client.app[SITE].keeper.identify(read_source(url)).key
+
+
+def signed(url: str, signature: str) -> str:
+    """Return a link with a signature that its identity leaves out."""
+    return (
+        f"{url}?X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Credential=A%2F20261122%2Fus-east-1%2Fs3%2Faws4_request"
+        f"&X-Amz-Date=20261122T100000Z&X-Amz-Expires=604800&X-Amz-SignedHeaders=host&X-Amz-Signature={signature * 64}"
+    )
+
+
+def unless_right(signature: str) -> Script:
+    """Answer as an origin that shows a placeholder to a wrong signature, and says 200."""
+
+    async def script(exchange: Exchange) -> None:
+        right = exchange.target.endswith(signature * 64)
+        await exchange.answer(GOOD if right else PLACEHOLDER)
+
+    return script
+
+
+def contents(imgkeep: Imgkeep) -> dict[Path, bytes]:
+    """Return all that is stored and removed."""
+    return {path: path.read_bytes() for kind in ("objects", "records", "refused") for path in imgkeep.files(kind)}
+
+
+async def refetch(imgkeep: Imgkeep, key: str, url: str | None = None, **how: Any) -> tuple[int, dict[str, Any]]:
+    body = {"json": {"url": url}, **how} if url else how
+    response = await imgkeep.client.post(f"/api/images/{key}/refetch", **body)
+    return response.status, await response.json()
+
+
+async def remove(imgkeep: Imgkeep, path: str = "", **query: str) -> int:
+    return (await imgkeep.client.delete(f"/api/images{path}", params=query)).status
+
+
+async def restore(imgkeep: Imgkeep, **body: str) -> tuple[int, dict[str, Any]]:
+    response = await imgkeep.client.post("/api/restore", json=body)
+    return response.status, await response.json()
+
+
+def requests(key: str, url: str) -> list[tuple[str, str, dict[str, Any]]]:
+    """Return every request that removes, restores or replaces."""
+    digest = digest_of(GOOD)
+    return [
+        ("DELETE", f"/api/images/{key}", {}),
+        ("DELETE", f"/api/images/{key}?force=true", {}),
+        ("DELETE", "/api/images", {"params": {"src": url}}),
+        ("DELETE", "/api/images", {"params": {"src": url, "force": "true"}}),
+        ("DELETE", f"/api/images?digest={digest}", {}),
+        ("DELETE", f"/api/images?digest={NOWHERE}&force=true", {}),
+        ("POST", f"/api/images/{key}/refetch", {}),
+        ("POST", f"/api/images/{key}/refetch", {"json": {"url": url}}),
+        ("POST", f"/api/images/{key}/restore", {}),
+        ("POST", "/api/refetch", {"json": {"url": url}}),
+        ("POST", "/api/restore", {"json": {"url": url}}),
+        ("POST", "/api/restore", {"json": {"digest": digest}}),
+    ]
+
+
+# --- strangers
+
+
+STRANGERS: list[dict[str, str]] = [
+    {},
+    {"Authorization": f"Bearer {TOKEN}x"},
+    {"Authorization": "Bearer "},
+    {"X-Forwarded-For": "127.0.0.1"},
+    {"Host": "localhost"},
+    {"X-HTTP-Method-Override": "DELETE"},
+]
+PAGES: list[dict[str, str]] = [
+    {"Origin": "https://evil.example"},
+    {"Origin": "null"},
+    {"Sec-Fetch-Site": "cross-site"},
+    {"Sec-Fetch-Site": "same-site"},
+    {"Host": "rebound.example"},
+    {"X-Forwarded-For": "192.0.2.1"},
+    {"Forwarded": "for=192.0.2.1"},
+]
+
+
+@pytest.mark.parametrize("tokens", [True, False], ids=["with tokens", "on loopback"])
+async def test_a_stranger_causes_no_tombstone_no_block_and_no_fetch(
+    start: Start, origin: FakeOrigin, *, tokens: bool
+) -> None:
+    imgkeep = await start(security={"api_tokens": [TOKEN]} if tokens else {})
+    url, gone = origin.gives("/a.png", GOOD), origin.gives("/gone.png", PLACEHOLDER)
+    own: dict[str, Any] = {"headers": BEARER} if tokens else {}
+    for link in (url, gone):
+        await (await imgkeep.img(link)).read()
+    assert (await imgkeep.client.delete("/api/images", params={"src": gone}, **own)).status == 200
+    before, asked = contents(imgkeep), len(origin.seen)
+    for headers in STRANGERS if tokens else PAGES:
+        for link in (url, gone):
+            for method, path, how in requests(key_of(imgkeep, link), link):
+                response = await imgkeep.client.request(method, path, headers=headers, **how)
+                assert response.status == 401, (method, path, headers)
+    assert contents(imgkeep) == before
+    assert len(origin.seen) == asked
+    assert await (await imgkeep.img(url)).read() == GOOD
+    assert await code(await imgkeep.img(gone)) == REMOVED
+
+
+FORMS = ["application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "text/plain"]
+
+
+@pytest.mark.parametrize("media_type", FORMS)
+async def test_a_form_of_another_site_changes_nothing_even_from_a_browser_that_does_not_tell(
+    imgkeep: Imgkeep, origin: FakeOrigin, media_type: str
+) -> None:
+    url, gone = origin.gives("/a.png", GOOD), origin.gives("/gone.png", PLACEHOLDER)
+    for link in (url, gone):
+        await (await imgkeep.img(link)).read()
+    assert await remove(imgkeep, src=gone) == 200
+    before, asked = contents(imgkeep), len(origin.seen)
+    bodies = [b"", b'{"url": "%b"}' % gone.encode(), b'{"digest": "%b"}' % digest_of(PLACEHOLDER).encode()]
+    for link in (url, gone):
+        key = key_of(imgkeep, link)
+        for path in ("/api/refetch", "/api/restore", f"/api/images/{key}/refetch", f"/api/images/{key}/restore"):
+            for body in bodies:
+                response = await imgkeep.client.post(path, data=body, headers={"Content-Type": media_type})
+                assert response.status in {400, 415}, path
+    assert contents(imgkeep) == before
+    assert len(origin.seen) == asked
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "PATCH", "DELETE"])
+async def test_no_link_and_no_picture_in_a_page_can_change_anything(imgkeep: Imgkeep, method: str) -> None:
+    for path in ("/api/refetch", "/api/restore", f"/api/images/{NOWHERE}/refetch", f"/api/images/{NOWHERE}/restore"):
+        assert (await imgkeep.client.request(method, path)).status == 405
+
+
+async def test_an_upload_of_blocked_bytes_closes_no_further_key(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+    url = origin.gives("/a.png", GOOD)
+    await (await imgkeep.img(url)).read()
+    assert await remove(imgkeep, src=url) == 200
+    before = contents(imgkeep)
+    for _ in range(3):
+        assert (await save(imgkeep, {"data": data_url(GOOD)}))[1]["code"] == "removed"
+    assert contents(imgkeep) == before
+
+
+# --- what a removal reaches
+
+
+async def test_a_link_that_was_never_stored_cannot_be_blocked_beforehand_without_force(
+    imgkeep: Imgkeep, origin: FakeOrigin
+) -> None:
+    url = signed(origin.on("/a.png", unless_right("a")), "a")
+    for attempt in (
+        remove(imgkeep, src=url),
+        remove(imgkeep, src=signed(origin.url("/a.png"), "f")),
+        remove(imgkeep, src=url, force="false"),
+        remove(imgkeep, f"/{key_of(imgkeep, url)}"),
+        remove(imgkeep, digest=digest_of(GOOD)),
+    ):
+        assert await attempt == 404
+    for force in ("1", "yes", "True", "", "true,true"):
+        assert await remove(imgkeep, src=url, force=force) == 400
+    assert contents(imgkeep) == {}
+    assert await (await imgkeep.img(url)).read() == GOOD
+    assert origin.asked("/a.png") == 1
+
+
+async def test_a_wrong_picture_by_an_invented_signature_is_replaced_by_the_good_link(
+    imgkeep: Imgkeep, origin: FakeOrigin
+) -> None:
+    place = origin.on("/a.png", unless_right("a"))
+    invented, good = signed(place, "f"), signed(place, "a")
+    assert key_of(imgkeep, invented) == key_of(imgkeep, good)
+    await (await imgkeep.img(invented)).read()
+    status, told = await refetch(imgkeep, key_of(imgkeep, good), good)
+    assert (status, told["replaced"], told["digest"]) == (200, True, digest_of(GOOD))
+    for _ in range(3):
+        assert await (await imgkeep.img(good)).read() == GOOD
+    # The placeholder can go now, and the good link does not go with it.
+    assert await remove(imgkeep, digest=digest_of(PLACEHOLDER)) == 200
+    assert await (await imgkeep.img(good)).read() == GOOD
+    assert await code(await imgkeep.client.get(f"/images/{digest_of(PLACEHOLDER)}.png")) == REMOVED
+    # And an invented signature does not bring it back, nor does it take the good picture along.
+    status, told = await refetch(imgkeep, key_of(imgkeep, good), invented)
+    assert (status, told["code"]) == REMOVED
+    assert await (await imgkeep.img(good)).read() == GOOD
+
+
+async def test_a_removal_that_a_wrong_picture_provoked_is_undone(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+    place = origin.on("/a.png", unless_right("a"))
+    invented, good = signed(place, "f"), signed(place, "a")
+    await (await imgkeep.img(invented)).read()
+    assert await remove(imgkeep, f"/{key_of(imgkeep, good)}") == 200
+    status, told = await restore(imgkeep, url=good)
+    assert (status, told["restored"], told["stored"]) == (200, True, False)
+    assert told["digest"] == digest_of(PLACEHOLDER)
+    assert imgkeep.files("refused") == []
+    assert await (await imgkeep.img(good)).read() == GOOD
+
+
+async def test_removals_and_undos_that_cross_end_as_the_last_of_them_says(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+    url = origin.gives("/a.png", GOOD)
+    await (await imgkeep.img(url)).read()
+    for _ in range(3):
+        crossing = [
+            each
+            for _ in range(5)
+            for each in (remove(imgkeep, src=url, force="true"), remove(imgkeep, digest=digest_of(GOOD), force="true"))
+        ]
+        undoing = [restore(imgkeep, url=url) for _ in range(5)]
+        await asyncio.gather(*crossing, *undoing)
+        assert await remove(imgkeep, digest=digest_of(GOOD), force="true") == 200
+        assert await remove(imgkeep, src=url, force="true") == 200
+        assert await code(await imgkeep.img(url)) == REMOVED
+        for body in ({"url": url}, {"digest": digest_of(GOOD)}):
+            await restore(imgkeep, **body)
+        assert await (await imgkeep.img(url)).read() == GOOD
+        assert imgkeep.files("refused") == []
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"url": "https://a.example/", "digest": NOWHERE},
+        {"digest": "../../records/00/" + NOWHERE},
+        {"digest": NOWHERE.upper().replace("0", "A")},
+        {"url": "file:///etc/passwd"},
+        {"url": ["https://a.example/"]},
+        {"key": NOWHERE},
+        [],
+    ],
+)
+async def test_what_names_nothing_restores_nothing(imgkeep: Imgkeep, body: object) -> None:
+    response = await imgkeep.client.post("/api/restore", json=body)
+    assert response.status == 400
+    for path in (f"/api/images/{'x' * 64}/restore", "/api/images/..%2F..%2Frefused/restore"):
+        response = await imgkeep.client.post(URL(path, encoded=True))
+        assert response.status in {400, 404}, path
+
+
+# --- what a refetch costs, and where it may go
+
+
+async def test_a_thousand_refetches_of_one_image_are_one_fetch(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+    go = asyncio.Event()
+
+    async def slow(exchange: Exchange) -> None:
+        if exchange.number:
+            await go.wait()
+        await exchange.answer(PLACEHOLDER if exchange.number == 0 else GOOD)
+
+    url = origin.on("/a.png", slow)
+    await (await imgkeep.img(url)).read()
+    key = key_of(imgkeep, url)
+    asking = [asyncio.create_task(refetch(imgkeep, key, url)) for _ in range(60)]
+    await until(lambda: origin.asked("/a.png") == 2)
+    assert await (await imgkeep.img(url)).read() == PLACEHOLDER, "the old one is shown meanwhile"
+    go.set()
+    answers = [await each for each in asking]
+    assert {status for status, _ in answers} == {200}
+    assert {told["digest"] for _, told in answers} == {digest_of(GOOD)}
+    assert origin.asked("/a.png") == 2
+    assert await (await imgkeep.img(url)).read() == GOOD
+
+
+async def test_refetches_hold_few_fetches_and_visitors_are_served_meanwhile(
+    imgkeep: Imgkeep, origin: FakeOrigin
+) -> None:
+    go = asyncio.Event()
+
+    async def hangs(exchange: Exchange) -> None:
+        if exchange.number:
+            await go.wait()
+        await exchange.answer(GOOD)
+
+    urls = [origin.on(f"/{number}.png", hangs) for number in range(REFETCHES_MAX + 12)]
+    for url in urls:
+        await (await imgkeep.img(url)).read()
+    origin.seen.clear()
+    asking = [asyncio.create_task(refetch(imgkeep, key_of(imgkeep, url), url)) for url in urls]
+    await until(lambda: sum(each.done() for each in asking) == 12)
+    refused = [each.result() for each in asking if each.done()]
+    assert {(status, told["code"]) for status, told in refused} == {(503, "busy")}
+    assert len(origin.seen) <= REFETCHES_MAX
+    cold = origin.gives("/cold.png", PLACEHOLDER)
+    assert await (await imgkeep.img(cold)).read() == PLACEHOLDER
+    go.set()
+    assert sorted(status for status, _ in [await each for each in asking]) == [200] * REFETCHES_MAX + [503] * 12
+
+
+async def test_a_link_of_another_key_replaces_nothing(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+    url, other = origin.gives("/a.png", GOOD), origin.gives("/b.png", PLACEHOLDER)
+    for link in (url, other):
+        await (await imgkeep.img(link)).read()
+    before, asked = contents(imgkeep), len(origin.seen)
+    key = key_of(imgkeep, url)
+    for link in (other, f"{url}?v=2", url.replace("127.0.0.1", "localhost"), signed(other, "a")):
+        status, told = await refetch(imgkeep, key, link)
+        assert (status, told["code"]) == (400, "invalid_request"), link
+    for link in ("ftp://a.example/", "https://user:secret@a.example/", ""):
+        response = await imgkeep.client.post(f"/api/images/{key}/refetch", json={"url": link})
+        assert (await code(response))[0] in {400, 403}
+    assert contents(imgkeep) == before
+    assert len(origin.seen) == asked
+
+
+async def test_a_host_that_is_denied_by_now_is_not_asked(start: Start, origin: FakeOrigin) -> None:
+    imgkeep = await start()
+    url = origin.gives("/a.png", GOOD)
+    await (await imgkeep.img(url)).read()
+    refusing: list[dict[str, Any]] = [
+        {"sources": {"deny": ["127.0.0.1"]}},
+        {"sources": {"allow": ["a.example"]}},
+        {"fetch": {"allow_networks": []}},
+        {"fetch": {"allow_networks": ["10.0.0.0/8"]}},
+    ]
+    for sections in refusing:
+        node = await start(folder=imgkeep.folder, **sections)
+        status, told = await refetch(node, key_of(node, url), url)
+        assert (status, told["code"]) == (403, "source_forbidden")
+    assert origin.asked("/a.png") == 1
+    assert origin.connections == 1
+
+
+@pytest.mark.parametrize(
+    "location", ["http://169.254.169.254/latest/meta-data/", "http://10.0.0.1/a.png", "file:///etc/passwd"]
+)
+async def test_a_redirect_leads_no_refetch_inside(imgkeep: Imgkeep, origin: FakeOrigin, location: str) -> None:
+    async def then_elsewhere(exchange: Exchange) -> None:
+        if exchange.number:
+            await exchange.answer(b"", status="302 Found", headers={"Location": location})
+        else:
+            await exchange.answer(GOOD)
+
+    url = origin.on("/a.png", then_elsewhere)
+    await (await imgkeep.img(url)).read()
+    before = contents(imgkeep)
+    status, told = await refetch(imgkeep, key_of(imgkeep, url), url)
+    assert (status, told["code"]) == (403, "source_forbidden")
+    assert contents(imgkeep) == before
+
+
+# --- what an origin can do to what is stored
+
+
+def answers(body: bytes = b"", **how: Any) -> Script:
+    async def script(exchange: Exchange) -> None:
+        await exchange.answer(body, **how)
+
+    return script
+
+
+async def _cut(exchange: Exchange) -> None:
+    await exchange.answer(PLACEHOLDER[:-30], length=len(PLACEHOLDER))
+    exchange.finish()
+
+
+async def _unframed(exchange: Exchange) -> None:
+    await exchange.send_head("Connection: close")
+    await exchange.send(PLACEHOLDER)
+    exchange.finish()
+
+
+async def _endless(exchange: Exchange) -> None:
+    await exchange.send_head("Transfer-Encoding: chunked")
+    piece = b"10000\r\n" + PLACEHOLDER[:100] + b"\0" * (65_536 - 100) + b"\r\n"
+    while True:
+        await exchange.send(piece)
+
+
+ORIGINS = [
+    pytest.param(answers(status="404 Not Found"), "source_not_found", id="404"),
+    pytest.param(answers(status="410 Gone"), "source_not_found", id="410"),
+    pytest.param(answers(status="403 Forbidden"), "origin_refused", id="403"),
+    pytest.param(answers(status="500 Oh No"), "origin_error", id="500"),
+    pytest.param(answers(status="304 Not Modified"), "origin_error", id="304 that was not asked for"),
+    pytest.param(answers(b"<html>sign in</html>"), "not_an_image", id="a page"),
+    pytest.param(answers(), "not_an_image", id="nothing"),
+    pytest.param(answers(PLACEHOLDER[:-30]), "not_an_image", id="framed whole, and cut"),
+    pytest.param(_cut, "origin_error", id="cut"),
+    pytest.param(_unframed, "origin_error", id="unframed"),
+    pytest.param(_endless, "too_large", id="endless"),
+    pytest.param(answers(picture(width=300, height=300)), "too_large", id="too many pixels"),
+]
+
+
+@pytest.mark.parametrize(("script", "error"), ORIGINS)
+async def test_no_answer_of_an_origin_replaces_a_stored_image_by_less(
+    start: Start, origin: FakeOrigin, script: Script, error: str
+) -> None:
+    imgkeep = await start(fetch={"body_bytes_max": 200_000, "pixels_max": 10_000})
+    url = origin.gives("/a.png", GOOD)
+    await (await imgkeep.img(url)).read()
+    before = contents(imgkeep)
+    origin.on("/a.png", script)
+    status, told = await refetch(imgkeep, key_of(imgkeep, url), url)
+    assert told["code"] == error
+    assert status >= 400
+    assert contents(imgkeep) == before
+    assert imgkeep.files("partial") == []
+    response = await imgkeep.img(url)
+    assert (await response.read(), response.headers["Cache-Status"]) == (GOOD, "imgkeep; hit")
+
+
+async def test_the_old_bytes_stay_under_their_permanent_url(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+    url = origin.gives("/a.png", GOOD)
+    await (await imgkeep.img(url)).read()
+    key = key_of(imgkeep, url)
+    origin.gives("/a.png", PLACEHOLDER)
+    assert (await refetch(imgkeep, key, url))[1]["replaced"] is True
+    assert (await refetch(imgkeep, key, url))[1]["replaced"] is False
+    for body in (GOOD, PLACEHOLDER):
+        assert await (await imgkeep.client.get(f"/images/{digest_of(body)}.png")).read() == body
+
+
+async def test_a_link_is_a_secret(imgkeep: Imgkeep, origin: FakeOrigin, caplog: pytest.LogCaptureFixture) -> None:
+    place = origin.on("/a.png", unless_right("a"))
+    await (await imgkeep.img(signed(place, "a"))).read()
+    secret = "e" * 64
+    caplog.set_level("DEBUG")
+    for path, body in (
+        (f"/api/images/{key_of(imgkeep, place)}/refetch", {"url": signed(place, "e")}),
+        (f"/api/images/{NOWHERE}/refetch", {"url": signed(place, "e")}),
+        ("/api/refetch", {"url": signed(place, "e")}),
+        ("/api/refetch", {"url": signed(origin.url("/b.png"), "e")}),
+        ("/api/restore", {"url": signed(place, "e")}),
+    ):
+        response = await imgkeep.client.post(path, json=body)
+        assert secret not in await response.text()
+    assert secret not in "".join(str(vars(record)) for record in caplog.records if record.name.startswith("proxy"))
+    assert not any(secret.encode() in data for data in contents(imgkeep).values())

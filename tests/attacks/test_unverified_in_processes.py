@@ -1,0 +1,88 @@
+"""Links with invented signatures against several workers on one port, and against a program that is killed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from tests.attacks.signed import BRIEF, FOREVER, PAST, PICTURE, PLACEHOLDER, UNCERTAIN, SignedOrigin, good, invented
+from tests.program import serving, until
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.origins import FakeOrigin
+    from tests.program import Program
+
+PROVIDERS = json.dumps([UNCERTAIN])
+MANY = 24
+"""New connections: enough that each of two workers has some."""
+
+
+async def ask_many(program: Program, url: str, number: int = MANY) -> list[tuple[bytes, str]]:
+    answers = await asyncio.gather(*(program.img(url) for _ in range(number)))
+    assert {answer.status for answer in answers} == {200}
+    return [(answer.body, answer.headers["Cache-Control"]) for answer in answers]
+
+
+async def becomes(program: Program, url: str, body: bytes, caching: str) -> None:
+    """Wait until all workers show this; a probe that has ended tells nobody outside."""
+    shown: set[tuple[bytes, str]] = set()
+    with suppress(TimeoutError):
+        async with asyncio.timeout(8):
+            while shown != {(body, caching)}:
+                shown = set(await ask_many(program, url))
+                await asyncio.sleep(0.02)
+    assert shown == {(body, caching)}
+
+
+async def test_workers_try_a_link_once_and_share_what_was_found(tmp_path: Path, origin: FakeOrigin) -> None:
+    signed = SignedOrigin(origin)
+    async with serving(tmp_path / "data", server__workers="2", sources__providers=PROVIDERS) as program:
+        await ask_many(program, signed.url(invented()))
+        assert len(signed.asked) == 1
+        shown = await ask_many(program, signed.url(good(0)))
+        assert {body for body, _ in shown} == {PICTURE}
+        await until(lambda: len(signed.asked) == 5)  # the link, two spoiled ones, and the link again
+        await ask_many(program, signed.url(good(1)))
+        await until(lambda: len(signed.asked) == 9)
+
+        await becomes(program, signed.url(good(2)), PICTURE, FOREVER)
+        asked = len(signed.asked)
+        assert asked <= 13, "the third link may have come before the second one's probe had ended"
+        for query in (good(0), good(1), good(2), invented(7), good(3, end=PAST)):
+            assert set(await ask_many(program, signed.url(query))) == {(PICTURE, FOREVER)}
+        assert {body for body, _ in await ask_many(program, signed.url(invented()))} == {PLACEHOLDER}
+        assert len(signed.asked) == asked
+
+
+async def test_a_kill_between_a_fill_and_its_probe_loses_nothing(tmp_path: Path, origin: FakeOrigin) -> None:
+    signed = SignedOrigin(origin)
+    folder = tmp_path / "data"
+    async with serving(folder, sources__providers=PROVIDERS) as program:
+        await program.img(signed.url(invented()))
+        gate = asyncio.Event()
+        answer = signed._answer
+        spoiled: list[str] = []
+
+        async def hold(exchange: object) -> None:
+            query = exchange.target.partition("?")[2]  # type: ignore[attr-defined]
+            if f"?{query}" != good():
+                spoiled.append(query)
+                await gate.wait()
+            await answer(exchange)  # type: ignore[arg-type]
+
+        origin.on(signed.path, hold)
+        assert (await program.img(signed.url(good()))).body == PICTURE
+        await until(lambda: bool(spoiled))
+    origin.on(signed.path, answer)
+    gate.set()
+    async with serving(folder, sources__providers=PROVIDERS) as program:
+        asked = len(signed.asked)
+        assert (await program.img(signed.url(good()))).body == PICTURE
+        assert (await program.img(signed.url(invented()))).body == PLACEHOLDER
+        assert len(signed.asked) == asked, "each has what it was shown"
+        assert (await program.img(signed.url(good(1)))).body == PICTURE
+        await becomes(program, signed.url(good(2, end=PAST)), PICTURE, BRIEF)

@@ -1,0 +1,446 @@
+"""
+Strangers who write links with signatures of their own: at an origin that answers those with a picture, they must not
+decide what others are shown, what is stored for ever, nor what is removed.
+"""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.attacks.signed import (
+    BRIEF,
+    ENFORCED,
+    FAR,
+    FOREVER,
+    PAST,
+    PICTURE,
+    PLACEHOLDER,
+    UNCERTAIN,
+    SignedOrigin,
+    good,
+    invented,
+    show,
+    strict,
+)
+from tests.faults.network import counted
+from tests.images import picture
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from tests.conftest import Imgkeep
+    from tests.origins import FakeOrigin
+
+    Start = Callable[..., Awaitable[Imgkeep]]
+
+SOURCES: dict[str, Any] = {"providers": [UNCERTAIN, ENFORCED]}
+
+
+@pytest.fixture
+async def imgkeep(start: Start) -> Imgkeep:
+    return await start(sources=SOURCES)
+
+
+@pytest.fixture
+def signed(origin: FakeOrigin) -> SignedOrigin:
+    return SignedOrigin(origin)
+
+
+# What an invented link brings
+
+
+async def test_an_invented_link_stores_nothing_for_ever(imgkeep: Imgkeep, signed: SignedOrigin) -> None:
+    first = await show(imgkeep, signed.url(invented()))
+    assert (first.body, first.caching) == (PLACEHOLDER, BRIEF)
+    again = await show(imgkeep, signed.url(invented()))
+    assert (again.body, again.caching, again.outcome) == (PLACEHOLDER, BRIEF, "hit")
+    assert len(signed.asked) == 1
+
+
+async def test_a_good_link_shows_its_picture_after_an_invented_one(imgkeep: Imgkeep, signed: SignedOrigin) -> None:
+    await show(imgkeep, signed.url(invented()))
+    shown = await show(imgkeep, signed.url(good()))
+    assert (shown.body, shown.caching) == (PICTURE, BRIEF)
+    for _ in range(3):
+        shown = await show(imgkeep, signed.url(good()))
+        assert (shown.body, shown.outcome) == (PICTURE, "hit")
+
+
+async def test_a_placeholder_gives_way_once_a_spoiled_signature_brings_it(
+    imgkeep: Imgkeep, signed: SignedOrigin
+) -> None:
+    await show(imgkeep, signed.url(invented()))
+    await show(imgkeep, signed.url(good()))
+    # One for each link, two spoiled ones, and the genuine one again.
+    assert len(signed.asked) == 5
+    assert await counted(imgkeep, 'imgkeep_confirmations_total{outcome="placeholder"}') == 1
+    ended = await show(imgkeep, signed.url(good(1, end=PAST)))
+    assert (ended.body, ended.outcome) == (PICTURE, "hit"), "a link that has ended shows what the good one brought"
+    assert len(signed.asked) == 5
+    assert (await show(imgkeep, signed.url(invented()))).body == PLACEHOLDER, "and it keeps what it was shown"
+
+
+async def test_two_good_links_confirm_and_then_every_link_is_a_hit(imgkeep: Imgkeep, signed: SignedOrigin) -> None:
+    await show(imgkeep, signed.url(good(0)))
+    second = await show(imgkeep, signed.url(good(1)))
+    assert (second.body, second.outcome) == (PICTURE, "fwd=uri-miss; stored")
+    assert len(signed.asked) == 5
+    for query in (good(0), good(1), good(2), invented(5), good(3, end=PAST), ""):
+        shown = await show(imgkeep, signed.url(query))
+        assert (shown.body, shown.caching, shown.outcome) == (PICTURE, FOREVER, "hit")
+    assert len(signed.asked) == 5
+    assert await counted(imgkeep, 'imgkeep_confirmations_total{outcome="difference"}') == 1
+
+
+async def test_an_origin_that_refuses_spoiled_signatures_confirms_with_one_of_them(
+    imgkeep: Imgkeep, signed: SignedOrigin
+) -> None:
+    signed.placeholder = None
+    await show(imgkeep, signed.url(good(0)))
+    await show(imgkeep, signed.url(good(1)))
+    assert len(signed.asked) == 4
+    assert (await show(imgkeep, signed.url(good(2)))).caching == FOREVER
+    assert len(signed.asked) == 4
+
+
+async def test_invented_links_cannot_confirm_a_placeholder(imgkeep: Imgkeep, signed: SignedOrigin) -> None:
+    for number in range(5):
+        shown = await show(imgkeep, signed.url(invented(number)))
+        assert (shown.body, shown.caching) == (PLACEHOLDER, BRIEF)
+    # A fill each, and one spoiled signature, whose answer told enough to look no further for some minutes.
+    assert len(signed.asked) == 6
+    shown = await show(imgkeep, signed.url(good()))
+    assert shown.body == PICTURE
+    assert (await show(imgkeep, signed.url(good(1)))).body == PICTURE
+    assert (await show(imgkeep, signed.url(good(2)))).caching == FOREVER
+
+
+async def test_an_invented_link_changes_nothing_for_a_good_one(imgkeep: Imgkeep, signed: SignedOrigin) -> None:
+    await show(imgkeep, signed.url(good()))
+    for number in range(3):
+        shown = await show(imgkeep, signed.url(invented(number)))
+        assert (shown.body, shown.caching) == (PLACEHOLDER, BRIEF)
+    for query in (good(), good(7, end=PAST)):
+        assert (await show(imgkeep, signed.url(query))).body == PICTURE
+    assert len(imgkeep.files("objects")) == 2, "nothing that was stored is lost"
+
+
+async def test_a_bare_link_that_is_answered_with_a_placeholder_changes_nothing(
+    imgkeep: Imgkeep, signed: SignedOrigin
+) -> None:
+    assert (await show(imgkeep, signed.url())).caching == FOREVER, "for the bare link that is what there is"
+    shown = await show(imgkeep, signed.url(good()))
+    assert (shown.body, shown.caching) == (PICTURE, BRIEF)
+    assert (await show(imgkeep, signed.url(good(1)))).body == PICTURE
+    shown = await show(imgkeep, signed.url(good(2)))
+    assert (shown.body, shown.caching) == (PICTURE, FOREVER)
+
+
+async def test_a_placeholder_that_is_brought_by_a_bare_link_later_replaces_nothing(
+    imgkeep: Imgkeep, signed: SignedOrigin
+) -> None:
+    await show(imgkeep, signed.url(good()))
+    assert (await show(imgkeep, signed.url())).body == PLACEHOLDER
+    assert (await show(imgkeep, signed.url(good()))).body == PICTURE
+    assert (await show(imgkeep, signed.url(good(1)))).body == PICTURE
+    assert (await show(imgkeep, signed.url(good(2, end=PAST)))).body == PICTURE
+
+
+# Links that have ended
+
+
+async def test_what_a_link_brought_after_its_own_end_gives_way(imgkeep: Imgkeep, signed: SignedOrigin) -> None:
+    ended = await show(imgkeep, signed.url(good(0, end=PAST)))
+    assert (ended.body, ended.caching) == (PLACEHOLDER, BRIEF)
+    for number in range(3):
+        shown = await show(imgkeep, signed.url(invented(number, end=PAST)))
+        assert (shown.body, shown.caching, shown.outcome) == (PLACEHOLDER, BRIEF, "hit")
+    assert len(signed.asked) == 1
+    assert (await show(imgkeep, signed.url(good()))).body == PICTURE
+    assert (await show(imgkeep, signed.url(invented(9, end=PAST)))).body == PICTURE
+
+
+async def test_an_ended_link_shows_what_is_stored_and_asks_no_origin(imgkeep: Imgkeep, signed: SignedOrigin) -> None:
+    await show(imgkeep, signed.url(good()))
+    shown = await show(imgkeep, signed.url(good(1, end=PAST)))
+    assert (shown.body, shown.caching, shown.outcome) == (PICTURE, BRIEF, "hit")
+    assert len(signed.asked) == 1
+
+
+async def test_a_link_that_its_origin_refuses_shows_what_is_stored(imgkeep: Imgkeep, signed: SignedOrigin) -> None:
+    signed.placeholder = None
+    await show(imgkeep, signed.url(good()))
+    for _ in range(3):
+        shown = await show(imgkeep, signed.url(invented()))
+        assert (shown.body, shown.caching, shown.outcome, shown.status) == (PICTURE, BRIEF, "hit", 200)
+    assert len(signed.asked) == 2, "and is remembered"
+
+
+# Verified links
+
+
+async def test_a_verified_link_replaces_a_placeholder(imgkeep: Imgkeep, signed: SignedOrigin) -> None:
+    await show(imgkeep, signed.url(invented()))
+    shown = await show(imgkeep, signed.url(strict()))
+    assert (shown.body, shown.caching) == (PICTURE, FOREVER)
+    for query in (strict(), good(4), invented(4), strict(end=PAST)):
+        shown = await show(imgkeep, signed.url(query))
+        assert (shown.body, shown.caching, shown.outcome) == (PICTURE, FOREVER, "hit")
+    assert len(signed.asked) == 2
+    name = f"/images/{sha256(PLACEHOLDER).hexdigest()}.png"
+    assert await (await imgkeep.client.get(name)).read() == PLACEHOLDER, "what was stored has its permanent URL"
+
+
+async def test_the_same_bytes_by_a_verified_link_keep_their_tag(imgkeep: Imgkeep, signed: SignedOrigin) -> None:
+    await show(imgkeep, signed.url(good()))
+    before = (await imgkeep.img(signed.url(good()))).headers["ETag"]
+    await show(imgkeep, signed.url(strict()))
+    assert (await imgkeep.img(signed.url(good()))).headers["ETag"] == before
+    assert (await show(imgkeep, signed.url(good()))).caching == FOREVER
+
+
+# Origins that check nothing, or give a picture of its own to each signature
+
+
+async def test_an_origin_that_checks_nothing_is_asked_once_by_each_link(imgkeep: Imgkeep, signed: SignedOrigin) -> None:
+    signed.checks = False
+    for _ in range(2):
+        for number in range(4):
+            shown = await show(imgkeep, signed.url(invented(number)))
+            assert (shown.body, shown.caching) == (PICTURE, BRIEF)
+    assert len(signed.asked) == 5, "four links, and one spoiled signature"
+    assert (await show(imgkeep, signed.url(good(end=PAST)))).outcome == "hit"
+    assert len(imgkeep.files("objects")) == len(imgkeep.files("records")) == 1
+
+
+@pytest.mark.parametrize("placeholder", [PLACEHOLDER, None], ids=["placeholder", "refusal"])
+async def test_signatures_that_name_the_picture_split_the_key(
+    imgkeep: Imgkeep, signed: SignedOrigin, caplog: pytest.LogCaptureFixture, placeholder: bytes | None
+) -> None:
+    signed.placeholder = placeholder
+    signed.pictures = {good(number): picture(seed=10 + number) for number in range(4)}
+    for _ in range(2):
+        for query, body in signed.pictures.items():
+            shown = await show(imgkeep, signed.url(query))
+            assert (shown.body, shown.caching) == (body, BRIEF)
+    told = [record for record in caplog.records if record.getMessage().startswith("key split")]
+    assert len(told) == 1
+    assert await counted(imgkeep, 'imgkeep_confirmations_total{outcome="split"}') == 1
+    assert (await show(imgkeep, signed.url(good(5, end=PAST)))).body != signed.pictures[good()]
+    (facts,) = [
+        image
+        for image in (await (await imgkeep.client.get("/api/images")).json())["images"]
+        if image["standing"] == "split"
+    ]
+    assert facts["doubts"] == ["signature", "plaintext", "contested", "split"]
+
+
+async def test_records_hold_no_signature(imgkeep: Imgkeep, signed: SignedOrigin) -> None:
+    for query in (invented(), good(0), good(1)):
+        await show(imgkeep, signed.url(query))
+    texts = [path.read_text("utf-8") for path in imgkeep.files("records")]
+    assert len(texts) > 1
+    assert not any("acme_sig" in text or "acme_end" in text for text in texts)
+
+
+# Probes
+
+
+@pytest.mark.parametrize("failing", ["500 Internal Server Error", "429 Too Many Requests", "503 Service Unavailable"])
+async def test_an_origin_that_is_not_itself_proves_nothing(
+    imgkeep: Imgkeep, signed: SignedOrigin, failing: str
+) -> None:
+    await show(imgkeep, signed.url(good(0)))
+    signed.failing = failing
+    shown = await show(imgkeep, signed.url(good(1)))
+    assert (shown.body, (await show(imgkeep, signed.url(good(0)))).caching) == (PICTURE, BRIEF)
+    assert len(signed.asked) == 3
+
+
+async def test_an_origin_that_refuses_everything_for_a_while_proves_nothing(
+    imgkeep: Imgkeep, signed: SignedOrigin
+) -> None:
+    """A stranger who has us banned by an origin would else confirm a placeholder."""
+    await show(imgkeep, signed.url(invented(0)))
+    answer, answered = signed._answer, 0
+
+    async def ban(exchange: Any) -> None:
+        nonlocal answered
+        answered += 1
+        if answered > 1:
+            await exchange.answer(b"go away", status="403 Forbidden")
+        else:
+            await answer(exchange)
+
+    signed.origin.on(signed.path, ban)
+    await show(imgkeep, signed.url(invented(1)))
+    assert answered == 3, "the link, the spoiled one, and the link again"
+    assert (await show(imgkeep, signed.url(invented(0)))).caching == BRIEF
+
+
+async def test_probes_keep_to_the_signature(imgkeep: Imgkeep, signed: SignedOrigin) -> None:
+    await show(imgkeep, signed.url(good(0)))
+    await show(imgkeep, signed.url(good(1)))
+    spoiled = [query for query in signed.asked if f"?{query}" not in {good(0), good(1)}]
+    assert len(set(spoiled)) == 2
+    for query in spoiled:
+        assert query.startswith(good(1)[1:-8])
+        assert len(query) == len(good(1)) - 1
+        assert all(old != new for old, new in zip(good(1)[-8:], query[-8:], strict=True))
+
+
+# Removal
+
+
+async def test_a_blocked_placeholder_blocks_no_key(imgkeep: Imgkeep, signed: SignedOrigin) -> None:
+    digest = sha256(PLACEHOLDER).hexdigest()
+    removal = {"digest": digest, "force": "true"}
+    assert (await imgkeep.client.delete("/api/images", params=removal)).status == 200
+    for number in range(3):
+        response = await imgkeep.client.post("/api/save-image", json={"url": signed.url(invented(number))})
+        assert (response.status, (await response.json())["code"]) == (410, "removed")
+    assert len(signed.asked) == 3
+    assert (await imgkeep.img(signed.url(invented(0)))).status == 410
+    assert len(signed.asked) == 3, "the link is remembered"
+    assert imgkeep.files("records") == []
+    shown = await show(imgkeep, signed.url(good()))
+    assert (shown.body, shown.status) == (PICTURE, 200)
+
+
+async def test_a_picture_that_is_stored_survives_a_link_that_brings_blocked_bytes(
+    imgkeep: Imgkeep, signed: SignedOrigin
+) -> None:
+    await show(imgkeep, signed.url(good()))
+    removal = {"digest": sha256(PLACEHOLDER).hexdigest(), "force": "true"}
+    assert (await imgkeep.client.delete("/api/images", params=removal)).status == 200
+    await imgkeep.client.post("/api/save-image", json={"url": signed.url(invented())})
+    assert (await show(imgkeep, signed.url(good()))).body == PICTURE
+    assert (await show(imgkeep, signed.url(good(1)))).body == PICTURE
+
+
+@pytest.mark.parametrize("way", ["src", "digest"])
+async def test_a_placeholder_that_is_removed_takes_no_good_link_along(
+    imgkeep: Imgkeep, signed: SignedOrigin, way: str
+) -> None:
+    await show(imgkeep, signed.url(invented()))
+    named = signed.url(invented()) if way == "src" else sha256(PLACEHOLDER).hexdigest()
+    assert (await imgkeep.client.delete("/api/images", params={way: named})).status == 200
+    assert (await imgkeep.img(signed.url(invented()))).status == 410
+    assert (await show(imgkeep, signed.url(good()))).body == PICTURE
+    assert (await show(imgkeep, signed.url(good(1)))).body == PICTURE
+    tombstones = [path for path in imgkeep.files("records") if b"removed_at" in path.read_bytes()]
+    assert tombstones == []
+
+
+async def test_the_removal_of_a_link_removes_what_this_link_is_shown_and_no_more(
+    imgkeep: Imgkeep, signed: SignedOrigin
+) -> None:
+    signed.pictures = {good(1): picture(seed=7)}
+    await show(imgkeep, signed.url(good()))
+    assert (await show(imgkeep, signed.url(good(1)))).body == picture(seed=7)
+    assert (await imgkeep.client.delete("/api/images", params={"src": signed.url(good(1))})).status == 200
+    assert (await imgkeep.img(signed.url(good(1)))).status == 410
+    assert (await show(imgkeep, signed.url(good()))).body == PICTURE
+    response = await imgkeep.client.post("/api/restore", json={"url": signed.url(good(1))})
+    assert (response.status, (await response.json())["digest"]) == (200, sha256(picture(seed=7)).hexdigest())
+    assert (await show(imgkeep, signed.url(good(1)))).body == picture(seed=7)
+
+
+async def test_a_refetch_by_the_good_link_settles_what_is_in_doubt(imgkeep: Imgkeep, signed: SignedOrigin) -> None:
+    await show(imgkeep, signed.url(invented()))
+    listed = (await (await imgkeep.client.get("/api/images")).json())["images"]
+    response = await imgkeep.client.post(f"/api/images/{listed[0]['key']}/refetch", json={"url": signed.url(good())})
+    told = await response.json()
+    assert (response.status, told["replaced"], told["digest"]) == (200, True, sha256(PICTURE).hexdigest())
+    for number in range(2):
+        assert (await show(imgkeep, signed.url(good(number)))).outcome == "hit"
+
+
+# The rest of the ways in
+
+
+async def test_a_save_is_tried_as_a_visit_is(imgkeep: Imgkeep, signed: SignedOrigin) -> None:
+    async def save(query: str) -> dict[str, Any]:
+        response = await imgkeep.client.post("/api/save-image", json={"url": signed.url(query)})
+        told = await response.json()
+        assert isinstance(told, dict)
+        return told
+
+    placeholder = await save(invented())
+    assert (placeholder["standing"], placeholder["doubts"]) == ("provisional", ["signature", "plaintext"])
+    saved = await save(good())
+    assert (saved["digest"], saved["created"]) == (sha256(PICTURE).hexdigest(), True)
+    assert (await show(imgkeep, signed.url(good()))).body == PICTURE
+    assert (await save(good()))["created"] is False
+
+
+async def test_what_is_known_survives_a_restart(start: Start, signed: SignedOrigin) -> None:
+    first = await start(sources=SOURCES)
+    await show(first, signed.url(invented()))
+    await show(first, signed.url(good()))
+    await first.client.close()
+    second = await start(sources=SOURCES, folder=first.folder)
+    asked = len(signed.asked)
+    assert (await show(second, signed.url(good()))).body == PICTURE
+    assert (await show(second, signed.url(invented()))).body == PLACEHOLDER
+    assert (await show(second, signed.url(good(1, end=PAST)))).body == PICTURE
+    assert len(signed.asked) == asked
+
+
+async def test_a_limit_that_refuses_a_trial_leaves_the_stored_image(start: Start, signed: SignedOrigin) -> None:
+    imgkeep = await start(sources=SOURCES, limits={"fills_per_minute": 1}, server={"trusted_proxies": ["127.0.0.1"]})
+    headers = {"X-Forwarded-For": "203.0.113.9"}
+    assert await (await imgkeep.img(signed.url(good()), headers=headers)).read() == PICTURE
+    for number in range(3):
+        response = await imgkeep.img(signed.url(invented(number)), headers=headers)
+        assert (response.status, await response.read()) == (200, PICTURE)
+        assert response.headers["Cache-Control"] == BRIEF
+    assert len(signed.asked) == 1
+
+
+async def test_a_client_that_may_not_cause_fills_is_shown_the_stored_image(start: Start, signed: SignedOrigin) -> None:
+    imgkeep = await start(sources=SOURCES, security={"signature": "misses", "signing_keys": ["k" * 32]})
+    response = await imgkeep.client.post("/api/save-image", json={"url": signed.url(good())})
+    assert response.status == 201
+    shown = await show(imgkeep, signed.url(invented()))
+    assert (shown.body, shown.status) == (PICTURE, 200)
+    assert len(signed.asked) == 1
+
+
+async def test_a_prepared_answer_is_given_to_the_links_that_it_stands_for_alone(
+    imgkeep: Imgkeep, signed: SignedOrigin
+) -> None:
+    await show(imgkeep, signed.url(good(0)))
+    for _ in range(3):
+        assert (await show(imgkeep, signed.url(good(0)))).caching == BRIEF
+    await show(imgkeep, signed.url(good(1)))
+    assert len(signed.asked) == 5, "another link is tried"
+    for _ in range(3):
+        assert (await show(imgkeep, signed.url(good(0)))).caching == FOREVER, "and what was prepared is dropped"
+
+
+async def test_a_stored_image_that_was_lost_comes_back_by_a_link_that_is_tried(
+    imgkeep: Imgkeep, signed: SignedOrigin
+) -> None:
+    await show(imgkeep, signed.url(good(0)))
+    (lost,) = imgkeep.files("objects")
+    lost.unlink()
+    assert (await show(imgkeep, signed.url(good(1)))).body == PICTURE
+    assert imgkeep.files("objects") == [lost]
+
+
+async def test_where_permanent_links_are_redirected_they_are_not_tried(start: Start, signed: SignedOrigin) -> None:
+    imgkeep = await start(sources={**SOURCES, "permanent": "redirect"})
+    await show(imgkeep, signed.url(good()))
+    assert (await show(imgkeep, signed.url())).body == PICTURE
+    assert len(signed.asked) == 1
+
+
+async def test_a_verified_link_that_ends_is_one_more_ended_link(imgkeep: Imgkeep, signed: SignedOrigin) -> None:
+    shown = await show(imgkeep, signed.url(strict(end=PAST)))
+    assert (shown.body, shown.caching) == (PLACEHOLDER, BRIEF)
+    assert (await show(imgkeep, signed.url(strict(end=FAR)))).body == PICTURE
+    assert (await show(imgkeep, signed.url(strict(end=PAST)))).caching == FOREVER

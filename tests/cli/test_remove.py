@@ -1,0 +1,129 @@
+"""`remove`, `restore` and `refetch`: the same in the store itself and on a running server."""
+
+from __future__ import annotations
+
+from functools import partial
+from hashlib import sha256
+from io import StringIO
+from typing import TYPE_CHECKING
+
+import pytest
+
+from proxy.cli import remove
+from proxy.cli.save import ServerError
+from proxy.core.source import read_source
+from proxy.web.site import SITE
+from tests.images import picture
+from tests.web.test_save import save
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from tests.conftest import Imgkeep
+    from tests.origins import FakeOrigin
+
+    Start = Callable[..., Awaitable[Imgkeep]]
+
+TOKEN = "token-of-the-command-line"
+NOWHERE = "0" * 64
+WAYS = pytest.mark.parametrize("way", ["store", "server"])
+
+
+def digest(seed: int) -> str:
+    return sha256(picture(seed=seed)).hexdigest()
+
+
+def key_of(imgkeep: Imgkeep, url: str) -> str:
+    return imgkeep.client.app[SITE].keeper.identify(read_source(url)).key
+
+
+def target_of(imgkeep: Imgkeep, way: str, token: str | None = None) -> remove.Target:
+    if way == "server":
+        return remove.Server(f"{imgkeep.client.make_url('/')}", token)
+    site = imgkeep.client.app[SITE]
+    return remove.Store(site.remover, site.refetcher, partial(site.keeper.describe, base=""))
+
+
+async def tell(work: Callable[[remove.Kind, str], Awaitable[str]], *names: str, by_digest: bool = False) -> list[str]:
+    """Do it for all names; return what is printed, errors last."""
+    out, err = StringIO(), StringIO()
+    status = await remove.each(names, work, by_digest=by_digest, out=out, err=err)
+    assert status == bool(err.getvalue())
+    return (out.getvalue() + err.getvalue()).splitlines()
+
+
+async def kept(imgkeep: Imgkeep, origin: FakeOrigin, number: int) -> list[str]:
+    urls = [origin.gives(f"/{n}.png", picture(seed=n)) for n in range(number)]
+    for url in urls:
+        assert (await save(imgkeep, {"url": url}))[0] == 201
+    return urls
+
+
+@WAYS
+async def test_images_are_removed_and_removals_undone(imgkeep: Imgkeep, origin: FakeOrigin, way: str) -> None:
+    urls, target = await kept(imgkeep, origin, 3), target_of(imgkeep, way)
+    plainly = partial(target.remove, force=False)
+    assert await tell(plainly, key_of(imgkeep, urls[0]), urls[1]) == ["removed"] * 2
+    assert await tell(plainly, digest(2), by_digest=True) == ["removed"]
+    assert [(await imgkeep.img(url)).status for url in urls] == [410] * 3
+    restoring = partial(remove.restore_any, target)
+    told = await tell(restoring, key_of(imgkeep, urls[0]), urls[1], digest(2))
+    assert told == ["restored; the bytes were deleted, and have to be fetched or uploaded again"] * 3
+    assert [(await imgkeep.img(url)).status for url in urls] == [200] * 3
+    told = await tell(restoring, key_of(imgkeep, urls[0]), urls[1], digest(2), "nonsense")
+    assert [line.startswith("imgkeep: ") for line in told] == [True] * 4
+    assert not any(urls[1] in line for line in told)
+
+
+@WAYS
+async def test_what_was_never_stored_is_removed_by_force_only(imgkeep: Imgkeep, origin: FakeOrigin, way: str) -> None:
+    url, target = origin.gives("/a.png", picture()), target_of(imgkeep, way)
+    for force in (False, True):
+        work: Callable[[remove.Kind, str], Awaitable[str]] = partial(target.remove, force=force)
+        told = [*await tell(work, url, NOWHERE), *await tell(work, digest(1), by_digest=True)]
+        assert [line == "removed" for line in told] == [force] * 3
+        assert not any(url in line for line in told)
+    assert (await imgkeep.img(url)).status == 410
+    assert await tell(partial(target.remove, force=True), "x", by_digest=True) == [
+        "imgkeep: a digest has 64 lower-case hexadecimal digits"
+    ]
+    assert origin.seen == []
+
+
+@WAYS
+async def test_images_are_fetched_again(imgkeep: Imgkeep, origin: FakeOrigin, way: str) -> None:
+    urls, target = await kept(imgkeep, origin, 2), target_of(imgkeep, way)
+    origin.gives("/0.png", picture(seed=9))
+    by_itself = partial(target.refetch, url=None)
+    replaced, unchanged = await tell(by_itself, *urls)
+    assert (replaced.split()[0], unchanged.split()[0]) == ("replaced", "unchanged")
+    assert replaced.endswith(f"/images/{digest(9)}.png")
+    key = key_of(imgkeep, urls[0])
+    assert (await tell(partial(target.refetch, url=urls[0]), key))[0].startswith("unchanged ")
+    for work, name, says in (
+        (partial(target.refetch, url=urls[1]), key, "another image"),
+        (by_itself, NOWHERE, "no image is stored"),
+        (by_itself, "nonsense", "imgkeep: "),
+    ):
+        (told,) = await tell(work, name)
+        assert told.startswith("imgkeep: ")
+        assert says in told
+    assert await (await imgkeep.img(urls[0])).read() == picture(seed=9)
+
+
+async def test_a_server_wants_its_token(start: Start, origin: FakeOrigin) -> None:
+    imgkeep = await start(security={"api_tokens": [TOKEN]})
+    url = origin.gives("/a.png", picture())
+    await (await imgkeep.img(url)).read()
+    for token in (None, "wrong"):
+        (told,) = await tell(partial(target_of(imgkeep, "server", token).remove, force=True), url)
+        assert "unauthorized" in told
+    assert await tell(partial(target_of(imgkeep, "server", TOKEN).remove, force=False), url) == ["removed"]
+
+
+@pytest.mark.parametrize("answer", [b"<html>", b"[]", b""])
+async def test_what_is_no_imgkeep_is_told_so(origin: FakeOrigin, answer: bytes) -> None:
+    origin.gives(f"/api/images/{NOWHERE}", answer)
+    server = remove.Server(origin.url("/"), None)
+    with pytest.raises(ServerError, match="--server"):
+        await tell(partial(server.remove, force=False), NOWHERE)
