@@ -137,8 +137,7 @@ async def _ask_server(arguments: argparse.Namespace, config: Config) -> int:
     if arguments.command == "save":
         links, server = _lines(arguments), _server(arguments, config)
         return await save.save(links, server, as_json=arguments.json, out=sys.stdout, err=sys.stderr)
-    tokens = config.security.api_tokens
-    return await _change(arguments, remove.Server(arguments.server, tokens[0] if tokens else None))
+    return await _change(arguments, remove.Server(arguments.server, _token_for(arguments.server, config)))
 
 
 async def _rewrite(arguments: argparse.Namespace, config: Config) -> int:
