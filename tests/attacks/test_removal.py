@@ -138,7 +138,7 @@ async def test_a_stranger_causes_no_tombstone_no_block_and_no_fetch(
     for headers in STRANGERS if tokens else PAGES:
         for link in (url, gone):
             for method, path, how in requests(key_of(imgkeep, link), link):
-                response = await imgkeep.client.request(method, path, headers=headers, **how)
+                response = await imgkeep.stranger.request(method, path, headers=headers, **how)
                 assert response.status == 401, (method, path, headers)
     assert contents(imgkeep) == before
     assert len(origin.seen) == asked

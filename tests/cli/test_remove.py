@@ -37,9 +37,9 @@ def key_of(imgkeep: Imgkeep, url: str) -> str:
     return imgkeep.client.app[SITE].keeper.identify(read_source(url)).key
 
 
-def target_of(imgkeep: Imgkeep, way: str, token: str | None = None) -> remove.Target:
+def target_of(imgkeep: Imgkeep, way: str) -> remove.Target:
     if way == "server":
-        return remove.Server(f"{imgkeep.client.make_url('/')}", token)
+        return remove.Server(f"{imgkeep.client.make_url('/')}", imgkeep.token)
     site = imgkeep.client.app[SITE]
     return remove.Store(site.remover, site.refetcher, partial(site.keeper.describe, base=""))
 
@@ -116,9 +116,10 @@ async def test_a_server_wants_its_token(start: Start, origin: FakeOrigin) -> Non
     url = origin.gives("/a.png", picture())
     await (await imgkeep.img(url)).read()
     for token in (None, "wrong"):
-        (told,) = await tell(partial(target_of(imgkeep, "server", token).remove, force=True), url)
+        server = remove.Server(f"{imgkeep.client.make_url('/')}", token)
+        (told,) = await tell(partial(server.remove, force=True), url)
         assert "unauthorized" in told
-    assert await tell(partial(target_of(imgkeep, "server", TOKEN).remove, force=False), url) == ["removed"]
+    assert await tell(partial(target_of(imgkeep, "server").remove, force=False), url) == ["removed"]
 
 
 @pytest.mark.parametrize("answer", [b"<html>", b"[]", b""])

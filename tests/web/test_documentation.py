@@ -97,11 +97,9 @@ async def test_every_example_works_as_written(tmp_path: Path, origin: FakeOrigin
         restored = await told(undo, key=saved["key"])
         assert shapes(restored) == shapes(json.loads(re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL)[-2]))
         assert restored["keys"] == [saved["key"]]
-        answers = (await shell(undos, tmp_path, **known, digest=DIGEST)).replace("}{", "}\n{")
-        assert [json.loads(line)["restored"] for line in answers.splitlines()] == [True] * 2
+        assert (await shell(undos, tmp_path, **known, digest=DIGEST)).count('"restored":true') == 2
         assert (await program.img(origin.url("/other.png"))).status == 200
-        assert (await told(by_link))["created"] is True
-        assert (await told(again, key=saved["key"]))["replaced"] is False
+        assert ((await told(by_link))["created"], (await told(again, key=saved["key"]))["replaced"]) == (True, False)
         assert (await told(inspect))["key"] == saved["key"]
         kept = "http://127.0.0.1:8080/img?src="
         assert (await shell(text, tmp_path, **known)).startswith(f"![a picture]({kept}http%3A%2F%2F127.0.0.1")
