@@ -400,6 +400,7 @@ def _prepare_healing(works: Works) -> Healer | None:
         seen=remote.tiers.note,
         sleep=works.seams.sleep,
         refused=works.refusals,
+        remove=works.remover.remove_record,
         removed=works.keeper.forget,
     )
     _show_backlog(works, healer)

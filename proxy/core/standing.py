@@ -210,6 +210,11 @@ def may_change(record: Record) -> bool:
     return not record.doubts <= {Doubt.UNSIGNED}
 
 
+def is_unverified(record: Record) -> bool:
+    """Whether an image came by a signature that may be unchecked: it may not be what its key stands for."""
+    return not record.doubts.isdisjoint(_UNVERIFIED)
+
+
 def standing_of(record: Record) -> Standing:
     """Return what the image is worth to other links, in one word."""
     doubts = record.doubts

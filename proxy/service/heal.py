@@ -21,10 +21,11 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from proxy.core.errors import Busy, RemoteFault, Removed, StorageError
 from proxy.core.model import Record
+from proxy.core.standing import is_unverified
 from proxy.core.stored import RECORDS, REMOVED
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container
+    from collections.abc import Awaitable, Callable, Container
 
     from proxy.core.model import Backlog, Digest, Key, Waiting
     from proxy.ports import Cache, Catalog, Outbox, Refuge, Remote, Sleep
@@ -67,9 +68,11 @@ class Healer:
         seen: Callable[[str], None],
         sleep: Sleep,
         refused: Container[Digest],
+        remove: Callable[[Record], Awaitable[None]],
         removed: Callable[[Key], None],
     ) -> None:
         self._refused = refused
+        self._remove = remove
         self._removed = removed
         self._sleep = sleep
         self._primary = primary
@@ -152,9 +155,11 @@ class Healer:
         try:
             await self._carry_over(waiting, record)
         except Removed:
-            # While it waited an operator has removed it, maybe on another node. What waits here is given up, and no
-            # more than that: by which link these bytes came, nobody has verified.
-            if record is not None:
+            # While it waited an operator has removed it, maybe on another node, which did not know the picture. What is
+            # not certain to be what the link shows is given up here, and blocked nowhere.
+            if record is not None and not is_unverified(record):
+                await self._remove(record)
+            elif record is not None:
                 await self._fallback.delete(record.key)
                 self._removed(record.key)
             await self._outbox.strike(waiting.key)

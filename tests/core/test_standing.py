@@ -25,6 +25,7 @@ from proxy.core.standing import (
     confirmed,
     doubts_of,
     fingerprint,
+    is_unverified,
     judge_record,
     key_of,
     lasts,
@@ -227,6 +228,7 @@ def test_a_standing_is_one_word(doubts: Iterable[Doubt], identity: str, standing
     known = replace(record(*doubts), identity=identity)
     assert standing_of(known) is standing
     assert may_change(known) is not (known.doubts <= {UNSIGNED})
+    assert is_unverified(known) is bool(known.doubts & {SIGNATURE, ENDED})
 
 
 # What a link has brought
