@@ -437,7 +437,7 @@ class Keeper:
             if fill.source != source:
                 return None
             doubt = fault or fill.doubt
-            if doubt is not None:
+            if doubt is not None and not isinstance(error, Removed):
                 raise _neither(doubt) from error
             raise
         except BaseException:
