@@ -93,6 +93,7 @@ class SqlCatalog(Database):
     async def page(self, *, limit: int, after: tuple[int, str] | None = None, wanted: Wanted = ANY) -> Sequence[Record]:
         """Return up to `limit` records, newest first, from behind `after` (epoch seconds and key of the last one)."""
         query = _records().order_by(images.c.stored_at.desc(), images.c.key.desc()).limit(limit)
+        query = query.where(_SHOWN)
         for column, value in (
             (images.c.host, wanted.host),
             (images.c.provider, wanted.provider),
@@ -307,15 +308,23 @@ def _finish(connection: sa.Connection, began: int) -> None:
     connection.execute(sa.insert(state), {"name": "complete", "value": str(began)})
 
 
+_SHOWN: Final = images.c.digest.not_in(sa.select(refused.c.digest))
+"""A record in doubt stays when its bytes are removed, because another link of its key may bring others."""
+
+
 def _count(connection: sa.Connection) -> Totals:
-    objects = sa.select(images.c.digest, sa.func.max(images.c.size).label("size")).group_by(images.c.digest).subquery()
-    total, oldest, newest = connection.execute(
-        sa.select(sa.func.count(), sa.func.min(images.c.stored_at), sa.func.max(images.c.stored_at)).select_from(images)
-    ).one()
+    sizes = sa.select(images.c.digest, sa.func.max(images.c.size).label("size")).where(_SHOWN)
+    objects = sizes.group_by(images.c.digest).subquery()
+    times = sa.select(sa.func.count(), sa.func.min(images.c.stored_at), sa.func.max(images.c.stored_at))
+    total, oldest, newest = connection.execute(times.select_from(images).where(_SHOWN)).one()
     count, size = connection.execute(sa.select(sa.func.count(), sa.func.sum(objects.c.size))).one()
     number = sa.func.count().label("number")
     hosts = connection.execute(
-        sa.select(images.c.host, number).group_by(images.c.host).order_by(number.desc(), images.c.host).limit(10)
+        sa.select(images.c.host, number)
+        .where(_SHOWN)
+        .group_by(images.c.host)
+        .order_by(number.desc(), images.c.host)
+        .limit(10)
     ).all()
     return Totals(total, count, int(size or 0), _time(oldest), _time(newest), tuple((host, n) for host, n in hosts))
 

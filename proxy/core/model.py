@@ -124,6 +124,8 @@ class SourceInfo:
         places: Host and path, without port, of what the link names besides itself: the place that it is folded to, and
             every link inside it.
         permission: Whether the identity leaves out something of the link that grants access, as a signature does.
+        enforced_by_host: Whether `enforced` is known of the link's host, and not read from the shape of its signature
+            alone, which a stranger can write for any host.
     """
 
     identity: str
@@ -135,6 +137,7 @@ class SourceInfo:
     enforced: bool = True
     permission: bool = False
     places: tuple[str, ...] = ()
+    enforced_by_host: bool = False
 
     def is_fresh(self, now: datetime) -> bool:
         """Whether this is a temporary link by a signature that should still hold."""
@@ -161,6 +164,11 @@ class Doubt(Enum):
     """A link brought it that carries no signature."""
     SIGNATURE = "signature"
     """A link brought it whose signature the origin may leave unchecked."""
+    SCHEME = "scheme"
+    """
+    A link brought it whose signature has the shape of a scheme that is always checked, at a host of which that is not
+    known: an origin that knows nothing of the scheme may have taken no notice of it.
+    """
     ENDED = "ended"
     """A link brought it that had ended by its own words."""
     PLAINTEXT = "plaintext"

@@ -19,6 +19,9 @@ Rules:
   split, and each link has a record of its own from then on.
 - A link whose services refuse a wrong signature with an error, and that has not ended, replaces whatever has doubts.
   Over plain http it replaces only what came that way too.
+- That its services do so is known of a host, or read from the shape of the signature alone. The shape can be written
+  for any host: what such a link brings stands for links of such a shape, is tried for all others, and replaces nothing
+  but what such a link brought.
 - What came over plain http never stands for an https link.
 """
 
@@ -42,8 +45,10 @@ FINGERPRINT_CHARS: Final = 32
 
 OWN_MARK: Final = "#link="
 """In an identity, before the fingerprint of the one link that it is of."""
+_STEADY: Final = frozenset({Doubt.UNSIGNED, Doubt.SCHEME})
+"""The doubts that most images have for ever."""
 _UNVERIFIED: Final = frozenset({Doubt.SIGNATURE, Doubt.ENDED})
-_UNPROVEN: Final = frozenset({Doubt.SIGNATURE, Doubt.UNSIGNED})
+_UNPROVEN: Final = frozenset({Doubt.SIGNATURE, Doubt.SCHEME, Doubt.UNSIGNED})
 """The doubts that a confirmation takes away."""
 
 
@@ -56,6 +61,7 @@ class Link:
         fingerprint: Of its exact URL.
         signed: Whether its identity leaves out a permission.
         enforced: Whether its services refuse a wrong one.
+        known: Whether that is known of its host.
         ended: Whether it has ended by its own words.
         secure: Whether it is an https link.
         twins: Whether http and https links at the usual ports share its key.
@@ -65,6 +71,7 @@ class Link:
     fingerprint: str
     signed: bool
     enforced: bool
+    known: bool
     ended: bool
     secure: bool
     twins: bool
@@ -122,6 +129,7 @@ def read_link(source: Source, info: SourceInfo, now: datetime) -> Link:
         fingerprint=fingerprint(source),
         signed=signed,
         enforced=info.enforced,
+        known=info.enforced_by_host,
         ended=signed and info.expires_at is not None and info.expires_at <= now,
         secure=source.scheme == "https",
         twins=folded and source.port in DEFAULT_PORTS.values(),
@@ -167,6 +175,8 @@ def doubts_of(link: Link, *, plaintext: bool) -> frozenset[Doubt]:
         doubts.add(Doubt.UNSIGNED)
     elif not link.enforced:
         doubts.add(Doubt.SIGNATURE)
+    elif not link.known:
+        doubts.add(Doubt.SCHEME)
     if link.ended:
         doubts.add(Doubt.ENDED)
     if plaintext and link.folded:
@@ -196,6 +206,7 @@ def _is_doubtful_for(doubts: AbstractSet[Doubt], link: Link) -> bool:
     return (
         not doubts.isdisjoint(_UNVERIFIED)
         or (Doubt.UNSIGNED in doubts and link.signed)
+        or (Doubt.SCHEME in doubts and not (link.signed and link.enforced))
         or (Doubt.PLAINTEXT in doubts and link.secure)
     )
 
@@ -207,7 +218,7 @@ def lasts(doubts: AbstractSet[Doubt], link: Link) -> bool:
 
 def may_change(record: Record) -> bool:
     """Whether links that others show may change what is known of an image."""
-    return not record.doubts <= {Doubt.UNSIGNED}
+    return not record.doubts <= _STEADY
 
 
 def standing_of(record: Record) -> Standing:
@@ -228,7 +239,7 @@ def weigh(known: Record, new: Record) -> Weight:
     it would get.
     """
     old, doubts = known.doubts - {Doubt.CONTESTED}, new.doubts
-    if doubts < old and doubts <= {Doubt.PLAINTEXT}:
+    if doubts < old and doubts <= {Doubt.PLAINTEXT, Doubt.SCHEME}:
         return Weight.REPLACE
     if known.digest == new.digest:
         return Weight.EQUAL
@@ -244,14 +255,19 @@ def merge(known: Record, new: Record) -> Record:
     if Doubt.ENDED in known.doubts and not new.doubts & {Doubt.ENDED, Doubt.UNSIGNED} and _is_as_secure(known, new):
         # The link that has not ended is the first one that counts: another has to come before anything is confirmed.
         return replace(known, doubts=new.doubts | (known.doubts & {Doubt.CONTESTED}), brought_by=new.brought_by)
-    if Doubt.PLAINTEXT not in new.doubts:
-        return replace(known, doubts=known.doubts - {Doubt.PLAINTEXT})
-    return known
+    if Doubt.PLAINTEXT in new.doubts:
+        return known
+    doubts = known.doubts - {Doubt.PLAINTEXT}
+    if Doubt.UNSIGNED in doubts and new.doubts == {Doubt.SCHEME}:
+        # So that each link that was signed anew need not be tried; the bare link, of which there is one, is instead.
+        return replace(known, doubts=doubts - {Doubt.UNSIGNED} | {Doubt.SCHEME}, brought_by=new.brought_by)
+    return replace(known, doubts=doubts)
 
 
 def can_refresh(known: Record, new: Record) -> bool:
     """Whether a link's word is enough for a newer image to take the place of another, where the operator wants that."""
-    return new.doubts <= {Doubt.PLAINTEXT} and _is_as_secure(known, new)
+    allowed = {Doubt.PLAINTEXT, Doubt.SCHEME} if Doubt.SCHEME in known.doubts else {Doubt.PLAINTEXT}
+    return new.doubts <= allowed and _is_as_secure(known, new)
 
 
 def can_prove(known: Record, new: Record) -> bool:

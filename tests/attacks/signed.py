@@ -49,6 +49,11 @@ def invented(number: int = 0, *, end: int = FAR) -> str:
     return f"?acme_end={end}&acme_sig={sign(f'invented {number}')}"
 
 
+def shaped(number: int = 0) -> str:
+    """Return the query of a link that anybody can write, with a signature in the shape of Amazon's."""
+    return f"?X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Signature={sign(f'shaped {number}')}"
+
+
 def strict(*, end: int = FAR) -> str:
     """Return the query of a link of the other provider, which is good."""
     return f"?strict_end={end}&strict_sig={sign(f'strict {end}')}"

@@ -22,6 +22,7 @@ from tests.attacks.signed import (
     SignedOrigin,
     good,
     invented,
+    shaped,
     show,
     strict,
 )
@@ -67,6 +68,20 @@ async def test_a_good_link_shows_its_picture_after_an_invented_one(imgkeep: Imgk
     for _ in range(3):
         shown = await show(imgkeep, signed.url(good()))
         assert (shown.body, shown.outcome) == (PICTURE, "hit")
+
+
+@pytest.mark.parametrize("first", ["shaped", "good"])
+async def test_a_signature_in_the_shape_of_a_checked_scheme_stands_for_its_like_alone(
+    imgkeep: Imgkeep, signed: SignedOrigin, first: str
+) -> None:
+    """The shape of a checked signature can be written for a host that knows nothing of it."""
+    links = [signed.url(shaped()), signed.url(good())]
+    for url in links if first == "shaped" else reversed(links):
+        await show(imgkeep, url)
+    for number in range(2):
+        shown = await show(imgkeep, signed.url(good(number)))
+        assert (shown.body, shown.status) == (PICTURE, 200)
+    assert (await show(imgkeep, signed.url(good(2, end=PAST)))).body == PICTURE, "it takes the place of no good link's"
 
 
 async def test_a_placeholder_gives_way_once_a_spoiled_signature_brings_it(

@@ -30,7 +30,7 @@ CHECKED: dict[str, bool | None] = {
     "cos-pack": True, "cos-sentinel": True, "obs": True, "baidu": True, "discord": True, "fb": True, "supabase": True,
     "onedrive": True,
     "hf-lfs": True,  # the host's rule counts more than CloudFront's on any host
-    "cf-canned": False, "cf-custom": False, "gflow": False, "alicdn-auth": False, "qiniu": False, "fastly": False,
+    "cf-canned": True, "cf-custom": True, "gflow": False, "alicdn-auth": False, "qiniu": False, "fastly": False,
     "bunny-md5": False, "bunny-path": False, "imgix-exp": False, "tiktok": False, "cfimg": False, "xhs": False,
     "recraft": False,
     "next-dalle": False, "together": False,  # the link inside is checked; what the proxy shows then is not known

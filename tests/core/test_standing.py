@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
     from proxy.core.model import SourceInfo
 
-UNSIGNED, SIGNATURE, ENDED = Doubt.UNSIGNED, Doubt.SIGNATURE, Doubt.ENDED
+UNSIGNED, SIGNATURE, SCHEME, ENDED = Doubt.UNSIGNED, Doubt.SIGNATURE, Doubt.SCHEME, Doubt.ENDED
 PLAINTEXT, CONTESTED, SPLIT = Doubt.PLAINTEXT, Doubt.CONTESTED, Doubt.SPLIT
 STORED, OTHER, THIRD = (Digest(char * 64) for char in "abc")
 MINE, THEIRS = "1" * FINGERPRINT_CHARS, "2" * FINGERPRINT_CHARS
@@ -74,7 +74,8 @@ def link(kind: str = "signed", *, secure: bool = True, twins: bool = True, by: s
     return Link(
         by,
         signed=kind != "bare",
-        enforced=kind == "verified",
+        enforced=kind in {"verified", "shaped"},
+        known=kind == "verified",
         ended=kind == "ended",
         secure=secure,
         twins=twins,
@@ -149,6 +150,7 @@ def test_an_own_identity_is_another_and_tells_the_shared_one() -> None:
         ("signed", False, {SIGNATURE}),
         ("verified", False, set()),
         ("verified", True, {PLAINTEXT}),
+        ("shaped", False, {SCHEME}),
         ("ended", True, {SIGNATURE, ENDED, PLAINTEXT}),
     ],
 )
@@ -178,6 +180,11 @@ def test_what_a_link_brings_has_the_doubts_of_its_kind(
         pytest.param((SIGNATURE,), link("verified"), Use.TRY, False, id="provisional, to a verified link"),
         pytest.param((SIGNATURE,), link("ended"), Use.SERVE, False, id="provisional, to an ended link"),
         pytest.param((SIGNATURE,), link(by=THEIRS), Use.SERVE, False, id="provisional, to the link that brought it"),
+        pytest.param((SCHEME,), link("shaped"), Use.SERVE, True, id="of a checked shape, to another such link"),
+        pytest.param((SCHEME,), link("verified"), Use.SERVE, True, id="of a checked shape, to a verified link"),
+        pytest.param((SCHEME,), link(), Use.TRY, False, id="of a checked shape, to an unchecked signature"),
+        pytest.param((SCHEME,), link("bare"), Use.TRY, False, id="of a checked shape, to a bare link"),
+        pytest.param((UNSIGNED,), link("shaped"), Use.TRY, False, id="plain, to a checked shape"),
         pytest.param((ENDED,), link(), Use.TRY, False, id="brought by an ended link"),
         pytest.param((SPLIT, SIGNATURE), link(), Use.OWN, False, id="split, to another link"),
         pytest.param((SPLIT, SIGNATURE), link("ended"), Use.OWN, False, id="split, to an ended link"),
@@ -214,6 +221,7 @@ def test_a_record_is_used_by_what_it_is_worth_to_the_link(
         ((), "//a.example/p", Standing.CONFIRMED),
         ((CONTESTED,), "//a.example/p", Standing.CONFIRMED),
         ((UNSIGNED,), "//a.example/p", Standing.PLAIN),
+        ((SCHEME,), "//a.example/p", Standing.CONFIRMED),
         ((SIGNATURE,), "//a.example/p", Standing.PROVISIONAL),
         ((ENDED,), "//a.example/p", Standing.PROVISIONAL),
         ((PLAINTEXT, UNSIGNED), "//a.example/p", Standing.PROVISIONAL),
@@ -226,7 +234,7 @@ def test_a_record_is_used_by_what_it_is_worth_to_the_link(
 def test_a_standing_is_one_word(doubts: Iterable[Doubt], identity: str, standing: Standing) -> None:
     known = replace(record(*doubts), identity=identity)
     assert standing_of(known) is standing
-    assert may_change(known) is not (known.doubts <= {UNSIGNED})
+    assert may_change(known) is not (known.doubts <= {UNSIGNED, SCHEME})
 
 
 # What a link has brought
@@ -242,6 +250,11 @@ def test_a_standing_is_one_word(doubts: Iterable[Doubt], identity: str, standing
         pytest.param((SIGNATURE, PLAINTEXT), (PLAINTEXT,), False, Weight.REPLACE, id="verified, both in the clear"),
         pytest.param((SIGNATURE,), (PLAINTEXT,), False, Weight.OTHER, id="verified in the clear over https"),
         pytest.param((), (), False, Weight.OTHER, id="nothing over confirmed"),
+        pytest.param((SIGNATURE,), (SCHEME,), False, Weight.OTHER, id="a shape over provisional"),
+        pytest.param((UNSIGNED,), (SCHEME,), False, Weight.OTHER, id="a shape over plain"),
+        pytest.param((SCHEME,), (SCHEME,), False, Weight.OTHER, id="a shape over a shape"),
+        pytest.param((SCHEME, ENDED), (SCHEME,), False, Weight.REPLACE, id="a shape over an ended one"),
+        pytest.param((SCHEME,), (), False, Weight.REPLACE, id="verified over a shape"),
         pytest.param((SIGNATURE,), (SIGNATURE,), True, Weight.EQUAL, id="equal"),
         pytest.param((SIGNATURE,), (SIGNATURE,), False, Weight.OTHER, id="other"),
         pytest.param((SIGNATURE,), (UNSIGNED,), False, Weight.OTHER, id="bare over provisional"),
@@ -269,10 +282,10 @@ def test_the_same_link_by_a_better_way_replaces_what_it_brought() -> None:
 
 def test_no_unverified_link_replaces_what_another_has_brought_by_https() -> None:
     """Of all doubts that there are: the property behind the table."""
-    every = [frozenset(some) for size in range(6) for some in combinations([*Doubt][:5], size)]
+    every = [frozenset(some) for size in range(7) for some in combinations([*Doubt][:6], size)]
     for old in every:
         for new in every:
-            if PLAINTEXT not in old and new - {PLAINTEXT}:
+            if PLAINTEXT not in old and new - {PLAINTEXT} and not (new == {SCHEME} and SCHEME in old):
                 assert weigh(record(*old), record(*new, digest=OTHER, by=MINE)) is Weight.OTHER
 
 
@@ -287,6 +300,9 @@ def test_no_unverified_link_replaces_what_another_has_brought_by_https() -> None
         ((SIGNATURE, ENDED), (UNSIGNED,), {SIGNATURE, ENDED}, THEIRS),
         ((SIGNATURE, ENDED), (SIGNATURE, PLAINTEXT), {SIGNATURE, ENDED}, THEIRS),
         ((UNSIGNED,), (SIGNATURE,), {UNSIGNED}, THEIRS),
+        ((UNSIGNED, CONTESTED), (SCHEME,), {SCHEME, CONTESTED}, MINE),
+        ((SCHEME,), (UNSIGNED,), {SCHEME}, THEIRS),
+        ((SIGNATURE,), (SCHEME,), {SIGNATURE}, THEIRS),
     ],
 )
 def test_equal_bytes_leave_the_doubts_that_they_say_nothing_about(
@@ -309,6 +325,8 @@ def test_equal_bytes_leave_the_doubts_that_they_say_nothing_about(
         ((SIGNATURE,), (SIGNATURE, PLAINTEXT), MINE, False),
         ((SIGNATURE, PLAINTEXT), (SIGNATURE, PLAINTEXT), MINE, True),
         ((PLAINTEXT,), (SIGNATURE,), MINE, False),
+        ((SCHEME,), (SIGNATURE,), MINE, True),
+        ((SIGNATURE,), (SCHEME,), MINE, False),
         ((), (SIGNATURE,), MINE, False),
     ],
 )
@@ -328,6 +346,8 @@ def test_another_link_that_has_not_ended_is_an_occasion_to_confirm(
     [
         ((), (), True),
         ((SIGNATURE,), (), True),
+        ((SCHEME,), (SCHEME,), True),
+        ((SIGNATURE,), (SCHEME,), False),
         ((PLAINTEXT,), (PLAINTEXT,), True),
         ((), (PLAINTEXT,), False),
         ((SIGNATURE,), (SIGNATURE,), False),

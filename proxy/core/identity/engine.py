@@ -155,6 +155,7 @@ def identify(source: Source, now: datetime, catalogue: Catalogue, *, exact: bool
         enforced=exact or reading.checked is not False,
         permission=not exact and reading.checked is not None,
         places=reading.places,
+        enforced_by_host=not exact and reading.enforced is True,
     )
 
 
