@@ -27,13 +27,14 @@ class Visit:
         head: Only the head of the answer is wanted.
         came_from_us: A node of ours asks; it is answered from the store and never causes a fill.
         insist: Raises a `SourceRejected` if this visitor may be shown what is kept, but have nothing fetched.
-        address: Whose allowance a fill counts against; `None`: nobody's.
+        client: The networks whose limits a fill counts against, the narrowest first, as `core.address.client_networks`
+            names them; `None`: the client has shown a token of the API, and is not limited.
     """
 
     head: bool = False
     came_from_us: bool = False
     insist: Callable[[], None] = _anybody
-    address: str | None = None
+    client: tuple[str, ...] | None = None
 
 
 SOMEBODY: Final = Visit()

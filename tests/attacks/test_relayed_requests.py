@@ -53,7 +53,7 @@ TOKEN: Final = "a-token-for-tests-of-32-characters"
 WITH_TOKEN: Final = f"Authorization: Bearer {TOKEN}"
 PUBLIC: Final = frozenset(
     {
-        *("/img", "/images/{name}", "/imgkeep.js", "/imgkeep.d.ts", "/openapi.json", "/api"),
+        *("/img", "/images/{name}", "/imgkeep.js", "/imgkeep.d.ts", "/openapi.json", "/api", "/login"),
         *("/healthz", "/readyz", "/metrics"),
     }
 )

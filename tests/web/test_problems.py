@@ -226,7 +226,8 @@ async def test_an_image_that_breaks_off_is_broken_off_for_the_client_too(imgkeep
 async def test_a_body_that_is_not_in_the_coding_it_names_disturbs_nothing(
     imgkeep: Imgkeep, caplog: pytest.LogCaptureFixture, path: str, status: int
 ) -> None:
-    fields = ("Host: 127.0.0.1", "Content-Type: text/html", "Content-Encoding: gzip", "Content-Length: 2")
+    fields = ["Host: 127.0.0.1", "Content-Type: text/html", "Content-Encoding: gzip", "Content-Length: 2"]
+    fields.append(f"Authorization: Bearer {imgkeep.token}")
     data = "\r\n".join([f"POST {path} HTTP/1.1", *fields, "", "xx"]).encode()
     answers = await talk(port_of(imgkeep), data + request("/healthz"))
     assert re.findall(rb"HTTP/1\.1 (\d+) ", answers) == [b"%d" % status, b"200"]
