@@ -61,6 +61,8 @@ async def _imgkeep(folder: str) -> AsyncGenerator[tuple[str, int]]:
         "IMGKEEP_LOG__ACCESS": "false",
         "IMGKEEP_FETCH__ALLOW_NETWORKS": "127.0.0.0/8",
         "IMGKEEP_FETCH__RETRIES_MAX": "0",
+        "IMGKEEP_LIMITS__FILLS_PER_MINUTE": "0",
+        "IMGKEEP_LIMITS__FILLS_CONCURRENT": "0",
     }
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "proxy", "serve", env=environment, cwd=folder, stderr=asyncio.subprocess.PIPE

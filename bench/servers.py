@@ -90,6 +90,9 @@ def imgkeep(folder: Path, *, cores: Sequence[int] = (SERVER_CORE,), **settings: 
         "IMGKEEP_CATALOG__URL": f"sqlite:{folder}/catalog.db",
         "IMGKEEP_LOG__ACCESS": "false",
         "IMGKEEP_FETCH__ALLOW_NETWORKS": "127.0.0.0/8",
+        # Its many clients have one address.
+        "IMGKEEP_LIMITS__FILLS_PER_MINUTE": "0",
+        "IMGKEEP_LIMITS__FILLS_CONCURRENT": "0",
         **{f"IMGKEEP_{name.upper()}": value for name, value in settings.items()},
     }
     with (folder.parent / f"{folder.name}.log").open("w") as log:

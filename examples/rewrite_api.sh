@@ -2,7 +2,7 @@
 # Rewrite a page by the API, have its images saved, and wait until they are: sh rewrite_api.sh page.html > new.html
 set -eu
 base=${IMGKEEP:-http://127.0.0.1:8080}
-token=${IMGKEEP_TOKEN:-}
+token=${IMGKEEP_TOKEN:-$(cat data/api-token)}
 head=$(mktemp)
 trap 'rm -f "$head"' EXIT
 

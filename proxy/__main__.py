@@ -14,8 +14,10 @@ from contextlib import AsyncExitStack, aclosing, suppress
 from dataclasses import replace
 from functools import partial
 from io import TextIOWrapper
+from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -28,8 +30,10 @@ from proxy.core.errors import InvalidRequest, StorageError
 from proxy.core.model import Place
 from proxy.core.store_url import Bucket, Folder
 from proxy.parts import Parts, open_migration, open_parts
+from proxy.storage.local_token import TokenUnusableError
 from proxy.supervisor import Supervisor
 from proxy.telemetry import logging_to
+from proxy.web.login import make_link
 from proxy.works import REAL, make_linking, open_works
 
 if TYPE_CHECKING:
@@ -89,7 +93,7 @@ def _supervise(arguments: argparse.Namespace, config: Config) -> int:
         command=(sys.executable, "-P", "-m", "proxy", WORKER),
         environment=environment,
         reload=lambda: _load(arguments.config),
-        opened=partial(app.tell_opening, config),
+        opened=partial(app.tell_workers_opening, config),
     )
     return supervisor.run()
 
@@ -181,8 +185,25 @@ def _store(config: Config, works: Works) -> save.Store:
 
 
 def _server(arguments: argparse.Namespace, config: Config) -> save.Server:
-    tokens = config.security.api_tokens
-    return save.Server(arguments.server, tokens[0] if tokens else None)
+    return save.Server(arguments.server, _token_for(arguments.server, config))
+
+
+def _token_for(url: str, config: Config) -> str | None:
+    """Return what the API of a server takes. The token of this machine goes to this machine only."""
+    if not config.security.api_tokens and not _is_here(url, config):
+        return None
+    try:
+        return app.read_local_token(config)
+    except TokenUnusableError as error:
+        raise ConfigError(f"--server: {error}; run this where imgkeep runs, with its configuration") from None
+
+
+def _is_here(url: str, config: Config) -> bool:
+    try:
+        host = urlsplit(url).hostname or ""
+        return host in {"localhost", config.server.host} or ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 async def _work(arguments: argparse.Namespace, config: Config, works: Works) -> int:
@@ -233,7 +254,7 @@ def _tell(arguments: argparse.Namespace, config: Config) -> int:
             inspector = app.make_inspector(config)
             return look.inspect(_urls(arguments.urls), inspector, as_json=arguments.json, out=sys.stdout)
         case "token":
-            return signing.token(out=sys.stdout)
+            return _token(arguments, config)
         case _:
             if not config.security.signing_keys:
                 raise ConfigError("security.signing_keys: there is none to sign with; `imgkeep token` makes one")
@@ -247,6 +268,21 @@ def _tell(arguments: argparse.Namespace, config: Config) -> int:
                 out=sys.stdout,
                 err=sys.stderr,
             )
+
+
+def _token(arguments: argparse.Namespace, config: Config) -> int:
+    if not arguments.local and not arguments.login:
+        return signing.token(out=sys.stdout)
+    server = config.server
+    if arguments.login and (config.security.api_tokens or server.is_open or not server.port):
+        raise ConfigError("--login: is for a server on a loopback address and a port of its own, without api_tokens")
+    try:
+        token = app.read_local_token(config)
+    except TokenUnusableError as error:
+        raise ConfigError(f"{error}; `imgkeep serve` makes it") from None
+    host = "127.0.0.1" if server.host == "localhost" else server.host
+    sys.stdout.write(f"{make_link(token, host, server.port, REAL.clock()) if arguments.login else token}\n")
+    return DONE
 
 
 async def _maintain(arguments: argparse.Namespace, parts: Parts) -> int:
@@ -314,7 +350,10 @@ def _parser() -> argparse.ArgumentParser:
     removing = commands.add_parser("remove", help="remove pictures for good")
     removing.add_argument("names", nargs="+", metavar="KEY|URL", help="- reads one a line from standard input")
     removing.add_argument("--digest", action="store_true", help="the names are digests")
-    commands.add_parser("token", help="print a new secret for security.api_tokens or security.signing_keys")
+    token = commands.add_parser("token", help="print a new secret for security.api_tokens or security.signing_keys")
+    which = token.add_mutually_exclusive_group()
+    which.add_argument("--local", action="store_true", help="print the token that the API of this machine takes")
+    which.add_argument("--login", action="store_true", help="print a link by which a browser here gets into the API")
     verify = commands.add_parser("verify", help="read all that is stored again; set aside what is damaged")
     commands.add_parser("reindex", help="fill the catalog from the records")
     images = commands.add_parser("list", help="list images, newest first")

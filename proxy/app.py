@@ -19,9 +19,11 @@ from typing import TYPE_CHECKING, Final
 from aiohttp import web
 
 from proxy.core.signing import Signatures
+from proxy.parts import data_folder
 from proxy.service.rewrite import RewriteDesk
+from proxy.storage.local_token import NAME, TokenUnusableError, make_token, read_token
 from proxy.supervisor import LEAVE, READY
-from proxy.web import api, images_api, jobs_api, openapi, rewrite_api, script
+from proxy.web import api, images_api, jobs_api, login, openapi, rewrite_api, script
 from proxy.web import health as health_routes
 from proxy.web.bodies import Bodies
 from proxy.web.delivery import COMMON_HEADERS
@@ -93,6 +95,7 @@ def build(config: Config, seams: Seams = REAL, place: Place | None = None) -> we
     app.router.add_get(script.TYPES, script.types)
     app.router.add_get("/openapi.json", openapi.document)
     app.router.add_get("/api", openapi.page)
+    app.router.add_get(login.PATH, login.login)
     _add_api(app.router)
     app.router.add_get("/healthz", health_routes.healthz)
     app.router.add_get("/readyz", health_routes.readyz)
@@ -161,6 +164,7 @@ async def _site(config: Config, seams: Seams, running: _Running, place: Place | 
         works.keeper.changed = prepared.drop
         works.metrics.watch("prepared_answers", "Request targets whose answer is prepared", lambda: len(prepared))
         works.metrics.watch("prepared_bytes", "Memory of prepared answers", lambda: prepared.bytes)
+        local_token = await _open_token(config)
         desk = RewriteDesk(works.metrics.rewritten)
         stack.callback(desk.close)
         yield Site(
@@ -181,9 +185,11 @@ async def _site(config: Config, seams: Seams, running: _Running, place: Place | 
             door=Door(
                 signature=config.security.signature,
                 signatures=Signatures(config.security.signing_keys),
-                tokens=Tokens.of(config.security.api_tokens),
+                tokens=Tokens.of(config.security.api_tokens or ((local_token,) if local_token else ())),
+                local_token=local_token,
                 own_hosts=_own_hosts(config),
                 trusted_proxies=tuple(ip_network(text) for text in config.server.trusted_proxies),
+                forwarded_header=config.server.forwarded_header.lower(),
                 public_base=config.server.public_url.rstrip("/"),
                 clock=seams.clock,
             ),
@@ -194,10 +200,31 @@ async def _site(config: Config, seams: Seams, running: _Running, place: Place | 
         )
 
 
+async def _open_token(config: Config) -> str | None:
+    """Return the token of this machine; `None`: `security.api_tokens` count instead, or there cannot be one."""
+    if config.security.api_tokens:
+        return None
+    try:
+        return await asyncio.to_thread(make_token, data_folder(config))
+    except TokenUnusableError as error:
+        log.warning("the API is closed", extra={"reason": str(error), "setting": "security.api_tokens"})
+        return None
+
+
 def _own_hosts(config: Config) -> frozenset[str]:
-    """Return the names under which only this machine asks: none, once others reach us through a proxy in front."""
-    fronted = config.server.public_url or config.server.trusted_proxies
-    return frozenset() if fronted or not config.server.loopback else frozenset({config.server.host, *LOOPBACK_NAMES})
+    """Return the names under which this machine calls us: none, once others can reach us too."""
+    return frozenset() if config.server.is_open else frozenset({config.server.host, *LOOPBACK_NAMES})
+
+
+def read_local_token(config: Config) -> str:
+    """
+    Return a token that the API takes: the first of `security.api_tokens`, or that of this machine. Blocks.
+
+    Raises:
+        TokenUnusableError: There is none.
+    """
+    tokens = config.security.api_tokens
+    return tokens[0] if tokens else read_token(data_folder(config))
 
 
 def make_runner(
@@ -237,7 +264,7 @@ async def serve(config: Config, seams: Seams = REAL) -> None:
         assert running.works is not None
         running.works.own_ports.update(address[1] for address in runner.addresses)
         _tune_interpreter()
-        tell_opening(config, [(address[0], address[1]) for address in runner.addresses])
+        tell_opening(config, [(address[0], address[1]) for address in runner.addresses], app[SITE].door.local_token)
         await stop.wait()
         await _drain(runner, running, stop)
     finally:
@@ -390,23 +417,29 @@ _IMAGES_FOR: Final = {
 }
 
 
-def _tokenless(config: Config) -> str:
-    return "this machine" if _own_hosts(config) else "nobody"
-
-
-def tell_opening(config: Config, addresses: Sequence[tuple[str, int]]) -> None:
+def tell_opening(config: Config, addresses: Sequence[tuple[str, int]], local_token: str | None) -> None:
     """Log what an operator wants to see in one line: where we listen, where images go, and who may fetch what."""
     hosts_allowed = config.hosts_allowed(config.read_catalogue())
+    api_for = f"the token in {data_folder(config) / NAME}" if local_token else "nobody"
     facts: dict[str, object] = {
         "address": ",".join(f"{host}:{port}" for host, port in addresses),
         "store": config.store.url,
         "sources": "any public host" if "*" in hosts_allowed else f"{len(hosts_allowed)} host patterns",
         "images_for": _IMAGES_FOR[config.security.signature],
-        "api_for": "whoever has a token" if config.security.api_tokens else _tokenless(config),
+        "api_for": "whoever has a token" if config.security.api_tokens else api_for,
     }
     if config.server.workers > 1:
         facts["workers"] = config.server.workers
     log.info("listening", extra=facts)
-    fronted = config.server.public_url or config.server.trusted_proxies
-    if fronted and config.server.loopback and "auto" in config.sources.allow:
-        log.warning("open to all who reach the proxy in front", extra={"setting": "sources.allow"})
+    if local_token and not config.server.is_open:
+        link = login.make_link(local_token, *addresses[0], REAL.clock())
+        log.info("log in by this link within the hour", extra={"link": login.Link(link)})
+
+
+def tell_workers_opening(config: Config, addresses: Sequence[tuple[str, int]]) -> None:
+    """Do the same for several workers, of which the first has made the token. Blocks."""
+    local_token = None
+    if not config.security.api_tokens:
+        with suppress(TokenUnusableError):  # each worker has said why
+            local_token = read_token(data_folder(config))
+    tell_opening(config, addresses, local_token)

@@ -18,6 +18,7 @@ from urllib.parse import parse_qsl, quote, urlsplit
 import msgspec
 
 from proxy.core.errors import SourceRejected
+from proxy.core.headers import FORWARDED_HEADERS
 from proxy.core.identity import BUILT_IN, read_catalogue
 from proxy.core.policy import Policy
 from proxy.core.signing import KEY_CHARS_MIN
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from proxy.core.identity import Catalogue
 
 OWN_PATHS: Final = frozenset(
-    {"img", "images", "api", "healthz", "readyz", "metrics", "openapi.json", "imgkeep.js", "imgkeep.d.ts"}
+    {"img", "images", "api", "login", "healthz", "readyz", "metrics", "openapi.json", "imgkeep.js", "imgkeep.d.ts"}
 )
 ENVIRONMENT_PREFIX: Final = "IMGKEEP_"
 WORKERS_MAX: Final = 64
@@ -61,6 +62,7 @@ class Server(Section, frozen=True):
     workers: Annotated[int, msgspec.Meta(ge=1, le=WORKERS_MAX)] = 1
     public_url: str = ""
     trusted_proxies: tuple[str, ...] = ()
+    forwarded_header: str = "x-forwarded-for"
 
     @property
     def loopback(self) -> bool:
@@ -69,6 +71,11 @@ class Server(Section, frozen=True):
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
             return self.host == "localhost"
+
+    @property
+    def is_open(self) -> bool:
+        """Whether others can reach us: by the address, or through a proxy in front."""
+        return not self.loopback or bool(self.public_url or self.trusted_proxies)
 
 
 class Store(Section, frozen=True):
@@ -129,10 +136,17 @@ class Security(Section, frozen=True):
         return f"Security(signature={self.signature!r}, {keys} signing keys, {tokens} API tokens)"
 
 
+OPEN_BYTES_PER_DAY: Final = 2_147_483_648
+"""
+`limits.fill_bytes_per_day` where strangers can have images fetched: a thousand generated pictures of 2 MB, many times
+what a visitor looks at in a day, while a hundred addresses need five days to fill a disk of a terabyte.
+"""
+
+
 class Limits(Section, frozen=True):
     fills_per_minute: Bytes = 600
     fills_concurrent: Bytes = 32
-    fill_bytes_per_day: Bytes = 0
+    fill_bytes_per_day: Bytes | Literal["auto"] = "auto"
 
 
 class Legacy(Section, frozen=True):
@@ -167,6 +181,9 @@ class Config(Section, frozen=True):
         each. 0 stays what it means.
         """
         workers = self.server.workers
+        if workers == 1:
+            return self
+        limits = msgspec.structs.replace(self.limits, fill_bytes_per_day=self.fill_bytes_per_day)
 
         def divide(section: T, *names: str) -> T:
             parts = {name: max(1, getattr(section, name) // workers) for name in names if getattr(section, name)}
@@ -176,8 +193,16 @@ class Config(Section, frozen=True):
             self,
             store=divide(self.store, "hot_bytes_max", "cache_bytes_max"),
             fetch=divide(self.fetch, "concurrent_max", "per_host_max"),
-            limits=divide(self.limits, "fills_per_minute", "fills_concurrent", "fill_bytes_per_day"),
+            limits=divide(limits, "fills_per_minute", "fills_concurrent", "fill_bytes_per_day"),
         )
+
+    @property
+    def fill_bytes_per_day(self) -> int:
+        """`limits.fill_bytes_per_day` with `auto` resolved."""
+        chosen = self.limits.fill_bytes_per_day
+        if chosen != "auto":
+            return chosen
+        return OPEN_BYTES_PER_DAY if self.server.is_open and self.security.signature == "off" else 0
 
     def read_catalogue(self) -> Catalogue:
         """
@@ -198,9 +223,9 @@ class Config(Section, frozen=True):
         The host globs of `sources.allow` with `auto` and `known` resolved.
 
         `auto` is `*` when only this machine can reach us or when signatures are required, and `known` otherwise: an
-        openly bound server must not be everybody's proxy.
+        open server must not fetch for any stranger from any host.
         """
-        private = self.server.loopback or self.security.signature != "off"
+        private = not self.server.is_open or self.security.signature != "off"
         globs = [("*" if private else "known") if glob == "auto" else glob for glob in self.sources.allow]
         return tuple(host for glob in globs for host in (catalogue.known_hosts if glob == "known" else (glob,)))
 
@@ -319,11 +344,17 @@ def _validate(config: Config) -> None:
     place = read_store_url("store.url", config.store.url)
     if config.store.fallback and not isinstance(read_store_url("store.fallback", config.store.fallback), Folder):
         raise ConfigError("store.fallback: expected file:PATH, a disk that is there when the network is not")
+    forwarded = config.server.forwarded_header.lower()
     for legacy in config.legacy:
         check_mount("legacy.mount", legacy.mount)
     remote = isinstance(place, Bucket)
     read_catalog_url(config.catalog.url)
     for setting, honoured, instead in (
+        (
+            "server.forwarded_header",
+            forwarded in {"", *FORWARDED_HEADERS},
+            f"expected one of {', '.join(FORWARDED_HEADERS)}, or nothing",
+        ),
         ("delivery.mode", config.delivery.mode == "serve" or remote, "only 'serve' is supported by a local store"),
         ("delivery.base_url", not config.delivery.base_url or remote, "needs an object store, see store.url"),
         (

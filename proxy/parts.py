@@ -120,7 +120,7 @@ async def open_parts(  # noqa: PLR0913 - all but one by keyword, in two places
     """
     place = read_store_url("store.url", config.store.url)
     disk = LocalStore(
-        _disk_root(config, place), hot_bytes_max=config.store.hot_bytes_max, free_bytes_min=config.store.free_bytes_min
+        data_folder(config), hot_bytes_max=config.store.hot_bytes_max, free_bytes_min=config.store.free_bytes_min
     )
     # Without the row of what is in a bucket nobody finds its copy while the bucket is away, so those rows are not late.
     linger_s = LINGER_LONG_S if isinstance(place, Folder) else LINGER_S
@@ -144,7 +144,9 @@ async def open_parts(  # noqa: PLR0913 - all but one by keyword, in two places
         yield Parts(disk, catalog, memory, remote)
 
 
-def _disk_root(config: Config, place: Folder | Bucket) -> Path:
+def data_folder(config: Config) -> Path:
+    """Return the folder of this machine's own: of the local store, or of the fallback of a bucket."""
+    place = read_store_url("store.url", config.store.url)
     if isinstance(place, Folder):
         return Path(place.path)
     fallback = read_store_url("store.fallback", config.store.fallback) if config.store.fallback else None

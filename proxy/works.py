@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import aiohttp
-import msgspec
 
 from proxy import __version__
 from proxy.catalog import SqlJobs
@@ -310,7 +309,12 @@ def _make_keeper(  # noqa: PLR0913, PLR0917 - what it is made of
         ),
         timer=seams.timer,
         addresses=None if parts.remote is None else parts.remote.addresses,
-        allowances=Allowances(**msgspec.structs.asdict(config.limits), timer=seams.timer),
+        allowances=Allowances(
+            fills_per_minute=config.limits.fills_per_minute,
+            fills_concurrent=config.limits.fills_concurrent,
+            fill_bytes_per_day=config.fill_bytes_per_day,
+            timer=seams.timer,
+        ),
         neighbours=neighbours,
         refused=neighbours.refused,
         claims=claims,

@@ -7,19 +7,21 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import pytest
+from aiohttp import ClientSession
 from aiohttp.test_utils import TestClient, TestServer
 from blockbuster import blockbuster_ctx
 from yarl import URL
 
 from proxy.app import Seams, build, make_runner
 from proxy.config import Config, load
+from proxy.web.site import SITE
 from tests.origins import FakeOrigin
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
     from pathlib import Path
 
-    from aiohttp import ClientResponse, web
+    from aiohttp import ClientHandlerType, ClientRequest, ClientResponse, web
 
 pytest_plugins = ["tests.s3.fixtures"]
 
@@ -41,11 +43,18 @@ async def origin() -> AsyncIterator[FakeOrigin]:
 
 @dataclass
 class Imgkeep:
-    """A running imgkeep and a client for it."""
+    """A running imgkeep, a client for it, which has a token for the API, and one without."""
 
     client: TestClient[web.Request, web.Application]
+    stranger: ClientSession
     config: Config
     folder: Path
+
+    @property
+    def token(self) -> str:
+        """A token that the API takes."""
+        assert self.client.app is not None
+        return self.config.security.api_tokens[0] if self.config.security.api_tokens else local_token(self.client.app)
 
     async def img(self, url: str, **how: Any) -> ClientResponse:
         """Ask for `/img?src=` with the URL percent-encoded."""
@@ -63,6 +72,12 @@ class Imgkeep:
 Start = "Callable[..., Awaitable[Imgkeep]]"
 
 
+def local_token(app: web.Application) -> str:
+    token = app[SITE].door.local_token
+    assert token is not None
+    return token
+
+
 class Server(TestServer):
     """Serves as `imgkeep serve` does, on connections of ours."""
 
@@ -71,12 +86,13 @@ class Server(TestServer):
 
 
 def configuration(folder: Path, **sections: dict[str, Any]) -> Config:
-    """Return a configuration for tests: loopback origins allowed, everything under `folder`."""
+    """Return a configuration for tests: loopback origins allowed, on open addresses too, everything under `folder`."""
     return load(
         {
             "store": {"url": f"file:{folder}", "free_bytes_min": 0, **sections.pop("store", {})},
             "catalog": {"url": f"sqlite:{folder}/catalog.db", **sections.pop("catalog", {})},
             "fetch": {"allow_networks": ["127.0.0.0/8"], "retries_max": 0, **sections.pop("fetch", {})},
+            "sources": {"allow": ["*"], **sections.pop("sources", {})},
             **sections,
         },
         {},
@@ -87,6 +103,7 @@ def configuration(folder: Path, **sections: dict[str, Any]) -> Config:
 async def start(tmp_path: Path) -> AsyncIterator[Callable[..., Awaitable[Imgkeep]]]:
     """Start an imgkeep with sections of configuration, as often as wanted: on one folder, or on that of `folder`."""
     clients: list[TestClient[web.Request, web.Application]] = []
+    strangers: list[ClientSession] = []
 
     async def start_one(
         *, seams: Seams | None = None, folder: Path | None = None, **sections: dict[str, Any]
@@ -94,12 +111,24 @@ async def start(tmp_path: Path) -> AsyncIterator[Callable[..., Awaitable[Imgkeep
         place = folder or tmp_path / "data"
         config = configuration(place, **sections)
         server = Server(build(config, seams or Seams()))
-        client: TestClient[web.Request, web.Application] = TestClient(server, auto_decompress=False)
+
+        async def show_token(request: ClientRequest, handler: ClientHandlerType) -> ClientResponse:
+            if request.url.path.startswith("/api/") and "Authorization" not in request.headers:
+                request.headers["Authorization"] = f"Bearer {one.token}"
+            return await handler(request)
+
+        client: TestClient[web.Request, web.Application] = TestClient(
+            server, auto_decompress=False, middlewares=(show_token,)
+        )
         await client.start_server()
         clients.append(client)
-        return Imgkeep(client, config, place)
+        strangers.append(ClientSession(client.make_url("/"), auto_decompress=False))
+        one = Imgkeep(client, strangers[-1], config, place)
+        return one
 
     yield start_one
+    for stranger in strangers:
+        await stranger.close()
     for client in clients:
         await client.close()
 

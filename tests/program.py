@@ -22,6 +22,8 @@ from yarl import URL
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 
+    from aiohttp import ClientHandlerType, ClientRequest, ClientResponse
+
 ROOT = Path(__file__).parents[1]
 PR_SET_PTRACER = 0x59616D61
 START_TIMEOUT_S = 30
@@ -48,6 +50,7 @@ def environment(folder: Path, **settings: str) -> dict[str, str]:
         "catalog__url": f"sqlite:{folder}/catalog.db",
         "fetch__allow_networks": "127.0.0.0/8",
         "fetch__retries_max": "0",
+        "sources__allow": "*",
         "log__format": "json",
         **settings,
     }
@@ -84,8 +87,20 @@ class Program:
 
     process: asyncio.subprocess.Process
     session: aiohttp.ClientSession
+    """It shows the API a token."""
+    folder: Path
+    api_tokens: str = ""
     address: str = ""
     log: list[str] = field(default_factory=list)
+
+    @property
+    def token(self) -> str:
+        """A token that the API takes."""
+        if self.api_tokens:
+            return self.api_tokens.split(",")[0]
+        # Beside a bucket the data folder is the default one.
+        places = [folder / "api-token" for folder in (self.folder, self.folder.parent / "data")]
+        return next(place for place in places if place.exists()).read_text().strip()
 
     async def get(self, path: str) -> Answer:
         async with self.session.get(URL(f"http://{self.address}{path}", encoded=True)) as response:
@@ -147,8 +162,16 @@ async def serving(
         start_new_session=True,
         preexec_fn=lambda: _prepare(prepare),
     )
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=True)) as session:
-        program = Program(process, session)
+
+    async def show_token(request: ClientRequest, handler: ClientHandlerType) -> ClientResponse:
+        if request.url.path.startswith("/api/") and "Authorization" not in request.headers:
+            request.headers["Authorization"] = f"Bearer {program.token}"
+        return await handler(request)
+
+    async with aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0, force_close=True), middlewares=(show_token,)
+    ) as session:
+        program = Program(process, session, folder, settings.get("security__api_tokens", ""))
         following = asyncio.create_task(program.follow_log())
         try:
             await until(lambda: bool(program.address) or following.done(), within_s=START_TIMEOUT_S)

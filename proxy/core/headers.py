@@ -14,6 +14,8 @@ from functools import lru_cache
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Final, Literal, Protocol
 
+from proxy.core.address import unmap
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
@@ -22,6 +24,24 @@ if TYPE_CHECKING:
 
 CDN_ID: Final = "imgkeep"
 """Our name in `CDN-Loop` (RFC 8586) and `Via`, the same for every node: loops through other nodes are loops too."""
+
+FORWARDED: Final = "forwarded"
+"""RFC 7239."""
+FORWARDED_HEADERS: Final = (
+    "x-forwarded-for",
+    FORWARDED,
+    "x-real-ip",  # nginx, Traefik
+    "x-client-ip",
+    "true-client-ip",  # Akamai
+    "cf-connecting-ip",  # Cloudflare
+    "fastly-client-ip",
+    "fly-client-ip",
+    "x-azure-clientip",  # Azure Front Door
+    "x-envoy-external-address",
+)
+"""The fields by which proxies tell the address of their client. All but `Forwarded` are lists of addresses."""
+HOPS_MAX: Final = 32
+"""Maximum number of trusted proxies between the client and us; more addresses than these are not read."""
 
 RETRY_AFTER_MAX_S: Final = 3600
 """We remember no longer than this what an origin asked for: it may have meant a different client."""
@@ -34,7 +54,11 @@ _HOST: Final = re.compile(
     r"(?:\[([0-9A-Fa-f:.]{2,45})\]|((?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2}){1,255}))(?::[0-9]{0,5})?"
 )
 _ORIGIN: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://(.+)")
-_FORWARDED_FOR: Final = re.compile(r'(?:^|[;,\s])for="?(\[[^\][]{0,64}\]|[^;,"\s:]+)', re.IGNORECASE)
+# RFC 7239, 6, and what proxies write into other fields: ports may follow, and IPv6 may stand without brackets.
+_NODE: Final = re.compile(
+    r"\[([0-9A-Fa-f:.]{2,45})\](?::[0-9]{1,5})?|([0-9.]{7,15})(?::[0-9]{1,5})?|([0-9A-Fa-f:.]{2,45})"
+)
+_QUOTED: Final = re.compile(r'"([^"\\]*)"')
 
 
 class Fields(Protocol):
@@ -130,20 +154,25 @@ def cache_status(*parameters: str) -> str:
     return "; ".join((CDN_ID, *parameters))
 
 
-def client_address(peer: str, headers: Fields, trusted: Sequence[Network]) -> Address | str:
+def client_address(peer: str, headers: Fields, trusted: Sequence[Network], header: str) -> Address | str:
     """
-    Return the address of the client: the peer's, or the nearest one in `Forwarded` (RFC 7239) or `X-Forwarded-For`
-    that no trusted proxy wrote about itself. What an untrusted peer claims does not count. A peer without an address
+    Return the address of the client: the peer's or, where a trusted proxy is the peer, the nearest one in `header` that
+    is no trusted proxy's.
+
+    `header` is one of `FORWARDED_HEADERS`; the others say nothing, nor does any where `header` is empty or the peer is
+    not trusted. A value that is malformed ends the walk: the nearest trusted address counts. A peer without an address
     is returned as it is called.
     """
-    address = _read_address(peer)
-    if address is None:
+    try:
+        address = _parse_address(peer)
+    except ValueError:
         return peer
     chain: list[str] | None = None
     while any(address in network for network in trusted):
         if chain is None:
-            chain = _forwarded_for(headers)
-        nearer = _read_address(chain.pop()) if chain else None
+            lines = ",".join(headers.getall(header, [])) if header else ""
+            chain = lines.rsplit(",", HOPS_MAX)
+        nearer = _read_node(_forwarded_for(chain.pop()) if header == FORWARDED else chain.pop()) if chain else None
         if nearer is None:
             break
         address = nearer
@@ -155,21 +184,37 @@ def _members(headers: Fields, name: str) -> list[str]:
     return ",".join(headers.getall(name, [])).split(",")
 
 
-def _forwarded_for(headers: Fields) -> list[str]:
-    forwarded = ",".join(headers.getall("Forwarded", []))
-    if forwarded:
-        return _FORWARDED_FOR.findall(forwarded)
-    return [item.strip() for item in _members(headers, "X-Forwarded-For") if item.strip()]
+def _forwarded_for(element: str) -> str:
+    """
+    Return the value of `for` in an element of `Forwarded` (RFC 7239, 4); empty if there is not exactly one.
+
+    Commas and semicolons in quotes are not read: no address holds one.
+    """
+    pairs = (pair.partition("=") for pair in element.split(";"))
+    values = [value.strip(" \t") for name, _, value in pairs if name.strip(" \t").lower() == "for"]
+    if len(values) != 1:
+        return ""
+    match = _QUOTED.fullmatch(values[0])
+    return values[0] if match is None else match[1]
 
 
-# A few clients send most requests; what is no address is not kept, so nobody fills this with nonsense.
+# A few clients send most requests; what is no address raises and is not kept, so nobody fills these with nonsense.
 @lru_cache(maxsize=4096)
 def _parse_address(text: str) -> Address:
-    return ip_address(text)
+    return unmap(ip_address(text))
 
 
-def _read_address(text: str) -> Address | None:
+@lru_cache(maxsize=4096)
+def _parse_node(text: str) -> Address:
+    match = _NODE.fullmatch(text.strip(" \t"))
+    if match is None:
+        raise ValueError(text)
+    return _parse_address(match[1] or match[2] or match[3])
+
+
+def _read_node(text: str) -> Address | None:
+    """Read an address with or without a port, an IPv6 one with or without brackets; `None`: it is none."""
     try:
-        return _parse_address(text.strip("[]"))
+        return _parse_node(text)
     except ValueError:
         return None

@@ -5,6 +5,8 @@ Rules:
 - Only a fill counts, for whoever causes it: hits and those who join cost their visitor nothing.
 - A minute and a day are buckets that run full again evenly, so nobody waits for the hour to strike. Bytes are known
   afterwards only, so a bucket may be overdrawn by the fills that are under way.
+- An IPv6 client is its /64. The /48 around it may be one site that chooses among 65,536 of them, or thousands of
+  telephones: it has `WIDE_SHARE` times as much as one client.
 - Memory is bounded: whoever was not seen for longest is forgotten first, and gets full buckets.
 """
 
@@ -19,11 +21,13 @@ from cachetools import LRUCache
 from proxy.core.errors import RateLimited
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 VISITORS_MAX: Final = 65_536
 """400 bytes each, 26 MB."""
 DAY_S: Final = 86_400
+WIDE_SHARE: Final = 16
+"""A site that uses its whole /48 is then no stronger than sixteen addresses, which anybody can rent."""
 
 
 class _Bucket:
@@ -50,24 +54,45 @@ class _Bucket:
 
 
 class _Visitor:
-    __slots__ = ("bytes", "fills", "under_way")
+    """What one network has left."""
 
-    def __init__(self, fills: _Bucket, size: _Bucket) -> None:
+    __slots__ = ("bytes", "concurrent_max", "fills", "under_way")
+
+    def __init__(self, fills: _Bucket, size: _Bucket, concurrent_max: int) -> None:
         self.fills = fills
         self.bytes = size
+        self.concurrent_max = concurrent_max
         self.under_way = 0
+
+    def judge(self, now: float) -> None:
+        """
+        Judge whether one more fill may begin.
+
+        Raises:
+            RateLimited: It may not, for now.
+        """
+        if self.concurrent_max and self.under_way >= self.concurrent_max:
+            raise _refused("limits.fills_concurrent", 1)
+        for bucket, amount, setting in (
+            (self.fills, 1, "limits.fills_per_minute"),
+            (self.bytes, 0, "limits.fill_bytes_per_day"),
+        ):
+            wait_s = bucket.wait_s(amount, now)
+            if wait_s > 0:
+                raise _refused(setting, math.ceil(wait_s))
 
 
 @dataclass(frozen=True, slots=True)
 class Permit:
     """One fill that a visitor causes. Whoever gets one calls `land` when the fill is over, exactly once."""
 
-    _visitor: _Visitor
+    _visitors: tuple[_Visitor, ...]
 
     def land(self, size: int) -> None:
         """The fill is over, and has brought `size` bytes."""
-        self._visitor.under_way -= 1
-        self._visitor.bytes.take(size)
+        for visitor in self._visitors:
+            visitor.under_way -= 1
+            visitor.bytes.take(size)
 
 
 class Allowances:
@@ -82,30 +107,29 @@ class Allowances:
         self._timer = timer
         self._visitors: LRUCache[str, _Visitor] = LRUCache(VISITORS_MAX)
 
-    def depart(self, address: str) -> Permit:
+    def depart(self, client: Sequence[str]) -> Permit:
         """
-        Let the visitor at an address cause a fill.
+        Let a client cause a fill; `client` are its networks, the narrowest first.
 
         Raises:
             RateLimited: It has caused enough for now.
         """
         now = self._timer()
-        visitor = self._visitors.get(address)
+        visitors = tuple(self._find(network, WIDE_SHARE if number else 1, now) for number, network in enumerate(client))
+        for visitor in visitors:
+            visitor.judge(now)
+        for visitor in visitors:
+            visitor.fills.take(1)
+            visitor.under_way += 1
+        return Permit(visitors)
+
+    def _find(self, network: str, share: int, now: float) -> _Visitor:
+        visitor = self._visitors.get(network)
         if visitor is None:
-            buckets = _Bucket(self._fills_per_minute, 60, now), _Bucket(self._bytes_per_day, DAY_S, now)
-            visitor = self._visitors[address] = _Visitor(*buckets)
-        if self._fills_concurrent and visitor.under_way >= self._fills_concurrent:
-            raise _refused("limits.fills_concurrent", 1)
-        for bucket, amount, setting in (
-            (visitor.fills, 1, "limits.fills_per_minute"),
-            (visitor.bytes, 0, "limits.fill_bytes_per_day"),
-        ):
-            wait_s = bucket.wait_s(amount, now)
-            if wait_s > 0:
-                raise _refused(setting, math.ceil(wait_s))
-        visitor.fills.take(1)
-        visitor.under_way += 1
-        return Permit(visitor)
+            fills = _Bucket(self._fills_per_minute * share, 60, now)
+            size = _Bucket(self._bytes_per_day * share, DAY_S, now)
+            visitor = self._visitors[network] = _Visitor(fills, size, self._fills_concurrent * share)
+        return visitor
 
 
 def _refused(setting: str, retry_after_s: int) -> RateLimited:

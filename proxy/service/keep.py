@@ -328,9 +328,9 @@ class Keeper:
 
     def _depart(self, source: Source, info: SourceInfo, visit: Visit, fault: StorageError | None) -> Fill:
         permit = None
-        if self._allowances is not None and visit.address is not None:
+        if self._allowances is not None and visit.client is not None:
             try:
-                permit = self._allowances.depart(visit.address)
+                permit = self._allowances.depart(visit.client)
             except ImgkeepError:
                 self._release(info.key)
                 raise

@@ -27,7 +27,8 @@ class Visit:
         head: Only the head of the answer is wanted.
         came_from_us: A node of ours asks; it is answered from the store and never causes a fill.
         insist: Raises a `SourceRejected` if this visitor may be shown what is kept, but have nothing fetched.
-        address: Whose allowance a fill counts against; `None`: nobody's.
+        client: The networks whose limits a fill counts against, the narrowest first, as `core.address.client_networks`
+            names them; `None`: the client has shown a token of the API, and is not limited.
         joins_only: Another worker asks, because the fill was seen to be here. It may join; a fill of its own it makes
             itself.
     """
@@ -35,7 +36,7 @@ class Visit:
     head: bool = False
     came_from_us: bool = False
     insist: Callable[[], None] = _anybody
-    address: str | None = None
+    client: tuple[str, ...] | None = None
     joins_only: bool = False
 
 

@@ -76,7 +76,7 @@ class Saver:
 
     Args:
         server: Its URL.
-        token: For its API.
+        token: For its API; white space around it, as a file ends with, does not count.
         retry_delays_s: Between tries, when it cannot be reached or is busy.
 
     Raises:
@@ -93,7 +93,7 @@ class Saver:
         self._path = f"{parts.path.rstrip('/')}/api/save-images"
         self._headers = {"Content-Type": "application/json"}
         if token is not None:
-            self._headers["Authorization"] = f"Bearer {token}"
+            self._headers["Authorization"] = f"Bearer {token.strip()}"
         self._delays = tuple(retry_delays_s)
         # A hash will do for links: where two are alike, one image is kept when it is first shown.
         self._links, self._images = _Memory(LINKS_REMEMBERED_MAX), _Memory(LINKS_REMEMBERED_MAX)

@@ -1,23 +1,23 @@
 """
 Who may come in: our own signatures on `/img`, tokens on `/api`.
 
-Without a token the API answers only where none but this machine can ask: on a loopback bind, to requests that no proxy
-forwarded, under a name that is ours, and from no page of another site. The name is against DNS rebinding, where a page
-elsewhere makes a browser here ask under a name of its own; the rest against what a page can send across sites without
-asking (WHATWG Fetch, "CORS-safelisted request").
+A token is the one proof that counts. Where a request comes from is none: a proxy on this machine makes all its clients
+local, whether or not it adds fields that say so. On a loopback address browsers have a session instead (`login.py`).
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from hmac import compare_digest
 from typing import TYPE_CHECKING, Final
 
+from proxy.core.address import client_networks
 from proxy.core.errors import Forbidden, Unauthorized
 from proxy.core.headers import client_address, passed_through_us, read_host, read_origin
 from proxy.service.visit import Visit
+from proxy.web import login
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,14 +25,24 @@ if TYPE_CHECKING:
 
     from aiohttp import web
 
-    from proxy.core.address import Network
+    from proxy.core.address import Address, Network
+    from proxy.core.headers import Fields
     from proxy.core.signing import Signatures
     from proxy.core.source import ImgQuery
     from proxy.ports import Clock
     from proxy.web.exchange import Ask
 
-FORWARDING_FIELDS: Final = ("Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "X-Real-IP", "Via")
+HOW_TO_CALL: Final = (
+    "the API needs a token: send Authorization: Bearer <token>, with one of security.api_tokens or, where none is set, "
+    "with what stands in the file api-token in the data folder"
+)
+CLOSED: Final = (
+    "the API is closed, because the file api-token could not be made in the data folder; the log says why. Set "
+    "security.api_tokens"
+)
 
+_SAFE: Final = frozenset({"GET", "HEAD"})
+"""Methods that change nothing (RFC 9110, 9.2.1), for which browsers tell no `Origin` of their own accord."""
 _BEARER: Final = re.compile(r"bearer +(\S+) *", re.IGNORECASE)
 
 
@@ -60,14 +70,19 @@ class Door:
 
     Attributes:
         signature: `security.signature`.
-        own_hosts: Names under which the API may be called without a token; empty: it may not be.
+        tokens: `security.api_tokens`, or the token of this machine; none: the API is closed.
+        local_token: What browsers on this machine log in by; `None`: they do not.
+        own_hosts: Names under which this machine calls us; empty: others can reach us too.
+        forwarded_header: `server.forwarded_header` in lower case.
     """
 
     signature: Literal["off", "misses", "always"]
     signatures: Signatures
     tokens: Tokens
+    local_token: str | None = field(repr=False)
     own_hosts: frozenset[str]
     trusted_proxies: tuple[Network, ...]
+    forwarded_header: str
     public_base: str
     """`server.public_url` without a slash at its end."""
     clock: Clock
@@ -91,7 +106,7 @@ class Door:
             head=ask.head,
             came_from_us=passed_through_us(ask.fields),
             insist=insist,
-            address=self._find_payer(ask),
+            client=self._find_client(ask),
             joins_only=ask.site.is_side_door,
         )
 
@@ -100,28 +115,55 @@ class Door:
         Let into the API who may call it.
 
         Raises:
-            Unauthorized: There is no token or a wrong one, or the request is not certainly this machine's own.
+            Forbidden: The `Origin` is malformed, which that of no browser is.
+            Unauthorized: There is no token or a wrong one, and no session of a browser on this machine.
         """
-        if self.tokens.hashes:
-            given = _BEARER.fullmatch(request.headers.get("Authorization", ""))
-            if given is None:
-                raise Unauthorized("the API needs a token: send Authorization: Bearer <token>")
-            if not self.tokens.include(given[1]):
-                raise Unauthorized("the token is none of security.api_tokens")
-            return
-        if not self.own_hosts:
-            raise Unauthorized("the API needs a token where others reach this server: set security.api_tokens")
-        if any(name in request.headers for name in FORWARDING_FIELDS):
-            raise Unauthorized("the API needs a token for requests that were forwarded: set security.api_tokens")
-        if not self._is_ours(request.headers.get("Host", "")):
-            raise Unauthorized("the API does not answer under this name without a token: use server.host's own")
-        origin = request.headers.get("Origin")
-        host = None if origin is None else read_origin(origin)
-        if origin is not None and origin != "null" and host is None:
+        origin = request.headers.get("Origin", "null")
+        if origin != "null" and read_origin(origin) is None:
             raise Forbidden("the Origin of the request is malformed")
-        strange = origin is not None and host not in self.own_hosts
-        if strange or request.headers.get("Sec-Fetch-Site", "none") not in {"none", "same-origin"}:
-            raise Unauthorized("the API does not answer pages of other sites without a token")
+        if not self.tokens.hashes:
+            raise Unauthorized(CLOSED)
+        given = request.headers.get("Authorization")
+        if given is not None and self._opens(given):
+            return
+        session = request.cookies.get(login.COOKIE)
+        if session is None or self.local_token is None:
+            raise Unauthorized(HOW_TO_CALL)
+        self._insist_on_own_page(request)
+        if not login.holds(session, self.local_token, "session", self.clock()):
+            raise Unauthorized(f"the session has ended; {HOW_TO_CALL}")
+
+    def log_in(self, request: web.Request) -> str | None:
+        """
+        Return a session for the log-in link that was opened; `None`: it is wrong or has ended.
+
+        Raises:
+            Unauthorized: It was not opened under a name of this machine.
+        """
+        if self.local_token is None or not self._is_ours(request.headers.get("Host", "")):
+            raise Unauthorized("browsers log in on this machine only, where server.host is a loopback address")
+        now = self.clock()
+        if not login.holds(request.query.get("ticket", ""), self.local_token, "link", now):
+            return None
+        return login.make_ticket(self.local_token, "session", int(now.timestamp()) + login.SESSION_S)
+
+    def _insist_on_own_page(self, request: web.Request) -> None:
+        """
+        Let a cookie count where no page but our own can have had the browser send it.
+
+        Raises:
+            Unauthorized: One can.
+        """
+        host, origin = request.headers.get("Host", ""), request.headers.get("Origin")
+        if not self._is_ours(host):
+            raise Unauthorized(f"a session does not hold under this name; {HOW_TO_CALL}")
+        is_ours = request.method in _SAFE if origin is None else origin.lower() == f"http://{host}".lower()
+        if not is_ours or request.headers.get("Sec-Fetch-Site", "none") not in {"none", "same-origin"}:
+            raise Unauthorized(f"a session does not hold for pages of other servers; {HOW_TO_CALL}")
+
+    def _opens(self, authorization: str) -> bool:
+        given = _BEARER.fullmatch(authorization)
+        return given is not None and self.tokens.include(given[1])
 
     def insist_on_own_name(self, ask: Ask) -> None:
         """
@@ -141,7 +183,7 @@ class Door:
         """
         Return what stands before our paths: `server.public_url`, or the name by which this machine calls us.
 
-        Nothing where others can reach us: `Host` is the visitor's word, and would get into other people's databases.
+        Empty where others can reach us: `Host` is the client's word, and would get into other people's databases.
         """
         host = request.headers.get("Host", "")
         return self.public_base or (f"http://{host}" if self._is_ours(host) else "")
@@ -149,14 +191,14 @@ class Door:
     def _is_ours(self, authority: str) -> bool:
         return read_host(authority) in self.own_hosts
 
-    def _find_payer(self, ask: Ask) -> str | None:
-        """
-        Return whose allowance a fill counts against: an address, or the network of an IPv6 one, for its last 64 bits
-        are its owner's to choose (RFC 4291, 2.5.4). `None`: this machine's own programs, unless they pass others' on.
-        """
-        address = client_address(ask.remote, ask.fields, self.trusted_proxies)
-        if isinstance(address, str):
-            return address
-        if address.is_loopback:
-            return str(address) if any(name in ask.fields for name in FORWARDING_FIELDS) else None
-        return str(address) if address.version == 4 else f"{address.exploded[:19]}::/64"
+    def client_address(self, peer: str, fields: Fields) -> Address | str:
+        """Return the address of the client of a request, as far as its peer is trusted to tell it."""
+        return client_address(peer, fields, self.trusted_proxies, self.forwarded_header)
+
+    def _find_client(self, ask: Ask) -> tuple[str, ...] | None:
+        """Return whose limits a fill counts against; `None`: they have shown a token."""
+        given = ask.fields.getall("Authorization", [])
+        if len(given) == 1 and self._opens(given[0]):
+            return None
+        address = self.client_address(ask.remote, ask.fields)
+        return (address,) if isinstance(address, str) else client_networks(address)

@@ -18,6 +18,7 @@ from proxy import __version__
 from proxy.core.model import Format
 from proxy.service.jobs import ITEMS_MAX
 from proxy.web.images_api import LIMIT_DEFAULT, LIMIT_MAX
+from proxy.web.login import COOKIE
 from proxy.web.rewrite_api import REWRITTEN
 
 if TYPE_CHECKING:
@@ -194,7 +195,7 @@ def _operation(summary: str, responses: dict[str, Any], **more: Any) -> dict[str
 
 
 def _api(summary: str, responses: dict[str, Any], **more: Any) -> dict[str, Any]:
-    return _operation(summary, responses, security=[{"token": []}, {}], **more)
+    return _operation(summary, responses, security=[{"token": []}, {"session": []}], **more)
 
 
 def _body(schema: dict[str, Any], example: object, **more: Any) -> dict[str, Any]:
@@ -428,6 +429,15 @@ PATHS: Final[dict[str, Any]] = {
             parameters=_KEY_IN_PATH,
         ),
     },
+    "/login": {
+        "get": _operation(
+            "Let a browser on this machine into the API",
+            {"303": {"description": "The browser has a session, and is sent to `/api`."}},
+            description="The link is printed at start on a loopback address without `security.api_tokens`, and by "
+            "`imgkeep token --login`. It holds for an hour.",
+            parameters=[_query("ticket", "As the link has it.", {"type": "string"}, required=True)],
+        )
+    },
     "/api/inspect": {
         "get": _api(
             "Tell what a link names, and ask nobody",
@@ -462,8 +472,16 @@ DOCUMENT: Final[dict[str, Any]] = {
             "token": {
                 "type": "http",
                 "scheme": "bearer",
-                "description": "One of `security.api_tokens`. Where none is set, this machine's programs need none.",
-            }
+                "description": "One of `security.api_tokens` or, where none is set, what stands in the file "
+                "`api-token` in the data folder.",
+            },
+            "session": {
+                "type": "apiKey",
+                "in": "cookie",
+                "name": COOKIE,
+                "description": "Of a browser on this machine, from the log-in link. It holds for half a day, for our "
+                "own pages only: what changes something needs an `Origin` that is this server.",
+            },
         },
     },
 }

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
 
-from proxy.core.headers import client_address
 from proxy.web.site import NOTES, SITE, Notes
 
 if TYPE_CHECKING:
@@ -56,7 +55,7 @@ def tell(  # noqa: PLR0913, PLR0917 - the fields of a record, in their order
     site.meter.answered(route, outcome, status, notes.sent, seconds)
     if site.access_log:
         remote, fields = peer
-        client = str(client_address(remote, fields, site.door.trusted_proxies))
+        client = str(site.door.client_address(remote, fields))
         record(client, method, route, notes.key, outcome, status, notes.sent, seconds)
 
 

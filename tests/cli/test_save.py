@@ -127,8 +127,9 @@ async def test_people_see_a_bar(folder: Path, origin: FakeOrigin) -> None:
     [
         ([], 2, "name URLs"),
         (["-f", "/nowhere"], 2, "No such file"),
-        (["https://a.example/", "--server", "http://127.0.0.1:1"], 1, "cannot be reached"),
+        (["https://a.example/", "--server", "http://127.0.0.1:1"], 2, "the file api-token cannot be read"),
         (["https://a.example/", "--server", "nonsense"], 1, "cannot be reached"),
+        (["https://a.example/", "--server", "http://[::1"], 1, "cannot be reached"),
     ],
 )
 async def test_what_cannot_be_saved_is_told(folder: Path, arguments: list[str], status: int, says: str) -> None:
@@ -139,9 +140,45 @@ async def test_what_cannot_be_saved_is_told(folder: Path, arguments: list[str], 
 
 async def test_a_server_that_does_not_let_us_in_is_told(folder: Path) -> None:
     async with serving(folder, security__api_tokens="a-token-for-this-test") as program:
-        status, _, err = await run(folder, "save", "https://a.example/", "--server", f"http://{program.address}")
+        there = ("save", "https://a.example/", "--server", f"http://{program.address}")
+        status, _, err = await run(folder, *there, security__api_tokens="another-token-here")
     assert status == 1
-    assert "token" in err
+    assert "the server says: the API needs a token" in err
+    status, _, err = await run(folder, *there, security__api_tokens="another-token-here")
+    assert (status, "cannot be reached" in err) == (1, True)
+
+
+async def test_the_command_reads_the_token_of_this_machine(folder: Path, origin: FakeOrigin) -> None:
+    url = origin.gives("/a.png", picture(seed=0))
+    async with serving(folder) as program:
+        there = ("--server", f"http://{program.address}")
+        status, out, err = await run(folder, "save", url, *there)
+        assert (status, out) == (0, f"http://{program.address}/images/{digest(0)}.png\n"), err
+        assert await run(folder, "token", "--local") == (0, f"{program.token}\n", "")
+        (folder / "api-token").unlink()
+        status, _, err = await run(folder, "save", url, *there)
+        assert (status, "the file api-token cannot be read: No such file" in err) == (2, True), err
+
+
+async def test_the_token_of_this_machine_goes_nowhere_else(folder: Path) -> None:
+    seen: list[str] = []
+
+    async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        seen.append((await reader.readuntil(b"\r\n\r\n")).decode())
+        writer.write(b"HTTP/1.1 401 No\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}")
+        writer.close()
+
+    folder.mkdir()  # noqa: ASYNC240 - before anything runs
+    (folder / "api-token").write_text("t" * 43)
+    (folder / "api-token").chmod(0o600)
+    server = await asyncio.start_server(listen, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    # Linux takes the second for the first, and the command for an address of another machine.
+    for host, shown in (("127.0.0.1", True), ("0.0.0.0", False)):
+        await run(folder, "save", "https://a.example/", "--server", f"http://{host}:{port}")
+        assert ("t" * 43 in seen.pop()) is shown
+    server.close()
+    assert not seen
 
 
 # --- import and export

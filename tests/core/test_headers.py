@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from ipaddress import ip_network
+from ipaddress import IPv4Address, IPv6Address, ip_network
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from multidict import CIMultiDict
 
+from proxy.core.address import unmap
 from proxy.core.headers import (
+    FORWARDED_HEADERS,
     RETRY_AFTER_MAX_S,
     Span,
     cache_status,
@@ -193,31 +195,81 @@ def test_cache_status_has_our_name_first() -> None:
 TRUSTED = (ip_network("10.0.0.0/8"), ip_network("2001:db8:1::/48"))
 
 
+XFF, RFC = "x-forwarded-for", "forwarded"
+
+
 @pytest.mark.parametrize(
-    ("peer", "fields", "address"),
+    ("peer", "header", "lines", "address"),
     [
-        pytest.param("1.2.3.4", [], "1.2.3.4", id="nothing claimed"),
-        pytest.param("1.2.3.4", [("X-Forwarded-For", "9.9.9.9")], "1.2.3.4", id="claimed by somebody"),
-        pytest.param("10.0.0.1", [], "10.0.0.1", id="a proxy of ours itself"),
-        pytest.param("10.0.0.1", [("X-Forwarded-For", "9.9.9.9")], "9.9.9.9", id="X-Forwarded-For"),
-        pytest.param("10.0.0.1", [("X-Forwarded-For", "8.8.8.8, 9.9.9.9, 10.2.3.4")], "9.9.9.9", id="nearest"),
-        pytest.param(
-            "10.0.0.1", [("X-Forwarded-For", "6.6.6.6"), ("X-Forwarded-For", "9.9.9.9")], "9.9.9.9", id="two lines"
-        ),
-        pytest.param("10.0.0.1", [("X-Forwarded-For", "9.9.9.9, unknown")], "10.0.0.1", id="unknown"),
-        pytest.param("10.0.0.1", [("X-Forwarded-For", " , ")], "10.0.0.1", id="empty"),
-        pytest.param("10.0.0.1", [("Forwarded", "for=9.9.9.9;proto=https")], "9.9.9.9", id="Forwarded"),
-        pytest.param("10.0.0.1", [("Forwarded", "For=6.6.6.6, by=x;for=9.9.9.9")], "9.9.9.9", id="Forwarded, two"),
-        pytest.param("10.0.0.1", [("Forwarded", 'for="[2001:db8::7]:4711"')], "2001:db8::7", id="IPv6 with port"),
-        pytest.param("10.0.0.1", [("Forwarded", 'for="9.9.9.9:4711"')], "9.9.9.9", id="IPv4 with port"),
-        pytest.param("10.0.0.1", [("Forwarded", "for=_hidden")], "10.0.0.1", id="hidden"),
-        pytest.param("2001:db8:1::1", [("X-Forwarded-For", "2001:db8::7")], "2001:db8::7", id="IPv6"),
-        pytest.param("unix:", [("X-Forwarded-For", "9.9.9.9")], "unix:", id="a peer without address"),
-        pytest.param("", [], "", id="a peer unknown"),
+        pytest.param("1.2.3.4", XFF, [], "1.2.3.4", id="nothing claimed"),
+        pytest.param("1.2.3.4", XFF, ["9.9.9.9"], "1.2.3.4", id="claimed by a client"),
+        pytest.param("10.0.0.1", XFF, [], "10.0.0.1", id="a trusted proxy itself"),
+        pytest.param("10.0.0.1", XFF, ["9.9.9.9"], "9.9.9.9", id="one address"),
+        pytest.param("10.0.0.1", XFF, ["8.8.8.8, 9.9.9.9, 10.2.3.4"], "9.9.9.9", id="nearest"),
+        pytest.param("10.0.0.1", XFF, ["6.6.6.6", "9.9.9.9"], "9.9.9.9", id="two lines in order"),
+        pytest.param("10.0.0.1", XFF, ["9.9.9.9", "10.2.3.4"], "9.9.9.9", id="over two lines"),
+        pytest.param("10.0.0.1", XFF, ["9.9.9.9, unknown"], "10.0.0.1", id="unknown"),
+        pytest.param("10.0.0.1", XFF, ["9.9.9.9, junk, 10.2.3.4"], "10.2.3.4", id="malformed behind a proxy"),
+        pytest.param("10.0.0.1", XFF, [" , "], "10.0.0.1", id="empty members"),
+        pytest.param("10.0.0.1", XFF, ["9.9.9.9,"], "10.0.0.1", id="empty last member"),
+        pytest.param("10.0.0.1", XFF, [""], "10.0.0.1", id="empty"),
+        pytest.param("10.0.0.1", XFF, ["9.9.9.9:4711"], "9.9.9.9", id="IPv4 with port"),
+        pytest.param("10.0.0.1", XFF, ["[2001:db8::7]:4711"], "2001:db8::7", id="IPv6 with port"),
+        pytest.param("10.0.0.1", XFF, ["[2001:db8::7]"], "2001:db8::7", id="IPv6 in brackets"),
+        pytest.param("10.0.0.1", XFF, ["2001:db8::7"], "2001:db8::7", id="IPv6"),
+        pytest.param("10.0.0.1", XFF, ["::ffff:9.9.9.9"], "9.9.9.9", id="IPv4-mapped"),
+        pytest.param("10.0.0.1", XFF, ["9.9.9.9, ::ffff:10.2.3.4"], "9.9.9.9", id="trusted and IPv4-mapped"),
+        pytest.param("::ffff:10.0.0.1", XFF, ["9.9.9.9"], "9.9.9.9", id="an IPv4-mapped peer"),
+        pytest.param("::ffff:1.2.3.4", XFF, [], "1.2.3.4", id="an IPv4-mapped client"),
+        pytest.param("10.0.0.1", XFF, ["9.9.9.9:"], "10.0.0.1", id="port missing"),
+        pytest.param("10.0.0.1", XFF, ["09.9.9.9"], "10.0.0.1", id="leading zero"),
+        pytest.param("10.0.0.1", XFF, ["999.9.9.9"], "10.0.0.1", id="no address"),
+        pytest.param("10.0.0.1", XFF, ["fe80::1%eth0"], "10.0.0.1", id="scoped"),
+        pytest.param("10.0.0.1", XFF, ["fe80::1%\x1b[31m"], "10.0.0.1", id="control characters"),
+        pytest.param("10.0.0.1", XFF, ["\uff11.2.3.4"], "10.0.0.1", id="wide digit"),
+        pytest.param("10.0.0.1", XFF, ['"9.9.9.9"'], "10.0.0.1", id="quoted outside of Forwarded"),
+        pytest.param("10.0.0.1", XFF, ["10.0.0.2," * 40 + "10.0.0.3"], "10.0.0.2", id="more hops than are read"),
+        pytest.param("10.0.0.1", RFC, ["for=9.9.9.9;proto=https"], "9.9.9.9", id="Forwarded"),
+        pytest.param("10.0.0.1", RFC, ["For=6.6.6.6, by=x;for=9.9.9.9"], "9.9.9.9", id="Forwarded, two"),
+        pytest.param("10.0.0.1", RFC, ["for=6.6.6.6", " proto=http ; FOR = 9.9.9.9"], "9.9.9.9", id="Forwarded, lines"),
+        pytest.param("10.0.0.1", RFC, ['for="[2001:db8::7]:4711"'], "2001:db8::7", id="Forwarded, IPv6 with port"),
+        pytest.param("10.0.0.1", RFC, ['for="9.9.9.9:4711"'], "9.9.9.9", id="Forwarded, IPv4 with port"),
+        pytest.param("10.0.0.1", RFC, ["for=9.9.9.9, for=10.2.3.4"], "9.9.9.9", id="Forwarded, behind two"),
+        pytest.param("10.0.0.1", RFC, ["for=_hidden"], "10.0.0.1", id="hidden"),
+        pytest.param("10.0.0.1", RFC, ["for=6.6.6.6;for=9.9.9.9"], "10.0.0.1", id="for twice"),
+        pytest.param("10.0.0.1", RFC, ["proto=https"], "10.0.0.1", id="no for"),
+        pytest.param("10.0.0.1", RFC, ['for=6.6.6.6;x=", for="[2001:db8::7]"'], "2001:db8::7", id="an open quote"),
+        pytest.param("10.0.0.1", RFC, ['x="for=6.6.6.6, for=9.9.9.9'], "9.9.9.9", id="an open quote before"),
+        pytest.param("10.0.0.1", RFC, ['for="6.6.6.6'], "10.0.0.1", id="half a quote"),
+        pytest.param("10.0.0.1", "x-real-ip", ["9.9.9.9"], "9.9.9.9", id="X-Real-IP"),
+        pytest.param("10.0.0.1", "", ["9.9.9.9"], "10.0.0.1", id="no header counts"),
+        pytest.param("2001:db8:1::1", XFF, ["2001:db8::7"], "2001:db8::7", id="IPv6 proxy"),
+        pytest.param("unix:", XFF, ["9.9.9.9"], "unix:", id="a peer without address"),
+        pytest.param("", XFF, ["9.9.9.9"], "", id="a peer unknown"),
     ],
 )
-def test_the_clients_address(peer: str, fields: list[tuple[str, str]], address: str) -> None:
-    assert str(client_address(peer, CIMultiDict(fields), TRUSTED)) == address
+def test_the_clients_address(peer: str, header: str, lines: list[str], address: str) -> None:
+    fields = CIMultiDict([(header.title(), line) for line in lines])
+    assert str(client_address(peer, fields, TRUSTED, header)) == address
+
+
+@pytest.mark.parametrize("header", FORWARDED_HEADERS)
+def test_no_other_field_says_who_the_client_is(header: str) -> None:
+    forged = {name: "for=6.6.6.6" if name == RFC else "6.6.6.6" for name in FORWARDED_HEADERS if name != header}
+    assert str(client_address("10.0.0.1", CIMultiDict(forged), TRUSTED, header)) == "10.0.0.1"
+
+
+@given(text=ANY, claimed=st.ip_addresses(), header=st.sampled_from(FORWARDED_HEADERS))
+def test_what_a_proxy_appends_counts_whatever_stands_before_it(
+    text: str, claimed: IPv4Address | IPv6Address, header: str
+) -> None:
+    proxy = f'for="[{claimed}]"' if claimed.version == 6 else f"for={claimed}"
+    appended = proxy if header == RFC else str(claimed)
+    if any(unmap(claimed) in network for network in TRUSTED):
+        return
+    for lines in ([text, appended], [f"{text}, {appended}"]):
+        fields = CIMultiDict([(header, line) for line in lines])
+        assert client_address("10.0.0.1", fields, TRUSTED, header) == unmap(claimed)
 
 
 @given(text=ANY, fields=FIELDS)
@@ -228,8 +280,9 @@ def test_nothing_raises(text: str, fields: CIMultiDict[str]) -> None:
     is_whole_range(text)
     read_retry_after(text, NOW)
     passed_through_us(fields)
-    client_address("10.0.0.1", fields, TRUSTED)
-    client_address(text, fields, TRUSTED)
+    for header in ("", *FORWARDED_HEADERS):
+        client_address("10.0.0.1", fields, TRUSTED, header)
+        client_address(text, fields, TRUSTED, header)
 
 
 @pytest.mark.parametrize(

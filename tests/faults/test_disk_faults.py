@@ -471,7 +471,7 @@ async def test_without_descriptors_requests_are_served_or_told_and_afterwards_al
     folder = tmp_path / "data"
     crowd = [serve(origin, f"crowd-{number}", 30_000 + number) for number in range(60)]
     old = serve(origin, "old")
-    async with serving(folder, prepare=limit, fetch__per_host_max="64") as program:
+    async with serving(folder, prepare=limit, fetch__per_host_max="64", limits__fills_concurrent="0") as program:
         await program.img(old[0])
 
         async def visit(url: str, body: bytes) -> str:

@@ -18,7 +18,13 @@ if TYPE_CHECKING:
 
 PAGE = Path("docs/api.md").read_text("utf-8")
 EXAMPLES = [block for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL) if "curl" in block]
-TOKEN = "the-token-of-the-examples"
+TOKEN = re.findall(r"^token=.*", PAGE, re.MULTILINE)[0].partition("=")[2]
+"""As a shell reads it."""
+README = next(
+    block
+    for block in re.findall(r"```sh\n(.*?)```", Path("README.md").read_text("utf-8"), re.DOTALL)
+    if "/api/" in block
+)
 DIGEST = sha256(picture()).hexdigest()
 
 
@@ -56,7 +62,7 @@ async def test_every_example_works_as_written(tmp_path: Path, origin: FakeOrigin
     examples = [block.replace("https://example.com", origin.url("")) for block in EXAMPLES]
     examples = [re.sub(r'(host=|which": \[")example\.com', r"\g<1>127.0.0.1", block) for block in examples]
     by_link, upload, data, many, job, events, images, one, removal, inspect, text, page = examples
-    settings: dict[str, Any] = {"security__api_tokens": TOKEN, "server__public_url": "http://127.0.0.1:8080"}
+    settings: dict[str, Any] = {"server__public_url": "http://127.0.0.1:8080"}
     async with serving(tmp_path / "data", **settings) as program:
         known = {"base": f"http://{program.address}", "token": TOKEN}
 
@@ -69,6 +75,8 @@ async def test_every_example_works_as_written(tmp_path: Path, origin: FakeOrigin
         documented = json.loads(re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL)[0])
         assert shapes(saved) == shapes(documented)
         assert saved["url"] == f"http://127.0.0.1:8080/images/{sha256(picture(seed=1)).hexdigest()}.png"
+        first = README.replace("https://example.com", origin.url("")).replace("127.0.0.1:8080", program.address)
+        assert (await told(first))["key"] == saved["key"]
         assert (await told(upload))["created"] is True
         assert (await told(data))["created"] is False
         taken = await told(many)
@@ -92,4 +100,4 @@ async def test_every_example_works_as_written(tmp_path: Path, origin: FakeOrigin
         documented = json.loads(re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL)[-1])
         assert shapes(rewritten) == shapes(documented)
         assert rewritten["html"].startswith(f'<img src="{kept}http%3A%2F%2F127.0.0.1')
-        assert TOKEN not in "".join(program.log)
+        assert program.token not in "".join(program.log)

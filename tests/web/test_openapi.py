@@ -72,6 +72,7 @@ async def test_the_running_server_does_what_it_describes(tmp_path: Path) -> None
             "--seed=1",
             "--generation-database=none",
             "--no-color",
+            f"--header=Authorization: Bearer {program.token}",
             cwd=tmp_path,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,

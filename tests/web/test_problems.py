@@ -226,7 +226,8 @@ async def test_an_image_that_breaks_off_is_broken_off_for_the_client_too(imgkeep
 async def test_a_body_other_than_it_is_said_to_be_ends_the_connection_and_is_nobodys_fault(
     imgkeep: Imgkeep, caplog: pytest.LogCaptureFixture, path: str
 ) -> None:
-    fields = ("Host: 127.0.0.1", "Content-Type: text/html", "Content-Encoding: gzip", "Content-Length: 2")
+    fields = ["Host: 127.0.0.1", "Content-Type: text/html", "Content-Encoding: gzip", "Content-Length: 2"]
+    fields.append(f"Authorization: Bearer {imgkeep.token}")
     data = "\r\n".join([f"POST {path} HTTP/1.1", *fields, "", "xx"]).encode()
     answer = split(await talk(port_of(imgkeep), data))
     assert answer.status in {405, 415}

@@ -315,7 +315,7 @@ async def test_fifty_megabytes_are_not_taken(imgkeep: Imgkeep) -> None:
 
 async def test_without_a_token_nothing_is_read(start: Start) -> None:
     imgkeep = await start(security={"api_tokens": [TOKEN]})
-    response = await post(imgkeep, PAGE)
+    response = await imgkeep.stranger.post("/api/rewrite", data=PAGE)
     assert (response.status, (await response.json())["code"]) == (401, "unauthorized")
     assert "WWW-Authenticate" in response.headers
 

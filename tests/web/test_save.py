@@ -286,6 +286,7 @@ async def test_a_gigabyte_is_not_read(imgkeep: Imgkeep, *, declared: bool) -> No
     if declared:
         # By hand: a client that waits for its body to be taken would not see the answer.
         head = "POST /api/save-image HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        head += f"Authorization: Bearer {imgkeep.token}\r\n"
         reader, writer = await asyncio.open_connection("127.0.0.1", port_of(imgkeep))
         writer.write(f"{head}Content-Length: 1073741824\r\n\r\n{{".encode())
         answer = await reader.readuntil(b"}")
@@ -372,7 +373,7 @@ async def test_an_upload_that_breaks_off_leaves_nothing(imgkeep: Imgkeep) -> Non
 
 
 async def test_a_page_of_another_site_cannot_upload(imgkeep: Imgkeep) -> None:
-    response = await imgkeep.client.post(
+    response = await imgkeep.stranger.post(
         "/api/save-image", data=form(picture()), headers={"Origin": "https://evil.example"}
     )
     assert response.status == 401
