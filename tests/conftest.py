@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from aiohttp import ClientHandlerType, ClientRequest, ClientResponse, web
 
-pytest_plugins = ["tests.s3.fixtures"]
+pytest_plugins = ["tests.s3.fixtures", "tests.s3.remote"]
 
 
 @pytest.fixture(autouse=True)
@@ -113,7 +113,7 @@ async def start(tmp_path: Path) -> AsyncIterator[Callable[..., Awaitable[Imgkeep
         server = Server(build(config, seams or Seams()))
 
         async def show_token(request: ClientRequest, handler: ClientHandlerType) -> ClientResponse:
-            if request.url.path.startswith("/api/") and "Authorization" not in request.headers:
+            if request.url.path.startswith(("/api/", "/readyz")) and "Authorization" not in request.headers:
                 request.headers["Authorization"] = f"Bearer {one.token}"
             return await handler(request)
 

@@ -164,7 +164,7 @@ async def serving(
     )
 
     async def show_token(request: ClientRequest, handler: ClientHandlerType) -> ClientResponse:
-        if request.url.path.startswith("/api/") and "Authorization" not in request.headers:
+        if request.url.path.startswith(("/api/", "/readyz")) and "Authorization" not in request.headers:
             request.headers["Authorization"] = f"Bearer {program.token}"
         return await handler(request)
 

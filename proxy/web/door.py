@@ -129,8 +129,8 @@ class Door:
         Let into the API who may call it.
 
         Raises:
+            Forbidden: The `Origin` is malformed, which that of no browser is.
             Unauthorized: There is no token or a wrong one, and no session of a browser on this machine.
-            Forbidden: The `Origin` is malformed.
         """
         origin = request.headers.get("Origin", "null")
         if origin != "null" and read_origin(origin) is None:

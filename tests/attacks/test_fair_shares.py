@@ -24,11 +24,9 @@ if TYPE_CHECKING:
 
     from tests.conftest import Imgkeep
     from tests.origins import Exchange, FakeOrigin
-    from tests.s3.conftest import Remote
+    from tests.s3.remote import Remote
 
     Start = Callable[..., Awaitable[Imgkeep]]
-
-pytest_plugins = ["tests.s3.conftest"]
 
 PUBLIC = "93.184.215.14"
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n"
@@ -316,7 +314,10 @@ async def test_visitors_cannot_take_what_is_reserved_for_the_api_nor_the_api_all
 
 async def test_programs_of_this_machine_have_all_places_of_visitors() -> None:
     gates, order, leave = Gates(64, 64), list[str](), asyncio.Event()
-    tasks = [asyncio.create_task(stay(gates, Client(), "h", order, "", leave)) for _ in range(200)]
+    tasks = [
+        asyncio.create_task(stay(gates, Client(("127.0.0.1",), loopback=True), "h", order, "", leave))
+        for _ in range(200)
+    ]
     await asyncio.sleep(0)
     assert (gates.used, gates.waiting) == (56, 144)
     leave.set()

@@ -337,7 +337,7 @@ async def test_strangers_are_told_states_and_no_reasons(start: Start) -> None:
         {"Origin": "http://["},
     ]
     for headers in strangers:
-        async with imgkeep.client.get("/readyz", headers=headers) as answer:
+        async with imgkeep.stranger.get("/readyz", headers=headers) as answer:
             told = await answer.json()
             assert answer.status == 200
             assert told.pop("status") == "degraded"

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.origins import Exchange, FakeOrigin
-    from tests.s3.conftest import Remote
     from tests.s3.gate import Gate
+    from tests.s3.remote import Remote
     from tests.s3.servers import S3Server
 
 NOT_OURS = b"<html><title>404 Not Found</title></html>"

@@ -16,8 +16,8 @@ from proxy.web.site import SITE
 from tests.attacks.signed import BRIEF, FOREVER, PAST, PICTURE, UNCERTAIN, SignedOrigin, good, invented
 from tests.images import picture, picture_of
 from tests.program import until
-from tests.s3.conftest import HURRIED
 from tests.s3.mischief import only
+from tests.s3.remote import HURRIED
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from proxy.service.keep import Keeper
     from tests.conftest import Imgkeep
     from tests.origins import FakeOrigin
-    from tests.s3.conftest import Remote
+    from tests.s3.remote import Remote
 
 SERVERS = ["moto", "rclone", "s3rver"]
 ALL = pytest.mark.parametrize("remote", SERVERS, indirect=True)

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 from proxy.app import Seams
 from tests.images import picture
 from tests.program import until
-from tests.s3.conftest import HURRIED
 from tests.s3.mischief import only
+from tests.s3.remote import HURRIED
 from tests.s3.test_remote import ALL, comes_true, get, healed
 from tests.web.test_removal import REMOVED, kept, remove
 
 if TYPE_CHECKING:
     from tests.conftest import Imgkeep
     from tests.origins import FakeOrigin
-    from tests.s3.conftest import Remote
+    from tests.s3.remote import Remote
 
 NAME = f"{sha256(picture()).hexdigest()}.png"
 
