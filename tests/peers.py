@@ -186,9 +186,7 @@ class Line:
         """Return the next answer, which tells its length."""
         assert self._ends is not None
         answer = await hear(self._ends[0])
-        if answer.headers.get("connection") == "close" or answer.headers.get("content-type", "").startswith(
-            "text/plain"
-        ):
+        if answer.headers.get("connection") == "close":
             self._ends = None
         return answer
 

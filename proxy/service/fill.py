@@ -159,7 +159,7 @@ class Fill:
         self.head: asyncio.Future[Head] = asyncio.get_running_loop().create_future()
         self._info = info
         self._routes = routes or (source,)
-        self._settle = settle or self._put
+        self._settle = settle
         self._unreachable = unreachable
         self._to = neighbours
         self._tower = tower
@@ -451,7 +451,8 @@ class Fill:
     async def _keep(self, record: Record) -> StorageError | None:
         self._insist_on_picture(record)
         try:
-            kept = await self._settle(self._draft, record)
+            # Not bound to the fill for good: a cycle would hold what failed until the collector comes.
+            kept = await (self._settle or self._put)(self._draft, record)
         except StorageError as fault:
             return fault
         if record.digest in self._to.refused:  # removed while it was being put

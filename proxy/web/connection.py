@@ -204,6 +204,7 @@ class Connection(web.RequestHandler):
             return super().handle_error(request, status, exc, message)
         response = refuse(self._site, request, status)
         response.force_close()
+        response.headers["Connection"] = "close"  # which aiohttp leaves out
         return response
 
     async def shutdown(self, timeout: float | None = 15.0) -> None:  # noqa: ASYNC109 - aiohttp's signature
