@@ -183,6 +183,7 @@ async def test_fetches_in_the_queue_end_with_their_clients(start: Start, drips: 
     flood = Flood(imgkeep, "203.0.113.1")
     flood.ask(5)
     await until_counted(imgkeep, "imgkeep_fetches_waiting", 4)
+    await until(lambda: drips.asked("/drip") == 1)
     await flood.leave()
     await until_counted(imgkeep, "imgkeep_fetches_waiting", 0)
     assert drips.asked("/drip") == 1, "none of them was begun"

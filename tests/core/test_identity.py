@@ -117,6 +117,26 @@ def test_a_link_tells_whether_its_service_checks_the_signature(name: str, *, che
     assert (info.enforced if info.permission else None) is checked
 
 
+SHAPE = f"/a.png?X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Signature={'0' * 64}"
+
+
+@pytest.mark.parametrize(
+    ("host", "known"),
+    [
+        ("bucket.s3.us-west-2.amazonaws.com", True),
+        ("s3.eu-central-1.amazonaws.com", True),
+        ("account.r2.cloudflarestorage.com", True),
+        ("cdn.example.com", False),
+        ("d111111abcdef8.cloudfront.net", False),
+        ("ec2-192-0-2-1.compute-1.amazonaws.com", False),
+        ("x.execute-api.us-east-1.amazonaws.com", False),
+    ],
+)
+def test_a_shape_proves_more_where_the_host_is_known_to_sign_like_this(host: str, *, known: bool) -> None:
+    info = identify_url(f"https://{host}{SHAPE}", NOW)
+    assert (info.permission, info.enforced, info.enforced_by_host) == (True, True, known)
+
+
 def test_an_exact_identity_leaves_out_no_permission() -> None:
     info = identify(read_source(CASES["bunny-md5"]["url"]), NOW, exact=True)
     assert (info.enforced, info.permission) == (True, False)

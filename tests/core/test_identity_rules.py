@@ -424,6 +424,7 @@ BAD: list[tuple[dict[str, object], str]] = [
     ({**GOOD, "stays": True}, "provider 'Acme': stays: there is no signed_by"),
     ({**GOOD, "enforced": True}, "provider 'Acme': enforced: the rule leaves out no signature"),
     ({**GOOD, "drop": ["x"], "enforced": False}, "provider 'Acme': enforced: the rule leaves out no signature"),
+    ({**GOOD, "known_at": ["*.acme.example"]}, "provider 'Acme': known_at: goes with enforced = true"),
     ({**GOOD, "permission": True}, "provider 'Acme': permission: goes with becomes or drop"),
     (
         {**GOOD, "drop": ["x"], "signed_by": {"t": "hex64"}, "permission": True},

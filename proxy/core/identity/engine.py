@@ -57,6 +57,7 @@ class Reading:
 
     Attributes:
         rules: Those that apply, in order.
+        host: As in `Source.host`.
         place: Canonical host and path, without port.
         fields: The parameters.
         names: Theirs.
@@ -74,13 +75,14 @@ class Reading:
     """
 
     __slots__ = (
-        "becomes", "claims", "dropped", "ends", "enforced", "enforced_anywhere", "fields", "named", "names", "path",
-        "place", "port", "provider", "rules", "scheme", "temporary", "values",
+        "becomes", "claims", "dropped", "ends", "enforced", "enforced_anywhere", "fields", "host", "named", "names",
+        "path", "place", "port", "provider", "rules", "scheme", "temporary", "values",
     )  # fmt: skip
 
     def __init__(self, source: Source) -> None:
         path, _, query = source.target.partition("?")
         self.path = canonical_escapes(path)
+        self.host = source.host
         self.place = source.host + self.path
         self.port = write_port(source)
         self.fields: list[Field] = read_fields(query) if query else []
@@ -250,7 +252,7 @@ def _note(rule: Rule, group: Group, reading: Reading) -> None:
 
 
 def _note_enforced(rule: Rule, reading: Reading, *, enforced: bool) -> None:
-    if rule.hosts:
+    if rule.hosts or (rule.known_at is not None and rule.known_at.match(reading.host)):
         reading.enforced = enforced and reading.enforced is not False
     else:
         reading.enforced_anywhere = enforced and reading.enforced_anywhere is not False

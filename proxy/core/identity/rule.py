@@ -53,6 +53,7 @@ class RuleTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     date: dt.date | None = None
     hosts: tuple[Text, ...] = ()
     shared_hosts: tuple[Text, ...] = ()
+    known_at: tuple[Text, ...] = ()
     paths: tuple[Text, ...] = ()
     place: str = ""
     becomes: str = ""
@@ -73,7 +74,7 @@ class RuleTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
 
 NOT_TAKEN_OVER: Final = frozenset(
-    {"name", "like", "source", "date", "hosts", "shared_hosts", "examples", "counterexamples"}
+    {"name", "like", "source", "date", "hosts", "shared_hosts", "known_at", "examples", "counterexamples"}
 )
 """Fields that `like` leaves alone: they say whose rule it is and where it holds."""
 
@@ -112,6 +113,8 @@ class Rule:
         companions: Names that go too, each if it is given once and its value has this shape.
         expires: What reads the end, and from which fields; `<x>` is a group of `place`.
         grants: Whether what it leaves out grants access: a signature, or what `permission` says of its path or `drop`.
+        known_at: Matches the hosts of which it is known that they sign like this: a stranger can write a signature of
+            any shape, but not choose what is behind these.
     """
 
     table: RuleTable
@@ -129,6 +132,7 @@ class Rule:
     companions: Mapping[str, Shape]
     expires: tuple[tuple[Callable[..., Expiry | None], tuple[str, ...]], ...]
     grants: bool
+    known_at: re.Pattern[str] | None
 
     @property
     def name(self) -> str:
@@ -195,7 +199,7 @@ def take_over(table: Mapping[str, object], schemes: Iterable[Rule]) -> Mapping[s
 def _compile(table: RuleTable, order: int, shapes: Mapping[str, Shape], *, is_scheme: bool) -> Rule:
     if not is_scheme and not table.hosts + table.shared_hosts:
         raise ValueError("hosts: a provider needs at least one")
-    for glob in table.hosts + table.shared_hosts:
+    for glob in table.hosts + table.shared_hosts + table.known_at:
         if _GLOB.fullmatch(glob) is None:
             raise ValueError(f"hosts: {glob!r} is no name in lower case, or has a `*` in its last two labels")
     for glob in table.paths:
@@ -231,6 +235,7 @@ def _compile(table: RuleTable, order: int, shapes: Mapping[str, Shape], *, is_sc
         },
         expires=tuple(_read_expires(text, known) for text in _spellings(table.expires, any_case=table.any_case)),
         grants=_grants(table),
+        known_at=re.compile("|".join(map(fnmatch.translate, table.known_at))) if table.known_at else None,
     )
 
 
@@ -268,6 +273,8 @@ def _check_permission(table: RuleTable) -> None:
         raise ValueError("permission: goes with becomes or drop; with signed_by it is so anyway")
     if table.enforced is not None and not (_grants(table) or table.nested):
         raise ValueError("enforced: the rule leaves out no signature, and nothing with permission = true")
+    if table.known_at and (table.hosts + table.shared_hosts or not table.enforced):
+        raise ValueError("known_at: goes with enforced = true, and without hosts of the rule's own")
 
 
 def _group_tables(table: RuleTable) -> list[dict[str, str]]:
