@@ -89,7 +89,7 @@ async def test_what_waits_for_the_bucket_is_not_carried_over_once_its_key_is_rem
     await remote.gate.open()
     await healed(one)
     assert one.files("objects") == one.files("records") == []
-    assert (await get(one, url))[0].status == REMOVED[0]
+    await comes_true(lambda: _is_removed(one, url))
     # The other node did not know the bytes, and removed none: their permanent URL was handed out.
     assert await remote.stored("refused") == {}
     assert list((await remote.stored("objects")).values()) == [picture()]
@@ -112,6 +112,10 @@ async def test_what_waits_for_the_bucket_is_not_carried_over_once_its_bytes_are_
     await comes_true(lambda: refused(one, f"/images/{NAME}"))
     await comes_true(lambda: _nothing_is_left(remote, one))
     assert len(await remote.stored("refused")) == 1
+
+
+async def _is_removed(node: Imgkeep, url: str) -> bool:
+    return (await get(node, url))[0].status == REMOVED[0]
 
 
 async def _removes_bytes(node: Imgkeep, digest: str) -> bool:
