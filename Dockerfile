@@ -1,9 +1,10 @@
 # Built in two steps so that the image holds no installer, no package index settings and no source tree.
 #
-# A tag can be moved, a digest cannot. Pin what is built on, and renew the digest when Python or Debian are mended:
+# A tag can be moved, a digest cannot. This is the index of python:3.12-slim of August 2026. Renew it here when Python or
+# Debian are mended, or for one build:
 #   docker pull python:3.12-slim
 #   docker build -t imgkeep --build-arg BASE="$(docker inspect --format '{{index .RepoDigests 0}}' python:3.12-slim)" .
-ARG BASE=python:3.12-slim
+ARG BASE=python:3.12-slim@sha256:78387bc3881b8273120a12ebe6c1ab22b018ccc2c9adf565ae1ac9b536e184ea
 
 FROM ${BASE} AS build
 WORKDIR /build

@@ -143,7 +143,7 @@ def test_the_image_has_no_root_and_no_installer() -> None:
     text = (ROOT / "Dockerfile").read_text()
     stages = re.split(r"(?m)^FROM ", text)[1:]
     assert all(stage.startswith("${BASE}") for stage in stages)
-    assert re.search(r"(?m)^ARG BASE=", text.partition("FROM ")[0])
+    assert re.search(r"(?m)^ARG BASE=python:[\w.-]+@sha256:[0-9a-f]{64}$", text.partition("FROM ")[0])
     last = stages[-1]
     assert re.search(r"(?m)^USER [1-9][0-9]*:[1-9][0-9]*$", last)
     assert "ensurepip" in last
