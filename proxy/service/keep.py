@@ -655,6 +655,8 @@ class Keeper:
             if record is None or not record.doubts:
                 return Meeting(info, record, None, Use.SERVE), None
             link, tried = read_link(source, info, self._to.clock()), False
+            if not lasts(record.doubts, link):
+                record = await self.records.review(record)
             if record.brought_by != link.fingerprint and record.doubts & OTHERS:
                 own = own_info(info, link.fingerprint)
                 theirs = await self.records.find(own.key)

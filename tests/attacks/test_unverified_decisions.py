@@ -42,6 +42,7 @@ from tests.service.fakes import Feed, World, drain, whole
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from proxy.core.model import Key, Record
     from tests.conftest import Imgkeep
     from tests.origins import Exchange, FakeOrigin
 
@@ -196,3 +197,37 @@ async def test_a_save_gets_what_its_own_link_brings(imgkeep: Imgkeep, signed: Si
     saved = await (await saving).json()
     assert (saved["digest"], saved["created"]) == (sha256(PICTURE).hexdigest(), True)
     assert (await show(imgkeep, signed.url(good()))).body == PICTURE
+
+
+# Another node
+
+
+async def test_a_node_that_knows_only_the_bare_link_learns_what_another_has_found() -> None:
+    """A record that stands for its own kind of link is held for good, and says nothing of what others have shown."""
+    one, other = world_of({"": PLACEHOLDER, good(): PICTURE}), world_of({"": PLACEHOLDER})
+    other.store = one.store
+    other.rebuild()
+    for world in (one, other):
+        assert (await seen(world, ""))[1] == PLACEHOLDER
+    assert (await seen(one, good()))[1] == PICTURE
+    for _ in range(2):
+        assert (await seen(other, good()))[:2] == ("hit", PICTURE), "though the origin refuses this link by now"
+    assert len(other.origin.asked) == 0
+
+
+async def test_the_store_is_asked_once_for_many_links_that_a_record_does_not_stand_for() -> None:
+    world = world_of({"": PLACEHOLDER})
+    await seen(world, "")
+    looks = 0
+    find = world.store.find
+
+    async def count(key: Key) -> Record | None:
+        nonlocal looks
+        looks += key == shared
+        return await find(key)
+
+    shared = world.keeper.keys_of(read_source("https://img.example.com/a.png"))[0]
+    world.store.find = count  # type: ignore[method-assign]
+    for number in range(9):
+        assert (await seen(world, good(number, end=PAST)))[1] == PLACEHOLDER
+    assert looks == 1
