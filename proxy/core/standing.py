@@ -21,7 +21,7 @@ Rules:
   Over plain http it replaces only what came that way too.
 - That its services do so is known of a host, or read from the shape of the signature alone. The shape can be written
   for any host: what such a link brings stands for links of such a shape, is tried for all others, and replaces nothing
-  but what such a link brought.
+  but what such a link brought. Where it agrees with what a bare link brought, the image stands for both.
 - What came over plain http never stands for an https link.
 """
 
@@ -45,6 +45,8 @@ FINGERPRINT_CHARS: Final = 32
 
 OWN_MARK: Final = "#link="
 """In an identity, before the fingerprint of the one link that it is of."""
+OTHERS: Final = frozenset({Doubt.SPLIT, Doubt.CONTESTED})
+"""Of a record beside which there are others, each for one link."""
 _STEADY: Final = frozenset({Doubt.UNSIGNED, Doubt.SCHEME})
 """The doubts that most images have for ever."""
 _UNVERIFIED: Final = frozenset({Doubt.SIGNATURE, Doubt.ENDED})
@@ -205,10 +207,14 @@ def judge_record(record: Record, link: Link, *, tried: bool) -> Use:
 def _is_doubtful_for(doubts: AbstractSet[Doubt], link: Link) -> bool:
     return (
         not doubts.isdisjoint(_UNVERIFIED)
-        or (Doubt.UNSIGNED in doubts and link.signed)
-        or (Doubt.SCHEME in doubts and not (link.signed and link.enforced))
+        or not (doubts.isdisjoint(_STEADY) or _is_of_its_kind(doubts, link))
         or (Doubt.PLAINTEXT in doubts and link.secure)
     )
+
+
+def _is_of_its_kind(doubts: AbstractSet[Doubt], link: Link) -> bool:
+    """Whether a link is of a kind that is known to bring these bytes: bare, or of the shape of a checked scheme."""
+    return (Doubt.SCHEME in doubts and link.enforced) if link.signed else Doubt.UNSIGNED in doubts
 
 
 def lasts(doubts: AbstractSet[Doubt], link: Link) -> bool:
@@ -239,7 +245,7 @@ def weigh(known: Record, new: Record) -> Weight:
     it would get.
     """
     old, doubts = known.doubts - {Doubt.CONTESTED}, new.doubts
-    if doubts < old and doubts <= {Doubt.PLAINTEXT, Doubt.SCHEME}:
+    if doubts < old and doubts <= {Doubt.PLAINTEXT} | _replaced_by_shape(old):
         return Weight.REPLACE
     if known.digest == new.digest:
         return Weight.EQUAL
@@ -259,15 +265,19 @@ def merge(known: Record, new: Record) -> Record:
         return known
     doubts = known.doubts - {Doubt.PLAINTEXT}
     if Doubt.UNSIGNED in doubts and new.doubts == {Doubt.SCHEME}:
-        # So that each link that was signed anew need not be tried; the bare link, of which there is one, is instead.
-        return replace(known, doubts=doubts - {Doubt.UNSIGNED} | {Doubt.SCHEME}, brought_by=new.brought_by)
+        # Both doubts together are less than either: each kind of link has brought these bytes.
+        return replace(known, doubts=doubts | {Doubt.SCHEME})
     return replace(known, doubts=doubts)
 
 
 def can_refresh(known: Record, new: Record) -> bool:
     """Whether a link's word is enough for a newer image to take the place of another, where the operator wants that."""
-    allowed = {Doubt.PLAINTEXT, Doubt.SCHEME} if Doubt.SCHEME in known.doubts else {Doubt.PLAINTEXT}
-    return new.doubts <= allowed and _is_as_secure(known, new)
+    return new.doubts <= {Doubt.PLAINTEXT} | _replaced_by_shape(known.doubts) and _is_as_secure(known, new)
+
+
+def _replaced_by_shape(doubts: AbstractSet[Doubt]) -> AbstractSet[Doubt]:
+    """Return the doubt that a link of the shape of a checked scheme may have and replace an image with these doubts."""
+    return {Doubt.SCHEME} if Doubt.SCHEME in doubts and Doubt.UNSIGNED not in doubts else frozenset()
 
 
 def can_prove(known: Record, new: Record) -> bool:

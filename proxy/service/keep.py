@@ -32,7 +32,7 @@ from proxy.core.errors import (
 )
 from proxy.core.model import Doubt, Key, Record
 from proxy.core.policy import judge
-from proxy.core.standing import Use, judge_record, lasts, own_info, read_link, standing_of
+from proxy.core.standing import OTHERS, Use, judge_record, lasts, own_info, read_link, standing_of
 from proxy.core.stored import REMOVED, read_object_name, write_doubts
 from proxy.service.failures import Failures, fingerprint
 from proxy.service.fill import Fill
@@ -54,9 +54,6 @@ if TYPE_CHECKING:
     from proxy.service.allowance import Allowances
     from proxy.service.fill import Head, Neighbours, Settle
     from proxy.service.mirror import Peers
-
-OTHERS: Final = frozenset({Doubt.SPLIT, Doubt.CONTESTED})
-"""Of a record beside which there are others, each for one link."""
 
 DEFAULT_RULES: Final = Rules()
 
@@ -233,7 +230,10 @@ class Keeper:
                 assert self._siblings is not None
                 await self._siblings.wait(kept.holder, kept.claim)
             elif kept is not None:
-                return kept
+                record, departed = kept
+                if departed or not record.doubts:
+                    return kept
+                # What another link has brought meanwhile may not stand for ours: look again.
 
     async def find(self, key: Key) -> Record | None:
         """
@@ -655,6 +655,8 @@ class Keeper:
             if record is None or not record.doubts:
                 return Meeting(info, record, None, Use.SERVE), None
             link, tried = read_link(source, info, self._to.clock()), False
+            if not lasts(record.doubts, link):
+                record = await self.records.review(record)
             if record.brought_by != link.fingerprint and record.doubts & OTHERS:
                 own = own_info(info, link.fingerprint)
                 theirs = await self.records.find(own.key)

@@ -67,6 +67,8 @@ class Records:
         )
         self._doubted: TTLCache[Key, Record] = TTLCache(DOUBTED_MAX, DOUBTED_TTL_S, timer=timer)
         """Those of which another node may learn more."""
+        self._reviewed: TTLCache[Key, bool] = TTLCache(DOUBTED_MAX, DOUBTED_TTL_S, timer=timer)
+        """Keys of which the store was asked lately, though a record was held."""
         self._looking: dict[Key, set[_Look]] = {}
         """Look-ups under way: what changes meanwhile is not what they bring."""
         self._buried: TTLCache[Key, bool] = TTLCache(BURIED_MAX, BURIED_TTL_S, timer=timer)
@@ -80,6 +82,31 @@ class Records:
     def at_hand(self, key: Key) -> Record | None:
         """Return the record that is held in memory, if one is."""
         return self._held.get(key) or self._doubted.get(key)
+
+    async def review(self, record: Record) -> Record:
+        """
+        Return what the store says of an image whose record, as it is held, does not stand for a link. Records that most
+        links may rely on are held for good, and another node may have learned more: now and then it is asked.
+
+        Raises:
+            Removed: It was removed meanwhile.
+        """
+        key = record.key
+        if key in self._reviewed or may_change(record):
+            return record
+        self._reviewed[key] = True
+        try:
+            current = await self._store.find(key)
+        except StorageError:
+            return record  # what is known here is better than nothing
+        held = self.at_hand(key)
+        if held is not None and held is not record:
+            return held  # a fill has landed meanwhile
+        if current is None or current == record:
+            return record
+        self.hold(current)
+        await self.note(current)
+        return current
 
     def hold(self, record: Record) -> None:
         """Have a record at hand from now on."""

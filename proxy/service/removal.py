@@ -471,4 +471,8 @@ def in_doubt(record: Record, *, named: bool) -> bool:
     An operator who names a key that a plain link filled has seen what that link shows, and means it. Of a key that is
     only found to have the same bytes nobody has said anything: there every doubt counts.
     """
-    return bool(record.doubts - PLAIN_DOUBTS if named else record.doubts)
+    if not named:
+        return bool(record.doubts)
+    # That another link was seen to bring the same bytes says nothing against the plain one.
+    agreed = {Doubt.SCHEME} if Doubt.UNSIGNED in record.doubts else set()
+    return bool(record.doubts - PLAIN_DOUBTS - agreed)

@@ -28,6 +28,7 @@ from proxy.core.errors import (
 from proxy.core.model import Digest, Doubt
 from proxy.core.sniff import sniff
 from proxy.core.standing import (
+    OTHERS,
     Answer,
     Proof,
     Weight,
@@ -167,14 +168,17 @@ class Trials:
         """
         if not can_refresh(known, new):
             raise Conflict("a link that is not verified replaces nothing")
-        return await self._to.store.put(draft, new, known.digest)
+        # Whether others have records of their own is known of the key, not of what this link brought.
+        doubts = new.doubts | (known.doubts & OTHERS)
+        brought_by = new.brought_by or (known.brought_by if doubts else "")
+        return await self._to.store.put(draft, replace(new, doubts=doubts, brought_by=brought_by), known.digest)
 
     async def _put_over(self, known: Record, draft: Draft, new: Record) -> Record:
         doubts = new.doubts | (known.doubts & {Doubt.CONTESTED})
         if known.digest == new.digest:
             # Clients' copies are as good as they were.
             return await self._to.store.put(draft, replace(new, etag=known.etag, doubts=doubts), known.digest)
-        if Doubt.SIGNATURE in known.doubts:
+        if Doubt.SIGNATURE in known.doubts or (Doubt.ENDED in known.doubts and Doubt.SCHEME in new.doubts):
             await self._leave_to_its_link(known)
             doubts |= {Doubt.CONTESTED}
         return await self._to.store.put(draft, replace(new, doubts=doubts), known.digest)
@@ -244,7 +248,8 @@ class Trials:
                 self._unproven[known.key, known.digest] = True
         elif proof is Proof.PLACEHOLDER or (proof is Proof.DIFFERENCE and Doubt.ENDED in current.doubts):
             await self._oust(current, trial)
-        elif proof is Proof.DIFFERENCE or proof is None:
+        elif proof is Proof.DIFFERENCE:
+            # And not where the link cannot be spoiled: its form is the word of who wrote it.
             await self._split(current)
 
     async def _oust(self, current: Record, trial: Trial) -> None:

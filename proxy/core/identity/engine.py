@@ -248,11 +248,12 @@ def _note(rule: Rule, group: Group, reading: Reading) -> None:
     if reading.temporary is None:
         reading.temporary = rule.table.temporary
     if rule.grants and (group or rule.place or not rule.drop.isdisjoint(reading.values)):
-        _note_enforced(rule, reading, enforced=bool(rule.table.enforced))
+        known = bool(rule.hosts) or (rule.known_at is not None and rule.known_at.match(reading.host) is not None)
+        _note_enforced(reading, enforced=bool(rule.table.enforced), known=known)
 
 
-def _note_enforced(rule: Rule, reading: Reading, *, enforced: bool) -> None:
-    if rule.hosts or (rule.known_at is not None and rule.known_at.match(reading.host)):
+def _note_enforced(reading: Reading, *, enforced: bool, known: bool) -> None:
+    if known:
         reading.enforced = enforced and reading.enforced is not False
     else:
         reading.enforced_anywhere = enforced and reading.enforced_anywhere is not False
@@ -360,5 +361,7 @@ def _look_through(rule: Rule, places: dict[str, str], reading: Reading, found: _
     reading.scheme = reading.scheme or inner.scheme
     reading.temporary = inner.temporary if reading.temporary is None else reading.temporary
     if inner.checked is not None:
-        # A proxy may answer with a picture of its own where the inner link is refused.
-        _note_enforced(rule, reading, enforced=inner.checked and bool(rule.table.enforced))
+        # A proxy may answer with a picture of its own where the inner link is refused. And of a proxy that does not no
+        # more is known than of the inner link, whose shape alone may say that it is checked.
+        enforced = inner.checked and bool(rule.table.enforced)
+        _note_enforced(reading, enforced=enforced, known=bool(rule.hosts) and inner.enforced is not None)

@@ -27,15 +27,20 @@ if TYPE_CHECKING:
     from proxy.core.model import Source
 
 SPOILED_CHARS: Final = 8
-"""Of a signature, its last ones: what an origin that compares signatures cannot overlook."""
+"""
+Of a signature, those before its last one: what an origin that compares signatures cannot overlook. Of the last
+character of base64 not all bits count, and strict decoders refuse one in which the others are set: that would be
+another error.
+"""
 RUN_CHARS_MIN: Final = 6
 """Shorter runs of letters and digits are words, versions or numbers."""
 
 _PIECES: Final = re.compile(r"%(?:25)*[0-9A-Fa-f]{2}|[A-Za-z0-9]+", re.ASCII)
 _ALPHABETS: Final = (
-    "0123456789",
-    "0123456789abcdef",
-    "0123456789ABCDEF",
+    ("0123456789",),
+    ("0123456789abcdef",),
+    ("0123456789ABCDEF",),
+    ("0123456789", "abcdef", "ABCDEF"),
 )
 _CLASSES: Final = ("0123456789", "abcdefghijklmnopqrstuvwxyz", "ABCDEFGHIJKLMNOPQRSTUVWXYZ")
 
@@ -54,7 +59,8 @@ def spoil(source: Source, now: datetime, catalogue: Catalogue, draw: Callable[[i
     for run in _list_runs(source, catalogue):
         if source.target.count(run) != 1:
             continue
-        changed = run[:-SPOILED_CHARS] + _replace_all(run[-SPOILED_CHARS:], _alphabet_of(run), draw)
+        start = max(0, len(run) - 1 - SPOILED_CHARS)
+        changed = run[:start] + _replace_all(run[start:-1], _alphabet_of(run), draw) + run[-1]
         url = f"{source.scheme}://{source.authority}{source.target.replace(run, changed)}"
         spoiled = read_source(url)
         if engine.identify(spoiled, now, catalogue) == info:
@@ -103,15 +109,15 @@ def _runs_of(text: str) -> list[str]:
     return [run for run in reversed(runs) if len(run) >= RUN_CHARS_MIN]
 
 
-def _alphabet_of(run: str) -> str:
-    """Return the smallest alphabet that all characters are of; nothing: each stays in its own class."""
-    return next((alphabet for alphabet in _ALPHABETS if set(run) <= set(alphabet)), "")
+def _alphabet_of(run: str) -> tuple[str, ...]:
+    """Return the smallest alphabet that holds all characters, in classes: each character stays in its own."""
+    return next((classes for classes in _ALPHABETS if set(run) <= set("".join(classes))), _CLASSES)
 
 
-def _replace_all(text: str, alphabet: str, draw: Callable[[int], int]) -> str:
+def _replace_all(text: str, classes: tuple[str, ...], draw: Callable[[int], int]) -> str:
     """Return a text of which every character is another one."""
     replaced = []
     for char in text:
-        chars = alphabet or next(each for each in _CLASSES if char in each)
+        chars = next(each for each in classes if char in each)
         replaced.append(chars[(chars.index(char) + 1 + draw(len(chars) - 1)) % len(chars)])
     return "".join(replaced)

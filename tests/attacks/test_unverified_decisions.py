@@ -1,0 +1,233 @@
+"""
+Strangers who make a link of their own decide what other links of a key are shown: by its form, by what it agrees with,
+by being first, and by being asked for on another node.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+from functools import partial
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import quote
+
+import pytest
+
+from proxy.core.identity import BUILT_IN, identify, read_catalogue
+from proxy.core.model import Validator
+from proxy.core.patterns import Globs
+from proxy.core.source import read_source
+from proxy.service.refresh import Rules
+from proxy.web.site import SITE
+from tests.attacks.signed import (
+    ENFORCED,
+    FAR,
+    FOREVER,
+    PAST,
+    PICTURE,
+    PLACEHOLDER,
+    UNCERTAIN,
+    SignedOrigin,
+    good,
+    invented,
+    shaped,
+    show,
+    sign,
+    strict,
+)
+from tests.images import picture
+from tests.service.fakes import Feed, World, drain, whole
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from proxy.core.model import Key, Record
+    from tests.conftest import Imgkeep
+    from tests.origins import Exchange, FakeOrigin
+
+    Start = Callable[..., Awaitable[Imgkeep]]
+
+LOOSE: Final = {
+    "name": "Loose",
+    "hosts": ["127.0.0.1"],
+    "signed_by": {"loose_sig": "signature", "loose_end": "epoch"},
+    "expires": ["epoch loose_end"],
+}
+SOURCES: dict[str, Any] = {"providers": [UNCERTAIN, ENFORCED, LOOSE]}
+CATALOGUE: Final = read_catalogue([UNCERTAIN, ENFORCED], BUILT_IN)
+NOW: Final = datetime(2026, 11, 22, 10, tzinfo=UTC)
+"""The clock of the world of fakes."""
+
+
+@pytest.fixture
+async def imgkeep(start: Start) -> Imgkeep:
+    return await start(sources=SOURCES)
+
+
+@pytest.fixture
+def signed(origin: FakeOrigin) -> SignedOrigin:
+    return SignedOrigin(origin)
+
+
+# The form of a link
+
+
+@pytest.mark.parametrize(
+    "form",
+    [f"?acme_end={FAR}&acme_sig={sign('mixed')[:-9]}aBcDeFaB0", f"?loose_end={FAR}&loose_sig=all-short-runs-here"],
+    ids=["digits of both cases", "nothing that can be spoiled"],
+)
+async def test_no_form_of_a_signature_splits_a_key(imgkeep: Imgkeep, signed: SignedOrigin, form: str) -> None:
+    """Of a key that is split, links that have ended or that their origin refuses show nothing more."""
+    await show(imgkeep, signed.url(good()))
+    assert (await show(imgkeep, signed.url(form))).body == PLACEHOLDER
+    shown = await show(imgkeep, signed.url(good(5, end=PAST)))
+    assert (shown.body, shown.status, shown.outcome) == (PICTURE, 200, "hit")
+    await show(imgkeep, signed.url(good(1)))
+    assert (await show(imgkeep, signed.url(good(2)))).caching == FOREVER
+
+
+# What a link agrees with
+
+
+def world_of(shown: dict[str, bytes], *, refresh: bool = False) -> World:
+    """Return a keeper at an origin that can be had by https, with what it shows to which query."""
+    rules = Rules(refresh=Globs(("img.example.com",))) if refresh else None
+    world = World(
+        identify=lambda source: identify(source, NOW, CATALOGUE),
+        rules=rules,
+    )
+    for query, body in shown.items():
+        world.origin.gives(f"https://img.example.com/a.png{query}", partial(changed, body))
+    return world
+
+
+def changed(body: bytes) -> Feed:
+    feed = whole(body)
+    feed.validator = Validator(f'"{sha256(body).hexdigest()}"', None)
+    return feed
+
+
+async def seen(world: World, query: str) -> tuple[str, bytes, bool]:
+    """Return outcome, bytes, and whether a client may keep them for ever, when nothing goes on any more."""
+    delivery = await world.ask(f"https://img.example.com/a.png{query}")
+    body = await drain(delivery)
+    await world.keeper.land()
+    return delivery.outcome.value, body, delivery.lasting
+
+
+def fresh(number: int) -> str:
+    """Return the query of a link in the shape of Amazon's that has not ended."""
+    return f"{shaped(number)}&X-Amz-Date=20261122T093000Z&X-Amz-Expires=360{number}"
+
+
+def over() -> str:
+    """Return the query of a link in the shape of Amazon's that has ended."""
+    return f"{shaped(5)}&X-Amz-Date=20200101T000000Z&X-Amz-Expires=3600"
+
+
+async def test_a_signature_of_any_shape_takes_nothing_from_the_bare_link() -> None:
+    world = world_of({"": PICTURE, shaped(): PICTURE, shaped(1): PLACEHOLDER})
+    assert (await seen(world, "")) == ("stored", PICTURE, True)
+    assert (await seen(world, shaped())) == ("stored", PICTURE, True)
+    for _ in range(2):
+        assert (await seen(world, "")) == ("hit", PICTURE, True), "a client may keep it for ever, as before"
+        assert (await seen(world, shaped(1))) == ("hit", PICTURE, True)
+    assert len(world.origin.asked) == 2
+    world.rebuild()
+    assert (await seen(world, "")) == ("hit", PICTURE, True)
+    assert len(world.origin.asked) == 2
+
+
+async def test_a_refresh_keeps_what_is_known_of_other_links() -> None:
+    """The picture that a link has shown is shown on by it, whatever takes the place of another one."""
+    theirs, newer = picture(seed=7), picture(seed=8)
+    world = world_of({fresh(0): PICTURE, good(): theirs, fresh(1): newer}, refresh=True)
+    await seen(world, fresh(0))
+    assert (await seen(world, good()))[1] == theirs
+    await seen(world, fresh(1))
+    await world.keeper.land()
+    assert (await seen(world, fresh(2)))[1] == newer, "the operator wants it"
+    assert (await seen(world, good()))[:2] == ("hit", theirs)
+
+
+async def test_a_shape_takes_nothing_from_a_link_that_has_ended() -> None:
+    world = world_of({over(): PICTURE, shaped(): PLACEHOLDER})
+    assert (await seen(world, over()))[1] == PICTURE
+    await seen(world, shaped())
+    assert (await seen(world, over()))[:2] == ("hit", PICTURE)
+
+
+def test_of_a_proxy_no_more_is_known_than_of_the_link_inside() -> None:
+    """A proxy that shows no errors as pictures may fetch from hosts that do, by signatures that anybody can write."""
+    proxy = {"name": "Proxy", "hosts": ["p.example"], "keep": ["url"], "nested": "url", "enforced": True}
+    catalogue = read_catalogue([proxy, {**ENFORCED, "hosts": ["img.example.com"]}], BUILT_IN)
+    for query, known in ((shaped(), False), (strict(), True)):
+        inner = quote(f"https://img.example.com/a.png{query}", safe="")
+        info = identify(read_source(f"https://p.example/?url={inner}"), NOW, catalogue)
+        assert (info.permission, info.enforced, info.enforced_by_host) == (True, True, known)
+
+
+# Who is first
+
+
+async def test_a_save_gets_what_its_own_link_brings(imgkeep: Imgkeep, signed: SignedOrigin) -> None:
+    """A back end saves a link once: what a stranger's link brings at that moment must not count as saved."""
+    gate, began = asyncio.Event(), asyncio.Event()
+
+    async def hold(exchange: Exchange) -> None:
+        if exchange.target.endswith(invented()):
+            began.set()
+            await gate.wait()
+        await signed._answer(exchange)
+
+    signed.origin.on(signed.path, hold)
+    stranger = asyncio.create_task(show(imgkeep, signed.url(invented())))
+    await began.wait()
+    assert imgkeep.client.app is not None
+    keeper = imgkeep.client.app[SITE].keeper
+    fill = keeper._flights.find(keeper.keys_of(read_source(signed.url(good())))[0])
+    assert fill is not None
+    saving = asyncio.create_task(imgkeep.client.post("/api/save-image", json={"url": signed.url(good())}))
+    while fill._holders < 3:  # noqa: ASYNC110 - no event tells of a follower
+        await asyncio.sleep(0)
+    gate.set()
+    assert (await stranger).body == PLACEHOLDER
+    saved = await (await saving).json()
+    assert (saved["digest"], saved["created"]) == (sha256(PICTURE).hexdigest(), True)
+    assert (await show(imgkeep, signed.url(good()))).body == PICTURE
+
+
+# Another node
+
+
+async def test_a_node_that_knows_only_the_bare_link_learns_what_another_has_found() -> None:
+    """A record that stands for its own kind of link is held for good, and says nothing of what others have shown."""
+    one, other = world_of({"": PLACEHOLDER, good(): PICTURE}), world_of({"": PLACEHOLDER})
+    other.store = one.store
+    other.rebuild()
+    for world in (one, other):
+        assert (await seen(world, ""))[1] == PLACEHOLDER
+    assert (await seen(one, good()))[1] == PICTURE
+    for _ in range(2):
+        assert (await seen(other, good()))[:2] == ("hit", PICTURE), "though the origin refuses this link by now"
+    assert len(other.origin.asked) == 0
+
+
+async def test_the_store_is_asked_once_for_many_links_that_a_record_does_not_stand_for() -> None:
+    world = world_of({"": PLACEHOLDER})
+    await seen(world, "")
+    looks = 0
+    find = world.store.find
+
+    async def count(key: Key) -> Record | None:
+        nonlocal looks
+        looks += key == shared
+        return await find(key)
+
+    shared = world.keeper.keys_of(read_source("https://img.example.com/a.png"))[0]
+    world.store.find = count  # type: ignore[method-assign]
+    for number in range(9):
+        assert (await seen(world, good(number, end=PAST)))[1] == PLACEHOLDER
+    assert looks == 1
