@@ -148,7 +148,7 @@ async def _ask_server(arguments: argparse.Namespace, config: Config) -> int:
     if arguments.command == "save":
         links, server = _lines(arguments), _server(arguments, config)
         return await save.save(links, server, as_json=arguments.json, out=sys.stdout, err=sys.stderr)
-    return await _change(arguments, remove.Server(arguments.server, _token_for(arguments.server, config)))
+    return await _change(arguments, remove.Server(*_find_server(arguments.server, config)))
 
 
 async def _rewrite(arguments: argparse.Namespace, config: Config) -> int:
@@ -202,7 +202,29 @@ def _store(config: Config, works: Works) -> save.Store:
 
 
 def _server(arguments: argparse.Namespace, config: Config) -> save.Server:
-    return save.Server(arguments.server, _token_for(arguments.server, config))
+    return save.Server(*_find_server(arguments.server, config))
+
+
+def _find_server(url: str, config: Config) -> tuple[str, str | None]:
+    """Return where a server is that `--server` names, and what its API takes."""
+    return _pin_address(url, config.server.host), _token_for(url, config)
+
+
+def _pin_address(url: str, host: str) -> str:
+    """
+    Return a URL with the address at which we listen in the place of `localhost`. That name has two addresses on most
+    machines, and at the one that we do not use another user may listen, and be shown the token.
+    """
+    try:
+        parts = urlsplit(url)
+        if parts.scheme != "http" or parts.hostname != "localhost":  # https: the certificate is for the name
+            return url
+        port = "" if parts.port is None else f":{parts.port}"
+    except ValueError:
+        return url
+    any_address = {"": "127.0.0.1", "localhost": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - what it may be
+    address = any_address.get(host, host)
+    return parts._replace(netloc=f"[{address}]{port}" if ":" in address else f"{address}{port}").geturl()
 
 
 def _token_for(url: str, config: Config) -> str | None:

@@ -14,7 +14,7 @@ import ipaddress
 import re
 from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeVar
-from urllib.parse import parse_qsl, quote, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 import msgspec
 
@@ -479,7 +479,10 @@ def read_catalog_url(url: str) -> str:
     scheme, _, rest = url.partition(":")
     if scheme == "sqlite":
         # SQLAlchemy takes what follows a `?` for options of the driver, and the names that SQLite keeps in memory.
-        if not re.fullmatch(r"(?!//)(?!:)[^\x00-\x1f\x7f?#]*[^\x00-\x1f\x7f?#/]", rest):
+        # So it does once more with what is percent-encoded.
+        if not all(
+            re.fullmatch(r"(?!//)(?!:)[^\x00-\x1f\x7f?#]*[^\x00-\x1f\x7f?#/]", it) for it in (rest, unquote(rest))
+        ):
             raise ConfigError("catalog.url: expected sqlite:PATH, a file, without ? and # in its name")
         return f"sqlite:///{rest}"
     if scheme in {"postgresql", "postgres"}:
@@ -497,7 +500,7 @@ def _check_postgresql_url(url: str) -> None:
     except ValueError:
         raise ConfigError(f"{expected}; in a password / ? # @ : and % are percent-encoded") from None
     user, _, authority = parts.netloc.rpartition("@")
-    if not url.isprintable() or parts.fragment or "@" in user:
+    if not url.isprintable() or "\0" in unquote(url) or parts.fragment or "@" in user:
         raise ConfigError(f"{expected}; in a password / ? # @ : and % are percent-encoded")
     if not host or port == 0 or not re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]+)?", authority):
         raise ConfigError(f"{expected}; the host or the port is malformed")

@@ -122,7 +122,9 @@ class Door:
         address = self.client_address(ask.remote, ask.fields)
         if isinstance(address, str):
             return Client((address,))
-        return Client(client_networks(address), loopback=unmap(address).is_loopback)
+        # What a trusted proxy tells, or cannot tell, is no program of this machine, even if it says 127.0.0.1.
+        is_told = bool(self.trusted_proxies) and bool(ask.fields.getall(self.forwarded_header, []))
+        return Client(client_networks(address), loopback=unmap(address).is_loopback and not is_told)
 
     def insist_on_access(self, request: web.Request) -> None:
         """
@@ -179,14 +181,16 @@ class Door:
         given = _BEARER.fullmatch(authorization)
         return given is not None and self.tokens.include(given[1])
 
-    def insist_on_own_name(self, ask: Ask) -> None:
+    def insist_on_own_name(self, host: str | None) -> None:
         """
-        Refuse to show images under a name that is not ours, where only this machine can ask.
+        Refuse to show what is stored or counted under a name that is not ours, where only this machine can ask.
+
+        Args:
+            host: The `Host` of the request; `None`: HTTP/1.0, which no browser speaks.
 
         Raises:
             Forbidden: A page elsewhere may have made a browser here ask, under a name of its own (DNS rebinding).
         """
-        host = ask.field("Host")  # None: HTTP/1.0, which no browser speaks
         if self.own_hosts and host is not None and not self._is_ours(host):
             raise Forbidden(
                 "this server answers this machine under its own names (localhost, 127.0.0.1): "

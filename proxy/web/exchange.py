@@ -146,7 +146,7 @@ def over_aiohttp(handler: Handler) -> Callable[[web.Request], Awaitable[web.Stre
             presence=presence_of(request),
         )
         # Plain requests that come another way were compared with our names when their fields were read.
-        ask.site.door.insist_on_own_name(ask)
+        ask.site.door.insist_on_own_name(ask.field("Host"))
         answer = await handler(ask)
         if isinstance(answer.body, Part):
             return await send_part(request, answer, answer.body)

@@ -39,6 +39,7 @@ async def readyz(request: web.Request) -> web.Response:
 async def metrics(request: web.Request) -> web.Response:
     """The counters of all workers, for Prometheus."""
     site = request.app[SITE]
+    site.door.insist_on_own_name(request.headers.get("Host"))
     if site.siblings is None:
         page = site.meter.page()
     else:

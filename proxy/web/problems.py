@@ -61,6 +61,7 @@ _HTTP_CODES: Final = {
     408: "request_timeout",
     413: "request_too_large",
     415: "unsupported_media_type",
+    431: "request_too_large",
 }
 
 

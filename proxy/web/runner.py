@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Final
 
 from aiohttp import web
 
 from proxy.web.connection import Connection, refuse
 from proxy.web.site import SITE, Site
+
+FIELDS_BYTES_MAX: Final = 32_768
+"""
+Maximum size of all header fields of a request together (nginx has the same). aiohttp bounds one field and their number,
+which is 2 MB: a list field of that size (`Via`, `If-None-Match`) would take half a second of the event loop.
+"""
 
 
 class Connections(web.Server):
@@ -20,6 +26,9 @@ class Connections(web.Server):
             # Before any handler or layer, aiohttp would refuse what else is expected, and repeat it.
             if request.headers.get("Expect", "100-continue").lower() != "100-continue":
                 return refuse(site, request, HTTPStatus.EXPECTATION_FAILED)
+            # Before any field is read.
+            if sum(len(name) + len(value) for name, value in request.raw_headers) > FIELDS_BYTES_MAX:
+                return refuse(site, request, HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
             return await base.request_handler(request)
 
         super().__init__(handle, request_factory=base.request_factory)

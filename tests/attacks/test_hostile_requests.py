@@ -226,7 +226,7 @@ async def test_a_rebound_name_shows_nothing_and_fetches_nothing(start: Start, or
     new = target_of(origin.gives("/new.png", IMAGE))
     permanent = await kept_at(imgkeep, link)
     fetched = len(origin.seen)
-    for target in (link, permanent, new, "/old/a.png", "/images/" + "a" * 64 + ".png"):
+    for target in (link, permanent, new, "/old/a.png", "/images/" + "a" * 64 + ".png", "/metrics"):
         for fields in ([], ["Range: bytes=0-1"], ["If-None-Match: *"], ["Cookie: a=b"]):
             for method in ("GET", "HEAD"):
                 answer = await ask_as(imgkeep, target, host, *fields, method=method)
@@ -321,6 +321,26 @@ async def test_what_is_no_request_is_a_problem_without_echo(
     assert not [record for record in ours if record.levelname == "ERROR"]
 
 
+LISTS = [("Via", ","), ("CDN-Loop", "a b,"), ("If-None-Match", '"a",'), ("Cookie", "a=b;"), ("X", "x")]
+
+
+@pytest.mark.parametrize(("name", "member"), LISTS, ids=lambda each: each)
+async def test_fields_that_are_large_together_are_refused_unread(
+    imgkeep: Imgkeep, origin: FakeOrigin, name: str, member: str
+) -> None:
+    target = target_of(origin.gives("/a.png", IMAGE))
+    line = f"{name}: {member * (16_000 // len(member))}\r\n"
+    for lines, status in ((1, 200), (3, 431), (100, 431)):
+        for asked in (target, "/metrics", "/nothing"):
+            head = f"GET {asked} HTTP/1.1\r\n{HOST}\r\nIf-Range: a\r\nConnection: close\r\n{line * lines}\r\n"
+            answer = split(await talk(port_of(imgkeep), head.encode()))
+            if status == 431:
+                assert (answer.status, json.loads(answer.body)["code"]) == (431, "request_too_large")
+            else:
+                assert answer.status in {200, 404}
+    assert len(origin.seen) == 1
+
+
 async def test_strangers_are_told_states_and_no_reasons(start: Start) -> None:
     token = "t" * 43
     imgkeep = await start(security={"api_tokens": [token]})
@@ -388,6 +408,13 @@ MALFORMED_DATABASES = [
         "postgresql://h/db?x",
         "postgresql://h h/db",
         "postgresql://h/db\n",
+    ),
+    *(
+        "sqlite:a%00b",
+        "sqlite:%3Amemory%3A",
+        "sqlite:a%3Fmode=memory",
+        "postgresql://h/d%00b",
+        "postgresql://u:%00@h/d",
     ),
     *("postgresql+asyncpg://h/db", "POSTGRESQL://h/db", "postgresql://[zz]/db", "postgresql://h\u2100/db"),
 ]

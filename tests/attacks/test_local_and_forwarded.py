@@ -17,13 +17,16 @@ from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import pytest
+from multidict import CIMultiDict
 from yarl import URL
 
 from proxy import config
 from proxy.app import Seams
 from proxy.core.headers import FORWARDED_HEADERS
 from proxy.storage.local_token import make_token
+from proxy.web.exchange import Ask
 from proxy.web.login import COOKIE, LINK_S, SESSION_S, make_link, make_ticket
+from proxy.web.site import SITE, Notes
 from tests.attacks.nginx import BARE, nginx, shipped
 from tests.images import picture
 from tests.program import ROOT, run, serving, until
@@ -179,6 +182,39 @@ async def test_malformed_claims_count_as_the_proxy_and_put_nothing_into_the_log(
     told = {record.client for record in caplog.records if record.name == "imgkeep.access"}  # type: ignore[attr-defined]
     assert told <= {"127.0.0.1", "10.0.0.1"}
     assert len(origin.seen) <= 1, "all of them share the limits of the proxy"
+
+
+@pytest.mark.parametrize(
+    ("claims", "is_local"),
+    [
+        ({}, True),
+        ({"X-Forwarded-For": "127.0.0.1"}, False),
+        ({"X-Forwarded-For": "127.0.0.1, 10.0.0.1"}, False),
+        ({"X-Forwarded-For": "::ffff:127.0.0.1"}, False),
+        ({"X-Forwarded-For": "nonsense"}, False),
+        ({"X-Forwarded-For": ""}, False),
+        ({"X-Real-IP": "127.0.0.1"}, True),
+    ],
+    ids=str,
+)
+async def test_what_a_proxy_tells_is_no_program_of_this_machine(
+    start: Start, claims: dict[str, str], *, is_local: bool
+) -> None:
+    imgkeep = await start(server={"trusted_proxies": ["127.0.0.1/32", "10.0.0.0/8"]})
+    assert imgkeep.client.app is not None
+    site = imgkeep.client.app[SITE]
+    ask = Ask(
+        site=site,
+        route="/img",
+        name="",
+        head=False,
+        target="/img",
+        fields=CIMultiDict(claims),
+        remote="127.0.0.1",
+        takes_chunks=True,
+        notes=Notes(),
+    )
+    assert site.door.find_client(ask).loopback is is_local
 
 
 # --- local needs proof

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from proxy.__main__ import _pin_address
 from proxy.cli.save import AT_ONCE
 from tests.images import picture
 from tests.program import ROOT, environment, run, serving, until
@@ -179,6 +180,45 @@ async def test_the_token_of_this_machine_goes_nowhere_else(folder: Path) -> None
         assert ("t" * 43 in seen.pop()) is shown
     server.close()
     assert not seen
+
+
+@pytest.mark.parametrize(("command", "host"), [("save", "127.0.0.1"), ("remove", "localhost")])
+async def test_localhost_is_the_address_that_we_listen_at(folder: Path, host: str, command: str) -> None:
+    folder.mkdir()  # noqa: ASYNC240 - before anything runs
+    (folder / "api-token").write_text("t" * 43)
+    (folder / "api-token").chmod(0o600)
+    shown: list[str] = []
+
+    async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        [name] = [line for line in head.decode().split("\r\n") if line.startswith("Host: ")]
+        shown.append(name)
+        writer.write(b"HTTP/1.1 401 No\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}")
+        writer.close()
+
+    async with await asyncio.start_server(listen, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        target = f"http://LocalHost:{port}/"
+        await run(folder, command, "https://a.example/", "--server", target, server__host=host)
+    assert set(shown) == {f"Host: 127.0.0.1:{port}"}, "the name has an address where another user may listen"
+
+
+@pytest.mark.parametrize(
+    ("url", "host", "pinned"),
+    [
+        ("http://localhost:8080/a?b", "::1", "http://[::1]:8080/a?b"),
+        ("http://localhost", "::", "http://[::1]"),
+        ("http://localhost:1", "127.0.0.5", "http://127.0.0.5:1"),
+        ("http://127.0.0.1:1/", "::1", "http://127.0.0.1:1/"),
+        ("https://img.example", "127.0.0.1", "https://img.example"),
+        ("http://localhost:1", "0.0.0.0", "http://127.0.0.1:1"),
+        ("http://localhost:1", "", "http://127.0.0.1:1"),
+        ("https://localhost:1", "127.0.0.1", "https://localhost:1"),
+        ("http://localhost:x", "127.0.0.1", "http://localhost:x"),
+    ],
+)
+def test_only_localhost_is_pinned(url: str, host: str, pinned: str) -> None:
+    assert _pin_address(url, host) == pinned
 
 
 # --- import and export
