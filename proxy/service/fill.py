@@ -250,7 +250,7 @@ class Fill:
         async with self._to.origin.fetch(route, validator, self._demand, brisk=brisk) as response:
             self._size = response.size
             chunks = response.chunks()
-            first, seen = await self._to.judges.read_head(chunks)
+            first, seen = await self._to.judges.read_head(chunks, self._demand.client)
             self._check_pixels(seen.pixel_size)
             format_, pixel_size = seen.format, seen.pixel_size
             draft, fault = await self._begin(response.size)
@@ -391,12 +391,12 @@ class Fill:
         return self._fault or (fault if self._to.store.disk_only else None)
 
     async def _check_end(self, response: OriginResponse, format_: Format) -> None:
-        if not response.framed and not await self._to.judges.is_whole(self._draft, format_):
+        if not response.framed and not await self._to.judges.is_whole(self._draft, format_, self._demand.client):
             raise OriginError("the origin's answer broke off before the end of the image")
 
     async def _measure(self, format_: Format) -> PixelSize | None:
         """Measure again with the whole file at hand: some formats keep their header at the end."""
-        pixel_size = await self._to.judges.measure(self._draft, format_)
+        pixel_size = await self._to.judges.measure(self._draft, format_, self._demand.client)
         self._check_pixels(pixel_size)
         return pixel_size
 

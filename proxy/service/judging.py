@@ -10,6 +10,8 @@ A stranger's bytes decide how long that takes, so:
   every `STEPS_BETWEEN_PAUSES` of them.
 - There are two lanes. Almost every image is judged in the quick one; one that is not goes to the slow one and waits
   there for its like, so that it holds up no other.
+- Clients take turns in each lane, and none has more than an eighth of its queue: an image waits for its own client's
+  and for one of each other client's, however many one of them sends.
 - An image that takes too much is `NotAnImage`. One that finds no place is `Busy`, which says nothing about it. Neither
   says anything about a store.
 """
@@ -18,11 +20,13 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Final, Generic, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from proxy.core.errors import Busy, NotAnImage
-from proxy.core.model import Format
+from proxy.core.model import OWN, Format
 from proxy.core.sniff import (
     HEAD_BYTES_MAX,
     LOOP_STEPS_MAX,
@@ -39,7 +43,7 @@ from proxy.core.sniff import (
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from proxy.core.model import PixelSize
+    from proxy.core.model import Client, PixelSize
     from proxy.core.sniff import Buffer, Seen, Undecided
     from proxy.ports import Draft
 
@@ -52,6 +56,8 @@ TURN_STEPS_MAX: Final = 4_096
 """Of all heads in one turn of the event loop: two milliseconds, and seventy heads of good images."""
 WAITING_MAX: Final = 256
 """Images in one lane: four times as many as are fetched at once by default, for those that are handed in."""
+CLIENT_PART: Final = 8
+"""A client has an eighth of a queue, as of the places for fetches."""
 TIMEOUT_S: Final = 30
 """For waiting and judging: an image takes two seconds at most, so what takes longer waits behind others."""
 PAUSE_S: Final = 0.000_1
@@ -86,9 +92,11 @@ class Judges:
         """Images that are judged in a thread or wait for one."""
         return self._quick.under_way + self._slow.under_way
 
-    async def read_head(self, chunks: AsyncIterator[bytes]) -> tuple[bytes, Seen]:
+    async def read_head(self, chunks: AsyncIterator[bytes], client: Client = OWN) -> tuple[bytes, Seen]:
         """
         Read until it is clear what this is and, where the header says so soon, how large; return what was read too.
+
+        `client` here and below is whose image it is.
 
         Raises:
             NotAnImage: It is none, or takes too many steps to judge.
@@ -110,12 +118,12 @@ class Judges:
                     self._turn_steps += budget.taken - before
         except Spent:
             ended = ended or await _read_to(head, HEAD_BYTES_MAX, chunks)
-            seen = await self._run(lambda budget: HeadReader(budget).look(head, ended=ended), len(head))
+            seen = await self._run(lambda budget: HeadReader(budget).look(head, ended=ended), len(head), client)
         if seen is None or seen is UNDECIDED:
             raise NotAnImage("the answer is not an image of a supported format")
         return bytes(head), seen
 
-    async def is_whole(self, draft: Draft, fmt: Format) -> bool:
+    async def is_whole(self, draft: Draft, fmt: Format, client: Client = OWN) -> bool:
         """
         Tell whether the format's own end proves what is in `draft` complete.
 
@@ -124,17 +132,17 @@ class Judges:
             Busy: Too many images are being judged.
             StorageError: The draft cannot be read.
         """
-        return await self._run(lambda budget: draft.view(lambda body: is_whole(fmt, body, budget)), draft.size)
+        return await self._run(lambda budget: draft.view(lambda body: is_whole(fmt, body, budget)), draft.size, client)
 
-    async def measure(self, draft: Draft, fmt: Format) -> PixelSize | None:
+    async def measure(self, draft: Draft, fmt: Format, client: Client = OWN) -> PixelSize | None:
         """Return the size in pixels that the whole file states. Raises as `is_whole`."""
-        return await self._run(lambda budget: draft.view(lambda body: measure(fmt, body, budget)), draft.size)
+        return await self._run(lambda budget: draft.view(lambda body: measure(fmt, body, budget)), draft.size, client)
 
     async def judge(self, draft: Draft) -> tuple[Format, PixelSize | None] | None:
         """Return format and size of a whole image; `None`: it is no image, or not whole. Raises as `is_whole`."""
         if draft.size == 0:
             return None
-        return await self._run(lambda budget: draft.view(lambda body: _judge(body, budget)), draft.size)
+        return await self._run(lambda budget: draft.view(lambda body: _judge(body, budget)), draft.size, OWN)
 
     def close(self) -> None:
         """Take no more images; what is judged ends by itself, soon."""
@@ -151,14 +159,14 @@ class Judges:
     def _end_turn(self) -> None:
         self._turn_steps = 0
 
-    async def _run(self, verdict: Callable[[Budget], T], size: int) -> T:
+    async def _run(self, verdict: Callable[[Budget], T], size: int, client: Client) -> T:
         steps = steps_max(size)
         try:
-            return await self._quick.run(verdict, min(steps, QUICK_STEPS_MAX))
+            return await self._quick.run(verdict, min(steps, QUICK_STEPS_MAX), client)
         except Spent:
             pass
         try:
-            return await self._slow.run(verdict, steps)
+            return await self._slow.run(verdict, steps, client)
         except Spent:
             raise NotAnImage("the structure of the image takes too many steps to judge") from None
 
@@ -175,7 +183,6 @@ class _Judgement(Generic[T]):
 
     def work(self) -> T:
         """Judge. In a thread."""
-        self.begun = True
         self._check()
         return self._verdict(Budget(self._steps, self._rest))
 
@@ -190,16 +197,21 @@ class _Judgement(Generic[T]):
 
 
 class _Lane:
-    """Threads, and a queue before them."""
+    """Threads, and a queue before them, in which clients take turns."""
 
     def __init__(self, name: str, threads: int, waiting_max: int, timeout_s: float, pause: Callable[[], None]) -> None:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
+        self._free = threads
         self._places = threads + waiting_max
+        self._share = max(1, waiting_max // CLIENT_PART)
         self._timeout_s = timeout_s
         self._pause = pause
+        self._closed = False
+        self._lines: OrderedDict[str, OrderedDict[asyncio.Future[Any], _Judgement[Any]]] = OrderedDict()
+        """What waits, by client, in the order of their turns."""
         self.under_way = 0
 
-    async def run(self, verdict: Callable[[Budget], T], steps: int) -> T:
+    async def run(self, verdict: Callable[[Budget], T], steps: int, client: Client) -> T:
         """
         Run `verdict` with a budget of so many steps.
 
@@ -208,40 +220,79 @@ class _Lane:
             NotAnImage: It took too long.
             Busy: There is no place, or it did not begin in time.
         """
-        if self.under_way >= self._places:
-            raise Busy("too many images are being judged")
+        name = _name_of(client)
+        self._check_places(name, client)
         judgement = _Judgement(verdict, steps, self._pause)
+        over: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._lines.setdefault(name, OrderedDict())[over] = judgement
         self.under_way += 1
-        try:
-            future = asyncio.get_running_loop().run_in_executor(self._pool, judgement.work)
-        except RuntimeError:
-            self.under_way -= 1
-            raise Busy("the server is being shut down") from None
-        future.add_done_callback(self._leave)
+        self._call_in()
         try:
             # Not cancelled with its waiter: the place is taken until the thread is free again.
-            done, _ = await asyncio.wait({future}, timeout=self._timeout_s)
+            done, _ = await asyncio.wait({over}, timeout=self._timeout_s)
+            if done:
+                return over.result()
+            judgement.abandoned = True
+            if judgement.begun:
+                raise NotAnImage("the image takes too long to judge")
+            raise Busy("too many images are being judged")
         except asyncio.CancelledError:
             judgement.abandoned = True
             raise
-        if done:
-            try:
-                return future.result()
-            finally:
-                # An error knows this frame by its traceback, and would be known by it: nothing would be freed.
-                del done, future
-        judgement.abandoned = True
-        if judgement.begun:
-            raise NotAnImage("the image takes too long to judge")
-        raise Busy("too many images are being judged")
+        finally:
+            self._leave_line(name, over)
+            # An error knows this frame by its traceback, and would be known by it: nothing would be freed.
+            done = set()
+            del over
 
     def close(self) -> None:
+        self._closed = True
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _leave(self, future: asyncio.Future[T]) -> None:
+    def _check_places(self, name: str, client: Client) -> None:
+        if self._closed:
+            raise Busy("the server is being shut down")
+        if self.under_way >= self._places:
+            raise Busy("too many images are being judged")
+        if not (client.own or client.loopback) and len(self._lines.get(name, ())) >= self._share:
+            raise Busy("too many images are being judged for this address")
+
+    def _call_in(self) -> None:
+        """Judge what is next, while a thread is free."""
+        while self._lines and self._free and not self._closed:
+            name, line = self._lines.popitem(last=False)
+            over, judgement = line.popitem(last=False)
+            if line:
+                self._lines[name] = line
+            self._free -= 1
+            judgement.begun = True
+            future = asyncio.get_running_loop().run_in_executor(self._pool, judgement.work)
+            future.add_done_callback(partial(self._end, over))
+
+    def _leave_line(self, name: str, over: asyncio.Future[Any]) -> None:
+        """What waits in vain keeps no place; what has begun keeps it to its end."""
+        line = self._lines.get(name)
+        if line is not None and line.pop(over, None) is not None:
+            self.under_way -= 1
+            if not line:
+                del self._lines[name]
+
+    def _end(self, over: asyncio.Future[Any], future: asyncio.Future[Any]) -> None:
         self.under_way -= 1
-        if not future.cancelled():
-            future.exception()  # marks it as retrieved: its waiter may have left
+        self._free += 1
+        error = Busy("the server is being shut down") if future.cancelled() else future.exception()
+        if not over.done():
+            if error is None:
+                over.set_result(future.result())
+            else:
+                over.set_exception(error)
+                over.exception()  # marks it as retrieved: its waiter may have left
+        self._call_in()
+
+
+def _name_of(client: Client) -> str:
+    """Return what counts as one client here: the widest of its networks, the API with the jobs, or this machine."""
+    return "own" if client.own else "local" if client.loopback or not client.networks else client.networks[-1]
 
 
 async def _read_to(head: bytearray, size: int, chunks: AsyncIterator[bytes]) -> bool:

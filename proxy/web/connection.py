@@ -11,8 +11,14 @@ Two things must never happen, and each has its rule:
 - Bytes that belong to one request are taken for the next. So everything is aiohttp's for good once it was given
   anything that is not certainly one whole request without a body.
 
+aiohttp parses whatever has arrived at once: of 256 KiB that is 43,000 chunks of a body, which nothing of ours asked
+for, and as many calls into Python: half a second without another turn of the event loop, for each connection that
+sends such bytes. So aiohttp gets them in steps (`turns.py`), and meanwhile nothing more is read.
+
 This is the one module that knows private names of aiohttp: `_waiter`, which is pending while a connection is idle,
-`_next_keepalive_close_time`, when an idle one is closed, and `_process_keepalive`, which does that.
+`_next_keepalive_close_time`, when an idle one is closed, `_process_keepalive`, which does that, `_current_request`, and
+`_pause_transport_reading` with `_resume_transport_reading`, by which it stops reading, as `_reading_paused` and
+`_buffer_paused` tell.
 `tests/web/test_connection.py` fails when an upgrade changes what they mean.
 """
 
@@ -41,6 +47,7 @@ from proxy.web.presence import Presence
 from proxy.web.problems import explain, unreadable
 from proxy.web.records import CLIENT_LEFT, tell
 from proxy.web.site import SERVER, Notes
+from proxy.web.turns import STEP_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -87,7 +94,9 @@ class Connection(web.RequestHandler):
         "_loaded",
         "_outlet",
         "_part",
+        "_rest",
         "_site",
+        "_stepping",
         "_transport",
         "_turns",
         "presence",
@@ -116,6 +125,10 @@ class Connection(web.RequestHandler):
         """The beginning of a head whose rest has not come, or whole ones that have to wait."""
         self._held_up = False
         """Whether nothing is read, because enough waits."""
+        self._rest = b""
+        """What aiohttp has yet to be given of what has come. Nothing is read meanwhile."""
+        self._stepping = False
+        """Whether the next step will come: aiohttp asks for it with every chunk that is read."""
         self._loaded = False
         """Whether the bytes for the request at hand were brought already."""
         self._turns = 0
@@ -140,7 +153,7 @@ class Connection(web.RequestHandler):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._outlet.end()
-        self._transport = None
+        self._transport, self._rest = None, b""
         self.presence.leave()
         if self._counted and self._site.connections is not None:
             self._site.connections.leave(self._counted)
@@ -180,7 +193,7 @@ class Connection(web.RequestHandler):
             else:
                 self._aligned = False
             self._fresh = self._loaded = False
-        super().data_received(data)
+        self._feed(data)
 
     def pass_on(self) -> None:
         """Leave all requests to come to aiohttp."""
@@ -262,6 +275,50 @@ class Connection(web.RequestHandler):
         self._part = data + self._part
         self._loaded = True
         self._go_on()
+
+    def _feed(self, data: bytes) -> None:
+        """Give aiohttp what has come, step by step."""
+        if not data or (not self._rest and len(data) <= STEP_BYTES and self._site.turns.take(len(data))):
+            super().data_received(data)
+            return
+        if len(data) > STEP_BYTES:
+            self._aligned = False
+        self._rest += data
+        self._pause_transport_reading()
+        self._resume_transport_reading()
+
+    def _step(self) -> int:
+        """Give aiohttp the next bytes; return how many it has to parse."""
+        self._stepping = False
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            self._rest = b""
+        if not self._rest or self._is_full():
+            return 0  # aiohttp calls `_resume_transport_reading` when it can take more
+        size = self._find_step()
+        data, self._rest = self._rest[:size], self._rest[size:]
+        super().data_received(data)
+        if not self._is_full():
+            self._resume_transport_reading()
+        return min(len(data), STEP_BYTES)
+
+    def _is_full(self) -> bool:
+        """Whether aiohttp can take no more for now."""
+        return self._reading_paused or self._buffer_paused
+
+    def _resume_transport_reading(self) -> None:
+        if not self._rest:
+            super()._resume_transport_reading()
+        elif not self._stepping:
+            self._stepping = True
+            self._site.turns.wait(self._step)
+
+    def _find_step(self) -> int:
+        """Return how many of the next bytes may be parsed at once."""
+        request = self._current_request
+        if request is None or request.content_length is None or request.content.is_eof():
+            return STEP_BYTES
+        return max(STEP_BYTES, request.content_length - request.content.total_bytes)
 
     def _hold(self, data: bytes) -> None:
         """Keep what came too early, within limits."""

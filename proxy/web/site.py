@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 from aiohttp import web
 
+from proxy.web.turns import Turns
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -66,6 +68,7 @@ class Site:
     stall_timeout_s: float = STALL_TIMEOUT_S
     crowds: dict[bytes, Crowd] = field(default_factory=dict)
     """By request target: the answers that are on their way."""
+    turns: Turns = field(default_factory=Turns)
     siblings: Siblings | None = None
     """`None`: there is one worker."""
     misses: Misses | None = None

@@ -22,7 +22,7 @@ from aiohttp import ClientError, FormData
 
 from proxy.app import Seams
 from proxy.core.errors import Busy, NotAnImage
-from proxy.core.model import Format
+from proxy.core.model import Client, Format
 from proxy.core.sniff import (
     _KINDS,
     HEAD_BYTES_MAX,
@@ -360,7 +360,7 @@ async def test_a_judgement_out_of_time_is_the_images_failure_and_remembered(
     await site_of(imgkeep).health.look()
     assert (await (await imgkeep.client.get("/readyz")).json())["status"] == "ready"
     # A thread cannot be killed, but what nothing waits for is given up at the next pause.
-    assert judges.under_way == len(urls)
+    assert judges.under_way == judging.QUICK_THREADS
     gate.open()
     await until(lambda: judges.under_way == 0)
 
@@ -377,6 +377,50 @@ async def test_a_judgement_whose_visitor_has_left_ends_at_its_next_pause(gate: G
     gate.open()
     await until(lambda: judges.under_way == 0)
     assert gate.held == 1
+
+
+async def test_clients_take_turns_at_the_judging_threads(slow_gate: Gate) -> None:
+    """One client kept all others' large images waiting until they were given up."""
+    judges = Judges(pause=slow_gate.pause)
+    draft = await MemorySpool(10**8).begin(None)
+    await draft.write(WORST[Format.GIF, "blocks"](150_000))
+    ended: list[str] = []
+
+    async def judge(name: str) -> None:
+        try:
+            await judges.is_whole(draft, Format.GIF, Client((f"{name}/32",)))
+        except Busy:
+            ended.append(f"{name} busy")
+        else:
+            ended.append(name)
+
+    flood = [asyncio.create_task(judge("flood")) for _ in range(40)]
+    await until(lambda: slow_gate.held == 1 and judges.under_way == 1 + judging.WAITING_MAX // judging.CLIENT_PART)
+    await until(lambda: Counter(ended) == {"flood busy": 40 - 1 - judging.WAITING_MAX // judging.CLIENT_PART})
+    others = [asyncio.create_task(judge(name)) for name in ("a", "b")]
+    await until(lambda: judges.under_way == 3 + judging.WAITING_MAX // judging.CLIENT_PART)
+    await asyncio.sleep(0.1)  # until both have left the quick lane
+    ended.clear()
+    slow_gate.open()
+    await asyncio.gather(*others, *flood)
+    assert ended.index("a") <= 3
+    assert ended.index("b") <= 3
+    assert judges.under_way == 0
+
+
+async def test_what_waits_in_vain_for_judging_keeps_no_place(slow_gate: Gate) -> None:
+    judges = Judges(pause=slow_gate.pause)
+    draft = await MemorySpool(10**8).begin(None)
+    await draft.write(WORST[Format.GIF, "blocks"](150_000))
+    waiting = [asyncio.create_task(judges.is_whole(draft, Format.GIF)) for _ in range(9)]
+    await until(lambda: slow_gate.held == 1)
+    await asyncio.sleep(0.1)  # until all have left the quick lane
+    for task in waiting:
+        task.cancel()
+    await asyncio.wait(waiting)
+    await until(lambda: judges.under_way == 1)
+    slow_gate.open()
+    await until(lambda: judges.under_way == 0)
 
 
 async def test_an_image_of_too_many_steps_is_refused_and_remembered(imgkeep: Imgkeep, origin: FakeOrigin) -> None:

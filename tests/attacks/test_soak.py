@@ -10,6 +10,7 @@ from itertools import cycle, islice
 from typing import TYPE_CHECKING
 
 import pytest
+from aiohttp import web
 
 from proxy.app import Seams
 from proxy.core.model import Format
@@ -18,11 +19,12 @@ from proxy.service import judging
 from proxy.service.fill import Fill
 from proxy.service.judging import QUICK_THREADS, SLOW_THREADS, TURN_STEPS_MAX, Judges
 from proxy.storage.disk import LocalDraft
+from proxy.web.turns import STEP_BYTES, TURN_BYTES
 from tests.attacks.hostile_images import WORST
 from tests.attacks.test_hostile_images import read, unframed, until
 from tests.faults.test_process import serving
-from tests.images import picture
-from tests.web.raw import request, split, talk, target_of
+from tests.images import picture, picture_of
+from tests.web.raw import port_of, request, split, talk, target_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -38,6 +40,7 @@ HEAD = 65_536
 ATTACK = list(WORST.values())[::2]
 SVG_BYTES = 3_000_000
 LEFT_BYTES_MAX = 50_000_000
+BODIES = (("GET", "/healthz"), ("POST", "/img"), ("POST", "/api/save-image"), ("GET", "/nothing"))
 HEAVY = ("open elements", "named elements", "open namespaces", "attributes of a tag", "namespaces", "a value")
 """SVGs that took their parser most memory for their bytes."""
 
@@ -129,6 +132,48 @@ async def test_hits_go_on_between_small_pieces_of_hostile_work(
     assert sum(ledger.of_thread.values()) <= len(ATTACK) * 4 * steps_max(HEAD)
     assert most_under_way <= len(ATTACK)
     assert judges.under_way == 0
+
+
+async def test_chunks_without_end_hold_no_turn_of_the_loop(
+    imgkeep: Imgkeep, origin: FakeOrigin, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A body that nothing of ours asked for was parsed as it came, 43,000 chunks of one byte at a time."""
+    stored = origin.gives("/stored.png", STORED)
+    assert await (await imgkeep.img(stored)).read() == STORED
+    given: Counter[int] = Counter()
+    give = web.RequestHandler.data_received
+
+    def note(handler: web.RequestHandler, data: bytes) -> None:
+        given[ledger.turn] += len(data)
+        give(handler, data)
+
+    monkeypatch.setattr(web.RequestHandler, "data_received", note)
+    turns = asyncio.create_task(ledger.count_turns())
+    heads = [request(target, "Transfer-Encoding: chunked", method=method, close=False) for method, target in BODIES]
+    floods = [asyncio.create_task(talk(port_of(imgkeep), head + b"1\r\na\r\n" * 20_000)) for head in heads]
+    hits = 0
+    while not all(flood.done() for flood in floods):
+        hit = await imgkeep.img(stored)
+        assert (await hit.read(), hit.headers["Cache-Status"]) == (STORED, "imgkeep; hit")
+        hits += 1
+    turns.cancel()
+    assert hits >= 10
+    assert TURN_BYTES <= max(given.values()) < TURN_BYTES + STEP_BYTES
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+async def test_a_large_body_arrives_whole_step_by_step(imgkeep: Imgkeep, *, chunked: bool) -> None:
+    body = picture_of(300_000)
+    form = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n' + body + b"\r\n--b--\r\n"
+    framed = b"".join(b"7\r\n%b\r\n" % form[at : at + 7] for at in range(0, len(form) - 6, 7))
+    tail = form[len(form) - len(form) % 7 :]
+    framed += b"%x\r\n%b\r\n0\r\n\r\n" % (len(tail), tail) if tail else b"0\r\n\r\n"
+    framing = "Transfer-Encoding: chunked" if chunked else f"Content-Length: {len(form)}"
+    fields = ("Content-Type: multipart/form-data; boundary=b", framing, f"Authorization: Bearer {imgkeep.token}")
+    head = request("/api/save-image", *fields, method="POST")
+    answer = split(await talk(port_of(imgkeep), head + (framed if chunked else form), timeout_s=20))
+    assert answer.status == 201, answer.body
+    assert [path.stat().st_size for path in imgkeep.files("objects")] == [len(body)]
 
 
 async def refused(exchange: Exchange) -> None:

@@ -437,4 +437,7 @@ async def test_what_is_being_sent_is_sent_before_the_server_goes(imgkeep: Imgkee
 
 def test_the_private_attributes_of_aiohttp_are_there() -> None:
     """An upgrade that renames them is noticed here, and not by a connection that hangs."""
-    assert {"_waiter", "_next_keepalive_close_time"} <= set(web.RequestHandler.__slots__)
+    slots = {name for kind in web.RequestHandler.__mro__ for name in getattr(kind, "__slots__", ())}
+    assert {"_waiter", "_next_keepalive_close_time", "_current_request", "_reading_paused", "_buffer_paused"} <= slots
+    assert callable(web.RequestHandler._pause_transport_reading)
+    assert callable(web.RequestHandler._resume_transport_reading)

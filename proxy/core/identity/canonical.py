@@ -37,8 +37,9 @@ _DIGITS: Final = "0123456789abcdefABCDEF"
 _CHARS: Final = {high + low: chr(int(high + low, 16)) for high in _DIGITS for low in _DIGITS}
 _BASE64: Final = re.compile(r"[A-Za-z0-9_/-]+=*", re.ASCII)
 _LOOSE_LINK: Final = re.compile(
-    r"\s*(?:[A-Za-z][A-Za-z0-9+.-]*:)?[/\\]*([^/\\?#\s]*\.[^/\\?#\s]*|[^/\\?#\s]*\[[^\]/]*\][^/?#]*)([^?#]*)([^#]*)"
+    r"\s*(?:[A-Za-z][A-Za-z0-9+.-]*:)?[/\\]*([^/\\?#\s]*\.[^/\\?#\s]*|[^/\\?#\s]*\[[^\[\]/]*\][^/?#]*)([^?#]*)([^#]*)"
 )
+"""Each part ends where the next may begin: a flood of one character is passed once and not once from each."""
 _HOSTLIKE: Final = re.compile(r"(?<![^/\\=:])[^/\\?#&=:\s]*\.[^/\\?#&=\s]*")
 _UNQUOTED_MAX: Final = 3
 INTERNATIONAL_MAX: Final = 16
