@@ -449,8 +449,8 @@ async def _finish(runner: Runner, works: Works, side: web.AppRunner | None) -> N
 
 
 _IMAGES_FOR: Final = {
-    "off": "everybody",
-    "misses": "everybody; new ones for signed URLs",
+    "off": "all clients",
+    "misses": "all clients; new ones for signed URLs",
     "always": "signed URLs",
 }
 
@@ -458,13 +458,13 @@ _IMAGES_FOR: Final = {
 def tell_opening(config: Config, addresses: Sequence[tuple[str, int]], local_token: str | None) -> None:
     """Log what an operator wants to see in one line: where we listen, where images go, and who may fetch what."""
     hosts_allowed = config.hosts_allowed(config.read_catalogue())
-    api_for = f"the token in {data_folder(config) / NAME}" if local_token else "nobody"
+    api_for = f"the token in {data_folder(config) / NAME}" if local_token else "no client"
     facts: dict[str, object] = {
         "address": ",".join(f"{host}:{port}" for host, port in addresses),
         "store": config.store.url,
         "sources": "any public host" if "*" in hosts_allowed else f"{len(hosts_allowed)} host patterns",
         "images_for": _IMAGES_FOR[config.security.signature],
-        "api_for": "whoever has a token" if config.security.api_tokens else api_for,
+        "api_for": "clients with a token" if config.security.api_tokens else api_for,
     }
     if config.server.workers > 1:
         facts["workers"] = config.server.workers

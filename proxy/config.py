@@ -347,15 +347,7 @@ def _validate(config: Config) -> None:
     _check_networks("fetch.allow_networks", config.fetch.allow_networks)
     _check_base_url("server.public_url", config.server.public_url)
     _check_base_url("delivery.base_url", config.delivery.base_url)
-    for setting, globs in (
-        ("sources.allow", config.hosts_allowed(config.read_catalogue())),
-        ("sources.deny", config.sources.deny),
-        ("sources.refresh", config.sources.refresh),
-    ):
-        try:
-            Policy(hosts_allowed=globs, hosts_denied=(), ports=frozenset(), networks=())
-        except ValueError as error:
-            raise ConfigError(f"{setting}: {error}") from None
+    _check_globs(config)
     if re.search(r"[\x00-\x1f\x7f]", config.fetch.user_agent):
         raise ConfigError("fetch.user_agent: must not hold control characters")
     if config.fetch.total_timeout_s < config.fetch.connect_timeout_s:
@@ -397,14 +389,20 @@ _OPEN_REDIRECT: Final = (
 )
 
 
+_GROUPS: Final = frozenset({"auto", "known", "shared"})
+"""What `sources.allow` takes besides patterns."""
+_FORMER_REFRESHES: Final = frozenset({"never", "resigned"})
+
+
 def _is_open_redirect(config: Config) -> bool:
     """Whether strangers can have clients sent to places that the operator did not write out."""
     if config.sources.permanent == "store" or config.security.signature != "off":
         return False
     if not config.server.is_open:
         return False
-    groups = {"auto", "known", "shared"}
-    return any(pattern in groups or re.search(r"[*?\[]", pattern.partition("/")[0]) for pattern in config.sources.allow)
+    return any(
+        pattern in _GROUPS or re.search(r"[*?\[]", pattern.partition("/")[0]) for pattern in config.sources.allow
+    )
 
 
 _NO_SECRET: Final = (
@@ -428,6 +426,25 @@ def check_mount(setting: str, mount: str) -> None:
         raise ConfigError(f"{setting}: expected a path like generated-images, without slashes at its ends")
     if mount.partition("/")[0] in OWN_PATHS:
         raise ConfigError(f"{setting}: /{mount} is a path of imgkeep's own")
+
+
+def _check_globs(config: Config) -> None:
+    for setting, globs in (
+        ("sources.allow", config.hosts_allowed(config.read_catalogue())),
+        ("sources.deny", config.sources.deny),
+        ("sources.refresh", config.sources.refresh),
+    ):
+        try:
+            Policy(hosts_allowed=globs, hosts_denied=(), ports=frozenset(), networks=())
+        except ValueError as error:
+            raise ConfigError(f"{setting}: {error}") from None
+    for setting, globs, words in (
+        ("sources.deny", config.sources.deny, _GROUPS),
+        ("sources.refresh", config.sources.refresh, _GROUPS | _FORMER_REFRESHES),
+    ):
+        # Read as a host, a word would match none: nothing would be denied, and nothing refreshed.
+        if word := next((glob for glob in globs if glob.lower() in words), None):
+            raise ConfigError(f"{setting}: '{word}' is no host; write out the hosts")
 
 
 def _check_networks(setting: str, networks: Sequence[str]) -> None:

@@ -138,6 +138,9 @@ def test_every_setting_can_come_from_the_environment(section: str, key: str) -> 
         pytest.param({"sources": {"allow": ["a.example:80/x/*"]}}, {}, "sources.allow: ", id="a port"),
         pytest.param({"sources": {"refresh": ["https://a"]}}, {}, "sources.refresh: ", id="a URL to refresh at"),
         pytest.param({"sources": {"refresh": "resigned"}}, {}, "sources.refresh: ", id="refresh by word"),
+        pytest.param({}, {"IMGKEEP_SOURCES__REFRESH": "resigned"}, "sources.refresh: ", id="refresh by word as a list"),
+        pytest.param({"sources": {"refresh": ["known"]}}, {}, "sources.refresh: ", id="a group to refresh at"),
+        pytest.param({"sources": {"deny": ["a.example", "shared"]}}, {}, "sources.deny: ", id="a group to deny"),
         pytest.param({"sources": {"placeholders": "yes"}}, {}, "sources.placeholders: ", id="unknown policy"),
         pytest.param(
             {"store": {"url": "gs://bucket"}}, {}, "store.url: this version has no such store", id="another cloud"

@@ -483,7 +483,7 @@ PATHS: Final[dict[str, Any]] = {
             "Fetch a stored image again",
             {"200": _json("RefetchedImage", "The image as it stands now.")},
             description=f"{_REFETCH} Without a link the identity of the image is tried as one, which works for links "
-            "that nobody signed.",
+            "without a signature.",
             parameters=_KEY_IN_PATH,
             requestBody={
                 **_body(
