@@ -397,7 +397,7 @@ def _parser() -> argparse.ArgumentParser:
     exporting = commands.add_parser("export", help="print source, permanent URL, digest and time of all images")
     exporting.add_argument("--format", choices=["csv", "jsonl"], default="csv")
     _add_changes(commands)
-    token = commands.add_parser("token", help="print a new secret for security.api_tokens or security.signing_keys")
+    token = commands.add_parser("token", help="print a new secret, or what opens the API of this machine")
     which = token.add_mutually_exclusive_group()
     which.add_argument("--local", action="store_true", help="print the token that the API of this machine takes")
     which.add_argument("--login", action="store_true", help="print a link by which a browser here gets into the API")
