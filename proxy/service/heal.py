@@ -7,8 +7,8 @@ Rules:
 - The local copy goes when the primary was seen to have the image, and the row of the outbox goes last: whatever a kill
   leaves is done again, harmlessly.
 - An outage is the breaker's affair and costs an image no attempt; an image that fails by itself waits longer each time.
-- Where the primary keeps another image under the key, that one stays; ours is brought in as an object, because its
-  permanent URL was handed out.
+- Where the primary keeps another image under the key, that one stays, unless ours is verified and it is not; ours is
+  brought in as an object, because its permanent URL was handed out, and for the one link that brought it.
 - Where the key was removed meanwhile, the same holds, and our bytes are not blocked for that: what a link brought here
   during an outage may be other bytes than the operator has removed.
 """
@@ -22,7 +22,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Protocol
 
 from proxy.core.errors import Busy, RemoteFault, Removed, StorageError
-from proxy.core.model import Record
+from proxy.core.model import Doubt, Record
+from proxy.core.standing import Weight, key_of, own_identity, weigh
 from proxy.core.stored import RECORDS, REMOVED
 
 if TYPE_CHECKING:
@@ -187,7 +188,22 @@ class Healer:
             if draft is not None:
                 await draft.aclose()
         self._seen(record.object_name)
+        if standing.digest != record.digest and standing.doubts:
+            standing = await self._set_beside(standing, record)
         # Not if another image was kept under the key meanwhile: it waits in its turn.
         if await self._cache.take(record):
             await self._keeper.kept(standing)
             self._counted(True)
+
+    async def _set_beside(self, standing: Record, record: Record) -> Record:
+        """Keep both of two images for their links, as a trial would have done; return what stands under their key."""
+        replaces = weigh(standing, record) is Weight.REPLACE
+        other, first = (standing, record) if replaces else (record, standing)
+        is_another = other.brought_by not in {"", first.brought_by}
+        if is_another and Doubt.PLAINTEXT not in other.doubts - first.doubts:
+            own = own_identity(other.identity, other.brought_by)
+            await self._primary.adopt(None, replace(other, key=key_of(own), identity=own))
+            first = replace(first, doubts=first.doubts | {Doubt.CONTESTED})
+        if first == standing:
+            return standing
+        return await self._primary.restate(first, standing.digest if replaces else None)

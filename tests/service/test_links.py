@@ -49,7 +49,7 @@ FRESHER = signed("20261122T095900Z", key="AKIB")
 
 
 def by_catalogue(source: Source) -> SourceInfo:
-    return replace(identify(source, NOW), enforced=True, permission="Signature" in source.target)
+    return replace(identify(source, NOW), enforced=True, enforced_by_host=True, permission="Signature" in source.target)
 
 
 def exactly(source: Source) -> SourceInfo:

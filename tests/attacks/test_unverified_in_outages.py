@@ -1,0 +1,48 @@
+"""Links that bring different bytes while the bucket is away, and what they are shown when it is back."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.attacks.signed import (
+    ENFORCED,
+    FOREVER,
+    PICTURE,
+    PLACEHOLDER,
+    UNCERTAIN,
+    SignedOrigin,
+    good,
+    invented,
+    show,
+    strict,
+)
+from tests.s3.test_remote import healed
+
+if TYPE_CHECKING:
+    from tests.origins import FakeOrigin
+    from tests.s3.remote import Remote
+
+SOURCES: dict[str, Any] = {"providers": [UNCERTAIN, ENFORCED]}
+
+
+@pytest.mark.parametrize("query", [good(), strict()], ids=["unchecked", "verified"])
+async def test_what_a_link_was_shown_in_an_outage_it_is_shown_after_it(
+    remote: Remote, origin: FakeOrigin, query: str
+) -> None:
+    """A stranger was first, on another node, and this node could not know."""
+    signed = SignedOrigin(origin)
+    first, node = await remote.node(sources=SOURCES), await remote.node("b", sources=SOURCES)
+    await show(first, signed.url(invented()))
+    await remote.gate.refuse()
+    assert (await show(node, signed.url(query))).body == PICTURE
+    await remote.gate.open()
+    await healed(node)
+
+    origin.gives(signed.path, b"gone", status="404 Not Found")
+    for each in (node, await remote.node("c", sources=SOURCES)):
+        shown = await show(each, signed.url(query))
+        assert (shown.body, shown.outcome) == (PICTURE, "hit")
+        assert (shown.caching == FOREVER) is (query == strict())
+        assert (await show(each, signed.url(invented()))).body == PLACEHOLDER
