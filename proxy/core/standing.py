@@ -272,7 +272,7 @@ def merge(known: Record, new: Record) -> Record:
 
 def can_refresh(known: Record, new: Record) -> bool:
     """Whether a link's word is enough for a newer image to take the place of another, where the operator wants that."""
-    return new.doubts <= {Doubt.PLAINTEXT} | _replaced_by_shape(known.doubts) and _is_as_secure(known, new)
+    return new.doubts <= {Doubt.PLAINTEXT} and _is_as_secure(known, new)
 
 
 def _replaced_by_shape(doubts: AbstractSet[Doubt]) -> AbstractSet[Doubt]:

@@ -107,7 +107,8 @@ class Refresher:
         """Whether a link was signed anew, verifiably, to an image that the operator wants to be looked after."""
         if self._rules.refresh is None or not self._rules.refresh.match(source.host):
             return False
-        if not (info.permission and info.enforced and info.is_fresh(self._to.clock())):
+        # The shape of a signature alone can be written by a stranger: its host has to be known to check it.
+        if not (info.permission and info.enforced_by_host and info.enforced and info.is_fresh(self._to.clock())):
             return False
         if known.validator is None or not known.temporary or known.provider != info.provider:
             return False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -272,11 +273,17 @@ async def test_answers_behind_an_empty_one_are_not_parsed(
 
 async def test_a_server_that_speaks_first_leaves_nothing_for_the_next_request(start: Start, origin: FakeOrigin) -> None:
     imgkeep = await start()
+    spoken: list[asyncio.Task[None]] = []
 
     async def speak(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        spoken.append(task)
         writer.write(SPLIT)
         await asyncio.sleep(0.05)
         writer.close()
+        with suppress(ConnectionError):
+            await writer.wait_closed()
 
     server = await asyncio.start_server(speak, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
@@ -285,6 +292,7 @@ async def test_a_server_that_speaks_first_leaves_nothing_for_the_next_request(st
     server.close()
     seen = await look(imgkeep, origin.gives("/b.png", picture()))
     assert seen.body == picture()
+    await asyncio.gather(*spoken)
 
 
 async def test_a_switch_of_protocols_is_no_answer_and_buffers_nothing(

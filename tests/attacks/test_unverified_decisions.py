@@ -118,8 +118,8 @@ async def seen(world: World, query: str) -> tuple[str, bytes, bool]:
 
 
 def fresh(number: int) -> str:
-    """Return the query of a link in the shape of Amazon's that has not ended."""
-    return f"{shaped(number)}&X-Amz-Date=20261122T093000Z&X-Amz-Expires=360{number}"
+    """Return the query of a link of the provider that is known to check, which has not ended."""
+    return strict(end=FAR + number)
 
 
 def over() -> str:
@@ -144,12 +144,27 @@ async def test_a_refresh_keeps_what_is_known_of_other_links() -> None:
     """The picture that a link has shown is shown on by it, whatever takes the place of another one."""
     theirs, newer = picture(seed=7), picture(seed=8)
     world = world_of({fresh(0): PICTURE, good(): theirs, fresh(1): newer}, refresh=True)
-    await seen(world, fresh(0))
     assert (await seen(world, good()))[1] == theirs
+    assert (await seen(world, fresh(0)))[1] == PICTURE
     await seen(world, fresh(1))
     await world.keeper.land()
     assert (await seen(world, fresh(2)))[1] == newer, "the operator wants it"
     assert (await seen(world, good()))[:2] == ("hit", theirs)
+
+
+async def test_a_signature_in_the_shape_of_a_checked_scheme_refreshes_nothing() -> None:
+    """Where the operator wants newer images, a stranger's word that there is one is not enough."""
+    world = world_of({living(0): PICTURE, living(1): PLACEHOLDER}, refresh=True)
+    await seen(world, living(0))
+    await seen(world, living(1))
+    await world.keeper.land()
+    assert (await seen(world, living(1)))[:2] == ("hit", PICTURE)
+    assert len(world.origin.asked) == 1
+
+
+def living(number: int) -> str:
+    """Return the query of a link in the shape of Amazon's that has not ended."""
+    return f"{shaped(number)}&X-Amz-Date=20261122T093000Z&X-Amz-Expires=360{number}"
 
 
 async def test_a_shape_takes_nothing_from_a_link_that_has_ended() -> None:

@@ -350,7 +350,7 @@ def test_another_link_that_has_not_ended_is_an_occasion_to_confirm(
     [
         ((), (), True),
         ((SIGNATURE,), (), True),
-        ((SCHEME,), (SCHEME,), True),
+        ((SCHEME,), (SCHEME,), False),
         ((SIGNATURE,), (SCHEME,), False),
         ((PLAINTEXT,), (PLAINTEXT,), True),
         ((), (PLAINTEXT,), False),
