@@ -62,7 +62,7 @@ async def each(
 
 
 async def restore_any(target: Target, kind: Kind, name: str) -> str:
-    """Restore what a name names; of 64 digits nobody can tell by looking whether they are a key or a digest."""
+    """Restore what a name names. 64 digits may be a key or a digest."""
     if kind != "key":
         return await target.restore(kind, name)
     try:

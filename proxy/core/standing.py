@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from proxy.core.model import Digest, Record, SourceInfo
 
 FINGERPRINT_CHARS: Final = 32
-"""128 bits of a SHA-256: nobody finds another link with the same."""
+"""128 bits of a SHA-256: an attacker finds no other link with the same."""
 
 OWN_MARK: Final = "#link="
 """In an identity, before the fingerprint of the one link that it is of."""
@@ -281,7 +281,7 @@ def _replaced_by_shape(doubts: AbstractSet[Doubt]) -> AbstractSet[Doubt]:
 
 
 def can_prove(known: Record, new: Record) -> bool:
-    """Whether a look at what a signature does can change anything. What anybody on the way can forge, does not."""
+    """Whether a look at what a signature does can change anything. What an attacker on the way can forge, does not."""
     return new.doubts - {Doubt.PLAINTEXT} == {Doubt.SIGNATURE} and _is_as_secure(known, new)
 
 

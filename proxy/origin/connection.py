@@ -9,7 +9,7 @@ bytes are handed to it in steps, and what is not part of the one answer that was
 - a head, those before it included, has `HEAD_BYTES_MAX`;
 - what frames a chunked body (RFC 9112, 7.1: sizes, extensions, trailers) is small beside the body;
 - bytes outside of an answer belong to none: before the first request, between two, behind the end of a body. Taken for
-  the next answer they would be a stranger's image under somebody else's link.
+  the next answer they would be a stranger's image under another client's link.
 """
 
 from __future__ import annotations

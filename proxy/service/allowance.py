@@ -27,7 +27,7 @@ VISITORS_MAX: Final = 65_536
 """400 bytes each, 26 MB."""
 DAY_S: Final = 86_400
 WIDE_SHARE: Final = 16
-"""A site that uses its whole /48 is then no stronger than sixteen addresses, which anybody can rent."""
+"""A site that uses its whole /48 is then no stronger than sixteen addresses, which are cheap to rent."""
 
 
 class Bucket:

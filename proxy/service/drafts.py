@@ -33,6 +33,6 @@ async def go_on(broken: Draft, to: Spool, size: int | None, chunk: bytes) -> Dra
 
 
 async def take_back(store: Store, record: Record) -> None:
-    """Delete what was put while its bytes were being removed. What a fault leaves is shown to nobody."""
+    """Delete what was put while its bytes were being removed. What a fault leaves is never shown."""
     with suppress(StorageError):
         await store.forget(record.digest)

@@ -46,7 +46,7 @@ _SECONDS: Final[tuple[tuple[type[ImgkeepError], int], ...]] = (
 )
 TOO_MANY_REQUESTS_S: Final = 60
 """
-Whatever a 429 asks for. It may be meant for one client, which anybody can be and provoke it, and others wait under the
+Whatever a 429 asks for. It may be meant for one client that provoked it, and others wait under the
 same link. A job that waits for its own link believes the origin (`core.headers.RETRY_AFTER_MAX_S`).
 """
 SERVER_ERROR_S: Final = 5

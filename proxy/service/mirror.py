@@ -63,7 +63,7 @@ class Peers(ports.Siblings, Protocol):
 
         Raises:
             Busy: It cannot be asked.
-            StorageError: It fails as nobody foresaw.
+            StorageError: It fails unexpectedly.
         """
 
 

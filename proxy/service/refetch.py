@@ -132,7 +132,7 @@ class Refetcher:
 
         Args:
             key: Which one.
-            source: The link to fetch by. `None`: what its identity says, which works for links that nobody signed.
+            source: The link to fetch by. `None`: what its identity says, which works for unsigned links.
 
         Raises:
             InvalidRequest: The link names another image, or there is none to fetch by.

@@ -134,7 +134,7 @@ class Refresher:
         routes: Sequence[Source] = (),
         known: Record | None = None,
     ) -> bool:
-        """Begin a fill that nobody reads, under the claim `name`; `False`: there is one."""
+        """Begin a fill without readers, under the claim `name`; `False`: there is one."""
         if self._claims is not None and name not in self._flights and self._claims.take(name) is not None:
             return False
         fill = partial(

@@ -138,7 +138,7 @@ class Refusals:
         self._register = register
         self._dropped = dropped
         self._digests: dict[Digest, int] = {}
-        """Each with the number of its last lesson: what was learned since somebody began to ask is newer."""
+        """Each with the number of its last lesson: what was learned since a question was asked is newer."""
         self._lessons = count()
         self.restored: Callable[[], None] = lambda: None
         """Is told that some digests are blocked no longer."""
@@ -232,7 +232,7 @@ class Refusals:
             await sleep(REFRESH_EVERY_S)
             try:
                 for digest in await self.refresh():
-                    with suppress(StorageError):  # nobody is shown what is left of it
+                    with suppress(StorageError):  # what is left of it is never shown
                         await self.removed_elsewhere(digest)
             except Exception:  # this loop must not end, whatever an answer holds
                 log.exception("looking for refusals failed as nobody foresaw")
@@ -384,7 +384,7 @@ class Remover:
         try:
             record = await self._store.find(key)
         except Removed:
-            return None  # by somebody else, this very moment
+            return None  # by another task, this very moment
         if record is None or await self._store.find_block(record.digest) is None:
             return None
         return record.digest
@@ -426,7 +426,7 @@ class Remover:
             self._finder.forget(key)
             return True
         if record is not None and record.digest != digest:
-            return False  # another link has brought other bytes, which nobody has removed
+            return False  # another link has brought other bytes, which were not removed
         doubted = record is not None and in_doubt(record, named=named)
         if (named and force) or (not doubted and (named or record is not None)):
             await self._bury(key, digest)
@@ -469,7 +469,7 @@ def in_doubt(record: Record, *, named: bool) -> bool:
     Tell whether a stranger may have brought the bytes of a record to its key.
 
     An operator who names a key that a plain link filled has seen what that link shows, and means it. Of a key that is
-    only found to have the same bytes nobody has said anything: there every doubt counts.
+    only found to have the same bytes the operator has said nothing: there every doubt counts.
     """
     if not named:
         return bool(record.doubts)

@@ -335,7 +335,7 @@ class Probe:
         try:
             async with self._to.origin.fetch(source, brisk=True) as response:
                 if response.plaintext and Doubt.PLAINTEXT not in self._trial.new.doubts:
-                    return Answer.UNKNOWN  # anybody on the way can have answered
+                    return Answer.UNKNOWN  # an attacker on the way can have answered
                 return await _hash_image(response.chunks(), size_max)
         except ImgkeepError as error:
             return Answer.REFUSED if _refuses(error) else Answer.UNKNOWN

@@ -24,7 +24,7 @@ def _anybody() -> None:
 
 
 async def _stay(awaited: Awaitable[T]) -> T:
-    """Wait until the end, whoever leaves."""
+    """Wait until the end, whichever reader leaves."""
     return await awaited
 
 

@@ -102,7 +102,7 @@ class Siblings:
 
         Raises:
             Busy: It cannot be asked.
-            StorageError: It fails as nobody foresaw.
+            StorageError: It fails unexpectedly.
         """
         try:
             answer = await self.ask(holder, "GET", f"/fills/{name}")

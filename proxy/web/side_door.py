@@ -2,7 +2,7 @@
 What workers ask of each other, on sockets in a folder that only they can open.
 
 Rules:
-- Whoever connects is a worker of this run only if it knows its secret; anybody else is refused and cut off.
+- A peer is a worker of this run only if it knows its secret; any other is refused and cut off.
 - Access was judged where the client is. No field here is a client's but `relay.FIELDS`, and none is judged.
 - A connection that has carried a body ends with the answer, whether the body was read or not.
 - Nothing is counted or recorded, because that is done where the client is.

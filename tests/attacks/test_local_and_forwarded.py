@@ -29,7 +29,7 @@ from proxy.web.login import COOKIE, LINK_S, SESSION_S, make_link, make_ticket
 from proxy.web.site import SITE, Notes
 from tests.attacks.nginx import BARE, nginx, shipped
 from tests.images import picture
-from tests.program import ROOT, run, serving, until
+from tests.program import ROOT, cannot, run, serving, until
 from tests.web.raw import port_of, split, talk, target_of
 
 if TYPE_CHECKING:
@@ -385,7 +385,7 @@ async def test_planted_token_closes_the_api(
 
 async def test_foreign_token_closes_the_api(start: Start, tmp_path: Path) -> None:
     if os.geteuid() != 0:
-        pytest.skip("only root can give a file away")
+        cannot("only root can give a file away")
     folder = tmp_path / "data"
     await asyncio.to_thread(make_token, folder)
     token = (folder / "api-token").read_text().strip()

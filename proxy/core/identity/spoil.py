@@ -53,7 +53,7 @@ def spoil(source: Source, now: datetime, catalogue: Catalogue, draw: Callable[[i
         source: The genuine link.
         now: As for `identify`.
         catalogue: The rules by which it is read.
-        draw: Returns a random number below the given one; nobody may foresee it.
+        draw: Returns a random number below the given one that no attacker can foresee.
     """
     info = engine.identify(source, now, catalogue)
     for run in _list_runs(source, catalogue):
