@@ -360,13 +360,14 @@ async def test_an_upload_that_breaks_off_leaves_nothing(imgkeep: Imgkeep) -> Non
     head = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.png"\r\n\r\n' + body[:300_000]
     request = (
         "POST /api/save-image HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=x\r\n"
-        f"Content-Length: {len(body) + 200}\r\n\r\n"
+        f"Authorization: Bearer {imgkeep.token}\r\nContent-Length: {len(body) + 200}\r\n\r\n"
     ).encode()
     reader, writer = await asyncio.open_connection("127.0.0.1", port_of(imgkeep))
     writer.write(request + head)
     await writer.drain()
-    while not imgkeep.files("partial"):  # noqa: ASYNC110 - it tells nobody
-        await asyncio.sleep(0.01)
+    async with asyncio.timeout(5):
+        while not imgkeep.files("partial"):  # noqa: ASYNC110 - it tells nobody
+            await asyncio.sleep(0.01)
     writer.close()
     async with asyncio.timeout(5):
         while imgkeep.files("partial"):  # noqa: ASYNC110 - it tells nobody
