@@ -307,10 +307,6 @@ class Remover:
         await self._remove(digest, set())
         return True
 
-    async def remove_record(self, record: Record) -> None:
-        """Remove the picture of a record that turned out to be removed already, by its link or by its digest."""
-        await self._remove(record.digest, {record.key})
-
     async def finish(self, digest: Digest) -> None:
         """
         Delete the bytes that this node has stored before it learned that another node has removed them.
