@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from proxy.core.model import Key, Record
 from proxy.core.source import read_source
 from proxy.web.site import SITE
 from tests.images import picture, picture_of
@@ -14,7 +15,7 @@ from tests.web.test_door import code
 from tests.web.test_save import data_url, save
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from tests.conftest import Imgkeep
     from tests.origins import FakeOrigin
@@ -105,6 +106,33 @@ async def test_a_lost_catalog_brings_nothing_back(start: Start, origin: FakeOrig
     assert await code(await imgkeep.img(url)) == REMOVED
     assert await code(await imgkeep.client.get(f"/images/{DIGEST}.png")) == REMOVED
     assert (await (await imgkeep.client.get("/api/images")).json())["images"] == []
+
+
+async def test_a_removed_picture_whose_record_stays_is_listed_and_counted_no_more(
+    start: Start, origin: FakeOrigin
+) -> None:
+    """The record of a link in doubt stays, because another link of its key may bring other bytes."""
+    imgkeep = await start()
+    shape = f"?X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Signature={'0' * 64}"
+    told = await kept(imgkeep, origin.gives("/a.png", picture()) + shape)
+    other = await kept(imgkeep, origin.gives("/other.png", picture(seed=1)))
+    assert await remove(imgkeep, f"/{told['key']}") == 200
+    assert len(imgkeep.files("records")) == 2
+    assert imgkeep.client.app is not None
+    ledger = imgkeep.client.app[SITE].ledger
+    record = await imgkeep.client.app[SITE].keeper.look_up(Key(told["key"]))
+    assert isinstance(record, Record), "it is no tombstone"
+
+    async def records() -> AsyncIterator[Record]:
+        yield record
+        for known in await ledger.page(limit=9):
+            yield known
+
+    await ledger.rebuild(records())  # as `imgkeep reindex` does
+    listed = (await (await imgkeep.client.get("/api/images")).json())["images"]
+    assert [image["key"] for image in listed] == [other["key"]]
+    totals = await ledger.count()
+    assert (totals.images, totals.objects) == (1, 1)
 
 
 async def test_images_are_listed_a_page_at_a_time(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
