@@ -8,25 +8,30 @@ Rules:
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
+import webbrowser
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, replace
 from functools import partial
 from io import TextIOWrapper
 from ipaddress import ip_address
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from aiohttp import web
+
 from proxy import app
-from proxy.cli import folders, look, migrate, remove, save, signing, stored, upkeep
+from proxy.cli import demo, folders, look, migrate, remove, save, signing, stored, upkeep
 from proxy.cli.client import Client, pin_address
 from proxy.cli.completion import completion
 from proxy.cli.pages import STANDARD_INPUT, find_pages
 from proxy.cli.parser import make_parser
 from proxy.cli.rewrite import Rewriting, warn_of_base
-from proxy.config import ConfigError, check_mount, read_store_url
+from proxy.config import ConfigError, check_mount, load, read_store_url
 from proxy.core.errors import InvalidRequest, SourceRejected
 from proxy.core.rewrite import SourceLinks
 from proxy.core.source import read_base
@@ -73,7 +78,7 @@ class Call:
         return self.config.server.public_url.rstrip("/")
 
 
-def prepare(call: Call) -> int | Command:  # noqa: C901, PLR0911 - one for each kind
+def prepare(call: Call) -> int | Command:  # noqa: C901, PLR0911, PLR0912 - one for each kind
     """
     Run a command that needs neither a store nor the network, and return its exit status; or read what another one is to
     work on, and return the rest of it.
@@ -84,6 +89,8 @@ def prepare(call: Call) -> int | Command:  # noqa: C901, PLR0911 - one for each 
             return look.inspect_there(
                 list(_urls(arguments.urls)), _client(call), as_json=arguments.json, out=sys.stdout
             )
+        case "demo":
+            return _demo(call)
         case "completion":
             return completion(make_parser(), arguments.shell, out=sys.stdout)
         case "inspect" | "sign" | "token":
@@ -391,3 +398,30 @@ def _lines(arguments: argparse.Namespace) -> list[str]:
     if not links:
         raise ConfigError("save: name URLs, or a file with -f")
     return links
+
+
+async def _demo(call: Call) -> int:
+    """Serve the page of the demonstration, its origin and an imgkeep of its own until SIGTERM or Ctrl-C."""
+    arguments = call.arguments
+    origin = demo.Origin(round(arguments.life * 1000), lambda: round(REAL.clock().timestamp() * 1000))
+    async with AsyncExitStack() as stack:
+        folder = arguments.data or stack.enter_context(TemporaryDirectory(prefix="imgkeep-demo-"))
+        page = web.AppRunner(origin.app(), access_log=None)
+        port = await _listen(stack, page, arguments.port)
+        seams = replace(REAL, open_socket=demo.only_to(port, REAL.open_socket))
+        kept = app.make_runner(app.build(load(demo.settings(folder), {}), seams))
+        origin.imgkeep = f"http://{demo.HOST}:{await _listen(stack, kept, 0)}"
+        url = f"http://{demo.HOST}:{port}/"
+        demo.tell(url, origin.imgkeep, arguments.life, out=sys.stdout, err=sys.stderr)
+        if arguments.open:
+            await asyncio.to_thread(webbrowser.open, url)
+        await demo.until_signal()
+    return DONE
+
+
+async def _listen(stack: AsyncExitStack, runner: web.AppRunner, port: int) -> int:
+    """Have an application served on loopback, and return its port."""
+    stack.push_async_callback(runner.cleanup)
+    await runner.setup()
+    await web.TCPSite(runner, demo.HOST, port).start()
+    return int(runner.addresses[0][1])
