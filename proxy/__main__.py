@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _perform(arguments: argparse.Namespace) -> int:
-    from proxy.config import Config, ConfigError
+    from proxy.config import Config, ConfigError, Log
     from proxy.core.errors import StorageError
     from proxy.telemetry import logging_to
 
@@ -78,7 +78,8 @@ def _perform(arguments: argparse.Namespace) -> int:
         if briefing is not None:
             config = briefing.config
         else:
-            config = Config() if arguments.command in {"demo", "completion"} else _load(arguments)
+            quiet = Config(log=Log(level="warning"))
+            config = quiet if arguments.command in {"demo", "completion"} else _load(arguments)
         # To standard error: what a command prints is its answer, and no log record must get in between.
         with logging_to(cast("TextIO", _StandardError()), config.log):
             if arguments.command == "serve" and config.server.workers > 1:

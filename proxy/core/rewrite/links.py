@@ -129,6 +129,7 @@ class SourceLinks:
     """
 
     public_url: str = ""
+    undoes: bool = field(default=True, init=False, repr=False)
     _public: Source | None = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -142,6 +143,11 @@ class SourceLinks:
             return read_img_query(path.removeprefix(IMG)).text
         except SourceRejected:
             return None
+
+
+def undoes(linker: Linker) -> bool:
+    """Tell whether a linker wants to be asked about links of ours, too, as they are written."""
+    return bool(getattr(linker, "undoes", False))
 
 
 class Page:
@@ -170,7 +176,7 @@ class Page:
     def replacement(self, text: str) -> str | None:
         """Return what to write for a link, in printable ASCII; `None`: leave it alone."""
         trimmed = resolve.trimmed(text)
-        if isinstance(self._linker, SourceLinks):
+        if undoes(self._linker):
             return self._written(text, trimmed if trimmed.startswith(IMG) else resolve.resolve(text, self._base))
         if trimmed.startswith(OWN_PATHS):
             return None
