@@ -13,12 +13,13 @@ from tempfile import TemporaryDirectory
 from typing import Final, Literal
 
 from PIL import Image
+from playwright.async_api import ViewportSize  # noqa: TC002 - evaluated
 
 from tests.browser import browsing
 from tests.cli.demo import demonstrating
 from tests.program import ROOT
 
-VIEW: Final = {"width": 1000, "height": 580}
+VIEW: Final[ViewportSize] = {"width": 1000, "height": 580}
 COLORS: Final = 256
 BYTES_MAX: Final = 60_000
 SCHEMES: Final[dict[str, Literal["light", "dark"]]] = {"demo.png": "light", "demo-dark.png": "dark"}

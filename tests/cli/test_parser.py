@@ -10,7 +10,8 @@ import shlex
 import shutil
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -52,10 +53,8 @@ def test_help_has_a_sentence_examples_that_parse_and_statuses(name: str) -> None
 
 def test_no_command_of_ours_is_shown_to_people(capsys: pytest.CaptureFixture[str]) -> None:
     for words in (["--help"], ["keep"], ["completion", "bash"]):
-        try:
+        with suppress(SystemExit):
             main(words)
-        except SystemExit:
-            pass
         shown = "".join(capsys.readouterr())
         assert "worker" not in re.sub("server.workers|of all workers", "", shown), words
 
@@ -101,7 +100,7 @@ def test_port_is_a_port(text: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 async def test_flags_win_over_environment_and_file(folder: Path, origin: FakeOrigin) -> None:
     (folder.parent / "config.toml").write_text("[server]\nport = 1\n[store]\nurl = 's3://bucket'\n")
-    settings = {"server__port": "2", "server__host": "192.0.2.1", "AWS_S3_BUCKET_NAME": "bucket"}
+    settings: dict[str, Any] = {"server__port": "2", "server__host": "192.0.2.1", "AWS_S3_BUCKET_NAME": "bucket"}
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "proxy", "serve", "--host", "127.0.0.1", "--port", "0", "--data", "data"),
         cwd=folder.parent,
@@ -110,10 +109,9 @@ async def test_flags_win_over_environment_and_file(folder: Path, origin: FakeOri
     )
     assert process.stderr is not None
     try:
-        async for line in process.stderr:
-            facts = json.loads(line)
-            if facts["message"] == "listening":
-                break
+        facts: dict[str, str] = {}
+        while facts.get("message") != "listening":
+            facts = json.loads(await process.stderr.readline())
         assert facts["store"] == "file:data"
         there = f"http://{facts['address']}"
         url = origin.gives("/a.png", picture())
