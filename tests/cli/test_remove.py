@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from tests.conftest import Imgkeep
-    from tests.origins import FakeOrigin
+    from tests.origins import Exchange, FakeOrigin
 
     Start = Callable[..., Awaitable[Imgkeep]]
 
@@ -130,3 +130,16 @@ async def test_what_is_no_imgkeep_is_told_so(origin: FakeOrigin, answer: bytes) 
     server = remove.Server(Client(origin.url("/"), None))
     with pytest.raises(ServerError, match="--server"):
         await tell(partial(server.remove, force=False), NOWHERE)
+
+
+async def test_no_redirect_is_followed_with_a_token(origin: FakeOrigin) -> None:
+    async def redirect(exchange: Exchange) -> None:
+        await exchange.answer(b"", status="307 Temporary Redirect", headers={"Location": origin.url("/elsewhere")})
+
+    origin.on(f"/api/images/{NOWHERE}", redirect)
+    origin.gives("/elsewhere", b'{"success": true}')
+    server = remove.Server(Client(origin.url("/"), TOKEN))
+    with pytest.raises(ServerError):
+        await server.remove("key", NOWHERE, force=False)
+    assert origin.asked("/elsewhere") == 0
+    assert TOKEN not in repr(server)
