@@ -408,6 +408,7 @@ async def _drain(runner: Runner, running: _Running, stop: asyncio.Event, side: w
     stop.clear()
     with suppress(TimeoutError):
         await asyncio.wait_for(stop.wait(), DRAIN_NOTICE_S)
+        log.info("drain notice cut short", extra={"cause": "a second signal"})
     await _finish(runner, running.works, side)
 
 

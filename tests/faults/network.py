@@ -155,7 +155,7 @@ async def look(imgkeep: Imgkeep, url: str, **how: Any) -> Seen:
     return Seen(response.status, bytes(received), response.headers)
 
 
-async def until(happened: Callable[[], object], *, seconds: float = 5) -> None:
+async def until(happened: Callable[[], object], *, seconds: float = 20) -> None:
     """Wait until something is so, for which nobody sends an event."""
     async with asyncio.timeout(seconds):
         while not happened():  # noqa: ASYNC110 - files and counters tell nobody when they change
@@ -170,7 +170,7 @@ async def counted(imgkeep: Imgkeep, sample: str) -> float:
 
 async def until_counted(imgkeep: Imgkeep, sample: str, value: float) -> None:
     """Wait until a sample of `/metrics` has a value."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while await counted(imgkeep, sample) != value:  # noqa: ASYNC110 - as above
             await asyncio.sleep(0.01)
 
