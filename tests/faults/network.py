@@ -163,9 +163,17 @@ async def until(happened: Callable[[], object], *, seconds: float = 20) -> None:
 
 
 async def counted(imgkeep: Imgkeep, sample: str) -> float:
-    """Return the value of one sample of `/metrics`, as in `imgkeep_fills_total{outcome="stored"}`."""
+    """Return the sum of the samples of `/metrics` with these labels, as in `imgkeep_fills_total{outcome="stored"}`."""
     page = await (await imgkeep.client.get("/metrics")).text()
-    return sum(float(line.rpartition(" ")[2]) for line in page.splitlines() if line.rpartition(" ")[0] == sample)
+    name, wanted = _read_sample(sample)
+    found = (line.rpartition(" ") for line in page.splitlines() if line[:1] not in {"", "#"})
+    read = [(*_read_sample(sample), float(value)) for sample, _, value in found]
+    return sum(value for each, labels, value in read if each == name and wanted <= labels)
+
+
+def _read_sample(sample: str) -> tuple[str, set[str]]:
+    name, _, labels = sample.rstrip("}").partition("{")
+    return name, set(labels.split(",")) - {""}
 
 
 async def until_counted(imgkeep: Imgkeep, sample: str, value: float) -> None:
