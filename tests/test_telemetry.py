@@ -350,6 +350,36 @@ def broken(source: object) -> Any:
 
 
 @pytest.mark.usefixtures("unhurt")
+async def test_the_record_of_a_failure_says_what_it_was_about(
+    start: Start, origin: FakeOrigin, stream: io.StringIO
+) -> None:
+    async with printing(stream, Log(format="json")):
+        imgkeep = await start()
+        page = origin.gives("/page.png", b"<html>")
+        await imgkeep.img(f"{page}?sig=SECRET")
+        await imgkeep.client.post("/api/save-image", json={"url": f"{page}?sig=SECRET"})
+        submitted = await imgkeep.client.post("/api/save-images", json={"urls": [page, "nonsense"], "wait": True})
+        assert (await submitted.json())["failed"] == 2
+    text = stream.getvalue()
+    assert "SECRET" not in text
+    records = [json.loads(line) for line in text.splitlines()]
+    shown, saved = [record for record in records if record.get("outcome") == "not_an_image"]
+    for record in (shown, saved):
+        assert (record["host"], record["provider"]) == ("127.0.0.1", None)
+        assert "image" in record["detail"]
+        assert len(record["key"]) == 64
+    (failed,) = [record for record in records if record["message"] == "job link failed"]
+    assert (failed["host"], failed["code"], failed["number"], len(failed["key"])) == (
+        "127.0.0.1",
+        "not_an_image",
+        0,
+        64,
+    )
+    (unusable,) = [record for record in records if record["message"] == "job has links that cannot be used"]
+    assert unusable["links"] == 1
+
+
+@pytest.mark.usefixtures("unhurt")
 async def test_access_records_can_be_switched_off(start: Start, stream: io.StringIO) -> None:
     async with printing(stream, Log()):
         imgkeep = await start(log={"access": False})

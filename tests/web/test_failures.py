@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import json
 from typing import TYPE_CHECKING, Any
 
 from proxy import __version__
-from proxy.config import Log
-from proxy.telemetry import logging_to
 from tests.faults.network import counted, look, until
 from tests.images import picture
 from tests.program import serving
@@ -71,34 +68,6 @@ async def test_an_image_that_cannot_be_stored_is_a_failure_too(imgkeep: Imgkeep,
     assert (await look(imgkeep, url)).body == picture()
     await until(lambda: imgkeep.client.app is not None)
     assert [entry["code"] for entry in await failures(imgkeep)] == ["storage_unavailable"]
-
-
-async def test_the_record_of_a_failure_says_what_it_was_about(start: Start, origin: FakeOrigin) -> None:
-    stream = io.StringIO()
-    with logging_to(stream, Log(format="json")):
-        imgkeep = await start()
-        page = origin.gives("/page.png", b"<html>")
-        await look(imgkeep, f"{page}?{SECRET}")
-        await imgkeep.client.post("/api/save-image", json={"url": f"{page}?{SECRET}"})
-        submitted = await imgkeep.client.post("/api/save-images", json={"urls": [page, "nonsense"], "wait": True})
-        assert (await submitted.json())["failed"] == 2
-    text = stream.getvalue()
-    assert SECRET not in text
-    records = [json.loads(line) for line in text.splitlines()]
-    shown, saved = [record for record in records if record.get("outcome") == "not_an_image"]
-    for record in (shown, saved):
-        assert (record["host"], record["provider"]) == ("127.0.0.1", None)
-        assert "image" in record["detail"]
-        assert len(record["key"]) == 64
-    (failed,) = [record for record in records if record["message"] == "job link failed"]
-    assert (failed["host"], failed["code"], failed["number"], len(failed["key"])) == (
-        "127.0.0.1",
-        "not_an_image",
-        0,
-        64,
-    )
-    (unusable,) = [record for record in records if record["message"] == "job has links that cannot be used"]
-    assert unusable["links"] == 1
 
 
 async def test_metrics_tell_of_the_stock_the_build_and_the_process(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
