@@ -11,7 +11,7 @@ import logging
 import shutil
 import signal
 import sys
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from ipaddress import ip_network
 from typing import TYPE_CHECKING, Final
@@ -24,7 +24,7 @@ from proxy.service.misses import Misses
 from proxy.service.rewrite import RewriteDesk
 from proxy.storage.local_token import NAME, TokenUnusableError, make_token, read_token
 from proxy.supervisor import LEAVE, READY
-from proxy.web import api, images_api, jobs_api, login, openapi, rewrite_api, script
+from proxy.web import api, failures_api, images_api, jobs_api, login, openapi, rewrite_api, script
 from proxy.web import health as health_routes
 from proxy.web.admission import admission, invite_later
 from proxy.web.bodies import Bodies
@@ -34,6 +34,7 @@ from proxy.web.door import Door, Tokens
 from proxy.web.exchange import over_aiohttp
 from proxy.web.hosts import hosts
 from proxy.web.images import IMAGES, IMG, image, img, legacy
+from proxy.web.metrics_site import serving_metrics
 from proxy.web.prepared import BYTES_MAX as ANSWERS_BYTES_MAX
 from proxy.web.prepared import PreparedAnswers
 from proxy.web.problems import problems
@@ -48,6 +49,7 @@ from proxy.works import REAL, Seams, Works, make_inspector, make_linking, open_w
 if TYPE_CHECKING:
     import socket
     from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+    from contextlib import AbstractAsyncContextManager
 
     from aiohttp.typedefs import Handler
 
@@ -105,7 +107,8 @@ def build(config: Config, seams: Seams = REAL, place: Place | None = None) -> we
     _add_api(app.router)
     app.router.add_get("/healthz", health_routes.healthz)
     app.router.add_get("/readyz", health_routes.readyz)
-    app.router.add_get("/metrics", health_routes.metrics)
+    if not config.server.metrics_address:
+        app.router.add_get("/metrics", health_routes.metrics)
 
     for legacy_names in config.legacy:
         app.router.add_get(f"/{legacy_names.mount}/{{name:.+}}", over_aiohttp(legacy(legacy_names.mount)))
@@ -134,6 +137,7 @@ def _add_api(router: web.UrlDispatcher) -> None:
         router.add_delete(path, handler, expect_handler=invite_later)
 
     get("/api/inspect", api.inspect)
+    get("/api/failures", failures_api.list_failures)
     post("/api/save-image", api.save_image)
     post("/api/save-images", jobs_api.save_images)
     post("/api/rewrite", rewrite_api.rewrite)
@@ -197,6 +201,7 @@ async def _site(config: Config, seams: Seams, running: _Running, place: Place | 
             refetcher=works.refetcher,
             jobs=works.jobs,
             ledger=works.parts.catalog,
+            failures=works.failures,
             saver=works.saver,
             bodies=Bodies(),
             linking=make_linking(config, works.inspector, works.parts),
@@ -296,10 +301,11 @@ async def serve(config: Config, seams: Seams = REAL) -> None:
         running = app[_RUNNING]
         assert running.works is not None
         running.works.own_ports.update(address[1] for address in runner.addresses)
-        _tune_interpreter()
-        tell_opening(config, [(address[0], address[1]) for address in runner.addresses], app[SITE].door.local_token)
-        await stop.wait()
-        await _drain(runner, running, stop)
+        async with _metrics_apart(config, app[SITE]):
+            _tune_interpreter()
+            tell_opening(config, [(address[0], address[1]) for address in runner.addresses], app[SITE].door.local_token)
+            await stop.wait()
+            await _drain(runner, running, stop)
     finally:
         await runner.cleanup()
     log.info("stopped")
@@ -342,14 +348,15 @@ async def work(config: Config, place: Place, listening: Sequence[socket.socket],
             running.works.own_ports.update(sock.getsockname()[1] for sock in listening)
             for sock in listening:
                 await web.SockSite(runner, sock, backlog=1024).start()
-            _tune_interpreter()
-            control.send(READY)
-            log.info("worker ready", extra={"worker": place.name})
-            await ends.heard.wait()
-            if ends.alone:
-                log.error("the supervisor is gone")
-            await running.works.rest()
-            await (_leave if ends.others_stay else _drain)(runner, running, ends.heard, side)
+            async with _metrics_apart(config, site, shared=True):
+                _tune_interpreter()
+                control.send(READY)
+                log.info("worker ready", extra={"worker": place.name})
+                await ends.heard.wait()
+                if ends.alone:
+                    log.error("the supervisor is gone")
+                await running.works.rest()
+                await (_leave if ends.others_stay else _drain)(runner, running, ends.heard, side)
             left = running.works.metrics.tell(place.name, lasting=True)
             site.siblings.leave_counters(left, running.works.metrics.merge)
         finally:
@@ -361,6 +368,12 @@ async def work(config: Config, place: Place, listening: Sequence[socket.socket],
             # Nobody else tidies up; who has not ended yet does without (`storage/claims.py`).
             await asyncio.to_thread(shutil.rmtree, place.folder, ignore_errors=True)
     log.info("stopped")
+
+
+def _metrics_apart(config: Config, site: Site, *, shared: bool = False) -> AbstractAsyncContextManager[None]:
+    """Serve `/metrics` on an address of its own, where the configuration names one."""
+    address = config.server.metrics_host_and_port
+    return nullcontext() if address is None else serving_metrics(site, *address, shared=shared)
 
 
 @dataclass(slots=True)
@@ -408,6 +421,7 @@ async def _drain(runner: Runner, running: _Running, stop: asyncio.Event, side: w
     stop.clear()
     with suppress(TimeoutError):
         await asyncio.wait_for(stop.wait(), DRAIN_NOTICE_S)
+        log.info("drain notice cut short", extra={"cause": "a second signal"})
     await _finish(runner, running.works, side)
 
 

@@ -64,6 +64,7 @@ class Server(Section, frozen=True):
     public_url: str = ""
     trusted_proxies: tuple[str, ...] = ()
     forwarded_header: str = "x-forwarded-for"
+    metrics_address: str = ""
 
     @property
     def loopback(self) -> bool:
@@ -72,6 +73,21 @@ class Server(Section, frozen=True):
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
             return self.host == "localhost"
+
+    @property
+    def metrics_host_and_port(self) -> tuple[str, int] | None:
+        """
+        Where `/metrics` is served apart; `None`: beside everything else.
+
+        Raises:
+            ConfigError: The setting is no address.
+        """
+        if not self.metrics_address:
+            return None
+        host, _, port = self.metrics_address.rpartition(":")
+        if not host or not port.isdecimal() or not 1 <= int(port[:6]) <= 65535:
+            raise ConfigError('server.metrics_address: expected HOST:PORT, as in "127.0.0.1:9100" or "[::1]:9100"')
+        return host.removeprefix("[").removesuffix("]"), int(port)
 
     @property
     def is_open(self) -> bool:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from mmap import mmap
     from pathlib import Path
 
-    from proxy.core.errors import StorageError
+    from proxy.core.errors import SourceForbidden, StorageError
     from proxy.core.model import (
         Backlog,
         Client,
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         NewItem,
         Record,
         Source,
+        Subject,
         Tombstone,
         Totals,
         Validator,
@@ -579,17 +580,20 @@ class Observer(Protocol):
     def suspected(self, record: Record) -> None:
         """The bytes of a record came under so many identities of its host that they may be a placeholder."""
 
-    def filled(self, size: int, *, pending: bool) -> None:
+    def filled(self, subject: Subject, size: int, *, pending: bool) -> None:
         """An image was fetched and kept; `pending`: in the fallback only."""
 
-    def unchanged(self) -> None:
+    def unchanged(self, subject: Subject) -> None:
         """An origin was asked whether an image changed, and it did not."""
 
-    def unkept(self, fault: StorageError) -> None:
+    def unkept(self, subject: Subject, fault: StorageError) -> None:
         """An image was fetched and delivered, but not kept; a `Conflict` is nobody's trouble."""
 
-    def failed(self, error: BaseException) -> None:
+    def failed(self, subject: Subject, error: BaseException) -> None:
         """A fill ended without an image."""
+
+    def refused(self, subject: Subject, error: SourceForbidden) -> None:
+        """The policy forbids a link, so nothing was fetched."""
 
 
 class Claims(Protocol):
@@ -656,6 +660,9 @@ class Ledger(Protocol):
         """Return up to `limit` records, newest first, from behind `after`: epoch seconds and key of the last one."""
 
     async def count(self) -> Totals: ...
+
+    async def count_images(self) -> tuple[int, int]:
+        """Return the number of images, and the sum of their sizes in bytes."""
 
     async def suspects(self, *, since: datetime, identities_min: int) -> Sequence[tuple[str, Digest, int]]:
         """

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 from aiohttp.http_exceptions import HttpProcessingError
-from prometheus_client import CollectorRegistry, Gauge, generate_latest
+from prometheus_client import CollectorRegistry, Gauge, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
@@ -123,6 +123,37 @@ class Times(Collector):
         yield family
 
 
+class Watched(Collector):
+    """A counter that is kept elsewhere, and asked for when somebody looks."""
+
+    def __init__(self, name: str, help_text: str, value: Callable[[], float]) -> None:
+        self._about = (name, help_text)
+        self._value = value
+
+    def collect(self) -> Iterator[Metric]:
+        yield CounterMetricFamily(*self._about, value=self._value())
+
+
+class ProcessSample(Collector):
+    """
+    What the library reads of this process from /proc: processor time, memory, open files, start.
+
+    It lists the open files, which takes milliseconds for thousands of connections. So `take` runs in a thread, and the
+    metrics show the last sample.
+    """
+
+    def __init__(self) -> None:
+        self._source = ProcessCollector(registry=None)
+        self._sample: list[Metric] = []
+
+    def take(self) -> None:
+        """Take a sample. Blocks."""
+        self._sample = list(self._source.collect())
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self._sample
+
+
 class Family(msgspec.Struct, array_like=True):
     """A metric of one worker, on its way to another."""
 
@@ -144,14 +175,17 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self._added: set[str] = set()
+        self._added = {"process_resident_memory_bytes", "process_virtual_memory_bytes", "process_open_fds"}
         """Gauges of which every worker has a part."""
+        self.process = ProcessSample()
+        self.registry.register(self.process)
         # One per answered request. By outcome, the sum over statuses is all that reached that outcome.
         self._requests = self._tally("requests", "Requests answered", "route", "outcome", "status")
         self._sent = self._tally("sent_bytes", "Bytes of bodies handed to clients")
         self._request_times = self._times("request_seconds", "From request to end of answer", "route")
-        # fills{outcome="stored"} + "fallback" + "unkept" + "unchanged" + "yielded" + all error codes = ended fills.
-        self._fills = self._tally("fills", "Fills that ended", "outcome")
+        # fills{outcome="stored"} + "fallback" + "unkept" + "unchanged" + "yielded" + all error codes = ended fills. The
+        # providers are names of the provider rules, "other" and "upload", so a stranger cannot make new ones.
+        self._fills = self._tally("fills", "Fills that ended", "provider", "outcome")
         self._stored = self._tally("stored_bytes", "Bytes of images kept")
         # One per refusal by a limit on a shared resource; clients that share one fill share its refusal.
         self._refused = self._tally("refused", "Requests refused by a limit on a shared resource", "limit")
@@ -195,6 +229,15 @@ class Metrics:
             self._added.add(f"imgkeep_{name}")
         Gauge(f"imgkeep_{name}", help_text, registry=self.registry).set_function(value)
 
+    def watch_count(self, name: str, help_text: str, value: Callable[[], float]) -> None:
+        """Add a counter that asks `value` whenever somebody looks; every worker has its part."""
+        self.registry.register(Watched(f"imgkeep_{name}", help_text, value))
+
+    def announce(self, **build: str) -> None:
+        """Tell which version of what runs, as labels of a gauge that is 1."""
+        gauge = Gauge("imgkeep_build_info", "Versions, as labels", tuple(build), registry=self.registry)
+        gauge.labels(**build).set(1)
+
     def answered(self, route: str, outcome: str, status: int, size: int, seconds: float) -> None:
         """A request was answered with `size` bytes of a body."""
         self._requests.add(route, outcome, status)
@@ -224,23 +267,23 @@ class Metrics:
         self._documents.add(form)
         self._links.add(number=links)
 
-    def filled(self, size: int, *, pending: bool) -> None:
-        self._fills.add("fallback" if pending else "stored")
+    def filled(self, provider: str, size: int, *, pending: bool) -> None:
+        self._fills.add(provider, "fallback" if pending else "stored")
         self._stored.add(number=size)
 
-    def unchanged(self) -> None:
-        self._fills.add("unchanged")
+    def unchanged(self, provider: str) -> None:
+        self._fills.add(provider, "unchanged")
 
     def weighed(self, outcome: str) -> None:
         """A link was tried, or a probe has ended."""
         self._weighed.add(outcome)
 
-    def unkept(self) -> None:
-        self._fills.add("unkept")
+    def unkept(self, provider: str) -> None:
+        self._fills.add(provider, "unkept")
 
-    def failed(self, error: BaseException) -> None:
+    def failed(self, provider: str, error: BaseException) -> None:
         code = error.code if isinstance(error, ImgkeepError) else "internal_error"
-        self._fills.add("yielded" if isinstance(error, Yielded) else code)
+        self._fills.add(provider, "yielded" if isinstance(error, Yielded) else code)
 
     def refused(self, limit: str) -> None:
         """A request was refused because a shared resource, or a client's share of it, is used up."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import platform
 import random
 import secrets
 import time
@@ -40,11 +41,13 @@ from proxy.service.inspect import Inspector
 from proxy.service.jobs import JobRunner
 from proxy.service.judging import Judges
 from proxy.service.keep import Keeper
+from proxy.service.recent import REFUSED, RecentFailures
 from proxy.service.refetch import Refetcher
 from proxy.service.refresh import Rules
 from proxy.service.removal import Refusals, Remover
 from proxy.service.rewrite import Linking
 from proxy.service.save import Saver
+from proxy.service.stock import Stock
 from proxy.service.suspects import Suspects
 from proxy.service.upkeep import reindex
 from proxy.storage.cache import Share
@@ -58,7 +61,8 @@ if TYPE_CHECKING:
     from aiohttp.abc import AbstractResolver
 
     from proxy.config import Config
-    from proxy.core.model import Digest, Key, Record
+    from proxy.core.errors import SourceForbidden
+    from proxy.core.model import Digest, Key, Record, Subject
     from proxy.origin.guard import SocketFactory
     from proxy.parts import Parts
     from proxy.ports import Clock, Sleep
@@ -112,6 +116,8 @@ class Works:
     jobs: JobRunner
     health: Health
     metrics: Metrics
+    failures: RecentFailures
+    stock: Stock
     own_ports: set[int]
     turn: Turn | None
     """Whose turn it is among several workers; `None`: there is one."""
@@ -133,8 +139,9 @@ class Works:
         tasks = [
             asyncio.create_task(each)
             for each in (
-                _watch(self.health, self.parts, self.turn, healer),
+                _watch(self.health, self.parts, self.turn, healer, self.stock),
                 self.refusals.run(self.seams.sleep),
+                _sample_process(self.metrics),
                 *breaker,
                 *(self._works(healer) if self.turn is None else [self._take_turns(self.turn, healer)]),
             )
@@ -224,6 +231,8 @@ async def open_works(
         CatalogTooNew: A newer version wrote the catalog.
     """
     metrics = Metrics()
+    metrics.announce(version=__version__, python=platform.python_version())
+    failures = RecentFailures(seams.clock)
     share = None
     if place is not None and siblings is not None:
         share = Share(place.slot, place.workers, lambda copies: siblings.tell(copies=copies))
@@ -239,7 +248,8 @@ async def open_works(
         refusals = Refusals(parts.store, parts.catalog, _drop_of(parts), siblings)
         claims = None if place is None else _open_claims(config, seams, place)
         judges = seams.make_judges()
-        neighbours = _make_neighbours(config, seams, parts, origin, judges, _Witness(metrics, health), refusals)
+        witness = _Witness(metrics, health, failures)
+        neighbours = _make_neighbours(config, seams, parts, origin, judges, witness, refusals)
         keeper = _make_keeper(config, seams, parts, inspector, neighbours, claims, siblings, metrics.refused)
         remover = Remover(
             store=parts.store, register=parts.catalog, finder=keeper, refusals=refusals, clock=seams.clock
@@ -265,6 +275,8 @@ async def open_works(
             jobs=_make_jobs(config, seams, parts, inspector, saver, origin, metrics),
             health=health,
             metrics=metrics,
+            failures=failures,
+            stock=Stock(parts.catalog, seams.timer),
             own_ports=own_ports,
             turn=None if place is None else Turn(Path(place.folder), place.name),
             refusals=refusals,
@@ -400,6 +412,10 @@ def _watch_gauges(works: Works, origin: OriginClient, judges: Judges) -> None:
     watch("judgements_in_flight", "Images judged in threads of their own", lambda: judges.under_way)
     watch("hot_bytes", "Bytes of objects held in memory", lambda: shelf.copied_bytes)
     watch("mapped_bytes", "Bytes of objects mapped into memory", lambda: shelf.mapped_bytes)
+    watch("ready", "Processes that /readyz calls ready or degraded", lambda: works.health.report(in_full=False)[0])
+    watch("degraded", "Processes of which a part is failing", lambda: any(works.health.faults.values()))
+    watch("images", "Images that are stored, as of the last count", lambda: works.stock.images, shared=True)
+    watch("images_bytes", "Bytes of these images", lambda: works.stock.size, shared=True)
     watch("store_free_bytes", "Bytes free on the local disk", lambda: works.health.free_bytes, shared=True)
 
 
@@ -417,8 +433,8 @@ def _prepare_healing(works: Works) -> Healer | None:
     watch = metrics.watch
     watch("store_away", "1 while the fallback takes over", lambda: remote.breaker.reason is not None, shared=True)
     watch("cache_bytes", "Bytes of local copies", lambda: remote.cache.bytes)
-    watch("cache_hits", "Look-ups that found a local copy", lambda: remote.cache.hits)
-    watch("cache_misses", "Look-ups that found none", lambda: remote.cache.misses)
+    metrics.watch_count("cache_hits", "Look-ups that found a local copy", lambda: remote.cache.hits)
+    metrics.watch_count("cache_misses", "Look-ups that found none", lambda: remote.cache.misses)
 
     def tell_store(reason: str | None) -> None:
         health.faults["store"] = reason
@@ -494,15 +510,16 @@ class _Herald:
 class _Witness:
     """Implements `ports.Observer`: counts, and tells the health at once what a fill met."""
 
-    def __init__(self, metrics: Metrics, health: Health) -> None:
+    def __init__(self, metrics: Metrics, health: Health, failures: RecentFailures) -> None:
         self._metrics = metrics
         self._health = health
+        self._failures = failures
 
-    def filled(self, size: int, *, pending: bool) -> None:
-        self._metrics.filled(size, pending=pending)
+    def filled(self, subject: Subject, size: int, *, pending: bool) -> None:
+        self._metrics.filled(subject.label, size, pending=pending)
 
-    def unchanged(self) -> None:
-        self._metrics.unchanged()
+    def unchanged(self, subject: Subject) -> None:
+        self._metrics.unchanged(subject.label)
 
     def weighed(self, outcome: str) -> None:
         self._metrics.weighed(outcome)
@@ -514,17 +531,33 @@ class _Witness:
             extra={"host": record.host, "digest": record.digest},
         )
 
-    def unkept(self, fault: StorageError) -> None:
-        self._metrics.unkept()
+    def unkept(self, subject: Subject, fault: StorageError) -> None:
+        self._metrics.unkept(subject.label)
         if isinstance(fault, Conflict) and not isinstance(fault, WrittenByNewer):
             return
         reason = str(fault)
         if not self._health.faults.get("store"):
             log.error("an image was delivered but not kept", extra={"reason": reason})
         self._health.note("store", reason)
+        self._failures.note(subject, fault)
 
-    def failed(self, error: BaseException) -> None:
-        self._metrics.failed(error)
+    def failed(self, subject: Subject, error: BaseException) -> None:
+        self._metrics.failed(subject.label, error)
+        self._failures.note(subject, error)
+
+    def refused(self, subject: Subject, error: SourceForbidden) -> None:
+        self._failures.note(subject, error, share=REFUSED)
+
+
+async def _sample_process(metrics: Metrics) -> None:
+    """Have the metrics tell of this process, in a thread that nothing else waits for."""
+    thread = ThreadPoolExecutor(1, thread_name_prefix="process")
+    try:
+        while True:
+            await asyncio.get_running_loop().run_in_executor(thread, metrics.process.take)
+            await asyncio.sleep(LOOK_EVERY_S)
+    finally:
+        thread.shutdown(wait=False)
 
 
 async def _within(event: asyncio.Event, seconds: float) -> bool:
@@ -534,7 +567,7 @@ async def _within(event: asyncio.Event, seconds: float) -> bool:
     return event.is_set()
 
 
-async def _watch(health: Health, parts: Parts, turn: Turn | None, healer: Healer | None) -> None:
+async def _watch(health: Health, parts: Parts, turn: Turn | None, healer: Healer | None, stock: Stock) -> None:
     """
     Look after the health, and fill a catalog that is new or was lost: from a disk. Of a bucket every record would be a
     request that is paid for, and look-ups find them one by one as they are needed.
@@ -545,6 +578,8 @@ async def _watch(health: Health, parts: Parts, turn: Turn | None, healer: Healer
             with suppress(StorageError):
                 images = await reindex(parts.archives, parts.catalog)
                 log.info("catalog filled from the records", extra={"images": images})
+        if is_ours:
+            await stock.look()
         await asyncio.sleep(LOOK_EVERY_S)
         before = dict(health.faults)
         await health.look()

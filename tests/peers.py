@@ -197,7 +197,7 @@ class Line:
 
 async def hear(reader: asyncio.StreamReader) -> Answer:
     """Read one answer that tells its length."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(20):
         answer = split(await reader.readuntil(b"\r\n\r\n"))
         answer.body = await reader.readexactly(int(answer.headers.get("content-length", "0")))
         return answer

@@ -61,7 +61,7 @@ def environment(folder: Path, **settings: str) -> dict[str, str]:
     }
 
 
-async def until(condition: Callable[[], bool], *, within_s: float = 10) -> None:
+async def until(condition: Callable[[], bool], *, within_s: float = 30) -> None:
     """Wait for something that another process or thread does and does not tell."""
     async with asyncio.timeout(within_s):
         while not condition():  # noqa: ASYNC110 - there is nobody who could set an event
@@ -115,7 +115,7 @@ class Program:
         assert isinstance(report, dict)
         return report
 
-    async def becomes(self, status: str, *, within_s: float = 8) -> dict[str, object]:
+    async def becomes(self, status: str, *, within_s: float = 30) -> dict[str, object]:
         """Wait until `/readyz` has this status; a look is taken every five seconds."""
         report: dict[str, object] = {}
         with suppress(TimeoutError):

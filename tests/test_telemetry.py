@@ -11,7 +11,7 @@ import threading
 import time
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote
 
 import pytest
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     Start = Callable[..., Awaitable[Imgkeep]]
 
 ACCESS_FIELDS = {"client", "method", "route", "key", "outcome", "status", "bytes", "ms"}
+FAILURE_FIELDS = {"host", "provider", "detail"}
+"""In the record of a failure besides."""
 
 
 @pytest.mark.parametrize(
@@ -314,7 +316,11 @@ async def test_a_noisy_run_tells_no_secret_and_adds_up(  # noqa: PLR0915 - one s
     assert sum(values(page, "imgkeep_request_seconds_count").values()) == len(answers)
     assert values(page, "imgkeep_sent_bytes_total") == {"": sum(len(answer.body) for answer in answers)}
     fills = values(page, "imgkeep_fills_total")
-    assert fills == {'outcome="stored"': 1, 'outcome="source_not_found"': 1, 'outcome="not_an_image"': 1}
+    assert fills == {
+        'outcome="stored",provider="other"': 1,
+        'outcome="source_not_found",provider="other"': 1,
+        'outcome="not_an_image",provider="other"': 1,
+    }
     assert sum(values(page, "imgkeep_origin_requests_total").values()) == len(origin.seen) == 3
     assert values(page, "imgkeep_stored_bytes_total") == {"": 100_000}
     assert values(page, "imgkeep_fills_in_flight") == {"": 0}
@@ -324,7 +330,8 @@ async def test_a_noisy_run_tells_no_secret_and_adds_up(  # noqa: PLR0915 - one s
         access = [record for record in records if record["logger"] == "imgkeep.access"]
         assert len(access) == len(answers)
         for record, answer in zip(access, answers, strict=True):
-            assert record.keys() == ACCESS_FIELDS | {"time", "level", "logger", "message"}
+            told = FAILURE_FIELDS if record["status"] >= 400 else set()
+            assert record.keys() == ACCESS_FIELDS | told | {"time", "level", "logger", "message"}
             assert (record["status"], record["bytes"]) == (answer.status, len(answer.body))
             assert record["client"] == "127.0.0.1"
             assert record["ms"] >= 0
@@ -343,11 +350,54 @@ def broken(source: object) -> Any:
 
 
 @pytest.mark.usefixtures("unhurt")
+async def test_the_record_of_a_failure_says_what_it_was_about(
+    start: Start, origin: FakeOrigin, stream: io.StringIO
+) -> None:
+    async with printing(stream, Log(format="json")):
+        imgkeep = await start()
+        page = origin.gives("/page.png", b"<html>")
+        await imgkeep.img(f"{page}?sig=SECRET")
+        await imgkeep.client.post("/api/save-image", json={"url": f"{page}?sig=SECRET"})
+        submitted = await imgkeep.client.post("/api/save-images", json={"urls": [page, "nonsense"], "wait": True})
+        assert (await submitted.json())["failed"] == 2
+    text = stream.getvalue()
+    assert "SECRET" not in text
+    records = [json.loads(line) for line in text.splitlines()]
+    shown, saved = [record for record in records if record.get("outcome") == "not_an_image"]
+    for record in (shown, saved):
+        assert (record["host"], record["provider"]) == ("127.0.0.1", None)
+        assert "image" in record["detail"]
+        assert len(record["key"]) == 64
+    (failed,) = [record for record in records if record["message"] == "job link failed"]
+    assert (failed["host"], failed["code"], failed["number"], len(failed["key"])) == (
+        "127.0.0.1",
+        "not_an_image",
+        0,
+        64,
+    )
+    (unusable,) = [record for record in records if record["message"] == "job has links that cannot be used"]
+    assert unusable["links"] == 1
+
+
+@pytest.mark.usefixtures("unhurt")
 async def test_access_records_can_be_switched_off(start: Start, stream: io.StringIO) -> None:
     async with printing(stream, Log()):
         imgkeep = await start(log={"access": False})
-        assert (await ask(imgkeep, "/healthz")).status == 200
+        assert (await ask(imgkeep, "/api")).status == 200
     assert "imgkeep.access" not in stream.getvalue()
+
+
+@pytest.mark.usefixtures("unhurt")
+@pytest.mark.parametrize(("level", "told"), [("info", ["/api"]), ("debug", ["/healthz", "/readyz", "/api"])])
+async def test_probes_are_recorded_for_debugging_only(
+    start: Start, stream: io.StringIO, level: Literal["info", "debug"], told: list[str]
+) -> None:
+    async with printing(stream, Log(level=level, format="json")):
+        imgkeep = await start()
+        for path in ("/healthz", "/readyz", "/api"):
+            assert (await ask(imgkeep, path)).status == 200
+    records = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert [record["route"] for record in records if record["logger"] == "imgkeep.access"] == told
 
 
 def test_the_counters_of_several_workers_are_added_and_what_all_see_is_not() -> None:

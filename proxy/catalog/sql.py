@@ -158,6 +158,11 @@ class SqlCatalog(Database):
         await self._settle()
         return await self.execute(_count)
 
+    async def count_images(self) -> tuple[int, int]:
+        query = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(images.c.size), 0)).where(_SHOWN)
+        number, size = await self.execute(lambda connection: connection.execute(query).one())
+        return int(number), int(size)
+
     async def suspects(self, *, since: datetime, identities_min: int) -> Sequence[tuple[str, Digest, int]]:
         await self._settle()
         number = sa.func.count().label("number")

@@ -261,6 +261,27 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
+class Subject:
+    """
+    What a fill or a request was about, as far as a log may tell: never the link.
+
+    Attributes:
+        key: Of the image.
+        host: Of the link; empty for an image that came without one.
+        provider: The service behind the link, where the provider rules know it.
+    """
+
+    key: Key
+    host: str
+    provider: str | None = None
+
+    @property
+    def label(self) -> str:
+        """The provider as metrics tell it: a name of the provider rules, `other`, or `upload`."""
+        return self.provider or ("other" if self.host else "upload")
+
+
+@dataclass(frozen=True, slots=True)
 class NewItem:
     """A link that is to be saved, or why it cannot be (`failure`)."""
 

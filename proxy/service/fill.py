@@ -36,7 +36,7 @@ from proxy.core.errors import (
     StorageError,
     TooLarge,
 )
-from proxy.core.model import OWN, Record
+from proxy.core.model import OWN, Record, Subject
 from proxy.core.standing import doubts_of, read_link
 from proxy.core.stored import REMOVED
 from proxy.ports import Demand, NotModified, Trace
@@ -158,6 +158,7 @@ class Fill:
         self.outcome: Record | StorageError | None = None
         self.head: asyncio.Future[Head] = asyncio.get_running_loop().create_future()
         self._info = info
+        self._subject = Subject(info.key, source.host, info.provider)
         self._routes = routes or (source,)
         self._settle = settle
         self._unreachable = unreachable
@@ -199,7 +200,7 @@ class Fill:
         try:
             record, fault = await self._fetch()
         except NotModified:
-            self._to.observer.unchanged()
+            self._to.observer.unchanged(self._subject)
             self.head.cancel()
             self._land()
             self._tide.end()
@@ -211,10 +212,10 @@ class Fill:
                 await asyncio.sleep(0)
             fault = await self._keep(record)
         if fault is None:
-            self._to.observer.filled(self._draft.size, pending=self._pending)
+            self._to.observer.filled(self._subject, self._draft.size, pending=self._pending)
         else:
             self.outcome = fault
-            self._to.observer.unkept(fault)
+            self._to.observer.unkept(self._subject, fault)
         self._size = self._draft.size
         self._land()
         self._tide.rise(self._size)
@@ -284,7 +285,7 @@ class Fill:
             self.head.exception()  # marks it as retrieved: all who waited may have left
         self._tide.end(told)
         self._tower.failed(self.source, error)
-        self._to.observer.failed(error)
+        self._to.observer.failed(self._subject, told)
 
     async def judged(self) -> Head:
         """

@@ -136,6 +136,8 @@ class JobRunner:
             raise Busy(f"{WAITING_MAX} links wait already", retry_after_s=60)
         new = await asyncio.to_thread(lambda: [self._read(url) for url in urls])
         job = await self._jobs.create(self._draw_id(), new, webhook)
+        if job.failed:
+            log.warning("job has links that cannot be used", extra={"job": job.id, "links": job.failed})
         self.waiting += job.total - job.failed
         self._look_at = self._tell_at = 0
         self._wake.set()
@@ -274,12 +276,21 @@ class JobRunner:
             delay_s = self._delay(item, error)
             if delay_s is None:
                 self._counted(error.code)
+                self._log_failure(item, error)
                 return await self._jobs.failed(item, Failure(error.code, str(error)))
             self._counted("retried")
             await self._jobs.postpone(item, delay_s)
             return None
         self._counted("saved")
         return await self._jobs.saved(item, saved.record.key, created=saved.created)
+
+    def _log_failure(self, item: JobItem, error: ImgkeepError) -> None:
+        """Log which link of which job has failed, by its key: the link grants access."""
+        facts: dict[str, object] = {"job": item.job, "number": item.number, "host": item.host}
+        with suppress(ImgkeepError):
+            info = self._identify(read_source(item.link))
+            facts |= {"key": info.key, "provider": info.provider}
+        log.warning("job link failed", extra={**facts, "code": error.code, "detail": str(error)})
 
     def _delay(self, item: JobItem, error: ImgkeepError) -> float | None:
         """Return the seconds to wait before another attempt; `None`: no attempt would help."""

@@ -30,7 +30,7 @@ from proxy.core.errors import (
     Unreachable,
     Yielded,
 )
-from proxy.core.model import Doubt, Key, Record
+from proxy.core.model import Doubt, Key, Record, Subject
 from proxy.core.policy import judge
 from proxy.core.standing import OTHERS, Use, judge_record, lasts, own_info, read_link, standing_of
 from proxy.core.stored import REMOVED, read_object_name, write_doubts
@@ -165,7 +165,7 @@ class Keeper:
         Raises:
             SourceRejected, OriginError, StorageError, Busy: As their classes say.
         """
-        self._insist_on_no_denial(self._policy.denial(source, info.places))
+        self._insist_on_no_denial(_subject_of(source, info), self._policy.denial(source, info.places))
         for _ in range(TRIES_MAX):
             began = self._timer()
             met, fault = await self._meet(source, info)
@@ -174,7 +174,7 @@ class Keeper:
                 if shown is not None:
                     return shown
             visit.insist()
-            self._insist_on_policy(source)
+            self._insist_on_policy(source, info)
             if self._rules.redirect_permanent and not info.temporary:
                 return Redirect(source.url)
             boarded = await self._board(source, met.info, visit, fault, partial(self._follow, visit), began=began)
@@ -209,7 +209,7 @@ class Keeper:
         Raises:
             SourceRejected, OriginError, StorageError, Busy: As their classes say; it is not kept.
         """
-        self._insist_on_no_denial(self._policy.denial(source, info.places))
+        self._insist_on_no_denial(_subject_of(source, info), self._policy.denial(source, info.places))
         while True:
             began = self._timer()
             met, fault = await self._meet(source, info)
@@ -224,7 +224,7 @@ class Keeper:
                 if held is not None:
                     return held, False
             if kept is None:
-                self._insist_on_policy(source)
+                self._insist_on_policy(source, info)
                 kept = await self._board(source, met.info, SOMEBODY, fault, self._wait, began=began)
             if isinstance(kept, Elsewhere):
                 assert self._siblings is not None
@@ -513,7 +513,7 @@ class Keeper:
         name = f"{TRIAL}{fingerprint(source).hex()}"
         try:
             visit.insist()
-            self._insist_on_policy(source)
+            self._insist_on_policy(source, info)
             self._check_departure(source, None, came_from_us=visit.came_from_us)
             if self._claims is not None and name not in self._flights:
                 holder = self._claims.take(name)
@@ -568,11 +568,9 @@ class Keeper:
         if self._claims is not None:
             self._claims.release(key, kept=kept)
 
-    def _insist_on_policy(self, source: Source) -> None:
+    def _insist_on_policy(self, source: Source, info: SourceInfo) -> None:
         """Judge before anything is fetched, and only then: what is kept stays, whatever may be fetched today."""
-        reason = judge(source, self._policy)
-        if reason is not None:
-            raise SourceForbidden(f"the source is refused: {reason}")
+        self._insist_on_no_denial(_subject_of(source, info), judge(source, self._policy))
 
     def _check_departure(self, source: Source, fault: StorageError | None, *, came_from_us: bool) -> None:
         """Raise what spares the origin a request."""
@@ -606,12 +604,13 @@ class Keeper:
         """Raise for what is stored and may not be shown: by whichever link it came, and by whichever it is found."""
         self.insist_on_life(record.digest)
         if self._policy.denies_record(record.host, record.identity):
-            self._insist_on_no_denial("host is in sources.deny")
+            self._insist_on_no_denial(Subject(record.key, record.host, record.provider), "host is in sources.deny")
 
-    @staticmethod
-    def _insist_on_no_denial(reason: str | None) -> None:
+    def _insist_on_no_denial(self, subject: Subject, reason: str | None) -> None:
         if reason is not None:
-            raise SourceForbidden(f"the source is refused: {reason}")
+            error = SourceForbidden(f"the source is refused: {reason}")
+            self._to.observer.refused(subject, error)
+            raise error
 
     def insist_on_life(self, digest: Digest) -> None:
         """Raise `Removed` if a picture was removed."""
@@ -753,3 +752,7 @@ def _neither(fault: StorageError) -> StorageError:
 def _name_for_people(name: str, format_: Format) -> str:
     """Return a file name that is the same for hit and miss, and safe anywhere."""
     return f"{name[:16]}.{format_.extension}"
+
+
+def _subject_of(source: Source, info: SourceInfo) -> Subject:
+    return Subject(info.key, source.host, info.provider)

@@ -32,7 +32,7 @@ from proxy.core.errors import (
     SourceNotFound,
     StorageError,
 )
-from proxy.core.model import Doubt, Key, Record
+from proxy.core.model import Doubt, Key, Record, Subject
 from proxy.core.policy import judge
 from proxy.core.source import read_source
 from proxy.core.standing import fingerprint, read_link
@@ -199,24 +199,25 @@ class Refetcher:
 
     async def _run(self, key: Key, source: Source) -> Refetched | None:
         info = self._keeper.identify(source)
+        subject = Subject(key, source.host, info.provider)
         try:
             refetched = await self._fetch(key, source, info)
         except (OriginRefused, SourceNotFound) as error:
-            self._to.observer.failed(error)
+            self._to.observer.failed(subject, error)
             if not info.may_have_expired(self._to.clock()):
                 raise
             raise SourceExpired(
                 f"the link has expired or is no longer honoured: {error}", origin_status=error.origin_status
             ) from None
         except ImgkeepError as error:
-            self._to.observer.failed(error)
+            self._to.observer.failed(subject, error)
             raise
         if refetched is None:
             return None
         if refetched.replaced:
-            self._to.observer.filled(refetched.record.size, pending=False)
+            self._to.observer.filled(subject, refetched.record.size, pending=False)
         else:
-            self._to.observer.unchanged()
+            self._to.observer.unchanged(subject)
         log.info("image fetched again", extra={"key": key, "replaced": refetched.replaced})
         return refetched
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from proxy.core.content import identify_bytes
 from proxy.core.errors import Conflict, Removed, TooLarge
-from proxy.core.model import Record
+from proxy.core.model import Record, Subject
 from proxy.core.stored import REMOVED
 from proxy.service.drafts import take_back
 from proxy.service.whole import begin, judge_whole
@@ -97,6 +97,6 @@ class Saver:
         if record.digest in self._to.refused:  # removed while it was being put
             await take_back(self._to.store, kept)
             raise Removed(REMOVED)
-        self._to.observer.filled(draft.size, pending=kept.pending)
+        self._to.observer.filled(Subject(kept.key, kept.host, kept.provider), draft.size, pending=kept.pending)
         await self._keeper.kept(kept)
         return Saved(kept, created=True)

@@ -28,6 +28,7 @@ import asyncio
 import logging
 import re
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -383,7 +384,7 @@ class Connection(web.RequestHandler):
             self._go_on()
             self._alone = False
             return
-        ask.notes.key, ask.notes.code, ask.notes.outcome = notes.key, notes.code, notes.outcome
+        ask.notes = replace(notes, sent=0)
         part = answer.body
         if isinstance(part, Part):
             assert part.growing is not None
@@ -475,7 +476,7 @@ class Connection(web.RequestHandler):
             # The status is long gone; a connection that breaks is the one thing left that every client understands.
             transport.abort()
             if isinstance(error, ImgkeepError):
-                ask.notes.code = error.code
+                ask.notes.code, ask.notes.detail = error.code, str(error)
             elif isinstance(error, ConnectionError):
                 ask.notes.code = "client_left"
             else:

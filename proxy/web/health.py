@@ -5,11 +5,16 @@ the first two tell how the one is that was asked.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import msgspec
 from aiohttp import web
 
 from proxy.core.errors import ImgkeepError
 from proxy.web.site import SITE
+
+if TYPE_CHECKING:
+    from proxy.web.site import Site
 
 _NO_STORE = {"Cache-Control": "no-store"}
 
@@ -40,6 +45,11 @@ async def metrics(request: web.Request) -> web.Response:
     """The counters of all workers, for Prometheus."""
     site = request.app[SITE]
     site.door.insist_on_own_name(request.headers.get("Host"))
+    return await tell_metrics(site)
+
+
+async def tell_metrics(site: Site) -> web.Response:
+    """Answer with the counters of all workers."""
     if site.siblings is None:
         page = site.meter.page()
     else:

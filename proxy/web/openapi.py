@@ -184,6 +184,27 @@ SCHEMAS: Final[dict[str, Any]] = {
             "reason": {"type": ["string", "null"]},
         }
     ),
+    "Failures": _object(
+        {
+            **_SUCCESS,
+            "failures": {
+                "type": "array",
+                "items": _object(
+                    {
+                        "key": _KEY,
+                        "host": {"type": "string"},
+                        "provider": {"type": ["string", "null"]},
+                        "code": {"type": "string", "description": "As in an answer to a client."},
+                        "detail": {"type": "string", "description": "For people."},
+                        "origin_status": {"type": ["integer", "null"]},
+                        "count": {"type": "integer", "description": "How many there were since `first_at`."},
+                        "first_at": _TIME,
+                        "last_at": _TIME,
+                    }
+                ),
+            },
+        }
+    ),
     "Problem": _object(
         {
             "type": {"type": "string"},
@@ -553,6 +574,18 @@ PATHS: Final[dict[str, Any]] = {
             "Tell what a link names, and ask nobody",
             {"200": _json("Inspection", "What the link tells by itself.")},
             parameters=[_SRC],
+        )
+    },
+    "/api/failures": {
+        "get": _api(
+            "List what failed lately, and why",
+            {"200": _json("Failures", "The last failures, the last to fail first.")},
+            description="Fills that brought no image, since the start: up to 500, of one host up to 100.",
+            parameters=[
+                _query("limit", "Maximum number of entries.", {"type": "integer", "minimum": 1, "maximum": 500}),
+                _query("host", "Only of this host.", {"type": "string"}),
+                _query("code", "Only with this error code.", {"type": "string"}),
+            ],
         )
     },
     "/healthz": {"get": _operation("Tell that the process can answer", {"200": {"description": "It can."}})},

@@ -85,7 +85,7 @@ def problem(error: errors.ImgkeepError, *, api: bool = False) -> Answer:
 def explain(error: Exception, notes: Notes, *, api: bool = False) -> Answer:
     """Return the answer to whatever a handler raised; what nobody foresaw is logged, without its message."""
     if isinstance(error, errors.ImgkeepError):
-        notes.code = error.code
+        notes.code, notes.detail = error.code, str(error)
         return problem(error, api=api)
     extensions = {"success": False} if api else {}
     if isinstance(error, web.HTTPException):

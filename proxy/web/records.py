@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 CLIENT_LEFT: Final = 499
 """nginx's word for a client that left before the answer began."""
 
+PROBES: Final = frozenset({"/healthz", "/readyz"})
+"""Load balancers ask these every second or two; their records are for debugging."""
+
 log = logging.getLogger("imgkeep.access")
 
 
@@ -51,26 +54,28 @@ def tell(  # noqa: PLR0913, PLR0917 - the fields of a record, in their order
     site: Site, peer: tuple[str, Fields], method: str, route: str, notes: Notes, status: int, seconds: float
 ) -> None:
     """Count a request, and write its record. `peer` is its address, and what the request says of others."""
-    outcome = notes.code or notes.outcome
-    site.meter.answered(route, outcome, status, notes.sent, seconds)
-    if site.access_log:
+    site.meter.answered(route, notes.code or notes.outcome, status, notes.sent, seconds)
+    level = logging.DEBUG if route in PROBES else logging.INFO
+    if site.access_log and log.isEnabledFor(level):
         remote, fields = peer
         client = str(site.door.client_address(remote, fields))
-        record(client, method, route, notes.key, outcome, status, notes.sent, seconds)
+        record(level, client, method, route, notes, status, seconds)
 
 
 def record(  # noqa: PLR0913, PLR0917 - the fields of a record, in their order
-    client: str, method: str, route: str, key: str | None, outcome: str, status: int, size: int, seconds: float
+    level: int, client: str, method: str, route: str, notes: Notes, status: int, seconds: float
 ) -> None:
-    """Write the record of a request."""
-    facts = {
+    """Write the record of a request; that of a failure tells what it was about, but never the link."""
+    facts: dict[str, object] = {
         "client": client,
         "method": method,
         "route": route,
-        "key": key,
-        "outcome": outcome,
+        "key": notes.key,
+        "outcome": notes.code or notes.outcome,
         "status": status,
-        "bytes": size,
+        "bytes": notes.sent,
         "ms": round(seconds * 1000, 1),
     }
-    log.info("request", extra=facts)
+    if notes.code is not None:
+        facts |= {"host": notes.host, "provider": notes.provider, "detail": notes.detail}
+    log.log(level, "request", extra=facts)

@@ -50,6 +50,8 @@ NOT_PASSED_BACK: Final = frozenset(
 _PATH: Final = re.compile(r"^(?:[A-Za-z][A-Za-z0-9+.-]*://[^/?#]*)?[^?#]*")
 _PATH_CHARACTERS: Final = "/%-._~!$&'()*+,;=:@"
 _ASCII: Final = "".join(map(chr, range(0x21, 0x7F)))
+_NOTED: Final = msgspec.json.Decoder(tuple[str | None, str, str | None, str | None, str | None, str | None])
+"""Code, outcome, key, host, provider and detail, as the other worker has noted them."""
 
 
 class _Body:
@@ -152,8 +154,8 @@ async def _pass_on(request: web.Request, siblings: Siblings, holder: str) -> web
 
 def _take_notes(answer: aiohttp.ClientResponse, notes: Notes) -> list[tuple[str, str]]:
     """Note what the other worker has noted, and return the fields that are passed back."""
-    outcome, _, key = answer.headers.get(OUTCOME, notes.outcome).partition(" ")
-    notes.outcome, notes.key = outcome, key or notes.key
+    noted = _NOTED.decode(answer.headers[OUTCOME])
+    notes.code, notes.outcome, notes.key, notes.host, notes.provider, notes.detail = noted
     return [(name, value) for name, value in answer.headers.items() if name.lower() not in NOT_PASSED_BACK]
 
 

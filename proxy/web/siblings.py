@@ -25,6 +25,7 @@ from yarl import URL
 
 from proxy.core.errors import Busy, OriginError, StorageError
 from proxy.core.model import Place
+from proxy.service.recent import RecentFailure
 from proxy.web.growth import read_feed
 
 if TYPE_CHECKING:
@@ -160,23 +161,32 @@ class Siblings:
 
     async def counters(self) -> tuple[list[bytes], int, int]:
         """Return what all others have counted, those that have ended too; how many told it, and how many did not."""
-
-        async def ask(name: str) -> bytes | None:
-            try:
-                async with asyncio.timeout(COUNTERS_TIMEOUT_S):
-                    async with await self.ask(name, "GET", "/metrics") as answer:
-                        return await answer.read() if answer.status == 200 else None
-            except (TimeoutError, aiohttp.ClientError, OSError):
-                return None
-
-        names = await self._look_around()
-        told = dict(zip(names, await asyncio.gather(*map(ask, names)), strict=True))
+        told = await self._ask_all("/metrics")
         left = await asyncio.to_thread(self._read_left)
         for counted in left:  # whoever told us and has ended since stands in both
             for name in msgspec.msgpack.decode(counted)[0]:
                 told.pop(name, None)
         answers = [counted for counted in told.values() if counted is not None]
         return [*answers, *left], len(answers), len(told) - len(answers)
+
+    async def failures(self) -> list[list[RecentFailure]]:
+        """Return what failed lately in the other workers, as far as they answer in time."""
+        told = await self._ask_all("/failures")
+        return [msgspec.msgpack.decode(each, type=list[RecentFailure]) for each in told.values() if each is not None]
+
+    async def _ask_all(self, path: str) -> dict[str, bytes | None]:
+        """Ask all others for the same, and return the answers by name; `None`: there was none in time."""
+
+        async def ask(name: str) -> bytes | None:
+            try:
+                async with asyncio.timeout(COUNTERS_TIMEOUT_S):
+                    async with await self.ask(name, "GET", path) as answer:
+                        return await answer.read() if answer.status == 200 else None
+            except (TimeoutError, aiohttp.ClientError, OSError):
+                return None
+
+        names = await self._look_around()
+        return dict(zip(names, await asyncio.gather(*map(ask, names)), strict=True))
 
     def leave_counters(self, counted: bytes, merge: Callable[[Sequence[bytes]], bytes]) -> None:
         """Leave what we have counted for those who stay, with what our predecessors did. Blocks."""

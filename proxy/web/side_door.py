@@ -10,6 +10,7 @@ Rules:
 
 from __future__ import annotations
 
+import json
 from hmac import compare_digest
 from typing import TYPE_CHECKING, Final
 
@@ -80,10 +81,14 @@ def side_door(
     async def metrics(_request: web.Request) -> web.Response:
         return web.Response(body=site.meter.tell(place.name))
 
+    async def failures(_request: web.Request) -> web.Response:
+        return web.Response(body=msgspec.msgpack.encode(site.failures.list()))
+
     app.router.add_get(_FILL, follow, allow_head=False)
     app.router.add_get(f"{_FILL}/end", wait, allow_head=False)
     app.router.add_post("/notices", notices)
     app.router.add_get("/metrics", metrics, allow_head=False)
+    app.router.add_get("/failures", failures, allow_head=False)
     app.on_response_prepare.append(_tell_outcome)
     app.on_response_prepare.append(_end_with_body)
     return app
@@ -137,7 +142,9 @@ async def plain(
 async def _tell_outcome(request: web.Request, response: web.StreamResponse) -> None:
     noted = request.get(NOTES)
     if noted is not None:
-        response.headers[OUTCOME] = f"{noted.code or noted.outcome} {noted.key or ''}".strip()
+        response.headers[OUTCOME] = json.dumps(
+            [noted.code, noted.outcome, noted.key, noted.host, noted.provider, noted.detail]
+        )
 
 
 async def _end_with_body(request: web.Request, response: web.StreamResponse) -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from proxy.service.jobs import JobRunner
     from proxy.service.keep import Keeper
     from proxy.service.misses import Misses
+    from proxy.service.recent import RecentFailures
     from proxy.service.refetch import Refetcher
     from proxy.service.removal import Remover
     from proxy.service.rewrite import Linking, RewriteDesk
@@ -58,6 +59,7 @@ class Site:
     refetcher: Refetcher
     jobs: JobRunner
     ledger: Ledger
+    failures: RecentFailures
     bodies: Bodies
     linking: Linking
     desk: RewriteDesk
@@ -90,6 +92,11 @@ class Notes:
     outcome: str = "none"
     code: str | None = None
     sent: int = 0
+    host: str | None = None
+    """Of the link, told with a failure."""
+    provider: str | None = None
+    detail: str | None = None
+    """Of a failure, for people."""
     permitted_until: int | None = None
     """When the permission to see the answer ends, in epoch seconds."""
 

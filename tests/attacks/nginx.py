@@ -61,7 +61,7 @@ async def nginx(folder: Path, site: str, upstream: str) -> AsyncGenerator[str]:
         *(program, "-p", str(folder), "-c", str(folder / "nginx.conf"), "-e", "stderr"), start_new_session=True
     )
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             while True:
                 with suppress(OSError):
                     _, writer = await asyncio.open_connection("127.0.0.1", port)

@@ -275,7 +275,7 @@ def site_of(imgkeep: Imgkeep) -> Site:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(20):
         while not condition():  # noqa: ASYNC110 - a thread that is held tells nobody
             await asyncio.sleep(0.002)
 

@@ -374,7 +374,7 @@ async def test_a_head_that_drips_is_given_the_read_timeout_and_no_more(start: St
 
     seen = await look(imgkeep, origin.on("/a.png", script))
     assert (seen.status, seen.code) == (504, "origin_timeout")
-    assert sent <= 10
+    assert sent <= 100, "sent in five seconds: the other limits are longer"
 
 
 # --- what an origin asks for

@@ -524,7 +524,7 @@ async def statuses(socket: Path, sent: bytes, *, number: int | None = None) -> l
     found: list[int] = []
     try:
         writer.write(sent)
-        async with asyncio.timeout(4):
+        async with asyncio.timeout(20):
             with suppress(ConnectionError):
                 while (number is None or len(found) < number) and (data := await reader.read(65_536)):
                     heard += data

@@ -31,7 +31,7 @@ async def becomes(program: Program, url: str, body: bytes, caching: str) -> None
     """Wait until all workers show this; a probe that has ended tells nobody outside."""
     shown: set[tuple[bytes, str]] = set()
     with suppress(TimeoutError):
-        async with asyncio.timeout(8):
+        async with asyncio.timeout(30):
             while shown != {(body, caching)}:
                 shown = set(await ask_many(program, url))
                 await asyncio.sleep(0.02)

@@ -155,7 +155,7 @@ async def look(imgkeep: Imgkeep, url: str, **how: Any) -> Seen:
     return Seen(response.status, bytes(received), response.headers)
 
 
-async def until(happened: Callable[[], object], *, seconds: float = 5) -> None:
+async def until(happened: Callable[[], object], *, seconds: float = 20) -> None:
     """Wait until something is so, for which nobody sends an event."""
     async with asyncio.timeout(seconds):
         while not happened():  # noqa: ASYNC110 - files and counters tell nobody when they change
@@ -163,14 +163,22 @@ async def until(happened: Callable[[], object], *, seconds: float = 5) -> None:
 
 
 async def counted(imgkeep: Imgkeep, sample: str) -> float:
-    """Return the value of one sample of `/metrics`, as in `imgkeep_fills_total{outcome="stored"}`."""
+    """Return the sum of the samples of `/metrics` with these labels, as in `imgkeep_fills_total{outcome="stored"}`."""
     page = await (await imgkeep.client.get("/metrics")).text()
-    return sum(float(line.rpartition(" ")[2]) for line in page.splitlines() if line.rpartition(" ")[0] == sample)
+    name, wanted = _read_sample(sample)
+    found = (line.rpartition(" ") for line in page.splitlines() if line[:1] not in {"", "#"})
+    read = [(*_read_sample(sample), float(value)) for sample, _, value in found]
+    return sum(value for each, labels, value in read if each == name and wanted <= labels)
+
+
+def _read_sample(sample: str) -> tuple[str, set[str]]:
+    name, _, labels = sample.rstrip("}").partition("{")
+    return name, set(labels.split(",")) - {""}
 
 
 async def until_counted(imgkeep: Imgkeep, sample: str, value: float) -> None:
     """Wait until a sample of `/metrics` has a value."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while await counted(imgkeep, sample) != value:  # noqa: ASYNC110 - as above
             await asyncio.sleep(0.01)
 

@@ -118,7 +118,7 @@ async def report(imgkeep: Imgkeep) -> dict[str, Any]:
 
 async def nothing_partial(folder: Path) -> None:
     """Insist that no draft outlives its fill: it goes when the last reader does, a moment after its last byte."""
-    await until(lambda: not list((folder / "partial").iterdir()), within_s=5)
+    await until(lambda: not list((folder / "partial").iterdir()), within_s=30)
 
 
 async def look(imgkeep: Imgkeep) -> None:
@@ -434,7 +434,7 @@ async def test_a_fault_is_over_for_readyz_one_look_after_it_is_gone(tmp_path: Pa
             await program.img(url)
             for path in folder.glob("catalog.db*"):
                 path.unlink()
-            await until(lambda: rows(folder) == 1, within_s=15)
+            await until(lambda: rows(folder) == 1, within_s=30)
             assert (await program.ready())["status"] == "ready"
 
     async with asyncio.TaskGroup() as group:

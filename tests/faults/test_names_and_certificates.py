@@ -164,7 +164,7 @@ async def test_a_name_that_takes_too_long_is_a_timeout_and_stops_nobody_else(
     asking = asyncio.create_task(look(imgkeep, "http://slow.example.com:8080/a.png"))
     await asked.wait()
     assert (await look(imgkeep, "http://quick.example.com:8080/a.png")).status == 200
-    seen = await asyncio.wait_for(asking, 1.4)
+    seen = await asyncio.wait_for(asking, 15)
     assert (seen.status, seen.code) == (504, "origin_timeout")
     assert len(dials.made) == 1
 

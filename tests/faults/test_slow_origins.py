@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
     StartImgkeep = Callable[..., Awaitable[Imgkeep]]
 
-QUICK = {"connect_timeout_s": 0.3, "read_timeout_s": 0.3, "total_timeout_s": 0.6}
-LIMIT_S = 1.6
-"""The total time and a second."""
+QUICK = {"connect_timeout_s": 0.4, "read_timeout_s": 0.4, "total_timeout_s": 0.8}
+LIMIT_S = 15
+"""Less than any default of these settings, and enough for a busy machine."""
 
 
 async def never(exchange: Exchange) -> None:
@@ -60,7 +60,7 @@ def stalls(data: bytes) -> Script:
 
 async def is_fetched(imgkeep: Imgkeep, origin: FakeOrigin) -> bool:
     """Whether an image is fetched in time, if need be at another try: this machine may be slow as well."""
-    for number in range(5):
+    for number in range(30):
         if (await look(imgkeep, origin.gives(f"/well{number}.png", picture()))).status == 200:
             return True
     return False
@@ -116,7 +116,7 @@ async def test_silence_ends_with_the_read_timeout_long_before_the_total_time(
     start: StartImgkeep, origin: FakeOrigin, data: bytes
 ) -> None:
     imgkeep = await start(fetch={"read_timeout_s": 0.3, "total_timeout_s": 60})
-    async with asyncio.timeout(1.3):
+    async with asyncio.timeout(LIMIT_S):
         seen = await look(imgkeep, origin.on("/slow.png", stalls(data)))
     assert seen.broken or (seen.status, seen.code) == (504, "origin_timeout")
     assert await counted(imgkeep, 'imgkeep_fills_total{outcome="origin_timeout"}') == 1
@@ -188,7 +188,7 @@ async def test_a_slow_origin_is_left_when_the_server_stops(start: StartImgkeep, 
     imgkeep = await start()
     asking = asyncio.create_task(imgkeep.img(origin.on("/slow.png", never)))
     await until(lambda: origin.seen)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         await imgkeep.client.close()
     with pytest.raises(BaseException):  # noqa: B017, PT011 - whatever the client makes of a server that stops
         (await asking).raise_for_status()

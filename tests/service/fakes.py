@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection
     from mmap import mmap
 
-    from proxy.core.model import Record, Source, Tombstone, Validator
+    from proxy.core.model import Record, Source, Subject, Tombstone, Validator
     from proxy.ports import Body, Draft
 
 T = TypeVar("T")
@@ -295,6 +295,7 @@ class FakeObserver:
     unchanged_count: int = 0
     outcomes: list[str] = field(default_factory=list)
     suspects: list[Record] = field(default_factory=list)
+    refusals: list[tuple[Subject, BaseException]] = field(default_factory=list)
 
     def weighed(self, outcome: str) -> None:
         self.outcomes.append(outcome)
@@ -302,18 +303,24 @@ class FakeObserver:
     def suspected(self, record: Record) -> None:
         self.suspects.append(record)
 
-    def filled(self, size: int, *, pending: bool) -> None:
-        del pending
+    def filled(self, subject: Subject, size: int, *, pending: bool) -> None:
+        del subject, pending
         self.sizes.append(size)
 
-    def unchanged(self) -> None:
+    def unchanged(self, subject: Subject) -> None:
+        del subject
         self.unchanged_count += 1
 
-    def unkept(self, fault: StorageError) -> None:
+    def unkept(self, subject: Subject, fault: StorageError) -> None:
+        del subject
         self.reasons.append(str(fault))
 
-    def failed(self, error: BaseException) -> None:
+    def failed(self, subject: Subject, error: BaseException) -> None:
+        del subject
         self.errors.append(error)
+
+    def refused(self, subject: Subject, error: BaseException) -> None:
+        self.refusals.append((subject, error))
 
     @property
     def ended(self) -> int:

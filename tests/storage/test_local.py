@@ -323,7 +323,7 @@ async def test_a_draft_is_not_closed_under_a_write_that_nobody_waits_for_any_mor
     draft = await store.begin(None)
     draft.kept = True  # its removal would wait for the write by itself
     write = asyncio.create_task(draft.write(chunk))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(20):
         while not (draft.path.exists() and draft.path.stat().st_size):  # noqa: ASYNC110 - its thread tells nobody
             await asyncio.sleep(0)
     write.cancel()

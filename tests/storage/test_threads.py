@@ -35,7 +35,7 @@ async def test_what_is_asked_for_in_one_turn_is_done_by_one_thread() -> None:
 
 @pytest.mark.parametrize("place", [0, 1, 2])
 async def test_whatever_hangs_holds_up_neither_those_before_nor_those_behind(place: int) -> None:
-    async with held() as (threads, go), asyncio.timeout(5):
+    async with held() as (threads, go), asyncio.timeout(20):
         works = [go.wait if n == place else threading.get_ident for n in range(3)]
         tasks = [asyncio.create_task(threads.run_short(work)) for work in works]
         hanging = tasks.pop(place)
@@ -46,7 +46,7 @@ async def test_whatever_hangs_holds_up_neither_those_before_nor_those_behind(pla
 
 
 async def test_a_disk_that_hangs_is_not_asked_by_more_and_more_threads() -> None:
-    async with held(2) as (threads, go), asyncio.timeout(5):
+    async with held(2) as (threads, go), asyncio.timeout(20):
         tasks = [asyncio.create_task(threads.run_short(go.wait)) for _ in range(6)]
         await asyncio.sleep(0.1)
         assert threads._at_work == 2
@@ -76,7 +76,7 @@ async def test_an_error_is_told_to_whom_it_concerns() -> None:
 
 
 async def test_who_leaves_takes_nobody_along() -> None:
-    async with held() as (threads, go), asyncio.timeout(5):
+    async with held() as (threads, go), asyncio.timeout(20):
         leaving = asyncio.create_task(threads.run_short(go.wait))
         staying = asyncio.create_task(threads.run_short(threading.get_ident))
         await asyncio.sleep(0.01)

@@ -37,7 +37,7 @@ def request(target: str, *fields: str, method: str = "GET", version: str = "1.1"
     return "\r\n".join([*lines, "", ""]).encode("utf-8", "surrogateescape")
 
 
-async def talk(port: int, data: bytes, *, timeout_s: float = 5) -> bytes:
+async def talk(port: int, data: bytes, *, timeout_s: float = 20) -> bytes:
     """Send `data` and return everything until the server closes."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:

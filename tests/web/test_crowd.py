@@ -75,7 +75,7 @@ async def _whole(port: int, data: bytes) -> bytes:
 async def until_waiting(imgkeep: Imgkeep, number: int) -> None:
     """Wait until so many follow."""
     crowds = site_of(imgkeep).crowds
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while sum(len(crowd._followers) for crowd in crowds.values()) < number:  # noqa: ASYNC110 - nobody is told
             await asyncio.sleep(0.005)
 
@@ -183,7 +183,7 @@ async def test_an_allowance_that_is_used_up_is_its_owners(
     slow_handler.clear()
     target = target_of(origin.gives("/b.png", IMAGE))
     leader = gather(imgkeep, target, 1, poor)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while not site_of(imgkeep).crowds:  # noqa: ASYNC110 - nobody is told
             await asyncio.sleep(0.005)
     followers = gather(imgkeep, target, 5, rich)
@@ -199,7 +199,7 @@ async def test_a_leader_who_leaves_takes_nobody_along(imgkeep: Imgkeep, origin: 
     target = target_of(origin.on("/a.png", held))
     reader, writer = await asyncio.open_connection("127.0.0.1", port_of(imgkeep))
     writer.write(request(target, close=False))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while not origin.asked("/a.png"):  # noqa: ASYNC110 - nobody is told
             await asyncio.sleep(0.005)
     asked = gather(imgkeep, target, 5)

@@ -140,7 +140,7 @@ async def test_progress_is_told_as_it_happens(imgkeep: Imgkeep, origin: FakeOrig
 
 
 async def event(response: ClientResponse) -> tuple[str, dict[str, Any]]:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         block = (await response.content.readuntil(b"\n\n")).decode()
     fields = dict(line.split(": ", 1) for line in block.strip().splitlines())
     return fields["event"], json.loads(fields["data"])
@@ -200,7 +200,7 @@ async def test_jobs_survive_a_restart(start: Start, origin: FakeOrigin) -> None:
     second = origin.on("/second.png", never)
     _, told = await submit(imgkeep, [first, second])
     await until(lambda: origin.asked("/second.png") == 1)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while (await look(imgkeep, told["id"]))["saved"] == 0:  # noqa: ASYNC110 - as any client
             await asyncio.sleep(0.01)
     await imgkeep.client.close()

@@ -265,7 +265,7 @@ async def test_a_source_that_is_this_server_is_a_loop(start: Start) -> None:
     ],
 )
 async def test_what_is_no_request_is_told_so_and_soon(imgkeep: Imgkeep, body: str | bytes, says: str) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         response = await post(imgkeep, body.encode() if isinstance(body, str) else body)
     told = await response.json()
     assert response.status == 400, told
@@ -365,11 +365,11 @@ async def test_an_upload_that_breaks_off_leaves_nothing(imgkeep: Imgkeep) -> Non
     reader, writer = await asyncio.open_connection("127.0.0.1", port_of(imgkeep))
     writer.write(request + head)
     await writer.drain()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while not imgkeep.files("partial"):  # noqa: ASYNC110 - it tells nobody
             await asyncio.sleep(0.01)
     writer.close()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while imgkeep.files("partial"):  # noqa: ASYNC110 - it tells nobody
             await asyncio.sleep(0.01)
     assert imgkeep.files("objects") == []

@@ -138,7 +138,7 @@ async def test_however_little_is_left_a_reader_who_stops_is_let_go(
         wire.room = size - left
         await ask_all(connection, wire, data)
         assert wire.held == left
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             await wire.aborted.wait()
 
 
@@ -188,7 +188,7 @@ async def test_who_asks_for_more_than_is_answered_is_not_heard_for_a_while(
 ) -> None:
     gate = asyncio.Event()
     slow = target_of(origin.on("/slow.png", gated(IMAGE, gate, ahead=1000)))
-    async with wired(imgkeep) as (connection, wire), asyncio.timeout(5):
+    async with wired(imgkeep) as (connection, wire), asyncio.timeout(20):
         connection.data_received(request(slow, close=False))
         sent = 0
         while wire.reads and sent < 10_000:
