@@ -44,22 +44,25 @@ _STATES: Final = {
     "unready": "Starting",
     "draining": "Stopping",
 }
+_SIGN: Final = "<code>imgkeep sign LINK</code> prints one"
 _HINTS: Final = {
-    "off": "The picture is fetched and stored, if this server may fetch from there.",
-    "misses": "This server fetches new images for signed URLs only: imgkeep sign LINK prints one to paste here. "
-    "A link whose picture is stored needs none.",
-    "always": "This server shows images for signed URLs only: imgkeep sign LINK prints one to paste here.",
+    "off": Markup("The picture is fetched and stored, if this server may fetch from there."),
+    "misses": Markup(
+        f"This server fetches new images for signed URLs only: {_SIGN}, to be pasted here. "
+        "A link whose picture is stored needs none."
+    ),
+    "always": Markup(f"This server shows images for signed URLs only: {_SIGN}, to be pasted here."),
 }
 _SIGNING: Final = {
-    "off": "",
-    "misses": "New images need signed URLs; imgkeep sign LINK prints one, and a back end makes them with the key.",
-    "always": "Every URL has to be signed; imgkeep sign LINK prints one, and a back end makes them with the key.",
+    "off": Markup(),
+    "misses": Markup(f"New images need signed URLs: {_SIGN}, and a back end makes them with the key."),
+    "always": Markup(f"Every URL has to be signed: {_SIGN}, and a back end makes them with the key."),
 }
 _LOG_IN: Final = (
     "Log in to see them, and what is read from a link: open the link that imgkeep prints at start, or the one that "
-    "imgkeep token --login prints."
+    "<code>imgkeep token --login</code> prints."
 )
-_NO_LOG_IN: Final = "GET /api/images lists them, for clients with a token of security.api_tokens."
+_NO_LOG_IN: Final = "<code>GET /api/images</code> lists them, for clients with one of the configured tokens."
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +129,7 @@ def _fill(request: web.Request, site: Site) -> bytes:
     has_log_in = is_local and door.local_token is not None
     _, report = site.health.report(in_full=False)
     status = str(report["status"])
-    newest = _NEWEST.replace("$closed", escape(_LOG_IN if has_log_in else _NO_LOG_IN)) if is_local else ""
+    newest = _NEWEST.replace("$closed", _LOG_IN if has_log_in else _NO_LOG_IN) if is_local else ""
     return _PAGE.fill(
         version=__version__,
         status=status,

@@ -11,7 +11,7 @@ const NAMES = { "image/svg+xml": "SVG", "image/x-icon": "ICO", "image/jxl": "JPE
 
 const base = new URL(".", location.href);
 const find = (id) => document.getElementById(id);
-const hasSession = document.querySelector("main").dataset.api === "session";
+const canLogIn = document.querySelector("main").dataset.api === "session";
 const [input, result, told, figure, facts] = ["src", "result", "told", "figure", "facts"].map(find);
 let turn = 0;
 
@@ -45,7 +45,7 @@ async function ask(url, method) {
 }
 
 async function askApi(path) {
-  if (!hasSession) {
+  if (!canLogIn) {
     return null;
   }
   try {
