@@ -1,4 +1,4 @@
-"""What people see of imgkeep in Chromium: the page under `/`, failures in a tab, and pictures in the place of images."""
+"""What people see in Chromium: the page under `/`, failures in a tab, pictures in the place of images."""
 
 from __future__ import annotations
 
@@ -28,12 +28,14 @@ if TYPE_CHECKING:
 
     Start = Callable[..., Awaitable[Imgkeep]]
 
+EXTENT = "64 \N{MULTIPLICATION SIGN} 48"
 EVIL = "<img src=x onerror=\"document.title='evil'\">"
 PROVIDER = {"name": EVIL, "hosts": ["localhost"], "signed_by": {"evil_sig": "hex64"}, "like": "Bunny token"}
 
 CONTRASTS = """() => {
   const parse = (text) => text.match(/[\\d.]+/g).map(Number);
-  const light = (rgb) => rgb.slice(0, 3).map((c) => c / 255).map((c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4))
+  const light = (rgb) => rgb.slice(0, 3).map((c) => c / 255)
+    .map((c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4))
     .reduce((sum, c, n) => sum + c * [0.2126, 0.7152, 0.0722][n], 0);
   const behind = (element) => {
     for (let each = element; each; each = each.parentElement) {
@@ -125,7 +127,7 @@ async def test_a_pasted_link_shows_its_picture_and_its_permanent_url(start: Star
             assert permanent == (await ask(imgkeep, target_of(link))).headers["content-location"].replace(
                 "/images", url_of(imgkeep, "/images")
             )
-            assert "64 × 48" in facts["Picture"]
+            assert EXTENT in facts["Picture"]
             assert facts.keys() == {"Picture", "Permanent URL"}
             assert await page.get_by_text("Log in to see them").is_visible()
             assert f"{url_of(imgkeep)}img?src=" in await page.locator("#html").inner_text()
@@ -178,7 +180,7 @@ async def test_a_picture_behind_a_redirect_is_shown(start: Start, origin: FakeOr
         await page.goto(url_of(imgkeep))
         facts = await paste(page, origin.gives("/a.png", picture()))
         assert await painted(page, "#figure img")
-        assert facts["Picture"] == "64 × 48"
+        assert facts["Picture"] == EXTENT
         assert facts["Permanent URL"].startswith("not known here")
     assert not [error for error in errors if "CORS" not in error]
 

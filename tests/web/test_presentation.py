@@ -249,7 +249,7 @@ def test_a_placeholder_of_the_greatest_size_is_taken(tmp_path: Path) -> None:
 @pytest.mark.parametrize("command", [["serve"], ["check"]])
 async def test_a_wrong_placeholder_is_told_at_start(tmp_path: Path, command: list[str]) -> None:
     for workers in ("1", "2"):
-        settings = {"delivery__placeholder": str(tmp_path / "nowhere.png"), "server__workers": workers}
+        settings: dict[str, Any] = {"delivery__placeholder": str(tmp_path / "nowhere.png"), "server__workers": workers}
         status, out, err = await run(tmp_path / "data", *command, **settings)
         assert (status, out) == (2, "")
         assert err == f"imgkeep: delivery.placeholder: {tmp_path}/nowhere.png does not exist\n"
