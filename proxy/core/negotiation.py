@@ -1,8 +1,9 @@
 """
-Which form of an answer a client reads: decided by its `Accept` (RFC 9110, 12.5.1) and `Sec-Fetch-Dest`.
+What a client may have, by what it says of itself: the form of an answer, by its `Accept` (RFC 9110, 12.5.1) and
+`Sec-Fetch-Dest`; and the fields that a script of another site may send, by what its browser asks (WHATWG Fetch).
 
-Rules: JSON unless the client says that it wants something else; nothing raises on any input; of `Accept` only the first
-`MEMBERS_MAX` members count, so that the work is linear in the length of the field.
+Rules: JSON unless the client says that it wants something else; nothing raises on any input; of each field only the
+first members count, so that the work is linear in its length.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 import re
 from enum import Enum
 from typing import Final
+
+from proxy.core.headers import FORWARDED_HEADERS
 
 MEMBERS_MAX: Final = 32
 """Maximum number of members that are read of an `Accept`: browsers send ten."""
@@ -21,6 +24,16 @@ PAGE: Final = "text/html"
 _IMAGE: Final = "image/"
 _DATA: Final = frozenset({"application/json", "application/problem+json"})
 _QUALITY: Final = re.compile(r"[ \t]*q[ \t]*=[ \t]*(0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?)[ \t]*", re.IGNORECASE)
+FIELDS_USUAL: Final = (
+    *("accept", "cache-control", "content-type", "if-modified-since", "if-none-match", "if-range", "pragma", "range"),
+    "x-requested-with",
+)
+"""The fields that scripts send with requests for images; others are allowed when a browser asks for them."""
+FIELDS_MAX: Final = 64
+"""Maximum number of fields that a browser may ask for at once: tracing libraries add ten."""
+_FIELDS_ACTED_ON: Final = frozenset({"authorization", "cookie", "via", "cdn-loop", "forwarded", *FORWARDED_HEADERS})
+"""Fields that say who asks. A page of another site has no business there."""
+_FIELD: Final = re.compile(r"(?!x-forwarded-|imgkeep-)[a-z0-9_.-]{1,64}")
 _READS: Final = frozenset({"GET", "HEAD"})
 
 
@@ -59,6 +72,19 @@ def prefers_page(accept: str | None) -> bool:
     types = _read_accept(accept)
     page = types.get(PAGE, 0)
     return page > 0 and all(page >= types.get(name, 0) for name in _DATA)
+
+
+def allow_fields(requested: str | None) -> tuple[str, ...]:
+    """
+    Return the fields that a script of another site may send, in lower case.
+
+    Args:
+        requested: The `Access-Control-Request-Headers` of a preflight; `None`: it has none.
+    """
+    asked = (requested or "").lower().split(",", FIELDS_MAX)[:FIELDS_MAX]
+    names = (name.strip(" \t") for name in asked)
+    wanted = [name for name in names if _FIELD.fullmatch(name) and name not in _FIELDS_ACTED_ON]
+    return tuple(dict.fromkeys((*FIELDS_USUAL, *wanted)))
 
 
 def _read_accept(accept: str | None) -> dict[str, float]:

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import re
 import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.core.negotiation import MEMBERS_MAX, Form, choose_form, prefers_page
+from proxy.core.headers import FORWARDED_HEADERS
+from proxy.core.negotiation import (
+    FIELDS_MAX,
+    FIELDS_USUAL,
+    MEMBERS_MAX,
+    Form,
+    allow_fields,
+    choose_form,
+    prefers_page,
+)
 
 TAB = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,image/apng,*/*;q=0.8"
 FIREFOX_TAB = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
@@ -56,6 +66,20 @@ def test_a_wildcard_is_no_page() -> None:
     assert not prefers_page("*/*")
     assert not prefers_page("text/*")
     assert prefers_page("text/html, */*")
+
+
+def test_a_script_may_send_any_field_but_those_that_say_who_asks() -> None:
+    assert allow_fields(None) == allow_fields("") == FIELDS_USUAL
+    assert allow_fields("Range, X-Anything ,\ttraceparent,x-anything") == (*FIELDS_USUAL, "x-anything", "traceparent")
+    refused = [*FORWARDED_HEADERS, "Authorization", "Cookie", "Via", "CDN-Loop", "X-Forwarded-Host", "Imgkeep-Peer"]
+    odd = ["*", "", "a b", "a\r\nb: c", "a:b", "\xe9", "x" * 65, "<script>", '"a"']
+    assert allow_fields(",".join([*refused, *odd])) == FIELDS_USUAL
+    assert len(allow_fields(",".join(f"x-{n}" for n in range(FIELDS_MAX * 9)))) == len(FIELDS_USUAL) + FIELDS_MAX
+
+
+@given(st.text())
+def test_allowed_fields_are_names(requested: str) -> None:
+    assert all(re.fullmatch("[a-z0-9_.-]+", name) for name in allow_fields(requested))
 
 
 @given(st.text(), st.one_of(st.none(), st.text()))

@@ -39,13 +39,22 @@ async def test_a_preflight_allows_what_images_take(start: Start, target: str) ->
         assert answer.headers["access-control-allow-methods"] == "GET, HEAD, OPTIONS"
         assert answer.headers["allow"] == "GET, HEAD, OPTIONS"
         allowed = answer.headers["access-control-allow-headers"].lower().split(", ")
-        assert {"*", "range", "if-none-match", "if-range"} <= set(allowed)
-        assert "authorization" not in allowed
+        assert {"range", "if-none-match", "if-range"} <= set(allowed)
+        assert ("x-anything" in allowed) == bool(fields)
+        assert "*" not in allowed
         assert int(answer.headers["access-control-max-age"]) > 0
         assert "access-control-allow-credentials" not in answer.headers
         assert "access-control-allow-private-network" not in answer.headers
-        assert "vary" not in answer.headers
+        assert answer.headers["vary"] == "Access-Control-Request-Headers"
         assert "content-length" not in answer.headers
+
+
+@pytest.mark.parametrize("field", ["Authorization", "X-Forwarded-For", "Forwarded", "CF-Connecting-IP", "CDN-Loop"])
+async def test_no_page_of_another_site_says_who_asks(imgkeep: Imgkeep, field: str) -> None:
+    fields = [ORIGIN, "Access-Control-Request-Method: GET", f"Access-Control-Request-Headers: range, {field.lower()}"]
+    answer = await ask(imgkeep, TARGETS[0], *fields, method="OPTIONS")
+    assert answer.status == 204
+    assert field.lower() not in answer.headers["access-control-allow-headers"].split(", ")
 
 
 @pytest.mark.parametrize("target", ["/api/images", "/api/save-image", "/api/inspect?src=x"])
