@@ -61,6 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         # A worker goes by what its supervisor has read.
         briefing = _read_briefing() if is_worker else None
         config = _load(arguments.config) if briefing is None else briefing.config
+        if arguments.command in {"serve", "check"}:
+            app.read_placeholder(config.delivery.placeholder)
         # To standard error: what a command prints is its answer, and no log record must get in between.
         with logging_to(sys.stderr, config.log):
             if arguments.command == "serve" and config.server.workers > 1:
@@ -93,7 +95,7 @@ def _supervise(arguments: argparse.Namespace, config: Config) -> int:
         config,
         command=(sys.executable, "-P", "-m", "proxy", WORKER),
         environment=environment,
-        reload=lambda: _load(arguments.config),
+        reload=lambda: _load_to_serve(arguments.config),
         opened=partial(app.tell_workers_opening, config),
     )
     return supervisor.run()
@@ -462,6 +464,13 @@ def _load(path: str | None) -> Config:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{named or CONFIG_FILE}: {error}") from None
     return load(file, os.environ)  # noqa: TID251 - the one reader
+
+
+def _load_to_serve(named: str | None) -> Config:
+    """Load the configuration, and check the file that it names."""
+    config = _load(named)
+    app.read_placeholder(config.delivery.placeholder)
+    return config
 
 
 def _read_place(argument: str, url: str) -> Folder | Bucket:

@@ -65,6 +65,7 @@ class Server(Section, frozen=True):
     trusted_proxies: tuple[str, ...] = ()
     forwarded_header: str = "x-forwarded-for"
     metrics_address: str = ""
+    welcome: bool = True
 
     @property
     def loopback(self) -> bool:
@@ -113,6 +114,7 @@ class Delivery(Section, frozen=True):
     base_url: str = ""
     presign_ttl_s: Annotated[int, msgspec.Meta(ge=60, le=604_800)] = 3600
     redirect_status: Literal[301, 302, 303, 307, 308] = 302
+    placeholder: str = ""
 
 
 class Sources(Section, frozen=True):

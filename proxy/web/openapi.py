@@ -103,6 +103,18 @@ _JOB: Final[dict[str, Any]] = {
 }
 
 SCHEMAS: Final[dict[str, Any]] = {
+    "Server": _object(
+        {
+            "name": {"const": "imgkeep"},
+            "summary": {"type": "string"},
+            "version": {"type": "string"},
+            "status": {"type": "string", "enum": ["ready", "degraded", "unready", "draining"]},
+            **{
+                name: {"type": "string"}
+                for name in ("image", "openapi", "documentation", "health", "readiness", "module")
+            },
+        }
+    ),
     "Image": _object(_IMAGE),
     "ShownImage": _object({**_SUCCESS, **_IMAGE}),
     "SavedImage": _object(
@@ -232,8 +244,8 @@ def _query(name: str, description: str, schema: dict[str, Any], *, required: boo
 
 
 _PROBLEM: Final = {
-    "description": "What went wrong, as RFC 9457 says it.",
-    "content": {"application/problem+json": {"schema": _ref("Problem")}},
+    "description": "What went wrong, as RFC 9457 says it; in a tab of a browser the same as a page.",
+    "content": {"application/problem+json": {"schema": _ref("Problem")}, "text/html": {"schema": {"type": "string"}}},
 }
 _IN_PATH: Final = {"in": "path", "required": True}
 _SRC: Final = _query("src", "The link, percent-encoded.", {"type": "string"}, required=True)
@@ -261,6 +273,12 @@ def _body(schema: dict[str, Any], example: object, **more: Any) -> dict[str, Any
 
 _KEY_IN_PATH: Final = [{"name": "key", **_IN_PATH, "schema": _KEY}]
 _JOB_IN_PATH: Final = {"name": "id", **_IN_PATH, "schema": _JOB["id"]}
+_NAME_IN_PATH: Final = {
+    "name": "name",
+    **_IN_PATH,
+    "description": "`<digest>.<ext>`",
+    "schema": {"type": "string", "pattern": r"^[0-9a-f]{64}\.[a-z]{2,4}$"},
+}
 _WHICH: Final = "`temporary` (links that die; the default), `all`, or host globs as in `sources.allow`."
 _PAGE_URL: Final = "The page's own URL, for relative links."
 _SAVE: Final = "Whether a job saves the images at once."
@@ -277,7 +295,25 @@ _RESTORE: Final = (
 )
 _EXAMPLE: Final = "https://example.com/picture.png?signature=abc"
 
+_PREFLIGHT: Final = _operation(
+    "Tell pages of other sites what their scripts may ask", {"204": {"description": "What CORS allows."}}
+)
+
 PATHS: Final[dict[str, Any]] = {
+    "/": {
+        "get": _operation(
+            "Tell what this server is",
+            {
+                "200": {
+                    "description": "JSON for programs, and a page for clients that prefer `text/html`.",
+                    "content": {
+                        "application/json": {"schema": _ref("Server")},
+                        "text/html": {"schema": {"type": "string"}},
+                    },
+                }
+            },
+        )
+    },
     "/img": {
         "get": _operation(
             "Show the image behind a link, for ever",
@@ -290,21 +326,16 @@ PATHS: Final[dict[str, Any]] = {
             description="The first request fetches the image, streams and keeps it; all later ones are answered from "
             "the store. `src` may stand unencoded at the end, if it holds `://` and, behind a `?`, a `=`.",
             parameters=[_SRC, _EXP, _SIG],
-        )
+        ),
+        "options": _PREFLIGHT,
     },
     "/images/{name}": {
         "get": _operation(
             "Show an image under its permanent URL",
             {"200": _BYTES, "206": {**_BYTES, "description": "A part of it."}, "302": _ELSEWHERE},
-            parameters=[
-                {
-                    "name": "name",
-                    **_IN_PATH,
-                    "description": "`<digest>.<ext>`",
-                    "schema": {"type": "string", "pattern": r"^[0-9a-f]{64}\.[a-z]{2,4}$"},
-                }
-            ],
-        )
+            parameters=[_NAME_IN_PATH],
+        ),
+        "options": {**_PREFLIGHT, "parameters": [_NAME_IN_PATH]},
     },
     "/imgkeep.js": {
         "get": _operation(

@@ -17,8 +17,10 @@ from aiohttp import web
 
 from proxy.core import errors
 from proxy.core.headers import cache_status
+from proxy.core.negotiation import FORM_FIELDS
 from proxy.web.exchange import Answer, as_response
-from proxy.web.site import NOTES
+from proxy.web.presentation import PROBLEM, present
+from proxy.web.site import EXPOSED, IS_IMAGE, NOTES, SITE
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -114,13 +116,15 @@ def unreadable(status: int, notes: Notes) -> Answer:
 async def problems(
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
 ) -> web.StreamResponse:
-    """Turn whatever a handler raises into a problem."""
+    """Turn whatever a handler raises into a problem, in the form that the client reads."""
     try:
         return await handler(request)
     except ConnectionError:
         raise
     except Exception as error:  # noqa: BLE001 - `explain` logs what nobody foresaw
-        return as_response(explain(error, request[NOTES], api=request.path.startswith("/api")))
+        answer = explain(error, request[NOTES], api=request.path.startswith("/api"))
+        placeholder = request.app[SITE].placeholder if IS_IMAGE in request else None
+        return as_response(present(answer, request.method, request.headers, placeholder))
 
 
 def _answer(
@@ -129,9 +133,11 @@ def _answer(
     problem_type = f"urn:imgkeep:problem:{code}"
     body = {"type": problem_type, "title": title, "status": status, "detail": detail, "code": code, **extensions}
     headers = {
-        "Content-Type": "application/problem+json",
+        "Content-Type": PROBLEM,
         "Cache-Control": "no-store",
+        "Vary": FORM_FIELDS,
         "X-Content-Type-Options": "nosniff",
         "Access-Control-Allow-Origin": "*",
+        "Access-Control-Expose-Headers": EXPOSED,
     }
     return Answer(status, headers, msgspec.json.encode(body))
