@@ -134,6 +134,7 @@ def _add_api(router: web.UrlDispatcher) -> None:
         router.add_delete(path, handler, expect_handler=invite_later)
 
     get("/api/inspect", api.inspect)
+    get("/api/policy", api.show_policy)
     post("/api/save-image", api.save_image)
     post("/api/save-images", jobs_api.save_images)
     post("/api/rewrite", rewrite_api.rewrite)

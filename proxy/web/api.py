@@ -13,6 +13,7 @@ from aiohttp import web
 from proxy.core.content import read_data_url
 from proxy.core.errors import InvalidRequest, LoopDetected
 from proxy.core.model import Wanted
+from proxy.core.policy_facts import describe_policy
 from proxy.core.source import own_path, read_img_query, read_source
 from proxy.core.stored import read_object_name
 from proxy.service.save import Saved
@@ -38,6 +39,12 @@ async def inspect(request: web.Request) -> web.Response:
     site = enter(request)
     facts = site.inspector.inspect(read_img_query(request.raw_path.partition("?")[2]).source)
     return answer({"success": True, **facts})
+
+
+async def show_policy(request: web.Request) -> web.Response:
+    """Tell which links would be refused, so that nothing leads them through us."""
+    site = enter(request)
+    return answer({"success": True, **describe_policy(site.inspector.policy, signature=site.door.signature)})
 
 
 async def save_image(request: web.Request) -> web.Response:

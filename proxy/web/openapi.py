@@ -184,6 +184,30 @@ SCHEMAS: Final[dict[str, Any]] = {
             "reason": {"type": ["string", "null"]},
         }
     ),
+    "Policy": _object(
+        {
+            **_SUCCESS,
+            "allow": {
+                "type": "array",
+                "items": {"type": "string"},
+                "description": "`sources.allow`, with its words (`auto`, `known`, `shared`) written out.",
+            },
+            "deny": {
+                "type": "array",
+                "items": {"type": "string"},
+                "description": "`sources.deny`, and what its places are folded to. Wins over `allow`.",
+            },
+            "ports": {"type": "array", "items": {"type": "integer"}, "description": "`fetch.allow_ports`."},
+            "networks": {"type": "array", "items": {"type": "string"}, "description": "`fetch.allow_networks`."},
+            "schemes": {"type": "array", "items": {"type": "string"}},
+            "signature": {
+                "type": "string",
+                "enum": ["off", "misses", "always"],
+                "description": "`security.signature`: `off` takes links that are not signed.",
+            },
+            "url_chars_max": {"type": "integer", "description": "Longer links are refused."},
+        }
+    ),
     "Problem": _object(
         {
             "type": {"type": "string"},
@@ -553,6 +577,14 @@ PATHS: Final[dict[str, Any]] = {
             "Tell what a link names, and ask nobody",
             {"200": _json("Inspection", "What the link tells by itself.")},
             parameters=[_SRC],
+        )
+    },
+    "/api/policy": {
+        "get": _api(
+            "Tell which links would be refused",
+            {"200": _json("Policy", "The policy, as this server goes by it.")},
+            description="For programs that rewrite pages: a link that would be refused should stay as it is. Without "
+            "a token nobody is told, because `sources.deny` and networks are the operator's own affair.",
         )
     },
     "/healthz": {"get": _operation("Tell that the process can answer", {"200": {"description": "It can."}})},

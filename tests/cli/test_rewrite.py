@@ -344,3 +344,23 @@ async def test_images_are_kept_before_files_are_written(
     await origin.stop()
     for n, url in enumerate(urls):
         assert await (await imgkeep.img(url)).read() == picture(seed=n)
+
+
+async def test_links_that_the_server_would_refuse_stay(
+    start: Start, command: Command, site: Path, tmp_path: Path, origin: FakeOrigin
+) -> None:
+    origin.gives("/a.png", picture())
+    fetched, refused = origin.url(f"/a.png?{SIGNED}"), DIES
+    page = f'<img src="{fetched}"><img src="{refused}">'
+    (site / "a.html").write_text(page)
+    imgkeep = await start(folder=tmp_path / "data", sources={"deny": ("pictures.example",)})
+    there = f"http://127.0.0.1:{port_of(imgkeep)}"
+    status, out, err = await asyncio.to_thread(command, "--save", "--server", there, "site/a.html")
+    assert (status, out) == (0, page.replace(fetched, target_of(fetched)).encode()), err
+
+    needs = {"signature": "misses", "signing_keys": ("k" * 16,)}
+    imgkeep = await start(folder=tmp_path / "data", security=needs)
+    there = f"http://127.0.0.1:{port_of(imgkeep)}"
+    status, out, err = await asyncio.to_thread(command, "--save", "--server", there, "site/a.html")
+    assert (status, out) == (2, b"")
+    assert "security.signing_keys: the server that --server names takes signed links only" in err
