@@ -353,14 +353,15 @@ async def test_links_that_the_server_would_refuse_stay(
     fetched, refused = origin.url(f"/a.png?{SIGNED}"), DIES
     page = f'<img src="{fetched}"><img src="{refused}">'
     (site / "a.html").write_text(page)
-    imgkeep = await start(folder=tmp_path / "data", sources={"deny": ("pictures.example",)})
-    there = f"http://127.0.0.1:{port_of(imgkeep)}"
-    status, out, err = await asyncio.to_thread(command, "--save", "--server", there, "site/a.html")
+    token = "a-token-for-the-api"
+    refusing = await start(sources={"deny": ("pictures.example",)}, security={"api_tokens": (token,)})
+    arguments = ("--save", "--server", f"http://127.0.0.1:{port_of(refusing)}", "site/a.html")
+    status, out, err = await asyncio.to_thread(command, *arguments, security__api_tokens=token)
     assert (status, out) == (0, page.replace(fetched, target_of(fetched)).encode()), err
 
-    needs = {"signature": "misses", "signing_keys": ("k" * 16,)}
-    imgkeep = await start(folder=tmp_path / "data", security=needs)
-    there = f"http://127.0.0.1:{port_of(imgkeep)}"
-    status, out, err = await asyncio.to_thread(command, "--save", "--server", there, "site/a.html")
+    signing = {"signature": "misses", "signing_keys": ("k" * 16,), "api_tokens": (token,)}
+    refusing = await start(folder=tmp_path / "other", security=signing)
+    arguments = ("--save", "--server", f"http://127.0.0.1:{port_of(refusing)}", "site/a.html")
+    status, out, err = await asyncio.to_thread(command, *arguments, security__api_tokens=token)
     assert (status, out) == (2, b"")
     assert "security.signing_keys: the server that --server names takes signed links only" in err
