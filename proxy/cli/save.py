@@ -219,6 +219,8 @@ class Server:
 
 def _outcome(start: int, result: dict[str, Any]) -> Outcome:
     number = start + result["index"]
+    if result["state"] == "cancelled":
+        return Outcome(number, None, "cancelled", "the job was cancelled")
     if result["state"] == "failed":
         return Outcome(number, None, result["error"]["code"], result["error"]["detail"])
     if "image" not in result:

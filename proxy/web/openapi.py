@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from functools import cache
 from html import escape
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, get_args
 
 import msgspec
 from aiohttp import web
 
 from proxy import __version__
-from proxy.core.model import Doubt, Format, Standing
+from proxy.core.model import Doubt, Format, JobState, Standing
 from proxy.service.jobs import ITEMS_MAX
 from proxy.web.images_api import LIMIT_DEFAULT, LIMIT_MAX
 from proxy.web.login import COOKIE
@@ -94,10 +94,15 @@ _IMAGE: Final[dict[str, Any]] = {
 _SUCCESS: Final = {"success": {"const": True}}
 _JOB: Final[dict[str, Any]] = {
     "id": {"type": "string", "pattern": "^[0-9a-f]{32}$"},
-    "state": {"type": "string", "enum": ["queued", "running", "done"]},
+    "state": {
+        "type": "string",
+        "enum": list(get_args(JobState)),
+        "description": "`done`: all links are saved or have failed; `cancelled`: it was ended before.",
+    },
     "total": {"type": "integer"},
     "saved": {"type": "integer"},
     "failed": {"type": "integer"},
+    "cancelled": {"type": "integer", "description": "Links that nothing became of, because the job was cancelled."},
     "created_at": _TIME,
     "finished_at": _maybe(_TIME),
 }
@@ -119,13 +124,21 @@ SCHEMAS: Final[dict[str, Any]] = {
     "Result": _object(
         {
             "index": {"type": "integer"},
-            "state": {"type": "string", "enum": ["waiting", "saved", "failed"]},
-            "key": _KEY,
+            "state": {"type": "string", "enum": ["waiting", "saved", "failed", "cancelled"]},
+            "host": {"type": "string", "description": "Of the link, where it is one."},
+            "key": {**_KEY, "description": "Of the link, where it is one; once it is saved, of the image."},
             "created": {"type": "boolean"},
             "image": _ref("Image"),
             "error": _object({"code": {"type": "string"}, "detail": {"type": "string"}}),
         },
-        optional=("key", "created", "image", "error"),
+        optional=("host", "key", "created", "image", "error"),
+    ),
+    "Jobs": _object(
+        {
+            **_SUCCESS,
+            "jobs": {"type": "array", "items": _object(_JOB)},
+            "next": {"type": ["string", "null"], "description": "The cursor of the next page."},
+        }
     ),
     "JobWithResults": _object({**_SUCCESS, **_JOB, "results": {"type": "array", "items": _ref("Result")}}),
     "RefetchedImage": _object(
@@ -430,6 +443,31 @@ PATHS: Final[dict[str, Any]] = {
             ),
         )
     },
+    "/api/jobs": {
+        "get": _api(
+            "List jobs, newest first",
+            {"200": _json("Jobs", "A page, without the results of links.")},
+            description="A job is forgotten a week after its end.",
+            parameters=[
+                _query(
+                    "limit",
+                    f"Jobs a page; {LIMIT_DEFAULT} if left out.",
+                    {"type": "integer", "minimum": 1, "maximum": LIMIT_MAX},
+                ),
+                _query("cursor", "`next` of the page before.", {"type": "string"}),
+                _query("state", "In this state only.", {"type": "string", "enum": list(get_args(JobState))}),
+            ],
+        )
+    },
+    "/api/jobs/{id}/cancel": {
+        "post": _api(
+            "End a job before its end",
+            {"200": _json("Job", "The job, which has ended.")},
+            description="No link of it is begun any more, and fetches under way are given up unless others wait for "
+            "them. What is stored stays. A job that has ended stays as it is.",
+            parameters=[_JOB_IN_PATH],
+        )
+    },
     "/api/jobs/{id}": {
         "get": _api(
             "Tell how far a job is",
@@ -448,8 +486,8 @@ PATHS: Final[dict[str, Any]] = {
             "Follow a job",
             {
                 "200": {
-                    "description": "Server-Sent Events: `progress` when something changed, `done` at the end; the data "
-                    "is the job.",
+                    "description": "Server-Sent Events: `progress` when something changed, `done` at the end, also "
+                    "of a job that was cancelled; the data is the job.",
                     "content": {
                         "text/event-stream": {
                             "schema": _object({name: {"type": "string"} for name in ("id", "event", "data")})

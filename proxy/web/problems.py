@@ -92,6 +92,8 @@ def explain(error: Exception, notes: Notes, *, api: bool = False) -> Answer:
         notes.code = _HTTP_CODES.get(error.status, "http_error")
         status = HTTPStatus(error.status)
         told = error.text if error.text != f"{status.value}: {error.reason}" else None
+        if isinstance(error, web.HTTPMethodNotAllowed):
+            told = f"this endpoint does not take that method; use {' or '.join(sorted(error.allowed_methods))}"
         answer = _answer(error.status, status.phrase, notes.code, told or status.description, extensions)
         for name in _ACCEPTED:
             if name in error.headers:
