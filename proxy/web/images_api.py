@@ -14,6 +14,7 @@ from proxy.core.errors import InvalidRequest
 from proxy.core.model import Digest, Key, Wanted
 from proxy.core.source import read_source
 from proxy.web.api import answer, enter, facts_of, read_query
+from proxy.web.bodies import JSON, unsupported
 from proxy.web.site import NOTES
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ async def remove_images(request: web.Request) -> web.Response:
     query = read_query(request, {"src", "digest", "force"})
     force = _read_force(query)
     if ("src" in query) == ("digest" in query):
-        raise InvalidRequest("needs src or digest, and not both")
+        raise InvalidRequest("DELETE /api/images needs ?src= or ?digest=, and not both")
     if "digest" in query:
         digest = Digest(_read_hash("digest", query["digest"]))
         if not await site.remover.remove_digest(digest, force=force):
@@ -189,7 +190,7 @@ def has_body(request: web.Request) -> bool:
         HTTPUnsupportedMediaType: A page of another site may have sent the request, as a form, empty or not.
     """
     if "Content-Type" in request.headers and request.content_type in FORMS:
-        raise web.HTTPUnsupportedMediaType(text="the body has to be JSON, or left out")
+        raise unsupported(f"the body has to be JSON (Content-Type: {JSON}), or left out", JSON)
     return request.body_exists
 
 

@@ -337,8 +337,8 @@ PATHS: Final[dict[str, Any]] = {
         "post": _api(
             "Keep an image now",
             {"200": _json("SavedImage", "It was kept already."), "201": _json("SavedImage", "It is kept, durably.")},
-            description="By its link, as a data URL, or as an uploaded file. Joins a fetch that is under way, and "
-            "answers when the image is durable.",
+            description="By its link, as a data URL, as an uploaded file, or as the body itself. Joins a fetch that is "
+            "under way, and answers when the image is durable.",
             requestBody=_body(
                 {
                     "oneOf": [
@@ -350,7 +350,8 @@ PATHS: Final[dict[str, Any]] = {
                 **{
                     "multipart/form-data": {
                         "schema": _object({"file": {"type": "string", "contentMediaType": "image/*"}})
-                    }
+                    },
+                    "image/*": {"schema": {"type": "string", "contentMediaType": "image/*"}},
                 },
             ),
         )
@@ -690,21 +691,27 @@ def _page() -> str:
 def _lines() -> Iterator[str]:
     yield f'<!doctype html><html lang="en"><meta charset="utf-8"><title>imgkeep API</title><style>{STYLE}</style>'
     yield '<meta name="viewport" content="width=device-width">'
-    yield f"<h1>imgkeep {escape(__version__)}</h1><p>{escape(DOCUMENT['info']['summary'])} "
+    yield f"<h1>imgkeep {escape(__version__)}</h1><p>{_prose(DOCUMENT['info']['summary'])} "
     yield 'For programs: <a href="openapi.json">openapi.json</a>.</p>'
     for path, operations in PATHS.items():
         for method, operation in operations.items():
             yield from _operation_lines(method, path, operation)
 
 
+def _prose(text: str) -> str:
+    """Return a text in Markdown as HTML: what stands between backticks is code."""
+    parts = escape(text).split("`")
+    return "".join(f"<code>{part}</code>" if number % 2 else part for number, part in enumerate(parts))
+
+
 def _operation_lines(method: str, path: str, operation: dict[str, Any]) -> Iterator[str]:
-    yield f"<h2><code>{method.upper()} {escape(path)}</code></h2><p><strong>{escape(operation['summary'])}.</strong> "
-    yield f"{escape(operation.get('description', ''))}</p>"
+    yield f"<h2><code>{method.upper()} {escape(path)}</code></h2><p><strong>{_prose(operation['summary'])}.</strong> "
+    yield f"{_prose(operation.get('description', ''))}</p>"
     if operation.get("parameters"):
         yield "<table>"
         for parameter in operation["parameters"]:
             needed = "" if parameter["required"] else " (optional)"
-            text = escape(parameter.get("description", ""))
+            text = _prose(parameter.get("description", ""))
             yield f"<tr><td><code>{parameter['name']}</code>{needed}<td>{text}"
         yield "</table>"
     for media_type, content in operation.get("requestBody", {}).get("content", {}).items():
@@ -713,5 +720,5 @@ def _operation_lines(method: str, path: str, operation: dict[str, Any]) -> Itera
         yield f"<p>Body: <code>{media_type}</code></p>{shown}"
     yield "<table>"
     for status, response in operation["responses"].items():
-        yield f"<tr><td>{'else' if status == 'default' else status}<td>{escape(response['description'])}"
+        yield f"<tr><td>{'else' if status == 'default' else status}<td>{_prose(response['description'])}"
     yield "</table>"

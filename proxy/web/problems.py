@@ -50,7 +50,7 @@ STATUSES: Final[tuple[tuple[type[errors.ImgkeepError], int, str], ...]] = (
     (errors.StorageError, 503, "The storage is unavailable"),
 )
 
-_ACCEPTED: Final = ("Allow", "Accept-Encoding")
+_ACCEPTED: Final = ("Allow", "Accept", "Accept-Encoding")
 """Fields that say what would be accepted instead."""
 
 # Of the framework's own answers those that our routes can cause.
