@@ -11,7 +11,7 @@ from __future__ import annotations
 from ipaddress import ip_network
 from typing import TYPE_CHECKING, Any, Final
 
-from proxy.core.policy import Policy
+from proxy.core.policy import LOCAL_SUFFIXES, Policy
 from proxy.core.source import SOURCE_CHARS_MAX
 
 if TYPE_CHECKING:
@@ -34,6 +34,22 @@ def describe_policy(policy: Policy, *, signature: str) -> dict[str, Any]:
         "schemes": ["http", "https"],
         "signature": signature,
         "url_chars_max": SOURCE_CHARS_MAX,
+    }
+
+
+def facts_for_pages(policy: Policy, *, signature: str) -> dict[str, Any]:
+    """
+    Return what pages of everyone are told: hosts that would be fetched by links that are not signed.
+
+    What `sources.deny` says is left out, and so is each allowed host that is denied. Of `fetch.allow_networks` is told
+    whether there are any: then names and ports may be allowed that are none elsewhere.
+    """
+    allowed = describe_policy(policy, signature=signature)["allow"] if signature == "off" else []
+    return {
+        "allow": [place for place in allowed if place not in policy.hosts_denied and not policy.denies(place)],
+        "ports": sorted(policy.ports),
+        "local": sorted(LOCAL_SUFFIXES),
+        "inside": bool(policy.networks),
     }
 
 

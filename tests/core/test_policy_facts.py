@@ -9,7 +9,7 @@ import pytest
 
 from proxy.core.identity import BUILT_IN
 from proxy.core.policy import Policy, judge
-from proxy.core.policy_facts import ITEMS_MAX, describe_policy, read_policy
+from proxy.core.policy_facts import ITEMS_MAX, describe_policy, facts_for_pages, read_policy
 from proxy.core.source import read_source
 
 
@@ -58,6 +58,19 @@ def test_any_host_is_one_star(allowed: tuple[str, ...] | None) -> None:
 def test_what_is_no_policy_is_an_error(change: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r".+"):
         read_policy({**describe_policy(policy(), signature="off"), **change}, nothing)
+
+
+def test_pages_are_told_what_is_allowed_and_never_what_is_denied() -> None:
+    told = policy(
+        hosts_allowed=("a.example", "bad.o.example", "*.c.example"), hosts_denied=("*.o.example", "*.c.example")
+    )
+    facts = facts_for_pages(told, signature="off")
+    assert (facts["allow"], facts["ports"]) == (["a.example"], [80, 443])
+    assert "10.1" not in str(facts)
+    assert "local" in facts["local"]
+    assert facts["inside"]
+    assert not facts_for_pages(policy(networks=()), signature="off")["inside"]
+    assert facts_for_pages(told, signature="misses")["allow"] == []
 
 
 def test_words_are_written_out() -> None:
