@@ -53,7 +53,7 @@ def shapes(told: object) -> object:
     return type(told).__name__
 
 
-async def test_every_example_works_as_written(tmp_path: Path, origin: FakeOrigin) -> None:
+async def test_every_example_works_as_written(tmp_path: Path, origin: FakeOrigin) -> None:  # noqa: PLR0915 - a page
     if shutil.which("curl") is None:
         cannot("curl is not installed")
     (tmp_path / "picture.png").write_bytes(picture())
