@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
     from proxy.cli.pages import Page
     from proxy.parts import RemoteParts
+    from proxy.service.inspect import Inspector
     from proxy.service.rewrite import Which
     from proxy.works import Works
 
@@ -160,15 +161,17 @@ async def _rewrite(arguments: argparse.Namespace, config: Config) -> int:
     which: Which = "all" if arguments.all else tuple(arguments.hosts) if arguments.hosts else "temporary"
     async with AsyncExitStack() as stack:
         parts = None
+        inspector = app.make_inspector(config)
         if arguments.save and arguments.server:
-            target = _server(arguments, config)
+            target = server = _server(arguments, config)
+            inspector = await _as_server(inspector, server, config)
         elif arguments.save:
             works = await stack.enter_async_context(open_works(config))
             parts, target = works.parts, _store(config, works)
         elif config.delivery.mode == "redirect" and not config.delivery.base_url:
             # The links of the bucket itself, which stay as they are, only the bucket's client can tell.
             parts = await stack.enter_async_context(open_parts(config, clock=REAL.clock))
-        linking = make_linking(config, app.make_inspector(config), parts)
+        linking = make_linking(config, inspector, parts)
         try:
             linker = linking.linker(which, config.server.public_url.rstrip("/"))
         except InvalidRequest as error:
@@ -178,6 +181,14 @@ async def _rewrite(arguments: argparse.Namespace, config: Config) -> int:
         if arguments.in_place:
             return status | await rewriting.replace(as_json=arguments.json)
         return status | await (rewriting.diff() if arguments.diff else rewriting.print())
+
+
+async def _as_server(inspector: Inspector, server: save.Server, config: Config) -> Inspector:
+    """Return who reads links by the policy of a running server: what it would refuse stays as it is."""
+    policy, needs_key = await server.policy(inspector.policy.names)
+    if needs_key and not config.security.signing_keys:
+        raise ConfigError("security.signing_keys: the server that --server names takes signed links only")
+    return replace(inspector, policy=policy)
 
 
 def _find_pages(arguments: argparse.Namespace) -> list[Page]:

@@ -148,10 +148,13 @@ def _add_api(router: web.UrlDispatcher) -> None:
 
     get("/api/inspect", api.inspect)
     get("/api/failures", failures_api.list_failures)
+    get("/api/policy", api.show_policy)
     post("/api/save-image", api.save_image)
     post("/api/save-images", jobs_api.save_images)
     post("/api/rewrite", rewrite_api.rewrite)
+    get("/api/jobs", jobs_api.list_jobs)
     get("/api/jobs/{id}", jobs_api.show_job)
+    post("/api/jobs/{id}/cancel", jobs_api.cancel_job)
     get("/api/jobs/{id}/events", jobs_api.follow_job)
     get("/api/images", images_api.list_images)
     delete("/api/images", images_api.remove_images)

@@ -21,7 +21,7 @@ import msgspec
 from proxy.core.errors import SourceRejected
 from proxy.core.headers import FORWARDED_HEADERS
 from proxy.core.identity import BUILT_IN, places_of, read_catalogue
-from proxy.core.policy import Policy
+from proxy.core.policy import PORTS, Policy
 from proxy.core.signing import KEY_CHARS_MIN
 from proxy.core.source import read_base, read_source
 from proxy.core.store_url import Bucket, Folder
@@ -139,7 +139,7 @@ class Fetch(Section, frozen=True):
     retries_max: Annotated[int, msgspec.Meta(ge=0, le=10)] = 2
     concurrent_max: Count = 64
     per_host_max: Count = 16
-    allow_ports: tuple[Port, ...] = (80, 443, 8080, 8443)
+    allow_ports: tuple[Port, ...] = PORTS
     allow_networks: tuple[str, ...] = ()
     user_agent: str = ""
 
@@ -251,8 +251,7 @@ class Config(Section, frozen=True):
         """
         private = not self.server.is_open or self.security.signature != "off"
         globs = [("*" if private else "known") if glob == "auto" else glob for glob in self.sources.allow]
-        groups = {"known": catalogue.known_hosts, "shared": catalogue.shared_hosts}
-        return tuple(host for glob in globs for host in groups.get(glob, (glob,)))
+        return catalogue.resolve(globs)
 
     def policy(self, catalogue: Catalogue) -> Policy:
         """Return what may be fetched."""

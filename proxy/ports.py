@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         Job,
         JobItem,
         JobResult,
+        JobState,
         Key,
         NewItem,
         Record,
@@ -682,6 +683,17 @@ class Jobs(Protocol):
     async def create(self, job_id: str, new: Sequence[NewItem], webhook: str | None) -> Job: ...
 
     async def find(self, job_id: str) -> Job | None: ...
+
+    async def page(
+        self, *, limit: int, after: tuple[int, str] | None = None, state: JobState | None = None
+    ) -> Sequence[Job]:
+        """Return up to `limit` jobs, newest first, from behind the one that was taken at a second and has an id."""
+
+    async def cancel(self, job_id: str) -> Job | None:
+        """End a job: no link of it waits any more. Returns it as it stands now; `None`: there is none."""
+
+    async def waits(self, item: JobItem) -> bool:
+        """Whether a link still waits: its job was not cancelled, and no one else has settled it."""
 
     async def results(self, job_id: str, *, after: int, limit: int) -> Sequence[JobResult]:
         """Return up to `limit` results in the order of their numbers, from behind the number `after`."""

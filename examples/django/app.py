@@ -17,12 +17,18 @@ from django.http import HttpRequest, HttpResponse
 from django.urls import path
 
 PAGE = Path(os.environ.get("PAGE", Path(__file__).parents[1] / "page.html"))
+TOKEN = os.environ.get("IMGKEEP_TOKEN")
+"""With it imgkeep tells what it may fetch. Without, all: so is an imgkeep that only this machine can reach."""
 
 settings.configure(
     ALLOWED_HOSTS=["127.0.0.1", "localhost"],
     ROOT_URLCONF=__name__,
     MIDDLEWARE=["proxy.sites.django.ImgkeepMiddleware"],
-    IMGKEEP={"public_url": os.environ.get("IMGKEEP_URL", "http://127.0.0.1:8080")},
+    IMGKEEP={
+        "public_url": os.environ.get("IMGKEEP_URL", "http://127.0.0.1:8080"),
+        "allow": "ask" if TOKEN else ["*"],
+        "token": TOKEN,
+    },
 )
 
 

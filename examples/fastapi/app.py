@@ -16,9 +16,16 @@ from fastapi.responses import HTMLResponse
 from proxy.sites.asgi import Imgkeep
 
 PAGE = Path(os.environ.get("PAGE", Path(__file__).parents[1] / "page.html"))
+TOKEN = os.environ.get("IMGKEEP_TOKEN")
+"""With it imgkeep tells what it may fetch. Without, all: so is an imgkeep that only this machine can reach."""
 
 app = FastAPI()
-app.add_middleware(Imgkeep, public_url=os.environ.get("IMGKEEP_URL", "http://127.0.0.1:8080"))
+app.add_middleware(
+    Imgkeep,
+    public_url=os.environ.get("IMGKEEP_URL", "http://127.0.0.1:8080"),
+    allow="ask" if TOKEN else ["*"],
+    token=TOKEN,
+)
 
 
 @app.get("/", response_class=HTMLResponse)

@@ -17,7 +17,8 @@ LINK = os.environ.get("LINK", "https://example.com/lighthouse.png")
 POST = {"picture": LINK, "body": f'<p>A post <img src="{LINK.replace("&", "&amp;")}">'}
 
 env = Environment(autoescape=True)
-install(env, public_url=os.environ.get("IMGKEEP_URL", "http://127.0.0.1:8080"))
+# An imgkeep that only this machine can reach fetches from all hosts.
+install(env, public_url=os.environ.get("IMGKEEP_URL", "http://127.0.0.1:8080"), allow=["*"])
 
 template = env.from_string("""<!doctype html>
 <img src="{{ post.picture|img_url }}">

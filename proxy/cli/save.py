@@ -14,6 +14,7 @@ import aiohttp
 from proxy.cli.printing import print_json
 from proxy.cli.progress import progress
 from proxy.core.errors import Busy, ImgkeepError, OriginTimeout, StorageError
+from proxy.core.policy_facts import read_policy
 from proxy.core.source import read_source
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from proxy.core.model import Record, Source, SourceInfo
+    from proxy.core.policy import Policy
     from proxy.ports import Clock
     from proxy.service.save import Saver
 
@@ -195,6 +197,15 @@ class Server:
                     if told < len(part):
                         await asyncio.sleep(POLL_EVERY_S)
 
+    async def policy(self, names: Callable[[Source], tuple[str, ...]]) -> tuple[Policy, bool]:
+        """Return what the server may fetch, and whether it wants links to be signed; `names` as in `Policy`."""
+        async with aiohttp.ClientSession(headers=self._headers) as session:
+            facts = await self._ask(session, "GET", "/api/policy")
+        try:
+            return read_policy(facts, names)
+        except ValueError:
+            raise ServerError("the server that --server names does not tell what it may fetch") from None
+
     async def _ask(self, session: aiohttp.ClientSession, method: str, path: str, **how: Any) -> dict[str, Any]:
         try:
             async with session.request(method, f"{self._base}{path}", **how) as response:
@@ -208,6 +219,8 @@ class Server:
 
 def _outcome(start: int, result: dict[str, Any]) -> Outcome:
     number = start + result["index"]
+    if result["state"] == "cancelled":
+        return Outcome(number, None, "cancelled", "the job was cancelled")
     if result["state"] == "failed":
         return Outcome(number, None, result["error"]["code"], result["error"]["detail"])
     if "image" not in result:

@@ -126,12 +126,13 @@ def read_base(text: str) -> Source:
     return source
 
 
-def read_img_query(query: str) -> ImgQuery:
+def read_img_query(query: str, endpoint: str = "/img") -> ImgQuery:
     """
     Read the query of `/img`: the source as it stands or percent-encoded, and our own parameters.
 
     Args:
         query: everything behind the first `?` of the request target as it came over the wire, nothing decoded.
+        endpoint: the path that was asked, for messages.
 
     Raises:
         InvalidSource: `src` is missing, empty, given twice, encoded twice or no http(s) URL; or a parameter is not
@@ -143,7 +144,7 @@ def read_img_query(query: str) -> ImgQuery:
     fields = query.split("&")
     at = next((i for i, text in enumerate(fields) if _name(text) == "src"), None)
     if at is None:
-        raise InvalidSource("src is missing: ask for /img?src=<percent-encoded URL>")
+        raise InvalidSource(f"src is missing: ask for {endpoint}?src=<percent-encoded URL>")
     value, ahead, behind = fields[at][len("src=") :], fields[:at], fields[at + 1 :]
     if _stands_as_it_is(value, behind):
         options = _read_options(ahead)

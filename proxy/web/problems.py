@@ -52,7 +52,7 @@ STATUSES: Final[tuple[tuple[type[errors.ImgkeepError], int, str], ...]] = (
     (errors.StorageError, 503, "The storage is unavailable"),
 )
 
-_ACCEPTED: Final = ("Allow", "Accept-Encoding")
+_ACCEPTED: Final = ("Allow", "Accept", "Accept-Encoding")
 """Fields that say what would be accepted instead."""
 
 # Of the framework's own answers those that our routes can cause.
@@ -94,6 +94,8 @@ def explain(error: Exception, notes: Notes, *, api: bool = False) -> Answer:
         notes.code = _HTTP_CODES.get(error.status, "http_error")
         status = HTTPStatus(error.status)
         told = error.text if error.text != f"{status.value}: {error.reason}" else None
+        if isinstance(error, web.HTTPMethodNotAllowed):
+            told = f"this endpoint does not take that method; use {' or '.join(sorted(error.allowed_methods))}"
         answer = _answer(error.status, status.phrase, notes.code, told or status.description, extensions)
         for name in _ACCEPTED:
             if name in error.headers:

@@ -59,11 +59,13 @@ def test_a_link_tells_how_old_it_is(
     assert (info.is_fresh(NOW), info.may_have_expired(NOW)) == (fresh, expired)
 
 
-def test_a_job_is_queued_running_or_done() -> None:
+def test_a_job_is_queued_running_done_or_cancelled() -> None:
     job = Job("a", NOW, None, total=2, saved=0, failed=0)
     assert job.state == "queued"
     assert replace(job, failed=1).state == "running"
     assert replace(job, saved=2, finished_at=NOW).state == "done"
+    cancelled = replace(job, saved=1, finished_at=NOW)
+    assert (cancelled.state, cancelled.cancelled, job.cancelled) == ("cancelled", 1, 0)
 
 
 def test_what_waits_in_a_job_does_not_print_its_link() -> None:

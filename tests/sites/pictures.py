@@ -89,7 +89,7 @@ async def main() -> None:
         async with (
             browsing() as browser,
             serving(Path(folder) / "data") as program,
-            running("flask", file, f"http://{program.address}") as url,
+            running("flask", file, program) as url,
             visiting(browser, viewport=SIZE) as visit,
         ):
             await visit.open(url)

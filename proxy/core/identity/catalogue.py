@@ -59,6 +59,11 @@ class Catalogue:
                 self._by_suffix.setdefault(_suffix(glob), []).append((re.compile(translate(glob)), rule))
         self.find_by_host = lru_cache(HOSTS_REMEMBERED)(self._find_by_host)
 
+    def resolve(self, patterns: Iterable[str]) -> tuple[str, ...]:
+        """Return patterns as `sources.allow` has them with the words `known` and `shared` written out."""
+        groups = {"known": self.known_hosts, "shared": self.shared_hosts}
+        return tuple(host for pattern in patterns for host in groups.get(pattern, (pattern,)))
+
     def find_by_names(self, names: Iterable[str]) -> list[Rule]:
         """Return the rules of any host that need one of these parameters."""
         found = self._names.intersection(names)
