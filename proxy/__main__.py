@@ -1,93 +1,143 @@
-"""The program: argv, environment, configuration file, logging and exit status; the only reader of these."""
+"""
+The program: argv, environment, configuration file, logging and exit status; the only reader of these.
+
+Nothing that takes long to import is imported before it is needed: `--help` and `--version` answer at once, and Ctrl-C
+while the rest is imported leaves no traceback.
+"""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
 import os
-import resource
+import re
 import signal
-import socket
 import sys
-import tomllib
-from contextlib import AsyncExitStack, aclosing, suppress
-from dataclasses import replace
-from functools import partial
-from io import TextIOWrapper
-from ipaddress import ip_address
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any, cast
 
-import msgspec
-
-from proxy import __version__, app
-from proxy.cli import folders, look, migrate, remove, save, signing, stored, upkeep
-from proxy.cli.pages import STANDARD_INPUT, find_pages
-from proxy.cli.rewrite import Rewriting
-from proxy.config import ENVIRONMENT_PREFIX, Config, ConfigError, check_mount, load, read_store_url
-from proxy.core.errors import InvalidRequest, StorageError
-from proxy.core.model import Place
-from proxy.core.store_url import Bucket, Folder
-from proxy.parts import Parts, open_migration, open_parts
-from proxy.storage.local_token import TokenUnusableError
-from proxy.supervisor import Briefing, Supervisor
-from proxy.telemetry import logging_to
-from proxy.web.login import make_link
-from proxy.works import REAL, make_linking, open_works
+from proxy.cli.interrupted import INTERRUPTED, TERMINATED, Terminated, tell_interrupted
+from proxy.cli.parser import make_parser
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
+    from collections.abc import Callable, Coroutine, Mapping, Sequence
+    from typing import TextIO
 
-    from proxy.cli.pages import Page
-    from proxy.parts import RemoteParts
-    from proxy.service.inspect import Inspector
-    from proxy.service.rewrite import Which
-    from proxy.works import Works
+    from proxy.config import Config
+    from proxy.supervisor import Briefing
+
+# ruff: noqa: PLC0415 - see above
 
 CONFIG_FILE = "config.toml"
 WORKER = "worker"
 DONE, SOME_FAILED, USAGE = 0, 1, 2
+TOKEN = "IMGKEEP_TOKEN"  # noqa: S105 - the name of a variable
+TOKEN_FILE = "IMGKEEP_TOKEN_FILE"  # noqa: S105 - likewise
+TOKEN_BYTES_MAX = 4096
+END_BY_THEMSELVES = frozenset({"serve", "demo"})
+"""Commands that take signals as their orderly end."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return the exit status: 0, 1 (some failed), 2 (usage or configuration)."""
-    arguments = _parser().parse_args(argv)
-    os.umask(0o077)  # records may hold links that still open something
+    """
+    Run one command and return the exit status: 0, 1 (some failed), 2 (usage or configuration), 130 (Ctrl-C), 143
+    (SIGTERM).
+    """
+    words = sys.argv[1:] if argv is None else list(argv)
+    arguments = argparse.Namespace(command=None)
+    try:
+        try:
+            arguments = _read_worker(words[1:]) if words[:1] == [WORKER] else make_parser().parse_args(words)
+            os.umask(0o077)  # records may hold links that still open something
+            return _perform(arguments)
+        finally:
+            sys.stdout.flush()  # here, because at the interpreter's end nobody could handle a broken pipe
+    except BrokenPipeError:
+        # The reader of our answer has enough; the interpreter must not complain about it while flushing.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return SOME_FAILED
+    except KeyboardInterrupt:
+        return _interrupt(arguments, INTERRUPTED)
+    except Terminated:
+        return _interrupt(arguments, TERMINATED)
+
+
+def _perform(arguments: argparse.Namespace) -> int:
+    from proxy.config import Config, ConfigError, Log
+    from proxy.core.errors import StorageError
+    from proxy.telemetry import logging_to
+
     try:
         is_worker = arguments.command == WORKER
         if is_worker:
             for number in (signal.SIGINT, signal.SIGHUP):
                 signal.signal(number, signal.SIG_IGN)  # a terminal sends these to all; the supervisor decides
-        # A worker goes by what its supervisor has read.
+        # A worker goes by what its supervisor has read; a demonstration and a completion are the same everywhere.
         briefing = _read_briefing() if is_worker else None
-        config = _load(arguments.config) if briefing is None else briefing.config
+        if briefing is not None:
+            config = briefing.config
+        else:
+            quiet = Config(log=Log(level="warning"))
+            config = quiet if arguments.command in {"demo", "completion"} else _load(arguments)
         if arguments.command in {"serve", "check"}:
-            app.read_placeholder(config.delivery.placeholder)
+            _check_placeholder(config)
         # To standard error: what a command prints is its answer, and no log record must get in between.
-        with logging_to(sys.stderr, config.log):
+        with logging_to(cast("TextIO", _StandardError()), config.log):
             if arguments.command == "serve" and config.server.workers > 1:
-                status = _supervise(arguments, config)
-            else:
-                status = _run(_command(arguments, config) if briefing is None else _work_as(arguments, briefing))
-        sys.stdout.flush()  # here, because at the interpreter's end nobody could handle a broken pipe
+                return _supervise(arguments, config)
+            if briefing is not None:
+                return _run(_work_as(arguments, briefing), ends_itself=True)
+            return _dispatch(arguments, config)
     except ConfigError as error:
         return _complain(str(error), USAGE)
     except BrokenPipeError:
-        # Whoever read our answer has enough; the interpreter must not complain about it while flushing.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return SOME_FAILED
+        raise
     except OSError as error:
         return _complain(error.strerror or str(error), SOME_FAILED)
     except StorageError as error:
         return _complain(str(error), SOME_FAILED)
-    except KeyboardInterrupt:
-        return SOME_FAILED
-    return status
+
+
+class _StandardError:
+    """Standard error as it is at the moment: a progress bar has records printed above itself."""
+
+    @staticmethod
+    def write(text: str) -> int:
+        return sys.stderr.write(text)
+
+    @staticmethod
+    def flush() -> None:
+        sys.stderr.flush()
+
+
+def _dispatch(arguments: argparse.Namespace, config: Config) -> int:
+    if arguments.command == "serve":
+        return _run(_serve(config), ends_itself=True)
+    from proxy.commands import Call, prepare
+
+    environment = _environment(arguments)
+    prepared = prepare(Call(arguments, config, environment, _read_token(arguments, environment)))
+    if isinstance(prepared, int):
+        return prepared
+    return _run(prepared, ends_itself=arguments.command in END_BY_THEMSELVES)
+
+
+async def _serve(config: Config) -> int:
+    from proxy import app
+
+    _raise_file_limit()
+    await app.serve(config)
+    return DONE
 
 
 def _supervise(arguments: argparse.Namespace, config: Config) -> int:
     """Run several processes that serve on one port."""
+    from functools import partial
+
+    from proxy import app
+    from proxy.supervisor import Supervisor
+
     # Workers run what we run, whatever else is called `proxy` where they are started.
     here = str(Path(__file__).parents[1])
     environment = dict(os.environ)  # noqa: TID251 - to be handed on
@@ -96,41 +146,27 @@ def _supervise(arguments: argparse.Namespace, config: Config) -> int:
         config,
         command=(sys.executable, "-P", "-m", "proxy", WORKER),
         environment=environment,
-        reload=lambda: _load_to_serve(arguments.config),
+        reload=lambda: _check_placeholder(_load(arguments)),
         opened=partial(app.tell_workers_opening, config),
     )
     return supervisor.run()
 
 
-async def _command(arguments: argparse.Namespace, config: Config) -> int:  # noqa: PLR0911 - one for each kind
-    match arguments.command:
-        case "serve":
-            _raise_file_limit()
-            await app.serve(config)
-            return DONE
-        case "inspect" | "sign" | "token":
-            return _tell(arguments, config)
-        case "migrate":
-            source, target = _read_place("FROM", arguments.source), _read_place("TO", arguments.target)
-            if source == target:
-                raise ConfigError("TO: is the same store as FROM")
-            async with open_migration(config, source, target, clock=REAL.clock) as migration:
-                return await migrate.migrate(migration, as_json=arguments.json, out=sys.stdout, err=sys.stderr)
-        case "rewrite":
-            return await _rewrite(arguments, config)
-        case "save" | "remove" | "restore" | "refetch" if arguments.server:
-            return await _ask_server(arguments, config)
-        case "save" | "import" | "export" | "remove" | "restore" | "refetch":
-            async with open_works(config) as works:
-                return await _work(arguments, config, works)
-        case _:
-            if arguments.command == "check" and not arguments.live:
-                return await look.check({}, out=sys.stdout)
-            async with open_parts(config, clock=REAL.clock) as parts:
-                return await _maintain(arguments, parts)
+def _read_worker(words: Sequence[str]) -> argparse.Namespace:
+    """Read how the supervisor has started us; no person calls this, so it is in no help."""
+    parser = argparse.ArgumentParser(prog=f"imgkeep {WORKER}", add_help=False)
+    parser.add_argument("--place", required=True)
+    parser.add_argument("--listen", required=True)
+    parser.add_argument("--control", required=True, type=int)
+    return parser.parse_args(words, argparse.Namespace(command=WORKER))
 
 
 def _read_briefing() -> Briefing:
+    import msgspec
+
+    from proxy.config import ConfigError
+    from proxy.supervisor import Briefing
+
     try:
         return msgspec.json.decode(sys.stdin.buffer.read(), type=Briefing)
     except msgspec.DecodeError:
@@ -139,6 +175,13 @@ def _read_briefing() -> Briefing:
 
 async def _work_as(arguments: argparse.Namespace, briefing: Briefing) -> int:
     """Serve as the worker that the supervisor has started."""
+    import socket
+
+    import msgspec
+
+    from proxy import app
+    from proxy.core.model import Place
+
     _raise_file_limit()
     place = msgspec.convert({**msgspec.json.decode(arguments.place), "secret": briefing.secret}, Place)
     listening = [socket.socket(fileno=int(number)) for number in arguments.listen.split(",")]
@@ -146,326 +189,13 @@ async def _work_as(arguments: argparse.Namespace, briefing: Briefing) -> int:
     return DONE
 
 
-async def _ask_server(arguments: argparse.Namespace, config: Config) -> int:
-    """Have a running server do it."""
-    if arguments.command == "save":
-        links, server = _lines(arguments), _server(arguments, config)
-        return await save.save(links, server, as_json=arguments.json, out=sys.stdout, err=sys.stderr)
-    return await _change(arguments, remove.Server(*_find_server(arguments.server, config)))
-
-
-async def _rewrite(arguments: argparse.Namespace, config: Config) -> int:
-    """Rewrite files; a store is opened only where something has to be known of it or put into it."""
-    pages = await asyncio.to_thread(_find_pages, arguments)
-    target: save.Target | None = None
-    which: Which = "all" if arguments.all else tuple(arguments.hosts) if arguments.hosts else "temporary"
-    async with AsyncExitStack() as stack:
-        parts = None
-        inspector = app.make_inspector(config)
-        if arguments.save and arguments.server:
-            target = server = _server(arguments, config)
-            inspector = await _as_server(inspector, server, config)
-        elif arguments.save:
-            works = await stack.enter_async_context(open_works(config))
-            parts, target = works.parts, _store(config, works)
-        elif config.delivery.mode == "redirect" and not config.delivery.base_url:
-            # The links of the bucket itself, which stay as they are, only the bucket's client can tell.
-            parts = await stack.enter_async_context(open_parts(config, clock=REAL.clock))
-        linking = make_linking(config, inspector, parts)
-        try:
-            linker = linking.linker(which, config.server.public_url.rstrip("/"))
-        except InvalidRequest as error:
-            raise ConfigError(f"--hosts: {error}") from None
-        rewriting = Rewriting(pages, linker, out=sys.stdout.buffer, text=sys.stdout, err=sys.stderr)
-        status = DONE if target is None else await rewriting.save(target)
-        if arguments.in_place:
-            return status | await rewriting.replace(as_json=arguments.json)
-        return status | await (rewriting.diff() if arguments.diff else rewriting.print())
-
-
-async def _as_server(inspector: Inspector, server: save.Server, config: Config) -> Inspector:
-    """Return who reads links by the policy of a running server: what it would refuse stays as it is."""
-    policy, needs_key = await server.policy(inspector.policy.names)
-    if needs_key and not config.security.signing_keys:
-        raise ConfigError("security.signing_keys: the server that --server names takes signed links only")
-    return replace(inspector, policy=policy)
-
-
-def _find_pages(arguments: argparse.Namespace) -> list[Page]:
-    """Return the documents that are named. Blocks."""
-    names, prints = arguments.names, not (arguments.in_place or arguments.diff)
-    for wrong, message in (
-        (arguments.diff and arguments.save, "--save: --diff does nothing but show"),
-        (arguments.server and not arguments.save, "--server: needs --save"),
-        (arguments.json and not arguments.in_place, "--json: needs --in-place, without which documents are printed"),
-        (arguments.in_place and STANDARD_INPUT in names, "--in-place: standard input has no place"),
-        (
-            prints and (len(names) > 1 or Path(names[0]).is_dir()),
-            "rewrite: several documents cannot be printed as one; see --in-place and --diff",
-        ),
-    ):
-        if wrong:
-            raise ConfigError(message)
-    return find_pages(names, arguments.format, arguments.url, sys.stdin.buffer)
-
-
-def _store(config: Config, works: Works) -> save.Store:
-    describe = partial(works.keeper.describe, base=config.server.public_url.rstrip("/"))
-    return save.Store(works.saver, identify=works.keeper.identify, describe=describe, clock=REAL.clock)
-
-
-def _server(arguments: argparse.Namespace, config: Config) -> save.Server:
-    return save.Server(*_find_server(arguments.server, config))
-
-
-def _find_server(url: str, config: Config) -> tuple[str, str | None]:
-    """Return where a server is that `--server` names, and what its API takes."""
-    return _pin_address(url, config.server.host), _token_for(url, config)
-
-
-def _pin_address(url: str, host: str) -> str:
-    """
-    Return a URL with the address at which we listen in the place of `localhost`. That name has two addresses on most
-    machines, and at the one that we do not use another user may listen, and be shown the token.
-    """
-    try:
-        parts = urlsplit(url)
-        if parts.scheme != "http" or parts.hostname != "localhost":  # https: the certificate is for the name
-            return url
-        port = "" if parts.port is None else f":{parts.port}"
-    except ValueError:
-        return url
-    any_address = {"": "127.0.0.1", "localhost": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - what it may be
-    address = any_address.get(host, host)
-    return parts._replace(netloc=f"[{address}]{port}" if ":" in address else f"{address}{port}").geturl()
-
-
-def _token_for(url: str, config: Config) -> str | None:
-    """Return what the API of a server takes. The token of this machine goes to this machine only."""
-    if not config.security.api_tokens and not _is_here(url, config):
-        return None
-    try:
-        return app.read_local_token(config)
-    except TokenUnusableError as error:
-        raise ConfigError(f"--server: {error}; run this where imgkeep runs, with its configuration") from None
-
-
-def _is_here(url: str, config: Config) -> bool:
-    try:
-        host = urlsplit(url).hostname or ""
-        return host in {"localhost", config.server.host} or ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-async def _work(arguments: argparse.Namespace, config: Config, works: Works) -> int:
-    """Run what works on images without a server; what goes on in the background is the server's."""
-    if arguments.command == "export":
-        _warn_of_gaps(works.parts)
-    describe = partial(works.keeper.describe, base=config.server.public_url.rstrip("/"))
-    match arguments.command:
-        case "save":
-            links, target = _lines(arguments), _store(config, works)
-            return await save.save(links, target, as_json=arguments.json, out=sys.stdout, err=sys.stderr)
-        case "import":
-            check_mount("--mount", arguments.mount)
-            if arguments.mount not in {legacy.mount for legacy in config.legacy}:
-                sys.stderr.write("imgkeep: old names answer once [[legacy]] names this mount in the configuration\n")
-            if not arguments.folder.is_dir():
-                raise ConfigError(f"{arguments.folder}: is not a folder")
-            return await folders.adopt(
-                arguments.folder,
-                arguments.mount,
-                works.saver,
-                as_json=arguments.json,
-                out=sys.stdout,
-                err=sys.stderr,
-            )
-        case "export":
-            return await folders.export(
-                works.parts.catalog,
-                url_of=lambda record: str(describe(record)["url"]),
-                as_json=arguments.format == "jsonl",
-                out=sys.stdout,
-            )
-        case _:
-            images = remove.Store(works.remover, works.refetcher, describe)
-            return await _change(arguments, images)
-
-
-async def _change(arguments: argparse.Namespace, target: remove.Target) -> int:
-    """Remove, restore or fetch again what is named."""
-    names = list(_urls(arguments.names))
-    tell = partial(remove.each, names, out=sys.stdout, err=sys.stderr)
-    match arguments.command:
-        case "remove":
-            return await tell(partial(target.remove, force=arguments.force), by_digest=arguments.digest)
-        case "restore":
-            return await tell(partial(remove.restore_any, target))
-        case _:
-            if arguments.url is not None and len(names) != 1:
-                raise ConfigError("--url: is the link of one key")
-            return await tell(partial(target.refetch, url=arguments.url))
-
-
-def _tell(arguments: argparse.Namespace, config: Config) -> int:
-    """Run what needs neither a store nor the network."""
-    match arguments.command:
-        case "inspect":
-            inspector = app.make_inspector(config)
-            return look.inspect(_urls(arguments.urls), inspector, as_json=arguments.json, out=sys.stdout)
-        case "token":
-            return _token(arguments, config)
-        case _:
-            if not config.security.signing_keys:
-                raise ConfigError("security.signing_keys: there is none to sign with; `imgkeep token` makes one")
-            return signing.sign(
-                _urls(arguments.urls),
-                key=config.security.signing_keys[0],
-                base=config.server.public_url,
-                now=REAL.clock(),
-                ttl_s=arguments.ttl_s,
-                as_json=arguments.json,
-                out=sys.stdout,
-                err=sys.stderr,
-            )
-
-
-def _token(arguments: argparse.Namespace, config: Config) -> int:
-    if not arguments.local and not arguments.login:
-        return signing.token(out=sys.stdout)
-    server = config.server
-    if arguments.login and (config.security.api_tokens or server.is_open or not server.port):
-        raise ConfigError("--login: is for a server on a loopback address and a port of its own, without api_tokens")
-    try:
-        token = app.read_local_token(config)
-    except TokenUnusableError as error:
-        raise ConfigError(f"{error}; `imgkeep serve` makes it") from None
-    host = "127.0.0.1" if server.host == "localhost" else server.host
-    sys.stdout.write(f"{make_link(token, host, server.port, REAL.clock()) if arguments.login else token}\n")
-    return DONE
-
-
-async def _maintain(arguments: argparse.Namespace, parts: Parts) -> int:
-    catalog = parts.catalog
-    if arguments.command in {"list", "stats"}:
-        _warn_of_gaps(parts)
-    match arguments.command:
-        case "check":
-            if parts.remote is None:
-                return await look.check({"store": parts.disk, "catalog": catalog}, out=sys.stdout)
-            if isinstance(sys.stdout, TextIOWrapper):
-                sys.stdout.reconfigure(errors="backslashreplace")  # not every terminal has ticks
-            async with aclosing(_steps(parts.remote)) as steps:
-                return await look.check({"fallback": parts.disk, "catalog": catalog}, steps, out=sys.stdout)
-        case "verify":
-            return await upkeep.verify(parts.archives, as_json=arguments.json, out=sys.stdout)
-        case "reindex":
-            return await upkeep.reindex(parts.archives, catalog, out=sys.stdout)
-        case "list":
-            return await stored.list_images(catalog, limit=arguments.limit, as_json=arguments.json, out=sys.stdout)
-        case _:
-            complete, now = catalog.complete, REAL.clock()
-            return await stored.stats(catalog, complete=complete, now=now, as_json=arguments.json, out=sys.stdout)
-
-
-def _warn_of_gaps(parts: Parts) -> None:
-    if not parts.catalog.complete:
-        sys.stderr.write("imgkeep: the catalog is not complete; `imgkeep reindex` fills it from the records\n")
-
-
-async def _steps(remote: RemoteParts) -> AsyncGenerator[tuple[str, str | None, str | None]]:
-    from proxy.storage.s3.checkup import check_up  # noqa: PLC0415 - what it needs takes a third of a second to import
-
-    async with aclosing(check_up(remote.bucket, public_url=remote.public_url)) as steps:
-        async for step in steps:
-            yield step.name, step.error, step.remedy
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="imgkeep", description="Makes temporary image links permanent.")
-    parser.add_argument("--version", action="version", version=f"imgkeep {__version__}")
-    parser.add_argument("--config", metavar="FILE", help=f"default: $IMGKEEP_CONFIG, or {CONFIG_FILE} if there is one")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    commands.add_parser("serve", help="serve images until SIGTERM")
-    worker = commands.add_parser(WORKER)  # not in the help: `serve` starts it
-    worker.add_argument("--place", required=True)
-    worker.add_argument("--listen", required=True)
-    worker.add_argument("--control", required=True, type=int)
-    check = commands.add_parser("check", help="validate the configuration")
-    check.add_argument("--live", action="store_true", help="try all that every configured store must be able to do")
-    inspect = commands.add_parser("inspect", help="tell what URLs name and whether they may be fetched; no network")
-    inspect.add_argument("urls", nargs="+", metavar="URL", help="- reads one a line from standard input")
-    sign = commands.add_parser("sign", help="print signed /img URLs")
-    sign.add_argument("urls", nargs="+", metavar="URL", help="- reads one a line from standard input")
-    sign.add_argument("--ttl-s", type=_count, metavar="SECONDS", help="how long they hold (default: for ever)")
-    saving = commands.add_parser("save", help="keep images before anybody looks, and print their permanent URLs")
-    saving.add_argument("urls", nargs="*", metavar="URL", help="- reads one a line from standard input")
-    saving.add_argument("-f", "--file", type=Path, metavar="FILE", help="with one URL a line")
-    saving.add_argument("--server", metavar="URL", help="a running imgkeep (default: straight into the store)")
-    _add_rewrite(commands)
-    adopting = commands.add_parser("import", help="adopt a folder of images with their names")
-    adopting.add_argument("folder", type=Path, metavar="DIR")
-    adopting.add_argument("--mount", required=True, help="old names answer under /MOUNT/NAME, see [[legacy]]")
-    exporting = commands.add_parser("export", help="print source, permanent URL, digest and time of all images")
-    exporting.add_argument("--format", choices=["csv", "jsonl"], default="csv")
-    _add_changes(commands)
-    token = commands.add_parser("token", help="print a new secret, or what opens the API of this machine")
-    which = token.add_mutually_exclusive_group()
-    which.add_argument("--local", action="store_true", help="print the token that the API of this machine takes")
-    which.add_argument("--login", action="store_true", help="print a link by which a browser here gets into the API")
-    verify = commands.add_parser("verify", help="read all that is stored again; set aside what is damaged")
-    commands.add_parser("reindex", help="fill the catalog from the records")
-    images = commands.add_parser("list", help="list images, newest first")
-    images.add_argument("--limit", type=_count, default=100, help="how many; 0: all (default: %(default)s)")
-    stats = commands.add_parser("stats", help="tell how much is stored")
-    migration = commands.add_parser("migrate", help="copy all that is stored from one store to another")
-    migration.add_argument("source", metavar="FROM", help="file:PATH or s3://BUCKET/PREFIX, as in store.url")
-    migration.add_argument("target", metavar="TO", help="likewise; what it has already stays")
-    for command in (inspect, saving, adopting, sign, verify, images, stats, migration):
-        command.add_argument("--json", action="store_true", help="one JSON object a line")
-    return parser
-
-
-def _add_changes(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    removing = commands.add_parser("remove", help="remove pictures for good")
-    removing.add_argument("names", nargs="+", metavar="KEY|URL", help="- reads one a line from standard input")
-    removing.add_argument("--digest", action="store_true", help="the names are digests")
-    removing.add_argument("--force", action="store_true", help="also what is not stored, so that it never is")
-    restoring = commands.add_parser("restore", help="undo removals")
-    restoring.add_argument("names", nargs="+", metavar="KEY|DIGEST|URL", help="- reads one a line from standard input")
-    refetching = commands.add_parser("refetch", help="fetch stored images again, and replace those that differ")
-    refetching.add_argument("names", nargs="+", metavar="KEY|URL", help="- reads one a line from standard input")
-    refetching.add_argument("--url", metavar="URL", help="the link to fetch by, where one key is named")
-    for command in (removing, restoring, refetching):
-        command.add_argument("--server", metavar="URL", help="a running imgkeep (default: straight into the store)")
-
-
-def _add_rewrite(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    rewriting = commands.add_parser("rewrite", help="have links to images in HTML and Markdown lead through imgkeep")
-    rewriting.add_argument("names", nargs="+", metavar="FILE|DIR", help="- reads one document from standard input")
-    rewriting.add_argument("--format", choices=["html", "markdown"], help="of a file whose name does not tell")
-    which = rewriting.add_mutually_exclusive_group()
-    which.add_argument("--all", action="store_true", help="all links (default: those that die)")
-    which.add_argument("--hosts", action="append", metavar="GLOB", help="links of these hosts; may be given often")
-    rewriting.add_argument("--url", help="the page's own, or the folder's, for relative links")
-    way = rewriting.add_mutually_exclusive_group()
-    way.add_argument("--in-place", action="store_true", help="replace files (default: print one document)")
-    way.add_argument("--diff", action="store_true", help="print what would change; exit status 1 if something would")
-    rewriting.add_argument("--save", action="store_true", help="keep the images first, as `imgkeep save` does")
-    rewriting.add_argument("--server", metavar="URL", help="a running imgkeep that saves")
-    rewriting.add_argument("--json", action="store_true", help="with --in-place: one JSON object a file")
-
-
-def _count(text: str) -> int:
-    if not text.isascii() or not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"expected a whole number, got {text!r}")
-    return int(text)
-
-
-def _load(path: str | None) -> Config:
+def _load(arguments: argparse.Namespace) -> Config:
     """Read the configuration: a file that was named has to be there, the default one need not."""
-    named = path or os.environ.get(f"{ENVIRONMENT_PREFIX}CONFIG")  # noqa: TID251 - the one reader
+    import tomllib
+
+    from proxy.config import ENVIRONMENT_PREFIX, ConfigError, load
+
+    named = arguments.config or os.environ.get(f"{ENVIRONMENT_PREFIX}CONFIG")  # noqa: TID251 - the one reader
     file: dict[str, Any] = {}
     try:
         file = tomllib.loads(Path(named or CONFIG_FILE).read_text("utf-8"))
@@ -474,61 +204,107 @@ def _load(path: str | None) -> Config:
             raise ConfigError(f"{named}: there is no such file") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{named or CONFIG_FILE}: {error}") from None
-    return load(file, os.environ)  # noqa: TID251 - the one reader
+    return load(file, _environment(arguments))
 
 
-def _load_to_serve(named: str | None) -> Config:
-    """Load the configuration, and check the file that it names."""
-    config = _load(named)
-    app.read_placeholder(config.delivery.placeholder)
+def _check_placeholder(config: Config) -> Config:
+    """Return a configuration whose `delivery.placeholder` is a picture that can be shown."""
+    from proxy.web.presentation import read_placeholder
+
+    read_placeholder(config.delivery.placeholder)
     return config
 
 
-def _read_place(argument: str, url: str) -> Folder | Bucket:
-    """Read the URL of a store; `AWS_REGION` counts as it does for `store.url`."""
-    place = read_store_url(argument, url)
-    region = os.environ.get("AWS_REGION")  # noqa: TID251 - the one reader
-    if isinstance(place, Bucket) and place.region is None and region:
-        return replace(place, region=region)
-    return place
+def _environment(arguments: argparse.Namespace) -> dict[str, str]:
+    """Return the environment of the process with what flags stand for, which win over it."""
+    environment = dict(os.environ)  # noqa: TID251 - the one reader
+    chosen: dict[str, str | None] = {}
+    if arguments.command == "serve":
+        chosen["SERVER__HOST"] = arguments.host
+        chosen["SERVER__PORT"] = None if arguments.port is None else str(arguments.port)
+    data = getattr(arguments, "data", None)
+    if data is not None:
+        environment.pop("AWS_S3_BUCKET_NAME", None)  # it names a store where none is set, and now one is
+        place = f"file:{data}"
+        chosen |= {"STORE__URL": place, "STORE__FALLBACK": place, "CATALOG__URL": f"sqlite:{data}/catalog.db"}
+    return environment | {f"IMGKEEP_{name}": value for name, value in chosen.items() if value is not None}
 
 
-def _urls(arguments: Sequence[str]) -> Iterator[str]:
-    for argument in arguments:
-        if argument == "-":
-            # Bytes, because a line that is no UTF-8 must not take the others with it.
-            yield from (line.rstrip(b"\r\n").decode("utf-8", "replace") for line in sys.stdin.buffer)
-        else:
-            yield os.fsencode(argument).decode("utf-8", "replace")
+def _read_token(arguments: argparse.Namespace, environment: Mapping[str, str]) -> str | None:
+    """Return what the API of `--server` takes, where it was given: by a flag, the environment, or a file."""
+    from proxy.config import ConfigError
 
-
-def _lines(arguments: argparse.Namespace) -> list[str]:
-    """Return the links that are named, and those in the file that is."""
-    links = list(_urls(arguments.urls))
-    if arguments.file is not None:
+    flag, file = getattr(arguments, "token", None), environment.get(TOKEN_FILE)
+    name, token = ("--token", flag) if isinstance(flag, str) else (TOKEN, environment.get(TOKEN))
+    if not getattr(arguments, "server", None):
+        if name == "--token" and isinstance(flag, str):
+            raise ConfigError("--token: needs --server")
+        return None
+    if token is None and file:
+        name = TOKEN_FILE
         try:
-            links += arguments.file.read_bytes().decode("utf-8", "replace").splitlines()
+            with Path(file).open("rb") as opened:
+                token = opened.read(TOKEN_BYTES_MAX).decode("ascii", "replace").strip()
         except OSError as error:
-            raise ConfigError(f"{arguments.file}: {error.strerror}") from None
-    if not links:
-        raise ConfigError("save: name URLs, or a file with -f")
-    return links
+            raise ConfigError(f"{TOKEN_FILE}: {file}: {error.strerror}") from None
+    if token is not None and not re.fullmatch("[!-~]+", token):
+        raise ConfigError(f"{name}: expected printable ASCII characters without spaces")
+    return token
 
 
-def _run(command: Coroutine[None, None, int]) -> int:
+def _run(command: Coroutine[Any, Any, int], *, ends_itself: bool) -> int:
     loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None
     with suppress(ImportError):
-        import uvloop  # noqa: PLC0415 - it does not exist everywhere
+        import uvloop
 
         loop_factory = uvloop.new_event_loop
     with asyncio.Runner(loop_factory=loop_factory) as runner:
-        return runner.run(command)
+        return runner.run(command if ends_itself else _until_terminated(command))
+
+
+async def _until_terminated(command: Coroutine[Any, Any, int]) -> int:
+    """
+    Run a command that SIGTERM ends as Ctrl-C does: it is cancelled, and tidies up. A second signal ends it at once.
+
+    Raises:
+        Terminated: SIGTERM came.
+    """
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None
+    heard = False
+
+    def hear() -> None:
+        nonlocal heard
+        heard = True
+        loop.remove_signal_handler(signal.SIGTERM)
+        task.cancel()
+
+    with suppress(ValueError):  # only the main thread hears signals
+        loop.add_signal_handler(signal.SIGTERM, hear)
+    try:
+        return await command
+    except asyncio.CancelledError:
+        if heard:
+            raise Terminated from None
+        raise
+    finally:
+        with suppress(ValueError):
+            loop.remove_signal_handler(signal.SIGTERM)
 
 
 def _raise_file_limit() -> None:
     """Use as many file descriptors as the system allows: a client and the file it reads need one each."""
+    import resource
+
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _interrupt(arguments: argparse.Namespace, status: int) -> int:
+    has_job = arguments.command == "save" and bool(arguments.server)
+    with suppress(OSError):
+        _complain(tell_interrupted(arguments.command, has_job=has_job), status)
+    return status
 
 
 def _complain(message: str, status: int) -> int:

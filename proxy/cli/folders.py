@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, TextIO
 
 import aiofiles
 
-from proxy.cli.printing import print_json
+from proxy.cli.printing import print_json, readable_time
 from proxy.cli.progress import progress
 from proxy.core.content import identify_legacy
 from proxy.core.errors import ImgkeepError, OriginError
@@ -82,7 +82,7 @@ async def export(ledger: Ledger, *, url_of: Callable[[Record], str], as_json: bo
             if as_json:
                 print_json(out, row)
             else:
-                table.writerow({**row, "stored_at": f"{record.stored_at:%Y-%m-%dT%H:%M:%SZ}"})
+                table.writerow({**row, "stored_at": readable_time(record.stored_at)})
         after = (int(page[-1].stored_at.timestamp()), page[-1].key)
     return 0
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, TextIO
 
+from proxy.cli.client import ServerError
 from proxy.cli.printing import print_facts, print_json, readable_bytes
 from proxy.core.errors import SourceRejected, StorageError
 from proxy.core.source import read_source
 
+READINGS: Final = frozenset({"invalid_source", "source_forbidden"})
+"""Codes by which the API says that it does not read a link."""
 NOTHING: Final = {
     "url": None,
     "identity": None,
@@ -26,6 +29,7 @@ NOTHING: Final = {
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Mapping
 
+    from proxy.cli.client import Client
     from proxy.ports import Watched
     from proxy.service.inspect import Inspector
 
@@ -39,18 +43,40 @@ def inspect(urls: Iterable[str], inspector: Inspector, *, as_json: bool, out: Te
         except SourceRejected as error:
             facts = {**NOTHING, "url": url, "reason": str(error)}
             status = 1
-        if as_json:
-            print_json(out, facts)
-        else:
-            print_facts(out, facts)
-            out.write("\n")
+        _show(facts, as_json=as_json, out=out)
     return status
+
+
+async def inspect_there(urls: Iterable[str], client: Client, *, as_json: bool, out: TextIO) -> int:
+    """Do the same by what a running server knows and allows."""
+    status = 0
+    async with client.session() as session:
+        for url in urls:
+            told = await client.ask(session, "GET", "/api/inspect", params={"src": url})
+            if told.pop("success", False):
+                facts = {**NOTHING, **told, "url": url}
+            elif told.get("code") in READINGS:
+                facts = {**NOTHING, "url": url, "reason": told.get("detail")}
+                status = 1
+            else:
+                raise ServerError(f"the server says: {told.get('detail', 'nothing')}")
+            _show(facts, as_json=as_json, out=out)
+    return status
+
+
+def _show(facts: Mapping[str, object], *, as_json: bool, out: TextIO) -> None:
+    if as_json:
+        print_json(out, facts)
+    else:
+        print_facts(out, facts)
+        out.write("\n")
 
 
 async def check(
     parts: Mapping[str, Watched],
     steps: AsyncIterator[tuple[str, str | None, str | None]] | None = None,
     *,
+    as_json: bool,
     out: TextIO,
 ) -> int:
     """
@@ -58,21 +84,28 @@ async def check(
 
     `steps` are what else is tried one after the other: a name, and what is wrong and its remedy where something is.
     """
-    out.write("configuration: valid\n")
+
+    def tell(part: str, words: str, error: str | None = None, remedy: str | None = None, **facts: object) -> None:
+        if as_json:
+            print_json(out, {"part": part, "works": error is None, "error": error, "remedy": remedy, **facts})
+        else:
+            out.write(f"{words}\n")
+
+    tell("configuration", "configuration: valid")
     status = 0
     for name, part in parts.items():
         try:
             free = await part.check()
         except StorageError as fault:
             status = 1
-            out.write(f"{name}: {fault}\n")
+            tell(name, f"{name}: {fault}", str(fault))
         else:
-            out.write(f"{name}: works{f', {readable_bytes(free)} free' if free else ''}\n")
+            tell(name, f"{name}: works{f', {readable_bytes(free)} free' if free else ''}", free_bytes=free or None)
     if steps is not None:
         async for name, error, remedy in steps:
             if error is None:
-                out.write(f"✓ {name}\n")
+                tell(name, f"✓ {name}")
                 continue
             status = 1
-            out.write(f"✗ {name}: {error}\n" + (f"  remedy: {remedy}\n" if remedy else ""))
+            tell(name, f"✗ {name}: {error}" + (f"\n  remedy: {remedy}" if remedy else ""), error, remedy)
     return status

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TextIO
 
 import msgspec
@@ -12,18 +13,43 @@ if TYPE_CHECKING:
 
 def print_json(out: TextIO, facts: Mapping[str, object]) -> None:
     """Print one object on one line."""
-    out.write(msgspec.json.encode(facts).decode() + "\n")
+    out.write(f"{as_line(facts)}\n")
+
+
+def as_line(facts: Mapping[str, object]) -> str:
+    """Return an object as one line of JSON."""
+    return msgspec.json.encode(_dated(facts)).decode()
+
+
+def readable_time(moment: datetime) -> str:
+    """Return a time as the API, the log and all commands write it: RFC 3339, in UTC, to the second."""
+    return f"{moment.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
+
+
+def _dated(facts: object) -> object:
+    if isinstance(facts, datetime):
+        return readable_time(facts)
+    if isinstance(facts, dict):
+        return {name: _dated(value) for name, value in facts.items()}
+    return [_dated(value) for value in facts] if isinstance(facts, (list, tuple)) else facts
 
 
 def print_facts(out: TextIO, facts: Mapping[str, object]) -> None:
     """Print `name  value` lines. What is not printable is escaped: a terminal must not take it for a command."""
     width = max(map(len, facts))
-    out.writelines(
-        f"{name:<{width}}  {'-' if value is None else _printable(str(value))}\n" for name, value in facts.items()
-    )
+    out.writelines(f"{name:<{width}}  {_readable(value)}\n" for name, value in facts.items())
 
 
-def _printable(text: str) -> str:
+def _readable(value: object) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return readable_time(value) if isinstance(value, datetime) else printable(str(value))
+
+
+def printable(text: str) -> str:
+    """Return a text so that a terminal does not take it for a command."""
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 

@@ -1,8 +1,14 @@
-"""A progress bar for people who watch; nothing for anybody else."""
+"""
+A progress bar for people who watch; nothing for other readers.
+
+While a bar is shown, lines that stay are printed above it: words, log records and, where standard output is the same
+terminal, answers too.
+"""
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+import os
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TextIO
 
@@ -19,6 +25,8 @@ class Bar:
     """Shows a few words beside the bar."""
     say: Callable[[str], None]
     """Prints a line that stays."""
+    answer: Callable[[TextIO, str], None]
+    """Prints a line to standard output; where that is the terminal of the bar, above the bar."""
 
 
 @contextmanager
@@ -28,8 +36,12 @@ def progress(words: str, total: int | None, err: TextIO) -> Generator[Bar]:
     def write(line: str) -> None:
         err.write(f"{line}\n")
 
+    def answer(out: TextIO, line: str) -> None:
+        out.write(f"{line}\n")
+        out.flush()
+
     if not err.isatty():
-        yield Bar(lambda _: None, lambda _: None, write)
+        yield Bar(lambda _: None, lambda _: None, write, answer)
         return
     from rich.console import Console  # noqa: PLC0415 - a tenth of a second that no other command need wait for
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn  # noqa: PLC0415
@@ -50,8 +62,19 @@ def progress(words: str, total: int | None, err: TextIO) -> Generator[Bar]:
             speed = shown.tasks[0].speed
             shown.update(task, advance=number, rate="" if speed is None else f"{speed:.1f}/s")
 
-        yield Bar(
-            advance,
-            lambda text: shown.update(task, note=text),
-            lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True),
-        )
+        def say(line: str) -> None:
+            console.print(line, markup=False, highlight=False, emoji=False, soft_wrap=True)
+
+        def answer_above(out: TextIO, line: str) -> None:
+            if _are_one_terminal(out, err):
+                say(line)
+            else:
+                answer(out, line)
+
+        yield Bar(advance, lambda text: shown.update(task, note=text), say, answer_above)
+
+
+def _are_one_terminal(out: TextIO, err: TextIO) -> bool:
+    with suppress(OSError, ValueError):  # not every stream has a descriptor
+        return out.isatty() and os.fstat(out.fileno()).st_rdev == os.fstat(err.fileno()).st_rdev
+    return False

@@ -10,13 +10,15 @@ from __future__ import annotations
 import asyncio
 from contextlib import aclosing
 from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, BinaryIO, Literal, TextIO
 
 from proxy.cli.diff import unified
 from proxy.cli.pages import Held, read_page, replace_page
-from proxy.cli.printing import print_json
+from proxy.cli.printing import as_line
 from proxy.cli.progress import progress
 from proxy.core.errors import InvalidRequest
+from proxy.core.policy import is_local_name
 from proxy.core.source import read_source
 from proxy.service.rewrite import rewrite
 
@@ -49,11 +51,14 @@ class Outcome:
 
 
 class Rewriting:
-    """One run of the command over `pages`."""
+    """One run of the command over `pages`; `undoes`: it puts source URLs back."""
 
-    def __init__(self, pages: Sequence[Page], linker: Linker, *, out: BinaryIO, text: TextIO, err: TextIO) -> None:
+    def __init__(  # noqa: PLR0913 - all but two by keyword
+        self, pages: Sequence[Page], linker: Linker, *, undoes: bool, out: BinaryIO, text: TextIO, err: TextIO
+    ) -> None:
         self._pages = pages
         self._linker = linker
+        self._undoes = undoes
         self._out = out
         self._text = text
         self._err = err
@@ -81,18 +86,20 @@ class Rewriting:
 
     async def replace(self, *, as_json: bool) -> int:
         """Put documents in the place of what they were. 1 if one cannot be rewritten."""
-        counts = {"rewritten": 0, "unchanged": 0, "failed": 0}
+        done = "restored" if self._undoes else "rewritten"
+        counts = {done: 0, "unchanged": 0, "failed": 0}
         links = 0
         with progress("rewriting", len(self._pages), self._err) as bar:
             for page in self._pages:
                 outcome = await asyncio.to_thread(self._replace, page)
-                fate = "failed" if outcome.trouble else "rewritten" if outcome.links else "unchanged"
+                fate = "failed" if outcome.trouble else done if outcome.links else "unchanged"
                 counts[fate] += 1
                 links += len(outcome.links)
                 bar.advance(1)
                 if as_json:
                     facts = {"file": page.name, "state": fate, "links": len(outcome.links)}
-                    print_json(self._text, facts | ({"error": outcome.trouble} if outcome.trouble else {}))
+                    facts |= {"error": outcome.trouble} if outcome.trouble else {}
+                    bar.answer(self._text, as_line(facts))
                 else:
                     self._complain(page, outcome, lambda line: bar.say(line.rstrip("\n")))
         if not as_json:
@@ -101,14 +108,21 @@ class Rewriting:
         return 1 if counts["failed"] else 0
 
     async def save(self, target: Target) -> int:
-        """Save the images of all links that are going to be rewritten. 1 if one is not kept."""
+        """
+        Save the images of all links that are going to be rewritten. 1 if one is not stored: that link is left as it is,
+        because while its origin shows the image it works, and through us it would not.
+        """
         names: dict[str, str] = {}
         with progress("reading", len(self._pages), self._err) as bar:
             for page in self._pages:
                 outcome = await asyncio.to_thread(self._try, page)
                 names |= {link: page.name for link in outcome.links if link not in names}
                 bar.advance(1)
-        return await _save(names, target, self._err)
+        lost = await _save(names, target, self._err)
+        if lost:
+            linker = self._linker
+            self._linker = lambda link: None if link in lost else linker(link)
+        return 1 if lost else 0
 
     def _try(self, page: Page) -> Outcome:
         try:
@@ -140,19 +154,42 @@ class Rewriting:
         return 1 if outcome.trouble else 0
 
 
-async def _save(names: Mapping[str, str], target: Target, err: TextIO) -> int:
-    """Save links, and tell of those that are not kept by the names of their documents: links are credentials."""
+def warn_of_base(base: str, *, err: TextIO) -> None:
+    """Say where links of ours work, if that is not everywhere."""
+    try:
+        host = read_source(base).host if base else ""
+        local = is_local_name(host) or ip_address(host).is_loopback
+    except ValueError:
+        local = False
+    remedy = "server.public_url or --base say how readers reach imgkeep"
+    if not base:
+        err.write(
+            "imgkeep: new links are paths like /img?src=..., which work only in pages from the server that imgkeep is "
+            f"behind; {remedy}; --undo puts the old links back\n"
+        )
+    elif local:
+        err.write(
+            f"imgkeep: new links begin with {base}, which only this machine or network reaches; {remedy}; "
+            "--undo puts the old links back\n"
+        )
+
+
+async def _save(names: Mapping[str, str], target: Target, err: TextIO) -> frozenset[str]:
+    """
+    Save links, tell of those that are not stored by the names of their documents, because links are credentials, and
+    return them.
+    """
     links = list(names)
-    kept = 0
+    lost: set[str] = set()
     with progress("saving", len(links), err) as bar:
         async with aclosing(target.save(links, bar.note)) as outcomes:
             async for outcome in outcomes:
                 link = links[outcome.number]
                 bar.advance(1)
-                if outcome.facts is not None:
-                    kept += 1
-                else:
+                if outcome.facts is None:
+                    lost.add(link)
                     where = f"{names[link]}: an image of {read_source(link).host}"
                     bar.say(f"imgkeep: {where}: {outcome.code}: {outcome.detail}")
-    err.write(f"{kept} images kept, {len(links) - kept} failed\n")
-    return 0 if kept == len(links) else 1
+    left = f"; {len(lost)} failed, whose links stay as they are" if lost else ""
+    err.write(f"{len(links) - len(lost)} images stored{left}\n")
+    return frozenset(lost)

@@ -9,9 +9,8 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol, TextIO
 
-import aiohttp
-
-from proxy.cli.printing import print_json
+from proxy.cli.client import ServerError
+from proxy.cli.printing import as_line
 from proxy.cli.progress import progress
 from proxy.core.errors import Busy, ImgkeepError, OriginTimeout, StorageError
 from proxy.core.policy_facts import read_policy
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
     from datetime import datetime
 
+    from proxy.cli.client import Client
     from proxy.core.model import Record, Source, SourceInfo
     from proxy.core.policy import Policy
     from proxy.ports import Clock
@@ -59,19 +59,23 @@ async def save(urls: Iterable[str], target: Target, *, as_json: bool, out: TextI
     outcomes: dict[int, Outcome] = {}
     counts: Counter[str] = Counter()
     printed = 0
-    with progress("saving", len(wanted), err) as bar:
-        async with aclosing(target.save(wanted, bar.note)) as results:
-            async for outcome in results:
-                outcomes[outcome.number] = outcome
-                counts[_fate(outcome)] += 1
-                bar.advance(1)
-                if outcome.facts is None and not as_json:
-                    bar.say(f"imgkeep: link {outcome.number + 1}: {outcome.code}: {outcome.detail}")
-                while printed in outcomes:
-                    _print(wanted[printed], outcomes.pop(printed), as_json=as_json, out=out)
-                    printed += 1
+    try:
+        with progress("saving", len(wanted), err) as bar:
+            async with aclosing(target.save(wanted, bar.note)) as results:
+                async for outcome in results:
+                    outcomes[outcome.number] = outcome
+                    counts[_fate(outcome)] += 1
+                    bar.advance(1)
+                    if outcome.facts is None and not as_json:
+                        bar.say(f"imgkeep: link {outcome.number + 1}: {outcome.code}: {outcome.detail}")
+                    while printed in outcomes:
+                        bar.answer(out, _line(wanted[printed], outcomes.pop(printed), as_json=as_json))
+                        printed += 1
+    except asyncio.CancelledError:
+        err.write(f"{_told(counts)}, {len(wanted) - counts.total()} not done\n")
+        raise
     if not as_json:
-        err.write(f"{counts['saved']} saved, {counts['known']} known, {counts['failed']} failed\n")
+        err.write(f"{_told(counts)}\n")
     return 1 if counts["failed"] else 0
 
 
@@ -81,15 +85,17 @@ def _fate(outcome: Outcome) -> str:
     return "saved" if outcome.facts.get("created") else "known"
 
 
-def _print(url: str, outcome: Outcome, *, as_json: bool, out: TextIO) -> None:
+def _told(counts: Counter[str]) -> str:
+    return f"{counts['saved']} saved, {counts['known']} known, {counts['failed']} failed"
+
+
+def _line(url: str, outcome: Outcome, *, as_json: bool) -> str:
     if not as_json:
-        out.write(f"{outcome.facts['url']}\n" if outcome.facts else "-\n")
-    elif outcome.facts is None:
+        return str(outcome.facts["url"]) if outcome.facts else "-"
+    if outcome.facts is None:
         error = {"code": outcome.code, "detail": outcome.detail}
-        print_json(out, {"success": False, "source_url": url, "error": error})
-    else:
-        print_json(out, {"success": True, "source_url": url, **outcome.facts})
-    out.flush()
+        return as_line({"success": False, "source_url": url, "error": error})
+    return as_line({"success": True, "source_url": url, **outcome.facts})
 
 
 class Store:
@@ -168,27 +174,23 @@ def _next(ends_at: float, host: str, now: datetime) -> str:
     return f"{host}, expires in {seconds // size} {unit}"
 
 
-class ServerError(StorageError):
-    """The server that was named does not do what it was asked for."""
-
-
 class Server:
     """A running imgkeep; its jobs go on when this command is ended."""
 
-    def __init__(self, base: str, token: str | None) -> None:
-        self._base = base.rstrip("/")
-        self._headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+    def __init__(self, client: Client) -> None:
+        self._client = client
 
     async def save(self, urls: Sequence[str], note: Callable[[str], None]) -> AsyncGenerator[Outcome]:
-        async with aiohttp.ClientSession(headers=self._headers) as session:
+        ask = self._client.insist
+        async with self._client.session() as session:
             for start in range(0, len(urls), JOB_LINKS_MAX):
                 part = urls[start : start + JOB_LINKS_MAX]
-                job = await self._ask(session, "POST", "/api/save-images", json={"urls": part})
+                job = await ask(session, "POST", "/api/save-images", json={"urls": part})
                 note(f"job {job['id']}")
                 told = 0
                 while told < len(part):
                     after = f"?after={told - 1}" if told else ""
-                    job = await self._ask(session, "GET", f"/api/jobs/{job['id']}{after}")
+                    job = await ask(session, "GET", f"/api/jobs/{job['id']}{after}")
                     for result in job["results"]:
                         if result["state"] == "waiting":
                             break  # in the order of the links; what is done behind it comes later
@@ -199,22 +201,12 @@ class Server:
 
     async def policy(self, names: Callable[[Source], tuple[str, ...]]) -> tuple[Policy, bool]:
         """Return what the server may fetch, and whether it wants links to be signed; `names` as in `Policy`."""
-        async with aiohttp.ClientSession(headers=self._headers) as session:
-            facts = await self._ask(session, "GET", "/api/policy")
+        async with self._client.session() as session:
+            facts = await self._client.insist(session, "GET", "/api/policy")
         try:
             return read_policy(facts, names)
         except ValueError:
             raise ServerError("the server that --server names does not tell what it may fetch") from None
-
-    async def _ask(self, session: aiohttp.ClientSession, method: str, path: str, **how: Any) -> dict[str, Any]:
-        try:
-            async with session.request(method, f"{self._base}{path}", **how) as response:
-                told: dict[str, Any] = await response.json(content_type=None)
-        except (aiohttp.ClientError, TimeoutError, ValueError):
-            raise ServerError("the server that --server names cannot be reached, or is no imgkeep") from None
-        if not told.get("success"):
-            raise ServerError(f"the server says: {told.get('detail', 'nothing')}")
-        return told
 
 
 def _outcome(start: int, result: dict[str, Any]) -> Outcome:

@@ -46,7 +46,15 @@ def sign(  # noqa: PLR0913 - all by keyword
     return status
 
 
-def token(*, out: TextIO) -> int:
-    """Print a secret for `security.api_tokens` or `security.signing_keys`."""
-    out.write(f"{secrets.token_urlsafe(TOKEN_BYTES)}\n")
+def make_token() -> str:
+    """Return a secret for `security.api_tokens` or `security.signing_keys`."""
+    return secrets.token_urlsafe(TOKEN_BYTES)
+
+
+def show(name: str, secret: str, *, as_json: bool, out: TextIO) -> int:
+    """Print a secret that was asked for; `name`: its field in JSON."""
+    if as_json:
+        print_json(out, {name: secret})
+    else:
+        out.write(f"{secret}\n")
     return 0

@@ -2,41 +2,66 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
-from typing import TYPE_CHECKING, TextIO
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final, TextIO
 
-from proxy.cli.printing import print_facts, print_json, readable_bytes
-from proxy.core.standing import standing_of
-from proxy.core.stored import write_doubts
+from proxy.cli.printing import print_facts, print_json, printable, readable_bytes, readable_time
 from proxy.service.suspects import IDENTITIES_MIN, PERIOD_S
 
 if TYPE_CHECKING:
-    from datetime import datetime
+    from collections.abc import AsyncGenerator, AsyncIterable, Callable, Mapping
 
+    from proxy.cli.client import Client
     from proxy.core.model import Record
     from proxy.ports import Ledger
 
-PAGE: int = 500
+PAGE: Final = 500
 
 
-async def list_images(ledger: Ledger, *, limit: int, as_json: bool, out: TextIO) -> int:
-    """Print up to `limit` images, newest first; 0: all."""
+async def images_in(
+    ledger: Ledger, describe: Callable[[Record], Mapping[str, Any]], *, limit: int
+) -> AsyncGenerator[Mapping[str, Any]]:
+    """Yield what the API tells of images, newest first, by the catalog itself; up to `limit` of them, 0: all."""
     after: tuple[int, str] | None = None
     left = limit
     while page := await ledger.page(limit=min(left, PAGE) if limit else PAGE, after=after):
         for record in page:
-            if as_json:
-                print_json(out, _facts(record))
-            else:
-                size = f"{record.pixel_size.width}x{record.pixel_size.height}" if record.pixel_size else "-"
-                out.write(
-                    f"{record.stored_at:%Y-%m-%dT%H:%M:%SZ}  {record.key}  {record.format.extension:<4}  "
-                    f"{size:>11}  {readable_bytes(record.size):>10}  {record.host}\n"
-                )
+            yield describe(record)
         left -= len(page)
         if limit and left <= 0:
             break
         after = (int(page[-1].stored_at.timestamp()), page[-1].key)
+
+
+async def images_of(client: Client, *, limit: int) -> AsyncGenerator[Mapping[str, Any]]:
+    """Do the same by a running server."""
+    cursor: dict[str, str] = {}
+    left = limit
+    async with client.session() as session:
+        while True:
+            query = {"limit": str(min(left, PAGE) if limit else PAGE), **cursor}
+            told = await client.insist(session, "GET", "/api/images", params=query)
+            for facts in told["images"]:
+                yield facts
+            left -= len(told["images"])
+            if not told["next"] or (limit and left <= 0):
+                return
+            cursor = {"cursor": told["next"]}
+
+
+async def list_images(images: AsyncIterable[Mapping[str, Any]], *, as_json: bool, out: TextIO) -> int:
+    """Print images, a line for each."""
+    async for facts in images:
+        if as_json:
+            print_json(out, facts)
+            continue
+        stored_at, source = facts["stored_at"], facts["source"]
+        time = readable_time(stored_at) if isinstance(stored_at, datetime) else printable(str(stored_at))
+        size = f"{facts['width']}x{facts['height']}" if facts["width"] else "-"
+        out.write(
+            f"{time}  {facts['key']}  {facts['content_type']:<13}  {size:>11}  {readable_bytes(facts['size']):>10}  "
+            f"{printable(source['host'] or '-')}\n"
+        )
     return 0
 
 
@@ -66,22 +91,3 @@ async def stats(ledger: Ledger, *, complete: bool, now: datetime, as_json: bool,
     facts["suspects"] = ", ".join(f"{digest} at {host} ({number})" for host, digest, number in suspects) or None
     print_facts(out, facts)
     return 0
-
-
-def _facts(record: Record) -> dict[str, object]:
-    return {
-        "key": record.key,
-        "digest": record.digest,
-        "content_type": record.format.media_type,
-        "size": record.size,
-        "width": record.pixel_size.width if record.pixel_size else None,
-        "height": record.pixel_size.height if record.pixel_size else None,
-        "stored_at": record.stored_at,
-        "standing": standing_of(record).value,
-        "doubts": write_doubts(record.doubts),
-        "host": record.host,
-        "provider": record.provider,
-        "temporary": record.temporary,
-        "expires_at": record.expires_at,
-        "path": f"/images/{record.object_name}",
-    }

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, TextIO
 
-from proxy.cli.printing import print_json
+from proxy.cli.printing import as_line, print_json
+from proxy.cli.progress import progress
 from proxy.service import upkeep
 
 if TYPE_CHECKING:
@@ -14,18 +15,18 @@ if TYPE_CHECKING:
     from proxy.ports import Archive, Ledger
 
 
-async def verify(archives: Sequence[Archive], *, as_json: bool, out: TextIO) -> int:
+async def verify(archives: Sequence[Archive], *, as_json: bool, out: TextIO, err: TextIO) -> int:
     """Read everything that is stored and print what is wrong. 1 if something is damaged or missing."""
     counts: Counter[str] = Counter()
-    for archive in archives:
-        async for finding in upkeep.verify(archive):
-            counts[finding.kind if finding else "good"] += 1
-            if finding is None:
-                continue
-            if as_json:
-                print_json(out, {"kind": finding.kind, "path": finding.path})
-            else:
-                out.write(f"{finding.kind:<10}  {finding.path}\n")
+    with progress("verifying", None, err) as bar:
+        for archive in archives:
+            async for finding in upkeep.verify(archive):
+                counts[finding.kind if finding else "good"] += 1
+                bar.advance(1)
+                if finding is None:
+                    continue
+                facts = {"kind": finding.kind, "path": finding.path}
+                bar.answer(out, as_line(facts) if as_json else f"{finding.kind:<10}  {finding.path}")
     kinds = ("good", "damaged", "missing", "unreadable", "orphan")
     if as_json:
         print_json(out, {kind: counts[kind] for kind in kinds})
@@ -34,7 +35,11 @@ async def verify(archives: Sequence[Archive], *, as_json: bool, out: TextIO) -> 
     return 1 if counts["damaged"] or counts["missing"] or counts["unreadable"] else 0
 
 
-async def reindex(archives: Sequence[Archive], ledger: Ledger, *, out: TextIO) -> int:
+async def reindex(archives: Sequence[Archive], ledger: Ledger, *, as_json: bool, out: TextIO) -> int:
     """Fill the catalog from the records."""
-    out.write(f"{await upkeep.reindex(archives, ledger)} images\n")
+    images = await upkeep.reindex(archives, ledger)
+    if as_json:
+        print_json(out, {"images": images})
+    else:
+        out.write(f"{images} images\n")
     return 0

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 from proxy.core.errors import Busy, InvalidRequest, SourceRejected
 from proxy.core.rewrite import Hosts, HtmlStream, ImgLinks, every, rewrite_markdown
 from proxy.core.rewrite.commonmark import TooManySteps
+from proxy.core.rewrite.links import undoes
 from proxy.core.rewrite.markdown import MARKDOWN_CHARS_MAX
 from proxy.core.source import own_path, read_source
 
@@ -138,14 +139,8 @@ def rewrite(
     Raises:
         InvalidRequest: Markdown is too long, or takes too much work.
     """
-    links: list[str] = []
-
-    def noting(link: str) -> str | None:
-        made = linker(link)
-        if made is not None:
-            links.append(link)
-        return made
-
+    noting = _Noting(linker, undoes(linker))
+    links = noting.links
     if form == "markdown":
         if len(document) > MARKDOWN_BYTES_MAX:
             raise InvalidRequest(f"Markdown of more than {MARKDOWN_BYTES_MAX} bytes is not rewritten")
@@ -161,6 +156,21 @@ def rewrite(
         pieces = [stream.feed(bytes(view[at : at + PIECE_BYTES])) for at in range(0, len(document), PIECE_BYTES)]
         made = b"".join((*pieces, stream.close()))
     return Rewritten(made, tuple(links) if made != document else ())
+
+
+@dataclass(frozen=True, slots=True)
+class _Noting:
+    """A linker that remembers which links another one has rewritten."""
+
+    linker: Linker
+    undoes: bool
+    links: list[str] = field(default_factory=list)
+
+    def __call__(self, link: str) -> str | None:
+        made = self.linker(link)
+        if made is not None:
+            self.links.append(link)
+        return made
 
 
 class RewriteDesk:

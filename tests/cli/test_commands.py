@@ -181,7 +181,7 @@ def test_inspect_tells_what_a_link_names(command: Command, folder: Path) -> None
     assert (facts["allowed"], facts["reason"]) == (True, None)
     status, out, _ = command("inspect", TEMPORARY)
     assert status == 0
-    assert re.search(r"^allowed +True$", out, re.MULTILINE)
+    assert re.search(r"^allowed +yes$", out, re.MULTILINE)
     assert not folder.exists(), "nothing is opened for it"
 
 
@@ -265,7 +265,7 @@ async def test_reindex_list_stats_and_verify_agree(folder: Path) -> None:
     assert len(listed[1].splitlines()) == 3
     facts = [json.loads(line) for line in in_json[1].splitlines()]
     assert {fact["key"] for fact in facts} == {record.key for record in records}
-    assert {fact["path"] for fact in facts} == {f"/images/{record.object_name}" for record in records}
+    assert {fact["url"] for fact in facts} == {f"/images/{record.object_name}" for record in records}
     stats = json.loads(totals[1])
     assert (stats["images"], stats["objects"], stats["object_bytes"]) == (5, 5, sum(r.size for r in records))
     assert stats["catalog_complete"] is True

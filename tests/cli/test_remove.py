@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from proxy.cli import remove
-from proxy.cli.save import ServerError
+from proxy.cli.client import Client, ServerError
 from proxy.core.source import read_source
 from proxy.web.site import SITE
 from tests.images import picture
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from tests.conftest import Imgkeep
-    from tests.origins import FakeOrigin
+    from tests.origins import Exchange, FakeOrigin
 
     Start = Callable[..., Awaitable[Imgkeep]]
 
@@ -39,12 +39,14 @@ def key_of(imgkeep: Imgkeep, url: str) -> str:
 
 def target_of(imgkeep: Imgkeep, way: str) -> remove.Target:
     if way == "server":
-        return remove.Server(f"{imgkeep.client.make_url('/')}", imgkeep.token)
+        return remove.Server(Client(f"{imgkeep.client.make_url('/')}", imgkeep.token))
     site = imgkeep.client.app[SITE]
-    return remove.Store(site.remover, site.refetcher, partial(site.keeper.describe, base=""))
+    return remove.Store(site.remover, site.refetcher, partial(site.keeper.describe, base=""), site.keeper.identify)
 
 
-async def tell(work: Callable[[remove.Kind, str], Awaitable[str]], *names: str, by_digest: bool = False) -> list[str]:
+async def tell(
+    work: Callable[[remove.Kind, str], Awaitable[remove.Done]], *names: str, by_digest: bool = False
+) -> list[str]:
     """Do it for all names; return what is printed, errors last."""
     out, err = StringIO(), StringIO()
     status = await remove.each(names, work, by_digest=by_digest, out=out, err=err)
@@ -79,7 +81,7 @@ async def test_images_are_removed_and_removals_undone(imgkeep: Imgkeep, origin: 
 async def test_what_was_never_stored_is_removed_by_force_only(imgkeep: Imgkeep, origin: FakeOrigin, way: str) -> None:
     url, target = origin.gives("/a.png", picture()), target_of(imgkeep, way)
     for force in (False, True):
-        work: Callable[[remove.Kind, str], Awaitable[str]] = partial(target.remove, force=force)
+        work: Callable[[remove.Kind, str], Awaitable[remove.Done]] = partial(target.remove, force=force)
         told = [*await tell(work, url, NOWHERE), *await tell(work, digest(1), by_digest=True)]
         assert [line == "removed" for line in told] == [force] * 3
         assert not any(url in line for line in told)
@@ -116,7 +118,7 @@ async def test_a_server_wants_its_token(start: Start, origin: FakeOrigin) -> Non
     url = origin.gives("/a.png", picture())
     await (await imgkeep.img(url)).read()
     for token in (None, "wrong"):
-        server = remove.Server(f"{imgkeep.client.make_url('/')}", token)
+        server = remove.Server(Client(f"{imgkeep.client.make_url('/')}", token))
         (told,) = await tell(partial(server.remove, force=True), url)
         assert "unauthorized" in told
     assert await tell(partial(target_of(imgkeep, "server").remove, force=False), url) == ["removed"]
@@ -125,6 +127,19 @@ async def test_a_server_wants_its_token(start: Start, origin: FakeOrigin) -> Non
 @pytest.mark.parametrize("answer", [b"<html>", b"[]", b""])
 async def test_what_is_no_imgkeep_is_told_so(origin: FakeOrigin, answer: bytes) -> None:
     origin.gives(f"/api/images/{NOWHERE}", answer)
-    server = remove.Server(origin.url("/"), None)
+    server = remove.Server(Client(origin.url("/"), None))
     with pytest.raises(ServerError, match="--server"):
         await tell(partial(server.remove, force=False), NOWHERE)
+
+
+async def test_no_redirect_is_followed_with_a_token(origin: FakeOrigin) -> None:
+    async def redirect(exchange: Exchange) -> None:
+        await exchange.answer(b"", status="307 Temporary Redirect", headers={"Location": origin.url("/elsewhere")})
+
+    origin.on(f"/api/images/{NOWHERE}", redirect)
+    origin.gives("/elsewhere", b'{"success": true}')
+    server = remove.Server(Client(origin.url("/"), TOKEN))
+    with pytest.raises(ServerError):
+        await server.remove("key", NOWHERE, force=False)
+    assert origin.asked("/elsewhere") == 0
+    assert TOKEN not in repr(server)

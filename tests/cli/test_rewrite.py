@@ -35,6 +35,10 @@ if TYPE_CHECKING:
     Command = Callable[..., tuple[int, bytes, str]]
 
 PAGE = f'\ufeff<p>\r\n<img src="{DIES}">\n<img src="{STAYS}">'.encode()
+WARNING = (
+    "imgkeep: new links are paths like /img?src=..., which work only in pages from the server that imgkeep is behind; "
+    "server.public_url or --base say how readers reach imgkeep; --undo puts the old links back\n"
+)
 NEW_PAGE = PAGE.replace(DIES.encode(), target_of(DIES).encode())
 TEXT = f"# A\n![b]({DIES})\n".encode()
 NEW_TEXT = TEXT.replace(DIES.encode(), target_of(DIES).encode())
@@ -191,7 +195,7 @@ def test_files_are_replaced_and_all_else_stays(command: Command, site: Path) -> 
     (site / "a.html").chmod(0o604)
     before, untouched = contents(site.parent), (site / "c.htm").stat()
     status, out, err = command("--in-place", "site")
-    assert (status, out, err) == (0, b"", "2 rewritten, 1 unchanged, 0 failed; 2 links\n")
+    assert (status, out, err) == (0, b"", f"{WARNING}2 rewritten, 1 unchanged, 0 failed; 2 links\n")
     after = contents(site.parent)
     assert {name: after[name] for name in after if after[name] != before.get(name)} == {
         "site/a.html": NEW_PAGE,
@@ -201,12 +205,12 @@ def test_files_are_replaced_and_all_else_stays(command: Command, site: Path) -> 
     assert stat.S_IMODE((site / "a.html").stat().st_mode) == 0o604
     assert os.path.samestat((site / "c.htm").stat(), untouched), "the same file as before"
     assert (site / "link.html").is_symlink()
-    assert command("--in-place", "site")[2] == "0 rewritten, 3 unchanged, 0 failed; 0 links\n"
+    assert command("--in-place", "site")[2] == f"{WARNING}0 rewritten, 3 unchanged, 0 failed; 0 links\n"
 
 
 def test_a_link_that_is_named_is_followed(command: Command, site: Path) -> None:
     status, _, err = command("--in-place", "site/link.html")
-    assert (status, err) == (0, "1 rewritten, 0 unchanged, 0 failed; 1 links\n")
+    assert (status, err) == (0, f"{WARNING}1 rewritten, 0 unchanged, 0 failed; 1 links\n")
     assert (site / "link.html").is_symlink()
     assert (site.parent / "outside.html").read_bytes() == NEW_PAGE
 
@@ -214,7 +218,7 @@ def test_a_link_that_is_named_is_followed(command: Command, site: Path) -> None:
 def test_programs_are_told_of_each_file(command: Command, site: Path) -> None:
     status, out, err = command("--in-place", "--json", "site", "nowhere.html")
     told = [json.loads(line) for line in out.splitlines()]
-    assert (status, err) == (1, "")
+    assert (status, err) == (1, WARNING)
     assert told == [
         {"file": "site/a.html", "state": "rewritten", "links": 1},
         {"file": "site/c.htm", "state": "unchanged", "links": 0},
@@ -235,7 +239,7 @@ def test_what_cannot_be_read_or_replaced_is_told_and_holds_up_nothing(command: C
     (site / "long.md").write_bytes(b" " * (1 << 20) + b" ")
     status, out, err = command("--in-place", "pipe.html", "site", "nowhere.md", str(site / "bad\x1b\udcff.html"))
     assert (status, out) == (1, b"")
-    lines = err.splitlines()
+    lines = err.removeprefix(WARNING).splitlines()
     assert lines[0] == "imgkeep: pipe.html: it is not a file"
     assert "long.md: Markdown of more than 1048576 bytes" in lines[1]
     assert lines[2] == "imgkeep: nowhere.md: No such file or directory"
@@ -262,6 +266,53 @@ def test_what_somebody_else_has_written_meanwhile_stays(site: Path) -> None:
     assert not list(site.glob(".imgkeep*"))
 
 
+# --- undone
+
+VALID = PAGE.replace(b"&", b"&amp;")
+BASE = "https://img.example"
+
+
+@pytest.mark.parametrize("base", [(), ("--base", BASE)], ids=["paths", "base"])
+def test_undo_puts_back_what_was_there(command: Command, site: Path, base: tuple[str, ...]) -> None:
+    (site / "a.html").write_bytes(VALID)
+    (site / "a.html").chmod(0o604)
+    before = contents(site.parent)
+    assert command("--in-place", *base, "site")[0] == 0
+    assert contents(site.parent) != before
+    status, out, err = command("--in-place", "--undo", *base, "site")
+    assert (status, out, err) == (0, b"", "2 restored, 1 unchanged, 0 failed; 2 links\n")
+    assert contents(site.parent) == before
+    assert stat.S_IMODE((site / "a.html").stat().st_mode) == 0o604
+    assert command("--in-place", "--undo", *base, "site")[2] == "0 restored, 3 unchanged, 0 failed; 0 links\n"
+
+
+def test_undo_is_shown_before_it_is_done_and_keeps_later_edits(command: Command, site: Path) -> None:
+    (site / "a.html").write_bytes(VALID)
+    assert command("--in-place", "--base", BASE, "site/a.html")[0] == 0
+    edited = (site / "a.html").read_bytes().replace(b"<p>", b"<p class=new>")
+    (site / "a.html").write_bytes(edited)
+    status, out, _ = command("--diff", "--undo", "--base", BASE, "site/a.html")
+    assert (status, out.count(b"\n-"), out.count(b"\n+")) == (1, 1, 2)
+    assert (site / "a.html").read_bytes() == edited
+    assert command("--undo", "--base", BASE, "site/a.html")[1] == VALID.replace(b"<p>", b"<p class=new>")
+
+
+@pytest.mark.parametrize(
+    ("base", "says"),
+    [
+        (BASE, ""),
+        ("http://127.0.0.1:8080", "only this machine"),
+        ("http://img", "only this machine"),
+        ("", "are paths"),
+    ],
+)
+def test_links_that_do_not_work_everywhere_are_warned_of(command: Command, site: Path, base: str, says: str) -> None:
+    settings = {"server__public_url": base}
+    assert site.exists()
+    assert says in command("--in-place", "site", **settings)[2].partition("rewritten")[0]
+    assert command("--diff", "site/c.htm", **settings)[2] == "0 would be rewritten, 1 would not\n"
+
+
 # --- usage
 
 
@@ -281,6 +332,10 @@ def test_what_somebody_else_has_written_meanwhile_stays(site: Path) -> None:
         ("--diff --save site", "--save"),
         ("--server http://127.0.0.1:1 site/a.html", "--save"),
         ("--json site/a.html", "--in-place"),
+        ("--undo --all site/a.html", "not allowed with"),
+        ("--undo --save --in-place site", "--save"),
+        ("--base nonsense site/a.html", "--base"),
+        ("--token abcdefghijklmnop site/a.html", "--server"),
     ],
 )
 def test_other_usage_is_refused(command: Command, site: Path, arguments: str, says: str) -> None:
@@ -328,18 +383,22 @@ async def test_images_are_kept_before_files_are_written(
     text = site / "süß" / "b.md"
     text.write_bytes(f"![]({urls[3]})".encode())
     status, out, err = await asyncio.to_thread(command, "--in-place", "--save", "site/a.html")
-    lines = err.splitlines()
+    lines = err.removeprefix(WARNING).splitlines()
     assert (status, out) == (1, b"")
     assert lines[0].startswith("imgkeep: site/a.html: an image of 127.0.0.1: source_")
-    assert lines[1:] == ["3 images kept, 1 failed", "1 rewritten, 0 unchanged, 0 failed; 5 links"]
+    assert lines[1:] == [
+        "3 images stored; 1 failed, whose links stay as they are",
+        "1 rewritten, 0 unchanged, 0 failed; 4 links",
+    ]
     assert "Signature" not in err
     assert at_fetch == [old] * 3, "each link once, and before the page was written"
-    assert page.read_bytes().count(b"/img?src=") == 5
+    assert page.read_bytes().count(b"/img?src=") == 4
+    assert page.read_bytes().endswith(f'<img src="{bad}">'.encode())
     imgkeep = await start(folder=folder)
     there = f"http://127.0.0.1:{port_of(imgkeep)}"
     status, shown = await watched(folder, "rewrite", "--in-place", "--save", "--server", there, "site/süß")
     assert status == 0
-    for words in ("reading", "saving", "rewriting", "1/1", "1 images kept, 0 failed", "1 rewritten"):
+    for words in ("reading", "saving", "rewriting", "1/1", "1 images stored", "1 rewritten"):
         assert words in shown
     await origin.stop()
     for n, url in enumerate(urls):

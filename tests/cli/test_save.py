@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from proxy.__main__ import _pin_address
+from proxy.cli.client import pin_address
 from proxy.cli.save import AT_ONCE
 from tests.images import picture
 from tests.program import ROOT, environment, run, serving, until
@@ -218,7 +218,7 @@ async def test_localhost_is_the_address_that_we_listen_at(folder: Path, host: st
     ],
 )
 def test_only_localhost_is_pinned(url: str, host: str, pinned: str) -> None:
-    assert _pin_address(url, host) == pinned
+    assert pin_address(url, host) == pinned
 
 
 # --- import and export

@@ -9,12 +9,13 @@ Rules:
   exception. What is doubtful stays as it is.
 - Rewriting twice changes nothing: links of ours are left alone.
 
-A linker decides about each link. `ImgLinks` is the one that leads to `/img`; any callable will do.
+A linker decides about each link. `ImgLinks` is the one that leads to `/img`, and `SourceLinks` the way back; any
+callable will do.
 """
 
 from __future__ import annotations
 
-from proxy.core.rewrite.links import Choice, Hosts, ImgLinks, Linker, Temporary, every
+from proxy.core.rewrite.links import Choice, Hosts, ImgLinks, Linker, SourceLinks, Temporary, every
 from proxy.core.rewrite.markdown import rewrite_markdown
 from proxy.core.rewrite.stream import HtmlStream, rewrite_html
 
@@ -24,6 +25,7 @@ __all__ = [
     "HtmlStream",
     "ImgLinks",
     "Linker",
+    "SourceLinks",
     "Temporary",
     "every",
     "rewrite_html",

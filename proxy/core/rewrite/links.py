@@ -21,7 +21,7 @@ from proxy.core.patterns import Globs
 from proxy.core.policy import judge
 from proxy.core.rewrite import resolve
 from proxy.core.signing import signed_path
-from proxy.core.source import own_path, read_source
+from proxy.core.source import own_path, read_img_query, read_source
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,7 +37,8 @@ Linker: TypeAlias = "Callable[[str], str | None]"
 Choice: TypeAlias = "Callable[[Source], bool]"
 """Says whether a link is rewritten."""
 
-OWN_PATHS: Final = ("/img?", "/images/")
+IMG: Final = "/img?"
+OWN_PATHS: Final = (IMG, "/images/")
 """How links of ours begin that do not name a server."""
 
 _UNREADABLE: Final = re.compile(r"[\ud800-\udfff]")
@@ -115,6 +116,40 @@ class ImgLinks:
         return self.public_url.rstrip("/") + path
 
 
+@dataclass(frozen=True, slots=True)
+class SourceLinks:
+    """
+    A linker that undoes `ImgLinks`: writes the source URLs that links of ours hold, whether they are signed or not.
+
+    Attributes:
+        public_url: What stands before our paths; links that begin with the path itself are ours as well.
+
+    Raises:
+        SourceRejected: `public_url` is neither empty nor an http(s) URL.
+    """
+
+    public_url: str = ""
+    undoes: bool = field(default=True, init=False, repr=False)
+    _public: Source | None = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_public", read_source(self.public_url) if self.public_url else None)
+
+    def __call__(self, url: str) -> str | None:
+        try:
+            path = url if self._public is None or url.startswith("/") else own_path(read_source(url), self._public)
+            if path is None or not path.startswith(IMG):
+                return None
+            return read_img_query(path.removeprefix(IMG)).text
+        except SourceRejected:
+            return None
+
+
+def undoes(linker: Linker) -> bool:
+    """Tell whether a linker wants to be asked about links of ours, too, as they are written."""
+    return bool(getattr(linker, "undoes", False))
+
+
 class Page:
     """
     Finds what to write for the links of one page.
@@ -140,10 +175,16 @@ class Page:
 
     def replacement(self, text: str) -> str | None:
         """Return what to write for a link, in printable ASCII; `None`: leave it alone."""
-        if resolve.trimmed(text).startswith(OWN_PATHS):
+        trimmed = resolve.trimmed(text)
+        if undoes(self._linker):
+            return self._written(text, trimmed if trimmed.startswith(IMG) else resolve.resolve(text, self._base))
+        if trimmed.startswith(OWN_PATHS):
             return None
         url = resolve.resolve(text, self._base)
-        if url is None or self._is_ours(url) or _UNREADABLE.search(url):
+        return None if url is None or self._is_ours(url) else self._written(text, url)
+
+    def _written(self, text: str, url: str | None) -> str | None:
+        if url is None or _UNREADABLE.search(url):
             return None
         if self.query_codec is not None and not url.isascii():
             url = resolve.with_query_in(url, self.query_codec)

@@ -1,0 +1,239 @@
+"""
+What each command does, put together from a configuration: opens what it works with, and hands it to `cli/`.
+
+Rules:
+- Standard input, files of links and folders of pages are read before an event loop runs: Ctrl-C then ends the reading.
+- A command opens no more than it needs: reading links and making secrets takes neither a store nor a database.
+"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import aclosing
+from functools import partial
+from io import TextIOWrapper
+from typing import TYPE_CHECKING, Any
+
+from proxy import app
+from proxy.cli import folders, look, migrate, remove, save, signing, stored, upkeep
+from proxy.cli.completion import completion
+from proxy.cli.parser import make_parser
+from proxy.commands.call import Call, client_of, read_lines, read_place, read_urls, store_of
+from proxy.commands.demonstration import demonstrate
+from proxy.commands.pages import read_pages, rewrite
+from proxy.config import ConfigError, check_mount
+from proxy.parts import Parts, open_migration, open_parts
+from proxy.storage.local_token import TokenUnusableError
+from proxy.web.login import make_link
+from proxy.works import REAL, open_works
+
+__all__ = ["Call", "prepare"]
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import AsyncGenerator, Coroutine, Sequence
+
+    from proxy.config import Config
+    from proxy.core.store_url import Bucket, Folder
+    from proxy.parts import RemoteParts
+    from proxy.ports import Watched
+
+    Command = Coroutine[Any, Any, int]
+
+
+def prepare(call: Call) -> int | Command:  # noqa: C901, PLR0911, PLR0912 - one for each kind
+    """
+    Run a command that needs neither a store nor the network, and return its exit status; or read what another one is to
+    work on, and return the rest of it.
+    """
+    arguments = call.arguments
+    match arguments.command:
+        case "inspect" if arguments.server:
+            return look.inspect_there(
+                list(read_urls(arguments.urls)), client_of(call), as_json=arguments.json, out=sys.stdout
+            )
+        case "demo":
+            return demonstrate(call)
+        case "completion":
+            return completion(make_parser(), arguments.shell, out=sys.stdout)
+        case "inspect" | "sign" | "token":
+            return _tell(call)
+        case "migrate":
+            source, target = (read_place(name, getattr(arguments, name), call) for name in ("source", "target"))
+            if source == target:
+                raise ConfigError("TO: is the same store as FROM")
+            return _migrate(call, source, target)
+        case "rewrite":
+            return rewrite(call, read_pages(arguments))
+        case "save":
+            return _save(call, read_lines(arguments))
+        case "remove" | "restore" | "refetch":
+            return _change(call, list(read_urls(arguments.names)))
+        case "import" | "export":
+            return _exchange(call)
+        case "list":
+            return _list(call)
+        case "check" if not arguments.live:
+            return look.check({}, as_json=arguments.json, out=sys.stdout)
+        case _:
+            return _maintain(call)
+
+
+async def _migrate(call: Call, source: Folder | Bucket, target: Folder | Bucket) -> int:
+    async with open_migration(call.config, source, target, clock=REAL.clock) as migration:
+        return await migrate.migrate(migration, as_json=call.arguments.json, out=sys.stdout, err=sys.stderr)
+
+
+async def _save(call: Call, links: Sequence[str]) -> int:
+    keep = partial(save.save, links, as_json=call.arguments.json, out=sys.stdout, err=sys.stderr)
+    if call.arguments.server:
+        return await keep(save.Server(client_of(call)))
+    async with open_works(call.config) as works:
+        return await keep(store_of(call, works))
+
+
+async def _change(call: Call, names: Sequence[str]) -> int:
+    """Remove, restore or fetch again what is named."""
+    if call.arguments.server:
+        return await _change_at(call, names, remove.Server(client_of(call)))
+    async with open_works(call.config) as works:
+        describe = partial(works.keeper.describe, base=call.base)
+        return await _change_at(
+            call, names, remove.Store(works.remover, works.refetcher, describe, works.keeper.identify)
+        )
+
+
+async def _change_at(call: Call, names: Sequence[str], target: remove.Target) -> int:
+    arguments = call.arguments
+    tell = partial(remove.each, names, as_json=arguments.json, out=sys.stdout, err=sys.stderr)
+    match arguments.command:
+        case "remove":
+            return await tell(partial(target.remove, force=arguments.force), by_digest=arguments.digest)
+        case "restore":
+            return await tell(partial(remove.restore_any, target))
+        case _:
+            if arguments.url is not None and len(names) != 1:
+                raise ConfigError("--url: is the link of one key")
+            return await tell(partial(target.refetch, url=arguments.url))
+
+
+async def _exchange(call: Call) -> int:
+    """Take a folder of images in, or tell other programs what is stored."""
+    arguments, config = call.arguments, call.config
+    if arguments.command == "import":
+        check_mount("--mount", arguments.mount)
+        if arguments.mount not in {legacy.mount for legacy in config.legacy}:
+            sys.stderr.write("imgkeep: old names answer once [[legacy]] names this mount in the configuration\n")
+        if not arguments.folder.is_dir():
+            raise ConfigError(f"{arguments.folder}: is not a folder")
+        async with open_works(config) as works:
+            return await folders.adopt(
+                arguments.folder,
+                arguments.mount,
+                works.saver,
+                as_json=arguments.json,
+                out=sys.stdout,
+                err=sys.stderr,
+            )
+    async with open_works(config) as works:
+        _warn_of_gaps(works.parts)
+        describe = partial(works.keeper.describe, base=call.base)
+        return await folders.export(
+            works.parts.catalog,
+            url_of=lambda record: str(describe(record)["url"]),
+            as_json=arguments.format == "jsonl",
+            out=sys.stdout,
+        )
+
+
+async def _list(call: Call) -> int:
+    arguments = call.arguments
+    show = partial(stored.list_images, as_json=arguments.json, out=sys.stdout)
+    if arguments.server:
+        return await show(stored.images_of(client_of(call), limit=arguments.limit))
+    async with open_works(call.config) as works:
+        _warn_of_gaps(works.parts)
+        describe = partial(works.keeper.describe, base=call.base)
+        return await show(stored.images_in(works.parts.catalog, describe, limit=arguments.limit))
+
+
+def _tell(call: Call) -> int:
+    """Run what needs neither a store nor the network."""
+    arguments, config = call.arguments, call.config
+    match arguments.command:
+        case "inspect":
+            inspector = app.make_inspector(config)
+            return look.inspect(read_urls(arguments.urls), inspector, as_json=arguments.json, out=sys.stdout)
+        case "token":
+            return _token(arguments, config)
+        case _:
+            if not config.security.signing_keys:
+                raise ConfigError("security.signing_keys: there is none to sign with; `imgkeep token` makes one")
+            return signing.sign(
+                read_urls(arguments.urls),
+                key=config.security.signing_keys[0],
+                base=config.server.public_url,
+                now=REAL.clock(),
+                ttl_s=arguments.ttl_s,
+                as_json=arguments.json,
+                out=sys.stdout,
+                err=sys.stderr,
+            )
+
+
+def _token(arguments: argparse.Namespace, config: Config) -> int:
+    show = partial(signing.show, as_json=arguments.json, out=sys.stdout)
+    if not arguments.local and not arguments.login:
+        return show("token", signing.make_token())
+    server = config.server
+    if arguments.login and (config.security.api_tokens or server.is_open or not server.port):
+        raise ConfigError("--login: is for a server on a loopback address and a port of its own, without api_tokens")
+    try:
+        token = app.read_local_token(config)
+    except TokenUnusableError as error:
+        raise ConfigError(f"{error}; `imgkeep serve` makes it") from None
+    if arguments.local:
+        return show("token", token)
+    host = "127.0.0.1" if server.host == "localhost" else server.host
+    return show("url", make_link(token, host, server.port, REAL.clock()))
+
+
+async def _maintain(call: Call) -> int:
+    """Look after what is stored, or at all parts."""
+    arguments, as_json = call.arguments, call.arguments.json
+    async with open_parts(call.config, clock=REAL.clock) as parts:
+        catalog = parts.catalog
+        match arguments.command:
+            case "check":
+                return await _check_live(parts, as_json=as_json)
+            case "verify":
+                return await upkeep.verify(parts.archives, as_json=as_json, out=sys.stdout, err=sys.stderr)
+            case "reindex":
+                return await upkeep.reindex(parts.archives, catalog, as_json=as_json, out=sys.stdout)
+            case _:
+                _warn_of_gaps(parts)
+                complete, now = catalog.complete, REAL.clock()
+                return await stored.stats(catalog, complete=complete, now=now, as_json=as_json, out=sys.stdout)
+
+
+async def _check_live(parts: Parts, *, as_json: bool) -> int:
+    if parts.remote is None:
+        return await look.check({"store": parts.disk, "catalog": parts.catalog}, as_json=as_json, out=sys.stdout)
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # not every terminal has ticks
+    async with aclosing(_steps(parts.remote)) as steps:
+        local: dict[str, Watched] = {"fallback": parts.disk, "catalog": parts.catalog}
+        return await look.check(local, steps, as_json=as_json, out=sys.stdout)
+
+
+def _warn_of_gaps(parts: Parts) -> None:
+    if not parts.catalog.complete:
+        sys.stderr.write("imgkeep: the catalog is not complete; `imgkeep reindex` fills it from the records\n")
+
+
+async def _steps(remote: RemoteParts) -> AsyncGenerator[tuple[str, str | None, str | None]]:
+    from proxy.storage.s3.checkup import check_up  # noqa: PLC0415 - what it needs takes a third of a second to import
+
+    async with aclosing(check_up(remote.bucket, public_url=remote.public_url)) as steps:
+        async for step in steps:
+            yield step.name, step.error, step.remedy

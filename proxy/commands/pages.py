@@ -1,0 +1,105 @@
+"""`rewrite`: which linker, which documents, and where images are saved."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from proxy import app
+from proxy.cli import save
+from proxy.cli.pages import STANDARD_INPUT, find_pages
+from proxy.cli.rewrite import Rewriting, warn_of_base
+from proxy.commands.call import client_of, store_of
+from proxy.config import ConfigError
+from proxy.core.errors import InvalidRequest, SourceRejected
+from proxy.core.rewrite import SourceLinks
+from proxy.core.source import read_base
+from proxy.parts import open_parts
+from proxy.works import REAL, make_linking, open_works
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
+
+    from proxy.cli.pages import Page
+    from proxy.commands.call import Call
+    from proxy.config import Config
+    from proxy.core.rewrite import Linker
+    from proxy.parts import Parts
+    from proxy.service.inspect import Inspector
+    from proxy.service.rewrite import Which
+
+
+async def rewrite(call: Call, pages: Sequence[Page]) -> int:
+    """Rewrite files; a store is opened only where something has to be known of it or put into it."""
+    arguments, config = call.arguments, call.config
+    base = call.base if arguments.base is None else _read_base(arguments.base)
+    async with AsyncExitStack() as stack:
+        target: save.Target | None = None
+        parts = None
+        inspector = app.make_inspector(config)
+        if arguments.save and arguments.server:
+            target = server = save.Server(client_of(call))
+            inspector = await _as_server(inspector, server, config)
+        elif arguments.save:
+            works = await stack.enter_async_context(open_works(config))
+            parts, target = works.parts, store_of(call, works)
+        elif config.delivery.mode == "redirect" and not config.delivery.base_url and not arguments.undo:
+            # The links of the bucket itself, which stay as they are, only the bucket's client can tell.
+            parts = await stack.enter_async_context(open_parts(config, clock=REAL.clock))
+        linker: Linker = SourceLinks(base) if arguments.undo else _linker(call, base, inspector, parts)
+        out, err = sys.stdout, sys.stderr
+        rewriting = Rewriting(pages, linker, undoes=arguments.undo, out=out.buffer, text=out, err=err)
+        if arguments.in_place and not arguments.undo:
+            warn_of_base(base, err=err)
+        status = 0 if target is None else await rewriting.save(target)
+        if arguments.in_place:
+            return status | await rewriting.replace(as_json=arguments.json)
+        return status | await (rewriting.diff() if arguments.diff else rewriting.print())
+
+
+async def _as_server(inspector: Inspector, server: save.Server, config: Config) -> Inspector:
+    """Return what reads links by the policy of a running server: what it would refuse stays as it is."""
+    policy, needs_key = await server.policy(inspector.policy.names)
+    if needs_key and not config.security.signing_keys:
+        raise ConfigError("security.signing_keys: the server that --server names takes signed links only")
+    return replace(inspector, policy=policy)
+
+
+def _linker(call: Call, base: str, inspector: Inspector, parts: Parts | None) -> Linker:
+    arguments = call.arguments
+    which: Which = "all" if arguments.all else tuple(arguments.hosts) if arguments.hosts else "temporary"
+    try:
+        return make_linking(call.config, inspector, parts).linker(which, base)
+    except InvalidRequest as error:
+        raise ConfigError(f"--hosts: {error}") from None
+
+
+def _read_base(url: str) -> str:
+    try:
+        read_base(url)
+    except SourceRejected as error:
+        raise ConfigError(f"--base: {error}".replace("the source URL", "it")) from None
+    return url.rstrip("/")
+
+
+def read_pages(arguments: argparse.Namespace) -> list[Page]:
+    """Return the documents that are named. Blocks."""
+    names, prints = arguments.names, not (arguments.in_place or arguments.diff)
+    for wrong, message in (
+        (arguments.diff and arguments.save, "--save: --diff does nothing but show"),
+        (arguments.undo and arguments.save, "--save: --undo stores nothing"),
+        (arguments.server and not arguments.save, "--server: needs --save"),
+        (arguments.json and not arguments.in_place, "--json: needs --in-place, without which documents are printed"),
+        (arguments.in_place and STANDARD_INPUT in names, "--in-place: standard input has no place"),
+        (
+            prints and (len(names) > 1 or Path(names[0]).is_dir()),
+            "rewrite: several documents cannot be printed as one; see --in-place and --diff",
+        ),
+    ):
+        if wrong:
+            raise ConfigError(message)
+    return find_pages(names, arguments.format, arguments.url, sys.stdin.buffer)

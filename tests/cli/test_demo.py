@@ -1,0 +1,134 @@
+"""`demo`: links that die, beside the same links through imgkeep, in a browser and by hand."""
+
+from __future__ import annotations
+
+import re
+import signal
+from html import unescape
+from io import BytesIO
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+import aiohttp
+import pytest
+from PIL import Image
+
+from proxy.cli.demo import HOST, NAMES, Origin, only_to
+from proxy.cli.scenery import HEIGHT, SCENES, WIDTH, draw
+from proxy.origin.guard import open_socket
+from tests.browser import browsing
+from tests.cli.demo import demonstrating
+from tests.program import run
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from playwright.async_api import Page
+
+    from tests.origins import FakeOrigin
+
+WIDTHS = "selector => [...document.querySelectorAll(`${selector} img`)].map(image => image.naturalWidth)"
+
+
+async def widths(page: Page, column: str) -> list[int]:
+    await page.wait_for_load_state("load")  # images are loaded, or known to be none
+    shown: list[int] = await page.evaluate(WIDTHS, column)
+    return shown
+
+
+async def test_left_column_dies_and_right_column_stays(tmp_path: Path) -> None:
+    async with demonstrating(tmp_path, "--life", "10s") as demo, browsing() as browser:
+        page = await browser.new_page()
+        refused: list[str] = []
+        page.on("pageerror", lambda error: refused.append(str(error)))
+        await page.goto(demo.url)
+        assert await widths(page, ".direct") == [WIDTH] * len(NAMES)
+        assert await widths(page, ".kept") == [WIDTH] * len(NAMES)
+        assert await page.locator(".clock").is_visible()
+        await page.wait_for_selector(".ended")
+        assert await widths(page, ".direct") == [0] * len(NAMES)
+        assert await widths(page, ".kept") == [WIDTH] * len(NAMES)
+        await page.get_by_role("link", name="New round").click()
+        await page.wait_for_selector(".alive")
+        assert await widths(page, ".direct") == [WIDTH] * len(NAMES)
+        phone = await browser.new_page(viewport={"width": 360, "height": 700})
+        await phone.goto(demo.url)
+        assert await phone.evaluate("document.documentElement.scrollWidth") == 360
+        assert refused == []
+
+
+async def test_origin_honours_its_own_links_only_and_until_their_end(tmp_path: Path) -> None:
+    async with demonstrating(tmp_path, "--life", "600s") as demo, aiohttp.ClientSession() as session:
+        async with session.get(demo.url) as response:
+            page = await response.text()
+            policy = response.headers["Content-Security-Policy"]
+        assert "'unsafe-inline'" not in policy.partition("script-src")[2]
+        link = unescape(re.findall(r'<img src="([^"]+)"', page)[0])
+        forged = (
+            link.replace("/dawn", "/noon"),
+            re.sub(r"expires=\d+", "expires=9999999999999", link),
+            link[:-1] + ("0" if link[-1] != "0" else "1"),
+            link.partition("?")[0],
+            link.replace("expires=", "expires=%00"),
+        )
+        for url, status in ((link, 200), *((url, 403) for url in forged)):
+            async with session.get(url) as response:
+                assert response.status == status, url
+                assert response.headers["Cache-Control"] == "no-store"
+        async with session.get(f"{demo.url}9999999999999") as response:
+            assert response.status == 404
+    now = [1_000_000]
+    origin = Origin(1000, lambda: now[0])
+    ended = origin.link("http://127.0.0.1", "1000", "dawn")
+    assert ended == origin.link("http://127.0.0.1", "1000", "dawn")
+
+
+async def test_its_imgkeep_fetches_from_its_own_origin_only(tmp_path: Path, origin: FakeOrigin) -> None:
+    url = origin.gives("/a.png", draw("dawn"))
+    async with demonstrating(tmp_path) as demo, aiohttp.ClientSession() as session:
+        for source in (url, url.replace("127.0.0.1", "localhost"), "http://127.0.0.2/a.png", demo.imgkeep):
+            async with session.get(f"{demo.imgkeep}/img?src={quote(source, safe='')}") as response:
+                assert response.status >= 400, source
+    assert origin.seen == []
+    with pytest.raises(PermissionError):
+        only_to(1, open_socket)((2, 1, 6, "", ("127.0.0.1", 2)))
+    only_to(1, open_socket)((2, 1, 6, "", (HOST, 1))).close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_it_ends_in_order_and_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
+    async with demonstrating(tmp_path) as demo:
+        assert list(tmp_path.glob("imgkeep-demo-*"))  # noqa: ASYNC240 - quick
+        demo.process.send_signal(number)
+        out, err = await demo.process.communicate()
+        assert (demo.process.returncode, out) == (0, b"")
+        assert b"Traceback" not in err
+    assert list(tmp_path.iterdir()) == []  # noqa: ASYNC240 - quick
+
+
+async def test_a_port_in_use_is_told(tmp_path: Path, origin: FakeOrigin) -> None:
+    port = origin.url("/").split(":")[2].rstrip("/")
+    status, out, err = await run(tmp_path / "data", "demo", "--port", port)
+    assert (status, out) == (1, "")
+    assert "address already in use" in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("name", SCENES)
+def test_pictures_are_whole_and_differ(name: str) -> None:
+    with Image.open(BytesIO(draw(name))) as image:
+        image.load()
+        assert (image.format, image.size) == ("PNG", (WIDTH, HEIGHT))
+        colors = image.getcolors(WIDTH * HEIGHT)
+        assert colors is not None
+        assert len(colors) > 100
+    assert len({draw(each) for each in (name, *NAMES)}) == len(NAMES)
+
+
+def test_every_life_has_bounds() -> None:
+    from proxy.cli.parser import make_parser  # noqa: PLC0415
+
+    for text in ("0s", "601s", "1w", "", "-1s", "1.5s", "9" * 400):
+        with pytest.raises(SystemExit):
+            make_parser().parse_args(["demo", "--life", text])
+    assert make_parser().parse_args(["demo", "--life", "2m"]).life == 120

@@ -1,0 +1,232 @@
+"""What all commands share: help, configuration before and behind them, a folder, a server and its token, completion."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from proxy.__main__ import main
+from proxy.cli.parser import SHELLS, make_parser
+from tests.images import picture
+from tests.program import ROOT, cannot, environment, run, serving
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.origins import FakeOrigin
+
+COMMANDS = next(action.choices for action in make_parser()._actions if isinstance(action, argparse._SubParsersAction))
+TOKEN = "a-token-of-this-test"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "data"
+
+
+# --- help
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_has_a_sentence_examples_that_parse_and_statuses(name: str) -> None:
+    command = COMMANDS[name]
+    assert re.fullmatch(r"[A-Z].*\w\.", command.description)
+    examples = re.findall(r"^  (imgkeep .+)$", command.epilog, re.MULTILINE)
+    examples += re.findall(r'"\$\((imgkeep .+)\)"', command.epilog)
+    assert examples
+    for example in examples:
+        words = shlex.split(example.partition(" >")[0])
+        assert make_parser().parse_args(words[1:]).command == name
+    assert {"0", "2"} <= set(re.findall(r"^  (\d+) ", command.epilog, re.MULTILINE))
+    assert all(action.help for action in command._actions), "each argument is explained"
+
+
+def test_no_command_of_ours_is_shown_to_people(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["--help"], ["keep"], ["completion", "bash"]):
+        with suppress(SystemExit):
+            main(words)
+        shown = "".join(capsys.readouterr())
+        assert "worker" not in re.sub("server.workers|of all workers", "", shown), words
+
+
+@pytest.mark.parametrize("words", ["-V", "--version", "list -V", "--help", "save --help"])
+def test_help_and_version_import_next_to_nothing(words: str) -> None:
+    heavy = ("aiohttp", "sqlalchemy", "msgspec", "rich", "botocore", "uvloop")
+    code = (
+        "import sys\nfrom proxy.__main__ import main\n"
+        f"try: main({words.split()!r})\nexcept SystemExit as error: assert error.code == 0\n"
+        f"assert not set({heavy!r}) & set(sys.modules), sorted(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
+
+
+# --- configuration
+
+
+@pytest.mark.parametrize("words", [["--config", "there.toml", "check"], ["check", "--config", "there.toml"]])
+async def test_config_stands_before_or_behind_the_command(folder: Path, words: list[str]) -> None:
+    there = folder.parent / "there.toml"
+    assert await run(folder, *words) == (2, "", "imgkeep: there.toml: there is no such file\n")
+    there.write_text("[sevrer]\nport = 1\n")
+    status, _, err = await run(folder, *words)
+    assert (status, "sevrer" in err) == (2, True)
+    there.write_text("")
+    assert (await run(folder, *words))[0] == 0
+
+
+@pytest.mark.parametrize("text", ["", "a?b", "a#b", "a%20b", "a:b", "a\nb", "//a"])
+def test_data_that_no_url_can_hold_is_refused(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["list", "--data", text])
+    assert "--data: expected a folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["-1", "65536", "x", "٣", "9" * 5000])
+def test_port_is_a_port(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["serve", f"--port={text}"])
+    assert "--port: expected a number from 0 to 65535" in capsys.readouterr().err
+
+
+async def test_flags_win_over_environment_and_file(folder: Path, origin: FakeOrigin) -> None:
+    (folder.parent / "config.toml").write_text("[server]\nport = 1\n[store]\nurl = 's3://bucket'\n")
+    settings: dict[str, Any] = {"server__port": "2", "server__host": "192.0.2.1", "AWS_S3_BUCKET_NAME": "bucket"}
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "proxy", "serve", "--host", "127.0.0.1", "--port", "0", "--data", "data"),
+        cwd=folder.parent,
+        env=environment(folder.with_name("elsewhere"), **settings),
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert process.stderr is not None
+    try:
+        facts: dict[str, str] = {}
+        while facts.get("message") != "listening":
+            facts = json.loads(await process.stderr.readline())
+        assert facts["store"] == "file:data"
+        there = f"http://{facts['address']}"
+        url = origin.gives("/a.png", picture())
+        words = ("--server", there, "--data", "data", "--json")
+        status, out, err = await run(folder.with_name("elsewhere"), "save", url, *words, **settings)
+        assert (status, err) == (0, "")
+    finally:
+        process.terminate()
+        await process.communicate()
+    assert process.returncode == 0
+    assert {path.name for path in folder.iterdir()} >= {"v1", "catalog.db", "api-token"}  # noqa: ASYNC240 - quick
+    assert not (folder.parent / "elsewhere").exists()
+    told = await run(folder.with_name("elsewhere"), "list", "--data", "data", "--json", **settings)
+    assert json.loads(told[1])["digest"] == json.loads(out)["digest"]
+
+
+# --- a server and its token
+
+
+async def test_a_token_is_taken_from_flag_variable_or_file(folder: Path, origin: FakeOrigin) -> None:
+    file = folder.parent / "token"
+    file.write_text(f"{TOKEN}\n")
+    url = origin.gives("/a.png", picture())
+    async with serving(folder, security__api_tokens=TOKEN) as program:
+        there = ("--server", f"http://{program.address}", "--json")
+        elsewhere = folder.with_name("elsewhere")
+        answers = [
+            await run(elsewhere, "save", url, *there, "--token", TOKEN, IMGKEEP_TOKEN="wrong-token-wrong"),
+            await run(elsewhere, "list", *there, IMGKEEP_TOKEN=TOKEN),
+            await run(elsewhere, "inspect", url, *there, IMGKEEP_TOKEN_FILE=str(file)),
+            await run(elsewhere, "refetch", url, *there, "--token", TOKEN),
+            await run(elsewhere, "remove", url, *there, "--token", TOKEN),
+            await run(elsewhere, "restore", url, *there, "--token", TOKEN),
+        ]
+        assert [status for status, _, _ in answers] == [0] * 6, answers
+        facts = [json.loads(out) for _, out, _ in answers]
+        assert len({fact.get("key") for fact in facts}) == 1
+        assert facts[1].keys() < facts[0].keys(), "list tells what save tells, and whether it was created less"
+        for name, words in (
+            ("--token", ("--token", "of two words")),
+            ("IMGKEEP_TOKEN_FILE", ()),
+        ):
+            status, out, err = await run(elsewhere, "list", *there, *words, IMGKEEP_TOKEN_FILE=f"{file}s")
+            assert (status, out) == (2, "")
+            assert name in err
+            assert "two words" not in err
+        status, _, err = await run(elsewhere, "list", *there, "--token", "another-token-here")
+        assert (status, "the server says" in err, "another" in err) == (1, True, False)
+    assert await run(folder, "list", "--token", TOKEN) == (2, "", "imgkeep: --token: needs --server\n")
+    assert not any(TOKEN in out + err for _, out, err in answers)
+
+
+async def test_store_and_server_tell_the_same(folder: Path, origin: FakeOrigin) -> None:
+    urls = [origin.gives(f"/{n}.png", picture(seed=n)) for n in range(3)]
+    names = (*urls, origin.url("/missing"), "nonsense")
+    async with serving(folder) as program:
+        there = ("--server", f"http://{program.address}")
+        assert (await run(folder, "save", *urls))[0] == 0
+        for words in (("list", "--limit", "2"), ("list", "--json"), ("inspect", "--json", *names)):
+            here, far = await asyncio.gather(run(folder, *words), run(folder, *words, *there))
+            assert here[:2] == (far[0], far[1].replace(f"http://{program.address}", ""))
+            assert not re.search(r"\d{4}-\d\d-\d\d(?!T\d\d:\d\d:\d\dZ)", here[1]), "dates have one form"
+        _, out, _ = await run(folder, "remove", "--json", *names, *there)
+        assert [json.loads(line)["success"] for line in out.splitlines()] == [True] * 3 + [False] * 2
+
+
+async def test_every_command_that_prints_facts_prints_json(folder: Path) -> None:
+    key = "k" * 20
+    for words in (
+        "check",
+        "check --live",
+        "token",
+        "stats",
+        "verify",
+        "reindex",
+        "sign https://a.example/a.png",
+        "inspect https://a.example/a.png",
+    ):
+        status, out, err = await run(folder, *words.split(), "--json", security__signing_keys=key)
+        assert status == 0, (words, err)
+        assert all(isinstance(json.loads(line), dict) for line in out.splitlines()), words
+        assert out, words
+    assert await run(folder, "export", "--json") == await run(folder, "export", "--format", "jsonl")
+
+
+# --- completion
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_each_shell_has_a_script(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["completion", shell]) == 0
+    assert "rewrite" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("imgkeep ver", {"verify"}),
+        ("imgkeep re", {"remove", "restore", "refetch", "rewrite", "reindex"}),
+        ("imgkeep save --ser", {"--server"}),
+        ("imgkeep completion f", {"fish"}),
+        ("imgkeep wor", set()),
+    ],
+)
+def test_bash_completes(tmp_path: Path, typed: str, offered: set[str]) -> None:
+    bash = shutil.which("bash")
+    if bash is None:
+        cannot("bash is not installed")
+    words = typed.split()
+    script = (
+        f'eval "$("{sys.executable}" -m proxy completion bash)"\n'
+        f"COMP_WORDS=({typed}); COMP_CWORD={len(words) - 1}\n"
+        'function=$(complete -p imgkeep | sed "s/.*-F \\([^ ]*\\).*/\\1/")\n'
+        f'"$function" imgkeep {words[-1]} {words[-2]}\nprintf "%s\\n" "${{COMPREPLY[@]}}"\n'
+    )
+    settings = environment(tmp_path / "data")
+    answer = subprocess.run([bash, "-c", script], cwd=tmp_path, env=settings, capture_output=True, check=False)
+    assert set(answer.stdout.decode().split()) == offered, answer.stderr.decode()
