@@ -20,6 +20,7 @@ import aiohttp
 from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
 
+from proxy.core.answer import FIELDS_MAX
 from proxy.core.errors import (
     Busy,
     InvalidSource,
@@ -37,7 +38,7 @@ from proxy.core.model import Validator
 from proxy.core.policy import judge
 from proxy.core.source import read_source
 from proxy.origin.coding import Decoder
-from proxy.origin.connection import Misframed, OriginConnection
+from proxy.origin.connection import HEAD_BYTES_MAX, Misframed, OriginConnection
 from proxy.origin.gates import Gates
 from proxy.origin.guard import AddressRefused, OwnAddress
 from proxy.origin.pace import Pace
@@ -58,8 +59,6 @@ if TYPE_CHECKING:
 ACCEPT: Final = "image/avif,image/webp,image/apng,image/*;q=0.9,*/*;q=0.5"
 REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 READ_BYTES: Final = 65_536
-HEADER_BYTES_MAX: Final = 16_384
-"""For one field of an origin's answer: content security policies grow long, cookies longer."""
 VALIDATOR_CHARS_MAX: Final = 256
 """Real ones have a tenth of that."""
 RETRY_DELAY_S: Final = 0.25
@@ -101,8 +100,10 @@ class OriginClient:
         }
         limits = {
             "read_bufsize": READ_BYTES,
-            "max_line_size": HEADER_BYTES_MAX,
-            "max_field_size": HEADER_BYTES_MAX,
+            # One field may be the whole head, whose bytes the connection counts.
+            "max_line_size": HEAD_BYTES_MAX,
+            "max_field_size": HEAD_BYTES_MAX,
+            "max_headers": FIELDS_MAX,
         }
         connector = aiohttp.TCPConnector(
             resolver=guard,

@@ -14,10 +14,13 @@ bytes are handed to it in steps, and what is not part of the one answer that was
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from aiohttp import ClientPayloadError
 from aiohttp.client_proto import ResponseHandler
+
+from proxy.origin.parser import HeadParser
 
 if TYPE_CHECKING:
     import asyncio
@@ -27,8 +30,8 @@ if TYPE_CHECKING:
 
 INTERIM_ANSWERS_MAX: Final = 10
 """Real origins send one or two."""
-HEAD_BYTES_MAX: Final = 131_072
-"""Eight fields of the greatest length; real heads have a few kilobytes."""
+HEAD_BYTES_MAX: Final = 262_144
+"""Chromium's (`HttpStreamParser::kMaxHeaderBufSize`), whatever the share of one field; real heads have a few kilobytes."""
 HEAD_STEP_BYTES: Final = 2048
 """A common head in one step; a hundred of the shortest interim answers, which are a millisecond."""
 BODY_STEP_BYTES: Final = 16_384
@@ -68,6 +71,13 @@ class OriginConnection(ResponseHandler):
         self._asked, self._content, self._chunked, self._left = True, None, False, None
         self._interims = self._received = self.steps = 0
         super().set_response_params(**how)
+        reader = HeadParser(self._parser, partial(self._renew_parser, how), self._refuse, INTERIM_ANSWERS_MAX)
+        self._parser = cast("Any", reader)
+
+    def _renew_parser(self, how: dict[str, Any]) -> Any:
+        """Return another parser of aiohttp's, which has seen nothing."""
+        super().set_response_params(**how)
+        return self._parser
 
     def feed_data(self, data: tuple[RawResponseMessage, StreamReader], size: int = 0) -> None:
         """Take what the parser has found: a head, and the body to come."""
@@ -80,6 +90,9 @@ class OriginConnection(ResponseHandler):
                 self._refuse(f"the origin sent more than {INTERIM_ANSWERS_MAX} interim answers")
         else:
             self._content, self._chunked = content, message.chunked
+            parser: Any = self._parser
+            if isinstance(parser, HeadParser):
+                self._parser = parser.strict
             length = message.headers.get("Content-Length", "")
             self._left = int(length) if length.isdecimal() and not self._chunked else None
             super().feed_data(data, size)
