@@ -66,7 +66,7 @@ def may_begin(data: bytes | bytearray) -> bool:
 def find_head_end(data: bytes | bytearray, start: int = 0) -> int | None:
     """Return where the head at the beginning of `data` ends; `None` if that is still to come. Look from `start` on."""
     begin = _START.match(data)
-    end = _END.search(data, max(start, 0 if begin is None else begin.end()))
+    end = None if begin is None else _END.search(data, max(start, begin.end()))
     return None if end is None else end.end()
 
 

@@ -144,12 +144,25 @@ class OriginConnection(ResponseHandler):
                 return
             self.steps += 1
             had_head = self._content is not None
-            super().data_received(data if step == end else data[start : start + step])
+            piece = data if step == end else data[start : start + step]
+            super().data_received(piece)
             start += step
+            if self._content is not None and piece[-1] in b"\r\n" and self._has_more(piece, is_head=not had_head):
+                self._refuse("the origin sent an empty line that belongs to no answer")
             if self._left is not None and had_head:
                 self._left -= step
             elif self._left is not None and self._content is not None:
                 self._left -= self._content.total_bytes
+
+    def _has_more(self, piece: bytes, *, is_head: bool) -> bool:
+        """Whether a body ended in `piece` before its last bytes, which are ends of lines: the parser passes those over."""
+        content = self._content
+        if content is None or not content.is_eof():
+            return False
+        if self._chunked:
+            return len(piece) - len(piece.rstrip(b"\r\n")) > len(b"\r\n\r\n")
+        # Where an interim answer came with it, or a part of the head before it, a connection is given up for nothing.
+        return is_head and piece.find(b"\r\n\r\n") + len(b"\r\n\r\n") + content.total_bytes != len(piece)
 
     @property
     def _ended(self) -> bool:

@@ -201,6 +201,7 @@ INVALID = [
     "http://١٢٧.٠.٠.١/",
     f"http://{'a' * 64}.example.com/",
     f"http://{'ü' * 63}.example.com/",
+    f"http://{'ü' * 64}.example.com/",
     f"http://{'ü' * 255}/",
     f"http://{'a.' * 126}aa/",
     "http://[]/",
