@@ -2,7 +2,7 @@
 Reads the authority of a URL as browsers read it: one host, one spelling (https://url.spec.whatwg.org/#host-parsing).
 
 Rules:
-- What is judged is what is connected to: the host is brought into its ASCII form here, once, before anybody looks at it.
+- What is judged is what is connected to: this module brings the host into its ASCII form, before any other reads it.
 - International names: UTS #46, non-transitional, hyphens anywhere, no rules of STD 3. So emoji are names (IDNA 2008
   refuses them), sharp s stays, full stops of other scripts separate labels, soft hyphens vanish. A name in ASCII is not
   looked into, as in Chromium: the resolver has the last word about `xn--`.
@@ -140,10 +140,10 @@ def _is_canonical_ipv4(name: str) -> bool:
 
 def _read_ipv6(text: str) -> str:
     try:
-        if "%" in text:
-            raise ValueError("a zone is this machine's")
         address = IPv6Address(text)
     except ValueError:
         raise InvalidSource("the host of the source URL is not a valid IPv6 address") from None
+    if address.scope_id is not None:
+        raise InvalidSource("the host of the source URL carries a zone, which is this machine's to know")
     # RFC 5952, 5; Python writes it so from 3.13 on only.
     return f"::ffff:{address.ipv4_mapped}" if address.ipv4_mapped else str(address)

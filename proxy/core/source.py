@@ -30,7 +30,7 @@ from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import quote, unquote_to_bytes
 
-from proxy.core.errors import InvalidSource, SourceForbidden
+from proxy.core.errors import InvalidSource
 from proxy.core.host import read_authority
 from proxy.core.model import DEFAULT_PORTS, Source
 

@@ -9,7 +9,10 @@ bytes are handed to it in steps, and what is not part of the one answer that was
 - a head, those before it included, has `HEAD_BYTES_MAX`;
 - what frames a chunked body (RFC 9112, 7.1: sizes, extensions, trailers) is small beside the body;
 - bytes outside of an answer belong to none: before the first request, between two, behind the end of a body. Taken for
-  the next answer they would be a stranger's image under another client's link.
+  the next answer they would be a stranger's image under another client's link. So they end the connection; a body that
+  was whole before them stays whole.
+
+A head that a strict parser refuses and browsers read is read again by `origin/parser.py`, within the same bounds.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ if TYPE_CHECKING:
 INTERIM_ANSWERS_MAX: Final = 10
 """Real origins send one or two."""
 HEAD_BYTES_MAX: Final = 262_144
-"""Chromium's (`HttpStreamParser::kMaxHeaderBufSize`), whatever the share of one field; real heads have a few kilobytes."""
+"""As in Chromium, whatever the share of one field; real heads have a few kilobytes."""
 HEAD_STEP_BYTES: Final = 2048
 """A common head in one step; a hundred of the shortest interim answers, which are a millisecond."""
 BODY_STEP_BYTES: Final = 16_384
@@ -155,7 +158,7 @@ class OriginConnection(ResponseHandler):
                 self._left -= self._content.total_bytes
 
     def _has_more(self, piece: bytes, *, is_head: bool) -> bool:
-        """Whether a body ended in `piece` before its last bytes, which are ends of lines: the parser passes those over."""
+        """Whether a body ended in `piece` before its last bytes: ends of lines, which the parser passes over."""
         content = self._content
         if content is None or not content.is_eof():
             return False

@@ -2,8 +2,9 @@
 The cookies of one fetch: what a host sets, it is shown again within the fetch, and no other host ever is.
 
 Some sites redirect to the same URL until a cookie comes back. So a fetch carries cookies as a browser would that knows
-none before it. `Path`, `Secure`, `Max-Age` and `Expires` hold as in a browser; `Domain` may name no other site and opens
-no other host. aiohttp's jar decides that; it unquotes values or quotes them, so they are sent as the jar stored them.
+none before it. `Path`, `Secure`, `Max-Age` and `Expires` hold as in a browser; `Domain` may name no other site and
+opens no other host. aiohttp's jar decides that. It would unquote values or quote them, so they are sent as it stored
+them.
 """
 
 from __future__ import annotations

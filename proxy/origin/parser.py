@@ -38,9 +38,7 @@ class HeadParser:
         interims_max: Maximum of interim answers before the final one.
     """
 
-    def __init__(
-        self, strict: Any, renew: Callable[[], Any], refuse: Callable[[str], None], interims_max: int
-    ) -> None:
+    def __init__(self, strict: Any, renew: Callable[[], Any], refuse: Callable[[str], None], interims_max: int) -> None:
         self.strict = strict
         self._renew = renew
         self._refuse = refuse

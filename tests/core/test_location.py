@@ -20,6 +20,7 @@ HERE = read_source("https://a.example:8443/b/c.png?d=e")
         (b"#y", "https://a.example:8443/b/c.png?d=e"),
         (b"//h.example/x", "https://h.example/x"),
         (b"http://h.example/x#y", "http://h.example/x"),
+        (b"http://h.example\\@127.0.0.1/x", "http://h.example/@127.0.0.1/x"),
         (b"\t /caf\xe9\xc3\xa9\x1f.png ", "https://a.example:8443/caf%E9%C3%A9%1F.png"),
         ("//bücher.example/".encode(), "https://xn--bcher-kva.example/"),
     ],

@@ -62,8 +62,12 @@ CASES = json.loads((Path(__file__).parents[1] / "cases" / "forbidden_sources.jso
         pytest.param("https://exam\u00adple.com/", "https", "example.com", 443, "/", id="soft-hyphen-in-ascii"),
         pytest.param("https://-ü.a_b.ü-.example/", "https", "xn----eha.a_b.xn----dha.example", 443, "/", id="hyphens"),
         pytest.param("https://אב.example/", "https", "xn--4dbc.example", 443, "/", id="right-to-left"),
-        pytest.param("https://ü.xn--bcher-kva.example/", "https", "xn--tda.xn--bcher-kva.example", 443, "/", id="mixed"),
-        pytest.param("https://\u0915\u094d\u200d\u0937.example/", "https", "xn--11b2ezcw70k.example", 443, "/", id="joiner"),
+        pytest.param(
+            "https://ü.xn--bcher-kva.example/", "https", "xn--tda.xn--bcher-kva.example", 443, "/", id="mixed"
+        ),
+        pytest.param(
+            "https://\u0915\u094d\u200d\u0937.example/", "https", "xn--11b2ezcw70k.example", 443, "/", id="joiner"
+        ),
         pytest.param("https://xn--a.example/", "https", "xn--a.example", 443, "/", id="ascii-is-not-looked-into"),
         pytest.param("https://example.com:000080/", "https", "example.com", 80, "/", id="zeros-before-the-port"),
         pytest.param(" \t\r\nhttps://a.example/b\u3000\xa0\n", "https", "a.example", 443, "/b", id="white-space"),
@@ -480,6 +484,7 @@ def test_our_parameters_are_told_from_those_of_the_source(
         ("src=ftp://a.example/a?b=c", "not an absolute http"),
         ("src=%2F%2Fa.example/a", "not an absolute http"),
         ("src=/a?b://c=d", "not an absolute http"),
+        ("src=" + "a" * QUERY_CHARS_MAX, "longer than"),
     ],
     ids=lambda text: ascii(text)[:70],
 )

@@ -94,7 +94,9 @@ HEADS = {
     "binary and a length": Head(lines(b"Transfer-Encoding: binary", LENGTH), True),
     "gzip, chunked in name only": Head(lines(b"Transfer-Encoding: gzip, chunked", body=CHUNKS), True),
     # Its chunks are chunks all the same, and the picture is whole.
-    "chunked in HTTP/1.0": Head(lines(b"Transfer-Encoding: chunked", status=b"HTTP/1.0 200 OK", body=CHUNKS), False, stored=True),
+    "chunked in HTTP/1.0": Head(
+        lines(b"Transfer-Encoding: chunked", status=b"HTTP/1.0 200 OK", body=CHUNKS), False, stored=True
+    ),
     "chunks with spaces behind the size": Head(
         lines(b"Transfer-Encoding: chunked", body=b"%x  \r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY)), True
     ),

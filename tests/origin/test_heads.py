@@ -80,9 +80,7 @@ async def test_chromium_shows_what_the_table_says(origin: FakeOrigin) -> None:
         pytest.param(
             b"HTTP/1.1 103 Early Hints\r\nLink: a\r\n\r\n" + lines(MALFORMED, LENGTH), id="malformed behind interim"
         ),
-        pytest.param(
-            b"HTTP/1.1 103 Early Hints\r\nLink  a\r\n\r\n" + lines(MALFORMED, LENGTH), id="malformed interim"
-        ),
+        pytest.param(b"HTTP/1.1 103 Early Hints\r\nLink  a\r\n\r\n" + lines(MALFORMED, LENGTH), id="malformed interim"),
     ],
 )
 async def test_a_head_may_come_in_any_pieces(imgkeep: Imgkeep, origin: FakeOrigin, answer: bytes, size: int) -> None:
@@ -214,7 +212,9 @@ async def test_fields_are_counted_whether_they_are_read_again_or_not(imgkeep: Im
         fields = [b"X-A: b"] * (FIELDS_MAX - 2)
         for count, status in ((0, 200), (8, 502)):
 
-            async def script(exchange: Exchange, data: bytes = lines(*fields, *[b"X: y"] * count, *more, LENGTH)) -> None:
+            async def script(
+                exchange: Exchange, data: bytes = lines(*fields, *[b"X: y"] * count, *more, LENGTH)
+            ) -> None:
                 await exchange.send(data)
 
             assert (await look(imgkeep, origin.on(f"/{number}{count}.png", script))).status == status

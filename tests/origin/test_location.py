@@ -203,3 +203,23 @@ async def test_cookies_last_over_the_retries_of_a_fetch(start: Start, origin: Fa
             await exchange.answer(b"", status="503 Busy", headers={"Set-Cookie": "a=b", "Retry-After": "0"})
 
     assert (await look(imgkeep, origin.on("/a.png", script))).status == 200
+
+
+async def test_cookies_have_a_limit(start: Start, origin: FakeOrigin) -> None:
+    """However many a chain sets, a request stays small, and a cookie that comes too late is not taken."""
+    imgkeep = await start(fetch={"redirects_max": 3})
+
+    async def script(exchange: Exchange) -> None:
+        number = exchange.number
+        fields = [f"Set-Cookie: c{number}x{n}={'v' * 200}".encode() for n in range(200)]
+        await exchange.send(redirect(b"/a.png", *fields))
+
+    assert (await look(imgkeep, origin.on("/a.png", script))).status == 502
+    cookies = [exchange.headers.get("cookie", "") for exchange in origin.seen]
+    assert all(7_000 < len(value) < 8_192 for value in cookies[1:])
+    assert "c1x" not in cookies[2] + cookies[3]
+
+
+async def test_cookies_that_are_too_long_are_not_taken(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+    fields = [b"Set-Cookie: a=b", b"Set-Cookie: c=" + b"d" * 5000, b"Set-Cookie: e=" + b"f" * 100_000]
+    assert (await look(imgkeep, origin.on("/a.png", wall(*fields, wanted="a=b")))).status == 200
