@@ -11,15 +11,15 @@ from __future__ import annotations
 import asyncio
 import errno
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, cast
-from urllib.parse import urljoin
 
 import aiohttp
 from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
 
+from proxy.core.answer import FIELDS_MAX
 from proxy.core.errors import (
     Busy,
     InvalidSource,
@@ -33,11 +33,12 @@ from proxy.core.errors import (
     Yielded,
 )
 from proxy.core.headers import CDN_ID, is_whole_range, read_retry_after
+from proxy.core.location import Ambiguous, read_location
 from proxy.core.model import Validator
 from proxy.core.policy import judge
-from proxy.core.source import read_source
 from proxy.origin.coding import Decoder
-from proxy.origin.connection import Misframed, OriginConnection
+from proxy.origin.connection import HEAD_BYTES_MAX, Misframed, OriginConnection
+from proxy.origin.cookies import Cookies
 from proxy.origin.gates import Gates
 from proxy.origin.guard import AddressRefused, OwnAddress
 from proxy.origin.pace import Pace
@@ -46,7 +47,7 @@ from proxy.ports import Demand, NotModified
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 
     from proxy.config import Fetch
     from proxy.core.model import Source
@@ -58,8 +59,6 @@ if TYPE_CHECKING:
 ACCEPT: Final = "image/avif,image/webp,image/apng,image/*;q=0.9,*/*;q=0.5"
 REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 READ_BYTES: Final = 65_536
-HEADER_BYTES_MAX: Final = 16_384
-"""For one field of an origin's answer: content security policies grow long, cookies longer."""
 VALIDATOR_CHARS_MAX: Final = 256
 """Real ones have a tenth of that."""
 RETRY_DELAY_S: Final = 0.25
@@ -101,8 +100,10 @@ class OriginClient:
         }
         limits = {
             "read_bufsize": READ_BYTES,
-            "max_line_size": HEADER_BYTES_MAX,
-            "max_field_size": HEADER_BYTES_MAX,
+            # One field may be the whole head, whose bytes the connection counts.
+            "max_line_size": HEAD_BYTES_MAX,
+            "max_field_size": HEAD_BYTES_MAX,
+            "max_headers": FIELDS_MAX,
         }
         connector = aiohttp.TCPConnector(
             resolver=guard,
@@ -223,7 +224,10 @@ class OriginClient:
         for _ in range(self._settings.redirects_max + 1):
             await place.move(source.host)
             hops.plaintext = hops.plaintext or source.scheme != "https"
-            response = await self._send(source, conditions, hops.connect_timeout_s)
+            fields = {**conditions, **hops.cookies.fields(source)}
+            response = await self._send(source, fields, hops.connect_timeout_s)
+            if response.status >= 300:
+                hops.cookies.take(source, response.headers.getall("Set-Cookie", ()))
             if response.status not in REDIRECTS:
                 try:
                     self._check_status(response, conditional=bool(conditions))
@@ -231,17 +235,17 @@ class OriginClient:
                     response.close()
                     raise
                 return response
-            location = response.headers.get("Location", "").strip(" \t")
+            location = response.headers.getall("Location", ())
             response.close()
             source = self._judge_redirect(source, location)
         raise _Final(f"the origin redirects more than fetch.redirects_max ({self._settings.redirects_max}) times")
 
-    async def _send(self, source: Source, conditions: Mapping[str, str], connect_timeout_s: float | None) -> Response:
+    async def _send(self, source: Source, fields: Mapping[str, str], connect_timeout_s: float | None) -> Response:
         loop = asyncio.get_running_loop()
         start, outcome = loop.time(), "error"
         try:
             # The target goes on the wire as it is, because a signature may cover its very spelling.
-            response = await self._wire.get(source, conditions, connect_timeout_s)
+            response = await self._wire.get(source, fields, connect_timeout_s)
             outcome = f"{response.status // 100}xx"
         except TimeoutError:
             outcome = "timeout"
@@ -256,12 +260,13 @@ class OriginClient:
             self._fetched(outcome, loop.time() - start)
         return response
 
-    def _judge_redirect(self, source: Source, location: str) -> Source:
-        if not location:
-            raise _Final("the origin redirects to nowhere")
+    def _judge_redirect(self, source: Source, location: Sequence[str]) -> Source:
         try:
-            target = read_source(urljoin(source.url, location))
-        except (InvalidSource, ValueError):
+            # aiohttp has decoded what was UTF-8; the bytes are what counts.
+            target = read_location([value.encode("utf-8", "surrogateescape") for value in location], source)
+        except Ambiguous as error:
+            raise _Final(str(error)) from None
+        except InvalidSource:
             raise SourceForbidden("the origin redirects to something that is not an http(s) URL") from None
         reason = judge(target, self._policy)
         if reason is not None:
@@ -304,6 +309,7 @@ class _Hops:
 
     connect_timeout_s: float | None
     plaintext: bool = False
+    cookies: Cookies = field(default_factory=Cookies)
 
 
 class Answer:
