@@ -330,7 +330,7 @@ async def test_redirects_without_end_are_as_many_requests_as_the_limit(start: St
 
 GZIP = OK + b"Content-Encoding: gzip\r\n\r\n"
 MEMBERS = {
-    "members": (GZIP + gzip.compress(picture_of(3000)), gzip.compress(b"")),
+    "members": (GZIP + gzip.compress(picture_of(3000)[:2900]), gzip.compress(b"")),
     "empty blocks": (GZIP + gzip.compress(picture_of(3000))[:-10], b"\x00\x00\x00\xff\xff"),
 }
 
