@@ -244,8 +244,7 @@ class OriginClient:
         hops.plaintext = False
         for _ in range(self._settings.redirects_max + 1):
             await place.move(source.host)
-            if self._is_gone(source):
-                raise SourceNotFound("the origin shows a picture in the place of one that it does not have")
+            self._insist_not_gone(source)
             hops.plaintext = hops.plaintext or source.scheme != "https"
             response = await self._send(source, conditions, hops.connect_timeout_s)
             if response.status not in REDIRECTS:
@@ -291,10 +290,15 @@ class OriginClient:
             target = read_source(urljoin(source.url, location))
         except (InvalidSource, ValueError):
             raise RedirectForbidden("the origin redirects to something that is not an http(s) URL") from None
+        self._insist_not_gone(target)
         reason = judge(target, self._policy)
         if reason is not None:
             raise RedirectForbidden(f"the origin redirects to a refused address: {reason}")
         return target
+
+    def _insist_not_gone(self, source: Source) -> None:
+        if self._is_gone(source):
+            raise SourceNotFound("the origin shows a picture in the place of one that it does not have")
 
     def _check_status(self, response: Response, *, conditional: bool) -> None:
         status = response.status

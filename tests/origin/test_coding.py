@@ -16,11 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.core.errors import Busy, OriginError
+from proxy.origin.coders import FRAMES_MAX, STEP_BYTES_MAX
 from proxy.origin.coding import (
     CODINGS_MAX,
-    FRAMES_MAX,
     OVERHEAD_BYTES_MAX,
-    STEP_BYTES_MAX,
     TRAILING_BYTES_MAX,
     Decoder,
     Places,
@@ -246,8 +245,9 @@ def test_too_many_codings_are_refused() -> None:
 
 @pytest.mark.parametrize("coding", ["gzip", "deflate", "br", "zstd"])
 async def test_a_bomb_comes_out_in_steps_and_only_as_far_as_somebody_reads(coding: str) -> None:
-    how = {"gzip": gzip.compress, "deflate": zlib.compress, "br": brotli.compress, "zstd": zstd.compress}
-    bomb = await asyncio.to_thread(how[coding], bytes(50 * 1024 * 1024))
+    how = {"gzip": gzip.compress, "deflate": zlib.compress, "zstd": zstd.compress}
+    quick = how.get(coding, lambda body: brotli.compress(body, quality=1))
+    bomb = await asyncio.to_thread(quick, bytes(50 * 1024 * 1024))
     decoder = Decoder([coding], POOL)
     pieces = decoder.decode(each([bomb]))
     for _ in range(3):

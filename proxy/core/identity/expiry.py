@@ -63,9 +63,12 @@ def later(read: Callable[..., Expiry | None], seconds: int) -> Callable[..., Exp
 
     def read_later(*texts: str) -> Expiry | None:
         start = read(*texts)
-        return (
-            start if start is None or start.at is None else Expiry(start.at + timedelta(seconds=seconds), start.never)
-        )
+        if start is None or start.at is None:
+            return start
+        try:
+            return Expiry(start.at + timedelta(seconds=seconds), start.never)
+        except OverflowError:
+            return None
 
     return read_later
 

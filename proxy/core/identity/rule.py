@@ -317,9 +317,11 @@ def _read_shape(text: str, shapes: Mapping[str, Shape]) -> Shape:
 
 def _read_expires(text: str, known: frozenset[str]) -> tuple[Callable[..., Expiry | None], tuple[str, ...]]:
     form, *fields = text.split()
-    lifetime = _LIFETIME.fullmatch(fields[-1]) if len(fields) > 1 else None
+    lifetime = _LIFETIME.fullmatch(fields[-1]) if fields else None
     if lifetime is not None:
         fields.pop()
+        if not fields:
+            raise ValueError(f"expires: {lifetime[0]} is a lifetime, and there is no field before it")
     if form not in FORMS:
         raise ValueError(f"expires: there is no form {form!r}, but {', '.join(FORMS)}")
     count, read = FORMS[form]
