@@ -72,6 +72,8 @@ REFUSAL_TIMEOUT_S: Final = 5
 BEGINNING_BYTES: Final = 4096
 """Maximum size of `Answer.beginning`: enough to tell a page, and for what it says at its beginning."""
 BODILESS: Final = frozenset({204, 205})
+UNFOLLOWED: Final = frozenset({300, 305, 306})
+"""Redirects by their number that browsers do not follow: they show what comes with them."""
 RETRY_AFTER_WAIT_MAX_S: Final = 5
 """A client waits meanwhile. An origin that wants us to wait longer is told to the client instead."""
 
@@ -304,7 +306,7 @@ class OriginClient:
         status = response.status
         if status == 304 and conditional:
             raise NotModified
-        if (200 <= status < 300 and status not in BODILESS) or status == 300:
+        if (200 <= status < 300 and status not in BODILESS) or status in UNFOLLOWED:
             return  # browsers show what comes with any of these
         if status in {404, 410}:
             raise SourceNotFound(f"the origin says {status}", origin_status=status)

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from proxy.core.errors import SourceNotFound
+from proxy.core.source import read_source
+from proxy.service.failures import PICTURE_BYTES_MAX, Failures
 from proxy.service.fill import ERROR_PICTURE_BYTES_MAX
+from proxy.service.mirror import FillFailure
+from proxy.web.growth import read_feed, tell_failure
 from tests.browser import browsing
 from tests.faults.network import look, nothing_kept
 from tests.images import picture, picture_of
@@ -125,6 +131,40 @@ async def test_the_api_tells_a_problem(start: Start, origin: FakeOrigin) -> None
     response = await imgkeep.client.post("/api/save-image", json={"url": url})
     assert (response.status, (await response.json())["code"]) == (404, "source_not_found")
     await nothing_kept(imgkeep)
+
+
+async def test_another_worker_is_told_the_picture_with_the_failure() -> None:
+    error = SourceNotFound("the origin says 404", origin_status=404)
+    for picture_ in (("image/png", picture()), None):
+        error.picture = picture_
+        error.refusal = b"words of the origin"
+        message = tell_failure(FillFailure(b"link", error))
+        assert b"words of the origin" not in message
+        stream = asyncio.StreamReader()
+        stream.feed_data(message)
+        told = await read_feed(stream)  # type: ignore[arg-type]  # as aiohttp's, as far as it is used
+        assert isinstance(told, FillFailure)
+        assert isinstance(told.error, SourceNotFound)
+        assert (told.error.picture, told.error.origin_status, told.link) == (picture_, 404, b"link")
+
+
+def test_remembered_pictures_have_a_limit() -> None:
+    failures = Failures(lambda: 0.0)
+    sources = [read_source(f"https://example.com/{n}.png") for n in range(20)]
+    for source in sources:
+        error = SourceNotFound("the origin says 404", origin_status=404)
+        error.picture = ("image/png", bytes(1_000_000))
+        failures.remember(source, error)
+        assert error.picture, "the one that was raised keeps its own"
+    found = [failures.find(source) for source in sources]
+    assert all(isinstance(error, SourceNotFound) for error in found)
+    pictures = [error.picture for error in found if isinstance(error, SourceNotFound) and error.picture]
+    assert sum(len(body) for _, body in pictures) <= PICTURE_BYTES_MAX
+    assert len(pictures) == 16
+    failures.remember(sources[-1], SourceNotFound("the origin says 404", origin_status=404))
+    last = failures.find(sources[-1])
+    assert isinstance(last, SourceNotFound)
+    assert last.picture is None
 
 
 async def test_a_browser_shows_it(start: Start, origin: FakeOrigin) -> None:

@@ -393,7 +393,7 @@ async def test_the_whole_is_kept_whatever_its_range_says(
     assert len(imgkeep.files("records")) == 1
 
 
-@pytest.mark.parametrize("status", [200, 201, 202, 203, 207, 208, 226, 299, 300])
+@pytest.mark.parametrize("status", [200, 201, 202, 203, 207, 208, 226, 299, 300, 305])
 async def test_a_picture_with_a_status_that_browsers_show_is_kept(
     imgkeep: Imgkeep, origin: FakeOrigin, status: int
 ) -> None:
