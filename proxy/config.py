@@ -142,6 +142,8 @@ class Fetch(Section, frozen=True):
     allow_ports: tuple[Port, ...] = PORTS
     allow_networks: tuple[str, ...] = ()
     user_agent: str = ""
+    accept: str = "image/png,image/jpeg,image/gif,image/webp;q=0.8,image/*;q=0.5,*/*;q=0.3"
+    show_errors: bool = False
 
     @property
     def networks(self) -> tuple[Network, ...]:
@@ -358,6 +360,17 @@ def _message(error: str, environment: Mapping[str, str]) -> str:
     return f"{path}{origin}: {what[:1].lower()}{what[1:].replace('`', '')}"
 
 
+_MEDIA_RANGE: Final = re.compile(r" *[\w!#$%&'*+.^`|~-]+/[\w!#$%&'*+.^`|~-]+ *(?:;[^,]*)?", re.ASCII)
+"""One part of the header field `Accept` (RFC 9110, 12.5.1)."""
+ACCEPT_CHARS_MAX: Final = 1000
+"""Browsers send a hundred."""
+
+
+def _is_accept(text: str) -> bool:
+    printable = text.isascii() and text.isprintable() and text == text.strip() and len(text) <= ACCEPT_CHARS_MAX
+    return printable and (not text or all(_MEDIA_RANGE.fullmatch(part) for part in text.split(",")))
+
+
 def _validate(config: Config) -> None:
     """Refuse what each setting's type cannot tell, and what this version cannot honour."""
     _check_networks("server.trusted_proxies", config.server.trusted_proxies)
@@ -367,6 +380,8 @@ def _validate(config: Config) -> None:
     _check_globs(config)
     if re.search(r"[\x00-\x1f\x7f]", config.fetch.user_agent):
         raise ConfigError("fetch.user_agent: must not hold control characters")
+    if not _is_accept(config.fetch.accept):
+        raise ConfigError("fetch.accept: expected media types with commas between them, as image/png,image/*;q=0.5")
     if config.fetch.total_timeout_s < config.fetch.connect_timeout_s:
         raise ConfigError("fetch.total_timeout_s: is less than fetch.connect_timeout_s, so nothing could be fetched")
     place = read_store_url("store.url", config.store.url)

@@ -18,6 +18,7 @@ from aiohttp import web
 from proxy.core import errors
 from proxy.core.headers import cache_status
 from proxy.core.negotiation import FORM_FIELDS
+from proxy.web.delivery import FIXED_HEADERS
 from proxy.web.exchange import Answer, as_response
 from proxy.web.presentation import PROBLEM, present
 from proxy.web.site import EXPOSED, IS_IMAGE, NOTES, SITE
@@ -88,7 +89,10 @@ def explain(error: Exception, notes: Notes, *, api: bool = False) -> Answer:
     """Return the answer to whatever a handler raised; what nobody foresaw is logged, without its message."""
     if isinstance(error, errors.ImgkeepError):
         notes.code, notes.detail = error.code, str(error)
-        return problem(error, api=api)
+        answer = problem(error, api=api)
+        if isinstance(error, errors.OriginError) and error.picture is not None and not api:
+            return _show(answer, *error.picture)
+        return answer
     extensions = {"success": False} if api else {}
     if isinstance(error, web.HTTPException):
         notes.code = _HTTP_CODES.get(error.status, "http_error")
@@ -105,6 +109,12 @@ def explain(error: Exception, notes: Notes, *, api: bool = False) -> Answer:
     notes.code = "internal_error"
     detail = "The server met an error of its own; it was logged."
     return _answer(500, "Internal error", notes.code, detail, extensions)
+
+
+def _show(answer: Answer, media_type: str, body: bytes) -> Answer:
+    """Return the picture that the origin sent with an error, in the place of the problem and with its status."""
+    fixed = {name: value for name, value in FIXED_HEADERS.items() if name != "Accept-Ranges"}
+    return Answer(answer.status, {**fixed, **answer.headers, "Content-Type": media_type}, body)
 
 
 def unreadable(status: int, notes: Notes) -> Answer:
