@@ -1,0 +1,277 @@
+"""
+Ask Chromium and imgkeep for every image below some folders, whole and cut, and compare what they say.
+
+    python -m bench sweep FOLDER... [--no-program] [--no-cuts] [--json FILE] [--verbose]
+
+A good folder holds the test files of Pillow, bmpsuite, wuffs, image-rs, sharp, libvips, libheif, libavif and resvg, each
+in a folder of its own. Files are told apart by their bytes. Needs Chromium and installs nothing. Exit status 1: a picture
+that Chromium shows whole is refused or altered, or one that it shows in part is taken for whole.
+
+- *Whole* is what Chromium's decoders say (`bench/chromium.py`), and what `is_whole` says.
+- *Incomplete* images are served, but provisionally; *refused* ones are no image to imgkeep.
+- Every file is asked for through the program as well: what it answers and what it stores are the origin's bytes.
+- Each whole file is cut at `CUTS`; where `is_whole` takes the rest for whole, Chromium has to as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import hashlib
+import json
+import sys
+import tempfile
+from collections import Counter
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+from urllib.parse import quote
+
+import aiohttp
+from aiohttp import web
+from yarl import URL
+
+from bench.chromium import PAGE, Shown, type_of, viewing
+from bench.corpus import imgkeep
+from proxy.core.sniff import HEAD_BYTES_MAX, UNDECIDED, is_whole, measure, sniff
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Iterable, Sequence
+
+    from bench.chromium import Viewer
+    from proxy.core.model import Format
+
+BYTES_MAX: Final = 50 * 1024 * 1024  # as imgkeep's default
+CUTS: Final = {
+    "10 %": lambda size: size // 10,
+    "50 %": lambda size: size // 2,
+    "90 %": lambda size: size * 9 // 10,
+    "99 %": lambda size: size * 99 // 100,
+    "12 bytes less": lambda size: size - 12,
+    "2 bytes less": lambda size: size - 2,
+    "a byte less": lambda size: size - 1,
+}
+ASKED_AT_ONCE: Final = 8
+
+
+@dataclass
+class File:
+    """A file, and what was said of it."""
+
+    corpus: str
+    path: Path
+    type: str
+    size: int
+    shown: Shown | None = None
+    format: str = ""
+    whole: bool = False
+    pixel_size: tuple[int, int] | None = None
+    program: str = ""
+    cuts: list[str] = field(default_factory=list)
+    """Those that imgkeep takes for whole though Chromium does not."""
+
+    @property
+    def ours(self) -> str:
+        return "refused" if not self.format else "whole" if self.whole else "incomplete"
+
+    @property
+    def theirs(self) -> str:
+        assert self.shown is not None
+        return "not shown" if not self.shown.shown else "whole" if self.shown.whole else "in part"
+
+
+def collect(folders: Iterable[Path]) -> list[File]:
+    """Return every file that may be an image, each once. A corpus is a folder in one of `folders`."""
+    files: dict[bytes, File] = {}
+    for root in folders:
+        for path in sorted(path for path in root.rglob("*") if path.is_file() and not path.is_symlink()):
+            body = path.read_bytes()
+            type_ = type_of(body)
+            if type_ is None or len(body) > BYTES_MAX:
+                continue
+            parts = path.relative_to(root).parts
+            corpus = parts[0] if len(parts) > 1 else root.name
+            files.setdefault(hashlib.sha256(body).digest(), File(corpus, path, type_, len(body)))
+    return list(files.values())
+
+
+def look(body: bytes) -> tuple[Format, bool] | None:
+    """Return the format and whether all is there, as the service judges it; None: it is refused."""
+    head = body[:HEAD_BYTES_MAX]
+    fmt = sniff(head, ended=len(head) == len(body))
+    if fmt is None or fmt is UNDECIDED:
+        return None
+    return fmt, is_whole(fmt, body)
+
+
+def judge(file: File) -> None:
+    """Ask imgkeep's own judgement."""
+    body = file.path.read_bytes()
+    if seen := look(body):
+        file.format, file.whole = seen[0].name, seen[1]
+        size = measure(seen[0], body)
+        file.pixel_size = (size.width, size.height) if size else None
+
+
+@asynccontextmanager
+async def serving(files: Sequence[File]) -> AsyncGenerator[str]:
+    """Serve `/<number>` as that file and `/<number>?<size>` as its first bytes; yield the origin."""
+
+    async def answer(request: web.Request) -> web.Response:
+        if request.path == "/":
+            return web.Response(text=PAGE, content_type="text/html")
+        file = files[int(request.path[1:])]
+        body = await asyncio.to_thread(file.path.read_bytes)
+        cut = int(request.query_string or len(body))
+        is_svg = file.type == "image/svg+xml"
+        return web.Response(body=body[:cut], content_type=file.type if is_svg else "application/octet-stream")
+
+    runner = web.ServerRunner(web.Server(answer))
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    try:
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
+
+
+async def show(files: Sequence[File], viewer: Viewer) -> None:
+    """Ask Chromium about each file."""
+    asked = [(f"/{number}", file.type) for number, file in enumerate(files)]
+    for file, shown in zip(files, await viewer.judge_each(asked), strict=True):
+        file.shown = shown
+
+
+async def cut(files: Sequence[File], viewer: Viewer) -> Counter[str]:
+    """Cut what both take for whole; count what imgkeep says of the rest, by format."""
+    said: Counter[str] = Counter()
+    doubtful: list[tuple[File, str, str]] = []
+    for number, file in enumerate(files):
+        if file.theirs == "in part" or not file.whole:
+            continue
+        body = file.path.read_bytes()
+        for name, at in CUTS.items():
+            size = at(len(body))
+            seen = look(body[:size]) if 0 < size < len(body) else None
+            said[f"{file.format} {'whole' if seen and seen[1] else 'incomplete'}"] += 1
+            if seen and seen[1]:
+                doubtful.append((file, name, f"/{number}?{size}"))
+    shown = await viewer.judge_each([(path, file.type) for file, _, path in doubtful])
+    for (file, name, _), judged in zip(doubtful, shown, strict=True):
+        if judged.whole or not judged.shown:
+            said[f"{file.format} {'nothing of the picture' if judged.whole else 'never shown'}"] += 1
+        else:
+            file.cuts.append(name)
+    return said
+
+
+async def ask(files: Sequence[File], origin: str) -> None:
+    """Ask for each file through the program; compare what it answers and stores with the file."""
+    turns = asyncio.Semaphore(ASKED_AT_ONCE)
+
+    async def one(number: int, file: File) -> None:
+        source = quote(f"{origin}/{number}", safe="")
+        async with turns, session.get(URL(f"{base}/img?src={source}", encoded=True)) as response:
+            answer = await response.read()
+        body = await asyncio.to_thread(file.path.read_bytes)
+        digest = hashlib.sha256(body).hexdigest()
+        stored = [*(Path(folder) / "data" / "v1" / "objects" / digest[:2]).glob(f"{digest}.*")]
+        if response.status != 200:
+            file.program = str(response.status)
+        elif answer != body:
+            file.program = "altered"
+        else:
+            same = [path for path in stored if path.read_bytes() == body]
+            file.program = "stored" if same and len(same) == len(stored) else "served"
+
+    with tempfile.TemporaryDirectory() as folder:
+        timeout = aiohttp.ClientTimeout(total=60)
+        async with imgkeep(folder) as (base, _), aiohttp.ClientSession(timeout=timeout) as session:
+            await asyncio.gather(*(one(number, file) for number, file in enumerate(files)))
+
+
+def table(rows: dict[str, Counter[str]], columns: Sequence[str], title: str) -> str:
+    """Return a table in Markdown, without columns that are empty."""
+    used = [column for column in columns if any(row[column] for row in rows.values())]
+    lines = [f"| {title} | {' | '.join(used)} |", "|---|" + "---:|" * len(used)]
+    lines += [f"| {name} | {' | '.join(str(row[column]) for column in used)} |" for name, row in rows.items()]
+    return "\n".join(lines)
+
+
+def tell(files: Sequence[File], said: Counter[str]) -> bool:
+    """Print the tables and what is wrong; return whether nothing is."""
+    columns = [f"{theirs}, {ours}" for theirs in ("whole", "in part") for ours in ("whole", "incomplete", "refused")]
+    columns += [f"not shown, {ours}" for ours in ("whole", "incomplete", "refused")]
+    for title, name in (("corpus", "corpus"), ("type", "type")):
+        rows: dict[str, Counter[str]] = {}
+        for file in files:
+            for key in (getattr(file, name), "all"):
+                rows.setdefault(key, Counter())[f"{file.theirs}, {file.ours}"] += 1
+        rows["all"] = rows.pop("all")
+        print(table(rows, columns, f"{title} (Chromium, imgkeep)"), end="\n\n")
+    marks: dict[str, Counter[str]] = {}
+    for file in files:
+        if file.shown and file.shown.ended and not file.whole and file.format:
+            marks.setdefault(file.corpus, Counter())[file.format] += 1
+    print(table(marks, ["JPEG", "GIF", "PNG", "APNG"], "only the end mark is missing"), end="\n\n")
+    cut_rows: dict[str, Counter[str]] = {}
+    for key, number in said.items():
+        fmt, _, what = key.partition(" ")
+        cut_rows.setdefault(fmt, Counter())[what] += number
+    if cut_rows:
+        heads = ["incomplete", "whole", "nothing of the picture", "never shown"]
+        print(table(cut_rows, heads, "cut copies"), end="\n\n")
+    if any(file.program for file in files):
+        by_verdict: dict[str, Counter[str]] = {}
+        for file in files:
+            by_verdict.setdefault(f"{file.theirs}, {file.ours}", Counter())[file.program] += 1
+        print(table(by_verdict, sorted({file.program for file in files}), "answers of the program"), end="\n\n")
+    wrong = [(reason, file) for file in files for reason in faults(file)]
+    for reason, file in wrong:
+        print(f"{reason}: {file.corpus}: {file.path} ({file.type}, {file.size} bytes)")
+    return not wrong
+
+
+def faults(file: File) -> list[str]:
+    """Return what must not be."""
+    found = [f"cut to {cut} and taken for whole" for cut in file.cuts]
+    if file.theirs == "whole" and not file.format:
+        found.append("shown whole and refused")
+    if file.theirs == "in part" and file.whole:
+        found.append("shown in part and taken for whole")
+    if file.theirs == "whole" and file.format and file.program not in {"", "stored"}:
+        found.append(f"shown whole and answered with {file.program}")
+    if file.theirs == "whole" and file.format and not file.whole and not (file.shown and file.shown.ended):
+        found.append("shown whole and held incomplete")
+    return found
+
+
+async def run(arguments: argparse.Namespace) -> int:
+    """Sweep; return the exit status."""
+    files = await asyncio.to_thread(collect, arguments.folders)
+    print(f"{len(files)} files", file=sys.stderr)
+    for file in files:
+        judge(file)
+    said: Counter[str] = Counter()
+    async with serving(files) as origin:
+        async with viewing(origin) as viewer:
+            await show(files, viewer)
+            if arguments.cuts:
+                said = await cut(files, viewer)
+        if arguments.program:
+            await ask(files, origin)
+    good = tell(files, said)
+    if arguments.json:
+        arguments.json.write_text(json.dumps([asdict(file) for file in files], indent=1, default=str) + "\n")
+    return 0 if good else 1
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench sweep", description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
+    parser.add_argument("--no-program", dest="program", action="store_false", help="judge only, start no server")
+    parser.add_argument("--no-cuts", dest="cuts", action="store_false", help="do not cut")
+    parser.add_argument("--json", type=Path, help="write what was said of every file there")
+    return asyncio.run(run(parser.parse_args(argv)))
