@@ -8,6 +8,9 @@ each frame with `completeFramesOnly` and refuses one that ends early. Two kinds 
 - ICO and CUR are drawn as they are and with two kinds of bytes behind them: a picture that is all there does not change.
   A PNG inside is asked of `ImageDecoder`.
 
+A decoder may refuse a file that is not cut, but damaged, or of a kind that it does not know. Such a file is not *open*: what
+is drawn does not change, whatever bytes follow.
+
 The end mark is told apart (EOI, trailer, IEND): a file that lacks nothing else becomes complete when it is added, and
 what is drawn does not change.
 """
@@ -49,6 +52,7 @@ async function drawn(bytes) {
   try {
     const image = await load(url);
     if (!image) return null;
+    try { await image.decode(); } catch { return null; }
     const scale = Math.min(1, Math.sqrt(4e6 / (image.naturalWidth * image.naturalHeight)));
     const canvas = new OffscreenCanvas(
       Math.max(1, image.naturalWidth * scale), Math.max(1, image.naturalHeight * scale));
@@ -60,6 +64,7 @@ async function drawn(bytes) {
 }
 async function frames(bytes, type) {
   if (!await ImageDecoder.isTypeSupported(type)) return null;
+  if (bytes.length === 0) return false;
   const decoder = new ImageDecoder({data: bytes, type});
   try {
     await decoder.tracks.ready;
@@ -73,16 +78,20 @@ async function frames(bytes, type) {
     return selectedTrack.frameCount > 0;
   } catch { return false; } finally { decoder.close(); }
 }
+async function isOpen(bytes) {
+  const is = await drawn(bytes);
+  for (const fill of [0, 0x55, 0xaa])
+    if (is !== await drawn(followed(bytes, new Uint8Array(600000).fill(fill)))) return true;
+  return false;
+}
 async function icons(bytes) {
   const view = new DataView(bytes.buffer);
   for (let line = 6, left = view.getUint16(4, true); left > 0 && line + 16 <= bytes.length; left--, line += 16) {
-    const at = view.getUint32(line + 12, true), size = view.getUint32(line + 8, true);
+    const at = view.getUint32(line + 12, true);
     if (bytes[at] === 0x89 && bytes[at + 1] === 0x50
-      && await frames(bytes.slice(at, at + size), "image/png") === false) return false;
+      && await frames(bytes.slice(at), "image/png") === false) return false;
   }
-  const is = await drawn(bytes);
-  return is === await drawn(followed(bytes, new Uint8Array(600000).fill(0x55)))
-    && is === await drawn(followed(bytes, new Uint8Array(600000).fill(0xaa)));
+  return await drawn(bytes) !== null && !await isOpen(bytes);
 }
 async function wellFormed(path) {
   const request = new XMLHttpRequest();
@@ -92,19 +101,23 @@ async function wellFormed(path) {
   await new Promise(done => { request.onloadend = done; request.send(); });
   return request.responseXML !== null && request.responseXML.querySelector("parsererror") === null;
 }
-async function judge(path, type) {
+async function judge(path, type, doubted) {
   const image = await load(path);
-  if (!image) return {shown: false, whole: false, ended: false, width: 0, height: 0};
+  if (!image) return {shown: false, whole: false, ended: false, open: false, width: 0, height: 0};
   const size = {shown: true, width: image.naturalWidth, height: image.naturalHeight};
-  if (type === "image/svg+xml") return {...size, whole: await wellFormed(path), ended: false};
+  if (type === "image/svg+xml") {
+    const whole = await wellFormed(path);
+    return {...size, whole, ended: false, open: !whole};
+  }
   const bytes = new Uint8Array(await (await fetch(path)).arrayBuffer());
   const whole = type === "image/x-icon" ? await icons(bytes) : await frames(bytes, type);
+  const open = !whole && await isOpen(bytes);
   let ended = false;
-  if (type in END) {
+  if (type in END && (doubted || !whole)) {
     const longer = followed(bytes, END[type]);
     ended = await frames(longer, type) === true && await drawn(bytes) === await drawn(longer);
   }
-  return {...size, whole: whole === true, ended};
+  return {...size, whole: whole === true, ended, open};
 }
 </script>"""
 
@@ -139,17 +152,16 @@ class Shown:
     Attributes:
         shown: Whether `new Image()` loads and has a size.
         whole: Whether its decoders say that every frame is complete.
-        ended: Whether all is complete and nothing changes when an end mark is added.
+        ended: Whether all is complete and nothing changes when an end mark is added. Looked for where it is doubted.
+        open: Whether it is not whole, and more bytes change what is drawn.
     """
 
     shown: bool
     whole: bool
     ended: bool
+    open: bool
     width: int
     height: int
-
-
-NOTHING: Final = Shown(shown=False, whole=False, ended=False, width=0, height=0)
 
 
 def type_of(body: bytes) -> str | None:
@@ -164,21 +176,20 @@ def type_of(body: bytes) -> str | None:
 
 
 class Viewer:
-    """A page that judges files of its own origin."""
+    """A page that judges files of its own origin, several at once."""
 
-    def __init__(self, page: Page, origin: str) -> None:
+    def __init__(self, page: Page) -> None:
         self._page = page
-        self._origin = origin
         self._turns = asyncio.Semaphore(AT_ONCE)
 
-    async def judge(self, path: str, type_: str) -> Shown:
-        """Say what Chromium shows of the file at `path`."""
+    async def judge(self, path: str, type_: str, *, doubted: bool) -> Shown:
+        """Say what Chromium shows of the file at `path`; the end mark of what is whole is looked for if `doubted`."""
         async with self._turns, asyncio.timeout(PATIENCE_S):
-            return Shown(**await self._page.evaluate("([path, type]) => judge(path, type)", [path, type_]))
+            return Shown(**await self._page.evaluate("asked => judge(...asked)", [path, type_, doubted]))
 
-    async def judge_each(self, files: Sequence[tuple[str, str]]) -> list[Shown]:
+    async def judge_each(self, files: Sequence[tuple[str, str, bool]]) -> list[Shown]:
         """Say it of each path and type."""
-        return await asyncio.gather(*(self.judge(path, type_) for path, type_ in files))
+        return await asyncio.gather(*(self.judge(path, type_, doubted=doubted) for path, type_, doubted in files))
 
 
 @asynccontextmanager
@@ -187,4 +198,4 @@ async def viewing(origin: str) -> AsyncGenerator[Viewer]:
     async with browsing() as browser:
         page = await browser.new_page()
         await page.goto(origin)
-        yield Viewer(page, origin)
+        yield Viewer(page)

@@ -119,7 +119,7 @@ async def serving(files: Sequence[File]) -> AsyncGenerator[str]:
     """Serve `/<number>` as that file and `/<number>?<size>` as its first bytes; yield the origin."""
 
     async def answer(request: web.Request) -> web.Response:
-        if request.path == "/":
+        if not request.path[1:].isdigit():
             return web.Response(text=PAGE, content_type="text/html")
         file = files[int(request.path[1:])]
         body = await asyncio.to_thread(file.path.read_bytes)
@@ -139,7 +139,7 @@ async def serving(files: Sequence[File]) -> AsyncGenerator[str]:
 
 async def show(files: Sequence[File], viewer: Viewer) -> None:
     """Ask Chromium about each file."""
-    asked = [(f"/{number}", file.type) for number, file in enumerate(files)]
+    asked = [(f"/{number}", file.type, not file.whole) for number, file in enumerate(files)]
     for file, shown in zip(files, await viewer.judge_each(asked), strict=True):
         file.shown = shown
 
@@ -158,7 +158,7 @@ async def cut(files: Sequence[File], viewer: Viewer) -> Counter[str]:
             said[f"{file.format} {'whole' if seen and seen[1] else 'incomplete'}"] += 1
             if seen and seen[1]:
                 doubtful.append((file, name, f"/{number}?{size}"))
-    shown = await viewer.judge_each([(path, file.type) for file, _, path in doubtful])
+    shown = await viewer.judge_each([(path, file.type, False) for file, _, path in doubtful])
     for (file, name, _), judged in zip(doubtful, shown, strict=True):
         if judged.whole or not judged.shown:
             said[f"{file.format} {'nothing of the picture' if judged.whole else 'never shown'}"] += 1
@@ -229,8 +229,10 @@ def tell(files: Sequence[File], said: Counter[str]) -> bool:
             by_verdict.setdefault(f"{file.theirs}, {file.ours}", Counter())[file.program] += 1
         print(table(by_verdict, sorted({file.program for file in files}), "answers of the program"), end="\n\n")
     wrong = [(reason, file) for file in files for reason in faults(file)]
-    for reason, file in wrong:
-        print(f"{reason}: {file.corpus}: {file.path} ({file.type}, {file.size} bytes)")
+    noted = [(reason, file) for file in files for reason in notes(file)]
+    for title, found in (("noted", noted), ("wrong", wrong)):
+        for reason, file in found:
+            print(f"{title}: {reason}: {file.corpus}: {file.path} ({file.type}, {file.size} bytes)")
     return not wrong
 
 
@@ -239,11 +241,19 @@ def faults(file: File) -> list[str]:
     found = [f"cut to {cut} and taken for whole" for cut in file.cuts]
     if file.theirs == "whole" and not file.format:
         found.append("shown whole and refused")
-    if file.theirs == "in part" and file.whole:
-        found.append("shown in part and taken for whole")
+    if file.theirs == "in part" and file.whole and file.shown and file.shown.open:
+        found.append("cut and taken for whole")
     if file.theirs == "whole" and file.format and file.program not in {"", "stored"}:
         found.append(f"shown whole and answered with {file.program}")
-    if file.theirs == "whole" and file.format and not file.whole and not (file.shown and file.shown.ended):
+    return found
+
+
+def notes(file: File) -> list[str]:
+    """Return what is worth a look."""
+    found = []
+    if file.theirs == "in part" and file.whole and file.shown and not file.shown.open:
+        found.append("not cut, but its decoder ends early")
+    if file.theirs == "whole" and file.format and not file.whole:
         found.append("shown whole and held incomplete")
     return found
 
@@ -258,9 +268,11 @@ async def run(arguments: argparse.Namespace) -> int:
     async with serving(files) as origin:
         async with viewing(origin) as viewer:
             await show(files, viewer)
+            print("all were shown", file=sys.stderr)
             if arguments.cuts:
                 said = await cut(files, viewer)
         if arguments.program:
+            print("asking the program", file=sys.stderr)
             await ask(files, origin)
     good = tell(files, said)
     if arguments.json:
