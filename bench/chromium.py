@@ -5,11 +5,11 @@ A load event proves little: Chromium fires it for half a photograph. What its de
 each frame with `completeFramesOnly` and refuses one that ends early. Two kinds have no such decoder in a page:
 
 - SVG is asked of the XML parser: a document that is not well-formed is shown up to its error.
-- ICO and CUR are drawn as they are and with two kinds of bytes behind them: a picture that is all there does not change.
-  A PNG inside is asked of `ImageDecoder`.
+- ICO and CUR are drawn as they are and with other bytes behind them: a picture that is all there does not change. A PNG
+  inside is asked of `ImageDecoder`.
 
-A decoder may refuse a file that is not cut, but damaged, or of a kind that it does not know. Such a file is not *open*: what
-is drawn does not change, whatever bytes follow.
+A decoder may refuse a file that is not cut, but damaged, or of a kind that it does not know. Such a file is not *open*:
+what is drawn does not change, whatever bytes follow.
 
 The end mark is told apart (EOI, trailer, IEND): a file that lacks nothing else becomes complete when it is added, and
 what is drawn does not change.

@@ -1,11 +1,11 @@
 """
 Ask Chromium and imgkeep for every image below some folders, whole and cut, and compare what they say.
 
-    python -m bench sweep FOLDER... [--no-program] [--no-cuts] [--json FILE] [--verbose]
+    python -m bench sweep FOLDER... [--no-program] [--no-cuts] [--json FILE]
 
-A good folder holds the test files of Pillow, bmpsuite, wuffs, image-rs, sharp, libvips, libheif, libavif and resvg, each
-in a folder of its own. Files are told apart by their bytes. Needs Chromium and installs nothing. Exit status 1: a picture
-that Chromium shows whole is refused or altered, or one that it shows in part is taken for whole.
+A good folder holds the test files of Pillow, bmpsuite, wuffs, image-rs, sharp, libvips, libheif, libavif, resvg, each
+in a folder of its own. Files are told apart by their bytes. Needs Chromium and installs nothing. Exit status 1: what
+Chromium shows whole is refused or altered, or what is cut is taken for whole.
 
 - *Whole* is what Chromium's decoders say (`bench/chromium.py`), and what `is_whole` says.
 - *Incomplete* images are served, but provisionally; *refused* ones are no image to imgkeep.
@@ -34,16 +34,21 @@ from yarl import URL
 
 from bench.chromium import PAGE, Shown, type_of, viewing
 from bench.corpus import imgkeep
+from proxy.core.model import Format
 from proxy.core.sniff import HEAD_BYTES_MAX, UNDECIDED, is_whole, measure, sniff
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Iterable, Sequence
+    from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 
     from bench.chromium import Viewer
-    from proxy.core.model import Format
 
 BYTES_MAX: Final = 50 * 1024 * 1024  # as imgkeep's default
-CUTS: Final = {
+PIXELS_MAX: Final = 250_000_000
+THEIRS: Final = ("whole", "in part", "not shown")
+OURS: Final = ("whole", "incomplete", "refused")
+FORMATS: Final = tuple(format_.name for format_ in Format)
+CUT_VERDICTS: Final = ("incomplete", "whole", "nothing-missing", "never-shown")
+CUTS: Final[dict[str, Callable[[int], int]]] = {
     "10 %": lambda size: size // 10,
     "50 %": lambda size: size // 2,
     "90 %": lambda size: size * 9 // 10,
@@ -74,6 +79,10 @@ class File:
     @property
     def ours(self) -> str:
         return "refused" if not self.format else "whole" if self.whole else "incomplete"
+
+    @property
+    def is_large(self) -> bool:
+        return self.pixel_size is not None and self.pixel_size[0] * self.pixel_size[1] > PIXELS_MAX
 
     @property
     def theirs(self) -> str:
@@ -161,7 +170,7 @@ async def cut(files: Sequence[File], viewer: Viewer) -> Counter[str]:
     shown = await viewer.judge_each([(path, file.type, False) for file, _, path in doubtful])
     for (file, name, _), judged in zip(doubtful, shown, strict=True):
         if judged.whole or not judged.shown:
-            said[f"{file.format} {'nothing of the picture' if judged.whole else 'never shown'}"] += 1
+            said[f"{file.format} {'nothing-missing' if judged.whole else 'never-shown'}"] += 1
         else:
             file.cuts.append(name)
     return said
@@ -202,38 +211,32 @@ def table(rows: dict[str, Counter[str]], columns: Sequence[str], title: str) -> 
 
 def tell(files: Sequence[File], said: Counter[str]) -> bool:
     """Print the tables and what is wrong; return whether nothing is."""
-    columns = [f"{theirs}, {ours}" for theirs in ("whole", "in part") for ours in ("whole", "incomplete", "refused")]
-    columns += [f"not shown, {ours}" for ours in ("whole", "incomplete", "refused")]
-    for title, name in (("corpus", "corpus"), ("type", "type")):
-        rows: dict[str, Counter[str]] = {}
-        for file in files:
-            for key in (getattr(file, name), "all"):
-                rows.setdefault(key, Counter())[f"{file.theirs}, {file.ours}"] += 1
-        rows["all"] = rows.pop("all")
-        print(table(rows, columns, f"{title} (Chromium, imgkeep)"), end="\n\n")
-    marks: dict[str, Counter[str]] = {}
-    for file in files:
-        if file.shown and file.shown.ended and not file.whole and file.format:
-            marks.setdefault(file.corpus, Counter())[file.format] += 1
-    print(table(marks, ["JPEG", "GIF", "PNG", "APNG"], "only the end mark is missing"), end="\n\n")
-    cut_rows: dict[str, Counter[str]] = {}
-    for key, number in said.items():
-        fmt, _, what = key.partition(" ")
-        cut_rows.setdefault(fmt, Counter())[what] += number
-    if cut_rows:
-        heads = ["incomplete", "whole", "nothing of the picture", "never shown"]
-        print(table(cut_rows, heads, "cut copies"), end="\n\n")
-    if any(file.program for file in files):
-        by_verdict: dict[str, Counter[str]] = {}
-        for file in files:
-            by_verdict.setdefault(f"{file.theirs}, {file.ours}", Counter())[file.program] += 1
-        print(table(by_verdict, sorted({file.program for file in files}), "answers of the program"), end="\n\n")
+    verdicts = [f"{theirs}, {ours}" for theirs in THEIRS for ours in OURS]
+    for name in ("corpus", "type"):
+        counted = count((getattr(file, name), f"{file.theirs}, {file.ours}") for file in files)
+        print(table(counted, verdicts, f"{name} (Chromium, imgkeep)"), end="\n\n")
+    marks = [file for file in files if file.shown and file.shown.ended and file.ours == "incomplete"]
+    print(table(count((file.corpus, file.format) for file in marks), FORMATS, "only the end mark is missing"))
+    cuts = count((fmt, verdict) for fmt, verdict in map(str.split, said.elements()))
+    print(f"\n{table(cuts, CUT_VERDICTS, 'cut copies')}\n")
+    asked = [(f"{file.theirs}, {file.ours}", file.program) for file in files if file.program]
+    print(table(count(asked), sorted({answer for _, answer in asked}), "answers of the program"))
     wrong = [(reason, file) for file in files for reason in faults(file)]
     noted = [(reason, file) for file in files for reason in notes(file)]
     for title, found in (("noted", noted), ("wrong", wrong)):
         for reason, file in found:
             print(f"{title}: {reason}: {file.corpus}: {file.path} ({file.type}, {file.size} bytes)")
     return not wrong
+
+
+def count(pairs: Iterable[tuple[str, str]]) -> dict[str, Counter[str]]:
+    """Count rows and columns of a table, with a sum of all rows at its end."""
+    rows: dict[str, Counter[str]] = {}
+    total: Counter[str] = Counter()
+    for row, column in pairs:
+        rows.setdefault(row, Counter())[column] += 1
+        total[column] += 1
+    return {**rows, "all": total}
 
 
 def faults(file: File) -> list[str]:
@@ -243,7 +246,7 @@ def faults(file: File) -> list[str]:
         found.append("shown whole and refused")
     if file.theirs == "in part" and file.whole and file.shown and file.shown.open:
         found.append("cut and taken for whole")
-    if file.theirs == "whole" and file.format and file.program not in {"", "stored"}:
+    if file.theirs == "whole" and file.format and file.program not in {"", "stored"} and not file.is_large:
         found.append(f"shown whole and answered with {file.program}")
     return found
 
@@ -253,8 +256,10 @@ def notes(file: File) -> list[str]:
     found = []
     if file.theirs == "in part" and file.whole and file.shown and not file.shown.open:
         found.append("not cut, but its decoder ends early")
-    if file.theirs == "whole" and file.format and not file.whole:
+    if file.theirs == "whole" and file.ours == "incomplete":
         found.append("shown whole and held incomplete")
+    if file.is_large:
+        found.append("more pixels than fetch.pixels_max")
     return found
 
 

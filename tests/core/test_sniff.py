@@ -442,6 +442,17 @@ def test_an_animation_may_begin_behind_its_picture(frames: tuple[tuple[int, byte
     assert is_whole(Format.APNG, images.animation(*frames))
 
 
+@pytest.mark.parametrize("profile", [b"DEBM", b"KNIL", b"sRGB"])
+def test_a_colour_profile_is_a_part_of_the_picture(profile: bytes) -> None:
+    colours = b"\0" * 16 + profile + bytes(52) + struct.pack("<III", 844, 100, 0)
+    fields = struct.pack("<IiiHHIIIIII", 124, 20, 12, 1, 24, 0, 0, 0, 0, 0, 0) + colours
+    body = struct.pack("<2sIII", b"BM", 0, 0, 138) + fields + bytes(720) + bytes(100)
+    icon = images.ico((20, 6, fields + bytes(720) + bytes(100)))
+    assert is_whole(Format.BMP, body)
+    assert is_whole(Format.ICO, icon)
+    assert is_whole(Format.BMP, body[:-1]) is is_whole(Format.ICO, icon[:-1]) is (profile == b"sRGB")
+
+
 def test_control_chunks_of_a_picture_that_is_no_animation_mean_nothing() -> None:
     late = images.png_chunk(b"acTL", bytes(8)) + images.png_chunk(b"fcTL", b"\0\0\0\7")
     body = images.saved("PNG")

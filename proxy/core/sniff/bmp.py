@@ -23,6 +23,8 @@ RUNS_MAX: Final = 262_144  # of a compressed picture, walked in 0.2 s; of more, 
 _DIB_AT: Final = 14
 _OLD: Final = 12
 _WINDOWS: Final = 40
+_VERSION_5: Final = 124
+_PROFILES: Final = frozenset({b"DEBM", b"KNIL"})  # PROFILE_EMBEDDED and PROFILE_LINKED: within the file, or its name
 _RGB, _RLE8, _RLE4, _BITFIELDS, _RLE24_OR_JPEG, _PNG, _ALPHA_BITFIELDS = range(7)
 _DEPTHS: Final = {
     _RGB: frozenset({1, 2, 4, 8, 16, 24, 32}),
@@ -82,6 +84,13 @@ def colours_end(body: Body, dib: Dib) -> int:
     return dib.at + dib.size + masks + (min(used, most) or most) * (3 if dib.size == _OLD else 4)
 
 
+def profile_end(body: Body, dib: Dib) -> int:
+    """Where a colour profile ends; 0 without one (BITMAPV5HEADER). Raises: Cut."""
+    if dib.size != _VERSION_5 or body.take(dib.at + 56, 4) not in _PROFILES:
+        return 0
+    return dib.at + body.uint(dib.at + 112, 4, "little") + body.uint(dib.at + 116, 4, "little")
+
+
 def recognise(head: Body) -> Format | None:
     if not head.begins(b"BM") or head.uint(_DIB_AT, 4, "little") not in DIB_SIZES or measure(head) is None:
         return None
@@ -102,7 +111,8 @@ def is_whole(body: Body) -> bool:
     if rows_at < _DIB_AT + dib.size:  # it points nowhere: the rows follow what comes before them
         rows_at = colours_end(body, dib)
     if dib.is_in_rows:
-        return max(rows_at + dib.row_bytes * dib.height, colours_end(body, dib)) <= body.size
+        rows_end = rows_at + dib.row_bytes * dib.height
+        return max(rows_end, colours_end(body, dib), profile_end(body, dib)) <= body.size
     if bits := _BYTES_OF_RUN.get((dib.compression, dib.depth)):
         ended = _runs_end(body, rows_at, dib.height, bits)
         if ended is not None:

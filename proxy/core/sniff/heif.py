@@ -52,28 +52,32 @@ def recognise(head: Body) -> Format | None:
         return Format.AVIF
     compatible = head.take(12, size - 12)
     brands = {compatible[at : at + 4] for at in range(0 if major == _MINIMAL else 4, len(compatible), 4)} | {major}
-    match bool(brands & _AVIF), bool(brands & _HEIC):
-        case True, False:
-            return Format.AVIF
-        case False, True:
-            return Format.HEIC
-        case False, False if not brands & _HEIF:
-            return None
-    return _by_items(head, size, Format.HEIC if brands & _HEIC else Format.HEIF)
+    is_avif, is_heic = bool(brands & _AVIF), bool(brands & _HEIC)
+    if is_avif != is_heic:
+        return Format.AVIF if is_avif else Format.HEIC
+    if is_heic:
+        return _by_items(head, size, Format.HEIC)
+    return _by_items(head, size, Format.HEIF) if brands & _HEIF else None
 
 
 def _by_items(head: Body, at: int, otherwise: Format) -> Format:
     """The format by the coding of the primary item, or of what it is made of. Raises: Cut."""
     try:
-        found = next((box for box in boxes(head, at, head.size) if box.kind in _IMAGES), None)
-        if found is None:
-            raise Cut(head.size + 1)
-        codings = list(_item_types(head, found)) if found.kind == b"meta" else []
+        codings = list(_codings(head, at))
     except Cut as cut:
         raise Cut(cut.needs, otherwise) from None
-    chosen = [coding for coding, is_primary in codings if is_primary and coding in _CODINGS]
-    chosen += [coding for coding, _ in codings if coding in _CODINGS]
-    return _CODINGS[chosen[0]] if chosen else otherwise
+    codings.sort(key=lambda coding: not coding[1])
+    return next((_CODINGS[coding] for coding, _ in codings if coding in _CODINGS), otherwise)
+
+
+def _codings(head: Body, at: int) -> Iterator[tuple[bytes, bool]]:
+    """The type of each item, and whether it is the primary one. Raises: Cut."""
+    for box in boxes(head, at, head.size):
+        if box.kind == b"meta":
+            yield from _item_types(head, box)
+        if box.kind in _IMAGES:
+            return
+    raise Cut(head.size + 1)
 
 
 def _item_types(body: Body, meta: Box) -> Iterator[tuple[bytes, bool]]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from proxy.core.model import Format, PixelSize
 from proxy.core.sniff import png
-from proxy.core.sniff.bmp import DIB_SIZES, colours_end, read_dib
+from proxy.core.sniff.bmp import DIB_SIZES, colours_end, profile_end, read_dib
 from proxy.core.sniff.fields import Cut
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def _is_whole(body: Body, entry: _Entry) -> bool:
     mask_end = rows_end + (dib.width + 31) // 32 * 4 * height
     if dib.depth == _ALPHA_DEPTH:
         mask_end = max(rows_end, min(mask_end, entry.start + entry.size))
-    return mask_end <= body.size
+    return max(mask_end, profile_end(body, dib)) <= body.size
 
 
 def _begins(head: Body, at: int) -> bool:

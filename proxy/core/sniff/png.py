@@ -69,34 +69,36 @@ def is_whole(body: Body, at: int = 0) -> bool:
             has_pixels = True
             if body.crc32(start - 4, end - start) != body.uint(end - 4, 4, "big"):
                 return False
-        if not frames.take(kind, body, start, has_pixels=has_pixels):
-            return False
+        frames.take(kind, body, start, has_pixels=has_pixels)
     return False
 
 
 class _Frames:
-    """The frames of an animation, as their chunks come; of no animation nothing is asked."""
+    """The frames of an animation, as their chunks come; of what is none nothing is asked."""
 
     def __init__(self) -> None:
-        self.are_whole = True
         self._is_animation = False
+        self._is_sound = True
+        self._has_data = True
         self._number = 0
 
-    def take(self, kind: bytes, body: Body, start: int, *, has_pixels: bool) -> bool:
-        """Take the next chunk; return whether it may stand there. Raises: Cut."""
-        if kind == b"acTL":
-            self._is_animation = not has_pixels
-        elif kind == b"IDAT":
-            self.are_whole = True
-        elif self._is_animation and kind in {b"fcTL", b"fdAT"}:
+    @property
+    def are_whole(self) -> bool:
+        return not self._is_animation or (self._is_sound and self._has_data)
+
+    def take(self, kind: bytes, body: Body, start: int, *, has_pixels: bool) -> None:
+        """Take the next chunk. Raises: Cut."""
+        if kind == b"IDAT":
+            self._has_data = True
+        elif kind == b"acTL":
+            self._is_animation |= not has_pixels
+        elif kind in {b"fcTL", b"fdAT"}:
             is_control = kind == b"fcTL"
-            # The picture that is no frame comes before the first control (4.9).
-            follows = self.are_whole if is_control else self._number > 0
-            follows = follows and body.uint(start, 4, "big") == self._number
-            self.are_whole = not is_control
+            # A control follows data, and data a control; the picture that is no frame comes before the first (4.9).
+            follows = self._has_data if is_control else self._number > 0
+            self._is_sound &= follows and body.uint(start, 4, "big") == self._number
+            self._has_data = not is_control
             self._number += 1
-            return follows
-        return True
 
 
 def _is_header(chunk: bytes) -> bool:
