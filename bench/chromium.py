@@ -141,7 +141,7 @@ _TYPES: Final = (
 _SVG_MARKS: Final = tuple("<svg".encode(coding) for coding in ("utf-8", "utf-16-le", "utf-16-be"))
 _SVG_PREFIXED: Final = b":svg"
 _MARKUP_BYTES: Final = 65_536
-_OPENINGS: Final = (b"<", b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")
+_OPENINGS: Final = (b"<", b"\0<", b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")
 
 
 @dataclass(frozen=True)
