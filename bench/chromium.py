@@ -4,7 +4,7 @@ What Chromium shows of an image, and whether that is all of it.
 A load event proves little: Chromium fires it for half a photograph. What its decoders say does: `ImageDecoder` decodes
 each frame with `completeFramesOnly` and refuses one that ends early. Two kinds have no such decoder in a page:
 
-- SVG is asked of the XML parser: a document that is not well-formed is shown up to its error.
+- SVG is asked of the XML parser as well.
 - ICO and CUR are drawn as they are and with other bytes behind them: a picture that is all there does not change. A PNG
   inside is asked of `ImageDecoder`.
 
