@@ -33,6 +33,8 @@ class Format(Enum):
     SVG = ("image/svg+xml", "svg")
     BMP = ("image/bmp", "bmp")
     ICO = ("image/x-icon", "ico")
+    CUR = ("image/x-icon", "cur")
+    """A cursor: browsers know no type of its own, and a desktop tells it from an icon by its name."""
     TIFF = ("image/tiff", "tiff")
 
     def __init__(self, media_type: str, extension: str) -> None:

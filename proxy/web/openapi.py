@@ -63,7 +63,7 @@ _IMAGE: Final[dict[str, Any]] = {
     "storage": {"type": "string", "enum": ["s3", "local"], "description": "Where the image is at the moment."},
     "key": {**_KEY, "description": "Names the picture by what its link names."},
     "digest": {**_KEY, "description": "SHA-256 of the bytes."},
-    "content_type": {"type": "string", "enum": [format_.media_type for format_ in Format]},
+    "content_type": {"type": "string", "enum": sorted({format_.media_type for format_ in Format})},
     "size": {"type": "integer", "minimum": 1},
     "width": {"type": ["integer", "null"]},
     "height": {"type": ["integer", "null"]},
