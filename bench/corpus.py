@@ -52,7 +52,7 @@ def _files(root: Path) -> list[Path]:
 
 
 @asynccontextmanager
-async def _imgkeep(folder: str) -> AsyncGenerator[tuple[str, int]]:
+async def imgkeep(folder: str) -> AsyncGenerator[tuple[str, int]]:
     """Start a server on a free port; yield its URL and process id."""
     environment = {
         "PATH": "",
@@ -95,7 +95,7 @@ async def run(root: Path) -> int:
     wrong: list[str] = []
     rss_max = 0
     with tempfile.TemporaryDirectory() as folder:
-        async with _imgkeep(folder) as (base, process_id), aiohttp.ClientSession() as session:
+        async with imgkeep(folder) as (base, process_id), aiohttp.ClientSession() as session:
             for number, path in enumerate(files):
                 for framing in FRAMINGS:
                     source = quote(f"http://127.0.0.1:{port}/{framing}/{number}", safe="")

@@ -77,9 +77,10 @@ def _perform(arguments: argparse.Namespace) -> int:
         briefing = _read_briefing() if is_worker else None
         if briefing is not None:
             config = briefing.config
+        elif arguments.command in {"demo", "completion"}:
+            config = Config(log=Log(level="warning"))
         else:
-            quiet = Config(log=Log(level="warning"))
-            config = quiet if arguments.command in {"demo", "completion"} else _load(arguments)
+            config = _load(arguments)
         # To standard error: what a command prints is its answer, and no log record must get in between.
         with logging_to(cast("TextIO", _StandardError()), config.log):
             if arguments.command == "serve" and config.server.workers > 1:
@@ -202,7 +203,12 @@ def _load(arguments: argparse.Namespace) -> Config:
             raise ConfigError(f"{named}: there is no such file") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{named or CONFIG_FILE}: {error}") from None
-    return load(file, _environment(arguments))
+    config = load(file, _environment(arguments))
+    if arguments.command in {"serve", "check"}:
+        from proxy.web.presentation import read_placeholder
+
+        read_placeholder(config.delivery.placeholder)
+    return config
 
 
 def _environment(arguments: argparse.Namespace) -> dict[str, str]:

@@ -24,19 +24,21 @@ from proxy.service.misses import Misses
 from proxy.service.rewrite import RewriteDesk
 from proxy.storage.local_token import NAME, TokenUnusableError, make_token, read_token
 from proxy.supervisor import LEAVE, READY
-from proxy.web import api, failures_api, images_api, jobs_api, login, openapi, rewrite_api, script
+from proxy.web import api, failures_api, images_api, jobs_api, login, openapi, rewrite_api, script, welcome
 from proxy.web import health as health_routes
 from proxy.web.admission import admission, invite_later
 from proxy.web.bodies import Bodies
 from proxy.web.crowding import ConnectionLimit
-from proxy.web.delivery import COMMON_HEADERS
+from proxy.web.delivery import COMMON_HEADERS, VECTOR_POLICY
 from proxy.web.door import Door, Tokens
 from proxy.web.exchange import over_aiohttp
 from proxy.web.hosts import hosts
 from proxy.web.images import IMAGES, IMG, image, img, legacy
 from proxy.web.metrics_site import serving_metrics
+from proxy.web.preflight import preflight
 from proxy.web.prepared import BYTES_MAX as ANSWERS_BYTES_MAX
 from proxy.web.prepared import PreparedAnswers
+from proxy.web.presentation import read_placeholder
 from proxy.web.problems import problems
 from proxy.web.records import records
 from proxy.web.relay import relay
@@ -55,8 +57,9 @@ if TYPE_CHECKING:
 
     from proxy.config import Config
     from proxy.core.model import Place
+    from proxy.web.exchange import Handler as ImageHandler
 
-__all__ = ["Seams", "build", "make_inspector", "make_runner", "serve"]
+__all__ = ["Seams", "build", "make_inspector", "make_runner", "read_placeholder", "serve"]
 
 REQUEST_LINE_BYTES_MAX: Final = 36_864
 """A source URL of the greatest length, with every character of it percent-encoded, and room for the rest."""
@@ -97,8 +100,10 @@ def build(config: Config, seams: Seams = REAL, place: Place | None = None) -> we
     """Make the application; `place`: of one among several workers. Nothing is opened before it starts."""
     app = web.Application(middlewares=[records, problems, hosts, admission, *(() if place is None else (relay,))])
     app[_RUNNING] = _Running()
-    app.router.add_get(IMG, over_aiohttp(img))
-    app.router.add_get(IMAGES, over_aiohttp(image))
+    _add_images(app.router, IMG, img)
+    _add_images(app.router, IMAGES, image)
+    if config.server.welcome:
+        app.router.add_get(welcome.PATH, welcome.welcome)
     app.router.add_get(script.MODULE, script.module)
     app.router.add_get(script.TYPES, script.types)
     app.router.add_get("/openapi.json", openapi.document)
@@ -111,7 +116,7 @@ def build(config: Config, seams: Seams = REAL, place: Place | None = None) -> we
         app.router.add_get("/metrics", health_routes.metrics)
 
     for legacy_names in config.legacy:
-        app.router.add_get(f"/{legacy_names.mount}/{{name:.+}}", over_aiohttp(legacy(legacy_names.mount)))
+        _add_images(app.router, f"/{legacy_names.mount}/{{name:.+}}", legacy(legacy_names.mount))
 
     async def open_site(app: web.Application) -> AsyncIterator[None]:
         async with _site(config, seams, app[_RUNNING], place) as site:
@@ -126,6 +131,11 @@ def build(config: Config, seams: Seams = REAL, place: Place | None = None) -> we
     return app
 
 
+def _add_images(router: web.UrlDispatcher, path: str, handler: ImageHandler) -> None:
+    router.add_get(path, over_aiohttp(handler))
+    router.add_options(path, preflight)
+
+
 def _add_api(router: web.UrlDispatcher) -> None:
     def get(path: str, handler: Handler) -> None:
         router.add_get(path, handler, expect_handler=invite_later)
@@ -138,10 +148,13 @@ def _add_api(router: web.UrlDispatcher) -> None:
 
     get("/api/inspect", api.inspect)
     get("/api/failures", failures_api.list_failures)
+    get("/api/policy", api.show_policy)
     post("/api/save-image", api.save_image)
     post("/api/save-images", jobs_api.save_images)
     post("/api/rewrite", rewrite_api.rewrite)
+    get("/api/jobs", jobs_api.list_jobs)
     get("/api/jobs/{id}", jobs_api.show_job)
+    post("/api/jobs/{id}/cancel", jobs_api.cancel_job)
     get("/api/jobs/{id}/events", jobs_api.follow_job)
     get("/api/images", images_api.list_images)
     delete("/api/images", images_api.remove_images)
@@ -174,6 +187,7 @@ async def _say_goodbye(request: web.Request, response: web.StreamResponse) -> No
 
 @asynccontextmanager
 async def _site(config: Config, seams: Seams, running: _Running, place: Place | None) -> AsyncGenerator[Site]:
+    placeholder = await asyncio.to_thread(read_placeholder, config.delivery.placeholder)
     async with AsyncExitStack() as stack:
         siblings = None
         if place is not None:
@@ -183,7 +197,8 @@ async def _site(config: Config, seams: Seams, running: _Running, place: Place | 
         await stack.enter_async_context(works.going())
         running.works = works
         bytes_max = ANSWERS_BYTES_MAX if place is None else ANSWERS_BYTES_MAX // place.workers
-        prepared = PreparedAnswers(COMMON_HEADERS, seams.clock, bytes_max=bytes_max)
+        vector_common = {"Content-Security-Policy": VECTOR_POLICY}
+        prepared = PreparedAnswers(COMMON_HEADERS, seams.clock, vector_common=vector_common, bytes_max=bytes_max)
         works.keeper.changed = prepared.drop
         works.metrics.watch("prepared_answers", "Request targets whose answer is prepared", lambda: len(prepared))
         works.metrics.watch("prepared_bytes", "Memory of prepared answers", lambda: prepared.bytes)
@@ -218,6 +233,8 @@ async def _site(config: Config, seams: Seams, running: _Running, place: Place | 
                 public_base=config.server.public_url.rstrip("/"),
                 clock=seams.clock,
             ),
+            placeholder=placeholder,
+            welcome=welcome.Welcome(leads_away=_leads_away(config)) if config.server.welcome else None,
             access_log=config.log.access,
             clock=seams.clock,
             timer=seams.timer,
@@ -247,6 +264,12 @@ def _make_misses(config: Config, seams: Seams, works: Works) -> Misses | None:
     if works.parts.remote is None or not config.limits.misses_per_minute:
         return None
     return Misses(config.limits.misses_per_minute, timer=seams.timer, refused=works.metrics.refused)
+
+
+def _leads_away(config: Config) -> bool:
+    """Tell whether a page of ours has to load images from other servers."""
+    delivery = config.delivery
+    return delivery.mode != "serve" or bool(delivery.base_url) or config.sources.permanent == "redirect"
 
 
 def _own_hosts(config: Config) -> frozenset[str]:

@@ -21,7 +21,7 @@ import msgspec
 from proxy.core.errors import SourceRejected
 from proxy.core.headers import FORWARDED_HEADERS
 from proxy.core.identity import BUILT_IN, places_of, read_catalogue
-from proxy.core.policy import Policy
+from proxy.core.policy import PORTS, Policy
 from proxy.core.signing import KEY_CHARS_MIN
 from proxy.core.source import read_base, read_source
 from proxy.core.store_url import Bucket, Folder
@@ -65,6 +65,7 @@ class Server(Section, frozen=True):
     trusted_proxies: tuple[str, ...] = ()
     forwarded_header: str = "x-forwarded-for"
     metrics_address: str = ""
+    welcome: bool = True
 
     @property
     def loopback(self) -> bool:
@@ -113,6 +114,7 @@ class Delivery(Section, frozen=True):
     base_url: str = ""
     presign_ttl_s: Annotated[int, msgspec.Meta(ge=60, le=604_800)] = 3600
     redirect_status: Literal[301, 302, 303, 307, 308] = 302
+    placeholder: str = ""
 
 
 class Sources(Section, frozen=True):
@@ -137,9 +139,11 @@ class Fetch(Section, frozen=True):
     retries_max: Annotated[int, msgspec.Meta(ge=0, le=10)] = 2
     concurrent_max: Count = 64
     per_host_max: Count = 16
-    allow_ports: tuple[Port, ...] = (80, 443, 8080, 8443)
+    allow_ports: tuple[Port, ...] = PORTS
     allow_networks: tuple[str, ...] = ()
     user_agent: str = ""
+    accept: str = "image/png,image/jpeg,image/gif,image/webp;q=0.8,image/*;q=0.5,*/*;q=0.3"
+    show_errors: bool = False
 
     @property
     def networks(self) -> tuple[Network, ...]:
@@ -249,8 +253,7 @@ class Config(Section, frozen=True):
         """
         private = not self.server.is_open or self.security.signature != "off"
         globs = [("*" if private else "known") if glob == "auto" else glob for glob in self.sources.allow]
-        groups = {"known": catalogue.known_hosts, "shared": catalogue.shared_hosts}
-        return tuple(host for glob in globs for host in groups.get(glob, (glob,)))
+        return catalogue.resolve(globs)
 
     def policy(self, catalogue: Catalogue) -> Policy:
         """Return what may be fetched."""
@@ -357,6 +360,17 @@ def _message(error: str, environment: Mapping[str, str]) -> str:
     return f"{path}{origin}: {what[:1].lower()}{what[1:].replace('`', '')}"
 
 
+_MEDIA_RANGE: Final = re.compile(r" *[\w!#$%&'*+.^`|~-]+/[\w!#$%&'*+.^`|~-]+ *(?:;[^,]*)?", re.ASCII)
+"""One part of the header field `Accept` (RFC 9110, 12.5.1)."""
+ACCEPT_CHARS_MAX: Final = 1000
+"""Browsers send a hundred."""
+
+
+def _is_accept(text: str) -> bool:
+    printable = text.isascii() and text.isprintable() and text == text.strip() and len(text) <= ACCEPT_CHARS_MAX
+    return printable and (not text or all(_MEDIA_RANGE.fullmatch(part) for part in text.split(",")))
+
+
 def _validate(config: Config) -> None:
     """Refuse what each setting's type cannot tell, and what this version cannot honour."""
     _check_networks("server.trusted_proxies", config.server.trusted_proxies)
@@ -366,6 +380,8 @@ def _validate(config: Config) -> None:
     _check_globs(config)
     if re.search(r"[\x00-\x1f\x7f]", config.fetch.user_agent):
         raise ConfigError("fetch.user_agent: must not hold control characters")
+    if not _is_accept(config.fetch.accept):
+        raise ConfigError("fetch.accept: expected media types with commas between them, as image/png,image/*;q=0.5")
     if config.fetch.total_timeout_s < config.fetch.connect_timeout_s:
         raise ConfigError("fetch.total_timeout_s: is less than fetch.connect_timeout_s, so nothing could be fetched")
     place = read_store_url("store.url", config.store.url)

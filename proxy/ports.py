@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         Job,
         JobItem,
         JobResult,
+        JobState,
         Key,
         NewItem,
         Record,
@@ -495,11 +496,17 @@ class OriginResponse(Protocol):
         size: The body's size where the framing declares it (RFC 9112, 6.2).
         validator: By what the origin will tell whether the image changed.
         plaintext: Whether any hop on the way to it, redirects included, was not encrypted.
+        media_type: What the origin calls it, in lower case and without parameters; empty: it does not say.
+        is_part: Whether it is a part by its status, though nobody asked for one; it may be the whole all the same.
+        beginning: The first bytes of the body, once some have come: a few kilobytes at most.
     """
 
     size: int | None
     validator: Validator | None
     plaintext: bool
+    media_type: str
+    is_part: bool
+    beginning: bytes
 
     def chunks(self) -> AsyncIterator[bytes]:
         """
@@ -526,13 +533,17 @@ class Demand:
         client: Whose share of the places the fetch takes.
         yields: Whether no client waits for what it brings. Such a fetch goes on as long as it keeps no other waiting.
         changed: Is called when `yields` has changed; the fetch sets it.
+        refusal_size: Tells by the status of an error how much of its body is wanted in `OriginError.refusal`.
     """
 
-    __slots__ = ("changed", "client", "yields")
+    __slots__ = ("changed", "client", "refusal_size", "yields")
 
-    def __init__(self, client: Client = OWN, *, yields: bool = False) -> None:
+    def __init__(
+        self, client: Client = OWN, *, yields: bool = False, refusal_size: Callable[[int], int] = lambda _: 0
+    ) -> None:
         self.client = client
         self.yields = yields
+        self.refusal_size = refusal_size
         self.changed: Callable[[], None] = _nothing
 
     def set(self, *, yields: bool) -> None:
@@ -682,6 +693,17 @@ class Jobs(Protocol):
     async def create(self, job_id: str, new: Sequence[NewItem], webhook: str | None) -> Job: ...
 
     async def find(self, job_id: str) -> Job | None: ...
+
+    async def page(
+        self, *, limit: int, after: tuple[int, str] | None = None, state: JobState | None = None
+    ) -> Sequence[Job]:
+        """Return up to `limit` jobs, newest first, from behind the one that was taken at a second and has an id."""
+
+    async def cancel(self, job_id: str) -> Job | None:
+        """End a job: no link of it waits any more. Returns it as it stands now; `None`: there is none."""
+
+    async def waits(self, item: JobItem) -> bool:
+        """Whether a link still waits: its job was not cancelled, and no one else has settled it."""
 
     async def results(self, job_id: str, *, after: int, limit: int) -> Sequence[JobResult]:
         """Return up to `limit` results in the order of their numbers, from behind the number `after`."""

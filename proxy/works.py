@@ -209,6 +209,7 @@ def make_inspector(config: Config, seams: Seams = REAL) -> Inspector:
     return Inspector(
         policy=config.policy(catalogue),
         identify=lambda source: identify(source, seams.clock(), catalogue, exact=exact),
+        is_gone=catalogue.is_gone,
         public=read_source(config.server.public_url) if config.server.public_url else None,
     )
 
@@ -313,6 +314,7 @@ def _make_origin(
         user_agent=config.fetch.user_agent or f"Mozilla/5.0 (compatible; imgkeep/{__version__})",
         fetched=metrics.fetched,
         refused=metrics.refused,
+        is_gone=inspector.is_gone,
     )
 
 
@@ -337,6 +339,7 @@ def _make_neighbours(  # noqa: PLR0913, PLR0917 - what they are
         pixels_max=config.fetch.pixels_max,
         refused=refusals,
         suspects=Suspects(seams.timer, refuse=config.sources.placeholders == "refuse"),
+        show_errors=config.fetch.show_errors,
     )
 
 

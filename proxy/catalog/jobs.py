@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from proxy.catalog.sql import SqlCatalog
-    from proxy.core.model import NewItem, Record
+    from proxy.core.model import JobState, NewItem, Record
 
 NO_END: Final = 253_402_300_799
 """The last second of the year 9999, for links that do not expire: they come last."""
@@ -22,6 +22,16 @@ BATCH: Final = 500
 SEARCHED_MAX: Final = 20_000
 """Of links that wait, those that expire first, for one whose host is not busy: 10 ms."""
 WAITING, SAVED, FAILED = "waiting", "saved", "failed"
+STOPPED: Final = "stopped"
+"""The link of a job that was cancelled: the column takes seven characters."""
+_SETTLED: Final = jobs.c.saved + jobs.c.failed
+_STATES: Final[dict[JobState, sa.ColumnElement[bool]]] = {
+    "queued": sa.and_(jobs.c.finished_at.is_(None), _SETTLED == 0),
+    "running": sa.and_(jobs.c.finished_at.is_(None), _SETTLED > 0),
+    "done": sa.and_(jobs.c.finished_at.is_not(None), jobs.c.total == _SETTLED),
+    "cancelled": sa.and_(jobs.c.finished_at.is_not(None), jobs.c.total > _SETTLED),
+}
+"""As `Job.state` reads a row."""
 
 
 class SqlJobs:
@@ -59,13 +69,46 @@ class SqlJobs:
         row = await self._catalog.execute(lambda connection: connection.execute(query).mappings().first())
         return None if row is None else _to_job(dict(row))
 
+    async def page(
+        self, *, limit: int, after: tuple[int, str] | None = None, state: JobState | None = None
+    ) -> Sequence[Job]:
+        query = sa.select(jobs).order_by(jobs.c.created_at.desc(), jobs.c.id.desc()).limit(limit)
+        if after is not None:
+            # Row values would be shorter, and SQLite finds no index for them in this order.
+            older, same = jobs.c.created_at < after[0], jobs.c.created_at == after[0]
+            query = query.where(jobs.c.created_at <= after[0], sa.or_(older, sa.and_(same, jobs.c.id < after[1])))
+        if state is not None:
+            query = query.where(_STATES[state])
+        rows = await self._catalog.execute(lambda connection: connection.execute(query).mappings().all())
+        return [_to_job(dict(row)) for row in rows]
+
+    async def cancel(self, job_id: str) -> Job | None:
+        waiting = sa.and_(items.c.job == job_id, items.c.state == WAITING)
+        this = sa.and_(jobs.c.id == job_id, jobs.c.finished_at.is_(None))
+        now = self._catalog.now()
+
+        def work(connection: sa.Connection) -> dict[str, Any] | None:
+            # Links first, as where one is settled: two transactions never wait for each other.
+            connection.execute(sa.update(items).where(waiting).values(state=STOPPED, link=None))
+            connection.execute(sa.update(jobs).where(this).values(finished_at=now, webhook_due_at=now))
+            row = connection.execute(sa.select(jobs).where(jobs.c.id == job_id)).mappings().first()
+            return None if row is None else dict(row)
+
+        row = await self._catalog.execute(work)
+        return None if row is None else _to_job(row)
+
+    async def waits(self, item: JobItem) -> bool:
+        this = sa.and_(items.c.job == item.job, items.c.number == item.number, items.c.state == WAITING)
+        query = sa.select(sa.literal(1)).where(this)
+        return await self._catalog.execute(lambda connection: connection.scalar(query)) is not None
+
     async def results(self, job_id: str, *, after: int, limit: int) -> Sequence[JobResult]:
         query = (
             sa.select(items).where(items.c.job == job_id, items.c.number > after).order_by(items.c.number).limit(limit)
         )
         rows = await self._catalog.execute(lambda connection: connection.execute(query).all())
-        records = await self._catalog.find_all({Key(row.key) for row in rows if row.key is not None})
-        return [_to_result(row, records.get(row.key)) for row in rows]
+        records = await self._catalog.find_all({Key(row.key) for row in rows if row.state == SAVED})
+        return [_to_result(row, records.get(row.key) if row.state == SAVED else None) for row in rows]
 
     async def count_waiting(self) -> int:
         query = sa.select(sa.func.count()).select_from(items).where(items.c.state == WAITING)
@@ -137,7 +180,8 @@ class SqlJobs:
 
     async def _settle(self, item: JobItem, change: dict[str, Any], counter: sa.Column[int]) -> Job:
         this = sa.and_(items.c.job == item.job, items.c.number == item.number, items.c.state == WAITING)
-        finished = sa.case((jobs.c.saved + jobs.c.failed + 1 == jobs.c.total, self._catalog.now()))
+        done = sa.case((jobs.c.saved + jobs.c.failed + 1 == jobs.c.total, self._catalog.now()))
+        finished = sa.func.coalesce(jobs.c.finished_at, done)  # it may have been cancelled meanwhile
 
         def work(connection: sa.Connection) -> dict[str, Any]:
             # A link is a credential, and nothing is left to do with it.
@@ -159,6 +203,7 @@ def _new_row(job_id: str, number: int, item: NewItem) -> dict[str, Any]:
         "state": WAITING if item.failure is None else FAILED,
         "attempts": 0,
         "due_at": 0,
+        "key": item.key,
         "code": None if item.failure is None else item.failure.code,
         "detail": None if item.failure is None else item.failure.detail[:255],
     }
@@ -184,4 +229,5 @@ def _to_item(row: sa.Row[Any]) -> JobItem:
 def _to_result(row: sa.Row[Any], record: Record | None) -> JobResult:
     failure = None if row.code is None else Failure(row.code, row.detail)
     key = None if row.key is None else Key(row.key)
-    return JobResult(row.number, row.state, key, bool(row.created), record, failure)
+    state = "cancelled" if row.state == STOPPED else row.state
+    return JobResult(row.number, state, key, bool(row.created), record, failure, row.host)

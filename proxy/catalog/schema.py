@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from proxy.catalog.tables import metadata
 from proxy.core.errors import StorageError
 
-NEWEST: Final = "0005"
+NEWEST: Final = "0006"
 """The last of the migrations."""
 
 _version: Final = sa.Table("alembic_version", sa.MetaData(), sa.Column("version_num", sa.String(32), primary_key=True))

@@ -62,6 +62,7 @@ jobs = Table(
     Column("webhook_attempts", Integer, nullable=False),
     Column("webhook_due_at", BigInteger, nullable=False),
     Index("jobs_by_webhook", "webhook_due_at"),
+    Index("jobs_by_time", "created_at", "id"),
     sqlite_with_rowid=False,
 )
 

@@ -9,9 +9,11 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol, TextIO
 
+from proxy.cli.client import ServerError
 from proxy.cli.printing import as_line
 from proxy.cli.progress import progress
 from proxy.core.errors import Busy, ImgkeepError, OriginTimeout, StorageError
+from proxy.core.policy_facts import read_policy
 from proxy.core.source import read_source
 
 if TYPE_CHECKING:
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
     from proxy.cli.client import Client
     from proxy.core.model import Record, Source, SourceInfo
+    from proxy.core.policy import Policy
     from proxy.ports import Clock
     from proxy.service.save import Saver
 
@@ -196,9 +199,20 @@ class Server:
                     if told < len(part):
                         await asyncio.sleep(POLL_EVERY_S)
 
+    async def policy(self, names: Callable[[Source], tuple[str, ...]]) -> tuple[Policy, bool]:
+        """Return what the server may fetch, and whether it wants links to be signed; `names` as in `Policy`."""
+        async with self._client.session() as session:
+            facts = await self._client.insist(session, "GET", "/api/policy")
+        try:
+            return read_policy(facts, names)
+        except ValueError:
+            raise ServerError("the server that --server names does not tell what it may fetch") from None
+
 
 def _outcome(start: int, result: dict[str, Any]) -> Outcome:
     number = start + result["index"]
+    if result["state"] == "cancelled":
+        return Outcome(number, None, "cancelled", "the job was cancelled")
     if result["state"] == "failed":
         return Outcome(number, None, result["error"]["code"], result["error"]["detail"])
     if "image" not in result:

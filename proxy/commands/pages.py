@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,8 +26,10 @@ if TYPE_CHECKING:
 
     from proxy.cli.pages import Page
     from proxy.commands.call import Call
+    from proxy.config import Config
     from proxy.core.rewrite import Linker
     from proxy.parts import Parts
+    from proxy.service.inspect import Inspector
     from proxy.service.rewrite import Which
 
 
@@ -37,15 +40,17 @@ async def rewrite(call: Call, pages: Sequence[Page]) -> int:
     async with AsyncExitStack() as stack:
         target: save.Target | None = None
         parts = None
+        inspector = app.make_inspector(config)
         if arguments.save and arguments.server:
-            target = save.Server(client_of(call))
+            target = server = save.Server(client_of(call))
+            inspector = await _as_server(inspector, server, config)
         elif arguments.save:
             works = await stack.enter_async_context(open_works(config))
             parts, target = works.parts, store_of(call, works)
         elif config.delivery.mode == "redirect" and not config.delivery.base_url and not arguments.undo:
             # The links of the bucket itself, which stay as they are, only the bucket's client can tell.
             parts = await stack.enter_async_context(open_parts(config, clock=REAL.clock))
-        linker: Linker = SourceLinks(base) if arguments.undo else _linker(call, base, parts)
+        linker: Linker = SourceLinks(base) if arguments.undo else _linker(call, base, inspector, parts)
         out, err = sys.stdout, sys.stderr
         rewriting = Rewriting(pages, linker, undoes=arguments.undo, out=out.buffer, text=out, err=err)
         if arguments.in_place and not arguments.undo:
@@ -56,11 +61,19 @@ async def rewrite(call: Call, pages: Sequence[Page]) -> int:
         return status | await (rewriting.diff() if arguments.diff else rewriting.print())
 
 
-def _linker(call: Call, base: str, parts: Parts | None) -> Linker:
+async def _as_server(inspector: Inspector, server: save.Server, config: Config) -> Inspector:
+    """Return what reads links by the policy of a running server: what it would refuse stays as it is."""
+    policy, needs_key = await server.policy(inspector.policy.names)
+    if needs_key and not config.security.signing_keys:
+        raise ConfigError("security.signing_keys: the server that --server names takes signed links only")
+    return replace(inspector, policy=policy)
+
+
+def _linker(call: Call, base: str, inspector: Inspector, parts: Parts | None) -> Linker:
     arguments = call.arguments
     which: Which = "all" if arguments.all else tuple(arguments.hosts) if arguments.hosts else "temporary"
     try:
-        return make_linking(call.config, app.make_inspector(call.config), parts).linker(which, base)
+        return make_linking(call.config, inspector, parts).linker(which, base)
     except InvalidRequest as error:
         raise ConfigError(f"--hosts: {error}") from None
 

@@ -35,6 +35,10 @@ class SourceForbidden(SourceRejected):
     code = "source_forbidden"
 
 
+class RedirectForbidden(SourceForbidden):
+    """The origin redirects to what policy refuses, or to no http(s) URL."""
+
+
 class SignatureRequired(SourceRejected):
     """`security.signature` wants our own signature on the URL, and there is none."""
 
@@ -111,7 +115,13 @@ class OriginError(ImgkeepError):
     """
     The origin failed: 5xx, connection, TLS, protocol error, body cut short, too many redirects.
 
-    `origin_status` is the status it answered, if any; `retry_after_s` what it asked for (RFC 9110, 10.2.3).
+    Attributes:
+        origin_status: The status that it answered, if any.
+        retry_after_s: What it asked for (RFC 9110, 10.2.3).
+        refusal: The beginning of what it sent with an error, where that was asked for: hostile, and never shown as it
+            is, logged or remembered.
+        picture: The media type and bytes of a picture that it sent with an error, where clients are shown it
+            (`fetch.show_errors`).
     """
 
     code = "origin_error"
@@ -120,6 +130,8 @@ class OriginError(ImgkeepError):
         super().__init__(message)
         self.origin_status = origin_status
         self.retry_after_s = retry_after_s
+        self.refusal = b""
+        self.picture: tuple[str, bytes] | None = None
 
 
 class OriginTimeout(OriginError):
@@ -147,9 +159,10 @@ class SourceExpired(OriginError):
 
 
 class NotAnImage(OriginError):
-    """Judged by the bytes, the body is no image of a kind that we keep."""
+    """Judged by the bytes, the body is no image of a kind that we keep. `media_type` is what the origin called it."""
 
     code = "not_an_image"
+    media_type = ""
 
 
 class TooLarge(OriginError):

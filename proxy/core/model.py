@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, ClassVar, Final, NewType
+from typing import TYPE_CHECKING, ClassVar, Final, Literal, NewType, TypeAlias
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -33,6 +33,8 @@ class Format(Enum):
     SVG = ("image/svg+xml", "svg")
     BMP = ("image/bmp", "bmp")
     ICO = ("image/x-icon", "ico")
+    CUR = ("image/x-icon", "cur")
+    """A cursor: browsers know no type of its own, and a desktop tells it from an icon by its name."""
     TIFF = ("image/tiff", "tiff")
 
     def __init__(self, media_type: str, extension: str) -> None:
@@ -289,6 +291,7 @@ class NewItem:
     host: str
     expires_at: datetime | None
     failure: Failure | None = None
+    key: Key | None = None
 
     def __repr__(self) -> str:
         return f"<NewItem at {self.host}>"
@@ -309,9 +312,15 @@ class JobItem:
         return f"<JobItem {self.number} at {self.host}>"
 
 
+JobState: TypeAlias = Literal["queued", "running", "done", "cancelled"]
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
-    """Links that are saved together. `saved + failed` of `total` are settled."""
+    """
+    Links that are saved together. `saved + failed` of `total` are settled; a job that ended before all of them was
+    cancelled.
+    """
 
     id: str
     created_at: datetime
@@ -321,15 +330,28 @@ class Job:
     failed: int
 
     @property
-    def state(self) -> str:
+    def state(self) -> JobState:
         if self.finished_at is not None:
-            return "done"
+            return "done" if self.saved + self.failed == self.total else "cancelled"
         return "running" if self.saved or self.failed else "queued"
+
+    @property
+    def cancelled(self) -> int:
+        """How many links will not be saved because the job was cancelled."""
+        return 0 if self.finished_at is None else self.total - self.saved - self.failed
 
 
 @dataclass(frozen=True, slots=True)
 class JobResult:
-    """What became of one link: `waiting`, `saved` or `failed`. `record` is missing where the image has gone since."""
+    """
+    What became of one link.
+
+    Attributes:
+        state: `waiting`, `saved`, `failed` or `cancelled`.
+        key: Of the image where it is saved; else that of the link. `None`: it is no link.
+        record: Missing where the image is not saved, or has gone since.
+        host: Of the link; empty: it is no link.
+    """
 
     number: int
     state: str
@@ -337,6 +359,7 @@ class JobResult:
     created: bool
     record: Record | None
     failure: Failure | None
+    host: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,10 +17,9 @@ import re
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
-import idna
-
 from proxy.core.address import read_literal
 from proxy.core.errors import SourceRejected
+from proxy.core.host import ascii_name
 from proxy.core.identity.canonical import canonical_escapes
 from proxy.core.source import read_source
 
@@ -38,6 +37,7 @@ _GLOB: Final = re.compile(r"(?:[a-z0-9_.*?-]|\[!?[a-z0-9_.-]+\])+|(?:[0-9a-f:.*?
 _BRACKETED: Final = re.compile(r"\[([^\[\]:]*:[^\[\]]*)\]")
 """An IPv6 address as URLs have it; as one of some characters it could match no host."""
 _WITH_PORT: Final = re.compile(r"(?:[^:\[\]]+|\[[^\[\]]*:[^\[\]]*\]):[0-9]*")
+_WHOLE_LABEL: Final = re.compile(r"[a-z0-9_-]+")
 _ESCAPE: Final = re.compile(r"%([0-9A-Fa-f]{2})")
 _UNSURE: Final = re.compile(r"[%\\]|//|/\.")
 """What a path has that can be read in more than one way."""
@@ -220,6 +220,15 @@ def _read_host(glob: str, pattern: str) -> str:
     return text
 
 
+def _read_label(label: str) -> str:
+    if label.isascii():
+        return label
+    name = ascii_name(label)
+    if _WHOLE_LABEL.fullmatch(name) is None or _WILD.search(label):
+        raise ValueError("wild cards stand for characters of xn-- names, not of international ones")
+    return name
+
+
 def _normalised(glob: str) -> str | None:
     bracketed = _BRACKETED.fullmatch(glob.lower())
     if bracketed is not None or read_literal(glob.lower()) is not None:
@@ -230,9 +239,6 @@ def _normalised(glob: str) -> str | None:
             return bracketed[1] if bracketed else None
     labels = re.sub("[\u3002\uff0e\uff61]", ".", glob).lower().removesuffix(".").split(".")
     try:
-        return ".".join(
-            label if label.isascii() else idna.encode(label, uts46=True, std3_rules=True).decode("ascii")
-            for label in labels
-        )
-    except UnicodeError:
+        return ".".join(map(_read_label, labels))
+    except ValueError:
         return None

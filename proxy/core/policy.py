@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from proxy.core.address import Address, Network
     from proxy.core.model import Source
 
+PORTS: Final = (80, 443, 8080, 8443)
+"""The default of `fetch.allow_ports`."""
+
 LOCAL_SUFFIXES: Final = frozenset({
     "localhost", "test", "invalid",  # RFC 6761
     "local",  # RFC 6762; Kubernetes' cluster.local lives here as well

@@ -11,33 +11,36 @@ from __future__ import annotations
 import asyncio
 import errno
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, cast
-from urllib.parse import urljoin
 
 import aiohttp
 from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
 
+from proxy.core.answer import FIELDS_MAX
 from proxy.core.errors import (
     Busy,
+    ImgkeepError,
     InvalidSource,
     LoopDetected,
     OriginError,
     OriginRefused,
     OriginTimeout,
+    RedirectForbidden,
     SourceForbidden,
     SourceNotFound,
     TooLarge,
     Yielded,
 )
 from proxy.core.headers import CDN_ID, is_whole_range, read_retry_after
+from proxy.core.location import Ambiguous, read_location
 from proxy.core.model import Validator
 from proxy.core.policy import judge
-from proxy.core.source import read_source
-from proxy.origin.coding import Decoder
-from proxy.origin.connection import Misframed, OriginConnection
+from proxy.origin.coding import Decoder, Places, make_pool, read_codings
+from proxy.origin.connection import HEAD_BYTES_MAX, Misframed, OriginConnection
+from proxy.origin.cookies import Cookies
 from proxy.origin.gates import Gates
 from proxy.origin.guard import AddressRefused, OwnAddress
 from proxy.origin.pace import Pace
@@ -46,7 +49,7 @@ from proxy.ports import Demand, NotModified
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 
     from proxy.config import Fetch
     from proxy.core.model import Source
@@ -55,23 +58,33 @@ if TYPE_CHECKING:
     from proxy.origin.guard import AddressGuard
     from proxy.ports import Clock
 
-ACCEPT: Final = "image/avif,image/webp,image/apng,image/*;q=0.9,*/*;q=0.5"
 REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 READ_BYTES: Final = 65_536
-HEADER_BYTES_MAX: Final = 16_384
-"""For one field of an origin's answer: content security policies grow long, cookies longer."""
 VALIDATOR_CHARS_MAX: Final = 256
 """Real ones have a tenth of that."""
 RETRY_DELAY_S: Final = 0.25
 """Before the first retry, doubled for each next one, with up to as much again at random."""
 BRISK_CONNECT_TIMEOUT_S: Final = 2
 """For https where plain http is the other way: a client waits meanwhile, and a handshake takes three round trips."""
+REFUSAL_TIMEOUT_S: Final = 5
+"""Timeout for the body of an error: it explains something at best."""
+BEGINNING_BYTES: Final = 4096
+"""Maximum size of `Answer.beginning`: enough to tell a page, and for what it says at its beginning."""
+BODILESS: Final = frozenset({204, 205})
+UNFOLLOWED: Final = frozenset({300, 305, 306})
+"""Redirects by their number that browsers do not follow: they show what comes with them."""
 RETRY_AFTER_WAIT_MAX_S: Final = 5
 """A client waits meanwhile. An origin that wants us to wait longer is told to the client instead."""
 
 
 class OriginClient:
-    """Implements `ports.Origin` with one shared session. `draw` gives random numbers from 0 to 1."""
+    """
+    Implements `ports.Origin` with one shared session.
+
+    Args:
+        draw: Gives random numbers from 0 to 1.
+        is_gone: Tells of a URL on the way whether a picture of its service stands there for those that are no more.
+    """
 
     def __init__(  # noqa: PLR0913 - the composition root hands over what this edge must not reach for itself
         self,
@@ -85,15 +98,19 @@ class OriginClient:
         user_agent: str,
         fetched: Callable[[str, float], None],
         refused: Callable[[str], None] = lambda _: None,
+        is_gone: Callable[[Source], bool] = lambda _: False,
     ) -> None:
         self._settings = settings
         self._policy = policy
         self._clock = clock
         self._draw = draw
         self._fetched = fetched
+        self._is_gone = is_gone
+        self._pool = make_pool()
+        self._places = Places()
         self.gates = Gates(settings.concurrent_max, settings.per_host_max, refused=refused)
         fields = {
-            "Accept": ACCEPT,
+            "Accept": settings.accept or "*/*",
             "Accept-Encoding": "identity",
             "User-Agent": user_agent,
             "Via": f"1.1 {CDN_ID}",
@@ -101,8 +118,10 @@ class OriginClient:
         }
         limits = {
             "read_bufsize": READ_BYTES,
-            "max_line_size": HEADER_BYTES_MAX,
-            "max_field_size": HEADER_BYTES_MAX,
+            # One field may be the whole head, whose bytes the connection counts.
+            "max_line_size": HEAD_BYTES_MAX,
+            "max_field_size": HEAD_BYTES_MAX,
+            "max_headers": FIELDS_MAX,
         }
         connector = aiohttp.TCPConnector(
             resolver=guard,
@@ -131,6 +150,7 @@ class OriginClient:
 
     async def aclose(self) -> None:
         await self._session.close()
+        self._pool.shutdown(wait=False, cancel_futures=True)
 
     @asynccontextmanager
     async def fetch(
@@ -154,10 +174,15 @@ class OriginClient:
             async with limit, self.gates.enter(source.host, demand or Demand(), stop) as place:
                 has_place = True
                 attempts = 1 if brisk else self._settings.retries_max + 1
-                hops = _Hops(min(BRISK_CONNECT_TIMEOUT_S, self._settings.connect_timeout_s) if brisk else None)
+                hops = _Hops(
+                    min(BRISK_CONNECT_TIMEOUT_S, self._settings.connect_timeout_s) if brisk else None,
+                    demand.refusal_size if demand else None,
+                )
                 response = await self._ask_until_answered(source, _conditions(known), place, attempts, hops)
                 try:
-                    yield self._read_head(response, hops)
+                    answer = self._read_head(response, plaintext=hops.plaintext)
+                    async with self._places.hold(answer.places):
+                        yield answer
                 finally:
                     # Never back to the pool: after an early end the rest of the body would still be on its way. A
                     # body that was read to its end has given its connection back already.
@@ -222,26 +247,34 @@ class OriginClient:
         hops.plaintext = False
         for _ in range(self._settings.redirects_max + 1):
             await place.move(source.host)
+            self._insist_not_gone(source)
             hops.plaintext = hops.plaintext or source.scheme != "https"
-            response = await self._send(source, conditions, hops.connect_timeout_s)
+            fields = {**conditions, **hops.cookies.fields(source)}
+            response = await self._send(source, fields, hops.connect_timeout_s)
+            if response.status >= 300:
+                hops.cookies.take(source, response.headers.getall("Set-Cookie", ()))
             if response.status not in REDIRECTS:
                 try:
                     self._check_status(response, conditional=bool(conditions))
+                except OriginError as error:
+                    error.refusal = await self._read_refusal(response, hops)
+                    response.close()
+                    raise
                 except BaseException:
                     response.close()
                     raise
                 return response
-            location = response.headers.get("Location", "").strip(" \t")
+            location = response.headers.getall("Location", ())
             response.close()
             source = self._judge_redirect(source, location)
         raise _Final(f"the origin redirects more than fetch.redirects_max ({self._settings.redirects_max}) times")
 
-    async def _send(self, source: Source, conditions: Mapping[str, str], connect_timeout_s: float | None) -> Response:
+    async def _send(self, source: Source, fields: Mapping[str, str], connect_timeout_s: float | None) -> Response:
         loop = asyncio.get_running_loop()
         start, outcome = loop.time(), "error"
         try:
             # The target goes on the wire as it is, because a signature may cover its very spelling.
-            response = await self._wire.get(source, conditions, connect_timeout_s)
+            response = await self._wire.get(source, fields, connect_timeout_s)
             outcome = f"{response.status // 100}xx"
         except TimeoutError:
             outcome = "timeout"
@@ -256,24 +289,30 @@ class OriginClient:
             self._fetched(outcome, loop.time() - start)
         return response
 
-    def _judge_redirect(self, source: Source, location: str) -> Source:
-        if not location:
-            raise _Final("the origin redirects to nowhere")
+    def _judge_redirect(self, source: Source, location: Sequence[str]) -> Source:
         try:
-            target = read_source(urljoin(source.url, location))
-        except (InvalidSource, ValueError):
-            raise SourceForbidden("the origin redirects to something that is not an http(s) URL") from None
+            # aiohttp has decoded what was UTF-8; the bytes are what counts.
+            target = read_location([value.encode("utf-8", "surrogateescape") for value in location], source)
+        except Ambiguous as error:
+            raise _Final(str(error)) from None
+        except InvalidSource:
+            raise RedirectForbidden("the origin redirects to something that is not an http(s) URL") from None
+        self._insist_not_gone(target)
         reason = judge(target, self._policy)
         if reason is not None:
-            raise SourceForbidden(f"the origin redirects to a refused address: {reason}")
+            raise RedirectForbidden(f"the origin redirects to a refused address: {reason}")
         return target
+
+    def _insist_not_gone(self, source: Source) -> None:
+        if self._is_gone(source):
+            raise SourceNotFound("the origin shows a picture in the place of one that it does not have")
 
     def _check_status(self, response: Response, *, conditional: bool) -> None:
         status = response.status
         if status == 304 and conditional:
             raise NotModified
-        if status in {200, 203} or (status == 206 and is_whole_range(response.headers.get("Content-Range", ""))):
-            return
+        if (200 <= status < 300 and status not in BODILESS) or status in UNFOLLOWED:
+            return  # browsers show what comes with any of these
         if status in {404, 410}:
             raise SourceNotFound(f"the origin says {status}", origin_status=status)
         if status in {401, 403}:
@@ -283,19 +322,32 @@ class OriginClient:
         retry_after_s = None
         if status in {429, 503}:
             retry_after_s = read_retry_after(response.headers.get("Retry-After"), self._clock())
-        if status == 206:
-            raise OriginError("the origin sent a part only, though nobody asked for one", origin_status=status)
         raise OriginError(f"the origin says {status}", origin_status=status, retry_after_s=retry_after_s)
 
-    def _read_head(self, response: Response, hops: _Hops) -> Answer:
-        coding = response.headers.get("Content-Encoding", "identity").strip().lower()
-        if coding not in {"", "identity", "gzip", "x-gzip"}:
-            raise OriginError("the origin sent a content coding that nobody asked for")
+    def _read_head(self, response: Response, *, plaintext: bool) -> Answer:
+        decoder = read_codings(response.headers.getall("Content-Encoding", []), self._pool)
         size = response.content_length
         if size is not None and size > self._settings.body_bytes_max:
             raise TooLarge("the image is larger than fetch.body_bytes_max")
-        decoder = Decoder() if "gzip" in coding else None
-        return Answer(response, self._settings, decoder, plaintext=hops.plaintext)
+        return Answer(response, self._settings, decoder, plaintext=plaintext)
+
+    async def _read_refusal(self, response: Response, hops: _Hops) -> bytes:
+        """Return what is wanted of what came with an error, or what of it came in time."""
+        size = 0 if hops.refusal_size is None or response.status < 400 else hops.refusal_size(response.status)
+        body = b""
+        if size == 0:
+            return body
+        try:
+            async with asyncio.timeout(REFUSAL_TIMEOUT_S):
+                answer = self._read_head(response, plaintext=False)
+                async with self._places.hold(answer.places):
+                    async for chunk in answer.chunks():
+                        body += chunk
+                        if len(body) >= size:
+                            break
+        except (TimeoutError, ImgkeepError):
+            pass  # the status tells enough
+        return body[:size]
 
 
 @dataclass(slots=True)
@@ -303,7 +355,9 @@ class _Hops:
     """How the way to an answer is taken, and what it was like."""
 
     connect_timeout_s: float | None
+    refusal_size: Callable[[int], int] | None = None
     plaintext: bool = False
+    cookies: Cookies = field(default_factory=Cookies)
 
 
 class Answer:
@@ -316,31 +370,37 @@ class Answer:
         self._body_bytes_max = settings.body_bytes_max
         self._decoder = decoder
         self.size = response.content_length if decoder is None else None
+        self.is_part = response.status == 206 and not is_whole_range(response.headers.get("Content-Range", ""))
+        self.places = 0 if decoder is None else decoder.places
+        self.media_type = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+        self.beginning = b""
         etag, modified = (_printable(response.headers.get(name)) for name in ("ETag", "Last-Modified"))
         self.validator = Validator(etag, modified) if etag or modified else None
 
     @property
     def framed(self) -> bool:
-        if self._decoder is not None:
+        if self.is_part:
+            return False
+        if self._decoder is not None and self._decoder.applied:
             return self._decoder.proved
         # aiohttp raises when less comes than the framing says, but a connection that simply closes says nothing, and
         # so it is when anything but `chunked` comes last (RFC 9112, 6.3).
         last_coding = ",".join(self._response.headers.getall("Transfer-Encoding", [])).rpartition(",")[2]
         return self._response.content_length is not None or last_coding.strip().lower() == "chunked"
 
-    def chunks(self) -> AsyncIterator[bytes]:
-        if self._decoder is None:
-            return self._receive()
-        # Both sides of it: a bomb comes out of little, and nothing comes out of endless empty blocks.
-        return self._limited(self._decoder.decode(self._receive()))
-
-    async def _limited(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    async def chunks(self) -> AsyncIterator[bytes]:
+        # Both sides of a coding have a limit: a bomb comes out of little, and endless empty blocks give nothing.
+        body = self._receive()
         received = 0
-        async for chunk in chunks:
+        async for chunk in body if self._decoder is None else self._decoder.decode(body):
+            if received == 0:
+                self.beginning = chunk[:BEGINNING_BYTES]
             received += len(chunk)
             if received > self._body_bytes_max:
                 raise TooLarge("the image is larger than fetch.body_bytes_max")
             yield chunk
+        if received == 0:
+            raise OriginError("the origin sent an empty answer", origin_status=self._response.status)
 
     async def _receive(self) -> AsyncIterator[bytes]:
         received = 0
@@ -357,7 +417,7 @@ class Answer:
                 if not chunk:
                     return
                 received += len(chunk)
-                if received > self._body_bytes_max:
+                if self._decoder is not None and received > self._body_bytes_max:
                     raise TooLarge("the image is larger than fetch.body_bytes_max")
                 # Only the time that the origin lets us wait counts, never what disk and readers take.
                 if not pace.keeps(len(chunk), now() - began) and received != length:

@@ -9,15 +9,21 @@ bytes are handed to it in steps, and what is not part of the one answer that was
 - a head, those before it included, has `HEAD_BYTES_MAX`;
 - what frames a chunked body (RFC 9112, 7.1: sizes, extensions, trailers) is small beside the body;
 - bytes outside of an answer belong to none: before the first request, between two, behind the end of a body. Taken for
-  the next answer they would be a stranger's image under another client's link.
+  the next answer they would be a stranger's image under another client's link. So they end the connection; a body that
+  was whole before them stays whole.
+
+A head that a strict parser refuses and browsers read is read again by `origin/parser.py`, within the same bounds.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from aiohttp import ClientPayloadError
 from aiohttp.client_proto import ResponseHandler
+
+from proxy.origin.parser import HeadParser
 
 if TYPE_CHECKING:
     import asyncio
@@ -27,8 +33,8 @@ if TYPE_CHECKING:
 
 INTERIM_ANSWERS_MAX: Final = 10
 """Real origins send one or two."""
-HEAD_BYTES_MAX: Final = 131_072
-"""Eight fields of the greatest length; real heads have a few kilobytes."""
+HEAD_BYTES_MAX: Final = 262_144
+"""As in Chromium, whatever the share of one field; real heads have a few kilobytes."""
 HEAD_STEP_BYTES: Final = 2048
 """A common head in one step; a hundred of the shortest interim answers, which are a millisecond."""
 BODY_STEP_BYTES: Final = 16_384
@@ -68,6 +74,13 @@ class OriginConnection(ResponseHandler):
         self._asked, self._content, self._chunked, self._left = True, None, False, None
         self._interims = self._received = self.steps = 0
         super().set_response_params(**how)
+        reader = HeadParser(self._parser, partial(self._renew_parser, how), self._refuse, INTERIM_ANSWERS_MAX)
+        self._parser = cast("Any", reader)
+
+    def _renew_parser(self, how: dict[str, Any]) -> Any:
+        """Return another parser of aiohttp's, which has seen nothing."""
+        super().set_response_params(**how)
+        return self._parser
 
     def feed_data(self, data: tuple[RawResponseMessage, StreamReader], size: int = 0) -> None:
         """Take what the parser has found: a head, and the body to come."""
@@ -80,6 +93,9 @@ class OriginConnection(ResponseHandler):
                 self._refuse(f"the origin sent more than {INTERIM_ANSWERS_MAX} interim answers")
         else:
             self._content, self._chunked = content, message.chunked
+            parser: Any = self._parser
+            if isinstance(parser, HeadParser):
+                self._parser = parser.strict
             length = message.headers.get("Content-Length", "")
             self._left = int(length) if length.isdecimal() and not self._chunked else None
             super().feed_data(data, size)
@@ -131,12 +147,25 @@ class OriginConnection(ResponseHandler):
                 return
             self.steps += 1
             had_head = self._content is not None
-            super().data_received(data if step == end else data[start : start + step])
+            piece = data if step == end else data[start : start + step]
+            super().data_received(piece)
             start += step
+            if self._content is not None and piece[-1] in b"\r\n" and self._has_more(piece, is_head=not had_head):
+                self._refuse("the origin sent an empty line that belongs to no answer")
             if self._left is not None and had_head:
                 self._left -= step
             elif self._left is not None and self._content is not None:
                 self._left -= self._content.total_bytes
+
+    def _has_more(self, piece: bytes, *, is_head: bool) -> bool:
+        """Whether a body ended in `piece` before its last bytes: ends of lines, which the parser passes over."""
+        content = self._content
+        if content is None or not content.is_eof():
+            return False
+        if self._chunked:
+            return len(piece) - len(piece.rstrip(b"\r\n")) > len(b"\r\n\r\n")
+        # Where an interim answer came with it, or a part of the head before it, a connection is given up for nothing.
+        return is_head and piece.find(b"\r\n\r\n") + len(b"\r\n\r\n") + content.total_bytes != len(piece)
 
     @property
     def _ended(self) -> bool:

@@ -11,7 +11,7 @@ import copy
 from hashlib import sha256
 from typing import TYPE_CHECKING, Final
 
-from cachetools import TLRUCache
+from cachetools import LRUCache, TLRUCache
 
 from proxy.core.errors import (
     ImgkeepError,
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 REMEMBERED_MAX: Final = 10_000
 """About 1 kB each: 10 MB when a crawler tries dead links."""
+PICTURE_BYTES_MAX: Final = 16_777_216
+"""Maximum size of all pictures that came with remembered failures (`fetch.show_errors`); 16 of the largest."""
 
 _SECONDS: Final[tuple[tuple[type[ImgkeepError], int], ...]] = (
     (SourceExpired, 300),  # the link does not come back to life
@@ -70,11 +72,20 @@ class Failures:
         self._errors: TLRUCache[bytes, ImgkeepError] = TLRUCache(
             REMEMBERED_MAX, ttu=lambda _, error, now: now + seconds_to_remember(error), timer=timer
         )
+        self._pictures: LRUCache[bytes, tuple[str, bytes]] = LRUCache(
+            PICTURE_BYTES_MAX, getsizeof=lambda picture: len(picture[1])
+        )
 
     def remember(self, source: Source, error: ImgkeepError) -> None:
         if seconds_to_remember(error) > 0:
             # A copy, for what was raised holds the whole request alive by its traceback.
-            self._errors[fingerprint(source)] = copy.copy(error)
+            told = copy.copy(error)
+            mark = fingerprint(source)
+            self._pictures.pop(mark, None)
+            if isinstance(told, OriginError) and told.picture is not None:
+                self._pictures[mark] = told.picture
+                told.picture = None
+            self._errors[mark] = told
 
     def forget_removals(self) -> None:
         """Forget which links brought removed bytes: a removal was undone, and which links it concerned is not known."""
@@ -85,8 +96,14 @@ class Failures:
         """Return the remembered failure as a fresh copy that can be raised."""
         if not self._errors:
             return None
-        error = self._errors.get(fingerprint(source))
-        return None if error is None else copy.copy(error)
+        mark = fingerprint(source)
+        error = self._errors.get(mark)
+        if error is None:
+            return None
+        told = copy.copy(error)
+        if isinstance(told, OriginError):
+            told.picture = self._pictures.get(mark)
+        return told
 
 
 def fingerprint(source: Source) -> bytes:

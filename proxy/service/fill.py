@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
 from proxy.collapse import Tide
+from proxy.core.ending import explain, refusal_size
 from proxy.core.errors import (
     Busy,
     ImgkeepError,
@@ -30,7 +31,6 @@ from proxy.core.errors import (
     OriginError,
     OriginRefused,
     Removed,
-    SourceExpired,
     SourceForbidden,
     SourceNotFound,
     StorageError,
@@ -58,6 +58,9 @@ RECENT_BYTES_MAX: Final = 1_048_576
 """So many of the newest bytes stay in memory, once per fill: readers who keep up need no look at the draft."""
 TURNS_OF_READERS: Final = 4
 STEP_BYTES: Final = 65_536
+ERROR_PICTURE_BYTES_MAX: Final = 1_048_576
+"""Maximum size of a picture that comes with an error and is shown: it is held in memory. Real ones have a tenth."""
+PART: Final = "the origin sent a part only, though nobody asked for one"
 ANSWERED: Final = (NotAnImage, TooLarge, OriginRefused, SourceNotFound)
 """Failures that show that the origin can be reached."""
 RECENT_CHUNKS_MAX: Final = 256
@@ -94,6 +97,8 @@ class Neighbours:
     """The digests of pictures that were removed."""
     suspects: Suspects | None = None
     """What is suspected to be a placeholder; `None`: nothing is."""
+    show_errors: bool = False
+    """Whether clients are shown the pictures that come with errors."""
 
 
 class Over(Protocol):
@@ -168,7 +173,7 @@ class Fill:
         self._known = known
         self._permit = permit
         self._over = over
-        self._demand = Demand(client, yields=known is not None and not client.own)
+        self._demand = Demand(client, yields=known is not None and not client.own, refusal_size=self._refusal_size)
         self._tide = Tide()
         self._drafts: list[Draft] = []
         """The last one is written to; one before it is a disk's that failed, which readers may still be reading."""
@@ -205,6 +210,9 @@ class Fill:
             self._land()
             self._tide.end()
             return
+        except OriginError as error:
+            await self._judge_error(error)
+            raise
         if record is not None:
             # Those who wait for the head have it some turns of the loop later. A disk that is set to work before that
             # takes the interpreter from them, and they would wait for it with their first byte.
@@ -251,7 +259,13 @@ class Fill:
         async with self._to.origin.fetch(route, validator, self._demand, brisk=brisk) as response:
             self._size = response.size
             chunks = response.chunks()
-            first, seen = await self._to.judges.read_head(chunks, self._demand.client)
+            try:
+                first, seen = await self._to.judges.read_head(chunks, self._demand.client)
+            except NotAnImage as error:
+                if response.is_part:
+                    raise OriginError(PART, origin_status=206) from None
+                error.media_type, error.refusal = response.media_type, response.beginning
+                raise
             self._check_pixels(seen.pixel_size)
             format_, pixel_size = seen.format, seen.pixel_size
             draft, fault = await self._begin(response.size)
@@ -274,9 +288,10 @@ class Fill:
     def fail(self, error: BaseException) -> None:
         if isinstance(error, asyncio.CancelledError):
             error = StorageError("the server is being shut down")
-        elif isinstance(error, (OriginRefused, SourceNotFound)) and self._info.may_have_expired(self._to.clock()):
-            status = error.origin_status
-            error = SourceExpired(f"the link has expired or is no longer honoured: {error}", origin_status=status)
+        elif isinstance(error, ImgkeepError):
+            error = explain(error, self._info, self._to.clock())
+            if isinstance(error, OriginError):
+                error.refusal = b""  # it has said what it could
         self._land()
         # Without its traceback, which knows this fill and all its bytes: reference counts would never free them.
         told = copy.copy(error) if isinstance(error, ImgkeepError) else error
@@ -286,6 +301,21 @@ class Fill:
         self._tide.end(told)
         self._tower.failed(self.source, error)
         self._to.observer.failed(self._subject, told)
+
+    def _refusal_size(self, status: int) -> int:
+        if self._to.show_errors:
+            return ERROR_PICTURE_BYTES_MAX + 1
+        return refusal_size(status, self._info, self._to.clock())
+
+    async def _judge_error(self, error: OriginError) -> None:
+        """Find out whether a picture came with an error, where clients are shown it."""
+        body = error.refusal
+        if not self._to.show_errors or isinstance(error, NotAnImage) or not 0 < len(body) <= ERROR_PICTURE_BYTES_MAX:
+            return
+        with suppress(NotAnImage, TooLarge, Busy):
+            _, seen = await self._to.judges.read_head(_once(body), self._demand.client)
+            self._check_pixels(seen.pixel_size)
+            error.picture = seen.format.media_type, body
 
     async def judged(self) -> Head:
         """
@@ -393,7 +423,7 @@ class Fill:
 
     async def _check_end(self, response: OriginResponse, format_: Format) -> None:
         if not response.framed and not await self._to.judges.is_whole(self._draft, format_, self._demand.client):
-            raise OriginError("the origin's answer broke off before the end of the image")
+            raise OriginError(PART if response.is_part else "the origin's answer broke off before the end of the image")
 
     async def _measure(self, format_: Format) -> PixelSize | None:
         """Measure again with the whole file at hand: some formats keep their header at the end."""
@@ -465,3 +495,7 @@ class Fill:
         self.outcome = kept
         await self._tower.kept(kept)
         return None
+
+
+async def _once(body: bytes) -> AsyncIterator[bytes]:
+    yield body

@@ -17,11 +17,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Inspector:
-    """Tells of a link what `/img` would go by. `public` is `server.public_url`."""
+    """
+    Tells of a link what `/img` would go by. `public` is `server.public_url`.
+
+    `is_gone` tells of a URL whether a picture stands there in the place of those that are no more.
+    """
 
     policy: Policy
     identify: Callable[[Source], SourceInfo]
     public: Source | None
+    is_gone: Callable[[Source], bool] = lambda _: False
 
     def inspect(self, source: Source) -> dict[str, object]:
         """

@@ -6,6 +6,8 @@ Rules:
   what it had finished is found to be kept, and not fetched again.
 - What expires first comes first. Each host has few at a time, so that one that is slow holds up no other.
 - What may be better later is tried again, at growing intervals, until the link expires.
+- A job that is cancelled ends at once: what waits is not begun, and what is under way is given up. A fetch that others
+  wait for goes on, and so does one that can be stored all the same.
 - The link itself, a credential, is gone from the catalog as soon as nothing is left to do with it.
 """
 
@@ -41,7 +43,7 @@ from proxy.core.source import own_path, read_source
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from proxy.core.model import Job, JobItem, JobResult, Source, SourceInfo, Webhook
+    from proxy.core.model import Job, JobItem, JobResult, JobState, Source, SourceInfo, Webhook
     from proxy.ports import Clock, Jobs, Messenger, Sleep
     from proxy.service.save import Saver
 
@@ -111,7 +113,7 @@ class JobRunner:
         """Until then there is nothing to be found beyond these busy hosts."""
         self._tell_at = 0.0
         self._tidy_at = 0.0
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[tuple[str, int], asyncio.Task[None]] = {}
         self._wake = asyncio.Event()
         self._watchers: dict[str, set[asyncio.Event]] = {}
         self.waiting = 0
@@ -145,6 +147,36 @@ class JobRunner:
 
     async def find(self, job_id: str) -> Job | None:
         return await self._jobs.find(job_id)
+
+    async def page(
+        self, *, limit: int, after: tuple[int, str] | None = None, state: JobState | None = None
+    ) -> Sequence[Job]:
+        return await self._jobs.page(limit=limit, after=after, state=state)
+
+    async def cancel(self, job_id: str) -> Job | None:
+        """
+        End a job at once; its fetches in this process are given up, those of others are not begun. `None`: there is
+        none. One that has ended stays as it is.
+
+        Raises:
+            StorageError: It goes on.
+        """
+        job = await self._jobs.cancel(job_id)
+        if job is None:
+            return None
+        for host in list(self._at_hand):
+            left = deque(item for item in self._at_hand.pop(host) if item.job != job_id)
+            if left:
+                self._at_hand[host] = left
+        for (of, _), task in list(self._tasks.items()):
+            if of == job_id:
+                task.cancel()
+        self._tell_at = 0
+        self._tidy_at = 0  # what waits is counted anew
+        self._wake.set()
+        for event in self._watchers.get(job_id, ()):
+            event.set()
+        return job
 
     async def results(self, job_id: str, *, after: int, limit: int) -> Sequence[JobResult]:
         return await self._jobs.results(job_id, after=after, limit=limit)
@@ -187,10 +219,11 @@ class JobRunner:
                     log.exception("working jobs off failed as nobody foresaw")
                 await self._wait(pause_s)
         finally:
-            for task in self._tasks:
+            tasks = list(self._tasks.values())
+            for task in tasks:
                 task.cancel()
-            if self._tasks:
-                await asyncio.wait(self._tasks)
+            if tasks:
+                await asyncio.wait(tasks)
 
     def look_again(self) -> None:
         """Somebody else may have taken a job."""
@@ -248,8 +281,14 @@ class JobRunner:
     def _begin(self, item: JobItem) -> None:
         self._running[item.job, item.number] = item
         task = asyncio.create_task(self._save(item))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks[item.job, item.number] = task
+        # By a callback: a task that is cancelled before its first step runs no line of its own.
+        task.add_done_callback(lambda _: self._end(item))
+
+    def _end(self, item: JobItem) -> None:
+        del self._running[item.job, item.number]
+        del self._tasks[item.job, item.number]
+        self._wake.set()
 
     async def _save(self, item: JobItem) -> None:
         try:
@@ -259,9 +298,6 @@ class JobRunner:
         except Exception:
             log.exception("saving a link failed as nobody foresaw")
             job = await self._jobs.failed(item, Failure("internal_error", "the server met an error of its own"))
-        finally:
-            del self._running[item.job, item.number]
-            self._wake.set()
         if job is not None:
             self.waiting -= 1
             if job.finished_at is not None:
@@ -270,6 +306,8 @@ class JobRunner:
                 event.set()
 
     async def _try(self, item: JobItem) -> Job | None:
+        if not await self._jobs.waits(item):
+            return None  # another process has cancelled the job since this was found to be due
         try:
             saved = await self._saver.save_link(read_source(item.link))
         except ImgkeepError as error:
@@ -310,12 +348,13 @@ class JobRunner:
             if not isinstance(url, str):
                 raise InvalidSource("the link is not a text")
             source = read_source(url)
-            if self._public is not None and own_path(source, self._public) is not None:
-                raise LoopDetected("the source is this server")
         except ImgkeepError as error:
             return NewItem("", "", None, Failure(error.code, str(error)))
         info = self._identify(source)
-        return NewItem(source.url, source.host, info.expires_at)
+        if self._public is not None and own_path(source, self._public) is not None:
+            failure = Failure(LoopDetected.code, "the source is this server")
+            return NewItem("", source.host, None, failure, info.key)
+        return NewItem(source.url, source.host, info.expires_at, key=info.key)
 
     async def _tell_all(self) -> float:
         """Tell who is to be told now; return in how many seconds there is something to tell again."""
@@ -366,6 +405,7 @@ def describe(job: Job) -> dict[str, Any]:
         "total": job.total,
         "saved": job.saved,
         "failed": job.failed,
+        "cancelled": job.cancelled,
         "created_at": job.created_at,
         "finished_at": job.finished_at,
     }

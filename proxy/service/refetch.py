@@ -19,17 +19,15 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
 
 from proxy.collapse import Flights
+from proxy.core.ending import explain, refusal_size
 from proxy.core.errors import (
     Busy,
     Conflict,
     ImgkeepError,
     InvalidRequest,
     OriginError,
-    OriginRefused,
     Removed,
-    SourceExpired,
     SourceForbidden,
-    SourceNotFound,
     StorageError,
 )
 from proxy.core.model import Doubt, Key, Record, Subject
@@ -37,6 +35,7 @@ from proxy.core.policy import judge
 from proxy.core.source import read_source
 from proxy.core.standing import fingerprint, read_link
 from proxy.core.stored import REMOVED
+from proxy.ports import Demand
 from proxy.service.whole import begin, judge_whole
 
 if TYPE_CHECKING:
@@ -202,16 +201,10 @@ class Refetcher:
         subject = Subject(key, source.host, info.provider)
         try:
             refetched = await self._fetch(key, source, info)
-        except (OriginRefused, SourceNotFound) as error:
-            self._to.observer.failed(subject, error)
-            if not info.may_have_expired(self._to.clock()):
-                raise
-            raise SourceExpired(
-                f"the link has expired or is no longer honoured: {error}", origin_status=error.origin_status
-            ) from None
         except ImgkeepError as error:
-            self._to.observer.failed(subject, error)
-            raise
+            told = explain(error, info, self._to.clock())
+            self._to.observer.failed(subject, told)
+            raise told from None
         if refetched is None:
             return None
         if refetched.replaced:
@@ -222,7 +215,7 @@ class Refetcher:
         return refetched
 
     async def _fetch(self, key: Key, source: Source, info: SourceInfo) -> Refetched | None:
-        draft, validator, plaintext = await self._spool(source)
+        draft, validator, plaintext = await self._spool(source, info)
         try:
             refetched = await self._keep(key, source, info, draft, validator, plaintext=plaintext)
         finally:
@@ -233,10 +226,11 @@ class Refetcher:
             await self._keeper.tell(key)
         return refetched
 
-    async def _spool(self, source: Source) -> tuple[Draft, Validator | None, bool]:
+    async def _spool(self, source: Source, info: SourceInfo) -> tuple[Draft, Validator | None, bool]:
         """Fetch what the link brings, whole by its framing. The origin is done with before anything is judged."""
         # Without a validator: whether the origin's word for "unchanged" can be believed is what is in question.
-        async with self._to.origin.fetch(source) as response:
+        demand = Demand(refusal_size=lambda status: refusal_size(status, info, self._to.clock()))
+        async with self._to.origin.fetch(source, demand=demand) as response:
             draft = await begin(self._to, response.size)
             try:
                 async for chunk in response.chunks():

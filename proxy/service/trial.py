@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final
 from cachetools import LRUCache, TTLCache
 
 from proxy.collapse import Flights
+from proxy.core.ending import refuses
 from proxy.core.errors import (
     Conflict,
     ImgkeepError,
@@ -64,8 +65,6 @@ TRIED: Final = "tried"
 """Before a fingerprint and a digest, in what workers tell each other."""
 SNIFFED_BYTES: Final = 4096
 """Enough of an answer to tell a page from a picture."""
-TRANSIENT: Final = frozenset({408, 425, 429})
-"""Statuses that refuse nothing: the origin wants to be asked later."""
 
 log = logging.getLogger(__name__)
 
@@ -343,8 +342,7 @@ class Probe:
 
 def _refuses(error: ImgkeepError) -> bool:
     """Whether an origin has refused a link for good, as far as it tells."""
-    status = error.origin_status if isinstance(error, OriginError) else None
-    return status is not None and 400 <= status < 500 and status not in TRANSIENT
+    return isinstance(error, OriginError) and refuses(error.origin_status)
 
 
 async def _hash_image(chunks: AsyncIterator[bytes], size_max: int) -> Digest | Answer:

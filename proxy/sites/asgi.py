@@ -21,7 +21,7 @@ from urllib.parse import quote
 
 from proxy.sites import turns
 from proxy.sites.body import Body, Streamed, Unaltered, Whole
-from proxy.sites.links import PATH_SAFE, SiteLinks
+from proxy.sites.links import PATH_SAFE, SiteLinks, img_url
 from proxy.sites.responses import DIGESTS, is_part, plan, revalidated, rewritten
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     Send: TypeAlias = Callable[[Message], Awaitable[None]]
     # Frameworks differ in how closely they describe what they take.
     App: TypeAlias = Callable[[Any, Any, Any], Awaitable[None]]
+
+__all__ = ["Imgkeep", "img_url"]
 
 _ZERO_COPY: Final = "http.response.zerocopysend"
 _RANGE: Final = frozenset({b"range", b"if-range"})

@@ -3,7 +3,8 @@ Filters for Jinja templates.
 
     install(env, public_url="https://img.example.com")
 
-`{{ picture.url|img_url }}` is for a single link, `{{ post.body|imgkeep }}` for HTML. What is marked as safe stays so,
+`{{ picture.url|img_url }}` is for a single link and means this one, whatever the options say of others;
+`{{ post.body|imgkeep }}` is for HTML, whose links are chosen as in a page. What is marked as safe stays so,
 and nothing becomes it: `{{ post.body|safe|imgkeep }}` for HTML that you trust.
 """
 
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup, escape
 
-from proxy.sites.links import SiteLinks
+from proxy.sites.links import SiteLinks, img_url
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -22,12 +23,14 @@ if TYPE_CHECKING:
 
     from proxy.sites.links import Options
 
+__all__ = ["img_url", "install"]
+
 
 def install(env: Environment, **options: Unpack[Options]) -> None:
     """Give an environment the filters `img_url` and `imgkeep`; see `Options`."""
     site = SiteLinks(**options)
 
-    def img_url(value: Any) -> Any:
+    def one(value: Any) -> Any:
         if not value:
             return value
         if isinstance(value, Markup):
@@ -40,5 +43,5 @@ def install(env: Environment, **options: Unpack[Options]) -> None:
         html = site.rewrite(str(value))
         return Markup(html) if hasattr(value, "__html__") else html  # noqa: S704 - it was marked before
 
-    env.filters["img_url"] = img_url
+    env.filters["img_url"] = one
     env.filters["imgkeep"] = imgkeep

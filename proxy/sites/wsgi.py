@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
 from proxy.sites.body import Body, Streamed, Unaltered, Whole
-from proxy.sites.links import PATH_SAFE, SiteLinks
+from proxy.sites.links import PATH_SAFE, SiteLinks, img_url
 from proxy.sites.responses import is_part, plan, revalidated, rewritten
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     Write = Callable[[bytes], object]
 
+__all__ = ["Imgkeep", "img_url"]
 
 _RANGE: Final = frozenset({"HTTP_RANGE", "HTTP_IF_RANGE"})
 

@@ -13,10 +13,11 @@ from aiohttp import web
 from proxy.core.content import read_data_url
 from proxy.core.errors import InvalidRequest, LoopDetected
 from proxy.core.model import Wanted
+from proxy.core.policy_facts import describe_policy
 from proxy.core.source import own_path, read_img_query, read_source
 from proxy.core.stored import read_object_name
 from proxy.service.save import Saved
-from proxy.web.bodies import LARGE_BODY_BYTES, read_file
+from proxy.web.bodies import JSON, LARGE_BODY_BYTES, read_file, read_pieces, unsupported
 from proxy.web.site import ADMITTED, NOTES, SITE
 
 if TYPE_CHECKING:
@@ -36,16 +37,30 @@ class SaveImage(msgspec.Struct, forbid_unknown_fields=True):
 async def inspect(request: web.Request) -> web.Response:
     """Tell what a link names and whether it may be fetched; asks nobody."""
     site = enter(request)
-    facts = site.inspector.inspect(read_img_query(request.raw_path.partition("?")[2]).source)
+    facts = site.inspector.inspect(read_img_query(request.raw_path.partition("?")[2], "/api/inspect").source)
     return answer({"success": True, **facts})
 
 
-async def save_image(request: web.Request) -> web.Response:
-    """Keep an image now: by its link, as a data URL, or as an uploaded file."""
+async def show_policy(request: web.Request) -> web.Response:
+    """Tell which links would be refused, so that nothing leads them through us."""
     site = enter(request)
-    if request.content_type == "multipart/form-data":
+    return answer({"success": True, **describe_policy(site.inspector.policy, signature=site.door.signature)})
+
+
+async def save_image(request: web.Request) -> web.Response:
+    """Keep an image now: by its link, as a data URL, as an uploaded file, or as the body itself."""
+    site = enter(request)
+    kind = request.content_type
+    if kind == "multipart/form-data":
         chunks, size = await read_file(request, "file")
         saved = await site.saver.save_bytes(chunks, size)
+    elif kind.startswith("image/"):  # which, the bytes tell
+        saved = await site.saver.save_bytes(read_pieces(request), request[ADMITTED].body_bytes)
+    elif kind != JSON:
+        raise unsupported(
+            f"the body has to be {JSON} (url or data), multipart/form-data (file), or image/* (the image itself)",
+            *(JSON, "multipart/form-data", "image/*"),
+        )
     else:
         body = await site.bodies.read_json(request, SaveImage)
         if (body.url is None) == (body.data is None):

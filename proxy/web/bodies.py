@@ -35,6 +35,8 @@ READ_TIMEOUT_S: Final = 20
 BODY_TIMEOUT_S: Final = 300
 PIECE_BYTES: Final = 65_536
 
+JSON: Final = "application/json"
+
 MALFORMED: Final = (ValueError, LookupError, RuntimeError, AssertionError, HttpProcessingError)
 """What aiohttp raises about a multipart body that is none (3.14)."""
 
@@ -58,8 +60,8 @@ class Bodies:
             Busy: Too many large bodies are being read.
             HTTPException: 408, 413 or 415.
         """
-        if request.content_type != "application/json":
-            raise web.HTTPUnsupportedMediaType(text="the body has to be JSON: Content-Type: application/json")
+        if request.content_type != JSON:
+            raise unsupported(f"the body has to be JSON: Content-Type: {JSON}", JSON)
         async with self.room(request):
             return await read_json(request, form)
 
@@ -164,6 +166,28 @@ async def read_file(request: web.Request, name: str) -> tuple[AsyncIterator[byte
     return _pieces(part), request[ADMITTED].body_bytes
 
 
+async def read_pieces(request: web.Request) -> AsyncIterator[bytes]:
+    """
+    Give the body itself, piece by piece as it comes; how large it may be is the caller's business.
+
+    Raises:
+        InvalidRequest: It ends before its end.
+        HTTPException: 408.
+    """
+    end = asyncio.get_running_loop().time() + BODY_TIMEOUT_S
+    while True:
+        try:
+            async with asyncio.timeout_at(min(end, asyncio.get_running_loop().time() + READ_TIMEOUT_S)):
+                piece = await request.content.read(PIECE_BYTES)
+        except TimeoutError:
+            raise too_slow() from None
+        except MALFORMED:
+            raise InvalidRequest("the body ends before the image does") from None
+        if not piece:
+            return
+        yield piece
+
+
 async def _pieces(part: BodyPartReader) -> AsyncIterator[bytes]:
     end = asyncio.get_running_loop().time() + BODY_TIMEOUT_S
     while True:
@@ -177,6 +201,11 @@ async def _pieces(part: BodyPartReader) -> AsyncIterator[bytes]:
         if not piece:
             return
         yield bytes(piece)
+
+
+def unsupported(detail: str, *forms: str) -> web.HTTPException:
+    """Return the answer to a body of another form than the ones that are taken (RFC 9110, 15.5.16)."""
+    return web.HTTPUnsupportedMediaType(text=detail, headers={"Accept": ", ".join(forms)})
 
 
 def too_slow() -> web.HTTPException:

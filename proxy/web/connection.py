@@ -45,6 +45,7 @@ from proxy.web.exchange import Ask, Part, as_response, encode_head
 from proxy.web.images import find_handler
 from proxy.web.outlet import Outlet
 from proxy.web.presence import Presence
+from proxy.web.presentation import present
 from proxy.web.problems import explain, unreadable
 from proxy.web.records import CLIENT_LEFT, tell
 from proxy.web.site import SERVER, Notes
@@ -446,6 +447,9 @@ class Connection(web.RequestHandler):
             if isinstance(part, Part):
                 await part.body.aclose()
             return False
+        if answer.status >= HTTPStatus.BAD_REQUEST:
+            answer = present(answer, "HEAD" if ask.head else "GET", ask.fields, self._site.placeholder)
+            part = answer.body
         head = encode_head(answer, self._site.prepared.sign(self._site.timer()), head=ask.head)
         if isinstance(part, Part):
             await self._send_part(ask, transport, head, part)

@@ -10,10 +10,11 @@ import socket
 from typing import TYPE_CHECKING, Final
 
 from proxy.core.headers import Span, cache_status, etag_matches, range_applies, read_range
+from proxy.core.model import Format
 from proxy.service.visit import Outcome
 from proxy.web.exchange import Answer, Part, piece_size
 from proxy.web.prepared import LOOK_AGAIN_S, Prepared, encode_fields
-from proxy.web.site import YEAR_S
+from proxy.web.site import EXPOSED, YEAR_S
 
 if TYPE_CHECKING:
     import asyncio
@@ -35,12 +36,18 @@ UNSENT_BYTES_FAST: Final = 1_048_576
 FAST_BYTES_PER_S: Final = 10_485_760
 """Who takes this much leaves no more than a tenth of a second's worth lying."""
 
+POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'; sandbox"
+"""The `Content-Security-Policy` of an image that is opened in a tab: it runs and loads nothing."""
+VECTOR_POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; font-src data:; sandbox"
+"""The policy of an SVG image, which may also show pictures and fonts that it contains."""
+
 FIXED_HEADERS: Final = {
     "Cache-Control": f"public, max-age={YEAR_S}, immutable",
     "Accept-Ranges": "bytes",
     "X-Content-Type-Options": "nosniff",
-    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; sandbox",
+    "Content-Security-Policy": POLICY,
     "Access-Control-Allow-Origin": "*",
+    "Access-Control-Expose-Headers": EXPOSED,
     "Cross-Origin-Resource-Policy": "cross-origin",
 }
 
@@ -53,7 +60,7 @@ CACHE_STATUS: Final = {
 
 
 COMMON_HEADERS: Final = {**FIXED_HEADERS, "Cache-Status": CACHE_STATUS[Outcome.HIT]}
-"""Of a hit, whatever the image."""
+"""The header fields that all hits have; an SVG image has its own policy."""
 
 
 def redirect(ask: Ask, to: Redirect) -> Answer:
@@ -64,6 +71,7 @@ def redirect(ask: Ask, to: Redirect) -> Answer:
         "Cache-Control": f"public, max-age={REDIRECT_MAX_AGE_S}",
         "Cache-Status": cache_status("fwd=uri-miss", "detail=redirect"),
         "Access-Control-Allow-Origin": "*",
+        "Access-Control-Expose-Headers": EXPOSED,
         "Referrer-Policy": "no-referrer",
     }
     return Answer(ask.site.redirect_status, headers)
@@ -78,7 +86,12 @@ def refer(ask: Ask, to: Referral) -> Answer:
     if etag_matches(ask.field("If-None-Match") or "", to.etag):
         ask.notes.outcome = Outcome.HIT.value
         return Answer(
-            304, {**_fixed_headers(ask, lasting=to.lasting), "ETag": to.etag, "Cache-Status": cache_status("hit")}
+            304,
+            {
+                **_fixed_headers(ask, lasting=to.lasting, vector=to.object_name.endswith(f".{Format.SVG.extension}")),
+                "ETag": to.etag,
+                "Cache-Status": cache_status("hit"),
+            },
         )
     ask.notes.outcome = "redirect"
     max_age_s = min(to.address.max_age_s, _permitted_s(ask, lasting=to.lasting))
@@ -88,6 +101,7 @@ def refer(ask: Ask, to: Referral) -> Answer:
         "Cache-Status": cache_status("hit"),
         "Content-Location": to.permanent_url or ask.site.own_url(to.object_name),
         "Access-Control-Allow-Origin": "*",
+        "Access-Control-Expose-Headers": EXPOSED,
         "Cross-Origin-Resource-Policy": "cross-origin",
         "X-Content-Type-Options": "nosniff",
         "Referrer-Policy": "no-referrer",
@@ -144,14 +158,20 @@ def _permitted_s(ask: Ask, *, lasting: bool) -> int:
     return longest if end is None else min(longest, max(0, int(end - ask.site.clock().timestamp())))
 
 
-def _fixed_headers(ask: Ask, *, lasting: bool) -> dict[str, str]:
+def policy_of(image_format: Format) -> str:
+    """Return the `Content-Security-Policy` of an image."""
+    return VECTOR_POLICY if image_format is Format.SVG else POLICY
+
+
+def _fixed_headers(ask: Ask, *, lasting: bool, vector: bool) -> dict[str, str]:
     seconds = _permitted_s(ask, lasting=lasting)
-    return FIXED_HEADERS if seconds >= YEAR_S else {**FIXED_HEADERS, "Cache-Control": f"public, max-age={seconds}"}
+    headers = {**FIXED_HEADERS, "Content-Security-Policy": VECTOR_POLICY} if vector else FIXED_HEADERS
+    return headers if seconds >= YEAR_S else {**headers, "Cache-Control": f"public, max-age={seconds}"}
 
 
 def _headers(ask: Ask, delivery: Delivery) -> dict[str, str]:
     headers = {
-        **_fixed_headers(ask, lasting=delivery.lasting),
+        **_fixed_headers(ask, lasting=delivery.lasting, vector=delivery.format is Format.SVG),
         "ETag": delivery.etag,
         "Cache-Status": CACHE_STATUS[delivery.outcome],
         "Content-Disposition": f'inline; filename="{delivery.name}"',
@@ -178,6 +198,7 @@ def _prepare(ask: Ask, delivery: Delivery, headers: Mapping[str, str]) -> None:
         look_again_at=site.timer() + LOOK_AGAIN_S,
         until=ask.notes.permitted_until,
         max_age_s=YEAR_S if delivery.lasting else PROVISIONAL_MAX_AGE_S,
+        vector=delivery.format is Format.SVG,
     )
     site.prepared.prepare(ask.target.encode("utf-8", "surrogateescape"), answer)
 

@@ -21,7 +21,7 @@ from aiohttp import HttpVersion11, web
 
 from proxy.core.errors import ImgkeepError, StorageError
 from proxy.web.presence import Presence
-from proxy.web.site import NOTES, SITE
+from proxy.web.site import IS_IMAGE, NOTES, SITE
 
 if TYPE_CHECKING:
     from multidict import MultiMapping
@@ -131,6 +131,7 @@ def over_aiohttp(handler: Handler) -> Callable[[web.Request], Awaitable[web.Stre
     """Make a handler of images one of aiohttp's."""
 
     async def handle(request: web.Request) -> web.StreamResponse:
+        request[IS_IMAGE] = True
         resource = request.match_info.route.resource
         ask = Ask(
             site=request.app[SITE],

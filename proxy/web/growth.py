@@ -42,6 +42,10 @@ class Begun(msgspec.Struct, tag=True):
     path: bytes | None
 
 
+FACTS: Final = frozenset({"origin_status", "retry_after_s"})
+"""What the constructors of errors take besides the message."""
+
+
 class Failed(msgspec.Struct, tag=True):
     """Why nothing is fetched: `FillFailure`, its error by the name of its class."""
 
@@ -49,6 +53,7 @@ class Failed(msgspec.Struct, tag=True):
     error: str
     detail: str
     facts: dict[str, int | None]
+    picture: tuple[str, bytes] | None = None
 
 
 async def tell_fill(fill: Fill, head: Head) -> Telling:
@@ -63,8 +68,11 @@ async def tell_fill(fill: Fill, head: Head) -> Telling:
 def tell_failure(failure: FillFailure) -> bytes:
     """Return what a worker that follows is told of a fill that has brought nothing."""
     error = failure.error
-    facts = {name: value for name, value in vars(error).items() if value is None or type(value) is int}
-    return _encode(Failed(failure.link, type(error).__name__, str(error), facts))
+    facts = {
+        name: value for name, value in vars(error).items() if name in FACTS and (value is None or type(value) is int)
+    }
+    picture = error.picture if isinstance(error, OriginError) else None
+    return _encode(Failed(failure.link, type(error).__name__, str(error), facts, picture))
 
 
 async def read_feed(stream: aiohttp.StreamReader) -> Feed | FillFailure:
@@ -112,7 +120,10 @@ def _make_error(told: Failed) -> ImgkeepError:
     if not (isinstance(kind, type) and issubclass(kind, ImgkeepError)):
         return StorageError("another worker could not fetch the image")  # one that a newer version knows
     if issubclass(kind, OriginError | Busy):
-        return kind(told.detail, **told.facts)  # type: ignore[arg-type]  # as its own constructor took them
+        error = kind(told.detail, **told.facts)  # type: ignore[arg-type]  # as its own constructor took them
+        if isinstance(error, OriginError):
+            error.picture = told.picture
+        return error
     return kind(told.detail)
 
 

@@ -37,7 +37,7 @@ async def readyz(request: web.Request) -> web.Response:
         status=200 if welcome else 503,
         body=msgspec.json.encode(report),
         content_type="application/json",
-        headers=_NO_STORE,
+        headers={**_NO_STORE, "Vary": "Authorization, Cookie"},
     )
 
 

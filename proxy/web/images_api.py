@@ -14,6 +14,7 @@ from proxy.core.errors import InvalidRequest
 from proxy.core.model import Digest, Key, Wanted
 from proxy.core.source import read_source
 from proxy.web.api import answer, enter, facts_of, read_query
+from proxy.web.bodies import JSON, unsupported
 from proxy.web.site import NOTES
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ async def list_images(request: web.Request) -> web.Response:
     """Return images, newest first, a page at a time."""
     site = enter(request)
     query = read_query(request, {"limit", "cursor", "host", "provider", "digest", "since", "until"})
-    limit = _read_limit(query.get("limit"))
+    limit = read_limit(query.get("limit"))
     wanted = Wanted(
         host=query.get("host"),
         provider=query.get("provider"),
@@ -44,12 +45,11 @@ async def list_images(request: web.Request) -> web.Response:
         since=_read_time("since", query.get("since")),
         until=_read_time("until", query.get("until")),
     )
-    page = await site.ledger.page(limit=limit + 1, after=_read_cursor(query.get("cursor")), wanted=wanted)
+    page = await site.ledger.page(limit=limit + 1, after=read_cursor(query.get("cursor"), _CURSOR), wanted=wanted)
     shown = page[:limit]
     following = None
     if len(page) > limit:
-        last = f"{int(shown[-1].stored_at.timestamp())}-{shown[-1].key}"
-        following = urlsafe_b64encode(last.encode()).decode().rstrip("=")
+        following = make_cursor(shown[-1].stored_at, shown[-1].key)
     return answer({"success": True, "images": [facts_of(request, record) for record in shown], "next": following})
 
 
@@ -79,7 +79,7 @@ async def remove_images(request: web.Request) -> web.Response:
     query = read_query(request, {"src", "digest", "force"})
     force = _read_force(query)
     if ("src" in query) == ("digest" in query):
-        raise InvalidRequest("needs src or digest, and not both")
+        raise InvalidRequest("DELETE /api/images needs ?src= or ?digest=, and not both")
     if "digest" in query:
         digest = Digest(_read_hash("digest", query["digest"]))
         if not await site.remover.remove_digest(digest, force=force):
@@ -115,7 +115,7 @@ async def restore_image(request: web.Request) -> web.Response:
     """Undo the removal of an image by its key."""
     site = enter(request)
     key = _read_key(request)
-    if _has_body(request):
+    if has_body(request):
         raise InvalidRequest("takes no body")
     restored = await site.remover.restore_key(key)
     if restored is None:
@@ -146,7 +146,7 @@ async def refetch_image(request: web.Request) -> web.Response:
     """Fetch an image again, by its key and maybe a link."""
     site = enter(request)
     key = _read_key(request)
-    url = (await site.bodies.read_json(request, RefetchBy)).url if _has_body(request) else None
+    url = (await site.bodies.read_json(request, RefetchBy)).url if has_body(request) else None
     refetched = await site.refetcher.refetch(key, None if url is None else read_source(url))
     return _tell_refetched(request, refetched)
 
@@ -182,7 +182,7 @@ def _tell_restored(restored: Restored) -> dict[str, object]:
     }
 
 
-def _has_body(request: web.Request) -> bool:
+def has_body(request: web.Request) -> bool:
     """
     Tell whether a body is sent along.
 
@@ -190,7 +190,7 @@ def _has_body(request: web.Request) -> bool:
         HTTPUnsupportedMediaType: A page of another site may have sent the request, as a form, empty or not.
     """
     if "Content-Type" in request.headers and request.content_type in FORMS:
-        raise web.HTTPUnsupportedMediaType(text="the body has to be JSON, or left out")
+        raise unsupported(f"the body has to be JSON (Content-Type: {JSON}), or left out", JSON)
     return request.body_exists
 
 
@@ -213,7 +213,13 @@ def _read_hash(name: str, text: str) -> str:
     return text
 
 
-def _read_limit(text: str | None) -> int:
+def read_limit(text: str | None) -> int:
+    """
+    Return how many entries of a list are wanted.
+
+    Raises:
+        InvalidRequest: Too many, none, or no number.
+    """
     if text is None:
         return LIMIT_DEFAULT
     if not re.fullmatch("[0-9]{1,4}", text) or not 1 <= int(text) <= LIMIT_MAX:
@@ -221,11 +227,22 @@ def _read_limit(text: str | None) -> int:
     return int(text)
 
 
-def _read_cursor(text: str | None) -> tuple[int, str] | None:
+def make_cursor(moment: datetime, name: str) -> str:
+    """Return what names an entry of a list that is ordered by time."""
+    return urlsafe_b64encode(f"{int(moment.timestamp())}-{name}".encode()).decode().rstrip("=")
+
+
+def read_cursor(text: str | None, form: re.Pattern[str]) -> tuple[int, str] | None:
+    """
+    Return the second and the name that a cursor holds; `form` matches both.
+
+    Raises:
+        InvalidRequest: It is none.
+    """
     if text is None:
         return None
     try:
-        read = _CURSOR.fullmatch(urlsafe_b64decode(f"{text}==").decode("ascii"))
+        read = form.fullmatch(urlsafe_b64decode(f"{text}==").decode("ascii"))
     except ValueError:
         read = None
     if read is None:

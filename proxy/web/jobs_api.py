@@ -1,17 +1,19 @@
-"""`/api/save-images` and `/api/jobs`: many links at once, and how far they are."""
+"""`/api/save-images` and `/api/jobs`: many links at once, how far they are, and their end before it."""
 
 from __future__ import annotations
 
 import asyncio
 import re
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, get_args
 
 import msgspec
 from aiohttp import web
 
 from proxy.core.errors import InvalidRequest
+from proxy.core.model import JobState
 from proxy.service.jobs import ITEMS_MAX, describe
-from proxy.web.api import answer, enter, facts_of
+from proxy.web.api import answer, enter, facts_of, read_query
+from proxy.web.images_api import has_body, make_cursor, read_cursor, read_limit
 from proxy.web.site import ADMITTED, SITE
 
 if TYPE_CHECKING:
@@ -27,6 +29,8 @@ HEARTBEAT_S: Final = 15
 LOOK_EVERY_S: Final = 1
 
 _ID: Final = re.compile(r"[0-9a-f]{32}")
+_CURSOR: Final = re.compile(r"([0-9]{1,12})-([0-9a-f]{32})")
+_STATES: Final[tuple[JobState, ...]] = get_args(JobState)
 _NUMBER: Final = re.compile(r"[0-9]{1,5}")
 
 
@@ -45,10 +49,33 @@ async def save_images(request: web.Request) -> web.Response:
     job = await site.jobs.submit(body.urls, webhook=body.webhook)
     if body.wait:
         job = await _wait(request, job)
-        if job.state == "done":
+        if job.finished_at is not None:
             return answer(await _tell(request, job, after=-1, limit=ITEMS_MAX))
     headers = {"Location": f"{request[ADMITTED].base}/api/jobs/{job.id}"}
     return answer({"success": True, **describe(job)}, status=202, headers=headers)
+
+
+async def list_jobs(request: web.Request) -> web.Response:
+    """Return jobs, newest first, a page at a time; results left out."""
+    site = enter(request)
+    query = read_query(request, {"limit", "cursor", "state"})
+    limit = read_limit(query.get("limit"))
+    state = next((state for state in _STATES if state == query.get("state")), None)
+    if state is None and "state" in query:
+        raise InvalidRequest(f"state has to be one of {', '.join(_STATES)}")
+    page = await site.jobs.page(limit=limit + 1, after=read_cursor(query.get("cursor"), _CURSOR), state=state)
+    shown = page[:limit]
+    following = make_cursor(shown[-1].created_at, shown[-1].id) if len(page) > limit else None
+    return answer({"success": True, "jobs": [describe(job) for job in shown], "next": following})
+
+
+async def cancel_job(request: web.Request) -> web.Response:
+    """End a job at once. What is stored stays; one that has ended already stays as it is."""
+    site = enter(request)
+    if has_body(request):
+        raise InvalidRequest("takes no body")
+    job = await _find(request)
+    return answer({"success": True, **describe(await site.jobs.cancel(job.id) or job)})
 
 
 async def show_job(request: web.Request) -> web.Response:
@@ -76,10 +103,10 @@ async def follow_job(request: web.Request) -> web.StreamResponse:
         while True:
             changed.clear()
             job = await site.jobs.find(job.id) or job
-            name = "done" if job.state == "done" else "progress"
+            name = "progress" if job.finished_at is None else "done"
             data = msgspec.json.encode(describe(job)).decode()
             await response.write(f"id: {job.saved + job.failed}\nevent: {name}\ndata: {data}\n\n".encode())
-            if job.state == "done":
+            if job.finished_at is not None:
                 await response.write_eof()
                 return response
             await asyncio.sleep(EVENTS_EVERY_S)
@@ -107,7 +134,7 @@ async def _wait(request: web.Request, job: Job) -> Job:
         while waited_s < WAIT_MAX_S and not site.health.ending:
             changed.clear()
             job = await site.jobs.find(job.id) or job
-            if job.state == "done":
+            if job.finished_at is not None:
                 break
             if not await _changes(request, changed):
                 waited_s += LOOK_EVERY_S
@@ -141,8 +168,11 @@ async def _tell(request: web.Request, job: Job, *, after: int, limit: int) -> di
 
 def _result(request: web.Request, result: JobResult) -> dict[str, Any]:
     told: dict[str, Any] = {"index": result.number, "state": result.state}
+    if result.host:
+        told["host"] = result.host
     if result.key is not None:
         told["key"] = result.key
+    if result.state == "saved":
         told["created"] = result.created
     if result.record is not None:
         told["image"] = facts_of(request, result.record)

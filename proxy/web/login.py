@@ -77,8 +77,9 @@ async def login(request: web.Request) -> web.Response:
     session = request.app[SITE].door.log_in(request)
     if session is None:
         raise Unauthorized("the log-in link is wrong or has ended: `imgkeep token --login` prints another one")
+    home = "/api" if request.app[SITE].welcome is None else "/"
     response = web.Response(
-        status=303, headers={"Location": "/api", "Cache-Control": "no-store", "Referrer-Policy": "no-referrer"}
+        status=303, headers={"Location": home, "Cache-Control": "no-store", "Referrer-Policy": "no-referrer"}
     )
     response.set_cookie(COOKIE, session, max_age=SESSION_S, path="/api", httponly=True, samesite="Strict")
     return response

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from functools import cache
 from html import escape
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, get_args
 
 import msgspec
 from aiohttp import web
 
 from proxy import __version__
-from proxy.core.model import Doubt, Format, Standing
+from proxy.core.model import Doubt, Format, JobState, Standing
 from proxy.service.jobs import ITEMS_MAX
 from proxy.web.images_api import LIMIT_DEFAULT, LIMIT_MAX
 from proxy.web.login import COOKIE
@@ -63,7 +63,7 @@ _IMAGE: Final[dict[str, Any]] = {
     "storage": {"type": "string", "enum": ["s3", "local"], "description": "Where the image is at the moment."},
     "key": {**_KEY, "description": "Names the picture by what its link names."},
     "digest": {**_KEY, "description": "SHA-256 of the bytes."},
-    "content_type": {"type": "string", "enum": [format_.media_type for format_ in Format]},
+    "content_type": {"type": "string", "enum": sorted({format_.media_type for format_ in Format})},
     "size": {"type": "integer", "minimum": 1},
     "width": {"type": ["integer", "null"]},
     "height": {"type": ["integer", "null"]},
@@ -94,15 +94,32 @@ _IMAGE: Final[dict[str, Any]] = {
 _SUCCESS: Final = {"success": {"const": True}}
 _JOB: Final[dict[str, Any]] = {
     "id": {"type": "string", "pattern": "^[0-9a-f]{32}$"},
-    "state": {"type": "string", "enum": ["queued", "running", "done"]},
+    "state": {
+        "type": "string",
+        "enum": list(get_args(JobState)),
+        "description": "`done`: all links are saved or have failed; `cancelled`: it was ended before.",
+    },
     "total": {"type": "integer"},
     "saved": {"type": "integer"},
     "failed": {"type": "integer"},
+    "cancelled": {"type": "integer", "description": "Links that nothing became of, because the job was cancelled."},
     "created_at": _TIME,
     "finished_at": _maybe(_TIME),
 }
 
 SCHEMAS: Final[dict[str, Any]] = {
+    "Server": _object(
+        {
+            "name": {"const": "imgkeep"},
+            "summary": {"type": "string"},
+            "version": {"type": "string"},
+            "status": {"type": "string", "enum": ["ready", "degraded", "unready", "draining"]},
+            **{
+                name: {"type": "string"}
+                for name in ("image", "openapi", "documentation", "health", "readiness", "module")
+            },
+        }
+    ),
     "Image": _object(_IMAGE),
     "ShownImage": _object({**_SUCCESS, **_IMAGE}),
     "SavedImage": _object(
@@ -119,13 +136,21 @@ SCHEMAS: Final[dict[str, Any]] = {
     "Result": _object(
         {
             "index": {"type": "integer"},
-            "state": {"type": "string", "enum": ["waiting", "saved", "failed"]},
-            "key": _KEY,
+            "state": {"type": "string", "enum": ["waiting", "saved", "failed", "cancelled"]},
+            "host": {"type": "string", "description": "Of the link, where it is one."},
+            "key": {**_KEY, "description": "Of the link, where it is one; once it is saved, of the image."},
             "created": {"type": "boolean"},
             "image": _ref("Image"),
             "error": _object({"code": {"type": "string"}, "detail": {"type": "string"}}),
         },
-        optional=("key", "created", "image", "error"),
+        optional=("host", "key", "created", "image", "error"),
+    ),
+    "Jobs": _object(
+        {
+            **_SUCCESS,
+            "jobs": {"type": "array", "items": _object(_JOB)},
+            "next": {"type": ["string", "null"], "description": "The cursor of the next page."},
+        }
     ),
     "JobWithResults": _object({**_SUCCESS, **_JOB, "results": {"type": "array", "items": _ref("Result")}}),
     "RefetchedImage": _object(
@@ -205,6 +230,30 @@ SCHEMAS: Final[dict[str, Any]] = {
             },
         }
     ),
+    "Policy": _object(
+        {
+            **_SUCCESS,
+            "allow": {
+                "type": "array",
+                "items": {"type": "string"},
+                "description": "`sources.allow`, with its words (`auto`, `known`, `shared`) written out.",
+            },
+            "deny": {
+                "type": "array",
+                "items": {"type": "string"},
+                "description": "`sources.deny`, and what its places are folded to. Wins over `allow`.",
+            },
+            "ports": {"type": "array", "items": {"type": "integer"}, "description": "`fetch.allow_ports`."},
+            "networks": {"type": "array", "items": {"type": "string"}, "description": "`fetch.allow_networks`."},
+            "schemes": {"type": "array", "items": {"type": "string"}},
+            "signature": {
+                "type": "string",
+                "enum": ["off", "misses", "always"],
+                "description": "`security.signature`: `off` takes links that are not signed.",
+            },
+            "url_chars_max": {"type": "integer", "description": "Longer links are refused."},
+        }
+    ),
     "Problem": _object(
         {
             "type": {"type": "string"},
@@ -232,8 +281,8 @@ def _query(name: str, description: str, schema: dict[str, Any], *, required: boo
 
 
 _PROBLEM: Final = {
-    "description": "What went wrong, as RFC 9457 says it.",
-    "content": {"application/problem+json": {"schema": _ref("Problem")}},
+    "description": "What went wrong, as RFC 9457 says it; in a tab of a browser the same as a page.",
+    "content": {"application/problem+json": {"schema": _ref("Problem")}, "text/html": {"schema": {"type": "string"}}},
 }
 _IN_PATH: Final = {"in": "path", "required": True}
 _SRC: Final = _query("src", "The link, percent-encoded.", {"type": "string"}, required=True)
@@ -261,6 +310,12 @@ def _body(schema: dict[str, Any], example: object, **more: Any) -> dict[str, Any
 
 _KEY_IN_PATH: Final = [{"name": "key", **_IN_PATH, "schema": _KEY}]
 _JOB_IN_PATH: Final = {"name": "id", **_IN_PATH, "schema": _JOB["id"]}
+_NAME_IN_PATH: Final = {
+    "name": "name",
+    **_IN_PATH,
+    "description": "`<digest>.<ext>`",
+    "schema": {"type": "string", "pattern": r"^[0-9a-f]{64}\.[a-z]{2,4}$"},
+}
 _WHICH: Final = "`temporary` (links that die; the default), `all`, or host globs as in `sources.allow`."
 _PAGE_URL: Final = "The page's own URL, for relative links."
 _SAVE: Final = "Whether a job saves the images at once."
@@ -277,7 +332,25 @@ _RESTORE: Final = (
 )
 _EXAMPLE: Final = "https://example.com/picture.png?signature=abc"
 
+_PREFLIGHT: Final = _operation(
+    "Tell pages of other sites what their scripts may ask", {"204": {"description": "What CORS allows."}}
+)
+
 PATHS: Final[dict[str, Any]] = {
+    "/": {
+        "get": _operation(
+            "Tell what this server is",
+            {
+                "200": {
+                    "description": "JSON for programs, and a page for clients that prefer `text/html`.",
+                    "content": {
+                        "application/json": {"schema": _ref("Server")},
+                        "text/html": {"schema": {"type": "string"}},
+                    },
+                }
+            },
+        )
+    },
     "/img": {
         "get": _operation(
             "Show the image behind a link, for ever",
@@ -290,21 +363,16 @@ PATHS: Final[dict[str, Any]] = {
             description="The first request fetches the image, streams and keeps it; all later ones are answered from "
             "the store. `src` may stand unencoded at the end, if it holds `://` and, behind a `?`, a `=`.",
             parameters=[_SRC, _EXP, _SIG],
-        )
+        ),
+        "options": _PREFLIGHT,
     },
     "/images/{name}": {
         "get": _operation(
             "Show an image under its permanent URL",
             {"200": _BYTES, "206": {**_BYTES, "description": "A part of it."}, "302": _ELSEWHERE},
-            parameters=[
-                {
-                    "name": "name",
-                    **_IN_PATH,
-                    "description": "`<digest>.<ext>`",
-                    "schema": {"type": "string", "pattern": r"^[0-9a-f]{64}\.[a-z]{2,4}$"},
-                }
-            ],
-        )
+            parameters=[_NAME_IN_PATH],
+        ),
+        "options": {**_PREFLIGHT, "parameters": [_NAME_IN_PATH]},
     },
     "/imgkeep.js": {
         "get": _operation(
@@ -321,8 +389,8 @@ PATHS: Final[dict[str, Any]] = {
         "post": _api(
             "Keep an image now",
             {"200": _json("SavedImage", "It was kept already."), "201": _json("SavedImage", "It is kept, durably.")},
-            description="By its link, as a data URL, or as an uploaded file. Joins a fetch that is under way, and "
-            "answers when the image is durable.",
+            description="By its link, as a data URL, as an uploaded file, or as the body itself. Joins a fetch that is "
+            "under way, and answers when the image is durable.",
             requestBody=_body(
                 {
                     "oneOf": [
@@ -334,7 +402,8 @@ PATHS: Final[dict[str, Any]] = {
                 **{
                     "multipart/form-data": {
                         "schema": _object({"file": {"type": "string", "contentMediaType": "image/*"}})
-                    }
+                    },
+                    "image/*": {"schema": {"type": "string", "contentMediaType": "image/*"}},
                 },
             ),
         )
@@ -427,6 +496,31 @@ PATHS: Final[dict[str, Any]] = {
             ),
         )
     },
+    "/api/jobs": {
+        "get": _api(
+            "List jobs, newest first",
+            {"200": _json("Jobs", "A page, without the results of links.")},
+            description="A job is forgotten a week after its end.",
+            parameters=[
+                _query(
+                    "limit",
+                    f"Jobs a page; {LIMIT_DEFAULT} if left out.",
+                    {"type": "integer", "minimum": 1, "maximum": LIMIT_MAX},
+                ),
+                _query("cursor", "`next` of the page before.", {"type": "string"}),
+                _query("state", "In this state only.", {"type": "string", "enum": list(get_args(JobState))}),
+            ],
+        )
+    },
+    "/api/jobs/{id}/cancel": {
+        "post": _api(
+            "End a job before its end",
+            {"200": _json("Job", "The job, which has ended.")},
+            description="No link of it is begun any more, and fetches under way are given up unless others wait for "
+            "them. What is stored stays. A job that has ended stays as it is.",
+            parameters=[_JOB_IN_PATH],
+        )
+    },
     "/api/jobs/{id}": {
         "get": _api(
             "Tell how far a job is",
@@ -445,8 +539,8 @@ PATHS: Final[dict[str, Any]] = {
             "Follow a job",
             {
                 "200": {
-                    "description": "Server-Sent Events: `progress` when something changed, `done` at the end; the data "
-                    "is the job.",
+                    "description": "Server-Sent Events: `progress` when something changed, `done` at the end, also "
+                    "of a job that was cancelled; the data is the job.",
                     "content": {
                         "text/event-stream": {
                             "schema": _object({name: {"type": "string"} for name in ("id", "event", "data")})
@@ -588,6 +682,14 @@ PATHS: Final[dict[str, Any]] = {
             ],
         )
     },
+    "/api/policy": {
+        "get": _api(
+            "Tell which links would be refused",
+            {"200": _json("Policy", "The policy, as this server goes by it.")},
+            description="For programs that rewrite pages: a link that would be refused should stay as it is. Without "
+            "a token nobody is told, because `sources.deny` and networks are the operator's own affair.",
+        )
+    },
     "/healthz": {"get": _operation("Tell that the process can answer", {"200": {"description": "It can."}})},
     "/readyz": {
         "get": _operation(
@@ -653,21 +755,27 @@ def _page() -> str:
 def _lines() -> Iterator[str]:
     yield f'<!doctype html><html lang="en"><meta charset="utf-8"><title>imgkeep API</title><style>{STYLE}</style>'
     yield '<meta name="viewport" content="width=device-width">'
-    yield f"<h1>imgkeep {escape(__version__)}</h1><p>{escape(DOCUMENT['info']['summary'])} "
+    yield f"<h1>imgkeep {escape(__version__)}</h1><p>{_prose(DOCUMENT['info']['summary'])} "
     yield 'For programs: <a href="openapi.json">openapi.json</a>.</p>'
     for path, operations in PATHS.items():
         for method, operation in operations.items():
             yield from _operation_lines(method, path, operation)
 
 
+def _prose(text: str) -> str:
+    """Return a text in Markdown as HTML: what stands between backticks is code."""
+    parts = escape(text).split("`")
+    return "".join(f"<code>{part}</code>" if number % 2 else part for number, part in enumerate(parts))
+
+
 def _operation_lines(method: str, path: str, operation: dict[str, Any]) -> Iterator[str]:
-    yield f"<h2><code>{method.upper()} {escape(path)}</code></h2><p><strong>{escape(operation['summary'])}.</strong> "
-    yield f"{escape(operation.get('description', ''))}</p>"
+    yield f"<h2><code>{method.upper()} {escape(path)}</code></h2><p><strong>{_prose(operation['summary'])}.</strong> "
+    yield f"{_prose(operation.get('description', ''))}</p>"
     if operation.get("parameters"):
         yield "<table>"
         for parameter in operation["parameters"]:
             needed = "" if parameter["required"] else " (optional)"
-            text = escape(parameter.get("description", ""))
+            text = _prose(parameter.get("description", ""))
             yield f"<tr><td><code>{parameter['name']}</code>{needed}<td>{text}"
         yield "</table>"
     for media_type, content in operation.get("requestBody", {}).get("content", {}).items():
@@ -676,5 +784,5 @@ def _operation_lines(method: str, path: str, operation: dict[str, Any]) -> Itera
         yield f"<p>Body: <code>{media_type}</code></p>{shown}"
     yield "<table>"
     for status, response in operation["responses"].items():
-        yield f"<tr><td>{'else' if status == 'default' else status}<td>{escape(response['description'])}"
+        yield f"<tr><td>{'else' if status == 'default' else status}<td>{_prose(response['description'])}"
     yield "</table>"

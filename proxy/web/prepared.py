@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass
 from email.utils import formatdate
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from proxy.core.headers import Span, etag_matches, range_applies, read_range
@@ -55,6 +56,7 @@ class Prepared:
         look_again_at: When it is decided anew, by the timer.
         until: When the permission to see it ends, in epoch seconds; `None`: never.
         max_age_s: For how long a client may keep it; a year is for ever.
+        vector: Whether it is an SVG image, which has a policy of its own.
     """
 
     route: str
@@ -67,18 +69,28 @@ class Prepared:
     look_again_at: float
     until: int | None
     max_age_s: int = YEAR_S
+    vector: bool = False
 
 
 class PreparedAnswers:
     """
     The table, and who writes what is in it.
 
-    `common` are the header fields that all answers have, `Cache-Control` among them.
+    `common` are the header fields that all answers have, `Cache-Control` among them; of SVG images those in
+    `vector_common` have another value.
     """
 
-    def __init__(self, common: Mapping[str, str], clock: Clock, *, bytes_max: int = BYTES_MAX) -> None:
+    def __init__(
+        self,
+        common: Mapping[str, str],
+        clock: Clock,
+        *,
+        vector_common: Mapping[str, str] = MappingProxyType({}),
+        bytes_max: int = BYTES_MAX,
+    ) -> None:
         self._common = {name: value for name, value in common.items() if name != "Cache-Control"}
         self._encoded = encode_fields(self._common.items())
+        self._vector_encoded = encode_fields({**self._common, **vector_common}.items())
         self._forever = encode_fields([("Cache-Control", common["Cache-Control"])])
         self._clock = clock
         self._bytes_max = bytes_max
@@ -87,6 +99,7 @@ class PreparedAnswers:
         """By key: what has to go together."""
         self.bytes = 0
         self._openings: dict[int, bytes] = {}
+        self._vector_openings: dict[int, bytes] = {}
         self._signature = b""
         self._dated_until = 0.0
 
@@ -140,18 +153,19 @@ class PreparedAnswers:
             return None
         if now >= self._dated_until:
             self.sign(now)
+        openings = self._vector_openings if answer.vector else self._openings
         if asked is not PLAIN:
             if etag_matches(asked.if_none_match or "", answer.etag):
-                transport.write(b"".join((self._openings[304], caching, answer.fields, b"\r\n")))
+                transport.write(b"".join((openings[304], caching, answer.fields, b"\r\n")))
                 return 304, 0
             if asked.range is not None and not head and range_applies(asked.if_range, answer.etag):
                 span = read_range(asked.range, answer.size)
                 if span == "unsatisfiable":
                     return None
                 if span is not None:
-                    return self._write_span(answer, span, whole, transport, caching)
+                    return self._write_span(answer, span, whole, transport, openings[206] + caching)
         length = b"Content-Length: %d\r\n\r\n" % answer.size
-        opening = b"".join((self._openings[200], caching, answer.fields, answer.media_type, length))
+        opening = b"".join((openings[200], caching, answer.fields, answer.media_type, length))
         if head:
             transport.write(opening)
             return 200, 0
@@ -164,12 +178,12 @@ class PreparedAnswers:
         span: Span,
         whole: Bytes,
         transport: WriteTransport,
-        caching: bytes,
+        fields: bytes,
     ) -> tuple[int, int]:
         size = span.end - span.start
         extent = b"Content-Range: bytes %d-%d/%d\r\n" % (span.start, span.end - 1, answer.size)
         length = b"Content-Length: %d\r\n\r\n" % size
-        opening = b"".join((self._openings[206], caching, answer.fields, answer.media_type, extent, length))
+        opening = b"".join((fields, answer.fields, answer.media_type, extent, length))
         transport.writelines((opening, memoryview(whole)[span.start : span.end]))
         return 206, size
 
@@ -188,7 +202,9 @@ class PreparedAnswers:
             self._dated_until = now + 1 - time % 1
             self._signature = encode_fields([("Date", formatdate(time, usegmt=True)), ("Server", SERVER)])
             for status, reason in STATUS_LINES.items():
-                self._openings[status] = b"HTTP/1.1 %d %b\r\n%b%b" % (status, reason, self._signature, self._encoded)
+                opening = b"HTTP/1.1 %d %b\r\n%b" % (status, reason, self._signature)
+                self._openings[status] = opening + self._encoded
+                self._vector_openings[status] = opening + self._vector_encoded
         return self._signature
 
     def _forget(self, target: bytes) -> None:

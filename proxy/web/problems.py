@@ -17,8 +17,11 @@ from aiohttp import web
 
 from proxy.core import errors
 from proxy.core.headers import cache_status
+from proxy.core.negotiation import FORM_FIELDS
+from proxy.web.delivery import FIXED_HEADERS
 from proxy.web.exchange import Answer, as_response
-from proxy.web.site import NOTES
+from proxy.web.presentation import PROBLEM, present
+from proxy.web.site import EXPOSED, IS_IMAGE, NOTES, SITE
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -50,7 +53,7 @@ STATUSES: Final[tuple[tuple[type[errors.ImgkeepError], int, str], ...]] = (
     (errors.StorageError, 503, "The storage is unavailable"),
 )
 
-_ACCEPTED: Final = ("Allow", "Accept-Encoding")
+_ACCEPTED: Final = ("Allow", "Accept", "Accept-Encoding")
 """Fields that say what would be accepted instead."""
 
 # Of the framework's own answers those that our routes can cause.
@@ -86,12 +89,17 @@ def explain(error: Exception, notes: Notes, *, api: bool = False) -> Answer:
     """Return the answer to whatever a handler raised; what nobody foresaw is logged, without its message."""
     if isinstance(error, errors.ImgkeepError):
         notes.code, notes.detail = error.code, str(error)
-        return problem(error, api=api)
+        answer = problem(error, api=api)
+        if isinstance(error, errors.OriginError) and error.picture is not None and not api:
+            return _show(answer, *error.picture)
+        return answer
     extensions = {"success": False} if api else {}
     if isinstance(error, web.HTTPException):
         notes.code = _HTTP_CODES.get(error.status, "http_error")
         status = HTTPStatus(error.status)
         told = error.text if error.text != f"{status.value}: {error.reason}" else None
+        if isinstance(error, web.HTTPMethodNotAllowed):
+            told = f"this endpoint does not take that method; use {' or '.join(sorted(error.allowed_methods))}"
         answer = _answer(error.status, status.phrase, notes.code, told or status.description, extensions)
         for name in _ACCEPTED:
             if name in error.headers:
@@ -101,6 +109,12 @@ def explain(error: Exception, notes: Notes, *, api: bool = False) -> Answer:
     notes.code = "internal_error"
     detail = "The server met an error of its own; it was logged."
     return _answer(500, "Internal error", notes.code, detail, extensions)
+
+
+def _show(answer: Answer, media_type: str, body: bytes) -> Answer:
+    """Return the picture that the origin sent with an error, in the place of the problem and with its status."""
+    fixed = {name: value for name, value in FIXED_HEADERS.items() if name != "Accept-Ranges"}
+    return Answer(answer.status, {**fixed, **answer.headers, "Content-Type": media_type}, body)
 
 
 def unreadable(status: int, notes: Notes) -> Answer:
@@ -114,13 +128,15 @@ def unreadable(status: int, notes: Notes) -> Answer:
 async def problems(
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
 ) -> web.StreamResponse:
-    """Turn whatever a handler raises into a problem."""
+    """Turn whatever a handler raises into a problem, in the form that the client reads."""
     try:
         return await handler(request)
     except ConnectionError:
         raise
     except Exception as error:  # noqa: BLE001 - `explain` logs what nobody foresaw
-        return as_response(explain(error, request[NOTES], api=request.path.startswith("/api")))
+        answer = explain(error, request[NOTES], api=request.path.startswith("/api"))
+        placeholder = request.app[SITE].placeholder if IS_IMAGE in request else None
+        return as_response(present(answer, request.method, request.headers, placeholder))
 
 
 def _answer(
@@ -129,9 +145,11 @@ def _answer(
     problem_type = f"urn:imgkeep:problem:{code}"
     body = {"type": problem_type, "title": title, "status": status, "detail": detail, "code": code, **extensions}
     headers = {
-        "Content-Type": "application/problem+json",
+        "Content-Type": PROBLEM,
         "Cache-Control": "no-store",
+        "Vary": FORM_FIELDS,
         "X-Content-Type-Options": "nosniff",
         "Access-Control-Allow-Origin": "*",
+        "Access-Control-Expose-Headers": EXPOSED,
     }
     return Answer(status, headers, msgspec.json.encode(body))

@@ -24,6 +24,8 @@ from multidict import CIMultiDict
 from proxy.core.errors import Busy, InvalidRequest
 from proxy.web.admission import API
 from proxy.web.bodies import READ_TIMEOUT_S, too_slow
+from proxy.web.exchange import Answer, as_response
+from proxy.web.presentation import PROBLEM, present, reads_page
 from proxy.web.siblings import LOOK_EVERY_S, OUTCOME, PATIENCE_S
 from proxy.web.site import ADMITTED, NOTES, SITE
 
@@ -148,6 +150,11 @@ async def _pass_on(request: web.Request, siblings: Siblings, holder: str) -> web
         response = web.StreamResponse(status=answer.status, reason=answer.reason, headers=kept)
         if request.method == "HEAD" or answer.status in {204, 304}:
             return response
+        if kept.get("Content-Type") == PROBLEM and reads_page(request.method, request.headers):
+            # The other worker is told nothing of what this client reads. A problem of ours is small.
+            kept.popall("Content-Length", None)
+            failure = Answer(answer.status, dict(kept), await answer.read())
+            return as_response(present(failure, request.method, request.headers))
         await _stream(request, response, answer)
         return response
 

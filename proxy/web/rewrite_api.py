@@ -21,7 +21,7 @@ from proxy.core.errors import InvalidRequest
 from proxy.service.jobs import ITEMS_MAX, describe
 from proxy.service.rewrite import MARKDOWN_BYTES_MAX, check_page_url
 from proxy.web.api import answer, enter, read_query
-from proxy.web.bodies import BODY_BYTES_MAX, LARGE_BODY_BYTES, read_json, read_whole
+from proxy.web.bodies import BODY_BYTES_MAX, JSON, LARGE_BODY_BYTES, read_json, read_whole, unsupported
 from proxy.web.site import ADMITTED, NOTES, SITE
 
 if TYPE_CHECKING:
@@ -61,14 +61,14 @@ class Document(Options, forbid_unknown_fields=True, kw_only=True):
 async def rewrite(request: web.Request) -> web.Response:
     """Rewrite links to images in a document, and have the images saved if that is wanted."""
     site = enter(request)
-    if request.content_type == "application/json":
+    if request.content_type == JSON:
         if request.query:
             raise InvalidRequest("the options of a JSON body stand in it, and not in the query")
         async with site.bodies.room(request):
             return await _rewrite_json(request, await read_json(request, Document))
     form = FORMS.get(request.content_type)
     if form is None:
-        raise web.HTTPUnsupportedMediaType(text=f"the body has to be {', '.join(FORMS)} or application/json")
+        raise unsupported(f"the body has to be {', '.join(FORMS)} or {JSON}", *FORMS, JSON)
     options = _read_options(request)
     bytes_max = MARKDOWN_BYTES_MAX if form == "markdown" else BODY_BYTES_MAX
     charset = request.charset if request.charset and _CHARSET.fullmatch(request.charset) else None

@@ -30,13 +30,18 @@ if TYPE_CHECKING:
     from proxy.web.crowding import ConnectionLimit
     from proxy.web.door import Door
     from proxy.web.prepared import PreparedAnswers
+    from proxy.web.presentation import Placeholder
     from proxy.web.siblings import Siblings
+    from proxy.web.welcome import Welcome
 
 
 SERVER: Final = "imgkeep"
 """Who answers, and not by which versions of what."""
 
 YEAR_S: Final = 31_536_000
+
+EXPOSED: Final = "Cache-Status, Content-Location, Content-Range, ETag, Retry-After"
+"""The header fields that scripts of other sites may read (WHATWG Fetch, `Access-Control-Expose-Headers`)."""
 
 STALL_TIMEOUT_S: Final = 60
 """A client that takes no piece for this long has gone (nginx's `send_timeout`)."""
@@ -71,6 +76,10 @@ class Site:
     crowds: dict[bytes, Crowd] = field(default_factory=dict)
     """By request target: the answers that are on their way."""
     turns: Turns = field(default_factory=Turns)
+    placeholder: Placeholder | None = None
+    """The picture that failed requests for images are answered with; `None`: `delivery.placeholder` is empty."""
+    welcome: Welcome | None = None
+    """What `/` tells; `None`: there is no such page (`server.welcome`)."""
     siblings: Siblings | None = None
     """`None`: there is one worker."""
     misses: Misses | None = None
@@ -116,5 +125,7 @@ class Admitted(msgspec.Struct, frozen=True):
 
 SITE: Final = web.AppKey("site", Site)
 NOTES: Final = web.RequestKey("notes", Notes)
+IS_IMAGE: Final = web.RequestKey("is_image", bool)
+"""Of requests that a handler of images answers: a failure may be a picture."""
 ADMITTED: Final = web.RequestKey("admitted", Admitted)
 """Of requests to the API. A handler that finds none fails, so that a route that nothing has judged stays shut."""

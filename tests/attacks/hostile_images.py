@@ -115,13 +115,48 @@ TEXT: Final = b'<!ENTITY e "' + b"x" * 90 + b'">'
 LONG: Final = b'<!ENTITY e "' + b"x" * 65_000 + b'">'
 
 
+def png_data(size: int) -> bytes:
+    """Pixels whose sum is to be formed."""
+    return images.png_header() + images.png_chunk(b"IDAT", bytes(size - 100))
+
+
+def apng_frames(size: int) -> bytes:
+    """Frames without end, each as it should be."""
+    parts = [images.png_header(), images.png_chunk(b"acTL", bytes(8)), images.png_chunk(b"IDAT", b"")]
+    for number in range(0, size // 32, 2):
+        parts.append(images.png_chunk(b"fcTL", struct.pack(">I", number)))
+        parts.append(images.png_chunk(b"fdAT", struct.pack(">I", number + 1)))
+    return b"".join(parts)
+
+
 def bmp(_size: int) -> bytes:
     return images.bmp(width=2**31 - 1, height=2**31 - 1)
 
 
-def ico(_size: int) -> bytes:
+def bmp_runs(run: bytes) -> Make:
+    return lambda size: fill(
+        images.bmp_of_runs().replace(struct.pack("<i", 12), struct.pack("<i", 2**31 - 1)), run, size
+    )
+
+
+def ico(size: int) -> bytes:
     """As many images as there may be, each a PNG of its own."""
-    return images.ico(*[(16, 16, images.png_header())] * 256)
+    return images.ico(*[(16, 16, images.png_header())] * min(size // 60, 1_024))
+
+
+def ico_of_one(size: int) -> bytes:
+    """As many images as there may be, and each goes on to the end of the last: chunks without a number."""
+    count = min(size // 128, 1_024)
+    end = 6 + 16 * count
+    opening = b"".join(struct.pack("<BBBBHHII", 16, 16, 0, 0, 1, 32, 100, end + 45 * number) for number in range(count))
+    image = images.png_header() + images.png_chunk(b"abCD")
+    return struct.pack("<HHH", 0, 2, count) + opening + image * count
+
+
+def heif_items(size: int) -> bytes:
+    """Items of no coding that we know."""
+    entries = images.items(*[b"abcd"] * min(size // 21, 65_535))
+    return images.ftyp(b"mif1") + images.meta(images.PITM, entries)
 
 
 def tiff_fields(size: int) -> bytes:
@@ -177,6 +212,8 @@ def tiff_values(size: int) -> bytes:
 
 WORST: Final[dict[tuple[Format, str], Make]] = {
     (Format.PNG, "chunks"): png_chunks,
+    (Format.PNG, "pixels"): png_data,
+    (Format.APNG, "frames"): apng_frames,
     (Format.APNG, "chunks"): lambda size: png_chunks(size, images.png_chunk(b"acTL", bytes(8))),
     (Format.JPEG, "segments"): jpeg(b"\xff\xe0\0\2"),
     (Format.JPEG, "markers"): jpeg(b"\xff\x01"),
@@ -194,6 +231,8 @@ WORST: Final[dict[tuple[Format, str], Make]] = {
     (Format.AVIF, "items"): heif_in_meta(b"avif", iloc),
     (Format.AVIF, "extents"): heif_in_meta(b"avif", extents),
     (Format.AVIF, "boxes in meta"): heif_in_meta(b"avif", lambda size: fill(b"", images.box(b"free"), size)),
+    (Format.HEIF, "items"): heif_items,
+    (Format.GIF, "blocks before the image"): gif(b"!\xfe\0"),
     (Format.JXL, "boxes"): jxl_boxes,
     (Format.SVG, "open elements"): svg(b"<a>"),
     (Format.SVG, "elements"): svg(b"<a/>"),
@@ -219,7 +258,10 @@ WORST: Final[dict[tuple[Format, str], Make]] = {
     (Format.SVG, "blanks"): svg_prolog(b"\n", b"<?a?>"),
     (Format.SVG, "a long opening comment"): svg_prolog(b"- ", b"<!--"),
     (Format.BMP, "sides"): bmp,
+    (Format.BMP, "runs"): bmp_runs(b"\1\1"),
+    (Format.BMP, "jumps"): bmp_runs(b"\0\2\0\0"),
     (Format.ICO, "images"): ico,
+    (Format.CUR, "images in one another"): ico_of_one,
     (Format.TIFF, "fields"): tiff_fields,
     (Format.TIFF, "directories"): tiff_chain,
     (Format.TIFF, "children"): tiff_children,

@@ -62,6 +62,7 @@ MARKS: Final[Mapping[str, str]] = {
     "Akamai EdgeAuth in the path": "/hdnts=exp=...~hmac=.../",
     "Fastly token": "<end>_<hmac>",  # and a path that ends in a picture's name
     "Bunny token in the path": "/bcdn_token=...&expires=.../",
+    "Dify": "nonce",  # 32 hex, with timestamp and an HMAC-SHA256 under sign, on /files/<uuid>/...-preview
     "Laravel signed route": "signature",  # an HMAC of the whole URL beside expires; the path ends in an id or a file
 }
 """

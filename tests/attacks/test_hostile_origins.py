@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import gzip
 import sys
+import zlib
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+import brotli  # type: ignore[import-untyped]  # it has no annotations
 import pytest
 
 from proxy.app import Seams
 from proxy.core.errors import OriginError
+from proxy.origin.coding import Places
 from proxy.origin.connection import (
     BODY_STEP_BYTES,
     FRAMING_BYTES_MAX,
@@ -23,6 +26,11 @@ from proxy.origin.connection import (
 from proxy.service.failures import TOO_MANY_REQUESTS_S, seconds_to_remember
 from tests.faults.network import Timer, counted, look, nothing_kept, until
 from tests.images import picture, picture_of
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -328,9 +336,51 @@ async def test_redirects_without_end_are_as_many_requests_as_the_limit(start: St
     assert origin.asked("/a.png") == 4
 
 
+CODINGS: dict[str, Callable[[bytes], bytes]] = {
+    "gzip": gzip.compress,
+    "deflate": zlib.compress,
+    "br": lambda body: bytes(brotli.compress(body, quality=1)),
+    "zstd": zstd.compress,
+    "gzip, gzip": lambda body: gzip.compress(gzip.compress(body)),
+    "br, zstd": lambda body: zstd.compress(brotli.compress(body, quality=1)),
+}
+"""Codings that nobody asked for."""
+
+
+@pytest.mark.parametrize("coding", CODINGS)
+async def test_a_bomb_of_any_coding_stops_at_the_limit_and_keeps_no_hit_waiting(
+    start: Start, origin: FakeOrigin, coding: str
+) -> None:
+    imgkeep = await start(fetch={"retries_max": 0, "body_bytes_max": 10_000_000})
+    hit = origin.gives("/hit.png", picture())
+    assert (await look(imgkeep, hit)).status == 200
+    bomb = await asyncio.to_thread(lambda: CODINGS[coding](picture_of(20_000_000)))
+    urls = [origin.gives(f"/{n}.png", bomb, headers={"Content-Encoding": coding}) for n in range(4)]
+    asking = [asyncio.create_task(look(imgkeep, url)) for url in urls]
+    assert (await look(imgkeep, hit)).status == 200
+    for seen in await asyncio.gather(*asking):
+        assert seen.broken or seen.code in {"too_large", "origin_error"}
+    assert len(imgkeep.files("objects")) == 1
+
+
+async def test_places_for_large_windows_return(
+    start: Start, origin: FakeOrigin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Places.__init__, "__defaults__", (1, 10.0))
+    imgkeep = await start(fetch={"retries_max": 0})
+    whole = CODINGS["br"](picture())
+    for number in range(3):
+        for name, body in (("whole", whole), ("cut", whole[: len(whole) // 2]), ("bad", b"\xff" * 100)):
+            await look(imgkeep, origin.gives(f"/{name}{number}.png", body, headers={"Content-Encoding": "br"}))
+            status = "400 Bad Request"
+            refused = origin.gives(f"/no-{name}{number}", body, status=status, headers={"Content-Encoding": "br"})
+            assert (await look(imgkeep, refused)).code == "origin_error"
+    assert len(imgkeep.files("records")) == 3
+
+
 GZIP = OK + b"Content-Encoding: gzip\r\n\r\n"
 MEMBERS = {
-    "members": (GZIP + gzip.compress(picture_of(3000)), gzip.compress(b"")),
+    "members": (GZIP + gzip.compress(picture_of(3000)[:2900]), gzip.compress(b"")),
     "empty blocks": (GZIP + gzip.compress(picture_of(3000))[:-10], b"\x00\x00\x00\xff\xff"),
 }
 

@@ -442,7 +442,7 @@ async def test_log_in_link_of_the_start_opens_the_api_for_its_browser(tmp_path: 
         assert program.token not in "".join(program.log)
         async with browser() as session:
             async with session.get(link, allow_redirects=False) as response:
-                assert (response.status, response.headers["Location"]) == (303, "/api")
+                assert (response.status, response.headers["Location"]) == (303, "/")
                 assert response.headers["Cache-Control"] == "no-store"
                 assert response.headers["Referrer-Policy"] == "no-referrer"
                 cookie = response.headers["Set-Cookie"]
@@ -460,7 +460,7 @@ async def test_log_in_link_of_the_start_opens_the_api_for_its_browser(tmp_path: 
         status, out, _ = await run(tmp_path / "data", "token", "--login", server__port=port)
         assert (status, out.partition("?")[0]) == (0, link.partition("?")[0])
         async with browser() as session, session.get(out.strip()) as response:
-            assert (response.status, response.url.path) == (200, "/api")
+            assert (response.status, response.url.path) == (200, "/")
         tokens = {"server__port": port, "security__api_tokens": "t" * 20}
         assert (await run(tmp_path / "data", "token", "--login", stdin=b"", **tokens))[0] == 2
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import pytest
 
 from proxy.catalog import SqlJobs
-from proxy.core.model import Failure, Key, NewItem
+from proxy.core.model import Failure, JobState, Key, NewItem
 from tests.storage.stores import NOON, record_of
 
 if TYPE_CHECKING:
@@ -118,3 +119,90 @@ async def test_old_jobs_are_forgotten_and_unfinished_ones_are_not(jobs: SqlJobs,
     assert await jobs.results("done", after=-1, limit=10) == []
     assert await jobs.find("waiting") is not None
     assert await due(jobs) == ["b"]
+
+
+async def test_cancelled_job_ends_at_once_and_its_links_wait_no_more(jobs: SqlJobs) -> None:
+    await jobs.create("j", [item("a"), item("b"), item("c")], "https://hook.example/")
+    await jobs.create("k", [item("d")], None)
+    first, second, third = [found for found in await jobs.due(10, but=set(), busy=[]) if found.job == "j"]
+    await jobs.saved(first, KEY, created=True)
+    assert await jobs.waits(second)
+    assert not await jobs.waits(first)
+    job = await jobs.cancel("j")
+    assert job is not None
+    assert (job.state, job.saved, job.failed, job.cancelled) == ("cancelled", 1, 0, 2)
+    assert job.finished_at is not None
+    assert not await jobs.waits(second)
+    assert await due(jobs) == ["d"]
+    assert await jobs.count_waiting() == 1
+    # What was under way changes nothing any more, and the end stays an end.
+    for late in (await jobs.saved(second, KEY, created=True), await jobs.failed(third, Failure("x", "y"))):
+        assert late == job
+    assert await jobs.cancel("j") == job
+    assert [result.state for result in await jobs.results("j", after=-1, limit=9)] == [
+        "saved",
+        "cancelled",
+        "cancelled",
+    ]
+    assert [webhook.job for webhook in await jobs.webhooks(10)] == [job]
+    assert await jobs.cancel("nothing") is None
+
+
+async def test_job_that_is_done_stays_done(jobs: SqlJobs) -> None:
+    await jobs.create("j", [item("a")], None)
+    (found,) = await jobs.due(10, but=set(), busy=[])
+    done = await jobs.saved(found, KEY, created=True)
+    assert await jobs.cancel("j") == done
+    assert (done.state, done.cancelled) == ("done", 0)
+
+
+async def test_links_that_settle_while_a_job_is_cancelled_leave_it_ended(jobs: SqlJobs) -> None:
+    for turn in range(5):
+        name = f"j{turn}"
+        await jobs.create(name, [item(str(number)) for number in range(20)], None)
+        found = [each for each in await jobs.due(100, but=set(), busy=[]) if each.job == name]
+        saving = [jobs.saved(each, KEY, created=True) for each in found]
+        await asyncio.gather(*saving[:10], jobs.cancel(name), *saving[10:])
+        job = await jobs.find(name)
+        assert job is not None
+        states = [result.state for result in await jobs.results(name, after=-1, limit=20)]
+        assert job.finished_at is not None
+        assert (job.saved, job.cancelled) == (states.count("saved"), states.count("cancelled"))
+        assert job.saved + job.cancelled == 20
+
+
+async def test_jobs_are_listed_newest_first_by_their_state(jobs: SqlJobs, clock: Time) -> None:
+    for number in range(6):
+        await jobs.create(f"j{number}", [item("a"), item("b")], None)
+        if number % 2:
+            clock.now += timedelta(seconds=1)
+    by_job = {found.job: found for found in await jobs.due(100, but=set(), busy=[]) if found.number == 0}
+    await jobs.saved(by_job["j0"], KEY, created=True)
+    await jobs.cancel("j1")
+    for found in [each for each in await jobs.due(100, but=set(), busy=[]) if each.job == "j2"]:
+        await jobs.saved(found, KEY, created=True)
+    everything = await jobs.page(limit=10)
+    assert [job.id for job in everything] == ["j5", "j4", "j3", "j2", "j1", "j0"]
+    first = await jobs.page(limit=3)
+    last = (int(first[-1].created_at.timestamp()), first[-1].id)
+    assert [job.id for job in await jobs.page(limit=9, after=last)] == ["j2", "j1", "j0"]
+    for job in everything:
+        assert job.id in [each.id for each in await jobs.page(limit=9, state=job.state)]
+    states = {state: [job.id for job in await jobs.page(limit=9, state=state)] for state in get_args(JobState)}
+    assert states == {"queued": ["j5", "j4", "j3"], "running": ["j0"], "done": ["j2"], "cancelled": ["j1"]}
+
+
+async def test_links_of_jobs_have_a_host_and_a_key_whatever_became_of_them(jobs: SqlJobs) -> None:
+    failure = Failure("loop_detected", "the source is this server")
+    new = [
+        NewItem("https://a.example/a", "a.example", None, key=KEY),
+        NewItem("", "b.example", None, failure, KEY),
+        NewItem("", "", None, Failure("invalid_source", "no link")),
+    ]
+    await jobs.create("j", new, None)
+    results = await jobs.results("j", after=-1, limit=9)
+    assert [(result.host, result.key, result.state) for result in results] == [
+        ("a.example", KEY, "waiting"),
+        ("b.example", KEY, "failed"),
+        ("", None, "failed"),
+    ]

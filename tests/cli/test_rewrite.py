@@ -403,3 +403,24 @@ async def test_images_are_kept_before_files_are_written(
     await origin.stop()
     for n, url in enumerate(urls):
         assert await (await imgkeep.img(url)).read() == picture(seed=n)
+
+
+async def test_links_that_the_server_would_refuse_stay(
+    start: Start, command: Command, site: Path, tmp_path: Path, origin: FakeOrigin
+) -> None:
+    origin.gives("/a.png", picture())
+    fetched, refused = origin.url(f"/a.png?{SIGNED}"), DIES
+    page = f'<img src="{fetched}"><img src="{refused}">'
+    (site / "a.html").write_text(page)
+    token = "a-token-for-the-api"
+    refusing = await start(sources={"deny": ("pictures.example",)}, security={"api_tokens": (token,)})
+    arguments = ("--save", "--server", f"http://127.0.0.1:{port_of(refusing)}", "site/a.html")
+    status, out, err = await asyncio.to_thread(command, *arguments, security__api_tokens=token)
+    assert (status, out) == (0, page.replace(fetched, target_of(fetched)).encode()), err
+
+    signing = {"signature": "misses", "signing_keys": ("k" * 16,), "api_tokens": (token,)}
+    refusing = await start(folder=tmp_path / "other", security=signing)
+    arguments = ("--save", "--server", f"http://127.0.0.1:{port_of(refusing)}", "site/a.html")
+    status, out, err = await asyncio.to_thread(command, *arguments, security__api_tokens=token)
+    assert (status, out) == (2, b"")
+    assert "security.signing_keys: the server that --server names takes signed links only" in err

@@ -67,6 +67,22 @@ def png_with(*chunks: bytes) -> bytes:
     return body[:33] + b"".join(chunks) + body[33:]
 
 
+def animation(*frames: tuple[int, bytes]) -> bytes:
+    """An APNG whose picture is no frame, with numbered chunks behind it."""
+    body = png_with(png_chunk(b"acTL", b"\0\0\0\1" * 2))
+    chunks = [png_chunk(kind, struct.pack(">I", number) + bytes(22)) for number, kind in frames]
+    return body[:-12] + b"".join(chunks) + body[-12:]
+
+
+# GIF
+
+
+def gif(screen: tuple[int, int], image: tuple[int, int, int, int], blocks: bytes = b"!\xfe\1a\0") -> bytes:
+    """A GIF of one image at a place, with blocks before it."""
+    head = b"GIF89a" + struct.pack("<HHBBB", *screen, 0, 0, 0)
+    return head + blocks + struct.pack("<BHHHHB", 0x2C, *image, 0) + b"\2\2\x4c\1\0;"
+
+
 # ISO-BMFF
 
 
@@ -130,6 +146,27 @@ def heif(major: bytes, *compatible: bytes, mdat: bytes = MDAT, version: int = 0)
     return with_extent(len(with_extent(0)) - 100)
 
 
+def items(*types: bytes, version: int = 0, entry_version: int = 2) -> bytes:
+    """An `iinf` of items with these types, counted from 1."""
+    entries = [
+        full_box(
+            b"infe", struct.pack(">HH" if entry_version == 2 else ">IH", number, 0), kind, b"\0", version=entry_version
+        )
+        for number, kind in enumerate(types, 1)
+    ]
+    return full_box(b"iinf", struct.pack(">I" if version else ">H", len(entries)), *entries, version=version)
+
+
+def minimal(brand: bytes, width: int = 20, height: int = 12, *, long: bool = False, orientation: int = 1) -> bytes:
+    """A file of `ftyp` and `mini` whose other fields are noise."""
+    bits = 0b00_0_0_1_0_0_0_0_0_0 << 5 | 0b01 << 3 | orientation - 1
+    side = 15 if long else 7
+    bits = ((bits << 1 | long) << side | width - 1) << side | height - 1
+    bits <<= (31 if long else 15) - 2 * side
+    size = 6 if long else 4
+    return box(b"ftyp", b"mif3", brand) + box(b"mini", bits.to_bytes(size, "big") + b"pixels" * 9)
+
+
 # JPEG XL
 
 
@@ -159,25 +196,58 @@ def bmp_os2() -> bytes:
 
 
 def bmp(
-    *, width: int = 20, height: int = 12, compression: int = 0, image_bytes: int = 0, file_bytes: int = 0, **_: int
+    *,
+    width: int = 20,
+    height: int = 12,
+    depth: int = 24,
+    compression: int = 0,
+    image_bytes: int = 0,
+    file_bytes: int = 0,
+    planes: int = 1,
+    rows_at: int = 54,
+    pixels: bytes = bytes(720),
 ) -> bytes:
-    """A BMP of 24 bits whose rows are 720 bytes, whatever it says."""
-    dib = struct.pack("<IiiHHIIIIII", 40, width, height, 1, 24, compression, image_bytes, 0, 0, 0, 0)
-    return struct.pack("<2sIII", b"BM", file_bytes, 0, 54) + dib + bytes(720)
+    """A BMP whose rows are `pixels`, whatever it says."""
+    dib = struct.pack("<IiiHHIIIIII", 40, width, height, planes, depth, compression, image_bytes, 0, 0, 0, 0)
+    return struct.pack("<2sIII", b"BM", file_bytes, 0, rows_at) + dib + pixels
 
 
-def ico(*entries: tuple[int, int, bytes], gap: int = 0) -> bytes:
-    """An icon of images with the width and height that the directory says."""
+def bmp_of_runs(*runs: bytes, compression: int = 1, size: int = 40, **fields: int) -> bytes:
+    """A BMP of 20 by 12 pixels in runs, without sizes that would tell their end."""
+    depth = {1: 8, 2: 4, 4: 24}[compression]
+    colours = bytes(4 << depth if depth <= 8 else 0)
+    dib = struct.pack("<IIIHHI", size, 20, 12, 1, depth, compression).ljust(size, b"\0")
+    dib = dib[:20] + struct.pack("<I", fields.get("image_bytes", 0)) + dib[24:]
+    head = struct.pack("<2sIII", b"BM", fields.get("file_bytes", 0), 0, 14 + size + len(colours))
+    return head + dib + colours + b"".join(runs)
+
+
+def bmp_second(size: int) -> bytes:
+    """A BMP of OS/2's second age, whose header ends after `size` bytes."""
+    dib = struct.pack("<IIIHH", size, 20, 12, 1, 24).ljust(size, b"\0")
+    return struct.pack("<2sIII", b"BM", 0, 0, 14 + size) + dib + bytes(720)
+
+
+def ico(*entries: tuple[int, int, bytes], gap: int = 0, kind: int = 1, size: int | None = None) -> bytes:
+    """An icon, or with kind 2 a cursor, of images with the width, height and size that the directory says."""
     at = 6 + 16 * len(entries) + gap
     lines, images = [], []
     for width, height, image in entries:
-        lines.append(struct.pack("<BBBBHHII", width, height, 0, 0, 1, 32, len(image), at))
+        said = len(image) if size is None else size
+        lines.append(struct.pack("<BBBBHHII", width, height, 0, 0, 1, 32, said, at))
         images.append(image)
         at += len(image)
-    return struct.pack("<HHH", 0, 1, len(entries)) + b"".join(lines) + bytes(max(gap, 0)) + b"".join(images)
+    return struct.pack("<HHH", 0, kind, len(entries)) + b"".join(lines) + bytes(max(gap, 0)) + b"".join(images)
 
 
-DIB = struct.pack("<IiiHHIIIIII", 40, 20, 24, 1, 32, 0, 0, 0, 0, 0, 0) + bytes(20 * 12 * 4)
+def dib(depth: int, *, mask: bool = True, height: int = 24, compression: int = 0, colours: int = 0) -> bytes:
+    """A picture of an icon: header, colours, rows, and a mask of twelve rows."""
+    head = struct.pack("<IiiHHIIIIII", 40, 20, height, 1, depth, compression, 0, 0, 0, colours, 0)
+    table = bytes(4 * (colours or 1 << depth) if depth <= 8 else 0)
+    return head + table + b"\xff" * ((20 * depth + 31) // 32 * 4 * 12) + bytes(48 if mask else 0)
+
+
+DIB = dib(32, mask=False)
 
 
 # TIFF
@@ -244,8 +314,12 @@ def samples() -> dict[str, Sample]:
         "png with provenance": Sample(Format.PNG, png_with(png_chunk(b"caBX", bytes(3000)))),
         "apng": Sample(Format.APNG, animated("PNG")),
         "apng after provenance": Sample(
-            Format.APNG, png_with(png_chunk(b"caBX", bytes(500)), png_chunk(b"acTL", b"\0\0\0\1" * 2))
+            Format.APNG,
+            png_with(
+                png_chunk(b"caBX", bytes(500)), png_chunk(b"acTL", b"\0\0\0\1" * 2), png_chunk(b"fcTL", bytes(26))
+            ),
         ),
+        "png with a chunk of a number": Sample(Format.PNG, png_with(png_chunk(b"ab1d", b"c"))),
         "jpeg baseline": Sample(Format.JPEG, saved("JPEG")),
         "jpeg progressive": Sample(Format.JPEG, saved("JPEG", progressive=True)),
         "jpeg with restarts": Sample(Format.JPEG, saved("JPEG", restart_marker_blocks=1)),
@@ -254,12 +328,21 @@ def samples() -> dict[str, Sample]:
         ),
         "jpeg with fill bytes": Sample(Format.JPEG, saved("JPEG").replace(b"\xff\xdb", b"\xff\xff\xff\xdb", 1)),
         "jpeg with fill in front": Sample(Format.JPEG, saved("JPEG").replace(b"\xff\xe0", b"\xff\xff\xe0", 1)),
+        "jpeg with junk in front": Sample(
+            Format.JPEG, saved("JPEG").replace(b"\xff\xe0", b"\xff\0a\xff\x01\xff\xd0\xff\xe0", 1)
+        ),
+        "jpeg with a segment of no length": Sample(
+            Format.JPEG, saved("JPEG").replace(b"\xff\xdb", b"\xff\xe1\0\0\xff\xdb", 1)
+        ),
         "jpeg with junk": Sample(Format.JPEG, saved("JPEG").replace(b"\xff\xdb", b"junk\xff\x00\xff\xdb", 1)),
         "jpeg with a marker alone": Sample(Format.JPEG, saved("JPEG").replace(b"\xff\xdb", b"\xff\x01\xff\xdb", 1)),
         "gif": Sample(Format.GIF, saved("GIF", picture("L"))),
         "gif animated": Sample(Format.GIF, animated("GIF", "L", loop=0)),
         "gif 87a": Sample(Format.GIF, b"GIF87a\x14\0\x0c\0\0\0\0,\0\0\0\0\x14\0\x0c\0\x80\1\2\3\4\5\6\2\2\x4c\1\0;"),
-        "gif of comments": Sample(Format.GIF, b"GIF87a\x14\0\x0c\0\0\0\0!\xfe\0,\0\0\0\0\x14\0\x0c\0\0\2\0;"),
+        "gif of comments": Sample(Format.GIF, b"GIF87a\x14\0\x0c\0\0\0\0!\xfe\0,\0\0\0\0\x14\0\x0c\0\0\2\1\5\0;"),
+        "gif without a screen": Sample(Format.GIF, gif((0, 0), (0, 0, 20, 12))),
+        "gif without a side": Sample(Format.GIF, gif((20, 0), (0, 0, 9, 12))),
+        "gif wider than its screen": Sample(Format.GIF, gif((9, 9), (15, 2, 5, 10))),
         "webp lossy": Sample(Format.WEBP, saved("WEBP")),
         "webp lossless": Sample(Format.WEBP, saved("WEBP", lossless=True)),
         "webp with alpha": Sample(Format.WEBP, saved("WEBP", picture("RGBA"))),
@@ -270,6 +353,25 @@ def samples() -> dict[str, Sample]:
         "avif": Sample(Format.AVIF, saved("AVIF")),
         "avif animated": Sample(Format.AVIF, animated("AVIF")),
         "avif by compatible brand": Sample(Format.AVIF, heif(b"mif1", b"miaf", b"avif")),
+        "avif of a profile": Sample(Format.AVIF, heif(b"MA1B", b"mif1", b"miaf", b"avif")),
+        "avif of a film's brand": Sample(Format.AVIF, heif(b"iso8", b"isom", b"avis")),
+        "avif that is heic too": Sample(
+            Format.AVIF, ftyp(b"heic", b"mif1", b"avif") + meta(PITM, items(b"av01", b"hvc1"), iprp(IPMA)) + MDAT
+        ),
+        "avif of tiles": Sample(
+            Format.AVIF, ftyp(b"mif1", b"miaf") + meta(PITM, items(b"grid", b"av01"), iprp(IPMA)) + MDAT
+        ),
+        "avif minimal": Sample(Format.AVIF, minimal(b"avif")),
+        "avif minimal, turned": Sample(Format.AVIF, minimal(b"avif", orientation=6), TURNED),
+        "heic minimal": Sample(Format.HEIC, minimal(b"heic", 2000, 1200, long=True), PixelSize(2000, 1200)),
+        "heif minimal": Sample(Format.HEIF, minimal(b"vvic")),
+        "heic by its item": Sample(
+            Format.HEIC,
+            ftyp(b"mif2", b"miaf") + meta(PITM, items(b"hvc1", version=1, entry_version=3), iprp(IPMA)) + MDAT,
+        ),
+        "heif of another coding": Sample(
+            Format.HEIF, ftyp(b"avci", b"mif1", b"miaf") + meta(PITM, items(b"avc1"), iprp(IPMA)) + MDAT
+        ),
         "heic": Sample(Format.HEIC, heif(b"heic", b"mif1", b"heic")),
         "heic by compatible brand": Sample(Format.HEIC, heif(b"msf1", b"hevc", b"iso8", version=1)),
         "heif": Sample(Format.HEIF, heif(b"mif1", b"miaf", version=2)),
@@ -305,8 +407,22 @@ def samples() -> dict[str, Sample]:
         "bmp with colours": Sample(Format.BMP, saved("BMP", picture("L"))),
         "bmp os/2": Sample(Format.BMP, bmp_os2()),
         "bmp top-down": Sample(Format.BMP, bmp(height=-12)),
-        "bmp compressed": Sample(Format.BMP, bmp(compression=1, image_bytes=720)),
-        "bmp compressed by file size": Sample(Format.BMP, bmp(compression=1, file_bytes=774)),
+        "bmp of three planes": Sample(Format.BMP, bmp(planes=3)),
+        "bmp whose rows are nowhere": Sample(Format.BMP, bmp(rows_at=0)),
+        "bmp whose rows are far away": Sample(Format.BMP, bmp(rows_at=100_054, pixels=bytes(100_720))),
+        "bmp with masks": Sample(Format.BMP, bmp(depth=32, compression=3, rows_at=0, pixels=bytes(12 + 960))),
+        "bmp with more masks": Sample(Format.BMP, bmp(depth=16, compression=6, rows_at=0, pixels=bytes(16 + 480))),
+        "bmp os/2 second": Sample(Format.BMP, bmp_second(16)),
+        "bmp os/2 second, half": Sample(Format.BMP, bmp_second(42)),
+        "bmp in runs": Sample(Format.BMP, bmp_of_runs(*[b"\x14\7\0\0"] * 12)),
+        "bmp in runs with a mark": Sample(Format.BMP, bmp_of_runs(b"\x14\7", b"\0\2\0\3", b"\0\3abc\0", b"\0\1")),
+        "bmp in runs of half bytes": Sample(Format.BMP, bmp_of_runs(b"\0\5abc\0", b"\0\1", compression=2)),
+        "bmp in runs of 24 bits": Sample(
+            Format.BMP, bmp_of_runs(b"\x14abc", b"\0\3abcabcabc\0", b"\0\1", compression=4, size=64)
+        ),
+        "bmp that ends by a jump": Sample(Format.BMP, bmp_of_runs(b"\0\2\0\x0c")),
+        "bmp of a png": Sample(Format.BMP, bmp(depth=0, compression=5, image_bytes=720)),
+        "bmp of a png by file size": Sample(Format.BMP, bmp(depth=0, compression=5, file_bytes=774)),
         "ico": Sample(
             Format.ICO, saved("ICO", picture("RGBA", (48, 48)), sizes=[(16, 16), (48, 48)]), PixelSize(48, 48)
         ),
@@ -316,6 +432,12 @@ def samples() -> dict[str, Sample]:
             PixelSize(32, 32),
         ),
         "ico of 256": Sample(Format.ICO, ico((16, 16, DIB), (0, 0, DIB)), PixelSize(256, 256)),
+        "ico of few colours": Sample(Format.ICO, ico((20, 12, dib(4, colours=3)))),
+        "ico of pngs": Sample(Format.ICO, ico((0, 0, saved("PNG")), (20, 12, saved("PNG")))),
+        "ico of another coding": Sample(Format.ICO, ico((20, 12, dib(8, compression=1)))),
+        "ico of something and a png": Sample(Format.ICO, ico((8, 8, b"something"), (20, 12, saved("PNG")))),
+        "cur": Sample(Format.CUR, ico((20, 12, dib(1)), kind=2)),
+        "cur of png": Sample(Format.CUR, ico((20, 12, saved("PNG")), kind=2)),
         "ico with a large png": Sample(
             Format.ICO, ico((0, 0, saved("PNG", picture(size=(300, 280))))), PixelSize(300, 280)
         ),

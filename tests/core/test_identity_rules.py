@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import tomllib
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -436,6 +436,18 @@ BAD: list[tuple[dict[str, object], str]] = [
     ({**GOOD, "expires": ["epoch"]}, "provider 'Acme': expires: epoch is read from 1 field, not 0"),
     ({**GOOD, "expires": ["start-seconds a"]}, "provider 'Acme': expires: start-seconds is read from 2 fields, not 1"),
     ({**GOOD, "expires": ["epoch <x>"]}, "provider 'Acme': expires: <x> is not a group of place"),
+    ({**GOOD, "expires": ["epoch +300"]}, "provider 'Acme': expires: +300 is a lifetime, and there is no field before"),
+    ({**GOOD, "gone": ["removed.png"]}, "provider 'Acme': gone: 'removed.png' is no host and path"),
+    ({**GOOD, "gone": ["img.acme.example"]}, "provider 'Acme': gone: 'img.acme.example' is no host and path"),
+    ({**GOOD, "gone": ["img.acme.example/"]}, "provider 'Acme': gone: 'img.acme.example/' is no host and path"),
+    ({**GOOD, "gone": ["img.acme.example/*"]}, "provider 'Acme': gone: 'img.acme.example/*' is no host and path"),
+    ({**GOOD, "gone": ["https://a.example/b.png"]}, "provider 'Acme': gone: 'https://a.example/b.png' is no host and"),
+    ({**GOOD, "gone": ["a.example/b.png?c=1"]}, "provider 'Acme': gone: 'a.example/b.png?c=1' is no host and path"),
+    ({**GOOD, "alias": True}, "provider 'Acme': alias: goes with becomes and permission = false"),
+    (
+        {**GOOD, "alias": True, "place": "(?P<x>.*)", "becomes": "{x}"},
+        "provider 'Acme': alias: goes with becomes and permission = false",
+    ),
     (
         {**GOOD, "examples": ["https://other.example/"]},
         "provider 'Acme': examples: the rule does not apply to number 1",
@@ -486,3 +498,138 @@ def test_the_documented_provider_works() -> None:
     assert all(info.provider == table["name"] and info.temporary and info.expires_at for info in infos)
     others = {identify_url(url, NOW, catalogue).key for url in table["counterexamples"]}
     assert not others & {info.key for info in infos}
+
+
+# --- pictures in the place of those that are gone
+
+
+@pytest.mark.parametrize(
+    ("url", "gone"),
+    [
+        ("https://i.imgur.com/removed.png", True),
+        ("http://i.imgur.com/removed.png?1", True),
+        ("https://I.IMGUR.com:8443/Removed%2epng", True),
+        ("https://s.yimg.com/pw/images/en-us/photo_unavailable_l.png", True),
+        ("https://i.imgur.com/removed.pngx", False),
+        ("https://i.imgur.com/a/removed.png", False),
+        ("https://example.com/removed.png", False),
+        ("https://example.com/?i.imgur.com/removed.png", False),
+    ],
+)
+def test_a_placeholder_is_told_by_its_host_and_path(url: str, *, gone: bool) -> None:
+    assert BUILT_IN.is_gone(read_source(url)) is gone
+
+
+def test_a_users_placeholders_are_told_beside_our_own() -> None:
+    own = read_catalogue([{**GOOD, "gone": ["static.acme.example/missing*.png", "*.cdn.acme.example/gone/*"]}])
+    for url in (
+        "https://static.acme.example/missing.png",
+        "https://static.acme.example/missing-2.png?size=3",
+        "https://a.cdn.acme.example/gone/away.gif",
+        "https://i.imgur.com/removed.png",
+    ):
+        assert own.is_gone(read_source(url)), url
+    assert not BUILT_IN.is_gone(read_source("https://static.acme.example/missing.png"))
+    assert not own.is_gone(read_source("https://img.acme.example/missing.png"))
+
+
+# --- buckets of providers, in every spelling
+
+BUCKETS = [
+    (rule.name, host.removesuffix(".s3.amazonaws.com"))
+    for rule in BUILT_IN.rules
+    for host in rule.hosts
+    if host.endswith(".s3.amazonaws.com")
+]
+SPELLINGS = [
+    "{}.s3.amazonaws.com",
+    "{}.s3.us-west-2.amazonaws.com",
+    "{}.s3-us-west-2.amazonaws.com",
+    "{}.s3.dualstack.us-west-2.amazonaws.com",
+    "{}.s3-accelerate.amazonaws.com",
+    "{}.s3-accelerate.dualstack.amazonaws.com",
+    "s3.amazonaws.com/{}",
+    "s3.us-west-2.amazonaws.com/{}",
+    "s3-us-west-2.amazonaws.com/{}",
+    "s3.dualstack.us-west-2.amazonaws.com/{}",
+]
+SIGNED = f"X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Date=20260110T120000Z&X-Amz-Expires=3600&X-Amz-Signature={'0' * 64}"
+
+
+def test_there_are_buckets() -> None:
+    assert {name for name, _ in BUCKETS} >= {"Figma", "Notion", "Adobe Firefly"}
+    assert all("*" not in bucket for _, bucket in BUCKETS)
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+@pytest.mark.parametrize(("provider", "bucket"), BUCKETS)
+@pytest.mark.parametrize("query", ["", f"?{SIGNED}"], ids=["bare", "signed"])
+def test_a_providers_bucket_is_told_in_every_spelling(provider: str, bucket: str, spelling: str, query: str) -> None:
+    usual = identify_url(f"https://{bucket}.s3.amazonaws.com/a/b.png{query}", NOW)
+    told = identify_url(f"https://{spelling.format(bucket)}/a/b.png{query}", NOW)
+    assert told.provider == provider
+    for name in ("identity", "key", "temporary", "expires_at", "scheme", "enforced", "permission"):
+        assert getattr(told, name) == getattr(usual, name), name
+    assert told.expires_at == (END if query else None)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://s3.us-west-2.amazonaws.com/figma-alpha-api2/a.png",
+        "https://figma-alpha-api.s3.evil.s3.us-west-2.amazonaws.com/a.png",
+        "https://s3.us-west-2.amazonaws.com/x/figma-alpha-api/a.png",
+        "https://s3.us-west-2.amazonaws.com.example.com/figma-alpha-api/a.png",
+        "https://figma-alpha-api.s3.cn-north-1.amazonaws.com.cn/a.png",
+        "https://figma-alpha-api.storage.googleapis.com/a.png",
+    ],
+)
+def test_another_bucket_is_no_providers(url: str) -> None:
+    assert identify_url(url, NOW).provider != "Figma"
+
+
+# --- Dify
+
+DIFY_ID = "790e475f-185f-4602-af5d-bcae911e3f30"
+DIFY = "timestamp={}&nonce=08ceefc08f3fae29dfff8c7a79a964e1&sign=oaSq6fZSSfpw9rQh1HhuCK83qH5BT9vduz6m2e87HlU%3D"
+
+
+@pytest.mark.parametrize("host", ["dify.example.com", "upload.dify.ai", "10.1.2.3:5001", "ai.example.com/dify"])
+@pytest.mark.parametrize("place", [f"{DIFY_ID}/file-preview", f"{DIFY_ID}/image-preview", f"tools/{DIFY_ID}.png"])
+def test_a_link_of_dify_is_temporary_and_has_one_key(host: str, place: str) -> None:
+    bare = identify_url(f"https://{host}/files/{place}", NOW)
+    for more in ("", "&as_attachment=true"):
+        told = identify_url(f"https://{host}/files/{place}?{DIFY.format(1768050000)}{more}", NOW)
+        assert (told.key, told.temporary, told.scheme) == (bare.key, True, "Dify")
+        assert told.expires_at == END + timedelta(seconds=300)
+        assert told.enforced_by_host is False or host == "upload.dify.ai"
+        assert told.may_have_expired(END + timedelta(seconds=301))
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"https://dify.example.com/files/{DIFY_ID}/file-preview?timestamp=1768050000&sign=x",
+        f"https://dify.example.com/files/{DIFY_ID}?{DIFY.format(1768050000)}",
+        f"https://dify.example.com/files/tools/{DIFY_ID}?{DIFY.format(1768050000)}",
+        f"https://dify.example.com/files/7/file-preview?{DIFY.format(1768050000)}",
+        f"https://dify.example.com/files/{DIFY_ID}/file-preview?{DIFY.format('now')}",
+        f"https://dify.example.com/files/{DIFY_ID}/file-preview?{DIFY.format(1768050000)}&sign=x",
+    ],
+)
+def test_what_lacks_a_part_of_it_is_no_link_of_dify(url: str) -> None:
+    assert identify_url(url, NOW).scheme != "Dify"
+    assert identify_url(url, NOW).identity.partition("?")[2] == "" or "sign" in identify_url(url, NOW).identity
+
+
+def test_a_lifetime_is_added_to_a_beginning() -> None:
+    table = {**GOOD, "signed_by": {"at": "epoch-or-empty", "sig": "signature"}, "expires": ["epoch at +3600"]}
+    catalogue = read_catalogue([table])
+    for text, end in (("1768046400", END), ("", None)):
+        assert identify_url(f"https://img.acme.example/a?at={text}&sig={SIG}", NOW, catalogue).expires_at == end
+    far = {**GOOD, "signed_by": {"at": "iso", "sig": "signature"}, "expires": ["iso at +999999999"]}
+    url = f"https://img.acme.example/a?at=9999-01-01&sig={SIG}"
+    assert identify_url(url, NOW, read_catalogue([far])).expires_at is None
+    two = {**GOOD, "signed_by": {"at": "iso", "s": "digits"}, "expires": ["start-seconds at s +60"]}
+    url = "https://img.acme.example/a?at=2026-01-10&s=7"
+    assert identify_url(url, NOW, read_catalogue([two])).expires_at is None

@@ -28,9 +28,10 @@ def test_pixels_are_the_area() -> None:
 
 
 def test_media_types_and_extensions_are_unlike() -> None:
-    assert (
-        len({format_.media_type for format_ in Format}) == len({format_.extension for format_ in Format}) == len(Format)
-    )
+    assert len({format_.extension for format_ in Format}) == len(Format)
+    # A cursor has the type of an icon, and a name of its own.
+    assert len({format_.media_type for format_ in Format}) == len(Format) - 1
+    assert Format.CUR.media_type == Format.ICO.media_type
 
 
 NOW = datetime(2026, 11, 22, 10, tzinfo=UTC)
@@ -59,11 +60,13 @@ def test_a_link_tells_how_old_it_is(
     assert (info.is_fresh(NOW), info.may_have_expired(NOW)) == (fresh, expired)
 
 
-def test_a_job_is_queued_running_or_done() -> None:
+def test_a_job_is_queued_running_done_or_cancelled() -> None:
     job = Job("a", NOW, None, total=2, saved=0, failed=0)
     assert job.state == "queued"
     assert replace(job, failed=1).state == "running"
     assert replace(job, saved=2, finished_at=NOW).state == "done"
+    cancelled = replace(job, saved=1, finished_at=NOW)
+    assert (cancelled.state, cancelled.cancelled, job.cancelled) == ("cancelled", 1, 0)
 
 
 def test_what_waits_in_a_job_does_not_print_its_link() -> None:

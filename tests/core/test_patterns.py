@@ -246,3 +246,13 @@ def test_hundreds_of_patterns_are_looked_at_once_for_a_host(monkeypatch: pytest.
         assert many.match(RAW, f"/stranger-{n}/a.png") is None
     # For each question the list of whole hosts; once for all, each host glob that has paths. A host is looked up.
     assert len(looked) == 200 + 300
+
+
+@pytest.mark.parametrize("glob", ["ü_b.test", "-ü-.test", "☃.test"])
+def test_a_pattern_may_be_any_international_name(glob: str) -> None:
+    assert Patterns((glob,), denying=True).match_host(read_source(f"https://{glob}/").host)
+
+
+def test_a_character_that_becomes_a_wild_card_is_none() -> None:
+    with pytest.raises(ValueError, match="can match no host"):
+        Patterns(("\uff0a.test",), denying=True)

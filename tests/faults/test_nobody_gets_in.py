@@ -288,7 +288,11 @@ EXTRA_CHAINS: dict[str, tuple[str, ...]] = {
     "tab in the host": ("http://127.0.\t0.1/",),
     "tab in the scheme": ("ht\ttp://127.0.0.1/",),
     "spaces around": (" \t http://127.0.0.1/ \t",),
-    "backslash before @": ("https://b.example.com\\@127.0.0.1/",),
+    "slash and backslash": ("/\\127.0.0.1/",),
+    "two backslashes": ("\\\\127.0.0.1\\",),
+    "slash, tab and slash": ("/\t/127.0.0.1/",),
+    "characters in circles": ("http://①②⑦.0.0.1/",),
+    "percent-encoded local name": ("http://loc%61lhost/",),
     "backslashes for slashes": ("http:\\\\127.0.0.1\\",),
     "percent-encoded host": ("http://%31%32%37.0.0.1/",),
     "metadata by name": ("http://metadata.google.internal/",),
@@ -298,8 +302,7 @@ EXTRA_CHAINS: dict[str, tuple[str, ...]] = {
 # These look like leaving and stay: what they lead to is the host that redirected.
 EXTRA_STAYING: dict[str, str] = {
     "a path that looks like a host": "/127.0.0.1/",
-    "slash and backslash": "/\\127.0.0.1/",
-    "two backslashes": "\\\\127.0.0.1\\",
+    "backslash before @": "https://example.com\\@127.0.0.1/",
     "a query": "?next=http://127.0.0.1/",
     "a relative path": "http/127.0.0.1",
     "a fragment": "/real.png#@127.0.0.1",

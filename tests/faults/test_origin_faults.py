@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import sys
 import zlib
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+import brotli  # type: ignore[import-untyped]  # it has no annotations
 import pytest
 
 from proxy.app import Seams
 from proxy.service.failures import SERVER_ERROR_S, TOO_MANY_REQUESTS_S
 from tests.faults.network import Timer, counted, look, nothing_kept, until
 from tests.images import picture, picture_of
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -197,16 +204,14 @@ ENDLESS_NOTHING = b"\x1f\x8b\x08\x00" + bytes(6) + b"\x00\x00\x00\xff\xff" * 400
 ENDLESS_NAME = b"\x1f\x8b\x08\x08" + bytes(6) + b"a" * 2_000_000
 
 BAD_GZIP = {
-    "cut": gzip.compress(picture("PNG", width=320, height=240))[:-9],
+    "cut": gzip.compress(picture("PNG", width=320, height=240))[:-20],
     "cut in half": gzip.compress(picture())[: len(gzip.compress(picture())) // 2],
-    "cut in the checksum": gzip.compress(picture())[:-4],
     "wrong checksum": bytes(WRONG_CRC),
     "wrong size": bytes(WRONG_SIZE),
     "not gzip": picture(),
     "nothing": b"",
     "100,000 empty members": EMPTY_MEMBER * 100_000,
-    "an image and 100,000 empty members": gzip.compress(picture()) + EMPTY_MEMBER * 100_000,
-    "two images": gzip.compress(picture()) * 2,
+    "half an image and another member": gzip.compress(picture()[:2000]) + gzip.compress(picture()[2000:]),
     "zlib": zlib.compress(picture()),
 }
 
@@ -229,9 +234,7 @@ async def test_a_bomb_stops_at_the_limit(start: StartImgkeep, origin: FakeOrigin
 
 
 @pytest.mark.parametrize("body", [ENDLESS_NOTHING, ENDLESS_NAME], ids=["empty blocks", "a name without end"])
-async def test_what_decodes_to_nothing_meets_the_limit_all_the_same(
-    start: StartImgkeep, origin: FakeOrigin, body: bytes
-) -> None:
+async def test_what_decodes_to_nothing_is_given_up(start: StartImgkeep, origin: FakeOrigin, body: bytes) -> None:
     imgkeep = await start(fetch={"body_bytes_max": 1_000_000})
 
     async def script(exchange: Exchange) -> None:
@@ -239,7 +242,7 @@ async def test_what_decodes_to_nothing_meets_the_limit_all_the_same(
         await exchange.send(body)
         exchange.finish()
 
-    await refused_without_trace(imgkeep, origin, origin.on("/a.png", script), "too_large")
+    await refused_without_trace(imgkeep, origin, origin.on("/a.png", script), "origin_error")
 
 
 @pytest.mark.parametrize("coding", ["gzip", "x-gzip", "GZIP", " gzip "])
@@ -254,11 +257,48 @@ async def test_an_honest_compressed_image_is_unwrapped_and_kept(
         assert "Content-Encoding" not in seen.headers
 
 
-@pytest.mark.parametrize("coding", ["br", "deflate", "zstd", "gzip, gzip", "br, gzip", "compress", "nonsense"])
-async def test_another_coding_is_refused(imgkeep: Imgkeep, origin: FakeOrigin, coding: str) -> None:
+@pytest.mark.parametrize("coding", ["gzip", "br", "deflate", "zstd", "gzip, gzip", "br, gzip", "X-GZIP"])
+async def test_a_coding_that_was_not_applied_is_refused(imgkeep: Imgkeep, origin: FakeOrigin, coding: str) -> None:
     url = origin.gives("/a.png", picture(), headers={"Content-Encoding": coding})
     seen = await refused_without_trace(imgkeep, origin, url, "origin_error")
     assert seen.status == 502
+
+
+UNASKED = {
+    "br": ("br", brotli.compress(picture())),
+    "deflate": ("deflate", zlib.compress(picture())),
+    "deflate without a wrapper": ("deflate", zlib.compress(picture())[2:-4]),
+    "zstd": ("zstd", zstd.compress(picture())),
+    "gzip twice": ("gzip, gzip", gzip.compress(gzip.compress(picture()))),
+    "br, gzip": ("br, gzip", gzip.compress(brotli.compress(picture()))),
+    "gzip without its checksum": ("gzip", gzip.compress(picture())[:-8]),
+    "gzip and a newline": ("gzip", gzip.compress(picture()) + b"\n"),
+    "gzip and zeros": ("gzip", gzip.compress(picture()) + bytes(1000)),
+    "gzip and garbage": ("gzip", gzip.compress(picture()) + b"garbage" * 100),
+    "gzip and empty members": ("gzip", gzip.compress(picture()) + EMPTY_MEMBER * 100_000),
+    "gzip and another image": ("gzip", gzip.compress(picture()) * 2),
+    "aws-chunked,gzip": ("aws-chunked,gzip", gzip.compress(picture())),
+    "aws-chunked,gzip, and it is not": ("aws-chunked,gzip", picture()),
+    **{
+        name: (name, picture())
+        for name in ("aws-chunked", "base64", "utf-8", "binary", "undefined", "none", "image/png", "compress", "x, y")
+    },
+}
+
+
+@pytest.mark.parametrize(("coding", "body"), UNASKED.values(), ids=UNASKED.keys())
+@pytest.mark.parametrize("closes", [False, True], ids=["length", "closing"])
+async def test_what_browsers_make_of_a_coding_is_kept(
+    imgkeep: Imgkeep, origin: FakeOrigin, coding: str, body: bytes, *, closes: bool
+) -> None:
+    if closes:
+        url = origin.on("/a.png", closing(body, f"Content-Encoding: {coding}"))
+    else:
+        url = origin.gives("/a.png", body, headers={"Content-Encoding": coding})
+    for outcome in ("imgkeep; fwd=uri-miss; stored", "imgkeep; hit"):
+        seen = await look(imgkeep, url)
+        assert (seen.status, seen.body, seen.headers["Cache-Status"]) == (200, picture(), outcome)
+    assert [path.read_bytes() for path in imgkeep.files("objects")] == [picture()]
 
 
 async def test_identity_is_no_coding(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
@@ -321,23 +361,73 @@ async def test_a_body_of_exactly_the_limit_is_kept(start: StartImgkeep, origin: 
 # O6: a part that nobody asked for.
 
 
-@pytest.mark.parametrize(
-    "content_range",
-    [
-        None,
-        "bytes 0-99/5000",
-        "bytes 1-4999/5000",
-        "bytes 0-4999/*",
-        "bytes */5000",
-        "items 0-4999/5000",
-        "0-4999/5000",
-    ],
-)
-async def test_a_part_is_refused(imgkeep: Imgkeep, origin: FakeOrigin, content_range: str | None) -> None:
+RANGES = [
+    None,
+    "bytes 0-99/5000",
+    "bytes 1-4999/5000",
+    "bytes 0-4999/*",
+    "bytes */5000",
+    "items 0-4999/5000",
+    "0-4999/5000",
+]
+
+
+@pytest.mark.parametrize("content_range", RANGES)
+@pytest.mark.parametrize("part", [slice(0, 4000), slice(2500, 5000)], ids=["beginning", "end"])
+async def test_a_part_is_refused(imgkeep: Imgkeep, origin: FakeOrigin, content_range: str | None, part: slice) -> None:
+    headers = {} if content_range is None else {"Content-Range": content_range}
+    url = origin.gives("/a.png", picture_of(5000)[part], status="206 Partial Content", headers=headers)
+    seen = await look(imgkeep, url)
+    assert seen.broken or (seen.status, seen.code) == (502, "origin_error")
+    await nothing_kept(imgkeep)
+
+
+@pytest.mark.parametrize("content_range", RANGES)
+async def test_the_whole_is_kept_whatever_its_range_says(
+    imgkeep: Imgkeep, origin: FakeOrigin, content_range: str | None
+) -> None:
     headers = {} if content_range is None else {"Content-Range": content_range}
     url = origin.gives("/a.png", picture_of(5000), status="206 Partial Content", headers=headers)
-    seen = await refused_without_trace(imgkeep, origin, url, "origin_error")
-    assert seen.status == 502
+    seen = await look(imgkeep, url)
+    assert (seen.status, seen.body) == (200, picture_of(5000))
+    assert len(imgkeep.files("records")) == 1
+
+
+@pytest.mark.parametrize("status", [200, 201, 202, 203, 207, 208, 226, 299, 300, 305])
+async def test_a_picture_with_a_status_that_browsers_show_is_kept(
+    imgkeep: Imgkeep, origin: FakeOrigin, status: int
+) -> None:
+    url = origin.gives("/a.png", picture_of(5000), status=f"{status} Fine")
+    seen = await look(imgkeep, url)
+    assert (seen.status, seen.body) == (200, picture_of(5000))
+    assert len(imgkeep.files("records")) == 1
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "200 OK\r\nContent-Length: 0",
+        "200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0",
+        "204 No Content",
+        "205 Reset Content\r\nContent-Length: 0",
+        "200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 0",
+        "200 OK\r\nConnection: close",
+    ],
+)
+async def test_an_empty_answer_is_a_fault_of_the_origin_that_is_remembered_shortly(
+    imgkeep: Imgkeep, origin: FakeOrigin, head: str
+) -> None:
+    async def script(exchange: Exchange) -> None:
+        await exchange.send(f"HTTP/1.1 {head}\r\n\r\n".encode())
+        if "close" in head:
+            exchange.finish()
+
+    url = origin.on("/a.png", script)
+    for _ in range(2):
+        seen = await look(imgkeep, url)
+        assert (seen.status, seen.code) == (502, "origin_error")
+    assert origin.asked("/a.png") == 1
+    await nothing_kept(imgkeep)
 
 
 async def test_a_part_that_is_the_whole_is_kept(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
@@ -356,7 +446,6 @@ NO_IMAGES = {
     "HTML with an SVG in it": (b"<html><body>" + SVG + b"</body></html>", "image/svg+xml"),
     "JSON": (b'{"error": "expired"}', "image/png"),
     "XML": (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "image/png"),
-    "nothing": (b"", "image/png"),
     "one byte": (b"\x89", "image/png"),
     "one byte of JPEG": (b"\xff", "image/jpeg"),
     "a signature alone": (b"\x89PNG\r\n\x1a\n", "image/png"),
@@ -625,9 +714,8 @@ NOT_HTTP = {
     "SSH": b"SSH-2.0-OpenSSH_9.6\r\n\r\n",
     "HTTP/0.9": picture(),
     "two lengths": b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n" + picture(),
-    "a negative length": b"HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\n" + picture(),
     "length and chunked": b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n" + picture(),
-    "a head too long": b"HTTP/1.1 200 OK\r\nX: " + b"x" * 20_000 + b"\r\n\r\n" + picture(),
+    "a head too long": b"HTTP/1.1 200 OK\r\nX: " + b"x" * 600_000 + b"\r\n\r\n" + picture(),
     "a head without end": b"HTTP/1.1 200 OK\r\n" + b"X: x\r\n" * 50_000,
     "NUL": b"HTTP/1.1 200 OK\r\nX: \x00\r\n\r\n" + picture(),
 }

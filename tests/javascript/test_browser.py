@@ -19,13 +19,15 @@ if TYPE_CHECKING:
     from playwright.async_api import Browser, Page
 
     from tests.conftest import Imgkeep
+    from tests.origins import Exchange
 
 PAGE = """<!doctype html><meta charset="utf-8"><title>A page</title><base href="/"><link rel="icon" href="data:,">
 <img src="{origin}/there.png"><img src="own.png"><div id="room"></div>
 <script type="module" nonce="n">
 import {{ observe }} from "{imgkeep}/imgkeep.js";
 window.observe = observe;
-window.options = {{ publicUrl: "{imgkeep}", link: "{origin}/made.png" }};
+window.link = "{origin}/made.png";
+window.options = {{ publicUrl: "{imgkeep}" }};
 window.stop = observe(document, options);
 document.documentElement.id = "ready";
 </script>"""
@@ -86,10 +88,10 @@ async def site() -> AsyncIterator[FakeOrigin]:
 class Pages:
     """Opens pages of a site that use imgkeep, and notes what goes wrong in them."""
 
-    def __init__(self, browser: Browser, site: FakeOrigin, origin: FakeOrigin, imgkeep: str) -> None:
+    def __init__(self, browser: Browser, site: FakeOrigin, origin: str, imgkeep: str) -> None:
         self._browser = browser
         self._site = site
-        self._names = {"origin": origin.url(""), "imgkeep": imgkeep}
+        self._names = {"origin": origin, "imgkeep": imgkeep}
         self.errors: list[str] = []
         self.asked: dict[str, int] = {}
 
@@ -111,15 +113,15 @@ class Pages:
 
     def strange(self) -> list[str]:
         """Return what went wrong, but for links that a browser asks for before they can be rewritten: those of the
-        parser, and of images that are not in the page yet.
+        parser, and of images that are not in the page yet; and for the one that comes to browsers only.
         """
-        return [error for error in self.errors if not re.search(r"/(there|made)\.png", error)]
+        return [error for error in self.errors if not re.search(r"(/|%2F)(there|made|picky)\.png", error)]
 
 
 async def insists(page: Page) -> None:
     """Another observer sets a link back whenever it changes: all in one turn of the event loop."""
     link, tries = await page.evaluate("""async () => {
-      const image = document.createElement("img"), link = options.link;
+      const image = document.createElement("img");
       let tries = 0;
       new MutationObserver(() => {
         if (image.getAttribute("src") !== link) tries += 1, image.setAttribute("src", link);
@@ -138,7 +140,7 @@ async def sets_again(page: Page) -> None:
       const turn = () => new Promise((resolve) => setTimeout(resolve));
       room.append(image);
       for (let round = 0; round < 20; round += 1) {
-        image.src = options.link;
+        image.src = link;
         await turn();
         if (!image.getAttribute("src").startsWith(options.publicUrl)) return round;
       }
@@ -151,7 +153,7 @@ async def is_odd(page: Page) -> None:
     """Names of inputs hide what their form has, those of images what the document has."""
     odd = await page.evaluate("""async () => {
       const names = ["attributes", "style", "localName", "nodeType", "querySelectorAll", "hasAttribute", "children"];
-      room.innerHTML = `<form style="background: url(${options.link})"></form><img id=seen src="${options.link}">`
+      room.innerHTML = `<form style="background: url(${link})"></form><img id=seen src="${link}">`
         + `<constructor></constructor><image src="data:,"></image><img srcset=", ,"><img src><input type=image>`
         + `<p style="background: url(a b), url(&quot;"></p><svg><image/></svg><math style="x"></math>`;
       for (const name of names) room.firstChild.innerHTML += `<input name="${name}">`;
@@ -171,7 +173,7 @@ async def forbids_styles(page: Page) -> None:
     image, width = await page.evaluate("""async () => {
       const box = document.createElement("div");
       box.style.width = "7px";
-      box.style.backgroundImage = `url(${options.link})`;
+      box.style.backgroundImage = `url(${link})`;
       room.append(box);
       await new Promise((resolve) => setTimeout(resolve));
       const style = getComputedStyle(box);
@@ -187,11 +189,11 @@ async def has_a_shadow(page: Page) -> None:
       room.append(host);
       const root = host.attachShadow({ mode: "closed" });
       const link = () => root.lastChild.getAttribute("src");
-      root.innerHTML = `<img src="${options.link}">`;
+      root.innerHTML = `<img src="${window.link}">`;
       await new Promise((resolve) => setTimeout(resolve));
       const before = link();
       observe(root, options);
-      root.innerHTML = `<img src="${options.link}">`;
+      root.innerHTML = `<img src="${window.link}">`;
       await new Promise((resolve) => setTimeout(resolve));
       return [before, link()];
     }""")
@@ -203,14 +205,54 @@ async def stops(page: Page) -> None:
     link = await page.evaluate("""async () => {
       stop();
       room.innerHTML = `<img src="data:,">`;
-      room.firstChild.srcset = `${options.publicUrl}/img?src=${encodeURIComponent(options.link)}, x 2x`;
+      room.firstChild.srcset = `${options.publicUrl}/img?src=${encodeURIComponent(link)}, x 2x`;
       room.setAttribute("style", "background: url(https://h.example/a.png)");
       room.removeAttribute("style");
-      room.firstChild.setAttribute("src", options.link);
+      room.firstChild.setAttribute("src", link);
       await new Promise((resolve) => setTimeout(resolve));
       return room.firstChild.getAttribute("src");
     }""")
     assert "/img?src=" not in link
+
+
+async def misspells(page: Page) -> None:
+    told = await page.evaluate("""() => {
+      try {
+        observe(document, { publicURL: "https://k.example" });
+      } catch (error) {
+        return String(error);
+      }
+    }""")
+    assert told == "TypeError: publicURL: no option; did you mean publicUrl?"
+
+
+async def fails(page: Page) -> None:
+    """Ours fails, and what worked without us goes on working."""
+    links = await page.evaluate("""async () => {
+      const lost = `http://localhost:${location.port}/picky.png`;
+      room.innerHTML = `<img src="${lost}"><picture><source srcset="${lost} 1x"><img src="${lost}"></picture>`;
+      const images = [...room.querySelectorAll("img")];
+      const end = Date.now() + 10_000, isWhole = (image) => image.naturalWidth && image.src === lost;
+      while (!images.every(isWhole) && Date.now() < end) await new Promise((resolve) => setTimeout(resolve, 10));
+      images[0].src = link;
+      await new Promise((resolve) => setTimeout(resolve));
+      images[1].src = lost;
+      await new Promise((resolve) => setTimeout(resolve));
+      return [lost, ...images.map((image) => image.getAttribute("src")), room.querySelector("source").srcset];
+    }""")
+    lost, changed, again, source = links
+    assert "/img?src=" in changed
+    assert (again, source) == (lost, f"{lost} 1x")
+
+
+async def is_refused(page: Page) -> None:
+    links = await page.evaluate("""async () => {
+      const links = ["https://refused.example/a.png", "https://a.allowed.example:81/a.png", "http://intranet/a.png"];
+      room.innerHTML = links.map((each) => `<img src="${each}">`).join("");
+      await new Promise((resolve) => setTimeout(resolve));
+      return [links, [...room.children].map((image) => image.getAttribute("src"))];
+    }""")
+    assert links[0] == links[1]
 
 
 FACTS: dict[str, Callable[[Page], Awaitable[None]]] = {
@@ -218,21 +260,28 @@ FACTS: dict[str, Callable[[Page], Awaitable[None]]] = {
     "who insists on a link is left it, and the page goes on": insists,
     "odd markup disturbs nothing": is_odd,
     "a shadow is a root of its own": has_a_shadow,
+    "an option that there is not is an error": misspells,
+    "a picture whose new link fails gets its first one back": fails,
     "after its end nothing is rewritten": stops,
 }
 
 
 async def test_scripts_insert_what_they_want_and_it_lasts(
-    imgkeep: Imgkeep, origin: FakeOrigin, site: FakeOrigin, subtests: pytest.Subtests
+    imgkeep: Imgkeep,
+    start: Callable[..., Awaitable[Imgkeep]],
+    origin: FakeOrigin,
+    site: FakeOrigin,
+    subtests: pytest.Subtests,
 ) -> None:
     names = sorted({*INSERTED, "fallback", "unused"})
     there = origin.url("")
     for seed, name in enumerate(names):
         origin.gives(f"/{name}.png", picture(seed=seed))
     site.gives("/own.png", picture())
+    site.on("/picky.png", to_browsers)
     ours = str(imgkeep.client.make_url("")).rstrip("/")
     async with browsing() as browser:
-        pages = Pages(browser, site, origin, ours)
+        pages = Pages(browser, site, there, ours)
         with subtests.test("each place of an image leads to us"):
             async with pages.open() as page:
                 await page.evaluate(INSERT, there)
@@ -241,6 +290,7 @@ async def test_scripts_insert_what_they_want_and_it_lasts(
                 assert not [value for value in values if value.startswith(there)]
                 assert "own.png" in values
         with subtests.test("what is kept paints when the origin is gone"):
+            await (await imgkeep.img(origin.url("/made.png"))).read()
             await origin.stop()
             pages.asked.clear()
             async with pages.open() as page:
@@ -255,6 +305,12 @@ async def test_scripts_insert_what_they_want_and_it_lasts(
             async with pages.open(headers={"Content-Security-Policy": "style-src 'none'"}) as page:
                 await forbids_styles(page)
         assert pages.strange() == []
+        with subtests.test("what the server would refuse stays as it is"):
+            settings = {"sources": {"allow": ("*.allowed.example",)}, "fetch": {"allow_networks": ()}}
+            refusing = await start(folder=imgkeep.folder.parent / "other", **settings)
+            other = str(refusing.client.make_url("")).rstrip("/")
+            async with Pages(browser, site, there, other).open() as page:
+                await is_refused(page)
         with subtests.test("the example does what it says"):
             text = (ROOT / "examples" / "javascript" / "page.html").read_text("utf-8")
             text = text.replace("http://127.0.0.1:8080", ours).replace("{", "{{").replace("}", "}}")
@@ -263,6 +319,14 @@ async def test_scripts_insert_what_they_want_and_it_lasts(
                 await page.click("button")
                 await page.wait_for_function(f"() => document.images[0]?.currentSrc.startsWith('{ours}/img?')")
                 await page.wait_for_function(IMAGES_PAINT)
+
+
+async def to_browsers(exchange: Exchange) -> None:
+    """Give a picture to browsers, and nothing to imgkeep."""
+    if "sec-fetch-dest" in {name.lower() for name in exchange.headers}:
+        await exchange.answer(picture(), headers={"Content-Type": "image/png"})
+    else:
+        await exchange.answer(b"no", status="403 Forbidden")
 
 
 async def everything_came(page: Page, pages: Pages, ours: str) -> None:

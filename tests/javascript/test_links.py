@@ -255,3 +255,52 @@ def test_what_the_server_reads_is_the_link_that_was_meant(js: Call) -> None:
     link = "https://h.example/a (1)'!*.png?x=%2F&y=ü&z=a+b"
     query = read_img_query(js("imgUrl", link).partition("?")[2])
     assert (query.text, query.source) == (link, read_source(link))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"publicURL": OURS}, "publicURL: no option; did you mean publicUrl?"),
+        ({"wich": "all"}, "wich: no option; did you mean which?"),
+        ({"key": KEY}, "key: no option; signedImgUrl and signedSrcset take it"),
+        ({"colour": 1}, "colour: no option; there are publicUrl, which, base, allow, deny"),
+        ({"a" * 5000: 1}, "no option; there are"),
+        ("https://i.example", "options: an object"),
+        ({"allow": "*.example.com"}, "allow: a list of patterns"),
+        ({"deny": ["https://h.example"]}, 'deny: "https://h.example" can match no host'),
+    ],
+)
+def test_options_that_there_are_not_are_told(js: Call, options: Any, message: str) -> None:
+    for name in ("imgUrl", "srcset"):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            js(name, H, options)
+
+
+def test_signing_functions_tell_theirs_too(js: Call) -> None:
+    with pytest.raises(ValueError, match=re.escape("expire: no option; did you mean expires?")):
+        js("signedImgUrl", H, {"key": KEY, "expire": 1})
+    assert js("signedImgUrl", H, {"key": KEY, "publicUrl": OURS}).startswith(OURS)
+
+
+@pytest.mark.parametrize(
+    ("link", "options", "rewritten"),
+    [
+        (H, {"allow": ["h.example"]}, True),
+        (H, {"allow": ["*.example.com"]}, False),
+        (H, {"allow": []}, False),
+        (H, {"deny": ["h.*"]}, False),
+        (H, {"allow": ["*"], "deny": ["o.example"]}, True),
+        ("https://h.example/x/a.png?s=1", {"allow": ["h.example/x/*"]}, True),
+        ("https://h.example/y/a.png", {"allow": ["h.example/x/*"]}, False),
+        ("https://h.example/y/../x/a.png", {"allow": ["h.example/x/*"]}, True),
+        ("https://h.example/x/%2e%2e%2fy/a.png", {"allow": ["h.example/x/*"]}, False),
+        ("https://h.example/x/a(1)+b.png", {"allow": ["h.example/x/a(1)+b.png"]}, True),
+        ("https://h.example/X/a.png", {"deny": ["h.example/x/*"]}, False),
+        ("https://h.example/z%2fa.png", {"deny": ["h.example/x/*"]}, False),
+        ("http://10.0.0.1/a.png", {"allow": ["10.*"]}, True),
+        (H, {"which": ["o.example"], "allow": ["h.example"]}, False),
+    ],
+)
+def test_what_imgkeep_may_not_fetch_stays(js: Call, link: str, options: Any, rewritten: bool) -> None:  # noqa: FBT001
+    made = js("imgUrl", link, options)
+    assert (made != link) is rewritten

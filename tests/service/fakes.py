@@ -45,6 +45,9 @@ class Feed:
         self.framed = framed
         self.validator: Validator | None = None
         self.plaintext = False
+        self.media_type = "image/png"
+        self.is_part = False
+        self.beginning = b""
         self._items: asyncio.Queue[bytes | BaseException | None] = asyncio.Queue()
 
     def push(self, *chunks: bytes) -> Feed:
@@ -60,6 +63,7 @@ class Feed:
         while (item := await self._items.get()) is not None:
             if isinstance(item, BaseException):
                 raise item
+            self.beginning = self.beginning or item[:4096]
             yield item
 
 

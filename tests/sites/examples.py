@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from playwright.async_api import Browser, ConsoleMessage, Page, Request, Response
 
+    from tests.program import Program
+
 START_TIMEOUT_S = 30
 
 COMMANDS = {
@@ -30,8 +32,9 @@ COMMANDS = {
 
 
 @asynccontextmanager
-async def running(name: str, page: Path, imgkeep: str) -> AsyncGenerator[str]:
-    """Run an example until the end of the block; yield its URL."""
+async def running(name: str, page: Path, imgkeep: Program) -> AsyncGenerator[str]:
+    """Run an example until the end of the block; yield its URL once imgkeep has told the example its policy."""
+    told = {"PAGE": str(page), "IMGKEEP_URL": f"http://{imgkeep.address}", "IMGKEEP_TOKEN": imgkeep.token}
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     process = await asyncio.create_subprocess_exec(
@@ -39,7 +42,7 @@ async def running(name: str, page: Path, imgkeep: str) -> AsyncGenerator[str]:
         *COMMANDS[name],
         str(port),
         cwd=ROOT,
-        env={**os.environ, "PAGE": str(page), "IMGKEEP_URL": imgkeep},  # noqa: TID251 - what a shell would hand on
+        env={**os.environ, **told},  # noqa: TID251 - what a shell would hand on
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.DEVNULL,
         start_new_session=True,
@@ -49,11 +52,20 @@ async def running(name: str, page: Path, imgkeep: str) -> AsyncGenerator[str]:
             while not await _listens(port):
                 assert process.returncode is None, f"the example for {name} does not run"
                 await asyncio.sleep(0.02)
-        yield f"http://127.0.0.1:{port}/"
+        url = f"http://127.0.0.1:{port}/"
+        async with asyncio.timeout(START_TIMEOUT_S):
+            while "/img?src=" not in await _show(imgkeep, url):  # noqa: ASYNC110 - another process asks
+                await asyncio.sleep(0.02)
+        yield url
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         await process.wait()
+
+
+async def _show(imgkeep: Program, url: str) -> str:
+    async with imgkeep.session.get(url, headers={"Authorization": ""}) as response:
+        return await response.text()
 
 
 async def _listens(port: int) -> bool:

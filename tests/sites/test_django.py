@@ -23,7 +23,7 @@ from django.utils.safestring import mark_safe
 from django.views import View
 
 from proxy.sites import asgi, wsgi
-from proxy.sites.django import ImgkeepMiddleware
+from proxy.sites.django import ImgkeepMiddleware, img_url
 from proxy.sites.django.site import configured
 from tests.sites.pages import KEPT, LINK, PAGE, PLAIN, WANTED
 from tests.sites.test_asgi import body_of
@@ -278,7 +278,12 @@ def rendered(source: str, **values: Any) -> str:
 def test_filters() -> None:
     html = f'<img src="{LINK}">'
     assert rendered("{{ url|img_url }}", url=LINK) == KEPT
-    assert rendered("{{ url|img_url }}", url="https://o.example/?a=1&b=2") == "https://o.example/?a=1&amp;b=2"
+    assert rendered("{{ url|img_url }}", url="https://o.example/b.png") == KEPT.replace(
+        "h.example%2Fa", "o.example%2Fb"
+    )
+    assert rendered("{{ url|img_url }}", url="a.png?a=1&b=2") == "a.png?a=1&amp;b=2"
+    assert img_url(LINK) == KEPT
+    assert img_url("") == ""
     assert rendered("{{ html|safe|imgkeep }}", html=html) == html.replace(LINK, KEPT)
     assert rendered("{{ missing|img_url }}{{ missing|imgkeep }}") == ""
 
@@ -290,9 +295,7 @@ def test_filters_keep_what_is_safe_and_make_nothing_safe() -> None:
     )
     escaped = mark_safe(f"{LINK}?a=1&amp;b=2")
     assert rendered("{{ url|img_url }}", url=escaped) == f"{KEPT}%3Fa%3D1%26b%3D2"
-    assert rendered("{{ url|img_url }}", url=mark_safe("https://o.example/?a=1&amp;b=2")) == (
-        "https://o.example/?a=1&amp;b=2"
-    )
+    assert rendered("{{ url|img_url }}", url=mark_safe("a.png?a=1&amp;b=2")) == "a.png?a=1&amp;b=2"
 
 
 @pytest.mark.parametrize(

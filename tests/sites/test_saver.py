@@ -206,7 +206,8 @@ async def test_images_that_nobody_opens_are_kept(tmp_path: Path, origin: FakeOri
     origin.gives("/seen.png", picture())
     async with serving(tmp_path / "data") as program:
         url = f"http://{program.address}"
-        site = SiteLinks(public_url="https://k.example", which="all", save=url, token=program.token)
+        site = SiteLinks(public_url="https://k.example", which="all", allow="ask", save=url, token=program.token)
+        await until(lambda: site.of_page(None)(origin.url("/a.png")) is not None)  # once imgkeep has told its policy
         assert "k.example/img" in site.rewrite(f'<p><img src="{origin.url("/seen.png")}"><img src="a.png">')
         assert await asyncio.to_thread(saver_for(url, program.token).drain, PATIENCE_S)
         await until(lambda: any((tmp_path / "data/v1/objects").rglob("*.png")))

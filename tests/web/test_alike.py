@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from proxy.web.delivery import POLICY, VECTOR_POLICY
 from tests.images import picture_of
 from tests.web.raw import ask, port_of, target_of
 from tests.web.test_connection import line_to, prepared, site_of
@@ -73,6 +74,28 @@ async def test_under_every_address_both_ways_say_and_record_the_same(
     assert facts[0] == facts[1]
     assert facts[0]["key"]
     assert len(site_of(imgkeep).prepared) == number
+
+
+@pytest.mark.parametrize(
+    ("method", "field"),
+    [("GET", "X: y"), ("HEAD", "X: y"), ("GET", "Range: bytes=5-9"), ("GET", "If-None-Match: *")],
+    ids=["GET", "HEAD", "206", "304"],
+)
+async def test_a_vector_image_has_its_own_policy_on_both_ways(
+    imgkeep: Imgkeep, origin: FakeOrigin, method: str, field: str
+) -> None:
+    """A 304 renews the header fields that a cache holds, so it has the policy too."""
+    vector = b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"><title>a</title></svg>'
+    targets = {
+        await prepared(imgkeep, origin.gives("/a.svg", vector)): VECTOR_POLICY,
+        await prepared(imgkeep, origin.gives("/a.png", IMAGE)): POLICY,
+    }
+    for target, policy in targets.items():
+        long = await ask(imgkeep, target, field, method=method)
+        async with line_to(port_of(imgkeep)) as line:
+            quick = await line.ask(target, field, method=method)
+        assert told(quick) == told(long)
+        assert quick.headers["content-security-policy"] == policy
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])

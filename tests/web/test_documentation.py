@@ -53,7 +53,7 @@ def shapes(told: object) -> object:
     return type(told).__name__
 
 
-async def test_every_example_works_as_written(tmp_path: Path, origin: FakeOrigin) -> None:
+async def test_every_example_works_as_written(tmp_path: Path, origin: FakeOrigin) -> None:  # noqa: PLR0915 - a page
     if shutil.which("curl") is None:
         cannot("curl is not installed")
     (tmp_path / "picture.png").write_bytes(picture())
@@ -61,7 +61,8 @@ async def test_every_example_works_as_written(tmp_path: Path, origin: FakeOrigin
     origin.gives("/other.png", picture(seed=2))
     examples = [block.replace("https://example.com", origin.url("")) for block in EXAMPLES]
     examples = [re.sub(r'(host=|which": \[")example\.com', r"\g<1>127.0.0.1", block) for block in examples]
-    by_link, upload, data, many, job, events, images, one, removal, undo, undos, again, inspect, text, page = examples
+    by_link, upload, body, data, many, job, jobs, cancelling, events, images, one, *examples = examples
+    removal, undo, undos, again, inspect, policy, text, page = examples
     settings: dict[str, Any] = {"server__public_url": "http://127.0.0.1:8080"}
     async with serving(tmp_path / "data", **settings) as program:
         known = {"base": f"http://{program.address}", "token": TOKEN}
@@ -78,6 +79,7 @@ async def test_every_example_works_as_written(tmp_path: Path, origin: FakeOrigin
         first = README.replace("https://example.com", origin.url("")).replace("127.0.0.1:8080", program.address)
         assert (await told(first))["key"] == saved["key"]
         assert (await told(upload))["created"] is True
+        assert (await told(body))["created"] is False
         assert (await told(data))["created"] is False
         taken = await told(many)
         assert (taken["total"], len(taken["id"])) == (2, 32)
@@ -86,6 +88,9 @@ async def test_every_example_works_as_written(tmp_path: Path, origin: FakeOrigin
         documented = json.loads(re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL)[1])["results"]
         assert [sorted(result) for result in results] == [sorted(result) for result in documented]
         assert results[1]["error"] == documented[1]["error"]
+        assert [each["id"] for each in (await told(jobs))["jobs"]] == [taken["id"]]
+        assert (await told(cancelling, job=taken["id"]))["state"] == "done"
+        assert (await told(policy))["allow"] == ["*"]
         assert [image["key"] for image in (await told(images))["images"]] == [saved["key"]]
         assert (await told(one, key=saved["key"]))["digest"] == saved["digest"]
         assert (await program.img(origin.url("/other.png"))).status == 200

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
+import pytest
 from yarl import URL
 
 from proxy.web.site import SITE
@@ -45,6 +46,31 @@ async def test_a_link_tells_all_it_can(imgkeep: Imgkeep) -> None:
         "allowed": True,
         "reason": None,
     }
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "detail"),
+    [
+        ("GET", "/img", "src is missing: ask for /img?src=<percent-encoded URL>"),
+        ("GET", "/img?url=https%3A%2F%2Fa.example", "src is missing: ask for /img?src=<percent-encoded URL>"),
+        ("GET", "/api/inspect", "src is missing: ask for /api/inspect?src=<percent-encoded URL>"),
+        ("DELETE", "/api/images", "DELETE /api/images needs ?src= or ?digest=, and not both"),
+    ],
+)
+async def test_missing_src_is_told_with_the_endpoint(imgkeep: Imgkeep, method: str, path: str, detail: str) -> None:
+    response = await imgkeep.client.request(method, path)
+    assert (response.status, (await response.json())["detail"]) == (400, detail)
+
+
+@pytest.mark.parametrize(
+    "path", ["/api/save-image", "/api/save-images", "/api/rewrite", "/api/refetch", "/api/restore"]
+)
+async def test_endpoint_that_takes_another_method_names_it(imgkeep: Imgkeep, path: str) -> None:
+    response = await imgkeep.client.get(path)
+    told = await response.json()
+    assert (response.status, response.headers["Allow"], told["code"]) == (405, "POST", "method_not_allowed")
+    assert response.content_type == "application/problem+json"
+    assert "use POST" in told["detail"]
 
 
 async def test_what_policy_refuses_is_told_and_not_fetched(imgkeep: Imgkeep) -> None:

@@ -296,3 +296,113 @@ async def test_thousands_of_duplicates_cost_one_fetch(imgkeep: Imgkeep, origin: 
         status, told = await submit(imgkeep, [url] * 2000, wait=True)
     assert (status, told["saved"], origin.asked("/a.png")) == (200, 2000, 1)
     assert sum(result["created"] for result in told["results"]) == 1
+
+
+# --- listed, and ended
+
+
+async def test_jobs_are_listed_a_page_at_a_time(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+    url = origin.gives("/a.png", picture())
+    submitted = [(await submit(imgkeep, [url], wait=True))[1]["id"] for _ in range(3)]
+    listed: list[str] = []
+    cursor: dict[str, str] = {}
+    while True:
+        told = await (await imgkeep.client.get("/api/jobs", params={"limit": "2", **cursor})).json()
+        listed += [job["id"] for job in told["jobs"]]
+        assert all(set(job) >= {"id", "state", "total", "saved", "failed", "created_at"} for job in told["jobs"])
+        if told["next"] is None:
+            break
+        cursor = {"cursor": told["next"]}
+    assert sorted(listed) == sorted(submitted)
+    for state, number in (("done", 3), ("cancelled", 0), ("queued", 0), ("running", 0)):
+        told = await (await imgkeep.client.get("/api/jobs", params={"state": state})).json()
+        assert len(told["jobs"]) == number
+
+
+@pytest.mark.parametrize(
+    ("query", "detail"),
+    [
+        ("state=lost", "state has to be one of queued, running, done, cancelled"),
+        ("limit=0", "limit has to be a number from 1 to 1000"),
+        ("cursor=x", "cursor is none that next has given"),
+        ("page=2", "the parameters are cursor, limit, state, each given once at most"),
+    ],
+)
+async def test_list_that_is_asked_for_wrongly_says_what_it_takes(imgkeep: Imgkeep, query: str, detail: str) -> None:
+    response = await imgkeep.client.get(f"/api/jobs?{query}")
+    assert (response.status, (await response.json())["detail"]) == (400, detail)
+
+
+async def test_cancelled_job_begins_no_link_any_more_and_frees_its_places(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+    go = asyncio.Event()
+
+    async def slow(exchange: Exchange) -> None:
+        await go.wait()
+        await exchange.answer(picture(seed=1))
+
+    _, told = await submit(imgkeep, [origin.on(f"/slow{n}.png", slow) for n in range(10)])
+    await until(lambda: len(origin.seen) == 4)
+    waiting = asyncio.create_task(_wait_for_end(imgkeep, told["id"]))
+    response = await imgkeep.client.post(f"/api/jobs/{told['id']}/cancel")
+    job = await response.json()
+    assert (response.status, job["state"], job["cancelled"]) == (200, "cancelled", 10)
+    assert (await waiting)["state"] == "cancelled"
+    # The places at this host are free, although its fetches have not ended.
+    quick = origin.gives("/quick.png", picture(seed=2))
+    status, other = await submit(imgkeep, [quick], wait=True)
+    assert (status, other["saved"]) == (200, 1)
+    go.set()
+    results = (await look(imgkeep, told["id"]))["results"]
+    assert {result["state"] for result in results} == {"cancelled"}
+    assert all(len(result["key"]) == 64 and result["host"] == "127.0.0.1" for result in results)
+    assert len([path for path in origin.seen if "slow" in str(path)]) <= 4
+    again = await (await imgkeep.client.post(f"/api/jobs/{told['id']}/cancel")).json()
+    assert again == job
+
+
+async def _wait_for_end(imgkeep: Imgkeep, job: str) -> dict[str, Any]:
+    response = await imgkeep.client.get(f"/api/jobs/{job}/events")
+    name = ""
+    data: dict[str, Any] = {}
+    while name != "done":
+        name, data = await event(response)
+    return data
+
+
+async def test_job_that_is_done_is_not_cancelled_and_one_that_is_none_is_404(
+    imgkeep: Imgkeep, origin: FakeOrigin
+) -> None:
+    _, told = await submit(imgkeep, [origin.gives("/a.png", picture())], wait=True)
+    response = await imgkeep.client.post(f"/api/jobs/{told['id']}/cancel")
+    assert (response.status, (await response.json())["state"]) == (200, "done")
+    assert (await imgkeep.client.post(f"/api/jobs/{'0' * 32}/cancel")).status == 404
+    response = await imgkeep.client.get(f"/api/jobs/{told['id']}/cancel")
+    assert (response.status, response.headers["Allow"]) == (405, "POST")
+    assert "use POST" in (await response.json())["detail"]
+
+
+async def test_cancelled_job_stays_cancelled_after_a_restart(start: Start, origin: FakeOrigin) -> None:
+    async def never(_: Exchange) -> None:
+        await asyncio.Event().wait()
+
+    first = await start()
+    _, told = await submit(first, [origin.on(f"/{n}.png", never) for n in range(3)])
+    await until(lambda: len(origin.seen) == 3)
+    await first.client.post(f"/api/jobs/{told['id']}/cancel")
+    await first.client.close()
+    asked = len(origin.seen)
+    again = await start(folder=first.folder)
+    assert (await look(again, told["id"]))["state"] == "cancelled"
+    await asyncio.sleep(0.2)
+    assert len(origin.seen) == asked
+
+
+async def test_each_link_that_failed_is_told_by_host_and_key(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+    missing = origin.url("/missing.png")
+    status, told = await submit(imgkeep, [missing, "nonsense"], wait=True)
+    assert status == 200
+    inspected = await (await imgkeep.client.get("/api/inspect", params={"src": missing})).json()
+    failed, nonsense = told["results"]
+    assert (failed["state"], failed["host"], failed["key"]) == ("failed", "127.0.0.1", inspected["key"])
+    assert "host" not in nonsense
+    assert "key" not in nonsense

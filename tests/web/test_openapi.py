@@ -49,6 +49,8 @@ async def test_programs_and_people_can_read_it(imgkeep: Imgkeep) -> None:
     assert not re.search(r"(?:src|href)=[\"']?(?:https?:)?//", text)
     for path in PATHS:
         assert path in text
+    assert "`" not in text
+    assert "<code>security.signature</code>" in text
 
 
 async def test_the_running_server_does_what_it_describes(tmp_path: Path) -> None:

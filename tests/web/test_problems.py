@@ -103,7 +103,7 @@ def test_what_the_origin_asked_for_is_passed_on() -> None:
         pytest.param({"body": b"", "status": "403 Forbidden"}, 502, "origin_refused", id="403"),
         pytest.param({"body": b"", "status": "500 Oops"}, 502, "origin_error", id="500"),
         pytest.param({"body": b"<html>"}, 422, "not_an_image", id="HTML"),
-        pytest.param({"body": b""}, 422, "not_an_image", id="nothing"),
+        pytest.param({"body": b""}, 502, "origin_error", id="nothing"),
         pytest.param({"body": picture("PNG"), "length": 60_000_000}, 422, "too_large", id="too large"),
     ],
 )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from aiohttp import FormData
+from yarl import URL
 
 from proxy.core.content import identify_bytes
 from proxy.core.model import Digest
@@ -319,6 +320,10 @@ async def test_a_gigabyte_is_not_read(imgkeep: Imgkeep, *, declared: bool) -> No
 async def test_only_plain_json_and_forms_are_read(imgkeep: Imgkeep, headers: dict[str, str], body: bytes) -> None:
     response = await imgkeep.client.post("/api/save-image", data=body, headers=headers)
     assert (response.status, (await response.json())["code"]) == (415, "unsupported_media_type")
+    if "Content-Encoding" not in headers:
+        detail = (await response.json())["detail"]
+        assert all(form in detail for form in ("application/json", "multipart/form-data", "image/*", "url", "file"))
+        assert response.headers["Accept"] == "application/json, multipart/form-data, image/*"
 
 
 async def test_a_form_without_a_file_is_told_so(imgkeep: Imgkeep) -> None:
@@ -384,3 +389,60 @@ async def test_a_page_of_another_site_cannot_upload(imgkeep: Imgkeep) -> None:
     assert imgkeep.files("objects") == []
     assert imgkeep.client.app is not None
     assert imgkeep.client.app[SITE].door.own_hosts
+
+
+# --- the body is the image
+
+
+@pytest.mark.parametrize("kind", ["image/png", "image/jpeg", "image/x-whatever; charset=x", "IMAGE/PNG"])
+async def test_body_that_is_the_image_is_kept_and_its_bytes_tell_the_type(imgkeep: Imgkeep, kind: str) -> None:
+    body = picture(seed=3)
+    told: dict[str, Any] = {}
+    for status in (201, 200):
+        response = await imgkeep.client.post("/api/save-image", data=body, headers={"Content-Type": kind})
+        told = await response.json()
+        assert (response.status, told["digest"]) == (status, sha256(body).hexdigest())
+        assert told["content_type"] == "image/png"
+    served = await imgkeep.client.get(URL(told["url"]).path)
+    assert await served.read() == body
+
+
+async def test_body_that_is_the_image_may_come_in_chunks(imgkeep: Imgkeep) -> None:
+    body = picture_of(300_000)
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for start in range(0, len(body), 10_000):
+            yield body[start : start + 10_000]
+
+    response = await imgkeep.client.post("/api/save-image", data=pieces(), headers={"Content-Type": "image/png"})
+    assert (response.status, (await response.json())["size"]) == (201, len(body))
+
+
+async def test_body_that_is_no_image_or_too_large_is_refused(start: Callable[..., Awaitable[Imgkeep]]) -> None:
+    imgkeep = await start(fetch={"body_bytes_max": 100_000})
+    headers = {"Content-Type": "image/png"}
+    for body, code in ((b"", "not_an_image"), (b"<html>", "not_an_image"), (picture_of(200_000), "too_large")):
+        response = await imgkeep.client.post("/api/save-image", data=body, headers=headers)
+        assert (response.status, (await response.json())["code"]) == (422, code)
+    assert imgkeep.files("objects") == imgkeep.files("partial") == []
+
+
+async def test_body_that_breaks_off_leaves_nothing(imgkeep: Imgkeep) -> None:
+    body = picture_of(500_000)
+    lengths = (f"Content-Length: {len(body)}\r\n\r\n".encode(), b"Transfer-Encoding: chunked\r\n\r\n493e0\r\n")
+    for length in lengths:
+        head = (
+            "POST /api/save-image HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\n"
+            f"Authorization: Bearer {imgkeep.token}\r\n"
+        ).encode()
+        _, writer = await asyncio.open_connection("127.0.0.1", port_of(imgkeep))
+        writer.write(head + length + body[:300_000])
+        await writer.drain()
+        async with asyncio.timeout(5):
+            while not imgkeep.files("partial"):  # noqa: ASYNC110 - it tells nobody
+                await asyncio.sleep(0.01)
+        writer.close()
+        async with asyncio.timeout(5):
+            while imgkeep.files("partial"):  # noqa: ASYNC110 - it tells nobody
+                await asyncio.sleep(0.01)
+    assert imgkeep.files("objects") == []

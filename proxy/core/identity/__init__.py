@@ -55,7 +55,7 @@ def read_catalogue(providers: Sequence[Mapping[str, object]], base: Catalogue = 
     schemes = [rule for rule in base.rules if not rule.names_provider]
     own = [read_rule(take_over(table, schemes), order, base.shapes) for order, table in enumerate(providers)]
     rules = own + [replace(rule, order=rule.order + len(own)) for rule in base.rules]
-    catalogue = Catalogue(rules, base.shapes)
+    catalogue = Catalogue(rules, base.shapes, base.endings)
     for rule in own:
         _check_examples(rule, catalogue)
     return catalogue

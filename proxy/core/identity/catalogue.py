@@ -14,12 +14,16 @@ from functools import lru_cache
 from importlib import resources
 from typing import TYPE_CHECKING, Any, Final
 
+from proxy.core.identity.canonical import canonical_escapes
+from proxy.core.identity.endings import read_endings
 from proxy.core.identity.rule import read_rule, read_shapes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from proxy.core.identity.endings import Endings
     from proxy.core.identity.rule import Rule, Shape
+    from proxy.core.model import Source
 
 HOSTS_REMEMBERED: Final = 4096
 """Hosts whose rules are remembered; one that is not costs some thirty microseconds."""
@@ -35,11 +39,15 @@ class Catalogue:
         known_hosts: Globs, as in `sources.allow`, of the hosts of a service on which lies what it made for its
             customers; none under which strangers can get a name or can put files.
         shared_hosts: Globs of the hosts of providers where strangers can.
+        endings: What services say of links that have ended.
     """
 
-    def __init__(self, rules: Iterable[Rule], shapes: Mapping[str, Shape]) -> None:
+    def __init__(self, rules: Iterable[Rule], shapes: Mapping[str, Shape], endings: Endings) -> None:
         self.rules = tuple(rules)
         self.shapes = shapes
+        self.endings = endings
+        gone = dict.fromkeys(pattern for rule in self.rules for pattern in rule.table.gone)
+        self._gone = re.compile("|".join(map(translate, gone)) or "(?!)", re.IGNORECASE)
         self.known_hosts = tuple(
             dict.fromkeys(glob for rule in self.rules if rule.names_provider for glob in rule.table.hosts)
         )
@@ -58,6 +66,16 @@ class Catalogue:
             for glob in rule.hosts:
                 self._by_suffix.setdefault(_suffix(glob), []).append((re.compile(translate(glob)), rule))
         self.find_by_host = lru_cache(HOSTS_REMEMBERED)(self._find_by_host)
+
+    def resolve(self, patterns: Iterable[str]) -> tuple[str, ...]:
+        """Return patterns as `sources.allow` has them with the words `known` and `shared` written out."""
+        groups = {"known": self.known_hosts, "shared": self.shared_hosts}
+        return tuple(host for pattern in patterns for host in groups.get(pattern, (pattern,)))
+
+    def is_gone(self, source: Source) -> bool:
+        """Whether some provider says that a picture stands at `source` in the place of those that are no more."""
+        path = canonical_escapes(source.target.partition("?")[0])
+        return self._gone.match(source.host + path) is not None
 
     def find_by_names(self, names: Iterable[str]) -> list[Rule]:
         """Return the rules of any host that need one of these parameters."""
@@ -94,7 +112,7 @@ def read_tables(tables: Mapping[str, Any]) -> Catalogue:
         read_rule(table, order, shapes, is_scheme=order < len(schemes))
         for order, table in enumerate(schemes + providers)
     ]
-    return Catalogue(rules, shapes)
+    return Catalogue(rules, shapes, read_endings(tables["endings"]))
 
 
 def read_built_in() -> Catalogue:

@@ -64,6 +64,7 @@ class Reading:
         values: Of those parameters that are given once, as they stand in the link.
         dropped: Names that do not count.
         becomes: The place that the link is folded to, if it is.
+        alias: Whether that is the same place under another name, of which all holds that is known of its host.
         claims: Canonical JSON of what counts inside tokens, after `#`; this link's first, then the nested one's.
         ends: What each signature says about its end.
         named: Host and path of the links that stand in this one.
@@ -75,8 +76,8 @@ class Reading:
     """
 
     __slots__ = (
-        "becomes", "claims", "dropped", "ends", "enforced", "enforced_anywhere", "fields", "host", "named", "names",
-        "path", "place", "port", "provider", "rules", "scheme", "temporary", "values",
+        "alias", "becomes", "claims", "dropped", "ends", "enforced", "enforced_anywhere", "fields", "host", "named",
+        "names", "path", "place", "port", "provider", "rules", "scheme", "temporary", "values",
     )  # fmt: skip
 
     def __init__(self, source: Source) -> None:
@@ -94,6 +95,7 @@ class Reading:
         self.rules: list[Rule] = []
         self.dropped: set[str] = set()
         self.becomes: str | None = None
+        self.alias = False
         self.claims = ""
         self.ends: list[Expiry] = []
         self.named: list[str] = []
@@ -170,6 +172,8 @@ def read(source: Source, catalogue: Catalogue, depth: int = 0) -> Reading:
             _try(rule, reading, catalogue, depth)
     for rule in catalogue.find_by_host(source.host):
         _try(rule, reading, catalogue, depth)
+    if reading.alias:
+        _try_alias(reading, catalogue, depth)
     for rule in named:
         if rule.table.stays:  # it only tells an end, so what is known of the host names the scheme
             _try(rule, reading, catalogue, depth)
@@ -177,6 +181,18 @@ def read(source: Source, catalogue: Catalogue, depth: int = 0) -> Reading:
         for rule in catalogue.any_value:
             _try_values(rule, reading)
     return reading
+
+
+def _try_alias(reading: Reading, catalogue: Catalogue, depth: int) -> None:
+    """Apply what is known of the host that this one is another name of."""
+    assert reading.becomes is not None
+    host, _, path = reading.becomes.partition("/")
+    own = reading.host, reading.path, reading.place
+    reading.host, reading.path, reading.place = host, f"/{path}", reading.becomes
+    for rule in catalogue.find_by_host(host):
+        if rule.hosts and rule not in reading.rules:
+            _try(rule, reading, catalogue, depth)
+    reading.host, reading.path, reading.place = own
 
 
 def _try(rule: Rule, reading: Reading, catalogue: Catalogue, depth: int) -> None:
@@ -204,7 +220,7 @@ def _try(rule: Rule, reading: Reading, catalogue: Catalogue, depth: int) -> None
     elif rule.table.nested:
         reading.named += read_hosts("&".join([reading.path, *reading.values.values()]))
     if rule.table.becomes and reading.becomes is None:
-        reading.becomes = rule.table.becomes.format_map(places)
+        reading.becomes, reading.alias = rule.table.becomes.format_map(places), rule.table.alias
 
 
 def _may_apply(rule: Rule, reading: Reading) -> bool:

@@ -58,6 +58,21 @@ UNTOLD: Final = Expiry(None, never=False)
 """It dies, and does not say when."""
 
 
+def later(read: Callable[..., Expiry | None], seconds: int) -> Callable[..., Expiry | None]:
+    """Return what reads an end so many seconds after what `read` reads: for links that say when they were made."""
+
+    def read_later(*texts: str) -> Expiry | None:
+        start = read(*texts)
+        if start is None or start.at is None:
+            return start
+        try:
+            return Expiry(start.at + timedelta(seconds=seconds), start.never)
+        except OverflowError:
+            return None
+
+    return read_later
+
+
 def _at(seconds: int) -> Expiry:
     return Expiry(datetime.fromtimestamp(seconds, UTC), seconds in SENTINELS)
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import msgspec
 
-from proxy.core.identity.expiry import FORMS
+from proxy.core.identity.expiry import FORMS, later
 from proxy.core.identity.token import read_jwt
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ Text = Annotated[str, msgspec.Meta(min_length=1)]
 _GLOB: Final = re.compile(r"(?:(?:[a-z0-9*_-]+\.)*[a-z0-9_-]+\.)?[a-z0-9_-]+", re.ASCII)
 _PATH_GLOB: Final = re.compile(r"[/*][^?#\[\]]*")
 _PLACEHOLDER: Final = re.compile(r"\{([^{}]*)\}")
+_LIFETIME: Final = re.compile(r"\+([0-9]{1,9})", re.ASCII)
 
 
 class Claims(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -69,12 +70,14 @@ class RuleTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     expires: tuple[Text, ...] = ()
     nested: str = ""
     temporary: bool | None = None
+    alias: bool = False
+    gone: tuple[Text, ...] = ()
     examples: tuple[Text, ...] = ()
     counterexamples: tuple[Text, ...] = ()
 
 
 NOT_TAKEN_OVER: Final = frozenset(
-    {"name", "like", "source", "date", "hosts", "shared_hosts", "known_at", "examples", "counterexamples"}
+    {"name", "like", "source", "date", "hosts", "shared_hosts", "known_at", "gone", "examples", "counterexamples"}
 )
 """Fields that `like` leaves alone: they say whose rule it is and where it holds."""
 
@@ -205,6 +208,14 @@ def _compile(table: RuleTable, order: int, shapes: Mapping[str, Shape], *, is_sc
     for glob in table.paths:
         if _PATH_GLOB.fullmatch(glob) is None:
             raise ValueError(f"paths: {glob!r} does not begin with `/` or `*`, or holds one of ?#[]")
+    for pattern in table.gone:
+        host, slash, path = pattern.partition("/")
+        if _GLOB.fullmatch(host) is None or _PATH_GLOB.fullmatch(slash + path) is None or path in {"", "*"}:
+            raise ValueError(
+                f"gone: {pattern!r} is no host and path, as img.example.com/removed*.png, without the query"
+            )
+    if table.alias and not (table.becomes and table.permission is False):
+        raise ValueError("alias: goes with becomes and permission = false")
     place = _compiled(table.place, "place") if table.place else None
     known = frozenset(place.groupindex) if place else frozenset[str]()
     _check_places(table, known)
@@ -306,6 +317,11 @@ def _read_shape(text: str, shapes: Mapping[str, Shape]) -> Shape:
 
 def _read_expires(text: str, known: frozenset[str]) -> tuple[Callable[..., Expiry | None], tuple[str, ...]]:
     form, *fields = text.split()
+    lifetime = _LIFETIME.fullmatch(fields[-1]) if fields else None
+    if lifetime is not None:
+        fields.pop()
+        if not fields:
+            raise ValueError(f"expires: {lifetime[0]} is a lifetime, and there is no field before it")
     if form not in FORMS:
         raise ValueError(f"expires: there is no form {form!r}, but {', '.join(FORMS)}")
     count, read = FORMS[form]
@@ -314,7 +330,7 @@ def _read_expires(text: str, known: frozenset[str]) -> tuple[Callable[..., Expir
     for field in fields:
         if field.startswith("<") and field[1:-1] not in known:
             raise ValueError(f"expires: {field} is not a group of place")
-    return read, tuple(fields)
+    return (read if lifetime is None else later(read, int(lifetime[1]))), tuple(fields)
 
 
 def _spellings(names: tuple[str, ...], *, any_case: bool) -> tuple[str, ...]:

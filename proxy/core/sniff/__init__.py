@@ -70,6 +70,7 @@ _KINDS: Final[dict[Format, Kind]] = {
     Format.SVG: svg,
     Format.BMP: bmp,
     Format.ICO: ico,
+    Format.CUR: ico,
     Format.TIFF: tiff,
 }
 _EACH_KIND: Final = tuple(dict.fromkeys(_KINDS.values()))

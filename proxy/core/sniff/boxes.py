@@ -22,7 +22,7 @@ _TOP_LEVEL: Final = frozenset(
     kind.encode()
     for kind in (
         *("ftyp", "styp", "meta", "moov", "moof", "mfra", "mdat", "idat", "free", "skip", "wide", "uuid", "pdin"),
-        *("sidx", "ssix", "prft", "meco", "emsg"),
+        *("sidx", "ssix", "prft", "meco", "emsg", "mini"),
         *("JXL ", "jxlc", "jxlp", "jxll", "jxli", "jbrd", "brob", "Exif", "xml ", "jumb"),
     )
 )

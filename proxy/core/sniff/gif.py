@@ -12,6 +12,8 @@ from proxy.core.model import Format
 from proxy.core.sniff.fields import pixel_size
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from proxy.core.model import PixelSize
     from proxy.core.sniff.fields import Body
 
@@ -21,40 +23,65 @@ _EXTENSION, _IMAGE, _TRAILER = 0x21, 0x2C, 0x3B
 
 
 def recognise(head: Body) -> Format | None:
-    if not (head.begins(b"GIF87a") or head.begins(b"GIF89a")) or measure(head) is None:
+    if not (head.begins(b"GIF87a") or head.begins(b"GIF89a")):
         return None
     # A script that hides behind `GIF89a` has text here.
-    introducer = head.uint(_blocks_at(head), 1, "little")
-    return Format.GIF if introducer in {_EXTENSION, _IMAGE, _TRAILER} else None
+    if head.uint(_blocks_at(head), 1, "little") not in {_EXTENSION, _IMAGE, _TRAILER}:
+        return None
+    is_sized = all(_screen(head)) or measure(head) is not None
+    return Format.GIF if is_sized else None
 
 
 def measure(body: Body) -> PixelSize | None:
-    return pixel_size(body.uint(6, 2, "little"), body.uint(8, 2, "little"))
+    """The logical screen, which the first image widens: encoders write zeros there, or the size of something else."""
+    width, height = _screen(body)
+    for introducer, at in _blocks(body):
+        if introducer == _IMAGE:
+            left, top, across, down = (body.uint(at + n, 2, "little") for n in (1, 3, 5, 7))
+            return pixel_size(max(width, left + across), max(height, top + down))
+    return pixel_size(width, height)
 
 
 def is_whole(body: Body) -> bool:
-    at = _blocks_at(body)
     has_image = False
+    for introducer, at in _blocks(body):
+        if introducer == _TRAILER:
+            return has_image
+        if introducer == _IMAGE:
+            has_image = True
+            if not body.uint(_image_data_at(body, at), 1, "little"):
+                return False  # a picture without a pixel
+    return False
+
+
+def _blocks(body: Body) -> Iterator[tuple[int, int]]:
+    """Introducer and place of each block up to the trailer, until something is none. Raises: Cut."""
+    at = _blocks_at(body)
     left = BLOCKS_MAX
     while left > 0:
         left -= 1
         introducer = body.uint(at, 1, "little")
+        if introducer not in {_EXTENSION, _IMAGE, _TRAILER}:
+            return
+        yield introducer, at
         if introducer == _TRAILER:
-            return has_image
-        if introducer == _EXTENSION:
-            at += 2  # and the label (23)
-        elif introducer == _IMAGE:
-            has_image = True
-            at += 10 + _table_size(body.uint(at + 9, 1, "little")) + 1  # and the LZW code size (20, 21, 22)
-        else:
-            return False
+            return
+        at = at + 2 if introducer == _EXTENSION else _image_data_at(body, at)  # behind the label (23)
         while length := body.uint(at, 1, "little"):
             at += 1 + length
             left -= 1
             if left < 0:
-                return False
+                return
         at += 1
-    return False
+
+
+def _image_data_at(body: Body, at: int) -> int:
+    """Where an image's sub-blocks begin: behind descriptor, local colour table and LZW code size (20, 21, 22)."""
+    return at + 10 + _table_size(body.uint(at + 9, 1, "little")) + 1
+
+
+def _screen(body: Body) -> tuple[int, int]:
+    return body.uint(6, 2, "little"), body.uint(8, 2, "little")
 
 
 def _blocks_at(body: Body) -> int:

@@ -28,6 +28,16 @@ def configured() -> SiteLinks:
         raise ImproperlyConfigured(f"IMGKEEP: {error}") from error
 
 
+def img_url(url: str) -> str:
+    """
+    Return the link to ask imgkeep for in the place of a link to an image, whichever link it is.
+
+    Raises:
+        ImproperlyConfigured: `IMGKEEP` is missing or cannot be honoured.
+    """
+    return configured().img_url(url) if url else url
+
+
 def _forget(*, setting: str, **_: object) -> None:
     if setting == "IMGKEEP":
         configured.cache_clear()

@@ -22,6 +22,13 @@ export interface Options {
    * links to the page's own server.
    */
   base?: string | Instance<"URL">;
+  /**
+   * What imgkeep may fetch: patterns of hosts, or of hosts and paths, as in `sources.allow`; other links stay. If left
+   * out, `observe` goes by what the server wrote into the module, and all others allow any.
+   */
+  allow?: readonly string[];
+  /** What imgkeep may not fetch all the same, in patterns as in `sources.deny`. */
+  deny?: readonly string[];
 }
 
 export interface SigningOptions extends Options {
@@ -60,7 +67,8 @@ export function signedPath(key: string, src: string, expires?: number | null): P
 
 /**
  * Rewrites the links to images under `root`, the page if left out, and from then on those that scripts insert or
- * change. What is in shadow roots and frames has roots of its own.
+ * change. What is in shadow roots and frames has roots of its own. Links that the server would refuse stay, and a picture
+ * whose new link fails gets its first link back.
  *
  * @returns A function that ends this.
  */

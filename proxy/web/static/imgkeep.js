@@ -6,8 +6,17 @@
  * Rules:
  * - What is written is what imgkeep's own rewriter writes, and what its server takes.
  * - Links of ours are left alone, so rewriting twice changes nothing; and so are links that imgkeep could not fetch.
+ * - A picture that worked goes on working: `observe` leaves alone what the server that gave this file would refuse, and
+ *   gives a picture its first link back where ours fails.
  * - To import this touches nothing; only `observe` needs a page.
  */
+
+/** What the server would fetch, which it writes here as it gives this file; `null` in a copy from elsewhere. */
+const SERVER = null;
+
+/** What can be said, and to which functions. */
+const OPTIONS = ["publicUrl", "which", "base", "allow", "deny"];
+const SIGNING_OPTIONS = [...OPTIONS, "key", "expires"];
 
 /** Longer links are refused by the server. */
 const LINK_CHARS_MAX = 8192;
@@ -15,6 +24,8 @@ const LINK_CHARS_MAX = 8192;
 const STYLE_CHARS_MAX = 1_000_000;
 /** Changes of one element in one turn of the event loop: more, and somebody else insists on the first link. */
 const CHANGES_MAX = 50;
+/** Links that are remembered because ours failed in their place. */
+const FAILED_MAX = 1000;
 
 const OWN_PATH = /^\/(?:img\?|images\/)/;
 const UNREADABLE = /[\0-\x1f\x7f]|\p{Cs}/u;
@@ -25,6 +36,12 @@ const GLOB = /^(?:[\w.:*?-]|\[!?[\w.:-]+\])+$/;
 const BRACKETED = /^\[([^[\]:]*:[^[\]]*)\]$/;
 /** What could be mistaken in quotes, in `srcset` or in CSS. */
 const UNSAFE = /[^!#$%&'()*+,\-./0-9:;=?@A-Z[\]_a-z~]+/g;
+
+/** Addresses that are no public ones (IANA's special-purpose registry). */
+const SPECIAL = new RegExp(
+  String.raw`^(?:0|10|127|2(?:2[4-9]|[345]\d)|100\.(?:6[4-9]|[7-9]\d|1[01]\d|12[0-7])|169\.254|172\.(?:1[6-9]|2\d|3[01])|` +
+    String.raw`192\.(?:0\.[02]|88\.99|168)|198\.(?:1[89]|51\.100)|203\.0\.113)(?:\.\d+){1,3}$`,
+);
 
 /** Attributes that hold links, by elements; SVG has `href` with a namespace, too. */
 const PLACES = new Map([
@@ -82,8 +99,10 @@ export async function signedPath(key, src, expires) {
  * that ends this. What is in shadow roots and frames has roots of its own.
  */
 export function observe(root = document, options) {
-  const rewrite = rewriter(options);
+  const rewrite = rewriter(options, serverAllows(SERVER));
   const mayChange = limiter();
+  const given = new WeakMap();
+  const failed = new Set();
   const observer = new MutationObserver((records) => {
     const seen = new Set();
     for (const { type, target, addedNodes } of records) {
@@ -105,9 +124,13 @@ export function observe(root = document, options) {
     const places = PLACES.get(element.localName);
     if (places && (element.localName !== "input" || element.type === "image")) {
       for (const attribute of [...element.attributes]) {
-        if (!places.includes(attribute.localName)) continue;
-        const made = (attribute.localName === "srcset" ? inSrcset(rewrite) : rewrite)(attribute.value);
-        if (made !== attribute.value && mayChange(element)) attribute.value = made;
+        if (!places.includes(attribute.localName) || failed.has(attribute.value)) continue;
+        const first = attribute.value;
+        const made = (attribute.localName === "srcset" ? inSrcset(rewrite) : rewrite)(first);
+        if (made === first || !mayChange(element)) continue;
+        attribute.value = made;
+        if (!given.has(element)) given.set(element, new Map());
+        given.get(element).set(attribute, [first, made]);
       }
       // A filter lets no attribute pass that has a namespace (https://dom.spec.whatwg.org/#queueing-a-mutation-record).
       if (element.localName === "image" && element !== root) observer.observe(element, { attributes: true });
@@ -117,9 +140,30 @@ export function observe(root = document, options) {
     }
   }
 
+  /** Gives a picture its first links back. They may work where ours do not, as they did before. */
+  function giveBack({ target }) {
+    if (target.localName !== "img" || !target.currentSrc.includes("/img?src=")) return;
+    // An event may be of the link before: then ours is on its way, and the picture is not complete.
+    if (!target.complete || target.naturalWidth) return;
+    const isInPicture = target.parentNode?.localName === "picture";
+    for (const element of isInPicture ? target.parentNode.children : [target]) {
+      for (const [attribute, [first, made]] of given.get(element) ?? []) {
+        if (attribute.value !== made) continue;
+        if (failed.size >= FAILED_MAX) failed.delete(failed.values().next().value);
+        failed.add(first);
+        attribute.value = first;
+      }
+      given.delete(element);
+    }
+  }
+
   observer.observe(root, { subtree: true, childList: true, attributeFilter: OBSERVED });
+  root.addEventListener("error", giveBack, true);
   visitAll(root);
-  return () => observer.disconnect();
+  return () => {
+    observer.disconnect();
+    root.removeEventListener("error", giveBack, true);
+  };
 }
 
 /** Works property by property, because policies (CSP) that forbid inline styles forbid to write the attribute. */
@@ -160,8 +204,9 @@ function limiter() {
 }
 
 /** Returns a function that rewrites one link. */
-function rewriter(options) {
-  const find = finder(options);
+function rewriter(options, isAllowed) {
+  checkNames(options, OPTIONS);
+  const find = finder(options ?? {}, isAllowed);
   return (text) => {
     const found = find(text);
     return found ? found.write(imgPath(found.address)) : text;
@@ -169,16 +214,17 @@ function rewriter(options) {
 }
 
 /** Returns a function that rewrites and signs one link. */
-function signer(options = {}) {
-  const find = finder(options);
+function signer(options) {
+  checkNames(options, SIGNING_OPTIONS);
+  const find = finder(options ?? {});
   return async (text) => {
     const found = find(text);
-    return found ? found.write(await signedPath(options.key, found.address, options.expires)) : text;
+    return found ? found.write(await signedPath(options?.key, found.address, options?.expires)) : text;
   };
 }
 
 /** Returns a function that tells of a link which address it means, and how to write a new one; of others nothing. */
-function finder({ publicUrl = "", which = "all", base } = {}) {
+function finder({ publicUrl = "", which = "all", base, allow, deny = [] }, isAllowed = () => true) {
   const prefix = String(publicUrl).replace(/\/+$/, "");
   const ours = prefix && new URL(prefix);
   if (ours && !isHttp(ours)) throw new TypeError("publicUrl: an http(s) URL, or nothing");
@@ -186,6 +232,8 @@ function finder({ publicUrl = "", which = "all", base } = {}) {
   const basis = base && new URL(base);
   const page = typeof document === "object" ? document : null;
   const isChosen = chooser(which);
+  const mayBeFetched = allow === undefined ? isAllowed : placeMatcher("allow", allow, false);
+  const isDenied = placeMatcher("deny", deny, true);
 
   const isOurs = (url) => {
     const target = url.pathname + url.search;
@@ -210,6 +258,7 @@ function finder({ publicUrl = "", which = "all", base } = {}) {
     const whole = ABSOLUTE.test(link) && !/[\s\x85](?:#|$)/.test(link) && !isDisguised ? link : url.href;
     const [address] = whole.split("#", 1);
     if (url.href.length - url.hash.length > LINK_CHARS_MAX || !isChosen(url)) return null;
+    if (!mayBeFetched(url) || isDenied(url)) return null;
     const fragment = whole.slice(address.length);
     return { address, write: (path) => (prefix + path + fragment).replace(UNSAFE, encodeURIComponent) };
   };
@@ -229,22 +278,86 @@ function chooser(which) {
   if (which === "all") return () => true;
   if (typeof which === "function") return which;
   if (!Array.isArray(which)) throw new TypeError('which: "all", host globs, or a function');
-  const patterns = which.map(hostPattern);
-  return ({ hostname }) => {
-    const host = hostname.replace(/^\[|[\].]$/g, "");
-    return patterns.some((pattern) => pattern.test(host));
+  const patterns = which.map((glob) => hostPattern("which", glob));
+  return (url) => patterns.some((pattern) => pattern.test(hostOf(url)));
+}
+
+const hostOf = ({ hostname }) => hostname.replace(/^\[|[\].]$/g, "");
+
+/**
+ * Returns a function that tells whether patterns of hosts, or of hosts and paths, match a URL. A path that servers read
+ * in more than one way is `unsure`.
+ */
+function placeMatcher(name, patterns, unsure) {
+  if (!Array.isArray(patterns)) throw new TypeError(`${name}: a list of patterns, as in ["*.example.com"]`);
+  const read = patterns.map((pattern) => {
+    if (String(pattern).includes("://")) throw new TypeError(`${name}: "${pattern}" can match no host`);
+    const [, glob, path] = /^([^/]*)(\/.*)?$/s.exec(String(pattern));
+    return [hostPattern(name, glob), path === undefined ? null : starPattern(path, unsure ? "is" : "s")];
+  });
+  return (url) => {
+    const [host, isUnsure] = [hostOf(url), /[%\\]|\/\/|\/\./.test(url.pathname)];
+    return read.some(([glob, path]) => glob.test(host) && (!path || (isUnsure ? unsure : path.test(url.pathname))));
   };
 }
 
+/** Returns a function that tells whether the server would fetch a URL, as far as it tells that to everyone. */
+function serverAllows(told) {
+  if (!told) return undefined;
+  const allows = placeMatcher("allow", told.allow, false);
+  return (url) => {
+    const port = Number(url.port) || (url.protocol === "http:" ? 80 : 443);
+    const host = hostOf(url);
+    const isLocal = host.includes(":") || SPECIAL.test(host) || told.local.includes(host.split(".").pop());
+    const isOutside = told.ports.includes(port) && !isLocal && host.includes(".");
+    return (isOutside || told.inside) && allows(url);
+  };
+}
+
+/** Refuses options that no function takes. One that is misspelt would change nothing, and nothing would tell. */
+function checkNames(options, known) {
+  if (options == null) return;
+  if (typeof options !== "object") throw new TypeError('options: an object, as in { publicUrl: "https://example.com" }');
+  for (const name of Object.keys(options)) {
+    if (known.includes(name)) continue;
+    const [closest, distance] = known
+      .map((each) => [each, distanceOf(each.toLowerCase(), name.toLowerCase())])
+      .reduce((best, each) => (each[1] < best[1] ? each : best));
+    const hint = distance <= 2 && distance < name.length ? `; did you mean ${closest}?` : "";
+    const isSigning = SIGNING_OPTIONS.includes(name) ? "; signedImgUrl and signedSrcset take it" : hint;
+    throw new TypeError(`${name.slice(0, 40)}: no option${isSigning || `; there are ${known.join(", ")}`}`);
+  }
+}
+
+/** How many characters have to be changed, added or left out (Levenshtein). */
+function distanceOf(one, other) {
+  if (other.length > 40) return other.length;
+  let row = [...Array(one.length + 1).keys()];
+  for (const [number, character] of [...other].entries()) {
+    const next = [number + 1];
+    for (let at = 0; at < one.length; at += 1) {
+      next.push(Math.min(row[at + 1] + 1, next[at] + 1, row[at] + (one[at] === character ? 0 : 1)));
+    }
+    row = next;
+  }
+  return row.at(-1);
+}
+
 /** Makes a pattern of a host glob. What stands between two stars is looked for once, so that many do not hang. */
-function hostPattern(glob) {
+function hostPattern(name, glob) {
   const labels = glob.toLowerCase().replace(/\.$/, "").split(".");
   const text = labels.map(inPunycode).join(".").replace(BRACKETED, "$1");
-  if (!GLOB.test(text)) throw new TypeError(`which: "${glob}" can match no host`);
-  const parts = text.replaceAll(".", "\\.").replaceAll("[!", "[^").replaceAll("?", ".").split(/\*+/);
+  if (!GLOB.test(text)) throw new TypeError(`${name}: "${glob}" can match no host`);
+  return starPattern(text);
+}
+
+/** Makes a pattern of what has stars in it. */
+function starPattern(text, flags) {
+  const plain = text.replace(/[.+^$(){}|\\]/g, "\\$&");
+  const parts = plain.replaceAll("[!", "[^").replaceAll("?", ".").split(/\*+/);
   const last = parts.pop();
   const before = parts.map((part, number) => (number ? `(?=(.*?${part}))\\${number}` : part)).join("");
-  return new RegExp(`^${before}${parts.length ? ".*" : ""}${last}$`);
+  return new RegExp(`^${before}${parts.length ? ".*" : ""}${last}$`, flags);
 }
 
 /** Writes an international label as hosts have it. What is none, or has a star in it, stays, and can match no host. */

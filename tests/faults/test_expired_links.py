@@ -1,0 +1,197 @@
+"""Expired is expired: what origins answer to links past their end, in whichever way they put it."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import logging
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import pytest
+
+from proxy.app import Seams
+from proxy.core.ending import READ_BYTES
+from proxy.origin import client
+from tests.faults.network import look, nothing_kept
+from tests.images import picture
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from tests.conftest import Imgkeep
+    from tests.origins import Exchange, FakeOrigin
+
+    Start = Callable[..., Awaitable[Imgkeep]]
+
+HTML = b"<!DOCTYPE html><html><title>Sign in</title></html>"
+XML = b"<Error><Code>ExpiredToken</Code><Message>The provided token has expired.</Message></Error>"
+
+
+def signed(url: str, *, past: bool, number: int = 0) -> str:
+    """Return a link with a presigned end, which is past or an hour from now."""
+    start = Seams().clock() - timedelta(hours=2 if past else 0, seconds=number)
+    return (
+        f"{url}?X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Date={start:%Y%m%dT%H%M%SZ}&X-Amz-Expires=3600"
+        f"&X-Amz-Signature={'0' * 64}"
+    )
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 406, 410, 419, 422])
+async def test_a_link_past_its_end_that_is_refused_has_expired(
+    imgkeep: Imgkeep, origin: FakeOrigin, status: int
+) -> None:
+    url = signed(origin.gives("/a.png", b"no", status=f"{status} No"), past=True)
+    for _ in range(2):
+        seen = await look(imgkeep, url)
+        assert (seen.status, seen.code) == (410, "source_expired")
+    assert origin.asked("/a.png") == 1
+    await nothing_kept(imgkeep)
+
+
+@pytest.mark.parametrize("status", [408, 425, 429, 500, 503])
+async def test_a_link_past_its_end_that_is_put_off_has_not(imgkeep: Imgkeep, origin: FakeOrigin, status: int) -> None:
+    seen = await look(imgkeep, signed(origin.gives("/a.png", XML, status=f"{status} Later"), past=True))
+    assert (seen.status, seen.code) == (502, "origin_error")
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "headers"),
+    [
+        ("400 Bad Request", XML, {}),
+        ("400 Bad Request", gzip.compress(XML), {"Content-Encoding": "gzip"}),
+        ("400 Bad Request", b'{"statusCode":"400","error":"InvalidJWT","message":"jwt expired"}', {}),
+        ("403 Forbidden", b"<Error><Code>AccessDenied</Code><Message>Request has expired</Message></Error>", {}),
+        ("400 Bad Request", XML + b" " * 1_000_000, {}),
+        ("200 OK", b"<?xml version='1.0'?>" + XML, {"Content-Type": "image/png"}),
+    ],
+    ids=["S3", "compressed", "Supabase", "403", "long", "with 200"],
+)
+@pytest.mark.parametrize("kind", ["signed", "plain"])
+async def test_a_link_of_which_the_origin_says_so_has_expired(  # noqa: PLR0917 - a table
+    imgkeep: Imgkeep, origin: FakeOrigin, status: str, body: bytes, headers: dict[str, str], kind: str
+) -> None:
+    url = origin.gives("/a.png", body, status=status, headers=headers)
+    seen = await look(imgkeep, signed(url, past=False) if kind == "signed" else url)
+    assert (seen.status, seen.code) == (410, "source_expired")
+    await nothing_kept(imgkeep)
+
+
+async def test_other_words_say_nothing_and_no_word_is_told_or_logged(
+    imgkeep: Imgkeep, origin: FakeOrigin, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    for path, body in (("/a.png", b"<p>topsecret</p>"), ("/b.png", b"topsecret" + XML)):
+        url = signed(origin.gives(path, body, status="400 Bad Request"), past=False)
+        seen = await look(imgkeep, url)
+        assert (seen.status, seen.code) == ((502, "origin_error") if path == "/a.png" else (410, "source_expired"))
+        assert b"topsecret" not in seen.body
+    assert "topsecret" not in caplog.text
+
+
+async def test_words_far_behind_are_not_read(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+    url = origin.gives("/a.png", b" " * READ_BYTES + XML, status="400 Bad Request")
+    assert (await look(imgkeep, url)).code == "origin_error"
+
+
+async def test_words_that_drip_hold_nothing_up(
+    imgkeep: Imgkeep, origin: FakeOrigin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "REFUSAL_TIMEOUT_S", 0.2)
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.send_head("Content-Length: 100000", status="400 Bad Request")
+        while True:
+            await exchange.send(b"<")
+            await asyncio.sleep(0.02)
+
+    seen = await look(imgkeep, origin.on("/a.png", script))
+    assert (seen.status, seen.code) == (502, "origin_error")
+
+
+async def test_words_are_not_waited_for_where_the_end_tells_enough(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+    async def script(exchange: Exchange) -> None:
+        await exchange.send_head("Content-Length: 100000", status="400 Bad Request")
+        await exchange.gone()
+
+    async with asyncio.timeout(client.REFUSAL_TIMEOUT_S - 1):
+        assert (await look(imgkeep, signed(origin.on("/a.png", script), past=True))).code == "source_expired"
+
+
+PAGES = {"HTML": (HTML, "text/html"), "HTML as a picture": (HTML, "image/png"), "JSON": (b'{"a":1}', "image/png")}
+
+
+@pytest.mark.parametrize(("body", "media_type"), PAGES.values(), ids=PAGES.keys())
+@pytest.mark.parametrize("by_redirect", [False, True], ids=["200", "302"])
+async def test_a_page_for_a_link_past_its_end_means_that_it_has_expired(
+    imgkeep: Imgkeep, origin: FakeOrigin, body: bytes, media_type: str, *, by_redirect: bool
+) -> None:
+    url = origin.gives("/login", body, headers={"Content-Type": media_type})
+    if by_redirect:
+        url = origin.gives("/a.png", b"", status="302 Found", headers={"Location": "/login"})
+    seen = await look(imgkeep, signed(url, past=True))
+    assert (seen.status, seen.code) == (410, "source_expired")
+    seen = await look(imgkeep, signed(url, past=False))
+    assert (seen.status, seen.code) == (422, "not_an_image")
+    await nothing_kept(imgkeep)
+
+
+@pytest.mark.parametrize("location", ["https://login.example.com/", "http://10.0.0.1/", "file:///login"])
+async def test_a_redirect_to_where_we_do_not_go_means_the_same(start: Start, origin: FakeOrigin, location: str) -> None:
+    imgkeep = await start(sources={"allow": ["127.0.0.1"]})
+    url = origin.gives("/a.png", b"", status="302 Found", headers={"Location": location})
+    assert (await look(imgkeep, signed(url, past=True))).code == "source_expired"
+    assert (await look(imgkeep, signed(url, past=False))).code == "source_forbidden"
+
+
+async def test_what_is_no_page_is_no_image_whatever_the_end(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+    url = origin.gives("/a.png", b"%PDF-1.7 \x00", headers={"Content-Type": "application/pdf"})
+    assert (await look(imgkeep, signed(url, past=True))).code == "not_an_image"
+
+
+async def test_what_is_stored_stays(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+    url = signed(origin.gives("/a.png", picture()), past=False)
+    assert (await look(imgkeep, url)).status == 200
+    for number, (status, body) in enumerate((("400 No", XML), ("200 OK", HTML), ("404 No", b""), ("200 OK", b"")), 1):
+        origin.gives("/a.png", body, status=status)
+        for past in (False, True):
+            seen = await look(imgkeep, signed(origin.url("/a.png"), past=past, number=number))
+            assert (seen.status, seen.body) == (200, picture())
+    assert [path.read_bytes() for path in imgkeep.files("objects")] == [picture()]
+
+
+async def test_fetching_again_tells_it_alike(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+    url = signed(origin.gives("/a.png", picture()), past=False)
+    assert (await look(imgkeep, url)).status == 200
+    key = imgkeep.files("records")[0].stem
+    origin.gives("/a.png", XML, status="400 Bad Request")
+    response = await imgkeep.client.post(f"/api/images/{key}/refetch", json={"url": url})
+    assert (response.status, (await response.json())["code"]) == (410, "source_expired")
+    assert (await look(imgkeep, url)).body == picture()
+
+
+# --- pictures in the place of those that are gone
+
+
+@pytest.mark.parametrize("how", ["redirect", "two redirects", "itself"])
+async def test_a_placeholder_is_not_found_and_never_asked_for(start: Start, origin: FakeOrigin, how: str) -> None:
+    provider = {"name": "Acme", "hosts": ["img.acme.example"], "gone": ["127.0.0.1/images/removed*.png"]}
+    imgkeep = await start(sources={"providers": [provider]})
+    url = origin.gives("/images/removed-1.png", picture())
+    if how != "itself":
+        url = origin.gives("/a.png", b"", status="302 Found", headers={"Location": "/images/removed-1.png?from=a"})
+    if how == "two redirects":
+        url = origin.gives("/b.png", b"", status="301 Moved", headers={"Location": "/a.png"})
+    for _ in range(2):
+        seen = await look(imgkeep, url)
+        assert (seen.status, seen.code) == (404, "source_not_found")
+    assert origin.asked("/images/removed-1.png") == 0
+    assert (await look(imgkeep, origin.gives("/images/fine.png", picture()))).status == 200
+    assert len(imgkeep.files("objects")) == 1
+
+
+async def test_a_placeholder_on_a_host_that_is_refused_is_not_found_either(start: Start, origin: FakeOrigin) -> None:
+    imgkeep = await start(sources={"allow": ["127.0.0.1"]})
+    headers = {"Location": "https://i.imgur.com/removed.png"}
+    seen = await look(imgkeep, origin.gives("/a.png", b"", status="302 Found", headers=headers))
+    assert (seen.status, seen.code) == (404, "source_not_found")

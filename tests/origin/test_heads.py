@@ -1,0 +1,220 @@
+"""What Chromium shows whole is stored, whatever the head in front of it looks like, and bounds hold for all of it."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+
+from proxy.core.answer import FIELDS_MAX
+from proxy.origin.connection import HEAD_BYTES_MAX, HEAD_STEP_BYTES, INTERIM_ANSWERS_MAX
+from tests.browser import browsing
+from tests.faults.network import look, nothing_kept
+from tests.images import picture
+from tests.origin.heads import BODY, CHUNKS, HEADS, LENGTH, OK, lines
+from tests.origins import FakeOrigin
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Awaitable, Callable
+
+    from tests.conftest import Imgkeep
+    from tests.origin.heads import Head
+    from tests.origins import Exchange
+
+    Start = Callable[..., Awaitable[Imgkeep]]
+
+MALFORMED = b"PHP Warning:  Undefined variable $a in /var/www/a.php on line 3"
+SHOW = """
+(items) => Promise.all(items.map((url) => new Promise((done) => {
+  const image = new Image();
+  image.onload = () => done(image.naturalWidth > 0);
+  image.onerror = () => done(false);
+  image.src = url;
+})))
+"""
+
+
+def answering(head: Head) -> Callable[[Exchange], Awaitable[None]]:
+    async def script(exchange: Exchange) -> None:
+        await exchange.send(head.answer)
+        if head.closes:
+            exchange.finish()
+
+    return script
+
+
+@pytest.mark.parametrize("head", HEADS.values(), ids=HEADS.keys())
+async def test_what_chromium_shows_is_stored(imgkeep: Imgkeep, origin: FakeOrigin, head: Head) -> None:
+    seen = await look(imgkeep, origin.on("/a.png", answering(head)))
+    if head.shown if head.stored is None else head.stored:
+        assert (seen.status, seen.body) == (200, BODY)
+        assert len(imgkeep.files("objects")) == 1
+    else:
+        assert seen.broken or seen.status in {422, 502}
+        await nothing_kept(imgkeep)
+    # No answer, and nothing behind one, is another request's.
+    seen = await look(imgkeep, origin.gives("/b.png", picture(seed=2)))
+    assert (seen.status, seen.body) == (200, picture(seed=2))
+
+
+async def test_chromium_shows_what_the_table_says(origin: FakeOrigin) -> None:
+    urls = [origin.on(f"/{number}.png", answering(head)) for number, head in enumerate(HEADS.values())]
+    async with browsing() as browser:
+        page = await browser.new_page()
+        await page.goto(origin.gives("/", b"<!doctype html>", headers={"Content-Type": "text/html"}))
+        shown = await page.evaluate(SHOW, urls)
+    assert dict(zip(HEADS, shown, strict=True)) == {name: head.shown for name, head in HEADS.items()}
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, HEAD_STEP_BYTES - 1])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        pytest.param(lines(MALFORMED, LENGTH), id="malformed line"),
+        pytest.param(lines(LENGTH, LENGTH) + b"\n", id="length twice, and more"),
+        pytest.param(lines(LENGTH, b"Transfer-Encoding: chunked", body=CHUNKS) + b"\n", id="chunked and a length"),
+        pytest.param(lines(b"Transfer-Encoding: chunked, identity", body=CHUNKS), id="chunked, then identity"),
+        pytest.param(b"\r\n" + lines(MALFORMED, LENGTH, end=b"\n"), id="line feeds"),
+        pytest.param(
+            b"HTTP/1.1 103 Early Hints\r\nLink: a\r\n\r\n" + lines(MALFORMED, LENGTH), id="malformed behind interim"
+        ),
+        pytest.param(b"HTTP/1.1 103 Early Hints\r\nLink  a\r\n\r\n" + lines(MALFORMED, LENGTH), id="malformed interim"),
+    ],
+)
+async def test_a_head_may_come_in_any_pieces(imgkeep: Imgkeep, origin: FakeOrigin, answer: bytes, size: int) -> None:
+    async def script(exchange: Exchange) -> None:
+        for at in range(0, len(answer), size):
+            exchange.writer.write(answer[at : at + size])
+            await asyncio.sleep(0)
+
+    seen = await look(imgkeep, origin.on("/a.png", script))
+    assert (seen.status, seen.body) == (200, BODY)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        pytest.param(lines(MALFORMED, LENGTH), id="malformed line"),
+        pytest.param(lines(LENGTH, b"Transfer-Encoding: chunked", body=CHUNKS), id="chunked and a length"),
+        pytest.param(lines(LENGTH) + b"\n", id="more behind the body"),
+        pytest.param(lines(b"Transfer-Encoding: chunked", body=CHUNKS) + b"\n", id="more behind chunks"),
+    ],
+)
+async def test_a_connection_with_such_an_answer_is_not_used_again(
+    imgkeep: Imgkeep, origin: FakeOrigin, answer: bytes
+) -> None:
+    async def script(exchange: Exchange) -> None:
+        await exchange.send(answer)
+
+    assert (await look(imgkeep, origin.on("/a.png", script))).body == BODY
+    assert (await look(imgkeep, origin.gives("/b.png", picture(seed=2)))).body == picture(seed=2)
+    assert origin.connections == 2
+
+
+async def test_a_plain_answer_keeps_its_connection(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+    for number in range(3):
+        url = origin.on(f"/{number}.png", answering(HEADS["plain"]))
+        assert (await look(imgkeep, url)).body == BODY
+    assert origin.connections == 1
+
+
+async def test_what_is_no_answer_is_refused_at_once(start: Start, origin: FakeOrigin) -> None:
+    """The origin keeps the connection open, and no time limit is waited for."""
+    imgkeep = await start(fetch={"read_timeout_s": 30, "retries_max": 0})
+    for number, data in enumerate((BODY, b"ICY 200 OK\r\n")):
+
+        async def script(exchange: Exchange, data: bytes = data) -> None:
+            await exchange.send(data)
+            await exchange.gone()
+
+        async with asyncio.timeout(5):
+            assert (await look(imgkeep, origin.on(f"/{number}.png", script))).status == 502
+
+
+async def test_a_malformed_redirect_is_followed(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+    async def script(exchange: Exchange) -> None:
+        await exchange.send(
+            lines(MALFORMED, b"Location : /b.png", b"Content-Length: 3", status=b"http/1.1 302", body=b"off")
+        )
+
+    origin.gives("/b.png", picture())
+    assert (await look(imgkeep, origin.on("/a.png", script))).body == picture()
+
+
+# --- bounds
+
+
+@asynccontextmanager
+async def flooded(answer: bytes) -> AsyncGenerator[str]:
+    """Serve an answer whole to each request."""
+    fake = FakeOrigin()
+    await fake.start()
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.send(answer)
+        await exchange.gone()
+
+    yield fake.on("/a.png", script)
+    await fake.stop()
+
+
+FLOODS: dict[str, bytes] = {
+    "malformed lines": b"\r\n".join([OK, *[b"a b"] * (HEAD_BYTES_MAX // 5), b"", b""]),
+    "malformed lines without end": b"\r\n".join([OK, *[b"a b"] * (HEAD_BYTES_MAX // 2)]),
+    "folds": b"\r\n".join([OK, b"a b: c", b"X-A: b", *[b" c"] * (HEAD_BYTES_MAX // 4), LENGTH, b"", b""]),
+    "fields": b"\r\n".join([OK, b"a b", *[b"a:"] * (HEAD_BYTES_MAX // 4), b"", b""]),
+    "carriage returns": OK + b"\r\na b\r\n" + b"\r" * HEAD_BYTES_MAX + b"\n\r\n",
+    "lengths in a list": lines(b"a b", b"Content-Length: " + b"5," * (HEAD_BYTES_MAX // 4), body=b""),
+    "codings in a list": lines(b"Transfer-Encoding: " + b"x," * (HEAD_BYTES_MAX // 4), body=b""),
+    "malformed interim answers": b"HTTP/1.1 103 x\r\na b\r\n\r\n" * (HEAD_BYTES_MAX // 24),
+    "short interim answers behind a malformed one": b"HTTP/1.1 103 x\r\na b\r\n\r\n" + b"HTTP/1.1 103 \n\n" * 10_000,
+    "status digits": b"HTTP/1.1 " + b"9" * (HEAD_BYTES_MAX // 2) + b"\r\n\r\n",
+    "spaces before the status": b"HTTP/1.1" + b" " * (HEAD_BYTES_MAX // 2) + b"\r\na b\r\n\r\n",
+    "white space in a name": lines(b"a" + b" " * (HEAD_BYTES_MAX // 2) + b"b: c", body=b""),
+}
+
+
+@pytest.mark.parametrize("answer", FLOODS.values(), ids=FLOODS.keys())
+async def test_a_flood_of_what_is_read_again_holds_no_turn_of_the_loop(start: Start, answer: bytes) -> None:
+    imgkeep = await start(fetch={"read_timeout_s": 1, "retries_max": 0})
+    longest, last = 0.0, asyncio.get_running_loop().time()
+
+    async def watch() -> None:
+        nonlocal longest, last
+        while True:
+            await asyncio.sleep(0)
+            now = asyncio.get_running_loop().time()
+            longest, last = max(longest, now - last), now
+
+    async with flooded(answer) as url:
+        watching = asyncio.create_task(watch())
+        seen = await look(imgkeep, url)
+        watching.cancel()
+    assert seen.status in {422, 502, 504}
+    await nothing_kept(imgkeep)
+    assert longest < 0.25, "a generous bound: it takes a few milliseconds"
+
+
+async def test_interim_answers_that_are_read_again_are_counted(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+    for number in (INTERIM_ANSWERS_MAX, INTERIM_ANSWERS_MAX + 1):
+
+        async def script(exchange: Exchange, number: int = number) -> None:
+            await exchange.send(b"HTTP/1.1 103 x\r\na b\r\n\r\n" * number + lines(LENGTH))
+
+        seen = await look(imgkeep, origin.on(f"/{number}.png", script))
+        assert seen.status == (200 if number == INTERIM_ANSWERS_MAX else 502)
+
+
+async def test_fields_are_counted_whether_they_are_read_again_or_not(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+    for number, more in enumerate(([], [b"a b"])):
+        fields = [b"X-A: b"] * (FIELDS_MAX - 2)
+        for count, status in ((0, 200), (8, 502)):
+
+            async def script(
+                exchange: Exchange, data: bytes = lines(*fields, *[b"X: y"] * count, *more, LENGTH)
+            ) -> None:
+                await exchange.send(data)
+
+            assert (await look(imgkeep, origin.on(f"/{number}{count}.png", script))).status == status
