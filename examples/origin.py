@@ -1,5 +1,5 @@
 """
-An image service on this machine for the examples. Its links are signed and die after a minute, as those of real ones do.
+An image service on this machine for the examples. Its links are signed and die after a minute, as those of others do.
 
     python examples/origin.py
 
@@ -82,7 +82,7 @@ def picture(name: str) -> bytes:
 class Handler(BaseHTTPRequestHandler):
     """Answers one request."""
 
-    def do_GET(self) -> None:  # noqa: N802 - so the library calls it
+    def do_GET(self) -> None:
         """Answer with a link, a page or a picture."""
         url = urlsplit(self.path)
         match url.path:
