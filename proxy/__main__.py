@@ -346,7 +346,7 @@ async def _maintain(arguments: argparse.Namespace, parts: Parts) -> int:
             async with aclosing(_steps(parts.remote)) as steps:
                 return await look.check({"fallback": parts.disk, "catalog": catalog}, steps, out=sys.stdout)
         case "verify":
-            return await upkeep.verify(parts.archives, as_json=arguments.json, out=sys.stdout)
+            return await upkeep.verify(parts.archives, catalog, as_json=arguments.json, out=sys.stdout)
         case "reindex":
             return await upkeep.reindex(parts.archives, catalog, out=sys.stdout)
         case "list":
@@ -401,7 +401,9 @@ def _parser() -> argparse.ArgumentParser:
     which = token.add_mutually_exclusive_group()
     which.add_argument("--local", action="store_true", help="print the token that the API of this machine takes")
     which.add_argument("--login", action="store_true", help="print a link by which a browser here gets into the API")
-    verify = commands.add_parser("verify", help="read all that is stored again; set aside what is damaged")
+    verify = commands.add_parser(
+        "verify", help="read all that is stored again; set aside what is damaged, tell what is incomplete"
+    )
     commands.add_parser("reindex", help="fill the catalog from the records")
     images = commands.add_parser("list", help="list images, newest first")
     images.add_argument("--limit", type=_count, default=100, help="how many; 0: all (default: %(default)s)")

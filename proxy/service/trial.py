@@ -37,16 +37,19 @@ from proxy.core.standing import (
     can_refresh,
     confirmed,
     key_of,
+    leaves_to_its_link,
     merge,
     own_identity,
     own_info,
     prove,
+    replaced_by,
     secure_twin,
     weigh,
 )
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
+    from mmap import mmap
 
     from proxy.core.model import Key, Record, Source, SourceInfo
     from proxy.core.standing import Link
@@ -135,10 +138,11 @@ class Trials:
 
     async def settle(self, source: Source, info: SourceInfo, known: Record, draft: Draft, new: Record) -> Record:
         """Keep the whole image that a tried link has brought; return the record by which it is found."""
-        weight = weigh(known, new)
+        continues = await goes_on(known, draft)
+        weight = weigh(known, new, continues=continues)
         self._to.observer.weighed(weight.value)
         if weight is Weight.REPLACE:
-            return await self._put_over(known, draft, new)
+            return await self.put_over(known, draft, new, continues=continues)
         trial = Trial(source, info, known, new)
         if weight is Weight.EQUAL:
             return await self._note_equal(trial, draft)
@@ -151,9 +155,10 @@ class Trials:
         Raises:
             Conflict: It does not.
         """
-        weight = weigh(known, new)
+        continues = await goes_on(known, draft)
+        weight = weigh(known, new, continues=continues)
         if weight is Weight.REPLACE:
-            return await self._put_over(known, draft, new)
+            return await self.put_over(known, draft, new, continues=continues)
         if weight is Weight.OTHER:
             raise Conflict("what was brought by https is another image than what is stored")
         merged = merge(known, new)
@@ -173,15 +178,13 @@ class Trials:
         brought_by = new.brought_by or (known.brought_by if doubts else "")
         return await self._to.store.put(draft, replace(new, doubts=doubts, brought_by=brought_by), known.digest)
 
-    async def _put_over(self, known: Record, draft: Draft, new: Record) -> Record:
-        doubts = new.doubts | (known.doubts & {Doubt.CONTESTED})
-        if known.digest == new.digest:
-            # Clients' copies are as good as they were.
-            return await self._to.store.put(draft, replace(new, etag=known.etag, doubts=doubts), known.digest)
-        if Doubt.SIGNATURE in known.doubts or (Doubt.ENDED in known.doubts and Doubt.SCHEME in new.doubts):
+    async def put_over(self, known: Record, draft: Draft, new: Record, *, continues: bool) -> Record:
+        """Keep an image in the place of another; `continues`: it is more of the same picture. Raises as `Store.put`."""
+        replacing = replaced_by(known, new)
+        if known.digest != new.digest and leaves_to_its_link(known, new, continues=continues):
             await self._leave_to_its_link(known)
-            doubts |= {Doubt.CONTESTED}
-        return await self._to.store.put(draft, replace(new, doubts=doubts), known.digest)
+            replacing = replace(replacing, doubts=replacing.doubts | {Doubt.CONTESTED})
+        return await self._to.store.put(draft, replacing, known.digest)
 
     async def _note_equal(self, trial: Trial, draft: Draft) -> Record:
         current = await self._read_again(trial.known)
@@ -246,7 +249,9 @@ class Trials:
                 log.info("image confirmed", extra={"key": known.key, "host": known.host})
             else:
                 self._unproven[known.key, known.digest] = True
-        elif proof is Proof.PLACEHOLDER or (proof is Proof.DIFFERENCE and Doubt.ENDED in current.doubts):
+        elif proof is Proof.PLACEHOLDER or (
+            proof is Proof.DIFFERENCE and not current.doubts.isdisjoint({Doubt.ENDED, Doubt.INCOMPLETE})
+        ):
             await self._oust(current, trial)
         elif proof is Proof.DIFFERENCE:
             # And not where the link cannot be spoiled: its form is the word of who wrote it.
@@ -283,6 +288,18 @@ class Trials:
 
     async def _restate(self, record: Record, replaces: Digest | None = None) -> None:
         await self._kept(await self._to.store.restate(record, replaces))
+
+
+async def goes_on(known: Record, draft: Draft) -> bool:
+    """Whether a draft is more than a stored incomplete image and begins with it."""
+    if Doubt.INCOMPLETE not in known.doubts or draft.size <= known.size:
+        return False
+    return await draft.judge(partial(_hash_beginning, known.size)) == known.digest
+
+
+def _hash_beginning(size: int, body: bytearray | mmap) -> str:
+    with memoryview(body) as view, view[:size] as beginning:
+        return sha256(beginning).hexdigest()
 
 
 class Probe:

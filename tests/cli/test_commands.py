@@ -271,7 +271,7 @@ async def test_reindex_list_stats_and_verify_agree(folder: Path) -> None:
     assert stats["catalog_complete"] is True
     assert stats["hosts"] == {"images.example": 5}
     assert re.search(r"^hosts +images\.example \(5\)$", plain[1], re.MULTILINE)
-    assert checked[:2] == (0, "10 good, 0 damaged, 0 missing, 0 unreadable, 0 orphan\n")
+    assert checked[:2] == (0, "10 good, 0 damaged, 0 missing, 0 unreadable, 0 orphan, 0 incomplete\n")
 
 
 async def test_stats_lists_pictures_under_many_names_of_a_host(folder: Path) -> None:

@@ -295,9 +295,13 @@ class FakeObserver:
     unchanged_count: int = 0
     outcomes: list[str] = field(default_factory=list)
     suspects: list[Record] = field(default_factory=list)
+    completions: list[str] = field(default_factory=list)
 
     def weighed(self, outcome: str) -> None:
         self.outcomes.append(outcome)
+
+    def completed(self, outcome: str) -> None:
+        self.completions.append(outcome)
 
     def suspected(self, record: Record) -> None:
         self.suspects.append(record)
