@@ -12,6 +12,7 @@ The rules are those of `core/standing.py`; here they are carried out.
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
@@ -65,6 +66,8 @@ UNPROVEN_S: Final = 600
 UNPROVEN_MAX: Final = 16_384
 TRIED: Final = "tried"
 """Before a fingerprint and a digest, in what workers tell each other."""
+PIECE_BYTES: Final = 262_144
+"""Read at a time of what is stored."""
 SNIFFED_BYTES: Final = 4096
 """Enough of an answer to tell a page from a picture."""
 TRANSIENT: Final = frozenset({408, 425, 429})
@@ -143,6 +146,9 @@ class Trials:
         self._to.observer.weighed(weight.value)
         if weight is Weight.REPLACE:
             return await self.put_over(known, draft, new, continues=continues)
+        if await self._has_more(known, new):
+            await self._note_tried(new, known)
+            return known
         trial = Trial(source, info, known, new)
         if weight is Weight.EQUAL:
             return await self._note_equal(trial, draft)
@@ -195,11 +201,32 @@ class Trials:
             known = await self._to.store.put(draft, known, known.digest)  # it was lost
         elif known != current:
             known = await self._to.store.restate(known)
-        self._tried[trial.new.brought_by] = known.digest
-        await self._tell(f"{TRIED} {trial.new.brought_by} {known.digest}")
+        await self._note_tried(trial.new, known)
         if can_confirm(known, trial.new) and (known.key, known.digest) not in self._unproven:
             self._probe(replace(trial, known=known))
         return known
+
+    async def _note_tried(self, new: Record, known: Record) -> None:
+        self._tried[new.brought_by] = known.digest
+        await self._tell(f"{TRIED} {new.brought_by} {known.digest}")
+
+    async def _has_more(self, known: Record, new: Record) -> bool:
+        """Whether a link has brought less of the very picture that is stored: it is shown that one from then on."""
+        if Doubt.INCOMPLETE not in new.doubts or known.size <= new.size:
+            return False
+        digest = sha256()
+        with suppress(ImgkeepError):
+            body = await self._to.store.fetch(known.object_name, known.size)
+            if body is None:
+                return False
+            try:
+                offset = 0
+                while offset < new.size and (piece := await body.read(offset, min(PIECE_BYTES, new.size - offset))):
+                    digest.update(piece)
+                    offset += len(piece)
+            finally:
+                await body.aclose()
+        return digest.hexdigest() == new.digest
 
     async def _note_other(self, trial: Trial, draft: Draft) -> Record:
         new = trial.new
