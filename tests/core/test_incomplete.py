@@ -25,6 +25,7 @@ from proxy.core.incomplete import (
 )
 from proxy.core.model import Doubt, Record, Refetches, Standing
 from proxy.core.standing import (
+    Use,
     Weight,
     can_confirm,
     can_prove,
@@ -48,7 +49,6 @@ from tests.core.test_standing import (
     SPLIT,
     THEIRS,
     UNSIGNED,
-    Use,
     link,
     record,
 )
@@ -245,9 +245,13 @@ def test_equal_bytes_by_another_link_leave_it_incomplete() -> None:
 def test_what_replaces_it_is_judged_by_its_own_bytes() -> None:
     known = replace(cut(SIGNATURE, CONTESTED), refetches=Refetches(1, 1, BEGAN, BEGAN))
     whole = replaced_by(known, record(digest=OTHER, by=MINE))
-    assert (whole.doubts, whole.refetches) == ({CONTESTED}, None)
+    assert (whole.doubts, whole.refetches) == (frozenset({CONTESTED}), None)
     equal = replaced_by(known, replace(cut(by=MINE), etag='"new"'))
-    assert (equal.doubts, equal.refetches, equal.etag) == ({CONTESTED, INCOMPLETE}, known.refetches, known.etag)
+    assert (equal.doubts, equal.refetches, equal.etag) == (
+        frozenset({CONTESTED, INCOMPLETE}),
+        known.refetches,
+        known.etag,
+    )
     confirmed = replace(record(SIGNATURE), refetches=known.refetches)
     assert replaced_by(confirmed, cut(by=MINE)) == replace(record(), refetches=known.refetches)
 
