@@ -1,10 +1,11 @@
-"""An origin that sends half a picture with a length that fits: nobody keeps it for ever, and no stranger decides of it."""
+"""An origin that sends half a picture with a length that fits: no client keeps it, and no stranger decides of it."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -113,17 +114,13 @@ async def test_a_file_that_comes_back_equal_over_a_day_is_confirmed(
     imgkeep = await start(seams=time.seams())
     body = picture("JPEG")[:-2]
     url = origin.gives("/a.jpg", body)
-    asked = []
-    for hour in range(48):
-        shown = await show(imgkeep, url)
-        if shown.caching == FOREVER:
-            break
-        asked.append(origin.asked("/a.jpg"))
+    hour = 0
+    while (await show(imgkeep, url)).caching != FOREVER and hour < 48:
+        hour += 1
         if hour == 20:
             imgkeep = await start(seams=time.seams())  # and it survives a restart
         time.wait(3600)
-    assert shown.caching == FOREVER
-    assert 24 <= hour <= 47
+    assert 24 <= hour < 48
     assert origin.asked("/a.jpg") <= 9
     assert (await show(imgkeep, url)).body == body
     page = await (await imgkeep.client.get("/metrics")).text()
@@ -133,12 +130,11 @@ async def test_a_file_that_comes_back_equal_over_a_day_is_confirmed(
 async def test_the_api_tells_that_and_why_it_is_provisional(start: Start, origin: FakeOrigin, time: Time) -> None:
     imgkeep = await start(seams=time.seams())
     url = origin.gives("/a.png", HALF)
-    for status in (201, 200):
-        saved = await imgkeep.client.post("/api/save-image", json={"url": url})
-        assert saved.status == status
-        facts = await saved.json()
-        assert facts["standing"] == "provisional"
-        assert "incomplete" in facts["doubts"]
+    saved = [await imgkeep.client.post("/api/save-image", json={"url": url}) for _ in range(2)]
+    assert [answer.status for answer in saved] == [201, 200]
+    facts = await saved[1].json()
+    assert facts["standing"] == "provisional"
+    assert "incomplete" in facts["doubts"]
     (listed,) = (await (await imgkeep.client.get("/api/images")).json())["images"]
     assert "incomplete" in listed["doubts"]
     origin.gives("/a.png", PICTURE)
@@ -149,7 +145,7 @@ async def test_the_api_tells_that_and_why_it_is_provisional(start: Start, origin
 
 async def test_an_upload_that_is_cut_is_refused(imgkeep: Imgkeep) -> None:
     for body in (HALF, picture("JPEG")[:-2], picture("GIF")[:-1]):
-        answer = await imgkeep.client.post("/api/save-image", data={"file": body})
+        answer = await imgkeep.client.post("/api/save-image", data={"file": BytesIO(body)})
         problem = await answer.json()
         assert (answer.status, problem["code"]) == (422, "not_an_image")
         assert "incomplete" in problem["detail"]
@@ -166,9 +162,8 @@ async def test_a_strangers_link_cannot_replace_or_confirm_half_a_picture(
     for number in range(30):
         time.wait(3600)
         assert (await show(imgkeep, signed.url(invented(number % 3)))).caching == BRIEF
-    (shared,) = [
-        json.loads(path.read_bytes()) for path in imgkeep.files("records") if b"#link" not in path.read_bytes()
-    ]
+    records = [json.loads(path.read_bytes()) for path in imgkeep.files("records")]
+    (shared,) = [record for record in records if "#link=" not in record["identity"]]
     assert shared["digest"] == json.loads(before)["digest"]
     assert "incomplete" in shared["doubts"]
     assert "refetches" not in shared, "an unverified link does not use up the interval"
