@@ -143,6 +143,13 @@ def test_a_look_at_the_first_bytes_takes_the_size_that_the_framing_tells() -> No
         foresees_end(ending, len(body), Budget(0))
 
 
+def test_a_look_at_a_piece_that_has_not_come_says_nothing() -> None:
+    ending = ending_of(Format.BMP, b"12345")
+    assert ending.look(100, lambda body: body.piece(0, 5) == b"12345", Budget(10))
+    assert ending.look(5, lambda body: body.piece(0, 10) == b"12345", Budget(10))
+    assert not ending.look(100, lambda body: bool(body.piece(0, 10)), Budget(10))
+
+
 def test_a_look_does_not_go_beyond_the_first_bytes() -> None:
     body = SAMPLES["TIFF"].body if "TIFF" in SAMPLES else saved("TIFF")
     assert not foresees_end(ending_of(Format.TIFF, body[:20]), len(body), Budget(1000))

@@ -14,6 +14,7 @@ the bytes; a file that takes more of them is left to `is_whole` as well.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Final, Protocol
 
 from proxy.core.model import Format
@@ -119,7 +120,7 @@ class _Beginning(Body):
         return piece
 
 
-class _Chunks:
+class _Chunks(ABC):
     """Walks over chunks that begin with eight bytes; `_step` says how far each one reaches."""
 
     def __init__(self) -> None:
@@ -147,9 +148,9 @@ class _Chunks:
         self._begun = (self._begun[at:] if at < 0 else b"") + data[max(at, 0) :] if at < size else b""
         self._next = at - size
 
+    @abstractmethod
     def _step(self, opening: bytes, at: int) -> int:
         """Return the number of bytes from a chunk at `at` to the next; 0: there is no next one to look for."""
-        raise NotImplementedError
 
 
 class _Png(_Chunks):
