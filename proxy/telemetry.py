@@ -194,6 +194,11 @@ class Metrics:
         self._weighed = self._tally(
             "confirmations", "Images compared with what was stored, and what came of it", "outcome"
         )
+        # One per refetch of an incomplete image: "whole" and "longer" replaced it, "equal", "other", "failed"; and one
+        # more, "confirmed", where equal bytes were taken for all there is.
+        self._completed = self._tally(
+            "incomplete_refetches", "Incomplete images fetched again, and what came of it", "outcome"
+        )
         # One per request sent to an origin: redirects and retries count each.
         self._fetches = self._tally("origin_requests", "Requests to origins", "outcome")
         self._fetch_times = self._times("origin_head_seconds", "From request to the head of an origin's answer")
@@ -277,6 +282,10 @@ class Metrics:
     def weighed(self, outcome: str) -> None:
         """A link was tried, or a probe has ended."""
         self._weighed.add(outcome)
+
+    def completed(self, outcome: str) -> None:
+        """An incomplete image was fetched again, or confirmed as it is."""
+        self._completed.add(outcome)
 
     def unkept(self, provider: str) -> None:
         self._fills.add(provider, "unkept")

@@ -527,6 +527,9 @@ class _Witness:
     def weighed(self, outcome: str) -> None:
         self._metrics.weighed(outcome)
 
+    def completed(self, outcome: str) -> None:
+        self._metrics.completed(outcome)
+
     def suspected(self, record: Record) -> None:
         self._metrics.weighed("suspect")
         log.warning(

@@ -207,7 +207,7 @@ async def _maintain(call: Call) -> int:
             case "check":
                 return await _check_live(parts, as_json=as_json)
             case "verify":
-                return await upkeep.verify(parts.archives, as_json=as_json, out=sys.stdout, err=sys.stderr)
+                return await upkeep.verify(parts.archives, catalog, as_json=as_json, out=sys.stdout, err=sys.stderr)
             case "reindex":
                 return await upkeep.reindex(parts.archives, catalog, as_json=as_json, out=sys.stdout)
             case _:

@@ -36,6 +36,7 @@ from proxy.core.standing import OTHERS, Use, judge_record, lasts, own_info, read
 from proxy.core.stored import REMOVED, read_object_name, write_doubts
 from proxy.service.failures import Failures, fingerprint
 from proxy.service.fill import Fill
+from proxy.service.incomplete import Completer
 from proxy.service.mirror import FillFailure, Mirror
 from proxy.service.records import Records
 from proxy.service.refresh import Refresher, Rules
@@ -134,6 +135,18 @@ class Keeper:
         self._failures = Failures(timer)
         self._routes = Routes(policy, timer)
         self._trials = Trials(neighbours, kept=self.kept, tell=self.tell, claims=claims, spoil=spoil, timer=timer)
+        self._completer = Completer(
+            policy,
+            neighbours,
+            tower=self,
+            flights=self._flights,
+            claims=claims,
+            trials=self._trials,
+            routes=self._routes,
+            failures=self._failures,
+            allowances=allowances,
+            timer=timer,
+        )
         self._refresher = Refresher(
             rules,
             policy,
@@ -198,7 +211,7 @@ class Keeper:
                         return None, fault
             return (tried, None) if tried is not None else await self._show(met, visit)
         shown, fault = await self._show(met, visit)
-        if shown is not None:
+        if shown is not None and not self._completer.look(source, met.info, record, visit):
             self._refresher.look(source, met.info, record, visit, seek_secure=met.use is Use.SEEK_SECURE)
         return shown, fault
 
@@ -222,6 +235,7 @@ class Keeper:
             if known is not None and kept is None:
                 held, fault = await self._hold_if_there(known)
                 if held is not None:
+                    self._completer.look(source, met.info, held, SOMEBODY)
                     return held, False
             if kept is None:
                 self._insist_on_policy(source, info)

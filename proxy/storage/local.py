@@ -53,6 +53,7 @@ from proxy.storage.threads import TIMEOUT_S, Threads
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
     from datetime import datetime
+    from mmap import mmap
     from pathlib import Path
 
     from proxy.core.model import Key, Record
@@ -270,6 +271,9 @@ class LocalStore:
     async def hash_object(self, path: str) -> Digest | None:
         return await self.run(self._hash, self.root / path)
 
+    async def judge_object(self, path: str, verdict: Callable[[bytes | mmap], T]) -> tuple[Digest, T] | None:
+        return await self.run(self._judge, self.root / path, verdict)
+
     async def set_aside(self, path: str) -> None:
         await self.run(self._set_aside, self.root / path)
 
@@ -330,6 +334,16 @@ class LocalStore:
             return None
         try:
             return Digest(disk.hash_all(descriptor, os.fstat(descriptor).st_size))
+        finally:
+            os.close(descriptor)
+
+    def _judge(self, path: Path, verdict: Callable[[bytes | mmap], T]) -> tuple[Digest, T] | None:
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        try:
+            return disk.judge_all(descriptor, os.fstat(descriptor).st_size, verdict)
         finally:
             os.close(descriptor)
 

@@ -23,8 +23,10 @@ from proxy.core.errors import SourceRejected
 from proxy.core.identity import identify
 from proxy.core.policy import judge
 from proxy.core.source import read_source
+from proxy.core.stored import record_path
 from proxy.storage.local import LocalStore
 from proxy.works import REAL
+from tests.images import picture
 from tests.program import ROOT, environment, run
 from tests.storage.stores import record_of
 from tests.storage.test_contract import keep
@@ -271,7 +273,7 @@ async def test_reindex_list_stats_and_verify_agree(folder: Path) -> None:
     assert stats["catalog_complete"] is True
     assert stats["hosts"] == {"images.example": 5}
     assert re.search(r"^hosts +images\.example \(5\)$", plain[1], re.MULTILINE)
-    assert checked[:2] == (0, "10 good, 0 damaged, 0 missing, 0 unreadable, 0 orphan\n")
+    assert checked[:2] == (0, "10 good, 0 damaged, 0 missing, 0 unreadable, 0 orphan, 0 incomplete\n")
 
 
 async def test_stats_lists_pictures_under_many_names_of_a_host(folder: Path) -> None:
@@ -358,3 +360,28 @@ def test_what_is_printed_for_people_holds_no_control_characters() -> None:
 )
 def test_sizes_read_as_people_write_them(size: int, text: str) -> None:
     assert readable_bytes(size) == text
+
+
+async def test_verify_lists_incomplete_images_by_key_and_says_what_to_do(folder: Path, command: Command) -> None:
+    half = picture(seed=1)[:-20]
+    store = LocalStore(folder)
+    await store.open()
+    record = await keep(store, half, record_of(half, name="half"))
+    await store.aclose()
+    loop = asyncio.get_running_loop()
+    status, out, _ = await loop.run_in_executor(None, command, "verify")
+    lines = out.splitlines()
+    assert status == 0, "it is as it came"
+    assert lines[:2] == [
+        f"incomplete  {record.key}",
+        "2 good, 0 damaged, 0 missing, 0 unreadable, 0 orphan, 1 incomplete",
+    ]
+    assert "imgkeep refetch KEY" in out
+    status, out, _ = await loop.run_in_executor(None, command, "verify", "--json")
+    assert json.loads(out.splitlines()[0]) == {
+        "kind": "incomplete",
+        "path": record_path(record.key),
+        "key": record.key,
+    }
+    status, out, _ = await loop.run_in_executor(None, command, "list", "--json")
+    assert json.loads(out.splitlines()[0])["doubts"] == ["incomplete"], "the catalog knows it, too"
