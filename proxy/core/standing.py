@@ -20,8 +20,8 @@ Rules:
 - A link whose services refuse a wrong signature with an error, and that has not ended, replaces whatever has doubts.
   Over plain http it replaces only what came that way too.
 - That its services do so is known of a host, or read from the shape of the signature alone. The shape can be written
-  for any host: what such a link brings stands for links of such a shape, is tried for all others, and replaces nothing
-  but what such a link brought. Where it agrees with what a bare link brought, the image stands for both.
+  for any host: what such a link brings stands for links of such a shape whose host is not known to check. All others
+  are tried, and it replaces nothing but what such a link brought. Where it agrees with what a bare link brought, the image stands for both.
 - What came over plain http never stands for an https link.
 - An image that its format calls incomplete never takes the place of a whole one. A whole one takes its place by the
   word of a link that is trusted as much, and more of the same picture by any (`core/incomplete.py`).
@@ -217,8 +217,13 @@ def _is_doubtful_for(doubts: AbstractSet[Doubt], link: Link) -> bool:
 
 
 def _is_of_its_kind(doubts: AbstractSet[Doubt], link: Link) -> bool:
-    """Whether a link is of a kind that is known to bring these bytes: bare, or of the shape of a checked scheme."""
-    return (Doubt.SCHEME in doubts and link.enforced) if link.signed else Doubt.UNSIGNED in doubts
+    """
+    Tell whether a link is of a kind that is known to bring these bytes: bare, or of the shape of a checked scheme. A
+    link whose host is known to check is better than that, and is tried.
+    """
+    if not link.signed:
+        return Doubt.UNSIGNED in doubts
+    return Doubt.SCHEME in doubts and link.enforced and not link.known
 
 
 def lasts(doubts: AbstractSet[Doubt], link: Link) -> bool:
