@@ -9,7 +9,6 @@ import resource
 import signal
 import socket
 import sys
-import tomllib
 from contextlib import AsyncExitStack, aclosing, suppress
 from dataclasses import replace
 from functools import partial
@@ -25,7 +24,7 @@ from proxy import __version__, app
 from proxy.cli import folders, look, migrate, remove, save, signing, stored, upkeep
 from proxy.cli.pages import STANDARD_INPUT, find_pages
 from proxy.cli.rewrite import Rewriting
-from proxy.config import ENVIRONMENT_PREFIX, Config, ConfigError, check_mount, load, read_store_url
+from proxy.config import ENVIRONMENT_PREFIX, Config, ConfigError, check_mount, load, read_config_file, read_store_url
 from proxy.core.errors import InvalidRequest, StorageError
 from proxy.core.model import Place
 from proxy.core.store_url import Bucket, Folder
@@ -455,12 +454,10 @@ def _load(path: str | None) -> Config:
     named = path or os.environ.get(f"{ENVIRONMENT_PREFIX}CONFIG")  # noqa: TID251 - the one reader
     file: dict[str, Any] = {}
     try:
-        file = tomllib.loads(Path(named or CONFIG_FILE).read_text("utf-8"))
+        file = read_config_file(named or CONFIG_FILE)
     except FileNotFoundError:
         if named:
             raise ConfigError(f"{named}: there is no such file") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"{named or CONFIG_FILE}: {error}") from None
     return load(file, os.environ)  # noqa: TID251 - the one reader
 
 

@@ -369,7 +369,7 @@ class Supervisor:
         try:
             new = self.reload()
         except ConfigError as error:
-            reason = str(error)
+            reason = "; ".join(error.messages)
             log.error("the configuration is not valid; going on as before", extra={"reason": reason})  # noqa: TRY400
             return
         server = self.config.server

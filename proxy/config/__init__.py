@@ -1,0 +1,28 @@
+"""The configuration: its settings, where they are read from, and what is refused."""
+
+from proxy.config.environment import PREFIX as ENVIRONMENT_PREFIX
+from proxy.config.errors import ConfigError
+from proxy.config.files import read_config_file
+from proxy.config.load import load
+from proxy.config.schema import Config, Fetch, Legacy, Limits, Log, Section, Security, Server, Store
+from proxy.config.urls import read_catalog_url, read_store_url
+from proxy.config.validate import check_mount
+
+__all__ = [
+    "ENVIRONMENT_PREFIX",
+    "Config",
+    "ConfigError",
+    "Fetch",
+    "Legacy",
+    "Limits",
+    "Log",
+    "Section",
+    "Security",
+    "Server",
+    "Store",
+    "check_mount",
+    "load",
+    "read_catalog_url",
+    "read_config_file",
+    "read_store_url",
+]
