@@ -206,7 +206,7 @@ def _server(arguments: argparse.Namespace, config: Config) -> save.Server:
 
 def _find_server(url: str, config: Config) -> tuple[str, str | None]:
     """Return where a server is that `--server` names, and what its API takes."""
-    return _pin_address(url, config.server.host), _token_for(url, config)
+    return _pin_address(url, config.server.hosts[0]), _token_for(url, config)
 
 
 def _pin_address(url: str, host: str) -> str:
@@ -239,7 +239,7 @@ def _token_for(url: str, config: Config) -> str | None:
 def _is_here(url: str, config: Config) -> bool:
     try:
         host = urlsplit(url).hostname or ""
-        return host in {"localhost", config.server.host} or ip_address(host).is_loopback
+        return host in {"localhost", *config.server.hosts} or ip_address(host).is_loopback
     except ValueError:
         return False
 
@@ -327,7 +327,7 @@ def _token(arguments: argparse.Namespace, config: Config) -> int:
         token = app.read_local_token(config)
     except TokenUnusableError as error:
         raise ConfigError(f"{error}; `imgkeep serve` makes it") from None
-    host = "127.0.0.1" if server.host == "localhost" else server.host
+    host = "127.0.0.1" if server.hosts[0] == "localhost" else server.hosts[0]
     sys.stdout.write(f"{make_link(token, host, server.port, REAL.clock()) if arguments.login else token}\n")
     return DONE
 

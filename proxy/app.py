@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 from aiohttp import web
 
 from proxy.core.signing import Signatures
+from proxy.listening import BACKLOG, format_address, listen
 from proxy.parts import data_folder
 from proxy.service.misses import Misses
 from proxy.service.rewrite import RewriteDesk
@@ -246,7 +247,7 @@ def _make_misses(config: Config, seams: Seams, works: Works) -> Misses | None:
 
 def _own_hosts(config: Config) -> frozenset[str]:
     """Return the names under which this machine calls us: none, once others can reach us too."""
-    return frozenset() if config.server.is_open else frozenset({config.server.host, *LOOPBACK_NAMES})
+    return frozenset() if config.server.is_open else frozenset({*map(str.lower, config.server.hosts), *LOOPBACK_NAMES})
 
 
 def read_local_token(config: Config) -> str:
@@ -280,7 +281,8 @@ async def serve(config: Config, seams: Seams = REAL) -> None:
     Serve until SIGTERM or SIGINT, then drain.
 
     Raises:
-        OSError: The address cannot be bound.
+        ConfigError: An address to listen on is not this machine's.
+        OSError: The port is in use.
         CatalogTooNew: A newer version wrote the catalog.
     """
     app = build(config, seams)
@@ -291,8 +293,8 @@ async def serve(config: Config, seams: Seams = REAL) -> None:
         loop.add_signal_handler(number, stop.set)
     try:
         await runner.setup()
-        site = web.TCPSite(runner, config.server.host, config.server.port, backlog=1024)
-        await site.start()
+        for sock in await asyncio.to_thread(listen, config.server):
+            await web.SockSite(runner, sock, backlog=BACKLOG).start()
         running = app[_RUNNING]
         assert running.works is not None
         running.works.own_ports.update(address[1] for address in runner.addresses)
@@ -341,7 +343,7 @@ async def work(config: Config, place: Place, listening: Sequence[socket.socket],
             await running.works.join()
             running.works.own_ports.update(sock.getsockname()[1] for sock in listening)
             for sock in listening:
-                await web.SockSite(runner, sock, backlog=1024).start()
+                await web.SockSite(runner, sock, backlog=BACKLOG).start()
             _tune_interpreter()
             control.send(READY)
             log.info("worker ready", extra={"worker": place.name})
@@ -460,7 +462,7 @@ def tell_opening(config: Config, addresses: Sequence[tuple[str, int]], local_tok
     hosts_allowed = config.hosts_allowed(config.read_catalogue())
     api_for = f"the token in {data_folder(config) / NAME}" if local_token else "no client"
     facts: dict[str, object] = {
-        "address": ",".join(f"{host}:{port}" for host, port in addresses),
+        "address": ",".join(format_address(host, port) for host, port in addresses),
         "store": config.store.url,
         "sources": "any public host" if "*" in hosts_allowed else f"{len(hosts_allowed)} host patterns",
         "images_for": _IMAGES_FOR[config.security.signature],
