@@ -21,17 +21,20 @@ from urllib.parse import urlsplit
 import msgspec
 
 from proxy import __version__, app
+from proxy.catalog import CatalogTooNew
 from proxy.cli import folders, look, migrate, remove, save, signing, stored, upkeep
+from proxy.cli.health import health
 from proxy.cli.pages import STANDARD_INPUT, find_pages
 from proxy.cli.rewrite import Rewriting
 from proxy.config import ENVIRONMENT_PREFIX, Config, ConfigError, check_mount, load, read_config_file, read_store_url
 from proxy.core.errors import InvalidRequest, StorageError
 from proxy.core.model import Place
 from proxy.core.store_url import Bucket, Folder
-from proxy.parts import Parts, open_migration, open_parts
+from proxy.parts import Parts, open_migration, open_parts, permanent_url
+from proxy.preflight import check_machine, insist_on_owner, insist_on_owner_of, insist_on_store
 from proxy.storage.local_token import TokenUnusableError
 from proxy.supervisor import Briefing, Supervisor
-from proxy.telemetry import logging_to
+from proxy.telemetry import describe_crash, logging_to
 from proxy.web.login import make_link
 from proxy.works import REAL, make_linking, open_works
 
@@ -52,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status: 0, 1 (some failed), 2 (usage or configuration)."""
     arguments = _parser().parse_args(argv)
     os.umask(0o077)  # records may hold links that still open something
+    level = os.environ.get(f"{ENVIRONMENT_PREFIX}LOG__LEVEL", "").lower()  # noqa: TID251 - the one reader
     try:
         is_worker = arguments.command == WORKER
         if is_worker:
@@ -60,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # A worker goes by what its supervisor has read.
         briefing = _read_briefing() if is_worker else None
         config = _load(arguments.config) if briefing is None else briefing.config
+        level = config.log.level
         # To standard error: what a command prints is its answer, and no log record must get in between.
         with logging_to(sys.stderr, config.log):
             if arguments.command == "serve" and config.server.workers > 1:
@@ -67,18 +72,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             else:
                 status = _run(_command(arguments, config) if briefing is None else _work_as(arguments, briefing))
         sys.stdout.flush()  # here, because at the interpreter's end nobody could handle a broken pipe
-    except ConfigError as error:
-        return _complain(str(error), USAGE)
     except BrokenPipeError:
         # Whoever read our answer has enough; the interpreter must not complain about it while flushing.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return SOME_FAILED
-    except OSError as error:
-        return _complain(error.strerror or str(error), SOME_FAILED)
-    except StorageError as error:
-        return _complain(str(error), SOME_FAILED)
     except KeyboardInterrupt:
         return SOME_FAILED
+    except Exception as error:  # noqa: BLE001 - the last resort among them
+        return _complain_of(error, in_full=level == "debug")
     return status
 
 
@@ -110,20 +111,23 @@ async def _command(arguments: argparse.Namespace, config: Config) -> int:  # noq
             source, target = _read_place("FROM", arguments.source), _read_place("TO", arguments.target)
             if source == target:
                 raise ConfigError("TO: is the same store as FROM")
+            if isinstance(target, Folder):
+                await asyncio.to_thread(insist_on_owner_of, Path(target.path))
             async with open_migration(config, source, target, clock=REAL.clock) as migration:
                 return await migrate.migrate(migration, as_json=arguments.json, out=sys.stdout, err=sys.stderr)
         case "rewrite":
             return await _rewrite(arguments, config)
         case "save" | "remove" | "restore" | "refetch" if arguments.server:
             return await _ask_server(arguments, config)
-        case "save" | "import" | "export" | "remove" | "restore" | "refetch":
+        case "save" | "import" | "remove" | "restore" | "refetch":
+            helps = arguments.command != "import"
+            await asyncio.to_thread(partial(insist_on_owner, config, server_helps=helps))
             async with open_works(config) as works:
                 return await _work(arguments, config, works)
+        case "health":
+            return await asyncio.to_thread(partial(health, config.server, out=sys.stdout, err=sys.stderr))
         case _:
-            if arguments.command == "check" and not arguments.live:
-                return await look.check({}, out=sys.stdout)
-            async with open_parts(config, clock=REAL.clock) as parts:
-                return await _maintain(arguments, parts)
+            return await _maintain(arguments, config)
 
 
 def _read_briefing() -> Briefing:
@@ -160,11 +164,12 @@ async def _rewrite(arguments: argparse.Namespace, config: Config) -> int:
         if arguments.save and arguments.server:
             target = _server(arguments, config)
         elif arguments.save:
+            await asyncio.to_thread(partial(insist_on_owner, config, server_helps=True))
             works = await stack.enter_async_context(open_works(config))
             parts, target = works.parts, _store(config, works)
         elif config.delivery.mode == "redirect" and not config.delivery.base_url:
             # The links of the bucket itself, which stay as they are, only the bucket's client can tell.
-            parts = await stack.enter_async_context(open_parts(config, clock=REAL.clock))
+            parts = await stack.enter_async_context(open_parts(config, clock=REAL.clock, reading=True))
         linking = make_linking(config, app.make_inspector(config), parts)
         try:
             linker = linking.linker(which, config.server.public_url.rstrip("/"))
@@ -246,8 +251,6 @@ def _is_here(url: str, config: Config) -> bool:
 
 async def _work(arguments: argparse.Namespace, config: Config, works: Works) -> int:
     """Run what works on images without a server; what goes on in the background is the server's."""
-    if arguments.command == "export":
-        _warn_of_gaps(works.parts)
     describe = partial(works.keeper.describe, base=config.server.public_url.rstrip("/"))
     match arguments.command:
         case "save":
@@ -266,13 +269,6 @@ async def _work(arguments: argparse.Namespace, config: Config, works: Works) -> 
                 as_json=arguments.json,
                 out=sys.stdout,
                 err=sys.stderr,
-            )
-        case "export":
-            return await folders.export(
-                works.parts.catalog,
-                url_of=lambda record: str(describe(record)["url"]),
-                as_json=arguments.format == "jsonl",
-                out=sys.stdout,
             )
         case _:
             images = remove.Store(works.remover, works.refetcher, describe)
@@ -332,9 +328,24 @@ def _token(arguments: argparse.Namespace, config: Config) -> int:
     return DONE
 
 
-async def _maintain(arguments: argparse.Namespace, parts: Parts) -> int:
+async def _maintain(arguments: argparse.Namespace, config: Config) -> int:
+    """Run what works on a store as a whole. What only reads makes nothing, and what writes is the store's owner's."""
+    reading = arguments.command in {"list", "stats", "export"}
+    if arguments.command == "check":
+        await check_machine(config)
+        if not arguments.live:
+            return await look.check({}, out=sys.stdout)
+    if reading:
+        await asyncio.to_thread(insist_on_store, config)
+    else:
+        await asyncio.to_thread(partial(insist_on_owner, config, server_helps=False))
+    async with open_parts(config, clock=REAL.clock, reading=reading) as parts:
+        return await _maintain_parts(arguments, config, parts)
+
+
+async def _maintain_parts(arguments: argparse.Namespace, config: Config, parts: Parts) -> int:  # noqa: PLR0911 - as above
     catalog = parts.catalog
-    if arguments.command in {"list", "stats"}:
+    if arguments.command in {"list", "stats", "export"}:
         _warn_of_gaps(parts)
     match arguments.command:
         case "check":
@@ -343,11 +354,21 @@ async def _maintain(arguments: argparse.Namespace, parts: Parts) -> int:
             if isinstance(sys.stdout, TextIOWrapper):
                 sys.stdout.reconfigure(errors="backslashreplace")  # not every terminal has ticks
             async with aclosing(_steps(parts.remote)) as steps:
-                return await look.check({"fallback": parts.disk, "catalog": catalog}, steps, out=sys.stdout)
+                return await look.check(
+                    {"fallback": parts.disk, "catalog": catalog},
+                    steps,
+                    place=parts.remote.bucket.client.place,
+                    out=sys.stdout,
+                )
         case "verify":
             return await upkeep.verify(parts.archives, as_json=arguments.json, out=sys.stdout)
         case "reindex":
             return await upkeep.reindex(parts.archives, catalog, out=sys.stdout)
+        case "export":
+            base = config.server.public_url.rstrip("/")
+            url_of = partial(permanent_url, parts.remote, base)
+            as_json = arguments.format == "jsonl"
+            return await folders.export(catalog, url_of=url_of, as_json=as_json, out=sys.stdout)
         case "list":
             return await stored.list_images(catalog, limit=arguments.limit, as_json=arguments.json, out=sys.stdout)
         case _:
@@ -378,6 +399,7 @@ def _parser() -> argparse.ArgumentParser:
     worker.add_argument("--place", required=True)
     worker.add_argument("--listen", required=True)
     worker.add_argument("--control", required=True, type=int)
+    commands.add_parser("health", help="tell whether the server of this configuration answers; exit status 0 or 1")
     check = commands.add_parser("check", help="validate the configuration")
     check.add_argument("--live", action="store_true", help="try all that every configured store must be able to do")
     inspect = commands.add_parser("inspect", help="tell what URLs name and whether they may be fetched; no network")
@@ -506,6 +528,23 @@ def _raise_file_limit() -> None:
     """Use as many file descriptors as the system allows: a client and the file it reads need one each."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _complain_of(error: Exception, *, in_full: bool) -> int:
+    """Say what went wrong, and return the exit status. An error that no code of ours expected is one line too."""
+    match error:
+        case ConfigError():
+            sys.stderr.writelines(f"imgkeep: {message}\n" for message in error.messages)
+            return USAGE
+        case CatalogTooNew():
+            return _complain(error.in_full, USAGE)  # to start again mends nothing
+        case StorageError():
+            return _complain(error.in_full, SOME_FAILED)
+        case OSError():
+            name = f": {error.filename}" if error.filename else ""
+            return _complain(f"{error.strerror or error}{name}", SOME_FAILED)
+        case _:
+            return _complain(describe_crash(error, in_full=in_full), SOME_FAILED)
 
 
 def _complain(message: str, status: int) -> int:

@@ -18,6 +18,9 @@ from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
 
+from proxy import __version__
+from proxy.banner import make_banner
+from proxy.config import absolute
 from proxy.core.signing import Signatures
 from proxy.listening import BACKLOG, format_address, listen
 from proxy.parts import data_folder
@@ -25,6 +28,7 @@ from proxy.service.misses import Misses
 from proxy.service.rewrite import RewriteDesk
 from proxy.storage.local_token import NAME, TokenUnusableError, make_token, read_token
 from proxy.supervisor import LEAVE, READY
+from proxy.telemetry import show
 from proxy.web import api, images_api, jobs_api, login, openapi, rewrite_api, script
 from proxy.web import health as health_routes
 from proxy.web.admission import admission, invite_later
@@ -52,6 +56,7 @@ if TYPE_CHECKING:
 
     from aiohttp.typedefs import Handler
 
+    from proxy.catalog import CatalogTooNew
     from proxy.config import Config
     from proxy.core.model import Place
 
@@ -300,11 +305,14 @@ async def serve(config: Config, seams: Seams = REAL) -> None:
         running.works.own_ports.update(address[1] for address in runner.addresses)
         _tune_interpreter()
         tell_opening(config, [(address[0], address[1]) for address in runner.addresses], app[SITE].door.local_token)
+        _end_for_newer(running.works, stop)
         await stop.wait()
         await _drain(runner, running, stop)
     finally:
         await runner.cleanup()
     log.info("stopped")
+    if running.works.parts.catalog.newer is not None:
+        raise running.works.parts.catalog.newer
 
 
 async def work(config: Config, place: Place, listening: Sequence[socket.socket], control: socket.socket) -> None:
@@ -347,6 +355,7 @@ async def work(config: Config, place: Place, listening: Sequence[socket.socket],
             _tune_interpreter()
             control.send(READY)
             log.info("worker ready", extra={"worker": place.name})
+            _end_for_newer(running.works, ends.heard)
             await ends.heard.wait()
             if ends.alone:
                 log.error("the supervisor is gone")
@@ -363,6 +372,22 @@ async def work(config: Config, place: Place, listening: Sequence[socket.socket],
             # Nobody else tidies up; who has not ended yet does without (`storage/claims.py`).
             await asyncio.to_thread(shutil.rmtree, place.folder, ignore_errors=True)
     log.info("stopped")
+    if running.works.parts.catalog.newer is not None:
+        raise running.works.parts.catalog.newer
+
+
+def _end_for_newer(works: Works, stop: asyncio.Event) -> None:
+    """End once it is known that a newer version wrote the catalog, as a start does: a database may be away then."""
+    catalog = works.parts.catalog
+
+    def end(error: CatalogTooNew) -> None:
+        if not stop.is_set():
+            log.error("a newer version wrote the catalog; ending", extra={"reason": error.in_full})
+        stop.set()
+
+    catalog.too_new = end
+    if catalog.newer is not None:
+        end(catalog.newer)
 
 
 @dataclass(slots=True)
@@ -458,9 +483,12 @@ _IMAGES_FOR: Final = {
 
 
 def tell_opening(config: Config, addresses: Sequence[tuple[str, int]], local_token: str | None) -> None:
-    """Log what an operator wants to see in one line: where we listen, where images go, and who may fetch what."""
+    """
+    Log what an operator wants to see in one line: where we listen, where images go, and who may fetch what. In a
+    terminal a person is told by a banner as well.
+    """
     hosts_allowed = config.hosts_allowed(config.read_catalogue())
-    api_for = f"the token in {data_folder(config) / NAME}" if local_token else "no client"
+    api_for = f"the token in {absolute(data_folder(config) / NAME)}" if local_token else "no client"
     facts: dict[str, object] = {
         "address": ",".join(format_address(host, port) for host, port in addresses),
         "store": config.store.url,
@@ -471,9 +499,18 @@ def tell_opening(config: Config, addresses: Sequence[tuple[str, int]], local_tok
     if config.server.workers > 1:
         facts["workers"] = config.server.workers
     log.info("listening", extra=facts)
+    link = None
     if local_token and not config.server.is_open:
         link = login.make_link(local_token, *addresses[0], REAL.clock())
         log.info("log in by this link within the hour", extra={"link": login.Link(link)})
+    open_to = {
+        "fetches": f"{facts['sources']}, for {facts['images_for']}",
+        "API": f"for {facts['api_for']}",
+        "open to": "every client that reaches this machine" if config.server.is_open else "this machine only",
+    }
+    banner = make_banner(sys.stderr, config, addresses, version=__version__, open_to=open_to, log_in=link)
+    if banner is not None:
+        show(banner)
 
 
 def tell_workers_opening(config: Config, addresses: Sequence[tuple[str, int]]) -> None:

@@ -47,7 +47,7 @@ class _Target:
     is_one_of_many: bool
 
     def at(self, port: int) -> _Target:
-        address: SocketAddress = (self.address[0], port, *self.address[2:])  # type: ignore[assignment]  # of one length
+        address: SocketAddress = (self.address[0], port, *self.address[2:])
         return _Target(self.host, self.family, address, self.ipv6_only, self.is_one_of_many)
 
     def __str__(self) -> str:

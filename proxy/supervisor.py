@@ -45,6 +45,8 @@ READY: Final = b"R"
 LEAVE: Final = b"L"
 
 SECRET_BYTES: Final = 32
+UNFIT: Final = 2
+"""Exit status of a worker that another start would not help: the configuration, or the catalog of a newer version."""
 
 FOLDER_BYTES_MAX: Final = 90
 """The path of a socket has 107 bytes at most (man 7 unix); this leaves room for `/999.999999.sock`."""
@@ -311,6 +313,9 @@ class Supervisor:
             self._status = self._status or (0 if is_well else _exit_status(status))
         elif not self._is_open:
             self._end(_exit_status(status) or 1)
+        elif status == UNFIT:
+            log.error("a worker has ended because of the configuration or the catalog; ending", extra=facts)
+            self._end(UNFIT)
         else:
             if time.monotonic() - worker.born_at > LONG_LIFE_S:
                 slot.deaths = 0

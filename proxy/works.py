@@ -518,7 +518,7 @@ class _Witness:
         self._metrics.unkept()
         if isinstance(fault, Conflict) and not isinstance(fault, WrittenByNewer):
             return
-        reason = str(fault)
+        reason = fault.in_full
         if not self._health.faults.get("store"):
             log.error("an image was delivered but not kept", extra={"reason": reason})
         self._health.note("store", reason)

@@ -134,8 +134,8 @@ MISTAKES: dict[str, tuple[dict[str, Any], dict[str, str], str]] = {
         {"limits": {"fill_bytes_per_day": "some"}},
         {},
         (
-            "limits.fill_bytes_per_day: expected a number of bytes, or one with B, kB, MB, GB, TB, KiB, MiB, GiB or TiB, "
-            "like 512MiB, or auto"
+            "limits.fill_bytes_per_day: expected a number of bytes, or one with B, kB, MB, GB, TB, KiB, MiB, GiB or "
+            "TiB, like 512MiB, or auto"
         ),
     ),
     "no number": ({"fetch": {"connect_timeout_s": float("nan")}}, {}, "fetch.connect_timeout_s: expected a finite"),

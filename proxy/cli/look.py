@@ -51,12 +51,14 @@ async def check(
     parts: Mapping[str, Watched],
     steps: AsyncIterator[tuple[str, str | None, str | None]] | None = None,
     *,
+    place: str = "",
     out: TextIO,
 ) -> int:
     """
     Say that the configuration is valid, and put, read and delete a probe in each of `parts`.
 
-    `steps` are what else is tried one after the other: a name, and what is wrong and its remedy where something is.
+    `steps` are what else is tried one after the other, at `place`: a name, and what is wrong and its remedy where
+    something is.
     """
     out.write("configuration: valid\n")
     status = 0
@@ -65,10 +67,11 @@ async def check(
             free = await part.check()
         except StorageError as fault:
             status = 1
-            out.write(f"{name}: {fault}\n")
+            out.write(f"{name}: {fault.in_full}\n")
         else:
             out.write(f"{name}: works{f', {readable_bytes(free)} free' if free else ''}\n")
     if steps is not None:
+        out.write(f"store: {place}\n")
         async for name, error, remedy in steps:
             if error is None:
                 out.write(f"✓ {name}\n")

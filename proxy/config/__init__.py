@@ -2,7 +2,7 @@
 
 from proxy.config.environment import PREFIX as ENVIRONMENT_PREFIX
 from proxy.config.errors import ConfigError
-from proxy.config.files import read_config_file
+from proxy.config.files import absolute, read_config_file
 from proxy.config.load import load
 from proxy.config.schema import OPEN_BYTES_PER_DAY, Config, Fetch, Legacy, Limits, Log, Section, Security, Server, Store
 from proxy.config.urls import read_catalog_url, read_store_url
@@ -21,6 +21,7 @@ __all__ = [
     "Security",
     "Server",
     "Store",
+    "absolute",
     "check_mount",
     "load",
     "read_catalog_url",

@@ -14,6 +14,16 @@ from typing import Any, Final
 
 from proxy.config.errors import ConfigError
 
+
+def _find_working_folder() -> str:
+    try:
+        return os.getcwd()  # noqa: PTH109 - a string, which paths are joined with
+    except OSError:  # it was removed under us
+        return "."
+
+
+WORKING_FOLDER: Final = _find_working_folder()
+"""Where relative paths count from: asked for once, because that blocks."""
 CONFIG_BYTES_MAX: Final = 1_048_576
 """Maximum size of `config.toml`: a thousand providers of one's own."""
 SECRET_BYTES_MAX: Final = 65_536
@@ -72,6 +82,11 @@ def read_secret_file(path: str) -> str:
         return data.decode()
     except UnicodeDecodeError:
         raise ValueError(f"the file {path} is not UTF-8") from None
+
+
+def absolute(path: str | os.PathLike[str]) -> str:
+    """Return a path as it can be found from everywhere, for messages. Does not block."""
+    return os.path.normpath(os.path.join(WORKING_FOLDER, path))  # noqa: PTH118 - pathlib's asks the system
 
 
 def _cause(error: Exception) -> str:

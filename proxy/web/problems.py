@@ -86,6 +86,8 @@ def explain(error: Exception, notes: Notes, *, api: bool = False) -> Answer:
     """Return the answer to whatever a handler raised; what nobody foresaw is logged, without its message."""
     if isinstance(error, errors.ImgkeepError):
         notes.code = error.code
+        if isinstance(error, errors.StorageError):
+            log.warning("storage unavailable", extra={"key": notes.key, "reason": error.in_full})
         return problem(error, api=api)
     extensions = {"success": False} if api else {}
     if isinstance(error, web.HTTPException):
