@@ -15,9 +15,11 @@ import re
 import traceback
 from bisect import bisect_left
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import accumulate
 from logging.handlers import QueueHandler, QueueListener
+from pathlib import PurePath
 from queue import Full, Queue
 from typing import TYPE_CHECKING, Final
 
@@ -364,6 +366,21 @@ class _Page(CollectorRegistry):
             yield metric
 
 
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A text for a person at a terminal, printed as it is between the records."""
+
+    text: str
+
+
+def show(text: str) -> None:
+    """
+    Print a text where records go, whatever `log.level` is: from the same thread, because a terminal that is held up
+    (Ctrl-S) must not hold up the event loop.
+    """
+    logging.getLogger().handle(logging.makeLogRecord({"msg": Shown(text.rstrip()), "levelno": logging.CRITICAL}))
+
+
 class RecordFormatter(logging.Formatter):
     """One line a record, as text (`key=value`) or JSON, with every secret out of it."""
 
@@ -372,6 +389,8 @@ class RecordFormatter(logging.Formatter):
         self._form = form
 
     def format(self, record: logging.LogRecord) -> str:
+        if isinstance(record.msg, Shown):
+            return record.msg.text
         facts: dict[str, object] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
@@ -393,6 +412,20 @@ class RecordFormatter(logging.Formatter):
         fields = " ".join(f"{name}={value}" for name, value in facts.items() if value is not None)
         line = f"{time} {level} {logger}: {message} {fields}".rstrip().translate(_BREAKS)
         return f"{line}\n{traceback_lines}".rstrip()
+
+
+def describe_crash(error: BaseException, *, in_full: bool) -> str:
+    """
+    Say what was raised that no code of ours expected, in one line; `in_full`: with the traceback, secrets cut out.
+
+    Without its message, which may hold anything.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" ({PurePath(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    what = f"an error that imgkeep does not know: {type(error).__name__}{place}"
+    if not in_full:
+        return f'{what}; log.level = "debug" shows where it came from'
+    return f"{what}\n{redact(''.join(traceback.format_tb(error.__traceback__)))}".rstrip()
 
 
 @contextmanager

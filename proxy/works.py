@@ -541,7 +541,7 @@ class _Witness:
         self._metrics.unkept(subject.label)
         if isinstance(fault, Conflict) and not isinstance(fault, WrittenByNewer):
             return
-        reason = str(fault)
+        reason = fault.in_full
         if not self._health.faults.get("store"):
             log.error("an image was delivered but not kept", extra={"reason": reason})
         self._health.note("store", reason)

@@ -21,6 +21,7 @@ from hashlib import sha256
 from secrets import token_hex
 from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
+from proxy.config import absolute
 from proxy.core.errors import Conflict, Removed, StorageError, WrittenByNewer
 from proxy.core.model import Digest, Tombstone
 from proxy.core.stored import (
@@ -101,7 +102,8 @@ class LocalStore:
         self._partial_folder = root / PARTIAL
         self._cached_files = CachedFiles(root)
         self.shelf = Shelf(hot_bytes_max, self._cached_files, self.run)
-        self._threads = Threads(timeout_s=timeout_s)
+        self.place = f"folder {absolute(root)}"
+        self._threads = Threads(timeout_s=timeout_s, place=self.place)
         self._commits = Commits(root, self.run, self._insist_on_ours)
         self.remember: Callable[[Key], Awaitable[Record | None]] = _remember_nothing
         """Is asked what a damaged record said."""
