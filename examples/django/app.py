@@ -1,7 +1,6 @@
 """
-A page by Django that asks imgkeep for its images.
+A page by Django that asks imgkeep for its images. Beside examples/origin.py and imgkeep:
 
-    imgkeep serve
     python examples/django/app.py runserver 8000
 """
 
@@ -9,16 +8,15 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
+from functools import cache
+from urllib.request import urlopen
 
 from django.conf import settings
 from django.core.management import execute_from_command_line
 from django.http import HttpRequest, HttpResponse
 from django.urls import path
 
-PAGE = Path(os.environ.get("PAGE", Path(__file__).parents[1] / "page.html"))
-TOKEN = os.environ.get("IMGKEEP_TOKEN")
-"""With it imgkeep tells what it may fetch. Without, all: so is an imgkeep that only this machine can reach."""
+PAGE = os.environ.get("PAGE", "http://127.0.0.1:9000/page.html")
 
 settings.configure(
     ALLOWED_HOSTS=["127.0.0.1", "localhost"],
@@ -26,15 +24,23 @@ settings.configure(
     MIDDLEWARE=["proxy.sites.django.ImgkeepMiddleware"],
     IMGKEEP={
         "public_url": os.environ.get("IMGKEEP_URL", "http://127.0.0.1:8080"),
-        "allow": "ask" if TOKEN else ["*"],
-        "token": TOKEN,
+        # As imgkeep has it: any host, and this machine. Leave both out where imgkeep runs with its defaults and is public.
+        "allow": ["*"],
+        "allow_networks": ["127.0.0.1/32"],
     },
 )
 
 
 def show(_: HttpRequest) -> HttpResponse:
-    """Return the page as it is stored, with links that die."""
-    return HttpResponse(PAGE.read_text("utf-8"))
+    """Return the page with its link that dies."""
+    return HttpResponse(load())
+
+
+@cache
+def load() -> str:
+    """Return a page as a database would hold it: once made, with a link that dies."""
+    with urlopen(PAGE) as page:  # noqa: S310 - ours
+        return str(page.read(), "utf-8")
 
 
 urlpatterns = [path("", show)]

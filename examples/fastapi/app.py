@@ -1,34 +1,40 @@
 """
-A page by FastAPI that asks imgkeep for its images.
+A page by FastAPI that asks imgkeep for its images. Beside examples/origin.py and imgkeep:
 
-    imgkeep serve
-    uvicorn --app-dir examples/fastapi app:app
+    uvicorn --app-dir examples/fastapi app:app --port 8001
 """
 
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from functools import cache
+from urllib.request import urlopen
 
 from fastapi import FastAPI
 from fastapi.responses import HTMLResponse
 
 from proxy.sites.asgi import Imgkeep
 
-PAGE = Path(os.environ.get("PAGE", Path(__file__).parents[1] / "page.html"))
-TOKEN = os.environ.get("IMGKEEP_TOKEN")
-"""With it imgkeep tells what it may fetch. Without, all: so is an imgkeep that only this machine can reach."""
+PAGE = os.environ.get("PAGE", "http://127.0.0.1:9000/page.html")
 
 app = FastAPI()
 app.add_middleware(
     Imgkeep,
     public_url=os.environ.get("IMGKEEP_URL", "http://127.0.0.1:8080"),
-    allow="ask" if TOKEN else ["*"],
-    token=TOKEN,
+    # As imgkeep has it: any host, and this machine. Leave both out where imgkeep runs with its defaults and is public.
+    allow=["*"],
+    allow_networks=["127.0.0.1/32"],
 )
 
 
 @app.get("/", response_class=HTMLResponse)
 def show() -> str:
-    """Return the page as it is stored, with links that die."""
-    return PAGE.read_text("utf-8")
+    """Return the page with its link that dies."""
+    return load()
+
+
+@cache
+def load() -> str:
+    """Return a page as a database would hold it: once made, with a link that dies."""
+    with urlopen(PAGE) as page:  # noqa: S310 - ours
+        return str(page.read(), "utf-8")

@@ -1,7 +1,10 @@
-// Prints for each link what a page asks imgkeep for, signed, for an hour. With imgkeep's address and its key:
+// Prints for each link what a page asks imgkeep for, signed, for an hour. It needs imgkeep's module beside it, and one of
+// imgkeep's keys. Beside examples/origin.py and imgkeep:
 //
-//   curl -o imgkeep.mjs http://127.0.0.1:8080/imgkeep.js
-//   IMGKEEP_SECURITY__SIGNING_KEYS=... node sign.mjs https://example.com/picture.png
+//   cp examples/javascript/sign.mjs out
+//   curl -s -o out/imgkeep.mjs http://127.0.0.1:8080/imgkeep.js
+//   export IMGKEEP_SECURITY__SIGNING_KEYS=a-key-for-the-examples-only-0123
+//   node out/sign.mjs "$(curl -s http://127.0.0.1:9000/link)" > out/signed.txt
 import { signedImgUrl } from "./imgkeep.mjs";
 
 const [key] = (process.env.IMGKEEP_SECURITY__SIGNING_KEYS ?? "").split(",");

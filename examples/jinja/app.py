@@ -1,24 +1,33 @@
 """
-A page by Jinja that asks imgkeep for its images, also those in a body that somebody else has written.
+A page by Jinja that asks imgkeep for its images, also for those in HTML that an author wrote. Beside examples/origin.py
+and imgkeep:
 
-    python examples/jinja/app.py > page.html
+    python examples/jinja/app.py > out/jinja.html
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from html import escape
+from urllib.request import urlopen
 
 from jinja2 import Environment
 
 from proxy.sites.jinja import install
 
-LINK = os.environ.get("LINK", "https://example.com/lighthouse.png")
-POST = {"picture": LINK, "body": f'<p>A post <img src="{LINK.replace("&", "&amp;")}">'}
+with urlopen("http://127.0.0.1:9000/link") as answer:
+    LINK = str(answer.read(), "utf-8")
+POST = {"picture": LINK, "body": f'<p>A post <img src="{escape(LINK)}">'}
 
 env = Environment(autoescape=True)
-# An imgkeep that only this machine can reach fetches from all hosts.
-install(env, public_url=os.environ.get("IMGKEEP_URL", "http://127.0.0.1:8080"), allow=["*"])
+install(
+    env,
+    public_url=os.environ.get("IMGKEEP_URL", "http://127.0.0.1:8080"),
+    # As imgkeep has it: any host, and this machine. Leave both out where imgkeep runs with its defaults and is public.
+    allow=["*"],
+    allow_networks=["127.0.0.1/32"],
+)
 
 template = env.from_string("""<!doctype html>
 <img src="{{ post.picture|img_url }}">
