@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
 PREFIX: Final = "IMGKEEP_"
-OWN: Final = frozenset({"IMGKEEP_CONFIG", "IMGKEEP_TOKEN", "IMGKEEP_URL"})
+OWN: Final = frozenset({"IMGKEEP_CONFIG", "IMGKEEP_TOKEN", "IMGKEEP_TOKEN_FILE", "IMGKEEP_URL"})
 """Variables that are no settings: the file's name, and what the examples and the command line ask a server by."""
 OF_TESTS: Final = "IMGKEEP_TEST_"
 """What the tests of this project are told by."""

@@ -21,7 +21,8 @@ Rules:
   Over plain http it replaces only what came that way too.
 - That its services do so is known of a host, or read from the shape of the signature alone. The shape can be written
   for any host: what such a link brings stands for links of such a shape whose host is not known to check. All others
-  are tried, and it replaces nothing but what such a link brought. Where it agrees with what a bare link brought, the image stands for both.
+  are tried, and it replaces nothing but what such a link brought. Where it agrees with what a bare link brought, the
+  image stands for both.
 - What came over plain http never stands for an https link.
 - An image that its format calls incomplete never takes the place of a whole one. A whole one takes its place by the
   word of a link that is trusted as much, and more of the same picture by any (`core/incomplete.py`).
