@@ -64,10 +64,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _perform(arguments: argparse.Namespace) -> int:
-    from proxy.config import Config, ConfigError, Log
-    from proxy.core.errors import StorageError
+    from proxy.config import ENVIRONMENT_PREFIX, Config, Log
     from proxy.telemetry import logging_to
 
+    level = os.environ.get(f"{ENVIRONMENT_PREFIX}LOG__LEVEL", "").lower()  # noqa: TID251 - the one reader
     try:
         is_worker = arguments.command == WORKER
         if is_worker:
@@ -81,6 +81,7 @@ def _perform(arguments: argparse.Namespace) -> int:
             config = Config(log=Log(level="warning"))
         else:
             config = _load(arguments)
+        level = config.log.level
         # To standard error: what a command prints is its answer, and no log record must get in between.
         with logging_to(cast("TextIO", _StandardError()), config.log):
             if arguments.command == "serve" and config.server.workers > 1:
@@ -88,14 +89,10 @@ def _perform(arguments: argparse.Namespace) -> int:
             if briefing is not None:
                 return _run(_work_as(arguments, briefing), ends_itself=True)
             return _dispatch(arguments, config)
-    except ConfigError as error:
-        return _complain(str(error), USAGE)
     except BrokenPipeError:
         raise
-    except OSError as error:
-        return _complain(error.strerror or str(error), SOME_FAILED)
-    except StorageError as error:
-        return _complain(str(error), SOME_FAILED)
+    except Exception as error:  # noqa: BLE001 - the last resort among them
+        return _complain_of(error, in_full=level == "debug")
 
 
 class _StandardError:
@@ -190,19 +187,15 @@ async def _work_as(arguments: argparse.Namespace, briefing: Briefing) -> int:
 
 def _load(arguments: argparse.Namespace) -> Config:
     """Read the configuration: a file that was named has to be there, the default one need not."""
-    import tomllib
-
-    from proxy.config import ENVIRONMENT_PREFIX, ConfigError, load
+    from proxy.config import ENVIRONMENT_PREFIX, ConfigError, load, read_config_file
 
     named = arguments.config or os.environ.get(f"{ENVIRONMENT_PREFIX}CONFIG")  # noqa: TID251 - the one reader
     file: dict[str, Any] = {}
     try:
-        file = tomllib.loads(Path(named or CONFIG_FILE).read_text("utf-8"))
+        file = read_config_file(named or CONFIG_FILE)
     except FileNotFoundError:
         if named:
             raise ConfigError(f"{named}: there is no such file") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"{named or CONFIG_FILE}: {error}") from None
     config = load(file, _environment(arguments))
     if arguments.command in {"serve", "check"}:
         from proxy.web.presentation import read_placeholder
@@ -301,6 +294,28 @@ def _interrupt(arguments: argparse.Namespace, status: int) -> int:
     with suppress(OSError):
         _complain(tell_interrupted(arguments.command, has_job=has_job), status)
     return status
+
+
+def _complain_of(error: Exception, *, in_full: bool) -> int:
+    """Say what went wrong, and return the exit status. An error that no code of ours expected is one line too."""
+    from proxy.catalog import CatalogTooNew
+    from proxy.config import ConfigError
+    from proxy.core.errors import StorageError
+    from proxy.telemetry import describe_crash
+
+    match error:
+        case ConfigError():
+            sys.stderr.writelines(f"imgkeep: {message}\n" for message in error.messages)
+            return USAGE
+        case CatalogTooNew():
+            return _complain(error.in_full, USAGE)  # to start again mends nothing
+        case StorageError():
+            return _complain(error.in_full, SOME_FAILED)
+        case OSError():
+            name = f": {error.filename}" if error.filename else ""
+            return _complain(f"{error.strerror or error}{name}", SOME_FAILED)
+        case _:
+            return _complain(describe_crash(error, in_full=in_full), SOME_FAILED)
 
 
 def _complain(message: str, status: int) -> int:

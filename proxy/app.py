@@ -18,12 +18,17 @@ from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
 
+from proxy import __version__
+from proxy.banner import make_banner
+from proxy.config import absolute
 from proxy.core.signing import Signatures
+from proxy.listening import BACKLOG, format_address, listen
 from proxy.parts import data_folder
 from proxy.service.misses import Misses
 from proxy.service.rewrite import RewriteDesk
 from proxy.storage.local_token import NAME, TokenUnusableError, make_token, read_token
 from proxy.supervisor import LEAVE, READY
+from proxy.telemetry import show
 from proxy.web import api, failures_api, images_api, jobs_api, login, openapi, rewrite_api, script, welcome
 from proxy.web import health as health_routes
 from proxy.web.admission import admission, invite_later
@@ -55,6 +60,7 @@ if TYPE_CHECKING:
 
     from aiohttp.typedefs import Handler
 
+    from proxy.catalog import CatalogTooNew
     from proxy.config import Config
     from proxy.core.model import Place
     from proxy.web.exchange import Handler as ImageHandler
@@ -274,7 +280,7 @@ def _leads_away(config: Config) -> bool:
 
 def _own_hosts(config: Config) -> frozenset[str]:
     """Return the names under which this machine calls us: none, once others can reach us too."""
-    return frozenset() if config.server.is_open else frozenset({config.server.host, *LOOPBACK_NAMES})
+    return frozenset() if config.server.is_open else frozenset({*map(str.lower, config.server.hosts), *LOOPBACK_NAMES})
 
 
 def read_local_token(config: Config) -> str:
@@ -308,7 +314,8 @@ async def serve(config: Config, seams: Seams = REAL) -> None:
     Serve until SIGTERM or SIGINT, then drain.
 
     Raises:
-        OSError: The address cannot be bound.
+        ConfigError: An address to listen on is not this machine's.
+        OSError: The port is in use.
         CatalogTooNew: A newer version wrote the catalog.
     """
     app = build(config, seams)
@@ -319,19 +326,22 @@ async def serve(config: Config, seams: Seams = REAL) -> None:
         loop.add_signal_handler(number, stop.set)
     try:
         await runner.setup()
-        site = web.TCPSite(runner, config.server.host, config.server.port, backlog=1024)
-        await site.start()
+        for sock in await asyncio.to_thread(listen, config.server):
+            await web.SockSite(runner, sock, backlog=BACKLOG).start()
         running = app[_RUNNING]
         assert running.works is not None
         running.works.own_ports.update(address[1] for address in runner.addresses)
         async with _metrics_apart(config, app[SITE]):
             _tune_interpreter()
             tell_opening(config, [(address[0], address[1]) for address in runner.addresses], app[SITE].door.local_token)
+            _end_for_newer(running.works, stop)
             await stop.wait()
             await _drain(runner, running, stop)
     finally:
         await runner.cleanup()
     log.info("stopped")
+    if running.works.parts.catalog.newer is not None:
+        raise running.works.parts.catalog.newer
 
 
 async def work(config: Config, place: Place, listening: Sequence[socket.socket], control: socket.socket) -> None:
@@ -370,11 +380,12 @@ async def work(config: Config, place: Place, listening: Sequence[socket.socket],
             await running.works.join()
             running.works.own_ports.update(sock.getsockname()[1] for sock in listening)
             for sock in listening:
-                await web.SockSite(runner, sock, backlog=1024).start()
+                await web.SockSite(runner, sock, backlog=BACKLOG).start()
             async with _metrics_apart(config, site, shared=True):
                 _tune_interpreter()
                 control.send(READY)
                 log.info("worker ready", extra={"worker": place.name})
+                _end_for_newer(running.works, ends.heard)
                 await ends.heard.wait()
                 if ends.alone:
                     log.error("the supervisor is gone")
@@ -391,6 +402,22 @@ async def work(config: Config, place: Place, listening: Sequence[socket.socket],
             # Nobody else tidies up; who has not ended yet does without (`storage/claims.py`).
             await asyncio.to_thread(shutil.rmtree, place.folder, ignore_errors=True)
     log.info("stopped")
+    if running.works.parts.catalog.newer is not None:
+        raise running.works.parts.catalog.newer
+
+
+def _end_for_newer(works: Works, stop: asyncio.Event) -> None:
+    """End once it is known that a newer version wrote the catalog, as a start does: a database may be away then."""
+    catalog = works.parts.catalog
+
+    def end(error: CatalogTooNew) -> None:
+        if not stop.is_set():
+            log.error("a newer version wrote the catalog; ending", extra={"reason": error.in_full})
+        stop.set()
+
+    catalog.too_new = end
+    if catalog.newer is not None:
+        end(catalog.newer)
 
 
 def _metrics_apart(config: Config, site: Site, *, shared: bool = False) -> AbstractAsyncContextManager[None]:
@@ -493,11 +520,14 @@ _IMAGES_FOR: Final = {
 
 
 def tell_opening(config: Config, addresses: Sequence[tuple[str, int]], local_token: str | None) -> None:
-    """Log what an operator wants to see in one line: where we listen, where images go, and who may fetch what."""
+    """
+    Log what an operator wants to see in one line: where we listen, where images go, and who may fetch what. In a
+    terminal a person is told by a banner as well.
+    """
     hosts_allowed = config.hosts_allowed(config.read_catalogue())
-    api_for = f"the token in {data_folder(config) / NAME}" if local_token else "no client"
+    api_for = f"the token in {absolute(data_folder(config) / NAME)}" if local_token else "no client"
     facts: dict[str, object] = {
-        "address": ",".join(f"{host}:{port}" for host, port in addresses),
+        "address": ",".join(format_address(host, port) for host, port in addresses),
         "store": config.store.url,
         "sources": "any public host" if "*" in hosts_allowed else f"{len(hosts_allowed)} host patterns",
         "images_for": _IMAGES_FOR[config.security.signature],
@@ -506,9 +536,18 @@ def tell_opening(config: Config, addresses: Sequence[tuple[str, int]], local_tok
     if config.server.workers > 1:
         facts["workers"] = config.server.workers
     log.info("listening", extra=facts)
+    link = None
     if local_token and not config.server.is_open:
         link = login.make_link(local_token, *addresses[0], REAL.clock())
         log.info("log in by this link within the hour", extra={"link": login.Link(link)})
+    open_to = {
+        "fetches": f"{facts['sources']}, for {facts['images_for']}",
+        "API": f"for {facts['api_for']}",
+        "open to": "every client that reaches this machine" if config.server.is_open else "this machine only",
+    }
+    banner = make_banner(sys.stderr, config, addresses, version=__version__, open_to=open_to, log_in=link)
+    if banner is not None:
+        show(banner)
 
 
 def tell_workers_opening(config: Config, addresses: Sequence[tuple[str, int]]) -> None:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Sequence
 
     from proxy.config import Config
+    from proxy.core.model import Record
     from proxy.ports import Archive, Clock, Disk, Sleep, Store
     from proxy.storage.s3 import S3Store
 
@@ -68,7 +69,7 @@ class RemoteParts:
             StorageError: It does not.
         """
         if self.breaker.reason is not None:
-            raise StorageError(self.breaker.reason)
+            raise StorageError(self.breaker.in_full)
         try:
             return await self.bucket.check()
         except RemoteFault as fault:
@@ -110,13 +111,25 @@ async def open_parts(  # noqa: PLR0913 - all but one by keyword, in two places
     sleep: Sleep = asyncio.sleep,
     observe: Callable[[str, str, float], None] = lambda *_: None,
     share: Share | None = None,
+    reading: bool = False,
 ) -> AsyncGenerator[Parts]:
     """
-    Open store and catalog. `observe` is told operation, outcome and seconds of every request to a remote store; `share`
-    is that of the copies that one of several workers looks after, who has `cache.open` called when others can tell it.
+    Open store and catalog.
+
+    Args:
+        config: What is to be opened.
+        clock: For times in the catalog.
+        timer: Monotonic seconds.
+        sleep: For what is tried again in the background.
+        observe: Is told operation, outcome and seconds of every request to a remote store.
+        share: That of the copies that one of several workers looks after, who has `cache.open` called when others can
+            tell it.
+        reading: Without making anything that is not there.
 
     Raises:
-        CatalogTooNew: A newer version wrote the catalog. Other faults are logged and looked after later.
+        CatalogTooNew: A newer version wrote the catalog.
+        ConfigError: The AWS settings of this machine are not usable, or a database's driver is missing.
+            Other faults are logged and looked after later.
     """
     place = read_store_url("store.url", config.store.url)
     disk = LocalStore(
@@ -124,23 +137,25 @@ async def open_parts(  # noqa: PLR0913 - all but one by keyword, in two places
     )
     # Without the row of what is in a bucket nobody finds its copy while the bucket is away, so those rows are not late.
     linger_s = LINGER_LONG_S if isinstance(place, Folder) else LINGER_S
-    catalog = SqlCatalog(read_catalog_url(config.catalog.url), clock, linger_s=linger_s)
+    catalog = SqlCatalog(read_catalog_url(config.catalog.url), clock, linger_s=linger_s, reading=reading)
     memory = MemorySpool(config.store.hot_bytes_max)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(disk.aclose)
         stack.push_async_callback(catalog.aclose)
-        for part in (disk, catalog):
+        for part in (catalog,) if reading else (disk, catalog):
             try:
                 await part.open()
             except CatalogTooNew:
                 raise
             except StorageError as fault:
-                log.warning("not usable at start", extra={"part": type(part).__name__, "reason": str(fault)})
+                if reading:
+                    continue  # what is read is told of, and by whom it is needed
+                log.warning("not usable at start", extra={"part": type(part).__name__, "reason": fault.in_full})
         if isinstance(place, Folder):
             disk.remember = catalog.find
         remote = None
         if isinstance(place, Bucket):
-            remote = await _open_remote(stack, config, place, disk, memory, timer, sleep, observe, share)
+            remote = await _open_remote(stack, config, place, disk, memory, timer, sleep, observe, share, reading)
         yield Parts(disk, catalog, memory, remote)
 
 
@@ -163,6 +178,7 @@ async def _open_remote(  # noqa: PLR0913, PLR0917 - called once, above
     sleep: Sleep,
     observe: Callable[[str, str, float], None],
     share: Share | None,
+    reading: bool,  # noqa: FBT001 - as the others
 ) -> RemoteParts:
     from proxy.storage.s3 import S3Store  # noqa: PLC0415 - a third of a second that a local store need not wait for
 
@@ -173,8 +189,9 @@ async def _open_remote(  # noqa: PLR0913, PLR0917 - called once, above
     tiers = Tiers(primary=bucket, fallback=fallback, cache=cache, memory=memory, breaker=breaker, timer=timer)
     stack.push_async_callback(bucket.aclose)
     await bucket.open()
+    breaker.place = bucket.client.place
     stack.push_async_callback(cache.aclose)
-    if share is None:
+    if share is None and not reading:
         await cache.open()
     stack.push_async_callback(tiers.aclose)
     base = _public_base(config, bucket)
@@ -199,6 +216,12 @@ def objects_url(config: Config, base: str | None = None) -> str | None:
     place = read_store_url("store.url", config.store.url)
     base = base or config.delivery.base_url.rstrip("/")
     return f"{base}/{quote(place.path(OBJECTS))}" if base and isinstance(place, Bucket) else None
+
+
+def permanent_url(remote: RemoteParts | None, base: str, record: Record) -> str:
+    """Return where an image is for ever; `base` stands before our own paths."""
+    public_url = None if record.pending or remote is None else remote.public_url
+    return f"{base}/images/{record.object_name}" if public_url is None else public_url(record.object_name)
 
 
 def _public_base(config: Config, bucket: S3Store) -> str | None:

@@ -347,6 +347,18 @@ class Archive(Protocol):
     async def hash_object(self, path: str) -> Digest | None:
         """Read an object again; `None`: it is gone meanwhile."""
 
+    async def judge_object(self, path: str, verdict: Callable[[bytes | mmap], T]) -> tuple[Digest, T] | None:
+        """Read an object again, and judge all its bytes in a thread; `None`: it is gone meanwhile."""
+
+    async def put_record(self, record: Record) -> None:
+        """
+        Keep a record whose object is here already.
+
+        Raises:
+            Conflict: Something is kept under the key that has to stay.
+            StorageError: It is not kept.
+        """
+
     async def set_aside(self, path: str) -> None:
         """Move something damaged out of every reader's way, without throwing it away."""
 
@@ -381,15 +393,6 @@ class Holder(Archive, Protocol):
         Keep a finished draft as the object `<digest>.<ext>`: whole or not at all, durable on return.
 
         Raises:
-            StorageError: It is not kept.
-        """
-
-    async def put_record(self, record: Record) -> None:
-        """
-        Keep a record whose object is here already.
-
-        Raises:
-            Conflict: Something is kept under the key that has to stay.
             StorageError: It is not kept.
         """
 
@@ -587,6 +590,9 @@ class Observer(Protocol):
 
     def weighed(self, outcome: str) -> None:
         """What a link brought was compared with what was stored under its key, or a probe has ended."""
+
+    def completed(self, outcome: str) -> None:
+        """An incomplete image was fetched again, or that failed; or it was confirmed as it is."""
 
     def suspected(self, record: Record) -> None:
         """The bytes of a record came under so many identities of its host that they may be a placeholder."""

@@ -14,7 +14,6 @@ Rules:
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import logging
 import math
@@ -37,6 +36,7 @@ import msgspec
 
 from proxy.config import Config, ConfigError
 from proxy.core.model import Place
+from proxy.listening import listen_for_workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -45,8 +45,9 @@ READY: Final = b"R"
 LEAVE: Final = b"L"
 
 SECRET_BYTES: Final = 32
+UNFIT: Final = 2
+"""Exit status of a worker that another start would not help: the configuration, or the catalog of a newer version."""
 
-BACKLOG: Final = 1024
 FOLDER_BYTES_MAX: Final = 90
 """The path of a socket has 107 bytes at most (man 7 unix); this leaves room for `/999.999999.sock`."""
 
@@ -139,12 +140,12 @@ class Supervisor:
         Supervise until SIGTERM or SIGINT, and return the exit status.
 
         Raises:
-            ConfigError: This system cannot do it.
-            OSError: The address cannot be bound.
+            ConfigError: This system cannot do it, or an address is not this machine's.
+            OSError: The port is in use.
         """
         with ExitStack() as stack:
             stack.callback(self._selector.close)
-            self._slots = [_Slot(sockets) for sockets in self._bind(stack)]
+            self._slots = [_Slot(sockets) for sockets in listen_for_workers(self.config.server, stack)]
             made = stack.enter_context(TemporaryDirectory(prefix="imgkeep-", ignore_cleanup_errors=True))
             self._folder = Path(made)
             if len(os.fsencode(made)) > FOLDER_BYTES_MAX:
@@ -159,30 +160,6 @@ class Supervisor:
                     key.data()
                 self._look_at_clock()
             return self._status
-
-    def _bind(self, stack: ExitStack) -> list[list[socket.socket]]:
-        """Return a set of listening sockets, one an address, for each worker."""
-        if not hasattr(socket, "SO_REUSEPORT"):
-            raise ConfigError("server.workers: more than 1 needs SO_REUSEPORT, which this system does not have")
-        server = self.config.server
-        host = server.host or None
-        try:
-            found = socket.getaddrinfo(host, server.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        except socket.gaierror as error:
-            raise OSError(errno.EADDRNOTAVAIL, f"server.host: {error.strerror}") from None
-        addresses = list(dict.fromkeys((family, address) for family, _, _, _, address in found))
-        port = server.port
-        first: list[socket.socket] = []
-        for family, address in addresses:
-            # Not shared: another program of ours that listens there has to be noticed.
-            with _listen(family, (address[0], port, *address[2:]), shared=False) as probe:
-                port = probe.getsockname()[1]
-            first.append(stack.enter_context(_listen(family, (address[0], port, *address[2:]), shared=True)))
-        others = [
-            [stack.enter_context(_listen(sock.family, sock.getsockname(), shared=True)) for sock in first]
-            for _ in range(1, server.workers)
-        ]
-        return [first, *others]
 
     def _lock_folder(self, stack: ExitStack) -> None:
         """Keep those who tidy up temporary folders out of ours (man 5 tmpfiles.d)."""
@@ -336,6 +313,9 @@ class Supervisor:
             self._status = self._status or (0 if is_well else _exit_status(status))
         elif not self._is_open:
             self._end(_exit_status(status) or 1)
+        elif status == UNFIT:
+            log.error("a worker has ended because of the configuration or the catalog; ending", extra=facts)
+            self._end(UNFIT)
         else:
             if time.monotonic() - worker.born_at > LONG_LIFE_S:
                 slot.deaths = 0
@@ -369,7 +349,7 @@ class Supervisor:
         try:
             new = self.reload()
         except ConfigError as error:
-            reason = str(error)
+            reason = "; ".join(error.messages)
             log.error("the configuration is not valid; going on as before", extra={"reason": reason})  # noqa: TRY400
             return
         server = self.config.server
@@ -431,24 +411,6 @@ class Supervisor:
         for worker in self._all():
             worker.process.kill()
             worker.process.wait()
-
-
-def _listen(family: socket.AddressFamily | int, address: tuple[object, ...], *, shared: bool) -> socket.socket:
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if shared:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        sock.bind(address)
-        if shared:
-            sock.listen(BACKLOG)
-    except OSError as error:
-        sock.close()
-        reason = os.strerror(error.errno or errno.EIO).lower()
-        raise OSError(error.errno, f"error while attempting to bind on address {address}: {reason}") from None
-    return sock
 
 
 def _exit_status(status: int) -> int:

@@ -15,9 +15,11 @@ import re
 import traceback
 from bisect import bisect_left
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import accumulate
 from logging.handlers import QueueHandler, QueueListener
+from pathlib import PurePath
 from queue import Full, Queue
 from typing import TYPE_CHECKING, Final
 
@@ -194,6 +196,11 @@ class Metrics:
         self._weighed = self._tally(
             "confirmations", "Images compared with what was stored, and what came of it", "outcome"
         )
+        # One per refetch of an incomplete image: "whole" and "longer" replaced it, "equal", "other", "failed"; and one
+        # more, "confirmed", where equal bytes were taken for all there is.
+        self._completed = self._tally(
+            "incomplete_refetches", "Incomplete images fetched again, and what came of it", "outcome"
+        )
         # One per request sent to an origin: redirects and retries count each.
         self._fetches = self._tally("origin_requests", "Requests to origins", "outcome")
         self._fetch_times = self._times("origin_head_seconds", "From request to the head of an origin's answer")
@@ -278,6 +285,10 @@ class Metrics:
         """A link was tried, or a probe has ended."""
         self._weighed.add(outcome)
 
+    def completed(self, outcome: str) -> None:
+        """An incomplete image was fetched again, or confirmed as it is."""
+        self._completed.add(outcome)
+
     def unkept(self, provider: str) -> None:
         self._fills.add(provider, "unkept")
 
@@ -355,6 +366,21 @@ class _Page(CollectorRegistry):
             yield metric
 
 
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A text for a person at a terminal, printed as it is between the records."""
+
+    text: str
+
+
+def show(text: str) -> None:
+    """
+    Print a text where records go, whatever `log.level` is: from the same thread, because a terminal that is held up
+    (Ctrl-S) must not hold up the event loop.
+    """
+    logging.getLogger().handle(logging.makeLogRecord({"msg": Shown(text.rstrip()), "levelno": logging.CRITICAL}))
+
+
 class RecordFormatter(logging.Formatter):
     """One line a record, as text (`key=value`) or JSON, with every secret out of it."""
 
@@ -363,6 +389,8 @@ class RecordFormatter(logging.Formatter):
         self._form = form
 
     def format(self, record: logging.LogRecord) -> str:
+        if isinstance(record.msg, Shown):
+            return record.msg.text
         facts: dict[str, object] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
@@ -384,6 +412,20 @@ class RecordFormatter(logging.Formatter):
         fields = " ".join(f"{name}={value}" for name, value in facts.items() if value is not None)
         line = f"{time} {level} {logger}: {message} {fields}".rstrip().translate(_BREAKS)
         return f"{line}\n{traceback_lines}".rstrip()
+
+
+def describe_crash(error: BaseException, *, in_full: bool) -> str:
+    """
+    Say what was raised that no code of ours expected, in one line; `in_full`: with the traceback, secrets cut out.
+
+    Without its message, which may hold anything.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" ({PurePath(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    what = f"an error that imgkeep does not know: {type(error).__name__}{place}"
+    if not in_full:
+        return f'{what}; log.level = "debug" shows where it came from'
+    return f"{what}\n{redact(''.join(traceback.format_tb(error.__traceback__)))}".rstrip()
 
 
 @contextmanager

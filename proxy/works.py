@@ -527,6 +527,9 @@ class _Witness:
     def weighed(self, outcome: str) -> None:
         self._metrics.weighed(outcome)
 
+    def completed(self, outcome: str) -> None:
+        self._metrics.completed(outcome)
+
     def suspected(self, record: Record) -> None:
         self._metrics.weighed("suspect")
         log.warning(
@@ -538,7 +541,7 @@ class _Witness:
         self._metrics.unkept(subject.label)
         if isinstance(fault, Conflict) and not isinstance(fault, WrittenByNewer):
             return
-        reason = str(fault)
+        reason = fault.in_full
         if not self._health.faults.get("store"):
             log.error("an image was delivered but not kept", extra={"reason": reason})
         self._health.note("store", reason)

@@ -137,7 +137,7 @@ class Program:
             with suppress(ValueError, KeyError, TypeError):
                 record = json.loads(line)
                 if record["message"] == "listening":
-                    self.address = record["address"]
+                    self.address = record["address"].partition(",")[0]
 
 
 @asynccontextmanager

@@ -23,8 +23,9 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import sqlalchemy as sa
 
-from proxy.catalog.schema import bring_up
+from proxy.catalog.schema import CatalogTooNew, bring_up
 from proxy.catalog.tables import state
+from proxy.config import ConfigError, absolute
 from proxy.core.errors import StorageError
 
 if TYPE_CHECKING:
@@ -46,15 +47,24 @@ T = TypeVar("T")
 class Database:
     """One database, for all who keep tables in it."""
 
-    def __init__(self, url: str, clock: Clock) -> None:
+    def __init__(self, url: str, clock: Clock, *, reading: bool = False) -> None:
+        insist_on_driver(url)
         self._url = sa.make_url(url)
+        self.place = _name_place(self._url)
+        """What faults say of where they were met."""
         self._clock = clock
+        self._reading = reading
+        """Whether nothing is made: neither files nor tables, nor a new database in the place of a damaged one."""
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="catalog")
         self._engine: sa.Engine | None = None
         self._file: tuple[int, int] | None = None
         self._latest = 0
         self._late: asyncio.Future[Any] | None = None
         """A call that did not come back in time, and still holds the thread."""
+        self.newer: CatalogTooNew | None = None
+        """That a newer version wrote the database, once that is known."""
+        self.too_new: Callable[[CatalogTooNew], None] = lambda _: None
+        """Is told when a newer version wrote the database, which may be found out late."""
         self.fault: str | None = None
         self.complete = False
         """Whether every record of the store was brought in at some time."""
@@ -102,7 +112,7 @@ class Database:
 
     async def _run(self, work: Callable[..., T], *args: Any, timeout_s: float = CALL_TIMEOUT_S) -> T:
         if self._late is not None and not self._late.done():
-            raise StorageError("the catalog does not answer")
+            raise StorageError("the catalog does not answer", place=self.place)
         future = asyncio.get_running_loop().run_in_executor(self._thread, work, *args)
         try:
             async with asyncio.timeout(timeout_s):
@@ -111,27 +121,35 @@ class Database:
             self._late = future
             future.add_done_callback(lambda late: late.cancelled() or late.exception())
             self.fault = "it does not answer"
-            raise StorageError("the catalog does not answer") from None
+            raise StorageError("the catalog does not answer", place=self.place) from None
+        except CatalogTooNew as error:
+            error.place = self.place
+            self.newer = error
+            self.too_new(error)
+            raise
         except sa.exc.SQLAlchemyError as error:
             # The driver's words tell the trouble; SQLAlchemy's own would add the statement and its values.
             self.fault = str(getattr(error, "orig", None) or type(error).__name__)
-            raise StorageError(f"the catalog failed: {self.fault}") from None
+            raise StorageError("the catalog failed", cause=_in_one_line(self.fault), place=self.place) from None
         except OSError as error:
             self.fault = os.strerror(error.errno or errno.EIO)
-            raise StorageError(f"the catalog failed: {self.fault}") from None
+            raise StorageError("the catalog failed", cause=self.fault, place=self.place) from None
         self.fault = None
         return result
 
     def _connect(self) -> sa.Engine:
-        if self._url.get_backend_name() == "sqlite" and self._url.database:
+        if self._url.get_backend_name() == "sqlite" and self._url.database and not self._reading:
             Path(self._url.database).parent.mkdir(parents=True, exist_ok=True)
-        engine = sa.create_engine(self._url, pool_pre_ping=True)
+        options: dict[str, Any] = {}
+        if self._reading and self._url.get_backend_name() == "sqlite":
+            options["creator"] = self._connect_to_file
+        engine = sa.create_engine(self._url, pool_pre_ping=True, **options)
         if engine.dialect.name == "sqlite":
             sa.event.listen(engine, "connect", _prepare_sqlite)
             sa.event.listen(engine, "begin", _begin_sqlite)
         try:
             with engine.execution_options(begin="IMMEDIATE").begin() as connection:
-                bring_up(connection)
+                bring_up(connection, reading=self._reading)
                 found = connection.scalar(sa.select(state.c.value).where(state.c.name == "complete"))
                 self.complete = found is not None
         except BaseException:
@@ -140,11 +158,16 @@ class Database:
         self._file = self._find_file()
         return engine
 
+    def _connect_to_file(self) -> sqlite3.Connection:
+        """Connect to a file of SQLite's that is there; by its path alone the library would make one."""
+        uri = f"{Path(self._url.database or '').absolute().as_uri()}?mode=rw"
+        return sqlite3.connect(uri, uri=True, check_same_thread=False)
+
     def _in_transaction(self, work: Callable[[sa.Connection], T]) -> T:
         try:
             return self._attempt(work)
         except sa.exc.DatabaseError as error:
-            if not _is_damage(error):
+            if self._reading or not _is_damage(error):
                 raise
         self._disconnect()
         self._set_aside()
@@ -183,6 +206,37 @@ class Database:
             part = path.with_name(path.name + suffix)
             if part.exists():
                 part.rename(path.with_name(f"{path.name}.{stamp}{suffix}"))
+
+
+def insist_on_driver(url: str) -> None:
+    """
+    Raise a `ConfigError` where the program lacks what speaks to the database.
+
+    Args:
+        url: SQLAlchemy's.
+    """
+    if not url.startswith("postgresql"):
+        return
+    try:
+        import psycopg  # noqa: F401, PLC0415 - an extra; where the C library is missing it is there, and fails
+    except ImportError as error:
+        cause = "it is not installed" if isinstance(error, ModuleNotFoundError) else str(error).splitlines()[0]
+        raise ConfigError(
+            f"catalog.url: postgresql: needs psycopg ({cause}): pip install 'imgkeep[postgresql]'"
+        ) from None
+
+
+def _name_place(url: sa.URL) -> str:
+    """Return which database a URL names, without what lets in."""
+    if url.get_backend_name() == "sqlite":
+        return f"file {absolute(url.database or '')}"
+    port = "" if url.port is None else f":{url.port}"
+    return f"database {url.database} at {url.host}{port}"
+
+
+def _in_one_line(text: str) -> str:
+    """Return a driver's words, which may take several lines."""
+    return " ".join(text.split())
 
 
 def _prepare_sqlite(connection: Any, _record: object) -> None:

@@ -17,6 +17,8 @@ from proxy.core.errors import StorageError
 
 NEWEST: Final = "0006"
 """The last of the migrations."""
+KNOWN: Final = frozenset(f"{number:04}" for number in range(1, int(NEWEST) + 1))
+"""All of them."""
 
 _version: Final = sa.Table("alembic_version", sa.MetaData(), sa.Column("version_num", sa.String(32), primary_key=True))
 
@@ -25,16 +27,23 @@ class CatalogTooNew(StorageError):
     """Left alone: a newer version may be about to come back."""
 
 
-def bring_up(connection: sa.Connection) -> None:
+def bring_up(connection: sa.Connection, *, reading: bool = False) -> None:
     """
     Make or change the tables, within the transaction that `connection` is in.
 
+    Args:
+        connection: To the database.
+        reading: Whether to change what there is only, and to make nothing.
+
     Raises:
         CatalogTooNew: A newer version made them.
+        StorageError: There are none to be read.
     """
     if sa.inspect(connection).has_table(_version.name):
         if connection.scalar(sa.select(_version)) != NEWEST:
             upgrade(connection)
+    elif reading:
+        raise StorageError("the database holds no catalog; `imgkeep reindex` makes one from the records")
     else:
         metadata.create_all(connection, checkfirst=False)
         _version.create(connection, checkfirst=False)

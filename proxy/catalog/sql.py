@@ -57,8 +57,8 @@ class SqlCatalog(Database):
     What was put in the last `linger_s` seconds is lost in a crash, and brought back by the store.
     """
 
-    def __init__(self, url: str, clock: Clock, *, linger_s: float = LINGER_S) -> None:
-        super().__init__(url, clock)
+    def __init__(self, url: str, clock: Clock, *, linger_s: float = LINGER_S, reading: bool = False) -> None:
+        super().__init__(url, clock, reading=reading)
         self._linger_s = linger_s
         self._pending: dict[Key, Record] = {}
         self._flush: asyncio.Task[None] | None = None

@@ -77,12 +77,14 @@ async def check(
     steps: AsyncIterator[tuple[str, str | None, str | None]] | None = None,
     *,
     as_json: bool,
+    place: str = "",
     out: TextIO,
 ) -> int:
     """
     Say that the configuration is valid, and put, read and delete a probe in each of `parts`.
 
-    `steps` are what else is tried one after the other: a name, and what is wrong and its remedy where something is.
+    `steps` are what else is tried one after the other, at `place`: a name, and what is wrong and its remedy where
+    something is.
     """
 
     def tell(part: str, words: str, error: str | None = None, remedy: str | None = None, **facts: object) -> None:
@@ -98,10 +100,11 @@ async def check(
             free = await part.check()
         except StorageError as fault:
             status = 1
-            tell(name, f"{name}: {fault}", str(fault))
+            tell(name, f"{name}: {fault.in_full}", fault.in_full)
         else:
             tell(name, f"{name}: works{f', {readable_bytes(free)} free' if free else ''}", free_bytes=free or None)
     if steps is not None:
+        tell("store", f"store: {place}", place=place)
         async for name, error, remedy in steps:
             if error is None:
                 tell(name, f"✓ {name}")

@@ -174,6 +174,24 @@ def _add_looking(commands: _Commands[argparse.ArgumentParser]) -> None:
     images.add_argument("--limit", type=_count, default=100, help="how many; 0: all (default: %(default)s)")
     _add_server(images)
     _add_json(images)
+    failures = _add(
+        commands,
+        "failures",
+        "list what failed lately at a running imgkeep, and why",
+        "imgkeep failures --limit 20",
+        statuses=((0, "listed"), (1, "the server cannot be asked"), _USAGE, *_INTERRUPTED),
+    )
+    failures.add_argument("--limit", type=_count, default=100, help="how many, 500 at most (default: %(default)s)")
+    _add_server(failures, "a running imgkeep (default: the one of this configuration)")
+    _add_json(failures)
+    health = _add(
+        commands,
+        "health",
+        "tell whether the server of this configuration answers and wants requests",
+        "imgkeep health",
+        statuses=((0, "ready, or degraded"), (1, "unready, draining, or no answer"), _USAGE),
+    )
+    _add_json(health, "one JSON object, as /readyz answers it")
     stats = _add(
         commands,
         "stats",

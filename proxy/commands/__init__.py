@@ -8,21 +8,27 @@ Rules:
 
 from __future__ import annotations
 
+import asyncio
 import sys
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from functools import partial
 from io import TextIOWrapper
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from proxy import app
-from proxy.cli import folders, look, migrate, remove, save, signing, stored, upkeep
+from proxy.cli import failures, folders, look, migrate, remove, save, signing, stored, upkeep
 from proxy.cli.completion import completion
+from proxy.cli.health import health
 from proxy.cli.parser import make_parser
 from proxy.commands.call import Call, client_of, read_lines, read_place, read_urls, store_of
 from proxy.commands.demonstration import demonstrate
 from proxy.commands.pages import read_pages, rewrite
 from proxy.config import ConfigError, check_mount
-from proxy.parts import Parts, open_migration, open_parts
+from proxy.core.store_url import Folder
+from proxy.parts import Parts, open_migration, open_parts, permanent_url
+from proxy.preflight import check_machine, insist_on_owner, insist_on_owner_of, insist_on_store
+from proxy.service.facts import describe_record
 from proxy.storage.local_token import TokenUnusableError
 from proxy.web.login import make_link
 from proxy.works import REAL, open_works
@@ -34,7 +40,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Coroutine, Sequence
 
     from proxy.config import Config
-    from proxy.core.store_url import Bucket, Folder
+    from proxy.core.model import Record
+    from proxy.core.store_url import Bucket
     from proxy.parts import RemoteParts
     from proxy.ports import Watched
 
@@ -73,13 +80,19 @@ def prepare(call: Call) -> int | Command:  # noqa: C901, PLR0911, PLR0912 - one 
             return _exchange(call)
         case "list":
             return _list(call)
-        case "check" if not arguments.live:
-            return look.check({}, as_json=arguments.json, out=sys.stdout)
+        case "health":
+            return health(call.config.server, as_json=arguments.json, out=sys.stdout, err=sys.stderr)
+        case "failures":
+            return failures.list_failures(
+                client_of(call), limit=arguments.limit, as_json=arguments.json, out=sys.stdout
+            )
         case _:
             return _maintain(call)
 
 
 async def _migrate(call: Call, source: Folder | Bucket, target: Folder | Bucket) -> int:
+    if isinstance(target, Folder):
+        await asyncio.to_thread(insist_on_owner_of, Path(target.path))
     async with open_migration(call.config, source, target, clock=REAL.clock) as migration:
         return await migrate.migrate(migration, as_json=call.arguments.json, out=sys.stdout, err=sys.stderr)
 
@@ -88,6 +101,7 @@ async def _save(call: Call, links: Sequence[str]) -> int:
     keep = partial(save.save, links, as_json=call.arguments.json, out=sys.stdout, err=sys.stderr)
     if call.arguments.server:
         return await keep(save.Server(client_of(call)))
+    await asyncio.to_thread(partial(insist_on_owner, call.config, server_helps=True))
     async with open_works(call.config) as works:
         return await keep(store_of(call, works))
 
@@ -96,6 +110,7 @@ async def _change(call: Call, names: Sequence[str]) -> int:
     """Remove, restore or fetch again what is named."""
     if call.arguments.server:
         return await _change_at(call, names, remove.Server(client_of(call)))
+    await asyncio.to_thread(partial(insist_on_owner, call.config, server_helps=True))
     async with open_works(call.config) as works:
         describe = partial(works.keeper.describe, base=call.base)
         return await _change_at(
@@ -126,6 +141,7 @@ async def _exchange(call: Call) -> int:
             sys.stderr.write("imgkeep: old names answer once [[legacy]] names this mount in the configuration\n")
         if not arguments.folder.is_dir():
             raise ConfigError(f"{arguments.folder}: is not a folder")
+        await asyncio.to_thread(partial(insist_on_owner, config, server_helps=False))
         async with open_works(config) as works:
             return await folders.adopt(
                 arguments.folder,
@@ -135,15 +151,18 @@ async def _exchange(call: Call) -> int:
                 out=sys.stdout,
                 err=sys.stderr,
             )
-    async with open_works(config) as works:
-        _warn_of_gaps(works.parts)
-        describe = partial(works.keeper.describe, base=call.base)
-        return await folders.export(
-            works.parts.catalog,
-            url_of=lambda record: str(describe(record)["url"]),
-            as_json=arguments.format == "jsonl",
-            out=sys.stdout,
-        )
+    async with _reading(config) as parts:
+        url_of = partial(permanent_url, parts.remote, call.base)
+        return await folders.export(parts.catalog, url_of=url_of, as_json=arguments.format == "jsonl", out=sys.stdout)
+
+
+@asynccontextmanager
+async def _reading(config: Config) -> AsyncGenerator[Parts]:
+    """Open what is stored to read it, and make nothing that is not there."""
+    await asyncio.to_thread(insist_on_store, config)
+    async with open_parts(config, clock=REAL.clock, reading=True) as parts:
+        _warn_of_gaps(parts)
+        yield parts
 
 
 async def _list(call: Call) -> int:
@@ -151,10 +170,13 @@ async def _list(call: Call) -> int:
     show = partial(stored.list_images, as_json=arguments.json, out=sys.stdout)
     if arguments.server:
         return await show(stored.images_of(client_of(call), limit=arguments.limit))
-    async with open_works(call.config) as works:
-        _warn_of_gaps(works.parts)
-        describe = partial(works.keeper.describe, base=call.base)
-        return await show(stored.images_in(works.parts.catalog, describe, limit=arguments.limit))
+    async with _reading(call.config) as parts:
+
+        def describe(record: Record) -> dict[str, object]:
+            storage = "local" if record.pending or parts.remote is None else "s3"
+            return describe_record(record, url=permanent_url(parts.remote, call.base, record), storage=storage)
+
+        return await show(stored.images_in(parts.catalog, describe, limit=arguments.limit))
 
 
 def _tell(call: Call) -> int:
@@ -194,26 +216,31 @@ def _token(arguments: argparse.Namespace, config: Config) -> int:
         raise ConfigError(f"{error}; `imgkeep serve` makes it") from None
     if arguments.local:
         return show("token", token)
-    host = "127.0.0.1" if server.host == "localhost" else server.host
+    host = "127.0.0.1" if server.hosts[0] == "localhost" else server.hosts[0]
     return show("url", make_link(token, host, server.port, REAL.clock()))
 
 
 async def _maintain(call: Call) -> int:
     """Look after what is stored, or at all parts."""
-    arguments, as_json = call.arguments, call.arguments.json
-    async with open_parts(call.config, clock=REAL.clock) as parts:
+    arguments, config, as_json = call.arguments, call.config, call.arguments.json
+    if arguments.command == "stats":
+        async with _reading(config) as parts:
+            complete, now = parts.catalog.complete, REAL.clock()
+            return await stored.stats(parts.catalog, complete=complete, now=now, as_json=as_json, out=sys.stdout)
+    if arguments.command == "check":
+        await check_machine(config)
+        if not arguments.live:
+            return await look.check({}, as_json=as_json, out=sys.stdout)
+    await asyncio.to_thread(partial(insist_on_owner, config, server_helps=False))
+    async with open_parts(config, clock=REAL.clock) as parts:
         catalog = parts.catalog
         match arguments.command:
             case "check":
                 return await _check_live(parts, as_json=as_json)
             case "verify":
-                return await upkeep.verify(parts.archives, as_json=as_json, out=sys.stdout, err=sys.stderr)
-            case "reindex":
-                return await upkeep.reindex(parts.archives, catalog, as_json=as_json, out=sys.stdout)
+                return await upkeep.verify(parts.archives, catalog, as_json=as_json, out=sys.stdout, err=sys.stderr)
             case _:
-                _warn_of_gaps(parts)
-                complete, now = catalog.complete, REAL.clock()
-                return await stored.stats(catalog, complete=complete, now=now, as_json=as_json, out=sys.stdout)
+                return await upkeep.reindex(parts.archives, catalog, as_json=as_json, out=sys.stdout)
 
 
 async def _check_live(parts: Parts, *, as_json: bool) -> int:
@@ -223,7 +250,8 @@ async def _check_live(parts: Parts, *, as_json: bool) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # not every terminal has ticks
     async with aclosing(_steps(parts.remote)) as steps:
         local: dict[str, Watched] = {"fallback": parts.disk, "catalog": parts.catalog}
-        return await look.check(local, steps, as_json=as_json, out=sys.stdout)
+        place = parts.remote.bucket.client.place
+        return await look.check(local, steps, place=place, as_json=as_json, out=sys.stdout)
 
 
 def _warn_of_gaps(parts: Parts) -> None:

@@ -13,8 +13,10 @@ from urllib.parse import urlsplit
 from proxy import app
 from proxy.cli import save
 from proxy.cli.client import Client, pin_address
+from proxy.cli.health import reachable_hosts
 from proxy.config import ConfigError, read_store_url
 from proxy.core.store_url import Bucket, Folder
+from proxy.listening import format_address
 from proxy.storage.local_token import TokenUnusableError
 from proxy.works import REAL
 
@@ -48,8 +50,16 @@ class Call:
 
 def client_of(call: Call) -> Client:
     """Return the server that `--server` names, with what its API takes."""
-    url, config = call.arguments.server, call.config
-    return Client(pin_address(url, config.server.host), call.token or _token_for(url, config))
+    config = call.config
+    url = call.arguments.server or _own_url(config)
+    return Client(pin_address(url, config.server.hosts[0]), call.token or _token_for(url, config))
+
+
+def _own_url(config: Config) -> str:
+    """Return where the server of this configuration is reached from this machine."""
+    if not config.server.port:
+        raise ConfigError("server.port: is 0, so the server chose its port itself; name it with --server")
+    return f"http://{format_address(reachable_hosts(config.server)[0], config.server.port)}"
 
 
 def _token_for(url: str, config: Config) -> str | None:
@@ -67,7 +77,7 @@ def _token_for(url: str, config: Config) -> str | None:
 def _is_here(url: str, config: Config) -> bool:
     try:
         host = urlsplit(url).hostname or ""
-        return host in {"localhost", config.server.host} or ip_address(host).is_loopback
+        return host in {"localhost", *config.server.hosts} or ip_address(host).is_loopback
     except ValueError:
         return False
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +20,7 @@ from proxy.core.errors import InvalidRequest, SourceRejected
 from proxy.core.rewrite import SourceLinks
 from proxy.core.source import read_base
 from proxy.parts import open_parts
+from proxy.preflight import insist_on_owner
 from proxy.works import REAL, make_linking, open_works
 
 if TYPE_CHECKING:
@@ -45,11 +48,12 @@ async def rewrite(call: Call, pages: Sequence[Page]) -> int:
             target = server = save.Server(client_of(call))
             inspector = await _as_server(inspector, server, config)
         elif arguments.save:
+            await asyncio.to_thread(partial(insist_on_owner, config, server_helps=True))
             works = await stack.enter_async_context(open_works(config))
             parts, target = works.parts, store_of(call, works)
         elif config.delivery.mode == "redirect" and not config.delivery.base_url and not arguments.undo:
             # The links of the bucket itself, which stay as they are, only the bucket's client can tell.
-            parts = await stack.enter_async_context(open_parts(config, clock=REAL.clock))
+            parts = await stack.enter_async_context(open_parts(config, clock=REAL.clock, reading=True))
         linker: Linker = SourceLinks(base) if arguments.undo else _linker(call, base, inspector, parts)
         out, err = sys.stdout, sys.stderr
         rewriting = Rewriting(pages, linker, undoes=arguments.undo, out=out.buffer, text=out, err=err)

@@ -172,16 +172,33 @@ class TooLarge(OriginError):
 
 
 class StorageError(ImgkeepError):
-    """A store can neither take nor give what it should. Never used for a miss."""
+    """
+    A store can neither take nor give what it should. Never used for a miss.
+
+    Attributes:
+        place: Which store: its bucket, folder or database. For logs and operators, never for clients.
+        cause: Why, in the words of the system, where the message does not say it. Likewise.
+    """
 
     code = "storage_unavailable"
+
+    def __init__(self, message: str, *, place: str = "", cause: str = "") -> None:
+        super().__init__(message)
+        self.place = place
+        self.cause = cause
+
+    @property
+    def in_full(self) -> str:
+        """The message with cause and place."""
+        cause = f": {self.cause}" if self.cause else ""
+        return f"{self}{cause}{f' ({self.place})' if self.place else ''}"
 
 
 class RemoteFault(StorageError):
     """A remote store failed. `general`: as a whole, and not only for what it was asked."""
 
-    def __init__(self, message: str, *, general: bool = True) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, *, general: bool = True, cause: str = "") -> None:
+        super().__init__(message, cause=cause)
         self.general = general
 
 

@@ -179,6 +179,10 @@ class Doubt(Enum):
     """Another link of the key showed other bytes, and has a record of its own."""
     SPLIT = "split"
     """At this origin the signature names the picture: the record stands for the link that brought it alone."""
+    INCOMPLETE = "incomplete"
+    """
+    Its framing was whole, and its format says that something is missing: it is fetched again (`core/incomplete.py`).
+    """
 
 
 class Standing(Enum):
@@ -188,6 +192,24 @@ class Standing(Enum):
     PLAIN = "plain"
     PROVISIONAL = "provisional"
     SPLIT = "split"
+
+
+@dataclass(frozen=True, slots=True)
+class Refetches:
+    """
+    How an incomplete image was fetched again.
+
+    Attributes:
+        tries: How often, whatever came of it.
+        equal: How often the same bytes came back, without others in between.
+        since: When these bytes came first.
+        last_at: When it was tried last.
+    """
+
+    tries: int
+    equal: int
+    since: datetime
+    last_at: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +225,7 @@ class Record:
         validator: The origin's, where it gave one.
         doubts: Why it may not stand for every link of its key; none: it is confirmed.
         brought_by: Fingerprint of the exact link that brought it, where there are doubts.
+        refetches: How it was fetched again, where it was incomplete. Without the doubt its completeness is confirmed.
         pending: Whether the image is in the fallback only, and waits for the primary. Not part of the stored record.
     """
 
@@ -221,6 +244,7 @@ class Record:
     validator: Validator | None = None
     doubts: frozenset[Doubt] = frozenset()
     brought_by: str = ""
+    refetches: Refetches | None = None
     pending: bool = False
 
     @property

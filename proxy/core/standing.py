@@ -20,9 +20,12 @@ Rules:
 - A link whose services refuse a wrong signature with an error, and that has not ended, replaces whatever has doubts.
   Over plain http it replaces only what came that way too.
 - That its services do so is known of a host, or read from the shape of the signature alone. The shape can be written
-  for any host: what such a link brings stands for links of such a shape, is tried for all others, and replaces nothing
-  but what such a link brought. Where it agrees with what a bare link brought, the image stands for both.
+  for any host: what such a link brings stands for links of such a shape whose host is not known to check. All others
+  are tried, and it replaces nothing but what such a link brought. Where it agrees with what a bare link brought, the
+  image stands for both.
 - What came over plain http never stands for an https link.
+- An image that its format calls incomplete never takes the place of a whole one. A whole one takes its place by the
+  word of a link that is trusted as much, and more of the same picture by any (`core/incomplete.py`).
 """
 
 from __future__ import annotations
@@ -52,6 +55,8 @@ _STEADY: Final = frozenset({Doubt.UNSIGNED, Doubt.SCHEME})
 _UNVERIFIED: Final = frozenset({Doubt.SIGNATURE, Doubt.ENDED})
 _UNPROVEN: Final = frozenset({Doubt.SIGNATURE, Doubt.SCHEME, Doubt.UNSIGNED})
 """The doubts that a confirmation takes away."""
+_NOT_OF_LINKS: Final = frozenset({Doubt.CONTESTED, Doubt.INCOMPLETE})
+"""The doubts that say nothing of the link that brought an image."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,12 +218,19 @@ def _is_doubtful_for(doubts: AbstractSet[Doubt], link: Link) -> bool:
 
 
 def _is_of_its_kind(doubts: AbstractSet[Doubt], link: Link) -> bool:
-    """Whether a link is of a kind that is known to bring these bytes: bare, or of the shape of a checked scheme."""
-    return (Doubt.SCHEME in doubts and link.enforced) if link.signed else Doubt.UNSIGNED in doubts
+    """
+    Tell whether a link is of a kind that is known to bring these bytes: bare, or of the shape of a checked scheme. A
+    link whose host is known to check is better than that, and is tried.
+    """
+    if not link.signed:
+        return Doubt.UNSIGNED in doubts
+    return Doubt.SCHEME in doubts and link.enforced and not link.known
 
 
 def lasts(doubts: AbstractSet[Doubt], link: Link) -> bool:
     """Whether a client may keep for ever what its link was shown."""
+    if Doubt.INCOMPLETE in doubts:
+        return False
     return not (Doubt.SPLIT in doubts or _is_doubtful_for(doubts, link) or (Doubt.PLAINTEXT in doubts and link.twins))
 
 
@@ -234,40 +246,82 @@ def standing_of(record: Record) -> Standing:
         return Standing.SPLIT
     authority = record.identity.removeprefix("//").partition("/")[0]
     has_port = authority.rpartition("]")[2].find(":") >= 0
-    if not doubts.isdisjoint(_UNVERIFIED) or (Doubt.PLAINTEXT in doubts and not has_port):
+    if not doubts.isdisjoint(_UNVERIFIED | {Doubt.INCOMPLETE}) or (Doubt.PLAINTEXT in doubts and not has_port):
         return Standing.PROVISIONAL
     return Standing.PLAIN if Doubt.UNSIGNED in doubts else Standing.CONFIRMED
 
 
-def weigh(known: Record, new: Record) -> Weight:
+def weigh(known: Record, new: Record, *, continues: bool = False) -> Weight:
     """
-    Tell what a whole image means that a link brought though `known` was found under its key. `new` is the record that
-    it would get.
+    Tell what an image means that a link brought though another record was found under its key.
+
+    Args:
+        known: The record that was found.
+        new: The record that the image would get.
+        continues: Whether the new bytes are more than the stored ones and begin with them: where these are incomplete,
+            no link but one that shows the same picture can bring them.
     """
-    old, doubts = known.doubts - {Doubt.CONTESTED}, new.doubts
-    if doubts < old and doubts <= {Doubt.PLAINTEXT} | _replaced_by_shape(old):
-        return Weight.REPLACE
+    old, doubts = known.doubts - _NOT_OF_LINKS, new.doubts - {Doubt.INCOMPLETE}
+    was_incomplete, is_incomplete = (Doubt.INCOMPLETE in record.doubts for record in (known, new))
+    is_better = doubts < old and doubts <= {Doubt.PLAINTEXT} | _replaced_by_shape(old)
     if known.digest == new.digest:
-        return Weight.EQUAL
+        return Weight.REPLACE if is_better else Weight.EQUAL
+    if is_incomplete and not was_incomplete:
+        return Weight.OTHER
     is_own = bool(new.brought_by) and known.brought_by == new.brought_by
     # Bare https over bare http, or the same link by a better way: nothing but the plaintext is doubted less.
-    if Doubt.PLAINTEXT in old and doubts == old - {Doubt.PLAINTEXT} and (is_own or doubts == {Doubt.UNSIGNED}):
-        return Weight.REPLACE
-    return Weight.OTHER
+    is_safer = Doubt.PLAINTEXT in old and doubts == old - {Doubt.PLAINTEXT} and (is_own or doubts == {Doubt.UNSIGNED})
+    completes = was_incomplete and (
+        (continues and _is_as_secure(known, new))
+        or (not is_incomplete and (is_trusted_as_much(old, doubts) or (is_own and doubts <= old)))
+    )
+    return Weight.REPLACE if is_better or is_safer or completes else Weight.OTHER
+
+
+def is_trusted_as_much(old: AbstractSet[Doubt], doubts: AbstractSet[Doubt]) -> bool:
+    """Whether a link with these doubts is trusted as much as what brought an image, and is not an unverified one."""
+    old, doubts = old - _NOT_OF_LINKS, doubts - {Doubt.INCOMPLETE}
+    return doubts <= old and doubts <= {Doubt.PLAINTEXT, Doubt.UNSIGNED} | _replaced_by_shape(old)
 
 
 def merge(known: Record, new: Record) -> Record:
     """Return what is known of an image when another link has brought the same bytes."""
-    if Doubt.ENDED in known.doubts and not new.doubts & {Doubt.ENDED, Doubt.UNSIGNED} and _is_as_secure(known, new):
+    brought = new.doubts - {Doubt.INCOMPLETE}
+    if Doubt.INCOMPLETE in new.doubts and known.refetches is None:
+        known = replace(known, doubts=known.doubts | {Doubt.INCOMPLETE})  # else it was confirmed as it is
+    if Doubt.ENDED in known.doubts and not brought & {Doubt.ENDED, Doubt.UNSIGNED} and _is_as_secure(known, new):
         # The link that has not ended is the first one that counts: another has to come before anything is confirmed.
-        return replace(known, doubts=new.doubts | (known.doubts & {Doubt.CONTESTED}), brought_by=new.brought_by)
-    if Doubt.PLAINTEXT in new.doubts:
+        return replace(known, doubts=brought | (known.doubts & _NOT_OF_LINKS), brought_by=new.brought_by)
+    if Doubt.PLAINTEXT in brought:
         return known
     doubts = known.doubts - {Doubt.PLAINTEXT}
-    if Doubt.UNSIGNED in doubts and new.doubts == {Doubt.SCHEME}:
+    if Doubt.UNSIGNED in doubts and brought == {Doubt.SCHEME}:
         # Both doubts together are less than either: each kind of link has brought these bytes.
         return replace(known, doubts=doubts | {Doubt.SCHEME})
     return replace(known, doubts=doubts)
+
+
+def replaced_by(known: Record, new: Record) -> Record:
+    """
+    Return the record of an image that takes the place of another, or of the same bytes by a better link: that other
+    links have records of their own is known of the key, and how complete the bytes are is known of the bytes.
+    """
+    doubts = new.doubts | (known.doubts & {Doubt.CONTESTED})
+    if known.digest != new.digest:
+        return replace(new, doubts=doubts)
+    if known.refetches is not None and Doubt.INCOMPLETE not in known.doubts:
+        doubts -= {Doubt.INCOMPLETE}
+    # Clients' copies are as good as they were.
+    brought_by = new.brought_by if doubts else ""
+    return replace(new, etag=known.etag, doubts=doubts, brought_by=brought_by, refetches=known.refetches)
+
+
+def leaves_to_its_link(known: Record, new: Record, *, continues: bool) -> bool:
+    """Whether the link that brought an image is shown it on, by a record of its own, when another takes its place."""
+    if Doubt.INCOMPLETE in known.doubts and (continues or known.brought_by == new.brought_by):
+        return False
+    by_shape = Doubt.SCHEME in new.doubts and not known.doubts.isdisjoint({Doubt.ENDED, Doubt.INCOMPLETE})
+    return Doubt.SIGNATURE in known.doubts or by_shape
 
 
 def can_refresh(known: Record, new: Record) -> bool:
@@ -292,7 +346,7 @@ def _is_as_secure(known: Record, new: Record) -> bool:
 def can_confirm(known: Record, new: Record) -> bool:
     """Whether equal bytes by another link are a reason to look whether the signature makes a difference."""
     return (
-        can_prove(known, new)
+        can_prove(known, replace(new, doubts=new.doubts - {Doubt.INCOMPLETE}))  # of equal bytes that proves nothing
         and Doubt.ENDED not in known.doubts
         and not known.doubts.isdisjoint(_UNPROVEN)
         and known.brought_by != new.brought_by

@@ -62,6 +62,7 @@ def read_store_url(url: str) -> Folder | Bucket:
         ValueError: Another scheme, no path or bucket, a parameter that is unknown or malformed.
     """
     scheme, _, rest = url.partition(":")
+    scheme = scheme.lower()
     if scheme == "file":
         return _read_folder(rest)
     if scheme == "s3":
@@ -90,7 +91,7 @@ def _read_bucket(url: str) -> Bucket:
         if name not in {"region", "endpoint", "addressing"} or name in parameters:
             raise ValueError("behind the ? expected region=, endpoint= and addressing=, each once")
         parameters[name] = value
-    addressing = parameters.get("addressing") or "auto"
+    addressing = parameters.get("addressing", "").lower() or "auto"
     if addressing not in {"auto", "path", "virtual"}:
         raise ValueError("addressing: expected path, virtual or auto")
     return Bucket(

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from proxy.core.identity import KEY_VERSION
-from proxy.core.model import Digest, Doubt, Format, Key, PixelSize, Record, Tombstone, Validator
+from proxy.core.model import Digest, Doubt, Format, Key, PixelSize, Record, Refetches, Tombstone, Validator
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -80,9 +80,19 @@ class _KeysOfRefusal(msgspec.Struct):
     keys: list[str] = []
 
 
+class _StoredRefetches(msgspec.Struct):
+    """Version 1."""
+
+    tries: int
+    equal: int
+    since: datetime
+    last_at: datetime
+
+
 class _StoredRecord(msgspec.Struct, omit_defaults=False):
     """
     Version 1. Unknown fields are passed over, so that a newer writer may add some. Without `doubts` it is confirmed.
+    Only an image that was incomplete once has `refetches`.
     """
 
     key: str
@@ -104,6 +114,7 @@ class _StoredRecord(msgspec.Struct, omit_defaults=False):
     origin_modified: str | None = None
     doubts: list[str] | msgspec.UnsetType = msgspec.UNSET
     brought_by: str | msgspec.UnsetType = msgspec.UNSET
+    refetches: _StoredRefetches | msgspec.UnsetType = msgspec.UNSET
     version: int = 1
 
 
@@ -186,6 +197,7 @@ def encode_record(record: Record) -> bytes:
         origin_modified=record.validator.modified if record.validator else None,
         doubts=write_doubts(record.doubts) or msgspec.UNSET,
         brought_by=record.brought_by or msgspec.UNSET,
+        refetches=_write_refetches(record.refetches),
     )
     return _format(stored)
 
@@ -260,7 +272,20 @@ def decode_record(data: bytes) -> Record | Tombstone:
         validator=read_validator(stored.origin_etag, stored.origin_modified),
         doubts=read_doubts(stored.doubts or ()),
         brought_by=stored.brought_by or "",
+        refetches=_read_refetches(stored.refetches),
     )
+
+
+def _write_refetches(refetches: Refetches | None) -> _StoredRefetches | msgspec.UnsetType:
+    if refetches is None:
+        return msgspec.UNSET
+    return _StoredRefetches(refetches.tries, refetches.equal, refetches.since, refetches.last_at)
+
+
+def _read_refetches(stored: _StoredRefetches | msgspec.UnsetType) -> Refetches | None:
+    if not isinstance(stored, _StoredRefetches):
+        return None
+    return Refetches(stored.tries, stored.equal, stored.since, stored.last_at)
 
 
 def _read_key(text: str) -> Key:

@@ -41,6 +41,8 @@ class Breaker:
         timer: Callable[[], float],
         sleep: Sleep,
     ) -> None:
+        self.place = ""
+        """What a fault says that does not say by itself where it was met."""
         self._sleep = sleep
         self._trial = trial
         self._draw = draw
@@ -49,6 +51,9 @@ class Breaker:
         self._closed_at = float("-inf")
         self._logged_at = float("-inf")
         self.reason: str | None = None
+        """Why it is open, as clients may read it."""
+        self.in_full = ""
+        """Why, as operators read it."""
         self.closed = asyncio.Event()
         self.closed.set()
         self._wake = asyncio.Event()
@@ -66,8 +71,9 @@ class Breaker:
     def trip(self, fault: StorageError) -> None:
         """Open, because of `fault`."""
         first = self.reason is None
-        self.reason = str(fault)
-        self.tell(self.reason)
+        fault.place = fault.place or self.place
+        self.reason, self.in_full = str(fault), fault.in_full
+        self.tell(self.in_full)
         if not first:
             return
         restless = self._timer() - self._closed_at < CALM_S
@@ -76,7 +82,7 @@ class Breaker:
         self._wake.set()
         if self._timer() - self._logged_at >= LOG_EVERY_S:
             self._logged_at = self._timer()
-            log.error("the primary store fails; the fallback takes over", extra={"reason": self.reason})
+            log.error("the primary store fails; the fallback takes over", extra={"reason": self.in_full})
 
     async def run(self) -> None:
         """Try, for ever, whether the primary works again."""

@@ -36,7 +36,8 @@ from proxy.core.errors import (
     StorageError,
     TooLarge,
 )
-from proxy.core.model import OWN, Record, Subject
+from proxy.core.model import OWN, Doubt, Record, Subject
+from proxy.core.sniff import Ending
 from proxy.core.standing import doubts_of, read_link
 from proxy.core.stored import REMOVED
 from proxy.ports import Demand, NotModified, Trace
@@ -45,7 +46,7 @@ from proxy.service.drafts import go_on, take_back
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Container, Sequence
 
-    from proxy.core.model import Client, Digest, Doubt, Format, PixelSize, Source, SourceInfo, Validator
+    from proxy.core.model import Client, Digest, Format, PixelSize, Source, SourceInfo, Validator
     from proxy.ports import Clock, Disk, Draft, Observer, Origin, OriginResponse, Spool, Store
     from proxy.service.allowance import Permit
     from proxy.service.judging import Judges
@@ -138,9 +139,10 @@ class Fill:
         unreachable: Is told of a route that cannot be connected to, when there is another.
         over: Is called once when the fill is over, with whether the image can be found from now on.
         client: Whose share of the places for fetches it takes.
+        background: Whether it has no readers from the start: it yields, and what it brings is judged to the last byte.
     """
 
-    def __init__(  # noqa: PLR0913 - the last six tell rare kinds of fill
+    def __init__(  # noqa: PLR0913 - the last seven tell rare kinds of fill
         self,
         source: Source,
         info: SourceInfo,
@@ -156,6 +158,7 @@ class Fill:
         permit: Permit | None = None,
         over: Over | None = None,
         client: Client = OWN,
+        background: bool = False,
     ) -> None:
         self.source = source
         self.link = read_link(source, info, neighbours.clock())
@@ -173,7 +176,9 @@ class Fill:
         self._known = known
         self._permit = permit
         self._over = over
-        self._demand = Demand(client, yields=known is not None and not client.own, refusal_size=self._refusal_size)
+        yields = (background or known is not None) and not client.own
+        self._demand = Demand(client, yields=yields, refusal_size=self._refusal_size)
+        self._background = background
         self._tide = Tide()
         self._drafts: list[Draft] = []
         """The last one is written to; one before it is a disk's that failed, which readers may still be reading."""
@@ -206,9 +211,7 @@ class Fill:
             record, fault = await self._fetch()
         except NotModified:
             self._to.observer.unchanged(self._subject)
-            self.head.cancel()
-            self._land()
-            self._tide.end()
+            self.stop()
             return
         except OriginError as error:
             await self._judge_error(error)
@@ -227,6 +230,12 @@ class Fill:
         self._size = self._draft.size
         self._land()
         self._tide.rise(self._size)
+        self._tide.end()
+
+    def stop(self) -> None:
+        """End a fill without readers that has nothing to bring."""
+        self.head.cancel()
+        self._land()
         self._tide.end()
 
     async def _fetch(self) -> tuple[Record | None, StorageError | None]:
@@ -272,17 +281,24 @@ class Fill:
             self._drafts.append(draft)
             etag = self._to.draw_etag()
             doubts = self._doubts(plaintext=response.plaintext)
+            ending = Ending(format_)
+            ending.feed(first)
+            if not await self._foresees_end(ending, response.size):
+                doubts |= {Doubt.INCOMPLETE}  # as long as nobody has seen its end, no client may keep it for long
             self.head.set_result(Head(format_, response.size, etag, keeping=fault is None, doubts=doubts))
             fault = await self._take(first, fault)
             async for chunk in chunks:
+                ending.feed(chunk)
                 fault = await self._take(chunk, fault)
         # The origin's part is over: what takes long to judge holds no place among the fetches.
-        await self._check_end(response, format_)
+        is_complete = await self._check_end(response, ending)
         if not seen.is_measured:
             pixel_size = await self._measure(format_)
         if fault is not None:
             return None, fault
         doubts = self._doubts(plaintext=response.plaintext)  # it may have ended meanwhile
+        if not is_complete:
+            doubts |= {Doubt.INCOMPLETE}
         return self._record(format_, pixel_size, etag, response.validator, doubts), None
 
     def fail(self, error: BaseException) -> None:
@@ -421,9 +437,22 @@ class Fill:
         """A disk that fails keeps nobody from putting what is in memory into a bucket."""
         return self._fault or (fault if self._to.store.disk_only else None)
 
-    async def _check_end(self, response: OriginResponse, format_: Format) -> None:
-        if not response.framed and not await self._to.judges.is_whole(self._draft, format_, self._demand.client):
+    async def _foresees_end(self, ending: Ending, size: int | None) -> bool:
+        """Return whether the bytes so far tell that the image is complete, if its framing brings `size` bytes."""
+        if ending.is_walked or size is None:
+            return ending.is_seen
+        return await self._to.judges.foresees_end(ending, size)
+
+    async def _check_end(self, response: OriginResponse, ending: Ending) -> bool:
+        """Return whether the image is complete by its format. What its framing does not prove whole has to be."""
+        judges, client = self._to.judges, self._demand.client
+        if response.framed:
+            if not self._background and await self._foresees_end(ending, self._draft.size):
+                return True
+            return not await judges.is_incomplete(self._draft, ending.format, client)
+        if not await judges.is_whole(self._draft, ending.format, client):
             raise OriginError(PART if response.is_part else "the origin's answer broke off before the end of the image")
+        return True
 
     async def _measure(self, format_: Format) -> PixelSize | None:
         """Measure again with the whole file at hand: some formats keep their header at the end."""

@@ -98,7 +98,7 @@ class Healer:
                     await self.enlist()
                     enlist_at = loop.time() + ENLIST_EVERY_S
                 self.backlog = await self._outbox.backlog()
-                reason = self._breaker.reason
+                reason = self._breaker.in_full if self._breaker.reason is not None else None
                 if reason is not None and self.backlog.images and reason != self.backlog.error:
                     await self._outbox.note(reason)
                 if self._breaker.reason is None and await self.heal_some():
@@ -148,7 +148,9 @@ class Healer:
                 self._breaker.blame(fault)
             delay_s = min(DELAY_MIN_S * 2.0**waiting.attempts, DELAY_MAX_S) * (0.5 + self._draw())
             with suppress(StorageError):
-                await self._outbox.postpone(waiting, delay_s, str(fault))
+                await self._outbox.postpone(
+                    waiting, delay_s, fault.in_full if isinstance(fault, StorageError) else str(fault)
+                )
 
     async def _carry(self, waiting: Waiting) -> None:
         record = await self._fallback.find(waiting.key)

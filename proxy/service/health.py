@@ -101,6 +101,6 @@ class Health:
         try:
             await check()
         except StorageError as fault:
-            self.faults[part] = str(fault)
+            self.faults[part] = fault.in_full
         else:
             self.faults[part] = None

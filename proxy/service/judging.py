@@ -22,11 +22,12 @@ import asyncio
 import time
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
-from proxy.core.errors import Busy, NotAnImage
-from proxy.core.model import OWN, Format
+from proxy.core.errors import Busy, NotAnImage, StorageError
+from proxy.core.model import OWN
 from proxy.core.sniff import (
     HEAD_BYTES_MAX,
     LOOP_STEPS_MAX,
@@ -34,6 +35,8 @@ from proxy.core.sniff import (
     Budget,
     HeadReader,
     Spent,
+    foresees_end,
+    is_incomplete,
     is_whole,
     measure,
     sniff,
@@ -43,8 +46,8 @@ from proxy.core.sniff import (
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from proxy.core.model import Client, PixelSize
-    from proxy.core.sniff import Buffer, Seen, Undecided
+    from proxy.core.model import Client, Format, PixelSize
+    from proxy.core.sniff import Buffer, Ending, Seen, Undecided
     from proxy.ports import Draft
 
 QUICK_STEPS_MAX: Final = 65_536
@@ -64,6 +67,15 @@ PAUSE_S: Final = 0.000_1
 """As long as the steps between two pauses take: half of the time the interpreter is free."""
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What a file is that is framed whole. `is_incomplete`: by its format something is missing."""
+
+    format: Format
+    pixel_size: PixelSize | None
+    is_incomplete: bool
 
 
 class Judges:
@@ -134,12 +146,38 @@ class Judges:
         """
         return await self._run(lambda budget: draft.view(lambda body: is_whole(fmt, body, budget)), draft.size, client)
 
+    async def is_incomplete(self, draft: Draft, fmt: Format, client: Client = OWN) -> bool:
+        """
+        Tell whether an image that is framed whole is incomplete by its format. One that cannot be judged now, or that
+        takes too much to judge, counts as incomplete: it is judged again when it is fetched again.
+        """
+        try:
+            return await self._run(
+                lambda budget: draft.view(lambda body: is_incomplete(fmt, body, budget)), draft.size, client
+            )
+        except (NotAnImage, Busy, StorageError):
+            return True
+
+    async def foresees_end(self, ending: Ending, size: int) -> bool:
+        """
+        Tell on the event loop by the first bytes of an image, and by the size that its framing tells, whether it is
+        complete. False says nothing.
+        """
+        await self._begin_look()
+        budget = Budget(LOOP_STEPS_MAX)
+        try:
+            return foresees_end(ending, size, budget)
+        except Spent:
+            return False
+        finally:
+            self._turn_steps += budget.taken
+
     async def measure(self, draft: Draft, fmt: Format, client: Client = OWN) -> PixelSize | None:
         """Return the size in pixels that the whole file states. Raises as `is_whole`."""
         return await self._run(lambda budget: draft.view(lambda body: measure(fmt, body, budget)), draft.size, client)
 
-    async def judge(self, draft: Draft) -> tuple[Format, PixelSize | None] | None:
-        """Return format and size of a whole image; `None`: it is no image, or not whole. Raises as `is_whole`."""
+    async def judge(self, draft: Draft) -> Judged | None:
+        """Return what a file is; `None`: it is no image. Raises as `is_whole`."""
         if draft.size == 0:
             return None
         return await self._run(lambda budget: draft.view(lambda body: _judge(body, budget)), draft.size, OWN)
@@ -305,12 +343,9 @@ async def _read_to(head: bytearray, size: int, chunks: AsyncIterator[bytes]) -> 
     return False
 
 
-def _judge(body: Buffer, budget: Budget) -> tuple[Format, PixelSize | None] | None:
+def _judge(body: Buffer, budget: Budget) -> Judged | None:
     head = bytes(body[:HEAD_BYTES_MAX])
     fmt = sniff(head, ended=len(head) == len(body), budget=budget)
     if fmt is None or fmt is UNDECIDED:
         return None
-    # Of a naked JPEG XL codestream only a decoder finds the end; there HTTP's own framing has to do.
-    if fmt is not Format.JXL and not is_whole(fmt, body, budget):
-        return None
-    return fmt, measure(fmt, body, budget)
+    return Judged(fmt, measure(fmt, body, budget), is_incomplete=is_incomplete(fmt, body, budget))

@@ -32,10 +32,12 @@ from proxy.core.errors import (
 )
 from proxy.core.model import Doubt, Key, Record, Subject
 from proxy.core.policy import judge
-from proxy.core.standing import OTHERS, Use, judge_record, lasts, own_info, read_link, standing_of
-from proxy.core.stored import REMOVED, read_object_name, write_doubts
+from proxy.core.standing import OTHERS, Use, judge_record, lasts, own_info, read_link
+from proxy.core.stored import REMOVED, read_object_name
+from proxy.service.facts import describe_record
 from proxy.service.failures import Failures, fingerprint
 from proxy.service.fill import Fill
+from proxy.service.incomplete import Completer
 from proxy.service.mirror import FillFailure, Mirror
 from proxy.service.records import Records
 from proxy.service.refresh import Refresher, Rules
@@ -134,6 +136,18 @@ class Keeper:
         self._failures = Failures(timer)
         self._routes = Routes(policy, timer)
         self._trials = Trials(neighbours, kept=self.kept, tell=self.tell, claims=claims, spoil=spoil, timer=timer)
+        self._completer = Completer(
+            policy,
+            neighbours,
+            tower=self,
+            flights=self._flights,
+            claims=claims,
+            trials=self._trials,
+            routes=self._routes,
+            failures=self._failures,
+            allowances=allowances,
+            timer=timer,
+        )
         self._refresher = Refresher(
             rules,
             policy,
@@ -198,7 +212,7 @@ class Keeper:
                         return None, fault
             return (tried, None) if tried is not None else await self._show(met, visit)
         shown, fault = await self._show(met, visit)
-        if shown is not None:
+        if shown is not None and not self._completer.look(source, met.info, record, visit):
             self._refresher.look(source, met.info, record, visit, seek_secure=met.use is Use.SEEK_SECURE)
         return shown, fault
 
@@ -222,6 +236,7 @@ class Keeper:
             if known is not None and kept is None:
                 held, fault = await self._hold_if_there(known)
                 if held is not None:
+                    self._completer.look(source, met.info, held, SOMEBODY)
                     return held, False
             if kept is None:
                 self._insist_on_policy(source, info)
@@ -619,26 +634,12 @@ class Keeper:
 
     def describe(self, record: Record, *, base: str) -> dict[str, object]:
         """Return what is told of a record, whatever the store; `base` stands before our own paths."""
-        return {
-            "url": self.permanent_url(record) or f"{base}/images/{record.object_name}",
-            "storage": self.place_of(record),
-            "key": record.key,
-            "digest": record.digest,
-            "content_type": record.format.media_type,
-            "size": record.size,
-            "width": record.pixel_size.width if record.pixel_size else None,
-            "height": record.pixel_size.height if record.pixel_size else None,
-            "stored_at": record.stored_at,
-            "standing": standing_of(record).value,
-            "doubts": write_doubts(record.doubts),
-            "suspect": self._to.suspects is not None and self._to.suspects.include(record),
-            "source": {
-                "host": record.host or None,
-                "provider": record.provider,
-                "temporary": record.temporary,
-                "expires_at": record.expires_at,
-            },
-        }
+        return describe_record(
+            record,
+            url=self.permanent_url(record) or f"{base}/images/{record.object_name}",
+            storage=self.place_of(record),
+            suspect=self._to.suspects is not None and self._to.suspects.include(record),
+        )
 
     async def _refer(self, name: str, etag: str, *, head: bool, lasting: bool = True) -> Referral | None:
         address = None if self._addresses is None else await self._addresses.find(name, head=head)

@@ -133,7 +133,7 @@ class Migration:
             outcome = await copying
         except StorageError as fault:
             self._failures += 1
-            return Outcome("failed", path, str(fault))
+            return Outcome("failed", path, fault.in_full)
         self._failures = 0
         return outcome
 

@@ -3,6 +3,8 @@ Fetching a stored image again, because an operator says so: to replace a wrong p
 
 Rules:
 - The stored image stays until the new one is whole: framed whole by HTTP, complete by its format, within the limits.
+- An image that its format calls incomplete replaces nothing. Where it is what is stored, that counts as a refetch that
+  a visitor caused (`core/incomplete.py`).
 - No answer of the origin, no fault and no crash changes what is stored. The bytes of the old image are never deleted:
   they stay under their permanent URL.
 - A link is fetched under the same policy as a fill, and only if its identity has the key that is to be replaced.
@@ -30,13 +32,14 @@ from proxy.core.errors import (
     SourceForbidden,
     StorageError,
 )
+from proxy.core.incomplete import Outcome, after_refetch, is_confirmed_as_it_is, is_incomplete
 from proxy.core.model import Doubt, Key, Record, Subject
 from proxy.core.policy import judge
 from proxy.core.source import read_source
 from proxy.core.standing import fingerprint, read_link
 from proxy.core.stored import REMOVED
 from proxy.ports import Demand
-from proxy.service.whole import begin, judge_whole
+from proxy.service.whole import begin, insist_on_complete, judge_image
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -45,6 +48,7 @@ if TYPE_CHECKING:
     from proxy.core.policy import Policy
     from proxy.ports import Claims, Draft, OriginResponse, Sleep
     from proxy.service.fill import Neighbours
+    from proxy.service.judging import Judged
 
 REFETCHES_MAX: Final = 8
 """Maximum number of refetches at a time, each key counted once: an eighth of the fetches, so visitors keep theirs."""
@@ -246,7 +250,7 @@ class Refetcher:
     ) -> Refetched | None:
         if draft.digest in self._to.refused:
             raise Removed(REMOVED)
-        format_, pixel_size = await judge_whole(self._to, draft)
+        judged = await judge_image(self._to, draft)
         for attempt in range(1, PUTS_MAX + 1):
             known = await self._to.store.find(key)
             if known is None:
@@ -254,28 +258,9 @@ class Refetcher:
             if known.pending:
                 raise StorageError("the stored image waits for the primary store: fetch it again once it is there")
             same = known.digest == draft.digest
-            # The operator's word takes away what was doubted of the link, and nothing else.
-            doubts = known.doubts & LASTING_DOUBTS
-            if plaintext and read_link(source, info, self._to.clock()).folded:
-                doubts |= {Doubt.PLAINTEXT}
-            record = Record(
-                key=key,
-                identity=known.identity,
-                host=source.host,
-                digest=draft.digest,
-                format=format_,
-                size=draft.size,
-                pixel_size=pixel_size,
-                etag=known.etag if same else self._to.draw_etag(),
-                stored_at=known.stored_at if same else self._to.clock().replace(microsecond=0),
-                # A link without its signature does not tell what kind of link it was.
-                provider=info.provider or known.provider,
-                temporary=info.temporary or known.temporary,
-                expires_at=info.expires_at or known.expires_at,
-                validator=validator,
-                doubts=doubts,
-                brought_by=fingerprint(source) if doubts else "",
-            )
+            if judged.is_incomplete and not same:
+                insist_on_complete(judged)
+            record = self._record(known, source, info, draft, judged, validator, plaintext=plaintext)
             try:
                 kept = await self._to.store.put(draft, record, known.digest)
             except Conflict:
@@ -290,6 +275,46 @@ class Refetcher:
                 raise Removed(REMOVED)
             return Refetched(kept, replaced=not same)
         raise AssertionError("the last attempt returns or raises")
+
+    def _record(  # noqa: PLR0913, PLR0917 - what a record is made of
+        self,
+        known: Record,
+        source: Source,
+        info: SourceInfo,
+        draft: Draft,
+        judged: Judged,
+        validator: Validator | None,
+        *,
+        plaintext: bool,
+    ) -> Record:
+        now = self._to.clock().replace(microsecond=0)
+        same = known.digest == draft.digest
+        # The operator's word takes away what was doubted of the link, and nothing else.
+        doubts = known.doubts & LASTING_DOUBTS
+        if plaintext and read_link(source, info, now).folded:
+            doubts |= {Doubt.PLAINTEXT}
+        if judged.is_incomplete and not is_confirmed_as_it_is(known):
+            doubts |= {Doubt.INCOMPLETE}
+        record = Record(
+            key=known.key,
+            identity=known.identity,
+            host=source.host,
+            digest=draft.digest,
+            format=judged.format,
+            size=draft.size,
+            pixel_size=judged.pixel_size,
+            etag=known.etag if same else self._to.draw_etag(),
+            stored_at=known.stored_at if same else now,
+            # A link without its signature does not tell what kind of link it was.
+            provider=info.provider or known.provider,
+            temporary=info.temporary or known.temporary,
+            expires_at=info.expires_at or known.expires_at,
+            validator=validator,
+            doubts=doubts,
+            brought_by=fingerprint(source) if doubts else "",
+            refetches=known.refetches if same else None,
+        )
+        return after_refetch(record, Outcome.EQUAL, now) if is_incomplete(record) else record
 
 
 class _Flight:

@@ -4,7 +4,8 @@ Keeping an image before anyone looks: by its link, or by its bytes.
 Rules:
 - What is answered is durable, in the primary or in the fallback.
 - The same image saved again is found, not fetched or written again; a fill that is under way is joined.
-- Bytes are judged as those of an origin are: an image of a kind that we keep, whole, and within the limits.
+- Bytes are judged as those of an origin are: an image of a kind that we keep, and within the limits. What its format
+  calls incomplete is refused: there is no origin to fetch it from again, and its sender can send it whole.
 """
 
 from __future__ import annotations
@@ -71,8 +72,8 @@ class Saver:
                 await draft.write(chunk)
             if draft.digest in self._to.refused:
                 raise Removed(REMOVED)
-            format_, pixel_size = await judge_whole(self._to, draft)
-            return await self._keep(draft, format_, pixel_size, info or identify_bytes(draft.digest))
+            judged = await judge_whole(self._to, draft)
+            return await self._keep(draft, judged.format, judged.pixel_size, info or identify_bytes(draft.digest))
         finally:
             await draft.aclose()
 

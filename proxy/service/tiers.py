@@ -246,15 +246,16 @@ class Tiers:
     async def _ask(self, verb: Callable[[], Awaitable[T]]) -> T:
         """Ask the primary, if it can be asked."""
         if self._breaker.reason is not None:
-            raise self._fault(f"the primary store is away: {self._breaker.reason}")
+            raise self._fault(f"the primary store is away: {self._breaker.reason}", self._breaker.place)
         try:
             return await verb()
         except RemoteFault as fault:
             self._breaker.blame(fault)
-            raise self._fault(str(fault)) from None
+            raise self._fault(str(fault), fault.place or self._breaker.place, fault.cause) from None
 
-    def _fault(self, reason: str) -> StorageError:
-        return StorageError(reason) if self._fallback is None else Unreachable(reason)
+    def _fault(self, reason: str, place: str, cause: str = "") -> StorageError:
+        kind = StorageError if self._fallback is None else Unreachable
+        return kind(reason, place=place, cause=cause)
 
     async def _near(self, verb: Callable[[Refuge], Awaitable[T | None]]) -> tuple[T | None, StorageError | None]:
         """Look in the fallback. One that cannot tell is no reason not to ask the primary."""

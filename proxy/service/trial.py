@@ -12,6 +12,7 @@ The rules are those of `core/standing.py`; here they are carried out.
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
@@ -38,16 +39,19 @@ from proxy.core.standing import (
     can_refresh,
     confirmed,
     key_of,
+    leaves_to_its_link,
     merge,
     own_identity,
     own_info,
     prove,
+    replaced_by,
     secure_twin,
     weigh,
 )
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
+    from mmap import mmap
 
     from proxy.core.model import Key, Record, Source, SourceInfo
     from proxy.core.standing import Link
@@ -63,6 +67,8 @@ UNPROVEN_S: Final = 600
 UNPROVEN_MAX: Final = 16_384
 TRIED: Final = "tried"
 """Before a fingerprint and a digest, in what workers tell each other."""
+PIECE_BYTES: Final = 262_144
+"""Read at a time of what is stored."""
 SNIFFED_BYTES: Final = 4096
 """Enough of an answer to tell a page from a picture."""
 
@@ -134,10 +140,14 @@ class Trials:
 
     async def settle(self, source: Source, info: SourceInfo, known: Record, draft: Draft, new: Record) -> Record:
         """Keep the whole image that a tried link has brought; return the record by which it is found."""
-        weight = weigh(known, new)
+        continues = await goes_on(known, draft)
+        weight = weigh(known, new, continues=continues)
         self._to.observer.weighed(weight.value)
         if weight is Weight.REPLACE:
-            return await self._put_over(known, draft, new)
+            return await self.put_over(known, draft, new, continues=continues)
+        if await self._has_more(known, new):
+            await self._note_tried(new, known)
+            return known
         trial = Trial(source, info, known, new)
         if weight is Weight.EQUAL:
             return await self._note_equal(trial, draft)
@@ -150,9 +160,10 @@ class Trials:
         Raises:
             Conflict: It does not.
         """
-        weight = weigh(known, new)
+        continues = await goes_on(known, draft)
+        weight = weigh(known, new, continues=continues)
         if weight is Weight.REPLACE:
-            return await self._put_over(known, draft, new)
+            return await self.put_over(known, draft, new, continues=continues)
         if weight is Weight.OTHER:
             raise Conflict("what was brought by https is another image than what is stored")
         merged = merge(known, new)
@@ -172,15 +183,13 @@ class Trials:
         brought_by = new.brought_by or (known.brought_by if doubts else "")
         return await self._to.store.put(draft, replace(new, doubts=doubts, brought_by=brought_by), known.digest)
 
-    async def _put_over(self, known: Record, draft: Draft, new: Record) -> Record:
-        doubts = new.doubts | (known.doubts & {Doubt.CONTESTED})
-        if known.digest == new.digest:
-            # Clients' copies are as good as they were.
-            return await self._to.store.put(draft, replace(new, etag=known.etag, doubts=doubts), known.digest)
-        if Doubt.SIGNATURE in known.doubts or (Doubt.ENDED in known.doubts and Doubt.SCHEME in new.doubts):
+    async def put_over(self, known: Record, draft: Draft, new: Record, *, continues: bool) -> Record:
+        """Keep an image in the place of another; `continues`: it is more of the same picture. Raises as `Store.put`."""
+        replacing = replaced_by(known, new)
+        if known.digest != new.digest and leaves_to_its_link(known, new, continues=continues):
             await self._leave_to_its_link(known)
-            doubts |= {Doubt.CONTESTED}
-        return await self._to.store.put(draft, replace(new, doubts=doubts), known.digest)
+            replacing = replace(replacing, doubts=replacing.doubts | {Doubt.CONTESTED})
+        return await self._to.store.put(draft, replacing, known.digest)
 
     async def _note_equal(self, trial: Trial, draft: Draft) -> Record:
         current = await self._read_again(trial.known)
@@ -191,11 +200,32 @@ class Trials:
             known = await self._to.store.put(draft, known, known.digest)  # it was lost
         elif known != current:
             known = await self._to.store.restate(known)
-        self._tried[trial.new.brought_by] = known.digest
-        await self._tell(f"{TRIED} {trial.new.brought_by} {known.digest}")
+        await self._note_tried(trial.new, known)
         if can_confirm(known, trial.new) and (known.key, known.digest) not in self._unproven:
             self._probe(replace(trial, known=known))
         return known
+
+    async def _note_tried(self, new: Record, known: Record) -> None:
+        self._tried[new.brought_by] = known.digest
+        await self._tell(f"{TRIED} {new.brought_by} {known.digest}")
+
+    async def _has_more(self, known: Record, new: Record) -> bool:
+        """Whether a link has brought less of the very picture that is stored: it is shown that one from then on."""
+        if Doubt.INCOMPLETE not in new.doubts or known.size <= new.size:
+            return False
+        digest = sha256()
+        with suppress(ImgkeepError):
+            body = await self._to.store.fetch(known.object_name, known.size)
+            if body is None:
+                return False
+            try:
+                offset = 0
+                while offset < new.size and (piece := await body.read(offset, min(PIECE_BYTES, new.size - offset))):
+                    digest.update(piece)
+                    offset += len(piece)
+            finally:
+                await body.aclose()
+        return digest.hexdigest() == new.digest
 
     async def _note_other(self, trial: Trial, draft: Draft) -> Record:
         new = trial.new
@@ -245,7 +275,9 @@ class Trials:
                 log.info("image confirmed", extra={"key": known.key, "host": known.host})
             else:
                 self._unproven[known.key, known.digest] = True
-        elif proof is Proof.PLACEHOLDER or (proof is Proof.DIFFERENCE and Doubt.ENDED in current.doubts):
+        elif proof is Proof.PLACEHOLDER or (
+            proof is Proof.DIFFERENCE and not current.doubts.isdisjoint({Doubt.ENDED, Doubt.INCOMPLETE})
+        ):
             await self._oust(current, trial)
         elif proof is Proof.DIFFERENCE:
             # And not where the link cannot be spoiled: its form is the word of who wrote it.
@@ -282,6 +314,18 @@ class Trials:
 
     async def _restate(self, record: Record, replaces: Digest | None = None) -> None:
         await self._kept(await self._to.store.restate(record, replaces))
+
+
+async def goes_on(known: Record, draft: Draft) -> bool:
+    """Whether a draft is more than a stored incomplete image and begins with it."""
+    if Doubt.INCOMPLETE not in known.doubts or draft.size <= known.size:
+        return False
+    return await draft.judge(partial(_hash_beginning, known.size)) == known.digest
+
+
+def _hash_beginning(size: int, body: bytearray | mmap) -> str:
+    with memoryview(body) as view, view[:size] as beginning:
+        return sha256(beginning).hexdigest()
 
 
 class Probe:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Literal
 
-from proxy.core.errors import StorageError
-from proxy.core.model import Record, Tombstone
+from proxy.core.errors import Conflict, StorageError
+from proxy.core.incomplete import is_confirmed_as_it_is, is_incomplete, mark
+from proxy.core.model import Format, Record, Tombstone
+from proxy.core.sniff import HEAD_BYTES_MAX, Spent, sniff
+from proxy.core.sniff import is_incomplete as lacks_bytes
 from proxy.core.stored import OBJECTS, RECORDS, RecordTooNew, object_path
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
-    from proxy.core.model import Digest
+    from proxy.core.model import Digest, Key
+    from proxy.core.sniff import Buffer
     from proxy.core.stored import RecordUnreadable
     from proxy.ports import Archive, Ledger
 
@@ -27,11 +32,13 @@ class Finding:
 
     `damaged`: the bytes are not those that were stored; set aside. `missing`: a record's object is not there.
     `orphan`: an object that no record points at. `unreadable`: a record of a newer version, or an object that the disk
-    does not give.
+    does not give. `incomplete`: by the format of the bytes something is missing, and was missing when they came; `path`
+    is that of the record.
     """
 
-    kind: Literal["damaged", "missing", "orphan", "unreadable"]
+    kind: Literal["damaged", "missing", "orphan", "unreadable", "incomplete"]
     path: str
+    key: Key | None = None
 
 
 async def records(archive: Archive) -> AsyncIterator[tuple[str, Record | Tombstone | RecordUnreadable]]:
@@ -64,36 +71,78 @@ async def reindex(archives: Sequence[Archive], ledger: Ledger) -> int:
     return await ledger.rebuild(everything())
 
 
-async def verify(archive: Archive) -> AsyncIterator[Finding | None]:
+async def verify(archive: Archive, note: Callable[[Record], Awaitable[None]]) -> AsyncIterator[Finding | None]:
     """
-    Read everything that is stored, and yield a finding or `None` for each record and object.
+    Read everything that is stored, and yield a finding or `None` for each record and object, and a finding for each
+    image that is incomplete.
 
-    What is damaged is set aside at once, so that nobody is served it from then on.
+    What is damaged is set aside at once, so that nobody is served it from then on. Of what is incomplete the record
+    says so from then on, and `note` is told of it: such an image is fetched again (`core/incomplete.py`).
     """
     wanted: set[str] = set()
+    incomplete: set[str] = set()
     async for finding in _verify_records(archive, wanted):
         yield finding
-    async for path, _ in archive.walk(OBJECTS):
-        known = path in wanted
-        wanted.discard(path)
-        try:
-            digest = await archive.hash_object(path)
-        except StorageError:
-            yield Finding("unreadable", path)
-            continue
-        if digest is None:
-            continue  # removed since its folder was listed
-        if not _is_named(path, digest) and not _is_named(path, await archive.hash_object(path)):  # may be the line's
-            await archive.set_aside(path)
-            yield Finding("damaged", path)
-        else:
-            yield None if known else Finding("orphan", path)
+    async for finding in _verify_objects(archive, wanted, incomplete):
+        yield finding
+    if incomplete:
+        async for path, key in _mark_incomplete(archive, incomplete, note):
+            yield Finding("incomplete", path, key)
     refused = await archive.refused() if wanted else ()
     for path in sorted(wanted):
         if path.rpartition("/")[2].partition(".")[0] in refused:
             continue  # removed, under a link that the remover did not know
         if await archive.hash_object(path) is None:  # and did not come or move while we read
             yield Finding("missing", path)
+
+
+async def _verify_objects(archive: Archive, wanted: set[str], incomplete: set[str]) -> AsyncIterator[Finding | None]:
+    """Read all objects; take those that are there from `wanted`, and add the incomplete ones of records."""
+    async for path, _ in archive.walk(OBJECTS):
+        known = path in wanted
+        wanted.discard(path)
+        try:
+            judged = await archive.judge_object(path, _lacks_bytes)
+        except StorageError:
+            yield Finding("unreadable", path)
+            continue
+        if judged is None:
+            continue  # removed since its folder was listed
+        digest, lacks = judged
+        if not _is_named(path, digest) and not _is_named(path, await archive.hash_object(path)):  # may be the line's
+            await archive.set_aside(path)
+            yield Finding("damaged", path)
+            continue
+        if known and lacks:
+            incomplete.add(path)
+        yield None if known else Finding("orphan", path)
+
+
+def _lacks_bytes(body: Buffer) -> bool:
+    """Whether bytes are an image that is incomplete by its format. One that takes too much to judge is not."""
+    try:
+        head = bytes(body[:HEAD_BYTES_MAX])
+        format_ = sniff(head, ended=len(head) == len(body))
+        return isinstance(format_, Format) and lacks_bytes(format_, body)
+    except Spent:
+        return False
+
+
+async def _mark_incomplete(
+    archive: Archive, objects: set[str], note: Callable[[Record], Awaitable[None]]
+) -> AsyncIterator[tuple[str, Key]]:
+    """Mark the records of incomplete objects, but those that were confirmed as they are; yield their paths and keys."""
+    async for path, record in records(archive):
+        if not isinstance(record, Record) or object_path(record.object_name) not in objects:
+            continue
+        if is_confirmed_as_it_is(record):
+            continue
+        # What was uploaded or imported has no origin: it is told of, and stays what it is.
+        if record.host and not is_incomplete(record):
+            with suppress(Conflict):  # another image has just taken its place
+                await archive.put_record(mark(record))
+                await note(mark(record))
+        yield path, record.key
 
 
 async def _verify_records(archive: Archive, wanted: set[str]) -> AsyncIterator[Finding | None]:

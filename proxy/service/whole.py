@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 from proxy.core.errors import NotAnImage, StorageError, TooLarge
 
 if TYPE_CHECKING:
-    from proxy.core.model import Format, PixelSize
     from proxy.ports import Draft
     from proxy.service.fill import Neighbours
+    from proxy.service.judging import Judged
 
 
 async def begin(to: Neighbours, size: int | None) -> Draft:
@@ -27,21 +27,39 @@ async def begin(to: Neighbours, size: int | None) -> Draft:
         return await to.memory.begin(size)
 
 
-async def judge_whole(to: Neighbours, draft: Draft) -> tuple[Format, PixelSize | None]:
+async def judge_image(to: Neighbours, draft: Draft) -> Judged:
     """
-    Judge by its bytes that a draft is an image, complete by its format.
+    Judge by its bytes that a draft is an image, and whether it is complete by its format.
 
     Of a naked JPEG XL codestream only a decoder finds the end; there the framing has to do, which the caller checks.
 
     Raises:
-        NotAnImage: It is none, or not whole.
+        NotAnImage: It is none.
         TooLarge: It has too many pixels.
         Busy: Too many images are being judged.
     """
     judged = await to.judges.judge(draft)
     if judged is None:
-        raise NotAnImage("the bytes are not a whole image of a supported format")
-    format_, pixel_size = judged
+        raise NotAnImage("the bytes are not an image of a supported format")
+    pixel_size = judged.pixel_size
     if pixel_size is not None and pixel_size.pixels > to.pixels_max:
         raise TooLarge(f"the image has {pixel_size.pixels} pixels, more than fetch.pixels_max")
-    return format_, pixel_size
+    return judged
+
+
+async def judge_whole(to: Neighbours, draft: Draft) -> Judged:
+    """
+    Judge as `judge_image`, and that the image is complete.
+
+    Raises:
+        NotAnImage: Or it is incomplete. Else as `judge_image`.
+    """
+    judged = await judge_image(to, draft)
+    insist_on_complete(judged)
+    return judged
+
+
+def insist_on_complete(judged: Judged) -> None:
+    """Raise `NotAnImage` for an image that its format calls incomplete."""
+    if judged.is_incomplete:
+        raise NotAnImage(f"the image is incomplete: its bytes end before the {judged.format.name} file does")

@@ -30,6 +30,7 @@ from pathlib import Path
 from secrets import token_hex
 from typing import TYPE_CHECKING, Final
 
+from proxy.config import absolute
 from proxy.core.errors import ImgkeepError
 from proxy.core.stored import object_path, record_path
 from proxy.storage import files, threads
@@ -80,6 +81,7 @@ class Commits:
     ) -> None:
         self.works = False
         self._root = str(root)
+        self._place = f"folder {absolute(root)}"
         self._partial = root / "partial"
         self._run = run
         self._insist = insist
@@ -131,7 +133,7 @@ class Commits:
             if reason is None:
                 each.kept.set_result(None)
             else:
-                each.kept.set_exception(threads.fault(reason) if isinstance(reason, OSError) else reason)
+                each.kept.set_exception(threads.fault(reason, self._place) if isinstance(reason, OSError) else reason)
                 each.kept.exception()  # marks it as retrieved: who waited may have left
 
     def _keep(self, group: Sequence[Waiting]) -> None:

@@ -248,6 +248,15 @@ def map_all(descriptor: int, size: int) -> memoryview | None:
     return None
 
 
+def judge_all(descriptor: int, size: int, verdict: Callable[[bytes | mmap.mmap], T]) -> tuple[Digest, T]:
+    """Return the digest of a file, and what `verdict` says of all its bytes."""
+    digest = Digest(hash_all(descriptor, size))
+    if size == 0:
+        return digest, verdict(b"")  # nothing can be mapped
+    with mmap.mmap(descriptor, size, prot=mmap.PROT_READ) as body:
+        return digest, verdict(body)
+
+
 def hash_all(descriptor: int, size: int) -> str:
     digest = sha256()
     for offset in range(0, size, PIECE_BYTES):

@@ -21,6 +21,7 @@ from hashlib import sha256
 from secrets import token_hex
 from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
+from proxy.config import absolute
 from proxy.core.errors import Conflict, Removed, StorageError, WrittenByNewer
 from proxy.core.model import Digest, Tombstone
 from proxy.core.stored import (
@@ -53,6 +54,7 @@ from proxy.storage.threads import TIMEOUT_S, Threads
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
     from datetime import datetime
+    from mmap import mmap
     from pathlib import Path
 
     from proxy.core.model import Key, Record
@@ -100,7 +102,8 @@ class LocalStore:
         self._partial_folder = root / PARTIAL
         self._cached_files = CachedFiles(root)
         self.shelf = Shelf(hot_bytes_max, self._cached_files, self.run)
-        self._threads = Threads(timeout_s=timeout_s)
+        self.place = f"folder {absolute(root)}"
+        self._threads = Threads(timeout_s=timeout_s, place=self.place)
         self._commits = Commits(root, self.run, self._insist_on_ours)
         self.remember: Callable[[Key], Awaitable[Record | None]] = _remember_nothing
         """Is asked what a damaged record said."""
@@ -270,6 +273,9 @@ class LocalStore:
     async def hash_object(self, path: str) -> Digest | None:
         return await self.run(self._hash, self.root / path)
 
+    async def judge_object(self, path: str, verdict: Callable[[bytes | mmap], T]) -> tuple[Digest, T] | None:
+        return await self.run(self._judge, self.root / path, verdict)
+
     async def set_aside(self, path: str) -> None:
         await self.run(self._set_aside, self.root / path)
 
@@ -330,6 +336,16 @@ class LocalStore:
             return None
         try:
             return Digest(disk.hash_all(descriptor, os.fstat(descriptor).st_size))
+        finally:
+            os.close(descriptor)
+
+    def _judge(self, path: Path, verdict: Callable[[bytes | mmap], T]) -> tuple[Digest, T] | None:
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        try:
+            return disk.judge_all(descriptor, os.fstat(descriptor).st_size, verdict)
         finally:
             os.close(descriptor)
 

@@ -52,10 +52,12 @@ class _Short:
 class Threads:
     """Runs the work of one disk. A disk answers a few at a time: more threads would only wait."""
 
-    def __init__(self, number: int = 8, *, timeout_s: float = TIMEOUT_S) -> None:
+    def __init__(self, number: int = 8, *, timeout_s: float = TIMEOUT_S, place: str = "") -> None:
         self._number = number
         self._pool = ThreadPoolExecutor(number, thread_name_prefix="disk")
         self._timeout_s = timeout_s
+        self._place = place
+        """What faults say of where they were met."""
         self._short: deque[_Short] = deque()
         self._done: deque[_Short] = deque()
         """What threads have done and nobody was told of."""
@@ -108,7 +110,10 @@ class Threads:
         try:
             return await answer
         except OSError as error:
-            raise fault(error) from None
+            raise fault(error, self._place) from None
+        except StorageError as error:
+            error.place = error.place or self._place
+            raise
         finally:
             patience.cancel()
 
@@ -188,6 +193,6 @@ def _release(future: asyncio.Future[T]) -> None:
         result.close()
 
 
-def fault(error: OSError) -> StorageError:
-    """Name the trouble without the path."""
-    return StorageError(f"the disk of the store failed: {os.strerror(error.errno or errno.EIO)}")
+def fault(error: OSError, place: str = "") -> StorageError:
+    """Name the trouble without the path, which clients must not read."""
+    return StorageError(f"the disk of the store failed: {os.strerror(error.errno or errno.EIO)}", place=place)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final
 
-from proxy.core.address import client_networks, read_literal
+from proxy.core.address import client_networks, read_literal, unmap
 from proxy.core.errors import Busy
 from proxy.web.exchange import encode_head
 from proxy.web.problems import problem
@@ -42,6 +42,7 @@ class ConnectionLimit:
     def enter(self, peer: str) -> tuple[str, ...] | None:
         """Return what the connection counts against, for `leave`; `None`: it is one too many."""
         address = read_literal(peer.partition("%")[0]) if self._per_client else None
+        address = None if address is None else unmap(address)  # of a socket that takes both kinds of addresses
         if address is None or address.is_loopback or any(address in network for network in self._trusted):
             return ()
         networks = client_networks(address)

@@ -195,7 +195,7 @@ def _prepare(ask: Ask, delivery: Delivery, headers: Mapping[str, str]) -> None:
         media_type=encode_fields([("Content-Type", delivery.format.media_type)]),
         size=body.size,
         at_hand=body.at_hand,
-        look_again_at=site.timer() + LOOK_AGAIN_S,
+        look_again_at=site.timer() + (LOOK_AGAIN_S if delivery.lasting else PROVISIONAL_MAX_AGE_S),
         until=ask.notes.permitted_until,
         max_age_s=YEAR_S if delivery.lasting else PROVISIONAL_MAX_AGE_S,
         vector=delivery.format is Format.SVG,

@@ -76,7 +76,7 @@ _IMAGE: Final[dict[str, Any]] = {
     "doubts": {
         "type": "array",
         "items": {"type": "string", "enum": [doubt.value for doubt in Doubt]},
-        "description": "Why it may not stand for every link of its key.",
+        "description": "Why it may not stand for every link of its key; `incomplete`: by its format bytes are missing.",
     },
     "suspect": {
         "type": "boolean",

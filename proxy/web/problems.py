@@ -89,6 +89,9 @@ def explain(error: Exception, notes: Notes, *, api: bool = False) -> Answer:
     """Return the answer to whatever a handler raised; what nobody foresaw is logged, without its message."""
     if isinstance(error, errors.ImgkeepError):
         notes.code, notes.detail = error.code, str(error)
+        if isinstance(error, errors.StorageError):
+            notes.detail = error.in_full
+            log.warning("storage unavailable", extra={"key": notes.key, "reason": error.in_full})
         answer = problem(error, api=api)
         if isinstance(error, errors.OriginError) and error.picture is not None and not api:
             return _show(answer, *error.picture)

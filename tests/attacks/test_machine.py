@@ -211,3 +211,12 @@ class Links(RuleBasedStateMachine):
 
 Links.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
 TestLinks = Links.TestCase
+
+
+def test_an_invented_link_of_a_checked_shape_does_not_stand_for_a_verified_one() -> None:
+    machine = Links()
+    machine.begin("placeholder")
+    for name in ("shaped 0", "strict", "shaped 1", "strict"):
+        machine.ask(name)
+    assert machine.answered == {"strict": PICTURE}
+    machine.teardown()

@@ -23,8 +23,10 @@ from proxy.core.errors import SourceRejected
 from proxy.core.identity import identify
 from proxy.core.policy import judge
 from proxy.core.source import read_source
+from proxy.core.stored import record_path
 from proxy.storage.local import LocalStore
 from proxy.works import REAL
+from tests.images import picture
 from tests.program import ROOT, environment, run
 from tests.storage.stores import record_of
 from tests.storage.test_contract import keep
@@ -116,7 +118,8 @@ def test_a_file_that_was_named_has_to_be_there(command: Command) -> None:
 
 def test_a_bad_variable_is_a_usage_error_that_names_it(command: Command) -> None:
     status, _, err = command("check", server__prot="1")
-    assert (status, err) == (2, "imgkeep: IMGKEEP_SERVER__PROT: there is no setting 'server.prot'\n")
+    told = "IMGKEEP_SERVER__PROT: there is no setting 'server.prot'; did you mean IMGKEEP_SERVER__PORT?"
+    assert (status, err) == (2, f"imgkeep: {told}\n")
 
 
 def test_the_environment_wins_over_the_file(command: Command, folder: Path) -> None:
@@ -148,10 +151,12 @@ async def test_check_live_tries_every_part(folder: Path) -> None:
 
 async def test_check_live_tells_what_does_not_work(folder: Path) -> None:
     folder.write_bytes(b"a file in the way")  # noqa: ASYNC240 - quick, and nobody waits
-    status, out, _ = await run(folder, "check", "--live")
-    assert status == 1
-    assert "store: the disk of the store failed: " in out
-    assert "catalog: the catalog failed: " in out
+    status, out, err = await run(folder, "check", "--live")
+    assert (status, out) == (2, "")
+    assert err.splitlines() == [
+        f"imgkeep: store.url: {folder} is a file, not a folder",
+        f"imgkeep: catalog.url: {folder}/catalog.db cannot be read: Not a directory",
+    ]
 
 
 # --- inspect
@@ -251,8 +256,8 @@ async def test_the_cases_go_through_the_real_command_too(folder: Path) -> None:
 async def test_reindex_list_stats_and_verify_agree(folder: Path) -> None:
     records = await stock(folder, 5)
     status, out, err = await run(folder, "list")
-    assert (status, out) == (0, "")
-    assert "not complete" in err, "an empty list must not pass for an empty store"
+    assert (status, out) == (2, "")
+    assert "`imgkeep reindex` makes one" in err, "an empty list must not pass for an empty store"
     assert (await run(folder, "reindex"))[:2] == (0, "5 images\n")
     listed, in_json, totals, plain, checked = await asyncio.gather(
         run(folder, "list", "--limit", "3"),
@@ -271,7 +276,7 @@ async def test_reindex_list_stats_and_verify_agree(folder: Path) -> None:
     assert stats["catalog_complete"] is True
     assert stats["hosts"] == {"images.example": 5}
     assert re.search(r"^hosts +images\.example \(5\)$", plain[1], re.MULTILINE)
-    assert checked[:2] == (0, "10 good, 0 damaged, 0 missing, 0 unreadable, 0 orphan\n")
+    assert checked[:2] == (0, "10 good, 0 damaged, 0 missing, 0 unreadable, 0 orphan, 0 incomplete\n")
 
 
 async def test_stats_lists_pictures_under_many_names_of_a_host(folder: Path) -> None:
@@ -358,3 +363,28 @@ def test_what_is_printed_for_people_holds_no_control_characters() -> None:
 )
 def test_sizes_read_as_people_write_them(size: int, text: str) -> None:
     assert readable_bytes(size) == text
+
+
+async def test_verify_lists_incomplete_images_by_key_and_says_what_to_do(folder: Path, command: Command) -> None:
+    half = picture(seed=1)[:-20]
+    store = LocalStore(folder)
+    await store.open()
+    record = await keep(store, half, record_of(half, name="half"))
+    await store.aclose()
+    loop = asyncio.get_running_loop()
+    status, out, _ = await loop.run_in_executor(None, command, "verify")
+    lines = out.splitlines()
+    assert status == 0, "it is as it came"
+    assert lines[:2] == [
+        f"incomplete  {record.key}",
+        "2 good, 0 damaged, 0 missing, 0 unreadable, 0 orphan, 1 incomplete",
+    ]
+    assert "imgkeep refetch KEY" in out
+    status, out, _ = await loop.run_in_executor(None, command, "verify", "--json")
+    assert json.loads(out.splitlines()[0]) == {
+        "kind": "incomplete",
+        "path": record_path(record.key),
+        "key": record.key,
+    }
+    status, out, _ = await loop.run_in_executor(None, command, "list", "--json")
+    assert json.loads(out.splitlines()[0])["doubts"] == ["incomplete"], "the catalog knows it, too"

@@ -181,7 +181,7 @@ def test_what_a_link_brings_has_the_doubts_of_its_kind(
         pytest.param((SIGNATURE,), link("ended"), Use.SERVE, False, id="provisional, to an ended link"),
         pytest.param((SIGNATURE,), link(by=THEIRS), Use.SERVE, False, id="provisional, to the link that brought it"),
         pytest.param((SCHEME,), link("shaped"), Use.SERVE, True, id="of a checked shape, to another such link"),
-        pytest.param((SCHEME,), link("verified"), Use.SERVE, True, id="of a checked shape, to a verified link"),
+        pytest.param((SCHEME,), link("verified"), Use.TRY, False, id="of a checked shape, to a verified link"),
         pytest.param((SCHEME,), link(), Use.TRY, False, id="of a checked shape, to an unchecked signature"),
         pytest.param((SCHEME,), link("bare"), Use.TRY, False, id="of a checked shape, to a bare link"),
         pytest.param((UNSIGNED, SCHEME), link("bare"), Use.SERVE, True, id="brought by both, to a bare link"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.core.identity import identify
-from proxy.core.model import Digest, Format, Key, PixelSize, Record, Tombstone, Validator
+from proxy.core.model import Digest, Doubt, Format, Key, PixelSize, Record, Refetches, Tombstone, Validator
 from proxy.core.source import SOURCE_CHARS_MAX, read_source
 from proxy.core.stored import (
     RECORD_BYTES_MAX,
@@ -267,3 +268,16 @@ def test_a_refusal_tells_its_digest_by_its_name() -> None:
 def test_an_object_has_a_name_for_every_format() -> None:
     assert RECORD.object_name in object_names(RECORD.digest)
     assert len(object_names(RECORD.digest)) == len(Format)
+
+
+def test_how_an_incomplete_image_was_fetched_again_is_kept() -> None:
+    refetches = Refetches(3, 1, WHEN, WHEN.replace(minute=5))
+    record = replace(RECORD, doubts=frozenset({Doubt.INCOMPLETE}), brought_by="0" * 32, refetches=refetches)
+    data = encode_record(record)
+    assert b'"doubts": [\n  "incomplete"\n ]' in data
+    assert decode_record(data) == record
+    assert b"refetches" not in encode_record(RECORD), "the usual record has no such field"
+    older = data.replace(b'"incomplete"', b'"of a newer version"')
+    read = decode_record(older)
+    assert isinstance(read, Record)
+    assert read.doubts == {Doubt.SIGNATURE}, "so an older version shows it for a minute at a time"

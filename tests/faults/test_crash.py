@@ -46,7 +46,7 @@ async def test_maintenance_beside_a_running_server_takes_nothing_from_it(tmp_pat
         await exchange.send_head(f"Content-Length: {len(body)}")
         await exchange.send(body[:first])
         await until(lambda: bool(list((folder / "partial").iterdir())))
-        status, _, _ = await run(folder, "list")  # opens the store, and sweeps
+        status, _, _ = await run(folder, "reindex")  # opens the store, and sweeps
         statuses.append(status)
         await exchange.send(body[first:])
 

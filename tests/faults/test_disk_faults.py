@@ -244,7 +244,8 @@ async def test_a_volume_that_is_not_mounted_is_not_written_beneath(
     try:
         assert await see(imgkeep, *second) == NOT_STORED
         await look(imgkeep)
-        assert (await report(imgkeep))["store"]["reason"] == "the file system of the store is not mounted"
+        reason = (await report(imgkeep))["store"]["reason"]
+        assert reason == f"the file system of the store is not mounted (folder {imgkeep.folder})"
         assert list(disk.path.iterdir()) == []
     finally:
         mount_by("mount", "--bind", elsewhere, disk.path)
@@ -551,7 +552,7 @@ async def test_verify_finds_a_flipped_bit_in_a_large_object_and_sets_it_aside(st
     assert status == 1
     assert [json.loads(line) for line in out.splitlines()] == [
         {"kind": "damaged", "path": f"v1/objects/{path.parent.name}/{path.name}"},
-        {"good": 1, "damaged": 1, "missing": 0, "unreadable": 0, "orphan": 0},
+        {"good": 1, "damaged": 1, "missing": 0, "unreadable": 0, "orphan": 0, "incomplete": 0},
     ]
     assert await see(imgkeep, url, body) == STORED
     assert (await run(imgkeep.folder, "verify"))[0] == 0
@@ -659,6 +660,8 @@ async def test_a_catalog_of_a_newer_version_is_a_clear_error_at_start_and_left_a
     _execute(path, "UPDATE alembic_version SET version_num = '9999'")
     before = path.read_bytes()
     for status, out, err in await asyncio.gather(*(run(first.folder, name) for name in ("serve", "list", "reindex"))):
-        assert (status, out) == (1, "")
-        assert err == "imgkeep: the catalog was written by a newer version of imgkeep, or is no catalog\n"
+        assert (status, out) == (2, "")
+        assert (
+            err == f"imgkeep: the catalog was written by a newer version of imgkeep, or is no catalog (file {path})\n"
+        )
     assert path.read_bytes() == before

@@ -146,6 +146,28 @@ async def test_an_undo_and_a_refetch_reach_every_worker_and_cost_one_fetch(tmp_p
         assert [line for line in program.log if json.loads(line)["level"] not in {"info", "debug"}] == []
 
 
+async def test_workers_fetch_an_incomplete_image_again_once_for_all(tmp_path: Path, origin: FakeOrigin) -> None:
+    whole = picture(seed=1)
+    half = whole[: len(whole) // 2]
+    url = origin.gives("/a.png", half)
+    folder = tmp_path / "data"
+    async with serving(folder, server__workers="2", TMPDIR=str(tmp_path)) as program:
+        assert {answer.body for answer in await crowd(program, url)} == {half}
+        assert origin.asked("/a.png") == 1
+    (path,) = (folder / "v1" / "records").rglob("*.json")
+    record = json.loads(path.read_bytes())
+    assert "incomplete" in record["doubts"]
+    path.write_text(json.dumps(record | {"stored_at": "2026-01-01T00:00:00Z"}))
+    origin.gives("/a.png", whole)
+    async with serving(folder, server__workers="2", TMPDIR=str(tmp_path)) as program:
+        assert {answer.body for answer in await crowd(program, url)} <= {half, whole}, "nobody waits"
+        await until(lambda: json.loads(path.read_bytes())["digest"] != record["digest"])
+        await asyncio.sleep(0.2)  # the other worker is told
+        assert {answer.body for answer in await crowd(program, url)} == {whole}
+        assert origin.asked("/a.png") == 2
+        assert await counted(program, r'imgkeep_incomplete_refetches_total\{outcome="whole"\}') == 1
+
+
 def drafts_of(worker: Worker) -> list[str]:
     """Return the files that a worker has open and that are being written, or were moved or removed meanwhile."""
     found = []

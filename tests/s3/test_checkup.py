@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -52,7 +53,10 @@ def check(server: S3Server, gate: Gate, tmp_path: Path) -> Check:
             **settings,
         )
         assert "Signature" not in out + err
-        valid, fallback, catalog, *lines = out.splitlines()
+        valid, fallback, catalog, store, *lines = out.splitlines()
+        place = f"bucket {server.bucket} at {urlsplit(gate.endpoint).netloc}"
+        assert store == f"store: {place}"
+        lines = [line.removesuffix(f" ({place})") for line in lines]
         assert (valid, catalog) == ("configuration: valid", "catalog: works")
         assert fallback.startswith("fallback: works, ")
         return status, lines, err

@@ -221,7 +221,7 @@ async def test_one_failure_is_told_and_many_end_it(gate: Gate, place: Bucket, tm
     await gate.do(s3_error(403, "AccessDenied"), match=only("PUT", path))
     status, told, err = await copy(source, place)
     assert (status, told) == (1, summary(copied_objects=NUMBER - 1, copied_records=NUMBER - 1, failed=2))
-    assert err.startswith(f"failed      {path}  the bucket answers AccessDenied\n")
+    assert err.startswith(f"failed      {path}  the bucket answers AccessDenied (bucket {place.name} at ")
     other = Bucket(place.name, "other", place.region, place.endpoint)
     await gate.do(s3_error(403, "AccessDenied"), match=only("PUT", "/v1/objects/"))
     before = gate.count("PUT", "/v1/objects/")

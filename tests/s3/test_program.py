@@ -92,7 +92,7 @@ async def test_the_bucket_has_it_all_whatever_becomes_of_the_machine(
     status, out, _ = await run(folder, "reindex", **settings)
     assert (status, out) == (0, "8 images\n")
     status, out, _ = await run(folder, "verify", **settings)
-    assert (status, out) == (0, "16 good, 0 damaged, 0 missing, 0 unreadable, 0 orphan\n")
+    assert (status, out) == (0, "16 good, 0 damaged, 0 missing, 0 unreadable, 0 orphan, 0 incomplete\n")
     status, out, _ = await run(folder, "list", **settings)
     assert (status, out.count("\n")) == (0, 8)
     assert {origin.asked(f"/{n}.png") for n in range(8)} == {1}

@@ -6,7 +6,7 @@ import asyncio
 from collections import Counter
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from itertools import count
 from pathlib import Path
@@ -300,9 +300,13 @@ class FakeObserver:
     outcomes: list[str] = field(default_factory=list)
     suspects: list[Record] = field(default_factory=list)
     refusals: list[tuple[Subject, BaseException]] = field(default_factory=list)
+    completions: list[str] = field(default_factory=list)
 
     def weighed(self, outcome: str) -> None:
         self.outcomes.append(outcome)
+
+    def completed(self, outcome: str) -> None:
+        self.completions.append(outcome)
 
     def suspected(self, record: Record) -> None:
         self.suspects.append(record)
@@ -368,6 +372,7 @@ class World:
         self.observer = FakeObserver()
         self.refused: set[Digest] = set()
         self.timer = Timer()
+        self.now = datetime(2026, 11, 22, 10, tzinfo=UTC)
         self._tags = count(1)
         self._how = (identify, rules or Rules(), spoil)
         self.rebuild()
@@ -391,12 +396,17 @@ class World:
                 memory=self.memory,
                 judges=self.judges,
                 observer=self.observer,
-                clock=lambda: datetime(2026, 11, 22, 10, tzinfo=UTC),
+                clock=lambda: self.now,
                 draw_etag=lambda: f'"{next(self._tags)}"',
                 pixels_max=10_000,
                 refused=self.refused,
             ),
         )
+
+    def wait(self, seconds: float) -> None:
+        """Let so much time go by."""
+        self.now += timedelta(seconds=seconds)
+        self.timer.seconds += seconds
 
     async def ask(self, url: str, *, came_from_us: bool = False) -> Delivery:
         source = read_source(url)

@@ -24,7 +24,7 @@ from proxy.core.errors import (
     TooLarge,
 )
 from proxy.core.identity import identify
-from proxy.core.model import Digest, Key, Record
+from proxy.core.model import Digest, Doubt, Key, Record, Refetches
 from proxy.core.source import read_source
 from proxy.service.refetch import CLAIM_LOOKS_MAX, REFETCHES_MAX, Refetcher
 from tests.images import picture
@@ -435,3 +435,35 @@ async def test_a_removal_that_came_while_it_was_being_put_wins(desk: Desk) -> No
 def test_the_world_knows_the_links_of_these_tests() -> None:
     before, link = identify(read_source(FRESH), NOW), identify(read_source(BY_IDENTITY), NOW)
     assert before.key == link.key
+
+
+async def test_an_incomplete_image_replaces_nothing_and_counts_where_it_is_what_is_stored(desk: Desk) -> None:
+    half = NEW[:-100]
+    record = await desk.begin()
+    desk.world.origin.gives(FRESH, half)
+    with pytest.raises(NotAnImage, match="incomplete"):
+        await desk.refetch(record, FRESH)
+    assert desk.objects == {OLD}
+    desk.world.store.objects[f"{digest_of(half)}.png"] = half
+    incomplete = replace(record, digest=digest_of(half), size=len(half), doubts=frozenset({Doubt.INCOMPLETE}))
+    desk.world.store.records[record.key] = incomplete
+    equal = await desk.refetch(record, FRESH)
+    assert not equal.replaced
+    assert equal.record.doubts == {Doubt.INCOMPLETE}
+    assert equal.record.refetches is not None
+    assert (equal.record.refetches.tries, equal.record.refetches.equal) == (1, 1)
+    desk.world.origin.gives(FRESH, NEW)
+    whole = await desk.refetch(record, FRESH)
+    assert whole.replaced
+    assert (whole.record.doubts, whole.record.refetches) == (frozenset(), None)
+
+
+async def test_what_was_confirmed_as_it_is_stays_so(desk: Desk) -> None:
+    half = NEW[:-100]
+    record = await desk.begin()
+    desk.world.store.objects[f"{digest_of(half)}.png"] = half
+    refetches = Refetches(8, 3, NOW, NOW)
+    desk.world.store.records[record.key] = replace(record, digest=digest_of(half), refetches=refetches)
+    desk.world.origin.gives(FRESH, half)
+    same = await desk.refetch(record, FRESH)
+    assert (same.record.doubts, same.record.refetches) == (frozenset(), refetches)

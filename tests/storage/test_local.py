@@ -11,6 +11,8 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
+from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -18,13 +20,14 @@ from typing import TYPE_CHECKING, TypeVar
 import pytest
 
 from proxy.core.errors import StorageError
-from proxy.core.model import Record
+from proxy.core.model import Doubt, Record, Refetches
 from proxy.core.stored import OBJECTS, RecordTooNew, encode_record, object_path, record_path
 from proxy.service.upkeep import Finding, verify
 from proxy.service.upkeep import records as records_in
 from proxy.storage import disk, files
 from proxy.storage.local import HASHED_BYTES_MAX, LocalStore
 from proxy.storage.memory import MemoryBody, MemorySpool
+from tests.images import picture
 from tests.program import until
 from tests.storage.stores import record_of
 from tests.storage.test_contract import fetch, keep
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+WHEN = datetime(2026, 11, 22, 10, tzinfo=UTC)
 SMALL = random.Random(1).randbytes(10_000)
 LARGE = random.Random(2).randbytes(HASHED_BYTES_MAX + 1000)
 
@@ -235,6 +239,10 @@ async def test_a_record_of_a_newer_version_is_a_fault_and_neither_overwritten_no
     assert [type(found) for _, found in await walk(records_in(store))] == [RecordTooNew]
 
 
+async def noted(record: Record) -> None:
+    raise AssertionError(f"{record.key} is not incomplete")
+
+
 async def test_verify_tells_all_kinds_of_trouble_and_sets_aside_what_is_damaged(store: LocalStore) -> None:
     bodies = {name: name.encode() * 100 for name in ("good", "flipped", "missing", "orphan", "newer", "cut")}
     records = {name: await keep(store, body, record_of(body, name=name)) for name, body in bodies.items()}
@@ -246,7 +254,7 @@ async def test_verify_tells_all_kinds_of_trouble_and_sets_aside_what_is_damaged(
     newer = (store.root / under["newer"]).read_bytes().replace(b'"version": 1', b'"version": 9')
     (store.root / under["newer"]).write_bytes(newer)
     os.truncate(store.root / under["cut"], 20)
-    findings = [finding for finding in await walk(verify(store)) if finding is not None]
+    findings = [finding for finding in await walk(verify(store, noted)) if finding is not None]
     assert sorted(findings, key=lambda finding: (finding.kind, finding.path)) == sorted(
         [
             Finding("damaged", at["flipped"]),
@@ -260,7 +268,34 @@ async def test_verify_tells_all_kinds_of_trouble_and_sets_aside_what_is_damaged(
         key=lambda finding: (finding.kind, finding.path),
     )
     assert len(list((store.root / "damaged").iterdir())) == 2
-    assert not any(finding and finding.kind == "damaged" for finding in await walk(verify(store)))
+    assert not any(finding and finding.kind == "damaged" for finding in await walk(verify(store, noted)))
+
+
+async def test_verify_marks_incomplete_images_but_those_that_are_confirmed(store: LocalStore) -> None:
+    whole, half = picture(seed=1), picture(seed=2)[:-20]
+    refetches = Refetches(8, 3, WHEN, WHEN)
+    records = {
+        "whole": record_of(whole, name="whole"),
+        "half": record_of(half, name="half"),
+        "known": replace(record_of(half, name="known"), doubts=frozenset({Doubt.INCOMPLETE})),
+        "confirmed": replace(record_of(half, name="confirmed"), refetches=refetches),
+        "uploaded": replace(record_of(half, name="uploaded"), host=""),
+    }
+    for name, record in records.items():
+        await keep(store, whole if name == "whole" else half, record)
+    told: list[Record] = []
+
+    async def note(record: Record) -> None:
+        told.append(record)
+
+    for looks in (1, 2):
+        findings = [finding for finding in await walk(verify(store, note)) if finding is not None]
+        assert {finding.key for finding in findings} == {records[n].key for n in ("half", "known", "uploaded")}
+        assert {finding.kind for finding in findings} == {"incomplete"}
+        assert told == [replace(records["half"], doubts=frozenset({Doubt.INCOMPLETE}))], looks
+    assert await store.find(records["half"].key) == told[0]
+    assert await store.find(records["confirmed"].key) == records["confirmed"]
+    assert await store.find(records["uploaded"].key) == records["uploaded"]
 
 
 # --- partial files

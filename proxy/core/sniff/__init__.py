@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from proxy.core.model import Format
 from proxy.core.sniff import bmp, gif, heif, ico, jpeg, jxl, png, svg, tiff, webp
+from proxy.core.sniff.ending import Ending
 from proxy.core.sniff.fields import HEAD_BYTES_MAX, Body, Budget, Buffer, Cut, Spent, steps_max
 
 if TYPE_CHECKING:
@@ -26,10 +27,13 @@ __all__ = [
     "UNDECIDED",
     "Budget",
     "Buffer",
+    "Ending",
     "HeadReader",
     "Seen",
     "Spent",
     "Undecided",
+    "foresees_end",
+    "is_incomplete",
     "is_whole",
     "measure",
     "sniff",
@@ -211,6 +215,29 @@ def is_whole(fmt: Format, data: Buffer, budget: Budget | None = None) -> bool:
         return _KINDS[fmt].is_whole(_body(data, budget))
     except Cut:
         return False
+
+
+def is_incomplete(fmt: Format, data: Buffer, budget: Budget | None = None) -> bool:
+    """
+    Tell whether a file that is framed whole is incomplete by its format. A naked JPEG XL codestream never is: nothing
+    in it says where it ends, so framing has to do.
+
+    Raises:
+        Spent: As `is_whole`.
+    """
+    if fmt is Format.JXL and data[: len(jxl.CODESTREAM)] == jxl.CODESTREAM:
+        return False
+    return not is_whole(fmt, data, budget)
+
+
+def foresees_end(ending: Ending, size: int, budget: Budget) -> bool:
+    """
+    Tell by the first bytes of a body whether it is complete, if its framing brings `size` bytes; False says nothing.
+
+    Raises:
+        Spent: The budget is used up.
+    """
+    return ending.look(size, _KINDS[ending.format].is_whole, budget)
 
 
 def _body(data: Buffer, budget: Budget | None) -> Body:

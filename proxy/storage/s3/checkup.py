@@ -73,9 +73,9 @@ async def _try(
     try:
         await work()
     except BucketError as fault:
-        return Step(name, str(fault), fault.remedy or remedy)
+        return Step(name, fault.in_full, fault.remedy or remedy)
     except StorageError as fault:
-        return Step(name, str(fault), remedy)
+        return Step(name, fault.in_full, remedy)
     return Step(name)
 
 

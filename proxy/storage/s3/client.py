@@ -11,17 +11,16 @@ from __future__ import annotations
 import asyncio
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
-import botocore.session
+import botocore
 from aiobotocore.config import AioConfig
-from aiobotocore.session import get_session
 from botocore.exceptions import BotoCoreError, NoCredentialsError
 
-from proxy.core.errors import Busy
+from proxy.core.errors import Busy, StorageError
 from proxy.storage.s3.faults import EXISTS, MISSING, NOT_S3, BucketError, fault_of
+from proxy.storage.s3.settings import check_settings, open_session, refuse
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
@@ -105,6 +104,8 @@ class BucketClient:
 
     def __init__(self, bucket: Bucket, *, timeout_s: float, observe: Callable[[str, str, float], None]) -> None:
         self.bucket = bucket
+        self.place = f"bucket {bucket.name}"
+        """What faults say of where they were met; the host is known once the client is open."""
         self.timeout_s = timeout_s
         self._observe = observe
         self._stack = AsyncExitStack()
@@ -121,11 +122,9 @@ class BucketClient:
         Make the client. No request is sent, but where the credentials are those of a machine's role.
 
         Raises:
-            StorageError: The AWS configuration of this machine is not usable.
+            ConfigError: The AWS configuration of this machine is not usable.
         """
-        session = get_session()
-        # Reads some hundred kilobytes of JSON, the first time: not on the event loop.
-        await asyncio.to_thread(_prepare, session)
+        session = await open_session()
         try:
             self._client = await self._make(session, "s3v4")
             if (
@@ -139,11 +138,16 @@ class BucketClient:
             self._public = await self._make(session, botocore.UNSIGNED)
             self._credentials = await session.get_credentials()
         except (BotoCoreError, ValueError) as error:
-            raise BucketError(f"the AWS settings are not usable: {type(error).__name__}") from None
+            raise refuse(error) from None
         base = await self._public.generate_presigned_url(
             "get_object", Params={"Bucket": self.bucket.name, "Key": "probe"}
         )
         self.public_base: str = base.removesuffix("/probe")
+        self.place = f"bucket {self.bucket.name} at {urlsplit(self._client.meta.endpoint_url).netloc}"
+
+    async def check_settings(self) -> None:
+        """Try whether a client could be made, without any request. Raises: ConfigError: None could be."""
+        await check_settings(self._options("s3v4"))
 
     async def aclose(self) -> None:
         await self._stack.aclose()
@@ -167,7 +171,7 @@ class BucketClient:
                 answer: dict[str, Any] = await getattr(self._client, operation)(Bucket=self.bucket.name, **parameters)
             outcome = "ok"
         except Exception as error:  # noqa: BLE001 - every one of them is named or told to be no answer of S3's
-            failure = fault_of(error)
+            failure = self._name(fault_of(error))
             outcome = getattr(failure, "error_code", "") or "unreachable"
             if outcome in EXISTS | {MISSING}:
                 self.answered_at = loop.time()
@@ -176,6 +180,12 @@ class BucketClient:
             self._observe(operation, outcome, loop.time() - start)
         self.answered_at = loop.time()
         return answer
+
+    def _name(self, fault: Exception) -> Exception:
+        """Have a fault say which bucket it is of."""
+        if isinstance(fault, StorageError):
+            fault.place = fault.place or self.place
+        return fault
 
     async def _make(self, session: Any, signature: object) -> Any:
         return await self._stack.enter_async_context(session.create_client("s3", **self._options(signature)))
@@ -277,7 +287,7 @@ class BucketClient:
                     ExpiresIn=life_s,
                 )
         except Exception as error:  # noqa: BLE001 - see `_call`
-            raise fault_of(error) from None
+            raise self._name(fault_of(error)) from None
         return url, life_s
 
 
@@ -289,17 +299,3 @@ def tag_of(answer: Mapping[str, Any]) -> str:
 def _is_amazon(endpoint: str) -> bool:
     host = urlsplit(endpoint).hostname or ""
     return host.endswith((".amazonaws.com", ".amazonaws.com.cn"))
-
-
-def _prepare(session: Any) -> None:
-    """Let a session have its data and settings at hand. Blocks, the first time."""
-    session.register_component("data_loader", _loader())
-    _ = session.full_config
-
-
-@cache
-def _loader() -> Any:
-    """Read what clients are made from: a loader remembers it, and a client that is made for nothing asks for it all."""
-    session = botocore.session.Session()
-    session.create_client("s3", region_name="us-east-1", aws_access_key_id="none", aws_secret_access_key="none")  # noqa: S106
-    return session.get_component("data_loader")

@@ -6,6 +6,7 @@ No message of theirs is passed on: it may hold a link, and links are credentials
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Final
 
@@ -42,6 +43,8 @@ PARTICULAR: Final = frozenset(
 )
 """May concern what was asked for alone; a trial tells whether it does."""
 
+CAUSES_MAX: Final = 8
+"""Maximum number of errors that are looked through, each the cause of the one before."""
 NOT_S3: Final = "what answers under the address of the bucket is not S3"
 
 _CODE: Final = re.compile(r"[A-Za-z0-9.]{1,64}")
@@ -50,13 +53,31 @@ _CODE: Final = re.compile(r"[A-Za-z0-9.]{1,64}")
 class BucketError(RemoteFault):
     """The bucket answered with an error, or did not answer. `error_code` is S3's, where there is one."""
 
-    def __init__(self, message: str, error_code: str = "", *, general: bool | None = None) -> None:
-        super().__init__(message, general=error_code not in PARTICULAR if general is None else general)
+    def __init__(self, message: str, error_code: str = "", *, general: bool | None = None, cause: str = "") -> None:
+        super().__init__(message, general=error_code not in PARTICULAR if general is None else general, cause=cause)
         self.error_code = error_code
 
     @property
     def remedy(self) -> str | None:
         return REMEDIES.get(self.error_code)
+
+
+def _cause_of(error: BaseException) -> str:
+    """Return what the system says of a connection that failed: no URL, and no words of the bucket."""
+    for _ in range(CAUSES_MAX):
+        inner = getattr(error, "kwargs", {}).get("error") or error.__cause__ or error.__context__
+        if isinstance(error, aiohttp.ClientConnectorDNSError):
+            return "the host does not resolve"
+        if isinstance(error, aiohttp.ClientConnectorCertificateError):
+            return "the certificate is not valid for the host, or not trusted"
+        if isinstance(error, OSError) and error.errno and error.errno > 0:
+            return os.strerror(error.errno)
+        if isinstance(error, aiohttp.ServerDisconnectedError):
+            return "the server closed the connection"
+        if inner is None:
+            break
+        error = inner
+    return type(error).__name__
 
 
 def fault_of(error: Exception) -> Exception:
@@ -73,6 +94,6 @@ def fault_of(error: Exception) -> Exception:
     if isinstance(error, (NoCredentialsError, PartialCredentialsError)):
         return BucketError("there are no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile")
     if isinstance(error, (BotoCoreError, aiohttp.ClientError, OSError)):
-        return BucketError("the bucket cannot be reached, or the connection broke off")
+        return BucketError("the bucket cannot be reached, or the connection broke off", cause=_cause_of(error))
     # What the library makes of an answer that is no answer of S3: parser errors, missing fields, endless redirects.
     return BucketError(NOT_S3)

@@ -14,7 +14,8 @@ import asyncio
 from dataclasses import dataclass
 from hashlib import sha256
 from secrets import token_hex
-from typing import TYPE_CHECKING, Final
+from tempfile import TemporaryFile
+from typing import TYPE_CHECKING, Final, TypeVar
 from urllib.parse import quote
 
 from proxy.core.errors import Conflict, Removed, WrittenByNewer
@@ -38,6 +39,7 @@ from proxy.core.stored import (
     record_path,
     refusal_path,
 )
+from proxy.storage.disk import judge_all
 from proxy.storage.s3.body import PIECE_BYTES, S3Body
 from proxy.storage.s3.client import BucketClient, tag_of
 from proxy.storage.s3.faults import EXISTS, MISSING, NOT_S3, RACED, BucketError
@@ -46,10 +48,13 @@ from proxy.storage.s3.uploads import Uploads
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Collection, Sequence
     from datetime import datetime
+    from mmap import mmap
 
     from proxy.core.model import Key
     from proxy.core.store_url import Bucket
     from proxy.ports import Body, Draft, Spool
+
+T = TypeVar("T")
 
 PROBE: Final = "v1/probe"
 PROBE_BYTES: Final = b"imgkeep was here to see whether this bucket works\n"
@@ -294,6 +299,18 @@ class S3Store:
     async def hash_object(self, path: str) -> Digest | None:
         opened = await self.client.get(path)
         return None if opened is None else await _hash(S3Body(self.client, path, opened))
+
+    async def judge_object(self, path: str, verdict: Callable[[bytes | mmap], T]) -> tuple[Digest, T] | None:
+        opened = await self.client.get(path)
+        if opened is None:
+            return None
+        body = S3Body(self.client, path, opened)
+        # On a disk and not in memory: it may be as large as `fetch.body_bytes_max` lets it.
+        with await asyncio.to_thread(TemporaryFile) as file:
+            async for piece in body.pieces():
+                await asyncio.to_thread(file.write, piece)
+            await asyncio.to_thread(file.flush)
+            return await asyncio.to_thread(judge_all, file.fileno(), file.tell(), verdict)
 
     async def set_aside(self, path: str) -> None:
         stat = await self.client.stat(path)

@@ -1,0 +1,256 @@
+"""
+Fetching incomplete images again behind a client's back, until a whole one takes their place.
+
+The rules are those of `core/incomplete.py`; here they are carried out.
+
+- The client is served what is stored and never waits. One refetch a key at a time among all workers, under the name
+  that other refetches of the key have. The store is asked before the origin: another worker or node may have done it.
+- A refetch is a fill like any other: by the same routes, judged and limited alike, at its visitor's cost. It yields to
+  fills that have readers. It asks for all bytes: an origin's word that nothing has changed is what is in question.
+- Whatever an origin answers, the stored image stays unless a better one is durable. A refetch that fails counts as one.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+from cachetools import LRUCache, TTLCache
+
+from proxy.core.errors import Busy, Conflict, ImgkeepError, SourceRejected, StorageError, Yielded
+from proxy.core.incomplete import (
+    INTERVAL_MIN_S,
+    Ask,
+    Outcome,
+    after_longer,
+    after_refetch,
+    due_at,
+    is_incomplete,
+    judge_refetch,
+    may_ask,
+)
+from proxy.core.policy import judge
+from proxy.core.standing import OTHERS, read_link
+from proxy.service.fill import Fill
+from proxy.service.trial import goes_on
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from datetime import datetime
+
+    from proxy.collapse import Flights
+    from proxy.core.model import Digest, Key, Record, Source, SourceInfo
+    from proxy.core.policy import Policy
+    from proxy.ports import Claims, Draft
+    from proxy.service.allowance import Allowances, Permit
+    from proxy.service.failures import Failures
+    from proxy.service.fill import Neighbours, Tower
+    from proxy.service.routes import Routes
+    from proxy.service.trial import Trials
+    from proxy.service.visit import Visit
+
+REFETCHES_MAX: Final = 8
+"""Maximum number of refetches at a time, an eighth of the fetches; the next request is another occasion."""
+TRIED_MAX: Final = 16_384
+"""Links that are known to have been tried once; 300 bytes each, 5 MB."""
+BEGUN_MAX: Final = 16_384
+"""Keys that were fetched again in the last minute, whatever came of it; 200 bytes each, 3 MB."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Refetch:
+    """An incomplete image, and the link to fetch it by. `counts`: what comes of it goes into its record."""
+
+    source: Source
+    info: SourceInfo
+    known: Record
+    counts: bool
+
+
+class Completer:
+    """Has incomplete images fetched again. One per process."""
+
+    def __init__(  # noqa: PLR0913 - what the keeper shares with it
+        self,
+        policy: Policy,
+        neighbours: Neighbours,
+        *,
+        tower: Tower,
+        flights: Flights[Fill],
+        claims: Claims | None,
+        trials: Trials,
+        routes: Routes,
+        failures: Failures,
+        allowances: Allowances | None,
+        timer: Callable[[], float],
+    ) -> None:
+        self._policy = policy
+        self._to = neighbours
+        self._tower = tower
+        self._flights = flights
+        self._claims = claims
+        self._trials = trials
+        self._routes = routes
+        self._failures = failures
+        self._allowances = allowances
+        self._tried: LRUCache[str, Digest] = LRUCache(TRIED_MAX)
+        """By the link's fingerprint, the bytes that it was tried against."""
+        self._begun: TTLCache[tuple[Key, bool], bool] = TTLCache(BEGUN_MAX, INTERVAL_MIN_S, timer=timer)
+        """By key and whether the link counts. What we broke off ourselves does not make the interval grow."""
+        self._under_way = 0
+
+    def look(self, source: Source, info: SourceInfo, known: Record, visit: Visit) -> bool:
+        """Have an incomplete image that is being shown fetched again, if it is due; return whether it is incomplete."""
+        if not is_incomplete(known):
+            return False
+        link = read_link(source, info, self._to.clock())
+        ask = may_ask(known, link)
+        counts = ask is Ask.IN_ITS_TURN
+        if counts:
+            wanted = self._to.clock() >= due_at(known)
+        else:
+            is_new = self._tried.get(link.fingerprint) != known.digest and not self._trials.was_tried(link, known)
+            wanted = ask is Ask.ONCE and is_new
+        # What waits for the primary is replaced there only, where it is known what it replaces.
+        wanted = wanted and not known.pending and (known.key, counts) not in self._begun
+        if wanted and self._may_ask(source, visit):
+            begun = self._begin(Refetch(source, info, known, counts), visit)
+            if begun:
+                self._begun[known.key, counts] = True
+            if begun and not counts:
+                self._tried[link.fingerprint] = known.digest
+        return True
+
+    def _may_ask(self, source: Source, visit: Visit) -> bool:
+        """Whether this visitor may have its origin asked, and the origin did not fail by this link lately."""
+        if visit.came_from_us or self._under_way >= REFETCHES_MAX:
+            return False
+        if judge(source, self._policy) is not None or self._failures.find(source) is not None:
+            return False
+        try:
+            visit.insist()
+        except SourceRejected:
+            return False
+        return True
+
+    def _begin(self, refetch: Refetch, visit: Visit) -> bool:
+        """Begin a fill without readers, unless there is one; return whether it began."""
+        name = f"refresh.{refetch.known.key}"
+        if name in self._flights or (self._claims is not None and self._claims.take(name) is not None):
+            return False
+        permit: Permit | None = None
+        if self._allowances is not None and not visit.client.own:
+            try:
+                permit = self._allowances.depart(visit.client.networks)
+            except ImgkeepError:
+                self._release(name)
+                return False
+        self._under_way += 1
+        self._flights.join(
+            name,
+            lambda: _Refetching(
+                refetch.source,
+                refetch.info,
+                self._to,
+                self._tower,
+                routes=self._routes.find(refetch.source, refetch.info),
+                settle=partial(self._settle, refetch),
+                unreachable=self._routes.note_unreachable,
+                permit=permit,
+                over=partial(self._over, name),
+                client=visit.client,
+                background=True,
+                is_due=partial(self._is_due, refetch),
+                failed=partial(self._note_failure, refetch),
+            ),
+        )
+        return True
+
+    def _over(self, name: str, *, kept: bool) -> None:
+        self._under_way -= 1
+        self._release(name, kept=kept)
+
+    def _release(self, name: str, *, kept: bool = False) -> None:
+        if self._claims is not None:
+            self._claims.release(name, kept=kept)
+
+    async def _is_due(self, refetch: Refetch) -> bool:
+        """Ask the store whether the image is still what was seen: another worker or node may have fetched it again."""
+        current = await self._to.store.find(refetch.known.key)
+        if current is not None and current != refetch.known:
+            await self._tower.kept(current)
+        if current is None or current.digest != refetch.known.digest or not is_incomplete(current):
+            return False
+        return not refetch.counts or self._to.clock() >= due_at(current)
+
+    async def _settle(self, refetch: Refetch, draft: Draft, new: Record) -> Record:
+        """
+        Keep what a refetch has brought, where it is better than what is stored; return the record that stands then.
+
+        Raises:
+            Conflict: Nothing is stored any more, or something else is since a moment.
+        """
+        current = await self._to.store.find(refetch.known.key)
+        if current is None:
+            raise Conflict("the image was removed meanwhile")
+        if current.digest != refetch.known.digest or not is_incomplete(current):
+            return current
+        continues = await goes_on(current, draft)
+        outcome = judge_refetch(current, new, continues=continues)
+        self._to.observer.completed(outcome.value)
+        log.info("incomplete image fetched again", extra={"key": current.key, "outcome": outcome.value})
+        if current.digest != new.digest and outcome is Outcome.LONGER:
+            return await self._to.store.put(draft, after_longer(current, new, self._now()), current.digest)
+        if current.digest != new.digest and outcome is Outcome.WHOLE:
+            # Whether others have records of their own is known of the key, not of what this link brought.
+            new = replace(new, doubts=new.doubts | (current.doubts & OTHERS))
+            return await self._trials.put_over(current, draft, new, continues=continues)
+        if not refetch.counts and outcome is not Outcome.WHOLE:
+            return current
+        after = after_refetch(current, outcome, self._now())
+        if not is_incomplete(after) and outcome is Outcome.EQUAL:
+            self._to.observer.completed("confirmed")
+            log.info("incomplete image confirmed as it is", extra={"key": current.key})
+        return await self._to.store.restate(after)
+
+    async def _note_failure(self, refetch: Refetch) -> None:
+        """Have the interval grow, whatever went wrong."""
+        self._to.observer.completed(Outcome.FAILED.value)
+        if not refetch.counts:
+            return
+        with suppress(StorageError):  # then it is tried again after the shorter interval
+            current = await self._to.store.find(refetch.known.key)
+            if current is not None and current.digest == refetch.known.digest and is_incomplete(current):
+                after = after_refetch(current, Outcome.FAILED, self._now())
+                await self._tower.kept(await self._to.store.restate(after))
+
+    def _now(self) -> datetime:
+        return self._to.clock().replace(microsecond=0)
+
+
+class _Refetching(Fill):
+    """A fill without readers that is begun only if it is still due, and whose failure is noted before it is over."""
+
+    def __init__(
+        self, *fill: Any, is_due: Callable[[], Awaitable[bool]], failed: Callable[[], Awaitable[None]], **options: Any
+    ) -> None:
+        super().__init__(*fill, **options)
+        self._is_due = is_due
+        self._failed = failed
+
+    async def run(self) -> None:
+        if not await self._is_due():
+            self.stop()
+            return
+        try:
+            await super().run()
+        except (Busy, StorageError, Yielded):
+            raise  # the origin has no part in it
+        except ImgkeepError:
+            await self._failed()
+            raise

@@ -1,0 +1,211 @@
+"""An origin that sends half a picture with a length that fits: no client keeps it, and no stranger decides of it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from io import BytesIO
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from proxy.app import Seams
+from tests.attacks.signed import BRIEF, FOREVER, PICTURE, UNCERTAIN, SignedOrigin, good, invented, show
+from tests.images import picture, picture_of
+from tests.s3.remote import _sleep_briefly
+from tests.web.test_answers import landed
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from tests.conftest import Imgkeep
+    from tests.origins import FakeOrigin
+    from tests.s3.remote import Remote
+
+    Start = Callable[..., Awaitable[Imgkeep]]
+
+HALF = PICTURE[: len(PICTURE) // 2]
+DAY_S = 86_400
+
+
+@dataclass
+class Time:
+    """The clock and the timer of a server, moved by hand."""
+
+    now: datetime = field(default_factory=lambda: datetime(2026, 11, 22, 10, tzinfo=UTC))
+    seconds: float = 1000
+
+    def seams(self, **others: Any) -> Seams:
+        return Seams(clock=lambda: self.now, timer=lambda: self.seconds, **others)
+
+    def wait(self, seconds: float) -> None:
+        self.now += timedelta(seconds=seconds)
+        self.seconds += seconds
+
+
+@pytest.fixture
+def time() -> Time:
+    return Time()
+
+
+async def test_half_a_picture_with_a_length_that_fits_is_replaced(start: Start, origin: FakeOrigin, time: Time) -> None:
+    imgkeep = await start(seams=time.seams())
+    url = origin.gives("/a.png", HALF)
+    first = await show(imgkeep, url)
+    assert (first.body, first.caching, first.outcome) == (HALF, BRIEF, "fwd=uri-miss; stored")
+    later = await show(imgkeep, url)
+    assert (later.body, later.caching, later.outcome) == (HALF, BRIEF, "hit")
+    origin.gives("/a.png", PICTURE)
+    time.wait(59)
+    assert (await show(imgkeep, url)).body == HALF
+    assert origin.asked("/a.png") == 1
+    time.wait(1)
+    assert (await show(imgkeep, url)).body == HALF, "its client does not wait"
+    assert origin.asked("/a.png") == 2
+    whole = await show(imgkeep, url)
+    assert (whole.body, whole.caching, whole.outcome) == (PICTURE, FOREVER, "hit")
+    time.wait(DAY_S)
+    await show(imgkeep, url)
+    assert origin.asked("/a.png") == 2
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param(PICTURE[:-12], id="png without its end"),
+        pytest.param(picture("JPEG")[:-2], id="jpeg without eoi"),
+        pytest.param(picture("GIF")[:-1], id="gif without its trailer"),
+        pytest.param(picture("WEBP")[:-2], id="webp"),
+        pytest.param(picture("BMP")[:-3], id="bmp"),
+        pytest.param(picture("ICO")[:-20], id="ico"),
+        pytest.param(picture("TIFF")[: len(picture("TIFF")) // 2], id="tiff"),
+        pytest.param(picture("AVIF")[:-30], id="avif"),
+        pytest.param(b'<svg xmlns="http://www.w3.org/2000/svg"><path d="M0 0h9"/>', id="svg"),
+        pytest.param(picture_of(300_000)[:-100_000], id="a large one, in pieces"),
+    ],
+)
+@pytest.mark.parametrize("chunked", [False, True], ids=["length", "chunked"])
+async def test_every_format_that_is_cut_is_kept_for_a_minute_by_clients(
+    start: Start,
+    origin: FakeOrigin,
+    body: bytes,
+    chunked: bool,  # noqa: FBT001 - a table
+) -> None:
+    imgkeep = await start()
+    url = origin.gives("/a", body)
+    if chunked:
+
+        async def in_chunks(exchange: Any) -> None:
+            await exchange.send_head("Transfer-Encoding: chunked")
+            await exchange.send(b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body))
+
+        url = origin.on("/a", in_chunks)
+    for _ in range(2):
+        shown = await show(imgkeep, url)
+        assert (shown.body, shown.caching, shown.status) == (body, BRIEF, 200)
+    (record,) = [json.loads(path.read_bytes()) for path in imgkeep.files("records")]
+    assert "incomplete" in record["doubts"]
+
+
+async def test_a_file_that_comes_back_equal_over_a_day_is_confirmed(
+    start: Start, origin: FakeOrigin, time: Time
+) -> None:
+    imgkeep = await start(seams=time.seams())
+    body = picture("JPEG")[:-2]
+    url = origin.gives("/a.jpg", body)
+    hour = 0
+    while (await show(imgkeep, url)).caching != FOREVER and hour < 48:
+        hour += 1
+        if hour == 20:
+            imgkeep = await start(seams=time.seams())  # and it survives a restart
+        time.wait(3600)
+    assert 24 <= hour < 48
+    assert origin.asked("/a.jpg") <= 9
+    assert (await show(imgkeep, url)).body == body
+    page = await (await imgkeep.client.get("/metrics")).text()
+    assert 'imgkeep_incomplete_refetches_total{outcome="confirmed"} 1.0' in page
+
+
+async def test_the_api_tells_that_and_why_it_is_provisional(start: Start, origin: FakeOrigin, time: Time) -> None:
+    imgkeep = await start(seams=time.seams())
+    url = origin.gives("/a.png", HALF)
+    saved = [await imgkeep.client.post("/api/save-image", json={"url": url}) for _ in range(2)]
+    assert [answer.status for answer in saved] == [201, 200]
+    facts = await saved[1].json()
+    assert facts["standing"] == "provisional"
+    assert "incomplete" in facts["doubts"]
+    (listed,) = (await (await imgkeep.client.get("/api/images")).json())["images"]
+    assert "incomplete" in listed["doubts"]
+    origin.gives("/a.png", PICTURE)
+    refetched = await imgkeep.client.post(f"/api/images/{facts['key']}/refetch", json={"url": url})
+    assert (await refetched.json())["replaced"] is True
+    assert (await show(imgkeep, url)).caching == FOREVER
+
+
+async def test_an_upload_that_is_cut_is_refused(imgkeep: Imgkeep) -> None:
+    for body in (HALF, picture("JPEG")[:-2], picture("GIF")[:-1]):
+        answer = await imgkeep.client.post("/api/save-image", data={"file": BytesIO(body)})
+        problem = await answer.json()
+        assert (answer.status, problem["code"]) == (422, "not_an_image")
+        assert "incomplete" in problem["detail"]
+    assert imgkeep.files("records") == []
+
+
+async def test_a_strangers_link_cannot_replace_or_confirm_half_a_picture(
+    start: Start, origin: FakeOrigin, time: Time
+) -> None:
+    imgkeep = await start(seams=time.seams(), sources={"providers": [UNCERTAIN]})
+    signed = SignedOrigin(origin, picture=HALF)
+    assert (await show(imgkeep, signed.url(good()))).body == HALF
+    before = imgkeep.files("records")[0].read_bytes()
+    for number in range(30):
+        time.wait(3600)
+        assert (await show(imgkeep, signed.url(invented(number % 3)))).caching == BRIEF
+    records = [json.loads(path.read_bytes()) for path in imgkeep.files("records")]
+    (shared,) = [record for record in records if "#link=" not in record["identity"]]
+    assert shared["digest"] == json.loads(before)["digest"]
+    assert "incomplete" in shared["doubts"]
+    assert "refetches" not in shared, "an unverified link does not use up the interval"
+    signed.picture = PICTURE
+    assert (await show(imgkeep, signed.url(good()))).body == HALF
+    whole = await show(imgkeep, signed.url(good()))
+    assert whole.body == PICTURE
+
+
+async def test_an_origin_that_fails_leaves_what_is_stored(start: Start, origin: FakeOrigin, time: Time) -> None:
+    imgkeep = await start(seams=time.seams())
+    url = origin.gives("/a.png", HALF)
+    await show(imgkeep, url)
+    for status in ("403 Forbidden", "404 Not Found", "410 Gone", "500 Broken", "200 OK"):
+        origin.gives("/a.png", b"<html>", status=status)
+        time.wait(DAY_S)
+        for _ in range(3):
+            shown = await show(imgkeep, url)
+            assert (shown.status, shown.body) == (200, HALF)
+    assert origin.asked("/a.png") == 6, "once in an interval, whatever it answers"
+
+
+async def test_clients_of_a_redirecting_server_forget_half_a_picture_soon(
+    remote: Remote, origin: FakeOrigin, time: Time
+) -> None:
+    seams = time.seams(sleep=_sleep_briefly)
+    node = await remote.node(mode="redirect", seams=seams, delivery={"base_url": "https://img.example/"})
+    url = origin.gives("/a.png", HALF)
+    first = await node.img(url, allow_redirects=False)
+    assert (first.status, first.headers["Cache-Control"], await first.read()) == (200, BRIEF, HALF)
+    await landed(node)
+    before = await node.img(url, allow_redirects=False)
+    assert (before.status, before.headers["Cache-Control"]) == (302, BRIEF)
+    origin.gives("/a.png", PICTURE)
+    time.wait(60)
+    during = await node.img(url, allow_redirects=False)
+    assert during.headers["Location"] == before.headers["Location"]
+    await landed(node)
+    after = await node.img(url, allow_redirects=False)
+    assert after.headers["Location"] != before.headers["Location"]
+    assert after.headers["Cache-Control"] != BRIEF
+    assert origin.asked("/a.png") == 2
+    another = await remote.node("b", mode="redirect", seams=seams, delivery={"base_url": "https://img.example/"})
+    elsewhere = await another.img(url, allow_redirects=False)
+    assert elsewhere.headers["Location"] == after.headers["Location"]

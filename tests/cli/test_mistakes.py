@@ -1,0 +1,284 @@
+"""An operator's mistakes: one line each that says what to do, exit status 2, and never a traceback."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pty
+import re
+import shutil
+import socket
+import sqlite3
+import sys
+from contextlib import closing
+from functools import partial
+from io import StringIO
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from proxy.cli.health import health
+from proxy.config import ConfigError, Server, load
+from proxy.preflight import check_machine
+from proxy.storage.local import LocalStore
+from proxy.telemetry import describe_crash
+from tests.program import ROOT, cannot, environment, run, serving, until
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+OTHER_USER = 65_534
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "data"
+
+
+def write(path: Path, text: str) -> str:
+    path.write_text(text)
+    return str(path)
+
+
+def owners_of(folder: Path) -> dict[Path, int]:
+    """Return everything below a folder, with its owner."""
+    return {path: path.stat().st_uid for path in folder.rglob("*")}
+
+
+def make_folder(path: Path) -> Path:
+    path.mkdir(parents=True)
+    return path
+
+
+async def refuse(folder: Path, commands: Sequence[str], told: str, **settings: Any) -> None:
+    """Insist that each command ends with status 2 and one line that begins with `told`."""
+    for command in commands:
+        status, out, err = await run(folder, *command.split(), **settings)
+        assert (status, out) == (2, ""), (command, err)
+        assert re.fullmatch(rf"(?s)imgkeep: {told}[^\n]*\n", err), (command, err)
+
+
+AWS = "store.url: the AWS settings of this machine are not usable: "
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"AWS_ENDPOINT_URL": "minio:9000"}, f"{AWS}the endpoint is no URL like https://.*AWS_ENDPOINT_URL"),
+        ({"AWS_PROFILE": "nope"}, rf"{AWS}there is no profile nope \(AWS_PROFILE\)"),
+        ({"AWS_CONFIG_FILE": "[default\nx = 1"}, rf"{AWS}the file \S+ cannot be parsed \(at line 1\)"),
+        ({"AWS_SHARED_CREDENTIALS_FILE": "[default\nhush"}, rf"{AWS}the file \S+ cannot be parsed \(at line 1\)"),
+        ({"AWS_ACCESS_KEY_ID": "hush"}, f"{AWS}Partial credentials found in env, missing: AWS_SECRET_ACCESS_KEY"),
+        ({"AWS_DEFAULT_REGION": "a b"}, f"{AWS}.*region_name 'a b'"),
+        ({"AWS_CA_BUNDLE": "/nowhere"}, f"{AWS}AWS_CA_BUNDLE"),
+    ],
+    ids=["endpoint", "profile", "configuration", "credentials", "half a key", "region", "bundle"],
+)
+async def test_aws_settings_that_are_wrong_are_told_without_network(
+    folder: Path, settings: dict[str, str], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, text in settings.items():
+        monkeypatch.setenv(name, write(folder.parent / "aws", text) if name.endswith("_FILE") else text)
+    region = "" if "AWS_DEFAULT_REGION" in settings else "?region=eu-central-1"
+    config = load({"store": {"url": f"s3://images{region}", "fallback": f"file:{folder}"}}, {})
+    with pytest.raises(ConfigError, match=f"^{told}") as error:
+        await check_machine(config)
+    assert len(error.value.messages) == 1
+    assert "hush" not in str(error.value)
+
+
+async def test_aws_settings_that_are_wrong_end_every_start(folder: Path) -> None:
+    bucket = {"store__url": "s3://images?region=eu-central-1", "store__fallback": f"file:{folder}"}
+    told = f"{AWS}there is no profile nope"
+    await refuse(folder, ["check"], told, AWS_PROFILE="nope", **bucket)
+    await refuse(folder, ["serve"], told, AWS_PROFILE="nope", server__workers="2", **bucket)
+
+
+async def test_database_that_cannot_be_is_told(folder: Path) -> None:
+    await refuse(folder, ["serve"], "catalog.url: expected", catalog__url="mysql://u:hush@h/d")
+    text = write(folder.parent / "photo.jpg", "no database" * 100)
+    make_folder(folder)
+    for path, told in ((text, "is no SQLite database"), (folder, "is a folder")):
+        with pytest.raises(ConfigError, match=f"^catalog.url: {path} {told}"):
+            await check_machine(load({"store": {"url": f"file:{folder}"}, "catalog": {"url": f"sqlite:{path}"}}, {}))
+
+
+async def test_missing_extra_is_told(folder: Path) -> None:
+    hidden = folder.parent / "hidden"
+    write(make_folder(hidden / "psycopg") / "__init__.py", "raise ModuleNotFoundError(name='psycopg')")
+    settings = {"catalog__url": "postgresql://u:hush@127.0.0.1:1/d", "PYTHONPATH": f"{hidden}:{ROOT}"}
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "proxy", "check"),
+        cwd=folder.parent,
+        env={**environment(folder, **settings), "PYTHONPATH": settings["PYTHONPATH"]},
+        stderr=asyncio.subprocess.PIPE,
+    )
+    _, err = await process.communicate()
+    assert err.decode() == (
+        "imgkeep: catalog.url: postgresql: needs psycopg (it is not installed): pip install 'imgkeep[postgresql]'\n"
+    )
+    assert process.returncode == 2
+
+
+def make_newer(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE IF NOT EXISTS alembic_version (version_num TEXT)")
+        connection.execute("DELETE FROM alembic_version")
+        connection.execute("INSERT INTO alembic_version VALUES ('9999')")
+        connection.commit()
+
+
+async def test_schema_of_a_newer_version_is_told_by_check_which_makes_nothing(folder: Path) -> None:
+    path = make_folder(folder) / "catalog.db"
+    make_newer(path)
+    await refuse(folder, ["check"], rf"catalog.url: {path} was written by a newer version of imgkeep \(schema 9999\)")
+    assert [each.name for each in owners_of(folder)] == ["catalog.db"]
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_schema_that_is_found_to_be_newer_late_ends_the_server(folder: Path, workers: str) -> None:
+    catalog = make_folder(folder.parent / "elsewhere" / "catalog.db")  # in the way until the server runs
+    settings: dict[str, Any] = {"catalog__url": f"sqlite:{catalog}", "server__workers": workers}
+    async with serving(folder, **settings) as imgkeep:
+        shutil.rmtree(catalog)
+        make_newer(catalog)
+        assert await asyncio.wait_for(imgkeep.process.wait(), 40) == 2
+        await until(lambda: any(line.startswith("imgkeep: ") for line in imgkeep.log))
+    told = [line for line in imgkeep.log if line.startswith("imgkeep: ")]
+    assert set(told) == {
+        f"imgkeep: the catalog was written by a newer version of imgkeep, or is no catalog (file {catalog})\n"
+    }
+    assert "Traceback" not in "".join(imgkeep.log)
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_port_in_use_and_host_that_is_no_host_are_told(folder: Path, workers: str) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        status, _, err = await run(folder, "serve", server__port=str(port), server__workers=workers)
+    last = err.splitlines()[-1]
+    assert status == 1, err
+    assert last.startswith(f"imgkeep: server.port: another program listens at 127.0.0.1:{port} already"), err
+    assert "Traceback" not in err
+
+
+async def test_file_in_the_way_of_a_folder_is_told(folder: Path) -> None:
+    write(folder, "in the way")
+    await refuse(folder, ["check"], f"store.url: {folder} is a file, not a folder", catalog__url="sqlite:catalog.db")
+
+
+@pytest.mark.parametrize("name", ["list", "export"])
+async def test_command_that_reads_makes_nothing_where_nothing_is(folder: Path, name: str) -> None:
+    settings = {"store__url": "", "catalog__url": ""}
+    here = folder.parent
+    await refuse(folder, [name], f"store.url: there is no store in {here}/data: run this in the folder", **settings)
+    assert owners_of(here) == {}
+
+
+async def test_command_that_reads_leaves_a_store_without_a_catalog_as_it_is(folder: Path) -> None:
+    store = LocalStore(folder)
+    await store.open()
+    await store.aclose()
+    before = owners_of(folder)
+    await refuse(folder, ["list"], f"catalog.url: there is no file {folder}/catalog.db: .*`imgkeep reindex` makes one")
+    assert owners_of(folder) == before
+
+
+async def test_store_of_another_user_is_refused_with_the_remedy(folder: Path) -> None:
+    if os.geteuid() != 0:
+        cannot("only root can give files to another user")
+    async with serving(folder):
+        pass
+    for path in (folder, *owners_of(folder)):
+        shutil.chown(path, OTHER_USER)
+    remedy = r"sudo -u \S+ imgkeep \.\.\."
+    told = f"the store in {folder} belongs to user .*{remedy}.*--server URL"
+    await refuse(folder, ["save http://127.0.0.1:1/a.png"], told)
+    told = f"the store in {folder} belongs to user .*{remedy}"
+    await refuse(folder, ["verify"], told)
+    other = make_folder(folder.parent / "other")
+    await refuse(folder, [f"migrate file:{other} file:{folder}"], told)
+    status, _, err = await run(folder, "list")
+    assert status == 0, err
+    assert set(owners_of(folder).values()) == {OTHER_USER}, "nothing is root's"
+
+
+async def ask_health(host: str | tuple[str, ...], port: int) -> tuple[int, str, str]:
+    out, err = StringIO(), StringIO()
+    status = await asyncio.to_thread(partial(health, Server(host=host, port=port), out=out, err=err))
+    return status, out.getvalue(), err.getvalue()
+
+
+async def test_health_is_that_of_the_server_of_this_configuration(folder: Path) -> None:
+    async with serving(folder, server__host="127.0.0.1,127.0.0.2") as imgkeep:
+        port = int(imgkeep.address.rpartition(":")[2])
+        status, out, err = await run(folder, "health", server__host="0.0.0.0", server__port=str(port))
+        assert (status, out, err) == (0, "ready\n", "")
+        status, out, err = await ask_health(("127.0.0.3", "127.0.0.2"), port)
+        assert (status, out) == (0, "ready\n")
+        assert err.startswith(f"imgkeep: nothing answers at 127.0.0.3:{port} ")
+        imgkeep.process.terminate()
+        await imgkeep.becomes("draining")
+        assert await ask_health("127.0.0.1", port) == (1, "draining\n", "")
+        await imgkeep.process.wait()
+    told = f"imgkeep: nothing answers at 127.0.0.1:{port} (server.host, server.port): Connection refused\n"
+    assert await ask_health("127.0.0.1", port) == (1, "", told)
+    with pytest.raises(ConfigError, match=r"^server.port: is 0"):
+        await ask_health("127.0.0.1", 0)
+
+
+def test_unforeseen_error_is_one_line_without_its_words() -> None:
+    secret = "hush"
+    with pytest.raises(ValueError, match=secret) as raised:
+        int(secret)
+    line, whole = (describe_crash(raised.value, in_full=in_full) for in_full in (False, True))
+    assert re.fullmatch(
+        r"an error that imgkeep does not know: ValueError \(test_mistakes.py:\d+\); log.level = .*", line
+    )
+    assert "\n" in whole
+    assert "hush" not in line
+    assert "invalid literal" not in whole
+
+
+# --- the banner
+
+
+def start_in_terminal(folder: Path, **settings: str) -> str:
+    """Start a server in a terminal, and return what it shows until it says how to end it."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(folder.parent)
+        os.execve(sys.executable, [sys.executable, "-m", "proxy", "serve"], environment(folder, **settings))
+    shown = b""
+    try:
+        while b"Ctrl-C" not in shown and b"imgkeep: " not in shown:
+            shown += os.read(terminal, 65_536)
+    finally:
+        os.kill(pid, 9)
+        os.waitpid(pid, 0)
+        os.close(terminal)
+    return shown.decode()
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_terminal_is_told_where_imgkeep_is_and_what_is_open(folder: Path, workers: str) -> None:
+    settings = {"TERM": "xterm-256color", "log__format": "text", "server__workers": workers}
+    shown = start_in_terminal(folder, **settings)
+    assert re.search(r"\x1b]8;id=\d+;(http://127\.0\.0\.1:\d+/)\x1b\\\x1b\[4m\1\x1b\[0m\x1b]8;;\x1b\\\r\n", shown)
+    assert f"images   {folder}\r\n" in shown
+    assert "open to  this machine only\r\n" in shown
+    assert "listening address=" in shown, "records stay for logs"
+
+
+def test_dumb_terminal_gets_plain_text_and_json_logs_no_banner(folder: Path) -> None:
+    shown = start_in_terminal(folder, TERM="dumb", log__format="text")
+    assert "\x1b" not in shown
+    assert re.search(r"address  http://127\.0\.0\.1:\d+/\r\n", shown)
+
+
+async def test_pipe_gets_records_alone(folder: Path) -> None:
+    async with serving(folder, log__level="info") as imgkeep:
+        assert not any("Ctrl-C" in line for line in imgkeep.log)
