@@ -1,4 +1,4 @@
-"""The examples as a newcomer runs them: a copy of `examples/` on free ports, a shell, and what their README has one type."""
+"""The examples as a newcomer runs them: a copy of `examples/` on free ports, a shell, and the commands of the README."""
 
 from __future__ import annotations
 

@@ -51,7 +51,12 @@ def anchors_of(path: Path) -> set[str]:
 
 def test_all_pages_are_read() -> None:
     assert {"README.md", "CONTRIBUTING.md", "docs/api.md", "examples/README.md"} <= set(PAGES)
-    assert links_of('[a](b.md#c) ![d](e.png)\n\n| f |\n|---|\n| [g](h) |\n\n<img src="i">') == ["b.md#c", "e.png", "h", "i"]
+    assert links_of('[a](b.md#c) ![d](e.png)\n\n| f |\n|---|\n| [g](h) |\n\n<img src="i">') == [
+        "b.md#c",
+        "e.png",
+        "h",
+        "i",
+    ]
     assert slug_of("The page under `/`") == "the-page-under-"
 
 
