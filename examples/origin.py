@@ -13,6 +13,7 @@ from __future__ import annotations
 import hmac
 import secrets
 import sys
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from hashlib import sha256
@@ -114,5 +115,15 @@ class Handler(BaseHTTPRequestHandler):
         sys.stderr.write(f"origin: {urlsplit(self.path).path} {int(code)}\n")
 
 
+def main() -> None:
+    """Serve until Ctrl-C."""
+    try:
+        server = ThreadingHTTPServer(("127.0.0.1", PORT), Handler)
+    except OSError as error:
+        sys.exit(f"origin: port {PORT}: {error.strerror}")
+    with suppress(KeyboardInterrupt):
+        server.serve_forever()
+
+
 if __name__ == "__main__":
-    ThreadingHTTPServer(("127.0.0.1", PORT), Handler).serve_forever()
+    main()

@@ -1,4 +1,4 @@
-"""The examples as a newcomer runs them: a copy of `examples/` on free ports, a shell, and the commands of the README."""
+"""The examples as a newcomer runs them: a copy of `examples/` on free ports, a shell, and commands of the README."""
 
 from __future__ import annotations
 

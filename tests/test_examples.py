@@ -5,6 +5,7 @@ imgkeep, and still does when the image service is gone. Only ports are replaced,
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import shutil
@@ -74,16 +75,21 @@ async def test_every_example_shows_a_picture_and_still_does_without_its_origin(t
     async with AsyncExitStack() as stack:
         browser = await stack.enter_async_context(browsing())
         await stack.enter_async_context(shell.serving(imgkeep, checkout.url("8080"), "imgkeep"))
-        async with shell.serving(origin, checkout.url("9000"), "origin"):
+
+        async def start(example: Example) -> None:
+            if example.serves:
+                await stack.enter_async_context(shell.serving(example.commands, example.opens, example.name))
+            elif example.commands:
+                await shell.run(example.commands, example.name)
+            await show(browser, tmp_path, example, times="while its link is alive")
+
+        async with shell.serving(origin, checkout.url("9000"), "origin"), asyncio.TaskGroup() as tasks:
             for example in examples:
-                if example.serves:
-                    await stack.enter_async_context(shell.serving(example.commands, example.opens, example.name))
-                elif example.commands:
-                    await shell.run(example.commands, example.name)
-                await show(browser, tmp_path, example, times="while its link is alive")
-        for example in examples:
-            if example.name != MAKES_A_LINK_WHEN_OPENED:
-                await show(browser, tmp_path, example, times="when its link is dead")
+                tasks.create_task(start(example))
+        async with asyncio.TaskGroup() as tasks:
+            for example in examples:
+                if example.name != MAKES_A_LINK_WHEN_OPENED:
+                    tasks.create_task(show(browser, tmp_path, example, times="when its link is dead"))
     seen = (tmp_path / "origin.log").read_text()
     assert "X-Amz" not in seen, "links are credentials"
 

@@ -1,15 +1,19 @@
-"""Links between the pages of the documentation: each leads to a file that exists, and to a heading that stands in it."""
+"""Links between the pages of the documentation: each leads to a file that exists, and to a heading in it."""
 
 from __future__ import annotations
 
 import re
 from functools import cache
-from pathlib import Path
+from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import pytest
 from markdown_it import MarkdownIt
 
 from tests.program import ROOT
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 PAGES = sorted(
     path.relative_to(ROOT).as_posix()
@@ -39,7 +43,7 @@ def slug_of(heading: str) -> str:
 def anchors_of(path: Path) -> set[str]:
     tokens = MARKDOWN.parse(path.read_text("utf-8"))
     anchors: set[str] = set()
-    for token, inline in zip(tokens, tokens[1:], strict=False):
+    for token, inline in pairwise(tokens):
         if token.type == "heading_open":
             text = "".join(child.content for child in inline.children or () if child.type in {"text", "code_inline"})
             slug, number = slug_of(text), 0

@@ -1,8 +1,8 @@
 """
 Rewrite a page in a program of your own. Beside examples/origin.py and imgkeep:
 
-    curl -s -o out/page.html http://127.0.0.1:9000/page.html
-    python examples/python/rewrite_page.py out/page.html > out/python.html
+    curl -s -o out/python-before.html http://127.0.0.1:9000/page.html
+    python examples/python/rewrite_page.py out/python-before.html > out/python.html
 """
 
 import os
