@@ -177,7 +177,6 @@ BAD_SOURCES = [
     pytest.param(f"/img?src={ENCODED}%0d%0aX:%20y", id="line break"),
     pytest.param("/img?src=https%3A%2F%2Fh.example%2F%ff%fe", id="invalid UTF-8"),
     pytest.param("/img?src=https%3A%2F%2Fh%ff.example%2F", id="invalid UTF-8 in the host"),
-    pytest.param("/img?src=+https%3A%2F%2Fh.example%2Fa", id="a leading plus"),
     pytest.param("/img?src=https%3A%2F%2Fh.exa+mple%2Fa", id="a plus in the host"),
     pytest.param("/img?src=%2Fa.png", id="relative"),
     pytest.param("/img?src=%2F%2Fh.example%2Fa.png", id="without scheme"),

@@ -253,5 +253,6 @@ async def test_a_wrong_placeholder_is_told_at_start(tmp_path: Path, command: lis
         status, out, err = await run(tmp_path / "data", *command, **settings)
         assert (status, out) == (2, "")
         assert err == f"imgkeep: delivery.placeholder: {tmp_path}/nowhere.png does not exist\n"
-    status, _, _ = await run(tmp_path / "data", "stats", delivery__placeholder=str(tmp_path / "nowhere.png"))
+    settings = {"delivery__placeholder": str(tmp_path / "nowhere.png")}
+    status, _, _ = await run(tmp_path / "data", "inspect", "https://example.com/a.png", **settings)
     assert status == 0, "it concerns the server"
