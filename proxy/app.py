@@ -22,7 +22,7 @@ from proxy import __version__
 from proxy.banner import make_banner
 from proxy.config import absolute
 from proxy.core.signing import Signatures
-from proxy.listening import BACKLOG, format_address, listen
+from proxy.listening import BACKLOG, format_address, listen, listen_for_metrics
 from proxy.parts import data_folder
 from proxy.service.misses import Misses
 from proxy.service.rewrite import RewriteDesk
@@ -331,7 +331,7 @@ async def serve(config: Config, seams: Seams = REAL) -> None:
         running = app[_RUNNING]
         assert running.works is not None
         running.works.own_ports.update(address[1] for address in runner.addresses)
-        async with _metrics_apart(config, app[SITE]):
+        async with _metrics_apart(config, app[SITE], await asyncio.to_thread(listen_for_metrics, config.server)):
             _tune_interpreter()
             tell_opening(config, [(address[0], address[1]) for address in runner.addresses], app[SITE].door.local_token)
             _end_for_newer(running.works, stop)
@@ -381,7 +381,8 @@ async def work(config: Config, place: Place, listening: Sequence[socket.socket],
             running.works.own_ports.update(sock.getsockname()[1] for sock in listening)
             for sock in listening:
                 await web.SockSite(runner, sock, backlog=BACKLOG).start()
-            async with _metrics_apart(config, site, shared=True):
+            apart = await asyncio.to_thread(listen_for_metrics, config.server, shared=True)
+            async with _metrics_apart(config, site, apart):
                 _tune_interpreter()
                 control.send(READY)
                 log.info("worker ready", extra={"worker": place.name})
@@ -420,10 +421,11 @@ def _end_for_newer(works: Works, stop: asyncio.Event) -> None:
         end(catalog.newer)
 
 
-def _metrics_apart(config: Config, site: Site, *, shared: bool = False) -> AbstractAsyncContextManager[None]:
-    """Serve `/metrics` on an address of its own, where the configuration names one."""
-    address = config.server.metrics_host_and_port
-    return nullcontext() if address is None else serving_metrics(site, *address, shared=shared)
+def _metrics_apart(config: Config, site: Site, sockets: Sequence[socket.socket]) -> AbstractAsyncContextManager[None]:
+    """Serve `/metrics` on sockets of its own, where there are any."""
+    if not sockets:
+        return nullcontext()
+    return serving_metrics(site, sockets, only_here=config.server.metrics_loopback)
 
 
 @dataclass(slots=True)

@@ -353,7 +353,7 @@ class Supervisor:
             log.error("the configuration is not valid; going on as before", extra={"reason": reason})  # noqa: TRY400
             return
         server = self.config.server
-        fixed = {name: getattr(server, name) for name in ("host", "port", "workers")}
+        fixed = {name: getattr(server, name) for name in ("host", "port", "workers", "metrics_address")}
         changed = [name for name, value in fixed.items() if getattr(new.server, name) != value]
         if changed:
             names = ", ".join(f"server.{name}" for name in changed)

@@ -54,6 +54,7 @@ _BREAKS: Final = {number: f"\\x{number:02x}" for number in (*range(32), 127, 0x8
     number: f"\\u{number:04x}" for number in (0x2028, 0x2029)
 }
 """What could make one record look like two."""
+_NOT_PLAIN: Final = re.compile(r'[\s"]')
 _PLAIN: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "taskName"}
 
 
@@ -64,6 +65,13 @@ def redact(text: str) -> str:
     A URL goes on to the next white space: quotes and brackets may be a part of it.
     """
     return _URL.sub(_cut, text)
+
+
+def _quote(value: object) -> object:
+    """Return the value of a field as one word, so that what it quotes cannot look like another field."""
+    if isinstance(value, str) and _NOT_PLAIN.search(value):
+        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return value
 
 
 def _cut(match: re.Match[str]) -> str:
@@ -382,7 +390,7 @@ def show(text: str) -> None:
 
 
 class RecordFormatter(logging.Formatter):
-    """One line a record, as text (`key=value`) or JSON, with every secret out of it."""
+    """One line a record, as text (`key=value`, quoted where it holds spaces) or JSON, with every secret out of it."""
 
     def __init__(self, form: str) -> None:
         super().__init__()
@@ -409,7 +417,7 @@ class RecordFormatter(logging.Formatter):
             return msgspec.json.encode(facts, enc_hook=str).decode()
         time, level, logger, message = (facts.pop(name) for name in ("time", "level", "logger", "message"))
         traceback_lines = facts.pop("traceback", "")
-        fields = " ".join(f"{name}={value}" for name, value in facts.items() if value is not None)
+        fields = " ".join(f"{name}={_quote(value)}" for name, value in facts.items() if value is not None)
         line = f"{time} {level} {logger}: {message} {fields}".rstrip().translate(_BREAKS)
         return f"{line}\n{traceback_lines}".rstrip()
 

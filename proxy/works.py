@@ -139,7 +139,8 @@ class Works:
         tasks = [
             asyncio.create_task(each)
             for each in (
-                _watch(self.health, self.parts, self.turn, healer, self.stock),
+                _watch(self.health, self.parts, self.turn, healer),
+                _take_stock(self.stock, self.turn),
                 self.refusals.run(self.seams.sleep),
                 _sample_process(self.metrics),
                 *breaker,
@@ -573,7 +574,15 @@ async def _within(event: asyncio.Event, seconds: float) -> bool:
     return event.is_set()
 
 
-async def _watch(health: Health, parts: Parts, turn: Turn | None, healer: Healer | None, stock: Stock) -> None:
+async def _take_stock(stock: Stock, turn: Turn | None) -> None:
+    """Count what is stored, where that is ours to do. Health does not wait for it: a count may take minutes."""
+    while True:
+        if turn is None or turn.ours:
+            await stock.look()
+        await asyncio.sleep(LOOK_EVERY_S)
+
+
+async def _watch(health: Health, parts: Parts, turn: Turn | None, healer: Healer | None) -> None:
     """
     Look after the health, and fill a catalog that is new or was lost: from a disk. Of a bucket every record would be a
     request that is paid for, and look-ups find them one by one as they are needed.
@@ -584,8 +593,6 @@ async def _watch(health: Health, parts: Parts, turn: Turn | None, healer: Healer
             with suppress(StorageError):
                 images = await reindex(parts.archives, parts.catalog)
                 log.info("catalog filled from the records", extra={"images": images})
-        if is_ours:
-            await stock.look()
         await asyncio.sleep(LOOK_EVERY_S)
         before = dict(health.faults)
         await health.look()

@@ -337,3 +337,36 @@ def test_addresses_are_one_or_several() -> None:
     assert load({"server": {"host": ["127.0.0.1", "::1", "localhost"]}}, {}).server.loopback
     assert not load({"server": {"host": ["127.0.0.1", "192.0.2.1"]}}, {}).server.loopback
     assert not load({"server": {"host": ""}}, {}).server.loopback
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "9100",
+        ":9100",
+        "127.0.0.1:0",
+        "127.0.0.1:65536",
+        "127.0.0.1:000000080",
+        "127.0.0.1:\u0661\u0662",
+        "127.0.0.1:80 ",
+        "::1:9100",
+        "[::1:9100",
+        "::1]:9100",
+        "[127.0.0.1]:9100",
+        "[::x]:9100",
+        "a b:9100",
+        "http://127.0.0.1:9100",
+        "127.0.0.1:8080",
+        "localhost:8080",
+        "0.0.0.0:8080",
+        "[::]:8080",
+    ],
+)
+def test_metrics_address_is_one_that_nothing_else_has(address: str) -> None:
+    with pytest.raises(ConfigError, match=r"^server\.metrics_address: "):
+        load({"server": {"metrics_address": address}}, {})
+
+
+@pytest.mark.parametrize("address", ["127.0.0.2:8080", "[::1]:8080", "127.0.0.1:9100", "[::]:9100", "localhost:9100"])
+def test_metrics_address_may_be_another_one_of_this_machine(address: str) -> None:
+    assert load({"server": {"metrics_address": address}}, {}).server.metrics_host_and_port is not None

@@ -122,6 +122,12 @@ def test_a_record_as_text_is_one_line_whatever_it_holds() -> None:
     assert "key" not in line
 
 
+def test_field_of_a_record_as_text_cannot_look_like_another() -> None:
+    detail = 'which: "a.example/ status=200" \\'
+    line = RecordFormatter("text").format(record_of("request", status=400, detail=detail, host="a.example"))
+    assert line.endswith(r'request status=400 detail="which: \"a.example/ status=200\" \\" host=a.example')
+
+
 def test_a_record_as_json_is_one_object() -> None:
     line = RecordFormatter("json").format(record_of("two\nlines", size=7, key=None, what={1, 2}))
     assert len(line.splitlines()) == 1

@@ -74,9 +74,18 @@ class Server(Section, frozen=True):
         if not self.metrics_address:
             return None
         host, _, port = self.metrics_address.rpartition(":")
-        if not host or not port.isdecimal() or not 1 <= int(port[:6]) <= 65535:
+        bracketed = host.startswith("[") and host.endswith("]")
+        host = host[1:-1] if bracketed else host
+        is_port = port.isascii() and port.isdecimal() and len(port) <= 5 and 1 <= int(port) <= 65535
+        if not host or not is_port or bracketed != (":" in host):
             raise ConfigError('server.metrics_address: expected HOST:PORT, as in "127.0.0.1:9100" or "[::1]:9100"')
-        return host.removeprefix("[").removesuffix("]"), int(port)
+        return host, int(port)
+
+    @property
+    def metrics_loopback(self) -> bool:
+        """Whether only this machine can reach `metrics_address`. Raises as `metrics_host_and_port`."""
+        wanted = self.metrics_host_and_port
+        return wanted is not None and _is_loopback(wanted[0])
 
     @property
     def is_open(self) -> bool:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from collections.abc import Set as AbstractSet
 
-    from proxy.config.schema import Config
+    from proxy.config.schema import Config, Server
 
 HOSTS_MAX: Final = 16
 """Maximum number of addresses to listen on: each costs every worker a socket."""
@@ -52,7 +52,7 @@ def _checks(config: Config) -> Iterator[tuple[tuple[str, ...], Callable[[], obje
     server, store = config.server, config.store
     openness = ("server.host", "server.public_url", "server.trusted_proxies", "security.signature")
     yield ("server.host",), lambda: _check_hosts(server.hosts)
-    yield ("server.metrics_address",), lambda: server.metrics_host_and_port
+    yield ("server.metrics_address", "server.host", "server.port"), lambda: _check_metrics_address(server)
     for setting, networks in (
         ("server.trusted_proxies", server.trusted_proxies),
         ("fetch.allow_networks", config.fetch.allow_networks),
@@ -165,10 +165,36 @@ def _check_hosts(hosts: Sequence[str]) -> None:
     for host in hosts:
         if not host and len(hosts) > 1:
             raise ConfigError("server.host: an address of the list is empty")
-        if not (_is_address(host) if ":" in host else re.fullmatch(r"[A-Za-z0-9._-]*", host)):
+        if not _is_host(host):
             raise ConfigError(f"server.host: {host!r} is neither an address nor a name; the port is server.port")
     if len({host.lower() for host in hosts}) < len(hosts):
         raise ConfigError("server.host: an address stands there twice")
+
+
+def _check_metrics_address(server: Server) -> None:
+    """Refuse what can be no address, and the one of `server.port`, which several workers would share unnoticed."""
+    wanted = server.metrics_host_and_port
+    if wanted is None:
+        return
+    host, port = wanted
+    if not _is_host(host):
+        raise ConfigError(f"server.metrics_address: {host!r} is neither an address nor a name")
+    if port == server.port and not all(_differ(host, each) for each in server.hosts):
+        raise ConfigError(
+            "server.metrics_address: server.port is there already; choose another port, or leave it empty"
+        )
+
+
+def _differ(host: str, other: str) -> bool:
+    """Whether two hosts are certainly not the same address: a name may be any."""
+    if not (_is_address(host) and _is_address(other)):
+        return False
+    addresses = {ipaddress.ip_address(host), ipaddress.ip_address(other)}
+    return len(addresses) > 1 and not any(address.is_unspecified for address in addresses)
+
+
+def _is_host(host: str) -> bool:
+    return _is_address(host) if ":" in host else re.fullmatch(r"[A-Za-z0-9._-]*", host) is not None
 
 
 def _is_address(host: str) -> bool:

@@ -328,7 +328,8 @@ class JobRunner:
         with suppress(ImgkeepError):
             info = self._identify(read_source(item.link))
             facts |= {"key": info.key, "provider": info.provider}
-        log.warning("job link failed", extra={**facts, "code": error.code, "detail": str(error)})
+        detail = error.in_full if isinstance(error, StorageError) else str(error)
+        log.warning("job link failed", extra={**facts, "code": error.code, "detail": detail})
 
     def _delay(self, item: JobItem, error: ImgkeepError) -> float | None:
         """Return the seconds to wait before another attempt; `None`: no attempt would help."""

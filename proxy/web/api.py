@@ -80,9 +80,8 @@ async def _save_link(request: web.Request, url: str) -> Saved:
     site = request.app[SITE]
     source = read_source(url)
     path = _find_own_path(request, source)
+    request[NOTES].concern(source, site.keeper.identify(source))
     if path is None:
-        notes, info = request[NOTES], site.keeper.identify(source)
-        notes.key, notes.host, notes.provider = info.key, source.host, info.provider
         return await site.saver.save_link(source)
     folder, _, name = path.partition("?")[0].rpartition("/")
     read = read_object_name(name) if folder == "/images" else None

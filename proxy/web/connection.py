@@ -480,7 +480,7 @@ class Connection(web.RequestHandler):
             # The status is long gone; a connection that breaks is the one thing left that every client understands.
             transport.abort()
             if isinstance(error, ImgkeepError):
-                ask.notes.code, ask.notes.detail = error.code, str(error)
+                ask.notes.fail_by(error)
             elif isinstance(error, ConnectionError):
                 ask.notes.code = "client_left"
             else:

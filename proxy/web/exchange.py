@@ -195,7 +195,10 @@ async def send_part(request: web.Request, answer: Answer, part: Part) -> web.Str
         transport.abort()
         if not isinstance(error, ImgkeepError | TimeoutError | ConnectionError):
             raise
-        request[NOTES].code = error.code if isinstance(error, ImgkeepError) else "client_left"
+        if isinstance(error, ImgkeepError):
+            request[NOTES].fail_by(error)
+        else:
+            request[NOTES].code = "client_left"
     finally:
         request[NOTES].sent = offset - part.start
         await part.body.aclose()

@@ -54,6 +54,9 @@ class Failed(msgspec.Struct, tag=True):
     detail: str
     facts: dict[str, int | None]
     picture: tuple[str, bytes] | None = None
+    place: str = ""
+    cause: str = ""
+    """Of a `StorageError`, for the record of the worker that follows."""
 
 
 async def tell_fill(fill: Fill, head: Head) -> Telling:
@@ -72,7 +75,8 @@ def tell_failure(failure: FillFailure) -> bytes:
         name: value for name, value in vars(error).items() if name in FACTS and (value is None or type(value) is int)
     }
     picture = error.picture if isinstance(error, OriginError) else None
-    return _encode(Failed(failure.link, type(error).__name__, str(error), facts, picture))
+    place, cause = (error.place, error.cause) if isinstance(error, StorageError) else ("", "")
+    return _encode(Failed(failure.link, type(error).__name__, str(error), facts, picture, place, cause))
 
 
 async def read_feed(stream: aiohttp.StreamReader) -> Feed | FillFailure:
@@ -119,12 +123,13 @@ def _make_error(told: Failed) -> ImgkeepError:
     kind = getattr(errors, told.error, None)
     if not (isinstance(kind, type) and issubclass(kind, ImgkeepError)):
         return StorageError("another worker could not fetch the image")  # one that a newer version knows
-    if issubclass(kind, OriginError | Busy):
-        error = kind(told.detail, **told.facts)  # type: ignore[arg-type]  # as its own constructor took them
-        if isinstance(error, OriginError):
-            error.picture = told.picture
-        return error
-    return kind(told.detail)
+    facts = told.facts if issubclass(kind, OriginError | Busy) else {}
+    error: ImgkeepError = kind(told.detail, **facts)  # as its own constructor took them
+    if isinstance(error, OriginError):
+        error.picture = told.picture
+    if isinstance(error, StorageError):
+        error.place, error.cause = told.place, told.cause
+    return error
 
 
 async def _send_along(fill: Fill) -> AsyncIterator[tuple[int, bytes]]:

@@ -41,12 +41,16 @@ async def img(ask: Ask) -> Answer:
     query = read_img_query(ask.target.partition("?")[2])
     source, site = query.source, ask.site
     ask.notes.host = source.host
-    visit = site.door.admit(ask, query)
+    try:
+        visit = site.door.admit(ask, query)
+    except SourceRejected:
+        ask.notes.concern(source, site.keeper.identify(source))
+        raise
     own = None if site.public is None else own_path(source, site.public)
     if own is not None:
         return await _own(ask, own)
     info = site.keeper.identify(source)
-    ask.notes.key, ask.notes.provider = info.key, info.provider
+    ask.notes.concern(source, info)
     looking = site.keeper.deliver(source, info, visit)
     # What is known to be stored is no look in vain, and is shown whatever its client has asked for before.
     known = site.keeper.records.at_hand(info.key) is not None

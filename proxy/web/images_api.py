@@ -15,9 +15,10 @@ from proxy.core.model import Digest, Key, Wanted
 from proxy.core.source import read_source
 from proxy.web.api import answer, enter, facts_of, read_query
 from proxy.web.bodies import JSON, unsupported
-from proxy.web.site import NOTES
+from proxy.web.site import NOTES, SITE
 
 if TYPE_CHECKING:
+    from proxy.core.model import Source
     from proxy.service.refetch import Refetched
     from proxy.service.removal import Restored
 
@@ -86,7 +87,7 @@ async def remove_images(request: web.Request) -> web.Response:
             raise web.HTTPNotFound(text=f"these bytes are not stored; {_FORCE}")
         return answer({"success": True, "digest": digest})
     source = read_source(query["src"])
-    key = request[NOTES].key = site.keeper.identify(source).key
+    key = _concern(request, source)
     if not await site.remover.remove_source(source, force=force):
         raise web.HTTPNotFound(text=f"no image is stored for this link; {_FORCE}")
     return answer({"success": True, "key": key})
@@ -135,7 +136,7 @@ async def restore(request: web.Request) -> web.Response:
     if body.url is None or body.digest is not None:
         raise InvalidRequest("the body needs url or digest, and not both")
     source = read_source(body.url)
-    key = request[NOTES].key = site.keeper.identify(source).key
+    key = _concern(request, source)
     restored = await site.remover.restore_source(source)
     if restored is None:
         raise web.HTTPNotFound(text="nothing is removed under this link")
@@ -147,7 +148,10 @@ async def refetch_image(request: web.Request) -> web.Response:
     site = enter(request)
     key = _read_key(request)
     url = (await site.bodies.read_json(request, RefetchBy)).url if has_body(request) else None
-    refetched = await site.refetcher.refetch(key, None if url is None else read_source(url))
+    source = None if url is None else read_source(url)
+    if source is not None:
+        request[NOTES].host = source.host
+    refetched = await site.refetcher.refetch(key, source)
     return _tell_refetched(request, refetched)
 
 
@@ -156,7 +160,7 @@ async def refetch(request: web.Request) -> web.Response:
     site = enter(request)
     body = await site.bodies.read_json(request, Refetch)
     source = read_source(body.url)
-    request[NOTES].key = site.keeper.identify(source).key
+    _concern(request, source)
     return _tell_refetched(request, await site.refetcher.refetch_source(source))
 
 
@@ -192,6 +196,13 @@ def has_body(request: web.Request) -> bool:
     if "Content-Type" in request.headers and request.content_type in FORMS:
         raise unsupported(f"the body has to be JSON (Content-Type: {JSON}), or left out", JSON)
     return request.body_exists
+
+
+def _concern(request: web.Request, source: Source) -> Key:
+    """Note which link a request is about, and return its key."""
+    info = request.app[SITE].keeper.identify(source)
+    request[NOTES].concern(source, info)
+    return info.key
 
 
 def _read_key(request: web.Request) -> Key:

@@ -18,7 +18,8 @@ from proxy.web.problems import problems
 from proxy.web.site import NOTES, SERVER, SITE, Notes
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable
+    import socket
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 
     from proxy.web.site import Site
 
@@ -30,26 +31,30 @@ IDLE_TIMEOUT_S: Final = 65
 
 
 @asynccontextmanager
-async def serving_metrics(site: Site, host: str, port: int, *, shared: bool) -> AsyncGenerator[None]:
+async def serving_metrics(site: Site, sockets: Sequence[socket.socket], *, only_here: bool) -> AsyncGenerator[None]:
     """
-    Serve `/metrics` and `/healthz` there until the end of the block; `shared`: with other workers.
+    Serve `/metrics` and `/healthz` there until the end of the block.
 
-    Raises:
-        OSError: The address cannot be bound; the message names the setting.
+    Args:
+        site: What is counted.
+        sockets: Where we listen; closed at the end.
+        only_here: Only programs of this machine can reach them.
     """
     app = web.Application(middlewares=[_notes, problems], client_max_size=0)
     app[SITE] = site
     app.router.add_get("/metrics", _metrics)
     app.router.add_get("/healthz", healthz)
     app.on_response_prepare.append(_sign)
-    if host in LOOPBACK_NAMES:
+    if only_here:
+        names = LOOPBACK_NAMES | {sock.getsockname()[0] for sock in sockets}
+
         # A page elsewhere may have a name of its own lead to this machine (DNS rebinding).
         @web.middleware
         async def own_names(
             request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
         ) -> web.StreamResponse:
             given = request.headers.get("Host")
-            if given is not None and read_host(given) not in LOOPBACK_NAMES:
+            if given is not None and read_host(given) not in names:
                 raise Forbidden("metrics are shown to this machine under its own names: localhost, 127.0.0.1")
             return await handler(request)
 
@@ -64,10 +69,8 @@ async def serving_metrics(site: Site, host: str, port: int, *, shared: bool) -> 
     )
     await runner.setup()
     try:
-        try:
-            await web.TCPSite(runner, host, port, reuse_port=shared or None).start()
-        except OSError as error:
-            raise OSError(error.errno, f"server.metrics_address: {host} port {port}: {error.strerror}") from None
+        for sock in sockets:
+            await web.SockSite(runner, sock).start()
         yield
     finally:
         await runner.cleanup()

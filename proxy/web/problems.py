@@ -88,9 +88,8 @@ def problem(error: errors.ImgkeepError, *, api: bool = False) -> Answer:
 def explain(error: Exception, notes: Notes, *, api: bool = False) -> Answer:
     """Return the answer to whatever a handler raised; what nobody foresaw is logged, without its message."""
     if isinstance(error, errors.ImgkeepError):
-        notes.code, notes.detail = error.code, str(error)
+        notes.fail_by(error)
         if isinstance(error, errors.StorageError):
-            notes.detail = error.in_full
             log.warning("storage unavailable", extra={"key": notes.key, "reason": error.in_full})
         answer = problem(error, api=api)
         if isinstance(error, errors.OriginError) and error.picture is not None and not api:
@@ -98,20 +97,20 @@ def explain(error: Exception, notes: Notes, *, api: bool = False) -> Answer:
         return answer
     extensions = {"success": False} if api else {}
     if isinstance(error, web.HTTPException):
-        notes.code = _HTTP_CODES.get(error.status, "http_error")
-        status = HTTPStatus(error.status)
+        code, status = _HTTP_CODES.get(error.status, "http_error"), HTTPStatus(error.status)
         told = error.text if error.text != f"{status.value}: {error.reason}" else None
         if isinstance(error, web.HTTPMethodNotAllowed):
             told = f"this endpoint does not take that method; use {' or '.join(sorted(error.allowed_methods))}"
-        answer = _answer(error.status, status.phrase, notes.code, told or status.description, extensions)
+        notes.fail(code, told or status.description)
+        answer = _answer(error.status, status.phrase, code, told or status.description, extensions)
         for name in _ACCEPTED:
             if name in error.headers:
                 answer.headers[name] = error.headers[name]
         return answer
     log.error("unforeseen error", exc_info=error)
-    notes.code = "internal_error"
-    detail = "The server met an error of its own; it was logged."
-    return _answer(500, "Internal error", notes.code, detail, extensions)
+    code, detail = "internal_error", "The server met an error of its own; it was logged."
+    notes.fail(code, detail)
+    return _answer(500, "Internal error", code, detail, extensions)
 
 
 def _show(answer: Answer, media_type: str, body: bytes) -> Answer:
@@ -123,8 +122,9 @@ def _show(answer: Answer, media_type: str, body: bytes) -> Answer:
 def unreadable(status: int, notes: Notes) -> Answer:
     """Return the answer to what the parser of HTTP refuses: not a byte of it comes back."""
     known = HTTPStatus(status)
-    notes.code = _HTTP_CODES.get(status, "http_error")
-    return _answer(status, known.phrase, notes.code, known.description or known.phrase)
+    code, detail = _HTTP_CODES.get(status, "http_error"), known.description or known.phrase
+    notes.fail(code, detail)
+    return _answer(status, known.phrase, code, detail)
 
 
 @web.middleware

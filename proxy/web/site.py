@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 from aiohttp import web
 
+from proxy.core.errors import StorageError
 from proxy.web.turns import Turns
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from proxy.core.model import Source
+    from proxy.core.errors import ImgkeepError
+    from proxy.core.model import Source, SourceInfo
     from proxy.ports import Clock, Ledger, Meter
     from proxy.service.health import Health
     from proxy.service.inspect import Inspector
@@ -42,6 +44,9 @@ YEAR_S: Final = 31_536_000
 
 EXPOSED: Final = "Cache-Status, Content-Location, Content-Range, ETag, Retry-After"
 """The header fields that scripts of other sites may read (WHATWG Fetch, `Access-Control-Expose-Headers`)."""
+
+DETAIL_CHARS_MAX: Final = 300
+"""Maximum length of a detail in a record: one that quotes a client fills neither a log nor a field between workers."""
 
 STALL_TIMEOUT_S: Final = 60
 """A client that takes no piece for this long has gone (nginx's `send_timeout`)."""
@@ -108,6 +113,18 @@ class Notes:
     """Of a failure, for people."""
     permitted_until: int | None = None
     """When the permission to see the answer ends, in epoch seconds."""
+
+    def concern(self, source: Source, info: SourceInfo) -> None:
+        """Note which link the request is about, as far as a record may tell."""
+        self.key, self.host, self.provider = info.key, source.host, info.provider
+
+    def fail(self, code: str, detail: str) -> None:
+        """Note a failure."""
+        self.code, self.detail = code, detail[:DETAIL_CHARS_MAX]
+
+    def fail_by(self, error: ImgkeepError) -> None:
+        """Note a typed failure, in full where clients are told less."""
+        self.fail(error.code, error.in_full if isinstance(error, StorageError) else str(error))
 
 
 class Admitted(msgspec.Struct, frozen=True):

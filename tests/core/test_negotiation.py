@@ -90,8 +90,8 @@ def test_nothing_raises(accept: str, destination: str | None) -> None:
 @pytest.mark.parametrize("piece", [",", ";", " ", "\t", "q=", "text/html;q=0.1,", ";q=0.", "a/b;c=d;"])
 def test_a_long_field_costs_linear_time(piece: str) -> None:
     field = piece * (16_384 // len(piece))
-    start = time.perf_counter()
+    start = time.thread_time()
     choose_form("GET", field, None)
-    assert time.perf_counter() - start < 0.5
+    assert time.thread_time() - start < 0.5
     assert prefers_page(",".join(["a/b"] * (MEMBERS_MAX - 1) + ["text/html"]))
     assert not prefers_page(",".join(["a/b"] * MEMBERS_MAX + ["text/html"]))

@@ -172,10 +172,10 @@ def test_a_walk_gives_up_what_takes_too_many_steps(fmt: Format, opening: bytes, 
     body = opening + piece * (5_000_000 // len(piece))
     ending = Ending(fmt)
     ending.feed(opening)
-    began = time.process_time()
+    began = time.thread_time()
     for start in range(len(opening), len(body), 65_536):
         ending.feed(body[start : start + 65_536])
-    assert time.process_time() - began < 0.1
+    assert time.thread_time() - began < 0.5
     assert not ending.is_seen
     assert STEPS_MIN < 1_000
 

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import re
+import signal
+import socket
+import sys
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from proxy import __version__
+from proxy.core.errors import StorageError
+from proxy.service.mirror import FillFailure
+from proxy.web.growth import read_feed, tell_failure
 from tests.faults.network import counted, look, until
 from tests.images import picture
-from tests.program import serving
+from tests.program import environment, serving
+from tests.program import until as until_async
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -16,6 +27,7 @@ if TYPE_CHECKING:
 
     from tests.conftest import Imgkeep
     from tests.origins import FakeOrigin
+    from tests.program import Program
 
     Start = Callable[..., Awaitable[Imgkeep]]
 
@@ -105,3 +117,111 @@ async def test_metrics_have_an_address_of_their_own(tmp_path: Path, unused_tcp_p
                 assert rebound.status == 403
             async with program.session.get(f"http://{address}/img?src=x") as other:
                 assert other.status == 404
+
+
+def records_of(program: Program) -> list[dict[str, Any]]:
+    read = (json.loads(line) for line in program.log if line.startswith("{"))
+    return [record for record in read if record["message"] == "request"]
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_every_record_of_a_failure_tells_what_happened(tmp_path: Path, origin: FakeOrigin, workers: str) -> None:
+    """Not for links alone, and by whichever way a request takes."""
+    dead = origin.gives("/gone.png", b"", status="404 Not Found")
+    async with serving(tmp_path / "data", server__workers=workers) as program:
+        await program.img(f"{dead}?{SECRET}")
+        for path in ("/nowhere", f"/images/{'0' * 64}.png", "/img", "/img?src=x"):
+            assert (await program.get(path)).status >= 400
+        for path, body in (
+            ("/api/save-image", {"url": f"{dead}?{SECRET}"}),
+            ("/api/refetch", {"url": f"{dead}?{SECRET}"}),
+            ("/api/restore", {"url": f"{dead}?{SECRET}"}),
+            ("/api/rewrite", {"html": "<img>", "which": ["a.example/" + "ü" * 5000 + "#"]}),
+        ):
+            async with program.session.post(f"http://{program.address}{path}", json=body) as response:
+                assert response.status in {400, 404}, await response.text()
+        await until_async(lambda: len(records_of(program)) >= 9)
+        records = records_of(program)
+    assert all(record["detail"] for record in records)
+    assert max(len(record["detail"]) for record in records) <= 300
+    about = [record for record in records if record["host"] == "127.0.0.1"]
+    assert len(about) == 4, "those that concern a link"
+    assert all(record["key"] for record in about)
+    assert SECRET not in "".join(program.log)
+
+
+async def test_record_of_an_unsigned_link_tells_its_provider(tmp_path: Path) -> None:
+    keys = "0123456789abcdef0123456789abcdef"
+    async with serving(tmp_path / "data", security__signature="always", security__signing_keys=keys) as program:
+        assert (await program.img("https://cdn.discordapp.com/attachments/1/2/a.png?ex=1&is=2&hm=3")).status == 403
+        await until_async(lambda: bool(records_of(program)))
+        (record,) = records_of(program)
+    assert (record["host"], record["provider"]) == ("cdn.discordapp.com", "Discord")
+    assert record["key"]
+
+
+async def test_follower_on_another_worker_notes_what_the_store_met() -> None:
+    stream = asyncio.StreamReader()
+    error = StorageError("the disk of the store failed", place="/srv/images", cause="No space left on device")
+    stream.feed_data(tell_failure(FillFailure(None, error)))
+    told = await read_feed(stream)  # type: ignore[arg-type]  # reads alike
+    assert isinstance(told, FillFailure)
+    assert isinstance(told.error, StorageError)
+    assert told.error.in_full == error.in_full
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_metrics_address_in_use_ends_the_start(tmp_path: Path, workers: str) -> None:
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # as another imgkeep with workers
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        status, complaint = await start_in_vain(tmp_path, server__workers=workers, server__metrics_address=address)
+    assert status == 1
+    assert f"server.metrics_address: another program listens at {address} already" in complaint
+
+
+async def test_metrics_address_of_another_machine_is_a_mistake(tmp_path: Path) -> None:
+    for workers in ("1", "2"):
+        status, complaint = await start_in_vain(
+            tmp_path, server__workers=workers, server__metrics_address="192.0.2.1:9100"
+        )
+        assert (status, "server.metrics_address: 192.0.2.1:9100 is not an address of this machine" in complaint) == (
+            2,
+            True,
+        )
+
+
+async def start_in_vain(folder: Path, **settings: str) -> tuple[int | None, str]:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "proxy", "serve"), env=environment(folder, **settings), stderr=asyncio.subprocess.PIPE
+    )
+    _, complaint = await process.communicate()
+    return process.returncode, complaint.decode()
+
+
+async def test_metrics_go_on_at_their_address_over_a_reload(tmp_path: Path, unused_tcp_port: int) -> None:
+    """Also on all addresses of the machine, and under the names of this machine only where no other can ask."""
+    async with serving(
+        tmp_path / "data", server__workers="2", server__metrics_address=f"[::]:{unused_tcp_port}"
+    ) as program:
+        await ask_metrics(program, unused_tcp_port)
+        program.process.send_signal(signal.SIGHUP)
+        await until_async(lambda: any('"reloaded"' in line for line in program.log))
+        await ask_metrics(program, unused_tcp_port)
+
+
+async def ask_metrics(program: Program, port: int) -> None:
+    for host in ("127.0.0.1", "[::1]"):
+        async with program.session.get(f"http://{host}:{port}/metrics", headers={"Host": "metrics.internal"}) as page:
+            assert page.status == 200
+            assert re.search(r"^imgkeep_workers_counted [2-4]\.0$", await page.text(), re.MULTILINE)
+
+
+async def test_metrics_of_any_loopback_address_are_for_its_own_names(tmp_path: Path, unused_tcp_port: int) -> None:
+    async with serving(tmp_path / "data", server__metrics_address=f"127.0.0.5:{unused_tcp_port}") as program:
+        for host, status in (("127.0.0.5", 200), ("localhost:1", 200), ("evil.example", 403)):
+            url = f"http://127.0.0.5:{unused_tcp_port}/metrics"
+            async with program.session.get(url, headers={"Host": host}) as page:
+                assert page.status == status
