@@ -407,3 +407,86 @@ async def test_a_bare_link_completes_what_a_bare_link_brought() -> None:
     await look(world, BARE)
     assert await look(world, BARE) == WHOLE
     assert record_of(world).doubts == {Doubt.UNSIGNED}
+
+
+# Links whose signature a stranger may have invented
+
+
+def shaped(source: Source) -> SourceInfo:
+    """Take every query for a signature of a shape that services check, at a host that is not known."""
+    return replace(unverified(source), enforced=True, enforced_by_host=False)
+
+
+def refused() -> OriginRefused:
+    return OriginRefused("the origin says 403", origin_status=403)
+
+
+def shape(number: int) -> str:
+    return UNVERIFIED.replace("=1&", f"={number}&")
+
+
+@pytest.mark.parametrize("failure", [refused(), NotAnImage("a page"), SourceForbidden("it redirects to a login page")])
+async def test_links_that_the_origin_refuses_use_up_no_good_links_interval(world: World, failure: Exception) -> None:
+    await begin(world)
+    for number in range(30):
+        invented = FRESH.replace("Signature=0", f"Signature={number % 10 + 1:x}")
+        world.origin.gives(invented, failure)
+        world.wait(60)
+        await look(world, invented)
+    assert record_of(world).refetches is None
+    asked = len(world.origin.asked)
+    assert asked <= 10, "each of them once a day"
+    world.origin.gives(FRESHER, WHOLE)
+    assert await look(world, FRESHER) == HALF, "in the same minute as a link that was refused"
+    assert await look(world, FRESHER) == WHOLE
+    assert len(world.origin.asked) == asked + 1
+
+
+async def test_an_origin_that_is_down_has_the_interval_grow_by_any_link(world: World) -> None:
+    await begin(world)
+    world.origin.gives(FRESHER, OriginTimeout("it hangs"))
+    world.wait(60)
+    await look(world, FRESHER)
+    assert record_of(world).refetches is not None
+
+
+async def test_an_invented_shape_neither_replaces_half_a_picture_nor_keeps_it_from_being_confirmed() -> None:
+    world = World(identify=shaped)
+    await begin(world, url=UNVERIFIED)
+    for number in range(2, 40):
+        world.origin.gives(shape(number), OTHER if number % 2 else OTHER[:-12])
+        world.wait(3600)
+        await look(world, shape(number))
+        assert await look(world, UNVERIFIED) == HALF
+    record = record_of(world)
+    assert Doubt.INCOMPLETE not in record.doubts, "its own link has brought the same over a day"
+    assert record.refetches is not None
+    assert record.refetches.equal >= 3
+
+
+async def test_a_shape_whose_signature_makes_a_difference_completes_what_another_brought() -> None:
+    spoiled = read_source(shape(99))
+    world = World(identify=shaped, spoil=lambda _: spoiled)
+    await begin(world, url=UNVERIFIED)
+    world.origin.gives(spoiled.url, refused())
+    world.origin.gives(UNVERIFIED, refused())
+    world.origin.gives(shape(2), OTHER)
+    world.wait(60)
+    assert await look(world, shape(2)) == HALF
+    await world.keeper.land()
+    assert (await world.get(shape(3)))[1] == OTHER
+    assert Doubt.INCOMPLETE not in record_of(world).doubts
+
+
+async def test_plain_http_confirms_nothing_that_came_by_https() -> None:
+    world = World(identify=unverified)
+    await begin(world, OriginTimeout("it hangs"), url=BARE)
+    bare = BARE.replace("https", "http")
+    world.origin.gives(bare, HALF)
+    for _ in range(60):
+        world.wait(3600)
+        await world.get(bare)
+        await world.keeper.land()
+    record = record_of(world)
+    assert record.doubts >= {Doubt.INCOMPLETE}
+    assert record.refetches is None or record.refetches.equal == 0
