@@ -13,6 +13,7 @@ from proxy.core.identity import identify
 from proxy.core.model import Doubt, Record, Standing
 from proxy.core.source import read_source
 from proxy.core.standing import standing_of
+from proxy.service.fill import GATHERED_BYTES_MAX
 from proxy.service.incomplete import REFETCHES_MAX
 from proxy.service.visit import Visit
 from tests.images import picture
@@ -93,10 +94,34 @@ async def test_a_whole_picture_that_comes_at_once_may_be_kept_for_ever(world: Wo
     assert not record_of(world).doubts
 
 
-async def test_what_may_turn_out_incomplete_is_kept_for_a_minute_by_its_first_client(world: World) -> None:
-    world.origin.gives(FRESH, lambda: Feed(len(WHOLE)).push(WHOLE[:1000], WHOLE[1000:]).end())
+@pytest.mark.parametrize("body", [WHOLE, picture("JPEG"), picture("GIF"), picture("WEBP")])
+@pytest.mark.parametrize("is_told", [False, True], ids=["size unknown", "size told"])
+async def test_pieces_that_have_come_already_tell_the_end(world: World, body: bytes, is_told: bool) -> None:  # noqa: FBT001 - a table
+    pieces = [body[at : at + 200] for at in range(0, len(body), 200)]
+    world.origin.gives(FRESH, lambda: Feed(len(body) if is_told else None).push(*pieces).end())
+    delivery = await world.ask(FRESH)
+    assert delivery.lasting
+    assert await drain(delivery) == body
+
+
+async def test_a_large_image_is_not_gathered_before_its_first_byte(world: World) -> None:
+    feed = Feed(GATHERED_BYTES_MAX + 1).push(WHOLE[:1000], WHOLE[1000:])
+    world.origin.gives(FRESH, lambda: feed)
     delivery = await world.ask(FRESH)
     assert not delivery.lasting
+    feed.end(OriginTimeout("cut short"))
+    await world.keeper.land()
+
+
+@pytest.mark.parametrize("size", [len(WHOLE), None])
+async def test_what_may_turn_out_incomplete_is_kept_for_a_minute_by_its_first_client(
+    world: World, size: int | None
+) -> None:
+    feed = Feed(size).push(WHOLE[:500], WHOLE[500:1000])
+    world.origin.gives(FRESH, lambda: feed)
+    delivery = await world.ask(FRESH)
+    assert not delivery.lasting, "its first bytes do not wait for the others"
+    feed.push(WHOLE[1000:]).end()
     assert await drain(delivery) == WHOLE
     later = await world.ask(FRESH)
     assert later.lasting
