@@ -245,12 +245,19 @@ class OriginClient:
     async def _ask(self, source: Source, conditions: Mapping[str, str], place: Place, hops: _Hops) -> Response:
         """Follow redirects and return an answer that carries a body."""
         hops.plaintext = False
+        asked = source.host
         for _ in range(self._settings.redirects_max + 1):
             await place.move(source.host)
             self._insist_not_gone(source)
             hops.plaintext = hops.plaintext or source.scheme != "https"
             fields = {**conditions, **hops.cookies.fields(source)}
-            response = await self._send(source, fields, hops.connect_timeout_s)
+            try:
+                response = await self._send(source, fields, hops.connect_timeout_s)
+            except SourceForbidden as error:
+                raise error if source.host == asked else RedirectForbidden(str(error)) from None
+            except OriginError as error:
+                error.elsewhere = source.host != asked
+                raise
             if response.status >= 300:
                 hops.cookies.take(source, response.headers.getall("Set-Cookie", ()))
             if response.status not in REDIRECTS:
