@@ -19,6 +19,7 @@ import copy
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
 
 from proxy.collapse import Tide
@@ -183,7 +184,8 @@ class Fill:
         self._permit = permit
         self._over = over
         yields = (background or known is not None) and not client.own
-        self._demand = Demand(client, yields=yields, refusal_size=self._refusal_size)
+        # No method of ours: a cycle would hold what failed until the collector comes.
+        self._demand = Demand(client, yields=yields, refusal_size=partial(_refusal_size, info, neighbours))
         self._background = background
         self._tide = Tide()
         self._drafts: list[Draft] = []
@@ -352,11 +354,6 @@ class Fill:
         self._tide.end(told)
         self._tower.failed(self.source, error)
         self._to.observer.failed(self._subject, told)
-
-    def _refusal_size(self, status: int) -> int:
-        if self._to.show_errors:
-            return ERROR_PICTURE_BYTES_MAX + 1
-        return refusal_size(status, self._info, self._to.clock())
 
     async def _judge_error(self, error: OriginError) -> None:
         """Find out whether a picture came with an error, where clients are shown it."""
@@ -559,6 +556,11 @@ class Fill:
         self.outcome = kept
         await self._tower.kept(kept)
         return None
+
+
+def _refusal_size(info: SourceInfo, to: Neighbours, status: int) -> int:
+    """Return how much of what comes with an error is wanted."""
+    return ERROR_PICTURE_BYTES_MAX + 1 if to.show_errors else refusal_size(status, info, to.clock())
 
 
 async def _once(body: bytes) -> AsyncIterator[bytes]:
