@@ -502,6 +502,7 @@ class OriginResponse(Protocol):
         media_type: What the origin calls it, in lower case and without parameters; empty: it does not say.
         is_part: Whether it is a part by its status, though nobody asked for one; it may be the whole all the same.
         beginning: The first bytes of the body, once some have come: a few kilobytes at most.
+        at_hand: How many bytes of the body have come that `chunks` has not yielded, as far as that can be told.
     """
 
     size: int | None
@@ -510,6 +511,9 @@ class OriginResponse(Protocol):
     media_type: str
     is_part: bool
     beginning: bytes
+
+    @property
+    def at_hand(self) -> int: ...
 
     def chunks(self) -> AsyncIterator[bytes]:
         """

@@ -5,6 +5,7 @@ Rules:
 - A link past its end that is refused, or answered with a page, has ended, whatever words the origin finds for it.
 - So has any link of which the origin says so, in the words of a service that documents them (`[[endings]]` in
   `identity/catalogue.toml`). They are looked for as they stand, in a few kilobytes, and nothing else is read from them.
+- Nor does its own origin give it, where it redirects to another host that is refused, or that does not answer.
 - What may be better in a moment (408, 425, 429, 5xx) says nothing about the link.
 """
 
@@ -68,6 +69,8 @@ def _has_ended(error: ImgkeepError, info: SourceInfo, now: datetime) -> bool:
         return False
     if isinstance(error, (OriginRefused, SourceNotFound)) and info.may_have_expired(now):
         return True
+    if error.elsewhere and error.origin_status is None:
+        return _is_past(info, now)
     if isinstance(error, NotAnImage):
         refused = is_page(error.media_type, error.refusal)
     else:

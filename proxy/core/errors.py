@@ -122,6 +122,7 @@ class OriginError(ImgkeepError):
             is, logged or remembered.
         picture: The media type and bytes of a picture that it sent with an error, where clients are shown it
             (`fetch.show_errors`).
+        elsewhere: Whether it was another host that failed, to which the link was redirected.
     """
 
     code = "origin_error"
@@ -132,6 +133,7 @@ class OriginError(ImgkeepError):
         self.retry_after_s = retry_after_s
         self.refusal = b""
         self.picture: tuple[str, bytes] | None = None
+        self.elsewhere = False
 
 
 class OriginTimeout(OriginError):

@@ -6,6 +6,8 @@ Rules:
   link asks that may have it fetched, at most once in an interval that grows from a minute to a day.
 - Only links that are trusted as much as the one that brought it use up the interval and count as its owner's word: an
   unverified link could keep it from being completed, or confirm a placeholder. Any other link is tried once.
+- What an origin refuses to a signed link that did not bring the image says nothing of the image: a stranger can invent
+  one. The same is true of other bytes that came by the shape of a signature alone.
 - A whole image takes its place by the word of a link that is trusted as much. Bytes that begin with the stored ones are
   more of the same picture: these take its place whichever link brings them.
 - Another incomplete image takes its place only where it begins with it, and never that of a whole one.
@@ -90,6 +92,11 @@ def may_ask(record: Record, link: Link) -> Ask:
     plaintext = Doubt.PLAINTEXT in record.doubts  # whether the link is, is known when it was followed
     trusted = is_own or is_trusted_as_much(record.doubts, doubts_of(link, plaintext=plaintext))
     return Ask.IN_ITS_TURN if trusted else Ask.ONCE
+
+
+def may_be_invented(record: Record, link: Link) -> bool:
+    """Whether a stranger may have written the signature of a link: that it is refused says nothing of the image."""
+    return link.signed and record.brought_by != link.fingerprint
 
 
 def judge_refetch(known: Record, new: Record, *, continues: bool) -> Outcome:

@@ -25,7 +25,8 @@ Rules:
   image stands for both.
 - What came over plain http never stands for an https link.
 - An image that its format calls incomplete never takes the place of a whole one. A whole one takes its place by the
-  word of a link that is trusted as much, and more of the same picture by any (`core/incomplete.py`).
+  word of a link that is trusted as much, by the shape of a signature only where the signature is seen to make a
+  difference, and more of the same picture by any link (`core/incomplete.py`).
 """
 
 from __future__ import annotations
@@ -273,7 +274,7 @@ def weigh(known: Record, new: Record, *, continues: bool = False) -> Weight:
     is_safer = Doubt.PLAINTEXT in old and doubts == old - {Doubt.PLAINTEXT} and (is_own or doubts == {Doubt.UNSIGNED})
     completes = was_incomplete and (
         (continues and _is_as_secure(known, new))
-        or (not is_incomplete and (is_trusted_as_much(old, doubts) or (is_own and doubts <= old)))
+        or (not is_incomplete and ((is_own and doubts <= old) or _vouches(old, doubts)))
     )
     return Weight.REPLACE if is_better or is_safer or completes else Weight.OTHER
 
@@ -284,10 +285,17 @@ def is_trusted_as_much(old: AbstractSet[Doubt], doubts: AbstractSet[Doubt]) -> b
     return doubts <= old and doubts <= {Doubt.PLAINTEXT, Doubt.UNSIGNED} | _replaced_by_shape(old)
 
 
+def _vouches(old: AbstractSet[Doubt], doubts: AbstractSet[Doubt]) -> bool:
+    """Whether another link than the one that brought an image replaces it. The shape of a signature can be invented."""
+    return Doubt.SCHEME not in doubts and is_trusted_as_much(old, doubts)
+
+
 def merge(known: Record, new: Record) -> Record:
     """Return what is known of an image when another link has brought the same bytes."""
     brought = new.doubts - {Doubt.INCOMPLETE}
-    if Doubt.INCOMPLETE in new.doubts and known.refetches is None:
+    if Doubt.INCOMPLETE not in new.doubts:
+        known = replace(known, doubts=known.doubts - {Doubt.INCOMPLETE})  # the same bytes, judged better than before
+    elif known.refetches is None:
         known = replace(known, doubts=known.doubts | {Doubt.INCOMPLETE})  # else it was confirmed as it is
     if Doubt.ENDED in known.doubts and not brought & {Doubt.ENDED, Doubt.UNSIGNED} and _is_as_secure(known, new):
         # The link that has not ended is the first one that counts: another has to come before anything is confirmed.
@@ -337,6 +345,15 @@ def _replaced_by_shape(doubts: AbstractSet[Doubt]) -> AbstractSet[Doubt]:
 def can_prove(known: Record, new: Record) -> bool:
     """Whether a look at what a signature does can change anything. What an attacker on the way can forge, does not."""
     return new.doubts - {Doubt.PLAINTEXT} == {Doubt.SIGNATURE} and _is_as_secure(known, new)
+
+
+def can_complete(known: Record, new: Record) -> bool:
+    """Whether such a look can have a whole image take the place of an incomplete one, by the shape of a signature."""
+    return (
+        Doubt.INCOMPLETE in known.doubts
+        and new.doubts - {Doubt.PLAINTEXT} == {Doubt.SCHEME}
+        and _is_as_secure(known, new)
+    )
 
 
 def _is_as_secure(known: Record, new: Record) -> bool:

@@ -245,12 +245,19 @@ class OriginClient:
     async def _ask(self, source: Source, conditions: Mapping[str, str], place: Place, hops: _Hops) -> Response:
         """Follow redirects and return an answer that carries a body."""
         hops.plaintext = False
+        asked = source.host
         for _ in range(self._settings.redirects_max + 1):
             await place.move(source.host)
             self._insist_not_gone(source)
             hops.plaintext = hops.plaintext or source.scheme != "https"
             fields = {**conditions, **hops.cookies.fields(source)}
-            response = await self._send(source, fields, hops.connect_timeout_s)
+            try:
+                response = await self._send(source, fields, hops.connect_timeout_s)
+            except SourceForbidden as error:
+                raise error if source.host == asked else RedirectForbidden(str(error)) from None
+            except OriginError as error:
+                error.elsewhere = source.host != asked
+                raise
             if response.status >= 300:
                 hops.cookies.take(source, response.headers.getall("Set-Cookie", ()))
             if response.status not in REDIRECTS:
@@ -374,6 +381,7 @@ class Answer:
         self.places = 0 if decoder is None else decoder.places
         self.media_type = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
         self.beginning = b""
+        self._received = 0
         etag, modified = (_printable(response.headers.get(name)) for name in ("ETag", "Last-Modified"))
         self.validator = Validator(etag, modified) if etag or modified else None
 
@@ -388,18 +396,22 @@ class Answer:
         last_coding = ",".join(self._response.headers.getall("Transfer-Encoding", [])).rpartition(",")[2]
         return self._response.content_length is not None or last_coding.strip().lower() == "chunked"
 
+    @property
+    def at_hand(self) -> int:
+        # A decoder may work on what has come for as long as it takes.
+        return 0 if self._decoder is not None else self._response.content.total_bytes - self._received
+
     async def chunks(self) -> AsyncIterator[bytes]:
         # Both sides of a coding have a limit: a bomb comes out of little, and endless empty blocks give nothing.
         body = self._receive()
-        received = 0
         async for chunk in body if self._decoder is None else self._decoder.decode(body):
-            if received == 0:
+            if self._received == 0:
                 self.beginning = chunk[:BEGINNING_BYTES]
-            received += len(chunk)
-            if received > self._body_bytes_max:
+            self._received += len(chunk)
+            if self._received > self._body_bytes_max:
                 raise TooLarge("the image is larger than fetch.body_bytes_max")
             yield chunk
-        if received == 0:
+        if self._received == 0:
             raise OriginError("the origin sent an empty answer", origin_status=self._response.status)
 
     async def _receive(self) -> AsyncIterator[bytes]:

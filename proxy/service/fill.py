@@ -19,6 +19,7 @@ import copy
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
 
 from proxy.collapse import Tide
@@ -57,6 +58,12 @@ if TYPE_CHECKING:
 
 RECENT_BYTES_MAX: Final = 1_048_576
 """So many of the newest bytes stay in memory, once per fill: readers who keep up need no look at the draft."""
+GATHERED_BYTES_MAX: Final = 2_097_152
+"""Maximum size of an image whose head goes out after the bytes that have come already."""
+GATHERING_S: Final = 0.005
+"""Maximum time for which these bytes are taken."""
+IDLE_TURNS_MAX: Final = 4
+"""Maximum number of turns of the loop, one after the other, that bring no byte: some 100 us."""
 TURNS_OF_READERS: Final = 4
 STEP_BYTES: Final = 65_536
 ERROR_PICTURE_BYTES_MAX: Final = 1_048_576
@@ -177,7 +184,8 @@ class Fill:
         self._permit = permit
         self._over = over
         yields = (background or known is not None) and not client.own
-        self._demand = Demand(client, yields=yields, refusal_size=self._refusal_size)
+        # No method of ours: a cycle would hold what failed until the collector comes.
+        self._demand = Demand(client, yields=yields, refusal_size=partial(_refusal_size, info, neighbours))
         self._background = background
         self._tide = Tide()
         self._drafts: list[Draft] = []
@@ -283,10 +291,16 @@ class Fill:
             doubts = self._doubts(plaintext=response.plaintext)
             ending = Ending(format_)
             ending.feed(first)
-            if not await self._foresees_end(ending, response.size):
+            gathered: list[bytes] = []
+            is_foreseen = await self._foresees_end(ending, response.size)
+            if not is_foreseen:
+                gathered = await self._gather(response, chunks, ending, len(first))
+                is_foreseen = bool(gathered) and await self._foresees_end(ending, response.size)
+            if not is_foreseen:
                 doubts |= {Doubt.INCOMPLETE}  # as long as nobody has seen its end, no client may keep it for long
             self.head.set_result(Head(format_, response.size, etag, keeping=fault is None, doubts=doubts))
-            fault = await self._take(first, fault)
+            for chunk in (first, *gathered):
+                fault = await self._take(chunk, fault)
             async for chunk in chunks:
                 ending.feed(chunk)
                 fault = await self._take(chunk, fault)
@@ -300,6 +314,29 @@ class Fill:
         if not is_complete:
             doubts |= {Doubt.INCOMPLETE}
         return self._record(format_, pixel_size, etag, response.validator, doubts), None
+
+    async def _gather(
+        self, response: OriginResponse, chunks: AsyncIterator[bytes], ending: Ending, size: int
+    ) -> list[bytes]:
+        """
+        Take what has come of a body, as long as more comes with the next turns of the loop, until its end is seen. An
+        image whose end is known before its head goes out is kept for ever by its first client. No reader waits for an
+        origin that lets us wait.
+        """
+        gathered: list[bytes] = []
+        loop, idle = asyncio.get_running_loop(), 0
+        until = loop.time() + GATHERING_S
+        while not ending.is_seen and size != response.size and (response.size or size) <= GATHERED_BYTES_MAX:
+            await asyncio.sleep(0)
+            idle = 0 if response.at_hand else idle + 1
+            if idle > IDLE_TURNS_MAX or loop.time() > until:
+                break
+            if response.at_hand:
+                chunk = await anext(chunks)
+                ending.feed(chunk)
+                size += len(chunk)
+                gathered.append(chunk)
+        return gathered
 
     def fail(self, error: BaseException) -> None:
         if isinstance(error, asyncio.CancelledError):
@@ -317,11 +354,6 @@ class Fill:
         self._tide.end(told)
         self._tower.failed(self.source, error)
         self._to.observer.failed(self._subject, told)
-
-    def _refusal_size(self, status: int) -> int:
-        if self._to.show_errors:
-            return ERROR_PICTURE_BYTES_MAX + 1
-        return refusal_size(status, self._info, self._to.clock())
 
     async def _judge_error(self, error: OriginError) -> None:
         """Find out whether a picture came with an error, where clients are shown it."""
@@ -440,7 +472,7 @@ class Fill:
     async def _foresees_end(self, ending: Ending, size: int | None) -> bool:
         """Return whether the bytes so far tell that the image is complete, if its framing brings `size` bytes."""
         if ending.is_walked or size is None:
-            return ending.is_seen
+            return ending.is_seen or (size is not None and ending.is_foreseen(size))
         return await self._to.judges.foresees_end(ending, size)
 
     async def _check_end(self, response: OriginResponse, ending: Ending) -> bool:
@@ -524,6 +556,11 @@ class Fill:
         self.outcome = kept
         await self._tower.kept(kept)
         return None
+
+
+def _refusal_size(info: SourceInfo, to: Neighbours, status: int) -> int:
+    """Return how much of what comes with an error is wanted."""
+    return ERROR_PICTURE_BYTES_MAX + 1 if to.show_errors else refusal_size(status, info, to.clock())
 
 
 async def _once(body: bytes) -> AsyncIterator[bytes]:

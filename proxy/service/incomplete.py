@@ -20,8 +20,21 @@ from typing import TYPE_CHECKING, Any, Final
 
 from cachetools import LRUCache, TTLCache
 
-from proxy.core.errors import Busy, Conflict, ImgkeepError, SourceRejected, StorageError, Yielded
+from proxy.core.ending import refuses
+from proxy.core.errors import (
+    Busy,
+    Conflict,
+    ImgkeepError,
+    NotAnImage,
+    OriginError,
+    Removed,
+    SourceRejected,
+    StorageError,
+    TooLarge,
+    Yielded,
+)
 from proxy.core.incomplete import (
+    INTERVAL_MAX_S,
     INTERVAL_MIN_S,
     Ask,
     Outcome,
@@ -31,9 +44,11 @@ from proxy.core.incomplete import (
     is_incomplete,
     judge_refetch,
     may_ask,
+    may_be_invented,
 )
+from proxy.core.model import Doubt
 from proxy.core.policy import judge
-from proxy.core.standing import OTHERS, read_link
+from proxy.core.standing import OTHERS, fingerprint, read_link
 from proxy.service.fill import Fill
 from proxy.service.trial import goes_on
 
@@ -56,6 +71,8 @@ REFETCHES_MAX: Final = 8
 """Maximum number of refetches at a time, an eighth of the fetches; the next request is another occasion."""
 TRIED_MAX: Final = 16_384
 """Links that are known to have been tried once; 300 bytes each, 5 MB."""
+WORTHLESS_MAX: Final = 16_384
+"""Links that brought nothing; 200 bytes each, 3 MB."""
 BEGUN_MAX: Final = 16_384
 """Keys that were fetched again in the last minute, whatever came of it; 200 bytes each, 3 MB."""
 
@@ -64,12 +81,19 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Refetch:
-    """An incomplete image, and the link to fetch it by. `counts`: what comes of it goes into its record."""
+    """
+    An incomplete image, and the link to fetch it by.
+
+    Attributes:
+        counts: Whether what comes of it goes into its record.
+        may_be_invented: Whether a refusal does not.
+    """
 
     source: Source
     info: SourceInfo
     known: Record
     counts: bool
+    may_be_invented: bool
 
 
 class Completer:
@@ -102,6 +126,8 @@ class Completer:
         """By the link's fingerprint, the bytes that it was tried against."""
         self._begun: TTLCache[tuple[Key, bool], bool] = TTLCache(BEGUN_MAX, INTERVAL_MIN_S, timer=timer)
         """By key and whether the link counts. What we broke off ourselves does not make the interval grow."""
+        self._worthless: TTLCache[str, bool] = TTLCache(WORTHLESS_MAX, INTERVAL_MAX_S, timer=timer)
+        """By fingerprint, links that brought nothing. Their interval is their own: they use up no other link's."""
         self._under_way = 0
 
     def look(self, source: Source, info: SourceInfo, known: Record, visit: Visit) -> bool:
@@ -112,14 +138,14 @@ class Completer:
         ask = may_ask(known, link)
         counts = ask is Ask.IN_ITS_TURN
         if counts:
-            wanted = self._to.clock() >= due_at(known)
+            wanted = self._to.clock() >= due_at(known) and link.fingerprint not in self._worthless
         else:
             is_new = self._tried.get(link.fingerprint) != known.digest and not self._trials.was_tried(link, known)
             wanted = ask is Ask.ONCE and is_new
         # What waits for the primary is replaced there only, where it is known what it replaces.
         wanted = wanted and not known.pending and (known.key, counts) not in self._begun
         if wanted and self._may_ask(source, visit):
-            begun = self._begin(Refetch(source, info, known, counts), visit)
+            begun = self._begin(Refetch(source, info, known, counts, may_be_invented(known, link)), visit)
             if begun:
                 self._begun[known.key, counts] = True
             if begun and not counts:
@@ -210,7 +236,10 @@ class Completer:
             # Whether others have records of their own is known of the key, not of what this link brought.
             new = replace(new, doubts=new.doubts | (current.doubts & OTHERS))
             return await self._trials.put_over(current, draft, new, continues=continues)
-        if not refetch.counts and outcome is not Outcome.WHOLE:
+        if outcome is Outcome.OTHER and refetch.may_be_invented and Doubt.SCHEME in new.doubts:
+            return await self._keep_apart(refetch, current, draft, new)
+        counts = refetch.counts and (Doubt.PLAINTEXT not in new.doubts or Doubt.PLAINTEXT in current.doubts)
+        if not counts and outcome is not Outcome.WHOLE:
             return current
         after = after_refetch(current, outcome, self._now())
         if not is_incomplete(after) and outcome is Outcome.EQUAL:
@@ -218,10 +247,25 @@ class Completer:
             log.info("incomplete image confirmed as it is", extra={"key": current.key})
         return await self._to.store.restate(after)
 
-    async def _note_failure(self, refetch: Refetch) -> None:
-        """Have the interval grow, whatever went wrong."""
+    async def _keep_apart(self, refetch: Refetch, current: Record, draft: Draft, new: Record) -> Record:
+        """Keep a whole image for its link, and for others if the signature is seen to make a difference."""
+        self._note_worthless(refetch)
+        if is_incomplete(new):
+            return current
+        return await self._trials.settle(refetch.source, refetch.info, current, draft, new)
+
+    def _note_worthless(self, refetch: Refetch) -> None:
+        """Leave the interval to other links."""
+        self._worthless[fingerprint(refetch.source)] = True
+        self._begun.pop((refetch.known.key, refetch.counts), None)
+
+    async def _note_failure(self, refetch: Refetch, error: ImgkeepError) -> None:
+        """Have the interval grow, unless the failure may be the link's alone."""
         self._to.observer.completed(Outcome.FAILED.value)
         if not refetch.counts:
+            return
+        if refetch.may_be_invented and _is_of_link(error):
+            self._note_worthless(refetch)
             return
         with suppress(StorageError):  # then it is tried again after the shorter interval
             current = await self._to.store.find(refetch.known.key)
@@ -237,7 +281,11 @@ class _Refetching(Fill):
     """A fill without readers that is begun only if it is still due, and whose failure is noted before it is over."""
 
     def __init__(
-        self, *fill: Any, is_due: Callable[[], Awaitable[bool]], failed: Callable[[], Awaitable[None]], **options: Any
+        self,
+        *fill: Any,
+        is_due: Callable[[], Awaitable[bool]],
+        failed: Callable[[ImgkeepError], Awaitable[None]],
+        **options: Any,
     ) -> None:
         super().__init__(*fill, **options)
         self._is_due = is_due
@@ -251,6 +299,13 @@ class _Refetching(Fill):
             await super().run()
         except (Busy, StorageError, Yielded):
             raise  # the origin has no part in it
-        except ImgkeepError:
-            await self._failed()
+        except ImgkeepError as error:
+            await self._failed(error)
             raise
+
+
+def _is_of_link(error: ImgkeepError) -> bool:
+    """Whether an origin may have failed because of how the link is signed."""
+    if isinstance(error, (SourceRejected, NotAnImage, TooLarge, Removed)):
+        return True
+    return isinstance(error, OriginError) and refuses(error.origin_status)

@@ -34,6 +34,7 @@ from proxy.core.standing import (
     Answer,
     Proof,
     Weight,
+    can_complete,
     can_confirm,
     can_prove,
     can_refresh,
@@ -235,7 +236,7 @@ class Trials:
         if Doubt.CONTESTED not in known.doubts:
             known = await self._to.store.restate(replace(known, doubts=known.doubts | {Doubt.CONTESTED}))
             await self._kept(known)
-        if can_confirm(known, new) if known.digest == new.digest else can_prove(known, new):
+        if can_confirm(known, new) if known.digest == new.digest else can_prove(known, new) or can_complete(known, new):
             self._probe(replace(trial, known=known, new=kept))
         return kept
 

@@ -86,8 +86,8 @@ async def verify(archive: Archive, note: Callable[[Record], Awaitable[None]]) ->
     async for finding in _verify_objects(archive, wanted, incomplete):
         yield finding
     if incomplete:
-        async for path, key in _mark_incomplete(archive, incomplete, note):
-            yield Finding("incomplete", path, key)
+        async for finding in _mark_incomplete(archive, incomplete, note):
+            yield finding
     refused = await archive.refused() if wanted else ()
     for path in sorted(wanted):
         if path.rpartition("/")[2].partition(".")[0] in refused:
@@ -114,7 +114,8 @@ async def _verify_objects(archive: Archive, wanted: set[str], incomplete: set[st
             yield Finding("damaged", path)
             continue
         if known and lacks:
-            incomplete.add(path)
+            incomplete.add(path)  # and not good
+            continue
         yield None if known else Finding("orphan", path)
 
 
@@ -130,19 +131,20 @@ def _lacks_bytes(body: Buffer) -> bool:
 
 async def _mark_incomplete(
     archive: Archive, objects: set[str], note: Callable[[Record], Awaitable[None]]
-) -> AsyncIterator[tuple[str, Key]]:
-    """Mark the records of incomplete objects, but those that were confirmed as they are; yield their paths and keys."""
+) -> AsyncIterator[Finding | None]:
+    """Mark the records of incomplete objects and yield them; `None` for what was confirmed as it is."""
     async for path, record in records(archive):
         if not isinstance(record, Record) or object_path(record.object_name) not in objects:
             continue
         if is_confirmed_as_it_is(record):
+            yield None
             continue
         # What was uploaded or imported has no origin: it is told of, and stays what it is.
         if record.host and not is_incomplete(record):
             with suppress(Conflict):  # another image has just taken its place
                 await archive.put_record(mark(record))
                 await note(mark(record))
-        yield path, record.key
+        yield Finding("incomplete", path, record.key)
 
 
 async def _verify_records(archive: Archive, wanted: set[str]) -> AsyncIterator[Finding | None]:

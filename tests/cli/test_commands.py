@@ -377,7 +377,7 @@ async def test_verify_lists_incomplete_images_by_key_and_says_what_to_do(folder:
     assert status == 0, "it is as it came"
     assert lines[:2] == [
         f"incomplete  {record.key}",
-        "2 good, 0 damaged, 0 missing, 0 unreadable, 0 orphan, 1 incomplete",
+        "1 good, 0 damaged, 0 missing, 0 unreadable, 0 orphan, 1 incomplete",
     ]
     assert "imgkeep refetch KEY" in out
     status, out, _ = await loop.run_in_executor(None, command, "verify", "--json")

@@ -49,6 +49,12 @@ def brought(body: bytes, media_type: str = "") -> NotAnImage:
     return error
 
 
+def elsewhere(error: OriginError) -> OriginError:
+    """Return a failure of another host, to which the link was redirected."""
+    error.elsewhere = True
+    return error
+
+
 ENDED = {
     "400 past its end": (answered(400), PAST),
     "403 past its end": (answered(403), PAST),
@@ -66,6 +72,8 @@ ENDED = {
     "text past its end": (brought(b"gone", "text/plain"), PAST),
     "a page that says so": (brought(b"<p>jwt expired</p>"), PLAIN),
     "a redirect to another host past its end": (RedirectForbidden("x"), PAST),
+    "a host that does not answer, by a redirect, past its end": (elsewhere(OriginError("down")), PAST),
+    "a host that is slow, by a redirect, past its end": (elsewhere(OriginTimeout("slow")), PAST),
 }
 
 
@@ -92,6 +100,9 @@ ALIVE = {
     "bytes called text past its end": (brought(b"\x00\x01\x02", "text/plain"), PAST),
     "words too far behind": (answered(400, bytes(READ_BYTES) + SAYS), FRESH),
     "a redirect to another host before its end": (RedirectForbidden("x"), FRESH),
+    "a host that does not answer, by a redirect, before its end": (elsewhere(OriginError("down")), FRESH),
+    "a host that does not answer past its end": (OriginError("down"), PAST),
+    "a host that fails for the moment, by a redirect, past its end": (elsewhere(answered(503)), PAST),
     "a refused address past its end": (SourceForbidden("x"), PAST),
 }
 

@@ -548,10 +548,16 @@ SPELLINGS = [
     "{}.s3.dualstack.us-west-2.amazonaws.com",
     "{}.s3-accelerate.amazonaws.com",
     "{}.s3-accelerate.dualstack.amazonaws.com",
+    "{}.s3-fips.us-east-1.amazonaws.com",
+    "{}.s3-fips.dualstack.us-east-1.amazonaws.com",
+    "{}.s3-external-1.amazonaws.com",
     "s3.amazonaws.com/{}",
     "s3.us-west-2.amazonaws.com/{}",
     "s3-us-west-2.amazonaws.com/{}",
     "s3.dualstack.us-west-2.amazonaws.com/{}",
+    "s3-fips.us-east-1.amazonaws.com/{}",
+    "s3-fips.dualstack.us-east-1.amazonaws.com/{}",
+    "s3-external-1.amazonaws.com/{}",
 ]
 SIGNED = f"X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Date=20260110T120000Z&X-Amz-Expires=3600&X-Amz-Signature={'0' * 64}"
 
@@ -580,6 +586,8 @@ def test_a_providers_bucket_is_told_in_every_spelling(provider: str, bucket: str
         "https://figma-alpha-api.s3.evil.s3.us-west-2.amazonaws.com/a.png",
         "https://s3.us-west-2.amazonaws.com/x/figma-alpha-api/a.png",
         "https://s3.us-west-2.amazonaws.com.example.com/figma-alpha-api/a.png",
+        "https://figma-alpha-api.s3-fips.us-gov-west-1.amazonaws.com/a.png",
+        "https://s3-fips-us-gov-west-1.amazonaws.com/figma-alpha-api/a.png",
         "https://figma-alpha-api.s3.cn-north-1.amazonaws.com.cn/a.png",
         "https://figma-alpha-api.storage.googleapis.com/a.png",
     ],

@@ -22,11 +22,13 @@ from proxy.core.incomplete import (
     judge_refetch,
     mark,
     may_ask,
+    may_be_invented,
 )
 from proxy.core.model import Doubt, Record, Refetches, Standing
 from proxy.core.standing import (
     Use,
     Weight,
+    can_complete,
     can_confirm,
     can_prove,
     judge_record,
@@ -146,7 +148,9 @@ def test_who_may_have_it_fetched_again(doubts: tuple[Doubt, ...], kind: str, by:
         pytest.param((), (SIGNATURE,), False, MINE, Weight.OTHER, id="whole, an unverified link over verified"),
         pytest.param((), (UNSIGNED,), False, MINE, Weight.OTHER, id="whole, bare over verified"),
         pytest.param((), (PLAINTEXT,), False, MINE, Weight.OTHER, id="whole, in the clear over https"),
-        pytest.param((SCHEME,), (SCHEME,), False, MINE, Weight.REPLACE, id="whole, of its shape"),
+        pytest.param((SCHEME,), (SCHEME,), False, MINE, Weight.OTHER, id="whole, of its shape"),
+        pytest.param((SCHEME,), (SCHEME,), False, THEIRS, Weight.REPLACE, id="whole, of its shape, by its link"),
+        pytest.param((SCHEME,), (SCHEME,), True, MINE, Weight.REPLACE, id="whole, of its shape, and goes on"),
         pytest.param((UNSIGNED, SCHEME), (SCHEME,), False, MINE, Weight.OTHER, id="whole, a shape over bare"),
         pytest.param((SIGNATURE,), (), False, MINE, Weight.REPLACE, id="whole, verified"),
         pytest.param((INCOMPLETE,), (INCOMPLETE,), False, MINE, Weight.OTHER, id="another incomplete one"),
@@ -240,6 +244,7 @@ def test_equal_bytes_by_another_link_leave_it_incomplete() -> None:
     confirmed = replace(record(SIGNATURE), refetches=Refetches(8, 3, BEGAN, BEGAN))
     assert merge(confirmed, cut(SIGNATURE, by=MINE)) == confirmed
     assert merge(confirmed, cut(PLAINTEXT, by=MINE)) == confirmed
+    assert merge(cut(SIGNATURE), record(SIGNATURE, by=MINE)).doubts == {SIGNATURE}, "judged better than before"
 
 
 def test_what_replaces_it_is_judged_by_its_own_bytes() -> None:
@@ -280,6 +285,21 @@ def test_incomplete_bytes_prove_nothing_against_whole_ones() -> None:
     assert not can_prove(record(SIGNATURE), cut(SIGNATURE, digest=OTHER, by=MINE))
     assert can_prove(cut(SIGNATURE), record(SIGNATURE, digest=OTHER, by=MINE))
     assert can_confirm(cut(SIGNATURE), cut(SIGNATURE, by=MINE)), "that the signature makes a difference"
+
+
+def test_a_shape_may_complete_an_image_where_its_signature_makes_a_difference() -> None:
+    whole = record(SCHEME, digest=OTHER, by=MINE)
+    assert can_complete(cut(SCHEME), whole)
+    assert not can_complete(record(SCHEME), whole)
+    assert not can_complete(cut(SCHEME), record(SIGNATURE, digest=OTHER, by=MINE))
+    assert not can_complete(cut(SCHEME), record(SCHEME, PLAINTEXT, digest=OTHER, by=MINE))
+    assert can_complete(cut(SCHEME, PLAINTEXT), record(SCHEME, PLAINTEXT, digest=OTHER, by=MINE))
+
+
+def test_a_refusal_of_a_signed_link_counts_by_the_one_that_brought_the_image() -> None:
+    assert may_be_invented(cut(), link("verified"))
+    assert not may_be_invented(cut(by=MINE), link("verified"))
+    assert not may_be_invented(cut(UNSIGNED), link("bare"))
 
 
 def test_a_split_key_stays_split() -> None:

@@ -39,13 +39,13 @@ def test_complete_image_is_seen_unless_its_format_tells_no_end(name: str) -> Non
     if sees(sample.fmt, sample.body):
         assert is_whole(sample.fmt, sample.body)
     else:
-        # A naked codestream and what the walks leave to `is_whole`: junk, UTF-16, prefixes.
-        assert sample.fmt in {Format.JXL, Format.JPEG, Format.SVG, Format.TIFF, Format.HEIC, Format.AVIF}, name
+        # A naked codestream and what the walks leave to `is_whole`: animations, junk, UTF-16, prefixes.
+        left = {Format.APNG, Format.JXL, Format.JPEG, Format.SVG, Format.TIFF, Format.HEIC, Format.AVIF}
+        assert sample.fmt in left, name
 
 
 COMMON = {
     "png": (Format.PNG, saved("PNG")),
-    "apng": (Format.APNG, animated("PNG")),
     "jpeg": (Format.JPEG, saved("JPEG")),
     "progressive jpeg": (Format.JPEG, saved("JPEG", progressive=True)),
     "gif": (Format.GIF, saved("GIF")),
@@ -100,6 +100,7 @@ def test_single_bytes_tell_the_same(name: str) -> None:
     assert ending_of(fmt, *(bytes([byte]) for byte in body)).is_seen is ending_of(fmt, body).is_seen
 
 
+PNG = saved("PNG")
 JPEG = saved("JPEG")
 SCAN = JPEG.index(b"\xff\xda")
 
@@ -109,7 +110,10 @@ SCAN = JPEG.index(b"\xff\xda")
     [
         pytest.param(Format.PNG, png_header() + png_chunk(b"IEND"), False, id="png without pixels"),
         pytest.param(Format.PNG, png_header() + b"\xff" * 40, False, id="png that is astray"),
-        pytest.param(Format.PNG, png_header() + png_chunk(b"ID4T") + saved("PNG")[33:], False, id="png, no chunk"),
+        pytest.param(Format.PNG, png_header() + png_chunk(b"ID T") + saved("PNG")[33:], False, id="png, no chunk"),
+        pytest.param(Format.PNG, png_header() + png_chunk(b"ID4T") + saved("PNG")[33:], True, id="png, odd chunk"),
+        pytest.param(Format.PNG, PNG[:60] + b"\0\0\0" + PNG[63:], False, id="png whose pixels are damaged"),
+        pytest.param(Format.PNG, PNG[:-16] + b"\0" + PNG[-15:], False, id="png with a wrong checksum"),
         pytest.param(Format.PNG, saved("PNG") + b"more", True, id="png and more"),
         pytest.param(Format.WEBP, saved("WEBP") + b"more", True, id="webp and more"),
         pytest.param(Format.WEBP, b"RIFF\x0c\0\0\0WEBPEXIF\0\0\0\0", False, id="webp without pixels"),
@@ -123,6 +127,7 @@ SCAN = JPEG.index(b"\xff\xda")
         pytest.param(Format.JPEG, JPEG[:2] + b"\xff\xe1\xff\xff" + JPEG, False, id="jpeg cut behind its thumbnail"),
         pytest.param(Format.JPEG, JPEG[:2] + b"junk" + JPEG[2:], False, id="jpeg with junk"),
         pytest.param(Format.GIF, saved("GIF")[:13] + b"\x3b", False, id="gif without an image"),
+        pytest.param(Format.GIF, b"GIF87a\1\0\1\0\0\0\0,\0\0\0\0\1\0\1\0\0\2\0;", False, id="gif without pixels"),
         pytest.param(Format.GIF, saved("GIF") + b"more", True, id="gif and more"),
         pytest.param(Format.SVG, b"<svg><svg></svg>\n", True, id="svg by its last tag alone"),
         pytest.param(Format.SVG, b"<svg></svg><!-- -->", False, id="svg and a comment"),
@@ -141,6 +146,19 @@ def test_a_look_at_the_first_bytes_takes_the_size_that_the_framing_tells() -> No
     assert not foresees_end(ending_of(Format.BMP, body[:20]), len(body), Budget(100)), "more bytes are needed"
     with pytest.raises(Spent):
         foresees_end(ending, len(body), Budget(0))
+
+
+def test_where_a_body_ends_may_be_known_before_its_last_bytes() -> None:
+    webp = saved("WEBP")
+    ending = ending_of(Format.WEBP, webp[:40])
+    assert not ending.is_seen
+    assert ending.is_foreseen(len(webp))
+    assert ending.is_foreseen(len(webp) + 1)
+    assert not ending.is_foreseen(len(webp) - 1)
+    assert not ending_of(Format.WEBP, webp[:16]).is_foreseen(len(webp))
+    assert ending_of(Format.PNG, PNG[:-4]).is_foreseen(len(PNG))
+    assert not ending_of(Format.PNG, PNG[:-5]).is_foreseen(len(PNG))
+    assert not ending_of(Format.BMP, saved("BMP")).is_foreseen(10**6)
 
 
 def test_a_look_at_a_piece_that_has_not_come_says_nothing() -> None:

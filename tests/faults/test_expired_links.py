@@ -13,7 +13,7 @@ import pytest
 from proxy.app import Seams
 from proxy.core.ending import READ_BYTES
 from proxy.origin import client
-from tests.faults.network import look, nothing_kept
+from tests.faults.network import Names, look, nothing_kept
 from tests.images import picture
 
 if TYPE_CHECKING:
@@ -142,6 +142,19 @@ async def test_a_redirect_to_where_we_do_not_go_means_the_same(start: Start, ori
     url = origin.gives("/a.png", b"", status="302 Found", headers={"Location": location})
     assert (await look(imgkeep, signed(url, past=True))).code == "source_expired"
     assert (await look(imgkeep, signed(url, past=False))).code == "source_forbidden"
+
+
+@pytest.mark.parametrize("location", ["https://login.invalid/", "http://localhost:1/login", "http://login.intranet/"])
+async def test_a_redirect_to_a_host_that_cannot_be_reached_means_the_same(
+    start: Start, origin: FakeOrigin, location: str
+) -> None:
+    names = Names({"login.intranet": ["10.0.0.1"], "localhost": ["127.0.0.1"]})
+    imgkeep = await start(fetch={"allow_ports": [80, 443, 1, origin.port]}, seams=Seams(resolver=lambda: names))
+    url = origin.gives("/a.png", b"", status="302 Found", headers={"Location": location})
+    assert (await look(imgkeep, signed(url, past=True))).code == "source_expired"
+    assert (await look(imgkeep, signed(url, past=False))).code in {"origin_error", "source_forbidden"}
+    gone = signed(url.replace("127.0.0.1", "gone.invalid"), past=True)
+    assert (await look(imgkeep, gone)).code == "origin_error", "its own origin said nothing"
 
 
 async def test_what_is_no_page_is_no_image_whatever_the_end(imgkeep: Imgkeep, origin: FakeOrigin) -> None:

@@ -59,6 +59,11 @@ class Feed:
         self._items.put_nowait(error)
         return self
 
+    @property
+    def at_hand(self) -> int:
+        queued = self._items._queue  # type: ignore[attr-defined]  # as a stream knows it
+        return sum(len(item) for item in queued if isinstance(item, bytes))
+
     async def chunks(self) -> AsyncIterator[bytes]:
         while (item := await self._items.get()) is not None:
             if isinstance(item, BaseException):

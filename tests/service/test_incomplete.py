@@ -13,6 +13,7 @@ from proxy.core.identity import identify
 from proxy.core.model import Doubt, Record, Standing
 from proxy.core.source import read_source
 from proxy.core.standing import standing_of
+from proxy.service.fill import GATHERED_BYTES_MAX
 from proxy.service.incomplete import REFETCHES_MAX
 from proxy.service.visit import Visit
 from tests.images import picture
@@ -93,10 +94,34 @@ async def test_a_whole_picture_that_comes_at_once_may_be_kept_for_ever(world: Wo
     assert not record_of(world).doubts
 
 
-async def test_what_may_turn_out_incomplete_is_kept_for_a_minute_by_its_first_client(world: World) -> None:
-    world.origin.gives(FRESH, lambda: Feed(len(WHOLE)).push(WHOLE[:1000], WHOLE[1000:]).end())
+@pytest.mark.parametrize("body", [WHOLE, picture("JPEG"), picture("GIF"), picture("WEBP")])
+@pytest.mark.parametrize("is_told", [False, True], ids=["size unknown", "size told"])
+async def test_pieces_that_have_come_already_tell_the_end(world: World, body: bytes, is_told: bool) -> None:  # noqa: FBT001 - a table
+    pieces = [body[at : at + 200] for at in range(0, len(body), 200)]
+    world.origin.gives(FRESH, lambda: Feed(len(body) if is_told else None).push(*pieces).end())
+    delivery = await world.ask(FRESH)
+    assert delivery.lasting
+    assert await drain(delivery) == body
+
+
+async def test_a_large_image_is_not_gathered_before_its_first_byte(world: World) -> None:
+    feed = Feed(GATHERED_BYTES_MAX + 1).push(WHOLE[:1000], WHOLE[1000:])
+    world.origin.gives(FRESH, lambda: feed)
     delivery = await world.ask(FRESH)
     assert not delivery.lasting
+    feed.end(OriginTimeout("cut short"))
+    await world.keeper.land()
+
+
+@pytest.mark.parametrize("size", [len(WHOLE), None])
+async def test_what_may_turn_out_incomplete_is_kept_for_a_minute_by_its_first_client(
+    world: World, size: int | None
+) -> None:
+    feed = Feed(size).push(WHOLE[:500], WHOLE[500:1000])
+    world.origin.gives(FRESH, lambda: feed)
+    delivery = await world.ask(FRESH)
+    assert not delivery.lasting, "its first bytes do not wait for the others"
+    feed.push(WHOLE[1000:]).end()
     assert await drain(delivery) == WHOLE
     later = await world.ask(FRESH)
     assert later.lasting
@@ -407,3 +432,86 @@ async def test_a_bare_link_completes_what_a_bare_link_brought() -> None:
     await look(world, BARE)
     assert await look(world, BARE) == WHOLE
     assert record_of(world).doubts == {Doubt.UNSIGNED}
+
+
+# Links whose signature a stranger may have invented
+
+
+def shaped(source: Source) -> SourceInfo:
+    """Take every query for a signature of a shape that services check, at a host that is not known."""
+    return replace(unverified(source), enforced=True, enforced_by_host=False)
+
+
+def refused() -> OriginRefused:
+    return OriginRefused("the origin says 403", origin_status=403)
+
+
+def shape(number: int) -> str:
+    return UNVERIFIED.replace("=1&", f"={number}&")
+
+
+@pytest.mark.parametrize("failure", [refused(), NotAnImage("a page"), SourceForbidden("it redirects to a login page")])
+async def test_links_that_the_origin_refuses_use_up_no_good_links_interval(world: World, failure: Exception) -> None:
+    await begin(world)
+    for number in range(30):
+        invented = FRESH.replace("Signature=0", f"Signature={number % 10 + 1:x}")
+        world.origin.gives(invented, failure)
+        world.wait(60)
+        await look(world, invented)
+    assert record_of(world).refetches is None
+    asked = len(world.origin.asked)
+    assert asked <= 10, "each of them once a day"
+    world.origin.gives(FRESHER, WHOLE)
+    assert await look(world, FRESHER) == HALF, "in the same minute as a link that was refused"
+    assert await look(world, FRESHER) == WHOLE
+    assert len(world.origin.asked) == asked + 1
+
+
+async def test_an_origin_that_is_down_has_the_interval_grow_by_any_link(world: World) -> None:
+    await begin(world)
+    world.origin.gives(FRESHER, OriginTimeout("it hangs"))
+    world.wait(60)
+    await look(world, FRESHER)
+    assert record_of(world).refetches is not None
+
+
+async def test_an_invented_shape_neither_replaces_half_a_picture_nor_keeps_it_from_being_confirmed() -> None:
+    world = World(identify=shaped)
+    await begin(world, url=UNVERIFIED)
+    for number in range(2, 40):
+        world.origin.gives(shape(number), OTHER if number % 2 else OTHER[:-12])
+        world.wait(3600)
+        await look(world, shape(number))
+        assert await look(world, UNVERIFIED) == HALF
+    record = record_of(world)
+    assert Doubt.INCOMPLETE not in record.doubts, "its own link has brought the same over a day"
+    assert record.refetches is not None
+    assert record.refetches.equal >= 3
+
+
+async def test_a_shape_whose_signature_makes_a_difference_completes_what_another_brought() -> None:
+    spoiled = read_source(shape(99))
+    world = World(identify=shaped, spoil=lambda _: spoiled)
+    await begin(world, url=UNVERIFIED)
+    world.origin.gives(spoiled.url, refused())
+    world.origin.gives(UNVERIFIED, refused())
+    world.origin.gives(shape(2), OTHER)
+    world.wait(60)
+    assert await look(world, shape(2)) == HALF
+    await world.keeper.land()
+    assert (await world.get(shape(3)))[1] == OTHER
+    assert Doubt.INCOMPLETE not in record_of(world).doubts
+
+
+async def test_plain_http_confirms_nothing_that_came_by_https() -> None:
+    world = World(identify=unverified)
+    await begin(world, OriginTimeout("it hangs"), url=BARE)
+    bare = BARE.replace("https", "http")
+    world.origin.gives(bare, HALF)
+    for _ in range(60):
+        world.wait(3600)
+        await world.get(bare)
+        await world.keeper.land()
+    record = record_of(world)
+    assert record.doubts >= {Doubt.INCOMPLETE}
+    assert record.refetches is None or record.refetches.equal == 0

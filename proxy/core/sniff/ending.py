@@ -2,7 +2,7 @@
 Seeing the end of an image while its bytes come, so that most bodies need no second look.
 
 `is_whole` reads a whole file. Here each piece is looked at once, as it comes, on the event loop:
-- PNG, GIF and WebP are walked from chunk to chunk, exactly as `is_whole` does.
+- PNG, GIF and WebP are walked from chunk to chunk, exactly as `is_whole` does; animated PNGs are left to it.
 - Of a JPEG the segments before the first scan are walked; then its last bytes have to be EOI, which entropy-coded data
   cannot hold (T.81, B.1.1.5). Of an SVG the last bytes have to be the end tag of the root.
 - Formats that say in their first bytes how large they are (BMP, ICO, the boxes of AVIF, HEIF and JPEG XL) are judged by
@@ -14,7 +14,9 @@ the bytes; a file that takes more of them is left to `is_whole` as well.
 
 from __future__ import annotations
 
+import zlib
 from abc import ABC, abstractmethod
+from collections import deque
 from typing import TYPE_CHECKING, Final, Protocol
 
 from proxy.core.model import Format
@@ -36,6 +38,7 @@ TAIL_BYTES: Final = 64
 
 _PADDING: Final = b"\0\r\n\t "
 _OPENING_BYTES: Final = 8  # length and type of a chunk
+_IDAT_CRC: Final = zlib.crc32(b"IDAT")
 
 
 class _Walk(Protocol):
@@ -44,10 +47,14 @@ class _Walk(Protocol):
 
     Attributes:
         is_seen: Whether the end of the image was among the bytes so far.
+        end: Where the image ends, once the bytes so far tell that.
     """
 
     @property
     def is_seen(self) -> bool: ...
+
+    @property
+    def end(self) -> int | None: ...
 
     def feed(self, data: bytes) -> None: ...
 
@@ -82,6 +89,11 @@ class Ending:
             self._walk.feed(data)
         elif len(self._head) < HEAD_BYTES_MAX:
             self._head += data[: HEAD_BYTES_MAX - len(self._head)]
+
+    def is_foreseen(self, size: int) -> bool:
+        """Whether the bytes so far tell where the image ends, and a body of `size` bytes reaches that far."""
+        end = None if self._walk is None else self._walk.end
+        return end is not None and end <= size
 
     def look(self, size: int, is_whole: Callable[[Body], bool], budget: Budget) -> bool:
         """
@@ -131,6 +143,7 @@ class _Chunks(ABC):
         """What has come of it, where `_next` is negative."""
         self._steps_left: float = STEPS_MIN
         self.is_walking = True
+        self.end: int | None = None
 
     def feed(self, data: bytes) -> None:
         size = len(data)
@@ -154,25 +167,54 @@ class _Chunks(ABC):
 
 
 class _Png(_Chunks):
+    """Besides walking, checks each IDAT, as a decoder stops at one that is wrong. Animations are left to `is_whole`."""
+
     def __init__(self) -> None:
         super().__init__()
         self._has_pixels = False
-        self._end: int | None = None
+        self._is_sound = True
+        self._idats: deque[tuple[int, int]] = deque()
+        """Where the data of those begin and end whose CRC has not come."""
+        self._crc = _IDAT_CRC
+        """Of what has come of the first of them."""
+        self._crc_field = b""
 
     @property
     def is_seen(self) -> bool:
-        return self._end is not None and self._end <= self._size
+        return self.end is not None and self.end <= self._size
+
+    def feed(self, data: bytes) -> None:
+        super().feed(data)
+        if self.is_walking or self.end is not None:
+            self._check(data, self._size - len(data))
+        if not self._is_sound:
+            self.is_walking, self.end = False, None
+
+    def _check(self, data: bytes, begin: int) -> None:
+        """Take the bytes from `begin` on into the checksums."""
+        while self._idats and self._is_sound:
+            start, end = self._idats[0]
+            with memoryview(data)[max(start - begin, 0) : max(end - begin, 0)] as piece:
+                self._crc = zlib.crc32(piece, self._crc)
+            self._crc_field += data[max(end - begin, 0) : max(end + 4 - begin, 0)]
+            if len(self._crc_field) < 4:
+                return
+            self._is_sound = int.from_bytes(self._crc_field, "big") == self._crc
+            self._idats.popleft()
+            self._crc, self._crc_field = _IDAT_CRC, b""
 
     def _step(self, opening: bytes, at: int) -> int:
         if at == 0:
             return 8  # the signature, which was recognised
         length, kind = int.from_bytes(opening[:4], "big"), opening[4:]
-        if length >> 31 or not kind.isalpha():
+        if length >> 31 or not kind.isalnum() or kind == b"acTL":
             return 0
         if kind == b"IEND":
-            self._end = at + 12 + length if self._has_pixels else None
+            self.end = at + 12 + length if self._has_pixels else None
             return 0
-        self._has_pixels |= kind == b"IDAT"
+        if kind == b"IDAT":
+            self._has_pixels = True
+            self._idats.append((at + 8, at + 8 + length))
         return 12 + length
 
 
@@ -181,24 +223,23 @@ class _Webp(_Chunks):
 
     def __init__(self) -> None:
         super().__init__()
-        self._end = 0
+        self._riff_end = 0
         self._has_pixels = False
-        self._is_walked = False
 
     @property
     def is_seen(self) -> bool:
-        return self._is_walked and self._has_pixels and self._end <= self._size
+        return self.end is not None and self.end <= self._size
 
     def _step(self, opening: bytes, at: int) -> int:
         length = int.from_bytes(opening[4:], "little")
         if at == 0:
-            self._end = _OPENING_BYTES + length
+            self._riff_end = _OPENING_BYTES + length
             return 12
         self._has_pixels |= opening[:4] in self._PIXELS
         behind = at + _OPENING_BYTES + length
         behind_padding = behind + (behind & 1)
-        if behind > self._end or behind_padding + _OPENING_BYTES > self._end:
-            self._is_walked = behind <= self._end
+        if behind > self._riff_end or behind_padding + _OPENING_BYTES > self._riff_end:
+            self.end = self._riff_end if behind <= self._riff_end and self._has_pixels else None
             return 0
         return behind_padding - at
 
@@ -239,6 +280,7 @@ class _Gif:
 
     def __init__(self) -> None:
         self.is_seen = False
+        self.end = None
         self._look: Callable[[int], int] = self._at_screen
         """What to make of the next byte that counts; it returns how far the one after it is."""
         self._next = 10
@@ -275,8 +317,13 @@ class _Gif:
 
     def _at_image(self, flags: int) -> int:
         self._has_image = True
-        self._look = self._at_sub_block
+        self._look = self._at_pixels
         return 1 + _table_size(flags) + 1  # and the LZW code size
+
+    def _at_pixels(self, length: int) -> int:
+        self._look = self._at_sub_block
+        self._is_walking = length > 0  # else a picture without a pixel
+        return 1 + length
 
     def _at_sub_block(self, length: int) -> int:
         if not length:
@@ -292,6 +339,7 @@ class _Svg:
     """Of an SVG the last tag counts."""
 
     def __init__(self) -> None:
+        self.end = None
         self._tail = b""
 
     @property
