@@ -70,9 +70,7 @@ REFUSAL_TIMEOUT_S: Final = 5
 """Timeout for the body of an error: it explains something at best."""
 BEGINNING_BYTES: Final = 4096
 """Maximum size of `Answer.beginning`: enough to tell a page, and for what it says at its beginning."""
-BODILESS: Final = frozenset({204, 205})
-UNFOLLOWED: Final = frozenset({300, 305, 306})
-"""Redirects by their number that browsers do not follow: they show what comes with them."""
+BODILESS: Final = frozenset({204, 205, 304})
 RETRY_AFTER_WAIT_MAX_S: Final = 5
 """A client waits meanwhile. An origin that wants us to wait longer is told to the client instead."""
 
@@ -253,7 +251,8 @@ class OriginClient:
             response = await self._send(source, fields, hops.connect_timeout_s)
             if response.status >= 300:
                 hops.cookies.take(source, response.headers.getall("Set-Cookie", ()))
-            if response.status not in REDIRECTS:
+            location = response.headers.getall("Location", ())
+            if response.status not in REDIRECTS or not any(value.strip() for value in location):
                 try:
                     self._check_status(response, conditional=bool(conditions))
                 except OriginError as error:
@@ -264,7 +263,6 @@ class OriginClient:
                     response.close()
                     raise
                 return response
-            location = response.headers.getall("Location", ())
             response.close()
             source = self._judge_redirect(source, location)
         raise _Final(f"the origin redirects more than fetch.redirects_max ({self._settings.redirects_max}) times")
@@ -311,8 +309,9 @@ class OriginClient:
         status = response.status
         if status == 304 and conditional:
             raise NotModified
-        if (200 <= status < 300 and status not in BODILESS) or status in UNFOLLOWED:
-            return  # browsers show what comes with any of these
+        # Browsers show what comes with any of these, also with redirects that lead nowhere or that they do not follow.
+        if 200 <= status < 400 and status not in BODILESS:
+            return
         if status in {404, 410}:
             raise SourceNotFound(f"the origin says {status}", origin_status=status)
         if status in {401, 403}:
@@ -334,9 +333,9 @@ class OriginClient:
     async def _read_refusal(self, response: Response, hops: _Hops) -> bytes:
         """Return what is wanted of what came with an error, or what of it came in time."""
         size = 0 if hops.refusal_size is None or response.status < 400 else hops.refusal_size(response.status)
-        body = b""
+        body = bytearray()
         if size == 0:
-            return body
+            return b""
         try:
             async with asyncio.timeout(REFUSAL_TIMEOUT_S):
                 answer = self._read_head(response, plaintext=False)
@@ -347,7 +346,7 @@ class OriginClient:
                             break
         except (TimeoutError, ImgkeepError):
             pass  # the status tells enough
-        return body[:size]
+        return bytes(body[:size])
 
 
 @dataclass(slots=True)
