@@ -256,7 +256,7 @@ class OriginClient:
                 try:
                     self._check_status(response, conditional=bool(conditions))
                 except OriginError as error:
-                    error.refusal = await self._read_refusal(response, hops)
+                    error.refusal, error.refusal_broke_off = await self._read_refusal(response, hops)
                     response.close()
                     raise
                 except BaseException:
@@ -330,12 +330,12 @@ class OriginClient:
             raise TooLarge("the image is larger than fetch.body_bytes_max")
         return Answer(response, self._settings, decoder, plaintext=plaintext)
 
-    async def _read_refusal(self, response: Response, hops: _Hops) -> bytes:
-        """Return what is wanted of what came with an error, or what of it came in time."""
+    async def _read_refusal(self, response: Response, hops: _Hops) -> tuple[bytes, bool]:
+        """Return what is wanted of what came with an error, or what of it came in time, and whether it broke off."""
         size = 0 if hops.refusal_size is None or response.status < 400 else hops.refusal_size(response.status)
-        body = bytearray()
+        body, broke_off = bytearray(), False
         if size == 0:
-            return b""
+            return b"", False
         try:
             async with asyncio.timeout(REFUSAL_TIMEOUT_S):
                 answer = self._read_head(response, plaintext=False)
@@ -344,9 +344,10 @@ class OriginClient:
                         body += chunk
                         if len(body) >= size:
                             break
+                broke_off = answer.is_coding_cut
         except (TimeoutError, ImgkeepError):
-            pass  # the status tells enough
-        return bytes(body[:size])
+            broke_off = True  # the status tells enough
+        return bytes(body[:size]), broke_off
 
 
 @dataclass(slots=True)
@@ -375,6 +376,11 @@ class Answer:
         self.beginning = b""
         etag, modified = (_printable(response.headers.get(name)) for name in ("ETag", "Last-Modified"))
         self.validator = Validator(etag, modified) if etag or modified else None
+
+    @property
+    def is_coding_cut(self) -> bool:
+        """Whether the end of a coding was not seen."""
+        return self._decoder is not None and self._decoder.applied and not self._decoder.proved
 
     @property
     def framed(self) -> bool:
