@@ -64,10 +64,11 @@ class HeadParser:
         except HttpProcessingError as error:
             self._error = error
         else:
-            if not found[0] or not _is_chunked(found[0][-1][0]):
+            message = next((message for message, _ in found[0] if not 100 <= message.code < 200), None)
+            if message is None or not _is_chunked(message):
                 return found
-            message = found[0][-1][0]
-            self._is_last = message.should_close or not message.chunked or "Content-Length" in message.headers
+            is_plain = message.chunked and "Content-Length" not in message.headers and found[0][-1][0] is message
+            self._is_last = message.should_close or not is_plain
         self._held = bytearray(b"".join(self._seen))
         self._seen.clear()
         return self._read_again()

@@ -103,6 +103,11 @@ async def test_a_head_may_come_in_any_pieces(imgkeep: Imgkeep, origin: FakeOrigi
         pytest.param(lines(LENGTH, b"Transfer-Encoding: chunked", body=CHUNKS), id="chunked and a length"),
         pytest.param(lines(LENGTH) + b"\n", id="more behind the body"),
         pytest.param(lines(b"Transfer-Encoding: chunked", body=CHUNKS) + b"\n", id="more behind chunks"),
+        pytest.param(lines(LENGTH) + lines(b"Transfer-Encoding: chunked", body=b"9\r\nabc"), id="chunks behind it"),
+        pytest.param(
+            lines(b"Transfer-Encoding: chunked", body=CHUNKS) + lines(b"Transfer-Encoding: chunked", body=CHUNKS),
+            id="two chunked answers",
+        ),
     ],
 )
 async def test_a_connection_with_such_an_answer_is_not_used_again(
