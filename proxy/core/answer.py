@@ -12,7 +12,8 @@ here are Chromium's (`net/http/http_util.cc`, `http_response_headers.cc`, `http_
 
 Strictness protects readers who stand in a row: what the first reads as one answer, the next reads as two. We read
 answers that we asked for over connections of our own, use no such connection again and forward no framing. So there is
-no next reader, and nothing is smuggled.
+no next reader, and nothing is smuggled. (Chunks that a strict parser refuses are read by `chunks.py`; whatever comes
+behind the end of a body ends the connection.)
 """
 
 from __future__ import annotations
@@ -49,13 +50,15 @@ class Head:
 
     Attributes:
         status: three digits.
-        data: the head, the empty line included. It ends the connection.
+        data: the head, the empty line included. It ends the connection, unless that may be used again.
         length: bytes of the body; `None`: chunks, or the end of the connection, tell where it ends.
+        chunked: whether chunks do.
     """
 
     status: int
     data: bytes
     length: int | None
+    chunked: bool
 
 
 def may_begin(data: bytes | bytearray) -> bool:
@@ -70,12 +73,13 @@ def find_head_end(data: bytes | bytearray, start: int = 0) -> int | None:
     return None if end is None else end.end()
 
 
-def mend_head(data: bytes) -> Head | None:
+def mend_head(data: bytes, *, is_last: bool = True) -> Head | None:
     """
     Return a head as a strict parser wants it; `None` if it is none to browsers either, or has too many fields.
 
     Args:
         data: a head, the empty line included.
+        is_last: whether the connection ends with this answer.
 
     Raises:
         Contradiction: it has two lengths.
@@ -97,7 +101,9 @@ def mend_head(data: bytes) -> Head | None:
         kept.append(b"Transfer-Encoding: chunked\r\n")
     elif length is not None:
         kept.append(b"Content-Length: %d\r\n" % length)
-    return Head(status, b"HTTP/1.1 %d \r\n%bConnection: close\r\n\r\n" % (status, b"".join(kept)), length)
+    if is_last:
+        kept.append(b"Connection: close\r\n")
+    return Head(status, b"HTTP/1.1 %d \r\n%b\r\n" % (status, b"".join(kept)), length, chunked)
 
 
 def has_chunked(values: list[str]) -> bool:
@@ -110,7 +116,8 @@ def _read_status(line: bytes) -> int | None:
     match = _STATUS.match(line)
     if match is None:
         return 200
-    return int(match[1]) if len(match[1]) == 3 and match[1] >= b"100" else None
+    digits = match[1].lstrip(b"0")
+    return int(digits) if len(digits) == 3 else None
 
 
 def _read_fields(lines: list[bytes]) -> list[tuple[bytes, bytes]]:

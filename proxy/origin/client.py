@@ -70,9 +70,7 @@ REFUSAL_TIMEOUT_S: Final = 5
 """Timeout for the body of an error: it explains something at best."""
 BEGINNING_BYTES: Final = 4096
 """Maximum size of `Answer.beginning`: enough to tell a page, and for what it says at its beginning."""
-BODILESS: Final = frozenset({204, 205})
-UNFOLLOWED: Final = frozenset({300, 305, 306})
-"""Redirects by their number that browsers do not follow: they show what comes with them."""
+BODILESS: Final = frozenset({204, 205, 304})
 RETRY_AFTER_WAIT_MAX_S: Final = 5
 """A client waits meanwhile. An origin that wants us to wait longer is told to the client instead."""
 
@@ -260,18 +258,18 @@ class OriginClient:
                 raise
             if response.status >= 300:
                 hops.cookies.take(source, response.headers.getall("Set-Cookie", ()))
-            if response.status not in REDIRECTS:
+            location = response.headers.getall("Location", ())
+            if response.status not in REDIRECTS or not any(value.strip() for value in location):
                 try:
                     self._check_status(response, conditional=bool(conditions))
                 except OriginError as error:
-                    error.refusal = await self._read_refusal(response, hops)
+                    error.refusal, error.refusal_broke_off = await self._read_refusal(response, hops)
                     response.close()
                     raise
                 except BaseException:
                     response.close()
                     raise
                 return response
-            location = response.headers.getall("Location", ())
             response.close()
             source = self._judge_redirect(source, location)
         raise _Final(f"the origin redirects more than fetch.redirects_max ({self._settings.redirects_max}) times")
@@ -318,8 +316,9 @@ class OriginClient:
         status = response.status
         if status == 304 and conditional:
             raise NotModified
-        if (200 <= status < 300 and status not in BODILESS) or status in UNFOLLOWED:
-            return  # browsers show what comes with any of these
+        # Browsers show what comes with any of these, also with redirects that lead nowhere or that they do not follow.
+        if 200 <= status < 400 and status not in BODILESS:
+            return
         if status in {404, 410}:
             raise SourceNotFound(f"the origin says {status}", origin_status=status)
         if status in {401, 403}:
@@ -338,12 +337,12 @@ class OriginClient:
             raise TooLarge("the image is larger than fetch.body_bytes_max")
         return Answer(response, self._settings, decoder, plaintext=plaintext)
 
-    async def _read_refusal(self, response: Response, hops: _Hops) -> bytes:
-        """Return what is wanted of what came with an error, or what of it came in time."""
+    async def _read_refusal(self, response: Response, hops: _Hops) -> tuple[bytes, bool]:
+        """Return what is wanted of what came with an error, or what of it came in time, and whether it broke off."""
         size = 0 if hops.refusal_size is None or response.status < 400 else hops.refusal_size(response.status)
-        body = b""
+        body, broke_off = bytearray(), False
         if size == 0:
-            return body
+            return b"", False
         try:
             async with asyncio.timeout(REFUSAL_TIMEOUT_S):
                 answer = self._read_head(response, plaintext=False)
@@ -352,9 +351,10 @@ class OriginClient:
                         body += chunk
                         if len(body) >= size:
                             break
+                broke_off = answer.is_coding_cut
         except (TimeoutError, ImgkeepError):
-            pass  # the status tells enough
-        return body[:size]
+            broke_off = True  # the status tells enough
+        return bytes(body[:size]), broke_off
 
 
 @dataclass(slots=True)
@@ -384,6 +384,11 @@ class Answer:
         self._received = 0
         etag, modified = (_printable(response.headers.get(name)) for name in ("ETag", "Last-Modified"))
         self.validator = Validator(etag, modified) if etag or modified else None
+
+    @property
+    def is_coding_cut(self) -> bool:
+        """Whether the end of a coding was not seen."""
+        return self._decoder is not None and self._decoder.applied and not self._decoder.proved
 
     @property
     def framed(self) -> bool:

@@ -6,6 +6,7 @@ They raise the errors of their libraries. What they make of bytes behind the end
 
 from __future__ import annotations
 
+import struct
 import sys
 import zlib
 from typing import TYPE_CHECKING, Final, Protocol
@@ -28,8 +29,11 @@ ZSTD_WINDOW_LOG_MAX: Final = 23
 """8 MiB, as RFC 9659 demands of zstd on the web and Chromium insists."""
 FRAMES_MAX: Final = 1000
 """Maximum number of zstd frames; `pzstd` makes one of every few megabytes."""
-BROTLI_TAIL_BYTES: Final = 1024
-"""Fed one by one: the library refuses bytes behind the end, and what it has decoded in that call is lost."""
+BROTLI_TAIL_BYTES: Final = 4096
+"""Fed one by one: the library refuses bytes behind the end, and what it has decoded in that call is lost. 2 ms."""
+
+GZIP_HEAD_BYTES_MAX: Final = 131_072 + 16_384
+"""Maximum size of a gzip member's head: a step more than its extra field of 64 KiB and long names take."""
 
 _PADDING: Final = b"\0\t\n\r "
 
@@ -78,12 +82,17 @@ class _Trailing:
 
 
 class _Inflate:
-    """One gzip member (RFC 1952), or deflate with or without zlib's wrapper: the first two bytes tell."""
+    """
+    Deflate with or without zlib's wrapper: the first two bytes tell.
+
+    Args:
+        wbits: What `zlib` is told of the wrapper; `None`: the first two bytes tell.
+    """
 
     wide = False
 
-    def __init__(self, *, gzip: bool) -> None:
-        self._zlib = zlib.decompressobj(wbits=31) if gzip else None
+    def __init__(self, wbits: int | None = None) -> None:
+        self._zlib = None if wbits is None else zlib.decompressobj(wbits=wbits)
         self._head = b""
         self._rest = b""
         self._trailing = _Trailing()
@@ -102,7 +111,7 @@ class _Inflate:
 
     def step(self, data: bytes) -> bytes:
         if self.ended:
-            self._trailing.note(data)
+            self._note(data)
             return b""
         if self._zlib is None:
             self._head += data
@@ -113,11 +122,77 @@ class _Inflate:
         piece = self._zlib.decompress(self._rest + data, STEP_BYTES_MAX)
         self._rest = self._zlib.unconsumed_tail
         if self._zlib.eof:
-            self._trailing.note(self._zlib.unused_data)
+            self._note(self._zlib.unused_data)
         return piece
 
     def finish(self) -> bytes:
         return b""
+
+    def _note(self, data: bytes) -> None:
+        self._trailing.note(data)
+
+
+class _Gzip(_Inflate):
+    """
+    One gzip member (RFC 1952).
+
+    Browsers do not look at its checksum and size. A wrong one is no error, and proves nothing.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(-15)
+        self._gzip_head: bytes | None = b""
+        """What has come of the member's head, as long as that is not whole."""
+        self._foot = b""
+        self._crc = self._size = 0
+
+    @property
+    def proved(self) -> bool:
+        wanted = struct.pack("<II", self._crc, self._size & 0xFFFFFFFF)
+        return self._foot == wanted and super().proved
+
+    def step(self, data: bytes) -> bytes:
+        if self._gzip_head is not None:
+            self._gzip_head += data
+            end = _find_gzip_head_end(self._gzip_head)
+            if end is None:
+                return b""
+            data, self._gzip_head = self._gzip_head[end:], None
+        piece = super().step(data)
+        self._crc = zlib.crc32(piece, self._crc)
+        self._size += len(piece)
+        return piece
+
+    def _note(self, data: bytes) -> None:
+        missing = 8 - len(self._foot)
+        self._foot += data[:missing]
+        self._trailing.note(data[missing:])
+
+
+def _find_gzip_head_end(data: bytes) -> int | None:
+    """
+    Return where the head of a gzip member ends; `None` if that is still to come.
+
+    Raises:
+        zlib.error: It is none, or too long.
+    """
+    if not b"\x1f\x8b\x08".startswith(data[:3]) or len(data) > GZIP_HEAD_BYTES_MAX:
+        raise zlib.error("no gzip")
+    if len(data) < 10:
+        return None
+    flags, end = data[3], 10
+    if flags & 0xE0:
+        raise zlib.error("no gzip that anything knows")
+    if flags & 4:
+        end += 2 + int.from_bytes(data[10:12], "little")
+    for flag in (8, 16):
+        if flags & flag:
+            end = data.find(b"\0", end) + 1
+            if end == 0:
+                return None
+    if flags & 2:
+        end += 2
+    return end if end <= len(data) else None
 
 
 class _Brotli:
@@ -220,8 +295,8 @@ def is_zlib(head: bytes) -> bool:
 
 
 CODERS: Final[dict[str, Callable[[], Coder]]] = {
-    "gzip": lambda: _Inflate(gzip=True),
-    "deflate": lambda: _Inflate(gzip=False),
+    "gzip": _Gzip,
+    "deflate": _Inflate,
     "br": _Brotli,
     "zstd": _Zstd,
 }

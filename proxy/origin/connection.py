@@ -12,7 +12,8 @@ bytes are handed to it in steps, and what is not part of the one answer that was
   the next answer they would be a stranger's image under another client's link. So they end the connection; a body that
   was whole before them stays whole.
 
-A head that a strict parser refuses and browsers read is read again by `origin/parser.py`, within the same bounds.
+A head that a strict parser refuses and browsers read is read again by `origin/parser.py`, which reads chunks as well,
+within the same bounds.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from aiohttp import ClientPayloadError
 from aiohttp.client_proto import ResponseHandler
 
-from proxy.origin.parser import HeadParser
+from proxy.origin.parser import ChunkParser, HeadParser
 
 if TYPE_CHECKING:
     import asyncio
@@ -79,8 +80,10 @@ class OriginConnection(ResponseHandler):
 
     def _renew_parser(self, how: dict[str, Any]) -> Any:
         """Return another parser of aiohttp's, which has seen nothing."""
+        asks = self._parser
         super().set_response_params(**how)
-        return self._parser
+        new, self._parser = self._parser, asks
+        return new
 
     def feed_data(self, data: tuple[RawResponseMessage, StreamReader], size: int = 0) -> None:
         """Take what the parser has found: a head, and the body to come."""
@@ -150,22 +153,23 @@ class OriginConnection(ResponseHandler):
             piece = data if step == end else data[start : start + step]
             super().data_received(piece)
             start += step
-            if self._content is not None and piece[-1] in b"\r\n" and self._has_more(piece, is_head=not had_head):
-                self._refuse("the origin sent an empty line that belongs to no answer")
+            if self._content is not None and self._has_more(piece, is_head=not had_head):
+                self._refuse("the origin sent bytes that belong to no answer")
             if self._left is not None and had_head:
                 self._left -= step
             elif self._left is not None and self._content is not None:
                 self._left -= self._content.total_bytes
 
     def _has_more(self, piece: bytes, *, is_head: bool) -> bool:
-        """Whether a body ended in `piece` before its last bytes: ends of lines, which the parser passes over."""
+        """Whether a body ended in `piece` before its last bytes, and no parser of aiohttp's refused these."""
+        if isinstance(self._parser, ChunkParser):
+            return self._parser.has_more
         content = self._content
-        if content is None or not content.is_eof():
+        if content is None or not is_head or piece[-1] not in b"\r\n" or not content.is_eof():
             return False
-        if self._chunked:
-            return len(piece) - len(piece.rstrip(b"\r\n")) > len(b"\r\n\r\n")
-        # Where an interim answer came with it, or a part of the head before it, a connection is given up for nothing.
-        return is_head and piece.find(b"\r\n\r\n") + len(b"\r\n\r\n") + content.total_bytes != len(piece)
+        # Ends of lines, which the parser passes over. Where an interim answer came with them, or a part of the head
+        # before them, a connection is given up for nothing.
+        return piece.find(b"\r\n\r\n") + len(b"\r\n\r\n") + content.total_bytes != len(piece)
 
     @property
     def _ended(self) -> bool:

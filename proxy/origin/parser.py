@@ -2,17 +2,19 @@
 aiohttp's parser for one answer, asked again where it refuses a head that browsers read.
 
 A usual head costs one call more. Only what the parser refuses, or would frame otherwise than browsers do, is read again
-by `core/answer.py` and given to a new parser. The bytes of a head are kept until it is whole, and the connection bounds
-them.
+by `core/answer.py` and given to a new parser. The bytes of a head stay until it is whole, and the connection bounds
+them. A chunked body is read by `core/chunks.py`.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp import ClientPayloadError
+from aiohttp.http_exceptions import HttpProcessingError, TransferEncodingError
 
 from proxy.core.answer import Contradiction, find_head_end, has_chunked, may_begin, mend_head
+from proxy.core.chunks import Chunks, Malformed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -48,6 +50,8 @@ class HeadParser:
         self._held: bytearray | None = None
         """What is read again, from the beginning of the first head that is not passed over."""
         self._searched = 0
+        self._is_last = True
+        """Whether the connection ends with this answer."""
 
     def feed_data(self, data: bytes) -> Found:
         """Take bytes as aiohttp's parser does, and return what it returns."""
@@ -60,8 +64,11 @@ class HeadParser:
         except HttpProcessingError as error:
             self._error = error
         else:
-            if not found[0] or not _is_framed_otherwise(found[0][-1][0]):
+            message = next((message for message, _ in found[0] if not 100 <= message.code < 200), None)
+            if message is None or not _is_chunked(message):
                 return found
+            is_plain = message.chunked and "Content-Length" not in message.headers and found[0][-1][0] is message
+            self._is_last = message.should_close or not is_plain
         self._held = bytearray(b"".join(self._seen))
         self._seen.clear()
         return self._read_again()
@@ -84,7 +91,7 @@ class HeadParser:
                 self._searched = max(0, len(self._held) - 2)
                 return NOTHING
             try:
-                head = mend_head(bytes(self._held[:end]))
+                head = mend_head(bytes(self._held[:end]), is_last=self._is_last)
             except Contradiction as error:
                 self._refuse(str(error))
                 return NOTHING
@@ -104,21 +111,58 @@ class HeadParser:
         body, self._held = bytes(self._held[: head.length]), bytearray()
         self.strict = self._renew()
         found: Found = self.strict.feed_data(head.data)
-        if body and head.status != 101:
-            content = found[0][0][1]
-            try:
-                self.strict.feed_data(body)
-            except HttpProcessingError:
-                # What came behind a whole body is dropped.
-                if not content.is_eof():
-                    raise
+        if head.status == 101:
+            return found
+        content = found[0][0][1]
+        if head.chunked and not content.is_eof():
+            self.strict = ChunkParser(content)
+        try:
+            self.strict.feed_data(body)
+        except HttpProcessingError:
+            # What came behind a whole body is dropped.
+            if not content.is_eof():
+                raise
         return found
 
 
-def _is_framed_otherwise(message: RawResponseMessage) -> bool:
-    """Whether aiohttp's parser frames a body by the connection's end that browsers frame by chunks."""
-    return (
-        not message.chunked
-        and "Transfer-Encoding" in message.headers
-        and has_chunked(message.headers.getall("Transfer-Encoding"))
-    )
+class ChunkParser:
+    """
+    Reads a chunked body, in the place of aiohttp's parser.
+
+    Attributes:
+        has_more: Whether bytes came behind the end of the body.
+    """
+
+    def __init__(self, content: StreamReader) -> None:
+        self._content = content
+        self._chunks = Chunks()
+
+    @property
+    def has_more(self) -> bool:
+        return self._chunks.has_more
+
+    def feed_data(self, data: bytes) -> Found:
+        """Take bytes as aiohttp's parser does, and return that there is no other answer."""
+        try:
+            body = self._chunks.feed(data)
+        except Malformed as error:
+            self._content.set_exception(ClientPayloadError(str(error)))
+            raise TransferEncodingError(str(error)) from None
+        if body:
+            self._content.feed_data(body)
+        if self._chunks.ended and not self._content.is_eof():
+            self._content.feed_eof()
+        return NOTHING
+
+    def feed_eof(self) -> None:
+        """Take the end of the connection. Raises: TransferEncodingError: The body had not ended."""
+        if not self._chunks.ended:
+            raise TransferEncodingError("the connection was closed before the last chunk")
+
+    def pause_reading(self) -> None:
+        """Do nothing: the connection holds back what comes meanwhile."""
+
+
+def _is_chunked(message: RawResponseMessage) -> bool:
+    """Whether browsers frame a body by chunks; aiohttp's parser waits for the connection's end in some cases."""
+    return "Transfer-Encoding" in message.headers and has_chunked(message.headers.getall("Transfer-Encoding"))

@@ -358,7 +358,9 @@ class Fill:
     async def _judge_error(self, error: OriginError) -> None:
         """Find out whether a picture came with an error, where clients are shown it."""
         body = error.refusal
-        if not self._to.show_errors or isinstance(error, NotAnImage) or not 0 < len(body) <= ERROR_PICTURE_BYTES_MAX:
+        if not self._to.show_errors or isinstance(error, NotAnImage) or error.refusal_broke_off:
+            return
+        if not 0 < len(body) <= ERROR_PICTURE_BYTES_MAX:
             return
         with suppress(NotAnImage, TooLarge, Busy):
             _, seen = await self._to.judges.read_head(_once(body), self._demand.client)

@@ -58,6 +58,7 @@ def test_fields_are_written_as_a_strict_parser_wants_them(lines: list[bytes], wa
     [
         (b"HTTP/1.1 200 OK", 200),
         (b"HTTP/1.1 404", 404),
+        (b"HTTP/1.1 0200 OK", 200),
         (b"http/1.0   302 Found", 302),
         (b"HTTP/2 206 Part", 206),
         (b"HTTP 503", 503),
@@ -129,3 +130,10 @@ def test_what_is_mended_is_read_alike_again(data: bytes) -> None:
     if head is not None:
         assert mend_head(head.data) == head
         assert find_head_end(head.data) == len(head.data)
+
+
+def test_a_connection_that_may_be_used_again_is_not_ended() -> None:
+    head = mend_head(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", is_last=False)
+    assert head is not None
+    assert head.data == b"HTTP/1.1 200 \r\nTransfer-Encoding: chunked\r\n\r\n"
+    assert head.chunked

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from tests.conftest import Imgkeep
-    from tests.origins import FakeOrigin
+    from tests.origins import Exchange, FakeOrigin
 
     Start = Callable[..., Awaitable[Imgkeep]]
 
@@ -40,6 +41,25 @@ STATUSES = {
 
 async def showing(start: Start, **fetch: Any) -> Imgkeep:
     return await start(fetch={"show_errors": True, **fetch})
+
+
+CUT = {
+    "by its length": ("Content-Length: 9999", picture()[:4000]),
+    "by its chunks": ("Transfer-Encoding: chunked", b"fa0\r\n" + picture()[:4000] + b"\r\n"),
+    "by its coding": ("Content-Encoding: gzip", gzip.compress(picture())[:-1000]),
+}
+
+
+@pytest.mark.parametrize(("field", "body"), CUT.values(), ids=CUT.keys())
+async def test_a_picture_that_broke_off_is_not_shown(start: Start, origin: FakeOrigin, field: str, body: bytes) -> None:
+    imgkeep = await showing(start)
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.send(f"HTTP/1.1 404 Not Found\r\n{field}\r\n\r\n".encode() + body)
+        exchange.finish()
+
+    seen = await look(imgkeep, origin.on("/a.png", script))
+    assert (seen.status, seen.code) == (404, "source_not_found")
 
 
 @pytest.mark.parametrize(("status", "told"), STATUSES.items())

@@ -103,9 +103,35 @@ HEADS = {
     "chunks with spaces before the size": Head(
         lines(b"Transfer-Encoding: chunked", body=b"  %x\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY)), False
     ),
-    # Chunks are read strictly: their framing has no limit but ours.
     "chunks with bare line feeds": Head(
-        lines(b"Transfer-Encoding: chunked", body=b"%x\n%b\n0\n\n" % (len(BODY), BODY)), True, stored=False),
+        lines(b"Transfer-Encoding: chunked", body=b"%x\n%b\n0\n\n" % (len(BODY), BODY)), True
+    ),
+    "chunks with line feeds and carriage returns": Head(
+        lines(b"Transfer-Encoding: chunked", body=b"%x\n%b\r\n0\n\r\n" % (len(BODY), BODY)), True
+    ),
+    "last chunk with line feeds": Head(lines(b"Transfer-Encoding: chunked", body=CHUNKS[:-4] + b"\n\n"), True),
+    "chunks with an extension without a name": Head(
+        lines(b"Transfer-Encoding: chunked", body=b"%x;\r\n%b\r\n0;\r\n\r\n" % (len(BODY), BODY)), True
+    ),
+    "chunks with an extension that is none": Head(
+        lines(b"Transfer-Encoding: chunked", body=b"%x ; a b=@\xff\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY)), True
+    ),
+    "chunks with a tab behind the size": Head(
+        lines(b"Transfer-Encoding: chunked", body=b"%x\t\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY)), False
+    ),
+    "chunks with two carriage returns": Head(
+        lines(b"Transfer-Encoding: chunked", body=b"%x\r\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY)), False
+    ),
+    "chunks with a sign": Head(
+        lines(b"Transfer-Encoding: chunked", body=b"+%x\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY)), False
+    ),
+    "chunks without a line end behind the data": Head(
+        lines(b"Transfer-Encoding: chunked", body=b"%x\r\n%b0\r\n\r\n" % (len(BODY), BODY)), False
+    ),
+    "chunks behind an empty line": Head(lines(b"Transfer-Encoding: chunked", body=b"\r\n" + CHUNKS), False),
+    "chunks of one byte": Head(
+        lines(b"Transfer-Encoding: chunked", body=b"".join(b"1\r\n%c\r\n" % b for b in BODY) + b"0\r\n\r\n"), True
+    ),
     "chunks with an extension": Head(
         lines(b"Transfer-Encoding: chunked", body=b"%x;a=b\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY)), True
     ),
@@ -118,9 +144,9 @@ HEADS = {
     "chunks with a trailer": Head(
         lines(b"Transfer-Encoding: chunked", body=CHUNKS[:-2] + b"X-Sum: 1\r\n\r\n"), True
     ),
-    # As above.
     "chunks with a trailer that is none": Head(
-        lines(b"Transfer-Encoding: chunked", body=CHUNKS[:-2] + b"PHP Warning: oh no\r\n\r\n"), True, stored=False),
+        lines(b"Transfer-Encoding: chunked", body=CHUNKS[:-2] + b"PHP Warning: oh no\r\nnothing\r\n : b\r\n\r\n"), True
+    ),
     "chunks without the last one": Head(
         lines(b"Transfer-Encoding: chunked", body=CHUNKS[:-5]), False
     ),

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.core.errors import Busy, OriginError
-from proxy.origin.coders import FRAMES_MAX, STEP_BYTES_MAX
+from proxy.origin.coders import FRAMES_MAX, GZIP_HEAD_BYTES_MAX, STEP_BYTES_MAX
 from proxy.origin.coding import (
     CODINGS_MAX,
     OVERHEAD_BYTES_MAX,
@@ -119,12 +119,26 @@ def test_a_stream_that_is_cut_gives_a_beginning_and_is_not_proved(codings: str, 
         assert not proved or (codings == "zstd" and data[end:].startswith((b"\x28\xb5\x2f\xfd", SKIPPABLE[:4])))
 
 
+@pytest.mark.parametrize("size", [1, 10_000])
 @pytest.mark.parametrize("at", [-8, -5, -4, -1], ids=["checksum", "checksum's end", "size", "size's end"])
-def test_a_wrong_checksum_or_size_of_gzip_is_an_error(at: int) -> None:
+def test_a_wrong_checksum_or_size_of_gzip_proves_nothing(at: int, size: int) -> None:
+    """As in Chromium, which does not look at them: the image has to prove that it is whole."""
     data = bytearray(gzip.compress(BODY))
     data[at] ^= 1
+    assert undo("gzip", [bytes(data[start : start + size]) for start in range(0, len(data), size)]) == (BODY, False)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        pytest.param(b"\x1f\x8b\x07" + bytes(7), id="another method"),
+        pytest.param(b"\x1f\x8b\x08\x20" + bytes(6), id="an unknown flag"),
+        pytest.param(b"\x1f\x8b\x08\x08" + bytes(6) + b"a" * GZIP_HEAD_BYTES_MAX, id="a name without end"),
+    ],
+)
+def test_a_head_that_is_no_gzip_is_damage(head: bytes) -> None:
     with pytest.raises(OriginError):
-        undo("gzip", [bytes(data)])
+        undo("gzip", (head[at : at + 1000] for at in range(0, len(head), 1000)))
 
 
 @pytest.mark.parametrize(
@@ -139,13 +153,13 @@ ENDED = {name: WHOLE[name] for name in ("gzip", "deflate", "deflate without a wr
 
 
 @pytest.mark.parametrize(("codings", "data", "body"), ENDED.values(), ids=ENDED.keys())
-@pytest.mark.parametrize("more", [b"\n", b"\r\n", bytes(600), b" "], ids=["newline", "line end", "zeros", "space"])
+@pytest.mark.parametrize("more", [b"\n", b"\r\n", bytes(4000), b" "], ids=["newline", "line end", "zeros", "space"])
 @pytest.mark.parametrize("apart", [False, True], ids=["in one piece", "in another piece"])
 def test_padding_behind_the_end_is_ignored(codings: str, data: bytes, body: bytes, more: bytes, *, apart: bool) -> None:
     assert undo(codings, [data, more] if apart else [data + more]) == (body, True)
 
 
-MORE = [b"x", b"garbage" * 100, gzip.compress(b""), gzip.compress(BODY)]
+MORE = [b"x", b"garbage" * 500, gzip.compress(b""), gzip.compress(BODY)]
 
 
 @pytest.mark.parametrize(("codings", "data", "body"), ENDED.values(), ids=ENDED.keys())

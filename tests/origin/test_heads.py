@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -77,6 +78,8 @@ async def test_chromium_shows_what_the_table_says(origin: FakeOrigin) -> None:
         pytest.param(lines(LENGTH, LENGTH) + b"\n", id="length twice, and more"),
         pytest.param(lines(LENGTH, b"Transfer-Encoding: chunked", body=CHUNKS) + b"\n", id="chunked and a length"),
         pytest.param(lines(b"Transfer-Encoding: chunked, identity", body=CHUNKS), id="chunked, then identity"),
+        pytest.param(HEADS["chunks with bare line feeds"].answer, id="chunks with bare line feeds"),
+        pytest.param(HEADS["chunks with a trailer that is none"].answer, id="chunks with a trailer that is none"),
         pytest.param(b"\r\n" + lines(MALFORMED, LENGTH, end=b"\n"), id="line feeds"),
         pytest.param(
             b"HTTP/1.1 103 Early Hints\r\nLink: a\r\n\r\n" + lines(MALFORMED, LENGTH), id="malformed behind interim"
@@ -101,6 +104,11 @@ async def test_a_head_may_come_in_any_pieces(imgkeep: Imgkeep, origin: FakeOrigi
         pytest.param(lines(LENGTH, b"Transfer-Encoding: chunked", body=CHUNKS), id="chunked and a length"),
         pytest.param(lines(LENGTH) + b"\n", id="more behind the body"),
         pytest.param(lines(b"Transfer-Encoding: chunked", body=CHUNKS) + b"\n", id="more behind chunks"),
+        pytest.param(lines(LENGTH) + lines(b"Transfer-Encoding: chunked", body=b"9\r\nabc"), id="chunks behind it"),
+        pytest.param(
+            lines(b"Transfer-Encoding: chunked", body=CHUNKS) + lines(b"Transfer-Encoding: chunked", body=CHUNKS),
+            id="two chunked answers",
+        ),
     ],
 )
 async def test_a_connection_with_such_an_answer_is_not_used_again(
@@ -114,9 +122,11 @@ async def test_a_connection_with_such_an_answer_is_not_used_again(
     assert origin.connections == 2
 
 
-async def test_a_plain_answer_keeps_its_connection(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+@pytest.mark.parametrize("name", ["plain", "chunked", "chunks with a trailer"])
+async def test_a_plain_answer_keeps_its_connection(imgkeep: Imgkeep, origin: FakeOrigin, name: str) -> None:
+    plain = replace(HEADS[name], closes=False)
     for number in range(3):
-        url = origin.on(f"/{number}.png", answering(HEADS["plain"]))
+        url = origin.on(f"/{number}.png", answering(plain))
         assert (await look(imgkeep, url)).body == BODY
     assert origin.connections == 1
 
