@@ -539,7 +539,10 @@ def tell_opening(config: Config, addresses: Sequence[tuple[str, int]], local_tok
     link = None
     if local_token and not config.server.is_open:
         link = login.make_link(local_token, *addresses[0], REAL.clock())
-        log.info("log in by this link within the hour", extra={"link": login.Link(link)})
+        log.info(
+            "open this link in a browser within the hour: it logs in and shows the newest images",
+            extra={"link": login.Link(link)},
+        )
     open_to = {
         "fetches": f"{facts['sources']}, for {facts['images_for']}",
         "API": f"for {facts['api_for']}",

@@ -657,7 +657,11 @@ PATHS: Final[dict[str, Any]] = {
     "/login": {
         "get": _operation(
             "Let a browser on this machine into the API",
-            {"303": {"description": "The browser has a session, and is sent to `/api`."}},
+            {
+                "303": {
+                    "description": "The browser has a session, and is sent to `/`, or to `/api` without `server.welcome`."
+                }
+            },
             description="The link is printed at start on a loopback address without `security.api_tokens`, and by "
             "`imgkeep token --login`. It holds for an hour.",
             parameters=[_query("ticket", "As the link has it.", {"type": "string"}, required=True)],

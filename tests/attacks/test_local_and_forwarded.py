@@ -448,7 +448,7 @@ async def test_log_in_link_of_the_start_opens_the_api_for_its_browser(tmp_path: 
                 cookie = response.headers["Set-Cookie"]
                 assert program.token not in cookie
                 attributes = {part.strip().lower() for part in cookie.split(";")[1:]}
-                assert {"httponly", "samesite=strict", "path=/api", f"max-age={SESSION_S}"} <= attributes
+                assert {"httponly", "samesite=strict", "path=/", f"max-age={SESSION_S}"} <= attributes
             async with session.get(f"http://{program.address}/api/images") as response:
                 assert (await response.json())["images"] == []
             async with session.delete(f"http://{program.address}/api/images/{KEY}") as response:
