@@ -657,11 +657,7 @@ PATHS: Final[dict[str, Any]] = {
     "/login": {
         "get": _operation(
             "Let a browser on this machine into the API",
-            {
-                "303": {
-                    "description": "The browser has a session, and is sent to `/`, or to `/api` without `server.welcome`."
-                }
-            },
+            {"303": {"description": "The browser has a session, and is sent to `/` (`/api` without that page)."}},
             description="The link is printed at start on a loopback address without `security.api_tokens`, and by "
             "`imgkeep token --login`. It holds for an hour.",
             parameters=[_query("ticket", "As the link has it.", {"type": "string"}, required=True)],
