@@ -1,5 +1,5 @@
 """
-An image service on this machine for the examples. Its links are signed and die after a minute, as those of real ones do.
+An image service on this machine for the examples. Its links are signed and die after a minute, as those of others do.
 
     python examples/origin.py
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 import hmac
 import secrets
 import sys
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from hashlib import sha256
@@ -82,7 +83,7 @@ def picture(name: str) -> bytes:
 class Handler(BaseHTTPRequestHandler):
     """Answers one request."""
 
-    def do_GET(self) -> None:  # noqa: N802 - so the library calls it
+    def do_GET(self) -> None:
         """Answer with a link, a page or a picture."""
         url = urlsplit(self.path)
         match url.path:
@@ -114,5 +115,15 @@ class Handler(BaseHTTPRequestHandler):
         sys.stderr.write(f"origin: {urlsplit(self.path).path} {int(code)}\n")
 
 
+def main() -> None:
+    """Serve until Ctrl-C."""
+    try:
+        server = ThreadingHTTPServer(("127.0.0.1", PORT), Handler)
+    except OSError as error:
+        sys.exit(f"origin: port {PORT}: {error.strerror}")
+    with suppress(KeyboardInterrupt):
+        server.serve_forever()
+
+
 if __name__ == "__main__":
-    ThreadingHTTPServer(("127.0.0.1", PORT), Handler).serve_forever()
+    main()

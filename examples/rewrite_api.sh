@@ -1,5 +1,8 @@
 #!/bin/sh
-# Rewrite a page by the API, have its images saved, and wait until they are: sh rewrite_api.sh page.html > new.html
+# Rewrite a page by the API, have its images saved, and wait until they are. Beside examples/origin.py and imgkeep:
+#
+#   curl -s -o out/api-before.html http://127.0.0.1:9000/page.html
+#   sh examples/rewrite_api.sh out/api-before.html > out/api.html
 set -eu
 base=${IMGKEEP:-http://127.0.0.1:8080}
 token=${IMGKEEP_TOKEN:-$(cat data/api-token)}

@@ -1,10 +1,13 @@
 #!/bin/sh
-# Have the pages of a folder ask imgkeep for their images, and keep these first: sh rewrite_files.sh site
+# Store the images of the pages in a folder, then have the pages ask imgkeep for them. Beside examples/origin.py and imgkeep:
+#
+#   curl -s --create-dirs -o out/site/page.html http://127.0.0.1:9000/page.html
+#   IMGKEEP_CONFIG=examples/config.toml sh examples/rewrite_files.sh out/site
 set -eu
-export IMGKEEP_SERVER__PUBLIC_URL="${IMGKEEP_SERVER__PUBLIC_URL:-https://img.example.com}"
+base=${IMGKEEP:-http://127.0.0.1:8080}
 
-# What would change; 1: something would.
-if imgkeep rewrite --diff "$1"; then
+# What would change; exit status 1: something would.
+if imgkeep rewrite --diff --base "$base" "$1"; then
     exit 0
 fi
-imgkeep rewrite --in-place --save "$1"
+imgkeep rewrite --in-place --save --base "$base" "$1"

@@ -24,7 +24,7 @@ settings.configure(
     MIDDLEWARE=["proxy.sites.django.ImgkeepMiddleware"],
     IMGKEEP={
         "public_url": os.environ.get("IMGKEEP_URL", "http://127.0.0.1:8080"),
-        # As imgkeep has it: any host, and this machine. Leave both out where imgkeep runs with its defaults and is public.
+        # What this imgkeep may fetch: all hosts, and this machine. Leave both out for one that others can reach.
         "allow": ["*"],
         "allow_networks": ["127.0.0.1/32"],
     },

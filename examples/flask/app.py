@@ -20,7 +20,7 @@ app = Flask(__name__)
 app.wsgi_app = Imgkeep(  # type: ignore[method-assign] # as Flask's documentation says
     app.wsgi_app,
     public_url=os.environ.get("IMGKEEP_URL", "http://127.0.0.1:8080"),
-    # As imgkeep has it: any host, and this machine. Leave both out where imgkeep runs with its defaults and is public.
+    # What this imgkeep may fetch: all hosts, and this machine. Leave both out for one that others can reach.
     allow=["*"],
     allow_networks=["127.0.0.1/32"],
 )

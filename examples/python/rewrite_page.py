@@ -1,12 +1,19 @@
-"""Rewrite a page in a program of your own: `python rewrite_page.py page.html > new.html`."""
+"""
+Rewrite a page in a program of your own. Beside examples/origin.py and imgkeep:
 
+    curl -s -o out/python-before.html http://127.0.0.1:9000/page.html
+    python examples/python/rewrite_page.py out/python-before.html > out/python.html
+"""
+
+import os
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
 from proxy.core.rewrite import HtmlStream, ImgLinks, Temporary, rewrite_html
 
-PUBLIC_URL = "https://img.example.com"  # as server.public_url; empty for pages from the same host as imgkeep
+PUBLIC_URL = os.environ.get("IMGKEEP_URL", "http://127.0.0.1:8080")
+"""As `server.public_url`; empty for pages from the same host as imgkeep."""
 
 
 def rewrite_whole(page: bytes, linker: ImgLinks) -> bytes:

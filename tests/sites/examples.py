@@ -33,8 +33,8 @@ COMMANDS = {
 
 @asynccontextmanager
 async def running(name: str, page: Path, imgkeep: Program) -> AsyncGenerator[str]:
-    """Run an example until the end of the block; yield its URL once imgkeep has told the example its policy."""
-    told = {"PAGE": str(page), "IMGKEEP_URL": f"http://{imgkeep.address}", "IMGKEEP_TOKEN": imgkeep.token}
+    """Run an example until the end of the block; yield its URL once its page is rewritten."""
+    told = {"PAGE": page.as_uri(), "IMGKEEP_URL": f"http://{imgkeep.address}"}
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     process = await asyncio.create_subprocess_exec(

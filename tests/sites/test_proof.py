@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import sys
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from html import escape
@@ -15,10 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from yarl import URL
 
-from proxy.sites.links import SiteLinks
 from tests.browser import browsing
 from tests.images import picture
-from tests.program import ROOT, serving
+from tests.program import serving
 from tests.sites.examples import COMMANDS, running, visiting
 
 if TYPE_CHECKING:
@@ -177,24 +175,3 @@ async def test_every_image_paints_when_its_link_has_long_expired(tmp_path: Path,
                 await expect_all(visit, imgkeep, name)
             await visit.open((tmp_path / "flask.html").as_uri())
             assert await visit.ask(ARE_BROKEN)
-
-
-async def test_the_example_for_jinja(origin: FakeOrigin) -> None:
-    temporary = Service(origin).link("/a.png").replace(origin.url(""), "https://b.s3.amazonaws.com")
-    for link, kept in ((temporary, 2), ("https://example.com/a.png?a=1&b=2", 1)):
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            str(ROOT / "examples/jinja/app.py"),
-            env={"LINK": link, "PYTHONPATH": str(ROOT)},
-            stdout=asyncio.subprocess.PIPE,
-        )
-        page = (await process.communicate())[0].decode()
-        assert page.count("http://127.0.0.1:8080/img?src=") == kept
-        assert page.count(escape(link)) == 2 - kept
-
-
-def test_the_page_of_the_examples_shows_what_is_rewritten() -> None:
-    page = (ROOT / "examples/page.html").read_text()
-    rewritten = SiteLinks(public_url="http://127.0.0.1:8080", allow=["*"]).rewrite(page)
-    assert rewritten.count("http://127.0.0.1:8080/img?src=") == 1
-    assert "https://example.com/lighthouse.png" in rewritten

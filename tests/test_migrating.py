@@ -1,0 +1,76 @@
+"""The commands of docs/migrating.md, one after the other, as a newcomer types them."""
+
+from __future__ import annotations
+
+import csv
+import re
+import shutil
+import socket
+from typing import TYPE_CHECKING
+
+import aiohttp
+
+from tests.checkout import Shell
+from tests.images import picture
+from tests.program import ROOT, cannot
+from tests.web.test_rewrite import SIGNED
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.origins import FakeOrigin
+
+PAGE = (ROOT / "docs/migrating.md").read_text("utf-8")
+
+
+async def test_each_command_does_what_the_page_says(tmp_path: Path, origin: FakeOrigin) -> None:
+    if shutil.which("curl") is None:
+        cannot("curl is not installed")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    made = origin.gives("/made.png", picture(seed=1))
+    link = f"{origin.gives('/link.png', picture(seed=2))}?{SIGNED}"
+    text = PAGE.replace("127.0.0.1:8080", f"127.0.0.1:{port}").replace("https://example.com/made.png", made)
+    adopt, look, save, copy, move, undo = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "config.toml").write_text(
+        f'[server]\nport = {port}\n[store]\nfree_bytes_min = 0\n[fetch]\nallow_networks = ["127.0.0.0/8"]\n'
+    )
+    for folder in ("public/generated-images", "old-images"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "lighthouse.png").write_bytes(picture())
+    (tmp_path / "public/generated-images/notes.txt").write_text("not an image")
+    (tmp_path / "made.png").write_bytes(picture(seed=3))
+    (tmp_path / "links.txt").write_text(f"{link}\n")
+    page = tmp_path / "site" / "page.html"
+    page.parent.mkdir()
+    page.write_text(f'<img src="{link}">')
+    shell = Shell(tmp_path)
+
+    async with shell.serving(adopt, f"http://127.0.0.1:{port}/healthz", "adopt"):
+        log = (tmp_path / "adopt.log").read_text()
+        assert "1 adopted, 0 known, 1 passed over, 0 failed" in log
+        await shell.run(look, "look")
+        assert " 200 OK" in (tmp_path / "look.log").read_text()
+        await shell.run(save, "save")
+        assert (tmp_path / "save.log").read_text().count('"success":true') == 2
+        await shell.run(without("aws", copy), "copy")
+        with (tmp_path / "old-to-new.csv").open(newline="") as file:
+            new = {row["source"]: row["url"] for row in csv.DictReader(file)}
+        assert "legacy:generated-images/lighthouse.png" in new
+        async with aiohttp.ClientSession() as session:
+            url = f"http://127.0.0.1:{port}{new['legacy:generated/lighthouse.png']}"
+            async with session.get(url) as response:
+                assert await response.read() == picture()
+        await shell.run(without("psql", move).replace("--diff site", "--diff site || [ $? = 1 ]"), "move")
+        assert page.read_text().startswith('<img src="/img?src=')
+        await shell.run("imgkeep verify", "verify")
+        await shell.run(undo, "undo")
+        assert page.read_text().replace("&amp;", "&") == f'<img src="{link}">'
+
+
+def without(program: str, block: str) -> str:
+    """Return a block without the command of a program that needs an account or a database."""
+    lines = [line.partition(" #")[0] for line in block.splitlines()]
+    rest = [line for line in lines if not line.startswith(program)]
+    assert len(rest) == len(lines) - 1
+    return "\n".join(rest)
