@@ -116,7 +116,7 @@ SCHEMAS: Final[dict[str, Any]] = {
             "status": {"type": "string", "enum": ["ready", "degraded", "unready", "draining"]},
             **{
                 name: {"type": "string"}
-                for name in ("image", "openapi", "documentation", "health", "readiness", "module")
+                for name in ("image", "openapi", "api", "documentation", "health", "readiness", "module")
             },
         }
     ),
@@ -332,6 +332,7 @@ _RESTORE: Final = (
 )
 _EXAMPLE: Final = "https://example.com/picture.png?signature=abc"
 
+_HTML: Final = {"description": "A page.", "content": {"text/html": {"schema": {"type": "string"}}}}
 _PREFLIGHT: Final = _operation(
     "Tell pages of other sites what their scripts may ask", {"204": {"description": "What CORS allows."}}
 )
@@ -349,6 +350,14 @@ PATHS: Final[dict[str, Any]] = {
                     },
                 }
             },
+        )
+    },
+    "/docs": {"get": _operation("List the documentation, for people", {"200": _HTML})},
+    "/docs/{name}": {
+        "get": _operation(
+            "Show a page of the documentation",
+            {"200": _HTML},
+            parameters=[{"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}],
         )
     },
     "/img": {

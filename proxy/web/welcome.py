@@ -21,6 +21,7 @@ from aiohttp import web
 from proxy import __version__
 from proxy.core.errors import ImgkeepError
 from proxy.core.negotiation import prefers_page
+from proxy.web.documentation import FILES, INDEX
 from proxy.web.login import COOKIE
 from proxy.web.pages import CONTENT_TYPE, Markup, Page, read_static
 from proxy.web.site import SITE
@@ -60,6 +61,7 @@ _SIGNING: Final = {
     "misses": Markup(f"New images need signed URLs: {_SIGN}, and a back end makes them with the key."),
     "always": Markup(f"Every URL has to be signed: {_SIGN}, and a back end makes them with the key."),
 }
+_DOCUMENTATION: Final = Markup('<li><a href="docs">Documentation</a></li>')
 _LOG_IN: Final = (
     "Log in to see them, and what is read from a link: open the link that imgkeep prints at start, or the one that "
     "<code>imgkeep token --login</code> prints."
@@ -113,7 +115,8 @@ def _describe(request: web.Request, site: Site) -> dict[str, object]:
         "status": report["status"],
         "image": f"{base}/img?src={{url}}",
         "openapi": f"{base}/openapi.json",
-        "documentation": f"{base}/api",
+        "api": f"{base}/api",
+        "documentation": f"{base}{INDEX if FILES else '/api'}",
         "health": f"{base}/healthz",
         "readiness": f"{base}/readyz",
         "module": f"{base}/imgkeep.js",
@@ -143,6 +146,7 @@ def _fill(request: web.Request, site: Site) -> bytes:
         signing=_SIGNING[door.signature],
         api=_tell_session(request, may_call=may_call) if has_log_in else "",
         newest=Markup(newest),
+        documentation=_DOCUMENTATION if FILES else "",
     )
 
 

@@ -51,7 +51,8 @@ async def test_programs_read_json(start: Start, accept: str | None) -> None:
         "status": "ready",
         "image": f"{base}/img?src={{url}}",
         "openapi": f"{base}/openapi.json",
-        "documentation": f"{base}/api",
+        "api": f"{base}/api",
+        "documentation": f"{base}/docs",
         "health": f"{base}/healthz",
         "readiness": f"{base}/readyz",
         "module": f"{base}/imgkeep.js",
@@ -61,7 +62,7 @@ async def test_programs_read_json(start: Start, accept: str | None) -> None:
 async def test_the_links_lead_somewhere(imgkeep: Imgkeep) -> None:
     async with imgkeep.client.get("/") as response:
         told = await response.json()
-    for name in ("openapi", "documentation", "health", "readiness", "module"):
+    for name in ("openapi", "api", "documentation", "health", "readiness", "module"):
         async with imgkeep.stranger.get(told[name]) as response:
             assert response.status == 200, name
     async with imgkeep.client.head("/") as response:
