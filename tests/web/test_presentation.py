@@ -20,7 +20,7 @@ from tests.core.test_negotiation import IMG, TAB
 from tests.core.test_signing import KEY
 from tests.images import picture, picture_of
 from tests.peers import clustered, line_to, others
-from tests.program import run
+from tests.program import run, serving
 from tests.web.raw import ask, port_of, request, target_of
 from tests.web.test_connection import line_to as line_of
 from tests.web.test_crowd import Held, told, until_waiting
@@ -256,5 +256,7 @@ async def test_a_wrong_placeholder_is_told_at_start(tmp_path: Path, command: lis
         status, out, err = await run(tmp_path / "data", *command, **settings)
         assert (status, out) == (2, "")
         assert err == f"imgkeep: delivery.placeholder: {tmp_path}/nowhere.png does not exist\n"
+    async with serving(tmp_path / "data"):
+        pass
     status, _, _ = await run(tmp_path / "data", "stats", delivery__placeholder=str(tmp_path / "nowhere.png"))
     assert status == 0, "it concerns the server"
