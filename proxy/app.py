@@ -29,7 +29,18 @@ from proxy.service.rewrite import RewriteDesk
 from proxy.storage.local_token import NAME, TokenUnusableError, make_token, read_token
 from proxy.supervisor import LEAVE, READY
 from proxy.telemetry import show
-from proxy.web import api, failures_api, images_api, jobs_api, login, openapi, rewrite_api, script, welcome
+from proxy.web import (
+    api,
+    documentation,
+    failures_api,
+    images_api,
+    jobs_api,
+    login,
+    openapi,
+    rewrite_api,
+    script,
+    welcome,
+)
 from proxy.web import health as health_routes
 from proxy.web.admission import admission, invite_later
 from proxy.web.bodies import Bodies
@@ -110,6 +121,8 @@ def build(config: Config, seams: Seams = REAL, place: Place | None = None) -> we
     _add_images(app.router, IMAGES, image)
     if config.server.welcome:
         app.router.add_get(welcome.PATH, welcome.welcome)
+        app.router.add_get(documentation.INDEX, documentation.index)
+        app.router.add_get(documentation.PATH, documentation.page)
     app.router.add_get(script.MODULE, script.module)
     app.router.add_get(script.TYPES, script.types)
     app.router.add_get("/openapi.json", openapi.document)
@@ -541,7 +554,10 @@ def tell_opening(config: Config, addresses: Sequence[tuple[str, int]], local_tok
     link = None
     if local_token and not config.server.is_open:
         link = login.make_link(local_token, *addresses[0], REAL.clock())
-        log.info("log in by this link within the hour", extra={"link": login.Link(link)})
+        log.info(
+            "open this link in a browser within the hour: it logs in and shows the newest images",
+            extra={"link": login.Link(link)},
+        )
     open_to = {
         "fetches": f"{facts['sources']}, for {facts['images_for']}",
         "API": f"for {facts['api_for']}",

@@ -46,16 +46,17 @@ def make_banner(  # noqa: PLR0913 - what it tells
         addresses: Where it listens.
         version: Of the program.
         open_to: What is open, and to whom.
-        log_in: A link by which a browser on this machine gets into the API.
+        log_in: A link to the page under `/` that logs a browser on this machine in.
     """
     if config.log.format != "text" or not stream.isatty():
         return None
     urls = [f"{config.server.public_url.rstrip('/')}/"] if config.server.public_url else []
     urls += [f"http://{format_address(_ANY.get(host, host), port)}/" for host, port in addresses]
-    rows: list[tuple[str, Text]] = [("address", _link(url)) for url in dict.fromkeys(urls)]
+    rows: list[tuple[str, Text]] = []
+    if log_in is not None:  # first: it is the link to open, because the address alone shows no pictures
+        rows.append(("open", Text.assemble(_link(log_in), " (within the hour: it logs your browser in)")))
+    rows += [("address", _link(url)) for url in dict.fromkeys(urls)]
     rows += [(name, Text(text)) for name, text in {**_places(config), **open_to}.items()]
-    if log_in is not None:
-        rows.append(("log in", Text.assemble(_link(log_in), " (within the hour)")))
     rows.append(("end", Text("Ctrl-C")))
     buffer = StringIO()
     terminal = Console(file=stream)  # reads TERM and NO_COLOR

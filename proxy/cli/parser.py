@@ -312,7 +312,7 @@ def _add_rewrite(commands: _Commands[argparse.ArgumentParser]) -> None:
     rewriting.add_argument(
         "--save", action="store_true", help="store the images first; links of those that are not stored stay"
     )
-    _add_server(rewriting, "with --save: a running imgkeep that stores them (default: the store itself)")
+    _add_server(rewriting, "a running imgkeep that tells what it would refuse and, with --save, stores the images")
     _add_json(rewriting, "with --in-place: one JSON object a file")
 
 

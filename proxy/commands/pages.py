@@ -44,9 +44,10 @@ async def rewrite(call: Call, pages: Sequence[Page]) -> int:
         target: save.Target | None = None
         parts = None
         inspector = app.make_inspector(config)
-        if arguments.save and arguments.server:
-            target = server = save.Server(client_of(call))
+        if arguments.server:
+            server = save.Server(client_of(call))
             inspector = await _as_server(inspector, server, config)
+            target = server if arguments.save else None
         elif arguments.save:
             await asyncio.to_thread(partial(insist_on_owner, config, server_helps=True))
             works = await stack.enter_async_context(open_works(config))
@@ -96,7 +97,7 @@ def read_pages(arguments: argparse.Namespace) -> list[Page]:
     for wrong, message in (
         (arguments.diff and arguments.save, "--save: --diff does nothing but show"),
         (arguments.undo and arguments.save, "--save: --undo stores nothing"),
-        (arguments.server and not arguments.save, "--server: needs --save"),
+        (arguments.undo and arguments.server, "--server: --undo asks no server"),
         (arguments.json and not arguments.in_place, "--json: needs --in-place, without which documents are printed"),
         (arguments.in_place and STANDARD_INPUT in names, "--in-place: standard input has no place"),
         (

@@ -26,7 +26,19 @@ if TYPE_CHECKING:
 HOSTS_MAX: Final = 16
 """Maximum number of addresses to listen on: each costs every worker a socket."""
 OWN_PATHS: Final = frozenset(
-    {"img", "images", "api", "login", "healthz", "readyz", "metrics", "openapi.json", "imgkeep.js", "imgkeep.d.ts"}
+    {
+        "img",
+        "images",
+        "api",
+        "docs",
+        "login",
+        "healthz",
+        "readyz",
+        "metrics",
+        "openapi.json",
+        "imgkeep.js",
+        "imgkeep.d.ts",
+    }
 )
 
 

@@ -33,7 +33,8 @@ FIELDS_MAX: Final = 64
 """Maximum number of fields that a browser may ask for at once: tracing libraries add ten."""
 _FIELDS_ACTED_ON: Final = frozenset({"authorization", "cookie", "via", "cdn-loop", "forwarded", *FORWARDED_HEADERS})
 """Fields that say who asks. A page of another site has no business there."""
-_FIELD: Final = re.compile(r"(?!x-forwarded-|imgkeep-)[a-z0-9_.-]{1,64}")
+_FIELD: Final = re.compile(r"(?!x-forwarded-|imgkeep-|\*\Z)[a-z0-9!#$%&'*+.^_`|~-]{1,128}")
+"""A token (RFC 9110, 5.6.2). A `*` alone stands for all fields in the answer to a preflight, so it is left out."""
 _READS: Final = frozenset({"GET", "HEAD"})
 
 

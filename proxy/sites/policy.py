@@ -4,8 +4,8 @@ What imgkeep would refuse to fetch, as a site knows it: from its options, or fro
 Rules:
 - A link that imgkeep would refuse is left alone: the image behind it may work where it is, and a refusal never does.
 - A page never waits for an answer of imgkeep. Until the first one, no link of a site that asks is rewritten.
-- An answer holds until the next one: a site whose imgkeep is away goes on as before. A site that is refused an answer
-  goes by its options.
+- An answer holds until the next one: a site whose imgkeep is away goes on as before, also if there was no answer yet.
+  A site that is refused an answer goes by its options.
 - Neither links nor the token are logged.
 """
 
@@ -113,7 +113,7 @@ class AskedRules:
         server: Its URL.
         token: For its API; white space around it, as a file ends with, does not count.
         catalogue: What the site knows about links.
-        otherwise: The rules until imgkeep answers, once it has not answered.
+        otherwise: The rules where imgkeep answers something else, as to a wrong token.
 
     Raises:
         ValueError: `server` is no http(s) URL.
@@ -148,7 +148,7 @@ class AskedRules:
     @property
     def current(self) -> Rules | None:
         """What is known now; `None`: nothing yet. Begins to ask where the answer is missing or old."""
-        if self._rules is None or time.monotonic() >= self._ask_at:
+        if time.monotonic() >= self._ask_at:
             self._begin()
         return self._rules
 
@@ -166,13 +166,15 @@ class AskedRules:
             self._rules = read_rules(self._get(), self._catalogue)
         except Exception as error:  # noqa: BLE001 - pages go on, whatever an answer holds
             # What other exceptions say is not told: it may hold what was sent.
-            self._fail(str(error) if isinstance(error, NoAnswer) else type(error).__name__)
+            is_away = isinstance(error, NoAnswer) and error.is_away
+            self._fail(str(error) if isinstance(error, NoAnswer) else type(error).__name__, is_away=is_away)
         else:
             self._failure, self._ask_at = "", time.monotonic() + self._every_s
 
-    def _fail(self, failure: str) -> None:
+    def _fail(self, failure: str, *, is_away: bool) -> None:
         self._ask_at = time.monotonic() + self._retry_s
-        self._rules = self._rules or self._otherwise
+        if not is_away:
+            self._rules = self._rules or self._otherwise
         if failure != self._failure:
             self._failure = failure
             log.warning("imgkeep did not tell its policy: %s", failure)
@@ -185,16 +187,26 @@ class AskedRules:
             connection.request("GET", self._path, headers=self._headers)
             response = connection.getresponse()
             if response.status != 200:
-                raise NoAnswer(f"it answers {response.status}")
+                raise NoAnswer(f"it answers {response.status}", is_away=response.status >= 500)
             return _read(response)
         except (OSError, HTTPException) as error:
-            raise NoAnswer(type(error).__name__) from None
+            raise NoAnswer(type(error).__name__, is_away=True) from None
         finally:
             connection.close()
 
 
 class NoAnswer(Exception):
-    """imgkeep did not say what it would refuse; the message holds nothing that was sent."""
+    """
+    imgkeep did not say what it would refuse.
+
+    Args:
+        message: Why; it holds nothing that was sent.
+        is_away: Whether it may say so later: nothing answers, or with 5xx.
+    """
+
+    def __init__(self, message: str, *, is_away: bool = False) -> None:
+        super().__init__(message)
+        self.is_away = is_away
 
 
 def read_rules(body: bytes, catalogue: Catalogue) -> Rules:
@@ -219,6 +231,8 @@ def _read(response: HTTPResponse) -> bytes:
     body, end = bytearray(), time.monotonic() + TIMEOUT_S
     while piece := response.read1(65_536):
         body += piece
-        if len(body) > ANSWER_BYTES_MAX or time.monotonic() > end:
-            raise NoAnswer("its answer is too large, or too slow")
+        if len(body) > ANSWER_BYTES_MAX:
+            raise NoAnswer("its answer is too large")
+        if time.monotonic() > end:
+            raise NoAnswer("its answer is too slow", is_away=True)
     return bytes(body)

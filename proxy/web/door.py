@@ -37,6 +37,7 @@ HOW_TO_CALL: Final = (
     "the API needs a token: send Authorization: Bearer <token>, with one of security.api_tokens or, where none is set, "
     "with what stands in the file api-token in the data folder"
 )
+HOW_TO_LOG_IN: Final = "Browsers on this machine log in by the link that `imgkeep token --login` prints"
 CLOSED: Final = (
     "the API is closed, because the file api-token could not be made in the data folder; the log says why. Set "
     "security.api_tokens"
@@ -143,8 +144,10 @@ class Door:
         if given is not None and self._opens(given):
             return
         session = request.cookies.get(login.COOKIE)
-        if session is None or self.local_token is None:
+        if self.local_token is None:
             raise Unauthorized(HOW_TO_CALL)
+        if session is None:
+            raise Unauthorized(f"{HOW_TO_CALL}. {HOW_TO_LOG_IN}")
         self._insist_on_own_page(request)
         if not login.holds(session, self.local_token, "session", self.clock()):
             raise Unauthorized(f"the session has ended; {HOW_TO_CALL}")

@@ -7,6 +7,7 @@ Rules:
 - A browser sends a cookie whichever page makes the request. So a session counts only under a name of this machine (a
   page elsewhere may lead a name of its own here: DNS rebinding), only for pages of our own port (cookies know no
   ports), and changes something only where the browser names that page (`Origin`).
+- The cookie goes to all paths: `/` and `/readyz` tell more to those who may call the API. Images depend on no cookie.
 - The query of a log-in link is a credential, and stands in no record of a request.
 """
 
@@ -81,5 +82,5 @@ async def login(request: web.Request) -> web.Response:
     response = web.Response(
         status=303, headers={"Location": home, "Cache-Control": "no-store", "Referrer-Policy": "no-referrer"}
     )
-    response.set_cookie(COOKIE, session, max_age=SESSION_S, path="/api", httponly=True, samesite="Strict")
+    response.set_cookie(COOKIE, session, max_age=SESSION_S, path="/", httponly=True, samesite="Strict")
     return response

@@ -116,7 +116,7 @@ SCHEMAS: Final[dict[str, Any]] = {
             "status": {"type": "string", "enum": ["ready", "degraded", "unready", "draining"]},
             **{
                 name: {"type": "string"}
-                for name in ("image", "openapi", "documentation", "health", "readiness", "module")
+                for name in ("image", "openapi", "api", "documentation", "health", "readiness", "module")
             },
         }
     ),
@@ -332,6 +332,7 @@ _RESTORE: Final = (
 )
 _EXAMPLE: Final = "https://example.com/picture.png?signature=abc"
 
+_HTML: Final = {"description": "A page.", "content": {"text/html": {"schema": {"type": "string"}}}}
 _PREFLIGHT: Final = _operation(
     "Tell pages of other sites what their scripts may ask", {"204": {"description": "What CORS allows."}}
 )
@@ -349,6 +350,14 @@ PATHS: Final[dict[str, Any]] = {
                     },
                 }
             },
+        )
+    },
+    "/docs": {"get": _operation("List the documentation, for people", {"200": _HTML})},
+    "/docs/{name}": {
+        "get": _operation(
+            "Show a page of the documentation",
+            {"200": _HTML},
+            parameters=[{"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}],
         )
     },
     "/img": {
@@ -657,7 +666,7 @@ PATHS: Final[dict[str, Any]] = {
     "/login": {
         "get": _operation(
             "Let a browser on this machine into the API",
-            {"303": {"description": "The browser has a session, and is sent to `/api`."}},
+            {"303": {"description": "The browser has a session, and is sent to `/` (`/api` without that page)."}},
             description="The link is printed at start on a loopback address without `security.api_tokens`, and by "
             "`imgkeep token --login`. It holds for an hour.",
             parameters=[_query("ticket", "As the link has it.", {"type": "string"}, required=True)],

@@ -10,7 +10,9 @@ Rules:
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -20,7 +22,7 @@ from proxy.config import ConfigError
 from proxy.core.negotiation import Form, choose_form
 from proxy.core.sniff import Spent, Undecided, is_whole, sniff
 from proxy.web.delivery import policy_of
-from proxy.web.pages import CONTENT_TYPE, Page, read_static
+from proxy.web.pages import CONTENT_TYPE, Markup, Page, read_static
 
 if TYPE_CHECKING:
     from proxy.core.headers import Fields
@@ -52,6 +54,7 @@ class _Facts(msgspec.Struct, frozen=True):
 
 _PAGE: Final = Page("$status $title", read_static("problem.html"), sources=("img-src data:", "form-action 'none'"))
 _POLICY: Final = _PAGE.policy()
+_CODE: Final = re.compile("`([^`]*)`")
 
 
 def read_placeholder(setting: str) -> Placeholder | None:
@@ -120,7 +123,7 @@ def _as_page(answer: Answer, body: bytes) -> Answer:
     page = _PAGE.fill(
         status=str(facts.status),
         title=facts.title,
-        detail=_as_sentence(facts.detail),
+        detail=Markup(_CODE.sub(r"<code>\1</code>", escape(_as_sentence(facts.detail)))),
         code=facts.code,
         again="" if wait is None else f"Try again in {wait} {'second' if wait == '1' else 'seconds'}.",
     )

@@ -3,7 +3,9 @@
 
 Rules:
 - The page tells what every client may know. What needs access (what is read from a link, the newest pictures) its
-  script asks the API for, with the session of the browser, and only where browsers can have one.
+  script asks the API for, with the session of the browser, and only where the browser has one.
+- A session does not count for a request that a page elsewhere has caused, and browsers leave the cookie out
+  (`SameSite=Strict`). Behind a link on such a page the script finds out by asking for this page again.
 - Where only this machine can ask, it answers under our own names alone.
 """
 
@@ -19,6 +21,8 @@ from aiohttp import web
 from proxy import __version__
 from proxy.core.errors import ImgkeepError
 from proxy.core.negotiation import prefers_page
+from proxy.web.documentation import FILES, INDEX
+from proxy.web.login import COOKIE
 from proxy.web.pages import CONTENT_TYPE, Markup, Page, read_static
 from proxy.web.site import SITE
 
@@ -30,7 +34,6 @@ SUMMARY: Final = "Makes temporary image links permanent."
 
 HEADERS: Final = {
     "Cache-Control": "no-store",
-    "Vary": "Accept",
     "X-Content-Type-Options": "nosniff",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
@@ -58,6 +61,7 @@ _SIGNING: Final = {
     "misses": Markup(f"New images need signed URLs: {_SIGN}, and a back end makes them with the key."),
     "always": Markup(f"Every URL has to be signed: {_SIGN}, and a back end makes them with the key."),
 }
+_DOCUMENTATION: Final = Markup('<li><a href="docs">Documentation</a></li>')
 _LOG_IN: Final = (
     "Log in to see them, and what is read from a link: open the link that imgkeep prints at start, or the one that "
     "<code>imgkeep token --login</code> prints."
@@ -86,11 +90,12 @@ async def welcome(request: web.Request) -> web.Response:
     accept = ", ".join(request.headers.getall("Accept", []))
     if not prefers_page(accept):
         body = msgspec.json.encode(_describe(request, site))
-        return web.Response(body=body, content_type="application/json", headers=HEADERS)
+        return web.Response(body=body, content_type="application/json", headers={**HEADERS, "Vary": "Accept"})
     policy = _PAGE.policy(*_sources(leads_away=site.welcome.leads_away))
     headers = {
         **HEADERS,
         "Content-Type": CONTENT_TYPE,
+        "Vary": "Accept, Authorization, Cookie, Sec-Fetch-Site",
         "Content-Security-Policy": policy,
         "Cross-Origin-Opener-Policy": "same-origin",
         "Referrer-Policy": "no-referrer",
@@ -110,7 +115,8 @@ def _describe(request: web.Request, site: Site) -> dict[str, object]:
         "status": report["status"],
         "image": f"{base}/img?src={{url}}",
         "openapi": f"{base}/openapi.json",
-        "documentation": f"{base}/api",
+        "api": f"{base}/api",
+        "documentation": f"{base}{INDEX if FILES else '/api'}",
         "health": f"{base}/healthz",
         "readiness": f"{base}/readyz",
         "module": f"{base}/imgkeep.js",
@@ -124,7 +130,7 @@ def _sources(*, leads_away: bool) -> tuple[str, ...]:
 
 
 def _fill(request: web.Request, site: Site) -> bytes:
-    door = site.door
+    door, may_call = site.door, _may_call(request, site)
     is_local = bool(door.own_hosts)
     has_log_in = is_local and door.local_token is not None
     _, report = site.health.report(in_full=False)
@@ -134,13 +140,21 @@ def _fill(request: web.Request, site: Site) -> bytes:
         version=__version__,
         status=status,
         state=_STATES[status],
-        parts=_list_parts(report) if is_local or _may_call(request, site) else "",
+        parts=_list_parts(report) if is_local or may_call else "",
         base=door.own_base(request),
         hint=_HINTS[door.signature],
         signing=_SIGNING[door.signature],
-        api="session" if has_log_in else "",
+        api=_tell_session(request, may_call=may_call) if has_log_in else "",
         newest=Markup(newest),
+        documentation=_DOCUMENTATION if FILES else "",
     )
+
+
+def _tell_session(request: web.Request, *, may_call: bool) -> str:
+    """Return what the script goes by: `session`, `ask` where it does not count for this request alone, or nothing."""
+    if may_call and COOKIE in request.cookies:
+        return "session"
+    return "ask" if request.headers.get("Sec-Fetch-Site") in {"cross-site", "same-site"} else ""
 
 
 def _list_parts(report: dict[str, Any]) -> Markup:

@@ -448,7 +448,11 @@ async def test_log_in_link_of_the_start_opens_the_api_for_its_browser(tmp_path: 
                 cookie = response.headers["Set-Cookie"]
                 assert program.token not in cookie
                 attributes = {part.strip().lower() for part in cookie.split(";")[1:]}
-                assert {"httponly", "samesite=strict", "path=/api", f"max-age={SESSION_S}"} <= attributes
+                assert {"httponly", "samesite=strict", "path=/", f"max-age={SESSION_S}"} <= attributes
+            async with program.session.get(
+                f"http://{program.address}/api/images", headers={"Authorization": ""}
+            ) as response:
+                assert "`imgkeep token --login`" in (await response.json())["detail"]
             async with session.get(f"http://{program.address}/api/images") as response:
                 assert (await response.json())["images"] == []
             async with session.delete(f"http://{program.address}/api/images/{KEY}") as response:
@@ -613,7 +617,7 @@ def test_open_server_fetches_from_known_hosts_only(server: dict[str, Any]) -> No
 async def test_open_server_stops_at_its_bytes(
     start: Start, origin: FakeOrigin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(config, "OPEN_BYTES_PER_DAY", len(picture()) + 1)
+    monkeypatch.setattr(config.schema, "OPEN_BYTES_PER_DAY", len(picture()) + 1)
     imgkeep = await start(server={"trusted_proxies": ["127.0.0.1/32"]})
     statuses = []
     for n in range(4):

@@ -268,6 +268,9 @@ def test_terminal_is_told_where_imgkeep_is_and_what_is_open(folder: Path, worker
     settings = {"TERM": "xterm-256color", "log__format": "text", "server__workers": workers}
     shown = start_in_terminal(folder, **settings)
     assert re.search(r"\x1b]8;id=\d+;(http://127\.0\.0\.1:\d+/)\x1b\\\x1b\[4m\1\x1b\[0m\x1b]8;;\x1b\\\r\n", shown)
+    first = re.search(r"imgkeep [0-9.]+.*?\r\n(.*?)\r\n", shown)
+    assert first is not None
+    assert re.match(r"open +\x1b]8;id=\d+;http://127\.0\.0\.1:\d+/login\?ticket=", first[1]), "the link to open"
     assert f"images   {folder}\r\n" in shown
     assert "open to  this machine only\r\n" in shown
     assert "listening address=" in shown, "records stay for logs"

@@ -330,7 +330,7 @@ def test_links_that_do_not_work_everywhere_are_warned_of(command: Command, site:
         ("--url nonsense site/a.html", "--url"),
         ("--diff --url https://a.example/ site site", "--url"),
         ("--diff --save site", "--save"),
-        ("--server http://127.0.0.1:1 site/a.html", "--save"),
+        ("--server http://127.0.0.1:1 --undo site/a.html", "--undo asks no server"),
         ("--json site/a.html", "--in-place"),
         ("--undo --all site/a.html", "not allowed with"),
         ("--undo --save --in-place site", "--save"),
@@ -417,6 +417,15 @@ async def test_links_that_the_server_would_refuse_stay(
     arguments = ("--save", "--server", f"http://127.0.0.1:{port_of(refusing)}", "site/a.html")
     status, out, err = await asyncio.to_thread(command, *arguments, security__api_tokens=token)
     assert (status, out) == (0, page.replace(fetched, target_of(fetched)).encode()), err
+    asked = len(origin.seen)
+    status, out, err = await asyncio.to_thread(command, *arguments[1:], security__api_tokens=token)
+    assert (status, out) == (0, page.replace(fetched, target_of(fetched)).encode()), (
+        "the policy counts without --save too"
+    )
+    assert len(origin.seen) == asked
+    status, out, err = await asyncio.to_thread(command, *arguments[1:], security__api_tokens="a-token-it-does-not-take")
+    assert (status, out) == (1, b"")
+    assert "401" in err
 
     signing = {"signature": "misses", "signing_keys": ("k" * 16,), "api_tokens": (token,)}
     refusing = await start(folder=tmp_path / "other", security=signing)

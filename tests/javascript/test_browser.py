@@ -245,6 +245,34 @@ async def fails(page: Page) -> None:
     assert (again, source) == (lost, f"{lost} 1x")
 
 
+async def fails_silently(page: Page) -> None:
+    """A poster, a button, a picture in a drawing and a background fire no event that tells which link failed."""
+    links = await page.evaluate("""async () => {
+      const lost = (name) => `http://localhost:${location.port}/picky.png?${name}`;
+      const svg = `<svg width="9" height="9"><image width="9" height="9" href="${lost("drawing")}"/></svg>`;
+      room.innerHTML = `<video poster="${lost("poster")}"></video><input type="image" src="${lost("button")}">${svg}`;
+      const style = `background-image: url('${lost("style")}'), url('${link}')`;
+      room.insertAdjacentHTML("beforeend", `<p style="${style}">.</p><p hidden style="${style}">.</p>`);
+      const read = () => [
+        room.querySelector("video").poster, room.querySelector("input").src,
+        room.querySelector("image").getAttribute("href"),
+        ...[...room.querySelectorAll("p")].map((each) => each.style.backgroundImage),
+      ];
+      const isBack = (value) => !value.includes("%2Fpicky.png");
+      const end = Date.now() + 10_000;
+      await new Promise((resolve) => setTimeout(resolve));
+      const first = read();
+      while (!read().slice(0, 4).every(isBack) && Date.now() < end) await new Promise((go) => setTimeout(go, 10));
+      await new Promise((resolve) => setTimeout(resolve, 50));
+      return [first, read()];
+    }""")
+    before, after = links
+    assert all("/img?src=" in value for value in before)
+    assert [re.sub(r"^.*/picky", "", value) for value in after[:3]] == [".png?poster", ".png?button", ".png?drawing"]
+    assert re.match(r'url\("http://localhost:\d+/picky\.png\?style"\), url\("[^"]*/img\?src=', after[3])
+    assert after[4].count("/img?src=") == 2, "what is hidden is not asked for"
+
+
 async def is_refused(page: Page) -> None:
     links = await page.evaluate("""async () => {
       const links = ["https://refused.example/a.png", "https://a.allowed.example:81/a.png", "http://intranet/a.png"];
@@ -262,6 +290,7 @@ FACTS: dict[str, Callable[[Page], Awaitable[None]]] = {
     "a shadow is a root of its own": has_a_shadow,
     "an option that there is not is an error": misspells,
     "a picture whose new link fails gets its first one back": fails,
+    "so it is in places that tell of no failure": fails_silently,
     "after its end nothing is rewritten": stops,
 }
 

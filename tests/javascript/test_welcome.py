@@ -17,6 +17,7 @@ from tests.browser import browsing
 from tests.images import picture
 from tests.origins import FakeOrigin
 from tests.web.raw import ask, port_of, target_of
+from tests.web.test_answers import kept
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
@@ -146,6 +147,30 @@ async def test_a_pasted_link_shows_its_picture_and_its_permanent_url(start: Star
             assert await painted(page, "#pictures img")
             assert await page.title() == "imgkeep"
     assert errors == []
+
+
+async def test_without_a_session_nothing_is_refused_and_a_link_elsewhere_finds_it(
+    start: Start, origin: FakeOrigin, site: FakeOrigin
+) -> None:
+    imgkeep = await start()
+    await kept(imgkeep, origin.gives("/a.png", picture()))
+    links = f'<a href="{log_in_link(imgkeep)}">log in</a> <a href="{url_of(imgkeep)}">page</a>'
+    site.gives("/page", links.encode(), headers={"Content-Type": "text/html"})
+    async with browsing() as browser, tab(browser, Errors()) as page:
+        answers: list[tuple[int, str]] = []
+        page.on("response", lambda response: answers.append((response.status, response.url)))
+        await page.goto(url_of(imgkeep))
+        await page.goto(site.url("/page"))
+        async with page.expect_response(lambda response: response.request.resource_type == "fetch") as looked:
+            await page.get_by_text("page").click()
+        await (await looked.value).finished()
+        assert await page.get_by_text("Log in to see them").is_visible()
+        for name in ("log in", "page"):  # browsers leave the cookie out of both
+            await page.goto(site.url("/page"))
+            await page.get_by_text(name).click()
+            await page.wait_for_selector("#pictures img")
+            assert not await page.get_by_text("Log in to see them").is_visible()
+        assert [each for each in answers if each[0] >= 400 and "favicon" not in each[1]] == []
 
 
 async def test_a_link_that_fails_is_told_in_words(start: Start, origin: FakeOrigin, tmp_path: Path) -> None:

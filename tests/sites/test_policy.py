@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import os
+import socket
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Event, Thread
@@ -223,6 +224,39 @@ def test_site_that_gets_no_answer_goes_by_its_options(
     assert f"imgkeep did not tell its policy: {reason}" in caplog.text
     assert "secret" not in caplog.text
     assert "the-token" not in caplog.text
+
+
+@pytest.mark.parametrize("how", ["nothing listens", "503", "hangs up"])
+def test_site_whose_imgkeep_is_away_rewrites_nothing_until_it_tells(api: Api, how: str) -> None:
+    """The default would rewrite links that this imgkeep denies, or wants signed."""
+    url, back = api.url, None
+    if how == "503":
+        api.status = 503
+    elif how == "hangs up":
+        api.status = 0
+    else:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            url = f"http://127.0.0.1:{free.getsockname()[1]}"
+    rules = AskedRules(url, "t", BUILT_IN, OTHERWISE, retry_s=0)
+    for _ in range(3):
+        thread = rules._thread
+        assert thread is not None
+        thread.join(PATIENCE_S)
+        assert rules.current is None
+    if how != "nothing listens":
+        api.status = 200
+        back = wait_for(rules)
+        assert back.policy.hosts_allowed == ("b.s3.amazonaws.com",)
+
+
+def test_imgkeep_that_is_away_is_not_asked_for_each_page(api: Api) -> None:
+    api.status = 503
+    rules = AskedRules(api.url, "t", BUILT_IN, OTHERWISE)
+    assert rules._thread is not None
+    rules._thread.join(PATIENCE_S)
+    for _ in range(20):
+        assert rules.current is None
+    assert len(api.asked) == 1
 
 
 def test_known_policy_outlives_an_outage_and_a_new_one_is_learnt(api: Api) -> None:

@@ -144,6 +144,9 @@ def test_a_page_escapes_what_it_tells() -> None:
     assert "<script" not in text
     assert "$body ${style}" in unescape(text)
     assert answer.headers["Content-Type"] == "application/problem+json", "others may share it"
+    shown = present(problem(InvalidRequest("use `a <b>` or ` alone")), "GET", Fields()).body
+    assert isinstance(shown, bytes)
+    assert b"Use <code>a &lt;b&gt;</code> or ` alone." in shown
 
 
 async def test_an_img_gets_the_placeholder_with_the_status_of_the_failure(

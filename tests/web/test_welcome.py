@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from proxy import __version__
+from proxy.web.login import COOKIE, make_ticket
 from proxy.web.site import SITE
 from tests.core.test_negotiation import FIREFOX_TAB, TAB
 from tests.core.test_signing import KEY
@@ -50,7 +51,8 @@ async def test_programs_read_json(start: Start, accept: str | None) -> None:
         "status": "ready",
         "image": f"{base}/img?src={{url}}",
         "openapi": f"{base}/openapi.json",
-        "documentation": f"{base}/api",
+        "api": f"{base}/api",
+        "documentation": f"{base}/docs",
         "health": f"{base}/healthz",
         "readiness": f"{base}/readyz",
         "module": f"{base}/imgkeep.js",
@@ -60,7 +62,7 @@ async def test_programs_read_json(start: Start, accept: str | None) -> None:
 async def test_the_links_lead_somewhere(imgkeep: Imgkeep) -> None:
     async with imgkeep.client.get("/") as response:
         told = await response.json()
-    for name in ("openapi", "documentation", "health", "readiness", "module"):
+    for name in ("openapi", "api", "documentation", "health", "readiness", "module"):
         async with imgkeep.stranger.get(told[name]) as response:
             assert response.status == 200, name
     async with imgkeep.client.head("/") as response:
@@ -81,7 +83,7 @@ async def test_people_read_a_page(imgkeep: Imgkeep, accept: str) -> None:
     text = answer.body.decode()
     headers = answer.headers
     assert (answer.status, headers["content-type"]) == (200, "text/html; charset=utf-8")
-    assert (headers["vary"], headers["cache-control"]) == ("Accept", "no-store")
+    assert (headers["vary"], headers["cache-control"]) == ("Accept, Authorization, Cookie, Sec-Fetch-Site", "no-store")
     assert (headers["x-content-type-options"], headers["x-frame-options"]) == ("nosniff", "DENY")
     assert (headers["referrer-policy"], headers["cross-origin-resource-policy"]) == ("no-referrer", "same-origin")
     assert "access-control-allow-origin" not in headers
@@ -141,11 +143,36 @@ async def test_an_open_server_tells_strangers_no_parts_and_no_pictures(start: St
 async def test_on_loopback_it_tells_parts_and_asks_to_log_in(start: Start) -> None:
     page = await page_of(await start())
     assert "catalog ok" in page
-    assert 'data-api="session"' in page
+    assert 'data-api=""' in page
     assert "imgkeep token --login" in page
     page = await page_of(await start(security={"api_tokens": [KEY]}))
     assert 'data-api=""' in page
     assert "imgkeep token --login" not in page
+
+
+async def test_it_knows_whether_its_browser_has_a_session(start: Start) -> None:
+    imgkeep = await start()
+    good = f"Cookie: {COOKIE}={make_ticket(imgkeep.token, 'session', 2**33)}"
+    ended = f"Cookie: {COOKIE}={make_ticket(imgkeep.token, 'session', 1)}"
+    elsewhere = "Sec-Fetch-Site: cross-site"
+    for fields, session in (
+        ([good], "session"),
+        ([good, "Sec-Fetch-Site: none"], "session"),
+        ([good, elsewhere], "ask"),
+        ([good, "Sec-Fetch-Site: same-origin"], "session"),
+        ([ended], ""),
+        ([elsewhere], "ask"),
+        (["Sec-Fetch-Site: same-site"], "ask"),
+        (["Sec-Fetch-Site: none"], ""),
+        ([f"Authorization: Bearer {imgkeep.token}"], ""),
+    ):
+        assert f'data-api="{session}"' in await page_of(imgkeep, *fields), fields
+    assert imgkeep.client.app is not None
+    imgkeep.client.app[SITE].health.note("store", "the disk failed")
+    assert b"the disk failed" in (await ask(imgkeep, "/readyz", good)).body
+    assert b"the disk failed" not in (await ask(imgkeep, "/readyz", good, elsewhere)).body
+    open_to_others = await start(server=OPEN)
+    assert 'data-api=""' in await page_of(open_to_others, elsewhere)
 
 
 @pytest.mark.parametrize(

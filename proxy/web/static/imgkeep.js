@@ -103,6 +103,7 @@ export function observe(root = document, options) {
   const mayChange = limiter();
   const given = new WeakMap();
   const failed = new Set();
+  let hasEnded = false;
   const observer = new MutationObserver((records) => {
     const seen = new Set();
     for (const { type, target, addedNodes } of records) {
@@ -131,12 +132,18 @@ export function observe(root = document, options) {
         attribute.value = made;
         if (!given.has(element)) given.set(element, new Map());
         given.get(element).set(attribute, [first, made]);
+        if (isSilent(element)) probe(made, () => giveBackTo(element));
       }
       // A filter lets no attribute pass that has a namespace (https://dom.spec.whatwg.org/#queueing-a-mutation-record).
       if (element.localName === "image" && element !== root) observer.observe(element, { attributes: true });
     }
     if (Element.prototype.hasAttribute.call(element, "style")) {
-      rewriteStyle(element.style, rewrite, () => mayChange(element));
+      const watch = (link, made, giveBack) => {
+        // Later: to ask for it applies styles, and the browser would begin with links that are not rewritten yet.
+        setTimeout(() => element.checkVisibility?.() !== false && probe(made, () => note(link, giveBack)));
+      };
+      const rewriteNew = (link) => (failed.has(link) ? link : rewrite(link));
+      rewriteStyle(element.style, rewriteNew, () => mayChange(element), watch);
     }
   }
 
@@ -146,39 +153,63 @@ export function observe(root = document, options) {
     // An event may be of the link before: then ours is on its way, and the picture is not complete.
     if (!target.complete || target.naturalWidth) return;
     const isInPicture = target.parentNode?.localName === "picture";
-    for (const element of isInPicture ? target.parentNode.children : [target]) {
-      for (const [attribute, [first, made]] of given.get(element) ?? []) {
-        if (attribute.value !== made) continue;
-        if (failed.size >= FAILED_MAX) failed.delete(failed.values().next().value);
-        failed.add(first);
-        attribute.value = first;
-      }
-      given.delete(element);
+    for (const element of isInPicture ? target.parentNode.children : [target]) giveBackTo(element);
+  }
+
+  function giveBackTo(element) {
+    for (const [attribute, [first, made]] of given.get(element) ?? []) {
+      if (attribute.value === made) note(first, () => (attribute.value = first));
     }
+    given.delete(element);
+  }
+
+  function note(first, giveBack) {
+    if (hasEnded) return;
+    if (failed.size >= FAILED_MAX) failed.delete(failed.values().next().value);
+    failed.add(first);
+    giveBack();
   }
 
   observer.observe(root, { subtree: true, childList: true, attributeFilter: OBSERVED });
   root.addEventListener("error", giveBack, true);
   visitAll(root);
   return () => {
+    hasEnded = true;
     observer.disconnect();
     root.removeEventListener("error", giveBack, true);
   };
 }
 
+/** Tells whether an element fires no event of its own, or none that says which link failed. Those of `img` say it. */
+const isSilent = ({ localName }) => !["img", "source"].includes(localName);
+
+/** Asks for a picture beside the place that shows it, which the browser fetches once for both, and tells if it fails. */
+function probe(url, tellFailure) {
+  const image = new Image();
+  image.onerror = tellFailure;
+  image.src = url;
+}
+
 /** Works property by property, because policies (CSP) that forbid inline styles forbid to write the attribute. */
-function rewriteStyle(style, rewrite, mayChange) {
+function rewriteStyle(style, rewrite, mayChange, watch) {
   const text = style?.cssText;
   if (typeof text !== "string" || text.length > STYLE_CHARS_MAX || !/url\(/i.test(text)) return;
   for (const name of Array.from(style)) {
     if (NO_IMAGES.test(name)) continue;
-    const value = style.getPropertyValue(name);
+    const [value, priority, links] = [style.getPropertyValue(name), style.getPropertyPriority(name), new Map()];
     const made = value.replace(CSS_TOKEN, (token, ...forms) => {
       const link = forms.slice(0, 3).find(Boolean)?.replace(CSS_ESCAPE, unescaped);
       const written = link && rewrite(link);
-      return written === link ? token : `url("${written}")`;
+      if (written === link) return token;
+      links.set(link, written);
+      return `url("${written}")`;
     });
-    if (made !== value && mayChange()) style.setProperty(name, made, style.getPropertyPriority(name));
+    if (made === value || !mayChange()) continue;
+    style.setProperty(name, made, priority);
+    const set = style.getPropertyValue(name);
+    // The other links of the property are rewritten again, because it changes.
+    const giveBack = () => style.getPropertyValue(name) === set && style.setProperty(name, value, priority);
+    if (!name.startsWith("--")) for (const [link, written] of links) watch(link, written, giveBack);
   }
 }
 

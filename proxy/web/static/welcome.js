@@ -11,9 +11,9 @@ const NAMES = { "image/svg+xml": "SVG", "image/x-icon": "ICO", "image/jxl": "JPE
 
 const base = new URL(".", location.href);
 const find = (id) => document.getElementById(id);
-const canLogIn = document.querySelector("main").dataset.api === "session";
 const [input, result, told, figure, facts] = ["src", "result", "told", "figure", "facts"].map(find);
 let turn = 0;
+let session = findSession();
 
 /** Returns the URL of ours to ask for, and the link that it is about; a pasted URL of ours is asked for as it is. */
 function read(text) {
@@ -44,12 +44,26 @@ async function ask(url, method) {
   }
 }
 
+/** Tells whether this browser has a session: a link on a page of another site opens this page without its cookie. */
+async function findSession() {
+  const read = (page) => page.querySelector("main")?.dataset.api;
+  if (read(document) !== "ask") {
+    return read(document) === "session";
+  }
+  const text = await fetch(base, { cache: "no-store", headers: { Accept: "text/html" } })
+    .then((answer) => answer.text(), () => "");
+  return read(new DOMParser().parseFromString(text, "text/html")) === "session";
+}
+
 async function askApi(path) {
-  if (!canLogIn) {
+  if (!(await session)) {
     return null;
   }
   try {
     const answer = await fetch(new URL(path, base), { cache: "no-store", credentials: "same-origin" });
+    if (answer.status === 401) {
+      session = Promise.resolve(false); // it has ended
+    }
     return answer.ok ? await answer.json() : null;
   } catch {
     return null;
@@ -180,7 +194,7 @@ function pictureItem({ url, source, stored_at: time }) {
   image.loading = "lazy";
   image.alt = "";
   [from.className, from.textContent] = ["from", host];
-  [when.className, when.textContent] = ["when", date(time)];
+  [when.className, when.textContent, when.title] = ["when", shortDate(time), date(time)];
   link.append(image, from, when);
   item.append(link);
   return item;
@@ -214,6 +228,14 @@ function bytes(size) {
 
 function date(text) {
   return new Date(text).toLocaleString([], { dateStyle: "medium", timeStyle: "short" });
+}
+
+/** Returns a time without its year, unless that is another one: it stands below a small picture. */
+function shortDate(text) {
+  const time = new Date(text);
+  const year = time.getFullYear() === new Date().getFullYear() ? undefined : "numeric";
+  const clock = year ? {} : { hour: "numeric", minute: "2-digit" };
+  return time.toLocaleString([], { year, month: "short", day: "numeric", ...clock });
 }
 
 function ended(text) {
