@@ -75,7 +75,10 @@ class Server(Section, frozen=True):
             return None
         host, _, port = self.metrics_address.rpartition(":")
         if not host or not port.isdecimal() or not 1 <= int(port[:6]) <= 65535:
-            raise ConfigError('server.metrics_address: expected HOST:PORT, as in "127.0.0.1:9100" or "[::1]:9100"')
+            raise ConfigError(
+                'server.metrics_address: expected HOST:PORT, as in "127.0.0.1:9100" or "[::1]:9100", got '
+                f"{self.metrics_address!r}"
+            )
         return host.removeprefix("[").removesuffix("]"), int(port)
 
     @property
