@@ -64,35 +64,47 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _perform(arguments: argparse.Namespace) -> int:
-    from proxy.config import ENVIRONMENT_PREFIX, Config, Log
-    from proxy.telemetry import logging_to
+    from proxy.config import ENVIRONMENT_PREFIX
 
     level = os.environ.get(f"{ENVIRONMENT_PREFIX}LOG__LEVEL", "").lower()  # noqa: TID251 - the one reader
     try:
-        is_worker = arguments.command == WORKER
-        if is_worker:
-            for number in (signal.SIGINT, signal.SIGHUP):
-                signal.signal(number, signal.SIG_IGN)  # a terminal sends these to all; the supervisor decides
-        # A worker goes by what its supervisor has read; a demonstration and a completion are the same everywhere.
-        briefing = _read_briefing() if is_worker else None
-        if briefing is not None:
-            config = briefing.config
-        elif arguments.command in {"demo", "completion"}:
-            config = Config(log=Log(level="warning"))
-        else:
-            config = _load(arguments)
+        # A worker goes by what its supervisor has read.
+        briefing = _read_briefing() if arguments.command == WORKER else None
+        config = _configure(arguments) if briefing is None else briefing.config
         level = config.log.level
-        # To standard error: what a command prints is its answer, and no log record must get in between.
-        with logging_to(cast("TextIO", _StandardError()), config.log):
-            if arguments.command == "serve" and config.server.workers > 1:
-                return _supervise(arguments, config)
-            if briefing is not None:
-                return _run(_work_as(arguments, briefing), ends_itself=True)
-            return _dispatch(arguments, config)
+        if arguments.command == "health":
+            return _tell_health(arguments, config)
+        return _perform_with_logs(arguments, config, briefing)
     except BrokenPipeError:
         raise
     except Exception as error:  # noqa: BLE001 - the last resort among them
         return _complain_of(error, in_full=level == "debug")
+
+
+def _configure(arguments: argparse.Namespace) -> Config:
+    """Return the configuration; a demonstration and a completion are the same everywhere."""
+    from proxy.config import Config, Log
+
+    return Config(log=Log(level="warning")) if arguments.command in {"demo", "completion"} else _load(arguments)
+
+
+def _tell_health(arguments: argparse.Namespace, config: Config) -> int:
+    """Answer without the rest of the program: containers ask twice a minute."""
+    from proxy.cli.health import health
+
+    return health(config.server, as_json=arguments.json, out=sys.stdout, err=sys.stderr)
+
+
+def _perform_with_logs(arguments: argparse.Namespace, config: Config, briefing: Briefing | None) -> int:
+    from proxy.telemetry import logging_to
+
+    # To standard error: what a command prints is its answer, and no log record must get in between.
+    with logging_to(cast("TextIO", _StandardError()), config.log):
+        if arguments.command == "serve" and config.server.workers > 1:
+            return _supervise(arguments, config)
+        if briefing is not None:
+            return _run(_work_as(arguments, briefing), ends_itself=True)
+        return _dispatch(arguments, config)
 
 
 class _StandardError:
@@ -158,6 +170,8 @@ def _read_worker(words: Sequence[str]) -> argparse.Namespace:
 
 
 def _read_briefing() -> Briefing:
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # a terminal sends these to all; the supervisor decides
     import msgspec
 
     from proxy.config import ConfigError
@@ -196,12 +210,15 @@ def _load(arguments: argparse.Namespace) -> Config:
     except FileNotFoundError:
         if named:
             raise ConfigError(f"{named}: there is no such file") from None
-    config = load(file, _environment(arguments))
-    if arguments.command in {"serve", "check"}:
+    look = _look_at_placeholder if arguments.command in {"serve", "check"} else None
+    return load(file, _environment(arguments), look=look)
+
+
+def _look_at_placeholder(config: Config) -> None:
+    if config.delivery.placeholder:
         from proxy.web.presentation import read_placeholder
 
         read_placeholder(config.delivery.placeholder)
-    return config
 
 
 def _environment(arguments: argparse.Namespace) -> dict[str, str]:
@@ -225,7 +242,7 @@ def _read_token(arguments: argparse.Namespace, environment: Mapping[str, str]) -
 
     flag, file = getattr(arguments, "token", None), environment.get(TOKEN_FILE)
     name, token = ("--token", flag) if isinstance(flag, str) else (TOKEN, environment.get(TOKEN))
-    if not getattr(arguments, "server", None):
+    if not getattr(arguments, "server", None) and arguments.command != "failures":  # which always asks a server
         if name == "--token" and isinstance(flag, str):
             raise ConfigError("--token: needs --server")
         return None
@@ -298,15 +315,16 @@ def _interrupt(arguments: argparse.Namespace, status: int) -> int:
 
 def _complain_of(error: Exception, *, in_full: bool) -> int:
     """Say what went wrong, and return the exit status. An error that no code of ours expected is one line too."""
-    from proxy.catalog import CatalogTooNew
     from proxy.config import ConfigError
+
+    if isinstance(error, ConfigError):
+        sys.stderr.writelines(f"imgkeep: {message}\n" for message in error.messages)
+        return USAGE
+    from proxy.catalog import CatalogTooNew
     from proxy.core.errors import StorageError
     from proxy.telemetry import describe_crash
 
     match error:
-        case ConfigError():
-            sys.stderr.writelines(f"imgkeep: {message}\n" for message in error.messages)
-            return USAGE
         case CatalogTooNew():
             return _complain(error.in_full, USAGE)  # to start again mends nothing
         case StorageError():

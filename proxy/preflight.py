@@ -12,7 +12,7 @@ import errno
 import os
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import sqlalchemy as sa
 
@@ -69,6 +69,38 @@ def insist_on_owner_of(folder: Path) -> None:
         raise ConfigError(why)
 
 
+def insist_on_records(config: Config) -> None:
+    """
+    Refuse to work on what is stored in a folder where nothing is, rather than make an empty store. Blocks.
+
+    Raises:
+        ConfigError: There is no store where the configuration says, seen from this folder.
+    """
+    place = read_store_url("store.url", config.store.url)
+    if isinstance(place, Folder) and not _has_store(Path(place.path)):
+        raise ConfigError(f"store.url: there is no store in {Path(place.path).absolute()}: {_HINT}")
+
+
+def insist_on_source(place: Folder | Bucket) -> None:
+    """Do the same for the store that `migrate` reads. Blocks. Raises: as `insist_on_records`."""
+    if isinstance(place, Folder) and not _has_store(Path(place.path)):
+        raise ConfigError(f"FROM: there is no store in {Path(place.path).absolute()}; name its folder")
+
+
+def _has_store(folder: Path) -> bool:
+    """Whether there is a store, or one that this user cannot see."""
+    try:
+        (folder / "v1").stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+    return True
+
+
+_HINT: Final = "run this in the folder where imgkeep runs, or name its configuration with --config"
+
+
 def insist_on_store(config: Config) -> None:
     """
     Refuse to read a store that is not there, rather than make an empty one. Blocks.
@@ -92,10 +124,9 @@ def insist_on_store(config: Config) -> None:
 def _miss_store(config: Config, catalog: Path) -> str:
     """Say what is missing where a catalog should be."""
     place = read_store_url("store.url", config.store.url)
-    hint = "run this in the folder where imgkeep runs, or name its configuration with --config"
-    if isinstance(place, Folder) and not (Path(place.path) / "v1").exists():
-        return f"store.url: there is no store in {Path(place.path).absolute()}: {hint}"
-    return f"catalog.url: there is no file {catalog.absolute()}: {hint}; `imgkeep reindex` makes one from the records"
+    if isinstance(place, Folder) and not _has_store(Path(place.path)):
+        return f"store.url: there is no store in {Path(place.path).absolute()}: {_HINT}"
+    return f"catalog.url: there is no file {catalog.absolute()}: {_HINT}; `imgkeep reindex` makes one from the records"
 
 
 def _owner_of(path: Path) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -145,6 +146,36 @@ MISTAKES: dict[str, tuple[dict[str, Any], dict[str, str], str]] = {
         {},
         "fetch.signing_keys: unknown setting; did you mean security.signing_keys?",
     ),
+    "key without section": ({"port": 8080}, {}, "port: unknown setting; did you mean server.port?"),
+    "no section": ({"frobnicate": {}}, {}, "frobnicate: unknown setting; there are server, store, catalog, "),
+    "one table in the place of many": (
+        {"legacy": {"mount": "a"}},
+        {},
+        "legacy: expected a list of tables, each under [[legacy]], got a table",
+    ),
+    "many tables in the place of one": (
+        {"server": [{"port": 1}]},
+        {},
+        "server: expected a table, [server] once, got a list of tables",
+    ),
+    "tables in a variable": (
+        {},
+        {"IMGKEEP_LEGACY__MOUNT": "a"},
+        "IMGKEEP_LEGACY__MOUNT: a variable cannot give a list of tables; write [[legacy]] into the configuration file",
+    ),
+    "no list": ({"fetch": {"allow_ports": 80}}, {}, "fetch.allow_ports: expected a list, got 80"),
+    "long value": ({"server": {"port": "x" * 200}}, {}, f"server.port: expected a whole number, got '{'x' * 79}..."),
+    "network with host bits": (
+        {"fetch": {"allow_networks": ["10.0.0.1/8"]}},
+        {},
+        "fetch.allow_networks: 10.0.0.1/8 has host bits set; did you mean 10.0.0.0/8?",
+    ),
+    "public URL": (
+        {"server": {"public_url": "img.example.com"}},
+        {},
+        "server.public_url: it is not an absolute http:// or https:// URL, got 'img.example.com'",
+    ),
+    "bucket as fallback": ({"store": {"fallback": "s3://x"}}, {}, "store.fallback: expected file:PATH"),
     "misspelt section": ({"sever": {}}, {}, "sever: unknown setting; did you mean server?"),
     "misspelt variable": (
         {},
@@ -201,7 +232,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], dict[str, str], str]] = {
         "server.host: '127.0.0.1:80' is neither an address nor a name; the port is server.port",
     ),
     "URL for a host": ({"server": {"host": "http://a"}}, {}, "server.host: 'http://a' is neither an address nor a"),
-    "host twice": ({"server": {"host": ["::1", "::1"]}}, {}, "server.host: an address stands there twice"),
+    "host twice": ({"server": {"host": ["::1", "::1"]}}, {}, "server.host: '::1' stands there twice"),
 }
 
 
@@ -234,6 +265,29 @@ def test_all_mistakes_are_told_at_once() -> None:
         "store.hot_bytes_max",
         "store.url",
     ]
+
+
+def test_each_mistake_in_a_list_is_told() -> None:
+    file = {
+        "server": {"host": ["bad host", "127.0.0.1:80"], "trusted_proxies": ["a", "10.0.0.1/8"]},
+        "sources": {"allow": ["https://a", "https://b"], "deny": ["known", "https://c"]},
+        "legacy": [{"mount": "/a"}, {"mount": "api"}],
+    }
+    with pytest.raises(ConfigError) as error:
+        load(file, {})
+    told = Counter(message.partition(":")[0] for message in error.value.messages)
+    assert told == dict.fromkeys(
+        ("server.host", "server.trusted_proxies", "sources.allow", "sources.deny", "legacy.mount"), 2
+    )
+
+
+def test_what_is_looked_at_besides_is_told_with_the_rest() -> None:
+    def look(config: Config) -> None:
+        raise ConfigError(f"delivery.placeholder: {config.delivery.placeholder} does not exist")
+
+    with pytest.raises(ConfigError) as error:
+        load({"server": {"port": "x"}, "delivery": {"placeholder": "/a.png"}}, {}, look=look)
+    assert [message.partition(":")[0] for message in error.value.messages] == ["server.port", "delivery.placeholder"]
 
 
 def test_what_depends_on_a_wrong_setting_is_not_judged() -> None:

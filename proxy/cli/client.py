@@ -8,7 +8,8 @@ Rules:
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
+import os
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
@@ -16,14 +17,19 @@ from urllib.parse import urlsplit
 import aiohttp
 import msgspec
 
-from proxy.core.errors import StorageError
+from proxy.config import ConfigError
+from proxy.core.errors import SourceRejected, StorageError
+from proxy.core.source import read_base
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
 ANSWER_BYTES_MAX: Final = 67_108_864
 """Ten thousand results of a job take about 8 MB."""
-UNREACHABLE: Final = "the server that --server names cannot be reached, or is no imgkeep"
+TIMEOUT_S: Final = 60
+"""Timeout for each request. The longest, 10,000 links of a job, takes a few seconds."""
+CONNECT_TIMEOUT_S: Final = 10
+"""Timeout for a connection: a host that answers nothing is told soon."""
 
 
 class ServerError(StorageError):
@@ -37,11 +43,17 @@ class Client:
     base: str
     token: str | None = field(repr=False)
 
+    @property
+    def place(self) -> str:
+        """Where the server is, for messages: host and port."""
+        return urlsplit(self.base).netloc
+
     @asynccontextmanager
     async def session(self) -> AsyncGenerator[aiohttp.ClientSession]:
         """Open connections for several requests."""
         headers = {} if self.token is None else {"Authorization": f"Bearer {self.token}"}
-        async with aiohttp.ClientSession(headers=headers) as session:
+        timeout = aiohttp.ClientTimeout(total=TIMEOUT_S, sock_connect=CONNECT_TIMEOUT_S)
+        async with aiohttp.ClientSession(headers=headers, timeout=timeout) as session:
             yield session
 
     async def ask(self, session: aiohttp.ClientSession, method: str, path: str, **how: Any) -> dict[str, Any]:
@@ -54,12 +66,14 @@ class Client:
         url = f"{self.base.rstrip('/')}{path}"
         try:
             async with session.request(method, url, allow_redirects=False, **how) as response:
-                body = await _read(response)
-                told: object = msgspec.json.decode(body)
-        except (aiohttp.ClientError, TimeoutError, ValueError):
-            raise ServerError(UNREACHABLE) from None
+                status, body = response.status, await _read(response)
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise ServerError(f"--server: no answer from {self.place}: {_cause(error)}") from None
+        told: object = None
+        with suppress(ValueError):
+            told = msgspec.json.decode(body)
         if not isinstance(told, dict):
-            raise ServerError(UNREACHABLE)
+            raise ServerError(f"--server: what answers at {self.place} is not the API of imgkeep (status {status})")
         return told
 
     async def insist(self, session: aiohttp.ClientSession, method: str, path: str, **how: Any) -> dict[str, Any]:
@@ -71,8 +85,38 @@ class Client:
         """
         told = await self.ask(session, method, path, **how)
         if not told.pop("success", False):
-            raise ServerError(f"the server says: {told.get('detail', 'nothing')}")
+            raise ServerError(f"the server at {self.place} says: {told.get('detail', 'nothing')}")
         return told
+
+
+def _cause(error: Exception) -> str:
+    match error:
+        case TimeoutError():
+            return "it took too long"
+        case aiohttp.ClientConnectorCertificateError():
+            return f"its certificate is not valid: {error.certificate_error}"
+        case aiohttp.ClientConnectorDNSError():
+            return "its name does not resolve to an address"
+        case aiohttp.ClientConnectorError() if error.os_error.errno and error.os_error.errno > 0:
+            return os.strerror(error.os_error.errno)
+        case aiohttp.ClientSSLError():
+            return "it speaks no TLS; is it http:// ?"
+        case _:
+            return str(error) or type(error).__name__
+
+
+def check_server_url(url: str) -> None:
+    """
+    Check what `--server` names.
+
+    Raises:
+        ConfigError: It is no URL of a server.
+    """
+    try:
+        read_base(url)
+    except SourceRejected:
+        got = "" if "@" in url else f", got {url!r}"  # it may hold a password
+        raise ConfigError(f"--server: expected a URL like http://127.0.0.1:8080{got}") from None
 
 
 async def _read(response: aiohttp.ClientResponse) -> bytes:

@@ -119,8 +119,9 @@ class Origin:
         base = f"http://{request.host}"
         links = {name: self.link(base, str(ends), name) for name in NAMES}
         policy = (
-            f"default-src 'none'; img-src 'self' data: {self.imgkeep}; style-src 'unsafe-inline'; "
-            f"script-src 'nonce-{nonce}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+            f"default-src 'none'; img-src 'self' data: {self.imgkeep}; connect-src 'self' {self.imgkeep}; "
+            f"style-src 'unsafe-inline'; script-src 'nonce-{nonce}'; base-uri 'none'; form-action 'none'; "
+            "frame-ancestors 'none'"
         )
         headers = {"Content-Security-Policy": policy, "Cache-Control": "no-store", "Referrer-Policy": "no-referrer"}
         text = self._render(links, max(0, ends - now), nonce)
@@ -159,8 +160,6 @@ class Origin:
             "words": "imgkeep fetched the pictures while their links worked, and shows them from now on."
             if ended
             else "Wait and see: the page loads once more when they end.",
-            "direct": "403 Forbidden" if ended else "200 OK",
-            "kept": "200 OK",
             "direct_code": escape('<img src="…/dawn.png?expires=…&signature=…">'),
             "kept_code": escape('<img src="/img?src=…%2Fdawn.png%3Fexpires%3D…">'),
             "direct_pictures": _pictures(links),
@@ -183,12 +182,12 @@ def _pictures(links: Mapping[str, str]) -> str:
     return "".join(f'<img src="{escape(link)}" alt="{name}" width="480" height="320">' for name, link in links.items())
 
 
-async def until_signal() -> None:
-    """Wait for SIGTERM or SIGINT."""
+def watch_signals() -> asyncio.Event:
+    """Return what is set by SIGTERM or SIGINT from now on."""
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    await stop.wait()
+    return stop
 
 
 def tell(url: str, imgkeep: str, life_s: float, *, out: TextIO, err: TextIO) -> None:

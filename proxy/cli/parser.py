@@ -10,13 +10,15 @@ Rules:
 from __future__ import annotations
 
 import argparse
+from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from proxy import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
+    from typing import NoReturn
 
 SHELLS: Final = ("bash", "zsh", "fish", "tcsh")
 """Those that shtab writes for."""
@@ -27,12 +29,57 @@ _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _USAGE: Final = (2, "wrong usage or configuration")
 _INTERRUPTED: Final = ((130, "ended by Ctrl-C"), (143, "ended by SIGTERM"))
 
+LIKENESS_MIN: Final = 0.6
+"""Minimum ratio of difflib for a word that may be misspelt: `lst` is 0.86 of `list`."""
+WORD_CHARS_MAX: Final = 64
+"""Maximum length of a word that is compared with others: what is longer is no misspelling."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that says which command or option a misspelt one may have meant."""
+
+    def parse_args(  # type: ignore[override] # all that we call it with
+        self, args: Sequence[str], namespace: argparse.Namespace | None = None
+    ) -> argparse.Namespace:
+        commands = next(action.choices for action in self._actions if isinstance(action.choices, dict))
+        for word in takewhile(lambda word: word not in commands, args):
+            # Else what follows an option that there is not would be taken for the command.
+            if word.startswith("--") and word.partition("=")[0] not in self._option_string_actions:
+                self._refuse_option(word)
+        arguments, rest = self.parse_known_args(args, namespace)
+        if rest:
+            commands[arguments.command]._refuse_option(rest[0])  # noqa: SLF001 - of this class
+        return arguments
+
+    def _refuse_option(self, word: str) -> NoReturn:
+        name = word.partition("=")[0]
+        if not word.startswith("-"):
+            self.error(f"one argument too many: {word!r}")
+        self.error(f"there is no option {name}{_suggest(name, self._option_string_actions)}")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            kind = "command" if action.metavar == "COMMAND" else "choice"
+            listed = (
+                "; `imgkeep --help` lists them" if kind == "command" else f"; there are {', '.join(action.choices)}"
+            )
+            hint = _suggest(str(value), action.choices) or listed
+            raise argparse.ArgumentError(None if kind == "command" else action, f"there is no {kind} {value!r}{hint}")
+
+
+def _suggest(word: str, known: Iterable[str]) -> str:
+    from difflib import get_close_matches  # noqa: PLC0415 - for mistakes alone
+
+    found = get_close_matches(word, list(known), n=1, cutoff=LIKENESS_MIN) if len(word) <= WORD_CHARS_MAX else []
+    return f"; did you mean {found[0]}?" if found else ""
+
+
 _Commands = argparse._SubParsersAction  # noqa: SLF001 - argparse has no public name for it
 
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="imgkeep",
         description="Makes temporary image links permanent.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -60,7 +107,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _add(
-    commands: _Commands[argparse.ArgumentParser],
+    commands: _Commands[_Parser],
     name: str,
     sentence: str,
     *examples: str,
@@ -114,7 +161,7 @@ def _add_server(command: argparse.ArgumentParser, words: str = "a running imgkee
     )
 
 
-def _add_serving(commands: _Commands[argparse.ArgumentParser]) -> None:
+def _add_serving(commands: _Commands[_Parser]) -> None:
     serve = _add(
         commands,
         "serve",
@@ -132,7 +179,7 @@ def _add_serving(commands: _Commands[argparse.ArgumentParser]) -> None:
         "show in a browser what imgkeep does, with pictures whose links die after half a minute",
         "imgkeep demo",
         "imgkeep demo --port 8000 --life 10s --open",
-        statuses=((0, "stopped by SIGTERM"), (1, "could not start"), _USAGE, _INTERRUPTED[0]),
+        statuses=((0, "stopped by SIGTERM or Ctrl-C"), (1, "could not start"), _USAGE),
     )
     demo.add_argument("--port", type=_port, default=0, help="of the page (default: any free one)")
     demo.add_argument(
@@ -142,7 +189,7 @@ def _add_serving(commands: _Commands[argparse.ArgumentParser]) -> None:
     demo.add_argument("--open", action="store_true", help="open the page in the browser of this machine")
 
 
-def _add_looking(commands: _Commands[argparse.ArgumentParser]) -> None:
+def _add_looking(commands: _Commands[_Parser]) -> None:
     check = _add(
         commands,
         "check",
@@ -203,7 +250,7 @@ def _add_looking(commands: _Commands[argparse.ArgumentParser]) -> None:
     _add_json(stats, "one JSON object")
 
 
-def _add_saving(commands: _Commands[argparse.ArgumentParser]) -> None:
+def _add_saving(commands: _Commands[_Parser]) -> None:
     saving = _add(
         commands,
         "save",
@@ -242,7 +289,7 @@ def _add_saving(commands: _Commands[argparse.ArgumentParser]) -> None:
     form.add_argument("--json", action="store_const", dest="format", const="jsonl", help="the same as --format jsonl")
 
 
-def _add_changes(commands: _Commands[argparse.ArgumentParser]) -> None:
+def _add_changes(commands: _Commands[_Parser]) -> None:
     statuses = ((0, "done for all names"), (1, "not done for some"), _USAGE, *_INTERRUPTED)
     removing = _add(
         commands,
@@ -279,7 +326,7 @@ def _add_changes(commands: _Commands[argparse.ArgumentParser]) -> None:
         _add_json(command)
 
 
-def _add_rewrite(commands: _Commands[argparse.ArgumentParser]) -> None:
+def _add_rewrite(commands: _Commands[_Parser]) -> None:
     rewriting = _add(
         commands,
         "rewrite",
@@ -316,7 +363,7 @@ def _add_rewrite(commands: _Commands[argparse.ArgumentParser]) -> None:
     _add_json(rewriting, "with --in-place: one JSON object a file")
 
 
-def _add_upkeep(commands: _Commands[argparse.ArgumentParser]) -> None:
+def _add_upkeep(commands: _Commands[_Parser]) -> None:
     verify = _add(
         commands,
         "verify",
@@ -347,7 +394,7 @@ def _add_upkeep(commands: _Commands[argparse.ArgumentParser]) -> None:
     _add_json(migration, "one JSON object")
 
 
-def _add_secrets(commands: _Commands[argparse.ArgumentParser]) -> None:
+def _add_secrets(commands: _Commands[_Parser]) -> None:
     sign = _add(
         commands,
         "sign",

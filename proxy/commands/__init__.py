@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 from proxy import app
 from proxy.cli import failures, folders, look, migrate, remove, save, signing, stored, upkeep
 from proxy.cli.completion import completion
-from proxy.cli.health import health
 from proxy.cli.parser import make_parser
 from proxy.commands.call import Call, client_of, read_lines, read_place, read_urls, store_of
 from proxy.commands.demonstration import demonstrate
@@ -27,7 +26,14 @@ from proxy.commands.pages import read_pages, rewrite
 from proxy.config import ConfigError, check_mount
 from proxy.core.store_url import Folder
 from proxy.parts import Parts, open_migration, open_parts, permanent_url
-from proxy.preflight import check_machine, insist_on_owner, insist_on_owner_of, insist_on_store
+from proxy.preflight import (
+    check_machine,
+    insist_on_owner,
+    insist_on_owner_of,
+    insist_on_records,
+    insist_on_source,
+    insist_on_store,
+)
 from proxy.service.facts import describe_record
 from proxy.storage.local_token import TokenUnusableError
 from proxy.web.login import make_link
@@ -80,8 +86,6 @@ def prepare(call: Call) -> int | Command:  # noqa: C901, PLR0911, PLR0912 - one 
             return _exchange(call)
         case "list":
             return _list(call)
-        case "health":
-            return health(call.config.server, as_json=arguments.json, out=sys.stdout, err=sys.stderr)
         case "failures":
             return failures.list_failures(
                 client_of(call), limit=arguments.limit, as_json=arguments.json, out=sys.stdout
@@ -91,6 +95,7 @@ def prepare(call: Call) -> int | Command:  # noqa: C901, PLR0911, PLR0912 - one 
 
 
 async def _migrate(call: Call, source: Folder | Bucket, target: Folder | Bucket) -> int:
+    await asyncio.to_thread(insist_on_source, source)
     if isinstance(target, Folder):
         await asyncio.to_thread(insist_on_owner_of, Path(target.path))
     async with open_migration(call.config, source, target, clock=REAL.clock) as migration:
@@ -110,6 +115,7 @@ async def _change(call: Call, names: Sequence[str]) -> int:
     """Remove, restore or fetch again what is named."""
     if call.arguments.server:
         return await _change_at(call, names, remove.Server(client_of(call)))
+    await asyncio.to_thread(insist_on_records, call.config)
     await asyncio.to_thread(partial(insist_on_owner, call.config, server_helps=True))
     async with open_works(call.config) as works:
         describe = partial(works.keeper.describe, base=call.base)
@@ -137,11 +143,11 @@ async def _exchange(call: Call) -> int:
     arguments, config = call.arguments, call.config
     if arguments.command == "import":
         check_mount("--mount", arguments.mount)
-        if arguments.mount not in {legacy.mount for legacy in config.legacy}:
-            sys.stderr.write("imgkeep: old names answer once [[legacy]] names this mount in the configuration\n")
         if not arguments.folder.is_dir():
             raise ConfigError(f"{arguments.folder}: is not a folder")
         await asyncio.to_thread(partial(insist_on_owner, config, server_helps=False))
+        if arguments.mount not in {legacy.mount for legacy in config.legacy}:
+            sys.stderr.write("imgkeep: old names answer once [[legacy]] names this mount in the configuration\n")
         async with open_works(config) as works:
             return await folders.adopt(
                 arguments.folder,
@@ -231,6 +237,8 @@ async def _maintain(call: Call) -> int:
         await check_machine(config)
         if not arguments.live:
             return await look.check({}, as_json=as_json, out=sys.stdout)
+    else:
+        await asyncio.to_thread(insist_on_records, config)
     await asyncio.to_thread(partial(insist_on_owner, config, server_helps=False))
     async with open_parts(config, clock=REAL.clock) as parts:
         catalog = parts.catalog

@@ -12,11 +12,12 @@ from urllib.parse import urlsplit
 
 from proxy import app
 from proxy.cli import save
-from proxy.cli.client import Client, pin_address
+from proxy.cli.client import Client, check_server_url, pin_address
 from proxy.cli.health import reachable_hosts
-from proxy.config import ConfigError, read_store_url
+from proxy.config import ConfigError, absolute, read_store_url
 from proxy.core.store_url import Bucket, Folder
 from proxy.listening import format_address
+from proxy.parts import data_folder
 from proxy.storage.local_token import TokenUnusableError
 from proxy.works import REAL
 
@@ -51,6 +52,8 @@ class Call:
 def client_of(call: Call) -> Client:
     """Return the server that `--server` names, with what its API takes."""
     config = call.config
+    if call.arguments.server:
+        check_server_url(call.arguments.server)
     url = call.arguments.server or _own_url(config)
     return Client(pin_address(url, config.server.hosts[0]), call.token or _token_for(url, config))
 
@@ -70,7 +73,8 @@ def _token_for(url: str, config: Config) -> str | None:
         return app.read_local_token(config)
     except TokenUnusableError as error:
         raise ConfigError(
-            f"--server: {error}; run this where imgkeep runs, with its configuration, or give --token"
+            f"--server: {error} in {absolute(data_folder(config))}; run this where imgkeep runs, with its "
+            "configuration, or give --token"
         ) from None
 
 

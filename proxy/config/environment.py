@@ -168,6 +168,8 @@ def _refuse(variable: str, name: str, known: list[str]) -> str:
         return (
             f"{variable}: only secrets are read from files ({', '.join(each for each in known if each.endswith(FILE))})"
         )
+    if section in Config.__struct_fields__ and not isinstance(getattr(Config(), section), Section):
+        return f"{variable}: a variable cannot give a list of tables; write [[{section}]] into the configuration file"
     if not isinstance(getattr(Config(), section, None), Section):
         what = f"there is no section '{section}'"
     else:

@@ -19,7 +19,7 @@ import msgspec
 from proxy.config.environment import read_environment, settings
 from proxy.config.errors import ConfigError
 from proxy.config.files import read_secret_file
-from proxy.config.schema import Config, Legacy, Section, Store
+from proxy.config.schema import SECRETS, Config, Legacy, Section, Store
 from proxy.config.suggest import suggest
 from proxy.config.units import FORMS, read_quantity, unit_of
 from proxy.config.validate import validate
@@ -39,6 +39,7 @@ def load(
     file: Mapping[str, Any],
     environment: Mapping[str, str],
     read_file: Callable[[str], str] = read_secret_file,
+    look: Callable[[Config], object] | None = None,
 ) -> Config:
     """
     Make the configuration from a parsed `config.toml` and the process environment, which wins.
@@ -47,6 +48,7 @@ def load(
         file: What the file says.
         environment: Of the process.
         read_file: See `read_environment`.
+        look: Looks for more mistakes, and raises a `ConfigError`. It gets the default for each setting that is wrong.
 
     Raises:
         ConfigError: A key is unknown or a value is not of its kind or cannot be honoured. It tells all mistakes.
@@ -65,6 +67,11 @@ def load(
     sections: dict[str, Any] = {name: value for name, table in merged.items() for value in reading.section(name, table)}
     config = Config(**sections)
     validate(config, mistakes, reading.failed)
+    if look is not None:
+        try:
+            look(config)
+        except ConfigError as error:
+            mistakes += error.messages
     if mistakes:
         raise ConfigError(*mistakes)
     return config
@@ -81,17 +88,21 @@ class _Reading:
     def section(self, name: str, table: object) -> list[object]:
         """Return the section, in a list; nothing where there is none of that name."""
         default = getattr(Config(), name) if name in Config.__struct_fields__ else None
+        known = [f"{section}.{key}" for section, key in settings()]
         if default is None:
-            self._fail(name, f"unknown setting{suggest(name, Config.__struct_fields__, separator='.')}")
+            sections = Config.__struct_fields__
+            hint = suggest(name, (*sections, *known), separator=".") or f"; there are {', '.join(sections)}"
+            self._fail(name, f"unknown setting{hint}")
             return []
         if not isinstance(default, Section):
-            return self._convert(name, table, tuple[Legacy, ...])
+            if isinstance(table, list):
+                return self._convert(name, table, tuple[Legacy, ...])
+            self._fail(name, f"expected a list of tables, each under [[{name}]], got {_told(table)}")
+            return []
         if not isinstance(table, dict):
-            kind = "array" if isinstance(table, list) else type(table).__name__
-            self._fail(name, f"expected a table, got {kind}")
+            self._fail(name, f"expected a table, [{name}] once, got {_told(table)}")
             return []
         types = {field.name: field.type for field in msgspec.structs.fields(type(default))}
-        known = [f"{section}.{key}" for section, key in settings()]
         values: dict[str, Any] = {}
         for key, value in table.items():
             if key not in types:
@@ -107,7 +118,8 @@ class _Reading:
         try:
             return [msgspec.convert(_prepare(value, kind, unit, choices), kind, strict=False)]
         except ValueError as error:  # those of msgspec are
-            self._fail(setting, *_explain(str(error), value, unit, choices))
+            shown = None if tuple(setting.split(".")) in SECRETS else _told(value)
+            self._fail(setting, *_explain(str(error), shown, unit, choices))
         return []
 
     def _fail(self, setting: str, message: str, path: str = "") -> None:
@@ -141,20 +153,51 @@ def _prepare(value: object, kind: Any, unit: Unit | None, choices: tuple[object,
     return _BOOLEANS.get(value.strip().lower(), value) if kind is bool else value
 
 
-def _explain(error: str, value: object, unit: Unit | None, choices: tuple[object, ...]) -> tuple[str, str]:
-    """Turn msgspec's "Expected `int`, got `str` - at `$[0].mount`" into our sentence, and the path within a setting."""
+VALUE_CHARS_MAX: Final = 80
+"""Maximum length of a value in a message."""
+_WORDS: Final = {
+    "int": "a whole number",
+    "float": "a number",
+    "str": "text",
+    "bool": "true or false",
+    "array": "a list",
+    "object": "a table",
+}
+_LIMITS: Final = {"<=": "at most", ">=": "at least", "<": "less than", ">": "more than"}
+
+
+def _told(value: object) -> str:
+    """Return a value as a message quotes it; of a table only that it is one."""
+    if isinstance(value, dict) or (isinstance(value, list) and any(isinstance(each, dict) for each in value)):
+        return "a table" if isinstance(value, dict) else "a list of tables"
+    shown = {True: "true", False: "false"}[value] if isinstance(value, bool) else repr(value)
+    return shown if len(shown) <= VALUE_CHARS_MAX else f"{shown[:VALUE_CHARS_MAX]}..."
+
+
+def _explain(error: str, shown: str | None, unit: Unit | None, choices: tuple[object, ...]) -> tuple[str, str]:
+    """
+    Turn msgspec's "Expected `int`, got `str` - at `$[0].mount`" into our sentence, and the path within a setting.
+
+    Args:
+        error: What msgspec, or `_prepare`, says.
+        shown: The value as it may be shown; `None`: it is a secret.
+        unit: Of the setting.
+        choices: All that the setting takes, if these are few.
+    """
+    got = "" if shown is None else f", got {shown}"
     what, _, path = error.partition(" - at ")
     path = re.sub(r"^\$|\[(\.\.\.|\d+)\]", "", path.strip("`"))
     unknown = re.fullmatch(r"Object contains unknown field `(.*)`", what)
     if unknown:
         return "unknown setting", f"{path}.{unknown[1]}"
     if choices and unit is None:
-        shown = f", got {value!r}" if isinstance(value, str | int | float) else ""
-        return f"expected one of {', '.join(map(str, choices))}{shown}", path
-    message = f"{what[:1].lower()}{what[1:].replace('`', '')}"
-    if unit is not None and not isinstance(value, str):
-        message += f"; it takes {FORMS[unit]}"
-    return message, path
+        return f"expected one of {', '.join(map(str, choices))}{got}", path
+    kind = re.fullmatch(r"Expected `([a-z |]+)`(?: ([<>]=?) ([0-9.]+))?(?:, got .*)?", what)
+    if kind is None:  # a sentence of ours
+        return f"{what[:1].lower()}{what[1:].replace('`', '')}{got}", path
+    limit = f", {_LIMITS[kind[2]]} {float(kind[3]):g}" if kind[2] else ""
+    message = f"expected {' or '.join(_WORDS.get(word, word) for word in kind[1].split(' | '))}{limit}{got}"
+    return f"{message}; it takes {FORMS[unit]}" if unit is not None else message, path
 
 
 def _take_aws(merged: dict[str, Any], environment: Mapping[str, str]) -> None:

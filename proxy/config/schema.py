@@ -78,7 +78,10 @@ class Server(Section, frozen=True):
         host = host[1:-1] if bracketed else host
         is_port = port.isascii() and port.isdecimal() and len(port) <= 5 and 1 <= int(port) <= 65535
         if not host or not is_port or bracketed != (":" in host):
-            raise ConfigError('server.metrics_address: expected HOST:PORT, as in "127.0.0.1:9100" or "[::1]:9100"')
+            raise ConfigError(
+                'server.metrics_address: expected HOST:PORT, as in "127.0.0.1:9100" or "[::1]:9100", got '
+                f"{self.metrics_address!r}"
+            )
         return host, int(port)
 
     @property

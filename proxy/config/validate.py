@@ -166,7 +166,7 @@ def _is_remote(config: Config) -> bool:
 
 
 def _check_fallback(url: str) -> None:
-    if url and not isinstance(read_store_url("store.fallback", url), Folder):
+    if url and not (url.lower().startswith("file:") and isinstance(read_store_url("store.fallback", url), Folder)):
         raise ConfigError("store.fallback: expected file:PATH, a disk that is there when the network is not")
 
 
@@ -174,13 +174,19 @@ def _check_hosts(hosts: Sequence[str]) -> None:
     """Refuse what can be no address to listen on, before a resolver is asked about it."""
     if not hosts or len(hosts) > HOSTS_MAX:
         raise ConfigError(f"server.host: expected an address, or a list of {HOSTS_MAX} at most")
-    for host in hosts:
-        if not host and len(hosts) > 1:
-            raise ConfigError("server.host: an address of the list is empty")
-        if not _is_host(host):
-            raise ConfigError(f"server.host: {host!r} is neither an address nor a name; the port is server.port")
-    if len({host.lower() for host in hosts}) < len(hosts):
-        raise ConfigError("server.host: an address stands there twice")
+    mistakes = [
+        f"server.host: {host!r} is neither an address nor a name; the port is server.port"
+        for host in hosts
+        if not _is_host(host)
+    ]
+    if len(hosts) > 1 and not all(hosts):
+        mistakes.append("server.host: an address of the list is empty")
+    lowered = [host.lower() for host in hosts]
+    mistakes += [
+        f"server.host: {host!r} stands there twice" for host in sorted(set(lowered)) if lowered.count(host) > 1
+    ]
+    if mistakes:
+        raise ConfigError(*mistakes)
 
 
 def _check_metrics_address(server: Server) -> None:
@@ -259,14 +265,22 @@ def check_mount(setting: str, mount: str) -> None:
         ConfigError: It is no path, or one of ours.
     """
     if not re.fullmatch(r"[A-Za-z0-9_-][\w.-]*(/[A-Za-z0-9_-][\w.-]*)*", mount, re.ASCII):
-        raise ConfigError(f"{setting}: expected a path like generated-images, without slashes at its ends")
+        raise ConfigError(
+            f"{setting}: expected a path like generated-images, without slashes at its ends, got {mount!r}"
+        )
     if mount.partition("/")[0] in OWN_PATHS:
         raise ConfigError(f"{setting}: /{mount} is a path of imgkeep's own")
 
 
 def _check_mounts(config: Config) -> None:
+    mistakes: list[str] = []
     for legacy in config.legacy:
-        check_mount("legacy.mount", legacy.mount)
+        try:
+            check_mount("legacy.mount", legacy.mount)
+        except ConfigError as error:
+            mistakes += error.messages
+    if mistakes:
+        raise ConfigError(*mistakes)
 
 
 def _check_allowed(config: Config) -> None:
@@ -279,20 +293,34 @@ def _check_allowed(config: Config) -> None:
 
 def _check_globs(setting: str, globs: tuple[str, ...], words: frozenset[str]) -> None:
     """Refuse what is no pattern, and `words` that would be read as hosts and match none."""
+    mistakes = [f"{setting}: '{glob}' is no host; write out the hosts" for glob in globs if glob.lower() in words]
     try:
-        Policy(hosts_allowed=globs, hosts_denied=(), ports=frozenset(), networks=())
-    except ValueError as error:
-        raise ConfigError(f"{setting}: {error}") from None
-    if word := next((glob for glob in globs if glob.lower() in words), None):
-        raise ConfigError(f"{setting}: '{word}' is no host; write out the hosts")
+        _read_globs(globs)
+    except ValueError:
+        for glob in globs:  # one by one, to tell of each
+            try:
+                _read_globs((glob,))
+            except ValueError as error:
+                mistakes.append(f"{setting}: {error}")
+    if mistakes:
+        raise ConfigError(*mistakes)
+
+
+def _read_globs(globs: tuple[str, ...]) -> None:
+    Policy(hosts_allowed=globs, hosts_denied=(), ports=frozenset(), networks=())
 
 
 def _check_networks(setting: str, networks: Sequence[str]) -> None:
+    mistakes: list[str] = []
     for text in networks:
         try:
             ipaddress.ip_network(text)
         except ValueError as error:
-            raise ConfigError(f"{setting}: {error}") from None
+            mistakes.append(f"{setting}: {error}")
+            with suppress(ValueError):
+                mistakes[-1] += f"; did you mean {ipaddress.ip_network(text, strict=False)}?"
+    if mistakes:
+        raise ConfigError(*mistakes)
 
 
 def _check_base_url(setting: str, url: str) -> None:
@@ -300,4 +328,5 @@ def _check_base_url(setting: str, url: str) -> None:
         if url:
             read_base(url)
     except SourceRejected as error:
-        raise ConfigError(f"{setting}: {error}".replace("the source URL", "it")) from None
+        got = "" if "@" in url else f", got {url!r}"  # it may hold a password
+        raise ConfigError(f"{setting}: {error}".replace("the source URL", "it") + got) from None

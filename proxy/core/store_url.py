@@ -81,15 +81,19 @@ def _read_folder(path: str) -> Folder:
 def _read_bucket(url: str) -> Bucket:
     parts = _split(url, "expected s3://BUCKET/PREFIX")
     if not _BUCKET.fullmatch(parts.netloc) or parts.fragment:
-        # Not quoted: somebody may have put credentials here.
-        raise ValueError("expected s3://BUCKET/PREFIX; credentials come from the environment or an AWS profile")
+        # Not quoted: an operator may have put credentials here.
+        raise ValueError(
+            "expected s3://BUCKET/PREFIX, where the bucket has a name of 3 letters, digits, dots, hyphens or more; "
+            "credentials come from the environment or an AWS profile"
+        )
     prefix = unquote(parts.path).strip("/")
     if not _PREFIX.fullmatch(prefix) or any(part in {"", ".", ".."} for part in prefix.split("/") if prefix):
         raise ValueError("the prefix has a character that not every store takes, or an empty part")
     parameters: dict[str, str] = {}
     for name, value in parse_qsl(parts.query, keep_blank_values=True):
         if name not in {"region", "endpoint", "addressing"} or name in parameters:
-            raise ValueError("behind the ? expected region=, endpoint= and addressing=, each once")
+            wrong = f"{name} stands there twice: " if name in parameters else _tell_parameter(name)
+            raise ValueError(f"{wrong}behind the ? expected region=, endpoint= and addressing=, each once")
         parameters[name] = value
     addressing = parameters.get("addressing", "").lower() or "auto"
     if addressing not in {"auto", "path", "virtual"}:
@@ -103,6 +107,11 @@ def _read_bucket(url: str) -> Bucket:
     )
 
 
+def _tell_parameter(name: str) -> str:
+    """Say which parameter there is not; what does not look like a name is not quoted."""
+    return f"there is no parameter {name}: " if re.fullmatch(r"[a-z_]{1,32}", name, re.IGNORECASE) else ""
+
+
 def _read_region(region: str) -> str | None:
     if region and not _REGION.fullmatch(region):
         raise ValueError("region: expected a name like eu-central-1")
@@ -112,7 +121,7 @@ def _read_region(region: str) -> str | None:
 def _read_endpoint(endpoint: str) -> str | None:
     if not endpoint:
         return None
-    expected = "endpoint: expected a URL like https://s3.example.com"
+    expected = "endpoint: expected a URL with its scheme, like https://s3.example.com"
     parts = _split(endpoint, expected)
     if parts.scheme not in {"http", "https"} or not parts.hostname or "@" in parts.netloc:
         raise ValueError(expected)

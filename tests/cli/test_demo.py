@@ -30,6 +30,12 @@ if TYPE_CHECKING:
 WIDTHS = "selector => [...document.querySelectorAll(`${selector} img`)].map(image => image.naturalWidth)"
 
 
+async def statuses(page: Page) -> list[str]:
+    """Return what the page has measured of its columns."""
+    await page.wait_for_function("[...document.querySelectorAll('.status')].every(each => each.textContent)")
+    return await page.locator(".status").all_text_contents()
+
+
 async def widths(page: Page, column: str) -> list[int]:
     await page.wait_for_load_state("load")  # images are loaded, or known to be none
     shown: list[int] = await page.evaluate(WIDTHS, column)
@@ -44,10 +50,12 @@ async def test_left_column_dies_and_right_column_stays(tmp_path: Path) -> None:
         await page.goto(demo.url)
         assert await widths(page, ".direct") == [WIDTH] * len(NAMES)
         assert await widths(page, ".kept") == [WIDTH] * len(NAMES)
+        assert await statuses(page) == ["200 OK", "200 OK"]
         assert await page.locator(".clock").is_visible()
         await page.wait_for_selector(".ended")
         assert await widths(page, ".direct") == [0] * len(NAMES)
         assert await widths(page, ".kept") == [WIDTH] * len(NAMES)
+        assert await statuses(page) == ["403 Forbidden", "200 OK"]
         await page.get_by_role("link", name="New round").click()
         await page.wait_for_selector(".alive")
         assert await widths(page, ".direct") == [WIDTH] * len(NAMES)
@@ -55,6 +63,10 @@ async def test_left_column_dies_and_right_column_stays(tmp_path: Path) -> None:
         await phone.goto(demo.url)
         assert await phone.evaluate("document.documentElement.scrollWidth") == 360
         assert refused == []
+        # What is shown is measured: without imgkeep the page says so.
+        await page.route(f"{demo.imgkeep}/**", lambda route: route.abort())
+        await page.goto(demo.url)
+        assert await statuses(page) == ["200 OK", "no answer"]
 
 
 async def test_origin_honours_its_own_links_only_and_until_their_end(tmp_path: Path) -> None:
@@ -110,7 +122,7 @@ async def test_a_port_in_use_is_told(tmp_path: Path, origin: FakeOrigin) -> None
     port = origin.url("/").split(":")[2].rstrip("/")
     status, out, err = await run(tmp_path / "data", "demo", "--port", port)
     assert (status, out) == (1, "")
-    assert "address already in use" in err
+    assert err.startswith(f"imgkeep: --port: cannot listen at 127.0.0.1:{port}: Address already in use; choose")
     assert "Traceback" not in err
 
 

@@ -21,6 +21,7 @@ from proxy.cli.health import health
 from proxy.config import ConfigError, Server, load
 from proxy.preflight import check_machine
 from proxy.storage.local import LocalStore
+from proxy.storage.s3.settings import refuse as refuse_aws
 from proxy.telemetry import describe_crash
 from tests.program import ROOT, cannot, environment, run, serving, until
 
@@ -72,8 +73,9 @@ AWS = "store.url: the AWS settings of this machine are not usable: "
         ({"AWS_ACCESS_KEY_ID": "hush"}, f"{AWS}Partial credentials found in env, missing: AWS_SECRET_ACCESS_KEY"),
         ({"AWS_DEFAULT_REGION": "a b"}, f"{AWS}.*region_name 'a b'"),
         ({"AWS_CA_BUNDLE": "/nowhere"}, f"{AWS}AWS_CA_BUNDLE"),
+        ({"AWS_ENDPOINT_URL_S3": "ftp://minio"}, f"{AWS}the endpoint is no URL like https://.*AWS_ENDPOINT_URL_S3"),
     ],
-    ids=["endpoint", "profile", "configuration", "credentials", "half a key", "region", "bundle"],
+    ids=["endpoint", "profile", "configuration", "credentials", "half a key", "region", "bundle", "scheme"],
 )
 async def test_aws_settings_that_are_wrong_are_told_without_network(
     folder: Path, settings: dict[str, str], told: str, monkeypatch: pytest.MonkeyPatch
@@ -187,6 +189,18 @@ async def test_command_that_reads_leaves_a_store_without_a_catalog_as_it_is(fold
     assert owners_of(folder) == before
 
 
+def test_number_of_aws_that_is_none_is_told_by_its_variable() -> None:
+    with pytest.raises(ValueError, match="invalid literal") as raised:
+        int("many")
+    assert str(refuse_aws(raised.value)).startswith(f"{AWS}a setting that is a number is none: AWS_MAX_ATTEMPTS, ")
+
+
+@pytest.mark.parametrize("command", ["verify", "reindex", f"remove {'0' * 64}", f"restore {'0' * 64}", "refetch a"])
+async def test_command_on_what_is_stored_makes_no_store(folder: Path, command: str) -> None:
+    await refuse(folder, [command], f"store.url: there is no store in {folder}: run this in the folder where")
+    assert not folder.exists()  # noqa: ASYNC240 - quick
+
+
 async def test_store_of_another_user_is_refused_with_the_remedy(folder: Path) -> None:
     if os.geteuid() != 0:
         cannot("only root can give files to another user")
@@ -199,7 +213,8 @@ async def test_store_of_another_user_is_refused_with_the_remedy(folder: Path) ->
     await refuse(folder, ["save http://127.0.0.1:1/a.png"], told)
     told = f"the store in {folder} belongs to user .*{remedy}"
     await refuse(folder, ["verify"], told)
-    other = make_folder(folder.parent / "other")
+    other = folder.parent / "other"
+    make_folder(other / "v1")
     await refuse(folder, [f"migrate file:{other} file:{folder}"], told)
     status, _, err = await run(folder, "list")
     assert status == 0, err
@@ -208,7 +223,7 @@ async def test_store_of_another_user_is_refused_with_the_remedy(folder: Path) ->
 
 async def ask_health(host: str | tuple[str, ...], port: int) -> tuple[int, str, str]:
     out, err = StringIO(), StringIO()
-    status = await asyncio.to_thread(partial(health, Server(host=host, port=port), out=out, err=err))
+    status = await asyncio.to_thread(partial(health, Server(host=host, port=port), as_json=False, out=out, err=err))
     return status, out.getvalue(), err.getvalue()
 
 

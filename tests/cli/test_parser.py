@@ -59,9 +59,32 @@ def test_no_command_of_ours_is_shown_to_people(capsys: pytest.CaptureFixture[str
         assert "worker" not in re.sub("server.workers|of all workers", "", shown), words
 
 
-@pytest.mark.parametrize("words", ["-V", "--version", "list -V", "--help", "save --help"])
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("lst", "there is no command 'lst'; did you mean list?"),
+        ("sav http://a.example/", "there is no command 'sav'; did you mean save?"),
+        ("frobnicate", "there is no command 'frobnicate'; `imgkeep --help` lists them"),
+        ("x" * 100_000, "`imgkeep --help` lists them"),
+        ("--confg c.toml list", "there is no option --confg; did you mean --config?"),
+        ("list --limt=3", "imgkeep list: error: there is no option --limt; did you mean --limit?"),
+        ("serve --prot 80", "imgkeep serve: error: there is no option --prot; did you mean --port?"),
+        ("export --format xml", "there is no choice 'xml'; there are csv, jsonl"),
+        ("completion fich", "there is no choice 'fich'; did you mean fish?"),
+        ("check now", "imgkeep check: error: one argument too many: 'now'"),
+    ],
+)
+def test_misspelt_word_is_told_with_what_it_may_mean(words: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(words.split())
+    out, err = capsys.readouterr()
+    assert (ended.value.code, out) == (2, "")
+    assert told in err
+
+
+@pytest.mark.parametrize("words", ["-V", "--version", "list -V", "--help", "save --help", "health"])
 def test_help_and_version_import_next_to_nothing(words: str) -> None:
-    heavy = ("aiohttp", "sqlalchemy", "msgspec", "rich", "botocore", "uvloop")
+    heavy = {"aiohttp", "sqlalchemy", "rich", "botocore", "uvloop"} | (set() if words == "health" else {"msgspec"})
     code = (
         "import sys\nfrom proxy.__main__ import main\n"
         f"try: main({words.split()!r})\nexcept SystemExit as error: assert error.code == 0\n"
@@ -159,7 +182,7 @@ async def test_a_token_is_taken_from_flag_variable_or_file(folder: Path, origin:
             assert name in err
             assert "two words" not in err
         status, _, err = await run(elsewhere, "list", *there, "--token", "another-token-here")
-        assert (status, "the server says" in err, "another" in err) == (1, True, False)
+        assert (status, "the server at" in err, "another" in err) == (1, True, False)
     assert await run(folder, "list", "--token", TOKEN) == (2, "", "imgkeep: --token: needs --server\n")
     assert not any(TOKEN in out + err for _, out, err in answers)
 

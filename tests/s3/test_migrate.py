@@ -247,7 +247,7 @@ async def test_the_command_prints_one_line_and_its_status_says_how_it_went(
     assert (status, json.loads(out), err) == (0, summary(copied_objects=3, copied_records=3), "")
     assert files(tmp_path / "b") == files(folder)
     status, out, err = await run(folder, "migrate", "file:nothing", url, **keys)
-    assert (status, err) == (1, f"imgkeep: the folder of the store is gone (folder {tmp_path}/nothing)\n")
+    assert (status, err) == (2, f"imgkeep: FROM: there is no store in {tmp_path}/nothing; name its folder\n")
     assert not (tmp_path / "nothing").exists()
 
 

@@ -51,16 +51,18 @@ async def check_settings(options: dict[str, Any]) -> None:
         ConfigError: None could be.
     """
     session = await open_session()
-    bundle = session.get_config_variable("ca_bundle")
-    if isinstance(bundle, str) and not await asyncio.to_thread(Path(bundle).exists):
-        raise ConfigError(
-            f"{_SETTINGS}: AWS_CA_BUNDLE, or ca_bundle of the profile, names {bundle}, which is not there"
-        )
     try:
+        bundle = session.get_config_variable("ca_bundle")
+        if isinstance(bundle, str) and not await asyncio.to_thread(Path(bundle).exists):
+            raise ConfigError(
+                f"{_SETTINGS}: AWS_CA_BUNDLE, or ca_bundle of the profile, names {bundle}, which is not there"
+            )
         async with AsyncExitStack() as stack:
             # With credentials that are given it asks no service for others.
             keys = {"aws_access_key_id": "none", "aws_secret_access_key": "none"}
-            await stack.enter_async_context(session.create_client("s3", **options, **keys))
+            client = await stack.enter_async_context(session.create_client("s3", **options, **keys))
+            if not client.meta.endpoint_url.lower().startswith(("http://", "https://")):
+                raise ConfigError(f"{_SETTINGS}: {_ENDPOINT}")
         for provider in session.get_component("credential_provider").providers:
             if provider.METHOD in _LOCAL_PROVIDERS:
                 await provider.load()
@@ -69,6 +71,10 @@ async def check_settings(options: dict[str, Any]) -> None:
 
 
 _SETTINGS: Final = "store.url: the AWS settings of this machine are not usable"
+_ENDPOINT: Final = (
+    "the endpoint is no URL like https://s3.example.com: AWS_ENDPOINT_URL, AWS_ENDPOINT_URL_S3, or endpoint_url of the "
+    "profile"
+)
 
 
 def refuse(error: Exception) -> ConfigError:
@@ -84,9 +90,11 @@ def refuse(error: Exception) -> ConfigError:
         case ConfigNotFound():
             why = f"the file {error.kwargs.get('path')} is not there"
         case ValueError() if str(error).startswith(("Invalid endpoint", "Invalid IPv6")):
+            why = _ENDPOINT
+        case ValueError() if "invalid literal for int()" in str(error):
             why = (
-                "the endpoint is no URL like https://s3.example.com: AWS_ENDPOINT_URL, AWS_ENDPOINT_URL_S3, or "
-                "endpoint_url of the profile"
+                "a setting that is a number is none: AWS_MAX_ATTEMPTS, AWS_METADATA_SERVICE_TIMEOUT or "
+                "AWS_METADATA_SERVICE_NUM_ATTEMPTS, or what the profile has of these"
             )
         case _:
             words = re.sub(r"//[^/@\s]*@", "//", " ".join(str(error).split()))
