@@ -113,6 +113,8 @@ async def _save(call: Call, links: Sequence[str]) -> int:
 
 async def _change(call: Call, names: Sequence[str]) -> int:
     """Remove, restore or fetch again what is named."""
+    if getattr(call.arguments, "url", None) is not None and len(names) != 1:
+        raise ConfigError("--url: is the link of one key")
     if call.arguments.server:
         return await _change_at(call, names, remove.Server(client_of(call)))
     await asyncio.to_thread(insist_on_records, call.config)
@@ -133,8 +135,6 @@ async def _change_at(call: Call, names: Sequence[str], target: remove.Target) ->
         case "restore":
             return await tell(partial(remove.restore_any, target))
         case _:
-            if arguments.url is not None and len(names) != 1:
-                raise ConfigError("--url: is the link of one key")
             return await tell(partial(target.refetch, url=arguments.url))
 
 

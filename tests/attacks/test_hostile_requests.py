@@ -69,7 +69,7 @@ FIELDS = [
     *("Authorization", "Origin", "Sec-Fetch-Site", "Host", "Forwarded", "X-Forwarded-For", "X-Forwarded-Host"),
     *("X-Forwarded-Proto", "X-Real-IP", "Via", "CDN-Loop", "If-None-Match", "If-Range", "Range", "Content-Type"),
     *("Content-Encoding", "Content-Length", "Transfer-Encoding", "Expect", "Connection", "Upgrade", "Accept"),
-    *("Last-Event-ID", "Cookie", "TE", "Trailer", "Keep-Alive"),
+    *("Last-Event-ID", "Cookie", "TE", "Trailer", "Keep-Alive", "Sec-Fetch-Dest", "Access-Control-Request-Headers"),
 ]
 """All that is read, by us or by what stands in front of us."""
 
@@ -416,7 +416,7 @@ MALFORMED_DATABASES = [
         "postgresql://h/d%00b",
         "postgresql://u:%00@h/d",
     ),
-    *("postgresql+asyncpg://h/db", "POSTGRESQL://h/db", "postgresql://[zz]/db", "postgresql://h\u2100/db"),
+    *("postgresql+asyncpg://h/db", "postgresql://[zz]/db", "postgresql://h\u2100/db"),
 ]
 
 

@@ -54,7 +54,7 @@ WITH_TOKEN: Final = f"Authorization: Bearer {TOKEN}"
 PUBLIC: Final = frozenset(
     {
         *("/img", "/images/{name}", "/imgkeep.js", "/imgkeep.d.ts", "/openapi.json", "/api", "/login"),
-        *("/healthz", "/readyz", "/metrics", "/"),
+        *("/healthz", "/readyz", "/metrics", "/", "/docs", "/docs/{name}"),
     }
 )
 """Routes that need no access."""

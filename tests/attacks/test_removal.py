@@ -418,7 +418,7 @@ ORIGINS = [
     pytest.param(answers(status="500 Oh No"), "origin_error", id="500"),
     pytest.param(answers(status="304 Not Modified"), "origin_error", id="304 that was not asked for"),
     pytest.param(answers(b"<html>sign in</html>"), "not_an_image", id="a page"),
-    pytest.param(answers(), "not_an_image", id="nothing"),
+    pytest.param(answers(), "origin_error", id="nothing"),
     pytest.param(answers(PLACEHOLDER[:-30]), "not_an_image", id="framed whole, and cut"),
     pytest.param(_cut, "origin_error", id="cut"),
     pytest.param(_unframed, "origin_error", id="unframed"),

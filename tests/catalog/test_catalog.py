@@ -306,7 +306,9 @@ async def test_a_first_start_that_was_cut_short_anywhere_is_no_matter_to_the_nex
 
 
 async def test_processes_that_start_at_once_on_an_empty_database_all_succeed(tmp_path: Path) -> None:
-    outcomes = await asyncio.gather(*(run(tmp_path / "data", "reindex") for _ in range(4)))
+    (tmp_path / "nothing").mkdir()
+    command = ("import", str(tmp_path / "nothing"), "--mount", "old")
+    outcomes = await asyncio.gather(*(run(tmp_path / "data", *command) for _ in range(4)))
     assert {status for status, _, _ in outcomes} == {0}, outcomes
     assert not any("failed" in err for _, _, err in outcomes)
 

@@ -17,7 +17,9 @@ _hooked = False
 
 def _hook(event: str, arguments: tuple[object, ...]) -> None:
     if event == "open" and _WATCHERS and isinstance(arguments[0], str | bytes | os.PathLike):
-        _WATCHERS[-1].append(os.fsdecode(arguments[0]))
+        path = os.fsdecode(arguments[0])
+        if not path.startswith("/proc/self/"):  # the metrics of the process, every few seconds
+            _WATCHERS[-1].append(path)
 
 
 @pytest.fixture

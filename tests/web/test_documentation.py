@@ -100,7 +100,7 @@ async def test_every_example_works_as_written(tmp_path: Path, origin: FakeOrigin
             assert (await program.get(path)).status == 410
         assert (await program.img(origin.url("/other.png"))).status == 410
         restored = await told(undo, key=saved["key"])
-        assert shapes(restored) == shapes(json.loads(re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL)[-2]))
+        assert shapes(restored) == shapes(json.loads(re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL)[-3]))
         assert restored["keys"] == [saved["key"]]
         assert (await shell(undos, tmp_path, **known, digest=DIGEST)).count('"restored":true') == 2
         assert (await program.img(origin.url("/other.png"))).status == 200
