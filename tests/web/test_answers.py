@@ -78,7 +78,7 @@ def gated(body: bytes, gate: asyncio.Event, *, ahead: int, declared: bool = True
 
 
 def varying(answer: Answer, *, ended: bool = True) -> dict[str, str]:
-    """Check what every good answer carries, and return the rest; `ended`: the end of the image was surely seen before."""
+    """Check what every good answer carries, and return the rest; `ended`: the image was whole before."""
     caching = answer.headers["cache-control"]
     assert caching in ({ALWAYS["cache-control"]} if ended else {ALWAYS["cache-control"], "public, max-age=60"})
     assert answer.headers.items() >= (ALWAYS | {"cache-control": caching}).items()
