@@ -302,6 +302,10 @@ async def test_a_disk_that_stops_halfway_through_is_no_matter_to_those_who_read(
     url = origin.on("/a.png", in_two_halves)
     readers = [asyncio.create_task(see(imgkeep, url, body)) for _ in range(5)]
     await sent_half.wait()
+    server = imgkeep.client.server.runner.server  # type: ignore[union-attr]
+    assert server is not None
+    await until(lambda: len(server.connections) == len(readers))  # one that comes later makes a fill of its own
+    await asyncio.sleep(0.2)
     disk.fill()
     go_on.set()
     await asyncio.gather(*readers)

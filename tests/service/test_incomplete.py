@@ -13,6 +13,7 @@ from proxy.core.identity import identify
 from proxy.core.model import Doubt, Record, Standing
 from proxy.core.source import read_source
 from proxy.core.standing import standing_of
+from proxy.service import fill
 from proxy.service.fill import GATHERED_BYTES_MAX
 from proxy.service.incomplete import REFETCHES_MAX
 from proxy.service.visit import Visit
@@ -96,7 +97,13 @@ async def test_a_whole_picture_that_comes_at_once_may_be_kept_for_ever(world: Wo
 
 @pytest.mark.parametrize("body", [WHOLE, picture("JPEG"), picture("GIF"), picture("WEBP")])
 @pytest.mark.parametrize("is_told", [False, True], ids=["size unknown", "size told"])
-async def test_pieces_that_have_come_already_tell_the_end(world: World, body: bytes, is_told: bool) -> None:  # noqa: FBT001 - a table
+async def test_pieces_that_have_come_already_tell_the_end(
+    world: World,
+    body: bytes,
+    is_told: bool,  # noqa: FBT001 - a table
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(fill, "GATHERING_S", 60)  # a busy machine may take long for a turn
     pieces = [body[at : at + 200] for at in range(0, len(body), 200)]
     world.origin.gives(FRESH, lambda: Feed(len(body) if is_told else None).push(*pieces).end())
     delivery = await world.ask(FRESH)
