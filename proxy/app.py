@@ -19,11 +19,9 @@ from typing import TYPE_CHECKING, Final
 from aiohttp import web
 
 from proxy import __version__
-from proxy.banner import make_banner
-from proxy.config import absolute
+from proxy.config import absolute, data_folder
 from proxy.core.signing import Signatures
 from proxy.listening import BACKLOG, format_address, listen, listen_for_metrics
-from proxy.parts import data_folder
 from proxy.service.misses import Misses
 from proxy.service.rewrite import RewriteDesk
 from proxy.storage.local_token import NAME, TokenUnusableError, make_token, read_token
@@ -62,7 +60,7 @@ from proxy.web.runner import Runner
 from proxy.web.siblings import Siblings
 from proxy.web.side_door import side_door
 from proxy.web.site import SERVER, SITE, Site
-from proxy.works import REAL, Seams, Works, make_inspector, make_linking, open_works
+from proxy.works import REAL, Seams, Works, make_linking, open_works
 
 if TYPE_CHECKING:
     import socket
@@ -76,7 +74,7 @@ if TYPE_CHECKING:
     from proxy.core.model import Place
     from proxy.web.exchange import Handler as ImageHandler
 
-__all__ = ["Seams", "build", "make_inspector", "make_runner", "read_placeholder", "serve"]
+__all__ = ["Seams", "build", "make_runner", "read_placeholder", "serve"]
 
 REQUEST_LINE_BYTES_MAX: Final = 36_864
 """A source URL of the greatest length, with every character of it percent-encoded, and room for the rest."""
@@ -294,17 +292,6 @@ def _leads_away(config: Config) -> bool:
 def _own_hosts(config: Config) -> frozenset[str]:
     """Return the names under which this machine calls us: none, once others can reach us too."""
     return frozenset() if config.server.is_open else frozenset({*map(str.lower, config.server.hosts), *LOOPBACK_NAMES})
-
-
-def read_local_token(config: Config) -> str:
-    """
-    Return a token that the API takes: the first of `security.api_tokens`, or that of this machine. Blocks.
-
-    Raises:
-        TokenUnusableError: There is none.
-    """
-    tokens = config.security.api_tokens
-    return tokens[0] if tokens else read_token(data_folder(config))
 
 
 def make_runner(
@@ -563,9 +550,10 @@ def tell_opening(config: Config, addresses: Sequence[tuple[str, int]], local_tok
         "API": f"for {facts['api_for']}",
         "open to": "every client that reaches this machine" if config.server.is_open else "this machine only",
     }
-    banner = make_banner(sys.stderr, config, addresses, version=__version__, open_to=open_to, log_in=link)
-    if banner is not None:
-        show(banner)
+    if config.log.format == "text" and sys.stderr.isatty():
+        from proxy.banner import make_banner  # noqa: PLC0415 - rich takes long to import, and services have no terminal
+
+        show(make_banner(sys.stderr, config, addresses, version=__version__, open_to=open_to, log_in=link))
 
 
 def tell_workers_opening(config: Config, addresses: Sequence[tuple[str, int]]) -> None:

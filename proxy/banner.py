@@ -13,10 +13,9 @@ from rich.console import Console
 from rich.style import Style
 from rich.text import Text
 
-from proxy.config import absolute, read_store_url
+from proxy.config import absolute, data_folder, read_store_url
 from proxy.core.store_url import Folder
 from proxy.listening import format_address
-from proxy.parts import data_folder
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -36,20 +35,18 @@ def make_banner(  # noqa: PLR0913 - what it tells
     version: str,
     open_to: Mapping[str, str],
     log_in: str | None,
-) -> str | None:
+) -> str:
     """
-    Return the text for a terminal, with links that it can open (OSC 8); `None`: there is none to be shown it.
+    Return the text for a terminal, with links that it can open (OSC 8).
 
     Args:
-        stream: Where logs go. Only a terminal with logs as text gets a banner.
+        stream: The terminal.
         config: Of the server.
         addresses: Where it listens.
         version: Of the program.
         open_to: What is open, and to whom.
         log_in: A link to the page under `/` that logs a browser on this machine in.
     """
-    if config.log.format != "text" or not stream.isatty():
-        return None
     urls = [f"{config.server.public_url.rstrip('/')}/"] if config.server.public_url else []
     urls += [f"http://{format_address(_ANY.get(host, host), port)}/" for host, port in addresses]
     rows: list[tuple[str, Text]] = []

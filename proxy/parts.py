@@ -15,12 +15,12 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from proxy.catalog import CatalogTooNew, SqlCatalog
 from proxy.catalog.sql import LINGER_LONG_S, LINGER_S
-from proxy.config import read_catalog_url, read_store_url
+from proxy.config import data_folder, read_catalog_url, read_store_url
 from proxy.core.errors import RemoteFault, StorageError
 from proxy.core.store_url import Bucket, Folder
 from proxy.core.stored import OBJECTS, object_path
@@ -39,9 +39,6 @@ if TYPE_CHECKING:
     from proxy.core.model import Record
     from proxy.ports import Archive, Clock, Disk, Sleep, Store
     from proxy.storage.s3 import S3Store
-
-WORK_FOLDER: Final = "data"
-"""For drafts and copies where there is no fallback."""
 
 log = logging.getLogger(__name__)
 
@@ -157,15 +154,6 @@ async def open_parts(  # noqa: PLR0913 - all but one by keyword, in two places
         if isinstance(place, Bucket):
             remote = await _open_remote(stack, config, place, disk, memory, timer, sleep, observe, share, reading)
         yield Parts(disk, catalog, memory, remote)
-
-
-def data_folder(config: Config) -> Path:
-    """Return the folder of this machine's own: of the local store, or of the fallback of a bucket."""
-    place = read_store_url("store.url", config.store.url)
-    if isinstance(place, Folder):
-        return Path(place.path)
-    fallback = read_store_url("store.fallback", config.store.fallback) if config.store.fallback else None
-    return Path(fallback.path if isinstance(fallback, Folder) else WORK_FOLDER)
 
 
 async def _open_remote(  # noqa: PLR0913, PLR0917 - called once, above

@@ -18,9 +18,8 @@ import sqlalchemy as sa
 
 from proxy.catalog import insist_on_driver
 from proxy.catalog.file import find_fault
-from proxy.config import ConfigError, read_catalog_url, read_store_url
+from proxy.config import ConfigError, data_folder, read_catalog_url, read_store_url
 from proxy.core.store_url import Bucket, Folder
-from proxy.parts import data_folder
 from proxy.storage import ownership
 
 if TYPE_CHECKING:

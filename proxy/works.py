@@ -16,7 +16,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -24,12 +23,13 @@ import aiohttp
 
 from proxy import __version__
 from proxy.catalog import SqlJobs
+from proxy.clock import read_clock
 from proxy.core.errors import Conflict, StorageError, WrittenByNewer
-from proxy.core.identity import identify
 from proxy.core.identity.spoil import spoil
 from proxy.core.model import Place
 from proxy.core.patterns import Globs
 from proxy.core.source import read_source
+from proxy.metrics import Metrics
 from proxy.origin import AddressGuard, OriginClient
 from proxy.origin.guard import open_socket
 from proxy.parts import cancel, objects_url, open_parts
@@ -37,7 +37,7 @@ from proxy.service.allowance import Allowances
 from proxy.service.fill import Neighbours
 from proxy.service.heal import Healer
 from proxy.service.health import LOOK_EVERY_S, Health
-from proxy.service.inspect import Inspector
+from proxy.service.inspect import Inspector, make_inspector
 from proxy.service.jobs import JobRunner
 from proxy.service.judging import Judges
 from proxy.service.keep import Keeper
@@ -52,7 +52,6 @@ from proxy.service.suspects import Suspects
 from proxy.service.upkeep import reindex
 from proxy.storage.cache import Share
 from proxy.storage.claims import Claims, Turn
-from proxy.telemetry import Metrics
 
 if TYPE_CHECKING:
     import ssl
@@ -82,15 +81,11 @@ NAME_THREADS_PER_FETCH: Final = 2
 log = logging.getLogger(__name__)
 
 
-def _real_clock() -> datetime:
-    return datetime.now(UTC)  # noqa: TID251 - the one place
-
-
 @dataclass(frozen=True)
 class Seams:
     """What tests choose otherwise: the edges of the machine itself."""
 
-    clock: Clock = _real_clock
+    clock: Clock = read_clock
     timer: Callable[[], float] = time.monotonic
     sleep: Sleep = asyncio.sleep
     """For what is tried again behind everybody's back."""
@@ -203,18 +198,6 @@ class Works:
             turn.leave()
 
 
-def make_inspector(config: Config, seams: Seams = REAL) -> Inspector:
-    """Return who reads links, by the catalogue and policy of a configuration."""
-    catalogue = config.read_catalogue()
-    exact = config.sources.identity == "exact"
-    return Inspector(
-        policy=config.policy(catalogue),
-        identify=lambda source: identify(source, seams.clock(), catalogue, exact=exact),
-        is_gone=catalogue.is_gone,
-        public=read_source(config.server.public_url) if config.server.public_url else None,
-    )
-
-
 def make_linking(config: Config, inspector: Inspector, parts: Parts | None = None) -> Linking:
     """Return who says which links in pages become ours; `parts` tell where a public bucket is."""
     objects = parts.remote.objects_url if parts is not None and parts.remote is not None else objects_url(config)
@@ -244,7 +227,7 @@ async def open_works(
         config, clock=seams.clock, timer=seams.timer, sleep=seams.sleep, observe=metrics.called, share=share
     ) as parts:
         health = Health(parts.disk, parts.catalog, config.store.free_bytes_min, parts.remote)
-        inspector = make_inspector(config, seams)
+        inspector = make_inspector(config, seams.clock)
         own_ports: set[int] = set()
         origin = _make_origin(config, seams, inspector, metrics, own_ports)
         refusals = Refusals(parts.store, parts.catalog, _drop_of(parts), siblings)

@@ -41,9 +41,13 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     return PROCESSES if any((config.rootpath / name).is_dir() for name in names) else 0
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="session", autouse=True)
 def nothing_blocks_the_loop() -> Iterator[None]:
-    """Blocking calls of ours on the event loop are errors; what tests do to prepare and look is their own affair."""
+    """
+    Make blocking calls of ours on an event loop errors; what tests do to prepare and look is their own affair.
+
+    Once for all tests: to change a hundred functions and back takes longer than most tests do.
+    """
     with blockbuster_ctx("proxy"):
         yield
 

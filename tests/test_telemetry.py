@@ -20,7 +20,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from proxy.config import Log
-from proxy.telemetry import FLUSH_TIMEOUT_S, QUEUE_RECORDS_MAX, Metrics, RecordFormatter, logging_to, redact
+from proxy.metrics import Metrics
+from proxy.telemetry import FLUSH_TIMEOUT_S, QUEUE_RECORDS_MAX, RecordFormatter, logging_to, redact
 from proxy.web.site import SITE
 from tests.images import picture_of
 from tests.web.raw import ask, port_of, split, talk, target_of

@@ -17,8 +17,9 @@ from urllib.parse import urlsplit
 import aiohttp
 import msgspec
 
+from proxy.cli.errors import ServerError
 from proxy.config import ConfigError
-from proxy.core.errors import SourceRejected, StorageError
+from proxy.core.errors import SourceRejected
 from proxy.core.source import read_base
 
 if TYPE_CHECKING:
@@ -30,10 +31,6 @@ TIMEOUT_S: Final = 60
 """Timeout for each request. The longest, 10,000 links of a job, takes a few seconds."""
 CONNECT_TIMEOUT_S: Final = 10
 """Timeout for a connection: a host that answers nothing is told soon."""
-
-
-class ServerError(StorageError):
-    """The server that was named does not do what it was asked for."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, TextIO
 
-from proxy.cli.client import ServerError
+from proxy.cli.errors import ServerError
 from proxy.cli.printing import print_facts, print_json, readable_bytes
 from proxy.core.errors import SourceRejected, StorageError
 from proxy.core.source import read_source

@@ -9,7 +9,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol, TextIO
 
-from proxy.cli.client import ServerError
+from proxy.cli.errors import ServerError
 from proxy.cli.printing import as_line
 from proxy.cli.progress import progress
 from proxy.core.errors import Busy, ImgkeepError, OriginTimeout, StorageError

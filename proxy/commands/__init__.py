@@ -4,57 +4,38 @@ What each command does, put together from a configuration: opens what it works w
 Rules:
 - Standard input, files of links and folders of pages are read before an event loop runs: Ctrl-C then ends the reading.
 - A command opens no more than it needs: reading links and making secrets takes neither a store nor a database.
+- A command imports no more than it needs: `list` starts in half the time without the server and its HTTP library.
 """
 
 from __future__ import annotations
 
-import asyncio
 import sys
-from contextlib import aclosing, asynccontextmanager
 from functools import partial
-from io import TextIOWrapper
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from proxy import app
-from proxy.cli import failures, folders, look, migrate, remove, save, signing, stored, upkeep
+from proxy.cli import failures, look, signing
 from proxy.cli.completion import completion
 from proxy.cli.parser import make_parser
-from proxy.commands.call import Call, client_of, read_lines, read_place, read_urls, store_of
-from proxy.commands.demonstration import demonstrate
-from proxy.commands.pages import read_pages, rewrite
-from proxy.config import ConfigError, check_mount
-from proxy.core.store_url import Folder
-from proxy.parts import Parts, open_migration, open_parts, permanent_url
-from proxy.preflight import (
-    check_machine,
-    insist_on_owner,
-    insist_on_owner_of,
-    insist_on_records,
-    insist_on_source,
-    insist_on_store,
-)
-from proxy.service.facts import describe_record
+from proxy.clock import read_clock
+from proxy.commands.call import Call, client_of, read_lines, read_local_token, read_place, read_urls
+from proxy.config import ConfigError
+from proxy.service.inspect import make_inspector
 from proxy.storage.local_token import TokenUnusableError
-from proxy.web.login import make_link
-from proxy.works import REAL, open_works
 
 __all__ = ["Call", "prepare"]
 
+# ruff: noqa: PLC0415 - see above
+
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import AsyncGenerator, Coroutine, Sequence
+    from collections.abc import Coroutine
 
     from proxy.config import Config
-    from proxy.core.model import Record
-    from proxy.core.store_url import Bucket
-    from proxy.parts import RemoteParts
-    from proxy.ports import Watched
 
     Command = Coroutine[Any, Any, int]
 
 
-def prepare(call: Call) -> int | Command:  # noqa: C901, PLR0911, PLR0912 - one for each kind
+def prepare(call: Call) -> int | Command:  # noqa: PLR0911 - one for each kind
     """
     Run a command that needs neither a store nor the network, and return its exit status; or read what another one is to
     work on, and return the rest of it.
@@ -66,123 +47,46 @@ def prepare(call: Call) -> int | Command:  # noqa: C901, PLR0911, PLR0912 - one 
                 list(read_urls(arguments.urls)), client_of(call), as_json=arguments.json, out=sys.stdout
             )
         case "demo":
+            from proxy.commands.demonstration import demonstrate
+
             return demonstrate(call)
         case "completion":
             return completion(make_parser(), arguments.shell, out=sys.stdout)
         case "inspect" | "sign" | "token":
             return _tell(call)
-        case "migrate":
-            source, target = (read_place(name, getattr(arguments, name), call) for name in ("source", "target"))
-            if source == target:
-                raise ConfigError("TO: is the same store as FROM")
-            return _migrate(call, source, target)
         case "rewrite":
+            from proxy.commands.pages import read_pages, rewrite
+
             return rewrite(call, read_pages(arguments))
-        case "save":
-            return _save(call, read_lines(arguments))
-        case "remove" | "restore" | "refetch":
-            return _change(call, list(read_urls(arguments.names)))
-        case "import" | "export":
-            return _exchange(call)
-        case "list":
-            return _list(call)
         case "failures":
             return failures.list_failures(
                 client_of(call), limit=arguments.limit, as_json=arguments.json, out=sys.stdout
             )
         case _:
-            return _maintain(call)
+            return _prepare_with_store(call)
 
 
-async def _migrate(call: Call, source: Folder | Bucket, target: Folder | Bucket) -> int:
-    await asyncio.to_thread(insist_on_source, source)
-    if isinstance(target, Folder):
-        await asyncio.to_thread(insist_on_owner_of, Path(target.path))
-    async with open_migration(call.config, source, target, clock=REAL.clock) as migration:
-        return await migrate.migrate(migration, as_json=call.arguments.json, out=sys.stdout, err=sys.stderr)
+def _prepare_with_store(call: Call) -> Command:
+    """Read what a command is to work on that takes a store, and return the rest of it."""
+    from proxy.commands import stores
 
-
-async def _save(call: Call, links: Sequence[str]) -> int:
-    keep = partial(save.save, links, as_json=call.arguments.json, out=sys.stdout, err=sys.stderr)
-    if call.arguments.server:
-        return await keep(save.Server(client_of(call)))
-    await asyncio.to_thread(partial(insist_on_owner, call.config, server_helps=True))
-    async with open_works(call.config) as works:
-        return await keep(store_of(call, works))
-
-
-async def _change(call: Call, names: Sequence[str]) -> int:
-    """Remove, restore or fetch again what is named."""
-    if getattr(call.arguments, "url", None) is not None and len(names) != 1:
-        raise ConfigError("--url: is the link of one key")
-    if call.arguments.server:
-        return await _change_at(call, names, remove.Server(client_of(call)))
-    await asyncio.to_thread(insist_on_records, call.config)
-    await asyncio.to_thread(partial(insist_on_owner, call.config, server_helps=True))
-    async with open_works(call.config) as works:
-        describe = partial(works.keeper.describe, base=call.base)
-        return await _change_at(
-            call, names, remove.Store(works.remover, works.refetcher, describe, works.keeper.identify)
-        )
-
-
-async def _change_at(call: Call, names: Sequence[str], target: remove.Target) -> int:
     arguments = call.arguments
-    tell = partial(remove.each, names, as_json=arguments.json, out=sys.stdout, err=sys.stderr)
     match arguments.command:
-        case "remove":
-            return await tell(partial(target.remove, force=arguments.force), by_digest=arguments.digest)
-        case "restore":
-            return await tell(partial(remove.restore_any, target))
+        case "migrate":
+            source, target = (read_place(name, getattr(arguments, name), call) for name in ("source", "target"))
+            if source == target:
+                raise ConfigError("TO: is the same store as FROM")
+            return stores.migrate_store(call, source, target)
+        case "save":
+            return stores.save_links(call, read_lines(arguments))
+        case "remove" | "restore" | "refetch":
+            return stores.change_records(call, list(read_urls(arguments.names)))
+        case "import" | "export":
+            return stores.exchange_images(call)
+        case "list":
+            return stores.list_stored(call)
         case _:
-            return await tell(partial(target.refetch, url=arguments.url))
-
-
-async def _exchange(call: Call) -> int:
-    """Take a folder of images in, or tell other programs what is stored."""
-    arguments, config = call.arguments, call.config
-    if arguments.command == "import":
-        check_mount("--mount", arguments.mount)
-        if not arguments.folder.is_dir():
-            raise ConfigError(f"{arguments.folder}: is not a folder")
-        await asyncio.to_thread(partial(insist_on_owner, config, server_helps=False))
-        if arguments.mount not in {legacy.mount for legacy in config.legacy}:
-            sys.stderr.write("imgkeep: old names answer once [[legacy]] names this mount in the configuration\n")
-        async with open_works(config) as works:
-            return await folders.adopt(
-                arguments.folder,
-                arguments.mount,
-                works.saver,
-                as_json=arguments.json,
-                out=sys.stdout,
-                err=sys.stderr,
-            )
-    async with _reading(config) as parts:
-        url_of = partial(permanent_url, parts.remote, call.base)
-        return await folders.export(parts.catalog, url_of=url_of, as_json=arguments.format == "jsonl", out=sys.stdout)
-
-
-@asynccontextmanager
-async def _reading(config: Config) -> AsyncGenerator[Parts]:
-    """Open what is stored to read it, and make nothing that is not there."""
-    await asyncio.to_thread(insist_on_store, config)
-    async with open_parts(config, clock=REAL.clock, reading=True) as parts:
-        _warn_of_gaps(parts)
-        yield parts
-
-
-async def _list(call: Call) -> int:
-    arguments = call.arguments
-    show = partial(stored.list_images, as_json=arguments.json, out=sys.stdout)
-    if arguments.server:
-        return await show(stored.images_of(client_of(call), limit=arguments.limit))
-    async with _reading(call.config) as parts:
-
-        def describe(record: Record) -> dict[str, object]:
-            storage = "local" if record.pending or parts.remote is None else "s3"
-            return describe_record(record, url=permanent_url(parts.remote, call.base, record), storage=storage)
-
-        return await show(stored.images_in(parts.catalog, describe, limit=arguments.limit))
+            return stores.maintain(call)
 
 
 def _tell(call: Call) -> int:
@@ -190,7 +94,7 @@ def _tell(call: Call) -> int:
     arguments, config = call.arguments, call.config
     match arguments.command:
         case "inspect":
-            inspector = app.make_inspector(config)
+            inspector = make_inspector(config, read_clock)
             return look.inspect(read_urls(arguments.urls), inspector, as_json=arguments.json, out=sys.stdout)
         case "token":
             return _token(arguments, config)
@@ -201,7 +105,7 @@ def _tell(call: Call) -> int:
                 read_urls(arguments.urls),
                 key=config.security.signing_keys[0],
                 base=config.server.public_url,
-                now=REAL.clock(),
+                now=read_clock(),
                 ttl_s=arguments.ttl_s,
                 as_json=arguments.json,
                 out=sys.stdout,
@@ -217,59 +121,12 @@ def _token(arguments: argparse.Namespace, config: Config) -> int:
     if arguments.login and (config.security.api_tokens or server.is_open or not server.port):
         raise ConfigError("--login: is for a server on a loopback address and a port of its own, without api_tokens")
     try:
-        token = app.read_local_token(config)
+        token = read_local_token(config)
     except TokenUnusableError as error:
         raise ConfigError(f"{error}; `imgkeep serve` makes it") from None
     if arguments.local:
         return show("token", token)
+    from proxy.web.login import make_link
+
     host = "127.0.0.1" if server.hosts[0] == "localhost" else server.hosts[0]
-    return show("url", make_link(token, host, server.port, REAL.clock()))
-
-
-async def _maintain(call: Call) -> int:
-    """Look after what is stored, or at all parts."""
-    arguments, config, as_json = call.arguments, call.config, call.arguments.json
-    if arguments.command == "stats":
-        async with _reading(config) as parts:
-            complete, now = parts.catalog.complete, REAL.clock()
-            return await stored.stats(parts.catalog, complete=complete, now=now, as_json=as_json, out=sys.stdout)
-    if arguments.command == "check":
-        await check_machine(config)
-        if not arguments.live:
-            return await look.check({}, as_json=as_json, out=sys.stdout)
-    else:
-        await asyncio.to_thread(insist_on_records, config)
-    await asyncio.to_thread(partial(insist_on_owner, config, server_helps=False))
-    async with open_parts(config, clock=REAL.clock) as parts:
-        catalog = parts.catalog
-        match arguments.command:
-            case "check":
-                return await _check_live(parts, as_json=as_json)
-            case "verify":
-                return await upkeep.verify(parts.archives, catalog, as_json=as_json, out=sys.stdout, err=sys.stderr)
-            case _:
-                return await upkeep.reindex(parts.archives, catalog, as_json=as_json, out=sys.stdout)
-
-
-async def _check_live(parts: Parts, *, as_json: bool) -> int:
-    if parts.remote is None:
-        return await look.check({"store": parts.disk, "catalog": parts.catalog}, as_json=as_json, out=sys.stdout)
-    if isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # not every terminal has ticks
-    async with aclosing(_steps(parts.remote)) as steps:
-        local: dict[str, Watched] = {"fallback": parts.disk, "catalog": parts.catalog}
-        place = parts.remote.bucket.client.place
-        return await look.check(local, steps, place=place, as_json=as_json, out=sys.stdout)
-
-
-def _warn_of_gaps(parts: Parts) -> None:
-    if not parts.catalog.complete:
-        sys.stderr.write("imgkeep: the catalog is not complete; `imgkeep reindex` fills it from the records\n")
-
-
-async def _steps(remote: RemoteParts) -> AsyncGenerator[tuple[str, str | None, str | None]]:
-    from proxy.storage.s3.checkup import check_up  # noqa: PLC0415 - what it needs takes a third of a second to import
-
-    async with aclosing(check_up(remote.bucket, public_url=remote.public_url)) as steps:
-        async for step in steps:
-            yield step.name, step.error, step.remedy
+    return show("url", make_link(token, host, server.port, read_clock()))

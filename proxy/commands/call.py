@@ -10,21 +10,19 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from proxy import app
 from proxy.cli import save
-from proxy.cli.client import Client, check_server_url, pin_address
 from proxy.cli.health import reachable_hosts
-from proxy.config import ConfigError, absolute, read_store_url
+from proxy.clock import read_clock
+from proxy.config import ConfigError, absolute, data_folder, read_store_url
 from proxy.core.store_url import Bucket, Folder
 from proxy.listening import format_address
-from proxy.parts import data_folder
-from proxy.storage.local_token import TokenUnusableError
-from proxy.works import REAL
+from proxy.storage.local_token import TokenUnusableError, read_token
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator, Mapping, Sequence
 
+    from proxy.cli.client import Client
     from proxy.config import Config
     from proxy.works import Works
 
@@ -51,6 +49,8 @@ class Call:
 
 def client_of(call: Call) -> Client:
     """Return the server that `--server` names, with what its API takes."""
+    from proxy.cli.client import Client, check_server_url, pin_address  # noqa: PLC0415 - only `--server` needs aiohttp
+
     config = call.config
     if call.arguments.server:
         check_server_url(call.arguments.server)
@@ -65,12 +65,23 @@ def _own_url(config: Config) -> str:
     return f"http://{format_address(reachable_hosts(config.server)[0], config.server.port)}"
 
 
+def read_local_token(config: Config) -> str:
+    """
+    Return a token that the API takes: the first of `security.api_tokens`, or that of this machine. Blocks.
+
+    Raises:
+        TokenUnusableError: There is none.
+    """
+    tokens = config.security.api_tokens
+    return tokens[0] if tokens else read_token(data_folder(config))
+
+
 def _token_for(url: str, config: Config) -> str | None:
     """Return what the API of a server takes. The token of this machine goes to this machine only."""
     if not config.security.api_tokens and not _is_here(url, config):
         return None
     try:
-        return app.read_local_token(config)
+        return read_local_token(config)
     except TokenUnusableError as error:
         raise ConfigError(
             f"--server: {error} in {absolute(data_folder(config))}; run this where imgkeep runs, with its "
@@ -88,7 +99,7 @@ def _is_here(url: str, config: Config) -> bool:
 
 def store_of(call: Call, works: Works) -> save.Store:
     describe = partial(works.keeper.describe, base=call.base)
-    return save.Store(works.saver, identify=works.keeper.identify, describe=describe, clock=REAL.clock)
+    return save.Store(works.saver, identify=works.keeper.identify, describe=describe, clock=read_clock)
 
 
 def read_place(name: str, url: str, call: Call) -> Folder | Bucket:

@@ -10,10 +10,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from proxy import app
 from proxy.cli import save
 from proxy.cli.pages import STANDARD_INPUT, find_pages
 from proxy.cli.rewrite import Rewriting, warn_of_base
+from proxy.clock import read_clock
 from proxy.commands.call import client_of, store_of
 from proxy.config import ConfigError
 from proxy.core.errors import InvalidRequest, SourceRejected
@@ -21,7 +21,8 @@ from proxy.core.rewrite import SourceLinks
 from proxy.core.source import read_base
 from proxy.parts import open_parts
 from proxy.preflight import insist_on_owner
-from proxy.works import REAL, make_linking, open_works
+from proxy.service.inspect import make_inspector
+from proxy.works import make_linking, open_works
 
 if TYPE_CHECKING:
     import argparse
@@ -43,7 +44,7 @@ async def rewrite(call: Call, pages: Sequence[Page]) -> int:
     async with AsyncExitStack() as stack:
         target: save.Target | None = None
         parts = None
-        inspector = app.make_inspector(config)
+        inspector = make_inspector(config, read_clock)
         if arguments.server:
             server = save.Server(client_of(call))
             inspector = await _as_server(inspector, server, config)
@@ -54,7 +55,7 @@ async def rewrite(call: Call, pages: Sequence[Page]) -> int:
             parts, target = works.parts, store_of(call, works)
         elif config.delivery.mode == "redirect" and not config.delivery.base_url and not arguments.undo:
             # The links of the bucket itself, which stay as they are, only the bucket's client can tell.
-            parts = await stack.enter_async_context(open_parts(config, clock=REAL.clock, reading=True))
+            parts = await stack.enter_async_context(open_parts(config, clock=read_clock, reading=True))
         linker: Linker = SourceLinks(base) if arguments.undo else _linker(call, base, inspector, parts)
         out, err = sys.stdout, sys.stderr
         rewriting = Rewriting(pages, linker, undoes=arguments.undo, out=out.buffer, text=out, err=err)

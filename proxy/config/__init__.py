@@ -5,7 +5,7 @@ from proxy.config.errors import ConfigError
 from proxy.config.files import absolute, read_config_file
 from proxy.config.load import load
 from proxy.config.schema import OPEN_BYTES_PER_DAY, Config, Fetch, Legacy, Limits, Log, Section, Security, Server, Store
-from proxy.config.urls import read_catalog_url, read_store_url
+from proxy.config.urls import data_folder, read_catalog_url, read_store_url
 from proxy.config.validate import check_mount
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "Store",
     "absolute",
     "check_mount",
+    "data_folder",
     "load",
     "read_catalog_url",
     "read_config_file",

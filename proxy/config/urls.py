@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from proxy.config.errors import ConfigError
+from proxy.core.store_url import Folder
 from proxy.core.store_url import read_store_url as read_place
 
 if TYPE_CHECKING:
-    from proxy.core.store_url import Bucket, Folder
+    from proxy.config.schema import Config
+    from proxy.core.store_url import Bucket
+
+WORK_FOLDER: Final = "data"
+"""For drafts and copies where there is no fallback."""
 
 
 def read_store_url(setting: str, url: str) -> Folder | Bucket:
@@ -24,6 +30,15 @@ def read_store_url(setting: str, url: str) -> Folder | Bucket:
         return read_place(url)
     except ValueError as error:
         raise ConfigError(f"{setting}: {error}") from None
+
+
+def data_folder(config: Config) -> Path:
+    """Return the folder of this machine's own: of the local store, or of the fallback of a bucket."""
+    place = read_store_url("store.url", config.store.url)
+    if isinstance(place, Folder):
+        return Path(place.path)
+    fallback = read_store_url("store.fallback", config.store.fallback) if config.store.fallback else None
+    return Path(fallback.path if isinstance(fallback, Folder) else WORK_FOLDER)
 
 
 _LIBPQ_PARAMETERS: Final = frozenset({

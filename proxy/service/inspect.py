@@ -5,14 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from proxy.core.identity import identify
 from proxy.core.policy import judge
-from proxy.core.source import own_path
+from proxy.core.source import own_path, read_source
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from proxy.config import Config
     from proxy.core.model import Source, SourceInfo
     from proxy.core.policy import Policy
+    from proxy.ports import Clock
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,3 +53,15 @@ class Inspector:
             "allowed": reason is None,
             "reason": reason,
         }
+
+
+def make_inspector(config: Config, clock: Clock) -> Inspector:
+    """Return what reads links by the provider rules and the policy of a configuration."""
+    catalogue = config.read_catalogue()
+    exact = config.sources.identity == "exact"
+    return Inspector(
+        policy=config.policy(catalogue),
+        identify=lambda source: identify(source, clock(), catalogue, exact=exact),
+        is_gone=catalogue.is_gone,
+        public=read_source(config.server.public_url) if config.server.public_url else None,
+    )

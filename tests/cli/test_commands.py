@@ -15,15 +15,17 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from proxy.__main__ import main
-from proxy.app import Seams, make_inspector
+from proxy.app import Seams
 from proxy.cli.look import inspect
 from proxy.cli.printing import print_facts, readable_bytes
+from proxy.clock import read_clock
 from proxy.config import load
 from proxy.core.errors import SourceRejected
 from proxy.core.identity import identify
 from proxy.core.policy import judge
 from proxy.core.source import read_source
 from proxy.core.stored import record_path
+from proxy.service.inspect import make_inspector
 from proxy.storage.local import LocalStore
 from proxy.works import REAL
 from tests.images import picture
@@ -225,7 +227,7 @@ async def test_inspect_takes_an_argument_that_is_no_utf_8(folder: Path) -> None:
 
 
 async def test_inspect_refuses_every_case_that_the_url_alone_gives_away() -> None:
-    inspector = make_inspector(load({}, {}))
+    inspector = make_inspector(load({}, {}), read_clock)
     policy = inspector.policy
     out = StringIO()
     inspect([case["url"] for case in CASES], inspector, as_json=True, out=out)

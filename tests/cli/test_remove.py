@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from proxy.cli import remove
-from proxy.cli.client import Client, ServerError
+from proxy.cli.client import Client
+from proxy.cli.errors import ServerError
 from proxy.core.source import read_source
 from proxy.web.site import SITE
 from tests.images import picture

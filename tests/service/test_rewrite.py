@@ -12,6 +12,7 @@ from proxy.config import load
 from proxy.core.errors import Busy, InvalidRequest
 from proxy.core.rewrite import every
 from proxy.core.rewrite.links import ImgLinks
+from proxy.service.inspect import make_inspector
 from proxy.service.rewrite import (
     MARKDOWN_BYTES_MAX,
     PIECE_BYTES,
@@ -22,7 +23,7 @@ from proxy.service.rewrite import (
     form_of,
     rewrite,
 )
-from proxy.works import Seams, make_inspector, make_linking
+from proxy.works import make_linking
 
 PAGE = b'<img src="https://a.example/1.png">'
 OBJECT = f"v1/objects/0a/{'0a' * 32}.png"
@@ -39,7 +40,7 @@ OBJECT = f"v1/objects/0a/{'0a' * 32}.png"
 )
 def test_links_to_objects_of_a_public_bucket_stay(delivery: dict[str, object], objects: str | None) -> None:
     config = load({"store": {"url": "s3://bucket/kept"}, "delivery": delivery}, {})
-    linking = make_linking(config, make_inspector(config, Seams(clock=lambda: datetime(2026, 11, 22, tzinfo=UTC))))
+    linking = make_linking(config, make_inspector(config, lambda: datetime(2026, 11, 22, tzinfo=UTC)))
     assert (linking.objects.url if linking.objects else None) == (f"{objects}v1/objects" if objects else None)
     linker = linking.linker("all", "")
     assert linker("https://cdn.example/x/other.png") is not None
