@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from proxy.config import ConfigError, load, read_catalog_url
 from proxy.web.site import SITE
 from tests.images import picture
-from tests.program import ROOT, run
+from tests.program import ROOT, run_here
 from tests.web.raw import Answer, port_of, split, talk, target_of
 from tests.web.test_answers import landed
 
@@ -445,7 +445,7 @@ def test_a_database_that_can_be_is_taken(url: str) -> None:
 
 @pytest.mark.parametrize("command", ["serve"])
 async def test_a_malformed_database_ends_with_status_2(tmp_path: Path, command: str) -> None:
-    status, _, err = await run(tmp_path, command, catalog__url="postgresql://u:HUSH@[::1/db")
+    status, _, err = await run_here(tmp_path, command, catalog__url="postgresql://u:HUSH@[::1/db")
     assert status == 2
     assert "catalog.url" in err
     assert "HUSH" not in err

@@ -29,7 +29,7 @@ from proxy.service.inspect import make_inspector
 from proxy.storage.local import LocalStore
 from proxy.works import REAL
 from tests.images import picture
-from tests.program import ROOT, environment, run
+from tests.program import ROOT, environment, run_here
 from tests.storage.stores import record_of
 from tests.storage.test_contract import keep
 
@@ -150,14 +150,14 @@ def test_check_validates_and_touches_nothing(command: Command, folder: Path) -> 
 
 
 async def test_check_live_tries_every_part(folder: Path) -> None:
-    status, out, _ = await run(folder, "check", "--live")
+    status, out, _ = await run_here(folder, "check", "--live")
     assert status == 0
     assert re.fullmatch(r"configuration: valid\nstore: works, [\d.]+ \w+ free\ncatalog: works\n", out)
 
 
 async def test_check_live_tells_what_does_not_work(folder: Path) -> None:
     folder.write_bytes(b"a file in the way")  # noqa: ASYNC240 - quick, and nobody waits
-    status, out, err = await run(folder, "check", "--live")
+    status, out, err = await run_here(folder, "check", "--live")
     assert (status, out) == (2, "")
     assert err.splitlines() == [
         f"imgkeep: store.url: {folder} is a file, not a folder",
@@ -207,20 +207,20 @@ async def test_inspect_reads_odd_lines_one_by_one(folder: Path) -> None:
         "https://example.com/ü.png".encode(),
         b"https://example.com/last.png\r",
     ]
-    status, out, err = await run(folder, "inspect", "--json", "-", stdin=b"\n".join(lines))
+    status, out, err = await run_here(folder, "inspect", "--json", "-", stdin=b"\n".join(lines))
     answers = [json.loads(line) for line in out.splitlines()]
     assert (status, err) == (1, "")
     assert len(answers) == len(lines)
     assert [bool(answer["key"]) for answer in answers] == [True, False, False, False, False, False, True, True]
     assert all(answer["allowed"] is (answer["key"] is not None) for answer in answers)
-    status, out, _ = await run(folder, "inspect", "-", stdin=lines[2])
+    status, out, _ = await run_here(folder, "inspect", "-", stdin=lines[2])
     assert status == 1
     assert "\x1b" not in out
     assert r"\x1b[31m" in out
 
 
 async def test_inspect_takes_an_argument_that_is_no_utf_8(folder: Path) -> None:
-    status, out, err = await run(folder, "inspect", "--json", os.fsdecode(b"https://example.com/\xff.png"))
+    status, out, err = await run_here(folder, "inspect", "--json", os.fsdecode(b"https://example.com/\xff.png"))
     assert status in {0, 1}
     assert json.loads(out)["url"] == "https://example.com/\ufffd.png"
     assert err == ""
@@ -251,7 +251,7 @@ async def test_inspect_refuses_every_case_that_the_url_alone_gives_away() -> Non
 async def test_the_cases_go_through_the_real_command_too(folder: Path) -> None:
     urls = [case["url"] for case in CASES if not set(case["url"]) & set("\r\n")]
     stdin = "\n".join(urls).encode("utf-8", "replace")
-    status, out, err = await run(folder, "inspect", "--json", "-", stdin=stdin, fetch__allow_networks="")
+    status, out, err = await run_here(folder, "inspect", "--json", "-", stdin=stdin, fetch__allow_networks="")
     assert (status, err) == (1, "")
     assert len(out.splitlines()) == len(urls)
 
@@ -261,16 +261,16 @@ async def test_the_cases_go_through_the_real_command_too(folder: Path) -> None:
 
 async def test_reindex_list_stats_and_verify_agree(folder: Path) -> None:
     records = await stock(folder, 5)
-    status, out, err = await run(folder, "list")
+    status, out, err = await run_here(folder, "list")
     assert (status, out) == (2, "")
     assert "`imgkeep reindex` makes one" in err, "an empty list must not pass for an empty store"
-    assert (await run(folder, "reindex"))[:2] == (0, "5 images\n")
+    assert (await run_here(folder, "reindex"))[:2] == (0, "5 images\n")
     listed, in_json, totals, plain, checked = await asyncio.gather(
-        run(folder, "list", "--limit", "3"),
-        run(folder, "list", "--json", "--limit", "0"),
-        run(folder, "stats", "--json"),
-        run(folder, "stats"),
-        run(folder, "verify"),
+        run_here(folder, "list", "--limit", "3"),
+        run_here(folder, "list", "--json", "--limit", "0"),
+        run_here(folder, "stats", "--json"),
+        run_here(folder, "stats"),
+        run_here(folder, "verify"),
     )
     assert listed[0] == 0
     assert len(listed[1].splitlines()) == 3
@@ -287,22 +287,22 @@ async def test_reindex_list_stats_and_verify_agree(folder: Path) -> None:
 
 async def test_stats_lists_pictures_under_many_names_of_a_host(folder: Path) -> None:
     await stock(folder, 12, alike=True)
-    assert (await run(folder, "reindex"))[0] == 0
-    stats = json.loads((await run(folder, "stats", "--json"))[1])
+    assert (await run_here(folder, "reindex"))[0] == 0
+    stats = json.loads((await run_here(folder, "stats", "--json"))[1])
     assert [(each["host"], each["identities"]) for each in stats["suspects"]] == [("images.example", 12)]
 
 
 async def test_maintenance_of_a_store_that_cannot_be_used_fails_and_forgets_nothing(folder: Path) -> None:
     await stock(folder, 2)
     catalog = f"sqlite:{folder.parent}/catalog.db"
-    assert (await run(folder, "reindex", catalog__url=catalog))[0] == 0
+    assert (await run_here(folder, "reindex", catalog__url=catalog))[0] == 0
     folder.rename(folder.with_name("moved"))  # noqa: ASYNC240 - quick, and nobody waits
     folder.write_bytes(b"in the way")  # noqa: ASYNC240 - quick, and nobody waits
-    both = (run(folder, name, catalog__url=catalog) for name in ("verify", "reindex"))
+    both = (run_here(folder, name, catalog__url=catalog) for name in ("verify", "reindex"))
     for status, out, err in await asyncio.gather(*both):
         assert (status, out) == (2, "")
         assert err.splitlines()[-1].startswith("imgkeep: ")
-    assert json.loads((await run(folder, "stats", "--json", catalog__url=catalog))[1])["images"] == 2
+    assert json.loads((await run_here(folder, "stats", "--json", catalog__url=catalog))[1])["images"] == 2
 
 
 # --- usage
@@ -344,7 +344,7 @@ async def test_the_command_and_the_module_are_the_same_program(folder: Path) -> 
         installed, "--version", stdout=asyncio.subprocess.PIPE, cwd=folder.parent, env={"PYTHONPATH": str(ROOT)}
     )
     out, _ = await process.communicate()
-    assert (process.returncode, out.decode()) == (0, (await run(folder, "--version"))[1])
+    assert (process.returncode, out.decode()) == (0, (await run_here(folder, "--version"))[1])
 
 
 # --- printing

@@ -18,7 +18,7 @@ import pytest
 from proxy.__main__ import main
 from proxy.cli.parser import SHELLS, make_parser
 from tests.images import picture
-from tests.program import ROOT, cannot, environment, run, serving
+from tests.program import ROOT, cannot, environment, run, run_here, serving
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -99,12 +99,12 @@ def test_help_and_version_import_next_to_nothing(words: str) -> None:
 @pytest.mark.parametrize("words", [["--config", "there.toml", "check"], ["check", "--config", "there.toml"]])
 async def test_config_stands_before_or_behind_the_command(folder: Path, words: list[str]) -> None:
     there = folder.parent / "there.toml"
-    assert await run(folder, *words) == (2, "", "imgkeep: there.toml: there is no such file\n")
+    assert await run_here(folder, *words) == (2, "", "imgkeep: there.toml: there is no such file\n")
     there.write_text("[sevrer]\nport = 1\n")
-    status, _, err = await run(folder, *words)
+    status, _, err = await run_here(folder, *words)
     assert (status, "sevrer" in err) == (2, True)
     there.write_text("")
-    assert (await run(folder, *words))[0] == 0
+    assert (await run_here(folder, *words))[0] == 0
 
 
 @pytest.mark.parametrize("text", ["", "a?b", "a#b", "a%20b", "a:b", "a\nb", "//a"])
@@ -162,12 +162,12 @@ async def test_a_token_is_taken_from_flag_variable_or_file(folder: Path, origin:
         there = ("--server", f"http://{program.address}", "--json")
         elsewhere = folder.with_name("elsewhere")
         answers = [
-            await run(elsewhere, "save", url, *there, "--token", TOKEN, IMGKEEP_TOKEN="wrong-token-wrong"),
-            await run(elsewhere, "list", *there, IMGKEEP_TOKEN=TOKEN),
-            await run(elsewhere, "inspect", url, *there, IMGKEEP_TOKEN_FILE=str(file)),
-            await run(elsewhere, "refetch", url, *there, "--token", TOKEN),
-            await run(elsewhere, "remove", url, *there, "--token", TOKEN),
-            await run(elsewhere, "restore", url, *there, "--token", TOKEN),
+            await run_here(elsewhere, "save", url, *there, "--token", TOKEN, IMGKEEP_TOKEN="wrong-token-wrong"),
+            await run_here(elsewhere, "list", *there, IMGKEEP_TOKEN=TOKEN),
+            await run_here(elsewhere, "inspect", url, *there, IMGKEEP_TOKEN_FILE=str(file)),
+            await run_here(elsewhere, "refetch", url, *there, "--token", TOKEN),
+            await run_here(elsewhere, "remove", url, *there, "--token", TOKEN),
+            await run_here(elsewhere, "restore", url, *there, "--token", TOKEN),
         ]
         assert [status for status, _, _ in answers] == [0] * 6, answers
         facts = [json.loads(out) for _, out, _ in answers]
@@ -177,13 +177,13 @@ async def test_a_token_is_taken_from_flag_variable_or_file(folder: Path, origin:
             ("--token", ("--token", "of two words")),
             ("IMGKEEP_TOKEN_FILE", ()),
         ):
-            status, out, err = await run(elsewhere, "list", *there, *words, IMGKEEP_TOKEN_FILE=f"{file}s")
+            status, out, err = await run_here(elsewhere, "list", *there, *words, IMGKEEP_TOKEN_FILE=f"{file}s")
             assert (status, out) == (2, "")
             assert name in err
             assert "two words" not in err
-        status, _, err = await run(elsewhere, "list", *there, "--token", "another-token-here")
+        status, _, err = await run_here(elsewhere, "list", *there, "--token", "another-token-here")
         assert (status, "the server at" in err, "another" in err) == (1, True, False)
-    assert await run(folder, "list", "--token", TOKEN) == (2, "", "imgkeep: --token: needs --server\n")
+    assert await run_here(folder, "list", "--token", TOKEN) == (2, "", "imgkeep: --token: needs --server\n")
     assert not any(TOKEN in out + err for _, out, err in answers)
 
 
@@ -213,14 +213,21 @@ async def test_every_command_that_prints_facts_prints_json(folder: Path) -> None
         "sign https://a.example/a.png",
         "inspect https://a.example/a.png",
     ):
-        status, out, err = await run(folder, *words.split(), "--json", security__signing_keys=key)
+        status, out, err = await run_here(folder, *words.split(), "--json", security__signing_keys=key)
         assert status == 0, (words, err)
         assert all(isinstance(json.loads(line), dict) for line in out.splitlines()), words
         assert out, words
-    assert await run(folder, "export", "--json") == await run(folder, "export", "--format", "jsonl")
+    assert await run_here(folder, "export", "--json") == await run_here(folder, "export", "--format", "jsonl")
 
 
 # --- completion
+
+
+@pytest.fixture(scope="module")
+def completion() -> str:
+    """The script of bash, as the program prints it."""
+    words = (sys.executable, "-m", "proxy", "completion", "bash")
+    return subprocess.run(words, cwd=ROOT, check=True, capture_output=True, text=True).stdout
 
 
 @pytest.mark.parametrize("shell", SHELLS)
@@ -239,13 +246,13 @@ def test_each_shell_has_a_script(shell: str, capsys: pytest.CaptureFixture[str])
         ("imgkeep wor", set()),
     ],
 )
-def test_bash_completes(tmp_path: Path, typed: str, offered: set[str]) -> None:
+def test_bash_completes(tmp_path: Path, completion: str, typed: str, offered: set[str]) -> None:
     bash = shutil.which("bash")
     if bash is None:
         cannot("bash is not installed")
     words = typed.split()
     script = (
-        f'eval "$("{sys.executable}" -m proxy completion bash)"\n'
+        f"{completion}\n"
         f"COMP_WORDS=({typed}); COMP_CWORD={len(words) - 1}\n"
         'function=$(complete -p imgkeep | sed "s/.*-F \\([^ ]*\\).*/\\1/")\n'
         f'"$function" imgkeep {words[-1]} {words[-2]}\nprintf "%s\\n" "${{COMPREPLY[@]}}"\n'

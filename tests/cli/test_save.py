@@ -18,7 +18,7 @@ import pytest
 from proxy.cli.client import pin_address
 from proxy.cli.save import AT_ONCE
 from tests.images import picture
-from tests.program import ROOT, environment, run, serving, until
+from tests.program import ROOT, environment, run, run_here, serving, until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -92,10 +92,10 @@ async def test_a_thousand_links_are_finished_by_a_second_run(folder: Path, origi
     process.send_signal(signal.SIGKILL)
     await process.wait()
     assert len(origin.seen) < 1000
-    status, out, err = await run(folder, "save", "-f", str(file))
+    status, out, err = await run_here(folder, "save", "-f", str(file))
     assert (status, len(out.splitlines())) == (0, 1000), err
     assert len(origin.seen) <= 1000 + AT_ONCE, "what was kept is not fetched again"
-    status, out, err = await run(folder, "save", "-f", str(file))
+    status, out, err = await run_here(folder, "save", "-f", str(file))
     assert (status, err) == (0, "0 saved, 1000 known, 0 failed\n")
 
 
@@ -138,7 +138,7 @@ async def test_people_see_a_bar(folder: Path, origin: FakeOrigin) -> None:
     ],
 )
 async def test_what_cannot_be_saved_is_told(folder: Path, arguments: list[str], status: int, says: str) -> None:
-    got, _, err = await run(folder, "save", *arguments)
+    got, _, err = await run_here(folder, "save", *arguments)
     assert got == status
     assert says in err
 
@@ -146,10 +146,10 @@ async def test_what_cannot_be_saved_is_told(folder: Path, arguments: list[str], 
 async def test_a_server_that_does_not_let_us_in_is_told(folder: Path) -> None:
     async with serving(folder, security__api_tokens="a-token-for-this-test") as program:
         there = ("save", "https://a.example/", "--server", f"http://{program.address}")
-        status, _, err = await run(folder, *there, security__api_tokens="another-token-here")
+        status, _, err = await run_here(folder, *there, security__api_tokens="another-token-here")
     assert status == 1
     assert f"the server at {program.address} says: the API needs a token" in err
-    status, _, err = await run(folder, *there, security__api_tokens="another-token-here")
+    status, _, err = await run_here(folder, *there, security__api_tokens="another-token-here")
     assert (status, err.splitlines()[-1]) == (
         1,
         f"imgkeep: --server: no answer from {program.address}: Connection refused",
@@ -266,7 +266,7 @@ async def test_a_folder_is_adopted_with_its_names(folder: Path) -> None:
 
 @pytest.mark.parametrize("mount", ["img", "api/x", "/a", "a/", "", "../x", "a b"])
 async def test_a_mount_has_to_be_a_path_that_is_not_ours(folder: Path, mount: str) -> None:
-    status, _, err = await run(folder, "import", str(folder.parent), "--mount", mount)
+    status, _, err = await run_here(folder, "import", str(folder.parent), "--mount", mount)
     assert status == 2
     assert "--mount" in err
 
@@ -274,14 +274,14 @@ async def test_a_mount_has_to_be_a_path_that_is_not_ours(folder: Path, mount: st
 async def test_an_export_can_be_read_by_others(folder: Path, origin: FakeOrigin) -> None:
     urls = [origin.gives(f"/{n}.png", picture(seed=n)) for n in range(3)]
     settings: dict[str, Any] = {"server__public_url": "https://img.example"}
-    await run(folder, "save", *urls, **settings)
-    status, out, _ = await run(folder, "export", **settings)
+    await run_here(folder, "save", *urls, **settings)
+    status, out, _ = await run_here(folder, "export", **settings)
     rows = list(csv.DictReader(StringIO(out)))
     assert status == 0
     assert {(row["source"].rpartition("/")[2], row["url"], row["digest"]) for row in rows} == {
         (f"{n}.png", f"https://img.example/images/{digest(n)}.png", digest(n)) for n in range(3)
     }
-    status, out, _ = await run(folder, "export", "--format", "jsonl", **settings)
+    status, out, _ = await run_here(folder, "export", "--format", "jsonl", **settings)
     lines = [json.loads(line) for line in out.splitlines()]
     assert {line["digest"] for line in lines} == {digest(n) for n in range(3)}
     assert all(set(line) == set(rows[0]) for line in lines)
@@ -292,21 +292,21 @@ async def test_an_export_can_be_read_by_others(folder: Path, origin: FakeOrigin)
 
 async def test_what_is_removed_from_the_command_line_stays_removed(folder: Path, origin: FakeOrigin) -> None:
     urls = [origin.gives(f"/{n}.png", picture(seed=n)) for n in range(4)]
-    _, out, _ = await run(folder, "save", "--json", *urls)
+    _, out, _ = await run_here(folder, "save", "--json", *urls)
     keys = [json.loads(line)["key"] for line in out.splitlines()]
-    assert (await run(folder, "remove", keys[0], urls[1]))[:2] == (0, "removed\nremoved\n")
-    assert (await run(folder, "remove", "--digest", digest(2)))[:2] == (0, "removed\n")
-    status, _, err = await run(folder, "remove", "0" * 64, "nonsense")
+    assert (await run_here(folder, "remove", keys[0], urls[1]))[:2] == (0, "removed\nremoved\n")
+    assert (await run_here(folder, "remove", "--digest", digest(2)))[:2] == (0, "removed\n")
+    status, _, err = await run_here(folder, "remove", "0" * 64, "nonsense")
     assert (status, err.count("\n")) == (1, 2)
     async with serving(folder) as program:
         assert [(await program.img(url)).status for url in urls] == [410, 410, 410, 200]
         assert (await program.get(f"/images/{digest(0)}.png")).status == 410
 
-    status, out, err = await run(folder, "remove", urls[3], digest(9), "--force")
+    status, out, err = await run_here(folder, "remove", urls[3], digest(9), "--force")
     assert (status, out) == (0, "removed\nremoved\n"), err
-    assert "restored" in (await run(folder, "restore", urls[0], digest(1), keys[2]))[1]
+    assert "restored" in (await run_here(folder, "restore", urls[0], digest(1), keys[2]))[1]
 
 
 async def test_one_key_is_fetched_by_one_link(folder: Path) -> None:
-    status, _, err = await run(folder, "refetch", "0" * 64, "1" * 64, "--url", "https://a.example/")
+    status, _, err = await run_here(folder, "refetch", "0" * 64, "1" * 64, "--url", "https://a.example/")
     assert (status, "--url" in err) == (2, True)

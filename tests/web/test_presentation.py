@@ -20,7 +20,7 @@ from tests.core.test_negotiation import IMG, TAB
 from tests.core.test_signing import KEY
 from tests.images import picture, picture_of
 from tests.peers import clustered, line_to, others
-from tests.program import run
+from tests.program import run_here
 from tests.web.raw import ask, port_of, request, target_of
 from tests.web.test_connection import line_to as line_of
 from tests.web.test_crowd import Held, told, until_waiting
@@ -249,13 +249,15 @@ def test_a_placeholder_of_the_greatest_size_is_taken(tmp_path: Path) -> None:
     assert len(found.body) == PLACEHOLDER_BYTES_MAX
 
 
-@pytest.mark.parametrize("command", [["serve"], ["check"]])
-async def test_a_wrong_placeholder_is_told_at_start(tmp_path: Path, command: list[str]) -> None:
-    for workers in ("1", "2"):
-        settings: dict[str, Any] = {"delivery__placeholder": str(tmp_path / "nowhere.png"), "server__workers": workers}
-        status, out, err = await run(tmp_path / "data", *command, **settings)
-        assert (status, out) == (2, "")
-        assert err == f"imgkeep: delivery.placeholder: {tmp_path}/nowhere.png does not exist\n"
-    settings = {"delivery__placeholder": str(tmp_path / "nowhere.png")}
-    status, _, _ = await run(tmp_path / "data", "inspect", "https://example.com/a.png", **settings)
-    assert status == 0, "it concerns the server"
+@pytest.mark.parametrize(("command", "workers"), [("serve", "1"), ("serve", "2"), ("check", "1")])
+async def test_a_wrong_placeholder_is_told_at_start(tmp_path: Path, command: str, workers: str) -> None:
+    settings: dict[str, Any] = {"delivery__placeholder": str(tmp_path / "nowhere.png"), "server__workers": workers}
+    status, out, err = await run_here(tmp_path / "data", command, **settings)
+    assert (status, out) == (2, "")
+    assert err == f"imgkeep: delivery.placeholder: {tmp_path}/nowhere.png does not exist\n"
+
+
+async def test_a_wrong_placeholder_concerns_the_server_only(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"delivery__placeholder": str(tmp_path / "nowhere.png")}
+    status, _, _ = await run_here(tmp_path / "data", "inspect", "https://example.com/a.png", **settings)
+    assert status == 0

@@ -110,6 +110,6 @@ async def abuse_the_api(program: Program, links: list[str], origin: FakeOrigin) 
     job = json.loads(await ask("POST", "/api/save-images", json={"urls": [*settled, 7], "webhook": hook}))["id"]
     async with asyncio.timeout(60):
         while json.loads(await ask("GET", f"/api/jobs/{job}"))["state"] != "done":  # noqa: ASYNC110 - as any client
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(0.05)
     await ask("GET", f"/api/jobs/{job}/events")
     return told
