@@ -93,6 +93,12 @@ def test_help_and_version_import_next_to_nothing(words: str) -> None:
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
 
 
+def test_command_with_a_store_imports_neither_server_nor_client() -> None:
+    heavy = {"aiohttp", "rich", "botocore", "prometheus_client", "markdown_it", "alembic"}
+    code = f"import sys, proxy.commands.stores, proxy.telemetry\nassert not {heavy!r} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
+
+
 # --- configuration
 
 
