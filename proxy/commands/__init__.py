@@ -23,9 +23,9 @@ from proxy.cli.parser import make_parser
 from proxy.commands.call import Call, client_of, read_lines, read_place, read_urls, store_of
 from proxy.commands.demonstration import demonstrate
 from proxy.commands.pages import read_pages, rewrite
-from proxy.config import ConfigError, check_mount
+from proxy.config import ConfigError, absolute, check_mount
 from proxy.core.store_url import Folder
-from proxy.parts import Parts, open_migration, open_parts, permanent_url
+from proxy.parts import Parts, data_folder, open_migration, open_parts, permanent_url
 from proxy.preflight import (
     check_machine,
     insist_on_owner,
@@ -219,7 +219,9 @@ def _token(arguments: argparse.Namespace, config: Config) -> int:
     try:
         token = app.read_local_token(config)
     except TokenUnusableError as error:
-        raise ConfigError(f"{error}; `imgkeep serve` makes it") from None
+        place = absolute(data_folder(config))
+        remedy = "run this where imgkeep runs, or name its configuration with --config; `imgkeep serve` makes the file"
+        raise ConfigError(f"{error} in {place}; {remedy}") from None
     if arguments.local:
         return show("token", token)
     host = "127.0.0.1" if server.hosts[0] == "localhost" else server.hosts[0]
