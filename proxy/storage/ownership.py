@@ -65,7 +65,8 @@ def refusal(folder: Path, *others: Path, server_helps: bool) -> str | None:
         remedy += ", or let the running server do it (--server URL)"
     nearest = _find_nearest(folder)
     what = f"the store in {folder.absolute()}" if nearest == folder else f"the folder {nearest}"
-    return f"{what} belongs to user {name}, whose service could not read what {name_user(os.geteuid())} makes there: {remedy}"
+    maker = name_user(os.geteuid())
+    return f"{what} belongs to user {name}, whose service could not read what {maker} makes there: {remedy}"
 
 
 def _gives_away(folder: Path, owner: int) -> bool:

@@ -172,6 +172,14 @@ async def test_file_in_the_way_of_a_folder_is_told(folder: Path) -> None:
     await refuse(folder, ["check"], f"store.url: {folder} is a file, not a folder", catalog__url="sqlite:catalog.db")
 
 
+@pytest.mark.parametrize("name", ["list", "stats"])
+async def test_catalog_that_is_away_is_told_without_another_remedy(folder: Path, name: str) -> None:
+    status, out, err = await run(folder, name, catalog__url="postgresql://u:hush@127.0.0.1:1/images")
+    assert (status, out, err.count("\n")) == (1, "", 1), err
+    assert re.match(r"imgkeep: the catalog failed: .*\(database images at 127\.0\.0\.1:1\)", err), err
+    assert "hush" not in err
+
+
 @pytest.mark.parametrize("name", ["list", "export"])
 async def test_command_that_reads_makes_nothing_where_nothing_is(folder: Path, name: str) -> None:
     settings = {"store__url": "", "catalog__url": ""}
