@@ -57,7 +57,7 @@ def make_banner(  # noqa: PLR0913 - what it tells
     rows.append(("end", Text("Ctrl-C")))
     buffer = StringIO()
     terminal = Console(file=stream)  # reads TERM and NO_COLOR
-    is_plain = terminal.is_dumb_terminal or terminal.color_system is None
+    is_plain = terminal.is_dumb_terminal or terminal.no_color or terminal.color_system is None
     console = Console(file=buffer, force_terminal=not is_plain, no_color=True, legacy_windows=False, highlight=False)
     console.print(Text(f"imgkeep {version}", style="bold"))
     for name, text in rows:

@@ -19,6 +19,10 @@ ANSWER_BYTES_MAX: Final = 65_536
 _ANY: Final = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - where such a server is reached
 
 
+class _OtherProgram(Exception):
+    """What answers is not imgkeep."""
+
+
 def health(server: Server, *, as_json: bool, out: TextIO, err: TextIO) -> int:
     """
     Ask `/readyz` at the addresses of the configuration, one after the other until one answers.
@@ -34,10 +38,11 @@ def health(server: Server, *, as_json: bool, out: TextIO, err: TextIO) -> int:
     for host in reachable_hosts(server):
         try:
             status, report = _ask(host, server.port)
-        except (OSError, http.client.HTTPException, ValueError) as error:
+        except (OSError, http.client.HTTPException, _OtherProgram) as error:
             cause = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            what = "another program" if isinstance(error, (_OtherProgram, http.client.HTTPException)) else "nothing"
             place = format_address(host, server.port)
-            err.write(f"imgkeep: nothing answers at {place} (server.host, server.port): {cause}\n")
+            err.write(f"imgkeep: {what} answers at {place} (server.host, server.port): {cause}\n")
             continue
         if as_json:
             print_json(out, report)
@@ -55,16 +60,16 @@ def reachable_hosts(server: Server) -> list[str]:
 
 
 def _ask(host: str, port: int) -> tuple[int, dict[str, Any]]:
-    """Return what `/readyz` answers. Raises: ValueError: It is not imgkeep that answers."""
+    """Return what `/readyz` answers. Raises: _OtherProgram: It is not imgkeep that answers."""
     connection = http.client.HTTPConnection(host, port, timeout=TIMEOUT_S)
     try:
         connection.request("GET", "/readyz")
         response = connection.getresponse()
         report = json.loads(response.read(ANSWER_BYTES_MAX))
-    except json.JSONDecodeError:
-        raise ValueError("what answers there is not imgkeep") from None
+    except ValueError:  # also bytes that are no text
+        raise _OtherProgram("it is not imgkeep") from None
     finally:
         connection.close()
     if not isinstance(report, dict) or "status" not in report:
-        raise ValueError("what answers there is not imgkeep")
+        raise _OtherProgram("it is not imgkeep")
     return response.status, report

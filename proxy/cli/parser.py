@@ -195,7 +195,7 @@ def _add_looking(commands: _Commands[_Parser]) -> None:
         "check",
         "validate the configuration",
         "imgkeep check --live",
-        statuses=((0, "valid, and all works that was tried"), (1, "something does not work"), _USAGE),
+        statuses=((0, "valid, and all works that was tried"), (1, "something does not work"), _USAGE, *_INTERRUPTED),
         store=True,
     )
     check.add_argument("--live", action="store_true", help="try all that every configured store must be able to do")
@@ -205,7 +205,7 @@ def _add_looking(commands: _Commands[_Parser]) -> None:
         "inspect",
         "tell what links name and whether they may be fetched; without --server no network is used",
         "imgkeep inspect 'https://example.com/picture.png?X-Amz-Expires=3600&X-Amz-Signature=0a0b'",
-        statuses=((0, "all were read"), (1, "some are no links that imgkeep reads"), _USAGE),
+        statuses=((0, "all were read"), (1, "some are no links that imgkeep reads"), _USAGE, *_INTERRUPTED),
     )
     inspect.add_argument("urls", nargs="+", metavar="URL", help="- reads one a line from standard input")
     _add_server(inspect, "a running imgkeep (default: by this configuration)")
@@ -236,7 +236,7 @@ def _add_looking(commands: _Commands[_Parser]) -> None:
         "health",
         "tell whether the server of this configuration answers and wants requests",
         "imgkeep health",
-        statuses=((0, "ready, or degraded"), (1, "unready, draining, or no answer"), _USAGE),
+        statuses=((0, "ready, or degraded"), (1, "unready, draining, or no answer"), _USAGE, *_INTERRUPTED),
     )
     _add_json(health, "one JSON object, as /readyz answers it")
     stats = _add(
@@ -244,7 +244,7 @@ def _add_looking(commands: _Commands[_Parser]) -> None:
         "stats",
         "tell how much is stored",
         "imgkeep stats",
-        statuses=((0, "told"), (1, "the database cannot be used"), _USAGE),
+        statuses=((0, "told"), (1, "the database cannot be used"), _USAGE, *_INTERRUPTED),
         store=True,
     )
     _add_json(stats, "one JSON object")
@@ -400,7 +400,7 @@ def _add_secrets(commands: _Commands[_Parser]) -> None:
         "sign",
         "print signed /img URLs",
         "imgkeep sign --ttl-s 3600 'https://example.com/picture.png'",
-        statuses=((0, "all are signed"), (1, "some are no links that imgkeep reads"), _USAGE),
+        statuses=((0, "all are signed"), (1, "some are no links that imgkeep reads"), _USAGE, *_INTERRUPTED),
     )
     sign.add_argument("urls", nargs="+", metavar="URL", help="- reads one a line from standard input")
     sign.add_argument("--ttl-s", type=_count, metavar="SECONDS", help="how long they hold (default: for ever)")

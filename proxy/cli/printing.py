@@ -22,7 +22,7 @@ def as_line(facts: Mapping[str, object]) -> str:
 
 
 def readable_time(moment: datetime) -> str:
-    """Return a time as the API, the log and all commands write it: RFC 3339, in UTC, to the second."""
+    """Return a time as the API and all commands write it: RFC 3339, UTC, to the second; the log adds milliseconds."""
     return f"{moment.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 

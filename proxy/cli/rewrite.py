@@ -104,7 +104,8 @@ class Rewriting:
                     self._complain(page, outcome, lambda line: bar.say(line.rstrip("\n")))
         if not as_json:
             told = ", ".join(f"{number} {fate}" for fate, number in counts.items())
-            self._err.write(f"{told}; {links} links\n")
+            undo = "" if self._undoes or not links else "; --undo puts the old links back"
+            self._err.write(f"{told}; {links} links{undo}\n")
         return 1 if counts["failed"] else 0
 
     async def save(self, target: Target) -> int:
@@ -165,13 +166,10 @@ def warn_of_base(base: str, *, err: TextIO) -> None:
     if not base:
         err.write(
             "imgkeep: new links are paths like /img?src=..., which work only in pages from the server that imgkeep is "
-            f"behind; {remedy}; --undo puts the old links back\n"
+            f"behind; {remedy}\n"
         )
     elif local:
-        err.write(
-            f"imgkeep: new links begin with {base}, which only this machine or network reaches; {remedy}; "
-            "--undo puts the old links back\n"
-        )
+        err.write(f"imgkeep: new links begin with {base}, which only this machine or network reaches; {remedy}\n")
 
 
 async def _save(names: Mapping[str, str], target: Target, err: TextIO) -> frozenset[str]:

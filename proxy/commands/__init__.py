@@ -18,7 +18,7 @@ from proxy.cli.completion import completion
 from proxy.cli.parser import make_parser
 from proxy.clock import read_clock
 from proxy.commands.call import Call, client_of, read_lines, read_local_token, read_place, read_urls
-from proxy.config import ConfigError
+from proxy.config import ConfigError, absolute, data_folder
 from proxy.service.inspect import make_inspector
 from proxy.storage.local_token import TokenUnusableError
 
@@ -123,7 +123,9 @@ def _token(arguments: argparse.Namespace, config: Config) -> int:
     try:
         token = read_local_token(config)
     except TokenUnusableError as error:
-        raise ConfigError(f"{error}; `imgkeep serve` makes it") from None
+        place = absolute(data_folder(config))
+        remedy = "run this where imgkeep runs, or name its configuration with --config; `imgkeep serve` makes the file"
+        raise ConfigError(f"{error} in {place}; {remedy}") from None
     if arguments.local:
         return show("token", token)
     from proxy.web.login import make_link

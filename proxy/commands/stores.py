@@ -117,7 +117,7 @@ async def _reading(config: Config) -> AsyncGenerator[Parts]:
     """Open what is stored to read it, and make nothing that is not there."""
     await asyncio.to_thread(insist_on_store, config)
     async with open_parts(config, clock=read_clock, reading=True) as parts:
-        _warn_of_gaps(parts)
+        await _warn_of_gaps(parts)
         yield parts
 
 
@@ -171,8 +171,9 @@ async def _check_live(parts: Parts, *, as_json: bool) -> int:
         return await look.check(local, steps, place=place, as_json=as_json, out=sys.stdout)
 
 
-def _warn_of_gaps(parts: Parts) -> None:
+async def _warn_of_gaps(parts: Parts) -> None:
     if not parts.catalog.complete:
+        await parts.catalog.check()  # one that is away has another remedy
         sys.stderr.write("imgkeep: the catalog is not complete; `imgkeep reindex` fills it from the records\n")
 
 

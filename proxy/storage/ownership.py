@@ -5,7 +5,8 @@ Rules:
 - New files are their maker's alone (umask 077). So who writes into a store must be the user who runs the service.
 - The folders in a store tell its owner, because the service has made them; a volume's own folder may be root's, and
   writable for the service by its group.
-- Before there are any, the folder tells. Only root is held to that: to others the system tells what they may do.
+- Before there are any, the folder tells, or the one that it would be made in. Only root is held to that: to others the
+  system tells what they may do.
 """
 
 from __future__ import annotations
@@ -34,10 +35,16 @@ def find_owner(folder: Path, *others: Path) -> int | None:
     for path in (*(folder / name for name in INSIDE), *others):
         with suppress(OSError):
             return path.lstat().st_uid
-    if os.geteuid() == 0 or not os.access(folder, os.X_OK):
+    nearest = _find_nearest(folder)
+    if os.geteuid() == 0 or (nearest == folder and not os.access(folder, os.X_OK)):
         with suppress(OSError):
-            return folder.stat().st_uid
+            return nearest.stat().st_uid
     return None
+
+
+def _find_nearest(folder: Path) -> Path:
+    """Return the folder, or the nearest one above it that is there."""
+    return next((each for each in (folder, *folder.absolute().parents) if os.path.lexists(each)), folder)
 
 
 def refusal(folder: Path, *others: Path, server_helps: bool) -> str | None:
@@ -56,15 +63,15 @@ def refusal(folder: Path, *others: Path, server_helps: bool) -> str | None:
     remedy = f"run this as that user (sudo -u {name} imgkeep ...)"
     if server_helps:
         remedy += ", or let the running server do it (--server URL)"
-    return (
-        f"the store in {folder.absolute()} belongs to user {name}, whose service could not read what "
-        f"{name_user(os.geteuid())} makes there: {remedy}"
-    )
+    nearest = _find_nearest(folder)
+    what = f"the store in {folder.absolute()}" if nearest == folder else f"the folder {nearest}"
+    maker = name_user(os.geteuid())
+    return f"{what} belongs to user {name}, whose service could not read what {maker} makes there: {remedy}"
 
 
 def _gives_away(folder: Path, owner: int) -> bool:
     """Whether files that we make are the owner's all the same, as on network file systems that know one user."""
-    with suppress(OSError), TemporaryFile(dir=folder) as file:
+    with suppress(OSError), TemporaryFile(dir=_find_nearest(folder)) as file:
         return os.fstat(file.fileno()).st_uid == owner
     return False
 

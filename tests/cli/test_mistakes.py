@@ -174,6 +174,14 @@ async def test_file_in_the_way_of_a_folder_is_told(folder: Path) -> None:
     await refuse(folder, ["check"], f"store.url: {folder} is a file, not a folder", catalog__url="sqlite:catalog.db")
 
 
+@pytest.mark.parametrize("name", ["list", "stats"])
+async def test_catalog_that_is_away_is_told_without_another_remedy(folder: Path, name: str) -> None:
+    status, out, err = await run(folder, name, catalog__url="postgresql://u:hush@127.0.0.1:1/images")
+    assert (status, out, err.count("\n")) == (1, "", 1), err
+    assert re.match(r"imgkeep: the catalog failed: .*\(database images at 127\.0\.0\.1:1\)", err), err
+    assert "hush" not in err
+
+
 @pytest.mark.parametrize("name", ["list", "export"])
 async def test_command_that_reads_makes_nothing_where_nothing_is(folder: Path, name: str) -> None:
     settings = {"store__url": "", "catalog__url": ""}
@@ -223,6 +231,17 @@ async def test_store_of_another_user_is_refused_with_the_remedy(folder: Path) ->
     assert set(owners_of(folder).values()) == {OTHER_USER}, "nothing is root's"
 
 
+async def test_root_makes_no_store_in_the_folder_of_another_user(folder: Path) -> None:
+    if os.geteuid() != 0:
+        cannot("only root can give files to another user")
+    home = folder.parent / "home"
+    make_folder(home)
+    shutil.chown(home, OTHER_USER)
+    told = rf"the folder {home} belongs to user .*sudo -u \S+ imgkeep \.\.\..*--server URL"
+    await refuse(home / "data", ["save http://127.0.0.1:1/a.png"], told)
+    assert owners_of(home) == {}
+
+
 async def ask_health(host: str | tuple[str, ...], port: int) -> tuple[int, str, str]:
     out, err = StringIO(), StringIO()
     status = await asyncio.to_thread(partial(health, Server(host=host, port=port), as_json=False, out=out, err=err))
@@ -245,6 +264,29 @@ async def test_health_is_that_of_the_server_of_this_configuration(folder: Path) 
     assert await ask_health("127.0.0.1", port) == (1, "", told)
     with pytest.raises(ConfigError, match=r"^server.port: is 0"):
         await ask_health("127.0.0.1", 0)
+
+
+@pytest.mark.parametrize(
+    "answer", [b"HTTP/1.1 200 OK\r\n\r\n\x89PNG\r\n", b"HTTP/1.1 200 OK\r\n\r\n{}", b"220 mail.example.com\r\n"]
+)
+async def test_health_tells_that_another_program_answers(answer: bytes) -> None:
+    async def reply(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer)
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(reply, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        status, out, err = await ask_health("127.0.0.1", port)
+    assert (status, out) == (1, "")
+    assert err.startswith(f"imgkeep: another program answers at 127.0.0.1:{port} (server.host, server.port): ")
+    assert "codec" not in err
+
+
+async def test_missing_token_is_told_with_its_folder(folder: Path) -> None:
+    told = f"the file api-token cannot be read: No such file or directory in {folder}; run this where imgkeep runs"
+    await refuse(folder, ["token --local"], told)
 
 
 def test_unforeseen_error_is_one_line_without_its_words() -> None:
@@ -293,8 +335,9 @@ def test_terminal_is_told_where_imgkeep_is_and_what_is_open(folder: Path, worker
     assert "listening address=" in shown, "records stay for logs"
 
 
-def test_dumb_terminal_gets_plain_text_and_json_logs_no_banner(folder: Path) -> None:
-    shown = start_in_terminal(folder, TERM="dumb", log__format="text")
+@pytest.mark.parametrize("settings", [{"TERM": "dumb"}, {"TERM": "xterm-256color", "NO_COLOR": "1"}])
+def test_terminal_without_colours_gets_plain_text(folder: Path, settings: dict[str, str]) -> None:
+    shown = start_in_terminal(folder, log__format="text", **settings)
     assert "\x1b" not in shown
     assert re.search(r"address  http://127\.0\.0\.1:\d+/\r\n", shown)
 

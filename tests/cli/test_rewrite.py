@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 PAGE = f'\ufeff<p>\r\n<img src="{DIES}">\n<img src="{STAYS}">'.encode()
 WARNING = (
     "imgkeep: new links are paths like /img?src=..., which work only in pages from the server that imgkeep is behind; "
-    "server.public_url or --base say how readers reach imgkeep; --undo puts the old links back\n"
+    "server.public_url or --base say how readers reach imgkeep\n"
 )
 NEW_PAGE = PAGE.replace(DIES.encode(), target_of(DIES).encode())
 TEXT = f"# A\n![b]({DIES})\n".encode()
@@ -195,7 +195,11 @@ def test_files_are_replaced_and_all_else_stays(command: Command, site: Path) -> 
     (site / "a.html").chmod(0o604)
     before, untouched = contents(site.parent), (site / "c.htm").stat()
     status, out, err = command("--in-place", "site")
-    assert (status, out, err) == (0, b"", f"{WARNING}2 rewritten, 1 unchanged, 0 failed; 2 links\n")
+    assert (status, out, err) == (
+        0,
+        b"",
+        f"{WARNING}2 rewritten, 1 unchanged, 0 failed; 2 links; --undo puts the old links back\n",
+    )
     after = contents(site.parent)
     assert {name: after[name] for name in after if after[name] != before.get(name)} == {
         "site/a.html": NEW_PAGE,
@@ -210,7 +214,10 @@ def test_files_are_replaced_and_all_else_stays(command: Command, site: Path) -> 
 
 def test_a_link_that_is_named_is_followed(command: Command, site: Path) -> None:
     status, _, err = command("--in-place", "site/link.html")
-    assert (status, err) == (0, f"{WARNING}1 rewritten, 0 unchanged, 0 failed; 1 links\n")
+    assert (status, err) == (
+        0,
+        f"{WARNING}1 rewritten, 0 unchanged, 0 failed; 1 links; --undo puts the old links back\n",
+    )
     assert (site / "link.html").is_symlink()
     assert (site.parent / "outside.html").read_bytes() == NEW_PAGE
 
@@ -244,7 +251,7 @@ def test_what_cannot_be_read_or_replaced_is_told_and_holds_up_nothing(command: C
     assert "long.md: Markdown of more than 1048576 bytes" in lines[1]
     assert lines[2] == "imgkeep: nowhere.md: No such file or directory"
     assert r"bad\x1b\udcff.html: No such file" in lines[3]
-    assert lines[4] == "2 rewritten, 1 unchanged, 4 failed; 2 links"
+    assert lines[4] == "2 rewritten, 1 unchanged, 4 failed; 2 links; --undo puts the old links back"
     assert command("nowhere.md")[0] == command("--diff", "nowhere.md")[0] == 1
 
 
@@ -388,7 +395,7 @@ async def test_images_are_kept_before_files_are_written(
     assert lines[0].startswith("imgkeep: site/a.html: an image of 127.0.0.1: source_")
     assert lines[1:] == [
         "3 images stored; 1 failed, whose links stay as they are",
-        "1 rewritten, 0 unchanged, 0 failed; 4 links",
+        "1 rewritten, 0 unchanged, 0 failed; 4 links; --undo puts the old links back",
     ]
     assert "Signature" not in err
     assert at_fetch == [old] * 3, "each link once, and before the page was written"
