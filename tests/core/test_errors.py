@@ -37,3 +37,20 @@ def test_every_failure_has_a_code_of_its_own() -> None:
         if isinstance(kind, type) and issubclass(kind, errors.ImgkeepError) and "code" in vars(kind)
     ]
     assert len(codes) == len(set(codes)) > 10
+
+
+@pytest.mark.parametrize(
+    ("facts", "told"),
+    [
+        ({}, "the store fails"),
+        ({"place": "bucket images"}, "the store fails (bucket images)"),
+        ({"cause": "No space left on device"}, "the store fails: No space left on device"),
+        (
+            {"place": "folder /data", "cause": "Input/output error"},
+            "the store fails: Input/output error (folder /data)",
+        ),
+    ],
+)
+def test_operators_are_told_of_a_store_what_clients_are_not(facts: dict[str, str], told: str) -> None:
+    error = errors.StorageError("the store fails", **facts)
+    assert (str(error), error.in_full) == ("the store fails", told)

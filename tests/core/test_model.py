@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from proxy.core.model import Format, Job, JobItem, Key, NewItem, PixelSize, Source, SourceInfo, Webhook
+from proxy.core.model import Format, Job, JobItem, Key, NewItem, PixelSize, Source, SourceInfo, Subject, Webhook
 from proxy.core.source import read_source
 
 
@@ -77,3 +77,11 @@ def test_what_waits_in_a_job_does_not_print_its_link() -> None:
         Webhook(Job("a", NOW, None, 1, 0, 0), link, 0, 0),
     ]
     assert "s3cr3t" not in repr(waiting)
+
+
+@pytest.mark.parametrize(
+    ("host", "provider", "label"),
+    [("a.example", "Acme", "Acme"), ("a.example", None, "other"), ("", None, "upload")],
+)
+def test_metrics_tell_a_provider_from_a_bounded_set(host: str, provider: str | None, label: str) -> None:
+    assert Subject(Key("0" * 64), host, provider).label == label
