@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             os.umask(0o077)  # records may hold links that still open something
             return _perform(arguments)
         finally:
-            sys.stdout.flush()  # here, because at the interpreter's end nobody could handle a broken pipe
+            sys.stdout.flush()  # here, because no code could handle a broken pipe at the interpreter's end
     except BrokenPipeError:
         # The reader of our answer has enough; the interpreter must not complain about it while flushing.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

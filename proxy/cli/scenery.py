@@ -117,7 +117,7 @@ def _fir(away: int, tall: int) -> float:
 
 def _add_stars(column: bytearray, x: int) -> None:
     for number in range(_STARS):
-        # Numbers that look thrown, and are the same for everybody who draws.
+        # Numbers that look random, and are the same in each drawing.
         at = (number * number * 7919 + number * 104_729) % (WIDTH * 190)
         if at % WIDTH == x:
             y = at // WIDTH
