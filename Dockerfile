@@ -12,11 +12,11 @@ COPY requirements.lock ./
 RUN python -m venv --without-pip /opt/imgkeep \
     && pip --python /opt/imgkeep/bin/python install --no-cache-dir --require-hashes --only-binary :all: \
         -r requirements.lock
-COPY proxy ./proxy
-COPY docs/*.md ./proxy/docs/
-RUN cp -r proxy "$(/opt/imgkeep/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/" \
+COPY proxy/imgkeep ./imgkeep
+COPY docs/*.md ./imgkeep/docs/
+RUN cp -r imgkeep "$(/opt/imgkeep/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/" \
     && /opt/imgkeep/bin/python -m compileall -q /opt/imgkeep \
-    && printf '#!/bin/sh\nexec /opt/imgkeep/bin/python -m proxy "$@"\n' > /opt/imgkeep/bin/imgkeep \
+    && printf '#!/bin/sh\nexec /opt/imgkeep/bin/python -m imgkeep "$@"\n' > /opt/imgkeep/bin/imgkeep \
     && chmod 755 /opt/imgkeep/bin/imgkeep
 
 FROM ${BASE}

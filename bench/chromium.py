@@ -22,7 +22,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from tests.browser import browsing
+from tests.support.browser import browsing
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence

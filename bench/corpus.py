@@ -65,7 +65,7 @@ async def imgkeep(folder: str) -> AsyncGenerator[tuple[str, int]]:
         "IMGKEEP_LIMITS__FILLS_CONCURRENT": "0",
     }
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "proxy", "serve", env=environment, cwd=folder, stderr=asyncio.subprocess.PIPE
+        sys.executable, "-m", "imgkeep", "serve", env=environment, cwd=folder, stderr=asyncio.subprocess.PIPE
     )
     assert process.stderr is not None
     try:

@@ -26,9 +26,9 @@ from zlib import crc32
 
 import aiohttp
 
-from tests.images import picture
-from tests.origins import FakeOrigin
-from tests.program import Program, run, serving
+from tests.support.origins import FakeOrigin
+from tests.support.pictures import picture
+from tests.support.program import Program, run, serving
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import sys
 
-import atheris  # type: ignore[import-not-found] # who fuzzes brings it along
+import atheris
 
-with atheris.instrument_imports(include=["proxy.core.rewrite"]):
-    from proxy.core.rewrite import HtmlStream, ImgLinks, every, rewrite_html, rewrite_markdown
+with atheris.instrument_imports(include=["imgkeep.core.rewrite"]):
+    from imgkeep.core.rewrite import HtmlStream, ImgLinks, every, rewrite_html, rewrite_markdown
 
 LINKER = ImgLinks(every)
 

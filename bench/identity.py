@@ -15,16 +15,15 @@ import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
+from imgkeep.core.identity import BUILT_IN, identify
+from imgkeep.core.identity.jwt import read_jwt
+from imgkeep.core.source_url import read_source
 from yarl import URL
-
-from proxy.core.identity import BUILT_IN, identify
-from proxy.core.identity.token import read_jwt
-from proxy.core.source import read_source
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from proxy.core.model import Source
+    from imgkeep.core.records import Source
 
 ROUNDS: Final = 15
 TURNS: Final = 3000

@@ -26,16 +26,16 @@ from typing import TYPE_CHECKING
 import aiohttp
 
 from bench.crash import body_of
-from tests.origins import FakeOrigin
-from tests.program import serving
-from tests.s3.gate import Gate
-from tests.s3.servers import S3Servers
+from tests.support.origins import FakeOrigin
+from tests.support.program import serving
+from tests.support.s3.gate import Gate
+from tests.support.s3.servers import S3Servers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.program import Program
-    from tests.s3.servers import S3Server
+    from tests.support.program import Program
+    from tests.support.s3.servers import S3Server
 
 STORED = 50
 PHASES = ("refuse", "hang", "slow_down", "reset")
@@ -103,7 +103,7 @@ async def outage(  # noqa: PLR0913 - one number a knob
         "AWS_SECRET_ACCESS_KEY": server.secret,
     }
     try:
-        async with serving(folder, **settings) as program:
+        async with serving(folder, prepare=None, **settings) as program:
             stored = [publish(number) for number in range(STORED)]
             for url in stored:
                 assert (await program.img(url)).body == bodies[url]

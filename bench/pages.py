@@ -14,8 +14,9 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from proxy.core.rewrite import rewrite_html
-from tests.core.rewrite.browser import read_pages
+from imgkeep.core.rewrite import rewrite_html
+
+from tests.support.rewrite_browser import read_pages
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

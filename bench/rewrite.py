@@ -11,10 +11,11 @@ from __future__ import annotations
 import sys
 import time
 from datetime import UTC, datetime
+from functools import partial
 from html.parser import HTMLParser
 from typing import TYPE_CHECKING, Final
 
-from proxy.core.rewrite import Hosts, ImgLinks, Temporary, every, rewrite_html
+from imgkeep.core.rewrite import Hosts, ImgLinks, Temporary, every, rewrite_html
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,7 +61,7 @@ def main() -> int:
     }
     reached = []
     for name, (page, linker) in linkers.items():
-        reached.append(_mb_per_s(lambda page, linker=linker: rewrite_html(page, linker), page))
+        reached.append(_mb_per_s(partial(rewrite_html, linker=linker), page))
         print(f"{name:38}{reached[-1]:8.1f} MB/s")
     for name, page in (("few links", few), (f"{IMAGES} images", many)):
         bare = _mb_per_s(lambda page: HTMLParser().feed(page.decode()), page)

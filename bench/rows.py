@@ -377,6 +377,7 @@ def slow_readers(plan: Plan) -> Row:
 
 def start(plan: Plan) -> Row:
     row = Row("start", "s to ready", at_most=1.0)
+    rss = 0.0
     store = seed.store(plan.work / f"size-{plan.records}", plan.records, origin_port=1, objects=seed.OBJECTS_SHARED)
     for _ in range(plan.rounds):
         with imgkeep(store) as ours:

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
 from zlib import crc32
 
+from imgkeep.core.identity import identify
+from imgkeep.core.layout import encode_record, object_path, record_path
+from imgkeep.core.records import Digest, Format, PixelSize, Record
+from imgkeep.core.source_url import read_source
+from imgkeep.database import SqlCatalog
+from imgkeep.storage.local.store import LocalStore
 from PIL import Image
 
-from proxy.catalog import SqlCatalog
-from proxy.core.identity import identify
-from proxy.core.model import Digest, Format, PixelSize, Record
-from proxy.core.source import read_source
-from proxy.core.stored import encode_record, object_path, record_path
-from proxy.storage.local import LocalStore
-from tests.images import picture
+from tests.support.pictures import picture
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator

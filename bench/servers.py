@@ -98,7 +98,7 @@ def imgkeep(folder: Path, *, cores: Sequence[int] = (SERVER_CORE,), **settings: 
     with (folder.parent / f"{folder.name}.log").open("w") as log:
         start = time.monotonic()
         process = subprocess.Popen(
-            _pinned(cores, [sys.executable, "-m", "proxy", "serve"]), env=environment, stderr=log, cwd=Path.cwd()
+            _pinned(cores, [sys.executable, "-m", "imgkeep", "serve"]), env=environment, stderr=log, cwd=Path.cwd()
         )
     try:
         ready = _wait(port, b"/readyz", process)

@@ -30,12 +30,12 @@ from urllib.parse import quote
 
 import aiohttp
 from aiohttp import web
+from imgkeep.core.formats import HEAD_BYTES_MAX, UNDECIDED, is_whole, measure, sniff
+from imgkeep.core.records import Format
 from yarl import URL
 
 from bench.chromium import PAGE, Shown, type_of, viewing
 from bench.corpus import imgkeep
-from proxy.core.model import Format
-from proxy.core.sniff import HEAD_BYTES_MAX, UNDECIDED, is_whole, measure, sniff
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
@@ -127,7 +127,7 @@ def judge(file: File) -> None:
 async def serving(files: Sequence[File]) -> AsyncGenerator[str]:
     """Serve `/<number>` as that file and `/<number>?<size>` as its first bytes; yield the origin."""
 
-    async def answer(request: web.Request) -> web.Response:
+    async def answer(request: web.BaseRequest) -> web.Response:
         if not request.path[1:].isdigit():
             return web.Response(text=PAGE, content_type="text/html")
         file = files[int(request.path[1:])]

@@ -21,7 +21,7 @@ from html import escape
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
 
-from proxy.cli.scenery import draw
+from imgkeep.cli.demo_images import draw
 
 PORT = 9000
 LIFE = timedelta(seconds=60)

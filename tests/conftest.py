@@ -11,12 +11,12 @@ import pytest
 from aiohttp import ClientSession
 from aiohttp.test_utils import TestClient, TestServer
 from blockbuster import blockbuster_ctx
+from imgkeep.bootstrap.server import Seams, build, make_runner
+from imgkeep.config import Config, load
+from imgkeep.web.context import SITE
 from yarl import URL
 
-from proxy.app import Seams, build, make_runner
-from proxy.config import Config, load
-from proxy.web.site import SITE
-from tests.origins import FakeOrigin
+from tests.support.origins import FakeOrigin
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from aiohttp import ClientHandlerType, ClientRequest, ClientResponse, web
 
-pytest_plugins = ["tests.s3.fixtures", "tests.s3.remote"]
+pytest_plugins = ["tests.support.s3.fixtures", "tests.support.s3.remote"]
 
 PROCESSES = 4
 """Of the whole suite, also on two cores: most tests of stores and programs wait for another process."""
@@ -48,7 +48,7 @@ def nothing_blocks_the_loop() -> Iterator[None]:
 
     Once for all tests: to change a hundred functions and back takes longer than most tests do.
     """
-    with blockbuster_ctx("proxy"):
+    with blockbuster_ctx("imgkeep"):
         yield
 
 

@@ -14,10 +14,10 @@ from bench import crowds, report, seed
 from bench.rows import BYTES_OFF_MAX, Plan, Row, alternate, check
 from bench.servers import Server
 from bench.wrk import InvalidRun
-from tests.images import picture
+from tests.support.pictures import picture
 
 if TYPE_CHECKING:
-    from tests.origins import FakeOrigin
+    from tests.support.origins import FakeOrigin
 
 PLAN = Plan(Path(), rounds=3, seconds=1, records=0)
 NOISE = seed.noise(1)

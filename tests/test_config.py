@@ -10,12 +10,11 @@ from typing import Any
 
 import msgspec
 import pytest
-
-from proxy.config import Config, ConfigError, Section, load, read_catalog_url, read_store_url
-from proxy.core.identity import BUILT_IN
-from proxy.core.policy import judge
-from proxy.core.source import read_source
-from proxy.core.store_url import Folder
+from imgkeep.config import Config, ConfigError, Section, load, read_catalog_url, read_store_url
+from imgkeep.core.identity import BUILT_IN
+from imgkeep.core.policy import judge
+from imgkeep.core.source_url import read_source
+from imgkeep.core.store_url import Folder
 
 ROOT = Path(__file__).parent.parent
 SETTINGS = [

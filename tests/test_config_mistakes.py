@@ -7,10 +7,9 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import pytest
-
-from proxy.config import Config, ConfigError, load, read_config_file
-from proxy.config.files import SECRET_BYTES_MAX
-from proxy.config.units import TEXT_CHARS_MAX, read_quantity
+from imgkeep.config import Config, ConfigError, load, read_config_file
+from imgkeep.config.files import SECRET_BYTES_MAX
+from imgkeep.config.units import TEXT_CHARS_MAX, read_quantity
 
 if TYPE_CHECKING:
     from pathlib import Path

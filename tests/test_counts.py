@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import sqlalchemy as sa
+from imgkeep.web.context import SITE
+from imgkeep.web.fastpath.protocol import Connection
 
-from proxy.web.connection import Connection
-from proxy.web.site import SITE
-from tests.images import picture_of
-from tests.program import cannot, need_strace, serving
-from tests.web.raw import request, target_of
+from tests.support.pictures import picture_of
+from tests.support.program import cannot, need_strace, serving
+from tests.support.raw_http import request, target_of
 from tests.web.test_answers import kept
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.conftest import Imgkeep
-    from tests.origins import FakeOrigin
-    from tests.program import Program
+    from tests.support.origins import FakeOrigin
+    from tests.support.program import Program
 
 NUMBER = 500
 SLACK = NUMBER // 2

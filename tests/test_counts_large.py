@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.images import picture_of
-from tests.program import need_strace, serving
+from tests.support.pictures import picture_of
+from tests.support.program import need_strace, serving
+from tests.support.raw_http import request, target_of
 from tests.test_counts import NUMBER, QUICK, SLACK, ask_often, counting
-from tests.web.raw import request, target_of
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.origins import FakeOrigin
+    from tests.support.origins import FakeOrigin
 
 WRITES = ("write", "writev", "sendmsg", "sendto")
 FSTATS = ("fstat", "newfstatat")

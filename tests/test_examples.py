@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from playwright.async_api import Error as PlaywrightError
 
-from tests.browser import browsing
-from tests.checkout import EXAMPLES, Shell, copy_checkout, read_examples
-from tests.program import ROOT, cannot
-from tests.sites.examples import visiting
+from tests.support.browser import browsing
+from tests.support.checkout import EXAMPLES, Shell, copy_checkout, read_examples
+from tests.support.framework_examples import visiting
+from tests.support.program import ROOT, cannot
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from playwright.async_api import Browser
 
-    from tests.checkout import Example
+    from tests.support.checkout import Example
 
 README = (EXAMPLES / "README.md").read_text("utf-8")
 MAKES_A_LINK_WHEN_OPENED = "JavaScript in a page"

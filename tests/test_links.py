@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 from markdown_it import MarkdownIt
 
-from tests.program import ROOT
+from tests.support.program import ROOT
 
 if TYPE_CHECKING:
     from pathlib import Path

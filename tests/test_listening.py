@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 import aiohttp
 import pytest
+from imgkeep.config import ConfigError, Server
+from imgkeep.listening import listen, listen_for_workers
+from imgkeep.web.connection_limit import ConnectionLimit
 
-from proxy.config import ConfigError, Server
-from proxy.listening import listen, listen_for_workers
-from proxy.web.crowding import ConnectionLimit
-from tests.program import cannot, environment, need_strace, serving
+from tests.support.program import cannot, environment, need_strace, serving
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -106,7 +106,7 @@ async def start_with_a_failing_bind(folder: Path, error: str, **settings: str) -
     strace = ("strace", "-f", "-o", "/dev/null", "-e", "trace=bind", "-e", f"inject=bind:error={error}")
     process = await asyncio.create_subprocess_exec(
         *strace,
-        *(sys.executable, "-m", "proxy", "serve"),
+        *(sys.executable, "-m", "imgkeep", "serve"),
         cwd=folder.parent,
         env=environment(folder, **settings),
         stderr=asyncio.subprocess.PIPE,

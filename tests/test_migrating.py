@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING
 
 import aiohttp
 
-from tests.checkout import Shell
-from tests.images import picture
-from tests.program import ROOT, cannot
+from tests.support.checkout import Shell
+from tests.support.pictures import picture
+from tests.support.program import ROOT, cannot
 from tests.web.test_rewrite import SIGNED
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.origins import FakeOrigin
+    from tests.support.origins import FakeOrigin
 
 PAGE = (ROOT / "docs/migrating.md").read_text("utf-8")
 

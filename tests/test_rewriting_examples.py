@@ -13,20 +13,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import aiohttp
+from imgkeep.cli.demo_images import draw
 from yarl import URL
 
-from proxy.cli.scenery import draw
-from tests.checkout import EXAMPLES, Shell, copy_checkout
-from tests.images import picture
-from tests.program import ROOT, cannot, environment, serving
-from tests.web.raw import port_of, target_of
+from tests.support.checkout import EXAMPLES, Shell, copy_checkout
+from tests.support.pictures import picture
+from tests.support.program import ROOT, cannot, environment, serving
+from tests.support.raw_http import port_of, target_of
 from tests.web.test_rewrite import DIES, SIGNED, STAYS, TOKEN
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from tests.conftest import Imgkeep
-    from tests.origins import FakeOrigin
+    from tests.support.origins import FakeOrigin
 
     Start = Callable[..., Awaitable[Imgkeep]]
 

@@ -8,13 +8,13 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 import pytest
+from imgkeep.core.formats import measure
+from imgkeep.core.records import Format
 
 from bench import sweep
 from bench.chromium import Shown, type_of, viewing
 from bench.sweep import File
-from proxy.core.model import Format
-from proxy.core.sniff import measure
-from tests.core import images
+from tests.support import image_files as images
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -21,7 +21,7 @@ PAGE = os.environ.get("PAGE", "http://127.0.0.1:9000/page.html")
 settings.configure(
     ALLOWED_HOSTS=["127.0.0.1", "localhost"],
     ROOT_URLCONF=__name__,
-    MIDDLEWARE=["proxy.sites.django.ImgkeepMiddleware"],
+    MIDDLEWARE=["imgkeep.integrations.django.ImgkeepMiddleware"],
     IMGKEEP={
         "public_url": os.environ.get("IMGKEEP_URL", "http://127.0.0.1:8080"),
         # What this imgkeep may fetch: all hosts, and this machine. Leave both out for one that others can reach.

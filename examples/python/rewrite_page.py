@@ -10,7 +10,7 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
-from proxy.core.rewrite import HtmlStream, ImgLinks, Temporary, rewrite_html
+from imgkeep.core.rewrite import HtmlStream, ImgLinks, Temporary, rewrite_html
 
 PUBLIC_URL = os.environ.get("IMGKEEP_URL", "http://127.0.0.1:8080")
 """As `server.public_url`; empty for pages from the same host as imgkeep."""

@@ -20,17 +20,18 @@ from urllib.parse import quote
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from imgkeep.core.identity import BUILT_IN, identify_url, read_catalogue, rules_for
+from imgkeep.core.source_url import read_source
 
-from proxy.core.identity import BUILT_IN, identify_url, read_catalogue, rules_for
-from proxy.core.source import read_source
-from tests.images import picture
+from tests.support.pictures import picture
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
-    from proxy.core.identity.rule import Rule, Shape
+    from imgkeep.core.identity.rule import Rule, Shape
+
     from tests.conftest import Imgkeep
-    from tests.origins import Exchange, FakeOrigin
+    from tests.support.origins import Exchange, FakeOrigin
 
 NOW = datetime(2026, 1, 10, 12, 30, tzinfo=UTC)
 

@@ -14,13 +14,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from tests.images import picture
-from tests.program import ROOT, cannot, serving
+from tests.support.pictures import picture
+from tests.support.program import ROOT, cannot, serving
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from tests.origins import FakeOrigin
+    from tests.support.origins import FakeOrigin
 
 UNIT: Final = ROOT / "deploy" / "imgkeep.service"
 EXPOSURE_MAX: Final = 2.0

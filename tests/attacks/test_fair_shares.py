@@ -8,23 +8,23 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import pytest
+from imgkeep.bootstrap.server import Seams
+from imgkeep.core.records import OWN, Client
+from imgkeep.origin.concurrency import CLIENT_PART, HOST_PART, QUEUE_PER_PLACE, RESERVED_PART, Gates
+from imgkeep.ports import Demand
+from imgkeep.web.connection_limit import ConnectionLimit
+from imgkeep.web.context import SITE
 
-from proxy.app import Seams
-from proxy.core.model import OWN, Client
-from proxy.origin.gates import CLIENT_PART, HOST_PART, QUEUE_PER_PLACE, RESERVED_PART, Gates
-from proxy.ports import Demand
-from proxy.web.crowding import ConnectionLimit
-from proxy.web.site import SITE
-from tests.faults.network import Dials, Names, Timer, counted, look, until, until_counted
-from tests.images import picture, picture_of
-from tests.web.raw import port_of, request, target_of
+from tests.support.network import Dials, Names, Timer, counted, look, until, until_counted
+from tests.support.pictures import picture, picture_of
+from tests.support.raw_http import port_of, request, target_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from tests.conftest import Imgkeep
-    from tests.origins import Exchange, FakeOrigin
-    from tests.s3.remote import Remote
+    from tests.support.origins import Exchange, FakeOrigin
+    from tests.support.s3.remote import Remote
 
     Start = Callable[..., Awaitable[Imgkeep]]
 
@@ -125,7 +125,7 @@ async def test_two_addresses_with_dripping_origins_leave_visitors_and_the_api_th
 
 
 def _source(imgkeep: Imgkeep, url: str) -> tuple[Any, Any]:
-    from proxy.core.source import read_source  # noqa: PLC0415
+    from imgkeep.core.source_url import read_source  # noqa: PLC0415
 
     source = read_source(url)
     return source, imgkeep.client.app[SITE].keeper.identify(source)

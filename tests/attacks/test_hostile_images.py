@@ -19,11 +19,9 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 from aiohttp import ClientError, FormData
-
-from proxy.app import Seams
-from proxy.core.errors import Busy, NotAnImage
-from proxy.core.model import Client, Format
-from proxy.core.sniff import (
+from imgkeep.bootstrap.server import Seams
+from imgkeep.core.errors import Busy, NotAnImage
+from imgkeep.core.formats import (
     _KINDS,
     HEAD_BYTES_MAX,
     LOOP_STEPS_MAX,
@@ -31,34 +29,39 @@ from proxy.core.sniff import (
     Budget,
     HeadReader,
     Spent,
-    fields,
     is_whole,
     measure,
     sniff,
     steps_max,
     svg,
 )
-from proxy.service import judging
-from proxy.service.judging import Judges
-from proxy.storage.memory import MemorySpool
-from proxy.web.site import SITE
-from tests.attacks.hostile_images import WORST, png_chunks, tiff_children
-from tests.images import picture
+from imgkeep.core.formats import (
+    binary_reader as fields,
+)
+from imgkeep.core.records import Client, Format
+from imgkeep.images import format_checker as judging
+from imgkeep.images.format_checker import Judges
+from imgkeep.storage.memory import MemorySpool
+from imgkeep.web.context import SITE
+
+from tests.support.hostile_images import WORST, png_chunks, tiff_children
+from tests.support.pictures import picture
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
     from types import FrameType
 
-    from proxy.web.site import Site
+    from imgkeep.web.context import Site
+
     from tests.conftest import Imgkeep
-    from tests.origins import Exchange, FakeOrigin
+    from tests.support.origins import Exchange, FakeOrigin
 
     Judgement = Callable[[Format, bytes, Budget], object]
     Start = Callable[..., Awaitable[Imgkeep]]
 
 SMALL, LARGE = 65_536, 262_144
 LINES_PER_STEP_MAX = 30
-"""Of Python, in `proxy.core.sniff`; a directory of a TIFF takes most."""
+"""Of Python, in `imgkeep.core.formats`; a directory of a TIFF takes most."""
 STORED = picture()
 
 every_worst = pytest.mark.parametrize("case", WORST, ids=lambda case: f"{case[0].name}: {case[1]}")

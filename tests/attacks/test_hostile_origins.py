@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import brotli  # type: ignore[import-untyped]  # it has no annotations
 import pytest
-
-from proxy.app import Seams
-from proxy.core.errors import OriginError
-from proxy.origin.coding import Places
-from proxy.origin.connection import (
+from imgkeep.bootstrap.server import Seams
+from imgkeep.core.errors import OriginError
+from imgkeep.images.negative_cache import TOO_MANY_REQUESTS_S, seconds_to_remember
+from imgkeep.origin.bounded_connection import (
     BODY_STEP_BYTES,
     FRAMING_BYTES_MAX,
     HEAD_BYTES_MAX,
@@ -23,9 +22,10 @@ from proxy.origin.connection import (
     INTERIM_ANSWERS_MAX,
     OriginConnection,
 )
-from proxy.service.failures import TOO_MANY_REQUESTS_S, seconds_to_remember
-from tests.faults.network import Timer, counted, look, nothing_kept, until
-from tests.images import picture, picture_of
+from imgkeep.origin.content_encoding import Places
+
+from tests.support.network import Timer, counted, look, nothing_kept, until
+from tests.support.pictures import picture, picture_of
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from tests.conftest import Imgkeep
-    from tests.origins import Exchange, FakeOrigin
+    from tests.support.origins import Exchange, FakeOrigin
 
     Start = Callable[..., Awaitable[Imgkeep]]
 

@@ -2,7 +2,7 @@
 Pages and texts that are made to be slow: what visitors of a site wrote, or what is sent to be rewritten.
 
 Work is counted in lines of Python that run. The patterns of `re` that stand in between are linear by how they are
-built (`proxy/core/rewrite/patterns.py`). Each input is the worst that is known for its parser, and a parser without one
+built (`proxy/imgkeep/core/rewrite/patterns.py`). Each input is the worst that is known for its parser, and a parser without one
 fails.
 """
 
@@ -14,16 +14,15 @@ import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import imgkeep.core.rewrite
 import pytest
-
-import proxy.core.rewrite
-from proxy.core.errors import InvalidRequest
-from proxy.core.rewrite import ImgLinks, every, rewrite_html, rewrite_markdown
-from proxy.core.rewrite.markdown import steps_max
-from proxy.service.rewrite import rewrite
-from proxy.sites.asgi import Imgkeep
-from proxy.sites.body import HEAVY_CHARS, TURN_BYTES
-from proxy.sites.links import FRAGMENT_STEPS_MAX, SiteLinks
+from imgkeep.core.errors import InvalidRequest
+from imgkeep.core.rewrite import ImgLinks, every, rewrite_html, rewrite_markdown
+from imgkeep.core.rewrite.markdown import steps_max
+from imgkeep.integrations.asgi import Imgkeep
+from imgkeep.integrations.links import FRAGMENT_STEPS_MAX, SiteLinks
+from imgkeep.integrations.response_body import HEAVY_CHARS, TURN_BYTES
+from imgkeep.page_rewriting import rewrite
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, MutableMapping
@@ -227,7 +226,7 @@ def lines_of(work: Callable[[], object]) -> int:
 
 
 def test_every_parser_is_attacked() -> None:
-    modules = {module.name for module in pkgutil.iter_modules(proxy.core.rewrite.__path__)}
+    modules = {module.name for module in pkgutil.iter_modules(imgkeep.core.rewrite.__path__)}
     assert modules == PAGES.keys() | OF_MARKDOWN | NO_PARSERS
 
 

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import sqlalchemy as sa
+from imgkeep.config import ConfigError, load, read_catalog_url
+from imgkeep.web.context import SITE
 
-from proxy.config import ConfigError, load, read_catalog_url
-from proxy.web.site import SITE
-from tests.images import picture
-from tests.program import ROOT, run_here
-from tests.web.raw import Answer, port_of, split, talk, target_of
+from tests.support.pictures import picture
+from tests.support.program import ROOT, run_here
+from tests.support.raw_http import Answer, port_of, split, talk, target_of
 from tests.web.test_answers import landed
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.conftest import Imgkeep
-    from tests.origins import FakeOrigin
+    from tests.support.origins import FakeOrigin
 
     Start = Callable[..., Awaitable[Imgkeep]]
 
@@ -77,7 +77,10 @@ READ_IN_CODE = re.compile(r"(?:headers\.get(?:all)?\(|field\(|_members\(headers,
 
 
 def test_every_field_that_is_read_is_attacked() -> None:
-    files = [*(ROOT / "proxy" / "web").glob("*.py"), ROOT / "proxy" / "core" / "headers.py"]
+    files = [
+        *(ROOT / "proxy" / "imgkeep" / "web").rglob("*.py"),
+        ROOT / "proxy" / "imgkeep" / "core" / "http_headers.py",
+    ]
     # What our own workers and origins send is no client's.
     ours = {"Location", "Content-Range", "Retry-After", "Content-Disposition", "Content-Transfer-Encoding"}
     read = {name for file in files for name in READ_IN_CODE.findall(file.read_text())} - ours
@@ -316,7 +319,7 @@ async def test_what_is_no_request_is_a_problem_without_echo(
     assert problem["type"] == f"urn:imgkeep:problem:{problem['code']}"
     assert SECRET not in answer.body.decode()
     assert SECRET not in str(answer.headers)
-    ours = [record for record in caplog.records if record.name.startswith(("imgkeep", "proxy", "aiohttp"))]
+    ours = [record for record in caplog.records if record.name.startswith(("imgkeep", "aiohttp"))]
     assert SECRET not in "".join(f"{record.getMessage()} {record.exc_text} {vars(record)}" for record in ours)
     assert not [record for record in ours if record.levelname == "ERROR"]
 

@@ -9,19 +9,19 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from imgkeep.bootstrap.server import Seams
 
-from proxy.app import Seams
-from tests.attacks.signed import BRIEF, FOREVER, PICTURE, UNCERTAIN, SignedOrigin, good, invented, show
-from tests.images import picture, picture_of
-from tests.s3.remote import _sleep_briefly
+from tests.support.pictures import picture, picture_of
+from tests.support.s3.remote import _sleep_briefly
+from tests.support.signed_links import BRIEF, FOREVER, PICTURE, UNCERTAIN, SignedOrigin, good, invented, show
 from tests.web.test_answers import landed
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from tests.conftest import Imgkeep
-    from tests.origins import FakeOrigin
-    from tests.s3.remote import Remote
+    from tests.support.origins import FakeOrigin
+    from tests.support.s3.remote import Remote
 
     Start = Callable[..., Awaitable[Imgkeep]]
 

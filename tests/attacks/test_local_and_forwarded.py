@@ -17,28 +17,28 @@ from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import pytest
+from imgkeep import config
+from imgkeep.bootstrap.server import Seams
+from imgkeep.core.http_headers import FORWARDED_HEADERS
+from imgkeep.storage.local.machine_token import make_token
+from imgkeep.web.context import SITE, Notes
+from imgkeep.web.login import COOKIE, LINK_S, SESSION_S, make_link, make_ticket
+from imgkeep.web.messages import Ask
 from multidict import CIMultiDict
 from yarl import URL
 
-from proxy import config
-from proxy.app import Seams
-from proxy.core.headers import FORWARDED_HEADERS
-from proxy.storage.local_token import make_token
-from proxy.web.exchange import Ask
-from proxy.web.login import COOKIE, LINK_S, SESSION_S, make_link, make_ticket
-from proxy.web.site import SITE, Notes
-from tests.attacks.nginx import BARE, nginx, shipped
-from tests.images import picture
-from tests.program import ROOT, cannot, run, serving, until
-from tests.web.raw import port_of, split, talk, target_of
+from tests.support.nginx import BARE, nginx, shipped
+from tests.support.pictures import picture
+from tests.support.program import ROOT, cannot, run, serving, until
+from tests.support.raw_http import port_of, split, talk, target_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
     from pathlib import Path
 
     from tests.conftest import Imgkeep
-    from tests.origins import FakeOrigin
-    from tests.program import Program
+    from tests.support.origins import FakeOrigin
+    from tests.support.program import Program
 
     Start = Callable[..., Awaitable[Imgkeep]]
 

@@ -17,22 +17,23 @@ from typing import TYPE_CHECKING, Any, Final
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from imgkeep.core.errors import ImgkeepError, OriginError
+from imgkeep.core.identity import BUILT_IN, identify, read_catalogue
+from imgkeep.core.identity.signature_probe import spoil
 
-from proxy.core.errors import ImgkeepError, OriginError
-from proxy.core.identity import BUILT_IN, identify, read_catalogue
-from proxy.core.identity.spoil import spoil
-from tests.attacks.signed import ENFORCED, PAST, PICTURE, PLACEHOLDER, UNCERTAIN, good, invented, shaped, strict
-from tests.attacks.signed import SignedOrigin as Rule
-from tests.images import picture
-from tests.service.fakes import FakeOrigin, World, drain, whole
+from tests.support.fakes import FakeOrigin, World, drain, whole
+from tests.support.pictures import picture
+from tests.support.signed_links import ENFORCED, PAST, PICTURE, PLACEHOLDER, UNCERTAIN, good, invented, shaped, strict
+from tests.support.signed_links import SignedOrigin as Rule
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Coroutine
 
-    from proxy.core.model import Source, SourceInfo, Validator
-    from proxy.ports import Demand
-    from proxy.service.visit import Delivery
-    from tests.service.fakes import Feed
+    from imgkeep.core.records import Source, SourceInfo, Validator
+    from imgkeep.images.context import Delivery
+    from imgkeep.ports import Demand
+
+    from tests.support.fakes import Feed
 
 NOW: Final = datetime(2026, 11, 22, 10, tzinfo=UTC)
 PLACE: Final = "https://img.example.com/a.png"

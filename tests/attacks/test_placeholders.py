@@ -6,11 +6,12 @@ from dataclasses import replace
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
-from proxy.core.model import Digest
-from proxy.service.suspects import IDENTITIES_MIN, PERIOD_S, SUSPECTS_MAX, Suspects
-from tests.attacks.signed import PICTURE, PLACEHOLDER, UNCERTAIN, SignedOrigin, good, invented, show
-from tests.core.test_stored import RECORD
-from tests.faults.network import Timer, counted
+from imgkeep.core.records import Digest
+from imgkeep.images.placeholder_suspects import IDENTITIES_MIN, PERIOD_S, SUSPECTS_MAX, Suspects
+
+from tests.core.test_layout import RECORD
+from tests.support.network import Timer, counted
+from tests.support.signed_links import PICTURE, PLACEHOLDER, UNCERTAIN, SignedOrigin, good, invented, show
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     import pytest
 
     from tests.conftest import Imgkeep
-    from tests.origins import FakeOrigin
+    from tests.support.origins import FakeOrigin
 
     Start = Callable[..., Awaitable[Imgkeep]]
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from imgkeep.bootstrap.server import Seams
+from imgkeep.images.source_order import PLAIN_S
 
-from proxy.app import Seams
-from proxy.service.routes import PLAIN_S
-from tests.attacks.signed import BRIEF, FOREVER, PICTURE, PLACEHOLDER, show
-from tests.faults.network import PUBLIC, Dials, Names, Timer, client_context, server_context
-from tests.images import picture
-from tests.origins import FakeOrigin
+from tests.support.network import PUBLIC, Dials, Names, Timer, client_context, server_context
+from tests.support.origins import FakeOrigin
+from tests.support.pictures import picture
+from tests.support.signed_links import BRIEF, FOREVER, PICTURE, PLACEHOLDER, show
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable

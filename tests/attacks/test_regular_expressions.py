@@ -9,10 +9,9 @@ from re import _constants as sre  # type: ignore[attr-defined]
 from re import _parser  # type: ignore[attr-defined]
 from typing import TYPE_CHECKING, Any
 
+import imgkeep
 import pytest
-
-import proxy
-from proxy.core.identity.canonical import read_place
+from imgkeep.core.identity.canonical import read_place
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,9 +23,9 @@ CATEGORIES = {
 }  # fmt: skip
 MANY = 256
 """So often and more is without end."""
-OPERATORS = {"proxy.core.patterns._WITH_PORT"}
+OPERATORS = {"imgkeep.core.host_patterns._WITH_PORT"}
 """They read what the operator wrote."""
-SKIPPED = ("proxy.__main__", "proxy.catalog.migrations", "proxy.sites.django")
+SKIPPED = ("imgkeep.__main__", "imgkeep.database.migrations", "imgkeep.integrations.django")
 
 
 def chars_of(node: tuple[Any, Any]) -> frozenset[int]:
@@ -72,7 +71,7 @@ def quadratic(pattern: Any) -> Iterator[str]:
 
 
 def patterns() -> Iterator[tuple[str, re.Pattern[Any]]]:
-    for module in pkgutil.walk_packages(proxy.__path__, "proxy."):
+    for module in pkgutil.walk_packages(imgkeep.__path__, "imgkeep."):
         if not module.name.startswith(SKIPPED):
             for name, value in vars(importlib.import_module(module.name)).items():
                 if type(value) is re.Pattern and f"{module.name}.{name}" not in OPERATORS:

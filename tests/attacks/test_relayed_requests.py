@@ -24,28 +24,28 @@ import pytest
 from aiohttp import StreamReader, web
 from aiohttp.base_protocol import BaseProtocol
 from aiohttp.test_utils import TestClient
+from imgkeep.bootstrap.server import build
+from imgkeep.cluster.progress import read_feed, tell_failure
+from imgkeep.core import errors
+from imgkeep.core.errors import ImgkeepError
+from imgkeep.images.peer_fill import FillFailure
+from imgkeep.web.admission import API
 
-from proxy.app import build
-from proxy.core import errors
-from proxy.core.errors import ImgkeepError
-from proxy.service.mirror import FillFailure
-from proxy.web.admission import API
-from proxy.web.growth import read_feed, tell_failure
 from tests.conftest import Server, configuration
-from tests.images import picture, picture_of
-from tests.peers import Line, clustered, hear, leader, line_to, others, port_of, workers
-from tests.program import until
-from tests.web.raw import port_of as port_of_one
-from tests.web.raw import request, split, talk, target_of
+from tests.support.pictures import picture, picture_of
+from tests.support.program import until
+from tests.support.proxies import Line, clustered, hear, leader, line_to, others, port_of, workers
+from tests.support.raw_http import port_of as port_of_one
+from tests.support.raw_http import request, split, talk, target_of
 from tests.web.test_answers import gated
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
     from tests.conftest import Imgkeep
-    from tests.origins import FakeOrigin
-    from tests.peers import Cluster, Worker
-    from tests.web.raw import Answer
+    from tests.support.origins import FakeOrigin
+    from tests.support.proxies import Cluster, Worker
+    from tests.support.raw_http import Answer
 
     Start = Callable[..., Awaitable[Imgkeep]]
 

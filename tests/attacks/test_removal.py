@@ -11,14 +11,14 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from imgkeep.core.source_url import read_source
+from imgkeep.images.refetch import REFETCHES_MAX
+from imgkeep.web.context import SITE
 from yarl import URL
 
-from proxy.core.source import read_source
-from proxy.service.refetch import REFETCHES_MAX
-from proxy.web.site import SITE
-from tests.images import picture
-from tests.program import until
-from tests.web.test_door import code
+from tests.support.pictures import picture
+from tests.support.program import until
+from tests.web.test_auth import code
 from tests.web.test_save import data_url, save
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.conftest import Imgkeep
-    from tests.origins import Exchange, FakeOrigin, Script
+    from tests.support.origins import Exchange, FakeOrigin, Script
 
     Start = Callable[..., Awaitable[Imgkeep]]
 
@@ -470,5 +470,5 @@ async def test_a_link_is_a_secret(imgkeep: Imgkeep, origin: FakeOrigin, caplog: 
     ):
         response = await imgkeep.client.post(path, json=body)
         assert secret not in await response.text()
-    assert secret not in "".join(str(vars(record)) for record in caplog.records if record.name.startswith("proxy"))
+    assert secret not in "".join(str(vars(record)) for record in caplog.records if record.name.startswith("imgkeep"))
     assert not any(secret.encode() in data for data in contents(imgkeep).values())

@@ -11,27 +11,28 @@ from typing import TYPE_CHECKING
 
 import pytest
 from aiohttp import web
+from imgkeep.bootstrap.server import Seams
+from imgkeep.core.formats import LOOP_STEPS_MAX, Budget, steps_max
+from imgkeep.core.formats import binary_reader as fields
+from imgkeep.core.records import Format
+from imgkeep.images import format_checker as judging
+from imgkeep.images.fill import Fill
+from imgkeep.images.format_checker import QUICK_THREADS, SLOW_THREADS, TURN_STEPS_MAX, Judges
+from imgkeep.storage.local.draft import LocalDraft
+from imgkeep.web.parse_budget import STEP_BYTES, TURN_BYTES
 
-from proxy.app import Seams
-from proxy.core.model import Format
-from proxy.core.sniff import LOOP_STEPS_MAX, Budget, fields, steps_max
-from proxy.service import judging
-from proxy.service.fill import Fill
-from proxy.service.judging import QUICK_THREADS, SLOW_THREADS, TURN_STEPS_MAX, Judges
-from proxy.storage.disk import LocalDraft
-from proxy.web.turns import STEP_BYTES, TURN_BYTES
-from tests.attacks.hostile_images import WORST
 from tests.attacks.test_hostile_images import read, unframed, until
 from tests.faults.test_process import serving
-from tests.images import picture, picture_of
-from tests.web.raw import port_of, request, split, talk, target_of
+from tests.support.hostile_images import WORST
+from tests.support.pictures import picture, picture_of
+from tests.support.raw_http import port_of, request, split, talk, target_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
 
     from tests.conftest import Imgkeep
-    from tests.origins import Exchange, FakeOrigin
+    from tests.support.origins import Exchange, FakeOrigin
 
     Start = Callable[..., Awaitable[Imgkeep]]
 

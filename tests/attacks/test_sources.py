@@ -12,18 +12,18 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from imgkeep.config import ConfigError, load
+from imgkeep.core.identity import BUILT_IN
+from imgkeep.core.policy import judge
+from imgkeep.core.source_url import read_source
 
-from proxy.config import ConfigError, load
-from proxy.core.identity import BUILT_IN
-from proxy.core.policy import judge
-from proxy.core.source import read_source
-from tests.images import picture
+from tests.support.pictures import picture
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
     from tests.conftest import Imgkeep
-    from tests.origins import Exchange, FakeOrigin
+    from tests.support.origins import Exchange, FakeOrigin
 
     Start = Callable[..., Awaitable[Imgkeep]]
 

@@ -13,14 +13,16 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
 import pytest
+from imgkeep.core.host_patterns import Globs
+from imgkeep.core.identity import BUILT_IN, identify, read_catalogue
+from imgkeep.core.records import Validator
+from imgkeep.core.source_url import read_source
+from imgkeep.images.refresh import Rules
+from imgkeep.web.context import SITE
 
-from proxy.core.identity import BUILT_IN, identify, read_catalogue
-from proxy.core.model import Validator
-from proxy.core.patterns import Globs
-from proxy.core.source import read_source
-from proxy.service.refresh import Rules
-from proxy.web.site import SITE
-from tests.attacks.signed import (
+from tests.support.fakes import Feed, World, drain, whole
+from tests.support.pictures import picture
+from tests.support.signed_links import (
     ENFORCED,
     FAR,
     FOREVER,
@@ -36,15 +38,14 @@ from tests.attacks.signed import (
     sign,
     strict,
 )
-from tests.images import picture
-from tests.service.fakes import Feed, World, drain, whole
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from proxy.core.model import Key, Record
+    from imgkeep.core.records import Key, Record
+
     from tests.conftest import Imgkeep
-    from tests.origins import Exchange, FakeOrigin
+    from tests.support.origins import Exchange, FakeOrigin
 
     Start = Callable[..., Awaitable[Imgkeep]]
 

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.attacks.signed import (
+from tests.s3.test_remote import healed
+from tests.support.signed_links import (
     ENFORCED,
     FOREVER,
     PICTURE,
@@ -18,11 +19,10 @@ from tests.attacks.signed import (
     show,
     strict,
 )
-from tests.s3.test_remote import healed
 
 if TYPE_CHECKING:
-    from tests.origins import FakeOrigin
-    from tests.s3.remote import Remote
+    from tests.support.origins import FakeOrigin
+    from tests.support.s3.remote import Remote
 
 SOURCES: dict[str, Any] = {"providers": [UNCERTAIN, ENFORCED]}
 

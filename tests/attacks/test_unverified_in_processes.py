@@ -7,14 +7,24 @@ import json
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from tests.attacks.signed import BRIEF, FOREVER, PAST, PICTURE, PLACEHOLDER, UNCERTAIN, SignedOrigin, good, invented
-from tests.program import serving, until
+from tests.support.program import serving, until
+from tests.support.signed_links import (
+    BRIEF,
+    FOREVER,
+    PAST,
+    PICTURE,
+    PLACEHOLDER,
+    UNCERTAIN,
+    SignedOrigin,
+    good,
+    invented,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.origins import FakeOrigin
-    from tests.program import Program
+    from tests.support.origins import FakeOrigin
+    from tests.support.program import Program
 
 PROVIDERS = json.dumps([UNCERTAIN])
 MANY = 24

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.attacks.signed import (
+from tests.support.network import counted
+from tests.support.pictures import picture
+from tests.support.signed_links import (
     BRIEF,
     ENFORCED,
     FAR,
@@ -26,14 +28,12 @@ from tests.attacks.signed import (
     show,
     strict,
 )
-from tests.faults.network import counted
-from tests.images import picture
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from tests.conftest import Imgkeep
-    from tests.origins import FakeOrigin
+    from tests.support.origins import FakeOrigin
 
     Start = Callable[..., Awaitable[Imgkeep]]
 

@@ -9,10 +9,10 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.core.test_negotiation import IMG, TAB
+from tests.core.test_content_negotiation import IMG, TAB
 from tests.core.test_signing import KEY
-from tests.images import picture
-from tests.web.raw import ask, port_of, split, talk, target_of
+from tests.support.pictures import picture
+from tests.support.raw_http import ask, port_of, split, talk, target_of
 from tests.web.test_answers import kept
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.conftest import Imgkeep
-    from tests.origins import FakeOrigin
+    from tests.support.origins import FakeOrigin
 
     Start = Callable[..., Awaitable[Imgkeep]]
 

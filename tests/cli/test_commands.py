@@ -13,30 +13,30 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from imgkeep.__main__ import main
+from imgkeep.bootstrap.server import Seams
+from imgkeep.bootstrap.services import REAL
+from imgkeep.cli.check import inspect
+from imgkeep.cli.printing import print_facts, readable_bytes
+from imgkeep.clock import read_clock
+from imgkeep.config import load
+from imgkeep.core.errors import SourceRejected
+from imgkeep.core.identity import identify
+from imgkeep.core.layout import record_path
+from imgkeep.core.policy import judge
+from imgkeep.core.source_url import read_source
+from imgkeep.images.inspect import make_inspector
+from imgkeep.storage.local.store import LocalStore
 
-from proxy.__main__ import main
-from proxy.app import Seams
-from proxy.cli.look import inspect
-from proxy.cli.printing import print_facts, readable_bytes
-from proxy.clock import read_clock
-from proxy.config import load
-from proxy.core.errors import SourceRejected
-from proxy.core.identity import identify
-from proxy.core.policy import judge
-from proxy.core.source import read_source
-from proxy.core.stored import record_path
-from proxy.service.inspect import make_inspector
-from proxy.storage.local import LocalStore
-from proxy.works import REAL
-from tests.images import picture
-from tests.program import ROOT, environment, run_here
-from tests.storage.stores import record_of
 from tests.storage.test_contract import keep
+from tests.support.pictures import picture
+from tests.support.program import ROOT, environment, run_here
+from tests.support.stores import record_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from proxy.core.model import Record
+    from imgkeep.core.records import Record
 
     Command = Callable[..., tuple[int, str, str]]
 

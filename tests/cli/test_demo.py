@@ -11,21 +11,21 @@ from urllib.parse import quote
 
 import aiohttp
 import pytest
+from imgkeep.cli.demo import HOST, NAMES, Origin, only_to
+from imgkeep.cli.demo_images import HEIGHT, SCENES, WIDTH, draw
+from imgkeep.origin.ssrf_guard import open_socket
 from PIL import Image
 
-from proxy.cli.demo import HOST, NAMES, Origin, only_to
-from proxy.cli.scenery import HEIGHT, SCENES, WIDTH, draw
-from proxy.origin.guard import open_socket
-from tests.browser import browsing
-from tests.cli.demo import demonstrating
-from tests.program import run
+from tests.support.browser import browsing
+from tests.support.demo import demonstrating
+from tests.support.program import run
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from playwright.async_api import Page
 
-    from tests.origins import FakeOrigin
+    from tests.support.origins import FakeOrigin
 
 WIDTHS = "selector => [...document.querySelectorAll(`${selector} img`)].map(image => image.naturalWidth)"
 
@@ -138,7 +138,7 @@ def test_pictures_are_whole_and_differ(name: str) -> None:
 
 
 def test_every_life_has_bounds() -> None:
-    from proxy.cli.parser import make_parser  # noqa: PLC0415
+    from imgkeep.cli.parser import make_parser  # noqa: PLC0415
 
     for text in ("0s", "601s", "1w", "", "-1s", "1.5s", "9" * 400):
         with pytest.raises(SystemExit):

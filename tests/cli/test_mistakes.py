@@ -16,14 +16,14 @@ from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from imgkeep.bootstrap.preflight import check_machine
+from imgkeep.cli.health import health
+from imgkeep.config import ConfigError, Server, load
+from imgkeep.observability.logs import describe_crash
+from imgkeep.storage.local.store import LocalStore
+from imgkeep.storage.s3.settings import refuse as refuse_aws
 
-from proxy.cli.health import health
-from proxy.config import ConfigError, Server, load
-from proxy.preflight import check_machine
-from proxy.storage.local import LocalStore
-from proxy.storage.s3.settings import refuse as refuse_aws
-from proxy.telemetry import describe_crash
-from tests.program import ROOT, cannot, environment, run, run_here, serving, until
+from tests.support.program import ROOT, cannot, environment, run, run_here, serving, until
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -113,7 +113,7 @@ async def test_missing_extra_is_told(folder: Path) -> None:
     write(make_folder(hidden / "psycopg") / "__init__.py", "raise ModuleNotFoundError(name='psycopg')")
     settings = {"catalog__url": "postgresql://u:hush@127.0.0.1:1/d", "PYTHONPATH": f"{hidden}:{ROOT}"}
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "proxy", "check"),
+        *(sys.executable, "-m", "imgkeep", "check"),
         cwd=folder.parent,
         env={**environment(folder, **settings), "PYTHONPATH": settings["PYTHONPATH"]},
         stderr=asyncio.subprocess.PIPE,
@@ -310,7 +310,7 @@ def start_in_terminal(folder: Path, **settings: str) -> str:
     pid, terminal = pty.fork()
     if pid == 0:
         os.chdir(folder.parent)
-        os.execve(sys.executable, [sys.executable, "-m", "proxy", "serve"], environment(folder, **settings))
+        os.execve(sys.executable, [sys.executable, "-m", "imgkeep", "serve"], environment(folder, **settings))
     shown = b""
     try:
         while b"Ctrl-C" not in shown and b"imgkeep: " not in shown:

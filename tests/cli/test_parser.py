@@ -14,16 +14,16 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from imgkeep.__main__ import main
+from imgkeep.cli.parser import SHELLS, make_parser
 
-from proxy.__main__ import main
-from proxy.cli.parser import SHELLS, make_parser
-from tests.images import picture
-from tests.program import ROOT, cannot, environment, run, run_here, serving
+from tests.support.pictures import picture
+from tests.support.program import ROOT, cannot, environment, run, run_here, serving
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.origins import FakeOrigin
+    from tests.support.origins import FakeOrigin
 
 COMMANDS = next(action.choices for action in make_parser()._actions if isinstance(action, argparse._SubParsersAction))
 TOKEN = "a-token-of-this-test"
@@ -88,7 +88,7 @@ def test_misspelt_word_is_told_with_what_it_may_mean(words: str, told: str, caps
 def test_help_and_version_import_next_to_nothing(words: str) -> None:
     heavy = {"aiohttp", "sqlalchemy", "rich", "botocore", "uvloop"} | (set() if words == "health" else {"msgspec"})
     code = (
-        "import sys\nfrom proxy.__main__ import main\n"
+        "import sys\nfrom imgkeep.__main__ import main\n"
         f"try: main({words.split()!r})\nexcept SystemExit as error: assert error.code == 0\n"
         f"assert not set({heavy!r}) & set(sys.modules), sorted(sys.modules)"
     )
@@ -97,7 +97,7 @@ def test_help_and_version_import_next_to_nothing(words: str) -> None:
 
 def test_command_with_a_store_imports_neither_server_nor_client() -> None:
     heavy = {"aiohttp", "rich", "botocore", "prometheus_client", "markdown_it", "alembic"}
-    code = f"import sys, proxy.commands.stores, proxy.telemetry\nassert not {heavy!r} & set(sys.modules)"
+    code = f"import sys, imgkeep.commands.stored, imgkeep.observability.logs\nassert not {heavy!r} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
 
 
@@ -133,7 +133,7 @@ async def test_flags_win_over_environment_and_file(folder: Path, origin: FakeOri
     (folder.parent / "config.toml").write_text("[server]\nport = 1\n[store]\nurl = 's3://bucket'\n")
     settings: dict[str, Any] = {"server__port": "2", "server__host": "192.0.2.1", "AWS_S3_BUCKET_NAME": "bucket"}
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "proxy", "serve", "--host", "127.0.0.1", "--port", "0", "--data", "data"),
+        *(sys.executable, "-m", "imgkeep", "serve", "--host", "127.0.0.1", "--port", "0", "--data", "data"),
         cwd=folder.parent,
         env=environment(folder.with_name("elsewhere"), **settings),
         stderr=asyncio.subprocess.PIPE,
@@ -234,7 +234,7 @@ async def test_every_command_that_prints_facts_prints_json(folder: Path) -> None
 @pytest.fixture(scope="module")
 def completion() -> str:
     """The script of bash, as the program prints it."""
-    words = (sys.executable, "-m", "proxy", "completion", "bash")
+    words = (sys.executable, "-m", "imgkeep", "completion", "bash")
     return subprocess.run(words, cwd=ROOT, check=True, capture_output=True, text=True).stdout
 
 

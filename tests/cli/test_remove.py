@@ -8,20 +8,20 @@ from io import StringIO
 from typing import TYPE_CHECKING
 
 import pytest
+from imgkeep.cli import remove
+from imgkeep.cli.client import Client
+from imgkeep.cli.errors import ServerError
+from imgkeep.core.source_url import read_source
+from imgkeep.web.context import SITE
 
-from proxy.cli import remove
-from proxy.cli.client import Client
-from proxy.cli.errors import ServerError
-from proxy.core.source import read_source
-from proxy.web.site import SITE
-from tests.images import picture
+from tests.support.pictures import picture
 from tests.web.test_save import save
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from tests.conftest import Imgkeep
-    from tests.origins import Exchange, FakeOrigin
+    from tests.support.origins import Exchange, FakeOrigin
 
     Start = Callable[..., Awaitable[Imgkeep]]
 

@@ -14,13 +14,13 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
+from imgkeep.__main__ import main
+from imgkeep.cli.diff import unified
+from imgkeep.cli.documents import Held, find_pages, read_page, replace_page
 
-from proxy.__main__ import main
-from proxy.cli.diff import unified
-from proxy.cli.pages import Held, find_pages, read_page, replace_page
-from tests.images import picture
-from tests.program import cannot, environment
-from tests.web.raw import port_of, target_of
+from tests.support.pictures import picture
+from tests.support.program import cannot, environment
+from tests.support.raw_http import port_of, target_of
 from tests.web.test_rewrite import DIES, SIGNED, STAYS
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.conftest import Imgkeep
-    from tests.origins import Exchange, FakeOrigin
+    from tests.support.origins import Exchange, FakeOrigin
 
     Start = Callable[..., Awaitable[Imgkeep]]
 
@@ -360,7 +360,7 @@ async def watched(folder: Path, *arguments: str) -> tuple[int, str]:
     """Run one command to its end on a terminal; return exit status, and what somebody sees there."""
     ours, theirs = pty.openpty()
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "proxy", *arguments),
+        *(sys.executable, "-m", "imgkeep", *arguments),
         cwd=folder.parent,
         env={**environment(folder), "TERM": "xterm-256color", "COLUMNS": "120"},
         stdout=asyncio.subprocess.DEVNULL,

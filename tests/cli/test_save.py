@@ -14,16 +14,16 @@ from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from imgkeep.cli.client import pin_address
+from imgkeep.cli.save import AT_ONCE
 
-from proxy.cli.client import pin_address
-from proxy.cli.save import AT_ONCE
-from tests.images import picture
-from tests.program import ROOT, environment, run, run_here, serving, until
+from tests.support.pictures import picture
+from tests.support.program import ROOT, environment, run, run_here, serving, until
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.origins import Exchange, FakeOrigin
+    from tests.support.origins import Exchange, FakeOrigin
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ async def test_a_thousand_links_are_finished_by_a_second_run(folder: Path, origi
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
-        "proxy",
+        "imgkeep",
         "save",
         "-f",
         str(file),
@@ -106,7 +106,7 @@ async def test_people_see_a_bar(folder: Path, origin: FakeOrigin) -> None:
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
-        "proxy",
+        "imgkeep",
         "save",
         url,
         cwd=ROOT,

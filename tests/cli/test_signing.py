@@ -9,12 +9,12 @@ import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
+from imgkeep.core.signing import Signatures, signed_path
+from imgkeep.core.source_url import read_img_query
 
-from proxy.core.signing import Signatures, signed_path
-from proxy.core.source import read_img_query
 from tests.cli.test_commands import command, folder  # noqa: F401 - fixtures
 from tests.core.test_signing import KEY, PAGE, VECTORS
-from tests.program import cannot
+from tests.support.program import cannot
 
 if TYPE_CHECKING:
     from pathlib import Path

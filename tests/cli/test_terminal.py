@@ -17,15 +17,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from imgkeep.cli.interruption import INTERRUPTED, TERMINATED
 
-from proxy.cli.interrupted import INTERRUPTED, TERMINATED
-from tests.images import picture
-from tests.program import environment, until
+from tests.support.pictures import picture
+from tests.support.program import environment, until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from tests.origins import Exchange, FakeOrigin
+    from tests.support.origins import Exchange, FakeOrigin
 
 CTRL_C = b"\x03"
 
@@ -56,7 +56,7 @@ class Terminal:
 async def terminal(folder: Path, *arguments: str, command: str = "") -> AsyncGenerator[Terminal]:
     """Run a command with a terminal for all three streams; `command`: a line for the shell instead."""
     ours, theirs = pty.openpty()
-    words = ("/bin/bash", "-c", command) if command else (sys.executable, "-m", "proxy", *arguments)
+    words = ("/bin/bash", "-c", command) if command else (sys.executable, "-m", "imgkeep", *arguments)
 
     def prepare() -> None:
         os.setsid()

@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 
 import pytest
-
-from proxy.core import errors
+from imgkeep.core import errors
 
 
 def test_an_origins_failure_tells_its_status_and_what_it_asked_for() -> None:

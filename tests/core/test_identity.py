@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from proxy.core.identity import BUILT_IN, identify, identify_url, rules_for
-from proxy.core.policy import Policy, judge
-from proxy.core.source import read_source
+from imgkeep.core.identity import BUILT_IN, identify, identify_url, rules_for
+from imgkeep.core.policy import Policy, judge
+from imgkeep.core.source_url import read_source
 
 NOW = datetime(2026, 1, 10, 12, 30, tzinfo=UTC)  # inside the vectors' world: ten years are counted from here
 CASES: dict[str, dict[str, Any]] = {

@@ -9,12 +9,11 @@ from urllib.parse import quote
 
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
-
-from proxy.core.errors import SourceRejected
-from proxy.core.identity import BUILT_IN, identify_url
+from imgkeep.core.errors import SourceRejected
+from imgkeep.core.identity import BUILT_IN, identify_url
 
 if TYPE_CHECKING:
-    from proxy.core.identity.rule import Rule
+    from imgkeep.core.identity.rule import Rule
 
 NOW = datetime(2026, 1, 10, 12, 30, tzinfo=UTC)
 SIGNED = [(rule, url) for rule in BUILT_IN.rules if rule.groups for url in rule.table.examples]

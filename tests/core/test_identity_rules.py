@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from proxy.core.errors import InvalidSource, SourceForbidden
-from proxy.core.identity import BUILT_IN, identify_url, places_of, read_catalogue
-from proxy.core.identity.engine import NAMED_DEPTH_MAX
-from proxy.core.identity.expiry import FORMS, NEVER, UNTOLD, Expiry
-from proxy.core.identity.rule import read_shapes
-from proxy.core.identity.token import read_json, read_jwt
-from proxy.core.source import read_source
+from imgkeep.core.errors import InvalidSource, SourceForbidden
+from imgkeep.core.identity import BUILT_IN, identify_url, places_of, read_catalogue
+from imgkeep.core.identity.engine import NAMED_DEPTH_MAX
+from imgkeep.core.identity.expiry import FORMS, NEVER, UNTOLD, Expiry
+from imgkeep.core.identity.jwt import read_json, read_jwt
+from imgkeep.core.identity.rule import read_shapes
+from imgkeep.core.source_url import read_source
 
 NOW = datetime(2026, 1, 10, 12, 30, tzinfo=UTC)
 END = datetime(2026, 1, 10, 13, tzinfo=UTC)

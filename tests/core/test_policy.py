@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from proxy.core.errors import SourceRejected
-from proxy.core.model import Source
-from proxy.core.policy import Policy, is_local_name, judge, judge_address
-from proxy.core.source import read_source
+from imgkeep.core.errors import SourceRejected
+from imgkeep.core.policy import Policy, is_local_name, judge, judge_address
+from imgkeep.core.records import Source
+from imgkeep.core.source_url import read_source
 
 CASES = json.loads((Path(__file__).parents[1] / "cases" / "forbidden_sources.json").read_text("utf-8"))
 

@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from proxy.core.errors import SignatureExpired, SignatureInvalid, SignatureRequired
-from proxy.core.signing import Signatures, sign, signed_path
-from proxy.core.source import read_img_query
+from imgkeep.core.errors import SignatureExpired, SignatureInvalid, SignatureRequired
+from imgkeep.core.signing import Signatures, sign, signed_path
+from imgkeep.core.source_url import read_img_query
 
 KEY = "an-example-key-of-32-characters!"
 OLD_KEY = "the-key-before-it-was-rotated"

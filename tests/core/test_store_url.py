@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import pytest
-
-from proxy.core.store_url import Bucket, Folder, read_store_url
+from imgkeep.core.store_url import Bucket, Folder, read_store_url
 
 GOOD = {
     "a relative folder": ("file:data", Folder("data")),

@@ -15,12 +15,12 @@ from urllib.parse import quote
 
 import pytest
 from aiohttp import web
+from imgkeep.bootstrap.server import build, make_runner
+from imgkeep.web.context import SITE
 
-from proxy.app import build, make_runner
-from proxy.web.site import SITE
 from tests.conftest import configuration
-from tests.images import picture_of
-from tests.web.raw import ask, port_of, request, split, talk, target_of
+from tests.support.pictures import picture_of
+from tests.support.raw_http import ask, port_of, request, split, talk, target_of
 from tests.web.test_answers import gated, kept, landed
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.conftest import Imgkeep
-    from tests.origins import FakeOrigin
+    from tests.support.origins import FakeOrigin
 
 LIMIT_S = 0.4
 

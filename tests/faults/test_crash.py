@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from bench.crash import crash
-from tests.images import picture
-from tests.program import need_strace, run, serving, until
+from tests.support.pictures import picture
+from tests.support.program import need_strace, run, serving, until
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.origins import Exchange, FakeOrigin
+    from tests.support.origins import Exchange, FakeOrigin
 
 ROUNDS = 4
 CALLS = (

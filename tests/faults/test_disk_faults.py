@@ -23,17 +23,17 @@ from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import pytest
+from imgkeep.web.context import SITE
 
-from proxy.web.site import SITE
-from tests.images import picture_of
-from tests.program import cannot, injecting, need_strace, run, serving, until
+from tests.support.pictures import picture_of
+from tests.support.program import cannot, injecting, need_strace, run, serving, until
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
     from pathlib import Path
 
     from tests.conftest import Imgkeep
-    from tests.origins import Exchange, FakeOrigin
+    from tests.support.origins import Exchange, FakeOrigin
 
     Start = Callable[..., Awaitable[Imgkeep]]
 

@@ -7,22 +7,22 @@ import gzip
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from imgkeep.cluster.progress import read_feed, tell_failure
+from imgkeep.core.errors import SourceNotFound
+from imgkeep.core.source_url import read_source
+from imgkeep.images.fill import ERROR_PICTURE_BYTES_MAX
+from imgkeep.images.negative_cache import PICTURE_BYTES_MAX, Failures
+from imgkeep.images.peer_fill import FillFailure
 
-from proxy.core.errors import SourceNotFound
-from proxy.core.source import read_source
-from proxy.service.failures import PICTURE_BYTES_MAX, Failures
-from proxy.service.fill import ERROR_PICTURE_BYTES_MAX
-from proxy.service.mirror import FillFailure
-from proxy.web.growth import read_feed, tell_failure
-from tests.browser import browsing
-from tests.faults.network import look, nothing_kept
-from tests.images import picture, picture_of
+from tests.support.browser import browsing
+from tests.support.network import look, nothing_kept
+from tests.support.pictures import picture, picture_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from tests.conftest import Imgkeep
-    from tests.origins import Exchange, FakeOrigin
+    from tests.support.origins import Exchange, FakeOrigin
 
     Start = Callable[..., Awaitable[Imgkeep]]
 

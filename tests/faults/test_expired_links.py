@@ -9,18 +9,18 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import pytest
+from imgkeep.bootstrap.server import Seams
+from imgkeep.core.dead_link import READ_BYTES
+from imgkeep.origin import client
 
-from proxy.app import Seams
-from proxy.core.ending import READ_BYTES
-from proxy.origin import client
-from tests.faults.network import Names, look, nothing_kept
-from tests.images import picture
+from tests.support.network import Names, look, nothing_kept
+from tests.support.pictures import picture
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from tests.conftest import Imgkeep
-    from tests.origins import Exchange, FakeOrigin
+    from tests.support.origins import Exchange, FakeOrigin
 
     Start = Callable[..., Awaitable[Imgkeep]]
 

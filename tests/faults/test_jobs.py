@@ -6,14 +6,14 @@ import asyncio
 import random
 from typing import TYPE_CHECKING, Any
 
-from tests.images import picture
-from tests.program import serving
+from tests.support.pictures import picture
+from tests.support.program import serving
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.origins import Exchange, FakeOrigin
-    from tests.program import Program
+    from tests.support.origins import Exchange, FakeOrigin
+    from tests.support.program import Program
 
 LINKS = 80
 HELD_BACK = 20

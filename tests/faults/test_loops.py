@@ -6,18 +6,18 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 import pytest
+from imgkeep.bootstrap.server import _RUNNING, Seams
 from multidict import CIMultiDict
 
-from proxy.app import _RUNNING, Seams
-from tests.faults.network import PUBLIC, Dials, Names, look, nothing_kept
-from tests.images import picture
+from tests.support.network import PUBLIC, Dials, Names, look, nothing_kept
+from tests.support.pictures import picture
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
 
     from tests.conftest import Imgkeep
-    from tests.origins import FakeOrigin
+    from tests.support.origins import FakeOrigin
 
     StartImgkeep = Callable[..., Awaitable[Imgkeep]]
 

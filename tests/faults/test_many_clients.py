@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 import aiohttp
 import pytest
 
-from tests.faults.network import look, until, until_counted
-from tests.images import picture, picture_of
+from tests.support.network import look, until, until_counted
+from tests.support.pictures import picture, picture_of
 
 if TYPE_CHECKING:
     from yarl import URL
 
     from tests.conftest import Imgkeep
-    from tests.origins import Exchange, FakeOrigin
+    from tests.support.origins import Exchange, FakeOrigin
 
 
 def img_url(imgkeep: Imgkeep, url: str) -> URL:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trustme
+from imgkeep.bootstrap.server import Seams
+from imgkeep.web.context import SITE
 
-from proxy.app import Seams
-from proxy.web.site import SITE
-from tests.faults.network import (
+from tests.support.network import (
     NO_SUCH_NAME,
     PUBLIC,
     SERVER_FAILURE,
@@ -23,16 +23,16 @@ from tests.faults.network import (
     nothing_kept,
     server_context,
 )
-from tests.images import picture
-from tests.origins import FakeOrigin
+from tests.support.origins import FakeOrigin
+from tests.support.pictures import picture
 
 if TYPE_CHECKING:
     import ssl
     from collections.abc import AsyncIterator, Awaitable, Callable
 
     from tests.conftest import Imgkeep
-    from tests.faults.network import Addresses
-    from tests.origins import Exchange
+    from tests.support.network import Addresses
+    from tests.support.origins import Exchange
 
     StartImgkeep = Callable[..., Awaitable[Imgkeep]]
 

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import brotli  # type: ignore[import-untyped]  # it has no annotations
 import pytest
+from imgkeep.bootstrap.server import Seams
+from imgkeep.images.negative_cache import SERVER_ERROR_S, TOO_MANY_REQUESTS_S
 
-from proxy.app import Seams
-from proxy.service.failures import SERVER_ERROR_S, TOO_MANY_REQUESTS_S
-from tests.faults.network import Timer, counted, look, nothing_kept, until
-from tests.images import picture, picture_of
+from tests.support.network import Timer, counted, look, nothing_kept, until
+from tests.support.pictures import picture, picture_of
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from tests.conftest import Imgkeep
-    from tests.faults.network import Seen
-    from tests.origins import Exchange, FakeOrigin, Script
+    from tests.support.network import Seen
+    from tests.support.origins import Exchange, FakeOrigin, Script
 
     StartImgkeep = Callable[..., Awaitable[Imgkeep]]
 

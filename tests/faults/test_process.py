@@ -17,18 +17,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from imgkeep.bootstrap.server import DRAIN_NOTICE_S, Seams
 
-from proxy.app import DRAIN_NOTICE_S, Seams
-from tests.images import picture, picture_of
-from tests.service.fakes import Timer
-from tests.web.raw import ask, request, split, talk, target_of
+from tests.support.fakes import Timer
+from tests.support.pictures import picture, picture_of
+from tests.support.raw_http import ask, request, split, talk, target_of
 from tests.web.test_answers import gated, kept
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
     from tests.conftest import Imgkeep
-    from tests.origins import FakeOrigin
+    from tests.support.origins import FakeOrigin
 
     Start = Callable[..., Awaitable[Imgkeep]]
 
@@ -54,14 +54,14 @@ class Running:
 
 @asynccontextmanager
 async def serving(folder: Path) -> AsyncIterator[Running]:
-    """Run `python -m proxy serve` with `folder` as its data, and kill it at the end."""
+    """Run `python -m imgkeep serve` with `folder` as its data, and kill it at the end."""
     await asyncio.to_thread(folder.mkdir, exist_ok=True)
     given = os.environ  # noqa: TID251 - to be handed on without what would configure us
     environment = {name: value for name, value in given.items() if not name.startswith(("IMGKEEP_", "AWS_"))}
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
-        "proxy",
+        "imgkeep",
         "serve",
         cwd=folder,
         stderr=asyncio.subprocess.PIPE,
@@ -261,7 +261,7 @@ async def test_the_loop_stays_free_while_a_large_image_is_hashed_synced_and_chec
     body = picture_of(20_000_000)
 
     async def script(exchange: object) -> None:
-        from tests.origins import Exchange  # noqa: PLC0415 - for the type alone
+        from tests.support.origins import Exchange  # noqa: PLC0415 - for the type alone
 
         assert isinstance(exchange, Exchange)
         # Nothing says where it ends, so the whole image has to be checked.

@@ -6,17 +6,17 @@ import asyncio
 from typing import TYPE_CHECKING
 
 import pytest
+from imgkeep.bootstrap.server import Seams
+from imgkeep.web.context import SITE
 
-from proxy.app import Seams
-from proxy.web.site import SITE
-from tests.faults.network import PUBLIC, Dials, Names, counted, look, nothing_kept, until, until_counted
-from tests.images import picture, picture_of
+from tests.support.network import PUBLIC, Dials, Names, counted, look, nothing_kept, until, until_counted
+from tests.support.pictures import picture, picture_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from tests.conftest import Imgkeep
-    from tests.origins import Exchange, FakeOrigin, Script
+    from tests.support.origins import Exchange, FakeOrigin, Script
 
     StartImgkeep = Callable[..., Awaitable[Imgkeep]]
 

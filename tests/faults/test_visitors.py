@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from imgkeep import __version__
 
-from proxy import __version__
-from tests.faults.network import look
-from tests.images import picture
-from tests.origins import FakeOrigin
+from tests.support.network import look
+from tests.support.origins import FakeOrigin
+from tests.support.pictures import picture
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

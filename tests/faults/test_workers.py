@@ -17,18 +17,18 @@ from urllib.parse import quote
 import aiohttp
 import pytest
 
-from tests.images import picture, picture_of
-from tests.peers import connections_of, workers
-from tests.program import ROOT, injecting, need_strace, run, serving, until
-from tests.web.raw import request, split, talk, target_of
+from tests.support.pictures import picture, picture_of
+from tests.support.program import ROOT, injecting, need_strace, run, serving, until
+from tests.support.proxies import connections_of, workers
+from tests.support.raw_http import request, split, talk, target_of
 from tests.web.test_answers import gated
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from tests.origins import Exchange, FakeOrigin, Script
-    from tests.peers import Worker
-from tests.program import Answer, Program
+    from tests.support.origins import Exchange, FakeOrigin, Script
+    from tests.support.proxies import Worker
+from tests.support.program import Answer, Program
 
 ASKED: int = 30
 """So many new connections that none of three workers is left out."""

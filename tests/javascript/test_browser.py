@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.browser import browsing
-from tests.images import picture
-from tests.origins import FakeOrigin
-from tests.program import ROOT
+from tests.support.browser import browsing
+from tests.support.origins import FakeOrigin
+from tests.support.pictures import picture
+from tests.support.program import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from playwright.async_api import Browser, Page
 
     from tests.conftest import Imgkeep
-    from tests.origins import Exchange
+    from tests.support.origins import Exchange
 
 PAGE = """<!doctype html><meta charset="utf-8"><title>A page</title><base href="/"><link rel="icon" href="data:,">
 <img src="{origin}/there.png"><img src="own.png"><div id="room"></div>

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING
 from yarl import URL
 
 from tests.core.test_signing import KEY
-from tests.images import picture
-from tests.javascript.node import STATIC, calling, copy_module, need_node
-from tests.program import ROOT, environment
+from tests.support.node import STATIC, calling, copy_module, need_node
+from tests.support.pictures import picture
+from tests.support.program import ROOT, environment
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from tests.conftest import Imgkeep
-    from tests.origins import FakeOrigin
+    from tests.support.origins import FakeOrigin
 
 EXAMPLE = ROOT / "examples" / "javascript"
 PAGE = Path("docs/javascript.md").read_text("utf-8")

@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 import pytest
+from imgkeep.core.rewrite import ImgLinks, every, rewrite_html
+from imgkeep.core.rewrite.links import Page
+from imgkeep.core.signing import signed_path
+from imgkeep.core.source_url import read_img_query, read_source
 
-from proxy.core.rewrite import ImgLinks, every, rewrite_html
-from proxy.core.rewrite.links import Page
-from proxy.core.signing import signed_path
-from proxy.core.source import read_img_query, read_source
 from tests.core.rewrite.test_links import GLOBS
 from tests.core.test_signing import KEY, VECTORS
-from tests.javascript.node import calling, copy_module
+from tests.support.node import calling, copy_module
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.javascript.node import Call
+    from tests.support.node import Call
 
 OURS = "https://i.example/kept"
 PAGE = "https://p.example/d/e?f#g"

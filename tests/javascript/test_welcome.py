@@ -9,14 +9,14 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from imgkeep.web.context import SITE
+from imgkeep.web.login import make_link
 from PIL import Image
 
-from proxy.web.login import make_link
-from proxy.web.site import SITE
-from tests.browser import browsing
-from tests.images import picture
-from tests.origins import FakeOrigin
-from tests.web.raw import ask, port_of, target_of
+from tests.support.browser import browsing
+from tests.support.origins import FakeOrigin
+from tests.support.pictures import picture
+from tests.support.raw_http import ask, port_of, target_of
 from tests.web.test_answers import kept
 
 if TYPE_CHECKING:

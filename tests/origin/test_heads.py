@@ -9,21 +9,21 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
+from imgkeep.core.response_head import FIELDS_MAX
+from imgkeep.origin.bounded_connection import HEAD_BYTES_MAX, HEAD_STEP_BYTES, INTERIM_ANSWERS_MAX
 
-from proxy.core.answer import FIELDS_MAX
-from proxy.origin.connection import HEAD_BYTES_MAX, HEAD_STEP_BYTES, INTERIM_ANSWERS_MAX
-from tests.browser import browsing
-from tests.faults.network import look, nothing_kept
-from tests.images import picture
-from tests.origin.heads import BODY, CHUNKS, HEADS, LENGTH, OK, lines
-from tests.origins import FakeOrigin
+from tests.support.browser import browsing
+from tests.support.network import look, nothing_kept
+from tests.support.origins import FakeOrigin
+from tests.support.pictures import picture
+from tests.support.response_heads import BODY, CHUNKS, HEADS, LENGTH, OK, lines
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
 
     from tests.conftest import Imgkeep
-    from tests.origin.heads import Head
-    from tests.origins import Exchange
+    from tests.support.origins import Exchange
+    from tests.support.response_heads import Head
 
     Start = Callable[..., Awaitable[Imgkeep]]
 

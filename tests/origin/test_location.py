@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.faults.network import look, nothing_kept
-from tests.images import picture
+from tests.support.network import look, nothing_kept
+from tests.support.pictures import picture
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from tests.conftest import Imgkeep
-    from tests.origins import Exchange, FakeOrigin
+    from tests.support.origins import Exchange, FakeOrigin
 
     Start = Callable[..., Awaitable[Imgkeep]]
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import pytest
-
-from proxy.core.store_url import Bucket
-from proxy.storage.s3 import S3Store
+from imgkeep.core.store_url import Bucket
+from imgkeep.storage.s3 import S3Store
 
 NAME = "a" * 64 + ".png"
 PATH = f"v1/objects/aa/{NAME}"

@@ -9,30 +9,30 @@ from typing import TYPE_CHECKING
 
 import aiohttp
 import pytest
+from imgkeep.bootstrap.storage import open_parts
+from imgkeep.core.errors import Unreachable, WrittenByNewer
+from imgkeep.core.records import Digest, Key
+from imgkeep.core.store_url import Bucket
+from imgkeep.storage.s3.client import BucketClient
+from imgkeep.storage.s3.errors import BucketError
+from imgkeep.storage.s3.store import S3Store
 
-from proxy.core.errors import Unreachable, WrittenByNewer
-from proxy.core.model import Digest, Key
-from proxy.core.store_url import Bucket
-from proxy.parts import open_parts
-from proxy.storage.s3.client import BucketClient
-from proxy.storage.s3.faults import BucketError
-from proxy.storage.s3.store import S3Store
 from tests.conftest import configuration
-from tests.images import picture, picture_of
-from tests.program import serving, until
-from tests.s3.mischief import only
 from tests.s3.test_program import only_aws
 from tests.s3.test_remote import MULTIPART_SIZE, get, healed, readyz
-from tests.storage.stores import NOON, record_of
+from tests.support.pictures import picture, picture_of
+from tests.support.program import serving, until
+from tests.support.s3.misbehaving import only
+from tests.support.stores import NOON, record_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
     from pathlib import Path
 
-    from tests.origins import Exchange, FakeOrigin
-    from tests.s3.gate import Gate
-    from tests.s3.remote import Remote
-    from tests.s3.servers import S3Server
+    from tests.support.origins import Exchange, FakeOrigin
+    from tests.support.s3.gate import Gate
+    from tests.support.s3.remote import Remote
+    from tests.support.s3.servers import S3Server
 
 NOT_OURS = b"<html><title>404 Not Found</title></html>"
 

@@ -13,16 +13,16 @@ from botocore.exceptions import (
     EndpointConnectionError,
 )
 
-from tests.s3.gate import Gate
-from tests.s3.loopback import HOST, port_of
-from tests.s3.mischief import only, s3_error
-from tests.s3.wire import Head, Line, pieces, response_framing
+from tests.support.s3.gate import Gate
+from tests.support.s3.loopback import HOST, port_of
+from tests.support.s3.misbehaving import only, s3_error
+from tests.support.s3.recording import Head, Line, pieces, response_framing
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
 
-    from tests.origins import Exchange, FakeOrigin
-    from tests.s3.servers import S3Server
+    from tests.support.origins import Exchange, FakeOrigin
+    from tests.support.s3.servers import S3Server
 
 
 BODY = bytes(range(256)) * 1000

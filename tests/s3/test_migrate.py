@@ -9,30 +9,31 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import rich.progress  # noqa: F401 - whoever watches waits for it; here it is no blocking call of ours
+from imgkeep.__main__ import main
+from imgkeep.bootstrap import storage as parts
+from imgkeep.cli.migrate import migrate
+from imgkeep.config import load
+from imgkeep.core.errors import StorageError
+from imgkeep.core.layout import object_path, record_path
+from imgkeep.core.store_url import Bucket, Folder
+from imgkeep.maintenance.migrate import FAILURES_MAX
+from imgkeep.storage.local.store import LocalStore
 
-from proxy import parts
-from proxy.__main__ import main
-from proxy.cli.migrate import migrate
-from proxy.config import load
-from proxy.core.errors import StorageError
-from proxy.core.store_url import Bucket, Folder
-from proxy.core.stored import object_path, record_path
-from proxy.service.migrate import FAILURES_MAX
-from proxy.storage.local import LocalStore
-from tests.images import picture, picture_of
-from tests.program import run
-from tests.s3.mischief import only, s3_error
-from tests.storage.stores import NOON, record_of
 from tests.storage.test_contract import keep
+from tests.support.pictures import picture, picture_of
+from tests.support.program import run
+from tests.support.s3.misbehaving import only, s3_error
+from tests.support.stores import NOON, record_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
 
-    from proxy.core.model import Record
-    from proxy.service.migrate import Migration
-    from tests.s3.gate import Gate
-    from tests.s3.servers import S3Server
+    from imgkeep.core.records import Record
+    from imgkeep.maintenance.migrate import Migration
+
+    from tests.support.s3.gate import Gate
+    from tests.support.s3.servers import S3Server
 
 NUMBER = 30
 LARGE = 20_000_000

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from tests.s3.servers import S3Server
+    from tests.support.s3.servers import S3Server
 
 
 async def test_under_load_nobody_notices_and_everything_is_in_the_bucket_afterwards(

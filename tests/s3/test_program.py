@@ -10,20 +10,20 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from tests.faults.test_workers import counted, crowd, drafts_of, many
-from tests.images import picture, picture_of
-from tests.peers import workers
-from tests.program import run, serving, until
+from tests.support.pictures import picture, picture_of
+from tests.support.program import run, serving, until
+from tests.support.proxies import workers
 from tests.web.test_answers import gated
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
 
-    from tests.origins import FakeOrigin
-    from tests.peers import Worker
-    from tests.program import Program
-    from tests.s3.gate import Gate
-    from tests.s3.servers import S3Server
+    from tests.support.origins import FakeOrigin
+    from tests.support.program import Program
+    from tests.support.proxies import Worker
+    from tests.support.s3.gate import Gate
+    from tests.support.s3.servers import S3Server
 
 
 def only_aws(server: S3Server, endpoint: str) -> dict[str, Any]:

@@ -10,24 +10,24 @@ from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import pytest
+from imgkeep.storage.s3.store import PROBE_BYTES
+from imgkeep.web.context import SITE
 
-from proxy.storage.s3.store import PROBE_BYTES
-from proxy.web.site import SITE
-from tests.attacks.signed import BRIEF, FOREVER, PAST, PICTURE, UNCERTAIN, SignedOrigin, good, invented
-from tests.images import picture, picture_of
-from tests.program import until
-from tests.s3.mischief import only
-from tests.s3.remote import HURRIED
+from tests.support.pictures import picture, picture_of
+from tests.support.program import until
+from tests.support.s3.misbehaving import only
+from tests.support.s3.remote import HURRIED
+from tests.support.signed_links import BRIEF, FOREVER, PAST, PICTURE, UNCERTAIN, SignedOrigin, good, invented
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
     from aiohttp import ClientResponse
+    from imgkeep.images.service import Keeper
 
-    from proxy.service.keep import Keeper
     from tests.conftest import Imgkeep
-    from tests.origins import FakeOrigin
-    from tests.s3.remote import Remote
+    from tests.support.origins import FakeOrigin
+    from tests.support.s3.remote import Remote
 
 SERVERS = ["moto", "rclone", "s3rver"]
 ALL = pytest.mark.parametrize("remote", SERVERS, indirect=True)

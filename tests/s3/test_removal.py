@@ -6,18 +6,19 @@ import asyncio
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
-from proxy.app import Seams
-from tests.images import picture
-from tests.program import until
-from tests.s3.mischief import only
-from tests.s3.remote import HURRIED
+from imgkeep.bootstrap.server import Seams
+
 from tests.s3.test_remote import ALL, comes_true, get, healed
+from tests.support.pictures import picture
+from tests.support.program import until
+from tests.support.s3.misbehaving import only
+from tests.support.s3.remote import HURRIED
 from tests.web.test_removal import REMOVED, kept, remove
 
 if TYPE_CHECKING:
     from tests.conftest import Imgkeep
-    from tests.origins import FakeOrigin
-    from tests.s3.remote import Remote
+    from tests.support.origins import FakeOrigin
+    from tests.support.s3.remote import Remote
 
 NAME = f"{sha256(picture()).hexdigest()}.png"
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.s3.loopback import HOST, listens, port_of, reserve
-from tests.s3.process import LEASH
-from tests.s3.servers import NAMES, S3Server
+from tests.support.s3.loopback import HOST, listens, port_of, reserve
+from tests.support.s3.process import LEASH
+from tests.support.s3.servers import NAMES, S3Server
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,20 +10,20 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Protocol
 
 import pytest
+from imgkeep.core.errors import Removed, StorageError
+from imgkeep.core.records import Doubt, Key, Tombstone
+from imgkeep.storage.local.store import HASHED_BYTES_MAX, LocalStore
 
-from proxy.core.errors import Removed, StorageError
-from proxy.core.model import Doubt, Key, Tombstone
-from proxy.storage.local import HASHED_BYTES_MAX, LocalStore
-from tests.s3.backends import BucketBackend, open_bucket
-from tests.storage.stores import NOON, FakeStore, record_of
+from tests.support.s3.backends import BucketBackend, open_bucket
+from tests.support.stores import NOON, FakeStore, record_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Collection
     from datetime import datetime
     from pathlib import Path
 
-    from proxy.core.model import Digest, Record
-    from proxy.ports import Body, Draft, Spool, Store
+    from imgkeep.core.records import Digest, Record
+    from imgkeep.ports import Body, Draft, Spool, Store
 
 BODY = random.Random(1).randbytes(100_000)
 

@@ -6,18 +6,18 @@ import logging
 from typing import TYPE_CHECKING
 
 import pytest
+from imgkeep.web.responses import POLICY, VECTOR_POLICY
 
-from proxy.web.delivery import POLICY, VECTOR_POLICY
-from tests.images import picture_of
-from tests.web.raw import ask, port_of, target_of
-from tests.web.test_connection import line_to, prepared, site_of
+from tests.support.pictures import picture_of
+from tests.support.raw_http import ask, port_of, target_of
+from tests.web.fastpath.test_protocol import line_to, prepared, site_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from tests.conftest import Imgkeep
-    from tests.origins import FakeOrigin
-    from tests.web.raw import Answer
+    from tests.support.origins import FakeOrigin
+    from tests.support.raw_http import Answer
 
     Start = Callable[..., Awaitable[Imgkeep]]
 

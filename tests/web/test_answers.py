@@ -9,20 +9,20 @@ from urllib.parse import quote
 
 import pytest
 import sqlalchemy as sa
+from imgkeep.bootstrap.server import Seams
+from imgkeep.core.http_headers import CDN_ID
+from imgkeep.database import SqlCatalog
+from imgkeep.web.context import SITE
 
-from proxy.app import Seams
-from proxy.catalog import SqlCatalog
-from proxy.core.headers import CDN_ID
-from proxy.web.site import SITE
-from tests.images import picture, picture_of
-from tests.program import until
-from tests.web.raw import Answer, ask, target_of
+from tests.support.pictures import picture, picture_of
+from tests.support.program import until
+from tests.support.raw_http import Answer, ask, target_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from tests.conftest import Imgkeep
-    from tests.origins import Exchange, FakeOrigin, Script
+    from tests.support.origins import Exchange, FakeOrigin, Script
 
     Start = Callable[..., Awaitable[Imgkeep]]
 

@@ -7,17 +7,17 @@ from random import Random
 from typing import TYPE_CHECKING
 
 import pytest
+from imgkeep.web.http_server import Connections
 
-from proxy.web.runner import Connections
-from tests.images import picture_of
-from tests.web.raw import port_of, request, target_of
+from tests.support.pictures import picture_of
+from tests.support.raw_http import port_of, request, target_of
+from tests.web.fastpath.test_protocol import LongWays, line_to, prepared
 from tests.web.test_answers import gated
-from tests.web.test_connection import LongWays, line_to, prepared
 
 if TYPE_CHECKING:
     from tests.conftest import Imgkeep
-    from tests.origins import FakeOrigin
-    from tests.web.test_connection import Line
+    from tests.support.origins import FakeOrigin
+    from tests.web.fastpath.test_protocol import Line
 
 IMAGE = picture_of(20_000)
 PIECES_MAX = 6

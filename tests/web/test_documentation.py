@@ -10,11 +10,11 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tests.images import picture
-from tests.program import cannot, serving
+from tests.support.pictures import picture
+from tests.support.program import cannot, serving
 
 if TYPE_CHECKING:
-    from tests.origins import FakeOrigin
+    from tests.support.origins import FakeOrigin
 
 PAGE = Path("docs/api.md").read_text("utf-8")
 EXAMPLES = [block for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL) if "curl" in block]

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from imgkeep.web.documentation import FILES
 
-from proxy.web.documentation import FILES
-from tests.core.test_negotiation import TAB
-from tests.web.raw import ask, port_of, split, talk
+from tests.core.test_content_negotiation import TAB
+from tests.support.raw_http import ask, port_of, split, talk
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -11,23 +11,23 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from imgkeep import __version__
+from imgkeep.cluster.progress import read_feed, tell_failure
+from imgkeep.core.errors import StorageError
+from imgkeep.images.peer_fill import FillFailure
 
-from proxy import __version__
-from proxy.core.errors import StorageError
-from proxy.service.mirror import FillFailure
-from proxy.web.growth import read_feed, tell_failure
-from tests.faults.network import counted, look, until
-from tests.images import picture
-from tests.program import environment, serving
-from tests.program import until as until_async
+from tests.support.network import counted, look, until
+from tests.support.pictures import picture
+from tests.support.program import environment, serving
+from tests.support.program import until as until_async
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
 
     from tests.conftest import Imgkeep
-    from tests.origins import FakeOrigin
-    from tests.program import Program
+    from tests.support.origins import FakeOrigin
+    from tests.support.program import Program
 
     Start = Callable[..., Awaitable[Imgkeep]]
 
@@ -195,7 +195,7 @@ async def test_metrics_address_of_another_machine_is_a_mistake(tmp_path: Path) -
 
 async def start_in_vain(folder: Path, **settings: str) -> tuple[int | None, str]:
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "proxy", "serve"), env=environment(folder, **settings), stderr=asyncio.subprocess.PIPE
+        *(sys.executable, "-m", "imgkeep", "serve"), env=environment(folder, **settings), stderr=asyncio.subprocess.PIPE
     )
     _, complaint = await process.communicate()
     return process.returncode, complaint.decode()

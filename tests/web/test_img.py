@@ -6,17 +6,18 @@ import asyncio
 import socket
 from typing import TYPE_CHECKING
 
-from proxy.web.connection import Connection
-from proxy.web.delivery import UNSENT_BYTES_FAST, UNSENT_BYTES_MAX
-from tests.images import picture, picture_of
-from tests.program import serving
+from imgkeep.web.fastpath.protocol import Connection
+from imgkeep.web.responses import UNSENT_BYTES_FAST, UNSENT_BYTES_MAX
+
+from tests.support.pictures import picture, picture_of
+from tests.support.program import serving
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
 
     from tests.conftest import Imgkeep
-    from tests.origins import FakeOrigin
+    from tests.support.origins import FakeOrigin
 
 
 async def test_an_image_outlives_its_origin(imgkeep: Imgkeep, origin: FakeOrigin) -> None:

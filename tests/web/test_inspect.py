@@ -6,17 +6,17 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 import pytest
+from imgkeep.web.context import SITE
 from yarl import URL
 
-from proxy.web.site import SITE
-from tests.images import picture
-from tests.program import until
+from tests.support.pictures import picture
+from tests.support.program import until
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from tests.conftest import Imgkeep
-    from tests.origins import Exchange, FakeOrigin
+    from tests.support.origins import Exchange, FakeOrigin
 
 DISCORD = "https://cdn.discordapp.com/attachments/1/2/a.png?ex=69624c50&is=6960fad0&hm=" + "0a" * 32
 ACME = {

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import sqlalchemy as sa
+from imgkeep.bootstrap.server import Seams
 from yarl import URL
 
-from proxy.app import Seams
-from tests.images import picture
-from tests.program import until
-from tests.web.test_door import Clock
+from tests.support.pictures import picture
+from tests.support.program import until
+from tests.web.test_auth import Clock
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from aiohttp import ClientResponse
 
     from tests.conftest import Imgkeep
-    from tests.origins import Exchange, FakeOrigin
+    from tests.support.origins import Exchange, FakeOrigin
 
     Start = Callable[..., Awaitable[Imgkeep]]
 

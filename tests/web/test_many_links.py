@@ -5,17 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from imgkeep.web.fastpath.response_cache import TARGETS_MAX
 
-from proxy.web.prepared import TARGETS_MAX
-from tests.images import picture_of
-from tests.web.raw import ask, port_of, target_of
+from tests.support.pictures import picture_of
+from tests.support.raw_http import ask, port_of, target_of
+from tests.web.fastpath.test_protocol import LongWays, line_to
+from tests.web.fastpath.test_response_cache import answer, table
 from tests.web.test_answers import kept
-from tests.web.test_connection import LongWays, line_to
-from tests.web.test_prepared import answer, table
 
 if TYPE_CHECKING:
     from tests.conftest import Imgkeep
-    from tests.origins import FakeOrigin
+    from tests.support.origins import FakeOrigin
 
 SMALL = picture_of(20_000)
 LARGE = picture_of(3_000_000)

@@ -7,11 +7,12 @@ import re
 import sys
 from typing import TYPE_CHECKING, Any
 
-from proxy.app import build
-from proxy.config import Config
-from proxy.web.openapi import DOCUMENT, PATHS
-from tests.images import picture
-from tests.program import serving
+from imgkeep.bootstrap.server import build
+from imgkeep.config import Config
+from imgkeep.web.api.openapi import DOCUMENT, PATHS
+
+from tests.support.pictures import picture
+from tests.support.program import serving
 from tests.web.test_save import data_url
 
 if TYPE_CHECKING:

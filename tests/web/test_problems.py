@@ -9,19 +9,19 @@ import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from imgkeep.core import errors
+from imgkeep.core.errors import ImgkeepError, OriginError, SourceRejected
+from imgkeep.observability.logs import RecordFormatter
+from imgkeep.web.context import SITE
+from imgkeep.web.problems import STATUSES, problem
 
-from proxy.core import errors
-from proxy.core.errors import ImgkeepError, OriginError, SourceRejected
-from proxy.telemetry import RecordFormatter
-from proxy.web.problems import STATUSES, problem
-from proxy.web.site import SITE
-from tests.images import picture, picture_of
-from tests.web.raw import ask, port_of, request, talk, target_of
+from tests.support.pictures import picture, picture_of
+from tests.support.raw_http import ask, port_of, request, talk, target_of
 from tests.web.test_answers import kept
 
 if TYPE_CHECKING:
     from tests.conftest import Imgkeep
-    from tests.origins import Exchange, FakeOrigin
+    from tests.support.origins import Exchange, FakeOrigin
 
 ABSTRACT = {ImgkeepError, SourceRejected}
 """Never raised themselves."""

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.images import picture_of
-from tests.web.raw import ask, target_of
+from tests.support.pictures import picture_of
+from tests.support.raw_http import ask, target_of
 from tests.web.test_answers import ALWAYS, gated, kept, landed
 
 if TYPE_CHECKING:
     from tests.conftest import Imgkeep
-    from tests.origins import FakeOrigin
+    from tests.support.origins import FakeOrigin
 
 IMAGE = picture_of(1000)
 WHOLE = (0, 1000)
@@ -147,7 +147,7 @@ async def test_a_range_of_an_image_that_breaks_off_is_an_error_and_no_part(
     imgkeep: Imgkeep, origin: FakeOrigin
 ) -> None:
     async def cut(exchange: object) -> None:
-        from tests.origins import Exchange  # noqa: PLC0415 - for the type alone
+        from tests.support.origins import Exchange  # noqa: PLC0415 - for the type alone
 
         assert isinstance(exchange, Exchange)
         await exchange.send_head("Transfer-Encoding: chunked")

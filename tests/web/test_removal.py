@@ -6,19 +6,19 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from imgkeep.core.records import Key, Record
+from imgkeep.core.source_url import read_source
+from imgkeep.web.context import SITE
 
-from proxy.core.model import Key, Record
-from proxy.core.source import read_source
-from proxy.web.site import SITE
-from tests.images import picture, picture_of
-from tests.web.test_door import code
+from tests.support.pictures import picture, picture_of
+from tests.web.test_auth import code
 from tests.web.test_save import data_url, save
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
     from tests.conftest import Imgkeep
-    from tests.origins import FakeOrigin
+    from tests.support.origins import FakeOrigin
 
     Start = Callable[..., Awaitable[Imgkeep]]
 

@@ -10,12 +10,12 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from imgkeep.core.signing import signed_path
+from imgkeep.web.context import SITE
 from yarl import URL
 
-from proxy.core.signing import signed_path
-from proxy.web.site import SITE
-from tests.images import picture
-from tests.web.raw import port_of, target_of
+from tests.support.pictures import picture
+from tests.support.raw_http import port_of, target_of
 from tests.web.test_jobs import done
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from aiohttp import ClientResponse
 
     from tests.conftest import Imgkeep
-    from tests.origins import FakeOrigin
+    from tests.support.origins import FakeOrigin
 
     Start = Callable[..., Awaitable[Imgkeep]]
 

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from aiohttp import FormData
+from imgkeep.core.data_url import identify_bytes
+from imgkeep.core.records import Digest
+from imgkeep.web.context import SITE
 from yarl import URL
 
-from proxy.core.content import identify_bytes
-from proxy.core.model import Digest
-from proxy.web.site import SITE
-from tests.images import picture, picture_of
-from tests.web.raw import port_of
+from tests.support.pictures import picture, picture_of
+from tests.support.raw_http import port_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from aiohttp import ClientResponse
 
     from tests.conftest import Imgkeep
-    from tests.origins import Exchange, FakeOrigin
+    from tests.support.origins import Exchange, FakeOrigin
 
     Start = Callable[..., Awaitable[Imgkeep]]
 

@@ -8,15 +8,16 @@ import sqlite3
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from proxy.core.signing import signed_path
-from tests.images import picture
-from tests.program import run, serving
+from imgkeep.core.signing import signed_path
+
+from tests.support.pictures import picture
+from tests.support.program import run, serving
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.origins import Exchange, FakeOrigin
-    from tests.program import Program
+    from tests.support.origins import Exchange, FakeOrigin
+    from tests.support.program import Program
 
 KEY, OLD_KEY = "signing-key-s3cr3t-one", "signing-key-s3cr3t-two"
 TOKEN, OTHER_TOKEN = "api-token-s3cr3t-one", "api-token-s3cr3t-two"

@@ -8,20 +8,20 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
+from imgkeep.web.fastpath.protocol import Connection
 
-from proxy.web.connection import Connection
 from tests.faults.test_client_faults import deaf, impatient
-from tests.images import picture_of
-from tests.web.raw import request, target_of
+from tests.support.pictures import picture_of
+from tests.support.raw_http import request, target_of
+from tests.web.fastpath.test_protocol import prepared, site_of
 from tests.web.test_answers import gated, kept
-from tests.web.test_connection import prepared, site_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
     from pathlib import Path
 
     from tests.conftest import Imgkeep
-    from tests.origins import FakeOrigin
+    from tests.support.origins import FakeOrigin
 
     Start = Callable[..., Awaitable[Imgkeep]]
 

@@ -9,13 +9,13 @@ from html import unescape
 from typing import TYPE_CHECKING
 
 import pytest
+from imgkeep import __version__
+from imgkeep.web.context import SITE
+from imgkeep.web.login import COOKIE, make_ticket
 
-from proxy import __version__
-from proxy.web.login import COOKIE, make_ticket
-from proxy.web.site import SITE
-from tests.core.test_negotiation import FIREFOX_TAB, TAB
+from tests.core.test_content_negotiation import FIREFOX_TAB, TAB
 from tests.core.test_signing import KEY
-from tests.web.raw import ask
+from tests.support.raw_http import ask
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

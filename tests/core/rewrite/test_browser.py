@@ -6,10 +6,11 @@ import re
 from random import Random
 from typing import TYPE_CHECKING
 
-from proxy.core.rewrite import rewrite_html
-from tests.core.rewrite.browser import read_pages
-from tests.core.rewrite.cases import HTML
-from tests.core.rewrite.soup import HERE, THERE, make_page, move
+from imgkeep.core.rewrite import rewrite_html
+
+from tests.support.rewrite_browser import read_pages
+from tests.support.rewrite_cases import HTML
+from tests.support.tag_soup import HERE, THERE, make_page, move
 
 if TYPE_CHECKING:
     from pathlib import Path

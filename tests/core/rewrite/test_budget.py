@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import pytest
-
-from proxy.core.rewrite import HtmlStream, rewrite_html, rewrite_markdown
-from proxy.core.rewrite.budget import CHARS_PER_STEP, Budget
-from proxy.core.rewrite.commonmark import TooManySteps
-from proxy.core.rewrite.markdown import MARKDOWN_CHARS_MAX, STEPS_MAX, STEPS_MIN, STEPS_PER_CHAR, steps_max
+from imgkeep.core.rewrite import HtmlStream, rewrite_html, rewrite_markdown
+from imgkeep.core.rewrite.budget import CHARS_PER_STEP, Budget
+from imgkeep.core.rewrite.commonmark import TooManySteps
+from imgkeep.core.rewrite.markdown import MARKDOWN_CHARS_MAX, STEPS_MAX, STEPS_MIN, STEPS_PER_CHAR, steps_max
 
 IMAGE = "<img src='http://h.example/a'>"
 MOVED = "<img src='https://moved.example/http://h.example/a'>"
@@ -72,7 +71,7 @@ def test_a_text_may_take_steps_by_its_length() -> None:
     ids=["brackets", "a style sheet", "tags"],
 )
 def test_a_text_that_takes_too_many_steps_stays(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("proxy.core.rewrite.markdown.STEPS_PER_CHAR", 0)
+    monkeypatch.setattr("imgkeep.core.rewrite.markdown.STEPS_PER_CHAR", 0)
     assert rewrite_markdown(text, move) == text
     with pytest.raises(TooManySteps):
         rewrite_markdown(text.encode(), move, insists=True)

@@ -7,9 +7,8 @@ from codecs import lookup
 from pathlib import Path
 
 import pytest
-
-from proxy.core.rewrite import HtmlStream, rewrite_html
-from proxy.core.rewrite.charset import OPAQUE, codec_of, find_codec, tells_codec
+from imgkeep.core.rewrite import HtmlStream, rewrite_html
+from imgkeep.core.rewrite.charset import OPAQUE, codec_of, find_codec, tells_codec
 
 LABELS = json.loads((Path(__file__).parents[2] / "cases" / "encoding_labels.json").read_text("utf-8"))
 """By encoding, all labels of the standard (https://encoding.spec.whatwg.org/#names-and-labels)."""

@@ -8,14 +8,14 @@ from random import Random
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from imgkeep.core.rewrite import HtmlStream, ImgLinks, every, rewrite_html
+from imgkeep.core.rewrite.attribute_values import Values
+from imgkeep.core.rewrite.charset import Text
+from imgkeep.core.rewrite.html import Html
+from imgkeep.core.rewrite.links import Page
 
-from proxy.core.rewrite import HtmlStream, ImgLinks, every, rewrite_html
-from proxy.core.rewrite.charset import Text
-from proxy.core.rewrite.html import Html
-from proxy.core.rewrite.links import Page
-from proxy.core.rewrite.values import Values
-from tests.core.rewrite.cases import HTML
-from tests.core.rewrite.soup import LINKS, MARKUP, make_page, move
+from tests.support.rewrite_cases import HTML
+from tests.support.tag_soup import LINKS, MARKUP, make_page, move
 
 LONG = 64
 """Of a token, for tests of what is too long."""

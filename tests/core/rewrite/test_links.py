@@ -10,18 +10,17 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 import pytest
-
-from proxy.core.errors import InvalidSource
-from proxy.core.identity import BUILT_IN
-from proxy.core.policy import Policy
-from proxy.core.rewrite import Hosts, ImgLinks, Temporary, every, rewrite_html
-from proxy.core.rewrite.links import Page
-from proxy.core.rewrite.resolve import read, resolve, with_query_in
-from proxy.core.signing import Signatures
-from proxy.core.source import read_img_query
+from imgkeep.core.errors import InvalidSource
+from imgkeep.core.identity import BUILT_IN
+from imgkeep.core.policy import Policy
+from imgkeep.core.rewrite import Hosts, ImgLinks, Temporary, every, rewrite_html
+from imgkeep.core.rewrite.links import Page
+from imgkeep.core.rewrite.resolve_link import read, resolve, with_query_in
+from imgkeep.core.signing import Signatures
+from imgkeep.core.source_url import read_img_query
 
 if TYPE_CHECKING:
-    from proxy.core.model import Source
+    from imgkeep.core.records import Source
 
 GLOBS = json.loads((Path(__file__).parents[2] / "cases" / "host_globs.json").read_text("utf-8"))
 """What a glob says of a host, and which are refused, here and in imgkeep.js."""

@@ -8,9 +8,8 @@ from pkgutil import iter_modules
 from typing import TYPE_CHECKING
 
 import pytest
-
-from proxy.core import rewrite
-from proxy.core.rewrite.patterns import many
+from imgkeep.core import rewrite
+from imgkeep.core.rewrite.patterns import many
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

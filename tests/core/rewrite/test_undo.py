@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import pytest
-
-from proxy.core.errors import InvalidSource
-from proxy.core.rewrite import ImgLinks, SourceLinks, every, rewrite_html, rewrite_markdown
+from imgkeep.core.errors import InvalidSource
+from imgkeep.core.rewrite import ImgLinks, SourceLinks, every, rewrite_html, rewrite_markdown
 
 BASE = "https://i.example/kept"
 KEY = "k" * 20

@@ -1,9 +1,0 @@
-"""The error of a command that asks a server; apart from the client, whose HTTP library takes long to import."""
-
-from __future__ import annotations
-
-from proxy.core.errors import StorageError
-
-
-class ServerError(StorageError):
-    """The server that was named does not do what it was asked for."""

@@ -1,0 +1,1 @@
+"""The composition root: turns a configuration into storage, services and a server."""

@@ -1,0 +1,178 @@
+"""
+What can be found out about a configuration on this machine without the network, and without making anything.
+
+`check` tells all of it. A command that works on a store asks before it opens the store: one that writes must be the
+store's owner, and one that only reads must find a store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import sqlalchemy as sa
+
+from imgkeep.config import ConfigError, data_folder, read_catalog_url, read_store_url
+from imgkeep.core.store_url import Bucket, Folder
+from imgkeep.database import insist_on_driver
+from imgkeep.database.sqlite_file import find_fault
+from imgkeep.storage.local import ownership
+
+if TYPE_CHECKING:
+    from imgkeep.config import Config
+
+
+async def check_machine(config: Config) -> None:
+    """
+    Look whether this machine can honour a configuration.
+
+    Raises:
+        ConfigError: It cannot. It tells all mistakes.
+    """
+    mistakes = await asyncio.to_thread(_find_local_mistakes, config)
+    place = read_store_url("store.url", config.store.url)
+    if isinstance(place, Bucket):
+        from imgkeep.storage.s3 import S3Store  # noqa: PLC0415 - a third of a second that a local store need not wait for
+
+        bucket = S3Store(place, timeout_s=config.store.timeout_s)
+        try:
+            await bucket.client.check_settings()
+        except ConfigError as error:
+            mistakes += error.messages
+        finally:
+            await bucket.aclose()
+    if mistakes:
+        raise ConfigError(*mistakes)
+
+
+def insist_on_owner(config: Config, *, server_helps: bool) -> None:
+    """
+    Refuse to write into a store of another user. Blocks.
+
+    Raises:
+        ConfigError: The store belongs to another user, or cannot be written to. It tells the remedy.
+    """
+    folder, catalog = data_folder(config), catalog_file(config)
+    others = () if catalog is None else (catalog,)
+    if why := ownership.refusal(folder, *others, server_helps=server_helps):
+        raise ConfigError(why)
+
+
+def insist_on_owner_of(folder: Path) -> None:
+    """Do the same for a folder that is named. Blocks. Raises: as `insist_on_owner`."""
+    if why := ownership.refusal(folder, server_helps=False):
+        raise ConfigError(why)
+
+
+def insist_on_records(config: Config) -> None:
+    """
+    Refuse to work on what is stored in a folder where nothing is, rather than make an empty store. Blocks.
+
+    Raises:
+        ConfigError: There is no store where the configuration says, seen from this folder.
+    """
+    place = read_store_url("store.url", config.store.url)
+    if isinstance(place, Folder) and not _has_store(Path(place.path)):
+        raise ConfigError(f"store.url: there is no store in {Path(place.path).absolute()}: {_HINT}")
+
+
+def insist_on_source(place: Folder | Bucket) -> None:
+    """Do the same for the store that `migrate` reads. Blocks. Raises: as `insist_on_records`."""
+    if isinstance(place, Folder) and not _has_store(Path(place.path)):
+        raise ConfigError(f"FROM: there is no store in {Path(place.path).absolute()}; name its folder")
+
+
+def _has_store(folder: Path) -> bool:
+    """Whether there is a store, or one that this user cannot see."""
+    try:
+        (folder / "v1").stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+    return True
+
+
+_HINT: Final = "run this in the folder where imgkeep runs, or name its configuration with --config"
+
+
+def insist_on_store(config: Config) -> None:
+    """
+    Refuse to read a store that is not there, rather than make an empty one. Blocks.
+
+    Raises:
+        ConfigError: There is none where the configuration says, seen from this folder.
+    """
+    catalog = catalog_file(config)
+    if catalog is None:
+        return
+    with suppress(PermissionError):  # of a folder above it
+        if not catalog.exists():
+            raise ConfigError(_miss_store(config, catalog))
+        if os.access(catalog, os.R_OK | os.W_OK):
+            return
+    owner = ownership.name_user(_owner_of(catalog))
+    remedy = f"run this as that user (sudo -u {owner} imgkeep ...)"
+    raise ConfigError(f"catalog.url: {catalog.absolute()} belongs to user {owner}: {remedy}")
+
+
+def _miss_store(config: Config, catalog: Path) -> str:
+    """Say what is missing where a catalog should be."""
+    place = read_store_url("store.url", config.store.url)
+    if isinstance(place, Folder) and not _has_store(Path(place.path)):
+        return f"store.url: there is no store in {Path(place.path).absolute()}: {_HINT}"
+    return f"catalog.url: there is no file {catalog.absolute()}: {_HINT}; `imgkeep reindex` makes one from the records"
+
+
+def _owner_of(path: Path) -> int:
+    """Return the owner of what is at a path, or of the nearest folder above it that can be seen."""
+    for place in (path, *path.absolute().parents):
+        with suppress(OSError):
+            return place.stat().st_uid
+    return os.geteuid()
+
+
+def catalog_file(config: Config) -> Path | None:
+    """Return the file of the catalog; `None`: it is in a server."""
+    url = sa.make_url(read_catalog_url(config.catalog.url))
+    return Path(url.database or "") if url.get_backend_name() == "sqlite" else None
+
+
+def _find_local_mistakes(config: Config) -> list[str]:
+    mistakes: list[str] = []
+    folder, catalog = data_folder(config), catalog_file(config)
+    setting = "store.url" if isinstance(read_store_url("store.url", config.store.url), Folder) else "store.fallback"
+    if why := _find_folder_fault(folder):
+        mistakes.append(f"{setting}: {why}")
+    if catalog is None:
+        try:
+            insist_on_driver(read_catalog_url(config.catalog.url))
+        except ConfigError as error:
+            mistakes += error.messages
+    elif why := find_fault(catalog):
+        mistakes.append(f"catalog.url: {catalog.absolute()} {why}")
+    elif catalog.parent != folder and (why := _find_folder_fault(catalog.parent)):
+        mistakes.append(f"catalog.url: {why}")
+    return mistakes
+
+
+def _find_folder_fault(folder: Path) -> str | None:
+    """Return why nothing could be written into a folder, or why it could not be made."""
+    for place in (folder.absolute(), *folder.absolute().parents):
+        try:
+            if not place.is_dir():
+                if os.path.lexists(place):
+                    return f"{place} is a file, not a folder"
+                continue
+        except OSError as error:
+            return f"{place} cannot be read: {os.strerror(error.errno or errno.EIO)}"
+        if os.access(place, os.R_OK | os.W_OK | os.X_OK):
+            return None
+        owner = ownership.name_user(place.stat().st_uid)
+        doing = "write to" if place == folder.absolute() else f"make {folder.absolute()} in"
+        return f"{ownership.name_user(os.geteuid())} may not {doing} {place}, which belongs to user {owner}"
+    return None

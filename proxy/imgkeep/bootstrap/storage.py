@@ -1,0 +1,268 @@
+"""
+What holds images, put together from a configuration: the half of the composition root that maintenance needs too.
+
+One disk, where everything local lies: the store itself or, under a remote store, the fallback, the copies of what is in
+the bucket, and every draft. Everything that is opened here is closed here, in the opposite order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+from imgkeep.config import data_folder, read_catalog_url, read_store_url
+from imgkeep.core.errors import RemoteFault, StorageError
+from imgkeep.core.layout import OBJECTS, object_path
+from imgkeep.core.store_url import Bucket, Folder
+from imgkeep.database import CatalogTooNew, SqlCatalog
+from imgkeep.database.image_index import LINGER_LONG_S, LINGER_S
+from imgkeep.images.redirects import Addresses
+from imgkeep.maintenance.migrate import Migration
+from imgkeep.replication.circuit_breaker import Breaker
+from imgkeep.replication.tiered_store import Tiers
+from imgkeep.storage.disk_cache import DiskCache, Share
+from imgkeep.storage.local.store import LocalStore
+from imgkeep.storage.memory import MemorySpool
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable, Sequence
+
+    from imgkeep.config import Config
+    from imgkeep.core.records import Record
+    from imgkeep.ports import Archive, Clock, Disk, Sleep, Store
+    from imgkeep.storage.s3 import S3Store
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteParts:
+    """What there is besides the disk when the store is a bucket."""
+
+    bucket: S3Store
+    cache: DiskCache
+    breaker: Breaker
+    tiers: Tiers
+    addresses: Addresses
+    fallback: LocalStore | None
+    public_url: Callable[[str], str] | None
+    """Where an object is for everybody; `None`: the configuration sends nobody there."""
+    objects_url: str | None
+    """Under what all of them are, then."""
+
+    async def check(self) -> int:
+        """
+        Look whether the bucket works, without waiting for one that is known to be away.
+
+        Raises:
+            StorageError: It does not.
+        """
+        if self.breaker.reason is not None:
+            raise StorageError(self.breaker.in_full)
+        try:
+            return await self.bucket.check()
+        except RemoteFault as fault:
+            self.breaker.blame(fault)
+            raise
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What holds images. `disk` is the store itself unless there is a `remote` one."""
+
+    disk: LocalStore
+    catalog: SqlCatalog
+    memory: MemorySpool
+    remote: RemoteParts | None = None
+
+    @property
+    def store(self) -> Store:
+        return self.disk if self.remote is None else self.remote.tiers
+
+    @property
+    def spool(self) -> Disk:
+        return self.disk if self.remote is None else self.remote.cache
+
+    @property
+    def archives(self) -> Sequence[Archive]:
+        """The store first, then what waits for it."""
+        if self.remote is None:
+            return (self.disk,)
+        return (self.remote.bucket,) if self.remote.fallback is None else (self.remote.bucket, self.remote.fallback)
+
+
+@asynccontextmanager
+async def open_parts(  # noqa: PLR0913 - all but one by keyword, in two places
+    config: Config,
+    *,
+    clock: Clock,
+    timer: Callable[[], float] = time.monotonic,
+    sleep: Sleep = asyncio.sleep,
+    observe: Callable[[str, str, float], None] = lambda *_: None,
+    share: Share | None = None,
+    reading: bool = False,
+) -> AsyncGenerator[Parts]:
+    """
+    Open store and catalog.
+
+    Args:
+        config: What is to be opened.
+        clock: For times in the catalog.
+        timer: Monotonic seconds.
+        sleep: For what is tried again in the background.
+        observe: Is told operation, outcome and seconds of every request to a remote store.
+        share: That of the copies that one of several workers looks after, who has `cache.open` called when others can
+            tell it.
+        reading: Without making anything that is not there.
+
+    Raises:
+        CatalogTooNew: A newer version wrote the catalog.
+        ConfigError: The AWS settings of this machine are not usable, or a database's driver is missing.
+            Other faults are logged and looked after later.
+    """
+    place = read_store_url("store.url", config.store.url)
+    disk = LocalStore(
+        data_folder(config), hot_bytes_max=config.store.hot_bytes_max, free_bytes_min=config.store.free_bytes_min
+    )
+    # Without the row of what is in a bucket nobody finds its copy while the bucket is away, so those rows are not late.
+    linger_s = LINGER_LONG_S if isinstance(place, Folder) else LINGER_S
+    catalog = SqlCatalog(read_catalog_url(config.catalog.url), clock, linger_s=linger_s, reading=reading)
+    memory = MemorySpool(config.store.hot_bytes_max)
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(disk.aclose)
+        stack.push_async_callback(catalog.aclose)
+        for part in (catalog,) if reading else (disk, catalog):
+            try:
+                await part.open()
+            except CatalogTooNew:
+                raise
+            except StorageError as fault:
+                if reading:
+                    continue  # what is read is told of, and by whom it is needed
+                log.warning("not usable at start", extra={"part": type(part).__name__, "reason": fault.in_full})
+        if isinstance(place, Folder):
+            disk.remember = catalog.find
+        remote = None
+        if isinstance(place, Bucket):
+            remote = await _open_remote(stack, config, place, disk, memory, timer, sleep, observe, share, reading)
+        yield Parts(disk, catalog, memory, remote)
+
+
+async def _open_remote(  # noqa: PLR0913, PLR0917 - called once, above
+    stack: AsyncExitStack,
+    config: Config,
+    place: Bucket,
+    disk: LocalStore,
+    memory: MemorySpool,
+    timer: Callable[[], float],
+    sleep: Sleep,
+    observe: Callable[[str, str, float], None],
+    share: Share | None,
+    reading: bool,  # noqa: FBT001 - as the others
+) -> RemoteParts:
+    from imgkeep.storage.s3 import S3Store  # noqa: PLC0415 - a third of a second that a local store need not wait for
+
+    bucket = S3Store(place, timeout_s=config.store.timeout_s, observe=observe)
+    breaker = Breaker(bucket.probe, draw=random.random, timer=timer, sleep=sleep)
+    cache = DiskCache(disk, config.store.cache_bytes_max, free_bytes_min=config.store.free_bytes_min, share=share)
+    fallback = disk if config.store.fallback else None
+    tiers = Tiers(primary=bucket, fallback=fallback, cache=cache, memory=memory, breaker=breaker, timer=timer)
+    stack.push_async_callback(bucket.aclose)
+    await bucket.open()
+    breaker.place = bucket.client.place
+    stack.push_async_callback(cache.aclose)
+    if share is None and not reading:
+        await cache.open()
+    stack.push_async_callback(tiers.aclose)
+    base = _public_base(config, bucket)
+    public_url = None if base is None else lambda name: f"{base}/{quote(place.path(object_path(name)))}"
+    addresses = Addresses(
+        config.delivery.mode,
+        tiers,
+        bucket,
+        public_url=public_url,
+        presign_ttl_s=config.delivery.presign_ttl_s,
+        timer=timer,
+    )
+    return RemoteParts(bucket, cache, breaker, tiers, addresses, fallback, public_url, objects_url(config, base))
+
+
+def objects_url(config: Config, base: str | None = None) -> str | None:
+    """
+    Return under which URL all objects are for everybody; `None`: the configuration sends nobody there.
+
+    Without the `base` that an open bucket has, only what is configured is known.
+    """
+    place = read_store_url("store.url", config.store.url)
+    base = base or config.delivery.base_url.rstrip("/")
+    return f"{base}/{quote(place.path(OBJECTS))}" if base and isinstance(place, Bucket) else None
+
+
+def permanent_url(remote: RemoteParts | None, base: str, record: Record) -> str:
+    """Return where an image is for ever; `base` stands before our own paths."""
+    public_url = None if record.pending or remote is None else remote.public_url
+    return f"{base}/images/{record.object_name}" if public_url is None else public_url(record.object_name)
+
+
+def _public_base(config: Config, bucket: S3Store) -> str | None:
+    own = bucket.client.public_base if config.delivery.mode == "redirect" else None
+    return config.delivery.base_url.rstrip("/") or own
+
+
+@asynccontextmanager
+async def open_migration(
+    config: Config, source: Folder | Bucket, target: Folder | Bucket, *, clock: Clock
+) -> AsyncGenerator[Migration]:
+    """
+    Open two stores, to copy the one to the other; `source` is only read, and `target` is tried at once.
+
+    Raises:
+        StorageError: One of them is not usable.
+    """
+    async with AsyncExitStack() as stack:
+        from_store: LocalStore | S3Store
+        if isinstance(source, Folder):
+            # Not opened: that would make a store where there is none, and sweep.
+            from_store = LocalStore(Path(source.path))
+            stack.push_async_callback(from_store.aclose)
+        else:
+            from_store = await _open_bucket(stack, config, source)
+        if isinstance(target, Folder):
+            disk = await _open_disk(stack, Path(target.path), config.store.free_bytes_min)
+            yield Migration(from_store, disk, disk, clock)
+            return
+        bucket = await _open_bucket(stack, config, target)
+        await bucket.probe()
+        folder = await asyncio.to_thread(TemporaryDirectory, prefix="imgkeep-", ignore_cleanup_errors=True)
+        stack.push_async_callback(asyncio.to_thread, folder.cleanup)
+        yield Migration(from_store, bucket, await _open_disk(stack, Path(folder.name), 0), clock)
+
+
+async def _open_disk(stack: AsyncExitStack, root: Path, free_bytes_min: int) -> LocalStore:
+    disk = LocalStore(root, free_bytes_min=free_bytes_min)
+    stack.push_async_callback(disk.aclose)
+    await disk.open()
+    return disk
+
+
+async def _open_bucket(stack: AsyncExitStack, config: Config, place: Bucket) -> S3Store:
+    from imgkeep.storage.s3 import S3Store  # noqa: PLC0415 - as in `_open_remote`
+
+    bucket = S3Store(place, timeout_s=config.store.timeout_s)
+    stack.push_async_callback(bucket.aclose)
+    await bucket.open()
+    return bucket
+
+
+async def cancel(task: asyncio.Task[None]) -> None:
+    """End a task that runs for ever."""
+    task.cancel()
+    await asyncio.wait([task])

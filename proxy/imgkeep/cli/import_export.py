@@ -1,0 +1,104 @@
+"""`import`: adopt folders of images, with their names. `export`: what is kept, for other programs."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+from collections import Counter
+from typing import TYPE_CHECKING, Final, TextIO
+
+import aiofiles
+
+from imgkeep.cli.printing import print_json, readable_time
+from imgkeep.cli.progress import progress
+from imgkeep.core.data_url import identify_legacy
+from imgkeep.core.errors import ImgkeepError, OriginError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+    from pathlib import Path
+
+    from imgkeep.core.records import Record
+    from imgkeep.images.upload import Saver
+    from imgkeep.ports import Ledger
+
+PIECE_BYTES: Final = 262_144
+PAGE: Final = 500
+COLUMNS: Final = ("source", "url", "digest", "content_type", "size", "stored_at")
+
+
+async def adopt(  # noqa: PLR0913 - all but three by keyword
+    folder: Path, mount: str, saver: Saver, *, as_json: bool, out: TextIO, err: TextIO
+) -> int:
+    """
+    Keep all images below a folder under their names, `/<mount>/<name>`. 1 if one is not kept.
+
+    What is no image is passed over and counted; what was adopted before is found, and not kept twice.
+    """
+    counts: Counter[str] = Counter()
+    paths = await asyncio.to_thread(lambda: sorted(_files(folder)))
+    with progress("adopting", len(paths), err) as bar:
+        for path in paths:
+            name = path.relative_to(folder).as_posix()
+            try:
+                name.encode()
+                info = identify_legacy(mount, name)
+                saved = await saver.save_bytes(_read(path), path.stat().st_size, info)
+                fate, reason = ("adopted" if saved.created else "known"), ""
+            except OriginError as error:
+                fate, reason = "passed_over", str(error)
+            except ImgkeepError as error:
+                fate, reason = "failed", str(error)
+            except (OSError, UnicodeError) as error:
+                fate, reason = "failed", getattr(error, "strerror", None) or "its name is not UTF-8"
+            counts[fate] += 1
+            bar.advance(1)
+            if reason:
+                bar.say(f"{fate.replace('_', ' '):<11}  {name.encode('utf-8', 'backslashreplace').decode()}: {reason}")
+    facts = {fate: counts[fate] for fate in ("adopted", "known", "passed_over", "failed")}
+    if as_json:
+        print_json(out, facts)
+    else:
+        out.write(", ".join(f"{number} {fate.replace('_', ' ')}" for fate, number in facts.items()) + "\n")
+    return 1 if counts["failed"] else 0
+
+
+async def export(ledger: Ledger, *, url_of: Callable[[Record], str], as_json: bool, out: TextIO) -> int:
+    """Print source, permanent URL, digest and time of all images, newest first: as CSV (RFC 4180) or JSON lines."""
+    table = csv.DictWriter(out, COLUMNS, lineterminator="\r\n")
+    if not as_json:
+        table.writeheader()
+    after: tuple[int, str] | None = None
+    while page := await ledger.page(limit=PAGE, after=after):
+        for record in page:
+            row = {
+                "source": record.identity,
+                "url": url_of(record),
+                "digest": record.digest,
+                "content_type": record.format.media_type,
+                "size": record.size,
+                "stored_at": record.stored_at,
+            }
+            if as_json:
+                print_json(out, row)
+            else:
+                table.writerow({**row, "stored_at": readable_time(record.stored_at)})
+        after = (int(page[-1].stored_at.timestamp()), page[-1].key)
+    return 0
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Yield all files; hidden ones, and whatever links lead to, are nobody's images."""
+    for path in folder.iterdir():
+        if path.name.startswith(".") or path.is_symlink():
+            continue
+        if path.is_dir():
+            yield from _files(path)
+        elif path.is_file():
+            yield path
+
+
+async def _read(path: Path) -> AsyncIterator[bytes]:
+    async with aiofiles.open(path, "rb") as file:
+        while piece := await file.read(PIECE_BYTES):
+            yield piece

@@ -1,0 +1,42 @@
+"""The configuration: its settings, where they are read from, and what is refused."""
+
+from imgkeep.config.environment import PREFIX as ENVIRONMENT_PREFIX
+from imgkeep.config.errors import ConfigError
+from imgkeep.config.files import absolute, read_config_file
+from imgkeep.config.load import load
+from imgkeep.config.schema import (
+    OPEN_BYTES_PER_DAY,
+    Config,
+    Fetch,
+    Legacy,
+    Limits,
+    Log,
+    Section,
+    Security,
+    Server,
+    Store,
+)
+from imgkeep.config.urls import data_folder, read_catalog_url, read_store_url
+from imgkeep.config.validate import check_mount
+
+__all__ = [
+    "ENVIRONMENT_PREFIX",
+    "OPEN_BYTES_PER_DAY",
+    "Config",
+    "ConfigError",
+    "Fetch",
+    "Legacy",
+    "Limits",
+    "Log",
+    "Section",
+    "Security",
+    "Server",
+    "Store",
+    "absolute",
+    "check_mount",
+    "data_folder",
+    "load",
+    "read_catalog_url",
+    "read_config_file",
+    "read_store_url",
+]

@@ -1,0 +1,287 @@
+"""
+The settings: one frozen section per table of `config.toml`, and what follows from them.
+
+Rules:
+- Defaults stand beside their names; empty and zero mean what is said in `config.toml`.
+- A secret never prints. `SECRETS` names those that can come from a file of their own.
+- This module reads nothing: `__main__` brings the file's mapping and the environment's.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from contextlib import suppress
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeVar
+
+import msgspec
+
+from imgkeep.config.errors import ConfigError
+from imgkeep.core.errors import SourceRejected
+from imgkeep.core.identity import BUILT_IN, places_of, read_catalogue
+from imgkeep.core.policy import PORTS, Policy
+from imgkeep.core.source_url import read_source
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from imgkeep.core.identity import Catalogue
+    from imgkeep.core.ip_ranges import Network
+
+WORKERS_MAX: Final = 64
+"""More than a machine of today has cores for; each opens its own files, threads and connections."""
+
+Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
+Count = Annotated[int, msgspec.Meta(ge=1)]
+Bytes = Annotated[int, msgspec.Meta(ge=0)]
+Seconds = Annotated[float, msgspec.Meta(gt=0, le=86400)]
+
+
+T = TypeVar("T", bound="Section")
+
+
+class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Base of all tables: immutable, and every key has to be known."""
+
+
+class Server(Section, frozen=True):
+    host: str | tuple[str, ...] = "127.0.0.1"
+    port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 8080  # 0: any free port
+    workers: Annotated[int, msgspec.Meta(ge=1, le=WORKERS_MAX)] = 1
+    public_url: str = ""
+    trusted_proxies: tuple[str, ...] = ()
+    forwarded_header: str = "x-forwarded-for"
+    metrics_address: str = ""
+    welcome: bool = True
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """The addresses to listen on; an empty one stands for all."""
+        return (self.host,) if isinstance(self.host, str) else self.host
+
+    @property
+    def loopback(self) -> bool:
+        """Whether only this machine can reach us: by each of the addresses."""
+        return all(_is_loopback(host) for host in self.hosts)
+
+    @property
+    def metrics_host_and_port(self) -> tuple[str, int] | None:
+        """
+        Where `/metrics` is served apart; `None`: beside everything else.
+
+        Raises:
+            ConfigError: The setting is no address.
+        """
+        if not self.metrics_address:
+            return None
+        host, _, port = self.metrics_address.rpartition(":")
+        bracketed = host.startswith("[") and host.endswith("]")
+        host = host[1:-1] if bracketed else host
+        is_port = port.isascii() and port.isdecimal() and len(port) <= 5 and 1 <= int(port) <= 65535
+        if not host or not is_port or bracketed != (":" in host):
+            raise ConfigError(
+                'server.metrics_address: expected HOST:PORT, as in "127.0.0.1:9100" or "[::1]:9100", got '
+                f"{self.metrics_address!r}"
+            )
+        return host, int(port)
+
+    @property
+    def metrics_loopback(self) -> bool:
+        """Whether only this machine can reach `metrics_address`. Raises as `metrics_host_and_port`."""
+        wanted = self.metrics_host_and_port
+        return wanted is not None and _is_loopback(wanted[0])
+
+    @property
+    def is_open(self) -> bool:
+        """Whether others can reach us: by the address, or through a proxy in front."""
+        return not self.loopback or bool(self.public_url or self.trusted_proxies)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
+class Store(Section, frozen=True):
+    url: str = "file:data"
+    fallback: str = "file:data"
+    cache_bytes_max: Bytes = 10_737_418_240
+    hot_bytes_max: Bytes = 268_435_456
+    free_bytes_min: Bytes = 536_870_912
+    timeout_s: Annotated[float, msgspec.Meta(gt=0, le=60)] = 5
+
+
+class Catalog(Section, frozen=True):
+    url: str = "sqlite:data/catalog.db"
+
+
+class Delivery(Section, frozen=True):
+    mode: Literal["serve", "redirect", "presign"] = "serve"
+    base_url: str = ""
+    presign_ttl_s: Annotated[int, msgspec.Meta(ge=60, le=604_800)] = 3600
+    redirect_status: Literal[301, 302, 303, 307, 308] = 302
+    placeholder: str = ""
+
+
+class Sources(Section, frozen=True):
+    allow: tuple[str, ...] = ("auto",)
+    deny: tuple[str, ...] = ()
+    identity: Literal["object", "exact"] = "object"
+    permanent: Literal["store", "redirect"] = "store"
+    refresh: tuple[str, ...] = ()
+    placeholders: Literal["report", "refuse"] = "report"
+    providers: tuple[dict[str, Any], ...] = ()
+
+
+class Fetch(Section, frozen=True):
+    connect_timeout_s: Seconds = 5
+    read_timeout_s: Seconds = 20
+    total_timeout_s: Seconds = 60
+    bytes_per_s_min: Bytes = 1024
+    rate_grace_s: Seconds = 10
+    body_bytes_max: Count = 52_428_800
+    pixels_max: Count = 250_000_000
+    redirects_max: Annotated[int, msgspec.Meta(ge=0, le=20)] = 5
+    retries_max: Annotated[int, msgspec.Meta(ge=0, le=10)] = 2
+    concurrent_max: Count = 64
+    per_host_max: Count = 16
+    allow_ports: tuple[Port, ...] = PORTS
+    allow_networks: tuple[str, ...] = ()
+    user_agent: str = ""
+    accept: str = "image/png,image/jpeg,image/gif,image/webp;q=0.8,image/*;q=0.5,*/*;q=0.3"
+    show_errors: bool = False
+
+    @property
+    def networks(self) -> tuple[Network, ...]:
+        return tuple(ipaddress.ip_network(text) for text in self.allow_networks)
+
+
+class Security(Section, frozen=True):
+    signature: Literal["off", "misses", "always"] = "off"
+    signing_keys: tuple[str, ...] = ()
+    api_tokens: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        keys, tokens = len(self.signing_keys), len(self.api_tokens)
+        return f"Security(signature={self.signature!r}, {keys} signing keys, {tokens} API tokens)"
+
+
+OPEN_BYTES_PER_DAY: Final = 2_147_483_648
+"""
+`limits.fill_bytes_per_day` where strangers can have images fetched: a thousand generated pictures of 2 MB, many times
+what a visitor looks at in a day, while a hundred addresses need five days to fill a disk of a terabyte.
+"""
+
+
+class Limits(Section, frozen=True):
+    fills_per_minute: Bytes = 600
+    fills_concurrent: Bytes = 32
+    fill_bytes_per_day: Bytes | Literal["auto"] = "auto"
+    misses_per_minute: Bytes = 300
+    connections: Bytes = 256
+
+
+class Legacy(Section, frozen=True):
+    """Old file names that go on working: what `imgkeep import --mount` has adopted, under `/<mount>/<name>`."""
+
+    mount: str
+
+
+class Log(Section, frozen=True):
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["text", "json"] = "text"
+    access: bool = True
+
+
+SECRETS: Final = frozenset({("security", "signing_keys"), ("security", "api_tokens"), ("catalog", "url")})
+"""Settings that are or hold a secret: each also comes from a file that a variable with `_FILE` at its end names."""
+
+
+class Config(Section, frozen=True):
+    """All settings, valid together. Shapes, defaults and meaning: `config.toml`."""
+
+    server: Server = Server()
+    store: Store = Store()
+    catalog: Catalog = Catalog()
+    delivery: Delivery = Delivery()
+    sources: Sources = Sources()
+    fetch: Fetch = Fetch()
+    security: Security = Security()
+    limits: Limits = Limits()
+    log: Log = Log()
+    legacy: tuple[Legacy, ...] = ()
+
+    def share(self) -> Config:
+        """
+        Return what each of `server.workers` goes by: what all of them may take together is divided, at least 1 for
+        each. 0 stays what it means.
+        """
+        workers = self.server.workers
+        if workers == 1:
+            return self
+        limits = msgspec.structs.replace(self.limits, fill_bytes_per_day=self.fill_bytes_per_day)
+
+        def divide(section: T, *names: str) -> T:
+            parts = {name: max(1, getattr(section, name) // workers) for name in names if getattr(section, name)}
+            return msgspec.structs.replace(section, **parts)
+
+        return msgspec.structs.replace(
+            self,
+            store=divide(self.store, "hot_bytes_max", "cache_bytes_max"),
+            fetch=divide(self.fetch, "concurrent_max", "per_host_max"),
+            limits=divide(limits, *limits.__struct_fields__),
+        )
+
+    @property
+    def fill_bytes_per_day(self) -> int:
+        """`limits.fill_bytes_per_day` with `auto` resolved."""
+        chosen = self.limits.fill_bytes_per_day
+        if chosen != "auto":
+            return chosen
+        return OPEN_BYTES_PER_DAY if self.server.is_open and self.security.signature == "off" else 0
+
+    def read_catalogue(self) -> Catalogue:
+        """
+        Return what is known about links: our catalogue with the providers of this configuration before it.
+
+        Raises:
+            ConfigError: A provider cannot be honoured.
+        """
+        if not self.sources.providers:
+            return BUILT_IN
+        try:
+            return read_catalogue(self.sources.providers)
+        except ValueError as error:
+            raise ConfigError(f"sources.providers: {error}") from None
+
+    def hosts_allowed(self, catalogue: Catalogue) -> tuple[str, ...]:
+        """
+        The patterns of `sources.allow` with `auto`, `known` and `shared` resolved.
+
+        `auto` is `*` when only this machine can reach us or when signatures are required, and `known` otherwise: an
+        open server must not fetch for any stranger from any host.
+        """
+        private = not self.server.is_open or self.security.signature != "off"
+        words = {"auto": "*" if private else "known", "known": "known", "shared": "shared"}
+        return catalogue.resolve(words.get(glob.lower(), glob) for glob in self.sources.allow)
+
+    def policy(self, catalogue: Catalogue) -> Policy:
+        """Return what may be fetched."""
+        return Policy(
+            hosts_allowed=self.hosts_allowed(catalogue),
+            hosts_denied=tuple(dict.fromkeys((*self.sources.deny, *self._folded(catalogue)))),
+            ports=frozenset(self.fetch.allow_ports),
+            networks=self.fetch.networks,
+            names=lambda source: places_of(source, catalogue),
+        )
+
+    def _folded(self, catalogue: Catalogue) -> Iterator[str]:
+        """Give what the places of `sources.deny` are folded to: an image has one place for all its endpoints."""
+        for pattern in self.sources.deny:
+            host, slash, path = pattern.partition("/")
+            if "*" in host or "?" in path:
+                continue
+            with suppress(SourceRejected):
+                for place in places_of(read_source(f"https://{host}/{path or '*'}"), catalogue):
+                    yield place if slash else place.removesuffix("/*")

@@ -1,0 +1,332 @@
+"""Refuses what the type of a setting cannot tell, and what this version cannot honour."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from imgkeep.config.errors import ConfigError
+from imgkeep.config.urls import read_catalog_url, read_store_url
+from imgkeep.core.errors import SourceRejected
+from imgkeep.core.http_headers import FORWARDED_HEADERS
+from imgkeep.core.policy import Policy
+from imgkeep.core.signing import KEY_CHARS_MIN
+from imgkeep.core.source_url import read_base
+from imgkeep.core.store_url import Bucket, Folder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Set as AbstractSet
+
+    from imgkeep.config.schema import Config, Server
+
+HOSTS_MAX: Final = 16
+"""Maximum number of addresses to listen on: each costs every worker a socket."""
+OWN_PATHS: Final = frozenset(
+    {
+        "img",
+        "images",
+        "api",
+        "docs",
+        "login",
+        "healthz",
+        "readyz",
+        "metrics",
+        "openapi.json",
+        "imgkeep.js",
+        "imgkeep.d.ts",
+    }
+)
+
+
+def validate(config: Config, mistakes: list[str], failed: AbstractSet[str]) -> None:
+    """
+    Judge settings that are of their kinds.
+
+    Args:
+        config: With the default for each setting that is not.
+        mistakes: What is wrong is added to it.
+        failed: Settings, and sections, that are not of their kind: what depends on them is not judged.
+    """
+    for settings, check in _checks(config):
+        if failed.isdisjoint(settings) and failed.isdisjoint(each.partition(".")[0] for each in settings):
+            try:
+                check()
+            except ConfigError as error:
+                mistakes += error.messages
+
+
+def _checks(config: Config) -> Iterator[tuple[tuple[str, ...], Callable[[], object]]]:
+    """Give what is checked, and the settings that it depends on."""
+    server, store = config.server, config.store
+    openness = ("server.host", "server.public_url", "server.trusted_proxies", "security.signature")
+    yield ("server.host",), lambda: _check_hosts(server.hosts)
+    yield ("server.metrics_address", "server.host", "server.port"), lambda: _check_metrics_address(server)
+    for setting, networks in (
+        ("server.trusted_proxies", server.trusted_proxies),
+        ("fetch.allow_networks", config.fetch.allow_networks),
+    ):
+        yield (setting,), partial(_check_networks, setting, networks)
+    for setting, url in (("server.public_url", server.public_url), ("delivery.base_url", config.delivery.base_url)):
+        yield (setting,), partial(_check_base_url, setting, url)
+    yield ("sources.providers",), config.read_catalogue
+    yield ("sources.allow", "sources.providers", *openness), lambda: _check_allowed(config)
+    for setting, globs, words in (
+        ("sources.deny", config.sources.deny, _GROUPS),
+        ("sources.refresh", config.sources.refresh, _GROUPS | _FORMER_REFRESHES),
+    ):
+        yield (setting,), partial(_check_globs, setting, globs, words)
+    yield ("store.url",), lambda: read_store_url("store.url", store.url)
+    yield ("store.fallback",), lambda: _check_fallback(store.fallback)
+    yield ("catalog.url",), lambda: read_catalog_url(config.catalog.url)
+    yield ("legacy",), lambda: _check_mounts(config)
+    for needed, setting, honoured, instead in _rules(config):
+        yield (setting, *needed), partial(_insist, setting, honoured, instead)
+
+
+def _rules(config: Config) -> Iterator[tuple[tuple[str, ...], str, Callable[[], bool], str]]:
+    """Give what a setting depends on besides itself, its name, whether it can be honoured, and what it needs."""
+    fetch, delivery, security = config.fetch, config.delivery, config.security
+    yield (
+        (),
+        "fetch.user_agent",
+        lambda: not re.search(r"[\x00-\x1f\x7f]", fetch.user_agent),
+        "must not hold control characters",
+    )
+    yield (
+        (),
+        "fetch.accept",
+        lambda: _is_accept(fetch.accept),
+        "expected media types with commas between them, as image/png,image/*;q=0.5",
+    )
+    yield (
+        ("fetch.connect_timeout_s",),
+        "fetch.total_timeout_s",
+        lambda: fetch.total_timeout_s >= fetch.connect_timeout_s,
+        "is less than fetch.connect_timeout_s, so nothing could be fetched",
+    )
+    yield (
+        (),
+        "server.forwarded_header",
+        lambda: config.server.forwarded_header.lower() in {"", *FORWARDED_HEADERS},
+        f"expected one of {', '.join(FORWARDED_HEADERS)}, or nothing",
+    )
+    yield (
+        ("store.url",),
+        "delivery.mode",
+        lambda: delivery.mode == "serve" or _is_remote(config),
+        "only 'serve' is supported by a local store",
+    )
+    yield (
+        ("store.url",),
+        "delivery.base_url",
+        lambda: not delivery.base_url or _is_remote(config),
+        "needs an object store, see store.url",
+    )
+    yield (
+        ("server.host", "server.public_url", "server.trusted_proxies", "security.signature", "sources.allow"),
+        "sources.permanent",
+        lambda: not _is_open_redirect(config),
+        _OPEN_REDIRECT,
+    )
+    yield (
+        ("security.signing_keys",),
+        "security.signature",
+        lambda: security.signature == "off" or bool(security.signing_keys),
+        "needs security.signing_keys; `imgkeep token` makes one",
+    )
+    yield (), "security.signing_keys", lambda: _are_secret(security.signing_keys), _NO_SECRET
+    yield (), "security.api_tokens", lambda: _are_secret(security.api_tokens), _NO_SECRET
+
+
+_MEDIA_RANGE: Final = re.compile(r" *[\w!#$%&'*+.^`|~-]+/[\w!#$%&'*+.^`|~-]+ *(?:;[^,]*)?", re.ASCII)
+"""One part of the header field `Accept` (RFC 9110, 12.5.1)."""
+ACCEPT_CHARS_MAX: Final = 1000
+"""Browsers send a hundred."""
+
+
+def _is_accept(text: str) -> bool:
+    printable = text.isascii() and text.isprintable() and text == text.strip() and len(text) <= ACCEPT_CHARS_MAX
+    return printable and (not text or all(_MEDIA_RANGE.fullmatch(part) for part in text.split(",")))
+
+
+def _insist(setting: str, honoured: Callable[[], bool], instead: str) -> None:
+    if not honoured():
+        raise ConfigError(f"{setting}: {instead}")
+
+
+def _is_remote(config: Config) -> bool:
+    try:
+        return isinstance(read_store_url("store.url", config.store.url), Bucket)
+    except ConfigError:
+        return True  # told by itself
+
+
+def _check_fallback(url: str) -> None:
+    if url and not (url.lower().startswith("file:") and isinstance(read_store_url("store.fallback", url), Folder)):
+        raise ConfigError("store.fallback: expected file:PATH, a disk that is there when the network is not")
+
+
+def _check_hosts(hosts: Sequence[str]) -> None:
+    """Refuse what can be no address to listen on, before a resolver is asked about it."""
+    if not hosts or len(hosts) > HOSTS_MAX:
+        raise ConfigError(f"server.host: expected an address, or a list of {HOSTS_MAX} at most")
+    mistakes = [
+        f"server.host: {host!r} is neither an address nor a name; the port is server.port"
+        for host in hosts
+        if not _is_host(host)
+    ]
+    if len(hosts) > 1 and not all(hosts):
+        mistakes.append("server.host: an address of the list is empty")
+    lowered = [host.lower() for host in hosts]
+    mistakes += [
+        f"server.host: {host!r} stands there twice" for host in sorted(set(lowered)) if lowered.count(host) > 1
+    ]
+    if mistakes:
+        raise ConfigError(*mistakes)
+
+
+def _check_metrics_address(server: Server) -> None:
+    """Refuse what can be no address, and the one of `server.port`, which several workers would share unnoticed."""
+    wanted = server.metrics_host_and_port
+    if wanted is None:
+        return
+    host, port = wanted
+    if not _is_host(host):
+        raise ConfigError(f"server.metrics_address: {host!r} is neither an address nor a name")
+    if port == server.port and not all(_differ(host, each) for each in server.hosts):
+        raise ConfigError(
+            "server.metrics_address: server.port is there already; choose another port, or leave it empty"
+        )
+
+
+def _differ(host: str, other: str) -> bool:
+    """Whether two hosts are certainly not the same address: a name may be any."""
+    if not (_is_address(host) and _is_address(other)):
+        return False
+    addresses = {ipaddress.ip_address(host), ipaddress.ip_address(other)}
+    return len(addresses) > 1 and not any(address.is_unspecified for address in addresses)
+
+
+def _is_host(host: str) -> bool:
+    return _is_address(host) if ":" in host else re.fullmatch(r"[A-Za-z0-9._-]*", host) is not None
+
+
+def _is_address(host: str) -> bool:
+    with suppress(ValueError):
+        ipaddress.ip_address(host)
+        return True
+    return False
+
+
+_OPEN_REDIRECT: Final = (
+    "'redirect' sends clients to whatever the link names, image or not. Where others can ask without a signature "
+    "(another server.host than loopback, server.public_url or server.trusted_proxies), strangers could put your name "
+    "in front of any page: require signatures (security.signature), or write out the hosts of sources.allow, without * "
+    "and groups"
+)
+
+
+_GROUPS: Final = frozenset({"auto", "known", "shared"})
+"""What `sources.allow` takes besides patterns."""
+_FORMER_REFRESHES: Final = frozenset({"never", "resigned"})
+
+
+def _is_open_redirect(config: Config) -> bool:
+    """Whether strangers can have clients sent to places that the operator did not write out."""
+    if config.sources.permanent == "store" or config.security.signature != "off":
+        return False
+    if not config.server.is_open:
+        return False
+    return any(
+        pattern.lower() in _GROUPS or re.search(r"[*?\[]", pattern.partition("/")[0])
+        for pattern in config.sources.allow
+    )
+
+
+_NO_SECRET: Final = (
+    f"each needs {KEY_CHARS_MIN} printable ASCII characters or more, without spaces; see `imgkeep token`"
+)
+
+
+def _are_secret(texts: Sequence[str]) -> bool:
+    """Whether each can stand in a header field, and is not guessed."""
+    return all(re.fullmatch(rf"[!-~]{{{KEY_CHARS_MIN},}}", text) for text in texts)
+
+
+def check_mount(setting: str, mount: str) -> None:
+    """
+    Check what stands before old file names.
+
+    Raises:
+        ConfigError: It is no path, or one of ours.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9_-][\w.-]*(/[A-Za-z0-9_-][\w.-]*)*", mount, re.ASCII):
+        raise ConfigError(
+            f"{setting}: expected a path like generated-images, without slashes at its ends, got {mount!r}"
+        )
+    if mount.partition("/")[0] in OWN_PATHS:
+        raise ConfigError(f"{setting}: /{mount} is a path of imgkeep's own")
+
+
+def _check_mounts(config: Config) -> None:
+    mistakes: list[str] = []
+    for legacy in config.legacy:
+        try:
+            check_mount("legacy.mount", legacy.mount)
+        except ConfigError as error:
+            mistakes += error.messages
+    if mistakes:
+        raise ConfigError(*mistakes)
+
+
+def _check_allowed(config: Config) -> None:
+    try:
+        catalogue = config.read_catalogue()
+    except ConfigError:
+        return  # told by itself
+    _check_globs("sources.allow", config.hosts_allowed(catalogue), frozenset())
+
+
+def _check_globs(setting: str, globs: tuple[str, ...], words: frozenset[str]) -> None:
+    """Refuse what is no pattern, and `words` that would be read as hosts and match none."""
+    mistakes = [f"{setting}: '{glob}' is no host; write out the hosts" for glob in globs if glob.lower() in words]
+    try:
+        _read_globs(globs)
+    except ValueError:
+        for glob in globs:  # one by one, to tell of each
+            try:
+                _read_globs((glob,))
+            except ValueError as error:
+                mistakes.append(f"{setting}: {error}")
+    if mistakes:
+        raise ConfigError(*mistakes)
+
+
+def _read_globs(globs: tuple[str, ...]) -> None:
+    Policy(hosts_allowed=globs, hosts_denied=(), ports=frozenset(), networks=())
+
+
+def _check_networks(setting: str, networks: Sequence[str]) -> None:
+    mistakes: list[str] = []
+    for text in networks:
+        try:
+            ipaddress.ip_network(text)
+        except ValueError as error:
+            mistakes.append(f"{setting}: {error}")
+            with suppress(ValueError):
+                mistakes[-1] += f"; did you mean {ipaddress.ip_network(text, strict=False)}?"
+    if mistakes:
+        raise ConfigError(*mistakes)
+
+
+def _check_base_url(setting: str, url: str) -> None:
+    try:
+        if url:
+            read_base(url)
+    except SourceRejected as error:
+        got = "" if "@" in url else f", got {url!r}"  # it may hold a password
+        raise ConfigError(f"{setting}: {error}".replace("the source URL", "it") + got) from None

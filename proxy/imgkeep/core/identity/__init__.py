@@ -1,0 +1,106 @@
+"""
+Which picture a link names, and what kind of link it is.
+
+Rules:
+- Two pictures never share a key: a missed merge costs one fetch, a collision shows a wrong picture.
+- The identity names the picture for ever, so it and the key derived from it are public and versioned.
+- A host that is not in the catalogue, and no signature that is there as a whole, give a permanent link of which every
+  parameter counts.
+- What is known about services is data, `providers.toml`; the engine knows no service.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+from imgkeep.core.errors import SourceRejected
+from imgkeep.core.identity import engine
+from imgkeep.core.identity.providers import Catalogue, read_built_in
+from imgkeep.core.identity.rule import read_rule, take_over
+from imgkeep.core.source_url import read_source
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from datetime import datetime
+
+    from imgkeep.core.identity.rule import Rule
+    from imgkeep.core.records import Source, SourceInfo
+
+__all__ = [
+    "BUILT_IN",
+    "KEY_VERSION",
+    "Catalogue",
+    "identify",
+    "identify_url",
+    "places_of",
+    "read_catalogue",
+    "rules_for",
+]
+
+KEY_VERSION: Final = 1
+"""Goes up when a rule changes the identity of links that had one before; records say which they were made by."""
+
+BUILT_IN: Final = read_built_in()
+"""What imgkeep knows without being told."""
+
+
+def read_catalogue(providers: Sequence[Mapping[str, object]], base: Catalogue = BUILT_IN) -> Catalogue:
+    """
+    Return `base` with a user's providers before its own; see docs/identity.md for their form.
+
+    Raises:
+        ValueError: A provider cannot be honoured, or does not do what its own examples say; the message names both.
+    """
+    schemes = [rule for rule in base.rules if not rule.names_provider]
+    own = [read_rule(take_over(table, schemes), order, base.shapes) for order, table in enumerate(providers)]
+    rules = own + [replace(rule, order=rule.order + len(own)) for rule in base.rules]
+    catalogue = Catalogue(rules, base.shapes, base.endings)
+    for rule in own:
+        _check_examples(rule, catalogue)
+    return catalogue
+
+
+def _check_examples(rule: Rule, catalogue: Catalogue) -> None:
+    for field, urls in (("examples", rule.table.examples), ("counterexamples", rule.table.counterexamples)):
+        for number, url in enumerate(urls, 1):
+            try:
+                applies = rule in rules_for(read_source(url), catalogue)
+            except SourceRejected as error:
+                raise ValueError(f"provider {rule.name!r}: {field}: number {number}: {error}") from None
+            if applies != (field == "examples"):
+                verb = "applies" if applies else "does not apply"
+                raise ValueError(f"provider {rule.name!r}: {field}: the rule {verb} to number {number}")
+
+
+def identify(source: Source, now: datetime, catalogue: Catalogue = BUILT_IN, *, exact: bool = False) -> SourceInfo:
+    """
+    Tell which picture a source names, whether the link dies, and when.
+
+    Args:
+        source: The link.
+        now: The present; a link that lives ten years from now is as good as permanent.
+        catalogue: What is known about links.
+        exact: `sources.identity = "exact"`: the whole URL is the identity. All else is told as ever.
+    """
+    return engine.identify(source, now, catalogue, exact=exact)
+
+
+def identify_url(url: str, now: datetime, catalogue: Catalogue = BUILT_IN, *, exact: bool = False) -> SourceInfo:
+    """
+    Read a URL and identify it.
+
+    Raises:
+        SourceRejected: See `read_source`; nothing else, whatever the text.
+    """
+    return engine.identify(read_source(url), now, catalogue, exact=exact)
+
+
+def places_of(source: Source, catalogue: Catalogue = BUILT_IN) -> tuple[str, ...]:
+    """Return what a source names besides itself, as in `SourceInfo.places`."""
+    return engine.read(source, catalogue).places
+
+
+def rules_for(source: Source, catalogue: Catalogue = BUILT_IN) -> list[Rule]:
+    """Return the rules that apply to a source."""
+    return engine.read(source, catalogue).rules

@@ -1,0 +1,173 @@
+"""
+The canonical form of a link: one text for all spellings of one place, and never one text for two.
+
+Rules:
+- Of percent-escapes only those of unreserved characters are decoded (RFC 3986, 6.2.2.2); the others get upper-case
+  digits. `%2F` stays, `//` stays, the case of paths and queries stays.
+- Parameters are sorted by name alone, so that equal names keep their order; where one has no `=`, all keep theirs.
+- `http` and `https` are one place, and so are their ports: 80 and 443 are left out. Any other port stays.
+"""
+
+from __future__ import annotations
+
+import re
+from base64 import urlsafe_b64encode
+from operator import itemgetter
+from typing import TYPE_CHECKING, Final
+from urllib.parse import quote, unquote
+
+from imgkeep.core.errors import SourceRejected
+from imgkeep.core.identity.jwt import decode_base64
+from imgkeep.core.records import DEFAULT_PORTS
+from imgkeep.core.source_url import read_source
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from imgkeep.core.records import Source
+
+Field = tuple[str, str, str]
+"""A parameter: its name, `=` or nothing, its value; as it stands in the query."""
+
+_UNRESERVED: Final = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
+_ODD_ESCAPE: Final = re.compile(
+    r"%(?:2[DdEe]|3[0-9]|[46][1-9A-Fa-f]|[57][0-9Aa]|5[Ff]|7[Ee]|[0-9A-Fa-f][a-f]|[a-f][0-9A-F])", re.ASCII
+)
+_DIGITS: Final = "0123456789abcdefABCDEF"
+_CHARS: Final = {high + low: chr(int(high + low, 16)) for high in _DIGITS for low in _DIGITS}
+_BASE64: Final = re.compile(r"[A-Za-z0-9_/-]+=*", re.ASCII)
+_LOOSE_LINK: Final = re.compile(
+    r"\s*(?:[A-Za-z][A-Za-z0-9+.-]*:)?[/\\]*([^/\\?#\s]*\.[^/\\?#\s]*|[^/\\?#\s]*\[[^\[\]/]*\][^/?#]*)([^?#]*)([^#]*)"
+)
+"""Each part ends where the next may begin: a flood of one character is passed once and not once from each."""
+_HOSTLIKE: Final = re.compile(r"(?<![^/\\=:])[^/\\?#&=:\s]*\.[^/\\?#&=\s]*")
+_UNQUOTED_MAX: Final = 3
+INTERNATIONAL_MAX: Final = 16
+"""Maximum number of international names that are brought into ASCII for one link; each costs some 50 microseconds."""
+_NAME: Final = itemgetter(0)
+_PORTS_FOLDED: Final = frozenset(DEFAULT_PORTS.values())
+
+
+def canonical_escapes(text: str) -> str:
+    """Return `text` with no escape that could be written otherwise."""
+    return _ODD_ESCAPE.sub(_canonical_escape, text) if "%" in text else text
+
+
+def _canonical_escape(escape: re.Match[str]) -> str:
+    char = chr(int(escape[0][1:], 16))
+    return char if char in _UNRESERVED else escape[0].upper()
+
+
+def decoded(text: str) -> str:
+    """Return `text` with its escapes decoded byte by byte: enough to tell a shape, which is ASCII."""
+    if "%" not in text:
+        return text
+    first, *rest = text.split("%")
+    return first + "".join([_CHARS[part[:2]] + part[2:] for part in rest])
+
+
+def read_fields(query: str) -> list[Field]:
+    """Split a query at `&` and nowhere else. Empty parts say nothing and fall away."""
+    fields = [part.partition("=") for part in query.split("&") if part]
+    if "%" in query:
+        fields = [field if "%" not in field[0] else (canonical_escapes(field[0]), *field[1:]) for field in fields]
+    return fields
+
+
+def write_query(fields: Iterable[Field]) -> str:
+    """Return the query of canonical form, with its `?`; empty if there are no fields."""
+    kept = list(fields)
+    if not kept:
+        return ""
+    if len(kept) > 1 and all(equals for _, equals, _ in kept):
+        kept.sort(key=_NAME)
+    return "?" + canonical_escapes("&".join([name + equals + value for name, equals, value in kept]))
+
+
+def write_port(source: Source) -> str:
+    """Return `:port` where it belongs to the place, else nothing."""
+    return "" if source.port in _PORTS_FOLDED else f":{source.port}"
+
+
+def read_nested(text: str) -> tuple[Source, Callable[[str], str]] | None:
+    """
+    Read a URL that stands inside another, percent-encoded or in base64url, and return it with what writes such a one.
+
+    `None` if it is no absolute http(s) URL that we would take; or if it holds a literal `+`, which may be a space.
+    """
+    try:
+        url, write = unquote(text, errors="strict"), _quoted
+        if not _is_absolute(url):
+            data = decode_base64(text.replace("/", "")) if _BASE64.fullmatch(text) else None
+            url, write = (data or b"").decode(), _in_base64
+        if _is_absolute(url) and "+" not in text:
+            return read_source(url), write
+    except (UnicodeDecodeError, SourceRejected):
+        pass
+    return None
+
+
+def read_place(text: str) -> str | None:
+    """
+    Return host and path of the link that a proxy may read in `text`, however it is spelt; None: none is in it.
+
+    Proxies take more than we do: no scheme, `ssl:`, user information, backslashes, escapes twice over. What is found is
+    compared with host lists and never fetched.
+    """
+    found = _split_loosely(text)
+    if found is None:
+        return None
+    name, path, _ = found
+    try:
+        return read_source(f"https://{name}/").host + (path or "/")
+    except SourceRejected:
+        return name.strip("[].").lower() + (path or "/")
+
+
+def read_loose(text: str) -> Source | None:
+    """Return the link that a proxy may read in `text`, where it is one that we would take without its oddities."""
+    found = _split_loosely(text)
+    try:
+        return None if found is None else read_source("https://" + "".join(found))
+    except SourceRejected:
+        return None
+
+
+def read_hosts(text: str) -> list[str]:
+    """Return all that may be the host of a link, as places: of a text that is too much to be read as links."""
+    for _ in range(_UNQUOTED_MAX):
+        text = unquote(text)
+    hosts = dict.fromkeys(host.rpartition("@")[2].rstrip(".").lower() for host in _HOSTLIKE.findall(text))
+    international = [host for host in hosts if not host.isascii()][:INTERNATIONAL_MAX]
+    return [f"{host}/" for host in (*hosts, *map(_ascii_host, international))]
+
+
+def _ascii_host(name: str) -> str:
+    try:
+        return read_source(f"https://{name}/").host
+    except SourceRejected:
+        return name
+
+
+def _split_loosely(text: str) -> tuple[str, str, str] | None:
+    for _ in range(_UNQUOTED_MAX):
+        text = unquote(text)
+    match = _LOOSE_LINK.match(text)
+    if match is None:
+        return None
+    authority, path, rest = match.groups()
+    authority = authority.rpartition("@")[2]
+    name = authority.partition("]")[0] + "]" if authority.startswith("[") else authority.partition(":")[0]
+    return (name, path.replace("\\", "/"), rest) if name else None
+
+
+def _is_absolute(url: str) -> bool:
+    return url[:8].lower().startswith(("http://", "https://"))
+
+
+def _quoted(url: str) -> str:
+    return quote(url, safe="/:")
+
+
+def _in_base64(url: str) -> str:
+    return urlsafe_b64encode(url.encode()).rstrip(b"=").decode()

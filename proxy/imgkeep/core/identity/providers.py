@@ -1,0 +1,128 @@
+"""
+The catalogue: rules, and which of them to look at for a link.
+
+Looking at few is what makes it quick. A rule is found by its hosts, or by the name of a parameter that it needs; the
+few that need neither are looked at for every link.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from fnmatch import translate
+from functools import cache, lru_cache
+from importlib import resources
+from typing import TYPE_CHECKING, Any, Final
+
+from imgkeep.core.identity.canonical import canonical_escapes
+from imgkeep.core.identity.expired_messages import read_endings
+from imgkeep.core.identity.rule import read_rule, read_shapes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from imgkeep.core.identity.expired_messages import Endings
+    from imgkeep.core.identity.rule import Rule, Shape
+    from imgkeep.core.records import Source
+
+HOSTS_REMEMBERED: Final = 4096
+"""Hosts whose rules are remembered; one that is not costs some thirty microseconds."""
+
+
+class Catalogue:
+    """
+    Rules, in their order, with an index. Never changes.
+
+    Attributes:
+        rules: All of them; a user's come first.
+        shapes: What `signed_by` may name.
+        known_hosts: Globs, as in `sources.allow`, of the hosts of a service on which lies what it made for its
+            customers; none under which strangers can get a name or can put files.
+        shared_hosts: Globs of the hosts of providers where strangers can.
+        endings: What services say of links that have ended.
+    """
+
+    def __init__(self, rules: Iterable[Rule], shapes: Mapping[str, Shape], endings: Endings) -> None:
+        self.rules = tuple(rules)
+        self.shapes = shapes
+        self.endings = endings
+        gone = dict.fromkeys(pattern for rule in self.rules for pattern in rule.table.gone)
+        self._gone = re.compile("|".join(map(translate, gone)) or "(?!)", re.IGNORECASE)
+        self.known_hosts = tuple(
+            dict.fromkeys(glob for rule in self.rules if rule.names_provider for glob in rule.table.hosts)
+        )
+        self.shared_hosts = tuple(
+            dict.fromkeys(glob for rule in self.rules if rule.names_provider for glob in rule.table.shared_hosts)
+        )
+        self.any_value = tuple(rule for rule in self.rules if rule.any_value)
+        self._everywhere = [rule for rule in self.rules if not (rule.hosts or rule.names or rule.any_value)]
+        self._by_name: dict[str, list[Rule]] = {}
+        for rule in self.rules:
+            for name in () if rule.hosts else rule.names:
+                self._by_name.setdefault(name, []).append(rule)
+        self._names = frozenset(self._by_name)
+        self._by_suffix: dict[str, list[tuple[str, Rule]]] = {}
+        for rule in self.rules:
+            for glob in rule.hosts:
+                self._by_suffix.setdefault(_suffix(glob), []).append((glob, rule))
+        self.find_by_host = lru_cache(HOSTS_REMEMBERED)(self._find_by_host)
+
+    def resolve(self, patterns: Iterable[str]) -> tuple[str, ...]:
+        """Return patterns as `sources.allow` has them with the words `known` and `shared` written out."""
+        groups = {"known": self.known_hosts, "shared": self.shared_hosts}
+        return tuple(host for pattern in patterns for host in groups.get(pattern, (pattern,)))
+
+    def is_gone(self, source: Source) -> bool:
+        """Whether some provider says that a picture stands at `source` in the place of those that are no more."""
+        path = canonical_escapes(source.target.partition("?")[0])
+        return self._gone.match(source.host + path) is not None
+
+    def find_by_names(self, names: Iterable[str]) -> list[Rule]:
+        """Return the rules of any host that need one of these parameters."""
+        found = self._names.intersection(names)
+        if not found:
+            return []
+        rules = {rule.order: rule for name in found for rule in self._by_name[name]}
+        return [rules[order] for order in sorted(rules)]
+
+    def _find_by_host(self, host: str) -> tuple[Rule, ...]:
+        """Return the rules to look at for every link of `host`."""
+        found = {
+            rule.order: rule for glob, rule in self._by_suffix.get(_suffix(host), ()) if _compiled(glob).match(host)
+        }
+        found |= {rule.order: rule for rule in self._everywhere}
+        return tuple(found[order] for order in sorted(found))
+
+    def __repr__(self) -> str:
+        return f"<Catalogue of {len(self.rules)} rules>"
+
+
+@cache  # of all catalogues: as many as their rules have globs
+def _compiled(glob: str) -> re.Pattern[str]:
+    """Compile the glob of a host when the first link of its domain comes: all of them take a fifth of a start."""
+    return re.compile(translate(glob))
+
+
+def _suffix(host: str) -> str:
+    return ".".join(host.rsplit(".", 2)[-2:])
+
+
+def read_tables(tables: Mapping[str, Any]) -> Catalogue:
+    """
+    Read a catalogue from its parsed file.
+
+    Raises:
+        ValueError: A shape or a rule cannot be honoured.
+    """
+    shapes = read_shapes(tables["shapes"])
+    schemes, providers = tables["schemes"], tables["providers"]
+    rules = [
+        read_rule(table, order, shapes, is_scheme=order < len(schemes))
+        for order, table in enumerate(schemes + providers)
+    ]
+    return Catalogue(rules, shapes, read_endings(tables["endings"]))
+
+
+def read_built_in() -> Catalogue:
+    """Read the catalogue that comes with imgkeep."""
+    return read_tables(tomllib.loads(resources.files(__package__).joinpath("providers.toml").read_text("utf-8")))

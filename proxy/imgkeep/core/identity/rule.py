@@ -1,0 +1,344 @@
+"""
+A rule of the catalogue: the table in which people write it, checked and compiled into what the engine looks at.
+
+Every message of an error names the rule and the field.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import fnmatch
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Final
+
+import msgspec
+
+from imgkeep.core.identity.expiry import FORMS, later
+from imgkeep.core.identity.jwt import read_jwt
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from imgkeep.core.identity.expiry import Expiry
+
+ANY_NAME: Final = "*"
+"""In `signed_by`: a parameter of any name."""
+
+Group = tuple[tuple[str, "Shape"], ...]
+Text = Annotated[str, msgspec.Meta(min_length=1)]
+
+_GLOB: Final = re.compile(r"(?:(?:[a-z0-9*_-]+\.)*[a-z0-9_-]+\.)?[a-z0-9_-]+", re.ASCII)
+_PATH_GLOB: Final = re.compile(r"[/*][^?#\[\]]*")
+_PLACEHOLDER: Final = re.compile(r"\{([^{}]*)\}")
+_LIFETIME: Final = re.compile(r"\+([0-9]{1,9})", re.ASCII)
+
+
+class Claims(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which claims of the token in parameter `of` name the picture: those in `keep`, or all but those in `drop`."""
+
+    of: Text
+    keep: tuple[str, ...] = ()
+    drop: tuple[str, ...] = ()
+
+    def keeps(self, name: str) -> bool:
+        return name in self.keep if self.keep else name not in self.drop
+
+
+class RuleTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A rule as it is written. What each field means: docs/identity.md."""
+
+    name: Text
+    like: str = ""
+    source: str = ""
+    date: dt.date | None = None
+    hosts: tuple[Text, ...] = ()
+    shared_hosts: tuple[Text, ...] = ()
+    known_at: tuple[Text, ...] = ()
+    paths: tuple[Text, ...] = ()
+    place: str = ""
+    becomes: str = ""
+    signed_by: dict[str, str] | list[dict[str, str]] = {}
+    any_case: bool = False
+    stays: bool = False
+    permission: bool | None = None
+    enforced: bool | None = None
+    keep: tuple[str, ...] = ()
+    drop: tuple[str, ...] = ()
+    companions: dict[str, str] = {}
+    claims: Claims | None = None
+    expires: tuple[Text, ...] = ()
+    nested: str = ""
+    temporary: bool | None = None
+    alias: bool = False
+    gone: tuple[Text, ...] = ()
+    examples: tuple[Text, ...] = ()
+    counterexamples: tuple[Text, ...] = ()
+
+
+NOT_TAKEN_OVER: Final = frozenset(
+    {"name", "like", "source", "date", "hosts", "shared_hosts", "known_at", "gone", "examples", "counterexamples"}
+)
+"""Fields that `like` leaves alone: they say whose rule it is and where it holds."""
+
+
+class Shape:
+    """What a decoded value has to look like."""
+
+    __slots__ = ("_fullmatch", "_is_jwt")
+
+    def __init__(self, pattern: re.Pattern[str], *, is_jwt: bool = False) -> None:
+        self._fullmatch = pattern.fullmatch
+        self._is_jwt = is_jwt
+
+    def fits(self, value: str) -> bool:
+        return self._fullmatch(value) is not None and (not self._is_jwt or read_jwt(value) is not None)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rule:
+    """
+    A rule, compiled.
+
+    Attributes:
+        table: As it was written.
+        order: Its place in the catalogue.
+        names_provider: Whether its name is a provider's, not a scheme's.
+        literal: A text that every path holds that `paths` matches; found before the pattern is tried.
+        paths: Matches the whole path.
+        place: Matches the whole of host and path; its groups serve `becomes`, `expires` and `nested`.
+        groups: Members of a signature and their shapes; one group has to be there as a whole.
+        any_value: The shape that a value under any name has to have.
+        names: Names of which one is in every link that the rule applies to; empty: the rule asks for none.
+        needs: Names that all have to be there, whichever group it is.
+        keep: Those of them that stay.
+        drop: Names that go when the rule applies, besides those of the group that was found.
+        companions: Names that go too, each if it is given once and its value has this shape.
+        expires: What reads the end, and from which fields; `<x>` is a group of `place`.
+        grants: Whether what it leaves out grants access: a signature, or what `permission` says of its path or `drop`.
+        known_at: Matches the hosts of which it is known that they sign like this: a stranger can write a signature of
+            any shape, but not choose what is behind these.
+    """
+
+    table: RuleTable
+    order: int
+    names_provider: bool
+    literal: str
+    paths: re.Pattern[str] | None
+    place: re.Pattern[str] | None
+    groups: tuple[Group, ...]
+    any_value: Shape | None
+    names: frozenset[str]
+    needs: frozenset[str]
+    keep: frozenset[str]
+    drop: frozenset[str]
+    companions: Mapping[str, Shape]
+    expires: tuple[tuple[Callable[..., Expiry | None], tuple[str, ...]], ...]
+    grants: bool
+    known_at: re.Pattern[str] | None
+
+    @property
+    def name(self) -> str:
+        return self.table.name
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """Globs of all hosts it applies to; none: any host."""
+        return self.table.hosts + self.table.shared_hosts
+
+
+def read_shapes(patterns: Mapping[str, str]) -> dict[str, Shape]:
+    """
+    Compile shapes by name.
+
+    Raises:
+        ValueError: One is no regular expression.
+    """
+    return {
+        name: Shape(_compiled(pattern, f"shapes: {name}"), is_jwt=name == "jwt") for name, pattern in patterns.items()
+    }
+
+
+def read_rule(table: Mapping[str, object], order: int, shapes: Mapping[str, Shape], *, is_scheme: bool = False) -> Rule:
+    """
+    Check and compile a rule.
+
+    Raises:
+        ValueError: It cannot be honoured; the message names the rule and the field.
+    """
+    label = f"{'scheme' if is_scheme else 'provider'} {table.get('name', f'number {order + 1}')!r}"
+    try:
+        read = msgspec.convert(table, RuleTable)
+    except msgspec.ValidationError as error:
+        what, _, path = str(error).partition(" - at ")
+        field = re.sub(r"^\$\.?|\[(\.\.\.|\d+)\]", "", path.strip("`"))
+        raise ValueError(f"{label}: {field}{': ' if field else ''}{what}") from None
+    try:
+        return _compile(read, order, shapes, is_scheme=is_scheme)
+    except ValueError as error:
+        raise ValueError(f"{label}: {error}") from None
+
+
+def take_over(table: Mapping[str, object], schemes: Iterable[Rule]) -> Mapping[str, object]:
+    """
+    Return the table with what it does not say itself taken from the scheme that its `like` names.
+
+    Raises:
+        ValueError: There is no such scheme; the message names the provider and the field.
+    """
+    like = table.get("like", "")
+    if like == "":
+        return table
+    found = next((rule.table for rule in schemes if rule.name == like), None)
+    if found is None:
+        raise ValueError(
+            f"provider {table.get('name')!r}: like: there is no scheme {like!r}, but "
+            + ", ".join(repr(rule.name) for rule in schemes)
+        )
+    fields = {name: value for name, value in msgspec.to_builtins(found).items() if name not in NOT_TAKEN_OVER}
+    return {**fields, **table}
+
+
+def _compile(table: RuleTable, order: int, shapes: Mapping[str, Shape], *, is_scheme: bool) -> Rule:
+    if not is_scheme and not table.hosts + table.shared_hosts:
+        raise ValueError("hosts: a provider needs at least one")
+    for glob in table.hosts + table.shared_hosts + table.known_at:
+        if _GLOB.fullmatch(glob) is None:
+            raise ValueError(f"hosts: {glob!r} is no name in lower case, or has a `*` in its last two labels")
+    for glob in table.paths:
+        if _PATH_GLOB.fullmatch(glob) is None:
+            raise ValueError(f"paths: {glob!r} does not begin with `/` or `*`, or holds one of ?#[]")
+    for pattern in table.gone:
+        host, slash, path = pattern.partition("/")
+        if _GLOB.fullmatch(host) is None or _PATH_GLOB.fullmatch(slash + path) is None or path in {"", "*"}:
+            raise ValueError(
+                f"gone: {pattern!r} is no host and path, as img.example.com/removed*.png, without the query"
+            )
+    if table.alias and not (table.becomes and table.permission is False):
+        raise ValueError("alias: goes with becomes and permission = false")
+    place = _compiled(table.place, "place") if table.place else None
+    known = frozenset(place.groupindex) if place else frozenset[str]()
+    _check_places(table, known)
+    _check_permission(table)
+    groups = _read_groups(table, shapes)
+    any_value = next((shape for group in groups for name, shape in group if name == ANY_NAME), None)
+    groups = () if any_value else groups
+    members = [frozenset(name for name, _ in group) for group in groups]
+    names = frozenset(group[0][0] for group in groups) or frozenset(table.keep[:1])
+    return Rule(
+        table=table,
+        order=order,
+        names_provider=not is_scheme,
+        literal=max(table.paths[0].split("*"), key=len) if len(table.paths) == 1 else "",
+        paths=re.compile("|".join(map(fnmatch.translate, table.paths))) if table.paths else None,
+        place=place,
+        groups=groups,
+        any_value=any_value,
+        names=names,
+        needs=frozenset(table.keep).union(frozenset[str].intersection(*members) if members else ()),
+        keep=frozenset(table.keep),
+        drop=frozenset(_spellings(table.drop, any_case=table.any_case)) - set(table.keep),
+        companions={
+            name: shape
+            for written, shape in ((name, _read_shape(text, shapes)) for name, text in table.companions.items())
+            for name in dict.fromkeys(_spellings((written,), any_case=table.any_case))
+            if name not in table.keep
+        },
+        expires=tuple(_read_expires(text, known) for text in _spellings(table.expires, any_case=table.any_case)),
+        grants=_grants(table),
+        known_at=re.compile("|".join(map(fnmatch.translate, table.known_at))) if table.known_at else None,
+    )
+
+
+def _grants(table: RuleTable) -> bool:
+    if table.signed_by:
+        return not table.stays
+    # A path that is folded without a word on why may have held a signature.
+    return bool(table.becomes) if table.permission is None else table.permission
+
+
+def _check_places(table: RuleTable, known: frozenset[str]) -> None:
+    """See that what is taken from `place` is in it, and what is taken from a signature, too."""
+    for name in _PLACEHOLDER.findall(table.becomes):
+        if name not in known:
+            raise ValueError(f"becomes: {{{name}}} is not a group of place")
+    if table.becomes and not _PLACEHOLDER.search(table.becomes):
+        raise ValueError("becomes: holds no group of place, so all links would be one picture")
+    if table.becomes and set(_PLACEHOLDER.sub("", table.becomes)) & {"{", "}"}:
+        raise ValueError("becomes: has a brace too many")
+    nested_group = table.nested[1:-1] if table.nested.startswith("<") else None
+    if nested_group is not None and (nested_group not in known or f"{{{nested_group}}}" not in table.becomes):
+        raise ValueError(f"nested: {table.nested} is not a group of place that becomes holds")
+    if table.nested and nested_group is None and table.nested not in table.keep:
+        raise ValueError(f"nested: {table.nested} has to be in keep")
+    if table.claims and not any(table.claims.of in group for group in _group_tables(table)):
+        raise ValueError("claims: of has to be a parameter of signed_by")
+
+
+def _check_permission(table: RuleTable) -> None:
+    """See that what goes with a signature or a permission has one."""
+    for field in ("companions", "stays"):
+        if getattr(table, field) and not table.signed_by:
+            raise ValueError(f"{field}: there is no signed_by that it could go with")
+    if table.permission is not None and (table.signed_by or not (table.becomes or table.drop)):
+        raise ValueError("permission: goes with becomes or drop; with signed_by it is so anyway")
+    if table.enforced is not None and not (_grants(table) or table.nested):
+        raise ValueError("enforced: the rule leaves out no signature, and nothing with permission = true")
+    if table.known_at and (table.hosts + table.shared_hosts or not table.enforced):
+        raise ValueError("known_at: goes with enforced = true, and without hosts of the rule's own")
+
+
+def _group_tables(table: RuleTable) -> list[dict[str, str]]:
+    tables = table.signed_by if isinstance(table.signed_by, list) else [table.signed_by]
+    return [group for group in tables if group]
+
+
+def _read_groups(table: RuleTable, shapes: Mapping[str, Shape]) -> tuple[Group, ...]:
+    groups = []
+    for group in _group_tables(table):
+        if ANY_NAME in group and (len(group) > 1 or not table.stays):
+            raise ValueError("signed_by: `*` stands alone, with stays = true")
+        members = [(name, _read_shape(text, shapes)) for name, text in group.items()]
+        groups.append(tuple(members))
+        if table.any_case:
+            groups.append(tuple((name.lower(), shape) for name, shape in members))
+    return tuple(groups)
+
+
+def _read_shape(text: str, shapes: Mapping[str, Shape]) -> Shape:
+    if text.startswith("="):
+        return Shape(re.compile(re.escape(text[1:])))
+    if len(text) > 2 and text.startswith("/") and text.endswith("/"):
+        return Shape(_compiled(text[1:-1], "signed_by"))
+    if text not in shapes:
+        raise ValueError(f"signed_by: there is no shape {text!r}; one of your own is =text or /regular expression/")
+    return shapes[text]
+
+
+def _read_expires(text: str, known: frozenset[str]) -> tuple[Callable[..., Expiry | None], tuple[str, ...]]:
+    form, *fields = text.split()
+    lifetime = _LIFETIME.fullmatch(fields[-1]) if fields else None
+    if lifetime is not None:
+        fields.pop()
+        if not fields:
+            raise ValueError(f"expires: {lifetime[0]} is a lifetime, and there is no field before it")
+    if form not in FORMS:
+        raise ValueError(f"expires: there is no form {form!r}, but {', '.join(FORMS)}")
+    count, read = FORMS[form]
+    if len(fields) != count:
+        raise ValueError(f"expires: {form} is read from {count} field{'s' * (count > 1)}, not {len(fields)}")
+    for field in fields:
+        if field.startswith("<") and field[1:-1] not in known:
+            raise ValueError(f"expires: {field} is not a group of place")
+    return (read if lifetime is None else later(read, int(lifetime[1]))), tuple(fields)
+
+
+def _spellings(names: tuple[str, ...], *, any_case: bool) -> tuple[str, ...]:
+    return (*names, *(name.lower() for name in names)) if any_case else names
+
+
+def _compiled(pattern: str, field: str) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern, re.ASCII | re.DOTALL)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ValueError(f"{field}: {error}") from None

@@ -1,0 +1,123 @@
+"""
+Links with a spoiled signature: what an origin makes of one tells whether it checks signatures.
+
+Rules:
+- Only characters of the signature itself are replaced, each by another of its alphabet, so that length and shape stay.
+  A changed end or key could be refused for a reason of its own, and would prove nothing about the signature.
+- A spoiled link reads as the genuine one does: the same identity, the same end. What does not, is not used.
+- A signature that cannot be told from what is beside it is left alone: there is no spoiled link then.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final
+
+from imgkeep.core.identity import engine
+from imgkeep.core.identity.canonical import read_nested
+from imgkeep.core.source_url import read_source
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from datetime import datetime
+
+    from imgkeep.core.identity.engine import Reading
+    from imgkeep.core.identity.providers import Catalogue
+    from imgkeep.core.identity.rule import Rule
+    from imgkeep.core.records import Source
+
+SPOILED_CHARS: Final = 8
+"""
+Of a signature, those before its last one: what an origin that compares signatures cannot overlook. Of the last
+character of base64 not all bits count, and strict decoders refuse one in which the others are set: that would be
+another error.
+"""
+RUN_CHARS_MIN: Final = 6
+"""Shorter runs of letters and digits are words, versions or numbers."""
+
+_PIECES: Final = re.compile(r"%(?:25)*[0-9A-Fa-f]{2}|[A-Za-z0-9]+", re.ASCII)
+_ALPHABETS: Final = (
+    ("0123456789",),
+    ("0123456789abcdef",),
+    ("0123456789ABCDEF",),
+    ("0123456789", "abcdef", "ABCDEF"),
+)
+_CLASSES: Final = ("0123456789", "abcdefghijklmnopqrstuvwxyz", "ABCDEFGHIJKLMNOPQRSTUVWXYZ")
+
+
+def spoil(source: Source, now: datetime, catalogue: Catalogue, draw: Callable[[int], int]) -> Source | None:
+    """
+    Return a link with the same picture and end, but with another signature; `None` if it cannot be made.
+
+    Args:
+        source: The genuine link.
+        now: As for `identify`.
+        catalogue: The rules by which it is read.
+        draw: Returns a random number below the given one that no attacker can foresee.
+    """
+    info = engine.identify(source, now, catalogue)
+    for run in _list_runs(source, catalogue):
+        if source.target.count(run) != 1:
+            continue
+        start = max(0, len(run) - 1 - SPOILED_CHARS)
+        changed = run[:start] + _replace_all(run[start:-1], _alphabet_of(run), draw) + run[-1]
+        url = f"{source.scheme}://{source.authority}{source.target.replace(run, changed)}"
+        spoiled = read_source(url)
+        if engine.identify(spoiled, now, catalogue) == info:
+            return spoiled
+    return None
+
+
+def _list_runs(source: Source, catalogue: Catalogue, depth: int = 0) -> Iterator[str]:
+    """Yield what may be the signature, the most likely first."""
+    reading = engine.read(source, catalogue, depth)
+    for rule in reading.rules:
+        if rule.grants:
+            for text in _list_texts(rule, reading):
+                yield from _runs_of(text)
+    if depth < engine.NESTED_MAX:
+        for rule in reading.rules:
+            inner = _read_inner(rule, reading)
+            if inner is not None:
+                yield from _list_runs(inner, catalogue, depth + 1)
+
+
+def _list_texts(rule: Rule, reading: Reading) -> list[str]:
+    """Return what a rule leaves out of the identity as a signature: members of its group, or parts of the path."""
+    timed = {name for _, names in rule.expires for name in names}
+    members = [name for group in rule.groups for name, _ in group if name not in rule.keep]
+    texts = {reading.values[name] for name in members if name in reading.values}
+    ends = {reading.values[name] for name in members if name in timed and name in reading.values}
+    # The end may stand in the same value as the signature, but where it has one of its own it is none.
+    texts = texts - ends or {reading.values[name] for name in rule.drop if name in reading.values} or texts
+    if rule.table.becomes and not texts:
+        texts = set(reading.path.split("/"))
+    return sorted(texts, key=lambda text: (-len(text), text))
+
+
+def _read_inner(rule: Rule, reading: Reading) -> Source | None:
+    name = rule.table.nested
+    if not name or name.startswith("<") or name not in reading.values:
+        return None  # in a path it stands in base64 or beside a signature of the proxy's own
+    found = read_nested(reading.values[name])
+    return None if found is None else found[0]
+
+
+def _runs_of(text: str) -> list[str]:
+    """Return the runs of letters and digits, the last one first: what is signed stands before its signature."""
+    runs = [piece[0] for piece in _PIECES.finditer(text) if not piece[0].startswith("%")]
+    return [run for run in reversed(runs) if len(run) >= RUN_CHARS_MIN]
+
+
+def _alphabet_of(run: str) -> tuple[str, ...]:
+    """Return the smallest alphabet that holds all characters, in classes: each character stays in its own."""
+    return next((classes for classes in _ALPHABETS if set(run) <= set("".join(classes))), _CLASSES)
+
+
+def _replace_all(text: str, classes: tuple[str, ...], draw: Callable[[int], int]) -> str:
+    """Return a text of which every character is another one."""
+    replaced = []
+    for char in text:
+        chars = next(each for each in classes if char in each)
+        replaced.append(chars[(chars.index(char) + 1 + draw(len(chars) - 1)) % len(chars)])
+    return "".join(replaced)

@@ -1,0 +1,313 @@
+"""
+The stored layout, version 1: where objects and records lie, and what a record looks like as JSON.
+
+It is the same under a folder, a bucket prefix or a container, public, and never changes silently: a reader refuses a
+record of a version that it does not know.
+
+    v1/objects/<2 hex>/<digest>.<ext>
+    v1/records/<2 hex>/<key>.json        a record, or a tombstone
+    v1/refused/<2 hex>/<digest>.json     a picture that must not come back, under any link
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from imgkeep.core.identity import KEY_VERSION
+from imgkeep.core.records import Digest, Doubt, Format, Key, PixelSize, Record, Refetches, Tombstone, Validator
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
+
+OBJECTS: Final = "v1/objects"
+RECORDS: Final = "v1/records"
+REFUSED: Final = "v1/refused"
+REMOVED: Final = "the image was removed"
+"""What is said of it."""
+RECORD_BYTES_MAX: Final = 65_536
+"""An identity is ASCII and has some 41,000 characters at most: 8,192, and a link inside two others is escaped twice."""
+
+REFUSAL_KEYS_MAX: Final = 100_000
+"""Maximum number of keys that a blocked digest lists; the tombstones of further keys are lifted one by one."""
+REFUSAL_BYTES_MAX: Final = 8_388_608
+"""Maximum size of the JSON of a blocked digest: so many keys of 64 characters, each on a line."""
+
+_DOUBTS: Final = {doubt.value: doubt for doubt in Doubt}
+_FORMATS: Final = {format_.extension: format_ for format_ in Format}
+_REFUSAL: Final = re.compile(rf"{REFUSED}/[0-9a-f]{{2}}/([0-9a-f]{{64}})\.json")
+_HASH: Final = re.compile("[0-9a-f]{64}")
+_OBJECT_NAME: Final = re.compile(r"([0-9a-f]{64})\.([a-z]{2,4})")
+
+
+class RecordUnreadable(ValueError):
+    """The JSON is damaged. Ours to handle, never the client's."""
+
+
+class RecordTooNew(RecordUnreadable):
+    """Written by a version that knows more than we do: to be left alone."""
+
+
+class _Versioned(msgspec.Struct):
+    version: int
+    removed_at: datetime | None = None
+
+
+class _StoredTombstone(msgspec.Struct):
+    """Version 1. A field that is `UNSET` is not written."""
+
+    key: str
+    removed_at: datetime
+    version: int = 1
+    digest: str | msgspec.UnsetType = msgspec.UNSET
+
+
+class _StoredRefusal(msgspec.Struct):
+    """Version 1."""
+
+    digest: str
+    removed_at: datetime
+    version: int = 1
+    keys: list[str] | msgspec.UnsetType = msgspec.UNSET
+
+
+class _KeysOfRefusal(msgspec.Struct):
+    """Of a refusal, what an undo needs. The file's name alone says that the digest is blocked."""
+
+    keys: list[str] = []
+
+
+class _StoredRefetches(msgspec.Struct):
+    """Version 1."""
+
+    tries: int
+    equal: int
+    since: datetime
+    last_at: datetime
+
+
+class _StoredRecord(msgspec.Struct, omit_defaults=False):
+    """
+    Version 1. Unknown fields are passed over, so that a newer writer may add some. Without `doubts` it is confirmed.
+    Only an image that was incomplete once has `refetches`.
+    """
+
+    key: str
+    identity: str
+    key_version: int
+    host: str
+    digest: str
+    extension: str
+    content_type: str
+    size: int
+    width: int | None
+    height: int | None
+    etag: str
+    stored_at: datetime
+    provider: str | None
+    temporary: bool
+    expires_at: datetime | None
+    origin_etag: str | None = None
+    origin_modified: str | None = None
+    doubts: list[str] | msgspec.UnsetType = msgspec.UNSET
+    brought_by: str | msgspec.UnsetType = msgspec.UNSET
+    refetches: _StoredRefetches | msgspec.UnsetType = msgspec.UNSET
+    version: int = 1
+
+
+_decoder: Final = msgspec.json.Decoder(_StoredRecord)
+_keys_decoder: Final = msgspec.json.Decoder(_KeysOfRefusal)
+
+
+def object_path(name: str) -> str:
+    """Return the place of the object `<digest>.<ext>`."""
+    return f"{OBJECTS}/{name[:2]}/{name}"
+
+
+def record_path(key: Key) -> str:
+    """Return the place of the record of a key."""
+    return f"{RECORDS}/{key[:2]}/{key}.json"
+
+
+def refusal_path(digest: Digest) -> str:
+    """Return the place of the refusal of a digest."""
+    return f"{REFUSED}/{digest[:2]}/{digest}.json"
+
+
+def read_refusal_path(path: str) -> Digest | None:
+    """Return the digest whose refusal lies at a path; `None` for anything else."""
+    match = _REFUSAL.fullmatch(path)
+    return None if match is None else Digest(match[1])
+
+
+def object_names(digest: Digest) -> list[str]:
+    """Return all names that the object of a digest may have."""
+    return [f"{digest}.{extension}" for extension in _FORMATS]
+
+
+def read_object_name(name: str) -> tuple[Digest, Format] | None:
+    """Read `<digest>.<ext>` as it stands in a permanent URL; `None` for anything else."""
+    match = _OBJECT_NAME.fullmatch(name)
+    if match is None or match[2] not in _FORMATS:
+        return None
+    return Digest(match[1]), _FORMATS[match[2]]
+
+
+def read_validator(etag: str | None, modified: str | None) -> Validator | None:
+    """Return the validator that the two fields make, if they make one."""
+    return Validator(etag, modified) if etag or modified else None
+
+
+def write_doubts(doubts: frozenset[Doubt]) -> list[str]:
+    """Return the words for doubts, in a fixed order."""
+    return [doubt.value for doubt in Doubt if doubt in doubts]
+
+
+def read_doubts(words: Iterable[str]) -> frozenset[Doubt]:
+    """
+    Read the words for doubts. A word of a newer version counts as the gravest of ours for all other links: as a
+    signature that may be unchecked.
+    """
+    return frozenset(_DOUBTS.get(word, Doubt.SIGNATURE) for word in words)
+
+
+def encode_record(record: Record) -> bytes:
+    """Return the JSON of a record, one field a line, so that people can read it too."""
+    pixel_size = record.pixel_size
+    stored = _StoredRecord(
+        key=record.key,
+        identity=record.identity,
+        key_version=KEY_VERSION,
+        host=record.host,
+        digest=record.digest,
+        extension=record.format.extension,
+        content_type=record.format.media_type,
+        size=record.size,
+        width=pixel_size.width if pixel_size else None,
+        height=pixel_size.height if pixel_size else None,
+        etag=record.etag,
+        stored_at=record.stored_at,
+        provider=record.provider,
+        temporary=record.temporary,
+        expires_at=record.expires_at,
+        origin_etag=record.validator.etag if record.validator else None,
+        origin_modified=record.validator.modified if record.validator else None,
+        doubts=write_doubts(record.doubts) or msgspec.UNSET,
+        brought_by=record.brought_by or msgspec.UNSET,
+        refetches=_write_refetches(record.refetches),
+    )
+    return _format(stored)
+
+
+def encode_tombstone(tombstone: Tombstone) -> bytes:
+    """Return the JSON of a tombstone."""
+    stored = _StoredTombstone(tombstone.key, tombstone.removed_at)
+    if tombstone.digest is not None:
+        stored.digest = tombstone.digest
+    return _format(stored)
+
+
+def encode_refusal(digest: Digest, removed_at: datetime, keys: Collection[Key] = ()) -> bytes:
+    """Return the JSON of a blocked digest; `keys` are those that get a tombstone with it."""
+    stored = _StoredRefusal(digest, removed_at)
+    if keys:
+        stored.keys = list(sorted(keys)[:REFUSAL_KEYS_MAX])
+    return _format(stored)
+
+
+def read_refusal_keys(data: bytes) -> frozenset[Key]:
+    """
+    Return the keys that got a tombstone with a blocked digest.
+
+    What cannot be read names no key: the digest is blocked by the name of the file, whatever is in it.
+    """
+    try:
+        keys = _keys_decoder.decode(data).keys
+    except msgspec.DecodeError:
+        return frozenset()
+    return frozenset(Key(key) for key in keys if _HASH.fullmatch(key))
+
+
+def _format(stored: msgspec.Struct) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(stored), indent=1) + b"\n"
+
+
+def decode_record(data: bytes) -> Record | Tombstone:
+    """
+    Read the JSON of a record, or of what lies in its place.
+
+    Raises:
+        RecordTooNew: It is of a version that we do not know.
+        RecordUnreadable: It is cut or damaged.
+    """
+    try:
+        versioned = msgspec.json.decode(data, type=_Versioned)
+        if versioned.version > 1:
+            raise RecordTooNew("written by a newer version of imgkeep")
+        if versioned.removed_at is not None:
+            tombstone = msgspec.json.decode(data, type=_StoredTombstone)
+            return Tombstone(_read_key(tombstone.key), versioned.removed_at, _read_digest(tombstone.digest))
+        stored = _decoder.decode(data)
+    except msgspec.DecodeError as error:
+        raise RecordUnreadable(str(error)) from None
+    name = read_object_name(f"{stored.digest}.{stored.extension}")
+    if name is None:
+        raise RecordUnreadable("digest or extension is malformed")
+    return Record(
+        key=_read_key(stored.key),
+        identity=stored.identity,
+        host=stored.host,
+        digest=name[0],
+        format=name[1],
+        size=stored.size,
+        pixel_size=PixelSize(stored.width, stored.height) if stored.width and stored.height else None,
+        etag=stored.etag,
+        stored_at=stored.stored_at,
+        provider=stored.provider,
+        temporary=stored.temporary,
+        expires_at=stored.expires_at,
+        validator=read_validator(stored.origin_etag, stored.origin_modified),
+        doubts=read_doubts(stored.doubts or ()),
+        brought_by=stored.brought_by or "",
+        refetches=_read_refetches(stored.refetches),
+    )
+
+
+def _write_refetches(refetches: Refetches | None) -> _StoredRefetches | msgspec.UnsetType:
+    if refetches is None:
+        return msgspec.UNSET
+    return _StoredRefetches(refetches.tries, refetches.equal, refetches.since, refetches.last_at)
+
+
+def _read_refetches(stored: _StoredRefetches | msgspec.UnsetType) -> Refetches | None:
+    if not isinstance(stored, _StoredRefetches):
+        return None
+    return Refetches(stored.tries, stored.equal, stored.since, stored.last_at)
+
+
+def _read_key(text: str) -> Key:
+    if not _HASH.fullmatch(text):
+        raise RecordUnreadable("the key is malformed")
+    return Key(text)
+
+
+def _read_digest(text: str | msgspec.UnsetType) -> Digest | None:
+    """Return the digest of a tombstone. One that is malformed is none: the tombstone stands all the same."""
+    return Digest(text) if isinstance(text, str) and _HASH.fullmatch(text) else None
+
+
+def read_record(data: bytes, name: str) -> Record | Tombstone:
+    """
+    Read the record, or the tombstone, that lies under a file name. Under another than its key's it is damage, not
+    another image's record.
+
+    Raises:
+        RecordTooNew, RecordUnreadable: As `decode_record`.
+    """
+    record = decode_record(data)
+    if name != f"{record.key}.json":
+        raise RecordUnreadable("the key is not that of the file's name")
+    return record

@@ -1,0 +1,113 @@
+"""Rewrites one value: finds the links in it by its form, and writes new ones so that the rest stays as it is."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final, Protocol
+
+from imgkeep.core.rewrite import character_references as references
+from imgkeep.core.rewrite import css, json_ld, srcset, svg_style
+from imgkeep.core.rewrite.html_attributes import Form
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from imgkeep.core.rewrite.character_references import Value
+    from imgkeep.core.rewrite.links import Page
+
+    Links = Iterable[tuple[int, int, str]]
+
+_BLANK: Final = "".join(map(chr, range(33)))
+_NOTHING: Final = re.compile(r"(?!)")
+# The three that would end an unquoted URL, or a string, in CSS; other such characters are in no link that we write.
+_IN_CSS: Final = re.compile(r"['()]")
+_OUTER_COMMA: Final = re.compile(r"\A,+|,+\Z")
+
+
+class Charset(Protocol):
+    """How the characters that are read stand for those of the page."""
+
+    def decode(self, source: str) -> str | None:
+        """Return what `source` means; `None` if that is not certain."""
+        ...
+
+    def encode(self, text: str) -> str:
+        """Return what means `text`: the inverse."""
+        ...
+
+
+class Values:
+    """The values of one page."""
+
+    def __init__(self, page: Page, charset: Charset) -> None:
+        self.page = page
+        self._charset = charset
+
+    def read(self, source: str) -> str:
+        """Return what an attribute's value means; nothing if that is not certain."""
+        return references.read(self._charset.decode(source) or "").text
+
+    def attribute(self, source: str, quote: str, form: Form) -> str:
+        """Return what to write for an attribute's value that stands in these quotes."""
+        return self._rewritten(source, references.read, form, lambda link, _: references.write(link, quote))
+
+    def style_sheet(self, source: str) -> str:
+        """Return what to write for a style sheet."""
+        return self._rewritten(source, references.Value, Form.CSS, _as_is)
+
+    def svg_style_sheet(self, source: str) -> str:
+        """Return what to write for the content of a `<style>` in SVG."""
+        return self._rewritten(source, svg_style.read, Form.CSS, svg_style.write)
+
+    def json_ld(self, source: str) -> str:
+        """Return what to write for a JSON-LD script."""
+        return self._rewritten(source, references.Value, Form.JSON_LD, _as_is)
+
+    def _rewritten(
+        self, source: str, read: Callable[[str], Value], form: Form, write: Callable[[str, str], str]
+    ) -> str:
+        text = self._charset.decode(source)
+        if text is None:
+            return source
+        value = read(text)
+        parts: list[str] = []
+        done = 0
+        for start, end, new in self._found(value.text, form):
+            first, last = value.source(start, end)
+            parts += (text[done:first], write(new, text[first:last]))
+            done = last
+        return self._charset.encode("".join((*parts, text[done:]))) if parts else source
+
+    def _found(self, text: str, form: Form) -> Links:
+        """Yield what of `text` is replaced by what."""
+        find, unsafe = _FORMS[form]
+        for start, end, link in find(text):
+            new = self.page.replacement(link)
+            if new is not None:
+                yield start, end, unsafe.sub(_percent_encoded, new)
+
+
+def _whole(text: str) -> Links:
+    start, end = len(text) - len(text.lstrip(_BLANK)), len(text.rstrip(_BLANK))
+    yield start, max(start, end), text
+
+
+def _in_srcset(text: str) -> Links:
+    return ((start, end, text[start:end]) for start, end in srcset.find_links(text))
+
+
+def _as_is(link: str, _: str) -> str:
+    return link
+
+
+def _percent_encoded(found: re.Match[str]) -> str:
+    return "".join(f"%{ord(each):02X}" for each in found[0])
+
+
+# By form, how links are found, and what of a new one would not be read as a part of it.
+_FORMS: Final[dict[Form, tuple[Callable[[str], Links], re.Pattern[str]]]] = {
+    Form.LINK: (_whole, _NOTHING),
+    Form.SRCSET: (_in_srcset, _OUTER_COMMA),
+    Form.CSS: (css.find_links, _IN_CSS),
+    Form.JSON_LD: (json_ld.find_links, _NOTHING),
+}

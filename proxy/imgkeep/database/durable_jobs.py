@@ -1,0 +1,233 @@
+"""Jobs in the catalog's database: links that are to be saved, until they are."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
+
+import sqlalchemy as sa
+
+from imgkeep.core.records import Failure, Job, JobItem, JobResult, Key, Webhook
+from imgkeep.database.tables import items, jobs
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    from imgkeep.core.records import JobState, NewItem, Record
+    from imgkeep.database.image_index import SqlCatalog
+
+NO_END: Final = 253_402_300_799
+"""The last second of the year 9999, for links that do not expire: they come last."""
+BATCH: Final = 500
+SEARCHED_MAX: Final = 20_000
+"""Of links that wait, those that expire first, for one whose host is not busy: 10 ms."""
+WAITING, SAVED, FAILED = "waiting", "saved", "failed"
+STOPPED: Final = "stopped"
+"""The link of a job that was cancelled: the column takes seven characters."""
+_SETTLED: Final = jobs.c.saved + jobs.c.failed
+_STATES: Final[dict[JobState, sa.ColumnElement[bool]]] = {
+    "queued": sa.and_(jobs.c.finished_at.is_(None), _SETTLED == 0),
+    "running": sa.and_(jobs.c.finished_at.is_(None), _SETTLED > 0),
+    "done": sa.and_(jobs.c.finished_at.is_not(None), jobs.c.total == _SETTLED),
+    "cancelled": sa.and_(jobs.c.finished_at.is_not(None), jobs.c.total > _SETTLED),
+}
+"""As `Job.state` reads a row."""
+
+
+class SqlJobs:
+    """Implements `ports.Jobs`."""
+
+    def __init__(self, catalog: SqlCatalog) -> None:
+        self._catalog = catalog
+
+    async def create(self, job_id: str, new: Sequence[NewItem], webhook: str | None) -> Job:
+        now = self._catalog.now()
+        failed = sum(item.failure is not None for item in new)
+        row = {
+            "id": job_id,
+            "created_at": now,
+            "finished_at": now if failed == len(new) else None,
+            "total": len(new),
+            "saved": 0,
+            "failed": failed,
+            "webhook": webhook,
+            "webhook_attempts": 0,
+            "webhook_due_at": now,
+        }
+
+        def work(connection: sa.Connection) -> None:
+            connection.execute(sa.insert(jobs), row)
+            rows = [_new_row(job_id, number, item) for number, item in enumerate(new)]
+            for start in range(0, len(rows), BATCH):
+                connection.execute(sa.insert(items), rows[start : start + BATCH])
+
+        await self._catalog.execute(work)
+        return _to_job(row)
+
+    async def find(self, job_id: str) -> Job | None:
+        query = sa.select(jobs).where(jobs.c.id == job_id)
+        row = await self._catalog.execute(lambda connection: connection.execute(query).mappings().first())
+        return None if row is None else _to_job(dict(row))
+
+    async def page(
+        self, *, limit: int, after: tuple[int, str] | None = None, state: JobState | None = None
+    ) -> Sequence[Job]:
+        query = sa.select(jobs).order_by(jobs.c.created_at.desc(), jobs.c.id.desc()).limit(limit)
+        if after is not None:
+            # Row values would be shorter, and SQLite finds no index for them in this order.
+            older, same = jobs.c.created_at < after[0], jobs.c.created_at == after[0]
+            query = query.where(jobs.c.created_at <= after[0], sa.or_(older, sa.and_(same, jobs.c.id < after[1])))
+        if state is not None:
+            query = query.where(_STATES[state])
+        rows = await self._catalog.execute(lambda connection: connection.execute(query).mappings().all())
+        return [_to_job(dict(row)) for row in rows]
+
+    async def cancel(self, job_id: str) -> Job | None:
+        waiting = sa.and_(items.c.job == job_id, items.c.state == WAITING)
+        this = sa.and_(jobs.c.id == job_id, jobs.c.finished_at.is_(None))
+        now = self._catalog.now()
+
+        def work(connection: sa.Connection) -> dict[str, Any] | None:
+            # Links first, as where one is settled: two transactions never wait for each other.
+            connection.execute(sa.update(items).where(waiting).values(state=STOPPED, link=None))
+            connection.execute(sa.update(jobs).where(this).values(finished_at=now, webhook_due_at=now))
+            row = connection.execute(sa.select(jobs).where(jobs.c.id == job_id)).mappings().first()
+            return None if row is None else dict(row)
+
+        row = await self._catalog.execute(work)
+        return None if row is None else _to_job(row)
+
+    async def waits(self, item: JobItem) -> bool:
+        this = sa.and_(items.c.job == item.job, items.c.number == item.number, items.c.state == WAITING)
+        query = sa.select(sa.literal(1)).where(this)
+        return await self._catalog.execute(lambda connection: connection.scalar(query)) is not None
+
+    async def results(self, job_id: str, *, after: int, limit: int) -> Sequence[JobResult]:
+        query = (
+            sa.select(items).where(items.c.job == job_id, items.c.number > after).order_by(items.c.number).limit(limit)
+        )
+        rows = await self._catalog.execute(lambda connection: connection.execute(query).all())
+        records = await self._catalog.find_all({Key(row.key) for row in rows if row.state == SAVED})
+        return [_to_result(row, records.get(row.key) if row.state == SAVED else None) for row in rows]
+
+    async def count_waiting(self) -> int:
+        query = sa.select(sa.func.count()).select_from(items).where(items.c.state == WAITING)
+        return await self._catalog.execute(lambda connection: connection.scalar(query) or 0)
+
+    async def due(self, limit: int, *, but: Collection[tuple[str, int]], busy: Collection[str]) -> Sequence[JobItem]:
+        first = (
+            sa.select(items)
+            .where(items.c.state == WAITING, items.c.due_at <= self._catalog.now())
+            .order_by(items.c.expires_at, items.c.job, items.c.number)
+            .limit(SEARCHED_MAX)
+            .subquery()
+        )
+        query = (
+            sa.select(first)
+            .where(first.c.host.not_in(busy))
+            .order_by(first.c.expires_at, first.c.job, first.c.number)
+            .limit(limit + len(but))
+        )
+        rows = await self._catalog.execute(lambda connection: connection.execute(query).all())
+        return [_to_item(row) for row in rows if (row.job, row.number) not in but][:limit]
+
+    async def saved(self, item: JobItem, key: Key, *, created: bool) -> Job:
+        return await self._settle(item, {"state": SAVED, "key": key, "created": created}, jobs.c.saved)
+
+    async def failed(self, item: JobItem, failure: Failure) -> Job:
+        change = {"state": FAILED, "code": failure.code, "detail": failure.detail[:255]}
+        return await self._settle(item, change, jobs.c.failed)
+
+    async def postpone(self, item: JobItem, delay_s: float) -> None:
+        change = (
+            sa.update(items)
+            .where(items.c.job == item.job, items.c.number == item.number)
+            .values(attempts=item.attempts + 1, due_at=self._catalog.now() + round(delay_s))
+        )
+        await self._catalog.execute(lambda connection: connection.execute(change))
+
+    async def webhooks(self, limit: int) -> Sequence[Webhook]:
+        query = (
+            sa.select(jobs)
+            .where(jobs.c.webhook.is_not(None), jobs.c.finished_at.is_not(None))
+            .order_by(jobs.c.webhook_due_at)
+            .limit(limit)
+        )
+        rows = await self._catalog.execute(lambda connection: connection.execute(query).mappings().all())
+        now = self._catalog.now()
+        return [
+            Webhook(_to_job(dict(row)), row["webhook"], row["webhook_attempts"], row["webhook_due_at"] - now)
+            for row in rows
+        ]
+
+    async def told(self, webhook: Webhook) -> None:
+        change = sa.update(jobs).where(jobs.c.id == webhook.job.id).values(webhook=None)
+        await self._catalog.execute(lambda connection: connection.execute(change))
+
+    async def postpone_webhook(self, webhook: Webhook, delay_s: float) -> None:
+        values = {"webhook_attempts": webhook.attempts + 1, "webhook_due_at": self._catalog.now() + round(delay_s)}
+        change = sa.update(jobs).where(jobs.c.id == webhook.job.id).values(values)
+        await self._catalog.execute(lambda connection: connection.execute(change))
+
+    async def forget(self, older_than_s: int) -> int:
+        old = sa.select(jobs.c.id).where(jobs.c.finished_at < self._catalog.now() - older_than_s)
+
+        def work(connection: sa.Connection) -> int:
+            connection.execute(sa.delete(items).where(items.c.job.in_(old)))
+            return connection.execute(sa.delete(jobs).where(jobs.c.id.in_(old))).rowcount
+
+        return await self._catalog.execute(work)
+
+    async def _settle(self, item: JobItem, change: dict[str, Any], counter: sa.Column[int]) -> Job:
+        this = sa.and_(items.c.job == item.job, items.c.number == item.number, items.c.state == WAITING)
+        done = sa.case((jobs.c.saved + jobs.c.failed + 1 == jobs.c.total, self._catalog.now()))
+        finished = sa.func.coalesce(jobs.c.finished_at, done)  # it may have been cancelled meanwhile
+
+        def work(connection: sa.Connection) -> dict[str, Any]:
+            # A link is a credential, and nothing is left to do with it.
+            if connection.execute(sa.update(items).where(this).values(link=None, **change)).rowcount:
+                counted = {counter.name: counter + 1, "finished_at": finished}
+                connection.execute(sa.update(jobs).where(jobs.c.id == item.job).values(counted))
+            return dict(connection.execute(sa.select(jobs).where(jobs.c.id == item.job)).mappings().one())
+
+        return _to_job(await self._catalog.execute(work))
+
+
+def _new_row(job_id: str, number: int, item: NewItem) -> dict[str, Any]:
+    return {
+        "job": job_id,
+        "number": number,
+        "link": item.link if item.failure is None else None,
+        "host": item.host,
+        "expires_at": NO_END if item.expires_at is None else int(item.expires_at.timestamp()),
+        "state": WAITING if item.failure is None else FAILED,
+        "attempts": 0,
+        "due_at": 0,
+        "key": item.key,
+        "code": None if item.failure is None else item.failure.code,
+        "detail": None if item.failure is None else item.failure.detail[:255],
+    }
+
+
+def _to_job(row: dict[str, Any]) -> Job:
+    finished = row["finished_at"]
+    return Job(
+        id=row["id"],
+        created_at=datetime.fromtimestamp(row["created_at"], UTC),
+        finished_at=None if finished is None else datetime.fromtimestamp(finished, UTC),
+        total=row["total"],
+        saved=row["saved"],
+        failed=row["failed"],
+    )
+
+
+def _to_item(row: sa.Row[Any]) -> JobItem:
+    expires_at = None if row.expires_at == NO_END else datetime.fromtimestamp(row.expires_at, UTC)
+    return JobItem(row.job, row.number, row.link, row.host, expires_at, row.attempts)
+
+
+def _to_result(row: sa.Row[Any], record: Record | None) -> JobResult:
+    failure = None if row.code is None else Failure(row.code, row.detail)
+    key = None if row.key is None else Key(row.key)
+    state = "cancelled" if row.state == STOPPED else row.state
+    return JobResult(row.number, state, key, bool(row.created), record, failure, row.host)

@@ -1,0 +1,1 @@
+"""The hot path: finds an image, fills it on a miss, delivers it; and what clients and operators do to stored images."""

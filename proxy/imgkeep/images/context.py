@@ -1,0 +1,122 @@
+"""Who asks for an image, and what comes of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from imgkeep.core.records import OWN
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from imgkeep.core.records import Client, Format, Record
+    from imgkeep.images.redirects import Address
+    from imgkeep.ports import Body, Growing
+
+
+T = TypeVar("T")
+
+
+def _anybody() -> None:
+    """Nobody is kept from causing a fill."""
+
+
+async def _stay(awaited: Awaitable[T]) -> T:
+    """Wait until the end, whichever reader leaves."""
+    return await awaited
+
+
+@dataclass(frozen=True, slots=True)
+class Visit:
+    """
+    Who asks, and how.
+
+    Attributes:
+        head: Only the head of the answer is wanted.
+        came_from_us: A node of ours asks; it is answered from the store and never causes a fill.
+        insist: Raises a `SourceRejected` if this visitor may be shown what is kept, but have nothing fetched.
+        client: Whose limits a fill counts against, and whose share of the places for fetches it takes.
+        wait: Waits for something as long as the client is there; raises `ConnectionError` when it has left.
+    """
+
+    head: bool = False
+    came_from_us: bool = False
+    insist: Callable[[], None] = _anybody
+    client: Client = OWN
+    wait: Callable[[Awaitable[Any]], Awaitable[Any]] = _stay
+
+
+SOMEBODY: Final = Visit()
+"""Nothing is known of who asks."""
+
+
+class Outcome(Enum):
+    """How a request was answered, in the words of RFC 9211."""
+
+    HIT = "hit"
+    STORED = "stored"
+    COLLAPSED = "collapsed"
+    UNKEPT = "unkept"
+    """Fetched and passed on, but no store could take it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """
+    An image on its way out. Whoever gets one calls `body.aclose` when done.
+
+    Attributes:
+        etag: Strong, the same for hit and miss.
+        key: Under what it was found: the key of its record or, at a permanent URL, its name. `changed` is told that.
+        object_name: `<digest>.<ext>` once it is known: the last part of the permanent URL.
+        permanent_url: Where the object is for ever, when that is known and not with us.
+        name: A name for people who save the image.
+        growing: The body, where it is still on its way.
+        lasting: Whether the client may keep it for ever; else it may turn out to be another picture.
+        settled: Whether later requests by the same link are answered alike; else the link is still to be tried.
+        record: By what it was found, if there is a record.
+    """
+
+    key: str
+    outcome: Outcome
+    format: Format
+    etag: str
+    name: str
+    body: Body
+    object_name: str | None = None
+    permanent_url: str | None = None
+    growing: Growing | None = None
+    lasting: bool = True
+    settled: bool = True
+    record: Record | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Redirect:
+    """The client is sent to the source itself."""
+
+    url: str
+
+
+@dataclass(frozen=True, slots=True)
+class Referral:
+    """The client is sent to where the object is. Who has it already (`etag`) need not go."""
+
+    address: Address
+    etag: str
+    object_name: str
+    permanent_url: str | None
+    lasting: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """
+    Another worker fetches the image, or did so a moment ago: who wants it asks there, by the worker's name. `claim` is
+    the name of what it holds.
+    """
+
+    holder: str
+    claim: str

@@ -1,0 +1,67 @@
+"""What a link tells by itself: for people and programs that want to know before anything is fetched."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from imgkeep.core.identity import identify
+from imgkeep.core.policy import judge
+from imgkeep.core.source_url import own_path, read_source
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from imgkeep.config import Config
+    from imgkeep.core.policy import Policy
+    from imgkeep.core.records import Source, SourceInfo
+    from imgkeep.ports import Clock
+
+
+@dataclass(frozen=True, slots=True)
+class Inspector:
+    """
+    Tells of a link what `/img` would go by. `public` is `server.public_url`.
+
+    `is_gone` tells of a URL whether a picture stands there in the place of those that are no more.
+    """
+
+    policy: Policy
+    identify: Callable[[Source], SourceInfo]
+    public: Source | None
+    is_gone: Callable[[Source], bool] = lambda _: False
+
+    def inspect(self, source: Source) -> dict[str, object]:
+        """
+        Return the facts as `GET /api/inspect` gives them.
+
+        `ours`: it lies under `server.public_url`. `signature_checked`: see `SourceInfo.enforced`; None: the identity
+        leaves out nothing that grants access.
+        """
+        info = self.identify(source)
+        reason = judge(source, self.policy)
+        return {
+            "url": source.url,
+            "identity": info.identity,
+            "key": info.key,
+            "provider": info.provider,
+            "scheme": info.scheme,
+            "temporary": info.temporary,
+            "expires_at": info.expires_at,
+            "signature_checked": info.enforced if info.permission else None,
+            "ours": self.public is not None and own_path(source, self.public) is not None,
+            "allowed": reason is None,
+            "reason": reason,
+        }
+
+
+def make_inspector(config: Config, clock: Clock) -> Inspector:
+    """Return what reads links by the provider rules and the policy of a configuration."""
+    catalogue = config.read_catalogue()
+    exact = config.sources.identity == "exact"
+    return Inspector(
+        policy=config.policy(catalogue),
+        identify=lambda source: identify(source, clock(), catalogue, exact=exact),
+        is_gone=catalogue.is_gone,
+        public=read_source(config.server.public_url) if config.server.public_url else None,
+    )

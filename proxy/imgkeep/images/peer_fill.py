@@ -1,0 +1,170 @@
+"""
+A mirror: what another worker fetches, for any number of readers here, from the file that grows there.
+
+Workers speak of keys: the one line between the two says what is fetched, how far the file has come, and at the end that
+this was all. Nothing of a client's request goes over it; ranges and conditions are answered here. There is one line a
+key, whoever asks. The file's descriptor stays good when the file is moved to its place or removed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from imgkeep import ports
+from imgkeep.core.errors import StorageError
+from imgkeep.images.singleflight import Tide
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from contextlib import AbstractAsyncContextManager
+    from pathlib import Path
+
+    from imgkeep.core.errors import ImgkeepError
+    from imgkeep.images.fill import Head
+    from imgkeep.ports import Disk, Draft, Readable, Spool
+
+
+@dataclass(frozen=True, slots=True)
+class Feed:
+    """
+    A fill in another worker.
+
+    Attributes:
+        path: The file that it grows in; `None`: all bytes come with the steps.
+        steps: As `ports.Trace.steps`.
+    """
+
+    head: Head
+    path: Path | None
+    steps: AsyncIterator[tuple[int, bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class FillFailure:
+    """
+    Why a fill in another worker has brought nothing.
+
+    Attributes:
+        link: The fingerprint of the link that failed: one that differs may do better. `None`: none would.
+    """
+
+    link: bytes | None
+    error: ImgkeepError
+
+
+class Peers(ports.Siblings, Protocol):
+    """Other workers whose fills can be followed."""
+
+    def follow(self, holder: str, name: str) -> AbstractAsyncContextManager[Feed | FillFailure | None]:
+        """
+        Follow a fill in another worker, by the name of its claim; `None`: there is none to follow, or not any more.
+
+        Raises:
+            Busy: It cannot be asked.
+            StorageError: It fails unexpectedly.
+        """
+
+
+class Mirror:
+    """
+    A flight of `collapse.Flights`, and a body. Implements `ports.Growing` and `ports.Body`.
+
+    Attributes:
+        head: Resolved once: with what is fetched, with why nothing is, or with `None`: there is nothing to follow.
+
+    Args:
+        call: Begins to follow the other worker, until the end of the block.
+        disk: Where the file is.
+        rest: Where bytes that are in no file are held.
+    """
+
+    def __init__(
+        self, call: Callable[[], AbstractAsyncContextManager[Feed | FillFailure | None]], disk: Disk, rest: Spool
+    ) -> None:
+        self.head: asyncio.Future[Head | FillFailure | None] = asyncio.get_running_loop().create_future()
+        self._call = call
+        self._disk = disk
+        self._spool = rest
+        self._file: Readable | None = None
+        self._file_size = 0
+        self._rest: Draft | None = None
+        self._size: int | None = None
+        self._tide = Tide()
+        self._holders = 1
+
+    @property
+    def size(self) -> int | None:
+        return self._size
+
+    @property
+    def at_hand(self) -> None:
+        """Nothing is stored yet."""
+
+    @property
+    def ended(self) -> bool:
+        return self._tide.ended
+
+    async def settle(self) -> int:
+        while not self._tide.ended:
+            await self._tide.beyond(self._tide.height)
+        return await self._tide.beyond(self._tide.height)
+
+    def hold(self) -> None:
+        """Announce one more reader, who calls `aclose` when done."""
+        self._holders += 1
+
+    async def lay_open(self) -> None:
+        """Others ask the worker that fetches."""
+
+    async def run(self) -> None:
+        async with self._call() as feed:
+            if isinstance(feed, Feed):
+                if feed.path is not None:
+                    self._file = await self._disk.peek(feed.path)
+                if feed.path is None or self._file is not None:
+                    self._size = feed.head.size
+                    self.head.set_result(feed.head)
+                    async for height, data in feed.steps:
+                        await self._take(height, data)
+                        self._tide.rise(height)
+                    self._size = self._tide.height
+                else:  # it is being given its name
+                    self.head.set_result(None)
+            else:
+                self.head.set_result(feed)
+        self._tide.end()
+
+    def fail(self, error: BaseException) -> None:
+        if isinstance(error, asyncio.CancelledError):
+            error = StorageError("the server is being shut down")
+        if not self.head.done():
+            self.head.set_exception(error)
+            self.head.exception()  # marks it as retrieved: all who waited may have left
+        self._tide.end(error)
+
+    async def read(self, offset: int, size: int) -> bytes:
+        height = await self._tide.beyond(offset)
+        if self._file is not None and offset < self._file_size:
+            return await self._file.read(offset, min(size, self._file_size - offset))
+        if self._rest is None:
+            return b""
+        return await self._rest.read(offset - self._file_size, min(size, height - offset))
+
+    async def aclose(self) -> None:
+        self._holders -= 1
+        if self._holders > 0:
+            return
+        if self._file is not None:
+            await self._file.aclose()
+        if self._rest is not None:
+            await self._rest.aclose()
+
+    async def _take(self, height: int, data: bytes) -> None:
+        if not data:
+            self._file_size = height
+            return
+        if self._rest is None:
+            self._rest = await self._spool.begin(None)
+        await self._rest.write(data)

@@ -1,0 +1,51 @@
+"""
+By which links an image is asked for: https first where http and https share a key.
+
+Rules:
+- Plain http is asked only where https cannot be had: no connection, no certificate, no answer, or no image.
+- A host without https is asked by http at once for some minutes, so that it costs one failed connect in that time.
+- An https link is never asked by http.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from cachetools import TTLCache
+
+from imgkeep.core.confirmation import secure_twin
+from imgkeep.core.policy import judge
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from imgkeep.core.policy import Policy
+    from imgkeep.core.records import Source, SourceInfo
+
+HOSTS_MAX: Final = 8192
+PLAIN_S: Final = 300
+"""For so long a host that could not be reached by https is asked by plain http only."""
+
+
+class Routes:
+    """Chooses links, and remembers hosts that cannot be reached by https; `timer` gives monotonic seconds."""
+
+    def __init__(self, policy: Policy, timer: Callable[[], float]) -> None:
+        self._policy = policy
+        self._plain: TTLCache[str, bool] = TTLCache(HOSTS_MAX, PLAIN_S, timer=timer)
+
+    def find(self, source: Source, info: SourceInfo) -> Sequence[Source]:
+        """Return the links to ask by, in this order."""
+        twin = self.find_secure(source, info)
+        return (source,) if twin is None else (twin, source)
+
+    def find_secure(self, source: Source, info: SourceInfo) -> Source | None:
+        """Return the https link to ask by in the place of an http link; `None`: there is no point in it now."""
+        if source.scheme == "https" or source.host in self._plain:
+            return None
+        twin = secure_twin(source, info)
+        return None if twin is None or judge(twin, self._policy) is not None else twin
+
+    def note_unreachable(self, source: Source) -> None:
+        """Remember that a host cannot be reached by https."""
+        self._plain[source.host] = True

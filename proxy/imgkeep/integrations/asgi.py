@@ -1,0 +1,206 @@
+"""
+Middleware for ASGI 3 applications: FastAPI, Starlette, Django, Quart, Litestar, and what else speaks it.
+
+    app.add_middleware(Imgkeep, public_url="https://img.example.com")
+
+Rules:
+- A response that is left alone is not touched, and neither are WebSockets and the lifespan.
+- The start of one that is rewritten waits for the first piece of its body, which comes at once but where an application
+  has nothing to say.
+- A body that the server reads from a file itself (`http.response.pathsend`) is left alone. One that may mix such parts
+  with pieces (`http.response.zerocopysend`) cannot be known before it is too late, so that is not offered.
+- Who asks for a part of a page gets the page: the application is asked again, for all of it.
+- What was held back goes out when the application fails.
+- A page that is made to be slow does not hold the event loop: see `turns`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from urllib.parse import quote
+
+from imgkeep.integrations import event_loop_turns as turns
+from imgkeep.integrations.links import PATH_SAFE, SiteLinks, img_url
+from imgkeep.integrations.response_body import Body, Streamed, Unaltered, Whole
+from imgkeep.integrations.responses import DIGESTS, is_part, plan, revalidated, rewritten
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+    from typing import Unpack
+
+    from imgkeep.integrations.links import Options
+
+    Message: TypeAlias = MutableMapping[str, Any]
+    Receive: TypeAlias = Callable[[], Awaitable[Message]]
+    Send: TypeAlias = Callable[[Message], Awaitable[None]]
+    # Frameworks differ in how closely they describe what they take.
+    App: TypeAlias = Callable[[Any, Any, Any], Awaitable[None]]
+
+__all__ = ["Imgkeep", "img_url"]
+
+_ZERO_COPY: Final = "http.response.zerocopysend"
+_RANGE: Final = frozenset({b"range", b"if-range"})
+
+
+class Imgkeep:
+    """An ASGI application whose pages ask imgkeep for their images; see `Options`."""
+
+    def __init__(self, app: App, **options: Unpack[Options]) -> None:
+        self._app = app
+        self._site = SiteLinks(**options)
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        extensions = scope.get("extensions") or {}
+        if _ZERO_COPY in extensions:
+            scope = {**scope, "extensions": {name: each for name, each in extensions.items() if name != _ZERO_COPY}}
+        whole = _without_range(scope)  # before the application changes what it is given
+        answer = _Answer(scope, send, self._site, may_be_part=whole is not None)
+        await self._answer(answer, scope, receive)
+        if answer.is_part and whole is not None:
+            answer = _Answer(whole, send, self._site, may_be_part=False)
+            await self._answer(answer, whole, _anew(receive))
+        await answer.end()
+
+    async def _answer(self, answer: _Answer, scope: Message, receive: Receive) -> None:
+        try:
+            await self._app(scope, receive, answer.send)
+        except Exception:
+            await answer.abandon()
+            raise
+
+
+class _Answer:
+    """
+    One response. `held` is its start while that waits, `body` is there while it is rewritten.
+
+    Attributes:
+        is_part: It was a part of a page, and nobody has got anything of it.
+    """
+
+    def __init__(self, scope: Message, send: Send, site: SiteLinks, *, may_be_part: bool) -> None:
+        self._scope, self._send, self._site, self._may_be_part = scope, send, site, may_be_part
+        self.is_part = False
+        self._held: Message | None = None
+        self._body: Body | None = None
+
+    async def send(self, message: Message) -> None:
+        """Be the `send` of the application."""
+        if self.is_part:
+            return
+        kind = message["type"]
+        if kind == "http.response.start":
+            await self._start(message)
+        elif kind == "http.response.body" and self._body is not None:
+            await self._pass(self._body, message)
+        elif kind == "http.response.trailers" and self._body is not None:
+            headers = [(name, value) for name, value in message.get("headers", ()) if _text(name) not in DIGESTS]
+            await self._send({**message, "headers": headers})
+        else:
+            if kind == "http.response.pathsend":
+                await self.end()
+            await self._send(message)
+
+    async def end(self) -> None:
+        """Let the start go out as it is, if it still waits."""
+        if self._held is not None:
+            held, self._held, self._body = self._held, None, None
+            await self._send(held)
+
+    async def abandon(self) -> None:
+        """Let what is held back of the body go out: nothing will come any more."""
+        if self._body is not None and self._held is None:
+            body, self._body = self._body, None
+            async for data in turns.in_turns(body, body.abandon()):
+                await self._send({"type": "http.response.body", "body": data, "more_body": True})
+
+    async def _start(self, message: Message) -> None:
+        headers = [(_text(name), _text(value)) for name, value in message.get("headers", ())]
+        status = message["status"]
+        self.is_part = self._may_be_part and is_part(self._scope["method"], status, headers)
+        if self.is_part:
+            return
+        planned = plan(self._scope["method"], status, headers)
+        if planned is None:
+            if status == 304:
+                message = {**message, "headers": _raw(revalidated(status, headers, self._header(b"if-none-match")))}
+            await self._send(message)
+        elif not planned.has_body:
+            await self._send({**message, "headers": _raw(rewritten(headers, None))})
+        else:
+            self._held = message
+            self._body = Body(planned, self._site.of_page(self._page_url()))
+
+    async def _pass(self, body: Body, message: Message) -> None:
+        data, is_last = bytes(message.get("body", b"")), not message.get("more_body", False)
+        if self._held is not None:
+            held, self._held = self._held, None
+            match await turns.begin(body, data, is_last=is_last):
+                case Unaltered():
+                    self._body = None
+                    await self._send(held)
+                    await self._send(message)
+                    return
+                case Whole(whole):
+                    await self._send(_with_headers(held, len(whole)))
+                    await self._send({**message, "body": whole})
+                    return
+                case Streamed():
+                    await self._send(_with_headers(held, None))
+        waiting = b""
+        async for piece in turns.in_turns(body, body.feed(data)):
+            waiting = await self._relay(waiting, piece)
+        if is_last:
+            async for piece in turns.in_turns(body, body.close()):
+                waiting = await self._relay(waiting, piece)
+        if waiting or is_last:
+            await self._send({"type": "http.response.body", "body": waiting, "more_body": not is_last})
+
+    async def _relay(self, waiting: bytes, piece: bytes) -> bytes:
+        """Send what waited, now that it is not the last; return what waits."""
+        if not piece:
+            return waiting
+        if waiting:
+            await self._send({"type": "http.response.body", "body": waiting, "more_body": True})
+        return piece
+
+    def _header(self, wanted: bytes) -> str:
+        return ", ".join(_text(value) for name, value in self._scope.get("headers", ()) if name.lower() == wanted)
+
+    def _page_url(self) -> str | None:
+        scope = self._scope
+        root, path = scope.get("root_path", ""), scope["path"]
+        path = quote(path if path.startswith(root) else f"{root}{path}", PATH_SAFE, errors="replace")
+        query = _text(scope.get("query_string") or b"")
+        return self._site.page_url(scope.get("scheme", "http"), self._header(b"host"), path, query)
+
+
+def _without_range(scope: Message) -> Message | None:
+    """Return the scope of a request for all of what a part is asked for; `None`: none is."""
+    headers = [(name, value) for name, value in scope.get("headers", ()) if name.lower() not in _RANGE]
+    return None if len(headers) == len(scope.get("headers", ())) else {**scope, "headers": headers}
+
+
+def _anew(receive: Receive) -> Receive:
+    """Give a request without a body, and then what comes."""
+    request: list[Message] = [{"type": "http.request", "body": b"", "more_body": False}]
+
+    async def give() -> Message:
+        return request.pop() if request else await receive()
+
+    return give
+
+
+def _with_headers(start: Message, length: int | None) -> Message:
+    headers = [(_text(name), _text(value)) for name, value in start.get("headers", ())]
+    return {**start, "headers": _raw(rewritten(headers, length))}
+
+
+def _raw(headers: Iterable[tuple[str, str]]) -> list[tuple[bytes, bytes]]:
+    return [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers]
+
+
+def _text(value: bytes) -> str:
+    return value.decode("latin-1")

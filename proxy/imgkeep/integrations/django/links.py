@@ -1,0 +1,46 @@
+"""The links of a site as `settings.IMGKEEP` says."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
+from django.core.signals import setting_changed
+
+from imgkeep.integrations.links import SiteLinks
+
+
+@cache
+def configured() -> SiteLinks:
+    """
+    Return the links of this site.
+
+    Raises:
+        ImproperlyConfigured: `IMGKEEP` is missing or cannot be honoured.
+    """
+    options = getattr(settings, "IMGKEEP", None)
+    if not isinstance(options, dict):
+        raise ImproperlyConfigured('IMGKEEP is missing: {"public_url": "https://img.example.com"}')
+    try:
+        return SiteLinks(**options)
+    except (TypeError, ValueError) as error:
+        raise ImproperlyConfigured(f"IMGKEEP: {error}") from error
+
+
+def img_url(url: str) -> str:
+    """
+    Return the link to ask imgkeep for in the place of a link to an image, whichever link it is.
+
+    Raises:
+        ImproperlyConfigured: `IMGKEEP` is missing or cannot be honoured.
+    """
+    return configured().img_url(url) if url else url
+
+
+def _forget(*, setting: str, **_: object) -> None:
+    if setting == "IMGKEEP":
+        configured.cache_clear()
+
+
+setting_changed.connect(_forget)

@@ -1,0 +1,262 @@
+"""Which links in pages of a site are rewritten, as its developers configure it, and to what."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from datetime import UTC, datetime
+from functools import lru_cache
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Final, Literal, Required, TypeAlias, TypedDict
+
+from imgkeep.core.errors import SourceRejected
+from imgkeep.core.identity import BUILT_IN, read_catalogue
+from imgkeep.core.policy import PORTS
+from imgkeep.core.rewrite import Hosts, ImgLinks, Temporary, every, rewrite_html
+from imgkeep.core.rewrite.links import Page
+from imgkeep.core.signing import KEY_CHARS_MIN
+from imgkeep.core.source_url import read_base, read_source
+from imgkeep.integrations.policy import ANY, KNOWN, AskedRules, Rules, make_policy
+from imgkeep.integrations.save_client import saver_for
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from imgkeep.core.records import Source
+    from imgkeep.core.rewrite import Choice, Linker
+    from imgkeep.integrations.save_client import Saver
+
+Which: TypeAlias = "Literal['temporary', 'all'] | Sequence[str] | Callable[[Source], bool]"
+Allow: TypeAlias = "Sequence[str] | Literal['ask'] | None"
+
+log = logging.getLogger(__name__)
+
+PATH_SAFE: Final = "/:;=,@!$&'()*+~"
+"""What stands for itself in a path (RFC 3986, 3.3)."""
+
+FRAGMENT_STEPS_MAX: Final = 16_384
+"""
+For HTML that a template filter rewrites (`proxy/imgkeep/core/rewrite/budget.py`): a filter cannot let others have their turn.
+A megabyte of what people write takes fewer; what is made to be slow is read for some hundredths of a second, and the
+rest of it stays.
+"""
+
+_WORDS: Final = ("temporary", "all")
+_SITES_MAX: Final = 64
+"""Maximum number of sites that `img_url` remembers. An application has one, or one for each of its customers."""
+
+
+class Options(TypedDict, total=False):
+    """
+    What can be said about a site; the same everywhere.
+
+    Attributes:
+        public_url: Where browsers reach imgkeep; empty: on the site's own server.
+        which: Links that die (`temporary`, the default), `all` that lead to other hosts, those of a list of host globs,
+            or those of which a function says so.
+        allow: What imgkeep may fetch, in patterns as in its `sources.allow`, or `ask`: imgkeep tells. A link that it
+            would refuse is left alone. `None`: with `signing_key` all; else the `known` hosts and those in `which`.
+        deny: What imgkeep may not fetch all the same, in patterns as in its `sources.deny`.
+        allow_ports, allow_networks: As imgkeep's `fetch.allow_ports` and `fetch.allow_networks`.
+        signing_key: The first of imgkeep's `security.signing_keys`, if it has any.
+        providers: As `[[sources.providers]]` of imgkeep, for links that only you know to be temporary.
+        site_url: Scheme and host of the site, where its server does not know them.
+        save: Where the application reaches imgkeep; links are handed there to be saved as they are rewritten.
+        token: One of imgkeep's `security.api_tokens`, for `save` and for `allow="ask"`.
+    """
+
+    public_url: Required[str]
+    which: Which
+    allow: Allow
+    deny: Sequence[str]
+    allow_ports: Sequence[int]
+    allow_networks: Sequence[str]
+    signing_key: str | None
+    providers: Sequence[Mapping[str, object]]
+    site_url: str
+    save: str | None
+    token: str | None
+
+
+class SiteLinks:
+    """
+    The links of a site; see `Options`.
+
+    Raises:
+        ValueError: An option cannot be honoured; the message names it.
+    """
+
+    def __init__(  # noqa: PLR0913 - they are `Options`
+        self,
+        *,
+        public_url: str,
+        which: Which = "temporary",
+        allow: Allow = None,
+        deny: Sequence[str] = (),
+        allow_ports: Sequence[int] = PORTS,
+        allow_networks: Sequence[str] = (),
+        signing_key: str | None = None,
+        providers: Sequence[Mapping[str, object]] = (),
+        site_url: str = "",
+        save: str | None = None,
+        token: str | None = None,
+    ) -> None:
+        _check_url("public_url", public_url)
+        _check_url("site_url", site_url)
+        if signing_key is not None and len(signing_key) < KEY_CHARS_MIN:
+            raise ValueError(f"signing_key: has to have {KEY_CHARS_MIN} characters or more")
+        if token is not None and save is None and allow != "ask":
+            raise ValueError('token: is for save and for allow="ask", and there is neither')
+        self._public_url, self._key = public_url, signing_key
+        self._which: Choice | Literal["temporary", "all"] = _read_which(which)
+        self._catalogue = read_catalogue(providers) if providers else BUILT_IN
+        patterns = self._allowed(which) if allow is None or allow == "ask" else allow
+        policy = make_policy(patterns, deny, self._catalogue, ports=allow_ports, networks=allow_networks)
+        self._rules: Rules | AskedRules = Rules(policy)
+        if allow == "ask":
+            if token is None:
+                raise ValueError("allow: to ask, imgkeep wants a token")
+            self._rules = AskedRules(save or public_url, token, self._catalogue, self._rules)
+        self._saver = saver_for(save, token) if save is not None else None
+        self.site_url = site_url.rstrip("/")
+
+    def of_page(self, url: str | None) -> PageLinks:
+        """Return the linker of one page; `url` is its own."""
+        rules = self._rules.current if isinstance(self._rules, AskedRules) else self._rules
+        if rules is None or (rules.needs_key and self._key is None):
+            return PageLinks(_leave, url, None)
+        links = ImgLinks(self._choice(url), self._public_url, self._key, rules.policy)
+        return PageLinks(links, url, self._saver)
+
+    def page_url(self, scheme: str, host: str, path: str, query: str = "") -> str | None:
+        """Return the URL of a page from what its request says, all quoted; `None`: nobody knows its host."""
+        target = f"{path or '/'}?{query}" if query else path or "/"
+        if self.site_url:
+            return f"{self.site_url}{target}"
+        return f"{scheme}://{host}{target}" if host else None
+
+    def rewrite(self, html: str) -> str:
+        """Return HTML with its links rewritten."""
+        links = self.of_page(self.site_url or None)
+        try:
+            return rewrite_html(html, links, url=links.url, steps_max=FRAGMENT_STEPS_MAX)
+        except Exception as error:  # noqa: BLE001 - the page goes on
+            tell("HTML stays as it is", error)
+            return html
+
+    def img_url(self, url: str) -> str:
+        """Return what to write in the place of a link, whichever link it is; itself if it is none to an image."""
+        links = PageLinks(ImgLinks(every, self._public_url, self._key), self.site_url or None, self._saver)
+        return Page(links, links.url).replacement(url) or url
+
+    def _allowed(self, which: Which) -> Sequence[str]:
+        """Return the patterns where none are given: an imgkeep that wants signatures is open to all by default."""
+        named = () if isinstance(which, str) or callable(which) else tuple(which)
+        return ANY if self._key is not None else (*KNOWN, *named)
+
+    def _choice(self, url: str | None) -> Choice:
+        if self._which == "temporary":
+            # Until when "in ten years" reaches is judged anew for each page.
+            return Temporary(datetime.now(UTC), self._catalogue)  # noqa: TID251 - there is no app.py to ask
+        return _ElsewhereThan(url) if self._which == "all" else self._which
+
+
+class PageLinks:
+    """
+    The linker of one page.
+
+    Attributes:
+        url: The page's.
+        count: How many links it has rewritten.
+    """
+
+    def __init__(self, links: Linker, url: str | None, saver: Saver | None) -> None:
+        self._links, self._saver = links, saver
+        self._has_told = False
+        self.url = url
+        self.count = 0
+
+    def __call__(self, url: str) -> str | None:
+        try:
+            made = self._links(url)
+        except Exception as error:  # noqa: BLE001 - a choice is somebody else's code, and the page goes on
+            if not self._has_told:
+                self._has_told = True
+                tell("a link stays as it is", error)
+            return None
+        if made is not None:
+            self.count += 1
+            if self._saver is not None:
+                self._saver.note(url)
+        return made
+
+
+def img_url(url: str, *, public_url: str = "", signing_key: str | None = None, site_url: str = "") -> str:
+    """
+    Return the link to ask imgkeep for in the place of a link to an image, whichever link it is.
+
+    What is none comes back as it is: a link of imgkeep's own, `data:` and other schemes, a relative link without
+    `site_url`, and what no one can fetch because it is malformed or carries a password.
+
+    Args:
+        url: The link.
+        public_url: Where browsers reach imgkeep; empty: on the server that sends the page.
+        signing_key: The first of imgkeep's `security.signing_keys`, if it has any.
+        site_url: What relative links are resolved against.
+
+    Raises:
+        ValueError: An option cannot be honoured; the message names it.
+    """
+    return _site(public_url, signing_key, site_url).img_url(url) if url else url
+
+
+@lru_cache(_SITES_MAX)
+def _site(public_url: str, signing_key: str | None, site_url: str) -> SiteLinks:
+    return SiteLinks(public_url=public_url, signing_key=signing_key, site_url=site_url, allow=ANY)
+
+
+def _leave(_: str) -> None:
+    """Leave a link alone."""
+
+
+class _ElsewhereThan:
+    """Chooses all links but those to the site itself, which serves them as long as it serves the page."""
+
+    def __init__(self, url: str | None) -> None:
+        own = None
+        if url is not None:
+            try:
+                own = read_source(url)
+            except SourceRejected:
+                own = None
+        self._own = None if own is None else (own.host, own.port)
+
+    def __call__(self, source: Source) -> bool:
+        return (source.host, source.port) != self._own
+
+
+def tell(message: str, error: Exception) -> None:
+    """Log where something went wrong. What exceptions say is not told: it may hold a link."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    log.warning("%s: %s at %s:%s", message, type(error).__name__, PurePath(frame.filename).name, frame.lineno)
+
+
+def _check_url(name: str, url: str) -> None:
+    try:
+        if url:
+            read_base(url)
+    except SourceRejected as error:
+        raise ValueError(f"{name}: {error}".replace("the source URL", "it")) from None
+
+
+def _read_which(which: Which) -> Choice | Literal["temporary", "all"]:
+    if isinstance(which, str):
+        if which in _WORDS:
+            return which  # type: ignore[return-value] # mypy does not narrow by membership
+        raise ValueError("which: is temporary, all, a list of host globs, or a function")
+    if callable(which):
+        return which
+    try:
+        return Hosts(*which)
+    except ValueError as error:
+        raise ValueError(f"which: {error}") from None

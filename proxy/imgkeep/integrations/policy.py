@@ -1,0 +1,238 @@
+"""
+What imgkeep would refuse to fetch, as a site knows it: from its options, or from imgkeep itself.
+
+Rules:
+- A link that imgkeep would refuse is left alone: the image behind it may work where it is, and a refusal never does.
+- A page never waits for an answer of imgkeep. Until the first one, no link of a site that asks is rewritten.
+- An answer holds until the next one: a site whose imgkeep is away goes on as before, also if there was no answer yet.
+  A site that is refused an answer goes by its options.
+- Neither links nor the token are logged.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
+from ipaddress import ip_network
+from threading import Thread
+from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
+
+from imgkeep.core.identity import places_of
+from imgkeep.core.policy import PORTS, Policy
+from imgkeep.core.policy_document import read_policy
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from imgkeep.core.identity import Catalogue
+
+KNOWN: Final = ("known",)
+ANY: Final = ("*",)
+
+ASK_EVERY_S: Final = 300
+"""Interval between two questions: the answer changes when an operator restarts imgkeep with other settings."""
+RETRY_S: Final = 15
+"""Interval after a question that was not answered: a restart of imgkeep takes seconds."""
+TIMEOUT_S: Final = 10
+ANSWER_BYTES_MAX: Final = 1 << 20
+"""Maximum size of an answer: some ten thousand patterns."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """
+    What is known of one imgkeep.
+
+    Attributes:
+        policy: What it may fetch.
+        needs_key: Whether it refuses links that are not signed.
+    """
+
+    policy: Policy
+    needs_key: bool = False
+
+
+def make_policy(
+    allow: Sequence[str],
+    deny: Sequence[str],
+    catalogue: Catalogue,
+    *,
+    ports: Sequence[int] = PORTS,
+    networks: Sequence[str] = (),
+) -> Policy:
+    """
+    Return a policy of patterns as in `sources.allow` and `sources.deny`.
+
+    Raises:
+        ValueError: A pattern can match nothing, or is a word that only a server understands; the message names the
+            option.
+    """
+    for name, patterns, words in (("allow", allow, {"auto"}), ("deny", deny, {"auto", "known", "shared"})):
+        if isinstance(patterns, str):
+            raise ValueError(f'{name}: is a list of patterns, as in ["*.example.com"]')  # noqa: TRY004 - as elsewhere
+        _check(name, patterns, words)
+    try:
+        read = tuple(map(ip_network, networks))
+    except ValueError as error:
+        raise ValueError(f"allow_networks: {error}") from None
+    return Policy(
+        hosts_allowed=catalogue.resolve(allow),
+        hosts_denied=tuple(deny),
+        ports=frozenset(ports),
+        networks=read,
+        names=partial(places_of, catalogue=catalogue),
+    )
+
+
+def _check(name: str, patterns: Sequence[str], words: set[str]) -> None:
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise ValueError(f"{name}: {pattern!r} is no pattern")  # noqa: TRY004 - as elsewhere
+        if pattern.lower() in words:
+            raise ValueError(f"{name}: '{pattern}' is no pattern of hosts; write them out")
+        if pattern not in {"known", "shared"}:
+            try:
+                Policy(hosts_allowed=(pattern,), hosts_denied=(), ports=frozenset(), networks=())
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
+
+
+class AskedRules:
+    """
+    The rules of an imgkeep, which is asked for them by `GET /api/policy` in a thread of its own.
+
+    Args:
+        server: Its URL.
+        token: For its API; white space around it, as a file ends with, does not count.
+        catalogue: What the site knows about links.
+        otherwise: The rules where imgkeep answers something else, as to a wrong token.
+
+    Raises:
+        ValueError: `server` is no http(s) URL.
+    """
+
+    def __init__(  # noqa: PLR0913 - the intervals are for tests
+        self,
+        server: str,
+        token: str,
+        catalogue: Catalogue,
+        otherwise: Rules,
+        *,
+        retry_s: float = RETRY_S,
+        every_s: float = ASK_EVERY_S,
+    ) -> None:
+        parts = urlsplit(server)
+        if parts.scheme not in {"http", "https"} or not parts.hostname or parts.username is not None:
+            raise ValueError(
+                "allow: to ask, imgkeep's absolute http:// or https:// URL has to be in save or public_url"
+            )
+        self._host, self._port, self._is_tls = parts.hostname, parts.port, parts.scheme == "https"
+        self._path = f"{parts.path.rstrip('/')}/api/policy"
+        self._headers = {"Authorization": f"Bearer {token.strip()}"}
+        self._catalogue, self._otherwise = catalogue, otherwise
+        self._retry_s, self._every_s = retry_s, every_s
+        self._thread: Thread | None = None
+        self._ask_at = 0.0
+        self._failure = ""
+        self._rules: Rules | None = None
+        self._begin()
+
+    @property
+    def current(self) -> Rules | None:
+        """What is known now; `None`: nothing yet. Begins to ask where the answer is missing or old."""
+        if time.monotonic() >= self._ask_at:
+            self._begin()
+        return self._rules
+
+    def _begin(self) -> None:
+        # In a child of a fork, threads of its parent are not alive.
+        if self._thread is not None and self._thread.is_alive():
+            return
+        thread = Thread(target=self._ask, name="imgkeep-policy", daemon=True)
+        with suppress(RuntimeError):  # no threads at the end of a process
+            thread.start()
+            self._thread = thread
+
+    def _ask(self) -> None:
+        try:
+            self._rules = read_rules(self._get(), self._catalogue)
+        except Exception as error:  # noqa: BLE001 - pages go on, whatever an answer holds
+            # What other exceptions say is not told: it may hold what was sent.
+            is_away = isinstance(error, NoAnswer) and error.is_away
+            self._fail(str(error) if isinstance(error, NoAnswer) else type(error).__name__, is_away=is_away)
+        else:
+            self._failure, self._ask_at = "", time.monotonic() + self._every_s
+
+    def _fail(self, failure: str, *, is_away: bool) -> None:
+        self._ask_at = time.monotonic() + self._retry_s
+        if not is_away:
+            self._rules = self._rules or self._otherwise
+        if failure != self._failure:
+            self._failure = failure
+            log.warning("imgkeep did not tell its policy: %s", failure)
+
+    def _get(self) -> bytes:
+        # Neither proxies nor redirects: the token is for this server alone.
+        kind = HTTPSConnection if self._is_tls else HTTPConnection
+        connection = kind(self._host, self._port, timeout=TIMEOUT_S)
+        try:
+            connection.request("GET", self._path, headers=self._headers)
+            response = connection.getresponse()
+            if response.status != 200:
+                raise NoAnswer(f"it answers {response.status}", is_away=response.status >= 500)
+            return _read(response)
+        except (OSError, HTTPException) as error:
+            raise NoAnswer(type(error).__name__, is_away=True) from None
+        finally:
+            connection.close()
+
+
+class NoAnswer(Exception):
+    """
+    imgkeep did not say what it would refuse.
+
+    Args:
+        message: Why; it holds nothing that was sent.
+        is_away: Whether it may say so later: nothing answers, or with 5xx.
+    """
+
+    def __init__(self, message: str, *, is_away: bool = False) -> None:
+        super().__init__(message)
+        self.is_away = is_away
+
+
+def read_rules(body: bytes, catalogue: Catalogue) -> Rules:
+    """
+    Read the answer of `GET /api/policy`.
+
+    Raises:
+        NoAnswer: It is something else.
+    """
+    try:
+        told = json.loads(body)
+        if not isinstance(told, dict):
+            raise NoAnswer("its answer is no policy")
+        policy, needs_key = read_policy(told, partial(places_of, catalogue=catalogue))
+    except (ValueError, RecursionError):
+        raise NoAnswer("its answer is no policy") from None
+    return Rules(policy, needs_key)
+
+
+def _read(response: HTTPResponse) -> bytes:
+    """Read an answer within limits of bytes and time, however it drips."""
+    body, end = bytearray(), time.monotonic() + TIMEOUT_S
+    while piece := response.read1(65_536):
+        body += piece
+        if len(body) > ANSWER_BYTES_MAX:
+            raise NoAnswer("its answer is too large")
+        if time.monotonic() > end:
+            raise NoAnswer("its answer is too slow", is_away=True)
+    return bytes(body)

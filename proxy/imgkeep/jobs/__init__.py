@@ -1,0 +1,1 @@
+"""Links that are saved in the background: the runner of durable jobs."""

@@ -1,0 +1,191 @@
+"""
+Log records that hold no secret.
+
+Rules:
+- Facts go into fields, the message stays constant; one record per request.
+- A source URL never becomes a string in a record: ours carry the key, and what others write (libraries, tracebacks) has
+  every URL cut down to its host before it is printed.
+- Printing happens in a thread of its own: a terminal or pipe that does not read must not stop the event loop.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import traceback
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from logging.handlers import QueueHandler, QueueListener
+from pathlib import PurePath
+from queue import Full, Queue
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import TextIO
+
+    from imgkeep.config import Log
+
+QUEUE_RECORDS_MAX: Final = 10_000
+"""When printing falls behind by this much, records are dropped rather than memory filled."""
+FLUSH_TIMEOUT_S: Final = 2
+"""At the end, for what has not been printed yet."""
+
+_URL: Final = re.compile(r"(https?(?::|%(?:25)*3A)(?:\\?/|\\|%(?:25)*(?:2F|5C)){1,2})(\S*)", re.IGNORECASE)
+_ESCAPE: Final = re.compile(r"%(?:25)*([0-9A-F]{2})", re.IGNORECASE)
+_HOST: Final = re.compile(r"(?:[a-z0-9_.-]{1,253}|\[[0-9a-f:.]{2,45}\])(?::[0-9]{1,5})?", re.IGNORECASE)
+_BREAKS: Final = {number: f"\\x{number:02x}" for number in (*range(32), 127, 0x85)} | {
+    number: f"\\u{number:04x}" for number in (0x2028, 0x2029)
+}
+"""What could make one record look like two."""
+_NOT_PLAIN: Final = re.compile(r'[\s"]')
+_PLAIN: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "taskName"}
+
+
+def redact(text: str) -> str:
+    """
+    Cut every URL in `text` down to its scheme and host, user information dropped, however often it is encoded.
+
+    A URL goes on to the next white space: quotes and brackets may be a part of it.
+    """
+    return _URL.sub(_cut, text)
+
+
+def _quote(value: object) -> object:
+    """Return the value of a field as one word, so that what it quotes cannot look like another field."""
+    if isinstance(value, str) and _NOT_PLAIN.search(value):
+        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return value
+
+
+def _cut(match: re.Match[str]) -> str:
+    plain = _ESCAPE.sub(lambda escape: chr(int(escape[1], 16)), match[2])
+    host = _HOST.match(re.split(r"[/?#\\]", plain, maxsplit=1)[0].rpartition("@")[2])
+    return f"{match[1]}{host[0] if host else ''}/..."
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A text for a person at a terminal, printed as it is between the records."""
+
+    text: str
+
+
+def show(text: str) -> None:
+    """
+    Print a text where records go, whatever `log.level` is: from the same thread, because a terminal that is held up
+    (Ctrl-S) must not hold up the event loop.
+    """
+    logging.getLogger().handle(logging.makeLogRecord({"msg": Shown(text.rstrip()), "levelno": logging.CRITICAL}))
+
+
+class RecordFormatter(logging.Formatter):
+    """One line a record, as text (`key=value`, quoted where it holds spaces) or JSON, with every secret out of it."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self._form = form
+
+    def format(self, record: logging.LogRecord) -> str:
+        if isinstance(record.msg, Shown):
+            return record.msg.text
+        facts: dict[str, object] = {
+            "time": datetime.fromtimestamp(record.created, UTC)
+            .isoformat(timespec="milliseconds")
+            .replace("+00:00", "Z"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": redact(record.getMessage()),
+        }
+        for name, value in vars(record).items():
+            if name not in _PLAIN:
+                facts[name] = redact(value) if isinstance(value, str) else value
+        if record.exc_info and record.exc_info[0] is not None:
+            # Without the message: it may hold anything, a URL in a spelling that nobody looks for included.
+            frames = "".join(traceback.format_tb(record.exc_info[2]))
+            facts["error"] = record.exc_info[0].__name__
+            facts["traceback"] = redact(frames)
+        if self._form == "json":
+            return msgspec.json.encode(facts, enc_hook=str).decode()
+        time, level, logger, message = (facts.pop(name) for name in ("time", "level", "logger", "message"))
+        traceback_lines = facts.pop("traceback", "")
+        fields = " ".join(f"{name}={_quote(value)}" for name, value in facts.items() if value is not None)
+        line = f"{time} {level} {logger}: {message} {fields}".rstrip().translate(_BREAKS)
+        return f"{line}\n{traceback_lines}".rstrip()
+
+
+def describe_crash(error: BaseException, *, in_full: bool) -> str:
+    """
+    Say what was raised that no code of ours expected, in one line; `in_full`: with the traceback, secrets cut out.
+
+    Without its message, which may hold anything.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" ({PurePath(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    what = f"an error that imgkeep does not know: {type(error).__name__}{place}"
+    if not in_full:
+        return f'{what}; log.level = "debug" shows where it came from'
+    return f"{what}\n{redact(''.join(traceback.format_tb(error.__traceback__)))}".rstrip()
+
+
+@contextmanager
+def logging_to(stream: TextIO, settings: Log) -> Iterator[None]:
+    """Print the process's log records to `stream`, from a thread of its own, until the end of the block."""
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(RecordFormatter(settings.format))
+    queue: Queue[logging.LogRecord | None] = Queue(QUEUE_RECORDS_MAX)
+    listener = _Printer(queue, handler)
+    entry = _Entry(queue)
+    root = logging.getLogger()
+    root.addHandler(entry)
+    root.setLevel(settings.level.upper())
+    for chatty in ("asyncio", "alembic", "aiohttp.client", "aiohttp.internal", "aiobotocore", "botocore"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    server = logging.getLogger("aiohttp.server")
+    server.addFilter(_tell_briefly)
+    listener.start()
+    try:
+        yield
+    finally:
+        server.removeFilter(_tell_briefly)
+        root.removeHandler(entry)
+        listener.stop()
+
+
+def _tell_briefly(record: logging.LogRecord) -> bool:
+    """A request that is not HTTP is the client's mistake: one line, without the bytes that aiohttp would quote."""
+    from aiohttp.http_exceptions import HttpProcessingError  # noqa: PLC0415 - its logger speaks, so it is there already
+
+    if record.exc_info and isinstance(record.exc_info[1], HttpProcessingError):
+        record.levelno, record.levelname = logging.INFO, "INFO"
+        record.msg, record.args, record.exc_info = "malformed request", (), None
+        return logging.getLogger().isEnabledFor(logging.INFO)
+    return True
+
+
+class _Printer(QueueListener):
+    """Prints what is left at the end, but does not wait for ever for somebody to read it."""
+
+    def __init__(self, records: Queue[logging.LogRecord | None], handler: logging.Handler) -> None:
+        super().__init__(records, handler)
+        self._records = records
+
+    def stop(self) -> None:
+        with suppress(Full):
+            self._records.put(None, timeout=FLUSH_TIMEOUT_S)  # the base's sentinel
+        if self._thread is not None:
+            self._thread.join(FLUSH_TIMEOUT_S)
+            self._thread = None
+
+
+class _Entry(QueueHandler):
+    """Hands records over as they are: formatting happens in the printing thread."""
+
+    def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
+        return record
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the standard library's name
+        """Drop the record: the queue is full because nobody reads what we print."""

@@ -1,0 +1,1 @@
+"""The local store: a folder with the stored layout."""

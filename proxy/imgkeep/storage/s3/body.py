@@ -1,0 +1,131 @@
+"""Bodies on their way from and to a bucket, in pieces: never whole in memory when they are large."""
+
+from __future__ import annotations
+
+from io import UnsupportedOperation
+from typing import TYPE_CHECKING, Final
+
+from imgkeep.core.errors import StorageError
+from imgkeep.storage.s3.errors import BucketError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from imgkeep.ports import Draft
+    from imgkeep.storage.s3.client import BucketClient, Opened, Stream
+
+PIECE_BYTES: Final = 262_144
+RESUMES_MAX: Final = 2
+"""A body that breaks off more often than this is not worth the requests."""
+SKIP_BYTES_MAX: Final = 262_144
+"""So much is read and thrown away before a new request is made for what lies behind it."""
+
+
+class Upload:
+    """
+    Part of a draft as the body of a request: read from its start again whenever the request is sent anew.
+
+    `progress` is called whenever a piece is taken.
+    """
+
+    def __init__(self, draft: Draft, start: int, end: int) -> None:
+        self._draft = draft
+        self._start = start
+        self._end = end
+        self.progress: Callable[[], None] = lambda: None
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        offset = self._start
+        while offset < self._end:
+            piece = await self._draft.read(offset, min(PIECE_BYTES, self._end - offset))
+            if not piece:
+                raise StorageError("a draft is shorter than it was")
+            self.progress()
+            offset += len(piece)
+            yield piece
+
+    def read(self) -> bytes:
+        """For botocore, which tells bodies by this name and does not call it."""
+        raise UnsupportedOperation("read")
+
+    def seek(self, _offset: int) -> None:
+        """For botocore, before it sends a request anew: every iteration begins at the start anyway."""
+
+
+class S3Body:
+    """
+    An object that is read as it comes, and from anywhere by another request (RFC 9110, 14.2).
+
+    A stream that breaks off is taken up where it broke. `If-Match` sees to it that it is still the same object.
+    """
+
+    def __init__(self, client: BucketClient, path: str, opened: Opened) -> None:
+        self._client = client
+        self._path = path
+        self._stream: Stream | None = opened.stream
+        self._position = 0
+        self._resumes = 0
+        self.etag = opened.etag
+        self.size = opened.size
+
+    @property
+    def at_hand(self) -> None:
+        """The bytes are behind a network."""
+
+    async def settle(self) -> int:
+        return self.size
+
+    async def read(self, offset: int, size: int) -> bytes:
+        size = min(size, self.size - offset)
+        if size <= 0:
+            return b""
+        while True:
+            try:
+                stream = await self._go_to(offset)
+                if piece := await stream.read(size):
+                    self._position += len(piece)
+                    return piece
+            except StorageError:
+                if self._resumes == RESUMES_MAX:
+                    raise
+            if self._resumes == RESUMES_MAX:
+                raise BucketError("the bucket's answer broke off")
+            self._resumes += 1
+            self._drop()
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        """Read to the end, and close."""
+        offset = 0
+        try:
+            while piece := await self.read(offset, PIECE_BYTES):
+                yield piece
+                offset += len(piece)
+        finally:
+            self._drop()
+
+    async def aclose(self) -> None:
+        self._drop()
+
+    async def _go_to(self, offset: int) -> Stream:
+        stream = self._stream
+        if stream is None or not 0 <= offset - self._position <= SKIP_BYTES_MAX:
+            self._drop()
+            opened = await self._client.get(self._path, Range=f"bytes={offset}-", IfMatch=f'"{self.etag}"')
+            if opened is None:
+                raise BucketError("the object in the bucket went away while it was read", general=False)
+            stream = self._stream = opened.stream
+            # Not everybody has ranges: then the whole comes, and we read on to where we want to be.
+            self._position = offset if opened.size == self.size - offset else 0
+            if opened.etag != self.etag:
+                raise BucketError("the object in the bucket changed while it was read", general=False)
+        while self._position < offset:
+            piece = await stream.read(min(PIECE_BYTES, offset - self._position))
+            if not piece:
+                raise BucketError("the bucket's answer broke off")
+            self._position += len(piece)
+        return stream
+
+    def _drop(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None

@@ -1,0 +1,183 @@
+"""
+Trying every right that a bucket must give, one after the other, with an image of our own at a place like any other's.
+
+What fails does not keep the others from being tried, so that one look tells all that is to be done. No message holds
+the address of a presigned link.
+"""
+
+from __future__ import annotations
+
+import zlib
+from contextlib import suppress
+from dataclasses import dataclass
+from hashlib import sha256
+from secrets import token_hex
+from typing import TYPE_CHECKING, Final
+
+import aiohttp
+from yarl import URL
+
+from imgkeep.core.errors import StorageError
+from imgkeep.core.layout import object_path
+from imgkeep.storage.memory import MemorySpool
+from imgkeep.storage.s3.errors import MISSING, NOT_S3, BucketError
+from imgkeep.storage.s3.uploads import WHOLE_BYTES_MAX
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Awaitable, Callable
+
+    from imgkeep.storage.s3.store import S3Store
+
+PRESIGN_TTL_S: Final = 60
+RANGE: Final = (8, 16)
+PRESIGN_REMEDY: Final = "set the clock of this machine, and see that nothing before the bucket changes requests"
+PUBLIC_REMEDY: Final = "make v1/objects/ public: docs/s3.md, or use delivery.mode presign"
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Something that was tried; `error` is what is wrong with it, and `remedy` what helps, where that is known."""
+
+    name: str
+    error: str | None = None
+    remedy: str | None = None
+
+
+async def check_up(store: S3Store, *, public_url: Callable[[str], str] | None) -> AsyncGenerator[Step]:
+    """Try all that the bucket must do; `public_url` gives the permanent address of an object, if there is to be one."""
+    probe = _Probe(store, _image())
+    try:
+        put = await _try("put", probe.put)
+        yield put
+        for name, work in (("head", probe.head), ("get", probe.get), ("range", probe.get_range)):
+            yield await _try(name, work, put)
+        yield await _try("list", probe.list)
+        yield await _try("multipart", probe.send_part)
+        yield await _try("presign", probe.get_presigned, put, remedy=PRESIGN_REMEDY)
+        if public_url is not None:
+            url = public_url(probe.name)
+            yield await _try("public", lambda: probe.get_from(url), put, remedy=PUBLIC_REMEDY)
+        # Also if it was not put: a bucket may have taken what it did not admit to, and missing names can be deleted.
+        yield await _try("delete", probe.delete)
+    finally:
+        if not probe.delete_tried:
+            with suppress(StorageError):
+                await probe.delete()
+
+
+async def _try(
+    name: str, work: Callable[[], Awaitable[None]], needs: Step | None = None, *, remedy: str | None = None
+) -> Step:
+    if needs is not None and needs.error is not None:
+        return Step(name, f"not tried, because {needs.name} failed")
+    try:
+        await work()
+    except BucketError as fault:
+        return Step(name, fault.in_full, fault.remedy or remedy)
+    except StorageError as fault:
+        return Step(name, fault.in_full, remedy)
+    return Step(name)
+
+
+class _Probe:
+    """What can be done with one image. Each raises a `StorageError` if it does not work."""
+
+    def __init__(self, store: S3Store, image: bytes) -> None:
+        self.name = f"{sha256(image).hexdigest()}.png"
+        self.delete_tried = False
+        self._store = store
+        self._client = store.client
+        self._image = image
+        self._path = object_path(self.name)
+        self._key = store.client.bucket.path(self._path)
+
+    async def put(self) -> None:
+        draft = await MemorySpool(WHOLE_BYTES_MAX).begin(len(self._image))
+        try:
+            await draft.write(self._image)
+            await self._store.put_object(draft, self.name)
+        finally:
+            await draft.aclose()
+
+    async def head(self) -> None:
+        if await self._store.size_of(self.name) != len(self._image):
+            raise BucketError("the bucket does not have what it said it took")
+
+    async def get(self) -> None:
+        if await self._store.hash_object(self._path) != self.name.partition(".")[0]:
+            raise BucketError("the bucket gives back something else than was put")
+
+    async def get_range(self) -> None:
+        start, end = RANGE
+        opened = await self._client.get(self._path, Range=f"bytes={start}-{end - 1}")
+        part = b"" if opened is None else await opened.stream.read_all(len(self._image))
+        if part != self._image[start:end]:
+            raise BucketError("the bucket does not give the part of an object that it is asked for")
+
+    async def list(self) -> None:
+        answer = await self._client.call("list_objects_v2", Prefix=self._key, MaxKeys=1)
+        if "KeyCount" not in answer and "Contents" not in answer and "Name" not in answer:
+            raise BucketError(NOT_S3)
+
+    async def send_part(self) -> None:
+        begun = await self._client.call("create_multipart_upload", Key=self._key, ContentType="image/png")
+        upload = begun.get("UploadId")
+        if not upload:
+            raise BucketError(NOT_S3)
+        try:
+            await self._client.call("upload_part", Key=self._key, UploadId=upload, PartNumber=1, Body=self._image)
+        except BaseException:
+            with suppress(BucketError):
+                await self._client.call("abort_multipart_upload", Key=self._key, UploadId=upload)
+            raise
+        await self._client.call("abort_multipart_upload", Key=self._key, UploadId=upload)
+
+    async def get_presigned(self) -> None:
+        url, _ = await self._store.presign(self.name, ttl_s=PRESIGN_TTL_S, head=False)
+        await self.get_from(url)
+
+    async def get_from(self, url: str) -> None:
+        """Get the image as anybody would, who knows nothing but its address."""
+        timeout = aiohttp.ClientTimeout(total=self._client.timeout_s)
+        try:
+            async with (
+                aiohttp.ClientSession(timeout=timeout) as session,
+                session.get(URL(url, encoded=True)) as response,
+            ):
+                status = response.status
+                received = bytearray()
+                while len(received) <= len(self._image) and (piece := await response.content.read(WHOLE_BYTES_MAX)):
+                    received += piece
+        except TimeoutError:
+            raise StorageError("a plain GET is not answered within store.timeout_s") from None
+        except (aiohttp.ClientError, ValueError, OSError):
+            raise StorageError("a plain GET reaches nobody, or is broken off") from None
+        if status != 200:
+            raise StorageError(f"a plain GET is answered with {status}")
+        if received != self._image:
+            raise StorageError("a plain GET gives something else than was put")
+
+    async def delete(self) -> None:
+        self.delete_tried = True
+        try:
+            await self._client.call("delete_object", Key=self._key)
+        except BucketError as error:
+            if error.error_code != MISSING:
+                raise
+
+
+def _image() -> bytes:
+    """Return a PNG of one grey pixel that nobody has put before (PNG third edition, 11.2 and 11.3.3.3)."""
+    return b"".join(
+        (
+            b"\x89PNG\r\n\x1a\n",
+            _chunk(b"IHDR", (1).to_bytes(4) + (1).to_bytes(4) + bytes((8, 0, 0, 0, 0))),
+            _chunk(b"tEXt", b"Comment\0imgkeep looked whether this bucket works: " + token_hex(16).encode()),
+            _chunk(b"IDAT", zlib.compress(b"\0\x80")),
+            _chunk(b"IEND", b""),
+        )
+    )
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    return len(data).to_bytes(4) + kind + data + zlib.crc32(kind + data).to_bytes(4)

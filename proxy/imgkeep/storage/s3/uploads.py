@@ -1,0 +1,156 @@
+"""
+Putting bytes into a bucket, so that they are there afterwards: from memory, as a stream, or in parts, by their size.
+
+Nothing counts as put because somebody answered 200: the tag has to be the MD5 of what was sent, or, where encryption or
+parts make it another, a HEAD has to tell the size.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from base64 import b64encode
+from hashlib import md5
+from typing import TYPE_CHECKING, Any, Final
+
+from imgkeep.core.errors import StorageError
+from imgkeep.storage.s3.body import Upload
+from imgkeep.storage.s3.client import tag_of
+from imgkeep.storage.s3.errors import NOT_S3, BucketError
+
+if TYPE_CHECKING:
+    from mmap import mmap
+
+    from imgkeep.ports import Draft
+    from imgkeep.storage.s3.client import BucketClient
+
+WHOLE_BYTES_MAX: Final = 1_048_576
+"""So much is sent from memory, without the round trip of `100 Continue`."""
+MULTIPART_BYTES_MIN: Final = 16_777_216
+PART_BYTES: Final = 8_388_608
+PARTS_AT_ONCE: Final = 3
+
+
+class Uploads:
+    """Uploads to one bucket. `fields` are parameters of S3's `PutObject`."""
+
+    def __init__(self, client: BucketClient) -> None:
+        self._client = client
+        self._aborting: set[asyncio.Task[None]] = set()
+
+    async def aclose(self) -> None:
+        """Wait until what was broken off is removed, or cannot be."""
+        if self._aborting:
+            await asyncio.wait(self._aborting)
+
+    async def put_draft(self, path: str, draft: Draft, fields: dict[str, str]) -> None:
+        """
+        Put a draft, however large it is.
+
+        Raises:
+            StorageError: It is not there, or not whole.
+        """
+        if draft.size <= WHOLE_BYTES_MAX:
+            await self.put_bytes(path, await _read_whole(draft), fields)
+        elif draft.size < MULTIPART_BYTES_MIN:
+            digest = await draft.judge(md5_of)
+            answer = await self._put(path, Upload(draft, 0, draft.size), draft.size, digest, fields)
+            await self._verify(path, answer, digest.hex(), draft.size)
+        else:
+            await self._put_parts(path, draft, fields)
+
+    async def put_bytes(self, path: str, data: bytes, fields: dict[str, str]) -> None:
+        """Put little. Raises as `put_draft`."""
+        digest = md5_of(data)
+        answer = await self._put(path, data, len(data), digest, fields)
+        await self._verify(path, answer, digest.hex(), len(data))
+
+    async def _put(
+        self, path: str, body: bytes | Upload, size: int, digest: bytes, fields: dict[str, str]
+    ) -> dict[str, Any]:
+        return await self._client.call(
+            "put_object",
+            Key=self._client.bucket.path(path),
+            Body=body,
+            ContentLength=size,
+            ContentMD5=b64encode(digest).decode(),
+            **fields,
+        )
+
+    async def _put_parts(self, path: str, draft: Draft, fields: dict[str, str]) -> None:
+        key = self._client.bucket.path(path)
+        starts = range(0, draft.size, PART_BYTES)
+        digests = await draft.judge(lambda body: [md5_of(body[start : start + PART_BYTES]) for start in starts])
+        begun = await self._client.call("create_multipart_upload", Key=key, **fields)
+        upload = begun.get("UploadId")
+        if not upload:
+            raise BucketError(NOT_S3)
+        try:
+            answer = await self._send_parts(key, upload, draft, digests)
+        except BaseException:
+            # Parts of an upload that is not completed are paid for until somebody removes them. Nobody waits for that:
+            # whoever met the failure has a visitor to answer.
+            task = asyncio.create_task(self._abort(key, upload))
+            self._aborting.add(task)
+            task.add_done_callback(self._aborting.discard)
+            raise
+        await self._verify(path, answer, f"{md5_of(b''.join(digests)).hex()}-{len(digests)}", draft.size)
+
+    async def _send_parts(self, key: str, upload: str, draft: Draft, digests: list[bytes]) -> dict[str, Any]:
+        places = asyncio.Semaphore(PARTS_AT_ONCE)
+
+        async def send(number: int, digest: bytes) -> dict[str, Any]:
+            start = (number - 1) * PART_BYTES
+            end = min(start + PART_BYTES, draft.size)
+            async with places:
+                answer = await self._client.call(
+                    "upload_part",
+                    Key=key,
+                    UploadId=upload,
+                    PartNumber=number,
+                    Body=Upload(draft, start, end),
+                    ContentLength=end - start,
+                    ContentMD5=b64encode(digest).decode(),
+                )
+            return {"PartNumber": number, "ETag": answer.get("ETag", "")}
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                parts = [group.create_task(send(number, digest)) for number, digest in enumerate(digests, 1)]
+        except BaseExceptionGroup as failures:
+            raise failures.exceptions[0] from None
+        return await self._client.call(
+            "complete_multipart_upload",
+            Key=key,
+            UploadId=upload,
+            MultipartUpload={"Parts": [part.result() for part in parts]},
+        )
+
+    async def _abort(self, key: str, upload: str) -> None:
+        try:
+            await self._client.call("abort_multipart_upload", Key=key, UploadId=upload)
+        except BucketError:
+            return  # the bucket's lifecycle rule removes it (docs/s3.md)
+
+    async def _verify(self, path: str, answer: dict[str, Any], digest: str, size: int) -> None:
+        etag = tag_of(answer)
+        if etag == digest:
+            return
+        encrypted = answer.get("ServerSideEncryption", "AES256") != "AES256" or "SSECustomerAlgorithm" in answer
+        comparable = len(etag) == len(digest) and not encrypted and "-" not in digest
+        stat = None if not etag or comparable else await self._client.stat(path)
+        if stat is None or stat.size != size:
+            raise BucketError("the bucket does not have what it said it took")
+
+
+def md5_of(data: bytes | bytearray | mmap) -> bytes:
+    """Return the MD5 of some bytes: S3's checksum, and nobody's security."""
+    return md5(data, usedforsecurity=False).digest()
+
+
+async def _read_whole(draft: Draft) -> bytes:
+    data = bytearray()
+    while piece := await draft.read(len(data), draft.size - len(data)):
+        data += piece
+    if len(data) != draft.size:
+        raise StorageError("a draft is shorter than it was")
+    return bytes(data)

@@ -1,0 +1,1 @@
+"""Handlers of `/api`: one module a resource."""

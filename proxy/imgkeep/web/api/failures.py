@@ -1,0 +1,37 @@
+"""`GET /api/failures`: what failed lately, and why."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from imgkeep.core.errors import InvalidRequest
+from imgkeep.images.recent_failures import ENTRIES_MAX, merge_failures
+from imgkeep.web.api.save import answer, enter, read_query
+
+if TYPE_CHECKING:
+    from aiohttp import web
+
+LIMIT_DEFAULT = 100
+
+
+async def list_failures(request: web.Request) -> web.Response:
+    """Return the last failures of all workers, the last to fail first."""
+    site = enter(request)
+    query = read_query(request, {"limit", "host", "code"})
+    limit = _read_limit(query.get("limit"))
+    own = site.failures.list()
+    parts = [own] if site.siblings is None else [own, *await site.siblings.failures()]
+    found = [
+        entry
+        for entry in merge_failures(parts, ENTRIES_MAX)
+        if query.get("host") in {None, entry.host} and query.get("code") in {None, entry.code}
+    ]
+    return answer({"success": True, "failures": found[:limit]})
+
+
+def _read_limit(text: str | None) -> int:
+    if text is None:
+        return LIMIT_DEFAULT
+    if not text.isascii() or not text.isdecimal() or not 1 <= int(text[:4]) <= ENTRIES_MAX or len(text) > 3:
+        raise InvalidRequest(f"limit is a whole number from 1 to {ENTRIES_MAX}")
+    return int(text)

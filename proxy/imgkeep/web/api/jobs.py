@@ -1,0 +1,190 @@
+"""`/api/save-images` and `/api/jobs`: many links at once, how far they are, and their end before it."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import TYPE_CHECKING, Any, Final, get_args
+
+import msgspec
+from aiohttp import web
+
+from imgkeep.core.errors import InvalidRequest
+from imgkeep.core.records import JobState
+from imgkeep.jobs.runner import ITEMS_MAX, describe
+from imgkeep.web.api.images import has_body, make_cursor, read_cursor, read_limit
+from imgkeep.web.api.save import answer, enter, facts_of, read_query
+from imgkeep.web.context import ADMITTED, SITE
+
+if TYPE_CHECKING:
+    from imgkeep.core.records import Job, JobResult
+
+WAIT_MAX_S: Final = 300
+"""So long an answer is waited for with `wait`; then the job goes on without."""
+EVENTS_EVERY_S: Final = 0.25
+"""At most so often, however quickly links are saved."""
+HEARTBEAT_S: Final = 15
+"""Proxies close connections on which nothing comes for a minute."""
+
+LOOK_EVERY_S: Final = 1
+
+_ID: Final = re.compile(r"[0-9a-f]{32}")
+_CURSOR: Final = re.compile(r"([0-9]{1,12})-([0-9a-f]{32})")
+_STATES: Final[tuple[JobState, ...]] = get_args(JobState)
+_NUMBER: Final = re.compile(r"[0-9]{1,5}")
+
+
+class SaveImages(msgspec.Struct, forbid_unknown_fields=True):
+    """The JSON body of `POST /api/save-images`. What is no link fails alone."""
+
+    urls: list[Any]
+    wait: bool = False
+    webhook: str | None = None
+
+
+async def save_images(request: web.Request) -> web.Response:
+    """Take many links to save them, and wait for it if that is wanted."""
+    site = enter(request)
+    body = await site.bodies.read_json(request, SaveImages)
+    job = await site.jobs.submit(body.urls, webhook=body.webhook)
+    if body.wait:
+        job = await _wait(request, job)
+        if job.finished_at is not None:
+            return answer(await _tell(request, job, after=-1, limit=ITEMS_MAX))
+    headers = {"Location": f"{request[ADMITTED].base}/api/jobs/{job.id}"}
+    return answer({"success": True, **describe(job)}, status=202, headers=headers)
+
+
+async def list_jobs(request: web.Request) -> web.Response:
+    """Return jobs, newest first, a page at a time; results left out."""
+    site = enter(request)
+    query = read_query(request, {"limit", "cursor", "state"})
+    limit = read_limit(query.get("limit"))
+    state = next((state for state in _STATES if state == query.get("state")), None)
+    if state is None and "state" in query:
+        raise InvalidRequest(f"state has to be one of {', '.join(_STATES)}")
+    page = await site.jobs.page(limit=limit + 1, after=read_cursor(query.get("cursor"), _CURSOR), state=state)
+    shown = page[:limit]
+    following = make_cursor(shown[-1].created_at, shown[-1].id) if len(page) > limit else None
+    return answer({"success": True, "jobs": [describe(job) for job in shown], "next": following})
+
+
+async def cancel_job(request: web.Request) -> web.Response:
+    """End a job at once. What is stored stays; one that has ended already stays as it is."""
+    site = enter(request)
+    if has_body(request):
+        raise InvalidRequest("takes no body")
+    job = await _find(request)
+    return answer({"success": True, **describe(await site.jobs.cancel(job.id) or job)})
+
+
+async def show_job(request: web.Request) -> web.Response:
+    """Tell how far a job is, and what became of its links so far."""
+    enter(request)
+    job = await _find(request)
+    after, limit = _number(request, "after", -1), _number(request, "limit", ITEMS_MAX)
+    return answer(await _tell(request, job, after=after, limit=min(limit, ITEMS_MAX)))
+
+
+async def follow_job(request: web.Request) -> web.StreamResponse:
+    """Tell how far a job is as Server-Sent Events (WHATWG HTML, 9.2): `progress` whenever something changed, `done`."""
+    site = enter(request)
+    job = await _find(request)
+    response = web.StreamResponse(
+        headers={
+            "Content-Type": "text/event-stream",
+            "Cache-Control": "no-store",
+            "X-Accel-Buffering": "no",  # nginx would hold events back
+            "X-Content-Type-Options": "nosniff",
+        }
+    )
+    await response.prepare(request)
+    with site.jobs.watch(job.id) as changed:
+        while True:
+            changed.clear()
+            job = await site.jobs.find(job.id) or job
+            name = "progress" if job.finished_at is None else "done"
+            data = msgspec.json.encode(describe(job)).decode()
+            await response.write(f"id: {job.saved + job.failed}\nevent: {name}\ndata: {data}\n\n".encode())
+            if job.finished_at is not None:
+                await response.write_eof()
+                return response
+            await asyncio.sleep(EVENTS_EVERY_S)
+            if not await _beat(request, response, changed):
+                return response  # the client asks again, and somebody else answers
+
+
+async def _beat(request: web.Request, response: web.StreamResponse, changed: asyncio.Event) -> bool:
+    """Wait until something has changed, and let the line not fall silent meanwhile; `False`: we are going down."""
+    silent_s = 0
+    while not await _changes(request, changed):
+        if request.app[SITE].health.ending:
+            return False
+        silent_s += LOOK_EVERY_S
+        if silent_s >= HEARTBEAT_S:
+            silent_s = 0
+            await response.write(b":\n\n")
+    return True
+
+
+async def _wait(request: web.Request, job: Job) -> Job:
+    site = request.app[SITE]
+    waited_s = 0
+    with site.jobs.watch(job.id) as changed:
+        while waited_s < WAIT_MAX_S and not site.health.ending:
+            changed.clear()
+            job = await site.jobs.find(job.id) or job
+            if job.finished_at is not None:
+                break
+            if not await _changes(request, changed):
+                waited_s += LOOK_EVERY_S
+    return job
+
+
+async def _changes(request: web.Request, changed: asyncio.Event) -> bool:
+    """Wait for a change, for as long as one may wait before looking whether the client or the server is going."""
+    if request.transport is None:
+        raise ConnectionResetError("the client has left")
+    try:
+        async with asyncio.timeout(LOOK_EVERY_S):
+            await changed.wait()
+    except TimeoutError:
+        return False
+    return True
+
+
+async def _find(request: web.Request) -> Job:
+    job_id = request.match_info["id"]
+    job = await request.app[SITE].jobs.find(job_id) if _ID.fullmatch(job_id) else None
+    if job is None:
+        raise web.HTTPNotFound(text="there is no such job, or it was done more than a week ago")
+    return job
+
+
+async def _tell(request: web.Request, job: Job, *, after: int, limit: int) -> dict[str, Any]:
+    results = await request.app[SITE].jobs.results(job.id, after=after, limit=limit)
+    return {"success": True, **describe(job), "results": [_result(request, result) for result in results]}
+
+
+def _result(request: web.Request, result: JobResult) -> dict[str, Any]:
+    told: dict[str, Any] = {"index": result.number, "state": result.state}
+    if result.host:
+        told["host"] = result.host
+    if result.key is not None:
+        told["key"] = result.key
+    if result.state == "saved":
+        told["created"] = result.created
+    if result.record is not None:
+        told["image"] = facts_of(request, result.record)
+    if result.failure is not None:
+        told["error"] = {"code": result.failure.code, "detail": result.failure.detail}
+    return told
+
+
+def _number(request: web.Request, name: str, default: int) -> int:
+    text = request.query.get(name)
+    if text is None:
+        return default
+    if not _NUMBER.fullmatch(text):
+        raise InvalidRequest(f"{name} has to be a number")
+    return int(text)

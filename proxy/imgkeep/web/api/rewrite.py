@@ -1,0 +1,130 @@
+"""
+`POST /api/rewrite`: a page or a text in, the same with links of ours out.
+
+A document comes as it is (`text/html`, `text/markdown`) and goes back as it is, byte for byte but for links, with what
+there is to tell about it in header fields; or it comes and goes as a string in JSON.
+
+It is taken whole before an answer begins, and not streamed: many clients do not read before they have sent all, and
+nobody could be told any more that the document is too large or that no job was taken.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import TYPE_CHECKING, Final, Literal
+
+import msgspec
+from aiohttp import web
+
+from imgkeep.core.errors import InvalidRequest
+from imgkeep.jobs.runner import ITEMS_MAX, describe
+from imgkeep.page_rewriting import MARKDOWN_BYTES_MAX, check_page_url
+from imgkeep.web.api.save import answer, enter, read_query
+from imgkeep.web.context import ADMITTED, NOTES, SITE
+from imgkeep.web.request_body import BODY_BYTES_MAX, JSON, LARGE_BODY_BYTES, read_json, read_whole, unsupported
+
+if TYPE_CHECKING:
+    from imgkeep.core.records import Job
+    from imgkeep.page_rewriting import Form, Rewritten, Which
+
+FORMS: Final[dict[str, Form]] = {"text/html": "html", "text/markdown": "markdown"}
+REWRITTEN: Final = "Imgkeep-Rewritten"
+"""In an answer that is the document itself: how many links were rewritten."""
+PARAMETERS: Final = ("which", "url", "save")
+
+HEADERS: Final = {
+    "Cache-Control": "no-store",
+    "X-Content-Type-Options": "nosniff",
+    # It is other people's page, and not one of ours.
+    "Content-Security-Policy": "default-src 'none'; sandbox",
+}
+
+_CHARSET: Final = re.compile(r"[A-Za-z0-9][\w.:-]{0,39}", re.ASCII)
+
+
+class Options(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """What is wanted of a document, whichever way it comes."""
+
+    which: Literal["temporary", "all"] | list[str] = "temporary"
+    url: str | None = None
+    save: bool = False
+
+
+class Document(Options, forbid_unknown_fields=True, kw_only=True):
+    """The JSON body: one of the two documents."""
+
+    html: str | None = None
+    markdown: str | None = None
+
+
+async def rewrite(request: web.Request) -> web.Response:
+    """Rewrite links to images in a document, and have the images saved if that is wanted."""
+    site = enter(request)
+    if request.content_type == JSON:
+        if request.query:
+            raise InvalidRequest("the options of a JSON body stand in it, and not in the query")
+        async with site.bodies.room(request):
+            return await _rewrite_json(request, await read_json(request, Document))
+    form = FORMS.get(request.content_type)
+    if form is None:
+        raise unsupported(f"the body has to be {', '.join(FORMS)} or {JSON}", *FORMS, JSON)
+    options = _read_options(request)
+    bytes_max = MARKDOWN_BYTES_MAX if form == "markdown" else BODY_BYTES_MAX
+    charset = request.charset if request.charset and _CHARSET.fullmatch(request.charset) else None
+    async with site.bodies.room(request):
+        data = await read_whole(request, bytes_max=bytes_max)
+        rewritten = await _rewrite(request, data, form, options, charset)
+        job = await _save(request, rewritten) if options.save else None
+    headers = {**HEADERS, REWRITTEN: str(len(rewritten.links))}
+    if job is not None:
+        headers["Location"] = f"{request[ADMITTED].base}/api/jobs/{job.id}"
+    return web.Response(body=rewritten.document, content_type=request.content_type, charset=charset, headers=headers)
+
+
+async def _rewrite_json(request: web.Request, body: Document) -> web.Response:
+    if (body.html is None) == (body.markdown is None):
+        raise InvalidRequest("the body needs html or markdown, and not both")
+    form: Form = "html" if body.markdown is None else "markdown"
+    data = (body.html or body.markdown or "").encode()
+    rewritten = await _rewrite(request, data, form, body, "utf-8")
+    job = await _save(request, rewritten) if body.save else None
+
+    def make() -> web.Response:
+        told = {"success": True, form: rewritten.document.decode(), "rewritten": len(rewritten.links)}
+        return answer(told if not body.save else {**told, "job": None if job is None else describe(job)})
+
+    return make() if len(data) <= LARGE_BODY_BYTES else await asyncio.to_thread(make)
+
+
+async def _rewrite(
+    request: web.Request, data: bytes | bytearray, form: Form, options: Options, charset: str | None
+) -> Rewritten:
+    site = request.app[SITE]
+    if options.url is not None:
+        check_page_url(options.url)
+    which: Which = tuple(options.which) if isinstance(options.which, list) else options.which
+    linker = site.linking.linker(which, request[ADMITTED].base)
+    rewritten = await site.desk.rewrite(data, form, linker, url=options.url, charset=charset)
+    request[NOTES].outcome = "rewritten"
+    return rewritten
+
+
+async def _save(request: web.Request, rewritten: Rewritten) -> Job | None:
+    """Hand the images to a job; `None`: there are none."""
+    links = list(dict.fromkeys(rewritten.links))
+    if len(links) > ITEMS_MAX:
+        raise InvalidRequest(f"save: the document has more than {ITEMS_MAX} links, which no job takes")
+    return await request.app[SITE].jobs.submit(links) if links else None
+
+
+def _read_options(request: web.Request) -> Options:
+    """Read the options of a document that is the body itself. Host globs are separated by commas."""
+    query: dict[str, object] = dict(read_query(request, PARAMETERS))
+    which = query.get("which")
+    if isinstance(which, str) and which not in {"temporary", "all"}:
+        query["which"] = which.split(",")
+    try:
+        return msgspec.convert(query, Options, strict=False)
+    except msgspec.ValidationError:
+        raise InvalidRequest("save has to be true or false") from None

@@ -1,0 +1,153 @@
+"""
+How a failure is presented: as a problem for programs, as a page in a tab, or as a picture in the place of an image.
+
+Rules:
+- A failure is made once, as a problem (`problems.py`). Page and picture are made from that answer, so neither can tell
+  other facts, and the status and the header fields stay.
+- The answer is chosen for each client, after concurrent requests were given one failure to share.
+- An answer that is no problem is returned as it is: a hit never comes here.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from imgkeep.config import ConfigError
+from imgkeep.core.content_negotiation import Form, choose_form
+from imgkeep.core.formats import Spent, Undecided, is_whole, sniff
+from imgkeep.web.html_pages import CONTENT_TYPE, Markup, Page, read_static
+from imgkeep.web.responses import policy_of
+
+if TYPE_CHECKING:
+    from imgkeep.core.http_headers import Fields
+    from imgkeep.core.records import Format
+    from imgkeep.web.messages import Answer
+
+PLACEHOLDER_BYTES_MAX: Final = 1_048_576
+"""Maximum size of `delivery.placeholder`: it is held in memory, and sent whole to each client that meets a failure."""
+
+PROBLEM: Final = "application/problem+json"
+
+
+@dataclass(frozen=True, slots=True)
+class Placeholder:
+    """The picture of `delivery.placeholder`."""
+
+    format: Format
+    body: bytes
+
+
+class _Facts(msgspec.Struct, frozen=True):
+    """What a problem tells (RFC 9457), as `problems.py` writes it."""
+
+    title: str
+    status: int
+    detail: str
+    code: str
+
+
+_PAGE: Final = Page("$status $title", read_static("problem.html"), sources=("img-src data:", "form-action 'none'"))
+_POLICY: Final = _PAGE.policy()
+_CODE: Final = re.compile("`([^`]*)`")
+
+
+def read_placeholder(setting: str) -> Placeholder | None:
+    """
+    Read the file of `delivery.placeholder`; `None`: the setting is empty. Blocks.
+
+    Raises:
+        ConfigError: The file cannot be read, is too large, or is not a whole image.
+    """
+    if not setting:
+        return None
+    path = Path(setting)
+    try:
+        if not path.is_file():
+            problem = "is not a file" if path.exists() else "does not exist"
+            raise ConfigError(f"delivery.placeholder: {setting} {problem}")
+        with path.open("rb") as file:
+            body = file.read(PLACEHOLDER_BYTES_MAX + 1)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ConfigError(f"delivery.placeholder: {setting} cannot be read: {reason}") from None
+    if len(body) > PLACEHOLDER_BYTES_MAX:
+        raise ConfigError(f"delivery.placeholder: {setting} has more than {PLACEHOLDER_BYTES_MAX} bytes")
+    try:
+        found = sniff(body, ended=True)
+        whole = found is not None and not isinstance(found, Undecided) and is_whole(found, body)
+    except Spent:
+        found, whole = None, False
+    if found is None or isinstance(found, Undecided) or not whole:
+        raise ConfigError(f"delivery.placeholder: {setting} is not a whole image of a supported format")
+    return Placeholder(found, body)
+
+
+def present(answer: Answer, method: str, fields: Fields, placeholder: Placeholder | None = None) -> Answer:
+    """
+    Return a failure in the form that its client reads; any other answer as it is.
+
+    Args:
+        answer: The answer, which stays unchanged: others may share it.
+        method: The method of the request.
+        fields: The header fields of the request.
+        placeholder: The picture to answer with; `None`: the request is for no image, or no picture is configured.
+    """
+    if answer.headers.get("Content-Type") != PROBLEM or not isinstance(answer.body, bytes):
+        return answer
+    form = _choose(method, fields)
+    if form is Form.PAGE:
+        return _as_page(answer, answer.body)
+    if form is Form.PICTURE and placeholder is not None:
+        return _as_picture(answer, placeholder)
+    return answer
+
+
+def reads_page(method: str, fields: Fields) -> bool:
+    """Tell whether the client of a request reads a failure as a page."""
+    return _choose(method, fields) is Form.PAGE
+
+
+def _choose(method: str, fields: Fields) -> Form:
+    return choose_form(method, _combine(fields, "Accept"), _combine(fields, "Sec-Fetch-Dest"))
+
+
+def _as_page(answer: Answer, body: bytes) -> Answer:
+    facts = msgspec.json.decode(body, type=_Facts)
+    wait = answer.headers.get("Retry-After")
+    page = _PAGE.fill(
+        status=str(facts.status),
+        title=facts.title,
+        detail=Markup(_CODE.sub(r"<code>\1</code>", escape(_as_sentence(facts.detail)))),
+        code=facts.code,
+        again="" if wait is None else f"Try again in {wait} {'second' if wait == '1' else 'seconds'}.",
+    )
+    headers = {**answer.headers, "Content-Type": CONTENT_TYPE, "Content-Security-Policy": _POLICY}
+    return replace(answer, headers={**headers, "Referrer-Policy": "no-referrer"}, body=page)
+
+
+def _as_picture(answer: Answer, placeholder: Placeholder) -> Answer:
+    headers = {
+        **answer.headers,
+        "Content-Type": placeholder.format.media_type,
+        "Content-Security-Policy": policy_of(placeholder.format),
+        "Cross-Origin-Resource-Policy": "cross-origin",
+    }
+    return replace(answer, headers=headers, body=placeholder.body)
+
+
+def _as_sentence(detail: str) -> str:
+    """Return a detail, which JSON has as a clause, with a capital and a full stop."""
+    text = detail[:1].upper() + detail[1:]
+    return text if text.endswith((".", "!", "?")) else f"{text}."
+
+
+def _combine(fields: Fields, name: str) -> str | None:
+    """Return a field's value, its lines combined (RFC 9110, 5.3); `None` if it is absent."""
+    lines = fields.getall(name, [])
+    return ", ".join(lines) if lines else None

@@ -1,0 +1,1 @@
+"""Requests for images that are answered in front of aiohttp, on the same socket."""

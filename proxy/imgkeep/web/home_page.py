@@ -1,0 +1,171 @@
+"""
+`GET /`: what this server is, as a page for people and as JSON for programs.
+
+Rules:
+- The page tells what every client may know. What needs access (what is read from a link, the newest pictures) its
+  script asks the API for, with the session of the browser, and only where the browser has one.
+- A session does not count for a request that a page elsewhere has caused, and browsers leave the cookie out
+  (`SameSite=Strict`). Behind a link on such a page the script finds out by asking for this page again.
+- Where only this machine can ask, it answers under our own names alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from html import escape
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+from aiohttp import web
+
+from imgkeep import __version__
+from imgkeep.core.content_negotiation import prefers_page
+from imgkeep.core.errors import ImgkeepError
+from imgkeep.web.context import SITE
+from imgkeep.web.documentation import FILES, INDEX
+from imgkeep.web.html_pages import CONTENT_TYPE, Markup, Page, read_static
+from imgkeep.web.login import COOKIE
+
+if TYPE_CHECKING:
+    from imgkeep.web.context import Site
+
+PATH: Final = "/"
+SUMMARY: Final = "Makes temporary image links permanent."
+
+HEADERS: Final = {
+    "Cache-Control": "no-store",
+    "X-Content-Type-Options": "nosniff",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+
+_PAGE: Final = Page("imgkeep", read_static("welcome.html"), read_static("welcome.js"))
+_NEWEST: Final = read_static("newest.html")
+
+_STATES: Final = {
+    "ready": "All parts work",
+    "degraded": "Some parts do not work",
+    "unready": "Starting",
+    "draining": "Stopping",
+}
+_SIGN: Final = "<code>imgkeep sign LINK</code> prints one"
+_HINTS: Final = {
+    "off": Markup("The picture is fetched and stored, if this server may fetch from there."),
+    "misses": Markup(
+        f"This server fetches new images for signed URLs only: {_SIGN}, to be pasted here. "
+        "A link whose picture is stored needs none."
+    ),
+    "always": Markup(f"This server shows images for signed URLs only: {_SIGN}, to be pasted here."),
+}
+_SIGNING: Final = {
+    "off": Markup(),
+    "misses": Markup(f"New images need signed URLs: {_SIGN}, and a back end makes them with the key."),
+    "always": Markup(f"Every URL has to be signed: {_SIGN}, and a back end makes them with the key."),
+}
+_DOCUMENTATION: Final = Markup('<li><a href="docs">Documentation</a></li>')
+_LOG_IN: Final = (
+    "Log in to see them, and what is read from a link: open the link that imgkeep prints at start, or the one that "
+    "<code>imgkeep token --login</code> prints."
+)
+_NO_LOG_IN: Final = "<code>GET /api/images</code> lists them, for clients with one of the configured tokens."
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome:
+    """
+    What the page has to know of the configuration.
+
+    Attributes:
+        leads_away: Whether an image may be at another server: in a bucket, or behind a redirect.
+    """
+
+    leads_away: bool
+
+
+async def welcome(request: web.Request) -> web.Response:
+    """Tell what this server is, in the form that the client reads."""
+    site = request.app[SITE]
+    site.door.insist_on_own_name(request.headers.get("Host"))
+    if site.welcome is None:
+        raise web.HTTPNotFound
+    accept = ", ".join(request.headers.getall("Accept", []))
+    if not prefers_page(accept):
+        body = msgspec.json.encode(_describe(request, site))
+        return web.Response(body=body, content_type="application/json", headers={**HEADERS, "Vary": "Accept"})
+    policy = _PAGE.policy(*_sources(leads_away=site.welcome.leads_away))
+    headers = {
+        **HEADERS,
+        "Content-Type": CONTENT_TYPE,
+        "Vary": "Accept, Authorization, Cookie, Sec-Fetch-Site",
+        "Content-Security-Policy": policy,
+        "Cross-Origin-Opener-Policy": "same-origin",
+        "Referrer-Policy": "no-referrer",
+        "X-Frame-Options": "DENY",
+    }
+    return web.Response(body=_fill(request, site), headers=headers)
+
+
+def _describe(request: web.Request, site: Site) -> dict[str, object]:
+    """Return what programs are told."""
+    base = site.door.own_base(request)
+    _, report = site.health.report(in_full=False)
+    return {
+        "name": "imgkeep",
+        "summary": SUMMARY,
+        "version": __version__,
+        "status": report["status"],
+        "image": f"{base}/img?src={{url}}",
+        "openapi": f"{base}/openapi.json",
+        "api": f"{base}/api",
+        "documentation": f"{base}{INDEX if FILES else '/api'}",
+        "health": f"{base}/healthz",
+        "readiness": f"{base}/readyz",
+        "module": f"{base}/imgkeep.js",
+    }
+
+
+def _sources(*, leads_away: bool) -> tuple[str, ...]:
+    """Return what the page may load: from this server, and from others where images are there."""
+    away = " http: https:" if leads_away else ""
+    return (f"img-src 'self' data:{away}", f"connect-src 'self'{away}", f"form-action 'self'{away}")
+
+
+def _fill(request: web.Request, site: Site) -> bytes:
+    door, may_call = site.door, _may_call(request, site)
+    is_local = bool(door.own_hosts)
+    has_log_in = is_local and door.local_token is not None
+    _, report = site.health.report(in_full=False)
+    status = str(report["status"])
+    newest = _NEWEST.replace("$closed", _LOG_IN if has_log_in else _NO_LOG_IN) if is_local else ""
+    return _PAGE.fill(
+        version=__version__,
+        status=status,
+        state=_STATES[status],
+        parts=_list_parts(report) if is_local or may_call else "",
+        base=door.own_base(request),
+        hint=_HINTS[door.signature],
+        signing=_SIGNING[door.signature],
+        api=_tell_session(request, may_call=may_call) if has_log_in else "",
+        newest=Markup(newest),
+        documentation=_DOCUMENTATION if FILES else "",
+    )
+
+
+def _tell_session(request: web.Request, *, may_call: bool) -> str:
+    """Return what the script goes by: `session`, `ask` where it does not count for this request alone, or nothing."""
+    if may_call and COOKIE in request.cookies:
+        return "session"
+    return "ask" if request.headers.get("Sec-Fetch-Site") in {"cross-site", "same-site"} else ""
+
+
+def _list_parts(report: dict[str, Any]) -> Markup:
+    states = {name: part["status"] for name, part in report.items() if isinstance(part, dict)}
+    items = (f'<li class="dot {escape(state)}">{escape(name)} {escape(state)}</li>' for name, state in states.items())
+    return Markup(f'<ul aria-label="Parts">{"".join(items)}</ul>')
+
+
+def _may_call(request: web.Request, site: Site) -> bool:
+    try:
+        site.door.insist_on_access(request)
+    except ImgkeepError:
+        return False
+    return True

@@ -1,0 +1,205 @@
+"""
+What is asked for an image and what is answered, whichever way the request came: by aiohttp, or without it.
+
+The handlers of images take an `Ask` and return an `Answer`. Who sends it is another matter: `connection.py` writes the
+answer to a plain request itself, and `over_aiohttp` makes a handler one of aiohttp's, for all other requests. Either
+sends the bytes at the client's own speed. When a body breaks off, the connection is broken off too, so that no client
+takes a part for the whole.
+
+What is made for each request is not frozen: to make a frozen data class takes three times as long.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Final, TypeAlias, cast
+
+from aiohttp import HttpVersion11, web
+
+from imgkeep.core.errors import ImgkeepError, StorageError
+from imgkeep.web.client_presence import Presence
+from imgkeep.web.context import IS_IMAGE, NOTES, SITE
+
+if TYPE_CHECKING:
+    from multidict import MultiMapping
+
+    from imgkeep.ports import Growing, Readable
+    from imgkeep.web.context import Notes, Site
+
+PIECE_BYTES: Final = 32_768
+"""What a slow reader holds in memory at most; the rest waits in the file."""
+
+
+@dataclass(slots=True)
+class Ask:
+    """
+    A GET or HEAD request for an image.
+
+    Attributes:
+        route: What it counts as: the pattern of its path.
+        name: The last part of the path, where the route leaves it open.
+        target: The request target as it came, undecoded.
+        remote: The address of the peer, or how it is called.
+        presence: Tells whether its client is still there.
+        takes_chunks: Whether the client can tell that a body of unknown size was cut: not with HTTP/1.0.
+    """
+
+    site: Site
+    route: str
+    name: str
+    head: bool
+    target: str
+    fields: MultiMapping[str]
+    remote: str
+    takes_chunks: bool
+    notes: Notes
+    presence: Presence = field(default_factory=Presence)
+
+    def field(self, name: str) -> str | None:
+        """Return a field's value, its lines combined (RFC 9110, 5.3); `None` if it is absent."""
+        lines = self.fields.getall(name, [])
+        return ", ".join(lines) if lines else None
+
+
+@dataclass(slots=True)
+class Part:
+    """
+    The bytes of a body from `start` to `end`, to its own end where that is not known yet; `first` are the first ones.
+
+    Whoever gets one closes the body.
+    """
+
+    body: Readable
+    start: int
+    end: int | None
+    first: bytes
+    growing: Growing | None = None
+    """The body, where it is still on its way: others may join its readers."""
+
+    async def read(self, offset: int) -> bytes:
+        """
+        Return the next piece; nothing at the end.
+
+        Raises:
+            ImgkeepError: There are no more bytes, though there ought to be.
+        """
+        piece = await self.body.read(offset, piece_size(offset, self.end))
+        if not piece and self.end is not None and offset < self.end:
+            raise StorageError("a body is shorter than it was said to be")
+        return piece
+
+
+@dataclass(slots=True)
+class Answer:
+    """
+    An answer, ready to be sent. `headers` say all but who sends it, when, and how long `body` is if that is bytes;
+    `None` is the body of an answer that has none.
+    """
+
+    status: int
+    headers: dict[str, str]
+    body: bytes | Part | None = None
+
+
+Handler: TypeAlias = Callable[[Ask], Awaitable[Answer]]
+
+
+def piece_size(offset: int, end: int | None) -> int:
+    return PIECE_BYTES if end is None else min(PIECE_BYTES, end - offset)
+
+
+def encode_head(answer: Answer, signature: bytes, *, head: bool) -> bytes:
+    """Return the head of an answer as it goes over the wire; `signature` says who sends it, and when."""
+    headers, body = answer.headers, answer.body
+    lines = [f"HTTP/1.1 {answer.status} {HTTPStatus(answer.status).phrase}\r\n"]
+    lines += [f"{name}: {value}\r\n" for name, value in headers.items()]
+    if "Content-Length" not in headers:
+        if isinstance(body, Part) or (head and body is None and answer.status == HTTPStatus.OK):
+            lines.append("Transfer-Encoding: chunked\r\n")
+        elif answer.status != HTTPStatus.NOT_MODIFIED:
+            lines.append(f"Content-Length: {len(body or b'')}\r\n")
+    text = "".join(lines)
+    if text.count("\n") != len(lines):
+        raise ValueError("a header field has more than one line")
+    return b"".join((text.encode(), signature, b"\r\n"))
+
+
+def over_aiohttp(handler: Handler) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    """Make a handler of images one of aiohttp's."""
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        request[IS_IMAGE] = True
+        resource = request.match_info.route.resource
+        ask = Ask(
+            site=request.app[SITE],
+            route="" if resource is None else resource.canonical,
+            name=request.match_info.get("name", ""),
+            head=request.method == "HEAD",
+            # The raw one, because decoding loses what tells the two ways of writing `src` apart.
+            target=request.raw_path,
+            fields=request.headers,
+            remote=request.remote or "",
+            takes_chunks=request.version >= HttpVersion11,
+            notes=request[NOTES],
+            presence=presence_of(request),
+        )
+        # Plain requests that come another way were compared with our names when their fields were read.
+        ask.site.door.insist_on_own_name(ask.field("Host"))
+        answer = await handler(ask)
+        if isinstance(answer.body, Part):
+            return await send_part(request, answer, answer.body)
+        if ask.head:
+            return web.StreamResponse(status=answer.status, headers=answer.headers)
+        return as_response(answer)
+
+    return handle
+
+
+def presence_of(request: web.Request) -> Presence:
+    """Return what tells whether the client of a request is still there; on connections that are not ours it stays."""
+    presence = getattr(request.protocol, "presence", None)
+    return presence if isinstance(presence, Presence) else Presence()
+
+
+def as_response(answer: Answer) -> web.Response:
+    """Return an answer without a part of an image as one of aiohttp's."""
+    assert not isinstance(answer.body, Part)
+    return web.Response(status=answer.status, headers=answer.headers, body=answer.body)
+
+
+async def send_part(request: web.Request, answer: Answer, part: Part) -> web.StreamResponse:
+    """Send an answer with a part of a body at the client's own speed."""
+    response = web.StreamResponse(status=answer.status, headers=answer.headers)
+    transport = cast("asyncio.WriteTransport | None", request.transport)
+    offset, piece, presence = part.start, part.first, presence_of(request)
+    stall_timeout_s = request.app[SITE].stall_timeout_s
+    if transport is None:
+        await part.body.aclose()
+        raise ConnectionResetError("the client has left")
+    try:
+        await response.prepare(request)
+        while piece:
+            async with asyncio.timeout(stall_timeout_s):
+                await response.write(piece)
+                await request.writer.drain()
+            offset += len(piece)
+            piece = await presence.wait(part.read(offset))
+        async with asyncio.timeout(stall_timeout_s):
+            await response.write_eof()
+    except Exception as error:
+        # The status is long gone; a connection that breaks is the one thing left that every client understands.
+        response.force_close()
+        transport.abort()
+        if not isinstance(error, ImgkeepError | TimeoutError | ConnectionError):
+            raise
+        if isinstance(error, ImgkeepError):
+            request[NOTES].fail_by(error)
+        else:
+            request[NOTES].code = "client_left"
+    finally:
+        request[NOTES].sent = offset - part.start
+        await part.body.aclose()
+    return response

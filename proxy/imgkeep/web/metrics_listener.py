@@ -1,0 +1,93 @@
+"""
+`/metrics` on an address of its own (`server.metrics_address`), so that the public port does not show it.
+
+Several workers listen on it together, and each answers for all.
+"""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Final
+
+from aiohttp import web
+
+from imgkeep.core.errors import Forbidden
+from imgkeep.core.http_headers import read_host
+from imgkeep.web.context import NOTES, SERVER, SITE, Notes
+from imgkeep.web.probes import healthz, tell_metrics
+from imgkeep.web.problems import problems
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+
+    from imgkeep.web.context import Site
+
+LOOPBACK_NAMES: Final = frozenset({"localhost", "127.0.0.1", "::1"})
+LINE_BYTES_MAX: Final = 1024
+FIELD_BYTES_MAX: Final = 4096
+IDLE_TIMEOUT_S: Final = 65
+"""As on the public port: Prometheus keeps its connections, and asks every minute at the latest."""
+
+
+@asynccontextmanager
+async def serving_metrics(site: Site, sockets: Sequence[socket.socket], *, only_here: bool) -> AsyncGenerator[None]:
+    """
+    Serve `/metrics` and `/healthz` there until the end of the block.
+
+    Args:
+        site: What is counted.
+        sockets: Where we listen; closed at the end.
+        only_here: Only programs of this machine can reach them.
+    """
+    app = web.Application(middlewares=[_notes, problems], client_max_size=0)
+    app[SITE] = site
+    app.router.add_get("/metrics", _metrics)
+    app.router.add_get("/healthz", healthz)
+    app.on_response_prepare.append(_sign)
+    if only_here:
+        names = LOOPBACK_NAMES | {sock.getsockname()[0] for sock in sockets}
+
+        # A page elsewhere may have a name of its own lead to this machine (DNS rebinding).
+        @web.middleware
+        async def own_names(
+            request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+        ) -> web.StreamResponse:
+            given = request.headers.get("Host")
+            if given is not None and read_host(given) not in names:
+                raise Forbidden("metrics are shown to this machine under its own names: localhost, 127.0.0.1")
+            return await handler(request)
+
+        app.middlewares.append(own_names)
+    runner = web.AppRunner(
+        app,
+        access_log=None,
+        keepalive_timeout=IDLE_TIMEOUT_S,
+        max_line_size=LINE_BYTES_MAX,
+        max_field_size=FIELD_BYTES_MAX,
+        shutdown_timeout=0.1,
+    )
+    await runner.setup()
+    try:
+        for sock in sockets:
+            await web.SockSite(runner, sock).start()
+        yield
+    finally:
+        await runner.cleanup()
+
+
+async def _metrics(request: web.Request) -> web.Response:
+    return await tell_metrics(request.app[SITE])
+
+
+@web.middleware
+async def _notes(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    """In the place of `records`: nothing is logged here."""
+    request[NOTES] = Notes()
+    return await handler(request)
+
+
+async def _sign(_request: web.Request, response: web.StreamResponse) -> None:
+    response.headers["Server"] = SERVER

@@ -1,0 +1,158 @@
+"""
+Errors as `application/problem+json` (RFC 9457): one ordered table from error to status.
+
+The first class that fits decides, so a subclass stands before its base. `tests/web/test_problems.py` proves that every
+error of `core.errors` has its place.
+"""
+
+from __future__ import annotations
+
+import logging
+from http import HTTPStatus
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+from aiohttp import web
+
+from imgkeep.core import errors
+from imgkeep.core.content_negotiation import FORM_FIELDS
+from imgkeep.core.http_headers import cache_status
+from imgkeep.web.context import EXPOSED, IS_IMAGE, NOTES, SITE
+from imgkeep.web.error_responses import PROBLEM, present
+from imgkeep.web.messages import Answer, as_response
+from imgkeep.web.responses import FIXED_HEADERS
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
+    from imgkeep.web.context import Notes
+
+log = logging.getLogger(__name__)
+
+STATUSES: Final[tuple[tuple[type[errors.ImgkeepError], int, str], ...]] = (
+    (errors.InvalidSource, 400, "The source URL is not usable"),
+    (errors.InvalidRequest, 400, "The request is not understood"),
+    (errors.SourceForbidden, 403, "The source is refused"),
+    (errors.SignatureRequired, 403, "The URL is not signed"),
+    (errors.SignatureInvalid, 403, "The signature is wrong"),
+    (errors.SignatureExpired, 403, "The signature has expired"),
+    (errors.Forbidden, 403, "Not allowed from there"),
+    (errors.Unauthorized, 401, "Not allowed to ask this"),
+    (errors.LoopDetected, 508, "The source is this server"),
+    (errors.Removed, 410, "The image was removed"),
+    (errors.RateLimited, 429, "Too many images for one address"),
+    (errors.Busy, 503, "Too much work at the moment"),
+    (errors.SourceExpired, 410, "The link has expired"),
+    (errors.SourceNotFound, 404, "The origin does not have the image"),
+    (errors.OriginRefused, 502, "The origin refuses the image"),
+    (errors.OriginTimeout, 504, "The origin is too slow"),
+    (errors.NotAnImage, 422, "Not an image"),
+    (errors.TooLarge, 422, "The image is too large"),
+    (errors.OriginError, 502, "The origin failed"),
+    (errors.StorageError, 503, "The storage is unavailable"),
+)
+
+_ACCEPTED: Final = ("Allow", "Accept", "Accept-Encoding")
+"""Fields that say what would be accepted instead."""
+
+# Of the framework's own answers those that our routes can cause.
+_HTTP_CODES: Final = {
+    400: "bad_request",
+    404: "not_found",
+    405: "method_not_allowed",
+    408: "request_timeout",
+    413: "request_too_large",
+    415: "unsupported_media_type",
+    431: "request_too_large",
+}
+
+
+def problem(error: errors.ImgkeepError, *, api: bool = False) -> Answer:
+    """Return the answer to a typed error; under `/api` it says `"success": false` too."""
+    status, title = next((status, title) for kind, status, title in STATUSES if isinstance(error, kind))
+    answer = _answer(status, title, error.code, str(error), {"success": False} if api else {})
+    if isinstance(error, errors.OriginError) and not api:
+        forwarded = () if error.origin_status is None else (f"fwd-status={error.origin_status}",)
+        answer.headers["Cache-Status"] = cache_status("fwd=uri-miss", *forwarded)
+    if isinstance(error, errors.Unauthorized):
+        answer.headers["WWW-Authenticate"] = 'Bearer realm="imgkeep"'  # RFC 6750, 3
+    retry_after_s = getattr(error, "retry_after_s", None)
+    if retry_after_s is None and status == 503:
+        retry_after_s = 5
+    if retry_after_s is not None:
+        answer.headers["Retry-After"] = str(retry_after_s)
+    return answer
+
+
+def explain(error: Exception, notes: Notes, *, api: bool = False) -> Answer:
+    """Return the answer to whatever a handler raised; what nobody foresaw is logged, without its message."""
+    if isinstance(error, errors.ImgkeepError):
+        notes.fail_by(error)
+        if isinstance(error, errors.StorageError):
+            log.warning("storage unavailable", extra={"key": notes.key, "reason": error.in_full})
+        answer = problem(error, api=api)
+        if isinstance(error, errors.OriginError) and error.picture is not None and not api:
+            return _show(answer, *error.picture)
+        return answer
+    extensions = {"success": False} if api else {}
+    if isinstance(error, web.HTTPException):
+        code, status = _HTTP_CODES.get(error.status, "http_error"), HTTPStatus(error.status)
+        told = error.text if error.text != f"{status.value}: {error.reason}" else None
+        if isinstance(error, web.HTTPMethodNotAllowed):
+            told = f"this endpoint does not take that method; use {' or '.join(sorted(error.allowed_methods))}"
+        notes.fail(code, told or status.description)
+        answer = _answer(error.status, status.phrase, code, told or status.description, extensions)
+        for name in _ACCEPTED:
+            if name in error.headers:
+                answer.headers[name] = error.headers[name]
+        return answer
+    log.error("unforeseen error", exc_info=error)
+    code, detail = "internal_error", "The server met an error of its own; it was logged."
+    notes.fail(code, detail)
+    return _answer(500, "Internal error", code, detail, extensions)
+
+
+def _show(answer: Answer, media_type: str, body: bytes) -> Answer:
+    """Return the picture that the origin sent with an error, in the place of the problem and with its status."""
+    fixed = {name: value for name, value in FIXED_HEADERS.items() if name != "Accept-Ranges"}
+    return Answer(answer.status, {**fixed, **answer.headers, "Content-Type": media_type}, body)
+
+
+def unreadable(status: int, notes: Notes) -> Answer:
+    """Return the answer to what the parser of HTTP refuses: not a byte of it comes back."""
+    known = HTTPStatus(status)
+    code, detail = _HTTP_CODES.get(status, "http_error"), known.description or known.phrase
+    notes.fail(code, detail)
+    return _answer(status, known.phrase, code, detail)
+
+
+@web.middleware
+async def problems(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    """Turn whatever a handler raises into a problem, in the form that the client reads."""
+    try:
+        return await handler(request)
+    except ConnectionError:
+        raise
+    except Exception as error:  # noqa: BLE001 - `explain` logs what nobody foresaw
+        answer = explain(error, request[NOTES], api=request.path.startswith("/api"))
+        placeholder = request.app[SITE].placeholder if IS_IMAGE in request else None
+        return as_response(present(answer, request.method, request.headers, placeholder))
+
+
+def _answer(
+    status: int, title: str, code: str, detail: str, extensions: Mapping[str, object] = MappingProxyType({})
+) -> Answer:
+    problem_type = f"urn:imgkeep:problem:{code}"
+    body = {"type": problem_type, "title": title, "status": status, "detail": detail, "code": code, **extensions}
+    headers = {
+        "Content-Type": PROBLEM,
+        "Cache-Control": "no-store",
+        "Vary": FORM_FIELDS,
+        "X-Content-Type-Options": "nosniff",
+        "Access-Control-Allow-Origin": "*",
+        "Access-Control-Expose-Headers": EXPOSED,
+    }
+    return Answer(status, headers, msgspec.json.encode(body))

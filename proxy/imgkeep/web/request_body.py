@@ -1,0 +1,230 @@
+"""
+Bodies of requests to the API: JSON of a known form, documents, and files; bounded in bytes, in time, and in how many at
+once.
+
+Rules:
+- Bodies come as they were sent: codings were refused (`admission.py`).
+- What is not asked for is an error that names it, so that a misspelt name is noticed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Final, TypeVar
+
+import msgspec
+from aiohttp import BodyPartReader, web
+from aiohttp.http_exceptions import HttpProcessingError
+
+from imgkeep.core.errors import Busy, InvalidRequest
+from imgkeep.web.context import ADMITTED
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator
+
+BODY_BYTES_MAX: Final = 33_554_432
+"""10,000 links of 3 kB, or an image of 24 MB as a data URL. Larger ones are uploaded as files."""
+LARGE_BODY_BYTES: Final = 65_536
+LARGE_BODIES_MAX: Final = 4
+"""JSON and documents are read whole: so many large bodies at a time, some 400 MB in the worst case."""
+QUEUE_TIMEOUT_S: Final = 30
+READ_TIMEOUT_S: Final = 20
+"""The longest pause within a body."""
+BODY_TIMEOUT_S: Final = 300
+PIECE_BYTES: Final = 65_536
+
+JSON: Final = "application/json"
+
+MALFORMED: Final = (ValueError, LookupError, RuntimeError, AssertionError, HttpProcessingError)
+"""What aiohttp raises about a multipart body that is none (3.14)."""
+
+_UNKNOWN: Final = re.compile(r"Object contains unknown field `([A-Za-z_][\w-]{0,39})`")
+
+T = TypeVar("T")
+
+
+class Bodies:
+    """Reads bodies."""
+
+    def __init__(self) -> None:
+        self._places = asyncio.Semaphore(LARGE_BODIES_MAX)
+
+    async def read_json(self, request: web.Request, form: type[T]) -> T:
+        """
+        Return the body as `form`, a msgspec type.
+
+        Raises:
+            InvalidRequest: It is no JSON, or not of this form.
+            Busy: Too many large bodies are being read.
+            HTTPException: 408, 413 or 415.
+        """
+        if request.content_type != JSON:
+            raise unsupported(f"the body has to be JSON: Content-Type: {JSON}", JSON)
+        async with self.room(request):
+            return await read_json(request, form)
+
+    @asynccontextmanager
+    async def room(self, request: web.Request) -> AsyncGenerator[None]:
+        """
+        Have room for the body of a request, and for what is made of it, until the end of the block.
+
+        Raises:
+            Busy: Too many large bodies are being worked on.
+            HTTPException: 413.
+        """
+        _insist_on_size(request[ADMITTED].body_bytes or 0, BODY_BYTES_MAX)
+        if is_small(request):
+            yield
+            return
+        try:
+            async with asyncio.timeout(QUEUE_TIMEOUT_S):
+                await self._places.acquire()
+        except TimeoutError:
+            raise Busy("too many large requests are being read", retry_after_s=5) from None
+        try:
+            yield
+        finally:
+            self._places.release()
+
+
+def is_small(request: web.Request) -> bool:
+    """Whether the body is known to be small."""
+    size = request[ADMITTED].body_bytes
+    return size is not None and size <= LARGE_BODY_BYTES
+
+
+async def read_json(request: web.Request, form: type[T]) -> T:
+    """
+    Return the body as `form`, a msgspec type, where there is room for it.
+
+    Raises:
+        InvalidRequest: It is no JSON, or not of this form.
+        HTTPException: 408 or 413.
+    """
+    data = await read_whole(request)
+    return decode(data, form) if is_small(request) else await asyncio.to_thread(decode, data, form)
+
+
+async def read_whole(request: web.Request, *, bytes_max: int = BODY_BYTES_MAX) -> bytearray:
+    """
+    Return the body as it came, where there is room for it.
+
+    Raises:
+        HTTPException: 408 or 413.
+    """
+    _insist_on_size(request[ADMITTED].body_bytes or 0, bytes_max)
+    data = bytearray()
+    loop = asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout(READ_TIMEOUT_S) as limit:
+            end = loop.time() + BODY_TIMEOUT_S
+            async for piece in request.content.iter_any():
+                data += piece
+                _insist_on_size(len(data), bytes_max)
+                limit.reschedule(min(end, loop.time() + READ_TIMEOUT_S))
+    except TimeoutError:
+        raise too_slow() from None
+    return data
+
+
+def decode(data: bytes | bytearray, form: type[T]) -> T:
+    """
+    Decode JSON.
+
+    Raises:
+        InvalidRequest: It is no JSON, or not of this form.
+    """
+    try:
+        return msgspec.json.decode(data, type=form)
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(_tell(str(error))) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise InvalidRequest("the body is not JSON") from None
+
+
+async def read_file(request: web.Request, name: str) -> tuple[AsyncIterator[bytes], int | None]:
+    """
+    Return the file in the field `name` of a multipart body (RFC 7578), its first field, and a bound of its size.
+
+    Raises:
+        InvalidRequest: There is none, or something else.
+        HTTPException: 408 or 415.
+    """
+    try:
+        async with asyncio.timeout(READ_TIMEOUT_S):
+            part = await (await request.multipart()).next()
+    except TimeoutError:
+        raise too_slow() from None
+    except MALFORMED:
+        raise InvalidRequest("the body is not multipart/form-data") from None
+    if not isinstance(part, BodyPartReader) or part.name != name:
+        raise InvalidRequest(f"the first field of the form has to be the file, under the name {name}")
+    if part.headers.get("Content-Encoding") or part.headers.get("Content-Transfer-Encoding", "binary") != "binary":
+        raise web.HTTPUnsupportedMediaType(text="the file must not be encoded")
+    return _pieces(part), request[ADMITTED].body_bytes
+
+
+async def read_pieces(request: web.Request) -> AsyncIterator[bytes]:
+    """
+    Give the body itself, piece by piece as it comes; how large it may be is the caller's business.
+
+    Raises:
+        InvalidRequest: It ends before its end.
+        HTTPException: 408.
+    """
+    end = asyncio.get_running_loop().time() + BODY_TIMEOUT_S
+    while True:
+        try:
+            async with asyncio.timeout_at(min(end, asyncio.get_running_loop().time() + READ_TIMEOUT_S)):
+                piece = await request.content.read(PIECE_BYTES)
+        except TimeoutError:
+            raise too_slow() from None
+        except MALFORMED:
+            raise InvalidRequest("the body ends before the image does") from None
+        if not piece:
+            return
+        yield piece
+
+
+async def _pieces(part: BodyPartReader) -> AsyncIterator[bytes]:
+    end = asyncio.get_running_loop().time() + BODY_TIMEOUT_S
+    while True:
+        try:
+            async with asyncio.timeout_at(min(end, asyncio.get_running_loop().time() + READ_TIMEOUT_S)):
+                piece = await part.read_chunk(PIECE_BYTES)
+        except TimeoutError:
+            raise too_slow() from None
+        except MALFORMED:
+            raise InvalidRequest("the form ends before the file does") from None
+        if not piece:
+            return
+        yield bytes(piece)
+
+
+def unsupported(detail: str, *forms: str) -> web.HTTPException:
+    """Return the answer to a body of another form than the ones that are taken (RFC 9110, 15.5.16)."""
+    return web.HTTPUnsupportedMediaType(text=detail, headers={"Accept": ", ".join(forms)})
+
+
+def too_slow() -> web.HTTPException:
+    """Return the answer to a body that has paused for too long."""
+    return web.HTTPRequestTimeout(text="the body comes too slowly")
+
+
+def _insist_on_size(size: int, bytes_max: int) -> None:
+    if size > bytes_max:
+        raise web.HTTPRequestEntityTooLarge(bytes_max, 0, text=f"the body is larger than {bytes_max} bytes")
+
+
+def _tell(error: str) -> str:
+    """Say what is wrong and where; a name that is not ours is told only where it looks like a name."""
+    what, _, path = error.partition(" - at ")
+    place = path.strip("`$.") or "the body"
+    if what.startswith("Object contains unknown field"):
+        unknown = _UNKNOWN.fullmatch(what)
+        what = f"unknown field {unknown[1]}" if unknown else "unknown field"
+    elif what.startswith("Invalid enum value"):
+        what = "none of the values that it may have"
+    return f"{place}: {what[:1].lower()}{what[1:].replace('`', '')}"

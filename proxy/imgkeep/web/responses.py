@@ -1,0 +1,210 @@
+"""
+A delivery as an HTTP response: validators, ranges, HEAD.
+
+Hit and miss take the same way: a body that is still growing only waits longer for its next bytes.
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import TYPE_CHECKING, Final
+
+from imgkeep.core.http_headers import Span, cache_status, etag_matches, range_applies, read_range
+from imgkeep.core.records import Format
+from imgkeep.images.context import Outcome
+from imgkeep.web.context import EXPOSED, YEAR_S
+from imgkeep.web.fastpath.response_cache import LOOK_AGAIN_S, Prepared, encode_fields
+from imgkeep.web.messages import Answer, Part, piece_size
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Mapping
+
+    from imgkeep.images.context import Delivery, Redirect, Referral
+    from imgkeep.web.messages import Ask
+
+REDIRECT_MAX_AGE_S: Final = 300
+"""So long a change of configuration may take to reach everybody."""
+
+PROVISIONAL_MAX_AGE_S: Final = 60
+"""For what may turn out to be another picture: long enough to spare a page's second look, short enough to be mended."""
+
+UNSENT_BYTES_MAX: Final = 131_072
+"""In the kernel, per connection, beyond what is on its way: enough to keep a line busy between two pieces."""
+UNSENT_BYTES_FAST: Final = 1_048_576
+"""The same where the client is fast: it costs half of the processor's time to fill up every 128 KiB."""
+FAST_BYTES_PER_S: Final = 10_485_760
+"""Who takes this much leaves no more than a tenth of a second's worth lying."""
+
+POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'; sandbox"
+"""The `Content-Security-Policy` of an image that is opened in a tab: it runs and loads nothing."""
+VECTOR_POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; font-src data:; sandbox"
+"""The policy of an SVG image, which may also show pictures and fonts that it contains."""
+
+FIXED_HEADERS: Final = {
+    "Cache-Control": f"public, max-age={YEAR_S}, immutable",
+    "Accept-Ranges": "bytes",
+    "X-Content-Type-Options": "nosniff",
+    "Content-Security-Policy": POLICY,
+    "Access-Control-Allow-Origin": "*",
+    "Access-Control-Expose-Headers": EXPOSED,
+    "Cross-Origin-Resource-Policy": "cross-origin",
+}
+
+CACHE_STATUS: Final = {
+    Outcome.HIT: cache_status("hit"),
+    Outcome.STORED: cache_status("fwd=uri-miss", "stored"),
+    Outcome.COLLAPSED: cache_status("fwd=uri-miss", "collapsed"),
+    Outcome.UNKEPT: cache_status("fwd=uri-miss", "detail=not-stored"),
+}
+
+
+COMMON_HEADERS: Final = {**FIXED_HEADERS, "Cache-Status": CACHE_STATUS[Outcome.HIT]}
+"""The header fields that all hits have; an SVG image has its own policy."""
+
+
+def redirect(ask: Ask, to: Redirect) -> Answer:
+    """Send the client to the source itself, for a while: whether it stays there is not in our hands."""
+    ask.notes.outcome = "redirect"
+    headers = {
+        "Location": to.url,
+        "Cache-Control": f"public, max-age={REDIRECT_MAX_AGE_S}",
+        "Cache-Status": cache_status("fwd=uri-miss", "detail=redirect"),
+        "Access-Control-Allow-Origin": "*",
+        "Access-Control-Expose-Headers": EXPOSED,
+        "Referrer-Policy": "no-referrer",
+    }
+    return Answer(ask.site.redirect_status, headers)
+
+
+def refer(ask: Ask, to: Referral) -> Answer:
+    """
+    Send the client to where the object is, unless it has it already.
+
+    Without an `ETag`: a client that revalidates a redirect would go on using the link it holds.
+    """
+    if etag_matches(ask.field("If-None-Match") or "", to.etag):
+        ask.notes.outcome = Outcome.HIT.value
+        return Answer(
+            304,
+            {
+                **_fixed_headers(ask, lasting=to.lasting, vector=to.object_name.endswith(f".{Format.SVG.extension}")),
+                "ETag": to.etag,
+                "Cache-Status": cache_status("hit"),
+            },
+        )
+    ask.notes.outcome = "redirect"
+    max_age_s = min(to.address.max_age_s, _permitted_s(ask, lasting=to.lasting))
+    headers = {
+        "Location": to.address.url,
+        "Cache-Control": f"{'private' if to.address.private else 'public'}, max-age={max_age_s}",
+        "Cache-Status": cache_status("hit"),
+        "Content-Location": to.permanent_url or ask.site.own_url(to.object_name),
+        "Access-Control-Allow-Origin": "*",
+        "Access-Control-Expose-Headers": EXPOSED,
+        "Cross-Origin-Resource-Policy": "cross-origin",
+        "X-Content-Type-Options": "nosniff",
+        "Referrer-Policy": "no-referrer",
+    }
+    return Answer(ask.site.redirect_status, headers)
+
+
+async def respond(ask: Ask, delivery: Delivery) -> Answer:
+    """Answer with a delivery. Its body is closed, unless the answer has a part of it."""
+    ask.notes.key, ask.notes.outcome = delivery.key, delivery.outcome.value
+    answer = None
+    try:
+        answer = await _respond(ask, delivery)
+        return answer
+    finally:
+        if answer is None or not isinstance(answer.body, Part):
+            await delivery.body.aclose()
+
+
+async def _respond(ask: Ask, delivery: Delivery) -> Answer:
+    headers = _headers(ask, delivery)
+    body = delivery.body
+    _prepare(ask, delivery, headers)
+    if etag_matches(ask.field("If-None-Match") or "", delivery.etag):
+        return Answer(304, headers)
+    size = body.size
+    wanted = None if ask.head else ask.field("Range")
+    if wanted is not None and not range_applies(ask.field("If-Range"), delivery.etag):
+        wanted = None
+    if size is None and (wanted is not None or not ask.takes_chunks):
+        size = await body.settle()
+    headers["Content-Type"] = delivery.format.media_type
+    span = None if wanted is None or size is None else read_range(wanted, size)
+    if span == "unsatisfiable":
+        del headers["Content-Type"]
+        headers |= {"Content-Range": f"bytes */{size}", "Cache-Control": "no-store"}
+        return Answer(416, headers)
+    start, end, status = 0, size, 200
+    if isinstance(span, Span):
+        start, end, status = span.start, span.end, 206
+        headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
+    if end is not None:
+        headers["Content-Length"] = str(end - start)
+    if ask.head:
+        return Answer(status, headers)
+    # Before the status goes out: what fails here can still be told as a typed error.
+    first = await body.read(start, piece_size(start, end))
+    return Answer(status, headers, Part(body, start, end, first, delivery.growing))
+
+
+def _permitted_s(ask: Ask, *, lasting: bool) -> int:
+    """Return for how many seconds caches may show the answer: until our signature ends, where one was needed."""
+    end, longest = ask.notes.permitted_until, YEAR_S if lasting else PROVISIONAL_MAX_AGE_S
+    return longest if end is None else min(longest, max(0, int(end - ask.site.clock().timestamp())))
+
+
+def policy_of(image_format: Format) -> str:
+    """Return the `Content-Security-Policy` of an image."""
+    return VECTOR_POLICY if image_format is Format.SVG else POLICY
+
+
+def _fixed_headers(ask: Ask, *, lasting: bool, vector: bool) -> dict[str, str]:
+    seconds = _permitted_s(ask, lasting=lasting)
+    headers = {**FIXED_HEADERS, "Content-Security-Policy": VECTOR_POLICY} if vector else FIXED_HEADERS
+    return headers if seconds >= YEAR_S else {**headers, "Cache-Control": f"public, max-age={seconds}"}
+
+
+def _headers(ask: Ask, delivery: Delivery) -> dict[str, str]:
+    headers = {
+        **_fixed_headers(ask, lasting=delivery.lasting, vector=delivery.format is Format.SVG),
+        "ETag": delivery.etag,
+        "Cache-Status": CACHE_STATUS[delivery.outcome],
+        "Content-Disposition": f'inline; filename="{delivery.name}"',
+    }
+    if delivery.object_name is not None:
+        headers["Content-Location"] = delivery.permanent_url or ask.site.own_url(delivery.object_name)
+    return headers
+
+
+def _prepare(ask: Ask, delivery: Delivery, headers: Mapping[str, str]) -> None:
+    """Spare later requests for the same target the way here, where all that they need is at hand."""
+    body, site = delivery.body, ask.site
+    # No await between the question whether it stands and the table, which is told of every change from then on.
+    if body.at_hand is None or body.size is None or not (delivery.settled and site.keeper.is_current(delivery)):
+        return
+    answer = Prepared(
+        route=ask.route,
+        key=delivery.key,
+        etag=delivery.etag,
+        fields=site.prepared.own_fields(headers),
+        media_type=encode_fields([("Content-Type", delivery.format.media_type)]),
+        size=body.size,
+        at_hand=body.at_hand,
+        look_again_at=site.timer() + (LOOK_AGAIN_S if delivery.lasting else PROVISIONAL_MAX_AGE_S),
+        until=ask.notes.permitted_until,
+        max_age_s=YEAR_S if delivery.lasting else PROVISIONAL_MAX_AGE_S,
+        vector=delivery.format is Format.SVG,
+    )
+    site.prepared.prepare(ask.target.encode("utf-8", "surrogateescape"), answer)
+
+
+def limit_kernel_buffer(transport: asyncio.WriteTransport, unsent_bytes_max: int = UNSENT_BYTES_MAX) -> None:
+    """Let the kernel hold little that is not on its way yet: it would take megabytes."""
+    sock = transport.get_extra_info("socket")
+    if hasattr(socket, "TCP_NOTSENT_LOWAT") and sock is not None and sock.family in {socket.AF_INET, socket.AF_INET6}:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, unsent_bytes_max)

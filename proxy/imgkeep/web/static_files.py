@@ -1,0 +1,82 @@
+"""
+`GET|HEAD /imgkeep.js` and `/imgkeep.d.ts`: our JavaScript module and its types, for pages of everybody.
+
+They are read when this is imported. Browsers ask each time whether there is a newer one, because its address stays.
+
+Into the module is written what this server would fetch, so that it leads no other link here. A request of its own for
+that would need a token, another `connect-src` in the policies of pages, and time. What is written is public: it never
+holds `sources.deny` and addresses of networks.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from hashlib import sha256
+from importlib import resources
+from typing import TYPE_CHECKING, Final
+
+from aiohttp import web
+
+from imgkeep.core.http_headers import etag_matches
+from imgkeep.core.policy_document import facts_for_pages
+from imgkeep.web.context import SITE
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from imgkeep.core.policy import Policy
+
+MODULE: Final = "/imgkeep.js"
+TYPES: Final = "/imgkeep.d.ts"
+
+
+PLACE: Final = b"const SERVER = null;"
+"""Where the module is told what its server would fetch."""
+
+_HEADERS: Final = {
+    "Cache-Control": "public, no-cache",
+    "X-Content-Type-Options": "nosniff",
+    "Access-Control-Allow-Origin": "*",
+    "Cross-Origin-Resource-Policy": "cross-origin",
+}
+
+
+def _read(path: str) -> bytes:
+    return resources.files(__package__).joinpath("static", path.removeprefix("/")).read_bytes()
+
+
+_MODULE: Final = _read(MODULE)
+_TYPES: Final = _read(TYPES)
+
+
+@lru_cache(4)
+def make_module(policy: Policy, signature: str) -> bytes:
+    """Return the module for pages of a server with this policy and `security.signature`."""
+    facts = json.dumps(facts_for_pages(policy, signature=signature))
+    return _MODULE.replace(PLACE, f"const SERVER = {facts};".encode(), 1)
+
+
+def _serve(
+    media_type: str, body_for: Callable[[web.Request], bytes]
+) -> Callable[[web.Request], Awaitable[web.Response]]:
+    """Return a handler that gives a file."""
+
+    async def handle(request: web.Request) -> web.Response:
+        body = body_for(request)
+        etag = f'"{sha256(body).hexdigest()[:32]}"'
+        headers = {**_HEADERS, "ETag": etag}
+        if etag_matches(", ".join(request.headers.getall("If-None-Match", [])), etag):
+            return web.Response(status=304, headers=headers)
+        return web.Response(body=body, headers={**headers, "Content-Type": f"{media_type}; charset=utf-8"})
+
+    return handle
+
+
+def _module_for(request: web.Request) -> bytes:
+    site = request.app[SITE]
+    return make_module(site.inspector.policy, site.door.signature)
+
+
+module: Final = _serve("text/javascript", _module_for)
+types: Final = _serve("text/plain", lambda _: _TYPES)

@@ -1,0 +1,408 @@
+"""What a record is worth to a link, what a link's image means for a record, and what a probe has shown."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from itertools import combinations
+from typing import TYPE_CHECKING
+
+import pytest
+from imgkeep.core.confirmation import (
+    FINGERPRINT_CHARS,
+    Answer,
+    Link,
+    Proof,
+    Use,
+    Weight,
+    can_confirm,
+    can_prove,
+    can_refresh,
+    confirmed,
+    doubts_of,
+    fingerprint,
+    judge_record,
+    key_of,
+    lasts,
+    may_change,
+    merge,
+    own_info,
+    prove,
+    read_link,
+    secure_twin,
+    shared_identity,
+    standing_of,
+    weigh,
+)
+from imgkeep.core.identity import identify, read_catalogue
+from imgkeep.core.records import Digest, Doubt, Record, Standing
+from imgkeep.core.source_url import read_source
+
+from tests.core.test_layout import RECORD
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from imgkeep.core.records import SourceInfo
+
+UNSIGNED, SIGNATURE, SCHEME, ENDED = Doubt.UNSIGNED, Doubt.SIGNATURE, Doubt.SCHEME, Doubt.ENDED
+PLAINTEXT, CONTESTED, SPLIT = Doubt.PLAINTEXT, Doubt.CONTESTED, Doubt.SPLIT
+STORED, OTHER, THIRD = (Digest(char * 64) for char in "abc")
+MINE, THEIRS = "1" * FINGERPRINT_CHARS, "2" * FINGERPRINT_CHARS
+NOW = datetime(2026, 11, 22, 10, tzinfo=UTC)
+CATALOGUE = read_catalogue(
+    [
+        {
+            "name": "Acme",
+            "hosts": ["a.example"],
+            "signed_by": {"sig": "hex64", "end": "epoch"},
+            "expires": ["epoch end"],
+        },
+        {"name": "Strict", "hosts": ["a.example"], "signed_by": {"st": "hex64"}, "enforced": True, "temporary": True},
+    ]
+)
+SIGNED = f"https://a.example/p.png?end=1893456000&sig={'a' * 64}"
+
+
+def record(*doubts: Doubt, digest: Digest = STORED, by: str = THEIRS) -> Record:
+    return replace(
+        RECORD, identity="//a.example/p.png", digest=digest, doubts=frozenset(doubts), brought_by=by if doubts else ""
+    )
+
+
+def link(kind: str = "signed", *, secure: bool = True, twins: bool = True, by: str = MINE) -> Link:
+    return Link(
+        by,
+        signed=kind != "bare",
+        enforced=kind in {"verified", "shaped"},
+        known=kind == "verified",
+        ended=kind == "ended",
+        secure=secure,
+        twins=twins,
+        folded=True,
+    )
+
+
+def info_of(url: str) -> SourceInfo:
+    return identify(read_source(url), NOW, CATALOGUE)
+
+
+# Links
+
+
+@pytest.mark.parametrize(
+    ("url", "now", "kind"),
+    [
+        (SIGNED, NOW, (True, False, False, True, True)),
+        (SIGNED, datetime(2030, 1, 1, tzinfo=UTC), (True, False, True, True, True)),
+        (f"https://a.example/p.png?st={'a' * 64}", NOW, (True, True, False, True, True)),
+        ("https://a.example/p.png", NOW, (False, True, False, True, True)),
+        ("http://a.example/p.png", NOW, (False, True, False, False, True)),
+        ("http://a.example:8080/p.png", NOW, (False, True, False, False, False)),
+    ],
+)
+def test_a_link_tells_what_counts(url: str, now: datetime, kind: tuple[bool, ...]) -> None:
+    read = read_link(read_source(url), info_of(url), now)
+    assert (read.signed, read.enforced, read.ended, read.secure, read.twins) == kind
+    assert read.folded
+    assert read.fingerprint == fingerprint(read_source(url))
+    assert len(read.fingerprint) == FINGERPRINT_CHARS
+
+
+def test_the_exact_identity_stands_for_itself() -> None:
+    source = read_source(SIGNED.replace("https", "http"))
+    info = identify(source, NOW, CATALOGUE, exact=True)
+    read = read_link(source, info, NOW + timedelta(days=9999))
+    assert (read.signed, read.ended, read.twins, read.folded) == (False, False, False, False)
+    assert doubts_of(read, plaintext=True) == {UNSIGNED}
+    assert secure_twin(source, info) is None
+
+
+@pytest.mark.parametrize(
+    ("url", "twin"),
+    [
+        ("http://a.example/p.png", "https://a.example/p.png"),
+        ("http://a.example:443/p.png", "https://a.example/p.png"),
+        ("https://a.example/p.png", None),
+        ("http://a.example:8080/p.png", None),
+    ],
+)
+def test_an_http_link_has_an_https_twin_where_both_share_a_key(url: str, twin: str | None) -> None:
+    found = secure_twin(read_source(url), info_of(url))
+    assert (found and found.url) == twin
+    if twin is not None:
+        assert info_of(twin).key == info_of(url).key
+
+
+def test_an_own_identity_is_another_and_tells_the_shared_one() -> None:
+    info = info_of(SIGNED)
+    own = own_info(info, MINE)
+    assert (own.identity, own.key) == (f"//a.example/p.png#link={MINE}", key_of(own.identity))
+    assert own.key != info.key
+    assert own_info(own, MINE) == own
+    assert shared_identity(own.identity) == shared_identity(info.identity) == info.identity
+
+
+@pytest.mark.parametrize(
+    ("kind", "plaintext", "doubts"),
+    [
+        ("bare", False, {UNSIGNED}),
+        ("signed", False, {SIGNATURE}),
+        ("verified", False, set()),
+        ("verified", True, {PLAINTEXT}),
+        ("shaped", False, {SCHEME}),
+        ("ended", True, {SIGNATURE, ENDED, PLAINTEXT}),
+    ],
+)
+def test_what_a_link_brings_has_the_doubts_of_its_kind(
+    kind: str,
+    plaintext: bool,  # noqa: FBT001 - a table
+    doubts: set[Doubt],
+) -> None:
+    assert doubts_of(link(kind), plaintext=plaintext) == doubts
+
+
+# Records
+
+
+@pytest.mark.parametrize(
+    ("doubts", "to", "use", "forever"),
+    [
+        pytest.param((), link(), Use.SERVE, True, id="confirmed"),
+        pytest.param((), link("ended"), Use.SERVE, True, id="confirmed, to an ended link"),
+        pytest.param((CONTESTED,), link(), Use.SERVE, True, id="confirmed and contested"),
+        pytest.param((UNSIGNED,), link("bare"), Use.SERVE, True, id="plain, to a bare link"),
+        pytest.param((UNSIGNED,), link(), Use.TRY, False, id="plain, to a signed link"),
+        pytest.param((UNSIGNED,), link("verified"), Use.TRY, False, id="plain, to a verified link"),
+        pytest.param((UNSIGNED,), link("ended"), Use.SERVE, False, id="plain, to an ended link"),
+        pytest.param((SIGNATURE,), link(), Use.TRY, False, id="provisional, to another link"),
+        pytest.param((SIGNATURE,), link("bare"), Use.TRY, False, id="provisional, to a bare link"),
+        pytest.param((SIGNATURE,), link("verified"), Use.TRY, False, id="provisional, to a verified link"),
+        pytest.param((SIGNATURE,), link("ended"), Use.SERVE, False, id="provisional, to an ended link"),
+        pytest.param((SIGNATURE,), link(by=THEIRS), Use.SERVE, False, id="provisional, to the link that brought it"),
+        pytest.param((SCHEME,), link("shaped"), Use.SERVE, True, id="of a checked shape, to another such link"),
+        pytest.param((SCHEME,), link("verified"), Use.TRY, False, id="of a checked shape, to a verified link"),
+        pytest.param((SCHEME,), link(), Use.TRY, False, id="of a checked shape, to an unchecked signature"),
+        pytest.param((SCHEME,), link("bare"), Use.TRY, False, id="of a checked shape, to a bare link"),
+        pytest.param((UNSIGNED, SCHEME), link("bare"), Use.SERVE, True, id="brought by both, to a bare link"),
+        pytest.param((UNSIGNED, SCHEME), link("shaped"), Use.SERVE, True, id="brought by both, to a checked shape"),
+        pytest.param((UNSIGNED, SCHEME), link(), Use.TRY, False, id="brought by both, to an unchecked signature"),
+        pytest.param((UNSIGNED,), link("shaped"), Use.TRY, False, id="plain, to a checked shape"),
+        pytest.param((ENDED,), link(), Use.TRY, False, id="brought by an ended link"),
+        pytest.param((SPLIT, SIGNATURE), link(), Use.OWN, False, id="split, to another link"),
+        pytest.param((SPLIT, SIGNATURE), link("ended"), Use.OWN, False, id="split, to an ended link"),
+        pytest.param((SPLIT,), link(by=THEIRS), Use.SERVE, False, id="split, to the link that brought it"),
+        pytest.param((PLAINTEXT,), link(), Use.TRY, False, id="plaintext, to an https link"),
+        pytest.param((PLAINTEXT,), link(secure=False), Use.SEEK_SECURE, False, id="plaintext, to an http link"),
+        pytest.param(
+            (PLAINTEXT,), link(secure=False, twins=False), Use.SERVE, True, id="plaintext, to http at another port"
+        ),
+        pytest.param((PLAINTEXT,), link(twins=False), Use.TRY, False, id="plaintext, to https at another port"),
+        pytest.param(
+            (PLAINTEXT, UNSIGNED), link("bare", secure=False), Use.SEEK_SECURE, False, id="plaintext, to bare http"
+        ),
+        pytest.param((PLAINTEXT, SIGNATURE), link(secure=False), Use.TRY, False, id="plaintext and provisional"),
+    ],
+)
+def test_a_record_is_used_by_what_it_is_worth_to_the_link(
+    doubts: Iterable[Doubt],
+    to: Link,
+    use: Use,
+    forever: bool,  # noqa: FBT001 - a table
+) -> None:
+    known = record(*doubts)
+    assert judge_record(known, to, tried=False) is use
+    assert lasts(known.doubts, to) is forever
+    if use is Use.TRY:
+        assert judge_record(known, to, tried=True) in {Use.SERVE, Use.SEEK_SECURE}
+        assert not forever, "what is still to be tried is kept by no client"
+
+
+@pytest.mark.parametrize(
+    ("doubts", "identity", "standing"),
+    [
+        ((), "//a.example/p", Standing.CONFIRMED),
+        ((CONTESTED,), "//a.example/p", Standing.CONFIRMED),
+        ((UNSIGNED,), "//a.example/p", Standing.PLAIN),
+        ((SCHEME,), "//a.example/p", Standing.CONFIRMED),
+        ((SIGNATURE,), "//a.example/p", Standing.PROVISIONAL),
+        ((ENDED,), "//a.example/p", Standing.PROVISIONAL),
+        ((PLAINTEXT, UNSIGNED), "//a.example/p", Standing.PROVISIONAL),
+        ((PLAINTEXT, UNSIGNED), "//[::1]/p", Standing.PROVISIONAL),
+        ((PLAINTEXT, UNSIGNED), "//[::1]:8080/p", Standing.PLAIN),
+        ((PLAINTEXT,), "//a.example:8080/p", Standing.CONFIRMED),
+        ((SPLIT, SIGNATURE), "//a.example/p", Standing.SPLIT),
+    ],
+)
+def test_a_standing_is_one_word(doubts: Iterable[Doubt], identity: str, standing: Standing) -> None:
+    known = replace(record(*doubts), identity=identity)
+    assert standing_of(known) is standing
+    assert may_change(known) is not (known.doubts <= {UNSIGNED, SCHEME})
+
+
+# What a link has brought
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "same", "weight"),
+    [
+        pytest.param((SIGNATURE,), (), False, Weight.REPLACE, id="verified over provisional"),
+        pytest.param((SIGNATURE,), (), True, Weight.REPLACE, id="verified, the same bytes"),
+        pytest.param((UNSIGNED,), (), False, Weight.REPLACE, id="verified over plain"),
+        pytest.param((PLAINTEXT,), (), False, Weight.REPLACE, id="verified over plaintext"),
+        pytest.param((SIGNATURE, PLAINTEXT), (PLAINTEXT,), False, Weight.REPLACE, id="verified, both in the clear"),
+        pytest.param((SIGNATURE,), (PLAINTEXT,), False, Weight.OTHER, id="verified in the clear over https"),
+        pytest.param((), (), False, Weight.OTHER, id="nothing over confirmed"),
+        pytest.param((SIGNATURE,), (SCHEME,), False, Weight.OTHER, id="a shape over provisional"),
+        pytest.param((UNSIGNED,), (SCHEME,), False, Weight.OTHER, id="a shape over plain"),
+        pytest.param((SCHEME,), (SCHEME,), False, Weight.OTHER, id="a shape over a shape"),
+        pytest.param((UNSIGNED, SCHEME), (SCHEME,), False, Weight.OTHER, id="a shape over what a bare link brought"),
+        pytest.param((SCHEME, ENDED), (SCHEME,), False, Weight.REPLACE, id="a shape over an ended one"),
+        pytest.param((SCHEME,), (), False, Weight.REPLACE, id="verified over a shape"),
+        pytest.param((SIGNATURE,), (SIGNATURE,), True, Weight.EQUAL, id="equal"),
+        pytest.param((SIGNATURE,), (SIGNATURE,), False, Weight.OTHER, id="other"),
+        pytest.param((SIGNATURE,), (UNSIGNED,), False, Weight.OTHER, id="bare over provisional"),
+        pytest.param((UNSIGNED,), (SIGNATURE,), False, Weight.OTHER, id="signed over plain"),
+        pytest.param((UNSIGNED, PLAINTEXT), (UNSIGNED,), False, Weight.REPLACE, id="https over http"),
+        pytest.param((PLAINTEXT,), (UNSIGNED,), False, Weight.OTHER, id="bare https over verified http"),
+        pytest.param((SIGNATURE, PLAINTEXT), (SIGNATURE,), False, Weight.OTHER, id="https over http, unverified"),
+    ],
+)
+def test_a_whole_image_is_weighed_by_its_doubts(
+    old: tuple[Doubt, ...],
+    new: tuple[Doubt, ...],
+    same: bool,  # noqa: FBT001 - a table
+    weight: Weight,
+) -> None:
+    brought = record(*new, digest=STORED if same else OTHER, by=MINE)
+    assert weigh(record(*old), brought) is weight
+    assert weigh(record(*old, CONTESTED), brought) is weight, "that others have records of their own changes nothing"
+
+
+def test_the_same_link_by_a_better_way_replaces_what_it_brought() -> None:
+    known = record(SIGNATURE, PLAINTEXT, by=MINE)
+    assert weigh(known, record(SIGNATURE, digest=OTHER, by=MINE)) is Weight.REPLACE
+
+
+def test_no_unverified_link_replaces_what_another_has_brought_by_https() -> None:
+    """Of all doubts that there are: the property behind the table."""
+    every = [frozenset(some) for size in range(7) for some in combinations([*Doubt][:6], size)]
+    for old in every:
+        for new in every:
+            if PLAINTEXT not in old and new - {PLAINTEXT} and not (new == {SCHEME} and SCHEME in old):
+                assert weigh(record(*old), record(*new, digest=OTHER, by=MINE)) is Weight.OTHER
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "merged", "by"),
+    [
+        ((SIGNATURE,), (SIGNATURE,), {SIGNATURE}, THEIRS),
+        ((SIGNATURE, PLAINTEXT), (SIGNATURE,), {SIGNATURE}, THEIRS),
+        ((SIGNATURE,), (SIGNATURE, PLAINTEXT), {SIGNATURE}, THEIRS),
+        ((SIGNATURE, ENDED, CONTESTED), (SIGNATURE,), {SIGNATURE, CONTESTED}, MINE),
+        ((SIGNATURE, ENDED), (SIGNATURE, ENDED), {SIGNATURE, ENDED}, THEIRS),
+        ((SIGNATURE, ENDED), (UNSIGNED,), {SIGNATURE, ENDED}, THEIRS),
+        ((SIGNATURE, ENDED), (SIGNATURE, PLAINTEXT), {SIGNATURE, ENDED}, THEIRS),
+        ((UNSIGNED,), (SIGNATURE,), {UNSIGNED}, THEIRS),
+        ((UNSIGNED, CONTESTED), (SCHEME,), {UNSIGNED, SCHEME, CONTESTED}, THEIRS),
+        ((SCHEME,), (UNSIGNED,), {SCHEME}, THEIRS),
+        ((SIGNATURE,), (SCHEME,), {SIGNATURE}, THEIRS),
+    ],
+)
+def test_equal_bytes_leave_the_doubts_that_they_say_nothing_about(
+    old: tuple[Doubt, ...], new: tuple[Doubt, ...], merged: set[Doubt], by: str
+) -> None:
+    known = merge(record(*old), record(*new, by=MINE))
+    assert known.doubts == merged
+    assert known.brought_by == by
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "by", "confirms"),
+    [
+        ((SIGNATURE,), (SIGNATURE,), MINE, True),
+        ((SIGNATURE,), (SIGNATURE,), THEIRS, False),
+        ((UNSIGNED,), (SIGNATURE,), MINE, True),
+        ((SIGNATURE,), (UNSIGNED,), MINE, False),
+        ((SIGNATURE,), (SIGNATURE, ENDED), MINE, False),
+        ((SIGNATURE, ENDED), (SIGNATURE,), MINE, False),
+        ((SIGNATURE,), (SIGNATURE, PLAINTEXT), MINE, False),
+        ((SIGNATURE, PLAINTEXT), (SIGNATURE, PLAINTEXT), MINE, True),
+        ((PLAINTEXT,), (SIGNATURE,), MINE, False),
+        ((SCHEME,), (SIGNATURE,), MINE, True),
+        ((SIGNATURE,), (SCHEME,), MINE, False),
+        ((), (SIGNATURE,), MINE, False),
+    ],
+)
+def test_another_link_that_has_not_ended_is_an_occasion_to_confirm(
+    old: tuple[Doubt, ...],
+    new: tuple[Doubt, ...],
+    by: str,
+    confirms: bool,  # noqa: FBT001 - a table
+) -> None:
+    assert can_confirm(record(*old), record(*new, by=by)) is confirms
+    if confirms:
+        assert can_prove(record(*old), record(*new, by=by))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "refreshes"),
+    [
+        ((), (), True),
+        ((SIGNATURE,), (), True),
+        ((SCHEME,), (SCHEME,), False),
+        ((SIGNATURE,), (SCHEME,), False),
+        ((PLAINTEXT,), (PLAINTEXT,), True),
+        ((), (PLAINTEXT,), False),
+        ((SIGNATURE,), (SIGNATURE,), False),
+        ((UNSIGNED,), (UNSIGNED,), False),
+        ((ENDED,), (ENDED,), False),
+    ],
+)
+def test_only_a_verified_link_refreshes(
+    old: tuple[Doubt, ...],
+    new: tuple[Doubt, ...],
+    refreshes: bool,  # noqa: FBT001 - a table
+) -> None:
+    assert can_refresh(record(*old), record(*new, digest=OTHER, by=MINE)) is refreshes
+
+
+def test_a_confirmation_takes_away_what_it_is_about() -> None:
+    assert confirmed(record(SIGNATURE)) == record()
+    assert confirmed(record(UNSIGNED)).doubts == set()
+    kept = confirmed(record(SIGNATURE, PLAINTEXT, CONTESTED))
+    assert kept.doubts == {PLAINTEXT, CONTESTED}
+    assert kept.brought_by == THEIRS
+
+
+# Probes
+
+REFUSED, UNKNOWN = Answer.REFUSED, Answer.UNKNOWN
+
+
+@pytest.mark.parametrize(
+    ("brought", "spoiled", "control", "proof"),
+    [
+        pytest.param(STORED, (REFUSED, REFUSED), STORED, Proof.DIFFERENCE, id="equal, refused"),
+        pytest.param(STORED, (OTHER, OTHER), STORED, Proof.DIFFERENCE, id="equal, a steady placeholder"),
+        pytest.param(STORED, (OTHER, THIRD), STORED, Proof.NOTHING, id="equal, an unsteady one"),
+        pytest.param(STORED, (OTHER, REFUSED), STORED, Proof.NOTHING, id="equal, now this, now that"),
+        pytest.param(STORED, (STORED, STORED), UNKNOWN, Proof.NO_DIFFERENCE, id="equal, nothing is checked"),
+        pytest.param(STORED, (OTHER, STORED), UNKNOWN, Proof.NO_DIFFERENCE, id="equal, at the second look"),
+        pytest.param(STORED, (REFUSED, REFUSED), REFUSED, Proof.NOTHING, id="equal, everything is refused"),
+        pytest.param(STORED, (REFUSED, REFUSED), OTHER, Proof.NOTHING, id="equal, something else by now"),
+        pytest.param(STORED, (UNKNOWN, UNKNOWN), STORED, Proof.NOTHING, id="equal, no answer"),
+        pytest.param(STORED, (OTHER, UNKNOWN), STORED, Proof.NOTHING, id="equal, no second answer"),
+        pytest.param(OTHER, (STORED, STORED), OTHER, Proof.PLACEHOLDER, id="other, what is stored is for anybody"),
+        pytest.param(OTHER, (STORED, STORED), STORED, Proof.NOTHING, id="other, and the link shows that by now"),
+        pytest.param(OTHER, (OTHER, OTHER), UNKNOWN, Proof.NO_DIFFERENCE, id="other, that is for anybody"),
+        pytest.param(OTHER, (REFUSED, REFUSED), OTHER, Proof.DIFFERENCE, id="other, refused"),
+        pytest.param(OTHER, (THIRD, THIRD), OTHER, Proof.DIFFERENCE, id="other, a third"),
+        pytest.param(OTHER, (THIRD, STORED), OTHER, Proof.DIFFERENCE, id="other, each another"),
+        pytest.param(OTHER, (REFUSED, REFUSED), REFUSED, Proof.NOTHING, id="other, everything is refused"),
+    ],
+)
+def test_a_probe_proves_what_its_answers_allow(
+    brought: Digest, spoiled: tuple[Digest | Answer, Digest | Answer], control: Digest | Answer, proof: Proof
+) -> None:
+    assert prove(STORED, brought, spoiled, control) is proof

@@ -1,0 +1,86 @@
+"""The nouns keep their secrets."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import pytest
+from imgkeep.core.records import Format, Job, JobItem, Key, NewItem, PixelSize, Source, SourceInfo, Subject, Webhook
+from imgkeep.core.source_url import read_source
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["https://example.com/a?b=1", "http://example.com:8080/", "https://[2606:4700::1]/a", "http://[2606:4700::1]:81/a"],
+)
+def test_a_source_writes_its_url_again(url: str) -> None:
+    assert read_source(url).url == url
+
+
+def test_a_source_shows_its_host_only() -> None:
+    assert repr(Source("https", "example.com", 443, "/secret?sig=1")) == "<Source at example.com>"
+
+
+def test_pixels_are_the_area() -> None:
+    assert PixelSize(640, 480).pixels == 307_200
+
+
+def test_media_types_and_extensions_are_unlike() -> None:
+    assert len({format_.extension for format_ in Format}) == len(Format)
+    # A cursor has the type of an icon, and a name of its own.
+    assert len({format_.media_type for format_ in Format}) == len(Format) - 1
+    assert Format.CUR.media_type == Format.ICO.media_type
+
+
+NOW = datetime(2026, 11, 22, 10, tzinfo=UTC)
+BEFORE, AFTER = datetime(2026, 11, 22, 9, tzinfo=UTC), datetime(2026, 11, 22, 11, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("temporary", "expires_at", "scheme", "fresh", "expired"),
+    [
+        (True, AFTER, "AWS", True, True),
+        (True, BEFORE, "AWS", False, True),
+        (True, NOW, "AWS", False, True),
+        (True, None, "AWS", True, True),
+        (True, BEFORE, None, False, True),
+        (True, AFTER, None, False, False),
+        (True, None, None, False, False),
+        (False, None, "AWS", False, True),
+        (False, None, None, False, False),
+        (False, BEFORE, None, False, False),
+    ],
+)
+def test_a_link_tells_how_old_it_is(
+    *, temporary: bool, expires_at: datetime | None, scheme: str | None, fresh: bool, expired: bool
+) -> None:
+    info = SourceInfo("x", Key("0"), None, temporary, expires_at, scheme)
+    assert (info.is_fresh(NOW), info.may_have_expired(NOW)) == (fresh, expired)
+
+
+def test_a_job_is_queued_running_done_or_cancelled() -> None:
+    job = Job("a", NOW, None, total=2, saved=0, failed=0)
+    assert job.state == "queued"
+    assert replace(job, failed=1).state == "running"
+    assert replace(job, saved=2, finished_at=NOW).state == "done"
+    cancelled = replace(job, saved=1, finished_at=NOW)
+    assert (cancelled.state, cancelled.cancelled, job.cancelled) == ("cancelled", 1, 0)
+
+
+def test_what_waits_in_a_job_does_not_print_its_link() -> None:
+    link = "https://a.example/?sig=s3cr3t"
+    waiting = [
+        NewItem(link, "a.example", None),
+        JobItem("j", 1, link, "a.example", None, 0),
+        Webhook(Job("a", NOW, None, 1, 0, 0), link, 0, 0),
+    ]
+    assert "s3cr3t" not in repr(waiting)
+
+
+@pytest.mark.parametrize(
+    ("host", "provider", "label"),
+    [("a.example", "Acme", "Acme"), ("a.example", None, "other"), ("", None, "upload")],
+)
+def test_metrics_tell_a_provider_from_a_bounded_set(host: str, provider: str | None, label: str) -> None:
+    assert Subject(Key("0" * 64), host, provider).label == label

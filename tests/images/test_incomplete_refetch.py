@@ -1,0 +1,524 @@
+"""Images that their format calls incomplete, among fakes: when they are fetched again, and what replaces them."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+from imgkeep.core.confirmation import standing_of
+from imgkeep.core.errors import Busy, NotAnImage, OriginRefused, OriginTimeout, SourceForbidden, StorageError
+from imgkeep.core.identity import identify
+from imgkeep.core.records import Doubt, Record, Standing
+from imgkeep.core.source_url import read_source
+from imgkeep.images import fill
+from imgkeep.images.context import Visit
+from imgkeep.images.fill import GATHERED_BYTES_MAX
+from imgkeep.images.incomplete_refetch import REFETCHES_MAX
+
+from tests.images.test_links import FRESH, FRESHER, by_catalogue
+from tests.support.fakes import Feed, World, drain, settle, whole
+from tests.support.pictures import picture
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from imgkeep.core.records import Source, SourceInfo
+
+WHOLE, OTHER = picture(seed=1), picture(seed=2)
+HALF, MORE = WHOLE[: len(WHOLE) // 2], WHOLE[: len(WHOLE) * 3 // 4]
+DAY_S = 86_400
+BARE = "https://images.example/b.png"
+UNVERIFIED = "https://images.example/b.png?Signature=1&Expires=1893456000"
+INVENTED = "https://images.example/b.png?Signature=2&Expires=1893456000"
+
+
+def unverified(source: Source) -> SourceInfo:
+    """Take every query for a signature that may be unchecked."""
+    bare = read_source(source.url.partition("?")[0])
+    info = identify(bare, World().now)
+    return replace(info, permission=bare != source, enforced=bare == source)
+
+
+def lasting(source: Source) -> SourceInfo:
+    """Take every link for one that is verified and has no end."""
+    return replace(by_catalogue(source), expires_at=None)
+
+
+@pytest.fixture
+def world() -> World:
+    return World(identify=lasting)
+
+
+async def begin(world: World, *later: Callable[[], Feed] | Exception | bytes, url: str = FRESH) -> Record:
+    """Have half a picture stored, and the origin give `later` from then on."""
+    world.origin.gives(url, HALF)
+    assert await world.get(url) == ("stored", HALF)
+    await world.keeper.land()
+    world.origin.asked.clear()
+    if later:
+        world.origin.gives(url, *later)
+    (record,) = world.store.records.values()
+    assert record.doubts >= {Doubt.INCOMPLETE}
+    return record
+
+
+async def look(world: World, url: str = FRESH) -> bytes:
+    """Ask for the picture, and return what is shown while it may be fetched again."""
+    outcome, shown = await world.get(url)
+    assert outcome == "hit"
+    await world.keeper.land()
+    return shown
+
+
+def record_of(world: World) -> Record:
+    (record,) = (record for record in world.store.records.values() if "#link=" not in record.identity)
+    return record
+
+
+async def test_half_a_picture_is_stored_and_shown_for_a_minute(world: World) -> None:
+    record = await begin(world)
+    assert standing_of(record) is Standing.PROVISIONAL
+    delivery = await world.ask(FRESH)
+    assert not delivery.lasting
+    assert await drain(delivery) == HALF
+    assert world.origin.asked == []
+
+
+@pytest.mark.parametrize("body", [WHOLE, picture("JPEG"), picture("GIF"), picture("WEBP"), picture("BMP")])
+async def test_a_whole_picture_that_comes_at_once_may_be_kept_for_ever(world: World, body: bytes) -> None:
+    world.origin.gives(FRESH, lambda: whole(body, size=len(body)))
+    delivery = await world.ask(FRESH)
+    assert delivery.lasting
+    assert await drain(delivery) == body
+    assert not record_of(world).doubts
+
+
+@pytest.mark.parametrize("body", [WHOLE, picture("JPEG"), picture("GIF"), picture("WEBP")])
+@pytest.mark.parametrize("is_told", [False, True], ids=["size unknown", "size told"])
+async def test_pieces_that_have_come_already_tell_the_end(
+    world: World,
+    body: bytes,
+    is_told: bool,  # noqa: FBT001 - a table
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(fill, "GATHERING_S", 60)  # a busy machine may take long for a turn
+    pieces = [body[at : at + 200] for at in range(0, len(body), 200)]
+    world.origin.gives(FRESH, lambda: Feed(len(body) if is_told else None).push(*pieces).end())
+    delivery = await world.ask(FRESH)
+    assert delivery.lasting
+    assert await drain(delivery) == body
+
+
+async def test_a_large_image_is_not_gathered_before_its_first_byte(world: World) -> None:
+    feed = Feed(GATHERED_BYTES_MAX + 1).push(WHOLE[:1000], WHOLE[1000:])
+    world.origin.gives(FRESH, lambda: feed)
+    delivery = await world.ask(FRESH)
+    assert not delivery.lasting
+    feed.end(OriginTimeout("cut short"))
+    await world.keeper.land()
+
+
+@pytest.mark.parametrize("size", [len(WHOLE), None])
+async def test_what_may_turn_out_incomplete_is_kept_for_a_minute_by_its_first_client(
+    world: World, size: int | None
+) -> None:
+    feed = Feed(size).push(WHOLE[:500], WHOLE[500:1000])
+    world.origin.gives(FRESH, lambda: feed)
+    delivery = await world.ask(FRESH)
+    assert not delivery.lasting, "its first bytes do not wait for the others"
+    feed.push(WHOLE[1000:]).end()
+    assert await drain(delivery) == WHOLE
+    later = await world.ask(FRESH)
+    assert later.lasting
+    await drain(later)
+
+
+async def test_the_last_byte_is_held_back_until_half_a_picture_is_durable(world: World) -> None:
+    world.origin.gives(FRESH, HALF)
+    gate = world.store.gates["put"] = asyncio.Event()
+    delivery = await world.ask(FRESH)
+    reading = asyncio.create_task(drain(delivery))
+    await world.store.reached.wait()
+    await settle()
+    assert not reading.done()
+    gate.set()
+    assert await reading == HALF
+
+
+async def test_a_whole_picture_takes_its_place_behind_the_clients_back(world: World) -> None:
+    before = await begin(world, WHOLE)
+    world.wait(59)
+    assert await look(world) == HALF
+    assert world.origin.asked == []
+    world.wait(1)
+    assert await look(world) == HALF, "the client does not wait"
+    assert world.origin.asked == [FRESH]
+    delivery = await world.ask(FRESH)
+    assert delivery.lasting
+    assert await drain(delivery) == WHOLE
+    after = record_of(world)
+    assert (after.doubts, after.brought_by, after.refetches) == (frozenset(), "", None)
+    assert after.etag != before.etag
+    assert before.object_name in world.store.objects, "the old bytes stay under their permanent URL"
+    assert world.observer.completions == ["whole"]
+    world.wait(DAY_S)
+    assert await look(world) == WHOLE
+    assert world.origin.asked == [FRESH]
+
+
+async def test_the_origin_is_asked_once_in_an_interval_that_grows(world: World) -> None:
+    await begin(world)
+    times = []
+    began = world.now
+    for _ in range(40):
+        world.wait(60)
+        before = len(world.origin.asked)
+        await look(world)
+        await look(world)
+        if len(world.origin.asked) > before:
+            times.append((world.now - began).total_seconds())
+    assert times == [60, 240, 780, 2400]
+    assert world.origin.conditions == [None] * 5, "whether its word for unchanged can be believed is in question"
+
+
+async def test_the_interval_survives_a_restart(world: World) -> None:
+    await begin(world)
+    world.wait(60)
+    await look(world)
+    world.rebuild()
+    world.wait(179)
+    await look(world)
+    assert len(world.origin.asked) == 1
+    world.rebuild()
+    world.wait(1)
+    await look(world)
+    assert len(world.origin.asked) == 2
+
+
+async def test_equal_bytes_over_a_day_are_all_that_there_is(world: World) -> None:
+    await begin(world)
+    for _ in range(60):
+        world.wait(3600)
+        assert await look(world) == HALF
+    record = record_of(world)
+    assert not record.doubts
+    assert record.refetches is not None
+    assert record.refetches.equal >= 3
+    delivery = await world.ask(FRESH)
+    assert delivery.lasting
+    await drain(delivery)
+    asked = len(world.origin.asked)
+    assert asked == record.refetches.tries
+    assert world.observer.completions == ["equal"] * asked + ["confirmed"]
+    world.rebuild()
+    world.wait(DAY_S * 30)
+    await look(world)
+    assert len(world.origin.asked) == asked
+
+
+async def test_more_of_the_same_picture_replaces_less_of_it_and_not_the_other_way_round(world: World) -> None:
+    await begin(world, MORE)
+    world.wait(60)
+    await look(world)
+    assert await look(world) == MORE
+    world.origin.gives(FRESH, HALF)
+    world.wait(180)
+    await look(world)
+    assert await look(world) == MORE
+    world.origin.gives(FRESH, OTHER[:-100])
+    world.wait(DAY_S)
+    await look(world)
+    assert await look(world) == MORE
+    assert world.observer.completions == ["longer", "other", "other"]
+    assert record_of(world).doubts == {Doubt.INCOMPLETE}
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        pytest.param(OriginTimeout("it hangs"), id="a timeout"),
+        pytest.param(OriginRefused("the origin says 403", origin_status=403), id="403"),
+        pytest.param(NotAnImage("a page"), id="a page"),
+        pytest.param(lambda: Feed().push(WHOLE).end(OriginTimeout("cut short")), id="cut short"),
+        pytest.param(lambda: Feed(framed=False).push(HALF).end(), id="cut and unframed"),
+        pytest.param(b"<html>", id="html"),
+        pytest.param(picture(width=200, height=200), id="too many pixels"),
+    ],
+)
+async def test_whatever_the_origin_answers_the_stored_image_stays(
+    world: World, failure: Callable[[], Feed] | Exception | bytes
+) -> None:
+    await begin(world, failure)
+    world.wait(60)
+    assert await look(world) == HALF
+    world.origin.gives(FRESH, WHOLE)
+    world.wait(61)
+    assert await look(world) == HALF
+    world.wait(300)
+    assert await look(world) == HALF
+    assert await look(world) == WHOLE
+
+
+async def test_a_failure_makes_the_interval_grow(world: World) -> None:
+    await begin(world, OriginTimeout("it hangs"))
+    world.wait(60)
+    await look(world)
+    world.wait(179)
+    await look(world)
+    assert len(world.origin.asked) == 1
+    world.wait(1)
+    await look(world)
+    assert len(world.origin.asked) == 2
+    assert world.observer.completions == ["failed", "failed"]
+
+
+async def test_a_busy_server_is_not_the_origins_failure(world: World) -> None:
+    await begin(world, Busy("too many fetches"), WHOLE)
+    world.wait(60)
+    await look(world)
+    assert record_of(world).refetches is None
+    world.wait(60)
+    await look(world)
+    assert await look(world) == WHOLE
+
+
+async def test_a_store_that_fails_leaves_the_image(world: World) -> None:
+    await begin(world, WHOLE)
+    world.wait(60)
+    world.store.faults["put"] = StorageError("the disk is full")
+    await look(world)
+    world.store.faults.clear()
+    assert await look(world) == HALF
+    world.wait(60)
+    await look(world)
+    assert await look(world) == WHOLE
+
+
+async def test_many_requests_cause_one_refetch(world: World) -> None:
+    await begin(world, WHOLE)
+    world.wait(60)
+    world.origin.gate.clear()
+    assert [await look_away(world) for _ in range(20)] == [HALF] * 20
+    await world.origin.reached.wait()
+    assert await look_away(world) == HALF
+    world.origin.gate.set()
+    await world.keeper.land()
+    assert world.origin.asked == [FRESH]
+
+
+async def look_away(world: World) -> bytes:
+    return (await world.get(FRESH))[1]
+
+
+async def test_another_node_may_have_fetched_it_again(world: World) -> None:
+    record = await begin(world, WHOLE)
+    world.wait(60)
+    noted = replace(record, stored_at=world.now)
+    world.store.records[record.key] = noted
+    assert await look(world) == HALF
+    assert world.origin.asked == [], "the store knows better than memory"
+
+
+async def test_a_link_that_is_signed_anew_completes_what_another_brought(world: World) -> None:
+    await begin(world)
+    world.origin.gives(FRESH, OriginRefused("the origin says 403", origin_status=403))
+    world.origin.gives(FRESHER, OTHER)
+    world.wait(60)
+    assert await look(world, FRESHER) == HALF
+    assert await look(world, FRESHER) == OTHER
+
+
+async def test_a_link_that_has_ended_is_not_asked_again() -> None:
+    world = World(identify=by_catalogue)
+    await begin(world)
+    world.wait(3600)
+    assert await look(world) == HALF
+    assert world.origin.asked == []
+
+
+@pytest.mark.parametrize(
+    "visit", [Visit(came_from_us=True), Visit(insist=lambda: (_ for _ in ()).throw(SourceForbidden("no")))]
+)
+async def test_who_may_not_have_anything_fetched_causes_no_refetch(world: World, visit: Visit) -> None:
+    await begin(world)
+    world.wait(60)
+    source = read_source(FRESH)
+    delivery = await world.keeper.deliver(source, by_catalogue(source), visit)
+    await drain(delivery)  # type: ignore[arg-type]  # it is one
+    await world.keeper.land()
+    assert world.origin.asked == []
+
+
+async def test_so_many_are_fetched_again_at_a_time() -> None:
+    world = World()
+    urls = [f"https://images.example/{number}.png" for number in range(REFETCHES_MAX + 2)]
+    for number, url in enumerate(urls):
+        world.origin.gives(url, picture(seed=number)[:-20])
+        await world.get(url)
+    await world.keeper.land()
+    world.wait(60)
+    world.origin.asked.clear()
+    world.origin.gate.clear()
+    for url in urls:
+        assert (await world.get(url))[0] == "hit"
+    await settle()
+    assert len(world.origin.asked) == REFETCHES_MAX
+    world.origin.gate.set()
+    await world.keeper.land()
+
+
+async def test_a_save_of_a_stored_half_has_it_fetched_again(world: World) -> None:
+    await begin(world, WHOLE)
+    world.wait(60)
+    source = read_source(FRESH)
+    record, created = await world.keeper.keep(source, by_catalogue(source))
+    assert (record.doubts, created) == (frozenset({Doubt.INCOMPLETE}), False)
+    await world.keeper.land()
+    assert await look(world) == WHOLE
+
+
+# Links that are not verified
+
+
+async def test_an_invented_link_neither_replaces_nor_confirms_nor_uses_up_the_interval() -> None:
+    world = World(identify=unverified)
+    await begin(world, url=UNVERIFIED)
+    world.origin.gives(INVENTED, OTHER)
+    assert (await world.get(INVENTED))[1] == OTHER, "it is shown what it brings itself"
+    await world.keeper.land()
+    assert record_of(world).refetches is None
+    assert await look(world, UNVERIFIED) == HALF
+    world.origin.gives(INVENTED.replace("=2", "=3"), HALF)
+    for _ in range(60):
+        world.wait(3600)
+        await world.get(INVENTED.replace("=2", "=3"))
+        await world.keeper.land()
+    assert record_of(world).doubts >= {Doubt.INCOMPLETE}
+    assert record_of(world).refetches is None
+    world.origin.gives(UNVERIFIED, WHOLE)
+    assert await look(world, UNVERIFIED) == HALF
+    assert await look(world, UNVERIFIED) == WHOLE
+
+
+async def test_more_of_the_same_picture_counts_by_any_link() -> None:
+    world = World(identify=unverified)
+    await begin(world, url=UNVERIFIED)
+    world.origin.gives(INVENTED, WHOLE)
+    assert (await world.get(INVENTED))[1] == WHOLE
+    await world.keeper.land()
+    assert (await world.get(UNVERIFIED))[1] == HALF, "it is tried, and brings no more than before"
+    await world.keeper.land()
+    assert await look(world, UNVERIFIED) == WHOLE, "of which it has shown that it is its picture"
+    assert len(world.store.records) == 1
+
+
+async def test_a_link_of_another_kind_is_tried_once_behind_its_back() -> None:
+    """As after a probe has confirmed the key: a fresh link is served, and is no longer tried before it is shown it."""
+    world = World(identify=unverified)
+    record = await begin(world, url=UNVERIFIED)
+    world.store.records[record.key] = replace(record, doubts=frozenset({Doubt.INCOMPLETE}))
+    world.rebuild()
+    world.origin.gives(INVENTED, OTHER)
+    for _ in range(3):
+        assert await look(world, INVENTED) == HALF
+        world.wait(3600)
+    assert world.origin.asked == [INVENTED]
+    assert record_of(world).refetches is None
+    fresh = INVENTED.replace("=2", "=3")
+    world.origin.gives(fresh, WHOLE)
+    assert await look(world, fresh) == HALF
+    assert await look(world, fresh) == WHOLE
+
+
+async def test_a_bare_link_completes_what_a_bare_link_brought() -> None:
+    world = World(identify=unverified)
+    await begin(world, WHOLE, url=BARE)
+    world.wait(60)
+    await look(world, BARE)
+    assert await look(world, BARE) == WHOLE
+    assert record_of(world).doubts == {Doubt.UNSIGNED}
+
+
+# Links whose signature a stranger may have invented
+
+
+def shaped(source: Source) -> SourceInfo:
+    """Take every query for a signature of a shape that services check, at a host that is not known."""
+    return replace(unverified(source), enforced=True, enforced_by_host=False)
+
+
+def refused() -> OriginRefused:
+    return OriginRefused("the origin says 403", origin_status=403)
+
+
+def shape(number: int) -> str:
+    return UNVERIFIED.replace("=1&", f"={number}&")
+
+
+@pytest.mark.parametrize("failure", [refused(), NotAnImage("a page"), SourceForbidden("it redirects to a login page")])
+async def test_links_that_the_origin_refuses_use_up_no_good_links_interval(world: World, failure: Exception) -> None:
+    await begin(world)
+    for number in range(30):
+        invented = FRESH.replace("Signature=0", f"Signature={number % 10 + 1:x}")
+        world.origin.gives(invented, failure)
+        world.wait(60)
+        await look(world, invented)
+    assert record_of(world).refetches is None
+    asked = len(world.origin.asked)
+    assert asked <= 10, "each of them once a day"
+    world.origin.gives(FRESHER, WHOLE)
+    assert await look(world, FRESHER) == HALF, "in the same minute as a link that was refused"
+    assert await look(world, FRESHER) == WHOLE
+    assert len(world.origin.asked) == asked + 1
+
+
+async def test_an_origin_that_is_down_has_the_interval_grow_by_any_link(world: World) -> None:
+    await begin(world)
+    world.origin.gives(FRESHER, OriginTimeout("it hangs"))
+    world.wait(60)
+    await look(world, FRESHER)
+    assert record_of(world).refetches is not None
+
+
+async def test_an_invented_shape_neither_replaces_half_a_picture_nor_keeps_it_from_being_confirmed() -> None:
+    world = World(identify=shaped)
+    await begin(world, url=UNVERIFIED)
+    for number in range(2, 40):
+        world.origin.gives(shape(number), OTHER if number % 2 else OTHER[:-12])
+        world.wait(3600)
+        await look(world, shape(number))
+        assert await look(world, UNVERIFIED) == HALF
+    record = record_of(world)
+    assert Doubt.INCOMPLETE not in record.doubts, "its own link has brought the same over a day"
+    assert record.refetches is not None
+    assert record.refetches.equal >= 3
+
+
+async def test_a_shape_whose_signature_makes_a_difference_completes_what_another_brought() -> None:
+    spoiled = read_source(shape(99))
+    world = World(identify=shaped, spoil=lambda _: spoiled)
+    await begin(world, url=UNVERIFIED)
+    world.origin.gives(spoiled.url, refused())
+    world.origin.gives(UNVERIFIED, refused())
+    world.origin.gives(shape(2), OTHER)
+    world.wait(60)
+    assert await look(world, shape(2)) == HALF
+    await world.keeper.land()
+    assert (await world.get(shape(3)))[1] == OTHER
+    assert Doubt.INCOMPLETE not in record_of(world).doubts
+
+
+async def test_plain_http_confirms_nothing_that_came_by_https() -> None:
+    world = World(identify=unverified)
+    await begin(world, OriginTimeout("it hangs"), url=BARE)
+    bare = BARE.replace("https", "http")
+    world.origin.gives(bare, HALF)
+    for _ in range(60):
+        world.wait(3600)
+        await world.get(bare)
+        await world.keeper.land()
+    record = record_of(world)
+    assert record.doubts >= {Doubt.INCOMPLETE}
+    assert record.refetches is None or record.refetches.equal == 0

@@ -1,0 +1,285 @@
+"""Concurrency limits with bounded queues."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import pytest
+from imgkeep.core.errors import Busy
+from imgkeep.core.records import OWN, Client
+from imgkeep.origin.concurrency import QUEUE_PER_PLACE, Gates
+from imgkeep.ports import Demand
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from imgkeep.origin.concurrency import Place
+
+
+async def turns(times: int = 5) -> None:
+    """Let everybody who can move do so."""
+    for _ in range(times):
+        await asyncio.sleep(0)
+
+
+class Crowd:
+    """Visitors of gates: each enters a host's gate, says so, and stays until it is told to leave."""
+
+    def __init__(self, gates: Gates) -> None:
+        self.gates = gates
+        self.inside: list[str] = []
+        self.tasks: list[asyncio.Task[None]] = []
+        self.leave = asyncio.Event()
+
+    async def add(self, *names: str) -> None:
+        """Add visitors named `host` or `host/whatever`."""
+        self.tasks += [asyncio.create_task(self._visit(name)) for name in names]
+        await turns()
+
+    async def _visit(self, name: str) -> None:
+        async with self.gates.enter(name.partition("/")[0]):
+            self.inside.append(name)
+            try:
+                await self.leave.wait()
+            finally:
+                self.inside.remove(name)
+
+    async def all_leave(self) -> None:
+        self.leave.set()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+
+
+@pytest.fixture
+async def crowd() -> AsyncIterator[Crowd]:
+    crowd = Crowd(Gates(3, 2))
+    yield crowd
+    await crowd.all_leave()
+    # Whatever happened, nobody is left and no host is remembered.
+    assert (crowd.inside, crowd.gates.waiting, crowd.gates._hosts) == ([], 0, {})
+    async with AsyncExitStack() as stack:
+        for host in ("a", "a", "b"):
+            await asyncio.wait_for(stack.enter_async_context(crowd.gates.enter(host)), 20)
+
+
+async def test_a_host_takes_its_places_and_no_more(crowd: Crowd) -> None:
+    await crowd.add("a/1", "a/2", "a/3")
+    assert (crowd.inside, crowd.gates.waiting) == (["a/1", "a/2"], 1)
+
+
+async def test_who_waits_for_a_host_takes_no_place_of_the_others(crowd: Crowd) -> None:
+    await crowd.add("a/1", "a/2", "a/3", "a/4", "b/1")
+    assert crowd.inside == ["a/1", "a/2", "b/1"]
+
+
+async def test_all_hosts_together_take_no_more_than_all_places(crowd: Crowd) -> None:
+    await crowd.add("a", "b", "c", "d")
+    assert (crowd.inside, crowd.gates.waiting) == (["a", "b", "c"], 1)
+
+
+async def test_those_who_wait_enter_in_turn(crowd: Crowd) -> None:
+    await crowd.add("a/1", "a/2", "a/3", "a/4")
+    crowd.tasks[1].cancel()
+    await turns()
+    assert crowd.inside == ["a/1", "a/3"]
+    crowd.tasks[0].cancel()
+    await turns()
+    assert crowd.inside == ["a/3", "a/4"]
+
+
+async def test_a_full_queue_of_a_host_refuses_at_once_and_others_still_enter(crowd: Crowd) -> None:
+    await crowd.add(*(f"a/{number}" for number in range(2 + 2 * QUEUE_PER_PLACE)))
+    assert crowd.gates.waiting == 2 * QUEUE_PER_PLACE
+    with pytest.raises(Busy) as busy:
+        await asyncio.wait_for(crowd.gates.enter("a").__aenter__(), 20)
+    assert busy.value.retry_after_s > 0
+    await crowd.add("b")
+    assert "b" in crowd.inside
+
+
+async def test_a_full_queue_of_all_refuses_and_leaves_nothing(crowd: Crowd) -> None:
+    # One a host, so that no host's own queue is meant.
+    await crowd.add(*(f"h{number}" for number in range(3 + 3 * QUEUE_PER_PLACE)))
+    with pytest.raises(Busy):
+        await asyncio.wait_for(crowd.gates.enter("one-more").__aenter__(), 20)
+    assert "one-more" not in crowd.gates._hosts
+    assert crowd.gates.waiting == 3 * QUEUE_PER_PLACE
+
+
+async def test_a_visitor_that_fails_gives_its_place_back(crowd: Crowd) -> None:
+    for _ in range(5):
+        with pytest.raises(ZeroDivisionError):
+            async with crowd.gates.enter("a"):
+                raise ZeroDivisionError
+    await crowd.add("a/1", "a/2")
+    assert len(crowd.inside) == 2
+
+
+@pytest.mark.parametrize("waits_for", ["its host", "all"])
+async def test_who_gives_up_waiting_leaves_nothing(crowd: Crowd, waits_for: str) -> None:
+    await crowd.add(*(("a/1", "a/2", "a/3") if waits_for == "its host" else ("a", "b", "c", "d")))
+    assert crowd.gates.waiting == 1
+    crowd.tasks[-1].cancel()
+    await turns()
+    assert crowd.gates.waiting == 0
+    assert len(crowd.gates._hosts) == (1 if waits_for == "its host" else 3)
+
+
+async def test_who_is_called_in_and_gives_up_in_the_same_moment_passes_the_place_on(crowd: Crowd) -> None:
+    await crowd.add("a/1", "a/2", "a/3", "a/4")
+    # The first leaves, which wakes the third; before it has moved, it is cancelled.
+    crowd.tasks[0].cancel()
+    crowd.tasks[2].cancel()
+    await turns(10)
+    assert crowd.inside == ["a/2", "a/4"]
+
+
+VISITORS = [Client((f"192.0.2.{n}",)) for n in range(6)]
+VISITORS += [Client((f"2001:db8:{site}:{n}::/64", f"2001:db8:{site}::/48")) for site in (1, 2) for n in (1, 2)]
+CLIENTS = [*VISITORS, Client(("127.0.0.1",), loopback=True), OWN]
+
+
+@dataclass(eq=False)
+class Fetch:
+    """One fetch at the gates, which does as it is told."""
+
+    gates: Gates
+    host: str
+    demand: Demand
+    goes_on: asyncio.Event = field(default_factory=asyncio.Event)
+    move_to: str | None = None
+    place: Place | None = None
+    task: asyncio.Task[None] | None = None
+    stopped: bool = False
+
+    async def run(self) -> None:
+        self.place = self.gates.enter(self.host, self.demand, self.stop)
+        with suppress(Busy):
+            await self._stay(self.place)
+
+    async def _stay(self, place: Place) -> None:
+        async with place:
+            while True:
+                await self.goes_on.wait()
+                self.goes_on.clear()
+                if self.move_to is None:
+                    return
+                self.host, self.move_to = self.move_to, None
+                await place.move(self.host)
+
+    def stop(self) -> None:
+        self.stopped = True
+        assert self.task is not None
+        self.task.cancel()
+
+
+class Model:
+    """Checks the gates against a look at every fetch there is."""
+
+    def __init__(self, places: int, per_host: int) -> None:
+        self.gates = Gates(places, per_host)
+        self.fetches: list[Fetch] = []
+
+    def add(self, host: str, client: Client, *, yields: bool = False) -> Fetch:
+        fetch = Fetch(self.gates, host, Demand(client, yields=yields))
+        fetch.task = asyncio.create_task(fetch.run())
+        self.fetches.append(fetch)
+        return fetch
+
+    async def settle(self) -> None:
+        await turns(12)
+        for fetch in [each for each in self.fetches if each.task is not None and each.task.done()]:
+            self.fetches.remove(fetch)
+
+    def check(self) -> None:
+        gates = self.gates
+        places = [each.place for each in self.fetches if each.place is not None]
+        inside = [each for each in places if each.inside]
+        started = [each for each in places if each.started]
+        at_host = Counter((each.pair.host.name, each.group.name) for each in started if each.pair and not _moves(each))
+        hosts = Counter(host for host, _ in at_host.elements())
+        groups = Counter(each.group.name for each in started)
+        limited = {each.group.name for each in places if each.group.share is not None}
+        own = sum(each.own for each in inside)
+        assert gates.used == len(inside) <= gates._places
+        assert max(own, len(inside) - own) <= gates._places_of_class
+        assert all(number <= gates._places_per_host for number in hosts.values())
+        assert all(groups[name] <= gates._share for name in limited)
+        assert all(number <= gates._share_of_host for (_, name), number in at_host.items() if name in limited)
+        assert gates.waiting == sum(each.lines is not None for each in places)
+        for place in places:
+            assert not (place.lines is not None and self._could_go_on(place, at_host, hosts, groups)), place
+            if place.demand.yields and place.inside and place.lines is None:
+                waiting = [each for each in places if each.lines is not None and self._waits_for(each, place)]
+                assert not waiting, "a fetch without a reader keeps another one waiting"
+
+    def _could_go_on(
+        self, place: Place, at_host: Counter[tuple[str, str]], hosts: Counter[str], groups: Counter[str]
+    ) -> bool:
+        gates, group = self.gates, place.group
+        if place.lines is group.waiting_for_all:
+            return gates._has_room(place.own)
+        assert place.pair is not None
+        host = place.pair.host.name
+        limited = group.share is not None
+        return (
+            hosts[host] < gates._places_per_host
+            and (not limited or at_host[host, group.name] < gates._share_of_host)
+            and (not limited or place.started or groups[group.name] < gates._share)
+        )
+
+    def _waits_for(self, waiting: Place, place: Place) -> bool:
+        """Whether all that `waiting` lacks is a place that `place` holds."""
+        if waiting.lines is waiting.group.waiting_for_all:
+            return not waiting.own or self.gates.used >= self.gates._places
+        assert waiting.pair is not None
+        assert place.pair is not None
+        if waiting.group.share is not None and waiting.pair.held >= self.gates._share_of_host:
+            return waiting.pair is place.pair
+        if waiting.group.full and not waiting.started:
+            return waiting.group is place.group and waiting.pair.host.used < self.gates._places_per_host
+        return waiting.pair.host is place.pair.host and waiting.pair.host.used >= self.gates._places_per_host
+
+
+def _moves(place: Place) -> bool:
+    """Whether a redirected fetch waits for its next host."""
+    return place.lines is not None and place.lines is not place.group.waiting_for_all
+
+
+@pytest.mark.parametrize("seed", range(30))
+async def test_any_order_of_events_keeps_the_shares_and_leaves_no_free_place_to_a_fetch_that_waits(seed: int) -> None:
+    draw = random.Random(seed)
+    model = Model(places=draw.choice([3, 8, 16]), per_host=draw.choice([1, 2, 4, 8]))
+    hosts = [f"host{n}" for n in range(draw.choice([1, 3, 8]))]
+    for _ in range(300):
+        what = draw.random()
+        if what < 0.5 or not model.fetches:
+            client = draw.choice(CLIENTS)
+            model.add(draw.choice(hosts), client, yields=not client.own and draw.random() < 0.1)
+        else:
+            fetch = draw.choice(model.fetches)
+            assert fetch.task is not None
+            if what < 0.62:
+                fetch.task.cancel()
+            elif what < 0.72:
+                fetch.move_to = draw.choice(hosts)
+                fetch.goes_on.set()
+            elif what < 0.85 and not fetch.demand.client.own:
+                fetch.demand.set(yields=not fetch.demand.yields)
+            else:
+                fetch.goes_on.set()
+        if draw.random() < 0.7:
+            await model.settle()
+            model.check()
+    for fetch in model.fetches:
+        assert fetch.task is not None
+        fetch.task.cancel()
+    tasks = [fetch.task for fetch in model.fetches if fetch.task is not None]
+    for outcome in await asyncio.gather(*tasks, return_exceptions=True):
+        assert outcome is None or isinstance(outcome, asyncio.CancelledError), outcome
+    gates = model.gates
+    assert (gates.waiting, gates.used, gates._hosts, gates._groups, gates._yielding) == (0, 0, {}, {}, {})

@@ -1,0 +1,78 @@
+"""Requests to origins over connections that are kept open."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support.pictures import picture
+from tests.support.raw_http import ask, target_of
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from tests.conftest import Imgkeep
+    from tests.support.origins import Exchange, FakeOrigin
+
+    Start = Callable[..., Awaitable[Imgkeep]]
+
+
+async def test_a_connection_is_used_again(start: Start, origin: FakeOrigin) -> None:
+    imgkeep = await start()
+    for n in range(5):
+        body = picture(seed=n)
+        assert (await ask(imgkeep, target_of(origin.gives(f"/{n}.png", body)))).body == body
+    assert origin.connections == 1
+
+
+@pytest.mark.parametrize("end", ["finish", "reset"])
+async def test_an_origin_that_closes_as_we_ask_again_is_asked_on_another_connection(
+    start: Start, origin: FakeOrigin, end: str
+) -> None:
+    imgkeep = await start(fetch={"retries_max": 0})
+
+    async def script(exchange: Exchange) -> None:
+        if exchange.number == 0:
+            getattr(exchange, end)()
+        else:
+            await exchange.answer(picture(seed=1))
+
+    assert (await ask(imgkeep, target_of(origin.gives("/a.png", picture())))).status == 200
+    assert (await ask(imgkeep, target_of(origin.on("/b.png", script)))).body == picture(seed=1)
+    assert (origin.asked("/b.png"), origin.connections) == (2, 2)
+
+
+async def test_one_that_always_closes_is_told(start: Start, origin: FakeOrigin) -> None:
+    imgkeep = await start(fetch={"retries_max": 0})
+
+    async def script(exchange: Exchange) -> None:
+        exchange.finish()
+
+    assert (await ask(imgkeep, target_of(origin.on("/a.png", script)))).status == 502
+    assert origin.asked("/a.png") == 2
+
+
+async def test_what_comes_before_the_answer_is_passed_over(start: Start, origin: FakeOrigin) -> None:
+    imgkeep = await start()
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.send_head("Link: </a.css>; rel=preload", status="103 Early Hints")
+        await exchange.send_head(status="100 Continue")
+        await exchange.answer(picture())
+
+    assert (await ask(imgkeep, target_of(origin.on("/a.png", script)))).body == picture()
+    assert (await ask(imgkeep, target_of(origin.gives("/b.png", picture(seed=1))))).body == picture(seed=1)
+    assert origin.connections == 1
+
+
+async def test_a_switch_of_protocols_is_no_answer(start: Start, origin: FakeOrigin) -> None:
+    imgkeep = await start(fetch={"retries_max": 0})
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.send_head("Upgrade: x", "Connection: upgrade", status="101 Switching Protocols")
+        await exchange.send(picture())
+
+    assert (await ask(imgkeep, target_of(origin.on("/a.png", script)))).status == 502
+    assert (await ask(imgkeep, target_of(origin.gives("/b.png", picture(seed=1))))).body == picture(seed=1)
+    assert origin.connections == 2

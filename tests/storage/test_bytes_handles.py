@@ -1,0 +1,107 @@
+"""What the local store has at hand, while its files are cut and the same object is asked for under several names."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from hashlib import sha256
+from typing import TYPE_CHECKING
+
+import pytest
+from imgkeep.core.layout import object_path
+from imgkeep.core.records import Digest
+from imgkeep.storage.local.store import LocalStore
+
+from tests.support.pictures import picture_of
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from imgkeep.ports import AtHand
+
+SMALL = picture_of(20_000)
+LARGE = picture_of(3_000_000)
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[LocalStore]:
+    opened = LocalStore(tmp_path, hot_bytes_max=10_000_000)
+    await opened.open()
+    yield opened
+    await opened.aclose()
+
+
+def laid(store: LocalStore, body: bytes) -> str:
+    """Put an object where the store finds it; return its name."""
+    name = f"{sha256(body).hexdigest()}.png"
+    path = store.root / object_path(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(body)
+    return name
+
+
+async def at_hand(store: LocalStore, name: str) -> AtHand:
+    body = await store.fetch(name, None)
+    assert body is not None
+    await body.aclose()
+    assert body.at_hand is not None
+    return body.at_hand
+
+
+@pytest.mark.parametrize("size", [2_999_990, 1_000_000, 0], ids=["within the last page", "by pages", "to nothing"])
+async def test_a_mapped_file_that_was_cut_short_is_not_at_hand_any_more(store: LocalStore, size: int) -> None:
+    name = laid(store, LARGE)
+    handle = await at_hand(store, name)
+    assert handle.whole() is not None
+    os.truncate(store.root / object_path(name), size)
+    assert handle.whole() is None
+    assert store.shelf.mapped_bytes == 0
+
+
+@pytest.mark.parametrize("body", [SMALL, LARGE], ids=["small", "large"])
+async def test_whoever_asks_for_the_same_object_at_once_shares_what_is_at_hand(store: LocalStore, body: bytes) -> None:
+    name = laid(store, body)
+    first, second = await asyncio.gather(at_hand(store, name), at_hand(store, name))
+    third = await at_hand(store, name)
+    for _ in range(2):
+        assert [bytes(handle.whole() or b"") == body for handle in (first, second, third)] == [True] * 3
+    assert store.shelf.copied_bytes + store.shelf.mapped_bytes == len(body)
+
+
+async def test_a_handle_that_was_let_go_finds_what_another_holds(store: LocalStore) -> None:
+    store._cached_files.works = False  # so that there is no other way
+    name = laid(store, SMALL)
+    first = await at_hand(store, name)
+    store.shelf.drop(object_path(name))
+    second = await at_hand(store, name)
+    for _ in range(2):
+        assert (first.whole(), second.whole()) == (SMALL, SMALL)
+    await store.forget(Digest(name.partition(".")[0]))
+    assert (first.whole(), second.whole()) == (None, None)
+
+
+@pytest.mark.parametrize("body", [SMALL, LARGE], ids=["small", "large"])
+async def test_what_was_replaced_is_not_taken_for_the_same(store: LocalStore, body: bytes) -> None:
+    if body is SMALL:
+        store._cached_files.works = False  # so that nothing but memory can give it
+    name = laid(store, body)
+    first = await at_hand(store, name)
+    store.shelf.drop(object_path(name))
+    path = store.root / object_path(name)
+    before = path.stat().st_ctime_ns
+    while path.stat().st_ctime_ns == before:  # the kernel's clock for files goes by milliseconds
+        path.unlink()
+        laid(store, body)
+    second = await at_hand(store, name)
+    assert (first.whole() is None, second.whole() is None) == (True, False)
+
+
+async def test_a_large_object_is_mapped_only_where_reading_it_cannot_hang(store: LocalStore) -> None:
+    name = laid(store, LARGE)
+    for works in (False, store._cached_files.works):
+        store._cached_files.works = works
+        body = await store.fetch(name, len(LARGE))
+        assert body is not None
+        assert (body.at_hand is not None) == works
+        await body.aclose()

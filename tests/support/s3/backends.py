@@ -1,0 +1,79 @@
+"""Buckets as backends of the contract that every store keeps (`tests/storage/test_contract.py`)."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+from imgkeep.core.store_url import Bucket
+from imgkeep.storage.local.store import LocalStore
+from imgkeep.storage.s3 import S3Store
+from imgkeep.storage.s3.store import PROBE
+
+from tests.support.s3.gate import Gate
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    import pytest
+    from imgkeep.ports import Draft
+
+    from tests.support.s3.servers import S3Server
+
+TIMEOUT_S = 5
+
+
+class SpooledBucket(S3Store):
+    """A bucket, and a disk for drafts on their way to it."""
+
+    spool: LocalStore
+
+    async def begin(self, size: int | None) -> Draft:
+        return await self.spool.begin(size)
+
+
+class BucketBackend:
+    """See `tests.storage.test_contract.Backend`."""
+
+    def __init__(self, store: SpooledBucket, server: S3Server, gate: Gate) -> None:
+        self.store = store
+        self._server = server
+        self._gate = gate
+        self._breaking: asyncio.Task[None] | None = None
+
+    def left(self) -> dict[str, list[str]]:
+        # From another thread: the server is another process, and who asks is no coroutine.
+        with ThreadPoolExecutor(1) as pool:
+            names = sorted(pool.submit(asyncio.run, self._server.objects()).result())
+        found: dict[str, list[str]] = {"objects": [], "records": [], "other": []}
+        for name in names:
+            if name != PROBE:
+                kind = name.split("/")[1] if name.startswith("v1/") else "other"
+                found[kind].append(name.rpartition("/")[2])
+        found["other"] += [path.name for path in (self.store.spool.root / "partial").iterdir()]
+        return found
+
+    def break_it(self) -> None:
+        self._breaking = asyncio.ensure_future(self._gate.refuse())
+
+
+async def open_bucket(name: str, request: pytest.FixtureRequest, folder: Path) -> AsyncIterator[BucketBackend]:
+    """Give a fresh bucket on a server; a probe finds out first what it can do."""
+    server: S3Server = request.getfixturevalue("bucket")(name)
+    patch: pytest.MonkeyPatch = request.getfixturevalue("monkeypatch")
+    patch.setenv("AWS_ACCESS_KEY_ID", server.key)
+    patch.setenv("AWS_SECRET_ACCESS_KEY", server.secret)
+    gate = Gate("127.0.0.1", server.port)
+    await gate.start()
+    store = SpooledBucket(Bucket(server.bucket, region="us-east-1", endpoint=gate.endpoint), timeout_s=TIMEOUT_S)
+    store.spool = LocalStore(folder)
+    await store.spool.open()
+    await store.open()
+    await store.probe()
+    assert store.conditional is (name == "moto")
+    yield BucketBackend(store, server, gate)
+    await store.aclose()
+    await store.spool.aclose()
+    await gate.stop()

@@ -1,0 +1,343 @@
+"""
+A gate on loopback before one server: what stands open, or does mischief to some or all requests, as it is told to.
+
+Requests are read one by one and passed on byte for byte, each over a connection of its own, so that what one side does
+between two requests is not the other's affair. Only the head of a response is changed, and only by `set_header` and
+`strip_header`; only its body by `corrupt` and `cut_body`.
+
+What is told counts for requests that arrive from then on. `hang` without a `match` and `refuse` are about the
+network rather than about requests: they concern transfers that are under way, too. What hangs does so until its client
+gives up, also after the gate was opened again.
+
+Clients may ask more often than they are told to: aiohttp repeats any request once whose connection breaks off before
+there is a response.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import TYPE_CHECKING, assert_never
+
+from tests.support.s3.loopback import HOST, port_of, reserve
+from tests.support.s3.misbehaving import Answer, Corrupt, CutBody, Hang, Pass, Reset, SetHeader, s3_error
+from tests.support.s3.recording import (
+    Head,
+    Line,
+    Unmeasured,
+    end_of_body,
+    framed,
+    pieces,
+    request_framing,
+    response_framing,
+)
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Mapping
+
+    from tests.support.s3.misbehaving import Match, Mischief
+
+
+@dataclass
+class Seen:
+    """
+    A request that arrived.
+
+    Attributes:
+        path: With its query, as it is on the wire.
+        headers: By name in lower case.
+        status: What was answered, by the server or in its stead; `None` while or if nothing was.
+    """
+
+    method: str
+    path: str
+    headers: Mapping[str, str]
+    status: int | None = None
+
+
+class _HangsError(Exception):
+    """The connection is to be left hanging."""
+
+
+class _BreaksError(Exception):
+    """The connection is to be broken off."""
+
+
+@dataclass
+class Gate:
+    """
+    Stands before the server at `host` and `port`; clients go to `endpoint`.
+
+    Attributes:
+        seen: Every request so far, in the order of arrival.
+        connections: How many connections were accepted.
+    """
+
+    host: str
+    port: int
+    seen: list[Seen] = field(default_factory=list)
+    connections: int = 0
+    _mischief: Mischief = field(default_factory=Pass)
+    _match: Match | None = None
+    _times_left: int | None = None
+    _holder: socket.socket = field(default_factory=reserve)
+    _server: asyncio.Server | None = None
+    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    _arrival: asyncio.Condition = field(default_factory=asyncio.Condition)
+
+    async def start(self) -> None:
+        await self.open()
+
+    async def stop(self) -> None:
+        """Stop listening, break all connections off and give the port away."""
+        await self.refuse()
+        self._holder.close()
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://{HOST}:{port_of(self._holder)}"
+
+    def count(self, method: str, path_part: str = "") -> int:
+        """Return how many requests of a method arrived whose path has this part."""
+        return sum(seen.method == method and path_part in seen.path for seen in self.seen)
+
+    async def until_seen(self, method: str, path_part: str = "", *, times: int = 1) -> None:
+        """Wait until so many such requests have arrived."""
+        async with self._arrival:
+            await self._arrival.wait_for(lambda: self.count(method, path_part) >= times)
+
+    # --- what the gate can be told. `match` chooses the requests, `times` is how many of these are concerned.
+
+    async def open(self) -> None:
+        """Pass everything."""
+        await self.do(Pass())
+
+    async def refuse(self) -> None:
+        """Refuse connections and break all off that there are."""
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    async def hang(self, *, match: Match | None = None, times: int | None = None) -> None:
+        """Read and never answer; an `Expect: 100-continue` is not answered either."""
+        await self.do(Hang(), match=match, times=times)
+
+    async def reset(self, *, match: Match | None = None, times: int | None = None) -> None:
+        """Break off as soon as the head of a request has arrived; the server sees nothing of it."""
+        await self.do(Reset(None), match=match, times=times)
+
+    async def reset_mid_body(self, after_bytes: int, *, match: Match | None = None, times: int | None = None) -> None:
+        """Break off, on both sides, after so many bytes of a request's body. Requests with fewer pass."""
+        await self.do(Reset(after_bytes), match=match, times=times)
+
+    async def slow_down(self, *, match: Match | None = None, times: int | None = None) -> None:
+        """Answer as S3 does when it is asked too often."""
+        await self.do(s3_error(503, "SlowDown"), match=match, times=times)
+
+    async def answer(
+        self,
+        status: int,
+        headers: Mapping[str, str] | None = None,
+        body: bytes = b"",
+        *,
+        match: Match | None = None,
+        times: int | None = None,
+    ) -> None:
+        """Answer in the server's stead, once a request was read whole; `Content-Length` is added unless given."""
+        await self.do(Answer(status, headers or {}, body), match=match, times=times)
+
+    async def cut_body(
+        self, after_bytes: int, *, reset: bool = False, match: Match | None = None, times: int | None = None
+    ) -> None:
+        """Break off after so many bytes of a response's body, with FIN or RST. Shorter ones pass."""
+        await self.do(CutBody(after_bytes, reset), match=match, times=times)
+
+    async def corrupt(self, at: int = 0, *, match: Match | None = None, times: int | None = None) -> None:
+        """Flip the byte `at` this place of a response's body."""
+        await self.do(Corrupt(at), match=match, times=times)
+
+    async def strip_header(self, name: str, *, match: Match | None = None, times: int | None = None) -> None:
+        """Take a field out of responses."""
+        await self.do(SetHeader(name, None), match=match, times=times)
+
+    async def set_header(self, name: str, value: str, *, match: Match | None = None, times: int | None = None) -> None:
+        """Give a field of responses this value, whether they had it or not."""
+        await self.do(SetHeader(name, value), match=match, times=times)
+
+    async def do(self, mischief: Mischief, *, match: Match | None = None, times: int | None = None) -> None:
+        """Do one kind of mischief from now on, and listen if that was refused before."""
+        self._mischief, self._match, self._times_left = mischief, match, times
+        if self._server is None:
+            self._server = await asyncio.start_server(self._serve, HOST, port_of(self._holder))
+
+    # --- what it does then
+
+    def _decide(self, method: str, path: str) -> Mischief:
+        if self._times_left == 0 or (self._match is not None and not self._match(method, path)):
+            return Pass()
+        if self._times_left is not None:
+            self._times_left -= 1
+        return self._mischief
+
+    def _flow(self) -> None:
+        """Leave a transfer hanging that is under way when everything is to hang."""
+        if isinstance(self._mischief, Hang) and self._match is None and self._times_left is None:
+            raise _HangsError
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        client = Line(reader, writer)
+        if self._server is None:  # it was closed between accepting and this
+            client.reset()
+            return
+        self.connections += 1
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        try:
+            await self._talk(client)
+        except (_BreaksError, OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            client.reset()
+        finally:
+            self._tasks.discard(task)
+            client.close()
+
+    async def _talk(self, client: Line) -> None:
+        try:
+            while await self._exchange(client):
+                pass
+            await client.finish()
+        except _HangsError:
+            await client.swallow()
+
+    async def _exchange(self, client: Line) -> bool:
+        """Treat one request; return whether there may be another."""
+        request = await Head.read(client.reader)
+        method, path, _ = request.line.split(" ")
+        mischief = self._decide(method, path)
+        seen = Seen(method, path, {name.lower(): value for name, value in request.fields})
+        self.seen.append(seen)
+        async with self._arrival:
+            self._arrival.notify_all()
+        match mischief:
+            case Hang():
+                raise _HangsError
+            case Reset(None):
+                raise _BreaksError
+            case Answer() as answer:
+                await self._answer(client, request, seen, answer)
+                return not request.last
+            case Pass() | Reset() | CutBody() | Corrupt() | SetHeader():
+                return await self._pass_on(client, request, seen, mischief)
+            case unknown:
+                assert_never(unknown)
+
+    async def _answer(self, client: Line, request: Head, seen: Seen, answer: Answer) -> None:
+        if "100-continue" in request.get("Expect").lower():
+            await client.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+        async for _ in pieces(client.reader, request_framing(request)):
+            self._flow()
+        headers = {"Content-Length": str(len(answer.body)), **answer.headers}
+        head = Head(f"HTTP/1.1 {answer.status} {HTTPStatus(answer.status).phrase}", tuple(headers.items()))
+        seen.status = answer.status
+        await client.send(head.encode() + (b"" if seen.method == "HEAD" else answer.body))
+
+    async def _pass_on(self, client: Line, request: Head, seen: Seen, mischief: Mischief) -> bool:
+        server = await Line.connect(self.host, self.port)
+        try:
+            there = asyncio.create_task(self._pass_request(client, server, request, mischief))
+            back = asyncio.create_task(self._pass_response(client, server, seen, mischief))
+            again = await _both(there, back)
+        except _HangsError:
+            await client.swallow()  # the server is left hanging with it
+            raise
+        except BaseException:
+            server.reset()
+            raise
+        finally:
+            server.close()
+        return again
+
+    async def _pass_request(self, client: Line, server: Line, request: Head, mischief: Mischief) -> bool:
+        await server.send(request.encode())
+        framing = request_framing(request)
+        at = 0
+        async for piece in pieces(client.reader, framing):
+            self._flow()
+            if (
+                isinstance(mischief, Reset)
+                and mischief.after_bytes is not None
+                and at + len(piece) >= mischief.after_bytes
+            ):
+                await server.send(framed(piece[: mischief.after_bytes - at], framing))
+                raise _BreaksError
+            at += len(piece)
+            # A server that has answered need not read on; whether it has is told by its response, or the lack of it.
+            with suppress(ConnectionError):
+                await server.send(framed(piece, framing))
+        with suppress(ConnectionError):
+            await server.send(end_of_body(framing))
+        return True
+
+    async def _pass_response(self, client: Line, server: Line, seen: Seen, mischief: Mischief) -> bool:
+        while (head := await Head.read(server.reader)).status < HTTPStatus.OK:
+            self._flow()
+            await client.send(head.encode())
+        told = _told(head, mischief)
+        framing, told_framing = response_framing(head, seen.method), response_framing(told, seen.method)
+        self._flow()
+        seen.status = head.status
+        await client.send(told.encode())
+        at = 0
+        async for piece in pieces(server.reader, framing):
+            self._flow()
+            match mischief:
+                case CutBody(after_bytes, reset) if at + len(piece) >= after_bytes:
+                    await client.send(framed(piece[: after_bytes - at], told_framing))
+                    if reset:
+                        raise _BreaksError
+                    return False
+                case Corrupt(place) if at <= place < at + len(piece):
+                    await client.send(framed(_flipped(piece, place - at), told_framing))
+                case _:
+                    await client.send(framed(piece, told_framing))
+            at += len(piece)
+        await client.send(end_of_body(told_framing))
+        # A client that was told another length than there was has to see the end of it.
+        return framing == told_framing and framing is not Unmeasured.CLOSE and not head.last
+
+
+async def _both(there: asyncio.Task[bool], back: asyncio.Task[bool]) -> bool:
+    """Wait for both directions, or for the first that fails or ends the connection."""
+    waiting = {there, back}
+    try:
+        while waiting:
+            done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            if not all(task.result() for task in done):
+                return False
+        return True
+    finally:
+        for task in (there, back):
+            task.cancel()
+        await asyncio.gather(there, back, return_exceptions=True)
+
+
+def _told(head: Head, mischief: Mischief) -> Head:
+    match mischief:
+        case SetHeader(name, None):
+            return head.without(name)
+        case SetHeader(name, str(value)):
+            return head.having(name, value)
+        case _:
+            return head
+
+
+def _flipped(piece: bytes, place: int) -> bytes:
+    return piece[:place] + bytes([piece[place] ^ 0xFF]) + piece[place + 1 :]

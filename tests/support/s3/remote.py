@@ -1,0 +1,69 @@
+"""imgkeep on a bucket, with a gate between the two."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from imgkeep.bootstrap.server import Seams
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from pathlib import Path
+
+    from tests.conftest import Imgkeep
+    from tests.support.s3.gate import Gate
+    from tests.support.s3.servers import S3Server
+
+PATIENT_S = 10
+"""No machine is so busy with other tests that a server which is well takes longer."""
+HURRIED = {"timeout_s": 1.5}
+"""For tests in which the bucket does not answer: the store's settings."""
+
+
+async def _sleep_briefly(seconds: float) -> None:
+    """Have what is tried again in the background tried ten times as soon."""
+    await asyncio.sleep(seconds / 10)
+
+
+@dataclass
+class Remote:
+    """A fresh bucket behind a gate, and means to start imgkeep on it, as many nodes as wanted."""
+
+    server: S3Server
+    gate: Gate
+    _start: Callable[..., Awaitable[Imgkeep]]
+    _folder: Path
+
+    async def node(self, name: str = "a", *, mode: str = "serve", **sections: Any) -> Imgkeep:
+        store = {
+            "url": f"s3://{self.server.bucket}/pre?endpoint={self.gate.endpoint}&region=us-east-1",
+            "fallback": f"file:{self._folder / name}",
+            "timeout_s": PATIENT_S,
+            **sections.pop("store", {}),
+        }
+        sections.setdefault("seams", Seams(sleep=_sleep_briefly))
+        delivery = {"mode": mode, **sections.pop("delivery", {})}
+        return await self._start(folder=self._folder / name, store=store, delivery=delivery, **sections)
+
+    async def stored(self, kind: str) -> dict[str, bytes]:
+        """Return what lies under `objects` or `records` in the bucket."""
+        return await self.server.objects(f"pre/v1/{kind}/")
+
+
+@pytest.fixture
+async def remote(  # noqa: PLR0917 - a fixture is an argument
+    request: pytest.FixtureRequest,
+    bucket: Callable[[str], S3Server],
+    gate_to: Callable[[S3Server], Awaitable[Gate]],
+    start: Callable[..., Awaitable[Imgkeep]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Remote:
+    """On moto, or the server that the test is parametrized with."""
+    server = bucket(getattr(request, "param", "moto"))
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", server.key)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", server.secret)
+    return Remote(server, await gate_to(server), start, tmp_path)

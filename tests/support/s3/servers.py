@@ -1,0 +1,305 @@
+"""
+Real S3 servers on loopback, each a process that can be stopped, frozen, and started again on the same port.
+
+`rclone` and `s3rver` keep objects in a folder and have them again after a stop; `moto` keeps them in its memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import sys
+import time
+from contextlib import asynccontextmanager, closing
+from dataclasses import dataclass, field, replace
+from functools import cache
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import botocore.session
+from aiobotocore.config import AioConfig
+from aiobotocore.session import AioSession
+from botocore.config import Config
+from botocore.exceptions import ClientError
+
+from tests.support.program import ROOT, cannot, until
+from tests.support.s3.loopback import HOST, port_of, reserve
+from tests.support.s3.process import ServerProcess
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable
+
+START_TIMEOUT_S = 30
+"""On a machine that is busy with other tests."""
+CLIENT_TIMEOUT_S = 30
+REGION = "us-east-1"
+BUCKET = "images"
+
+_ASKS_NOBODY = {
+    "profile": (None, None, None, None),
+    "config_file": (None, None, os.devnull, None),
+    "credentials_file": (None, None, os.devnull, None),
+}
+"""Variables of a botocore session (`botocore.configprovider`): nothing of this machine changes what tests see."""
+
+_PLAIN: dict[str, Any] = {
+    "s3": {"addressing_style": "path"},
+    "request_checksum_calculation": "when_required",
+    "response_checksum_validation": "when_required",
+    "retries": {"total_max_attempts": 1},
+    "connect_timeout": CLIENT_TIMEOUT_S,
+    "read_timeout": CLIENT_TIMEOUT_S,
+    "proxies": {},
+}
+
+
+@dataclass(frozen=True)
+class S3Server:
+    """
+    One bucket of a server, what is needed to use it, and means to look behind the back of who does.
+
+    Attributes:
+        process: The server; other buckets may be on it as well.
+        endpoint: Where requests go: to the server itself, or to what stands before it.
+    """
+
+    name: str
+    endpoint: str
+    key: str
+    secret: str
+    bucket: str
+    process: ServerProcess
+
+    @property
+    def port(self) -> int:
+        """The server's own port, whatever stands before it."""
+        return port_of(self.process.holder)
+
+    def through(self, endpoint: str) -> S3Server:
+        """Return the same bucket as seen through another endpoint."""
+        return replace(self, endpoint=endpoint)
+
+    # --- the process
+
+    def start(self) -> None:
+        """Start the server and wait until it has the bucket. It blocks; where a loop has other work, `restart`."""
+        self.process.launch()
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not self.process.ready:
+            assert time.monotonic() < deadline, f"{self.name} does not listen"
+            time.sleep(0.01)
+        self.make_bucket()
+
+    async def restart(self) -> None:
+        """Start the server, again, and wait until it has the bucket."""
+        self.process.stop()
+        self.process.launch()
+        await until(lambda: self.process.ready, within_s=START_TIMEOUT_S)
+        self.make_bucket()
+
+    def stop(self) -> None:
+        self.process.stop()
+
+    def freeze(self) -> None:
+        self.process.freeze()
+
+    def thaw(self) -> None:
+        self.process.thaw()
+
+    def make_bucket(self) -> None:
+        """Make the bucket if there is none."""
+        client = _blocking_session().create_client("s3", **self._access(), config=Config(**_PLAIN))
+        with closing(client):
+            try:
+                client.create_bucket(Bucket=self.bucket)
+            except ClientError as error:
+                if error.response["Error"]["Code"] not in {"BucketAlreadyExists", "BucketAlreadyOwnedByYou"}:
+                    raise
+
+    # --- the objects
+
+    @asynccontextmanager
+    async def client(self) -> AsyncGenerator[Any]:
+        """
+        Give a client with the simplest settings: path-style, no checksums beyond those required, no retries.
+
+        It is given some time only. The client's own `read_timeout` does not begin before a server that was asked to
+        (`Expect: 100-continue`) has told it to go on.
+        """
+        config = AioConfig(**_PLAIN)
+        async with (
+            asyncio.timeout(CLIENT_TIMEOUT_S),
+            _session().create_client("s3", **self._access(), config=config) as client,
+        ):
+            yield client
+
+    async def put(self, key: str, body: bytes, **how: Any) -> dict[str, Any]:
+        """
+        Put an object, with parameters of `PutObject`; return what the server answered.
+
+        Raises:
+            ClientError: The server refused.
+        """
+        async with self.client() as client:
+            answer: dict[str, Any] = await client.put_object(Bucket=self.bucket, Key=key, Body=body, **how)
+            return answer
+
+    async def get(self, key: str, **how: Any) -> bytes | None:
+        """Return the bytes of an object, `None` where there is none."""
+        async with self.client() as client:
+            return await self._read(client, key, **how)
+
+    async def head(self, key: str, **how: Any) -> dict[str, Any] | None:
+        """Return what `HeadObject` tells, `None` where there is no object."""
+        async with self.client() as client:
+            try:
+                answer: dict[str, Any] = await client.head_object(Bucket=self.bucket, Key=key, **how)
+            except ClientError as error:
+                if not _is_miss(error):
+                    raise
+                return None
+            return answer
+
+    async def delete(self, key: str) -> None:
+        async with self.client() as client:
+            await client.delete_object(Bucket=self.bucket, Key=key)
+
+    async def objects(self, prefix: str = "") -> dict[str, bytes]:
+        """Return everything in the bucket whose name begins with `prefix`, in the order in which it is listed."""
+        found: dict[str, bytes] = {}
+        async with self.client() as client:
+            pages = client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix)
+            async for page in pages:
+                for item in page.get("Contents", ()):
+                    body = await self._read(client, item["Key"])
+                    assert body is not None, f"{item['Key']} is listed and not there"
+                    found[item["Key"]] = body
+        return found
+
+    async def _read(self, client: Any, key: str, **how: Any) -> bytes | None:
+        try:
+            answer = await client.get_object(Bucket=self.bucket, Key=key, **how)
+        except ClientError as error:
+            if not _is_miss(error):
+                raise
+            return None
+        async with answer["Body"] as stream:
+            body: bytes = await stream.read()
+        return body
+
+    def _access(self) -> dict[str, Any]:
+        return {
+            "region_name": REGION,
+            "endpoint_url": self.endpoint,
+            "verify": False,  # reading all certificates takes longer than most requests
+            "aws_access_key_id": self.key,
+            "aws_secret_access_key": self.secret,
+        }
+
+
+def _is_miss(error: Any) -> bool:
+    return error.response["Error"]["Code"] in {"NoSuchKey", "404"}
+
+
+@cache
+def _session() -> Any:
+    """Return a session that reads the model of S3 once only."""
+    return AioSession(_ASKS_NOBODY)
+
+
+@cache
+def _blocking_session() -> Any:
+    return botocore.session.Session(_ASKS_NOBODY)
+
+
+# --- the programs
+
+
+def _moto(port: int, _folder: Path) -> list[str]:
+    return [sys.executable, "-m", "moto.server", "-H", HOST, "-p", str(port)]
+
+
+def _rclone(port: int, folder: Path) -> list[str]:
+    program = shutil.which("rclone", path=Path(sys.executable).parent) or shutil.which("rclone")
+    if program is None:
+        cannot("rclone is not installed")
+    data = folder / "data"
+    data.mkdir()
+    return [
+        *(program, "serve", "s3", "--addr", f"{HOST}:{port}", "--auth-key", "rclone-key,rclone-secret"),
+        *("--config", os.devnull, "--cache-dir", str(folder / "cache"), str(data)),
+    ]
+
+
+def _s3rver(port: int, folder: Path) -> list[str]:
+    told = os.environ.get("IMGKEEP_TEST_S3RVER")  # noqa: TID251 - tests read what they run in
+    program = told or shutil.which("s3rver") or shutil.which("s3rver", path=ROOT / "node_modules" / ".bin")
+    if program is None or shutil.which("node") is None:
+        cannot("s3rver is not installed (npm); IMGKEEP_TEST_S3RVER tells where it is")
+    return [
+        # It ciphers the token of a next page with DES, which OpenSSL 3 has among old things only.
+        *("node", "--openssl-legacy-provider", str(Path(program).resolve())),
+        *("--directory", str(folder / "data"), "--address", HOST, "--port", str(port)),
+        *("--silent", "--no-vhost-buckets", "--configure-bucket", BUCKET),
+    ]
+
+
+@dataclass(frozen=True)
+class _Kind:
+    command: Callable[[int, Path], list[str]]
+    key: str
+    secret: str
+
+
+_KINDS = {
+    "moto": _Kind(_moto, "moto-key", "moto-secret"),
+    "rclone": _Kind(_rclone, "rclone-key", "rclone-secret"),
+    "s3rver": _Kind(_s3rver, "S3RVER", "S3RVER"),  # it knows no others
+}
+NAMES = tuple(_KINDS)
+
+
+@dataclass
+class S3Servers:
+    """The servers by name. Each starts when it is first asked for, and again if a test left it stopped or frozen."""
+
+    folder: Path
+    _made: dict[str, S3Server] = field(default_factory=dict)
+    _numbers: count[int] = field(default_factory=lambda: count(1))
+
+    def __getitem__(self, name: str) -> S3Server:
+        if name not in self._made:
+            self._made[name] = self._make(name)
+        server = self._made[name]
+        if server.process.running:
+            server.thaw()
+        else:
+            server.start()
+        return server
+
+    def with_bucket(self, name: str) -> S3Server:
+        """Return a bucket on a server that nothing was put into yet."""
+        server = replace(self[name], bucket=f"test-{next(self._numbers)}")
+        server.make_bucket()
+        return server
+
+    def stop(self) -> None:
+        """End all servers for good."""
+        for server in self._made.values():
+            server.stop()
+            server.process.holder.close()
+
+    def _make(self, name: str) -> S3Server:
+        kind = _KINDS[name]
+        folder = self.folder / name
+        folder.mkdir(exist_ok=True)
+        holder = reserve()
+        try:
+            command = kind.command(port_of(holder), folder)
+        except BaseException:
+            holder.close()
+            raise
+        process = ServerProcess(command, folder, holder)
+        return S3Server(name, f"http://{HOST}:{port_of(holder)}", kind.key, kind.secret, BUCKET, process)

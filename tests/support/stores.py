@@ -1,0 +1,140 @@
+"""The simplest thing that keeps the contract of `ports.Store` and `ports.Spool`, and records to put into any store."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from hashlib import sha256
+from typing import TYPE_CHECKING
+
+from imgkeep.core.errors import Removed, StorageError
+from imgkeep.core.layout import REMOVED, object_names
+from imgkeep.core.records import Digest, Format, Key, PixelSize, Record
+from imgkeep.storage.memory import MemoryBody, MemorySpool
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from imgkeep.core.records import Tombstone
+    from imgkeep.ports import Body, Draft
+
+NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
+
+
+def record_of(body: bytes, *, name: str = "a", etag: str = '"one"') -> Record:
+    """Return a record under a key of its own for every name."""
+    identity = f"https://images.example/{name}.png"
+    return Record(
+        key=Key(sha256(identity.encode()).hexdigest()),
+        identity=identity,
+        host="images.example",
+        digest=Digest(sha256(body).hexdigest()),
+        format=Format.PNG,
+        size=len(body),
+        pixel_size=PixelSize(8, 6),
+        etag=etag,
+        stored_at=NOON,
+        provider="Example",
+        temporary=True,
+        expires_at=NOON.replace(hour=13),
+    )
+
+
+@dataclass
+class FakeStore:
+    """Keeps images in two dictionaries. `broken` makes every call a fault, as an unreachable store would."""
+
+    name: str = "fake"
+    disk_only: bool = True
+    objects: dict[str, bytes] = field(default_factory=dict)
+    found: dict[Key, Record] = field(default_factory=dict)
+    buried: dict[Key, Tombstone] = field(default_factory=dict)
+    blocks: dict[Digest, frozenset[Key]] = field(default_factory=dict)
+    broken: bool = False
+    spool: MemorySpool = field(default_factory=lambda: MemorySpool(1_000_000_000))
+
+    async def begin(self, size: int | None) -> Draft:
+        self._insist()
+        return await self.spool.begin(size)
+
+    async def find(self, key: Key) -> Record | None:
+        self._insist()
+        self._insist_on_life(key)
+        return self.found.get(key)
+
+    async def fetch(self, name: str, size: int | None) -> Body | None:
+        self._insist()
+        data = self.objects.get(name)
+        return None if data is None or size not in {None, len(data)} else MemoryBody(data)
+
+    async def holds(self, name: str, size: int) -> bool:
+        self._insist()
+        return len(self.objects.get(name, b"")) == size
+
+    async def put(self, draft: Draft, record: Record, replaces: Digest | None = None) -> Record:
+        self._insist()
+        self._insist_on_life(record.key)
+        theirs = self.found.get(record.key)
+        if theirs and theirs.object_name in self.objects and theirs.digest not in {record.digest, replaces}:
+            raise StorageError("another image was kept under this link meanwhile")
+        self.objects[record.object_name] = await draft.read(0, draft.size)
+        self.found[record.key] = replace(record)
+        return record
+
+    async def restate(self, record: Record, replaces: Digest | None = None) -> Record:
+        self._insist()
+        self._insist_on_life(record.key)
+        theirs = self.found.get(record.key)
+        if theirs and theirs.object_name in self.objects and theirs.digest not in {record.digest, replaces}:
+            raise StorageError("another image was kept under this link meanwhile")
+        self.found[record.key] = record
+        return record
+
+    async def bury(self, tombstone: Tombstone) -> None:
+        self._insist()
+        self.found.pop(tombstone.key, None)
+        self.buried[tombstone.key] = tombstone
+
+    async def refuse(self, digest: Digest, removed_at: datetime, keys: Collection[Key] = ()) -> None:
+        del removed_at
+        self._insist()
+        self.blocks[digest] = frozenset(keys)
+        await self.forget(digest)
+
+    async def forget(self, digest: Digest) -> None:
+        self._insist()
+        for name in object_names(digest):
+            self.objects.pop(name, None)
+
+    async def refused(self) -> set[Digest]:
+        self._insist()
+        return set(self.blocks)
+
+    async def find_block(self, digest: Digest) -> Collection[Key] | None:
+        self._insist()
+        return self.blocks.get(digest)
+
+    async def unblock(self, digest: Digest) -> None:
+        self._insist()
+        self.blocks.pop(digest, None)
+
+    async def find_tombstone(self, key: Key) -> Tombstone | None:
+        self._insist()
+        return self.buried.get(key)
+
+    async def delete_tombstone(self, tombstone: Tombstone) -> None:
+        self._insist()
+        if self.buried.get(tombstone.key) == tombstone:
+            del self.buried[tombstone.key]
+
+    async def has_object(self, digest: Digest) -> bool:
+        self._insist()
+        return any(name in self.objects for name in object_names(digest))
+
+    def _insist_on_life(self, key: Key) -> None:
+        if key in self.buried:
+            raise Removed(REMOVED)
+
+    def _insist(self) -> None:
+        if self.broken:
+            raise StorageError("the fake store is broken on purpose")

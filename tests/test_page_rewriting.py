@@ -1,0 +1,100 @@
+"""Who says which links become ours, and how many documents are worked on at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from datetime import UTC, datetime
+
+import pytest
+from imgkeep.bootstrap.services import make_linking
+from imgkeep.config import load
+from imgkeep.core.errors import Busy, InvalidRequest
+from imgkeep.core.rewrite import every
+from imgkeep.core.rewrite.links import ImgLinks
+from imgkeep.images.inspect import make_inspector
+from imgkeep.page_rewriting import (
+    MARKDOWN_BYTES_MAX,
+    PIECE_BYTES,
+    SHORT_BYTES,
+    THREADS,
+    WAITING_MAX,
+    RewriteDesk,
+    form_of,
+    rewrite,
+)
+
+PAGE = b'<img src="https://a.example/1.png">'
+OBJECT = f"v1/objects/0a/{'0a' * 32}.png"
+
+
+@pytest.mark.parametrize(
+    ("delivery", "objects"),
+    [
+        ({"base_url": "https://cdn.example/x/"}, "https://cdn.example/x/kept/"),
+        ({"mode": "redirect"}, None),  # an open bucket knows
+        ({}, None),
+    ],
+    ids=str,
+)
+def test_links_to_objects_of_a_public_bucket_stay(delivery: dict[str, object], objects: str | None) -> None:
+    config = load({"store": {"url": "s3://bucket/kept"}, "delivery": delivery}, {})
+    linking = make_linking(config, make_inspector(config, lambda: datetime(2026, 11, 22, tzinfo=UTC)))
+    assert (linking.objects.url if linking.objects else None) == (f"{objects}v1/objects" if objects else None)
+    linker = linking.linker("all", "")
+    assert linker("https://cdn.example/x/other.png") is not None
+    assert (linker(f"https://cdn.example/x/kept/{OBJECT}") is None) == (objects is not None)
+
+
+def test_pieces_of_a_page_are_cut_where_nobody_sees_it() -> None:
+    page = b"<p>" + b"." * (PIECE_BYTES - 20) + PAGE * 3
+    rewritten = rewrite(page, "html", ImgLinks(every))
+    assert rewritten.document.count(b"/img?src=") == 3
+    assert rewritten.links == ("https://a.example/1.png",) * 3
+    assert "a.example" not in repr(rewritten)
+
+
+def test_longer_markdown_is_refused_and_not_left_as_it_is() -> None:
+    longest = b" " * MARKDOWN_BYTES_MAX
+    assert rewrite(longest, "markdown", ImgLinks(every)).document == longest
+    with pytest.raises(InvalidRequest):
+        rewrite(longest + b" ", "markdown", ImgLinks(every))
+
+
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [("a.html", "html"), ("A.HTM", "html"), ("b.md", "markdown"), ("c.markdown", "markdown"), ("html", None)],
+)
+def test_the_end_of_a_name_tells_what_a_file_holds(name: str, form: str | None) -> None:
+    assert form_of(name) == form
+
+
+async def test_short_documents_do_not_wait_for_long_ones_and_no_queue_is_endless() -> None:
+    go = threading.Event()
+    counted: list[tuple[str, int]] = []
+    desk = RewriteDesk(lambda form, links: counted.append((form, links)))
+
+    def slow(_: str) -> str:
+        assert go.wait(10)
+        return "https://ours.example/"
+
+    async def have(document: bytes, linker: object = ImgLinks(every)) -> bytes:
+        done = await desk.rewrite(document, "html", linker, url=None, charset=None)  # type: ignore[arg-type] # a linker
+        return done.document
+
+    try:
+        long = [asyncio.create_task(have(PAGE + b" " * SHORT_BYTES, slow)) for _ in range(WAITING_MAX - 1)]
+        await asyncio.sleep(0)
+        assert THREADS > 1
+        assert (await have(PAGE)).count(b"/img?src=") == 1, "beside the long one"
+        full = asyncio.create_task(have(PAGE, slow))
+        await asyncio.sleep(0)
+        with pytest.raises(Busy):
+            await have(PAGE)
+        go.set()
+        await asyncio.gather(full, *long)
+        assert await have(PAGE)
+    finally:
+        go.set()
+        desk.close()
+    assert counted == [("html", 1)] * (WAITING_MAX + 2)

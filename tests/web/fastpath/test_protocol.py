@@ -1,0 +1,448 @@
+"""The quick way in front of aiohttp's: the same answers, in order, and nothing taken for a request that is none."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from aiohttp import web
+from imgkeep.bootstrap.server import Seams
+from imgkeep.core.signing import signed_path
+from imgkeep.core.source_url import read_source
+from imgkeep.web.context import SITE
+
+from tests.faults.test_client_faults import impatient
+from tests.support.pictures import picture_of
+from tests.support.raw_http import Answer, ask, port_of, request, split, talk, target_of
+from tests.web.test_answers import gated, kept
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from imgkeep.core.records import Record
+    from imgkeep.web.context import Site
+
+    from tests.conftest import Imgkeep
+    from tests.support.origins import FakeOrigin
+
+    Start = Callable[..., Awaitable[Imgkeep]]
+
+IMAGE = picture_of(20_000)
+LARGE = picture_of(3_000_000)
+KEY = "a-key-for-tests-of-32-characters"
+
+
+def site_of(imgkeep: Imgkeep) -> Site:
+    app = imgkeep.client.app
+    assert app is not None
+    return app[SITE]
+
+
+@dataclass
+class Line:
+    """A connection that stays open."""
+
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+    async def ask(self, target: str, *fields: str, method: str = "GET") -> Answer:
+        self.writer.write(request(target, *fields, method=method, close=False))
+        return await self.answer(method=method)
+
+    async def answer(self, *, method: str = "GET") -> Answer:
+        async with asyncio.timeout(20):
+            head = await self.reader.readuntil(b"\r\n\r\n")
+            answer = split(head)
+            size = int(answer.headers.get("content-length", "0"))
+            if method != "HEAD" and answer.status != 304:
+                answer.body = await self.reader.readexactly(size)
+            return answer
+
+    async def is_closed(self) -> bool:
+        async with asyncio.timeout(20):
+            with suppress(ConnectionError):
+                return await self.reader.read(1) == b""
+            return True
+
+
+@asynccontextmanager
+async def line_to(port: int) -> AsyncIterator[Line]:
+    line = Line(*await asyncio.open_connection("127.0.0.1", port))
+    try:
+        yield line
+    finally:
+        line.writer.close()
+
+
+class LongWays:
+    """Counts the requests for images that took the long way."""
+
+    def __init__(self, imgkeep: Imgkeep) -> None:
+        self.number = 0
+        keeper = site_of(imgkeep).keeper
+        deliver = keeper.deliver
+
+        async def counted(*arguments: Any) -> Any:
+            self.number += 1
+            return await deliver(*arguments)
+
+        keeper.deliver = counted  # type: ignore[method-assign, assignment]
+
+
+async def prepared(imgkeep: Imgkeep, url: str) -> str:
+    """Keep an image and have its answer prepared; return its target."""
+    await kept(imgkeep, url)
+    assert (await ask(imgkeep, target_of(url))).headers["cache-status"] == "imgkeep; hit"
+    return target_of(url)
+
+
+CONDITIONS = [
+    pytest.param("GET", (), 200, id="GET"),
+    pytest.param("HEAD", (), 200, id="HEAD"),
+    pytest.param("HEAD", ("Range: bytes=0-9",), 200, id="HEAD knows no range"),
+    pytest.param("GET", ("If-None-Match: *",), 304, id="any tag"),
+    pytest.param("GET", ('If-None-Match: "x", W/{etag}',), 304, id="a list with a weak tag"),
+    pytest.param("HEAD", ("If-None-Match: {etag}",), 304, id="HEAD with its tag"),
+    pytest.param("GET", ('If-None-Match: "x"',), 200, id="another tag"),
+    pytest.param("GET", ("Range: bytes=5-9",), 206, id="a range"),
+    pytest.param("GET", ("Range: bytes=-7",), 206, id="the end"),
+    pytest.param("GET", ("Range: bytes=0-1,5-6",), 200, id="two ranges"),
+    pytest.param("GET", ("Range: bytes=0-9", "If-Range: {etag}"), 206, id="a range if it is the same"),
+    pytest.param("GET", ("Range: bytes=0-9", 'If-Range: "x"'), 200, id="a range of another"),
+    pytest.param("GET", ("Range: bytes=99999999-",), 416, id="a range behind the end"),
+]
+
+
+@pytest.mark.parametrize("body", [IMAGE, LARGE], ids=["small", "large"])
+@pytest.mark.parametrize(("method", "fields", "status"), CONDITIONS)
+async def test_both_ways_answer_alike(
+    imgkeep: Imgkeep, origin: FakeOrigin, *, method: str, fields: tuple[str, ...], status: int, body: bytes
+) -> None:
+    target = await prepared(imgkeep, origin.gives("/a.png", body))
+    etag = (await ask(imgkeep, target)).headers["etag"]
+    conditions = [field.replace("{etag}", etag) for field in fields]
+    long = await ask(imgkeep, target, *conditions, method=method)
+    ways = LongWays(imgkeep)
+    async with line_to(port_of(imgkeep)) as line:
+        quick = await line.ask(target, *conditions, method=method)
+        again = await line.ask(target)
+    assert ways.number == (1 if status == 416 else 0)
+    assert (quick.status, long.status) == (status, status)
+    for answer in (quick, long):
+        answer.headers.pop("connection", None)
+        del answer.headers["date"]
+    assert (quick.headers, quick.body) == (long.headers, long.body)
+    assert again.body == body
+
+
+async def test_a_permanent_url_is_answered_quickly_too(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+    target = await prepared(imgkeep, origin.gives("/a.png", IMAGE))
+    place = (await ask(imgkeep, target)).headers["content-location"]
+    long = await ask(imgkeep, place)
+    site_of(imgkeep).keeper.deliver_object = None  # type: ignore[assignment, method-assign]
+    async with line_to(port_of(imgkeep)) as line:
+        assert (await line.ask(place)).headers["etag"] == long.headers["etag"]
+
+
+async def test_a_head_that_comes_byte_by_byte_is_answered_quickly(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+    target = await prepared(imgkeep, origin.gives("/a.png", IMAGE))
+    ways = LongWays(imgkeep)
+    async with line_to(port_of(imgkeep)) as line:
+        for byte in request(target, close=False):
+            line.writer.write(bytes([byte]))
+            await line.writer.drain()
+            await asyncio.sleep(0)
+        assert (await line.answer()).body == IMAGE
+    assert ways.number == 0
+
+
+async def test_quick_and_long_ways_alternate_on_a_connection(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+    target = await prepared(imgkeep, origin.gives("/a.png", IMAGE))
+    ways = LongWays(imgkeep)
+    async with line_to(port_of(imgkeep)) as line:
+        for number in range(3):
+            assert (await line.ask(target)).body == IMAGE
+            assert (await line.ask("/healthz")).status == 200
+            new = picture_of(5000, seed=number)
+            assert (await line.ask(target_of(origin.gives(f"/{number}.png", new)))).body == new
+    assert ways.number == 3
+
+
+async def test_answers_come_in_the_order_of_requests(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+    target = await prepared(imgkeep, origin.gives("/a.png", IMAGE))
+    gate = asyncio.Event()
+    slow = picture_of(40_000, seed=7)
+    slow_target = target_of(origin.on("/slow.png", gated(slow, gate, ahead=1000, declared=True)))
+    async with line_to(port_of(imgkeep)) as line:
+        line.writer.write(request(slow_target, close=False))
+        head = await line.reader.readuntil(b"\r\n\r\n")
+        line.writer.write(request(target, close=False))  # while the first one is being answered
+        await line.writer.drain()
+        gate.set()
+        assert await line.reader.readexactly(len(slow)) == slow
+        assert split(head).headers["cache-status"] == "imgkeep; fwd=uri-miss; stored"
+        assert (await line.answer()).body == IMAGE
+        # In one segment.
+        line.writer.write(
+            request(target, close=False) + request("/healthz", close=False) + request(target, close=False)
+        )
+        assert [(await line.answer()).status for _ in range(3)] == [200, 200, 200]
+
+
+NOT_REQUESTS = [
+    pytest.param(b"POST /api/save-image HTTP/1.1\r\nHost: a\r\nContent-Length: {size}\r\n\r\n", id="a body"),
+    pytest.param(b"GET /healthz HTTP/1.1\r\nHost: a\r\nContent-Length: {size}\r\n\r\n", id="a body of a GET"),
+    pytest.param(b"GET /healthz HTTP/1.0\r\nContent-Length: {size}\r\nA: b HTTP/1.1\r\n\r\n", id="an old request"),
+    pytest.param(b"PUT /healthz HTTP/1.1\r\nHost: a\r\nX: ", id="a field"),
+]
+
+
+@pytest.mark.parametrize("before", NOT_REQUESTS)
+async def test_bytes_of_one_request_are_not_taken_for_another(
+    imgkeep: Imgkeep, origin: FakeOrigin, before: bytes
+) -> None:
+    target = await prepared(imgkeep, origin.gives("/a.png", IMAGE))
+    hidden = request(target, close=False)
+    _, writer = line = await asyncio.open_connection("127.0.0.1", port_of(imgkeep))
+    writer.write(before.replace(b"{size}", b"%d" % len(hidden)))
+    await writer.drain()
+    await asyncio.sleep(0.05)  # so that they come apart
+    writer.write(hidden)
+    writer.write_eof()
+    async with asyncio.timeout(20):
+        received = await line[0].read()
+    writer.close()
+    assert b"\x89PNG" not in received
+
+
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+async def test_a_connection_that_is_to_be_closed_is_closed(imgkeep: Imgkeep, origin: FakeOrigin, version: str) -> None:
+    target = await prepared(imgkeep, origin.gives("/a.png", IMAGE))
+    answer = split(await talk(port_of(imgkeep), request(target, version=version)))
+    assert (answer.status, answer.body) == (200, IMAGE)
+
+
+async def test_bytes_that_are_not_at_hand_are_brought_without_the_long_way(start: Start, origin: FakeOrigin) -> None:
+    imgkeep = await start(store={"hot_bytes_max": 25_000})
+    site = site_of(imgkeep)
+    # As on a system that cannot read without waiting, or when the kernel has dropped the pages.
+    site.keeper._store._cached_files.works = False  # type: ignore[attr-defined]
+    images = [picture_of(20_000, seed=number) for number in range(3)]
+    targets = [await prepared(imgkeep, origin.gives(f"/{n}.png", image)) for n, image in enumerate(images)]
+    ways = LongWays(imgkeep)
+    async with line_to(port_of(imgkeep)) as line:
+        for _ in range(2):
+            for target, image in zip(targets, images, strict=True):
+                assert (await line.ask(target)).body == image
+        assert (await line.ask(targets[0], "If-None-Match: *")).status == 304
+        for path in imgkeep.files("objects"):
+            path.unlink()
+        assert ways.number == 0
+        assert (await line.ask(targets[1])).headers["cache-status"] == "imgkeep; fwd=uri-miss; stored"
+
+
+# --- what takes a prepared answer away
+
+
+async def test_what_is_removed_is_gone_for_the_next_request(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+    targets = [
+        await prepared(imgkeep, origin.gives(name, body)) for name, body in (("/a.png", IMAGE), ("/b.png", LARGE))
+    ]
+    async with line_to(port_of(imgkeep)) as line:
+        for target in targets:
+            place = (await line.ask(target)).headers["content-location"]
+            assert (await line.ask(place)).status == 200
+            assert (await line.ask(place)).status == 200
+            key = site_of(imgkeep).prepared.find(target.encode(), 0)
+            assert key is not None
+            response = await imgkeep.client.delete(f"/api/images/{key.key}")
+            assert response.status == 200
+            assert (await line.ask(target)).status == 410
+            assert (await line.ask(place)).status == 410
+
+
+async def test_a_record_that_changes_changes_the_next_answer(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+    target = await prepared(imgkeep, origin.gives("/a.png", IMAGE))
+    keeper = site_of(imgkeep).keeper
+    answer = site_of(imgkeep).prepared.find(target.encode(), 0)
+    assert answer is not None
+    record = await keeper.look_up(answer.key)  # type: ignore[arg-type]
+    assert record is not None
+    await keeper.kept(replace(record, etag='"another"'))
+    async with line_to(port_of(imgkeep)) as line:
+        assert (await line.ask(target)).headers["etag"] == '"another"'
+
+
+async def meanwhile(imgkeep: Imgkeep, url: str, change: Callable[[Record], Awaitable[Any]]) -> str:
+    """Ask for what is kept, and let `change` happen to it while its bytes are fetched; return the target."""
+    await kept(imgkeep, url)
+    keeper = site_of(imgkeep).keeper
+    record = await keeper.look_up(keeper.identify(read_source(url)).key)
+    assert record is not None
+    store: Any = keeper._store
+    run = store.run
+
+    async def run_and_change(work: Callable[..., Any], *arguments: Any) -> Any:
+        done = await run(work, *arguments)
+        if work == store._open:
+            store.run = run
+            await change(record)
+        return done
+
+    store.run = run_and_change
+    await ask(imgkeep, target_of(url))
+    return target_of(url)
+
+
+async def test_what_is_replaced_while_it_is_fetched_is_not_prepared(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+    async def replace_it(record: Record) -> None:
+        await site_of(imgkeep).keeper.kept(replace(record, etag='"another"'))
+
+    target = await meanwhile(imgkeep, origin.gives("/a.png", IMAGE), replace_it)
+    async with line_to(port_of(imgkeep)) as line:
+        assert (await line.ask(target)).headers["etag"] == '"another"'
+
+
+async def test_what_is_removed_while_it_is_fetched_is_not_prepared(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+    async def remove_it(record: Record) -> None:
+        await site_of(imgkeep).remover.remove_key(record.key)
+
+    target = await meanwhile(imgkeep, origin.gives("/a.png", IMAGE), remove_it)
+    async with line_to(port_of(imgkeep)) as line:
+        assert (await line.ask(target)).status == 410
+        assert (await line.ask(target)).status == 410
+
+
+async def test_a_signature_ends_for_prepared_answers_too(start: Start, origin: FakeOrigin) -> None:
+    now = datetime(2026, 11, 22, 10, 0, 0, tzinfo=UTC)
+    seams = Seams(clock=lambda: now)
+    imgkeep = await start(seams=seams, security={"signature": "always", "signing_keys": [KEY]})
+    end = int(now.timestamp()) + 100
+    target = signed_path(KEY, origin.gives("/a.png", IMAGE), expires=end)
+    async with line_to(port_of(imgkeep)) as line:
+        for _ in range(3):
+            assert (await line.ask(target)).headers["cache-control"] == "public, max-age=100"
+        ways = LongWays(imgkeep)
+        now += timedelta(seconds=40)
+        assert (await line.ask(target)).headers["cache-control"] == "public, max-age=60"
+        assert ways.number == 0
+        now += timedelta(seconds=60)
+        assert (await line.ask(target)).status == 403
+
+
+async def test_after_a_while_the_long_way_is_taken_again(start: Start, origin: FakeOrigin) -> None:
+    seconds = 1000.0
+    imgkeep = await start(seams=Seams(timer=lambda: seconds))
+    target = await prepared(imgkeep, origin.gives("/a.png", IMAGE))
+    ways = LongWays(imgkeep)
+    async with line_to(port_of(imgkeep)) as line:
+        for expected in (0, 0, 1, 1):
+            if expected and not ways.number:
+                seconds += 600
+            assert (await line.ask(target)).body == IMAGE
+            assert ways.number == expected
+
+
+async def test_a_small_file_that_was_altered_is_not_shown(start: Start, origin: FakeOrigin) -> None:
+    imgkeep = await start(store={"hot_bytes_max": 0})
+    target = await prepared(imgkeep, origin.gives("/a.png", IMAGE))
+    (path,) = imgkeep.files("objects")
+    path.write_bytes(IMAGE[:-1] + b"x")
+    async with line_to(port_of(imgkeep)) as line:
+        answer = await line.ask(target)
+        assert (answer.body, answer.headers["cache-status"]) == (IMAGE, "imgkeep; fwd=uri-miss; stored")
+
+
+# --- counted and recorded alike
+
+
+async def test_both_ways_are_counted_and_recorded_alike(
+    imgkeep: Imgkeep, origin: FakeOrigin, caplog: pytest.LogCaptureFixture
+) -> None:
+    target = await prepared(imgkeep, origin.gives("/a.png", IMAGE))
+    with caplog.at_level(logging.INFO, "imgkeep.access"):
+        caplog.clear()
+        await ask(imgkeep, target)
+        async with line_to(port_of(imgkeep)) as line:
+            await line.ask(target)
+    facts = [
+        {name: getattr(record, name) for name in ("client", "method", "route", "key", "outcome", "status", "bytes")}
+        for record in caplog.records
+    ]
+    assert len(facts) == 2
+    assert facts[0] == facts[1]
+    page = site_of(imgkeep).meter.page().decode()
+    assert 'imgkeep_requests_total{outcome="hit",route="/img",status="200"} 3.0' in page
+    assert 'imgkeep_request_seconds_count{route="/img"} 4.0' in page
+
+
+# --- slow and idle clients
+
+
+async def test_a_reader_that_stalls_is_dropped_and_a_slow_one_is_not(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+    body = picture_of(24_000_000)  # more than the kernel takes off a server for a client that was fast once
+    larger, large = [await prepared(imgkeep, origin.gives(f"/{len(it)}.png", it)) for it in (body, LARGE)]
+    limit_s = 1.0  # the slow reader must not pause for as long on a busy machine
+    async with impatient(imgkeep.folder, limit_s) as (port, _):
+        async with line_to(port) as line:
+            assert (await line.ask(larger)).body == body  # the long way
+            line.writer.transport.pause_reading()  # type: ignore[attr-defined]
+            line.writer.write(request(larger, close=False))
+            await asyncio.sleep(limit_s * 3)
+            line.writer.transport.resume_reading()  # type: ignore[attr-defined]
+            received = b""
+            with suppress(ConnectionError):
+                received = await line.reader.read(-1)
+            assert len(received) < len(body)
+        async with line_to(port) as line:
+            line.writer.write(request(large, close=False))
+            await line.reader.readuntil(b"\r\n\r\n")
+            left = len(LARGE)
+            while left:
+                piece = await line.reader.read(left // 8 + 1000)
+                assert piece, "the server dropped a reader that was slow"
+                left -= len(piece)
+                await asyncio.sleep(limit_s / 20)
+
+
+async def test_quick_answers_keep_a_connection_open(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+    """This is what `_next_keepalive_close_time` of aiohttp is written for."""
+    target = await prepared(imgkeep, origin.gives("/a.png", IMAGE))
+    limit_s = 1.0
+    async with impatient(imgkeep.folder, limit_s) as (port, _), line_to(port) as line:
+        for _ in range(5):
+            assert (await line.ask(target)).body == IMAGE
+            await asyncio.sleep(limit_s / 4)
+        assert await line.is_closed(), "and an idle one is closed"
+
+
+async def test_half_a_head_is_not_waited_for_longer_than_an_idle_connection(imgkeep: Imgkeep) -> None:
+    async with impatient(imgkeep.folder) as (port, _), line_to(port) as line:
+        line.writer.write(b"GET /img?src=")
+        assert await line.is_closed()
+
+
+async def test_what_is_being_sent_is_sent_before_the_server_goes(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+    target = await prepared(imgkeep, origin.gives("/a.png", LARGE))
+    server = imgkeep.client.server.runner.server  # type: ignore[union-attr]
+    assert isinstance(server, web.Server)
+    async with line_to(port_of(imgkeep)) as line:
+        line.writer.write(request(target, close=False))
+        await line.reader.readuntil(b"\r\n\r\n")
+        server.pre_shutdown()
+        leaving = asyncio.create_task(server.shutdown(5))
+        assert await line.reader.readexactly(len(LARGE)) == LARGE
+        await leaving
+
+
+def test_the_private_attributes_of_aiohttp_are_there() -> None:
+    """An upgrade that renames them is noticed here, and not by a connection that hangs."""
+    slots = {name for kind in web.RequestHandler.__mro__ for name in getattr(kind, "__slots__", ())}
+    assert {"_waiter", "_next_keepalive_close_time", "_current_request", "_reading_paused", "_buffer_paused"} <= slots
+    assert callable(web.RequestHandler._pause_transport_reading)
+    assert callable(web.RequestHandler._resume_transport_reading)

@@ -1,0 +1,129 @@
+"""Heads of requests, read strictly: whatever is read, aiohttp's parser takes for one request without a body."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from aiohttp.http import HttpProcessingError, HttpRequestParser
+from hypothesis import given
+from hypothesis import strategies as st
+from imgkeep.web.fastpath.request_head import BLOCK_BYTES_MAX, FIELDS_MAX, PLAIN, Asked, list_fields, read_fields
+
+HOST = b"Host: imgkeep.example\r\n"
+
+READ = [
+    pytest.param(b"\r\n", PLAIN, id="a host"),
+    pytest.param(b"Cookie: a=b; c=\xff\r\nAccept: */*\r\nX:\r\n\r\n", PLAIN, id="fields that nobody looks at"),
+    pytest.param(b"Connection: keep-alive\r\n\r\n", PLAIN, id="keep-alive"),
+    pytest.param(b"CONNECTION:Keep-Alive \r\n\r\n", PLAIN, id="keep-alive in another spelling"),
+    pytest.param(b"Connection:\r\n\r\n", PLAIN, id="an empty Connection, as nginx sends it"),
+    pytest.param(b"A: b\r\n" * (FIELDS_MAX - 2) + b"\r\n", PLAIN, id="many"),
+    pytest.param(b"X-Range: bytes=0-1\r\n\r\n", PLAIN, id="a name that ends like one of ours"),
+    pytest.param(b'If-None-Match: "a"\r\n\r\n', Asked(if_none_match='"a"'), id="If-None-Match"),
+    pytest.param(b'if-none-match: "a"\r\nIF-NONE-MATCH:"b"\r\n\r\n', Asked('"a", "b"'), id="two lines are one list"),
+    pytest.param(b'Range: bytes=0-1\r\nIf-Range: "a"\r\n\r\n', Asked(None, "bytes=0-1", '"a"'), id="a range"),
+    pytest.param(b"Range:\t bytes=0-1 \t\r\n\r\n", Asked(range="bytes=0-1"), id="white space around it"),
+]
+
+LEFT = [
+    pytest.param(b"", id="no end"),
+    pytest.param(b"\r\n\r\n", id="an end too many"),
+    pytest.param(b"\r\nGET /b HTTP/1.1\r\n\r\n", id="a second request"),
+    pytest.param(b"Content-Length: 0\r\n\r\n", id="a body of no bytes"),
+    pytest.param(b"content-length: 5\r\n\r\n", id="a body"),
+    pytest.param(b"Transfer-Encoding: chunked\r\n\r\n", id="a chunked body"),
+    pytest.param(b"Expect: 100-continue\r\n\r\n", id="an expectation"),
+    pytest.param(b"Upgrade: websocket\r\n\r\n", id="an upgrade"),
+    pytest.param(b"Connection: close\r\n\r\n", id="the last request"),
+    pytest.param(b"Connection: keep-alive, Upgrade\r\n\r\n", id="a list of options"),
+    pytest.param(b"A: b\nContent-Length: 5\r\n\r\n", id="a bare line feed"),
+    pytest.param(b"A: b\rContent-Length: 5\r\n\r\n", id="a bare carriage return"),
+    pytest.param(b"A: b\r\n c\r\n\r\n", id="a folded line"),
+    pytest.param(b" A: b\r\n\r\n", id="a line that begins with a space"),
+    pytest.param(b"A : b\r\n\r\n", id="a space before the colon"),
+    pytest.param(b"Content-Length : 5\r\n\r\n", id="a length with a space before the colon"),
+    pytest.param(b"A b\r\n\r\n", id="no colon"),
+    pytest.param(b": b\r\n\r\n", id="no name"),
+    pytest.param(b"A: \x00\r\n\r\n", id="a null"),
+    pytest.param(b"\xc3\xa4: b\r\n\r\n", id="a name that is not ASCII"),
+    pytest.param(b"A: " + b"b" * BLOCK_BYTES_MAX + b"\r\n\r\n", id="too long"),
+    pytest.param(b"A: b\r\n" * FIELDS_MAX + b"\r\n", id="too many"),
+    pytest.param(b"HOST: b\r\n\r\n", id="two hosts"),
+]
+
+
+@pytest.mark.parametrize(("block", "asked"), READ)
+def test_what_is_certain_is_read(block: bytes, asked: Asked) -> None:
+    assert read_fields(HOST + block) == asked
+    assert (asked is PLAIN) == (read_fields(HOST + block) is PLAIN)
+
+
+@pytest.mark.parametrize("block", LEFT)
+def test_anything_else_is_left_to_the_full_parser(block: bytes) -> None:
+    assert read_fields(HOST + block) is None
+
+
+@pytest.mark.parametrize(
+    "host", ["", " ", "a b", "a/b", "user@a", "[::1", "::1", "a:b", "a:80:80", "\xff", "a,b c", "%zz"]
+)
+def test_a_host_that_is_none_is_left_to_the_full_parser(host: str) -> None:
+    assert read_fields(f"Host: {host}\r\n\r\n".encode("latin-1")) is None
+    assert read_fields(b"\r\n") is None
+
+
+def test_only_a_name_of_ours_is_read() -> None:
+    for name in ("localhost", "LocalHost:80", "[::1]:8080", "127.0.0.1"):
+        assert read_fields(f"Host: {name}\r\n\r\n".encode(), frozenset({"localhost", "::1", "127.0.0.1"})) is PLAIN
+    for name in ("localhost.example", "127.0.0.2", "[::2]"):
+        assert read_fields(f"Host: {name}\r\n\r\n".encode(), frozenset({"localhost", "::1", "127.0.0.1"})) is None
+
+
+def test_the_fields_of_a_block_in_their_order() -> None:
+    assert list_fields(b"Host: a\r\nX-Forwarded-For:\t1.2.3.4 \r\nX-Forwarded-For: ::1\r\n\r\n") == [
+        ("Host", "a"),
+        ("X-Forwarded-For", "1.2.3.4"),
+        ("X-Forwarded-For", "::1"),
+    ]
+
+
+LINES = st.lists(
+    st.one_of(
+        st.sampled_from(
+            [b"Host: a", b"Content-Length: 3", b"Transfer-Encoding: chunked", b"Connection: close", b"Range: bytes=0-1"]
+        ),
+        st.binary(max_size=12),
+        st.builds(lambda name, value: name + b":" + value, st.binary(max_size=6), st.binary(max_size=6)),
+    ),
+    max_size=4,
+)
+
+
+class Peer(asyncio.Protocol):
+    """As much of a connection as the parser asks for."""
+
+    def pause_reading(self) -> None: ...
+    def resume_reading(self) -> None: ...
+
+
+@given(LINES, st.sampled_from([b"\r\n", b"\n", b"\r\n\r\n", b"\r"]), st.binary(max_size=6))
+def test_what_is_read_is_one_request_without_a_body_for_aiohttp_too(
+    lines: list[bytes], end: bytes, tail: bytes
+) -> None:
+    block = b"".join(line + end for line in lines) + tail + b"\r\n\r\n"
+    whole = b"".join(line + b"\r\n" for line in lines) + b"\r\n"
+    for candidate in (block, whole, HOST + block, HOST + whole):
+        if read_fields(candidate) is None:
+            continue
+        loop = asyncio.new_event_loop()
+        try:
+            parser = HttpRequestParser(Peer(), loop, 65_536, max_line_size=65_536, max_field_size=65_536)  # type: ignore[arg-type]
+            try:
+                messages, upgraded, rest = parser.feed_data(b"GET /a HTTP/1.1\r\n" + candidate)
+            except HttpProcessingError:
+                continue  # it answers 400 and closes: we were more lenient, about one whole request all the same
+            assert (len(messages), upgraded, rest) == (1, False, b"")
+            assert messages[0][1].is_eof()
+            assert not messages[0][0].should_close
+        finally:
+            loop.close()
