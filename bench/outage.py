@@ -50,7 +50,7 @@ class Tally:
     asked: Counter[str] = field(default_factory=Counter)
     good: Counter[str] = field(default_factory=Counter)
     milliseconds: dict[str, list[float]] = field(default_factory=lambda: {"stored": [], "new": []})
-    healed_after_s: float = 0
+    replicated_after_s: float = 0
     lacking: int = 0
     wrong: int = 0
     objects: int = 0
@@ -173,7 +173,7 @@ async def _wait_until_healed(program: Program, tally: Tally, say: Callable[[str]
             break
         say(f"waiting: {fallback['waiting']}")
         await asyncio.sleep(0.5)
-    tally.healed_after_s = time.monotonic() - start
+    tally.replicated_after_s = time.monotonic() - start
 
 
 async def _compare(server: S3Server, bodies: dict[str, bytes], tally: Tally) -> None:
@@ -211,7 +211,7 @@ def main() -> int:
             f"p50 {tally.quantile(kind, 0.5):.0f} ms, p99 {tally.quantile(kind, 0.99):.0f} ms, "
             f"most {tally.quantile(kind, 1):.0f} ms"
         )
-    print(f"healed after {tally.healed_after_s:.1f} s; {tally.lacking} lacking, {tally.wrong} wrong")
+    print(f"replicated after {tally.replicated_after_s:.1f} s; {tally.lacking} lacking, {tally.wrong} wrong")
     print(f"{tally.images} images, {tally.objects} objects, {tally.records} records")
     return 0 if tally.whole else 1
 

@@ -87,7 +87,7 @@ def imgkeep(folder: Path, *, cores: Sequence[int] = (SERVER_CORE,), **settings: 
         "PATH": os.environ.get("PATH", ""),  # noqa: TID251
         "IMGKEEP_SERVER__PORT": str(port),
         "IMGKEEP_STORE__URL": f"file:{folder}",
-        "IMGKEEP_CATALOG__URL": f"sqlite:{folder}/catalog.db",
+        "IMGKEEP_DATABASE__URL": f"sqlite:{folder}/imgkeep.db",
         "IMGKEEP_LOG__ACCESS": "false",
         "IMGKEEP_FETCH__ALLOW_NETWORKS": "127.0.0.0/8",
         # Its many clients have one address.

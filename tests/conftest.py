@@ -11,7 +11,7 @@ import pytest
 from aiohttp import ClientSession
 from aiohttp.test_utils import TestClient, TestServer
 from blockbuster import blockbuster_ctx
-from imgkeep.bootstrap.server import Seams, build, make_runner
+from imgkeep.bootstrap.server import Platform, build, make_runner
 from imgkeep.config import Config, load
 from imgkeep.web.context import SITE
 from yarl import URL
@@ -92,7 +92,7 @@ Start = "Callable[..., Awaitable[Imgkeep]]"
 
 
 def local_token(app: web.Application) -> str:
-    token = app[SITE].door.local_token
+    token = app[SITE].auth.local_token
     assert token is not None
     return token
 
@@ -109,7 +109,7 @@ def configuration(folder: Path, **sections: dict[str, Any]) -> Config:
     return load(
         {
             "store": {"url": f"file:{folder}", "free_bytes_min": 0, **sections.pop("store", {})},
-            "catalog": {"url": f"sqlite:{folder}/catalog.db", **sections.pop("catalog", {})},
+            "database": {"url": f"sqlite:{folder}/imgkeep.db", **sections.pop("database", {})},
             "fetch": {"allow_networks": ["127.0.0.0/8"], "retries_max": 0, **sections.pop("fetch", {})},
             "sources": {"allow": ["*"], **sections.pop("sources", {})},
             **sections,
@@ -125,11 +125,11 @@ async def start(tmp_path: Path) -> AsyncIterator[Callable[..., Awaitable[Imgkeep
     strangers: list[ClientSession] = []
 
     async def start_one(
-        *, seams: Seams | None = None, folder: Path | None = None, **sections: dict[str, Any]
+        *, platform: Platform | None = None, folder: Path | None = None, **sections: dict[str, Any]
     ) -> Imgkeep:
         place = folder or tmp_path / "data"
         config = configuration(place, **sections)
-        server = Server(build(config, seams or Seams()))
+        server = Server(build(config, platform or Platform()))
 
         async def show_token(request: ClientRequest, handler: ClientHandlerType) -> ClientResponse:
             if request.url.path.startswith(("/api/", "/readyz")) and "Authorization" not in request.headers:

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from imgkeep.config import Config, ConfigError, Section, load, read_catalog_url, read_store_url
+from imgkeep.config import Config, ConfigError, Section, load, read_database_url, read_store_url
 from imgkeep.core.identity import BUILT_IN
 from imgkeep.core.policy import judge
 from imgkeep.core.source_url import read_source
@@ -214,9 +214,9 @@ def test_every_setting_can_come_from_the_environment(section: str, key: str) -> 
             id="a region into no URL",
         ),
         pytest.param(
-            {"catalog": {"url": "mysql://x/y"}},
+            {"database": {"url": "mysql://x/y"}},
             {},
-            "catalog.url: expected sqlite:PATH or postgresql://",
+            "database.url: expected sqlite:PATH or postgresql://",
             id="another database",
         ),
         pytest.param({"legacy": [{"mount": "images"}]}, {}, "legacy.mount: /images is a path of imgkeep's", id="mount"),
@@ -334,13 +334,13 @@ def test_a_request_to_a_bucket_has_a_time_limit() -> None:
 @pytest.mark.parametrize(
     ("url", "target"),
     [
-        ("sqlite:data/catalog.db", "sqlite:///data/catalog.db"),
+        ("sqlite:data/imgkeep.db", "sqlite:///data/imgkeep.db"),
         ("sqlite:/var/lib/c.db", "sqlite:////var/lib/c.db"),
         ("postgresql://u:p@db/images", "postgresql+psycopg://u:p@db/images"),
     ],
 )
 def test_a_catalog_is_named_by_a_url(url: str, target: str) -> None:
-    assert read_catalog_url(url) == target
+    assert read_database_url(url) == target
 
 
 def test_secrets_do_not_print() -> None:

@@ -104,12 +104,12 @@ def test_words_are_read_in_any_case() -> None:
         "IMGKEEP_DELIVERY__REDIRECT_STATUS": "307",
         "IMGKEEP_SOURCES__ALLOW": "Known,SHARED",
         "IMGKEEP_STORE__URL": "FILE:data",
-        "IMGKEEP_CATALOG__URL": "SQLite:data/catalog.db",
+        "IMGKEEP_DATABASE__URL": "SQLite:data/imgkeep.db",
     }
     config = load({"sources": {"identity": "Exact"}}, environment)
     assert (config.log.level, config.log.access, config.delivery.mode) == ("warning", False, "serve")
     assert (config.delivery.redirect_status, config.sources.identity) == (307, "exact")
-    catalogue = config.read_catalogue()
+    catalogue = config.read_provider_rules()
     assert config.hosts_allowed(catalogue) == catalogue.known_hosts + catalogue.shared_hosts
 
 
@@ -146,7 +146,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], dict[str, str], str]] = {
         "fetch.signing_keys: unknown setting; did you mean security.signing_keys?",
     ),
     "key without section": ({"port": 8080}, {}, "port: unknown setting; did you mean server.port?"),
-    "no section": ({"frobnicate": {}}, {}, "frobnicate: unknown setting; there are server, store, catalog, "),
+    "no section": ({"frobnicate": {}}, {}, "frobnicate: unknown setting; there are server, store, database, "),
     "one table in the place of many": (
         {"legacy": {"mount": "a"}},
         {},
@@ -221,7 +221,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], dict[str, str], str]] = {
     "file of no secret": (
         {},
         {"IMGKEEP_SERVER__PORT_FILE": "/x"},
-        "IMGKEEP_SERVER__PORT_FILE: only secrets are read from files (IMGKEEP_CATALOG__URL_FILE, ",
+        "IMGKEEP_SERVER__PORT_FILE: only secrets are read from files (IMGKEEP_DATABASE__URL_FILE, ",
     ),
     "long variable": ({}, {f"IMGKEEP_{'A' * 10_000}": ""}, "IMGKEEP_AAA"),
     "no host": ({"server": {"host": []}}, {}, "server.host: expected an address, or a list of 16 at most"),
@@ -327,12 +327,12 @@ def test_secrets_come_from_files(tmp_path: Path) -> None:
     environment = {
         "IMGKEEP_SECURITY__SIGNING_KEYS_FILE": str(keys),
         "IMGKEEP_SECURITY__API_TOKENS_FILE": str(tokens),
-        "IMGKEEP_CATALOG__URL_FILE": str(url),
+        "IMGKEEP_DATABASE__URL_FILE": str(url),
     }
     config = load({"security": {"api_tokens": [f"{KEY}0"]}}, environment)
     assert config.security.signing_keys == (f"{KEY}1", f"{KEY}2")
     assert config.security.api_tokens == (f"{KEY},3",)
-    assert config.catalog.url == "postgresql://u:p@db/images"
+    assert config.database.url == "postgresql://u:p@db/images"
 
 
 def test_secret_file_that_cannot_be_used_is_named_with_its_cause(tmp_path: Path) -> None:
@@ -359,7 +359,7 @@ def test_secret_file_that_cannot_be_used_is_named_with_its_cause(tmp_path: Path)
 def test_mistake_in_a_secret_quotes_nothing_of_it(tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_text("hush hush\n")
-    for name in ("SECURITY__API_TOKENS", "SECURITY__SIGNING_KEYS", "CATALOG__URL"):
+    for name in ("SECURITY__API_TOKENS", "SECURITY__SIGNING_KEYS", "DATABASE__URL"):
         for environment in ({f"IMGKEEP_{name}_FILE": str(secret)}, {f"IMGKEEP_{name}": "hush hush"}):
             with pytest.raises(ConfigError) as error:
                 load({}, environment)

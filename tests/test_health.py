@@ -20,18 +20,18 @@ class Part:
 
 
 async def test_health_goes_from_unready_to_ready_to_degraded_and_back() -> None:
-    store, catalog = Part(), Part(0)
-    health = Health(store, catalog, free_bytes_min=500)
+    store, database = Part(), Part(0)
+    health = Health(store, database, free_bytes_min=500)
     assert (health.report(in_full=True)[0], health.report(in_full=True)[1]["status"]) == (False, "unready")
     await health.look()
     assert (health.report(in_full=True)[0], health.report(in_full=True)[1]["status"]) == (True, "ready")
-    store.fault, catalog.fault = StorageError("store down"), StorageError("catalog down")
+    store.fault, database.fault = StorageError("store down"), StorageError("database down")
     await health.look()
     welcome, report = health.report(in_full=True)
     assert (welcome, report["status"]) == (True, "degraded")
     assert report["store"] == {"status": "failing", "reason": "store down"}
-    assert report["catalog"] == {"status": "failing", "reason": "catalog down"}
-    store.fault = catalog.fault = None
+    assert report["database"] == {"status": "failing", "reason": "database down"}
+    store.fault = database.fault = None
     store.free_bytes = 499
     await health.look()
     assert health.report(in_full=True)[1]["disk"] == {

@@ -7,7 +7,7 @@ import threading
 from datetime import UTC, datetime
 
 import pytest
-from imgkeep.bootstrap.services import make_linking
+from imgkeep.bootstrap.services import make_link_selection
 from imgkeep.config import load
 from imgkeep.core.errors import Busy, InvalidRequest
 from imgkeep.core.rewrite import every
@@ -19,8 +19,8 @@ from imgkeep.page_rewriting import (
     SHORT_BYTES,
     THREADS,
     WAITING_MAX,
-    RewriteDesk,
-    form_of,
+    RewriteService,
+    document_format_of,
     rewrite,
 )
 
@@ -39,7 +39,7 @@ OBJECT = f"v1/objects/0a/{'0a' * 32}.png"
 )
 def test_links_to_objects_of_a_public_bucket_stay(delivery: dict[str, object], objects: str | None) -> None:
     config = load({"store": {"url": "s3://bucket/kept"}, "delivery": delivery}, {})
-    linking = make_linking(config, make_inspector(config, lambda: datetime(2026, 11, 22, tzinfo=UTC)))
+    linking = make_link_selection(config, make_inspector(config, lambda: datetime(2026, 11, 22, tzinfo=UTC)))
     assert (linking.objects.url if linking.objects else None) == (f"{objects}v1/objects" if objects else None)
     linker = linking.linker("all", "")
     assert linker("https://cdn.example/x/other.png") is not None
@@ -66,13 +66,13 @@ def test_longer_markdown_is_refused_and_not_left_as_it_is() -> None:
     [("a.html", "html"), ("A.HTM", "html"), ("b.md", "markdown"), ("c.markdown", "markdown"), ("html", None)],
 )
 def test_the_end_of_a_name_tells_what_a_file_holds(name: str, form: str | None) -> None:
-    assert form_of(name) == form
+    assert document_format_of(name) == form
 
 
 async def test_short_documents_do_not_wait_for_long_ones_and_no_queue_is_endless() -> None:
     go = threading.Event()
     counted: list[tuple[str, int]] = []
-    desk = RewriteDesk(lambda form, links: counted.append((form, links)))
+    desk = RewriteService(lambda form, links: counted.append((form, links)))
 
     def slow(_: str) -> str:
         assert go.wait(10)

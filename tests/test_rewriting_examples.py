@@ -37,7 +37,7 @@ async def output(*command: str, **variables: str) -> tuple[bytes, str]:
     """Run an example to its end."""
     process = await asyncio.create_subprocess_exec(
         *command,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **variables},  # noqa: TID251 - tests read what they run in
+        env={**os.environ, "PYTHONPATH": str(ROOT / "proxy"), **variables},  # noqa: TID251 - tests read what they run in
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )

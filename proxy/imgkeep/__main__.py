@@ -17,14 +17,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from imgkeep.cli.interruption import INTERRUPTED, TERMINATED, Terminated, tell_interrupted
+from imgkeep.cli.interruption import INTERRUPTED, TERMINATED, Terminated, describe_interruption
 from imgkeep.cli.parser import make_parser
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping, Sequence
     from typing import TextIO
 
-    from imgkeep.cluster.supervisor import Briefing
+    from imgkeep.cluster.supervisor import WorkerSetup
     from imgkeep.config import Config
 
 # ruff: noqa: PLC0415 - see above
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             arguments = _read_worker(words[1:]) if words[:1] == [WORKER] else make_parser().parse_args(words)
             os.umask(0o077)  # records may hold links that still open something
-            return _perform(arguments)
+            return _run_command(arguments)
         finally:
             sys.stdout.flush()  # here, because no code could handle a broken pipe at the interpreter's end
     except BrokenPipeError:
@@ -63,22 +63,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _interrupt(arguments, TERMINATED)
 
 
-def _perform(arguments: argparse.Namespace) -> int:
+def _run_command(arguments: argparse.Namespace) -> int:
     from imgkeep.config import ENVIRONMENT_PREFIX
 
     level = os.environ.get(f"{ENVIRONMENT_PREFIX}LOG__LEVEL", "").lower()  # noqa: TID251 - the one reader
     try:
         # A worker goes by what its supervisor has read.
-        briefing = _read_briefing() if arguments.command == WORKER else None
-        config = _configure(arguments) if briefing is None else briefing.config
+        setup = _read_setup() if arguments.command == WORKER else None
+        config = _configure(arguments) if setup is None else setup.config
         level = config.log.level
         if arguments.command == "health":
-            return _tell_health(arguments, config)
-        return _perform_with_logs(arguments, config, briefing)
+            return _check_health(arguments, config)
+        return _run_with_logs(arguments, config, setup)
     except BrokenPipeError:
         raise
     except Exception as error:  # noqa: BLE001 - the last resort among them
-        return _complain_of(error, in_full=level == "debug")
+        return _report_error(error, in_full=level == "debug")
 
 
 def _configure(arguments: argparse.Namespace) -> Config:
@@ -88,22 +88,22 @@ def _configure(arguments: argparse.Namespace) -> Config:
     return Config(log=Log(level="warning")) if arguments.command in {"demo", "completion"} else _load(arguments)
 
 
-def _tell_health(arguments: argparse.Namespace, config: Config) -> int:
+def _check_health(arguments: argparse.Namespace, config: Config) -> int:
     """Answer without the rest of the program: containers ask twice a minute."""
     from imgkeep.cli.health import health
 
     return health(config.server, as_json=arguments.json, out=sys.stdout, err=sys.stderr)
 
 
-def _perform_with_logs(arguments: argparse.Namespace, config: Config, briefing: Briefing | None) -> int:
+def _run_with_logs(arguments: argparse.Namespace, config: Config, setup: WorkerSetup | None) -> int:
     from imgkeep.observability.logs import logging_to
 
     # To standard error: what a command prints is its answer, and no log record must get in between.
     with logging_to(cast("TextIO", _StandardError()), config.log):
         if arguments.command == "serve" and config.server.workers > 1:
             return _supervise(arguments, config)
-        if briefing is not None:
-            return _run(_work_as(arguments, briefing), ends_itself=True)
+        if setup is not None:
+            return _run(_work_as(arguments, setup), ends_itself=True)
         return _dispatch(arguments, config)
 
 
@@ -122,10 +122,10 @@ class _StandardError:
 def _dispatch(arguments: argparse.Namespace, config: Config) -> int:
     if arguments.command == "serve":
         return _run(_serve(config), ends_itself=True)
-    from imgkeep.commands import Call, prepare
+    from imgkeep.commands import Invocation, prepare
 
     environment = _environment(arguments)
-    prepared = prepare(Call(arguments, config, environment, _read_token(arguments, environment)))
+    prepared = prepare(Invocation(arguments, config, environment, _read_token(arguments, environment)))
     if isinstance(prepared, int):
         return prepared
     return _run(prepared, ends_itself=arguments.command in END_BY_THEMSELVES)
@@ -169,33 +169,33 @@ def _read_worker(words: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(words, argparse.Namespace(command=WORKER))
 
 
-def _read_briefing() -> Briefing:
+def _read_setup() -> WorkerSetup:
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # a terminal sends these to all; the supervisor decides
     import msgspec
 
-    from imgkeep.cluster.supervisor import Briefing
+    from imgkeep.cluster.supervisor import WorkerSetup
     from imgkeep.config import ConfigError
 
     try:
-        return msgspec.json.decode(sys.stdin.buffer.read(), type=Briefing)
+        return msgspec.json.decode(sys.stdin.buffer.read(), type=WorkerSetup)
     except msgspec.DecodeError:
         raise ConfigError("the supervisor is of another version: restart instead of reloading") from None
 
 
-async def _work_as(arguments: argparse.Namespace, briefing: Briefing) -> int:
+async def _work_as(arguments: argparse.Namespace, setup: WorkerSetup) -> int:
     """Serve as the worker that the supervisor has started."""
     import socket
 
     import msgspec
 
     from imgkeep.bootstrap import server as app
-    from imgkeep.core.records import Place
+    from imgkeep.core.records import WorkerInfo
 
     _raise_file_limit()
-    place = msgspec.convert({**msgspec.json.decode(arguments.place), "secret": briefing.secret}, Place)
+    place = msgspec.convert({**msgspec.json.decode(arguments.place), "secret": setup.secret}, WorkerInfo)
     listening = [socket.socket(fileno=int(number)) for number in arguments.listen.split(",")]
-    await app.work(briefing.config, place, listening, socket.socket(fileno=arguments.control))
+    await app.work(setup.config, place, listening, socket.socket(fileno=arguments.control))
     return DONE
 
 
@@ -210,11 +210,11 @@ def _load(arguments: argparse.Namespace) -> Config:
     except FileNotFoundError:
         if named:
             raise ConfigError(f"{named}: there is no such file") from None
-    look = _look_at_placeholder if arguments.command in {"serve", "check"} else None
+    look = _check_placeholder if arguments.command in {"serve", "check"} else None
     return load(file, _environment(arguments), look=look)
 
 
-def _look_at_placeholder(config: Config) -> None:
+def _check_placeholder(config: Config) -> None:
     if config.delivery.placeholder:
         from imgkeep.web.error_responses import read_placeholder
 
@@ -232,7 +232,7 @@ def _environment(arguments: argparse.Namespace) -> dict[str, str]:
     if data is not None:
         environment.pop("AWS_S3_BUCKET_NAME", None)  # it names a store where none is set, and now one is
         place = f"file:{data}"
-        chosen |= {"STORE__URL": place, "STORE__FALLBACK": place, "CATALOG__URL": f"sqlite:{data}/catalog.db"}
+        chosen |= {"STORE__URL": place, "STORE__FALLBACK": place, "DATABASE__URL": f"sqlite:{data}/imgkeep.db"}
     return environment | {f"IMGKEEP_{name}": value for name, value in chosen.items() if value is not None}
 
 
@@ -309,11 +309,11 @@ def _raise_file_limit() -> None:
 def _interrupt(arguments: argparse.Namespace, status: int) -> int:
     has_job = arguments.command == "save" and bool(arguments.server)
     with suppress(OSError):
-        _complain(tell_interrupted(arguments.command, has_job=has_job), status)
+        _print_error(describe_interruption(arguments.command, has_job=has_job), status)
     return status
 
 
-def _complain_of(error: Exception, *, in_full: bool) -> int:
+def _report_error(error: Exception, *, in_full: bool) -> int:
     """Say what went wrong, and return the exit status. An error that no code of ours expected is one line too."""
     from imgkeep.config import ConfigError
 
@@ -321,22 +321,22 @@ def _complain_of(error: Exception, *, in_full: bool) -> int:
         sys.stderr.writelines(f"imgkeep: {message}\n" for message in error.messages)
         return USAGE
     from imgkeep.core.errors import StorageError
-    from imgkeep.database import CatalogTooNew
+    from imgkeep.database import IncompatibleDatabase
     from imgkeep.observability.logs import describe_crash
 
     match error:
-        case CatalogTooNew():
-            return _complain(error.in_full, USAGE)  # to start again mends nothing
+        case IncompatibleDatabase():
+            return _print_error(error.in_full, USAGE)  # to start again mends nothing
         case StorageError():
-            return _complain(error.in_full, SOME_FAILED)
+            return _print_error(error.in_full, SOME_FAILED)
         case OSError():
             name = f": {error.filename}" if error.filename else ""
-            return _complain(f"{error.strerror or error}{name}", SOME_FAILED)
+            return _print_error(f"{error.strerror or error}{name}", SOME_FAILED)
         case _:
-            return _complain(describe_crash(error, in_full=in_full), SOME_FAILED)
+            return _print_error(describe_crash(error, in_full=in_full), SOME_FAILED)
 
 
-def _complain(message: str, status: int) -> int:
+def _print_error(message: str, status: int) -> int:
     sys.stderr.write(f"imgkeep: {message}\n")
     return status
 

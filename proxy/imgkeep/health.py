@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from imgkeep.ports import Watched
 
-LOOK_EVERY_S: Final = 5
+CHECK_INTERVAL_S: Final = 5
 """A load balancer asks about as often."""
 
 
@@ -34,7 +34,7 @@ class Health:
     """
 
     disk: Watched
-    catalog: Watched
+    database: Watched
     free_bytes_min: int
     store: Watched | None = None
     fallback: Callable[[], dict[str, object]] | None = None
@@ -53,7 +53,7 @@ class Health:
         await self._look_at("store" if self.store is None else "fallback", self._check_disk)
         if self.store is not None:
             await self._look_at("store", self.store.check)
-        await self._look_at("catalog", self.catalog.check)
+        await self._look_at("database", self.database.check)
 
     def note(self, part: str, fault: str) -> None:
         """Note a fault that was met at work. It stands until a look finds the part working."""
@@ -76,7 +76,7 @@ class Health:
             status = "degraded" if any(self.faults.values()) else "ready"
         parts: dict[str, dict[str, object]] = {
             part: {"status": "failing", "reason": fault} if fault else {"status": "ok"}
-            for part, fault in ((name, self.faults.get(name)) for name in ("store", "catalog", "disk"))
+            for part, fault in ((name, self.faults.get(name)) for name in ("store", "database", "disk"))
         }
         parts["fallback"] = self._tell_fallback()
         if not in_full:

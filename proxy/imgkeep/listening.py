@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from imgkeep.config import Server
 
 BACKLOG: Final = 1024
-PORT_DRAWS_MAX: Final = 16
+PORT_ATTEMPTS_MAX: Final = 16
 """Maximum number of free ports that are tried until one is free at all addresses."""
 
 _MISSING: Final = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
@@ -37,7 +37,7 @@ SocketAddress: TypeAlias = tuple[str, int] | tuple[str, int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
-class _Settings:
+class _SettingNames:
     """The names of the settings that say where to listen, and how to set another port."""
 
     host: str
@@ -45,8 +45,8 @@ class _Settings:
     remedy: str
 
 
-_SERVER: Final = _Settings("server.host", "server.port", " (server.port, IMGKEEP_SERVER__PORT)")
-_METRICS: Final = _Settings("server.metrics_address", "server.metrics_address", "")
+_SERVER: Final = _SettingNames("server.host", "server.port", " (server.port, IMGKEEP_SERVER__PORT)")
+_METRICS: Final = _SettingNames("server.metrics_address", "server.metrics_address", "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class _Target:
     address: SocketAddress
     ipv6_only: bool
     is_one_of_many: bool
-    settings: _Settings = _SERVER
+    settings: _SettingNames = _SERVER
 
     def at(self, port: int) -> _Target:
         address: SocketAddress = (self.address[0], port, *self.address[2:])
@@ -85,7 +85,7 @@ def listen(server: Server) -> list[socket.socket]:
     with ExitStack() as stack:
         sockets = [sock for _, sock in _bind_all(_find_targets(server.hosts), server.port, stack)]
         for sock in sockets:
-            _begin(sock, _SERVER)
+            _start_listening(sock, _SERVER)
         stack.pop_all()
     return sockets
 
@@ -107,7 +107,7 @@ def listen_for_metrics(server: Server, *, shared: bool = False) -> list[socket.s
     with ExitStack() as stack:
         sockets = [sock for _, sock in _bind_all(_find_targets((host,), _METRICS), port, stack, shared=shared)]
         for sock in sockets:
-            _begin(sock, _METRICS)
+            _start_listening(sock, _METRICS)
         stack.pop_all()
     return sockets
 
@@ -133,12 +133,12 @@ def listen_for_workers(server: Server, stack: ExitStack) -> list[list[socket.soc
         sets.append([])
         for target in bound:
             sock = stack.enter_context(_bind(target, shared=True))
-            _begin(sock, _SERVER)
+            _start_listening(sock, _SERVER)
             sets[-1].append(sock)
     return sets
 
 
-def _begin(sock: socket.socket, settings: _Settings) -> None:
+def _start_listening(sock: socket.socket, settings: _SettingNames) -> None:
     try:
         sock.listen(BACKLOG)
     except OSError as error:  # another program was quicker
@@ -146,7 +146,7 @@ def _begin(sock: socket.socket, settings: _Settings) -> None:
         raise _explain(error, host, format_address(host, port), settings) from None
 
 
-def _find_targets(hosts: Iterable[str], settings: _Settings = _SERVER) -> list[_Target]:
+def _find_targets(hosts: Iterable[str], settings: _SettingNames = _SERVER) -> list[_Target]:
     found: dict[tuple[socket.AddressFamily, SocketAddress], str] = {}
     counts: dict[str, int] = {}
     for host in hosts:
@@ -167,7 +167,7 @@ def _find_targets(hosts: Iterable[str], settings: _Settings = _SERVER) -> list[_
     ]
 
 
-def _resolve(host: str, settings: _Settings) -> Iterator[tuple[socket.AddressFamily, SocketAddress]]:
+def _resolve(host: str, settings: _SettingNames) -> Iterator[tuple[socket.AddressFamily, SocketAddress]]:
     try:
         found = socket.getaddrinfo(host or None, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (socket.gaierror, UnicodeError) as error:
@@ -182,7 +182,7 @@ def _bind_all(
     targets: list[_Target], port: int, stack: ExitStack, *, shared: bool = False
 ) -> list[tuple[_Target, socket.socket]]:
     """Bind to every address, to one port at all of them; sockets are closed by the stack."""
-    for draw in range(PORT_DRAWS_MAX):
+    for draw in range(PORT_ATTEMPTS_MAX):
         with ExitStack() as attempt:
             bound: list[tuple[_Target, socket.socket]] = []
             missing: ConfigError | None = None
@@ -196,7 +196,7 @@ def _bind_all(
                         continue
                     bound.append((target, sock))
             except OSError:
-                if port or draw == PORT_DRAWS_MAX - 1:
+                if port or draw == PORT_ATTEMPTS_MAX - 1:
                     raise
                 continue
             if not bound:
@@ -231,7 +231,7 @@ def _bind(target: _Target, *, shared: bool) -> socket.socket:
     return sock
 
 
-def _explain(error: OSError, host: str, address: str, settings: _Settings) -> ConfigError | OSError:
+def _explain(error: OSError, host: str, address: str, settings: _SettingNames) -> ConfigError | OSError:
     cause = os.strerror(error.errno or errno.EIO)
     if error.errno == errno.EADDRINUSE:
         message = (

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from imgkeep.core.rewrite import Choice, Linker
     from imgkeep.images.inspect import Inspector
 
-Form: TypeAlias = Literal["html", "markdown"]
+DocumentFormat: TypeAlias = Literal["html", "markdown"]
 
 Which: TypeAlias = Literal["temporary", "all"] | tuple[str, ...]
 """Links that die, all links, or those of these hosts, in globs as in `sources.allow`."""
@@ -47,7 +47,12 @@ THREADS: Final = 2
 WAITING_MAX: Final = 64
 """Documents that are being rewritten or wait for it; short ones take a tenth of a second at most."""
 
-_ENDINGS: Final[Mapping[str, Form]] = {".html": "html", ".htm": "html", ".md": "markdown", ".markdown": "markdown"}
+_ENDINGS: Final[Mapping[str, DocumentFormat]] = {
+    ".html": "html",
+    ".htm": "html",
+    ".md": "markdown",
+    ".markdown": "markdown",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +69,7 @@ class Rewritten:
 
 
 @dataclass(frozen=True, slots=True)
-class Linking:
+class LinkSelection:
     """
     Says which links become ours here, and how they are written.
 
@@ -105,7 +110,7 @@ class Linking:
         return self.objects is not None and own_path(source, self.objects) is not None
 
 
-def form_of(name: str) -> Form | None:
+def document_format_of(name: str) -> DocumentFormat | None:
     """Return what a file holds, by the end of its name; `None`: nothing that can be rewritten."""
     return next((form for ending, form in _ENDINGS.items() if name.lower().endswith(ending)), None)
 
@@ -124,7 +129,12 @@ def check_page_url(url: str) -> None:
 
 
 def rewrite(
-    document: bytes | bytearray, form: Form, linker: Linker, *, url: str | None = None, charset: str | None = None
+    document: bytes | bytearray,
+    form: DocumentFormat,
+    linker: Linker,
+    *,
+    url: str | None = None,
+    charset: str | None = None,
 ) -> Rewritten:
     """
     Rewrite a document.
@@ -173,7 +183,7 @@ class _Noting:
         return made
 
 
-class RewriteDesk:
+class RewriteService:
     """
     Has documents rewritten away from the event loop, few at a time. One per process.
 
@@ -188,7 +198,7 @@ class RewriteDesk:
         self._waiting = 0
 
     async def rewrite(
-        self, document: bytes | bytearray, form: Form, linker: Linker, *, url: str | None, charset: str | None
+        self, document: bytes | bytearray, form: DocumentFormat, linker: Linker, *, url: str | None, charset: str | None
     ) -> Rewritten:
         """
         Rewrite a document, as the function of this name does.

@@ -34,13 +34,13 @@ if TYPE_CHECKING:
         JobState,
         Key,
         NewItem,
+        OutboxEntry,
         Record,
         Source,
         Subject,
         Tombstone,
         Totals,
         Validator,
-        Waiting,
         Wanted,
         Webhook,
     )
@@ -76,7 +76,7 @@ class Body(Readable, Protocol):
         """The size in bytes; `None` while nobody knows it."""
 
     @property
-    def at_hand(self) -> AtHand | None:
+    def at_hand(self) -> CacheEntry | None:
         """The same bytes for later readers, where the store can have them at hand."""
 
     async def settle(self) -> int:
@@ -93,12 +93,12 @@ class Growing(Protocol):
     def hold(self) -> None:
         """Announce one more reader, who calls `aclose` when done."""
 
-    async def lay_open(self) -> Trace | None:
+    async def share_file(self) -> SharedFile | None:
         """Let another process read along; `None`: it has to be sent what it wants to read."""
 
 
 @dataclass(frozen=True, slots=True)
-class Trace:
+class SharedFile:
     """
     How a body grows, for another process on this machine.
 
@@ -112,7 +112,7 @@ class Trace:
     steps: AsyncIterator[tuple[int, bytes]]
 
 
-class AtHand(Protocol):
+class CacheEntry(Protocol):
     """The bytes of a stored object, for who cannot wait. May be held for long, and become empty at any time."""
 
     def whole(self) -> Bytes | None:
@@ -164,7 +164,7 @@ class Draft(Protocol):
             StorageError: They cannot be read.
         """
 
-    async def lay_open(self) -> Path | None:
+    async def share_file(self) -> Path | None:
         """
         Return the file that the bytes are in from now on, up to `size`; `None`: they are in memory.
 
@@ -190,7 +190,7 @@ class Spool(Protocol):
 class Disk(Spool, Protocol):
     """Where drafts begin that other processes on this machine can read."""
 
-    async def peek(self, path: Path) -> Readable | None:
+    async def open_shared(self, path: Path) -> Readable | None:
         """
         Open what another process lays open, for reading what it says is there; `None`: it is gone.
 
@@ -261,7 +261,7 @@ class Store(Protocol):
             Removed, Conflict, StorageError: As `put`.
         """
 
-    async def bury(self, tombstone: Tombstone) -> None:
+    async def put_tombstone(self, tombstone: Tombstone) -> None:
         """
         Put a tombstone in the place of a record, whatever lies there; durable on return.
 
@@ -359,7 +359,7 @@ class Archive(Protocol):
             StorageError: It is not kept.
         """
 
-    async def set_aside(self, path: str) -> None:
+    async def quarantine(self, path: str) -> None:
         """Move something damaged out of every reader's way, without throwing it away."""
 
     async def refused(self) -> Collection[Digest]:
@@ -369,8 +369,8 @@ class Archive(Protocol):
 class Holder(Archive, Protocol):
     """A store that can be copied to another one, and that another one can be copied to."""
 
-    async def bury(self, tombstone: Tombstone) -> None:
-        """As `Store.bury`."""
+    async def put_tombstone(self, tombstone: Tombstone) -> None:
+        """As `Store.put_tombstone`."""
 
     async def refuse(self, digest: Digest, removed_at: datetime, keys: Collection[Key] = ()) -> None:
         """As `Store.refuse`."""
@@ -381,7 +381,7 @@ class Holder(Archive, Protocol):
     def walk(self, folder: str) -> AsyncIterator[tuple[str, int]]:
         """As `Archive.walk`, also for one of the folders in it, as in `v1/objects/ab`."""
 
-    async def lend(self, name: str, spool: Spool) -> Draft | None:
+    async def open_draft(self, name: str, spool: Spool) -> Draft | None:
         """
         Give the object `<digest>.<ext>` as a draft that can be put elsewhere, damaged or not; `None`: it is not there.
 
@@ -406,7 +406,7 @@ class Remote(Store, Protocol):
     async def has(self, name: str) -> bool:
         """Tell whether the object `<digest>.<ext>` is there, with a single request, whatever the answer."""
 
-    async def adopt(self, draft: Draft | None, record: Record) -> Record:
+    async def import_image(self, draft: Draft | None, record: Record) -> Record:
         """
         Bring an image in that is kept elsewhere; return the record that stands under its key then.
 
@@ -414,7 +414,7 @@ class Remote(Store, Protocol):
         a draft the object has to be here already.
         """
 
-    async def mend(self, name: str, digest: Digest) -> None:
+    async def quarantine_if_corrupt(self, name: str, digest: Digest) -> None:
         """An object came as other bytes, of `digest`: look again, and set it aside if it is what lies there."""
 
     def public_url(self, name: str) -> str:
@@ -456,29 +456,29 @@ class Refuge(Store, Spool, Archive, Protocol):
     async def delete(self, key: Key) -> None:
         """Remove a record."""
 
-    async def reopen(self, name: str) -> Draft | None:
+    async def open_verified_draft(self, name: str) -> Draft | None:
         """Open a kept object as a draft that can be put elsewhere; `None`: it is not there, or damaged."""
 
 
 class Outbox(Protocol):
-    """What waits for the primary, durably. `Catalog.put` enlists what is `pending` and strikes what is not."""
+    """What waits for the primary, durably. `ImageIndex.put` enlists what is `pending` and strikes what is not."""
 
-    async def due(self, limit: int) -> Sequence[Waiting]:
+    async def due(self, limit: int) -> Sequence[OutboxEntry]:
         """Return up to `limit` images whose time has come, those that wait longest first."""
 
-    async def postpone(self, waiting: Waiting, delay_s: float, error: str) -> None:
+    async def postpone(self, waiting: OutboxEntry, delay_s: float, error: str) -> None:
         """Count an attempt that failed, and wait `delay_s` seconds before the next."""
 
     async def note(self, error: str) -> None:
         """Note why nothing can be carried over at the moment, for people who ask what waits."""
 
-    async def strike(self, key: Key) -> None:
+    async def remove(self, key: Key) -> None:
         """There is nothing left to do for this key."""
 
     async def backlog(self) -> Backlog: ...
 
 
-class Catalog(Protocol):
+class ImageIndex(Protocol):
     """The fast, queryable view of the records. Never the truth: losing it loses nothing."""
 
     async def find(self, key: Key) -> Record | None: ...
@@ -572,10 +572,10 @@ class Origin(Protocol):
         known: Validator | None = None,
         demand: Demand | None = None,
         *,
-        brisk: bool = False,
+        fail_fast: bool = False,
     ) -> AbstractAsyncContextManager[OriginResponse]:
         """
-        Ask for the image: redirects followed, every hop judged, failures retried within the time limits. `brisk`: there
+        Ask for the image: redirects followed, every hop judged, failures retried within the time limits. `fail_fast`: there
         is another way to the image, so connect quickly and retry nothing.
 
         Without a `demand` it is our own fetch, which never yields.
@@ -607,7 +607,7 @@ class Observer(Protocol):
     def unchanged(self, subject: Subject) -> None:
         """An origin was asked whether an image changed, and it did not."""
 
-    def unkept(self, subject: Subject, fault: StorageError) -> None:
+    def not_stored(self, subject: Subject, fault: StorageError) -> None:
         """An image was fetched and delivered, but not kept; a `Conflict` is nobody's trouble."""
 
     def failed(self, subject: Subject, error: BaseException) -> None:
@@ -617,15 +617,15 @@ class Observer(Protocol):
         """The policy forbids a link, so nothing was fetched."""
 
 
-class Claims(Protocol):
+class FillLeases(Protocol):
     """
     Which of several workers fetches which image.
 
     Attributes:
-        linger_s: So long a claim is seen after its image was kept. A look-up that began earlier says nothing.
+        grace_s: So long a claim is seen after its image was kept. A look-up that began earlier says nothing.
     """
 
-    linger_s: float
+    grace_s: float
 
     def take(self, key: str) -> str | None:
         """Claim a key; `None`: it is ours, now or already. Else the name of the worker that has it."""
@@ -634,7 +634,7 @@ class Claims(Protocol):
         """Let go of a claim of ours, if there is one: at once, or when nobody can have missed what was `kept`."""
 
 
-class Siblings(Protocol):
+class Peers(Protocol):
     """The other workers that share our port."""
 
     async def wait(self, holder: str, key: str) -> None:
@@ -675,7 +675,7 @@ class Watched(Protocol):
 
 
 class Ledger(Protocol):
-    """A catalog that can be looked through, for people, and filled anew."""
+    """A database that can be looked through, for people, and filled anew."""
 
     async def page(self, *, limit: int, after: tuple[int, str] | None = None, wanted: Wanted = ...) -> Sequence[Record]:
         """Return up to `limit` records, newest first, from behind `after`: epoch seconds and key of the last one."""
@@ -773,8 +773,8 @@ class Meter(Protocol):
     def tell(self, name: str) -> bytes:
         """Return the counters for another worker; ours is called `name`."""
 
-    def sum_up(self, told: Sequence[bytes], *, workers: int, silent: int) -> bytes:
+    def sum_up(self, told: Sequence[bytes], *, workers: int, unresponsive: int) -> bytes:
         """
-        Return what was told as one page, as `page` does: by so many `workers`, and by such that have ended. Of `silent`
+        Return what was told as one page, as `page` does: by so many `workers`, and by such that have ended. Of `unresponsive`
         ones nothing came in time.
         """

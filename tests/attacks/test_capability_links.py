@@ -20,7 +20,7 @@ from urllib.parse import quote
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from imgkeep.core.identity import BUILT_IN, identify_url, read_catalogue, rules_for
+from imgkeep.core.identity import BUILT_IN, identify_url, read_provider_rules, rules_for
 from imgkeep.core.source_url import read_source
 
 from tests.support.pictures import picture
@@ -425,6 +425,6 @@ async def test_an_operator_binds_a_scheme_to_his_own_host(
         response = await imgkeep.img(f"{url}?token={token}&expires=1999999999")
         assert await response.read() == body
     assert origin.asked("/my/dog.png") >= 1
-    catalogue = read_catalogue([rule])
+    catalogue = read_provider_rules([rule])
     keys = {identify_url(f"{url}?token={c * 43}&expires=1999999999", NOW, catalogue).key for c in "ab"}
     assert len(keys) == 1

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import pytest
-from imgkeep.bootstrap.server import Seams
+from imgkeep.bootstrap.server import Platform
 from imgkeep.core.records import OWN, Client
-from imgkeep.origin.concurrency import CLIENT_PART, HOST_PART, QUEUE_PER_PLACE, RESERVED_PART, Gates
+from imgkeep.origin.concurrency import CLIENT_PART, HOST_PART, QUEUE_PER_PLACE, RESERVED_PART, FetchLimiter
 from imgkeep.ports import Demand
 from imgkeep.web.connection_limit import ConnectionLimit
 from imgkeep.web.context import SITE
@@ -38,19 +38,19 @@ def at(address: str) -> dict[str, str]:
 
 async def open_server(start: Start, origin: FakeOrigin, **fetch: Any) -> Imgkeep:
     """Start an imgkeep behind a trusted proxy, to which every name leads to `origin`."""
-    seams = Seams(resolver=lambda: Names(default=[PUBLIC]), open_socket=Dials(origin))
+    platform = Platform(resolver=lambda: Names(default=[PUBLIC]), open_socket=Dials(origin))
     return await start(
-        seams=seams,
+        platform=platform,
         server={"trusted_proxies": ["127.0.0.0/8"]},
         fetch={"allow_networks": [], **fetch},
         limits={"fills_concurrent": 0, "fills_per_minute": 0},
     )
 
 
-def gates_of(imgkeep: Imgkeep) -> Gates:
-    gates = imgkeep.client.app[SITE].keeper._to.origin.gates  # type: ignore[attr-defined]
-    assert isinstance(gates, Gates)
-    return gates
+def limiter_of(imgkeep: Imgkeep) -> FetchLimiter:
+    limiter = imgkeep.client.app[SITE].image_service._dependencies.origin.limiter  # type: ignore[attr-defined]
+    assert isinstance(limiter, FetchLimiter)
+    return limiter
 
 
 class Flood:
@@ -110,14 +110,16 @@ async def test_two_addresses_with_dripping_origins_leave_visitors_and_the_api_th
     floods = [Flood(imgkeep, "203.0.113.1"), Flood(imgkeep, "203.0.113.2")]
     for flood in floods:
         flood.ask(60)
-    gates = gates_of(imgkeep)
+    limiter = limiter_of(imgkeep)
     await until(lambda: drips.asked("/drip") == 2 * 64 // CLIENT_PART)
     # An eighth of the places each, an eighth of the queue each, and the rest is refused.
-    assert (gates.used, gates.waiting) == (2 * 8, 2 * 32)
+    assert (limiter.used, limiter.waiting) == (2 * 8, 2 * 32)
     assert await counted(imgkeep, 'imgkeep_refused_total{limit="client_queue"}') == 2 * (60 - 8 - 32)
     for n in range(20):
         assert (await look(imgkeep, f"http://host{n}.example.com/{n}.png", headers=at("198.51.100.7"))).status == 200
-    record, created = await imgkeep.client.app[SITE].keeper.keep(*_source(imgkeep, "http://own.example.com/50.png"))
+    record, created = await imgkeep.client.app[SITE].image_service.keep(
+        *_source(imgkeep, "http://own.example.com/50.png")
+    )
     assert (record.size, created) == (len(picture(seed=50)), True)
     assert drips.asked("/drip") == 16, "the attack goes on"
     for flood in floods:
@@ -128,7 +130,7 @@ def _source(imgkeep: Imgkeep, url: str) -> tuple[Any, Any]:
     from imgkeep.core.source_url import read_source  # noqa: PLC0415
 
     source = read_source(url)
-    return source, imgkeep.client.app[SITE].keeper.identify(source)
+    return source, imgkeep.client.app[SITE].image_service.identify(source)
 
 
 # Over HTTP/1.0 a request takes the long way, through aiohttp.
@@ -204,7 +206,7 @@ async def test_what_the_api_asked_for_and_what_is_nearly_here_does_not_yield(sta
     flood = Flood(imgkeep, "203.0.113.1")
     flood.ask(1, what="most")
     await until(lambda: origin.asked("/most") == 1)
-    fill = next(iter(imgkeep.client.app[SITE].keeper._flights._in_air.values()))
+    fill = next(iter(imgkeep.client.app[SITE].image_service._flights._in_flight.values()))
     await until(lambda: fill._drafts and fill._draft.size == 60_000)
     await flood.leave()
     waiting = asyncio.create_task(look(imgkeep, "http://host.example.com/1.png", headers=at("198.51.100.7")))
@@ -250,31 +252,33 @@ async def test_the_addresses_of_an_ipv6_network_share_one_part(start: Start, dri
     floods = [Flood(imgkeep, address.format(n)) for n in range(1, 31)]
     for flood in floods:
         flood.ask(2)
-    gates = gates_of(imgkeep)
-    await until(lambda: (gates.waiting, gates.used, drips.asked("/drip")) == (32, 8, 8))
+    limiter = limiter_of(imgkeep)
+    await until(lambda: (limiter.waiting, limiter.used, drips.asked("/drip")) == (32, 8, 8))
     await until_counted(imgkeep, 'imgkeep_refused_total{limit="client_queue"}', 60 - 8 - 32)
     for flood in floods:
         await flood.leave()
 
 
 async def stay(  # noqa: PLR0917 - in the order of what happens
-    gates: Gates, client: Client, host: str, order: list[str], name: str, leave: asyncio.Event
+    limiter: FetchLimiter, client: Client, host: str, order: list[str], name: str, leave: asyncio.Event
 ) -> None:
-    async with gates.enter(host, Demand(client)):
+    async with limiter.enter(host, Demand(client)):
         order.append(name)
         await leave.wait()
         await asyncio.sleep(0)
 
 
 async def test_a_client_waits_for_one_turn_of_each_other_and_not_for_their_queues() -> None:
-    gates, order = Gates(8, 8), list[str]()
+    limiter, order = FetchLimiter(8, 8), list[str]()
     leave = [asyncio.Event() for _ in range(60)]
     crowd = [Client((f"203.0.113.{n}",)) for n in range(7)]
-    tasks = [asyncio.create_task(stay(gates, each, f"h{n}", order, "first", leave[0])) for n, each in enumerate(crowd)]
+    tasks = [
+        asyncio.create_task(stay(limiter, each, f"h{n}", order, "first", leave[0])) for n, each in enumerate(crowd)
+    ]
     await asyncio.sleep(0)
     for n, each in enumerate(crowd[:3]):
-        tasks += [asyncio.create_task(stay(gates, each, f"h{n}{k}", order, f"{n}", leave[1])) for k in range(4)]
-    tasks.append(asyncio.create_task(stay(gates, Client(("198.51.100.7",)), "v", order, "visitor", leave[1])))
+        tasks += [asyncio.create_task(stay(limiter, each, f"h{n}{k}", order, f"{n}", leave[1])) for k in range(4)]
+    tasks.append(asyncio.create_task(stay(limiter, Client(("198.51.100.7",)), "v", order, "visitor", leave[1])))
     leave[1].set()
     await asyncio.sleep(0)
     await asyncio.sleep(0)
@@ -286,27 +290,27 @@ async def test_a_client_waits_for_one_turn_of_each_other_and_not_for_their_queue
 
 
 async def test_visitors_cannot_take_what_is_reserved_for_the_api_nor_the_api_all_of_it() -> None:
-    gates, order, leave = Gates(64, 16), list[str](), asyncio.Event()
+    limiter, order, leave = FetchLimiter(64, 16), list[str](), asyncio.Event()
     reserved = 64 // RESERVED_PART
     visitors = [Client((f"203.0.113.{n}",)) for n in range(20)]
     tasks = [
-        asyncio.create_task(stay(gates, each, f"h{n}-{k}", order, "visitor", leave))
+        asyncio.create_task(stay(limiter, each, f"h{n}-{k}", order, "visitor", leave))
         for n, each in enumerate(visitors)
         for k in range(8)
     ]
     await asyncio.sleep(0)
-    assert (gates.used, gates.waiting) == (64 - reserved, 160 - 56)
-    tasks += [asyncio.create_task(stay(gates, OWN, f"own{n}", order, "own", leave)) for n in range(reserved)]
+    assert (limiter.used, limiter.waiting) == (64 - reserved, 160 - 56)
+    tasks += [asyncio.create_task(stay(limiter, OWN, f"own{n}", order, "own", leave)) for n in range(reserved)]
     await asyncio.sleep(0)
     assert order.count("own") == reserved
     leave.set()
     await asyncio.gather(*tasks)
     leave.clear()
     order.clear()
-    tasks = [asyncio.create_task(stay(gates, OWN, f"own{n}", order, "own", leave)) for n in range(100)]
+    tasks = [asyncio.create_task(stay(limiter, OWN, f"own{n}", order, "own", leave)) for n in range(100)]
     await asyncio.sleep(0)
-    assert gates.used == 64 - reserved
-    tasks.append(asyncio.create_task(stay(gates, visitors[0], "h", order, "visitor", leave)))
+    assert limiter.used == 64 - reserved
+    tasks.append(asyncio.create_task(stay(limiter, visitors[0], "h", order, "visitor", leave)))
     await asyncio.sleep(0)
     assert order.count("visitor") == 1
     leave.set()
@@ -314,24 +318,26 @@ async def test_visitors_cannot_take_what_is_reserved_for_the_api_nor_the_api_all
 
 
 async def test_programs_of_this_machine_have_all_places_of_visitors() -> None:
-    gates, order, leave = Gates(64, 64), list[str](), asyncio.Event()
+    limiter, order, leave = FetchLimiter(64, 64), list[str](), asyncio.Event()
     tasks = [
-        asyncio.create_task(stay(gates, Client(("127.0.0.1",), loopback=True), "h", order, "", leave))
+        asyncio.create_task(stay(limiter, Client(("127.0.0.1",), loopback=True), "h", order, "", leave))
         for _ in range(200)
     ]
     await asyncio.sleep(0)
-    assert (gates.used, gates.waiting) == (56, 144)
+    assert (limiter.used, limiter.waiting) == (56, 144)
     leave.set()
     await asyncio.gather(*tasks)
 
 
 @pytest.mark.parametrize("number", [100, 1000])
 async def test_the_work_of_a_release_does_not_grow_with_the_queue(number: int) -> None:
-    gates, leave = Gates(number, number), asyncio.Event()
+    limiter, leave = FetchLimiter(number, number), asyncio.Event()
     clients = [Client((f"net{n}",)) for n in range(number * QUEUE_PER_PLACE // 10)]
-    tasks = [asyncio.create_task(stay(gates, each, f"h{n % 7}", [], "", leave)) for n, each in enumerate(clients * 10)]
+    tasks = [
+        asyncio.create_task(stay(limiter, each, f"h{n % 7}", [], "", leave)) for n, each in enumerate(clients * 10)
+    ]
     await asyncio.sleep(0)
-    assert gates.waiting > number
+    assert limiter.waiting > number
     steps = 0
 
     def count(_frame: Any, event: str, _argument: Any) -> None:
@@ -433,7 +439,7 @@ async def test_look_ups_in_vain_are_limited_by_client_and_images_are_shown_all_t
 ) -> None:
     timer = Timer()
     node = await remote.node(
-        seams=Seams(timer=timer),
+        platform=Platform(timer=timer),
         server={"trusted_proxies": ["127.0.0.0/8"], "public_url": "http://img.example.com"},
         limits={"misses_per_minute": 12},
         sources={"allow": ["127.0.0.1"]},

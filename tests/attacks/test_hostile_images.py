@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 from aiohttp import ClientError, FormData
-from imgkeep.bootstrap.server import Seams
+from imgkeep.bootstrap.server import Platform
 from imgkeep.core.errors import Busy, NotAnImage
 from imgkeep.core.formats import (
     _KINDS,
@@ -40,7 +40,7 @@ from imgkeep.core.formats import (
 )
 from imgkeep.core.records import Client, Format
 from imgkeep.images import format_checker as judging
-from imgkeep.images.format_checker import Judges
+from imgkeep.images.format_checker import FormatChecker
 from imgkeep.storage.memory import MemorySpool
 from imgkeep.web.context import SITE
 
@@ -284,21 +284,21 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 @pytest.fixture
-async def busy(start: Start, gate: Gate) -> tuple[Imgkeep, Judges]:
-    """An imgkeep whose judging threads are held as soon as there is work for them, and its judges."""
-    judges = Judges(pause=gate.pause)
-    return await start(seams=Seams(make_judges=lambda: judges)), judges
+async def busy(start: Start, gate: Gate) -> tuple[Imgkeep, FormatChecker]:
+    """An imgkeep whose judging threads are held as soon as there is work for them, and its format_checker."""
+    format_checker = FormatChecker(pause=gate.pause)
+    return await start(platform=Platform(make_format_checker=lambda: format_checker)), format_checker
 
 
 async def test_hits_fills_and_health_go_on_while_all_judging_threads_are_held(
-    busy: tuple[Imgkeep, Judges], origin: FakeOrigin, gate: Gate
+    busy: tuple[Imgkeep, FormatChecker], origin: FakeOrigin, gate: Gate
 ) -> None:
-    imgkeep, judges = busy
+    imgkeep, format_checker = busy
     stored = origin.gives("/stored.png", STORED)
     assert await (await imgkeep.img(stored)).read() == STORED
     hostile = [origin.on(f"/{n}.tiff", unframed(tiff_children(1_000_000))) for n in range(16)]
     readers = [asyncio.create_task(read(imgkeep, url)) for url in hostile]
-    await until(lambda: judges.under_way == len(hostile))
+    await until(lambda: format_checker.under_way == len(hostile))
 
     hit = await imgkeep.img(stored)
     assert (await hit.read(), hit.headers["Cache-Status"]) == (STORED, "imgkeep; hit")
@@ -314,19 +314,19 @@ async def test_hits_fills_and_health_go_on_while_all_judging_threads_are_held(
 
     gate.open()
     await asyncio.gather(*readers)
-    assert judges.under_way == 0
+    assert format_checker.under_way == 0
     assert len(imgkeep.files("objects")) == 5
 
 
 async def test_an_image_that_takes_long_holds_up_its_like_alone(
     start: Start, origin: FakeOrigin, slow_gate: Gate
 ) -> None:
-    judges = Judges(pause=slow_gate.pause)
-    imgkeep = await start(seams=Seams(make_judges=lambda: judges))
+    format_checker = FormatChecker(pause=slow_gate.pause)
+    imgkeep = await start(platform=Platform(make_format_checker=lambda: format_checker))
     bomb = WORST[Format.SVG, "markup in an entity"](100_000)
     hostile = [origin.on(f"/{n}.svg", unframed(bomb)) for n in range(6)]
     readers = [asyncio.create_task(read(imgkeep, url)) for url in hostile]
-    await until(lambda: slow_gate.held == 1 and judges.under_way == len(hostile))
+    await until(lambda: slow_gate.held == 1 and format_checker.under_way == len(hostile))
     for form in ("PNG", "JPEG", "GIF", "WEBP"):
         honest = await imgkeep.img(origin.on(f"/honest.{form}", unframed(picture(form))))
         assert await honest.read() == picture(form)
@@ -335,11 +335,11 @@ async def test_an_image_that_takes_long_holds_up_its_like_alone(
 
 
 async def test_images_beyond_the_queue_are_busy_and_not_blamed(start: Start, origin: FakeOrigin, gate: Gate) -> None:
-    judges = Judges(waiting_max=1, pause=gate.pause)
-    imgkeep = await start(seams=Seams(make_judges=lambda: judges))
+    format_checker = FormatChecker(waiting_max=1, pause=gate.pause)
+    imgkeep = await start(platform=Platform(make_format_checker=lambda: format_checker))
     urls = [origin.gives(f"/{n}.png", png_chunks(LARGE)) for n in range(judging.QUICK_THREADS + 2)]
     readers = [asyncio.create_task(read(imgkeep, url)) for url in urls[:-1]]
-    await until(lambda: judges.under_way == len(readers))
+    await until(lambda: format_checker.under_way == len(readers))
     assert await code_of(imgkeep, urls[-1]) == (503, "busy")
     gate.open()
     assert await asyncio.gather(*readers) == [len(png_chunks(LARGE))] * len(readers)
@@ -349,8 +349,8 @@ async def test_images_beyond_the_queue_are_busy_and_not_blamed(start: Start, ori
 async def test_a_judgement_out_of_time_is_the_images_failure_and_remembered(
     start: Start, origin: FakeOrigin, gate: Gate
 ) -> None:
-    judges = Judges(timeout_s=1, pause=gate.pause)
-    imgkeep = await start(seams=Seams(make_judges=lambda: judges))
+    format_checker = FormatChecker(timeout_s=1, pause=gate.pause)
+    imgkeep = await start(platform=Platform(make_format_checker=lambda: format_checker))
     urls = [origin.gives(f"/{n}.png", png_chunks(LARGE)) for n in range(judging.QUICK_THREADS + 1)]
     begun = [asyncio.create_task(code_of(imgkeep, url)) for url in urls[:-1]]
     await until(lambda: gate.held == judging.QUICK_THREADS)
@@ -363,67 +363,69 @@ async def test_a_judgement_out_of_time_is_the_images_failure_and_remembered(
     await site_of(imgkeep).health.look()
     assert (await (await imgkeep.client.get("/readyz")).json())["status"] == "ready"
     # A thread cannot be killed, but what nothing waits for is given up at the next pause.
-    assert judges.under_way == judging.QUICK_THREADS
+    assert format_checker.under_way == judging.QUICK_THREADS
     gate.open()
-    await until(lambda: judges.under_way == 0)
+    await until(lambda: format_checker.under_way == 0)
 
 
 async def test_a_judgement_whose_visitor_has_left_ends_at_its_next_pause(gate: Gate) -> None:
-    judges = Judges(pause=gate.pause)
+    format_checker = FormatChecker(pause=gate.pause)
     draft = await MemorySpool(10**8).begin(None)
     await draft.write(WORST[Format.GIF, "blocks"](3_000_000))
-    task = asyncio.create_task(judges.is_whole(draft, Format.GIF))
+    task = asyncio.create_task(format_checker.is_whole(draft, Format.GIF))
     await until(lambda: gate.held == 1)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
     gate.open()
-    await until(lambda: judges.under_way == 0)
+    await until(lambda: format_checker.under_way == 0)
     assert gate.held == 1
 
 
 async def test_clients_take_turns_at_the_judging_threads(slow_gate: Gate) -> None:
     """One client kept all others' large images waiting until they were given up."""
-    judges = Judges(pause=slow_gate.pause)
+    format_checker = FormatChecker(pause=slow_gate.pause)
     draft = await MemorySpool(10**8).begin(None)
     await draft.write(WORST[Format.GIF, "blocks"](150_000))
     ended: list[str] = []
 
     async def judge(name: str) -> None:
         try:
-            await judges.is_whole(draft, Format.GIF, Client((f"{name}/32",)))
+            await format_checker.is_whole(draft, Format.GIF, Client((f"{name}/32",)))
         except Busy:
             ended.append(f"{name} busy")
         else:
             ended.append(name)
 
     flood = [asyncio.create_task(judge("flood")) for _ in range(40)]
-    await until(lambda: slow_gate.held == 1 and judges.under_way == 1 + judging.WAITING_MAX // judging.CLIENT_PART)
+    await until(
+        lambda: slow_gate.held == 1 and format_checker.under_way == 1 + judging.WAITING_MAX // judging.CLIENT_PART
+    )
     await until(lambda: Counter(ended) == {"flood busy": 40 - 1 - judging.WAITING_MAX // judging.CLIENT_PART})
     others = [asyncio.create_task(judge(name)) for name in ("a", "b")]
-    await until(lambda: judges.under_way == 3 + judging.WAITING_MAX // judging.CLIENT_PART)
+    await until(lambda: format_checker.under_way == 3 + judging.WAITING_MAX // judging.CLIENT_PART)
     await asyncio.sleep(0.1)  # until both have left the quick lane
     ended.clear()
     slow_gate.open()
     await asyncio.gather(*others, *flood)
     assert ended.index("a") <= 3
     assert ended.index("b") <= 3
-    assert judges.under_way == 0
+    assert format_checker.under_way == 0
 
 
 async def test_what_waits_in_vain_for_judging_keeps_no_place(slow_gate: Gate) -> None:
-    judges = Judges(pause=slow_gate.pause)
+    format_checker = FormatChecker(pause=slow_gate.pause)
     draft = await MemorySpool(10**8).begin(None)
     await draft.write(WORST[Format.GIF, "blocks"](150_000))
-    waiting = [asyncio.create_task(judges.is_whole(draft, Format.GIF)) for _ in range(9)]
+    waiting = [asyncio.create_task(format_checker.is_whole(draft, Format.GIF)) for _ in range(9)]
     await until(lambda: slow_gate.held == 1)
     await asyncio.sleep(0.1)  # until all have left the quick lane
     for task in waiting:
         task.cancel()
     await asyncio.wait(waiting)
-    await until(lambda: judges.under_way == 1)
+    await until(lambda: format_checker.under_way == 1)
     slow_gate.open()
-    await until(lambda: judges.under_way == 0)
+    await until(lambda: format_checker.under_way == 0)
 
 
 async def test_an_image_of_too_many_steps_is_refused_and_remembered(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
@@ -444,29 +446,29 @@ async def test_an_upload_of_too_many_steps_is_refused(imgkeep: Imgkeep) -> None:
 
 
 async def test_judges_that_are_closed_are_busy() -> None:
-    judges = Judges()
-    judges.close()
+    format_checker = FormatChecker()
+    format_checker.close()
     draft = await MemorySpool(1_000_000).begin(None)
     await draft.write(STORED)
     with pytest.raises(Busy):
-        await judges.is_whole(draft, Format.PNG)
-    assert judges.under_way == 0
+        await format_checker.is_whole(draft, Format.PNG)
+    assert format_checker.under_way == 0
 
 
 async def test_a_head_beyond_the_budget_of_the_loop_is_judged_once_more_in_a_thread() -> None:
     """However it trickles in: not at every byte that comes."""
     body = png_chunks(LARGE + 100)
-    judges = Judges()
+    format_checker = FormatChecker()
 
     async def chunks(size: int) -> AsyncIterator[bytes]:
         for at in range(0, len(body), size):
             yield body[at : at + size]
 
     for size in (1, 100, 1_448, 65_536):
-        head, seen = await judges.read_head(chunks(size))
+        head, seen = await format_checker.read_head(chunks(size))
         assert seen.format is Format.PNG
         assert HEAD_BYTES_MAX <= len(head) < HEAD_BYTES_MAX + size
-    judges.close()
+    format_checker.close()
 
 
 async def test_noise_after_a_hostile_head_is_no_image() -> None:
@@ -474,4 +476,4 @@ async def test_noise_after_a_hostile_head_is_no_image() -> None:
         yield b"<!--" + b" " * HEAD_BYTES_MAX
 
     with pytest.raises(NotAnImage):
-        await Judges().read_head(chunks())
+        await FormatChecker().read_head(chunks())

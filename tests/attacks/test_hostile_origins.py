@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import brotli  # type: ignore[import-untyped]  # it has no annotations
 import pytest
-from imgkeep.bootstrap.server import Seams
+from imgkeep.bootstrap.server import Platform
 from imgkeep.core.errors import OriginError
-from imgkeep.images.negative_cache import TOO_MANY_REQUESTS_S, seconds_to_remember
+from imgkeep.images.negative_cache import TOO_MANY_REQUESTS_S, failure_ttl_s
 from imgkeep.origin.bounded_connection import (
     BODY_STEP_BYTES,
     FRAMING_BYTES_MAX,
@@ -440,7 +440,7 @@ async def test_a_429_that_one_client_provoked_is_remembered_for_a_minute_for_oth
     start: Start, origin: FakeOrigin
 ) -> None:
     timer = Timer()
-    imgkeep = await start(seams=Seams(timer=timer), server={"trusted_proxies": ["127.0.0.0/8"]})
+    imgkeep = await start(platform=Platform(timer=timer), server={"trusted_proxies": ["127.0.0.0/8"]})
     url = origin.gives("/a.png", b"", status="429 Too Many Requests", headers={"Retry-After": "3600"})
     assert (await look(imgkeep, url, headers={"X-Forwarded-For": "203.0.113.1"})).status == 502
     origin.gives("/a.png", picture())
@@ -452,7 +452,7 @@ async def test_a_429_that_one_client_provoked_is_remembered_for_a_minute_for_oth
 
 @pytest.mark.parametrize(("asked", "seconds"), [(0, 0), (17, 17), (60, 60), (61, 60), (3600, 60)])
 def test_a_429_is_remembered_as_long_as_it_asks_for_and_a_minute_at_most(asked: int, seconds: int) -> None:
-    assert seconds_to_remember(OriginError("x", origin_status=429, retry_after_s=asked)) == seconds
+    assert failure_ttl_s(OriginError("x", origin_status=429, retry_after_s=asked)) == seconds
 
 
 async def test_a_place_is_not_held_by_an_origin_that_wants_to_be_asked_again(start: Start, origin: FakeOrigin) -> None:

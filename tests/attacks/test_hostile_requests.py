@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import sqlalchemy as sa
-from imgkeep.config import ConfigError, load, read_catalog_url
+from imgkeep.config import ConfigError, load, read_database_url
 from imgkeep.web.context import SITE
 
 from tests.support.pictures import picture
@@ -350,7 +350,7 @@ async def test_strangers_are_told_states_and_no_reasons(start: Start) -> None:
     app = imgkeep.client.app
     assert app is not None
     health = app[SITE].health
-    for part in ("store", "catalog", "disk", "fallback"):
+    for part in ("store", "database", "disk", "fallback"):
         health.note(part, "s3.internal.example:9000/bucket-name is away: /var/lib/imgkeep")
     health.fallback = lambda: {"waiting": 3, "last_error": "bucket-name"}
     strangers: list[dict[str, str]] = [
@@ -364,7 +364,7 @@ async def test_strangers_are_told_states_and_no_reasons(start: Start) -> None:
             told = await answer.json()
             assert answer.status == 200
             assert told.pop("status") == "degraded"
-            assert told == {part: {"status": "failing"} for part in ("store", "catalog", "disk", "fallback")}
+            assert told == {part: {"status": "failing"} for part in ("store", "database", "disk", "fallback")}
     async with imgkeep.client.get("/readyz", headers={"Authorization": f"Bearer {token}"}) as answer:
         told = await answer.json()
         assert "bucket-name" in told["store"]["reason"]
@@ -383,7 +383,7 @@ MALFORMED_DATABASES = [
         "sqlite:a\nb",
         "sqlite:data/",
     ),
-    *("sqlite:data/x.db?mode=memory&uri=true", "sqlite:x#y", "mysql://u:PASSWORD@h/db", "data/catalog.db", "://", ":"),
+    *("sqlite:data/x.db?mode=memory&uri=true", "sqlite:x#y", "mysql://u:PASSWORD@h/db", "data/imgkeep.db", "://", ":"),
     *(
         "postgresql:",
         "postgresql://",
@@ -426,15 +426,15 @@ MALFORMED_DATABASES = [
 @pytest.mark.parametrize("url", MALFORMED_DATABASES)
 def test_a_malformed_database_is_an_error_of_configuration(url: str) -> None:
     with pytest.raises(ConfigError) as error:
-        load({"catalog": {"url": url}}, {})
-    assert str(error.value).startswith("catalog.url: ")
+        load({"database": {"url": url}}, {})
+    assert str(error.value).startswith("database.url: ")
     assert "PASS" not in str(error.value).replace("USER:PASSWORD", "")
 
 
 @pytest.mark.parametrize(
     "url",
     [
-        *("sqlite:data/catalog.db", "sqlite:/var/lib/imgkeep/a b.db", "sqlite:x", "postgres://h/db"),
+        *("sqlite:data/imgkeep.db", "sqlite:/var/lib/imgkeep/a b.db", "sqlite:x", "postgres://h/db"),
         *(
             "postgresql://u:p%40ss@db.example:5432/images?sslmode=require&connect_timeout=5",
             "postgresql://[::1]:5432/db",
@@ -442,14 +442,14 @@ def test_a_malformed_database_is_an_error_of_configuration(url: str) -> None:
     ],
 )
 def test_a_database_that_can_be_is_taken(url: str) -> None:
-    name = read_catalog_url(load({"catalog": {"url": url}}, {}).catalog.url)
+    name = read_database_url(load({"database": {"url": url}}, {}).database.url)
     assert sa.make_url(name).database
 
 
 @pytest.mark.parametrize("command", ["serve"])
 async def test_a_malformed_database_ends_with_status_2(tmp_path: Path, command: str) -> None:
-    status, _, err = await run_here(tmp_path, command, catalog__url="postgresql://u:HUSH@[::1/db")
+    status, _, err = await run_here(tmp_path, command, database__url="postgresql://u:HUSH@[::1/db")
     assert status == 2
-    assert "catalog.url" in err
+    assert "database.url" in err
     assert "HUSH" not in err
     assert "Traceback" not in err

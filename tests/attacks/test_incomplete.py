@@ -9,7 +9,7 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from imgkeep.bootstrap.server import Seams
+from imgkeep.bootstrap.server import Platform
 
 from tests.support.pictures import picture, picture_of
 from tests.support.s3.remote import _sleep_briefly
@@ -36,8 +36,8 @@ class Time:
     now: datetime = field(default_factory=lambda: datetime(2026, 11, 22, 10, tzinfo=UTC))
     seconds: float = 1000
 
-    def seams(self, **others: Any) -> Seams:
-        return Seams(clock=lambda: self.now, timer=lambda: self.seconds, **others)
+    def platform(self, **others: Any) -> Platform:
+        return Platform(clock=lambda: self.now, timer=lambda: self.seconds, **others)
 
     def wait(self, seconds: float) -> None:
         self.now += timedelta(seconds=seconds)
@@ -50,7 +50,7 @@ def time() -> Time:
 
 
 async def test_half_a_picture_with_a_length_that_fits_is_replaced(start: Start, origin: FakeOrigin, time: Time) -> None:
-    imgkeep = await start(seams=time.seams())
+    imgkeep = await start(platform=time.platform())
     url = origin.gives("/a.png", HALF)
     first = await show(imgkeep, url)
     assert (first.body, first.caching, first.outcome) == (HALF, BRIEF, "fwd=uri-miss; stored")
@@ -111,14 +111,14 @@ async def test_every_format_that_is_cut_is_kept_for_a_minute_by_clients(
 async def test_a_file_that_comes_back_equal_over_a_day_is_confirmed(
     start: Start, origin: FakeOrigin, time: Time
 ) -> None:
-    imgkeep = await start(seams=time.seams())
+    imgkeep = await start(platform=time.platform())
     body = picture("JPEG")[:-2]
     url = origin.gives("/a.jpg", body)
     hour = 0
     while (await show(imgkeep, url)).caching != FOREVER and hour < 48:
         hour += 1
         if hour == 20:
-            imgkeep = await start(seams=time.seams())  # and it survives a restart
+            imgkeep = await start(platform=time.platform())  # and it survives a restart
         time.wait(3600)
     assert 24 <= hour < 48
     assert origin.asked("/a.jpg") <= 9
@@ -128,7 +128,7 @@ async def test_a_file_that_comes_back_equal_over_a_day_is_confirmed(
 
 
 async def test_the_api_tells_that_and_why_it_is_provisional(start: Start, origin: FakeOrigin, time: Time) -> None:
-    imgkeep = await start(seams=time.seams())
+    imgkeep = await start(platform=time.platform())
     url = origin.gives("/a.png", HALF)
     saved = [await imgkeep.client.post("/api/save-image", json={"url": url}) for _ in range(2)]
     assert [answer.status for answer in saved] == [201, 200]
@@ -155,7 +155,7 @@ async def test_an_upload_that_is_cut_is_refused(imgkeep: Imgkeep) -> None:
 async def test_a_strangers_link_cannot_replace_or_confirm_half_a_picture(
     start: Start, origin: FakeOrigin, time: Time
 ) -> None:
-    imgkeep = await start(seams=time.seams(), sources={"providers": [UNCERTAIN]})
+    imgkeep = await start(platform=time.platform(), sources={"providers": [UNCERTAIN]})
     signed = SignedOrigin(origin, picture=HALF)
     assert (await show(imgkeep, signed.url(good()))).body == HALF
     before = imgkeep.files("records")[0].read_bytes()
@@ -174,7 +174,7 @@ async def test_a_strangers_link_cannot_replace_or_confirm_half_a_picture(
 
 
 async def test_an_origin_that_fails_leaves_what_is_stored(start: Start, origin: FakeOrigin, time: Time) -> None:
-    imgkeep = await start(seams=time.seams())
+    imgkeep = await start(platform=time.platform())
     url = origin.gives("/a.png", HALF)
     await show(imgkeep, url)
     for status in ("403 Forbidden", "404 Not Found", "410 Gone", "500 Broken", "200 OK"):
@@ -189,8 +189,8 @@ async def test_an_origin_that_fails_leaves_what_is_stored(start: Start, origin: 
 async def test_clients_of_a_redirecting_server_forget_half_a_picture_soon(
     remote: Remote, origin: FakeOrigin, time: Time
 ) -> None:
-    seams = time.seams(sleep=_sleep_briefly)
-    node = await remote.node(mode="redirect", seams=seams, delivery={"base_url": "https://img.example/"})
+    platform = time.platform(sleep=_sleep_briefly)
+    node = await remote.node(mode="redirect", platform=platform, delivery={"base_url": "https://img.example/"})
     url = origin.gives("/a.png", HALF)
     first = await node.img(url, allow_redirects=False)
     assert (first.status, first.headers["Cache-Control"], await first.read()) == (200, BRIEF, HALF)
@@ -206,6 +206,6 @@ async def test_clients_of_a_redirecting_server_forget_half_a_picture_soon(
     assert after.headers["Location"] != before.headers["Location"]
     assert after.headers["Cache-Control"] != BRIEF
     assert origin.asked("/a.png") == 2
-    another = await remote.node("b", mode="redirect", seams=seams, delivery={"base_url": "https://img.example/"})
+    another = await remote.node("b", mode="redirect", platform=platform, delivery={"base_url": "https://img.example/"})
     elsewhere = await another.img(url, allow_redirects=False)
     assert elsewhere.headers["Location"] == after.headers["Location"]

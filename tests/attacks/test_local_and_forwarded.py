@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 import pytest
 from imgkeep import config
-from imgkeep.bootstrap.server import Seams
+from imgkeep.bootstrap.server import Platform
 from imgkeep.core.http_headers import FORWARDED_HEADERS
 from imgkeep.storage.local.machine_token import make_token
-from imgkeep.web.context import SITE, Notes
-from imgkeep.web.login import COOKIE, LINK_S, SESSION_S, make_link, make_ticket
-from imgkeep.web.messages import Ask
+from imgkeep.web.context import SITE, RequestLog
+from imgkeep.web.login import COOKIE, LINK_LIFETIME_S, SESSION_LIFETIME_S, make_log_in_link, make_ticket
+from imgkeep.web.messages import ImageRequest
 from multidict import CIMultiDict
 from yarl import URL
 
@@ -203,7 +203,7 @@ async def test_what_a_proxy_tells_is_no_program_of_this_machine(
     imgkeep = await start(server={"trusted_proxies": ["127.0.0.1/32", "10.0.0.0/8"]})
     assert imgkeep.client.app is not None
     site = imgkeep.client.app[SITE]
-    ask = Ask(
+    ask = ImageRequest(
         site=site,
         route="/img",
         name="",
@@ -211,10 +211,10 @@ async def test_what_a_proxy_tells_is_no_program_of_this_machine(
         target="/img",
         fields=CIMultiDict(claims),
         remote="127.0.0.1",
-        takes_chunks=True,
-        notes=Notes(),
+        accepts_chunked=True,
+        request_log=RequestLog(),
     )
-    assert site.door.find_client(ask).loopback is is_local
+    assert site.auth.identify_client(ask).loopback is is_local
 
 
 # --- local needs proof
@@ -399,7 +399,7 @@ async def test_folder_that_takes_no_file_closes_the_api_and_nothing_else(
     start: Start, origin: FakeOrigin, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "data").write_text("not a folder")
-    imgkeep = await start(catalog={"url": f"sqlite:{tmp_path}/catalog.db"})
+    imgkeep = await start(database={"url": f"sqlite:{tmp_path}/imgkeep.db"})
     response = await imgkeep.img(origin.gives("/a.png", picture()))
     assert (response.status, await response.read()) == (200, picture())
     for headers in ({}, {"Authorization": "Bearer x"}, {"Authorization": "Bearer "}):
@@ -448,7 +448,7 @@ async def test_log_in_link_of_the_start_opens_the_api_for_its_browser(tmp_path: 
                 cookie = response.headers["Set-Cookie"]
                 assert program.token not in cookie
                 attributes = {part.strip().lower() for part in cookie.split(";")[1:]}
-                assert {"httponly", "samesite=strict", "path=/", f"max-age={SESSION_S}"} <= attributes
+                assert {"httponly", "samesite=strict", "path=/", f"max-age={SESSION_LIFETIME_S}"} <= attributes
             async with program.session.get(
                 f"http://{program.address}/api/images", headers={"Authorization": ""}
             ) as response:
@@ -470,7 +470,7 @@ async def test_log_in_link_of_the_start_opens_the_api_for_its_browser(tmp_path: 
 
 
 def test_link_of_an_ipv6_address_has_brackets() -> None:
-    assert make_link("t" * 43, "::1", 8080, NOW).startswith("http://[::1]:8080/login?ticket=")
+    assert make_log_in_link("t" * 43, "::1", 8080, NOW).startswith("http://[::1]:8080/login?ticket=")
 
 
 def tickets(token: str) -> dict[str, str]:
@@ -491,7 +491,7 @@ def tickets(token: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("which", list(tickets("")))
 async def test_only_a_link_of_ours_logs_in(start: Start, which: str) -> None:
-    imgkeep = await start(seams=Seams(clock=Clock()))
+    imgkeep = await start(platform=Platform(clock=Clock()))
     ticket = tickets(imgkeep.token)[which]
     async with imgkeep.stranger.get("/login", params={"ticket": ticket}, allow_redirects=False) as response:
         assert (response.status, "Set-Cookie" in response.headers) == (HTTPStatus.UNAUTHORIZED, False)
@@ -501,17 +501,17 @@ async def test_only_a_link_of_ours_logs_in(start: Start, which: str) -> None:
 
 async def test_links_and_sessions_end(start: Start) -> None:
     clock = Clock()
-    imgkeep = await start(seams=Seams(clock=clock))
-    ticket = make_ticket(imgkeep.token, "link", epoch(LINK_S))
+    imgkeep = await start(platform=Platform(clock=clock))
+    ticket = make_ticket(imgkeep.token, "link", epoch(LINK_LIFETIME_S))
     async with imgkeep.stranger.get("/login", params={"ticket": ticket}, allow_redirects=False) as response:
         session = {"Cookie": response.headers["Set-Cookie"].partition(";")[0]}
     statuses = []
-    for seconds in (0, SESSION_S - 1, SESSION_S):
+    for seconds in (0, SESSION_LIFETIME_S - 1, SESSION_LIFETIME_S):
         clock.now = NOW + timedelta(seconds=seconds)
         async with imgkeep.stranger.get("/api/images", headers=session) as response:
             statuses.append(response.status)
     assert statuses == [200, 200, 401]
-    clock.now = NOW + timedelta(seconds=LINK_S)
+    clock.now = NOW + timedelta(seconds=LINK_LIFETIME_S)
     async with imgkeep.stranger.get("/login", params={"ticket": ticket}, allow_redirects=False) as response:
         assert response.status == HTTPStatus.UNAUTHORIZED
 
@@ -590,13 +590,13 @@ async def test_no_browser_logs_in_where_others_can_reach_us(start: Start, sectio
     ("sections", "limit"),
     [
         ({}, 0),
-        ({"server": {"host": "0.0.0.0"}}, config.OPEN_BYTES_PER_DAY),
-        ({"server": {"public_url": "https://img.example"}}, config.OPEN_BYTES_PER_DAY),
-        ({"server": {"trusted_proxies": ["127.0.0.1/32"]}}, config.OPEN_BYTES_PER_DAY),
+        ({"server": {"host": "0.0.0.0"}}, config.EXPOSED_FILL_BYTES_PER_DAY),
+        ({"server": {"public_url": "https://img.example"}}, config.EXPOSED_FILL_BYTES_PER_DAY),
+        ({"server": {"trusted_proxies": ["127.0.0.1/32"]}}, config.EXPOSED_FILL_BYTES_PER_DAY),
         ({"server": {"host": "::"}, "limits": {"fill_bytes_per_day": 0}}, 0),
         ({"server": {"host": "::"}, "limits": {"fill_bytes_per_day": 5}}, 5),
         ({"server": {"host": "::"}, "security": {"signature": "misses", "signing_keys": ["k" * 16]}}, 0),
-        ({"server": {"host": "::", "workers": 4}}, config.OPEN_BYTES_PER_DAY // 4),
+        ({"server": {"host": "::", "workers": 4}}, config.EXPOSED_FILL_BYTES_PER_DAY // 4),
     ],
     ids=str,
 )
@@ -611,13 +611,13 @@ def test_open_server_has_a_limit_of_bytes(sections: dict[str, Any], limit: int) 
 )
 def test_open_server_fetches_from_known_hosts_only(server: dict[str, Any]) -> None:
     read = config.load({"server": server}, {})
-    assert "*" not in read.hosts_allowed(read.read_catalogue())
+    assert "*" not in read.hosts_allowed(read.read_provider_rules())
 
 
 async def test_open_server_stops_at_its_bytes(
     start: Start, origin: FakeOrigin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(config.schema, "OPEN_BYTES_PER_DAY", len(picture()) + 1)
+    monkeypatch.setattr(config.schema, "EXPOSED_FILL_BYTES_PER_DAY", len(picture()) + 1)
     imgkeep = await start(server={"trusted_proxies": ["127.0.0.1/32"]})
     statuses = []
     for n in range(4):

@@ -18,7 +18,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from imgkeep.core.errors import ImgkeepError, OriginError
-from imgkeep.core.identity import BUILT_IN, identify, read_catalogue
+from imgkeep.core.identity import BUILT_IN, identify, read_provider_rules
 from imgkeep.core.identity.signature_probe import spoil
 
 from tests.support.fakes import FakeOrigin, World, drain, whole
@@ -33,11 +33,11 @@ if TYPE_CHECKING:
     from imgkeep.images.context import Delivery
     from imgkeep.ports import Demand
 
-    from tests.support.fakes import Feed
+    from tests.support.fakes import RemoteFill
 
 NOW: Final = datetime(2026, 11, 22, 10, tzinfo=UTC)
 PLACE: Final = "https://img.example.com/a.png"
-CATALOGUE: Final = read_catalogue([UNCERTAIN, ENFORCED], BUILT_IN)
+CATALOGUE: Final = read_provider_rules([UNCERTAIN, ENFORCED], BUILT_IN)
 
 LINKS: Final = {
     **{f"good {number}": good(number) for number in range(3)},
@@ -78,9 +78,9 @@ class JudgingOrigin(FakeOrigin):
         known: Validator | None = None,
         demand: Demand | None = None,
         *,
-        brisk: bool = False,
-    ) -> AsyncGenerator[Feed]:
-        del known, demand, brisk
+        fail_fast: bool = False,
+    ) -> AsyncGenerator[RemoteFill]:
+        del known, demand, fail_fast
         self.asked.append(source.url)
         yield whole(self._answer(source))
 
@@ -166,13 +166,13 @@ class Links(RuleBasedStateMachine):
             if name in self.answered:
                 assert body == self.answered[name]
         # A link in the shape of another service's has its own answer for ever, and shows it to its like alone.
-        if delivery.lasting and self.rule.checks and name != "bare" and not name.startswith("shaped"):
+        if delivery.immutable and self.rule.checks and name != "bare" and not name.startswith("shaped"):
             assert body != PLACEHOLDER
 
     async def _ask(self, url: str) -> tuple[Delivery, bytes]:
         delivery = await self.world.ask(url)
         body = await drain(delivery)
-        await self.world.keeper.land()
+        await self.world.image_service.drain()
         return delivery, body
 
     @rule()
@@ -206,7 +206,7 @@ class Links(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         if hasattr(self, "loop"):
-            self._run(self.world.keeper.aclose())
+            self._run(self.world.image_service.aclose())
             self.loop.close()
 
 

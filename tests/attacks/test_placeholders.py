@@ -7,7 +7,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING
 
 from imgkeep.core.records import Digest
-from imgkeep.images.placeholder_suspects import IDENTITIES_MIN, PERIOD_S, SUSPECTS_MAX, Suspects
+from imgkeep.images.placeholder_suspects import IDENTITIES_MIN, PERIOD_S, SUSPECTS_MAX, PlaceholderSuspects
 
 from tests.core.test_layout import RECORD
 from tests.support.network import Timer, counted
@@ -73,7 +73,7 @@ async def test_many_signatures_of_one_picture_are_one_identity(start: Start, ori
 
 def test_a_suspicion_takes_many_identities_within_a_day() -> None:
     timer = Timer()
-    suspects = Suspects(timer)
+    suspects = PlaceholderSuspects(timer)
 
     def note(number: int, host: str = "a.example", digest: str = "d") -> bool:
         return suspects.note(replace(RECORD, identity=f"//{host}/{number}", host=host, digest=Digest(digest)))
@@ -92,7 +92,7 @@ def test_a_suspicion_takes_many_identities_within_a_day() -> None:
 
 
 def test_memory_for_suspects_is_bounded() -> None:
-    suspects = Suspects(Timer())
+    suspects = PlaceholderSuspects(Timer())
     for digest in range(SUSPECTS_MAX + 5):
         for number in range(IDENTITIES_MIN):
             suspects.note(replace(RECORD, identity=f"//a.example/{number}", digest=Digest(str(digest))))

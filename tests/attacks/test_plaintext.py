@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from imgkeep.bootstrap.server import Seams
-from imgkeep.images.source_order import PLAIN_S
+from imgkeep.bootstrap.server import Platform
+from imgkeep.images.source_order import PLAIN_HTTP_TTL_S
 
 from tests.support.network import PUBLIC, Dials, Names, Timer, client_context, server_context
 from tests.support.origins import FakeOrigin
@@ -35,13 +35,13 @@ class Internet:
         tls.gives("/a.png", PICTURE)
 
     async def imgkeep(self) -> Imgkeep:
-        seams = Seams(
+        platform = Platform(
             resolver=lambda: Names(default=[PUBLIC]),
             open_socket=self.dials,
             ssl_context=client_context(),
             timer=self.timer,
         )
-        return await self._start(seams=seams, fetch={"allow_networks": []})
+        return await self._start(platform=platform, fetch={"allow_networks": []})
 
     def cut_https(self) -> None:
         self.dials.tls = None
@@ -106,7 +106,7 @@ async def test_a_host_without_https_costs_one_connect_in_some_minutes(internet: 
     for _ in range(3):
         await show(imgkeep, urls[0])
     assert [port for _, port in internet.dials.made].count(443) == 1
-    internet.timer.seconds += PLAIN_S + 1_000
+    internet.timer.seconds += PLAIN_HTTP_TTL_S + 1_000
     await show(imgkeep, urls[0])
     assert [port for _, port in internet.dials.made].count(443) == 2
 
@@ -118,7 +118,7 @@ async def test_an_http_link_brings_the_picture_by_https_once_that_can_be_had(int
     internet.mend_https()
     assert (await show(imgkeep, HTTP)).body == PLACEHOLDER
     assert internet.asked == (1, 0), "the host is known to have no https for some minutes"
-    internet.timer.seconds += PLAIN_S + 1_000
+    internet.timer.seconds += PLAIN_HTTP_TTL_S + 1_000
     assert (await show(imgkeep, HTTP)).body == PLACEHOLDER, "the client does not wait"
     shown = await show(imgkeep, HTTP)
     assert (shown.body, shown.caching) == (PICTURE, FOREVER)

@@ -25,7 +25,7 @@ from aiohttp import StreamReader, web
 from aiohttp.base_protocol import BaseProtocol
 from aiohttp.test_utils import TestClient
 from imgkeep.bootstrap.server import build
-from imgkeep.cluster.progress import read_feed, tell_failure
+from imgkeep.cluster.progress import read_fill, tell_failure
 from imgkeep.core import errors
 from imgkeep.core.errors import ImgkeepError
 from imgkeep.images.peer_fill import FillFailure
@@ -486,7 +486,7 @@ async def test_a_worker_answers_none_that_does_not_know_the_secret(program: Clus
     secret = tap.secret().decode()
     assert re.fullmatch("[0-9a-f]{64}", secret)
     socket = leader(program).socket
-    admitted = 'Imgkeep-Admitted: {"base":"","body_bytes":null}'
+    admitted = 'Imgkeep-Admission: {"base":"","body_bytes":null}'
     targets = [
         *("GET /metrics", "GET /img?src=x", f"GET /fills/{key}", f"GET /fills/{key}/end", "POST /notices"),
         *("GET /api/images", f"DELETE /api/images/{key}", "POST /api/save-images", "GET /nowhere"),
@@ -655,7 +655,7 @@ async def test_each_failure_of_a_fill_reaches_a_follower_as_itself(kind: type[Im
     stream = StreamReader(BaseProtocol(asyncio.get_running_loop()), 2**16, loop=asyncio.get_running_loop())
     stream.feed_data(tell_failure(FillFailure(b"link", error)))
     stream.feed_eof()
-    told = await read_feed(stream)
+    told = await read_fill(stream)
     assert isinstance(told, FillFailure)
     assert (type(told.error), str(told.error), vars(told.error)) == (kind, "what happened", vars(error))
     assert told.link == b"link"

@@ -42,7 +42,7 @@ def digest_of(body: bytes) -> str:
 
 
 def key_of(imgkeep: Imgkeep, url: str) -> str:
-    return imgkeep.client.app[SITE].keeper.identify(read_source(url)).key
+    return imgkeep.client.app[SITE].image_service.identify(read_source(url)).key
 
 
 def signed(url: str, signature: str) -> str:

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 from aiohttp import web
-from imgkeep.bootstrap.server import Seams
+from imgkeep.bootstrap.server import Platform
 from imgkeep.core.formats import LOOP_STEPS_MAX, Budget, steps_max
 from imgkeep.core.formats import binary_reader as fields
 from imgkeep.core.records import Format
 from imgkeep.images import format_checker as judging
 from imgkeep.images.fill import Fill
-from imgkeep.images.format_checker import QUICK_THREADS, SLOW_THREADS, TURN_STEPS_MAX, Judges
+from imgkeep.images.format_checker import QUICK_THREADS, SLOW_THREADS, TURN_STEPS_MAX, FormatChecker
 from imgkeep.storage.local.draft import LocalDraft
-from imgkeep.web.parse_budget import STEP_BYTES, TURN_BYTES
+from imgkeep.web.parse_budget import PARSE_STEP_BYTES, PARSE_TURN_BYTES
 
 from tests.attacks.test_hostile_images import read, unframed, until
 from tests.faults.test_process import serving
@@ -99,8 +99,8 @@ def dripping(body: bytes, size: int) -> Callable[[Exchange], Awaitable[None]]:
 async def test_hits_go_on_between_small_pieces_of_hostile_work(
     start: Start, origin: FakeOrigin, ledger: Ledger
 ) -> None:
-    judges = Judges()
-    imgkeep = await start(seams=Seams(make_judges=lambda: judges), fetch={"per_host_max": 64})
+    format_checker = FormatChecker()
+    imgkeep = await start(platform=Platform(make_format_checker=lambda: format_checker), fetch={"per_host_max": 64})
     stored = origin.gives("/stored.png", STORED)
     assert await (await imgkeep.img(stored)).read() == STORED
     turns = asyncio.create_task(ledger.count_turns())
@@ -117,7 +117,7 @@ async def test_hits_go_on_between_small_pieces_of_hostile_work(
         assert (await imgkeep.client.get("/healthz")).status == 200
         assert (await imgkeep.client.get("/readyz")).status == 200
         hits += 1
-        most_under_way = max(most_under_way, judges.under_way)
+        most_under_way = max(most_under_way, format_checker.under_way)
     await attack
     turns.cancel()
     assert hits >= 10
@@ -132,7 +132,7 @@ async def test_hits_go_on_between_small_pieces_of_hostile_work(
     assert len(ledger.of_thread) <= QUICK_THREADS + SLOW_THREADS
     assert sum(ledger.of_thread.values()) <= len(ATTACK) * 4 * steps_max(HEAD)
     assert most_under_way <= len(ATTACK)
-    assert judges.under_way == 0
+    assert format_checker.under_way == 0
 
 
 async def test_chunks_without_end_hold_no_turn_of_the_loop(
@@ -159,7 +159,7 @@ async def test_chunks_without_end_hold_no_turn_of_the_loop(
         hits += 1
     turns.cancel()
     assert hits >= 10
-    assert TURN_BYTES <= max(given.values()) < TURN_BYTES + STEP_BYTES
+    assert PARSE_TURN_BYTES <= max(given.values()) < PARSE_TURN_BYTES + PARSE_STEP_BYTES
 
 
 @pytest.mark.parametrize("chunked", [False, True])

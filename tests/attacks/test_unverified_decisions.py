@@ -14,13 +14,13 @@ from urllib.parse import quote
 
 import pytest
 from imgkeep.core.host_patterns import Globs
-from imgkeep.core.identity import BUILT_IN, identify, read_catalogue
+from imgkeep.core.identity import BUILT_IN, identify, read_provider_rules
 from imgkeep.core.records import Validator
 from imgkeep.core.source_url import read_source
 from imgkeep.images.refresh import Rules
 from imgkeep.web.context import SITE
 
-from tests.support.fakes import Feed, World, drain, whole
+from tests.support.fakes import RemoteFill, World, drain, whole
 from tests.support.pictures import picture
 from tests.support.signed_links import (
     ENFORCED,
@@ -56,7 +56,7 @@ LOOSE: Final = {
     "expires": ["epoch loose_end"],
 }
 SOURCES: dict[str, Any] = {"providers": [UNCERTAIN, ENFORCED, LOOSE]}
-CATALOGUE: Final = read_catalogue([UNCERTAIN, ENFORCED], BUILT_IN)
+CATALOGUE: Final = read_provider_rules([UNCERTAIN, ENFORCED], BUILT_IN)
 NOW: Final = datetime(2026, 11, 22, 10, tzinfo=UTC)
 """The clock of the world of fakes."""
 
@@ -93,7 +93,7 @@ async def test_no_form_of_a_signature_splits_a_key(imgkeep: Imgkeep, signed: Sig
 
 
 def world_of(shown: dict[str, bytes], *, refresh: bool = False) -> World:
-    """Return a keeper at an origin that can be had by https, with what it shows to which query."""
+    """Return a image_service at an origin that can be had by https, with what it shows to which query."""
     rules = Rules(refresh=Globs(("img.example.com",))) if refresh else None
     world = World(
         identify=lambda source: identify(source, NOW, CATALOGUE),
@@ -104,7 +104,7 @@ def world_of(shown: dict[str, bytes], *, refresh: bool = False) -> World:
     return world
 
 
-def changed(body: bytes) -> Feed:
+def changed(body: bytes) -> RemoteFill:
     feed = whole(body)
     feed.validator = Validator(f'"{sha256(body).hexdigest()}"', None)
     return feed
@@ -114,8 +114,8 @@ async def seen(world: World, query: str) -> tuple[str, bytes, bool]:
     """Return outcome, bytes, and whether a client may keep them for ever, when nothing goes on any more."""
     delivery = await world.ask(f"https://img.example.com/a.png{query}")
     body = await drain(delivery)
-    await world.keeper.land()
-    return delivery.outcome.value, body, delivery.lasting
+    await world.image_service.drain()
+    return delivery.outcome.value, body, delivery.immutable
 
 
 def fresh(number: int) -> str:
@@ -148,7 +148,7 @@ async def test_a_refresh_keeps_what_is_known_of_other_links() -> None:
     assert (await seen(world, good()))[1] == theirs
     assert (await seen(world, fresh(0)))[1] == PICTURE
     await seen(world, fresh(1))
-    await world.keeper.land()
+    await world.image_service.drain()
     assert (await seen(world, fresh(2)))[1] == newer, "the operator wants it"
     assert (await seen(world, good()))[:2] == ("hit", theirs)
 
@@ -158,7 +158,7 @@ async def test_a_signature_in_the_shape_of_a_checked_scheme_refreshes_nothing() 
     world = world_of({living(0): PICTURE, living(1): PLACEHOLDER}, refresh=True)
     await seen(world, living(0))
     await seen(world, living(1))
-    await world.keeper.land()
+    await world.image_service.drain()
     assert (await seen(world, living(1)))[:2] == ("hit", PICTURE)
     assert len(world.origin.asked) == 1
 
@@ -178,7 +178,7 @@ async def test_a_shape_takes_nothing_from_a_link_that_has_ended() -> None:
 def test_of_a_proxy_no_more_is_known_than_of_the_link_inside() -> None:
     """A proxy that shows no errors as pictures may fetch from hosts that do, by signatures that anybody can write."""
     proxy = {"name": "Proxy", "hosts": ["p.example"], "keep": ["url"], "nested": "url", "enforced": True}
-    catalogue = read_catalogue([proxy, {**ENFORCED, "hosts": ["img.example.com"]}], BUILT_IN)
+    catalogue = read_provider_rules([proxy, {**ENFORCED, "hosts": ["img.example.com"]}], BUILT_IN)
     for query, known in ((shaped(), False), (strict(), True)):
         inner = quote(f"https://img.example.com/a.png{query}", safe="")
         info = identify(read_source(f"https://p.example/?url={inner}"), NOW, catalogue)
@@ -202,8 +202,8 @@ async def test_a_save_gets_what_its_own_link_brings(imgkeep: Imgkeep, signed: Si
     stranger = asyncio.create_task(show(imgkeep, signed.url(invented())))
     await began.wait()
     assert imgkeep.client.app is not None
-    keeper = imgkeep.client.app[SITE].keeper
-    fill = keeper._flights.find(keeper.keys_of(read_source(signed.url(good())))[0])
+    image_service = imgkeep.client.app[SITE].image_service
+    fill = image_service._flights.find(image_service.keys_of(read_source(signed.url(good())))[0])
     assert fill is not None
     saving = asyncio.create_task(imgkeep.client.post("/api/save-image", json={"url": signed.url(good())}))
     while fill._holders < 3:  # noqa: ASYNC110 - no event tells of a follower
@@ -242,7 +242,7 @@ async def test_the_store_is_asked_once_for_many_links_that_a_record_does_not_sta
         looks += key == shared
         return await find(key)
 
-    shared = world.keeper.keys_of(read_source("https://img.example.com/a.png"))[0]
+    shared = world.image_service.keys_of(read_source("https://img.example.com/a.png"))[0]
     world.store.find = count  # type: ignore[method-assign]
     for number in range(9):
         assert (await seen(world, good(number, end=PAST)))[1] == PLACEHOLDER

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.s3.test_remote import healed
+from tests.s3.test_remote import replicated
 from tests.support.signed_links import (
     ENFORCED,
     FOREVER,
@@ -38,7 +38,7 @@ async def test_what_a_link_was_shown_in_an_outage_it_is_shown_after_it(
     await remote.gate.refuse()
     assert (await show(node, signed.url(query))).body == PICTURE
     await remote.gate.open()
-    await healed(node)
+    await replicated(node)
 
     origin.gives(signed.path, b"gone", status="404 Not Found")
     for each in (node, await remote.node("c", sources=SOURCES)):

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from imgkeep.__main__ import main
-from imgkeep.bootstrap.server import Seams
-from imgkeep.bootstrap.services import REAL
+from imgkeep.bootstrap.server import Platform
+from imgkeep.bootstrap.services import SYSTEM
 from imgkeep.cli.check import inspect
 from imgkeep.cli.printing import print_facts, readable_bytes
 from imgkeep.clock import read_clock
@@ -75,13 +75,13 @@ def command(
 
 
 async def stock(folder: Path, number: int, *, alike: bool = False) -> list[Record]:
-    """Keep so many images, or one under so many names, a moment ago, and leave the catalog to `reindex`."""
+    """Keep so many images, or one under so many names, a moment ago, and leave the database to `reindex`."""
     store = LocalStore(folder)
     await store.open()
     bodies = [str(0 if alike else index).encode() * 1000 for index in range(number)]
     records = [record_of(body, name=str(index)) for index, body in enumerate(bodies)]
     if alike:
-        records = [replace(record, stored_at=REAL.clock().replace(microsecond=0)) for record in records]
+        records = [replace(record, stored_at=SYSTEM.clock().replace(microsecond=0)) for record in records]
     for body, record in zip(bodies, records, strict=True):
         await keep(store, body, record)
     await store.aclose()
@@ -161,7 +161,7 @@ async def test_check_live_tells_what_does_not_work(folder: Path) -> None:
     assert (status, out) == (2, "")
     assert err.splitlines() == [
         f"imgkeep: store.url: {folder} is a file, not a folder",
-        f"imgkeep: catalog.url: {folder}/catalog.db cannot be read: Not a directory",
+        f"imgkeep: database.url: {folder}/imgkeep.db cannot be read: Not a directory",
     ]
 
 
@@ -186,7 +186,7 @@ def test_inspect_tells_what_a_link_names(command: Command, folder: Path) -> None
         "reason",
     ]
     assert facts["url"] == TEMPORARY
-    info = identify(read_source(TEMPORARY), Seams().clock())
+    info = identify(read_source(TEMPORARY), Platform().clock())
     assert (facts["identity"], facts["key"]) == (info.identity, info.key)
     assert (facts["provider"], facts["temporary"]) == (info.provider, info.temporary)
     assert (facts["allowed"], facts["reason"]) == (True, None)
@@ -279,7 +279,7 @@ async def test_reindex_list_stats_and_verify_agree(folder: Path) -> None:
     assert {fact["url"] for fact in facts} == {f"/images/{record.object_name}" for record in records}
     stats = json.loads(totals[1])
     assert (stats["images"], stats["objects"], stats["object_bytes"]) == (5, 5, sum(r.size for r in records))
-    assert stats["catalog_complete"] is True
+    assert stats["image_index_complete"] is True
     assert stats["hosts"] == {"images.example": 5}
     assert re.search(r"^hosts +images\.example \(5\)$", plain[1], re.MULTILINE)
     assert checked[:2] == (0, "10 good, 0 damaged, 0 missing, 0 unreadable, 0 orphan, 0 incomplete\n")
@@ -294,15 +294,15 @@ async def test_stats_lists_pictures_under_many_names_of_a_host(folder: Path) -> 
 
 async def test_maintenance_of_a_store_that_cannot_be_used_fails_and_forgets_nothing(folder: Path) -> None:
     await stock(folder, 2)
-    catalog = f"sqlite:{folder.parent}/catalog.db"
-    assert (await run_here(folder, "reindex", catalog__url=catalog))[0] == 0
+    database = f"sqlite:{folder.parent}/imgkeep.db"
+    assert (await run_here(folder, "reindex", database__url=database))[0] == 0
     folder.rename(folder.with_name("moved"))  # noqa: ASYNC240 - quick, and nobody waits
     folder.write_bytes(b"in the way")  # noqa: ASYNC240 - quick, and nobody waits
-    both = (run_here(folder, name, catalog__url=catalog) for name in ("verify", "reindex"))
+    both = (run_here(folder, name, database__url=database) for name in ("verify", "reindex"))
     for status, out, err in await asyncio.gather(*both):
         assert (status, out) == (2, "")
         assert err.splitlines()[-1].startswith("imgkeep: ")
-    assert json.loads((await run_here(folder, "stats", "--json", catalog__url=catalog))[1])["images"] == 2
+    assert json.loads((await run_here(folder, "stats", "--json", database__url=database))[1])["images"] == 2
 
 
 # --- usage
@@ -341,7 +341,11 @@ async def test_a_reader_who_has_enough_is_no_error(folder: Path, lines: int) -> 
 async def test_the_command_and_the_module_are_the_same_program(folder: Path) -> None:
     installed = Path(sys.executable).with_name("imgkeep")
     process = await asyncio.create_subprocess_exec(
-        installed, "--version", stdout=asyncio.subprocess.PIPE, cwd=folder.parent, env={"PYTHONPATH": str(ROOT)}
+        installed,
+        "--version",
+        stdout=asyncio.subprocess.PIPE,
+        cwd=folder.parent,
+        env={"PYTHONPATH": str(ROOT / "proxy")},
     )
     out, _ = await process.communicate()
     assert (process.returncode, out.decode()) == (0, (await run_here(folder, "--version"))[1])
@@ -393,4 +397,4 @@ async def test_verify_lists_incomplete_images_by_key_and_says_what_to_do(folder:
         "key": record.key,
     }
     status, out, _ = await loop.run_in_executor(None, command, "list", "--json")
-    assert json.loads(out.splitlines()[0])["doubts"] == ["incomplete"], "the catalog knows it, too"
+    assert json.loads(out.splitlines()[0])["doubts"] == ["incomplete"], "the database knows it, too"

@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 import aiohttp
 import pytest
-from imgkeep.cli.demo import HOST, NAMES, Origin, only_to
+from imgkeep.cli.demo import HOST, NAMES, Origin, connect_only_to
 from imgkeep.cli.demo_images import HEIGHT, SCENES, WIDTH, draw
 from imgkeep.origin.ssrf_guard import open_socket
 from PIL import Image
@@ -103,8 +103,8 @@ async def test_its_imgkeep_fetches_from_its_own_origin_only(tmp_path: Path, orig
                 assert response.status >= 400, source
     assert origin.seen == []
     with pytest.raises(PermissionError):
-        only_to(1, open_socket)((2, 1, 6, "", ("127.0.0.1", 2)))
-    only_to(1, open_socket)((2, 1, 6, "", (HOST, 1))).close()
+        connect_only_to(1, open_socket)((2, 1, 6, "", ("127.0.0.1", 2)))
+    connect_only_to(1, open_socket)((2, 1, 6, "", (HOST, 1))).close()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -100,18 +100,18 @@ async def test_aws_settings_that_are_wrong_end_every_start(folder: Path) -> None
 
 
 async def test_database_that_cannot_be_is_told(folder: Path) -> None:
-    await refuse(folder, ["serve"], "catalog.url: expected", catalog__url="mysql://u:hush@h/d")
+    await refuse(folder, ["serve"], "database.url: expected", database__url="mysql://u:hush@h/d")
     text = write(folder.parent / "photo.jpg", "no database" * 100)
     make_folder(folder)
     for path, told in ((text, "is no SQLite database"), (folder, "is a folder")):
-        with pytest.raises(ConfigError, match=f"^catalog.url: {path} {told}"):
-            await check_machine(load({"store": {"url": f"file:{folder}"}, "catalog": {"url": f"sqlite:{path}"}}, {}))
+        with pytest.raises(ConfigError, match=f"^database.url: {path} {told}"):
+            await check_machine(load({"store": {"url": f"file:{folder}"}, "database": {"url": f"sqlite:{path}"}}, {}))
 
 
 async def test_missing_extra_is_told(folder: Path) -> None:
     hidden = folder.parent / "hidden"
     write(make_folder(hidden / "psycopg") / "__init__.py", "raise ModuleNotFoundError(name='psycopg')")
-    settings = {"catalog__url": "postgresql://u:hush@127.0.0.1:1/d", "PYTHONPATH": f"{hidden}:{ROOT}"}
+    settings = {"database__url": "postgresql://u:hush@127.0.0.1:1/d", "PYTHONPATH": f"{hidden}:{ROOT}/proxy"}
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "imgkeep", "check"),
         cwd=folder.parent,
@@ -120,7 +120,7 @@ async def test_missing_extra_is_told(folder: Path) -> None:
     )
     _, err = await process.communicate()
     assert err.decode() == (
-        "imgkeep: catalog.url: postgresql: needs psycopg (it is not installed): pip install 'imgkeep[postgresql]'\n"
+        "imgkeep: database.url: postgresql: needs psycopg (it is not installed): pip install 'imgkeep[postgresql]'\n"
     )
     assert process.returncode == 2
 
@@ -134,24 +134,24 @@ def make_newer(path: Path) -> None:
 
 
 async def test_schema_of_a_newer_version_is_told_by_check_which_makes_nothing(folder: Path) -> None:
-    path = make_folder(folder) / "catalog.db"
+    path = make_folder(folder) / "imgkeep.db"
     make_newer(path)
-    await refuse(folder, ["check"], rf"catalog.url: {path} was written by a newer version of imgkeep \(schema 9999\)")
-    assert [each.name for each in owners_of(folder)] == ["catalog.db"]
+    await refuse(folder, ["check"], rf"database.url: {path} was written by a newer version of imgkeep \(schema 9999\)")
+    assert [each.name for each in owners_of(folder)] == ["imgkeep.db"]
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
 async def test_schema_that_is_found_to_be_newer_late_ends_the_server(folder: Path, workers: str) -> None:
-    catalog = make_folder(folder.parent / "elsewhere" / "catalog.db")  # in the way until the server runs
-    settings: dict[str, Any] = {"catalog__url": f"sqlite:{catalog}", "server__workers": workers}
+    database = make_folder(folder.parent / "elsewhere" / "imgkeep.db")  # in the way until the server runs
+    settings: dict[str, Any] = {"database__url": f"sqlite:{database}", "server__workers": workers}
     async with serving(folder, **settings) as imgkeep:
-        shutil.rmtree(catalog)
-        make_newer(catalog)
+        shutil.rmtree(database)
+        make_newer(database)
         assert await asyncio.wait_for(imgkeep.process.wait(), 40) == 2
         await until(lambda: any(line.startswith("imgkeep: ") for line in imgkeep.log))
     told = [line for line in imgkeep.log if line.startswith("imgkeep: ")]
     assert set(told) == {
-        f"imgkeep: the catalog was written by a newer version of imgkeep, or is no catalog (file {catalog})\n"
+        f"imgkeep: the database was written by a newer version of imgkeep, or is no database (file {database})\n"
     }
     assert "Traceback" not in "".join(imgkeep.log)
 
@@ -171,20 +171,20 @@ async def test_port_in_use_and_host_that_is_no_host_are_told(folder: Path, worke
 
 async def test_file_in_the_way_of_a_folder_is_told(folder: Path) -> None:
     write(folder, "in the way")
-    await refuse(folder, ["check"], f"store.url: {folder} is a file, not a folder", catalog__url="sqlite:catalog.db")
+    await refuse(folder, ["check"], f"store.url: {folder} is a file, not a folder", database__url="sqlite:imgkeep.db")
 
 
 @pytest.mark.parametrize("name", ["list", "stats"])
 async def test_catalog_that_is_away_is_told_without_another_remedy(folder: Path, name: str) -> None:
-    status, out, err = await run(folder, name, catalog__url="postgresql://u:hush@127.0.0.1:1/images")
+    status, out, err = await run(folder, name, database__url="postgresql://u:hush@127.0.0.1:1/images")
     assert (status, out, err.count("\n")) == (1, "", 1), err
-    assert re.match(r"imgkeep: the catalog failed: .*\(database images at 127\.0\.0\.1:1\)", err), err
+    assert re.match(r"imgkeep: the database failed: .*\(database images at 127\.0\.0\.1:1\)", err), err
     assert "hush" not in err
 
 
 @pytest.mark.parametrize("name", ["list", "export"])
 async def test_command_that_reads_makes_nothing_where_nothing_is(folder: Path, name: str) -> None:
-    settings = {"store__url": "", "catalog__url": ""}
+    settings = {"store__url": "", "database__url": ""}
     here = folder.parent
     await refuse(folder, [name], f"store.url: there is no store in {here}/data: run this in the folder", **settings)
     assert owners_of(here) == {}
@@ -195,7 +195,7 @@ async def test_command_that_reads_leaves_a_store_without_a_catalog_as_it_is(fold
     await store.open()
     await store.aclose()
     before = owners_of(folder)
-    await refuse(folder, ["list"], f"catalog.url: there is no file {folder}/catalog.db: .*`imgkeep reindex` makes one")
+    await refuse(folder, ["list"], f"database.url: there is no file {folder}/imgkeep.db: .*`imgkeep reindex` makes one")
     assert owners_of(folder) == before
 
 

@@ -153,7 +153,7 @@ async def test_flags_win_over_environment_and_file(folder: Path, origin: FakeOri
         process.terminate()
         await process.communicate()
     assert process.returncode == 0
-    assert {path.name for path in folder.iterdir()} >= {"v1", "catalog.db", "api-token"}  # noqa: ASYNC240 - quick
+    assert {path.name for path in folder.iterdir()} >= {"v1", "imgkeep.db", "api-token"}  # noqa: ASYNC240 - quick
     assert not (folder.parent / "elsewhere").exists()
     told = await run(folder.with_name("elsewhere"), "list", "--data", "data", "--json", **settings)
     assert json.loads(told[1])["digest"] == json.loads(out)["digest"]

@@ -35,14 +35,16 @@ def digest(seed: int) -> str:
 
 
 def key_of(imgkeep: Imgkeep, url: str) -> str:
-    return imgkeep.client.app[SITE].keeper.identify(read_source(url)).key
+    return imgkeep.client.app[SITE].image_service.identify(read_source(url)).key
 
 
 def target_of(imgkeep: Imgkeep, way: str) -> remove.Target:
     if way == "server":
         return remove.Server(Client(f"{imgkeep.client.make_url('/')}", imgkeep.token))
     site = imgkeep.client.app[SITE]
-    return remove.Store(site.remover, site.refetcher, partial(site.keeper.describe, base=""), site.keeper.identify)
+    return remove.Store(
+        site.remover, site.refetcher, partial(site.image_service.describe, base=""), site.image_service.identify
+    )
 
 
 async def tell(
@@ -69,7 +71,7 @@ async def test_images_are_removed_and_removals_undone(imgkeep: Imgkeep, origin: 
     assert await tell(plainly, key_of(imgkeep, urls[0]), urls[1]) == ["removed"] * 2
     assert await tell(plainly, digest(2), by_digest=True) == ["removed"]
     assert [(await imgkeep.img(url)).status for url in urls] == [410] * 3
-    restoring = partial(remove.restore_any, target)
+    restoring = partial(remove.restore_name, target)
     told = await tell(restoring, key_of(imgkeep, urls[0]), urls[1], digest(2))
     assert told == ["restored; the bytes were deleted, and have to be fetched or uploaded again"] * 3
     assert [(await imgkeep.img(url)).status for url in urls] == [200] * 3

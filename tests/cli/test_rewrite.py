@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 from imgkeep.__main__ import main
 from imgkeep.cli.diff import unified
-from imgkeep.cli.documents import Held, find_pages, read_page, replace_page
+from imgkeep.cli.documents import FileVersion, find_documents, read_document, replace_document
 
 from tests.support.pictures import picture
 from tests.support.program import cannot, environment
@@ -256,19 +256,19 @@ def test_what_cannot_be_read_or_replaced_is_told_and_holds_up_nothing(command: C
 
 
 def test_a_folder_that_cannot_be_read_is_told(site: Path) -> None:
-    gone = find_pages([str(site)], None, None, io.BytesIO())[0]
+    gone = find_documents([str(site)], None, None, io.BytesIO())[0]
     shutil.rmtree(site)
     with pytest.raises(OSError, match="No such file"):
-        read_page(gone)
+        read_document(gone)
 
 
 def test_what_somebody_else_has_written_meanwhile_stays(site: Path) -> None:
-    page = find_pages([str(site / "a.html")], None, None, io.BytesIO())[0]
-    held = read_page(page)
-    assert isinstance(held, Held)
+    page = find_documents([str(site / "a.html")], None, None, io.BytesIO())[0]
+    held = read_document(page)
+    assert isinstance(held, FileVersion)
     (site / "a.html").write_bytes(b"theirs")
     with pytest.raises(OSError, match="meanwhile"):
-        replace_page(page, held, NEW_PAGE)
+        replace_document(page, held, NEW_PAGE)
     assert (site / "a.html").read_bytes() == b"theirs"
     assert not list(site.glob(".imgkeep*"))
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from imgkeep.cli.client import pin_address
-from imgkeep.cli.save import AT_ONCE
+from imgkeep.cli.save import CONCURRENT_MAX
 
 from tests.support.pictures import picture
 from tests.support.program import ROOT, environment, run, run_here, serving, until
@@ -94,7 +94,7 @@ async def test_a_thousand_links_are_finished_by_a_second_run(folder: Path, origi
     assert len(origin.seen) < 1000
     status, out, err = await run_here(folder, "save", "-f", str(file))
     assert (status, len(out.splitlines())) == (0, 1000), err
-    assert len(origin.seen) <= 1000 + AT_ONCE, "what was kept is not fetched again"
+    assert len(origin.seen) <= 1000 + CONCURRENT_MAX, "what was kept is not fetched again"
     status, out, err = await run_here(folder, "save", "-f", str(file))
     assert (status, err) == (0, "0 saved, 1000 known, 0 failed\n")
 

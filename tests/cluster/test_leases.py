@@ -1,11 +1,11 @@
-"""What claims promise: one worker at a time, and nobody misses what was kept."""
+"""What leases promise: one worker at a time, and nobody misses what was kept."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 import pytest
-from imgkeep.cluster.leases import Claims, Turn
+from imgkeep.cluster.leases import FillLeases, LeaderLock
 
 from tests.support.fakes import Timer
 
@@ -20,12 +20,12 @@ def timer() -> Timer:
     return Timer()
 
 
-def claims(folder: Path, name: str, timer: Timer) -> Claims:
-    return Claims(folder, name, linger_s=10, timer=timer)
+def leases(folder: Path, name: str, timer: Timer) -> FillLeases:
+    return FillLeases(folder, name, grace_s=10, timer=timer)
 
 
 def test_the_first_has_it_and_others_are_told_who(tmp_path: Path, timer: Timer) -> None:
-    first, second = claims(tmp_path, "0.1", timer), claims(tmp_path, "1.2", timer)
+    first, second = leases(tmp_path, "0.1", timer), leases(tmp_path, "1.2", timer)
     assert first.take(KEY) is None
     assert second.take(KEY) == "0.1"
     assert first.take(KEY) is None
@@ -37,7 +37,7 @@ def test_the_first_has_it_and_others_are_told_who(tmp_path: Path, timer: Timer) 
 
 
 def test_a_claim_on_what_was_kept_lingers_until_every_look_up_began_later(tmp_path: Path, timer: Timer) -> None:
-    first, second = claims(tmp_path, "0.1", timer), claims(tmp_path, "1.2", timer)
+    first, second = leases(tmp_path, "0.1", timer), leases(tmp_path, "1.2", timer)
     first.take(KEY)
     first.release(KEY, kept=True)
     timer.seconds += 9
@@ -54,7 +54,7 @@ def test_a_claim_on_what_was_kept_lingers_until_every_look_up_began_later(tmp_pa
 
 
 def test_few_are_let_go_at_a_time_and_all_in_the_end(tmp_path: Path, timer: Timer) -> None:
-    first = claims(tmp_path, "0.1", timer)
+    first = leases(tmp_path, "0.1", timer)
     for number in range(100):
         first.take(str(number))
         first.release(str(number), kept=True)
@@ -69,7 +69,7 @@ def test_few_are_let_go_at_a_time_and_all_in_the_end(tmp_path: Path, timer: Time
 
 
 def test_nothing_is_left_at_the_end(tmp_path: Path, timer: Timer) -> None:
-    first = claims(tmp_path, "0.1", timer)
+    first = leases(tmp_path, "0.1", timer)
     for key in ("a", "b", "c"):
         first.take(key)
     first.release("b", kept=True)
@@ -78,14 +78,14 @@ def test_nothing_is_left_at_the_end(tmp_path: Path, timer: Timer) -> None:
 
 
 def test_a_folder_that_is_gone_keeps_nobody_from_fetching(tmp_path: Path, timer: Timer) -> None:
-    orphan = claims(tmp_path / "gone", "0.1", timer)
+    orphan = leases(tmp_path / "gone", "0.1", timer)
     assert orphan.take(KEY) is None
     orphan.release(KEY, kept=True)
     orphan.aclose()
 
 
 def test_turns_are_taken_one_after_the_other(tmp_path: Path) -> None:
-    first, second = Turn(tmp_path, "0.1"), Turn(tmp_path, "1.2")
+    first, second = LeaderLock(tmp_path, "0.1"), LeaderLock(tmp_path, "1.2")
     assert first.take()
     assert not second.take()
     assert (first.ours, second.ours) == (True, False)

@@ -34,7 +34,7 @@ from imgkeep.core.confirmation import (
     standing_of,
     weigh,
 )
-from imgkeep.core.identity import identify, read_catalogue
+from imgkeep.core.identity import identify, read_provider_rules
 from imgkeep.core.records import Digest, Doubt, Record, Standing
 from imgkeep.core.source_url import read_source
 
@@ -50,7 +50,7 @@ PLAINTEXT, CONTESTED, SPLIT = Doubt.PLAINTEXT, Doubt.CONTESTED, Doubt.SPLIT
 STORED, OTHER, THIRD = (Digest(char * 64) for char in "abc")
 MINE, THEIRS = "1" * FINGERPRINT_CHARS, "2" * FINGERPRINT_CHARS
 NOW = datetime(2026, 11, 22, 10, tzinfo=UTC)
-CATALOGUE = read_catalogue(
+CATALOGUE = read_provider_rules(
     [
         {
             "name": "Acme",

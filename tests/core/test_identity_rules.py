@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from imgkeep.core.errors import InvalidSource, SourceForbidden
-from imgkeep.core.identity import BUILT_IN, identify_url, places_of, read_catalogue
+from imgkeep.core.identity import BUILT_IN, identify_url, places_of, read_provider_rules
 from imgkeep.core.identity.engine import NAMED_DEPTH_MAX
 from imgkeep.core.identity.expiry import FORMS, NEVER, UNTOLD, Expiry
 from imgkeep.core.identity.jwt import read_json, read_jwt
@@ -293,7 +293,7 @@ def test_another_port_stays_where_a_host_is_folded() -> None:
 
 
 def test_a_user_may_know_better() -> None:
-    catalogue = read_catalogue([{"name": "Own fal", "hosts": ["v3.fal.media"], "temporary": False}])
+    catalogue = read_provider_rules([{"name": "Own fal", "hosts": ["v3.fal.media"], "temporary": False}])
     info = identify_url("https://v3.fal.media/files/a.png", NOW, catalogue)
     assert (info.provider, info.temporary) == ("Own fal", False)
     assert identify_url("https://v3.fal.media/files/a.png", NOW).temporary
@@ -305,7 +305,7 @@ def test_an_operator_names_a_scheme_for_hosts_of_his_own() -> None:
     url = "https://img.acme.example/a.png?w=300&token=WLkVK3DsagivVz8CoY_ruA&expires=1768050000"
     anywhere = identify_url(url, NOW)
     assert (anywhere.permission, anywhere.temporary, anywhere.expires_at) == (False, True, END)
-    catalogue = read_catalogue([{**GOOD, "like": "Bunny token"}])
+    catalogue = read_provider_rules([{**GOOD, "like": "Bunny token"}])
     info = identify_url(url, NOW, catalogue)
     assert (info.identity, info.provider, info.scheme) == ("//img.acme.example/a.png?w=300", "Acme", "Acme")
     assert (info.expires_at, info.permission, info.enforced) == (END, True, False)
@@ -318,7 +318,7 @@ def test_an_operator_names_a_scheme_for_hosts_of_his_own() -> None:
 
 @pytest.mark.parametrize("scheme", [rule.name for rule in BUILT_IN.rules if not rule.names_provider])
 def test_every_scheme_can_be_taken_over(scheme: str) -> None:
-    own = read_catalogue([{**GOOD, "like": scheme}]).rules[0].table
+    own = read_provider_rules([{**GOOD, "like": scheme}]).rules[0].table
     theirs = next(rule.table for rule in BUILT_IN.rules if rule.name == scheme)
     assert (own.name, own.hosts, own.examples) == ("Acme", ("img.acme.example",), ())
     assert (own.place, own.signed_by, own.drop, own.expires) == (
@@ -329,7 +329,7 @@ def test_every_scheme_can_be_taken_over(scheme: str) -> None:
 def test_a_provider_changes_what_it_takes_over() -> None:
     rule = {**GOOD, "like": "CloudFront canned policy", "enforced": True, "drop": ["page"]}
     url = f"https://img.acme.example/a.png?page=3&Expires=1768050000&Key-Pair-Id=K2&Signature={SIG}"
-    info = identify_url(url, NOW, read_catalogue([rule]))
+    info = identify_url(url, NOW, read_provider_rules([rule]))
     assert (info.identity, info.enforced) == ("//img.acme.example/a.png", True)
 
 
@@ -357,7 +357,7 @@ FOLDED: dict[str, object] = {**GOOD, "place": "(?P<host>[^/]+)/[0-9a-f]+(?P<path
 def test_what_a_rule_leaves_out_is_a_permission_or_not(
     rule: dict[str, object], url: str, *, checked: bool | None
 ) -> None:
-    info = identify_url(f"https://img.acme.example/{url}", NOW, read_catalogue([rule]))
+    info = identify_url(f"https://img.acme.example/{url}", NOW, read_provider_rules([rule]))
     assert info.permission is (checked is not None)
     assert info.enforced is (checked is not False)
     if rule.get("stays"):
@@ -366,7 +366,7 @@ def test_what_a_rule_leaves_out_is_a_permission_or_not(
 
 def test_a_proxy_that_answers_errors_lets_the_inner_link_vouch() -> None:
     def told(inner: str, **more: object) -> tuple[bool, bool]:
-        catalogue = read_catalogue([{**GOOD, "keep": ["url"], "nested": "url", **more}])
+        catalogue = read_provider_rules([{**GOOD, "keep": ["url"], "nested": "url", **more}])
         info = identify_url(f"https://img.acme.example/?url={inner}", NOW, catalogue)
         return info.permission, info.enforced
 
@@ -380,7 +380,7 @@ def test_a_host_counts_more_than_a_scheme_of_any_host() -> None:
     signature = f"Expires=1768050000&Key-Pair-Id=K2&Signature={SIG}"
     for enforced in (True, False):
         rule = {**GOOD, "signed_by": {"Key-Pair-Id": "word", "Signature": "signature"}, "enforced": enforced}
-        info = identify_url(f"https://img.acme.example/a.png?{signature}", NOW, read_catalogue([rule]))
+        info = identify_url(f"https://img.acme.example/a.png?{signature}", NOW, read_provider_rules([rule]))
         assert info.enforced is enforced
     both = f"{signature}&expires=1768050000&signature={'a' * 64}&{SIGV4}"
     assert not identify_url(f"https://other.example/a.png?{both}", NOW).enforced
@@ -388,7 +388,7 @@ def test_a_host_counts_more_than_a_scheme_of_any_host() -> None:
 
 def test_a_rule_may_bring_shapes_of_its_own() -> None:
     rule = {**GOOD, "signed_by": {"k": "=v1", "sig": "/[a-f]{4}/"}}
-    catalogue = read_catalogue([rule])
+    catalogue = read_provider_rules([rule])
     assert identify_url("https://img.acme.example/a?k=v1&sig=abcd", NOW, catalogue).identity == "//img.acme.example/a"
     assert identify_url("https://img.acme.example/a?k=v2&sig=abcd", NOW, catalogue).identity.endswith("?k=v2&sig=abcd")
 
@@ -459,7 +459,7 @@ BAD: list[tuple[dict[str, object], str]] = [
 @pytest.mark.parametrize(("table", "message"), BAD, ids=[f"{n}" for n in range(len(BAD))])
 def test_a_rule_that_cannot_be_honoured_is_refused_by_name_and_field(table: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=r"^provider '") as caught:
-        read_catalogue([table])
+        read_provider_rules([table])
     assert message in str(caught.value)
 
 
@@ -488,7 +488,7 @@ def test_what_read_source_refuses_is_refused() -> None:
 def test_the_documented_provider_works() -> None:
     text = Path("docs/identity.md").read_text("utf-8")
     config = tomllib.loads(text.partition("```toml\n")[2].partition("```")[0])
-    catalogue = read_catalogue(config["sources"]["providers"])
+    catalogue = read_provider_rules(config["sources"]["providers"])
     table = config["sources"]["providers"][0]
     assert table["examples"]
     assert table["counterexamples"]
@@ -520,7 +520,7 @@ def test_a_placeholder_is_told_by_its_host_and_path(url: str, *, gone: bool) -> 
 
 
 def test_a_users_placeholders_are_told_beside_our_own() -> None:
-    own = read_catalogue([{**GOOD, "gone": ["static.acme.example/missing*.png", "*.cdn.acme.example/gone/*"]}])
+    own = read_provider_rules([{**GOOD, "gone": ["static.acme.example/missing*.png", "*.cdn.acme.example/gone/*"]}])
     for url in (
         "https://static.acme.example/missing.png",
         "https://static.acme.example/missing-2.png?size=3",
@@ -631,12 +631,12 @@ def test_what_lacks_a_part_of_it_is_no_link_of_dify(url: str) -> None:
 
 def test_a_lifetime_is_added_to_a_beginning() -> None:
     table = {**GOOD, "signed_by": {"at": "epoch-or-empty", "sig": "signature"}, "expires": ["epoch at +3600"]}
-    catalogue = read_catalogue([table])
+    catalogue = read_provider_rules([table])
     for text, end in (("1768046400", END), ("", None)):
         assert identify_url(f"https://img.acme.example/a?at={text}&sig={SIG}", NOW, catalogue).expires_at == end
     far = {**GOOD, "signed_by": {"at": "iso", "sig": "signature"}, "expires": ["iso at +999999999"]}
     url = f"https://img.acme.example/a?at=9999-01-01&sig={SIG}"
-    assert identify_url(url, NOW, read_catalogue([far])).expires_at is None
+    assert identify_url(url, NOW, read_provider_rules([far])).expires_at is None
     two = {**GOOD, "signed_by": {"at": "iso", "s": "digits"}, "expires": ["start-seconds at s +60"]}
     url = "https://img.acme.example/a?at=2026-01-10&s=7"
-    assert identify_url(url, NOW, read_catalogue([two])).expires_at is None
+    assert identify_url(url, NOW, read_provider_rules([two])).expires_at is None

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from imgkeep.core.errors import SourceRejected
-from imgkeep.core.identity import BUILT_IN, identify, read_catalogue
+from imgkeep.core.identity import BUILT_IN, identify, read_provider_rules
 from imgkeep.core.identity.signature_probe import SPOILED_CHARS, spoil
 from imgkeep.core.source_url import read_source
 
@@ -95,7 +95,7 @@ def test_two_draws_give_two_links_of_one_alphabet(random: object) -> None:
 
 @pytest.mark.parametrize("signature", ["aB" * 32, "aBcDeFaB" * 8])
 def test_a_signature_of_hex_digits_of_both_cases_stays_one(signature: str) -> None:
-    catalogue = read_catalogue([{"name": "Acme", "hosts": ["a.example"], "signed_by": {"sig": "hex64"}}])
+    catalogue = read_provider_rules([{"name": "Acme", "hosts": ["a.example"], "signed_by": {"sig": "hex64"}}])
     source = read_source(f"https://a.example/p.png?sig={signature}")
     for draw in range(26):
         spoiled = spoil(source, NOW, catalogue, lambda below, draw=draw: draw % below)  # type: ignore[misc]
@@ -105,7 +105,7 @@ def test_a_signature_of_hex_digits_of_both_cases_stays_one(signature: str) -> No
 @given(st.binary(min_size=20, max_size=64), st.randoms(use_true_random=False))
 def test_a_signature_in_base64_stays_one_for_strict_decoders(signature: bytes, random: object) -> None:
     """An error that only says that a text is no base64 would be taken for a refusal of the signature."""
-    catalogue = read_catalogue([{"name": "Acme", "hosts": ["a.example"], "signed_by": {"sig": "signature"}}])
+    catalogue = read_provider_rules([{"name": "Acme", "hosts": ["a.example"], "signed_by": {"sig": "signature"}}])
     source = read_source(f"https://a.example/p.png?sig={quote(b64encode(signature).decode(), safe='')}")
     spoiled = spoil(source, NOW, catalogue, random.randrange)  # type: ignore[attr-defined]
     if spoiled is not None:
@@ -126,7 +126,7 @@ def test_a_signature_in_base64_stays_one_for_strict_decoders(signature: bytes, r
     ids=["bare", "not known", "too short a run", "given twice", "nothing inside is signed", "nothing inside"],
 )
 def test_what_has_no_signature_that_can_be_told_is_not_spoiled(url: str) -> None:
-    catalogue = read_catalogue(
+    catalogue = read_provider_rules(
         [
             {"name": "Acme", "hosts": ["img.acme.example"], "signed_by": {"sig": "/[a-z-]+/"}, "temporary": True},
             {"name": "Proxy", "hosts": ["proxy.acme.example"], "keep": ["url"], "nested": "url"},
@@ -136,7 +136,7 @@ def test_what_has_no_signature_that_can_be_told_is_not_spoiled(url: str) -> None
 
 
 def test_what_is_too_deep_inside_others_is_not_spoiled() -> None:
-    catalogue = read_catalogue(
+    catalogue = read_provider_rules(
         [
             {"name": "Proxy", "hosts": ["proxy.acme.example"], "keep": ["url"], "nested": "url"},
             {"name": "Acme", "hosts": ["img.acme.example"], "signed_by": {"sig": "hex64"}, "temporary": True},
@@ -150,7 +150,7 @@ def test_what_is_too_deep_inside_others_is_not_spoiled() -> None:
 
 
 def test_a_link_that_reads_otherwise_when_spoiled_is_not_used() -> None:
-    catalogue = read_catalogue(
+    catalogue = read_provider_rules(
         [
             {
                 "name": "Acme",

@@ -1,4 +1,4 @@
-"""Every test of the catalog runs on SQLite, and on PostgreSQL where its server is installed."""
+"""Every test of the database runs on SQLite, and on PostgreSQL where its server is installed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import sqlalchemy as sa
-from imgkeep.database import SqlCatalog
+from imgkeep.database import ImageIndex
 
 from tests.support.program import cannot
 
@@ -98,7 +98,7 @@ def postgresql() -> Iterator[str]:
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """Give the URL of an empty database."""
     if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path}/catalog.db"
+        yield f"sqlite:///{tmp_path}/imgkeep.db"
         return
     server = request.getfixturevalue("postgresql")
     engine = sa.create_engine(server, isolation_level="AUTOCOMMIT")
@@ -110,21 +110,21 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 
 
 @pytest.fixture
-async def connect(clock: Time) -> AsyncIterator[Callable[..., SqlCatalog]]:
-    """Make catalogs that are closed in the end."""
-    made: list[SqlCatalog] = []
+async def connect(clock: Time) -> AsyncIterator[Callable[..., ImageIndex]]:
+    """Make databases that are closed in the end."""
+    made: list[ImageIndex] = []
 
-    def make(url: str, time: Clock = clock) -> SqlCatalog:
-        made.append(SqlCatalog(url, time))
+    def make(url: str, time: Clock = clock) -> ImageIndex:
+        made.append(ImageIndex(url, time))
         return made[-1]
 
     yield make
-    for catalog in made:
-        await catalog.aclose()
+    for database in made:
+        await database.aclose()
 
 
 @pytest.fixture
-async def catalog(connect: Callable[..., SqlCatalog], url: str) -> SqlCatalog:
+async def database(connect: Callable[..., ImageIndex], url: str) -> ImageIndex:
     opened = connect(url)
     await opened.open()
     return opened

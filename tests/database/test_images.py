@@ -1,4 +1,4 @@
-"""The catalog: a view of the records that answers, counts, pages, and can be filled anew."""
+"""The database: a view of the records that answers, counts, pages, and can be filled anew."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from imgkeep.core.errors import StorageError
 from imgkeep.core.layout import decode_record, encode_record
 from imgkeep.core.records import Digest, Format, Key, PixelSize, Record
-from imgkeep.database import CatalogTooNew, SqlCatalog
+from imgkeep.database import ImageIndex, IncompatibleDatabase
 from imgkeep.database.image_index import FIND_TIMEOUT_S, PENDING_MAX, _records, _to_record, _to_row
 from imgkeep.database.schema import NEWEST, upgrade
 from imgkeep.database.tables import images, metadata
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from tests.database.conftest import Time
 
-    Connect = Callable[..., SqlCatalog]
+    Connect = Callable[..., ImageIndex]
 
 hexes = st.binary(min_size=32, max_size=32).map(bytes.hex)
 times = st.datetimes(datetime(1990, 1, 1), datetime(2200, 1, 1), timezones=st.just(UTC)).map(  # noqa: DTZ001
@@ -79,9 +79,9 @@ def many(number: int) -> list[Record]:
     ]
 
 
-def inside(catalog: SqlCatalog, statement: str) -> list[Any]:
-    """Ask the catalog's own database, from this thread."""
-    engine = sa.create_engine(catalog._url)
+def inside(database: ImageIndex, statement: str) -> list[Any]:
+    """Ask the database's own database, from this thread."""
+    engine = sa.create_engine(database._url)
     with engine.connect() as connection:
         rows = list(connection.exec_driver_sql(statement))
     engine.dispose()
@@ -117,45 +117,45 @@ def memory() -> Iterator[sa.Engine]:
     engine.dispose()
 
 
-async def test_what_is_put_is_found_and_the_newest_counts(catalog: SqlCatalog) -> None:
+async def test_what_is_put_is_found_and_the_newest_counts(database: ImageIndex) -> None:
     record = record_of(b"one")
-    assert await catalog.find(record.key) is None
-    await catalog.put(record)
-    assert await catalog.find(record.key) == record
+    assert await database.find(record.key) is None
+    await database.put(record)
+    assert await database.find(record.key) == record
     newer = record_of(b"two", etag='"two"')
-    await catalog.put(newer)
-    assert await catalog.find(record.key) == newer
-    assert await catalog.page(limit=10) == [newer]
+    await database.put(newer)
+    assert await database.find(record.key) == newer
+    assert await database.page(limit=10) == [newer]
 
 
 @pytest.mark.parametrize("form", Format)
 async def test_every_format_comes_back(connect: Connect, tmp_path: Path, form: Format) -> None:
-    catalog = connect(f"sqlite:///{tmp_path}/catalog.db")
+    database = connect(f"sqlite:///{tmp_path}/imgkeep.db")
     record = replace(record_of(b"x"), format=form, pixel_size=None, provider=None, expires_at=None)
-    await catalog.put(record)
-    assert await catalog.find(record.key) == record
+    await database.put(record)
+    assert await database.find(record.key) == record
 
 
-async def test_pages_are_newest_first_and_together_hold_each_image_once(catalog: SqlCatalog) -> None:
+async def test_pages_are_newest_first_and_together_hold_each_image_once(database: ImageIndex) -> None:
     records = many(23)
     for record in records:
-        await catalog.put(record)
+        await database.put(record)
     found: list[Record] = []
     after: tuple[int, str] | None = None
-    while page := await catalog.page(limit=5, after=after):
+    while page := await database.page(limit=5, after=after):
         assert len(page) <= 5
         found += page
         after = (int(page[-1].stored_at.timestamp()), page[-1].key)
     assert found == sorted(records, key=lambda record: (record.stored_at, record.key), reverse=True)
 
 
-async def test_totals_count_equal_bytes_once(catalog: SqlCatalog) -> None:
-    empty = await catalog.count()
+async def test_totals_count_equal_bytes_once(database: ImageIndex) -> None:
+    empty = await database.count()
     assert (empty.images, empty.objects, empty.object_bytes, empty.oldest, empty.newest) == (0, 0, 0, None, None)
     assert empty.hosts == ()
     records = many(25)
-    await catalog.rebuild(flow(records))
-    totals = await catalog.count()
+    await database.rebuild(flow(records))
+    totals = await database.count()
     assert (totals.images, totals.objects) == (25, 3)
     assert totals.object_bytes == sum({record.digest: record.size for record in records}.values())
     assert (totals.oldest, totals.newest) == (NOON, NOON + timedelta(seconds=12))
@@ -165,20 +165,20 @@ async def test_totals_count_equal_bytes_once(catalog: SqlCatalog) -> None:
 # --- filled anew
 
 
-async def test_a_rebuild_brings_in_all_and_drops_what_has_vanished(catalog: SqlCatalog, clock: Time) -> None:
+async def test_a_rebuild_brings_in_all_and_drops_what_has_vanished(database: ImageIndex, clock: Time) -> None:
     records = many(1203)  # more than two transactions
-    assert not catalog.complete
-    assert await catalog.rebuild(flow(records)) == 1203
-    assert catalog.complete
+    assert not database.complete
+    assert await database.rebuild(flow(records)) == 1203
+    assert database.complete
     clock.turn(10)
-    assert await catalog.rebuild(flow(records[:1000])) == 1000
-    assert {record.key for record in await catalog.page(limit=2000)} == {record.key for record in records[:1000]}
+    assert await database.rebuild(flow(records[:1000])) == 1000
+    assert {record.key for record in await database.page(limit=2000)} == {record.key for record in records[:1000]}
 
 
-async def test_a_rebuild_keeps_what_fills_write_meanwhile(catalog: SqlCatalog, clock: Time) -> None:
+async def test_a_rebuild_keeps_what_fills_write_meanwhile(database: ImageIndex, clock: Time) -> None:
     old, walked, meanwhile = (record_of(b"x", name=name) for name in ("old", "walked", "meanwhile"))
-    await catalog.put(old)
-    assert (await catalog.count()).images == 1
+    await database.put(old)
+    assert (await database.count()).images == 1
     clock.turn(10)
     walking, go_on = asyncio.Event(), asyncio.Event()
 
@@ -187,10 +187,10 @@ async def test_a_rebuild_keeps_what_fills_write_meanwhile(catalog: SqlCatalog, c
         walking.set()
         await go_on.wait()
 
-    # A fill's row is written by another process: here by a second catalog on the same database.
-    rebuilding = asyncio.create_task(catalog.rebuild(walk()))
+    # A fill's row is written by another process: here by a second database on the same database.
+    rebuilding = asyncio.create_task(database.rebuild(walk()))
     await walking.wait()
-    other = SqlCatalog(catalog._url.render_as_string(hide_password=False), clock)
+    other = ImageIndex(database._url.render_as_string(hide_password=False), clock)
     await other.put(meanwhile)
     go_on.set()
     assert await rebuilding == 1
@@ -198,7 +198,7 @@ async def test_a_rebuild_keeps_what_fills_write_meanwhile(catalog: SqlCatalog, c
     await other.aclose()
 
 
-async def test_a_clock_that_is_set_back_during_a_rebuild_loses_no_row(catalog: SqlCatalog, clock: Time) -> None:
+async def test_a_clock_that_is_set_back_during_a_rebuild_loses_no_row(database: ImageIndex, clock: Time) -> None:
     records = many(600)
 
     async def walk() -> AsyncIterator[Record]:
@@ -207,13 +207,15 @@ async def test_a_clock_that_is_set_back_during_a_rebuild_loses_no_row(catalog: S
                 clock.turn(-3600)
             yield record
 
-    await catalog.rebuild(walk())
-    assert (await catalog.count()).images == 600
+    await database.rebuild(walk())
+    assert (await database.count()).images == 600
 
 
-async def test_a_walk_that_fails_drops_nothing_and_does_not_pass_for_complete(catalog: SqlCatalog, clock: Time) -> None:
+async def test_a_walk_that_fails_drops_nothing_and_does_not_pass_for_complete(
+    database: ImageIndex, clock: Time
+) -> None:
     records = many(10)
-    await catalog.rebuild(flow(records))
+    await database.rebuild(flow(records))
     clock.turn(10)
 
     async def walk() -> AsyncIterator[Record]:
@@ -221,8 +223,8 @@ async def test_a_walk_that_fails_drops_nothing_and_does_not_pass_for_complete(ca
         raise StorageError("the disk of the store failed: Permission denied")
 
     with pytest.raises(StorageError, match="Permission denied"):
-        await catalog.rebuild(walk())
-    assert (await catalog.count()).images == 10
+        await database.rebuild(walk())
+    assert (await database.count()).images == 10
 
 
 async def test_complete_is_remembered(connect: Connect, url: str) -> None:
@@ -273,9 +275,9 @@ async def test_an_older_catalog_is_brought_up_and_keeps_what_it_has(connect: Con
             f"INSERT INTO images ({columns}) VALUES ('k', 'i', 'h', 'd', 'png', 1, 'e', 1, '0', 1)"
         )
     engine.dispose()
-    catalog = connect(url)
-    await catalog.open()
-    assert (await catalog.count()).images == 1
+    database = connect(url)
+    await database.open()
+    assert (await database.count()).images == 1
 
 
 async def test_a_first_start_that_was_cut_short_anywhere_is_no_matter_to_the_next(
@@ -291,15 +293,15 @@ async def test_a_first_start_that_was_cut_short_anywhere_is_no_matter_to_the_nex
             for path in disk.iterdir():
                 path.unlink()
             assert mount(disk, "-o", f"remount,size={kilobytes}k")
-            catalog = connect(f"sqlite:///{disk}/catalog.db")
+            database = connect(f"sqlite:///{disk}/imgkeep.db")
             try:
-                await catalog.open()
+                await database.open()
             except StorageError:
                 failed += 1
             assert mount(disk, "-o", "remount,size=4m")
-            await catalog.open()
-            await catalog.put(record_of(b"x"))
-            await catalog.aclose()
+            await database.open()
+            await database.put(record_of(b"x"))
+            await database.aclose()
     finally:
         unmount(disk)
     assert failed > 10
@@ -321,41 +323,41 @@ async def test_a_catalog_of_a_newer_version_is_left_alone(connect: Connect, url:
     with engine.begin() as connection:
         connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
     engine.dispose()
-    catalog = connect(url)
+    database = connect(url)
     for _ in range(2):
-        with pytest.raises(CatalogTooNew):
-            await catalog.open()
-    assert inside(catalog, "SELECT count(*) FROM images") == [(1,)]
+        with pytest.raises(IncompatibleDatabase):
+            await database.open()
+    assert inside(database, "SELECT count(*) FROM images") == [(1,)]
 
 
 # --- many at once, and away from the loop
 
 
-async def test_two_processes_write_one_database(catalog: SqlCatalog, connect: Connect, url: str) -> None:
+async def test_two_processes_write_one_database(database: ImageIndex, connect: Connect, url: str) -> None:
     other = connect(url)
     mine, theirs = many(60)[:30], many(60)[30:]
 
-    async def write(to: SqlCatalog, records: list[Record]) -> None:
+    async def write(to: ImageIndex, records: list[Record]) -> None:
         for record in records:
             await to.put(record)
             assert await to.find(record.key) == record
 
-    await asyncio.gather(write(catalog, mine), write(other, theirs), catalog.rebuild(flow(mine)))
-    assert (await catalog.count(), await other.count())[1].images == 60, "what was put is written now"
+    await asyncio.gather(write(database, mine), write(other, theirs), database.rebuild(flow(mine)))
+    assert (await database.count(), await other.count())[1].images == 60, "what was put is written now"
     for record in (*mine, *theirs):
-        assert await catalog.find(record.key) == await other.find(record.key) == record
+        assert await database.find(record.key) == await other.find(record.key) == record
 
 
 async def test_the_loop_turns_while_the_database_is_locked(connect: Connect, tmp_path: Path) -> None:
     # That nothing blocks it is watched by blockbuster; here it is seen to go on.
-    catalog = connect(f"sqlite:///{tmp_path}/catalog.db")
-    await catalog.open()
-    engine = sa.create_engine(catalog._url)
+    database = connect(f"sqlite:///{tmp_path}/imgkeep.db")
+    await database.open()
+    engine = sa.create_engine(database._url)
     with engine.connect() as connection:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
-        await catalog.put(record_of(b"x"))
-        assert await catalog.find(record_of(b"x").key) == record_of(b"x"), "nobody waits for the row"
-        counting = asyncio.create_task(catalog.count())
+        await database.put(record_of(b"x"))
+        assert await database.find(record_of(b"x").key) == record_of(b"x"), "nobody waits for the row"
+        counting = asyncio.create_task(database.count())
         for _ in range(50):
             await asyncio.sleep(0.002)
         assert not counting.done()
@@ -365,47 +367,47 @@ async def test_the_loop_turns_while_the_database_is_locked(connect: Connect, tmp
 
 
 async def test_a_database_that_hangs_costs_a_look_up_a_second_once(connect: Connect, tmp_path: Path) -> None:
-    catalog = connect(f"sqlite:///{tmp_path}/catalog.db")
-    await catalog.rebuild(flow(many(1)))
+    database = connect(f"sqlite:///{tmp_path}/imgkeep.db")
+    await database.rebuild(flow(many(1)))
     began, go_on = threading.Event(), threading.Event()
 
     def hang() -> None:
         began.set()
         assert go_on.wait(10)
 
-    hanging = asyncio.create_task(catalog._run(hang))
+    hanging = asyncio.create_task(database._run(hang))
     assert await asyncio.to_thread(began.wait, 10)
     with pytest.raises(StorageError, match="does not answer"):
-        await catalog.find(many(1)[0].key)
+        await database.find(many(1)[0].key)
     start = asyncio.get_running_loop().time()
     for _ in range(100):
         with pytest.raises(StorageError, match="does not answer"):
-            await catalog.find(many(1)[0].key)
+            await database.find(many(1)[0].key)
     assert asyncio.get_running_loop().time() - start < FIND_TIMEOUT_S, "not once more each"
     go_on.set()
     await hanging
-    await until(lambda: catalog._late is not None and catalog._late.done())
-    assert await catalog.find(many(1)[0].key) == many(1)[0]
+    await until(lambda: database._late is not None and database._late.done())
+    assert await database.find(many(1)[0].key) == many(1)[0]
 
 
 async def test_what_waits_for_a_database_is_bounded_and_the_rest_is_left_to_a_reindex(
     connect: Connect, tmp_path: Path
 ) -> None:
     (tmp_path / "place").write_bytes(b"a file where a folder should be")
-    catalog = connect(f"sqlite:///{tmp_path}/place/catalog.db")
-    catalog.complete = True
+    database = connect(f"sqlite:///{tmp_path}/place/imgkeep.db")
+    database.complete = True
     for record in many(PENDING_MAX):
-        await catalog.put(record)
-    assert catalog.complete
-    await catalog.put(record_of(b"x", name="one too many"))
-    assert not catalog.complete
+        await database.put(record)
+    assert database.complete
+    await database.put(record_of(b"x", name="one too many"))
+    assert not database.complete
     (tmp_path / "place").unlink()
-    await catalog.check()
-    assert (await catalog.count()).images == PENDING_MAX
+    await database.check()
+    assert (await database.count()).images == PENDING_MAX
 
 
 async def test_a_start_on_many_rows_scans_none_of_them(connect: Connect, tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path}/catalog.db"
+    url = f"sqlite:///{tmp_path}/imgkeep.db"
     first = connect(url)
     await first.rebuild(flow([record_of(b"x")]))
     await first.aclose()
@@ -426,13 +428,13 @@ async def test_a_start_on_many_rows_scans_none_of_them(connect: Connect, tmp_pat
 
     sa.event.listen(sa.Engine, "before_cursor_execute", listen)
     try:
-        catalog = connect(url)
-        await catalog.open()
-        await catalog.check()
-        assert catalog.complete, "so nobody walks the store either"
-        await catalog.find(Key(f"{77:064x}"))
-        await catalog.page(limit=500)
-        page = await catalog.page(limit=500, after=(50_000, "f" * 64))
+        database = connect(url)
+        await database.open()
+        await database.check()
+        assert database.complete, "so nobody walks the store either"
+        await database.find(Key(f"{77:064x}"))
+        await database.page(limit=500)
+        page = await database.page(limit=500, after=(50_000, "f" * 64))
     finally:
         sa.event.remove(sa.Engine, "before_cursor_execute", listen)
     assert page[0].stored_at.timestamp() == 50_000
@@ -457,25 +459,25 @@ async def test_a_start_on_many_rows_scans_none_of_them(connect: Connect, tmp_pat
 
 async def test_a_database_that_cannot_be_reached_is_a_fault_and_later_works(connect: Connect, tmp_path: Path) -> None:
     (tmp_path / "place").write_bytes(b"a file where a folder should be")
-    catalog = connect(f"sqlite:///{tmp_path}/place/catalog.db")
-    for call in (catalog.open, catalog.check, catalog.count):
+    database = connect(f"sqlite:///{tmp_path}/place/imgkeep.db")
+    for call in (database.open, database.check, database.count):
         with pytest.raises(StorageError):
             await call()
     (tmp_path / "place").unlink()
-    await catalog.put(record_of(b"x"))
-    assert (await catalog.count()).images == 1
+    await database.put(record_of(b"x"))
+    assert (await database.count()).images == 1
     found = None
     async with asyncio.timeout(20):
         while found is None:
             with suppress(StorageError):  # a disk that others keep busy takes longer than a look-up waits
-                found = await catalog.find(record_of(b"x").key)
+                found = await database.find(record_of(b"x").key)
     assert found == record_of(b"x")
 
 
 async def test_a_postgresql_that_is_not_there_is_a_fault_without_the_password(connect: Connect) -> None:
-    catalog = connect("postgresql+psycopg://imgkeep:s3cret@127.0.0.1:1/imgkeep")
+    database = connect("postgresql+psycopg://imgkeep:s3cret@127.0.0.1:1/imgkeep")
     with pytest.raises(StorageError) as caught:
-        await catalog.open()
+        await database.open()
     assert "s3cret" not in str(caught.value)
 
 
@@ -483,23 +485,23 @@ async def test_a_postgresql_that_is_not_there_is_a_fault_without_the_password(co
 async def test_a_file_that_was_removed_or_replaced_is_left_behind_at_the_next_look(
     connect: Connect, tmp_path: Path, how: str
 ) -> None:
-    path = tmp_path / "catalog.db"
-    catalog = connect(f"sqlite:///{path}")
-    await catalog.rebuild(flow(many(3)))
+    path = tmp_path / "imgkeep.db"
+    database = connect(f"sqlite:///{path}")
+    await database.rebuild(flow(many(3)))
     if how == "replaced":
         other = connect(f"sqlite:///{tmp_path}/other.db")
         await other.put(record_of(b"x", name="another"))
         await other.aclose()
-    for part in tmp_path.glob("catalog.db*"):  # noqa: ASYNC240 - quick, and nobody waits
+    for part in tmp_path.glob("imgkeep.db*"):  # noqa: ASYNC240 - quick, and nobody waits
         part.unlink()
     if how == "replaced":
         (tmp_path / "other.db").rename(path)
-    await catalog.check()
+    await database.check()
     assert path.exists()
-    assert not catalog.complete, "so it is filled again"
-    assert (await catalog.count()).images == (1 if how == "replaced" else 0)
-    await catalog.rebuild(flow(many(3)))
-    assert inside(catalog, "SELECT count(*) FROM images")[0][0] >= 3
+    assert not database.complete, "so it is filled again"
+    assert (await database.count()).images == (1 if how == "replaced" else 0)
+    await database.rebuild(flow(many(3)))
+    assert inside(database, "SELECT count(*) FROM images")[0][0] >= 3
 
 
 DAMAGES: dict[str, Callable[[Path], object]] = {
@@ -514,22 +516,22 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 async def test_a_damaged_file_is_set_aside_and_begun_anew(
     damage: Callable[[Path], object], connect: Connect, tmp_path: Path
 ) -> None:
-    path = tmp_path / "catalog.db"
+    path = tmp_path / "imgkeep.db"
     first = connect(f"sqlite:///{path}")
     await first.rebuild(flow(many(300)))
     await first.aclose()
     damage(path)
     data = path.read_bytes()
-    catalog = connect(f"sqlite:///{path}")
-    await catalog.open()
+    database = connect(f"sqlite:///{path}")
+    await database.open()
     for record in many(300):
-        await catalog.find(record.key)
-    await catalog.put(record_of(b"x", name="new"))
-    assert not catalog.complete
-    assert await catalog.rebuild(flow(many(300))) == 300
-    assert await catalog.find(many(300)[-1].key) == many(300)[-1]
+        await database.find(record.key)
+    await database.put(record_of(b"x", name="new"))
+    assert not database.complete
+    assert await database.rebuild(flow(many(300))) == 300
+    assert await database.find(many(300)[-1].key) == many(300)[-1]
     if data:
-        (aside,) = tmp_path.glob("catalog.db.damaged-*[0-9]")  # noqa: ASYNC240 - quick, and nobody waits
+        (aside,) = tmp_path.glob("imgkeep.db.damaged-*[0-9]")  # noqa: ASYNC240 - quick, and nobody waits
         assert aside.read_bytes()[4096:] == data[4096:]
 
 
@@ -539,18 +541,18 @@ async def test_a_damaged_file_is_set_aside_and_begun_anew(
 async def test_a_row_with_flipped_bits_is_a_fault_and_a_rebuild_mends_it(
     change: str, connect: Connect, tmp_path: Path
 ) -> None:
-    catalog = connect(f"sqlite:///{tmp_path}/catalog.db")
+    database = connect(f"sqlite:///{tmp_path}/imgkeep.db")
     record = record_of(b"x")
-    await catalog.put(record)
-    assert (await catalog.count()).images == 1
-    engine = sa.create_engine(catalog._url)
+    await database.put(record)
+    assert (await database.count()).images == 1
+    engine = sa.create_engine(database._url)
     with engine.begin() as connection:
         connection.exec_driver_sql(f"UPDATE images SET {change}")
     engine.dispose()
     with pytest.raises(StorageError, match="reindex"):
-        await catalog.find(record.key)
-    await catalog.rebuild(flow([record]))
-    assert await catalog.find(record.key) == record
+        await database.find(record.key)
+    await database.rebuild(flow([record]))
+    assert await database.find(record.key) == record
 
 
 def test_keys_in_these_tests_are_digests() -> None:

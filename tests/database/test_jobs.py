@@ -1,4 +1,4 @@
-"""What the catalog promises of jobs, on every database."""
+"""What the database promises of jobs, on every database."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, get_args
 
 import pytest
 from imgkeep.core.records import Failure, JobState, Key, NewItem
-from imgkeep.database import SqlJobs
+from imgkeep.database import DurableJobs
 
 from tests.support.stores import NOON, record_of
 
 if TYPE_CHECKING:
-    from imgkeep.database import SqlCatalog
+    from imgkeep.database import ImageIndex
 
     from tests.database.conftest import Time
 
@@ -26,17 +26,17 @@ def item(name: str, *, host: str = "a.example", minutes: int | None = None) -> N
 
 
 @pytest.fixture
-def jobs(catalog: SqlCatalog) -> SqlJobs:
-    return SqlJobs(catalog)
+def jobs(database: ImageIndex) -> DurableJobs:
+    return DurableJobs(database)
 
 
 async def due(
-    jobs: SqlJobs, *, limit: int = 10, but: set[tuple[str, int]] | None = None, busy: list[str] | None = None
+    jobs: DurableJobs, *, limit: int = 10, but: set[tuple[str, int]] | None = None, busy: list[str] | None = None
 ) -> list[str]:
     return [found.link.rpartition("/")[2] for found in await jobs.due(limit, but=but or set(), busy=busy or [])]
 
 
-async def test_what_expires_first_comes_first_in_all_jobs(jobs: SqlJobs) -> None:
+async def test_what_expires_first_comes_first_in_all_jobs(jobs: DurableJobs) -> None:
     await jobs.create("j1", [item("never"), item("late", minutes=60), item("soon", minutes=5)], None)
     await jobs.create("j2", [item("sooner", minutes=1), item("other", host="b.example", minutes=9)], None)
     assert await due(jobs) == ["sooner", "soon", "other", "late", "never"]
@@ -46,7 +46,7 @@ async def test_what_expires_first_comes_first_in_all_jobs(jobs: SqlJobs) -> None
     assert await jobs.count_waiting() == 5
 
 
-async def test_a_job_is_done_when_all_its_links_are_settled_and_counts_each_once(jobs: SqlJobs) -> None:
+async def test_a_job_is_done_when_all_its_links_are_settled_and_counts_each_once(jobs: DurableJobs) -> None:
     refused = NewItem("", "", None, Failure("invalid_source", "no link"))
     job = await jobs.create("j", [item("a"), refused, item("b")], None)
     assert (job.state, job.total, job.failed) == ("running", 3, 1)
@@ -66,18 +66,18 @@ async def test_a_job_is_done_when_all_its_links_are_settled_and_counts_each_once
     assert results[2].failure == Failure("source_expired", "d" * 255)
 
 
-async def test_a_job_of_nothing_but_failures_is_done_at_once(jobs: SqlJobs) -> None:
+async def test_a_job_of_nothing_but_failures_is_done_at_once(jobs: DurableJobs) -> None:
     job = await jobs.create("j", [NewItem("", "", None, Failure("invalid_source", "no link"))], "https://hook.example/")
     assert job.state == "done"
     (webhook,) = await jobs.webhooks(10)
     assert (webhook.job, webhook.url, webhook.attempts) == (job, "https://hook.example/", 0)
 
 
-async def test_results_tell_the_images(jobs: SqlJobs, catalog: SqlCatalog) -> None:
+async def test_results_tell_the_images(jobs: DurableJobs, database: ImageIndex) -> None:
     record = record_of(b"body")
     await jobs.create("j", [item("a"), item("b")], None)
     first, _ = await jobs.due(10, but=set(), busy=[])
-    await catalog.put(record)
+    await database.put(record)
     await jobs.saved(first, record.key, created=False)
     saved, waiting = await jobs.results("j", after=-1, limit=10)
     assert (saved.record, saved.created) == (record, False)
@@ -85,7 +85,7 @@ async def test_results_tell_the_images(jobs: SqlJobs, catalog: SqlCatalog) -> No
     assert [result.number for result in await jobs.results("j", after=0, limit=1)] == [1]
 
 
-async def test_what_failed_waits_for_its_time(jobs: SqlJobs, clock: Time) -> None:
+async def test_what_failed_waits_for_its_time(jobs: DurableJobs, clock: Time) -> None:
     await jobs.create("j", [item("a")], None)
     (found,) = await jobs.due(10, but=set(), busy=[])
     await jobs.postpone(found, 30)
@@ -95,7 +95,7 @@ async def test_what_failed_waits_for_its_time(jobs: SqlJobs, clock: Time) -> Non
     assert (again.attempts, again.link) == (1, found.link)
 
 
-async def test_whoever_is_to_be_told_waits_for_its_time_and_is_told_once(jobs: SqlJobs) -> None:
+async def test_whoever_is_to_be_told_waits_for_its_time_and_is_told_once(jobs: DurableJobs) -> None:
     await jobs.create("j", [item("a")], "https://hook.example/")
     assert await jobs.webhooks(10) == []
     (found,) = await jobs.due(10, but=set(), busy=[])
@@ -109,7 +109,7 @@ async def test_whoever_is_to_be_told_waits_for_its_time_and_is_told_once(jobs: S
     assert await jobs.webhooks(10) == []
 
 
-async def test_old_jobs_are_forgotten_and_unfinished_ones_are_not(jobs: SqlJobs, clock: Time) -> None:
+async def test_old_jobs_are_forgotten_and_unfinished_ones_are_not(jobs: DurableJobs, clock: Time) -> None:
     await jobs.create("done", [item("a")], None)
     (found,) = await jobs.due(10, but=set(), busy=[])
     await jobs.saved(found, KEY, created=True)
@@ -122,7 +122,7 @@ async def test_old_jobs_are_forgotten_and_unfinished_ones_are_not(jobs: SqlJobs,
     assert await due(jobs) == ["b"]
 
 
-async def test_cancelled_job_ends_at_once_and_its_links_wait_no_more(jobs: SqlJobs) -> None:
+async def test_cancelled_job_ends_at_once_and_its_links_wait_no_more(jobs: DurableJobs) -> None:
     await jobs.create("j", [item("a"), item("b"), item("c")], "https://hook.example/")
     await jobs.create("k", [item("d")], None)
     first, second, third = [found for found in await jobs.due(10, but=set(), busy=[]) if found.job == "j"]
@@ -149,7 +149,7 @@ async def test_cancelled_job_ends_at_once_and_its_links_wait_no_more(jobs: SqlJo
     assert await jobs.cancel("nothing") is None
 
 
-async def test_job_that_is_done_stays_done(jobs: SqlJobs) -> None:
+async def test_job_that_is_done_stays_done(jobs: DurableJobs) -> None:
     await jobs.create("j", [item("a")], None)
     (found,) = await jobs.due(10, but=set(), busy=[])
     done = await jobs.saved(found, KEY, created=True)
@@ -157,7 +157,7 @@ async def test_job_that_is_done_stays_done(jobs: SqlJobs) -> None:
     assert (done.state, done.cancelled) == ("done", 0)
 
 
-async def test_links_that_settle_while_a_job_is_cancelled_leave_it_ended(jobs: SqlJobs) -> None:
+async def test_links_that_settle_while_a_job_is_cancelled_leave_it_ended(jobs: DurableJobs) -> None:
     for turn in range(5):
         name = f"j{turn}"
         await jobs.create(name, [item(str(number)) for number in range(20)], None)
@@ -172,7 +172,7 @@ async def test_links_that_settle_while_a_job_is_cancelled_leave_it_ended(jobs: S
         assert job.saved + job.cancelled == 20
 
 
-async def test_jobs_are_listed_newest_first_by_their_state(jobs: SqlJobs, clock: Time) -> None:
+async def test_jobs_are_listed_newest_first_by_their_state(jobs: DurableJobs, clock: Time) -> None:
     for number in range(6):
         await jobs.create(f"j{number}", [item("a"), item("b")], None)
         if number % 2:
@@ -193,7 +193,7 @@ async def test_jobs_are_listed_newest_first_by_their_state(jobs: SqlJobs, clock:
     assert states == {"queued": ["j5", "j4", "j3"], "running": ["j0"], "done": ["j2"], "cancelled": ["j1"]}
 
 
-async def test_links_of_jobs_have_a_host_and_a_key_whatever_became_of_them(jobs: SqlJobs) -> None:
+async def test_links_of_jobs_have_a_host_and_a_key_whatever_became_of_them(jobs: DurableJobs) -> None:
     failure = Failure("loop_detected", "the source is this server")
     new = [
         NewItem("https://a.example/a", "a.example", None, key=KEY),

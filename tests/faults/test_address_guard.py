@@ -1,5 +1,5 @@
 """
-Nobody gets in: every case of `tests/cases/forbidden_sources.json`, and its siblings, through `/img?src=`.
+Nobody gets in: every case of `tests/cases/forbidden_sources.json`, and its peers, through `/img?src=`.
 
 A socket factory records each address that is dialled. It leads to origins on loopback that would gladly give an image,
 so a guard that fails shows as a 200 or as a dial, and nothing leaves this machine.
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import pytest
-from imgkeep.bootstrap.server import Seams
+from imgkeep.bootstrap.server import Platform
 from yarl import URL
 
 from tests.support.network import PUBLIC, Dials, Names, client_context, look, nothing_kept, server_context
@@ -374,8 +374,8 @@ class Internet:
 
         self.plain.scripts = self.tls.scripts = _Everywhere(script)
 
-    def seams(self, trust: ssl.SSLContext) -> Seams:
-        return Seams(resolver=lambda: self.names, open_socket=self.dials, ssl_context=trust)
+    def platform(self, trust: ssl.SSLContext) -> Platform:
+        return Platform(resolver=lambda: self.names, open_socket=self.dials, ssl_context=trust)
 
 
 class _Everywhere(dict[str, Any]):
@@ -415,7 +415,7 @@ async def internet(identity: ssl.SSLContext) -> AsyncIterator[Internet]:
 @pytest.fixture
 async def imgkeep(start: Callable[..., Awaitable[Imgkeep]], internet: Internet, trust: ssl.SSLContext) -> Imgkeep:
     """An imgkeep with the addresses that it allows by default: none that is special."""
-    return await start(seams=internet.seams(trust), fetch={"allow_networks": []})
+    return await start(platform=internet.platform(trust), fetch={"allow_networks": []})
 
 
 def _names(cases: list[dict[str, Any]]) -> list[str]:
@@ -517,7 +517,7 @@ async def test_the_host_lists_hold_for_every_hop(
     sources: dict[str, Any],
     first: str,
 ) -> None:
-    imgkeep = await start(seams=internet.seams(trust), fetch={"allow_networks": []}, sources=sources)
+    imgkeep = await start(platform=internet.platform(trust), fetch={"allow_networks": []}, sources=sources)
     internet.names.answers = {"b.example.com": [OTHER]}
     internet.redirects("https://b.example.com/a.png")
     seen = await look(imgkeep, first)
@@ -565,7 +565,7 @@ async def test_no_way_of_writing_src_hides_an_address(imgkeep: Imgkeep, internet
 async def test_an_allowed_network_opens_nothing_else(
     start: Callable[..., Awaitable[Imgkeep]], internet: Internet, trust: ssl.SSLContext
 ) -> None:
-    imgkeep = await start(seams=internet.seams(trust), fetch={"allow_networks": ["10.0.0.0/24"]})
+    imgkeep = await start(platform=internet.platform(trust), fetch={"allow_networks": ["10.0.0.0/24"]})
     internet.names.answers = {"inside": [INNER], "outside": ["10.0.1.5"], "both": [INNER, "127.0.0.1"]}
     statuses = {
         url: (await look(imgkeep, url)).status

@@ -124,7 +124,7 @@ async def test_a_client_that_stops_reading_is_let_go(tmp_path: Path, origin: Fak
     async with impatient(tmp_path) as (port, app):
         if stored:
             assert split(await talk(port, request(target_of(url)))).body == body
-            await app[SITE].keeper.land()
+            await app[SITE].image_service.drain()
         sock = await asyncio.to_thread(deaf, port)
         try:
             await asyncio.to_thread(sock.sendall, request(target_of(url), close=False))
@@ -141,7 +141,7 @@ async def test_a_client_that_stops_reading_is_let_go(tmp_path: Path, origin: Fak
             assert received < len(body)
         finally:
             sock.close()
-        await app[SITE].keeper.land()
+        await app[SITE].image_service.drain()
         # Nobody else noticed, and nothing is left open.
         assert split(await talk(port, request(target_of(url)))).headers["cache-status"] == "imgkeep; hit"
     assert origin.asked("/a.png") == 1
@@ -335,7 +335,7 @@ async def test_a_client_that_leaves_before_the_answer_begins_is_counted_and_is_n
         writer.transport.abort()
         assert split(await talk(port, request("/healthz"))).status == 200
         gate.set()
-        await app[SITE].keeper.land()
+        await app[SITE].image_service.drain()
         assert split(await talk(port, request(target_of(url)))).headers["cache-status"] == "imgkeep; hit"
         counted = b'imgkeep_requests_total{outcome="client_left",route="/img",status="499"} 1.0'
         assert counted in app[SITE].meter.page()

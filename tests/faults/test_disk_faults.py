@@ -172,8 +172,8 @@ TROUBLES = {
 async def test_a_disk_that_takes_nothing_costs_no_client_its_picture(
     trouble: Trouble, disk: Disk, start: Start, origin: FakeOrigin, tmp_path: Path
 ) -> None:
-    catalog = {"url": f"sqlite:{tmp_path}/catalog.db"}
-    imgkeep = await start(folder=disk.path / "data", catalog=catalog, store={"hot_bytes_max": 10_000_000})
+    database = {"url": f"sqlite:{tmp_path}/imgkeep.db"}
+    imgkeep = await start(folder=disk.path / "data", database=database, store={"hot_bytes_max": 10_000_000})
     before, new, after = (serve(origin, name, 200_000) for name in ("before", "new", "after"))
     assert await see(imgkeep, *before) == STORED
     assert (await report(imgkeep))["status"] == "ready"
@@ -209,7 +209,7 @@ async def test_a_full_disk_does_not_keep_what_is_stored_from_being_served(
     image = serve(origin, "a")
     await see(imgkeep, *image)
     disk.fill()
-    again = await start(folder=disk.path / "data")  # with its catalog on the full disk too
+    again = await start(folder=disk.path / "data")  # with its database on the full disk too
     await origin.stop()
     assert await see(again, *image) == HIT
     assert (await report(again))["status"] == "degraded"
@@ -237,7 +237,7 @@ async def test_a_volume_that_is_not_mounted_is_not_written_beneath(
     elsewhere.mkdir()
     mount_by("mount", "--bind", disk.path, elsewhere)
     imgkeep = await start(
-        folder=disk.path / "data", catalog={"url": f"sqlite:{tmp_path}/catalog.db"}, store={"hot_bytes_max": 1_000_000}
+        folder=disk.path / "data", database={"url": f"sqlite:{tmp_path}/imgkeep.db"}, store={"hot_bytes_max": 1_000_000}
     )
     first, second = serve(origin, "first"), serve(origin, "second")
     await see(imgkeep, *first)
@@ -258,13 +258,13 @@ async def test_a_volume_that_is_not_mounted_is_not_written_beneath(
 
 
 async def test_nothing_is_kept_below_free_bytes_min(disk: Disk, start: Start, origin: FakeOrigin) -> None:
-    roomy = await start(folder=disk.path / "data", catalog={"url": f"sqlite:{disk.path.parent}/catalog.db"})
+    roomy = await start(folder=disk.path / "data", database={"url": f"sqlite:{disk.path.parent}/imgkeep.db"})
     old = serve(origin, "old")
     await see(roomy, *old)
     free = shutil.disk_usage(disk.path).free
     imgkeep = await start(
         folder=disk.path / "data",
-        catalog={"url": f"sqlite:{disk.path.parent}/other.db"},
+        database={"url": f"sqlite:{disk.path.parent}/other.db"},
         store={"free_bytes_min": free - 100_000, "hot_bytes_max": 10_000_000},
     )
     large, small = serve(origin, "large", 300_000), serve(origin, "small", 10_000)
@@ -286,7 +286,7 @@ async def test_a_disk_that_stops_halfway_through_is_no_matter_to_those_who_read(
 ) -> None:
     imgkeep = await start(
         folder=disk.path / "data",
-        catalog={"url": f"sqlite:{tmp_path}/catalog.db"},
+        database={"url": f"sqlite:{tmp_path}/imgkeep.db"},
         store={"hot_bytes_max": 10_000_000},
     )
     body = picture_of(1_500_000)
@@ -406,14 +406,14 @@ async def test_permission_that_is_lost_and_given_back_needs_no_restart(tmp_path:
         cannot("root passes every door, and setpriv is not installed")
     folder = tmp_path / "data"
     first, second = serve(origin, "first"), serve(origin, "second")
-    async with serving(folder, under=drop, catalog__url=f"sqlite:{tmp_path}/catalog.db") as program:
+    async with serving(folder, under=drop, database__url=f"sqlite:{tmp_path}/imgkeep.db") as program:
         await program.img(first[0])
         folder.chmod(0)
         try:
             answer = await program.img(second[0])
             assert (answer.status, answer.body, answer.cache_status) == (200, second[1], NOT_STORED)
             assert "Permission denied" in str((await program.becomes("degraded"))["store"])
-            status, out, err = await run(folder, "stats", catalog__url=f"sqlite:{tmp_path}/catalog.db")
+            status, out, err = await run(folder, "stats", database__url=f"sqlite:{tmp_path}/imgkeep.db")
             assert status == 0, (out, err)
         finally:
             folder.chmod(0o755)
@@ -435,10 +435,10 @@ async def test_a_fault_is_over_for_readyz_one_look_after_it_is_gone(tmp_path: Pa
 
     async def catalog_vanishes() -> None:
         url, _ = serve(origin, "b")
-        folder = tmp_path / "catalog"
+        folder = tmp_path / "database"
         async with serving(folder) as program:
             await program.img(url)
-            for path in folder.glob("catalog.db*"):
+            for path in folder.glob("imgkeep.db*"):
                 path.unlink()
             await until(lambda: rows(folder) == 1, within_s=30)
             assert (await program.ready())["status"] == "ready"
@@ -449,8 +449,8 @@ async def test_a_fault_is_over_for_readyz_one_look_after_it_is_gone(tmp_path: Pa
 
 
 def rows(folder: Path) -> int:
-    """Return how many images the catalog knows; -1 while there is none."""
-    path = folder / "catalog.db"
+    """Return how many images the database knows; -1 while there is none."""
+    path = folder / "imgkeep.db"
     if not path.exists():
         return -1
     connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
@@ -563,7 +563,7 @@ async def test_verify_finds_a_flipped_bit_in_a_large_object_and_sets_it_aside(st
     assert (await run(imgkeep.folder, "verify"))[0] == 0
 
 
-# --- D8: records and catalogs that are damaged, or from the future
+# --- D8: records and databases that are damaged, or from the future
 
 
 async def test_a_record_cut_in_two_is_set_aside_and_the_image_fetched_again(start: Start, origin: FakeOrigin) -> None:
@@ -573,9 +573,9 @@ async def test_a_record_cut_in_two_is_set_aside_and_the_image_fetched_again(star
     await first.client.server.app[SITE].ledger.count()  # type: ignore[attr-defined]  # waits for rows on their way
     (path,) = first.files("records")
     os.truncate(path, path.stat().st_size // 2)
-    # The catalog still knows what the record said.
+    # The database still knows what the record said.
     assert await see(await start(folder=first.folder), url, body) == HIT
-    imgkeep = await start(folder=first.folder, catalog={"url": f"sqlite:{first.folder}/other.db"})
+    imgkeep = await start(folder=first.folder, database={"url": f"sqlite:{first.folder}/other.db"})
     assert await see(imgkeep, url, body) == STORED
     (damaged,) = (first.folder / "damaged").iterdir()
     assert damaged.name.startswith(path.name)
@@ -588,13 +588,13 @@ async def test_a_record_of_a_newer_version_is_left_alone(start: Start, origin: F
     (path,) = first.files("records")
     newer = path.read_text("utf-8").replace('"version": 1', '"version": 2, "more": "than we know"')
     path.write_text(newer, "utf-8")
-    imgkeep = await start(folder=first.folder, catalog={"url": f"sqlite:{first.folder}/other.db"})
+    imgkeep = await start(folder=first.folder, database={"url": f"sqlite:{first.folder}/other.db"})
     response = await imgkeep.img(url)
     assert (response.status, await response.read()) == (200, body)
     assert path.read_text("utf-8") == newer
     assert "newer version" in (await report(imgkeep))["store"]["reason"]
     await origin.stop()
-    again = await start(folder=first.folder, catalog={"url": f"sqlite:{first.folder}/third.db"})
+    again = await start(folder=first.folder, database={"url": f"sqlite:{first.folder}/third.db"})
     response = await again.img(url)
     assert (response.status, (await response.json())["code"]) == (503, "storage_unavailable")
     assert path.read_text("utf-8") == newer
@@ -629,7 +629,7 @@ async def test_a_catalog_that_is_damaged_before_the_start_is_filled_again(
     url, body = serve(origin, "a")
     await see(first, url, body)
     await first.client.close()  # the last one who leaves writes the log back into the file
-    damage(first.folder / "catalog.db")
+    damage(first.folder / "imgkeep.db")
     await origin.stop()
     imgkeep = await start(folder=first.folder)
     assert await see(imgkeep, url, body) == HIT
@@ -645,8 +645,8 @@ async def test_a_catalog_that_is_damaged_while_running_keeps_nobody_from_an_imag
     imgkeep = await start()
     old, new = serve(origin, "old"), serve(origin, "new")
     await see(imgkeep, *old)
-    _execute(imgkeep.folder / "catalog.db", "PRAGMA wal_checkpoint(TRUNCATE)")
-    damage(imgkeep.folder / "catalog.db")
+    _execute(imgkeep.folder / "imgkeep.db", "PRAGMA wal_checkpoint(TRUNCATE)")
+    damage(imgkeep.folder / "imgkeep.db")
     assert await see(imgkeep, *new) == STORED
     await look(imgkeep)
     assert await see(imgkeep, *old) == HIT
@@ -661,12 +661,12 @@ async def test_a_catalog_of_a_newer_version_is_a_clear_error_at_start_and_left_a
     first = await start()
     await see(first, *serve(origin, "a"))
     await first.client.close()
-    path = first.folder / "catalog.db"
+    path = first.folder / "imgkeep.db"
     _execute(path, "UPDATE alembic_version SET version_num = '9999'")
     before = path.read_bytes()
     for status, out, err in await asyncio.gather(*(run(first.folder, name) for name in ("serve", "list", "reindex"))):
         assert (status, out) == (2, "")
         assert (
-            err == f"imgkeep: the catalog was written by a newer version of imgkeep, or is no catalog (file {path})\n"
+            err == f"imgkeep: the database was written by a newer version of imgkeep, or is no database (file {path})\n"
         )
     assert path.read_bytes() == before

@@ -7,11 +7,11 @@ import gzip
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from imgkeep.cluster.progress import read_feed, tell_failure
+from imgkeep.cluster.progress import read_fill, tell_failure
 from imgkeep.core.errors import SourceNotFound
 from imgkeep.core.source_url import read_source
-from imgkeep.images.fill import ERROR_PICTURE_BYTES_MAX
-from imgkeep.images.negative_cache import PICTURE_BYTES_MAX, Failures
+from imgkeep.images.fill import ERROR_IMAGE_BYTES_MAX
+from imgkeep.images.negative_cache import IMAGES_BYTES_MAX, NegativeCache
 from imgkeep.images.peer_fill import FillFailure
 
 from tests.support.browser import browsing
@@ -95,7 +95,7 @@ NO_PICTURES = {
     "a page": b"<!DOCTYPE html><title>404</title>",
     "nothing": b"",
     "the beginning of a picture": b"\x89PNG\r\n",
-    "more than is held in memory": picture_of(ERROR_PICTURE_BYTES_MAX + 1),
+    "more than is held in memory": picture_of(ERROR_IMAGE_BYTES_MAX + 1),
 }
 
 
@@ -108,7 +108,7 @@ async def test_anything_else_is_a_problem(start: Start, origin: FakeOrigin, body
 
 async def test_the_largest_is_shown(start: Start, origin: FakeOrigin) -> None:
     imgkeep = await showing(start)
-    body = picture_of(ERROR_PICTURE_BYTES_MAX)
+    body = picture_of(ERROR_IMAGE_BYTES_MAX)
     assert (await look(imgkeep, origin.gives("/a.png", body, status="404 Not Found"))).body == body
 
 
@@ -162,14 +162,14 @@ async def test_another_worker_is_told_the_picture_with_the_failure() -> None:
         assert b"words of the origin" not in message
         stream = asyncio.StreamReader()
         stream.feed_data(message)
-        told = await read_feed(stream)  # type: ignore[arg-type]  # as aiohttp's, as far as it is used
+        told = await read_fill(stream)  # type: ignore[arg-type]  # as aiohttp's, as far as it is used
         assert isinstance(told, FillFailure)
         assert isinstance(told.error, SourceNotFound)
         assert (told.error.picture, told.error.origin_status, told.link) == (picture_, 404, b"link")
 
 
 def test_remembered_pictures_have_a_limit() -> None:
-    failures = Failures(lambda: 0.0)
+    failures = NegativeCache(lambda: 0.0)
     sources = [read_source(f"https://example.com/{n}.png") for n in range(20)]
     for source in sources:
         error = SourceNotFound("the origin says 404", origin_status=404)
@@ -179,7 +179,7 @@ def test_remembered_pictures_have_a_limit() -> None:
     found = [failures.find(source) for source in sources]
     assert all(isinstance(error, SourceNotFound) for error in found)
     pictures = [error.picture for error in found if isinstance(error, SourceNotFound) and error.picture]
-    assert sum(len(body) for _, body in pictures) <= PICTURE_BYTES_MAX
+    assert sum(len(body) for _, body in pictures) <= IMAGES_BYTES_MAX
     assert len(pictures) == 16
     failures.remember(sources[-1], SourceNotFound("the origin says 404", origin_status=404))
     last = failures.find(sources[-1])

@@ -9,7 +9,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import pytest
-from imgkeep.bootstrap.server import Seams
+from imgkeep.bootstrap.server import Platform
 from imgkeep.core.dead_link import READ_BYTES
 from imgkeep.origin import client
 
@@ -30,7 +30,7 @@ XML = b"<Error><Code>ExpiredToken</Code><Message>The provided token has expired.
 
 def signed(url: str, *, past: bool, number: int = 0) -> str:
     """Return a link with a presigned end, which is past or an hour from now."""
-    start = Seams().clock() - timedelta(hours=2 if past else 0, seconds=number)
+    start = Platform().clock() - timedelta(hours=2 if past else 0, seconds=number)
     return (
         f"{url}?X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Date={start:%Y%m%dT%H%M%SZ}&X-Amz-Expires=3600"
         f"&X-Amz-Signature={'0' * 64}"
@@ -149,7 +149,7 @@ async def test_a_redirect_to_a_host_that_cannot_be_reached_means_the_same(
     start: Start, origin: FakeOrigin, location: str
 ) -> None:
     names = Names({"login.intranet": ["10.0.0.1"], "localhost": ["127.0.0.1"]})
-    imgkeep = await start(fetch={"allow_ports": [80, 443, 1, origin.port]}, seams=Seams(resolver=lambda: names))
+    imgkeep = await start(fetch={"allow_ports": [80, 443, 1, origin.port]}, platform=Platform(resolver=lambda: names))
     url = origin.gives("/a.png", b"", status="302 Found", headers={"Location": location})
     assert (await look(imgkeep, signed(url, past=True))).code == "source_expired"
     assert (await look(imgkeep, signed(url, past=False))).code in {"origin_error", "source_forbidden"}

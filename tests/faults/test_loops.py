@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 import pytest
-from imgkeep.bootstrap.server import _RUNNING, Seams
+from imgkeep.bootstrap.server import _RUNNING, Platform
 from multidict import CIMultiDict
 
 from tests.support.network import PUBLIC, Dials, Names, look, nothing_kept
@@ -39,9 +39,9 @@ def through(imgkeep: Imgkeep, url: str) -> str:
 
 def _own_ports(imgkeep: Imgkeep) -> set[int]:
     assert imgkeep.client.app is not None
-    works = imgkeep.client.app[_RUNNING].works
-    assert works is not None
-    return works.own_ports
+    services = imgkeep.client.app[_RUNNING].services
+    assert services is not None
+    return services.own_ports
 
 
 @pytest.mark.parametrize("headers", FROM_US.values(), ids=FROM_US.keys())
@@ -77,7 +77,7 @@ async def test_an_address_of_this_machine_and_a_port_of_ours_are_not_dialled(
     start: StartImgkeep, origin: FakeOrigin, host: str
 ) -> None:
     dials = Dials(origin)
-    imgkeep = await start(seams=Seams(open_socket=dials))
+    imgkeep = await start(platform=Platform(open_socket=dials))
     _own_ports(imgkeep).add(8443)
     seen = await look(imgkeep, f"http://{host}:8443/a.png")
     assert (seen.status, seen.code, dials.made) == (508, "loop_detected", [])
@@ -89,7 +89,7 @@ async def test_a_name_of_this_machine_and_a_port_of_ours_are_not_dialled(
     start: StartImgkeep, origin: FakeOrigin
 ) -> None:
     dials = Dials(origin)
-    imgkeep = await start(seams=Seams(resolver=lambda: Names(default=["127.0.0.1"]), open_socket=dials))
+    imgkeep = await start(platform=Platform(resolver=lambda: Names(default=["127.0.0.1"]), open_socket=dials))
     _own_ports(imgkeep).add(8443)
     seen = await look(imgkeep, "http://img.example.com:8443/a.png")
     assert (seen.status, seen.code, dials.made) == (508, "loop_detected", [])
@@ -97,8 +97,8 @@ async def test_a_name_of_this_machine_and_a_port_of_ours_are_not_dialled(
 
 async def test_another_machine_may_use_our_port(start: StartImgkeep, origin: FakeOrigin) -> None:
     origin.gives("/a.png", picture())
-    seams = Seams(resolver=lambda: Names(default=[PUBLIC]), open_socket=Dials(origin))
-    imgkeep = await start(seams=seams, fetch={"allow_networks": []})
+    platform = Platform(resolver=lambda: Names(default=[PUBLIC]), open_socket=Dials(origin))
+    imgkeep = await start(platform=platform, fetch={"allow_networks": []})
     _own_ports(imgkeep).add(8080)
     assert (await look(imgkeep, "http://example.com:8080/a.png")).status == 200
 
@@ -137,8 +137,8 @@ async def test_a_source_under_our_own_public_url_is_served_or_a_loop_and_never_d
     start: StartImgkeep, origin: FakeOrigin
 ) -> None:
     dials = Dials(origin)
-    seams = Seams(resolver=lambda: Names(default=[PUBLIC]), open_socket=dials)
-    imgkeep = await start(seams=seams, server={"public_url": "http://img.example.com/base"})
+    platform = Platform(resolver=lambda: Names(default=[PUBLIC]), open_socket=dials)
+    imgkeep = await start(platform=platform, server={"public_url": "http://img.example.com/base"})
     origin.gives("/a.png", picture())
     kept = await look(imgkeep, "http://example.com/a.png")
     permanent = (await look(imgkeep, "http://example.com/a.png")).headers["Content-Location"]

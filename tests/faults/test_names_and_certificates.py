@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trustme
-from imgkeep.bootstrap.server import Seams
+from imgkeep.bootstrap.server import Platform
 from imgkeep.web.context import SITE
 
 from tests.support.network import (
@@ -74,8 +74,8 @@ async def test_a_certificate_that_proves_nothing_is_refused_at_the_first_attempt
 ) -> None:
     tls = await secure(server_context(*names, **how))
     dials = Dials(origin, tls)
-    seams = Seams(resolver=lambda: Names(default=[PUBLIC]), open_socket=dials, ssl_context=client_context())
-    imgkeep = await start(seams=seams, fetch={"retries_max": 2, "allow_networks": []})
+    platform = Platform(resolver=lambda: Names(default=[PUBLIC]), open_socket=dials, ssl_context=client_context())
+    imgkeep = await start(platform=platform, fetch={"retries_max": 2, "allow_networks": []})
     seen = await look(imgkeep, "https://example.com/a.png")
     assert (seen.status, seen.code) == (502, "origin_error")
     assert (len(dials.made), tls.seen) == (1, [])
@@ -87,8 +87,8 @@ async def test_an_authority_that_nobody_trusts_is_refused_without_a_context_of_o
     start: StartImgkeep, origin: FakeOrigin, secure: Callable[[ssl.SSLContext], Awaitable[FakeOrigin]]
 ) -> None:
     tls = await secure(server_context("example.com"))
-    seams = Seams(resolver=lambda: Names(default=[PUBLIC]), open_socket=Dials(origin, tls))
-    imgkeep = await start(seams=seams, fetch={"allow_networks": []})
+    platform = Platform(resolver=lambda: Names(default=[PUBLIC]), open_socket=Dials(origin, tls))
+    imgkeep = await start(platform=platform, fetch={"allow_networks": []})
     seen = await look(imgkeep, "https://example.com/a.png")
     assert (seen.status, seen.code, tls.seen) == (502, "origin_error", [])
 
@@ -97,10 +97,10 @@ async def test_a_good_certificate_is_accepted(
     start: StartImgkeep, origin: FakeOrigin, secure: Callable[[ssl.SSLContext], Awaitable[FakeOrigin]]
 ) -> None:
     tls = await secure(server_context("example.com"))
-    seams = Seams(
+    platform = Platform(
         resolver=lambda: Names(default=[PUBLIC]), open_socket=Dials(origin, tls), ssl_context=client_context()
     )
-    imgkeep = await start(seams=seams, fetch={"allow_networks": []})
+    imgkeep = await start(platform=platform, fetch={"allow_networks": []})
     seen = await look(imgkeep, "https://example.com/a.png")
     assert (seen.status, seen.body) == (200, picture())
 
@@ -113,8 +113,8 @@ async def test_https_to_what_does_not_speak_tls_fails(start: StartImgkeep, origi
 
     plain = FakeOrigin()
     plain.server = await asyncio.start_server(hang_up, "127.0.0.1", 0)
-    seams = Seams(resolver=lambda: Names(default=[PUBLIC]), open_socket=Dials(origin, plain))
-    imgkeep = await start(seams=seams, fetch={"allow_networks": []})
+    platform = Platform(resolver=lambda: Names(default=[PUBLIC]), open_socket=Dials(origin, plain))
+    imgkeep = await start(platform=platform, fetch={"allow_networks": []})
     seen = await look(imgkeep, "https://example.com/a.png")
     assert (seen.status, seen.code) == (502, "origin_error")
     await plain.stop()
@@ -125,8 +125,8 @@ async def test_a_name_that_does_not_resolve_is_an_error_of_the_origin(
     start: StartImgkeep, origin: FakeOrigin, answer: Addresses | OSError
 ) -> None:
     dials = Dials(origin)
-    seams = Seams(resolver=lambda: Names({"example.com": answer}), open_socket=dials)
-    imgkeep = await start(seams=seams, fetch={"allow_networks": []})
+    platform = Platform(resolver=lambda: Names({"example.com": answer}), open_socket=dials)
+    imgkeep = await start(platform=platform, fetch={"allow_networks": []})
     seen = await look(imgkeep, "http://example.com/a.png")
     assert (seen.status, seen.code, dials.made) == (502, "origin_error", [])
     await nothing_kept(imgkeep)
@@ -142,8 +142,8 @@ async def test_a_name_that_failed_once_may_resolve_at_the_next_attempt(start: St
         return [PUBLIC]
 
     names.answers = {"example.com": answer}
-    seams = Seams(resolver=lambda: names, open_socket=Dials(origin))
-    imgkeep = await start(seams=seams, fetch={"allow_networks": [], "retries_max": 1})
+    platform = Platform(resolver=lambda: names, open_socket=Dials(origin))
+    imgkeep = await start(platform=platform, fetch={"allow_networks": [], "retries_max": 1})
     assert (await look(imgkeep, "http://example.com/a.png")).status == 200
 
 
@@ -159,8 +159,8 @@ async def test_a_name_that_takes_too_long_is_a_timeout_and_stops_nobody_else(
 
     origin.gives("/a.png", picture())
     dials = Dials(origin)
-    seams = Seams(resolver=lambda: Names({"slow.example.com": answer}, default=[PUBLIC]), open_socket=dials)
-    imgkeep = await start(seams=seams, fetch={"allow_networks": [], "connect_timeout_s": 0.4})
+    platform = Platform(resolver=lambda: Names({"slow.example.com": answer}, default=[PUBLIC]), open_socket=dials)
+    imgkeep = await start(platform=platform, fetch={"allow_networks": [], "connect_timeout_s": 0.4})
     asking = asyncio.create_task(look(imgkeep, "http://slow.example.com:8080/a.png"))
     await asked.wait()
     assert (await look(imgkeep, "http://quick.example.com:8080/a.png")).status == 200
@@ -185,7 +185,7 @@ async def test_a_name_that_moves_inside_is_refused_as_soon_as_it_is_looked_up_ag
 ) -> None:
     names = Names({"example.com": Rebinding()})
     dials = Dials(origin)
-    imgkeep = await start(seams=Seams(resolver=lambda: names, open_socket=dials), fetch={"allow_networks": []})
+    imgkeep = await start(platform=Platform(resolver=lambda: names, open_socket=dials), fetch={"allow_networks": []})
     origin.gives("/1.png", picture())
     origin.gives("/2.png", picture(), headers={"Connection": "close"})
     # Over one connection, to the address that was judged.
@@ -193,7 +193,7 @@ async def test_a_name_that_moves_inside_is_refused_as_soon_as_it_is_looked_up_ag
         assert (await look(imgkeep, f"http://example.com:8080{path}")).status == 200
     assert (names.asked, len(dials.made)) == (["example.com"], 1)
     # The cached answer runs out.
-    session = imgkeep.client.app[SITE].keeper._to.origin._session  # type: ignore[attr-defined]
+    session = imgkeep.client.app[SITE].image_service._dependencies.origin._session  # type: ignore[attr-defined]
     session.connector.clear_dns_cache()
     seen = await look(imgkeep, "http://example.com:8080/3.png")
     assert (seen.status, seen.code) == (403, "source_forbidden")
@@ -205,7 +205,7 @@ async def test_a_redirect_to_another_port_of_a_name_that_moved_inside_is_refused
 ) -> None:
     names = Names({"example.com": Rebinding()})
     dials = Dials(origin)
-    imgkeep = await start(seams=Seams(resolver=lambda: names, open_socket=dials), fetch={"allow_networks": []})
+    imgkeep = await start(platform=Platform(resolver=lambda: names, open_socket=dials), fetch={"allow_networks": []})
     origin.gives("/1.png", b"", status="302 Found", headers={"Location": "http://example.com:80/2.png"})
     seen = await look(imgkeep, "http://example.com:8080/1.png")
     assert (seen.status, seen.code) == (403, "source_forbidden")
@@ -215,11 +215,11 @@ async def test_a_redirect_to_another_port_of_a_name_that_moved_inside_is_refused
 async def test_an_attempt_after_a_failure_is_judged_again(start: StartImgkeep, origin: FakeOrigin) -> None:
     names = Names({"example.com": Rebinding()})
     dials = Dials(origin)
-    seams = Seams(resolver=lambda: names, open_socket=dials)
-    imgkeep = await start(seams=seams, fetch={"allow_networks": [], "retries_max": 1})
+    platform = Platform(resolver=lambda: names, open_socket=dials)
+    imgkeep = await start(platform=platform, fetch={"allow_networks": [], "retries_max": 1})
 
     async def script(exchange: Exchange) -> None:
-        imgkeep.client.app[SITE].keeper._to.origin._session.connector.clear_dns_cache()  # type: ignore[attr-defined]
+        imgkeep.client.app[SITE].image_service._dependencies.origin._session.connector.clear_dns_cache()  # type: ignore[attr-defined]
         exchange.reset()
 
     origin.on("/1.png", script)
@@ -236,8 +236,8 @@ async def test_all_addresses_of_a_name_are_tried(start: StartImgkeep, origin: Fa
             return super().__call__(info)
 
     dials = OneIsDown(origin)
-    seams = Seams(resolver=lambda: Names(default=[PUBLIC, "93.184.215.15"]), open_socket=dials)
-    imgkeep = await start(seams=seams, fetch={"allow_networks": []})
+    platform = Platform(resolver=lambda: Names(default=[PUBLIC, "93.184.215.15"]), open_socket=dials)
+    imgkeep = await start(platform=platform, fetch={"allow_networks": []})
     origin.gives("/a.png", picture())
     assert (await look(imgkeep, "http://example.com/a.png")).status == 200
     assert {address for address, _ in dials.made} == {PUBLIC, "93.184.215.15"}

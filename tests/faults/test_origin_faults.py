@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import brotli  # type: ignore[import-untyped]  # it has no annotations
 import pytest
-from imgkeep.bootstrap.server import Seams
+from imgkeep.bootstrap.server import Platform
 from imgkeep.images.negative_cache import SERVER_ERROR_S, TOO_MANY_REQUESTS_S
 
 from tests.support.network import Timer, counted, look, nothing_kept, until
@@ -594,7 +594,7 @@ async def test_a_refusal_is_told_kept_nowhere_and_remembered_for_its_time(
     start: StartImgkeep, origin: FakeOrigin, said: str
 ) -> None:
     timer = Timer()
-    imgkeep = await start(seams=Seams(timer=timer))
+    imgkeep = await start(platform=Platform(timer=timer))
     status, code, seconds = SAID[said]
     url = origin.gives("/a.png", b"" if said[:3] == "204" else picture(), status=said)
     first = await look(imgkeep, url)
@@ -625,8 +625,8 @@ async def test_retry_after_is_kept_to_and_passed_on(
     start: StartImgkeep, origin: FakeOrigin, status: str, value: str, seconds: int
 ) -> None:
     timer = Timer()
-    seams = Seams(timer=timer, clock=lambda: datetime(2026, 11, 22, 10, 0, 0, tzinfo=UTC))
-    imgkeep = await start(seams=seams, fetch={"retries_max": 2})
+    platform = Platform(timer=timer, clock=lambda: datetime(2026, 11, 22, 10, 0, 0, tzinfo=UTC))
+    imgkeep = await start(platform=platform, fetch={"retries_max": 2})
     url = origin.gives("/a.png", b"slow down", status=status, headers={"Retry-After": value})
     first = await look(imgkeep, url)
     # It is longer than a client should wait for an answer, so nobody tries again meanwhile.

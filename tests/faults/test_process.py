@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from imgkeep.bootstrap.server import DRAIN_NOTICE_S, Seams
+from imgkeep.bootstrap.server import DRAIN_NOTICE_S, Platform
 
 from tests.support.fakes import Timer
 from tests.support.pictures import picture, picture_of
@@ -67,7 +67,7 @@ async def serving(folder: Path) -> AsyncIterator[Running]:
         stderr=asyncio.subprocess.PIPE,
         env=environment
         | {
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": str(ROOT / "proxy"),
             "IMGKEEP_SERVER__PORT": "0",
             "IMGKEEP_STORE__FREE_BYTES_MIN": "0",
             "IMGKEEP_FETCH__ALLOW_NETWORKS": "127.0.0.0/8",
@@ -294,7 +294,7 @@ async def test_the_loop_stays_free_while_a_large_image_is_hashed_synced_and_chec
 async def test_a_clock_that_jumps_back_changes_no_answer(start: Start, origin: FakeOrigin) -> None:
     now = datetime(2026, 11, 22, 10, tzinfo=UTC)
     timer = Timer()
-    imgkeep = await start(seams=Seams(clock=lambda: now, timer=timer))
+    imgkeep = await start(platform=Platform(clock=lambda: now, timer=timer))
     url = origin.gives("/a.png", picture())
     dead = origin.url("/dead.png")
     first = await kept(imgkeep, url)
@@ -322,7 +322,7 @@ async def test_a_clock_that_jumps_back_changes_no_answer(start: Start, origin: F
 
 async def test_a_waiting_period_by_date_is_never_negative(start: Start, origin: FakeOrigin) -> None:
     now = datetime(2026, 11, 22, 10, tzinfo=UTC)
-    imgkeep = await start(seams=Seams(clock=lambda: now))
+    imgkeep = await start(platform=Platform(clock=lambda: now))
     date = "Sun, 22 Nov 2026 09:00:00 GMT"
     url = origin.gives("/a.png", b"", status="503 Busy", headers={"Retry-After": date})
     answer = await ask(imgkeep, target_of(url))

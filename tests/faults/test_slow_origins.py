@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 import pytest
-from imgkeep.bootstrap.server import Seams
+from imgkeep.bootstrap.server import Platform
 from imgkeep.web.context import SITE
 
 from tests.support.network import PUBLIC, Dials, Names, counted, look, nothing_kept, until, until_counted
@@ -141,7 +141,7 @@ async def test_an_origin_without_end_ends_on_time_and_not_on_size(start: StartIm
 async def test_a_handshake_that_never_comes_is_a_timeout(start: StartImgkeep, origin: FakeOrigin) -> None:
     # An origin without TLS that waits for a request line, as the client waits for a certificate.
     dials = Dials(origin, tls=origin)
-    imgkeep = await start(seams=Seams(resolver=lambda: Names(default=[PUBLIC]), open_socket=dials), fetch=QUICK)
+    imgkeep = await start(platform=Platform(resolver=lambda: Names(default=[PUBLIC]), open_socket=dials), fetch=QUICK)
     async with asyncio.timeout(LIMIT_S):
         seen = await look(imgkeep, "https://example.com/a.png")
     assert (seen.status, seen.code) == (504, "origin_timeout")
@@ -157,8 +157,8 @@ async def test_a_host_that_hangs_fills_its_own_queue_and_no_other(start: StartIm
     for number in range(5):
         origin.on(f"/{number}", script)
     origin.gives("/a.png", picture())
-    seams = Seams(resolver=lambda: Names(default=[PUBLIC]), open_socket=Dials(origin))
-    imgkeep = await start(seams=seams, fetch={"per_host_max": 1, "concurrent_max": 4, "allow_networks": []})
+    platform = Platform(resolver=lambda: Names(default=[PUBLIC]), open_socket=Dials(origin))
+    imgkeep = await start(platform=platform, fetch={"per_host_max": 1, "concurrent_max": 4, "allow_networks": []})
     waiting = [asyncio.create_task(look(imgkeep, f"http://slow.example.com:8080/{number}")) for number in range(5)]
     await until_counted(imgkeep, "imgkeep_fetches_waiting", 4)
     await until(lambda: len(origin.seen) == 1)
@@ -178,7 +178,7 @@ async def test_who_never_gets_a_place_is_told_that_we_are_busy_and_not_that_the_
 ) -> None:
     imgkeep = await start(fetch={**QUICK, "per_host_max": 1})
     url = origin.gives("/a.png", picture())
-    async with imgkeep.client.app[SITE].keeper._to.origin.gates.enter("127.0.0.1"):  # type: ignore[attr-defined]
+    async with imgkeep.client.app[SITE].image_service._dependencies.origin.limiter.enter("127.0.0.1"):  # type: ignore[attr-defined]
         seen = await look(imgkeep, url)
     assert (seen.status, seen.code, seen.headers["Retry-After"]) == (503, "busy", "2")
     assert (await look(imgkeep, url)).status == 200
@@ -214,8 +214,8 @@ async def test_hosts_that_are_redirected_to_have_their_limit_too(start: StartImg
     for number in range(8):
         origin.on(f"/from{number}.png", redirect)
         origin.on(f"/to{number}.png", target)
-    seams = Seams(resolver=lambda: Names(default=[PUBLIC]), open_socket=Dials(origin))
-    imgkeep = await start(seams=seams, fetch={"per_host_max": 2, "allow_networks": []})
+    platform = Platform(resolver=lambda: Names(default=[PUBLIC]), open_socket=Dials(origin))
+    imgkeep = await start(platform=platform, fetch={"per_host_max": 2, "allow_networks": []})
     asking = [
         asyncio.create_task(look(imgkeep, f"http://host{number}.example.com/from{number}.png")) for number in range(8)
     ]

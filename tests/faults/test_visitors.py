@@ -75,9 +75,9 @@ async def test_a_redirect_carries_no_more(imgkeep: Imgkeep, origin: FakeOrigin) 
 
 
 async def test_the_operator_chooses_the_user_agent(start: StartImgkeep, origin: FakeOrigin) -> None:
-    imgkeep = await start(fetch={"user_agent": "keeper/7"})
+    imgkeep = await start(fetch={"user_agent": "image_service/7"})
     await look(imgkeep, origin.gives("/a.png", picture()))
-    assert origin.seen[0].headers["user-agent"] == "keeper/7"
+    assert origin.seen[0].headers["user-agent"] == "image_service/7"
 
 
 @pytest.mark.parametrize(

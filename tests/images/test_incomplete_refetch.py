@@ -13,12 +13,12 @@ from imgkeep.core.identity import identify
 from imgkeep.core.records import Doubt, Record, Standing
 from imgkeep.core.source_url import read_source
 from imgkeep.images import fill
-from imgkeep.images.context import Visit
+from imgkeep.images.context import RequestContext
 from imgkeep.images.fill import GATHERED_BYTES_MAX
 from imgkeep.images.incomplete_refetch import REFETCHES_MAX
 
 from tests.images.test_links import FRESH, FRESHER, by_catalogue
-from tests.support.fakes import Feed, World, drain, settle, whole
+from tests.support.fakes import RemoteFill, World, drain, settle, whole
 from tests.support.pictures import picture
 
 if TYPE_CHECKING:
@@ -41,21 +41,21 @@ def unverified(source: Source) -> SourceInfo:
     return replace(info, permission=bare != source, enforced=bare == source)
 
 
-def lasting(source: Source) -> SourceInfo:
+def immutable(source: Source) -> SourceInfo:
     """Take every link for one that is verified and has no end."""
     return replace(by_catalogue(source), expires_at=None)
 
 
 @pytest.fixture
 def world() -> World:
-    return World(identify=lasting)
+    return World(identify=immutable)
 
 
-async def begin(world: World, *later: Callable[[], Feed] | Exception | bytes, url: str = FRESH) -> Record:
+async def begin(world: World, *later: Callable[[], RemoteFill] | Exception | bytes, url: str = FRESH) -> Record:
     """Have half a picture stored, and the origin give `later` from then on."""
     world.origin.gives(url, HALF)
     assert await world.get(url) == ("stored", HALF)
-    await world.keeper.land()
+    await world.image_service.drain()
     world.origin.asked.clear()
     if later:
         world.origin.gives(url, *later)
@@ -68,7 +68,7 @@ async def look(world: World, url: str = FRESH) -> bytes:
     """Ask for the picture, and return what is shown while it may be fetched again."""
     outcome, shown = await world.get(url)
     assert outcome == "hit"
-    await world.keeper.land()
+    await world.image_service.drain()
     return shown
 
 
@@ -81,7 +81,7 @@ async def test_half_a_picture_is_stored_and_shown_for_a_minute(world: World) -> 
     record = await begin(world)
     assert standing_of(record) is Standing.PROVISIONAL
     delivery = await world.ask(FRESH)
-    assert not delivery.lasting
+    assert not delivery.immutable
     assert await drain(delivery) == HALF
     assert world.origin.asked == []
 
@@ -90,7 +90,7 @@ async def test_half_a_picture_is_stored_and_shown_for_a_minute(world: World) -> 
 async def test_a_whole_picture_that_comes_at_once_may_be_kept_for_ever(world: World, body: bytes) -> None:
     world.origin.gives(FRESH, lambda: whole(body, size=len(body)))
     delivery = await world.ask(FRESH)
-    assert delivery.lasting
+    assert delivery.immutable
     assert await drain(delivery) == body
     assert not record_of(world).doubts
 
@@ -105,33 +105,33 @@ async def test_pieces_that_have_come_already_tell_the_end(
 ) -> None:
     monkeypatch.setattr(fill, "GATHERING_S", 60)  # a busy machine may take long for a turn
     pieces = [body[at : at + 200] for at in range(0, len(body), 200)]
-    world.origin.gives(FRESH, lambda: Feed(len(body) if is_told else None).push(*pieces).end())
+    world.origin.gives(FRESH, lambda: RemoteFill(len(body) if is_told else None).push(*pieces).end())
     delivery = await world.ask(FRESH)
-    assert delivery.lasting
+    assert delivery.immutable
     assert await drain(delivery) == body
 
 
 async def test_a_large_image_is_not_gathered_before_its_first_byte(world: World) -> None:
-    feed = Feed(GATHERED_BYTES_MAX + 1).push(WHOLE[:1000], WHOLE[1000:])
+    feed = RemoteFill(GATHERED_BYTES_MAX + 1).push(WHOLE[:1000], WHOLE[1000:])
     world.origin.gives(FRESH, lambda: feed)
     delivery = await world.ask(FRESH)
-    assert not delivery.lasting
+    assert not delivery.immutable
     feed.end(OriginTimeout("cut short"))
-    await world.keeper.land()
+    await world.image_service.drain()
 
 
 @pytest.mark.parametrize("size", [len(WHOLE), None])
 async def test_what_may_turn_out_incomplete_is_kept_for_a_minute_by_its_first_client(
     world: World, size: int | None
 ) -> None:
-    feed = Feed(size).push(WHOLE[:500], WHOLE[500:1000])
+    feed = RemoteFill(size).push(WHOLE[:500], WHOLE[500:1000])
     world.origin.gives(FRESH, lambda: feed)
     delivery = await world.ask(FRESH)
-    assert not delivery.lasting, "its first bytes do not wait for the others"
+    assert not delivery.immutable, "its first bytes do not wait for the others"
     feed.push(WHOLE[1000:]).end()
     assert await drain(delivery) == WHOLE
     later = await world.ask(FRESH)
-    assert later.lasting
+    assert later.immutable
     await drain(later)
 
 
@@ -156,7 +156,7 @@ async def test_a_whole_picture_takes_its_place_behind_the_clients_back(world: Wo
     assert await look(world) == HALF, "the client does not wait"
     assert world.origin.asked == [FRESH]
     delivery = await world.ask(FRESH)
-    assert delivery.lasting
+    assert delivery.immutable
     assert await drain(delivery) == WHOLE
     after = record_of(world)
     assert (after.doubts, after.brought_by, after.refetches) == (frozenset(), "", None)
@@ -207,7 +207,7 @@ async def test_equal_bytes_over_a_day_are_all_that_there_is(world: World) -> Non
     assert record.refetches is not None
     assert record.refetches.equal >= 3
     delivery = await world.ask(FRESH)
-    assert delivery.lasting
+    assert delivery.immutable
     await drain(delivery)
     asked = len(world.origin.asked)
     assert asked == record.refetches.tries
@@ -241,14 +241,14 @@ async def test_more_of_the_same_picture_replaces_less_of_it_and_not_the_other_wa
         pytest.param(OriginTimeout("it hangs"), id="a timeout"),
         pytest.param(OriginRefused("the origin says 403", origin_status=403), id="403"),
         pytest.param(NotAnImage("a page"), id="a page"),
-        pytest.param(lambda: Feed().push(WHOLE).end(OriginTimeout("cut short")), id="cut short"),
-        pytest.param(lambda: Feed(framed=False).push(HALF).end(), id="cut and unframed"),
+        pytest.param(lambda: RemoteFill().push(WHOLE).end(OriginTimeout("cut short")), id="cut short"),
+        pytest.param(lambda: RemoteFill(framed=False).push(HALF).end(), id="cut and unframed"),
         pytest.param(b"<html>", id="html"),
         pytest.param(picture(width=200, height=200), id="too many pixels"),
     ],
 )
 async def test_whatever_the_origin_answers_the_stored_image_stays(
-    world: World, failure: Callable[[], Feed] | Exception | bytes
+    world: World, failure: Callable[[], RemoteFill] | Exception | bytes
 ) -> None:
     await begin(world, failure)
     world.wait(60)
@@ -304,7 +304,7 @@ async def test_many_requests_cause_one_refetch(world: World) -> None:
     await world.origin.reached.wait()
     assert await look_away(world) == HALF
     world.origin.gate.set()
-    await world.keeper.land()
+    await world.image_service.drain()
     assert world.origin.asked == [FRESH]
 
 
@@ -339,15 +339,21 @@ async def test_a_link_that_has_ended_is_not_asked_again() -> None:
 
 
 @pytest.mark.parametrize(
-    "visit", [Visit(came_from_us=True), Visit(insist=lambda: (_ for _ in ()).throw(SourceForbidden("no")))]
+    "request_context",
+    [
+        RequestContext(from_own_node=True),
+        RequestContext(authorize_fetch=lambda: (_ for _ in ()).throw(SourceForbidden("no"))),
+    ],
 )
-async def test_who_may_not_have_anything_fetched_causes_no_refetch(world: World, visit: Visit) -> None:
+async def test_who_may_not_have_anything_fetched_causes_no_refetch(
+    world: World, request_context: RequestContext
+) -> None:
     await begin(world)
     world.wait(60)
     source = read_source(FRESH)
-    delivery = await world.keeper.deliver(source, by_catalogue(source), visit)
+    delivery = await world.image_service.deliver(source, by_catalogue(source), request_context)
     await drain(delivery)  # type: ignore[arg-type]  # it is one
-    await world.keeper.land()
+    await world.image_service.drain()
     assert world.origin.asked == []
 
 
@@ -357,7 +363,7 @@ async def test_so_many_are_fetched_again_at_a_time() -> None:
     for number, url in enumerate(urls):
         world.origin.gives(url, picture(seed=number)[:-20])
         await world.get(url)
-    await world.keeper.land()
+    await world.image_service.drain()
     world.wait(60)
     world.origin.asked.clear()
     world.origin.gate.clear()
@@ -366,16 +372,16 @@ async def test_so_many_are_fetched_again_at_a_time() -> None:
     await settle()
     assert len(world.origin.asked) == REFETCHES_MAX
     world.origin.gate.set()
-    await world.keeper.land()
+    await world.image_service.drain()
 
 
 async def test_a_save_of_a_stored_half_has_it_fetched_again(world: World) -> None:
     await begin(world, WHOLE)
     world.wait(60)
     source = read_source(FRESH)
-    record, created = await world.keeper.keep(source, by_catalogue(source))
+    record, created = await world.image_service.keep(source, by_catalogue(source))
     assert (record.doubts, created) == (frozenset({Doubt.INCOMPLETE}), False)
-    await world.keeper.land()
+    await world.image_service.drain()
     assert await look(world) == WHOLE
 
 
@@ -387,14 +393,14 @@ async def test_an_invented_link_neither_replaces_nor_confirms_nor_uses_up_the_in
     await begin(world, url=UNVERIFIED)
     world.origin.gives(INVENTED, OTHER)
     assert (await world.get(INVENTED))[1] == OTHER, "it is shown what it brings itself"
-    await world.keeper.land()
+    await world.image_service.drain()
     assert record_of(world).refetches is None
     assert await look(world, UNVERIFIED) == HALF
     world.origin.gives(INVENTED.replace("=2", "=3"), HALF)
     for _ in range(60):
         world.wait(3600)
         await world.get(INVENTED.replace("=2", "=3"))
-        await world.keeper.land()
+        await world.image_service.drain()
     assert record_of(world).doubts >= {Doubt.INCOMPLETE}
     assert record_of(world).refetches is None
     world.origin.gives(UNVERIFIED, WHOLE)
@@ -407,9 +413,9 @@ async def test_more_of_the_same_picture_counts_by_any_link() -> None:
     await begin(world, url=UNVERIFIED)
     world.origin.gives(INVENTED, WHOLE)
     assert (await world.get(INVENTED))[1] == WHOLE
-    await world.keeper.land()
+    await world.image_service.drain()
     assert (await world.get(UNVERIFIED))[1] == HALF, "it is tried, and brings no more than before"
-    await world.keeper.land()
+    await world.image_service.drain()
     assert await look(world, UNVERIFIED) == WHOLE, "of which it has shown that it is its picture"
     assert len(world.store.records) == 1
 
@@ -505,7 +511,7 @@ async def test_a_shape_whose_signature_makes_a_difference_completes_what_another
     world.origin.gives(shape(2), OTHER)
     world.wait(60)
     assert await look(world, shape(2)) == HALF
-    await world.keeper.land()
+    await world.image_service.drain()
     assert (await world.get(shape(3)))[1] == OTHER
     assert Doubt.INCOMPLETE not in record_of(world).doubts
 
@@ -518,7 +524,7 @@ async def test_plain_http_confirms_nothing_that_came_by_https() -> None:
     for _ in range(60):
         world.wait(3600)
         await world.get(bare)
-        await world.keeper.land()
+        await world.image_service.drain()
     record = record_of(world)
     assert record.doubts >= {Doubt.INCOMPLETE}
     assert record.refetches is None or record.refetches.equal == 0

@@ -13,11 +13,11 @@ from imgkeep.core.host_patterns import Globs
 from imgkeep.core.identity import identify
 from imgkeep.core.records import Digest, Validator
 from imgkeep.core.source_url import read_source
-from imgkeep.images.context import Redirect
+from imgkeep.images.context import RedirectToSource
 from imgkeep.images.refresh import Rules
 from imgkeep.ports import NotModified
 
-from tests.support.fakes import Feed, World, whole
+from tests.support.fakes import RemoteFill, World, whole
 from tests.support.pictures import picture
 
 if TYPE_CHECKING:
@@ -60,8 +60,8 @@ def world_of(rules: Rules | None = None, identify_by: Callable[[Source], SourceI
     return World(identify=identify_by, rules=rules)
 
 
-def answer(body: bytes, validator: Validator | None = SEEN) -> Callable[[], Feed]:
-    def make() -> Feed:
+def answer(body: bytes, validator: Validator | None = SEEN) -> Callable[[], RemoteFill]:
+    def make() -> RemoteFill:
         feed = whole(body)
         feed.validator = validator
         return feed
@@ -156,7 +156,7 @@ async def test_clients_of_permanent_links_can_be_sent_there() -> None:
     world = world_of(Rules(redirect_permanent=True))
     world.origin.gives(FRESH, OLD)
     source = read_source(PLAIN)
-    assert await world.keeper.deliver(source, by_catalogue(source)) == Redirect(PLAIN)
+    assert await world.image_service.deliver(source, by_catalogue(source)) == RedirectToSource(PLAIN)
     assert await world.get(FRESH) == ("stored", OLD)
     assert world.origin.asked == [FRESH]
 
@@ -174,7 +174,7 @@ async def test_a_permanent_link_to_a_kept_picture_is_served() -> None:
 async def kept(world: World, validator: Validator | None = SEEN) -> None:
     world.origin.gives(FRESH, answer(OLD, validator))
     assert await world.get(FRESH) == ("stored", OLD)
-    await world.keeper.land()
+    await world.image_service.drain()
 
 
 async def test_a_new_signature_reveals_a_new_picture_to_those_who_ask_afterwards() -> None:
@@ -182,7 +182,7 @@ async def test_a_new_signature_reveals_a_new_picture_to_those_who_ask_afterwards
     await kept(world)
     world.origin.gives(FRESHER, answer(NEW, Validator('"2"', None)))
     assert await world.get(FRESHER) == ("hit", OLD), "nobody waits for the origin"
-    await world.keeper.land()
+    await world.image_service.drain()
     assert world.origin.conditions == [None, SEEN]
     assert await world.get(FRESH) == ("hit", NEW)
 
@@ -194,7 +194,7 @@ async def test_a_picture_that_did_not_change_costs_one_question_per_link() -> No
     for _ in range(3):
         assert await world.get(FRESHER) == ("hit", OLD)
         assert await world.get(FRESH) == ("hit", OLD)
-        await world.keeper.land()
+        await world.image_service.drain()
     assert world.origin.asked == [FRESH, FRESHER]
     assert world.observer.unchanged_count == 1
     assert world.observer.errors == []
@@ -205,17 +205,17 @@ async def test_a_picture_that_did_not_change_costs_one_question_per_link() -> No
     [
         pytest.param(OriginRefused("403", origin_status=403), id="refused"),
         pytest.param(lambda: whole(b"<html>expired</html>"), id="no image"),
-        pytest.param(lambda: Feed().push(NEW[:-20]).end(OriginError("broke off")), id="cut"),
-        pytest.param(lambda: Feed(framed=False).push(NEW[:-20]).end(), id="cut where nothing tells"),
+        pytest.param(lambda: RemoteFill().push(NEW[:-20]).end(OriginError("broke off")), id="cut"),
+        pytest.param(lambda: RemoteFill(framed=False).push(NEW[:-20]).end(), id="cut where nothing tells"),
     ],
 )
-async def test_nothing_but_a_whole_image_replaces_what_is_kept(answers: Callable[[], Feed] | Exception) -> None:
+async def test_nothing_but_a_whole_image_replaces_what_is_kept(answers: Callable[[], RemoteFill] | Exception) -> None:
     world = world_of(Rules(refresh=HOSTS))
     await kept(world)
     world.origin.gives(FRESHER, answers)
     for _ in range(2):
         assert await world.get(FRESHER) == ("hit", OLD)
-        await world.keeper.land()
+        await world.image_service.drain()
     assert world.origin.asked == [FRESH, FRESHER]
 
 
@@ -225,7 +225,7 @@ async def test_the_same_bytes_keep_their_tag() -> None:
     (before,) = world.store.records.values()
     world.origin.gives(FRESHER, answer(OLD, Validator('"2"', None)))
     await world.get(FRESHER)
-    await world.keeper.land()
+    await world.image_service.drain()
     (after,) = world.store.records.values()
     assert (after.etag, after.validator) == (before.etag, Validator('"2"', None))
 
@@ -238,7 +238,7 @@ async def test_a_signature_that_may_be_unchecked_replaces_nothing() -> None:
     await kept(world)
     world.origin.gives(FRESHER, answer(NEW, Validator('"2"', None)))
     assert await world.get(FRESHER) == ("hit", OLD)
-    await world.keeper.land()
+    await world.image_service.drain()
     assert world.origin.asked == [FRESH]
 
 
@@ -249,13 +249,13 @@ async def test_a_newer_picture_that_was_removed_changes_nothing() -> None:
     world.origin.gives(FRESHER, answer(NEW, Validator('"2"', None)))
     for _ in range(2):
         assert await world.get(FRESHER) == ("hit", OLD)
-        await world.keeper.land()
+        await world.image_service.drain()
     assert await world.get(FRESH) == ("hit", OLD)
-    assert world.store.buried == []
+    assert world.store.tombstones == []
 
 
 @pytest.mark.parametrize(
-    ("rules", "validator", "url", "came_from_us"),
+    ("rules", "validator", "url", "from_own_node"),
     [
         pytest.param(Rules(refresh=Globs(("other.example",))), SEEN, FRESHER, False, id="another host"),
         pytest.param(Rules(), SEEN, FRESHER, False, id="nobody wants it"),
@@ -266,12 +266,12 @@ async def test_a_newer_picture_that_was_removed_changes_nothing() -> None:
     ],
 )
 async def test_otherwise_no_origin_is_asked(
-    rules: Rules, validator: Validator | None, url: str, *, came_from_us: bool
+    rules: Rules, validator: Validator | None, url: str, *, from_own_node: bool
 ) -> None:
     world = world_of(rules)
     await kept(world, validator)
-    delivery = await world.ask(url, came_from_us=came_from_us)
+    delivery = await world.ask(url, from_own_node=from_own_node)
     await delivery.body.aclose()
-    await world.keeper.land()
+    await world.image_service.drain()
     assert delivery.outcome.value == "hit"
     assert world.origin.asked == [FRESH]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 from imgkeep.core.errors import StorageError
-from imgkeep.images.redirects import Addresses
+from imgkeep.images.redirects import ObjectUrls
 
 from tests.support.fakes import Timer
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from typing import Literal
 
     from imgkeep.ports import Remote
-    from imgkeep.replication.tiered_store import Tiers
+    from imgkeep.replication.tiered_store import TieredStore
 
 NAME = "a" * 64 + ".png"
 
@@ -38,12 +38,12 @@ class FakeBucket:
         return f"https://bucket.example/{name}?{'head' if head else 'get'}={self.links}", min(ttl_s, self.life_s)
 
 
-def addresses(
+def object_urls(
     bucket: FakeBucket, timer: Timer, mode: Literal["serve", "redirect", "presign"], *, public: bool = False
-) -> Addresses:
-    return Addresses(
+) -> ObjectUrls:
+    return ObjectUrls(
         mode,
-        cast("Tiers", bucket),
+        cast("TieredStore", bucket),
         cast("Remote", bucket),
         public_url=(lambda name: f"https://public.example/{name}") if public else None,
         presign_ttl_s=3600,
@@ -53,7 +53,7 @@ def addresses(
 
 async def test_a_link_is_reused_while_half_of_its_life_is_left_and_no_longer() -> None:
     bucket, timer = FakeBucket(), Timer()
-    found = addresses(bucket, timer, "presign")
+    found = object_urls(bucket, timer, "presign")
     first = await found.find(NAME, head=False)
     assert first is not None
     assert (first.max_age_s, first.private) == (1800, True)
@@ -71,13 +71,13 @@ async def test_a_link_is_reused_while_half_of_its_life_is_left_and_no_longer() -
 async def test_temporary_credentials_shorten_a_links_life() -> None:
     bucket = FakeBucket()
     bucket.life_s = 600
-    address = await addresses(bucket, Timer(), "presign").find(NAME, head=False)
+    address = await object_urls(bucket, Timer(), "presign").find(NAME, head=False)
     assert address is not None
     assert address.max_age_s == 300
 
 
 async def test_get_and_head_have_links_of_their_own() -> None:
-    found = addresses(FakeBucket(), Timer(), "presign")
+    found = object_urls(FakeBucket(), Timer(), "presign")
     urls = {address.url for head in (True, False, True) if (address := await found.find(NAME, head=head))}
     assert len(urls) == 2
 
@@ -86,17 +86,17 @@ async def test_get_and_head_have_links_of_their_own() -> None:
 async def test_nobody_is_sent_to_what_is_not_there(mode: Literal["redirect", "presign"]) -> None:
     bucket = FakeBucket()
     bucket.here = False
-    assert await addresses(bucket, Timer(), mode, public=True).find(NAME, head=False) is None
+    assert await object_urls(bucket, Timer(), mode, public=True).find(NAME, head=False) is None
 
 
 async def test_an_image_is_served_where_no_link_can_be_signed() -> None:
     bucket = FakeBucket()
     bucket.fault = StorageError("no credentials")
-    assert await addresses(bucket, Timer(), "presign").find(NAME, head=False) is None
+    assert await object_urls(bucket, Timer(), "presign").find(NAME, head=False) is None
 
 
 async def test_with_a_public_base_the_permanent_url_is_there_also_where_images_are_served() -> None:
-    found = addresses(FakeBucket(), Timer(), "serve", public=True)
+    found = object_urls(FakeBucket(), Timer(), "serve", public=True)
     assert await found.find(NAME, head=False) is None
     assert found.permanent(NAME) == f"https://public.example/{NAME}"
-    assert addresses(FakeBucket(), Timer(), "presign").permanent(NAME) is None
+    assert object_urls(FakeBucket(), Timer(), "presign").permanent(NAME) is None

@@ -28,7 +28,7 @@ from imgkeep.core.source_url import read_source
 from imgkeep.images.refetch import CLAIM_LOOKS_MAX, REFETCHES_MAX, Refetcher
 
 from tests.images.test_links import EXPIRED, FRESH, FRESHER, NOW, PLAIN, by_catalogue, exactly
-from tests.support.fakes import ANYBODY, Feed, World, settle, without_query
+from tests.support.fakes import OPEN_POLICY, RemoteFill, World, settle, without_query
 from tests.support.pictures import picture
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from imgkeep.core.records import Source, SourceInfo
     from imgkeep.images.refetch import Refetched
-    from imgkeep.ports import Claims
+    from imgkeep.ports import FillLeases
 
 OLD, NEW = picture(seed=1), picture(seed=2)
 BY_IDENTITY = "https://bucket.s3.amazonaws.com/a.png"
@@ -47,10 +47,10 @@ def digest_of(body: bytes) -> Digest:
 
 
 @dataclass
-class FakeClaims:
+class FakeLeases:
     """The right to fetch, which another worker may hold for so many looks."""
 
-    linger_s: float = 0
+    grace_s: float = 0
     held_for: int = 0
     taken: list[str] = field(default_factory=list)
     released: list[str] = field(default_factory=list)
@@ -71,20 +71,20 @@ class Desk:
     """A refetcher in a world where FRESH has brought OLD."""
 
     def __init__(
-        self, identify_by: Callable[[Source], SourceInfo] = by_catalogue, claims: Claims | None = None
+        self, identify_by: Callable[[Source], SourceInfo] = by_catalogue, leases: FillLeases | None = None
     ) -> None:
         self.world = World(identify=identify_by)
         self.settled = 0
         self.changed: list[Key] = []
         self.slept = 0
-        self.world.keeper.changed = self.changed.append
+        self.world.image_service.changed = self.changed.append
         self.refetcher = Refetcher(
-            self.world.keeper,
-            self.world.keeper._to,
-            policy=ANYBODY,
+            self.world.image_service,
+            self.world.image_service._dependencies,
+            policy=OPEN_POLICY,
             settle=self.settle,
             sleep=self.sleep,
-            claims=claims,
+            leases=leases,
         )
 
     async def settle(self) -> None:
@@ -96,7 +96,7 @@ class Desk:
     async def begin(self, url: str = FRESH) -> Record:
         self.world.origin.gives(url, OLD)
         assert await self.world.get(url) == ("stored", OLD)
-        await self.world.keeper.land()
+        await self.world.image_service.drain()
         self.world.origin.asked.clear()
         (record,) = self.world.store.records.values()
         return record
@@ -119,7 +119,7 @@ def desk() -> Desk:
 async def test_a_whole_image_that_differs_replaces_and_the_old_bytes_stay(desk: Desk) -> None:
     before = await desk.begin()
     desk.changed.clear()
-    desk.world.origin.gives(FRESHER, lambda: Feed().push(NEW[:100], NEW[100:]).end())
+    desk.world.origin.gives(FRESHER, lambda: RemoteFill().push(NEW[:100], NEW[100:]).end())
     refetched = await desk.refetch(before, FRESHER)
     assert refetched.replaced
     assert (refetched.record.digest, refetched.record.size) == (digest_of(NEW), len(NEW))
@@ -155,18 +155,18 @@ async def test_bytes_that_were_lost_come_back(desk: Desk) -> None:
 FAILURES = [
     pytest.param(OriginRefused("403", origin_status=403), SourceExpired, id="refused"),
     pytest.param(OriginTimeout("slow"), OriginTimeout, id="slow"),
-    pytest.param(lambda: Feed().push(b"<html>expired</html>").end(), NotAnImage, id="no image"),
-    pytest.param(lambda: Feed().push(b"").end(), NotAnImage, id="nothing"),
-    pytest.param(lambda: Feed().push(NEW[:-20]).end(), NotAnImage, id="framed whole, cut by its format"),
-    pytest.param(lambda: Feed(framed=False).push(NEW).end(), OriginError, id="whole by its format, not framed"),
-    pytest.param(lambda: Feed().push(NEW[:50]).end(OriginError("broke off")), OriginError, id="cut"),
-    pytest.param(lambda: Feed().push(picture(width=200, height=100)).end(), TooLarge, id="too many pixels"),
+    pytest.param(lambda: RemoteFill().push(b"<html>expired</html>").end(), NotAnImage, id="no image"),
+    pytest.param(lambda: RemoteFill().push(b"").end(), NotAnImage, id="nothing"),
+    pytest.param(lambda: RemoteFill().push(NEW[:-20]).end(), NotAnImage, id="framed whole, cut by its format"),
+    pytest.param(lambda: RemoteFill(framed=False).push(NEW).end(), OriginError, id="whole by its format, not framed"),
+    pytest.param(lambda: RemoteFill().push(NEW[:50]).end(OriginError("broke off")), OriginError, id="cut"),
+    pytest.param(lambda: RemoteFill().push(picture(width=200, height=100)).end(), TooLarge, id="too many pixels"),
 ]
 
 
 @pytest.mark.parametrize(("answer", "error"), FAILURES)
 async def test_nothing_else_changes_what_is_stored(
-    desk: Desk, answer: Callable[[], Feed] | Exception, error: type[Exception]
+    desk: Desk, answer: Callable[[], RemoteFill] | Exception, error: type[Exception]
 ) -> None:
     before = await desk.begin()
     desk.changed.clear()
@@ -204,7 +204,7 @@ async def test_bytes_that_are_blocked_change_nothing(desk: Desk) -> None:
     with pytest.raises(Removed):
         await desk.refetch(before, FRESHER)
     assert list(desk.world.store.records.values()) == [before]
-    assert desk.world.store.buried == []
+    assert desk.world.store.tombstones == []
     assert desk.objects == {OLD}
 
 
@@ -242,10 +242,10 @@ async def test_an_exact_identity_is_the_link() -> None:
 async def test_an_identity_that_does_not_name_the_image_alone_is_not_tried(desk: Desk) -> None:
     before = await desk.begin()
     identity = f"{before.identity}#width=100"
-    claims = replace(before, identity=identity, key=Key(sha256(identity.encode()).hexdigest()))
-    desk.world.store.records[claims.key] = claims
+    leases = replace(before, identity=identity, key=Key(sha256(identity.encode()).hexdigest()))
+    desk.world.store.records[leases.key] = leases
     with pytest.raises(InvalidRequest, match="send the link"):
-        await desk.refetch(claims)
+        await desk.refetch(leases)
     assert desk.world.origin.asked == []
 
 
@@ -341,20 +341,20 @@ async def test_so_many_keys_are_fetched_at_a_time_and_no_more() -> None:
 
 
 async def test_another_worker_that_fetches_the_image_is_waited_for() -> None:
-    claims = FakeClaims(held_for=3)
-    desk = Desk(claims=claims)
-    claims.held_for = 0
+    leases = FakeLeases(held_for=3)
+    desk = Desk(leases=leases)
+    leases.held_for = 0
     before = await desk.begin()
-    claims.held_for = 3
+    leases.held_for = 3
     desk.world.origin.gives(FRESHER, NEW)
     assert (await desk.refetch(before, FRESHER)).replaced
     assert desk.slept == 3
-    assert claims.taken == claims.released == [f"refresh.{before.key}"]
+    assert leases.taken == leases.released == [f"refresh.{before.key}"]
 
 
 async def test_another_worker_is_waited_for_so_long_and_no_longer() -> None:
-    claims = FakeClaims(held_for=10 * CLAIM_LOOKS_MAX)
-    desk = Desk(claims=claims)
+    leases = FakeLeases(held_for=10 * CLAIM_LOOKS_MAX)
+    desk = Desk(leases=leases)
     before = await desk.begin()
     with pytest.raises(Busy):
         await desk.refetch(before, FRESHER)
@@ -363,13 +363,13 @@ async def test_another_worker_is_waited_for_so_long_and_no_longer() -> None:
 
 
 async def test_a_claim_is_given_back_after_a_failure() -> None:
-    claims = FakeClaims()
-    desk = Desk(claims=claims)
+    leases = FakeLeases()
+    desk = Desk(leases=leases)
     before = await desk.begin()
     desk.world.origin.gives(FRESHER, OriginTimeout("slow"))
     with pytest.raises(OriginTimeout):
         await desk.refetch(before, FRESHER)
-    assert claims.released == [f"refresh.{before.key}"]
+    assert leases.released == [f"refresh.{before.key}"]
 
 
 async def test_a_server_that_stops_breaks_off(desk: Desk) -> None:

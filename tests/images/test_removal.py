@@ -1,4 +1,4 @@
-"""Removals and their undo over a real folder and a real catalog: crashes between any two durable steps, and races."""
+"""Removals and their undo over a real folder and a real database: crashes between any two durable steps, and races."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from imgkeep.core.errors import Removed, StorageError
 from imgkeep.core.records import Digest, Doubt, Key, Tombstone
-from imgkeep.database import SqlCatalog
-from imgkeep.images.record_cache import BURIED_TTL_S, Records
-from imgkeep.images.removal import LOOKED_AT_MAX, REFRESH_EVERY_S, Refusals, Remover
+from imgkeep.database import ImageIndex
+from imgkeep.images.record_cache import TOMBSTONES_TTL_S, RecordCache
+from imgkeep.images.removal import LOOKED_AT_MAX, REFRESH_EVERY_S, BlockedDigests, Remover
 from imgkeep.storage.local.store import LocalStore
 
 from tests.support.fakes import Timer
@@ -30,7 +30,7 @@ DIGEST = Digest(sha256(BODY).hexdigest())
 A, B = record_of(BODY, name="a"), record_of(BODY, name="b")
 
 
-DURABLE = ("refuse", "bury", "unblock", "delete_tombstone")
+DURABLE = ("refuse", "put_tombstone", "unblock", "delete_tombstone")
 
 
 class FaultyStore:
@@ -70,7 +70,7 @@ class FaultyStore:
 class Peers:
     """The other workers, who learn what they are told."""
 
-    others: list[Refusals] = field(default_factory=list)
+    others: list[BlockedDigests] = field(default_factory=list)
     told: list[dict[str, Collection[str]]] = field(default_factory=list)
     fault: StorageError | None = None
 
@@ -97,17 +97,17 @@ class Peers:
 class Node:
     """Who removes, on one folder."""
 
-    def __init__(self, disk: LocalStore, catalog: SqlCatalog, peers: Peers | None = None) -> None:
+    def __init__(self, disk: LocalStore, database: ImageIndex, peers: Peers | None = None) -> None:
         self.store = FaultyStore(disk)
-        self.catalog = catalog
-        self.records = Records(self.store, catalog, (), Timer())  # type: ignore[arg-type]  # it has all verbs
-        self.refusals = Refusals(self.store, catalog, disk.forget, peers)  # type: ignore[arg-type]  # as above
+        self.database = database
+        self.records = RecordCache(self.store, database, (), Timer())  # type: ignore[arg-type]  # it has all verbs
+        self.blocked_digests = BlockedDigests(self.store, database, disk.forget, peers)  # type: ignore[arg-type]  # as above
         self.minute = 0
         self.remover = Remover(
             store=self.store,  # type: ignore[arg-type]  # as above
-            register=catalog,
+            register=database,
             finder=self,
-            refusals=self.refusals,
+            blocked_digests=self.blocked_digests,
             clock=self.clock,
         )
         self.disk = disk
@@ -135,7 +135,7 @@ class Node:
             await self.disk.put(draft, record)
         finally:
             await draft.aclose()
-        await self.catalog.put(record)
+        await self.database.put(record)
 
     async def is_free(self, key: Key) -> bool:
         """Whether an image can be stored under a key, as a fill would find out."""
@@ -154,17 +154,17 @@ async def disk(tmp_path: Path) -> AsyncIterator[LocalStore]:
 
 
 @pytest.fixture
-async def catalog(tmp_path: Path) -> AsyncIterator[SqlCatalog]:
-    found = SqlCatalog(f"sqlite:///{tmp_path}/catalog.db", lambda: NOON)
+async def database(tmp_path: Path) -> AsyncIterator[ImageIndex]:
+    found = ImageIndex(f"sqlite:///{tmp_path}/imgkeep.db", lambda: NOON)
     await found.open()
     yield found
     await found.aclose()
 
 
 @pytest.fixture
-async def node(disk: LocalStore, catalog: SqlCatalog) -> Node:
+async def node(disk: LocalStore, database: ImageIndex) -> Node:
     """One on which two keys show one picture."""
-    found = Node(disk, catalog)
+    found = Node(disk, database)
     for record in (A, B):
         await found.keep(BODY, record)
     return found
@@ -174,7 +174,7 @@ async def removed(node: Node) -> None:
     assert await node.remover.remove_key(A.key)
     assert not await node.is_free(A.key)
     assert not await node.is_free(B.key)
-    assert DIGEST in node.refusals
+    assert DIGEST in node.blocked_digests
 
 
 # --- undo
@@ -191,9 +191,9 @@ async def test_an_undo_finds_all_that_a_removal_did(node: Node, way: str) -> Non
     assert (restored.digest, set(restored.keys), restored.stored) == (DIGEST, {A.key, B.key}, False)
     assert await node.is_free(A.key)
     assert await node.is_free(B.key)
-    assert DIGEST not in node.refusals
+    assert DIGEST not in node.blocked_digests
     assert await node.disk.refused() == set()
-    assert list(await node.catalog.refused()) == []
+    assert list(await node.database.refused()) == []
     assert await node.remover.restore_key(A.key) is await node.remover.restore_digest(DIGEST) is None
     await node.keep(BODY, A)
     assert await node.look_up(A.key) == A
@@ -201,7 +201,7 @@ async def test_an_undo_finds_all_that_a_removal_did(node: Node, way: str) -> Non
 
 @pytest.mark.parametrize("way", ["key", "digest"])
 async def test_an_undo_that_died_between_any_two_steps_is_finished_by_doing_it_again(
-    disk: LocalStore, catalog: SqlCatalog, way: str
+    disk: LocalStore, database: ImageIndex, way: str
 ) -> None:
     async def undo(node: Node) -> object:
         if way == "key":
@@ -210,7 +210,7 @@ async def test_an_undo_that_died_between_any_two_steps_is_finished_by_doing_it_a
 
     died = 0
     for steps in range(10):
-        node = Node(disk, catalog)
+        node = Node(disk, database)
         for record in (A, B):
             await node.keep(BODY, record)
         await removed(node)
@@ -223,23 +223,23 @@ async def test_an_undo_that_died_between_any_two_steps_is_finished_by_doing_it_a
             break
         # Whatever is left, the removed bytes are not shown meanwhile, and another process knows what is left.
         assert await disk.has_object(DIGEST) is False
-        heir = Node(disk, catalog)
-        await heir.refusals.open()
+        heir = Node(disk, database)
+        await heir.blocked_digests.open()
         assert await undo(heir) is not None
         assert await heir.is_free(A.key)
         assert await heir.is_free(B.key)
-        assert DIGEST not in heir.refusals
+        assert DIGEST not in heir.blocked_digests
         assert await disk.refused() == set()
-        assert list(await catalog.refused()) == []
+        assert list(await database.refused()) == []
     assert died == 3, "two tombstones and one block"
 
 
 async def test_a_removal_that_died_between_any_two_steps_shows_nothing_and_is_finished_by_doing_it_again(
-    disk: LocalStore, catalog: SqlCatalog
+    disk: LocalStore, database: ImageIndex
 ) -> None:
     died = 0
     for steps in range(10):
-        node = Node(disk, catalog)
+        node = Node(disk, database)
         for record in (A, B):
             await node.keep(BODY, record)
         node.store.steps_left = steps
@@ -249,9 +249,9 @@ async def test_a_removal_that_died_between_any_two_steps_shows_nothing_and_is_fi
             died += 1
         else:
             break
-        heir = Node(disk, catalog)
-        await heir.refusals.open()
-        assert (DIGEST in heir.refusals) is (steps > 0)
+        heir = Node(disk, database)
+        await heir.blocked_digests.open()
+        assert (DIGEST in heir.blocked_digests) is (steps > 0)
         assert await heir.remover.remove_key(A.key)
         assert not await heir.is_free(A.key)
         assert not await heir.is_free(B.key)
@@ -313,8 +313,8 @@ async def test_a_key_that_shows_other_bytes_by_now_is_left_alone(node: Node) -> 
     await draft.write(b"another picture")
     await node.disk.put(draft, other, B.digest)
     await draft.aclose()
-    # The catalog still says that both keys show the same.
-    assert set(await node.catalog.keys_of(DIGEST)) == {A.key, B.key}
+    # The database still says that both keys show the same.
+    assert set(await node.database.keys_of(DIGEST)) == {A.key, B.key}
     assert await node.remover.remove_key(A.key)
     assert not await node.is_free(A.key)
     assert await node.disk.find(B.key) == other
@@ -333,7 +333,7 @@ async def test_bytes_that_a_stranger_may_have_brought_close_no_key(
     node.store.answers.clear()
     closed = [await node.disk.find_tombstone(record.key) is not None for record in (A, B)]
     assert closed == [not named_is_free, False], "the key that was named, and one that was found to have the same bytes"
-    assert DIGEST in node.refusals, "the bytes are blocked all the same"
+    assert DIGEST in node.blocked_digests, "the bytes are blocked all the same"
     assert not await node.disk.has_object(DIGEST)
 
 
@@ -347,15 +347,15 @@ async def test_a_key_in_doubt_is_closed_by_force(node: Node) -> None:
 async def test_a_digest_that_is_stored_nowhere_is_removed_only_by_force(node: Node) -> None:
     nowhere = Digest("0" * 64)
     assert not await node.remover.remove_digest(nowhere)
-    assert nowhere not in node.refusals
+    assert nowhere not in node.blocked_digests
     assert await node.disk.refused() == set()
     assert await node.remover.remove_digest(nowhere, force=True)
-    assert nowhere in node.refusals
+    assert nowhere in node.blocked_digests
     assert await node.remover.remove_digest(nowhere), "what is removed is removed again"
 
 
 async def test_bytes_that_the_catalog_does_not_know_can_be_removed(disk: LocalStore, tmp_path: Path) -> None:
-    lost = SqlCatalog(f"sqlite:///{tmp_path}/new.db", lambda: NOON)
+    lost = ImageIndex(f"sqlite:///{tmp_path}/new.db", lambda: NOON)
     await lost.open()
     node = Node(disk, lost)
     draft = await disk.begin(None)
@@ -369,7 +369,7 @@ async def test_bytes_that_the_catalog_does_not_know_can_be_removed(disk: LocalSt
 
 async def test_a_picture_has_to_go_even_if_the_catalog_is_away(disk: LocalStore, tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
-    away = SqlCatalog(f"sqlite:///{tmp_path}/folder", lambda: NOON)
+    away = ImageIndex(f"sqlite:///{tmp_path}/folder", lambda: NOON)
     node = Node(disk, away)
     draft = await disk.begin(None)
     await draft.write(BODY)
@@ -377,7 +377,7 @@ async def test_a_picture_has_to_go_even_if_the_catalog_is_away(disk: LocalStore,
     await draft.aclose()
     with pytest.raises(StorageError):
         await node.remover.remove_key(A.key)
-    assert DIGEST in node.refusals
+    assert DIGEST in node.blocked_digests
     assert await disk.refused() == {DIGEST}
     assert not await disk.has_object(DIGEST)
     await away.aclose()
@@ -386,36 +386,36 @@ async def test_a_picture_has_to_go_even_if_the_catalog_is_away(disk: LocalStore,
 # --- other workers and nodes
 
 
-async def test_other_workers_and_nodes_learn_of_an_undo(disk: LocalStore, catalog: SqlCatalog) -> None:
+async def test_other_workers_and_nodes_learn_of_an_undo(disk: LocalStore, database: ImageIndex) -> None:
     peers = Peers()
-    node, worker, other_node = Node(disk, catalog, peers), Node(disk, catalog), Node(disk, catalog)
-    peers.others.append(worker.refusals)
+    node, worker, other_node = Node(disk, database, peers), Node(disk, database), Node(disk, database)
+    peers.others.append(worker.blocked_digests)
     for record in (A, B):
         await node.keep(BODY, record)
     await removed(node)
-    await other_node.refusals.refresh()
-    assert DIGEST in worker.refusals
-    assert DIGEST in other_node.refusals
+    await other_node.blocked_digests.refresh()
+    assert DIGEST in worker.blocked_digests
+    assert DIGEST in other_node.blocked_digests
     for each in (worker, other_node):
         assert not await each.is_free(A.key)
     assert await node.remover.restore_key(A.key) is not None
-    assert DIGEST not in worker.refusals
+    assert DIGEST not in worker.blocked_digests
     assert peers.told[-1] == {"refused": [], "changed": [B.key, A.key], "restored": [DIGEST]}
-    assert DIGEST in other_node.refusals, "it has not looked yet"
+    assert DIGEST in other_node.blocked_digests, "it has not looked yet"
     heard = []
-    other_node.refusals.restored = lambda: heard.append(True)
-    await other_node.refusals.refresh()
-    assert DIGEST not in other_node.refusals
+    other_node.blocked_digests.restored = lambda: heard.append(True)
+    await other_node.blocked_digests.refresh()
+    assert DIGEST not in other_node.blocked_digests
     assert heard == [True]
 
 
 def test_the_memory_of_tombstones_is_no_longer_than_a_refresh() -> None:
-    assert BURIED_TTL_S <= REFRESH_EVERY_S
+    assert TOMBSTONES_TTL_S <= REFRESH_EVERY_S
 
 
-async def test_an_undo_does_not_wait_for_a_worker_that_does_not_answer(disk: LocalStore, catalog: SqlCatalog) -> None:
+async def test_an_undo_does_not_wait_for_a_worker_that_does_not_answer(disk: LocalStore, database: ImageIndex) -> None:
     peers = Peers()
-    node = Node(disk, catalog, peers)
+    node = Node(disk, database, peers)
     await node.keep(BODY, A)
     assert await node.remover.remove_key(A.key)
     peers.fault = StorageError("another worker does not answer")
@@ -427,58 +427,58 @@ async def test_a_notice_of_an_undo_that_comes_after_a_new_removal_changes_nothin
     assert await node.remover.restore_key(A.key) is not None
     await node.keep(BODY, A)
     assert await node.remover.remove_key(A.key)
-    await node.refusals.look_again([DIGEST])
-    assert DIGEST in node.refusals
-    assert list(await node.catalog.refused()) == [DIGEST]
+    await node.blocked_digests.look_again([DIGEST])
+    assert DIGEST in node.blocked_digests
+    assert list(await node.database.refused()) == [DIGEST]
 
 
 async def test_a_list_that_was_made_before_a_new_removal_changes_nothing(node: Node) -> None:
     await removed(node)
     assert await node.remover.restore_key(A.key) is not None
     late = node.store.gates["refused"] = asyncio.Event()
-    refreshing = asyncio.create_task(node.refusals.refresh())
+    refreshing = asyncio.create_task(node.blocked_digests.refresh())
     await node.store.reached.wait()
     await node.keep(BODY, A)
     assert await node.remover.remove_key(A.key)
     late.set()
     await refreshing
-    assert DIGEST in node.refusals
+    assert DIGEST in node.blocked_digests
 
 
 async def test_an_answer_that_is_older_than_a_new_removal_changes_nothing(node: Node) -> None:
     await removed(node)
     await node.disk.unblock(DIGEST)  # another node undoes it
     late = node.store.gates["find_block"] = asyncio.Event()
-    looking = asyncio.create_task(node.refusals.look_again([DIGEST]))
+    looking = asyncio.create_task(node.blocked_digests.look_again([DIGEST]))
     await node.store.reached.wait()
     await node.disk.refuse(DIGEST, NOON)  # a third one removes it again, and tells
-    await node.refusals.add([DIGEST])
+    await node.blocked_digests.add([DIGEST])
     late.set()
     await looking
-    assert DIGEST in node.refusals
-    assert list(await node.catalog.refused()) == [DIGEST]
+    assert DIGEST in node.blocked_digests
+    assert list(await node.database.refused()) == [DIGEST]
 
 
 async def test_a_removal_that_crosses_the_row_of_the_catalog_is_learned(node: Node) -> None:
     await removed(node)
     await node.disk.unblock(DIGEST)
-    allow = node.catalog.allow
+    allow = node.database.allow
 
     class Slow:
-        """The catalog, at the moment in which another process removes again and brings its row in first."""
+        """The database, at the moment in which another process removes again and brings its row in first."""
 
         def __getattr__(self, verb: str) -> object:
-            return getattr(node.catalog, verb)
+            return getattr(node.database, verb)
 
         async def allow(self, digests: Sequence[Digest]) -> None:
             await node.disk.refuse(DIGEST, NOON)
-            await node.catalog.refuse([DIGEST])
+            await node.database.refuse([DIGEST])
             await allow(digests)
 
-    node.refusals._register = Slow()  # type: ignore[assignment]  # it has all verbs
-    await node.refusals.look_again([DIGEST])
-    assert DIGEST in node.refusals
-    assert list(await node.catalog.refused()) == [DIGEST]
+    node.blocked_digests._register = Slow()  # type: ignore[assignment]  # it has all verbs
+    await node.blocked_digests.look_again([DIGEST])
+    assert DIGEST in node.blocked_digests
+    assert list(await node.database.refused()) == [DIGEST]
 
 
 async def test_a_list_that_lacks_blocks_is_not_believed(node: Node) -> None:
@@ -493,35 +493,35 @@ async def test_a_list_that_lacks_blocks_is_not_believed(node: Node) -> None:
         async def refused(self) -> set[Digest]:
             return set()
 
-    node.refusals._store = Forgetful()  # type: ignore[assignment]  # it has all verbs
-    await node.refusals.refresh()
-    assert DIGEST in node.refusals
+    node.blocked_digests._store = Forgetful()  # type: ignore[assignment]  # it has all verbs
+    await node.blocked_digests.refresh()
+    assert DIGEST in node.blocked_digests
 
 
 async def test_a_refresh_asks_for_so_many_blocks_at_most(node: Node) -> None:
     digests = [Digest(f"{number:064x}") for number in range(LOOKED_AT_MAX + 30)]
-    await node.refusals.learn(digests)
+    await node.blocked_digests.learn(digests)
     node.store.asked.clear()
-    await node.refusals.refresh()
-    # Those that are gone are asked for once more, behind the catalog's row.
+    await node.blocked_digests.refresh()
+    # Those that are gone are asked for once more, behind the database's row.
     assert node.store.asked.count("find_block") == 2 * LOOKED_AT_MAX
-    assert len(node.refusals) == 30
-    await node.refusals.refresh()
-    assert len(node.refusals) == 0
+    assert len(node.blocked_digests) == 30
+    await node.blocked_digests.refresh()
+    assert len(node.blocked_digests) == 0
 
 
 async def test_a_store_that_cannot_be_asked_restores_nothing(node: Node, tmp_path: Path) -> None:
     await removed(node)
     (tmp_path / "data").rename(tmp_path / "unmounted")
-    await node.refusals.refresh()
-    assert DIGEST in node.refusals
+    await node.blocked_digests.refresh()
+    assert DIGEST in node.blocked_digests
     with pytest.raises(StorageError):
         await node.remover.restore_key(A.key)
-    assert DIGEST in node.refusals
+    assert DIGEST in node.blocked_digests
 
 
 async def test_an_old_tombstone_without_a_digest_is_restored_alone(node: Node) -> None:
-    await node.disk.bury(Tombstone(A.key, NOON))
+    await node.disk.put_tombstone(Tombstone(A.key, NOON))
     await node.disk.refuse(DIGEST, NOON)
     restored = await node.remover.restore_key(A.key)
     assert restored is not None
@@ -532,15 +532,15 @@ async def test_an_old_tombstone_without_a_digest_is_restored_alone(node: Node) -
 
 
 async def test_what_a_node_stored_before_it_learned_of_a_removal_is_deleted(
-    disk: LocalStore, catalog: SqlCatalog, tmp_path: Path
+    disk: LocalStore, database: ImageIndex, tmp_path: Path
 ) -> None:
-    own = SqlCatalog(f"sqlite:///{tmp_path}/late.db", lambda: NOON)
+    own = ImageIndex(f"sqlite:///{tmp_path}/late.db", lambda: NOON)
     await own.open()
-    node, late = Node(disk, catalog), Node(disk, own)
+    node, late = Node(disk, database), Node(disk, own)
     await node.keep(BODY, A)
     await removed_key(node)
     await late.keep(BODY, B)  # as a node does that does not know yet
-    late.refusals.removed_elsewhere = late.remover.finish
+    late.blocked_digests.removed_elsewhere = late.remover.finish
     ticks = 0
 
     async def once(_seconds: float) -> None:
@@ -550,7 +550,7 @@ async def test_what_a_node_stored_before_it_learned_of_a_removal_is_deleted(
             raise asyncio.CancelledError
 
     with pytest.raises(asyncio.CancelledError):
-        await late.refusals.run(once)
+        await late.blocked_digests.run(once)
     assert not await disk.has_object(DIGEST)
     assert await disk.find_tombstone(B.key) is None, "no key is closed for that"
     assert not await node.is_free(A.key)

@@ -12,7 +12,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING
 
 import pytest
-from imgkeep.cluster.leases import Claims
+from imgkeep.cluster.leases import FillLeases
 from imgkeep.core.errors import (
     Busy,
     ImgkeepError,
@@ -31,13 +31,13 @@ from imgkeep.core.errors import (
 from imgkeep.core.records import Digest, Format, Key
 from imgkeep.core.source_url import read_source
 from imgkeep.images.context import Delivery
-from imgkeep.images.fill import RECENT_BYTES_MAX, RECENT_CHUNKS_MAX, Fill, Head
-from imgkeep.images.negative_cache import Failures, seconds_to_remember
-from imgkeep.images.peer_fill import Feed as Followed
-from imgkeep.images.peer_fill import FillFailure, Mirror
-from imgkeep.images.service import TRIES_MAX
+from imgkeep.images.fill import RECENT_BYTES_MAX, RECENT_CHUNKS_MAX, Fill, FillHead
+from imgkeep.images.negative_cache import NegativeCache, failure_ttl_s
+from imgkeep.images.peer_fill import FillFailure, PeerFill
+from imgkeep.images.peer_fill import RemoteFill as Followed
+from imgkeep.images.service import FOLLOW_ATTEMPTS_MAX
 
-from tests.support.fakes import GROWING, Feed, Timer, World, drain, settle
+from tests.support.fakes import GROWING, RemoteFill, Timer, World, drain, settle
 from tests.support.pictures import picture, picture_of
 
 if TYPE_CHECKING:
@@ -54,12 +54,12 @@ async def stored(world: World, url: str = URL, body: bytes = IMAGE) -> None:
     """Let the world keep `body`."""
     world.origin.gives(url, body)
     assert (await world.get(url))[0] == "stored"
-    await world.keeper.land()
+    await world.image_service.drain()
 
 
 def forget_memory(world: World) -> None:
-    """Make the keeper look into catalog and store again, as after a restart."""
-    world.keeper.records._held.clear()
+    """Make the image_service look into database and store again, as after a restart."""
+    world.image_service.records._held.clear()
 
 
 # One fill for many
@@ -71,7 +71,7 @@ async def test_many_clients_cause_one_fetch_and_get_the_same_bytes() -> None:
     world.origin.gate.clear()
     clients = [asyncio.create_task(world.get(URL)) for _ in range(100)]
     await settle()
-    assert world.keeper.fills_in_air == 1
+    assert world.image_service.fills_in_flight == 1
     world.origin.gate.set()
     answers = await asyncio.gather(*clients)
     assert world.origin.asked == [URL]
@@ -83,7 +83,7 @@ async def test_many_clients_cause_one_fetch_and_get_the_same_bytes() -> None:
 
 async def test_whoever_comes_late_gets_the_image_from_its_first_byte_at_its_own_speed() -> None:
     world = World()
-    feed = Feed(len(IMAGE)).push(IMAGE[:60_000])
+    feed = RemoteFill(len(IMAGE)).push(IMAGE[:60_000])
     world.origin.gives(URL, lambda: feed)
     early = await world.ask(URL)
     assert await early.body.read(0, 50_000) == IMAGE[:50_000]
@@ -129,7 +129,7 @@ async def test_the_last_byte_is_held_back_until_the_image_is_durable() -> None:
 async def test_readers_cost_no_copy_of_the_image() -> None:
     world = World()
     body = picture_of(4_000_000)
-    feed = Feed(len(body))
+    feed = RemoteFill(len(body))
     world.origin.gives(URL, lambda: feed.push(*(body[at : at + 65_536] for at in range(0, len(body), 65_536))))
     deliveries = [await world.ask(URL) for _ in range(200)]
     await settle()
@@ -153,7 +153,7 @@ async def test_readers_cost_no_copy_of_the_image() -> None:
 async def test_an_origin_that_sends_byte_by_byte_costs_no_more() -> None:
     world = World()
     body = picture_of(3000)
-    feed = Feed().push(*(body[at : at + 1] for at in range(len(body))))
+    feed = RemoteFill().push(*(body[at : at + 1] for at in range(len(body))))
     world.origin.gives(URL, lambda: feed)
     delivery = await world.ask(URL)
     for _ in range(len(body)):
@@ -169,14 +169,14 @@ async def test_an_origin_that_sends_byte_by_byte_costs_no_more() -> None:
 
 async def test_a_fill_whose_readers_have_all_left_finishes() -> None:
     world = World()
-    feed = Feed().push(IMAGE[:50_000])
+    feed = RemoteFill().push(IMAGE[:50_000])
     world.origin.gives(URL, lambda: feed)
     for _ in range(3):
         delivery = await world.ask(URL)
         assert await delivery.body.read(0, 10)
         await delivery.body.aclose()
     feed.push(IMAGE[50_000:]).end()
-    await world.keeper.land()
+    await world.image_service.drain()
     assert world.disk.drafts[0].closed == 1
     assert world.observer.sizes == [len(IMAGE)]
     assert await world.get(URL) == ("hit", IMAGE)
@@ -192,7 +192,7 @@ async def test_clients_who_leave_before_the_head_disturb_nobody() -> None:
     await asyncio.wait([leader])
     world.origin.gate.set()
     assert await follower == ("collapsed", IMAGE)
-    await world.keeper.land()
+    await world.image_service.drain()
     assert world.disk.drafts[0].closed == 1
 
 
@@ -208,7 +208,7 @@ async def test_who_looked_before_a_fill_landed_looks_again_before_departing() ->
     slow = asyncio.create_task(world.get(URL))
     await world.store.reached.wait()
     assert await world.get(URL) == ("stored", IMAGE)
-    await world.keeper.land()
+    await world.image_service.drain()
     arrives.set()
     assert await slow == ("hit", IMAGE)
     assert world.origin.asked == [URL]
@@ -227,13 +227,13 @@ async def test_a_damaged_object_does_not_make_a_newer_record_forgotten() -> None
     slow = asyncio.create_task(world.get(URL))
     await world.store.reached.wait()
     assert await world.get(URL) == ("stored", IMAGE)
-    await world.keeper.land()
-    looked = world.catalog.calls["find"]
+    await world.image_service.drain()
+    looked = world.database.calls["find"]
     world.origin.gate.clear()
     arrives.set()
     await settle()
     assert await world.get(URL) == ("hit", IMAGE)
-    assert world.catalog.calls["find"] == looked
+    assert world.database.calls["find"] == looked
     world.origin.gate.set()
     assert (await slow)[1] == IMAGE
 
@@ -261,7 +261,7 @@ async def test_followers_with_another_link_get_a_try_of_their_own() -> None:
     assert sorted(outcome for outcome, _ in answers) == ["collapsed"] * 4 + ["stored"]
     assert world.origin.asked == [URL, OTHER]
     assert world.origin.most_under_way == 1
-    await world.keeper.land()
+    await world.image_service.drain()
     assert [draft.closed for draft in world.disk.drafts] == [1]
 
 
@@ -289,20 +289,20 @@ async def test_a_source_that_policy_refuses_costs_nothing() -> None:
 async def test_what_came_from_us_is_served_but_never_filled() -> None:
     world = World()
     with pytest.raises(LoopDetected):
-        await world.ask(URL, came_from_us=True)
+        await world.ask(URL, from_own_node=True)
     assert not world.origin.asked
     await stored(world)
-    assert (await world.ask(URL, came_from_us=True)).outcome.value == "hit"
+    assert (await world.ask(URL, from_own_node=True)).outcome.value == "hit"
 
 
 async def test_what_came_from_us_is_no_loop_while_the_store_cannot_tell() -> None:
     world = World()
     world.store.faults["find"] = StorageError("down")
     with pytest.raises(StorageError):
-        await world.ask(URL, came_from_us=True)
+        await world.ask(URL, from_own_node=True)
 
 
-# Failures remembered
+# NegativeCache remembered
 
 CAUSES = [
     pytest.param(SourceExpired("x", origin_status=403), 300, id="expired"),
@@ -355,7 +355,7 @@ async def test_a_remembered_failure_keeps_nothing_else_alive() -> None:
     class Witness:
         pass
 
-    def fail(failures: Failures) -> weakref.ref[Witness]:
+    def fail(failures: NegativeCache) -> weakref.ref[Witness]:
         witness = Witness()
         try:
             raise SourceNotFound("gone", origin_status=404)  # noqa: TRY301 - with this frame in its traceback
@@ -363,7 +363,7 @@ async def test_a_remembered_failure_keeps_nothing_else_alive() -> None:
             failures.remember(read_source(URL), error)
         return weakref.ref(witness)
 
-    failures = Failures(Timer())
+    failures = NegativeCache(Timer())
     witness = fail(failures)
     gc.collect()
     assert witness() is None
@@ -374,16 +374,16 @@ async def test_a_remembered_failure_keeps_nothing_else_alive() -> None:
 
 
 def test_every_remembered_time_is_short() -> None:
-    assert all(0 <= seconds_to_remember(case.values[0]) <= 3600 for case in CAUSES)  # type: ignore[arg-type]  # a table
+    assert all(0 <= failure_ttl_s(case.values[0]) <= 3600 for case in CAUSES)  # type: ignore[arg-type]  # a table
 
 
 async def test_a_body_that_was_cut_is_not_remembered_and_not_kept() -> None:
     world = World()
-    world.origin.gives(URL, lambda: Feed(len(IMAGE)).push(IMAGE[:50_000]).end(OriginError("broke off")), IMAGE)
+    world.origin.gives(URL, lambda: RemoteFill(len(IMAGE)).push(IMAGE[:50_000]).end(OriginError("broke off")), IMAGE)
     delivery = await world.ask(URL)
     with pytest.raises(OriginError):
         await drain(delivery)
-    await world.keeper.land()
+    await world.image_service.drain()
     assert not world.store.calls["put"]
     assert world.disk.drafts[0].closed == 1
     assert [type(error) for error in world.observer.errors] == [OriginError]
@@ -396,19 +396,21 @@ async def test_a_body_that_was_cut_is_not_remembered_and_not_kept() -> None:
 @pytest.mark.parametrize(
     ("feed", "error"),
     [
-        pytest.param(lambda: Feed().end(), NotAnImage, id="nothing"),
-        pytest.param(lambda: Feed().push(b"\x89").end(), NotAnImage, id="one byte"),
-        pytest.param(lambda: Feed().push(b"<html>", b"<p>expired</p>").end(), NotAnImage, id="HTML"),
-        pytest.param(lambda: Feed().push(picture(width=101, height=100)).end(), TooLarge, id="too many pixels"),
-        pytest.param(lambda: Feed().end(OriginTimeout("slow")), OriginTimeout, id="no first byte"),
+        pytest.param(lambda: RemoteFill().end(), NotAnImage, id="nothing"),
+        pytest.param(lambda: RemoteFill().push(b"\x89").end(), NotAnImage, id="one byte"),
+        pytest.param(lambda: RemoteFill().push(b"<html>", b"<p>expired</p>").end(), NotAnImage, id="HTML"),
+        pytest.param(lambda: RemoteFill().push(picture(width=101, height=100)).end(), TooLarge, id="too many pixels"),
+        pytest.param(lambda: RemoteFill().end(OriginTimeout("slow")), OriginTimeout, id="no first byte"),
     ],
 )
-async def test_nothing_of_what_is_no_image_reaches_a_reader(feed: Callable[[], Feed], error: type[Exception]) -> None:
+async def test_nothing_of_what_is_no_image_reaches_a_reader(
+    feed: Callable[[], RemoteFill], error: type[Exception]
+) -> None:
     world = World()
     world.origin.gives(URL, feed)
     with pytest.raises(error):
         await world.ask(URL)
-    await world.keeper.land()
+    await world.image_service.drain()
     assert not world.store.calls["put"]
     assert not world.disk.drafts
 
@@ -417,8 +419,8 @@ async def test_an_image_whose_end_nobody_proves_must_be_whole_by_itself() -> Non
     world = World()
     world.origin.gives(
         URL,
-        lambda: Feed(framed=False).push(IMAGE[:-5]).end(),
-        lambda: Feed(framed=False).push(IMAGE).end(),
+        lambda: RemoteFill(framed=False).push(IMAGE[:-5]).end(),
+        lambda: RemoteFill(framed=False).push(IMAGE).end(),
     )
     delivery = await world.ask(URL)
     with pytest.raises(OriginError, match="broke off"):
@@ -429,7 +431,7 @@ async def test_an_image_whose_end_nobody_proves_must_be_whole_by_itself() -> Non
 async def test_an_image_that_comes_byte_by_byte_is_judged_as_if_it_came_at_once() -> None:
     world = World()
     body = picture("WEBP")
-    world.origin.gives(URL, lambda: Feed().push(*(body[at : at + 1] for at in range(len(body)))).end())
+    world.origin.gives(URL, lambda: RemoteFill().push(*(body[at : at + 1] for at in range(len(body)))).end())
     assert await world.get(URL) == ("stored", body)
     (record,) = world.store.records.values()
     assert record.pixel_size is not None
@@ -438,7 +440,7 @@ async def test_an_image_that_comes_byte_by_byte_is_judged_as_if_it_came_at_once(
 
 async def test_an_unknown_size_is_told_as_soon_as_it_is_certain() -> None:
     world = World()
-    feed = Feed().push(IMAGE[:1000])
+    feed = RemoteFill().push(IMAGE[:1000])
     world.origin.gives(URL, lambda: feed)
     delivery = await world.ask(URL)
     assert delivery.body.size is None
@@ -452,7 +454,7 @@ async def test_an_unknown_size_is_told_as_soon_as_it_is_certain() -> None:
 
 async def test_a_size_that_never_comes_is_told_as_the_failure() -> None:
     world = World()
-    world.origin.gives(URL, lambda: Feed().push(IMAGE[:1000]).end(OriginTimeout("slow")))
+    world.origin.gives(URL, lambda: RemoteFill().push(IMAGE[:1000]).end(OriginTimeout("slow")))
     delivery = await world.ask(URL)
     with pytest.raises(OriginTimeout):
         await delivery.body.settle()
@@ -467,9 +469,9 @@ async def test_while_the_store_cannot_be_read_the_origin_is_asked(verb: str) -> 
     world = World()
     await stored(world)
     forget_memory(world)
-    world.catalog.records.clear()
+    world.database.records.clear()
     world.store.faults[verb] = StorageError("down")
-    assert await world.get(URL) == ("unkept", IMAGE)
+    assert await world.get(URL) == ("not_stored", IMAGE)
     assert len(world.origin.asked) == 2
 
 
@@ -477,11 +479,11 @@ async def test_what_an_origin_sends_while_the_store_cannot_be_read_replaces_noth
     world = World()
     await stored(world)
     forget_memory(world)
-    world.catalog.records.clear()
+    world.database.records.clear()
     expired = picture(seed=1)
     world.origin.gives(URL, expired)
     world.store.faults["find"] = StorageError("down")
-    assert await world.get(URL) == ("unkept", expired)
+    assert await world.get(URL) == ("not_stored", expired)
     world.store.faults.clear()
     assert await world.get(URL) == ("hit", IMAGE)
 
@@ -492,7 +494,7 @@ async def test_a_store_that_cannot_be_read_is_not_told_as_the_origins_failure(ve
     world = World()
     await stored(world)
     forget_memory(world)
-    world.catalog.records.clear()
+    world.database.records.clear()
     world.origin.gives(URL, error)
     world.store.faults[verb] = StorageError("down")
     for _ in range(2):  # the second time the failure is remembered
@@ -506,16 +508,16 @@ async def test_a_store_that_cannot_be_read_is_not_told_as_the_origins_failure(ve
 async def test_a_catalog_that_fails_costs_a_look_into_the_store_and_nothing_else() -> None:
     world = World()
     world.store.disk_only = False
-    world.catalog.fault = StorageError("locked")
+    world.database.fault = StorageError("locked")
     await stored(world)
     forget_memory(world)
     assert await world.get(URL) == ("hit", IMAGE)
     assert world.store.calls["find"] == 2
-    world.catalog.fault = None
+    world.database.fault = None
     forget_memory(world)
     assert await world.get(URL) == ("hit", IMAGE)
     assert world.store.calls["find"] == 3
-    assert world.catalog.records
+    assert world.database.records
     forget_memory(world)
     assert await world.get(URL) == ("hit", IMAGE)
     assert world.store.calls["find"] == 3
@@ -555,10 +557,10 @@ async def test_a_disk_that_fails_does_not_fail_the_readers(
 ) -> None:
     world = World(memory_bytes=len(IMAGE))
     break_disk(world)
-    feed = Feed(len(IMAGE) if declared else None).push(IMAGE[:30_000])
+    feed = RemoteFill(len(IMAGE) if declared else None).push(IMAGE[:30_000])
     world.origin.gives(URL, lambda: feed, IMAGE)
     early = await world.ask(URL)
-    assert early.outcome.value == ("unkept" if break_disk is at_begin else "stored")
+    assert early.outcome.value == ("not_stored" if break_disk is at_begin else "stored")
     assert await early.body.read(0, 20_000) == IMAGE[:20_000]
     feed.push(IMAGE[30_000:70_000], IMAGE[70_000:])
     await settle()
@@ -566,7 +568,7 @@ async def test_a_disk_that_fails_does_not_fail_the_readers(
     feed.end()
     assert await drain(late) == IMAGE
     assert await drain(early, piece=777) == IMAGE
-    await world.keeper.land()
+    await world.image_service.drain()
     assert world.observer.reasons == ["the disk is full"]
     assert not world.observer.sizes
     assert not world.store.records
@@ -588,18 +590,18 @@ class FakePeers:
     @asynccontextmanager
     async def follow(self, _holder: str, name: str) -> AsyncIterator[Followed | FillFailure | None]:
         self.calls += 1
-        joined = await self.world.keeper.join(name)
+        joined = await self.world.image_service.join(name)
         if joined is None or isinstance(joined, FillFailure):
             yield joined
             return
         fill, head = joined
-        trace = await fill.lay_open()
+        trace = await fill.share_file()
         yield Followed(head, None, along(fill)) if trace is None else Followed(head, trace.path, trace.steps)
         await fill.aclose()
 
     async def wait(self, _holder: str, key: str) -> None:
         self.waits += 1
-        await self.world.keeper.landed(Key(key))
+        await self.world.image_service.wait_for_fill(Key(key))
 
     async def tell(self, **_what: object) -> None:
         """They know."""
@@ -617,7 +619,7 @@ class Elsewhere:
     """Says that another worker fetches everything, as long as `holds`."""
 
     holds: bool = True
-    linger_s: float = 10
+    grace_s: float = 10
     released: list[str] = field(default_factory=list)
 
     def take(self, _key: str) -> str | None:
@@ -631,11 +633,11 @@ class Elsewhere:
 def beside(world: World, *, memory_bytes: int = 100_000_000) -> tuple[World, FakePeers]:
     """Return another worker with the same stores."""
     other = World(memory_bytes=memory_bytes)
-    other.disk, other.store, other.catalog = world.disk, world.store, world.catalog
+    other.disk, other.store, other.database = world.disk, world.store, world.database
     peers = FakePeers(world)
-    other.keeper._to = replace(other.keeper._to, disk=world.disk, store=world.store)
-    other.keeper._store = other.keeper.records._store = world.store
-    other.keeper._siblings, other.keeper._claims = peers, Elsewhere()
+    other.image_service._dependencies = replace(other.image_service._dependencies, disk=world.disk, store=world.store)
+    other.image_service._store = other.image_service.records._store = world.store
+    other.image_service._peers, other.image_service._leases = peers, Elsewhere()
     return other, peers
 
 
@@ -649,7 +651,7 @@ async def test_another_worker_reads_along_what_a_disk_takes_and_what_it_does_not
 ) -> None:
     world = World(memory_bytes=len(IMAGE))
     break_disk(world)
-    feed = Feed().push(IMAGE[:30_000])
+    feed = RemoteFill().push(IMAGE[:30_000])
     world.origin.gives(URL, lambda: feed)
     delivery = await world.ask(URL)
     other, peers = beside(world, memory_bytes=len(IMAGE))
@@ -664,8 +666,8 @@ async def test_another_worker_reads_along_what_a_disk_takes_and_what_it_does_not
     assert [await drain(it, piece=piece) == IMAGE for it, piece in zip(followers, (777, 40_000, 9), strict=True)]
     assert peers.calls == 1, "one line, however many follow"
     assert await drain(delivery) == IMAGE
-    await world.keeper.land()
-    await other.keeper.aclose()
+    await world.image_service.drain()
+    await other.image_service.aclose()
     assert world.memory.bytes_left == other.memory.bytes_left == len(IMAGE)
     assert [draft.closed for draft in world.disk.drafts] == [1] * len(world.disk.drafts)
 
@@ -673,18 +675,18 @@ async def test_another_worker_reads_along_what_a_disk_takes_and_what_it_does_not
 async def test_what_is_in_memory_only_is_not_laid_open() -> None:
     world = World()
     at_the_first_write(world)
-    feed = Feed().push(IMAGE[:30_000])
+    feed = RemoteFill().push(IMAGE[:30_000])
     world.origin.gives(URL, lambda: feed)
     delivery = await world.ask(URL)
     assert delivery.growing is not None
-    assert await delivery.growing.lay_open() is None
+    assert await delivery.growing.share_file() is None
     feed.push(IMAGE[30_000:]).end()
     assert await drain(delivery) == IMAGE
 
 
 async def test_a_follower_ends_as_what_it_follows_does() -> None:
     world = World()
-    feed = Feed(len(IMAGE)).push(IMAGE[:30_000])
+    feed = RemoteFill(len(IMAGE)).push(IMAGE[:30_000])
     world.origin.gives(URL, lambda: feed)
     delivery = await world.ask(URL)
     other, _ = beside(world)
@@ -712,9 +714,9 @@ async def test_a_fill_that_fails_elsewhere_fails_its_own_link_and_no_other(
     other.origin.gives(OTHER, IMAGE)
     asking = asyncio.create_task(other.get(url))
     await settle()
-    claims = other.keeper._claims
-    assert isinstance(claims, Elsewhere)
-    claims.holds = False
+    leases = other.image_service._leases
+    assert isinstance(leases, Elsewhere)
+    leases.holds = False
     world.origin.gate.set()
     if error is None:
         assert await asking == ("stored", IMAGE)
@@ -733,16 +735,16 @@ async def test_a_follower_that_finds_nothing_to_follow_looks_again() -> None:
     other, peers = beside(world)
     with pytest.raises(Busy):
         await other.ask(URL)
-    assert peers.calls == peers.waits == TRIES_MAX
+    assert peers.calls == peers.waits == FOLLOW_ATTEMPTS_MAX
     await stored(world)
     assert await other.get(URL) == ("hit", IMAGE)
-    assert peers.calls == TRIES_MAX
+    assert peers.calls == FOLLOW_ATTEMPTS_MAX
 
 
 async def test_a_follower_without_memory_for_what_no_disk_takes_is_a_fault() -> None:
     world = World()
     midway(world)
-    feed = Feed(len(IMAGE)).push(IMAGE[:30_000])
+    feed = RemoteFill(len(IMAGE)).push(IMAGE[:30_000])
     world.origin.gives(URL, lambda: feed)
     delivery = await world.ask(URL)
     other, _ = beside(world, memory_bytes=1000)
@@ -757,11 +759,11 @@ async def test_a_follower_without_memory_for_what_no_disk_takes_is_a_fault() -> 
 
 async def test_who_asks_whether_an_image_has_landed_lets_nobody_fetch_it_again(tmp_path: Path) -> None:
     world = World()
-    ours, theirs = (Claims(tmp_path, name, linger_s=10, timer=world.timer) for name in ("0.1", "1.2"))
-    world.keeper._claims = ours
+    ours, theirs = (FillLeases(tmp_path, name, grace_s=10, timer=world.timer) for name in ("0.1", "1.2"))
+    world.image_service._leases = ours
     assert await asyncio.to_thread(ours.take, "a") is None
     ours.release("a", kept=True)
-    await world.keeper.landed(Key("a"))
+    await world.image_service.wait_for_fill(Key("a"))
     assert await asyncio.to_thread(theirs.take, "a") == "0.1"
 
 
@@ -771,25 +773,25 @@ async def test_a_file_that_is_gone_is_not_read_along() -> None:
 
     @asynccontextmanager
     async def call() -> AsyncIterator[Followed]:
-        yield Followed(Head(Format.PNG, None, '"e"', keeping=True, doubts=frozenset()), GROWING, steps())
+        yield Followed(FillHead(Format.PNG, None, '"e"', storing=True, doubts=frozenset()), GROWING, steps())
 
     world = World()
-    mirror = Mirror(call, world.disk, world.memory)
-    await mirror.run()
-    assert await mirror.head is None
-    assert mirror.ended
+    peer_fill = PeerFill(call, world.disk, world.memory)
+    await peer_fill.run()
+    assert await peer_fill.head is None
+    assert peer_fill.ended
 
 
 @pytest.mark.parametrize("is_stored", [True, False], ids=["stored", "not stored"])
 async def test_a_claim_that_stands_for_nothing_is_given_up_when_another_worker_asks(*, is_stored: bool) -> None:
     world = World()
-    claims = world.keeper._claims = Elsewhere(holds=False)
+    leases = world.image_service._leases = Elsewhere(holds=False)
     if is_stored:
         await stored(world)
-    claims.released.clear()
-    key = world.keeper.identify(read_source(URL)).key
-    assert await world.keeper.join(key) is None
-    assert claims.released == ([] if is_stored else [key])
+    leases.released.clear()
+    key = world.image_service.identify(read_source(URL)).key
+    assert await world.image_service.join(key) is None
+    assert leases.released == ([] if is_stored else [key])
 
 
 @pytest.mark.parametrize("declared", [True, False], ids=["declared", "undeclared"])
@@ -800,39 +802,41 @@ async def test_the_budget_of_memory_is_respected_and_given_back(
 ) -> None:
     world = World(memory_bytes=len(IMAGE) - 1)
     break_disk(world)
-    world.origin.gives(URL, lambda: Feed(len(IMAGE) if declared else None).push(IMAGE[:50_000], IMAGE[50_000:]).end())
+    world.origin.gives(
+        URL, lambda: RemoteFill(len(IMAGE) if declared else None).push(IMAGE[:50_000], IMAGE[50_000:]).end()
+    )
     with pytest.raises(StorageError, match="memory set aside"):
         await drain(await world.ask(URL))
-    await world.keeper.land()
+    await world.image_service.drain()
     assert world.memory.bytes_left == len(IMAGE) - 1
     assert [draft.closed for draft in world.disk.drafts] == [1] * len(world.disk.drafts)
 
 
 async def test_a_shutdown_in_the_middle_of_a_fill_leaves_nothing_behind() -> None:
     world = World()
-    world.origin.gives(URL, lambda: Feed(len(IMAGE)).push(IMAGE[:50_000]))
+    world.origin.gives(URL, lambda: RemoteFill(len(IMAGE)).push(IMAGE[:50_000]))
     delivery = await world.ask(URL)
     assert await delivery.body.read(0, 10)
     waiting = asyncio.create_task(drain(delivery))
-    world.origin.gives(OTHER.replace("a.png", "b.png"), Feed)
+    world.origin.gives(OTHER.replace("a.png", "b.png"), RemoteFill)
     headless = asyncio.create_task(world.ask(OTHER.replace("a.png", "b.png")))
     await settle()
-    await world.keeper.aclose()
+    await world.image_service.aclose()
     for reader in (waiting, headless):
         with pytest.raises(StorageError, match="shut down"):
             await reader
-    assert world.keeper.fills_in_air == world.origin.under_way == 0
+    assert world.image_service.fills_in_flight == world.origin.under_way == 0
     assert not world.store.calls["put"]
     assert [draft.closed for draft in world.disk.drafts] == [1]
 
 
 async def test_a_shutdown_waits_for_fills_that_are_about_to_land() -> None:
     world = World()
-    feed = Feed().push(IMAGE[:50_000])
+    feed = RemoteFill().push(IMAGE[:50_000])
     world.origin.gives(URL, lambda: feed)
     delivery = await world.ask(URL)
     await delivery.body.aclose()
-    landing = asyncio.create_task(world.keeper.land())
+    landing = asyncio.create_task(world.image_service.drain())
     await settle()
     assert not landing.done()
     feed.push(IMAGE[50_000:]).end()
@@ -842,11 +846,11 @@ async def test_a_shutdown_waits_for_fills_that_are_about_to_land() -> None:
 
 async def test_what_nobody_foresaw_is_told_to_the_readers_and_to_the_log(caplog: pytest.LogCaptureFixture) -> None:
     world = World()
-    world.origin.gives(URL, lambda: Feed().push(IMAGE[:50_000]).end(ZeroDivisionError("a bug")), IMAGE)
+    world.origin.gives(URL, lambda: RemoteFill().push(IMAGE[:50_000]).end(ZeroDivisionError("a bug")), IMAGE)
     delivery = await world.ask(URL)
     with caplog.at_level(logging.ERROR), pytest.raises(ZeroDivisionError):
         await drain(delivery)
-    await world.keeper.land()
+    await world.image_service.drain()
     assert [record.getMessage() for record in caplog.records] == ["a fill failed as nobody foresaw"]
     assert await world.get(URL) == ("stored", IMAGE)
 
@@ -857,10 +861,10 @@ async def test_what_nobody_foresaw_is_told_to_the_readers_and_to_the_log(caplog:
 async def test_a_warm_hit_asks_neither_the_catalog_nor_for_the_record() -> None:
     world = World()
     await stored(world)
-    catalog, store = world.catalog.calls.copy(), world.store.calls.copy()
+    database, store = world.database.calls.copy(), world.store.calls.copy()
     for _ in range(10):
         assert await world.get(URL) == ("hit", IMAGE)
-    assert world.catalog.calls == catalog
+    assert world.database.calls == database
     assert world.store.calls - store == {"fetch": 10}
     assert len(world.origin.asked) == 1
 
@@ -885,12 +889,12 @@ async def test_an_object_that_is_damaged_is_fetched_again() -> None:
 async def test_a_row_of_the_catalog_that_names_a_missing_object_gives_way_to_the_record() -> None:
     world = World()
     await stored(world)
-    key, record = next(iter(world.catalog.records.items()))
-    world.catalog.records[key] = replace(record, digest=Digest("0" * 64))
+    key, record = next(iter(world.database.records.items()))
+    world.database.records[key] = replace(record, digest=Digest("0" * 64))
     forget_memory(world)
     world.origin.gives(URL, SourceNotFound("x"))
     assert await world.get(URL) == ("hit", IMAGE)
-    assert world.catalog.records[key] == record
+    assert world.database.records[key] == record
 
 
 async def test_no_answer_of_an_origin_removes_what_is_stored() -> None:
@@ -912,7 +916,7 @@ async def test_an_object_is_delivered_by_its_name() -> None:
     world = World()
     await stored(world)
     (name,) = world.store.objects
-    delivery = await world.keeper.deliver_object(name)
+    delivery = await world.image_service.deliver_object(name)
     assert isinstance(delivery, Delivery)
     assert (delivery.etag, delivery.object_name, await drain(delivery)) == (f'"{name[:64]}"', name, IMAGE)
 
@@ -922,7 +926,7 @@ async def test_an_object_is_delivered_by_its_name() -> None:
 )
 async def test_other_names_are_a_miss(name: str) -> None:
     world = World()
-    assert await world.keeper.deliver_object(name) is None
+    assert await world.image_service.deliver_object(name) is None
     assert world.store.calls["fetch"] == (name == "0" * 64 + ".png")
 
 
@@ -930,7 +934,7 @@ async def test_a_store_that_cannot_tell_about_an_object_is_no_miss() -> None:
     world = World()
     world.store.faults["fetch"] = StorageError("down")
     with pytest.raises(StorageError):
-        await world.keeper.deliver_object("0" * 64 + ".png")
+        await world.image_service.deliver_object("0" * 64 + ".png")
 
 
 async def test_every_fill_draws_its_own_tag_and_the_record_keeps_it() -> None:
@@ -938,16 +942,16 @@ async def test_every_fill_draws_its_own_tag_and_the_record_keeps_it() -> None:
     world.origin.gives(URL, IMAGE)
     miss = await world.ask(URL)
     await drain(miss)
-    await world.keeper.land()
+    await world.image_service.drain()
     hit = await world.ask(URL)
     assert (hit.etag, hit.name) == (miss.etag, miss.name)
     forget_memory(world)
-    world.catalog.records.clear()
+    world.database.records.clear()
     assert (await world.ask(URL)).etag == miss.etag
     url = "https://images.example/same.png"
     world.origin.gives(url, IMAGE)
     assert (await world.ask(url)).etag != miss.etag
-    await world.keeper.land()
+    await world.image_service.drain()
 
 
 async def test_counters_add_up() -> None:
@@ -960,7 +964,7 @@ async def test_counters_add_up() -> None:
         await world.get(dead)
     world.store.faults["put"] = FULL
     await world.get(full)
-    await world.keeper.land()
+    await world.image_service.drain()
     assert (world.observer.sizes, world.observer.reasons) == ([len(IMAGE)], ["the disk is full"])
     assert world.observer.ended == len(world.origin.asked) == 3
 
@@ -979,6 +983,6 @@ async def test_a_picture_that_is_removed_while_it_is_being_put_is_not_shown() ->
     durable.set()
     with pytest.raises(Removed):
         await getting
-    assert world.store.buried == [], "the link may bring another picture some day"
+    assert world.store.tombstones == [], "the link may bring another picture some day"
     with pytest.raises(Removed):
         await world.get(URL)

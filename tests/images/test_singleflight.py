@@ -1,15 +1,15 @@
-"""One flight per key; readers who follow a tide."""
+"""One flight per key; readers who follow a watermark."""
 
 from __future__ import annotations
 
 import asyncio
 
 import pytest
-from imgkeep.images.singleflight import Flights, Tide
+from imgkeep.images.singleflight import SingleFlight, Watermark
 
 
-class FakeFlight:
-    def __init__(self, flights: Flights[FakeFlight], error: BaseException | None = None) -> None:
+class FakeCall:
+    def __init__(self, flights: SingleFlight[FakeCall], error: BaseException | None = None) -> None:
         self.may_land = asyncio.Event()
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.in_air_when_told: int | None = None
@@ -32,25 +32,25 @@ class FakeFlight:
 
 
 async def test_who_asks_while_a_flight_is_in_the_air_joins_it() -> None:
-    flights: Flights[FakeFlight] = Flights()
-    first, departs = flights.join("key", lambda: FakeFlight(flights))
-    second, departs_too = flights.join("key", lambda: FakeFlight(flights))
-    other, _ = flights.join("other", lambda: FakeFlight(flights))
+    flights: SingleFlight[FakeCall] = SingleFlight()
+    first, departs = flights.join("key", lambda: FakeCall(flights))
+    second, departs_too = flights.join("key", lambda: FakeCall(flights))
+    other, _ = flights.join("other", lambda: FakeCall(flights))
     assert first is second
     assert other is not first
     assert (departs, departs_too, len(flights)) == (True, False, 2)
     first.may_land.set()
     other.may_land.set()
-    await flights.land()
+    await flights.drain()
     assert (len(flights), first.closed) == (0, 1)
 
 
 async def test_after_landing_the_key_is_free() -> None:
-    flights: Flights[FakeFlight] = Flights()
-    first, _ = flights.join("key", lambda: FakeFlight(flights))
+    flights: SingleFlight[FakeCall] = SingleFlight()
+    first, _ = flights.join("key", lambda: FakeCall(flights))
     first.may_land.set()
-    await flights.land()
-    second, departs = flights.join("key", lambda: FakeFlight(flights))
+    await flights.drain()
+    second, departs = flights.join("key", lambda: FakeCall(flights))
     assert departs
     assert second is not first
     await flights.aclose()
@@ -59,19 +59,19 @@ async def test_after_landing_the_key_is_free() -> None:
 
 
 async def test_the_key_is_free_before_anybody_is_told_of_a_failure() -> None:
-    flights: Flights[FakeFlight] = Flights()
-    flight, _ = flights.join("key", lambda: FakeFlight(flights, ValueError("x")))
+    flights: SingleFlight[FakeCall] = SingleFlight()
+    flight, _ = flights.join("key", lambda: FakeCall(flights, ValueError("x")))
     flight.may_land.set()
     with pytest.raises(RuntimeError, match="told of ValueError"):
         await flight.ended
     assert flight.in_air_when_told == 0
-    await flights.land()
+    await flights.drain()
     assert flight.closed == 1
 
 
 async def test_a_passenger_who_leaves_does_not_disturb_the_flight() -> None:
-    flights: Flights[FakeFlight] = Flights()
-    flight, _ = flights.join("key", lambda: FakeFlight(flights))
+    flights: SingleFlight[FakeCall] = SingleFlight()
+    flight, _ = flights.join("key", lambda: FakeCall(flights))
 
     async def ride() -> None:
         await asyncio.shield(flight.ended)
@@ -82,13 +82,13 @@ async def test_a_passenger_who_leaves_does_not_disturb_the_flight() -> None:
     await asyncio.wait([passenger])
     flight.may_land.set()
     await flight.ended
-    await flights.land()
+    await flights.drain()
 
 
 @pytest.mark.parametrize("started", [True, False], ids=["in the air", "before its first step"])
 async def test_breaking_off_tells_the_passengers(started: bool) -> None:  # noqa: FBT001 - a table
-    flights: Flights[FakeFlight] = Flights()
-    flight, _ = flights.join("key", lambda: FakeFlight(flights))
+    flights: SingleFlight[FakeCall] = SingleFlight()
+    flight, _ = flights.join("key", lambda: FakeCall(flights))
     if started:
         await asyncio.sleep(0)
     await flights.aclose()
@@ -98,9 +98,9 @@ async def test_breaking_off_tells_the_passengers(started: bool) -> None:  # noqa
 
 
 async def test_a_departure_that_fails_leaves_the_key_free() -> None:
-    flights: Flights[FakeFlight] = Flights()
+    flights: SingleFlight[FakeCall] = SingleFlight()
 
-    def depart() -> FakeFlight:
+    def depart() -> FakeCall:
         raise ValueError
 
     with pytest.raises(ValueError):  # noqa: PT011 - it has no message
@@ -109,43 +109,43 @@ async def test_a_departure_that_fails_leaves_the_key_free() -> None:
 
 
 async def test_readers_of_a_tide_wait_for_more_than_they_have() -> None:
-    tide = Tide()
-    readers = [asyncio.create_task(tide.beyond(offset)) for offset in (0, 5, 9)]
+    watermark = Watermark()
+    readers = [asyncio.create_task(watermark.beyond(offset)) for offset in (0, 5, 9)]
     await asyncio.sleep(0)
-    tide.rise(0)
+    watermark.advance(0)
     await asyncio.sleep(0)
     assert not any(reader.done() for reader in readers)
-    tide.rise(6)
+    watermark.advance(6)
     assert await readers[0] == 6
     assert await readers[1] == 6
     await asyncio.sleep(0)
     assert not readers[2].done()
-    tide.end()
+    watermark.end()
     assert await readers[2] == 6
-    assert await tide.beyond(100) == 6
+    assert await watermark.beyond(100) == 6
 
 
 async def test_a_reader_who_leaves_takes_nobody_along() -> None:
-    tide = Tide()
-    one, other = (asyncio.create_task(tide.beyond(0)) for _ in range(2))
+    watermark = Watermark()
+    one, other = (asyncio.create_task(watermark.beyond(0)) for _ in range(2))
     await asyncio.sleep(0)
     one.cancel()
     await asyncio.wait([one])
-    tide.rise(1)
+    watermark.advance(1)
     assert await other == 1
 
 
 async def test_what_came_before_an_error_can_be_read_and_the_error_comes_behind_it() -> None:
-    tide = Tide()
-    tide.rise(5)
-    tide.end(ValueError("cut"))
-    assert await tide.beyond(4) == 5
+    watermark = Watermark()
+    watermark.advance(5)
+    watermark.end(ValueError("cut"))
+    assert await watermark.beyond(4) == 5
     with pytest.raises(ValueError, match="cut"):
-        await tide.beyond(5)
+        await watermark.beyond(5)
 
 
 async def test_a_tide_ends_once() -> None:
-    tide = Tide()
-    tide.end()
-    tide.end(ValueError("too late"))
-    assert await tide.beyond(0) == 0
+    watermark = Watermark()
+    watermark.end()
+    watermark.end(ValueError("too late"))
+    assert await watermark.beyond(0) == 0

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from imgkeep.web.context import SITE
-from imgkeep.web.login import make_link
+from imgkeep.web.login import make_log_in_link
 from PIL import Image
 
 from tests.support.browser import browsing
@@ -91,9 +91,9 @@ def url_of(imgkeep: Imgkeep, path: str = "/") -> str:
 
 def log_in_link(imgkeep: Imgkeep) -> str:
     assert imgkeep.client.app is not None
-    token = imgkeep.client.app[SITE].door.local_token
+    token = imgkeep.client.app[SITE].auth.local_token
     assert token is not None
-    return make_link(token, "127.0.0.1", port_of(imgkeep), datetime.now(UTC))  # noqa: TID251 - the server's clock
+    return make_log_in_link(token, "127.0.0.1", port_of(imgkeep), datetime.now(UTC))  # noqa: TID251 - the server's clock
 
 
 async def facts_of(page: Page) -> dict[str, str]:

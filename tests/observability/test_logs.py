@@ -301,7 +301,7 @@ async def test_a_noisy_run_tells_no_secret_and_adds_up(  # noqa: PLR0915 - one s
         answers.extend([await ask(imgkeep, target) for target in BAD_TARGETS])
         app = imgkeep.client.app
         assert app is not None
-        app[SITE].keeper.identify = broken
+        app[SITE].image_service.identify = broken
         answers.append(await ask(imgkeep, target_of(good)))
         broken_answers = [await talk(port_of(imgkeep), data) for data in BROKEN]
         page = app[SITE].meter.page()
@@ -419,7 +419,7 @@ def test_the_counters_of_several_workers_are_added_and_what_all_see_is_not() -> 
     ended.answered("/img", "hit", 200, 100, 0.002)
     ended.watch("in_flight", "Each has its part", lambda: 5.0)
     left = workers[0].merge([ended.tell("1.2", lasting=True), ended.tell("1.4", lasting=True)])
-    page = workers[0].sum_up([*(each.tell("0.1") for each in workers), left], workers=2, silent=1).decode()
+    page = workers[0].sum_up([*(each.tell("0.1") for each in workers), left], workers=2, unresponsive=1).decode()
     lines = set(page.splitlines())
     assert {
         'imgkeep_requests_total{outcome="hit",route="/img",status="200"} 4.0',
@@ -433,6 +433,6 @@ def test_the_counters_of_several_workers_are_added_and_what_all_see_is_not() -> 
         "imgkeep_in_flight 4.0",
         "imgkeep_free_bytes 11.0",
         "imgkeep_workers_counted 2.0",
-        "imgkeep_workers_silent 1.0",
+        "imgkeep_workers_unresponsive 1.0",
     } <= lines
     assert len(lines) == len(page.splitlines())

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 import pytest
 from imgkeep.core.errors import Busy
 from imgkeep.core.records import OWN, Client
-from imgkeep.origin.concurrency import QUEUE_PER_PLACE, Gates
+from imgkeep.origin.concurrency import QUEUE_PER_PLACE, FetchLimiter
 from imgkeep.ports import Demand
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from imgkeep.origin.concurrency import Place
+    from imgkeep.origin.concurrency import FetchSlot
 
 
 async def turns(times: int = 5) -> None:
@@ -28,10 +28,10 @@ async def turns(times: int = 5) -> None:
 
 
 class Crowd:
-    """Visitors of gates: each enters a host's gate, says so, and stays until it is told to leave."""
+    """Visitors of limiter: each enters a host's gate, says so, and stays until it is told to leave."""
 
-    def __init__(self, gates: Gates) -> None:
-        self.gates = gates
+    def __init__(self, limiter: FetchLimiter) -> None:
+        self.limiter = limiter
         self.inside: list[str] = []
         self.tasks: list[asyncio.Task[None]] = []
         self.leave = asyncio.Event()
@@ -42,7 +42,7 @@ class Crowd:
         await turns()
 
     async def _visit(self, name: str) -> None:
-        async with self.gates.enter(name.partition("/")[0]):
+        async with self.limiter.enter(name.partition("/")[0]):
             self.inside.append(name)
             try:
                 await self.leave.wait()
@@ -56,19 +56,19 @@ class Crowd:
 
 @pytest.fixture
 async def crowd() -> AsyncIterator[Crowd]:
-    crowd = Crowd(Gates(3, 2))
+    crowd = Crowd(FetchLimiter(3, 2))
     yield crowd
     await crowd.all_leave()
     # Whatever happened, nobody is left and no host is remembered.
-    assert (crowd.inside, crowd.gates.waiting, crowd.gates._hosts) == ([], 0, {})
+    assert (crowd.inside, crowd.limiter.waiting, crowd.limiter._hosts) == ([], 0, {})
     async with AsyncExitStack() as stack:
         for host in ("a", "a", "b"):
-            await asyncio.wait_for(stack.enter_async_context(crowd.gates.enter(host)), 20)
+            await asyncio.wait_for(stack.enter_async_context(crowd.limiter.enter(host)), 20)
 
 
 async def test_a_host_takes_its_places_and_no_more(crowd: Crowd) -> None:
     await crowd.add("a/1", "a/2", "a/3")
-    assert (crowd.inside, crowd.gates.waiting) == (["a/1", "a/2"], 1)
+    assert (crowd.inside, crowd.limiter.waiting) == (["a/1", "a/2"], 1)
 
 
 async def test_who_waits_for_a_host_takes_no_place_of_the_others(crowd: Crowd) -> None:
@@ -78,7 +78,7 @@ async def test_who_waits_for_a_host_takes_no_place_of_the_others(crowd: Crowd) -
 
 async def test_all_hosts_together_take_no_more_than_all_places(crowd: Crowd) -> None:
     await crowd.add("a", "b", "c", "d")
-    assert (crowd.inside, crowd.gates.waiting) == (["a", "b", "c"], 1)
+    assert (crowd.inside, crowd.limiter.waiting) == (["a", "b", "c"], 1)
 
 
 async def test_those_who_wait_enter_in_turn(crowd: Crowd) -> None:
@@ -93,9 +93,9 @@ async def test_those_who_wait_enter_in_turn(crowd: Crowd) -> None:
 
 async def test_a_full_queue_of_a_host_refuses_at_once_and_others_still_enter(crowd: Crowd) -> None:
     await crowd.add(*(f"a/{number}" for number in range(2 + 2 * QUEUE_PER_PLACE)))
-    assert crowd.gates.waiting == 2 * QUEUE_PER_PLACE
+    assert crowd.limiter.waiting == 2 * QUEUE_PER_PLACE
     with pytest.raises(Busy) as busy:
-        await asyncio.wait_for(crowd.gates.enter("a").__aenter__(), 20)
+        await asyncio.wait_for(crowd.limiter.enter("a").__aenter__(), 20)
     assert busy.value.retry_after_s > 0
     await crowd.add("b")
     assert "b" in crowd.inside
@@ -105,15 +105,15 @@ async def test_a_full_queue_of_all_refuses_and_leaves_nothing(crowd: Crowd) -> N
     # One a host, so that no host's own queue is meant.
     await crowd.add(*(f"h{number}" for number in range(3 + 3 * QUEUE_PER_PLACE)))
     with pytest.raises(Busy):
-        await asyncio.wait_for(crowd.gates.enter("one-more").__aenter__(), 20)
-    assert "one-more" not in crowd.gates._hosts
-    assert crowd.gates.waiting == 3 * QUEUE_PER_PLACE
+        await asyncio.wait_for(crowd.limiter.enter("one-more").__aenter__(), 20)
+    assert "one-more" not in crowd.limiter._hosts
+    assert crowd.limiter.waiting == 3 * QUEUE_PER_PLACE
 
 
 async def test_a_visitor_that_fails_gives_its_place_back(crowd: Crowd) -> None:
     for _ in range(5):
         with pytest.raises(ZeroDivisionError):
-            async with crowd.gates.enter("a"):
+            async with crowd.limiter.enter("a"):
                 raise ZeroDivisionError
     await crowd.add("a/1", "a/2")
     assert len(crowd.inside) == 2
@@ -122,11 +122,11 @@ async def test_a_visitor_that_fails_gives_its_place_back(crowd: Crowd) -> None:
 @pytest.mark.parametrize("waits_for", ["its host", "all"])
 async def test_who_gives_up_waiting_leaves_nothing(crowd: Crowd, waits_for: str) -> None:
     await crowd.add(*(("a/1", "a/2", "a/3") if waits_for == "its host" else ("a", "b", "c", "d")))
-    assert crowd.gates.waiting == 1
+    assert crowd.limiter.waiting == 1
     crowd.tasks[-1].cancel()
     await turns()
-    assert crowd.gates.waiting == 0
-    assert len(crowd.gates._hosts) == (1 if waits_for == "its host" else 3)
+    assert crowd.limiter.waiting == 0
+    assert len(crowd.limiter._hosts) == (1 if waits_for == "its host" else 3)
 
 
 async def test_who_is_called_in_and_gives_up_in_the_same_moment_passes_the_place_on(crowd: Crowd) -> None:
@@ -145,23 +145,23 @@ CLIENTS = [*VISITORS, Client(("127.0.0.1",), loopback=True), OWN]
 
 @dataclass(eq=False)
 class Fetch:
-    """One fetch at the gates, which does as it is told."""
+    """One fetch at the limiter, which does as it is told."""
 
-    gates: Gates
+    limiter: FetchLimiter
     host: str
     demand: Demand
     goes_on: asyncio.Event = field(default_factory=asyncio.Event)
     move_to: str | None = None
-    place: Place | None = None
+    place: FetchSlot | None = None
     task: asyncio.Task[None] | None = None
     stopped: bool = False
 
     async def run(self) -> None:
-        self.place = self.gates.enter(self.host, self.demand, self.stop)
+        self.place = self.limiter.enter(self.host, self.demand, self.stop)
         with suppress(Busy):
             await self._stay(self.place)
 
-    async def _stay(self, place: Place) -> None:
+    async def _stay(self, place: FetchSlot) -> None:
         async with place:
             while True:
                 await self.goes_on.wait()
@@ -178,14 +178,14 @@ class Fetch:
 
 
 class Model:
-    """Checks the gates against a look at every fetch there is."""
+    """Checks the limiter against a look at every fetch there is."""
 
     def __init__(self, places: int, per_host: int) -> None:
-        self.gates = Gates(places, per_host)
+        self.limiter = FetchLimiter(places, per_host)
         self.fetches: list[Fetch] = []
 
     def add(self, host: str, client: Client, *, yields: bool = False) -> Fetch:
-        fetch = Fetch(self.gates, host, Demand(client, yields=yields))
+        fetch = Fetch(self.limiter, host, Demand(client, yields=yields))
         fetch.task = asyncio.create_task(fetch.run())
         self.fetches.append(fetch)
         return fetch
@@ -196,7 +196,7 @@ class Model:
             self.fetches.remove(fetch)
 
     def check(self) -> None:
-        gates = self.gates
+        limiter = self.limiter
         places = [each.place for each in self.fetches if each.place is not None]
         inside = [each for each in places if each.inside]
         started = [each for each in places if each.started]
@@ -205,12 +205,12 @@ class Model:
         groups = Counter(each.group.name for each in started)
         limited = {each.group.name for each in places if each.group.share is not None}
         own = sum(each.own for each in inside)
-        assert gates.used == len(inside) <= gates._places
-        assert max(own, len(inside) - own) <= gates._places_of_class
-        assert all(number <= gates._places_per_host for number in hosts.values())
-        assert all(groups[name] <= gates._share for name in limited)
-        assert all(number <= gates._share_of_host for (_, name), number in at_host.items() if name in limited)
-        assert gates.waiting == sum(each.lines is not None for each in places)
+        assert limiter.used == len(inside) <= limiter._places
+        assert max(own, len(inside) - own) <= limiter._places_of_class
+        assert all(number <= limiter._places_per_host for number in hosts.values())
+        assert all(groups[name] <= limiter._share for name in limited)
+        assert all(number <= limiter._share_of_host for (_, name), number in at_host.items() if name in limited)
+        assert limiter.waiting == sum(each.lines is not None for each in places)
         for place in places:
             assert not (place.lines is not None and self._could_go_on(place, at_host, hosts, groups)), place
             if place.demand.yields and place.inside and place.lines is None:
@@ -218,34 +218,34 @@ class Model:
                 assert not waiting, "a fetch without a reader keeps another one waiting"
 
     def _could_go_on(
-        self, place: Place, at_host: Counter[tuple[str, str]], hosts: Counter[str], groups: Counter[str]
+        self, place: FetchSlot, at_host: Counter[tuple[str, str]], hosts: Counter[str], groups: Counter[str]
     ) -> bool:
-        gates, group = self.gates, place.group
+        limiter, group = self.limiter, place.group
         if place.lines is group.waiting_for_all:
-            return gates._has_room(place.own)
+            return limiter._has_room(place.own)
         assert place.pair is not None
         host = place.pair.host.name
         limited = group.share is not None
         return (
-            hosts[host] < gates._places_per_host
-            and (not limited or at_host[host, group.name] < gates._share_of_host)
-            and (not limited or place.started or groups[group.name] < gates._share)
+            hosts[host] < limiter._places_per_host
+            and (not limited or at_host[host, group.name] < limiter._share_of_host)
+            and (not limited or place.started or groups[group.name] < limiter._share)
         )
 
-    def _waits_for(self, waiting: Place, place: Place) -> bool:
+    def _waits_for(self, waiting: FetchSlot, place: FetchSlot) -> bool:
         """Whether all that `waiting` lacks is a place that `place` holds."""
         if waiting.lines is waiting.group.waiting_for_all:
-            return not waiting.own or self.gates.used >= self.gates._places
+            return not waiting.own or self.limiter.used >= self.limiter._places
         assert waiting.pair is not None
         assert place.pair is not None
-        if waiting.group.share is not None and waiting.pair.held >= self.gates._share_of_host:
+        if waiting.group.share is not None and waiting.pair.held >= self.limiter._share_of_host:
             return waiting.pair is place.pair
         if waiting.group.full and not waiting.started:
-            return waiting.group is place.group and waiting.pair.host.used < self.gates._places_per_host
-        return waiting.pair.host is place.pair.host and waiting.pair.host.used >= self.gates._places_per_host
+            return waiting.group is place.group and waiting.pair.host.used < self.limiter._places_per_host
+        return waiting.pair.host is place.pair.host and waiting.pair.host.used >= self.limiter._places_per_host
 
 
-def _moves(place: Place) -> bool:
+def _moves(place: FetchSlot) -> bool:
     """Whether a redirected fetch waits for its next host."""
     return place.lines is not None and place.lines is not place.group.waiting_for_all
 
@@ -281,5 +281,5 @@ async def test_any_order_of_events_keeps_the_shares_and_leaves_no_free_place_to_
     tasks = [fetch.task for fetch in model.fetches if fetch.task is not None]
     for outcome in await asyncio.gather(*tasks, return_exceptions=True):
         assert outcome is None or isinstance(outcome, asyncio.CancelledError), outcome
-    gates = model.gates
-    assert (gates.waiting, gates.used, gates._hosts, gates._groups, gates._yielding) == (0, 0, {}, {}, {})
+    limiter = model.limiter
+    assert (limiter.waiting, limiter.used, limiter._hosts, limiter._groups, limiter._yielding) == (0, 0, {}, {}, {})

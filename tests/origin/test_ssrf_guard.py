@@ -1,4 +1,4 @@
-"""The guard's two gates, each by itself: one must hold where the other is passed by."""
+"""The guard's two limiter, each by itself: one must hold where the other is passed by."""
 
 from __future__ import annotations
 

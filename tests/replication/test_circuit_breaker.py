@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from imgkeep.core.errors import RemoteFault, StorageError
 from imgkeep.replication import circuit_breaker as module
-from imgkeep.replication.circuit_breaker import Breaker
+from imgkeep.replication.circuit_breaker import CircuitBreaker
 
 from tests.support.fakes import Timer
 from tests.support.program import until
@@ -41,10 +41,10 @@ def timer() -> Timer:
 
 
 @pytest.fixture
-async def breaker(trial: Trial, timer: Timer, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Breaker]:
+async def breaker(trial: Trial, timer: Timer, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[CircuitBreaker]:
     monkeypatch.setattr(module, "DELAY_MIN_S", 0.001)
     monkeypatch.setattr(module, "DELAY_MAX_S", 0.004)
-    breaker = Breaker(trial, draw=lambda: 0.5, timer=timer, sleep=asyncio.sleep)
+    breaker = CircuitBreaker(trial, draw=lambda: 0.5, timer=timer, sleep=asyncio.sleep)
     task = asyncio.create_task(breaker.run())
     yield breaker
     task.cancel()
@@ -52,13 +52,13 @@ async def breaker(trial: Trial, timer: Timer, monkeypatch: pytest.MonkeyPatch) -
         await task
 
 
-async def test_it_is_closed_until_it_trips_and_nobody_tries_before(breaker: Breaker, trial: Trial) -> None:
+async def test_it_is_closed_until_it_trips_and_nobody_tries_before(breaker: CircuitBreaker, trial: Trial) -> None:
     await asyncio.sleep(0.01)
     assert (breaker.reason, breaker.closed.is_set(), trial.count) == (None, True, 0)
 
 
 async def test_it_tells_the_last_reason_and_closes_only_after_a_trial_that_works(
-    breaker: Breaker, trial: Trial
+    breaker: CircuitBreaker, trial: Trial
 ) -> None:
     told: list[str | None] = []
     breaker.tell = told.append
@@ -77,27 +77,27 @@ async def test_it_tells_the_last_reason_and_closes_only_after_a_trial_that_works
 
 
 async def test_what_concerns_one_object_has_a_trial_tell_and_closes_nothing_to_others(
-    breaker: Breaker, trial: Trial, timer: Timer
+    breaker: CircuitBreaker, trial: Trial, timer: Timer
 ) -> None:
     trial.fails = False
-    breaker.blame(RemoteFault("this one cannot be read", general=False))
+    breaker.report_failure(RemoteFault("this one cannot be read", general=False))
     await until(lambda: trial.count == 1)
     assert breaker.reason is None
     trial.fails = True
-    breaker.blame(RemoteFault("nor this one, a moment later", general=False))
+    breaker.report_failure(RemoteFault("nor this one, a moment later", general=False))
     await asyncio.sleep(0.01)
     assert trial.count == 1, "nobody tries for every object"
     timer.seconds += 1
-    breaker.blame(RemoteFault("nor this one", general=False))
+    breaker.report_failure(RemoteFault("nor this one", general=False))
     await until(lambda: breaker.reason is not None)
 
 
-async def test_a_general_fault_opens_at_once(breaker: Breaker) -> None:
-    breaker.blame(RemoteFault("it cannot be reached"))
+async def test_a_general_fault_opens_at_once(breaker: CircuitBreaker) -> None:
+    breaker.report_failure(RemoteFault("it cannot be reached"))
     assert breaker.reason == "it cannot be reached"
 
 
-async def test_a_trial_that_fails_as_nobody_foresaw_is_not_the_last(breaker: Breaker, trial: Trial) -> None:
+async def test_a_trial_that_fails_as_nobody_foresaw_is_not_the_last(breaker: CircuitBreaker, trial: Trial) -> None:
     trial.error = ValueError("what is this")
     breaker.trip(StorageError("first"))
     await until(lambda: trial.count >= 2)
@@ -108,7 +108,7 @@ async def test_a_trial_that_fails_as_nobody_foresaw_is_not_the_last(breaker: Bre
 
 
 async def test_an_outage_is_logged_once_a_minute_at_most(
-    breaker: Breaker, trial: Trial, caplog: pytest.LogCaptureFixture
+    breaker: CircuitBreaker, trial: Trial, caplog: pytest.LogCaptureFixture
 ) -> None:
     trial.fails = False
     for _ in range(5):

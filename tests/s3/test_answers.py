@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import aiohttp
 import pytest
-from imgkeep.bootstrap.storage import open_parts
+from imgkeep.bootstrap.storage import open_storage
 from imgkeep.core.errors import Unreachable, WrittenByNewer
 from imgkeep.core.records import Digest, Key
 from imgkeep.core.store_url import Bucket
@@ -19,7 +19,7 @@ from imgkeep.storage.s3.store import S3Store
 
 from tests.conftest import configuration
 from tests.s3.test_program import only_aws
-from tests.s3.test_remote import MULTIPART_SIZE, get, healed, readyz
+from tests.s3.test_remote import MULTIPART_SIZE, get, readyz, replicated
 from tests.support.pictures import picture, picture_of
 from tests.support.program import serving, until
 from tests.support.s3.misbehaving import only
@@ -59,7 +59,7 @@ async def test_a_404_that_is_not_s3s_is_no_miss(remote: Remote, origin: FakeOrig
     assert (response.status, (await response.json())["code"]) == (503, "storage_unavailable")
     assert (await readyz(node))["status"] == "degraded"
     await remote.gate.open()
-    await healed(node)
+    await replicated(node)
     assert (await get(node, url))[1] == picture()
 
 
@@ -72,7 +72,7 @@ async def test_a_proxy_that_answers_404_to_every_head_costs_the_healer_nothing(
     await get(node, url)
     await remote.gate.open()
     await remote.gate.answer(404, {}, b"", match=only("HEAD"))
-    await healed(node)
+    await replicated(node)
     assert list((await remote.stored("objects")).values()) == [picture()]
     assert (await get(node, url))[1] == picture()
 
@@ -121,7 +121,7 @@ async def test_odd_fields_end_neither_breaker_nor_healer(
     assert (await get(node, urls[2]))[1] == picture(seed=2)
     assert [(await get(node, url))[1] for url in urls] == [picture(seed=n) for n in range(3)]
     await remote.gate.open()
-    await healed(node)
+    await replicated(node)
     assert len(await remote.stored("objects")) == len(await remote.stored("records")) == 3
 
 
@@ -186,7 +186,9 @@ async def test_what_is_good_by_now_is_not_set_aside(remote: Remote, origin: Fake
     await get(await remote.node(), origin.gives("/a.png", picture()))
     before = await remote.stored("objects")
     (path,) = before
-    await store.mend(path.rpartition("/")[2], Digest(sha256(b"what somebody read a moment ago").hexdigest()))
+    await store.quarantine_if_corrupt(
+        path.rpartition("/")[2], Digest(sha256(b"what somebody read a moment ago").hexdigest())
+    )
     assert await remote.stored("objects") == before
 
 
@@ -253,7 +255,7 @@ async def test_a_disk_that_fails_while_an_image_comes_from_the_bucket_costs_the_
 async def test_what_replaces_an_image_does_not_go_to_the_fallback(remote: Remote, tmp_path: Path) -> None:
     url = f"s3://{remote.server.bucket}/pre?endpoint={remote.gate.endpoint}&region=us-east-1"
     config = configuration(tmp_path / "x", store={"url": url, "fallback": f"file:{tmp_path / 'x'}", "timeout_s": 1})
-    async with open_parts(config, clock=lambda: NOON) as parts:
+    async with open_storage(config, clock=lambda: NOON) as parts:
         await remote.gate.refuse()
         for replaces in (None, Digest("0" * 64)):
             body = picture(seed=1 if replaces else 2)

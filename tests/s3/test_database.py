@@ -1,4 +1,4 @@
-"""How late the catalog may be: with a bucket it is what finds copies while the bucket is away."""
+"""How late the database may be: with a bucket it is what finds copies while the bucket is away."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import pytest
-from imgkeep.bootstrap.storage import open_parts
-from imgkeep.database.image_index import LINGER_LONG_S, LINGER_S
+from imgkeep.bootstrap.storage import open_storage
+from imgkeep.database.image_index import BATCH_DELAY_S, LOCAL_BATCH_DELAY_S
 
 from tests.conftest import configuration
 
@@ -18,12 +18,14 @@ NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 CLOSED = "s3://bucket/pre?endpoint=http://127.0.0.1:1&region=us-east-1"
 
 
-@pytest.mark.parametrize(("url", "linger_s"), [("file:{}", LINGER_LONG_S), (CLOSED, LINGER_S)], ids=["disk", "bucket"])
+@pytest.mark.parametrize(
+    ("url", "batch_delay_s"), [("file:{}", LOCAL_BATCH_DELAY_S), (CLOSED, BATCH_DELAY_S)], ids=["disk", "bucket"]
+)
 async def test_rows_are_late_only_where_the_store_is_as_near(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str, linger_s: float
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str, batch_delay_s: float
 ) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "id")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     config = configuration(tmp_path, store={"url": url.format(tmp_path), "timeout_s": 1})
-    async with open_parts(config, clock=lambda: NOON) as parts:
-        assert parts.catalog._linger_s == linger_s
+    async with open_storage(config, clock=lambda: NOON) as parts:
+        assert parts.database._batch_delay_s == batch_delay_s

@@ -53,11 +53,11 @@ def check(server: S3Server, gate: Gate, tmp_path: Path) -> Check:
             **settings,
         )
         assert "Signature" not in out + err
-        valid, fallback, catalog, store, *lines = out.splitlines()
+        valid, fallback, database, store, *lines = out.splitlines()
         place = f"bucket {server.bucket} at {urlsplit(gate.endpoint).netloc}"
         assert store == f"store: {place}"
         lines = [line.removesuffix(f" ({place})") for line in lines]
-        assert (valid, catalog) == ("configuration: valid", "catalog: works")
+        assert (valid, database) == ("configuration: valid", "database: works")
         assert fallback.startswith("fallback: works, ")
         return status, lines, err
 

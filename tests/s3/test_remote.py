@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
     from aiohttp import ClientResponse
-    from imgkeep.images.service import Keeper
+    from imgkeep.images.service import ImageService
 
     from tests.conftest import Imgkeep
     from tests.support.origins import FakeOrigin
@@ -42,9 +42,9 @@ async def get(imgkeep: Imgkeep, url: str, **how: Any) -> tuple[ClientResponse, b
     return response, await response.read()
 
 
-def keeper_of(imgkeep: Imgkeep) -> Keeper:
+def image_service_of(imgkeep: Imgkeep) -> ImageService:
     assert imgkeep.client.app is not None
-    return imgkeep.client.app[SITE].keeper
+    return imgkeep.client.app[SITE].image_service
 
 
 async def readyz(imgkeep: Imgkeep) -> dict[str, Any]:
@@ -59,7 +59,7 @@ async def comes_true(condition: Callable[[], Awaitable[bool]], *, within_s: floa
             await asyncio.sleep(0.05)
 
 
-async def healed(imgkeep: Imgkeep) -> None:
+async def replicated(imgkeep: Imgkeep) -> None:
     """Wait until the bucket works again and nothing waits for it."""
 
     async def done() -> bool:
@@ -234,11 +234,11 @@ async def test_nodes_learn_from_the_bucket_what_links_have_shown(remote: Remote,
     first, second = [await remote.node(name, sources=sources) for name in ("a", "b")]
     await get(first, signed.url(invented()))
     assert (await get(second, signed.url(good())))[1] == PICTURE
-    await keeper_of(second).land()
+    await image_service_of(second).drain()
     assert (await get(first, signed.url(good())))[1] == PICTURE
-    await keeper_of(first).land()
+    await image_service_of(first).drain()
     assert (await get(second, signed.url(good(1))))[1] == PICTURE
-    await keeper_of(second).land()
+    await image_service_of(second).drain()
     third = await remote.node("c", sources=sources)
     response, body = await get(third, signed.url(good(2, end=PAST)))
     assert (body, response.headers["Cache-Control"]) == (PICTURE, FOREVER)
@@ -370,7 +370,7 @@ async def test_nobody_notices_an_outage_and_all_is_in_the_bucket_afterwards(
     assert report["status"] == "degraded"
     assert report["store"]["reason"]
     await remote.gate.open()
-    await healed(node)
+    await replicated(node)
     assert sorted((await remote.stored("objects")).values()) == sorted([picture(seed=1), *fresh.values()])
     assert len(await remote.stored("records")) == 5
     # The record goes first, and then the object.
@@ -394,7 +394,7 @@ async def test_a_bucket_that_takes_the_trial_and_no_image_loses_none(remote: Rem
         await remote.gate.until_seen("GET", "/probe", times=trials + 1)
         assert (await get(node, url))[1] == body
     await remote.gate.open()
-    await healed(node)
+    await replicated(node)
     assert sorted((await remote.stored("objects")).values()) == sorted(fresh.values())
     assert {origin.asked(f"/{n}.png") for n in range(2, 6)} == {1}
 
@@ -407,7 +407,7 @@ async def test_the_time_limit_is_paid_once_and_then_the_breaker_answers(remote: 
         for n in range(1, 10):
             assert (await get(node, origin.gives(f"/{n}.png", picture(seed=n))))[1] == picture(seed=n)
         assert remote.gate.count("GET", "/records/") + remote.gate.count("PUT", "/objects/") == seen
-    await healed(node)
+    await replicated(node)
     assert len(await remote.stored("objects")) == 10
 
 
@@ -420,7 +420,7 @@ async def test_a_server_that_stops_during_100_continue_costs_the_time_limit_only
     async with asyncio.timeout(20):
         assert (await get(node, url))[1] == picture_of(3_000_000)
     await remote.gate.open()
-    await healed(node)
+    await replicated(node)
     assert list((await remote.stored("objects")).values()) == [picture_of(3_000_000)]
 
 
@@ -449,7 +449,7 @@ async def test_a_bucket_whose_name_is_not_found_is_away(
     await remote.gate.open()
     assert (await readyz(node))["status"] == "degraded"
     here = True
-    await healed(node)
+    await replicated(node)
     assert len(await remote.stored("objects")) == 2
 
 
@@ -542,7 +542,7 @@ async def test_an_outbox_survives_a_restart_and_a_lost_catalog(remote: Remote, o
     for url in urls:
         await get(node, url)
     await node.client.close()
-    for path in node.folder.glob("catalog.db*"):
+    for path in node.folder.glob("imgkeep.db*"):
         path.unlink()
     node = await remote.node()
     assert [(await get(node, url))[1] for url in urls] == [picture(seed=n) for n in range(5)]
@@ -554,7 +554,7 @@ async def test_an_outbox_survives_a_restart_and_a_lost_catalog(remote: Remote, o
 
     await comes_true(told)
     await remote.gate.open()
-    await healed(node)
+    await replicated(node)
     assert sorted((await remote.stored("objects")).values()) == sorted(picture(seed=n) for n in range(5))
 
 
@@ -569,7 +569,7 @@ async def test_a_bucket_that_dies_again_while_images_are_carried_over_loses_none
     await remote.gate.hang(match=only("PUT", "/records/"))
     await remote.gate.until_seen("PUT", "/records/", times=2)
     await remote.gate.open()
-    await healed(node)
+    await replicated(node)
     assert sorted((await remote.stored("objects")).values()) == sorted(picture(seed=n) for n in range(8))
     assert len(await remote.stored("records")) == 8
 
@@ -584,7 +584,7 @@ async def test_two_nodes_carry_one_key_over_and_the_first_image_stays(remote: Re
     location = (await get(nodes[1], url))[0].headers["Content-Location"]
     await remote.gate.open()
     for node in nodes:
-        await healed(node)
+        await replicated(node)
     assert first.status == 200
     assert len(await remote.stored("records")) == 1
     assert sorted((await remote.stored("objects")).values()) == sorted([picture(seed=1), picture(seed=2)])
@@ -605,7 +605,7 @@ async def test_metrics_tell_the_backlog_and_no_secret_is_told(
 
     async def told() -> bool:
         page = await (await node.client.get("/metrics")).text()
-        return "imgkeep_outbox_images 1.0" in page and "imgkeep_store_away 1.0" in page
+        return "imgkeep_outbox_images 1.0" in page and "imgkeep_store_breaker_open 1.0" in page
 
     await comes_true(told)
     page = await (await node.client.get("/metrics")).text() + str(await readyz(node)) + caplog.text

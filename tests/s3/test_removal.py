@@ -6,9 +6,9 @@ import asyncio
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
-from imgkeep.bootstrap.server import Seams
+from imgkeep.bootstrap.server import Platform
 
-from tests.s3.test_remote import ALL, comes_true, get, healed
+from tests.s3.test_remote import ALL, comes_true, get, replicated
 from tests.support.pictures import picture
 from tests.support.program import until
 from tests.support.s3.misbehaving import only
@@ -30,8 +30,8 @@ async def refused(node: Imgkeep, path: str) -> bool:
 
 @ALL
 async def test_what_one_node_removes_the_others_do_not_show(remote: Remote, origin: FakeOrigin) -> None:
-    hurried = Seams(sleep=lambda seconds: asyncio.sleep(seconds / 200))
-    one, other = await remote.node("a"), await remote.node("b", seams=hurried)
+    hurried = Platform(sleep=lambda seconds: asyncio.sleep(seconds / 200))
+    one, other = await remote.node("a"), await remote.node("b", platform=hurried)
     url = origin.gives("/a.png", picture())
     told = await kept(one, url)
     assert (await get(other, url))[1] == picture()
@@ -72,7 +72,7 @@ async def test_nothing_is_removed_that_cannot_be_removed_for_good(remote: Remote
     assert await remove(node, f"/{told['key']}") == 503
     assert (await get(node, url))[1] == picture()
     await remote.gate.open()
-    await healed(node)
+    await replicated(node)
     assert await remove(node, f"/{told['key']}") == 200
     assert (await get(node, url))[0].status == REMOVED[0]
 
@@ -88,7 +88,7 @@ async def test_what_waits_for_the_bucket_is_not_carried_over_once_its_key_is_rem
     assert len(one.files("records")) == 1
     await comes_true(lambda: _removes(other, url))
     await remote.gate.open()
-    await healed(one)
+    await replicated(one)
     assert one.files("objects") == one.files("records") == []
     await comes_true(lambda: _is_removed(one, url))
     # The other node did not know the bytes, and removed none: their permanent URL was handed out.
@@ -102,8 +102,8 @@ async def test_what_waits_for_the_bucket_is_not_carried_over_once_its_key_is_rem
 async def test_what_waits_for_the_bucket_is_not_carried_over_once_its_bytes_are_removed(
     remote: Remote, origin: FakeOrigin
 ) -> None:
-    hurried = Seams(sleep=lambda seconds: asyncio.sleep(seconds / 200))
-    one, other = await remote.node("a", store=HURRIED, seams=hurried), await remote.node("b", store=HURRIED)
+    hurried = Platform(sleep=lambda seconds: asyncio.sleep(seconds / 200))
+    one, other = await remote.node("a", store=HURRIED, platform=hurried), await remote.node("b", store=HURRIED)
     url = origin.gives("/a.png", picture())
     await remote.gate.hang(match=only("PUT", "/v1/objects/"))
     told = await kept(one, url)
@@ -140,7 +140,7 @@ async def test_a_removal_in_the_middle_is_finished_by_doing_it_again(remote: Rem
     assert await remove(node, f"/{told['key']}") == 503
     assert len(await remote.stored("objects")) == 1
     await remote.gate.open()
-    await healed(node)
+    await replicated(node)
     assert await remove(node, f"/{told['key']}") == 200
     assert await remote.stored("objects") == {}
 
@@ -155,8 +155,8 @@ async def restore(node: Imgkeep, **body: str) -> int:
 
 @ALL
 async def test_what_one_node_restores_the_others_show_again(remote: Remote, origin: FakeOrigin) -> None:
-    hurried = Seams(sleep=lambda seconds: asyncio.sleep(seconds / 200))
-    one, other = await remote.node("a"), await remote.node("b", seams=hurried)
+    hurried = Platform(sleep=lambda seconds: asyncio.sleep(seconds / 200))
+    one, other = await remote.node("a"), await remote.node("b", platform=hurried)
     url = origin.gives("/a.png", picture())
     told = await kept(one, url)
     assert await remove(one, f"/{told['key']}") == 200
@@ -174,8 +174,8 @@ async def test_what_one_node_restores_the_others_show_again(remote: Remote, orig
 
 
 async def test_a_node_that_is_not_told_learns_of_an_undo_within_a_refresh(remote: Remote, origin: FakeOrigin) -> None:
-    hurried = Seams(sleep=lambda seconds: asyncio.sleep(seconds / 200))
-    one, other = await remote.node("a"), await remote.node("b", seams=hurried)
+    hurried = Platform(sleep=lambda seconds: asyncio.sleep(seconds / 200))
+    one, other = await remote.node("a"), await remote.node("b", platform=hurried)
     url = origin.gives("/a.png", picture())
     told = await kept(one, url)
     assert await remove(one, f"/{told['key']}") == 200
@@ -199,7 +199,7 @@ async def test_an_undo_in_the_middle_is_finished_by_doing_it_again(remote: Remot
         assert await restore(node, digest=told[0]["digest"]) == 503
         assert len(await remote.stored("refused")) == 1, "the block goes last"
         await remote.gate.open()
-        await healed(node)
+        await replicated(node)
     assert await restore(node, digest=told[0]["digest"]) == 200
     assert await remote.stored("refused") == {}
     assert not any(b"removed_at" in record for record in (await remote.stored("records")).values())
@@ -214,7 +214,7 @@ async def test_a_bucket_that_does_not_delete_is_not_believed(remote: Remote, ori
     await remote.gate.answer(204, match=only("DELETE"))
     assert await restore(node, digest=told["digest"]) == 503
     await remote.gate.open()
-    await healed(node)
+    await replicated(node)
     assert await restore(node, digest=told["digest"]) == 200
 
 
@@ -277,7 +277,7 @@ async def test_what_cannot_be_put_replaces_nothing(remote: Remote, origin: FakeO
         assert (await get(node, url))[1] == picture()
         assert node.files("records") == [], "a replacement does not wait in the fallback"
         await remote.gate.open()
-        await healed(node)
+        await replicated(node)
     await remote.gate.refuse()
     assert (await refetch(node, told["key"], url))[0] == 503
     assert (await get(node, url))[1] == picture()
@@ -293,7 +293,7 @@ async def test_what_waits_for_the_bucket_is_not_replaced_and_not_lost(remote: Re
     assert (await refetch(node, told["key"], url))[0] == 503
     assert (await get(node, url))[1] == picture()
     await remote.gate.open()
-    await healed(node)
+    await replicated(node)
     assert (await refetch(node, told["key"], url))[1]["replaced"] is True
     assert (await get(node, url))[1] == picture(seed=1)
     assert set((await remote.stored("objects")).values()) == {picture(), picture(seed=1)}

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from imgkeep.ports import AtHand
+    from imgkeep.ports import CacheEntry
 
 SMALL = picture_of(20_000)
 LARGE = picture_of(3_000_000)
@@ -41,7 +41,7 @@ def laid(store: LocalStore, body: bytes) -> str:
     return name
 
 
-async def at_hand(store: LocalStore, name: str) -> AtHand:
+async def at_hand(store: LocalStore, name: str) -> CacheEntry:
     body = await store.fetch(name, None)
     assert body is not None
     await body.aclose()
@@ -56,7 +56,7 @@ async def test_a_mapped_file_that_was_cut_short_is_not_at_hand_any_more(store: L
     assert handle.whole() is not None
     os.truncate(store.root / object_path(name), size)
     assert handle.whole() is None
-    assert store.shelf.mapped_bytes == 0
+    assert store.memory_cache.memory_cache_mapped_bytes == 0
 
 
 @pytest.mark.parametrize("body", [SMALL, LARGE], ids=["small", "large"])
@@ -66,14 +66,14 @@ async def test_whoever_asks_for_the_same_object_at_once_shares_what_is_at_hand(s
     third = await at_hand(store, name)
     for _ in range(2):
         assert [bytes(handle.whole() or b"") == body for handle in (first, second, third)] == [True] * 3
-    assert store.shelf.copied_bytes + store.shelf.mapped_bytes == len(body)
+    assert store.memory_cache.copied_bytes + store.memory_cache.memory_cache_mapped_bytes == len(body)
 
 
 async def test_a_handle_that_was_let_go_finds_what_another_holds(store: LocalStore) -> None:
     store._cached_files.works = False  # so that there is no other way
     name = laid(store, SMALL)
     first = await at_hand(store, name)
-    store.shelf.drop(object_path(name))
+    store.memory_cache.drop(object_path(name))
     second = await at_hand(store, name)
     for _ in range(2):
         assert (first.whole(), second.whole()) == (SMALL, SMALL)
@@ -87,7 +87,7 @@ async def test_what_was_replaced_is_not_taken_for_the_same(store: LocalStore, bo
         store._cached_files.works = False  # so that nothing but memory can give it
     name = laid(store, body)
     first = await at_hand(store, name)
-    store.shelf.drop(object_path(name))
+    store.memory_cache.drop(object_path(name))
     path = store.root / object_path(name)
     before = path.stat().st_ctime_ns
     while path.stat().st_ctime_ns == before:  # the kernel's clock for files goes by milliseconds

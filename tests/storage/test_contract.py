@@ -37,7 +37,7 @@ class StoreAndSpool(Protocol):
     async def holds(self, name: str, size: int) -> bool: ...
     async def put(self, draft: Draft, record: Record, replaces: Digest | None = None) -> Record: ...
     async def restate(self, record: Record, replaces: Digest | None = None) -> Record: ...
-    async def bury(self, tombstone: Tombstone) -> None: ...
+    async def put_tombstone(self, tombstone: Tombstone) -> None: ...
     async def refuse(self, digest: Digest, removed_at: datetime, keys: Collection[Key] = ()) -> None: ...
     async def refused(self) -> Collection[Digest]: ...
     async def find_block(self, digest: Digest) -> Collection[Key] | None: ...
@@ -241,7 +241,7 @@ async def test_another_image_is_restated_by_a_caller_that_knows_the_old_one(stor
 
 async def test_no_record_is_restated_over_a_tombstone(store: StoreAndSpool) -> None:
     record = await keep(store, BODY)
-    await store.bury(Tombstone(record.key, NOON))
+    await store.put_tombstone(Tombstone(record.key, NOON))
     with pytest.raises(Removed):
         await store.restate(record)
 
@@ -327,22 +327,22 @@ async def test_it_tells_what_it_holds_by_name_and_size(store: StoreAndSpool, bac
 
 
 async def test_what_is_buried_is_no_miss_and_cannot_be_put_again(store: StoreAndSpool) -> None:
-    kept, buried = [await keep(store, BODY, record_of(BODY, name=name)) for name in ("kept", "buried")]
+    kept, tombstones = [await keep(store, BODY, record_of(BODY, name=name)) for name in ("kept", "tombstones")]
     for _ in range(2):
-        await store.bury(Tombstone(buried.key, NOON))
+        await store.put_tombstone(Tombstone(tombstones.key, NOON))
     with pytest.raises(Removed):
-        await store.find(buried.key)
+        await store.find(tombstones.key)
     with pytest.raises(Removed):
-        await keep(store, BODY, buried)
+        await keep(store, BODY, tombstones)
     with pytest.raises(Removed):
-        await keep(store, b"another picture", record_of(b"another picture", name="buried"))
+        await keep(store, b"another picture", record_of(b"another picture", name="tombstones"))
     assert await store.find(kept.key) == kept
     assert await fetch(store, kept) == BODY
 
 
 async def test_what_was_never_there_can_be_buried(store: StoreAndSpool) -> None:
     record = record_of(BODY)
-    await store.bury(Tombstone(record.key, NOON))
+    await store.put_tombstone(Tombstone(record.key, NOON))
     with pytest.raises(Removed):
         await store.find(record.key)
     with pytest.raises(Removed):
@@ -364,7 +364,7 @@ async def test_removing_on_a_store_that_fails_is_a_fault(store: StoreAndSpool, b
     record = await keep(store, BODY)
     backend.break_it()
     with pytest.raises(StorageError):
-        await store.bury(Tombstone(record.key, NOON))
+        await store.put_tombstone(Tombstone(record.key, NOON))
     with pytest.raises(StorageError):
         await store.refuse(record.digest, NOON)
 
@@ -391,7 +391,7 @@ async def test_only_the_tombstone_that_was_seen_is_deleted(store: StoreAndSpool)
     await store.delete_tombstone(seen)
     assert await store.find(record.key) == record, "a record stays"
     later = Tombstone(record.key, NOON.replace(hour=13), record.digest)
-    await store.bury(later)
+    await store.put_tombstone(later)
     await store.delete_tombstone(seen)
     assert await store.find_tombstone(record.key) == later, "a later removal stays"
     await store.delete_tombstone(later)

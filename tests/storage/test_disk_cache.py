@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from imgkeep.core.errors import StorageError
-from imgkeep.storage.disk_cache import DiskCache, Share
+from imgkeep.storage.disk_cache import CacheShare, DiskCache
 from imgkeep.storage.local.store import HASHED_BYTES_MAX, LocalStore
 from imgkeep.storage.memory import MemorySpool
 
@@ -177,9 +177,9 @@ async def test_several_workers_count_every_copy_once_and_stay_within_the_limit(d
 
     async def tell(copies: Mapping[str, int]) -> None:
         for worker in workers:
-            await worker.note_all(copies)
+            await worker.count_copies(copies)
 
-    workers += [DiskCache(disk, 8000, share=Share(slot, 2, tell)) for slot in range(2)]
+    workers += [DiskCache(disk, 8000, share=CacheShare(slot, 2, tell)) for slot in range(2)]
     names = [await copy(workers[n % 2], body) for n, body in enumerate(bodies)]
 
     def there() -> set[str]:
@@ -191,7 +191,7 @@ async def test_several_workers_count_every_copy_once_and_stay_within_the_limit(d
     kept = [name for name in names if name in there()]
     for worker in workers:
         assert [await fetched(worker, name) for name in kept] == [bodies[names.index(name)] for name in kept]
-    again = [DiskCache(disk, 8000, share=Share(slot, 2, tell)) for slot in range(2)]
+    again = [DiskCache(disk, 8000, share=CacheShare(slot, 2, tell)) for slot in range(2)]
     for worker in again:
         await worker.open()
         await worker.counted()

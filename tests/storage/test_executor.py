@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 from imgkeep.core.errors import StorageError
-from imgkeep.storage.local.executor import Threads
+from imgkeep.storage.local.executor import DiskExecutor
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 
 @asynccontextmanager
-async def held(number: int = 8, timeout_s: float = 30) -> AsyncIterator[tuple[Threads, threading.Event]]:
+async def held(number: int = 8, timeout_s: float = 30) -> AsyncIterator[tuple[DiskExecutor, threading.Event]]:
     """Give threads, and what lets work go on that waits for it."""
-    threads, go = Threads(number, timeout_s=timeout_s), threading.Event()
+    threads, go = DiskExecutor(number, timeout_s=timeout_s), threading.Event()
     try:
         yield threads, go
     finally:
@@ -28,7 +28,7 @@ async def held(number: int = 8, timeout_s: float = 30) -> AsyncIterator[tuple[Th
 
 async def test_what_is_asked_for_in_one_turn_is_done_by_one_thread() -> None:
     async with held() as (threads, _):
-        names = await asyncio.gather(*[threads.run_short(threading.get_ident) for _ in range(20)])
+        names = await asyncio.gather(*[threads.run_batched(threading.get_ident) for _ in range(20)])
     assert len(set(names)) == 1
 
 
@@ -36,7 +36,7 @@ async def test_what_is_asked_for_in_one_turn_is_done_by_one_thread() -> None:
 async def test_whatever_hangs_holds_up_neither_those_before_nor_those_behind(place: int) -> None:
     async with held() as (threads, go), asyncio.timeout(20):
         works = [go.wait if n == place else threading.get_ident for n in range(3)]
-        tasks = [asyncio.create_task(threads.run_short(work)) for work in works]
+        tasks = [asyncio.create_task(threads.run_batched(work)) for work in works]
         hanging = tasks.pop(place)
         await asyncio.gather(*tasks)
         assert not hanging.done()
@@ -46,7 +46,7 @@ async def test_whatever_hangs_holds_up_neither_those_before_nor_those_behind(pla
 
 async def test_a_disk_that_hangs_is_not_asked_by_more_and_more_threads() -> None:
     async with held(2) as (threads, go), asyncio.timeout(20):
-        tasks = [asyncio.create_task(threads.run_short(go.wait)) for _ in range(6)]
+        tasks = [asyncio.create_task(threads.run_batched(go.wait)) for _ in range(6)]
         await asyncio.sleep(0.1)
         assert threads._at_work == 2
         assert threads._pool._work_queue.qsize() == 0
@@ -59,7 +59,7 @@ async def test_a_disk_that_hangs_is_not_asked_by_more_and_more_threads() -> None
 async def test_who_waits_for_too_long_is_told_so() -> None:
     async with held(timeout_s=0.05) as (threads, go):
         with pytest.raises(StorageError, match="does not answer"):
-            await threads.run_short(go.wait)
+            await threads.run_batched(go.wait)
 
 
 async def test_an_error_is_told_to_whom_it_concerns() -> None:
@@ -68,7 +68,7 @@ async def test_an_error_is_told_to_whom_it_concerns() -> None:
 
     async with held() as (threads, _):
         failed, fine = await asyncio.gather(
-            threads.run_short(fail), threads.run_short(threading.get_ident), return_exceptions=True
+            threads.run_batched(fail), threads.run_batched(threading.get_ident), return_exceptions=True
         )
     assert isinstance(failed, StorageError)
     assert isinstance(fine, int)
@@ -76,15 +76,15 @@ async def test_an_error_is_told_to_whom_it_concerns() -> None:
 
 async def test_who_leaves_takes_nobody_along() -> None:
     async with held() as (threads, go), asyncio.timeout(20):
-        leaving = asyncio.create_task(threads.run_short(go.wait))
-        staying = asyncio.create_task(threads.run_short(threading.get_ident))
+        leaving = asyncio.create_task(threads.run_batched(go.wait))
+        staying = asyncio.create_task(threads.run_batched(threading.get_ident))
         await asyncio.sleep(0.01)
         leaving.cancel()
         assert await staying
 
 
 async def test_nobody_waits_once_they_are_closed() -> None:
-    threads = Threads()
+    threads = DiskExecutor()
     threads.close()
     with pytest.raises(asyncio.CancelledError):
-        await threads.run_short(threading.get_ident)
+        await threads.run_batched(threading.get_ident)

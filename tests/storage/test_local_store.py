@@ -471,7 +471,7 @@ async def test_a_draft_is_laid_open_while_more_is_written(store: LocalStore, mon
     whole = random.Random(3).randbytes(100_000)
     draft = await store.begin(None)
     await draft.write(whole[:20_000])
-    opening = asyncio.create_task(draft.lay_open())
+    opening = asyncio.create_task(draft.share_file())
     await until(copying.is_set)
     writing = asyncio.create_task(draft.write(whole[20_000:30_000]))
     await asyncio.sleep(0)
@@ -479,14 +479,14 @@ async def test_a_draft_is_laid_open_while_more_is_written(store: LocalStore, mon
     path = await opening
     await writing
     assert path.read_bytes() == whole[:30_000]
-    body = await store.peek(path)
+    body = await store.open_shared(path)
     assert body is not None
     await draft.write(whole[30_000:])
     assert draft.digest == sha256(whole).hexdigest()
-    assert await draft.lay_open() == path
+    assert await draft.share_file() == path
     await store.put(draft, record_of(whole))
     await draft.aclose()
-    assert await store.peek(path) is None, "it is where it belongs"
+    assert await store.open_shared(path) is None, "it is where it belongs"
     assert await body.read(0, 200_000) == whole
     await body.aclose()
 

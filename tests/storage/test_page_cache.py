@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from imgkeep.storage.local import page_cache as cached
-from imgkeep.storage.local.page_cache import CachedFiles, type_of
+from imgkeep.storage.local.page_cache import PageCacheReader, type_of
 
 from tests.support.program import cannot
 
@@ -23,7 +23,7 @@ def changed(path: Path) -> int:
 
 
 def test_a_file_in_the_cache_is_read(root: Path) -> None:
-    files = CachedFiles(root)
+    files = PageCacheReader(root)
     files.open()
     if not files.works:
         cannot("this kernel or file system cannot read without waiting")
@@ -38,7 +38,7 @@ def open_files() -> set[str]:
 
 
 def test_no_descriptor_is_left_open(root: Path) -> None:
-    files = CachedFiles(root)
+    files = PageCacheReader(root)
     files.open()
     before = open_files()
     for _ in range(10):
@@ -48,11 +48,11 @@ def test_no_descriptor_is_left_open(root: Path) -> None:
 
 
 def test_what_was_not_opened_has_nothing_at_hand(root: Path) -> None:
-    assert CachedFiles(root).read("c", 5, changed(root / "c")) is None
+    assert PageCacheReader(root).read("c", 5, changed(root / "c")) is None
 
 
 def test_a_root_of_an_unknown_file_system_has_nothing_at_hand() -> None:
-    files = CachedFiles(Path("/proc"))
+    files = PageCacheReader(Path("/proc"))
     files.open()
     assert not files.works
 

@@ -99,7 +99,7 @@ class Shell:
         self._folder = folder
         own = {name: value for name, value in os.environ.items() if not name.startswith(("IMGKEEP_", "AWS_"))}  # noqa: TID251
         path = f"{Path(sys.executable).parent}:{own['PATH']}:/usr/sbin"
-        self._environment = {**own, "PATH": path, "PYTHONPATH": str(ROOT), "TMPDIR": str(folder)}
+        self._environment = {**own, "PATH": path, "PYTHONPATH": str(ROOT / "proxy"), "TMPDIR": str(folder)}
 
     async def _start(self, commands: str, log: Path) -> asyncio.subprocess.Process:
         with log.open("wb") as file:

@@ -1,4 +1,4 @@
-"""Neighbours for the services, in memory: they do what they are told, hold what they are told to, and count."""
+"""FillDependencies for the services, in memory: they do what they are told, hold what they are told to, and count."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from imgkeep.core.layout import object_names
 from imgkeep.core.policy import Policy
 from imgkeep.core.records import Digest, Key, SourceInfo
 from imgkeep.core.source_url import read_source
-from imgkeep.images.context import Delivery, Visit
-from imgkeep.images.fill import Neighbours
-from imgkeep.images.format_checker import Judges
+from imgkeep.images.context import Delivery, RequestContext
+from imgkeep.images.fill import FillDependencies
+from imgkeep.images.format_checker import FormatChecker
 from imgkeep.images.refresh import Rules
-from imgkeep.images.service import Keeper
+from imgkeep.images.service import ImageService
 from imgkeep.ports import Demand
 from imgkeep.storage.memory import MemoryBody, MemorySpool
 
@@ -34,10 +34,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 GROWING = Path("/nowhere/growing")
-ANYBODY = Policy(hosts_allowed=None, hosts_denied=("refused.example",), ports=frozenset({80, 443}), networks=())
+OPEN_POLICY = Policy(hosts_allowed=None, hosts_denied=("refused.example",), ports=frozenset({80, 443}), networks=())
 
 
-class Feed:
+class RemoteFill:
     """An origin's answer, which comes as the test lets it."""
 
     def __init__(self, size: int | None = None, *, framed: bool = True) -> None:
@@ -50,12 +50,12 @@ class Feed:
         self.beginning = b""
         self._items: asyncio.Queue[bytes | BaseException | None] = asyncio.Queue()
 
-    def push(self, *chunks: bytes) -> Feed:
+    def push(self, *chunks: bytes) -> RemoteFill:
         for chunk in chunks:
             self._items.put_nowait(chunk)
         return self
 
-    def end(self, error: BaseException | None = None) -> Feed:
+    def end(self, error: BaseException | None = None) -> RemoteFill:
         self._items.put_nowait(error)
         return self
 
@@ -72,9 +72,9 @@ class Feed:
             yield item
 
 
-def whole(body: bytes, *, size: int | None = None) -> Feed:
+def whole(body: bytes, *, size: int | None = None) -> RemoteFill:
     """Return an answer that has come."""
-    return Feed(size).push(body).end()
+    return RemoteFill(size).push(body).end()
 
 
 @dataclass
@@ -86,7 +86,7 @@ class FakeOrigin:
         gate: Closed, it lets nobody get an answer.
     """
 
-    answers: dict[str, list[Callable[[], Feed] | Exception]] = field(default_factory=dict)
+    answers: dict[str, list[Callable[[], RemoteFill] | Exception]] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
     conditions: list[Validator | None] = field(default_factory=list)
     demands: list[Demand] = field(default_factory=list)
@@ -98,7 +98,7 @@ class FakeOrigin:
     def __post_init__(self) -> None:
         self.gate.set()
 
-    def gives(self, url: str, *answers: Callable[[], Feed] | Exception | bytes) -> None:
+    def gives(self, url: str, *answers: Callable[[], RemoteFill] | Exception | bytes) -> None:
         self.answers[url] = [
             (lambda body=item: whole(body)) if isinstance(item, bytes) else item  # type: ignore[misc]  # a default
             for item in answers
@@ -111,9 +111,9 @@ class FakeOrigin:
         known: Validator | None = None,
         demand: Demand | None = None,
         *,
-        brisk: bool = False,
-    ) -> AsyncGenerator[Feed]:
-        del brisk
+        fail_fast: bool = False,
+    ) -> AsyncGenerator[RemoteFill]:
+        del fail_fast
         self.demands.append(demand or Demand())
         self.asked.append(source.url)
         self.conditions.append(known)
@@ -167,7 +167,7 @@ class FakeDraft:
     def view(self, verdict: Callable[[bytearray | mmap], T]) -> T:
         return verdict(self.data)
 
-    async def lay_open(self) -> Path:
+    async def share_file(self) -> Path:
         return GROWING
 
     async def aclose(self) -> None:
@@ -187,7 +187,7 @@ class FakeSpool:
         self.drafts.append(FakeDraft(self.bytes_max))
         return self.drafts[-1]
 
-    async def peek(self, path: Path) -> Body | None:
+    async def open_shared(self, path: Path) -> Body | None:
         return MemoryBody(self.drafts[0].data) if path == GROWING and self.drafts else None
 
 
@@ -205,7 +205,7 @@ class FakeStore:
     objects: dict[str, bytes] = field(default_factory=dict)
     faults: dict[str, StorageError] = field(default_factory=dict)
     gates: dict[str, asyncio.Event] = field(default_factory=dict)
-    buried: list[Key] = field(default_factory=list)
+    tombstones: list[Key] = field(default_factory=list)
     calls: Counter[str] = field(default_factory=Counter)
     reached: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -238,8 +238,8 @@ class FakeStore:
         self.records[record.key] = record
         return record
 
-    async def bury(self, tombstone: Tombstone) -> None:
-        self.buried.append(tombstone.key)
+    async def put_tombstone(self, tombstone: Tombstone) -> None:
+        self.tombstones.append(tombstone.key)
 
     async def refuse(self, digest: Digest, removed_at: datetime, keys: Collection[Key] = ()) -> None:
         raise AssertionError(f"nothing may refuse {digest} of {keys} at {removed_at}")
@@ -278,7 +278,7 @@ class FakeStore:
 
 
 @dataclass
-class FakeCatalog:
+class FakeImageIndex:
     records: dict[Key, Record] = field(default_factory=dict)
     fault: StorageError | None = None
     calls: Counter[str] = field(default_factory=Counter)
@@ -304,7 +304,7 @@ class FakeObserver:
     unchanged_count: int = 0
     outcomes: list[str] = field(default_factory=list)
     suspects: list[Record] = field(default_factory=list)
-    refusals: list[tuple[Subject, BaseException]] = field(default_factory=list)
+    blocked_digests: list[tuple[Subject, BaseException]] = field(default_factory=list)
     completions: list[str] = field(default_factory=list)
 
     def weighed(self, outcome: str) -> None:
@@ -324,7 +324,7 @@ class FakeObserver:
         del subject
         self.unchanged_count += 1
 
-    def unkept(self, subject: Subject, fault: StorageError) -> None:
+    def not_stored(self, subject: Subject, fault: StorageError) -> None:
         del subject
         self.reasons.append(str(fault))
 
@@ -333,7 +333,7 @@ class FakeObserver:
         self.errors.append(error)
 
     def refused(self, subject: Subject, error: BaseException) -> None:
-        self.refusals.append((subject, error))
+        self.blocked_digests.append((subject, error))
 
     @property
     def ended(self) -> int:
@@ -357,7 +357,7 @@ def without_query(source: Source) -> SourceInfo:
 
 
 class World:
-    """A keeper among fakes."""
+    """A image_service among fakes."""
 
     def __init__(
         self,
@@ -372,8 +372,8 @@ class World:
         self.store = FakeStore()
         self.disk = FakeSpool()
         self.memory = MemorySpool(memory_bytes)
-        self.catalog = FakeCatalog()
-        self.judges = Judges()
+        self.database = FakeImageIndex()
+        self.format_checker = FormatChecker()
         self.observer = FakeObserver()
         self.refused: set[Digest] = set()
         self.timer = Timer()
@@ -385,21 +385,21 @@ class World:
     def rebuild(self) -> None:
         """Begin anew on what is stored, as after a restart."""
         identify, rules, spoil = self._how
-        self.keeper = Keeper(
+        self.image_service = ImageService(
             store=self.store,
-            catalog=self.catalog,
-            policy=ANYBODY,
+            database=self.database,
+            policy=OPEN_POLICY,
             timer=self.timer,
             identify=identify,
             rules=rules,
             spoil=spoil,
             refused=self.refused,
-            neighbours=Neighbours(
+            dependencies=FillDependencies(
                 origin=self.origin,
                 store=self.store,
                 disk=self.disk,
                 memory=self.memory,
-                judges=self.judges,
+                format_checker=self.format_checker,
                 observer=self.observer,
                 clock=lambda: self.now,
                 draw_etag=lambda: f'"{next(self._tags)}"',
@@ -413,10 +413,10 @@ class World:
         self.now += timedelta(seconds=seconds)
         self.timer.seconds += seconds
 
-    async def ask(self, url: str, *, came_from_us: bool = False) -> Delivery:
+    async def ask(self, url: str, *, from_own_node: bool = False) -> Delivery:
         source = read_source(url)
-        visit = Visit(came_from_us=came_from_us)
-        delivery = await self.keeper.deliver(source, self.keeper.identify(source), visit)
+        request_context = RequestContext(from_own_node=from_own_node)
+        delivery = await self.image_service.deliver(source, self.image_service.identify(source), request_context)
         assert isinstance(delivery, Delivery)
         return delivery
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[1]
 PR_SET_PTRACER = 0x59616D61
 _ALONE = Lock()
-"""Held by the command that runs in this process."""
+"""CacheEntry by the command that runs in this process."""
 START_TIMEOUT_S = 30
 """Under strace, on a machine that is busy with other tests."""
 
@@ -54,14 +54,14 @@ def environment(folder: Path, **settings: str) -> dict[str, str]:
         "server__port": "0",
         "store__url": f"file:{folder}",
         "store__free_bytes_min": "0",
-        "catalog__url": f"sqlite:{folder}/catalog.db",
+        "database__url": f"sqlite:{folder}/imgkeep.db",
         "fetch__allow_networks": "127.0.0.0/8",
         "fetch__retries_max": "0",
         "sources__allow": "*",
         "log__format": "json",
         **settings,
     }
-    own["PYTHONPATH"] = str(ROOT)
+    own["PYTHONPATH"] = str(ROOT / "proxy")
     own["AWS_EC2_METADATA_DISABLED"] = "true"
     return own | {
         f"IMGKEEP_{name.upper()}" if name.islower() else name: value for name, value in chosen.items() if value

@@ -130,6 +130,6 @@ async def show(imgkeep: Imgkeep, url: str) -> Shown:
     body = await response.read()
     app = imgkeep.client.app
     assert app is not None
-    await app[SITE].keeper.land()
+    await app[SITE].image_service.drain()
     outcome = response.headers.get("Cache-Status", "").removeprefix("imgkeep; ")
     return Shown(body, response.headers.get("Cache-Control", ""), outcome, response.status)

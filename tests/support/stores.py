@@ -48,7 +48,7 @@ class FakeStore:
     disk_only: bool = True
     objects: dict[str, bytes] = field(default_factory=dict)
     found: dict[Key, Record] = field(default_factory=dict)
-    buried: dict[Key, Tombstone] = field(default_factory=dict)
+    tombstones: dict[Key, Tombstone] = field(default_factory=dict)
     blocks: dict[Digest, frozenset[Key]] = field(default_factory=dict)
     broken: bool = False
     spool: MemorySpool = field(default_factory=lambda: MemorySpool(1_000_000_000))
@@ -90,10 +90,10 @@ class FakeStore:
         self.found[record.key] = record
         return record
 
-    async def bury(self, tombstone: Tombstone) -> None:
+    async def put_tombstone(self, tombstone: Tombstone) -> None:
         self._insist()
         self.found.pop(tombstone.key, None)
-        self.buried[tombstone.key] = tombstone
+        self.tombstones[tombstone.key] = tombstone
 
     async def refuse(self, digest: Digest, removed_at: datetime, keys: Collection[Key] = ()) -> None:
         del removed_at
@@ -120,19 +120,19 @@ class FakeStore:
 
     async def find_tombstone(self, key: Key) -> Tombstone | None:
         self._insist()
-        return self.buried.get(key)
+        return self.tombstones.get(key)
 
     async def delete_tombstone(self, tombstone: Tombstone) -> None:
         self._insist()
-        if self.buried.get(tombstone.key) == tombstone:
-            del self.buried[tombstone.key]
+        if self.tombstones.get(tombstone.key) == tombstone:
+            del self.tombstones[tombstone.key]
 
     async def has_object(self, digest: Digest) -> bool:
         self._insist()
         return any(name in self.objects for name in object_names(digest))
 
     def _insist_on_life(self, key: Key) -> None:
-        if key in self.buried:
+        if key in self.tombstones:
             raise Removed(REMOVED)
 
     def _insist(self) -> None:

@@ -6,7 +6,7 @@ import logging
 from typing import TYPE_CHECKING
 
 import pytest
-from imgkeep.web.responses import POLICY, VECTOR_POLICY
+from imgkeep.web.responses import IMAGE_CSP, SVG_CSP
 
 from tests.support.pictures import picture_of
 from tests.support.raw_http import ask, port_of, target_of
@@ -64,8 +64,8 @@ async def test_under_every_address_both_ways_say_and_record_the_same(
     with caplog.at_level(logging.INFO, "imgkeep.access"):
         caplog.clear()
         long = await ask(imgkeep, target, *fields, method=method)
-        keeper = site_of(imgkeep).keeper
-        keeper.deliver = keeper.deliver_object = None  # type: ignore[assignment, method-assign]
+        image_service = site_of(imgkeep).image_service
+        image_service.deliver = image_service.deliver_object = None  # type: ignore[assignment, method-assign]
         async with line_to(port_of(imgkeep)) as line:
             quick = await line.ask(target, *fields, method=method)
     assert told(quick) == told(long)
@@ -87,8 +87,8 @@ async def test_a_vector_image_has_its_own_policy_on_both_ways(
     """A 304 renews the header fields that a cache holds, so it has the policy too."""
     vector = b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"><title>a</title></svg>'
     targets = {
-        await prepared(imgkeep, origin.gives("/a.svg", vector)): VECTOR_POLICY,
-        await prepared(imgkeep, origin.gives("/a.png", IMAGE)): POLICY,
+        await prepared(imgkeep, origin.gives("/a.svg", vector)): SVG_CSP,
+        await prepared(imgkeep, origin.gives("/a.png", IMAGE)): IMAGE_CSP,
     }
     for target, policy in targets.items():
         long = await ask(imgkeep, target, field, method=method)

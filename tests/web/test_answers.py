@@ -9,9 +9,9 @@ from urllib.parse import quote
 
 import pytest
 import sqlalchemy as sa
-from imgkeep.bootstrap.server import Seams
+from imgkeep.bootstrap.server import Platform
 from imgkeep.core.http_headers import CDN_ID
-from imgkeep.database import SqlCatalog
+from imgkeep.database import ImageIndex
 from imgkeep.web.context import SITE
 
 from tests.support.pictures import picture, picture_of
@@ -37,7 +37,7 @@ ALWAYS = {
     "cross-origin-resource-policy": "cross-origin",
     "server": "imgkeep",
 }
-VECTOR_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; font-src data:; sandbox"
+SVG_CSP = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; font-src data:; sandbox"
 VARYING = {"date", "connection", "etag", "content-disposition"}
 SECRETS = {
     "Set-Cookie": "a=b",
@@ -91,7 +91,7 @@ async def landed(imgkeep: Imgkeep) -> None:
     """Wait until no fill is in the air."""
     app = imgkeep.client.app
     assert app is not None
-    await app[SITE].keeper.land()
+    await app[SITE].image_service.drain()
 
 
 async def kept(imgkeep: Imgkeep, url: str) -> Answer:
@@ -211,7 +211,7 @@ async def test_the_etag_outlives_a_restart_and_the_loss_of_the_catalog(start: St
     url = origin.gives("/a.png", IMAGE)
     etag = (await kept(first, url)).headers["etag"]
     await first.client.close()
-    (first.folder / "catalog.db").unlink()
+    (first.folder / "imgkeep.db").unlink()
     second = await start(folder=first.folder)
     answer = await ask(second, target_of(url), f"If-None-Match: {etag}")
     assert (answer.status, answer.headers["etag"], answer.headers["cache-status"]) == (304, etag, "imgkeep; hit")
@@ -258,7 +258,7 @@ async def test_an_svg_is_served_as_it_came_under_the_sandbox(imgkeep: Imgkeep, o
     permanent = await ask(imgkeep, second.headers["content-location"])
     for answer in (first, second, permanent):
         assert answer.status == 200
-        assert answer.headers.items() >= {**ALWAYS, "content-security-policy": VECTOR_POLICY}.items()
+        assert answer.headers.items() >= {**ALWAYS, "content-security-policy": SVG_CSP}.items()
         assert answer.headers["content-type"] == "image/svg+xml"
         assert re.fullmatch(r'inline; filename="[0-9a-f]{16}\.svg"', answer.headers["content-disposition"])
         assert answer.body == body
@@ -338,16 +338,16 @@ async def test_a_request_that_passed_through_us_is_a_loop_unless_the_image_is_th
 
 
 async def test_warm_hits_cause_no_sql(start: Start, origin: FakeOrigin) -> None:
-    imgkeep = await start(seams=Seams())
+    imgkeep = await start(platform=Platform())
     urls = [origin.gives(f"/{number}.png", picture(seed=number)) for number in range(3)]
     for url in urls:
         await kept(imgkeep, url)
     app = imgkeep.client.app
     assert app is not None
-    catalog = app[SITE].keeper.records._catalog
-    assert isinstance(catalog, SqlCatalog)
-    await until(lambda: catalog.complete)  # a new one is filled from the records, in the background
-    await catalog.count()  # waits for rows that are still on their way
+    database = app[SITE].image_service.records._image_index
+    assert isinstance(database, ImageIndex)
+    await until(lambda: database.complete)  # a new one is filled from the records, in the background
+    await database.count()  # waits for rows that are still on their way
     statements: list[str] = []
 
     def note(*facts: object) -> None:
@@ -361,7 +361,7 @@ async def test_warm_hits_cause_no_sql(start: Start, origin: FakeOrigin) -> None:
         assert statements == []
         # And the ear was open.
         await kept(imgkeep, origin.gives("/new.png", picture(seed=99)))
-        await catalog.count()
+        await database.count()
         assert any("INSERT" in statement for statement in statements)
     finally:
         sa.event.remove(sa.Engine, "before_cursor_execute", note)
@@ -391,11 +391,11 @@ async def test_the_permanent_url_serves_the_object(imgkeep: Imgkeep, origin: Fak
 
 DIGEST = "0" * 64
 ODD_NAMES = [
-    "/images/../catalog.db",
+    "/images/../imgkeep.db",
     "/images/..%2f..%2fcatalog.db",
-    "/images/%2e%2e/%2e%2e/catalog.db",
+    "/images/%2e%2e/%2e%2e/imgkeep.db",
     "/images/..%5ccatalog.db",
-    "/images/....//catalog.db",
+    "/images/....//imgkeep.db",
     "/images/%2fetc%2fpasswd",
     "/images//etc/passwd",
     f"/images/{DIGEST}.png",

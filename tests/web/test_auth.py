@@ -7,9 +7,9 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from imgkeep.bootstrap.server import Seams
+from imgkeep.bootstrap.server import Platform
 from imgkeep.core.signing import signed_path
-from imgkeep.images.rate_limit import WIDE_SHARE
+from imgkeep.images.rate_limit import WIDE_NETWORK_SHARE
 from yarl import URL
 
 from tests.support.fakes import Timer
@@ -88,7 +88,7 @@ async def test_where_always_required_an_unsigned_stranger_gets_nothing_and_time_
     start: Start, origin: FakeOrigin
 ) -> None:
     clock = Clock()
-    imgkeep = await start(security=signing("always"), seams=Seams(clock=clock))
+    imgkeep = await start(security=signing("always"), platform=Platform(clock=clock))
     url = origin.gives("/a.png", picture())
     end = int((NOON + timedelta(seconds=600)).timestamp())
     path = signed_path(KEY, url, expires=end)
@@ -157,7 +157,7 @@ BEHIND_A_PROXY: dict[str, Any] = {"server": {"trusted_proxies": ["127.0.0.0/8"]}
 
 async def test_a_client_that_has_too_much_fetched_waits_and_others_do_not(start: Start, origin: FakeOrigin) -> None:
     timer = Timer()
-    imgkeep = await start(**BEHIND_A_PROXY, limits={"fills_per_minute": 3}, seams=Seams(timer=timer))
+    imgkeep = await start(**BEHIND_A_PROXY, limits={"fills_per_minute": 3}, platform=Platform(timer=timer))
     urls = [origin.gives(f"/{n}.png", picture(seed=n)) for n in range(5)]
 
     async def fetch(n: int, address: str) -> ClientResponse:
@@ -194,12 +194,12 @@ async def test_a_client_with_a_token_is_not_limited(start: Start, origin: FakeOr
 
 async def test_a_site_that_uses_its_whole_48_is_bounded(start: Start, origin: FakeOrigin) -> None:
     imgkeep = await start(**BEHIND_A_PROXY, limits={"fills_per_minute": 1})
-    urls = [origin.gives(f"/{n}.png", picture(seed=n)) for n in range(WIDE_SHARE + 2)]
-    addresses = [*(f"2001:db8:0:{n:x}::1" for n in range(WIDE_SHARE + 1)), "2001:db8:1::1"]
+    urls = [origin.gives(f"/{n}.png", picture(seed=n)) for n in range(WIDE_NETWORK_SHARE + 2)]
+    addresses = [*(f"2001:db8:0:{n:x}::1" for n in range(WIDE_NETWORK_SHARE + 1)), "2001:db8:1::1"]
     answers = [
         await imgkeep.img(url, headers=from_client(address)) for url, address in zip(urls, addresses, strict=True)
     ]
-    assert [response.status for response in answers] == [*[200] * WIDE_SHARE, 429, 200]
+    assert [response.status for response in answers] == [*[200] * WIDE_NETWORK_SHARE, 429, 200]
 
 
 async def test_an_ipv4_mapped_address_is_the_ipv4_client(start: Start, origin: FakeOrigin) -> None:
@@ -234,7 +234,7 @@ async def test_bytes_are_counted_whatever_becomes_of_them(start: Start, origin: 
     timer = Timer()
     body = picture()
     limits = {"fill_bytes_per_day": len(body) + 10}
-    imgkeep = await start(**BEHIND_A_PROXY, limits=limits, seams=Seams(timer=timer))
+    imgkeep = await start(**BEHIND_A_PROXY, limits=limits, platform=Platform(timer=timer))
     here = from_client("192.0.2.1")
     for n in range(2):
         response = await imgkeep.img(origin.gives(f"/{n}.png", body), headers=here)

@@ -7,11 +7,11 @@ from random import Random
 from typing import TYPE_CHECKING
 
 import pytest
-from imgkeep.web.http_server import Connections
+from imgkeep.web.http_server import HttpServer
 
 from tests.support.pictures import picture_of
 from tests.support.raw_http import port_of, request, target_of
-from tests.web.fastpath.test_protocol import LongWays, line_to, prepared
+from tests.web.fastpath.test_protocol import HandlerCalls, line_to, prepared
 from tests.web.test_answers import gated
 
 if TYPE_CHECKING:
@@ -115,18 +115,18 @@ async def test_many_requests_behind_a_slow_one_are_all_answered(imgkeep: Imgkeep
 
 
 async def test_what_is_left_to_aiohttp_waits_for_an_answer_of_ours(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
-    """A worker that leaves passes its connections on, busy or not (`Connections.pass_on`)."""
+    """A worker that leaves passes its connections on, busy or not (`HttpServer.disable_fast_path`)."""
     gate = asyncio.Event()
     slow = picture_of(40_000, seed=7)
     slow_target = target_of(origin.on("/slow.png", gated(slow, gate, ahead=1000)))
     server = imgkeep.client.server.runner.server  # type: ignore[union-attr]
-    assert isinstance(server, Connections)
+    assert isinstance(server, HttpServer)
     async with line_to(port_of(imgkeep)) as line:
         line.writer.write(request(slow_target, close=False))
         await line.reader.readuntil(b"\r\n\r\n")
         line.writer.write(request("/healthz", close=False))
         await asyncio.sleep(0.05)
-        server.pass_on()
+        server.disable_fast_path()
         await asyncio.sleep(0.05)
         gate.set()
         assert await line.reader.readexactly(len(slow)) == slow
@@ -182,7 +182,7 @@ async def test_a_connection_is_quick_again_after_any_whole_request_without_a_bod
     imgkeep: Imgkeep, origin: FakeOrigin
 ) -> None:
     target = await prepared(imgkeep, origin.gives("/a.png", IMAGE))
-    ways = LongWays(imgkeep)
+    ways = HandlerCalls(imgkeep)
     async with line_to(port_of(imgkeep)) as line:
         for other in ("/healthz", "/nothing", "/metrics", "/img?src=x"):
             await line.ask(other)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from imgkeep import __version__
-from imgkeep.cluster.progress import read_feed, tell_failure
+from imgkeep.cluster.progress import read_fill, tell_failure
 from imgkeep.core.errors import StorageError
 from imgkeep.images.peer_fill import FillFailure
 
@@ -164,7 +164,7 @@ async def test_follower_on_another_worker_notes_what_the_store_met() -> None:
     stream = asyncio.StreamReader()
     error = StorageError("the disk of the store failed", place="/srv/images", cause="No space left on device")
     stream.feed_data(tell_failure(FillFailure(None, error)))
-    told = await read_feed(stream)  # type: ignore[arg-type]  # reads alike
+    told = await read_fill(stream)  # type: ignore[arg-type]  # reads alike
     assert isinstance(told, FillFailure)
     assert isinstance(told.error, StorageError)
     assert told.error.in_full == error.in_full

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import sqlalchemy as sa
-from imgkeep.bootstrap.server import Seams
+from imgkeep.bootstrap.server import Platform
 from yarl import URL
 
 from tests.support.pictures import picture
@@ -55,9 +55,9 @@ async def _sleep_briefly(seconds: float) -> None:
     await asyncio.sleep(seconds / 100)
 
 
-def hurried(clock: Clock) -> Seams:
+def hurried(clock: Clock) -> Platform:
     """All that waits in the background hurries, and both clocks are the test's."""
-    return Seams(clock=clock, timer=lambda: clock.now.timestamp(), sleep=_sleep_briefly)  # noqa: PLW0108 - it moves
+    return Platform(clock=clock, timer=lambda: clock.now.timestamp(), sleep=_sleep_briefly)  # noqa: PLW0108 - it moves
 
 
 # --- what becomes of links
@@ -148,7 +148,7 @@ async def event(response: ClientResponse) -> tuple[str, dict[str, Any]]:
 
 async def test_what_may_pass_is_tried_again_and_what_will_not_is_not(start: Start, origin: FakeOrigin) -> None:
     clock = Clock()
-    imgkeep = await start(seams=hurried(clock))
+    imgkeep = await start(platform=hurried(clock))
 
     async def flaky(exchange: Exchange) -> None:
         if exchange.number < 2:
@@ -174,7 +174,7 @@ async def test_a_link_is_tried_until_it_expires_and_forgotten_then(start: Start,
         "signed_by": {"sig": "hex64", "end": "epoch"},
         "expires": ["epoch end"],
     }
-    imgkeep = await start(seams=hurried(clock), sources={"providers": [provider]})
+    imgkeep = await start(platform=hurried(clock), sources={"providers": [provider]})
     end = int((clock.now + timedelta(seconds=90)).timestamp())
     url = origin.gives("/a.png", b"", status="503 Service Unavailable") + f"?sig={'0a' * 32}&end={end}"
     _, told = await submit(imgkeep, [url])
@@ -184,7 +184,7 @@ async def test_a_link_is_tried_until_it_expires_and_forgotten_then(start: Start,
     told = await done(imgkeep, told["id"])
     assert told["results"][0]["error"]["code"] == "origin_error"
     assert 3 <= origin.asked("/a.png") <= 10
-    engine = sa.create_engine(f"sqlite:///{imgkeep.folder}/catalog.db")
+    engine = sa.create_engine(f"sqlite:///{imgkeep.folder}/imgkeep.db")
     with engine.connect() as connection:
         rows = connection.execute(sa.text("SELECT * FROM items")).all()
     engine.dispose()
@@ -223,7 +223,7 @@ async def test_whoever_wants_to_is_told_by_a_signed_message_until_it_is_taken(st
         messages.append((exchange, body))
         await exchange.answer(b"", status="500 No" if len(messages) == 1 else "204 No Content")
 
-    imgkeep = await start(security={"signing_keys": [KEY]}, seams=hurried(clock))
+    imgkeep = await start(security={"signing_keys": [KEY]}, platform=hurried(clock))
     urls = [origin.gives("/a.png", picture()), "nonsense"]
     _, told = await submit(imgkeep, urls, webhook=origin.on("/hook?token=x", hook))
     origin.scripts["/hook"] = hook

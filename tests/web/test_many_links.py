@@ -9,7 +9,7 @@ from imgkeep.web.fastpath.response_cache import TARGETS_MAX
 
 from tests.support.pictures import picture_of
 from tests.support.raw_http import ask, port_of, target_of
-from tests.web.fastpath.test_protocol import LongWays, line_to
+from tests.web.fastpath.test_protocol import HandlerCalls, line_to
 from tests.web.fastpath.test_response_cache import answer, table
 from tests.web.test_answers import kept
 
@@ -40,7 +40,7 @@ async def test_links_to_one_picture_do_not_take_its_bytes_from_each_other(
     targets = [*map(target_of, links), place]
     for target in targets:
         await ask(imgkeep, target)
-    ways = LongWays(imgkeep)
+    ways = HandlerCalls(imgkeep)
     async with line_to(port_of(imgkeep)) as line:
         for target in targets * 3:
             assert (await line.ask(target)).body == body

@@ -135,14 +135,14 @@ async def test_what_nobody_foresaw_is_a_500_without_its_message(
     url = origin.gives("/a.png", picture_of(1000))
     app = imgkeep.client.app
     assert app is not None
-    keeper = app[SITE].keeper
+    image_service = app[SITE].image_service
 
     message = f"{url}?token=topsecret"  # not in the line that raises: tracebacks quote the program
 
     def broken(_: object) -> Any:
         raise ZeroDivisionError(message)
 
-    keeper.identify = broken
+    image_service.identify = broken
     with caplog.at_level(logging.INFO):
         answer = await ask(imgkeep, target_of(url))
     assert answer.status == 500
@@ -166,7 +166,7 @@ async def test_what_nobody_foresaw_in_mid_body_breaks_the_connection_off(
     await kept(imgkeep, origin.gives("/a.png", body))
     app = imgkeep.client.app
     assert app is not None
-    store = app[SITE].keeper._store
+    store = app[SITE].image_service._store
 
     class Bomb:
         size = len(body)
@@ -187,7 +187,7 @@ async def test_what_nobody_foresaw_in_mid_body_breaks_the_connection_off(
         name = "mined"
         disk_only = True
         find, holds, put = store.find, store.holds, store.put
-        bury, refuse, refused, restate = store.bury, store.refuse, store.refused, store.restate
+        put_tombstone, refuse, refused, restate = store.put_tombstone, store.refuse, store.refused, store.restate
         find_block, unblock, has_object, forget = store.find_block, store.unblock, store.has_object, store.forget
         find_tombstone, delete_tombstone = store.find_tombstone, store.delete_tombstone
 
@@ -195,7 +195,7 @@ async def test_what_nobody_foresaw_in_mid_body_breaks_the_connection_off(
             del name, size
             return Bomb()
 
-    app[SITE].keeper._store = Minefield()
+    app[SITE].image_service._store = Minefield()
     answer = await ask(imgkeep, target_of(origin.url("/a.png")))
     assert answer.status == 200
     assert len(answer.body) < len(body)

@@ -34,7 +34,7 @@ async def remove(imgkeep: Imgkeep, path: str = "", **query: str) -> int:
 def imgkeep_key(imgkeep: Imgkeep, url: str) -> str:
     """Return the key of a link."""
     site = imgkeep.client.app[SITE]
-    return site.keeper.identify(read_source(url)).key
+    return site.image_service.identify(read_source(url)).key
 
 
 async def kept(imgkeep: Imgkeep, url: str) -> dict[str, Any]:
@@ -100,7 +100,7 @@ async def test_a_lost_catalog_brings_nothing_back(start: Start, origin: FakeOrig
     told = await kept(imgkeep, url)
     await remove(imgkeep, f"/{told['key']}")
     await imgkeep.client.close()
-    for path in imgkeep.folder.glob("catalog.db*"):
+    for path in imgkeep.folder.glob("imgkeep.db*"):
         path.unlink()
     imgkeep = await start(folder=imgkeep.folder)
     assert await code(await imgkeep.img(url)) == REMOVED
@@ -119,8 +119,8 @@ async def test_a_removed_picture_whose_record_stays_is_listed_and_counted_no_mor
     assert await remove(imgkeep, f"/{told['key']}") == 200
     assert len(imgkeep.files("records")) == 2
     assert imgkeep.client.app is not None
-    ledger = imgkeep.client.app[SITE].ledger
-    record = await imgkeep.client.app[SITE].keeper.look_up(Key(told["key"]))
+    ledger = imgkeep.client.app[SITE].image_index
+    record = await imgkeep.client.app[SITE].image_service.look_up(Key(told["key"]))
     assert isinstance(record, Record), "it is no tombstone"
 
     async def records() -> AsyncIterator[Record]:

@@ -388,7 +388,7 @@ async def test_a_page_of_another_site_cannot_upload(imgkeep: Imgkeep) -> None:
     assert response.status == 401
     assert imgkeep.files("objects") == []
     assert imgkeep.client.app is not None
-    assert imgkeep.client.app[SITE].door.own_hosts
+    assert imgkeep.client.app[SITE].auth.own_hosts
 
 
 # --- the body is the image

@@ -81,9 +81,9 @@ async def test_nothing_secret_is_told_anywhere(tmp_path: Path, origin: FakeOrigi
     assert len(program.log) > 100
     guilty = [line for line in told if MARK in line]
     assert guilty == []
-    with sqlite3.connect(tmp_path / "data" / "catalog.db") as catalog:
-        assert catalog.execute("SELECT count(*) FROM items WHERE link IS NOT NULL").fetchone() == (0,)
-        assert MARK not in str(catalog.execute("SELECT * FROM items").fetchall())
+    with sqlite3.connect(tmp_path / "data" / "imgkeep.db") as database:
+        assert database.execute("SELECT count(*) FROM items WHERE link IS NOT NULL").fetchone() == (0,)
+        assert MARK not in str(database.execute("SELECT * FROM items").fetchall())
 
 
 async def abuse_the_api(program: Program, links: list[str], origin: FakeOrigin) -> list[str]:

@@ -132,17 +132,17 @@ async def test_an_open_server_tells_strangers_no_parts_and_no_pictures(start: St
     imgkeep = await start(server=OPEN, security={"api_tokens": [KEY]})
     page = await page_of(imgkeep)
     assert "All parts work" in page
-    assert "catalog" not in page
+    assert "database" not in page
     assert 'id="newest"' not in page
     assert 'data-api=""' in page
     assert "log-in" not in page
     assert f'"{OPEN["public_url"]}/img?src=' in unescape(page)
-    assert "catalog ok" in await page_of(imgkeep, f"Authorization: Bearer {KEY}")
+    assert "database ok" in await page_of(imgkeep, f"Authorization: Bearer {KEY}")
 
 
 async def test_on_loopback_it_tells_parts_and_asks_to_log_in(start: Start) -> None:
     page = await page_of(await start())
-    assert "catalog ok" in page
+    assert "database ok" in page
     assert 'data-api=""' in page
     assert "imgkeep token --login" in page
     page = await page_of(await start(security={"api_tokens": [KEY]}))

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Final
 
 import sqlalchemy as sa
 
-from imgkeep.config import ConfigError, data_folder, read_catalog_url, read_store_url
+from imgkeep.config import ConfigError, data_folder, read_database_url, read_store_url
 from imgkeep.core.store_url import Bucket, Folder
-from imgkeep.database import insist_on_driver
+from imgkeep.database import require_driver
 from imgkeep.database.sqlite_file import find_fault
 from imgkeep.storage.local import ownership
 
@@ -49,26 +49,26 @@ async def check_machine(config: Config) -> None:
         raise ConfigError(*mistakes)
 
 
-def insist_on_owner(config: Config, *, server_helps: bool) -> None:
+def require_owner(config: Config, *, server_helps: bool) -> None:
     """
     Refuse to write into a store of another user. Blocks.
 
     Raises:
         ConfigError: The store belongs to another user, or cannot be written to. It tells the remedy.
     """
-    folder, catalog = data_folder(config), catalog_file(config)
-    others = () if catalog is None else (catalog,)
+    folder, database = data_folder(config), database_file(config)
+    others = () if database is None else (database,)
     if why := ownership.refusal(folder, *others, server_helps=server_helps):
         raise ConfigError(why)
 
 
-def insist_on_owner_of(folder: Path) -> None:
-    """Do the same for a folder that is named. Blocks. Raises: as `insist_on_owner`."""
+def require_folder_owner(folder: Path) -> None:
+    """Do the same for a folder that is named. Blocks. Raises: as `require_owner`."""
     if why := ownership.refusal(folder, server_helps=False):
         raise ConfigError(why)
 
 
-def insist_on_records(config: Config) -> None:
+def require_store(config: Config) -> None:
     """
     Refuse to work on what is stored in a folder where nothing is, rather than make an empty store. Blocks.
 
@@ -76,17 +76,17 @@ def insist_on_records(config: Config) -> None:
         ConfigError: There is no store where the configuration says, seen from this folder.
     """
     place = read_store_url("store.url", config.store.url)
-    if isinstance(place, Folder) and not _has_store(Path(place.path)):
+    if isinstance(place, Folder) and not _is_store_there(Path(place.path)):
         raise ConfigError(f"store.url: there is no store in {Path(place.path).absolute()}: {_HINT}")
 
 
-def insist_on_source(place: Folder | Bucket) -> None:
-    """Do the same for the store that `migrate` reads. Blocks. Raises: as `insist_on_records`."""
-    if isinstance(place, Folder) and not _has_store(Path(place.path)):
+def require_source_store(place: Folder | Bucket) -> None:
+    """Do the same for the store that `migrate` reads. Blocks. Raises: as `require_store`."""
+    if isinstance(place, Folder) and not _is_store_there(Path(place.path)):
         raise ConfigError(f"FROM: there is no store in {Path(place.path).absolute()}; name its folder")
 
 
-def _has_store(folder: Path) -> bool:
+def _is_store_there(folder: Path) -> bool:
     """Whether there is a store, or one that this user cannot see."""
     try:
         (folder / "v1").stat()
@@ -100,32 +100,34 @@ def _has_store(folder: Path) -> bool:
 _HINT: Final = "run this in the folder where imgkeep runs, or name its configuration with --config"
 
 
-def insist_on_store(config: Config) -> None:
+def require_database_file(config: Config) -> None:
     """
     Refuse to read a store that is not there, rather than make an empty one. Blocks.
 
     Raises:
         ConfigError: There is none where the configuration says, seen from this folder.
     """
-    catalog = catalog_file(config)
-    if catalog is None:
+    database = database_file(config)
+    if database is None:
         return
     with suppress(PermissionError):  # of a folder above it
-        if not catalog.exists():
-            raise ConfigError(_miss_store(config, catalog))
-        if os.access(catalog, os.R_OK | os.W_OK):
+        if not database.exists():
+            raise ConfigError(_missing_store_message(config, database))
+        if os.access(database, os.R_OK | os.W_OK):
             return
-    owner = ownership.name_user(_owner_of(catalog))
+    owner = ownership.name_user(_owner_of(database))
     remedy = f"run this as that user (sudo -u {owner} imgkeep ...)"
-    raise ConfigError(f"catalog.url: {catalog.absolute()} belongs to user {owner}: {remedy}")
+    raise ConfigError(f"database.url: {database.absolute()} belongs to user {owner}: {remedy}")
 
 
-def _miss_store(config: Config, catalog: Path) -> str:
-    """Say what is missing where a catalog should be."""
+def _missing_store_message(config: Config, database: Path) -> str:
+    """Say what is missing where a database should be."""
     place = read_store_url("store.url", config.store.url)
-    if isinstance(place, Folder) and not _has_store(Path(place.path)):
+    if isinstance(place, Folder) and not _is_store_there(Path(place.path)):
         return f"store.url: there is no store in {Path(place.path).absolute()}: {_HINT}"
-    return f"catalog.url: there is no file {catalog.absolute()}: {_HINT}; `imgkeep reindex` makes one from the records"
+    return (
+        f"database.url: there is no file {database.absolute()}: {_HINT}; `imgkeep reindex` makes one from the records"
+    )
 
 
 def _owner_of(path: Path) -> int:
@@ -136,27 +138,27 @@ def _owner_of(path: Path) -> int:
     return os.geteuid()
 
 
-def catalog_file(config: Config) -> Path | None:
-    """Return the file of the catalog; `None`: it is in a server."""
-    url = sa.make_url(read_catalog_url(config.catalog.url))
+def database_file(config: Config) -> Path | None:
+    """Return the file of the database; `None`: it is in a server."""
+    url = sa.make_url(read_database_url(config.database.url))
     return Path(url.database or "") if url.get_backend_name() == "sqlite" else None
 
 
 def _find_local_mistakes(config: Config) -> list[str]:
     mistakes: list[str] = []
-    folder, catalog = data_folder(config), catalog_file(config)
+    folder, database = data_folder(config), database_file(config)
     setting = "store.url" if isinstance(read_store_url("store.url", config.store.url), Folder) else "store.fallback"
     if why := _find_folder_fault(folder):
         mistakes.append(f"{setting}: {why}")
-    if catalog is None:
+    if database is None:
         try:
-            insist_on_driver(read_catalog_url(config.catalog.url))
+            require_driver(read_database_url(config.database.url))
         except ConfigError as error:
             mistakes += error.messages
-    elif why := find_fault(catalog):
-        mistakes.append(f"catalog.url: {catalog.absolute()} {why}")
-    elif catalog.parent != folder and (why := _find_folder_fault(catalog.parent)):
-        mistakes.append(f"catalog.url: {why}")
+    elif why := find_fault(database):
+        mistakes.append(f"database.url: {database.absolute()} {why}")
+    elif database.parent != folder and (why := _find_folder_fault(database.parent)):
+        mistakes.append(f"database.url: {why}")
     return mistakes
 
 

@@ -1,6 +1,6 @@
 """
 The composition root of the server: turns a configuration into a running application. What it serves is put together
-in `works.py` and `parts.py`; only these three construct.
+in `services.py` and `parts.py`; only these three construct.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from typing import TYPE_CHECKING, Final
 from aiohttp import web
 
 from imgkeep import __version__
-from imgkeep.bootstrap.services import REAL, Seams, Works, make_linking, open_works
-from imgkeep.cluster.peer_api import side_door
-from imgkeep.cluster.peers import Siblings
-from imgkeep.cluster.supervisor import LEAVE, READY
+from imgkeep.bootstrap.services import SYSTEM, Platform, Services, make_link_selection, open_services
+from imgkeep.cluster.peer_api import make_peer_api
+from imgkeep.cluster.peers import Peers
+from imgkeep.cluster.supervisor import DRAIN, READY
 from imgkeep.config import absolute, data_folder
 from imgkeep.core.signing import Signatures
-from imgkeep.images.miss_limit import Misses
+from imgkeep.images.miss_limit import MissLimiter
 from imgkeep.listening import BACKLOG, format_address, listen, listen_for_metrics
 from imgkeep.observability.logs import show
-from imgkeep.page_rewriting import RewriteDesk
+from imgkeep.page_rewriting import RewriteService
 from imgkeep.storage.local.machine_token import NAME, TokenUnusableError, make_token, read_token
 from imgkeep.web import documentation, login
 from imgkeep.web import home_page as welcome
 from imgkeep.web import probes as health_routes
 from imgkeep.web import static_files as script
 from imgkeep.web.access_log import records
-from imgkeep.web.admission import admission, invite_later
+from imgkeep.web.admission import admission, defer_continue
 from imgkeep.web.api import (
     failures as failures_api,
 )
@@ -55,21 +55,21 @@ from imgkeep.web.api import (
     save as api,
 )
 from imgkeep.web.api_relay import relay
-from imgkeep.web.auth import Door, Tokens
+from imgkeep.web.auth import Auth, Tokens
 from imgkeep.web.connection_limit import ConnectionLimit
-from imgkeep.web.context import SERVER, SITE, Site
+from imgkeep.web.context import SERVER_NAME, SITE, Site
 from imgkeep.web.cors_preflight import preflight
 from imgkeep.web.error_responses import read_placeholder
 from imgkeep.web.fastpath.response_cache import BYTES_MAX as ANSWERS_BYTES_MAX
-from imgkeep.web.fastpath.response_cache import PreparedAnswers
+from imgkeep.web.fastpath.response_cache import ResponseCache
 from imgkeep.web.host_header import hosts
 from imgkeep.web.http_server import Runner
 from imgkeep.web.images import IMAGES, IMG, image, img, legacy
-from imgkeep.web.messages import over_aiohttp
-from imgkeep.web.metrics_listener import serving_metrics
+from imgkeep.web.messages import as_aiohttp_handler
+from imgkeep.web.metrics_listener import serve_metrics
 from imgkeep.web.problems import problems
 from imgkeep.web.request_body import Bodies
-from imgkeep.web.responses import COMMON_HEADERS, VECTOR_POLICY
+from imgkeep.web.responses import HIT_HEADERS, SVG_CSP
 
 if TYPE_CHECKING:
     import socket
@@ -79,11 +79,11 @@ if TYPE_CHECKING:
     from aiohttp.typedefs import Handler
 
     from imgkeep.config import Config
-    from imgkeep.core.records import Place
-    from imgkeep.database import CatalogTooNew
+    from imgkeep.core.records import WorkerInfo
+    from imgkeep.database import IncompatibleDatabase
     from imgkeep.web.messages import Handler as ImageHandler
 
-__all__ = ["Seams", "build", "make_runner", "read_placeholder", "serve"]
+__all__ = ["Platform", "build", "make_runner", "read_placeholder", "serve"]
 
 REQUEST_LINE_BYTES_MAX: Final = 36_864
 """A source URL of the greatest length, with every character of it percent-encoded, and room for the rest."""
@@ -93,7 +93,7 @@ LOOPBACK_NAMES: Final = ("localhost", "127.0.0.1", "::1")
 IDLE_TIMEOUT_S: Final = 65
 """
 For a connection without a request, or with half of one. Longer than the 60 s that load balancers keep idle connections
-to their back ends: whoever closes first must not be us, or a request meets a closed door.
+to their back ends: whoever closes first must not be us, or a request meets a closed auth.
 """
 LINGER_TIMEOUT_S: Final = 5
 """For the rest of a request body that nobody asked for."""
@@ -114,13 +114,13 @@ log = logging.getLogger(__name__)
 class _Running:
     """What `serve` needs of a running application beyond HTTP."""
 
-    works: Works | None = None
+    services: Services | None = None
 
 
 _RUNNING: Final = web.AppKey("running", _Running)
 
 
-def build(config: Config, seams: Seams = REAL, place: Place | None = None) -> web.Application:
+def build(config: Config, platform: Platform = SYSTEM, place: WorkerInfo | None = None) -> web.Application:
     """Make the application; `place`: of one among several workers. Nothing is opened before it starts."""
     app = web.Application(middlewares=[records, problems, hosts, admission, *(() if place is None else (relay,))])
     app[_RUNNING] = _Running()
@@ -145,32 +145,32 @@ def build(config: Config, seams: Seams = REAL, place: Place | None = None) -> we
         _add_images(app.router, f"/{legacy_names.mount}/{{name:.+}}", legacy(legacy_names.mount))
 
     async def open_site(app: web.Application) -> AsyncIterator[None]:
-        async with _site(config, seams, app[_RUNNING], place) as site:
+        async with _site(config, platform, app[_RUNNING], place) as site:
             app[SITE] = site
             yield
 
     app.cleanup_ctx.append(open_site)
-    app.on_response_prepare.append(_sign)
-    app.on_response_prepare.append(_end_misread)
+    app.on_response_prepare.append(_set_server_header)
+    app.on_response_prepare.append(_close_after_bad_body)
     if place is not None:
-        app.on_response_prepare.append(_say_goodbye)
+        app.on_response_prepare.append(_close_when_draining)
     return app
 
 
 def _add_images(router: web.UrlDispatcher, path: str, handler: ImageHandler) -> None:
-    router.add_get(path, over_aiohttp(handler))
+    router.add_get(path, as_aiohttp_handler(handler))
     router.add_options(path, preflight)
 
 
 def _add_api(router: web.UrlDispatcher) -> None:
     def get(path: str, handler: Handler) -> None:
-        router.add_get(path, handler, expect_handler=invite_later)
+        router.add_get(path, handler, expect_handler=defer_continue)
 
     def post(path: str, handler: Handler) -> None:
-        router.add_post(path, handler, expect_handler=invite_later)
+        router.add_post(path, handler, expect_handler=defer_continue)
 
     def delete(path: str, handler: Handler) -> None:
-        router.add_delete(path, handler, expect_handler=invite_later)
+        router.add_delete(path, handler, expect_handler=defer_continue)
 
     get("/api/inspect", api.inspect)
     get("/api/failures", failures_api.list_failures)
@@ -192,19 +192,19 @@ def _add_api(router: web.UrlDispatcher) -> None:
     post("/api/restore", images_api.restore)
 
 
-async def _sign(_request: web.Request, response: web.StreamResponse) -> None:
+async def _set_server_header(_request: web.Request, response: web.StreamResponse) -> None:
     """Say who answers."""
-    response.headers["Server"] = SERVER
+    response.headers["Server"] = SERVER_NAME
 
 
-async def _end_misread(request: web.Request, response: web.StreamResponse) -> None:
+async def _close_after_bad_body(request: web.Request, response: web.StreamResponse) -> None:
     """Nobody knows where a body ends that could not be read, so the next request cannot be found (RFC 9112, 9.3)."""
     if request.content.exception() is not None:
         response.force_close()
         response.headers["Connection"] = "close"
 
 
-async def _say_goodbye(request: web.Request, response: web.StreamResponse) -> None:
+async def _close_when_draining(request: web.Request, response: web.StreamResponse) -> None:
     """Tell clients of a worker that leaves to connect anew: others answer on the same port."""
     if request.app[SITE].health.leaving:
         response.force_close()
@@ -212,43 +212,47 @@ async def _say_goodbye(request: web.Request, response: web.StreamResponse) -> No
 
 
 @asynccontextmanager
-async def _site(config: Config, seams: Seams, running: _Running, place: Place | None) -> AsyncGenerator[Site]:
+async def _site(
+    config: Config, platform: Platform, running: _Running, place: WorkerInfo | None
+) -> AsyncGenerator[Site]:
     placeholder = await asyncio.to_thread(read_placeholder, config.delivery.placeholder)
     async with AsyncExitStack() as stack:
-        siblings = None
+        peers = None
         if place is not None:
-            siblings = Siblings(place)
-            stack.push_async_callback(siblings.aclose)
-        works = await stack.enter_async_context(open_works(config, seams, place, siblings))
-        await stack.enter_async_context(works.going())
-        running.works = works
+            peers = Peers(place)
+            stack.push_async_callback(peers.aclose)
+        services = await stack.enter_async_context(open_services(config, platform, place, peers))
+        await stack.enter_async_context(services.going())
+        running.services = services
         bytes_max = ANSWERS_BYTES_MAX if place is None else ANSWERS_BYTES_MAX // place.workers
-        vector_common = {"Content-Security-Policy": VECTOR_POLICY}
-        prepared = PreparedAnswers(COMMON_HEADERS, seams.clock, vector_common=vector_common, bytes_max=bytes_max)
-        works.keeper.changed = prepared.drop
-        works.metrics.watch("prepared_answers", "Request targets whose answer is prepared", lambda: len(prepared))
-        works.metrics.watch("prepared_bytes", "Memory of prepared answers", lambda: prepared.bytes)
+        vector_common = {"Content-Security-Policy": SVG_CSP}
+        prepared = ResponseCache(HIT_HEADERS, platform.clock, vector_common=vector_common, bytes_max=bytes_max)
+        services.image_service.changed = prepared.drop
+        services.metrics.watch(
+            "response_cache_entries", "Request targets whose answer is prepared", lambda: len(prepared)
+        )
+        services.metrics.watch("response_cache_bytes", "Memory of prepared answers", lambda: prepared.bytes)
         local_token = await _open_token(config)
-        desk = RewriteDesk(works.metrics.rewritten)
-        stack.callback(desk.close)
+        rewrite_service = RewriteService(services.metrics.rewritten)
+        stack.callback(rewrite_service.close)
         yield Site(
             prepared=prepared,
-            keeper=works.keeper,
-            health=works.health,
-            meter=works.metrics,
-            public=works.inspector.public,
-            inspector=works.inspector,
-            remover=works.remover,
-            refetcher=works.refetcher,
-            jobs=works.jobs,
-            ledger=works.parts.catalog,
-            failures=works.failures,
-            saver=works.saver,
+            image_service=services.image_service,
+            health=services.health,
+            meter=services.metrics,
+            public=services.inspector.public,
+            inspector=services.inspector,
+            remover=services.remover,
+            refetcher=services.refetcher,
+            jobs=services.jobs,
+            image_index=services.parts.database,
+            failures=services.failures,
+            saver=services.saver,
             bodies=Bodies(),
-            linking=make_linking(config, works.inspector, works.parts),
-            desk=desk,
+            link_selection=make_link_selection(config, services.inspector, services.parts),
+            rewrite_service=rewrite_service,
             redirect_status=config.delivery.redirect_status,
-            door=Door(
+            auth=Auth(
                 signature=config.security.signature,
                 signatures=Signatures(config.security.signing_keys),
                 tokens=Tokens.of(config.security.api_tokens or ((local_token,) if local_token else ())),
@@ -256,20 +260,22 @@ async def _site(config: Config, seams: Seams, running: _Running, place: Place | 
                 own_hosts=_own_hosts(config),
                 trusted_proxies=tuple(ip_network(text) for text in config.server.trusted_proxies),
                 forwarded_header=config.server.forwarded_header.lower(),
-                public_base=config.server.public_url.rstrip("/"),
-                clock=seams.clock,
+                public_base_url=config.server.public_url.rstrip("/"),
+                clock=platform.clock,
             ),
             placeholder=placeholder,
-            welcome=welcome.Welcome(leads_away=_leads_away(config)) if config.server.welcome else None,
+            welcome=welcome.HomePage(has_external_images=_has_external_images(config))
+            if config.server.welcome
+            else None,
             access_log=config.log.access,
-            clock=seams.clock,
-            timer=seams.timer,
-            siblings=siblings,
-            misses=_make_misses(config, seams, works),
+            clock=platform.clock,
+            timer=platform.timer,
+            peers=peers,
+            misses=_make_misses(config, platform, services),
             connections=ConnectionLimit(
                 config.limits.connections,
                 tuple(ip_network(text) for text in config.server.trusted_proxies),
-                works.metrics.refused,
+                services.metrics.refused,
             ),
         )
 
@@ -285,14 +291,14 @@ async def _open_token(config: Config) -> str | None:
         return None
 
 
-def _make_misses(config: Config, seams: Seams, works: Works) -> Misses | None:
+def _make_misses(config: Config, platform: Platform, services: Services) -> MissLimiter | None:
     """Look-ups are counted where they may be requests to a bucket; on a disk they cost next to nothing."""
-    if works.parts.remote is None or not config.limits.misses_per_minute:
+    if services.parts.remote is None or not config.limits.misses_per_minute:
         return None
-    return Misses(config.limits.misses_per_minute, timer=seams.timer, refused=works.metrics.refused)
+    return MissLimiter(config.limits.misses_per_minute, timer=platform.timer, refused=services.metrics.refused)
 
 
-def _leads_away(config: Config) -> bool:
+def _has_external_images(config: Config) -> bool:
     """Tell whether a page of ours has to load images from other servers."""
     delivery = config.delivery
     return delivery.mode != "serve" or bool(delivery.base_url) or config.sources.permanent == "redirect"
@@ -318,16 +324,16 @@ def make_runner(
     )
 
 
-async def serve(config: Config, seams: Seams = REAL) -> None:
+async def serve(config: Config, platform: Platform = SYSTEM) -> None:
     """
     Serve until SIGTERM or SIGINT, then drain.
 
     Raises:
         ConfigError: An address to listen on is not this machine's.
         OSError: The port is in use.
-        CatalogTooNew: A newer version wrote the catalog.
+        IncompatibleDatabase: A newer version wrote the database.
     """
-    app = build(config, seams)
+    app = build(config, platform)
     runner = make_runner(app)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -338,29 +344,29 @@ async def serve(config: Config, seams: Seams = REAL) -> None:
         for sock in await asyncio.to_thread(listen, config.server):
             await web.SockSite(runner, sock, backlog=BACKLOG).start()
         running = app[_RUNNING]
-        assert running.works is not None
-        running.works.own_ports.update(address[1] for address in runner.addresses)
+        assert running.services is not None
+        running.services.own_ports.update(address[1] for address in runner.addresses)
         async with _metrics_apart(config, app[SITE], await asyncio.to_thread(listen_for_metrics, config.server)):
             _tune_interpreter()
-            tell_opening(config, [(address[0], address[1]) for address in runner.addresses], app[SITE].door.local_token)
-            _end_for_newer(running.works, stop)
+            tell_opening(config, [(address[0], address[1]) for address in runner.addresses], app[SITE].auth.local_token)
+            _end_for_newer(running.services, stop)
             await stop.wait()
             await _drain(runner, running, stop)
     finally:
         await runner.cleanup()
     log.info("stopped")
-    if running.works.parts.catalog.newer is not None:
-        raise running.works.parts.catalog.newer
+    if running.services.parts.database.newer is not None:
+        raise running.services.parts.database.newer
 
 
-async def work(config: Config, place: Place, listening: Sequence[socket.socket], control: socket.socket) -> None:
+async def work(config: Config, place: WorkerInfo, listening: Sequence[socket.socket], control: socket.socket) -> None:
     """
     Serve as one of several workers, until SIGTERM, or until the supervisor says so or is gone; then drain.
 
     Raises:
-        CatalogTooNew: A newer version wrote the catalog.
+        IncompatibleDatabase: A newer version wrote the database.
     """
-    app = build(config.share(), REAL, place)
+    app = build(config.share(), SYSTEM, place)
     runner = make_runner(app)
     ends = _Ends()
     loop = asyncio.get_running_loop()
@@ -370,11 +376,11 @@ async def work(config: Config, place: Place, listening: Sequence[socket.socket],
     try:
         await runner.setup()
         site, running = app[SITE], app[_RUNNING]
-        assert running.works is not None
-        assert site.siblings is not None
-        learn = running.works.learn
+        assert running.services is not None
+        assert site.peers is not None
+        learn = running.services.learn
         side = web.AppRunner(
-            side_door(site, place, learn, _add_api),
+            make_peer_api(site, place, learn, _add_api),
             access_log=None,
             shutdown_timeout=0.1,
             lingering_time=LINGER_TIMEOUT_S,
@@ -385,9 +391,9 @@ async def work(config: Config, place: Place, listening: Sequence[socket.socket],
         )
         await side.setup()
         try:
-            await web.UnixSite(side, str(site.siblings.socket_of(place.name)), backlog=1024).start()
-            await running.works.join()
-            running.works.own_ports.update(sock.getsockname()[1] for sock in listening)
+            await web.UnixSite(side, str(site.peers.socket_path(place.name)), backlog=1024).start()
+            await running.services.join()
+            running.services.own_ports.update(sock.getsockname()[1] for sock in listening)
             for sock in listening:
                 await web.SockSite(runner, sock, backlog=BACKLOG).start()
             apart = await asyncio.to_thread(listen_for_metrics, config.server, shared=True)
@@ -395,16 +401,16 @@ async def work(config: Config, place: Place, listening: Sequence[socket.socket],
                 _tune_interpreter()
                 control.send(READY)
                 log.info("worker ready", extra={"worker": place.name})
-                _end_for_newer(running.works, ends.heard)
+                _end_for_newer(running.services, ends.heard)
                 await ends.heard.wait()
                 if ends.alone:
                     log.error("the supervisor is gone")
-                await running.works.rest()
+                await running.services.rest()
                 await (_leave if ends.others_stay else _drain)(runner, running, ends.heard, side)
-            left = running.works.metrics.tell(place.name, lasting=True)
-            site.siblings.leave_counters(left, running.works.metrics.merge)
+            left = running.services.metrics.tell(place.name, lasting=True)
+            site.peers.save_counters(left, running.services.metrics.merge)
         finally:
-            site.siblings.socket_of(place.name).unlink(missing_ok=True)
+            site.peers.socket_path(place.name).unlink(missing_ok=True)
             await side.cleanup()
     finally:
         await runner.cleanup()
@@ -412,29 +418,29 @@ async def work(config: Config, place: Place, listening: Sequence[socket.socket],
             # Nobody else tidies up; who has not ended yet does without (`cluster/leases.py`).
             await asyncio.to_thread(shutil.rmtree, place.folder, ignore_errors=True)
     log.info("stopped")
-    if running.works.parts.catalog.newer is not None:
-        raise running.works.parts.catalog.newer
+    if running.services.parts.database.newer is not None:
+        raise running.services.parts.database.newer
 
 
-def _end_for_newer(works: Works, stop: asyncio.Event) -> None:
-    """End once it is known that a newer version wrote the catalog, as a start does: a database may be away then."""
-    catalog = works.parts.catalog
+def _end_for_newer(services: Services, stop: asyncio.Event) -> None:
+    """End once it is known that a newer version wrote the database, as a start does: a database may be away then."""
+    database = services.parts.database
 
-    def end(error: CatalogTooNew) -> None:
+    def end(error: IncompatibleDatabase) -> None:
         if not stop.is_set():
-            log.error("a newer version wrote the catalog; ending", extra={"reason": error.in_full})
+            log.error("a newer version wrote the database; ending", extra={"reason": error.in_full})
         stop.set()
 
-    catalog.too_new = end
-    if catalog.newer is not None:
-        end(catalog.newer)
+    database.too_new = end
+    if database.newer is not None:
+        end(database.newer)
 
 
 def _metrics_apart(config: Config, site: Site, sockets: Sequence[socket.socket]) -> AbstractAsyncContextManager[None]:
     """Serve `/metrics` on sockets of its own, where there are any."""
     if not sockets:
         return nullcontext()
-    return serving_metrics(site, sockets, only_here=config.server.metrics_loopback)
+    return serve_metrics(site, sockets, loopback_only=config.server.metrics_loopback)
 
 
 @dataclass(slots=True)
@@ -450,7 +456,7 @@ class _Ends:
         said = b""
         with suppress(OSError):
             said = control.recv(1)
-        if said == LEAVE:
+        if said == DRAIN:
             self.others_stay = not self.heard.is_set()
         else:
             loop.remove_reader(control)
@@ -475,15 +481,15 @@ def _tune_interpreter() -> None:
 
 async def _drain(runner: Runner, running: _Running, stop: asyncio.Event, side: web.AppRunner | None = None) -> None:
     """Say that we go, wait for notice to be taken, close the listener, and let what is under way end."""
-    assert running.works is not None
-    running.works.health.draining = True
+    assert running.services is not None
+    running.services.health.draining = True
     log.info("draining")
     # A second signal ends the notice early.
     stop.clear()
     with suppress(TimeoutError):
         await asyncio.wait_for(stop.wait(), DRAIN_NOTICE_S)
         log.info("drain notice cut short", extra={"cause": "a second signal"})
-    await _finish(runner, running.works, side)
+    await _finish(runner, running.services, side)
 
 
 async def _leave(runner: Runner, running: _Running, stop: asyncio.Event, side: web.AppRunner) -> None:
@@ -491,22 +497,22 @@ async def _leave(runner: Runner, running: _Running, stop: asyncio.Event, side: w
     Go while others stay: whoever connects from now on is theirs. Connections that are in use are closed with the answer
     to their next request, which says so, and only those that are not used for a while without one.
     """
-    assert running.works is not None
-    running.works.health.leaving = True
+    assert running.services is not None
+    running.services.health.leaving = True
     log.info("leaving")
     stop.clear()
     for site in list(runner.sites):
         await site.stop()
     await asyncio.sleep(0)  # so that connections which came in at the last moment have begun
     assert runner.server is not None
-    runner.server.pass_on()
+    runner.server.disable_fast_path()
     with suppress(TimeoutError):
         await asyncio.wait_for(stop.wait(), DRAIN_NOTICE_S)
-    await _finish(runner, running.works, side)
+    await _finish(runner, running.services, side)
 
 
-async def _finish(runner: Runner, works: Works, side: web.AppRunner | None) -> None:
-    """Close the listener, and let what is under way end: last what other workers follow by the side door."""
+async def _finish(runner: Runner, services: Services, side: web.AppRunner | None) -> None:
+    """Close the listener, and let what is under way end: last what other workers follow by the side auth."""
     assert runner.server is not None
     for site in list(runner.sites):
         await site.stop()
@@ -515,7 +521,7 @@ async def _finish(runner: Runner, works: Works, side: web.AppRunner | None) -> N
             await asyncio.sleep(0)  # so that requests which came in at the last moment have begun
             runner.server.pre_shutdown()
             await runner.server.shutdown(GRACE_S)
-            await works.keeper.land()
+            await services.image_service.drain()
             if side is not None and side.server is not None:
                 for site in list(side.sites):
                     await site.stop()
@@ -535,7 +541,7 @@ def tell_opening(config: Config, addresses: Sequence[tuple[str, int]], local_tok
     Log what an operator wants to see in one line: where we listen, where images go, and who may fetch what. In a
     terminal a person is told by a banner as well.
     """
-    hosts_allowed = config.hosts_allowed(config.read_catalogue())
+    hosts_allowed = config.hosts_allowed(config.read_provider_rules())
     api_for = f"the token in {absolute(data_folder(config) / NAME)}" if local_token else "no client"
     facts: dict[str, object] = {
         "address": ",".join(format_address(host, port) for host, port in addresses),
@@ -549,7 +555,7 @@ def tell_opening(config: Config, addresses: Sequence[tuple[str, int]], local_tok
     log.info("listening", extra=facts)
     link = None
     if local_token and not config.server.is_open:
-        link = login.make_link(local_token, *addresses[0], REAL.clock())
+        link = login.make_log_in_link(local_token, *addresses[0], SYSTEM.clock())
         log.info(
             "open this link in a browser within the hour: it logs in and shows the newest images",
             extra={"link": login.Link(link)},

@@ -1,7 +1,7 @@
 """
 Everything that works on images, put together from a configuration: for the server, and for commands that save.
 
-The real clock, the real resolver and the real sockets are chosen here, so that tests can choose others (`Seams`).
+The real clock, the real resolver and the real sockets are chosen here, so that tests can choose others (`Platform`).
 Everything that is opened here is closed here, in the opposite order.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import platform
 import random
 import secrets
 import time
@@ -17,41 +16,42 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from platform import python_version
 from typing import TYPE_CHECKING, Final
 
 import aiohttp
 
 from imgkeep import __version__
-from imgkeep.bootstrap.storage import cancel, objects_url, open_parts
+from imgkeep.bootstrap.storage import cancel, objects_url, open_storage
 from imgkeep.clock import read_clock
-from imgkeep.cluster.leases import Claims, Turn
+from imgkeep.cluster.leases import FillLeases, LeaderLock
 from imgkeep.core.errors import Conflict, StorageError, WrittenByNewer
 from imgkeep.core.host_patterns import Globs
 from imgkeep.core.identity.signature_probe import spoil
-from imgkeep.core.records import Place
+from imgkeep.core.records import WorkerInfo
 from imgkeep.core.source_url import read_source
-from imgkeep.database import SqlJobs
-from imgkeep.health import LOOK_EVERY_S, Health
-from imgkeep.images.fill import Neighbours
-from imgkeep.images.format_checker import Judges
+from imgkeep.database import DurableJobs
+from imgkeep.health import CHECK_INTERVAL_S, Health
+from imgkeep.images.fill import FillDependencies
+from imgkeep.images.format_checker import FormatChecker
 from imgkeep.images.inspect import Inspector, make_inspector
-from imgkeep.images.placeholder_suspects import Suspects
-from imgkeep.images.rate_limit import Allowances
+from imgkeep.images.placeholder_suspects import PlaceholderSuspects
+from imgkeep.images.rate_limit import RateLimiter
 from imgkeep.images.recent_failures import REFUSED, RecentFailures
 from imgkeep.images.refetch import Refetcher
 from imgkeep.images.refresh import Rules
-from imgkeep.images.removal import Refusals, Remover
-from imgkeep.images.service import Keeper
-from imgkeep.images.stored_totals import Stock
+from imgkeep.images.removal import BlockedDigests, Remover
+from imgkeep.images.service import ImageService
+from imgkeep.images.stored_totals import StoredTotals
 from imgkeep.images.upload import Saver
 from imgkeep.jobs.runner import JobRunner
 from imgkeep.maintenance.verify_reindex import reindex
 from imgkeep.observability.metrics import Metrics
 from imgkeep.origin import AddressGuard, OriginClient
 from imgkeep.origin.ssrf_guard import open_socket
-from imgkeep.page_rewriting import Linking
-from imgkeep.replication.outbox_worker import Healer
-from imgkeep.storage.disk_cache import Share
+from imgkeep.page_rewriting import LinkSelection
+from imgkeep.replication.outbox_worker import OutboxWorker
+from imgkeep.storage.disk_cache import CacheShare
 
 if TYPE_CHECKING:
     import ssl
@@ -59,17 +59,17 @@ if TYPE_CHECKING:
 
     from aiohttp.abc import AbstractResolver
 
-    from imgkeep.bootstrap.storage import Parts
+    from imgkeep.bootstrap.storage import Storage
     from imgkeep.config import Config
     from imgkeep.core.errors import SourceForbidden
     from imgkeep.core.records import Digest, Key, Record, Subject
-    from imgkeep.images.peer_fill import Peers
+    from imgkeep.images.peer_fill import FillPeers
     from imgkeep.origin.ssrf_guard import SocketFactory
     from imgkeep.ports import Clock, Sleep
 
-LINGER_S: Final = 10
+LEASE_GRACE_S: Final = 10
 """So long a claim is seen after its image was kept, beyond what `store.timeout_s` lets a look-up take."""
-TURN_EVERY_S: Final = 0.25
+LEADER_CHECK_INTERVAL_S: Final = 0.25
 """So soon somebody else does what a dead worker did for all."""
 LATE_JOBS_S: Final = 30
 LATE_JOBS_EVERY_S: Final = 10
@@ -82,7 +82,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Seams:
+class Platform:
     """What tests choose otherwise: the edges of the machine itself."""
 
     clock: Clock = read_clock
@@ -92,19 +92,19 @@ class Seams:
     resolver: Callable[[], AbstractResolver] = aiohttp.ThreadedResolver
     open_socket: SocketFactory = open_socket
     ssl_context: ssl.SSLContext | None = None
-    make_judges: Callable[[], Judges] = Judges
+    make_format_checker: Callable[[], FormatChecker] = FormatChecker
 
 
-REAL: Final = Seams()
+SYSTEM: Final = Platform()
 
 
 @dataclass(frozen=True, slots=True)
-class Works:
+class Services:
     """What works on images. `own_ports`: those that we listen on, for the guard against loops."""
 
-    parts: Parts
+    parts: Storage
     inspector: Inspector
-    keeper: Keeper
+    image_service: ImageService
     saver: Saver
     remover: Remover
     refetcher: Refetcher
@@ -112,34 +112,38 @@ class Works:
     health: Health
     metrics: Metrics
     failures: RecentFailures
-    stock: Stock
+    totals: StoredTotals
     own_ports: set[int]
-    turn: Turn | None
-    """Whose turn it is among several workers; `None`: there is one."""
-    refusals: Refusals
-    siblings: Peers | None
-    seams: Seams
+    leader_lock: LeaderLock | None
+    """Whose leader_lock it is among several workers; `None`: there is one."""
+    blocked_digests: BlockedDigests
+    peers: FillPeers | None
+    platform: Platform
     resting: asyncio.Event
 
     @asynccontextmanager
     async def going(self) -> AsyncGenerator[None]:
         """
-        Let everything go on in the background that does: for one process of a catalog at a time. Of several workers one
+        Let everything go on in the background that does: for one process of a database at a time. Of several workers one
         does what is done for all, and each looks after itself.
         """
-        if self.turn is not None:
-            self.turn.take()
-        healer = _prepare_healing(self)
+        if self.leader_lock is not None:
+            self.leader_lock.take()
+        outbox_worker = _make_outbox_worker(self)
         breaker = () if self.parts.remote is None else (self.parts.remote.breaker.run(),)
         tasks = [
             asyncio.create_task(each)
             for each in (
-                _watch(self.health, self.parts, self.turn, healer),
-                _take_stock(self.stock, self.turn),
-                self.refusals.run(self.seams.sleep),
+                _watch(self.health, self.parts, self.leader_lock, outbox_worker),
+                _count_stored(self.totals, self.leader_lock),
+                self.blocked_digests.run(self.platform.sleep),
                 _sample_process(self.metrics),
                 *breaker,
-                *(self._works(healer) if self.turn is None else [self._take_turns(self.turn, healer)]),
+                *(
+                    self._works(outbox_worker)
+                    if self.leader_lock is None
+                    else [self._lead_when_elected(self.leader_lock, outbox_worker)]
+                ),
             )
         ]
         try:
@@ -151,12 +155,12 @@ class Works:
     async def rest(self) -> None:
         """Leave to other workers what one does for all."""
         self.resting.set()
-        while self.turn is not None and self.turn.ours:  # noqa: ASYNC110 - the task that has it lets go in a moment
+        while self.leader_lock is not None and self.leader_lock.ours:  # noqa: ASYNC110 - the task that has it lets go in a moment
             await asyncio.sleep(0.01)
 
     async def join(self) -> None:
         """Others can tell us what they know from now on: look for what they have told each other before."""
-        await self.refusals.refresh()
+        await self.blocked_digests.refresh()
         if self.parts.remote is not None:
             await self.parts.remote.cache.open()
 
@@ -168,24 +172,24 @@ class Works:
         restored: Collection[Digest] = (),
     ) -> None:
         """Another worker has removed or restored pictures, knows something new of what is kept, or has used copies."""
-        await self.refusals.learn(refused)
+        await self.blocked_digests.learn(refused)
         with suppress(StorageError):  # the next refresh looks again
-            await self.refusals.look_again(restored)
+            await self.blocked_digests.look_again(restored)
         for name in changed:
-            self.keeper.learn(name)
+            self.image_service.learn(name)
         if self.parts.remote is not None:
-            await self.parts.remote.cache.note_all(copies)
+            await self.parts.remote.cache.count_copies(copies)
 
-    def _works(self, healer: Healer | None) -> list[Coroutine[None, None, None]]:
-        return [self.jobs.run(), *(() if healer is None else (healer.run(),))]
+    def _works(self, outbox_worker: OutboxWorker | None) -> list[Coroutine[None, None, None]]:
+        return [self.jobs.run(), *(() if outbox_worker is None else (outbox_worker.run(),))]
 
-    async def _take_turns(self, turn: Turn, healer: Healer | None) -> None:
-        """Wait for our turn, and have it until we leave."""
-        while not (turn.ours or turn.take()):
-            if await _within(self.resting, TURN_EVERY_S):
+    async def _lead_when_elected(self, leader_lock: LeaderLock, outbox_worker: OutboxWorker | None) -> None:
+        """Wait for our leader_lock, and have it until we leave."""
+        while not (leader_lock.ours or leader_lock.take()):
+            if await _within(self.resting, LEADER_CHECK_INTERVAL_S):
                 return
         log.info("works in the background")
-        tasks = [asyncio.create_task(each) for each in self._works(healer)]
+        tasks = [asyncio.create_task(each) for each in self._works(outbox_worker)]
         try:
             for _ in range(LATE_JOBS_S // LATE_JOBS_EVERY_S):
                 if await _within(self.resting, LATE_JOBS_EVERY_S):
@@ -195,106 +199,114 @@ class Works:
         finally:
             for task in tasks:
                 await cancel(task)
-            turn.leave()
+            leader_lock.leave()
 
 
-def make_linking(config: Config, inspector: Inspector, parts: Parts | None = None) -> Linking:
+def make_link_selection(config: Config, inspector: Inspector, parts: Storage | None = None) -> LinkSelection:
     """Return who says which links in pages become ours; `parts` tell where a public bucket is."""
     objects = parts.remote.objects_url if parts is not None and parts.remote is not None else objects_url(config)
     keys = config.security.signing_keys
-    return Linking(inspector, keys[0] if keys else None, None if objects is None else read_source(objects))
+    return LinkSelection(inspector, keys[0] if keys else None, None if objects is None else read_source(objects))
 
 
 @asynccontextmanager
-async def open_works(
-    config: Config, seams: Seams = REAL, place: Place | None = None, siblings: Peers | None = None
-) -> AsyncGenerator[Works]:
+async def open_services(
+    config: Config, platform: Platform = SYSTEM, place: WorkerInfo | None = None, peers: FillPeers | None = None
+) -> AsyncGenerator[Services]:
     """
-    Open all of it; nothing goes on in the background yet (`Works.going`). `place`: among several workers.
+    Open all of it; nothing goes on in the background yet (`Services.going`). `place`: among several workers.
 
     Raises:
-        CatalogTooNew: A newer version wrote the catalog.
+        IncompatibleDatabase: A newer version wrote the database.
     """
     metrics = Metrics()
-    metrics.announce(version=__version__, python=platform.python_version())
-    failures = RecentFailures(seams.clock)
+    metrics.announce(version=__version__, python=python_version())
+    failures = RecentFailures(platform.clock)
     share = None
-    if place is not None and siblings is not None:
-        share = Share(place.slot, place.workers, lambda copies: siblings.tell(copies=copies))
+    if place is not None and peers is not None:
+        share = CacheShare(place.slot, place.workers, lambda copies: peers.tell(copies=copies))
     names = ThreadPoolExecutor(config.fetch.concurrent_max * NAME_THREADS_PER_FETCH, thread_name_prefix="names")
     asyncio.get_running_loop().set_default_executor(names)  # where the resolver looks names up
-    async with open_parts(
-        config, clock=seams.clock, timer=seams.timer, sleep=seams.sleep, observe=metrics.called, share=share
+    async with open_storage(
+        config, clock=platform.clock, timer=platform.timer, sleep=platform.sleep, observe=metrics.called, share=share
     ) as parts:
-        health = Health(parts.disk, parts.catalog, config.store.free_bytes_min, parts.remote)
-        inspector = make_inspector(config, seams.clock)
+        health = Health(parts.disk, parts.database, config.store.free_bytes_min, parts.remote)
+        inspector = make_inspector(config, platform.clock)
         own_ports: set[int] = set()
-        origin = _make_origin(config, seams, inspector, metrics, own_ports)
-        refusals = Refusals(parts.store, parts.catalog, _drop_of(parts), siblings)
-        claims = None if place is None else _open_claims(config, seams, place)
-        judges = seams.make_judges()
+        origin = _make_origin(config, platform, inspector, metrics, own_ports)
+        blocked_digests = BlockedDigests(parts.store, parts.database, _drop_of(parts), peers)
+        leases = None if place is None else _open_leases(config, platform, place)
+        format_checker = platform.make_format_checker()
         witness = _Witness(metrics, health, failures)
-        neighbours = _make_neighbours(config, seams, parts, origin, judges, witness, refusals)
-        keeper = _make_keeper(config, seams, parts, inspector, neighbours, claims, siblings, metrics.refused)
+        dependencies = _make_fill_dependencies(
+            config, platform, parts, origin, format_checker, witness, blocked_digests
+        )
+        image_service = _make_image_service(
+            config, platform, parts, inspector, dependencies, leases, peers, metrics.refused
+        )
         remover = Remover(
-            store=parts.store, register=parts.catalog, finder=keeper, refusals=refusals, clock=seams.clock
+            store=parts.store,
+            register=parts.database,
+            finder=image_service,
+            blocked_digests=blocked_digests,
+            clock=platform.clock,
         )
-        refusals.restored = keeper.restored
-        refusals.removed_elsewhere = remover.finish
+        blocked_digests.restored = image_service.restored
+        blocked_digests.removed_elsewhere = remover.finish
         refetcher = Refetcher(
-            keeper,
-            neighbours,
+            image_service,
+            dependencies,
             policy=inspector.policy,
-            settle=parts.catalog.settle,
-            sleep=seams.sleep,
-            claims=claims,
+            settle=parts.database.settle,
+            sleep=platform.sleep,
+            leases=leases,
         )
-        saver = Saver(keeper, neighbours, body_bytes_max=config.fetch.body_bytes_max)
-        works = Works(
+        saver = Saver(image_service, dependencies, body_bytes_max=config.fetch.body_bytes_max)
+        services = Services(
             parts=parts,
             inspector=inspector,
-            keeper=keeper,
+            image_service=image_service,
             saver=saver,
             remover=remover,
             refetcher=refetcher,
-            jobs=_make_jobs(config, seams, parts, inspector, saver, origin, metrics),
+            jobs=_make_jobs(config, platform, parts, inspector, saver, origin, metrics),
             health=health,
             metrics=metrics,
             failures=failures,
-            stock=Stock(parts.catalog, seams.timer),
+            totals=StoredTotals(parts.database, platform.timer),
             own_ports=own_ports,
-            turn=None if place is None else Turn(Path(place.folder), place.name),
-            refusals=refusals,
-            siblings=siblings,
-            seams=seams,
+            leader_lock=None if place is None else LeaderLock(Path(place.folder), place.name),
+            blocked_digests=blocked_digests,
+            peers=peers,
+            platform=platform,
             resting=asyncio.Event(),
         )
-        _watch_gauges(works, origin, judges)
+        _watch_gauges(services, origin, format_checker)
         await health.look()
-        await refusals.open()
+        await blocked_digests.open()
         try:
-            yield works
+            yield services
         finally:
             await refetcher.aclose()
-            await keeper.aclose()
+            await image_service.aclose()
             await origin.aclose()
-            judges.close()
-            if claims is not None:
-                claims.aclose()
+            format_checker.close()
+            if leases is not None:
+                leases.aclose()
 
 
 def _make_origin(
-    config: Config, seams: Seams, inspector: Inspector, metrics: Metrics, own_ports: set[int]
+    config: Config, platform: Platform, inspector: Inspector, metrics: Metrics, own_ports: set[int]
 ) -> OriginClient:
-    guard = AddressGuard(inspector.policy, seams.resolver(), seams.open_socket)
+    guard = AddressGuard(inspector.policy, platform.resolver(), platform.open_socket)
     guard.own_ports = own_ports
     return OriginClient(
         settings=config.fetch,
         policy=inspector.policy,
         guard=guard,
-        clock=seams.clock,
+        clock=platform.clock,
         draw=random.random,
-        ssl_context=seams.ssl_context,
+        ssl_context=platform.ssl_context,
         user_agent=config.fetch.user_agent or f"Mozilla/5.0 (compatible; imgkeep/{__version__})",
         fetched=metrics.fetched,
         refused=metrics.refused,
@@ -302,126 +314,132 @@ def _make_origin(
     )
 
 
-def _make_neighbours(  # noqa: PLR0913, PLR0917 - what they are
+def _make_fill_dependencies(  # noqa: PLR0913, PLR0917 - what they are
     config: Config,
-    seams: Seams,
-    parts: Parts,
+    platform: Platform,
+    parts: Storage,
     origin: OriginClient,
-    judges: Judges,
+    format_checker: FormatChecker,
     witness: _Witness,
-    refusals: Refusals,
-) -> Neighbours:
-    return Neighbours(
+    blocked_digests: BlockedDigests,
+) -> FillDependencies:
+    return FillDependencies(
         origin=origin,
         store=parts.store,
         disk=parts.spool,
         memory=parts.memory,
-        judges=judges,
+        format_checker=format_checker,
         observer=witness,
-        clock=seams.clock,
+        clock=platform.clock,
         draw_etag=lambda: f'"{secrets.token_hex(16)}"',
         pixels_max=config.fetch.pixels_max,
-        refused=refusals,
-        suspects=Suspects(seams.timer, refuse=config.sources.placeholders == "refuse"),
+        refused=blocked_digests,
+        suspects=PlaceholderSuspects(platform.timer, refuse=config.sources.placeholders == "refuse"),
         show_errors=config.fetch.show_errors,
     )
 
 
-def _make_keeper(  # noqa: PLR0913, PLR0917 - what it is made of
+def _make_image_service(  # noqa: PLR0913, PLR0917 - what it is made of
     config: Config,
-    seams: Seams,
-    parts: Parts,
+    platform: Platform,
+    parts: Storage,
     inspector: Inspector,
-    neighbours: Neighbours,
-    claims: Claims | None,
-    siblings: Peers | None,
+    dependencies: FillDependencies,
+    leases: FillLeases | None,
+    peers: FillPeers | None,
     refused: Callable[[str], None],
-) -> Keeper:
-    catalogue = config.read_catalogue()
-    return Keeper(
+) -> ImageService:
+    catalogue = config.read_provider_rules()
+    return ImageService(
         store=parts.store,
-        catalog=parts.catalog,
+        database=parts.database,
         policy=inspector.policy,
         identify=inspector.identify,
         rules=Rules(
             redirect_permanent=config.sources.permanent == "redirect",
             refresh=Globs(config.sources.refresh) if config.sources.refresh else None,
         ),
-        timer=seams.timer,
-        addresses=None if parts.remote is None else parts.remote.addresses,
-        allowances=Allowances(
+        timer=platform.timer,
+        object_urls=None if parts.remote is None else parts.remote.object_urls,
+        rate_limiter=RateLimiter(
             fills_per_minute=config.limits.fills_per_minute,
             fills_concurrent=config.limits.fills_concurrent,
             fill_bytes_per_day=config.fill_bytes_per_day,
-            timer=seams.timer,
+            timer=platform.timer,
             refused=refused,
         ),
-        neighbours=neighbours,
-        refused=neighbours.refused,
-        claims=claims,
-        siblings=siblings,
-        spoil=lambda source: spoil(source, seams.clock(), catalogue, secrets.randbelow),
+        dependencies=dependencies,
+        refused=dependencies.refused,
+        leases=leases,
+        peers=peers,
+        spoil=lambda source: spoil(source, platform.clock(), catalogue, secrets.randbelow),
     )
 
 
 def _make_jobs(  # noqa: PLR0913, PLR0917 - what it is made of
     config: Config,
-    seams: Seams,
-    parts: Parts,
+    platform: Platform,
+    parts: Storage,
     inspector: Inspector,
     saver: Saver,
     messenger: OriginClient,
     metrics: Metrics,
 ) -> JobRunner:
     return JobRunner(
-        jobs=SqlJobs(parts.catalog),
+        jobs=DurableJobs(parts.database),
         saver=saver,
         messenger=messenger,
         identify=inspector.identify,
         public=inspector.public,
         webhook_key=config.security.signing_keys[0] if config.security.signing_keys else None,
-        clock=seams.clock,
+        clock=platform.clock,
         draw=random.random,
         draw_id=lambda: secrets.token_hex(16),
-        timer=seams.timer,
-        sleep=seams.sleep,
+        timer=platform.timer,
+        sleep=platform.sleep,
         counted=metrics.worked,
     )
 
 
-def _watch_gauges(works: Works, origin: OriginClient, judges: Judges) -> None:
+def _watch_gauges(services: Services, origin: OriginClient, format_checker: FormatChecker) -> None:
     """Show what is under way, and what is held, beside what is counted."""
-    watch, shelf = works.metrics.watch, works.parts.disk.shelf
-    watch("job_links_waiting", "Links that wait to be saved", lambda: works.jobs.waiting, shared=True)
-    watch("fills_in_flight", "Images being fetched", lambda: works.keeper.fills_in_air)
-    watch("fetches_waiting", "Fetches that wait for a place", lambda: origin.gates.waiting)
-    watch("fetches_under_way", "Fetches that hold a place", lambda: origin.gates.used)
-    watch("judgements_in_flight", "Images judged in threads of their own", lambda: judges.under_way)
-    watch("hot_bytes", "Bytes of objects held in memory", lambda: shelf.copied_bytes)
-    watch("mapped_bytes", "Bytes of objects mapped into memory", lambda: shelf.mapped_bytes)
-    watch("ready", "Processes that /readyz calls ready or degraded", lambda: works.health.report(in_full=False)[0])
-    watch("degraded", "Processes of which a part is failing", lambda: any(works.health.faults.values()))
-    watch("images", "Images that are stored, as of the last count", lambda: works.stock.images, shared=True)
-    watch("images_bytes", "Bytes of these images", lambda: works.stock.size, shared=True)
-    watch("store_free_bytes", "Bytes free on the local disk", lambda: works.health.free_bytes, shared=True)
+    watch, memory_cache = services.metrics.watch, services.parts.disk.memory_cache
+    watch("job_links_waiting", "Links that wait to be saved", lambda: services.jobs.waiting, shared=True)
+    watch("fills_in_flight", "Images being fetched", lambda: services.image_service.fills_in_flight)
+    watch("fetches_waiting", "Fetches that wait for a place", lambda: origin.limiter.waiting)
+    watch("fetches_under_way", "Fetches that hold a place", lambda: origin.limiter.used)
+    watch("format_checks_in_flight", "Images judged in threads of their own", lambda: format_checker.under_way)
+    watch("memory_cache_bytes", "Bytes of objects held in memory", lambda: memory_cache.copied_bytes)
+    watch(
+        "memory_cache_mapped_bytes",
+        "Bytes of objects mapped into memory",
+        lambda: memory_cache.memory_cache_mapped_bytes,
+    )
+    watch("ready", "Processes that /readyz calls ready or degraded", lambda: services.health.report(in_full=False)[0])
+    watch("degraded", "Processes of which a part is failing", lambda: any(services.health.faults.values()))
+    watch("images", "Images that are stored, as of the last count", lambda: services.totals.images, shared=True)
+    watch("images_bytes", "Bytes of these images", lambda: services.totals.size, shared=True)
+    watch("store_free_bytes", "Bytes free on the local disk", lambda: services.health.free_bytes, shared=True)
 
 
-def _open_claims(config: Config, seams: Seams, place: Place) -> Claims:
-    linger_s = LINGER_S + config.store.timeout_s  # a look-up may go to a bucket
-    return Claims(Path(place.folder) / Place.CLAIMS, place.name, linger_s=linger_s, timer=seams.timer)
+def _open_leases(config: Config, platform: Platform, place: WorkerInfo) -> FillLeases:
+    grace_s = LEASE_GRACE_S + config.store.timeout_s  # a look-up may go to a bucket
+    return FillLeases(Path(place.folder) / WorkerInfo.LEASES, place.name, grace_s=grace_s, timer=platform.timer)
 
 
-def _prepare_healing(works: Works) -> Healer | None:
+def _make_outbox_worker(services: Services) -> OutboxWorker | None:
     """Have a remote store looked after; return who carries over what waits for it."""
-    parts, health, metrics = works.parts, works.health, works.metrics
+    parts, health, metrics = services.parts, services.health, services.metrics
     remote = parts.remote
     if remote is None:
         return None
     watch = metrics.watch
-    watch("store_away", "1 while the fallback takes over", lambda: remote.breaker.reason is not None, shared=True)
-    watch("cache_bytes", "Bytes of local copies", lambda: remote.cache.bytes)
-    metrics.watch_count("cache_hits", "Look-ups that found a local copy", lambda: remote.cache.hits)
-    metrics.watch_count("cache_misses", "Look-ups that found none", lambda: remote.cache.misses)
+    watch(
+        "store_breaker_open", "1 while the fallback takes over", lambda: remote.breaker.reason is not None, shared=True
+    )
+    watch("disk_cache_bytes", "Bytes of local copies", lambda: remote.cache.bytes)
+    metrics.watch_count("disk_cache_hits", "Look-ups that found a local copy", lambda: remote.cache.hits)
+    metrics.watch_count("disk_cache_misses", "Look-ups that found none", lambda: remote.cache.misses)
 
     def tell_store(reason: str | None) -> None:
         health.faults["store"] = reason
@@ -431,67 +449,67 @@ def _prepare_healing(works: Works) -> Healer | None:
         return None
 
     async def forget(key: Key) -> None:
-        await parts.catalog.drop([key])
-        works.keeper.forget(key)
-        await works.keeper.tell(key)
+        await parts.database.drop([key])
+        services.image_service.forget(key)
+        await services.image_service.tell(key)
 
-    healer = Healer(
+    outbox_worker = OutboxWorker(
         primary=remote.bucket,
         fallback=remote.fallback,
         cache=remote.cache,
-        outbox=parts.catalog,
-        catalog=parts.catalog,
+        outbox=parts.database,
+        database=parts.database,
         breaker=remote.breaker,
-        keeper=works.keeper if works.siblings is None else _Herald(works.keeper),
+        image_service=services.image_service if services.peers is None else _Herald(services.image_service),
         draw=random.random,
-        counted=metrics.healed,
-        seen=remote.tiers.note,
-        sleep=works.seams.sleep,
-        refused=works.refusals,
+        counted=metrics.outbox_uploads,
+        seen=remote.tiered_store.note,
+        sleep=services.platform.sleep,
+        refused=services.blocked_digests,
         forget=forget,
     )
-    _show_backlog(works, healer)
-    return healer
+    _show_backlog(services, outbox_worker)
+    return outbox_worker
 
 
-def _show_backlog(works: Works, healer: Healer) -> None:
+def _show_backlog(services: Services, outbox_worker: OutboxWorker) -> None:
     """Have it told what waits for the store."""
-    watch = works.metrics.watch
+    watch = services.metrics.watch
 
     def oldest_s() -> float:
-        oldest = healer.backlog.oldest if healer.backlog else None
-        return 0 if oldest is None else max(0, (works.seams.clock() - oldest).total_seconds())
+        oldest = outbox_worker.backlog.oldest if outbox_worker.backlog else None
+        return 0 if oldest is None else max(0, (services.platform.clock() - oldest).total_seconds())
 
     def tell() -> dict[str, object]:
-        backlog = healer.backlog
+        backlog = outbox_worker.backlog
         if backlog is None:  # nobody has looked yet
             return {"waiting": None, "oldest_s": None, "last_error": None}
         return {"waiting": backlog.images, "oldest_s": round(oldest_s()), "last_error": backlog.error}
 
-    works.health.fallback = tell
+    services.health.fallback = tell
     watch(
         "outbox_images",
         "Images that wait for the store",
-        lambda: healer.backlog.images if healer.backlog else 0,
+        lambda: outbox_worker.backlog.images if outbox_worker.backlog else 0,
         shared=True,
     )
     watch("outbox_oldest_seconds", "Since when the oldest of them waits", oldest_s, shared=True)
 
 
-def _drop_of(parts: Parts) -> Callable[[Digest], Awaitable[None]]:
+def _drop_of(parts: Storage) -> Callable[[Digest], Awaitable[None]]:
     """Return who drops this machine's copies of a picture that is refused."""
-    return parts.disk.forget if parts.remote is None else parts.remote.tiers.drop
+    return parts.disk.forget if parts.remote is None else parts.remote.tiered_store.drop
 
 
 class _Herald:
     """Implements `service.heal.Keeps`: what was carried over is elsewhere now, for all workers."""
 
-    def __init__(self, keeper: Keeper) -> None:
-        self._keeper = keeper
+    def __init__(self, image_service: ImageService) -> None:
+        self._image_service = image_service
 
     async def kept(self, record: Record) -> None:
-        await self._keeper.kept(record)
-        await self._keeper.tell(record.key)
+        await self._image_service.kept(record)
+        await self._image_service.tell(record.key)
 
 
 class _Witness:
@@ -521,8 +539,8 @@ class _Witness:
             extra={"host": record.host, "digest": record.digest},
         )
 
-    def unkept(self, subject: Subject, fault: StorageError) -> None:
-        self._metrics.unkept(subject.label)
+    def not_stored(self, subject: Subject, fault: StorageError) -> None:
+        self._metrics.not_stored(subject.label)
         if isinstance(fault, Conflict) and not isinstance(fault, WrittenByNewer):
             return
         reason = fault.in_full
@@ -545,7 +563,7 @@ async def _sample_process(metrics: Metrics) -> None:
     try:
         while True:
             await asyncio.get_running_loop().run_in_executor(thread, metrics.process.take)
-            await asyncio.sleep(LOOK_EVERY_S)
+            await asyncio.sleep(CHECK_INTERVAL_S)
     finally:
         thread.shutdown(wait=False)
 
@@ -557,31 +575,33 @@ async def _within(event: asyncio.Event, seconds: float) -> bool:
     return event.is_set()
 
 
-async def _take_stock(stock: Stock, turn: Turn | None) -> None:
+async def _count_stored(totals: StoredTotals, leader_lock: LeaderLock | None) -> None:
     """Count what is stored, where that is ours to do. Health does not wait for it: a count may take minutes."""
     while True:
-        if turn is None or turn.ours:
-            await stock.look()
-        await asyncio.sleep(LOOK_EVERY_S)
+        if leader_lock is None or leader_lock.ours:
+            await totals.look()
+        await asyncio.sleep(CHECK_INTERVAL_S)
 
 
-async def _watch(health: Health, parts: Parts, turn: Turn | None, healer: Healer | None) -> None:
+async def _watch(
+    health: Health, parts: Storage, leader_lock: LeaderLock | None, outbox_worker: OutboxWorker | None
+) -> None:
     """
-    Look after the health, and fill a catalog that is new or was lost: from a disk. Of a bucket every record would be a
+    Look after the health, and fill a database that is new or was lost: from a disk. Of a bucket every record would be a
     request that is paid for, and look-ups find them one by one as they are needed.
     """
     while True:
-        is_ours = turn is None or turn.ours
-        if is_ours and parts.remote is None and not parts.catalog.complete and not any(health.faults.values()):
+        is_ours = leader_lock is None or leader_lock.ours
+        if is_ours and parts.remote is None and not parts.database.complete and not any(health.faults.values()):
             with suppress(StorageError):
-                images = await reindex(parts.archives, parts.catalog)
-                log.info("catalog filled from the records", extra={"images": images})
-        await asyncio.sleep(LOOK_EVERY_S)
+                images = await reindex(parts.archives, parts.database)
+                log.info("database filled from the records", extra={"images": images})
+        await asyncio.sleep(CHECK_INTERVAL_S)
         before = dict(health.faults)
         await health.look()
-        if healer is not None and not is_ours:
+        if outbox_worker is not None and not is_ours:
             with suppress(StorageError):
-                healer.backlog = await parts.catalog.backlog()  # who carries over looks by itself
+                outbox_worker.backlog = await parts.database.backlog()  # who carries over looks by itself
         for part, fault in health.faults.items():
             if fault != before.get(part):
                 log.log(

@@ -18,17 +18,17 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from imgkeep.config import data_folder, read_catalog_url, read_store_url
+from imgkeep.config import data_folder, read_database_url, read_store_url
 from imgkeep.core.errors import RemoteFault, StorageError
 from imgkeep.core.layout import OBJECTS, object_path
 from imgkeep.core.store_url import Bucket, Folder
-from imgkeep.database import CatalogTooNew, SqlCatalog
-from imgkeep.database.image_index import LINGER_LONG_S, LINGER_S
-from imgkeep.images.redirects import Addresses
+from imgkeep.database import ImageIndex, IncompatibleDatabase
+from imgkeep.database.image_index import BATCH_DELAY_S, LOCAL_BATCH_DELAY_S
+from imgkeep.images.redirects import ObjectUrls
 from imgkeep.maintenance.migrate import Migration
-from imgkeep.replication.circuit_breaker import Breaker
-from imgkeep.replication.tiered_store import Tiers
-from imgkeep.storage.disk_cache import DiskCache, Share
+from imgkeep.replication.circuit_breaker import CircuitBreaker
+from imgkeep.replication.tiered_store import TieredStore
+from imgkeep.storage.disk_cache import CacheShare, DiskCache
 from imgkeep.storage.local.store import LocalStore
 from imgkeep.storage.memory import MemorySpool
 
@@ -44,14 +44,14 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class RemoteParts:
+class RemoteStorage:
     """What there is besides the disk when the store is a bucket."""
 
     bucket: S3Store
     cache: DiskCache
-    breaker: Breaker
-    tiers: Tiers
-    addresses: Addresses
+    breaker: CircuitBreaker
+    tiered_store: TieredStore
+    object_urls: ObjectUrls
     fallback: LocalStore | None
     public_url: Callable[[str], str] | None
     """Where an object is for everybody; `None`: the configuration sends nobody there."""
@@ -60,7 +60,7 @@ class RemoteParts:
 
     async def check(self) -> int:
         """
-        Look whether the bucket works, without waiting for one that is known to be away.
+        Look whether the bucket services, without waiting for one that is known to be away.
 
         Raises:
             StorageError: It does not.
@@ -70,22 +70,22 @@ class RemoteParts:
         try:
             return await self.bucket.check()
         except RemoteFault as fault:
-            self.breaker.blame(fault)
+            self.breaker.report_failure(fault)
             raise
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
+class Storage:
     """What holds images. `disk` is the store itself unless there is a `remote` one."""
 
     disk: LocalStore
-    catalog: SqlCatalog
+    database: ImageIndex
     memory: MemorySpool
-    remote: RemoteParts | None = None
+    remote: RemoteStorage | None = None
 
     @property
     def store(self) -> Store:
-        return self.disk if self.remote is None else self.remote.tiers
+        return self.disk if self.remote is None else self.remote.tiered_store
 
     @property
     def spool(self) -> Disk:
@@ -100,22 +100,22 @@ class Parts:
 
 
 @asynccontextmanager
-async def open_parts(  # noqa: PLR0913 - all but one by keyword, in two places
+async def open_storage(  # noqa: PLR0913 - all but one by keyword, in two places
     config: Config,
     *,
     clock: Clock,
     timer: Callable[[], float] = time.monotonic,
     sleep: Sleep = asyncio.sleep,
     observe: Callable[[str, str, float], None] = lambda *_: None,
-    share: Share | None = None,
+    share: CacheShare | None = None,
     reading: bool = False,
-) -> AsyncGenerator[Parts]:
+) -> AsyncGenerator[Storage]:
     """
-    Open store and catalog.
+    Open store and database.
 
     Args:
         config: What is to be opened.
-        clock: For times in the catalog.
+        clock: For times in the database.
         timer: Monotonic seconds.
         sleep: For what is tried again in the background.
         observe: Is told operation, outcome and seconds of every request to a remote store.
@@ -124,7 +124,7 @@ async def open_parts(  # noqa: PLR0913 - all but one by keyword, in two places
         reading: Without making anything that is not there.
 
     Raises:
-        CatalogTooNew: A newer version wrote the catalog.
+        IncompatibleDatabase: A newer version wrote the database.
         ConfigError: The AWS settings of this machine are not usable, or a database's driver is missing.
             Other faults are logged and looked after later.
     """
@@ -133,27 +133,27 @@ async def open_parts(  # noqa: PLR0913 - all but one by keyword, in two places
         data_folder(config), hot_bytes_max=config.store.hot_bytes_max, free_bytes_min=config.store.free_bytes_min
     )
     # Without the row of what is in a bucket nobody finds its copy while the bucket is away, so those rows are not late.
-    linger_s = LINGER_LONG_S if isinstance(place, Folder) else LINGER_S
-    catalog = SqlCatalog(read_catalog_url(config.catalog.url), clock, linger_s=linger_s, reading=reading)
+    batch_delay_s = LOCAL_BATCH_DELAY_S if isinstance(place, Folder) else BATCH_DELAY_S
+    database = ImageIndex(read_database_url(config.database.url), clock, batch_delay_s=batch_delay_s, reading=reading)
     memory = MemorySpool(config.store.hot_bytes_max)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(disk.aclose)
-        stack.push_async_callback(catalog.aclose)
-        for part in (catalog,) if reading else (disk, catalog):
+        stack.push_async_callback(database.aclose)
+        for part in (database,) if reading else (disk, database):
             try:
                 await part.open()
-            except CatalogTooNew:
+            except IncompatibleDatabase:
                 raise
             except StorageError as fault:
                 if reading:
                     continue  # what is read is told of, and by whom it is needed
                 log.warning("not usable at start", extra={"part": type(part).__name__, "reason": fault.in_full})
         if isinstance(place, Folder):
-            disk.remember = catalog.find
+            disk.remember = database.find
         remote = None
         if isinstance(place, Bucket):
             remote = await _open_remote(stack, config, place, disk, memory, timer, sleep, observe, share, reading)
-        yield Parts(disk, catalog, memory, remote)
+        yield Storage(disk, database, memory, remote)
 
 
 async def _open_remote(  # noqa: PLR0913, PLR0917 - called once, above
@@ -165,34 +165,38 @@ async def _open_remote(  # noqa: PLR0913, PLR0917 - called once, above
     timer: Callable[[], float],
     sleep: Sleep,
     observe: Callable[[str, str, float], None],
-    share: Share | None,
+    share: CacheShare | None,
     reading: bool,  # noqa: FBT001 - as the others
-) -> RemoteParts:
+) -> RemoteStorage:
     from imgkeep.storage.s3 import S3Store  # noqa: PLC0415 - a third of a second that a local store need not wait for
 
     bucket = S3Store(place, timeout_s=config.store.timeout_s, observe=observe)
-    breaker = Breaker(bucket.probe, draw=random.random, timer=timer, sleep=sleep)
+    breaker = CircuitBreaker(bucket.probe, draw=random.random, timer=timer, sleep=sleep)
     cache = DiskCache(disk, config.store.cache_bytes_max, free_bytes_min=config.store.free_bytes_min, share=share)
     fallback = disk if config.store.fallback else None
-    tiers = Tiers(primary=bucket, fallback=fallback, cache=cache, memory=memory, breaker=breaker, timer=timer)
+    tiered_store = TieredStore(
+        primary=bucket, fallback=fallback, cache=cache, memory=memory, breaker=breaker, timer=timer
+    )
     stack.push_async_callback(bucket.aclose)
     await bucket.open()
     breaker.place = bucket.client.place
     stack.push_async_callback(cache.aclose)
     if share is None and not reading:
         await cache.open()
-    stack.push_async_callback(tiers.aclose)
+    stack.push_async_callback(tiered_store.aclose)
     base = _public_base(config, bucket)
     public_url = None if base is None else lambda name: f"{base}/{quote(place.path(object_path(name)))}"
-    addresses = Addresses(
+    object_urls = ObjectUrls(
         config.delivery.mode,
-        tiers,
+        tiered_store,
         bucket,
         public_url=public_url,
         presign_ttl_s=config.delivery.presign_ttl_s,
         timer=timer,
     )
-    return RemoteParts(bucket, cache, breaker, tiers, addresses, fallback, public_url, objects_url(config, base))
+    return RemoteStorage(
+        bucket, cache, breaker, tiered_store, object_urls, fallback, public_url, objects_url(config, base)
+    )
 
 
 def objects_url(config: Config, base: str | None = None) -> str | None:
@@ -206,7 +210,7 @@ def objects_url(config: Config, base: str | None = None) -> str | None:
     return f"{base}/{quote(place.path(OBJECTS))}" if base and isinstance(place, Bucket) else None
 
 
-def permanent_url(remote: RemoteParts | None, base: str, record: Record) -> str:
+def permanent_url(remote: RemoteStorage | None, base: str, record: Record) -> str:
     """Return where an image is for ever; `base` stands before our own paths."""
     public_url = None if record.pending or remote is None else remote.public_url
     return f"{base}/images/{record.object_name}" if public_url is None else public_url(record.object_name)

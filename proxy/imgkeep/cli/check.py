@@ -9,7 +9,7 @@ from imgkeep.cli.printing import print_facts, print_json, readable_bytes
 from imgkeep.core.errors import SourceRejected, StorageError
 from imgkeep.core.source_url import read_source
 
-READINGS: Final = frozenset({"invalid_source", "source_forbidden"})
+UNREADABLE_CODES: Final = frozenset({"invalid_source", "source_forbidden"})
 """Codes by which the API says that it does not read a link."""
 NOTHING: Final = {
     "url": None,
@@ -47,7 +47,7 @@ def inspect(urls: Iterable[str], inspector: Inspector, *, as_json: bool, out: Te
     return status
 
 
-async def inspect_there(urls: Iterable[str], client: Client, *, as_json: bool, out: TextIO) -> int:
+async def inspect_on_server(urls: Iterable[str], client: Client, *, as_json: bool, out: TextIO) -> int:
     """Do the same by what a running server knows and allows."""
     status = 0
     async with client.session() as session:
@@ -55,7 +55,7 @@ async def inspect_there(urls: Iterable[str], client: Client, *, as_json: bool, o
             told = await client.ask(session, "GET", "/api/inspect", params={"src": url})
             if told.pop("success", False):
                 facts = {**NOTHING, **told, "url": url}
-            elif told.get("code") in READINGS:
+            elif told.get("code") in UNREADABLE_CODES:
                 facts = {**NOTHING, "url": url, "reason": told.get("detail")}
                 status = 1
             else:

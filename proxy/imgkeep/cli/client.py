@@ -73,7 +73,7 @@ class Client:
             raise ServerError(f"--server: what answers at {self.place} is not the API of imgkeep (status {status})")
         return told
 
-    async def insist(self, session: aiohttp.ClientSession, method: str, path: str, **how: Any) -> dict[str, Any]:
+    async def call_api(self, session: aiohttp.ClientSession, method: str, path: str, **how: Any) -> dict[str, Any]:
         """
         Do the same, and take no refusal.
 

@@ -46,7 +46,7 @@ def settings(folder: str) -> Mapping[str, Any]:
     return {
         "server": {"host": HOST, "port": 0},
         "store": {"url": f"file:{folder}", "fallback": f"file:{folder}", "free_bytes_min": 0},
-        "catalog": {"url": f"sqlite:{folder}/catalog.db"},
+        "database": {"url": f"sqlite:{folder}/imgkeep.db"},
         "sources": {
             "allow": [HOST],
             "providers": [
@@ -69,7 +69,7 @@ def settings(folder: str) -> Mapping[str, Any]:
     }
 
 
-def only_to(port: int, open_socket: Callable[[Any], socket.socket]) -> Callable[[Any], socket.socket]:
+def connect_only_to(port: int, open_socket: Callable[[Any], socket.socket]) -> Callable[[Any], socket.socket]:
     """Return what opens sockets for connections to the origin of the demonstration, and for no others."""
 
     def opening(info: Any) -> socket.socket:

@@ -1,7 +1,7 @@
 """
 Differences of bytes as `diff -u` writes them and `patch` reads them (POSIX, "Diff -u Output Format").
 
-Theory. Rewriting changes what stands in lines and hardly ever how many there are. Then each line has its partner, and
+Theory. RewriteRun changes what stands in lines and hardly ever how many there are. Then each line has its partner, and
 the work grows with the length alone; `difflib`, which looks for partners, may take the square of it.
 """
 

@@ -20,18 +20,18 @@ from urllib.parse import quote
 
 from imgkeep.config import ConfigError
 from imgkeep.core.errors import InvalidRequest
-from imgkeep.page_rewriting import check_page_url, form_of
+from imgkeep.page_rewriting import check_page_url, document_format_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from imgkeep.page_rewriting import Form
+    from imgkeep.page_rewriting import DocumentFormat
 
 STANDARD_INPUT: Final = "-"
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
+class Document:
     """
     A document.
 
@@ -44,21 +44,23 @@ class Page:
 
     name: str
     path: Path
-    form: Form = "html"
+    form: DocumentFormat = "html"
     url: str | None = None
     given: bytes | None = None
     trouble: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class FileVersion:
     """What a file held when it was read, and its state at that moment."""
 
     data: bytes
     state: os.stat_result | None = None
 
 
-def find_pages(names: Sequence[str], form: Form | None, url: str | None, stdin: BinaryIO) -> list[Page]:
+def find_documents(
+    names: Sequence[str], form: DocumentFormat | None, url: str | None, stdin: BinaryIO
+) -> list[Document]:
     """
     Find the documents that are named: files, all in folders, and `-` for standard input.
 
@@ -73,22 +75,22 @@ def find_pages(names: Sequence[str], form: Form | None, url: str | None, stdin: 
     """
     if url is not None:
         _check_url(names, url)
-    pages: list[Page] = []
+    pages: list[Document] = []
     for name in names:
         path = Path(name)
         if name == STANDARD_INPUT:
-            pages.append(Page(name, path, form or "html", url, stdin.read()))
+            pages.append(Document(name, path, form or "html", url, stdin.read()))
         elif path.is_dir():
-            pages += _in_folder(path, path, url)
+            pages += _documents_in_folder(path, path, url)
         else:
-            known = form or form_of(name)
+            known = form or document_format_of(name)
             if known is None:
                 raise ConfigError(f"{printable(name)}: its name does not tell what it holds, so --format has to")
-            pages.append(Page(printable(name), path, known, url))
+            pages.append(Document(printable(name), path, known, url))
     return pages
 
 
-def read_page(page: Page) -> Held:
+def read_document(page: Document) -> FileVersion:
     """
     Read a document.
 
@@ -98,16 +100,16 @@ def read_page(page: Page) -> Held:
     if page.trouble:
         raise OSError(page.trouble)
     if page.given is not None:
-        return Held(page.given)
+        return FileVersion(page.given)
     # Without waiting for anybody to write into a pipe that has got the name of a page.
     with open(os.open(page.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:  # noqa: PTH123 - by number
         state = os.fstat(file.fileno())
         if not stat.S_ISREG(state.st_mode):
             raise OSError("it is not a file")
-        return Held(file.read(), state)
+        return FileVersion(file.read(), state)
 
 
-def replace_page(page: Page, held: Held, data: bytes) -> None:
+def replace_document(page: Document, held: FileVersion, data: bytes) -> None:
     """
     Have a file hold other bytes than those that were read.
 
@@ -126,7 +128,7 @@ def replace_page(page: Page, held: Held, data: bytes) -> None:
                 os.fchown(descriptor, held.state.st_uid, held.state.st_gid)
             os.fchmod(descriptor, stat.S_IMODE(held.state.st_mode))
             os.fsync(descriptor)
-        _insist_on_version(path, held.state)
+        _require_unchanged(path, held.state)
         partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)
@@ -152,24 +154,24 @@ def _check_url(names: Sequence[str], url: str) -> None:
         raise ConfigError(f"--{error}") from None
 
 
-def _in_folder(root: Path, folder: Path, url: str | None) -> Iterator[Page]:
+def _documents_in_folder(root: Path, folder: Path, url: str | None) -> Iterator[Document]:
     try:
         paths = sorted(folder.iterdir())
     except OSError as error:
-        yield Page(printable(str(folder)), folder, trouble=error.strerror or str(error))
+        yield Document(printable(str(folder)), folder, trouble=error.strerror or str(error))
         return
     for path in paths:
         if path.name.startswith(".") or path.is_symlink():
             continue
-        form = form_of(path.name)
+        form = document_format_of(path.name)
         if path.is_dir():
-            yield from _in_folder(root, path, url)
+            yield from _documents_in_folder(root, path, url)
         elif form is not None and path.is_file():
             place = quote(os.fsencode(path.relative_to(root)))
-            yield Page(printable(str(path)), path, form, None if url is None else f"{url.rstrip('/')}/{place}")
+            yield Document(printable(str(path)), path, form, None if url is None else f"{url.rstrip('/')}/{place}")
 
 
-def _insist_on_version(path: Path, state: os.stat_result) -> None:
+def _require_unchanged(path: Path, state: os.stat_result) -> None:
     def version(of: os.stat_result) -> tuple[int, int, int, int]:
         return of.st_dev, of.st_ino, of.st_size, of.st_mtime_ns
 

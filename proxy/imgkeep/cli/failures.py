@@ -17,7 +17,7 @@ async def list_failures(client: Client, *, limit: int, as_json: bool, out: TextI
     """Print failures, a line for each, the last to fail first; `limit` of them, 0: all that there are."""
     async with client.session() as session:
         query = {"limit": str(min(limit or LIMIT_MAX, LIMIT_MAX))}
-        told = await client.insist(session, "GET", "/api/failures", params=query)
+        told = await client.call_api(session, "GET", "/api/failures", params=query)
     for facts in told["failures"]:
         if as_json:
             print_json(out, facts)

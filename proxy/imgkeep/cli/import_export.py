@@ -1,4 +1,4 @@
-"""`import`: adopt folders of images, with their names. `export`: what is kept, for other programs."""
+"""`import`: import_folder folders of images, with their names. `export`: what is kept, for other programs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PAGE: Final = 500
 COLUMNS: Final = ("source", "url", "digest", "content_type", "size", "stored_at")
 
 
-async def adopt(  # noqa: PLR0913 - all but three by keyword
+async def import_folder(  # noqa: PLR0913 - all but three by keyword
     folder: Path, mount: str, saver: Saver, *, as_json: bool, out: TextIO, err: TextIO
 ) -> int:
     """
@@ -63,13 +63,13 @@ async def adopt(  # noqa: PLR0913 - all but three by keyword
     return 1 if counts["failed"] else 0
 
 
-async def export(ledger: Ledger, *, url_of: Callable[[Record], str], as_json: bool, out: TextIO) -> int:
+async def export(image_index: Ledger, *, url_of: Callable[[Record], str], as_json: bool, out: TextIO) -> int:
     """Print source, permanent URL, digest and time of all images, newest first: as CSV (RFC 4180) or JSON lines."""
     table = csv.DictWriter(out, COLUMNS, lineterminator="\r\n")
     if not as_json:
         table.writeheader()
     after: tuple[int, str] | None = None
-    while page := await ledger.page(limit=PAGE, after=after):
+    while page := await image_index.page(limit=PAGE, after=after):
         for record in page:
             row = {
                 "source": record.identity,

@@ -15,7 +15,7 @@ _REMEDIES: Final = {
     "rewrite": f"{_SAFE}; run the same command again to go on",
     "migrate": "run the same command again to go on; what is copied is not copied again",
     "verify": "nothing is half done; run it again to read all",
-    "reindex": "the catalog lacks what was not read; run `imgkeep reindex` again",
+    "reindex": "the database lacks what was not read; run `imgkeep reindex` again",
     "export": "the output ends early; run it again for all of it",
     "list": "the output ends early",
     "remove": "what it printed is done; run it again for the others",
@@ -29,7 +29,7 @@ class Terminated(BaseException):
     """SIGTERM has ended the command. No `Exception`, as `KeyboardInterrupt` is none."""
 
 
-def tell_interrupted(command: str, *, has_job: bool) -> str:
+def describe_interruption(command: str, *, has_job: bool) -> str:
     """Return the line for standard error; `has_job`: a server does the work."""
     remedy = _WITH_SERVER if has_job else _REMEDIES.get(command)
     return f"interrupted; {remedy}" if remedy else "interrupted"

@@ -1,4 +1,4 @@
-"""`list` and `stats`: what is stored, by the catalog."""
+"""`list` and `stats`: what is stored, by the database."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 PAGE: Final = 500
 
 
-async def images_in(
-    ledger: Ledger, describe: Callable[[Record], Mapping[str, Any]], *, limit: int
+async def images_in_store(
+    image_index: Ledger, describe: Callable[[Record], Mapping[str, Any]], *, limit: int
 ) -> AsyncGenerator[Mapping[str, Any]]:
-    """Yield what the API tells of images, newest first, by the catalog itself; up to `limit` of them, 0: all."""
+    """Yield what the API tells of images, newest first, by the database itself; up to `limit` of them, 0: all."""
     after: tuple[int, str] | None = None
     left = limit
-    while page := await ledger.page(limit=min(left, PAGE) if limit else PAGE, after=after):
+    while page := await image_index.page(limit=min(left, PAGE) if limit else PAGE, after=after):
         for record in page:
             yield describe(record)
         left -= len(page)
@@ -33,14 +33,14 @@ async def images_in(
         after = (int(page[-1].stored_at.timestamp()), page[-1].key)
 
 
-async def images_of(client: Client, *, limit: int) -> AsyncGenerator[Mapping[str, Any]]:
+async def images_on_server(client: Client, *, limit: int) -> AsyncGenerator[Mapping[str, Any]]:
     """Do the same by a running server."""
     cursor: dict[str, str] = {}
     left = limit
     async with client.session() as session:
         while True:
             query = {"limit": str(min(left, PAGE) if limit else PAGE), **cursor}
-            told = await client.insist(session, "GET", "/api/images", params=query)
+            told = await client.call_api(session, "GET", "/api/images", params=query)
             for facts in told["images"]:
                 yield facts
             left -= len(told["images"])
@@ -65,18 +65,18 @@ async def list_images(images: AsyncIterable[Mapping[str, Any]], *, as_json: bool
     return 0
 
 
-async def stats(ledger: Ledger, *, complete: bool, now: datetime, as_json: bool, out: TextIO) -> int:
+async def stats(image_index: Ledger, *, complete: bool, now: datetime, as_json: bool, out: TextIO) -> int:
     """Print how much is stored, and what may be placeholders."""
-    totals = await ledger.count()
-    suspects = await ledger.suspects(since=now - timedelta(seconds=PERIOD_S), identities_min=IDENTITIES_MIN)
-    backlog = await ledger.backlog()
+    totals = await image_index.count()
+    suspects = await image_index.suspects(since=now - timedelta(seconds=PERIOD_S), identities_min=IDENTITIES_MIN)
+    backlog = await image_index.backlog()
     facts: dict[str, object] = {
         "images": totals.images,
         "objects": totals.objects,
         "object_bytes": totals.object_bytes,
         "oldest": totals.oldest,
         "newest": totals.newest,
-        "catalog_complete": complete,
+        "image_index_complete": complete,
         "waiting": backlog.images,
         "waiting_since": backlog.oldest,
         "last_error": backlog.error,

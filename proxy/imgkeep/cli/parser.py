@@ -29,7 +29,7 @@ _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _USAGE: Final = (2, "wrong usage or configuration")
 _INTERRUPTED: Final = ((130, "ended by Ctrl-C"), (143, "ended by SIGTERM"))
 
-LIKENESS_MIN: Final = 0.6
+SIMILARITY_MIN: Final = 0.6
 """Minimum ratio of difflib for a word that may be misspelt: `lst` is 0.86 of `list`."""
 WORD_CHARS_MAX: Final = 64
 """Maximum length of a word that is compared with others: what is longer is no misspelling."""
@@ -70,7 +70,7 @@ class _Parser(argparse.ArgumentParser):
 def _suggest(word: str, known: Iterable[str]) -> str:
     from difflib import get_close_matches  # noqa: PLC0415 - for mistakes alone
 
-    found = get_close_matches(word, list(known), n=1, cutoff=LIKENESS_MIN) if len(word) <= WORD_CHARS_MAX else []
+    found = get_close_matches(word, list(known), n=1, cutoff=SIMILARITY_MIN) if len(word) <= WORD_CHARS_MAX else []
     return f"; did you mean {found[0]}?" if found else ""
 
 
@@ -131,7 +131,7 @@ def _add(
             "--data",
             type=_folder,
             metavar="DIR",
-            help="keep images and database in this folder; wins over store.url, store.fallback and catalog.url",
+            help="keep images and database in this folder; wins over store.url, store.fallback and database.url",
         )
     return command
 
@@ -376,7 +376,7 @@ def _add_upkeep(commands: _Commands[_Parser]) -> None:
     reindex = _add(
         commands,
         "reindex",
-        "fill the catalog from the records",
+        "fill the database from the records",
         "imgkeep reindex",
         statuses=((0, "filled"), (1, "the store or the database cannot be used"), _USAGE, *_INTERRUPTED),
         store=True,

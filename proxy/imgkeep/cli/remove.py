@@ -81,7 +81,7 @@ async def each(  # noqa: PLR0913 - all but two by keyword
     return status
 
 
-async def restore_any(target: Target, kind: Kind, name: str) -> Done:
+async def restore_name(target: Target, kind: Kind, name: str) -> Done:
     """Restore what a name names. 64 digits may be a key or a digest."""
     if kind != "key":
         return await target.restore(kind, name)

@@ -14,7 +14,7 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING, BinaryIO, Literal, TextIO
 
 from imgkeep.cli.diff import unified
-from imgkeep.cli.documents import Held, read_page, replace_page
+from imgkeep.cli.documents import FileVersion, read_document, replace_document
 from imgkeep.cli.printing import as_line
 from imgkeep.cli.progress import progress
 from imgkeep.core.errors import InvalidRequest
@@ -25,7 +25,7 @@ from imgkeep.page_rewriting import rewrite
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from imgkeep.cli.documents import Page
+    from imgkeep.cli.documents import Document
     from imgkeep.cli.save import Target
     from imgkeep.core.rewrite import Linker
     from imgkeep.page_rewriting import Rewritten
@@ -37,7 +37,7 @@ Way = Literal["print", "diff", "in_place"]
 class Outcome:
     """What became of a document: what it was and is, or what went wrong."""
 
-    held: Held | None = None
+    held: FileVersion | None = None
     rewritten: Rewritten | None = None
     trouble: str = ""
 
@@ -50,11 +50,11 @@ class Outcome:
         return self.rewritten.links if self.rewritten else ()
 
 
-class Rewriting:
+class RewriteRun:
     """One run of the command over `pages`; `undoes`: it puts source URLs back."""
 
     def __init__(  # noqa: PLR0913 - all but two by keyword
-        self, pages: Sequence[Page], linker: Linker, *, undoes: bool, out: BinaryIO, text: TextIO, err: TextIO
+        self, pages: Sequence[Document], linker: Linker, *, undoes: bool, out: BinaryIO, text: TextIO, err: TextIO
     ) -> None:
         self._pages = pages
         self._linker = linker
@@ -125,37 +125,37 @@ class Rewriting:
             self._linker = lambda link: None if link in lost else linker(link)
         return 1 if lost else 0
 
-    def _try(self, page: Page) -> Outcome:
+    def _try(self, page: Document) -> Outcome:
         try:
-            held = read_page(page)
+            held = read_document(page)
             return Outcome(held, rewrite(held.data, page.form, self._linker, url=page.url))
         except OSError as error:
             return Outcome(trouble=error.strerror or str(error))
         except InvalidRequest as error:
             return Outcome(trouble=str(error))
 
-    def _replace(self, page: Page) -> Outcome:
+    def _replace(self, page: Document) -> Outcome:
         outcome = self._try(page)
         if outcome.held is None or not outcome.links:
             return outcome
         try:
-            replace_page(page, outcome.held, outcome.document)
+            replace_document(page, outcome.held, outcome.document)
         except OSError as error:
             return Outcome(trouble=error.strerror or str(error))
         return outcome
 
-    def _print_diff(self, page: Page, outcome: Outcome) -> None:
+    def _print_diff(self, page: Document, outcome: Outcome) -> None:
         assert outcome.held is not None
         self._out.writelines(unified(outcome.held.data, outcome.document, str(page.path)))
 
     @staticmethod
-    def _complain(page: Page, outcome: Outcome, say: Callable[[str], object]) -> int:
+    def _complain(page: Document, outcome: Outcome, say: Callable[[str], object]) -> int:
         if outcome.trouble:
             say(f"imgkeep: {page.name}: {outcome.trouble}\n")
         return 1 if outcome.trouble else 0
 
 
-def warn_of_base(base: str, *, err: TextIO) -> None:
+def warn_about_base(base: str, *, err: TextIO) -> None:
     """Say where links of ours work, if that is not everywhere."""
     try:
         host = read_source(base).host if base else ""

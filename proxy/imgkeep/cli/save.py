@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     from imgkeep.images.upload import Saver
     from imgkeep.ports import Clock
 
-AT_ONCE: Final = 16
+CONCURRENT_MAX: Final = 16
 ATTEMPTS_MAX: Final = 3
 RETRY_DELAY_S: Final = 2
 FAILURES_MAX: Final = 20
 """So many failures of the store in a row, and it is away."""
 JOB_LINKS_MAX: Final = 10_000
 POLL_EVERY_S: Final = 0.5
-FAR: Final = 253_402_300_799.0
+NEVER_EXPIRES_S: Final = 253_402_300_799.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,12 +124,12 @@ class Store:
                 yield Outcome(number, None, error.code, str(error))
                 continue
             ends = self._identify(source).expires_at
-            queue.append((FAR if ends is None else ends.timestamp(), number, source))
+            queue.append((NEVER_EXPIRES_S if ends is None else ends.timestamp(), number, source))
         heapq.heapify(queue)
         running: set[asyncio.Task[Outcome]] = set()
         try:
             while queue or running:
-                while queue and len(running) < AT_ONCE:
+                while queue and len(running) < CONCURRENT_MAX:
                     ends_at, number, source = heapq.heappop(queue)
                     note(_next(ends_at, source.host, self._clock()))
                     running.add(asyncio.create_task(self._save(number, source)))
@@ -163,7 +163,7 @@ class Store:
 
 def _next(ends_at: float, host: str, now: datetime) -> str:
     """Say what is being saved, and how soon it expires."""
-    if ends_at == FAR:
+    if ends_at == NEVER_EXPIRES_S:
         return host
     seconds = round(ends_at - now.timestamp())
     if seconds <= 0:
@@ -181,7 +181,7 @@ class Server:
         self._client = client
 
     async def save(self, urls: Sequence[str], note: Callable[[str], None]) -> AsyncGenerator[Outcome]:
-        ask = self._client.insist
+        ask = self._client.call_api
         async with self._client.session() as session:
             for start in range(0, len(urls), JOB_LINKS_MAX):
                 part = urls[start : start + JOB_LINKS_MAX]
@@ -202,7 +202,7 @@ class Server:
     async def policy(self, names: Callable[[Source], tuple[str, ...]]) -> tuple[Policy, bool]:
         """Return what the server may fetch, and whether it wants links to be signed; `names` as in `Policy`."""
         async with self._client.session() as session:
-            facts = await self._client.insist(session, "GET", "/api/policy")
+            facts = await self._client.call_api(session, "GET", "/api/policy")
         try:
             return read_policy(facts, names)
         except ValueError:

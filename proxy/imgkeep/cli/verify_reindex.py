@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from imgkeep.core.records import Record
-    from imgkeep.ports import Archive, Catalog, Ledger
+    from imgkeep.ports import Archive, ImageIndex, Ledger
 
 REMEDY: Final = (
     "Incomplete images are fetched again when they are asked for; `imgkeep refetch KEY` does so now. What comes back\n"
@@ -22,7 +22,7 @@ REMEDY: Final = (
 )
 
 
-async def verify(archives: Sequence[Archive], catalog: Catalog, *, as_json: bool, out: TextIO, err: TextIO) -> int:
+async def verify(archives: Sequence[Archive], database: ImageIndex, *, as_json: bool, out: TextIO, err: TextIO) -> int:
     """
     Read everything that is stored and print what is wrong. 1 if something is damaged or missing; what is incomplete is
     as it came.
@@ -32,7 +32,7 @@ async def verify(archives: Sequence[Archive], catalog: Catalog, *, as_json: bool
         for number, archive in enumerate(archives):
 
             async def note(record: Record, *, pending: bool = number > 0) -> None:
-                await catalog.put(replace(record, pending=pending))
+                await database.put(replace(record, pending=pending))
 
             async for finding in upkeep.verify(archive, note):
                 counts[finding.kind if finding else "good"] += 1
@@ -52,9 +52,9 @@ async def verify(archives: Sequence[Archive], catalog: Catalog, *, as_json: bool
     return 1 if counts["damaged"] or counts["missing"] or counts["unreadable"] else 0
 
 
-async def reindex(archives: Sequence[Archive], ledger: Ledger, *, as_json: bool, out: TextIO) -> int:
-    """Fill the catalog from the records."""
-    images = await upkeep.reindex(archives, ledger)
+async def reindex(archives: Sequence[Archive], image_index: Ledger, *, as_json: bool, out: TextIO) -> int:
+    """Fill the database from the records."""
+    images = await upkeep.reindex(archives, image_index)
     if as_json:
         print_json(out, {"images": images})
     else:

@@ -1,17 +1,17 @@
 """
 Which worker fetches which image: one fill per key on a machine, whoever is asked.
 
-A claim is a symbolic link, named by the key, to the name of the worker that has it. To make one is atomic, tells who
+A lease is a symbolic link, named by the key, to the name of the worker that has it. To make one is atomic, tells who
 was first, takes ten microseconds and asks nobody, so it is done on the event loop.
 
 The interleaving that matters, step by step:
 
 1. A looks for an image and finds nothing.
 2. B, who did the same, has claimed it, fetches it, keeps it.
-3. A wants to claim it. Were B's claim gone, A would fetch again what is there by now.
+3. A wants to lease it. Were B's lease gone, A would fetch again what is there by now.
 
-So a claim stays for a while after the image was kept (`linger_s`, longer than a look-up takes): A is told of B, asks
-it, and gets what is kept. A claim on what failed goes at once, because then there is nothing to be found.
+So a lease stays for a while after the image was kept (`grace_s`, longer than a look-up takes): A is told of B, asks
+it, and gets what is kept. A lease on what failed goes at once, because then there is nothing to be found.
 
 Whoever is told of a worker that is gone asks again: the supervisor removes what a dead one has claimed.
 """
@@ -24,7 +24,7 @@ from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from imgkeep.core.records import Place
+from imgkeep.core.records import WorkerInfo
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,11 +35,11 @@ LET_GO_MAX: Final = 16
 """At a time, on the event loop: more than come, so that none is left, and few enough to take no time."""
 
 
-class Claims:
-    """The claims of the worker `name`, in a folder that all workers share. Implements `ports.Claims`."""
+class FillLeases:
+    """The leases of the worker `name`, in a folder that all workers share. Implements `ports.FillLeases`."""
 
-    def __init__(self, folder: Path, name: str, *, linger_s: float, timer: Callable[[], float]) -> None:
-        self.linger_s = linger_s
+    def __init__(self, folder: Path, name: str, *, grace_s: float, timer: Callable[[], float]) -> None:
+        self.grace_s = grace_s
         self._folder = folder
         self._name = name
         self._timer = timer
@@ -77,13 +77,13 @@ class Claims:
             return
         self._let_go()
         if kept:
-            self._ours[key] = until = self._timer() + self.linger_s
+            self._ours[key] = until = self._timer() + self.grace_s
             self._lingering.append((until, key))
         else:
             self._remove(key)
 
     def aclose(self) -> None:
-        """Let go of all claims."""
+        """Let go of all leases."""
         for key in list(self._ours):
             self._remove(key)
 
@@ -102,9 +102,9 @@ class Claims:
             (self._folder / key).unlink()
 
 
-class Turn:
+class LeaderLock:
     """
-    Whose turn it is to do what one worker does for all: the outbox, jobs, filling the catalog, the API.
+    Whose turn it is to do what one worker does for all: the outbox, jobs, filling the database, the API.
 
     Who has the lock on a file has the turn, and the kernel takes it from the dead. The link `works` names who had it
     last.
@@ -126,7 +126,7 @@ class Turn:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             new = self._folder / f"works.{self._name}"
             new.symlink_to(self._name)
-            new.replace(self._folder / Place.WORKS)
+            new.replace(self._folder / WorkerInfo.LEADER)
         except BaseException as error:
             os.close(descriptor)
             if isinstance(error, OSError):

@@ -22,10 +22,10 @@ from imgkeep.cluster.progress import tell_failure, tell_fill
 from imgkeep.core.errors import InvalidRequest
 from imgkeep.core.records import Digest, Key
 from imgkeep.images.peer_fill import FillFailure
-from imgkeep.web.admission import API, refuse_codings
+from imgkeep.web.admission import API, reject_content_codings
 from imgkeep.web.api_relay import JUDGED
-from imgkeep.web.context import ADMITTED, NOTES, SITE, Admitted, Notes
-from imgkeep.web.messages import Answer, Part, send_part
+from imgkeep.web.context import ADMISSION, REQUEST_LOG, SITE, Admission, RequestLog
+from imgkeep.web.messages import BodyRange, HttpResponse, send_body_range
 from imgkeep.web.problems import problems
 
 if TYPE_CHECKING:
@@ -33,23 +33,23 @@ if TYPE_CHECKING:
 
     from aiohttp.typedefs import Middleware
 
-    from imgkeep.core.records import Place
+    from imgkeep.core.records import WorkerInfo
     from imgkeep.web.context import Site
 
 NOTICE_BYTES_MAX: Final = 16_777_216
 """Some hundred thousand copies that were used in a second."""
 
 _FILL: Final = r"/fills/{name:(?:try\.)?[0-9a-f]{64}}"
-"""A fill has the name of its claim (`images/service.py`)."""
+"""A fill has the name of its lease (`images/service.py`)."""
 
 
-def side_door(
+def make_peer_api(
     site: Site,
-    place: Place,
+    place: WorkerInfo,
     learn: Callable[[Collection[Digest], Collection[Key], Mapping[str, int], Collection[Digest]], Awaitable[None]],
     add_api: Callable[[web.UrlDispatcher], None],
 ) -> web.Application:
-    """Make the application for the siblings of a worker. `learn` is told what they tell."""
+    """Make the application for the peers of a worker. `learn` is told what they tell."""
     app = web.Application(
         middlewares=[_known_by(place.secret), notes, problems, plain], client_max_size=NOTICE_BYTES_MAX
     )
@@ -57,16 +57,16 @@ def side_door(
     add_api(app.router)
 
     async def follow(request: web.Request) -> web.StreamResponse:
-        joined = await site.keeper.join(request.match_info["name"])
+        joined = await site.image_service.join(request.match_info["name"])
         if joined is None:
             return web.Response(status=204)
         if isinstance(joined, FillFailure):
             return web.Response(body=tell_failure(joined))
         telling = await tell_fill(*joined)
-        return await send_part(request, Answer(200, {}), Part(telling, 0, None, telling.message))
+        return await send_body_range(request, HttpResponse(200, {}), BodyRange(telling, 0, None, telling.message))
 
     async def wait(request: web.Request) -> web.Response:
-        await site.keeper.landed(Key(request.match_info["name"]))
+        await site.image_service.wait_for_fill(Key(request.match_info["name"]))
         return web.Response(status=204)
 
     async def notices(request: web.Request) -> web.Response:
@@ -117,7 +117,7 @@ async def notes(
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
 ) -> web.StreamResponse:
     """In the place of `records`."""
-    request[NOTES] = Notes()
+    request[REQUEST_LOG] = RequestLog()
     try:
         return await handler(request)
     except ConnectionError:
@@ -129,18 +129,18 @@ async def plain(
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
 ) -> web.StreamResponse:
     """In the place of `admission`: take what was judged where the client is."""
-    refuse_codings(request)
+    reject_content_codings(request)
     resource = request.match_info.route.resource
     if resource is not None and resource.canonical.startswith(API):
         try:
-            request[ADMITTED] = msgspec.json.decode(request.headers.get(JUDGED, ""), type=Admitted)
+            request[ADMISSION] = msgspec.json.decode(request.headers.get(JUDGED, ""), type=Admission)
         except msgspec.DecodeError:
             raise InvalidRequest("the request was not judged") from None
     return await handler(request)
 
 
 async def _tell_outcome(request: web.Request, response: web.StreamResponse) -> None:
-    noted = request.get(NOTES)
+    noted = request.get(REQUEST_LOG)
     if noted is not None:
         response.headers[OUTCOME] = json.dumps(
             [noted.code, noted.outcome, noted.key, noted.host, noted.provider, noted.detail]

@@ -2,7 +2,7 @@
 The other workers that share our port, each behind a socket in a folder that only they can open.
 
 Rules:
-- Each request proves itself by the secret of this run (`Place.secret`), which stands in no log.
+- Each request proves itself by the secret of this run (`WorkerInfo.secret`), which stands in no log.
 - No byte of a client's goes into the head of a request but through `relay.py`, which says what.
 - A connection that has carried a body is closed, and never carries another request: were its two ends ever of two minds
   about where that body ends, the next request would be taken for a part of it.
@@ -23,9 +23,9 @@ import aiohttp
 import msgspec
 from yarl import URL
 
-from imgkeep.cluster.progress import read_feed
+from imgkeep.cluster.progress import read_fill
 from imgkeep.core.errors import Busy, OriginError, StorageError
-from imgkeep.core.records import Place
+from imgkeep.core.records import WorkerInfo
 from imgkeep.images.recent_failures import RecentFailure
 
 if TYPE_CHECKING:
@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     from multidict import CIMultiDict
 
     from imgkeep.core.records import Digest, Key
-    from imgkeep.images.peer_fill import Feed, FillFailure
+    from imgkeep.images.peer_fill import FillFailure, RemoteFill
 
-LEFT: Final = "left"
+ENDED: Final = "left"
 """The folder of what workers that have ended had counted, a file a slot."""
 
 CONNECT_TIMEOUT_S: Final = 2
@@ -45,18 +45,18 @@ SILENT_MAX_S: Final = 360
 """A sibling has limits of its own for all that it does; the longest is for a job that is waited for, five minutes."""
 TELL_TIMEOUT_S: Final = 5
 COUNTERS_TIMEOUT_S: Final = 1
-PATIENCE_S: Final = 3
+UNREACHABLE_TIMEOUT_S: Final = 3
 """With one that cannot be reached: the supervisor notices a death at once."""
-LOOK_EVERY_S: Final = 0.02
+RETRY_INTERVAL_S: Final = 0.02
 
 PEER: Final = "Imgkeep-Peer"
-"""In requests: `Place.secret`."""
+"""In requests: `WorkerInfo.secret`."""
 OUTCOME: Final = "Imgkeep-Outcome"
 """In answers: what the record of the request is going to say."""
 
 
 class Notice(msgspec.Struct):
-    """What a worker tells its siblings."""
+    """What a worker tells its peers."""
 
     refused: list[str] = []
     changed: list[str] = []
@@ -78,10 +78,10 @@ class _Lines:
         await self.single.close()
 
 
-class Siblings:
-    """Implements `ports.Siblings` and `service.mirror.Peers`."""
+class Peers:
+    """Implements `ports.Peers` and `service.mirror.Peers`."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: WorkerInfo) -> None:
         self.name = place.name
         self._slot = place.slot
         self._folder = Path(place.folder)
@@ -92,14 +92,14 @@ class Siblings:
         for lines in self._lines.values():
             await lines.aclose()
 
-    def socket_of(self, name: str) -> Path:
-        """Return where a worker listens for its siblings."""
+    def socket_path(self, name: str) -> Path:
+        """Return where a worker listens for its peers."""
         return self._folder / f"{name}.sock"
 
     @asynccontextmanager
-    async def follow(self, holder: str, name: str) -> AsyncGenerator[Feed | FillFailure | None]:
+    async def follow(self, holder: str, name: str) -> AsyncGenerator[RemoteFill | FillFailure | None]:
         """
-        Follow a fill in another worker, by the name of its claim; `None`: there is none to follow, or not any more.
+        Follow a fill in another worker, by the name of its lease; `None`: there is none to follow, or not any more.
 
         Raises:
             Busy: It cannot be asked.
@@ -118,7 +118,7 @@ class Siblings:
             if answer.status != 200:
                 raise StorageError("another worker cannot tell of the image that it fetches")
             try:
-                feed = await read_feed(answer.content)
+                feed = await read_fill(answer.content)
             except OriginError:  # it died before it could tell
                 await self._see_freed(holder, name)
                 feed = None
@@ -188,12 +188,12 @@ class Siblings:
         names = await self._look_around()
         return dict(zip(names, await asyncio.gather(*map(ask, names)), strict=True))
 
-    def leave_counters(self, counted: bytes, merge: Callable[[Sequence[bytes]], bytes]) -> None:
+    def save_counters(self, counted: bytes, merge: Callable[[Sequence[bytes]], bytes]) -> None:
         """Leave what we have counted for those who stay, with what our predecessors did. Blocks."""
-        folder = self._folder / LEFT
+        folder = self._folder / ENDED
         with suppress(OSError):
             folder.mkdir(exist_ok=True)
-            place, new = folder / str(self._slot), self._folder / f"{LEFT}.{self.name}"
+            place, new = folder / str(self._slot), self._folder / f"{ENDED}.{self.name}"
             before = [place.read_bytes()] if place.exists() else []
             new.write_bytes(merge([counted, *before]))
             new.replace(place)
@@ -215,7 +215,7 @@ class Siblings:
         path, _, query = target.partition("?")
         # What looks like a fragment goes along as it came.
         url = URL.build(scheme="http", host="peer", path=path, query_string=query, encoded=True)
-        give_up_at = asyncio.get_running_loop().time() + PATIENCE_S
+        give_up_at = asyncio.get_running_loop().time() + UNREACHABLE_TIMEOUT_S
         while True:
             lines = self._lines_to(holder)
             session = lines.kept if body is None else lines.single
@@ -225,29 +225,29 @@ class Siblings:
                 # Not dead: more of us are connecting than it has room for (man 7 unix).
                 if error.errno != errno.EAGAIN or asyncio.get_running_loop().time() > give_up_at:
                     raise
-                await asyncio.sleep(LOOK_EVERY_S)
+                await asyncio.sleep(RETRY_INTERVAL_S)
 
-    def find_worker(self) -> str | None:
+    def find_leader(self) -> str | None:
         """Return the name of the worker whose turn it is."""
         try:
-            return str((self._folder / Place.WORKS).readlink())
+            return str((self._folder / WorkerInfo.LEADER).readlink())
         except OSError:
             return None
 
     async def _see_freed(self, holder: str, key: str) -> None:
         """
-        Wait until a worker that cannot be reached has lost its claim.
+        Wait until a worker that cannot be reached has lost its lease.
 
         Raises:
             Busy: It has not.
         """
         loop = asyncio.get_running_loop()
-        give_up_at = loop.time() + PATIENCE_S
-        claim = self._folder / Place.CLAIMS / key
+        give_up_at = loop.time() + UNREACHABLE_TIMEOUT_S
+        lease = self._folder / WorkerInfo.LEASES / key
         while loop.time() < give_up_at:
-            await asyncio.sleep(LOOK_EVERY_S)
+            await asyncio.sleep(RETRY_INTERVAL_S)
             with suppress(OSError):
-                if str(claim.readlink()) == holder:
+                if str(lease.readlink()) == holder:
                     continue
             return
         raise Busy("the worker that fetches this image cannot be reached", retry_after_s=1)
@@ -261,7 +261,7 @@ class Siblings:
 
     def _read_left(self) -> list[bytes]:
         with suppress(OSError):
-            return [path.read_bytes() for path in (self._folder / LEFT).iterdir()]
+            return [path.read_bytes() for path in (self._folder / ENDED).iterdir()]
         return []
 
     def _lines_to(self, name: str) -> _Lines:
@@ -272,7 +272,7 @@ class Siblings:
 
     def _session(self, name: str, *, force_close: bool = False) -> aiohttp.ClientSession:
         return aiohttp.ClientSession(
-            connector=aiohttp.UnixConnector(str(self.socket_of(name)), limit=0, force_close=force_close),
+            connector=aiohttp.UnixConnector(str(self.socket_path(name)), limit=0, force_close=force_close),
             headers={PEER: self._secret},
             skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=SILENT_MAX_S),

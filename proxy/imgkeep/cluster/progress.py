@@ -2,7 +2,7 @@
 A fill, told of between workers: both ends of it on the wire.
 
 The body of an answer is a message and then steps. The message says what is fetched, and in which file it grows, or why
-there will be none. A step is two numbers (`ports.Trace`): how many bytes of the image there are by now, and how many of
+there will be none. A step is two numbers (`ports.SharedFile`): how many bytes of the image there are by now, and how many of
 these follow because they are in no file. As with any body, an end that is cut off is none.
 """
 
@@ -22,8 +22,8 @@ from imgkeep.core import errors
 from imgkeep.core.errors import Busy, ImgkeepError, OriginError, StorageError
 from imgkeep.core.layout import read_doubts, write_doubts
 from imgkeep.core.records import Format
-from imgkeep.images.fill import Head
-from imgkeep.images.peer_fill import Feed, FillFailure
+from imgkeep.images.fill import FillHead
+from imgkeep.images.peer_fill import FillFailure, RemoteFill
 from imgkeep.web.messages import PIECE_BYTES
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ _STEP: Final = struct.Struct(">QI")
 
 
 class Begun(msgspec.Struct, tag=True):
-    """What is fetched. `head` is a `Head`, by names; without a `path` all bytes come with the steps."""
+    """What is fetched. `head` is a `FillHead`, by names; without a `path` all bytes come with the steps."""
 
     head: dict[str, Any]
     path: bytes | None
@@ -59,10 +59,10 @@ class Failed(msgspec.Struct, tag=True):
     """Of a `StorageError`, for the record of the worker that follows."""
 
 
-async def tell_fill(fill: Fill, head: Head) -> Telling:
+async def tell_fill(fill: Fill, head: FillHead) -> Telling:
     """Return what a worker that follows is told of a fill; small ones are not worth a file."""
     small = head.size is not None and head.size <= PIECE_BYTES
-    trace = None if small else await fill.lay_open()
+    trace = None if small else await fill.share_file()
     told = {**asdict(head), "format": head.format.name, "doubts": write_doubts(head.doubts)}
     path = None if trace is None else os.fsencode(trace.path)
     return Telling(_encode(Begun(told, path)), _send_along(fill) if trace is None else trace.steps, fill)
@@ -79,7 +79,7 @@ def tell_failure(failure: FillFailure) -> bytes:
     return _encode(Failed(failure.link, type(error).__name__, str(error), facts, picture, place, cause))
 
 
-async def read_feed(stream: aiohttp.StreamReader) -> Feed | FillFailure:
+async def read_fill(stream: aiohttp.StreamReader) -> RemoteFill | FillFailure:
     """
     Read what another worker tells of a fill.
 
@@ -91,9 +91,9 @@ async def read_feed(stream: aiohttp.StreamReader) -> Feed | FillFailure:
     if isinstance(message, Failed):
         return FillFailure(message.link, _make_error(message))
     told = {"format": Format[message.head["format"]], "doubts": read_doubts(message.head["doubts"])}
-    head = Head(**{**message.head, **told})
+    head = FillHead(**{**message.head, **told})
     path = None if message.path is None else Path(os.fsdecode(message.path))
-    return Feed(head, path, _read_steps(stream))
+    return RemoteFill(head, path, _read_steps(stream))
 
 
 class Telling:

@@ -8,7 +8,7 @@ Rules:
 - Each worker is a new interpreter, so one that is started on SIGHUP has the program and the configuration of today. It
   gets the configuration from us and reads none: what was not found valid is never started with.
 - What is secret goes to a worker through a pipe: arguments can be read by every user of the machine (man 5 proc).
-- A pair of sockets connects us with each. It says `READY`, we say `LEAVE`, and who reads the end of it is alone: a
+- A pair of sockets connects us with each. It says `READY`, we say `DRAIN`, and who reads the end of it is alone: a
   worker's death is noticed at once, and ours by every worker, however it came.
 """
 
@@ -35,18 +35,18 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from imgkeep.config import Config, ConfigError
-from imgkeep.core.records import Place
+from imgkeep.core.records import WorkerInfo
 from imgkeep.listening import listen_for_workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
 READY: Final = b"R"
-LEAVE: Final = b"L"
+DRAIN: Final = b"L"
 
 SECRET_BYTES: Final = 32
-UNFIT: Final = 2
-"""Exit status of a worker that another start would not help: the configuration, or the catalog of a newer version."""
+EXIT_UNUSABLE: Final = 2
+"""Exit status of a worker that another start would not help: the configuration, or the database of a newer version."""
 
 FOLDER_BYTES_MAX: Final = 90
 """The path of a socket has 107 bytes at most (man 7 unix); this leaves room for `/999.999999.sock`."""
@@ -56,26 +56,26 @@ DELAY_MAX_S: Final = 10
 LONG_LIFE_S: Final = 10
 """Who dies later than this is started again at once, and who dies sooner, later each time."""
 START_MAX_S: Final = 300
-"""For one that is to replace another: a migration of a large catalog takes its time."""
+"""For one that is to replace another: a migration of a large database takes its time."""
 END_MAX_S: Final = 60
 """A worker has ended by itself by then (notice and grace of `app.py`)."""
 LAST_MAX_S: Final = 5
 """A process that has nothing more to say is gone by then, unless its disk hangs."""
-LOOK_EVERY_S: Final = 1
+CHECK_INTERVAL_S: Final = 1
 """At whether somebody takes too long."""
 
 log = logging.getLogger(__name__)
 
 
-class Briefing(msgspec.Struct):
+class WorkerSetup(msgspec.Struct):
     """What a worker reads from its standard input."""
 
     config: Config
     secret: str
-    """`Place.secret`."""
+    """`WorkerInfo.secret`."""
 
     def __repr__(self) -> str:
-        return "Briefing()"
+        return "WorkerSetup()"
 
 
 @dataclass(eq=False, slots=True)
@@ -150,13 +150,13 @@ class Supervisor:
             self._folder = Path(made)
             if len(os.fsencode(made)) > FOLDER_BYTES_MAX:
                 raise ConfigError("server.workers: the path of the temporary folder (TMPDIR) is too long for sockets")
-            (self._folder / Place.CLAIMS).mkdir()
+            (self._folder / WorkerInfo.LEASES).mkdir()
             self._lock_folder(stack)
             self._hear_signals(stack)
             stack.callback(self._kill_all)
-            self._start(0)  # alone, so that what keeps it from starting is told once, and a catalog is migrated once
+            self._start(0)  # alone, so that what keeps it from starting is told once, and a database is migrated once
             while self._status is None or self._all():
-                for key, _ in self._selector.select(LOOK_EVERY_S if self._next_start() is None else DELAY_MIN_S):
+                for key, _ in self._selector.select(CHECK_INTERVAL_S if self._next_start() is None else DELAY_MIN_S):
                     key.data()
                 self._look_at_clock()
             return self._status
@@ -237,7 +237,7 @@ class Supervisor:
         worker = _Worker(slot, name, process, ours, self.config, time.monotonic())
         assert process.stdin is not None
         with suppress(BrokenPipeError), process.stdin:  # if it is dead, we shall read that
-            process.stdin.write(msgspec.json.encode(Briefing(self.config, self._secret)))
+            process.stdin.write(msgspec.json.encode(WorkerSetup(self.config, self._secret)))
         self._selector.register(ours, selectors.EVENT_READ, lambda: self._hear(worker))
         return worker
 
@@ -283,7 +283,7 @@ class Supervisor:
         self._leaving.append(worker)
         worker.end_by = min(worker.end_by or math.inf, time.monotonic() + END_MAX_S)
         with suppress(OSError):
-            worker.control.send(LEAVE)
+            worker.control.send(DRAIN)
 
     def _bury_dead(self) -> None:
         for worker in self._all():
@@ -313,9 +313,9 @@ class Supervisor:
             self._status = self._status or (0 if is_well else _exit_status(status))
         elif not self._is_open:
             self._end(_exit_status(status) or 1)
-        elif status == UNFIT:
-            log.error("a worker has ended because of the configuration or the catalog; ending", extra=facts)
-            self._end(UNFIT)
+        elif status == EXIT_UNUSABLE:
+            log.error("a worker has ended because of the configuration or the database; ending", extra=facts)
+            self._end(EXIT_UNUSABLE)
         else:
             if time.monotonic() - worker.born_at > LONG_LIFE_S:
                 slot.deaths = 0
@@ -333,12 +333,12 @@ class Supervisor:
         log.error("a new worker does not start; going on with those there are", extra=facts)
 
     def _tidy(self, name: str) -> None:
-        """Remove what a worker that has ended left behind: its claims, so that others can fetch, and its socket."""
-        with suppress(OSError), os.scandir(self._folder / Place.CLAIMS) as claims:
-            for claim in map(Path, claims):
+        """Remove what a worker that has ended left behind: its leases, so that others can fetch, and its socket."""
+        with suppress(OSError), os.scandir(self._folder / WorkerInfo.LEASES) as leases:
+            for lease in map(Path, leases):
                 with suppress(OSError):
-                    if str(claim.readlink()) == name:
-                        claim.unlink()
+                    if str(lease.readlink()) == name:
+                        lease.unlink()
         with suppress(OSError):
             (self._folder / f"{name}.sock").unlink()
 

@@ -19,12 +19,19 @@ from imgkeep.cli import sign as signing
 from imgkeep.cli.completion import completion
 from imgkeep.cli.parser import make_parser
 from imgkeep.clock import read_clock
-from imgkeep.commands.invocation import Call, client_of, read_lines, read_local_token, read_place, read_urls
+from imgkeep.commands.invocation import (
+    Invocation,
+    make_client,
+    read_lines,
+    read_local_token,
+    read_store_argument,
+    read_urls,
+)
 from imgkeep.config import ConfigError, absolute, data_folder
 from imgkeep.images.inspect import make_inspector
 from imgkeep.storage.local.machine_token import TokenUnusableError
 
-__all__ = ["Call", "prepare"]
+__all__ = ["Invocation", "prepare"]
 
 # ruff: noqa: PLC0415 - see above
 
@@ -37,7 +44,7 @@ if TYPE_CHECKING:
     Command = Coroutine[Any, Any, int]
 
 
-def prepare(call: Call) -> int | Command:  # noqa: PLR0911 - one for each kind
+def prepare(call: Invocation) -> int | Command:  # noqa: PLR0911 - one for each kind
     """
     Run a command that needs neither a store nor the network, and return its exit status; or read what another one is to
     work on, and return the rest of it.
@@ -45,37 +52,39 @@ def prepare(call: Call) -> int | Command:  # noqa: PLR0911 - one for each kind
     arguments = call.arguments
     match arguments.command:
         case "inspect" if arguments.server:
-            return look.inspect_there(
-                list(read_urls(arguments.urls)), client_of(call), as_json=arguments.json, out=sys.stdout
+            return look.inspect_on_server(
+                list(read_urls(arguments.urls)), make_client(call), as_json=arguments.json, out=sys.stdout
             )
         case "demo":
-            from imgkeep.commands.demo import demonstrate
+            from imgkeep.commands.demo import run_demo
 
-            return demonstrate(call)
+            return run_demo(call)
         case "completion":
             return completion(make_parser(), arguments.shell, out=sys.stdout)
         case "inspect" | "sign" | "token":
             return _tell(call)
         case "rewrite":
-            from imgkeep.commands.rewrite import read_pages, rewrite
+            from imgkeep.commands.rewrite import read_documents, rewrite
 
-            return rewrite(call, read_pages(arguments))
+            return rewrite(call, read_documents(arguments))
         case "failures":
             return failures.list_failures(
-                client_of(call), limit=arguments.limit, as_json=arguments.json, out=sys.stdout
+                make_client(call), limit=arguments.limit, as_json=arguments.json, out=sys.stdout
             )
         case _:
             return _prepare_with_store(call)
 
 
-def _prepare_with_store(call: Call) -> Command:
+def _prepare_with_store(call: Invocation) -> Command:
     """Read what a command is to work on that takes a store, and return the rest of it."""
     from imgkeep.commands import stored as stores
 
     arguments = call.arguments
     match arguments.command:
         case "migrate":
-            source, target = (read_place(name, getattr(arguments, name), call) for name in ("source", "target"))
+            source, target = (
+                read_store_argument(name, getattr(arguments, name), call) for name in ("source", "target")
+            )
             if source == target:
                 raise ConfigError("TO: is the same store as FROM")
             return stores.migrate_store(call, source, target)
@@ -91,7 +100,7 @@ def _prepare_with_store(call: Call) -> Command:
             return stores.maintain(call)
 
 
-def _tell(call: Call) -> int:
+def _tell(call: Invocation) -> int:
     """Run what needs neither a store nor the network."""
     arguments, config = call.arguments, call.config
     match arguments.command:
@@ -130,7 +139,7 @@ def _token(arguments: argparse.Namespace, config: Config) -> int:
         raise ConfigError(f"{error} in {place}; {remedy}") from None
     if arguments.local:
         return show("token", token)
-    from imgkeep.web.login import make_link
+    from imgkeep.web.login import make_log_in_link
 
     host = "127.0.0.1" if server.hosts[0] == "localhost" else server.hosts[0]
-    return show("url", make_link(token, host, server.port, read_clock()))
+    return show("url", make_log_in_link(token, host, server.port, read_clock()))

@@ -16,28 +16,28 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 
 from imgkeep.bootstrap import server as app
-from imgkeep.bootstrap.preflight import insist_on_owner_of
-from imgkeep.bootstrap.services import REAL
+from imgkeep.bootstrap.preflight import require_folder_owner
+from imgkeep.bootstrap.services import SYSTEM
 from imgkeep.cli import demo
 from imgkeep.config import load
 
 if TYPE_CHECKING:
-    from imgkeep.commands.invocation import Call
+    from imgkeep.commands.invocation import Invocation
 
 
-async def demonstrate(call: Call) -> int:
+async def run_demo(call: Invocation) -> int:
     """Serve the page of the demonstration, its origin and an imgkeep of its own until SIGTERM or Ctrl-C."""
     arguments = call.arguments
-    origin = demo.Origin(round(arguments.life * 1000), lambda: round(REAL.clock().timestamp() * 1000))
+    origin = demo.Origin(round(arguments.life * 1000), lambda: round(SYSTEM.clock().timestamp() * 1000))
     stop = demo.watch_signals()  # before the address is told: what reads it may end us at once
     async with AsyncExitStack() as stack:
         if arguments.data:
-            await asyncio.to_thread(insist_on_owner_of, Path(arguments.data))
+            await asyncio.to_thread(require_folder_owner, Path(arguments.data))
         folder = arguments.data or stack.enter_context(TemporaryDirectory(prefix="imgkeep-demo-"))
         page = web.AppRunner(origin.app(), access_log=None)
         port = await _listen(stack, page, arguments.port)
-        seams = replace(REAL, open_socket=demo.only_to(port, REAL.open_socket))
-        kept = app.make_runner(app.build(load(demo.settings(folder), {}), seams))
+        platform = replace(SYSTEM, open_socket=demo.connect_only_to(port, SYSTEM.open_socket))
+        kept = app.make_runner(app.build(load(demo.settings(folder), {}), platform))
         origin.imgkeep = f"http://{demo.HOST}:{await _listen(stack, kept, 0)}"
         url = f"http://{demo.HOST}:{port}/"
         demo.tell(url, origin.imgkeep, arguments.life, out=sys.stdout, err=sys.stderr)

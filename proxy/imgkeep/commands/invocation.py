@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator, Mapping, Sequence
 
-    from imgkeep.bootstrap.services import Works
+    from imgkeep.bootstrap.services import Services
     from imgkeep.cli.client import Client
     from imgkeep.config import Config
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class Invocation:
     """
     A command as it was called.
 
@@ -47,18 +47,18 @@ class Call:
         return self.config.server.public_url.rstrip("/")
 
 
-def client_of(call: Call) -> Client:
+def make_client(call: Invocation) -> Client:
     """Return the server that `--server` names, with what its API takes."""
     from imgkeep.cli.client import Client, check_server_url, pin_address  # noqa: PLC0415 - only `--server` needs aiohttp
 
     config = call.config
     if call.arguments.server:
         check_server_url(call.arguments.server)
-    url = call.arguments.server or _own_url(config)
+    url = call.arguments.server or _local_server_url(config)
     return Client(pin_address(url, config.server.hosts[0]), call.token or _token_for(url, config))
 
 
-def _own_url(config: Config) -> str:
+def _local_server_url(config: Config) -> str:
     """Return where the server of this configuration is reached from this machine."""
     if not config.server.port:
         raise ConfigError("server.port: is 0, so the server chose its port itself; name it with --server")
@@ -78,7 +78,7 @@ def read_local_token(config: Config) -> str:
 
 def _token_for(url: str, config: Config) -> str | None:
     """Return what the API of a server takes. The token of this machine goes to this machine only."""
-    if not config.security.api_tokens and not _is_here(url, config):
+    if not config.security.api_tokens and not _is_this_machine(url, config):
         return None
     try:
         return read_local_token(config)
@@ -89,7 +89,7 @@ def _token_for(url: str, config: Config) -> str | None:
         ) from None
 
 
-def _is_here(url: str, config: Config) -> bool:
+def _is_this_machine(url: str, config: Config) -> bool:
     try:
         host = urlsplit(url).hostname or ""
         return host in {"localhost", *config.server.hosts} or ip_address(host).is_loopback
@@ -97,12 +97,12 @@ def _is_here(url: str, config: Config) -> bool:
         return False
 
 
-def store_of(call: Call, works: Works) -> save.Store:
-    describe = partial(works.keeper.describe, base=call.base)
-    return save.Store(works.saver, identify=works.keeper.identify, describe=describe, clock=read_clock)
+def make_save_target(call: Invocation, services: Services) -> save.Store:
+    describe = partial(services.image_service.describe, base=call.base)
+    return save.Store(services.saver, identify=services.image_service.identify, describe=describe, clock=read_clock)
 
 
-def read_place(name: str, url: str, call: Call) -> Folder | Bucket:
+def read_store_argument(name: str, url: str, call: Invocation) -> Folder | Bucket:
     """Read the URL of a store; `AWS_REGION` counts as it does for `store.url`."""
     place = read_store_url("FROM" if name == "source" else "TO", url)
     region = call.environment.get("AWS_REGION")

@@ -10,14 +10,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from imgkeep.bootstrap.preflight import insist_on_owner
-from imgkeep.bootstrap.services import make_linking, open_works
-from imgkeep.bootstrap.storage import open_parts
+from imgkeep.bootstrap.preflight import require_owner
+from imgkeep.bootstrap.services import make_link_selection, open_services
+from imgkeep.bootstrap.storage import open_storage
 from imgkeep.cli import save
-from imgkeep.cli.documents import STANDARD_INPUT, find_pages
-from imgkeep.cli.rewrite import Rewriting, warn_of_base
+from imgkeep.cli.documents import STANDARD_INPUT, find_documents
+from imgkeep.cli.rewrite import RewriteRun, warn_about_base
 from imgkeep.clock import read_clock
-from imgkeep.commands.invocation import client_of, store_of
+from imgkeep.commands.invocation import make_client, make_save_target
 from imgkeep.config import ConfigError
 from imgkeep.core.errors import InvalidRequest, SourceRejected
 from imgkeep.core.rewrite import SourceLinks
@@ -28,16 +28,16 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
 
-    from imgkeep.bootstrap.storage import Parts
-    from imgkeep.cli.documents import Page
-    from imgkeep.commands.invocation import Call
+    from imgkeep.bootstrap.storage import Storage
+    from imgkeep.cli.documents import Document
+    from imgkeep.commands.invocation import Invocation
     from imgkeep.config import Config
     from imgkeep.core.rewrite import Linker
     from imgkeep.images.inspect import Inspector
     from imgkeep.page_rewriting import Which
 
 
-async def rewrite(call: Call, pages: Sequence[Page]) -> int:
+async def rewrite(call: Invocation, pages: Sequence[Document]) -> int:
     """Rewrite files; a store is opened only where something has to be known of it or put into it."""
     arguments, config = call.arguments, call.config
     base = call.base if arguments.base is None else _read_base(arguments.base)
@@ -46,21 +46,21 @@ async def rewrite(call: Call, pages: Sequence[Page]) -> int:
         parts = None
         inspector = make_inspector(config, read_clock)
         if arguments.server:
-            server = save.Server(client_of(call))
+            server = save.Server(make_client(call))
             inspector = await _as_server(inspector, server, config)
             target = server if arguments.save else None
         elif arguments.save:
-            await asyncio.to_thread(partial(insist_on_owner, config, server_helps=True))
-            works = await stack.enter_async_context(open_works(config))
-            parts, target = works.parts, store_of(call, works)
+            await asyncio.to_thread(partial(require_owner, config, server_helps=True))
+            services = await stack.enter_async_context(open_services(config))
+            parts, target = services.parts, make_save_target(call, services)
         elif config.delivery.mode == "redirect" and not config.delivery.base_url and not arguments.undo:
             # The links of the bucket itself, which stay as they are, only the bucket's client can tell.
-            parts = await stack.enter_async_context(open_parts(config, clock=read_clock, reading=True))
+            parts = await stack.enter_async_context(open_storage(config, clock=read_clock, reading=True))
         linker: Linker = SourceLinks(base) if arguments.undo else _linker(call, base, inspector, parts)
         out, err = sys.stdout, sys.stderr
-        rewriting = Rewriting(pages, linker, undoes=arguments.undo, out=out.buffer, text=out, err=err)
+        rewriting = RewriteRun(pages, linker, undoes=arguments.undo, out=out.buffer, text=out, err=err)
         if arguments.in_place and not arguments.undo:
-            warn_of_base(base, err=err)
+            warn_about_base(base, err=err)
         status = 0 if target is None else await rewriting.save(target)
         if arguments.in_place:
             return status | await rewriting.replace(as_json=arguments.json)
@@ -75,11 +75,11 @@ async def _as_server(inspector: Inspector, server: save.Server, config: Config) 
     return replace(inspector, policy=policy)
 
 
-def _linker(call: Call, base: str, inspector: Inspector, parts: Parts | None) -> Linker:
+def _linker(call: Invocation, base: str, inspector: Inspector, parts: Storage | None) -> Linker:
     arguments = call.arguments
     which: Which = "all" if arguments.all else tuple(arguments.hosts) if arguments.hosts else "temporary"
     try:
-        return make_linking(call.config, inspector, parts).linker(which, base)
+        return make_link_selection(call.config, inspector, parts).linker(which, base)
     except InvalidRequest as error:
         raise ConfigError(f"--hosts: {error}") from None
 
@@ -92,7 +92,7 @@ def _read_base(url: str) -> str:
     return url.rstrip("/")
 
 
-def read_pages(arguments: argparse.Namespace) -> list[Page]:
+def read_documents(arguments: argparse.Namespace) -> list[Document]:
     """Return the documents that are named. Blocks."""
     names, prints = arguments.names, not (arguments.in_place or arguments.diff)
     for wrong, message in (
@@ -108,4 +108,4 @@ def read_pages(arguments: argparse.Namespace) -> list[Page]:
     ):
         if wrong:
             raise ConfigError(message)
-    return find_pages(names, arguments.format, arguments.url, sys.stdin.buffer)
+    return find_documents(names, arguments.format, arguments.url, sys.stdin.buffer)

@@ -5,7 +5,7 @@ from imgkeep.config.errors import ConfigError
 from imgkeep.config.files import absolute, read_config_file
 from imgkeep.config.load import load
 from imgkeep.config.schema import (
-    OPEN_BYTES_PER_DAY,
+    EXPOSED_FILL_BYTES_PER_DAY,
     Config,
     Fetch,
     Legacy,
@@ -16,12 +16,12 @@ from imgkeep.config.schema import (
     Server,
     Store,
 )
-from imgkeep.config.urls import data_folder, read_catalog_url, read_store_url
+from imgkeep.config.urls import data_folder, read_database_url, read_store_url
 from imgkeep.config.validate import check_mount
 
 __all__ = [
     "ENVIRONMENT_PREFIX",
-    "OPEN_BYTES_PER_DAY",
+    "EXPOSED_FILL_BYTES_PER_DAY",
     "Config",
     "ConfigError",
     "Fetch",
@@ -36,7 +36,7 @@ __all__ = [
     "check_mount",
     "data_folder",
     "load",
-    "read_catalog_url",
     "read_config_file",
+    "read_database_url",
     "read_store_url",
 ]

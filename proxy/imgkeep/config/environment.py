@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
 PREFIX: Final = "IMGKEEP_"
-OWN: Final = frozenset({"IMGKEEP_CONFIG", "IMGKEEP_TOKEN", "IMGKEEP_TOKEN_FILE", "IMGKEEP_URL"})
+OTHER_VARIABLES: Final = frozenset({"IMGKEEP_CONFIG", "IMGKEEP_TOKEN", "IMGKEEP_TOKEN_FILE", "IMGKEEP_URL"})
 """Variables that are no settings: the file's name, and what the examples and the command line ask a server by."""
-OF_TESTS: Final = "IMGKEEP_TEST_"
+TEST_PREFIX: Final = "IMGKEEP_TEST_"
 """What the tests of this project are told by."""
-FILE: Final = "_FILE"
+FILE_SUFFIX: Final = "_FILE"
 
-_LINKS: Final = re.compile(
+_SERVICE_LINKS: Final = re.compile(
     r"""IMGKEEP_ (?: [A-Z0-9_]+_ )?? (?:
           SERVICE_HOST
         | SERVICE_PORT (?: _[A-Z0-9_]+ )?
@@ -39,7 +39,7 @@ _LINKS: Final = re.compile(
     re.VERBOSE,
 )
 """What is told by the name alone."""
-_LINKS_BY_VALUE: Final = (
+_SERVICE_LINKS_BY_VALUE: Final = (
     (
         re.compile(r"IMGKEEP_(?:[A-Z0-9_]+_)??PORT(?:_[0-9]+_(?:TCP|UDP|SCTP)_(?:START|END))?"),
         re.compile(r"[a-z]+://.*"),
@@ -50,7 +50,7 @@ _LINKS_BY_VALUE: Final = (
 
 
 @dataclass(frozen=True, slots=True)
-class Setting:
+class GivenSetting:
     """A setting that a variable gives."""
 
     section: str
@@ -75,7 +75,7 @@ def settings() -> Iterator[tuple[str, str]]:
 
 def read_environment(
     environment: Mapping[str, str], read_file: Callable[[str], str], mistakes: list[str]
-) -> list[Setting]:
+) -> list[GivenSetting]:
     """
     Return the settings of the environment, sorted by variable.
 
@@ -85,8 +85,8 @@ def read_environment(
         mistakes: What is wrong is added to it.
     """
     known = {variable_of(section, key): (section, key) for section, key in settings()}
-    files = {f"{variable_of(*setting)}{FILE}": setting for setting in sorted(SECRETS)}
-    found: list[Setting] = []
+    files = {f"{variable_of(*setting)}{FILE_SUFFIX}": setting for setting in sorted(SECRETS)}
+    found: list[GivenSetting] = []
     for variable, text in sorted(environment.items()):
         if not variable.startswith(PREFIX):
             continue
@@ -98,11 +98,15 @@ def read_environment(
             except ValueError as error:
                 mistakes.append(f"{variable}: {error}")
             else:
-                found.append(Setting(section, key, variable, value))
+                found.append(GivenSetting(section, key, variable, value))
         elif name in files:
             found += _read_secret(files[name], variable, text, environment, read_file, mistakes)
-        elif variable not in OWN and not variable.startswith(OF_TESTS) and not _is_link(variable, text):
-            mistakes.append(_refuse(variable, name, [*known, *files]))
+        elif (
+            variable not in OTHER_VARIABLES
+            and not variable.startswith(TEST_PREFIX)
+            and not _is_service_link(variable, text)
+        ):
+            mistakes.append(_unknown_variable_message(variable, name, [*known, *files]))
     return found
 
 
@@ -130,8 +134,8 @@ def _read_secret(  # noqa: PLR0913, PLR0917 - of one loop, above
     environment: Mapping[str, str],
     read_file: Callable[[str], str],
     mistakes: list[str],
-) -> Iterator[Setting]:
-    other = variable[: -len(FILE)]
+) -> Iterator[GivenSetting]:
+    other = variable[: -len(FILE_SUFFIX)]
     if other in environment:
         mistakes.append(f"{variable}: {other} is set too; set one of them")
         return
@@ -148,26 +152,24 @@ def _read_secret(  # noqa: PLR0913, PLR0917 - of one loop, above
         # Silence would leave the API or the signatures other than they were meant to be.
         mistakes.append(f"{variable}: the file {path} is empty")
         return
-    yield Setting(section, key, variable, value)
+    yield GivenSetting(section, key, variable, value)
 
 
-def _is_link(variable: str, text: str) -> bool:
-    if _LINKS.fullmatch(variable):
+def _is_service_link(variable: str, text: str) -> bool:
+    if _SERVICE_LINKS.fullmatch(variable):
         return True
-    return any(name.fullmatch(variable) and value.fullmatch(text) for name, value in _LINKS_BY_VALUE)
+    return any(name.fullmatch(variable) and value.fullmatch(text) for name, value in _SERVICE_LINKS_BY_VALUE)
 
 
-def _refuse(variable: str, name: str, known: list[str]) -> str:
+def _unknown_variable_message(variable: str, name: str, known: list[str]) -> str:
     section, separator, key = name.removeprefix(PREFIX).lower().partition("__")
     if not separator:
         what = "there is no such variable; those of settings are IMGKEEP_SECTION__KEY"
         key = section.rpartition("_")[2] if section not in {each for _, each in settings()} else section
         hint = suggest(name, known, separator="__") or suggest(f"__{key}".upper(), known, separator="__")
         return f"{variable}: {what}{hint}"
-    if name.endswith(FILE) and name.removesuffix(FILE) in known:
-        return (
-            f"{variable}: only secrets are read from files ({', '.join(each for each in known if each.endswith(FILE))})"
-        )
+    if name.endswith(FILE_SUFFIX) and name.removesuffix(FILE_SUFFIX) in known:
+        return f"{variable}: only secrets are read from files ({', '.join(each for each in known if each.endswith(FILE_SUFFIX))})"
     if section in Config.__struct_fields__ and not isinstance(getattr(Config(), section), Section):
         return f"{variable}: a variable cannot give a list of tables; write [[{section}]] into the configuration file"
     if not isinstance(getattr(Config(), section, None), Section):

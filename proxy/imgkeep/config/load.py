@@ -62,8 +62,8 @@ def load(
         if isinstance(table, dict):  # else it is told below
             table[setting.key] = setting.value
             variables[f"{setting.section}.{setting.key}"] = setting.variable
-    _take_aws(merged, environment)
-    reading = _Reading(variables, mistakes)
+    _apply_aws_variables(merged, environment)
+    reading = _SettingsReader(variables, mistakes)
     sections: dict[str, Any] = {name: value for name, table in merged.items() for value in reading.section(name, table)}
     config = Config(**sections)
     validate(config, mistakes, reading.failed)
@@ -77,7 +77,7 @@ def load(
     return config
 
 
-class _Reading:
+class _SettingsReader:
     """Converts what was given, one setting at a time. `failed`: the settings and sections that could not be."""
 
     def __init__(self, variables: Mapping[str, str], mistakes: list[str]) -> None:
@@ -97,10 +97,10 @@ class _Reading:
         if not isinstance(default, Section):
             if isinstance(table, list):
                 return self._convert(name, table, tuple[Legacy, ...])
-            self._fail(name, f"expected a list of tables, each under [[{name}]], got {_told(table)}")
+            self._fail(name, f"expected a list of tables, each under [[{name}]], got {_quoted(table)}")
             return []
         if not isinstance(table, dict):
-            self._fail(name, f"expected a table, [{name}] once, got {_told(table)}")
+            self._fail(name, f"expected a table, [{name}] once, got {_quoted(table)}")
             return []
         types = {field.name: field.type for field in msgspec.structs.fields(type(default))}
         values: dict[str, Any] = {}
@@ -116,9 +116,9 @@ class _Reading:
         """Return the value of a setting, in a list; nothing where it is not of its kind."""
         unit, choices = unit_of(setting.rpartition(".")[2]), _choices(kind)
         try:
-            return [msgspec.convert(_prepare(value, kind, unit, choices), kind, strict=False)]
+            return [msgspec.convert(_normalize(value, kind, unit, choices), kind, strict=False)]
         except ValueError as error:  # those of msgspec are
-            shown = None if tuple(setting.split(".")) in SECRETS else _told(value)
+            shown = None if tuple(setting.split(".")) in SECRETS else _quoted(value)
             self._fail(setting, *_explain(str(error), shown, unit, choices))
         return []
 
@@ -135,7 +135,7 @@ def _choices(kind: Any) -> tuple[object, ...]:
     return tuple(choice for each in get_args(kind) if get_origin(each) is Literal for choice in get_args(each))
 
 
-def _prepare(value: object, kind: Any, unit: Unit | None, choices: tuple[object, ...]) -> object:
+def _normalize(value: object, kind: Any, unit: Unit | None, choices: tuple[object, ...]) -> object:
     """Return a value as msgspec takes it. Raises: ValueError: It has no form that there is."""
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError("expected a finite number")
@@ -166,7 +166,7 @@ _WORDS: Final = {
 _LIMITS: Final = {"<=": "at most", ">=": "at least", "<": "less than", ">": "more than"}
 
 
-def _told(value: object) -> str:
+def _quoted(value: object) -> str:
     """Return a value as a message quotes it; of a table only that it is one."""
     if isinstance(value, dict) or (isinstance(value, list) and any(isinstance(each, dict) for each in value)):
         return "a table" if isinstance(value, dict) else "a list of tables"
@@ -179,7 +179,7 @@ def _explain(error: str, shown: str | None, unit: Unit | None, choices: tuple[ob
     Turn msgspec's "Expected `int`, got `str` - at `$[0].mount`" into our sentence, and the path within a setting.
 
     Args:
-        error: What msgspec, or `_prepare`, says.
+        error: What msgspec, or `_normalize`, says.
         shown: The value as it may be shown; `None`: it is a secret.
         unit: Of the setting.
         choices: All that the setting takes, if these are few.
@@ -200,7 +200,7 @@ def _explain(error: str, shown: str | None, unit: Unit | None, choices: tuple[ob
     return f"{message}; it takes {FORMS[unit]}" if unit is not None else message, path
 
 
-def _take_aws(merged: dict[str, Any], environment: Mapping[str, str]) -> None:
+def _apply_aws_variables(merged: dict[str, Any], environment: Mapping[str, str]) -> None:
     """
     Let the usual variables count: `AWS_S3_BUCKET_NAME` names a store where none is set but the default, which stands in
     the shipped file, and `AWS_REGION` its region.

@@ -17,7 +17,7 @@ import msgspec
 
 from imgkeep.config.errors import ConfigError
 from imgkeep.core.errors import SourceRejected
-from imgkeep.core.identity import BUILT_IN, places_of, read_catalogue
+from imgkeep.core.identity import BUILT_IN, places_of, read_provider_rules
 from imgkeep.core.policy import PORTS, Policy
 from imgkeep.core.source_url import read_source
 
@@ -112,8 +112,8 @@ class Store(Section, frozen=True):
     timeout_s: Annotated[float, msgspec.Meta(gt=0, le=60)] = 5
 
 
-class Catalog(Section, frozen=True):
-    url: str = "sqlite:data/catalog.db"
+class Database(Section, frozen=True):
+    url: str = "sqlite:data/imgkeep.db"
 
 
 class Delivery(Section, frozen=True):
@@ -167,7 +167,7 @@ class Security(Section, frozen=True):
         return f"Security(signature={self.signature!r}, {keys} signing keys, {tokens} API tokens)"
 
 
-OPEN_BYTES_PER_DAY: Final = 2_147_483_648
+EXPOSED_FILL_BYTES_PER_DAY: Final = 2_147_483_648
 """
 `limits.fill_bytes_per_day` where strangers can have images fetched: a thousand generated pictures of 2 MB, many times
 what a visitor looks at in a day, while a hundred addresses need five days to fill a disk of a terabyte.
@@ -194,7 +194,7 @@ class Log(Section, frozen=True):
     access: bool = True
 
 
-SECRETS: Final = frozenset({("security", "signing_keys"), ("security", "api_tokens"), ("catalog", "url")})
+SECRETS: Final = frozenset({("security", "signing_keys"), ("security", "api_tokens"), ("database", "url")})
 """Settings that are or hold a secret: each also comes from a file that a variable with `_FILE` at its end names."""
 
 
@@ -203,7 +203,7 @@ class Config(Section, frozen=True):
 
     server: Server = Server()
     store: Store = Store()
-    catalog: Catalog = Catalog()
+    database: Database = Database()
     delivery: Delivery = Delivery()
     sources: Sources = Sources()
     fetch: Fetch = Fetch()
@@ -239,9 +239,9 @@ class Config(Section, frozen=True):
         chosen = self.limits.fill_bytes_per_day
         if chosen != "auto":
             return chosen
-        return OPEN_BYTES_PER_DAY if self.server.is_open and self.security.signature == "off" else 0
+        return EXPOSED_FILL_BYTES_PER_DAY if self.server.is_open and self.security.signature == "off" else 0
 
-    def read_catalogue(self) -> Catalogue:
+    def read_provider_rules(self) -> Catalogue:
         """
         Return what is known about links: our catalogue with the providers of this configuration before it.
 
@@ -251,7 +251,7 @@ class Config(Section, frozen=True):
         if not self.sources.providers:
             return BUILT_IN
         try:
-            return read_catalogue(self.sources.providers)
+            return read_provider_rules(self.sources.providers)
         except ValueError as error:
             raise ConfigError(f"sources.providers: {error}") from None
 
@@ -270,13 +270,13 @@ class Config(Section, frozen=True):
         """Return what may be fetched."""
         return Policy(
             hosts_allowed=self.hosts_allowed(catalogue),
-            hosts_denied=tuple(dict.fromkeys((*self.sources.deny, *self._folded(catalogue)))),
+            hosts_denied=tuple(dict.fromkeys((*self.sources.deny, *self._deny_patterns_folded(catalogue)))),
             ports=frozenset(self.fetch.allow_ports),
             networks=self.fetch.networks,
             names=lambda source: places_of(source, catalogue),
         )
 
-    def _folded(self, catalogue: Catalogue) -> Iterator[str]:
+    def _deny_patterns_folded(self, catalogue: Catalogue) -> Iterator[str]:
         """Give what the places of `sources.deny` are folded to: an image has one place for all its endpoints."""
         for pattern in self.sources.deny:
             host, slash, path = pattern.partition("/")

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 NAME_CHARS_MAX: Final = 128
 """Maximum length of a name that is compared with others: what is longer is no misspelling."""
 SUGGESTIONS_MAX: Final = 3
-LIKENESS_MIN: Final = 0.75
+SIMILARITY_MIN: Final = 0.75
 """Minimum ratio of difflib: one letter in four may be wrong."""
 
 
@@ -24,7 +24,7 @@ def suggest(name: str, known: Sequence[str], *, separator: str) -> str:
     """
     if len(name) > NAME_CHARS_MAX:
         return ""
-    found = get_close_matches(name, known, n=1, cutoff=LIKENESS_MIN)
+    found = get_close_matches(name, known, n=1, cutoff=SIMILARITY_MIN)
     if not found:
         key = name.rpartition(separator)[2]
         found = [each for each in known if each.rpartition(separator)[2] == key][:SUGGESTIONS_MAX]

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from imgkeep.config.schema import Config
     from imgkeep.core.store_url import Bucket
 
-WORK_FOLDER: Final = "data"
+DATA_FOLDER_DEFAULT: Final = "data"
 """For drafts and copies where there is no fallback."""
 
 
@@ -38,7 +38,7 @@ def data_folder(config: Config) -> Path:
     if isinstance(place, Folder):
         return Path(place.path)
     fallback = read_store_url("store.fallback", config.store.fallback) if config.store.fallback else None
-    return Path(fallback.path if isinstance(fallback, Folder) else WORK_FOLDER)
+    return Path(fallback.path if isinstance(fallback, Folder) else DATA_FOLDER_DEFAULT)
 
 
 _LIBPQ_PARAMETERS: Final = frozenset({
@@ -51,9 +51,9 @@ _LIBPQ_PARAMETERS: Final = frozenset({
 """Of connections (PostgreSQL 17, 32.1.2). Another one would be found out about at the first connection only."""
 
 
-def read_catalog_url(url: str) -> str:
+def read_database_url(url: str) -> str:
     """
-    Return the SQLAlchemy URL of `catalog.url`: `sqlite:PATH` or `postgresql://USER:PASSWORD@HOST/DATABASE`.
+    Return the SQLAlchemy URL of `database.url`: `sqlite:PATH` or `postgresql://USER:PASSWORD@HOST/DATABASE`.
 
     Raises:
         ConfigError: It is neither. The message does not quote it: it may hold a password.
@@ -66,16 +66,16 @@ def read_catalog_url(url: str) -> str:
         if not all(
             re.fullmatch(r"(?!//)(?!:)[^\x00-\x1f\x7f?#]*[^\x00-\x1f\x7f?#/]", it) for it in (rest, unquote(rest))
         ):
-            raise ConfigError("catalog.url: expected sqlite:PATH, a file, without ? and # in its name")
+            raise ConfigError("database.url: expected sqlite:PATH, a file, without ? and # in its name")
         return f"sqlite:///{rest}"
     if scheme in {"postgresql", "postgres"}:
         _check_postgresql_url(url)
         return f"postgresql+psycopg:{rest}"
-    raise ConfigError("catalog.url: expected sqlite:PATH or postgresql://USER:PASSWORD@HOST/DATABASE")
+    raise ConfigError("database.url: expected sqlite:PATH or postgresql://USER:PASSWORD@HOST/DATABASE")
 
 
 def _check_postgresql_url(url: str) -> None:
-    expected = "catalog.url: expected postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
+    expected = "database.url: expected postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
@@ -91,4 +91,6 @@ def _check_postgresql_url(url: str) -> None:
         raise ConfigError(f"{expected}; the name of the database is missing or has a slash in it")
     for name, _ in parameters:
         if name not in _LIBPQ_PARAMETERS:
-            raise ConfigError("catalog.url: behind the ? expected parameters of PostgreSQL's libpq, as sslmode=require")
+            raise ConfigError(
+                "database.url: behind the ? expected parameters of PostgreSQL's libpq, as sslmode=require"
+            )

@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from imgkeep.config.errors import ConfigError
-from imgkeep.config.urls import read_catalog_url, read_store_url
+from imgkeep.config.urls import read_database_url, read_store_url
 from imgkeep.core.errors import SourceRejected
 from imgkeep.core.http_headers import FORWARDED_HEADERS
 from imgkeep.core.policy import Policy
@@ -72,7 +72,7 @@ def _checks(config: Config) -> Iterator[tuple[tuple[str, ...], Callable[[], obje
         yield (setting,), partial(_check_networks, setting, networks)
     for setting, url in (("server.public_url", server.public_url), ("delivery.base_url", config.delivery.base_url)):
         yield (setting,), partial(_check_base_url, setting, url)
-    yield ("sources.providers",), config.read_catalogue
+    yield ("sources.providers",), config.read_provider_rules
     yield ("sources.allow", "sources.providers", *openness), lambda: _check_allowed(config)
     for setting, globs, words in (
         ("sources.deny", config.sources.deny, _GROUPS),
@@ -81,10 +81,10 @@ def _checks(config: Config) -> Iterator[tuple[tuple[str, ...], Callable[[], obje
         yield (setting,), partial(_check_globs, setting, globs, words)
     yield ("store.url",), lambda: read_store_url("store.url", store.url)
     yield ("store.fallback",), lambda: _check_fallback(store.fallback)
-    yield ("catalog.url",), lambda: read_catalog_url(config.catalog.url)
+    yield ("database.url",), lambda: read_database_url(config.database.url)
     yield ("legacy",), lambda: _check_mounts(config)
     for needed, setting, honoured, instead in _rules(config):
-        yield (setting, *needed), partial(_insist, setting, honoured, instead)
+        yield (setting, *needed), partial(_require, setting, honoured, instead)
 
 
 def _rules(config: Config) -> Iterator[tuple[tuple[str, ...], str, Callable[[], bool], str]]:
@@ -153,7 +153,7 @@ def _is_accept(text: str) -> bool:
     return printable and (not text or all(_MEDIA_RANGE.fullmatch(part) for part in text.split(",")))
 
 
-def _insist(setting: str, honoured: Callable[[], bool], instead: str) -> None:
+def _require(setting: str, honoured: Callable[[], bool], instead: str) -> None:
     if not honoured():
         raise ConfigError(f"{setting}: {instead}")
 
@@ -285,7 +285,7 @@ def _check_mounts(config: Config) -> None:
 
 def _check_allowed(config: Config) -> None:
     try:
-        catalogue = config.read_catalogue()
+        catalogue = config.read_provider_rules()
     except ConfigError:
         return  # told by itself
     _check_globs("sources.allow", config.hosts_allowed(catalogue), frozenset())

@@ -5,7 +5,7 @@ Rules:
 - IPv4: everything but the special-purpose ranges. IPv6: nothing but allocated global unicast (2000::/3), less the
   special-purpose ranges in it. Sources: the IANA registries iana-ipv4-special-registry and
   iana-ipv6-special-registry (RFC 6890), with what they lack by hand.
-- `ipaddress.is_global` and its siblings are no guard: their answer changes with the version of Python, and up to 3.13
+- `ipaddress.is_global` and its peers are no guard: their answer changes with the version of Python, and up to 3.13
   multicast, site-local and several embeddings of 127.0.0.1 are "global".
 - A form that carries an IPv4 address in an IPv6 one is refused whatever it carries: nobody serves pictures at one,
   and where the packet would leave the tunnel is not ours to know.

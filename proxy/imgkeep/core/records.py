@@ -428,7 +428,7 @@ class Backlog:
 
 
 @dataclass(frozen=True, slots=True)
-class Waiting:
+class OutboxEntry:
     """An image that waits for the primary, and how often it was tried in vain."""
 
     key: Key
@@ -436,7 +436,7 @@ class Waiting:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class WorkerInfo:
     """
     Where a worker stands among those that share a port.
 
@@ -447,9 +447,9 @@ class Place:
         secret: What each request to another worker proves itself by; drawn at start, and never told elsewhere.
     """
 
-    CLAIMS: ClassVar[str] = "claims"
+    LEASES: ClassVar[str] = "claims"
     """Where in the folder claims are (`cluster/leases.py`)."""
-    WORKS: ClassVar[str] = "works"
+    LEADER: ClassVar[str] = "works"
     """The link there to whom it is the turn of, to do what one does for all."""
 
     name: str

@@ -1,4 +1,4 @@
-"""Jobs in the catalog's database: links that are to be saved, until they are."""
+"""Jobs in the database's database: links that are to be saved, until they are."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from imgkeep.core.records import JobState, NewItem, Record
-    from imgkeep.database.image_index import SqlCatalog
+    from imgkeep.database.image_index import ImageIndex
 
 NO_END: Final = 253_402_300_799
 """The last second of the year 9999, for links that do not expire: they come last."""
@@ -34,14 +34,14 @@ _STATES: Final[dict[JobState, sa.ColumnElement[bool]]] = {
 """As `Job.state` reads a row."""
 
 
-class SqlJobs:
+class DurableJobs:
     """Implements `ports.Jobs`."""
 
-    def __init__(self, catalog: SqlCatalog) -> None:
-        self._catalog = catalog
+    def __init__(self, database: ImageIndex) -> None:
+        self._image_index = database
 
     async def create(self, job_id: str, new: Sequence[NewItem], webhook: str | None) -> Job:
-        now = self._catalog.now()
+        now = self._image_index.now()
         failed = sum(item.failure is not None for item in new)
         row = {
             "id": job_id,
@@ -61,12 +61,12 @@ class SqlJobs:
             for start in range(0, len(rows), BATCH):
                 connection.execute(sa.insert(items), rows[start : start + BATCH])
 
-        await self._catalog.execute(work)
+        await self._image_index.execute(work)
         return _to_job(row)
 
     async def find(self, job_id: str) -> Job | None:
         query = sa.select(jobs).where(jobs.c.id == job_id)
-        row = await self._catalog.execute(lambda connection: connection.execute(query).mappings().first())
+        row = await self._image_index.execute(lambda connection: connection.execute(query).mappings().first())
         return None if row is None else _to_job(dict(row))
 
     async def page(
@@ -79,13 +79,13 @@ class SqlJobs:
             query = query.where(jobs.c.created_at <= after[0], sa.or_(older, sa.and_(same, jobs.c.id < after[1])))
         if state is not None:
             query = query.where(_STATES[state])
-        rows = await self._catalog.execute(lambda connection: connection.execute(query).mappings().all())
+        rows = await self._image_index.execute(lambda connection: connection.execute(query).mappings().all())
         return [_to_job(dict(row)) for row in rows]
 
     async def cancel(self, job_id: str) -> Job | None:
         waiting = sa.and_(items.c.job == job_id, items.c.state == WAITING)
         this = sa.and_(jobs.c.id == job_id, jobs.c.finished_at.is_(None))
-        now = self._catalog.now()
+        now = self._image_index.now()
 
         def work(connection: sa.Connection) -> dict[str, Any] | None:
             # Links first, as where one is settled: two transactions never wait for each other.
@@ -94,30 +94,30 @@ class SqlJobs:
             row = connection.execute(sa.select(jobs).where(jobs.c.id == job_id)).mappings().first()
             return None if row is None else dict(row)
 
-        row = await self._catalog.execute(work)
+        row = await self._image_index.execute(work)
         return None if row is None else _to_job(row)
 
     async def waits(self, item: JobItem) -> bool:
         this = sa.and_(items.c.job == item.job, items.c.number == item.number, items.c.state == WAITING)
         query = sa.select(sa.literal(1)).where(this)
-        return await self._catalog.execute(lambda connection: connection.scalar(query)) is not None
+        return await self._image_index.execute(lambda connection: connection.scalar(query)) is not None
 
     async def results(self, job_id: str, *, after: int, limit: int) -> Sequence[JobResult]:
         query = (
             sa.select(items).where(items.c.job == job_id, items.c.number > after).order_by(items.c.number).limit(limit)
         )
-        rows = await self._catalog.execute(lambda connection: connection.execute(query).all())
-        records = await self._catalog.find_all({Key(row.key) for row in rows if row.state == SAVED})
+        rows = await self._image_index.execute(lambda connection: connection.execute(query).all())
+        records = await self._image_index.find_all({Key(row.key) for row in rows if row.state == SAVED})
         return [_to_result(row, records.get(row.key) if row.state == SAVED else None) for row in rows]
 
     async def count_waiting(self) -> int:
         query = sa.select(sa.func.count()).select_from(items).where(items.c.state == WAITING)
-        return await self._catalog.execute(lambda connection: connection.scalar(query) or 0)
+        return await self._image_index.execute(lambda connection: connection.scalar(query) or 0)
 
     async def due(self, limit: int, *, but: Collection[tuple[str, int]], busy: Collection[str]) -> Sequence[JobItem]:
         first = (
             sa.select(items)
-            .where(items.c.state == WAITING, items.c.due_at <= self._catalog.now())
+            .where(items.c.state == WAITING, items.c.due_at <= self._image_index.now())
             .order_by(items.c.expires_at, items.c.job, items.c.number)
             .limit(SEARCHED_MAX)
             .subquery()
@@ -128,7 +128,7 @@ class SqlJobs:
             .order_by(first.c.expires_at, first.c.job, first.c.number)
             .limit(limit + len(but))
         )
-        rows = await self._catalog.execute(lambda connection: connection.execute(query).all())
+        rows = await self._image_index.execute(lambda connection: connection.execute(query).all())
         return [_to_item(row) for row in rows if (row.job, row.number) not in but][:limit]
 
     async def saved(self, item: JobItem, key: Key, *, created: bool) -> Job:
@@ -142,9 +142,9 @@ class SqlJobs:
         change = (
             sa.update(items)
             .where(items.c.job == item.job, items.c.number == item.number)
-            .values(attempts=item.attempts + 1, due_at=self._catalog.now() + round(delay_s))
+            .values(attempts=item.attempts + 1, due_at=self._image_index.now() + round(delay_s))
         )
-        await self._catalog.execute(lambda connection: connection.execute(change))
+        await self._image_index.execute(lambda connection: connection.execute(change))
 
     async def webhooks(self, limit: int) -> Sequence[Webhook]:
         query = (
@@ -153,8 +153,8 @@ class SqlJobs:
             .order_by(jobs.c.webhook_due_at)
             .limit(limit)
         )
-        rows = await self._catalog.execute(lambda connection: connection.execute(query).mappings().all())
-        now = self._catalog.now()
+        rows = await self._image_index.execute(lambda connection: connection.execute(query).mappings().all())
+        now = self._image_index.now()
         return [
             Webhook(_to_job(dict(row)), row["webhook"], row["webhook_attempts"], row["webhook_due_at"] - now)
             for row in rows
@@ -162,25 +162,25 @@ class SqlJobs:
 
     async def told(self, webhook: Webhook) -> None:
         change = sa.update(jobs).where(jobs.c.id == webhook.job.id).values(webhook=None)
-        await self._catalog.execute(lambda connection: connection.execute(change))
+        await self._image_index.execute(lambda connection: connection.execute(change))
 
     async def postpone_webhook(self, webhook: Webhook, delay_s: float) -> None:
-        values = {"webhook_attempts": webhook.attempts + 1, "webhook_due_at": self._catalog.now() + round(delay_s)}
+        values = {"webhook_attempts": webhook.attempts + 1, "webhook_due_at": self._image_index.now() + round(delay_s)}
         change = sa.update(jobs).where(jobs.c.id == webhook.job.id).values(values)
-        await self._catalog.execute(lambda connection: connection.execute(change))
+        await self._image_index.execute(lambda connection: connection.execute(change))
 
     async def forget(self, older_than_s: int) -> int:
-        old = sa.select(jobs.c.id).where(jobs.c.finished_at < self._catalog.now() - older_than_s)
+        old = sa.select(jobs.c.id).where(jobs.c.finished_at < self._image_index.now() - older_than_s)
 
         def work(connection: sa.Connection) -> int:
             connection.execute(sa.delete(items).where(items.c.job.in_(old)))
             return connection.execute(sa.delete(jobs).where(jobs.c.id.in_(old))).rowcount
 
-        return await self._catalog.execute(work)
+        return await self._image_index.execute(work)
 
     async def _settle(self, item: JobItem, change: dict[str, Any], counter: sa.Column[int]) -> Job:
         this = sa.and_(items.c.job == item.job, items.c.number == item.number, items.c.state == WAITING)
-        done = sa.case((jobs.c.saved + jobs.c.failed + 1 == jobs.c.total, self._catalog.now()))
+        done = sa.case((jobs.c.saved + jobs.c.failed + 1 == jobs.c.total, self._image_index.now()))
         finished = sa.func.coalesce(jobs.c.finished_at, done)  # it may have been cancelled meanwhile
 
         def work(connection: sa.Connection) -> dict[str, Any]:
@@ -190,7 +190,7 @@ class SqlJobs:
                 connection.execute(sa.update(jobs).where(jobs.c.id == item.job).values(counted))
             return dict(connection.execute(sa.select(jobs).where(jobs.c.id == item.job)).mappings().one())
 
-        return _to_job(await self._catalog.execute(work))
+        return _to_job(await self._image_index.execute(work))
 
 
 def _new_row(job_id: str, number: int, item: NewItem) -> dict[str, Any]:

@@ -1,12 +1,12 @@
 """
-The connection to the catalog's database, whichever SQLAlchemy speaks to: SQLite by default, or PostgreSQL.
+The connection to the database's database, whichever SQLAlchemy speaks to: SQLite by default, or PostgreSQL.
 
 Rules:
 - All SQL runs in one thread of its own, never on the event loop.
 - A fault is a `StorageError`; `fault` tells the last one.
 - A SQLite file that is damaged is set aside, begun anew and marked incomplete, for `reindex` to fill again; one that
   was removed or replaced while we had it open is left behind.
-- A catalog of a newer version is left alone: that is an error at start.
+- A database of a newer version is left alone: that is an error at start.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import sqlalchemy as sa
 
 from imgkeep.config import ConfigError, absolute
 from imgkeep.core.errors import StorageError
-from imgkeep.database.schema import CatalogTooNew, bring_up
+from imgkeep.database.schema import IncompatibleDatabase, bring_up
 from imgkeep.database.tables import state
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ CACHE_KIB: Final = 16_384
 BUSY_TIMEOUT_S: Final = 5
 """SQLite has one writer at a time; another process's transaction is shorter than this."""
 CALL_TIMEOUT_S: Final = 30
-"""For all other calls. A migration of a large catalog takes seconds."""
+"""For all other calls. A migration of a large database takes seconds."""
 
 
 T = TypeVar("T")
@@ -48,22 +48,22 @@ class Database:
     """One database, for all who keep tables in it."""
 
     def __init__(self, url: str, clock: Clock, *, reading: bool = False) -> None:
-        insist_on_driver(url)
+        require_driver(url)
         self._url = sa.make_url(url)
         self.place = _name_place(self._url)
         """What faults say of where they were met."""
         self._clock = clock
         self._reading = reading
         """Whether nothing is made: neither files nor tables, nor a new database in the place of a damaged one."""
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="catalog")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="database")
         self._engine: sa.Engine | None = None
         self._file: tuple[int, int] | None = None
         self._latest = 0
         self._late: asyncio.Future[Any] | None = None
         """A call that did not come back in time, and still holds the thread."""
-        self.newer: CatalogTooNew | None = None
+        self.newer: IncompatibleDatabase | None = None
         """That a newer version wrote the database, once that is known."""
-        self.too_new: Callable[[CatalogTooNew], None] = lambda _: None
+        self.too_new: Callable[[IncompatibleDatabase], None] = lambda _: None
         """Is told when a newer version wrote the database, which may be found out late."""
         self.fault: str | None = None
         self.complete = False
@@ -74,7 +74,7 @@ class Database:
         Connect and migrate.
 
         Raises:
-            CatalogTooNew: A newer version wrote it.
+            IncompatibleDatabase: A newer version wrote it.
             StorageError: The database cannot be reached; every later call tries again.
         """
         await self.execute(lambda _: None)
@@ -112,7 +112,7 @@ class Database:
 
     async def _run(self, work: Callable[..., T], *args: Any, timeout_s: float = CALL_TIMEOUT_S) -> T:
         if self._late is not None and not self._late.done():
-            raise StorageError("the catalog does not answer", place=self.place)
+            raise StorageError("the database does not answer", place=self.place)
         future = asyncio.get_running_loop().run_in_executor(self._thread, work, *args)
         try:
             async with asyncio.timeout(timeout_s):
@@ -121,8 +121,8 @@ class Database:
             self._late = future
             future.add_done_callback(lambda late: late.cancelled() or late.exception())
             self.fault = "it does not answer"
-            raise StorageError("the catalog does not answer", place=self.place) from None
-        except CatalogTooNew as error:
+            raise StorageError("the database does not answer", place=self.place) from None
+        except IncompatibleDatabase as error:
             error.place = self.place
             self.newer = error
             self.too_new(error)
@@ -130,10 +130,10 @@ class Database:
         except sa.exc.SQLAlchemyError as error:
             # The driver's words tell the trouble; SQLAlchemy's own would add the statement and its values.
             self.fault = str(getattr(error, "orig", None) or type(error).__name__)
-            raise StorageError("the catalog failed", cause=_in_one_line(self.fault), place=self.place) from None
+            raise StorageError("the database failed", cause=_in_one_line(self.fault), place=self.place) from None
         except OSError as error:
             self.fault = os.strerror(error.errno or errno.EIO)
-            raise StorageError("the catalog failed", cause=self.fault, place=self.place) from None
+            raise StorageError("the database failed", cause=self.fault, place=self.place) from None
         self.fault = None
         return result
 
@@ -170,7 +170,7 @@ class Database:
             if self._reading or not _is_damage(error):
                 raise
         self._disconnect()
-        self._set_aside()
+        self._quarantine()
         return self._attempt(work)
 
     def _attempt(self, work: Callable[[sa.Connection], T]) -> T:
@@ -199,7 +199,7 @@ class Database:
         if self._engine is not None and self._file != self._find_file():
             self._disconnect()
 
-    def _set_aside(self) -> None:
+    def _quarantine(self) -> None:
         path = Path(self._url.database or "")
         stamp = f"damaged-{self.now()}"
         for suffix in ("", "-wal", "-shm"):
@@ -208,7 +208,7 @@ class Database:
                 part.rename(path.with_name(f"{path.name}.{stamp}{suffix}"))
 
 
-def insist_on_driver(url: str) -> None:
+def require_driver(url: str) -> None:
     """
     Raise a `ConfigError` where the program lacks what speaks to the database.
 
@@ -222,7 +222,7 @@ def insist_on_driver(url: str) -> None:
     except ImportError as error:
         cause = "it is not installed" if isinstance(error, ModuleNotFoundError) else str(error).splitlines()[0]
         raise ConfigError(
-            f"catalog.url: postgresql: needs psycopg ({cause}): pip install 'imgkeep[postgresql]'"
+            f"database.url: postgresql: needs psycopg ({cause}): pip install 'imgkeep[postgresql]'"
         ) from None
 
 

@@ -20,7 +20,7 @@ import sqlalchemy as sa
 from imgkeep.core.confirmation import OWN_MARK
 from imgkeep.core.errors import StorageError
 from imgkeep.core.layout import read_doubts, read_validator, write_doubts
-from imgkeep.core.records import Backlog, Digest, Format, Key, PixelSize, Record, Totals, Waiting, Wanted
+from imgkeep.core.records import Backlog, Digest, Format, Key, OutboxEntry, PixelSize, Record, Totals, Wanted
 from imgkeep.database.engine import Database
 from imgkeep.database.tables import images, outbox, refused, state
 
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 BATCH: Final = 2000
 """Rows in one transaction: enough to be quick, few enough to let others in between, a tenth of a second."""
 
-LINGER_S: Final = 0.1
+BATCH_DELAY_S: Final = 0.1
 """So long new records are collected: a transaction costs as much as fifty rows."""
-LINGER_LONG_S: Final = 1
+LOCAL_BATCH_DELAY_S: Final = 1
 """
 So long where nobody looks for records here, because the store is as near. Keys are as good as random, so each row is on
 pages of its own; with many rows in one transaction pages are written for several of them.
@@ -50,16 +50,16 @@ _FORMATS: Final = {format_.extension: format_ for format_ in Format}
 T = TypeVar("T")
 
 
-class SqlCatalog(Database):
+class ImageIndex(Database):
     """
-    Implements `ports.Catalog`, `ports.Outbox`, `ports.Ledger` and `service.removal.Register`.
+    Implements `ports.ImageIndex`, `ports.Outbox`, `ports.Ledger` and `service.removal.Register`.
 
-    What was put in the last `linger_s` seconds is lost in a crash, and brought back by the store.
+    What was put in the last `batch_delay_s` seconds is lost in a crash, and brought back by the store.
     """
 
-    def __init__(self, url: str, clock: Clock, *, linger_s: float = LINGER_S, reading: bool = False) -> None:
+    def __init__(self, url: str, clock: Clock, *, batch_delay_s: float = BATCH_DELAY_S, reading: bool = False) -> None:
         super().__init__(url, clock, reading=reading)
-        self._linger_s = linger_s
+        self._batch_delay_s = batch_delay_s
         self._pending: dict[Key, Record] = {}
         self._flush: asyncio.Task[None] | None = None
         self._hurry = asyncio.Event()
@@ -198,7 +198,7 @@ class SqlCatalog(Database):
         self.complete = True
         return total
 
-    async def due(self, limit: int) -> Sequence[Waiting]:
+    async def due(self, limit: int) -> Sequence[OutboxEntry]:
         await self._settle()
         query = (
             sa.select(outbox.c.key, outbox.c.attempts)
@@ -207,9 +207,9 @@ class SqlCatalog(Database):
             .limit(limit)
         )
         rows = await self.execute(lambda connection: connection.execute(query).all())
-        return [Waiting(Key(row.key), row.attempts) for row in rows]
+        return [OutboxEntry(Key(row.key), row.attempts) for row in rows]
 
-    async def postpone(self, waiting: Waiting, delay_s: float, error: str) -> None:
+    async def postpone(self, waiting: OutboxEntry, delay_s: float, error: str) -> None:
         change = (
             sa.update(outbox)
             .where(outbox.c.key == waiting.key)
@@ -221,7 +221,7 @@ class SqlCatalog(Database):
         change = sa.update(outbox).values(error=error[:255])
         await self.execute(lambda connection: connection.execute(change))
 
-    async def strike(self, key: Key) -> None:
+    async def remove(self, key: Key) -> None:
         change = sa.delete(outbox).where(outbox.c.key == key)
         await self.execute(lambda connection: connection.execute(change))
 
@@ -242,7 +242,7 @@ class SqlCatalog(Database):
         try:
             while self._pending:
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._hurry.wait(), self._linger_s)
+                    await asyncio.wait_for(self._hurry.wait(), self._batch_delay_s)
                 waiting = sorted(self._pending.values(), key=attrgetter("key"))  # neighbours share pages
                 for start in range(0, len(waiting), BATCH):
                     batch = waiting[start : start + BATCH]
@@ -268,7 +268,7 @@ class SqlCatalog(Database):
             return [_to_record(row) for row in rows]
         except (KeyError, TypeError, ValueError, OverflowError, OSError):
             # Nothing in a SQLite file guards against flipped bits.
-            raise StorageError("the catalog holds a damaged row; `imgkeep reindex` mends it") from None
+            raise StorageError("the database holds a damaged row; `imgkeep reindex` mends it") from None
 
     def _upsert(self, connection: sa.Connection, records: Sequence[Record]) -> None:
         # Delete and insert: the one way of upserting that every dialect has.

@@ -23,7 +23,7 @@ KNOWN: Final = frozenset(f"{number:04}" for number in range(1, int(NEWEST) + 1))
 _version: Final = sa.Table("alembic_version", sa.MetaData(), sa.Column("version_num", sa.String(32), primary_key=True))
 
 
-class CatalogTooNew(StorageError):
+class IncompatibleDatabase(StorageError):
     """Left alone: a newer version may be about to come back."""
 
 
@@ -36,14 +36,14 @@ def bring_up(connection: sa.Connection, *, reading: bool = False) -> None:
         reading: Whether to change what there is only, and to make nothing.
 
     Raises:
-        CatalogTooNew: A newer version made them.
+        IncompatibleDatabase: A newer version made them.
         StorageError: There are none to be read.
     """
     if sa.inspect(connection).has_table(_version.name):
         if connection.scalar(sa.select(_version)) != NEWEST:
             upgrade(connection)
     elif reading:
-        raise StorageError("the database holds no catalog; `imgkeep reindex` makes one from the records")
+        raise StorageError("the database holds no database; `imgkeep reindex` makes one from the records")
     else:
         metadata.create_all(connection, checkfirst=False)
         _version.create(connection, checkfirst=False)
@@ -51,7 +51,7 @@ def bring_up(connection: sa.Connection, *, reading: bool = False) -> None:
 
 
 def upgrade(connection: sa.Connection, version: str = "head") -> None:
-    """Take each step up to `version` that was not taken yet. Raises: CatalogTooNew."""
+    """Take each step up to `version` that was not taken yet. Raises: IncompatibleDatabase."""
     from alembic import command  # noqa: PLC0415 - see above
     from alembic.config import Config  # noqa: PLC0415
     from alembic.util import CommandError  # noqa: PLC0415
@@ -62,4 +62,6 @@ def upgrade(connection: sa.Connection, version: str = "head") -> None:
     try:
         command.upgrade(config, version)
     except CommandError:
-        raise CatalogTooNew("the catalog was written by a newer version of imgkeep, or is no catalog") from None
+        raise IncompatibleDatabase(
+            "the database was written by a newer version of imgkeep, or is no database"
+        ) from None

@@ -1,5 +1,5 @@
 """
-What can be told of a SQLite file without opening the catalog: nothing is made, changed or locked.
+What can be told of a SQLite file without opening the database: nothing is made, changed or locked.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ TIMEOUT_S: Final = 2
 
 
 def find_fault(path: Path) -> str | None:
-    """Return why a file can be no catalog of this version; `None`: it can, or is not there. Blocks."""
+    """Return why a file can be no database of this version; `None`: it can, or is not there. Blocks."""
     try:
         if path.is_dir():
             return "is a folder, not a file"
@@ -32,7 +32,7 @@ def find_fault(path: Path) -> str | None:
     if not begin:
         return None  # as one that is new
     if begin != MAGIC:
-        return "is no SQLite database; a start would move it out of the way as a damaged catalog"
+        return "is no SQLite database; a start would move it out of the way as a damaged database"
     return _find_version_fault(path)
 
 
@@ -47,4 +47,4 @@ def _find_version_fault(path: Path) -> str | None:
         return None  # damaged, locked or of another program: what a start makes of it is told then
     if version is None or version[0] in KNOWN:
         return None
-    return f"was written by a newer version of imgkeep (schema {version[0]}), or is no catalog"
+    return f"was written by a newer version of imgkeep (schema {version[0]}), or is no database"

@@ -44,7 +44,7 @@ from imgkeep.core.dead_link import refuses
 from imgkeep.core.errors import Conflict, ImgkeepError, OriginError
 from imgkeep.core.formats import sniff
 from imgkeep.core.records import Digest, Doubt
-from imgkeep.images.singleflight import Flights
+from imgkeep.images.singleflight import SingleFlight
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -52,13 +52,13 @@ if TYPE_CHECKING:
 
     from imgkeep.core.confirmation import Link
     from imgkeep.core.records import Key, Record, Source, SourceInfo
-    from imgkeep.images.fill import Neighbours
-    from imgkeep.ports import Claims, Draft
+    from imgkeep.images.fill import FillDependencies
+    from imgkeep.ports import Draft, FillLeases
 
 TRIED_MAX: Final = 65_536
 """Links that are known to have been tried; 300 bytes each, 20 MB. One that is forgotten is tried once more."""
 PROBES_MAX: Final = 8
-"""At a time: each is up to four requests, one after the other, and a stranger's trials are the occasion."""
+"""At a time: each is up to four requests, one after the other, and a stranger's confirmer are the occasion."""
 UNPROVEN_S: Final = 600
 """For so long a key is not probed again for equal bytes, once a wrong signature brought the same: cost without gain."""
 UNPROVEN_MAX: Final = 16_384
@@ -73,7 +73,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Trial:
+class SecondFill:
     """A link that is tried, what it found, and what it brought."""
 
     source: Source
@@ -82,42 +82,42 @@ class Trial:
     new: Record
 
 
-class Trials:
+class Confirmer:
     """
     Decides what becomes of the images of links that are tried.
 
     Args:
-        neighbours: Those of all fills.
+        dependencies: Those of all fills.
         kept: Is told of every record that is written beside the fill's own.
         tell: Tells other workers what `learn` understands.
-        claims: `None`: we are the only worker.
+        leases: `None`: we are the only worker.
         spoil: Returns a link with another, random signature; `None` if there is none.
         timer: Gives monotonic seconds.
     """
 
     def __init__(  # noqa: PLR0913 - all but one by keyword, in one place
         self,
-        neighbours: Neighbours,
+        dependencies: FillDependencies,
         *,
         kept: Callable[[Record], Awaitable[None]],
         tell: Callable[[str], Awaitable[None]],
-        claims: Claims | None,
+        leases: FillLeases | None,
         spoil: Callable[[Source], Source | None],
         timer: Callable[[], float],
     ) -> None:
-        self._to = neighbours
+        self._dependencies = dependencies
         self._kept = kept
         self._tell = tell
-        self._claims = claims
+        self._leases = leases
         self._spoil = spoil
         self._tried: LRUCache[str, Digest] = LRUCache(TRIED_MAX)
         """By the link's fingerprint, the bytes that it was tried against."""
         self._unproven: TTLCache[tuple[Key, Digest], bool] = TTLCache(UNPROVEN_MAX, UNPROVEN_S, timer=timer)
-        self._probes: Flights[Probe] = Flights()
+        self._probes: SingleFlight[Probe] = SingleFlight()
 
-    async def land(self) -> None:
+    async def drain(self) -> None:
         """Wait until no probe is under way."""
-        await self._probes.land()
+        await self._probes.drain()
 
     async def aclose(self) -> None:
         await self._probes.aclose()
@@ -137,34 +137,34 @@ class Trials:
 
     async def settle(self, source: Source, info: SourceInfo, known: Record, draft: Draft, new: Record) -> Record:
         """Keep the whole image that a tried link has brought; return the record by which it is found."""
-        continues = await goes_on(known, draft)
+        continues = await is_continuation(known, draft)
         weight = weigh(known, new, continues=continues)
-        self._to.observer.weighed(weight.value)
+        self._dependencies.observer.weighed(weight.value)
         if weight is Weight.REPLACE:
-            return await self.put_over(known, draft, new, continues=continues)
+            return await self.replace_stored(known, draft, new, continues=continues)
         if await self._has_more(known, new):
             await self._note_tried(new, known)
             return known
-        trial = Trial(source, info, known, new)
+        trial = SecondFill(source, info, known, new)
         if weight is Weight.EQUAL:
             return await self._note_equal(trial, draft)
         return await self._note_other(trial, draft)
 
-    async def settle_better(self, known: Record, draft: Draft, new: Record) -> Record:
+    async def settle_https(self, known: Record, draft: Draft, new: Record) -> Record:
         """
         Keep a whole image that was fetched behind a client's back, if it leaves fewer doubts.
 
         Raises:
             Conflict: It does not.
         """
-        continues = await goes_on(known, draft)
+        continues = await is_continuation(known, draft)
         weight = weigh(known, new, continues=continues)
         if weight is Weight.REPLACE:
-            return await self.put_over(known, draft, new, continues=continues)
+            return await self.replace_stored(known, draft, new, continues=continues)
         if weight is Weight.OTHER:
             raise Conflict("what was brought by https is another image than what is stored")
         merged = merge(known, new)
-        return known if merged == known else await self._to.store.restate(merged)
+        return known if merged == known else await self._dependencies.store.restate(merged)
 
     async def settle_refresh(self, known: Record, draft: Draft, new: Record) -> Record:
         """
@@ -178,25 +178,27 @@ class Trials:
         # Whether others have records of their own is known of the key, not of what this link brought.
         doubts = new.doubts | (known.doubts & OTHERS)
         brought_by = new.brought_by or (known.brought_by if doubts else "")
-        return await self._to.store.put(draft, replace(new, doubts=doubts, brought_by=brought_by), known.digest)
+        return await self._dependencies.store.put(
+            draft, replace(new, doubts=doubts, brought_by=brought_by), known.digest
+        )
 
-    async def put_over(self, known: Record, draft: Draft, new: Record, *, continues: bool) -> Record:
+    async def replace_stored(self, known: Record, draft: Draft, new: Record, *, continues: bool) -> Record:
         """Keep an image in the place of another; `continues`: it is more of the same picture. Raises as `Store.put`."""
         replacing = replaced_by(known, new)
         if known.digest != new.digest and leaves_to_its_link(known, new, continues=continues):
             await self._leave_to_its_link(known)
             replacing = replace(replacing, doubts=replacing.doubts | {Doubt.CONTESTED})
-        return await self._to.store.put(draft, replacing, known.digest)
+        return await self._dependencies.store.put(draft, replacing, known.digest)
 
-    async def _note_equal(self, trial: Trial, draft: Draft) -> Record:
+    async def _note_equal(self, trial: SecondFill, draft: Draft) -> Record:
         current = await self._read_again(trial.known)
         if current.digest != trial.new.digest:
             return current
         known = merge(current, trial.new)
-        if not await self._to.store.holds(known.object_name, known.size):
-            known = await self._to.store.put(draft, known, known.digest)  # it was lost
+        if not await self._dependencies.store.holds(known.object_name, known.size):
+            known = await self._dependencies.store.put(draft, known, known.digest)  # it was lost
         elif known != current:
-            known = await self._to.store.restate(known)
+            known = await self._dependencies.store.restate(known)
         await self._note_tried(trial.new, known)
         if can_confirm(known, trial.new) and (known.key, known.digest) not in self._unproven:
             self._probe(replace(trial, known=known))
@@ -212,7 +214,7 @@ class Trials:
             return False
         digest = sha256()
         with suppress(ImgkeepError):
-            body = await self._to.store.fetch(known.object_name, known.size)
+            body = await self._dependencies.store.fetch(known.object_name, known.size)
             if body is None:
                 return False
             try:
@@ -224,13 +226,13 @@ class Trials:
                 await body.aclose()
         return digest.hexdigest() == new.digest
 
-    async def _note_other(self, trial: Trial, draft: Draft) -> Record:
+    async def _note_other(self, trial: SecondFill, draft: Draft) -> Record:
         new = trial.new
         own = own_info(trial.info, new.brought_by)
-        kept = await self._to.store.put(draft, replace(new, key=own.key, identity=own.identity))
+        kept = await self._dependencies.store.put(draft, replace(new, key=own.key, identity=own.identity))
         known = await self._read_again(trial.known)
         if Doubt.CONTESTED not in known.doubts:
-            known = await self._to.store.restate(replace(known, doubts=known.doubts | {Doubt.CONTESTED}))
+            known = await self._dependencies.store.restate(replace(known, doubts=known.doubts | {Doubt.CONTESTED}))
             await self._kept(known)
         if can_confirm(known, new) if known.digest == new.digest else can_prove(known, new) or can_complete(known, new):
             self._probe(replace(trial, known=known, new=kept))
@@ -238,32 +240,34 @@ class Trials:
 
     async def _read_again(self, known: Record) -> Record:
         """Return what is stored under a key now: another worker or node may have learned more of it."""
-        current = await self._to.store.find(known.key)
+        current = await self._dependencies.store.find(known.key)
         if current is None:
             return known
         if current != known:
             await self._kept(current)
         return current
 
-    def _probe(self, trial: Trial) -> None:
+    def _probe(self, trial: SecondFill) -> None:
         """Look behind the client's back whether the signature of a link makes a difference."""
         key = trial.known.key
         name = f"probe.{key}"
         if name in self._probes or len(self._probes) >= PROBES_MAX:
             return
-        if self._claims is not None and self._claims.take(name) is not None:
+        if self._leases is not None and self._leases.take(name) is not None:
             return
-        self._probes.join(name, lambda: Probe(trial, self._to, self._spoil, self._conclude, partial(self._over, name)))
+        self._probes.join(
+            name, lambda: Probe(trial, self._dependencies, self._spoil, self._conclude, partial(self._over, name))
+        )
 
     def _over(self, name: str) -> None:
-        if self._claims is not None:
-            self._claims.release(name)
+        if self._leases is not None:
+            self._leases.release(name)
 
-    async def _conclude(self, trial: Trial, proof: Proof | None) -> None:
+    async def _conclude(self, trial: SecondFill, proof: Proof | None) -> None:
         """Do what a probe allows; `None`: the link cannot be spoiled."""
         known, new = trial.known, trial.new
-        self._to.observer.weighed("unproven" if proof is None else proof.name.lower())
-        current = await self._to.store.find(known.key)
+        self._dependencies.observer.weighed("unproven" if proof is None else proof.name.lower())
+        current = await self._dependencies.store.find(known.key)
         if current is None or (current.digest, current.brought_by) != (known.digest, known.brought_by):
             return
         if known.digest == new.digest:
@@ -280,7 +284,7 @@ class Trials:
             # And not where the link cannot be spoiled: its form is the word of who wrote it.
             await self._split(current)
 
-    async def _oust(self, current: Record, trial: Trial) -> None:
+    async def _oust(self, current: Record, trial: SecondFill) -> None:
         """Let what a tried link brought take the place of a placeholder, which stays for the link that brought it."""
         await self._leave_to_its_link(current)
         new = replace(
@@ -303,17 +307,17 @@ class Trials:
         if Doubt.SPLIT in current.doubts:
             return
         await self._restate(replace(current, doubts=current.doubts | {Doubt.SPLIT}))
-        self._to.observer.weighed("split")
+        self._dependencies.observer.weighed("split")
         log.warning(
             "key split: the signature names the picture at this host",
             extra={"key": current.key, "host": current.host},
         )
 
     async def _restate(self, record: Record, replaces: Digest | None = None) -> None:
-        await self._kept(await self._to.store.restate(record, replaces))
+        await self._kept(await self._dependencies.store.restate(record, replaces))
 
 
-async def goes_on(known: Record, draft: Draft) -> bool:
+async def is_continuation(known: Record, draft: Draft) -> bool:
     """Whether a draft is more than a stored incomplete image and begins with it."""
     if Doubt.INCOMPLETE not in known.doubts or draft.size <= known.size:
         return False
@@ -326,18 +330,18 @@ def _hash_beginning(size: int, body: bytearray | mmap) -> str:
 
 
 class Probe:
-    """A flight of `collapse.Flights`: asks an origin with spoiled signatures, and concludes."""
+    """A flight of `collapse.SingleFlight`: asks an origin with spoiled signatures, and concludes."""
 
     def __init__(
         self,
-        trial: Trial,
-        neighbours: Neighbours,
+        trial: SecondFill,
+        dependencies: FillDependencies,
         spoil: Callable[[Source], Source | None],
-        conclude: Callable[[Trial, Proof | None], Awaitable[None]],
+        conclude: Callable[[SecondFill, Proof | None], Awaitable[None]],
         over: Callable[[], None],
     ) -> None:
         self._trial = trial
-        self._to = neighbours
+        self._dependencies = dependencies
         self._spoil = spoil
         self._conclude = conclude
         self._over = over
@@ -373,7 +377,7 @@ class Probe:
     async def _ask(self, source: Source, size_max: int) -> Digest | Answer:
         """Return the digest of the image that a link brings, of its first bytes where it is larger than `size_max`."""
         try:
-            async with self._to.origin.fetch(source, brisk=True) as response:
+            async with self._dependencies.origin.fetch(source, fail_fast=True) as response:
                 if response.plaintext and Doubt.PLAINTEXT not in self._trial.new.doubts:
                     return Answer.UNKNOWN  # an attacker on the way can have answered
                 return await _hash_image(response.chunks(), size_max)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from imgkeep.core.records import Client, Format, Record
-    from imgkeep.images.redirects import Address
+    from imgkeep.images.redirects import ObjectUrl
     from imgkeep.ports import Body, Growing
 
 
@@ -29,36 +29,36 @@ async def _stay(awaited: Awaitable[T]) -> T:
 
 
 @dataclass(frozen=True, slots=True)
-class Visit:
+class RequestContext:
     """
     Who asks, and how.
 
     Attributes:
         head: Only the head of the answer is wanted.
-        came_from_us: A node of ours asks; it is answered from the store and never causes a fill.
-        insist: Raises a `SourceRejected` if this visitor may be shown what is kept, but have nothing fetched.
+        from_own_node: A node of ours asks; it is answered from the store and never causes a fill.
+        authorize_fetch: Raises a `SourceRejected` if this visitor may be shown what is kept, but have nothing fetched.
         client: Whose limits a fill counts against, and whose share of the places for fetches it takes.
         wait: Waits for something as long as the client is there; raises `ConnectionError` when it has left.
     """
 
     head: bool = False
-    came_from_us: bool = False
-    insist: Callable[[], None] = _anybody
+    from_own_node: bool = False
+    authorize_fetch: Callable[[], None] = _anybody
     client: Client = OWN
     wait: Callable[[Awaitable[Any]], Awaitable[Any]] = _stay
 
 
-SOMEBODY: Final = Visit()
+INTERNAL: Final = RequestContext()
 """Nothing is known of who asks."""
 
 
-class Outcome(Enum):
+class CacheStatus(Enum):
     """How a request was answered, in the words of RFC 9211."""
 
     HIT = "hit"
     STORED = "stored"
     COLLAPSED = "collapsed"
-    UNKEPT = "unkept"
+    NOT_STORED = "not_stored"
     """Fetched and passed on, but no store could take it."""
 
 
@@ -74,13 +74,13 @@ class Delivery:
         permanent_url: Where the object is for ever, when that is known and not with us.
         name: A name for people who save the image.
         growing: The body, where it is still on its way.
-        lasting: Whether the client may keep it for ever; else it may turn out to be another picture.
-        settled: Whether later requests by the same link are answered alike; else the link is still to be tried.
+        immutable: Whether the client may keep it for ever; else it may turn out to be another picture.
+        repeatable: Whether later requests by the same link are answered alike; else the link is still to be tried.
         record: By what it was found, if there is a record.
     """
 
     key: str
-    outcome: Outcome
+    outcome: CacheStatus
     format: Format
     etag: str
     name: str
@@ -88,35 +88,35 @@ class Delivery:
     object_name: str | None = None
     permanent_url: str | None = None
     growing: Growing | None = None
-    lasting: bool = True
-    settled: bool = True
+    immutable: bool = True
+    repeatable: bool = True
     record: Record | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Redirect:
+class RedirectToSource:
     """The client is sent to the source itself."""
 
     url: str
 
 
 @dataclass(frozen=True, slots=True)
-class Referral:
+class RedirectToObject:
     """The client is sent to where the object is. Who has it already (`etag`) need not go."""
 
-    address: Address
+    address: ObjectUrl
     etag: str
     object_name: str
     permanent_url: str | None
-    lasting: bool = True
+    immutable: bool = True
 
 
 @dataclass(frozen=True, slots=True)
-class Elsewhere:
+class HeldByPeer:
     """
-    Another worker fetches the image, or did so a moment ago: who wants it asks there, by the worker's name. `claim` is
+    Another worker fetches the image, or did so a moment ago: who wants it asks there, by the worker's name. `lease` is
     the name of what it holds.
     """
 
     holder: str
-    claim: str
+    lease: str

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 PIECE_BYTES: Final = 1_048_576
 
 
-async def go_on(broken: Draft, to: Spool, size: int | None, chunk: bytes) -> Draft:
+async def continue_draft(broken: Draft, to: Spool, size: int | None, chunk: bytes) -> Draft:
     """
     Go on elsewhere with what a disk took and the `chunk` that it did not. Readers notice nothing: they read by offset.
 
@@ -32,7 +32,7 @@ async def go_on(broken: Draft, to: Spool, size: int | None, chunk: bytes) -> Dra
     return draft
 
 
-async def take_back(store: Store, record: Record) -> None:
+async def undo_put(store: Store, record: Record) -> None:
     """Delete what was put while its bytes were being removed. What a fault leaves is never shown."""
     with suppress(StorageError):
         await store.forget(record.digest)

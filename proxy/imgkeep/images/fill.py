@@ -40,16 +40,16 @@ from imgkeep.core.errors import (
 from imgkeep.core.formats import Ending
 from imgkeep.core.layout import REMOVED
 from imgkeep.core.records import OWN, Doubt, Record, Subject
-from imgkeep.images.drafts import go_on, take_back
-from imgkeep.images.singleflight import Tide
-from imgkeep.ports import Demand, NotModified, Trace
+from imgkeep.images.drafts import continue_draft, undo_put
+from imgkeep.images.singleflight import Watermark
+from imgkeep.ports import Demand, NotModified, SharedFile
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Container, Sequence
 
     from imgkeep.core.records import Client, Digest, Format, PixelSize, Source, SourceInfo, Validator
-    from imgkeep.images.format_checker import Judges
-    from imgkeep.images.placeholder_suspects import Suspects
+    from imgkeep.images.format_checker import FormatChecker
+    from imgkeep.images.placeholder_suspects import PlaceholderSuspects
     from imgkeep.images.rate_limit import Permit
     from imgkeep.ports import Clock, Disk, Draft, Observer, Origin, OriginResponse, Spool, Store
 
@@ -62,48 +62,48 @@ GATHERED_BYTES_MAX: Final = 2_097_152
 """Maximum size of an image whose head goes out after the bytes that have come already."""
 GATHERING_S: Final = 0.005
 """Maximum time for which these bytes are taken."""
-IDLE_TURNS_MAX: Final = 4
+IDLE_ITERATIONS_MAX: Final = 4
 """Maximum number of turns of the loop, one after the other, that bring no byte: some 100 us."""
-TURNS_OF_READERS: Final = 4
+READER_ITERATIONS: Final = 4
 STEP_BYTES: Final = 65_536
-ERROR_PICTURE_BYTES_MAX: Final = 1_048_576
+ERROR_IMAGE_BYTES_MAX: Final = 1_048_576
 """Maximum size of a picture that comes with an error and is shown: it is held in memory. Real ones have a tenth."""
-PART: Final = "the origin sent a part only, though nobody asked for one"
-ANSWERED: Final = (NotAnImage, TooLarge, OriginRefused, SourceNotFound)
+PARTIAL_DETAIL: Final = "the origin sent a part only, though nobody asked for one"
+REACHED_ORIGIN: Final = (NotAnImage, TooLarge, OriginRefused, SourceNotFound)
 """Failures that show that the origin can be reached."""
 RECENT_CHUNKS_MAX: Final = 256
 """And in so many pieces at most: an origin that sends byte by byte must cost neither memory nor long searches."""
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
+class FillHead:
     """What is known of an image when its first bytes have been judged."""
 
     format: Format
     size: int | None
     etag: str
-    keeping: bool
+    storing: bool
     """Whether the image is being kept, or only passed on because no store can take it."""
     doubts: frozenset[Doubt]
     """What will be doubted about it."""
 
 
 @dataclass(frozen=True, slots=True)
-class Neighbours:
+class FillDependencies:
     """What every fill works with."""
 
     origin: Origin
     store: Store
     disk: Disk
     memory: Spool
-    judges: Judges
+    format_checker: FormatChecker
     observer: Observer
     clock: Clock
     draw_etag: Callable[[], str]
     pixels_max: int
     refused: Container[Digest] = frozenset()
     """The digests of pictures that were removed."""
-    suspects: Suspects | None = None
+    suspects: PlaceholderSuspects | None = None
     """What is suspected to be a placeholder; `None`: nothing is."""
     show_errors: bool = False
     """Whether clients are shown the pictures that come with errors."""
@@ -127,7 +127,7 @@ class Tower(Protocol):
 
 class Fill:
     """
-    A flight of `collapse.Flights`: runs once, and is the body that its readers read from.
+    A flight of `collapse.SingleFlight`: runs once, and is the body that its readers read from.
 
     Attributes:
         source: The link that this fill tries; followers with another link may want a try of their own.
@@ -153,7 +153,7 @@ class Fill:
         self,
         source: Source,
         info: SourceInfo,
-        neighbours: Neighbours,
+        dependencies: FillDependencies,
         tower: Tower,
         *,
         routes: Sequence[Source] = (),
@@ -168,16 +168,16 @@ class Fill:
         background: bool = False,
     ) -> None:
         self.source = source
-        self.link = read_link(source, info, neighbours.clock())
+        self.link = read_link(source, info, dependencies.clock())
         self.doubt = doubt
         self.outcome: Record | StorageError | None = None
-        self.head: asyncio.Future[Head] = asyncio.get_running_loop().create_future()
+        self.head: asyncio.Future[FillHead] = asyncio.get_running_loop().create_future()
         self._info = info
         self._subject = Subject(info.key, source.host, info.provider)
         self._routes = routes or (source,)
         self._settle = settle
         self._unreachable = unreachable
-        self._to = neighbours
+        self._dependencies = dependencies
         self._tower = tower
         self._fault = fault
         self._known = known
@@ -185,9 +185,9 @@ class Fill:
         self._over = over
         yields = (background or known is not None) and not client.own
         # No method of ours: a cycle would hold what failed until the collector comes.
-        self._demand = Demand(client, yields=yields, refusal_size=partial(_refusal_size, info, neighbours))
+        self._demand = Demand(client, yields=yields, refusal_size=partial(_refusal_size, info, dependencies))
         self._background = background
-        self._tide = Tide()
+        self._watermark = Watermark()
         self._drafts: list[Draft] = []
         """The last one is written to; one before it is a disk's that failed, which readers may still be reading."""
         self._recent: deque[tuple[int, bytes]] = deque()
@@ -207,18 +207,18 @@ class Fill:
 
     @property
     def ended(self) -> bool:
-        return self._tide.ended
+        return self._watermark.ended
 
     async def settle(self) -> int:
-        while not self._tide.ended:
-            await self._tide.beyond(self._tide.height)
-        return await self._tide.beyond(self._tide.height)
+        while not self._watermark.ended:
+            await self._watermark.beyond(self._watermark.height)
+        return await self._watermark.beyond(self._watermark.height)
 
     async def run(self) -> None:
         try:
             record, fault = await self._fetch()
         except NotModified:
-            self._to.observer.unchanged(self._subject)
+            self._dependencies.observer.unchanged(self._subject)
             self.stop()
             return
         except OriginError as error:
@@ -227,30 +227,30 @@ class Fill:
         if record is not None:
             # Those who wait for the head have it some turns of the loop later. A disk that is set to work before that
             # takes the interpreter from them, and they would wait for it with their first byte.
-            for _ in range(TURNS_OF_READERS):
+            for _ in range(READER_ITERATIONS):
                 await asyncio.sleep(0)
             fault = await self._keep(record)
         if fault is None:
-            self._to.observer.filled(self._subject, self._draft.size, pending=self._pending)
+            self._dependencies.observer.filled(self._subject, self._draft.size, pending=self._pending)
         else:
             self.outcome = fault
-            self._to.observer.unkept(self._subject, fault)
+            self._dependencies.observer.not_stored(self._subject, fault)
         self._size = self._draft.size
         self._land()
-        self._tide.rise(self._size)
-        self._tide.end()
+        self._watermark.advance(self._size)
+        self._watermark.end()
 
     def stop(self) -> None:
         """End a fill without readers that has nothing to bring."""
         self.head.cancel()
         self._land()
-        self._tide.end()
+        self._watermark.end()
 
     async def _fetch(self) -> tuple[Record | None, StorageError | None]:
         """Fetch by the first route that brings an image."""
         for route in self._routes[:-1]:
             try:
-                return await self._fetch_by(route, brisk=True)
+                return await self._fetch_by(route, fail_fast=True)
             except (Busy, LoopDetected):
                 raise
             except (OriginError, SourceForbidden) as error:
@@ -259,7 +259,7 @@ class Fill:
                 self._note_route(route, error)
         last = self._routes[-1]
         try:
-            return await self._fetch_by(last, brisk=last != self.source)
+            return await self._fetch_by(last, fail_fast=last != self.source)
         except OriginError as error:
             if last != self.source:
                 self._note_route(last, error)
@@ -267,27 +267,27 @@ class Fill:
 
     def _note_route(self, route: Source, error: OriginError | SourceForbidden) -> None:
         """Tell of a route on which nothing is answered, whatever is asked for."""
-        if isinstance(error, OriginError) and error.origin_status is None and not isinstance(error, ANSWERED):
+        if isinstance(error, OriginError) and error.origin_status is None and not isinstance(error, REACHED_ORIGIN):
             self._unreachable(route)
 
-    async def _fetch_by(self, route: Source, *, brisk: bool = False) -> tuple[Record | None, StorageError | None]:
+    async def _fetch_by(self, route: Source, *, fail_fast: bool = False) -> tuple[Record | None, StorageError | None]:
         """Fetch, judge and spool; return what there is to keep, or why it cannot be."""
         validator = None if self._known is None else self._known.validator
-        async with self._to.origin.fetch(route, validator, self._demand, brisk=brisk) as response:
+        async with self._dependencies.origin.fetch(route, validator, self._demand, fail_fast=fail_fast) as response:
             self._size = response.size
             chunks = response.chunks()
             try:
-                first, seen = await self._to.judges.read_head(chunks, self._demand.client)
+                first, seen = await self._dependencies.format_checker.read_head(chunks, self._demand.client)
             except NotAnImage as error:
                 if response.is_part:
-                    raise OriginError(PART, origin_status=206) from None
+                    raise OriginError(PARTIAL_DETAIL, origin_status=206) from None
                 error.media_type, error.refusal = response.media_type, response.beginning
                 raise
             self._check_pixels(seen.pixel_size)
             format_, pixel_size = seen.format, seen.pixel_size
             draft, fault = await self._begin(response.size)
             self._drafts.append(draft)
-            etag = self._to.draw_etag()
+            etag = self._dependencies.draw_etag()
             doubts = self._doubts(plaintext=response.plaintext)
             ending = Ending(format_)
             ending.feed(first)
@@ -298,7 +298,7 @@ class Fill:
                 is_foreseen = bool(gathered) and await self._foresees_end(ending, response.size)
             if not is_foreseen:
                 doubts |= {Doubt.INCOMPLETE}  # as long as nobody has seen its end, no client may keep it for long
-            self.head.set_result(Head(format_, response.size, etag, keeping=fault is None, doubts=doubts))
+            self.head.set_result(FillHead(format_, response.size, etag, storing=fault is None, doubts=doubts))
             for chunk in (first, *gathered):
                 fault = await self._take(chunk, fault)
             async for chunk in chunks:
@@ -329,7 +329,7 @@ class Fill:
         while not ending.is_seen and size != response.size and (response.size or size) <= GATHERED_BYTES_MAX:
             await asyncio.sleep(0)
             idle = 0 if response.at_hand else idle + 1
-            if idle > IDLE_TURNS_MAX or loop.time() > until:
+            if idle > IDLE_ITERATIONS_MAX or loop.time() > until:
                 break
             if response.at_hand:
                 chunk = await anext(chunks)
@@ -342,7 +342,7 @@ class Fill:
         if isinstance(error, asyncio.CancelledError):
             error = StorageError("the server is being shut down")
         elif isinstance(error, ImgkeepError):
-            error = explain(error, self._info, self._to.clock())
+            error = explain(error, self._info, self._dependencies.clock())
             if isinstance(error, OriginError):
                 error.refusal = b""  # it has said what it could
         self._land()
@@ -351,25 +351,25 @@ class Fill:
         if not self.head.done():
             self.head.set_exception(told)
             self.head.exception()  # marks it as retrieved: all who waited may have left
-        self._tide.end(told)
+        self._watermark.end(told)
         self._tower.failed(self.source, error)
-        self._to.observer.failed(self._subject, told)
+        self._dependencies.observer.failed(self._subject, told)
 
     async def _judge_error(self, error: OriginError) -> None:
         """Find out whether a picture came with an error, where clients are shown it."""
         body = error.refusal
-        if not self._to.show_errors or isinstance(error, NotAnImage) or error.refusal_broke_off:
+        if not self._dependencies.show_errors or isinstance(error, NotAnImage) or error.refusal_broke_off:
             return
-        if not 0 < len(body) <= ERROR_PICTURE_BYTES_MAX:
+        if not 0 < len(body) <= ERROR_IMAGE_BYTES_MAX:
             return
         with suppress(NotAnImage, TooLarge, Busy):
-            _, seen = await self._to.judges.read_head(_once(body), self._demand.client)
+            _, seen = await self._dependencies.format_checker.read_head(_once(body), self._demand.client)
             self._check_pixels(seen.pixel_size)
             error.picture = seen.format.media_type, body
 
-    async def judged(self) -> Head:
+    async def judged(self) -> FillHead:
         """
-        Wait for `head`. Its failure is raised as a copy, as in `Tide.beyond`.
+        Wait for `head`. Its failure is raised as a copy, as in `Watermark.beyond`.
 
         Raises:
             ImgkeepError: What the fill failed with.
@@ -385,17 +385,17 @@ class Fill:
         self._holders += 1
         self._demand.set(yields=False)
 
-    async def lay_open(self) -> Trace | None:
+    async def share_file(self) -> SharedFile | None:
         draft = self._draft
         with suppress(StorageError):  # the fill finds that out by itself
-            path = await draft.lay_open()
+            path = await draft.share_file()
             if path is not None:
-                return Trace(path, self._steps(draft))
+                return SharedFile(path, self._steps(draft))
         return None
 
     async def read(self, offset: int, size: int) -> bytes:
         """Return the next bytes from `offset` on as soon as there are some; nothing at the end."""
-        height = await self._tide.beyond(offset)
+        height = await self._watermark.beyond(offset)
         size = min(size, height - offset)
         if size <= 0:
             return b""
@@ -420,9 +420,9 @@ class Fill:
         return bool(self._size and self._drafts and self._draft.size * 2 > self._size)
 
     async def _steps(self, draft: Draft) -> AsyncIterator[tuple[int, bytes]]:
-        """As `Trace.steps`, of what `draft` holds and what did not fit into it."""
+        """As `SharedFile.steps`, of what `draft` holds and what did not fit into it."""
         offset = 0
-        while (height := await self._tide.beyond(offset)) > offset:
+        while (height := await self._watermark.beyond(offset)) > offset:
             # One that failed is left behind, and stays as it is.
             if offset < draft.size:
                 offset = min(height, draft.size)
@@ -444,9 +444,9 @@ class Fill:
 
     async def _begin(self, size: int | None) -> tuple[Draft, StorageError | None]:
         try:
-            return await self._to.disk.begin(size), self._fault
+            return await self._dependencies.disk.begin(size), self._fault
         except StorageError as fault:
-            return await self._to.memory.begin(size), self._unless_remote(fault)
+            return await self._dependencies.memory.begin(size), self._unless_remote(fault)
 
     async def _take(self, chunk: bytes, fault: StorageError | None) -> StorageError | None:
         """Write a chunk and let readers have all but its last byte; on a fault go on in memory."""
@@ -456,7 +456,7 @@ class Fill:
             if len(self._drafts) > 1:
                 raise
             fault = fault or self._unless_remote(error)
-            self._drafts.append(await go_on(self._draft, self._to.memory, self._size, chunk))
+            self._drafts.append(await continue_draft(self._draft, self._dependencies.memory, self._size, chunk))
         height = self._draft.size
         if self._demand.yields and self._nearly_here:
             self._demand.set(yields=False)
@@ -464,43 +464,45 @@ class Fill:
         self._recent_bytes += len(chunk)
         while self._recent_bytes > RECENT_BYTES_MAX or len(self._recent) > RECENT_CHUNKS_MAX:
             self._recent_bytes -= len(self._recent.popleft()[1])
-        self._tide.rise(height - 1)
+        self._watermark.advance(height - 1)
         return fault
 
     def _unless_remote(self, fault: StorageError) -> StorageError | None:
         """A disk that fails keeps nobody from putting what is in memory into a bucket."""
-        return self._fault or (fault if self._to.store.disk_only else None)
+        return self._fault or (fault if self._dependencies.store.disk_only else None)
 
     async def _foresees_end(self, ending: Ending, size: int | None) -> bool:
         """Return whether the bytes so far tell that the image is complete, if its framing brings `size` bytes."""
         if ending.is_walked or size is None:
             return ending.is_seen or (size is not None and ending.is_foreseen(size))
-        return await self._to.judges.foresees_end(ending, size)
+        return await self._dependencies.format_checker.foresees_end(ending, size)
 
     async def _check_end(self, response: OriginResponse, ending: Ending) -> bool:
         """Return whether the image is complete by its format. What its framing does not prove whole has to be."""
-        judges, client = self._to.judges, self._demand.client
+        format_checker, client = self._dependencies.format_checker, self._demand.client
         if response.framed:
             if not self._background and await self._foresees_end(ending, self._draft.size):
                 return True
-            return not await judges.is_incomplete(self._draft, ending.format, client)
-        if not await judges.is_whole(self._draft, ending.format, client):
-            raise OriginError(PART if response.is_part else "the origin's answer broke off before the end of the image")
+            return not await format_checker.is_incomplete(self._draft, ending.format, client)
+        if not await format_checker.is_whole(self._draft, ending.format, client):
+            raise OriginError(
+                PARTIAL_DETAIL if response.is_part else "the origin's answer broke off before the end of the image"
+            )
         return True
 
     async def _measure(self, format_: Format) -> PixelSize | None:
         """Measure again with the whole file at hand: some formats keep their header at the end."""
-        pixel_size = await self._to.judges.measure(self._draft, format_, self._demand.client)
+        pixel_size = await self._dependencies.format_checker.measure(self._draft, format_, self._demand.client)
         self._check_pixels(pixel_size)
         return pixel_size
 
     def _check_pixels(self, pixel_size: PixelSize | None) -> None:
-        if pixel_size is not None and pixel_size.pixels > self._to.pixels_max:
+        if pixel_size is not None and pixel_size.pixels > self._dependencies.pixels_max:
             raise TooLarge(f"the image has {pixel_size.pixels} pixels, more than fetch.pixels_max")
 
     def _doubts(self, *, plaintext: bool) -> frozenset[Doubt]:
         if self._info.expires_at is not None:
-            self.link = read_link(self.source, self._info, self._to.clock())  # it may have ended by now
+            self.link = read_link(self.source, self._info, self._dependencies.clock())  # it may have ended by now
         return doubts_of(self.link, plaintext=plaintext)
 
     def _record(
@@ -523,7 +525,7 @@ class Fill:
             size=self._draft.size,
             pixel_size=pixel_size,
             etag=etag,
-            stored_at=self._to.clock().replace(microsecond=0),
+            stored_at=self._dependencies.clock().replace(microsecond=0),
             provider=info.provider,
             temporary=info.temporary,
             expires_at=info.expires_at,
@@ -533,36 +535,36 @@ class Fill:
         )
 
     async def _put(self, draft: Draft, record: Record) -> Record:
-        return await self._to.store.put(draft, record, None if self._known is None else self._known.digest)
+        return await self._dependencies.store.put(draft, record, None if self._known is None else self._known.digest)
 
-    def _insist_on_picture(self, record: Record) -> None:
+    def _require_acceptable(self, record: Record) -> None:
         """Raise what forbids these bytes, whatever link they came by."""
-        if record.digest in self._to.refused:
+        if record.digest in self._dependencies.refused:
             raise Removed(REMOVED)
-        if self._to.suspects is not None:
-            self._to.suspects.insist(record)
+        if self._dependencies.suspects is not None:
+            self._dependencies.suspects.insist(record)
 
     async def _keep(self, record: Record) -> StorageError | None:
-        self._insist_on_picture(record)
+        self._require_acceptable(record)
         try:
             # Not bound to the fill for good: a cycle would hold what failed until the collector comes.
             kept = await (self._settle or self._put)(self._draft, record)
         except StorageError as fault:
             return fault
-        if record.digest in self._to.refused:  # removed while it was being put
-            await take_back(self._to.store, kept)
+        if record.digest in self._dependencies.refused:  # removed while it was being put
+            await undo_put(self._dependencies.store, kept)
             raise Removed(REMOVED)
-        if self._to.suspects is not None and self._to.suspects.note(kept):
-            self._to.observer.suspected(kept)
+        if self._dependencies.suspects is not None and self._dependencies.suspects.note(kept):
+            self._dependencies.observer.suspected(kept)
         self._pending = kept.pending
         self.outcome = kept
         await self._tower.kept(kept)
         return None
 
 
-def _refusal_size(info: SourceInfo, to: Neighbours, status: int) -> int:
+def _refusal_size(info: SourceInfo, to: FillDependencies, status: int) -> int:
     """Return how much of what comes with an error is wanted."""
-    return ERROR_PICTURE_BYTES_MAX + 1 if to.show_errors else refusal_size(status, info, to.clock())
+    return ERROR_IMAGE_BYTES_MAX + 1 if to.show_errors else refusal_size(status, info, to.clock())
 
 
 async def _once(body: bytes) -> AsyncIterator[bytes]:

@@ -70,7 +70,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class CheckedImage:
     """What a file is that is framed whole. `is_incomplete`: by its format something is missing."""
 
     format: Format
@@ -78,9 +78,9 @@ class Judged:
     is_incomplete: bool
 
 
-class Judges:
+class FormatChecker:
     """
-    Judges images for all fills and uploads of a process.
+    FormatChecker images for all fills and uploads of a process.
 
     Args:
         waiting_max: So many images may wait in each lane, besides those that are being judged.
@@ -176,7 +176,7 @@ class Judges:
         """Return the size in pixels that the whole file states. Raises as `is_whole`."""
         return await self._run(lambda budget: draft.view(lambda body: measure(fmt, body, budget)), draft.size, client)
 
-    async def judge(self, draft: Draft) -> Judged | None:
+    async def judge(self, draft: Draft) -> CheckedImage | None:
         """Return what a file is; `None`: it is no image. Raises as `is_whole`."""
         if draft.size == 0:
             return None
@@ -343,9 +343,9 @@ async def _read_to(head: bytearray, size: int, chunks: AsyncIterator[bytes]) -> 
     return False
 
 
-def _judge(body: Buffer, budget: Budget) -> Judged | None:
+def _judge(body: Buffer, budget: Budget) -> CheckedImage | None:
     head = bytes(body[:HEAD_BYTES_MAX])
     fmt = sniff(head, ended=len(head) == len(body), budget=budget)
     if fmt is None or fmt is UNDECIDED:
         return None
-    return Judged(fmt, measure(fmt, body, budget), is_incomplete=is_incomplete(fmt, body, budget))
+    return CheckedImage(fmt, measure(fmt, body, budget), is_incomplete=is_incomplete(fmt, body, budget))

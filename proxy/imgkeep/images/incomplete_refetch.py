@@ -49,7 +49,7 @@ from imgkeep.core.incomplete_image import (
 )
 from imgkeep.core.policy import judge
 from imgkeep.core.records import Doubt
-from imgkeep.images.confirmation import goes_on
+from imgkeep.images.confirmation import is_continuation
 from imgkeep.images.fill import Fill
 
 if TYPE_CHECKING:
@@ -58,14 +58,14 @@ if TYPE_CHECKING:
 
     from imgkeep.core.policy import Policy
     from imgkeep.core.records import Digest, Key, Record, Source, SourceInfo
-    from imgkeep.images.confirmation import Trials
-    from imgkeep.images.context import Visit
-    from imgkeep.images.fill import Neighbours, Tower
-    from imgkeep.images.negative_cache import Failures
-    from imgkeep.images.rate_limit import Allowances, Permit
-    from imgkeep.images.singleflight import Flights
-    from imgkeep.images.source_order import Routes
-    from imgkeep.ports import Claims, Draft
+    from imgkeep.images.confirmation import Confirmer
+    from imgkeep.images.context import RequestContext
+    from imgkeep.images.fill import FillDependencies, Tower
+    from imgkeep.images.negative_cache import NegativeCache
+    from imgkeep.images.rate_limit import Permit, RateLimiter
+    from imgkeep.images.singleflight import SingleFlight
+    from imgkeep.images.source_order import SourceOrder
+    from imgkeep.ports import Draft, FillLeases
 
 REFETCHES_MAX: Final = 8
 """Maximum number of refetches at a time, an eighth of the fetches; the next request is another occasion."""
@@ -96,32 +96,32 @@ class Refetch:
     may_be_invented: bool
 
 
-class Completer:
+class IncompleteRefetcher:
     """Has incomplete images fetched again. One per process."""
 
-    def __init__(  # noqa: PLR0913 - what the keeper shares with it
+    def __init__(  # noqa: PLR0913 - what the image_service shares with it
         self,
         policy: Policy,
-        neighbours: Neighbours,
+        dependencies: FillDependencies,
         *,
         tower: Tower,
-        flights: Flights[Fill],
-        claims: Claims | None,
-        trials: Trials,
-        routes: Routes,
-        failures: Failures,
-        allowances: Allowances | None,
+        flights: SingleFlight[Fill],
+        leases: FillLeases | None,
+        confirmer: Confirmer,
+        routes: SourceOrder,
+        failures: NegativeCache,
+        rate_limiter: RateLimiter | None,
         timer: Callable[[], float],
     ) -> None:
         self._policy = policy
-        self._to = neighbours
+        self._dependencies = dependencies
         self._tower = tower
         self._flights = flights
-        self._claims = claims
-        self._trials = trials
-        self._routes = routes
-        self._failures = failures
-        self._allowances = allowances
+        self._leases = leases
+        self._confirmer = confirmer
+        self._source_order = routes
+        self._negative_cache = failures
+        self._rate_limiter = rate_limiter
         self._tried: LRUCache[str, Digest] = LRUCache(TRIED_MAX)
         """By the link's fingerprint, the bytes that it was tried against."""
         self._begun: TTLCache[tuple[Key, bool], bool] = TTLCache(BEGUN_MAX, INTERVAL_MIN_S, timer=timer)
@@ -130,49 +130,49 @@ class Completer:
         """By fingerprint, links that brought nothing. Their interval is their own: they use up no other link's."""
         self._under_way = 0
 
-    def look(self, source: Source, info: SourceInfo, known: Record, visit: Visit) -> bool:
+    def look(self, source: Source, info: SourceInfo, known: Record, request_context: RequestContext) -> bool:
         """Have an incomplete image that is being shown fetched again, if it is due; return whether it is incomplete."""
         if not is_incomplete(known):
             return False
-        link = read_link(source, info, self._to.clock())
+        link = read_link(source, info, self._dependencies.clock())
         ask = may_ask(known, link)
         counts = ask is Ask.IN_ITS_TURN
         if counts:
-            wanted = self._to.clock() >= due_at(known) and link.fingerprint not in self._worthless
+            wanted = self._dependencies.clock() >= due_at(known) and link.fingerprint not in self._worthless
         else:
-            is_new = self._tried.get(link.fingerprint) != known.digest and not self._trials.was_tried(link, known)
+            is_new = self._tried.get(link.fingerprint) != known.digest and not self._confirmer.was_tried(link, known)
             wanted = ask is Ask.ONCE and is_new
         # What waits for the primary is replaced there only, where it is known what it replaces.
         wanted = wanted and not known.pending and (known.key, counts) not in self._begun
-        if wanted and self._may_ask(source, visit):
-            begun = self._begin(Refetch(source, info, known, counts, may_be_invented(known, link)), visit)
+        if wanted and self._may_ask(source, request_context):
+            begun = self._begin(Refetch(source, info, known, counts, may_be_invented(known, link)), request_context)
             if begun:
                 self._begun[known.key, counts] = True
             if begun and not counts:
                 self._tried[link.fingerprint] = known.digest
         return True
 
-    def _may_ask(self, source: Source, visit: Visit) -> bool:
+    def _may_ask(self, source: Source, request_context: RequestContext) -> bool:
         """Whether this visitor may have its origin asked, and the origin did not fail by this link lately."""
-        if visit.came_from_us or self._under_way >= REFETCHES_MAX:
+        if request_context.from_own_node or self._under_way >= REFETCHES_MAX:
             return False
-        if judge(source, self._policy) is not None or self._failures.find(source) is not None:
+        if judge(source, self._policy) is not None or self._negative_cache.find(source) is not None:
             return False
         try:
-            visit.insist()
+            request_context.authorize_fetch()
         except SourceRejected:
             return False
         return True
 
-    def _begin(self, refetch: Refetch, visit: Visit) -> bool:
+    def _begin(self, refetch: Refetch, request_context: RequestContext) -> bool:
         """Begin a fill without readers, unless there is one; return whether it began."""
         name = f"refresh.{refetch.known.key}"
-        if name in self._flights or (self._claims is not None and self._claims.take(name) is not None):
+        if name in self._flights or (self._leases is not None and self._leases.take(name) is not None):
             return False
         permit: Permit | None = None
-        if self._allowances is not None and not visit.client.own:
+        if self._rate_limiter is not None and not request_context.client.own:
             try:
-                permit = self._allowances.depart(visit.client.networks)
+                permit = self._rate_limiter.acquire(request_context.client.networks)
             except ImgkeepError:
                 self._release(name)
                 return False
@@ -182,14 +182,14 @@ class Completer:
             lambda: _Refetching(
                 refetch.source,
                 refetch.info,
-                self._to,
+                self._dependencies,
                 self._tower,
-                routes=self._routes.find(refetch.source, refetch.info),
+                routes=self._source_order.find(refetch.source, refetch.info),
                 settle=partial(self._settle, refetch),
-                unreachable=self._routes.note_unreachable,
+                unreachable=self._source_order.note_unreachable,
                 permit=permit,
                 over=partial(self._over, name),
-                client=visit.client,
+                client=request_context.client,
                 background=True,
                 is_due=partial(self._is_due, refetch),
                 failed=partial(self._note_failure, refetch),
@@ -202,17 +202,17 @@ class Completer:
         self._release(name, kept=kept)
 
     def _release(self, name: str, *, kept: bool = False) -> None:
-        if self._claims is not None:
-            self._claims.release(name, kept=kept)
+        if self._leases is not None:
+            self._leases.release(name, kept=kept)
 
     async def _is_due(self, refetch: Refetch) -> bool:
         """Ask the store whether the image is still what was seen: another worker or node may have fetched it again."""
-        current = await self._to.store.find(refetch.known.key)
+        current = await self._dependencies.store.find(refetch.known.key)
         if current is not None and current != refetch.known:
             await self._tower.kept(current)
         if current is None or current.digest != refetch.known.digest or not is_incomplete(current):
             return False
-        return not refetch.counts or self._to.clock() >= due_at(current)
+        return not refetch.counts or self._dependencies.clock() >= due_at(current)
 
     async def _settle(self, refetch: Refetch, draft: Draft, new: Record) -> Record:
         """
@@ -221,21 +221,21 @@ class Completer:
         Raises:
             Conflict: Nothing is stored any more, or something else is since a moment.
         """
-        current = await self._to.store.find(refetch.known.key)
+        current = await self._dependencies.store.find(refetch.known.key)
         if current is None:
             raise Conflict("the image was removed meanwhile")
         if current.digest != refetch.known.digest or not is_incomplete(current):
             return current
-        continues = await goes_on(current, draft)
+        continues = await is_continuation(current, draft)
         outcome = judge_refetch(current, new, continues=continues)
-        self._to.observer.completed(outcome.value)
+        self._dependencies.observer.completed(outcome.value)
         log.info("incomplete image fetched again", extra={"key": current.key, "outcome": outcome.value})
         if current.digest != new.digest and outcome is Outcome.LONGER:
-            return await self._to.store.put(draft, after_longer(current, new, self._now()), current.digest)
+            return await self._dependencies.store.put(draft, after_longer(current, new, self._now()), current.digest)
         if current.digest != new.digest and outcome is Outcome.WHOLE:
             # Whether others have records of their own is known of the key, not of what this link brought.
             new = replace(new, doubts=new.doubts | (current.doubts & OTHERS))
-            return await self._trials.put_over(current, draft, new, continues=continues)
+            return await self._confirmer.replace_stored(current, draft, new, continues=continues)
         if outcome is Outcome.OTHER and refetch.may_be_invented and Doubt.SCHEME in new.doubts:
             return await self._keep_apart(refetch, current, draft, new)
         counts = refetch.counts and (Doubt.PLAINTEXT not in new.doubts or Doubt.PLAINTEXT in current.doubts)
@@ -243,16 +243,16 @@ class Completer:
             return current
         after = after_refetch(current, outcome, self._now())
         if not is_incomplete(after) and outcome is Outcome.EQUAL:
-            self._to.observer.completed("confirmed")
+            self._dependencies.observer.completed("confirmed")
             log.info("incomplete image confirmed as it is", extra={"key": current.key})
-        return await self._to.store.restate(after)
+        return await self._dependencies.store.restate(after)
 
     async def _keep_apart(self, refetch: Refetch, current: Record, draft: Draft, new: Record) -> Record:
         """Keep a whole image for its link, and for others if the signature is seen to make a difference."""
         self._note_worthless(refetch)
         if is_incomplete(new):
             return current
-        return await self._trials.settle(refetch.source, refetch.info, current, draft, new)
+        return await self._confirmer.settle(refetch.source, refetch.info, current, draft, new)
 
     def _note_worthless(self, refetch: Refetch) -> None:
         """Leave the interval to other links."""
@@ -261,20 +261,20 @@ class Completer:
 
     async def _note_failure(self, refetch: Refetch, error: ImgkeepError) -> None:
         """Have the interval grow, unless the failure may be the link's alone."""
-        self._to.observer.completed(Outcome.FAILED.value)
+        self._dependencies.observer.completed(Outcome.FAILED.value)
         if not refetch.counts:
             return
         if refetch.may_be_invented and _is_of_link(error):
             self._note_worthless(refetch)
             return
         with suppress(StorageError):  # then it is tried again after the shorter interval
-            current = await self._to.store.find(refetch.known.key)
+            current = await self._dependencies.store.find(refetch.known.key)
             if current is not None and current.digest == refetch.known.digest and is_incomplete(current):
                 after = after_refetch(current, Outcome.FAILED, self._now())
-                await self._tower.kept(await self._to.store.restate(after))
+                await self._tower.kept(await self._dependencies.store.restate(after))
 
     def _now(self) -> datetime:
-        return self._to.clock().replace(microsecond=0)
+        return self._dependencies.clock().replace(microsecond=0)
 
 
 class _Refetching(Fill):

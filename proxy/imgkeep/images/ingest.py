@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 from imgkeep.core.errors import NotAnImage, StorageError, TooLarge
 
 if TYPE_CHECKING:
-    from imgkeep.images.fill import Neighbours
-    from imgkeep.images.format_checker import Judged
+    from imgkeep.images.fill import FillDependencies
+    from imgkeep.images.format_checker import CheckedImage
     from imgkeep.ports import Draft
 
 
-async def begin(to: Neighbours, size: int | None) -> Draft:
+async def begin(to: FillDependencies, size: int | None) -> Draft:
     """
     Begin a draft on the disk, or in memory where the store takes it from there.
 
@@ -27,7 +27,7 @@ async def begin(to: Neighbours, size: int | None) -> Draft:
         return await to.memory.begin(size)
 
 
-async def judge_image(to: Neighbours, draft: Draft) -> Judged:
+async def check_image(to: FillDependencies, draft: Draft) -> CheckedImage:
     """
     Judge by its bytes that a draft is an image, and whether it is complete by its format.
 
@@ -38,7 +38,7 @@ async def judge_image(to: Neighbours, draft: Draft) -> Judged:
         TooLarge: It has too many pixels.
         Busy: Too many images are being judged.
     """
-    judged = await to.judges.judge(draft)
+    judged = await to.format_checker.judge(draft)
     if judged is None:
         raise NotAnImage("the bytes are not an image of a supported format")
     pixel_size = judged.pixel_size
@@ -47,19 +47,19 @@ async def judge_image(to: Neighbours, draft: Draft) -> Judged:
     return judged
 
 
-async def judge_whole(to: Neighbours, draft: Draft) -> Judged:
+async def check_whole_image(to: FillDependencies, draft: Draft) -> CheckedImage:
     """
-    Judge as `judge_image`, and that the image is complete.
+    Judge as `check_image`, and that the image is complete.
 
     Raises:
-        NotAnImage: Or it is incomplete. Else as `judge_image`.
+        NotAnImage: Or it is incomplete. Else as `check_image`.
     """
-    judged = await judge_image(to, draft)
-    insist_on_complete(judged)
+    judged = await check_image(to, draft)
+    require_complete(judged)
     return judged
 
 
-def insist_on_complete(judged: Judged) -> None:
+def require_complete(judged: CheckedImage) -> None:
     """Raise `NotAnImage` for an image that its format calls incomplete."""
     if judged.is_incomplete:
         raise NotAnImage(f"the image is incomplete: its bytes end before the {judged.format.name} file does")

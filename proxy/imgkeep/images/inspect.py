@@ -57,7 +57,7 @@ class Inspector:
 
 def make_inspector(config: Config, clock: Clock) -> Inspector:
     """Return what reads links by the provider rules and the policy of a configuration."""
-    catalogue = config.read_catalogue()
+    catalogue = config.read_provider_rules()
     exact = config.sources.identity == "exact"
     return Inspector(
         policy=config.policy(catalogue),

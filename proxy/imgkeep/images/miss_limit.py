@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 from cachetools import LRUCache
 
 from imgkeep.core.errors import RateLimited
-from imgkeep.images.rate_limit import Bucket
+from imgkeep.images.rate_limit import TokenBucket
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,7 +28,7 @@ WIDE_PART: Final = 4
 """A /48 may be a company or a carrier with many who look."""
 
 
-class Misses:
+class MissLimiter:
     """
     Counts look-ups in vain by client.
 
@@ -42,7 +42,7 @@ class Misses:
         self._per_minute = per_minute
         self._timer = timer
         self._refused = refused
-        self._buckets: LRUCache[str, Bucket] = LRUCache(CLIENTS_MAX)
+        self._buckets: LRUCache[str, TokenBucket] = LRUCache(CLIENTS_MAX)
 
     def check(self, client: Client) -> None:
         """
@@ -69,6 +69,6 @@ class Misses:
         for place, network in enumerate(client.networks):
             bucket = self._buckets.get(network)
             if bucket is None:
-                bucket = self._buckets[network] = Bucket(self._per_minute * (WIDE_PART if place else 1), 60, now)
+                bucket = self._buckets[network] = TokenBucket(self._per_minute * (WIDE_PART if place else 1), 60, now)
             bucket.wait_s(1, now)
             bucket.take(1)

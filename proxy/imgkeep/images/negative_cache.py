@@ -1,5 +1,5 @@
 """
-Failures, remembered for a short time by cause, so that a dead link does not cost its origin a request per page view.
+NegativeCache, remembered for a short time by cause, so that a dead link does not cost its origin a request per page view.
 
 They stand under the exact source URL and not under the identity: a freshly signed link may work. Whoever asks looks
 for the image first, so an image stored in the meantime always wins.
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 
     from imgkeep.core.records import Source
 
-REMEMBERED_MAX: Final = 10_000
+FAILURES_MAX: Final = 10_000
 """About 1 kB each: 10 MB when a crawler tries dead links."""
-PICTURE_BYTES_MAX: Final = 16_777_216
+IMAGES_BYTES_MAX: Final = 16_777_216
 """Maximum size of all pictures that came with remembered failures (`fetch.show_errors`); 16 of the largest."""
 
 _SECONDS: Final[tuple[tuple[type[ImgkeepError], int], ...]] = (
@@ -55,7 +55,7 @@ SERVER_ERROR_S: Final = 5
 """For a 5xx. A connection that broke is not remembered at all: the next request is the retry."""
 
 
-def seconds_to_remember(error: ImgkeepError) -> int:
+def failure_ttl_s(error: ImgkeepError) -> int:
     """Return for how many seconds the same link is answered with the same error; 0: not at all."""
     if isinstance(error, OriginError) and error.origin_status == 429 and error.retry_after_s is not None:
         return min(error.retry_after_s, TOO_MANY_REQUESTS_S)
@@ -65,19 +65,19 @@ def seconds_to_remember(error: ImgkeepError) -> int:
     return SERVER_ERROR_S if isinstance(error, OriginError) and error.origin_status is not None else 0
 
 
-class Failures:
+class NegativeCache:
     """Remembered failures; `timer` gives monotonic seconds."""
 
     def __init__(self, timer: Callable[[], float]) -> None:
         self._errors: TLRUCache[bytes, ImgkeepError] = TLRUCache(
-            REMEMBERED_MAX, ttu=lambda _, error, now: now + seconds_to_remember(error), timer=timer
+            FAILURES_MAX, ttu=lambda _, error, now: now + failure_ttl_s(error), timer=timer
         )
         self._pictures: LRUCache[bytes, tuple[str, bytes]] = LRUCache(
-            PICTURE_BYTES_MAX, getsizeof=lambda picture: len(picture[1])
+            IMAGES_BYTES_MAX, getsizeof=lambda picture: len(picture[1])
         )
 
     def remember(self, source: Source, error: ImgkeepError) -> None:
-        if seconds_to_remember(error) > 0:
+        if failure_ttl_s(error) > 0:
             # A copy, for what was raised holds the whole request alive by its traceback.
             told = copy.copy(error)
             mark = fingerprint(source)

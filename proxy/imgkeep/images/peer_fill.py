@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from imgkeep import ports
 from imgkeep.core.errors import StorageError
-from imgkeep.images.singleflight import Tide
+from imgkeep.images.singleflight import Watermark
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -22,21 +22,21 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from imgkeep.core.errors import ImgkeepError
-    from imgkeep.images.fill import Head
+    from imgkeep.images.fill import FillHead
     from imgkeep.ports import Disk, Draft, Readable, Spool
 
 
 @dataclass(frozen=True, slots=True)
-class Feed:
+class RemoteFill:
     """
     A fill in another worker.
 
     Attributes:
         path: The file that it grows in; `None`: all bytes come with the steps.
-        steps: As `ports.Trace.steps`.
+        steps: As `ports.SharedFile.steps`.
     """
 
-    head: Head
+    head: FillHead
     path: Path | None
     steps: AsyncIterator[tuple[int, bytes]]
 
@@ -54,12 +54,12 @@ class FillFailure:
     error: ImgkeepError
 
 
-class Peers(ports.Siblings, Protocol):
+class FillPeers(ports.Peers, Protocol):
     """Other workers whose fills can be followed."""
 
-    def follow(self, holder: str, name: str) -> AbstractAsyncContextManager[Feed | FillFailure | None]:
+    def follow(self, holder: str, name: str) -> AbstractAsyncContextManager[RemoteFill | FillFailure | None]:
         """
-        Follow a fill in another worker, by the name of its claim; `None`: there is none to follow, or not any more.
+        Follow a fill in another worker, by the name of its lease; `None`: there is none to follow, or not any more.
 
         Raises:
             Busy: It cannot be asked.
@@ -67,9 +67,9 @@ class Peers(ports.Siblings, Protocol):
         """
 
 
-class Mirror:
+class PeerFill:
     """
-    A flight of `collapse.Flights`, and a body. Implements `ports.Growing` and `ports.Body`.
+    A flight of `collapse.SingleFlight`, and a body. Implements `ports.Growing` and `ports.Body`.
 
     Attributes:
         head: Resolved once: with what is fetched, with why nothing is, or with `None`: there is nothing to follow.
@@ -81,9 +81,9 @@ class Mirror:
     """
 
     def __init__(
-        self, call: Callable[[], AbstractAsyncContextManager[Feed | FillFailure | None]], disk: Disk, rest: Spool
+        self, call: Callable[[], AbstractAsyncContextManager[RemoteFill | FillFailure | None]], disk: Disk, rest: Spool
     ) -> None:
-        self.head: asyncio.Future[Head | FillFailure | None] = asyncio.get_running_loop().create_future()
+        self.head: asyncio.Future[FillHead | FillFailure | None] = asyncio.get_running_loop().create_future()
         self._call = call
         self._disk = disk
         self._spool = rest
@@ -91,7 +91,7 @@ class Mirror:
         self._file_size = 0
         self._rest: Draft | None = None
         self._size: int | None = None
-        self._tide = Tide()
+        self._watermark = Watermark()
         self._holders = 1
 
     @property
@@ -104,37 +104,37 @@ class Mirror:
 
     @property
     def ended(self) -> bool:
-        return self._tide.ended
+        return self._watermark.ended
 
     async def settle(self) -> int:
-        while not self._tide.ended:
-            await self._tide.beyond(self._tide.height)
-        return await self._tide.beyond(self._tide.height)
+        while not self._watermark.ended:
+            await self._watermark.beyond(self._watermark.height)
+        return await self._watermark.beyond(self._watermark.height)
 
     def hold(self) -> None:
         """Announce one more reader, who calls `aclose` when done."""
         self._holders += 1
 
-    async def lay_open(self) -> None:
+    async def share_file(self) -> None:
         """Others ask the worker that fetches."""
 
     async def run(self) -> None:
         async with self._call() as feed:
-            if isinstance(feed, Feed):
+            if isinstance(feed, RemoteFill):
                 if feed.path is not None:
-                    self._file = await self._disk.peek(feed.path)
+                    self._file = await self._disk.open_shared(feed.path)
                 if feed.path is None or self._file is not None:
                     self._size = feed.head.size
                     self.head.set_result(feed.head)
                     async for height, data in feed.steps:
                         await self._take(height, data)
-                        self._tide.rise(height)
-                    self._size = self._tide.height
+                        self._watermark.advance(height)
+                    self._size = self._watermark.height
                 else:  # it is being given its name
                     self.head.set_result(None)
             else:
                 self.head.set_result(feed)
-        self._tide.end()
+        self._watermark.end()
 
     def fail(self, error: BaseException) -> None:
         if isinstance(error, asyncio.CancelledError):
@@ -142,10 +142,10 @@ class Mirror:
         if not self.head.done():
             self.head.set_exception(error)
             self.head.exception()  # marks it as retrieved: all who waited may have left
-        self._tide.end(error)
+        self._watermark.end(error)
 
     async def read(self, offset: int, size: int) -> bytes:
-        height = await self._tide.beyond(offset)
+        height = await self._watermark.beyond(offset)
         if self._file is not None and offset < self._file_size:
             return await self._file.read(offset, min(size, self._file_size - offset))
         if self._rest is None:

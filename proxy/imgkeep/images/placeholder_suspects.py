@@ -29,7 +29,7 @@ COUNTED_MAX: Final = 32_768
 SUSPECTS_MAX: Final = 4096
 
 
-class Suspects:
+class PlaceholderSuspects:
     """
     Counts under how many identities a host gives the same bytes.
 

@@ -6,7 +6,7 @@ Rules:
 - A minute and a day are buckets that run full again evenly, so nobody waits for the hour to strike. Bytes are known
   afterwards only, so a bucket may be overdrawn by the fills that are under way.
 - An IPv6 client is its /64. The /48 around it may be one site that chooses among 65,536 of them, or thousands of
-  telephones: it has `WIDE_SHARE` times as much as one client.
+  telephones: it has `WIDE_NETWORK_SHARE` times as much as one client.
 - Memory is bounded: whoever was not seen for longest is forgotten first, and gets full buckets.
 """
 
@@ -23,14 +23,14 @@ from imgkeep.core.errors import RateLimited
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-VISITORS_MAX: Final = 65_536
+NETWORKS_MAX: Final = 65_536
 """400 bytes each, 26 MB."""
 DAY_S: Final = 86_400
-WIDE_SHARE: Final = 16
+WIDE_NETWORK_SHARE: Final = 16
 """A site that uses its whole /48 is then no stronger than sixteen addresses, which are cheap to rent."""
 
 
-class Bucket:
+class TokenBucket:
     """An even flow of permits. Holds `size` at most, and runs full again within `period_s`. 0: there is no limit."""
 
     __slots__ = ("_at", "_left", "_rate", "_size")
@@ -53,12 +53,12 @@ class Bucket:
         self._left -= amount
 
 
-class _Visitor:
+class _Network:
     """What one network has left."""
 
     __slots__ = ("bytes", "concurrent_max", "fills", "under_way")
 
-    def __init__(self, fills: Bucket, size: Bucket, concurrent_max: int) -> None:
+    def __init__(self, fills: TokenBucket, size: TokenBucket, concurrent_max: int) -> None:
         self.fills = fills
         self.bytes = size
         self.concurrent_max = concurrent_max
@@ -69,17 +69,17 @@ class _Visitor:
 class Permit:
     """One fill that a visitor causes. Whoever gets one calls `land` when the fill is over, exactly once."""
 
-    _visitors: tuple[_Visitor, ...]
+    _networks: tuple[_Network, ...]
 
     def land(self, size: int) -> None:
         """The fill is over, and has brought `size` bytes."""
-        for visitor in self._visitors:
+        for visitor in self._networks:
             visitor.under_way -= 1
             visitor.bytes.take(size)
 
 
-class Allowances:
-    """The allowances of all visitors; `timer` gives monotonic seconds. 0 anywhere: no limit."""
+class RateLimiter:
+    """The rate_limiter of all visitors; `timer` gives monotonic seconds. 0 anywhere: no limit."""
 
     def __init__(
         self,
@@ -95,9 +95,9 @@ class Allowances:
         self._bytes_per_day = fill_bytes_per_day
         self._timer = timer
         self._refused = refused
-        self._visitors: LRUCache[str, _Visitor] = LRUCache(VISITORS_MAX)
+        self._networks: LRUCache[str, _Network] = LRUCache(NETWORKS_MAX)
 
-    def depart(self, client: Sequence[str]) -> Permit:
+    def acquire(self, client: Sequence[str]) -> Permit:
         """
         Let a client cause a fill; `client` are its networks, the narrowest first.
 
@@ -105,7 +105,9 @@ class Allowances:
             RateLimited: It has caused enough for now.
         """
         now = self._timer()
-        visitors = tuple(self._find(network, WIDE_SHARE if number else 1, now) for number, network in enumerate(client))
+        visitors = tuple(
+            self._find(network, WIDE_NETWORK_SHARE if number else 1, now) for number, network in enumerate(client)
+        )
         for visitor in visitors:
             self._judge(visitor, now)
         for visitor in visitors:
@@ -113,7 +115,7 @@ class Allowances:
             visitor.under_way += 1
         return Permit(visitors)
 
-    def _judge(self, visitor: _Visitor, now: float) -> None:
+    def _judge(self, visitor: _Network, now: float) -> None:
         if visitor.concurrent_max and visitor.under_way >= visitor.concurrent_max:
             raise self._refuse("fills_concurrent", 1)
         for bucket, amount, setting in (
@@ -124,12 +126,12 @@ class Allowances:
             if wait_s > 0:
                 raise self._refuse(setting, math.ceil(wait_s))
 
-    def _find(self, network: str, share: int, now: float) -> _Visitor:
-        visitor = self._visitors.get(network)
+    def _find(self, network: str, share: int, now: float) -> _Network:
+        visitor = self._networks.get(network)
         if visitor is None:
-            fills = Bucket(self._fills_per_minute * share, 60, now)
-            size = Bucket(self._bytes_per_day * share, DAY_S, now)
-            visitor = self._visitors[network] = _Visitor(fills, size, self._fills_concurrent * share)
+            fills = TokenBucket(self._fills_per_minute * share, 60, now)
+            size = TokenBucket(self._bytes_per_day * share, DAY_S, now)
+            visitor = self._networks[network] = _Network(fills, size, self._fills_concurrent * share)
         return visitor
 
     def _refuse(self, setting: str, retry_after_s: int) -> RateLimited:

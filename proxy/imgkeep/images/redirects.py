@@ -20,16 +20,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from imgkeep.ports import Remote
-    from imgkeep.replication.tiered_store import Tiers
+    from imgkeep.replication.tiered_store import TieredStore
 
-LINKS_MAX: Final = 20_000
+PRESIGNED_MAX: Final = 20_000
 """Presigned links kept for reuse; a kilobyte each, 20 MB."""
 MAX_AGE_S: Final = 300
 """For a redirect to a public URL: so long a change of configuration may take to reach everybody."""
 
 
 @dataclass(frozen=True, slots=True)
-class Address:
+class ObjectUrl:
     """
     Where an object is, for a client.
 
@@ -43,9 +43,9 @@ class Address:
     private: bool = False
 
 
-class Addresses:
+class ObjectUrls:
     """
-    Finds addresses by `delivery.mode`.
+    Finds object_urls by `delivery.mode`.
 
     Args:
         public_url: Tells the permanent URL of an object in the primary; `None`: nobody may go there.
@@ -55,7 +55,7 @@ class Addresses:
     def __init__(  # noqa: PLR0913 - all but three by keyword, in one place
         self,
         mode: Literal["serve", "redirect", "presign"],
-        tiers: Tiers,
+        tiered_store: TieredStore,
         primary: Remote,
         *,
         public_url: Callable[[str], str] | None,
@@ -63,15 +63,15 @@ class Addresses:
         timer: Callable[[], float],
     ) -> None:
         self._mode = mode
-        self._tiers = tiers
+        self._tiered_store = tiered_store
         self._primary = primary
         self._public_url = public_url
         self._presign_ttl_s = presign_ttl_s
         self._timer = timer
-        self._links: LRUCache[tuple[str, bool], tuple[str, float, int]] = LRUCache(LINKS_MAX)
+        self._links: LRUCache[tuple[str, bool], tuple[str, float, int]] = LRUCache(PRESIGNED_MAX)
 
     @property
-    def refers(self) -> bool:
+    def redirects_clients(self) -> bool:
         """Whether clients are sent away wherever that can be done, so that to serve is the exception."""
         return self._mode != "serve"
 
@@ -79,15 +79,15 @@ class Addresses:
         """Return the permanent URL of an object that is in the primary; `None`: our own `/images/<name>`."""
         return None if self._public_url is None else self._public_url(name)
 
-    async def find(self, name: str, *, head: bool) -> Address | None:
+    async def find(self, name: str, *, head: bool) -> ObjectUrl | None:
         """Return where to send a client (`head`: for a HEAD request); `None`: the image has to be served."""
-        if self._mode == "serve" or not await self._tiers.has(name):
+        if self._mode == "serve" or not await self._tiered_store.has(name):
             return None
         if self._mode == "presign":
             return await self._presign(name, head=head)
-        return None if self._public_url is None else Address(self._public_url(name), MAX_AGE_S)
+        return None if self._public_url is None else ObjectUrl(self._public_url(name), MAX_AGE_S)
 
-    async def _presign(self, name: str, *, head: bool) -> Address | None:
+    async def _presign(self, name: str, *, head: bool) -> ObjectUrl | None:
         known = self._links.get((name, head))
         now = self._timer()
         if known is None or known[1] - now < known[2] / 2:
@@ -97,4 +97,4 @@ class Addresses:
                 return None
             known = self._links[name, head] = (url, now + life_s, life_s)
         url, ends, life_s = known
-        return Address(url, int(ends - now - life_s / 2), private=True)
+        return ObjectUrl(url, int(ends - now - life_s / 2), private=True)

@@ -37,8 +37,8 @@ from imgkeep.core.layout import REMOVED
 from imgkeep.core.policy import judge
 from imgkeep.core.records import Doubt, Key, Record, Subject
 from imgkeep.core.source_url import read_source
-from imgkeep.images.ingest import begin, insist_on_complete, judge_image
-from imgkeep.images.singleflight import Flights
+from imgkeep.images.ingest import begin, check_image, require_complete
+from imgkeep.images.singleflight import SingleFlight
 from imgkeep.ports import Demand
 
 if TYPE_CHECKING:
@@ -46,9 +46,9 @@ if TYPE_CHECKING:
 
     from imgkeep.core.policy import Policy
     from imgkeep.core.records import Source, SourceInfo, Validator
-    from imgkeep.images.fill import Neighbours
-    from imgkeep.images.format_checker import Judged
-    from imgkeep.ports import Claims, Draft, OriginResponse, Sleep
+    from imgkeep.images.fill import FillDependencies
+    from imgkeep.images.format_checker import CheckedImage
+    from imgkeep.ports import Draft, FillLeases, OriginResponse, Sleep
 
 REFETCHES_MAX: Final = 8
 """Maximum number of refetches at a time, each key counted once: an eighth of the fetches, so visitors keep theirs."""
@@ -65,8 +65,8 @@ LASTING_DOUBTS: Final = frozenset({Doubt.SPLIT, Doubt.CONTESTED})
 log = logging.getLogger(__name__)
 
 
-class Keeper(Protocol):
-    """The keeper, as far as a refetch needs it."""
+class ImageService(Protocol):
+    """The image_service, as far as a refetch needs it."""
 
     identify: Callable[[Source], SourceInfo]
 
@@ -76,7 +76,7 @@ class Keeper(Protocol):
     def keys_of(self, source: Source) -> tuple[Key, Key]:
         """Return the two keys under which the image of a link may be stored: the one that it shares, and its own."""
 
-    async def landed(self, key: Key) -> None:
+    async def wait_for_fill(self, key: Key) -> None:
         """Wait until nothing is fetched for a key any more, however it ends."""
 
     async def kept(self, record: Record) -> None:
@@ -99,27 +99,27 @@ class Refetcher:
     Fetches stored images again. One per process.
 
     Args:
-        settle: Waits until other workers find in the catalog what was put there.
-        claims: Among several workers the right to fetch; `None`: there is one.
+        settle: Waits until other workers find in the database what was put there.
+        leases: Among several workers the right to fetch; `None`: there is one.
     """
 
     def __init__(  # noqa: PLR0913 - all but two by keyword
         self,
-        keeper: Keeper,
-        neighbours: Neighbours,
+        image_service: ImageService,
+        dependencies: FillDependencies,
         *,
         policy: Policy,
         settle: Callable[[], Awaitable[None]],
         sleep: Sleep,
-        claims: Claims | None = None,
+        leases: FillLeases | None = None,
     ) -> None:
-        self._keeper = keeper
-        self._to = neighbours
+        self._image_service = image_service
+        self._dependencies = dependencies
         self._policy = policy
         self._settle = settle
         self._sleep = sleep
-        self._claims = claims
-        self._flights: Flights[_Flight] = Flights()
+        self._leases = leases
+        self._flights: SingleFlight[_Flight] = SingleFlight()
 
     async def aclose(self) -> None:
         """Break off what is under way."""
@@ -127,7 +127,7 @@ class Refetcher:
 
     async def refetch_source(self, source: Source) -> Refetched | None:
         """Fetch the image that a link is shown again, by this link. As `refetch`."""
-        return await self.refetch(await self._keeper.shown(source), source)
+        return await self.refetch(await self._image_service.shown(source), source)
 
     async def refetch(self, key: Key, source: Source | None = None) -> Refetched | None:
         """
@@ -142,7 +142,7 @@ class Refetcher:
             Removed: The image was removed, or what came was.
             SourceRejected, OriginError, StorageError, Busy: As their classes say; nothing was changed.
         """
-        known = await self._to.store.find(key)
+        known = await self._dependencies.store.find(key)
         if known is None:
             return None
         source = self._choose_link(known, source)
@@ -151,7 +151,7 @@ class Refetcher:
             raise SourceForbidden(f"the source is refused: {reason}")
         while True:
             await self._claim(key)
-            # No await between the claim and the departure: see collapse.py.
+            # No await between the lease and the departure: see collapse.py.
             flight, departs = self._flights.join(key, partial(self._depart, key, source))
             try:
                 return await asyncio.shield(flight.done)
@@ -166,14 +166,14 @@ class Refetcher:
             if not known.identity.startswith(("//", "https://", "http://")):
                 raise InvalidRequest("the image was uploaded or imported: there is no origin to fetch it from")
             try:
-                # The claims behind `#` are no part of a link; with `sources.identity = "exact"` it is the link itself.
+                # The leases behind `#` are no part of a link; with `sources.identity = "exact"` it is the link itself.
                 place = known.identity.partition("#")[0]
                 source = read_source(f"https:{place}" if place.startswith("//") else place)
             except ImgkeepError:
                 raise InvalidRequest("the image's identity is no link: send the link to fetch by") from None
-            if known.key not in self._keeper.keys_of(source):
+            if known.key not in self._image_service.keys_of(source):
                 raise InvalidRequest("the image's identity does not name it alone: send the link to fetch by")
-        elif known.key not in self._keeper.keys_of(source):
+        elif known.key not in self._image_service.keys_of(source):
             raise InvalidRequest("the link names another image than this key")
         if Doubt.SPLIT in known.doubts and known.brought_by != fingerprint(source):
             raise InvalidRequest("the signature names the picture there: send the link that brought this one")
@@ -183,12 +183,12 @@ class Refetcher:
         """Have the right to fetch, or join who has it in this process."""
         name = _name_of(key)
         for _ in range(CLAIM_LOOKS_MAX):
-            await self._keeper.landed(name)  # a look of `sources.refresh` at the same image
+            await self._image_service.wait_for_fill(name)  # a look of `sources.refresh` at the same image
             if key in self._flights:
                 return
             if len(self._flights) >= REFETCHES_MAX:
                 raise Busy("too many images are being fetched again", retry_after_s=2)
-            if self._claims is None or self._claims.take(name) is None:
+            if self._leases is None or self._leases.take(name) is None:
                 return
             await self._sleep(CLAIM_EVERY_S)
         raise Busy("another worker is fetching this image", retry_after_s=2)
@@ -197,24 +197,24 @@ class Refetcher:
         return _Flight(source, partial(self._run, key, source), partial(self._over, key))
 
     def _over(self, key: Key) -> None:
-        if self._claims is not None:
-            self._claims.release(_name_of(key))
+        if self._leases is not None:
+            self._leases.release(_name_of(key))
 
     async def _run(self, key: Key, source: Source) -> Refetched | None:
-        info = self._keeper.identify(source)
+        info = self._image_service.identify(source)
         subject = Subject(key, source.host, info.provider)
         try:
             refetched = await self._fetch(key, source, info)
         except ImgkeepError as error:
-            told = explain(error, info, self._to.clock())
-            self._to.observer.failed(subject, told)
+            told = explain(error, info, self._dependencies.clock())
+            self._dependencies.observer.failed(subject, told)
             raise told from None
         if refetched is None:
             return None
         if refetched.replaced:
-            self._to.observer.filled(subject, refetched.record.size, pending=False)
+            self._dependencies.observer.filled(subject, refetched.record.size, pending=False)
         else:
-            self._to.observer.unchanged(subject)
+            self._dependencies.observer.unchanged(subject)
         log.info("image fetched again", extra={"key": key, "replaced": refetched.replaced})
         return refetched
 
@@ -225,17 +225,17 @@ class Refetcher:
         finally:
             await draft.aclose()
         if refetched is not None:
-            await self._keeper.kept(refetched.record)
+            await self._image_service.kept(refetched.record)
             await self._settle()
-            await self._keeper.tell(key)
+            await self._image_service.tell(key)
         return refetched
 
     async def _spool(self, source: Source, info: SourceInfo) -> tuple[Draft, Validator | None, bool]:
         """Fetch what the link brings, whole by its framing. The origin is done with before anything is judged."""
         # Without a validator: whether the origin's word for "unchanged" can be believed is what is in question.
-        demand = Demand(refusal_size=lambda status: refusal_size(status, info, self._to.clock()))
-        async with self._to.origin.fetch(source, demand=demand) as response:
-            draft = await begin(self._to, response.size)
+        demand = Demand(refusal_size=lambda status: refusal_size(status, info, self._dependencies.clock()))
+        async with self._dependencies.origin.fetch(source, demand=demand) as response:
+            draft = await begin(self._dependencies, response.size)
             try:
                 async for chunk in response.chunks():
                     await draft.write(chunk)
@@ -248,30 +248,30 @@ class Refetcher:
     async def _keep(  # noqa: PLR0913 - what a record is made of
         self, key: Key, source: Source, info: SourceInfo, draft: Draft, validator: Validator | None, *, plaintext: bool
     ) -> Refetched | None:
-        if draft.digest in self._to.refused:
+        if draft.digest in self._dependencies.refused:
             raise Removed(REMOVED)
-        judged = await judge_image(self._to, draft)
+        judged = await check_image(self._dependencies, draft)
         for attempt in range(1, PUTS_MAX + 1):
-            known = await self._to.store.find(key)
+            known = await self._dependencies.store.find(key)
             if known is None:
                 return None
             if known.pending:
                 raise StorageError("the stored image waits for the primary store: fetch it again once it is there")
             same = known.digest == draft.digest
             if judged.is_incomplete and not same:
-                insist_on_complete(judged)
+                require_complete(judged)
             record = self._record(known, source, info, draft, judged, validator, plaintext=plaintext)
             try:
-                kept = await self._to.store.put(draft, record, known.digest)
+                kept = await self._dependencies.store.put(draft, record, known.digest)
             except Conflict:
                 if attempt == PUTS_MAX:
                     raise
                 continue  # another replacement crossed ours: what stands now is what we have to differ from
-            if draft.digest in self._to.refused:
+            if draft.digest in self._dependencies.refused:
                 # A removal that came while it was being put wins; what stood here before stands again.
                 if not same:
-                    await self._to.store.restate(known, replaces=draft.digest)
-                await self._to.store.forget(draft.digest)
+                    await self._dependencies.store.restate(known, replaces=draft.digest)
+                await self._dependencies.store.forget(draft.digest)
                 raise Removed(REMOVED)
             return Refetched(kept, replaced=not same)
         raise AssertionError("the last attempt returns or raises")
@@ -282,12 +282,12 @@ class Refetcher:
         source: Source,
         info: SourceInfo,
         draft: Draft,
-        judged: Judged,
+        judged: CheckedImage,
         validator: Validator | None,
         *,
         plaintext: bool,
     ) -> Record:
-        now = self._to.clock().replace(microsecond=0)
+        now = self._dependencies.clock().replace(microsecond=0)
         same = known.digest == draft.digest
         # The operator's word takes away what was doubted of the link, and nothing else.
         doubts = known.doubts & LASTING_DOUBTS
@@ -303,7 +303,7 @@ class Refetcher:
             format=judged.format,
             size=draft.size,
             pixel_size=judged.pixel_size,
-            etag=known.etag if same else self._to.draw_etag(),
+            etag=known.etag if same else self._dependencies.draw_etag(),
             stored_at=known.stored_at if same else now,
             # A link without its signature does not tell what kind of link it was.
             provider=info.provider or known.provider,
@@ -318,7 +318,7 @@ class Refetcher:
 
 
 class _Flight:
-    """A flight of `collapse.Flights`: one fetch, and all who wait for it."""
+    """A flight of `collapse.SingleFlight`: one fetch, and all who wait for it."""
 
     def __init__(
         self, source: Source, run: Callable[[], Awaitable[Refetched | None]], over: Callable[[], None]
@@ -347,5 +347,5 @@ def _insist_on_framing(response: OriginResponse) -> None:
 
 
 def _name_of(key: Key) -> Key:
-    """Return the name of the claim: that of a look of `sources.refresh`, so that the two do not run at once."""
+    """Return the name of the lease: that of a look of `sources.refresh`, so that the two do not run at once."""
     return Key(f"refresh.{key}")

@@ -13,19 +13,19 @@ The durable steps of a removal, in their order:
 
 1. the block of the digest, with the keys that are going to have a tombstone
 2. the object goes
-3. this node's memory, its other workers, the catalog's list of blocked digests
-4. the tombstones, some at a time; then the rows of the catalog
+3. this node's memory, its other workers, the database's list of blocked digests
+4. the tombstones, some at a time; then the rows of the database
 
 The durable steps of an undo, in their order; after a crash between any two of them the same undo finishes the rest:
 
 1. the tombstones of the other keys that the block lists, as far as they are of the same digest
 2. the block
 3. the tombstone of the key that was named: last, because it alone says which digest that key had
-4. memory, the catalog's list, the other workers
+4. memory, the database's list, the other workers
 
 How other nodes learn: each node holds all blocked digests in memory and lists those of the store once a minute. No list
 and no notice is believed about a digest that is blocked no longer: each node asks the store for that very block before
-it forgets it (`Refusals.look_again`). So the store alone says what is blocked, no clock of any node counts, and a
+it forgets it (`BlockedDigests.look_again`). So the store alone says what is blocked, no clock of any node counts, and a
 removal after an undo wins whatever is still on its way:
 
 1. A undoes the removal of X: the block is gone. A tells its other workers.
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from imgkeep.core.records import Digest, Key, Record, Source
-    from imgkeep.ports import Clock, Siblings, Sleep, Store
+    from imgkeep.ports import Clock, Peers, Sleep, Store
 
 REFRESH_EVERY_S: Final = 60
 """Interval of the lists of blocked digests: within it other nodes stop showing a picture, or show it again."""
@@ -70,16 +70,16 @@ log = logging.getLogger(__name__)
 
 
 class Register(Protocol):
-    """The catalog, for who removes."""
+    """The database, for who removes."""
 
     async def refused(self) -> Collection[Digest]:
         """Return the digests that are refused, as far as they were brought in."""
 
     async def refuse(self, digests: Collection[Digest]) -> None:
-        """Bring refusals in, for the next start."""
+        """Bring blocked_digests in, for the next start."""
 
     async def allow(self, digests: Collection[Digest]) -> None:
-        """Forget refusals that were undone."""
+        """Forget blocked_digests that were undone."""
 
     async def keys_of(self, digest: Digest) -> Sequence[Key]:
         """Return the keys of all records that point at an object."""
@@ -89,7 +89,7 @@ class Register(Protocol):
 
 
 class Finder(Protocol):
-    """The keeper, for who removes."""
+    """The image_service, for who removes."""
 
     async def look_up(self, key: Key) -> Record | None:
         """Return the record under a key, whether its object is there or not. Raises as `ports.Store.find`."""
@@ -120,7 +120,7 @@ class Restored:
     stored: bool
 
 
-class Refusals:
+class BlockedDigests:
     """
     The digests of all pictures that are refused. `dropped` is told of new ones, and so are other workers, before
     whoever removes is told that it is done.
@@ -131,10 +131,10 @@ class Refusals:
         store: Store,
         register: Register,
         dropped: Callable[[Digest], Awaitable[None]],
-        siblings: Siblings | None = None,
+        peers: Peers | None = None,
     ) -> None:
         self._store = store
-        self._siblings = siblings
+        self._peers = peers
         self._register = register
         self._dropped = dropped
         self._digests: dict[Digest, int] = {}
@@ -152,11 +152,11 @@ class Refusals:
         return len(self._digests)
 
     async def open(self) -> None:
-        """Bring in what the catalog knows, and the store if it can be reached."""
+        """Bring in what the database knows, and the store if it can be reached."""
         try:
             self._note(await self._register.refused())
         except StorageError:
-            log.warning("the catalog does not tell which pictures are refused")
+            log.warning("the database does not tell which pictures are refused")
         await self.refresh()
 
     async def refresh(self) -> set[Digest]:
@@ -181,8 +181,8 @@ class Refusals:
             StorageError: Somebody may not know yet.
         """
         await self.learn(new)
-        if self._siblings is not None:
-            await self._siblings.tell(refused=new)
+        if self._peers is not None:
+            await self._peers.tell(refused=new)
         await self._register.refuse(new)
 
     async def learn(self, new: Collection[Digest]) -> None:
@@ -196,7 +196,7 @@ class Refusals:
         Ask the store for these blocks, and forget those that are gone.
 
         Raises:
-            StorageError: The store or the catalog cannot tell; what is known stays.
+            StorageError: The store or the database cannot tell; what is known stays.
         """
         for digest in digests:
             lesson = self._digests.get(digest)
@@ -222,9 +222,9 @@ class Refusals:
         digests = [] if digest is None else [digest]
         await self.look_again(digests)
         self.restored()
-        if self._siblings is not None:
+        if self._peers is not None:
             with suppress(StorageError):  # their next refresh tells them
-                await self._siblings.tell(changed=keys, restored=digests)
+                await self._peers.tell(changed=keys, restored=digests)
 
     async def run(self, sleep: Sleep) -> None:
         """Refresh, for ever."""
@@ -235,7 +235,7 @@ class Refusals:
                     with suppress(StorageError):  # what is left of it is never shown
                         await self.removed_elsewhere(digest)
             except Exception:  # this loop must not end, whatever an answer holds
-                log.exception("looking for refusals failed as nobody foresaw")
+                log.exception("looking for blocked_digests failed as nobody foresaw")
 
     def _note(self, digests: Collection[Digest]) -> None:
         for digest in digests:
@@ -248,11 +248,13 @@ class Remover:
     a `StorageError`.
     """
 
-    def __init__(self, *, store: Store, register: Register, finder: Finder, refusals: Refusals, clock: Clock) -> None:
+    def __init__(
+        self, *, store: Store, register: Register, finder: Finder, blocked_digests: BlockedDigests, clock: Clock
+    ) -> None:
         self._store = store
         self._register = register
         self._finder = finder
-        self._refusals = refusals
+        self._refusals = blocked_digests
         self._clock = clock
         self._locks: WeakValueDictionary[Digest, asyncio.Lock] = WeakValueDictionary()
         """Of the digests that are being removed or restored."""
@@ -403,7 +405,7 @@ class Remover:
         try:
             others = await self._register.keys_of(digest)
         except StorageError as error:
-            fault = error  # a picture that has to go does not wait for the catalog
+            fault = error  # a picture that has to go does not wait for the database
         before = await self._store.find_block(digest) or ()
         keys = named.union(others, before)
         await self._store.refuse(digest, self._now(), keys)
@@ -429,7 +431,7 @@ class Remover:
         return True
 
     async def _bury(self, key: Key, digest: Digest | None) -> None:
-        await self._store.bury(Tombstone(key, self._now(), digest))
+        await self._store.put_tombstone(Tombstone(key, self._now(), digest))
         self._finder.forget(key)
 
     def _alone(self, digest: Digest) -> asyncio.Lock:

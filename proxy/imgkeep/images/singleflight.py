@@ -1,7 +1,7 @@
 """
 One flight per key, many passengers (asyncio, no I/O).
 
-`Flights` sees to it that one fill per key is in the air; `Tide` lets any number of readers follow what the fill has
+`SingleFlight` sees to it that one fill per key is in the air; `Watermark` lets any number of readers follow what the fill has
 brought so far, each at its own speed. Neither knows what a fill does.
 
 The interleaving that matters, step by step:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
 
-class Flight(Protocol):
+class Call(Protocol):
     """Something that runs once and tells those who wait how it ended."""
 
     async def run(self) -> None:
@@ -40,38 +40,38 @@ class Flight(Protocol):
         """Release what the flight itself holds."""
 
 
-F = TypeVar("F", bound=Flight)
+F = TypeVar("F", bound=Call)
 
 
-class Flights(Generic[F]):
+class SingleFlight(Generic[F]):
     """The flights in the air by key. A flight owns its task: passengers who leave do not disturb it."""
 
     def __init__(self) -> None:
-        self._in_air: dict[Hashable, F] = {}
+        self._in_flight: dict[Hashable, F] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     def __len__(self) -> int:
-        return len(self._in_air)
+        return len(self._in_flight)
 
     def __contains__(self, key: Hashable) -> bool:
-        return key in self._in_air
+        return key in self._in_flight
 
     def find(self, key: Hashable) -> F | None:
         """Return the flight of this key, if there is one."""
-        return self._in_air.get(key)
+        return self._in_flight.get(key)
 
     def join(self, key: Hashable, depart: Callable[[], F]) -> tuple[F, bool]:
         """Return the flight of this key, and whether it departs only now."""
-        flight = self._in_air.get(key)
+        flight = self._in_flight.get(key)
         if flight is not None:
             return flight, False
-        flight = self._in_air[key] = depart()
-        task = asyncio.create_task(self._fly(key, flight))
+        flight = self._in_flight[key] = depart()
+        task = asyncio.create_task(self._run(key, flight))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return flight, True
 
-    async def land(self) -> None:
+    async def drain(self) -> None:
         """Wait until everything that is in the air has landed. The caller sets the time limit."""
         while self._tasks:
             await asyncio.wait(self._tasks)
@@ -82,23 +82,23 @@ class Flights(Generic[F]):
         await asyncio.sleep(0)
         for task in self._tasks:
             task.cancel()
-        await self.land()
+        await self.drain()
 
-    async def _fly(self, key: Hashable, flight: F) -> None:
+    async def _run(self, key: Hashable, flight: F) -> None:
         try:
             await flight.run()
         except BaseException as error:
-            del self._in_air[key]
+            del self._in_flight[key]
             flight.fail(error)
             if not isinstance(error, Exception):
                 raise
         else:
-            del self._in_air[key]
+            del self._in_flight[key]
         finally:
             await flight.aclose()
 
 
-class Tide:
+class Watermark:
     """How far a growing body has come, and those who wait for more of it."""
 
     def __init__(self) -> None:
@@ -108,7 +108,7 @@ class Tide:
         self.error: BaseException | None = None
         self._waiting: list[asyncio.Future[None]] = []
 
-    def rise(self, height: int) -> None:
+    def advance(self, height: int) -> None:
         """Let readers have the bytes up to `height`."""
         self.height = height
         self._wake()
@@ -125,7 +125,7 @@ class Tide:
         Wait until there is more than `offset` bytes or the end is reached; return the height.
 
         Raises:
-            BaseException: What the tide ended with; bytes below the height can be read nevertheless.
+            BaseException: What the watermark ended with; bytes below the height can be read nevertheless.
         """
         while self.height <= offset and not self.ended:
             # One for each who waits: whoever is cancelled takes nobody along.

@@ -23,16 +23,16 @@ if TYPE_CHECKING:
     from imgkeep.core.records import Source, SourceInfo
 
 HOSTS_MAX: Final = 8192
-PLAIN_S: Final = 300
+PLAIN_HTTP_TTL_S: Final = 300
 """For so long a host that could not be reached by https is asked by plain http only."""
 
 
-class Routes:
+class SourceOrder:
     """Chooses links, and remembers hosts that cannot be reached by https; `timer` gives monotonic seconds."""
 
     def __init__(self, policy: Policy, timer: Callable[[], float]) -> None:
         self._policy = policy
-        self._plain: TTLCache[str, bool] = TTLCache(HOSTS_MAX, PLAIN_S, timer=timer)
+        self._plain: TTLCache[str, bool] = TTLCache(HOSTS_MAX, PLAIN_HTTP_TTL_S, timer=timer)
 
     def find(self, source: Source, info: SourceInfo) -> Sequence[Source]:
         """Return the links to ask by, in this order."""

@@ -28,7 +28,7 @@ class Countable(Protocol):
         """Return the number of images, and the sum of their sizes in bytes. Raises: StorageError."""
 
 
-class Stock:
+class StoredTotals:
     """
     The last count.
 

@@ -17,15 +17,15 @@ from imgkeep.core.data_url import identify_bytes
 from imgkeep.core.errors import Conflict, Removed, TooLarge
 from imgkeep.core.layout import REMOVED
 from imgkeep.core.records import Record, Subject
-from imgkeep.images.drafts import take_back
-from imgkeep.images.ingest import begin, judge_whole
+from imgkeep.images.drafts import undo_put
+from imgkeep.images.ingest import begin, check_whole_image
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from imgkeep.core.records import Format, PixelSize, Source, SourceInfo
-    from imgkeep.images.fill import Neighbours
-    from imgkeep.images.service import Keeper
+    from imgkeep.images.fill import FillDependencies
+    from imgkeep.images.service import ImageService
     from imgkeep.ports import Draft
 
 
@@ -40,9 +40,9 @@ class Saved:
 class Saver:
     """Keeps images that nobody has asked for. `body_bytes_max`: of bytes that are handed in."""
 
-    def __init__(self, keeper: Keeper, neighbours: Neighbours, *, body_bytes_max: int) -> None:
-        self._keeper = keeper
-        self._to = neighbours
+    def __init__(self, image_service: ImageService, dependencies: FillDependencies, *, body_bytes_max: int) -> None:
+        self._image_service = image_service
+        self._dependencies = dependencies
         self._body_bytes_max = body_bytes_max
 
     async def save_link(self, source: Source) -> Saved:
@@ -52,7 +52,7 @@ class Saver:
         Raises:
             SourceRejected, OriginError, StorageError, Busy: As their classes say; it is not kept.
         """
-        return Saved(*await self._keeper.keep(source, self._keeper.identify(source)))
+        return Saved(*await self._image_service.keep(source, self._image_service.identify(source)))
 
     async def save_bytes(self, chunks: AsyncIterator[bytes], size: int | None, info: SourceInfo | None = None) -> Saved:
         """
@@ -64,21 +64,21 @@ class Saver:
             Conflict: Another image is kept under `info`.
             StorageError: It is not kept.
         """
-        draft = await begin(self._to, size)
+        draft = await begin(self._dependencies, size)
         try:
             async for chunk in chunks:
                 if draft.size + len(chunk) > self._body_bytes_max:
                     raise TooLarge(f"the image is larger than {self._body_bytes_max} bytes, see fetch.body_bytes_max")
                 await draft.write(chunk)
-            if draft.digest in self._to.refused:
+            if draft.digest in self._dependencies.refused:
                 raise Removed(REMOVED)
-            judged = await judge_whole(self._to, draft)
+            judged = await check_whole_image(self._dependencies, draft)
             return await self._keep(draft, judged.format, judged.pixel_size, info or identify_bytes(draft.digest))
         finally:
             await draft.aclose()
 
     async def _keep(self, draft: Draft, format_: Format, pixel_size: PixelSize | None, info: SourceInfo) -> Saved:
-        known = await self._keeper.find(info.key)
+        known = await self._image_service.find(info.key)
         if known is not None:
             if known.digest != draft.digest:
                 raise Conflict("another image is kept under this name")
@@ -91,13 +91,15 @@ class Saver:
             format=format_,
             size=draft.size,
             pixel_size=pixel_size,
-            etag=self._to.draw_etag(),
-            stored_at=self._to.clock().replace(microsecond=0),
+            etag=self._dependencies.draw_etag(),
+            stored_at=self._dependencies.clock().replace(microsecond=0),
         )
-        kept = await self._to.store.put(draft, record)
-        if record.digest in self._to.refused:  # removed while it was being put
-            await take_back(self._to.store, kept)
+        kept = await self._dependencies.store.put(draft, record)
+        if record.digest in self._dependencies.refused:  # removed while it was being put
+            await undo_put(self._dependencies.store, kept)
             raise Removed(REMOVED)
-        self._to.observer.filled(Subject(kept.key, kept.host, kept.provider), draft.size, pending=kept.pending)
-        await self._keeper.kept(kept)
+        self._dependencies.observer.filled(
+            Subject(kept.key, kept.host, kept.provider), draft.size, pending=kept.pending
+        )
+        await self._image_service.kept(kept)
         return Saved(kept, created=True)

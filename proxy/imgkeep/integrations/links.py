@@ -10,7 +10,7 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Final, Literal, Required, TypeAlias, TypedDict
 
 from imgkeep.core.errors import SourceRejected
-from imgkeep.core.identity import BUILT_IN, read_catalogue
+from imgkeep.core.identity import BUILT_IN, read_provider_rules
 from imgkeep.core.policy import PORTS
 from imgkeep.core.rewrite import Hosts, ImgLinks, Temporary, every, rewrite_html
 from imgkeep.core.rewrite.links import Page
@@ -109,7 +109,7 @@ class SiteLinks:
             raise ValueError('token: is for save and for allow="ask", and there is neither')
         self._public_url, self._key = public_url, signing_key
         self._which: Choice | Literal["temporary", "all"] = _read_which(which)
-        self._catalogue = read_catalogue(providers) if providers else BUILT_IN
+        self._catalogue = read_provider_rules(providers) if providers else BUILT_IN
         patterns = self._allowed(which) if allow is None or allow == "ask" else allow
         policy = make_policy(patterns, deny, self._catalogue, ports=allow_ports, networks=allow_networks)
         self._rules: Rules | AskedRules = Rules(policy)

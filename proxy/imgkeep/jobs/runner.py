@@ -2,13 +2,13 @@
 Saving many links in the background, durably.
 
 Rules:
-- A link is in the catalog until it is saved or has failed for good, so a process that is killed goes on where it was;
+- A link is in the database until it is saved or has failed for good, so a process that is killed goes on where it was;
   what it had finished is found to be kept, and not fetched again.
 - What expires first comes first. Each host has few at a time, so that one that is slow holds up no other.
 - What may be better later is tried again, at growing intervals, until the link expires.
 - A job that is cancelled ends at once: what waits is not begun, and what is under way is given up. A fetch that others
   wait for goes on, and so does one that can be stored all the same.
-- The link itself, a credential, is gone from the catalog as soon as nothing is left to do with it.
+- The link itself, a credential, is gone from the database as soon as nothing is left to do with it.
 """
 
 from __future__ import annotations
@@ -49,27 +49,27 @@ if TYPE_CHECKING:
 
 ITEMS_MAX: Final = 10_000
 WAITING_MAX: Final = 1_000_000
-"""In all jobs: some gigabyte of the catalog."""
+"""In all jobs: some gigabyte of the database."""
 CONCURRENT_MAX: Final = 16
 PER_HOST_MAX: Final = 4
 """A quarter of what `fetch.*` lets through by default: visitors come first."""
-AT_HAND_MAX: Final = 256
+QUEUED_MAX: Final = 256
 """Links that are looked for at a time."""
 DELAY_MIN_S: Final = 6
 """Longer than a failure of a moment is remembered (`images/negative_cache.py`), so that each attempt is one."""
 DELAY_MAX_S: Final = 600
 ATTEMPTS_MAX: Final = 12
 """For a link that tells no end: about an hour and a half."""
-LOOK_EVERY_S: Final = 1
-KEPT_S: Final = 7 * 86_400
+POLL_INTERVAL_S: Final = 1
+RESULTS_RETENTION_S: Final = 7 * 86_400
 """So long the results of a job can be asked for."""
-TIDY_EVERY_S: Final = 3600
+CLEANUP_INTERVAL_S: Final = 3600
 """Old jobs are forgotten, and what waits is counted anew."""
 
 WEBHOOK_DELAY_MIN_S: Final = 10
 WEBHOOK_ATTEMPTS_MAX: Final = 10
 """The last one some three hours after the first."""
-WEBHOOKS_AT_ONCE: Final = 8
+WEBHOOKS_CONCURRENT_MAX: Final = 8
 
 log = logging.getLogger(__name__)
 
@@ -200,21 +200,21 @@ class JobRunner:
         try:
             while True:
                 self._wake.clear()
-                pause_s: float = LOOK_EVERY_S
+                pause_s: float = POLL_INTERVAL_S
                 try:
                     if self._timer() >= self._tidy_at:
-                        await self._jobs.forget(KEPT_S)
+                        await self._jobs.forget(RESULTS_RETENTION_S)
                         self.waiting = await self._jobs.count_waiting()
-                        self._tidy_at = self._timer() + TIDY_EVERY_S
+                        self._tidy_at = self._timer() + CLEANUP_INTERVAL_S
                     await self._depart()
                     if self._timer() >= self._tell_at:
                         self._tell_at = self._timer() + await self._tell_all()
                     if self.waiting <= 0:
                         self.waiting = await self._jobs.count_waiting()  # once, before a long pause
                     if not self.waiting:
-                        pause_s = min(max(self._tell_at - self._timer(), LOOK_EVERY_S), TIDY_EVERY_S)
+                        pause_s = min(max(self._tell_at - self._timer(), POLL_INTERVAL_S), CLEANUP_INTERVAL_S)
                 except StorageError:
-                    pass  # the catalog tells its own trouble
+                    pass  # the database tells its own trouble
                 except Exception:  # this loop must not end, whatever happens
                     log.exception("working jobs off failed as nobody foresaw")
                 await self._wait(pause_s)
@@ -271,9 +271,9 @@ class JobRunner:
         if now < self._look_at and busy >= self._in_vain:
             return False
         known = {(item.job, item.number) for items in self._at_hand.values() for item in items} | self._running.keys()
-        due = await self._jobs.due(AT_HAND_MAX, but=known, busy=busy)
-        if len(due) < AT_HAND_MAX:
-            self._look_at, self._in_vain = now + LOOK_EVERY_S, busy
+        due = await self._jobs.due(QUEUED_MAX, but=known, busy=busy)
+        if len(due) < QUEUED_MAX:
+            self._look_at, self._in_vain = now + POLL_INTERVAL_S, busy
         for item in due:
             self._at_hand.setdefault(item.host, deque()).append(item)
         return bool(due)
@@ -294,7 +294,7 @@ class JobRunner:
         try:
             job = await self._try(item)
         except StorageError:
-            return  # the catalog: it stays where it was, and is found to be kept the next time
+            return  # the database: it stays where it was, and is found to be kept the next time
         except Exception:
             log.exception("saving a link failed as nobody foresaw")
             job = await self._jobs.failed(item, Failure("internal_error", "the server met an error of its own"))
@@ -359,15 +359,15 @@ class JobRunner:
 
     async def _tell_all(self) -> float:
         """Tell who is to be told now; return in how many seconds there is something to tell again."""
-        webhooks = await self._jobs.webhooks(WEBHOOKS_AT_ONCE)
+        webhooks = await self._jobs.webhooks(WEBHOOKS_CONCURRENT_MAX)
         due = [webhook for webhook in webhooks if webhook.due_in_s <= 0]
         async with asyncio.TaskGroup() as group:
             for webhook in due:
                 group.create_task(self._tell(webhook))
-        return 0 if due else min((webhook.due_in_s for webhook in webhooks), default=TIDY_EVERY_S)
+        return 0 if due else min((webhook.due_in_s for webhook in webhooks), default=CLEANUP_INTERVAL_S)
 
     async def _tell(self, webhook: Webhook) -> None:
-        with suppress(StorageError):  # the catalog's; it is told once more
+        with suppress(StorageError):  # the database's; it is told once more
             await self._send(webhook)
 
     async def _send(self, webhook: Webhook) -> None:

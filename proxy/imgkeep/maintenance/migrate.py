@@ -142,7 +142,7 @@ class Migration:
         read = read_object_name(name)
         if read is None or path != object_path(name):
             return Outcome("damaged", path, "this is not the name of an object")
-        draft = await self._source.lend(name, self._spool)
+        draft = await self._source.open_draft(name, self._spool)
         if draft is None:
             return Outcome("gone", path)
         try:
@@ -156,7 +156,7 @@ class Migration:
     async def _copy_record(self, path: str) -> Outcome:  # noqa: PLR0911 - one for each fate
         for _, record in await self._source.read_records([path]):
             if isinstance(record, Tombstone):
-                await self._target.bury(record)
+                await self._target.put_tombstone(record)
                 return Outcome("copied", path)
             if isinstance(record, RecordTooNew):
                 return Outcome("failed", path, str(record))

@@ -1,4 +1,4 @@
-"""Looking after what is stored: bring the catalog up to date, and find what is damaged, missing or left over."""
+"""Looking after what is stored: bring the database up to date, and find what is damaged, missing or left over."""
 
 from __future__ import annotations
 
@@ -54,12 +54,12 @@ async def records(archive: Archive) -> AsyncIterator[tuple[str, Record | Tombsto
         yield found
 
 
-async def reindex(archives: Sequence[Archive], ledger: Ledger) -> int:
+async def reindex(archives: Sequence[Archive], image_index: Ledger) -> int:
     """
-    Fill the catalog from the records and return how many there are. What lies in a second archive waits for the first.
+    Fill the database from the records and return how many there are. What lies in a second archive waits for the first.
 
     Raises:
-        StorageError: The catalog or a store failed.
+        StorageError: The database or a store failed.
     """
 
     async def everything() -> AsyncIterator[Record]:
@@ -68,7 +68,7 @@ async def reindex(archives: Sequence[Archive], ledger: Ledger) -> int:
                 if isinstance(record, Record):
                     yield record if archive is archives[0] else replace(record, pending=True)
 
-    return await ledger.rebuild(everything())
+    return await image_index.rebuild(everything())
 
 
 async def verify(archive: Archive, note: Callable[[Record], Awaitable[None]]) -> AsyncIterator[Finding | None]:
@@ -110,7 +110,7 @@ async def _verify_objects(archive: Archive, wanted: set[str], incomplete: set[st
             continue  # removed since its folder was listed
         digest, lacks = judged
         if not _is_named(path, digest) and not _is_named(path, await archive.hash_object(path)):  # may be the line's
-            await archive.set_aside(path)
+            await archive.quarantine(path)
             yield Finding("damaged", path)
             continue
         if known and lacks:
@@ -158,7 +158,7 @@ async def _verify_records(archive: Archive, wanted: set[str]) -> AsyncIterator[F
         elif isinstance(record, RecordTooNew):
             yield Finding("unreadable", path)
         else:
-            await archive.set_aside(path)
+            await archive.quarantine(path)
             yield Finding("damaged", path)
 
 

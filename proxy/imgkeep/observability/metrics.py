@@ -139,7 +139,7 @@ class Metrics:
         self._requests = self._tally("requests", "Requests answered", "route", "outcome", "status")
         self._sent = self._tally("sent_bytes", "Bytes of bodies handed to clients")
         self._request_times = self._times("request_seconds", "From request to end of answer", "route")
-        # fills{outcome="stored"} + "fallback" + "unkept" + "unchanged" + "yielded" + all error codes = ended fills. The
+        # fills{outcome="stored"} + "fallback" + "not_stored" + "unchanged" + "yielded" + all error codes = ended fills. The
         # providers are names of the provider rules, "other" and "upload", so a stranger cannot make new ones.
         self._fills = self._tally("fills", "Fills that ended", "provider", "outcome")
         self._stored = self._tally("stored_bytes", "Bytes of images kept")
@@ -165,8 +165,8 @@ class Metrics:
         )
         # One per attempt to save a link of a job: "saved", "retried", or the code of what it failed with for good.
         self._worked = self._tally("job_links", "Links of jobs that were tried to be saved", "outcome")
-        # One per attempt to carry an image over; healed{outcome="failed"} may count an image many times.
-        self._healed = self._tally("healed", "Images carried from the fallback to the store", "outcome")
+        # One per attempt to carry an image over; outbox_uploads{outcome="failed"} may count an image many times.
+        self._outbox_uploads = self._tally("outbox_uploads", "Images carried from the fallback to the store", "outcome")
         # One per document that was rewritten, whatever was found in it; and how many links were.
         self._documents = self._tally("documents", "Documents rewritten", "form")
         self._links = self._tally("rewritten_links", "Links rewritten in documents")
@@ -215,9 +215,9 @@ class Metrics:
         self._calls.add(operation, outcome)
         self._call_times.add(seconds, operation)
 
-    def healed(self, done: bool) -> None:  # noqa: FBT001 - the one thing it is told
+    def outbox_uploads(self, done: bool) -> None:  # noqa: FBT001 - the one thing it is told
         """An image was carried over, or an attempt to failed."""
-        self._healed.add("done" if done else "failed")
+        self._outbox_uploads.add("done" if done else "failed")
 
     def worked(self, outcome: str) -> None:
         """A link of a job was tried."""
@@ -243,8 +243,8 @@ class Metrics:
         """An incomplete image was fetched again, or confirmed as it is."""
         self._completed.add(outcome)
 
-    def unkept(self, provider: str) -> None:
-        self._fills.add(provider, "unkept")
+    def not_stored(self, provider: str) -> None:
+        self._fills.add(provider, "not_stored")
 
     def failed(self, provider: str, error: BaseException) -> None:
         code = error.code if isinstance(error, ImgkeepError) else "internal_error"
@@ -269,15 +269,15 @@ class Metrics:
         ]
         return msgspec.msgpack.encode(Counted([name], families))
 
-    def sum_up(self, told: Sequence[bytes], *, workers: int, silent: int) -> bytes:
+    def sum_up(self, told: Sequence[bytes], *, workers: int, unresponsive: int) -> bytes:
         """
         Return the counters of several workers as one page: counters and histograms added; gauges likewise where each
-        has its part, else the greatest. Those of `silent` workers are missing.
+        has its part, else the greatest. Those of `unresponsive` workers are missing.
         """
         merged = self._merge([msgspec.msgpack.decode(each, type=Counted) for each in told])
         for name, help_text, value in (
             ("imgkeep_workers_counted", "Workers whose counters are in here", workers),
-            ("imgkeep_workers_silent", "Workers that did not tell theirs in time", silent),
+            ("imgkeep_workers_unresponsive", "Workers that did not tell theirs in time", unresponsive),
         ):
             merged.append(Family(name, help_text, "gauge", [(name, {}, value)]))
         return generate_latest(_Page(merged))

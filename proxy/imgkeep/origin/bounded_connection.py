@@ -48,7 +48,7 @@ costs a microsecond, so 50 MB in chunks of one byte would be a minute of this pr
 """
 
 
-class Misframed(ClientPayloadError):
+class FramingError(ClientPayloadError):
     """What came is not the answer to a request. The message is for people and holds nothing that the origin sent."""
 
 
@@ -189,7 +189,7 @@ class OriginConnection(ResponseHandler):
 
     def _refuse(self, reason: str) -> None:
         """End the connection, and whatever is asked over it."""
-        error = Misframed(reason)
+        error = FramingError(reason)
         transport, content = self.transport, self._content
         if transport is not None:
             transport.abort()

@@ -38,8 +38,8 @@ from imgkeep.core.policy import judge
 from imgkeep.core.records import Validator
 from imgkeep.core.redirect_location import Ambiguous, read_location
 from imgkeep.core.response_head import FIELDS_MAX
-from imgkeep.origin.bounded_connection import HEAD_BYTES_MAX, Misframed, OriginConnection
-from imgkeep.origin.concurrency import Gates
+from imgkeep.origin.bounded_connection import HEAD_BYTES_MAX, FramingError, OriginConnection
+from imgkeep.origin.concurrency import FetchLimiter
 from imgkeep.origin.content_encoding import Decoder, Places, make_pool, read_codings
 from imgkeep.origin.cookies import Cookies
 from imgkeep.origin.http1 import Response, Wire
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from imgkeep.config import Fetch
     from imgkeep.core.policy import Policy
     from imgkeep.core.records import Source
-    from imgkeep.origin.concurrency import Place
+    from imgkeep.origin.concurrency import FetchSlot
     from imgkeep.origin.ssrf_guard import AddressGuard
     from imgkeep.ports import Clock
 
@@ -69,7 +69,7 @@ BRISK_CONNECT_TIMEOUT_S: Final = 2
 REFUSAL_TIMEOUT_S: Final = 5
 """Timeout for the body of an error: it explains something at best."""
 BEGINNING_BYTES: Final = 4096
-"""Maximum size of `Answer.beginning`: enough to tell a page, and for what it says at its beginning."""
+"""Maximum size of `OriginResponse.beginning`: enough to tell a page, and for what it says at its beginning."""
 BODILESS: Final = frozenset({204, 205, 304})
 RETRY_AFTER_WAIT_MAX_S: Final = 5
 """A client waits meanwhile. An origin that wants us to wait longer is told to the client instead."""
@@ -106,7 +106,7 @@ class OriginClient:
         self._is_gone = is_gone
         self._pool = make_pool()
         self._places = Places()
-        self.gates = Gates(settings.concurrent_max, settings.per_host_max, refused=refused)
+        self.limiter = FetchLimiter(settings.concurrent_max, settings.per_host_max, refused=refused)
         fields = {
             "Accept": settings.accept or "*/*",
             "Accept-Encoding": "identity",
@@ -125,7 +125,7 @@ class OriginClient:
             resolver=guard,
             socket_factory=guard.connect,
             ssl=ssl_context or True,
-            limit=0,  # the gates limit, and with a bounded queue
+            limit=0,  # the limiter limit, and with a bounded queue
         )
         # A private name of aiohttp: tests/origin/test_connection.py fails when an upgrade changes what it means.
         factory: partial[Any] = partial(OriginConnection, asyncio.get_running_loop())
@@ -157,8 +157,8 @@ class OriginClient:
         known: Validator | None = None,
         demand: Demand | None = None,
         *,
-        brisk: bool = False,
-    ) -> AsyncGenerator[Answer]:
+        fail_fast: bool = False,
+    ) -> AsyncGenerator[OriginResponse]:
         has_place = yielded = False
 
         def stop() -> None:
@@ -169,11 +169,11 @@ class OriginClient:
 
         limit = asyncio.timeout(self._settings.total_timeout_s)
         try:
-            async with limit, self.gates.enter(source.host, demand or Demand(), stop) as place:
+            async with limit, self.limiter.enter(source.host, demand or Demand(), stop) as place:
                 has_place = True
-                attempts = 1 if brisk else self._settings.retries_max + 1
+                attempts = 1 if fail_fast else self._settings.retries_max + 1
                 hops = _Hops(
-                    min(BRISK_CONNECT_TIMEOUT_S, self._settings.connect_timeout_s) if brisk else None,
+                    min(BRISK_CONNECT_TIMEOUT_S, self._settings.connect_timeout_s) if fail_fast else None,
                     demand.refusal_size if demand else None,
                 )
                 response = await self._ask_until_answered(source, _conditions(known), place, attempts, hops)
@@ -217,7 +217,7 @@ class OriginClient:
             raise OriginError("the connection failed, or it does not speak HTTP") from None
 
     async def _ask_until_answered(
-        self, source: Source, conditions: Mapping[str, str], place: Place, attempts: int, hops: _Hops
+        self, source: Source, conditions: Mapping[str, str], place: FetchSlot, attempts: int, hops: _Hops
     ) -> Response:
         """Retry what may be better next time, as long as no byte of a body was read."""
         for attempt in range(attempts):
@@ -240,7 +240,7 @@ class OriginClient:
             return error.retry_after_s if error.retry_after_s <= RETRY_AFTER_WAIT_MAX_S else None
         return RETRY_DELAY_S * 2.0**attempt * (1 + self._draw())
 
-    async def _ask(self, source: Source, conditions: Mapping[str, str], place: Place, hops: _Hops) -> Response:
+    async def _ask(self, source: Source, conditions: Mapping[str, str], place: FetchSlot, hops: _Hops) -> Response:
         """Follow redirects and return an answer that carries a body."""
         hops.plaintext = False
         asked = source.host
@@ -286,7 +286,7 @@ class OriginClient:
             raise OriginTimeout("the origin did not connect or answer in time") from None
         except aiohttp.ClientConnectorError as error:
             raise _connect_error(error) from None
-        except Misframed as error:
+        except FramingError as error:
             raise _Final(str(error)) from None
         except (aiohttp.ClientError, HttpProcessingError, ValueError, OSError):
             raise OriginError("the connection to the origin failed, or it does not speak HTTP") from None
@@ -330,12 +330,12 @@ class OriginClient:
             retry_after_s = read_retry_after(response.headers.get("Retry-After"), self._clock())
         raise OriginError(f"the origin says {status}", origin_status=status, retry_after_s=retry_after_s)
 
-    def _read_head(self, response: Response, *, plaintext: bool) -> Answer:
+    def _read_head(self, response: Response, *, plaintext: bool) -> OriginResponse:
         decoder = read_codings(response.headers.getall("Content-Encoding", []), self._pool)
         size = response.content_length
         if size is not None and size > self._settings.body_bytes_max:
             raise TooLarge("the image is larger than fetch.body_bytes_max")
-        return Answer(response, self._settings, decoder, plaintext=plaintext)
+        return OriginResponse(response, self._settings, decoder, plaintext=plaintext)
 
     async def _read_refusal(self, response: Response, hops: _Hops) -> tuple[bytes, bool]:
         """Return what is wanted of what came with an error, or what of it came in time, and whether it broke off."""
@@ -367,7 +367,7 @@ class _Hops:
     cookies: Cookies = field(default_factory=Cookies)
 
 
-class Answer:
+class OriginResponse:
     """Implements `ports.OriginResponse`."""
 
     def __init__(self, response: Response, settings: Fetch, decoder: Decoder | None, *, plaintext: bool) -> None:
@@ -442,7 +442,7 @@ class Answer:
                 yield chunk
         except TimeoutError:
             raise OriginTimeout("the origin paused for longer than fetch.read_timeout_s") from None
-        except Misframed as error:
+        except FramingError as error:
             raise OriginError(str(error)) from None
         except (aiohttp.ClientError, OSError, RuntimeError):
             # RuntimeError: what aiohttp's stream says when the framing became nonsense while nobody was reading.

@@ -56,17 +56,17 @@ class _Line:
     __slots__ = ("_by_network", "_number")
 
     def __init__(self) -> None:
-        self._by_network: OrderedDict[str, OrderedDict[Place, None]] = OrderedDict()
+        self._by_network: OrderedDict[str, OrderedDict[FetchSlot, None]] = OrderedDict()
         self._number = 0
 
     def __len__(self) -> int:
         return self._number
 
-    def add(self, place: Place) -> None:
+    def add(self, place: FetchSlot) -> None:
         self._by_network.setdefault(place.network, OrderedDict())[place] = None
         self._number += 1
 
-    def pop(self) -> Place:
+    def pop(self) -> FetchSlot:
         network, places = self._by_network.popitem(last=False)
         place, _ = places.popitem(last=False)
         if places:
@@ -74,7 +74,7 @@ class _Line:
         self._number -= 1
         return place
 
-    def discard(self, place: Place) -> None:
+    def discard(self, place: FetchSlot) -> None:
         places = self._by_network.get(place.network)
         if places is not None and place in places:
             del places[place]
@@ -98,7 +98,7 @@ class _Group:
         self.waiting_for_all = _Line()
         self.at_share: OrderedDict[_Pair, None] = OrderedDict()
         """Hosts that it would ask if it were not at its share."""
-        self.yielding: OrderedDict[Place, None] = OrderedDict()
+        self.yielding: OrderedDict[FetchSlot, None] = OrderedDict()
 
     @property
     def full(self) -> bool:
@@ -115,7 +115,7 @@ class _Host:
         self.pairs: dict[str, _Pair] = {}
         self.ring: OrderedDict[_Pair, None] = OrderedDict()
         """Clients that wait for nothing but a place here, in the order of their turns."""
-        self.yielding: OrderedDict[Place, None] = OrderedDict()
+        self.yielding: OrderedDict[FetchSlot, None] = OrderedDict()
 
 
 class _Pair:
@@ -131,14 +131,14 @@ class _Pair:
         self.line = _Line()
         self.moving = _Line()
         """Those that were redirected here, and hold a place of all and their client's part already."""
-        self.yielding: OrderedDict[Place, None] = OrderedDict()
+        self.yielding: OrderedDict[FetchSlot, None] = OrderedDict()
 
     @property
     def waiting(self) -> int:
         return len(self.line) + len(self.moving)
 
 
-class Gates:
+class FetchLimiter:
     """The places. `refused` is told by which limit a fetch was refused."""
 
     def __init__(self, places: int, places_per_host: int, *, refused: Callable[[str], None] = lambda _: None) -> None:
@@ -160,7 +160,7 @@ class Gates:
         self._hosts: dict[str, _Host] = {}
         self._rings: dict[bool, OrderedDict[_Group, None]] = {True: OrderedDict(), False: OrderedDict()}
         """Clients that wait for one of all places, in the order of their turns."""
-        self._yielding: OrderedDict[Place, None] = OrderedDict()
+        self._yielding: OrderedDict[FetchSlot, None] = OrderedDict()
 
     @property
     def waiting(self) -> int:
@@ -170,9 +170,9 @@ class Gates:
     def used(self) -> int:
         return self._used[True] + self._used[False]
 
-    def enter(self, host: str, demand: Demand | None = None, stop: Callable[[], None] = _nothing) -> Place:
+    def enter(self, host: str, demand: Demand | None = None, stop: Callable[[], None] = _nothing) -> FetchSlot:
         """
-        Wait for a place at the host and among all, and hold both: `async with gates.enter(host, ...) as place`.
+        Wait for a place at the host and among all, and hold both: `async with limiter.enter(host, ...) as place`.
 
         Without a `demand` it is the API's or a job's. `stop` ends the block soon; it is called at most once, when the
         fetch has to yield.
@@ -180,11 +180,11 @@ class Gates:
         Raises:
             Busy: A queue is full, or the client's part of it.
         """
-        return Place(self, host, demand or Demand(), stop)
+        return FetchSlot(self, host, demand or Demand(), stop)
 
     # What a place asks for. Each grants at once where it can, else returns with the place in a line.
 
-    def ask_host(self, place: Place, name: str) -> None:
+    def ask_host(self, place: FetchSlot, name: str) -> None:
         pair = self._join(name, place)
         if self._may_start(pair, place) and pair.host.used < self._places_per_host:
             self._start(pair, place)
@@ -205,7 +205,7 @@ class Gates:
         if place.demand.yields:
             place.stop()
 
-    def ask_all(self, place: Place) -> None:
+    def ask_all(self, place: FetchSlot) -> None:
         own = place.own
         if self._has_room(own):
             self._admit(place)
@@ -222,7 +222,7 @@ class Gates:
         if place.demand.yields:
             place.stop()
 
-    def leave_line(self, place: Place) -> None:
+    def leave_line(self, place: FetchSlot) -> None:
         """Give up waiting, or what was granted while giving up."""
         line, pair = place.lines, place.pair
         assert line is not None
@@ -240,7 +240,7 @@ class Gates:
         self._part(pair)
         place.pair = None
 
-    def leave_host(self, place: Place, *, moving: bool = False) -> None:
+    def leave_host(self, place: FetchSlot, *, moving: bool = False) -> None:
         pair = place.pair
         assert pair is not None
         host = pair.host
@@ -255,18 +255,18 @@ class Gates:
         self._call_in(host)
         self._part(pair)
 
-    def drop_share(self, place: Place) -> None:
+    def drop_share(self, place: FetchSlot) -> None:
         """A fetch ends that was redirected and has no place at the next host yet."""
         place.started = False
         place.group.started -= 1
         self._start_others(place.group)
 
-    def leave_all(self, place: Place) -> None:
+    def leave_all(self, place: FetchSlot) -> None:
         place.inside = False
         self._used[place.own] -= 1
         self._call_in_all()
 
-    def reconsider(self, place: Place) -> None:
+    def reconsider(self, place: FetchSlot) -> None:
         """Look whether the place has to yield now."""
         pair = place.pair
         if not place.demand.yields:
@@ -282,7 +282,7 @@ class Gates:
 
     # How it is decided.
 
-    def _may_start(self, pair: _Pair, place: Place) -> bool:
+    def _may_start(self, pair: _Pair, place: FetchSlot) -> bool:
         return pair.held < self._pair_share(pair) and (place.started or not pair.group.full)
 
     def _pair_share(self, pair: _Pair) -> int:
@@ -291,7 +291,7 @@ class Gates:
     def _has_room(self, own: bool) -> bool:  # noqa: FBT001 - which class asks
         return self.used < self._places and self._used[own] < self._places_of_class
 
-    def _start(self, pair: _Pair, place: Place) -> None:
+    def _start(self, pair: _Pair, place: FetchSlot) -> None:
         pair.host.used += 1
         pair.held += 1
         place.pair = pair
@@ -301,7 +301,7 @@ class Gates:
         if place.inside:
             self.reconsider(place)
 
-    def _admit(self, place: Place) -> None:
+    def _admit(self, place: FetchSlot) -> None:
         self._used[place.own] += 1
         place.inside = True
         self.reconsider(place)
@@ -363,7 +363,7 @@ class Gates:
         if self._wants_all:
             self._stop_one(self._yielding)
 
-    def _called(self, place: Place) -> None:
+    def _called(self, place: FetchSlot) -> None:
         place.lines = None
         place.waited = True
         self._count_waiting(place, -1)
@@ -374,14 +374,14 @@ class Gates:
         """Whether a fetch waits that a visitor's place would let in."""
         return bool(self._rings[False] or (self._rings[True] and self.used >= self._places))
 
-    def _stop_one(self, holding: OrderedDict[Place, None]) -> None:
+    def _stop_one(self, holding: OrderedDict[FetchSlot, None]) -> None:
         """Stop one of the fetches without a reader."""
         if holding:
             place = next(iter(holding))
             self._drop_yielding(place, place.pair)
             place.stop()
 
-    def _drop_yielding(self, place: Place, pair: _Pair | None) -> None:
+    def _drop_yielding(self, place: FetchSlot, pair: _Pair | None) -> None:
         if place in self._yielding and pair is not None:
             for each in (self._yielding, pair.host.yielding, place.group.yielding, pair.yielding):
                 del each[place]
@@ -406,7 +406,7 @@ class Gates:
             self._refused("fetch_queue")
             raise Busy("too many images are being fetched at the moment", retry_after_s=RETRY_AFTER_S)
 
-    def _count_waiting(self, place: Place, number: int) -> None:
+    def _count_waiting(self, place: FetchSlot, number: int) -> None:
         self._waiting[place.own] += number
         place.group.waiting += number
 
@@ -425,7 +425,7 @@ class Gates:
         if not group.users:
             del self._groups[group.name]
 
-    def _join(self, name: str, place: Place) -> _Pair:
+    def _join(self, name: str, place: FetchSlot) -> _Pair:
         host = self._hosts.get(name)
         if host is None:
             host = self._hosts[name] = _Host(name)
@@ -450,7 +450,7 @@ UNLIMITED_GROUP: Final = "local"
 """This machine's own programs that ask as visitors."""
 
 
-class Place:
+class FetchSlot:
     """A place at one host at a time: redirects lead to others, which have their limits too."""
 
     __slots__ = (
@@ -458,8 +458,8 @@ class Place:
         "waited",
     )  # fmt: skip
 
-    def __init__(self, gates: Gates, host: str, demand: Demand, stop: Callable[[], None]) -> None:
-        self._gates = gates
+    def __init__(self, limiter: FetchLimiter, host: str, demand: Demand, stop: Callable[[], None]) -> None:
+        self._gates = limiter
         self._first = host
         self._stop: Callable[[], None] | None = stop
         self._turn: asyncio.Future[None] | None = None
@@ -475,13 +475,13 @@ class Place:
         self.inside = False
 
     async def __aenter__(self) -> Self:
-        gates = self._gates
-        self.group = gates.group_of(self.demand.client)
+        limiter = self._gates
+        self.group = limiter.group_of(self.demand.client)
         self.demand.changed = self._reconsider
         try:
-            gates.ask_host(self, self._first)
+            limiter.ask_host(self, self._first)
             await self._wait()
-            gates.ask_all(self)
+            limiter.ask_all(self)
             await self._wait()
         except BaseException:
             self._leave()
@@ -521,15 +521,15 @@ class Place:
         self._gates.reconsider(self)
 
     def _leave(self) -> None:
-        gates = self._gates
+        limiter = self._gates
         self._stop = None
         self.demand.unwatch()
         if self.lines is not None:
-            gates.leave_line(self)
+            limiter.leave_line(self)
         if self.pair is not None:
-            gates.leave_host(self)
+            limiter.leave_host(self)
         elif self.started:
-            gates.drop_share(self)
+            limiter.drop_share(self)
         if self.inside:
-            gates.leave_all(self)
-        gates.forget_group(self.group)
+            limiter.leave_all(self)
+        limiter.forget_group(self.group)

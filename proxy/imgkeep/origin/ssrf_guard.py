@@ -1,7 +1,7 @@
 """
 Nobody gets in: every address is judged where the connection is made.
 
-Two gates, because one is not enough. The resolver judges all answers of a name together, so that a name with one bad
+Two limiter, because one is not enough. The resolver judges all answers of a name together, so that a name with one bad
 address is refused whichever would have been dialled. The socket factory judges the very address of the connect call,
 so neither a literal (about which no resolver is asked) nor an answer that changed in between gets past it.
 """

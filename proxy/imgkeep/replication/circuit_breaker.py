@@ -30,7 +30,7 @@ LOG_EVERY_S: Final = 60
 log = logging.getLogger(__name__)
 
 
-class Breaker:
+class CircuitBreaker:
     """Open while `reason` is set. `trial` raises a `StorageError` as long as the primary does not work."""
 
     def __init__(
@@ -61,7 +61,7 @@ class Breaker:
         self.tell: Callable[[str | None], None] = lambda _: None
         """Is told why it opened, and `None` when it is closed again."""
 
-    def blame(self, fault: RemoteFault) -> None:
+    def report_failure(self, fault: RemoteFault) -> None:
         """Open because of `fault`, or have a trial tell whether to."""
         if fault.general:
             self.trip(fault)

@@ -3,7 +3,7 @@ Healing: what the fallback holds is copied to the primary as soon as that answer
 
 Rules:
 - The fallback's folder is the truth about what waits, the outbox its order: what is in the one and not in the other is
-  enlisted at start, so that neither a kill between two writes nor a lost catalog loses anything.
+  enlisted at start, so that neither a kill between two writes nor a lost database loses anything.
 - The local copy goes when the primary was seen to have the image, and the row of the outbox goes last: whatever a kill
   leaves is done again, harmlessly.
 - An outage is the breaker's affair and costs an image no attempt; an image that fails by itself waits longer each time.
@@ -29,17 +29,17 @@ from imgkeep.core.records import Doubt, Record
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Container
 
-    from imgkeep.core.records import Backlog, Digest, Key, Waiting
-    from imgkeep.ports import Cache, Catalog, Outbox, Refuge, Remote, Sleep
-    from imgkeep.replication.circuit_breaker import Breaker
+    from imgkeep.core.records import Backlog, Digest, Key, OutboxEntry
+    from imgkeep.ports import Cache, ImageIndex, Outbox, Refuge, Remote, Sleep
+    from imgkeep.replication.circuit_breaker import CircuitBreaker
 
 CONCURRENT_MAX: Final = 6
 """Images at a time: enough to keep a line busy, few enough to leave room for visitors."""
 BATCH: Final = 64
-LOOK_EVERY_S: Final = 1
+POLL_INTERVAL_S: Final = 1
 """How long a new image may lie before anybody looks, and the whole of the back-off's resolution."""
 ENLIST_EVERY_S: Final = 600
-"""In case a catalog that was away or full missed something."""
+"""In case a database that was away or full missed something."""
 DELAY_MIN_S: Final = 2
 DELAY_MAX_S: Final = 60
 
@@ -52,7 +52,7 @@ class Keeps(Protocol):
     async def kept(self, record: Record) -> None: ...
 
 
-class Healer:
+class OutboxWorker:
     """Carries images from the fallback to the primary. One per process."""
 
     def __init__(  # noqa: PLR0913 - all by keyword, in one place
@@ -62,9 +62,9 @@ class Healer:
         fallback: Refuge,
         cache: Cache,
         outbox: Outbox,
-        catalog: Catalog,
-        breaker: Breaker,
-        keeper: Keeps,
+        database: ImageIndex,
+        breaker: CircuitBreaker,
+        image_service: Keeps,
         draw: Callable[[], float],
         counted: Callable[[bool], None],
         seen: Callable[[str], None],
@@ -79,9 +79,9 @@ class Healer:
         self._fallback = fallback
         self._cache = cache
         self._outbox = outbox
-        self._catalog = catalog
+        self._image_index = database
         self._breaker = breaker
-        self._keeper = keeper
+        self._image_service = image_service
         self._draw = draw
         self._counted = counted
         self._seen = seen
@@ -101,13 +101,13 @@ class Healer:
                 reason = self._breaker.in_full if self._breaker.reason is not None else None
                 if reason is not None and self.backlog.images and reason != self.backlog.error:
                     await self._outbox.note(reason)
-                if self._breaker.reason is None and await self.heal_some():
+                if self._breaker.reason is None and await self.replicate_due():
                     continue
             except StorageError:
-                pass  # the catalog or the disk of the fallback: they tell their own trouble
+                pass  # the database or the disk of the fallback: they tell their own trouble
             except Exception:  # this loop must not end, whatever an answer holds
                 log.exception("carrying images over failed as nobody foresaw")
-            await self._sleep(LOOK_EVERY_S)
+            await self._sleep(POLL_INTERVAL_S)
 
     async def enlist(self) -> None:
         """Bring all that lies in the fallback into the outbox."""
@@ -119,40 +119,40 @@ class Healer:
                 paths = []
         await self._enlist(paths)
 
-    async def heal_some(self) -> int:
+    async def replicate_due(self) -> int:
         """Carry over some of what is due; return how many were tried."""
         due = await self._outbox.due(BATCH)
         places = asyncio.Semaphore(CONCURRENT_MAX)
 
-        async def heal(waiting: Waiting) -> None:
+        async def replicate(waiting: OutboxEntry) -> None:
             async with places:
                 if self._breaker.reason is None:
-                    await self._heal(waiting)
+                    await self._replicate(waiting)
 
         async with asyncio.TaskGroup() as group:
             for waiting in due:
-                group.create_task(heal(waiting))
+                group.create_task(replicate(waiting))
         return len(due)
 
     async def _enlist(self, paths: list[str]) -> None:
         for _, record in await self._fallback.read_records(paths):
             if isinstance(record, Record):
-                await self._catalog.put(replace(record, pending=True))
+                await self._image_index.put(replace(record, pending=True))
 
-    async def _heal(self, waiting: Waiting) -> None:
+    async def _replicate(self, waiting: OutboxEntry) -> None:
         try:
             await self._carry(waiting)
         except (StorageError, Busy) as fault:
             self._counted(False)
             if isinstance(fault, RemoteFault):
-                self._breaker.blame(fault)
+                self._breaker.report_failure(fault)
             delay_s = min(DELAY_MIN_S * 2.0**waiting.attempts, DELAY_MAX_S) * (0.5 + self._draw())
             with suppress(StorageError):
                 await self._outbox.postpone(
                     waiting, delay_s, fault.in_full if isinstance(fault, StorageError) else str(fault)
                 )
 
-    async def _carry(self, waiting: Waiting) -> None:
+    async def _carry(self, waiting: OutboxEntry) -> None:
         record = await self._fallback.find(waiting.key)
         try:
             await self._carry_over(waiting, record)
@@ -160,7 +160,7 @@ class Healer:
             # While it waited an operator has removed its key, or its bytes, maybe on another node.
             if record is not None:
                 await self._leave(record)
-            await self._outbox.strike(waiting.key)
+            await self._outbox.remove(waiting.key)
 
     async def _leave(self, record: Record) -> None:
         """Drop a record that must not be carried over, and the bytes where these are blocked."""
@@ -171,21 +171,21 @@ class Healer:
             await self._cache.take(record)
         await self._forget(record.key)
 
-    async def _carry_over(self, waiting: Waiting, record: Record | None) -> None:
+    async def _carry_over(self, waiting: OutboxEntry, record: Record | None) -> None:
         if record is None:
-            await self._outbox.strike(waiting.key)  # another process has done it, or it was removed
+            await self._outbox.remove(waiting.key)  # another process has done it, or it was removed
             return
         if record.digest in self._refused:
             raise Removed(REMOVED)
-        draft = await self._fallback.reopen(record.object_name)
+        draft = await self._fallback.open_verified_draft(record.object_name)
         if draft is None and await self._primary.size_of(record.object_name) != record.size:
             log.error("an image was damaged before it reached the primary", extra={"key": record.key})
             if await self._cache.take(record):
-                await self._outbox.strike(record.key)
+                await self._outbox.remove(record.key)
             return
         try:
             # Without a draft the object was carried over already, under another record of the same bytes.
-            standing = await self._primary.adopt(draft, record)
+            standing = await self._primary.import_image(draft, record)
         finally:
             if draft is not None:
                 await draft.aclose()
@@ -194,7 +194,7 @@ class Healer:
             standing = await self._set_beside(standing, record)
         # Not if another image was kept under the key meanwhile: it waits in its turn.
         if await self._cache.take(record):
-            await self._keeper.kept(standing)
+            await self._image_service.kept(standing)
             self._counted(True)
 
     async def _set_beside(self, standing: Record, record: Record) -> Record:
@@ -204,7 +204,7 @@ class Healer:
         is_another = other.brought_by not in {"", first.brought_by}
         if is_another and Doubt.PLAINTEXT not in other.doubts - first.doubts:
             own = own_identity(other.identity, other.brought_by)
-            await self._primary.adopt(None, replace(other, key=key_of(own), identity=own))
+            await self._primary.import_image(None, replace(other, key=key_of(own), identity=own))
             first = replace(first, doubts=first.doubts | {Doubt.CONTESTED})
         if first == standing:
             return standing

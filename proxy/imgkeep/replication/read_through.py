@@ -1,5 +1,5 @@
 """
-One recall: bring an object of the primary to this machine, once, while any number of readers follow.
+One remote_read: bring an object of the primary to this machine, once, while any number of readers follow.
 
 Rules:
 - Nobody gets the last byte before the bytes were found to be those that the object's name says, so a body that is cut
@@ -13,8 +13,8 @@ import asyncio
 from typing import TYPE_CHECKING, Final, Protocol
 
 from imgkeep.core.errors import RemoteFault, StorageError
-from imgkeep.images.drafts import go_on
-from imgkeep.images.singleflight import Tide
+from imgkeep.images.drafts import continue_draft
+from imgkeep.images.singleflight import Watermark
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -28,16 +28,16 @@ PIECE_BYTES: Final = 262_144
 class Tower(Protocol):
     """Who wants to know what the primary did wrong."""
 
-    def blame(self, fault: RemoteFault) -> None:
+    def report_failure(self, fault: RemoteFault) -> None:
         """It failed."""
 
-    async def mend(self, name: str, digest: Digest) -> None:
+    async def quarantine_if_corrupt(self, name: str, digest: Digest) -> None:
         """It gave other bytes than were put: `digest` is theirs."""
 
 
-class Recall:
+class RemoteRead:
     """
-    A flight of `collapse.Flights`, and the body that its readers read from.
+    A flight of `collapse.SingleFlight`, and the body that its readers read from.
 
     Attributes:
         found: Resolved with whether the primary has the object, or with why it cannot tell.
@@ -52,7 +52,7 @@ class Recall:
         self._cache = cache
         self._memory = memory
         self._tower = tower
-        self._tide = Tide()
+        self._watermark = Watermark()
         self._drafts: list[Draft] = []
         """The last one is written to; one before it is a disk's that failed, which readers may still be reading."""
         self._size: int | None = None
@@ -74,7 +74,7 @@ class Recall:
         body = await self._fetch()
         if body is None:
             self.found.set_result(False)
-            self._tide.end()
+            self._watermark.end()
             return
         try:
             await self._bring(body)
@@ -87,14 +87,14 @@ class Recall:
         if not self.found.done():
             self.found.set_exception(error)
             self.found.exception()  # marks it as retrieved: all who waited may have left
-        self._tide.end(error)
+        self._watermark.end(error)
 
     def hold(self) -> None:
         """Announce one more reader, who calls `aclose` when done."""
         self._holders += 1
 
     async def read(self, offset: int, size: int) -> bytes:
-        height = await self._tide.beyond(offset)
+        height = await self._watermark.beyond(offset)
         size = min(size, height - offset)
         return await self._drafts[-1].read(offset, size) if size > 0 else b""
 
@@ -110,21 +110,21 @@ class Recall:
         self.found.set_result(True)
         while piece := await self._read(body, self._drafts[-1].size):
             await self._take(piece)
-            self._tide.rise(self._drafts[-1].size - 1)
+            self._watermark.advance(self._drafts[-1].size - 1)
         draft = self._drafts[-1]
         if draft.digest != self._name.partition(".")[0]:
             await body.aclose()
-            await self._tower.mend(self._name, draft.digest)
+            await self._tower.quarantine_if_corrupt(self._name, draft.digest)
             raise StorageError("the store gave other bytes than were put")
         await self._cache.keep(draft, self._name)
-        self._tide.rise(draft.size)
-        self._tide.end()
+        self._watermark.advance(draft.size)
+        self._watermark.end()
 
     async def _read(self, body: Body, offset: int) -> bytes:
         try:
             return await body.read(offset, PIECE_BYTES)
         except RemoteFault as fault:
-            self._tower.blame(fault)
+            self._tower.report_failure(fault)
             raise
 
     async def _begin(self, size: int) -> Draft:
@@ -139,4 +139,4 @@ class Recall:
         except StorageError:
             if len(self._drafts) > 1:
                 raise
-            self._drafts.append(await go_on(self._drafts[-1], self._memory, self._size, piece))
+            self._drafts.append(await continue_draft(self._drafts[-1], self._memory, self._size, piece))

@@ -20,8 +20,8 @@ from cachetools import TTLCache
 
 from imgkeep.core.errors import Conflict, RemoteFault, StorageError, Unreachable
 from imgkeep.core.layout import object_names
-from imgkeep.images.singleflight import Flights
-from imgkeep.replication.read_through import Recall
+from imgkeep.images.singleflight import SingleFlight
+from imgkeep.replication.read_through import RemoteRead
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from imgkeep.core.records import Digest, Key, Record, Tombstone
     from imgkeep.ports import Body, Cache, Draft, Refuge, Remote, Spool
-    from imgkeep.replication.circuit_breaker import Breaker
+    from imgkeep.replication.circuit_breaker import CircuitBreaker
 
 SEEN_MAX: Final = 100_000
 """Names that the primary was seen to have; 200 bytes each, 20 MB."""
@@ -45,7 +45,7 @@ found at once; what another node puts meanwhile under a URL that was asked for h
 T = TypeVar("T")
 
 
-class Tiers:
+class TieredStore:
     """Implements `ports.Store` over a primary. `fallback` `None`: what the primary does not take is not kept."""
 
     disk_only = False
@@ -57,7 +57,7 @@ class Tiers:
         fallback: Refuge | None,
         cache: Cache,
         memory: Spool,
-        breaker: Breaker,
+        breaker: CircuitBreaker,
         timer: Callable[[], float],
     ) -> None:
         self.name = primary.name
@@ -66,7 +66,7 @@ class Tiers:
         self._cache = cache
         self._memory = memory
         self._breaker = breaker
-        self._recalls: Flights[Recall] = Flights()
+        self._remote_reads: SingleFlight[RemoteRead] = SingleFlight()
         self._asking: dict[Key, asyncio.Task[Record | None]] = {}
         self._looking: dict[str, asyncio.Task[bool]] = {}
         self._absent: TTLCache[str, bool] = TTLCache(SEEN_MAX, ABSENT_TTL_S, timer=timer)
@@ -75,19 +75,19 @@ class Tiers:
         self._seen: TTLCache[str, bool] = TTLCache(SEEN_MAX, SEEN_TTL_S, timer=timer)
 
     async def aclose(self) -> None:
-        await self._recalls.aclose()
+        await self._remote_reads.aclose()
         tasks = [*self._asking.values(), *self._looking.values()]
         for task in tasks:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
 
-    def blame(self, fault: RemoteFault) -> None:
-        self._breaker.blame(fault)
+    def report_failure(self, fault: RemoteFault) -> None:
+        self._breaker.report_failure(fault)
 
-    async def mend(self, name: str, digest: Digest) -> None:
+    async def quarantine_if_corrupt(self, name: str, digest: Digest) -> None:
         """The primary gave other bytes than were put: `digest` is theirs."""
-        await self._ask(partial(self._primary.mend, name, digest))
+        await self._call_primary(partial(self._primary.quarantine_if_corrupt, name, digest))
         self._seen.pop(name, None)
 
     async def find(self, key: Key) -> Record | None:
@@ -101,30 +101,30 @@ class Tiers:
         body = await self._cache.fetch(name, size)
         if body is not None:
             return body
-        body, fault = await self._near(lambda fallback: fallback.fetch(name, size))
+        body, fault = await self._look_in_fallback(lambda fallback: fallback.fetch(name, size))
         if body is not None:
             return body
         if size is None and name in self._absent:
             return None
-        recall, _ = self._recalls.join(
+        remote_read, _ = self._remote_reads.join(
             name,
-            lambda: Recall(
+            lambda: RemoteRead(
                 name,
-                lambda: self._ask(partial(self._primary.fetch, name, size)),
+                lambda: self._call_primary(partial(self._primary.fetch, name, size)),
                 self._cache,
                 self._memory,
                 self,
             ),
         )
-        recall.hold()
+        remote_read.hold()
         try:
-            if await asyncio.shield(recall.found):
+            if await asyncio.shield(remote_read.found):
                 self._seen[name] = True
-                return recall
+                return remote_read
         except BaseException:
-            await recall.aclose()
+            await remote_read.aclose()
             raise
-        await recall.aclose()
+        await remote_read.aclose()
         self._seen.pop(name, None)
         if fault is not None:
             raise fault
@@ -132,12 +132,12 @@ class Tiers:
         return None
 
     async def holds(self, name: str, size: int) -> bool:
-        near, fault = await self._near(lambda fallback: _yes(fallback.holds(name, size)))
+        near, fault = await self._look_in_fallback(lambda fallback: _yes(fallback.holds(name, size)))
         if near:
             return True
         if name in self._seen and self._breaker.reason is None:
             return True
-        if await self._ask(partial(self._primary.size_of, name)) == size:
+        if await self._call_primary(partial(self._primary.size_of, name)) == size:
             self._seen[name] = True
             return True
         if fault is not None:
@@ -148,14 +148,14 @@ class Tiers:
         self._absent.pop(record.object_name, None)
         self._put[record.object_name] = True
         try:
-            kept = await self._ask(partial(self._primary.put, draft, record, replaces))
+            kept = await self._call_primary(partial(self._primary.put, draft, record, replaces))
         except Conflict:
             raise
         except StorageError:
             # What replaces an image waits for a better time: whether it may is only known where that image is.
             if self._fallback is None or replaces is not None:
                 raise
-            return replace(await self._take_refuge(self._fallback, draft, record, replaces), pending=True)
+            return replace(await self._put_in_fallback(self._fallback, draft, record, replaces), pending=True)
         self._seen[record.object_name] = self._put[record.object_name] = True
         await self._cache.keep(draft, record.object_name)
         return kept
@@ -166,19 +166,19 @@ class Tiers:
             if await self._fallback.find(record.key) is None:
                 raise Conflict("the image was carried to the primary meanwhile")
             return replace(await self._fallback.restate(record, replaces), pending=True)
-        return await self._ask(partial(self._primary.restate, record, replaces))
+        return await self._call_primary(partial(self._primary.restate, record, replaces))
 
-    async def bury(self, tombstone: Tombstone) -> None:
-        await self._ask(partial(self._primary.bury, tombstone))
+    async def put_tombstone(self, tombstone: Tombstone) -> None:
+        await self._call_primary(partial(self._primary.put_tombstone, tombstone))
         if self._fallback is not None:
             await self._fallback.delete(tombstone.key)
 
     async def refuse(self, digest: Digest, removed_at: datetime, keys: Collection[Key] = ()) -> None:
-        await self._ask(partial(self._primary.refuse, digest, removed_at, keys))
+        await self._call_primary(partial(self._primary.refuse, digest, removed_at, keys))
         await self._forget_here(digest)
 
     async def forget(self, digest: Digest) -> None:
-        await self._ask(partial(self._primary.forget, digest))
+        await self._call_primary(partial(self._primary.forget, digest))
         await self._forget_here(digest)
 
     async def _forget_here(self, digest: Digest) -> None:
@@ -187,32 +187,32 @@ class Tiers:
             await self._fallback.forget(digest)
 
     async def refused(self) -> Collection[Digest]:
-        return await self._ask(self._primary.refused)
+        return await self._call_primary(self._primary.refused)
 
     async def find_block(self, digest: Digest) -> Collection[Key] | None:
-        return await self._ask(partial(self._primary.find_block, digest))
+        return await self._call_primary(partial(self._primary.find_block, digest))
 
     async def unblock(self, digest: Digest) -> None:
-        await self._ask(partial(self._primary.unblock, digest))
+        await self._call_primary(partial(self._primary.unblock, digest))
 
     async def find_tombstone(self, key: Key) -> Tombstone | None:
         # A folder that was a store of its own before may hold some.
-        near, fault = await self._near(lambda fallback: fallback.find_tombstone(key))
+        near, fault = await self._look_in_fallback(lambda fallback: fallback.find_tombstone(key))
         if near is not None:
             return near
-        found = await self._ask(partial(self._primary.find_tombstone, key))
+        found = await self._call_primary(partial(self._primary.find_tombstone, key))
         if found is None and fault is not None:
             raise fault
         return found
 
     async def delete_tombstone(self, tombstone: Tombstone) -> None:
-        await self._ask(partial(self._primary.delete_tombstone, tombstone))
+        await self._call_primary(partial(self._primary.delete_tombstone, tombstone))
         if self._fallback is not None:
             await self._fallback.delete_tombstone(tombstone)
 
     async def has_object(self, digest: Digest) -> bool:
-        near, fault = await self._near(lambda fallback: _yes(fallback.has_object(digest)))
-        if near or await self._ask(partial(self._primary.has_object, digest)):
+        near, fault = await self._look_in_fallback(lambda fallback: _yes(fallback.has_object(digest)))
+        if near or await self._call_primary(partial(self._primary.has_object, digest)):
             return True
         if fault is not None:
             raise fault
@@ -243,21 +243,23 @@ class Tiers:
         self._absent.pop(name, None)
         self._seen[name] = True
 
-    async def _ask(self, verb: Callable[[], Awaitable[T]]) -> T:
+    async def _call_primary(self, verb: Callable[[], Awaitable[T]]) -> T:
         """Ask the primary, if it can be asked."""
         if self._breaker.reason is not None:
             raise self._fault(f"the primary store is away: {self._breaker.reason}", self._breaker.place)
         try:
             return await verb()
         except RemoteFault as fault:
-            self._breaker.blame(fault)
+            self._breaker.report_failure(fault)
             raise self._fault(str(fault), fault.place or self._breaker.place, fault.cause) from None
 
     def _fault(self, reason: str, place: str, cause: str = "") -> StorageError:
         kind = StorageError if self._fallback is None else Unreachable
         return kind(reason, place=place, cause=cause)
 
-    async def _near(self, verb: Callable[[Refuge], Awaitable[T | None]]) -> tuple[T | None, StorageError | None]:
+    async def _look_in_fallback(
+        self, verb: Callable[[Refuge], Awaitable[T | None]]
+    ) -> tuple[T | None, StorageError | None]:
         """Look in the fallback. One that cannot tell is no reason not to ask the primary."""
         if self._fallback is None:
             return None, None
@@ -266,7 +268,7 @@ class Tiers:
         except StorageError as fault:
             return None, fault
 
-    async def _take_refuge(self, fallback: Refuge, draft: Draft, record: Record, replaces: Digest | None) -> Record:
+    async def _put_in_fallback(self, fallback: Refuge, draft: Draft, record: Record, replaces: Digest | None) -> Record:
         if fallback.takes(draft):
             return await fallback.put(draft, record, replaces)
         copy = await fallback.begin(draft.size)
@@ -280,7 +282,7 @@ class Tiers:
     async def _look_for(self, name: str) -> bool:
         """Ask the primary whether it has an object, with one request; that it has none is remembered for `fetch`."""
         try:
-            there = await self._ask(partial(self._primary.has, name))
+            there = await self._call_primary(partial(self._primary.has, name))
         except StorageError:
             return False
         if there:
@@ -295,10 +297,10 @@ class Tiers:
             self._absent[name] = True
 
     async def _look(self, key: Key) -> Record | None:
-        near, fault = await self._near(lambda fallback: fallback.find(key))
+        near, fault = await self._look_in_fallback(lambda fallback: fallback.find(key))
         if near is not None:
             return replace(near, pending=True)
-        record = await self._ask(partial(self._primary.find, key))
+        record = await self._call_primary(partial(self._primary.find, key))
         if record is None and fault is not None:
             raise fault
         return record

@@ -43,7 +43,7 @@ ENTRIES_MAX: Final = 250_000
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
+class CacheShare:
     """One worker's among several. `tell` takes names and sizes of copies to whose share they are."""
 
     slot: int
@@ -63,7 +63,7 @@ class DiskCache:
     """
 
     def __init__(
-        self, disk: LocalStore, bytes_max: int, *, free_bytes_min: int = 0, share: Share | None = None
+        self, disk: LocalStore, bytes_max: int, *, free_bytes_min: int = 0, share: CacheShare | None = None
     ) -> None:
         self._share = share
         self._others: OrderedDict[str, int] = OrderedDict()
@@ -121,12 +121,12 @@ class DiskCache:
         try:
             return await self._disk.begin(size)
         except StorageError:
-            if not await self._give_way(size or 0):
+            if not await self._make_room(size or 0):
                 raise
         return await self._disk.begin(size)
 
-    async def peek(self, path: Path) -> LocalBody | None:
-        return await self._disk.peek(path)
+    async def open_shared(self, path: Path) -> LocalBody | None:
+        return await self._disk.open_shared(path)
 
     async def drop(self, digest: Digest) -> None:
         names = object_names(digest)
@@ -159,9 +159,9 @@ class DiskCache:
     def _take(self, record: Record, to: Path | None) -> bool:
         if to is not None:
             to.parent.mkdir(parents=True, exist_ok=True)
-        return self._disk.take_out(record, to)
+        return self._disk.move_out(record, to)
 
-    async def note_all(self, copies: Mapping[str, int]) -> None:
+    async def count_copies(self, copies: Mapping[str, int]) -> None:
         """Another worker has brought or used these, by name and size."""
         for name, size in copies.items():
             if self._is_ours(name):
@@ -173,7 +173,7 @@ class DiskCache:
     def _knows(self, name: str) -> bool:
         return name in self._sizes or name in self._others
 
-    def _tell(self, share: Share, name: str, size: int) -> None:
+    def _tell(self, share: CacheShare, name: str, size: int) -> None:
         self._others[name] = self._told[name] = size
         self._others.move_to_end(name)
         if len(self._others) > ENTRIES_MAX:
@@ -181,7 +181,7 @@ class DiskCache:
         if self._telling is None:
             self._telling = asyncio.create_task(self._tell_all(share))
 
-    async def _tell_all(self, share: Share) -> None:
+    async def _tell_all(self, share: CacheShare) -> None:
         try:
             while self._told:
                 await asyncio.sleep(TELL_EVERY_S)
@@ -219,7 +219,7 @@ class DiskCache:
         for name in names:
             files.remove(self._disk.root / _path(name))
 
-    async def _give_way(self, size: int) -> bool:
+    async def _make_room(self, size: int) -> bool:
         """Let go of copies until there is room for `size` new bytes; return whether anything went."""
         free = await self._disk.run(lambda: shutil.disk_usage(self._disk.root).free)
         lacking = self._free_bytes_min + size - free

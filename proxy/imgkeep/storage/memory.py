@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from mmap import mmap
 
-    from imgkeep.storage.local.memory_cache import Held
+    from imgkeep.storage.local.memory_cache import CacheEntry
 
 T = TypeVar("T")
 
@@ -23,7 +23,7 @@ T = TypeVar("T")
 class MemoryBody:
     """A whole object in memory."""
 
-    def __init__(self, data: bytes | bytearray, at_hand: Held | None = None) -> None:
+    def __init__(self, data: bytes | bytearray, at_hand: CacheEntry | None = None) -> None:
         self.data = data
         self.at_hand = at_hand
 
@@ -102,7 +102,7 @@ class MemoryDraft:
     def view(self, verdict: Callable[[bytearray | mmap], T]) -> T:
         return verdict(self._data)
 
-    async def lay_open(self) -> None:
+    async def share_file(self) -> None:
         """It is nobody's but ours."""
 
     async def aclose(self) -> None:

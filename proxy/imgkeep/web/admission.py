@@ -3,7 +3,7 @@ Admission: judges a request on its head as the client sent it, in the process th
 
 Rules:
 - Access to the API is judged before a byte of the body is read, and before anything goes to another worker. A handler
-  of the API works on what was judged here (`ADMITTED`) and judges no field of a client again.
+  of the API works on what was judged here (`ADMISSION`) and judges no field of a client again.
 - Nothing is decompressed for a client: a kilobyte can become a gigabyte, and a body whose length is not the declared
   one is where two readers of a connection come to disagree. A content coding is refused on every route.
 - `100 Continue` invites a body, so it is sent after both (RFC 9110, 10.1.1).
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from aiohttp import HttpVersion11, web
 
-from imgkeep.web.context import ADMITTED, SITE, Admitted
+from imgkeep.web.context import ADMISSION, SITE, Admission
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -37,21 +37,21 @@ async def admission(
         return await handler(request)
     needs_access = resource.canonical.startswith(API)
     if needs_access:
-        door = request.app[SITE].door
-        door.insist_on_access(request)
-        request[ADMITTED] = Admitted(door.own_base(request), request.content_length)
-    refuse_codings(request)
+        auth = request.app[SITE].auth
+        auth.require_api_access(request)
+        request[ADMISSION] = Admission(auth.base_url(request), request.content_length)
+    reject_content_codings(request)
     if needs_access:
-        _refuse_odd_type(request)
-        await _invite_body(request)
+        _reject_non_ascii_type(request)
+        await _send_continue(request)
     return await handler(request)
 
 
-async def invite_later(_request: web.Request) -> None:
+async def defer_continue(_request: web.Request) -> None:
     """Leave `Expect` to `admission`, in the place of aiohttp's own handler, which comes before anything is judged."""
 
 
-def refuse_codings(request: web.Request) -> None:
+def reject_content_codings(request: web.Request) -> None:
     """
     Refuse what would have to be decompressed.
 
@@ -65,13 +65,13 @@ def refuse_codings(request: web.Request) -> None:
         raise web.HTTPUnsupportedMediaType(text=text, headers=headers)
 
 
-def _refuse_odd_type(request: web.Request) -> None:
+def _reject_non_ascii_type(request: web.Request) -> None:
     """Refuse what could not be passed on to another worker as it came (RFC 9110, 8.3.1: tokens and quoted ASCII)."""
     if _TEXT.fullmatch(request.headers.get("Content-Type", "")) is None:
         raise web.HTTPUnsupportedMediaType(text="Content-Type must be ASCII")
 
 
-async def _invite_body(request: web.Request) -> None:
+async def _send_continue(request: web.Request) -> None:
     if request.version == HttpVersion11 and request.headers.get("Expect", "").lower() == "100-continue":
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         request.writer.output_size = 0  # of the answer nothing was sent yet

@@ -3,9 +3,9 @@ The API of several workers: whichever is asked, the one answers that works for a
 
 Rules:
 - What goes to it is a message of ours, and never the client's own: the method, the target, the fields in `FIELDS`, and
-  what was judged of the request here (`Admitted`). The body is framed anew, so no length that a client declares and no
+  what was judged of the request here (`Admission`). The body is framed anew, so no length that a client declares and no
   coding of it is ever read between workers.
-- A connection that carried a body is not used again; see `Siblings.ask` and `side_door.py`, which each see to it.
+- A connection that carried a body is not used again; see `Peers.ask` and `side_door.py`, which each see to it.
 - What it answers is counted here, where the client is. An end that is cut off stays one.
 """
 
@@ -21,26 +21,26 @@ import msgspec
 from aiohttp import web
 from multidict import CIMultiDict
 
-from imgkeep.cluster.peers import LOOK_EVERY_S, OUTCOME, PATIENCE_S
+from imgkeep.cluster.peers import OUTCOME, RETRY_INTERVAL_S, UNREACHABLE_TIMEOUT_S
 from imgkeep.core.errors import Busy, InvalidRequest
 from imgkeep.web.admission import API
-from imgkeep.web.context import ADMITTED, NOTES, SITE
-from imgkeep.web.error_responses import PROBLEM, present, reads_page
-from imgkeep.web.messages import Answer, as_response
-from imgkeep.web.request_body import READ_TIMEOUT_S, too_slow
+from imgkeep.web.context import ADMISSION, REQUEST_LOG, SITE
+from imgkeep.web.error_responses import PROBLEM, accepts_page, present
+from imgkeep.web.messages import HttpResponse, as_aiohttp_response
+from imgkeep.web.request_body import READ_TIMEOUT_S, body_timeout
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
-    from imgkeep.cluster.peers import Siblings
-    from imgkeep.web.context import Notes
+    from imgkeep.cluster.peers import Peers
+    from imgkeep.web.context import RequestLog
 
     Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 FIELDS: Final = ("Content-Type",)
 """Of a client's fields those that handlers of the API read."""
-JUDGED: Final = "Imgkeep-Admitted"
-"""In a request to another worker: `Admitted`, as JSON."""
+JUDGED: Final = "Imgkeep-Admission"
+"""In a request to another worker: `Admission`, as JSON."""
 BODILESS: Final = frozenset({"GET", "HEAD", "DELETE"})
 """A body means nothing to these, and is left unread."""
 
@@ -78,7 +78,7 @@ class _Body:
                     return
                 yield piece
         except TimeoutError:
-            self.error = too_slow()
+            self.error = body_timeout()
             raise
         except Exception:
             self.error = InvalidRequest("the body is not what its head says")
@@ -88,18 +88,18 @@ class _Body:
 @web.middleware
 async def relay(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Have the worker answer a request to the API that works for all: maybe ourselves."""
-    siblings = request.app[SITE].siblings
-    if siblings is None or ADMITTED not in request:
+    peers = request.app[SITE].peers
+    if peers is None or ADMISSION not in request:
         return await handler(request)
     loop = asyncio.get_running_loop()
-    give_up_at = loop.time() + PATIENCE_S
+    give_up_at = loop.time() + UNREACHABLE_TIMEOUT_S
     while True:
-        holder = siblings.find_worker()
-        if holder == siblings.name:
+        holder = peers.find_leader()
+        if holder == peers.name:
             return await handler(request)
         try:
             if holder is not None:
-                return await _pass_on(request, siblings, holder)
+                return await _pass_on(request, peers, holder)
         except aiohttp.ClientConnectorError:
             pass  # it is dead, or has left
         except (aiohttp.ClientError, OSError):
@@ -107,7 +107,7 @@ async def relay(request: web.Request, handler: Handler) -> web.StreamResponse:
                 raise Busy("the worker that answers the API cannot be reached", retry_after_s=1) from None
         if loop.time() > give_up_at:
             raise Busy("no worker answers the API at the moment", retry_after_s=1)
-        await asyncio.sleep(LOOK_EVERY_S)
+        await asyncio.sleep(RETRY_INTERVAL_S)
 
 
 def read_target(request: web.Request) -> str:
@@ -127,18 +127,18 @@ def read_target(request: web.Request) -> str:
     return target
 
 
-async def _pass_on(request: web.Request, siblings: Siblings, holder: str) -> web.StreamResponse:
+async def _pass_on(request: web.Request, peers: Peers, holder: str) -> web.StreamResponse:
     """
-    Answer with what another worker answers.
+    HttpResponse with what another worker answers.
 
     Raises:
         aiohttp.ClientError, OSError: It said nothing.
     """
     fields = CIMultiDict((name, request.headers[name]) for name in FIELDS if name in request.headers)
-    fields[JUDGED] = msgspec.json.encode(request[ADMITTED]).decode()
+    fields[JUDGED] = msgspec.json.encode(request[ADMISSION]).decode()
     body = _Body(request.content) if request.body_exists and request.method not in BODILESS else None
     try:
-        answer = await siblings.ask(holder, request.method, read_target(request), fields, body)
+        answer = await peers.ask(holder, request.method, read_target(request), fields, body)
     except (aiohttp.ClientError, OSError):
         if body is not None and body.error is not None:
             raise body.error from None
@@ -146,47 +146,54 @@ async def _pass_on(request: web.Request, siblings: Siblings, holder: str) -> web
     async with answer:
         if OUTCOME not in answer.headers:  # every handler's answer says it
             raise Busy("the worker that answers the API does not take the request", retry_after_s=1)
-        kept = CIMultiDict(_take_notes(answer, request[NOTES]))
+        kept = CIMultiDict(_take_notes(answer, request[REQUEST_LOG]))
         response = web.StreamResponse(status=answer.status, reason=answer.reason, headers=kept)
         if request.method == "HEAD" or answer.status in {204, 304}:
             return response
-        if kept.get("Content-Type") == PROBLEM and reads_page(request.method, request.headers):
+        if kept.get("Content-Type") == PROBLEM and accepts_page(request.method, request.headers):
             # The other worker is told nothing of what this client reads. A problem of ours is small.
             kept.popall("Content-Length", None)
-            failure = Answer(answer.status, dict(kept), await answer.read())
-            return as_response(present(failure, request.method, request.headers))
+            failure = HttpResponse(answer.status, dict(kept), await answer.read())
+            return as_aiohttp_response(present(failure, request.method, request.headers))
         await _stream(request, response, answer)
         return response
 
 
-def _take_notes(answer: aiohttp.ClientResponse, notes: Notes) -> list[tuple[str, str]]:
+def _take_notes(answer: aiohttp.ClientResponse, request_log: RequestLog) -> list[tuple[str, str]]:
     """Note what the other worker has noted, and return the fields that are passed back."""
     noted = _NOTED.decode(answer.headers[OUTCOME])
-    notes.code, notes.outcome, notes.key, notes.host, notes.provider, notes.detail = noted
+    (
+        request_log.code,
+        request_log.outcome,
+        request_log.key,
+        request_log.host,
+        request_log.provider,
+        request_log.detail,
+    ) = noted
     return [(name, value) for name, value in answer.headers.items() if name.lower() not in NOT_PASSED_BACK]
 
 
 async def _stream(request: web.Request, response: web.StreamResponse, answer: aiohttp.ClientResponse) -> None:
     """Pass the body of an answer on. As in `delivery.py`, a status that has gone out is taken back by a broken end."""
-    notes, stall_timeout_s = request[NOTES], request.app[SITE].stall_timeout_s
+    request_log, stall_timeout_s = request[REQUEST_LOG], request.app[SITE].stall_timeout_s
     transport = cast("asyncio.WriteTransport | None", request.transport)
     if transport is None:
         raise ConnectionResetError("the client has left")
-    notes.sent = 0
+    request_log.sent = 0
     try:
         await response.prepare(request)
         async for piece in answer.content.iter_any():
             async with asyncio.timeout(stall_timeout_s):
                 await response.write(piece)
                 await request.writer.drain()
-            notes.sent += len(piece)
+            request_log.sent += len(piece)
         async with asyncio.timeout(stall_timeout_s):
             await response.write_eof()
     except aiohttp.ClientError:
         response.force_close()
         transport.abort()
-        notes.code = "cut_short"
+        request_log.code = "cut_short"
     except (ConnectionError, TimeoutError):
         response.force_close()
         transport.abort()
-        notes.code = "client_left"
+        request_log.code = "client_left"

@@ -17,7 +17,7 @@ from imgkeep.core.errors import Forbidden, Unauthorized
 from imgkeep.core.http_headers import client_address, passed_through_us, read_host, read_origin
 from imgkeep.core.ip_ranges import client_networks, unmap
 from imgkeep.core.records import OWN, Client
-from imgkeep.images.context import Visit
+from imgkeep.images.context import RequestContext
 from imgkeep.web import login
 
 if TYPE_CHECKING:
@@ -31,14 +31,14 @@ if TYPE_CHECKING:
     from imgkeep.core.signing import Signatures
     from imgkeep.core.source_url import ImgQuery
     from imgkeep.ports import Clock
-    from imgkeep.web.messages import Ask
+    from imgkeep.web.messages import ImageRequest
 
-HOW_TO_CALL: Final = (
+TOKEN_HELP: Final = (
     "the API needs a token: send Authorization: Bearer <token>, with one of security.api_tokens or, where none is set, "
     "with what stands in the file api-token in the data folder"
 )
-HOW_TO_LOG_IN: Final = "Browsers on this machine log in by the link that `imgkeep token --login` prints"
-CLOSED: Final = (
+LOG_IN_HELP: Final = "Browsers on this machine log in by the link that `imgkeep token --login` prints"
+API_CLOSED: Final = (
     "the API is closed, because the file api-token could not be made in the data folder; the log says why. Set "
     "security.api_tokens"
 )
@@ -66,7 +66,7 @@ class Tokens:
 
 
 @dataclass(frozen=True, slots=True)
-class Door:
+class Auth:
     """
     Judges requests by who sends them.
 
@@ -85,11 +85,11 @@ class Door:
     own_hosts: frozenset[str]
     trusted_proxies: tuple[Network, ...]
     forwarded_header: str
-    public_base: str
+    public_base_url: str
     """`server.public_url` without a slash at its end."""
     clock: Clock
 
-    def admit(self, ask: Ask, query: ImgQuery) -> Visit:
+    def authorize_image(self, ask: ImageRequest, query: ImgQuery) -> RequestContext:
         """
         Tell who asks for an image, and note until when it may be shown.
 
@@ -97,28 +97,28 @@ class Door:
             SignatureRequired, SignatureInvalid, SignatureExpired: This visitor may not even see what is kept.
         """
 
-        def insist() -> None:
+        def authorize_fetch() -> None:
             if self.signature != "off":
                 self.signatures.judge(query.text, dict(query.options), self.clock().timestamp())
 
         if self.signature == "always":
             end = self.signatures.judge(query.text, dict(query.options), self.clock().timestamp())
-            ask.notes.permitted_until = end
-        return Visit(
+            ask.request_log.permitted_until = end
+        return RequestContext(
             head=ask.head,
-            came_from_us=passed_through_us(ask.fields),
-            insist=insist,
-            client=self.find_client(ask),
+            from_own_node=passed_through_us(ask.fields),
+            authorize_fetch=authorize_fetch,
+            client=self.identify_client(ask),
             wait=ask.presence.wait,
         )
 
-    def find_client(self, ask: Ask) -> Client:
+    def identify_client(self, ask: ImageRequest) -> Client:
         """
         Return whose limits a request counts against: `OWN` for a token of the API, else the networks of its address. A
         peer that has no address is one client by its name.
         """
         given = ask.fields.getall("Authorization", [])
-        if len(given) == 1 and self._opens(given[0]):
+        if len(given) == 1 and self._has_token(given[0]):
             return OWN
         address = self.client_address(ask.remote, ask.fields)
         if isinstance(address, str):
@@ -127,7 +127,7 @@ class Door:
         is_told = bool(self.trusted_proxies) and bool(ask.fields.getall(self.forwarded_header, []))
         return Client(client_networks(address), loopback=unmap(address).is_loopback and not is_told)
 
-    def insist_on_access(self, request: web.Request) -> None:
+    def require_api_access(self, request: web.Request) -> None:
         """
         Let into the API who may call it.
 
@@ -139,18 +139,18 @@ class Door:
         if origin != "null" and read_origin(origin) is None:
             raise Forbidden("the Origin of the request is malformed")
         if not self.tokens.hashes:
-            raise Unauthorized(CLOSED)
+            raise Unauthorized(API_CLOSED)
         given = request.headers.get("Authorization")
-        if given is not None and self._opens(given):
+        if given is not None and self._has_token(given):
             return
         session = request.cookies.get(login.COOKIE)
         if self.local_token is None:
-            raise Unauthorized(HOW_TO_CALL)
+            raise Unauthorized(TOKEN_HELP)
         if session is None:
-            raise Unauthorized(f"{HOW_TO_CALL}. {HOW_TO_LOG_IN}")
-        self._insist_on_own_page(request)
+            raise Unauthorized(f"{TOKEN_HELP}. {LOG_IN_HELP}")
+        self._require_own_page(request)
         if not login.holds(session, self.local_token, "session", self.clock()):
-            raise Unauthorized(f"the session has ended; {HOW_TO_CALL}")
+            raise Unauthorized(f"the session has ended; {TOKEN_HELP}")
 
     def log_in(self, request: web.Request) -> str | None:
         """
@@ -159,14 +159,14 @@ class Door:
         Raises:
             Unauthorized: It was not opened under a name of this machine.
         """
-        if self.local_token is None or not self._is_ours(request.headers.get("Host", "")):
+        if self.local_token is None or not self._is_own_host(request.headers.get("Host", "")):
             raise Unauthorized("browsers log in on this machine only, where server.host is a loopback address")
         now = self.clock()
         if not login.holds(request.query.get("ticket", ""), self.local_token, "link", now):
             return None
-        return login.make_ticket(self.local_token, "session", int(now.timestamp()) + login.SESSION_S)
+        return login.make_ticket(self.local_token, "session", int(now.timestamp()) + login.SESSION_LIFETIME_S)
 
-    def _insist_on_own_page(self, request: web.Request) -> None:
+    def _require_own_page(self, request: web.Request) -> None:
         """
         Let a cookie count where no page but our own can have had the browser send it.
 
@@ -174,17 +174,17 @@ class Door:
             Unauthorized: One can.
         """
         host, origin = request.headers.get("Host", ""), request.headers.get("Origin")
-        if not self._is_ours(host):
-            raise Unauthorized(f"a session does not hold under this name; {HOW_TO_CALL}")
+        if not self._is_own_host(host):
+            raise Unauthorized(f"a session does not hold under this name; {TOKEN_HELP}")
         is_ours = request.method in _SAFE if origin is None else origin.lower() == f"http://{host}".lower()
         if not is_ours or request.headers.get("Sec-Fetch-Site", "none") not in {"none", "same-origin"}:
-            raise Unauthorized(f"a session does not hold for pages of other servers; {HOW_TO_CALL}")
+            raise Unauthorized(f"a session does not hold for pages of other servers; {TOKEN_HELP}")
 
-    def _opens(self, authorization: str) -> bool:
+    def _has_token(self, authorization: str) -> bool:
         given = _BEARER.fullmatch(authorization)
         return given is not None and self.tokens.include(given[1])
 
-    def insist_on_own_name(self, host: str | None) -> None:
+    def require_own_host(self, host: str | None) -> None:
         """
         Refuse to show what is stored or counted under a name that is not ours, where only this machine can ask.
 
@@ -194,22 +194,22 @@ class Door:
         Raises:
             Forbidden: A page elsewhere may have made a browser here ask, under a name of its own (DNS rebinding).
         """
-        if self.own_hosts and host is not None and not self._is_ours(host):
+        if self.own_hosts and host is not None and not self._is_own_host(host):
             raise Forbidden(
                 "this server answers this machine under its own names (localhost, 127.0.0.1): "
                 "set server.public_url for another name, or server.trusted_proxies for a proxy in front"
             )
 
-    def own_base(self, request: web.Request) -> str:
+    def base_url(self, request: web.Request) -> str:
         """
         Return what stands before our paths: `server.public_url`, or the name by which this machine calls us.
 
         Empty where others can reach us: `Host` is the client's word, and would get into other people's databases.
         """
         host = request.headers.get("Host", "")
-        return self.public_base or (f"http://{host}" if self._is_ours(host) else "")
+        return self.public_base_url or (f"http://{host}" if self._is_own_host(host) else "")
 
-    def _is_ours(self, authority: str) -> bool:
+    def _is_own_host(self, authority: str) -> bool:
         return read_host(authority) in self.own_hosts
 
     def client_address(self, peer: str, fields: Fields) -> Address | str:

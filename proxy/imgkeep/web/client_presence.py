@@ -2,7 +2,7 @@
 Whether the client of a connection is still there, for handlers that wait long on its behalf.
 
 A handler is not cancelled wherever it happens to be: what it opens would be lost. It says where it may be interrupted,
-by waiting there with `Presence.wait`.
+by waiting there with `ClientPresence.wait`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class Presence:
+class ClientPresence:
     """The client of one connection."""
 
     __slots__ = ("_gone", "_waiting")

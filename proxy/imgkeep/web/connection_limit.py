@@ -1,7 +1,7 @@
 """
 How many connections a client may hold: each takes a file descriptor and some kilobytes of memory.
 
-A client is an IPv4 address, or a /64 of IPv6 and, with `WIDE_PART` times as many, its /48. This machine's own programs
+A client is an IPv4 address, or a /64 of IPv6 and, with `WIDE_NETWORK_FACTOR` times as many, its /48. This machine's own programs
 and the proxies of `server.trusted_proxies` have no limit: a proxy limits its clients itself (`docs/operations.md`).
 """
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from imgkeep.core.errors import Busy
 from imgkeep.core.ip_ranges import client_networks, read_literal, unmap
-from imgkeep.web.messages import encode_head
+from imgkeep.web.messages import encode_response_head
 from imgkeep.web.problems import problem
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from imgkeep.core.ip_ranges import Network
 
-WIDE_PART: Final = 4
+WIDE_NETWORK_FACTOR: Final = 4
 RETRY_AFTER_S: Final = 10
 
 
@@ -47,7 +47,7 @@ class ConnectionLimit:
             return ()
         networks = client_networks(address)
         for place, network in enumerate(networks):
-            if self._held.get(network, 0) >= self._per_client * (WIDE_PART if place else 1):
+            if self._held.get(network, 0) >= self._per_client * (WIDE_NETWORK_FACTOR if place else 1):
                 self._refused("connections")
                 return None
         for network in networks:
@@ -62,10 +62,10 @@ class ConnectionLimit:
                 del self._held[network]
 
 
-def turn_away(transport: asyncio.Transport) -> None:
+def refuse_connection(transport: asyncio.Transport) -> None:
     """Answer 503 to a connection that is one too many, whatever it was going to ask, and close it."""
     answer = problem(Busy("this address has too many connections (limits.connections)", retry_after_s=RETRY_AFTER_S))
     answer.headers["Connection"] = "close"
-    transport.write(encode_head(answer, b"", head=False) + bytes(answer.body or b""))  # type: ignore[arg-type]  # no part
+    transport.write(encode_response_head(answer, b"", head=False) + bytes(answer.body or b""))  # type: ignore[arg-type]  # no part
     transport.set_protocol(asyncio.Protocol())
     transport.close()

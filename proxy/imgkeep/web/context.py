@@ -9,40 +9,40 @@ import msgspec
 from aiohttp import web
 
 from imgkeep.core.errors import StorageError
-from imgkeep.web.parse_budget import Turns
+from imgkeep.web.parse_budget import ParseBudget
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from imgkeep.cluster.peers import Siblings
+    from imgkeep.cluster.peers import Peers
     from imgkeep.core.errors import ImgkeepError
     from imgkeep.core.records import Source, SourceInfo
     from imgkeep.health import Health
     from imgkeep.images.inspect import Inspector
-    from imgkeep.images.miss_limit import Misses
+    from imgkeep.images.miss_limit import MissLimiter
     from imgkeep.images.recent_failures import RecentFailures
     from imgkeep.images.refetch import Refetcher
     from imgkeep.images.removal import Remover
-    from imgkeep.images.service import Keeper
+    from imgkeep.images.service import ImageService
     from imgkeep.images.upload import Saver
     from imgkeep.jobs.runner import JobRunner
-    from imgkeep.page_rewriting import Linking, RewriteDesk
+    from imgkeep.page_rewriting import LinkSelection, RewriteService
     from imgkeep.ports import Clock, Ledger, Meter
-    from imgkeep.web.auth import Door
+    from imgkeep.web.auth import Auth
     from imgkeep.web.connection_limit import ConnectionLimit
     from imgkeep.web.error_responses import Placeholder
-    from imgkeep.web.fastpath.coalescing import Crowd
-    from imgkeep.web.fastpath.response_cache import PreparedAnswers
-    from imgkeep.web.home_page import Welcome
+    from imgkeep.web.fastpath.coalescing import SharedResponse
+    from imgkeep.web.fastpath.response_cache import ResponseCache
+    from imgkeep.web.home_page import HomePage
     from imgkeep.web.request_body import Bodies
 
 
-SERVER: Final = "imgkeep"
+SERVER_NAME: Final = "imgkeep"
 """Who answers, and not by which versions of what."""
 
 YEAR_S: Final = 31_536_000
 
-EXPOSED: Final = "Cache-Status, Content-Location, Content-Range, ETag, Retry-After"
+EXPOSED_HEADERS: Final = "Cache-Status, Content-Location, Content-Range, ETag, Retry-After"
 """The header fields that scripts of other sites may read (WHATWG Fetch, `Access-Control-Expose-Headers`)."""
 
 DETAIL_CHARS_MAX: Final = 300
@@ -56,38 +56,38 @@ STALL_TIMEOUT_S: Final = 60
 class Site:
     """The services and settings of the HTTP edge."""
 
-    keeper: Keeper
+    image_service: ImageService
     health: Health
     meter: Meter
     public: Source | None
     """`server.public_url`, read."""
-    door: Door
-    prepared: PreparedAnswers
+    auth: Auth
+    prepared: ResponseCache
     inspector: Inspector
     saver: Saver
     remover: Remover
     refetcher: Refetcher
     jobs: JobRunner
-    ledger: Ledger
+    image_index: Ledger
     failures: RecentFailures
     bodies: Bodies
-    linking: Linking
-    desk: RewriteDesk
+    link_selection: LinkSelection
+    rewrite_service: RewriteService
     redirect_status: int
     access_log: bool
     clock: Clock
     timer: Callable[[], float]
     stall_timeout_s: float = STALL_TIMEOUT_S
-    crowds: dict[bytes, Crowd] = field(default_factory=dict)
+    shared_responses: dict[bytes, SharedResponse] = field(default_factory=dict)
     """By request target: the answers that are on their way."""
-    turns: Turns = field(default_factory=Turns)
+    turns: ParseBudget = field(default_factory=ParseBudget)
     placeholder: Placeholder | None = None
     """The picture that failed requests for images are answered with; `None`: `delivery.placeholder` is empty."""
-    welcome: Welcome | None = None
+    welcome: HomePage | None = None
     """What `/` tells; `None`: there is no such page (`server.welcome`)."""
-    siblings: Siblings | None = None
+    peers: Peers | None = None
     """`None`: there is one worker."""
-    misses: Misses | None = None
+    misses: MissLimiter | None = None
     """Who may look for what is not stored; `None`: a look costs nothing."""
     connections: ConnectionLimit | None = None
     """`None`: clients may hold as many connections as they like."""
@@ -99,7 +99,7 @@ class Site:
 
 
 @dataclass(slots=True)
-class Notes:
+class RequestLog:
     """What the request's record will say."""
 
     key: str | None = None
@@ -114,7 +114,7 @@ class Notes:
     permitted_until: int | None = None
     """When the permission to see the answer ends, in epoch seconds."""
 
-    def concern(self, source: Source, info: SourceInfo) -> None:
+    def set_source(self, source: Source, info: SourceInfo) -> None:
         """Note which link the request is about, as far as a record may tell."""
         self.key, self.host, self.provider = info.key, source.host, info.provider
 
@@ -122,17 +122,17 @@ class Notes:
         """Note a failure."""
         self.code, self.detail = code, detail[:DETAIL_CHARS_MAX]
 
-    def fail_by(self, error: ImgkeepError) -> None:
+    def fail_with(self, error: ImgkeepError) -> None:
         """Note a typed failure, in full where clients are told less."""
         self.fail(error.code, error.in_full if isinstance(error, StorageError) else str(error))
 
 
-class Admitted(msgspec.Struct, frozen=True):
+class Admission(msgspec.Struct, frozen=True):
     """
     What the process that holds the client's connection has judged of a request to the API (`admission.py`).
 
     Attributes:
-        base: What stands before our own paths in the answer: `Door.own_base`.
+        base: What stands before our own paths in the answer: `Auth.base_url`.
         body_bytes: The declared size of the body, which the parser there keeps to; `None`: it comes in chunks.
     """
 
@@ -141,8 +141,8 @@ class Admitted(msgspec.Struct, frozen=True):
 
 
 SITE: Final = web.AppKey("site", Site)
-NOTES: Final = web.RequestKey("notes", Notes)
+REQUEST_LOG: Final = web.RequestKey("request_log", RequestLog)
 IS_IMAGE: Final = web.RequestKey("is_image", bool)
 """Of requests that a handler of images answers: a failure may be a picture."""
-ADMITTED: Final = web.RequestKey("admitted", Admitted)
+ADMISSION: Final = web.RequestKey("admitted", Admission)
 """Of requests to the API. A handler that finds none fails, so that a route that nothing has judged stays shut."""

@@ -32,6 +32,6 @@ HEADERS: Final = {
 
 async def preflight(request: web.Request) -> web.Response:
     """Allow what `GET` and `HEAD` take."""
-    request.app[SITE].door.insist_on_own_name(request.headers.get("Host"))
+    request.app[SITE].auth.require_own_host(request.headers.get("Host"))
     asked = ",".join(request.headers.getall("Access-Control-Request-Headers", []))
     return web.Response(status=204, headers={**HEADERS, "Access-Control-Allow-Headers": ", ".join(allow_fields(asked))})

@@ -76,7 +76,7 @@ async def page(request: web.Request) -> web.Response:
 
 
 def _enter(request: web.Request) -> None:
-    request.app[SITE].door.insist_on_own_name(request.headers.get("Host"))
+    request.app[SITE].auth.require_own_host(request.headers.get("Host"))
     if not FILES:
         raise web.HTTPNotFound(text="no documentation came with this version")
 

@@ -22,12 +22,12 @@ from imgkeep.config import ConfigError
 from imgkeep.core.content_negotiation import Form, choose_form
 from imgkeep.core.formats import Spent, Undecided, is_whole, sniff
 from imgkeep.web.html_pages import CONTENT_TYPE, Markup, Page, read_static
-from imgkeep.web.responses import policy_of
+from imgkeep.web.responses import csp_of
 
 if TYPE_CHECKING:
     from imgkeep.core.http_headers import Fields
     from imgkeep.core.records import Format
-    from imgkeep.web.messages import Answer
+    from imgkeep.web.messages import HttpResponse
 
 PLACEHOLDER_BYTES_MAX: Final = 1_048_576
 """Maximum size of `delivery.placeholder`: it is held in memory, and sent whole to each client that meets a failure."""
@@ -88,7 +88,7 @@ def read_placeholder(setting: str) -> Placeholder | None:
     return Placeholder(found, body)
 
 
-def present(answer: Answer, method: str, fields: Fields, placeholder: Placeholder | None = None) -> Answer:
+def present(answer: HttpResponse, method: str, fields: Fields, placeholder: Placeholder | None = None) -> HttpResponse:
     """
     Return a failure in the form that its client reads; any other answer as it is.
 
@@ -108,7 +108,7 @@ def present(answer: Answer, method: str, fields: Fields, placeholder: Placeholde
     return answer
 
 
-def reads_page(method: str, fields: Fields) -> bool:
+def accepts_page(method: str, fields: Fields) -> bool:
     """Tell whether the client of a request reads a failure as a page."""
     return _choose(method, fields) is Form.PAGE
 
@@ -117,7 +117,7 @@ def _choose(method: str, fields: Fields) -> Form:
     return choose_form(method, _combine(fields, "Accept"), _combine(fields, "Sec-Fetch-Dest"))
 
 
-def _as_page(answer: Answer, body: bytes) -> Answer:
+def _as_page(answer: HttpResponse, body: bytes) -> HttpResponse:
     facts = msgspec.json.decode(body, type=_Facts)
     wait = answer.headers.get("Retry-After")
     page = _PAGE.fill(
@@ -131,11 +131,11 @@ def _as_page(answer: Answer, body: bytes) -> Answer:
     return replace(answer, headers={**headers, "Referrer-Policy": "no-referrer"}, body=page)
 
 
-def _as_picture(answer: Answer, placeholder: Placeholder) -> Answer:
+def _as_picture(answer: HttpResponse, placeholder: Placeholder) -> HttpResponse:
     headers = {
         **answer.headers,
         "Content-Type": placeholder.format.media_type,
-        "Content-Security-Policy": policy_of(placeholder.format),
+        "Content-Security-Policy": csp_of(placeholder.format),
         "Cross-Origin-Resource-Policy": "cross-origin",
     }
     return replace(answer, headers=headers, body=placeholder.body)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-class Outlet:
+class FlowControl:
     """
     Is told when writing to `transport` pauses and resumes.
 

@@ -70,28 +70,28 @@ _NO_LOG_IN: Final = "<code>GET /api/images</code> lists them, for clients with o
 
 
 @dataclass(frozen=True, slots=True)
-class Welcome:
+class HomePage:
     """
     What the page has to know of the configuration.
 
     Attributes:
-        leads_away: Whether an image may be at another server: in a bucket, or behind a redirect.
+        has_external_images: Whether an image may be at another server: in a bucket, or behind a redirect.
     """
 
-    leads_away: bool
+    has_external_images: bool
 
 
 async def welcome(request: web.Request) -> web.Response:
     """Tell what this server is, in the form that the client reads."""
     site = request.app[SITE]
-    site.door.insist_on_own_name(request.headers.get("Host"))
+    site.auth.require_own_host(request.headers.get("Host"))
     if site.welcome is None:
         raise web.HTTPNotFound
     accept = ", ".join(request.headers.getall("Accept", []))
     if not prefers_page(accept):
         body = msgspec.json.encode(_describe(request, site))
         return web.Response(body=body, content_type="application/json", headers={**HEADERS, "Vary": "Accept"})
-    policy = _PAGE.policy(*_sources(leads_away=site.welcome.leads_away))
+    policy = _PAGE.policy(*_sources(has_external_images=site.welcome.has_external_images))
     headers = {
         **HEADERS,
         "Content-Type": CONTENT_TYPE,
@@ -106,7 +106,7 @@ async def welcome(request: web.Request) -> web.Response:
 
 def _describe(request: web.Request, site: Site) -> dict[str, object]:
     """Return what programs are told."""
-    base = site.door.own_base(request)
+    base = site.auth.base_url(request)
     _, report = site.health.report(in_full=False)
     return {
         "name": "imgkeep",
@@ -123,16 +123,16 @@ def _describe(request: web.Request, site: Site) -> dict[str, object]:
     }
 
 
-def _sources(*, leads_away: bool) -> tuple[str, ...]:
+def _sources(*, has_external_images: bool) -> tuple[str, ...]:
     """Return what the page may load: from this server, and from others where images are there."""
-    away = " http: https:" if leads_away else ""
+    away = " http: https:" if has_external_images else ""
     return (f"img-src 'self' data:{away}", f"connect-src 'self'{away}", f"form-action 'self'{away}")
 
 
 def _fill(request: web.Request, site: Site) -> bytes:
-    door, may_call = site.door, _may_call(request, site)
-    is_local = bool(door.own_hosts)
-    has_log_in = is_local and door.local_token is not None
+    auth, may_call = site.auth, _may_call(request, site)
+    is_local = bool(auth.own_hosts)
+    has_log_in = is_local and auth.local_token is not None
     _, report = site.health.report(in_full=False)
     status = str(report["status"])
     newest = _NEWEST.replace("$closed", _LOG_IN if has_log_in else _NO_LOG_IN) if is_local else ""
@@ -141,9 +141,9 @@ def _fill(request: web.Request, site: Site) -> bytes:
         status=status,
         state=_STATES[status],
         parts=_list_parts(report) if is_local or may_call else "",
-        base=door.own_base(request),
-        hint=_HINTS[door.signature],
-        signing=_SIGNING[door.signature],
+        base=auth.base_url(request),
+        hint=_HINTS[auth.signature],
+        signing=_SIGNING[auth.signature],
         api=_tell_session(request, may_call=may_call) if has_log_in else "",
         newest=Markup(newest),
         documentation=_DOCUMENTATION if FILES else "",
@@ -165,7 +165,7 @@ def _list_parts(report: dict[str, Any]) -> Markup:
 
 def _may_call(request: web.Request, site: Site) -> bool:
     try:
-        site.door.insist_on_access(request)
+        site.auth.require_api_access(request)
     except ImgkeepError:
         return False
     return True

@@ -18,7 +18,7 @@ which is 2 MB: a list field of that size (`Via`, `If-None-Match`) would take hal
 """
 
 
-class Connections(web.Server):
+class HttpServer(web.Server):
     """Makes connections for the requests that `base` handles."""
 
     def __init__(self, base: web.Server, site: Site, **limits: Any) -> None:
@@ -35,11 +35,11 @@ class Connections(web.Server):
         self.site = site
         self._limits = limits
 
-    def pass_on(self) -> None:
+    def disable_fast_path(self) -> None:
         """Leave all requests on the connections there are to aiohttp, whose answers can end a connection."""
         for connection in self.connections:
             assert isinstance(connection, Connection)
-            connection.pass_on()
+            connection.disable_fast_path()
 
     def __call__(self) -> Connection:
         return Connection(self, self.site, loop=asyncio.get_running_loop(), **self._limits)
@@ -53,13 +53,13 @@ class Runner(web.AppRunner):
         super().__init__(app, shutdown_timeout=shutdown_timeout, **limits)
         self._limits = limits
         self._shutdown_timeout_s = shutdown_timeout
-        self._connections: Connections | None = None
+        self._connections: HttpServer | None = None
 
     @property
-    def server(self) -> Connections | None:
+    def server(self) -> HttpServer | None:
         base = super().server
         if base is not None and self._connections is None:
-            self._connections = Connections(base, self.app[SITE], **self._limits)
+            self._connections = HttpServer(base, self.app[SITE], **self._limits)
         return self._connections
 
     async def shutdown(self) -> None:

@@ -10,14 +10,14 @@ from aiohttp import web
 from imgkeep.core.data_url import identify_legacy
 from imgkeep.core.errors import LoopDetected, OriginError, RateLimited, SourceRejected
 from imgkeep.core.source_url import own_path, read_img_query
-from imgkeep.images.context import Redirect, Referral
-from imgkeep.web.responses import redirect, refer, respond
+from imgkeep.images.context import RedirectToObject, RedirectToSource
+from imgkeep.web.responses import redirect, redirect_to_object, respond
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
     from imgkeep.images.context import Delivery
-    from imgkeep.web.messages import Answer, Ask, Handler
+    from imgkeep.web.messages import Handler, HttpResponse, ImageRequest
 
 T = TypeVar("T")
 
@@ -36,73 +36,73 @@ def find_handler(target: bytes) -> tuple[Handler, str, str] | None:
     return None if match is None else (image, IMAGES, match[1].decode())
 
 
-async def img(ask: Ask) -> Answer:
+async def img(request: ImageRequest) -> HttpResponse:
     """Show the image behind a source URL, for ever."""
-    query = read_img_query(ask.target.partition("?")[2])
-    source, site = query.source, ask.site
-    ask.notes.host = source.host
+    query = read_img_query(request.target.partition("?")[2])
+    source, site = query.source, request.site
+    request.request_log.host = source.host
     try:
-        visit = site.door.admit(ask, query)
+        request_context = site.auth.authorize_image(request, query)
     except SourceRejected:
-        ask.notes.concern(source, site.keeper.identify(source))
+        request.request_log.set_source(source, site.image_service.identify(source))
         raise
     own = None if site.public is None else own_path(source, site.public)
     if own is not None:
-        return await _own(ask, own)
-    info = site.keeper.identify(source)
-    ask.notes.concern(source, info)
-    looking = site.keeper.deliver(source, info, visit)
+        return await _own(request, own)
+    info = site.image_service.identify(source)
+    request.request_log.set_source(source, info)
+    looking = site.image_service.deliver(source, info, request_context)
     # What is known to be stored is no look in vain, and is shown whatever its client has asked for before.
-    known = site.keeper.records.at_hand(info.key) is not None
-    return await _show(ask, await (looking if known else _look(ask, looking)))
+    known = site.image_service.records.at_hand(info.key) is not None
+    return await _show(request, await (looking if known else _look(request, looking)))
 
 
-async def image(ask: Ask) -> Answer:
+async def image(request: ImageRequest) -> HttpResponse:
     """Show an object under its permanent URL."""
-    delivery = await _find(ask, ask.name)
+    delivery = await _find(request, request.name)
     if delivery is None:
         raise web.HTTPNotFound
-    return await _give(ask, delivery)
+    return await _give(request, delivery)
 
 
 def legacy(mount: str) -> Handler:
     """Return who shows what was adopted under old names."""
 
-    async def show(ask: Ask) -> Answer:
-        info = identify_legacy(mount, ask.name)
-        ask.notes.key = info.key
-        delivery = await _look(ask, ask.site.keeper.deliver_kept(info.key, head=ask.head))
+    async def show(request: ImageRequest) -> HttpResponse:
+        info = identify_legacy(mount, request.name)
+        request.request_log.key = info.key
+        delivery = await _look(request, request.site.image_service.deliver_stored(info.key, head=request.head))
         if delivery is None:
             raise web.HTTPNotFound
-        return await _give(ask, delivery)
+        return await _give(request, delivery)
 
     return show
 
 
-async def _own(ask: Ask, path: str) -> Answer:
+async def _own(request: ImageRequest, path: str) -> HttpResponse:
     """A source under our own permanent URL is simply served; any other of our own would be a loop."""
     folder, _, name = path.partition("?")[0].rpartition("/")
-    delivery = await _find(ask, name) if folder == "/images" else None
+    delivery = await _find(request, name) if folder == "/images" else None
     if delivery is None:
         raise LoopDetected("the source is this server")
-    return await _give(ask, delivery)
+    return await _give(request, delivery)
 
 
-async def _find(ask: Ask, name: str) -> Delivery | Referral | None:
-    return await _look(ask, ask.site.keeper.deliver_object(name, head=ask.head))
+async def _find(request: ImageRequest, name: str) -> Delivery | RedirectToObject | None:
+    return await _look(request, request.site.image_service.deliver_object(name, head=request.head))
 
 
-async def _look(ask: Ask, looking: Coroutine[Any, Any, T]) -> T:
+async def _look(request: ImageRequest, looking: Coroutine[Any, Any, T]) -> T:
     """
     Look for an image, and count it against the client if there is none.
 
     Raises:
         RateLimited: The client has looked in vain too often. Or as `looking`.
     """
-    misses = ask.site.misses
+    misses = request.site.misses
     if misses is None:
         return await looking
-    client = ask.site.door.find_client(ask)
+    client = request.site.auth.identify_client(request)
     try:
         misses.check(client)
     except RateLimited:
@@ -118,9 +118,13 @@ async def _look(ask: Ask, looking: Coroutine[Any, Any, T]) -> T:
     return found
 
 
-async def _show(ask: Ask, delivery: Delivery | Referral | Redirect) -> Answer:
-    return redirect(ask, delivery) if isinstance(delivery, Redirect) else await _give(ask, delivery)
+async def _show(request: ImageRequest, delivery: Delivery | RedirectToObject | RedirectToSource) -> HttpResponse:
+    return redirect(request, delivery) if isinstance(delivery, RedirectToSource) else await _give(request, delivery)
 
 
-async def _give(ask: Ask, delivery: Delivery | Referral) -> Answer:
-    return refer(ask, delivery) if isinstance(delivery, Referral) else await respond(ask, delivery)
+async def _give(request: ImageRequest, delivery: Delivery | RedirectToObject) -> HttpResponse:
+    return (
+        redirect_to_object(request, delivery)
+        if isinstance(delivery, RedirectToObject)
+        else await respond(request, delivery)
+    )

@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 PATH: Final = "/login"
 """Not below `/api/`, where a token is asked for and one of several workers answers for all."""
 COOKIE: Final = "imgkeep_session"
-LINK_S: Final = 3600
+LINK_LIFETIME_S: Final = 3600
 """How long a link holds that is printed: it stays in logs. `imgkeep token --login` prints another one."""
-SESSION_S: Final = 43_200
+SESSION_LIFETIME_S: Final = 43_200
 """A working day."""
 
 _TICKET: Final = re.compile(r"([0-9]{1,12})\.([0-9a-f]{64})")
@@ -52,10 +52,10 @@ def holds(given: str, token: str, use: Literal["link", "session"], now: datetime
     return hmac.compare_digest(given.encode(), make_ticket(token, use, ends).encode()) and now.timestamp() < ends
 
 
-def make_link(token: str, host: str, port: int, now: datetime) -> str:
+def make_log_in_link(token: str, host: str, port: int, now: datetime) -> str:
     """Return the log-in link of the server at an address of this machine."""
     place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    return f"http://{place}{PATH}?ticket={make_ticket(token, 'link', int(now.timestamp()) + LINK_S)}"
+    return f"http://{place}{PATH}?ticket={make_ticket(token, 'link', int(now.timestamp()) + LINK_LIFETIME_S)}"
 
 
 class Link:
@@ -75,12 +75,12 @@ async def login(request: web.Request) -> web.Response:
     Raises:
         Unauthorized: The link is wrong or has ended, or this is not the name of this machine.
     """
-    session = request.app[SITE].door.log_in(request)
+    session = request.app[SITE].auth.log_in(request)
     if session is None:
         raise Unauthorized("the log-in link is wrong or has ended: `imgkeep token --login` prints another one")
     home = "/api" if request.app[SITE].welcome is None else "/"
     response = web.Response(
         status=303, headers={"Location": home, "Cache-Control": "no-store", "Referrer-Policy": "no-referrer"}
     )
-    response.set_cookie(COOKIE, session, max_age=SESSION_S, path="/", httponly=True, samesite="Strict")
+    response.set_cookie(COOKIE, session, max_age=SESSION_LIFETIME_S, path="/", httponly=True, samesite="Strict")
     return response

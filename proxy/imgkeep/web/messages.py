@@ -1,8 +1,8 @@
 """
 What is asked for an image and what is answered, whichever way the request came: by aiohttp, or without it.
 
-The handlers of images take an `Ask` and return an `Answer`. Who sends it is another matter: `connection.py` writes the
-answer to a plain request itself, and `over_aiohttp` makes a handler one of aiohttp's, for all other requests. Either
+The handlers of images take an `ImageRequest` and return an `HttpResponse`. Who sends it is another matter: `connection.py` writes the
+answer to a plain request itself, and `as_aiohttp_handler` makes a handler one of aiohttp's, for all other requests. Either
 sends the bytes at the client's own speed. When a body breaks off, the connection is broken off too, so that no client
 takes a part for the whole.
 
@@ -20,21 +20,21 @@ from typing import TYPE_CHECKING, Final, TypeAlias, cast
 from aiohttp import HttpVersion11, web
 
 from imgkeep.core.errors import ImgkeepError, StorageError
-from imgkeep.web.client_presence import Presence
-from imgkeep.web.context import IS_IMAGE, NOTES, SITE
+from imgkeep.web.client_presence import ClientPresence
+from imgkeep.web.context import IS_IMAGE, REQUEST_LOG, SITE
 
 if TYPE_CHECKING:
     from multidict import MultiMapping
 
     from imgkeep.ports import Growing, Readable
-    from imgkeep.web.context import Notes, Site
+    from imgkeep.web.context import RequestLog, Site
 
 PIECE_BYTES: Final = 32_768
 """What a slow reader holds in memory at most; the rest waits in the file."""
 
 
 @dataclass(slots=True)
-class Ask:
+class ImageRequest:
     """
     A GET or HEAD request for an image.
 
@@ -44,7 +44,7 @@ class Ask:
         target: The request target as it came, undecoded.
         remote: The address of the peer, or how it is called.
         presence: Tells whether its client is still there.
-        takes_chunks: Whether the client can tell that a body of unknown size was cut: not with HTTP/1.0.
+        accepts_chunked: Whether the client can tell that a body of unknown size was cut: not with HTTP/1.0.
     """
 
     site: Site
@@ -54,9 +54,9 @@ class Ask:
     target: str
     fields: MultiMapping[str]
     remote: str
-    takes_chunks: bool
-    notes: Notes
-    presence: Presence = field(default_factory=Presence)
+    accepts_chunked: bool
+    request_log: RequestLog
+    presence: ClientPresence = field(default_factory=ClientPresence)
 
     def field(self, name: str) -> str | None:
         """Return a field's value, its lines combined (RFC 9110, 5.3); `None` if it is absent."""
@@ -65,7 +65,7 @@ class Ask:
 
 
 @dataclass(slots=True)
-class Part:
+class BodyRange:
     """
     The bytes of a body from `start` to `end`, to its own end where that is not known yet; `first` are the first ones.
 
@@ -93,7 +93,7 @@ class Part:
 
 
 @dataclass(slots=True)
-class Answer:
+class HttpResponse:
     """
     An answer, ready to be sent. `headers` say all but who sends it, when, and how long `body` is if that is bytes;
     `None` is the body of an answer that has none.
@@ -101,23 +101,23 @@ class Answer:
 
     status: int
     headers: dict[str, str]
-    body: bytes | Part | None = None
+    body: bytes | BodyRange | None = None
 
 
-Handler: TypeAlias = Callable[[Ask], Awaitable[Answer]]
+Handler: TypeAlias = Callable[[ImageRequest], Awaitable[HttpResponse]]
 
 
 def piece_size(offset: int, end: int | None) -> int:
     return PIECE_BYTES if end is None else min(PIECE_BYTES, end - offset)
 
 
-def encode_head(answer: Answer, signature: bytes, *, head: bool) -> bytes:
+def encode_response_head(answer: HttpResponse, signature: bytes, *, head: bool) -> bytes:
     """Return the head of an answer as it goes over the wire; `signature` says who sends it, and when."""
     headers, body = answer.headers, answer.body
     lines = [f"HTTP/1.1 {answer.status} {HTTPStatus(answer.status).phrase}\r\n"]
     lines += [f"{name}: {value}\r\n" for name, value in headers.items()]
     if "Content-Length" not in headers:
-        if isinstance(body, Part) or (head and body is None and answer.status == HTTPStatus.OK):
+        if isinstance(body, BodyRange) or (head and body is None and answer.status == HTTPStatus.OK):
             lines.append("Transfer-Encoding: chunked\r\n")
         elif answer.status != HTTPStatus.NOT_MODIFIED:
             lines.append(f"Content-Length: {len(body or b'')}\r\n")
@@ -127,13 +127,13 @@ def encode_head(answer: Answer, signature: bytes, *, head: bool) -> bytes:
     return b"".join((text.encode(), signature, b"\r\n"))
 
 
-def over_aiohttp(handler: Handler) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+def as_aiohttp_handler(handler: Handler) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
     """Make a handler of images one of aiohttp's."""
 
     async def handle(request: web.Request) -> web.StreamResponse:
         request[IS_IMAGE] = True
         resource = request.match_info.route.resource
-        ask = Ask(
+        ask = ImageRequest(
             site=request.app[SITE],
             route="" if resource is None else resource.canonical,
             name=request.match_info.get("name", ""),
@@ -142,35 +142,35 @@ def over_aiohttp(handler: Handler) -> Callable[[web.Request], Awaitable[web.Stre
             target=request.raw_path,
             fields=request.headers,
             remote=request.remote or "",
-            takes_chunks=request.version >= HttpVersion11,
-            notes=request[NOTES],
+            accepts_chunked=request.version >= HttpVersion11,
+            request_log=request[REQUEST_LOG],
             presence=presence_of(request),
         )
         # Plain requests that come another way were compared with our names when their fields were read.
-        ask.site.door.insist_on_own_name(ask.field("Host"))
+        ask.site.auth.require_own_host(ask.field("Host"))
         answer = await handler(ask)
-        if isinstance(answer.body, Part):
-            return await send_part(request, answer, answer.body)
+        if isinstance(answer.body, BodyRange):
+            return await send_body_range(request, answer, answer.body)
         if ask.head:
             return web.StreamResponse(status=answer.status, headers=answer.headers)
-        return as_response(answer)
+        return as_aiohttp_response(answer)
 
     return handle
 
 
-def presence_of(request: web.Request) -> Presence:
+def presence_of(request: web.Request) -> ClientPresence:
     """Return what tells whether the client of a request is still there; on connections that are not ours it stays."""
     presence = getattr(request.protocol, "presence", None)
-    return presence if isinstance(presence, Presence) else Presence()
+    return presence if isinstance(presence, ClientPresence) else ClientPresence()
 
 
-def as_response(answer: Answer) -> web.Response:
+def as_aiohttp_response(answer: HttpResponse) -> web.Response:
     """Return an answer without a part of an image as one of aiohttp's."""
-    assert not isinstance(answer.body, Part)
+    assert not isinstance(answer.body, BodyRange)
     return web.Response(status=answer.status, headers=answer.headers, body=answer.body)
 
 
-async def send_part(request: web.Request, answer: Answer, part: Part) -> web.StreamResponse:
+async def send_body_range(request: web.Request, answer: HttpResponse, part: BodyRange) -> web.StreamResponse:
     """Send an answer with a part of a body at the client's own speed."""
     response = web.StreamResponse(status=answer.status, headers=answer.headers)
     transport = cast("asyncio.WriteTransport | None", request.transport)
@@ -196,10 +196,10 @@ async def send_part(request: web.Request, answer: Answer, part: Part) -> web.Str
         if not isinstance(error, ImgkeepError | TimeoutError | ConnectionError):
             raise
         if isinstance(error, ImgkeepError):
-            request[NOTES].fail_by(error)
+            request[REQUEST_LOG].fail_with(error)
         else:
-            request[NOTES].code = "client_left"
+            request[REQUEST_LOG].code = "client_left"
     finally:
-        request[NOTES].sent = offset - part.start
+        request[REQUEST_LOG].sent = offset - part.start
         await part.body.aclose()
     return response

@@ -13,8 +13,8 @@ from aiohttp import web
 
 from imgkeep.core.errors import Forbidden
 from imgkeep.core.http_headers import read_host
-from imgkeep.web.context import NOTES, SERVER, SITE, Notes
-from imgkeep.web.probes import healthz, tell_metrics
+from imgkeep.web.context import REQUEST_LOG, SERVER_NAME, SITE, RequestLog
+from imgkeep.web.probes import healthz, metrics_response
 from imgkeep.web.problems import problems
 
 if TYPE_CHECKING:
@@ -31,21 +31,21 @@ IDLE_TIMEOUT_S: Final = 65
 
 
 @asynccontextmanager
-async def serving_metrics(site: Site, sockets: Sequence[socket.socket], *, only_here: bool) -> AsyncGenerator[None]:
+async def serve_metrics(site: Site, sockets: Sequence[socket.socket], *, loopback_only: bool) -> AsyncGenerator[None]:
     """
     Serve `/metrics` and `/healthz` there until the end of the block.
 
     Args:
         site: What is counted.
         sockets: Where we listen; closed at the end.
-        only_here: Only programs of this machine can reach them.
+        loopback_only: Only programs of this machine can reach them.
     """
     app = web.Application(middlewares=[_notes, problems], client_max_size=0)
     app[SITE] = site
     app.router.add_get("/metrics", _metrics)
     app.router.add_get("/healthz", healthz)
-    app.on_response_prepare.append(_sign)
-    if only_here:
+    app.on_response_prepare.append(_set_server_header)
+    if loopback_only:
         names = LOOPBACK_NAMES | {sock.getsockname()[0] for sock in sockets}
 
         # A page elsewhere may have a name of its own lead to this machine (DNS rebinding).
@@ -77,7 +77,7 @@ async def serving_metrics(site: Site, sockets: Sequence[socket.socket], *, only_
 
 
 async def _metrics(request: web.Request) -> web.Response:
-    return await tell_metrics(request.app[SITE])
+    return await metrics_response(request.app[SITE])
 
 
 @web.middleware
@@ -85,9 +85,9 @@ async def _notes(
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
 ) -> web.StreamResponse:
     """In the place of `records`: nothing is logged here."""
-    request[NOTES] = Notes()
+    request[REQUEST_LOG] = RequestLog()
     return await handler(request)
 
 
-async def _sign(_request: web.Request, response: web.StreamResponse) -> None:
-    response.headers["Server"] = SERVER
+async def _set_server_header(_request: web.Request, response: web.StreamResponse) -> None:
+    response.headers["Server"] = SERVER_NAME

@@ -1,8 +1,8 @@
 """
-Turns of the event loop in which the parser of requests is given what clients have sent.
+ParseBudget of the event loop in which the parser of requests is given what clients have sent.
 
-A step is `STEP_BYTES` of one connection, and all connections together have `TURN_BYTES` in a turn: however many send
-what takes long to parse, hits and health checks wait for so much of it and no more. Connections take turns.
+A step is `PARSE_STEP_BYTES` of one connection, and all connections together have `PARSE_TURN_BYTES` in a turn: however many send
+what takes long to parse, hits and health checks wait for so much of it and no more. HttpServer take turns.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-STEP_BYTES: Final = 2048
+PARSE_STEP_BYTES: Final = 2048
 """
 Maximum number of bytes that are parsed at once where chunks or heads may follow one another: 340 chunks of one byte,
 which take some two milliseconds. The bytes of a body of known length cost nothing and go in one step.
 """
-TURN_BYTES: Final = 4096
+PARSE_TURN_BYTES: Final = 4096
 """Maximum number of bytes that are parsed in one turn: twenty common requests that are not for an image."""
 
 
-class Turns:
+class ParseBudget:
     """What all connections of a server have had parsed in this turn of the loop, and those that wait for the next."""
 
     __slots__ = ("_scheduled", "_taken", "_waiting")
@@ -35,7 +35,7 @@ class Turns:
 
     def take(self, size: int) -> bool:
         """Take bytes of this turn, if there are some left and none waits for them."""
-        if self._waiting or self._taken >= TURN_BYTES:
+        if self._waiting or self._taken >= PARSE_TURN_BYTES:
             return False
         self._taken += size
         self._schedule()
@@ -55,7 +55,7 @@ class Turns:
         """A turn begins."""
         self._scheduled = False
         self._taken = 0
-        while self._waiting and self._taken < TURN_BYTES:
+        while self._waiting and self._taken < PARSE_TURN_BYTES:
             self._taken += self._waiting.popleft()()
         if self._waiting or self._taken:
             self._schedule()

@@ -28,7 +28,7 @@ async def readyz(request: web.Request) -> web.Response:
     """Whether to send requests here, and how each part is; and why, to those who may call the API."""
     site = request.app[SITE]
     try:
-        site.door.insist_on_access(request)
+        site.auth.require_api_access(request)
         may_know = True
     except ImgkeepError:
         may_know = False
@@ -44,15 +44,17 @@ async def readyz(request: web.Request) -> web.Response:
 async def metrics(request: web.Request) -> web.Response:
     """The counters of all workers, for Prometheus."""
     site = request.app[SITE]
-    site.door.insist_on_own_name(request.headers.get("Host"))
-    return await tell_metrics(site)
+    site.auth.require_own_host(request.headers.get("Host"))
+    return await metrics_response(site)
 
 
-async def tell_metrics(site: Site) -> web.Response:
+async def metrics_response(site: Site) -> web.Response:
     """Answer with the counters of all workers."""
-    if site.siblings is None:
+    if site.peers is None:
         page = site.meter.page()
     else:
-        told, others, silent = await site.siblings.counters()
-        page = site.meter.sum_up([site.meter.tell(site.siblings.name), *told], workers=1 + others, silent=silent)
+        told, others, unresponsive = await site.peers.counters()
+        page = site.meter.sum_up(
+            [site.meter.tell(site.peers.name), *told], workers=1 + others, unresponsive=unresponsive
+        )
     return web.Response(body=page, headers={**_NO_STORE, "Content-Type": "text/plain; version=0.0.4; charset=utf-8"})

@@ -18,15 +18,15 @@ from aiohttp import web
 from imgkeep.core import errors
 from imgkeep.core.content_negotiation import FORM_FIELDS
 from imgkeep.core.http_headers import cache_status
-from imgkeep.web.context import EXPOSED, IS_IMAGE, NOTES, SITE
+from imgkeep.web.context import EXPOSED_HEADERS, IS_IMAGE, REQUEST_LOG, SITE
 from imgkeep.web.error_responses import PROBLEM, present
-from imgkeep.web.messages import Answer, as_response
-from imgkeep.web.responses import FIXED_HEADERS
+from imgkeep.web.messages import HttpResponse, as_aiohttp_response
+from imgkeep.web.responses import IMAGE_HEADERS
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
-    from imgkeep.web.context import Notes
+    from imgkeep.web.context import RequestLog
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ STATUSES: Final[tuple[tuple[type[errors.ImgkeepError], int, str], ...]] = (
     (errors.StorageError, 503, "The storage is unavailable"),
 )
 
-_ACCEPTED: Final = ("Allow", "Accept", "Accept-Encoding")
+_ACCEPT_FIELDS: Final = ("Allow", "Accept", "Accept-Encoding")
 """Fields that say what would be accepted instead."""
 
 # Of the framework's own answers those that our routes can cause.
@@ -68,7 +68,7 @@ _HTTP_CODES: Final = {
 }
 
 
-def problem(error: errors.ImgkeepError, *, api: bool = False) -> Answer:
+def problem(error: errors.ImgkeepError, *, api: bool = False) -> HttpResponse:
     """Return the answer to a typed error; under `/api` it says `"success": false` too."""
     status, title = next((status, title) for kind, status, title in STATUSES if isinstance(error, kind))
     answer = _answer(status, title, error.code, str(error), {"success": False} if api else {})
@@ -85,12 +85,12 @@ def problem(error: errors.ImgkeepError, *, api: bool = False) -> Answer:
     return answer
 
 
-def explain(error: Exception, notes: Notes, *, api: bool = False) -> Answer:
+def explain(error: Exception, request_log: RequestLog, *, api: bool = False) -> HttpResponse:
     """Return the answer to whatever a handler raised; what nobody foresaw is logged, without its message."""
     if isinstance(error, errors.ImgkeepError):
-        notes.fail_by(error)
+        request_log.fail_with(error)
         if isinstance(error, errors.StorageError):
-            log.warning("storage unavailable", extra={"key": notes.key, "reason": error.in_full})
+            log.warning("storage unavailable", extra={"key": request_log.key, "reason": error.in_full})
         answer = problem(error, api=api)
         if isinstance(error, errors.OriginError) and error.picture is not None and not api:
             return _show(answer, *error.picture)
@@ -101,29 +101,29 @@ def explain(error: Exception, notes: Notes, *, api: bool = False) -> Answer:
         told = error.text if error.text != f"{status.value}: {error.reason}" else None
         if isinstance(error, web.HTTPMethodNotAllowed):
             told = f"this endpoint does not take that method; use {' or '.join(sorted(error.allowed_methods))}"
-        notes.fail(code, told or status.description)
+        request_log.fail(code, told or status.description)
         answer = _answer(error.status, status.phrase, code, told or status.description, extensions)
-        for name in _ACCEPTED:
+        for name in _ACCEPT_FIELDS:
             if name in error.headers:
                 answer.headers[name] = error.headers[name]
         return answer
     log.error("unforeseen error", exc_info=error)
     code, detail = "internal_error", "The server met an error of its own; it was logged."
-    notes.fail(code, detail)
+    request_log.fail(code, detail)
     return _answer(500, "Internal error", code, detail, extensions)
 
 
-def _show(answer: Answer, media_type: str, body: bytes) -> Answer:
+def _show(answer: HttpResponse, media_type: str, body: bytes) -> HttpResponse:
     """Return the picture that the origin sent with an error, in the place of the problem and with its status."""
-    fixed = {name: value for name, value in FIXED_HEADERS.items() if name != "Accept-Ranges"}
-    return Answer(answer.status, {**fixed, **answer.headers, "Content-Type": media_type}, body)
+    fixed = {name: value for name, value in IMAGE_HEADERS.items() if name != "Accept-Ranges"}
+    return HttpResponse(answer.status, {**fixed, **answer.headers, "Content-Type": media_type}, body)
 
 
-def unreadable(status: int, notes: Notes) -> Answer:
+def unreadable(status: int, request_log: RequestLog) -> HttpResponse:
     """Return the answer to what the parser of HTTP refuses: not a byte of it comes back."""
     known = HTTPStatus(status)
     code, detail = _HTTP_CODES.get(status, "http_error"), known.description or known.phrase
-    notes.fail(code, detail)
+    request_log.fail(code, detail)
     return _answer(status, known.phrase, code, detail)
 
 
@@ -137,14 +137,14 @@ async def problems(
     except ConnectionError:
         raise
     except Exception as error:  # noqa: BLE001 - `explain` logs what nobody foresaw
-        answer = explain(error, request[NOTES], api=request.path.startswith("/api"))
+        answer = explain(error, request[REQUEST_LOG], api=request.path.startswith("/api"))
         placeholder = request.app[SITE].placeholder if IS_IMAGE in request else None
-        return as_response(present(answer, request.method, request.headers, placeholder))
+        return as_aiohttp_response(present(answer, request.method, request.headers, placeholder))
 
 
 def _answer(
     status: int, title: str, code: str, detail: str, extensions: Mapping[str, object] = MappingProxyType({})
-) -> Answer:
+) -> HttpResponse:
     problem_type = f"urn:imgkeep:problem:{code}"
     body = {"type": problem_type, "title": title, "status": status, "detail": detail, "code": code, **extensions}
     headers = {
@@ -153,6 +153,6 @@ def _answer(
         "Vary": FORM_FIELDS,
         "X-Content-Type-Options": "nosniff",
         "Access-Control-Allow-Origin": "*",
-        "Access-Control-Expose-Headers": EXPOSED,
+        "Access-Control-Expose-Headers": EXPOSED_HEADERS,
     }
-    return Answer(status, headers, msgspec.json.encode(body))
+    return HttpResponse(status, headers, msgspec.json.encode(body))

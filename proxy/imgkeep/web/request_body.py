@@ -19,7 +19,7 @@ from aiohttp import BodyPartReader, web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from imgkeep.core.errors import Busy, InvalidRequest
-from imgkeep.web.context import ADMITTED
+from imgkeep.web.context import ADMISSION
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
@@ -37,7 +37,7 @@ PIECE_BYTES: Final = 65_536
 
 JSON: Final = "application/json"
 
-MALFORMED: Final = (ValueError, LookupError, RuntimeError, AssertionError, HttpProcessingError)
+MALFORMED_BODY: Final = (ValueError, LookupError, RuntimeError, AssertionError, HttpProcessingError)
 """What aiohttp raises about a multipart body that is none (3.14)."""
 
 _UNKNOWN: Final = re.compile(r"Object contains unknown field `([A-Za-z_][\w-]{0,39})`")
@@ -49,7 +49,7 @@ class Bodies:
     """Reads bodies."""
 
     def __init__(self) -> None:
-        self._places = asyncio.Semaphore(LARGE_BODIES_MAX)
+        self._slots = asyncio.Semaphore(LARGE_BODIES_MAX)
 
     async def read_json(self, request: web.Request, form: type[T]) -> T:
         """
@@ -61,7 +61,7 @@ class Bodies:
             HTTPException: 408, 413 or 415.
         """
         if request.content_type != JSON:
-            raise unsupported(f"the body has to be JSON: Content-Type: {JSON}", JSON)
+            raise unsupported_media_type(f"the body has to be JSON: Content-Type: {JSON}", JSON)
         async with self.room(request):
             return await read_json(request, form)
 
@@ -74,24 +74,24 @@ class Bodies:
             Busy: Too many large bodies are being worked on.
             HTTPException: 413.
         """
-        _insist_on_size(request[ADMITTED].body_bytes or 0, BODY_BYTES_MAX)
+        _require_size(request[ADMISSION].body_bytes or 0, BODY_BYTES_MAX)
         if is_small(request):
             yield
             return
         try:
             async with asyncio.timeout(QUEUE_TIMEOUT_S):
-                await self._places.acquire()
+                await self._slots.acquire()
         except TimeoutError:
             raise Busy("too many large requests are being read", retry_after_s=5) from None
         try:
             yield
         finally:
-            self._places.release()
+            self._slots.release()
 
 
 def is_small(request: web.Request) -> bool:
     """Whether the body is known to be small."""
-    size = request[ADMITTED].body_bytes
+    size = request[ADMISSION].body_bytes
     return size is not None and size <= LARGE_BODY_BYTES
 
 
@@ -114,7 +114,7 @@ async def read_whole(request: web.Request, *, bytes_max: int = BODY_BYTES_MAX) -
     Raises:
         HTTPException: 408 or 413.
     """
-    _insist_on_size(request[ADMITTED].body_bytes or 0, bytes_max)
+    _require_size(request[ADMISSION].body_bytes or 0, bytes_max)
     data = bytearray()
     loop = asyncio.get_running_loop()
     try:
@@ -122,10 +122,10 @@ async def read_whole(request: web.Request, *, bytes_max: int = BODY_BYTES_MAX) -
             end = loop.time() + BODY_TIMEOUT_S
             async for piece in request.content.iter_any():
                 data += piece
-                _insist_on_size(len(data), bytes_max)
+                _require_size(len(data), bytes_max)
                 limit.reschedule(min(end, loop.time() + READ_TIMEOUT_S))
     except TimeoutError:
-        raise too_slow() from None
+        raise body_timeout() from None
     return data
 
 
@@ -156,14 +156,14 @@ async def read_file(request: web.Request, name: str) -> tuple[AsyncIterator[byte
         async with asyncio.timeout(READ_TIMEOUT_S):
             part = await (await request.multipart()).next()
     except TimeoutError:
-        raise too_slow() from None
-    except MALFORMED:
+        raise body_timeout() from None
+    except MALFORMED_BODY:
         raise InvalidRequest("the body is not multipart/form-data") from None
     if not isinstance(part, BodyPartReader) or part.name != name:
         raise InvalidRequest(f"the first field of the form has to be the file, under the name {name}")
     if part.headers.get("Content-Encoding") or part.headers.get("Content-Transfer-Encoding", "binary") != "binary":
         raise web.HTTPUnsupportedMediaType(text="the file must not be encoded")
-    return _pieces(part), request[ADMITTED].body_bytes
+    return _pieces(part), request[ADMISSION].body_bytes
 
 
 async def read_pieces(request: web.Request) -> AsyncIterator[bytes]:
@@ -180,8 +180,8 @@ async def read_pieces(request: web.Request) -> AsyncIterator[bytes]:
             async with asyncio.timeout_at(min(end, asyncio.get_running_loop().time() + READ_TIMEOUT_S)):
                 piece = await request.content.read(PIECE_BYTES)
         except TimeoutError:
-            raise too_slow() from None
-        except MALFORMED:
+            raise body_timeout() from None
+        except MALFORMED_BODY:
             raise InvalidRequest("the body ends before the image does") from None
         if not piece:
             return
@@ -195,25 +195,25 @@ async def _pieces(part: BodyPartReader) -> AsyncIterator[bytes]:
             async with asyncio.timeout_at(min(end, asyncio.get_running_loop().time() + READ_TIMEOUT_S)):
                 piece = await part.read_chunk(PIECE_BYTES)
         except TimeoutError:
-            raise too_slow() from None
-        except MALFORMED:
+            raise body_timeout() from None
+        except MALFORMED_BODY:
             raise InvalidRequest("the form ends before the file does") from None
         if not piece:
             return
         yield bytes(piece)
 
 
-def unsupported(detail: str, *forms: str) -> web.HTTPException:
+def unsupported_media_type(detail: str, *forms: str) -> web.HTTPException:
     """Return the answer to a body of another form than the ones that are taken (RFC 9110, 15.5.16)."""
     return web.HTTPUnsupportedMediaType(text=detail, headers={"Accept": ", ".join(forms)})
 
 
-def too_slow() -> web.HTTPException:
+def body_timeout() -> web.HTTPException:
     """Return the answer to a body that has paused for too long."""
     return web.HTTPRequestTimeout(text="the body comes too slowly")
 
 
-def _insist_on_size(size: int, bytes_max: int) -> None:
+def _require_size(size: int, bytes_max: int) -> None:
     if size > bytes_max:
         raise web.HTTPRequestEntityTooLarge(bytes_max, 0, text=f"the body is larger than {bytes_max} bytes")
 

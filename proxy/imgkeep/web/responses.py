@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Final
 
 from imgkeep.core.http_headers import Span, cache_status, etag_matches, range_applies, read_range
 from imgkeep.core.records import Format
-from imgkeep.images.context import Outcome
-from imgkeep.web.context import EXPOSED, YEAR_S
-from imgkeep.web.fastpath.response_cache import LOOK_AGAIN_S, Prepared, encode_fields
-from imgkeep.web.messages import Answer, Part, piece_size
+from imgkeep.images.context import CacheStatus
+from imgkeep.web.context import EXPOSED_HEADERS, YEAR_S
+from imgkeep.web.fastpath.response_cache import FRESHNESS_LIFETIME_S, CachedResponse, encode_fields
+from imgkeep.web.messages import BodyRange, HttpResponse, piece_size
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Mapping
 
-    from imgkeep.images.context import Delivery, Redirect, Referral
-    from imgkeep.web.messages import Ask
+    from imgkeep.images.context import Delivery, RedirectToObject, RedirectToSource
+    from imgkeep.web.messages import ImageRequest
 
 REDIRECT_MAX_AGE_S: Final = 300
 """So long a change of configuration may take to reach everybody."""
@@ -36,171 +36,177 @@ UNSENT_BYTES_FAST: Final = 1_048_576
 FAST_BYTES_PER_S: Final = 10_485_760
 """Who takes this much leaves no more than a tenth of a second's worth lying."""
 
-POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'; sandbox"
+IMAGE_CSP: Final = "default-src 'none'; style-src 'unsafe-inline'; sandbox"
 """The `Content-Security-Policy` of an image that is opened in a tab: it runs and loads nothing."""
-VECTOR_POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; font-src data:; sandbox"
+SVG_CSP: Final = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; font-src data:; sandbox"
 """The policy of an SVG image, which may also show pictures and fonts that it contains."""
 
-FIXED_HEADERS: Final = {
+IMAGE_HEADERS: Final = {
     "Cache-Control": f"public, max-age={YEAR_S}, immutable",
     "Accept-Ranges": "bytes",
     "X-Content-Type-Options": "nosniff",
-    "Content-Security-Policy": POLICY,
+    "Content-Security-Policy": IMAGE_CSP,
     "Access-Control-Allow-Origin": "*",
-    "Access-Control-Expose-Headers": EXPOSED,
+    "Access-Control-Expose-Headers": EXPOSED_HEADERS,
     "Cross-Origin-Resource-Policy": "cross-origin",
 }
 
 CACHE_STATUS: Final = {
-    Outcome.HIT: cache_status("hit"),
-    Outcome.STORED: cache_status("fwd=uri-miss", "stored"),
-    Outcome.COLLAPSED: cache_status("fwd=uri-miss", "collapsed"),
-    Outcome.UNKEPT: cache_status("fwd=uri-miss", "detail=not-stored"),
+    CacheStatus.HIT: cache_status("hit"),
+    CacheStatus.STORED: cache_status("fwd=uri-miss", "stored"),
+    CacheStatus.COLLAPSED: cache_status("fwd=uri-miss", "collapsed"),
+    CacheStatus.NOT_STORED: cache_status("fwd=uri-miss", "detail=not-stored"),
 }
 
 
-COMMON_HEADERS: Final = {**FIXED_HEADERS, "Cache-Status": CACHE_STATUS[Outcome.HIT]}
+HIT_HEADERS: Final = {**IMAGE_HEADERS, "Cache-Status": CACHE_STATUS[CacheStatus.HIT]}
 """The header fields that all hits have; an SVG image has its own policy."""
 
 
-def redirect(ask: Ask, to: Redirect) -> Answer:
+def redirect(request: ImageRequest, to: RedirectToSource) -> HttpResponse:
     """Send the client to the source itself, for a while: whether it stays there is not in our hands."""
-    ask.notes.outcome = "redirect"
+    request.request_log.outcome = "redirect"
     headers = {
         "Location": to.url,
         "Cache-Control": f"public, max-age={REDIRECT_MAX_AGE_S}",
         "Cache-Status": cache_status("fwd=uri-miss", "detail=redirect"),
         "Access-Control-Allow-Origin": "*",
-        "Access-Control-Expose-Headers": EXPOSED,
+        "Access-Control-Expose-Headers": EXPOSED_HEADERS,
         "Referrer-Policy": "no-referrer",
     }
-    return Answer(ask.site.redirect_status, headers)
+    return HttpResponse(request.site.redirect_status, headers)
 
 
-def refer(ask: Ask, to: Referral) -> Answer:
+def redirect_to_object(request: ImageRequest, to: RedirectToObject) -> HttpResponse:
     """
     Send the client to where the object is, unless it has it already.
 
     Without an `ETag`: a client that revalidates a redirect would go on using the link it holds.
     """
-    if etag_matches(ask.field("If-None-Match") or "", to.etag):
-        ask.notes.outcome = Outcome.HIT.value
-        return Answer(
+    if etag_matches(request.field("If-None-Match") or "", to.etag):
+        request.request_log.outcome = CacheStatus.HIT.value
+        return HttpResponse(
             304,
             {
-                **_fixed_headers(ask, lasting=to.lasting, vector=to.object_name.endswith(f".{Format.SVG.extension}")),
+                **_fixed_headers(
+                    request, immutable=to.immutable, vector=to.object_name.endswith(f".{Format.SVG.extension}")
+                ),
                 "ETag": to.etag,
                 "Cache-Status": cache_status("hit"),
             },
         )
-    ask.notes.outcome = "redirect"
-    max_age_s = min(to.address.max_age_s, _permitted_s(ask, lasting=to.lasting))
+    request.request_log.outcome = "redirect"
+    max_age_s = min(to.address.max_age_s, _permitted_s(request, immutable=to.immutable))
     headers = {
         "Location": to.address.url,
         "Cache-Control": f"{'private' if to.address.private else 'public'}, max-age={max_age_s}",
         "Cache-Status": cache_status("hit"),
-        "Content-Location": to.permanent_url or ask.site.own_url(to.object_name),
+        "Content-Location": to.permanent_url or request.site.own_url(to.object_name),
         "Access-Control-Allow-Origin": "*",
-        "Access-Control-Expose-Headers": EXPOSED,
+        "Access-Control-Expose-Headers": EXPOSED_HEADERS,
         "Cross-Origin-Resource-Policy": "cross-origin",
         "X-Content-Type-Options": "nosniff",
         "Referrer-Policy": "no-referrer",
     }
-    return Answer(ask.site.redirect_status, headers)
+    return HttpResponse(request.site.redirect_status, headers)
 
 
-async def respond(ask: Ask, delivery: Delivery) -> Answer:
-    """Answer with a delivery. Its body is closed, unless the answer has a part of it."""
-    ask.notes.key, ask.notes.outcome = delivery.key, delivery.outcome.value
+async def respond(request: ImageRequest, delivery: Delivery) -> HttpResponse:
+    """HttpResponse with a delivery. Its body is closed, unless the answer has a part of it."""
+    request.request_log.key, request.request_log.outcome = delivery.key, delivery.outcome.value
     answer = None
     try:
-        answer = await _respond(ask, delivery)
+        answer = await _respond(request, delivery)
         return answer
     finally:
-        if answer is None or not isinstance(answer.body, Part):
+        if answer is None or not isinstance(answer.body, BodyRange):
             await delivery.body.aclose()
 
 
-async def _respond(ask: Ask, delivery: Delivery) -> Answer:
-    headers = _headers(ask, delivery)
+async def _respond(request: ImageRequest, delivery: Delivery) -> HttpResponse:
+    headers = _headers(request, delivery)
     body = delivery.body
-    _prepare(ask, delivery, headers)
-    if etag_matches(ask.field("If-None-Match") or "", delivery.etag):
-        return Answer(304, headers)
+    _prepare(request, delivery, headers)
+    if etag_matches(request.field("If-None-Match") or "", delivery.etag):
+        return HttpResponse(304, headers)
     size = body.size
-    wanted = None if ask.head else ask.field("Range")
-    if wanted is not None and not range_applies(ask.field("If-Range"), delivery.etag):
+    wanted = None if request.head else request.field("Range")
+    if wanted is not None and not range_applies(request.field("If-Range"), delivery.etag):
         wanted = None
-    if size is None and (wanted is not None or not ask.takes_chunks):
+    if size is None and (wanted is not None or not request.accepts_chunked):
         size = await body.settle()
     headers["Content-Type"] = delivery.format.media_type
     span = None if wanted is None or size is None else read_range(wanted, size)
     if span == "unsatisfiable":
         del headers["Content-Type"]
         headers |= {"Content-Range": f"bytes */{size}", "Cache-Control": "no-store"}
-        return Answer(416, headers)
+        return HttpResponse(416, headers)
     start, end, status = 0, size, 200
     if isinstance(span, Span):
         start, end, status = span.start, span.end, 206
         headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
     if end is not None:
         headers["Content-Length"] = str(end - start)
-    if ask.head:
-        return Answer(status, headers)
+    if request.head:
+        return HttpResponse(status, headers)
     # Before the status goes out: what fails here can still be told as a typed error.
     first = await body.read(start, piece_size(start, end))
-    return Answer(status, headers, Part(body, start, end, first, delivery.growing))
+    return HttpResponse(status, headers, BodyRange(body, start, end, first, delivery.growing))
 
 
-def _permitted_s(ask: Ask, *, lasting: bool) -> int:
+def _permitted_s(request: ImageRequest, *, immutable: bool) -> int:
     """Return for how many seconds caches may show the answer: until our signature ends, where one was needed."""
-    end, longest = ask.notes.permitted_until, YEAR_S if lasting else PROVISIONAL_MAX_AGE_S
-    return longest if end is None else min(longest, max(0, int(end - ask.site.clock().timestamp())))
+    end, longest = request.request_log.permitted_until, YEAR_S if immutable else PROVISIONAL_MAX_AGE_S
+    return longest if end is None else min(longest, max(0, int(end - request.site.clock().timestamp())))
 
 
-def policy_of(image_format: Format) -> str:
+def csp_of(image_format: Format) -> str:
     """Return the `Content-Security-Policy` of an image."""
-    return VECTOR_POLICY if image_format is Format.SVG else POLICY
+    return SVG_CSP if image_format is Format.SVG else IMAGE_CSP
 
 
-def _fixed_headers(ask: Ask, *, lasting: bool, vector: bool) -> dict[str, str]:
-    seconds = _permitted_s(ask, lasting=lasting)
-    headers = {**FIXED_HEADERS, "Content-Security-Policy": VECTOR_POLICY} if vector else FIXED_HEADERS
+def _fixed_headers(request: ImageRequest, *, immutable: bool, vector: bool) -> dict[str, str]:
+    seconds = _permitted_s(request, immutable=immutable)
+    headers = {**IMAGE_HEADERS, "Content-Security-Policy": SVG_CSP} if vector else IMAGE_HEADERS
     return headers if seconds >= YEAR_S else {**headers, "Cache-Control": f"public, max-age={seconds}"}
 
 
-def _headers(ask: Ask, delivery: Delivery) -> dict[str, str]:
+def _headers(request: ImageRequest, delivery: Delivery) -> dict[str, str]:
     headers = {
-        **_fixed_headers(ask, lasting=delivery.lasting, vector=delivery.format is Format.SVG),
+        **_fixed_headers(request, immutable=delivery.immutable, vector=delivery.format is Format.SVG),
         "ETag": delivery.etag,
         "Cache-Status": CACHE_STATUS[delivery.outcome],
         "Content-Disposition": f'inline; filename="{delivery.name}"',
     }
     if delivery.object_name is not None:
-        headers["Content-Location"] = delivery.permanent_url or ask.site.own_url(delivery.object_name)
+        headers["Content-Location"] = delivery.permanent_url or request.site.own_url(delivery.object_name)
     return headers
 
 
-def _prepare(ask: Ask, delivery: Delivery, headers: Mapping[str, str]) -> None:
+def _prepare(request: ImageRequest, delivery: Delivery, headers: Mapping[str, str]) -> None:
     """Spare later requests for the same target the way here, where all that they need is at hand."""
-    body, site = delivery.body, ask.site
+    body, site = delivery.body, request.site
     # No await between the question whether it stands and the table, which is told of every change from then on.
-    if body.at_hand is None or body.size is None or not (delivery.settled and site.keeper.is_current(delivery)):
+    if (
+        body.at_hand is None
+        or body.size is None
+        or not (delivery.repeatable and site.image_service.is_current(delivery))
+    ):
         return
-    answer = Prepared(
-        route=ask.route,
+    answer = CachedResponse(
+        route=request.route,
         key=delivery.key,
         etag=delivery.etag,
-        fields=site.prepared.own_fields(headers),
+        fields=site.prepared.specific_fields(headers),
         media_type=encode_fields([("Content-Type", delivery.format.media_type)]),
         size=body.size,
         at_hand=body.at_hand,
-        look_again_at=site.timer() + (LOOK_AGAIN_S if delivery.lasting else PROVISIONAL_MAX_AGE_S),
-        until=ask.notes.permitted_until,
-        max_age_s=YEAR_S if delivery.lasting else PROVISIONAL_MAX_AGE_S,
+        fresh_until=site.timer() + (FRESHNESS_LIFETIME_S if delivery.immutable else PROVISIONAL_MAX_AGE_S),
+        until=request.request_log.permitted_until,
+        max_age_s=YEAR_S if delivery.immutable else PROVISIONAL_MAX_AGE_S,
         vector=delivery.format is Format.SVG,
     )
-    site.prepared.prepare(ask.target.encode("utf-8", "surrogateescape"), answer)
+    site.prepared.prepare(request.target.encode("utf-8", "surrogateescape"), answer)
 
 
 def limit_kernel_buffer(transport: asyncio.WriteTransport, unsent_bytes_max: int = UNSENT_BYTES_MAX) -> None:

@@ -31,7 +31,7 @@ MODULE: Final = "/imgkeep.js"
 TYPES: Final = "/imgkeep.d.ts"
 
 
-PLACE: Final = b"const SERVER = null;"
+POLICY_SLOT: Final = b"const SERVER = null;"
 """Where the module is told what its server would fetch."""
 
 _HEADERS: Final = {
@@ -54,7 +54,7 @@ _TYPES: Final = _read(TYPES)
 def make_module(policy: Policy, signature: str) -> bytes:
     """Return the module for pages of a server with this policy and `security.signature`."""
     facts = json.dumps(facts_for_pages(policy, signature=signature))
-    return _MODULE.replace(PLACE, f"const SERVER = {facts};".encode(), 1)
+    return _MODULE.replace(POLICY_SLOT, f"const SERVER = {facts};".encode(), 1)
 
 
 def _serve(
@@ -75,7 +75,7 @@ def _serve(
 
 def _module_for(request: web.Request) -> bytes:
     site = request.app[SITE]
-    return make_module(site.inspector.policy, site.door.signature)
+    return make_module(site.inspector.policy, site.auth.signature)
 
 
 module: Final = _serve("text/javascript", _module_for)

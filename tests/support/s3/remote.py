@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from imgkeep.bootstrap.server import Seams
+from imgkeep.bootstrap.server import Platform
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -44,7 +44,7 @@ class Remote:
             "timeout_s": PATIENT_S,
             **sections.pop("store", {}),
         }
-        sections.setdefault("seams", Seams(sleep=_sleep_briefly))
+        sections.setdefault("platform", Platform(sleep=_sleep_briefly))
         delivery = {"mode": mode, **sections.pop("delivery", {})}
         return await self._start(folder=self._folder / name, store=store, delivery=delivery, **sections)
 

@@ -74,9 +74,9 @@ async def _whole(port: int, data: bytes) -> bytes:
 
 async def until_waiting(imgkeep: Imgkeep, number: int) -> None:
     """Wait until so many follow."""
-    crowds = site_of(imgkeep).crowds
+    shared_responses = site_of(imgkeep).shared_responses
     async with asyncio.timeout(20):
-        while sum(len(crowd._followers) for crowd in crowds.values()) < number:  # noqa: ASYNC110 - nobody is told
+        while sum(len(crowd._followers) for crowd in shared_responses.values()) < number:  # noqa: ASYNC110 - nobody is told
             await asyncio.sleep(0.005)
 
 
@@ -101,7 +101,7 @@ async def test_one_handler_answers_all(imgkeep: Imgkeep, origin: FakeOrigin, han
     assert outcomes == ["imgkeep; fwd=uri-miss; collapsed"] * (NUMBER + 4) + ["imgkeep; fwd=uri-miss; stored"]
     assert len({each.headers["etag"] for each in answers}) == 1
     assert origin.asked("/a.png") == 1
-    assert not site_of(imgkeep).crowds
+    assert not site_of(imgkeep).shared_responses
     assert (await ask(imgkeep, target)).headers["cache-status"] == "imgkeep; hit"
 
 
@@ -116,7 +116,7 @@ async def test_a_failure_is_told_to_all(imgkeep: Imgkeep, origin: FakeOrigin, ha
     assert {(each.status, each.body) for each in answers} == {(404, answers[0].body)}
     assert b"source_not_found" in answers[0].body
     assert len(handled) == 1
-    assert not site_of(imgkeep).crowds
+    assert not site_of(imgkeep).shared_responses
 
 
 async def test_all_are_counted_as_what_they_are(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
@@ -184,7 +184,7 @@ async def test_an_allowance_that_is_used_up_is_its_owners(
     target = target_of(origin.gives("/b.png", IMAGE))
     leader = gather(imgkeep, target, 1, poor)
     async with asyncio.timeout(20):
-        while not site_of(imgkeep).crowds:  # noqa: ASYNC110 - nobody is told
+        while not site_of(imgkeep).shared_responses:  # noqa: ASYNC110 - nobody is told
             await asyncio.sleep(0.005)
     followers = gather(imgkeep, target, 5, rich)
     await until_waiting(imgkeep, 5)
@@ -223,7 +223,7 @@ async def test_a_body_that_breaks_off_breaks_off_for_all(imgkeep: Imgkeep, origi
     asked = gather(imgkeep, target_of(origin.on("/a.png", cut)), 5)
     answers = await asyncio.gather(*asked, return_exceptions=True)
     assert all(isinstance(each, (asyncio.IncompleteReadError, ConnectionError)) for each in answers)
-    assert not site_of(imgkeep).crowds
+    assert not site_of(imgkeep).shared_responses
 
 
 async def test_followers_are_answered_before_the_end(start: Start, origin: FakeOrigin) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from aiohttp import web
-from imgkeep.bootstrap.server import Seams
+from imgkeep.bootstrap.server import Platform
 from imgkeep.core.signing import signed_path
 from imgkeep.core.source_url import read_source
 from imgkeep.web.context import SITE
@@ -79,19 +79,19 @@ async def line_to(port: int) -> AsyncIterator[Line]:
         line.writer.close()
 
 
-class LongWays:
+class HandlerCalls:
     """Counts the requests for images that took the long way."""
 
     def __init__(self, imgkeep: Imgkeep) -> None:
         self.number = 0
-        keeper = site_of(imgkeep).keeper
-        deliver = keeper.deliver
+        image_service = site_of(imgkeep).image_service
+        deliver = image_service.deliver
 
         async def counted(*arguments: Any) -> Any:
             self.number += 1
             return await deliver(*arguments)
 
-        keeper.deliver = counted  # type: ignore[method-assign, assignment]
+        image_service.deliver = counted  # type: ignore[method-assign, assignment]
 
 
 async def prepared(imgkeep: Imgkeep, url: str) -> str:
@@ -127,7 +127,7 @@ async def test_both_ways_answer_alike(
     etag = (await ask(imgkeep, target)).headers["etag"]
     conditions = [field.replace("{etag}", etag) for field in fields]
     long = await ask(imgkeep, target, *conditions, method=method)
-    ways = LongWays(imgkeep)
+    ways = HandlerCalls(imgkeep)
     async with line_to(port_of(imgkeep)) as line:
         quick = await line.ask(target, *conditions, method=method)
         again = await line.ask(target)
@@ -144,14 +144,14 @@ async def test_a_permanent_url_is_answered_quickly_too(imgkeep: Imgkeep, origin:
     target = await prepared(imgkeep, origin.gives("/a.png", IMAGE))
     place = (await ask(imgkeep, target)).headers["content-location"]
     long = await ask(imgkeep, place)
-    site_of(imgkeep).keeper.deliver_object = None  # type: ignore[assignment, method-assign]
+    site_of(imgkeep).image_service.deliver_object = None  # type: ignore[assignment, method-assign]
     async with line_to(port_of(imgkeep)) as line:
         assert (await line.ask(place)).headers["etag"] == long.headers["etag"]
 
 
 async def test_a_head_that_comes_byte_by_byte_is_answered_quickly(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     target = await prepared(imgkeep, origin.gives("/a.png", IMAGE))
-    ways = LongWays(imgkeep)
+    ways = HandlerCalls(imgkeep)
     async with line_to(port_of(imgkeep)) as line:
         for byte in request(target, close=False):
             line.writer.write(bytes([byte]))
@@ -163,7 +163,7 @@ async def test_a_head_that_comes_byte_by_byte_is_answered_quickly(imgkeep: Imgke
 
 async def test_quick_and_long_ways_alternate_on_a_connection(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     target = await prepared(imgkeep, origin.gives("/a.png", IMAGE))
-    ways = LongWays(imgkeep)
+    ways = HandlerCalls(imgkeep)
     async with line_to(port_of(imgkeep)) as line:
         for number in range(3):
             assert (await line.ask(target)).body == IMAGE
@@ -231,10 +231,10 @@ async def test_bytes_that_are_not_at_hand_are_brought_without_the_long_way(start
     imgkeep = await start(store={"hot_bytes_max": 25_000})
     site = site_of(imgkeep)
     # As on a system that cannot read without waiting, or when the kernel has dropped the pages.
-    site.keeper._store._cached_files.works = False  # type: ignore[attr-defined]
+    site.image_service._store._cached_files.works = False  # type: ignore[attr-defined]
     images = [picture_of(20_000, seed=number) for number in range(3)]
     targets = [await prepared(imgkeep, origin.gives(f"/{n}.png", image)) for n, image in enumerate(images)]
-    ways = LongWays(imgkeep)
+    ways = HandlerCalls(imgkeep)
     async with line_to(port_of(imgkeep)) as line:
         for _ in range(2):
             for target, image in zip(targets, images, strict=True):
@@ -268,12 +268,12 @@ async def test_what_is_removed_is_gone_for_the_next_request(imgkeep: Imgkeep, or
 
 async def test_a_record_that_changes_changes_the_next_answer(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     target = await prepared(imgkeep, origin.gives("/a.png", IMAGE))
-    keeper = site_of(imgkeep).keeper
+    image_service = site_of(imgkeep).image_service
     answer = site_of(imgkeep).prepared.find(target.encode(), 0)
     assert answer is not None
-    record = await keeper.look_up(answer.key)  # type: ignore[arg-type]
+    record = await image_service.look_up(answer.key)  # type: ignore[arg-type]
     assert record is not None
-    await keeper.kept(replace(record, etag='"another"'))
+    await image_service.kept(replace(record, etag='"another"'))
     async with line_to(port_of(imgkeep)) as line:
         assert (await line.ask(target)).headers["etag"] == '"another"'
 
@@ -281,10 +281,10 @@ async def test_a_record_that_changes_changes_the_next_answer(imgkeep: Imgkeep, o
 async def meanwhile(imgkeep: Imgkeep, url: str, change: Callable[[Record], Awaitable[Any]]) -> str:
     """Ask for what is kept, and let `change` happen to it while its bytes are fetched; return the target."""
     await kept(imgkeep, url)
-    keeper = site_of(imgkeep).keeper
-    record = await keeper.look_up(keeper.identify(read_source(url)).key)
+    image_service = site_of(imgkeep).image_service
+    record = await image_service.look_up(image_service.identify(read_source(url)).key)
     assert record is not None
-    store: Any = keeper._store
+    store: Any = image_service._store
     run = store.run
 
     async def run_and_change(work: Callable[..., Any], *arguments: Any) -> Any:
@@ -301,7 +301,7 @@ async def meanwhile(imgkeep: Imgkeep, url: str, change: Callable[[Record], Await
 
 async def test_what_is_replaced_while_it_is_fetched_is_not_prepared(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     async def replace_it(record: Record) -> None:
-        await site_of(imgkeep).keeper.kept(replace(record, etag='"another"'))
+        await site_of(imgkeep).image_service.kept(replace(record, etag='"another"'))
 
     target = await meanwhile(imgkeep, origin.gives("/a.png", IMAGE), replace_it)
     async with line_to(port_of(imgkeep)) as line:
@@ -320,14 +320,14 @@ async def test_what_is_removed_while_it_is_fetched_is_not_prepared(imgkeep: Imgk
 
 async def test_a_signature_ends_for_prepared_answers_too(start: Start, origin: FakeOrigin) -> None:
     now = datetime(2026, 11, 22, 10, 0, 0, tzinfo=UTC)
-    seams = Seams(clock=lambda: now)
-    imgkeep = await start(seams=seams, security={"signature": "always", "signing_keys": [KEY]})
+    platform = Platform(clock=lambda: now)
+    imgkeep = await start(platform=platform, security={"signature": "always", "signing_keys": [KEY]})
     end = int(now.timestamp()) + 100
     target = signed_path(KEY, origin.gives("/a.png", IMAGE), expires=end)
     async with line_to(port_of(imgkeep)) as line:
         for _ in range(3):
             assert (await line.ask(target)).headers["cache-control"] == "public, max-age=100"
-        ways = LongWays(imgkeep)
+        ways = HandlerCalls(imgkeep)
         now += timedelta(seconds=40)
         assert (await line.ask(target)).headers["cache-control"] == "public, max-age=60"
         assert ways.number == 0
@@ -337,9 +337,9 @@ async def test_a_signature_ends_for_prepared_answers_too(start: Start, origin: F
 
 async def test_after_a_while_the_long_way_is_taken_again(start: Start, origin: FakeOrigin) -> None:
     seconds = 1000.0
-    imgkeep = await start(seams=Seams(timer=lambda: seconds))
+    imgkeep = await start(platform=Platform(timer=lambda: seconds))
     target = await prepared(imgkeep, origin.gives("/a.png", IMAGE))
-    ways = LongWays(imgkeep)
+    ways = HandlerCalls(imgkeep)
     async with line_to(port_of(imgkeep)) as line:
         for expected in (0, 0, 1, 1):
             if expected and not ways.number:

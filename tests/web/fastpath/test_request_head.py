@@ -8,7 +8,14 @@ import pytest
 from aiohttp.http import HttpProcessingError, HttpRequestParser
 from hypothesis import given
 from hypothesis import strategies as st
-from imgkeep.web.fastpath.request_head import BLOCK_BYTES_MAX, FIELDS_MAX, PLAIN, Asked, list_fields, read_fields
+from imgkeep.web.fastpath.request_head import (
+    BLOCK_BYTES_MAX,
+    FIELDS_MAX,
+    PLAIN,
+    RequestConditions,
+    list_fields,
+    read_fields,
+)
 
 HOST = b"Host: imgkeep.example\r\n"
 
@@ -20,10 +27,14 @@ READ = [
     pytest.param(b"Connection:\r\n\r\n", PLAIN, id="an empty Connection, as nginx sends it"),
     pytest.param(b"A: b\r\n" * (FIELDS_MAX - 2) + b"\r\n", PLAIN, id="many"),
     pytest.param(b"X-Range: bytes=0-1\r\n\r\n", PLAIN, id="a name that ends like one of ours"),
-    pytest.param(b'If-None-Match: "a"\r\n\r\n', Asked(if_none_match='"a"'), id="If-None-Match"),
-    pytest.param(b'if-none-match: "a"\r\nIF-NONE-MATCH:"b"\r\n\r\n', Asked('"a", "b"'), id="two lines are one list"),
-    pytest.param(b'Range: bytes=0-1\r\nIf-Range: "a"\r\n\r\n', Asked(None, "bytes=0-1", '"a"'), id="a range"),
-    pytest.param(b"Range:\t bytes=0-1 \t\r\n\r\n", Asked(range="bytes=0-1"), id="white space around it"),
+    pytest.param(b'If-None-Match: "a"\r\n\r\n', RequestConditions(if_none_match='"a"'), id="If-None-Match"),
+    pytest.param(
+        b'if-none-match: "a"\r\nIF-NONE-MATCH:"b"\r\n\r\n', RequestConditions('"a", "b"'), id="two lines are one list"
+    ),
+    pytest.param(
+        b'Range: bytes=0-1\r\nIf-Range: "a"\r\n\r\n', RequestConditions(None, "bytes=0-1", '"a"'), id="a range"
+    ),
+    pytest.param(b"Range:\t bytes=0-1 \t\r\n\r\n", RequestConditions(range="bytes=0-1"), id="white space around it"),
 ]
 
 LEFT = [
@@ -54,7 +65,7 @@ LEFT = [
 
 
 @pytest.mark.parametrize(("block", "asked"), READ)
-def test_what_is_certain_is_read(block: bytes, asked: Asked) -> None:
+def test_what_is_certain_is_read(block: bytes, asked: RequestConditions) -> None:
     assert read_fields(HOST + block) == asked
     assert (asked is PLAIN) == (read_fields(HOST + block) is PLAIN)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tracemalloc
 from datetime import UTC, datetime
 
-from imgkeep.web.fastpath.response_cache import LOOK_AGAIN_S, Prepared, PreparedAnswers
+from imgkeep.web.fastpath.response_cache import FRESHNESS_LIFETIME_S, CachedResponse, ResponseCache
 
 COMMON = {"Cache-Control": "public, max-age=31536000, immutable", "X-Common": "yes"}
 
@@ -22,13 +22,15 @@ class Bytes:
         return None
 
 
-def table(bytes_max: int = 10_000) -> PreparedAnswers:
-    return PreparedAnswers(COMMON, lambda: datetime(2026, 11, 1, tzinfo=UTC), bytes_max=bytes_max)
+def table(bytes_max: int = 10_000) -> ResponseCache:
+    return ResponseCache(COMMON, lambda: datetime(2026, 11, 1, tzinfo=UTC), bytes_max=bytes_max)
 
 
-def answer(key: str, *, look_again_at: float = LOOK_AGAIN_S) -> Prepared:
+def answer(key: str, *, fresh_until: float = FRESHNESS_LIFETIME_S) -> CachedResponse:
     fields = f'ETag: "{key}"\r\nContent-Location: /images/{key * 8}.png\r\n'.encode()
-    return Prepared("/img", key, f'"{key}"', fields, b"Content-Type: image/png\r\n", 1, Bytes(), look_again_at, None)
+    return CachedResponse(
+        "/img", key, f'"{key}"', fields, b"Content-Type: image/png\r\n", 1, Bytes(), fresh_until, None
+    )
 
 
 def test_the_least_recently_asked_for_leaves_first() -> None:
@@ -64,14 +66,14 @@ def test_a_target_that_is_prepared_anew_is_counted_once() -> None:
 
 def test_an_answer_is_looked_at_again_when_its_time_has_come() -> None:
     answers = table()
-    answers.prepare(b"/a", answer("one", look_again_at=10))
+    answers.prepare(b"/a", answer("one", fresh_until=10))
     assert answers.find(b"/a", 9.9) is not None
     assert answers.find(b"/a", 10) is None
     assert len(answers) == 0
 
 
 def test_only_fields_that_not_all_answers_have_are_kept_for_each() -> None:
-    assert table().own_fields({**COMMON, "ETag": '"a"', "Cache-Control": "public, max-age=5"}) == b'ETag: "a"\r\n'
+    assert table().specific_fields({**COMMON, "ETag": '"a"', "Cache-Control": "public, max-age=5"}) == b'ETag: "a"\r\n'
 
 
 def test_the_table_takes_what_it_says_it_takes() -> None:

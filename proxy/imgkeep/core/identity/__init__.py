@@ -34,7 +34,7 @@ __all__ = [
     "identify",
     "identify_url",
     "places_of",
-    "read_catalogue",
+    "read_provider_rules",
     "rules_for",
 ]
 
@@ -45,7 +45,7 @@ BUILT_IN: Final = read_built_in()
 """What imgkeep knows without being told."""
 
 
-def read_catalogue(providers: Sequence[Mapping[str, object]], base: Catalogue = BUILT_IN) -> Catalogue:
+def read_provider_rules(providers: Sequence[Mapping[str, object]], base: Catalogue = BUILT_IN) -> Catalogue:
     """
     Return `base` with a user's providers before its own; see docs/identity.md for their form.
 

@@ -1,1 +1,1 @@
-"""How the catalog's tables came to be, one step a version."""
+"""How the database's tables came to be, one step a version."""

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from hashlib import _Hash as Hash
     from pathlib import Path
 
-    from imgkeep.storage.local.executor import Threads
-    from imgkeep.storage.local.memory_cache import Held
+    from imgkeep.storage.local.executor import DiskExecutor
+    from imgkeep.storage.local.memory_cache import CacheEntry
 
 PIECE_BYTES: Final = 1_048_576
 CACHED_ONLY: Final = getattr(os, "RWF_NOWAIT", None)
@@ -38,7 +38,7 @@ T = TypeVar("T")
 class LocalBody:
     """An object that is open for reading in pieces."""
 
-    def __init__(self, descriptor: int, size: int, threads: Threads, at_hand: Held | None = None) -> None:
+    def __init__(self, descriptor: int, size: int, threads: DiskExecutor, at_hand: CacheEntry | None = None) -> None:
         self._descriptor = descriptor
         self._threads = threads
         self.size = size
@@ -58,7 +58,7 @@ class LocalBody:
         os.close(descriptor)
 
 
-def peek(path: Path, threads: Threads) -> LocalBody | None:
+def open_shared(path: Path, threads: DiskExecutor) -> LocalBody | None:
     """Open a file that grows; how far, is known to whoever told of it. Blocks."""
     try:
         return LocalBody(os.open(path, os.O_RDONLY | os.O_CLOEXEC), sys.maxsize, threads)
@@ -76,7 +76,7 @@ class LocalDraft:
         kept: Whether the file has another owner by now.
     """
 
-    def __init__(self, folder: Path, descriptor: int | None, threads: Threads, name: str | None = None) -> None:
+    def __init__(self, folder: Path, descriptor: int | None, threads: DiskExecutor, name: str | None = None) -> None:
         self.folder = folder
         self._name = name
         self.kept = False
@@ -132,7 +132,7 @@ class LocalDraft:
         with self._map() as view:
             return verdict(view)
 
-    async def lay_open(self) -> Path:
+    async def share_file(self) -> Path:
         # At once, because the thread copies what is in memory, and more may come meanwhile.
         self._laid_open = True
         if self.small is not None:
@@ -207,7 +207,7 @@ class LocalDraft:
                 files.remove(self.path)
 
 
-async def _read(descriptor: int, offset: int, size: int, threads: Threads) -> bytes:
+async def _read(descriptor: int, offset: int, size: int, threads: DiskExecutor) -> bytes:
     if size <= 0:
         return b""
     data = _read_cached(descriptor, offset, size)

@@ -49,7 +49,7 @@ class _Short:
     error: BaseException | None = None
 
 
-class Threads:
+class DiskExecutor:
     """Runs the work of one disk. A disk answers a few at a time: more threads would only wait."""
 
     def __init__(self, number: int = 8, *, timeout_s: float = TIMEOUT_S, place: str = "") -> None:
@@ -62,7 +62,7 @@ class Threads:
         self._done: deque[_Short] = deque()
         """What threads have done and nobody was told of."""
         self._at_work = 0
-        """Threads that do short work."""
+        """DiskExecutor that do short work."""
         self._set_off = False
         """Whether the short work that waits is looked at in a turn to come."""
         self._watched = False
@@ -85,7 +85,7 @@ class Threads:
             if not future.done():
                 future.add_done_callback(_release)
 
-    async def run_short(self, work: Callable[..., T], *args: object) -> T:
+    async def run_batched(self, work: Callable[..., T], *args: object) -> T:
         """
         Run `work`, which opens nothing and takes no time on a disk that is well, in a thread.
 

@@ -66,7 +66,7 @@ class Waiting:
     descriptors: tuple[int, ...] = ()
 
 
-class Commits:
+class GroupCommit:
     """
     Keeps small images under `root` in groups.
 

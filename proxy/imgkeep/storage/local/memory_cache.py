@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from imgkeep.ports import Bytes
-    from imgkeep.storage.local.page_cache import CachedFiles
+    from imgkeep.storage.local.page_cache import PageCacheReader
 
     Run = Callable[[Callable[[Path, int, int], bytearray | None], Path, int, int], Awaitable[bytearray | None]]
 
@@ -42,16 +42,16 @@ MAPS_MAX: Final = 1024
 """A map costs a descriptor, and a process often has some thousands."""
 
 
-class Held:
+class CacheEntry:
     """A handle on the bytes of the object at `path`. Implements `ports.AtHand`."""
 
     __slots__ = ("_changed_ns", "_shelf", "data", "path", "size")
 
-    def __init__(self, shelf: Shelf, path: str, status: os.stat_result, data: Bytes) -> None:
+    def __init__(self, memory_cache: MemoryCache, path: str, status: os.stat_result, data: Bytes) -> None:
         self.path = path
         self.size = status.st_size
         self.data: Bytes | None = data
-        self._shelf = shelf
+        self._shelf = memory_cache
         self._changed_ns = status.st_ctime_ns
 
     def whole(self) -> Bytes | None:
@@ -69,7 +69,7 @@ class Held:
             return data
         return self.data
 
-    def is_of_the_same_file_as(self, other: Held) -> bool:
+    def is_of_the_same_file_as(self, other: CacheEntry) -> bool:
         return (self.path, self.size, self._changed_ns) == (other.path, other.size, other._changed_ns)
 
     def load(self) -> Awaitable[None] | None:
@@ -77,37 +77,37 @@ class Held:
         return self._load() if self.data is None and self.size <= SMALL_BYTES_MAX and would_stay else None
 
     async def _load(self) -> None:
-        shelf = self._shelf
-        path, forgotten = shelf.files.root / self.path, shelf.forgotten
+        memory_cache = self._shelf
+        path, forgotten = memory_cache.files.root / self.path, memory_cache.forgotten
         with suppress(StorageError):  # then whoever asks goes the long way, which tells
-            data = await shelf.run(read_unchanged, path, self.size, self._changed_ns)
+            data = await memory_cache.run(read_unchanged, path, self.size, self._changed_ns)
             if data is not None and self.data is None:
                 self.data = data
-                shelf.put(self, forgotten)
+                memory_cache.put(self, forgotten)
 
 
-class Shelf:
+class MemoryCache:
     """The handles that hold bytes: up to `bytes_max` in memory, and as many mapped. `run` works in a thread."""
 
-    def __init__(self, bytes_max: int, files: CachedFiles, run: Run) -> None:
+    def __init__(self, bytes_max: int, files: PageCacheReader, run: Run) -> None:
         self.files = files
         self.run = run
         self._bytes_max = bytes_max
-        self._copies: OrderedDict[str, Held] = OrderedDict()
-        self._maps: OrderedDict[str, Held] = OrderedDict()
+        self._copies: OrderedDict[str, CacheEntry] = OrderedDict()
+        self._maps: OrderedDict[str, CacheEntry] = OrderedDict()
         self.copied_bytes = 0
-        self.mapped_bytes = 0
+        self.memory_cache_mapped_bytes = 0
         self.forgotten = 0
         """How often something was removed."""
 
-    def find(self, path: str) -> Held | None:
+    def find(self, path: str) -> CacheEntry | None:
         """Return the handle of a small object whose bytes are in memory."""
         held = self._copies.get(path)
         if held is not None:
             self._copies.move_to_end(path)
         return held
 
-    def standing(self, held: Held) -> Held | None:
+    def standing(self, held: CacheEntry) -> CacheEntry | None:
         """Return the handle that holds the bytes of the same file already."""
         other = (self._copies if held.size <= SMALL_BYTES_MAX else self._maps).get(held.path)
         return other if other is not None and other.is_of_the_same_file_as(held) else None
@@ -116,11 +116,11 @@ class Shelf:
         """Whether an object of this size would be held."""
         return size <= self._bytes_max
 
-    def touch(self, held: Held) -> None:
+    def touch(self, held: CacheEntry) -> None:
         """Note that an object was asked for."""
         (self._copies if held.size <= SMALL_BYTES_MAX else self._maps).move_to_end(held.path)
 
-    def put(self, held: Held, forgotten: int | None = None) -> None:
+    def put(self, held: CacheEntry, forgotten: int | None = None) -> None:
         """
         Hold the bytes that a handle has, and let go of those that were not asked for the longest.
 
@@ -138,8 +138,8 @@ class Shelf:
                 self.drop(next(iter(self._copies)))
         else:
             self._maps[held.path] = held
-            self.mapped_bytes += held.size
-            while self.mapped_bytes > self._bytes_max or len(self._maps) > MAPS_MAX:
+            self.memory_cache_mapped_bytes += held.size
+            while self.memory_cache_mapped_bytes > self._bytes_max or len(self._maps) > MAPS_MAX:
                 self.drop(next(iter(self._maps)))
 
     def forget(self, path: str) -> None:
@@ -155,5 +155,5 @@ class Shelf:
             held.data = None
         held = self._maps.pop(path, None)
         if held is not None:
-            self.mapped_bytes -= held.size
+            self.memory_cache_mapped_bytes -= held.size
             held.data = None

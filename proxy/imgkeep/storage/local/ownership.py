@@ -30,7 +30,7 @@ def find_owner(folder: Path, *others: Path) -> int | None:
 
     Args:
         folder: The data folder.
-        others: Files of the service elsewhere, as a catalog is.
+        others: Files of the service elsewhere, as a database is.
     """
     for path in (*(folder / name for name in INSIDE), *others):
         with suppress(OSError):

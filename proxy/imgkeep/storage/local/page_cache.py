@@ -36,7 +36,7 @@ class _How(ctypes.Structure):
     _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
 
 
-class CachedFiles:
+class PageCacheReader:
     """The files under `root`."""
 
     def __init__(self, root: Path) -> None:

@@ -47,10 +47,10 @@ from imgkeep.storage.local import atomic_files as files
 from imgkeep.storage.local import draft as disk
 from imgkeep.storage.local import removal_marks as marks
 from imgkeep.storage.local.draft import LocalBody, LocalDraft
-from imgkeep.storage.local.executor import TIMEOUT_S, Threads
-from imgkeep.storage.local.group_commit import Commits
-from imgkeep.storage.local.memory_cache import SMALL_BYTES_MAX, Held, Shelf
-from imgkeep.storage.local.page_cache import CachedFiles
+from imgkeep.storage.local.executor import TIMEOUT_S, DiskExecutor
+from imgkeep.storage.local.group_commit import GroupCommit
+from imgkeep.storage.local.memory_cache import SMALL_BYTES_MAX, CacheEntry, MemoryCache
+from imgkeep.storage.local.page_cache import PageCacheReader
 from imgkeep.storage.memory import MemoryBody
 
 if TYPE_CHECKING:
@@ -102,11 +102,11 @@ class LocalStore:
         self._timer = timer
         self._free_bytes_min = free_bytes_min
         self._partial_folder = root / PARTIAL
-        self._cached_files = CachedFiles(root)
-        self.shelf = Shelf(hot_bytes_max, self._cached_files, self.run)
+        self._cached_files = PageCacheReader(root)
+        self.memory_cache = MemoryCache(hot_bytes_max, self._cached_files, self.run)
         self.place = f"folder {absolute(root)}"
-        self._threads = Threads(timeout_s=timeout_s, place=self.place)
-        self._commits = Commits(root, self.run, self._insist_on_ours)
+        self._threads = DiskExecutor(timeout_s=timeout_s, place=self.place)
+        self._commits = GroupCommit(root, self.run, self._insist_on_ours)
         self.remember: Callable[[Key], Awaitable[Record | None]] = _remember_nothing
         """Is asked what a damaged record said."""
         self._device: int | None = None
@@ -139,7 +139,7 @@ class LocalStore:
         return await self.run(self._probe)
 
     async def find(self, key: Key) -> Record | None:
-        found = await self._threads.run_short(self._find, record_path(key))
+        found = await self._threads.run_batched(self._find, record_path(key))
         if found == DAMAGED_RECORD:
             return await self.remember(key)
         if isinstance(found, Tombstone):
@@ -150,21 +150,21 @@ class LocalStore:
         return await self.fetch_at(object_path(name), name, size)
 
     async def holds(self, name: str, size: int) -> bool:
-        return await self._threads.run_short(self._holds, self.root / object_path(name), size)
+        return await self._threads.run_batched(self._holds, self.root / object_path(name), size)
 
     async def fetch_at(self, path: str, name: str, size: int | None, *, is_copy: bool = False) -> Body | None:
         """Open the object `name` that lies at `path` under the root; damage is set aside, that of a copy removed."""
-        held = self.shelf.find(path)
+        held = self.memory_cache.find(path)
         if held is not None and isinstance(held.data, bytes | bytearray):
             return MemoryBody(held.data, held)
-        forgotten = self.shelf.forgotten
+        forgotten = self.memory_cache.forgotten
         body = await self.run(self._open, path, name, size, is_copy)
         if body is not None and body.at_hand is not None:
-            standing = self.shelf.standing(body.at_hand)
+            standing = self.memory_cache.standing(body.at_hand)
             if standing is not None:
                 body.at_hand = standing  # many links lead to one object: they share what they have at hand
             else:
-                self.shelf.put(body.at_hand, forgotten)
+                self.memory_cache.put(body.at_hand, forgotten)
         return body
 
     async def begin(self, size: int | None) -> LocalDraft:
@@ -175,8 +175,8 @@ class LocalStore:
         self._room -= size or 0
         return LocalDraft(self._partial_folder, None, self._threads)
 
-    async def peek(self, path: Path) -> LocalBody | None:
-        return await self.run(disk.peek, path, self._threads)
+    async def open_shared(self, path: Path) -> LocalBody | None:
+        return await self.run(disk.open_shared, path, self._threads)
 
     async def put(self, draft: Draft, record: Record, replaces: Digest | None = None) -> Record:
         assert isinstance(draft, LocalDraft)
@@ -213,7 +213,7 @@ class LocalStore:
     async def delete(self, key: Key) -> None:
         await self.run(self._delete, self.root / record_path(key))
 
-    async def bury(self, tombstone: Tombstone) -> None:
+    async def put_tombstone(self, tombstone: Tombstone) -> None:
         await self.run(self._publish, record_path(tombstone.key), encode_tombstone(tombstone))
 
     async def refuse(self, digest: Digest, removed_at: datetime, keys: Collection[Key] = ()) -> None:
@@ -245,21 +245,21 @@ class LocalStore:
     async def forget_at(self, paths: Sequence[str]) -> None:
         """Remove objects, or copies of them, wherever they lie under the root."""
         for path in paths:
-            self.shelf.forget(path)
+            self.memory_cache.forget(path)
         try:
             await self.run(self._remove_all, paths)
         finally:
             for path in paths:  # whoever asked while the files were still there
-                self.shelf.forget(path)
+                self.memory_cache.forget(path)
 
     def takes(self, draft: Draft) -> bool:
         return isinstance(draft, LocalDraft) and draft.folder == self._partial_folder
 
-    async def reopen(self, name: str) -> LocalDraft | None:
-        return await self.run(self._reopen, name)
+    async def open_verified_draft(self, name: str) -> LocalDraft | None:
+        return await self.run(self._open_verified_draft, name)
 
-    async def lend(self, name: str, _spool: Spool) -> LocalDraft | None:
-        return await self.run(self._lend, name)
+    async def open_draft(self, name: str, _spool: Spool) -> LocalDraft | None:
+        return await self.run(self._open_draft, name)
 
     async def walk(self, folder: str) -> AsyncIterator[tuple[str, int]]:
         """Walk one of the 256 folders after the other, or just one. One that cannot be read is a fault."""
@@ -278,8 +278,8 @@ class LocalStore:
     async def judge_object(self, path: str, verdict: Callable[[bytes | mmap], T]) -> tuple[Digest, T] | None:
         return await self.run(self._judge, self.root / path, verdict)
 
-    async def set_aside(self, path: str) -> None:
-        await self.run(self._set_aside, self.root / path)
+    async def quarantine(self, path: str) -> None:
+        await self.run(self._quarantine, self.root / path)
 
     async def run(self, work: Callable[..., T], *args: object) -> T:
         """Run `work` in a thread of this disk. Raises `StorageError` if it fails or takes too long."""
@@ -302,7 +302,7 @@ class LocalStore:
         except RecordTooNew as error:
             raise WrittenByNewer(f"the record was {error}") from None
         except RecordUnreadable:
-            self._set_aside(self.root / place)
+            self._quarantine(self.root / place)
             return DAMAGED_RECORD
 
     def list_parts(self, folder: str) -> list[str]:
@@ -454,20 +454,20 @@ class LocalStore:
             if found <= SMALL_BYTES_MAX:
                 data = disk.read_all(descriptor, found)
                 if sha256(data).hexdigest() == digest:
-                    return MemoryBody(data, Held(self.shelf, place, status, data))
+                    return MemoryBody(data, CacheEntry(self.memory_cache, place, status, data))
             # Beyond some size hashing takes too long. When the sizes differ the hash decides which of them is wrong: a
             # record that lies must not cost us a good object.
             elif (found > HASHED_BYTES_MAX and size in {found, None}) or disk.hash_all(descriptor, found) == digest:
                 keep_open = True
                 # What is sent from a map is read on the event loop where the kernel has dropped it: from a disk of this
                 # machine in no time, and from one behind a network perhaps never.
-                mappable = self._cached_files.works and self.shelf.takes(found)
+                mappable = self._cached_files.works and self.memory_cache.takes(found)
                 mapped = disk.map_all(descriptor, found) if mappable else None
-                held = None if mapped is None else Held(self.shelf, place, status, mapped)
+                held = None if mapped is None else CacheEntry(self.memory_cache, place, status, mapped)
                 return LocalBody(descriptor, found, self._threads, held)
             # Another reader may have set it aside already, and a fill put a good one in its place.
             if files.is_named(descriptor, path):
-                files.remove(path) if is_copy else self._set_aside(path)
+                files.remove(path) if is_copy else self._quarantine(path)
             return None
         finally:
             if not keep_open:
@@ -499,15 +499,15 @@ class LocalStore:
             self._insist_on_ours(final, *replaceable)  # another process was quicker
             files.publish(partial, final)
 
-    def _reopen(self, name: str) -> LocalDraft | None:
-        draft = self._lend(name)
+    def _open_verified_draft(self, name: str) -> LocalDraft | None:
+        draft = self._open_draft(name)
         if draft is None or draft.digest == name.partition(".")[0]:
             return draft
         draft.close()
-        self._set_aside(draft.path)
+        self._quarantine(draft.path)
         return None
 
-    def _lend(self, name: str) -> LocalDraft | None:
+    def _open_draft(self, name: str) -> LocalDraft | None:
         path = self.root / object_path(name)
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -523,7 +523,7 @@ class LocalStore:
             raise
         return draft
 
-    def take_out(self, record: Record, to: Path | None) -> bool:
+    def move_out(self, record: Record, to: Path | None) -> bool:
         """
         Remove a record and move its object to `to`, or nowhere. Blocks.
 
@@ -579,7 +579,7 @@ class LocalStore:
             return
         files.sync_folder(path.parent)
 
-    def _set_aside(self, path: Path) -> None:
+    def _quarantine(self, path: Path) -> None:
         folder = self.root / DAMAGED
         files.make_folder(folder)
         try:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from imgkeep.ports import Draft
-    from imgkeep.storage.s3.client import BucketClient, Opened, Stream
+    from imgkeep.storage.s3.client import BucketClient, ObjectResponse, ResponseStream
 
 PIECE_BYTES: Final = 262_144
 RESUMES_MAX: Final = 2
@@ -59,10 +59,10 @@ class S3Body:
     A stream that breaks off is taken up where it broke. `If-Match` sees to it that it is still the same object.
     """
 
-    def __init__(self, client: BucketClient, path: str, opened: Opened) -> None:
+    def __init__(self, client: BucketClient, path: str, opened: ObjectResponse) -> None:
         self._client = client
         self._path = path
-        self._stream: Stream | None = opened.stream
+        self._stream: ResponseStream | None = opened.stream
         self._position = 0
         self._resumes = 0
         self.etag = opened.etag
@@ -106,7 +106,7 @@ class S3Body:
     async def aclose(self) -> None:
         self._drop()
 
-    async def _go_to(self, offset: int) -> Stream:
+    async def _go_to(self, offset: int) -> ResponseStream:
         stream = self._stream
         if stream is None or not 0 <= offset - self._position <= SKIP_BYTES_MAX:
             self._drop()

@@ -19,7 +19,7 @@ from aiobotocore.config import AioConfig
 from botocore.exceptions import BotoCoreError, NoCredentialsError
 
 from imgkeep.core.errors import Busy, StorageError
-from imgkeep.storage.s3.errors import EXISTS, MISSING, NOT_S3, BucketError, fault_of
+from imgkeep.storage.s3.errors import EXISTS, MISSING, NOT_S3, BucketError, translate_error
 from imgkeep.storage.s3.settings import check_settings, open_session, refuse
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ SESSION_TTL_S: Final = 600
 """Temporary credentials are renewed ten minutes before they end (botocore): a link signed with them lives no longer."""
 
 
-class Stream:
+class ResponseStream:
     """The body of an answer as it comes. It holds a place until its end, or until it is closed."""
 
     def __init__(self, body: Any, timeout_s: float, release: Callable[[], None]) -> None:
@@ -83,16 +83,16 @@ class Stream:
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
+class ObjectResponse:
     """An answer to a GET: `size` of what comes, `etag` without quotes."""
 
     size: int
     etag: str
-    stream: Stream
+    stream: ResponseStream
 
 
 @dataclass(frozen=True, slots=True)
-class Stat:
+class ObjectStatus:
     """What a HEAD tells of an object; `etag` without quotes."""
 
     size: int
@@ -171,7 +171,7 @@ class BucketClient:
                 answer: dict[str, Any] = await getattr(self._client, operation)(Bucket=self.bucket.name, **parameters)
             outcome = "ok"
         except Exception as error:  # noqa: BLE001 - every one of them is named or told to be no answer of S3's
-            failure = self._name(fault_of(error))
+            failure = self._name(translate_error(error))
             outcome = getattr(failure, "error_code", "") or "unreachable"
             if outcome in EXISTS | {MISSING}:
                 self.answered_at = loop.time()
@@ -222,7 +222,7 @@ class BucketClient:
         finally:
             self._places.release()
 
-    async def get(self, path: str, **conditions: str) -> Opened | None:
+    async def get(self, path: str, **conditions: str) -> ObjectResponse | None:
         """Open an object, or the part of it that `conditions` tell; `None`: it is not there. Raises as `call`."""
         await self._enter()
         try:
@@ -232,13 +232,13 @@ class BucketClient:
             if isinstance(error, BucketError) and error.error_code == MISSING:
                 return None
             raise
-        stream = Stream(answer["Body"], self.timeout_s, self._places.release)
-        if not tag_of(answer) or not isinstance(answer.get("ContentLength"), int):
+        stream = ResponseStream(answer["Body"], self.timeout_s, self._places.release)
+        if not read_etag(answer) or not isinstance(answer.get("ContentLength"), int):
             stream.close()
             raise BucketError(NOT_S3)
-        return Opened(answer["ContentLength"], tag_of(answer), stream)
+        return ObjectResponse(answer["ContentLength"], read_etag(answer), stream)
 
-    async def stat(self, path: str) -> Stat | None:
+    async def stat(self, path: str) -> ObjectStatus | None:
         """
         Ask for size and tag of an object; `None`: it is not there.
 
@@ -253,10 +253,10 @@ class BucketClient:
             if found is None:
                 return None
             found.stream.close()
-            return Stat(found.size, found.etag)
-        if not tag_of(answer) or not isinstance(answer.get("ContentLength"), int):
+            return ObjectStatus(found.size, found.etag)
+        if not read_etag(answer) or not isinstance(answer.get("ContentLength"), int):
             raise BucketError(NOT_S3)
-        return Stat(answer["ContentLength"], tag_of(answer))
+        return ObjectStatus(answer["ContentLength"], read_etag(answer))
 
     async def walk(self, folder: str) -> AsyncIterator[tuple[str, int]]:
         """Yield path and size of everything below a folder, in the order of the paths."""
@@ -287,11 +287,11 @@ class BucketClient:
                     ExpiresIn=life_s,
                 )
         except Exception as error:  # noqa: BLE001 - see `_call`
-            raise self._name(fault_of(error)) from None
+            raise self._name(translate_error(error)) from None
         return url, life_s
 
 
-def tag_of(answer: Mapping[str, Any]) -> str:
+def read_etag(answer: Mapping[str, Any]) -> str:
     """Return the ETag of an answer without its quotes; empty: there is none."""
     return str(answer.get("ETag") or "").strip('"')
 

@@ -43,7 +43,7 @@ class Step:
     remedy: str | None = None
 
 
-async def check_up(store: S3Store, *, public_url: Callable[[str], str] | None) -> AsyncGenerator[Step]:
+async def diagnose(store: S3Store, *, public_url: Callable[[str], str] | None) -> AsyncGenerator[Step]:
     """Try all that the bucket must do; `public_url` gives the permanent address of an object, if there is to be one."""
     probe = _Probe(store, _image())
     try:

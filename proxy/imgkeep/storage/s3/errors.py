@@ -80,7 +80,7 @@ def _cause_of(error: BaseException) -> str:
     return type(error).__name__
 
 
-def fault_of(error: Exception) -> Exception:
+def translate_error(error: Exception) -> Exception:
     """Turn whatever a call raised into ours."""
     if isinstance(error, ImgkeepError):
         return error  # of a body that was being sent: the disk's

@@ -41,9 +41,9 @@ from imgkeep.core.layout import (
 from imgkeep.core.records import Digest, Format, Record, Tombstone
 from imgkeep.storage.local.draft import judge_all
 from imgkeep.storage.s3.body import PIECE_BYTES, S3Body
-from imgkeep.storage.s3.client import BucketClient, tag_of
+from imgkeep.storage.s3.client import BucketClient, read_etag
 from imgkeep.storage.s3.errors import EXISTS, MISSING, NOT_S3, RACED, BucketError
-from imgkeep.storage.s3.uploads import Uploads
+from imgkeep.storage.s3.uploads import Uploader
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Collection, Sequence
@@ -85,7 +85,7 @@ class S3Store:
         observe: Callable[[str, str, float], None] = lambda *_: None,
     ) -> None:
         self.client = BucketClient(bucket, timeout_s=timeout_s, observe=observe)
-        self._uploads = Uploads(self.client)
+        self._uploads = Uploader(self.client)
         self.conditional = False
         """Whether a probe showed that `If-None-Match: *` works on PUT."""
         self._probed = False
@@ -131,7 +131,7 @@ class S3Store:
             await asyncio.sleep(REREAD_AFTER_S)
             damage, found = found, await self._read_record(path)
             if found == damage:
-                await self._set_aside(path, damage.etag)
+                await self._quarantine(path, damage.etag)
                 return None
         if isinstance(found, _Damage):
             raise BucketError("the bucket answers with something that is no record", general=False)
@@ -149,7 +149,7 @@ class S3Store:
             return body
         # The hash decides which of them is wrong: a record that lies must not cost us a good object.
         if await _hash(body) != name.partition(".")[0]:
-            await self._set_aside(path, body.etag)
+            await self._quarantine(path, body.etag)
             return None
         opened = await self.client.get(path)
         return None if opened is None else S3Body(self.client, path, opened)
@@ -167,7 +167,7 @@ class S3Store:
             raise BucketError("the bucket takes an image too slowly") from None
         return record
 
-    async def adopt(self, draft: Draft | None, record: Record) -> Record:
+    async def import_image(self, draft: Draft | None, record: Record) -> Record:
         if draft is not None:
             await self.put_object(draft, record.object_name)
         if await self.size_of(record.object_name) != record.size:
@@ -191,7 +191,7 @@ class S3Store:
         await self._put_record(record, replaces)
         return record
 
-    async def lend(self, name: str, spool: Spool) -> Draft | None:
+    async def open_draft(self, name: str, spool: Spool) -> Draft | None:
         body = await self.fetch(name, None)
         if body is None:
             return None
@@ -207,7 +207,7 @@ class S3Store:
             await body.aclose()
         return draft
 
-    async def bury(self, tombstone: Tombstone) -> None:
+    async def put_tombstone(self, tombstone: Tombstone) -> None:
         await self._uploads.put_bytes(record_path(tombstone.key), encode_tombstone(tombstone), RECORD_FIELDS)
 
     async def refuse(self, digest: Digest, removed_at: datetime, keys: Collection[Key] = ()) -> None:
@@ -264,7 +264,7 @@ class S3Store:
             await opened.stream.read_all(1)
         return opened is not None
 
-    async def mend(self, name: str, digest: Digest) -> None:
+    async def quarantine_if_corrupt(self, name: str, digest: Digest) -> None:
         path = object_path(name)
         opened = await self.client.get(path)
         if opened is None:
@@ -272,7 +272,7 @@ class S3Store:
         body = S3Body(self.client, path, opened)
         # Bytes that come another way each time were changed on their way, and what lies there may be good.
         if await _hash(body) == digest != name.partition(".")[0]:
-            await self._set_aside(path, body.etag)
+            await self._quarantine(path, body.etag)
 
     def public_url(self, name: str) -> str:
         return f"{self.client.public_base}/{quote(self.client.bucket.path(object_path(name)))}"
@@ -312,12 +312,12 @@ class S3Store:
             await asyncio.to_thread(file.flush)
             return await asyncio.to_thread(judge_all, file.fileno(), file.tell(), verdict)
 
-    async def set_aside(self, path: str) -> None:
+    async def quarantine(self, path: str) -> None:
         stat = await self.client.stat(path)
         if stat is not None:
-            await self._set_aside(path, stat.etag)
+            await self._quarantine(path, stat.etag)
 
-    async def _set_aside(self, path: str, etag: str) -> None:
+    async def _quarantine(self, path: str, etag: str) -> None:
         """Copy to `damaged/` and delete, for buckets have no rename; but only what has the tag of what was read."""
         key = self.client.bucket.path(path)
         aside = self.client.bucket.path(f"damaged/{path.rpartition('/')[2]}.{token_hex(4)}")
@@ -328,7 +328,7 @@ class S3Store:
             if error.error_code in EXISTS | {MISSING}:
                 return  # somebody else was quicker, or has put a good one in its place
             raise
-        if not tag_of(copied.get("CopyObjectResult", {})):
+        if not read_etag(copied.get("CopyObjectResult", {})):
             raise BucketError(NOT_S3)
         stat = await self.client.stat(path)
         if stat is not None and stat.etag == etag:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from imgkeep.core.errors import StorageError
 from imgkeep.storage.s3.body import Upload
-from imgkeep.storage.s3.client import tag_of
+from imgkeep.storage.s3.client import read_etag
 from imgkeep.storage.s3.errors import NOT_S3, BucketError
 
 if TYPE_CHECKING:
@@ -30,8 +30,8 @@ PART_BYTES: Final = 8_388_608
 PARTS_AT_ONCE: Final = 3
 
 
-class Uploads:
-    """Uploads to one bucket. `fields` are parameters of S3's `PutObject`."""
+class Uploader:
+    """Uploader to one bucket. `fields` are parameters of S3's `PutObject`."""
 
     def __init__(self, client: BucketClient) -> None:
         self._client = client
@@ -132,7 +132,7 @@ class Uploads:
             return  # the bucket's lifecycle rule removes it (docs/s3.md)
 
     async def _verify(self, path: str, answer: dict[str, Any], digest: str, size: int) -> None:
-        etag = tag_of(answer)
+        etag = read_etag(answer)
         if etag == digest:
             return
         encrypted = answer.get("ServerSideEncryption", "AES256") != "AES256" or "SSECustomerAlgorithm" in answer

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from imgkeep.core.errors import InvalidRequest
 from imgkeep.images.recent_failures import ENTRIES_MAX, merge_failures
-from imgkeep.web.api.save import answer, enter, read_query
+from imgkeep.web.api.save import answer, api_context, read_query
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -16,11 +16,11 @@ LIMIT_DEFAULT = 100
 
 async def list_failures(request: web.Request) -> web.Response:
     """Return the last failures of all workers, the last to fail first."""
-    site = enter(request)
+    site = api_context(request)
     query = read_query(request, {"limit", "host", "code"})
     limit = _read_limit(query.get("limit"))
     own = site.failures.list()
-    parts = [own] if site.siblings is None else [own, *await site.siblings.failures()]
+    parts = [own] if site.peers is None else [own, *await site.peers.failures()]
     found = [
         entry
         for entry in merge_failures(parts, ENTRIES_MAX)

@@ -13,9 +13,9 @@ from aiohttp import web
 from imgkeep.core.errors import InvalidRequest
 from imgkeep.core.records import Digest, Key, Wanted
 from imgkeep.core.source_url import read_source
-from imgkeep.web.api.save import answer, enter, facts_of, read_query
-from imgkeep.web.context import NOTES, SITE
-from imgkeep.web.request_body import JSON, unsupported
+from imgkeep.web.api.save import answer, api_context, image_facts, read_query
+from imgkeep.web.context import REQUEST_LOG, SITE
+from imgkeep.web.request_body import JSON, unsupported_media_type
 
 if TYPE_CHECKING:
     from imgkeep.core.records import Source
@@ -36,7 +36,7 @@ _CURSOR: Final = re.compile(r"([0-9]{1,12})-([0-9a-f]{64})")
 
 async def list_images(request: web.Request) -> web.Response:
     """Return images, newest first, a page at a time."""
-    site = enter(request)
+    site = api_context(request)
     query = read_query(request, {"limit", "cursor", "host", "provider", "digest", "since", "until"})
     limit = read_limit(query.get("limit"))
     wanted = Wanted(
@@ -46,27 +46,27 @@ async def list_images(request: web.Request) -> web.Response:
         since=_read_time("since", query.get("since")),
         until=_read_time("until", query.get("until")),
     )
-    page = await site.ledger.page(limit=limit + 1, after=read_cursor(query.get("cursor"), _CURSOR), wanted=wanted)
+    page = await site.image_index.page(limit=limit + 1, after=read_cursor(query.get("cursor"), _CURSOR), wanted=wanted)
     shown = page[:limit]
     following = None
     if len(page) > limit:
         following = make_cursor(shown[-1].stored_at, shown[-1].key)
-    return answer({"success": True, "images": [facts_of(request, record) for record in shown], "next": following})
+    return answer({"success": True, "images": [image_facts(request, record) for record in shown], "next": following})
 
 
 async def show_image(request: web.Request) -> web.Response:
     """Return what is known of an image."""
-    site = enter(request)
+    site = api_context(request)
     key = _read_key(request)
-    record = await site.keeper.find(key)
+    record = await site.image_service.find(key)
     if record is None:
         raise web.HTTPNotFound(text="no image is kept under this key")
-    return answer({"success": True, **facts_of(request, record)})
+    return answer({"success": True, **image_facts(request, record)})
 
 
 async def remove_image(request: web.Request) -> web.Response:
     """Remove an image by its key."""
-    site = enter(request)
+    site = api_context(request)
     key = _read_key(request)
     force = _read_force(read_query(request, {"force"}))
     if not await site.remover.remove_key(key, force=force):
@@ -76,7 +76,7 @@ async def remove_image(request: web.Request) -> web.Response:
 
 async def remove_images(request: web.Request) -> web.Response:
     """Remove the image that a link names, or that a digest does."""
-    site = enter(request)
+    site = api_context(request)
     query = read_query(request, {"src", "digest", "force"})
     force = _read_force(query)
     if ("src" in query) == ("digest" in query):
@@ -87,7 +87,7 @@ async def remove_images(request: web.Request) -> web.Response:
             raise web.HTTPNotFound(text=f"these bytes are not stored; {_FORCE}")
         return answer({"success": True, "digest": digest})
     source = read_source(query["src"])
-    key = _concern(request, source)
+    key = _log_source(request, source)
     if not await site.remover.remove_source(source, force=force):
         raise web.HTTPNotFound(text=f"no image is stored for this link; {_FORCE}")
     return answer({"success": True, "key": key})
@@ -114,7 +114,7 @@ class Refetch(msgspec.Struct, forbid_unknown_fields=True):
 
 async def restore_image(request: web.Request) -> web.Response:
     """Undo the removal of an image by its key."""
-    site = enter(request)
+    site = api_context(request)
     key = _read_key(request)
     if has_body(request):
         raise InvalidRequest("takes no body")
@@ -126,7 +126,7 @@ async def restore_image(request: web.Request) -> web.Response:
 
 async def restore(request: web.Request) -> web.Response:
     """Undo the removal of an image by its link, or by its digest."""
-    site = enter(request)
+    site = api_context(request)
     body = await site.bodies.read_json(request, Restore)
     if body.digest is not None and body.url is None:
         restored = await site.remover.restore_digest(Digest(_read_hash("digest", body.digest)))
@@ -136,7 +136,7 @@ async def restore(request: web.Request) -> web.Response:
     if body.url is None or body.digest is not None:
         raise InvalidRequest("the body needs url or digest, and not both")
     source = read_source(body.url)
-    key = _concern(request, source)
+    key = _log_source(request, source)
     restored = await site.remover.restore_source(source)
     if restored is None:
         raise web.HTTPNotFound(text="nothing is removed under this link")
@@ -145,30 +145,30 @@ async def restore(request: web.Request) -> web.Response:
 
 async def refetch_image(request: web.Request) -> web.Response:
     """Fetch an image again, by its key and maybe a link."""
-    site = enter(request)
+    site = api_context(request)
     key = _read_key(request)
     url = (await site.bodies.read_json(request, RefetchBy)).url if has_body(request) else None
     source = None if url is None else read_source(url)
     if source is not None:
-        request[NOTES].host = source.host
+        request[REQUEST_LOG].host = source.host
     refetched = await site.refetcher.refetch(key, source)
     return _tell_refetched(request, refetched)
 
 
 async def refetch(request: web.Request) -> web.Response:
     """Fetch an image again, by its link."""
-    site = enter(request)
+    site = api_context(request)
     body = await site.bodies.read_json(request, Refetch)
     source = read_source(body.url)
-    _concern(request, source)
+    _log_source(request, source)
     return _tell_refetched(request, await site.refetcher.refetch_source(source))
 
 
 def _tell_refetched(request: web.Request, refetched: Refetched | None) -> web.Response:
     if refetched is None:
         raise web.HTTPNotFound(text="no image is stored under this key")
-    request[NOTES].outcome = "stored" if refetched.replaced else "hit"
-    return answer({"success": True, **facts_of(request, refetched.record), "replaced": refetched.replaced})
+    request[REQUEST_LOG].outcome = "stored" if refetched.replaced else "hit"
+    return answer({"success": True, **image_facts(request, refetched.record), "replaced": refetched.replaced})
 
 
 def _tell_restored(restored: Restored) -> dict[str, object]:
@@ -194,20 +194,20 @@ def has_body(request: web.Request) -> bool:
         HTTPUnsupportedMediaType: A page of another site may have sent the request, as a form, empty or not.
     """
     if "Content-Type" in request.headers and request.content_type in FORMS:
-        raise unsupported(f"the body has to be JSON (Content-Type: {JSON}), or left out", JSON)
+        raise unsupported_media_type(f"the body has to be JSON (Content-Type: {JSON}), or left out", JSON)
     return request.body_exists
 
 
-def _concern(request: web.Request, source: Source) -> Key:
+def _log_source(request: web.Request, source: Source) -> Key:
     """Note which link a request is about, and return its key."""
-    info = request.app[SITE].keeper.identify(source)
-    request[NOTES].concern(source, info)
+    info = request.app[SITE].image_service.identify(source)
+    request[REQUEST_LOG].set_source(source, info)
     return info.key
 
 
 def _read_key(request: web.Request) -> Key:
     key = Key(_read_hash("the key", request.match_info["key"]))
-    request[NOTES].key = key
+    request[REQUEST_LOG].key = key
     return key
 
 

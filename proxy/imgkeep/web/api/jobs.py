@@ -13,8 +13,8 @@ from imgkeep.core.errors import InvalidRequest
 from imgkeep.core.records import JobState
 from imgkeep.jobs.runner import ITEMS_MAX, describe
 from imgkeep.web.api.images import has_body, make_cursor, read_cursor, read_limit
-from imgkeep.web.api.save import answer, enter, facts_of, read_query
-from imgkeep.web.context import ADMITTED, SITE
+from imgkeep.web.api.save import answer, api_context, image_facts, read_query
+from imgkeep.web.context import ADMISSION, SITE
 
 if TYPE_CHECKING:
     from imgkeep.core.records import Job, JobResult
@@ -44,20 +44,20 @@ class SaveImages(msgspec.Struct, forbid_unknown_fields=True):
 
 async def save_images(request: web.Request) -> web.Response:
     """Take many links to save them, and wait for it if that is wanted."""
-    site = enter(request)
+    site = api_context(request)
     body = await site.bodies.read_json(request, SaveImages)
     job = await site.jobs.submit(body.urls, webhook=body.webhook)
     if body.wait:
         job = await _wait(request, job)
         if job.finished_at is not None:
             return answer(await _tell(request, job, after=-1, limit=ITEMS_MAX))
-    headers = {"Location": f"{request[ADMITTED].base}/api/jobs/{job.id}"}
+    headers = {"Location": f"{request[ADMISSION].base}/api/jobs/{job.id}"}
     return answer({"success": True, **describe(job)}, status=202, headers=headers)
 
 
 async def list_jobs(request: web.Request) -> web.Response:
     """Return jobs, newest first, a page at a time; results left out."""
-    site = enter(request)
+    site = api_context(request)
     query = read_query(request, {"limit", "cursor", "state"})
     limit = read_limit(query.get("limit"))
     state = next((state for state in _STATES if state == query.get("state")), None)
@@ -71,7 +71,7 @@ async def list_jobs(request: web.Request) -> web.Response:
 
 async def cancel_job(request: web.Request) -> web.Response:
     """End a job at once. What is stored stays; one that has ended already stays as it is."""
-    site = enter(request)
+    site = api_context(request)
     if has_body(request):
         raise InvalidRequest("takes no body")
     job = await _find(request)
@@ -80,7 +80,7 @@ async def cancel_job(request: web.Request) -> web.Response:
 
 async def show_job(request: web.Request) -> web.Response:
     """Tell how far a job is, and what became of its links so far."""
-    enter(request)
+    api_context(request)
     job = await _find(request)
     after, limit = _number(request, "after", -1), _number(request, "limit", ITEMS_MAX)
     return answer(await _tell(request, job, after=after, limit=min(limit, ITEMS_MAX)))
@@ -88,7 +88,7 @@ async def show_job(request: web.Request) -> web.Response:
 
 async def follow_job(request: web.Request) -> web.StreamResponse:
     """Tell how far a job is as Server-Sent Events (WHATWG HTML, 9.2): `progress` whenever something changed, `done`."""
-    site = enter(request)
+    site = api_context(request)
     job = await _find(request)
     response = web.StreamResponse(
         headers={
@@ -110,14 +110,14 @@ async def follow_job(request: web.Request) -> web.StreamResponse:
                 await response.write_eof()
                 return response
             await asyncio.sleep(EVENTS_EVERY_S)
-            if not await _beat(request, response, changed):
+            if not await _wait_with_heartbeat(request, response, changed):
                 return response  # the client asks again, and somebody else answers
 
 
-async def _beat(request: web.Request, response: web.StreamResponse, changed: asyncio.Event) -> bool:
+async def _wait_with_heartbeat(request: web.Request, response: web.StreamResponse, changed: asyncio.Event) -> bool:
     """Wait until something has changed, and let the line not fall silent meanwhile; `False`: we are going down."""
     silent_s = 0
-    while not await _changes(request, changed):
+    while not await _wait_for_change(request, changed):
         if request.app[SITE].health.ending:
             return False
         silent_s += LOOK_EVERY_S
@@ -136,12 +136,12 @@ async def _wait(request: web.Request, job: Job) -> Job:
             job = await site.jobs.find(job.id) or job
             if job.finished_at is not None:
                 break
-            if not await _changes(request, changed):
+            if not await _wait_for_change(request, changed):
                 waited_s += LOOK_EVERY_S
     return job
 
 
-async def _changes(request: web.Request, changed: asyncio.Event) -> bool:
+async def _wait_for_change(request: web.Request, changed: asyncio.Event) -> bool:
     """Wait for a change, for as long as one may wait before looking whether the client or the server is going."""
     if request.transport is None:
         raise ConnectionResetError("the client has left")
@@ -175,7 +175,7 @@ def _result(request: web.Request, result: JobResult) -> dict[str, Any]:
     if result.state == "saved":
         told["created"] = result.created
     if result.record is not None:
-        told["image"] = facts_of(request, result.record)
+        told["image"] = image_facts(request, result.record)
     if result.failure is not None:
         told["error"] = {"code": result.failure.code, "detail": result.failure.detail}
     return told

@@ -20,15 +20,22 @@ from aiohttp import web
 from imgkeep.core.errors import InvalidRequest
 from imgkeep.jobs.runner import ITEMS_MAX, describe
 from imgkeep.page_rewriting import MARKDOWN_BYTES_MAX, check_page_url
-from imgkeep.web.api.save import answer, enter, read_query
-from imgkeep.web.context import ADMITTED, NOTES, SITE
-from imgkeep.web.request_body import BODY_BYTES_MAX, JSON, LARGE_BODY_BYTES, read_json, read_whole, unsupported
+from imgkeep.web.api.save import answer, api_context, read_query
+from imgkeep.web.context import ADMISSION, REQUEST_LOG, SITE
+from imgkeep.web.request_body import (
+    BODY_BYTES_MAX,
+    JSON,
+    LARGE_BODY_BYTES,
+    read_json,
+    read_whole,
+    unsupported_media_type,
+)
 
 if TYPE_CHECKING:
     from imgkeep.core.records import Job
-    from imgkeep.page_rewriting import Form, Rewritten, Which
+    from imgkeep.page_rewriting import DocumentFormat, Rewritten, Which
 
-FORMS: Final[dict[str, Form]] = {"text/html": "html", "text/markdown": "markdown"}
+FORMS: Final[dict[str, DocumentFormat]] = {"text/html": "html", "text/markdown": "markdown"}
 REWRITTEN: Final = "Imgkeep-Rewritten"
 """In an answer that is the document itself: how many links were rewritten."""
 PARAMETERS: Final = ("which", "url", "save")
@@ -60,7 +67,7 @@ class Document(Options, forbid_unknown_fields=True, kw_only=True):
 
 async def rewrite(request: web.Request) -> web.Response:
     """Rewrite links to images in a document, and have the images saved if that is wanted."""
-    site = enter(request)
+    site = api_context(request)
     if request.content_type == JSON:
         if request.query:
             raise InvalidRequest("the options of a JSON body stand in it, and not in the query")
@@ -68,7 +75,7 @@ async def rewrite(request: web.Request) -> web.Response:
             return await _rewrite_json(request, await read_json(request, Document))
     form = FORMS.get(request.content_type)
     if form is None:
-        raise unsupported(f"the body has to be {', '.join(FORMS)} or {JSON}", *FORMS, JSON)
+        raise unsupported_media_type(f"the body has to be {', '.join(FORMS)} or {JSON}", *FORMS, JSON)
     options = _read_options(request)
     bytes_max = MARKDOWN_BYTES_MAX if form == "markdown" else BODY_BYTES_MAX
     charset = request.charset if request.charset and _CHARSET.fullmatch(request.charset) else None
@@ -78,14 +85,14 @@ async def rewrite(request: web.Request) -> web.Response:
         job = await _save(request, rewritten) if options.save else None
     headers = {**HEADERS, REWRITTEN: str(len(rewritten.links))}
     if job is not None:
-        headers["Location"] = f"{request[ADMITTED].base}/api/jobs/{job.id}"
+        headers["Location"] = f"{request[ADMISSION].base}/api/jobs/{job.id}"
     return web.Response(body=rewritten.document, content_type=request.content_type, charset=charset, headers=headers)
 
 
 async def _rewrite_json(request: web.Request, body: Document) -> web.Response:
     if (body.html is None) == (body.markdown is None):
         raise InvalidRequest("the body needs html or markdown, and not both")
-    form: Form = "html" if body.markdown is None else "markdown"
+    form: DocumentFormat = "html" if body.markdown is None else "markdown"
     data = (body.html or body.markdown or "").encode()
     rewritten = await _rewrite(request, data, form, body, "utf-8")
     job = await _save(request, rewritten) if body.save else None
@@ -98,15 +105,15 @@ async def _rewrite_json(request: web.Request, body: Document) -> web.Response:
 
 
 async def _rewrite(
-    request: web.Request, data: bytes | bytearray, form: Form, options: Options, charset: str | None
+    request: web.Request, data: bytes | bytearray, form: DocumentFormat, options: Options, charset: str | None
 ) -> Rewritten:
     site = request.app[SITE]
     if options.url is not None:
         check_page_url(options.url)
     which: Which = tuple(options.which) if isinstance(options.which, list) else options.which
-    linker = site.linking.linker(which, request[ADMITTED].base)
-    rewritten = await site.desk.rewrite(data, form, linker, url=options.url, charset=charset)
-    request[NOTES].outcome = "rewritten"
+    linker = site.link_selection.linker(which, request[ADMISSION].base)
+    rewritten = await site.rewrite_service.rewrite(data, form, linker, url=options.url, charset=charset)
+    request[REQUEST_LOG].outcome = "rewritten"
     return rewritten
 
 

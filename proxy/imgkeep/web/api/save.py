@@ -17,8 +17,8 @@ from imgkeep.core.policy_document import describe_policy
 from imgkeep.core.records import Wanted
 from imgkeep.core.source_url import own_path, read_img_query, read_source
 from imgkeep.images.upload import Saved
-from imgkeep.web.context import ADMITTED, NOTES, SITE
-from imgkeep.web.request_body import JSON, LARGE_BODY_BYTES, read_file, read_pieces, unsupported
+from imgkeep.web.context import ADMISSION, REQUEST_LOG, SITE
+from imgkeep.web.request_body import JSON, LARGE_BODY_BYTES, read_file, read_pieces, unsupported_media_type
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection, Mapping
@@ -36,28 +36,28 @@ class SaveImage(msgspec.Struct, forbid_unknown_fields=True):
 
 async def inspect(request: web.Request) -> web.Response:
     """Tell what a link names and whether it may be fetched; asks nobody."""
-    site = enter(request)
+    site = api_context(request)
     facts = site.inspector.inspect(read_img_query(request.raw_path.partition("?")[2], "/api/inspect").source)
     return answer({"success": True, **facts})
 
 
 async def show_policy(request: web.Request) -> web.Response:
     """Tell which links would be refused, so that nothing leads them through us."""
-    site = enter(request)
-    return answer({"success": True, **describe_policy(site.inspector.policy, signature=site.door.signature)})
+    site = api_context(request)
+    return answer({"success": True, **describe_policy(site.inspector.policy, signature=site.auth.signature)})
 
 
 async def save_image(request: web.Request) -> web.Response:
     """Keep an image now: by its link, as a data URL, as an uploaded file, or as the body itself."""
-    site = enter(request)
+    site = api_context(request)
     kind = request.content_type
     if kind == "multipart/form-data":
         chunks, size = await read_file(request, "file")
         saved = await site.saver.save_bytes(chunks, size)
     elif kind.startswith("image/"):  # which, the bytes tell
-        saved = await site.saver.save_bytes(read_pieces(request), request[ADMITTED].body_bytes)
+        saved = await site.saver.save_bytes(read_pieces(request), request[ADMISSION].body_bytes)
     elif kind != JSON:
-        raise unsupported(
+        raise unsupported_media_type(
             f"the body has to be {JSON} (url or data), multipart/form-data (file), or image/* (the image itself)",
             *(JSON, "multipart/form-data", "image/*"),
         )
@@ -70,8 +70,8 @@ async def save_image(request: web.Request) -> web.Response:
         else:
             assert body.data is not None
             saved = await _save_data(site, body.data)
-    request[NOTES].key = saved.record.key
-    request[NOTES].outcome = "stored" if saved.created else "hit"
+    request[REQUEST_LOG].key = saved.record.key
+    request[REQUEST_LOG].outcome = "stored" if saved.created else "hit"
     return answer(describe(request, saved), status=201 if saved.created else 200)
 
 
@@ -80,35 +80,35 @@ async def _save_link(request: web.Request, url: str) -> Saved:
     site = request.app[SITE]
     source = read_source(url)
     path = _find_own_path(request, source)
-    request[NOTES].concern(source, site.keeper.identify(source))
+    request[REQUEST_LOG].set_source(source, site.image_service.identify(source))
     if path is None:
         return await site.saver.save_link(source)
     folder, _, name = path.partition("?")[0].rpartition("/")
     read = read_object_name(name) if folder == "/images" else None
     if read is None:
         raise LoopDetected("the source is this server")
-    site.keeper.insist_on_life(read[0])
-    found = await site.ledger.page(limit=1, wanted=Wanted(digest=read[0]))
-    record = await site.keeper.find(found[0].key) if found else None
+    site.image_service.require_not_removed(read[0])
+    found = await site.image_index.page(limit=1, wanted=Wanted(digest=read[0]))
+    record = await site.image_service.find(found[0].key) if found else None
     if record is None:
         raise web.HTTPNotFound(text="no image is kept under this URL of ours")
     return Saved(record, created=False)
 
 
 def _find_own_path(request: web.Request, source: Source) -> str | None:
-    base = request[ADMITTED].base
+    base = request[ADMISSION].base
     return own_path(source, read_source(base)) if base else None
 
 
 def describe(request: web.Request, saved: Saved) -> dict[str, Any]:
     """Return what the API says of an image that is kept."""
     record = saved.record
-    return {"success": True, **facts_of(request, record), "created": saved.created}
+    return {"success": True, **image_facts(request, record), "created": saved.created}
 
 
-def facts_of(request: web.Request, record: Record) -> dict[str, Any]:
+def image_facts(request: web.Request, record: Record) -> dict[str, Any]:
     """Return what the API says of a record, whatever the store."""
-    return request.app[SITE].keeper.describe(record, base=request[ADMITTED].base)
+    return request.app[SITE].image_service.describe(record, base=request[ADMISSION].base)
 
 
 def answer(facts: object, *, status: int = 200, headers: Mapping[str, str] = MappingProxyType({})) -> web.Response:
@@ -121,14 +121,14 @@ def answer(facts: object, *, status: int = 200, headers: Mapping[str, str] = Map
     )
 
 
-def enter(request: web.Request) -> Site:
+def api_context(request: web.Request) -> Site:
     """
     Return what a handler of the API works with.
 
     Raises:
         LookupError: Nothing has judged whether the request may be made. That is an error of ours.
     """
-    if ADMITTED not in request:
+    if ADMISSION not in request:
         raise LookupError("access was not judged")
     return request.app[SITE]
 

@@ -13,15 +13,15 @@ import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Protocol
 
-from imgkeep.images.context import Outcome
-from imgkeep.web.messages import Part
+from imgkeep.images.context import CacheStatus
+from imgkeep.web.messages import BodyRange
 from imgkeep.web.responses import CACHE_STATUS
 
 if TYPE_CHECKING:
-    from imgkeep.web.context import Notes
-    from imgkeep.web.messages import Answer
+    from imgkeep.web.context import RequestLog
+    from imgkeep.web.messages import HttpResponse
 
-OWN_STATUSES: Final = frozenset({429})
+PER_CLIENT_STATUSES: Final = frozenset({429})
 """What is told to one client because of what it did before."""
 
 
@@ -29,19 +29,19 @@ log = logging.getLogger(__name__)
 
 
 class Follower(Protocol):
-    def follow(self, answer: Answer | None, notes: Notes) -> None:
+    def follow(self, answer: HttpResponse | None, request_log: RequestLog) -> None:
         """Take the answer, and what its leader noted, or ask for yourself."""
 
 
-class Crowd:
-    """Who waits for one answer. `notes` are the leader's."""
+class SharedResponse:
+    """Who waits for one answer. `request_log` are the leader's."""
 
-    def __init__(self, notes: Notes) -> None:
+    def __init__(self, request_log: RequestLog) -> None:
         self._over: asyncio.Future[None] | None = None
         self._is_led = False
-        self._notes = notes
+        self._request_log = request_log
         self._followers: list[Follower] = []
-        self._answer: Answer | None = None
+        self._answer: HttpResponse | None = None
         self._is_shared = False
         """Whether `_answer` is what others get: most leaders are alone, and nobody asks."""
 
@@ -59,12 +59,12 @@ class Crowd:
         if self._is_led:
             if self._answer is None or not _is_growing(self._answer):
                 return False
-            follower.follow(self._shared(), self._notes)
+            follower.follow(self._shared(), self._request_log)
         else:
             self._followers.append(follower)
         return True
 
-    def lead(self, answer: Answer | None) -> None:
+    def lead(self, answer: HttpResponse | None) -> None:
         """Give the leader's answer to those who follow; `None`: there will be none."""
         if self._is_led:
             return
@@ -75,28 +75,28 @@ class Crowd:
             self._over.set_result(None)
         for follower in followers:
             try:
-                follower.follow(self._shared(), self._notes)
+                follower.follow(self._shared(), self._request_log)
             except Exception:  # one of them must not cost the others their answer
                 log.exception("unforeseen error")
 
-    def _shared(self) -> Answer | None:
+    def _shared(self) -> HttpResponse | None:
         if not self._is_shared:
             self._is_shared = True
             self._answer = None if self._answer is None else _for_others(self._answer)
         return self._answer
 
 
-def _for_others(answer: Answer) -> Answer | None:
+def _for_others(answer: HttpResponse) -> HttpResponse | None:
     """Return what others who asked for the same are answered; `None`: they have to ask for themselves."""
-    if not isinstance(answer.body, Part):
-        return None if answer.status in OWN_STATUSES else answer
+    if not isinstance(answer.body, BodyRange):
+        return None if answer.status in PER_CLIENT_STATUSES else answer
     if not _is_growing(answer):
         return None
-    if answer.headers["Cache-Status"] != CACHE_STATUS[Outcome.STORED]:
+    if answer.headers["Cache-Status"] != CACHE_STATUS[CacheStatus.STORED]:
         return answer
-    return replace(answer, headers={**answer.headers, "Cache-Status": CACHE_STATUS[Outcome.COLLAPSED]})
+    return replace(answer, headers={**answer.headers, "Cache-Status": CACHE_STATUS[CacheStatus.COLLAPSED]})
 
 
-def _is_growing(answer: Answer) -> bool:
+def _is_growing(answer: HttpResponse) -> bool:
     part = answer.body
-    return isinstance(part, Part) and part.growing is not None and not part.growing.ended
+    return isinstance(part, BodyRange) and part.growing is not None and not part.growing.ended

@@ -1,5 +1,5 @@
 """
-Connections: plain requests for images are answered in front of aiohttp, on the same socket.
+HttpServer: plain requests for images are answered in front of aiohttp, on the same socket.
 
 A connection hears bytes before aiohttp's parser does. Where they are one whole plain request for an image, aiohttp
 never knows: what is prepared is written at once, and anything else is given to the handlers of `images.py`. All other
@@ -37,27 +37,27 @@ from aiohttp import web
 from multidict import CIMultiDict
 
 from imgkeep.core.errors import ImgkeepError
-from imgkeep.images.context import Outcome
+from imgkeep.images.context import CacheStatus
 from imgkeep.web.access_log import CLIENT_LEFT, tell
-from imgkeep.web.client_presence import Presence
-from imgkeep.web.connection_limit import turn_away
-from imgkeep.web.context import SERVER, Notes
+from imgkeep.web.client_presence import ClientPresence
+from imgkeep.web.connection_limit import refuse_connection
+from imgkeep.web.context import SERVER_NAME, RequestLog
 from imgkeep.web.error_responses import present
-from imgkeep.web.fastpath.coalescing import Crowd
+from imgkeep.web.fastpath.coalescing import SharedResponse
 from imgkeep.web.fastpath.request_head import PLAIN, list_fields, read_fields
-from imgkeep.web.flow_control import Outlet
+from imgkeep.web.flow_control import FlowControl
 from imgkeep.web.images import find_handler
-from imgkeep.web.messages import Ask, Part, as_response, encode_head
-from imgkeep.web.parse_budget import STEP_BYTES
+from imgkeep.web.messages import BodyRange, ImageRequest, as_aiohttp_response, encode_response_head
+from imgkeep.web.parse_budget import PARSE_STEP_BYTES
 from imgkeep.web.problems import explain, unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
 
     from imgkeep.web.context import Site
-    from imgkeep.web.fastpath.request_head import Asked
-    from imgkeep.web.fastpath.response_cache import Prepared
-    from imgkeep.web.messages import Answer, Handler
+    from imgkeep.web.fastpath.request_head import RequestConditions
+    from imgkeep.web.fastpath.response_cache import CachedResponse
+    from imgkeep.web.messages import Handler, HttpResponse
 
 HEAD_BYTES_MAX: Final = 16_384
 """A head that has come in parts is waited for up to this size; a longer one is aiohttp's from the beginning."""
@@ -109,17 +109,17 @@ class Connection(web.RequestHandler):
         self._site = site
         self._idle_s = self.keepalive_timeout
         self._transport: asyncio.Transport | None = None
-        self._outlet: Outlet
+        self._outlet: FlowControl
         self._counted: tuple[str, ...] = ()
         """Whose connections this is one of."""
-        self.presence = Presence()
+        self.presence = ClientPresence()
         self._fresh = True
         """Whether aiohttp was given nothing yet, and need not wait for anything."""
         self._aligned = True
         """Whether the next byte begins a request."""
         self._answering: asyncio.Future[None] | None = None
         """Somebody of ours is at work on a request, and what comes meanwhile waits in `_part`."""
-        self._following: tuple[Ask, bytes, float] | None = None
+        self._following: tuple[ImageRequest, bytes, float] | None = None
         """The request that waits in a crowd, its bytes, and since when."""
         self._alone = False
         """Whether the request at hand has waited in a crowd in vain."""
@@ -136,7 +136,7 @@ class Connection(web.RequestHandler):
         self._turns = 0
         """How often the request in `_part` has waited for aiohttp to be idle."""
         self._block = b""
-        self._asked: Asked | None = None
+        self._asked: RequestConditions | None = None
         """What `_block` says: most clients send the same fields with every request."""
         self._fields: CIMultiDict[str] | None = None
 
@@ -146,11 +146,11 @@ class Connection(web.RequestHandler):
             peer = transport.get_extra_info("peername")
             counted = self._site.connections.enter(peer[0] if isinstance(peer, tuple) else "")
             if counted is None:
-                turn_away(transport)
+                refuse_connection(transport)
                 return
             self._counted = counted
         stall_timeout_s = self._site.stall_timeout_s
-        self._outlet = Outlet(transport, self._loop, stall_timeout_s=stall_timeout_s, taken=self._put_off_closing)
+        self._outlet = FlowControl(transport, self._loop, stall_timeout_s=stall_timeout_s, taken=self._put_off_closing)
         super().connection_made(transport)
 
     def connection_lost(self, exc: BaseException | None) -> None:
@@ -197,7 +197,7 @@ class Connection(web.RequestHandler):
             self._fresh = self._loaded = False
         self._feed(data)
 
-    def pass_on(self) -> None:
+    def disable_fast_path(self) -> None:
         """Leave all requests to come to aiohttp."""
         self._aligned = False
         self._try_again()
@@ -214,7 +214,7 @@ class Connection(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """Answer what the parser refuses. Its own answer and its log record have the bytes of the request in them."""
+        """HttpResponse what the parser refuses. Its own answer and its log record have the bytes of the request in them."""
         if status >= HTTPStatus.INTERNAL_SERVER_ERROR or request.writer.output_size > 0:
             return super().handle_error(request, status, exc, message)
         response = refuse(self._site, request, status)
@@ -234,9 +234,9 @@ class Connection(web.RequestHandler):
         await super().shutdown(timeout)
 
     def _quickly(self, target: bytes, block: bytes, data: bytes, *, head: bool) -> bool:
-        """Answer the request `data`, at once or as soon as its bytes are there. `block` follows the request line."""
+        """HttpResponse the request `data`, at once or as soon as its bytes are there. `block` follows the request line."""
         if block != self._block:
-            self._block, self._asked, self._fields = block, read_fields(block, self._site.door.own_hosts), None
+            self._block, self._asked, self._fields = block, read_fields(block, self._site.auth.own_hosts), None
         asked, transport = self._asked, self._transport
         if asked is None:
             self._aligned = False
@@ -260,9 +260,9 @@ class Connection(web.RequestHandler):
                 ask = self._make_ask(found[1], found[2], target, head=head)
                 alike = asked is PLAIN and not head and not self._alone and not _PASSED_ON.search(block)
                 if not (alike and self._join(ask, target, data, start)):
-                    crowd = Crowd(ask.notes) if alike else None
+                    crowd = SharedResponse(ask.request_log) if alike else None
                     if crowd is not None:
-                        site.crowds[target] = crowd
+                        site.shared_responses[target] = crowd
                     self._answering = self._loop.create_task(self._answer(ask, found[0], start, crowd))
                 return True
         self._aligned = _TARGET.fullmatch(target) is not None
@@ -280,10 +280,10 @@ class Connection(web.RequestHandler):
 
     def _feed(self, data: bytes) -> None:
         """Give aiohttp what has come, step by step."""
-        if not data or (not self._rest and len(data) <= STEP_BYTES and self._site.turns.take(len(data))):
+        if not data or (not self._rest and len(data) <= PARSE_STEP_BYTES and self._site.turns.take(len(data))):
             super().data_received(data)
             return
-        if len(data) > STEP_BYTES:
+        if len(data) > PARSE_STEP_BYTES:
             self._aligned = False
         self._rest += data
         self._pause_transport_reading()
@@ -302,7 +302,7 @@ class Connection(web.RequestHandler):
         super().data_received(data)
         if not self._is_full():
             self._resume_transport_reading()
-        return min(len(data), STEP_BYTES)
+        return min(len(data), PARSE_STEP_BYTES)
 
     def _is_full(self) -> bool:
         """Whether aiohttp can take no more for now."""
@@ -319,8 +319,8 @@ class Connection(web.RequestHandler):
         """Return how many of the next bytes may be parsed at once."""
         request = self._current_request
         if request is None or request.content_length is None or request.content.is_eof():
-            return STEP_BYTES
-        return max(STEP_BYTES, request.content_length - request.content.total_bytes)
+            return PARSE_STEP_BYTES
+        return max(PARSE_STEP_BYTES, request.content_length - request.content.total_bytes)
 
     def _hold(self, data: bytes) -> None:
         """Keep what came too early, within limits."""
@@ -342,9 +342,9 @@ class Connection(web.RequestHandler):
         if self._part:
             self.data_received(b"")
 
-    def _make_ask(self, route: str, name: str, target: bytes, *, head: bool) -> Ask:
+    def _make_ask(self, route: str, name: str, target: bytes, *, head: bool) -> ImageRequest:
         remote, fields = self._read_peer()
-        return Ask(
+        return ImageRequest(
             site=self._site,
             route=route,
             name=name,
@@ -352,8 +352,8 @@ class Connection(web.RequestHandler):
             target=target.decode("utf-8", "surrogateescape"),
             fields=fields,
             remote=remote,
-            takes_chunks=True,
-            notes=Notes(),
+            accepts_chunked=True,
+            request_log=RequestLog(),
             presence=self.presence,
         )
 
@@ -364,9 +364,9 @@ class Connection(web.RequestHandler):
         peer = self.peername
         return peer[0] if isinstance(peer, tuple) else "", self._fields
 
-    def _join(self, ask: Ask, target: bytes, data: bytes, start: float) -> bool:
+    def _join(self, ask: ImageRequest, target: bytes, data: bytes, start: float) -> bool:
         """Follow whoever asks for the same already."""
-        crowd = self._site.crowds.get(target)
+        crowd = self._site.shared_responses.get(target)
         if crowd is None:
             return False
         self._answering, self._following = crowd.over, (ask, data, start)
@@ -375,8 +375,8 @@ class Connection(web.RequestHandler):
         self._answering = self._following = None
         return False
 
-    def follow(self, answer: Answer | None, notes: Notes) -> None:
-        """Answer the request that waits in a crowd as its leader's was, or by itself."""
+    def follow(self, answer: HttpResponse | None, request_log: RequestLog) -> None:
+        """HttpResponse the request that waits in a crowd as its leader's was, or by itself."""
         assert self._following is not None
         (ask, data, start), self._following = self._following, None
         if answer is None:
@@ -385,15 +385,15 @@ class Connection(web.RequestHandler):
             self._go_on()
             self._alone = False
             return
-        ask.notes = replace(notes, sent=0)
+        ask.request_log = replace(request_log, sent=0)
         part = answer.body
-        if isinstance(part, Part):
+        if isinstance(part, BodyRange):
             assert part.growing is not None
             part.growing.hold()
-            ask.notes.outcome = Outcome.COLLAPSED.value
+            ask.request_log.outcome = CacheStatus.COLLAPSED.value
         self._answering = self._loop.create_task(self._send_and_tell(ask, answer, start))
 
-    async def _answer(self, ask: Ask, handler: Handler, start: float, crowd: Crowd | None) -> None:
+    async def _answer(self, ask: ImageRequest, handler: Handler, start: float, crowd: SharedResponse | None) -> None:
         """Have a request answered by `handler`."""
         answer, left = None, False
         try:
@@ -401,29 +401,29 @@ class Connection(web.RequestHandler):
         except ConnectionError:
             left = True  # so those who wait for the same answer have to ask themselves
         except Exception as error:  # noqa: BLE001 - `explain` logs what nobody foresaw
-            answer = explain(error, ask.notes)
+            answer = explain(error, ask.request_log)
         finally:
             if crowd is not None:
-                if answer is None or not isinstance(answer.body, Part) or answer.body.growing is None:
+                if answer is None or not isinstance(answer.body, BodyRange) or answer.body.growing is None:
                     self._disperse(ask, crowd)
                 crowd.lead(answer)
         try:
             if answer is not None:
                 await self._send_and_tell(ask, answer, start)
             elif left:
-                ask.notes.code = "client_left"
+                ask.request_log.code = "client_left"
                 self._note(ask, CLIENT_LEFT, start)
         finally:
             if crowd is not None:
                 self._disperse(ask, crowd)
 
-    def _disperse(self, ask: Ask, crowd: Crowd) -> None:
+    def _disperse(self, ask: ImageRequest, crowd: SharedResponse) -> None:
         """Nobody joins a crowd any more."""
         target = ask.target.encode("utf-8", "surrogateescape")
-        if self._site.crowds.get(target) is crowd:
-            del self._site.crowds[target]
+        if self._site.shared_responses.get(target) is crowd:
+            del self._site.shared_responses[target]
 
-    async def _send_and_tell(self, ask: Ask, answer: Answer, start: float) -> None:
+    async def _send_and_tell(self, ask: ImageRequest, answer: HttpResponse, start: float) -> None:
         """Send an answer, and tell of it."""
         status = CLIENT_LEFT
         try:
@@ -433,34 +433,34 @@ class Connection(web.RequestHandler):
             self._note(ask, status, start)
             self._go_on()
 
-    def _note(self, ask: Ask, status: int, start: float) -> None:
+    def _note(self, ask: ImageRequest, status: int, start: float) -> None:
         """Count an answer, and write its record."""
         method = "HEAD" if ask.head else "GET"
         seconds = self._site.timer() - start
-        tell(self._site, (ask.remote, ask.fields), method, ask.route, ask.notes, status, seconds)
+        tell(self._site, (ask.remote, ask.fields), method, ask.route, ask.request_log, status, seconds)
 
-    async def _send(self, ask: Ask, answer: Answer) -> bool:
+    async def _send(self, ask: ImageRequest, answer: HttpResponse) -> bool:
         """Send an answer; return whether anybody was there to get it."""
         transport, part = self._transport, answer.body
         if transport is None or transport.is_closing():
-            ask.notes.code = "client_left"
-            if isinstance(part, Part):
+            ask.request_log.code = "client_left"
+            if isinstance(part, BodyRange):
                 await part.body.aclose()
             return False
         if answer.status >= HTTPStatus.BAD_REQUEST:
             answer = present(answer, "HEAD" if ask.head else "GET", ask.fields, self._site.placeholder)
             part = answer.body
-        head = encode_head(answer, self._site.prepared.sign(self._site.timer()), head=ask.head)
-        if isinstance(part, Part):
+        head = encode_response_head(answer, self._site.prepared.sign(self._site.timer()), head=ask.head)
+        if isinstance(part, BodyRange):
             await self._send_part(ask, transport, head, part)
         elif part and not ask.head:
             transport.writelines((head, part))
-            ask.notes.sent = len(part)
+            ask.request_log.sent = len(part)
         else:
             transport.write(head)
         return True
 
-    async def _send_part(self, ask: Ask, transport: asyncio.Transport, head: bytes, part: Part) -> None:
+    async def _send_part(self, ask: ImageRequest, transport: asyncio.Transport, head: bytes, part: BodyRange) -> None:
         """Send a part of a body at the client's own speed. The outlet sees to it that there is any."""
         outlet, chunked = self._outlet, part.end is None
         offset, piece = part.start, part.first
@@ -472,7 +472,7 @@ class Connection(web.RequestHandler):
                     await outlet.drain()
                 piece = await self.presence.wait(part.read(offset))
                 if transport.is_closing():
-                    ask.notes.code = "client_left"
+                    ask.request_log.code = "client_left"
                     return
                 transport.writelines(_framed(piece, chunked=chunked))
                 offset += len(piece)
@@ -480,14 +480,14 @@ class Connection(web.RequestHandler):
             # The status is long gone; a connection that breaks is the one thing left that every client understands.
             transport.abort()
             if isinstance(error, ImgkeepError):
-                ask.notes.fail_by(error)
+                ask.request_log.fail_with(error)
             elif isinstance(error, ConnectionError):
-                ask.notes.code = "client_left"
+                ask.request_log.code = "client_left"
             else:
-                ask.notes.code = "internal_error"
+                ask.request_log.code = "internal_error"
                 log.exception("unforeseen error")
         finally:
-            ask.notes.sent = offset - part.start
+            ask.request_log.sent = offset - part.start
             await part.body.aclose()
 
     def _is_idle(self) -> bool:
@@ -511,26 +511,26 @@ class Connection(web.RequestHandler):
             self._put_off_closing()
         super()._process_keepalive()
 
-    def _tell(self, answer: Prepared, written: tuple[int, int], method: str, seconds: float) -> None:
+    def _tell(self, answer: CachedResponse, written: tuple[int, int], method: str, seconds: float) -> None:
         """Count the answer, and write its record."""
         site = self._site
         status, size = written
         if site.access_log:
-            notes = Notes(answer.key, "hit", sent=size)
-            tell(site, self._read_peer(), method, answer.route, notes, status, seconds)
+            request_log = RequestLog(answer.key, "hit", sent=size)
+            tell(site, self._read_peer(), method, answer.route, request_log, status, seconds)
         else:
             site.meter.answered(answer.route, "hit", status, size, seconds)
 
 
 def refuse(site: Site, request: web.BaseRequest, status: int) -> web.Response:
-    """Answer a request of which nothing is used but who sent it, and count it."""
-    notes = Notes()
-    answer = unreadable(status, notes)
+    """HttpResponse a request of which nothing is used but who sent it, and count it."""
+    request_log = RequestLog()
+    answer = unreadable(status, request_log)
     assert isinstance(answer.body, bytes)
-    notes.sent = len(answer.body)
-    response = as_response(answer)
-    response.headers["Server"] = SERVER
-    tell(site, (request.remote or "", CIMultiDict()), "-", "unmatched", notes, status, 0.0)
+    request_log.sent = len(answer.body)
+    response = as_aiohttp_response(answer)
+    response.headers["Server"] = SERVER_NAME
+    tell(site, (request.remote or "", CIMultiDict()), "-", "unmatched", request_log, status, 0.0)
     return response
 
 

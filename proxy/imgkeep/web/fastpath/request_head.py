@@ -35,7 +35,7 @@ _CONDITIONS: Final = frozenset({"if-none-match", "range", "if-range"})
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class RequestConditions:
     """The conditions of a request, each field as it came; `None`: it did not."""
 
     if_none_match: str | None = None
@@ -43,11 +43,11 @@ class Asked:
     if_range: str | None = None
 
 
-PLAIN: Final = Asked()
+PLAIN: Final = RequestConditions()
 """Of a request without conditions."""
 
 
-def read_fields(block: bytes, hosts: AbstractSet[str] = frozenset()) -> Asked | None:
+def read_fields(block: bytes, hosts: AbstractSet[str] = frozenset()) -> RequestConditions | None:
     """
     Read what stands behind a request line of HTTP/1.1: header fields, and the empty line at their end.
 
@@ -75,7 +75,7 @@ def read_fields(block: bytes, hosts: AbstractSet[str] = frozenset()) -> Asked | 
         return None  # RFC 9112, 3.2
     if not conditions:
         return PLAIN
-    return Asked(conditions.get("if-none-match"), conditions.get("range"), conditions.get("if-range"))
+    return RequestConditions(conditions.get("if-none-match"), conditions.get("range"), conditions.get("if-range"))
 
 
 def decode(field: bytes) -> str:

@@ -1,5 +1,5 @@
 """
-Prepared answers: what was decided once for a request target is not decided again.
+CachedResponse answers: what was decided once for a request target is not decided again.
 
 A hit is decided by the handlers (`images.py`, `delivery.py`), once. What they decided is kept here under the raw
 request target, and later requests for it are answered from one look-up: no parsing, no task, no SQL, one write.
@@ -7,8 +7,8 @@ request target, and later requests for it are answered from one look-up: no pars
 What may change an answer takes it away again:
 - an image that is removed or replaced, or arrives in the store: `drop`, by its key;
 - bytes that are not at hand any more, because they were removed, altered or not asked for: their handle is empty;
-- a signature that ends (`Prepared.until`);
-- anything else, in this process or another: nothing stays prepared for longer than `LOOK_AGAIN_S`.
+- a signature that ends (`CachedResponse.until`);
+- anything else, in this process or another: nothing stays prepared for longer than `FRESHNESS_LIFETIME_S`.
 
 Whatever is not here takes the long way, so to lose an answer is never wrong.
 """
@@ -22,17 +22,17 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from imgkeep.core.http_headers import Span, etag_matches, range_applies, read_range
-from imgkeep.web.context import SERVER, YEAR_S
+from imgkeep.web.context import SERVER_NAME, YEAR_S
 from imgkeep.web.fastpath.request_head import PLAIN
 
 if TYPE_CHECKING:
     from asyncio import WriteTransport
     from collections.abc import Iterable, Mapping
 
-    from imgkeep.ports import AtHand, Bytes, Clock
-    from imgkeep.web.fastpath.request_head import Asked
+    from imgkeep.ports import Bytes, CacheEntry, Clock
+    from imgkeep.web.fastpath.request_head import RequestConditions
 
-LOOK_AGAIN_S: Final = 600
+FRESHNESS_LIFETIME_S: Final = 600
 """So often the long way is taken all the same: it notes what is in use, and sees what nobody told us of."""
 BYTES_MAX: Final = 134_217_728
 """For all prepared answers: some 120,000 of them."""
@@ -44,7 +44,7 @@ ENTRY_BYTES: Final = 820
 
 
 @dataclass(slots=True)
-class Prepared:
+class CachedResponse:
     """
     The answer to one request target.
 
@@ -53,7 +53,7 @@ class Prepared:
         key: What it shows: the key of a record or, under a permanent URL, the object's name.
         fields: The header fields that are its own, encoded.
         media_type: The one that a 304 goes without, encoded.
-        look_again_at: When it is decided anew, by the timer.
+        fresh_until: When it is decided anew, by the timer.
         until: When the permission to see it ends, in epoch seconds; `None`: never.
         max_age_s: For how long a client may keep it; a year is for ever.
         vector: Whether it is an SVG image, which has a policy of its own.
@@ -65,14 +65,14 @@ class Prepared:
     fields: bytes
     media_type: bytes
     size: int
-    at_hand: AtHand
-    look_again_at: float
+    at_hand: CacheEntry
+    fresh_until: float
     until: int | None
     max_age_s: int = YEAR_S
     vector: bool = False
 
 
-class PreparedAnswers:
+class ResponseCache:
     """
     The table, and who writes what is in it.
 
@@ -94,7 +94,7 @@ class PreparedAnswers:
         self._forever = encode_fields([("Cache-Control", common["Cache-Control"])])
         self._clock = clock
         self._bytes_max = bytes_max
-        self._answers: OrderedDict[bytes, Prepared] = OrderedDict()
+        self._answers: OrderedDict[bytes, CachedResponse] = OrderedDict()
         self._targets: dict[str, list[bytes]] = {}
         """By key: what has to go together."""
         self.bytes = 0
@@ -106,7 +106,7 @@ class PreparedAnswers:
     def __len__(self) -> int:
         return len(self._answers)
 
-    def prepare(self, target: bytes, answer: Prepared) -> None:
+    def prepare(self, target: bytes, answer: CachedResponse) -> None:
         """Keep the answer to a request target."""
         self._forget(target)
         together = self._targets.get(answer.key, [])
@@ -123,24 +123,24 @@ class PreparedAnswers:
         for target in list(self._targets.get(key, ())):
             self._forget(target)
 
-    def own_fields(self, headers: Mapping[str, str]) -> bytes:
+    def specific_fields(self, headers: Mapping[str, str]) -> bytes:
         """Return the fields that not all answers have, encoded."""
         own = [(name, value) for name, value in headers.items() if name not in self._common]
         return encode_fields((name, value) for name, value in own if name != "Cache-Control")
 
-    def find(self, target: bytes, now: float) -> Prepared | None:
+    def find(self, target: bytes, now: float) -> CachedResponse | None:
         """Return the answer to a request target, if there is one that holds at `now`, by the timer."""
         answer = self._answers.get(target)
         if answer is None:
             return None
-        if now >= answer.look_again_at:
+        if now >= answer.fresh_until:
             self._forget(target)
             return None
         self._answers.move_to_end(target)
         return answer
 
     def write(
-        self, answer: Prepared, asked: Asked, transport: WriteTransport, now: float, *, head: bool
+        self, answer: CachedResponse, asked: RequestConditions, transport: WriteTransport, now: float, *, head: bool
     ) -> tuple[int, int] | None:
         """
         Write an answer, head and body in one go; return its status, and how many bytes its body has.
@@ -174,7 +174,7 @@ class PreparedAnswers:
 
     def _write_span(
         self,
-        answer: Prepared,
+        answer: CachedResponse,
         span: Span,
         whole: Bytes,
         transport: WriteTransport,
@@ -187,7 +187,7 @@ class PreparedAnswers:
         transport.writelines((opening, memoryview(whole)[span.start : span.end]))
         return 206, size
 
-    def _caching_for(self, answer: Prepared) -> bytes | None:
+    def _caching_for(self, answer: CachedResponse) -> bytes | None:
         seconds = answer.max_age_s
         if answer.until is not None:
             seconds = min(seconds, int(answer.until - self._clock().timestamp()))
@@ -200,7 +200,7 @@ class PreparedAnswers:
         if now >= self._dated_until:
             time = self._clock().timestamp()
             self._dated_until = now + 1 - time % 1
-            self._signature = encode_fields([("Date", formatdate(time, usegmt=True)), ("Server", SERVER)])
+            self._signature = encode_fields([("Date", formatdate(time, usegmt=True)), ("Server", SERVER_NAME)])
             for status, reason in STATUS_LINES.items():
                 opening = b"HTTP/1.1 %d %b\r\n%b" % (status, reason, self._signature)
                 self._openings[status] = opening + self._encoded
@@ -223,5 +223,5 @@ def encode_fields(fields: Iterable[tuple[str, str]]) -> bytes:
     return "".join(f"{name}: {value}\r\n" for name, value in fields).encode()
 
 
-def _weight(target: bytes, answer: Prepared) -> int:
+def _weight(target: bytes, answer: CachedResponse) -> int:
     return ENTRY_BYTES + len(target) + len(answer.fields)

@@ -1,4 +1,4 @@
-"""The first tables: images and the catalog's own state."""
+"""The first tables: images and the database's own state."""
 
 import sqlalchemy as sa
 from alembic import op
