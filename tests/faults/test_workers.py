@@ -49,7 +49,7 @@ def said(program: Program, message: str) -> int:
 
 async def holder(program: Program) -> Worker:
     """Return the worker that has claimed the one image that is being fetched."""
-    folder = next(iter(workers(program).values())).folder / "claims"
+    folder = next(iter(workers(program).values())).folder / "leases"
     await until(lambda: any(folder.iterdir()))
     return workers(program)[str(next(folder.iterdir()).readlink())]
 

@@ -12,7 +12,7 @@ import shutil
 import signal
 import sys
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from ipaddress import ip_network
 from typing import TYPE_CHECKING, Final
 
@@ -20,9 +20,9 @@ from aiohttp import web
 
 from imgkeep import __version__
 from imgkeep.bootstrap.services import SYSTEM, Platform, Services, make_link_selection, open_services
+from imgkeep.cluster.control import SupervisorLink
 from imgkeep.cluster.peer_api import make_peer_api
 from imgkeep.cluster.peers import Peers
-from imgkeep.cluster.supervisor import DRAIN, READY
 from imgkeep.config import absolute, data_folder
 from imgkeep.core.signing import Signatures
 from imgkeep.images.miss_limit import MissLimiter
@@ -54,7 +54,7 @@ from imgkeep.web.api import (
 from imgkeep.web.api import (
     save as api,
 )
-from imgkeep.web.api_relay import relay
+from imgkeep.web.api_relay import receive_relayed, relay
 from imgkeep.web.auth import Auth, Tokens
 from imgkeep.web.connection_limit import ConnectionLimit
 from imgkeep.web.context import SERVER_NAME, SITE, Site
@@ -73,13 +73,13 @@ from imgkeep.web.responses import HIT_HEADERS, SVG_CSP
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
     from contextlib import AbstractAsyncContextManager
 
     from aiohttp.typedefs import Handler
 
+    from imgkeep.cluster.info import WorkerInfo
     from imgkeep.config import Config
-    from imgkeep.core.records import WorkerInfo
     from imgkeep.database import IncompatibleDatabase
     from imgkeep.web.messages import Handler as ImageHandler
 
@@ -324,9 +324,9 @@ def make_runner(
     )
 
 
-async def serve(config: Config, platform: Platform = SYSTEM) -> None:
+async def serve(config: Config, platform: Platform = SYSTEM, *, stopping: Callable[[], None] = lambda: None) -> None:
     """
-    Serve until SIGTERM or SIGINT, then drain.
+    Serve until SIGTERM or SIGINT, call `stopping`, then drain.
 
     Raises:
         ConfigError: An address to listen on is not this machine's.
@@ -351,6 +351,7 @@ async def serve(config: Config, platform: Platform = SYSTEM) -> None:
             tell_opening(config, [(address[0], address[1]) for address in runner.addresses], app[SITE].auth.local_token)
             _end_for_newer(running.services, stop)
             await stop.wait()
+            stopping()
             await _drain(runner, running, stop)
     finally:
         await runner.cleanup()
@@ -359,28 +360,33 @@ async def serve(config: Config, platform: Platform = SYSTEM) -> None:
         raise running.services.parts.database.newer
 
 
-async def work(config: Config, place: WorkerInfo, listening: Sequence[socket.socket], control: socket.socket) -> None:
+async def work(
+    config: Config,
+    place: WorkerInfo,
+    listening: Sequence[socket.socket],
+    control: socket.socket,
+    *,
+    stopping: Callable[[], None] = lambda: None,
+) -> None:
     """
-    Serve as one of several workers, until SIGTERM, or until the supervisor says so or is gone; then drain.
+    Serve as one of several workers, until SIGTERM, or until the supervisor says so or is gone; call `stopping`, then
+    drain.
 
     Raises:
         IncompatibleDatabase: A newer version wrote the database.
     """
     app = build(config.share(), SYSTEM, place)
     runner = make_runner(app)
-    ends = _Ends()
-    loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGTERM, ends.heard.set)
-    control.setblocking(False)
-    loop.add_reader(control, ends.read, control, loop)
+    link = SupervisorLink(control)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, link.stop.set)
+    link.open()
     try:
         await runner.setup()
         site, running = app[SITE], app[_RUNNING]
         assert running.services is not None
         assert site.peers is not None
-        learn = running.services.learn
         side = web.AppRunner(
-            make_peer_api(site, place, learn, _add_api),
+            _make_peer_app(site, running.services, place),
             access_log=None,
             shutdown_timeout=0.1,
             lingering_time=LINGER_TIMEOUT_S,
@@ -391,7 +397,7 @@ async def work(config: Config, place: WorkerInfo, listening: Sequence[socket.soc
         )
         await side.setup()
         try:
-            await web.UnixSite(side, str(site.peers.socket_path(place.name)), backlog=1024).start()
+            await web.UnixSite(side, str(place.shared_folder.socket(place.name)), backlog=1024).start()
             await running.services.join()
             running.services.own_ports.update(sock.getsockname()[1] for sock in listening)
             for sock in listening:
@@ -399,27 +405,44 @@ async def work(config: Config, place: WorkerInfo, listening: Sequence[socket.soc
             apart = await asyncio.to_thread(listen_for_metrics, config.server, shared=True)
             async with _metrics_apart(config, site, apart):
                 _tune_interpreter()
-                control.send(READY)
+                link.announce_ready()
                 log.info("worker ready", extra={"worker": place.name})
-                _end_for_newer(running.services, ends.heard)
-                await ends.heard.wait()
-                if ends.alone:
-                    log.error("the supervisor is gone")
+                _end_for_newer(running.services, link.stop)
+                await link.stop.wait()
+                stopping()
+                if link.is_orphaned:
+                    log.error("supervisor died")
                 await running.services.rest()
-                await (_leave if ends.others_stay else _drain)(runner, running, ends.heard, side)
+                await (_leave if link.is_replaced else _drain)(runner, running, link.stop, side)
             left = running.services.metrics.tell(place.name, lasting=True)
             site.peers.save_counters(left, running.services.metrics.merge)
         finally:
-            site.peers.socket_path(place.name).unlink(missing_ok=True)
+            place.shared_folder.socket(place.name).unlink(missing_ok=True)
             await side.cleanup()
     finally:
         await runner.cleanup()
-        if ends.alone:
-            # Nobody else tidies up; who has not ended yet does without (`cluster/leases.py`).
+        link.close()
+        if link.is_orphaned:
+            # No supervisor tidies up; a worker that still runs does without the folder (`cluster/leases.py`).
             await asyncio.to_thread(shutil.rmtree, place.folder, ignore_errors=True)
     log.info("stopped")
     if running.services.parts.database.newer is not None:
         raise running.services.parts.database.newer
+
+
+def _make_peer_app(site: Site, services: Services, worker: WorkerInfo) -> web.Application:
+    """Make the peer API of a worker: its own routes, and the API that peers relay to a leader."""
+    app = make_peer_api(
+        worker,
+        services.image_service,
+        learn=services.learn,
+        counters=lambda: services.metrics.tell(worker.name),
+        failures=services.failures.list,
+    )
+    app[SITE] = site
+    receive_relayed(app)
+    _add_api(app.router)
+    return app
 
 
 def _end_for_newer(services: Services, stop: asyncio.Event) -> None:
@@ -441,27 +464,6 @@ def _metrics_apart(config: Config, site: Site, sockets: Sequence[socket.socket])
     if not sockets:
         return nullcontext()
     return serve_metrics(site, sockets, loopback_only=config.server.metrics_loopback)
-
-
-@dataclass(slots=True)
-class _Ends:
-    """That a worker is to end, and how."""
-
-    heard: asyncio.Event = field(default_factory=asyncio.Event)
-    others_stay: bool = False
-    alone: bool = False
-
-    def read(self, control: socket.socket, loop: asyncio.AbstractEventLoop) -> None:
-        """Hear what the supervisor says, or that there is none any more."""
-        said = b""
-        with suppress(OSError):
-            said = control.recv(1)
-        if said == DRAIN:
-            self.others_stay = not self.heard.is_set()
-        else:
-            loop.remove_reader(control)
-            self.alone = True
-        self.heard.set()
 
 
 def _tune_interpreter() -> None:
