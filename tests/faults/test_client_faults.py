@@ -15,8 +15,9 @@ from urllib.parse import quote
 
 import pytest
 from aiohttp import web
-from imgkeep.bootstrap.server import build, make_runner
-from imgkeep.web.context import SITE
+from imgkeep.bootstrap.server import SERVICES, build, make_runner
+from imgkeep.web.aiohttp_adapter import STALL_TIMEOUT
+from imgkeep.web.fastpath.context import FAST_PATH
 
 from tests.conftest import configuration
 from tests.support.pictures import picture_of
@@ -39,7 +40,8 @@ async def impatient(folder: Path, limit_s: float = LIMIT_S) -> AsyncIterator[tup
     app = build(configuration(folder))
 
     async def shorten(app: web.Application) -> None:
-        app[SITE] = replace(app[SITE], stall_timeout_s=limit_s)
+        app[FAST_PATH] = replace(app[FAST_PATH], stall_timeout_s=limit_s)
+        app[STALL_TIMEOUT] = limit_s
 
     app.on_startup.append(shorten)
     runner = make_runner(app, idle_timeout_s=limit_s, linger_timeout_s=limit_s)
@@ -124,11 +126,11 @@ async def test_a_client_that_stops_reading_is_let_go(tmp_path: Path, origin: Fak
     async with impatient(tmp_path) as (port, app):
         if stored:
             assert split(await talk(port, request(target_of(url)))).body == body
-            await app[SITE].image_service.drain()
+            await app[SERVICES].image_service.drain()
         sock = await asyncio.to_thread(deaf, port)
         try:
             await asyncio.to_thread(sock.sendall, request(target_of(url), close=False))
-            meter = app[SITE].meter
+            meter = app[SERVICES].metrics
             async with asyncio.timeout(20):
                 while b'outcome="client_left"' not in meter.page():  # noqa: ASYNC110 - a counter
                     await asyncio.sleep(0.02)
@@ -141,7 +143,7 @@ async def test_a_client_that_stops_reading_is_let_go(tmp_path: Path, origin: Fak
             assert received < len(body)
         finally:
             sock.close()
-        await app[SITE].image_service.drain()
+        await app[SERVICES].image_service.drain()
         # Nobody else noticed, and nothing is left open.
         assert split(await talk(port, request(target_of(url)))).headers["cache-status"] == "imgkeep; hit"
     assert origin.asked("/a.png") == 1
@@ -335,8 +337,8 @@ async def test_a_client_that_leaves_before_the_answer_begins_is_counted_and_is_n
         writer.transport.abort()
         assert split(await talk(port, request("/healthz"))).status == 200
         gate.set()
-        await app[SITE].image_service.drain()
+        await app[SERVICES].image_service.drain()
         assert split(await talk(port, request(target_of(url)))).headers["cache-status"] == "imgkeep; hit"
         counted = b'imgkeep_requests_total{outcome="client_left",route="/img",status="499"} 1.0'
-        assert counted in app[SITE].meter.page()
+        assert counted in app[SERVICES].metrics.page()
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []

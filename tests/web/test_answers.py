@@ -9,10 +9,9 @@ from urllib.parse import quote
 
 import pytest
 import sqlalchemy as sa
-from imgkeep.bootstrap.server import Platform
+from imgkeep.bootstrap.server import SERVICES, Platform
 from imgkeep.core.http_headers import CDN_ID
 from imgkeep.database import ImageIndex
-from imgkeep.web.context import SITE
 
 from tests.support.pictures import picture, picture_of
 from tests.support.program import until
@@ -91,7 +90,7 @@ async def landed(imgkeep: Imgkeep) -> None:
     """Wait until no fill is in the air."""
     app = imgkeep.client.app
     assert app is not None
-    await app[SITE].image_service.drain()
+    await app[SERVICES].image_service.drain()
 
 
 async def kept(imgkeep: Imgkeep, url: str) -> Answer:
@@ -344,7 +343,7 @@ async def test_warm_hits_cause_no_sql(start: Start, origin: FakeOrigin) -> None:
         await kept(imgkeep, url)
     app = imgkeep.client.app
     assert app is not None
-    database = app[SITE].image_service.records._image_index
+    database = app[SERVICES].image_service.records._image_index
     assert isinstance(database, ImageIndex)
     await until(lambda: database.complete)  # a new one is filled from the records, in the background
     await database.count()  # waits for rows that are still on their way

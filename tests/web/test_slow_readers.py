@@ -13,7 +13,7 @@ from imgkeep.web.fastpath.protocol import Connection
 from tests.faults.test_client_faults import deaf, impatient
 from tests.support.pictures import picture_of
 from tests.support.raw_http import request, target_of
-from tests.web.fastpath.test_protocol import prepared, site_of
+from tests.web.fastpath.test_protocol import fast_path_of, prepared, services_of
 from tests.web.test_answers import gated, kept
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ async def wired(imgkeep: Imgkeep) -> AsyncIterator[tuple[Connection, Wire]]:
     assert server is not None
     connection, wire = server(), Wire()
     assert isinstance(connection, Connection)
-    connection._site = replace(site_of(imgkeep), stall_timeout_s=STALL_S)
+    connection._context = replace(fast_path_of(imgkeep), stall_timeout_s=STALL_S)
     wire.protocol = connection
     connection.connection_made(wire)
     yield connection, wire
@@ -170,7 +170,7 @@ async def test_who_was_slow_to_take_an_answer_may_be_idle_as_long_as_any_other(
 
 async def test_who_waits_for_a_disk_is_not_idle(start: Start, origin: FakeOrigin) -> None:
     imgkeep = await start(store={"hot_bytes_max": 25_000})
-    store = site_of(imgkeep).image_service._store
+    store = services_of(imgkeep).image_service._store
     store._cached_files.works = False  # type: ignore[attr-defined]
     target = await prepared(imgkeep, origin.gives("/a.png", IMAGE))
     await prepared(imgkeep, origin.gives("/b.png", picture_of(20_000, seed=1)))  # which takes its place in memory

@@ -25,11 +25,13 @@ from multidict import CIMultiDict
 
 from imgkeep.cluster.peers import RETRY_INTERVAL_S, UNREACHABLE_TIMEOUT_S
 from imgkeep.core.errors import Busy, InvalidRequest
-from imgkeep.web.admission import API, reject_content_codings
-from imgkeep.web.context import ADMISSION, REQUEST_LOG, SITE, Admission, RequestLog
-from imgkeep.web.error_responses import PROBLEM, accepts_page, present
-from imgkeep.web.messages import HttpResponse, as_aiohttp_response
-from imgkeep.web.problems import problems
+from imgkeep.web.admission import API_PREFIX, reject_content_codings
+from imgkeep.web.aiohttp_adapter import STALL_TIMEOUT, STALL_TIMEOUT_S, as_aiohttp_response
+from imgkeep.web.api.context import API
+from imgkeep.web.context import ADMISSION, REQUEST_LOG, Admission, RequestLog
+from imgkeep.web.error_responses import PROBLEM, accepts_page, present_failure
+from imgkeep.web.messages import HttpResponse
+from imgkeep.web.problems import problem_middleware
 from imgkeep.web.request_body import READ_TIMEOUT_S, body_timeout
 
 if TYPE_CHECKING:
@@ -96,7 +98,7 @@ class _Body:
 @web.middleware
 async def relay(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Have the leader answer a request to the API: another worker, or this one."""
-    peers = request.app[SITE].peers
+    peers = request.app[API].peers
     if peers is None or ADMISSION not in request:
         return await handler(request)
     loop = asyncio.get_running_loop()
@@ -120,7 +122,7 @@ async def relay(request: web.Request, handler: Handler) -> web.StreamResponse:
 
 def receive_relayed(app: web.Application) -> None:
     """Have the peer API of a worker take relayed requests; the routes of the API are added besides."""
-    app.middlewares.extend([_keep_log, problems, _admit_relayed])
+    app.middlewares.extend([_keep_log, problem_middleware, _admit_relayed])
     app.on_response_prepare.append(_send_outcome)
 
 
@@ -139,7 +141,7 @@ async def _admit_relayed(request: web.Request, handler: Handler) -> web.StreamRe
     """Take the place of `admission`: accept what the worker that has the client has judged."""
     reject_content_codings(request)
     resource = request.match_info.route.resource
-    if resource is not None and resource.canonical.startswith(API):
+    if resource is not None and resource.canonical.startswith(API_PREFIX):
         try:
             request[ADMISSION] = msgspec.json.decode(request.headers.get(ADMISSION_FIELD, ""), type=Admission)
         except msgspec.DecodeError:
@@ -167,7 +169,7 @@ def read_target(request: web.Request) -> str:
     path = quote(request.rel_url.path_safe.encode("utf-8", "surrogateescape"), safe=_PATH_CHARACTERS)
     rest = quote(_PATH.sub("", request.raw_path, count=1).encode("utf-8", "surrogateescape"), safe=_ASCII)
     target = f"{path}{rest}"
-    if not target.startswith(API):
+    if not target.startswith(API_PREFIX):
         raise InvalidRequest("the request target is not one of the API")
     return target
 
@@ -199,7 +201,7 @@ async def _pass_on(request: web.Request, peers: Peers, leader: str) -> web.Strea
             # The leader does not know what this client reads. A problem is small.
             headers.popall("Content-Length", None)
             failure = HttpResponse(answer.status, dict(headers), await answer.read())
-            return as_aiohttp_response(present(failure, request.method, request.headers))
+            return as_aiohttp_response(present_failure(failure, request.method, request.headers))
         await _stream(request, response, answer)
         return response
 
@@ -212,7 +214,7 @@ def _take_outcome(answer: aiohttp.ClientResponse, log: RequestLog) -> list[tuple
 
 async def _stream(request: web.Request, response: web.StreamResponse, answer: aiohttp.ClientResponse) -> None:
     """Pass the body of an answer on. As in `responses.py`, a broken end takes back a status that has gone out."""
-    request_log, stall_timeout_s = request[REQUEST_LOG], request.app[SITE].stall_timeout_s
+    request_log, stall_timeout_s = request[REQUEST_LOG], request.app.get(STALL_TIMEOUT, STALL_TIMEOUT_S)
     transport = cast("asyncio.WriteTransport | None", request.transport)
     if transport is None:
         raise ConnectionResetError("the client has left")

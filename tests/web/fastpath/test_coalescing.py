@@ -10,7 +10,7 @@ from imgkeep.web import images
 
 from tests.support.pictures import picture_of
 from tests.support.raw_http import ask, port_of, request, split, target_of
-from tests.web.fastpath.test_protocol import site_of
+from tests.web.fastpath.test_protocol import fast_path_of, services_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -44,13 +44,13 @@ class Held:
 def handled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The requests that a handler was at work for."""
     seen: list[str] = []
-    handler = images.img
+    handler = images.ImageHandlers.img
 
-    async def counted(asked: Any) -> Any:
+    async def counted(self: Any, asked: Any) -> Any:
         seen.append(asked.target)
-        return await handler(asked)
+        return await handler(self, asked)
 
-    monkeypatch.setattr(images, "img", counted)
+    monkeypatch.setattr(images.ImageHandlers, "img", counted)
     return seen
 
 
@@ -74,7 +74,7 @@ async def _whole(port: int, data: bytes) -> bytes:
 
 async def until_waiting(imgkeep: Imgkeep, number: int) -> None:
     """Wait until so many follow."""
-    shared_responses = site_of(imgkeep).shared_responses
+    shared_responses = fast_path_of(imgkeep).shared_responses
     async with asyncio.timeout(20):
         while sum(len(crowd._followers) for crowd in shared_responses.values()) < number:  # noqa: ASYNC110 - nobody is told
             await asyncio.sleep(0.005)
@@ -101,7 +101,7 @@ async def test_one_handler_answers_all(imgkeep: Imgkeep, origin: FakeOrigin, han
     assert outcomes == ["imgkeep; fwd=uri-miss; collapsed"] * (NUMBER + 4) + ["imgkeep; fwd=uri-miss; stored"]
     assert len({each.headers["etag"] for each in answers}) == 1
     assert origin.asked("/a.png") == 1
-    assert not site_of(imgkeep).shared_responses
+    assert not fast_path_of(imgkeep).shared_responses
     assert (await ask(imgkeep, target)).headers["cache-status"] == "imgkeep; hit"
 
 
@@ -116,7 +116,7 @@ async def test_a_failure_is_told_to_all(imgkeep: Imgkeep, origin: FakeOrigin, ha
     assert {(each.status, each.body) for each in answers} == {(404, answers[0].body)}
     assert b"source_not_found" in answers[0].body
     assert len(handled) == 1
-    assert not site_of(imgkeep).shared_responses
+    assert not fast_path_of(imgkeep).shared_responses
 
 
 async def test_all_are_counted_as_what_they_are(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
@@ -127,7 +127,7 @@ async def test_all_are_counted_as_what_they_are(imgkeep: Imgkeep, origin: FakeOr
     held.end.set()
     await asyncio.gather(*asked)
     await asyncio.sleep(0.05)
-    page = site_of(imgkeep).meter.page().decode()
+    page = services_of(imgkeep).metrics.page().decode()
     counts = {line.rpartition(" ")[0]: line.rpartition(" ")[2] for line in page.splitlines() if "/img" in line}
     found = {outcome: count for name, count in counts.items() for outcome in ("stored", "collapsed") if outcome in name}
     assert {outcome: float(count) for outcome, count in found.items()} == {"stored": 1, "collapsed": 2}
@@ -151,13 +151,13 @@ async def test_nobody_follows_into_a_loop(imgkeep: Imgkeep, origin: FakeOrigin) 
 def slow_handler(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
     """Handlers begin when it is set."""
     go = asyncio.Event()
-    handler = images.img
+    handler = images.ImageHandlers.img
 
-    async def wait(asked: Any) -> Any:
+    async def wait(self: Any, asked: Any) -> Any:
         await go.wait()
-        return await handler(asked)
+        return await handler(self, asked)
 
-    monkeypatch.setattr(images, "img", wait)
+    monkeypatch.setattr(images.ImageHandlers, "img", wait)
     return go
 
 
@@ -184,7 +184,7 @@ async def test_an_allowance_that_is_used_up_is_its_owners(
     target = target_of(origin.gives("/b.png", IMAGE))
     leader = gather(imgkeep, target, 1, poor)
     async with asyncio.timeout(20):
-        while not site_of(imgkeep).shared_responses:  # noqa: ASYNC110 - nobody is told
+        while not fast_path_of(imgkeep).shared_responses:  # noqa: ASYNC110 - nobody is told
             await asyncio.sleep(0.005)
     followers = gather(imgkeep, target, 5, rich)
     await until_waiting(imgkeep, 5)
@@ -223,7 +223,7 @@ async def test_a_body_that_breaks_off_breaks_off_for_all(imgkeep: Imgkeep, origi
     asked = gather(imgkeep, target_of(origin.on("/a.png", cut)), 5)
     answers = await asyncio.gather(*asked, return_exceptions=True)
     assert all(isinstance(each, (asyncio.IncompleteReadError, ConnectionError)) for each in answers)
-    assert not site_of(imgkeep).shared_responses
+    assert not fast_path_of(imgkeep).shared_responses
 
 
 async def test_followers_are_answered_before_the_end(start: Start, origin: FakeOrigin) -> None:
