@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from imgkeep.cli.client import Client
     from imgkeep.core.records import Record
-    from imgkeep.ports import Ledger
+    from imgkeep.database.interfaces import Ledger
 
 PAGE: Final = 500
 

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from imgkeep.config import Config
     from imgkeep.core.records import Record
     from imgkeep.core.store_url import Bucket
-    from imgkeep.ports import Watched
+    from imgkeep.health import Watched
 
 # ruff: noqa: PLC0415 - fetching, and what speaks to a bucket, take long to import, and most commands do neither
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from imgkeep.cluster.peers import Peers
     from imgkeep.core.records import Record
+    from imgkeep.database.interfaces import Ledger
     from imgkeep.health import Health
     from imgkeep.images.inspect import Inspector
     from imgkeep.images.recent_failures import RecentFailures
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from imgkeep.images.upload import Saver
     from imgkeep.jobs.runner import JobRunner
     from imgkeep.page_rewriting import LinkSelection, RewriteService
-    from imgkeep.ports import Ledger
 
 
 @dataclass(frozen=True, slots=True)
