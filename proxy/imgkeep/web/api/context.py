@@ -10,6 +10,7 @@ import msgspec
 from aiohttp import web
 
 from imgkeep.core.errors import InvalidRequest
+from imgkeep.images.record_facts import as_dict
 from imgkeep.web.context import ADMISSION
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def api_context(request: web.Request) -> ApiContext:
 
 def image_facts(request: web.Request, record: Record) -> dict[str, Any]:
     """Return the facts of a record, whatever the store."""
-    return request.app[API].image_service.describe(record, base=request[ADMISSION].base)
+    return as_dict(request.app[API].image_service.describe(record, base=request[ADMISSION].base))
 
 
 def json_response(
