@@ -15,9 +15,9 @@ from imgkeep.core.errors import ImgkeepError, OriginError, SourceRejected
 from imgkeep.observability.logs import RecordFormatter
 from imgkeep.web.problems import STATUSES, problem_response
 
+from tests.support.image_requests import store_image
 from tests.support.pictures import picture, picture_of
 from tests.support.raw_http import ask, port_of, request, talk, target_of
-from tests.web.test_answers import kept
 
 if TYPE_CHECKING:
     from tests.conftest import Imgkeep
@@ -163,7 +163,7 @@ async def test_what_nobody_foresaw_in_mid_body_breaks_the_connection_off(
 ) -> None:
     """A 500 behind the first bytes of an image would be taken for more of the image."""
     body = picture_of(200_000)
-    await kept(imgkeep, origin.gives("/a.png", body))
+    await store_image(imgkeep, origin.gives("/a.png", body))
     app = imgkeep.client.app
     assert app is not None
     store = app[SERVICES].image_service._store
