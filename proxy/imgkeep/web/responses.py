@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Mapping
 
+    from imgkeep.clock import Clock
     from imgkeep.images.context import Delivery, RedirectToObject, RedirectToSource
     from imgkeep.images.service import ImageService
-    from imgkeep.ports import Clock
     from imgkeep.web.fastpath.response_cache import ResponseCache
     from imgkeep.web.messages import ImageRequest
 
@@ -138,7 +138,7 @@ class ImageResponses:
         if wanted is not None and not range_applies(request.field("If-Range"), delivery.etag):
             wanted = None
         if size is None and (wanted is not None or not request.accepts_chunked):
-            size = await body.settle()
+            size = await body.wait_for_size()
         headers["Content-Type"] = delivery.format.media_type
         span = None if wanted is None or size is None else read_range(wanted, size)
         if span == "unsatisfiable":
@@ -183,7 +183,7 @@ class ImageResponses:
         body = delivery.body
         # No await between the question whether it stands and the table, which is told of every change from then on.
         if (
-            body.at_hand is None
+            body.cache_entry is None
             or body.size is None
             or not (delivery.repeatable and self._image_service.is_current(delivery))
         ):
@@ -195,7 +195,7 @@ class ImageResponses:
             fields=self._cache.specific_fields(headers),
             media_type=encode_fields([("Content-Type", delivery.format.media_type)]),
             size=body.size,
-            at_hand=body.at_hand,
+            cache_entry=body.cache_entry,
             fresh_until=self._timer() + (FRESHNESS_LIFETIME_S if delivery.immutable else PROVISIONAL_MAX_AGE_S),
             until=request.request_log.permitted_until,
             max_age_s=YEAR_S if delivery.immutable else PROVISIONAL_MAX_AGE_S,

@@ -10,6 +10,7 @@ import msgspec
 from aiohttp import web
 
 from imgkeep.core.errors import InvalidRequest
+from imgkeep.images.record_facts import as_dict
 from imgkeep.web.context import ADMISSION
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from imgkeep.cluster.peers import Peers
     from imgkeep.core.records import Record
+    from imgkeep.database.interfaces import Ledger
     from imgkeep.health import Health
     from imgkeep.images.inspect import Inspector
     from imgkeep.images.recent_failures import RecentFailures
@@ -26,7 +28,6 @@ if TYPE_CHECKING:
     from imgkeep.images.upload import Saver
     from imgkeep.jobs.runner import JobRunner
     from imgkeep.page_rewriting import LinkSelection, RewriteService
-    from imgkeep.ports import Ledger
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,7 @@ def api_context(request: web.Request) -> ApiContext:
 
 def image_facts(request: web.Request, record: Record) -> dict[str, Any]:
     """Return the facts of a record, whatever the store."""
-    return request.app[API].image_service.describe(record, base=request[ADMISSION].base)
+    return as_dict(request.app[API].image_service.describe(record, base=request[ADMISSION].base))
 
 
 def json_response(
