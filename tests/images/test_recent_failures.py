@@ -76,7 +76,7 @@ def test_what_only_gave_way_is_no_failure_and_an_error_of_ours_keeps_its_words_t
     failures.note(subject(1), ZeroDivisionError("https://a.example/?sig=SECRET"))
     failures.note(subject(2), OriginError("x" * 10_000))
     long, ours = failures.list()
-    assert (ours.code, ours.detail) == ("internal_error", "the server met an error of its own")
+    assert (ours.code, ours.detail) == ("internal_error", "the server had an internal error")
     assert len(long.detail) == DETAIL_CHARS_MAX
 
 
