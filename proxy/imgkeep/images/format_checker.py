@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
     from imgkeep.core.formats import Buffer, Ending, Seen, Undecided
     from imgkeep.core.records import Client, Format, PixelSize
-    from imgkeep.ports import Draft
+    from imgkeep.storage.interfaces import Draft
 
 QUICK_STEPS_MAX: Final = 65_536
 """Maximum number of steps in the quick queue, some 30 ms: 4 MB of JPEG searched for its end, ten times most images."""
@@ -145,7 +145,9 @@ class FormatChecker:
             Busy: Too many images are being checked.
             StorageError: The draft cannot be read.
         """
-        return await self._run(lambda budget: draft.view(lambda body: is_whole(fmt, body, budget)), draft.size, client)
+        return await self._run(
+            lambda budget: draft.check_blocking(lambda body: is_whole(fmt, body, budget)), draft.size, client
+        )
 
     async def is_incomplete(self, draft: Draft, fmt: Format, client: Client = OWN) -> bool:
         """
@@ -154,7 +156,7 @@ class FormatChecker:
         """
         try:
             return await self._run(
-                lambda budget: draft.view(lambda body: is_incomplete(fmt, body, budget)), draft.size, client
+                lambda budget: draft.check_blocking(lambda body: is_incomplete(fmt, body, budget)), draft.size, client
             )
         except (NotAnImage, Busy, StorageError):
             return True
@@ -175,13 +177,15 @@ class FormatChecker:
 
     async def measure(self, draft: Draft, fmt: Format, client: Client = OWN) -> PixelSize | None:
         """Return the size in pixels that the whole file states. Raises as `is_whole`."""
-        return await self._run(lambda budget: draft.view(lambda body: measure(fmt, body, budget)), draft.size, client)
+        return await self._run(
+            lambda budget: draft.check_blocking(lambda body: measure(fmt, body, budget)), draft.size, client
+        )
 
     async def check(self, draft: Draft) -> CheckedImage | None:
         """Check a whole file; `None`: it is no image. Raises as `is_whole`."""
         if draft.size == 0:
             return None
-        return await self._run(lambda budget: draft.view(lambda body: _check(body, budget)), draft.size, OWN)
+        return await self._run(lambda budget: draft.check_blocking(lambda body: _check(body, budget)), draft.size, OWN)
 
     def close(self) -> None:
         """Accept no more images; running checks end soon by themselves."""

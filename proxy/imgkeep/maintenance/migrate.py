@@ -24,7 +24,8 @@ from imgkeep.core.records import Record, Tombstone
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 
-    from imgkeep.ports import Clock, Holder, Spool
+    from imgkeep.clock import Clock
+    from imgkeep.storage.interfaces import ListableStore, Spool
 
     CopyOutcome = Literal["copied", "skipped", "kept", "damaged", "failed", "gone"]
 
@@ -53,7 +54,7 @@ class CopyResult:
 class Migration:
     """A copy of `source` to `target`; `spool` holds the objects that are on no disk while they are copied."""
 
-    def __init__(self, source: Holder, target: Holder, spool: Spool, clock: Clock) -> None:
+    def __init__(self, source: ListableStore, target: ListableStore, spool: Spool, clock: Clock) -> None:
         self._clock = clock
         self._source = source
         self._target = target
@@ -108,11 +109,12 @@ class Migration:
                 await asyncio.gather(*running, return_exceptions=True)
 
     async def _copy_blocks(self) -> None:
-        """Copy the blocks of digests, with the keys that an undo needs."""
-        for digest in set(await self._source.refused()) - set(await self._target.refused()):
+        """Copy the blocks of digests, with the keys that an undo needs; the target deletes the objects."""
+        for digest in set(await self._source.list_blocked()) - set(await self._target.list_blocked()):
             keys = await self._source.find_block(digest)
             if keys is not None:
-                await self._target.refuse(digest, self._clock().replace(microsecond=0), keys)
+                await self._target.block(digest, self._clock().replace(microsecond=0), keys)
+                await self._target.delete_object(digest)
 
     async def _compare(self, kind: str) -> AsyncIterator[tuple[str, bool]]:
         """Yield each path of the source, and whether the target has it."""

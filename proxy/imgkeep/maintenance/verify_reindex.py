@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from imgkeep.core.formats import Buffer
     from imgkeep.core.layout import RecordUnreadable
     from imgkeep.core.records import Digest, Key
-    from imgkeep.ports import Archive, Ledger
+    from imgkeep.database.interfaces import Ledger
+    from imgkeep.storage.interfaces import ListableStore
 
 RECORDS_PER_BATCH: Final = 200
 """Number of records that are read at a time: a second or two, even from a bucket."""
@@ -40,37 +41,37 @@ class Finding:
     key: Key | None = None
 
 
-async def read_records(archive: Archive) -> AsyncIterator[tuple[str, Record | Tombstone | RecordUnreadable]]:
+async def read_records(store: ListableStore) -> AsyncIterator[tuple[str, Record | Tombstone | RecordUnreadable]]:
     """Read all records and tombstones of a store, in the order of their paths."""
     batch: list[str] = []
-    async for path, _ in archive.walk(RECORDS):
+    async for path, _ in store.walk(RECORDS):
         batch.append(path)
         if len(batch) == RECORDS_PER_BATCH:
-            for found in await archive.read_records(batch):
+            for found in await store.read_records(batch):
                 yield found
             batch = []
-    for found in await archive.read_records(batch):
+    for found in await store.read_records(batch):
         yield found
 
 
-async def reindex(archives: Sequence[Archive], image_index: Ledger) -> int:
+async def reindex(stores: Sequence[ListableStore], image_index: Ledger) -> int:
     """
-    Rebuild the image index from the records and return their number. Records of a second archive wait in the outbox.
+    Rebuild the image index from the records and return their number. Records of a second store wait in the outbox.
 
     Raises:
         StorageError: The database or a store failed.
     """
 
     async def all_records() -> AsyncIterator[Record]:
-        for archive in archives:
-            async for _, record in read_records(archive):
+        for store in stores:
+            async for _, record in read_records(store):
                 if isinstance(record, Record):
-                    yield record if archive is archives[0] else replace(record, pending=True)
+                    yield record if store is stores[0] else replace(record, pending=True)
 
     return await image_index.rebuild(all_records())
 
 
-async def verify(archive: Archive, note: Callable[[Record], Awaitable[None]]) -> AsyncIterator[Finding | None]:
+async def verify(store: ListableStore, note: Callable[[Record], Awaitable[None]]) -> AsyncIterator[Finding | None]:
     """
     Read all records and objects; yield a finding or `None` for each, and a finding for each incomplete image.
 
@@ -79,28 +80,30 @@ async def verify(archive: Archive, note: Callable[[Record], Awaitable[None]]) ->
     """
     wanted: set[str] = set()
     incomplete: set[str] = set()
-    async for finding in _verify_records(archive, wanted):
+    async for finding in _verify_records(store, wanted):
         yield finding
-    async for finding in _verify_objects(archive, wanted, incomplete):
+    async for finding in _verify_objects(store, wanted, incomplete):
         yield finding
     if incomplete:
-        async for finding in _mark_incomplete(archive, incomplete, note):
+        async for finding in _mark_incomplete(store, incomplete, note):
             yield finding
-    refused = await archive.refused() if wanted else ()
+    refused = await store.list_blocked() if wanted else ()
     for path in sorted(wanted):
         if path.rpartition("/")[2].partition(".")[0] in refused:
             continue  # removed, under a key that the removal did not know
-        if await archive.hash_object(path) is None:  # and was neither stored nor moved meanwhile
+        if await store.hash_object(path) is None:  # and was neither stored nor moved meanwhile
             yield Finding("missing", path)
 
 
-async def _verify_objects(archive: Archive, wanted: set[str], incomplete: set[str]) -> AsyncIterator[Finding | None]:
+async def _verify_objects(
+    store: ListableStore, wanted: set[str], incomplete: set[str]
+) -> AsyncIterator[Finding | None]:
     """Read all objects; discard those that are there from `wanted`, and add incomplete ones to `incomplete`."""
-    async for path, _ in archive.walk(OBJECTS):
+    async for path, _ in store.walk(OBJECTS):
         known = path in wanted
         wanted.discard(path)
         try:
-            judged = await archive.judge_object(path, _lacks_bytes)
+            judged = await store.check_object(path, _lacks_bytes)
         except StorageError:
             yield Finding("unreadable", path)
             continue
@@ -108,9 +111,9 @@ async def _verify_objects(archive: Archive, wanted: set[str], incomplete: set[st
             continue  # removed since its folder was listed
         digest, lacks = judged
         if not _is_named(path, digest) and not _is_named(
-            path, await archive.hash_object(path)
+            path, await store.hash_object(path)
         ):  # a flipped bit in transit
-            await archive.quarantine(path)
+            await store.quarantine(path)
             yield Finding("damaged", path)
             continue
         if known and lacks:
@@ -130,10 +133,10 @@ def _lacks_bytes(body: Buffer) -> bool:
 
 
 async def _mark_incomplete(
-    archive: Archive, objects: set[str], note: Callable[[Record], Awaitable[None]]
+    store: ListableStore, objects: set[str], note: Callable[[Record], Awaitable[None]]
 ) -> AsyncIterator[Finding | None]:
     """Mark the records of incomplete objects and yield them; `None` for an image that was confirmed as it is."""
-    async for path, record in read_records(archive):
+    async for path, record in read_records(store):
         if not isinstance(record, Record) or object_path(record.object_name) not in objects:
             continue
         if is_confirmed_as_it_is(record):
@@ -142,14 +145,14 @@ async def _mark_incomplete(
         # An uploaded or imported image has no origin: it is reported, and stays as it is.
         if record.host and not is_incomplete(record):
             with suppress(Conflict):  # another image has just replaced it
-                await archive.put_record(mark(record))
+                await store.put_record(mark(record))
                 await note(mark(record))
         yield Finding("incomplete", path, record.key)
 
 
-async def _verify_records(archive: Archive, wanted: set[str]) -> AsyncIterator[Finding | None]:
+async def _verify_records(store: ListableStore, wanted: set[str]) -> AsyncIterator[Finding | None]:
     """Read all records, and add the paths of their objects to `wanted`."""
-    async for path, record in read_records(archive):
+    async for path, record in read_records(store):
         if isinstance(record, Record):
             wanted.add(object_path(record.object_name))
             yield None
@@ -158,7 +161,7 @@ async def _verify_records(archive: Archive, wanted: set[str]) -> AsyncIterator[F
         elif isinstance(record, RecordTooNew):
             yield Finding("unreadable", path)
         else:
-            await archive.quarantine(path)
+            await store.quarantine(path)
             yield Finding("damaged", path)
 
 
