@@ -125,7 +125,7 @@ class Result(Struct, kw_only=True):
     """The result of one link of a job."""
 
     index: Annotated[int, Meta(description="Place of the link in the request, from 0.")]
-    state: Literal["waiting", "saved", "failed", "cancelled"]
+    state: Annotated[str, Meta(extra_json_schema={"enum": ["waiting", "saved", "failed", "cancelled"]})]
     host: Annotated[str, Meta(description="Host of the link; absent if the text is no link.")] | UnsetType = UNSET
     key: Annotated[Key, Meta(pattern=HASH, description="Key of the link, later of its image.")] | UnsetType = UNSET
     created: Annotated[bool, Meta(description="Whether this job stored the image.")] | UnsetType = UNSET
@@ -245,9 +245,7 @@ def make_schemas() -> dict[str, Any]:
     for kind in _all_structs():
         schema = schemas[kind.__name__]
         # A default is a value that the handler need not name, and is sent all the same.
-        schema["required"] = [
-            field.encode_name for field in msgspec.structs.fields(kind) if field.default is not UNSET
-        ]
+        schema["required"] = [field.encode_name for field in msgspec.structs.fields(kind) if field.default is not UNSET]
         for described in schema["properties"].values():
             described.pop("default", None)
     return schemas
