@@ -46,7 +46,7 @@ class AppContext:
         module: The JavaScript module for pages, with the policy of this server.
         fast_path: What the connections share that answer in front of aiohttp.
         placeholder: The image of `delivery.placeholder`; `None`: not configured.
-        home_page: `None`: `server.welcome` turns the page off.
+        home_page: `None`: `server.welcome` disables the page.
     """
 
     auth: Auth

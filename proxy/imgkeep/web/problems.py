@@ -136,7 +136,7 @@ def parser_error_response(status: int, request_log: RequestLog) -> HttpResponse:
 async def problem_middleware(
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
 ) -> web.StreamResponse:
-    """Turn an error of a handler into a problem, in the form that the client reads."""
+    """Answer an error of a handler with a problem, in the form that the client reads."""
     try:
         return await handler(request)
     except ConnectionError:
