@@ -36,7 +36,7 @@ from imgkeep.images.format_checker import FormatChecker
 from imgkeep.images.inspect import Inspector, make_inspector
 from imgkeep.images.placeholder_suspects import PlaceholderSuspects
 from imgkeep.images.rate_limit import RateLimiter
-from imgkeep.images.recent_failures import REFUSED, RecentFailures
+from imgkeep.images.recent_failures import POLICY_SHARE, RecentFailures
 from imgkeep.images.refetch import Refetcher
 from imgkeep.images.refresh import Rules
 from imgkeep.images.removal import BlockedDigests, Remover
@@ -554,7 +554,7 @@ class _Witness:
         self._failures.note(subject, error)
 
     def refused(self, subject: Subject, error: SourceForbidden) -> None:
-        self._failures.note(subject, error, share=REFUSED)
+        self._failures.note(subject, error, share=POLICY_SHARE)
 
 
 async def _sample_process(metrics: Metrics) -> None:
@@ -579,7 +579,7 @@ async def _count_stored(totals: StoredTotals, leader_lock: LeaderLock | None) ->
     """Count what is stored, where that is ours to do. Health does not wait for it: a count may take minutes."""
     while True:
         if leader_lock is None or leader_lock.is_held:
-            await totals.look()
+            await totals.count_if_due()
         await asyncio.sleep(CHECK_INTERVAL_S)
 
 
