@@ -53,7 +53,8 @@ if TYPE_CHECKING:
     from imgkeep.images.format_checker import FormatChecker
     from imgkeep.images.placeholder_suspects import PlaceholderSuspects
     from imgkeep.images.rate_limit import Permit
-    from imgkeep.origin.client import OriginClient, OriginResponse
+    from imgkeep.origin.client import OriginClient
+    from imgkeep.origin.response import OriginResponse
     from imgkeep.storage.interfaces import Disk, Draft, Spool, Store
 
     Settle = Callable[[Draft, Record], Awaitable[Record]]

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from imgkeep.images.fill import FillDependencies
     from imgkeep.images.format_checker import CheckedImage
     from imgkeep.images.peer_fill import FillLeases
-    from imgkeep.origin.client import OriginResponse
+    from imgkeep.origin.response import OriginResponse
     from imgkeep.storage.interfaces import Draft
 
 REFETCHES_MAX: Final = 8
