@@ -107,7 +107,7 @@ class Node:
         self.restored_count = 0
         self.remover = Remover(
             store=self.store,  # type: ignore[arg-type]  # as above
-            index=database,
+            image_index=database,
             image_service=self,  # type: ignore[arg-type]  # what a removal needs of it
             blocked_digests=self.blocked_digests,
             clock=self.clock,
@@ -474,7 +474,7 @@ async def test_recheck_notices_removal_that_crosses_its_row(node: Node) -> None:
             await node.database.refuse([DIGEST])
             await allow(digests)
 
-    node.blocked_digests._index = Slow()  # type: ignore[assignment]  # it has all verbs
+    node.blocked_digests._removals = Slow()  # type: ignore[assignment]  # it has all verbs
     await node.blocked_digests.recheck([DIGEST])
     assert DIGEST in node.blocked_digests
     assert list(await node.database.refused()) == [DIGEST]

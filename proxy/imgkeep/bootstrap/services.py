@@ -245,7 +245,7 @@ async def open_services(
         )
         remover = Remover(
             store=parts.store,
-            index=parts.database,
+            image_index=parts.database,
             image_service=image_service,
             blocked_digests=blocked_digests,
             clock=platform.clock,

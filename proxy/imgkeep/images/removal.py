@@ -87,13 +87,13 @@ class Remover:
         self,
         *,
         store: Store,
-        index: ImageIndex,
+        image_index: ImageIndex,
         image_service: ImageService,
         blocked_digests: BlockedDigests,
         clock: Clock,
     ) -> None:
         self._store = store
-        self._index = index
+        self._image_index = image_index
         self._image_service = image_service
         self._blocked = blocked_digests
         self._clock = clock
@@ -120,7 +120,7 @@ class Remover:
             await self._remove(record.digest, {key}, force=force)
         elif force:
             await self._put_tombstone(key, None)
-            await self._index.drop([key])
+            await self._image_index.drop([key])
         return force or record is not None
 
     async def remove_source(self, source: Source, *, force: bool = False) -> bool:
@@ -145,7 +145,7 @@ class Remover:
             StorageError: The image may not be removed.
         """
         known = force or digest in self._blocked or await self._store.has_object(digest)
-        if not known and not await self._index.keys_of(digest):
+        if not known and not await self._image_index.keys_of(digest):
             return False
         await self._remove(digest, set())
         return True
@@ -274,7 +274,7 @@ class Remover:
             fault: StorageError | None = None
             others: Sequence[Key] = ()
             try:
-                others = await self._index.keys_of(digest)
+                others = await self._image_index.keys_of(digest)
             except StorageError as error:
                 fault = error  # a removal does not wait for the database
             before = await self._store.find_block(digest) or ()
@@ -282,7 +282,7 @@ class Remover:
             await self._store.block(digest, self._now(), keys)
             await self._blocked.block(digest)
             closed = await _filter(keys, lambda key: self._close(key, digest, named=key in named, force=force))
-            await self._index.drop(closed)
+            await self._image_index.drop(closed)
             log.info("image removed", extra={"digest": digest})
             if fault is not None:
                 raise fault
