@@ -37,7 +37,7 @@ from imgkeep.images.peer_fill import FillFailure, PeerFill
 from imgkeep.images.peer_fill import RemoteFill as Followed
 from imgkeep.images.service import FOLLOW_ATTEMPTS_MAX
 
-from tests.support.fakes import GROWING, RemoteFill, Timer, World, drain, settle
+from tests.support.fakes import GROWING, FakeResponse, Timer, World, drain, settle
 from tests.support.pictures import picture, picture_of
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ async def test_many_clients_cause_one_fetch_and_get_the_same_bytes() -> None:
 
 async def test_whoever_comes_late_gets_the_image_from_its_first_byte_at_its_own_speed() -> None:
     world = World()
-    feed = RemoteFill(len(IMAGE)).push(IMAGE[:60_000])
+    feed = FakeResponse(len(IMAGE)).push(IMAGE[:60_000])
     world.origin.gives(URL, lambda: feed)
     early = await world.ask(URL)
     assert await early.body.read(0, 50_000) == IMAGE[:50_000]
@@ -129,7 +129,7 @@ async def test_the_last_byte_is_held_back_until_the_image_is_durable() -> None:
 async def test_readers_cost_no_copy_of_the_image() -> None:
     world = World()
     body = picture_of(4_000_000)
-    feed = RemoteFill(len(body))
+    feed = FakeResponse(len(body))
     world.origin.gives(URL, lambda: feed.push(*(body[at : at + 65_536] for at in range(0, len(body), 65_536))))
     deliveries = [await world.ask(URL) for _ in range(200)]
     await settle()
@@ -153,7 +153,7 @@ async def test_readers_cost_no_copy_of_the_image() -> None:
 async def test_an_origin_that_sends_byte_by_byte_costs_no_more() -> None:
     world = World()
     body = picture_of(3000)
-    feed = RemoteFill().push(*(body[at : at + 1] for at in range(len(body))))
+    feed = FakeResponse().push(*(body[at : at + 1] for at in range(len(body))))
     world.origin.gives(URL, lambda: feed)
     delivery = await world.ask(URL)
     for _ in range(len(body)):
@@ -169,7 +169,7 @@ async def test_an_origin_that_sends_byte_by_byte_costs_no_more() -> None:
 
 async def test_a_fill_whose_readers_have_all_left_finishes() -> None:
     world = World()
-    feed = RemoteFill().push(IMAGE[:50_000])
+    feed = FakeResponse().push(IMAGE[:50_000])
     world.origin.gives(URL, lambda: feed)
     for _ in range(3):
         delivery = await world.ask(URL)
@@ -228,12 +228,12 @@ async def test_a_damaged_object_does_not_make_a_newer_record_forgotten() -> None
     await world.store.reached.wait()
     assert await world.get(URL) == ("stored", IMAGE)
     await world.image_service.drain()
-    looked = world.database.calls["find"]
+    looked = world.image_index.calls["find"]
     world.origin.gate.clear()
     arrives.set()
     await settle()
     assert await world.get(URL) == ("hit", IMAGE)
-    assert world.database.calls["find"] == looked
+    assert world.image_index.calls["find"] == looked
     world.origin.gate.set()
     assert (await slow)[1] == IMAGE
 
@@ -379,7 +379,7 @@ def test_every_remembered_time_is_short() -> None:
 
 async def test_a_body_that_was_cut_is_not_remembered_and_not_kept() -> None:
     world = World()
-    world.origin.gives(URL, lambda: RemoteFill(len(IMAGE)).push(IMAGE[:50_000]).end(OriginError("broke off")), IMAGE)
+    world.origin.gives(URL, lambda: FakeResponse(len(IMAGE)).push(IMAGE[:50_000]).end(OriginError("broke off")), IMAGE)
     delivery = await world.ask(URL)
     with pytest.raises(OriginError):
         await drain(delivery)
@@ -396,15 +396,15 @@ async def test_a_body_that_was_cut_is_not_remembered_and_not_kept() -> None:
 @pytest.mark.parametrize(
     ("feed", "error"),
     [
-        pytest.param(lambda: RemoteFill().end(), NotAnImage, id="nothing"),
-        pytest.param(lambda: RemoteFill().push(b"\x89").end(), NotAnImage, id="one byte"),
-        pytest.param(lambda: RemoteFill().push(b"<html>", b"<p>expired</p>").end(), NotAnImage, id="HTML"),
-        pytest.param(lambda: RemoteFill().push(picture(width=101, height=100)).end(), TooLarge, id="too many pixels"),
-        pytest.param(lambda: RemoteFill().end(OriginTimeout("slow")), OriginTimeout, id="no first byte"),
+        pytest.param(lambda: FakeResponse().end(), NotAnImage, id="nothing"),
+        pytest.param(lambda: FakeResponse().push(b"\x89").end(), NotAnImage, id="one byte"),
+        pytest.param(lambda: FakeResponse().push(b"<html>", b"<p>expired</p>").end(), NotAnImage, id="HTML"),
+        pytest.param(lambda: FakeResponse().push(picture(width=101, height=100)).end(), TooLarge, id="too many pixels"),
+        pytest.param(lambda: FakeResponse().end(OriginTimeout("slow")), OriginTimeout, id="no first byte"),
     ],
 )
 async def test_nothing_of_what_is_no_image_reaches_a_reader(
-    feed: Callable[[], RemoteFill], error: type[Exception]
+    feed: Callable[[], FakeResponse], error: type[Exception]
 ) -> None:
     world = World()
     world.origin.gives(URL, feed)
@@ -419,8 +419,8 @@ async def test_an_image_whose_end_nobody_proves_must_be_whole_by_itself() -> Non
     world = World()
     world.origin.gives(
         URL,
-        lambda: RemoteFill(framed=False).push(IMAGE[:-5]).end(),
-        lambda: RemoteFill(framed=False).push(IMAGE).end(),
+        lambda: FakeResponse(framed=False).push(IMAGE[:-5]).end(),
+        lambda: FakeResponse(framed=False).push(IMAGE).end(),
     )
     delivery = await world.ask(URL)
     with pytest.raises(OriginError, match="broke off"):
@@ -431,7 +431,7 @@ async def test_an_image_whose_end_nobody_proves_must_be_whole_by_itself() -> Non
 async def test_an_image_that_comes_byte_by_byte_is_judged_as_if_it_came_at_once() -> None:
     world = World()
     body = picture("WEBP")
-    world.origin.gives(URL, lambda: RemoteFill().push(*(body[at : at + 1] for at in range(len(body)))).end())
+    world.origin.gives(URL, lambda: FakeResponse().push(*(body[at : at + 1] for at in range(len(body)))).end())
     assert await world.get(URL) == ("stored", body)
     (record,) = world.store.records.values()
     assert record.pixel_size is not None
@@ -440,7 +440,7 @@ async def test_an_image_that_comes_byte_by_byte_is_judged_as_if_it_came_at_once(
 
 async def test_an_unknown_size_is_told_as_soon_as_it_is_certain() -> None:
     world = World()
-    feed = RemoteFill().push(IMAGE[:1000])
+    feed = FakeResponse().push(IMAGE[:1000])
     world.origin.gives(URL, lambda: feed)
     delivery = await world.ask(URL)
     assert delivery.body.size is None
@@ -454,7 +454,7 @@ async def test_an_unknown_size_is_told_as_soon_as_it_is_certain() -> None:
 
 async def test_a_size_that_never_comes_is_told_as_the_failure() -> None:
     world = World()
-    world.origin.gives(URL, lambda: RemoteFill().push(IMAGE[:1000]).end(OriginTimeout("slow")))
+    world.origin.gives(URL, lambda: FakeResponse().push(IMAGE[:1000]).end(OriginTimeout("slow")))
     delivery = await world.ask(URL)
     with pytest.raises(OriginTimeout):
         await delivery.body.settle()
@@ -469,7 +469,7 @@ async def test_while_the_store_cannot_be_read_the_origin_is_asked(verb: str) -> 
     world = World()
     await stored(world)
     forget_memory(world)
-    world.database.records.clear()
+    world.image_index.records.clear()
     world.store.faults[verb] = StorageError("down")
     assert await world.get(URL) == ("not_stored", IMAGE)
     assert len(world.origin.asked) == 2
@@ -479,7 +479,7 @@ async def test_what_an_origin_sends_while_the_store_cannot_be_read_replaces_noth
     world = World()
     await stored(world)
     forget_memory(world)
-    world.database.records.clear()
+    world.image_index.records.clear()
     expired = picture(seed=1)
     world.origin.gives(URL, expired)
     world.store.faults["find"] = StorageError("down")
@@ -494,7 +494,7 @@ async def test_a_store_that_cannot_be_read_is_not_told_as_the_origins_failure(ve
     world = World()
     await stored(world)
     forget_memory(world)
-    world.database.records.clear()
+    world.image_index.records.clear()
     world.origin.gives(URL, error)
     world.store.faults[verb] = StorageError("down")
     for _ in range(2):  # the second time the failure is remembered
@@ -508,16 +508,16 @@ async def test_a_store_that_cannot_be_read_is_not_told_as_the_origins_failure(ve
 async def test_a_catalog_that_fails_costs_a_look_into_the_store_and_nothing_else() -> None:
     world = World()
     world.store.disk_only = False
-    world.database.fault = StorageError("locked")
+    world.image_index.fault = StorageError("locked")
     await stored(world)
     forget_memory(world)
     assert await world.get(URL) == ("hit", IMAGE)
     assert world.store.calls["find"] == 2
-    world.database.fault = None
+    world.image_index.fault = None
     forget_memory(world)
     assert await world.get(URL) == ("hit", IMAGE)
     assert world.store.calls["find"] == 3
-    assert world.database.records
+    assert world.image_index.records
     forget_memory(world)
     assert await world.get(URL) == ("hit", IMAGE)
     assert world.store.calls["find"] == 3
@@ -557,7 +557,7 @@ async def test_a_disk_that_fails_does_not_fail_the_readers(
 ) -> None:
     world = World(memory_bytes=len(IMAGE))
     break_disk(world)
-    feed = RemoteFill(len(IMAGE) if declared else None).push(IMAGE[:30_000])
+    feed = FakeResponse(len(IMAGE) if declared else None).push(IMAGE[:30_000])
     world.origin.gives(URL, lambda: feed, IMAGE)
     early = await world.ask(URL)
     assert early.outcome.value == ("not_stored" if break_disk is at_begin else "stored")
@@ -633,7 +633,7 @@ class Elsewhere:
 def beside(world: World, *, memory_bytes: int = 100_000_000) -> tuple[World, FakePeers]:
     """Return another worker with the same stores."""
     other = World(memory_bytes=memory_bytes)
-    other.disk, other.store, other.database = world.disk, world.store, world.database
+    other.disk, other.store, other.image_index = world.disk, world.store, world.image_index
     peers = FakePeers(world)
     other.image_service._dependencies = replace(other.image_service._dependencies, disk=world.disk, store=world.store)
     other.image_service._store = other.image_service.records._store = world.store
@@ -651,7 +651,7 @@ async def test_another_worker_reads_along_what_a_disk_takes_and_what_it_does_not
 ) -> None:
     world = World(memory_bytes=len(IMAGE))
     break_disk(world)
-    feed = RemoteFill().push(IMAGE[:30_000])
+    feed = FakeResponse().push(IMAGE[:30_000])
     world.origin.gives(URL, lambda: feed)
     delivery = await world.ask(URL)
     other, peers = beside(world, memory_bytes=len(IMAGE))
@@ -675,7 +675,7 @@ async def test_another_worker_reads_along_what_a_disk_takes_and_what_it_does_not
 async def test_what_is_in_memory_only_is_not_laid_open() -> None:
     world = World()
     at_the_first_write(world)
-    feed = RemoteFill().push(IMAGE[:30_000])
+    feed = FakeResponse().push(IMAGE[:30_000])
     world.origin.gives(URL, lambda: feed)
     delivery = await world.ask(URL)
     assert delivery.growing is not None
@@ -686,7 +686,7 @@ async def test_what_is_in_memory_only_is_not_laid_open() -> None:
 
 async def test_a_follower_ends_as_what_it_follows_does() -> None:
     world = World()
-    feed = RemoteFill(len(IMAGE)).push(IMAGE[:30_000])
+    feed = FakeResponse(len(IMAGE)).push(IMAGE[:30_000])
     world.origin.gives(URL, lambda: feed)
     delivery = await world.ask(URL)
     other, _ = beside(world)
@@ -744,7 +744,7 @@ async def test_a_follower_that_finds_nothing_to_follow_looks_again() -> None:
 async def test_a_follower_without_memory_for_what_no_disk_takes_is_a_fault() -> None:
     world = World()
     midway(world)
-    feed = RemoteFill(len(IMAGE)).push(IMAGE[:30_000])
+    feed = FakeResponse(len(IMAGE)).push(IMAGE[:30_000])
     world.origin.gives(URL, lambda: feed)
     delivery = await world.ask(URL)
     other, _ = beside(world, memory_bytes=1000)
@@ -803,7 +803,7 @@ async def test_the_budget_of_memory_is_respected_and_given_back(
     world = World(memory_bytes=len(IMAGE) - 1)
     break_disk(world)
     world.origin.gives(
-        URL, lambda: RemoteFill(len(IMAGE) if declared else None).push(IMAGE[:50_000], IMAGE[50_000:]).end()
+        URL, lambda: FakeResponse(len(IMAGE) if declared else None).push(IMAGE[:50_000], IMAGE[50_000:]).end()
     )
     with pytest.raises(StorageError, match="memory set aside"):
         await drain(await world.ask(URL))
@@ -814,11 +814,11 @@ async def test_the_budget_of_memory_is_respected_and_given_back(
 
 async def test_a_shutdown_in_the_middle_of_a_fill_leaves_nothing_behind() -> None:
     world = World()
-    world.origin.gives(URL, lambda: RemoteFill(len(IMAGE)).push(IMAGE[:50_000]))
+    world.origin.gives(URL, lambda: FakeResponse(len(IMAGE)).push(IMAGE[:50_000]))
     delivery = await world.ask(URL)
     assert await delivery.body.read(0, 10)
     waiting = asyncio.create_task(drain(delivery))
-    world.origin.gives(OTHER.replace("a.png", "b.png"), RemoteFill)
+    world.origin.gives(OTHER.replace("a.png", "b.png"), FakeResponse)
     headless = asyncio.create_task(world.ask(OTHER.replace("a.png", "b.png")))
     await settle()
     await world.image_service.aclose()
@@ -832,7 +832,7 @@ async def test_a_shutdown_in_the_middle_of_a_fill_leaves_nothing_behind() -> Non
 
 async def test_a_shutdown_waits_for_fills_that_are_about_to_land() -> None:
     world = World()
-    feed = RemoteFill().push(IMAGE[:50_000])
+    feed = FakeResponse().push(IMAGE[:50_000])
     world.origin.gives(URL, lambda: feed)
     delivery = await world.ask(URL)
     await delivery.body.aclose()
@@ -846,7 +846,7 @@ async def test_a_shutdown_waits_for_fills_that_are_about_to_land() -> None:
 
 async def test_what_nobody_foresaw_is_told_to_the_readers_and_to_the_log(caplog: pytest.LogCaptureFixture) -> None:
     world = World()
-    world.origin.gives(URL, lambda: RemoteFill().push(IMAGE[:50_000]).end(ZeroDivisionError("a bug")), IMAGE)
+    world.origin.gives(URL, lambda: FakeResponse().push(IMAGE[:50_000]).end(ZeroDivisionError("a bug")), IMAGE)
     delivery = await world.ask(URL)
     with caplog.at_level(logging.ERROR), pytest.raises(ZeroDivisionError):
         await drain(delivery)
@@ -861,10 +861,10 @@ async def test_what_nobody_foresaw_is_told_to_the_readers_and_to_the_log(caplog:
 async def test_a_warm_hit_asks_neither_the_catalog_nor_for_the_record() -> None:
     world = World()
     await stored(world)
-    database, store = world.database.calls.copy(), world.store.calls.copy()
+    database, store = world.image_index.calls.copy(), world.store.calls.copy()
     for _ in range(10):
         assert await world.get(URL) == ("hit", IMAGE)
-    assert world.database.calls == database
+    assert world.image_index.calls == database
     assert world.store.calls - store == {"fetch": 10}
     assert len(world.origin.asked) == 1
 
@@ -889,12 +889,12 @@ async def test_an_object_that_is_damaged_is_fetched_again() -> None:
 async def test_a_row_of_the_catalog_that_names_a_missing_object_gives_way_to_the_record() -> None:
     world = World()
     await stored(world)
-    key, record = next(iter(world.database.records.items()))
-    world.database.records[key] = replace(record, digest=Digest("0" * 64))
+    key, record = next(iter(world.image_index.records.items()))
+    world.image_index.records[key] = replace(record, digest=Digest("0" * 64))
     forget_memory(world)
     world.origin.gives(URL, SourceNotFound("x"))
     assert await world.get(URL) == ("hit", IMAGE)
-    assert world.database.records[key] == record
+    assert world.image_index.records[key] == record
 
 
 async def test_no_answer_of_an_origin_removes_what_is_stored() -> None:
@@ -946,7 +946,7 @@ async def test_every_fill_draws_its_own_tag_and_the_record_keeps_it() -> None:
     hit = await world.ask(URL)
     assert (hit.etag, hit.name) == (miss.etag, miss.name)
     forget_memory(world)
-    world.database.records.clear()
+    world.image_index.records.clear()
     assert (await world.ask(URL)).etag == miss.etag
     url = "https://images.example/same.png"
     world.origin.gives(url, IMAGE)
@@ -979,7 +979,7 @@ async def test_a_picture_that_is_removed_while_it_is_being_put_is_not_shown() ->
     durable = world.store.gates["put"] = asyncio.Event()
     getting = asyncio.create_task(world.get(URL))
     await world.store.reached.wait()
-    world.refused.add(Digest(sha256(body).hexdigest()))
+    world.blocked.add(Digest(sha256(body).hexdigest()))
     durable.set()
     with pytest.raises(Removed):
         await getting

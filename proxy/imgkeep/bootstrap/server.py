@@ -221,13 +221,12 @@ async def _site(
         if place is not None:
             peers = Peers(place)
             stack.push_async_callback(peers.aclose)
-        services = await stack.enter_async_context(open_services(config, platform, place, peers))
-        await stack.enter_async_context(services.going())
-        running.services = services
         bytes_max = ANSWERS_BYTES_MAX if place is None else ANSWERS_BYTES_MAX // place.workers
         vector_common = {"Content-Security-Policy": SVG_CSP}
         prepared = ResponseCache(HIT_HEADERS, platform.clock, vector_common=vector_common, bytes_max=bytes_max)
-        services.image_service.changed = prepared.drop
+        services = await stack.enter_async_context(open_services(config, platform, place, peers, changed=prepared.drop))
+        await stack.enter_async_context(services.going())
+        running.services = services
         services.metrics.watch(
             "response_cache_entries", "Request targets whose answer is prepared", lambda: len(prepared)
         )

@@ -25,19 +25,21 @@ from imgkeep import __version__
 from imgkeep.bootstrap.storage import cancel, objects_url, open_storage
 from imgkeep.clock import read_clock
 from imgkeep.cluster.leases import FillLeases, LeaderLock
-from imgkeep.core.errors import Conflict, StorageError, WrittenByNewer
+from imgkeep.core.errors import StorageError
 from imgkeep.core.host_patterns import Globs
 from imgkeep.core.identity.signature_probe import spoil
 from imgkeep.core.records import WorkerInfo
 from imgkeep.core.source_url import read_source
 from imgkeep.database import DurableJobs
 from imgkeep.health import CHECK_INTERVAL_S, Health
-from imgkeep.images.fill import FillDependencies
+from imgkeep.images.dependencies import FillDependencies
 from imgkeep.images.format_checker import FormatChecker
 from imgkeep.images.inspect import Inspector, make_inspector
+from imgkeep.images.interfaces import Cluster
+from imgkeep.images.observer import FillObserver
 from imgkeep.images.placeholder_suspects import PlaceholderSuspects
 from imgkeep.images.rate_limit import RateLimiter
-from imgkeep.images.recent_failures import REFUSED, RecentFailures
+from imgkeep.images.recent_failures import RecentFailures
 from imgkeep.images.refetch import Refetcher
 from imgkeep.images.refresh import Rules
 from imgkeep.images.removal import BlockedDigests, Remover
@@ -61,9 +63,8 @@ if TYPE_CHECKING:
 
     from imgkeep.bootstrap.storage import Storage
     from imgkeep.config import Config
-    from imgkeep.core.errors import SourceForbidden
-    from imgkeep.core.records import Digest, Key, Record, Subject
-    from imgkeep.images.peer_fill import FillPeers
+    from imgkeep.core.records import Digest, Key, Record
+    from imgkeep.images.interfaces import Peers
     from imgkeep.origin.ssrf_guard import SocketFactory
     from imgkeep.ports import Clock, Sleep
 
@@ -117,7 +118,7 @@ class Services:
     leader_lock: LeaderLock | None
     """Whose leader_lock it is among several workers; `None`: there is one."""
     blocked_digests: BlockedDigests
-    peers: FillPeers | None
+    peers: Peers | None
     platform: Platform
     resting: asyncio.Event
 
@@ -211,10 +212,22 @@ def make_link_selection(config: Config, inspector: Inspector, parts: Storage | N
 
 @asynccontextmanager
 async def open_services(
-    config: Config, platform: Platform = SYSTEM, place: WorkerInfo | None = None, peers: FillPeers | None = None
+    config: Config,
+    platform: Platform = SYSTEM,
+    place: WorkerInfo | None = None,
+    peers: Peers | None = None,
+    *,
+    changed: Callable[[Key], None] = lambda _: None,
 ) -> AsyncGenerator[Services]:
     """
-    Open all of it; nothing goes on in the background yet (`Services.going`). `place`: among several workers.
+    Open all of it; nothing goes on in the background yet (`Services.going`).
+
+    Args:
+        config: What is to be opened.
+        platform: The edges of the machine.
+        place: Among several workers.
+        peers: The other workers.
+        changed: Called with every key under which another image is stored.
 
     Raises:
         IncompatibleDatabase: A newer version wrote the database.
@@ -237,12 +250,13 @@ async def open_services(
         blocked_digests = BlockedDigests(parts.store, parts.database, _drop_of(parts), peers)
         leases = None if place is None else _open_leases(config, platform, place)
         format_checker = platform.make_format_checker()
-        witness = _Witness(metrics, health, failures)
+        observer = FillObserver(metrics, health, failures)
         dependencies = _make_fill_dependencies(
-            config, platform, parts, origin, format_checker, witness, blocked_digests
+            config, platform, parts, origin, format_checker, observer, blocked_digests
         )
+        cluster = None if leases is None or peers is None else Cluster(leases, peers)
         image_service = _make_image_service(
-            config, platform, parts, inspector, dependencies, leases, peers, metrics.refused
+            config, platform, parts, inspector, dependencies, cluster, metrics.refused, changed
         )
         remover = Remover(
             store=parts.store,
@@ -298,8 +312,7 @@ async def open_services(
 def _make_origin(
     config: Config, platform: Platform, inspector: Inspector, metrics: Metrics, own_ports: set[int]
 ) -> OriginClient:
-    guard = AddressGuard(inspector.policy, platform.resolver(), platform.open_socket)
-    guard.own_ports = own_ports
+    guard = AddressGuard(inspector.policy, platform.resolver(), platform.open_socket, own_ports)
     return OriginClient(
         settings=config.fetch,
         policy=inspector.policy,
@@ -320,7 +333,7 @@ def _make_fill_dependencies(  # noqa: PLR0913, PLR0917 - what they are
     parts: Storage,
     origin: OriginClient,
     format_checker: FormatChecker,
-    witness: _Witness,
+    observer: FillObserver,
     blocked_digests: BlockedDigests,
 ) -> FillDependencies:
     return FillDependencies(
@@ -329,11 +342,11 @@ def _make_fill_dependencies(  # noqa: PLR0913, PLR0917 - what they are
         disk=parts.spool,
         memory=parts.memory,
         format_checker=format_checker,
-        observer=witness,
+        observer=observer,
         clock=platform.clock,
         draw_etag=lambda: f'"{secrets.token_hex(16)}"',
         pixels_max=config.fetch.pixels_max,
-        refused=blocked_digests,
+        blocked=blocked_digests,
         suspects=PlaceholderSuspects(platform.timer, refuse=config.sources.placeholders == "refuse"),
         show_errors=config.fetch.show_errors,
     )
@@ -345,21 +358,20 @@ def _make_image_service(  # noqa: PLR0913, PLR0917 - what it is made of
     parts: Storage,
     inspector: Inspector,
     dependencies: FillDependencies,
-    leases: FillLeases | None,
-    peers: FillPeers | None,
+    cluster: Cluster | None,
     refused: Callable[[str], None],
+    changed: Callable[[Key], None],
 ) -> ImageService:
-    catalogue = config.read_provider_rules()
+    provider_rules = config.read_provider_rules()
     return ImageService(
-        store=parts.store,
-        database=parts.database,
+        dependencies,
+        image_index=parts.database,
         policy=inspector.policy,
         identify=inspector.identify,
         rules=Rules(
             redirect_permanent=config.sources.permanent == "redirect",
             refresh=Globs(config.sources.refresh) if config.sources.refresh else None,
         ),
-        timer=platform.timer,
         object_urls=None if parts.remote is None else parts.remote.object_urls,
         rate_limiter=RateLimiter(
             fills_per_minute=config.limits.fills_per_minute,
@@ -368,11 +380,10 @@ def _make_image_service(  # noqa: PLR0913, PLR0917 - what it is made of
             timer=platform.timer,
             refused=refused,
         ),
-        dependencies=dependencies,
-        refused=dependencies.refused,
-        leases=leases,
-        peers=peers,
-        spoil=lambda source: spoil(source, platform.clock(), catalogue, secrets.randbelow),
+        cluster=cluster,
+        spoil=lambda source: spoil(source, platform.clock(), provider_rules, secrets.randbelow),
+        changed=changed,
+        timer=platform.timer,
     )
 
 
@@ -450,8 +461,8 @@ def _make_outbox_worker(services: Services) -> OutboxWorker | None:
 
     async def forget(key: Key) -> None:
         await parts.database.drop([key])
-        services.image_service.forget(key)
-        await services.image_service.tell(key)
+        services.image_service.changes.forget(key)
+        await services.image_service.changes.tell_peers(key)
 
     outbox_worker = OutboxWorker(
         primary=remote.bucket,
@@ -460,7 +471,7 @@ def _make_outbox_worker(services: Services) -> OutboxWorker | None:
         outbox=parts.database,
         database=parts.database,
         breaker=remote.breaker,
-        image_service=services.image_service if services.peers is None else _Herald(services.image_service),
+        image_service=_Herald(services.image_service),
         draw=random.random,
         counted=metrics.outbox_uploads,
         seen=remote.tiered_store.note,
@@ -508,53 +519,8 @@ class _Herald:
         self._image_service = image_service
 
     async def kept(self, record: Record) -> None:
-        await self._image_service.kept(record)
-        await self._image_service.tell(record.key)
-
-
-class _Witness:
-    """Implements `ports.Observer`: counts, and tells the health at once what a fill met."""
-
-    def __init__(self, metrics: Metrics, health: Health, failures: RecentFailures) -> None:
-        self._metrics = metrics
-        self._health = health
-        self._failures = failures
-
-    def filled(self, subject: Subject, size: int, *, pending: bool) -> None:
-        self._metrics.filled(subject.label, size, pending=pending)
-
-    def unchanged(self, subject: Subject) -> None:
-        self._metrics.unchanged(subject.label)
-
-    def weighed(self, outcome: str) -> None:
-        self._metrics.weighed(outcome)
-
-    def completed(self, outcome: str) -> None:
-        self._metrics.completed(outcome)
-
-    def suspected(self, record: Record) -> None:
-        self._metrics.weighed("suspect")
-        log.warning(
-            "placeholder suspected: the host gives one picture for many links",
-            extra={"host": record.host, "digest": record.digest},
-        )
-
-    def not_stored(self, subject: Subject, fault: StorageError) -> None:
-        self._metrics.not_stored(subject.label)
-        if isinstance(fault, Conflict) and not isinstance(fault, WrittenByNewer):
-            return
-        reason = fault.in_full
-        if not self._health.faults.get("store"):
-            log.error("an image was delivered but not kept", extra={"reason": reason})
-        self._health.note("store", reason)
-        self._failures.note(subject, fault)
-
-    def failed(self, subject: Subject, error: BaseException) -> None:
-        self._metrics.failed(subject.label, error)
-        self._failures.note(subject, error)
-
-    def refused(self, subject: Subject, error: SourceForbidden) -> None:
-        self._failures.note(subject, error, share=REFUSED)
+        await self._image_service.changes.stored(record)
+        await self._image_service.changes.tell_peers(record.key)
 
 
 async def _sample_process(metrics: Metrics) -> None:

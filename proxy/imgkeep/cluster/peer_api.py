@@ -57,7 +57,7 @@ def make_peer_api(
     add_api(app.router)
 
     async def follow(request: web.Request) -> web.StreamResponse:
-        joined = await site.image_service.join(request.match_info["name"])
+        joined = await site.image_service.join_for_peer(request.match_info["name"])
         if joined is None:
             return web.Response(status=204)
         if isinstance(joined, FillFailure):

@@ -44,7 +44,7 @@ from imgkeep.core.dead_link import refuses
 from imgkeep.core.errors import Conflict, ImgkeepError, OriginError
 from imgkeep.core.formats import sniff
 from imgkeep.core.records import Digest, Doubt
-from imgkeep.images.singleflight import SingleFlight
+from imgkeep.images.singleflight import Call, SingleFlight
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
     from imgkeep.core.confirmation import Link
     from imgkeep.core.records import Key, Record, Source, SourceInfo
-    from imgkeep.images.fill import FillDependencies
+    from imgkeep.images.dependencies import FillDependencies
     from imgkeep.ports import Draft, FillLeases
 
 TRIED_MAX: Final = 65_536
@@ -329,8 +329,8 @@ def _hash_beginning(size: int, body: bytearray | mmap) -> str:
         return sha256(beginning).hexdigest()
 
 
-class Probe:
-    """A flight of `collapse.SingleFlight`: asks an origin with spoiled signatures, and concludes."""
+class Probe(Call):
+    """A probe: asks an origin with spoiled signatures, and concludes."""
 
     def __init__(
         self,

@@ -53,7 +53,7 @@ async def img(request: ImageRequest) -> HttpResponse:
     request.request_log.set_source(source, info)
     looking = site.image_service.deliver(source, info, request_context)
     # What is known to be stored is no look in vain, and is shown whatever its client has asked for before.
-    known = site.image_service.records.at_hand(info.key) is not None
+    known = site.image_service.records.cached(info.key) is not None
     return await _show(request, await (looking if known else _look(request, looking)))
 
 
