@@ -129,7 +129,7 @@ class Services:
         does what is done for all, and each looks after itself.
         """
         if self.leader_lock is not None:
-            self.leader_lock.take()
+            self.leader_lock.acquire()
         outbox_worker = _make_outbox_worker(self)
         breaker = () if self.parts.remote is None else (self.parts.remote.breaker.run(),)
         tasks = [
@@ -156,7 +156,7 @@ class Services:
     async def rest(self) -> None:
         """Leave to other workers what one does for all."""
         self.resting.set()
-        while self.leader_lock is not None and self.leader_lock.ours:  # noqa: ASYNC110 - the task that has it lets go in a moment
+        while self.leader_lock is not None and self.leader_lock.is_held:  # noqa: ASYNC110 - the task that has it lets go in a moment
             await asyncio.sleep(0.01)
 
     async def join(self) -> None:
@@ -186,7 +186,7 @@ class Services:
 
     async def _lead_when_elected(self, leader_lock: LeaderLock, outbox_worker: OutboxWorker | None) -> None:
         """Wait for our leader_lock, and have it until we leave."""
-        while not (leader_lock.ours or leader_lock.take()):
+        while not (leader_lock.is_held or leader_lock.acquire()):
             if await _within(self.resting, LEADER_CHECK_INTERVAL_S):
                 return
         log.info("works in the background")
@@ -200,7 +200,7 @@ class Services:
         finally:
             for task in tasks:
                 await cancel(task)
-            leader_lock.leave()
+            leader_lock.release()
 
 
 def make_link_selection(config: Config, inspector: Inspector, parts: Storage | None = None) -> LinkSelection:
@@ -237,7 +237,7 @@ async def open_services(
     failures = RecentFailures(platform.clock)
     share = None
     if place is not None and peers is not None:
-        share = CacheShare(place.slot, place.workers, lambda copies: peers.tell(copies=copies))
+        share = CacheShare(place.slot, place.workers, lambda copies: peers.notify(copies=copies))
     names = ThreadPoolExecutor(config.fetch.concurrent_max * NAME_THREADS_PER_FETCH, thread_name_prefix="names")
     asyncio.get_running_loop().set_default_executor(names)  # where the resolver looks names up
     async with open_storage(
@@ -544,7 +544,7 @@ async def _within(event: asyncio.Event, seconds: float) -> bool:
 async def _count_stored(totals: StoredTotals, leader_lock: LeaderLock | None) -> None:
     """Count what is stored, where that is ours to do. Health does not wait for it: a count may take minutes."""
     while True:
-        if leader_lock is None or leader_lock.ours:
+        if leader_lock is None or leader_lock.is_held:
             await totals.look()
         await asyncio.sleep(CHECK_INTERVAL_S)
 
@@ -557,7 +557,7 @@ async def _watch(
     request that is paid for, and look-ups find them one by one as they are needed.
     """
     while True:
-        is_ours = leader_lock is None or leader_lock.ours
+        is_ours = leader_lock is None or leader_lock.is_held
         if is_ours and parts.remote is None and not parts.database.complete and not any(health.faults.values()):
             with suppress(StorageError):
                 images = await reindex(parts.archives, parts.database)
