@@ -16,6 +16,7 @@ from imgkeep.core.layout import read_object_name
 from imgkeep.core.policy_document import describe_policy
 from imgkeep.core.records import Wanted
 from imgkeep.core.source_url import own_path, read_img_query, read_source
+from imgkeep.images.record_facts import as_dict
 from imgkeep.images.upload import Saved
 from imgkeep.web.context import ADMISSION, REQUEST_LOG, SITE
 from imgkeep.web.request_body import JSON, LARGE_BODY_BYTES, read_file, read_pieces, unsupported_media_type
@@ -108,7 +109,7 @@ def describe(request: web.Request, saved: Saved) -> dict[str, Any]:
 
 def image_facts(request: web.Request, record: Record) -> dict[str, Any]:
     """Return what the API says of a record, whatever the store."""
-    return request.app[SITE].image_service.describe(record, base=request[ADMISSION].base)
+    return as_dict(request.app[SITE].image_service.describe(record, base=request[ADMISSION].base))
 
 
 def answer(facts: object, *, status: int = 200, headers: Mapping[str, str] = MappingProxyType({})) -> web.Response:
