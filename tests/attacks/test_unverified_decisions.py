@@ -222,7 +222,7 @@ async def test_a_node_that_knows_only_the_bare_link_learns_what_another_has_foun
     """A record that stands for its own kind of link is held for good, and says nothing of what others have shown."""
     one, other = world_of({"": PLACEHOLDER, good(): PICTURE}), world_of({"": PLACEHOLDER})
     other.store = one.store
-    other.rebuild()
+    other.restart()
     for world in (one, other):
         assert (await seen(world, ""))[1] == PLACEHOLDER
     assert (await seen(one, good()))[1] == PICTURE

@@ -10,7 +10,7 @@ import pytest
 from imgkeep.cluster.progress import read_fill, tell_failure
 from imgkeep.core.errors import SourceNotFound
 from imgkeep.core.source_url import read_source
-from imgkeep.images.fill import ERROR_IMAGE_BYTES_MAX
+from imgkeep.images.fill_checks import ERROR_IMAGE_BYTES_MAX
 from imgkeep.images.negative_cache import IMAGES_BYTES_MAX, NegativeCache
 from imgkeep.images.peer_fill import FillFailure
 

@@ -12,9 +12,9 @@ from imgkeep.core.errors import Busy, NotAnImage, OriginRefused, OriginTimeout, 
 from imgkeep.core.identity import identify
 from imgkeep.core.records import Doubt, Record, Standing
 from imgkeep.core.source_url import read_source
-from imgkeep.images import fill
+from imgkeep.images import fill_checks
 from imgkeep.images.context import RequestContext
-from imgkeep.images.fill import GATHERED_BYTES_MAX
+from imgkeep.images.fill_checks import GATHERED_BYTES_MAX
 from imgkeep.images.incomplete_refetch import REFETCHES_MAX
 
 from tests.images.test_links import FRESH, FRESHER, by_catalogue
@@ -103,7 +103,7 @@ async def test_pieces_that_have_come_already_tell_the_end(
     is_told: bool,  # noqa: FBT001 - a table
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(fill, "GATHERING_S", 60)  # a busy machine may take long for a turn
+    monkeypatch.setattr(fill_checks, "GATHERING_S", 60)  # a busy machine may take long for a turn
     pieces = [body[at : at + 200] for at in range(0, len(body), 200)]
     world.origin.gives(FRESH, lambda: FakeResponse(len(body) if is_told else None).push(*pieces).end())
     delivery = await world.ask(FRESH)

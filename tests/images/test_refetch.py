@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from imgkeep.core.records import Source, SourceInfo
+    from imgkeep.images.interfaces import Leases
     from imgkeep.images.refetch import Refetched
-    from imgkeep.ports import FillLeases
 
 OLD, NEW = picture(seed=1), picture(seed=2)
 BY_IDENTITY = "https://bucket.s3.amazonaws.com/a.png"
@@ -71,16 +71,15 @@ class Desk:
     """A refetcher in a world where FRESH has brought OLD."""
 
     def __init__(
-        self, identify_by: Callable[[Source], SourceInfo] = by_catalogue, leases: FillLeases | None = None
+        self, identify_by: Callable[[Source], SourceInfo] = by_catalogue, leases: Leases | None = None
     ) -> None:
-        self.world = World(identify=identify_by)
         self.settled = 0
         self.changed: list[Key] = []
+        self.world = World(identify=identify_by, changed=self.changed.append)
         self.slept = 0
-        self.world.image_service.changed = self.changed.append
         self.refetcher = Refetcher(
             self.world.image_service,
-            self.world.image_service._dependencies,
+            self.world.dependencies,
             policy=OPEN_POLICY,
             settle=self.settle,
             sleep=self.sleep,

@@ -31,11 +31,13 @@ from imgkeep.core.errors import (
 from imgkeep.core.records import Digest, Format, Key
 from imgkeep.core.source_url import read_source
 from imgkeep.images.context import Delivery
-from imgkeep.images.fill import RECENT_BYTES_MAX, RECENT_CHUNKS_MAX, Fill, FillHead
+from imgkeep.images.fill import RECENT_BYTES_MAX, FillHead
+from imgkeep.images.interfaces import Cluster
 from imgkeep.images.negative_cache import NegativeCache, failure_ttl_s
 from imgkeep.images.peer_fill import FillFailure, PeerFill
 from imgkeep.images.peer_fill import RemoteFill as Followed
 from imgkeep.images.service import FOLLOW_ATTEMPTS_MAX
+from imgkeep.images.shared_body import RECENT_CHUNKS_MAX, SharedBody
 
 from tests.support.fakes import GROWING, FakeResponse, Timer, World, drain, settle
 from tests.support.pictures import picture, picture_of
@@ -59,7 +61,7 @@ async def stored(world: World, url: str = URL, body: bytes = IMAGE) -> None:
 
 def forget_memory(world: World) -> None:
     """Make the image_service look into database and store again, as after a restart."""
-    world.image_service.records._held.clear()
+    world.image_service.records._records.clear()
 
 
 # One fill for many
@@ -114,7 +116,7 @@ async def test_the_last_byte_is_held_back_until_the_image_is_durable() -> None:
         data += await delivery.body.read(len(data), 32_768)
     assert len(data) == len(IMAGE) - 1
     last = asyncio.create_task(delivery.body.read(len(data), 32_768))
-    size = asyncio.create_task(delivery.body.settle())
+    size = asyncio.create_task(delivery.body.wait_for_size())
     await settle()
     assert not last.done()
     assert not size.done()
@@ -134,7 +136,7 @@ async def test_readers_cost_no_copy_of_the_image() -> None:
     deliveries = [await world.ask(URL) for _ in range(200)]
     await settle()
     fill = deliveries[0].body
-    assert isinstance(fill, Fill)
+    assert isinstance(fill, SharedBody)
     assert all(delivery.body is fill for delivery in deliveries)
     assert len(world.disk.drafts) == 1
     assert world.disk.drafts[0].size == len(body)
@@ -159,7 +161,7 @@ async def test_an_origin_that_sends_byte_by_byte_costs_no_more() -> None:
     for _ in range(len(body)):
         await asyncio.sleep(0)
     fill = delivery.body
-    assert isinstance(fill, Fill)
+    assert isinstance(fill, SharedBody)
     assert world.disk.drafts[0].size == len(body)
     assert len(fill._recent) <= RECENT_CHUNKS_MAX
     assert await fill.read(0, 2000) == body[:2000]
@@ -360,7 +362,7 @@ async def test_a_remembered_failure_keeps_nothing_else_alive() -> None:
         try:
             raise SourceNotFound("gone", origin_status=404)  # noqa: TRY301 - with this frame in its traceback
         except SourceNotFound as error:
-            failures.remember(read_source(URL), error)
+            failures.add(read_source(URL), error)
         return weakref.ref(witness)
 
     failures = NegativeCache(Timer())
@@ -444,7 +446,7 @@ async def test_an_unknown_size_is_told_as_soon_as_it_is_certain() -> None:
     world.origin.gives(URL, lambda: feed)
     delivery = await world.ask(URL)
     assert delivery.body.size is None
-    size = asyncio.create_task(delivery.body.settle())
+    size = asyncio.create_task(delivery.body.wait_for_size())
     await settle()
     assert not size.done()
     feed.push(IMAGE[1000:]).end()
@@ -457,7 +459,7 @@ async def test_a_size_that_never_comes_is_told_as_the_failure() -> None:
     world.origin.gives(URL, lambda: FakeResponse().push(IMAGE[:1000]).end(OriginTimeout("slow")))
     delivery = await world.ask(URL)
     with pytest.raises(OriginTimeout):
-        await delivery.body.settle()
+        await delivery.body.wait_for_size()
     await delivery.body.aclose()
 
 
@@ -507,7 +509,7 @@ async def test_a_store_that_cannot_be_read_is_not_told_as_the_origins_failure(ve
 
 async def test_a_catalog_that_fails_costs_a_look_into_the_store_and_nothing_else() -> None:
     world = World()
-    world.store.disk_only = False
+    world.store.local_drafts_only = False
     world.image_index.fault = StorageError("locked")
     await stored(world)
     forget_memory(world)
@@ -590,7 +592,7 @@ class FakePeers:
     @asynccontextmanager
     async def follow(self, _holder: str, name: str) -> AsyncIterator[Followed | FillFailure | None]:
         self.calls += 1
-        joined = await self.world.image_service.join(name)
+        joined = await self.world.image_service.join_for_peer(name)
         if joined is None or isinstance(joined, FillFailure):
             yield joined
             return
@@ -607,7 +609,7 @@ class FakePeers:
         """They know."""
 
 
-async def along(fill: Fill) -> AsyncIterator[tuple[int, bytes]]:
+async def along(fill: SharedBody[FillHead]) -> AsyncIterator[tuple[int, bytes]]:
     offset = 0
     while data := await fill.read(offset, 10_000):
         offset += len(data)
@@ -632,13 +634,8 @@ class Elsewhere:
 
 def beside(world: World, *, memory_bytes: int = 100_000_000) -> tuple[World, FakePeers]:
     """Return another worker with the same stores."""
-    other = World(memory_bytes=memory_bytes)
-    other.disk, other.store, other.image_index = world.disk, world.store, world.image_index
     peers = FakePeers(world)
-    other.image_service._dependencies = replace(other.image_service._dependencies, disk=world.disk, store=world.store)
-    other.image_service._store = other.image_service.records._store = world.store
-    other.image_service._peers, other.image_service._leases = peers, Elsewhere()
-    return other, peers
+    return World(memory_bytes=memory_bytes, beside=world, cluster=Cluster(Elsewhere(), peers)), peers
 
 
 def nowhere(_world: World) -> None:
@@ -662,7 +659,7 @@ async def test_another_worker_reads_along_what_a_disk_takes_and_what_it_does_not
     await settle()
     assert not any(follower.growing.ended for follower in followers if follower.growing)
     feed.end()
-    assert {await follower.body.settle() for follower in followers} == {len(IMAGE)}
+    assert {await follower.body.wait_for_size() for follower in followers} == {len(IMAGE)}
     assert [await drain(it, piece=piece) == IMAGE for it, piece in zip(followers, (777, 40_000, 9), strict=True)]
     assert peers.calls == 1, "one line, however many follow"
     assert await drain(delivery) == IMAGE
@@ -714,7 +711,8 @@ async def test_a_fill_that_fails_elsewhere_fails_its_own_link_and_no_other(
     other.origin.gives(OTHER, IMAGE)
     asking = asyncio.create_task(other.get(url))
     await settle()
-    leases = other.image_service._leases
+    assert other.cluster is not None
+    leases = other.cluster.leases
     assert isinstance(leases, Elsewhere)
     leases.holds = False
     world.origin.gate.set()
@@ -758,9 +756,9 @@ async def test_a_follower_without_memory_for_what_no_disk_takes_is_a_fault() -> 
 
 
 async def test_who_asks_whether_an_image_has_landed_lets_nobody_fetch_it_again(tmp_path: Path) -> None:
-    world = World()
-    ours, theirs = (FillLeases(tmp_path, name, grace_s=10, timer=world.timer) for name in ("0.1", "1.2"))
-    world.image_service._leases = ours
+    timer = Timer()
+    ours, theirs = (FillLeases(tmp_path, name, grace_s=10, timer=timer) for name in ("0.1", "1.2"))
+    world = World(cluster=Cluster(ours, FakePeers(World())))
     assert await asyncio.to_thread(ours.acquire, "a") is None
     ours.release("a", stored=True)
     await world.image_service.wait_for_fill(Key("a"))
@@ -778,19 +776,19 @@ async def test_a_file_that_is_gone_is_not_read_along() -> None:
     world = World()
     peer_fill = PeerFill(call, world.disk, world.memory)
     await peer_fill.run()
-    assert await peer_fill.head is None
-    assert peer_fill.ended
+    assert await peer_fill.body.wait_head() is None
+    assert peer_fill.body.ended
 
 
 @pytest.mark.parametrize("is_stored", [True, False], ids=["stored", "not stored"])
 async def test_a_claim_that_stands_for_nothing_is_given_up_when_another_worker_asks(*, is_stored: bool) -> None:
-    world = World()
-    leases = world.image_service._leases = Elsewhere(holds=False)
+    leases = Elsewhere(holds=False)
+    world = World(cluster=Cluster(leases, FakePeers(World())))
     if is_stored:
         await stored(world)
     leases.released.clear()
     key = world.image_service.identify(read_source(URL)).key
-    assert await world.image_service.join(key) is None
+    assert await world.image_service.join_for_peer(key) is None
     assert leases.released == ([] if is_stored else [key])
 
 
@@ -851,7 +849,7 @@ async def test_what_nobody_foresaw_is_told_to_the_readers_and_to_the_log(caplog:
     with caplog.at_level(logging.ERROR), pytest.raises(ZeroDivisionError):
         await drain(delivery)
     await world.image_service.drain()
-    assert [record.getMessage() for record in caplog.records] == ["a fill failed as nobody foresaw"]
+    assert [record.getMessage() for record in caplog.records] == ["fill failed unexpectedly"]
     assert await world.get(URL) == ("stored", IMAGE)
 
 
@@ -871,7 +869,7 @@ async def test_a_warm_hit_asks_neither_the_catalog_nor_for_the_record() -> None:
 
 async def test_a_record_of_the_catalog_spares_the_look_into_a_store_behind_a_network() -> None:
     world = World()
-    world.store.disk_only = False
+    world.store.local_drafts_only = False
     await stored(world)
     forget_memory(world)
     assert await world.get(URL) == ("hit", IMAGE)
@@ -966,7 +964,7 @@ async def test_counters_add_up() -> None:
     await world.get(full)
     await world.image_service.drain()
     assert (world.observer.sizes, world.observer.reasons) == ([len(IMAGE)], ["the disk is full"])
-    assert world.observer.ended == len(world.origin.asked) == 3
+    assert len(world.observer.results) == len(world.origin.asked) == 3
 
 
 # --- removal

@@ -62,11 +62,11 @@ if TYPE_CHECKING:
     from aiohttp.abc import AbstractResolver
 
     from imgkeep.bootstrap.storage import Storage
+    from imgkeep.clock import Clock, Sleep
     from imgkeep.config import Config
     from imgkeep.core.records import Digest, Key, Record
     from imgkeep.images.interfaces import Peers
     from imgkeep.origin.ssrf_guard import SocketFactory
-    from imgkeep.ports import Clock, Sleep
 
 LEASE_GRACE_S: Final = 10
 """So long a claim is seen after its image was kept, beyond what `store.timeout_s` lets a look-up take."""
@@ -125,8 +125,7 @@ class Services:
     @asynccontextmanager
     async def going(self) -> AsyncGenerator[None]:
         """
-        Let everything go on in the background that does: for one process of a database at a time. Of several workers one
-        does what is done for all, and each looks after itself.
+        Run the background tasks. Of several workers the leader runs those for all, and each one those for itself.
         """
         if self.leader_lock is not None:
             self.leader_lock.acquire()
@@ -156,7 +155,7 @@ class Services:
     async def rest(self) -> None:
         """Leave to other workers what one does for all."""
         self.resting.set()
-        while self.leader_lock is not None and self.leader_lock.is_held:  # noqa: ASYNC110 - the task that has it lets go in a moment
+        while self.leader_lock is not None and self.leader_lock.is_held:  # noqa: ASYNC110 - its task releases it soon
             await asyncio.sleep(0.01)
 
     async def join(self) -> None:
@@ -509,7 +508,7 @@ def _show_backlog(services: Services, outbox_worker: OutboxWorker) -> None:
 
 def _drop_of(parts: Storage) -> Callable[[Digest], Awaitable[None]]:
     """Return who drops this machine's copies of a picture that is refused."""
-    return parts.disk.forget if parts.remote is None else parts.remote.tiered_store.drop
+    return parts.disk.delete_object if parts.remote is None else parts.remote.tiered_store.drop
 
 
 class _Herald:

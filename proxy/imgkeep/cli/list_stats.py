@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
     from imgkeep.cli.client import Client
     from imgkeep.core.records import Record
+    from imgkeep.database.interfaces import Ledger
     from imgkeep.images.record_facts import ImageFacts
-    from imgkeep.ports import Ledger
 
 PAGE: Final = 500
 

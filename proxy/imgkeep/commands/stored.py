@@ -49,8 +49,8 @@ if TYPE_CHECKING:
     from imgkeep.config import Config
     from imgkeep.core.records import Record
     from imgkeep.core.store_url import Bucket
+    from imgkeep.health import Watched
     from imgkeep.images.record_facts import ImageFacts
-    from imgkeep.ports import Watched
 
 # ruff: noqa: PLC0415 - fetching, and what speaks to a bucket, take long to import, and most commands do neither
 

@@ -2,10 +2,11 @@
 One fill for concurrent requests, in this worker or in another one.
 
 Rules:
-- A request joins the running fill of its key, or starts one. Between the last word of its look-up and the start there is
-  no `await` (`images/singleflight.py`).
+- A request joins the running fill of its key, or starts one. Between the last word of its look-up and the start there
+  is no `await` (`images/singleflight.py`).
 - Among several workers the one that has the lease fetches; the others follow it there (`cluster/leases.py`). A look-up
-  that began before the grace period of a lease says nothing: the image may have been stored since, and the lease gone.
+  that began before the grace period of a lease says nothing: the image may have been stored since, and the lease
+  released.
 - A fill fails by its own link only: a follower with another link looks again, and may start a fill of its own.
 - What a peer may see or cause was authorised in that worker, so nothing is authorised here, and nothing is started.
 """
@@ -90,8 +91,8 @@ class FillCoalescer:
         """
         Join the fill of a key or start one, and return what `follow` makes of it, which closes its body.
 
-        `None`: look again. Another link failed, and this one gets a fill of its own; or the look-up, which `began` then,
-        is too old to be believed.
+        `None`: look again. Another link failed, and this one gets a fill of its own; or the look-up, which `began`
+        then, is too old to be believed.
         """
         self._fills.require_start(source, request_context, fault)
         # No await between the look-up's last word and the start.
@@ -176,7 +177,7 @@ class FillCoalescer:
         Raises:
             StorageError: It is not stored.
         """
-        await fill.body.settle()
+        await fill.body.wait_for_size()
         outcome = None if fill.result is None else fill.result.outcome
         await fill.body.aclose()
         match outcome:
@@ -194,7 +195,7 @@ class FillCoalescer:
         fill.body.hold()
         try:
             with suppress(ImgkeepError):
-                await fill.body.settle()
+                await fill.body.wait_for_size()
         finally:
             await fill.body.aclose()
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from imgkeep.core.records import Client, Format, Record
     from imgkeep.images.redirects import ObjectUrl
     from imgkeep.images.shared_body import SharedBody
-    from imgkeep.ports import Body
+    from imgkeep.storage.interfaces import Body
 
 
 T = TypeVar("T")

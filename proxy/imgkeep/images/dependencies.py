@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Container
 
+    from imgkeep.clock import Clock
     from imgkeep.core.records import Digest
     from imgkeep.images.format_checker import FormatChecker
     from imgkeep.images.observer import FillObserver
     from imgkeep.images.placeholder_suspects import PlaceholderSuspects
-    from imgkeep.ports import Clock, Disk, Origin, Spool, Store
+    from imgkeep.origin.client import OriginClient
+    from imgkeep.storage.interfaces import Disk, Spool, Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +32,7 @@ class FillDependencies:
         show_errors: Whether clients are shown the images that come with errors.
     """
 
-    origin: Origin
+    origin: OriginClient
     store: Store
     disk: Disk
     memory: Spool

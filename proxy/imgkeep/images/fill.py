@@ -45,7 +45,7 @@ from imgkeep.images.fill_result import Failed, FillResult, NotStored, Skipped, S
 from imgkeep.images.ingest import undo_put
 from imgkeep.images.shared_body import SharedBody
 from imgkeep.images.singleflight import Call
-from imgkeep.ports import Demand, NotModified
+from imgkeep.origin.demand import Demand, NotModified
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -53,10 +53,11 @@ if TYPE_CHECKING:
     from imgkeep.core.records import Client, Format, PixelSize, Source, SourceInfo, Validator
     from imgkeep.images.dependencies import FillDependencies
     from imgkeep.images.fill_result import FillListener, Outcome
-    from imgkeep.ports import Draft, OriginResponse
+    from imgkeep.origin.client import OriginResponse
+    from imgkeep.storage.interfaces import Draft
 
     PutImage = Callable[[Draft, Record], Awaitable[Record]]
-    """Stores a whole image, and returns the record under which it is found from now on. Raises as `ports.Store.put`."""
+    """Stores a whole image, and returns the record under which it is found from now on. Raises as `Store.put`."""
 
 RECENT_BYTES_MAX: Final = 1_048_576
 """Maximum size of the newest bytes in memory, once per fill: readers that keep up need not read the draft."""
@@ -281,7 +282,7 @@ class Fill(Call):
 
     def _why_not_stored(self, fault: StorageError | None) -> StorageError | None:
         """Return why the image cannot be stored after a fault of the disk: memory suffices for a store elsewhere."""
-        return self._fault or (fault if self._dependencies.store.disk_only else None)
+        return self._fault or (fault if self._dependencies.store.local_drafts_only else None)
 
     def _doubts(self, response: OriginResponse, *, is_complete: bool) -> frozenset[Doubt]:
         if self._info.expires_at is not None:

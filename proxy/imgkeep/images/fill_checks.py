@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from imgkeep.core.formats import Ending, Seen
     from imgkeep.core.records import Client, Format, PixelSize
     from imgkeep.images.dependencies import FillDependencies
-    from imgkeep.ports import Draft, OriginResponse
+    from imgkeep.origin.client import OriginResponse
+    from imgkeep.storage.interfaces import Draft
 
 GATHERED_BYTES_MAX: Final = 2_097_152
 """Maximum size of an image whose head goes out after the bytes that have come already."""
@@ -86,7 +87,7 @@ class FillChecks:
         return await self._dependencies.format_checker.foresees_end(ending, size)
 
     async def is_complete(self, response: OriginResponse, ending: Ending, draft: Draft) -> bool:
-        """Tell whether the image is complete by its format. An image that its framing does not prove whole has to be."""
+        """Tell whether the image is complete by its format. What its framing does not prove whole has to be."""
         checker, client = self._dependencies.format_checker, self._client
         if response.framed:
             if not self._background and await self._foresees_end(ending, draft.size):

@@ -16,8 +16,6 @@ from imgkeep.core.policy import judge
 from imgkeep.images.context import INTERNAL
 from imgkeep.images.fill import Fill
 from imgkeep.images.fill_result import Failed, Stored
-from imgkeep.images.negative_cache import NegativeCache
-from imgkeep.images.singleflight import SingleFlight
 from imgkeep.images.source_order import SourceOrder
 
 if TYPE_CHECKING:
@@ -30,8 +28,10 @@ if TYPE_CHECKING:
     from imgkeep.images.fill import PutImage
     from imgkeep.images.fill_result import FillListener, FillResult
     from imgkeep.images.interfaces import Leases
+    from imgkeep.images.negative_cache import NegativeCache
     from imgkeep.images.rate_limit import RateLimiter
     from imgkeep.images.record_changes import RecordChanges
+    from imgkeep.images.singleflight import SingleFlight
 
 log = logging.getLogger(__name__)
 
@@ -183,7 +183,6 @@ class FillStarter:
                 partial(self._update_memory, source),
                 self.dependencies.observer.fill_ended,
                 *listeners,
-                # The permit comes last: what the client is charged for has ended then.
                 *self._release_after(name, request_context),
             ),
             sources=self.source_order.find(source, info) if sources is None else sources,

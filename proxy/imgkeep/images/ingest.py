@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from imgkeep.core.records import PixelSize, Record
     from imgkeep.images.dependencies import FillDependencies
     from imgkeep.images.format_checker import CheckedImage
-    from imgkeep.ports import Draft, Store
+    from imgkeep.storage.interfaces import Draft, Store
 
 
 async def begin_draft(dependencies: FillDependencies, size: int | None) -> Draft:
@@ -24,7 +24,7 @@ async def begin_draft(dependencies: FillDependencies, size: int | None) -> Draft
     try:
         return await dependencies.disk.begin(size)
     except StorageError:
-        if dependencies.store.disk_only:
+        if dependencies.store.local_drafts_only:
             raise
         return await dependencies.memory.begin(size)
 
@@ -74,4 +74,4 @@ def require_pixels(dependencies: FillDependencies, pixel_size: PixelSize | None)
 async def undo_put(store: Store, record: Record) -> None:
     """Delete what the store put while an operator removed its bytes. What a fault leaves is never shown."""
     with suppress(StorageError):
-        await store.forget(record.digest)
+        await store.delete_object(record.digest)

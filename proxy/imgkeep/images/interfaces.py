@@ -18,16 +18,16 @@ class Leases(Protocol):
     The right to fetch an image, which one of several workers has at a time.
 
     Attributes:
-        grace_s: How long other workers see a lease after its image was stored. A look-up that began earlier says nothing.
+        grace_s: How long other workers see a lease after its image was stored. An older look-up says nothing.
     """
 
     grace_s: float
 
     def acquire(self, key: str) -> str | None:
-        """Acquire a lease; `None`: this worker has it, now or already. Else the name of the worker that has it."""
+        """Acquire a lease; `None`: this worker has it, now or already. Else the worker that has it."""
 
     def release(self, key: str, *, stored: bool = False) -> None:
-        """Release a lease of this worker, if there is one: at once, or after the grace period if the image is stored."""
+        """Release a lease, if this worker has it: at once, or after the grace period if the image is stored."""
 
 
 class Peers(Protocol):

@@ -1,5 +1,6 @@
 """
-Failed fetches, remembered for a short time by cause, so that a dead link does not cost its origin a request per page view.
+Failed fetches, remembered for a short time by cause, so that a dead link does not cost its origin a request per page
+view.
 
 They stand under the exact source URL and not under the identity: a freshly signed link may work. The service looks for
 the image first, so an image stored in the meantime always wins.

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from imgkeep.core.errors import ImgkeepError
     from imgkeep.images.fill import FillHead
-    from imgkeep.ports import Disk, Spool
+    from imgkeep.storage.interfaces import Disk, Spool
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class RemoteFill:
 
     Attributes:
         path: The file that it grows in; `None`: all bytes come with the steps.
-        steps: As `ports.SharedFile.steps`.
+        steps: As `SharedFile.steps`.
     """
 
     head: FillHead
@@ -57,8 +57,8 @@ class PeerFill(Call):
     A fill in another worker, which feeds the body that readers of this worker read from.
 
     Attributes:
-        body: Its head is resolved with what the other worker fetches, with why it fetches nothing, or with `None`: there
-            is no fill to follow.
+        body: Its head is resolved with what the other worker fetches, with why it fetches nothing, or with `None`:
+            there is no fill to follow.
 
     Args:
         follow: Follows the fill until the end of the block.

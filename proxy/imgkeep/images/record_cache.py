@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Container
 
     from imgkeep.core.records import Key, Record
-    from imgkeep.ports import ImageIndex, Store
+    from imgkeep.database.interfaces import ImageIndex
+    from imgkeep.storage.interfaces import Store
 
 RECORDS_BYTES_MAX: Final = 67_108_864
 """Maximum size of the records in memory: some 60,000 of them, fewer when their links are long."""
@@ -77,7 +78,7 @@ class RecordCache:
         """Keys under which the store was seen to have a tombstone."""
 
     async def find(self, key: Key) -> Record | None:
-        """Return the record under a key, whether its object is there or not. Raises as `ports.Store.find`."""
+        """Return the record under a key, whether its object is there or not. Raises as `Store.find`."""
         record = self.cached(key) or await self._find(key)
         return record or self.cached(key)  # a fill may have ended while this look-up asked elsewhere
 
@@ -159,7 +160,7 @@ class RecordCache:
 
     async def _look_up(self, key: Key) -> Record | None:
         # Where a record is a file on this disk, the image index is no shorter way to it.
-        record = None if self._store.disk_only else await self._find_in_index(key)
+        record = None if self._store.local_drafts_only else await self._find_in_index(key)
         if record is not None and may_change(record):
             try:
                 return await self._store.find(key) or record

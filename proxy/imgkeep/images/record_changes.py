@@ -1,4 +1,4 @@
-"""What follows when another image is stored under a key, or none: every memory of it changes, here and in other workers."""
+"""What follows when another image is stored under a key, or none: memory changes, here and in other workers."""
 
 from __future__ import annotations
 

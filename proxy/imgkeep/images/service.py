@@ -1,8 +1,8 @@
 """
 The service: find the image, or fill; then deliver.
 
-The order of a look-up is fixed: memory, image index, store, negative cache, origin. What is stored always wins over what
-once failed, and what an unverified link brings never takes the place of what is stored (`core/confirmation.py`).
+The order of a look-up is fixed: memory, image index, store, negative cache, origin. What is stored always wins over
+what once failed, and what an unverified link brings never takes the place of what is stored (`core/confirmation.py`).
 
 A link that is not known to be entitled to what is stored is tried: it makes a fill of its own beside the key's, under
 the same permissions, limits and leases as any other. Where one of them or the origin refuses, its client gets what is
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from imgkeep.core.policy import Policy
     from imgkeep.core.records import Digest, Source, SourceInfo
+    from imgkeep.database.interfaces import ImageIndex
     from imgkeep.images.context import Delivery, RedirectToObject, RequestContext
     from imgkeep.images.dependencies import FillDependencies
     from imgkeep.images.fill import Fill, FillHead
@@ -46,7 +47,6 @@ if TYPE_CHECKING:
     from imgkeep.images.redirects import ObjectUrls
     from imgkeep.images.shared_body import SharedBody
     from imgkeep.images.stored_images import LookupResult
-    from imgkeep.ports import ImageIndex
 
 T = TypeVar("T")
 
@@ -236,7 +236,7 @@ class ImageService:
         return await self.stored.find(key)
 
     async def look_up(self, key: Key) -> Record | None:
-        """Return the record under a key, whether its object is there or not. Raises as `ports.Store.find`."""
+        """Return the record under a key, whether its object is there or not. Raises as `Store.find`."""
         return await self.records.find(key)
 
     async def shown(self, source: Source) -> Key:

@@ -21,12 +21,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 from imgkeep.core.errors import ImgkeepError, StorageError
-from imgkeep.ports import SharedFile
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
+    from pathlib import Path
 
-    from imgkeep.ports import Draft, Readable, Spool
+    from imgkeep.storage.interfaces import Draft, Readable, Spool
 
 RECENT_CHUNKS_MAX: Final = 256
 """Maximum number of pieces of the newest bytes: an origin that sends byte by byte must cost neither memory nor long
@@ -37,6 +37,21 @@ STEP_BYTES: Final = 65_536
 """Size of the pieces of what no file holds, for another process."""
 
 H = TypeVar("H")
+
+
+@dataclass(frozen=True, slots=True)
+class SharedFile:
+    """
+    How a body grows, for another process on this machine.
+
+    Attributes:
+        path: The file that it grows in, for now: the store moves it when it puts the image.
+        steps: The number of bytes, whenever there are more: in the file, as long as no bytes come with the number. A
+            disk may fail; then the rest comes along, each time the bytes before the number. Raises as `read` does.
+    """
+
+    path: Path
+    steps: AsyncIterator[tuple[int, bytes]]
 
 
 class Watermark:
@@ -93,7 +108,7 @@ class _Part:
 
 class SharedBody(Generic[H]):
     """
-    A body that one producer feeds and many readers read. Implements `ports.Body`.
+    A body that one producer feeds and many readers read. Implements `Body`.
 
     Attributes:
         head: What readers wait for before the first byte: resolved once, with the head or with the failure.
@@ -130,7 +145,7 @@ class SharedBody(Generic[H]):
     # For readers
 
     @property
-    def at_hand(self) -> None:
+    def cache_entry(self) -> None:
         """There is no stored object yet, so no cache has it."""
 
     @property
@@ -155,7 +170,7 @@ class SharedBody(Generic[H]):
             error.__traceback__ = None
             raise copy.copy(error) from None
 
-    async def settle(self) -> int:
+    async def wait_for_size(self) -> int:
         """Wait until the body has ended, and return its size. Raises as `read` does."""
         while not self._watermark.ended:
             await self._watermark.wait_beyond(self._watermark.position)

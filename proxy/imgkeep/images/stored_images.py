@@ -28,9 +28,10 @@ if TYPE_CHECKING:
     from imgkeep.images.dependencies import FillDependencies
     from imgkeep.images.record_cache import RecordCache
     from imgkeep.images.record_changes import RecordChanges
+    from imgkeep.images.record_facts import ImageFacts
     from imgkeep.images.redirects import ObjectUrls
     from imgkeep.images.source_policy import SourcePolicy
-    from imgkeep.ports import Body
+    from imgkeep.storage.interfaces import Body
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +117,7 @@ class StoredImages:
         return None if record is None else await self.find_object_of(record)
 
     async def find_object_of(self, record: Record) -> Record | None:
-        """Return a record whose object is there, if need be the one that the store has in its place. Raises as `find`."""
+        """Return a record whose object is there, if need be the one that the store has instead. Raises as `find`."""
         self._require_servable(record)
         if await self._store.holds(record.object_name, record.size):
             return record
@@ -197,7 +198,7 @@ class StoredImages:
         """Return the name of the storage that has an image at the moment: `local`, `s3`, ..."""
         return "local" if record.pending else self._store.name
 
-    def describe(self, record: Record, *, base: str) -> dict[str, object]:
+    def describe(self, record: Record, *, base: str) -> ImageFacts:
         """Return the facts of a record, whatever the store; `base` stands before our own paths."""
         suspects = self._dependencies.suspects
         return describe_record(

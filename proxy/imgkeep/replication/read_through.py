@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from imgkeep.core.records import Digest
-    from imgkeep.ports import Body, Cache, Spool
+    from imgkeep.storage.disk_cache import DiskCache
+    from imgkeep.storage.interfaces import Body, Spool
 
 PIECE_BYTES: Final = 262_144
 """Size of the pieces in which an object is read."""
@@ -45,7 +46,7 @@ class RemoteRead(Call):
         self,
         name: str,
         fetch: Callable[[], Awaitable[Body | None]],
-        cache: Cache,
+        cache: DiskCache,
         memory: Spool,
         *,
         report_failure: Callable[[RemoteFault], None],
@@ -77,7 +78,7 @@ class RemoteRead(Call):
 
     async def _copy(self, source: Body) -> None:
         body = self.body
-        body.size = await source.settle()
+        body.size = await source.wait_for_size()
         await body.begin(self._cache)
         body.head.set_result(True)
         while piece := await self._read(source, body.written):

@@ -15,7 +15,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Final, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
 from aiohttp import HttpVersion11, web
 
@@ -26,7 +26,8 @@ from imgkeep.web.context import IS_IMAGE, REQUEST_LOG, SITE
 if TYPE_CHECKING:
     from multidict import MultiMapping
 
-    from imgkeep.ports import Growing, Readable
+    from imgkeep.images.shared_body import SharedBody
+    from imgkeep.storage.interfaces import Readable
     from imgkeep.web.context import RequestLog, Site
 
 PIECE_BYTES: Final = 32_768
@@ -76,7 +77,7 @@ class BodyRange:
     start: int
     end: int | None
     first: bytes
-    growing: Growing | None = None
+    growing: SharedBody[Any] | None = None
     """The body, where it is still on its way: others may join its readers."""
 
     async def read(self, offset: int) -> bytes:
