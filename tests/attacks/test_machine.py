@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from imgkeep.images.context import Delivery
     from imgkeep.origin.demand import Demand
 
-    from tests.support.fakes import RemoteFill
+    from tests.support.fakes import FakeResponse
 
 NOW: Final = datetime(2026, 11, 22, 10, tzinfo=UTC)
 PLACE: Final = "https://img.example.com/a.png"
@@ -79,7 +79,7 @@ class JudgingOrigin(FakeOrigin):
         demand: Demand | None = None,
         *,
         fail_fast: bool = False,
-    ) -> AsyncGenerator[RemoteFill]:
+    ) -> AsyncGenerator[FakeResponse]:
         del known, demand, fail_fast
         self.asked.append(source.url)
         yield whole(self._answer(source))
@@ -134,7 +134,7 @@ class Links(RuleBasedStateMachine):
             )
             if before is not None:
                 world.store = before.store
-                world.rebuild()
+                world.restart()
             return world
 
         world = self.loop.run_until_complete(make())

@@ -26,43 +26,43 @@ def leases(folder: Path, name: str, timer: Timer) -> FillLeases:
 
 def test_the_first_has_it_and_others_are_told_who(tmp_path: Path, timer: Timer) -> None:
     first, second = leases(tmp_path, "0.1", timer), leases(tmp_path, "1.2", timer)
-    assert first.take(KEY) is None
-    assert second.take(KEY) == "0.1"
-    assert first.take(KEY) is None
+    assert first.acquire(KEY) is None
+    assert second.acquire(KEY) == "0.1"
+    assert first.acquire(KEY) is None
     second.release(KEY)  # not theirs
-    assert second.take(KEY) == "0.1"
+    assert second.acquire(KEY) == "0.1"
     first.release(KEY)
-    assert second.take(KEY) is None
-    assert first.take(KEY) == "1.2"
+    assert second.acquire(KEY) is None
+    assert first.acquire(KEY) == "1.2"
 
 
 def test_a_claim_on_what_was_kept_lingers_until_every_look_up_began_later(tmp_path: Path, timer: Timer) -> None:
     first, second = leases(tmp_path, "0.1", timer), leases(tmp_path, "1.2", timer)
-    first.take(KEY)
-    first.release(KEY, kept=True)
+    first.acquire(KEY)
+    first.release(KEY, stored=True)
     timer.seconds += 9
-    assert second.take(KEY) == "0.1"
+    assert second.acquire(KEY) == "0.1"
     # What is claimed again, by its holder, is not let go for the time that it lingered before.
-    assert first.take(KEY) is None
+    assert first.acquire(KEY) is None
     timer.seconds += 2
-    first.take("b" * 64)
-    assert second.take(KEY) == "0.1"
-    first.release(KEY, kept=True)
+    first.acquire("b" * 64)
+    assert second.acquire(KEY) == "0.1"
+    first.release(KEY, stored=True)
     timer.seconds += 10
     first.release("b" * 64)
-    assert second.take(KEY) is None
+    assert second.acquire(KEY) is None
 
 
 def test_few_are_let_go_at_a_time_and_all_in_the_end(tmp_path: Path, timer: Timer) -> None:
     first = leases(tmp_path, "0.1", timer)
     for number in range(100):
-        first.take(str(number))
-        first.release(str(number), kept=True)
+        first.acquire(str(number))
+        first.release(str(number), stored=True)
     timer.seconds += 10
     left = []
     for _ in range(10):
         first.release("none of ours")
-        first.take("x")
+        first.acquire("x")
         left.append(len(list(tmp_path.iterdir())) - 1)
     assert left[0] >= 100 - 2 * 16
     assert left[-1] == 0
@@ -71,26 +71,26 @@ def test_few_are_let_go_at_a_time_and_all_in_the_end(tmp_path: Path, timer: Time
 def test_nothing_is_left_at_the_end(tmp_path: Path, timer: Timer) -> None:
     first = leases(tmp_path, "0.1", timer)
     for key in ("a", "b", "c"):
-        first.take(key)
-    first.release("b", kept=True)
+        first.acquire(key)
+    first.release("b", stored=True)
     first.aclose()
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_is_gone_keeps_nobody_from_fetching(tmp_path: Path, timer: Timer) -> None:
     orphan = leases(tmp_path / "gone", "0.1", timer)
-    assert orphan.take(KEY) is None
-    orphan.release(KEY, kept=True)
+    assert orphan.acquire(KEY) is None
+    orphan.release(KEY, stored=True)
     orphan.aclose()
 
 
 def test_turns_are_taken_one_after_the_other(tmp_path: Path) -> None:
     first, second = LeaderLock(tmp_path, "0.1"), LeaderLock(tmp_path, "1.2")
-    assert first.take()
-    assert not second.take()
-    assert (first.ours, second.ours) == (True, False)
+    assert first.acquire()
+    assert not second.acquire()
+    assert (first.is_held, second.is_held) == (True, False)
     assert str((tmp_path / "works").readlink()) == "0.1"
-    first.leave()
-    assert second.take()
+    first.release()
+    assert second.acquire()
     assert str((tmp_path / "works").readlink()) == "1.2"
-    second.leave()
+    second.release()

@@ -31,13 +31,15 @@ from imgkeep.core.errors import (
 from imgkeep.core.records import Digest, Format, Key
 from imgkeep.core.source_url import read_source
 from imgkeep.images.context import Delivery
-from imgkeep.images.fill import RECENT_BYTES_MAX, RECENT_CHUNKS_MAX, Fill, FillHead
+from imgkeep.images.fill import RECENT_BYTES_MAX, FillHead
+from imgkeep.images.interfaces import Cluster
 from imgkeep.images.negative_cache import NegativeCache, failure_ttl_s
 from imgkeep.images.peer_fill import FillFailure, PeerFill
 from imgkeep.images.peer_fill import RemoteFill as Followed
 from imgkeep.images.service import FOLLOW_ATTEMPTS_MAX
+from imgkeep.images.shared_body import RECENT_CHUNKS_MAX, SharedBody
 
-from tests.support.fakes import GROWING, RemoteFill, Timer, World, drain, settle
+from tests.support.fakes import GROWING, FakeResponse, Timer, World, drain, settle
 from tests.support.pictures import picture, picture_of
 
 if TYPE_CHECKING:
@@ -59,7 +61,7 @@ async def stored(world: World, url: str = URL, body: bytes = IMAGE) -> None:
 
 def forget_memory(world: World) -> None:
     """Make the image_service look into database and store again, as after a restart."""
-    world.image_service.records._held.clear()
+    world.image_service.records._records.clear()
 
 
 # One fill for many
@@ -83,7 +85,7 @@ async def test_many_clients_cause_one_fetch_and_get_the_same_bytes() -> None:
 
 async def test_whoever_comes_late_gets_the_image_from_its_first_byte_at_its_own_speed() -> None:
     world = World()
-    feed = RemoteFill(len(IMAGE)).push(IMAGE[:60_000])
+    feed = FakeResponse(len(IMAGE)).push(IMAGE[:60_000])
     world.origin.gives(URL, lambda: feed)
     early = await world.ask(URL)
     assert await early.body.read(0, 50_000) == IMAGE[:50_000]
@@ -129,12 +131,12 @@ async def test_the_last_byte_is_held_back_until_the_image_is_durable() -> None:
 async def test_readers_cost_no_copy_of_the_image() -> None:
     world = World()
     body = picture_of(4_000_000)
-    feed = RemoteFill(len(body))
+    feed = FakeResponse(len(body))
     world.origin.gives(URL, lambda: feed.push(*(body[at : at + 65_536] for at in range(0, len(body), 65_536))))
     deliveries = [await world.ask(URL) for _ in range(200)]
     await settle()
     fill = deliveries[0].body
-    assert isinstance(fill, Fill)
+    assert isinstance(fill, SharedBody)
     assert all(delivery.body is fill for delivery in deliveries)
     assert len(world.disk.drafts) == 1
     assert world.disk.drafts[0].size == len(body)
@@ -153,13 +155,13 @@ async def test_readers_cost_no_copy_of_the_image() -> None:
 async def test_an_origin_that_sends_byte_by_byte_costs_no_more() -> None:
     world = World()
     body = picture_of(3000)
-    feed = RemoteFill().push(*(body[at : at + 1] for at in range(len(body))))
+    feed = FakeResponse().push(*(body[at : at + 1] for at in range(len(body))))
     world.origin.gives(URL, lambda: feed)
     delivery = await world.ask(URL)
     for _ in range(len(body)):
         await asyncio.sleep(0)
     fill = delivery.body
-    assert isinstance(fill, Fill)
+    assert isinstance(fill, SharedBody)
     assert world.disk.drafts[0].size == len(body)
     assert len(fill._recent) <= RECENT_CHUNKS_MAX
     assert await fill.read(0, 2000) == body[:2000]
@@ -169,7 +171,7 @@ async def test_an_origin_that_sends_byte_by_byte_costs_no_more() -> None:
 
 async def test_a_fill_whose_readers_have_all_left_finishes() -> None:
     world = World()
-    feed = RemoteFill().push(IMAGE[:50_000])
+    feed = FakeResponse().push(IMAGE[:50_000])
     world.origin.gives(URL, lambda: feed)
     for _ in range(3):
         delivery = await world.ask(URL)
@@ -228,12 +230,12 @@ async def test_a_damaged_object_does_not_make_a_newer_record_forgotten() -> None
     await world.store.reached.wait()
     assert await world.get(URL) == ("stored", IMAGE)
     await world.image_service.drain()
-    looked = world.database.calls["find"]
+    looked = world.image_index.calls["find"]
     world.origin.gate.clear()
     arrives.set()
     await settle()
     assert await world.get(URL) == ("hit", IMAGE)
-    assert world.database.calls["find"] == looked
+    assert world.image_index.calls["find"] == looked
     world.origin.gate.set()
     assert (await slow)[1] == IMAGE
 
@@ -360,7 +362,7 @@ async def test_a_remembered_failure_keeps_nothing_else_alive() -> None:
         try:
             raise SourceNotFound("gone", origin_status=404)  # noqa: TRY301 - with this frame in its traceback
         except SourceNotFound as error:
-            failures.remember(read_source(URL), error)
+            failures.add(read_source(URL), error)
         return weakref.ref(witness)
 
     failures = NegativeCache(Timer())
@@ -379,7 +381,7 @@ def test_every_remembered_time_is_short() -> None:
 
 async def test_a_body_that_was_cut_is_not_remembered_and_not_kept() -> None:
     world = World()
-    world.origin.gives(URL, lambda: RemoteFill(len(IMAGE)).push(IMAGE[:50_000]).end(OriginError("broke off")), IMAGE)
+    world.origin.gives(URL, lambda: FakeResponse(len(IMAGE)).push(IMAGE[:50_000]).end(OriginError("broke off")), IMAGE)
     delivery = await world.ask(URL)
     with pytest.raises(OriginError):
         await drain(delivery)
@@ -396,15 +398,15 @@ async def test_a_body_that_was_cut_is_not_remembered_and_not_kept() -> None:
 @pytest.mark.parametrize(
     ("feed", "error"),
     [
-        pytest.param(lambda: RemoteFill().end(), NotAnImage, id="nothing"),
-        pytest.param(lambda: RemoteFill().push(b"\x89").end(), NotAnImage, id="one byte"),
-        pytest.param(lambda: RemoteFill().push(b"<html>", b"<p>expired</p>").end(), NotAnImage, id="HTML"),
-        pytest.param(lambda: RemoteFill().push(picture(width=101, height=100)).end(), TooLarge, id="too many pixels"),
-        pytest.param(lambda: RemoteFill().end(OriginTimeout("slow")), OriginTimeout, id="no first byte"),
+        pytest.param(lambda: FakeResponse().end(), NotAnImage, id="nothing"),
+        pytest.param(lambda: FakeResponse().push(b"\x89").end(), NotAnImage, id="one byte"),
+        pytest.param(lambda: FakeResponse().push(b"<html>", b"<p>expired</p>").end(), NotAnImage, id="HTML"),
+        pytest.param(lambda: FakeResponse().push(picture(width=101, height=100)).end(), TooLarge, id="too many pixels"),
+        pytest.param(lambda: FakeResponse().end(OriginTimeout("slow")), OriginTimeout, id="no first byte"),
     ],
 )
 async def test_nothing_of_what_is_no_image_reaches_a_reader(
-    feed: Callable[[], RemoteFill], error: type[Exception]
+    feed: Callable[[], FakeResponse], error: type[Exception]
 ) -> None:
     world = World()
     world.origin.gives(URL, feed)
@@ -419,8 +421,8 @@ async def test_an_image_whose_end_nobody_proves_must_be_whole_by_itself() -> Non
     world = World()
     world.origin.gives(
         URL,
-        lambda: RemoteFill(framed=False).push(IMAGE[:-5]).end(),
-        lambda: RemoteFill(framed=False).push(IMAGE).end(),
+        lambda: FakeResponse(framed=False).push(IMAGE[:-5]).end(),
+        lambda: FakeResponse(framed=False).push(IMAGE).end(),
     )
     delivery = await world.ask(URL)
     with pytest.raises(OriginError, match="broke off"):
@@ -431,7 +433,7 @@ async def test_an_image_whose_end_nobody_proves_must_be_whole_by_itself() -> Non
 async def test_an_image_that_comes_byte_by_byte_is_judged_as_if_it_came_at_once() -> None:
     world = World()
     body = picture("WEBP")
-    world.origin.gives(URL, lambda: RemoteFill().push(*(body[at : at + 1] for at in range(len(body)))).end())
+    world.origin.gives(URL, lambda: FakeResponse().push(*(body[at : at + 1] for at in range(len(body)))).end())
     assert await world.get(URL) == ("stored", body)
     (record,) = world.store.records.values()
     assert record.pixel_size is not None
@@ -440,7 +442,7 @@ async def test_an_image_that_comes_byte_by_byte_is_judged_as_if_it_came_at_once(
 
 async def test_an_unknown_size_is_told_as_soon_as_it_is_certain() -> None:
     world = World()
-    feed = RemoteFill().push(IMAGE[:1000])
+    feed = FakeResponse().push(IMAGE[:1000])
     world.origin.gives(URL, lambda: feed)
     delivery = await world.ask(URL)
     assert delivery.body.size is None
@@ -454,7 +456,7 @@ async def test_an_unknown_size_is_told_as_soon_as_it_is_certain() -> None:
 
 async def test_a_size_that_never_comes_is_told_as_the_failure() -> None:
     world = World()
-    world.origin.gives(URL, lambda: RemoteFill().push(IMAGE[:1000]).end(OriginTimeout("slow")))
+    world.origin.gives(URL, lambda: FakeResponse().push(IMAGE[:1000]).end(OriginTimeout("slow")))
     delivery = await world.ask(URL)
     with pytest.raises(OriginTimeout):
         await delivery.body.wait_for_size()
@@ -469,7 +471,7 @@ async def test_while_the_store_cannot_be_read_the_origin_is_asked(verb: str) -> 
     world = World()
     await stored(world)
     forget_memory(world)
-    world.database.records.clear()
+    world.image_index.records.clear()
     world.store.faults[verb] = StorageError("down")
     assert await world.get(URL) == ("not_stored", IMAGE)
     assert len(world.origin.asked) == 2
@@ -479,7 +481,7 @@ async def test_what_an_origin_sends_while_the_store_cannot_be_read_replaces_noth
     world = World()
     await stored(world)
     forget_memory(world)
-    world.database.records.clear()
+    world.image_index.records.clear()
     expired = picture(seed=1)
     world.origin.gives(URL, expired)
     world.store.faults["find"] = StorageError("down")
@@ -494,7 +496,7 @@ async def test_a_store_that_cannot_be_read_is_not_told_as_the_origins_failure(ve
     world = World()
     await stored(world)
     forget_memory(world)
-    world.database.records.clear()
+    world.image_index.records.clear()
     world.origin.gives(URL, error)
     world.store.faults[verb] = StorageError("down")
     for _ in range(2):  # the second time the failure is remembered
@@ -508,16 +510,16 @@ async def test_a_store_that_cannot_be_read_is_not_told_as_the_origins_failure(ve
 async def test_a_catalog_that_fails_costs_a_look_into_the_store_and_nothing_else() -> None:
     world = World()
     world.store.local_drafts_only = False
-    world.database.fault = StorageError("locked")
+    world.image_index.fault = StorageError("locked")
     await stored(world)
     forget_memory(world)
     assert await world.get(URL) == ("hit", IMAGE)
     assert world.store.calls["find"] == 2
-    world.database.fault = None
+    world.image_index.fault = None
     forget_memory(world)
     assert await world.get(URL) == ("hit", IMAGE)
     assert world.store.calls["find"] == 3
-    assert world.database.records
+    assert world.image_index.records
     forget_memory(world)
     assert await world.get(URL) == ("hit", IMAGE)
     assert world.store.calls["find"] == 3
@@ -557,7 +559,7 @@ async def test_a_disk_that_fails_does_not_fail_the_readers(
 ) -> None:
     world = World(memory_bytes=len(IMAGE))
     break_disk(world)
-    feed = RemoteFill(len(IMAGE) if declared else None).push(IMAGE[:30_000])
+    feed = FakeResponse(len(IMAGE) if declared else None).push(IMAGE[:30_000])
     world.origin.gives(URL, lambda: feed, IMAGE)
     early = await world.ask(URL)
     assert early.outcome.value == ("not_stored" if break_disk is at_begin else "stored")
@@ -590,7 +592,7 @@ class FakePeers:
     @asynccontextmanager
     async def follow(self, _holder: str, name: str) -> AsyncIterator[Followed | FillFailure | None]:
         self.calls += 1
-        joined = await self.world.image_service.join(name)
+        joined = await self.world.image_service.join_for_peer(name)
         if joined is None or isinstance(joined, FillFailure):
             yield joined
             return
@@ -603,11 +605,11 @@ class FakePeers:
         self.waits += 1
         await self.world.image_service.wait_for_fill(Key(key))
 
-    async def tell(self, **_what: object) -> None:
+    async def notify(self, **_what: object) -> None:
         """They know."""
 
 
-async def along(fill: Fill) -> AsyncIterator[tuple[int, bytes]]:
+async def along(fill: SharedBody[FillHead]) -> AsyncIterator[tuple[int, bytes]]:
     offset = 0
     while data := await fill.read(offset, 10_000):
         offset += len(data)
@@ -622,23 +624,18 @@ class Elsewhere:
     grace_s: float = 10
     released: list[str] = field(default_factory=list)
 
-    def take(self, _key: str) -> str | None:
+    def acquire(self, _key: str) -> str | None:
         return "1.1" if self.holds else None
 
-    def release(self, key: str, *, kept: bool = False) -> None:
-        del kept
+    def release(self, key: str, *, stored: bool = False) -> None:
+        del stored
         self.released.append(key)
 
 
 def beside(world: World, *, memory_bytes: int = 100_000_000) -> tuple[World, FakePeers]:
     """Return another worker with the same stores."""
-    other = World(memory_bytes=memory_bytes)
-    other.disk, other.store, other.database = world.disk, world.store, world.database
     peers = FakePeers(world)
-    other.image_service._dependencies = replace(other.image_service._dependencies, disk=world.disk, store=world.store)
-    other.image_service._store = other.image_service.records._store = world.store
-    other.image_service._peers, other.image_service._leases = peers, Elsewhere()
-    return other, peers
+    return World(memory_bytes=memory_bytes, beside=world, cluster=Cluster(Elsewhere(), peers)), peers
 
 
 def nowhere(_world: World) -> None:
@@ -651,7 +648,7 @@ async def test_another_worker_reads_along_what_a_disk_takes_and_what_it_does_not
 ) -> None:
     world = World(memory_bytes=len(IMAGE))
     break_disk(world)
-    feed = RemoteFill().push(IMAGE[:30_000])
+    feed = FakeResponse().push(IMAGE[:30_000])
     world.origin.gives(URL, lambda: feed)
     delivery = await world.ask(URL)
     other, peers = beside(world, memory_bytes=len(IMAGE))
@@ -675,7 +672,7 @@ async def test_another_worker_reads_along_what_a_disk_takes_and_what_it_does_not
 async def test_what_is_in_memory_only_is_not_laid_open() -> None:
     world = World()
     at_the_first_write(world)
-    feed = RemoteFill().push(IMAGE[:30_000])
+    feed = FakeResponse().push(IMAGE[:30_000])
     world.origin.gives(URL, lambda: feed)
     delivery = await world.ask(URL)
     assert delivery.growing is not None
@@ -686,7 +683,7 @@ async def test_what_is_in_memory_only_is_not_laid_open() -> None:
 
 async def test_a_follower_ends_as_what_it_follows_does() -> None:
     world = World()
-    feed = RemoteFill(len(IMAGE)).push(IMAGE[:30_000])
+    feed = FakeResponse(len(IMAGE)).push(IMAGE[:30_000])
     world.origin.gives(URL, lambda: feed)
     delivery = await world.ask(URL)
     other, _ = beside(world)
@@ -714,7 +711,8 @@ async def test_a_fill_that_fails_elsewhere_fails_its_own_link_and_no_other(
     other.origin.gives(OTHER, IMAGE)
     asking = asyncio.create_task(other.get(url))
     await settle()
-    leases = other.image_service._leases
+    assert other.cluster is not None
+    leases = other.cluster.leases
     assert isinstance(leases, Elsewhere)
     leases.holds = False
     world.origin.gate.set()
@@ -744,7 +742,7 @@ async def test_a_follower_that_finds_nothing_to_follow_looks_again() -> None:
 async def test_a_follower_without_memory_for_what_no_disk_takes_is_a_fault() -> None:
     world = World()
     midway(world)
-    feed = RemoteFill(len(IMAGE)).push(IMAGE[:30_000])
+    feed = FakeResponse(len(IMAGE)).push(IMAGE[:30_000])
     world.origin.gives(URL, lambda: feed)
     delivery = await world.ask(URL)
     other, _ = beside(world, memory_bytes=1000)
@@ -758,13 +756,13 @@ async def test_a_follower_without_memory_for_what_no_disk_takes_is_a_fault() -> 
 
 
 async def test_who_asks_whether_an_image_has_landed_lets_nobody_fetch_it_again(tmp_path: Path) -> None:
-    world = World()
-    ours, theirs = (FillLeases(tmp_path, name, grace_s=10, timer=world.timer) for name in ("0.1", "1.2"))
-    world.image_service._leases = ours
-    assert await asyncio.to_thread(ours.take, "a") is None
-    ours.release("a", kept=True)
+    timer = Timer()
+    ours, theirs = (FillLeases(tmp_path, name, grace_s=10, timer=timer) for name in ("0.1", "1.2"))
+    world = World(cluster=Cluster(ours, FakePeers(World())))
+    assert await asyncio.to_thread(ours.acquire, "a") is None
+    ours.release("a", stored=True)
     await world.image_service.wait_for_fill(Key("a"))
-    assert await asyncio.to_thread(theirs.take, "a") == "0.1"
+    assert await asyncio.to_thread(theirs.acquire, "a") == "0.1"
 
 
 async def test_a_file_that_is_gone_is_not_read_along() -> None:
@@ -778,19 +776,19 @@ async def test_a_file_that_is_gone_is_not_read_along() -> None:
     world = World()
     peer_fill = PeerFill(call, world.disk, world.memory)
     await peer_fill.run()
-    assert await peer_fill.head is None
-    assert peer_fill.ended
+    assert await peer_fill.body.wait_head() is None
+    assert peer_fill.body.ended
 
 
 @pytest.mark.parametrize("is_stored", [True, False], ids=["stored", "not stored"])
 async def test_a_claim_that_stands_for_nothing_is_given_up_when_another_worker_asks(*, is_stored: bool) -> None:
-    world = World()
-    leases = world.image_service._leases = Elsewhere(holds=False)
+    leases = Elsewhere(holds=False)
+    world = World(cluster=Cluster(leases, FakePeers(World())))
     if is_stored:
         await stored(world)
     leases.released.clear()
     key = world.image_service.identify(read_source(URL)).key
-    assert await world.image_service.join(key) is None
+    assert await world.image_service.join_for_peer(key) is None
     assert leases.released == ([] if is_stored else [key])
 
 
@@ -803,7 +801,7 @@ async def test_the_budget_of_memory_is_respected_and_given_back(
     world = World(memory_bytes=len(IMAGE) - 1)
     break_disk(world)
     world.origin.gives(
-        URL, lambda: RemoteFill(len(IMAGE) if declared else None).push(IMAGE[:50_000], IMAGE[50_000:]).end()
+        URL, lambda: FakeResponse(len(IMAGE) if declared else None).push(IMAGE[:50_000], IMAGE[50_000:]).end()
     )
     with pytest.raises(StorageError, match="memory set aside"):
         await drain(await world.ask(URL))
@@ -814,11 +812,11 @@ async def test_the_budget_of_memory_is_respected_and_given_back(
 
 async def test_a_shutdown_in_the_middle_of_a_fill_leaves_nothing_behind() -> None:
     world = World()
-    world.origin.gives(URL, lambda: RemoteFill(len(IMAGE)).push(IMAGE[:50_000]))
+    world.origin.gives(URL, lambda: FakeResponse(len(IMAGE)).push(IMAGE[:50_000]))
     delivery = await world.ask(URL)
     assert await delivery.body.read(0, 10)
     waiting = asyncio.create_task(drain(delivery))
-    world.origin.gives(OTHER.replace("a.png", "b.png"), RemoteFill)
+    world.origin.gives(OTHER.replace("a.png", "b.png"), FakeResponse)
     headless = asyncio.create_task(world.ask(OTHER.replace("a.png", "b.png")))
     await settle()
     await world.image_service.aclose()
@@ -832,7 +830,7 @@ async def test_a_shutdown_in_the_middle_of_a_fill_leaves_nothing_behind() -> Non
 
 async def test_a_shutdown_waits_for_fills_that_are_about_to_land() -> None:
     world = World()
-    feed = RemoteFill().push(IMAGE[:50_000])
+    feed = FakeResponse().push(IMAGE[:50_000])
     world.origin.gives(URL, lambda: feed)
     delivery = await world.ask(URL)
     await delivery.body.aclose()
@@ -846,12 +844,12 @@ async def test_a_shutdown_waits_for_fills_that_are_about_to_land() -> None:
 
 async def test_what_nobody_foresaw_is_told_to_the_readers_and_to_the_log(caplog: pytest.LogCaptureFixture) -> None:
     world = World()
-    world.origin.gives(URL, lambda: RemoteFill().push(IMAGE[:50_000]).end(ZeroDivisionError("a bug")), IMAGE)
+    world.origin.gives(URL, lambda: FakeResponse().push(IMAGE[:50_000]).end(ZeroDivisionError("a bug")), IMAGE)
     delivery = await world.ask(URL)
     with caplog.at_level(logging.ERROR), pytest.raises(ZeroDivisionError):
         await drain(delivery)
     await world.image_service.drain()
-    assert [record.getMessage() for record in caplog.records] == ["a fill failed as nobody foresaw"]
+    assert [record.getMessage() for record in caplog.records] == ["fill failed unexpectedly"]
     assert await world.get(URL) == ("stored", IMAGE)
 
 
@@ -861,10 +859,10 @@ async def test_what_nobody_foresaw_is_told_to_the_readers_and_to_the_log(caplog:
 async def test_a_warm_hit_asks_neither_the_catalog_nor_for_the_record() -> None:
     world = World()
     await stored(world)
-    database, store = world.database.calls.copy(), world.store.calls.copy()
+    database, store = world.image_index.calls.copy(), world.store.calls.copy()
     for _ in range(10):
         assert await world.get(URL) == ("hit", IMAGE)
-    assert world.database.calls == database
+    assert world.image_index.calls == database
     assert world.store.calls - store == {"fetch": 10}
     assert len(world.origin.asked) == 1
 
@@ -889,12 +887,12 @@ async def test_an_object_that_is_damaged_is_fetched_again() -> None:
 async def test_a_row_of_the_catalog_that_names_a_missing_object_gives_way_to_the_record() -> None:
     world = World()
     await stored(world)
-    key, record = next(iter(world.database.records.items()))
-    world.database.records[key] = replace(record, digest=Digest("0" * 64))
+    key, record = next(iter(world.image_index.records.items()))
+    world.image_index.records[key] = replace(record, digest=Digest("0" * 64))
     forget_memory(world)
     world.origin.gives(URL, SourceNotFound("x"))
     assert await world.get(URL) == ("hit", IMAGE)
-    assert world.database.records[key] == record
+    assert world.image_index.records[key] == record
 
 
 async def test_no_answer_of_an_origin_removes_what_is_stored() -> None:
@@ -946,7 +944,7 @@ async def test_every_fill_draws_its_own_tag_and_the_record_keeps_it() -> None:
     hit = await world.ask(URL)
     assert (hit.etag, hit.name) == (miss.etag, miss.name)
     forget_memory(world)
-    world.database.records.clear()
+    world.image_index.records.clear()
     assert (await world.ask(URL)).etag == miss.etag
     url = "https://images.example/same.png"
     world.origin.gives(url, IMAGE)
@@ -966,7 +964,7 @@ async def test_counters_add_up() -> None:
     await world.get(full)
     await world.image_service.drain()
     assert (world.observer.sizes, world.observer.reasons) == ([len(IMAGE)], ["the disk is full"])
-    assert world.observer.ended == len(world.origin.asked) == 3
+    assert len(world.observer.results) == len(world.origin.asked) == 3
 
 
 # --- removal
@@ -979,7 +977,7 @@ async def test_a_picture_that_is_removed_while_it_is_being_put_is_not_shown() ->
     durable = world.store.gates["put"] = asyncio.Event()
     getting = asyncio.create_task(world.get(URL))
     await world.store.reached.wait()
-    world.refused.add(Digest(sha256(body).hexdigest()))
+    world.blocked.add(Digest(sha256(body).hexdigest()))
     durable.set()
     with pytest.raises(Removed):
         await getting

@@ -47,7 +47,7 @@ class FillLeases:
         """Until when each lingers; `None`: it is under way."""
         self._lingering: deque[tuple[float, str]] = deque()
 
-    def take(self, key: str) -> str | None:
+    def acquire(self, key: str) -> str | None:
         self._let_go()
         if key in self._ours:
             self._ours[key] = None
@@ -72,11 +72,11 @@ class FillLeases:
                 self._ours[key] = None
                 return None
 
-    def release(self, key: str, *, kept: bool = False) -> None:
+    def release(self, key: str, *, stored: bool = False) -> None:
         if key not in self._ours:
             return
         self._let_go()
-        if kept:
+        if stored:
             self._ours[key] = until = self._timer() + self.grace_s
             self._lingering.append((until, key))
         else:
@@ -116,10 +116,10 @@ class LeaderLock:
         self._descriptor: int | None = None
 
     @property
-    def ours(self) -> bool:
+    def is_held(self) -> bool:
         return self._descriptor is not None
 
-    def take(self) -> bool:
+    def acquire(self) -> bool:
         """Take the turn, if nobody has it."""
         descriptor = os.open(self._folder / "works.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
@@ -135,7 +135,7 @@ class LeaderLock:
         self._descriptor = descriptor
         return True
 
-    def leave(self) -> None:
+    def release(self) -> None:
         """Let somebody else have it."""
         if self._descriptor is not None:
             os.close(self._descriptor)

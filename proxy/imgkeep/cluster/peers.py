@@ -133,7 +133,7 @@ class Peers:
         except (aiohttp.ClientError, OSError):
             await self._see_freed(holder, key)
 
-    async def tell(
+    async def notify(
         self,
         *,
         refused: Collection[Digest] = (),

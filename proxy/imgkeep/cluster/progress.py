@@ -29,7 +29,7 @@ from imgkeep.web.messages import PIECE_BYTES
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from imgkeep.images.fill import Fill
+    from imgkeep.images.shared_body import SharedBody
 
 _SIZE: Final = struct.Struct(">I")
 _STEP: Final = struct.Struct(">QI")
@@ -59,7 +59,7 @@ class Failed(msgspec.Struct, tag=True):
     """Of a `StorageError`, for the record of the worker that follows."""
 
 
-async def tell_fill(fill: Fill, head: FillHead) -> Telling:
+async def tell_fill(fill: SharedBody[FillHead], head: FillHead) -> Telling:
     """Return what a worker that follows is told of a fill; small ones are not worth a file."""
     small = head.size is not None and head.size <= PIECE_BYTES
     trace = None if small else await fill.share_file()
@@ -99,7 +99,7 @@ async def read_fill(stream: aiohttp.StreamReader) -> RemoteFill | FillFailure:
 class Telling:
     """What is told of a fill, as it goes over the wire. Implements `Readable`, from its beginning on."""
 
-    def __init__(self, message: bytes, steps: AsyncIterator[tuple[int, bytes]], fill: Fill) -> None:
+    def __init__(self, message: bytes, steps: AsyncIterator[tuple[int, bytes]], fill: SharedBody[FillHead]) -> None:
         self.message = message
         """Comes before what is read."""
         self._steps = steps
@@ -132,7 +132,7 @@ def _make_error(told: Failed) -> ImgkeepError:
     return error
 
 
-async def _send_along(fill: Fill) -> AsyncIterator[tuple[int, bytes]]:
+async def _send_along(fill: SharedBody[FillHead]) -> AsyncIterator[tuple[int, bytes]]:
     """Yield all bytes of a fill as steps."""
     offset = 0
     while data := await fill.read(offset, PIECE_BYTES):

@@ -49,8 +49,8 @@ if TYPE_CHECKING:
 
     from imgkeep.core.confirmation import Link
     from imgkeep.core.records import Key, Record, Source, SourceInfo
-    from imgkeep.images.fill import FillDependencies
-    from imgkeep.images.peer_fill import FillLeases
+    from imgkeep.images.dependencies import FillDependencies
+    from imgkeep.images.interfaces import Leases
     from imgkeep.storage.interfaces import Draft
 
 SEEN_LINKS_MAX: Final = 65_536
@@ -87,7 +87,7 @@ class Confirmer:
         *,
         kept: Callable[[Record], Awaitable[None]],
         tell: Callable[[str], Awaitable[None]],
-        leases: FillLeases | None,
+        leases: Leases | None,
         spoil: Callable[[Source], Source | None],
         timer: Callable[[], float],
     ) -> None:
@@ -244,7 +244,7 @@ class Confirmer:
         name = f"probe.{second_fill.known.key}"
         if name in self._probes or len(self._probes) >= PROBES_MAX:
             return
-        if self._leases is not None and self._leases.take(name) is not None:
+        if self._leases is not None and self._leases.acquire(name) is not None:
             return
         release = partial(self._release, name)
         self._probes.join(

@@ -19,13 +19,14 @@ from imgkeep.core.dead_link import refuses
 from imgkeep.core.errors import ImgkeepError, OriginError
 from imgkeep.core.formats import sniff
 from imgkeep.core.records import Digest, Doubt
+from imgkeep.images.singleflight import Call
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
     from imgkeep.core.confirmation import Proof
     from imgkeep.core.records import Record, Source, SourceInfo
-    from imgkeep.images.fill import FillDependencies
+    from imgkeep.images.dependencies import FillDependencies
 
 SNIFFED_BYTES: Final = 4096
 """Enough of an answer to tell a page from an image."""
@@ -51,9 +52,9 @@ class SecondFill:
     new: Record
 
 
-class SignatureProbe:
+class SignatureProbe(Call):
     """
-    A call of `singleflight.SingleFlight`: asks an origin by altered signatures, and reports what that proves.
+    A probe: asks an origin by altered signatures, and reports what that proves.
 
     Args:
         second_fill: The link whose signature is in question, and both images.
