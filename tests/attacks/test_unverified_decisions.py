@@ -18,7 +18,7 @@ from imgkeep.core.host_patterns import Globs
 from imgkeep.core.identity import BUILT_IN, identify, read_provider_rules
 from imgkeep.core.records import Validator
 from imgkeep.core.source_url import read_source
-from imgkeep.images.refresh import Rules
+from imgkeep.images.refresh import SourceRules
 
 from tests.support.fakes import FakeResponse, World, drain, whole
 from tests.support.pictures import picture
@@ -94,7 +94,7 @@ async def test_no_form_of_a_signature_splits_a_key(imgkeep: Imgkeep, signed: Sig
 
 def world_of(shown: dict[str, bytes], *, refresh: bool = False) -> World:
     """Return a image_service at an origin that can be had by https, with what it shows to which query."""
-    rules = Rules(refresh=Globs(("img.example.com",))) if refresh else None
+    rules = SourceRules(refresh=Globs(("img.example.com",))) if refresh else None
     world = World(
         identify=lambda source: identify(source, NOW, CATALOGUE),
         rules=rules,

@@ -14,7 +14,7 @@ from imgkeep.core.identity import identify
 from imgkeep.core.records import Digest, Validator
 from imgkeep.core.source_url import read_source
 from imgkeep.images.context import RedirectToSource
-from imgkeep.images.refresh import Rules
+from imgkeep.images.refresh import SourceRules
 from imgkeep.origin.demand import NotModified
 
 from tests.support.fakes import FakeResponse, World, whole
@@ -56,7 +56,7 @@ def exactly(source: Source) -> SourceInfo:
     return identify(source, NOW, exact=True)
 
 
-def world_of(rules: Rules | None = None, identify_by: Callable[[Source], SourceInfo] = by_catalogue) -> World:
+def world_of(rules: SourceRules | None = None, identify_by: Callable[[Source], SourceInfo] = by_catalogue) -> World:
     return World(identify=identify_by, rules=rules)
 
 
@@ -153,7 +153,7 @@ async def test_permanent_links_are_kept_too_unless_told_otherwise() -> None:
 
 
 async def test_clients_of_permanent_links_can_be_sent_there() -> None:
-    world = world_of(Rules(redirect_permanent=True))
+    world = world_of(SourceRules(redirect_permanent=True))
     world.origin.gives(FRESH, OLD)
     source = read_source(PLAIN)
     assert await world.image_service.deliver(source, by_catalogue(source)) == RedirectToSource(PLAIN)
@@ -162,7 +162,7 @@ async def test_clients_of_permanent_links_can_be_sent_there() -> None:
 
 
 async def test_a_permanent_link_to_a_kept_picture_is_served() -> None:
-    world = world_of(Rules(redirect_permanent=True))
+    world = world_of(SourceRules(redirect_permanent=True))
     world.origin.gives(FRESH, OLD)
     await world.get(FRESH)
     assert await world.get("https://bucket.s3.amazonaws.com/a.png") == ("hit", OLD)
@@ -178,7 +178,7 @@ async def kept(world: World, validator: Validator | None = SEEN) -> None:
 
 
 async def test_a_new_signature_reveals_a_new_picture_to_those_who_ask_afterwards() -> None:
-    world = world_of(Rules(refresh=HOSTS))
+    world = world_of(SourceRules(refresh=HOSTS))
     await kept(world)
     world.origin.gives(FRESHER, answer(NEW, Validator('"2"', None)))
     assert await world.get(FRESHER) == ("hit", OLD), "nobody waits for the origin"
@@ -188,7 +188,7 @@ async def test_a_new_signature_reveals_a_new_picture_to_those_who_ask_afterwards
 
 
 async def test_a_picture_that_did_not_change_costs_one_question_per_link() -> None:
-    world = world_of(Rules(refresh=HOSTS))
+    world = world_of(SourceRules(refresh=HOSTS))
     await kept(world)
     world.origin.gives(FRESHER, NotModified())
     for _ in range(3):
@@ -210,7 +210,7 @@ async def test_a_picture_that_did_not_change_costs_one_question_per_link() -> No
     ],
 )
 async def test_nothing_but_a_whole_image_replaces_what_is_kept(answers: Callable[[], FakeResponse] | Exception) -> None:
-    world = world_of(Rules(refresh=HOSTS))
+    world = world_of(SourceRules(refresh=HOSTS))
     await kept(world)
     world.origin.gives(FRESHER, answers)
     for _ in range(2):
@@ -220,7 +220,7 @@ async def test_nothing_but_a_whole_image_replaces_what_is_kept(answers: Callable
 
 
 async def test_the_same_bytes_keep_their_tag() -> None:
-    world = world_of(Rules(refresh=HOSTS))
+    world = world_of(SourceRules(refresh=HOSTS))
     await kept(world)
     (before,) = world.store.records.values()
     world.origin.gives(FRESHER, answer(OLD, Validator('"2"', None)))
@@ -234,7 +234,7 @@ async def test_a_signature_that_may_be_unchecked_replaces_nothing() -> None:
     def unchecked(source: Source) -> SourceInfo:
         return replace(by_catalogue(source), enforced=source.url != FRESHER)
 
-    world = world_of(Rules(refresh=HOSTS), unchecked)
+    world = world_of(SourceRules(refresh=HOSTS), unchecked)
     await kept(world)
     world.origin.gives(FRESHER, answer(NEW, Validator('"2"', None)))
     assert await world.get(FRESHER) == ("hit", OLD)
@@ -243,7 +243,7 @@ async def test_a_signature_that_may_be_unchecked_replaces_nothing() -> None:
 
 
 async def test_a_newer_picture_that_was_removed_changes_nothing() -> None:
-    world = world_of(Rules(refresh=HOSTS))
+    world = world_of(SourceRules(refresh=HOSTS))
     await kept(world)
     world.blocked.add(Digest(sha256(NEW).hexdigest()))
     world.origin.gives(FRESHER, answer(NEW, Validator('"2"', None)))
@@ -257,16 +257,18 @@ async def test_a_newer_picture_that_was_removed_changes_nothing() -> None:
 @pytest.mark.parametrize(
     ("rules", "validator", "url", "from_own_node"),
     [
-        pytest.param(Rules(refresh=Globs(("other.example",))), SEEN, FRESHER, False, id="another host"),
-        pytest.param(Rules(), SEEN, FRESHER, False, id="nobody wants it"),
-        pytest.param(Rules(refresh=HOSTS), None, FRESHER, False, id="no validator"),
-        pytest.param(Rules(refresh=HOSTS), SEEN, EXPIRED, False, id="expired"),
-        pytest.param(Rules(refresh=HOSTS), SEEN, "https://bucket.s3.amazonaws.com/a.png", False, id="no signature"),
-        pytest.param(Rules(refresh=HOSTS), SEEN, FRESHER, True, id="a node of ours asks"),
+        pytest.param(SourceRules(refresh=Globs(("other.example",))), SEEN, FRESHER, False, id="another host"),
+        pytest.param(SourceRules(), SEEN, FRESHER, False, id="nobody wants it"),
+        pytest.param(SourceRules(refresh=HOSTS), None, FRESHER, False, id="no validator"),
+        pytest.param(SourceRules(refresh=HOSTS), SEEN, EXPIRED, False, id="expired"),
+        pytest.param(
+            SourceRules(refresh=HOSTS), SEEN, "https://bucket.s3.amazonaws.com/a.png", False, id="no signature"
+        ),
+        pytest.param(SourceRules(refresh=HOSTS), SEEN, FRESHER, True, id="a node of ours asks"),
     ],
 )
 async def test_otherwise_no_origin_is_asked(
-    rules: Rules, validator: Validator | None, url: str, *, from_own_node: bool
+    rules: SourceRules, validator: Validator | None, url: str, *, from_own_node: bool
 ) -> None:
     world = world_of(rules)
     await kept(world, validator)

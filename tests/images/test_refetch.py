@@ -25,7 +25,7 @@ from imgkeep.core.errors import (
 from imgkeep.core.identity import identify
 from imgkeep.core.records import Digest, Doubt, Key, Record, Refetches
 from imgkeep.core.source_url import read_source
-from imgkeep.images.refetch import CLAIM_LOOKS_MAX, REFETCHES_MAX, Refetcher
+from imgkeep.images.refetch import LEASE_POLLS_MAX, REFETCHES_MAX, Refetcher
 
 from tests.images.test_links import EXPIRED, FRESH, FRESHER, NOW, PLAIN, by_catalogue, exactly
 from tests.support.fakes import OPEN_POLICY, FakeResponse, World, settle, without_query
@@ -352,12 +352,12 @@ async def test_another_worker_that_fetches_the_image_is_waited_for() -> None:
 
 
 async def test_another_worker_is_waited_for_so_long_and_no_longer() -> None:
-    leases = FakeLeases(held_for=10 * CLAIM_LOOKS_MAX)
+    leases = FakeLeases(held_for=10 * LEASE_POLLS_MAX)
     desk = Desk(leases=leases)
     before = await desk.begin()
     with pytest.raises(Busy):
         await desk.refetch(before, FRESHER)
-    assert desk.slept == CLAIM_LOOKS_MAX
+    assert desk.slept == LEASE_POLLS_MAX
     assert desk.world.origin.asked == []
 
 

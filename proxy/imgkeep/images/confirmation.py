@@ -54,11 +54,11 @@ if TYPE_CHECKING:
     from imgkeep.storage.interfaces import Draft
 
 SEEN_LINKS_MAX: Final = 65_536
-"""Maximum number of links that are known to have been compared; 300 bytes each, 20 MB. One that is forgotten is again."""
+"""Maximum number of links that are known to have been compared; 300 bytes each, 20 MB."""
 PROBES_MAX: Final = 8
 """Maximum number of probes at a time: each is up to four requests, and the links of strangers cause them."""
 UNPROVEN_TTL_S: Final = 600
-"""Time for which equal bytes cause no other probe of a key, once a wrong signature has brought them too: cost, no gain."""
+"""Time for which equal bytes cause no other probe of a key, once a wrong signature has brought them too."""
 UNPROVEN_MAX: Final = 16_384
 TRIED: Final = "tried"
 """The word before a fingerprint and a digest, in what workers tell each other."""
@@ -74,10 +74,10 @@ class Confirmer:
 
     Args:
         dependencies: Those of all fills.
-        kept: Is told of every record that is written beside the fill's own.
+        stored: Is told of every record that is written beside the fill's own.
         tell: Tells other workers what `learn` understands.
         leases: The right to probe, among several workers; `None`: there is one.
-        spoil: Returns a link with another, random signature; `None` if it carries none.
+        alter: Returns a link with another, random signature; `None` if it carries none.
         timer: Gives monotonic seconds.
     """
 
@@ -85,17 +85,17 @@ class Confirmer:
         self,
         dependencies: FillDependencies,
         *,
-        kept: Callable[[Record], Awaitable[None]],
+        stored: Callable[[Record], Awaitable[None]],
         tell: Callable[[str], Awaitable[None]],
         leases: Leases | None,
-        spoil: Callable[[Source], Source | None],
+        alter: Callable[[Source], Source | None],
         timer: Callable[[], float],
     ) -> None:
         self._dependencies = dependencies
-        self._stored = kept
+        self._stored = stored
         self._tell = tell
         self._leases = leases
-        self._alter = spoil
+        self._alter = alter
         self._seen: LRUCache[str, Digest] = LRUCache(SEEN_LINKS_MAX)
         """By the link's fingerprint, the stored bytes that it was compared with."""
         self._unproven: TTLCache[tuple[Key, Digest], bool] = TTLCache(UNPROVEN_MAX, UNPROVEN_TTL_S, timer=timer)
@@ -213,7 +213,7 @@ class Confirmer:
         await self._tell(f"{TRIED} {new.brought_by} {known.digest}")
 
     async def _is_beginning_of_stored(self, known: Record, new: Record) -> bool:
-        """Tell whether a link has brought the beginning of the stored object: it is shown the stored one from then on."""
+        """Tell whether a link has brought the beginning of the stored object, and is to be shown that one."""
         if Doubt.INCOMPLETE not in new.doubts or known.size <= new.size:
             return False
         digest = sha256()
