@@ -121,7 +121,9 @@ class Confirmer:
         self._seen[mark] = Digest(digest)
         return True
 
-    async def settle(self, source: Source, info: SourceInfo, known: Record, draft: Draft, new: Record) -> Record:
+    async def put_second_fill(
+        self, source: Source, info: SourceInfo, known: Record, draft: Draft, new: Record
+    ) -> Record:
         """Store the whole image of a second fill where it belongs; return the record by which its link finds it."""
         continues = await is_continuation(known, draft)
         weight = weigh(known, new, continues=continues)
@@ -136,7 +138,7 @@ class Confirmer:
             return await self._merge(second_fill, draft)
         return await self._store_beside(second_fill, draft)
 
-    async def settle_https(self, known: Record, draft: Draft, new: Record) -> Record:
+    async def put_secure(self, known: Record, draft: Draft, new: Record) -> Record:
         """
         Store a whole image that was fetched over https in the background, if it leaves fewer doubts.
 
@@ -152,7 +154,7 @@ class Confirmer:
         merged = merge(known, new)
         return known if merged == known else await self._dependencies.store.put_record(merged)
 
-    async def settle_refresh(self, known: Record, draft: Draft, new: Record) -> Record:
+    async def put_refreshed(self, known: Record, draft: Draft, new: Record) -> Record:
         """
         Store a whole image that replaces another, because the operator wants that for this host.
 

@@ -141,7 +141,7 @@ class IncompleteRefetcher:
             refetch.source,
             refetch.info,
             request_context,
-            put=partial(self._settle, refetch),
+            put=partial(self._put, refetch),
             is_due=partial(self._is_due, refetch),
             listeners=(partial(self._end, refetch),),
         )
@@ -165,7 +165,7 @@ class IncompleteRefetcher:
             return False
         return not refetch.counts or self._dependencies.clock() >= due_at(current)
 
-    async def _settle(self, refetch: IncompleteRefetch, draft: Draft, new: Record) -> Record:
+    async def _put(self, refetch: IncompleteRefetch, draft: Draft, new: Record) -> Record:
         """
         Store what a refetch has brought, if it is better than what is stored; return the record from then on.
 
@@ -205,7 +205,7 @@ class IncompleteRefetcher:
         self._note_useless_link(refetch)
         if is_incomplete(new):
             return current
-        return await self._confirmer.settle(refetch.source, refetch.info, current, draft, new)
+        return await self._confirmer.put_second_fill(refetch.source, refetch.info, current, draft, new)
 
     def _note_useless_link(self, refetch: IncompleteRefetch) -> None:
         """Remember that a link brought nothing, and leave the interval to other links."""

@@ -68,7 +68,7 @@ class Refresher:
         if seek_https:
             self._start_over_https(source, info, known, request_context)
         elif self._wants_newer(source, info, known) and self._fills.may_start(source, request_context):
-            put = partial(self._confirmer.settle_refresh, known)
+            put = partial(self._confirmer.put_refreshed, known)
             name = f"refresh.{known.key}"
             if self._fills.start_in_background(name, source, info, sources=(source,), put=put, known=known):
                 self.note_asked(source)
@@ -79,7 +79,7 @@ class Refresher:
         twin = None if known.key in self._https_tried else self._fills.source_order.find_secure(source, info)
         if twin is not None and self._fills.may_start(source, request_context):
             self._https_tried[known.key] = True
-            put = partial(self._confirmer.settle_https, known)
+            put = partial(self._confirmer.put_secure, known)
             self._fills.start_in_background(f"secure.{known.key}", source, info, sources=(twin,), put=put)
 
     def _wants_newer(self, source: Source, info: SourceInfo, known: Record) -> bool:

@@ -330,7 +330,7 @@ class ImageService:
         with suppress(ImgkeepError):
             request_context.authorize_fetch()
             self._policy.require_fetch_allowed(source, info)
-            put = partial(self._confirmer.settle, source, info, known)
+            put = partial(self._confirmer.put_second_fill, source, info, known)
             return await self._coalescer.try_link(source, info, request_context, follow, put)
         return None
 
