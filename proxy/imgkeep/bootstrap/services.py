@@ -32,6 +32,7 @@ from imgkeep.core.records import WorkerInfo
 from imgkeep.core.source_url import read_source
 from imgkeep.database import DurableJobs
 from imgkeep.health import CHECK_INTERVAL_S, Health
+from imgkeep.images.blocked_digests import BlockedDigests
 from imgkeep.images.dependencies import FillDependencies
 from imgkeep.images.format_checker import FormatChecker
 from imgkeep.images.inspect import Inspector, make_inspector
@@ -42,7 +43,7 @@ from imgkeep.images.rate_limit import RateLimiter
 from imgkeep.images.recent_failures import RecentFailures
 from imgkeep.images.refetch import Refetcher
 from imgkeep.images.refresh import Rules
-from imgkeep.images.removal import BlockedDigests, Remover
+from imgkeep.images.removal import Remover
 from imgkeep.images.service import ImageService
 from imgkeep.images.stored_totals import StoredTotals
 from imgkeep.images.upload import Saver
@@ -136,7 +137,7 @@ class Services:
             for each in (
                 _watch(self.health, self.parts, self.leader_lock, outbox_worker),
                 _count_stored(self.totals, self.leader_lock),
-                self.blocked_digests.run(self.platform.sleep),
+                self.remover.run(self.platform.sleep),
                 _sample_process(self.metrics),
                 *breaker,
                 *(
@@ -160,7 +161,7 @@ class Services:
 
     async def join(self) -> None:
         """Others can tell us what they know from now on: look for what they have told each other before."""
-        await self.blocked_digests.refresh()
+        await self.remover.refresh()
         if self.parts.remote is not None:
             await self.parts.remote.cache.open()
 
@@ -171,10 +172,8 @@ class Services:
         copies: Mapping[str, int],
         restored: Collection[Digest] = (),
     ) -> None:
-        """Another worker has removed or restored pictures, knows something new of what is kept, or has used copies."""
-        await self.blocked_digests.learn(refused)
-        with suppress(StorageError):  # the next refresh looks again
-            await self.blocked_digests.look_again(restored)
+        """Take notice that another worker has removed or restored images, changed records, or used copies."""
+        await self.remover.learn(refused, restored)
         for name in changed:
             self.image_service.learn(name)
         if self.parts.remote is not None:
@@ -259,13 +258,11 @@ async def open_services(
         )
         remover = Remover(
             store=parts.store,
-            register=parts.database,
-            finder=image_service,
+            image_index=parts.database,
+            image_service=image_service,
             blocked_digests=blocked_digests,
             clock=platform.clock,
         )
-        blocked_digests.restored = image_service.restored
-        blocked_digests.removed_elsewhere = remover.finish
         refetcher = Refetcher(
             image_service,
             dependencies,
@@ -296,7 +293,7 @@ async def open_services(
         )
         _watch_gauges(services, origin, format_checker)
         await health.look()
-        await blocked_digests.open()
+        await blocked_digests.load()
         try:
             yield services
         finally:
@@ -507,7 +504,7 @@ def _show_backlog(services: Services, outbox_worker: OutboxWorker) -> None:
 
 
 def _drop_of(parts: Storage) -> Callable[[Digest], Awaitable[None]]:
-    """Return who drops this machine's copies of a picture that is refused."""
+    """Return the function that deletes this machine's copies of a blocked digest."""
     return parts.disk.delete_object if parts.remote is None else parts.remote.tiered_store.drop
 
 
@@ -544,7 +541,7 @@ async def _count_stored(totals: StoredTotals, leader_lock: LeaderLock | None) ->
     """Count what is stored, where that is ours to do. Health does not wait for it: a count may take minutes."""
     while True:
         if leader_lock is None or leader_lock.is_held:
-            await totals.look()
+            await totals.count_if_due()
         await asyncio.sleep(CHECK_INTERVAL_S)
 
 

@@ -325,7 +325,7 @@ class Fill(Call):
         if record.digest in dependencies.blocked:
             raise Removed(REMOVED)
         if dependencies.suspects is not None:
-            dependencies.suspects.insist(record)
+            dependencies.suspects.reject(record)
         try:
             # `_put` is not bound in the constructor: a cycle would hold what failed until the garbage collector runs.
             stored = await (self._put_image or self._put)(self.body.draft, record)
@@ -334,7 +334,7 @@ class Fill(Call):
         if record.digest in dependencies.blocked:  # an operator removed it while the store put it
             await undo_put(dependencies.store, stored)
             raise Removed(REMOVED)
-        if dependencies.suspects is not None and dependencies.suspects.note(stored):
+        if dependencies.suspects is not None and dependencies.suspects.count(stored):
             dependencies.observer.suspected(stored)
         return Stored(stored)
 

@@ -40,7 +40,7 @@ async def check_image(dependencies: FillDependencies, draft: Draft) -> CheckedIm
         TooLarge: It has too many pixels.
         Busy: Too many images are being checked.
     """
-    image = await dependencies.format_checker.judge(draft)
+    image = await dependencies.format_checker.check(draft)
     if image is None:
         raise NotAnImage("the bytes are not an image of a supported format")
     require_pixels(dependencies, image.pixel_size)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, assert_never
 
 from imgkeep.core.errors import Conflict, WrittenByNewer
 from imgkeep.images.fill_result import Failed, NotStored, Skipped, Stored, Unchanged
-from imgkeep.images.recent_failures import REFUSED
+from imgkeep.images.recent_failures import POLICY_SHARE
 
 if TYPE_CHECKING:
     from imgkeep.core.errors import SourceForbidden, StorageError
@@ -65,7 +65,7 @@ class FillObserver:
 
     def refused(self, subject: Subject, error: SourceForbidden) -> None:
         """Note that the policy forbids a link, so that nothing was fetched."""
-        self._failures.note(subject, error, share=REFUSED)
+        self._failures.note(subject, error, share=POLICY_SHARE)
 
     def _note_fault(self, subject: Subject, fault: StorageError) -> None:
         """Note why a store did not take an image. A `Conflict` is no fault of the store."""

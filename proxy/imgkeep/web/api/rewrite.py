@@ -34,7 +34,7 @@ from imgkeep.web.request_body import (
 
 if TYPE_CHECKING:
     from imgkeep.core.records import Job
-    from imgkeep.page_rewriting import DocumentFormat, Rewritten, Which
+    from imgkeep.page_rewriting import DocumentFormat, LinkChoice, Rewritten
 
 FORMS: Final[dict[str, DocumentFormat]] = {"text/html": "html", "text/markdown": "markdown"}
 REWRITTEN: Final = "Imgkeep-Rewritten"
@@ -111,7 +111,7 @@ async def _rewrite(
     context = request.app[API]
     if options.url is not None:
         check_page_url(options.url)
-    which: Which = tuple(options.which) if isinstance(options.which, list) else options.which
+    which: LinkChoice = tuple(options.which) if isinstance(options.which, list) else options.which
     linker = context.link_selection.linker(which, request[ADMISSION].base)
     rewritten = await context.rewrite_service.rewrite(data, form, linker, url=options.url, charset=charset)
     request[REQUEST_LOG].outcome = "rewritten"
