@@ -18,7 +18,7 @@ from imgkeep.images.fill_checks import GATHERED_BYTES_MAX
 from imgkeep.images.incomplete_refetch import REFETCHES_MAX
 
 from tests.images.test_links import FRESH, FRESHER, by_catalogue
-from tests.support.fakes import FakeResponse, World, drain, settle, whole
+from tests.support.fakes import FakeResponse, World, read_all, settle, whole
 from tests.support.pictures import picture
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ async def test_half_a_picture_is_stored_and_shown_for_a_minute(world: World) -> 
     assert standing_of(record) is Standing.PROVISIONAL
     delivery = await world.ask(FRESH)
     assert not delivery.immutable
-    assert await drain(delivery) == HALF
+    assert await read_all(delivery) == HALF
     assert world.origin.asked == []
 
 
@@ -91,7 +91,7 @@ async def test_a_whole_picture_that_comes_at_once_may_be_kept_for_ever(world: Wo
     world.origin.gives(FRESH, lambda: whole(body, size=len(body)))
     delivery = await world.ask(FRESH)
     assert delivery.immutable
-    assert await drain(delivery) == body
+    assert await read_all(delivery) == body
     assert not record_of(world).doubts
 
 
@@ -108,7 +108,7 @@ async def test_pieces_that_have_come_already_tell_the_end(
     world.origin.gives(FRESH, lambda: FakeResponse(len(body) if is_told else None).push(*pieces).end())
     delivery = await world.ask(FRESH)
     assert delivery.immutable
-    assert await drain(delivery) == body
+    assert await read_all(delivery) == body
 
 
 async def test_a_large_image_is_not_gathered_before_its_first_byte(world: World) -> None:
@@ -129,17 +129,17 @@ async def test_what_may_turn_out_incomplete_is_kept_for_a_minute_by_its_first_cl
     delivery = await world.ask(FRESH)
     assert not delivery.immutable, "its first bytes do not wait for the others"
     feed.push(WHOLE[1000:]).end()
-    assert await drain(delivery) == WHOLE
+    assert await read_all(delivery) == WHOLE
     later = await world.ask(FRESH)
     assert later.immutable
-    await drain(later)
+    await read_all(later)
 
 
 async def test_the_last_byte_is_held_back_until_half_a_picture_is_durable(world: World) -> None:
     world.origin.gives(FRESH, HALF)
     gate = world.store.gates["put"] = asyncio.Event()
     delivery = await world.ask(FRESH)
-    reading = asyncio.create_task(drain(delivery))
+    reading = asyncio.create_task(read_all(delivery))
     await world.store.reached.wait()
     await settle()
     assert not reading.done()
@@ -157,7 +157,7 @@ async def test_a_whole_picture_takes_its_place_behind_the_clients_back(world: Wo
     assert world.origin.asked == [FRESH]
     delivery = await world.ask(FRESH)
     assert delivery.immutable
-    assert await drain(delivery) == WHOLE
+    assert await read_all(delivery) == WHOLE
     after = record_of(world)
     assert (after.doubts, after.brought_by, after.refetches) == (frozenset(), "", None)
     assert after.etag != before.etag
@@ -208,7 +208,7 @@ async def test_equal_bytes_over_a_day_are_all_that_there_is(world: World) -> Non
     assert record.refetches.equal >= 3
     delivery = await world.ask(FRESH)
     assert delivery.immutable
-    await drain(delivery)
+    await read_all(delivery)
     asked = len(world.origin.asked)
     assert asked == record.refetches.tries
     assert world.observer.completions == ["equal"] * asked + ["confirmed"]
@@ -352,7 +352,7 @@ async def test_who_may_not_have_anything_fetched_causes_no_refetch(
     world.wait(60)
     source = read_source(FRESH)
     delivery = await world.image_service.deliver(source, by_catalogue(source), request_context)
-    await drain(delivery)  # type: ignore[arg-type]  # it is one
+    await read_all(delivery)  # type: ignore[arg-type]  # it is one
     await world.image_service.drain()
     assert world.origin.asked == []
 
