@@ -21,7 +21,7 @@ from imgkeep.core.errors import ImgkeepError, OriginError
 from imgkeep.core.identity import BUILT_IN, identify, read_provider_rules
 from imgkeep.core.identity.signature_probe import spoil
 
-from tests.support.fakes import FakeOrigin, World, drain, whole
+from tests.support.fakes import FakeOrigin, World, read_all, whole
 from tests.support.pictures import picture
 from tests.support.signed_links import ENFORCED, PAST, PICTURE, PLACEHOLDER, UNCERTAIN, good, invented, shaped, strict
 from tests.support.signed_links import SignedOrigin as Rule
@@ -171,7 +171,7 @@ class Links(RuleBasedStateMachine):
 
     async def _ask(self, url: str) -> tuple[Delivery, bytes]:
         delivery = await self.world.ask(url)
-        body = await drain(delivery)
+        body = await read_all(delivery)
         await self.world.image_service.drain()
         return delivery, body
 

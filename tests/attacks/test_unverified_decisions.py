@@ -20,7 +20,7 @@ from imgkeep.core.records import Validator
 from imgkeep.core.source_url import read_source
 from imgkeep.images.refresh import SourceRules
 
-from tests.support.fakes import FakeResponse, World, drain, whole
+from tests.support.fakes import FakeResponse, World, read_all, whole
 from tests.support.pictures import picture
 from tests.support.signed_links import (
     ENFORCED,
@@ -113,7 +113,7 @@ def changed(body: bytes) -> FakeResponse:
 async def seen(world: World, query: str) -> tuple[str, bytes, bool]:
     """Return outcome, bytes, and whether a client may keep them for ever, when nothing goes on any more."""
     delivery = await world.ask(f"https://img.example.com/a.png{query}")
-    body = await drain(delivery)
+    body = await read_all(delivery)
     await world.image_service.drain()
     return delivery.outcome.value, body, delivery.immutable
 

@@ -17,7 +17,7 @@ from imgkeep.images.context import RequestContext
 from imgkeep.images.fill_checks import GATHERED_BYTES_MAX
 from imgkeep.images.incomplete_refetch import REFETCHES_MAX
 
-from tests.support.fakes import FakeResponse, World, drain, settle, whole
+from tests.support.fakes import FakeResponse, World, read_all, settle, whole
 from tests.support.pictures import picture
 from tests.support.temporary_links import FRESH, FRESHER, by_provider_rules
 
@@ -82,7 +82,7 @@ async def test_half_image_is_stored_and_cached_for_a_minute(world: World) -> Non
     assert standing_of(record) is Standing.PROVISIONAL
     delivery = await world.ask(FRESH)
     assert not delivery.immutable
-    assert await drain(delivery) == HALF
+    assert await read_all(delivery) == HALF
     assert world.origin.asked == []
 
 
@@ -91,7 +91,7 @@ async def test_whole_image_at_once_is_immutable(world: World, body: bytes) -> No
     world.origin.gives(FRESH, lambda: whole(body, size=len(body)))
     delivery = await world.ask(FRESH)
     assert delivery.immutable
-    assert await drain(delivery) == body
+    assert await read_all(delivery) == body
     assert not record_of(world).doubts
 
 
@@ -108,7 +108,7 @@ async def test_chunks_that_have_arrived_show_the_end(
     world.origin.gives(FRESH, lambda: FakeResponse(len(body) if is_told else None).push(*pieces).end())
     delivery = await world.ask(FRESH)
     assert delivery.immutable
-    assert await drain(delivery) == body
+    assert await read_all(delivery) == body
 
 
 async def test_large_image_is_not_gathered_before_first_byte(world: World) -> None:
@@ -127,17 +127,17 @@ async def test_unfinished_image_is_cached_for_a_minute(world: World, size: int |
     delivery = await world.ask(FRESH)
     assert not delivery.immutable, "its first bytes do not wait for the others"
     feed.push(WHOLE[1000:]).end()
-    assert await drain(delivery) == WHOLE
+    assert await read_all(delivery) == WHOLE
     later = await world.ask(FRESH)
     assert later.immutable
-    await drain(later)
+    await read_all(later)
 
 
 async def test_last_byte_waits_for_durable_half_image(world: World) -> None:
     world.origin.gives(FRESH, HALF)
     gate = world.store.gates["put"] = asyncio.Event()
     delivery = await world.ask(FRESH)
-    reading = asyncio.create_task(drain(delivery))
+    reading = asyncio.create_task(read_all(delivery))
     await world.store.reached.wait()
     await settle()
     assert not reading.done()
@@ -155,7 +155,7 @@ async def test_whole_image_replaces_half_in_background(world: World) -> None:
     assert world.origin.asked == [FRESH]
     delivery = await world.ask(FRESH)
     assert delivery.immutable
-    assert await drain(delivery) == WHOLE
+    assert await read_all(delivery) == WHOLE
     after = record_of(world)
     assert (after.doubts, after.brought_by, after.refetches) == (frozenset(), "", None)
     assert after.etag != before.etag
@@ -206,7 +206,7 @@ async def test_equal_bytes_over_a_day_confirm(world: World) -> None:
     assert record.refetches.equal >= 3
     delivery = await world.ask(FRESH)
     assert delivery.immutable
-    await drain(delivery)
+    await read_all(delivery)
     asked = len(world.origin.asked)
     assert asked == record.refetches.tries
     assert world.observer.completions == ["equal"] * asked + ["confirmed"]
@@ -348,7 +348,7 @@ async def test_unauthorized_client_causes_no_refetch(world: World, request_conte
     world.wait(60)
     source = read_source(FRESH)
     delivery = await world.image_service.deliver(source, by_provider_rules(source), request_context)
-    await drain(delivery)  # type: ignore[arg-type]  # it is one
+    await read_all(delivery)  # type: ignore[arg-type]  # it is one
     await world.image_service.drain()
     assert world.origin.asked == []
 

@@ -438,10 +438,10 @@ class World:
     async def get(self, url: str) -> tuple[str, bytes]:
         """Return outcome and bytes."""
         delivery = await self.ask(url)
-        return delivery.outcome.value, await drain(delivery)
+        return delivery.outcome.value, await read_all(delivery)
 
 
-async def drain(delivery: Delivery, *, piece: int = 32_768) -> bytes:
+async def read_all(delivery: Delivery, *, piece: int = 32_768) -> bytes:
     """Read to the end and close."""
     data = bytearray()
     try:

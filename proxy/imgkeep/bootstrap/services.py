@@ -15,7 +15,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from platform import python_version
 from typing import TYPE_CHECKING, Final
 
@@ -24,11 +23,11 @@ import aiohttp
 from imgkeep import __version__
 from imgkeep.bootstrap.storage import cancel, objects_url, open_storage
 from imgkeep.clock import read_clock
-from imgkeep.cluster.leases import FillLeases, LeaderLock
+from imgkeep.cluster.leader import LeaderLock
+from imgkeep.cluster.leases import FillLeases
 from imgkeep.core.errors import StorageError
 from imgkeep.core.host_patterns import Globs
 from imgkeep.core.identity.signature_probe import spoil
-from imgkeep.core.records import WorkerInfo
 from imgkeep.core.source_url import read_source
 from imgkeep.database import DurableJobs
 from imgkeep.health import CHECK_INTERVAL_S, Health
@@ -64,6 +63,7 @@ if TYPE_CHECKING:
 
     from imgkeep.bootstrap.storage import Storage
     from imgkeep.clock import Clock, Sleep
+    from imgkeep.cluster.info import WorkerInfo
     from imgkeep.config import Config
     from imgkeep.core.records import Digest, Key, Record
     from imgkeep.images.interfaces import Peers
@@ -285,7 +285,7 @@ async def open_services(
             failures=failures,
             totals=StoredTotals(parts.database, platform.timer),
             own_ports=own_ports,
-            leader_lock=None if place is None else LeaderLock(Path(place.folder), place.name),
+            leader_lock=None if place is None else LeaderLock(place.shared_folder, place.name),
             blocked_digests=blocked_digests,
             peers=peers,
             platform=platform,
@@ -431,7 +431,7 @@ def _watch_gauges(services: Services, origin: OriginClient, format_checker: Form
 
 def _open_leases(config: Config, platform: Platform, place: WorkerInfo) -> FillLeases:
     grace_s = LEASE_GRACE_S + config.store.timeout_s  # a look-up may go to a bucket
-    return FillLeases(Path(place.folder) / WorkerInfo.LEASES, place.name, grace_s=grace_s, timer=platform.timer)
+    return FillLeases(place.shared_folder.leases, place.name, grace_s=grace_s, timer=platform.timer)
 
 
 def _make_outbox_worker(services: Services) -> OutboxWorker | None:

@@ -44,13 +44,14 @@ from imgkeep.images.signature_probe import SecondFill, SignatureProbe
 from imgkeep.images.singleflight import SingleFlight
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable
     from mmap import mmap
 
     from imgkeep.core.confirmation import Link
     from imgkeep.core.records import Key, Record, Source, SourceInfo
     from imgkeep.images.dependencies import FillDependencies
     from imgkeep.images.interfaces import Leases
+    from imgkeep.images.record_changes import RecordChanges
     from imgkeep.storage.interfaces import Draft
 
 SEEN_LINKS_MAX: Final = 65_536
@@ -74,26 +75,24 @@ class Confirmer:
 
     Args:
         dependencies: Those of all fills.
-        stored: Is told of every record that is written beside the fill's own.
-        tell: Tells other workers what `learn` understands.
+        changes: Passes on every record that is written beside the fill's own, and what `learn` understands.
         leases: The right to probe, among several workers; `None`: there is one.
         alter: Returns a link with another, random signature; `None` if it carries none.
         timer: Gives monotonic seconds.
     """
 
-    def __init__(  # noqa: PLR0913 - all but one by keyword, in one place
+    def __init__(
         self,
         dependencies: FillDependencies,
         *,
-        stored: Callable[[Record], Awaitable[None]],
-        tell: Callable[[str], Awaitable[None]],
+        changes: RecordChanges,
         leases: Leases | None,
         alter: Callable[[Source], Source | None],
         timer: Callable[[], float],
     ) -> None:
         self._dependencies = dependencies
-        self._stored = stored
-        self._tell = tell
+        self._stored = changes.stored
+        self._tell = changes.tell_peers
         self._leases = leases
         self._alter = alter
         self._seen: LRUCache[str, Digest] = LRUCache(SEEN_LINKS_MAX)

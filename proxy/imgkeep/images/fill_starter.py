@@ -16,6 +16,7 @@ from imgkeep.core.policy import judge
 from imgkeep.images.context import INTERNAL
 from imgkeep.images.fill import Fill
 from imgkeep.images.fill_result import Failed, Stored
+from imgkeep.images.negative_cache import NegativeCache
 from imgkeep.images.source_order import SourceOrder
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from imgkeep.images.fill import PutImage
     from imgkeep.images.fill_result import FillListener, FillResult
     from imgkeep.images.interfaces import Leases
-    from imgkeep.images.negative_cache import NegativeCache
     from imgkeep.images.rate_limit import RateLimiter
     from imgkeep.images.record_changes import RecordChanges
     from imgkeep.images.singleflight import SingleFlight
@@ -54,7 +54,6 @@ class FillStarter:
         changes: RecordChanges,
         leases: Leases | None,
         rate_limiter: RateLimiter | None,
-        negative_cache: NegativeCache,
         timer: Callable[[], float],
     ) -> None:
         self.dependencies = dependencies
@@ -62,7 +61,7 @@ class FillStarter:
         self.running = running
         self.changes = changes
         self.leases = leases
-        self.negative_cache = negative_cache
+        self.negative_cache = NegativeCache(timer)
         self.source_order = SourceOrder(policy, timer)
         self._rate_limiter = rate_limiter
 

@@ -26,22 +26,22 @@ class RecordChanges:
     """
 
     def __init__(self, records: RecordCache, changed: Callable[[Key], None], peers: Peers | None) -> None:
-        self._records = records
+        self.records = records
         self._changed = changed
         self._peers = peers
 
     async def stored(self, record: Record) -> None:
         """Pass on that a record is stored. It is durable, and no reader has the last byte of its image yet."""
-        known = self._records.cached(record.key)
-        self._records.put(record)
+        known = self.records.cached(record.key)
+        self.records.put(record)
         self._changed(record.key)
-        await self._records.index(record)
+        await self.records.index(record)
         if known is not None and known != record:
             await self.tell_peers(record.key)
 
     def forget(self, key: Key) -> None:
         """Drop what memory says of a key: that an image is stored, or that it was removed."""
-        self._records.forget(key)
+        self.records.forget(key)
         self._changed(key)
 
     async def tell_peers(self, name: str) -> None:

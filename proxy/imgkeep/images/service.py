@@ -23,7 +23,6 @@ from imgkeep.images.confirmation import Confirmer
 from imgkeep.images.context import INTERNAL, HeldByPeer, RedirectToSource
 from imgkeep.images.fill_starter import FillStarter
 from imgkeep.images.incomplete_refetch import IncompleteRefetcher
-from imgkeep.images.negative_cache import NegativeCache
 from imgkeep.images.record_cache import RecordCache
 from imgkeep.images.record_changes import RecordChanges
 from imgkeep.images.refresh import Refresher, SourceRules
@@ -101,19 +100,10 @@ class ImageService:
         running: SingleFlight[Fill] = SingleFlight()
         self.records = RecordCache(dependencies.store, image_index, running, timer)
         self.changes = RecordChanges(self.records, changed, None if cluster is None else cluster.peers)
-        self._negative_cache = NegativeCache(timer)
         self._policy = SourcePolicy(policy, dependencies.observer)
-        self._confirmer = Confirmer(
-            dependencies,
-            stored=self.changes.stored,
-            tell=self.changes.tell_peers,
-            leases=leases,
-            alter=spoil,
-            timer=timer,
-        )
+        self._confirmer = Confirmer(dependencies, changes=self.changes, leases=leases, alter=spoil, timer=timer)
         self.stored = StoredImages(
             dependencies,
-            records=self.records,
             changes=self.changes,
             policy=self._policy,
             object_urls=object_urls,
@@ -126,7 +116,6 @@ class ImageService:
             changes=self.changes,
             leases=leases,
             rate_limiter=rate_limiter,
-            negative_cache=self._negative_cache,
             timer=timer,
         )
         self._incomplete_refetcher = IncompleteRefetcher(self._fills, self._confirmer, timer)
@@ -263,7 +252,7 @@ class ImageService:
 
     def restored(self) -> None:
         """Refuse no link any more for removed bytes that it brought: an operator undid a removal."""
-        self._negative_cache.forget_removals()
+        self._fills.negative_cache.forget_removals()
 
     def learn(self, name: str) -> None:
         """Learn from another worker that another image is stored under a key, or that a link was tried."""

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from imgkeep.core.records import Digest, Format, Key, Record, Source, SourceInfo
     from imgkeep.images.context import RequestContext
     from imgkeep.images.dependencies import FillDependencies
-    from imgkeep.images.record_cache import RecordCache
     from imgkeep.images.record_changes import RecordChanges
     from imgkeep.images.record_facts import ImageFacts
     from imgkeep.images.redirects import ObjectUrls
@@ -63,11 +62,10 @@ class StoredImages:
         was_tried: Tells whether a link was tried against what is stored now.
     """
 
-    def __init__(  # noqa: PLR0913 - all but one by keyword
+    def __init__(
         self,
         dependencies: FillDependencies,
         *,
-        records: RecordCache,
         changes: RecordChanges,
         policy: SourcePolicy,
         object_urls: ObjectUrls | None,
@@ -75,7 +73,7 @@ class StoredImages:
     ) -> None:
         self._dependencies = dependencies
         self._store = dependencies.store
-        self._records = records
+        self._records = changes.records
         self._changes = changes
         self._policy = policy
         self._object_urls = object_urls
