@@ -12,6 +12,7 @@ from imgkeep.web.parse_budget import ParseBudget
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
     from imgkeep.web.access_log import AccessLog
     from imgkeep.web.connection_limit import ConnectionLimit
     from imgkeep.web.error_responses import Placeholder
