@@ -13,10 +13,9 @@ from imgkeep.core.records import Digest, Doubt, Key, Tombstone
 from imgkeep.database import ImageIndex
 from imgkeep.images.record_cache import TOMBSTONES_TTL_S, RecordCache
 from imgkeep.images.removal import LOOKED_AT_MAX, REFRESH_EVERY_S, BlockedDigests, Remover
-from imgkeep.storage.local.store import LocalStore
 
 from tests.support.fakes import Timer
-from tests.support.stores import NOON, record_of
+from tests.support.stores import NOON, local_store, record_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from imgkeep.core.records import Record, Source
+    from imgkeep.storage.local.store import LocalStore
 
 BODY = b"a picture"
 DIGEST = Digest(sha256(BODY).hexdigest())
@@ -129,7 +129,7 @@ class Node:
         self.records.forget(key)
 
     async def keep(self, body: bytes, record: Record) -> None:
-        draft = await self.disk.begin(len(body))
+        draft = await self.disk.disk.begin(len(body))
         await draft.write(body)
         try:
             await self.disk.put(draft, record)
@@ -147,7 +147,7 @@ class Node:
 
 @pytest.fixture
 async def disk(tmp_path: Path) -> AsyncIterator[LocalStore]:
-    store = LocalStore(tmp_path / "data")
+    store = local_store(tmp_path / "data")
     await store.open()
     yield store
     await store.aclose()
@@ -309,7 +309,7 @@ async def test_bytes_that_an_interrupted_removal_left_are_shown_again(node: Node
 
 async def test_a_key_that_shows_other_bytes_by_now_is_left_alone(node: Node) -> None:
     other = record_of(b"another picture", name="b")
-    draft = await node.disk.begin(None)
+    draft = await node.disk.disk.begin(None)
     await draft.write(b"another picture")
     await node.disk.put(draft, other, B.digest)
     await draft.aclose()
@@ -358,7 +358,7 @@ async def test_bytes_that_the_catalog_does_not_know_can_be_removed(disk: LocalSt
     lost = ImageIndex(f"sqlite:///{tmp_path}/new.db", lambda: NOON)
     await lost.open()
     node = Node(disk, lost)
-    draft = await disk.begin(None)
+    draft = await disk.disk.begin(None)
     await draft.write(BODY)
     await disk.put(draft, A)
     await draft.aclose()
@@ -371,7 +371,7 @@ async def test_a_picture_has_to_go_even_if_the_catalog_is_away(disk: LocalStore,
     (tmp_path / "folder").mkdir()
     away = ImageIndex(f"sqlite:///{tmp_path}/folder", lambda: NOON)
     node = Node(disk, away)
-    draft = await disk.begin(None)
+    draft = await disk.disk.begin(None)
     await draft.write(BODY)
     await disk.put(draft, A)
     await draft.aclose()

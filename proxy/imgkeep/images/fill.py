@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from imgkeep.images.placeholder_suspects import PlaceholderSuspects
     from imgkeep.images.rate_limit import Permit
     from imgkeep.origin.client import OriginClient, OriginResponse
-    from imgkeep.storage.interfaces import Disk, Draft, Spool, Store
+    from imgkeep.storage.interfaces import Draft, Spool, Store
 
     Settle = Callable[[Draft, Record], Awaitable[Record]]
     """Keeps a whole image, and returns the record under which it is found from now on. Raises as `Store.put`."""
@@ -97,7 +97,7 @@ class FillDependencies:
 
     origin: OriginClient
     store: Store
-    disk: Disk
+    disk: Spool
     memory: Spool
     format_checker: FormatChecker
     observer: Observer

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from imgkeep.core.errors import ImgkeepError
     from imgkeep.core.records import Digest, Key
     from imgkeep.images.fill import FillHead
-    from imgkeep.storage.interfaces import Disk, Draft, Readable, Spool
+    from imgkeep.storage.interfaces import Draft, Readable, Spool
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +126,7 @@ class PeerFill:
     """
 
     def __init__(
-        self, call: Callable[[], AbstractAsyncContextManager[RemoteFill | FillFailure | None]], disk: Disk, rest: Spool
+        self, call: Callable[[], AbstractAsyncContextManager[RemoteFill | FillFailure | None]], disk: Spool, rest: Spool
     ) -> None:
         self.head: asyncio.Future[FillHead | FillFailure | None] = asyncio.get_running_loop().create_future()
         self._call = call

@@ -117,7 +117,7 @@ class RemoteRead:
             await body.aclose()
             await self._tower.quarantine_if_corrupt(self._name, draft.digest)
             raise StorageError("the store gave other bytes than were put")
-        await self._cache.keep(draft, self._name)
+        await self._cache.put(draft, self._name)
         self._watermark.advance(draft.size)
         self._watermark.end()
 
