@@ -33,8 +33,8 @@ from typing import TYPE_CHECKING, Final
 from imgkeep.config import absolute
 from imgkeep.core.errors import ImgkeepError
 from imgkeep.core.layout import object_path, record_path
-from imgkeep.storage.local import atomic_files as files
-from imgkeep.storage.local import executor as threads
+from imgkeep.storage.local import atomic_files
+from imgkeep.storage.local.executor import fault
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -101,8 +101,8 @@ class GroupCommit:
             self._syncfs = ctypes.CDLL(None, use_errno=True).syncfs
             descriptor = self._create(b"")
             try:
-                files.name_over(descriptor, self._partial, str(probe := self._partial / token_hex(8)))
-                files.remove(probe)
+                atomic_files.name_over(descriptor, self._partial, str(probe := self._partial / token_hex(8)))
+                atomic_files.remove(probe)
             finally:
                 os.close(descriptor)
             self.is_available = True
@@ -125,17 +125,17 @@ class GroupCommit:
             self._task = None
 
     async def _store_group(self, group: Sequence[PendingImage]) -> None:
-        fault: Exception | None = None
+        failure: Exception | None = None
         try:
             await self._run(self._store, group)
         except Exception as error:  # noqa: BLE001 - the callers get it, whatever it is
-            fault = error
+            failure = error
         for each in group:
-            reason = fault or each.fault
+            reason = failure or each.fault
             if reason is None:
                 each.stored.set_result(None)
             else:
-                each.stored.set_exception(threads.fault(reason, self._place) if isinstance(reason, OSError) else reason)
+                each.stored.set_exception(fault(reason, self._place) if isinstance(reason, OSError) else reason)
                 each.stored.exception()  # marks it as retrieved: its caller may have left
 
     def _store(self, group: Sequence[PendingImage]) -> None:
@@ -161,22 +161,22 @@ class GroupCommit:
 
     def _write(self, each: PendingImage) -> None:
         record = self._record_path(each)
-        if files.exists(record):
+        if atomic_files.exists(record):
             self._require_replaceable(Path(record), each.record.digest, each.replaces)
         for data in (each.body, each.encoded):
             each.descriptors = (*each.descriptors, self._create(data))
 
     def _name_object(self, each: PendingImage) -> None:
         path = self._object_path(each)
-        if not files.name_new(each.descriptors[0], path):
+        if not atomic_files.name_new(each.descriptors[0], path):
             # The same bytes by another link, or damaged ones: ours are certainly good.
-            files.name_over(each.descriptors[0], self._partial, path)
+            atomic_files.name_over(each.descriptors[0], self._partial, path)
 
     def _name_record(self, each: PendingImage) -> None:
         path = self._record_path(each)
-        if not files.name_new(each.descriptors[1], path):
+        if not atomic_files.name_new(each.descriptors[1], path):
             self._require_replaceable(Path(path), each.record.digest, each.replaces)
-            files.name_over(each.descriptors[1], self._partial, path)
+            atomic_files.name_over(each.descriptors[1], self._partial, path)
 
     def _sync(self, group: Sequence[PendingImage], root: int | None, one: Callable[[PendingImage], None]) -> None:
         """Make the group durable: image by image or, where the `root` is open, at once."""
@@ -194,14 +194,14 @@ class GroupCommit:
                 each.fault = each.fault or OSError(ctypes.get_errno(), "")
 
     def _sync_names(self, each: PendingImage) -> None:
-        files.sync_folder(Path(self._object_path(each)).parent)
-        files.sync_folder(Path(self._record_path(each)).parent)
+        atomic_files.sync_folder(Path(self._object_path(each)).parent)
+        atomic_files.sync_folder(Path(self._record_path(each)).parent)
 
     def _create(self, data: bytes) -> int:
         """Write a file without a name and return its descriptor."""
         descriptor = os.open(self._partial, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o644)
         try:
-            files.write_all(descriptor, data)
+            atomic_files.write_all(descriptor, data)
         except BaseException:
             os.close(descriptor)
             raise
