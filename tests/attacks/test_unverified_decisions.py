@@ -20,7 +20,7 @@ from imgkeep.core.records import Validator
 from imgkeep.core.source_url import read_source
 from imgkeep.images.refresh import Rules
 
-from tests.support.fakes import RemoteFill, World, drain, whole
+from tests.support.fakes import FakeResponse, World, read_all, whole
 from tests.support.pictures import picture
 from tests.support.signed_links import (
     ENFORCED,
@@ -104,7 +104,7 @@ def world_of(shown: dict[str, bytes], *, refresh: bool = False) -> World:
     return world
 
 
-def changed(body: bytes) -> RemoteFill:
+def changed(body: bytes) -> FakeResponse:
     feed = whole(body)
     feed.validator = Validator(f'"{sha256(body).hexdigest()}"', None)
     return feed
@@ -113,7 +113,7 @@ def changed(body: bytes) -> RemoteFill:
 async def seen(world: World, query: str) -> tuple[str, bytes, bool]:
     """Return outcome, bytes, and whether a client may keep them for ever, when nothing goes on any more."""
     delivery = await world.ask(f"https://img.example.com/a.png{query}")
-    body = await drain(delivery)
+    body = await read_all(delivery)
     await world.image_service.drain()
     return delivery.outcome.value, body, delivery.immutable
 
@@ -136,7 +136,7 @@ async def test_a_signature_of_any_shape_takes_nothing_from_the_bare_link() -> No
         assert (await seen(world, "")) == ("hit", PICTURE, True), "a client may keep it for ever, as before"
         assert (await seen(world, shaped(1))) == ("hit", PICTURE, True)
     assert len(world.origin.asked) == 2
-    world.rebuild()
+    world.restart()
     assert (await seen(world, "")) == ("hit", PICTURE, True)
     assert len(world.origin.asked) == 2
 
@@ -203,10 +203,10 @@ async def test_a_save_gets_what_its_own_link_brings(imgkeep: Imgkeep, signed: Si
     await began.wait()
     assert imgkeep.client.app is not None
     image_service = imgkeep.client.app[SERVICES].image_service
-    fill = image_service._flights.find(image_service.keys_of(read_source(signed.url(good())))[0])
+    fill = image_service._fills.running.find(image_service.keys_of(read_source(signed.url(good())))[0])
     assert fill is not None
     saving = asyncio.create_task(imgkeep.client.post("/api/save-image", json={"url": signed.url(good())}))
-    while fill._holders < 3:  # noqa: ASYNC110 - no event tells of a follower
+    while fill.body._holders < 3:  # noqa: ASYNC110 - no event tells of a follower
         await asyncio.sleep(0)
     gate.set()
     assert (await stranger).body == PLACEHOLDER
@@ -222,7 +222,7 @@ async def test_a_node_that_knows_only_the_bare_link_learns_what_another_has_foun
     """A record that stands for its own kind of link is held for good, and says nothing of what others have shown."""
     one, other = world_of({"": PLACEHOLDER, good(): PICTURE}), world_of({"": PLACEHOLDER})
     other.store = one.store
-    other.rebuild()
+    other.restart()
     for world in (one, other):
         assert (await seen(world, ""))[1] == PLACEHOLDER
     assert (await seen(one, good()))[1] == PICTURE

@@ -12,13 +12,13 @@ from imgkeep.core.errors import Busy, NotAnImage, OriginRefused, OriginTimeout, 
 from imgkeep.core.identity import identify
 from imgkeep.core.records import Doubt, Record, Standing
 from imgkeep.core.source_url import read_source
-from imgkeep.images import fill
+from imgkeep.images import fill_checks
 from imgkeep.images.context import RequestContext
-from imgkeep.images.fill import GATHERED_BYTES_MAX
+from imgkeep.images.fill_checks import GATHERED_BYTES_MAX
 from imgkeep.images.incomplete_refetch import REFETCHES_MAX
 
 from tests.images.test_links import FRESH, FRESHER, by_catalogue
-from tests.support.fakes import RemoteFill, World, drain, settle, whole
+from tests.support.fakes import FakeResponse, World, read_all, settle, whole
 from tests.support.pictures import picture
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def world() -> World:
     return World(identify=immutable)
 
 
-async def begin(world: World, *later: Callable[[], RemoteFill] | Exception | bytes, url: str = FRESH) -> Record:
+async def begin(world: World, *later: Callable[[], FakeResponse] | Exception | bytes, url: str = FRESH) -> Record:
     """Have half a picture stored, and the origin give `later` from then on."""
     world.origin.gives(url, HALF)
     assert await world.get(url) == ("stored", HALF)
@@ -82,7 +82,7 @@ async def test_half_a_picture_is_stored_and_shown_for_a_minute(world: World) -> 
     assert standing_of(record) is Standing.PROVISIONAL
     delivery = await world.ask(FRESH)
     assert not delivery.immutable
-    assert await drain(delivery) == HALF
+    assert await read_all(delivery) == HALF
     assert world.origin.asked == []
 
 
@@ -91,7 +91,7 @@ async def test_a_whole_picture_that_comes_at_once_may_be_kept_for_ever(world: Wo
     world.origin.gives(FRESH, lambda: whole(body, size=len(body)))
     delivery = await world.ask(FRESH)
     assert delivery.immutable
-    assert await drain(delivery) == body
+    assert await read_all(delivery) == body
     assert not record_of(world).doubts
 
 
@@ -103,16 +103,16 @@ async def test_pieces_that_have_come_already_tell_the_end(
     is_told: bool,  # noqa: FBT001 - a table
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(fill, "GATHERING_S", 60)  # a busy machine may take long for a turn
+    monkeypatch.setattr(fill_checks, "GATHERING_S", 60)  # a busy machine may take long for a turn
     pieces = [body[at : at + 200] for at in range(0, len(body), 200)]
-    world.origin.gives(FRESH, lambda: RemoteFill(len(body) if is_told else None).push(*pieces).end())
+    world.origin.gives(FRESH, lambda: FakeResponse(len(body) if is_told else None).push(*pieces).end())
     delivery = await world.ask(FRESH)
     assert delivery.immutable
-    assert await drain(delivery) == body
+    assert await read_all(delivery) == body
 
 
 async def test_a_large_image_is_not_gathered_before_its_first_byte(world: World) -> None:
-    feed = RemoteFill(GATHERED_BYTES_MAX + 1).push(WHOLE[:1000], WHOLE[1000:])
+    feed = FakeResponse(GATHERED_BYTES_MAX + 1).push(WHOLE[:1000], WHOLE[1000:])
     world.origin.gives(FRESH, lambda: feed)
     delivery = await world.ask(FRESH)
     assert not delivery.immutable
@@ -124,22 +124,22 @@ async def test_a_large_image_is_not_gathered_before_its_first_byte(world: World)
 async def test_what_may_turn_out_incomplete_is_kept_for_a_minute_by_its_first_client(
     world: World, size: int | None
 ) -> None:
-    feed = RemoteFill(size).push(WHOLE[:500], WHOLE[500:1000])
+    feed = FakeResponse(size).push(WHOLE[:500], WHOLE[500:1000])
     world.origin.gives(FRESH, lambda: feed)
     delivery = await world.ask(FRESH)
     assert not delivery.immutable, "its first bytes do not wait for the others"
     feed.push(WHOLE[1000:]).end()
-    assert await drain(delivery) == WHOLE
+    assert await read_all(delivery) == WHOLE
     later = await world.ask(FRESH)
     assert later.immutable
-    await drain(later)
+    await read_all(later)
 
 
 async def test_the_last_byte_is_held_back_until_half_a_picture_is_durable(world: World) -> None:
     world.origin.gives(FRESH, HALF)
     gate = world.store.gates["put"] = asyncio.Event()
     delivery = await world.ask(FRESH)
-    reading = asyncio.create_task(drain(delivery))
+    reading = asyncio.create_task(read_all(delivery))
     await world.store.reached.wait()
     await settle()
     assert not reading.done()
@@ -157,7 +157,7 @@ async def test_a_whole_picture_takes_its_place_behind_the_clients_back(world: Wo
     assert world.origin.asked == [FRESH]
     delivery = await world.ask(FRESH)
     assert delivery.immutable
-    assert await drain(delivery) == WHOLE
+    assert await read_all(delivery) == WHOLE
     after = record_of(world)
     assert (after.doubts, after.brought_by, after.refetches) == (frozenset(), "", None)
     assert after.etag != before.etag
@@ -187,11 +187,11 @@ async def test_the_interval_survives_a_restart(world: World) -> None:
     await begin(world)
     world.wait(60)
     await look(world)
-    world.rebuild()
+    world.restart()
     world.wait(179)
     await look(world)
     assert len(world.origin.asked) == 1
-    world.rebuild()
+    world.restart()
     world.wait(1)
     await look(world)
     assert len(world.origin.asked) == 2
@@ -208,11 +208,11 @@ async def test_equal_bytes_over_a_day_are_all_that_there_is(world: World) -> Non
     assert record.refetches.equal >= 3
     delivery = await world.ask(FRESH)
     assert delivery.immutable
-    await drain(delivery)
+    await read_all(delivery)
     asked = len(world.origin.asked)
     assert asked == record.refetches.tries
     assert world.observer.completions == ["equal"] * asked + ["confirmed"]
-    world.rebuild()
+    world.restart()
     world.wait(DAY_S * 30)
     await look(world)
     assert len(world.origin.asked) == asked
@@ -241,14 +241,14 @@ async def test_more_of_the_same_picture_replaces_less_of_it_and_not_the_other_wa
         pytest.param(OriginTimeout("it hangs"), id="a timeout"),
         pytest.param(OriginRefused("the origin says 403", origin_status=403), id="403"),
         pytest.param(NotAnImage("a page"), id="a page"),
-        pytest.param(lambda: RemoteFill().push(WHOLE).end(OriginTimeout("cut short")), id="cut short"),
-        pytest.param(lambda: RemoteFill(framed=False).push(HALF).end(), id="cut and unframed"),
+        pytest.param(lambda: FakeResponse().push(WHOLE).end(OriginTimeout("cut short")), id="cut short"),
+        pytest.param(lambda: FakeResponse(framed=False).push(HALF).end(), id="cut and unframed"),
         pytest.param(b"<html>", id="html"),
         pytest.param(picture(width=200, height=200), id="too many pixels"),
     ],
 )
 async def test_whatever_the_origin_answers_the_stored_image_stays(
-    world: World, failure: Callable[[], RemoteFill] | Exception | bytes
+    world: World, failure: Callable[[], FakeResponse] | Exception | bytes
 ) -> None:
     await begin(world, failure)
     world.wait(60)
@@ -352,7 +352,7 @@ async def test_who_may_not_have_anything_fetched_causes_no_refetch(
     world.wait(60)
     source = read_source(FRESH)
     delivery = await world.image_service.deliver(source, by_catalogue(source), request_context)
-    await drain(delivery)  # type: ignore[arg-type]  # it is one
+    await read_all(delivery)  # type: ignore[arg-type]  # it is one
     await world.image_service.drain()
     assert world.origin.asked == []
 
@@ -379,7 +379,7 @@ async def test_a_save_of_a_stored_half_has_it_fetched_again(world: World) -> Non
     await begin(world, WHOLE)
     world.wait(60)
     source = read_source(FRESH)
-    record, created = await world.image_service.keep(source, by_catalogue(source))
+    record, created = await world.image_service.save(source, by_catalogue(source))
     assert (record.doubts, created) == (frozenset({Doubt.INCOMPLETE}), False)
     await world.image_service.drain()
     assert await look(world) == WHOLE
@@ -425,7 +425,7 @@ async def test_a_link_of_another_kind_is_tried_once_behind_its_back() -> None:
     world = World(identify=unverified)
     record = await begin(world, url=UNVERIFIED)
     world.store.records[record.key] = replace(record, doubts=frozenset({Doubt.INCOMPLETE}))
-    world.rebuild()
+    world.restart()
     world.origin.gives(INVENTED, OTHER)
     for _ in range(3):
         assert await look(world, INVENTED) == HALF

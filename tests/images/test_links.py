@@ -17,7 +17,7 @@ from imgkeep.images.context import RedirectToSource
 from imgkeep.images.refresh import Rules
 from imgkeep.origin.demand import NotModified
 
-from tests.support.fakes import RemoteFill, World, whole
+from tests.support.fakes import FakeResponse, World, whole
 from tests.support.pictures import picture
 
 if TYPE_CHECKING:
@@ -60,8 +60,8 @@ def world_of(rules: Rules | None = None, identify_by: Callable[[Source], SourceI
     return World(identify=identify_by, rules=rules)
 
 
-def answer(body: bytes, validator: Validator | None = SEEN) -> Callable[[], RemoteFill]:
-    def make() -> RemoteFill:
+def answer(body: bytes, validator: Validator | None = SEEN) -> Callable[[], FakeResponse]:
+    def make() -> FakeResponse:
         feed = whole(body)
         feed.validator = validator
         return feed
@@ -205,11 +205,11 @@ async def test_a_picture_that_did_not_change_costs_one_question_per_link() -> No
     [
         pytest.param(OriginRefused("403", origin_status=403), id="refused"),
         pytest.param(lambda: whole(b"<html>expired</html>"), id="no image"),
-        pytest.param(lambda: RemoteFill().push(NEW[:-20]).end(OriginError("broke off")), id="cut"),
-        pytest.param(lambda: RemoteFill(framed=False).push(NEW[:-20]).end(), id="cut where nothing tells"),
+        pytest.param(lambda: FakeResponse().push(NEW[:-20]).end(OriginError("broke off")), id="cut"),
+        pytest.param(lambda: FakeResponse(framed=False).push(NEW[:-20]).end(), id="cut where nothing tells"),
     ],
 )
-async def test_nothing_but_a_whole_image_replaces_what_is_kept(answers: Callable[[], RemoteFill] | Exception) -> None:
+async def test_nothing_but_a_whole_image_replaces_what_is_kept(answers: Callable[[], FakeResponse] | Exception) -> None:
     world = world_of(Rules(refresh=HOSTS))
     await kept(world)
     world.origin.gives(FRESHER, answers)
@@ -245,7 +245,7 @@ async def test_a_signature_that_may_be_unchecked_replaces_nothing() -> None:
 async def test_a_newer_picture_that_was_removed_changes_nothing() -> None:
     world = world_of(Rules(refresh=HOSTS))
     await kept(world)
-    world.refused.add(Digest(sha256(NEW).hexdigest()))
+    world.blocked.add(Digest(sha256(NEW).hexdigest()))
     world.origin.gives(FRESHER, answer(NEW, Validator('"2"', None)))
     for _ in range(2):
         assert await world.get(FRESHER) == ("hit", OLD)

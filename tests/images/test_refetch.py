@@ -28,14 +28,14 @@ from imgkeep.core.source_url import read_source
 from imgkeep.images.refetch import CLAIM_LOOKS_MAX, REFETCHES_MAX, Refetcher
 
 from tests.images.test_links import EXPIRED, FRESH, FRESHER, NOW, PLAIN, by_catalogue, exactly
-from tests.support.fakes import OPEN_POLICY, RemoteFill, World, settle, without_query
+from tests.support.fakes import OPEN_POLICY, FakeResponse, World, settle, without_query
 from tests.support.pictures import picture
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from imgkeep.core.records import Source, SourceInfo
-    from imgkeep.images.peer_fill import FillLeases
+    from imgkeep.images.interfaces import Leases
     from imgkeep.images.refetch import Refetched
 
 OLD, NEW = picture(seed=1), picture(seed=2)
@@ -55,15 +55,15 @@ class FakeLeases:
     taken: list[str] = field(default_factory=list)
     released: list[str] = field(default_factory=list)
 
-    def take(self, key: str) -> str | None:
+    def acquire(self, key: str) -> str | None:
         if self.held_for:
             self.held_for -= 1
             return "other"
         self.taken.append(key)
         return None
 
-    def release(self, key: str, *, kept: bool = False) -> None:
-        del kept
+    def release(self, key: str, *, stored: bool = False) -> None:
+        del stored
         self.released.append(key)
 
 
@@ -71,16 +71,15 @@ class Desk:
     """A refetcher in a world where FRESH has brought OLD."""
 
     def __init__(
-        self, identify_by: Callable[[Source], SourceInfo] = by_catalogue, leases: FillLeases | None = None
+        self, identify_by: Callable[[Source], SourceInfo] = by_catalogue, leases: Leases | None = None
     ) -> None:
-        self.world = World(identify=identify_by)
         self.settled = 0
         self.changed: list[Key] = []
+        self.world = World(identify=identify_by, changed=self.changed.append)
         self.slept = 0
-        self.world.image_service.changed = self.changed.append
         self.refetcher = Refetcher(
             self.world.image_service,
-            self.world.image_service._dependencies,
+            self.world.dependencies,
             policy=OPEN_POLICY,
             settle=self.settle,
             sleep=self.sleep,
@@ -119,7 +118,7 @@ def desk() -> Desk:
 async def test_a_whole_image_that_differs_replaces_and_the_old_bytes_stay(desk: Desk) -> None:
     before = await desk.begin()
     desk.changed.clear()
-    desk.world.origin.gives(FRESHER, lambda: RemoteFill().push(NEW[:100], NEW[100:]).end())
+    desk.world.origin.gives(FRESHER, lambda: FakeResponse().push(NEW[:100], NEW[100:]).end())
     refetched = await desk.refetch(before, FRESHER)
     assert refetched.replaced
     assert (refetched.record.digest, refetched.record.size) == (digest_of(NEW), len(NEW))
@@ -155,18 +154,18 @@ async def test_bytes_that_were_lost_come_back(desk: Desk) -> None:
 FAILURES = [
     pytest.param(OriginRefused("403", origin_status=403), SourceExpired, id="refused"),
     pytest.param(OriginTimeout("slow"), OriginTimeout, id="slow"),
-    pytest.param(lambda: RemoteFill().push(b"<html>expired</html>").end(), NotAnImage, id="no image"),
-    pytest.param(lambda: RemoteFill().push(b"").end(), NotAnImage, id="nothing"),
-    pytest.param(lambda: RemoteFill().push(NEW[:-20]).end(), NotAnImage, id="framed whole, cut by its format"),
-    pytest.param(lambda: RemoteFill(framed=False).push(NEW).end(), OriginError, id="whole by its format, not framed"),
-    pytest.param(lambda: RemoteFill().push(NEW[:50]).end(OriginError("broke off")), OriginError, id="cut"),
-    pytest.param(lambda: RemoteFill().push(picture(width=200, height=100)).end(), TooLarge, id="too many pixels"),
+    pytest.param(lambda: FakeResponse().push(b"<html>expired</html>").end(), NotAnImage, id="no image"),
+    pytest.param(lambda: FakeResponse().push(b"").end(), NotAnImage, id="nothing"),
+    pytest.param(lambda: FakeResponse().push(NEW[:-20]).end(), NotAnImage, id="framed whole, cut by its format"),
+    pytest.param(lambda: FakeResponse(framed=False).push(NEW).end(), OriginError, id="whole by its format, not framed"),
+    pytest.param(lambda: FakeResponse().push(NEW[:50]).end(OriginError("broke off")), OriginError, id="cut"),
+    pytest.param(lambda: FakeResponse().push(picture(width=200, height=100)).end(), TooLarge, id="too many pixels"),
 ]
 
 
 @pytest.mark.parametrize(("answer", "error"), FAILURES)
 async def test_nothing_else_changes_what_is_stored(
-    desk: Desk, answer: Callable[[], RemoteFill] | Exception, error: type[Exception]
+    desk: Desk, answer: Callable[[], FakeResponse] | Exception, error: type[Exception]
 ) -> None:
     before = await desk.begin()
     desk.changed.clear()
@@ -199,7 +198,7 @@ async def test_a_disk_that_is_full_changes_nothing(desk: Desk) -> None:
 
 async def test_bytes_that_are_blocked_change_nothing(desk: Desk) -> None:
     before = await desk.begin()
-    desk.world.refused.add(digest_of(NEW))
+    desk.world.blocked.add(digest_of(NEW))
     desk.world.origin.gives(FRESHER, NEW)
     with pytest.raises(Removed):
         await desk.refetch(before, FRESHER)
@@ -425,7 +424,7 @@ async def test_a_removal_that_came_while_it_was_being_put_wins(desk: Desk) -> No
     desk.world.store.reached.clear()
     asking = asyncio.create_task(desk.refetch(before, FRESHER))
     await desk.world.store.reached.wait()
-    desk.world.refused.add(digest_of(NEW))
+    desk.world.blocked.add(digest_of(NEW))
     durable.set()
     with pytest.raises(Removed):
         await asking

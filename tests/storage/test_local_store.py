@@ -21,8 +21,7 @@ import pytest
 from imgkeep.core.errors import StorageError
 from imgkeep.core.layout import OBJECTS, RecordTooNew, encode_record, object_path, record_path
 from imgkeep.core.records import Doubt, Record, Refetches
-from imgkeep.maintenance.verify_reindex import Finding, verify
-from imgkeep.maintenance.verify_reindex import records as records_in
+from imgkeep.maintenance.verify_reindex import Finding, read_records, verify
 from imgkeep.storage.local import atomic_files as files
 from imgkeep.storage.local import open_files
 from imgkeep.storage.local.disk import HASHED_BYTES_MAX, Disk
@@ -83,7 +82,7 @@ async def test_walk_yields_all_files_in_path_order(store: LocalStore) -> None:
             await put_image(store, bytes([n]) * 50, record_of(bytes([n]) * 50, name=str(n))) for n in range(40)
         ]
     }
-    assert await walk(records_in(store)) == sorted(records.items())
+    assert await walk(read_records(store)) == sorted(records.items())
     assert await walk(store.walk(OBJECTS)) == sorted(
         (object_path(record.object_name), 50) for record in records.values()
     )
@@ -102,7 +101,7 @@ async def test_walk_of_a_missing_root_is_a_fault(store: LocalStore) -> None:
     await put_image(store, SMALL)
     store.disk.root.rename(store.disk.root.with_name("moved"))
     with pytest.raises(StorageError):
-        await walk(records_in(store))
+        await walk(read_records(store))
     with pytest.raises(StorageError):
         await walk(store.walk(OBJECTS))
 
@@ -212,7 +211,7 @@ async def test_damaged_record_is_a_miss_and_quarantined(store: LocalStore, data:
     record = await put_image(store, SMALL)
     path = store.disk.root / record_path(record.key)
     path.write_bytes(data)
-    assert not any(isinstance(found, Record) for _, found in await walk(records_in(store)))
+    assert not any(isinstance(found, Record) for _, found in await walk(read_records(store)))
     assert await store.find(record.key) is None
     assert not path.exists()
     (damaged,) = (store.disk.root / "damaged").iterdir()
@@ -240,7 +239,7 @@ async def test_record_of_a_newer_version_is_a_fault_and_stays(store: LocalStore)
     with pytest.raises(StorageError, match="newer version"):
         await store.delete_record(record.key)
     assert path.read_bytes() == newer
-    assert [type(found) for _, found in await walk(records_in(store))] == [RecordTooNew]
+    assert [type(found) for _, found in await walk(read_records(store))] == [RecordTooNew]
 
 
 async def noted(record: Record) -> None:

@@ -16,7 +16,7 @@ import logging
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from cachetools import LRUCache, TTLCache
 
@@ -29,6 +29,7 @@ from imgkeep.core.errors import (
     NotAnImage,
     OriginError,
     Removed,
+    SourceExpired,
     SourceRejected,
     StorageError,
     TooLarge,
@@ -47,25 +48,19 @@ from imgkeep.core.incomplete_image import (
     may_ask,
     may_be_invented,
 )
-from imgkeep.core.policy import judge
 from imgkeep.core.records import Doubt
 from imgkeep.images.confirmation import is_continuation
-from imgkeep.images.fill import Fill
+from imgkeep.images.fill_result import Failed
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable
     from datetime import datetime
 
-    from imgkeep.core.policy import Policy
     from imgkeep.core.records import Digest, Key, Record, Source, SourceInfo
     from imgkeep.images.confirmation import Confirmer
     from imgkeep.images.context import RequestContext
-    from imgkeep.images.fill import FillDependencies, Tower
-    from imgkeep.images.negative_cache import NegativeCache
-    from imgkeep.images.peer_fill import FillLeases
-    from imgkeep.images.rate_limit import Permit, RateLimiter
-    from imgkeep.images.singleflight import SingleFlight
-    from imgkeep.images.source_order import SourceOrder
+    from imgkeep.images.fill_result import FillResult
+    from imgkeep.images.fill_starter import FillStarter
     from imgkeep.storage.interfaces import Draft
 
 REFETCHES_MAX: Final = 8
@@ -100,29 +95,10 @@ class Refetch:
 class IncompleteRefetcher:
     """Has incomplete images fetched again. One per process."""
 
-    def __init__(  # noqa: PLR0913 - what the image_service shares with it
-        self,
-        policy: Policy,
-        dependencies: FillDependencies,
-        *,
-        tower: Tower,
-        flights: SingleFlight[Fill],
-        leases: FillLeases | None,
-        confirmer: Confirmer,
-        routes: SourceOrder,
-        failures: NegativeCache,
-        rate_limiter: RateLimiter | None,
-        timer: Callable[[], float],
-    ) -> None:
-        self._policy = policy
-        self._dependencies = dependencies
-        self._tower = tower
-        self._flights = flights
-        self._leases = leases
+    def __init__(self, fills: FillStarter, confirmer: Confirmer, timer: Callable[[], float]) -> None:
+        self._fills = fills
+        self._dependencies = fills.dependencies
         self._confirmer = confirmer
-        self._source_order = routes
-        self._negative_cache = failures
-        self._rate_limiter = rate_limiter
         self._tried: LRUCache[str, Digest] = LRUCache(TRIED_MAX)
         """By the link's fingerprint, the bytes that it was tried against."""
         self._begun: TTLCache[tuple[Key, bool], bool] = TTLCache(BEGUN_MAX, INTERVAL_MIN_S, timer=timer)
@@ -145,7 +121,7 @@ class IncompleteRefetcher:
             wanted = ask is Ask.ONCE and is_new
         # What waits for the primary is replaced there only, where it is known what it replaces.
         wanted = wanted and not known.pending and (known.key, counts) not in self._begun
-        if wanted and self._may_ask(source, request_context):
+        if wanted and self._under_way < REFETCHES_MAX and self._fills.may_start(source, request_context):
             begun = self._begin(Refetch(source, info, known, counts, may_be_invented(known, link)), request_context)
             if begun:
                 self._begun[known.key, counts] = True
@@ -153,64 +129,33 @@ class IncompleteRefetcher:
                 self._tried[link.fingerprint] = known.digest
         return True
 
-    def _may_ask(self, source: Source, request_context: RequestContext) -> bool:
-        """Whether this visitor may have its origin asked, and the origin did not fail by this link lately."""
-        if request_context.from_own_node or self._under_way >= REFETCHES_MAX:
-            return False
-        if judge(source, self._policy) is not None or self._negative_cache.find(source) is not None:
-            return False
-        try:
-            request_context.authorize_fetch()
-        except SourceRejected:
-            return False
-        return True
-
     def _begin(self, refetch: Refetch, request_context: RequestContext) -> bool:
         """Begin a fill without readers, unless there is one; return whether it began."""
-        name = f"refresh.{refetch.known.key}"
-        if name in self._flights or (self._leases is not None and self._leases.take(name) is not None):
-            return False
-        permit: Permit | None = None
-        if self._rate_limiter is not None and not request_context.client.own:
-            try:
-                permit = self._rate_limiter.acquire(request_context.client.networks)
-            except ImgkeepError:
-                self._release(name)
-                return False
-        self._under_way += 1
-        self._flights.join(
-            name,
-            lambda: _Refetching(
-                refetch.source,
-                refetch.info,
-                self._dependencies,
-                self._tower,
-                routes=self._source_order.find(refetch.source, refetch.info),
-                settle=partial(self._settle, refetch),
-                unreachable=self._source_order.note_unreachable,
-                permit=permit,
-                over=partial(self._over, name),
-                client=request_context.client,
-                background=True,
-                is_due=partial(self._is_due, refetch),
-                failed=partial(self._note_failure, refetch),
-            ),
+        begun = self._fills.start_in_background(
+            f"refresh.{refetch.known.key}",
+            refetch.source,
+            refetch.info,
+            request_context,
+            put=partial(self._settle, refetch),
+            is_due=partial(self._is_due, refetch),
+            listeners=(partial(self._end, refetch),),
         )
-        return True
+        self._under_way += begun
+        return begun
 
-    def _over(self, name: str, *, kept: bool) -> None:
+    async def _end(self, refetch: Refetch, result: FillResult) -> None:
+        """Note a failure in which the origin has a part. A `FillListener`."""
         self._under_way -= 1
-        self._release(name, kept=kept)
-
-    def _release(self, name: str, *, kept: bool = False) -> None:
-        if self._leases is not None:
-            self._leases.release(name, kept=kept)
+        if isinstance(result.outcome, Failed):
+            error = result.outcome.error
+            if isinstance(error, ImgkeepError) and not isinstance(error, (Busy, StorageError, Yielded)):
+                await self._note_failure(refetch, error)
 
     async def _is_due(self, refetch: Refetch) -> bool:
         """Ask the store whether the image is still what was seen: another worker or node may have fetched it again."""
         current = await self._dependencies.store.find(refetch.known.key)
         if current is not None and current != refetch.known:
-            await self._tower.kept(current)
+            await self._fills.changes.stored(current)
         if current is None or current.digest != refetch.known.digest or not is_incomplete(current):
             return False
         return not refetch.counts or self._dependencies.clock() >= due_at(current)
@@ -272,41 +217,14 @@ class IncompleteRefetcher:
             current = await self._dependencies.store.find(refetch.known.key)
             if current is not None and current.digest == refetch.known.digest and is_incomplete(current):
                 after = after_refetch(current, Outcome.FAILED, self._now())
-                await self._tower.kept(await self._dependencies.store.put_record(after))
+                await self._fills.changes.stored(await self._dependencies.store.put_record(after))
 
     def _now(self) -> datetime:
         return self._dependencies.clock().replace(microsecond=0)
 
 
-class _Refetching(Fill):
-    """A fill without readers that is begun only if it is still due, and whose failure is noted before it is over."""
-
-    def __init__(
-        self,
-        *fill: Any,
-        is_due: Callable[[], Awaitable[bool]],
-        failed: Callable[[ImgkeepError], Awaitable[None]],
-        **options: Any,
-    ) -> None:
-        super().__init__(*fill, **options)
-        self._is_due = is_due
-        self._failed = failed
-
-    async def run(self) -> None:
-        if not await self._is_due():
-            self.stop()
-            return
-        try:
-            await super().run()
-        except (Busy, StorageError, Yielded):
-            raise  # the origin has no part in it
-        except ImgkeepError as error:
-            await self._failed(error)
-            raise
-
-
 def _is_of_link(error: ImgkeepError) -> bool:
     """Whether an origin may have failed because of how the link is signed."""
-    if isinstance(error, (SourceRejected, NotAnImage, TooLarge, Removed)):
+    if isinstance(error, (SourceRejected, SourceExpired, NotAnImage, TooLarge, Removed)):
         return True
     return isinstance(error, OriginError) and refuses(error.origin_status)

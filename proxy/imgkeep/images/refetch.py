@@ -18,7 +18,7 @@ import asyncio
 import logging
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from imgkeep.core.confirmation import fingerprint, read_link
 from imgkeep.core.dead_link import explain, refusal_size
@@ -37,8 +37,9 @@ from imgkeep.core.layout import REMOVED
 from imgkeep.core.policy import judge
 from imgkeep.core.records import Doubt, Key, Record, Subject
 from imgkeep.core.source_url import read_source
-from imgkeep.images.ingest import begin, check_image, require_complete
-from imgkeep.images.singleflight import SingleFlight
+from imgkeep.images.fill_result import Failed, FillResult, Stored, Unchanged
+from imgkeep.images.ingest import begin_draft, check_image, require_complete
+from imgkeep.images.singleflight import Call, SingleFlight
 from imgkeep.origin.demand import Demand
 
 if TYPE_CHECKING:
@@ -47,9 +48,10 @@ if TYPE_CHECKING:
     from imgkeep.clock import Sleep
     from imgkeep.core.policy import Policy
     from imgkeep.core.records import Source, SourceInfo, Validator
-    from imgkeep.images.fill import FillDependencies
+    from imgkeep.images.dependencies import FillDependencies
     from imgkeep.images.format_checker import CheckedImage
-    from imgkeep.images.peer_fill import FillLeases
+    from imgkeep.images.interfaces import Leases
+    from imgkeep.images.service import ImageService
     from imgkeep.origin.client import OriginResponse
     from imgkeep.storage.interfaces import Draft
 
@@ -66,27 +68,6 @@ LASTING_DOUBTS: Final = frozenset({Doubt.SPLIT, Doubt.CONTESTED})
 """Doubts that say something of the key, which an operator's word for one link does not take away."""
 
 log = logging.getLogger(__name__)
-
-
-class ImageService(Protocol):
-    """The image_service, as far as a refetch needs it."""
-
-    identify: Callable[[Source], SourceInfo]
-
-    async def shown(self, source: Source) -> Key:
-        """Return the key of the image that a link is shown, whether one is stored or not."""
-
-    def keys_of(self, source: Source) -> tuple[Key, Key]:
-        """Return the two keys under which the image of a link may be stored: the one that it shares, and its own."""
-
-    async def wait_for_fill(self, key: Key) -> None:
-        """Wait until nothing is fetched for a key any more, however it ends."""
-
-    async def kept(self, record: Record) -> None:
-        """Another image stands under a key from now on."""
-
-    async def tell(self, key: Key) -> None:
-        """Tell other workers that something else is kept under a key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +95,7 @@ class Refetcher:
         policy: Policy,
         settle: Callable[[], Awaitable[None]],
         sleep: Sleep,
-        leases: FillLeases | None = None,
+        leases: Leases | None = None,
     ) -> None:
         self._image_service = image_service
         self._dependencies = dependencies
@@ -122,7 +103,7 @@ class Refetcher:
         self._settle = settle
         self._sleep = sleep
         self._leases = leases
-        self._flights: SingleFlight[_Flight] = SingleFlight()
+        self._flights: SingleFlight[_Refetch] = SingleFlight()
 
     async def aclose(self) -> None:
         """Break off what is under way."""
@@ -191,13 +172,13 @@ class Refetcher:
                 return
             if len(self._flights) >= REFETCHES_MAX:
                 raise Busy("too many images are being fetched again", retry_after_s=2)
-            if self._leases is None or self._leases.take(name) is None:
+            if self._leases is None or self._leases.acquire(name) is None:
                 return
             await self._sleep(CLAIM_EVERY_S)
         raise Busy("another worker is fetching this image", retry_after_s=2)
 
-    def _depart(self, key: Key, source: Source) -> _Flight:
-        return _Flight(source, partial(self._run, key, source), partial(self._over, key))
+    def _depart(self, key: Key, source: Source) -> _Refetch:
+        return _Refetch(source, partial(self._run, key, source), partial(self._over, key))
 
     def _over(self, key: Key) -> None:
         if self._leases is not None:
@@ -210,14 +191,12 @@ class Refetcher:
             refetched = await self._fetch(key, source, info)
         except ImgkeepError as error:
             told = explain(error, info, self._dependencies.clock())
-            self._dependencies.observer.failed(subject, told)
+            await self._dependencies.observer.fill_ended(FillResult(subject, 0, Failed(told)))
             raise told from None
         if refetched is None:
             return None
-        if refetched.replaced:
-            self._dependencies.observer.filled(subject, refetched.record.size, pending=False)
-        else:
-            self._dependencies.observer.unchanged(subject)
+        size, outcome = refetched.record.size, Stored(refetched.record) if refetched.replaced else Unchanged()
+        await self._dependencies.observer.fill_ended(FillResult(subject, size, outcome))
         log.info("image fetched again", extra={"key": key, "replaced": refetched.replaced})
         return refetched
 
@@ -228,9 +207,9 @@ class Refetcher:
         finally:
             await draft.aclose()
         if refetched is not None:
-            await self._image_service.kept(refetched.record)
+            await self._image_service.changes.stored(refetched.record)
             await self._settle()
-            await self._image_service.tell(key)
+            await self._image_service.changes.tell_peers(key)
         return refetched
 
     async def _spool(self, source: Source, info: SourceInfo) -> tuple[Draft, Validator | None, bool]:
@@ -238,7 +217,7 @@ class Refetcher:
         # Without a validator: whether the origin's word for "unchanged" can be believed is what is in question.
         demand = Demand(refusal_size=lambda status: refusal_size(status, info, self._dependencies.clock()))
         async with self._dependencies.origin.fetch(source, demand=demand) as response:
-            draft = await begin(self._dependencies, response.size)
+            draft = await begin_draft(self._dependencies, response.size)
             try:
                 async for chunk in response.chunks():
                     await draft.write(chunk)
@@ -251,7 +230,7 @@ class Refetcher:
     async def _keep(  # noqa: PLR0913 - what a record is made of
         self, key: Key, source: Source, info: SourceInfo, draft: Draft, validator: Validator | None, *, plaintext: bool
     ) -> Refetched | None:
-        if draft.digest in self._dependencies.refused:
+        if draft.digest in self._dependencies.blocked:
             raise Removed(REMOVED)
         judged = await check_image(self._dependencies, draft)
         for attempt in range(1, PUTS_MAX + 1):
@@ -270,7 +249,7 @@ class Refetcher:
                 if attempt == PUTS_MAX:
                     raise
                 continue  # another replacement crossed ours: what stands now is what we have to differ from
-            if draft.digest in self._dependencies.refused:
+            if draft.digest in self._dependencies.blocked:
                 # A removal that came while it was being put wins; what stood here before stands again.
                 if not same:
                     await self._dependencies.store.put_record(known, replaces=draft.digest)
@@ -320,8 +299,8 @@ class Refetcher:
         return after_refetch(record, Outcome.EQUAL, now) if is_incomplete(record) else record
 
 
-class _Flight:
-    """A flight of `collapse.SingleFlight`: one fetch, and all who wait for it."""
+class _Refetch(Call):
+    """One fetch, and its followers."""
 
     def __init__(
         self, source: Source, run: Callable[[], Awaitable[Refetched | None]], over: Callable[[], None]
