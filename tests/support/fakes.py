@@ -22,7 +22,7 @@ from imgkeep.images.dependencies import FillDependencies
 from imgkeep.images.fill_result import Failed, NotStored, Stored, Unchanged
 from imgkeep.images.format_checker import FormatChecker
 from imgkeep.images.observer import FillObserver
-from imgkeep.images.refresh import Rules
+from imgkeep.images.refresh import SourceRules
 from imgkeep.images.service import ImageService
 from imgkeep.origin.client import OriginClient, OriginResponse
 from imgkeep.origin.demand import Demand
@@ -372,7 +372,7 @@ class World:
         *,
         memory_bytes: int = 100_000_000,
         identify: Callable[[Source], SourceInfo] = without_query,
-        rules: Rules | None = None,
+        rules: SourceRules | None = None,
         spoil: Callable[[Source], Source | None] = lambda _: None,
         origin: FakeOrigin | None = None,
         cluster: Cluster | None = None,
@@ -393,7 +393,7 @@ class World:
         self._tags = count(1)
         self._options: dict[str, Any] = {
             "identify": identify,
-            "rules": rules or Rules(),
+            "rules": rules or SourceRules(),
             "spoil": spoil,
             "changed": changed,
         }

@@ -41,7 +41,7 @@ from imgkeep.images.placeholder_suspects import PlaceholderSuspects
 from imgkeep.images.rate_limit import RateLimiter
 from imgkeep.images.recent_failures import RecentFailures
 from imgkeep.images.refetch import Refetcher
-from imgkeep.images.refresh import Rules
+from imgkeep.images.refresh import SourceRules
 from imgkeep.images.removal import Remover
 from imgkeep.images.service import ImageService
 from imgkeep.images.stored_totals import StoredTotals
@@ -364,7 +364,7 @@ def _make_image_service(  # noqa: PLR0913, PLR0917 - what it is made of
         image_index=parts.database,
         policy=inspector.policy,
         identify=inspector.identify,
-        rules=Rules(
+        rules=SourceRules(
             redirect_permanent=config.sources.permanent == "redirect",
             refresh=Globs(config.sources.refresh) if config.sources.refresh else None,
         ),

@@ -55,11 +55,11 @@ if TYPE_CHECKING:
     from imgkeep.storage.interfaces import Draft
 
 SEEN_LINKS_MAX: Final = 65_536
-"""Maximum number of links that are known to have been compared; 300 bytes each, 20 MB. One that is forgotten is again."""
+"""Maximum number of links that are known to have been compared; 300 bytes each, 20 MB."""
 PROBES_MAX: Final = 8
 """Maximum number of probes at a time: each is up to four requests, and the links of strangers cause them."""
 UNPROVEN_TTL_S: Final = 600
-"""Time for which equal bytes cause no other probe of a key, once a wrong signature has brought them too: cost, no gain."""
+"""Time for which equal bytes cause no other probe of a key, once a wrong signature has brought them too."""
 UNPROVEN_MAX: Final = 16_384
 TRIED: Final = "tried"
 """The word before a fingerprint and a digest, in what workers tell each other."""
@@ -77,7 +77,7 @@ class Confirmer:
         dependencies: Those of all fills.
         changes: Passes on every record that is written beside the fill's own, and what `learn` understands.
         leases: The right to probe, among several workers; `None`: there is one.
-        spoil: Returns a link with another, random signature; `None` if it carries none.
+        alter: Returns a link with another, random signature; `None` if it carries none.
         timer: Gives monotonic seconds.
     """
 
@@ -87,14 +87,14 @@ class Confirmer:
         *,
         changes: RecordChanges,
         leases: Leases | None,
-        spoil: Callable[[Source], Source | None],
+        alter: Callable[[Source], Source | None],
         timer: Callable[[], float],
     ) -> None:
         self._dependencies = dependencies
         self._stored = changes.stored
         self._tell = changes.tell_peers
         self._leases = leases
-        self._alter = spoil
+        self._alter = alter
         self._seen: LRUCache[str, Digest] = LRUCache(SEEN_LINKS_MAX)
         """By the link's fingerprint, the stored bytes that it was compared with."""
         self._unproven: TTLCache[tuple[Key, Digest], bool] = TTLCache(UNPROVEN_MAX, UNPROVEN_TTL_S, timer=timer)
@@ -120,7 +120,9 @@ class Confirmer:
         self._seen[mark] = Digest(digest)
         return True
 
-    async def settle(self, source: Source, info: SourceInfo, known: Record, draft: Draft, new: Record) -> Record:
+    async def put_second_fill(
+        self, source: Source, info: SourceInfo, known: Record, draft: Draft, new: Record
+    ) -> Record:
         """Store the whole image of a second fill where it belongs; return the record by which its link finds it."""
         continues = await is_continuation(known, draft)
         weight = weigh(known, new, continues=continues)
@@ -135,7 +137,7 @@ class Confirmer:
             return await self._merge(second_fill, draft)
         return await self._store_beside(second_fill, draft)
 
-    async def settle_https(self, known: Record, draft: Draft, new: Record) -> Record:
+    async def put_secure(self, known: Record, draft: Draft, new: Record) -> Record:
         """
         Store a whole image that was fetched over https in the background, if it leaves fewer doubts.
 
@@ -151,7 +153,7 @@ class Confirmer:
         merged = merge(known, new)
         return known if merged == known else await self._dependencies.store.put_record(merged)
 
-    async def settle_refresh(self, known: Record, draft: Draft, new: Record) -> Record:
+    async def put_refreshed(self, known: Record, draft: Draft, new: Record) -> Record:
         """
         Store a whole image that replaces another, because the operator wants that for this host.
 
@@ -212,7 +214,7 @@ class Confirmer:
         await self._tell(f"{TRIED} {new.brought_by} {known.digest}")
 
     async def _is_beginning_of_stored(self, known: Record, new: Record) -> bool:
-        """Tell whether a link has brought the beginning of the stored object: it is shown the stored one from then on."""
+        """Tell whether a link has brought the beginning of the stored object, and is to be shown that one."""
         if Doubt.INCOMPLETE not in new.doubts or known.size <= new.size:
             return False
         digest = sha256()

@@ -25,7 +25,7 @@ from imgkeep.images.fill_starter import FillStarter
 from imgkeep.images.incomplete_refetch import IncompleteRefetcher
 from imgkeep.images.record_cache import RecordCache
 from imgkeep.images.record_changes import RecordChanges
-from imgkeep.images.refresh import Refresher, Rules
+from imgkeep.images.refresh import Refresher, SourceRules
 from imgkeep.images.singleflight import SingleFlight
 from imgkeep.images.source_policy import SourcePolicy
 from imgkeep.images.stored_images import StoredImages
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-DEFAULT_RULES: Final = Rules()
+DEFAULT_RULES: Final = SourceRules()
 
 FOLLOW_ATTEMPTS_MAX: Final = 50
 """Maximum number of times that a request looks for a fill in the worker that had it a moment ago."""
@@ -85,7 +85,7 @@ class ImageService:
         image_index: ImageIndex,
         policy: Policy,
         identify: Callable[[Source], SourceInfo],
-        rules: Rules = DEFAULT_RULES,
+        rules: SourceRules = DEFAULT_RULES,
         object_urls: ObjectUrls | None = None,
         rate_limiter: RateLimiter | None = None,
         cluster: Cluster | None = None,
@@ -101,7 +101,7 @@ class ImageService:
         self.records = RecordCache(dependencies.store, image_index, running, timer)
         self.changes = RecordChanges(self.records, changed, None if cluster is None else cluster.peers)
         self._policy = SourcePolicy(policy, dependencies.observer)
-        self._confirmer = Confirmer(dependencies, changes=self.changes, leases=leases, spoil=spoil, timer=timer)
+        self._confirmer = Confirmer(dependencies, changes=self.changes, leases=leases, alter=spoil, timer=timer)
         self.stored = StoredImages(
             dependencies,
             changes=self.changes,
@@ -185,7 +185,7 @@ class ImageService:
             if known is not None and joined is None:
                 current, fault = await self._find_object_of(known)
                 if current is not None:
-                    self._incomplete_refetcher.look(source, found.info, current, INTERNAL)
+                    self._incomplete_refetcher.start_if_due(source, found.info, current, INTERNAL)
                     return current, False
             if joined is None:
                 self._policy.require_fetch_allowed(source, info)
@@ -298,9 +298,11 @@ class ImageService:
                     record = found.record
             return (tried, None) if tried is not None else await self.stored.show(found, record, request_context)
         shown, fault = await self.stored.show(found, record, request_context)
-        if shown is not None and not self._incomplete_refetcher.look(source, found.info, record, request_context):
+        if shown is not None and not self._incomplete_refetcher.start_if_due(
+            source, found.info, record, request_context
+        ):
             seek_secure = found.use is Use.SEEK_SECURE
-            self._refresher.look(source, found.info, record, request_context, seek_secure=seek_secure)
+            self._refresher.start_if_due(source, found.info, record, request_context, seek_https=seek_secure)
         return shown, fault
 
     async def _try(
@@ -317,7 +319,7 @@ class ImageService:
         with suppress(ImgkeepError):
             request_context.authorize_fetch()
             self._policy.require_fetch_allowed(source, info)
-            put = partial(self._confirmer.settle, source, info, known)
+            put = partial(self._confirmer.put_second_fill, source, info, known)
             return await self._coalescer.try_link(source, info, request_context, follow, put)
         return None
 
