@@ -44,7 +44,7 @@ from imgkeep.web.connection_limit import refuse_connection
 from imgkeep.web.context import SERVER_NAME, RequestLog
 from imgkeep.web.error_responses import present
 from imgkeep.web.fastpath.coalescing import SharedResponse
-from imgkeep.web.fastpath.request_head import PLAIN, list_fields, read_fields
+from imgkeep.web.fastpath.request_head import NO_CONDITIONS, list_fields, read_conditions
 from imgkeep.web.flow_control import FlowControl
 from imgkeep.web.images import find_handler
 from imgkeep.web.messages import BodyRange, ImageRequest, as_aiohttp_response, encode_response_head
@@ -236,7 +236,7 @@ class Connection(web.RequestHandler):
     def _quickly(self, target: bytes, block: bytes, data: bytes, *, head: bool) -> bool:
         """HttpResponse the request `data`, at once or as soon as its bytes are there. `block` follows the request line."""
         if block != self._block:
-            self._block, self._asked, self._fields = block, read_fields(block, self._site.auth.own_hosts), None
+            self._block, self._asked, self._fields = block, read_conditions(block, self._site.auth.own_hosts), None
         asked, transport = self._asked, self._transport
         if asked is None:
             self._aligned = False
@@ -258,7 +258,7 @@ class Connection(web.RequestHandler):
             found = find_handler(target)
             if found is not None and len(target) <= self.max_line_size and _TARGET.fullmatch(target):
                 ask = self._make_ask(found[1], found[2], target, head=head)
-                alike = asked is PLAIN and not head and not self._alone and not _PASSED_ON.search(block)
+                alike = asked is NO_CONDITIONS and not head and not self._alone and not _PASSED_ON.search(block)
                 if not (alike and self._join(ask, target, data, start)):
                     crowd = SharedResponse(ask.request_log) if alike else None
                     if crowd is not None:
@@ -280,7 +280,7 @@ class Connection(web.RequestHandler):
 
     def _feed(self, data: bytes) -> None:
         """Give aiohttp what has come, step by step."""
-        if not data or (not self._rest and len(data) <= PARSE_STEP_BYTES and self._site.turns.take(len(data))):
+        if not data or (not self._rest and len(data) <= PARSE_STEP_BYTES and self._site.turns.spend(len(data))):
             super().data_received(data)
             return
         if len(data) > PARSE_STEP_BYTES:
@@ -313,7 +313,7 @@ class Connection(web.RequestHandler):
             super()._resume_transport_reading()
         elif not self._stepping:
             self._stepping = True
-            self._site.turns.wait(self._step)
+            self._site.turns.enqueue(self._step)
 
     def _find_step(self) -> int:
         """Return how many of the next bytes may be parsed at once."""

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Final
 
 from imgkeep.core.http_headers import Span, etag_matches, range_applies, read_range
 from imgkeep.web.context import SERVER_NAME, YEAR_S
-from imgkeep.web.fastpath.request_head import PLAIN
+from imgkeep.web.fastpath.request_head import NO_CONDITIONS
 
 if TYPE_CHECKING:
     from asyncio import WriteTransport
@@ -154,7 +154,7 @@ class ResponseCache:
         if now >= self._dated_until:
             self.sign(now)
         openings = self._vector_openings if answer.vector else self._openings
-        if asked is not PLAIN:
+        if asked is not NO_CONDITIONS:
             if etag_matches(asked.if_none_match or "", answer.etag):
                 transport.write(b"".join((openings[304], caching, answer.fields, b"\r\n")))
                 return 304, 0
