@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import sqlalchemy as sa
-from imgkeep.web.context import SITE
+from imgkeep.web.access_log import ACCESS_LOG
 from imgkeep.web.fastpath.protocol import Connection
 
 from tests.support.image_requests import store_image
@@ -137,7 +137,7 @@ async def test_function_calls_and_sql_of_a_hit(imgkeep: Imgkeep, origin: FakeOri
     assert isinstance(connection, Connection)
     app = imgkeep.client.app
     assert app is not None
-    object.__setattr__(app[SITE], "access_log", False)
+    object.__setattr__(app[ACCESS_LOG], "enabled", False)
     connection.connection_made(transport)
     data = request(target_of(url), close=False)
     connection.data_received(data)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import sqlalchemy as sa
+from imgkeep.bootstrap.server import SERVICES
 from imgkeep.config import ConfigError, load, read_database_url
-from imgkeep.web.context import SITE
 
 from tests.support.image_requests import fills_done
 from tests.support.pictures import picture
@@ -349,7 +349,7 @@ async def test_strangers_are_told_states_and_no_reasons(start: Start) -> None:
     imgkeep = await start(security={"api_tokens": [token]})
     app = imgkeep.client.app
     assert app is not None
-    health = app[SITE].health
+    health = app[SERVICES].health
     for part in ("store", "database", "disk", "fallback"):
         health.note(part, "s3.internal.example:9000/bucket-name is away: /var/lib/imgkeep")
     health.fallback = lambda: {"waiting": 3, "last_error": "bucket-name"}

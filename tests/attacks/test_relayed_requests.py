@@ -29,7 +29,7 @@ from imgkeep.cluster.progress import read_fill, tell_failure
 from imgkeep.core import errors
 from imgkeep.core.errors import ImgkeepError
 from imgkeep.images.peer_fill import FillFailure
-from imgkeep.web.admission import API
+from imgkeep.web.admission import API_PREFIX
 
 from tests.conftest import Server, configuration
 from tests.support.origins import gated_body
@@ -301,7 +301,7 @@ async def test_each_route_is_for_all_by_name_or_needs_access(start: Start) -> No
         if route.resource.canonical in PUBLIC:
             assert status != 401 or path == "/login"  # which judges its own link
         else:
-            assert route.resource.canonical.startswith(API)
+            assert route.resource.canonical.startswith(API_PREFIX)
             assert status == 401
             shut += 1
     assert shut >= 10
@@ -314,7 +314,7 @@ async def test_a_handler_of_the_api_without_a_judgement_answers_nothing(tmp_path
         for route in app.router.routes():
             assert route.resource is not None
             path = re.sub(r"\{[^}]*\}", "0" * 64, route.resource.canonical)
-            if path.startswith(API):
+            if path.startswith(API_PREFIX):
                 answer = await client.request(route.method, path, json={}, headers={"Authorization": f"Bearer {TOKEN}"})
                 assert answer.status == 500, path
 

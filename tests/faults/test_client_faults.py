@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 import pytest
-from imgkeep.web.context import SITE
+from imgkeep.bootstrap.server import SERVICES
 
 from tests.support.image_requests import fills_done, store_image
 from tests.support.impatient_server import LIMIT_S, deaf_socket, serve_impatiently
@@ -92,11 +92,11 @@ async def test_a_client_that_stops_reading_is_let_go(tmp_path: Path, origin: Fak
     async with serve_impatiently(tmp_path) as (port, app):
         if stored:
             assert split(await talk(port, request(target_of(url)))).body == body
-            await app[SITE].image_service.drain()
+            await app[SERVICES].image_service.drain()
         sock = await asyncio.to_thread(deaf_socket, port)
         try:
             await asyncio.to_thread(sock.sendall, request(target_of(url), close=False))
-            meter = app[SITE].meter
+            meter = app[SERVICES].metrics
             async with asyncio.timeout(20):
                 while b'outcome="client_left"' not in meter.page():  # noqa: ASYNC110 - a counter
                     await asyncio.sleep(0.02)
@@ -109,7 +109,7 @@ async def test_a_client_that_stops_reading_is_let_go(tmp_path: Path, origin: Fak
             assert received < len(body)
         finally:
             sock.close()
-        await app[SITE].image_service.drain()
+        await app[SERVICES].image_service.drain()
         # Nobody else noticed, and nothing is left open.
         assert split(await talk(port, request(target_of(url)))).headers["cache-status"] == "imgkeep; hit"
     assert origin.asked("/a.png") == 1
@@ -303,8 +303,8 @@ async def test_a_client_that_leaves_before_the_answer_begins_is_counted_and_is_n
         writer.transport.abort()
         assert split(await talk(port, request("/healthz"))).status == 200
         gate.set()
-        await app[SITE].image_service.drain()
+        await app[SERVICES].image_service.drain()
         assert split(await talk(port, request(target_of(url)))).headers["cache-status"] == "imgkeep; hit"
         counted = b'imgkeep_requests_total{outcome="client_left",route="/img",status="499"} 1.0'
-        assert counted in app[SITE].meter.page()
+        assert counted in app[SERVICES].metrics.page()
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []

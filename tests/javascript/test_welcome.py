@@ -9,8 +9,8 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from imgkeep.web.context import SITE
-from imgkeep.web.login import make_log_in_link
+from imgkeep.web.auth import AUTH
+from imgkeep.web.login_tickets import make_log_in_link
 from PIL import Image
 
 from tests.support.browser import browsing
@@ -91,7 +91,7 @@ def url_of(imgkeep: Imgkeep, path: str = "/") -> str:
 
 def log_in_link(imgkeep: Imgkeep) -> str:
     assert imgkeep.client.app is not None
-    token = imgkeep.client.app[SITE].auth.local_token
+    token = imgkeep.client.app[AUTH].local_token
     assert token is not None
     return make_log_in_link(token, "127.0.0.1", port_of(imgkeep), datetime.now(UTC))  # noqa: TID251 - the server's clock
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from tests.support.image_requests import site_of
+from tests.support.image_requests import fast_path_of
 from tests.support.pictures import picture_of
 from tests.support.raw_http import port_of, request, split
 
@@ -55,7 +55,7 @@ async def _whole(port: int, data: bytes) -> bytes:
 
 async def until_following(imgkeep: Imgkeep, number: int) -> None:
     """Wait until so many requests follow another."""
-    shared_responses = site_of(imgkeep).shared_responses
+    shared_responses = fast_path_of(imgkeep).shared_responses
     async with asyncio.timeout(20):
         while sum(len(shared._followers) for shared in shared_responses.values()) < number:  # noqa: ASYNC110 - a count
             await asyncio.sleep(0.005)

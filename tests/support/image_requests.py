@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from imgkeep.web.context import SITE
+from imgkeep.bootstrap.server import SERVICES
+from imgkeep.web.fastpath.context import FAST_PATH
 
 from tests.support.raw_http import ask, target_of
 
 if TYPE_CHECKING:
-    from imgkeep.web.context import Site
+    from imgkeep.bootstrap.services import Services
+    from imgkeep.web.fastpath.context import FastPath
 
     from tests.conftest import Imgkeep
     from tests.support.raw_http import Answer
@@ -27,17 +29,21 @@ IMAGE_FIELDS = {
 """Header fields of every image."""
 
 
-def site_of(imgkeep: Imgkeep) -> Site:
+def services_of(imgkeep: Imgkeep) -> Services:
     app = imgkeep.client.app
     assert app is not None
-    return app[SITE]
+    return app[SERVICES]
+
+
+def fast_path_of(imgkeep: Imgkeep) -> FastPath:
+    app = imgkeep.client.app
+    assert app is not None
+    return app[FAST_PATH]
 
 
 async def fills_done(imgkeep: Imgkeep) -> None:
     """Wait until no fill is running."""
-    app = imgkeep.client.app
-    assert app is not None
-    await app[SITE].image_service.drain()
+    await services_of(imgkeep).image_service.drain()
 
 
 async def store_image(imgkeep: Imgkeep, url: str) -> Answer:
@@ -60,7 +66,7 @@ class HandlerCalls:
 
     def __init__(self, imgkeep: Imgkeep) -> None:
         self.number = 0
-        image_service = site_of(imgkeep).image_service
+        image_service = services_of(imgkeep).image_service
         deliver = image_service.deliver
 
         async def counted(*arguments: Any) -> Any:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 from imgkeep.bootstrap.server import build, make_runner
-from imgkeep.web.context import SITE
+from imgkeep.web.aiohttp_adapter import STALL_TIMEOUT
+from imgkeep.web.fastpath.context import FAST_PATH
 
 from tests.conftest import configuration
 
@@ -27,7 +28,8 @@ async def serve_impatiently(folder: Path, limit_s: float = LIMIT_S) -> AsyncIter
     app = build(configuration(folder))
 
     async def shorten(app: web.Application) -> None:
-        app[SITE] = replace(app[SITE], stall_timeout_s=limit_s)
+        app[FAST_PATH] = replace(app[FAST_PATH], stall_timeout_s=limit_s)
+        app[STALL_TIMEOUT] = limit_s
 
     app.on_startup.append(shorten)
     runner = make_runner(app, idle_timeout_s=limit_s, linger_timeout_s=limit_s)

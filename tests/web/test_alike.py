@@ -6,9 +6,9 @@ import logging
 from typing import TYPE_CHECKING
 
 import pytest
-from imgkeep.web.responses import IMAGE_CSP, SVG_CSP
+from imgkeep.web.image_headers import IMAGE_CSP, SVG_CSP
 
-from tests.support.image_requests import cached_target, site_of
+from tests.support.image_requests import cached_target, fast_path_of, services_of
 from tests.support.pictures import picture_of
 from tests.support.raw_http import ask, connect, port_of, target_of
 
@@ -60,11 +60,11 @@ async def test_under_every_address_both_ways_say_and_record_the_same(
     imgkeep = await start(server={"public_url": PUBLIC, "trusted_proxies": ["127.0.0.0/8"]})
     target = await address(imgkeep, origin, kind)
     fields = (field, "X-Forwarded-For: 203.0.113.9, 198.51.100.7")
-    number = len(site_of(imgkeep).prepared)
+    number = len(fast_path_of(imgkeep).response_cache)
     with caplog.at_level(logging.INFO, "imgkeep.access"):
         caplog.clear()
         long = await ask(imgkeep, target, *fields, method=method)
-        image_service = site_of(imgkeep).image_service
+        image_service = services_of(imgkeep).image_service
         image_service.deliver = image_service.deliver_object = None  # type: ignore[assignment, method-assign]
         async with connect(port_of(imgkeep)) as line:
             quick = await line.ask(target, *fields, method=method)
@@ -73,7 +73,7 @@ async def test_under_every_address_both_ways_say_and_record_the_same(
     assert len(facts) == 2
     assert facts[0] == facts[1]
     assert facts[0]["key"]
-    assert len(site_of(imgkeep).prepared) == number
+    assert len(fast_path_of(imgkeep).response_cache) == number
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ async def test_with_and_without_aiohttp_the_answer_is_the_same(  # noqa: PLR0917
     imgkeep = await start(server={"public_url": PUBLIC})
     kept_target = await cached_target(imgkeep, origin.gives("/a.png", IMAGE))
     long = await ask(imgkeep, target or kept_target, *fields, method=method)
-    table = site_of(imgkeep).prepared
+    table = fast_path_of(imgkeep).response_cache
     for key in list(table._targets):
         table.drop(key)
     async with connect(port_of(imgkeep)) as line:

@@ -9,10 +9,9 @@ from urllib.parse import quote
 
 import pytest
 import sqlalchemy as sa
-from imgkeep.bootstrap.server import Platform
+from imgkeep.bootstrap.server import SERVICES, Platform
 from imgkeep.core.http_headers import CDN_ID
 from imgkeep.database import ImageIndex
-from imgkeep.web.context import SITE
 
 from tests.support.image_requests import IMAGE_FIELDS, fills_done, store_image
 from tests.support.origins import gated_body
@@ -306,7 +305,7 @@ async def test_warm_hits_cause_no_sql(start: Start, origin: FakeOrigin) -> None:
         await store_image(imgkeep, url)
     app = imgkeep.client.app
     assert app is not None
-    database = app[SITE].image_service.records._image_index
+    database = app[SERVICES].image_service.records._image_index
     assert isinstance(database, ImageIndex)
     await until(lambda: database.complete)  # a new one is filled from the records, in the background
     await database.count()  # waits for rows that are still on their way

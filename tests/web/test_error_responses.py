@@ -12,8 +12,8 @@ import pytest
 from imgkeep.config import ConfigError
 from imgkeep.core.content_negotiation import FORM_FIELDS
 from imgkeep.core.errors import InvalidRequest
-from imgkeep.web.error_responses import PLACEHOLDER_BYTES_MAX, present, read_placeholder
-from imgkeep.web.problems import problem
+from imgkeep.web.error_responses import PLACEHOLDER_BYTES_MAX, present_failure, read_placeholder
+from imgkeep.web.problems import problem_response
 
 from tests.core.test_content_negotiation import IMG, TAB
 from tests.core.test_signing import KEY
@@ -135,14 +135,14 @@ def test_a_page_escapes_what_it_tells() -> None:
         def getall(self, key: str, default: list[str], /) -> list[str]:
             return ["document"] if key == "Sec-Fetch-Dest" else default
 
-    answer = problem(InvalidRequest("<script>alert(1)</script> \"'& $body ${style}"))
-    page = present(answer, "GET", Fields())
+    answer = problem_response(InvalidRequest("<script>alert(1)</script> \"'& $body ${style}"))
+    page = present_failure(answer, "GET", Fields())
     assert isinstance(page.body, bytes)
     text = page.body.decode()
     assert "<script" not in text
     assert "$body ${style}" in unescape(text)
     assert answer.headers["Content-Type"] == "application/problem+json", "others may share it"
-    shown = present(problem(InvalidRequest("use `a <b>` or ` alone")), "GET", Fields()).body
+    shown = present_failure(problem_response(InvalidRequest("use `a <b>` or ` alone")), "GET", Fields()).body
     assert isinstance(shown, bytes)
     assert b"Use <code>a &lt;b&gt;</code> or ` alone." in shown
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 from imgkeep.web.fastpath.protocol import Connection
 
-from tests.support.image_requests import cached_target, site_of, store_image
+from tests.support.image_requests import cached_target, fast_path_of, services_of, store_image
 from tests.support.impatient_server import deaf_socket, serve_impatiently
 from tests.support.origins import gated_body
 from tests.support.pictures import picture_of
@@ -98,7 +98,7 @@ async def wired(imgkeep: Imgkeep) -> AsyncIterator[tuple[Connection, Wire]]:
     assert server is not None
     connection, wire = server(), Wire()
     assert isinstance(connection, Connection)
-    connection._site = replace(site_of(imgkeep), stall_timeout_s=STALL_S)
+    connection._context = replace(fast_path_of(imgkeep), stall_timeout_s=STALL_S)
     wire.protocol = connection
     connection.connection_made(wire)
     yield connection, wire
@@ -170,7 +170,7 @@ async def test_who_was_slow_to_take_an_answer_may_be_idle_as_long_as_any_other(
 
 async def test_who_waits_for_a_disk_is_not_idle(start: Start, origin: FakeOrigin) -> None:
     imgkeep = await start(store={"hot_bytes_max": 25_000})
-    store = site_of(imgkeep).image_service._store
+    store = services_of(imgkeep).image_service._store
     store._cached_files.works = False  # type: ignore[attr-defined]
     target = await cached_target(imgkeep, origin.gives("/a.png", IMAGE))
     await cached_target(imgkeep, origin.gives("/b.png", picture_of(20_000, seed=1)))  # which takes its place in memory

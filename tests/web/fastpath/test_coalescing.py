@@ -16,7 +16,7 @@ from tests.support.concurrent_requests import (
     split_all,
     until_following,
 )
-from tests.support.image_requests import site_of
+from tests.support.image_requests import fast_path_of, services_of
 from tests.support.raw_http import ask, port_of, request, target_of
 
 if TYPE_CHECKING:
@@ -32,13 +32,13 @@ if TYPE_CHECKING:
 def handled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The requests that a handler was at work for."""
     seen: list[str] = []
-    handler = images.img
+    handler = images.ImageHandlers.img
 
-    async def counted(asked: Any) -> Any:
+    async def counted(self: Any, asked: Any) -> Any:
         seen.append(asked.target)
-        return await handler(asked)
+        return await handler(self, asked)
 
-    monkeypatch.setattr(images, "img", counted)
+    monkeypatch.setattr(images.ImageHandlers, "img", counted)
     return seen
 
 
@@ -59,7 +59,7 @@ async def test_one_handler_answers_all(imgkeep: Imgkeep, origin: FakeOrigin, han
     assert outcomes == ["imgkeep; fwd=uri-miss; collapsed"] * (NUMBER + 4) + ["imgkeep; fwd=uri-miss; stored"]
     assert len({each.headers["etag"] for each in answers}) == 1
     assert origin.asked("/a.png") == 1
-    assert not site_of(imgkeep).shared_responses
+    assert not fast_path_of(imgkeep).shared_responses
     assert (await ask(imgkeep, target)).headers["cache-status"] == "imgkeep; hit"
 
 
@@ -74,7 +74,7 @@ async def test_a_failure_is_told_to_all(imgkeep: Imgkeep, origin: FakeOrigin, ha
     assert {(each.status, each.body) for each in answers} == {(404, answers[0].body)}
     assert b"source_not_found" in answers[0].body
     assert len(handled) == 1
-    assert not site_of(imgkeep).shared_responses
+    assert not fast_path_of(imgkeep).shared_responses
 
 
 async def test_all_are_counted_as_what_they_are(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
@@ -85,7 +85,7 @@ async def test_all_are_counted_as_what_they_are(imgkeep: Imgkeep, origin: FakeOr
     held.end.set()
     await asyncio.gather(*asked)
     await asyncio.sleep(0.05)
-    page = site_of(imgkeep).meter.page().decode()
+    page = services_of(imgkeep).metrics.page().decode()
     counts = {line.rpartition(" ")[0]: line.rpartition(" ")[2] for line in page.splitlines() if "/img" in line}
     found = {outcome: count for name, count in counts.items() for outcome in ("stored", "collapsed") if outcome in name}
     assert {outcome: float(count) for outcome, count in found.items()} == {"stored": 1, "collapsed": 2}
@@ -109,13 +109,13 @@ async def test_nobody_follows_into_a_loop(imgkeep: Imgkeep, origin: FakeOrigin) 
 def slow_handler(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
     """Handlers begin when it is set."""
     go = asyncio.Event()
-    handler = images.img
+    handler = images.ImageHandlers.img
 
-    async def wait(asked: Any) -> Any:
+    async def wait(self: Any, asked: Any) -> Any:
         await go.wait()
-        return await handler(asked)
+        return await handler(self, asked)
 
-    monkeypatch.setattr(images, "img", wait)
+    monkeypatch.setattr(images.ImageHandlers, "img", wait)
     return go
 
 
@@ -142,7 +142,7 @@ async def test_an_allowance_that_is_used_up_is_its_owners(
     target = target_of(origin.gives("/b.png", IMAGE))
     leader = request_concurrently(imgkeep, target, 1, poor)
     async with asyncio.timeout(20):
-        while not site_of(imgkeep).shared_responses:  # noqa: ASYNC110 - nobody is told
+        while not fast_path_of(imgkeep).shared_responses:  # noqa: ASYNC110 - nobody is told
             await asyncio.sleep(0.005)
     followers = request_concurrently(imgkeep, target, 5, rich)
     await until_following(imgkeep, 5)
@@ -181,7 +181,7 @@ async def test_a_body_that_breaks_off_breaks_off_for_all(imgkeep: Imgkeep, origi
     asked = request_concurrently(imgkeep, target_of(origin.on("/a.png", cut)), 5)
     answers = await asyncio.gather(*asked, return_exceptions=True)
     assert all(isinstance(each, (asyncio.IncompleteReadError, ConnectionError)) for each in answers)
-    assert not site_of(imgkeep).shared_responses
+    assert not fast_path_of(imgkeep).shared_responses
 
 
 async def test_followers_are_answered_before_the_end(start: Start, origin: FakeOrigin) -> None:

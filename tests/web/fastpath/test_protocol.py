@@ -15,7 +15,7 @@ from imgkeep.bootstrap.server import Platform
 from imgkeep.core.signing import signed_path
 from imgkeep.core.source_url import read_source
 
-from tests.support.image_requests import HandlerCalls, cached_target, site_of, store_image
+from tests.support.image_requests import HandlerCalls, cached_target, fast_path_of, services_of, store_image
 from tests.support.impatient_server import serve_impatiently
 from tests.support.origins import gated_body
 from tests.support.pictures import picture_of
@@ -79,7 +79,7 @@ async def test_a_permanent_url_is_answered_quickly_too(imgkeep: Imgkeep, origin:
     target = await cached_target(imgkeep, origin.gives("/a.png", IMAGE))
     place = (await ask(imgkeep, target)).headers["content-location"]
     long = await ask(imgkeep, place)
-    site_of(imgkeep).image_service.deliver_object = None  # type: ignore[assignment, method-assign]
+    services_of(imgkeep).image_service.deliver_object = None  # type: ignore[assignment, method-assign]
     async with connect(port_of(imgkeep)) as line:
         assert (await line.ask(place)).headers["etag"] == long.headers["etag"]
 
@@ -164,9 +164,9 @@ async def test_a_connection_that_is_to_be_closed_is_closed(imgkeep: Imgkeep, ori
 
 async def test_bytes_that_are_not_at_hand_are_brought_without_the_long_way(start: Start, origin: FakeOrigin) -> None:
     imgkeep = await start(store={"hot_bytes_max": 25_000})
-    site = site_of(imgkeep)
+    services = services_of(imgkeep)
     # As on a system that cannot read without waiting, or when the kernel has dropped the pages.
-    site.image_service._store._cached_files.works = False  # type: ignore[attr-defined]
+    services.image_service._store._cached_files.works = False  # type: ignore[attr-defined]
     images = [picture_of(20_000, seed=number) for number in range(3)]
     targets = [await cached_target(imgkeep, origin.gives(f"/{n}.png", image)) for n, image in enumerate(images)]
     ways = HandlerCalls(imgkeep)
@@ -193,7 +193,7 @@ async def test_what_is_removed_is_gone_for_the_next_request(imgkeep: Imgkeep, or
             place = (await line.ask(target)).headers["content-location"]
             assert (await line.ask(place)).status == 200
             assert (await line.ask(place)).status == 200
-            key = site_of(imgkeep).prepared.find(target.encode(), 0)
+            key = fast_path_of(imgkeep).response_cache.find(target.encode(), 0)
             assert key is not None
             response = await imgkeep.client.delete(f"/api/images/{key.key}")
             assert response.status == 200
@@ -203,8 +203,8 @@ async def test_what_is_removed_is_gone_for_the_next_request(imgkeep: Imgkeep, or
 
 async def test_a_record_that_changes_changes_the_next_answer(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     target = await cached_target(imgkeep, origin.gives("/a.png", IMAGE))
-    image_service = site_of(imgkeep).image_service
-    answer = site_of(imgkeep).prepared.find(target.encode(), 0)
+    image_service = services_of(imgkeep).image_service
+    answer = fast_path_of(imgkeep).response_cache.find(target.encode(), 0)
     assert answer is not None
     record = await image_service.look_up(answer.key)  # type: ignore[arg-type]
     assert record is not None
@@ -216,7 +216,7 @@ async def test_a_record_that_changes_changes_the_next_answer(imgkeep: Imgkeep, o
 async def meanwhile(imgkeep: Imgkeep, url: str, change: Callable[[Record], Awaitable[Any]]) -> str:
     """Ask for what is kept, and let `change` happen to it while its bytes are fetched; return the target."""
     await store_image(imgkeep, url)
-    image_service = site_of(imgkeep).image_service
+    image_service = services_of(imgkeep).image_service
     record = await image_service.look_up(image_service.identify(read_source(url)).key)
     assert record is not None
     store: Any = image_service._store
@@ -236,7 +236,7 @@ async def meanwhile(imgkeep: Imgkeep, url: str, change: Callable[[Record], Await
 
 async def test_what_is_replaced_while_it_is_fetched_is_not_prepared(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     async def replace_it(record: Record) -> None:
-        await site_of(imgkeep).image_service.kept(replace(record, etag='"another"'))
+        await services_of(imgkeep).image_service.kept(replace(record, etag='"another"'))
 
     target = await meanwhile(imgkeep, origin.gives("/a.png", IMAGE), replace_it)
     async with connect(port_of(imgkeep)) as line:
@@ -245,7 +245,7 @@ async def test_what_is_replaced_while_it_is_fetched_is_not_prepared(imgkeep: Img
 
 async def test_what_is_removed_while_it_is_fetched_is_not_prepared(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     async def remove_it(record: Record) -> None:
-        await site_of(imgkeep).remover.remove_key(record.key)
+        await services_of(imgkeep).remover.remove_key(record.key)
 
     target = await meanwhile(imgkeep, origin.gives("/a.png", IMAGE), remove_it)
     async with connect(port_of(imgkeep)) as line:
@@ -311,7 +311,7 @@ async def test_both_ways_are_counted_and_recorded_alike(
     ]
     assert len(facts) == 2
     assert facts[0] == facts[1]
-    page = site_of(imgkeep).meter.page().decode()
+    page = services_of(imgkeep).metrics.page().decode()
     assert 'imgkeep_requests_total{outcome="hit",route="/img",status="200"} 3.0' in page
     assert 'imgkeep_request_seconds_count{route="/img"} 4.0' in page
 
