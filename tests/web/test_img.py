@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-import socket
 from typing import TYPE_CHECKING
 
-from imgkeep.web.fastpath.protocol import Connection
-from imgkeep.web.responses import UNSENT_BYTES_FAST, UNSENT_BYTES_MAX
-
-from tests.support.pictures import picture, picture_of
+from tests.support.pictures import picture
 from tests.support.program import serving
 
 if TYPE_CHECKING:
@@ -59,31 +54,3 @@ async def test_files_are_nobody_elses_business(tmp_path: Path, origin: FakeOrigi
     files = [path for path in (tmp_path / "data").rglob("*") if path.is_file()]
     assert len(files) >= 3
     assert {path.stat().st_mode & 0o077 for path in files} == {0}
-
-
-async def test_the_kernel_takes_little_for_a_reader_unless_it_is_fast(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
-    url = origin.gives("/a.png", picture_of(8_000_000))
-    for _ in range(3):
-        response = await imgkeep.img(url)
-        await response.read()
-    runner = imgkeep.client.server.runner
-    assert runner is not None
-    assert runner.server is not None
-    (connection,) = runner.server.connections
-    assert isinstance(connection, Connection)
-    assert connection.transport is not None
-    sock = connection.transport.get_extra_info("socket")
-    outlet = connection._outlet
-    left, _ = outlet._backlog
-    assert left > UNSENT_BYTES_MAX, "of the last answer most was left to send"
-    now = asyncio.get_running_loop().time
-    for size, seconds, limit in (
-        (left, 60, UNSENT_BYTES_MAX),
-        (left, 0, UNSENT_BYTES_FAST),
-        (1000, 60, UNSENT_BYTES_FAST),  # so little says nothing
-        (left, 60, UNSENT_BYTES_MAX),
-    ):
-        connection.pause_writing()
-        outlet._backlog = (size, now() - seconds)
-        connection.resume_writing()
-        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT) == limit
