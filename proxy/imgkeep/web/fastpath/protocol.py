@@ -72,6 +72,7 @@ _PASSED_ON: Final = re.compile(rb"^(?:via|cdn-loop):", re.IGNORECASE | re.MULTIL
 
 # To read a member of an enum costs as much as a look-up in the response cache.
 _READY: Final = State.READY
+_HIT: Final = CacheStatus.HIT.value
 
 
 class FastConnection(Connection):
@@ -146,11 +147,13 @@ class FastConnection(Connection):
         start = len(_GET) if data.startswith(_GET) else len(_HEAD) if data.startswith(_HEAD) else 0
         end = data.find(_LINE_END, start)
         if start and end > 0 and data.endswith(_HEAD_END):
-            if not self._is_aiohttp_idle() and self._turns_waited < WAITING_TURNS_MAX:
+            idle = self._is_aiohttp_idle()
+            if not idle and self._turns_waited < WAITING_TURNS_MAX:
                 self._wait_for_aiohttp(data)
                 return
             self._turns_waited = 0
-            if self._answer(data[start:end], data[end + len(_LINE_END) :], data, head=start == len(_HEAD)):
+            target, block = data[start:end], data[end + len(_LINE_END) :]
+            if self._answer(target, block, data, head=start == len(_HEAD), idle=idle):
                 return
         elif _is_part_of_head(data):
             self._buffer = data
@@ -189,18 +192,23 @@ class FastConnection(Connection):
 
     # --- requests
 
-    def _answer(self, target: bytes, block: bytes, data: bytes, *, head: bool) -> bool:
+    def _answer(self, target: bytes, block: bytes, data: bytes, *, head: bool, idle: bool) -> bool:
         """
-        Answer the request `data`, now or later; return whether it is the fast path's.
+        Answer a request, now or later; return whether it is the fast path's.
 
-        `block` is what follows the request line.
+        Args:
+            target: The request target.
+            block: What follows the request line.
+            data: The whole request.
+            head: Whether its method is HEAD.
+            idle: Whether aiohttp waits for a request.
         """
         if block != self._head.block:
             self._head = _Head(block, self._fast_path.own_hosts)
         if self._head.conditions is None:
             self._move(Event.HANDED_OVER)
             return False
-        if not self._flow.busy and self._is_aiohttp_idle():
+        if idle and not self._flow.busy:
             now = self._fast_path.timer()
             cached = self._fast_path.response_cache.find(target, now)
             if cached is not None and self._write_cached(cached, now, now, head=head):
@@ -268,11 +276,11 @@ class FastConnection(Connection):
         status, size = written
         seconds = fast_path.timer() - start
         if fast_path.access_log.enabled:
-            request_log = RequestLog(cached.key, CacheStatus.HIT.value, sent=size)
+            request_log = RequestLog(cached.key, _HIT, sent=size)
             method = "HEAD" if head else "GET"
             fast_path.access_log.note(self._read_peer(), method, cached.route, request_log, status, seconds)
         else:
-            fast_path.access_log.metrics.answered(cached.route, CacheStatus.HIT.value, status, size, seconds)
+            fast_path.access_log.metrics.answered(cached.route, _HIT, status, size, seconds)
         return True
 
     def _load(self, request: _Request, loading: Awaitable[None]) -> None:
