@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import quote
 
 import pytest
@@ -144,11 +144,11 @@ async def start(
                 request.headers["Authorization"] = f"Bearer {one.token}"
             return await handler(request)
 
-        client: TestClient[web.Request, web.Application] = await aiohttp_client(
+        client: TestClient[web.Request, None] = await aiohttp_client(
             server, auto_decompress=False, middlewares=(show_token,)
         )
         strangers.append(ClientSession(client.make_url("/"), auto_decompress=False))
-        one = Imgkeep(client, strangers[-1], config, place)
+        one = Imgkeep(cast("TestClient[web.Request, web.Application]", client), strangers[-1], config, place)
         return one
 
     yield start_one

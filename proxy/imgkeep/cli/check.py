@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Mapping
 
     from imgkeep.cli.client import Client
+    from imgkeep.health import Watched
     from imgkeep.images.inspect import Inspector
-    from imgkeep.ports import Watched
 
 
 def inspect(urls: Iterable[str], inspector: Inspector, *, as_json: bool, out: TextIO) -> int:

@@ -9,7 +9,7 @@ from imgkeep.core.errors import NotAnImage, StorageError, TooLarge
 if TYPE_CHECKING:
     from imgkeep.images.fill import FillDependencies
     from imgkeep.images.format_checker import CheckedImage
-    from imgkeep.ports import Draft
+    from imgkeep.storage.interfaces import Draft
 
 
 async def begin(to: FillDependencies, size: int | None) -> Draft:
@@ -22,7 +22,7 @@ async def begin(to: FillDependencies, size: int | None) -> Draft:
     try:
         return await to.disk.begin(size)
     except StorageError:
-        if to.store.disk_only:
+        if to.store.local_drafts_only:
             raise
         return await to.memory.begin(size)
 
@@ -38,7 +38,7 @@ async def check_image(to: FillDependencies, draft: Draft) -> CheckedImage:
         TooLarge: It has too many pixels.
         Busy: Too many images are being judged.
     """
-    judged = await to.format_checker.judge(draft)
+    judged = await to.format_checker.check(draft)
     if judged is None:
         raise NotAnImage("the bytes are not an image of a supported format")
     pixel_size = judged.pixel_size

@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Literal
 
+    from imgkeep.clock import Clock
     from imgkeep.core.http_headers import Fields
     from imgkeep.core.ip_ranges import Address, Network
     from imgkeep.core.signing import Signatures
     from imgkeep.core.source_url import ImgQuery
-    from imgkeep.ports import Clock
     from imgkeep.web.messages import ImageRequest
 
 ACCESS_HELP: Final = (

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
     from multidict import MultiMapping
 
-    from imgkeep.ports import Growing, Readable
+    from imgkeep.images.context import Growing
+    from imgkeep.storage.interfaces import Readable
     from imgkeep.web.context import RequestLog
 
 PIECE_BYTES: Final = 32_768

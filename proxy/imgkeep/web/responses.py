@@ -19,9 +19,9 @@ from imgkeep.web.messages import BodyRange, HttpResponse, encode_fields, piece_s
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from imgkeep.clock import Clock
     from imgkeep.images.context import Delivery, RedirectToObject, RedirectToSource
     from imgkeep.images.service import ImageService
-    from imgkeep.ports import Clock
     from imgkeep.web.fastpath.response_cache import ResponseCache
     from imgkeep.web.messages import ImageRequest
 
@@ -133,7 +133,7 @@ class ImageResponses:
         if wanted is not None and not range_applies(request.field("If-Range"), delivery.etag):
             wanted = None
         if size is None and (wanted is not None or not request.accepts_chunked):
-            size = await body.settle()
+            size = await body.wait_for_size()
         headers["Content-Type"] = delivery.format.media_type
         span = None if wanted is None or size is None else read_range(wanted, size)
         if span == "unsatisfiable":
@@ -176,7 +176,7 @@ class ImageResponses:
     def _cache_response(self, request: ImageRequest, delivery: Delivery, headers: Mapping[str, str]) -> None:
         """Keep the response for later requests for the same target, if the bytes that they need are in memory."""
         body = delivery.body
-        if self._cache is None or body.at_hand is None or body.size is None or not delivery.repeatable:
+        if self._cache is None or body.cache_entry is None or body.size is None or not delivery.repeatable:
             return
         # No await between this question and `put`: from then on the cache learns of every change.
         if not self._image_service.is_current(delivery):
@@ -188,7 +188,7 @@ class ImageResponses:
             fields=encode_specific_fields(headers),
             media_type=encode_fields([("Content-Type", delivery.format.media_type)]),
             size=body.size,
-            cache_entry=body.at_hand,
+            cache_entry=body.cache_entry,
             fresh_until=self._timer() + (FRESHNESS_LIFETIME_S if delivery.immutable else PROVISIONAL_MAX_AGE_S),
             permitted_until=request.request_log.permitted_until,
             max_age_s=YEAR_S if delivery.immutable else PROVISIONAL_MAX_AGE_S,

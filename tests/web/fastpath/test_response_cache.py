@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import tracemalloc
 
+from imgkeep.storage.local.memory_cache import CacheEntry
 from imgkeep.web.fastpath.response_cache import FRESHNESS_LIFETIME_S, TARGETS_MAX, CachedResponse, ResponseCache
 from imgkeep.web.fastpath.response_writer import encode_specific_fields
 from imgkeep.web.image_headers import HIT_HEADERS
 
 
-class Bytes:
-    """Bytes in memory."""
+class FakeEntry(CacheEntry):
+    """An entry that has its bytes."""
 
     __slots__ = ()
 
-    def whole(self) -> bytes:
+    def __init__(self) -> None:
+        pass
+
+    def read_now(self) -> bytes:
         return b"x"
 
     def load(self) -> None:
@@ -24,7 +28,7 @@ class Bytes:
 def response(key: str, *, fresh_until: float = FRESHNESS_LIFETIME_S) -> CachedResponse:
     fields = f'ETag: "{key}"\r\nContent-Location: /images/{key * 8}.png\r\n'.encode()
     media_type = b"Content-Type: image/png\r\n"
-    return CachedResponse("/img", key, f'"{key}"', fields, media_type, 1, Bytes(), fresh_until, None)
+    return CachedResponse("/img", key, f'"{key}"', fields, media_type, 1, FakeEntry(), fresh_until, None)
 
 
 def test_least_recently_used_response_is_evicted_first() -> None:

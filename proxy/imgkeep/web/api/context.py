@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 from aiohttp import web
@@ -17,16 +17,17 @@ if TYPE_CHECKING:
 
     from imgkeep.cluster.peers import Peers
     from imgkeep.core.records import Record
+    from imgkeep.database.interfaces import Ledger
     from imgkeep.health import Health
     from imgkeep.images.inspect import Inspector
     from imgkeep.images.recent_failures import RecentFailures
+    from imgkeep.images.record_facts import ImageFacts
     from imgkeep.images.refetch import Refetcher
     from imgkeep.images.removal import Remover
     from imgkeep.images.service import ImageService
     from imgkeep.images.upload import Saver
     from imgkeep.jobs.runner import JobRunner
     from imgkeep.page_rewriting import LinkSelection, RewriteService
-    from imgkeep.ports import Ledger
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +69,7 @@ def api_context(request: web.Request) -> ApiContext:
     return request.app[API]
 
 
-def image_facts(request: web.Request, record: Record) -> dict[str, Any]:
+def image_facts(request: web.Request, record: Record) -> ImageFacts:
     """Return the facts of a record, whatever the store."""
     return request.app[API].image_service.describe(record, base=request[ADMISSION].base)
 

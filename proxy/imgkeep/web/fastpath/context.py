@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -11,6 +10,8 @@ from aiohttp import web
 from imgkeep.web.fastpath.coalescing import SharedResponses
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from imgkeep.web.access_log import AccessLog
     from imgkeep.web.error_responses import Placeholder
     from imgkeep.web.fastpath.response_cache import ResponseCache

@@ -187,8 +187,9 @@ class FastConnection(Connection):
             self.data_received(data)
 
     def _is_aiohttp_idle(self) -> bool:
+        """Tell whether aiohttp waits for a request, and has all bytes that were meant for it."""
         waiter = self._waiter
-        return waiter is not None and not waiter.done()
+        return waiter is not None and not waiter.done() and not self._unparsed
 
     # --- requests
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Final
 from imgkeep.web.image_headers import YEAR_S
 
 if TYPE_CHECKING:
-    from imgkeep.ports import CacheEntry
+    from imgkeep.storage.local.memory_cache import CacheEntry
 
 FRESHNESS_LIFETIME_S: Final = 600
 """

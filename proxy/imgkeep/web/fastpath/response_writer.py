@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from asyncio import Transport, WriteTransport
     from collections.abc import Mapping
 
-    from imgkeep.ports import Bytes, Clock
+    from imgkeep.clock import Clock
+    from imgkeep.storage.local.memory_cache import Bytes
     from imgkeep.web.client_presence import ClientPresence
     from imgkeep.web.context import RequestLog
     from imgkeep.web.fastpath.request_head import RequestConditions
@@ -75,7 +76,7 @@ class ResponseWriter:
 
         `None`: nothing was written, and a handler has to answer.
         """
-        whole = cached.cache_entry.whole()
+        whole = cached.cache_entry.read_now()
         lasts = cached.permitted_until is None and cached.max_age_s == YEAR_S
         caching = _FOR_EVER if lasts else self._encode_caching(cached)
         if whole is None or caching is None:

@@ -110,9 +110,7 @@ TRANSITIONS: Final[Mapping[State, Mapping[Event, State]]] = {
     State.SENDING: {Event.SENT: State.READY, Event.LOST: State.CLOSED},
     State.HANDED_OVER: {Event.LOST: State.CLOSED},
     # Work that was under way when the connection was lost still ends.
-    State.CLOSED: {
-        event: State.CLOSED for event in (Event.LOADED, Event.RESPONSE_READY, Event.NO_RESPONSE, Event.SENT)
-    },
+    State.CLOSED: dict.fromkeys((Event.LOADED, Event.RESPONSE_READY, Event.NO_RESPONSE, Event.SENT), State.CLOSED),
 }
 
 BUSY: Final = frozenset({State.LOADING, State.HANDLING, State.FOLLOWING, State.SENDING})
