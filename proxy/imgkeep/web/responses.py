@@ -48,7 +48,7 @@ class ImageResponses:
         timer: Monotonic seconds.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - by name, but for two
         self,
         image_service: ImageService,
         cache: ResponseCache | None,

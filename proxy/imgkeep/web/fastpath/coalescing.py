@@ -1,8 +1,8 @@
 """
 Coalescing of responses: concurrent requests for one target share one handler and its response.
 
-The first request leads: a handler works for it. A request for the same bytes that arrives meanwhile, without conditions,
-follows: it costs an entry in a list and no handler of its own, and it gets the leader's response, whether that is an
+The first request leads: a handler works for it. A request for the same bytes that arrives meanwhile and has no
+conditions follows: it costs an entry in a list and no handler of its own. It gets the leader's response, be that an
 image that still grows or a failure. Where the response is the leader's alone, each follower asks for itself.
 """
 
@@ -114,7 +114,9 @@ class SharedResponses:
         return shared
 
     def publish(self, shared: SharedResponse, response: HttpResponse | None) -> None:
-        """Give followers the leader's response, `None` if there is none. A growing image may be followed until `end`."""
+        """
+        Give followers the leader's response, `None` if it has none. Requests may follow a growing image until `end`.
+        """
         if response is None or not is_growing(response):
             self.end(shared)
         shared.publish(response)

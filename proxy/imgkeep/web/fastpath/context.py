@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from imgkeep.web.access_log import AccessLog
-    from imgkeep.web.error_responses import Placeholder
     from imgkeep.web.fastpath.response_cache import ResponseCache
     from imgkeep.web.fastpath.response_writer import ResponseWriter
     from imgkeep.web.images import ImageHandlers
@@ -26,7 +25,6 @@ class FastPath:
 
     Attributes:
         own_hosts: Names under which this machine calls the server; empty: other machines can reach it too.
-        placeholder: The image of `delivery.placeholder`; `None`: not configured.
         timer: Monotonic seconds.
         enabled: `False` from the moment when the process drains: aiohttp answers the last requests of each connection.
     """
@@ -36,7 +34,6 @@ class FastPath:
     response_cache: ResponseCache
     response_writer: ResponseWriter
     own_hosts: frozenset[str]
-    placeholder: Placeholder | None
     timer: Callable[[], float]
     shared_responses: SharedResponses = field(default_factory=SharedResponses)
     enabled: bool = True

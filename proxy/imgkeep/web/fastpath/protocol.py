@@ -19,30 +19,33 @@ which closes it. `tests/web/fastpath/test_protocol.py` fails when an upgrade cha
 from __future__ import annotations
 
 import asyncio
-import re
 from dataclasses import dataclass, replace
 from functools import partial
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
-
-from multidict import CIMultiDict
 
 from imgkeep.images.context import CacheStatus
 from imgkeep.web.access_log import CLIENT_LEFT
 from imgkeep.web.connection import Connection
 from imgkeep.web.context import RequestLog
-from imgkeep.web.error_responses import present_failure
-from imgkeep.web.fastpath.request_head import NO_CONDITIONS, list_fields, read_conditions
-from imgkeep.web.fastpath.response_writer import send_body
+from imgkeep.web.fastpath.request_head import (
+    GET,
+    HEAD,
+    HEAD_BYTES_MAX,
+    HEAD_END,
+    LINE_END,
+    TARGET,
+    RequestFields,
+    is_part_of_head,
+)
 from imgkeep.web.fastpath.states import BUSY, Event, State, next_state
 from imgkeep.web.messages import BodyRange, ImageRequest
 from imgkeep.web.problems import error_response
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
-    from collections.abc import Set as AbstractSet
 
     from aiohttp import web
+    from multidict import CIMultiDict
 
     from imgkeep.web.connection import ConnectionContext
     from imgkeep.web.fastpath.coalescing import SharedResponse
@@ -51,34 +54,33 @@ if TYPE_CHECKING:
     from imgkeep.web.images import Handler
     from imgkeep.web.messages import HttpResponse
 
-HEAD_BYTES_MAX: Final = 16_384
-"""
-Maximum size of a head that the fast path waits for, and of requests that wait behind one at work. aiohttp reads a
-longer head from its beginning; while more than that waits, the connection reads nothing.
-"""
-
+WAITING_BYTES_MAX: Final = HEAD_BYTES_MAX
+"""Maximum number of bytes that wait behind a request at work; the connection reads no more of them meanwhile."""
 WAITING_TURNS_MAX: Final = 3
 """
 Maximum number of turns of the event loop for which a request waits for aiohttp. A client may send the next request
 before aiohttp, which has sent the last byte, waits again. Without these turns aiohttp would often answer that one too.
 """
 
-_GET: Final = b"GET "
-_HEAD: Final = b"HEAD "
-_LINE_END: Final = b" HTTP/1.1\r\n"
-_HEAD_END: Final = b"\r\n\r\n"
-_TARGET: Final = re.compile(rb"[\x21-\x7e\x80-\xff]+")
-_PASSED_ON: Final = re.compile(rb"^(?:via|cdn-loop):", re.IGNORECASE | re.MULTILINE)
-
 # To read a member of an enum costs as much as a look-up in the response cache.
 _READY: Final = State.READY
 _HIT: Final = CacheStatus.HIT.value
 
 
+@dataclass(frozen=True, slots=True)
+class PlainRequest:
+    """A request whose response is not in memory: its bytes, its target, and since when it waits."""
+
+    data: bytes
+    target: bytes
+    head: bool
+    start: float
+
+
 class FastConnection(Connection):
     """One client's connection, on which plain requests for images bypass aiohttp."""
 
-    __slots__ = ("_buffer", "_fast_path", "_head", "_state", "_turns_waited", "_work")
+    __slots__ = ("_buffer", "_fast_path", "_fields", "_state", "_turns_waited", "_work")
 
     def __init__(
         self,
@@ -98,7 +100,8 @@ class FastConnection(Connection):
         """Bytes that wait: a part of a head, or requests behind the one at work."""
         self._turns_waited = 0
         """Number of turns for which the request in `_buffer` has waited for aiohttp."""
-        self._head = _Head()
+        self._fields = RequestFields()
+        """Of the last request: most clients send the same with every request."""
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._move(Event.LOST)
@@ -144,18 +147,18 @@ class FastConnection(Connection):
 
     def _receive_request(self, data: bytes) -> None:
         """Answer bytes that are one whole plain request; wait for the rest of a head; hand anything else over."""
-        start = len(_GET) if data.startswith(_GET) else len(_HEAD) if data.startswith(_HEAD) else 0
-        end = data.find(_LINE_END, start)
-        if start and end > 0 and data.endswith(_HEAD_END):
+        start = len(GET) if data.startswith(GET) else len(HEAD) if data.startswith(HEAD) else 0
+        end = data.find(LINE_END, start)
+        if start and end > 0 and data.endswith(HEAD_END):
             idle = self._is_aiohttp_idle()
             if not idle and self._turns_waited < WAITING_TURNS_MAX:
                 self._wait_for_aiohttp(data)
                 return
             self._turns_waited = 0
-            target, block = data[start:end], data[end + len(_LINE_END) :]
-            if self._answer(target, block, data, head=start == len(_HEAD), idle=idle):
+            target, block = data[start:end], data[end + len(LINE_END) :]
+            if self._answer(target, block, data, head=start == len(HEAD), idle=idle):
                 return
-        elif _is_part_of_head(data):
+        elif is_part_of_head(data):
             self._buffer = data
             self._move(Event.HEAD_CUT)
             return
@@ -178,7 +181,7 @@ class FastConnection(Connection):
     def _hold(self, data: bytes) -> None:
         """Keep bytes that arrived too early; read no more of them than there is room for."""
         self._buffer += data
-        if len(self._buffer) > HEAD_BYTES_MAX and self._state in BUSY and self._transport is not None:
+        if len(self._buffer) > WAITING_BYTES_MAX and self._state in BUSY and self._transport is not None:
             self._transport.pause_reading()
 
     def _take_buffer(self) -> None:
@@ -204,9 +207,9 @@ class FastConnection(Connection):
             head: Whether its method is HEAD.
             idle: Whether aiohttp waits for a request.
         """
-        if block != self._head.block:
-            self._head = _Head(block, self._fast_path.own_hosts)
-        if self._head.conditions is None:
+        if block != self._fields.block:
+            self._fields = RequestFields(block, self._fast_path.own_hosts)
+        if self._fields.conditions is None:
             self._move(Event.HANDED_OVER)
             return False
         if idle and not self._flow.busy:
@@ -214,14 +217,14 @@ class FastConnection(Connection):
             cached = self._fast_path.response_cache.find(target, now)
             if cached is not None and self._write_cached(cached, now, now, head=head):
                 return True
-            if self._answer_later(_Request(data, target, head, now), cached):
+            if self._answer_later(PlainRequest(data, target, head, now), cached):
                 return True
-        if _TARGET.fullmatch(target) is None:
+        if TARGET.fullmatch(target) is None:
             self._move(Event.HANDED_OVER)
         return False
 
     def _answer_later(
-        self, request: _Request, cached: CachedResponse | None, *, loaded: bool = False, alone: bool = False
+        self, request: PlainRequest, cached: CachedResponse | None, *, loaded: bool = False, alone: bool = False
     ) -> bool:
         """
         Begin to answer a request for which no bytes are in memory; return whether the fast path can.
@@ -238,13 +241,12 @@ class FastConnection(Connection):
             return True
         target = request.target
         found = self._fast_path.handlers.find_handler(target)
-        if found is None or len(target) > self.max_line_size or _TARGET.fullmatch(target) is None:
+        if found is None or len(target) > self.max_line_size or TARGET.fullmatch(target) is None:
             return False
         handler, route, name = found
         image_request = self._make_image_request(request, route, name)
         shared = None
-        shareable = self._head.conditions is NO_CONDITIONS and _PASSED_ON.search(self._head.block) is None
-        if shareable and not request.head and not alone:
+        if not alone and not request.head and self._fields.are_shareable():
             shared = self._fast_path.shared_responses.find(target)
             if shared is not None:
                 self._follow(shared, request, image_request)
@@ -254,7 +256,7 @@ class FastConnection(Connection):
         self._work = self._loop.create_task(self._handle(image_request, handler, request.start, shared))
         return True
 
-    def _answer_again(self, request: _Request, *, loaded: bool = False, alone: bool = False) -> None:
+    def _answer_again(self, request: PlainRequest, *, loaded: bool = False, alone: bool = False) -> None:
         """Answer a request whose bytes were loaded, or that has followed a shared response in vain."""
         if self._state is _READY:
             now = self._fast_path.timer()
@@ -267,7 +269,7 @@ class FastConnection(Connection):
 
     def _write_cached(self, cached: CachedResponse, start: float, now: float, *, head: bool) -> bool:
         """Write a cached response and log it; `False`: its bytes are not in memory, or it holds no longer."""
-        transport, conditions, fast_path = self._transport, self._head.conditions, self._fast_path
+        transport, conditions, fast_path = self._transport, self._fields.conditions, self._fast_path
         assert transport is not None
         assert conditions is not None
         written = fast_path.response_writer.write_cached(cached, conditions, transport, now, head=head)
@@ -284,19 +286,19 @@ class FastConnection(Connection):
             fast_path.access_log.metrics.answered(cached.route, _HIT, status, size, seconds)
         return True
 
-    def _load(self, request: _Request, loading: Awaitable[None]) -> None:
+    def _load(self, request: PlainRequest, loading: Awaitable[None]) -> None:
         """Wait for the bytes of a cached response, and look at the request again, once."""
         self._move(Event.LOAD_STARTED)
         self._work = asyncio.ensure_future(loading)
         self._work.add_done_callback(partial(self._use_loaded, request))
 
-    def _use_loaded(self, request: _Request, _loading: asyncio.Future[None]) -> None:
+    def _use_loaded(self, request: PlainRequest, _loading: asyncio.Future[None]) -> None:
         self._end_work(Event.LOADED)
         self._answer_again(request, loaded=True)
 
     # --- handlers, and the responses of others
 
-    def _make_image_request(self, request: _Request, route: str, name: str) -> ImageRequest:
+    def _make_image_request(self, request: PlainRequest, route: str, name: str) -> ImageRequest:
         remote, fields = self._read_peer()
         return ImageRequest(
             route=route,
@@ -313,16 +315,16 @@ class FastConnection(Connection):
     def _read_peer(self) -> tuple[str, CIMultiDict[str]]:
         """Return the address of the client, and the fields of its request."""
         peer = self.peername
-        return peer[0] if isinstance(peer, tuple) else "", self._head.read_fields()
+        return peer[0] if isinstance(peer, tuple) else "", self._fields.parse()
 
-    def _follow(self, shared: SharedResponse, request: _Request, image_request: ImageRequest) -> None:
+    def _follow(self, shared: SharedResponse, request: PlainRequest, image_request: ImageRequest) -> None:
         """Let a request wait for the response of a handler that works for another connection."""
         self._move(Event.FOLLOWED)
         self._work = shared.published
         shared.follow(partial(self._use_shared, request, image_request))
 
     def _use_shared(
-        self, request: _Request, image_request: ImageRequest, response: HttpResponse | None, leader_log: RequestLog
+        self, request: PlainRequest, image_request: ImageRequest, response: HttpResponse | None, leader_log: RequestLog
     ) -> None:
         """Answer a request as its leader's was answered, or alone if that response is the leader's own."""
         if response is None:
@@ -369,35 +371,12 @@ class FastConnection(Connection):
         """Send a response, log it, and go on with the bytes that have arrived meanwhile."""
         status = CLIENT_LEFT
         try:
-            if await self._send(request, response):
+            if await self._fast_path.response_writer.send(request, response, self._transport, self._flow):
                 status = response.status
         finally:
             self._log(request, status, start)
             self._end_work(Event.SENT)
             self._take_buffer()
-
-    async def _send(self, request: ImageRequest, response: HttpResponse) -> bool:
-        """Send a response; return whether the client was there to get it."""
-        transport, body = self._transport, response.body
-        if transport is None or transport.is_closing():
-            request.request_log.code = "client_left"
-            if isinstance(body, BodyRange):
-                await body.body.aclose()
-            return False
-        fast_path = self._fast_path
-        if response.status >= HTTPStatus.BAD_REQUEST:
-            method = "HEAD" if request.head else "GET"
-            response = present_failure(response, method, request.fields, fast_path.placeholder)
-            body = response.body
-        head = fast_path.response_writer.encode_head(response, fast_path.timer(), head=request.head)
-        if isinstance(body, BodyRange):
-            await send_body(transport, self._flow, head, body, self.presence, request.request_log)
-        elif body and not request.head:
-            transport.writelines((head, body))
-            request.request_log.sent = len(body)
-        else:
-            transport.write(head)
-        return True
 
     def _log(self, request: ImageRequest, status: int, start: float) -> None:
         """Count a response, and write its record."""
@@ -417,38 +396,5 @@ class FastConnection(Connection):
         self._postpone_closing()
         if self._state is _READY and not self._fast_path.enabled:
             self._move(Event.HANDED_OVER)
-        if len(self._buffer) > HEAD_BYTES_MAX and self._transport is not None:
+        if len(self._buffer) > WAITING_BYTES_MAX and self._transport is not None:
             self._transport.resume_reading()
-
-
-@dataclass(frozen=True, slots=True)
-class _Request:
-    """A plain request for which no bytes are in memory: its bytes, its target, and since when it waits."""
-
-    data: bytes
-    target: bytes
-    head: bool
-    start: float
-
-
-class _Head:
-    """The header fields of a request. Most clients send the same with every request, so a connection keeps the last."""
-
-    __slots__ = ("_fields", "block", "conditions")
-
-    def __init__(self, block: bytes = b"", own_hosts: AbstractSet[str] = frozenset()) -> None:
-        self.block = block
-        self.conditions = read_conditions(block, own_hosts)
-        self._fields: CIMultiDict[str] | None = None
-
-    def read_fields(self) -> CIMultiDict[str]:
-        if self._fields is None:
-            self._fields = CIMultiDict(list_fields(self.block))
-        return self._fields
-
-
-def _is_part_of_head(data: bytes) -> bool:
-    """Tell whether this may be the beginning of a head that the fast path can answer."""
-    if len(data) < len(_HEAD):
-        return _GET.startswith(data) or _HEAD.startswith(data)
-    return data.startswith((_GET, _HEAD)) and _HEAD_END not in data and len(data) <= HEAD_BYTES_MAX

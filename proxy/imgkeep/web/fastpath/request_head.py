@@ -14,16 +14,27 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from multidict import CIMultiDict
+
 from imgkeep.core.http_headers import read_host
 
 if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
 
+HEAD_BYTES_MAX: Final = 16_384
+"""Maximum size of a head that the fast path waits for; aiohttp reads a longer one from its beginning."""
 BLOCK_BYTES_MAX: Final = 8192
 """Maximum size of all header fields: a browser's, cookies included, have a tenth of it."""
 FIELDS_MAX: Final = 100
 """Maximum number of header fields. A browser sends twenty; the full parser refuses too many, and says so."""
 
+GET: Final = b"GET "
+HEAD: Final = b"HEAD "
+LINE_END: Final = b" HTTP/1.1\r\n"
+HEAD_END: Final = b"\r\n\r\n"
+TARGET: Final = re.compile(rb"[\x21-\x7e\x80-\xff]+")
+
+_FROM_PROXY: Final = re.compile(rb"^(?:via|cdn-loop):", re.IGNORECASE | re.MULTILINE)
 # RFC 9110, 5.1 and 5.5; an empty line only at the end.
 _BLOCK: Final = re.compile(rb"(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*\r\n)*\r\n")
 _NOTABLE: Final = re.compile(
@@ -92,3 +103,42 @@ def list_fields(block: bytes) -> list[tuple[str, str]]:
     """Return names and values of a block that `read_conditions` has read."""
     lines = decode(block).split("\r\n")
     return [(name, value.strip(" \t")) for name, _, value in (line.partition(":") for line in lines) if name]
+
+
+class RequestFields:
+    """
+    The header fields of one request.
+
+    Args:
+        block: What follows the request line.
+        own_hosts: As for `read_conditions`.
+    """
+
+    __slots__ = ("_parsed", "block", "conditions")
+
+    def __init__(self, block: bytes = b"", own_hosts: AbstractSet[str] = frozenset()) -> None:
+        self.block = block
+        self.conditions = read_conditions(block, own_hosts)
+        self._parsed: CIMultiDict[str] | None = None
+
+    def are_shareable(self) -> bool:
+        """
+        Tell whether other requests for the same target may have the same response.
+
+        A request that passed a proxy may come from a node of ours: if it waited for the response to another request, it
+        could wait for itself.
+        """
+        return self.conditions is NO_CONDITIONS and _FROM_PROXY.search(self.block) is None
+
+    def parse(self) -> CIMultiDict[str]:
+        """Return all fields. Most requests need none of them, so this is done once, and late."""
+        if self._parsed is None:
+            self._parsed = CIMultiDict(list_fields(self.block))
+        return self._parsed
+
+
+def is_part_of_head(data: bytes) -> bool:
+    """Tell whether bytes may be the beginning of a head that the fast path can answer."""
+    if len(data) < len(HEAD):
+        return GET.startswith(data) or HEAD.startswith(data)
+    return data.startswith((GET, HEAD)) and HEAD_END not in data and len(data) <= HEAD_BYTES_MAX

@@ -1,34 +1,35 @@
 """
 Writes responses to a socket, without aiohttp: their heads, and their bodies as quickly as the client reads.
 
-A cached response is head and body in one write. A handler's response may have a range of a body that still grows; if the
-body breaks off, so does the connection, which every client understands.
+A cached response is head and body in one write. A handler's response may have a range of a body that still grows; if
+the body breaks off, so does the connection, which every client understands.
 """
 
 from __future__ import annotations
 
 import logging
 from email.utils import formatdate
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
 from imgkeep.core.errors import ImgkeepError
 from imgkeep.core.http_headers import Span, etag_matches, range_applies, read_range
+from imgkeep.web.error_responses import present_failure
 from imgkeep.web.fastpath.request_head import NO_CONDITIONS
 from imgkeep.web.image_headers import HIT_HEADERS, SERVER_NAME, SVG_CSP, YEAR_S
-from imgkeep.web.messages import encode_fields, encode_response_head
+from imgkeep.web.messages import BodyRange, encode_fields, encode_response_head
 
 if TYPE_CHECKING:
     from asyncio import Transport, WriteTransport
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from imgkeep.clock import Clock
     from imgkeep.storage.local.memory_cache import Bytes
-    from imgkeep.web.client_presence import ClientPresence
-    from imgkeep.web.context import RequestLog
+    from imgkeep.web.error_responses import Placeholder
     from imgkeep.web.fastpath.request_head import RequestConditions
     from imgkeep.web.fastpath.response_cache import CachedResponse
     from imgkeep.web.flow_control import FlowControl
-    from imgkeep.web.messages import BodyRange, HttpResponse
+    from imgkeep.web.messages import HttpResponse, ImageRequest
 
 STATUS_LINES: Final = {200: b"OK", 206: b"Partial Content", 304: b"Not Modified"}
 """Statuses of cached responses."""
@@ -46,21 +47,45 @@ class ResponseWriter:
     Writes the responses of a server. The fields that say who answers, and when, hold until the second is over.
 
     Args:
+        placeholder: The image of `delivery.placeholder`; `None`: not configured.
         clock: The time of `Date`.
+        timer: Monotonic seconds.
     """
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, placeholder: Placeholder | None, clock: Clock, timer: Callable[[], float]) -> None:
+        self._placeholder = placeholder
         self._clock = clock
+        self._timer = timer
         self._signature = b""
         self._signed_until = 0.0
         self._openings: dict[int, bytes] = {}
         """By status: all that cached responses have in common, but for `Cache-Control`."""
         self._svg_openings: dict[int, bytes] = {}
 
-    def encode_head(self, response: HttpResponse, now: float, *, head: bool) -> bytes:
-        """Return the head of a handler's response; `now` is the timer's."""
-        self._sign(now)
-        return encode_response_head(response, self._signature, head=head)
+    async def send(
+        self, request: ImageRequest, response: HttpResponse, transport: Transport | None, flow: FlowControl
+    ) -> bool:
+        """Send a handler's response; return whether the client was there to get it."""
+        body = response.body
+        if transport is None or transport.is_closing():
+            request.request_log.code = "client_left"
+            if isinstance(body, BodyRange):
+                await body.body.aclose()
+            return False
+        if response.status >= HTTPStatus.BAD_REQUEST:
+            method = "HEAD" if request.head else "GET"
+            response = present_failure(response, method, request.fields, self._placeholder)
+            body = response.body
+        self._sign(self._timer())
+        head = encode_response_head(response, self._signature, head=request.head)
+        if isinstance(body, BodyRange):
+            await _send_body(transport, flow, head, body, request)
+        elif body and not request.head:
+            transport.writelines((head, body))
+            request.request_log.sent = len(body)
+        else:
+            transport.write(head)
+        return True
 
     def write_cached(
         self,
@@ -125,20 +150,16 @@ class ResponseWriter:
 
 
 def encode_specific_fields(headers: Mapping[str, str]) -> bytes:
-    """Return the fields of a hit that not all hits have, encoded; without `Cache-Control`, which depends on the time."""
+    """Encode the fields of a hit that not all hits have; without `Cache-Control`, which depends on the time."""
     specific = [(name, value) for name, value in headers.items() if name not in HIT_HEADERS]
     return encode_fields(specific)
 
 
-async def send_body(  # noqa: PLR0917 - in the order of their use
-    transport: Transport,
-    flow: FlowControl,
-    head: bytes,
-    body: BodyRange,
-    presence: ClientPresence,
-    request_log: RequestLog,
+async def _send_body(
+    transport: Transport, flow: FlowControl, head: bytes, body: BodyRange, request: ImageRequest
 ) -> None:
-    """Send a head and a range of a body at the client's own speed, which `flow` bounds. Close the body."""
+    """Send a head and a range of a body at the client's own speed, which `flow` observes. Close the body."""
+    request_log = request.request_log
     chunked = body.end is None
     offset, piece = body.start, body.first
     try:
@@ -147,7 +168,7 @@ async def send_body(  # noqa: PLR0917 - in the order of their use
         while piece and offset != body.end:
             if flow.busy:
                 await flow.drain()
-            piece = await presence.wait(body.read(offset))
+            piece = await request.presence.wait(body.read(offset))
             if transport.is_closing():
                 request_log.code = "client_left"
                 return
