@@ -34,8 +34,8 @@ from imgkeep.web.static_files import make_module
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
+    from imgkeep.cluster.info import WorkerInfo
     from imgkeep.config import Config
-    from imgkeep.core.records import WorkerInfo
     from imgkeep.observability.metrics import Metrics
 
 LOOPBACK_NAMES: Final = ("localhost", "127.0.0.1", "::1")
@@ -62,11 +62,12 @@ async def open_context(
         if worker is not None:
             peers = Peers(worker)
             stack.push_async_callback(peers.aclose)
-        services = await stack.enter_async_context(open_services(config, platform, worker, peers))
-        await stack.enter_async_context(services.going())
         cache = ResponseCache(BYTES_MAX // (1 if worker is None else worker.workers)) if has_fast_path else None
+        services = await stack.enter_async_context(
+            open_services(config, platform, worker, peers, changed=_ignore if cache is None else cache.invalidate)
+        )
+        await stack.enter_async_context(services.going())
         if cache is not None:
-            services.image_service.changed = cache.invalidate
             _watch_response_cache(services.metrics, cache)
         rewrite_service = RewriteService(services.metrics.rewritten)
         stack.callback(rewrite_service.close)
@@ -100,6 +101,10 @@ async def open_context(
                 home_page=HomePage(_has_external_images(config)) if config.server.welcome else None,
             ),
         )
+
+
+def _ignore(_key: str) -> None:
+    """Without a fast path no response is cached."""
 
 
 def _watch_response_cache(metrics: Metrics, cache: ResponseCache) -> None:

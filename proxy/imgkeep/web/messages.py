@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from imgkeep.core.errors import StorageError
 from imgkeep.web.client_presence import ClientPresence
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from multidict import MultiMapping
 
-    from imgkeep.images.context import Growing
+    from imgkeep.images.shared_body import SharedBody
     from imgkeep.storage.interfaces import Readable
     from imgkeep.web.context import RequestLog
 
@@ -72,7 +72,7 @@ class BodyRange:
     start: int
     end: int | None
     first: bytes
-    growing: Growing | None = None
+    growing: SharedBody[Any] | None = None
     """The body while a fill still fetches it: other readers may join."""
 
     async def read(self, offset: int) -> bytes:
