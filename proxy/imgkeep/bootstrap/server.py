@@ -75,12 +75,22 @@ SERVICES: Final = web.AppKey("services", Services)
 """The services of an application that runs."""
 
 
-def build(config: Config, platform: Platform = SYSTEM, worker: WorkerInfo | None = None) -> web.Application:
-    """Make the application; `worker`: of one among several. Nothing is opened before it starts."""
+def build(
+    config: Config, platform: Platform = SYSTEM, worker: WorkerInfo | None = None, *, has_fast_path: bool = True
+) -> web.Application:
+    """
+    Make the application. Nothing is opened before it starts.
+
+    Args:
+        config: The configuration.
+        platform: Clocks and sockets.
+        worker: One of several workers; `None`: there is one process.
+        has_fast_path: Whether plain requests for images bypass aiohttp.
+    """
 
     @asynccontextmanager
     async def open_app_context() -> AsyncGenerator[AppContext]:
-        async with open_context(config, platform, worker) as (services, context):
+        async with open_context(config, platform, worker, has_fast_path=has_fast_path) as (services, context):
             app[SERVICES] = services
             yield context
 
