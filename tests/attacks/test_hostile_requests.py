@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import sqlalchemy as sa
 from imgkeep.config import ConfigError, load, read_database_url
+from imgkeep.core.records import Backlog
+from imgkeep.database import Outbox
 from imgkeep.web.context import SITE
 
 from tests.support.pictures import picture
@@ -351,8 +353,9 @@ async def test_strangers_are_told_states_and_no_reasons(start: Start) -> None:
     assert app is not None
     health = app[SITE].health
     for part in ("store", "database", "disk", "fallback"):
-        health.note(part, "s3.internal.example:9000/bucket-name is away: /var/lib/imgkeep")
-    health.fallback = lambda: {"waiting": 3, "last_error": "bucket-name"}
+        health.note_fault(part, "s3.internal.example:9000/bucket-name is away: /var/lib/imgkeep")
+    health.outbox = Outbox(None, None)  # type: ignore[arg-type]  # a report calls neither
+    health.outbox.last_backlog = Backlog(3, None, "bucket-name")
     strangers: list[dict[str, str]] = [
         {},
         {"Authorization": "Bearer wrong"},

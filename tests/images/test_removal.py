@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from imgkeep.core.errors import Removed, StorageError
 from imgkeep.core.records import Digest, Doubt, Key, Tombstone
-from imgkeep.database import ImageIndex
+from imgkeep.database import Database, RemovalIndex
 from imgkeep.images.record_cache import TOMBSTONES_TTL_S, RecordCache
 from imgkeep.images.removal import LOOKED_AT_MAX, REFRESH_EVERY_S, BlockedDigests, Remover
 from imgkeep.storage.local.store import LocalStore
@@ -19,7 +19,7 @@ from tests.support.fakes import Timer
 from tests.support.stores import NOON, record_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Collection
     from datetime import datetime
     from pathlib import Path
 
@@ -97,15 +97,15 @@ class Peers:
 class Node:
     """Who removes, on one folder."""
 
-    def __init__(self, disk: LocalStore, database: ImageIndex, peers: Peers | None = None) -> None:
+    def __init__(self, disk: LocalStore, database: Database, peers: Peers | None = None) -> None:
         self.store = FaultyStore(disk)
         self.database = database
-        self.records = RecordCache(self.store, database, (), Timer())  # type: ignore[arg-type]  # it has all verbs
-        self.blocked_digests = BlockedDigests(self.store, database, disk.forget, peers)  # type: ignore[arg-type]  # as above
+        self.records = RecordCache(self.store, database.image_index, (), Timer())  # type: ignore[arg-type]  # it has all verbs
+        self.blocked_digests = BlockedDigests(self.store, database.removals, disk.forget, peers)  # type: ignore[arg-type]  # as above
         self.minute = 0
         self.remover = Remover(
             store=self.store,  # type: ignore[arg-type]  # as above
-            register=database,
+            image_index=database.image_index,
             finder=self,
             blocked_digests=self.blocked_digests,
             clock=self.clock,
@@ -135,7 +135,7 @@ class Node:
             await self.disk.put(draft, record)
         finally:
             await draft.aclose()
-        await self.database.put(record)
+        await self.database.image_index.put(record)
 
     async def is_free(self, key: Key) -> bool:
         """Whether an image can be stored under a key, as a fill would find out."""
@@ -154,15 +154,15 @@ async def disk(tmp_path: Path) -> AsyncIterator[LocalStore]:
 
 
 @pytest.fixture
-async def database(tmp_path: Path) -> AsyncIterator[ImageIndex]:
-    found = ImageIndex(f"sqlite:///{tmp_path}/imgkeep.db", lambda: NOON)
+async def database(tmp_path: Path) -> AsyncIterator[Database]:
+    found = Database(f"sqlite:///{tmp_path}/imgkeep.db", lambda: NOON)
     await found.open()
     yield found
     await found.aclose()
 
 
 @pytest.fixture
-async def node(disk: LocalStore, database: ImageIndex) -> Node:
+async def node(disk: LocalStore, database: Database) -> Node:
     """One on which two keys show one picture."""
     found = Node(disk, database)
     for record in (A, B):
@@ -193,7 +193,7 @@ async def test_an_undo_finds_all_that_a_removal_did(node: Node, way: str) -> Non
     assert await node.is_free(B.key)
     assert DIGEST not in node.blocked_digests
     assert await node.disk.refused() == set()
-    assert list(await node.database.refused()) == []
+    assert list(await node.database.removals.list_blocked()) == []
     assert await node.remover.restore_key(A.key) is await node.remover.restore_digest(DIGEST) is None
     await node.keep(BODY, A)
     assert await node.look_up(A.key) == A
@@ -201,7 +201,7 @@ async def test_an_undo_finds_all_that_a_removal_did(node: Node, way: str) -> Non
 
 @pytest.mark.parametrize("way", ["key", "digest"])
 async def test_an_undo_that_died_between_any_two_steps_is_finished_by_doing_it_again(
-    disk: LocalStore, database: ImageIndex, way: str
+    disk: LocalStore, database: Database, way: str
 ) -> None:
     async def undo(node: Node) -> object:
         if way == "key":
@@ -230,12 +230,12 @@ async def test_an_undo_that_died_between_any_two_steps_is_finished_by_doing_it_a
         assert await heir.is_free(B.key)
         assert DIGEST not in heir.blocked_digests
         assert await disk.refused() == set()
-        assert list(await database.refused()) == []
+        assert list(await database.removals.list_blocked()) == []
     assert died == 3, "two tombstones and one block"
 
 
 async def test_a_removal_that_died_between_any_two_steps_shows_nothing_and_is_finished_by_doing_it_again(
-    disk: LocalStore, database: ImageIndex
+    disk: LocalStore, database: Database
 ) -> None:
     died = 0
     for steps in range(10):
@@ -314,7 +314,7 @@ async def test_a_key_that_shows_other_bytes_by_now_is_left_alone(node: Node) -> 
     await node.disk.put(draft, other, B.digest)
     await draft.aclose()
     # The database still says that both keys show the same.
-    assert set(await node.database.keys_of(DIGEST)) == {A.key, B.key}
+    assert set(await node.database.image_index.keys_of(DIGEST)) == {A.key, B.key}
     assert await node.remover.remove_key(A.key)
     assert not await node.is_free(A.key)
     assert await node.disk.find(B.key) == other
@@ -355,7 +355,7 @@ async def test_a_digest_that_is_stored_nowhere_is_removed_only_by_force(node: No
 
 
 async def test_bytes_that_the_catalog_does_not_know_can_be_removed(disk: LocalStore, tmp_path: Path) -> None:
-    lost = ImageIndex(f"sqlite:///{tmp_path}/new.db", lambda: NOON)
+    lost = Database(f"sqlite:///{tmp_path}/new.db", lambda: NOON)
     await lost.open()
     node = Node(disk, lost)
     draft = await disk.begin(None)
@@ -369,7 +369,7 @@ async def test_bytes_that_the_catalog_does_not_know_can_be_removed(disk: LocalSt
 
 async def test_a_picture_has_to_go_even_if_the_catalog_is_away(disk: LocalStore, tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
-    away = ImageIndex(f"sqlite:///{tmp_path}/folder", lambda: NOON)
+    away = Database(f"sqlite:///{tmp_path}/folder", lambda: NOON)
     node = Node(disk, away)
     draft = await disk.begin(None)
     await draft.write(BODY)
@@ -386,7 +386,7 @@ async def test_a_picture_has_to_go_even_if_the_catalog_is_away(disk: LocalStore,
 # --- other workers and nodes
 
 
-async def test_other_workers_and_nodes_learn_of_an_undo(disk: LocalStore, database: ImageIndex) -> None:
+async def test_other_workers_and_nodes_learn_of_an_undo(disk: LocalStore, database: Database) -> None:
     peers = Peers()
     node, worker, other_node = Node(disk, database, peers), Node(disk, database), Node(disk, database)
     peers.others.append(worker.blocked_digests)
@@ -413,7 +413,7 @@ def test_the_memory_of_tombstones_is_no_longer_than_a_refresh() -> None:
     assert TOMBSTONES_TTL_S <= REFRESH_EVERY_S
 
 
-async def test_an_undo_does_not_wait_for_a_worker_that_does_not_answer(disk: LocalStore, database: ImageIndex) -> None:
+async def test_an_undo_does_not_wait_for_a_worker_that_does_not_answer(disk: LocalStore, database: Database) -> None:
     peers = Peers()
     node = Node(disk, database, peers)
     await node.keep(BODY, A)
@@ -429,7 +429,7 @@ async def test_a_notice_of_an_undo_that_comes_after_a_new_removal_changes_nothin
     assert await node.remover.remove_key(A.key)
     await node.blocked_digests.look_again([DIGEST])
     assert DIGEST in node.blocked_digests
-    assert list(await node.database.refused()) == [DIGEST]
+    assert list(await node.database.removals.list_blocked()) == [DIGEST]
 
 
 async def test_a_list_that_was_made_before_a_new_removal_changes_nothing(node: Node) -> None:
@@ -456,29 +456,25 @@ async def test_an_answer_that_is_older_than_a_new_removal_changes_nothing(node: 
     late.set()
     await looking
     assert DIGEST in node.blocked_digests
-    assert list(await node.database.refused()) == [DIGEST]
+    assert list(await node.database.removals.list_blocked()) == [DIGEST]
 
 
 async def test_a_removal_that_crosses_the_row_of_the_catalog_is_learned(node: Node) -> None:
     await removed(node)
     await node.disk.unblock(DIGEST)
-    allow = node.database.allow
 
-    class Slow:
-        """The database, at the moment in which another process removes again and brings its row in first."""
+    class Slow(RemovalIndex):
+        """The table, at the moment in which another process removes again and brings its row in first."""
 
-        def __getattr__(self, verb: str) -> object:
-            return getattr(node.database, verb)
-
-        async def allow(self, digests: Sequence[Digest]) -> None:
+        async def unblock(self, digests: Collection[Digest]) -> None:
             await node.disk.refuse(DIGEST, NOON)
-            await node.database.refuse([DIGEST])
-            await allow(digests)
+            await self.block([DIGEST])
+            await super().unblock(digests)
 
-    node.blocked_digests._register = Slow()  # type: ignore[assignment]  # it has all verbs
+    node.blocked_digests._removals = Slow(node.database.engine)
     await node.blocked_digests.look_again([DIGEST])
     assert DIGEST in node.blocked_digests
-    assert list(await node.database.refused()) == [DIGEST]
+    assert list(await node.database.removals.list_blocked()) == [DIGEST]
 
 
 async def test_a_list_that_lacks_blocks_is_not_believed(node: Node) -> None:
@@ -532,9 +528,9 @@ async def test_an_old_tombstone_without_a_digest_is_restored_alone(node: Node) -
 
 
 async def test_what_a_node_stored_before_it_learned_of_a_removal_is_deleted(
-    disk: LocalStore, database: ImageIndex, tmp_path: Path
+    disk: LocalStore, database: Database, tmp_path: Path
 ) -> None:
-    own = ImageIndex(f"sqlite:///{tmp_path}/late.db", lambda: NOON)
+    own = Database(f"sqlite:///{tmp_path}/late.db", lambda: NOON)
     await own.open()
     node, late = Node(disk, database), Node(disk, own)
     await node.keep(BODY, A)

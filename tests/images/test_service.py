@@ -228,12 +228,12 @@ async def test_a_damaged_object_does_not_make_a_newer_record_forgotten() -> None
     await world.store.reached.wait()
     assert await world.get(URL) == ("stored", IMAGE)
     await world.image_service.drain()
-    looked = world.database.calls["find"]
+    looked = world.image_index.calls["find"]
     world.origin.gate.clear()
     arrives.set()
     await settle()
     assert await world.get(URL) == ("hit", IMAGE)
-    assert world.database.calls["find"] == looked
+    assert world.image_index.calls["find"] == looked
     world.origin.gate.set()
     assert (await slow)[1] == IMAGE
 
@@ -469,7 +469,7 @@ async def test_while_the_store_cannot_be_read_the_origin_is_asked(verb: str) -> 
     world = World()
     await stored(world)
     forget_memory(world)
-    world.database.records.clear()
+    world.image_index.records.clear()
     world.store.faults[verb] = StorageError("down")
     assert await world.get(URL) == ("not_stored", IMAGE)
     assert len(world.origin.asked) == 2
@@ -479,7 +479,7 @@ async def test_what_an_origin_sends_while_the_store_cannot_be_read_replaces_noth
     world = World()
     await stored(world)
     forget_memory(world)
-    world.database.records.clear()
+    world.image_index.records.clear()
     expired = picture(seed=1)
     world.origin.gives(URL, expired)
     world.store.faults["find"] = StorageError("down")
@@ -494,7 +494,7 @@ async def test_a_store_that_cannot_be_read_is_not_told_as_the_origins_failure(ve
     world = World()
     await stored(world)
     forget_memory(world)
-    world.database.records.clear()
+    world.image_index.records.clear()
     world.origin.gives(URL, error)
     world.store.faults[verb] = StorageError("down")
     for _ in range(2):  # the second time the failure is remembered
@@ -508,16 +508,16 @@ async def test_a_store_that_cannot_be_read_is_not_told_as_the_origins_failure(ve
 async def test_a_catalog_that_fails_costs_a_look_into_the_store_and_nothing_else() -> None:
     world = World()
     world.store.disk_only = False
-    world.database.fault = StorageError("locked")
+    world.image_index.fault = StorageError("locked")
     await stored(world)
     forget_memory(world)
     assert await world.get(URL) == ("hit", IMAGE)
     assert world.store.calls["find"] == 2
-    world.database.fault = None
+    world.image_index.fault = None
     forget_memory(world)
     assert await world.get(URL) == ("hit", IMAGE)
     assert world.store.calls["find"] == 3
-    assert world.database.records
+    assert world.image_index.records
     forget_memory(world)
     assert await world.get(URL) == ("hit", IMAGE)
     assert world.store.calls["find"] == 3
@@ -633,7 +633,7 @@ class Elsewhere:
 def beside(world: World, *, memory_bytes: int = 100_000_000) -> tuple[World, FakePeers]:
     """Return another worker with the same stores."""
     other = World(memory_bytes=memory_bytes)
-    other.disk, other.store, other.database = world.disk, world.store, world.database
+    other.disk, other.store, other.image_index = world.disk, world.store, world.image_index
     peers = FakePeers(world)
     other.image_service._dependencies = replace(other.image_service._dependencies, disk=world.disk, store=world.store)
     other.image_service._store = other.image_service.records._store = world.store
@@ -861,10 +861,10 @@ async def test_what_nobody_foresaw_is_told_to_the_readers_and_to_the_log(caplog:
 async def test_a_warm_hit_asks_neither_the_catalog_nor_for_the_record() -> None:
     world = World()
     await stored(world)
-    database, store = world.database.calls.copy(), world.store.calls.copy()
+    database, store = world.image_index.calls.copy(), world.store.calls.copy()
     for _ in range(10):
         assert await world.get(URL) == ("hit", IMAGE)
-    assert world.database.calls == database
+    assert world.image_index.calls == database
     assert world.store.calls - store == {"fetch": 10}
     assert len(world.origin.asked) == 1
 
@@ -889,12 +889,12 @@ async def test_an_object_that_is_damaged_is_fetched_again() -> None:
 async def test_a_row_of_the_catalog_that_names_a_missing_object_gives_way_to_the_record() -> None:
     world = World()
     await stored(world)
-    key, record = next(iter(world.database.records.items()))
-    world.database.records[key] = replace(record, digest=Digest("0" * 64))
+    key, record = next(iter(world.image_index.records.items()))
+    world.image_index.records[key] = replace(record, digest=Digest("0" * 64))
     forget_memory(world)
     world.origin.gives(URL, SourceNotFound("x"))
     assert await world.get(URL) == ("hit", IMAGE)
-    assert world.database.records[key] == record
+    assert world.image_index.records[key] == record
 
 
 async def test_no_answer_of_an_origin_removes_what_is_stored() -> None:
@@ -946,7 +946,7 @@ async def test_every_fill_draws_its_own_tag_and_the_record_keeps_it() -> None:
     hit = await world.ask(URL)
     assert (hit.etag, hit.name) == (miss.etag, miss.name)
     forget_memory(world)
-    world.database.records.clear()
+    world.image_index.records.clear()
     assert (await world.ask(URL)).etag == miss.etag
     url = "https://images.example/same.png"
     world.origin.gives(url, IMAGE)

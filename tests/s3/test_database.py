@@ -28,4 +28,4 @@ async def test_rows_are_late_only_where_the_store_is_as_near(
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     config = configuration(tmp_path, store={"url": url.format(tmp_path), "timeout_s": 1})
     async with open_storage(config, clock=lambda: NOON) as parts:
-        assert parts.database._batch_delay_s == batch_delay_s
+        assert parts.database.image_index._batch_delay_s == batch_delay_s

@@ -17,6 +17,7 @@ from imgkeep.core.layout import object_names
 from imgkeep.core.policy import Policy
 from imgkeep.core.records import Digest, Key, SourceInfo
 from imgkeep.core.source_url import read_source
+from imgkeep.database import ImageIndex
 from imgkeep.images.context import Delivery, RequestContext
 from imgkeep.images.fill import FillDependencies
 from imgkeep.images.format_checker import FormatChecker
@@ -278,7 +279,7 @@ class FakeStore:
 
 
 @dataclass
-class FakeImageIndex:
+class FakeImageIndex(ImageIndex):
     records: dict[Key, Record] = field(default_factory=dict)
     fault: StorageError | None = None
     calls: Counter[str] = field(default_factory=Counter)
@@ -372,7 +373,7 @@ class World:
         self.store = FakeStore()
         self.disk = FakeSpool()
         self.memory = MemorySpool(memory_bytes)
-        self.database = FakeImageIndex()
+        self.image_index = FakeImageIndex()
         self.format_checker = FormatChecker()
         self.observer = FakeObserver()
         self.refused: set[Digest] = set()
@@ -387,7 +388,7 @@ class World:
         identify, rules, spoil = self._how
         self.image_service = ImageService(
             store=self.store,
-            database=self.database,
+            image_index=self.image_index,
             policy=OPEN_POLICY,
             timer=self.timer,
             identify=identify,

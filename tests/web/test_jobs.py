@@ -250,7 +250,7 @@ async def test_no_message_goes_where_no_image_may_come_from(
     imgkeep = await start(security={"signing_keys": [KEY]}, fetch={"allow_networks": []})
     _, told = await submit(imgkeep, ["nonsense"], webhook=origin.url("/hook"))
     await done(imgkeep, told["id"])
-    await until(lambda: "nobody could be told" in caplog.text)
+    await until(lambda: "webhook delivery failed" in caplog.text)
     assert origin.connections == 0
 
 

@@ -80,7 +80,7 @@ if TYPE_CHECKING:
 
     from imgkeep.config import Config
     from imgkeep.core.records import WorkerInfo
-    from imgkeep.database import IncompatibleDatabase
+    from imgkeep.database import DatabaseEngine
     from imgkeep.web.messages import Handler as ImageHandler
 
 __all__ = ["Platform", "build", "make_runner", "read_placeholder", "serve"]
@@ -206,7 +206,7 @@ async def _close_after_bad_body(request: web.Request, response: web.StreamRespon
 
 async def _close_when_draining(request: web.Request, response: web.StreamResponse) -> None:
     """Tell clients of a worker that leaves to connect anew: others answer on the same port."""
-    if request.app[SITE].health.leaving:
+    if request.app[SITE].health.replaced:
         response.force_close()
         response.headers["Connection"] = "close"
 
@@ -245,7 +245,7 @@ async def _site(
             remover=services.remover,
             refetcher=services.refetcher,
             jobs=services.jobs,
-            image_index=services.parts.database,
+            image_index=services.parts.database.image_index,
             failures=services.failures,
             saver=services.saver,
             bodies=Bodies(),
@@ -349,14 +349,13 @@ async def serve(config: Config, platform: Platform = SYSTEM) -> None:
         async with _metrics_apart(config, app[SITE], await asyncio.to_thread(listen_for_metrics, config.server)):
             _tune_interpreter()
             tell_opening(config, [(address[0], address[1]) for address in runner.addresses], app[SITE].auth.local_token)
-            _end_for_newer(running.services, stop)
-            await stop.wait()
+            await _wait_for_end(stop, running.services.parts.database.engine)
             await _drain(runner, running, stop)
     finally:
         await runner.cleanup()
     log.info("stopped")
-    if running.services.parts.database.newer is not None:
-        raise running.services.parts.database.newer
+    if (error := running.services.parts.database.engine.incompatible) is not None:
+        raise error
 
 
 async def work(config: Config, place: WorkerInfo, listening: Sequence[socket.socket], control: socket.socket) -> None:
@@ -401,8 +400,7 @@ async def work(config: Config, place: WorkerInfo, listening: Sequence[socket.soc
                 _tune_interpreter()
                 control.send(READY)
                 log.info("worker ready", extra={"worker": place.name})
-                _end_for_newer(running.services, ends.heard)
-                await ends.heard.wait()
+                await _wait_for_end(ends.heard, running.services.parts.database.engine)
                 if ends.alone:
                     log.error("the supervisor is gone")
                 await running.services.rest()
@@ -418,22 +416,24 @@ async def work(config: Config, place: WorkerInfo, listening: Sequence[socket.soc
             # Nobody else tidies up; who has not ended yet does without (`cluster/leases.py`).
             await asyncio.to_thread(shutil.rmtree, place.folder, ignore_errors=True)
     log.info("stopped")
-    if running.services.parts.database.newer is not None:
-        raise running.services.parts.database.newer
+    if (error := running.services.parts.database.engine.incompatible) is not None:
+        raise error
 
 
-def _end_for_newer(services: Services, stop: asyncio.Event) -> None:
-    """End once it is known that a newer version wrote the database, as a start does: a database may be away then."""
-    database = services.parts.database
-
-    def end(error: IncompatibleDatabase) -> None:
-        if not stop.is_set():
-            log.error("a newer version wrote the database; ending", extra={"reason": error.in_full})
+async def _wait_for_end(stop: asyncio.Event, engine: DatabaseEngine) -> None:
+    """
+    Wait until `stop` is set, or until the engine finds a database that it cannot use: one that was away at start may be
+    found late.
+    """
+    waits = [asyncio.create_task(event.wait()) for event in (stop, engine.found_incompatible)]
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()
+    if engine.incompatible is not None and not stop.is_set():
+        log.error("database is incompatible; ending", extra={"reason": engine.incompatible.in_full})
         stop.set()
-
-    database.too_new = end
-    if database.newer is not None:
-        end(database.newer)
 
 
 def _metrics_apart(config: Config, site: Site, sockets: Sequence[socket.socket]) -> AbstractAsyncContextManager[None]:
@@ -498,7 +498,7 @@ async def _leave(runner: Runner, running: _Running, stop: asyncio.Event, side: w
     to their next request, which says so, and only those that are not used for a while without one.
     """
     assert running.services is not None
-    running.services.health.leaving = True
+    running.services.health.replaced = True
     log.info("leaving")
     stop.clear()
     for site in list(runner.sites):

@@ -30,7 +30,6 @@ from imgkeep.core.host_patterns import Globs
 from imgkeep.core.identity.signature_probe import spoil
 from imgkeep.core.records import WorkerInfo
 from imgkeep.core.source_url import read_source
-from imgkeep.database import DurableJobs
 from imgkeep.health import CHECK_INTERVAL_S, Health
 from imgkeep.images.fill import FillDependencies
 from imgkeep.images.format_checker import FormatChecker
@@ -45,6 +44,7 @@ from imgkeep.images.service import ImageService
 from imgkeep.images.stored_totals import StoredTotals
 from imgkeep.images.upload import Saver
 from imgkeep.jobs.runner import JobRunner
+from imgkeep.jobs.webhooks import WebhookSender
 from imgkeep.maintenance.verify_reindex import reindex
 from imgkeep.observability.metrics import Metrics
 from imgkeep.origin import AddressGuard, OriginClient
@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from imgkeep.config import Config
     from imgkeep.core.errors import SourceForbidden
     from imgkeep.core.records import Digest, Key, Record, Subject
+    from imgkeep.database import Outbox
     from imgkeep.images.peer_fill import FillPeers
     from imgkeep.origin.ssrf_guard import SocketFactory
     from imgkeep.ports import Clock, Sleep
@@ -194,7 +195,7 @@ class Services:
             for _ in range(LATE_JOBS_S // LATE_JOBS_EVERY_S):
                 if await _within(self.resting, LATE_JOBS_EVERY_S):
                     return
-                self.jobs.look_again()
+                self.jobs.poll_now()
             await self.resting.wait()
         finally:
             for task in tasks:
@@ -230,11 +231,11 @@ async def open_services(
     async with open_storage(
         config, clock=platform.clock, timer=platform.timer, sleep=platform.sleep, observe=metrics.called, share=share
     ) as parts:
-        health = Health(parts.disk, parts.database, config.store.free_bytes_min, parts.remote)
+        health = _make_health(config, platform, parts)
         inspector = make_inspector(config, platform.clock)
         own_ports: set[int] = set()
         origin = _make_origin(config, platform, inspector, metrics, own_ports)
-        blocked_digests = BlockedDigests(parts.store, parts.database, _drop_of(parts), peers)
+        blocked_digests = BlockedDigests(parts.store, parts.database.removals, _drop_of(parts), peers)
         leases = None if place is None else _open_leases(config, platform, place)
         format_checker = platform.make_format_checker()
         witness = _Witness(metrics, health, failures)
@@ -246,7 +247,7 @@ async def open_services(
         )
         remover = Remover(
             store=parts.store,
-            register=parts.database,
+            image_index=parts.database.image_index,
             finder=image_service,
             blocked_digests=blocked_digests,
             clock=platform.clock,
@@ -257,7 +258,7 @@ async def open_services(
             image_service,
             dependencies,
             policy=inspector.policy,
-            settle=parts.database.settle,
+            settle=parts.database.image_index.flush,
             sleep=platform.sleep,
             leases=leases,
         )
@@ -273,7 +274,7 @@ async def open_services(
             health=health,
             metrics=metrics,
             failures=failures,
-            totals=StoredTotals(parts.database, platform.timer),
+            totals=StoredTotals(parts.database.image_index, platform.timer),
             own_ports=own_ports,
             leader_lock=None if place is None else LeaderLock(Path(place.folder), place.name),
             blocked_digests=blocked_digests,
@@ -282,7 +283,7 @@ async def open_services(
             resting=asyncio.Event(),
         )
         _watch_gauges(services, origin, format_checker)
-        await health.look()
+        await health.check()
         await blocked_digests.open()
         try:
             yield services
@@ -352,7 +353,7 @@ def _make_image_service(  # noqa: PLR0913, PLR0917 - what it is made of
     catalogue = config.read_provider_rules()
     return ImageService(
         store=parts.store,
-        database=parts.database,
+        image_index=parts.database.image_index,
         policy=inspector.policy,
         identify=inspector.identify,
         rules=Rules(
@@ -385,19 +386,19 @@ def _make_jobs(  # noqa: PLR0913, PLR0917 - what it is made of
     messenger: OriginClient,
     metrics: Metrics,
 ) -> JobRunner:
+    key = config.security.signing_keys[0] if config.security.signing_keys else None
     return JobRunner(
-        jobs=DurableJobs(parts.database),
+        jobs=parts.database.jobs,
         saver=saver,
-        messenger=messenger,
+        webhooks=WebhookSender(parts.database.jobs, messenger, key, platform.clock, random.random),
         identify=inspector.identify,
         public=inspector.public,
-        webhook_key=config.security.signing_keys[0] if config.security.signing_keys else None,
         clock=platform.clock,
         draw=random.random,
         draw_id=lambda: secrets.token_hex(16),
         timer=platform.timer,
         sleep=platform.sleep,
-        counted=metrics.worked,
+        count=metrics.worked,
     )
 
 
@@ -429,7 +430,7 @@ def _open_leases(config: Config, platform: Platform, place: WorkerInfo) -> FillL
 
 def _make_outbox_worker(services: Services) -> OutboxWorker | None:
     """Have a remote store looked after; return who carries over what waits for it."""
-    parts, health, metrics = services.parts, services.health, services.metrics
+    parts, metrics = services.parts, services.metrics
     remote = parts.remote
     if remote is None:
         return None
@@ -440,76 +441,68 @@ def _make_outbox_worker(services: Services) -> OutboxWorker | None:
     watch("disk_cache_bytes", "Bytes of local copies", lambda: remote.cache.bytes)
     metrics.watch_count("disk_cache_hits", "Look-ups that found a local copy", lambda: remote.cache.hits)
     metrics.watch_count("disk_cache_misses", "Look-ups that found none", lambda: remote.cache.misses)
-
-    def tell_store(reason: str | None) -> None:
-        health.faults["store"] = reason
-
-    remote.breaker.tell = tell_store
     if remote.fallback is None:
         return None
 
+    image_service = services.image_service
+
+    async def note_uploaded(record: Record) -> None:
+        await image_service.kept(record)
+        if services.peers is not None:
+            await image_service.tell(record.key)
+
     async def forget(key: Key) -> None:
-        await parts.database.drop([key])
-        services.image_service.forget(key)
-        await services.image_service.tell(key)
+        await parts.database.image_index.drop([key])
+        image_service.forget(key)
+        await image_service.tell(key)
 
-    outbox_worker = OutboxWorker(
-        primary=remote.bucket,
+    _watch_outbox(services, parts.database.outbox)
+    return OutboxWorker(
+        tiered_store=remote.tiered_store,
         fallback=remote.fallback,
-        cache=remote.cache,
-        outbox=parts.database,
-        database=parts.database,
-        breaker=remote.breaker,
-        image_service=services.image_service if services.peers is None else _Herald(services.image_service),
+        outbox=parts.database.outbox,
+        image_index=parts.database.image_index,
+        blocked_digests=services.blocked_digests,
+        uploaded=note_uploaded,
+        dropped=forget,
         draw=random.random,
-        counted=metrics.outbox_uploads,
-        seen=remote.tiered_store.note,
         sleep=services.platform.sleep,
-        refused=services.blocked_digests,
-        forget=forget,
+        count=metrics.outbox_uploads,
     )
-    _show_backlog(services, outbox_worker)
-    return outbox_worker
 
 
-def _show_backlog(services: Services, outbox_worker: OutboxWorker) -> None:
-    """Have it told what waits for the store."""
+def _watch_outbox(services: Services, outbox: Outbox) -> None:
+    """Show what waits for the primary."""
     watch = services.metrics.watch
-
-    def oldest_s() -> float:
-        oldest = outbox_worker.backlog.oldest if outbox_worker.backlog else None
-        return 0 if oldest is None else max(0, (services.platform.clock() - oldest).total_seconds())
-
-    def tell() -> dict[str, object]:
-        backlog = outbox_worker.backlog
-        if backlog is None:  # nobody has looked yet
-            return {"waiting": None, "oldest_s": None, "last_error": None}
-        return {"waiting": backlog.images, "oldest_s": round(oldest_s()), "last_error": backlog.error}
-
-    services.health.fallback = tell
     watch(
         "outbox_images",
         "Images that wait for the store",
-        lambda: outbox_worker.backlog.images if outbox_worker.backlog else 0,
+        lambda: outbox.last_backlog.images if outbox.last_backlog else 0,
         shared=True,
     )
-    watch("outbox_oldest_seconds", "Since when the oldest of them waits", oldest_s, shared=True)
+    watch(
+        "outbox_oldest_seconds",
+        "Since when the oldest of them waits",
+        services.health.oldest_waiting_s,
+        shared=True,
+    )
+
+
+def _make_health(config: Config, platform: Platform, parts: Storage) -> Health:
+    remote = parts.remote
+    return Health(
+        parts.disk,
+        parts.database,
+        config.store.free_bytes_min,
+        platform.clock,
+        store=None if remote is None else remote.tiered_store,
+        outbox=None if remote is None or remote.fallback is None else parts.database.outbox,
+    )
 
 
 def _drop_of(parts: Storage) -> Callable[[Digest], Awaitable[None]]:
     """Return who drops this machine's copies of a picture that is refused."""
     return parts.disk.forget if parts.remote is None else parts.remote.tiered_store.drop
-
-
-class _Herald:
-    """Implements `service.heal.Keeps`: what was carried over is elsewhere now, for all workers."""
-
-    def __init__(self, image_service: ImageService) -> None:
-        self._image_service = image_service
-
-    async def kept(self, record: Record) -> None:
-        await self._image_service.kept(record)
-        await self._image_service.tell(record.key)
 
 
 class _Witness:
@@ -546,7 +539,7 @@ class _Witness:
         reason = fault.in_full
         if not self._health.faults.get("store"):
             log.error("an image was delivered but not kept", extra={"reason": reason})
-        self._health.note("store", reason)
+        self._health.note_fault("store", reason)
         self._failures.note(subject, fault)
 
     def failed(self, subject: Subject, error: BaseException) -> None:
@@ -592,16 +585,21 @@ async def _watch(
     """
     while True:
         is_ours = leader_lock is None or leader_lock.ours
-        if is_ours and parts.remote is None and not parts.database.complete and not any(health.faults.values()):
+        if (
+            is_ours
+            and parts.remote is None
+            and not parts.database.image_index.complete
+            and not any(health.faults.values())
+        ):
             with suppress(StorageError):
-                images = await reindex(parts.archives, parts.database)
-                log.info("database filled from the records", extra={"images": images})
+                images = await reindex(parts.archives, parts.database.image_index)
+                log.info("image index filled from the records", extra={"images": images})
         await asyncio.sleep(CHECK_INTERVAL_S)
         before = dict(health.faults)
-        await health.look()
+        await health.check()
         if outbox_worker is not None and not is_ours:
             with suppress(StorageError):
-                outbox_worker.backlog = await parts.database.backlog()  # who carries over looks by itself
+                await parts.database.outbox.backlog()  # for the report; the leader's outbox worker looks by itself
         for part, fault in health.faults.items():
             if fault != before.get(part):
                 log.log(

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from imgkeep.core.records import Record
-    from imgkeep.ports import Archive, ImageIndex, Ledger
+    from imgkeep.database import ImageIndex
+    from imgkeep.ports import Archive
 
 REMEDY: Final = (
     "Incomplete images are fetched again when they are asked for; `imgkeep refetch KEY` does so now. What comes back\n"
@@ -22,7 +23,9 @@ REMEDY: Final = (
 )
 
 
-async def verify(archives: Sequence[Archive], database: ImageIndex, *, as_json: bool, out: TextIO, err: TextIO) -> int:
+async def verify(
+    archives: Sequence[Archive], image_index: ImageIndex, *, as_json: bool, out: TextIO, err: TextIO
+) -> int:
     """
     Read everything that is stored and print what is wrong. 1 if something is damaged or missing; what is incomplete is
     as it came.
@@ -32,7 +35,7 @@ async def verify(archives: Sequence[Archive], database: ImageIndex, *, as_json: 
         for number, archive in enumerate(archives):
 
             async def note(record: Record, *, pending: bool = number > 0) -> None:
-                await database.put(replace(record, pending=pending))
+                await image_index.put(replace(record, pending=pending))
 
             async for finding in upkeep.verify(archive, note):
                 counts[finding.kind if finding else "good"] += 1
@@ -52,8 +55,8 @@ async def verify(archives: Sequence[Archive], database: ImageIndex, *, as_json: 
     return 1 if counts["damaged"] or counts["missing"] or counts["unreadable"] else 0
 
 
-async def reindex(archives: Sequence[Archive], image_index: Ledger, *, as_json: bool, out: TextIO) -> int:
-    """Fill the database from the records."""
+async def reindex(archives: Sequence[Archive], image_index: ImageIndex, *, as_json: bool, out: TextIO) -> int:
+    """Fill the image index from the records."""
     images = await upkeep.reindex(archives, image_index)
     if as_json:
         print_json(out, {"images": images})

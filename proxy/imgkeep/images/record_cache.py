@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Container
 
     from imgkeep.core.records import Key, Record
-    from imgkeep.ports import ImageIndex, Store
+    from imgkeep.database import ImageIndex
+    from imgkeep.ports import Store
 
 RECORDS_BYTES_MAX: Final = 67_108_864
 """For the records held in memory: some 60,000 of them, fewer when their links are long."""
@@ -59,10 +60,10 @@ class RecordCache:
     """
 
     def __init__(
-        self, store: Store, database: ImageIndex, in_flight: Container[str], timer: Callable[[], float]
+        self, store: Store, image_index: ImageIndex, in_flight: Container[str], timer: Callable[[], float]
     ) -> None:
         self._store = store
-        self._image_index = database
+        self._image_index = image_index
         self._in_flight = in_flight
         self._held: LRUCache[Key, Record] = LRUCache(
             RECORDS_BYTES_MAX, getsizeof=lambda record: RECORD_BYTES + len(record.identity)

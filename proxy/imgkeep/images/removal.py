@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from imgkeep.core.records import Digest, Key, Record, Source
+    from imgkeep.database import ImageIndex, RemovalIndex
     from imgkeep.ports import Clock, Peers, Sleep, Store
 
 REFRESH_EVERY_S: Final = 60
@@ -67,25 +68,6 @@ PLAIN_DOUBTS: Final = frozenset({Doubt.UNSIGNED, Doubt.PLAINTEXT})
 """Of the doubts of a record those that say nothing against the link that brought it."""
 
 log = logging.getLogger(__name__)
-
-
-class Register(Protocol):
-    """The database, for who removes."""
-
-    async def refused(self) -> Collection[Digest]:
-        """Return the digests that are refused, as far as they were brought in."""
-
-    async def refuse(self, digests: Collection[Digest]) -> None:
-        """Bring blocked_digests in, for the next start."""
-
-    async def allow(self, digests: Collection[Digest]) -> None:
-        """Forget blocked_digests that were undone."""
-
-    async def keys_of(self, digest: Digest) -> Sequence[Key]:
-        """Return the keys of all records that point at an object."""
-
-    async def drop(self, keys: Collection[Key]) -> None:
-        """Forget records that were removed."""
 
 
 class Finder(Protocol):
@@ -129,13 +111,13 @@ class BlockedDigests:
     def __init__(
         self,
         store: Store,
-        register: Register,
+        removals: RemovalIndex,
         dropped: Callable[[Digest], Awaitable[None]],
         peers: Peers | None = None,
     ) -> None:
         self._store = store
         self._peers = peers
-        self._register = register
+        self._removals = removals
         self._dropped = dropped
         self._digests: dict[Digest, int] = {}
         """Each with the number of its last lesson: what was learned since a question was asked is newer."""
@@ -154,7 +136,7 @@ class BlockedDigests:
     async def open(self) -> None:
         """Bring in what the database knows, and the store if it can be reached."""
         try:
-            self._note(await self._register.refused())
+            self._note(await self._removals.list_blocked())
         except StorageError:
             log.warning("the database does not tell which pictures are refused")
         await self.refresh()
@@ -166,7 +148,7 @@ class BlockedDigests:
             new = listed - self._digests.keys()
             if new:
                 await self.learn(new)
-                await self._register.refuse(new)
+                await self._removals.block(new)
             gone = self._digests.keys() - listed
             await self.look_again(list(islice(gone, LOOKED_AT_MAX)))
         except StorageError:
@@ -183,7 +165,7 @@ class BlockedDigests:
         await self.learn(new)
         if self._peers is not None:
             await self._peers.tell(refused=new)
-        await self._register.refuse(new)
+        await self._removals.block(new)
 
     async def learn(self, new: Collection[Digest]) -> None:
         """Refuse what another worker has refused."""
@@ -206,11 +188,11 @@ class BlockedDigests:
                 continue  # it was removed again while we asked
             del self._digests[digest]
             self.restored()
-            await self._register.allow([digest])
+            await self._removals.unblock([digest])
             # Another process may have put its row before ours was deleted.
             if await self._store.find_block(digest) is not None:
                 await self.learn([digest])
-                await self._register.refuse([digest])
+                await self._removals.block([digest])
 
     async def lift(self, digest: Digest | None, keys: Collection[Key]) -> None:
         """
@@ -249,10 +231,10 @@ class Remover:
     """
 
     def __init__(
-        self, *, store: Store, register: Register, finder: Finder, blocked_digests: BlockedDigests, clock: Clock
+        self, *, store: Store, image_index: ImageIndex, finder: Finder, blocked_digests: BlockedDigests, clock: Clock
     ) -> None:
         self._store = store
-        self._register = register
+        self._image_index = image_index
         self._finder = finder
         self._refusals = blocked_digests
         self._clock = clock
@@ -279,7 +261,7 @@ class Remover:
             await self._remove(record.digest, {key}, force=force)
         elif force:
             await self._bury(key, None)
-            await self._register.drop([key])
+            await self._image_index.drop([key])
         return force or record is not None
 
     async def remove_source(self, source: Source, *, force: bool = False) -> bool:
@@ -304,7 +286,7 @@ class Remover:
             StorageError: It may not be removed.
         """
         known = force or digest in self._refusals or await self._store.has_object(digest)
-        if not known and not await self._register.keys_of(digest):
+        if not known and not await self._image_index.keys_of(digest):
             return False
         await self._remove(digest, set())
         return True
@@ -403,7 +385,7 @@ class Remover:
         fault: StorageError | None = None
         others: Sequence[Key] = ()
         try:
-            others = await self._register.keys_of(digest)
+            others = await self._image_index.keys_of(digest)
         except StorageError as error:
             fault = error  # a picture that has to go does not wait for the database
         before = await self._store.find_block(digest) or ()
@@ -411,7 +393,7 @@ class Remover:
         await self._store.refuse(digest, self._now(), keys)
         await self._refusals.add([digest])
         gone = await _those(keys, lambda key: self._close(key, digest, named=key in named, force=force))
-        await self._register.drop(gone)
+        await self._image_index.drop(gone)
         log.info("removed", extra={"digest": digest})
         if fault is not None:
             raise fault

@@ -59,11 +59,12 @@ if TYPE_CHECKING:
     from imgkeep.core.confirmation import Link
     from imgkeep.core.policy import Policy
     from imgkeep.core.records import Digest, Format, Source, SourceInfo
+    from imgkeep.database import ImageIndex
     from imgkeep.images.fill import FillDependencies, FillHead, Settle
     from imgkeep.images.peer_fill import FillPeers
     from imgkeep.images.rate_limit import RateLimiter
     from imgkeep.images.redirects import ObjectUrls
-    from imgkeep.ports import Body, FillLeases, ImageIndex, Store
+    from imgkeep.ports import Body, FillLeases, Store
 
 DEFAULT_RULES: Final = Rules()
 
@@ -107,7 +108,7 @@ class ImageService:
         self,
         *,
         store: Store,
-        database: ImageIndex,
+        image_index: ImageIndex,
         policy: Policy,
         dependencies: FillDependencies,
         timer: Callable[[], float],
@@ -140,7 +141,7 @@ class ImageService:
         self._flights: SingleFlight[Fill] = SingleFlight()
         self._peer_fills: SingleFlight[PeerFill] = SingleFlight()
         """Fills of other workers that are followed here."""
-        self.records = RecordCache(store, database, self._flights, timer)
+        self.records = RecordCache(store, image_index, self._flights, timer)
         self._negative_cache = NegativeCache(timer)
         self._source_order = SourceOrder(policy, timer)
         self._confirmer = Confirmer(

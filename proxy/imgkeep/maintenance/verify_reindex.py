@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from imgkeep.core.formats import Buffer
     from imgkeep.core.layout import RecordUnreadable
     from imgkeep.core.records import Digest, Key
-    from imgkeep.ports import Archive, Ledger
+    from imgkeep.database import ImageIndex
+    from imgkeep.ports import Archive
 
 BATCH: Final = 200
 """Records read at a time: a second or two, even from a bucket."""
@@ -54,7 +55,7 @@ async def records(archive: Archive) -> AsyncIterator[tuple[str, Record | Tombsto
         yield found
 
 
-async def reindex(archives: Sequence[Archive], image_index: Ledger) -> int:
+async def reindex(archives: Sequence[Archive], image_index: ImageIndex) -> int:
     """
     Fill the database from the records and return how many there are. What lies in a second archive waits for the first.
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from imgkeep.cluster.peers import Peers
     from imgkeep.core.errors import ImgkeepError
     from imgkeep.core.records import Source, SourceInfo
+    from imgkeep.database import ImageIndex
     from imgkeep.health import Health
     from imgkeep.images.inspect import Inspector
     from imgkeep.images.miss_limit import MissLimiter
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from imgkeep.images.upload import Saver
     from imgkeep.jobs.runner import JobRunner
     from imgkeep.page_rewriting import LinkSelection, RewriteService
-    from imgkeep.ports import Clock, Ledger, Meter
+    from imgkeep.ports import Clock, Meter
     from imgkeep.web.auth import Auth
     from imgkeep.web.connection_limit import ConnectionLimit
     from imgkeep.web.error_responses import Placeholder
@@ -68,7 +69,7 @@ class Site:
     remover: Remover
     refetcher: Refetcher
     jobs: JobRunner
-    image_index: Ledger
+    image_index: ImageIndex
     failures: RecentFailures
     bodies: Bodies
     link_selection: LinkSelection

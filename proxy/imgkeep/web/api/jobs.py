@@ -11,7 +11,8 @@ from aiohttp import web
 
 from imgkeep.core.errors import InvalidRequest
 from imgkeep.core.records import JobState
-from imgkeep.jobs.runner import ITEMS_MAX, describe
+from imgkeep.jobs.job_facts import describe_job
+from imgkeep.jobs.runner import ITEMS_MAX
 from imgkeep.web.api.images import has_body, make_cursor, read_cursor, read_limit
 from imgkeep.web.api.save import answer, api_context, image_facts, read_query
 from imgkeep.web.context import ADMISSION, SITE
@@ -52,7 +53,7 @@ async def save_images(request: web.Request) -> web.Response:
         if job.finished_at is not None:
             return answer(await _tell(request, job, after=-1, limit=ITEMS_MAX))
     headers = {"Location": f"{request[ADMISSION].base}/api/jobs/{job.id}"}
-    return answer({"success": True, **describe(job)}, status=202, headers=headers)
+    return answer({"success": True, **describe_job(job)}, status=202, headers=headers)
 
 
 async def list_jobs(request: web.Request) -> web.Response:
@@ -66,7 +67,7 @@ async def list_jobs(request: web.Request) -> web.Response:
     page = await site.jobs.page(limit=limit + 1, after=read_cursor(query.get("cursor"), _CURSOR), state=state)
     shown = page[:limit]
     following = make_cursor(shown[-1].created_at, shown[-1].id) if len(page) > limit else None
-    return answer({"success": True, "jobs": [describe(job) for job in shown], "next": following})
+    return answer({"success": True, "jobs": [describe_job(job) for job in shown], "next": following})
 
 
 async def cancel_job(request: web.Request) -> web.Response:
@@ -75,7 +76,7 @@ async def cancel_job(request: web.Request) -> web.Response:
     if has_body(request):
         raise InvalidRequest("takes no body")
     job = await _find(request)
-    return answer({"success": True, **describe(await site.jobs.cancel(job.id) or job)})
+    return answer({"success": True, **describe_job(await site.jobs.cancel(job.id) or job)})
 
 
 async def show_job(request: web.Request) -> web.Response:
@@ -104,7 +105,7 @@ async def follow_job(request: web.Request) -> web.StreamResponse:
             changed.clear()
             job = await site.jobs.find(job.id) or job
             name = "progress" if job.finished_at is None else "done"
-            data = msgspec.json.encode(describe(job)).decode()
+            data = msgspec.json.encode(describe_job(job)).decode()
             await response.write(f"id: {job.saved + job.failed}\nevent: {name}\ndata: {data}\n\n".encode())
             if job.finished_at is not None:
                 await response.write_eof()
@@ -163,7 +164,7 @@ async def _find(request: web.Request) -> Job:
 
 async def _tell(request: web.Request, job: Job, *, after: int, limit: int) -> dict[str, Any]:
     results = await request.app[SITE].jobs.results(job.id, after=after, limit=limit)
-    return {"success": True, **describe(job), "results": [_result(request, result) for result in results]}
+    return {"success": True, **describe_job(job), "results": [_result(request, result) for result in results]}
 
 
 def _result(request: web.Request, result: JobResult) -> dict[str, Any]:

@@ -18,7 +18,8 @@ import msgspec
 from aiohttp import web
 
 from imgkeep.core.errors import InvalidRequest
-from imgkeep.jobs.runner import ITEMS_MAX, describe
+from imgkeep.jobs.job_facts import describe_job
+from imgkeep.jobs.runner import ITEMS_MAX
 from imgkeep.page_rewriting import MARKDOWN_BYTES_MAX, check_page_url
 from imgkeep.web.api.save import answer, api_context, read_query
 from imgkeep.web.context import ADMISSION, REQUEST_LOG, SITE
@@ -99,7 +100,7 @@ async def _rewrite_json(request: web.Request, body: Document) -> web.Response:
 
     def make() -> web.Response:
         told = {"success": True, form: rewritten.document.decode(), "rewritten": len(rewritten.links)}
-        return answer(told if not body.save else {**told, "job": None if job is None else describe(job)})
+        return answer(told if not body.save else {**told, "job": None if job is None else describe_job(job)})
 
     return make() if len(data) <= LARGE_BODY_BYTES else await asyncio.to_thread(make)
 
