@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING
 
 import pytest
 from imgkeep.core.errors import StorageError
@@ -13,9 +12,6 @@ from imgkeep.database import Outbox
 from imgkeep.health import Health
 
 from tests.support.stores import NOON
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 
 @dataclass

@@ -1,8 +1,8 @@
 """
 The health of this process: what works, what does not and why, and whether it welcomes new requests.
 
-`/readyz` waits for no part: `check` asks the parts every few seconds, a fill notes a failure at once, and the answer comes
-from memory.
+`/readyz` waits for no part: `check` asks the parts every few seconds, a fill notes a failure at once, and the answer
+comes from memory.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from imgkeep.core.errors import StorageError
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
+    from imgkeep.clock import Clock
     from imgkeep.database import Outbox
-    from imgkeep.ports import Clock
     from imgkeep.replication.tiered_store import TieredStore
 
 CHECK_INTERVAL_S: Final = 5
@@ -98,8 +98,8 @@ class Health:
 
         In full the report has reasons, which name hosts, buckets and paths.
 
-        `degraded`: requests are answered, but new images may not be stored or are stored in the fallback only, or look-ups
-        take longer.
+        `degraded`: requests are answered, but new images may not be stored or are stored in the fallback only, or
+        look-ups take longer.
         """
         faults = self.faults
         if self.draining:

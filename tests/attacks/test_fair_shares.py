@@ -11,7 +11,7 @@ import pytest
 from imgkeep.bootstrap.server import Platform
 from imgkeep.core.records import OWN, Client
 from imgkeep.origin.concurrency import CLIENT_PART, HOST_PART, QUEUE_PER_PLACE, RESERVED_PART, FetchLimiter
-from imgkeep.ports import Demand
+from imgkeep.origin.demand import Demand
 from imgkeep.web.connection_limit import ConnectionLimit
 from imgkeep.web.context import SITE
 
@@ -48,7 +48,7 @@ async def open_server(start: Start, origin: FakeOrigin, **fetch: Any) -> Imgkeep
 
 
 def limiter_of(imgkeep: Imgkeep) -> FetchLimiter:
-    limiter = imgkeep.client.app[SITE].image_service._dependencies.origin.limiter  # type: ignore[attr-defined]
+    limiter = imgkeep.client.app[SITE].image_service._dependencies.origin.limiter
     assert isinstance(limiter, FetchLimiter)
     return limiter
 

@@ -178,7 +178,7 @@ async def test_who_never_gets_a_place_is_told_that_we_are_busy_and_not_that_the_
 ) -> None:
     imgkeep = await start(fetch={**QUICK, "per_host_max": 1})
     url = origin.gives("/a.png", picture())
-    async with imgkeep.client.app[SITE].image_service._dependencies.origin.limiter.enter("127.0.0.1"):  # type: ignore[attr-defined]
+    async with imgkeep.client.app[SITE].image_service._dependencies.origin.limiter.enter("127.0.0.1"):
         seen = await look(imgkeep, url)
     assert (seen.status, seen.code, seen.headers["Retry-After"]) == (503, "busy", "2")
     assert (await look(imgkeep, url)).status == 200

@@ -170,9 +170,9 @@ async def test_what_nobody_foresaw_in_mid_body_breaks_the_connection_off(
 
     class Bomb:
         size = len(body)
-        at_hand = None
+        cache_entry = None
 
-        async def settle(self) -> int:
+        async def wait_for_size(self) -> int:
             return self.size
 
         async def read(self, offset: int, size: int) -> bytes:
@@ -185,10 +185,16 @@ async def test_what_nobody_foresaw_in_mid_body_breaks_the_connection_off(
 
     class Minefield:
         name = "mined"
-        disk_only = True
+        local_drafts_only = True
         find, holds, put = store.find, store.holds, store.put
-        put_tombstone, refuse, refused, restate = store.put_tombstone, store.refuse, store.refused, store.restate
-        find_block, unblock, has_object, forget = store.find_block, store.unblock, store.has_object, store.forget
+        put_tombstone, put_record = store.put_tombstone, store.put_record
+        block, list_blocked = store.block, store.list_blocked
+        find_block, unblock, has_object, delete_object = (
+            store.find_block,
+            store.unblock,
+            store.has_object,
+            store.delete_object,
+        )
         find_tombstone, delete_tombstone = store.find_tombstone, store.delete_tombstone
 
         async def fetch(self, name: str, size: int | None) -> Bomb:

@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from imgkeep.cli.client import Client
+    from imgkeep.clock import Clock
     from imgkeep.core.policy import Policy
     from imgkeep.core.records import Record, Source, SourceInfo
     from imgkeep.images.upload import Saver
-    from imgkeep.ports import Clock
 
 CONCURRENT_MAX: Final = 16
 ATTEMPTS_MAX: Final = 3

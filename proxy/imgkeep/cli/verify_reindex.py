@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from imgkeep.core.records import Record
     from imgkeep.database import ImageIndex
-    from imgkeep.ports import Archive
+    from imgkeep.storage.interfaces import ListableStore
 
 REMEDY: Final = (
     "Incomplete images are fetched again when they are asked for; `imgkeep refetch KEY` does so now. What comes back\n"
@@ -24,7 +24,7 @@ REMEDY: Final = (
 
 
 async def verify(
-    archives: Sequence[Archive], image_index: ImageIndex, *, as_json: bool, out: TextIO, err: TextIO
+    archives: Sequence[ListableStore], image_index: ImageIndex, *, as_json: bool, out: TextIO, err: TextIO
 ) -> int:
     """
     Read everything that is stored and print what is wrong. 1 if something is damaged or missing; what is incomplete is
@@ -55,7 +55,7 @@ async def verify(
     return 1 if counts["damaged"] or counts["missing"] or counts["unreadable"] else 0
 
 
-async def reindex(archives: Sequence[Archive], image_index: ImageIndex, *, as_json: bool, out: TextIO) -> int:
+async def reindex(archives: Sequence[ListableStore], image_index: ImageIndex, *, as_json: bool, out: TextIO) -> int:
     """Fill the image index from the records."""
     images = await upkeep.reindex(archives, image_index)
     if as_json:

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 def backoff_s(attempts: int, *, first_s: float, longest_s: float, draw: float) -> float:
     """
-    Return the seconds to wait after a failed attempt: never less than `first_s`, up to half as much again as `longest_s`.
+    Return the seconds to wait after a failed attempt: never less than `first_s`, up to half as much again as
+    `longest_s`.
 
     Args:
         attempts: How many have failed before this one.

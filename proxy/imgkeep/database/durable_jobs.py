@@ -131,8 +131,8 @@ class DurableJobs:
         self, limit: int, *, without: Collection[tuple[str, int]], busy: Collection[str]
     ) -> Sequence[JobItem]:
         """
-        Return up to `limit` links whose time has come, earliest expiry first, without those named by job and number, and
-        without those of `busy` hosts.
+        Return up to `limit` links whose time has come, earliest expiry first, without those named by job and number,
+        and without those of `busy` hosts.
         """
         first = (
             sa.select(items)

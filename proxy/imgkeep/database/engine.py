@@ -32,7 +32,7 @@ from imgkeep.database.tables import state
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from imgkeep.ports import Clock
+    from imgkeep.clock import Clock
 
 CACHE_KIB: Final = 16_384
 """Maximum size of SQLite's page cache, for one connection."""

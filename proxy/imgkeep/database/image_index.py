@@ -52,7 +52,7 @@ _NOT_BLOCKED: Final = images.c.digest.not_in(sa.select(refused.c.digest))
 
 
 class ImageIndex:
-    """The rows of the images, one a key. A crash loses those of the last `batch_delay_s` seconds; the store has them."""
+    """The rows of the images, one a key. A crash loses the last `batch_delay_s` seconds of them; the store has them."""
 
     def __init__(self, engine: DatabaseEngine, *, batch_delay_s: float = BATCH_DELAY_S) -> None:
         self._engine = engine
@@ -106,7 +106,7 @@ class ImageIndex:
         await self._engine.execute(work)
 
     async def page(self, *, limit: int, after: tuple[int, str] | None = None, wanted: Wanted = ANY) -> Sequence[Record]:
-        """Return up to `limit` records, newest first, after epoch seconds and key of the last one of the page before."""
+        """Return up to `limit` records, newest first, after epoch seconds and key of the last one before them."""
         query = _records().order_by(images.c.stored_at.desc(), images.c.key.desc()).limit(limit)
         query = query.where(_NOT_BLOCKED)
         for column, value in (

@@ -11,7 +11,7 @@ from imgkeep.database.outbox import Outbox
 from imgkeep.database.removals import RemovalIndex
 
 if TYPE_CHECKING:
-    from imgkeep.ports import Clock
+    from imgkeep.clock import Clock
 
 
 class Database:

@@ -18,7 +18,7 @@ from imgkeep.database.tables import metadata
 NEWEST: Final = "0006"
 """The last of the migrations."""
 RELEASED: Final = frozenset({NEWEST})
-"""The versions that this one can use or migrate: those of releases, and of the folders written just before the first."""
+"""The versions that this one can use or migrate: those of releases, and the last one before the first release."""
 _UNRELEASED: Final = frozenset({"0001", "0002", "0003", "0004", "0005"})
 """Versions of the months before the first release. Their migrations are gone."""
 

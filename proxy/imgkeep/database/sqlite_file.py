@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 def find_file(path: Path) -> Path:
-    """Return the file of a database: `catalog.db` where `imgkeep.db` is asked for, and only the former is there. Blocks."""
+    """Return the file of a database: `catalog.db` where this alone is there instead of `imgkeep.db`. Blocks."""
     old = path.with_name(OLD_NAME)
     return old if path.name == NAME and not path.exists() and old.exists() else path
 

@@ -6,8 +6,8 @@ Rules:
   had finished is found to be stored, and not fetched again.
 - The link that expires first comes first. Each host has few at a time, so a slow host delays no other.
 - A failure that may pass is tried again, at growing intervals, until the link expires.
-- A cancelled job ends at once: the runner starts no waiting link and gives up those that run. A fetch that other clients
-  wait for goes on, and so does one that can be stored all the same.
+- A cancelled job ends at once: the runner starts no waiting link and gives up those that run. A fetch that other
+  clients wait for goes on, and so does one that can be stored all the same.
 - The link itself, a credential, leaves the database as soon as nothing is left to do with it.
 """
 
@@ -36,13 +36,13 @@ from imgkeep.core.records import Failure, NewItem
 from imgkeep.core.source_url import own_path, read_source
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from imgkeep.clock import Clock, Sleep
     from imgkeep.core.records import Job, JobItem, JobResult, JobState, Source, SourceInfo
     from imgkeep.database import DurableJobs
     from imgkeep.images.upload import Saver
     from imgkeep.jobs.webhooks import WebhookSender
-    from imgkeep.ports import Clock, Sleep
 
 ITEMS_MAX: Final = 10_000
 """Maximum number of links in one job."""
@@ -166,8 +166,8 @@ class JobRunner:
 
     async def cancel(self, job_id: str) -> Job | None:
         """
-        End a job at once: give up its fetches in this process, and start no other. `None`: there is none. A job that has
-        ended stays as it is.
+        End a job at once: give up its fetches in this process, and start no other. `None`: there is none. A job that
+        has ended stays as it is.
 
         Raises:
             StorageError: It goes on.

@@ -24,10 +24,10 @@ from imgkeep.jobs.job_facts import describe_job
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from imgkeep.clock import Clock
     from imgkeep.core.records import Webhook
     from imgkeep.database import DurableJobs
     from imgkeep.origin import OriginClient
-    from imgkeep.ports import Clock
 
 DELAY_MIN_S: Final = 10
 """Delay after the first failed delivery; each further one doubles it."""

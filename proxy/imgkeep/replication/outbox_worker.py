@@ -4,14 +4,14 @@ The outbox worker: uploads what the fallback holds to the primary, as soon as th
 Rules:
 - The fallback's folder is the truth about what waits, the outbox its order. At start the worker enlists what is in the
   one and not in the other, so neither a kill between two writes nor a lost database loses anything.
-- The local record goes when the primary was seen to have the image, and the row of the outbox goes last: whatever a kill
-  leaves is done again, harmlessly.
-- An outage is the circuit breaker's affair and costs an image no attempt; an image that fails by itself waits longer each
-  time.
-- Where the primary has another image under the key, that one stays, unless ours is confirmed and it is not. Ours is stored
-  as an object, because clients have its permanent URL, and for the one link that brought it.
-- The same holds where an operator removed the key meanwhile, and our bytes are not blocked for that: what a link brought
-  here during an outage may be other bytes than the operator has removed.
+- The local record goes when the primary was seen to have the image, and the row of the outbox goes last: whatever a
+  kill leaves is done again, harmlessly.
+- An outage is the circuit breaker's affair and costs an image no attempt; an image that fails by itself waits longer
+  each time.
+- Where the primary has another image under the key, that one stays, unless ours is confirmed and it is not. Ours is
+  stored as an object, because clients have its permanent URL, and for the one link that brought it.
+- The same holds where an operator removed the key meanwhile, and our bytes are not blocked for that: what a link
+  brought here during an outage may be other bytes than the operator has removed.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from imgkeep.core.records import Doubt, Record
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Container
 
+    from imgkeep.clock import Sleep
     from imgkeep.core.records import Digest, Key, OutboxEntry
     from imgkeep.database import ImageIndex, Outbox
-    from imgkeep.ports import Sleep
     from imgkeep.replication.tiered_store import TieredStore
     from imgkeep.storage.local.store import LocalStore
 
@@ -178,7 +178,7 @@ class OutboxWorker:
         """Drop a record that must not be uploaded, and its bytes where they are blocked."""
         if record.digest in self._blocked_digests:
             await self._fallback.delete(record.key)
-            await self._fallback.forget(record.digest)
+            await self._fallback.delete_object(record.digest)
         else:
             await self._cache.take(record)
         await self._dropped(record.key)
@@ -217,4 +217,4 @@ class OutboxWorker:
             first = replace(first, doubts=first.doubts | {Doubt.CONTESTED})
         if first == standing:
             return standing
-        return await self._primary.restate(first, standing.digest if replaces else None)
+        return await self._primary.put_record(first, standing.digest if replaces else None)

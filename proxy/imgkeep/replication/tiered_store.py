@@ -3,8 +3,8 @@ The primary, its cache and its fallback as one store.
 
 Rules:
 - Look in the fallback first: it is near, and the primary does not have its images yet.
-- Do not call a primary that has failed until a probe finds it working (`CircuitBreaker`); the fallback stores what comes
-  meanwhile. A miss of a primary that cannot be called is no miss, but `Unreachable`.
+- Do not call a primary that has failed until a probe finds it working (`CircuitBreaker`); the fallback stores what
+  comes meanwhile. A miss of a primary that cannot be called is no miss, but `Unreachable`.
 - Concurrent look-ups of one key are one request to the primary, and so are concurrent reads of one object.
 - Redirect clients only to an object that the primary was seen to have, lately.
 """
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from imgkeep.core.records import Digest, Key, Record, Tombstone
-    from imgkeep.ports import Body, Draft
     from imgkeep.replication.circuit_breaker import CircuitBreaker
     from imgkeep.storage.disk_cache import DiskCache
+    from imgkeep.storage.interfaces import Body, Draft
     from imgkeep.storage.local.store import LocalStore
     from imgkeep.storage.memory import MemorySpool
     from imgkeep.storage.s3 import S3Store
@@ -41,8 +41,9 @@ SEEN_TTL_S: Final = 3600
 """How long the primary is taken to have an object that was seen there: an operator may empty the bucket."""
 ABSENT_TTL_S: Final = 30
 """
-How long a permanent URL that leads to nothing costs no further request: a stranger can invent such URLs. This node finds
-at once what it puts itself; what another node puts meanwhile under a URL that was requested here in vain, after this time.
+How long a permanent URL that leads to nothing costs no further request: a stranger can invent such URLs. This node
+finds at once what it puts itself; what another node puts meanwhile under a URL that was requested here in vain, after
+this time.
 """
 COPY_BYTES: Final = 1_048_576
 """Size of the pieces in which a draft is copied to the disk of the fallback."""
@@ -61,7 +62,7 @@ class TieredStore:
         breaker: Whether the primary can be called.
     """
 
-    disk_only = False
+    local_drafts_only = False
 
     def __init__(  # noqa: PLR0913 - all by keyword, in one place
         self,
@@ -102,7 +103,8 @@ class TieredStore:
 
     async def check(self) -> int:
         """
-        Check that the primary works, without a call to one whose circuit breaker is open; return 0: its room is not known.
+        Check that the primary works, without a call to one whose circuit breaker is open; return 0: its room is not
+        known.
 
         Raises:
             StorageError: It does not.
@@ -193,34 +195,33 @@ class TieredStore:
         await self.cache.keep(draft, record.object_name)
         return stored
 
-    async def restate(self, record: Record, replaces: Digest | None = None) -> Record:
+    async def put_record(self, record: Record, replaces: Digest | None = None) -> Record:
         if self.fallback is not None and record.pending:
             # Its object is in the fallback alone. One that was uploaded meanwhile stays as it is, and is judged anew.
             if await self.fallback.find(record.key) is None:
                 raise Conflict("the image was uploaded to the primary meanwhile")
-            return replace(await self.fallback.restate(record, replaces), pending=True)
-        return await self._call_primary(partial(self.primary.restate, record, replaces))
+            return replace(await self.fallback.put_record(record, replaces), pending=True)
+        return await self._call_primary(partial(self.primary.put_record, record, replaces))
 
     async def put_tombstone(self, tombstone: Tombstone) -> None:
         await self._call_primary(partial(self.primary.put_tombstone, tombstone))
         if self.fallback is not None:
             await self.fallback.delete(tombstone.key)
 
-    async def refuse(self, digest: Digest, removed_at: datetime, keys: Collection[Key] = ()) -> None:
-        await self._call_primary(partial(self.primary.refuse, digest, removed_at, keys))
-        await self._forget_locally(digest)
+    async def block(self, digest: Digest, removed_at: datetime, keys: Collection[Key] = ()) -> None:
+        await self._call_primary(partial(self.primary.block, digest, removed_at, keys))
 
-    async def forget(self, digest: Digest) -> None:
-        await self._call_primary(partial(self.primary.forget, digest))
+    async def delete_object(self, digest: Digest) -> None:
+        await self._call_primary(partial(self.primary.delete_object, digest))
         await self._forget_locally(digest)
 
     async def _forget_locally(self, digest: Digest) -> None:
         await self.drop(digest)
         if self.fallback is not None:
-            await self.fallback.forget(digest)
+            await self.fallback.delete_object(digest)
 
-    async def refused(self) -> Collection[Digest]:
-        return await self._call_primary(self.primary.refused)
+    async def list_blocked(self) -> Collection[Digest]:
+        return await self._call_primary(self.primary.list_blocked)
 
     async def find_block(self, digest: Digest) -> Collection[Key] | None:
         return await self._call_primary(partial(self.primary.find_block, digest))

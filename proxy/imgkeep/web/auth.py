@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
     from aiohttp import web
 
+    from imgkeep.clock import Clock
     from imgkeep.core.http_headers import Fields
     from imgkeep.core.ip_ranges import Address, Network
     from imgkeep.core.signing import Signatures
     from imgkeep.core.source_url import ImgQuery
-    from imgkeep.ports import Clock
     from imgkeep.web.messages import ImageRequest
 
 TOKEN_HELP: Final = (

@@ -14,6 +14,7 @@ from imgkeep.web.parse_budget import ParseBudget
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from imgkeep.clock import Clock
     from imgkeep.cluster.peers import Peers
     from imgkeep.core.errors import ImgkeepError
     from imgkeep.core.records import Source, SourceInfo
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
     from imgkeep.images.service import ImageService
     from imgkeep.images.upload import Saver
     from imgkeep.jobs.runner import JobRunner
+    from imgkeep.observability.metrics import Metrics
     from imgkeep.page_rewriting import LinkSelection, RewriteService
-    from imgkeep.ports import Clock, Meter
     from imgkeep.web.auth import Auth
     from imgkeep.web.connection_limit import ConnectionLimit
     from imgkeep.web.error_responses import Placeholder
@@ -59,7 +60,7 @@ class Site:
 
     image_service: ImageService
     health: Health
-    meter: Meter
+    meter: Metrics
     public: Source | None
     """`server.public_url`, read."""
     auth: Auth

@@ -26,7 +26,8 @@ from imgkeep.web.context import IS_IMAGE, REQUEST_LOG, SITE
 if TYPE_CHECKING:
     from multidict import MultiMapping
 
-    from imgkeep.ports import Growing, Readable
+    from imgkeep.images.context import Growing
+    from imgkeep.storage.interfaces import Readable
     from imgkeep.web.context import RequestLog, Site
 
 PIECE_BYTES: Final = 32_768

@@ -134,7 +134,7 @@ async def _respond(request: ImageRequest, delivery: Delivery) -> HttpResponse:
     if wanted is not None and not range_applies(request.field("If-Range"), delivery.etag):
         wanted = None
     if size is None and (wanted is not None or not request.accepts_chunked):
-        size = await body.settle()
+        size = await body.wait_for_size()
     headers["Content-Type"] = delivery.format.media_type
     span = None if wanted is None or size is None else read_range(wanted, size)
     if span == "unsatisfiable":
@@ -188,7 +188,7 @@ def _prepare(request: ImageRequest, delivery: Delivery, headers: Mapping[str, st
     body, site = delivery.body, request.site
     # No await between the question whether it stands and the table, which is told of every change from then on.
     if (
-        body.at_hand is None
+        body.cache_entry is None
         or body.size is None
         or not (delivery.repeatable and site.image_service.is_current(delivery))
     ):
@@ -200,7 +200,7 @@ def _prepare(request: ImageRequest, delivery: Delivery, headers: Mapping[str, st
         fields=site.prepared.specific_fields(headers),
         media_type=encode_fields([("Content-Type", delivery.format.media_type)]),
         size=body.size,
-        at_hand=body.at_hand,
+        cache_entry=body.cache_entry,
         fresh_until=site.timer() + (FRESHNESS_LIFETIME_S if delivery.immutable else PROVISIONAL_MAX_AGE_S),
         until=request.request_log.permitted_until,
         max_age_s=YEAR_S if delivery.immutable else PROVISIONAL_MAX_AGE_S,

@@ -251,7 +251,7 @@ class Connection(web.RequestHandler):
                     self._next_keepalive_close_time = self._loop.time() + self._idle_s
                     self._tell(answer, written, "HEAD" if head else "GET", site.timer() - start)
                     return True
-                loading = None if self._loaded else answer.at_hand.load()
+                loading = None if self._loaded else answer.cache_entry.load()
                 if loading is not None:
                     self._wait_for(loading, data)
                     return True
