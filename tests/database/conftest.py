@@ -16,7 +16,7 @@ import pytest
 import sqlalchemy as sa
 from imgkeep.database import Database, ImageIndex
 
-from tests.support.database import FakeClock
+from tests.support.clock import FakeClock
 from tests.support.program import cannot
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from imgkeep.database import Database, ImageIndex
 
-    from tests.support.database import FakeClock
+    from tests.support.clock import FakeClock
 
     Connect = Callable[..., Database]
 

@@ -14,7 +14,7 @@ from tests.support.stores import NOON, record_of
 if TYPE_CHECKING:
     from imgkeep.database import Database, DurableJobs, ImageIndex
 
-    from tests.support.database import FakeClock
+    from tests.support.clock import FakeClock
 
 KEY = Key("0" * 64)
 

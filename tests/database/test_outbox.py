@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from imgkeep.core.records import Record
     from imgkeep.database import Database
 
-    from tests.support.database import FakeClock
+    from tests.support.clock import FakeClock
 
 
 def pending(name: str, *, minutes_ago: int = 0) -> Record:

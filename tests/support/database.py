@@ -1,9 +1,9 @@
-"""What tests of the database share: a clock, records by the hundred, and a look into the tables."""
+"""What tests of the database share: records by the hundred, and a look into the tables."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from dataclasses import replace
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -15,19 +15,6 @@ if TYPE_CHECKING:
 
     from imgkeep.core.records import Record
     from imgkeep.database import Database
-
-
-@dataclass
-class FakeClock:
-    """A clock that the test moves."""
-
-    now: datetime = field(default_factory=lambda: datetime(2026, 11, 22, 12, tzinfo=UTC))
-
-    def __call__(self) -> datetime:
-        return self.now
-
-    def advance(self, seconds: float) -> None:
-        self.now += timedelta(seconds=seconds)
 
 
 async def walk(records: Iterable[Record]) -> AsyncIterator[Record]:

@@ -25,14 +25,14 @@ log = logging.getLogger(__name__)
 
 
 def find_file(path: Path) -> Path:
-    """Return the file of a database: `catalog.db` where this alone is there instead of `imgkeep.db`. Blocks."""
+    """Return the file of a database: under its old name where this alone is there. Blocks."""
     old = path.with_name(OLD_NAME)
     return old if path.name == NAME and not path.exists() and old.exists() else path
 
 
 def take_over(path: Path) -> Path:
     """
-    Rename `catalog.db` where `find_file` finds it, and return the file to open. Blocks.
+    Rename the file that has the old name, and return the file to open. Blocks.
 
     A file that another process has open keeps its name, and so does one that cannot be renamed: it is used as it is.
     """

@@ -348,5 +348,5 @@ class TieredStore:
 
 
 async def _yes(answer: Awaitable[bool]) -> bool | None:
-    """Turn `False` into a miss."""
+    """Return `None`, a miss, for `False`."""
     return await answer or None
