@@ -38,9 +38,7 @@ async def saved_links(program: Program, job: str, *, more_than: int) -> list[int
             await asyncio.sleep(0.02)
 
 
-async def test_jobs_survive_repeated_kills(
-    tmp_path: Path, origin: FakeOrigin
-) -> None:
+async def test_jobs_survive_repeated_kills(tmp_path: Path, origin: FakeOrigin) -> None:
     killed = asyncio.Event()
 
     async def answer(exchange: Exchange) -> None:

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trustme
 from aiohttp import TCPConnector
-from imgkeep.bootstrap.server import Platform
-from imgkeep.web.context import SITE
+from imgkeep.bootstrap.server import SERVICES, Platform
 
 from tests.support.network import (
     NO_SUCH_NAME,
@@ -203,7 +202,7 @@ async def test_a_name_that_moves_inside_is_refused_as_soon_as_it_is_looked_up_ag
         assert (await look(imgkeep, f"http://example.com:8080{path}")).status == 200
     assert (names.asked, len(dials.made)) == (["example.com"], 1)
     # The cached answer runs out.
-    forget_names(imgkeep.client.app[SITE].image_service._dependencies.origin)
+    forget_names(imgkeep.client.app[SERVICES].image_service._dependencies.origin)
     seen = await look(imgkeep, "http://example.com:8080/3.png")
     assert (seen.status, seen.code) == (403, "source_forbidden")
     assert dials.made == [(PUBLIC, 8080)]
@@ -228,7 +227,7 @@ async def test_an_attempt_after_a_failure_is_judged_again(start: StartImgkeep, o
     imgkeep = await start(platform=platform, fetch={"allow_networks": [], "retries_max": 1})
 
     async def script(exchange: Exchange) -> None:
-        forget_names(imgkeep.client.app[SITE].image_service._dependencies.origin)
+        forget_names(imgkeep.client.app[SERVICES].image_service._dependencies.origin)
         exchange.reset()
 
     origin.on("/1.png", script)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from imgkeep.cli.printing import print_facts, print_json, printable, readable_bytes, readable_time
 from imgkeep.images.placeholder_suspects import IDENTITIES_MIN, PERIOD_S
+from imgkeep.images.record_facts import as_dict
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterable, Callable, Mapping
@@ -14,19 +15,20 @@ if TYPE_CHECKING:
     from imgkeep.cli.client import Client
     from imgkeep.core.records import Record
     from imgkeep.database import Database, ImageIndex
+    from imgkeep.images.record_facts import ImageFacts
 
 PAGE: Final = 500
 
 
 async def images_in_store(
-    image_index: ImageIndex, describe: Callable[[Record], Mapping[str, Any]], *, limit: int
+    image_index: ImageIndex, describe: Callable[[Record], ImageFacts], *, limit: int
 ) -> AsyncGenerator[Mapping[str, Any]]:
     """Yield what the API tells of images, newest first, by the database itself; up to `limit` of them, 0: all."""
     after: tuple[int, str] | None = None
     left = limit
     while page := await image_index.page(limit=min(left, PAGE) if limit else PAGE, after=after):
         for record in page:
-            yield describe(record)
+            yield as_dict(describe(record))
         left -= len(page)
         if limit and left <= 0:
             break

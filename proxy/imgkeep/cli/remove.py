@@ -10,12 +10,14 @@ from imgkeep.cli.printing import print_json, printable
 from imgkeep.core.errors import ImgkeepError, InvalidRequest, StorageError
 from imgkeep.core.records import Digest, Key
 from imgkeep.core.source_url import read_source
+from imgkeep.images.record_facts import as_dict
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping
 
     from imgkeep.cli.client import Client
     from imgkeep.core.records import Record, Source, SourceInfo
+    from imgkeep.images.record_facts import ImageFacts
     from imgkeep.images.refetch import Refetched
     from imgkeep.images.removal import Restored
 
@@ -123,7 +125,7 @@ class Store:
 
     remover: Remover
     refetcher: Refetcher
-    describe: Callable[[Record], dict[str, object]]
+    describe: Callable[[Record], ImageFacts]
     identify: Callable[[Source], SourceInfo]
 
     async def remove(self, kind: Kind, name: str, *, force: bool) -> Done:
@@ -156,7 +158,7 @@ class Store:
             refetched = await self.refetcher.refetch(Key(name), None if url is None else read_source(url))
         if refetched is None:
             raise Refused(f"no image is stored under {_shown(kind, name)}")
-        return _tell_refetched({**self.describe(refetched.record), "replaced": refetched.replaced})
+        return _tell_refetched({**as_dict(self.describe(refetched.record)), "replaced": refetched.replaced})
 
     def _named(self, kind: Kind, name: str) -> dict[str, object]:
         return {"key": self.identify(read_source(name)).key} if kind == "url" else {kind: name}

@@ -15,6 +15,7 @@ from imgkeep.cli.progress import progress
 from imgkeep.core.errors import Busy, ImgkeepError, OriginTimeout, StorageError
 from imgkeep.core.policy_document import read_policy
 from imgkeep.core.source_url import read_source
+from imgkeep.images.record_facts import as_dict
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from imgkeep.clock import Clock
     from imgkeep.core.policy import Policy
     from imgkeep.core.records import Record, Source, SourceInfo
+    from imgkeep.images.record_facts import ImageFacts
     from imgkeep.images.upload import Saver
 
 CONCURRENT_MAX: Final = 16
@@ -106,7 +108,7 @@ class Store:
         saver: Saver,
         *,
         identify: Callable[[Source], SourceInfo],
-        describe: Callable[[Record], dict[str, object]],
+        describe: Callable[[Record], ImageFacts],
         clock: Clock,
     ) -> None:
         self._saver = saver
@@ -157,7 +159,7 @@ class Store:
                 return Outcome(number, None, error.code, str(error))
             else:
                 self._failures = 0
-                return Outcome(number, {**self._describe(saved.record), "created": saved.created})
+                return Outcome(number, {**as_dict(self._describe(saved.record)), "created": saved.created})
         raise AssertionError("the last attempt returns")
 
 

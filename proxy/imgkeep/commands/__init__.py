@@ -139,7 +139,7 @@ def _token(arguments: argparse.Namespace, config: Config) -> int:
         raise ConfigError(f"{error} in {place}; {remedy}") from None
     if arguments.local:
         return show("token", token)
-    from imgkeep.web.login import make_log_in_link
+    from imgkeep.web.login_tickets import make_log_in_link
 
     host = "127.0.0.1" if server.hosts[0] == "localhost" else server.hosts[0]
     return show("url", make_log_in_link(token, host, server.port, read_clock()))

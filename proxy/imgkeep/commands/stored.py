@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from imgkeep.core.records import Record
     from imgkeep.core.store_url import Bucket
     from imgkeep.health import Checkable
+    from imgkeep.images.record_facts import ImageFacts
 
 # ruff: noqa: PLC0415 - fetching, and what speaks to a bucket, take long to import, and most commands do neither
 
@@ -146,7 +147,7 @@ async def list_stored(call: Invocation) -> int:
         return await show(stored.images_on_server(make_client(call), limit=arguments.limit))
     async with _reading(call.config) as parts:
 
-        def describe(record: Record) -> dict[str, object]:
+        def describe(record: Record) -> ImageFacts:
             storage = "local" if record.pending or parts.remote is None else "s3"
             return describe_record(record, url=permanent_url(parts.remote, call.base, record), storage=storage)
 

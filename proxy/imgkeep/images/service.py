@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from imgkeep.images.fill import FillDependencies, FillHead, Settle
     from imgkeep.images.peer_fill import FillLeases, FillPeers
     from imgkeep.images.rate_limit import RateLimiter
+    from imgkeep.images.record_facts import ImageFacts
     from imgkeep.images.redirects import ObjectUrls
     from imgkeep.storage.interfaces import Body, Store
 
@@ -659,7 +660,7 @@ class ImageService:
         if digest in self._refused:
             raise Removed(REMOVED)
 
-    def describe(self, record: Record, *, base: str) -> dict[str, object]:
+    def describe(self, record: Record, *, base: str) -> ImageFacts:
         """Return what is told of a record, whatever the store; `base` stands before our own paths."""
         return describe_record(
             record,

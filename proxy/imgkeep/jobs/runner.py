@@ -36,7 +36,7 @@ from imgkeep.core.records import Failure, NewItem
 from imgkeep.core.source_url import own_path, read_source
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from imgkeep.clock import Clock, Sleep
     from imgkeep.core.records import Job, JobItem, JobResult, JobState, Source, SourceInfo

@@ -22,8 +22,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from imgkeep.core.http_headers import Span, etag_matches, range_applies, read_range
-from imgkeep.web.context import SERVER_NAME, YEAR_S
 from imgkeep.web.fastpath.request_head import PLAIN
+from imgkeep.web.image_headers import SERVER_NAME, YEAR_S
 
 if TYPE_CHECKING:
     from asyncio import WriteTransport
