@@ -8,7 +8,6 @@ from datetime import timedelta
 import pytest
 from imgkeep.core.errors import StorageError
 from imgkeep.core.records import Backlog
-from imgkeep.database import Outbox
 from imgkeep.health import Health
 
 from tests.support.stores import NOON
@@ -89,20 +88,12 @@ async def test_draining_wins_over_every_state(health: Health) -> None:
     assert health.ending
 
 
-@pytest.fixture
-def outbox(health: Health) -> Outbox:
-    async def flush() -> None: ...
-
-    health.outbox = Outbox(None, flush)  # type: ignore[arg-type]  # a report asks no database
-    return health.outbox
-
-
 def fallback_of(health: Health) -> object:
     return health.report(in_full=True)[1]["fallback"]
 
 
-def test_backlog_is_unknown_before_the_first_look(health: Health, outbox: Outbox) -> None:
-    assert outbox.last_backlog is None
+def test_backlog_is_unknown_before_the_first_look(health: Health) -> None:
+    health.backlog = lambda: None
     assert fallback_of(health) == {"status": "ok", "waiting": None, "oldest_s": None, "last_error": None}
     assert health.oldest_waiting_s() == 0
 
@@ -112,8 +103,19 @@ def test_backlog_is_unknown_before_the_first_look(health: Health, outbox: Outbox
     [(Backlog(), 0, 0), (Backlog(3, NOON - timedelta(seconds=90), "the bucket answers 500"), 3, 90)],
     ids=["empty", "three images"],
 )
-def test_report_has_the_backlog(health: Health, outbox: Outbox, backlog: Backlog, waiting: int, oldest_s: int) -> None:
-    outbox.last_backlog = backlog
+def test_report_has_the_backlog(health: Health, backlog: Backlog, waiting: int, oldest_s: int) -> None:
+    health.backlog = lambda: backlog
     expected = {"status": "ok", "waiting": waiting, "oldest_s": oldest_s, "last_error": backlog.error}
     assert fallback_of(health) == expected
     assert health.oldest_waiting_s() == oldest_s
+
+
+async def test_outage_is_the_store_s_fault_until_it_ends(health: Health) -> None:
+    outage: str | None = "the bucket cannot be reached"
+    health.store = Part(0, StorageError("the bucket cannot be reached"))
+    health.outage = lambda: outage
+    await health.check()
+    assert health.report(in_full=True)[1]["store"] == {"status": "failing", "reason": outage}
+    assert state(health) == (True, "degraded")
+    outage = None
+    assert state(health) == (True, "ready"), "before the next check"

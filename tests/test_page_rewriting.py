@@ -14,11 +14,11 @@ from imgkeep.core.rewrite import every
 from imgkeep.core.rewrite.links import ImgLinks
 from imgkeep.images.inspect import make_inspector
 from imgkeep.page_rewriting import (
+    CHUNK_BYTES,
+    DOCUMENTS_MAX,
     MARKDOWN_BYTES_MAX,
-    PIECE_BYTES,
-    SHORT_BYTES,
+    SHORT_DOCUMENT_BYTES_MAX,
     THREADS,
-    WAITING_MAX,
     RewriteService,
     document_format_of,
     rewrite,
@@ -37,7 +37,7 @@ OBJECT = f"v1/objects/0a/{'0a' * 32}.png"
     ],
     ids=str,
 )
-def test_links_to_objects_of_a_public_bucket_stay(delivery: dict[str, object], objects: str | None) -> None:
+def test_links_to_objects_of_public_bucket_stay(delivery: dict[str, object], objects: str | None) -> None:
     config = load({"store": {"url": "s3://bucket/kept"}, "delivery": delivery}, {})
     linking = make_link_selection(config, make_inspector(config, lambda: datetime(2026, 11, 22, tzinfo=UTC)))
     assert (linking.objects.url if linking.objects else None) == (f"{objects}v1/objects" if objects else None)
@@ -46,15 +46,15 @@ def test_links_to_objects_of_a_public_bucket_stay(delivery: dict[str, object], o
     assert (linker(f"https://cdn.example/x/kept/{OBJECT}") is None) == (objects is not None)
 
 
-def test_pieces_of_a_page_are_cut_where_nobody_sees_it() -> None:
-    page = b"<p>" + b"." * (PIECE_BYTES - 20) + PAGE * 3
+def test_chunk_boundaries_do_not_show() -> None:
+    page = b"<p>" + b"." * (CHUNK_BYTES - 20) + PAGE * 3
     rewritten = rewrite(page, "html", ImgLinks(every))
     assert rewritten.document.count(b"/img?src=") == 3
     assert rewritten.links == ("https://a.example/1.png",) * 3
     assert "a.example" not in repr(rewritten)
 
 
-def test_longer_markdown_is_refused_and_not_left_as_it_is() -> None:
+def test_too_long_markdown_is_refused() -> None:
     longest = b" " * MARKDOWN_BYTES_MAX
     assert rewrite(longest, "markdown", ImgLinks(every)).document == longest
     with pytest.raises(InvalidRequest):
@@ -65,11 +65,11 @@ def test_longer_markdown_is_refused_and_not_left_as_it_is() -> None:
     ("name", "form"),
     [("a.html", "html"), ("A.HTM", "html"), ("b.md", "markdown"), ("c.markdown", "markdown"), ("html", None)],
 )
-def test_the_end_of_a_name_tells_what_a_file_holds(name: str, form: str | None) -> None:
+def test_format_of_file_by_name(name: str, form: str | None) -> None:
     assert document_format_of(name) == form
 
 
-async def test_short_documents_do_not_wait_for_long_ones_and_no_queue_is_endless() -> None:
+async def test_short_documents_overtake_long_ones_and_queue_is_bounded() -> None:
     go = threading.Event()
     counted: list[tuple[str, int]] = []
     desk = RewriteService(lambda form, links: counted.append((form, links)))
@@ -83,7 +83,9 @@ async def test_short_documents_do_not_wait_for_long_ones_and_no_queue_is_endless
         return done.document
 
     try:
-        long = [asyncio.create_task(have(PAGE + b" " * SHORT_BYTES, slow)) for _ in range(WAITING_MAX - 1)]
+        long = [
+            asyncio.create_task(have(PAGE + b" " * SHORT_DOCUMENT_BYTES_MAX, slow)) for _ in range(DOCUMENTS_MAX - 1)
+        ]
         await asyncio.sleep(0)
         assert THREADS > 1
         assert (await have(PAGE)).count(b"/img?src=") == 1, "beside the long one"
@@ -97,4 +99,4 @@ async def test_short_documents_do_not_wait_for_long_ones_and_no_queue_is_endless
     finally:
         go.set()
         desk.close()
-    assert counted == [("html", 1)] * (WAITING_MAX + 2)
+    assert counted == [("html", 1)] * (DOCUMENTS_MAX + 2)

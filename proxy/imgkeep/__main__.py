@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping, Sequence
     from typing import TextIO
 
-    from imgkeep.cluster.supervisor import WorkerSetup
+    from imgkeep.cluster.worker_process import WorkerSetup
     from imgkeep.config import Config
 
 # ruff: noqa: PLC0415 - see above
@@ -133,37 +133,42 @@ def _dispatch(arguments: argparse.Namespace, config: Config) -> int:
 
 async def _serve(config: Config) -> int:
     from imgkeep.bootstrap import server as app
+    from imgkeep.bootstrap.exit_deadline import start_exit_deadline
 
     _raise_file_limit()
-    await app.serve(config)
+    await app.serve(config, stopping=start_exit_deadline)
     return DONE
 
 
 def _supervise(arguments: argparse.Namespace, config: Config) -> int:
     """Run several processes that serve on one port."""
+    from contextlib import ExitStack
     from functools import partial
 
     from imgkeep.bootstrap import server as app
     from imgkeep.cluster.supervisor import Supervisor
+    from imgkeep.listening import listen_for_workers
 
     # Workers run what we run, whatever else is called `proxy` where they are started.
     here = str(Path(__file__).parents[1])
     environment = dict(os.environ)  # noqa: TID251 - to be handed on
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, (here, environment.get("PYTHONPATH"))))
-    supervisor = Supervisor(
-        config,
-        command=(sys.executable, "-P", "-m", "imgkeep", WORKER),
-        environment=environment,
-        reload=lambda: _load(arguments),
-        opened=partial(app.tell_workers_opening, config),
-    )
-    return supervisor.run()
+    with ExitStack() as stack:
+        supervisor = Supervisor(
+            config,
+            sockets=listen_for_workers(config.server, stack),
+            command=(sys.executable, "-P", "-m", "imgkeep", WORKER),
+            environment=environment,
+            reload=lambda: _load(arguments),
+            opened=partial(app.tell_workers_opening, config),
+        )
+        return supervisor.run()
 
 
 def _read_worker(words: Sequence[str]) -> argparse.Namespace:
     """Read how the supervisor has started us; no person calls this, so it is in no help."""
     parser = argparse.ArgumentParser(prog=f"imgkeep {WORKER}", add_help=False)
-    parser.add_argument("--place", required=True)
+    parser.add_argument("--worker", required=True)
     parser.add_argument("--listen", required=True)
     parser.add_argument("--control", required=True, type=int)
     return parser.parse_args(words, argparse.Namespace(command=WORKER))
@@ -174,7 +179,7 @@ def _read_setup() -> WorkerSetup:
         signal.signal(number, signal.SIG_IGN)  # a terminal sends these to all; the supervisor decides
     import msgspec
 
-    from imgkeep.cluster.supervisor import WorkerSetup
+    from imgkeep.cluster.worker_process import WorkerSetup
     from imgkeep.config import ConfigError
 
     try:
@@ -190,12 +195,14 @@ async def _work_as(arguments: argparse.Namespace, setup: WorkerSetup) -> int:
     import msgspec
 
     from imgkeep.bootstrap import server as app
-    from imgkeep.core.records import WorkerInfo
+    from imgkeep.bootstrap.exit_deadline import start_exit_deadline
+    from imgkeep.cluster.info import WorkerInfo
 
     _raise_file_limit()
-    place = msgspec.convert({**msgspec.json.decode(arguments.place), "secret": setup.secret}, WorkerInfo)
+    worker = msgspec.convert({**msgspec.json.decode(arguments.worker), "secret": setup.secret}, WorkerInfo)
     listening = [socket.socket(fileno=int(number)) for number in arguments.listen.split(",")]
-    await app.work(setup.config, place, listening, socket.socket(fileno=arguments.control))
+    control = socket.socket(fileno=arguments.control)
+    await app.work(setup.config, worker, listening, control, stopping=start_exit_deadline)
     return DONE
 
 

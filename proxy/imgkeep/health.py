@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
     from imgkeep.clock import Clock
-    from imgkeep.database import Outbox
-    from imgkeep.replication.tiered_store import TieredStore
+    from imgkeep.core.records import Backlog
 
 CHECK_INTERVAL_S: Final = 5
 """Interval of the checks; a load balancer asks about as often."""
@@ -46,7 +45,8 @@ class Health:
         free_bytes_min: Minimum of free bytes on the disk: with less, new images are not stored locally.
         clock: The time, for how long an image waits.
         store: A remote store; `None`: the disk is the store.
-        outbox: What waits for the remote store; `None`: there is no fallback.
+        outage: Returns why the remote store cannot be called; `None`: it can.
+        backlog: Returns what waits for the remote store, as of the last look; `None`: there is no fallback.
         draining: Whether this process takes no new requests, and ends.
         replaced: Whether another worker takes its place: clients may stay, but what does not end by itself has to.
         free_bytes: Bytes that are free on the disk, as of the last check.
@@ -56,8 +56,9 @@ class Health:
     database: Checkable
     free_bytes_min: int
     clock: Clock
-    store: TieredStore | None = None
-    outbox: Outbox | None = None
+    store: Checkable | None = None
+    outage: Callable[[], str | None] = lambda: None
+    backlog: Callable[[], Backlog | None] | None = None
     draining: bool = False
     replaced: bool = False
     free_bytes: int = 0
@@ -71,7 +72,7 @@ class Health:
     @property
     def faults(self) -> Mapping[str, str | None]:
         """Why each part fails; `None`: it works. Empty before the first check."""
-        outage = None if self.store is None else self.store.outage
+        outage = self.outage()
         return self._faults if outage is None else {**self._faults, "store": outage}
 
     async def check(self) -> None:
@@ -87,7 +88,7 @@ class Health:
 
     def oldest_waiting_s(self) -> float:
         """Return for how many seconds the oldest image of the outbox has waited, as of the last backlog."""
-        backlog = None if self.outbox is None else self.outbox.last_backlog
+        backlog = None if self.backlog is None else self.backlog()
         if backlog is None or backlog.oldest is None:
             return 0
         return max(0, (self.clock() - backlog.oldest).total_seconds())
@@ -115,10 +116,10 @@ class Health:
         return status in {"ready", "degraded"}, {"status": status, **parts}
 
     def _describe_fallback(self, fault: str | None) -> dict[str, object]:
-        if self.outbox is None:
+        if self.backlog is None:
             # A local store is its own fallback: there is nowhere else to go.
             return {"status": "unused"}
-        backlog = self.outbox.last_backlog
+        backlog = self.backlog()
         if backlog is None:
             return {**_describe(fault), "waiting": None, "oldest_s": None, "last_error": None}
         waiting = {"waiting": backlog.images, "oldest_s": round(self.oldest_waiting_s()), "last_error": backlog.error}
@@ -135,7 +136,7 @@ class Health:
             await check()
         except StorageError as fault:
             # The circuit breaker's fault ends with the outage, and not at the next check only.
-            is_outage = part == "store" and self.store is not None and self.store.outage is not None
+            is_outage = part == "store" and self.outage() is not None
             self._faults[part] = None if is_outage else fault.in_full
         else:
             self._faults[part] = None

@@ -117,7 +117,7 @@ async def test_two_addresses_with_dripping_origins_leave_visitors_and_the_api_th
     assert await counted(imgkeep, 'imgkeep_refused_total{limit="client_queue"}') == 2 * (60 - 8 - 32)
     for n in range(20):
         assert (await look(imgkeep, f"http://host{n}.example.com/{n}.png", headers=at("198.51.100.7"))).status == 200
-    record, created = await imgkeep.client.app[SERVICES].image_service.keep(
+    record, created = await imgkeep.client.app[SERVICES].image_service.save(
         *_source(imgkeep, "http://own.example.com/50.png")
     )
     assert (record.size, created) == (len(picture(seed=50)), True)
@@ -206,8 +206,8 @@ async def test_what_the_api_asked_for_and_what_is_nearly_here_does_not_yield(sta
     flood = Flood(imgkeep, "203.0.113.1")
     flood.ask(1, what="most")
     await until(lambda: origin.asked("/most") == 1)
-    fill = next(iter(imgkeep.client.app[SERVICES].image_service._flights._in_flight.values()))
-    await until(lambda: fill._drafts and fill._draft.size == 60_000)
+    fill = next(iter(imgkeep.client.app[SERVICES].image_service._fills.running))
+    await until(lambda: fill.body.written == 60_000)
     await flood.leave()
     waiting = asyncio.create_task(look(imgkeep, "http://host.example.com/1.png", headers=at("198.51.100.7")))
     await until_counted(imgkeep, "imgkeep_fetches_waiting", 1)

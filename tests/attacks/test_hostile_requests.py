@@ -11,7 +11,6 @@ import sqlalchemy as sa
 from imgkeep.bootstrap.server import SERVICES
 from imgkeep.config import ConfigError, load, read_database_url
 from imgkeep.core.records import Backlog
-from imgkeep.database import Outbox
 
 from tests.support.image_requests import fills_done
 from tests.support.pictures import picture
@@ -354,8 +353,7 @@ async def test_strangers_are_told_states_and_no_reasons(start: Start) -> None:
     health = app[SERVICES].health
     for part in ("store", "database", "disk", "fallback"):
         health.note_fault(part, "s3.internal.example:9000/bucket-name is away: /var/lib/imgkeep")
-    health.outbox = Outbox(None, None)  # type: ignore[arg-type]  # a report calls neither
-    health.outbox.last_backlog = Backlog(3, None, "bucket-name")
+    health.backlog = lambda: Backlog(3, None, "bucket-name")
     strangers: list[dict[str, str]] = [
         {},
         {"Authorization": "Bearer wrong"},

@@ -170,7 +170,7 @@ async def test_who_was_slow_to_take_an_answer_may_be_idle_as_long_as_any_other(
 
 async def test_who_waits_for_a_disk_is_not_idle(start: Start, origin: FakeOrigin) -> None:
     imgkeep = await start(store={"hot_bytes_max": 25_000})
-    store = services_of(imgkeep).image_service._store
+    store = services_of(imgkeep).image_service._dependencies.store
     store._cached_files.works = False  # type: ignore[attr-defined]
     target = await cached_target(imgkeep, origin.gives("/a.png", IMAGE))
     await cached_target(imgkeep, origin.gives("/b.png", picture_of(20_000, seed=1)))  # which takes its place in memory

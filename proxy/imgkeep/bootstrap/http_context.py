@@ -33,8 +33,8 @@ from imgkeep.web.static_files import make_module
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
+    from imgkeep.cluster.info import WorkerInfo
     from imgkeep.config import Config
-    from imgkeep.core.records import WorkerInfo
 
 LOOPBACK_NAMES: Final = ("localhost", "127.0.0.1", "::1")
 
@@ -52,10 +52,11 @@ async def open_context(
         if worker is not None:
             peers = Peers(worker)
             stack.push_async_callback(peers.aclose)
-        services = await stack.enter_async_context(open_services(config, platform, worker, peers))
+        cache = _make_response_cache(platform, workers=1 if worker is None else worker.workers)
+        services = await stack.enter_async_context(open_services(config, platform, worker, peers, changed=cache.drop))
         await stack.enter_async_context(services.going())
-        cache = _make_response_cache(platform, services, workers=1 if worker is None else worker.workers)
-        services.image_service.changed = cache.drop
+        services.metrics.watch("response_cache_entries", "Request targets with a cached response", lambda: len(cache))
+        services.metrics.watch("response_cache_bytes", "Memory of cached responses", lambda: cache.bytes)
         rewrite_service = RewriteService(services.metrics.rewritten)
         stack.callback(rewrite_service.close)
         auth = _make_auth(config, platform, await _open_token(config))
@@ -87,13 +88,9 @@ async def open_context(
         )
 
 
-def _make_response_cache(platform: Platform, services: Services, *, workers: int) -> ResponseCache:
+def _make_response_cache(platform: Platform, *, workers: int) -> ResponseCache:
     svg_headers = {"Content-Security-Policy": SVG_CSP}
-    cache = ResponseCache(HIT_HEADERS, platform.clock, vector_common=svg_headers, bytes_max=BYTES_MAX // workers)
-    watch = services.metrics.watch
-    watch("response_cache_entries", "Request targets with a cached response", lambda: len(cache))
-    watch("response_cache_bytes", "Memory of cached responses", lambda: cache.bytes)
-    return cache
+    return ResponseCache(HIT_HEADERS, platform.clock, vector_common=svg_headers, bytes_max=BYTES_MAX // workers)
 
 
 def _make_auth(config: Config, platform: Platform, local_token: str | None) -> Auth:

@@ -15,7 +15,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from platform import python_version
 from typing import TYPE_CHECKING, Final
 
@@ -24,22 +23,25 @@ import aiohttp
 from imgkeep import __version__
 from imgkeep.bootstrap.storage import cancel, objects_url, open_storage
 from imgkeep.clock import read_clock
-from imgkeep.cluster.leases import FillLeases, LeaderLock
-from imgkeep.core.errors import Conflict, StorageError, WrittenByNewer
+from imgkeep.cluster.leader import LeaderLock
+from imgkeep.cluster.leases import FillLeases
+from imgkeep.core.errors import StorageError
 from imgkeep.core.host_patterns import Globs
 from imgkeep.core.identity.signature_probe import spoil
-from imgkeep.core.records import WorkerInfo
 from imgkeep.core.source_url import read_source
 from imgkeep.health import CHECK_INTERVAL_S, Health
-from imgkeep.images.fill import FillDependencies
+from imgkeep.images.blocked_digests import BlockedDigests
+from imgkeep.images.dependencies import FillDependencies
 from imgkeep.images.format_checker import FormatChecker
 from imgkeep.images.inspect import Inspector, make_inspector
+from imgkeep.images.interfaces import Cluster
+from imgkeep.images.observer import FillObserver
 from imgkeep.images.placeholder_suspects import PlaceholderSuspects
 from imgkeep.images.rate_limit import RateLimiter
-from imgkeep.images.recent_failures import REFUSED, RecentFailures
+from imgkeep.images.recent_failures import RecentFailures
 from imgkeep.images.refetch import Refetcher
-from imgkeep.images.refresh import Rules
-from imgkeep.images.removal import BlockedDigests, Remover
+from imgkeep.images.refresh import SourceRules
+from imgkeep.images.removal import Remover
 from imgkeep.images.service import ImageService
 from imgkeep.images.stored_totals import StoredTotals
 from imgkeep.images.upload import Saver
@@ -61,11 +63,11 @@ if TYPE_CHECKING:
 
     from imgkeep.bootstrap.storage import Storage
     from imgkeep.clock import Clock, Sleep
+    from imgkeep.cluster.info import WorkerInfo
     from imgkeep.config import Config
-    from imgkeep.core.errors import SourceForbidden
-    from imgkeep.core.records import Digest, Key, Record, Subject
+    from imgkeep.core.records import Digest, Key, Record
     from imgkeep.database import Outbox
-    from imgkeep.images.peer_fill import FillPeers
+    from imgkeep.images.interfaces import Peers
     from imgkeep.origin.ssrf_guard import SocketFactory
 
 LEASE_GRACE_S: Final = 10
@@ -118,18 +120,17 @@ class Services:
     leader_lock: LeaderLock | None
     """Whose leader_lock it is among several workers; `None`: there is one."""
     blocked_digests: BlockedDigests
-    peers: FillPeers | None
+    peers: Peers | None
     platform: Platform
     resting: asyncio.Event
 
     @asynccontextmanager
     async def going(self) -> AsyncGenerator[None]:
         """
-        Let everything go on in the background that does: for one process of a database at a time. Of several workers one
-        does what is done for all, and each looks after itself.
+        Run the background tasks. Of several workers the leader runs those for all, and each one those for itself.
         """
         if self.leader_lock is not None:
-            self.leader_lock.take()
+            self.leader_lock.acquire()
         outbox_worker = _make_outbox_worker(self)
         breaker = () if self.parts.remote is None else (self.parts.remote.breaker.run(),)
         tasks = [
@@ -137,7 +138,7 @@ class Services:
             for each in (
                 _watch(self.health, self.parts, self.leader_lock, outbox_worker),
                 _count_stored(self.totals, self.leader_lock),
-                self.blocked_digests.run(self.platform.sleep),
+                self.remover.run(self.platform.sleep),
                 _sample_process(self.metrics),
                 *breaker,
                 *(
@@ -156,12 +157,12 @@ class Services:
     async def rest(self) -> None:
         """Leave to other workers what one does for all."""
         self.resting.set()
-        while self.leader_lock is not None and self.leader_lock.ours:  # noqa: ASYNC110 - the task that has it lets go in a moment
+        while self.leader_lock is not None and self.leader_lock.is_held:  # noqa: ASYNC110 - its task releases it soon
             await asyncio.sleep(0.01)
 
     async def join(self) -> None:
         """Others can tell us what they know from now on: look for what they have told each other before."""
-        await self.blocked_digests.refresh()
+        await self.remover.refresh()
         if self.parts.remote is not None:
             await self.parts.remote.cache.open()
 
@@ -172,10 +173,8 @@ class Services:
         copies: Mapping[str, int],
         restored: Collection[Digest] = (),
     ) -> None:
-        """Another worker has removed or restored pictures, knows something new of what is kept, or has used copies."""
-        await self.blocked_digests.learn(refused)
-        with suppress(StorageError):  # the next refresh looks again
-            await self.blocked_digests.look_again(restored)
+        """Take notice that another worker has removed or restored images, changed records, or used copies."""
+        await self.remover.learn(refused, restored)
         for name in changed:
             self.image_service.learn(name)
         if self.parts.remote is not None:
@@ -186,7 +185,7 @@ class Services:
 
     async def _lead_when_elected(self, leader_lock: LeaderLock, outbox_worker: OutboxWorker | None) -> None:
         """Wait for our leader_lock, and have it until we leave."""
-        while not (leader_lock.ours or leader_lock.take()):
+        while not (leader_lock.is_held or leader_lock.acquire()):
             if await _within(self.resting, LEADER_CHECK_INTERVAL_S):
                 return
         log.info("works in the background")
@@ -200,7 +199,7 @@ class Services:
         finally:
             for task in tasks:
                 await cancel(task)
-            leader_lock.leave()
+            leader_lock.release()
 
 
 def make_link_selection(config: Config, inspector: Inspector, parts: Storage | None = None) -> LinkSelection:
@@ -212,10 +211,22 @@ def make_link_selection(config: Config, inspector: Inspector, parts: Storage | N
 
 @asynccontextmanager
 async def open_services(
-    config: Config, platform: Platform = SYSTEM, place: WorkerInfo | None = None, peers: FillPeers | None = None
+    config: Config,
+    platform: Platform = SYSTEM,
+    place: WorkerInfo | None = None,
+    peers: Peers | None = None,
+    *,
+    changed: Callable[[Key], None] = lambda _: None,
 ) -> AsyncGenerator[Services]:
     """
-    Open all of it; nothing goes on in the background yet (`Services.going`). `place`: among several workers.
+    Open all of it; nothing goes on in the background yet (`Services.going`).
+
+    Args:
+        config: What is to be opened.
+        platform: The edges of the machine.
+        place: Among several workers.
+        peers: The other workers.
+        changed: Called with every key under which another image is stored.
 
     Raises:
         IncompatibleDatabase: A newer version wrote the database.
@@ -225,7 +236,7 @@ async def open_services(
     failures = RecentFailures(platform.clock)
     share = None
     if place is not None and peers is not None:
-        share = CacheShare(place.slot, place.workers, lambda copies: peers.tell(copies=copies))
+        share = CacheShare(place.slot, place.workers, lambda copies: peers.notify(copies=copies))
     names = ThreadPoolExecutor(config.fetch.concurrent_max * NAME_THREADS_PER_FETCH, thread_name_prefix="names")
     asyncio.get_running_loop().set_default_executor(names)  # where the resolver looks names up
     async with open_storage(
@@ -238,22 +249,21 @@ async def open_services(
         blocked_digests = BlockedDigests(parts.store, parts.database.removals, _drop_of(parts), peers)
         leases = None if place is None else _open_leases(config, platform, place)
         format_checker = platform.make_format_checker()
-        witness = _Witness(metrics, health, failures)
+        observer = FillObserver(metrics, health, failures)
         dependencies = _make_fill_dependencies(
-            config, platform, parts, origin, format_checker, witness, blocked_digests
+            config, platform, parts, origin, format_checker, observer, blocked_digests
         )
+        cluster = None if leases is None or peers is None else Cluster(leases, peers)
         image_service = _make_image_service(
-            config, platform, parts, inspector, dependencies, leases, peers, metrics.refused
+            config, platform, parts, inspector, dependencies, cluster, metrics.refused, changed
         )
         remover = Remover(
             store=parts.store,
             image_index=parts.database.image_index,
-            finder=image_service,
+            image_service=image_service,
             blocked_digests=blocked_digests,
             clock=platform.clock,
         )
-        blocked_digests.restored = image_service.restored
-        blocked_digests.removed_elsewhere = remover.finish
         refetcher = Refetcher(
             image_service,
             dependencies,
@@ -276,7 +286,7 @@ async def open_services(
             failures=failures,
             totals=StoredTotals(parts.database.image_index, platform.timer),
             own_ports=own_ports,
-            leader_lock=None if place is None else LeaderLock(Path(place.folder), place.name),
+            leader_lock=None if place is None else LeaderLock(place.shared_folder, place.name),
             blocked_digests=blocked_digests,
             peers=peers,
             platform=platform,
@@ -284,7 +294,7 @@ async def open_services(
         )
         _watch_gauges(services, origin, format_checker)
         await health.check()
-        await blocked_digests.open()
+        await blocked_digests.load()
         try:
             yield services
         finally:
@@ -299,8 +309,7 @@ async def open_services(
 def _make_origin(
     config: Config, platform: Platform, inspector: Inspector, metrics: Metrics, own_ports: set[int]
 ) -> OriginClient:
-    guard = AddressGuard(inspector.policy, platform.resolver(), platform.open_socket)
-    guard.own_ports = own_ports
+    guard = AddressGuard(inspector.policy, platform.resolver(), platform.open_socket, own_ports)
     return OriginClient(
         settings=config.fetch,
         policy=inspector.policy,
@@ -321,7 +330,7 @@ def _make_fill_dependencies(  # noqa: PLR0913, PLR0917 - what they are
     parts: Storage,
     origin: OriginClient,
     format_checker: FormatChecker,
-    witness: _Witness,
+    observer: FillObserver,
     blocked_digests: BlockedDigests,
 ) -> FillDependencies:
     return FillDependencies(
@@ -330,11 +339,11 @@ def _make_fill_dependencies(  # noqa: PLR0913, PLR0917 - what they are
         disk=parts.spool,
         memory=parts.memory,
         format_checker=format_checker,
-        observer=witness,
+        observer=observer,
         clock=platform.clock,
         draw_etag=lambda: f'"{secrets.token_hex(16)}"',
         pixels_max=config.fetch.pixels_max,
-        refused=blocked_digests,
+        blocked=blocked_digests,
         suspects=PlaceholderSuspects(platform.timer, refuse=config.sources.placeholders == "refuse"),
         show_errors=config.fetch.show_errors,
     )
@@ -346,21 +355,20 @@ def _make_image_service(  # noqa: PLR0913, PLR0917 - what it is made of
     parts: Storage,
     inspector: Inspector,
     dependencies: FillDependencies,
-    leases: FillLeases | None,
-    peers: FillPeers | None,
+    cluster: Cluster | None,
     refused: Callable[[str], None],
+    changed: Callable[[Key], None],
 ) -> ImageService:
-    catalogue = config.read_provider_rules()
+    provider_rules = config.read_provider_rules()
     return ImageService(
-        store=parts.store,
+        dependencies,
         image_index=parts.database.image_index,
         policy=inspector.policy,
         identify=inspector.identify,
-        rules=Rules(
+        rules=SourceRules(
             redirect_permanent=config.sources.permanent == "redirect",
             refresh=Globs(config.sources.refresh) if config.sources.refresh else None,
         ),
-        timer=platform.timer,
         object_urls=None if parts.remote is None else parts.remote.object_urls,
         rate_limiter=RateLimiter(
             fills_per_minute=config.limits.fills_per_minute,
@@ -369,11 +377,10 @@ def _make_image_service(  # noqa: PLR0913, PLR0917 - what it is made of
             timer=platform.timer,
             refused=refused,
         ),
-        dependencies=dependencies,
-        refused=dependencies.refused,
-        leases=leases,
-        peers=peers,
-        spoil=lambda source: spoil(source, platform.clock(), catalogue, secrets.randbelow),
+        cluster=cluster,
+        spoil=lambda source: spoil(source, platform.clock(), provider_rules, secrets.randbelow),
+        changed=changed,
+        timer=platform.timer,
     )
 
 
@@ -425,7 +432,7 @@ def _watch_gauges(services: Services, origin: OriginClient, format_checker: Form
 
 def _open_leases(config: Config, platform: Platform, place: WorkerInfo) -> FillLeases:
     grace_s = LEASE_GRACE_S + config.store.timeout_s  # a look-up may go to a bucket
-    return FillLeases(Path(place.folder) / WorkerInfo.LEASES, place.name, grace_s=grace_s, timer=platform.timer)
+    return FillLeases(place.shared_folder.leases, place.name, grace_s=grace_s, timer=platform.timer)
 
 
 def _make_outbox_worker(services: Services) -> OutboxWorker | None:
@@ -444,17 +451,16 @@ def _make_outbox_worker(services: Services) -> OutboxWorker | None:
     if remote.fallback is None:
         return None
 
-    image_service = services.image_service
+    changes = services.image_service.changes
 
     async def note_uploaded(record: Record) -> None:
-        await image_service.kept(record)
-        if services.peers is not None:
-            await image_service.tell(record.key)
+        await changes.stored(record)
+        await changes.tell_peers(record.key)
 
-    async def forget(key: Key) -> None:
+    async def note_dropped(key: Key) -> None:
         await parts.database.image_index.drop([key])
-        image_service.forget(key)
-        await image_service.tell(key)
+        changes.forget(key)
+        await changes.tell_peers(key)
 
     _watch_outbox(services, parts.database.outbox)
     return OutboxWorker(
@@ -464,7 +470,7 @@ def _make_outbox_worker(services: Services) -> OutboxWorker | None:
         image_index=parts.database.image_index,
         blocked_digests=services.blocked_digests,
         uploaded=note_uploaded,
-        dropped=forget,
+        dropped=note_dropped,
         draw=random.random,
         sleep=services.platform.sleep,
         count=metrics.outbox_uploads,
@@ -489,65 +495,25 @@ def _watch_outbox(services: Services, outbox: Outbox) -> None:
 
 
 def _make_health(config: Config, platform: Platform, parts: Storage) -> Health:
-    remote = parts.remote
+    remote, outbox = parts.remote, parts.database.outbox
+    free_bytes_min = config.store.free_bytes_min
+    if remote is None:
+        return Health(parts.disk, parts.database, free_bytes_min, platform.clock)
+    tiered_store = remote.tiered_store
     return Health(
         parts.disk,
         parts.database,
-        config.store.free_bytes_min,
+        free_bytes_min,
         platform.clock,
-        store=None if remote is None else remote.tiered_store,
-        outbox=None if remote is None or remote.fallback is None else parts.database.outbox,
+        store=tiered_store,
+        outage=lambda: tiered_store.outage,
+        backlog=None if remote.fallback is None else lambda: outbox.last_backlog,
     )
 
 
 def _drop_of(parts: Storage) -> Callable[[Digest], Awaitable[None]]:
-    """Return who drops this machine's copies of a picture that is refused."""
+    """Return the function that deletes this machine's copies of a blocked digest."""
     return parts.disk.delete_object if parts.remote is None else parts.remote.tiered_store.drop
-
-
-class _Witness:
-    """The observer of fills: counts, and tells the health at once what a fill met."""
-
-    def __init__(self, metrics: Metrics, health: Health, failures: RecentFailures) -> None:
-        self._metrics = metrics
-        self._health = health
-        self._failures = failures
-
-    def filled(self, subject: Subject, size: int, *, pending: bool) -> None:
-        self._metrics.filled(subject.label, size, pending=pending)
-
-    def unchanged(self, subject: Subject) -> None:
-        self._metrics.unchanged(subject.label)
-
-    def weighed(self, outcome: str) -> None:
-        self._metrics.weighed(outcome)
-
-    def completed(self, outcome: str) -> None:
-        self._metrics.completed(outcome)
-
-    def suspected(self, record: Record) -> None:
-        self._metrics.weighed("suspect")
-        log.warning(
-            "placeholder suspected: the host gives one picture for many links",
-            extra={"host": record.host, "digest": record.digest},
-        )
-
-    def not_stored(self, subject: Subject, fault: StorageError) -> None:
-        self._metrics.not_stored(subject.label)
-        if isinstance(fault, Conflict) and not isinstance(fault, WrittenByNewer):
-            return
-        reason = fault.in_full
-        if not self._health.faults.get("store"):
-            log.error("an image was delivered but not kept", extra={"reason": reason})
-        self._health.note_fault("store", reason)
-        self._failures.note(subject, fault)
-
-    def failed(self, subject: Subject, error: BaseException) -> None:
-        self._metrics.failed(subject.label, error)
-        self._failures.note(subject, error)
-
-    def refused(self, subject: Subject, error: SourceForbidden) -> None:
-        self._failures.note(subject, error, share=REFUSED)
 
 
 async def _sample_process(metrics: Metrics) -> None:
@@ -571,8 +537,8 @@ async def _within(event: asyncio.Event, seconds: float) -> bool:
 async def _count_stored(totals: StoredTotals, leader_lock: LeaderLock | None) -> None:
     """Count what is stored, where that is ours to do. Health does not wait for it: a count may take minutes."""
     while True:
-        if leader_lock is None or leader_lock.ours:
-            await totals.look()
+        if leader_lock is None or leader_lock.is_held:
+            await totals.count_if_due()
         await asyncio.sleep(CHECK_INTERVAL_S)
 
 
@@ -584,7 +550,7 @@ async def _watch(
     request that is paid for, and look-ups find them one by one as they are needed.
     """
     while True:
-        is_ours = leader_lock is None or leader_lock.ours
+        is_ours = leader_lock is None or leader_lock.is_held
         if (
             is_ours
             and parts.remote is None

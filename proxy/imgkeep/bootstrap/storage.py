@@ -173,8 +173,8 @@ async def _open_remote(  # noqa: PLR0913, PLR0917 - called once, above
     public_url = None if base is None else lambda name: f"{base}/{quote(place.path(object_path(name)))}"
     object_urls = ObjectUrls(
         config.delivery.mode,
-        tiered_store,
-        bucket,
+        has_object=tiered_store.has,
+        presign=lambda name, ttl_s, head: bucket.presign(name, ttl_s=ttl_s, head=head),
         public_url=public_url,
         presign_ttl_s=config.delivery.presign_ttl_s,
         timer=timer,

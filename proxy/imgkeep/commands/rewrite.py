@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from imgkeep.config import Config
     from imgkeep.core.rewrite import Linker
     from imgkeep.images.inspect import Inspector
-    from imgkeep.page_rewriting import Which
+    from imgkeep.page_rewriting import LinkChoice
 
 
 async def rewrite(call: Invocation, pages: Sequence[Document]) -> int:
@@ -77,7 +77,7 @@ async def _as_server(inspector: Inspector, server: save.Server, config: Config) 
 
 def _linker(call: Invocation, base: str, inspector: Inspector, parts: Storage | None) -> Linker:
     arguments = call.arguments
-    which: Which = "all" if arguments.all else tuple(arguments.hosts) if arguments.hosts else "temporary"
+    which: LinkChoice = "all" if arguments.all else tuple(arguments.hosts) if arguments.hosts else "temporary"
     try:
         return make_link_selection(call.config, inspector, parts).linker(which, base)
     except InvalidRequest as error:

@@ -141,30 +141,32 @@ class TieredStore:
             return body
         if size is None and name in self._absent:
             return None
-        remote_read, _ = self._remote_reads.join(
-            name,
-            lambda: RemoteRead(
-                name,
-                lambda: self._call_primary(partial(self.primary.fetch, name, size)),
-                self.cache,
-                self._memory,
-                self,
-            ),
-        )
-        remote_read.hold()
+        remote_read, _ = self._remote_reads.join(name, partial(self._read_remotely, name, size))
+        copy = remote_read.body
+        copy.hold()
         try:
-            if await asyncio.shield(remote_read.found):
+            if await copy.wait_head():
                 self._seen[name] = True
-                return remote_read
+                return copy
         except BaseException:
-            await remote_read.aclose()
+            await copy.aclose()
             raise
-        await remote_read.aclose()
+        await copy.aclose()
         self._seen.pop(name, None)
         if fault is not None:
             raise fault
         self._note_absent(name)
         return None
+
+    def _read_remotely(self, name: str, size: int | None) -> RemoteRead:
+        return RemoteRead(
+            name,
+            lambda: self._call_primary(partial(self.primary.fetch, name, size)),
+            self.cache,
+            self._memory,
+            report_failure=self.breaker.report_failure,
+            quarantine=self.quarantine_if_corrupt,
+        )
 
     async def holds(self, name: str, size: int) -> bool:
         near, fault = await self._look_in_fallback(lambda fallback: _yes(fallback.holds(name, size)))

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from imgkeep.core.errors import StorageError
 from imgkeep.web.client_presence import ClientPresence
@@ -21,7 +21,7 @@ from imgkeep.web.client_presence import ClientPresence
 if TYPE_CHECKING:
     from multidict import MultiMapping
 
-    from imgkeep.images.context import Growing
+    from imgkeep.images.shared_body import SharedBody
     from imgkeep.storage.interfaces import Readable
     from imgkeep.web.context import RequestLog
 
@@ -71,7 +71,7 @@ class BodyRange:
     start: int
     end: int | None
     first: bytes
-    growing: Growing | None = None
+    growing: SharedBody[Any] | None = None
     """The body, where it is still on its way: others may join its readers."""
 
     async def read(self, offset: int) -> bytes:
