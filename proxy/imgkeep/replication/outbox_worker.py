@@ -177,10 +177,10 @@ class OutboxWorker:
     async def _drop(self, record: Record) -> None:
         """Drop a record that must not be uploaded, and its bytes where they are blocked."""
         if record.digest in self._blocked_digests:
-            await self._fallback.delete(record.key)
+            await self._fallback.delete_record(record.key)
             await self._fallback.delete_object(record.digest)
         else:
-            await self._cache.take(record)
+            await self._cache.move_from(self._fallback, record)
         await self._dropped(record.key)
 
     async def _upload(self, record: Record) -> None:
@@ -189,7 +189,7 @@ class OutboxWorker:
         draft = await self._fallback.open_verified_draft(record.object_name)
         if draft is None and await self._primary.size_of(record.object_name) != record.size:
             log.error("image damaged before its upload", extra={"key": record.key})
-            if await self._cache.take(record):
+            if await self._cache.move_from(self._fallback, record):
                 await self._outbox.remove(record.key)
             return
         try:
@@ -202,7 +202,7 @@ class OutboxWorker:
         if standing.digest != record.digest and standing.doubts:
             standing = await self._keep_both(standing, record)
         # Not if a fill has stored another image under the key meanwhile: that one waits in its turn.
-        if await self._cache.take(record):
+        if await self._cache.move_from(self._fallback, record):
             await self._uploaded(standing)
             self._count(True)
 

@@ -194,7 +194,7 @@ class TieredStore:
                 raise
             return replace(await self._put_in_fallback(self.fallback, draft, record, replaces), pending=True)
         self._seen[record.object_name] = self._recently_put[record.object_name] = True
-        await self.cache.keep(draft, record.object_name)
+        await self.cache.put(draft, record.object_name)
         return stored
 
     async def put_record(self, record: Record, replaces: Digest | None = None) -> Record:
@@ -208,7 +208,7 @@ class TieredStore:
     async def put_tombstone(self, tombstone: Tombstone) -> None:
         await self._call_primary(partial(self.primary.put_tombstone, tombstone))
         if self.fallback is not None:
-            await self.fallback.delete(tombstone.key)
+            await self.fallback.delete_record(tombstone.key)
 
     async def block(self, digest: Digest, removed_at: datetime, keys: Collection[Key] = ()) -> None:
         await self._call_primary(partial(self.primary.block, digest, removed_at, keys))
@@ -258,7 +258,7 @@ class TieredStore:
         """Forget where a removed image was seen, and delete its local copy."""
         for name in object_names(digest):
             self._seen.pop(name, None)
-        await self.cache.drop(digest)
+        await self.cache.delete(digest)
 
     async def has(self, name: str) -> bool:
         """Return whether the primary can be called and was seen to have the object lately; call it, if need be."""
@@ -307,9 +307,9 @@ class TieredStore:
     async def _put_in_fallback(
         self, fallback: LocalStore, draft: Draft, record: Record, replaces: Digest | None
     ) -> Record:
-        if fallback.takes(draft):
+        if fallback.disk.owns(draft):
             return await fallback.put(draft, record, replaces)
-        copy = await fallback.begin(draft.size)
+        copy = await fallback.disk.begin(draft.size)
         try:
             while piece := await draft.read(copy.size, COPY_BYTES):
                 await copy.write(piece)
