@@ -25,25 +25,28 @@ from imgkeep.bootstrap.storage import cancel, objects_url, open_storage
 from imgkeep.clock import read_clock
 from imgkeep.cluster.leader import LeaderLock
 from imgkeep.cluster.leases import FillLeases
-from imgkeep.core.errors import Conflict, StorageError, WrittenByNewer
+from imgkeep.core.errors import StorageError
 from imgkeep.core.host_patterns import Globs
 from imgkeep.core.identity.signature_probe import spoil
 from imgkeep.core.source_url import read_source
-from imgkeep.database import DurableJobs
 from imgkeep.health import CHECK_INTERVAL_S, Health
-from imgkeep.images.fill import FillDependencies
+from imgkeep.images.blocked_digests import BlockedDigests
+from imgkeep.images.dependencies import FillDependencies
 from imgkeep.images.format_checker import FormatChecker
 from imgkeep.images.inspect import Inspector, make_inspector
+from imgkeep.images.interfaces import Cluster
+from imgkeep.images.observer import FillObserver
 from imgkeep.images.placeholder_suspects import PlaceholderSuspects
 from imgkeep.images.rate_limit import RateLimiter
-from imgkeep.images.recent_failures import POLICY_SHARE, RecentFailures
+from imgkeep.images.recent_failures import RecentFailures
 from imgkeep.images.refetch import Refetcher
-from imgkeep.images.refresh import Rules
-from imgkeep.images.removal import BlockedDigests, Remover
+from imgkeep.images.refresh import SourceRules
+from imgkeep.images.removal import Remover
 from imgkeep.images.service import ImageService
 from imgkeep.images.stored_totals import StoredTotals
 from imgkeep.images.upload import Saver
 from imgkeep.jobs.runner import JobRunner
+from imgkeep.jobs.webhooks import WebhookSender
 from imgkeep.maintenance.verify_reindex import reindex
 from imgkeep.observability.metrics import Metrics
 from imgkeep.origin import AddressGuard, OriginClient
@@ -62,9 +65,9 @@ if TYPE_CHECKING:
     from imgkeep.clock import Clock, Sleep
     from imgkeep.cluster.info import WorkerInfo
     from imgkeep.config import Config
-    from imgkeep.core.errors import SourceForbidden
-    from imgkeep.core.records import Digest, Key, Record, Subject
-    from imgkeep.images.peer_fill import FillPeers
+    from imgkeep.core.records import Digest, Key, Record
+    from imgkeep.database import Outbox
+    from imgkeep.images.interfaces import Peers
     from imgkeep.origin.ssrf_guard import SocketFactory
 
 LEASE_GRACE_S: Final = 10
@@ -117,15 +120,14 @@ class Services:
     leader_lock: LeaderLock | None
     """Whose leader_lock it is among several workers; `None`: there is one."""
     blocked_digests: BlockedDigests
-    peers: FillPeers | None
+    peers: Peers | None
     platform: Platform
     resting: asyncio.Event
 
     @asynccontextmanager
     async def going(self) -> AsyncGenerator[None]:
         """
-        Let everything go on in the background that does: for one process of a database at a time. Of several workers one
-        does what is done for all, and each looks after itself.
+        Run the background tasks. Of several workers the leader runs those for all, and each one those for itself.
         """
         if self.leader_lock is not None:
             self.leader_lock.acquire()
@@ -136,7 +138,7 @@ class Services:
             for each in (
                 _watch(self.health, self.parts, self.leader_lock, outbox_worker),
                 _count_stored(self.totals, self.leader_lock),
-                self.blocked_digests.run(self.platform.sleep),
+                self.remover.run(self.platform.sleep),
                 _sample_process(self.metrics),
                 *breaker,
                 *(
@@ -155,12 +157,12 @@ class Services:
     async def rest(self) -> None:
         """Leave to other workers what one does for all."""
         self.resting.set()
-        while self.leader_lock is not None and self.leader_lock.is_held:  # noqa: ASYNC110 - the task that has it lets go in a moment
+        while self.leader_lock is not None and self.leader_lock.is_held:  # noqa: ASYNC110 - its task releases it soon
             await asyncio.sleep(0.01)
 
     async def join(self) -> None:
         """Others can tell us what they know from now on: look for what they have told each other before."""
-        await self.blocked_digests.refresh()
+        await self.remover.refresh()
         if self.parts.remote is not None:
             await self.parts.remote.cache.open()
 
@@ -171,10 +173,8 @@ class Services:
         copies: Mapping[str, int],
         restored: Collection[Digest] = (),
     ) -> None:
-        """Another worker has removed or restored pictures, knows something new of what is kept, or has used copies."""
-        await self.blocked_digests.learn(refused)
-        with suppress(StorageError):  # the next refresh looks again
-            await self.blocked_digests.look_again(restored)
+        """Take notice that another worker has removed or restored images, changed records, or used copies."""
+        await self.remover.learn(refused, restored)
         for name in changed:
             self.image_service.learn(name)
         if self.parts.remote is not None:
@@ -194,7 +194,7 @@ class Services:
             for _ in range(LATE_JOBS_S // LATE_JOBS_EVERY_S):
                 if await _within(self.resting, LATE_JOBS_EVERY_S):
                     return
-                self.jobs.look_again()
+                self.jobs.poll_now()
             await self.resting.wait()
         finally:
             for task in tasks:
@@ -211,10 +211,22 @@ def make_link_selection(config: Config, inspector: Inspector, parts: Storage | N
 
 @asynccontextmanager
 async def open_services(
-    config: Config, platform: Platform = SYSTEM, place: WorkerInfo | None = None, peers: FillPeers | None = None
+    config: Config,
+    platform: Platform = SYSTEM,
+    place: WorkerInfo | None = None,
+    peers: Peers | None = None,
+    *,
+    changed: Callable[[Key], None] = lambda _: None,
 ) -> AsyncGenerator[Services]:
     """
-    Open all of it; nothing goes on in the background yet (`Services.going`). `place`: among several workers.
+    Open all of it; nothing goes on in the background yet (`Services.going`).
+
+    Args:
+        config: What is to be opened.
+        platform: The edges of the machine.
+        place: Among several workers.
+        peers: The other workers.
+        changed: Called with every key under which another image is stored.
 
     Raises:
         IncompatibleDatabase: A newer version wrote the database.
@@ -230,34 +242,33 @@ async def open_services(
     async with open_storage(
         config, clock=platform.clock, timer=platform.timer, sleep=platform.sleep, observe=metrics.called, share=share
     ) as parts:
-        health = Health(parts.disk, parts.database, config.store.free_bytes_min, parts.remote)
+        health = _make_health(config, platform, parts)
         inspector = make_inspector(config, platform.clock)
         own_ports: set[int] = set()
         origin = _make_origin(config, platform, inspector, metrics, own_ports)
-        blocked_digests = BlockedDigests(parts.store, parts.database, _drop_of(parts), peers)
+        blocked_digests = BlockedDigests(parts.store, parts.database.removals, _drop_of(parts), peers)
         leases = None if place is None else _open_leases(config, platform, place)
         format_checker = platform.make_format_checker()
-        witness = _Witness(metrics, health, failures)
+        observer = FillObserver(metrics, health, failures)
         dependencies = _make_fill_dependencies(
-            config, platform, parts, origin, format_checker, witness, blocked_digests
+            config, platform, parts, origin, format_checker, observer, blocked_digests
         )
+        cluster = None if leases is None or peers is None else Cluster(leases, peers)
         image_service = _make_image_service(
-            config, platform, parts, inspector, dependencies, leases, peers, metrics.refused
+            config, platform, parts, inspector, dependencies, cluster, metrics.refused, changed
         )
         remover = Remover(
             store=parts.store,
-            register=parts.database,
-            finder=image_service,
+            image_index=parts.database.image_index,
+            image_service=image_service,
             blocked_digests=blocked_digests,
             clock=platform.clock,
         )
-        blocked_digests.restored = image_service.restored
-        blocked_digests.removed_elsewhere = remover.finish
         refetcher = Refetcher(
             image_service,
             dependencies,
             policy=inspector.policy,
-            settle=parts.database.settle,
+            settle=parts.database.image_index.flush,
             sleep=platform.sleep,
             leases=leases,
         )
@@ -273,7 +284,7 @@ async def open_services(
             health=health,
             metrics=metrics,
             failures=failures,
-            totals=StoredTotals(parts.database, platform.timer),
+            totals=StoredTotals(parts.database.image_index, platform.timer),
             own_ports=own_ports,
             leader_lock=None if place is None else LeaderLock(place.shared_folder, place.name),
             blocked_digests=blocked_digests,
@@ -282,8 +293,8 @@ async def open_services(
             resting=asyncio.Event(),
         )
         _watch_gauges(services, origin, format_checker)
-        await health.look()
-        await blocked_digests.open()
+        await health.check()
+        await blocked_digests.load()
         try:
             yield services
         finally:
@@ -298,8 +309,7 @@ async def open_services(
 def _make_origin(
     config: Config, platform: Platform, inspector: Inspector, metrics: Metrics, own_ports: set[int]
 ) -> OriginClient:
-    guard = AddressGuard(inspector.policy, platform.resolver(), platform.open_socket)
-    guard.own_ports = own_ports
+    guard = AddressGuard(inspector.policy, platform.resolver(), platform.open_socket, own_ports)
     return OriginClient(
         settings=config.fetch,
         policy=inspector.policy,
@@ -320,7 +330,7 @@ def _make_fill_dependencies(  # noqa: PLR0913, PLR0917 - what they are
     parts: Storage,
     origin: OriginClient,
     format_checker: FormatChecker,
-    witness: _Witness,
+    observer: FillObserver,
     blocked_digests: BlockedDigests,
 ) -> FillDependencies:
     return FillDependencies(
@@ -329,11 +339,11 @@ def _make_fill_dependencies(  # noqa: PLR0913, PLR0917 - what they are
         disk=parts.spool,
         memory=parts.memory,
         format_checker=format_checker,
-        observer=witness,
+        observer=observer,
         clock=platform.clock,
         draw_etag=lambda: f'"{secrets.token_hex(16)}"',
         pixels_max=config.fetch.pixels_max,
-        refused=blocked_digests,
+        blocked=blocked_digests,
         suspects=PlaceholderSuspects(platform.timer, refuse=config.sources.placeholders == "refuse"),
         show_errors=config.fetch.show_errors,
     )
@@ -345,21 +355,20 @@ def _make_image_service(  # noqa: PLR0913, PLR0917 - what it is made of
     parts: Storage,
     inspector: Inspector,
     dependencies: FillDependencies,
-    leases: FillLeases | None,
-    peers: FillPeers | None,
+    cluster: Cluster | None,
     refused: Callable[[str], None],
+    changed: Callable[[Key], None],
 ) -> ImageService:
-    catalogue = config.read_provider_rules()
+    provider_rules = config.read_provider_rules()
     return ImageService(
-        store=parts.store,
-        database=parts.database,
+        dependencies,
+        image_index=parts.database.image_index,
         policy=inspector.policy,
         identify=inspector.identify,
-        rules=Rules(
+        rules=SourceRules(
             redirect_permanent=config.sources.permanent == "redirect",
             refresh=Globs(config.sources.refresh) if config.sources.refresh else None,
         ),
-        timer=platform.timer,
         object_urls=None if parts.remote is None else parts.remote.object_urls,
         rate_limiter=RateLimiter(
             fills_per_minute=config.limits.fills_per_minute,
@@ -368,11 +377,10 @@ def _make_image_service(  # noqa: PLR0913, PLR0917 - what it is made of
             timer=platform.timer,
             refused=refused,
         ),
-        dependencies=dependencies,
-        refused=dependencies.refused,
-        leases=leases,
-        peers=peers,
-        spoil=lambda source: spoil(source, platform.clock(), catalogue, secrets.randbelow),
+        cluster=cluster,
+        spoil=lambda source: spoil(source, platform.clock(), provider_rules, secrets.randbelow),
+        changed=changed,
+        timer=platform.timer,
     )
 
 
@@ -385,25 +393,25 @@ def _make_jobs(  # noqa: PLR0913, PLR0917 - what it is made of
     messenger: OriginClient,
     metrics: Metrics,
 ) -> JobRunner:
+    key = config.security.signing_keys[0] if config.security.signing_keys else None
     return JobRunner(
-        jobs=DurableJobs(parts.database),
+        jobs=parts.database.jobs,
         saver=saver,
-        messenger=messenger,
+        webhooks=WebhookSender(parts.database.jobs, messenger, key, platform.clock, random.random),
         identify=inspector.identify,
         public=inspector.public,
-        webhook_key=config.security.signing_keys[0] if config.security.signing_keys else None,
         clock=platform.clock,
         draw=random.random,
         draw_id=lambda: secrets.token_hex(16),
         timer=platform.timer,
         sleep=platform.sleep,
-        counted=metrics.worked,
+        count=metrics.worked,
     )
 
 
 def _watch_gauges(services: Services, origin: OriginClient, format_checker: FormatChecker) -> None:
     """Show what is under way, and what is held, beside what is counted."""
-    watch, memory_cache = services.metrics.watch, services.parts.disk.memory_cache
+    watch, memory_cache = services.metrics.watch, services.parts.local.disk.memory_cache
     watch("job_links_waiting", "Links that wait to be saved", lambda: services.jobs.waiting, shared=True)
     watch("fills_in_flight", "Images being fetched", lambda: services.image_service.fills_in_flight)
     watch("fetches_waiting", "Fetches that wait for a place", lambda: origin.limiter.waiting)
@@ -413,7 +421,7 @@ def _watch_gauges(services: Services, origin: OriginClient, format_checker: Form
     watch(
         "memory_cache_mapped_bytes",
         "Bytes of objects mapped into memory",
-        lambda: memory_cache.memory_cache_mapped_bytes,
+        lambda: memory_cache.mapped_bytes,
     )
     watch("ready", "Processes that /readyz calls ready or degraded", lambda: services.health.report(in_full=False)[0])
     watch("degraded", "Processes of which a part is failing", lambda: any(services.health.faults.values()))
@@ -429,7 +437,7 @@ def _open_leases(config: Config, platform: Platform, place: WorkerInfo) -> FillL
 
 def _make_outbox_worker(services: Services) -> OutboxWorker | None:
     """Have a remote store looked after; return who carries over what waits for it."""
-    parts, health, metrics = services.parts, services.health, services.metrics
+    parts, metrics = services.parts, services.metrics
     remote = parts.remote
     if remote is None:
         return None
@@ -440,121 +448,72 @@ def _make_outbox_worker(services: Services) -> OutboxWorker | None:
     watch("disk_cache_bytes", "Bytes of local copies", lambda: remote.cache.bytes)
     metrics.watch_count("disk_cache_hits", "Look-ups that found a local copy", lambda: remote.cache.hits)
     metrics.watch_count("disk_cache_misses", "Look-ups that found none", lambda: remote.cache.misses)
-
-    def tell_store(reason: str | None) -> None:
-        health.faults["store"] = reason
-
-    remote.breaker.tell = tell_store
     if remote.fallback is None:
         return None
 
-    async def forget(key: Key) -> None:
-        await parts.database.drop([key])
-        services.image_service.forget(key)
-        await services.image_service.tell(key)
+    changes = services.image_service.changes
 
-    outbox_worker = OutboxWorker(
-        primary=remote.bucket,
+    async def note_uploaded(record: Record) -> None:
+        await changes.stored(record)
+        await changes.tell_peers(record.key)
+
+    async def note_dropped(key: Key) -> None:
+        await parts.database.image_index.drop([key])
+        changes.forget(key)
+        await changes.tell_peers(key)
+
+    _watch_outbox(services, parts.database.outbox)
+    return OutboxWorker(
+        tiered_store=remote.tiered_store,
         fallback=remote.fallback,
-        cache=remote.cache,
-        outbox=parts.database,
-        database=parts.database,
-        breaker=remote.breaker,
-        image_service=services.image_service if services.peers is None else _Herald(services.image_service),
+        outbox=parts.database.outbox,
+        image_index=parts.database.image_index,
+        blocked_digests=services.blocked_digests,
+        uploaded=note_uploaded,
+        dropped=note_dropped,
         draw=random.random,
-        counted=metrics.outbox_uploads,
-        seen=remote.tiered_store.note,
         sleep=services.platform.sleep,
-        refused=services.blocked_digests,
-        forget=forget,
+        count=metrics.outbox_uploads,
     )
-    _show_backlog(services, outbox_worker)
-    return outbox_worker
 
 
-def _show_backlog(services: Services, outbox_worker: OutboxWorker) -> None:
-    """Have it told what waits for the store."""
+def _watch_outbox(services: Services, outbox: Outbox) -> None:
+    """Show what waits for the primary."""
     watch = services.metrics.watch
-
-    def oldest_s() -> float:
-        oldest = outbox_worker.backlog.oldest if outbox_worker.backlog else None
-        return 0 if oldest is None else max(0, (services.platform.clock() - oldest).total_seconds())
-
-    def tell() -> dict[str, object]:
-        backlog = outbox_worker.backlog
-        if backlog is None:  # nobody has looked yet
-            return {"waiting": None, "oldest_s": None, "last_error": None}
-        return {"waiting": backlog.images, "oldest_s": round(oldest_s()), "last_error": backlog.error}
-
-    services.health.fallback = tell
     watch(
         "outbox_images",
         "Images that wait for the store",
-        lambda: outbox_worker.backlog.images if outbox_worker.backlog else 0,
+        lambda: outbox.last_backlog.images if outbox.last_backlog else 0,
         shared=True,
     )
-    watch("outbox_oldest_seconds", "Since when the oldest of them waits", oldest_s, shared=True)
+    watch(
+        "outbox_oldest_seconds",
+        "Since when the oldest of them waits",
+        services.health.oldest_waiting_s,
+        shared=True,
+    )
+
+
+def _make_health(config: Config, platform: Platform, parts: Storage) -> Health:
+    remote, outbox = parts.remote, parts.database.outbox
+    free_bytes_min = config.store.free_bytes_min
+    if remote is None:
+        return Health(parts.local, parts.database, free_bytes_min, platform.clock)
+    tiered_store = remote.tiered_store
+    return Health(
+        parts.local,
+        parts.database,
+        free_bytes_min,
+        platform.clock,
+        store=tiered_store,
+        outage=lambda: tiered_store.outage,
+        backlog=None if remote.fallback is None else lambda: outbox.last_backlog,
+    )
 
 
 def _drop_of(parts: Storage) -> Callable[[Digest], Awaitable[None]]:
-    """Return who drops this machine's copies of a picture that is refused."""
-    return parts.disk.delete_object if parts.remote is None else parts.remote.tiered_store.drop
-
-
-class _Herald:
-    """Implements `service.heal.Keeps`: what was carried over is elsewhere now, for all workers."""
-
-    def __init__(self, image_service: ImageService) -> None:
-        self._image_service = image_service
-
-    async def kept(self, record: Record) -> None:
-        await self._image_service.kept(record)
-        await self._image_service.tell(record.key)
-
-
-class _Witness:
-    """The observer of fills: counts, and tells the health at once what a fill met."""
-
-    def __init__(self, metrics: Metrics, health: Health, failures: RecentFailures) -> None:
-        self._metrics = metrics
-        self._health = health
-        self._failures = failures
-
-    def filled(self, subject: Subject, size: int, *, pending: bool) -> None:
-        self._metrics.filled(subject.label, size, pending=pending)
-
-    def unchanged(self, subject: Subject) -> None:
-        self._metrics.unchanged(subject.label)
-
-    def weighed(self, outcome: str) -> None:
-        self._metrics.weighed(outcome)
-
-    def completed(self, outcome: str) -> None:
-        self._metrics.completed(outcome)
-
-    def suspected(self, record: Record) -> None:
-        self._metrics.weighed("suspect")
-        log.warning(
-            "placeholder suspected: the host gives one picture for many links",
-            extra={"host": record.host, "digest": record.digest},
-        )
-
-    def not_stored(self, subject: Subject, fault: StorageError) -> None:
-        self._metrics.not_stored(subject.label)
-        if isinstance(fault, Conflict) and not isinstance(fault, WrittenByNewer):
-            return
-        reason = fault.in_full
-        if not self._health.faults.get("store"):
-            log.error("an image was delivered but not kept", extra={"reason": reason})
-        self._health.note("store", reason)
-        self._failures.note(subject, fault)
-
-    def failed(self, subject: Subject, error: BaseException) -> None:
-        self._metrics.failed(subject.label, error)
-        self._failures.note(subject, error)
-
-    def refused(self, subject: Subject, error: SourceForbidden) -> None:
-        self._failures.note(subject, error, share=POLICY_SHARE)
+    """Return the function that deletes this machine's copies of a blocked digest."""
+    return parts.local.delete_object if parts.remote is None else parts.remote.tiered_store.drop
 
 
 async def _sample_process(metrics: Metrics) -> None:
@@ -592,16 +551,21 @@ async def _watch(
     """
     while True:
         is_ours = leader_lock is None or leader_lock.is_held
-        if is_ours and parts.remote is None and not parts.database.complete and not any(health.faults.values()):
+        if (
+            is_ours
+            and parts.remote is None
+            and not parts.database.image_index.complete
+            and not any(health.faults.values())
+        ):
             with suppress(StorageError):
-                images = await reindex(parts.archives, parts.database)
-                log.info("database filled from the records", extra={"images": images})
+                images = await reindex(parts.archives, parts.database.image_index)
+                log.info("image index filled from the records", extra={"images": images})
         await asyncio.sleep(CHECK_INTERVAL_S)
         before = dict(health.faults)
-        await health.look()
+        await health.check()
         if outbox_worker is not None and not is_ours:
             with suppress(StorageError):
-                outbox_worker.backlog = await parts.database.backlog()  # who carries over looks by itself
+                await parts.database.outbox.backlog()  # for the report; the leader's outbox worker looks by itself
         for part, fault in health.faults.items():
             if fault != before.get(part):
                 log.log(

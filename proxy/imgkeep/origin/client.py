@@ -52,8 +52,10 @@ if TYPE_CHECKING:
 
 REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 FAIL_FAST_CONNECT_TIMEOUT_S: Final = 2
-"""Timeout for a connection by https where plain http is the other way: a client waits, and a handshake takes three round
-trips."""
+"""
+Timeout for a connection by https where plain http is the other way: a client waits, and a handshake takes three round
+trips.
+"""
 REFUSAL_TIMEOUT_S: Final = 5
 """Timeout for the body of an error: it explains something at best."""
 
@@ -114,7 +116,7 @@ class OriginClient:
             source: The image.
             known: The validator of the bytes that are stored already.
             demand: The client that causes the fetch; `None`: this program, whose fetches never yield.
-            fail_fast: Whether the caller has another way to the image: connect quickly, and retry nothing.
+            fail_fast: Whether to connect quickly and retry nothing: the caller has another way to the image.
 
         Raises:
             NotModified: The image is the one that `known` stands for (RFC 9110, 13.1).
@@ -136,8 +138,7 @@ class OriginClient:
             async with limit, self.limiter.enter(source.host, demand or Demand(), stop) as slot:
                 has_slot = True
                 hops = self._plan_hops(demand, fail_fast=fail_fast)
-                attempts = 1 if fail_fast else self._settings.retries_max + 1
-                response = await self._ask_until_answered(source, _conditions(known), slot, attempts, hops)
+                response = await self._ask_until_answered(source, _conditions(known), slot, hops)
                 try:
                     answer = self._read_head(response, plaintext=hops.plaintext)
                     async with self._window_slots.hold(answer.window_slots):
@@ -186,19 +187,20 @@ class OriginClient:
         connect_timeout_s = self._settings.connect_timeout_s
         if fail_fast:
             connect_timeout_s = min(FAIL_FAST_CONNECT_TIMEOUT_S, connect_timeout_s)
-        timeout = make_timeout(self._settings, connect_timeout_s)
-        return _Hops(timeout, demand.refusal_size if demand else None)
+        limits = make_timeout(self._settings, connect_timeout_s)
+        attempts = 1 if fail_fast else self._settings.retries_max + 1
+        return _Hops(limits, attempts, demand.refusal_size if demand else None)
 
     async def _ask_until_answered(
-        self, source: Source, conditions: Mapping[str, str], slot: FetchSlot, attempts: int, hops: _Hops
+        self, source: Source, conditions: Mapping[str, str], slot: FetchSlot, hops: _Hops
     ) -> aiohttp.ClientResponse:
         """Retry a failure that may pass, as long as no byte of a body was read."""
-        for attempt in range(attempts):
+        for attempt in range(hops.attempts):
             try:
                 return await self._ask(source, conditions, slot, hops)
             except OriginError as error:
                 delay_s = retry_delay_s(error, attempt, self._draw())
-                if delay_s is None or attempt == attempts - 1:
+                if delay_s is None or attempt == hops.attempts - 1:
                     raise
             await asyncio.sleep(delay_s)
         raise AssertionError("the last attempt returns or raises")
@@ -215,7 +217,7 @@ class OriginClient:
             hops.plaintext = hops.plaintext or source.scheme != "https"
             fields = {**conditions, **hops.cookies.fields(source)}
             try:
-                response = await self._send(source, fields, hops.timeout)
+                response = await self._send(source, fields, hops.limits)
             except SourceForbidden as error:
                 raise error if source.host == asked else RedirectForbidden(str(error)) from None
             except OriginError as error:
@@ -234,13 +236,13 @@ class OriginClient:
         )
 
     async def _send(
-        self, source: Source, fields: Mapping[str, str], timeout: aiohttp.ClientTimeout
+        self, source: Source, fields: Mapping[str, str], limits: aiohttp.ClientTimeout
     ) -> aiohttp.ClientResponse:
         loop = asyncio.get_running_loop()
         start, outcome = loop.time(), "error"
         try:
             # An origin may close a connection that it kept open just when it is used again: aiohttp sends once more.
-            response = await self._session.get(make_url(source), headers=fields, allow_redirects=False, timeout=timeout)
+            response = await self._session.get(make_url(source), headers=fields, allow_redirects=False, timeout=limits)
             outcome = f"{response.status // 100}xx"
         except TimeoutError:
             outcome = "timeout"
@@ -316,7 +318,8 @@ class OriginClient:
 class _Hops:
     """How a fetch takes its way to the answer, and what the way was like."""
 
-    timeout: aiohttp.ClientTimeout
+    limits: aiohttp.ClientTimeout
+    attempts: int
     refusal_size: Callable[[int], int] | None = None
     plaintext: bool = False
     cookies: Cookies = field(default_factory=Cookies)

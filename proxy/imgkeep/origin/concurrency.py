@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 QUEUE_PER_SLOT: Final = 4
-"""Maximum length of a queue for each slot: a few fetches serve it. Clients in a longer one give up before their turn."""
+"""Maximum length of a queue for each slot: a few fetches serve it. In a longer one clients leave before their turn."""
 CLIENT_PART: Final = 8
 """A client's share is an eighth of all slots and of the queue: seven clients fill what visitors can have."""
 HOST_PART: Final = 4

@@ -1,10 +1,10 @@
 """
-Decoding of content codings that no request asked for (RFC 9110, 8.4): some origins send gzip whatever a client accepts.
+Decoding of content codings that no request asked for (RFC 9110, 8.4): some origins always send gzip.
 
 Rules:
 - The measure is what current Chromium shows by `new Image()` (tried with 156). It decodes gzip, x-gzip, deflate with
-  the wrapper of zlib or without it, br and zstd, stacked as well; it ignores the bytes behind the end of a gzip, deflate
-  or br stream, and reads zstd frame by frame.
+  the wrapper of zlib or without it, br and zstd, stacked as well; it ignores the bytes behind the end of a gzip,
+  deflate or br stream, and reads zstd frame by frame.
 - A name that is no coding says nothing about the bytes: object stores return what the uploader wrote (`aws-chunked`,
   `base64`, `utf-8`). Alone it is ignored. Beside a coding the first bytes tell whether that one was applied.
 - Each step takes and returns little, so a bomb meets the limit on the body's size before it meets the memory.
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Final
 
 from imgkeep.core.errors import Busy, OriginError
 from imgkeep.core.formats import sniff
-from imgkeep.origin.decompressors import DECOMPRESSORS, DAMAGE, is_zlib
+from imgkeep.origin.decompressors import DAMAGE, DECOMPRESSORS, is_zlib
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
@@ -39,8 +39,8 @@ WIDE_MAX: Final = 2
 OVERHEAD_BYTES_MAX: Final = 131_072
 OVERHEAD_PART: Final = 8
 """
-Maximum overhead of a coding: so many bytes and an eighth of its content. Compressed images grow by a thousandth; a stream
-of nothing but tables costs time and brings no image.
+Maximum overhead of a coding: so many bytes and an eighth of its content. Compressed images grow by a thousandth; a
+stream of nothing but tables costs time and brings no image.
 """
 TRAILING_BYTES_MAX: Final = 131_072
 """Maximum number of bytes that are read behind the end of a stream; the rest stays unread."""

@@ -31,8 +31,10 @@ ZSTD_WINDOW_LOG_MAX: Final = 23
 FRAMES_MAX: Final = 1000
 """Maximum number of zstd frames; `pzstd` makes one of every few megabytes."""
 BROTLI_TAIL_BYTES: Final = 4096
-"""Number of last bytes that the library gets one by one: it refuses bytes behind the end, and loses what it has decoded in
-that call. They take 2 ms."""
+"""
+Number of last bytes that the library gets one by one: it refuses bytes behind the end, and loses all that it has
+decoded in that call. They take 2 ms.
+"""
 
 GZIP_HEAD_BYTES_MAX: Final = 131_072 + 16_384
 """Maximum size of a gzip member's head: its extra field of 64 KiB, long names, and one step."""

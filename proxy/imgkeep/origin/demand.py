@@ -26,7 +26,7 @@ class Demand:
 
     Attributes:
         client: The client whose share of the slots the fetch takes.
-        yields: Whether no client waits for the image. Such a fetch goes on as long as no other fetch waits for its slot.
+        yields: Whether no client waits for the image. Such a fetch goes on while no other fetch waits for its slot.
         changed: A callback for changes of `yields`; the fetch sets it.
         refusal_size: Returns, by the status of an error, how much of its body `OriginError.refusal` takes.
     """

@@ -1,7 +1,7 @@
 """
 A successful answer of an origin, and its body within the limits of `[fetch]`.
 
-aiohttp reports a body without a declared end as complete when its connection simply closes; `framed` tells the two apart.
+aiohttp reports a body without a declared end as complete when its connection closes; `framed` tells the two apart.
 """
 
 from __future__ import annotations
