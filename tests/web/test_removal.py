@@ -10,9 +10,8 @@ from imgkeep.bootstrap.server import SERVICES
 from imgkeep.core.records import Key, Record
 from imgkeep.core.source_url import read_source
 
+from tests.support.api_calls import code, data_url, save
 from tests.support.pictures import picture, picture_of
-from tests.web.test_auth import code
-from tests.web.test_save import data_url, save
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
