@@ -33,6 +33,9 @@ PORT_ATTEMPTS_MAX: Final = 16
 _MISSING: Final = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
 """What the system says of an address, or of a family of addresses, that the machine does not have."""
 
+_ANY_ADDRESS: Final = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - by the setting
+"""The address at which this machine reaches a server that listens on all."""
+
 SocketAddress: TypeAlias = tuple[str, int] | tuple[str, int, int, int]
 
 
@@ -72,6 +75,15 @@ class _Target:
 def format_address(host: str, port: int) -> str:
     """Return an address as it stands in a URL."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def reachable_hosts(server: Server) -> list[str]:
+    """Return the addresses at which a program on this machine reaches the server."""
+    return [
+        each
+        for host in server.hosts
+        for each in (_ANY_ADDRESS.get(host, host), *(["127.0.0.1"] if host == "::" else []))
+    ]
 
 
 def listen(server: Server) -> list[socket.socket]:

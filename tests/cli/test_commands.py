@@ -16,7 +16,7 @@ import pytest
 from imgkeep.__main__ import main
 from imgkeep.bootstrap.server import Platform
 from imgkeep.bootstrap.services import SYSTEM
-from imgkeep.cli.check import inspect
+from imgkeep.cli.inspect import inspect
 from imgkeep.cli.printing import print_facts, readable_bytes
 from imgkeep.clock import read_clock
 from imgkeep.config import load

@@ -11,8 +11,8 @@ from urllib.parse import quote
 
 import aiohttp
 import pytest
-from imgkeep.cli.demo import HOST, NAMES, Origin, connect_only_to
 from imgkeep.cli.demo_images import HEIGHT, SCENES, WIDTH, draw
+from imgkeep.cli.demo_origin import HOST, NAMES, DemoOrigin, connect_only_to
 from imgkeep.origin.ssrf_guard import open_socket
 from PIL import Image
 
@@ -49,12 +49,12 @@ async def test_left_column_dies_and_right_column_stays(tmp_path: Path) -> None:
         page.on("pageerror", lambda error: refused.append(str(error)))
         await page.goto(demo.url)
         assert await widths(page, ".direct") == [WIDTH] * len(NAMES)
-        assert await widths(page, ".kept") == [WIDTH] * len(NAMES)
+        assert await widths(page, ".imgkeep") == [WIDTH] * len(NAMES)
         assert await statuses(page) == ["200 OK", "200 OK"]
         assert await page.locator(".clock").is_visible()
         await page.wait_for_selector(".ended")
         assert await widths(page, ".direct") == [0] * len(NAMES)
-        assert await widths(page, ".kept") == [WIDTH] * len(NAMES)
+        assert await widths(page, ".imgkeep") == [WIDTH] * len(NAMES)
         assert await statuses(page) == ["403 Forbidden", "200 OK"]
         await page.get_by_role("link", name="New round").click()
         await page.wait_for_selector(".alive")
@@ -90,7 +90,7 @@ async def test_origin_honours_its_own_links_only_and_until_their_end(tmp_path: P
         async with session.get(f"{demo.url}9999999999999") as response:
             assert response.status == 404
     now = [1_000_000]
-    origin = Origin(1000, lambda: now[0])
+    origin = DemoOrigin(1000, lambda: now[0])
     ended = origin.link("http://127.0.0.1", "1000", "dawn")
     assert ended == origin.link("http://127.0.0.1", "1000", "dawn")
 

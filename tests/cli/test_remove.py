@@ -40,9 +40,9 @@ def key_of(imgkeep: Imgkeep, url: str) -> str:
 
 def target_of(imgkeep: Imgkeep, way: str) -> remove.Target:
     if way == "server":
-        return remove.Server(Client(f"{imgkeep.client.make_url('/')}", imgkeep.token))
+        return remove.ServerTarget(Client(f"{imgkeep.client.make_url('/')}", imgkeep.token))
     site = imgkeep.client.app[SITE]
-    return remove.Store(
+    return remove.StoreTarget(
         site.remover, site.refetcher, partial(site.image_service.describe, base=""), site.image_service.identify
     )
 
@@ -52,7 +52,7 @@ async def tell(
 ) -> list[str]:
     """Do it for all names; return what is printed, errors last."""
     out, err = StringIO(), StringIO()
-    status = await remove.each(names, work, by_digest=by_digest, out=out, err=err)
+    status = await remove.change_each(names, work, by_digest=by_digest, out=out, err=err)
     assert status == bool(err.getvalue())
     return (out.getvalue() + err.getvalue()).splitlines()
 
@@ -121,7 +121,7 @@ async def test_a_server_wants_its_token(start: Start, origin: FakeOrigin) -> Non
     url = origin.gives("/a.png", picture())
     await (await imgkeep.img(url)).read()
     for token in (None, "wrong"):
-        server = remove.Server(Client(f"{imgkeep.client.make_url('/')}", token))
+        server = remove.ServerTarget(Client(f"{imgkeep.client.make_url('/')}", token))
         (told,) = await tell(partial(server.remove, force=True), url)
         assert "unauthorized" in told
     assert await tell(partial(target_of(imgkeep, "server").remove, force=False), url) == ["removed"]
@@ -130,7 +130,7 @@ async def test_a_server_wants_its_token(start: Start, origin: FakeOrigin) -> Non
 @pytest.mark.parametrize("answer", [b"<html>", b"[]", b""])
 async def test_what_is_no_imgkeep_is_told_so(origin: FakeOrigin, answer: bytes) -> None:
     origin.gives(f"/api/images/{NOWHERE}", answer)
-    server = remove.Server(Client(origin.url("/"), None))
+    server = remove.ServerTarget(Client(origin.url("/"), None))
     with pytest.raises(ServerError, match="--server"):
         await tell(partial(server.remove, force=False), NOWHERE)
 
@@ -141,7 +141,7 @@ async def test_no_redirect_is_followed_with_a_token(origin: FakeOrigin) -> None:
 
     origin.on(f"/api/images/{NOWHERE}", redirect)
     origin.gives("/elsewhere", b'{"success": true}')
-    server = remove.Server(Client(origin.url("/"), TOKEN))
+    server = remove.ServerTarget(Client(origin.url("/"), TOKEN))
     with pytest.raises(ServerError):
         await server.remove("key", NOWHERE, force=False)
     assert origin.asked("/elsewhere") == 0

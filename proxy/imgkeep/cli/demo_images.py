@@ -1,7 +1,7 @@
 """
-The pictures of `demo`: four times of a day above the same hills, drawn and written as PNG by the standard library.
+The images of `demo`: four times of a day above the same hills, drawn and written as PNG by the standard library.
 
-Theory. A picture is drawn column by column: sky, sun, ridges from far to near. Each is a column of colors of its own,
+Theory. An image is drawn column by column: sky, sun, ridges from far to near. Each is a column of colors of its own,
 of which a span is copied; only the ends of a span are mixed, so that edges are smooth. PNG wants rows: slices with a
 stride turn columns into them.
 """
@@ -72,7 +72,7 @@ _STARS: Final = 90
 
 
 def draw(name: str) -> bytes:
-    """Return a picture as PNG. It takes some hundredths of a second."""
+    """Return an image as PNG. Drawing takes some hundredths of a second."""
     scene = SCENES[name]
     columns = bytearray()
     sky = _gradient(scene.sky)
@@ -81,7 +81,7 @@ def draw(name: str) -> bytes:
         (2.0, _mixed(sky, scene.sun, 0.16)),
         (1.0, _gradient((scene.sun,) * 3)),
     )
-    lands = [_gradient((color, _lighter(color, scene.sky[2]), color)) for color in scene.ridges]
+    ridges = [_gradient((color, _lighter(color, scene.sky[2]), color)) for color in scene.ridges]
     for x in range(WIDTH):
         column = bytearray(sky)
         if scene.stars:
@@ -91,9 +91,9 @@ def draw(name: str) -> bytes:
             half = (radius * reach) ** 2 - (x + 0.5 - across) ** 2
             if half > 0:
                 _paint(column, colors, down - sqrt(half), down + sqrt(half))
-        for number, land in enumerate(lands):
+        for number, ridge in enumerate(ridges):
             top = _top(number, x)
-            _paint(column, land, top, HEIGHT)
+            _paint(column, ridge, top, HEIGHT)
         columns += column
     return _png(columns)
 

@@ -1,31 +1,48 @@
-"""`verify` and `reindex`: looking after what is stored."""
+"""`verify` and `reindex`: all that is stored is read again, for damage or for the image index."""
 
 from __future__ import annotations
 
+import asyncio
+import sys
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Final, TextIO
 
+from imgkeep.bootstrap.preflight import require_owner, require_store
+from imgkeep.bootstrap.storage import open_storage
 from imgkeep.cli.printing import as_line, print_json
 from imgkeep.cli.progress import progress
-from imgkeep.maintenance import verify_reindex as upkeep
+from imgkeep.clock import read_clock
+from imgkeep.maintenance import verify_reindex as maintenance
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from imgkeep.cli.invocation import Invocation
     from imgkeep.core.records import Record
     from imgkeep.ports import Archive, ImageIndex, Ledger
 
 REMEDY: Final = (
-    "Incomplete images are fetched again when they are asked for; `imgkeep refetch KEY` does so now. What comes back\n"
-    "equal three times over a day is taken for all that its owner has.\n"
+    "A request fetches an incomplete image again; `imgkeep refetch KEY` does so now. An answer that comes back equal\n"
+    "three times over a day counts as all that its owner has.\n"
 )
+
+
+async def run(invocation: Invocation) -> int:
+    arguments, config = invocation.arguments, invocation.config
+    await asyncio.to_thread(require_store, config)
+    await asyncio.to_thread(partial(require_owner, config, server_helps=False))
+    async with open_storage(config, clock=read_clock) as storage:
+        if arguments.command == "reindex":
+            return await reindex(storage.archives, storage.database, as_json=arguments.json, out=sys.stdout)
+        return await verify(storage.archives, storage.database, as_json=arguments.json, out=sys.stdout, err=sys.stderr)
 
 
 async def verify(archives: Sequence[Archive], database: ImageIndex, *, as_json: bool, out: TextIO, err: TextIO) -> int:
     """
-    Read everything that is stored and print what is wrong. 1 if something is damaged or missing; what is incomplete is
-    as it came.
+    Read everything that is stored, and print each finding and a summary. 1 if an object is damaged, missing or
+    unreadable. An incomplete image is as its origin sent it, and no fault of the store.
     """
     counts: Counter[str] = Counter()
     with progress("verifying", None, err) as bar:
@@ -34,7 +51,7 @@ async def verify(archives: Sequence[Archive], database: ImageIndex, *, as_json: 
             async def note(record: Record, *, pending: bool = number > 0) -> None:
                 await database.put(replace(record, pending=pending))
 
-            async for finding in upkeep.verify(archive, note):
+            async for finding in maintenance.verify(archive, note):
                 counts[finding.kind if finding else "good"] += 1
                 bar.advance(1)
                 if finding is None:
@@ -53,8 +70,8 @@ async def verify(archives: Sequence[Archive], database: ImageIndex, *, as_json: 
 
 
 async def reindex(archives: Sequence[Archive], image_index: Ledger, *, as_json: bool, out: TextIO) -> int:
-    """Fill the database from the records."""
-    images = await upkeep.reindex(archives, image_index)
+    """Fill the image index from the records, and print how many there are."""
+    images = await maintenance.reindex(archives, image_index)
     if as_json:
         print_json(out, {"images": images})
     else:
