@@ -11,10 +11,12 @@ import shutil
 import subprocess
 import sys
 from contextlib import suppress
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from imgkeep.__main__ import main
+from imgkeep.cli.dispatch import MODULES
 from imgkeep.cli.parser import SHELLS, make_parser
 
 from tests.support.pictures import picture
@@ -84,21 +86,48 @@ def test_misspelt_word_is_told_with_what_it_may_mean(words: str, told: str, caps
     assert told in err
 
 
-@pytest.mark.parametrize("words", ["-V", "--version", "list -V", "--help", "save --help", "health"])
-def test_help_and_version_import_next_to_nothing(words: str) -> None:
-    heavy = {"aiohttp", "sqlalchemy", "rich", "botocore", "uvloop"} | (set() if words == "health" else {"msgspec"})
+FEW = 80
+"""Maximum number of modules that a parser of arguments needs besides those of every Python program."""
+MANY = 300
+"""Maximum number for a command that reads the configuration and links; the server takes over a thousand."""
+
+
+@pytest.mark.parametrize(
+    ("words", "modules_max", "heavy"),
+    [
+        ("-V", FEW, {"asyncio", "msgspec"}),
+        ("--version", FEW, {"asyncio", "msgspec"}),
+        ("list -V", FEW, {"asyncio", "msgspec"}),
+        ("--help", FEW, {"asyncio", "msgspec"}),
+        ("save --help", FEW, {"asyncio", "msgspec"}),
+        ("health", MANY, {"asyncio", "shtab"}),
+        ("inspect https://a.example/a.png", MANY, {"asyncio", "shtab"}),
+        ("sign https://a.example/a.png", MANY, {"asyncio", "shtab"}),
+        ("token", MANY, {"asyncio", "shtab"}),
+    ],
+)
+def test_command_imports_only_what_it_needs(tmp_path: Path, words: str, modules_max: int, heavy: set[str]) -> None:
+    heavy |= {"aiohttp", "sqlalchemy", "rich", "botocore", "uvloop", "markdown_it"}
     code = (
-        "import sys\nfrom imgkeep.__main__ import main\n"
+        "import sys\nbefore = set(sys.modules)\nfrom imgkeep.__main__ import main\n"
         f"try: main({words.split()!r})\nexcept SystemExit as error: assert error.code == 0\n"
-        f"assert not set({heavy!r}) & set(sys.modules), sorted(sys.modules)"
+        "loaded = set(sys.modules) - before\n"
+        f"assert not {heavy!r} & loaded, sorted(loaded)\nassert len(loaded) <= {modules_max}, sorted(loaded)"
     )
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
+    settings = environment(tmp_path / "data", server__port="1", security__signing_keys="k" * 20)
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=settings, check=True, capture_output=True)
 
 
-def test_command_with_a_store_imports_neither_server_nor_client() -> None:
+def test_command_on_a_store_imports_neither_server_nor_client() -> None:
     heavy = {"aiohttp", "rich", "botocore", "prometheus_client", "markdown_it", "alembic"}
-    code = f"import sys, imgkeep.commands.stored, imgkeep.observability.logs\nassert not {heavy!r} & set(sys.modules)"
+    modules = "imgkeep.cli.list_stats, imgkeep.cli.verify_reindex, imgkeep.observability.logs"
+    code = f"import sys, {modules}\nassert not {heavy!r} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_a_module_that_runs_it(name: str) -> None:
+    assert callable(import_module(f"imgkeep.cli.{MODULES[name]}").run)
 
 
 # --- configuration
