@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from aiohttp import ClientHandlerType, ClientRequest, ClientResponse
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PR_SET_PTRACER = 0x59616D61
 _ALONE = Lock()
 """CacheEntry by the command that runs in this process."""
