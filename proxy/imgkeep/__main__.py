@@ -196,7 +196,7 @@ def _report_error(error: Exception, command: str, *, in_full: bool) -> int:
         case ConfigError():
             sys.stderr.writelines(f"imgkeep: {message}\n" for message in error.messages)
             return USAGE
-        case ModuleNotFoundError() if error.name and error.name.partition(".")[0] != "proxy":
+        case ModuleNotFoundError() if error.name and error.name.partition(".")[0] != "imgkeep":
             return _print_error(
                 f"`imgkeep {command}` needs {error.name}, which is not installed: pip install 'imgkeep[server]'", USAGE
             )

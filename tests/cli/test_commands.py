@@ -152,7 +152,7 @@ def test_check_validates_and_touches_nothing(command: Command, folder: Path) -> 
 async def test_check_live_tries_every_part(folder: Path) -> None:
     status, out, _ = await run_here(folder, "check", "--live")
     assert status == 0
-    assert re.fullmatch(r"configuration: valid\nstore: works, [\d.]+ \w+ free\ncatalog: works\n", out)
+    assert re.fullmatch(r"configuration: valid\nstore: works, [\d.]+ \w+ free\ndatabase: works\n", out)
 
 
 async def test_check_live_tells_what_does_not_work(folder: Path) -> None:
@@ -327,7 +327,7 @@ def test_wrong_usage_is_2(command: Command, arguments: list[str], told: str) -> 
 @pytest.mark.parametrize("lines", [3, 5000], ids=["less than a buffer", "much more"])
 async def test_a_reader_who_has_enough_is_no_error(folder: Path, lines: int) -> None:
     process = await asyncio.create_subprocess_shell(
-        f"'{sys.executable}' -m proxy inspect --json - | true; exit ${{PIPESTATUS[0]}}",
+        f"'{sys.executable}' -m imgkeep inspect --json - | true; exit ${{PIPESTATUS[0]}}",
         executable="/bin/bash",
         cwd=folder.parent,
         env=environment(folder),
