@@ -215,8 +215,8 @@ MISTAKES: dict[str, tuple[dict[str, Any], dict[str, str], str]] = {
     ),
     "variable of another section": (
         {},
-        {"IMGKEEP_DATABASE__URL": "sqlite:x"},
-        "IMGKEEP_DATABASE__URL: there is no section 'database'; did you mean ",
+        {"IMGKEEP_STORAGE__URL": "sqlite:x"},
+        "IMGKEEP_STORAGE__URL: there is no section 'storage'; did you mean ",
     ),
     "file of no secret": (
         {},
@@ -285,7 +285,7 @@ def test_what_is_looked_at_besides_is_told_with_the_rest() -> None:
         raise ConfigError(f"delivery.placeholder: {config.delivery.placeholder} does not exist")
 
     with pytest.raises(ConfigError) as error:
-        load({"server": {"port": "x"}, "delivery": {"placeholder": "/a.png"}}, {}, look=look)
+        load({"server": {"port": "x"}, "delivery": {"placeholder": "/a.png"}}, {}, check=look)
     assert [message.partition(":")[0] for message in error.value.messages] == ["server.port", "delivery.placeholder"]
 
 

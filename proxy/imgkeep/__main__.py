@@ -132,8 +132,8 @@ def _load(arguments: Namespace) -> Config:
     except FileNotFoundError:
         if named:
             raise ConfigError(f"{named}: there is no such file") from None
-    look = _check_placeholder if arguments.command in {"serve", "check"} else None
-    return load(file, _environment(arguments), look=look)
+    check = _check_placeholder if arguments.command in {"serve", "check"} else None
+    return load(file, _environment(arguments), check=check)
 
 
 def _check_placeholder(config: Config) -> None:
