@@ -13,7 +13,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from blockbuster import blockbuster_ctx
 from imgkeep.bootstrap.server import Platform, build, make_runner
 from imgkeep.config import Config, load
-from imgkeep.web.context import SITE
+from imgkeep.web.auth import AUTH
 from yarl import URL
 
 from tests.support.origins import FakeOrigin
@@ -92,7 +92,7 @@ Start = "Callable[..., Awaitable[Imgkeep]]"
 
 
 def local_token(app: web.Application) -> str:
-    token = app[SITE].auth.local_token
+    token = app[AUTH].local_token
     assert token is not None
     return token
 

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import sqlalchemy as sa
-from imgkeep.web.context import SITE
+from imgkeep.web.access_log import ACCESS_LOG
 from imgkeep.web.fastpath.protocol import Connection
 
+from tests.support.image_requests import store_image
 from tests.support.pictures import picture_of
 from tests.support.program import cannot, need_strace, serving
 from tests.support.raw_http import request, target_of
-from tests.web.test_answers import kept
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -129,15 +129,15 @@ class Transport(asyncio.Transport):
 
 async def test_function_calls_and_sql_of_a_hit(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     url = origin.gives("/a.png", picture_of(20_000))
-    await kept(imgkeep, url)
-    await kept(imgkeep, url)
+    await store_image(imgkeep, url)
+    await store_image(imgkeep, url)
     server = imgkeep.client.server.runner.server  # type: ignore[union-attr]
     assert server is not None
     connection, transport = server(), Transport()
     assert isinstance(connection, Connection)
     app = imgkeep.client.app
     assert app is not None
-    object.__setattr__(app[SITE], "access_log", False)
+    object.__setattr__(app[ACCESS_LOG], "enabled", False)
     connection.connection_made(transport)
     data = request(target_of(url), close=False)
     connection.data_received(data)

@@ -8,17 +8,28 @@ noted at once, and the answer is read from memory.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from imgkeep.core.errors import StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from imgkeep.ports import Watched
 
 CHECK_INTERVAL_S: Final = 5
 """A load balancer asks about as often."""
+
+
+class Watched(Protocol):
+    """A part whose health is watched."""
+
+    async def check(self) -> int:
+        """
+        Try whether it works; return the bytes that are free in it, 0 where that means nothing.
+
+        Raises:
+            StorageError: It does not work.
+        """
 
 
 @dataclass(slots=True)

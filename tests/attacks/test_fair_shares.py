@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import pytest
-from imgkeep.bootstrap.server import Platform
+from imgkeep.bootstrap.server import SERVICES, Platform
 from imgkeep.core.records import OWN, Client
 from imgkeep.origin.concurrency import CLIENT_PART, HOST_PART, QUEUE_PER_PLACE, RESERVED_PART, FetchLimiter
-from imgkeep.ports import Demand
+from imgkeep.origin.demand import Demand
 from imgkeep.web.connection_limit import ConnectionLimit
-from imgkeep.web.context import SITE
+from imgkeep.web.fastpath.context import FAST_PATH
 
 from tests.support.network import Dials, Names, Timer, counted, look, until, until_counted
 from tests.support.pictures import picture, picture_of
@@ -48,7 +48,7 @@ async def open_server(start: Start, origin: FakeOrigin, **fetch: Any) -> Imgkeep
 
 
 def limiter_of(imgkeep: Imgkeep) -> FetchLimiter:
-    limiter = imgkeep.client.app[SITE].image_service._dependencies.origin.limiter  # type: ignore[attr-defined]
+    limiter = imgkeep.client.app[SERVICES].image_service._dependencies.origin.limiter
     assert isinstance(limiter, FetchLimiter)
     return limiter
 
@@ -117,7 +117,7 @@ async def test_two_addresses_with_dripping_origins_leave_visitors_and_the_api_th
     assert await counted(imgkeep, 'imgkeep_refused_total{limit="client_queue"}') == 2 * (60 - 8 - 32)
     for n in range(20):
         assert (await look(imgkeep, f"http://host{n}.example.com/{n}.png", headers=at("198.51.100.7"))).status == 200
-    record, created = await imgkeep.client.app[SITE].image_service.keep(
+    record, created = await imgkeep.client.app[SERVICES].image_service.keep(
         *_source(imgkeep, "http://own.example.com/50.png")
     )
     assert (record.size, created) == (len(picture(seed=50)), True)
@@ -130,7 +130,7 @@ def _source(imgkeep: Imgkeep, url: str) -> tuple[Any, Any]:
     from imgkeep.core.source_url import read_source  # noqa: PLC0415
 
     source = read_source(url)
-    return source, imgkeep.client.app[SITE].image_service.identify(source)
+    return source, imgkeep.client.app[SERVICES].image_service.identify(source)
 
 
 # Over HTTP/1.0 a request takes the long way, through aiohttp.
@@ -206,7 +206,7 @@ async def test_what_the_api_asked_for_and_what_is_nearly_here_does_not_yield(sta
     flood = Flood(imgkeep, "203.0.113.1")
     flood.ask(1, what="most")
     await until(lambda: origin.asked("/most") == 1)
-    fill = next(iter(imgkeep.client.app[SITE].image_service._flights._in_flight.values()))
+    fill = next(iter(imgkeep.client.app[SERVICES].image_service._flights._in_flight.values()))
     await until(lambda: fill._drafts and fill._draft.size == 60_000)
     await flood.leave()
     waiting = asyncio.create_task(look(imgkeep, "http://host.example.com/1.png", headers=at("198.51.100.7")))
@@ -499,18 +499,18 @@ def test_connections_are_counted_by_client() -> None:
 
 async def test_one_connection_too_many_is_told_so_and_closed(start: Start) -> None:
     imgkeep = await start(limits={"connections": 2})
-    site = imgkeep.client.app[SITE]
-    assert site.connections is not None
-    site.connections._held["127.0.0.9"] = 0
+    connection_limit = imgkeep.client.app[FAST_PATH].connection_limit
+    assert connection_limit is not None
+    connection_limit._held["127.0.0.9"] = 0
     # Loopback has no limit, so the limit is told that this one address is another's.
     entered: list[str] = []
-    enter = site.connections.enter
+    enter = connection_limit.enter
 
     def stranger(peer: str) -> tuple[str, ...] | None:
         entered.append(peer)
         return enter("203.0.113.9" if peer == "127.0.0.9" else peer)
 
-    site.connections.enter = stranger  # type: ignore[method-assign]
+    connection_limit.enter = stranger  # type: ignore[method-assign]
     port = imgkeep.client.port
     assert port is not None
     ends = [await asyncio.open_connection("127.0.0.1", port, local_addr=("127.0.0.9", 0)) for _ in range(3)]
@@ -524,7 +524,7 @@ async def test_one_connection_too_many_is_told_so_and_closed(start: Start) -> No
         assert (await reader.readline()).startswith(b"HTTP/1.1 200")
     assert await counted(imgkeep, 'imgkeep_refused_total{limit="connections"}') == 1
     ends[0][1].close()
-    await until(lambda: site.connections is not None and site.connections._held["203.0.113.9"] == 1)
+    await until(lambda: connection_limit._held["203.0.113.9"] == 1)
     _, writer = await asyncio.open_connection("127.0.0.1", port, local_addr=("127.0.0.9", 0))
     writer.close()
     for _, each in ends:

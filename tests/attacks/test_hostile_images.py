@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 from aiohttp import ClientError, FormData
-from imgkeep.bootstrap.server import Platform
+from imgkeep.bootstrap.server import SERVICES, Platform
 from imgkeep.core.errors import Busy, NotAnImage
 from imgkeep.core.formats import (
     _KINDS,
@@ -42,7 +42,6 @@ from imgkeep.core.records import Client, Format
 from imgkeep.images import format_checker as judging
 from imgkeep.images.format_checker import FormatChecker
 from imgkeep.storage.memory import MemorySpool
-from imgkeep.web.context import SITE
 
 from tests.support.hostile_images import WORST, png_chunks, tiff_children
 from tests.support.pictures import picture
@@ -51,7 +50,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
     from types import FrameType
 
-    from imgkeep.web.context import Site
+    from imgkeep.bootstrap.services import Services
 
     from tests.conftest import Imgkeep
     from tests.support.origins import Exchange, FakeOrigin
@@ -271,10 +270,10 @@ async def read(imgkeep: Imgkeep, url: str) -> int:
     return size
 
 
-def site_of(imgkeep: Imgkeep) -> Site:
+def services_of(imgkeep: Imgkeep) -> Services:
     app = imgkeep.client.app
     assert app is not None
-    return app[SITE]
+    return app[SERVICES]
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -305,7 +304,7 @@ async def test_hits_fills_and_health_go_on_while_all_judging_threads_are_held(
     for form in ("PNG", "JPEG", "GIF", "WEBP"):
         fresh = await imgkeep.img(origin.gives(f"/fresh.{form}", picture(form, seed=1)))
         assert (fresh.status, await fresh.read()) == (200, picture(form, seed=1))
-    await site_of(imgkeep).health.look()
+    await services_of(imgkeep).health.look()
     assert (await imgkeep.client.get("/healthz")).status == 200
     ready = await imgkeep.client.get("/readyz")
     assert (ready.status, (await ready.json())["status"]) == (200, "ready")
@@ -360,7 +359,7 @@ async def test_a_judgement_out_of_time_is_the_images_failure_and_remembered(
     assert codes[0] == (503, "busy")
     assert await code_of(imgkeep, urls[0]) == (422, "not_an_image")
     assert origin.asked("/0.png") == 1
-    await site_of(imgkeep).health.look()
+    await services_of(imgkeep).health.look()
     assert (await (await imgkeep.client.get("/readyz")).json())["status"] == "ready"
     # A thread cannot be killed, but what nothing waits for is given up at the next pause.
     assert format_checker.under_way == judging.QUICK_THREADS

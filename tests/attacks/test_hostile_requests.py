@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import sqlalchemy as sa
+from imgkeep.bootstrap.server import SERVICES
 from imgkeep.config import ConfigError, load, read_database_url
-from imgkeep.web.context import SITE
 
+from tests.support.image_requests import fills_done
 from tests.support.pictures import picture
 from tests.support.program import ROOT, run_here
 from tests.support.raw_http import Answer, port_of, split, talk, target_of
-from tests.web.test_answers import landed
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -109,7 +109,7 @@ def requests(target: str) -> list[tuple[str, str]]:
 async def kept_at(imgkeep: Imgkeep, link: str) -> str:
     """Have an image stored, and answers prepared for it; return its permanent URL."""
     await imgkeep.client.get(link)
-    await landed(imgkeep)
+    await fills_done(imgkeep)
     permanent: str = (await imgkeep.client.get(link)).headers["Content-Location"]
     for target in (link, permanent):
         assert await (await imgkeep.client.get(target)).read() == IMAGE
@@ -349,7 +349,7 @@ async def test_strangers_are_told_states_and_no_reasons(start: Start) -> None:
     imgkeep = await start(security={"api_tokens": [token]})
     app = imgkeep.client.app
     assert app is not None
-    health = app[SITE].health
+    health = app[SERVICES].health
     for part in ("store", "database", "disk", "fallback"):
         health.note(part, "s3.internal.example:9000/bucket-name is away: /var/lib/imgkeep")
     health.fallback = lambda: {"waiting": 3, "last_error": "bucket-name"}

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from imgkeep.bootstrap.server import Platform
 
+from tests.support.image_requests import fills_done
 from tests.support.pictures import picture, picture_of
 from tests.support.s3.remote import _sleep_briefly
 from tests.support.signed_links import BRIEF, FOREVER, PICTURE, UNCERTAIN, SignedOrigin, good, invented, show
-from tests.web.test_answers import landed
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -194,14 +194,14 @@ async def test_clients_of_a_redirecting_server_forget_half_a_picture_soon(
     url = origin.gives("/a.png", HALF)
     first = await node.img(url, allow_redirects=False)
     assert (first.status, first.headers["Cache-Control"], await first.read()) == (200, BRIEF, HALF)
-    await landed(node)
+    await fills_done(node)
     before = await node.img(url, allow_redirects=False)
     assert (before.status, before.headers["Cache-Control"]) == (302, BRIEF)
     origin.gives("/a.png", PICTURE)
     time.wait(60)
     during = await node.img(url, allow_redirects=False)
     assert during.headers["Location"] == before.headers["Location"]
-    await landed(node)
+    await fills_done(node)
     after = await node.img(url, allow_redirects=False)
     assert after.headers["Location"] != before.headers["Location"]
     assert after.headers["Cache-Control"] != BRIEF

@@ -21,8 +21,9 @@ from imgkeep import config
 from imgkeep.bootstrap.server import Platform
 from imgkeep.core.http_headers import FORWARDED_HEADERS
 from imgkeep.storage.local.machine_token import make_token
-from imgkeep.web.context import SITE, RequestLog
-from imgkeep.web.login import COOKIE, LINK_LIFETIME_S, SESSION_LIFETIME_S, make_log_in_link, make_ticket
+from imgkeep.web.auth import AUTH
+from imgkeep.web.context import RequestLog
+from imgkeep.web.login_tickets import COOKIE, LINK_LIFETIME_S, SESSION_LIFETIME_S, make_log_in_link, make_ticket
 from imgkeep.web.messages import ImageRequest
 from multidict import CIMultiDict
 from yarl import URL
@@ -202,9 +203,7 @@ async def test_what_a_proxy_tells_is_no_program_of_this_machine(
 ) -> None:
     imgkeep = await start(server={"trusted_proxies": ["127.0.0.1/32", "10.0.0.0/8"]})
     assert imgkeep.client.app is not None
-    site = imgkeep.client.app[SITE]
     ask = ImageRequest(
-        site=site,
         route="/img",
         name="",
         head=False,
@@ -214,7 +213,7 @@ async def test_what_a_proxy_tells_is_no_program_of_this_machine(
         accepts_chunked=True,
         request_log=RequestLog(),
     )
-    assert site.auth.identify_client(ask).loopback is is_local
+    assert imgkeep.client.app[AUTH].identify_client(ask).loopback is is_local
 
 
 # --- local needs proof

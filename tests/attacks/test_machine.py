@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from imgkeep.core.records import Source, SourceInfo, Validator
     from imgkeep.images.context import Delivery
-    from imgkeep.ports import Demand
+    from imgkeep.origin.demand import Demand
 
     from tests.support.fakes import RemoteFill
 

@@ -29,15 +29,15 @@ from imgkeep.cluster.progress import read_fill, tell_failure
 from imgkeep.core import errors
 from imgkeep.core.errors import ImgkeepError
 from imgkeep.images.peer_fill import FillFailure
-from imgkeep.web.admission import API
+from imgkeep.web.admission import API_PREFIX
 
 from tests.conftest import Server, configuration
+from tests.support.origins import gated_body
 from tests.support.pictures import picture, picture_of
 from tests.support.program import until
 from tests.support.proxies import Line, clustered, hear, leader, line_to, others, port_of, workers
 from tests.support.raw_http import port_of as port_of_one
 from tests.support.raw_http import request, split, talk, target_of
-from tests.web.test_answers import gated
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -301,7 +301,7 @@ async def test_each_route_is_for_all_by_name_or_needs_access(start: Start) -> No
         if route.resource.canonical in PUBLIC:
             assert status != 401 or path == "/login"  # which judges its own link
         else:
-            assert route.resource.canonical.startswith(API)
+            assert route.resource.canonical.startswith(API_PREFIX)
             assert status == 401
             shut += 1
     assert shut >= 10
@@ -314,7 +314,7 @@ async def test_a_handler_of_the_api_without_a_judgement_answers_nothing(tmp_path
         for route in app.router.routes():
             assert route.resource is not None
             path = re.sub(r"\{[^}]*\}", "0" * 64, route.resource.canonical)
-            if path.startswith(API):
+            if path.startswith(API_PREFIX):
                 answer = await client.request(route.method, path, json={}, headers={"Authorization": f"Bearer {TOKEN}"})
                 assert answer.status == 500, path
 
@@ -537,7 +537,7 @@ async def statuses(socket: Path, sent: bytes, *, number: int | None = None) -> l
 async def test_a_follower_passes_nothing_of_a_client_on(program: Cluster, origin: FakeOrigin) -> None:
     body = picture_of(400_000)
     gate = asyncio.Event()
-    url = origin.on("/a.png", gated(body, gate, ahead=100_000))
+    url = origin.on("/a.png", gated_body(body, gate, ahead=100_000))
     # Targets that name the same image, with what a client may put in: another fragment, odd bytes, conditions.
     split_up = "x\udcff\udca0HTTP/1.1"
     first = asyncio.create_task(img(program, url))

@@ -11,9 +11,9 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from imgkeep.bootstrap.server import SERVICES
 from imgkeep.core.source_url import read_source
 from imgkeep.images.refetch import REFETCHES_MAX
-from imgkeep.web.context import SITE
 from yarl import URL
 
 from tests.support.pictures import picture
@@ -42,7 +42,7 @@ def digest_of(body: bytes) -> str:
 
 
 def key_of(imgkeep: Imgkeep, url: str) -> str:
-    return imgkeep.client.app[SITE].image_service.identify(read_source(url)).key
+    return imgkeep.client.app[SERVICES].image_service.identify(read_source(url)).key
 
 
 def signed(url: str, signature: str) -> str:

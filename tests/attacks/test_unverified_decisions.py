@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
 import pytest
+from imgkeep.bootstrap.server import SERVICES
 from imgkeep.core.host_patterns import Globs
 from imgkeep.core.identity import BUILT_IN, identify, read_provider_rules
 from imgkeep.core.records import Validator
 from imgkeep.core.source_url import read_source
 from imgkeep.images.refresh import Rules
-from imgkeep.web.context import SITE
 
 from tests.support.fakes import RemoteFill, World, drain, whole
 from tests.support.pictures import picture
@@ -202,7 +202,7 @@ async def test_a_save_gets_what_its_own_link_brings(imgkeep: Imgkeep, signed: Si
     stranger = asyncio.create_task(show(imgkeep, signed.url(invented())))
     await began.wait()
     assert imgkeep.client.app is not None
-    image_service = imgkeep.client.app[SITE].image_service
+    image_service = imgkeep.client.app[SERVICES].image_service
     fill = image_service._flights.find(image_service.keys_of(read_source(signed.url(good())))[0])
     assert fill is not None
     saving = asyncio.create_task(imgkeep.client.post("/api/save-image", json={"url": signed.url(good())}))

@@ -11,9 +11,9 @@ import pytest
 
 from tests.core.test_content_negotiation import IMG, TAB
 from tests.core.test_signing import KEY
+from tests.support.image_requests import store_image
 from tests.support.pictures import picture
 from tests.support.raw_http import ask, port_of, split, talk, target_of
-from tests.web.test_answers import kept
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -49,7 +49,7 @@ async def test_no_page_repeats_markup(imgkeep: Imgkeep, targets: list[str]) -> N
     "host", ["evil.example", "127.0.0.1.evil.example", "localhost.", "[::2]", "0.0.0.0", "10.0.0.1"]
 )
 async def test_a_rebound_name_gets_no_page(imgkeep: Imgkeep, origin: FakeOrigin, host: str) -> None:
-    await kept(imgkeep, origin.gives("/a.png", picture()))
+    await store_image(imgkeep, origin.gives("/a.png", picture()))
     for accept in (TAB, "*/*"):
         head = f"GET / HTTP/1.1\r\nHost: {host}\r\nAccept: {accept}\r\nConnection: close\r\n\r\n"
         answer = split(await talk(port_of(imgkeep), head.encode()))
@@ -63,7 +63,7 @@ async def test_the_page_holds_nothing_of_what_is_stored(start: Start, origin: Fa
     for server in ({}, {"public_url": "https://img.example"}):
         imgkeep = await start(server=server, security={"api_tokens": [KEY]})
         target = target_of(origin.gives("/secret-name.png", picture()))
-        await kept(imgkeep, origin.url("/secret-name.png"))
+        await store_image(imgkeep, origin.url("/secret-name.png"))
         image = await ask(imgkeep, target)
         place = image.headers["content-location"].rpartition("/")[2]
         for fields in (IN_A_TAB, (*IN_A_TAB, f"Authorization: Bearer {KEY}"), ("Accept: */*",)):

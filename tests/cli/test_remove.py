@@ -8,11 +8,11 @@ from io import StringIO
 from typing import TYPE_CHECKING
 
 import pytest
+from imgkeep.bootstrap.server import SERVICES
 from imgkeep.cli import remove
 from imgkeep.cli.client import Client
 from imgkeep.cli.errors import ServerError
 from imgkeep.core.source_url import read_source
-from imgkeep.web.context import SITE
 
 from tests.support.pictures import picture
 from tests.web.test_save import save
@@ -35,15 +35,18 @@ def digest(seed: int) -> str:
 
 
 def key_of(imgkeep: Imgkeep, url: str) -> str:
-    return imgkeep.client.app[SITE].image_service.identify(read_source(url)).key
+    return imgkeep.client.app[SERVICES].image_service.identify(read_source(url)).key
 
 
 def target_of(imgkeep: Imgkeep, way: str) -> remove.Target:
     if way == "server":
         return remove.ServerTarget(Client(f"{imgkeep.client.make_url('/')}", imgkeep.token))
-    site = imgkeep.client.app[SITE]
+    services = imgkeep.client.app[SERVICES]
     return remove.StoreTarget(
-        site.remover, site.refetcher, partial(site.image_service.describe, base=""), site.image_service.identify
+        services.remover,
+        services.refetcher,
+        partial(services.image_service.describe, base=""),
+        services.image_service.identify,
     )
 
 

@@ -23,7 +23,7 @@ from tests.support.program import cannot
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
-    from imgkeep.ports import Clock
+    from imgkeep.clock import Clock
 
 
 @dataclass

@@ -6,49 +6,25 @@ import asyncio
 import json
 import logging
 import re
-import socket
 import time
-from contextlib import asynccontextmanager, suppress
-from dataclasses import replace
+from contextlib import suppress
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 import pytest
-from aiohttp import web
-from imgkeep.bootstrap.server import build, make_runner
-from imgkeep.web.context import SITE
+from imgkeep.bootstrap.server import SERVICES
 
-from tests.conftest import configuration
+from tests.support.image_requests import fills_done, store_image
+from tests.support.impatient_server import LIMIT_S, deaf_socket, serve_impatiently
+from tests.support.origins import gated_body
 from tests.support.pictures import picture_of
 from tests.support.raw_http import ask, port_of, request, split, talk, target_of
-from tests.web.test_answers import gated, kept, landed
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
     from pathlib import Path
 
     from tests.conftest import Imgkeep
     from tests.support.origins import FakeOrigin
-
-LIMIT_S = 0.4
-
-
-@asynccontextmanager
-async def impatient(folder: Path, limit_s: float = LIMIT_S) -> AsyncIterator[tuple[int, web.Application]]:
-    """Run imgkeep with the limits of `make_runner` made short; yield its port."""
-    app = build(configuration(folder))
-
-    async def shorten(app: web.Application) -> None:
-        app[SITE] = replace(app[SITE], stall_timeout_s=limit_s)
-
-    app.on_startup.append(shorten)
-    runner = make_runner(app, idle_timeout_s=limit_s, linger_timeout_s=limit_s)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    try:
-        yield runner.addresses[0][1], app
-    finally:
-        await runner.cleanup()
 
 
 async def closed_after(port: int, data: bytes, *, drip: bytes = b"") -> float:
@@ -92,13 +68,13 @@ SLOW = [
 
 @pytest.mark.parametrize(("data", "drip"), SLOW)
 async def test_slow_requests_are_cut_off_at_the_limit(tmp_path: Path, data: bytes, drip: bytes) -> None:
-    async with impatient(tmp_path) as (port, _):
+    async with serve_impatiently(tmp_path) as (port, _):
         seconds = await closed_after(port, data, drip=drip)
     assert LIMIT_S * 0.5 < seconds < 9, "the defaults are longer"
 
 
 async def test_idle_connections_hold_up_nobody(tmp_path: Path) -> None:
-    async with impatient(tmp_path, limit_s=60) as (port, _):
+    async with serve_impatiently(tmp_path, limit_s=60) as (port, _):
         pairs = [await asyncio.open_connection("127.0.0.1", port) for _ in range(300)]
         for number, (_, writer) in enumerate(pairs):
             writer.write(b"GET /healthz HTTP/1.1\r\nX" if number % 2 else b"")
@@ -109,26 +85,18 @@ async def test_idle_connections_hold_up_nobody(tmp_path: Path) -> None:
             writer.close()
 
 
-def deaf(port: int) -> socket.socket:
-    """Return a connection that takes little more than nothing."""
-    sock = socket.socket()
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    sock.connect(("127.0.0.1", port))
-    return sock
-
-
 @pytest.mark.parametrize("stored", [True, False], ids=["hit", "miss"])
 async def test_a_client_that_stops_reading_is_let_go(tmp_path: Path, origin: FakeOrigin, stored: bool) -> None:  # noqa: FBT001 - a table
     body = picture_of(12_000_000)
     url = origin.gives("/a.png", body)
-    async with impatient(tmp_path) as (port, app):
+    async with serve_impatiently(tmp_path) as (port, app):
         if stored:
             assert split(await talk(port, request(target_of(url)))).body == body
-            await app[SITE].image_service.drain()
-        sock = await asyncio.to_thread(deaf, port)
+            await app[SERVICES].image_service.drain()
+        sock = await asyncio.to_thread(deaf_socket, port)
         try:
             await asyncio.to_thread(sock.sendall, request(target_of(url), close=False))
-            meter = app[SITE].meter
+            meter = app[SERVICES].metrics
             async with asyncio.timeout(20):
                 while b'outcome="client_left"' not in meter.page():  # noqa: ASYNC110 - a counter
                     await asyncio.sleep(0.02)
@@ -141,7 +109,7 @@ async def test_a_client_that_stops_reading_is_let_go(tmp_path: Path, origin: Fak
             assert received < len(body)
         finally:
             sock.close()
-        await app[SITE].image_service.drain()
+        await app[SERVICES].image_service.drain()
         # Nobody else noticed, and nothing is left open.
         assert split(await talk(port, request(target_of(url)))).headers["cache-status"] == "imgkeep; hit"
     assert origin.asked("/a.png") == 1
@@ -151,7 +119,7 @@ async def test_a_client_that_stops_reading_is_let_go(tmp_path: Path, origin: Fak
 async def test_a_reader_who_stops_does_not_slow_the_others(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     body = picture_of(12_000_000)
     url = origin.gives("/a.png", body)
-    sock = await asyncio.to_thread(deaf, port_of(imgkeep))
+    sock = await asyncio.to_thread(deaf_socket, port_of(imgkeep))
     try:
         await asyncio.to_thread(sock.sendall, request(target_of(url), close=False))
         while not origin.seen:  # noqa: ASYNC110 - a list
@@ -196,7 +164,7 @@ BAD_SOURCES = [
 async def test_a_source_that_is_not_usable_is_a_400_and_no_fetch(
     tmp_path: Path, origin: FakeOrigin, target: str
 ) -> None:
-    async with impatient(tmp_path) as (port, _):
+    async with serve_impatiently(tmp_path) as (port, _):
         answer = split(await talk(port, request(target)))
         metrics = await talk(port, request("/metrics"))
     assert answer.status == 400
@@ -300,7 +268,7 @@ FRAMED = {
 async def test_a_request_that_could_hide_another_is_refused_or_framed(tmp_path: Path, name: str) -> None:
     """A refusal ends the connection; otherwise there are as many answers as requests, each the right one."""
     last = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
-    async with impatient(tmp_path, limit_s=3) as (port, _):
+    async with serve_impatiently(tmp_path, limit_s=3) as (port, _):
         data = await talk(port, SMUGGLING[name] + last)
         statuses = [int(status) for status in re.findall(rb"HTTP/1\.[01] (\d{3}) ", data)]
         assert statuses in ([400], FRAMED.get(name, [404, 404, 200]))
@@ -310,7 +278,7 @@ async def test_a_request_that_could_hide_another_is_refused_or_framed(tmp_path: 
 
 async def test_pipelined_requests_are_answered_in_order(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     url = origin.gives("/a.png", picture_of(1000))
-    await kept(imgkeep, url)
+    await store_image(imgkeep, url)
     data = await talk(
         port_of(imgkeep),
         request(target_of(url), "Range: bytes=0-3", close=False)
@@ -319,15 +287,15 @@ async def test_pipelined_requests_are_answered_in_order(imgkeep: Imgkeep, origin
         + request("/healthz"),
     )
     assert [int(part[2:5]) for part in data.split(b"HTTP/1.")[1:]] == [206, 404, 200, 200]
-    await landed(imgkeep)
+    await fills_done(imgkeep)
 
 
 async def test_a_client_that_leaves_before_the_answer_begins_is_counted_and_is_no_error(
     tmp_path: Path, origin: FakeOrigin, caplog: pytest.LogCaptureFixture
 ) -> None:
     gate = asyncio.Event()
-    url = origin.on("/a.png", gated(picture_of(500_000), gate, ahead=0))
-    async with impatient(tmp_path) as (port, app):
+    url = origin.on("/a.png", gated_body(picture_of(500_000), gate, ahead=0))
+    async with serve_impatiently(tmp_path) as (port, app):
         _, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(request(target_of(url)))
         while not origin.seen:  # noqa: ASYNC110 - a list
@@ -335,8 +303,8 @@ async def test_a_client_that_leaves_before_the_answer_begins_is_counted_and_is_n
         writer.transport.abort()
         assert split(await talk(port, request("/healthz"))).status == 200
         gate.set()
-        await app[SITE].image_service.drain()
+        await app[SERVICES].image_service.drain()
         assert split(await talk(port, request(target_of(url)))).headers["cache-status"] == "imgkeep; hit"
         counted = b'imgkeep_requests_total{outcome="client_left",route="/img",status="499"} 1.0'
-        assert counted in app[SITE].meter.page()
+        assert counted in app[SERVICES].metrics.page()
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import pytest
-from imgkeep.web.context import SITE
+from imgkeep.bootstrap.server import SERVICES
 
 from tests.support.pictures import picture_of
 from tests.support.program import cannot, injecting, need_strace, run, serving, until
@@ -123,7 +123,7 @@ async def nothing_partial(folder: Path) -> None:
 
 async def look(imgkeep: Imgkeep) -> None:
     """Take the look that is otherwise taken every few seconds."""
-    await imgkeep.client.server.app[SITE].health.look()  # type: ignore[attr-defined]
+    await imgkeep.client.server.app[SERVICES].health.look()  # type: ignore[attr-defined]
 
 
 # --- D3, D5: a disk that takes nothing
@@ -570,7 +570,7 @@ async def test_a_record_cut_in_two_is_set_aside_and_the_image_fetched_again(star
     first = await start()
     url, body = serve(origin, "a")
     await see(first, url, body)
-    await first.client.server.app[SITE].ledger.count()  # type: ignore[attr-defined]  # waits for rows on their way
+    await first.client.server.app[SERVICES].parts.database.count()  # type: ignore[attr-defined]  # waits for rows on their way
     (path,) = first.files("records")
     os.truncate(path, path.stat().st_size // 2)
     # The database still knows what the record said.

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 import pytest
-from imgkeep.bootstrap.server import _RUNNING, Platform
+from imgkeep.bootstrap.server import SERVICES, Platform
 from multidict import CIMultiDict
 
 from tests.support.network import PUBLIC, Dials, Names, look, nothing_kept
@@ -39,7 +39,7 @@ def through(imgkeep: Imgkeep, url: str) -> str:
 
 def _own_ports(imgkeep: Imgkeep) -> set[int]:
     assert imgkeep.client.app is not None
-    services = imgkeep.client.app[_RUNNING].services
+    services = imgkeep.client.app[SERVICES]
     assert services is not None
     return services.own_ports
 

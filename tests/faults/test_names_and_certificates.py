@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trustme
-from imgkeep.bootstrap.server import Platform
-from imgkeep.web.context import SITE
+from aiohttp import TCPConnector
+from imgkeep.bootstrap.server import SERVICES, Platform
 
 from tests.support.network import (
     NO_SUCH_NAME,
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import AsyncIterator, Awaitable, Callable
 
+    from imgkeep.origin.client import OriginClient
+
     from tests.conftest import Imgkeep
     from tests.support.network import Addresses
     from tests.support.origins import Exchange
@@ -45,6 +47,13 @@ CERTIFICATES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "a parent's": (("com",), {}),
     "another authority's": (("example.com",), {"ca": trustme.CA()}),
 }
+
+
+def forget_names(client: OriginClient) -> None:
+    """Let the cached answers of the resolver run out."""
+    connector = client._session.connector
+    assert isinstance(connector, TCPConnector)
+    connector.clear_dns_cache()
 
 
 @pytest.fixture
@@ -193,8 +202,7 @@ async def test_a_name_that_moves_inside_is_refused_as_soon_as_it_is_looked_up_ag
         assert (await look(imgkeep, f"http://example.com:8080{path}")).status == 200
     assert (names.asked, len(dials.made)) == (["example.com"], 1)
     # The cached answer runs out.
-    session = imgkeep.client.app[SITE].image_service._dependencies.origin._session  # type: ignore[attr-defined]
-    session.connector.clear_dns_cache()
+    forget_names(imgkeep.client.app[SERVICES].image_service._dependencies.origin)
     seen = await look(imgkeep, "http://example.com:8080/3.png")
     assert (seen.status, seen.code) == (403, "source_forbidden")
     assert dials.made == [(PUBLIC, 8080)]
@@ -219,7 +227,7 @@ async def test_an_attempt_after_a_failure_is_judged_again(start: StartImgkeep, o
     imgkeep = await start(platform=platform, fetch={"allow_networks": [], "retries_max": 1})
 
     async def script(exchange: Exchange) -> None:
-        imgkeep.client.app[SITE].image_service._dependencies.origin._session.connector.clear_dns_cache()  # type: ignore[attr-defined]
+        forget_names(imgkeep.client.app[SERVICES].image_service._dependencies.origin)
         exchange.reset()
 
     origin.on("/1.png", script)

@@ -20,9 +20,10 @@ import pytest
 from imgkeep.bootstrap.server import DRAIN_NOTICE_S, Platform
 
 from tests.support.fakes import Timer
+from tests.support.image_requests import store_image
+from tests.support.origins import gated_body
 from tests.support.pictures import picture, picture_of
 from tests.support.raw_http import ask, request, split, talk, target_of
-from tests.web.test_answers import gated, kept
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -105,8 +106,8 @@ async def until(what: Callable[[], Awaitable[bool]], *, within_s: float) -> None
 async def test_sigterm_under_load_finishes_what_is_under_way(tmp_path: Path, origin: FakeOrigin) -> None:
     body = picture_of(2_000_000)
     gate = asyncio.Event()
-    url = origin.on("/slow.png", gated(body, gate, ahead=1_000_000))
-    orphan = origin.on("/orphan.png", gated(body, gate, ahead=1_000_000))
+    url = origin.on("/slow.png", gated_body(body, gate, ahead=1_000_000))
+    orphan = origin.on("/orphan.png", gated_body(body, gate, ahead=1_000_000))
     stored = origin.gives("/stored.png", picture_of(50_000))
     async with serving(tmp_path / "run") as running:
         assert split(await talk(running.port, request(target_of(stored)))).status == 200
@@ -210,7 +211,7 @@ def listener(port: int) -> socket.socket:
 async def test_slow_readers_cost_a_socket_and_not_a_copy(tmp_path: Path, origin: FakeOrigin, stored: bool) -> None:  # noqa: FBT001 - a table
     body = picture_of(5_000_000)
     gate = asyncio.Event()
-    url = origin.on("/a.png", gated(body, gate, ahead=4_000_000))
+    url = origin.on("/a.png", gated_body(body, gate, ahead=4_000_000))
     loop = asyncio.get_running_loop()
     async with serving(tmp_path / "run") as running:
         warm = origin.gives("/warm.png", picture_of(5_000_000, seed=9))
@@ -297,13 +298,13 @@ async def test_a_clock_that_jumps_back_changes_no_answer(start: Start, origin: F
     imgkeep = await start(platform=Platform(clock=lambda: now, timer=timer))
     url = origin.gives("/a.png", picture())
     dead = origin.url("/dead.png")
-    first = await kept(imgkeep, url)
+    first = await store_image(imgkeep, url)
     assert (await ask(imgkeep, target_of(dead))).status == 404
     now -= timedelta(hours=1)
     hit = await ask(imgkeep, target_of(url))
     assert (hit.status, hit.body, hit.headers["etag"]) == (200, first.body, first.headers["etag"])
     other = origin.gives("/b.png", picture(seed=1))
-    await kept(imgkeep, other)
+    await store_image(imgkeep, other)
     # Remembered failures go by the monotonic timer.
     assert (await ask(imgkeep, target_of(dead))).status == 404
     assert origin.asked("/dead.png") == 1

@@ -6,8 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 import pytest
-from imgkeep.bootstrap.server import Platform
-from imgkeep.web.context import SITE
+from imgkeep.bootstrap.server import SERVICES, Platform
 
 from tests.support.network import PUBLIC, Dials, Names, counted, look, nothing_kept, until, until_counted
 from tests.support.pictures import picture, picture_of
@@ -178,7 +177,7 @@ async def test_who_never_gets_a_place_is_told_that_we_are_busy_and_not_that_the_
 ) -> None:
     imgkeep = await start(fetch={**QUICK, "per_host_max": 1})
     url = origin.gives("/a.png", picture())
-    async with imgkeep.client.app[SITE].image_service._dependencies.origin.limiter.enter("127.0.0.1"):  # type: ignore[attr-defined]
+    async with imgkeep.client.app[SERVICES].image_service._dependencies.origin.limiter.enter("127.0.0.1"):
         seen = await look(imgkeep, url)
     assert (seen.status, seen.code, seen.headers["Retry-After"]) == (503, "busy", "2")
     assert (await look(imgkeep, url)).status == 200

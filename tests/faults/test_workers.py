@@ -17,11 +17,11 @@ from urllib.parse import quote
 import aiohttp
 import pytest
 
+from tests.support.origins import gated_body
 from tests.support.pictures import picture, picture_of
 from tests.support.program import ROOT, injecting, need_strace, run, serving, until
 from tests.support.proxies import connections_of, workers
 from tests.support.raw_http import request, split, talk, target_of
-from tests.web.test_answers import gated
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -66,7 +66,7 @@ async def counted(program: Program, pattern: str) -> float:
 async def test_several_workers_are_one_server(tmp_path: Path, origin: FakeOrigin) -> None:
     body = picture_of(1_000_000)
     gate = asyncio.Event()
-    cold = origin.on("/cold.png", gated(body, gate, ahead=300_000))
+    cold = origin.on("/cold.png", gated_body(body, gate, ahead=300_000))
     async with serving(tmp_path / "data", server__workers="3", TMPDIR=str(tmp_path)) as program:
         # One fill, many readers, wherever they come in.
         asking = asyncio.create_task(crowd(program, cold))
@@ -194,7 +194,7 @@ async def test_who_follows_in_another_worker_reads_the_file_that_grows(
 ) -> None:
     body = picture_of(8_000_000)
     gate = asyncio.Event()
-    url = origin.on("/a.png", gated(body, gate, ahead=40_000, declared=declared))
+    url = origin.on("/a.png", gated_body(body, gate, ahead=40_000, declared=declared))
     folder = tmp_path / "größe %41"
     async with serving(folder, server__workers="2") as program, many(program, url) as answers:
         drafts = [draft for worker in workers(program).values() for draft in drafts_of(worker)]
@@ -221,7 +221,7 @@ async def test_who_follows_in_another_worker_is_not_disturbed_by_a_disk_that_fai
 
     body = picture_of(900_000)
     gate = asyncio.Event()
-    url = origin.on("/a.png", gated(body, gate, ahead=200_000))
+    url = origin.on("/a.png", gated_body(body, gate, ahead=200_000))
     async with (
         serving(tmp_path / "data", prepare=limit, server__workers="2") as program,
         many(program, url) as answers,
@@ -259,7 +259,7 @@ async def test_what_breaks_off_is_taken_for_whole_by_nobody(tmp_path: Path, orig
 async def test_a_worker_that_dies_takes_nothing_with_it(tmp_path: Path, origin: FakeOrigin) -> None:
     body = picture_of(500_000)
     gate = asyncio.Event()
-    url = origin.on("/a.png", gated(body, gate, ahead=100_000))
+    url = origin.on("/a.png", gated_body(body, gate, ahead=100_000))
     async with serving(tmp_path / "data", server__workers="2") as program:
         before = workers(program)
         first = asyncio.create_task(program.img(url))
@@ -289,7 +289,7 @@ async def test_a_worker_that_dies_takes_nothing_with_it(tmp_path: Path, origin: 
 async def test_a_reload_loses_no_request(tmp_path: Path, origin: FakeOrigin) -> None:
     body = picture_of(400_000)
     gate = asyncio.Event()
-    slow = origin.on("/slow.png", gated(body, gate, ahead=100_000))
+    slow = origin.on("/slow.png", gated_body(body, gate, ahead=100_000))
     small = origin.gives("/small.png", picture())
     (tmp_path / "config.toml").write_text("[log]\naccess = false\n")
     async with serving(tmp_path / "data", server__workers="2") as program:
@@ -344,7 +344,7 @@ async def test_a_reload_loses_no_request(tmp_path: Path, origin: FakeOrigin) -> 
 async def test_a_holder_that_is_held_up_is_not_taken_for_dead_by_a_crowd(tmp_path: Path, origin: FakeOrigin) -> None:
     body = picture_of(100_000)
     gate = asyncio.Event()
-    url = origin.on("/a.png", gated(body, gate, ahead=50_000))
+    url = origin.on("/a.png", gated_body(body, gate, ahead=50_000))
     async with serving(tmp_path / "data", server__workers="2") as program:
         first = asyncio.create_task(program.img(url))
         pid = (await holder(program)).pid
@@ -363,7 +363,7 @@ async def test_who_asks_while_an_image_is_given_its_name_gets_it(tmp_path: Path,
     need_strace()
     body = picture_of(150_000)
     gate = asyncio.Event()
-    url = origin.on("/a.png", gated(body, gate, ahead=100_000))
+    url = origin.on("/a.png", gated_body(body, gate, ahead=100_000))
     async with serving(tmp_path / "data", server__workers="2") as program:
         first = asyncio.create_task(program.img(url))
         pid = (await holder(program)).pid

@@ -15,7 +15,7 @@ from imgkeep.core.records import Digest, Validator
 from imgkeep.core.source_url import read_source
 from imgkeep.images.context import RedirectToSource
 from imgkeep.images.refresh import Rules
-from imgkeep.ports import NotModified
+from imgkeep.origin.demand import NotModified
 
 from tests.support.fakes import RemoteFill, World, whole
 from tests.support.pictures import picture

@@ -13,8 +13,8 @@ from tests.support.fakes import Timer
 if TYPE_CHECKING:
     from typing import Literal
 
-    from imgkeep.ports import Remote
     from imgkeep.replication.tiered_store import TieredStore
+    from imgkeep.storage.s3 import S3Store
 
 NAME = "a" * 64 + ".png"
 
@@ -44,7 +44,7 @@ def object_urls(
     return ObjectUrls(
         mode,
         cast("TieredStore", bucket),
-        cast("Remote", bucket),
+        cast("S3Store", bucket),
         public_url=(lambda name: f"https://public.example/{name}") if public else None,
         presign_ttl_s=3600,
         timer=timer,

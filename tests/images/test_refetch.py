@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from imgkeep.core.records import Source, SourceInfo
+    from imgkeep.images.peer_fill import FillLeases
     from imgkeep.images.refetch import Refetched
-    from imgkeep.ports import FillLeases
 
 OLD, NEW = picture(seed=1), picture(seed=2)
 BY_IDENTITY = "https://bucket.s3.amazonaws.com/a.png"

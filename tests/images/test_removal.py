@@ -30,7 +30,7 @@ DIGEST = Digest(sha256(BODY).hexdigest())
 A, B = record_of(BODY, name="a"), record_of(BODY, name="b")
 
 
-DURABLE = ("refuse", "put_tombstone", "unblock", "delete_tombstone")
+DURABLE = ("block", "put_tombstone", "unblock", "delete_tombstone")
 
 
 class FaultyStore:
@@ -101,7 +101,7 @@ class Node:
         self.store = FaultyStore(disk)
         self.database = database
         self.records = RecordCache(self.store, database, (), Timer())  # type: ignore[arg-type]  # it has all verbs
-        self.blocked_digests = BlockedDigests(self.store, database, disk.forget, peers)  # type: ignore[arg-type]  # as above
+        self.blocked_digests = BlockedDigests(self.store, database, disk.delete_object, peers)  # type: ignore[arg-type]  # as above
         self.minute = 0
         self.remover = Remover(
             store=self.store,  # type: ignore[arg-type]  # as above
@@ -192,7 +192,7 @@ async def test_an_undo_finds_all_that_a_removal_did(node: Node, way: str) -> Non
     assert await node.is_free(A.key)
     assert await node.is_free(B.key)
     assert DIGEST not in node.blocked_digests
-    assert await node.disk.refused() == set()
+    assert await node.disk.list_blocked() == set()
     assert list(await node.database.refused()) == []
     assert await node.remover.restore_key(A.key) is await node.remover.restore_digest(DIGEST) is None
     await node.keep(BODY, A)
@@ -229,7 +229,7 @@ async def test_an_undo_that_died_between_any_two_steps_is_finished_by_doing_it_a
         assert await heir.is_free(A.key)
         assert await heir.is_free(B.key)
         assert DIGEST not in heir.blocked_digests
-        assert await disk.refused() == set()
+        assert await disk.list_blocked() == set()
         assert list(await database.refused()) == []
     assert died == 3, "two tombstones and one block"
 
@@ -348,7 +348,7 @@ async def test_a_digest_that_is_stored_nowhere_is_removed_only_by_force(node: No
     nowhere = Digest("0" * 64)
     assert not await node.remover.remove_digest(nowhere)
     assert nowhere not in node.blocked_digests
-    assert await node.disk.refused() == set()
+    assert await node.disk.list_blocked() == set()
     assert await node.remover.remove_digest(nowhere, force=True)
     assert nowhere in node.blocked_digests
     assert await node.remover.remove_digest(nowhere), "what is removed is removed again"
@@ -378,7 +378,7 @@ async def test_a_picture_has_to_go_even_if_the_catalog_is_away(disk: LocalStore,
     with pytest.raises(StorageError):
         await node.remover.remove_key(A.key)
     assert DIGEST in node.blocked_digests
-    assert await disk.refused() == {DIGEST}
+    assert await disk.list_blocked() == {DIGEST}
     assert not await disk.has_object(DIGEST)
     await away.aclose()
 
@@ -435,7 +435,7 @@ async def test_a_notice_of_an_undo_that_comes_after_a_new_removal_changes_nothin
 async def test_a_list_that_was_made_before_a_new_removal_changes_nothing(node: Node) -> None:
     await removed(node)
     assert await node.remover.restore_key(A.key) is not None
-    late = node.store.gates["refused"] = asyncio.Event()
+    late = node.store.gates["list_blocked"] = asyncio.Event()
     refreshing = asyncio.create_task(node.blocked_digests.refresh())
     await node.store.reached.wait()
     await node.keep(BODY, A)
@@ -451,7 +451,7 @@ async def test_an_answer_that_is_older_than_a_new_removal_changes_nothing(node: 
     late = node.store.gates["find_block"] = asyncio.Event()
     looking = asyncio.create_task(node.blocked_digests.look_again([DIGEST]))
     await node.store.reached.wait()
-    await node.disk.refuse(DIGEST, NOON)  # a third one removes it again, and tells
+    await node.disk.block(DIGEST, NOON)  # a third one removes it again, and tells
     await node.blocked_digests.add([DIGEST])
     late.set()
     await looking
@@ -471,7 +471,7 @@ async def test_a_removal_that_crosses_the_row_of_the_catalog_is_learned(node: No
             return getattr(node.database, verb)
 
         async def allow(self, digests: Sequence[Digest]) -> None:
-            await node.disk.refuse(DIGEST, NOON)
+            await node.disk.block(DIGEST, NOON)
             await node.database.refuse([DIGEST])
             await allow(digests)
 
@@ -490,7 +490,7 @@ async def test_a_list_that_lacks_blocks_is_not_believed(node: Node) -> None:
         def __getattr__(self, verb: str) -> object:
             return getattr(node.disk, verb)
 
-        async def refused(self) -> set[Digest]:
+        async def list_blocked(self) -> set[Digest]:
             return set()
 
     node.blocked_digests._store = Forgetful()  # type: ignore[assignment]  # it has all verbs
@@ -522,7 +522,7 @@ async def test_a_store_that_cannot_be_asked_restores_nothing(node: Node, tmp_pat
 
 async def test_an_old_tombstone_without_a_digest_is_restored_alone(node: Node) -> None:
     await node.disk.put_tombstone(Tombstone(A.key, NOON))
-    await node.disk.refuse(DIGEST, NOON)
+    await node.disk.block(DIGEST, NOON)
     restored = await node.remover.restore_key(A.key)
     assert restored is not None
     assert (restored.digest, restored.keys) == (None, (A.key,))

@@ -114,7 +114,7 @@ async def test_the_last_byte_is_held_back_until_the_image_is_durable() -> None:
         data += await delivery.body.read(len(data), 32_768)
     assert len(data) == len(IMAGE) - 1
     last = asyncio.create_task(delivery.body.read(len(data), 32_768))
-    size = asyncio.create_task(delivery.body.settle())
+    size = asyncio.create_task(delivery.body.wait_for_size())
     await settle()
     assert not last.done()
     assert not size.done()
@@ -444,7 +444,7 @@ async def test_an_unknown_size_is_told_as_soon_as_it_is_certain() -> None:
     world.origin.gives(URL, lambda: feed)
     delivery = await world.ask(URL)
     assert delivery.body.size is None
-    size = asyncio.create_task(delivery.body.settle())
+    size = asyncio.create_task(delivery.body.wait_for_size())
     await settle()
     assert not size.done()
     feed.push(IMAGE[1000:]).end()
@@ -457,7 +457,7 @@ async def test_a_size_that_never_comes_is_told_as_the_failure() -> None:
     world.origin.gives(URL, lambda: RemoteFill().push(IMAGE[:1000]).end(OriginTimeout("slow")))
     delivery = await world.ask(URL)
     with pytest.raises(OriginTimeout):
-        await delivery.body.settle()
+        await delivery.body.wait_for_size()
     await delivery.body.aclose()
 
 
@@ -507,7 +507,7 @@ async def test_a_store_that_cannot_be_read_is_not_told_as_the_origins_failure(ve
 
 async def test_a_catalog_that_fails_costs_a_look_into_the_store_and_nothing_else() -> None:
     world = World()
-    world.store.disk_only = False
+    world.store.local_drafts_only = False
     world.database.fault = StorageError("locked")
     await stored(world)
     forget_memory(world)
@@ -662,7 +662,7 @@ async def test_another_worker_reads_along_what_a_disk_takes_and_what_it_does_not
     await settle()
     assert not any(follower.growing.ended for follower in followers if follower.growing)
     feed.end()
-    assert {await follower.body.settle() for follower in followers} == {len(IMAGE)}
+    assert {await follower.body.wait_for_size() for follower in followers} == {len(IMAGE)}
     assert [await drain(it, piece=piece) == IMAGE for it, piece in zip(followers, (777, 40_000, 9), strict=True)]
     assert peers.calls == 1, "one line, however many follow"
     assert await drain(delivery) == IMAGE
@@ -871,7 +871,7 @@ async def test_a_warm_hit_asks_neither_the_catalog_nor_for_the_record() -> None:
 
 async def test_a_record_of_the_catalog_spares_the_look_into_a_store_behind_a_network() -> None:
     world = World()
-    world.store.disk_only = False
+    world.store.local_drafts_only = False
     await stored(world)
     forget_memory(world)
     assert await world.get(URL) == ("hit", IMAGE)

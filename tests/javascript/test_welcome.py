@@ -9,15 +9,15 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from imgkeep.web.context import SITE
-from imgkeep.web.login import make_log_in_link
+from imgkeep.web.auth import AUTH
+from imgkeep.web.login_tickets import make_log_in_link
 from PIL import Image
 
 from tests.support.browser import browsing
+from tests.support.image_requests import store_image
 from tests.support.origins import FakeOrigin
 from tests.support.pictures import picture
 from tests.support.raw_http import ask, port_of, target_of
-from tests.web.test_answers import kept
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
@@ -91,7 +91,7 @@ def url_of(imgkeep: Imgkeep, path: str = "/") -> str:
 
 def log_in_link(imgkeep: Imgkeep) -> str:
     assert imgkeep.client.app is not None
-    token = imgkeep.client.app[SITE].auth.local_token
+    token = imgkeep.client.app[AUTH].local_token
     assert token is not None
     return make_log_in_link(token, "127.0.0.1", port_of(imgkeep), datetime.now(UTC))  # noqa: TID251 - the server's clock
 
@@ -153,7 +153,7 @@ async def test_without_a_session_nothing_is_refused_and_a_link_elsewhere_finds_i
     start: Start, origin: FakeOrigin, site: FakeOrigin
 ) -> None:
     imgkeep = await start()
-    await kept(imgkeep, origin.gives("/a.png", picture()))
+    await store_image(imgkeep, origin.gives("/a.png", picture()))
     links = f'<a href="{log_in_link(imgkeep)}">log in</a> <a href="{url_of(imgkeep)}">page</a>'
     site.gives("/page", links.encode(), headers={"Content-Type": "text/html"})
     async with browsing() as browser, tab(browser, Errors()) as page:

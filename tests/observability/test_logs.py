@@ -18,14 +18,14 @@ import pytest
 from aiohttp.http_exceptions import BadHttpMessage
 from hypothesis import example, given
 from hypothesis import strategies as st
+from imgkeep.bootstrap.server import SERVICES
 from imgkeep.config import Log
 from imgkeep.observability.logs import FLUSH_TIMEOUT_S, QUEUE_RECORDS_MAX, RecordFormatter, logging_to, redact
 from imgkeep.observability.metrics import Metrics
-from imgkeep.web.context import SITE
 
+from tests.support.image_requests import fills_done
 from tests.support.pictures import picture_of
 from tests.support.raw_http import ask, port_of, split, talk, target_of
-from tests.web.test_answers import landed
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -291,7 +291,7 @@ async def test_a_noisy_run_tells_no_secret_and_adds_up(  # noqa: PLR0915 - one s
         good = origin.gives("/SECRETPATH/a.png", picture_of(100_000)) + "?t=SECRETTOKEN"
         for _ in range(3):
             answers.append(await ask(imgkeep, target_of(good), "Referer: https://h/SECRETTOKEN"))
-            await landed(imgkeep)
+            await fills_done(imgkeep)
         answers.append(await ask(imgkeep, target_of(good), "Range: bytes=0-9"))
         answers.append(await ask(imgkeep, target_of(good), method="HEAD"))
         answers.append(await ask(imgkeep, target_of(good), "If-None-Match: *"))
@@ -301,10 +301,10 @@ async def test_a_noisy_run_tells_no_secret_and_adds_up(  # noqa: PLR0915 - one s
         answers.extend([await ask(imgkeep, target) for target in BAD_TARGETS])
         app = imgkeep.client.app
         assert app is not None
-        app[SITE].image_service.identify = broken
+        app[SERVICES].image_service.identify = broken
         answers.append(await ask(imgkeep, target_of(good)))
         broken_answers = [await talk(port_of(imgkeep), data) for data in BROKEN]
-        page = app[SITE].meter.page()
+        page = app[SERVICES].metrics.page()
         await imgkeep.client.close()
     lines = stream.getvalue()
     assert "SECRET" not in lines

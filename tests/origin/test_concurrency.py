@@ -13,7 +13,7 @@ import pytest
 from imgkeep.core.errors import Busy
 from imgkeep.core.records import OWN, Client
 from imgkeep.origin.concurrency import QUEUE_PER_PLACE, FetchLimiter
-from imgkeep.ports import Demand
+from imgkeep.origin.demand import Demand
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

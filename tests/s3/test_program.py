@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from tests.faults.test_workers import counted, crowd, drafts_of, many
+from tests.support.origins import gated_body
 from tests.support.pictures import picture, picture_of
 from tests.support.program import run, serving, until
 from tests.support.proxies import workers
-from tests.web.test_answers import gated
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -108,7 +108,7 @@ async def test_several_workers_share_a_bucket_what_waits_for_it_and_what_is_remo
     gate = await gate_to(server)
     body = picture_of(2_000_000)
     go_on = asyncio.Event()
-    large = origin.on("/large.png", gated(body, go_on, ahead=200_000))
+    large = origin.on("/large.png", gated_body(body, go_on, ahead=200_000))
     fresh = {origin.gives(f"/{n}.png", picture(seed=n)): picture(seed=n) for n in range(6)}
     async with serving(tmp_path / "data", server__workers="2", **only_aws(server, gate.endpoint)) as program:
         async with many(program, large) as answers:

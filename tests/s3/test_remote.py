@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import pytest
+from imgkeep.bootstrap.server import SERVICES
 from imgkeep.storage.s3.store import PROBE_BYTES
-from imgkeep.web.context import SITE
 
 from tests.support.pictures import picture, picture_of
 from tests.support.program import until
@@ -44,7 +44,7 @@ async def get(imgkeep: Imgkeep, url: str, **how: Any) -> tuple[ClientResponse, b
 
 def image_service_of(imgkeep: Imgkeep) -> ImageService:
     assert imgkeep.client.app is not None
-    return imgkeep.client.app[SITE].image_service
+    return imgkeep.client.app[SERVICES].image_service
 
 
 async def readyz(imgkeep: Imgkeep) -> dict[str, Any]:

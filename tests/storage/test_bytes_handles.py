@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from imgkeep.ports import CacheEntry
+    from imgkeep.storage.local.memory_cache import CacheEntry
 
 SMALL = picture_of(20_000)
 LARGE = picture_of(3_000_000)
@@ -41,44 +41,44 @@ def laid(store: LocalStore, body: bytes) -> str:
     return name
 
 
-async def at_hand(store: LocalStore, name: str) -> CacheEntry:
+async def cache_entry(store: LocalStore, name: str) -> CacheEntry:
     body = await store.fetch(name, None)
     assert body is not None
     await body.aclose()
-    assert body.at_hand is not None
-    return body.at_hand
+    assert body.cache_entry is not None
+    return body.cache_entry
 
 
 @pytest.mark.parametrize("size", [2_999_990, 1_000_000, 0], ids=["within the last page", "by pages", "to nothing"])
 async def test_a_mapped_file_that_was_cut_short_is_not_at_hand_any_more(store: LocalStore, size: int) -> None:
     name = laid(store, LARGE)
-    handle = await at_hand(store, name)
-    assert handle.whole() is not None
+    handle = await cache_entry(store, name)
+    assert handle.read_now() is not None
     os.truncate(store.root / object_path(name), size)
-    assert handle.whole() is None
+    assert handle.read_now() is None
     assert store.memory_cache.memory_cache_mapped_bytes == 0
 
 
 @pytest.mark.parametrize("body", [SMALL, LARGE], ids=["small", "large"])
 async def test_whoever_asks_for_the_same_object_at_once_shares_what_is_at_hand(store: LocalStore, body: bytes) -> None:
     name = laid(store, body)
-    first, second = await asyncio.gather(at_hand(store, name), at_hand(store, name))
-    third = await at_hand(store, name)
+    first, second = await asyncio.gather(cache_entry(store, name), cache_entry(store, name))
+    third = await cache_entry(store, name)
     for _ in range(2):
-        assert [bytes(handle.whole() or b"") == body for handle in (first, second, third)] == [True] * 3
+        assert [bytes(handle.read_now() or b"") == body for handle in (first, second, third)] == [True] * 3
     assert store.memory_cache.copied_bytes + store.memory_cache.memory_cache_mapped_bytes == len(body)
 
 
 async def test_a_handle_that_was_let_go_finds_what_another_holds(store: LocalStore) -> None:
     store._cached_files.works = False  # so that there is no other way
     name = laid(store, SMALL)
-    first = await at_hand(store, name)
+    first = await cache_entry(store, name)
     store.memory_cache.drop(object_path(name))
-    second = await at_hand(store, name)
+    second = await cache_entry(store, name)
     for _ in range(2):
-        assert (first.whole(), second.whole()) == (SMALL, SMALL)
-    await store.forget(Digest(name.partition(".")[0]))
-    assert (first.whole(), second.whole()) == (None, None)
+        assert (first.read_now(), second.read_now()) == (SMALL, SMALL)
+    await store.delete_object(Digest(name.partition(".")[0]))
+    assert (first.read_now(), second.read_now()) == (None, None)
 
 
 @pytest.mark.parametrize("body", [SMALL, LARGE], ids=["small", "large"])
@@ -86,15 +86,15 @@ async def test_what_was_replaced_is_not_taken_for_the_same(store: LocalStore, bo
     if body is SMALL:
         store._cached_files.works = False  # so that nothing but memory can give it
     name = laid(store, body)
-    first = await at_hand(store, name)
+    first = await cache_entry(store, name)
     store.memory_cache.drop(object_path(name))
     path = store.root / object_path(name)
     before = path.stat().st_ctime_ns
     while path.stat().st_ctime_ns == before:  # the kernel's clock for files goes by milliseconds
         path.unlink()
         laid(store, body)
-    second = await at_hand(store, name)
-    assert (first.whole() is None, second.whole() is None) == (True, False)
+    second = await cache_entry(store, name)
+    assert (first.read_now() is None, second.read_now() is None) == (True, False)
 
 
 async def test_a_large_object_is_mapped_only_where_reading_it_cannot_hang(store: LocalStore) -> None:
@@ -103,5 +103,5 @@ async def test_a_large_object_is_mapped_only_where_reading_it_cannot_hang(store:
         store._cached_files.works = works
         body = await store.fetch(name, len(LARGE))
         assert body is not None
-        assert (body.at_hand is not None) == works
+        assert (body.cache_entry is not None) == works
         await body.aclose()

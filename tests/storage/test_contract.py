@@ -1,4 +1,4 @@
-"""What every store and its drafts promise (`ports.Store`, `ports.Spool`), whatever is behind them."""
+"""What every store and its drafts promise (`Store`, `Spool`), whatever is behind them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from imgkeep.core.records import Digest, Record
-    from imgkeep.ports import Body, Draft, Spool, Store
+    from imgkeep.storage.interfaces import Body, Draft, Spool, Store
 
 BODY = random.Random(1).randbytes(100_000)
 
@@ -36,16 +36,16 @@ class StoreAndSpool(Protocol):
     async def fetch(self, name: str, size: int | None) -> Body | None: ...
     async def holds(self, name: str, size: int) -> bool: ...
     async def put(self, draft: Draft, record: Record, replaces: Digest | None = None) -> Record: ...
-    async def restate(self, record: Record, replaces: Digest | None = None) -> Record: ...
+    async def put_record(self, record: Record, replaces: Digest | None = None) -> Record: ...
     async def put_tombstone(self, tombstone: Tombstone) -> None: ...
-    async def refuse(self, digest: Digest, removed_at: datetime, keys: Collection[Key] = ()) -> None: ...
-    async def refused(self) -> Collection[Digest]: ...
+    async def block(self, digest: Digest, removed_at: datetime, keys: Collection[Key] = ()) -> None: ...
+    async def list_blocked(self) -> Collection[Digest]: ...
     async def find_block(self, digest: Digest) -> Collection[Key] | None: ...
     async def unblock(self, digest: Digest) -> None: ...
     async def find_tombstone(self, key: Key) -> Tombstone | None: ...
     async def delete_tombstone(self, tombstone: Tombstone) -> None: ...
     async def has_object(self, digest: Digest) -> bool: ...
-    async def forget(self, digest: Digest) -> None: ...
+    async def delete_object(self, digest: Digest) -> None: ...
 
 
 @dataclass
@@ -140,7 +140,7 @@ async def fetch(store: StoreAndSpool, record: Record) -> bytes:
     body = await store.fetch(record.object_name, record.size)
     assert body is not None
     try:
-        assert body.size == await body.settle() == record.size
+        assert body.size == await body.wait_for_size() == record.size
         return await read_all(body)
     finally:
         await body.aclose()
@@ -219,7 +219,7 @@ async def test_a_record_is_restated_without_its_bytes(store: StoreAndSpool, back
     old = await keep(store, BODY, replace(record_of(BODY), doubts=doubts, brought_by="0f" * 16))
     assert await store.find(old.key) == old
     new = replace(old, doubts=frozenset(), brought_by="")
-    assert await store.restate(new) == new
+    assert await store.put_record(new) == new
     assert await store.find(old.key) == new
     assert await fetch(store, new) == BODY
     assert len(backend.left()["objects"]) == 1
@@ -230,9 +230,9 @@ async def test_another_image_is_restated_by_a_caller_that_knows_the_old_one(stor
     other = await keep(store, BODY[::-1], replace(record_of(BODY[::-1]), key=Key("0" * 64)))
     moved = replace(other, key=old.key)
     with pytest.raises(StorageError, match="another image"):
-        await store.restate(moved)
+        await store.put_record(moved)
     assert await store.find(old.key) == old
-    await store.restate(moved, old.digest)
+    await store.put_record(moved, old.digest)
     assert await store.find(old.key) == moved
     body = await store.fetch(old.object_name, old.size)
     assert body is not None, "and loses nothing"
@@ -243,7 +243,7 @@ async def test_no_record_is_restated_over_a_tombstone(store: StoreAndSpool) -> N
     record = await keep(store, BODY)
     await store.put_tombstone(Tombstone(record.key, NOON))
     with pytest.raises(Removed):
-        await store.restate(record)
+        await store.put_record(record)
 
 
 async def test_the_same_image_can_be_put_anew_and_the_newest_record_counts(store: StoreAndSpool) -> None:
@@ -269,10 +269,10 @@ class _Shifted:
     def __init__(self, body: Body, offset: int) -> None:
         self._body, self._offset = body, offset
         self.size = None
-        self.at_hand = None
+        self.cache_entry = None
 
-    async def settle(self) -> int:
-        return await self._body.settle() - self._offset
+    async def wait_for_size(self) -> int:
+        return await self._body.wait_for_size() - self._offset
 
     async def read(self, offset: int, size: int) -> bytes:
         return await self._body.read(offset + self._offset, size)
@@ -349,14 +349,21 @@ async def test_what_was_never_there_can_be_buried(store: StoreAndSpool) -> None:
         await keep(store, BODY)
 
 
-async def test_a_refusal_lasts_and_takes_the_object_along(store: StoreAndSpool) -> None:
-    refused, other = await keep(store, BODY), await keep(store, b"other", record_of(b"other", name="b"))
-    assert await store.refused() == set()
+async def test_block_lasts_and_leaves_the_object(store: StoreAndSpool) -> None:
+    record = await keep(store, BODY)
+    assert await store.list_blocked() == set()
     for _ in range(2):
-        await store.refuse(refused.digest, NOON)
-    assert await store.refused() == {refused.digest}
-    assert await store.fetch(refused.object_name, None) is None
-    assert not await store.holds(refused.object_name, refused.size)
+        await store.block(record.digest, NOON)
+    assert await store.list_blocked() == {record.digest}
+    assert await fetch(store, record) == BODY
+
+
+async def test_deleted_object_is_a_miss(store: StoreAndSpool) -> None:
+    record, other = await keep(store, BODY), await keep(store, b"other", record_of(b"other", name="b"))
+    for _ in range(2):
+        await store.delete_object(record.digest)
+    assert await store.fetch(record.object_name, None) is None
+    assert not await store.holds(record.object_name, record.size)
     assert await fetch(store, other) == b"other"
 
 
@@ -366,22 +373,22 @@ async def test_removing_on_a_store_that_fails_is_a_fault(store: StoreAndSpool, b
     with pytest.raises(StorageError):
         await store.put_tombstone(Tombstone(record.key, NOON))
     with pytest.raises(StorageError):
-        await store.refuse(record.digest, NOON)
+        await store.block(record.digest, NOON)
 
 
 async def test_a_block_tells_its_keys_until_it_is_gone(store: StoreAndSpool) -> None:
     record, other = await keep(store, BODY), record_of(b"other", name="b")
     assert await store.find_block(record.digest) is None
-    await store.refuse(record.digest, NOON, [other.key, record.key])
+    await store.block(record.digest, NOON, [other.key, record.key])
     found = await store.find_block(record.digest)
     assert found is not None
     assert set(found) == {record.key, other.key}
-    await store.refuse(other.digest, NOON)
+    await store.block(other.digest, NOON)
     assert await store.find_block(other.digest) == frozenset()
     for _ in range(2):
         await store.unblock(record.digest)
     assert await store.find_block(record.digest) is None
-    assert await store.refused() == {other.digest}
+    assert await store.list_blocked() == {other.digest}
 
 
 async def test_only_the_tombstone_that_was_seen_is_deleted(store: StoreAndSpool) -> None:
@@ -406,10 +413,10 @@ async def test_whether_bytes_are_stored_is_known_without_their_extension(store: 
     record, other = await keep(store, BODY), record_of(b"other")
     assert (await store.has_object(record.digest), await store.has_object(other.digest)) == (True, False)
     for _ in range(2):
-        await store.forget(record.digest)
+        await store.delete_object(record.digest)
     assert not await store.has_object(record.digest)
     assert await store.fetch(record.object_name, None) is None
-    assert await store.refused() == set()
+    assert await store.list_blocked() == set()
 
 
 async def test_undoing_on_a_store_that_fails_is_a_fault_and_no_miss(store: StoreAndSpool, backend: Backend) -> None:
@@ -480,7 +487,7 @@ async def test_a_draft_is_judged_as_a_whole(store: StoreAndSpool) -> None:
     draft = await store.begin(None)
     await draft.write(BODY[:60_000])
     await draft.write(BODY[60_000:])
-    assert await draft.judge(lambda body: sha256(body).hexdigest()) == draft.digest == sha256(BODY).hexdigest()
+    assert await draft.check(lambda body: sha256(body).hexdigest()) == draft.digest == sha256(BODY).hexdigest()
     await draft.aclose()
 
 

@@ -44,7 +44,7 @@ def test_bytes_in_memory_are_bounded_and_the_least_recently_asked_for_leave(
     handles = [held(memory_cache, tmp_path, f"{n}") for n in range(3)]
     for handle in handles:
         memory_cache.put(handle)
-    assert handles[0].whole() == BODY  # asked for: now the second is the oldest
+    assert handles[0].read_now() == BODY  # asked for: now the second is the oldest
     memory_cache.put(held(memory_cache, tmp_path, "3"))
     assert [handle.data is None for handle in handles] == [False, True, False]
     assert memory_cache.copied_bytes == 3000
@@ -59,7 +59,7 @@ def test_what_left_memory_comes_back_from_the_kernels_cache(tmp_path: Path, file
     memory_cache.put(first)
     memory_cache.put(second)
     assert first.data is None
-    assert bytes(first.whole() or b"") == BODY
+    assert bytes(first.read_now() or b"") == BODY
     assert (first.data == BODY, second.data, memory_cache.copied_bytes) == (True, None, 1000)
 
 
@@ -76,9 +76,9 @@ def test_what_is_dropped_and_removed_is_not_given_any_more(tmp_path: Path, files
     handle = held(memory_cache, tmp_path, "1")
     memory_cache.put(handle)
     (tmp_path / "1").unlink()
-    assert handle.whole() == BODY, "in memory it is good whatever becomes of the file"
+    assert handle.read_now() == BODY, "in memory it is good whatever becomes of the file"
     memory_cache.drop("1")
-    assert (handle.whole(), memory_cache.copied_bytes) == (None, 0)
+    assert (handle.read_now(), memory_cache.copied_bytes) == (None, 0)
 
 
 @pytest.mark.parametrize("alter", ["overwritten", "replaced", "cut", "longer", "touched"])
@@ -100,7 +100,7 @@ def test_a_file_that_was_altered_is_not_given(tmp_path: Path, files: PageCacheRe
             path.write_bytes(BODY + b"y")
         case _:
             path.chmod(0o600)
-    assert handle.whole() is None
+    assert handle.read_now() is None
 
 
 def test_large_objects_are_held_apart_from_small_ones(tmp_path: Path, files: PageCacheReader) -> None:
@@ -111,10 +111,10 @@ def test_large_objects_are_held_apart_from_small_ones(tmp_path: Path, files: Pag
     for handle in (small, *handles):
         memory_cache.put(handle)
     assert (memory_cache.copied_bytes, memory_cache.memory_cache_mapped_bytes) == (1000, 2 * len(large))
-    assert [handle.whole() is None for handle in handles] == [True, False, False]
-    assert small.whole() == BODY
+    assert [handle.read_now() is None for handle in handles] == [True, False, False]
+    assert small.read_now() == BODY
     memory_cache.drop("2")
-    assert (handles[2].whole(), memory_cache.memory_cache_mapped_bytes) == (None, len(large))
+    assert (handles[2].read_now(), memory_cache.memory_cache_mapped_bytes) == (None, len(large))
 
 
 def test_maps_are_bounded_by_their_number_too(tmp_path: Path, files: PageCacheReader) -> None:
@@ -139,11 +139,11 @@ async def test_what_is_not_at_hand_is_brought_and_then_is(tmp_path: Path) -> Non
     )  # which was not opened, as on a system that cannot do it
     handle = held(memory_cache, tmp_path, "1")
     handle.data = None
-    assert handle.whole() is None
+    assert handle.read_now() is None
     loading = handle.load()
     assert loading is not None
     await loading
-    assert bytes(handle.whole() or b"") == BODY
+    assert bytes(handle.read_now() or b"") == BODY
     assert handle.load() is None, "it is there"
 
 
@@ -160,7 +160,7 @@ async def test_what_cannot_be_brought_stays_away_and_raises_nothing(tmp_path: Pa
     loading = handle.load()
     assert loading is not None
     await loading
-    assert handle.whole() is None
+    assert handle.read_now() is None
     await store.aclose()
 
 
@@ -178,7 +178,7 @@ async def test_what_is_removed_while_it_is_brought_does_not_come(tmp_path: Path)
     loading = handle.load()
     assert loading is not None
     await loading
-    assert (handle.whole(), memory_cache.copied_bytes) == (None, 0)
+    assert (handle.read_now(), memory_cache.copied_bytes) == (None, 0)
 
 
 def test_nothing_is_brought_that_would_not_stay(tmp_path: Path) -> None:

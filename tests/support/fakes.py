@@ -22,7 +22,8 @@ from imgkeep.images.fill import FillDependencies
 from imgkeep.images.format_checker import FormatChecker
 from imgkeep.images.refresh import Rules
 from imgkeep.images.service import ImageService
-from imgkeep.ports import Demand
+from imgkeep.origin.client import OriginClient, OriginResponse
+from imgkeep.origin.demand import Demand
 from imgkeep.storage.memory import MemoryBody, MemorySpool
 
 if TYPE_CHECKING:
@@ -30,15 +31,17 @@ if TYPE_CHECKING:
     from mmap import mmap
 
     from imgkeep.core.records import Record, Source, Subject, Tombstone, Validator
-    from imgkeep.ports import Body, Draft
+    from imgkeep.storage.interfaces import Body, Draft
 
 T = TypeVar("T")
 GROWING = Path("/nowhere/growing")
 OPEN_POLICY = Policy(hosts_allowed=None, hosts_denied=("refused.example",), ports=frozenset({80, 443}), networks=())
 
 
-class RemoteFill:
+class RemoteFill(OriginResponse):
     """An origin's answer, which comes as the test lets it."""
+
+    framed = True
 
     def __init__(self, size: int | None = None, *, framed: bool = True) -> None:
         self.size = size
@@ -78,7 +81,7 @@ def whole(body: bytes, *, size: int | None = None) -> RemoteFill:
 
 
 @dataclass
-class FakeOrigin:
+class FakeOrigin(OriginClient):
     """
     Gives each URL its answers in turn, the last one again and again; unknown URLs get 404.
 
@@ -161,11 +164,11 @@ class FakeDraft:
         self.reads += 1
         return bytes(self.data[offset : offset + size])
 
-    async def judge(self, verdict: Callable[[bytearray | mmap], T]) -> T:
-        return verdict(self.data)
+    async def check(self, check: Callable[[bytearray | mmap], T]) -> T:
+        return check(self.data)
 
-    def view(self, verdict: Callable[[bytearray | mmap], T]) -> T:
-        return verdict(self.data)
+    def check_blocking(self, check: Callable[[bytearray | mmap], T]) -> T:
+        return check(self.data)
 
     async def share_file(self) -> Path:
         return GROWING
@@ -200,7 +203,7 @@ class FakeStore:
     """
 
     name: str = "fake"
-    disk_only: bool = True
+    local_drafts_only: bool = True
     records: dict[Key, Record] = field(default_factory=dict)
     objects: dict[str, bytes] = field(default_factory=dict)
     faults: dict[str, StorageError] = field(default_factory=dict)
@@ -230,8 +233,8 @@ class FakeStore:
         self.records[record.key] = record
         return record
 
-    async def restate(self, record: Record, replaces: Digest | None = None) -> Record:
-        await self._called("restate", None)
+    async def put_record(self, record: Record, replaces: Digest | None = None) -> Record:
+        await self._called("put_record", None)
         theirs = self.records.get(record.key)
         if theirs and theirs.object_name in self.objects and theirs.digest not in {record.digest, replaces}:
             raise StorageError("another image was kept under this link meanwhile")
@@ -241,13 +244,13 @@ class FakeStore:
     async def put_tombstone(self, tombstone: Tombstone) -> None:
         self.tombstones.append(tombstone.key)
 
-    async def refuse(self, digest: Digest, removed_at: datetime, keys: Collection[Key] = ()) -> None:
+    async def block(self, digest: Digest, removed_at: datetime, keys: Collection[Key] = ()) -> None:
         raise AssertionError(f"nothing may refuse {digest} of {keys} at {removed_at}")
 
-    async def refused(self) -> set[Digest]:
+    async def list_blocked(self) -> set[Digest]:
         return set()
 
-    async def forget(self, digest: Digest) -> None:
+    async def delete_object(self, digest: Digest) -> None:
         for name in object_names(digest):
             self.objects.pop(name, None)
 

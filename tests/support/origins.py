@@ -144,3 +144,21 @@ class FakeOrigin:
         else:
             await script(exchange)
         return not writer.is_closing()
+
+
+def gated_body(body: bytes, gate: asyncio.Event, *, ahead: int, declared: bool = True) -> Script:
+    """Answer with the first `ahead` bytes, and with the rest when the gate opens."""
+
+    async def script(exchange: Exchange) -> None:
+        if declared:
+            await exchange.send_head(f"Content-Length: {len(body)}")
+            await exchange.send(body[:ahead])
+            await gate.wait()
+            await exchange.send(body[ahead:])
+        else:
+            await exchange.send_head("Transfer-Encoding: chunked")
+            await exchange.send(b"%x\r\n%b\r\n" % (ahead, body[:ahead]))
+            await gate.wait()
+            await exchange.send(b"%x\r\n%b\r\n0\r\n\r\n" % (len(body) - ahead, body[ahead:]))
+
+    return script

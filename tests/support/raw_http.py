@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from tests.conftest import Imgkeep
 
 
@@ -66,3 +68,40 @@ def split(data: bytes) -> Answer:
 
 async def ask(imgkeep: Imgkeep, target: str, *fields: str, method: str = "GET", version: str = "1.1") -> Answer:
     return split(await talk(port_of(imgkeep), request(target, *fields, method=method, version=version)))
+
+
+@dataclass
+class RawConnection:
+    """A connection that stays open."""
+
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+    async def ask(self, target: str, *fields: str, method: str = "GET") -> Answer:
+        self.writer.write(request(target, *fields, method=method, close=False))
+        return await self.answer(method=method)
+
+    async def answer(self, *, method: str = "GET") -> Answer:
+        async with asyncio.timeout(20):
+            head = await self.reader.readuntil(b"\r\n\r\n")
+            answer = split(head)
+            size = int(answer.headers.get("content-length", "0"))
+            if method != "HEAD" and answer.status != 304:
+                answer.body = await self.reader.readexactly(size)
+            return answer
+
+    async def is_closed(self) -> bool:
+        async with asyncio.timeout(20):
+            with suppress(ConnectionError):
+                return await self.reader.read(1) == b""
+            return True
+
+
+@asynccontextmanager
+async def connect(port: int) -> AsyncIterator[RawConnection]:
+    """Connect to imgkeep at `port`."""
+    connection = RawConnection(*await asyncio.open_connection("127.0.0.1", port))
+    try:
+        yield connection
+    finally:
+        connection.writer.close()

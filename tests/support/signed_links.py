@@ -7,7 +7,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs
 
-from imgkeep.web.context import SITE
+from imgkeep.bootstrap.server import SERVICES
 
 from tests.support.pictures import picture
 
@@ -130,6 +130,6 @@ async def show(imgkeep: Imgkeep, url: str) -> Shown:
     body = await response.read()
     app = imgkeep.client.app
     assert app is not None
-    await app[SITE].image_service.drain()
+    await app[SERVICES].image_service.drain()
     outcome = response.headers.get("Cache-Status", "").removeprefix("imgkeep; ")
     return Shown(body, response.headers.get("Cache-Control", ""), outcome, response.status)

@@ -1,4 +1,4 @@
-"""The simplest thing that keeps the contract of `ports.Store` and `ports.Spool`, and records to put into any store."""
+"""The simplest thing that keeps the contract of `Store` and `Spool`, and records to put into any store."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
     from imgkeep.core.records import Tombstone
-    from imgkeep.ports import Body, Draft
+    from imgkeep.storage.interfaces import Body, Draft
 
 NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
 
@@ -45,7 +45,7 @@ class FakeStore:
     """Keeps images in two dictionaries. `broken` makes every call a fault, as an unreachable store would."""
 
     name: str = "fake"
-    disk_only: bool = True
+    local_drafts_only: bool = True
     objects: dict[str, bytes] = field(default_factory=dict)
     found: dict[Key, Record] = field(default_factory=dict)
     tombstones: dict[Key, Tombstone] = field(default_factory=dict)
@@ -81,7 +81,7 @@ class FakeStore:
         self.found[record.key] = replace(record)
         return record
 
-    async def restate(self, record: Record, replaces: Digest | None = None) -> Record:
+    async def put_record(self, record: Record, replaces: Digest | None = None) -> Record:
         self._insist()
         self._insist_on_life(record.key)
         theirs = self.found.get(record.key)
@@ -95,18 +95,17 @@ class FakeStore:
         self.found.pop(tombstone.key, None)
         self.tombstones[tombstone.key] = tombstone
 
-    async def refuse(self, digest: Digest, removed_at: datetime, keys: Collection[Key] = ()) -> None:
+    async def block(self, digest: Digest, removed_at: datetime, keys: Collection[Key] = ()) -> None:
         del removed_at
         self._insist()
         self.blocks[digest] = frozenset(keys)
-        await self.forget(digest)
 
-    async def forget(self, digest: Digest) -> None:
+    async def delete_object(self, digest: Digest) -> None:
         self._insist()
         for name in object_names(digest):
             self.objects.pop(name, None)
 
-    async def refused(self) -> set[Digest]:
+    async def list_blocked(self) -> set[Digest]:
         self._insist()
         return set(self.blocks)
 

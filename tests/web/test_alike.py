@@ -6,11 +6,11 @@ import logging
 from typing import TYPE_CHECKING
 
 import pytest
-from imgkeep.web.responses import IMAGE_CSP, SVG_CSP
+from imgkeep.web.image_headers import IMAGE_CSP, SVG_CSP
 
+from tests.support.image_requests import cached_target, fast_path_of, services_of
 from tests.support.pictures import picture_of
-from tests.support.raw_http import ask, port_of, target_of
-from tests.web.fastpath.test_protocol import line_to, prepared, site_of
+from tests.support.raw_http import ask, connect, port_of, target_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -28,7 +28,7 @@ PUBLIC = "https://img.example/base"
 
 async def address(imgkeep: Imgkeep, origin: FakeOrigin, kind: str) -> str:
     """Return an address of a kept image, prepared."""
-    target = await prepared(imgkeep, origin.gives("/a.png", IMAGE))
+    target = await cached_target(imgkeep, origin.gives("/a.png", IMAGE))
     place = (await ask(imgkeep, target)).headers["content-location"]
     match kind:
         case "link":
@@ -60,20 +60,20 @@ async def test_under_every_address_both_ways_say_and_record_the_same(
     imgkeep = await start(server={"public_url": PUBLIC, "trusted_proxies": ["127.0.0.0/8"]})
     target = await address(imgkeep, origin, kind)
     fields = (field, "X-Forwarded-For: 203.0.113.9, 198.51.100.7")
-    number = len(site_of(imgkeep).prepared)
+    number = len(fast_path_of(imgkeep).response_cache)
     with caplog.at_level(logging.INFO, "imgkeep.access"):
         caplog.clear()
         long = await ask(imgkeep, target, *fields, method=method)
-        image_service = site_of(imgkeep).image_service
+        image_service = services_of(imgkeep).image_service
         image_service.deliver = image_service.deliver_object = None  # type: ignore[assignment, method-assign]
-        async with line_to(port_of(imgkeep)) as line:
+        async with connect(port_of(imgkeep)) as line:
             quick = await line.ask(target, *fields, method=method)
     assert told(quick) == told(long)
     facts = [{name: getattr(record, name) for name in FACTS} for record in caplog.records]
     assert len(facts) == 2
     assert facts[0] == facts[1]
     assert facts[0]["key"]
-    assert len(site_of(imgkeep).prepared) == number
+    assert len(fast_path_of(imgkeep).response_cache) == number
 
 
 @pytest.mark.parametrize(
@@ -87,12 +87,12 @@ async def test_a_vector_image_has_its_own_policy_on_both_ways(
     """A 304 renews the header fields that a cache holds, so it has the policy too."""
     vector = b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"><title>a</title></svg>'
     targets = {
-        await prepared(imgkeep, origin.gives("/a.svg", vector)): SVG_CSP,
-        await prepared(imgkeep, origin.gives("/a.png", IMAGE)): IMAGE_CSP,
+        await cached_target(imgkeep, origin.gives("/a.svg", vector)): SVG_CSP,
+        await cached_target(imgkeep, origin.gives("/a.png", IMAGE)): IMAGE_CSP,
     }
     for target, policy in targets.items():
         long = await ask(imgkeep, target, field, method=method)
-        async with line_to(port_of(imgkeep)) as line:
+        async with connect(port_of(imgkeep)) as line:
             quick = await line.ask(target, field, method=method)
         assert told(quick) == told(long)
         assert quick.headers["content-security-policy"] == policy
@@ -119,12 +119,12 @@ async def test_with_and_without_aiohttp_the_answer_is_the_same(  # noqa: PLR0917
     start: Start, origin: FakeOrigin, method: str, target: str, fields: tuple[str, ...], status: int
 ) -> None:
     imgkeep = await start(server={"public_url": PUBLIC})
-    kept_target = await prepared(imgkeep, origin.gives("/a.png", IMAGE))
+    kept_target = await cached_target(imgkeep, origin.gives("/a.png", IMAGE))
     long = await ask(imgkeep, target or kept_target, *fields, method=method)
-    table = site_of(imgkeep).prepared
+    table = fast_path_of(imgkeep).response_cache
     for key in list(table._targets):
         table.drop(key)
-    async with line_to(port_of(imgkeep)) as line:
+    async with connect(port_of(imgkeep)) as line:
         direct = await line.ask(target or kept_target, *fields, method=method)
     if method == "HEAD" and status == 416:
         status = 200  # RFC 9110, 14.2: a range is for GET

@@ -9,11 +9,12 @@ from urllib.parse import quote
 
 import pytest
 import sqlalchemy as sa
-from imgkeep.bootstrap.server import Platform
+from imgkeep.bootstrap.server import SERVICES, Platform
 from imgkeep.core.http_headers import CDN_ID
 from imgkeep.database import ImageIndex
-from imgkeep.web.context import SITE
 
+from tests.support.image_requests import IMAGE_FIELDS, fills_done, store_image
+from tests.support.origins import gated_body
 from tests.support.pictures import picture, picture_of
 from tests.support.program import until
 from tests.support.raw_http import Answer, ask, target_of
@@ -22,21 +23,11 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from tests.conftest import Imgkeep
-    from tests.support.origins import Exchange, FakeOrigin, Script
+    from tests.support.origins import FakeOrigin
 
     Start = Callable[..., Awaitable[Imgkeep]]
 
 IMAGE = picture_of(200_000)
-ALWAYS = {
-    "cache-control": "public, max-age=31536000, immutable",
-    "accept-ranges": "bytes",
-    "x-content-type-options": "nosniff",
-    "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; sandbox",
-    "access-control-allow-origin": "*",
-    "access-control-expose-headers": "Cache-Status, Content-Location, Content-Range, ETag, Retry-After",
-    "cross-origin-resource-policy": "cross-origin",
-    "server": "imgkeep",
-}
 SVG_CSP = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; font-src data:; sandbox"
 VARYING = {"date", "connection", "etag", "content-disposition"}
 SECRETS = {
@@ -59,46 +50,16 @@ SECRETS = {
 }
 
 
-def gated(body: bytes, gate: asyncio.Event, *, ahead: int, declared: bool = True) -> Script:
-    """Answer with the first `ahead` bytes, and with the rest when the gate opens."""
-
-    async def script(exchange: Exchange) -> None:
-        if declared:
-            await exchange.send_head(f"Content-Length: {len(body)}")
-            await exchange.send(body[:ahead])
-            await gate.wait()
-            await exchange.send(body[ahead:])
-        else:
-            await exchange.send_head("Transfer-Encoding: chunked")
-            await exchange.send(b"%x\r\n%b\r\n" % (ahead, body[:ahead]))
-            await gate.wait()
-            await exchange.send(b"%x\r\n%b\r\n0\r\n\r\n" % (len(body) - ahead, body[ahead:]))
-
-    return script
-
-
 def varying(answer: Answer, *, ended: bool = True) -> dict[str, str]:
     """Check what every good answer carries, and return the rest; `ended`: the image was whole before."""
     caching = answer.headers["cache-control"]
-    assert caching in ({ALWAYS["cache-control"]} if ended else {ALWAYS["cache-control"], "public, max-age=60"})
-    assert answer.headers.items() >= (ALWAYS | {"cache-control": caching}).items()
+    assert caching in (
+        {IMAGE_FIELDS["cache-control"]} if ended else {IMAGE_FIELDS["cache-control"], "public, max-age=60"}
+    )
+    assert answer.headers.items() >= (IMAGE_FIELDS | {"cache-control": caching}).items()
     assert re.fullmatch(r'"[0-9a-f]{32}"', answer.headers["etag"])
     assert re.fullmatch(r'inline; filename="[0-9a-f]{16}\.png"', answer.headers["content-disposition"])
-    return {name: value for name, value in answer.headers.items() if name not in ALWAYS and name not in VARYING}
-
-
-async def landed(imgkeep: Imgkeep) -> None:
-    """Wait until no fill is in the air."""
-    app = imgkeep.client.app
-    assert app is not None
-    await app[SITE].image_service.drain()
-
-
-async def kept(imgkeep: Imgkeep, url: str) -> Answer:
-    answer = await ask(imgkeep, target_of(url))
-    assert answer.status == 200
-    await landed(imgkeep)
-    return answer
+    return {name: value for name, value in answer.headers.items() if name not in IMAGE_FIELDS and name not in VARYING}
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
@@ -111,7 +72,7 @@ async def test_the_headers_of_miss_and_hit(imgkeep: Imgkeep, origin: FakeOrigin,
         "content-length": "200000",
         "cache-status": "imgkeep; fwd=uri-miss; stored",
     }
-    await landed(imgkeep)
+    await fills_done(imgkeep)
     hit = await ask(imgkeep, target_of(url), method=method)
     assert hit.status == 200
     assert varying(hit) == {
@@ -129,7 +90,7 @@ async def test_the_headers_of_miss_and_hit(imgkeep: Imgkeep, origin: FakeOrigin,
 
 async def test_the_headers_of_a_collapsed_answer(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     gate = asyncio.Event()
-    url = origin.on("/a.png", gated(IMAGE, gate, ahead=100_000))
+    url = origin.on("/a.png", gated_body(IMAGE, gate, ahead=100_000))
     leader = await imgkeep.img(url)
     follower = await imgkeep.img(url)
     assert follower.headers["Cache-Status"] == "imgkeep; fwd=uri-miss; collapsed"
@@ -147,7 +108,7 @@ async def test_the_headers_of_a_collapsed_answer(imgkeep: Imgkeep, origin: FakeO
 async def test_a_miss_of_unknown_size_is_chunked_and_as_a_hit_it_is_not(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     gate = asyncio.Event()
     gate.set()
-    url = origin.on("/a.png", gated(IMAGE, gate, ahead=100_000, declared=False))
+    url = origin.on("/a.png", gated_body(IMAGE, gate, ahead=100_000, declared=False))
     miss = await imgkeep.img(url)
     assert miss.headers["Transfer-Encoding"] == "chunked"
     assert "Content-Length" not in miss.headers
@@ -159,7 +120,7 @@ async def test_a_miss_of_unknown_size_is_chunked_and_as_a_hit_it_is_not(imgkeep:
 async def test_a_head_on_a_miss_fills(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     url = origin.gives("/a.png", IMAGE)
     assert (await ask(imgkeep, target_of(url), method="HEAD")).body == b""
-    await landed(imgkeep)
+    await fills_done(imgkeep)
     assert len(imgkeep.files("objects")) == 1
     assert (await ask(imgkeep, target_of(url))).headers["cache-status"] == "imgkeep; hit"
 
@@ -167,7 +128,7 @@ async def test_a_head_on_a_miss_fills(imgkeep: Imgkeep, origin: FakeOrigin) -> N
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 async def test_the_headers_of_304(imgkeep: Imgkeep, origin: FakeOrigin, method: str) -> None:
     url = origin.gives("/a.png", IMAGE)
-    etag = (await kept(imgkeep, url)).headers["etag"]
+    etag = (await store_image(imgkeep, url)).headers["etag"]
     answer = await ask(imgkeep, target_of(url), f"If-None-Match: {etag}", method=method)
     assert (answer.status, answer.body) == (304, b"")
     assert set(varying(answer)) == {"cache-status", "content-location"}
@@ -191,14 +152,14 @@ CONDITIONS = [
 @pytest.mark.parametrize(("fields", "status"), CONDITIONS)
 async def test_if_none_match_on_a_hit(imgkeep: Imgkeep, origin: FakeOrigin, fields: list[str], status: int) -> None:
     url = origin.gives("/a.png", IMAGE)
-    etag = (await kept(imgkeep, url)).headers["etag"]
+    etag = (await store_image(imgkeep, url)).headers["etag"]
     answer = await ask(imgkeep, target_of(url), *(f"If-None-Match: {field.format(etag)}" for field in fields))
     assert (answer.status, answer.body) == (status, IMAGE if status == 200 else b"")
 
 
 async def test_if_none_match_on_a_collapsed_answer(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     gate = asyncio.Event()
-    url = origin.on("/a.png", gated(IMAGE, gate, ahead=100_000))
+    url = origin.on("/a.png", gated_body(IMAGE, gate, ahead=100_000))
     leader = await imgkeep.img(url)
     answer = await imgkeep.img(url, headers={"If-None-Match": leader.headers["ETag"]})
     assert answer.status == 304
@@ -209,7 +170,7 @@ async def test_if_none_match_on_a_collapsed_answer(imgkeep: Imgkeep, origin: Fak
 async def test_the_etag_outlives_a_restart_and_the_loss_of_the_catalog(start: Start, origin: FakeOrigin) -> None:
     first = await start()
     url = origin.gives("/a.png", IMAGE)
-    etag = (await kept(first, url)).headers["etag"]
+    etag = (await store_image(first, url)).headers["etag"]
     await first.client.close()
     (first.folder / "imgkeep.db").unlink()
     second = await start(folder=first.folder)
@@ -218,8 +179,8 @@ async def test_the_etag_outlives_a_restart_and_the_loss_of_the_catalog(start: St
 
 
 async def test_the_etags_of_two_fills_differ_even_for_equal_bytes(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
-    one = await kept(imgkeep, origin.gives("/a.png", IMAGE))
-    other = await kept(imgkeep, origin.gives("/b.png", IMAGE))
+    one = await store_image(imgkeep, origin.gives("/a.png", IMAGE))
+    other = await store_image(imgkeep, origin.gives("/b.png", IMAGE))
     assert one.headers["etag"] != other.headers["etag"]
     assert len(imgkeep.files("objects")) == 1
     assert len(imgkeep.files("records")) == 2
@@ -228,7 +189,7 @@ async def test_the_etags_of_two_fills_differ_even_for_equal_bytes(imgkeep: Imgke
 async def test_both_spellings_of_a_source_reach_the_same_object(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     url = origin.gives("/a.png", IMAGE) + "?X-Expires=60&X-Signature=a%2Fb"
     encoded = await ask(imgkeep, f"/img?src={quote(url, safe='')}")
-    await landed(imgkeep)
+    await fills_done(imgkeep)
     as_it_stands = await ask(imgkeep, f"/img?src={url}")
     assert (encoded.status, as_it_stands.status) == (200, 200)
     assert as_it_stands.headers["cache-status"] == "imgkeep; hit"
@@ -240,7 +201,7 @@ async def test_both_spellings_of_a_source_reach_the_same_object(imgkeep: Imgkeep
 async def test_clients_of_http_1_0_are_told_the_size(imgkeep: Imgkeep, origin: FakeOrigin, declared: bool) -> None:  # noqa: FBT001 - a table
     gate = asyncio.Event()
     gate.set()
-    url = origin.on("/a.png", gated(IMAGE, gate, ahead=100_000, declared=declared))
+    url = origin.on("/a.png", gated_body(IMAGE, gate, ahead=100_000, declared=declared))
     for outcome in ("fwd=uri-miss; stored", "hit"):
         answer = await ask(imgkeep, target_of(url), version="1.0")
         assert answer.headers["content-length"] == "200000"
@@ -253,12 +214,12 @@ async def test_an_svg_is_served_as_it_came_under_the_sandbox(imgkeep: Imgkeep, o
     body = b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"><script>alert(1)</script></svg>'
     url = origin.gives("/a.svg", body, headers={"Content-Type": "text/html"})
     first = await ask(imgkeep, target_of(url))
-    await landed(imgkeep)
+    await fills_done(imgkeep)
     second = await ask(imgkeep, target_of(url))
     permanent = await ask(imgkeep, second.headers["content-location"])
     for answer in (first, second, permanent):
         assert answer.status == 200
-        assert answer.headers.items() >= {**ALWAYS, "content-security-policy": SVG_CSP}.items()
+        assert answer.headers.items() >= {**IMAGE_FIELDS, "content-security-policy": SVG_CSP}.items()
         assert answer.headers["content-type"] == "image/svg+xml"
         assert re.fullmatch(r'inline; filename="[0-9a-f]{16}\.svg"', answer.headers["content-disposition"])
         assert answer.body == body
@@ -295,7 +256,7 @@ async def test_nothing_of_the_clients_headers_reaches_the_origin(imgkeep: Imgkee
 async def test_host_and_forwarding_headers_change_nothing(start: Start, origin: FakeOrigin, public_url: str) -> None:
     imgkeep = await start(server={"public_url": public_url, "trusted_proxies": ["127.0.0.0/8"]})
     url = origin.gives("/a.png", IMAGE)
-    await kept(imgkeep, url)
+    await store_image(imgkeep, url)
     plain = await ask(imgkeep, target_of(url))
     forged = await ask(
         imgkeep,
@@ -313,7 +274,7 @@ async def test_a_source_under_our_own_permanent_url_is_served_and_any_other_of_o
     start: Start, origin: FakeOrigin
 ) -> None:
     imgkeep = await start(server={"public_url": "http://img.example/base"})
-    await kept(imgkeep, origin.gives("/a.png", IMAGE))
+    await store_image(imgkeep, origin.gives("/a.png", IMAGE))
     location = (await ask(imgkeep, target_of(origin.url("/a.png")))).headers["content-location"]
     own = await ask(imgkeep, target_of(location))
     assert (own.status, own.body) == (200, IMAGE)
@@ -333,7 +294,7 @@ async def test_a_request_that_passed_through_us_is_a_loop_unless_the_image_is_th
     url = origin.gives("/a.png", IMAGE)
     assert (await ask(imgkeep, target_of(url), *fields)).status == 508
     assert not origin.seen
-    await kept(imgkeep, url)
+    await store_image(imgkeep, url)
     assert (await ask(imgkeep, target_of(url), *fields)).status == 200
 
 
@@ -341,10 +302,10 @@ async def test_warm_hits_cause_no_sql(start: Start, origin: FakeOrigin) -> None:
     imgkeep = await start(platform=Platform())
     urls = [origin.gives(f"/{number}.png", picture(seed=number)) for number in range(3)]
     for url in urls:
-        await kept(imgkeep, url)
+        await store_image(imgkeep, url)
     app = imgkeep.client.app
     assert app is not None
-    database = app[SITE].image_service.records._image_index
+    database = app[SERVICES].image_service.records._image_index
     assert isinstance(database, ImageIndex)
     await until(lambda: database.complete)  # a new one is filled from the records, in the background
     await database.count()  # waits for rows that are still on their way
@@ -360,7 +321,7 @@ async def test_warm_hits_cause_no_sql(start: Start, origin: FakeOrigin) -> None:
             assert answer.headers["cache-status"] == "imgkeep; hit"
         assert statements == []
         # And the ear was open.
-        await kept(imgkeep, origin.gives("/new.png", picture(seed=99)))
+        await store_image(imgkeep, origin.gives("/new.png", picture(seed=99)))
         await database.count()
         assert any("INSERT" in statement for statement in statements)
     finally:
@@ -372,11 +333,11 @@ async def test_warm_hits_cause_no_sql(start: Start, origin: FakeOrigin) -> None:
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 async def test_the_permanent_url_serves_the_object(imgkeep: Imgkeep, origin: FakeOrigin, method: str) -> None:
-    await kept(imgkeep, origin.gives("/a.png", IMAGE))
+    await store_image(imgkeep, origin.gives("/a.png", IMAGE))
     location = (await ask(imgkeep, target_of(origin.url("/a.png")))).headers["content-location"]
     answer = await ask(imgkeep, location, method=method)
     digest = location.removeprefix("/images/").removesuffix(".png")
-    assert answer.headers.items() >= ALWAYS.items()
+    assert answer.headers.items() >= IMAGE_FIELDS.items()
     assert answer.status == 200
     assert answer.headers["etag"] == f'"{digest}"'
     assert answer.headers["content-type"] == "image/png"

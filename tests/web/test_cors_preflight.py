@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support.image_requests import fills_done
 from tests.support.pictures import picture
 from tests.support.raw_http import ask, port_of, split, talk, target_of
-from tests.web.test_answers import landed
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -73,7 +73,7 @@ async def test_a_rebound_name_gets_no_preflight(imgkeep: Imgkeep) -> None:
 async def test_scripts_may_read_what_is_told_of_an_image(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     target = target_of(origin.gives("/a.png", picture()))
     first = await ask(imgkeep, target, ORIGIN)
-    await landed(imgkeep)
+    await fills_done(imgkeep)
     answers = [first, *[await ask(imgkeep, target, ORIGIN, *more) for more in ([], ["Range: bytes=0-1"])]]
     answers += [await ask(imgkeep, target, ORIGIN, "If-None-Match: *"), await ask(imgkeep, "/images/x", ORIGIN)]
     assert [answer.status for answer in answers] == [200, 200, 206, 304, 404]

@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING
 import pytest
 from imgkeep.web.http_server import HttpServer
 
+from tests.support.image_requests import HandlerCalls, cached_target
+from tests.support.origins import gated_body
 from tests.support.pictures import picture_of
-from tests.support.raw_http import port_of, request, target_of
-from tests.web.fastpath.test_protocol import HandlerCalls, line_to, prepared
-from tests.web.test_answers import gated
+from tests.support.raw_http import connect, port_of, request, target_of
 
 if TYPE_CHECKING:
     from tests.conftest import Imgkeep
     from tests.support.origins import FakeOrigin
-    from tests.web.fastpath.test_protocol import Line
+    from tests.support.raw_http import RawConnection
+
 
 IMAGE = picture_of(20_000)
 PIECES_MAX = 6
@@ -49,7 +50,7 @@ def exchanges(target: str) -> list[tuple[bytes, str, int, int | None]]:
     ]
 
 
-async def send_cut(line: Line, data: bytes, dice: Random) -> None:
+async def send_cut(line: RawConnection, data: bytes, dice: Random) -> None:
     """Send `data` in pieces, some of which come apart and some together."""
     cuts = sorted(dice.sample(range(1, len(data)), min(PIECES_MAX, len(data) - 1)))
     for start, end in zip([0, *cuts], [*cuts, len(data)], strict=True):
@@ -61,12 +62,12 @@ async def send_cut(line: Line, data: bytes, dice: Random) -> None:
 
 @pytest.mark.parametrize("seed", range(24))
 async def test_answers_match_requests_however_these_are_cut(imgkeep: Imgkeep, origin: FakeOrigin, seed: int) -> None:
-    target = await prepared(imgkeep, origin.gives("/a.png", IMAGE))
+    target = await cached_target(imgkeep, origin.gives("/a.png", IMAGE))
     dice = Random(seed)
     known = exchanges(target)
     # Half of them with quick ones only for a while, so that both ways are taken on one connection.
     chosen = [known[dice.randrange(5)] for _ in range(seed % 6)] + [dice.choice(known) for _ in range(10)]
-    async with line_to(port_of(imgkeep)) as line:
+    async with connect(port_of(imgkeep)) as line:
         together = seed % 3 == 0
         run_together = b"".join(data for data, *_ in chosen)
         sending = asyncio.create_task(send_cut(line, run_together, dice)) if together else None
@@ -89,12 +90,12 @@ async def test_answers_match_requests_however_these_are_cut(imgkeep: Imgkeep, or
 
 async def test_many_requests_behind_a_slow_one_are_all_answered(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     """More than aiohttp queues, which then stops reading and asks for what it has not parsed."""
-    target = await prepared(imgkeep, origin.gives("/a.png", IMAGE))
+    target = await cached_target(imgkeep, origin.gives("/a.png", IMAGE))
     gate = asyncio.Event()
     slow = picture_of(40_000, seed=7)
-    slow_target = target_of(origin.on("/slow.png", gated(slow, gate, ahead=1000)))
+    slow_target = target_of(origin.on("/slow.png", gated_body(slow, gate, ahead=1000)))
     number = 100
-    async with line_to(port_of(imgkeep)) as line:
+    async with connect(port_of(imgkeep)) as line:
         line.writer.write(request(slow_target, close=False))
         await line.reader.readuntil(b"\r\n\r\n")
 
@@ -118,10 +119,10 @@ async def test_what_is_left_to_aiohttp_waits_for_an_answer_of_ours(imgkeep: Imgk
     """A worker that leaves passes its connections on, busy or not (`HttpServer.disable_fast_path`)."""
     gate = asyncio.Event()
     slow = picture_of(40_000, seed=7)
-    slow_target = target_of(origin.on("/slow.png", gated(slow, gate, ahead=1000)))
+    slow_target = target_of(origin.on("/slow.png", gated_body(slow, gate, ahead=1000)))
     server = imgkeep.client.server.runner.server  # type: ignore[union-attr]
     assert isinstance(server, HttpServer)
-    async with line_to(port_of(imgkeep)) as line:
+    async with connect(port_of(imgkeep)) as line:
         line.writer.write(request(slow_target, close=False))
         await line.reader.readuntil(b"\r\n\r\n")
         line.writer.write(request("/healthz", close=False))
@@ -148,11 +149,11 @@ TARGETS = [
 async def test_a_target_of_odd_form_is_answered_again_as_it_was_before(
     imgkeep: Imgkeep, origin: FakeOrigin, form: str
 ) -> None:
-    target = await prepared(imgkeep, origin.gives("/a.png", IMAGE))
+    target = await cached_target(imgkeep, origin.gives("/a.png", IMAGE))
     odd = form.format(target=target, query=target.partition("?")[2])
     statuses = []
     for _ in range(3):
-        async with line_to(port_of(imgkeep)) as line:
+        async with connect(port_of(imgkeep)) as line:
             line.writer.write(f"GET {odd} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode("latin-1"))
             answer = await line.answer()
             statuses.append((answer.status, answer.headers["content-type"]))
@@ -170,8 +171,8 @@ HEADS = [
 async def test_whoever_wants_the_connection_closed_gets_the_image_and_an_end(
     imgkeep: Imgkeep, origin: FakeOrigin, head: bytes
 ) -> None:
-    target = await prepared(imgkeep, origin.gives("/a.png", IMAGE))
-    async with line_to(port_of(imgkeep)) as line:
+    target = await cached_target(imgkeep, origin.gives("/a.png", IMAGE))
+    async with connect(port_of(imgkeep)) as line:
         assert (await line.ask(target)).body == IMAGE, "the quick way first"
         line.writer.write(head.replace(b"{t}", target.encode()))
         assert (await line.answer()).body == IMAGE
@@ -181,9 +182,9 @@ async def test_whoever_wants_the_connection_closed_gets_the_image_and_an_end(
 async def test_a_connection_is_quick_again_after_any_whole_request_without_a_body(
     imgkeep: Imgkeep, origin: FakeOrigin
 ) -> None:
-    target = await prepared(imgkeep, origin.gives("/a.png", IMAGE))
+    target = await cached_target(imgkeep, origin.gives("/a.png", IMAGE))
     ways = HandlerCalls(imgkeep)
-    async with line_to(port_of(imgkeep)) as line:
+    async with connect(port_of(imgkeep)) as line:
         for other in ("/healthz", "/nothing", "/metrics", "/img?src=x"):
             await line.ask(other)
             assert (await line.ask(target)).body == IMAGE

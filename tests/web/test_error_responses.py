@@ -12,19 +12,17 @@ import pytest
 from imgkeep.config import ConfigError
 from imgkeep.core.content_negotiation import FORM_FIELDS
 from imgkeep.core.errors import InvalidRequest
-from imgkeep.web.error_responses import PLACEHOLDER_BYTES_MAX, present, read_placeholder
-from imgkeep.web.problems import problem
+from imgkeep.web.error_responses import PLACEHOLDER_BYTES_MAX, present_failure, read_placeholder
+from imgkeep.web.problems import problem_response
 
 from tests.core.test_content_negotiation import IMG, TAB
 from tests.core.test_signing import KEY
+from tests.support.concurrent_requests import HeldResponse, request_concurrently, split_all, until_following
 from tests.support.image_files import saved
 from tests.support.pictures import picture, picture_of
 from tests.support.program import run_here
 from tests.support.proxies import clustered, line_to, others
-from tests.support.raw_http import ask, port_of, request, target_of
-from tests.web.fastpath.test_coalescing import Held, told, until_waiting
-from tests.web.fastpath.test_coalescing import gather as gather_clients
-from tests.web.fastpath.test_protocol import line_to as line_of
+from tests.support.raw_http import ask, connect, port_of, request, target_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -51,13 +49,13 @@ def file(tmp_path: Path) -> str:
 async def on_both_ways(imgkeep: Imgkeep, target: str, *fields: str, method: str = "GET") -> list[Any]:
     """Return the answers of aiohttp, and of the connection that answers plain requests itself."""
     slow = await ask(imgkeep, target, *fields, method=method)
-    async with line_of(port_of(imgkeep)) as line:
+    async with connect(port_of(imgkeep)) as line:
         line.writer.write(request(target, *fields, method=method, close=False))
         head = await line.reader.readuntil(b"\r\n\r\n")
         length = re.search(rb"(?i)content-length: (\d+)", head)
         assert length is not None
         body = b"" if method == "HEAD" else await line.reader.readexactly(int(length[1]))
-        quick = told([head + body])[0]
+        quick = split_all([head + body])[0]
     for answer in (slow, quick):
         for name in ("date", "connection"):
             answer.headers.pop(name, None)
@@ -137,14 +135,14 @@ def test_a_page_escapes_what_it_tells() -> None:
         def getall(self, key: str, default: list[str], /) -> list[str]:
             return ["document"] if key == "Sec-Fetch-Dest" else default
 
-    answer = problem(InvalidRequest("<script>alert(1)</script> \"'& $body ${style}"))
-    page = present(answer, "GET", Fields())
+    answer = problem_response(InvalidRequest("<script>alert(1)</script> \"'& $body ${style}"))
+    page = present_failure(answer, "GET", Fields())
     assert isinstance(page.body, bytes)
     text = page.body.decode()
     assert "<script" not in text
     assert "$body ${style}" in unescape(text)
     assert answer.headers["Content-Type"] == "application/problem+json", "others may share it"
-    shown = present(problem(InvalidRequest("use `a <b>` or ` alone")), "GET", Fields()).body
+    shown = present_failure(problem_response(InvalidRequest("use `a <b>` or ` alone")), "GET", Fields()).body
     assert isinstance(shown, bytes)
     assert b"Use <code>a &lt;b&gt;</code> or ` alone." in shown
 
@@ -194,13 +192,13 @@ async def test_each_of_those_who_share_a_failure_reads_its_own_form(
     start: Start, origin: FakeOrigin, file: str
 ) -> None:
     imgkeep = await start(delivery={"placeholder": file})
-    held = Held(b"", "404 Not Found")
+    held = HeldResponse(b"", "404 Not Found")
     target = target_of(origin.on("/a.png", held))
-    asked = [gather_clients(imgkeep, target, 2, field) for field in (IN_A_TAB, IN_AN_IMG, "Accept: */*")]
-    await until_waiting(imgkeep, 5)
+    asked = [request_concurrently(imgkeep, target, 2, field) for field in (IN_A_TAB, IN_AN_IMG, "Accept: */*")]
+    await until_following(imgkeep, 5)
     held.begin.set()
     held.end.set()
-    answers = [told(await asyncio.gather(*tasks)) for tasks in asked]
+    answers = [split_all(await asyncio.gather(*tasks)) for tasks in asked]
     forms = [{answer.headers["content-type"] for answer in each} for each in answers]
     assert forms == [{"text/html; charset=utf-8"}, {"image/png"}, {"application/problem+json"}]
     assert {answer.status for each in answers for answer in each} == {404}

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 import pytest
-from imgkeep.web.context import SITE
+from imgkeep.bootstrap.server import SERVICES
 from yarl import URL
 
 from tests.support.pictures import picture
@@ -143,7 +143,7 @@ async def test_a_link_signed_anew_asks_whether_the_image_changed(
     await until(lambda: len(imgkeep.files("objects")) == 2)
     app = imgkeep.client.app
     assert app is not None
-    await app[SITE].image_service.drain()  # files have their names before the disk is sure of them
+    await app[SERVICES].image_service.drain()  # files have their names before the disk is sure of them
     assert await (await imgkeep.img(links[2])).read() == bodies['"2"']
     assert not imgkeep.files("partial")
     assert [exchange.headers.get("if-none-match") for exchange in origin.seen] == [None, '"1"', '"1"']

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING
 import pytest
 from imgkeep.web.fastpath.response_cache import TARGETS_MAX
 
+from tests.support.image_requests import HandlerCalls, store_image
 from tests.support.pictures import picture_of
-from tests.support.raw_http import ask, port_of, target_of
-from tests.web.fastpath.test_protocol import HandlerCalls, line_to
+from tests.support.raw_http import ask, connect, port_of, target_of
 from tests.web.fastpath.test_response_cache import answer, table
-from tests.web.test_answers import kept
 
 if TYPE_CHECKING:
     from tests.conftest import Imgkeep
@@ -35,13 +34,13 @@ async def test_links_to_one_picture_do_not_take_its_bytes_from_each_other(
 ) -> None:
     origin.gives("/a.png", body)
     links = [signed(origin, number) for number in range(3)]
-    await kept(imgkeep, links[0])
+    await store_image(imgkeep, links[0])
     place = (await ask(imgkeep, target_of(links[0]))).headers["content-location"]
     targets = [*map(target_of, links), place]
     for target in targets:
         await ask(imgkeep, target)
     ways = HandlerCalls(imgkeep)
-    async with line_to(port_of(imgkeep)) as line:
+    async with connect(port_of(imgkeep)) as line:
         for target in targets * 3:
             assert (await line.ask(target)).body == body
     assert ways.number == 0

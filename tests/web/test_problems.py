@@ -9,15 +9,15 @@ import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from imgkeep.bootstrap.server import SERVICES
 from imgkeep.core import errors
 from imgkeep.core.errors import ImgkeepError, OriginError, SourceRejected
 from imgkeep.observability.logs import RecordFormatter
-from imgkeep.web.context import SITE
-from imgkeep.web.problems import STATUSES, problem
+from imgkeep.web.problems import STATUSES, problem_response
 
+from tests.support.image_requests import store_image
 from tests.support.pictures import picture, picture_of
 from tests.support.raw_http import ask, port_of, request, talk, target_of
-from tests.web.test_answers import kept
 
 if TYPE_CHECKING:
     from tests.conftest import Imgkeep
@@ -60,7 +60,7 @@ def test_every_error_has_its_own_place_in_the_table(kind: type[ImgkeepError]) ->
     places = [place for place, _, _ in STATUSES]
     assert places.count(kind) == 1
     assert kind.code in CONTRACT
-    answer = problem(kind("the reason"))
+    answer = problem_response(kind("the reason"))
     assert answer.status == CONTRACT[kind.code]
     assert isinstance(answer.body, bytes)
     told = json.loads(answer.body)
@@ -89,10 +89,10 @@ def test_a_subclass_stands_before_its_base() -> None:
 
 
 def test_what_the_origin_asked_for_is_passed_on() -> None:
-    answer = problem(OriginError("x", origin_status=429, retry_after_s=17))
+    answer = problem_response(OriginError("x", origin_status=429, retry_after_s=17))
     assert (answer.status, answer.headers["Retry-After"]) == (502, "17")
     assert answer.headers["Cache-Status"] == "imgkeep; fwd=uri-miss; fwd-status=429"
-    assert problem(errors.Busy("x", retry_after_s=2)).headers["Retry-After"] == "2"
+    assert problem_response(errors.Busy("x", retry_after_s=2)).headers["Retry-After"] == "2"
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ async def test_what_nobody_foresaw_is_a_500_without_its_message(
     url = origin.gives("/a.png", picture_of(1000))
     app = imgkeep.client.app
     assert app is not None
-    image_service = app[SITE].image_service
+    image_service = app[SERVICES].image_service
 
     message = f"{url}?token=topsecret"  # not in the line that raises: tracebacks quote the program
 
@@ -163,16 +163,16 @@ async def test_what_nobody_foresaw_in_mid_body_breaks_the_connection_off(
 ) -> None:
     """A 500 behind the first bytes of an image would be taken for more of the image."""
     body = picture_of(200_000)
-    await kept(imgkeep, origin.gives("/a.png", body))
+    await store_image(imgkeep, origin.gives("/a.png", body))
     app = imgkeep.client.app
     assert app is not None
-    store = app[SITE].image_service._store
+    store = app[SERVICES].image_service._store
 
     class Bomb:
         size = len(body)
-        at_hand = None
+        cache_entry = None
 
-        async def settle(self) -> int:
+        async def wait_for_size(self) -> int:
             return self.size
 
         async def read(self, offset: int, size: int) -> bytes:
@@ -185,17 +185,23 @@ async def test_what_nobody_foresaw_in_mid_body_breaks_the_connection_off(
 
     class Minefield:
         name = "mined"
-        disk_only = True
+        local_drafts_only = True
         find, holds, put = store.find, store.holds, store.put
-        put_tombstone, refuse, refused, restate = store.put_tombstone, store.refuse, store.refused, store.restate
-        find_block, unblock, has_object, forget = store.find_block, store.unblock, store.has_object, store.forget
+        put_tombstone, put_record = store.put_tombstone, store.put_record
+        block, list_blocked = store.block, store.list_blocked
+        find_block, unblock, has_object, delete_object = (
+            store.find_block,
+            store.unblock,
+            store.has_object,
+            store.delete_object,
+        )
         find_tombstone, delete_tombstone = store.find_tombstone, store.delete_tombstone
 
         async def fetch(self, name: str, size: int | None) -> Bomb:
             del name, size
             return Bomb()
 
-    app[SITE].image_service._store = Minefield()
+    app[SERVICES].image_service._store = Minefield()
     answer = await ask(imgkeep, target_of(origin.url("/a.png")))
     assert answer.status == 200
     assert len(answer.body) < len(body)

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support.image_requests import IMAGE_FIELDS, fills_done, store_image
+from tests.support.origins import gated_body
 from tests.support.pictures import picture_of
 from tests.support.raw_http import ask, target_of
-from tests.web.test_answers import ALWAYS, gated, kept, landed
 
 if TYPE_CHECKING:
     from tests.conftest import Imgkeep
@@ -53,9 +54,9 @@ async def test_a_range(
 ) -> None:
     gate = asyncio.Event()
     gate.set()
-    url = origin.on("/a.png", gated(IMAGE, gate, ahead=500, declared=way != "undeclared"))
+    url = origin.on("/a.png", gated_body(IMAGE, gate, ahead=500, declared=way != "undeclared"))
     if way == "hit":
-        await kept(imgkeep, url)
+        await store_image(imgkeep, url)
     answer = await ask(imgkeep, target_of(url), *(f"Range: {field}" for field in fields))
     if span is None:
         assert (answer.status, answer.headers["content-range"], answer.body) == (416, "bytes */1000", b"")
@@ -63,7 +64,7 @@ async def test_a_range(
         assert answer.headers["content-length"] == "0"
     elif answer.status == 200:
         assert span == WHOLE
-        assert answer.headers.items() >= ALWAYS.items()
+        assert answer.headers.items() >= IMAGE_FIELDS.items()
         assert "content-range" not in answer.headers
         if way != "undeclared":
             assert answer.headers["content-length"] == "1000"
@@ -71,14 +72,14 @@ async def test_a_range(
     else:
         start, end = span
         assert answer.status == 206
-        assert answer.headers.items() >= ALWAYS.items()
+        assert answer.headers.items() >= IMAGE_FIELDS.items()
         assert answer.headers["content-range"] == f"bytes {start}-{end - 1}/1000"
         assert answer.headers["content-length"] == str(end - start)
         assert answer.headers["content-type"] == "image/png"
         assert "transfer-encoding" not in answer.headers
         assert answer.body == IMAGE[start:end]
     # Whatever was asked for, the whole image is kept.
-    await landed(imgkeep)
+    await fills_done(imgkeep)
     assert [path.read_bytes() for path in imgkeep.files("objects")] == [IMAGE]
     assert len(origin.seen) == 1
 
@@ -97,7 +98,7 @@ async def test_a_range(
 )
 async def test_if_range(imgkeep: Imgkeep, origin: FakeOrigin, field: str, status: int) -> None:
     url = origin.gives("/a.png", IMAGE)
-    etag = (await kept(imgkeep, url)).headers["etag"]
+    etag = (await store_image(imgkeep, url)).headers["etag"]
     answer = await ask(imgkeep, target_of(url), "Range: bytes=0-8", f"If-Range: {field.format(etag)}")
     assert (answer.status, answer.body) == (status, IMAGE[:9] if status == 206 else IMAGE)
     # If the range does not apply, neither does its being unsatisfiable.
@@ -107,7 +108,7 @@ async def test_if_range(imgkeep: Imgkeep, origin: FakeOrigin, field: str, status
 
 async def test_if_none_match_comes_before_range(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     url = origin.gives("/a.png", IMAGE)
-    etag = (await kept(imgkeep, url)).headers["etag"]
+    etag = (await store_image(imgkeep, url)).headers["etag"]
     for field in ("bytes=0-8", "bytes=5000-"):
         assert (await ask(imgkeep, target_of(url), f"Range: {field}", f"If-None-Match: {etag}")).status == 304
 
@@ -117,13 +118,13 @@ async def test_head_ignores_range(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     for _ in range(2):
         answer = await ask(imgkeep, target_of(url), "Range: bytes=0-8", method="HEAD")
         assert (answer.status, answer.headers["content-length"]) == (200, "1000")
-        await landed(imgkeep)
+        await fills_done(imgkeep)
 
 
 async def test_a_range_streams_along_while_the_fill_is_under_way(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     body = picture_of(200_000)
     gate = asyncio.Event()
-    url = origin.on("/a.png", gated(body, gate, ahead=100_000))
+    url = origin.on("/a.png", gated_body(body, gate, ahead=100_000))
     leader = await imgkeep.img(url)
     ahead = await imgkeep.img(url, headers={"Range": "bytes=50000-50099"})
     assert (ahead.status, await ahead.read()) == (206, body[50_000:50_100])
@@ -156,5 +157,5 @@ async def test_a_range_of_an_image_that_breaks_off_is_an_error_and_no_part(
 
     answer = await ask(imgkeep, target_of(origin.on("/a.png", cut)), "Range: bytes=0-8")
     assert (answer.status, answer.headers["content-type"]) == (502, "application/problem+json")
-    await landed(imgkeep)
+    await fills_done(imgkeep)
     assert imgkeep.files("objects") == imgkeep.files("partial") == []

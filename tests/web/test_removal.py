@@ -6,9 +6,9 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from imgkeep.bootstrap.server import SERVICES
 from imgkeep.core.records import Key, Record
 from imgkeep.core.source_url import read_source
-from imgkeep.web.context import SITE
 
 from tests.support.pictures import picture, picture_of
 from tests.web.test_auth import code
@@ -33,8 +33,8 @@ async def remove(imgkeep: Imgkeep, path: str = "", **query: str) -> int:
 
 def imgkeep_key(imgkeep: Imgkeep, url: str) -> str:
     """Return the key of a link."""
-    site = imgkeep.client.app[SITE]
-    return site.image_service.identify(read_source(url)).key
+    services = imgkeep.client.app[SERVICES]
+    return services.image_service.identify(read_source(url)).key
 
 
 async def kept(imgkeep: Imgkeep, url: str) -> dict[str, Any]:
@@ -119,8 +119,8 @@ async def test_a_removed_picture_whose_record_stays_is_listed_and_counted_no_mor
     assert await remove(imgkeep, f"/{told['key']}") == 200
     assert len(imgkeep.files("records")) == 2
     assert imgkeep.client.app is not None
-    ledger = imgkeep.client.app[SITE].image_index
-    record = await imgkeep.client.app[SITE].image_service.look_up(Key(told["key"]))
+    ledger = imgkeep.client.app[SERVICES].parts.database
+    record = await imgkeep.client.app[SERVICES].image_service.look_up(Key(told["key"]))
     assert isinstance(record, Record), "it is no tombstone"
 
     async def records() -> AsyncIterator[Record]:

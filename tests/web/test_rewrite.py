@@ -10,8 +10,8 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from imgkeep.bootstrap.server import SERVICES
 from imgkeep.core.signing import signed_path
-from imgkeep.web.context import SITE
 from yarl import URL
 
 from tests.support.pictures import picture
@@ -245,7 +245,7 @@ async def test_more_links_than_a_job_takes_are_refused_and_not_saved_in_part(img
     response = await post(imgkeep, page.encode(), which="all", url="https://h.example/", save="true")
     assert (response.status, (await response.json())["code"]) == (400, "invalid_request")
     assert imgkeep.client.app is not None
-    assert imgkeep.client.app[SITE].jobs.waiting == 0
+    assert imgkeep.client.app[SERVICES].jobs.waiting == 0
 
 
 # --- what is no such request

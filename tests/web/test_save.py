@@ -14,7 +14,7 @@ import pytest
 from aiohttp import FormData
 from imgkeep.core.data_url import identify_bytes
 from imgkeep.core.records import Digest
-from imgkeep.web.context import SITE
+from imgkeep.web.auth import AUTH
 from yarl import URL
 
 from tests.support.pictures import picture, picture_of
@@ -388,7 +388,7 @@ async def test_a_page_of_another_site_cannot_upload(imgkeep: Imgkeep) -> None:
     assert response.status == 401
     assert imgkeep.files("objects") == []
     assert imgkeep.client.app is not None
-    assert imgkeep.client.app[SITE].auth.own_hosts
+    assert imgkeep.client.app[AUTH].own_hosts
 
 
 # --- the body is the image

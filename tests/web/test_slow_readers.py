@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import pytest
 from imgkeep.web.fastpath.protocol import Connection
 
-from tests.faults.test_client_faults import deaf, impatient
+from tests.support.image_requests import cached_target, fast_path_of, services_of, store_image
+from tests.support.impatient_server import deaf_socket, serve_impatiently
+from tests.support.origins import gated_body
 from tests.support.pictures import picture_of
 from tests.support.raw_http import request, target_of
-from tests.web.fastpath.test_protocol import prepared, site_of
-from tests.web.test_answers import gated, kept
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -98,7 +98,7 @@ async def wired(imgkeep: Imgkeep) -> AsyncIterator[tuple[Connection, Wire]]:
     assert server is not None
     connection, wire = server(), Wire()
     assert isinstance(connection, Connection)
-    connection._site = replace(site_of(imgkeep), stall_timeout_s=STALL_S)
+    connection._context = replace(fast_path_of(imgkeep), stall_timeout_s=STALL_S)
     wire.protocol = connection
     connection.connection_made(wire)
     yield connection, wire
@@ -128,9 +128,9 @@ async def test_however_little_is_left_a_reader_who_stops_is_let_go(
     imgkeep: Imgkeep, origin: FakeOrigin, fields: tuple[str, ...], left: int
 ) -> None:
     """Whoever is only told to close waits for ever for the last bytes to be taken."""
-    target = await prepared(imgkeep, origin.gives("/a.png", IMAGE))
+    target = await cached_target(imgkeep, origin.gives("/a.png", IMAGE))
     other = origin.gives("/b.png", picture_of(5000, seed=1))
-    await kept(imgkeep, other)
+    await store_image(imgkeep, other)
     async with wired(imgkeep) as (connection, wire):
         await ask_all(connection, wire, request(target_of(other), close=False))  # the long way
         data = request(target, *fields, close=False)
@@ -143,8 +143,8 @@ async def test_however_little_is_left_a_reader_who_stops_is_let_go(
 
 
 async def test_a_reader_who_stops_in_an_answer_that_is_no_image_is_let_go(tmp_path: Path) -> None:
-    async with impatient(tmp_path) as (port, _):
-        sock = await asyncio.to_thread(deaf, port)
+    async with serve_impatiently(tmp_path) as (port, _):
+        sock = await asyncio.to_thread(deaf_socket, port)
         sock.settimeout(5)
         data = request("/openapi.json", close=False)
         try:
@@ -159,7 +159,7 @@ async def test_a_reader_who_stops_in_an_answer_that_is_no_image_is_let_go(tmp_pa
 async def test_who_was_slow_to_take_an_answer_may_be_idle_as_long_as_any_other(
     imgkeep: Imgkeep, origin: FakeOrigin
 ) -> None:
-    target = await prepared(imgkeep, origin.gives("/a.png", IMAGE))
+    target = await cached_target(imgkeep, origin.gives("/a.png", IMAGE))
     async with wired(imgkeep) as (connection, wire):
         wire.room = 100
         await ask_all(connection, wire, request(target, close=False))
@@ -170,10 +170,10 @@ async def test_who_was_slow_to_take_an_answer_may_be_idle_as_long_as_any_other(
 
 async def test_who_waits_for_a_disk_is_not_idle(start: Start, origin: FakeOrigin) -> None:
     imgkeep = await start(store={"hot_bytes_max": 25_000})
-    store = site_of(imgkeep).image_service._store
+    store = services_of(imgkeep).image_service._store
     store._cached_files.works = False  # type: ignore[attr-defined]
-    target = await prepared(imgkeep, origin.gives("/a.png", IMAGE))
-    await prepared(imgkeep, origin.gives("/b.png", picture_of(20_000, seed=1)))  # which takes its place in memory
+    target = await cached_target(imgkeep, origin.gives("/a.png", IMAGE))
+    await cached_target(imgkeep, origin.gives("/b.png", picture_of(20_000, seed=1)))  # which takes its place in memory
     async with wired(imgkeep) as (connection, wire):
         connection._next_keepalive_close_time = 0.0
         connection.data_received(request(target, close=False))
@@ -187,7 +187,7 @@ async def test_who_asks_for_more_than_is_answered_is_not_heard_for_a_while(
     imgkeep: Imgkeep, origin: FakeOrigin
 ) -> None:
     gate = asyncio.Event()
-    slow = target_of(origin.on("/slow.png", gated(IMAGE, gate, ahead=1000)))
+    slow = target_of(origin.on("/slow.png", gated_body(IMAGE, gate, ahead=1000)))
     async with wired(imgkeep) as (connection, wire), asyncio.timeout(20):
         connection.data_received(request(slow, close=False))
         sent = 0

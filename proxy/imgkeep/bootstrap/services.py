@@ -60,12 +60,12 @@ if TYPE_CHECKING:
     from aiohttp.abc import AbstractResolver
 
     from imgkeep.bootstrap.storage import Storage
+    from imgkeep.clock import Clock, Sleep
     from imgkeep.config import Config
     from imgkeep.core.errors import SourceForbidden
     from imgkeep.core.records import Digest, Key, Record, Subject
     from imgkeep.images.peer_fill import FillPeers
     from imgkeep.origin.ssrf_guard import SocketFactory
-    from imgkeep.ports import Clock, Sleep
 
 LEASE_GRACE_S: Final = 10
 """So long a claim is seen after its image was kept, beyond what `store.timeout_s` lets a look-up take."""
@@ -498,7 +498,7 @@ def _show_backlog(services: Services, outbox_worker: OutboxWorker) -> None:
 
 def _drop_of(parts: Storage) -> Callable[[Digest], Awaitable[None]]:
     """Return who drops this machine's copies of a picture that is refused."""
-    return parts.disk.forget if parts.remote is None else parts.remote.tiered_store.drop
+    return parts.disk.delete_object if parts.remote is None else parts.remote.tiered_store.drop
 
 
 class _Herald:
@@ -513,7 +513,7 @@ class _Herald:
 
 
 class _Witness:
-    """Implements `ports.Observer`: counts, and tells the health at once what a fill met."""
+    """The observer of fills: counts, and tells the health at once what a fill met."""
 
     def __init__(self, metrics: Metrics, health: Health, failures: RecentFailures) -> None:
         self._metrics = metrics

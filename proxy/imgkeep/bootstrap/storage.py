@@ -35,9 +35,10 @@ from imgkeep.storage.memory import MemorySpool
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Sequence
 
+    from imgkeep.clock import Clock, Sleep
     from imgkeep.config import Config
     from imgkeep.core.records import Record
-    from imgkeep.ports import Archive, Clock, Disk, Sleep, Store
+    from imgkeep.storage.interfaces import Disk, ListableStore, Store
     from imgkeep.storage.s3 import S3Store
 
 log = logging.getLogger(__name__)
@@ -92,7 +93,7 @@ class Storage:
         return self.disk if self.remote is None else self.remote.cache
 
     @property
-    def archives(self) -> Sequence[Archive]:
+    def archives(self) -> Sequence[ListableStore]:
         """The store first, then what waits for it."""
         if self.remote is None:
             return (self.disk,)

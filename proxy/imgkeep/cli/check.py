@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from imgkeep.bootstrap.storage import RemoteStorage, Storage
     from imgkeep.cli.invocation import Invocation
-    from imgkeep.ports import Watched
+    from imgkeep.health import Watched
 
 
 async def run(invocation: Invocation) -> int:

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from imgkeep.cli.dispatch import Command
     from imgkeep.cli.invocation import Invocation
     from imgkeep.core.records import Record
+    from imgkeep.database.interfaces import Ledger
     from imgkeep.images.upload import Saver
-    from imgkeep.ports import Ledger
 
 PIECE_BYTES: Final = 262_144
 PAGE: Final = 500

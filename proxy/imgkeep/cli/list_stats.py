@@ -12,7 +12,7 @@ from imgkeep.cli.printing import print_facts, print_json, printable, readable_by
 from imgkeep.cli.reading import open_to_read
 from imgkeep.clock import read_clock
 from imgkeep.images.placeholder_suspects import IDENTITIES_MIN, PERIOD_S
-from imgkeep.images.record_facts import describe_record
+from imgkeep.images.record_facts import as_dict, describe_record
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterable, Callable, Mapping
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from imgkeep.cli.dispatch import Command
     from imgkeep.cli.invocation import Invocation
     from imgkeep.core.records import Record
-    from imgkeep.ports import Ledger
+    from imgkeep.database.interfaces import Ledger
+    from imgkeep.images.record_facts import ImageFacts
 
 PAGE: Final = 500
 """Maximum number of images in one statement, or in one answer of the API."""
@@ -38,7 +39,7 @@ async def _run_list(invocation: Invocation) -> int:
         return await list_images(images, as_json=arguments.json, out=sys.stdout)
     async with open_to_read(invocation.config) as storage:
 
-        def describe(record: Record) -> dict[str, object]:
+        def describe(record: Record) -> ImageFacts:
             kind = "local" if record.pending or storage.remote is None else "s3"
             return describe_record(record, url=permanent_url(storage.remote, invocation.base, record), storage=kind)
 
@@ -58,14 +59,14 @@ async def _run_stats(invocation: Invocation) -> int:
 
 
 async def images_in_store(
-    image_index: Ledger, describe: Callable[[Record], Mapping[str, Any]], *, limit: int
+    image_index: Ledger, describe: Callable[[Record], ImageFacts], *, limit: int
 ) -> AsyncGenerator[Mapping[str, Any]]:
     """Yield what the API tells of each image, newest first, from the image index; up to `limit` of them, 0: all."""
     after: tuple[int, str] | None = None
     left = limit
     while page := await image_index.page(limit=min(left, PAGE) if limit else PAGE, after=after):
         for record in page:
-            yield describe(record)
+            yield as_dict(describe(record))
         left -= len(page)
         if limit and left <= 0:
             break

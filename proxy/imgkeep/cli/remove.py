@@ -16,6 +16,7 @@ from imgkeep.config import ConfigError
 from imgkeep.core.errors import ImgkeepError, InvalidRequest, StorageError
 from imgkeep.core.records import Digest, Key
 from imgkeep.core.source_url import read_source
+from imgkeep.images.record_facts import as_dict
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from imgkeep.cli.dispatch import Command
     from imgkeep.cli.invocation import Invocation
     from imgkeep.core.records import Record, Source, SourceInfo
+    from imgkeep.images.record_facts import ImageFacts
     from imgkeep.images.refetch import Refetcher
     from imgkeep.images.removal import Remover
 
@@ -140,7 +142,7 @@ class StoreTarget:
 
     remover: Remover
     refetcher: Refetcher
-    describe: Callable[[Record], dict[str, object]]
+    describe: Callable[[Record], ImageFacts]
     identify: Callable[[Source], SourceInfo]
 
     async def remove(self, kind: Kind, name: str, *, force: bool) -> Done:
@@ -173,7 +175,7 @@ class StoreTarget:
             refetched = await self.refetcher.refetch(Key(name), None if url is None else read_source(url))
         if refetched is None:
             raise Refused(f"no image is stored under {_shown(kind, name)}")
-        return _report_refetched({**self.describe(refetched.record), "replaced": refetched.replaced})
+        return _report_refetched({**as_dict(self.describe(refetched.record)), "replaced": refetched.replaced})
 
     def _named(self, kind: Kind, name: str) -> dict[str, object]:
         return {"key": self.identify(read_source(name)).key} if kind == "url" else {kind: name}

@@ -21,6 +21,7 @@ from imgkeep.config import ConfigError
 from imgkeep.core.errors import Busy, ImgkeepError, OriginTimeout, StorageError
 from imgkeep.core.policy_document import read_policy
 from imgkeep.core.source_url import read_source
+from imgkeep.images.record_facts import as_dict
 
 if TYPE_CHECKING:
     import argparse
@@ -31,10 +32,11 @@ if TYPE_CHECKING:
     from imgkeep.cli.client import Client
     from imgkeep.cli.dispatch import Command
     from imgkeep.cli.invocation import Invocation
+    from imgkeep.clock import Clock
     from imgkeep.core.policy import Policy
     from imgkeep.core.records import Record, Source, SourceInfo
+    from imgkeep.images.record_facts import ImageFacts
     from imgkeep.images.upload import Saver
-    from imgkeep.ports import Clock
 
     Target: TypeAlias = "StoreTarget | ServerTarget"
 
@@ -160,7 +162,7 @@ class StoreTarget:
         saver: Saver,
         *,
         identify: Callable[[Source], SourceInfo],
-        describe: Callable[[Record], dict[str, object]],
+        describe: Callable[[Record], ImageFacts],
         clock: Clock,
     ) -> None:
         self._saver = saver
@@ -212,7 +214,7 @@ class StoreTarget:
                 return Outcome(number, None, error.code, str(error))
             else:
                 self._failures = 0
-                return Outcome(number, {**self._describe(saved.record), "created": saved.created})
+                return Outcome(number, {**as_dict(self._describe(saved.record)), "created": saved.created})
         raise AssertionError("the last attempt returns")
 
 

@@ -12,6 +12,7 @@ from imgkeep.cli.printing import print_json
 from imgkeep.clock import read_clock
 from imgkeep.config import ConfigError, absolute, data_folder
 from imgkeep.storage.local.machine_token import TokenUnusableError
+from imgkeep.web.login_tickets import make_log_in_link
 
 if TYPE_CHECKING:
     from imgkeep.cli.invocation import Invocation
@@ -36,7 +37,6 @@ def run(invocation: Invocation) -> int:
         raise ConfigError(f"{error} in {place}; {remedy}") from None
     if arguments.local:
         return show("token", token)
-    from imgkeep.web.login import make_log_in_link  # noqa: PLC0415 - the other two need no aiohttp
 
     host = "127.0.0.1" if server.hosts[0] == "localhost" else server.hosts[0]
     return show("url", make_log_in_link(token, host, server.port, read_clock()))

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
     from imgkeep.cli.invocation import Invocation
     from imgkeep.core.records import Record
-    from imgkeep.ports import Archive, ImageIndex, Ledger
+    from imgkeep.database.interfaces import ImageIndex, Ledger
+    from imgkeep.storage.interfaces import ListableStore
 
 REMEDY: Final = (
     "A request fetches an incomplete image again; `imgkeep refetch KEY` does so now. An answer that comes back equal\n"
@@ -39,7 +40,9 @@ async def run(invocation: Invocation) -> int:
         return await verify(storage.archives, storage.database, as_json=arguments.json, out=sys.stdout, err=sys.stderr)
 
 
-async def verify(archives: Sequence[Archive], database: ImageIndex, *, as_json: bool, out: TextIO, err: TextIO) -> int:
+async def verify(
+    archives: Sequence[ListableStore], database: ImageIndex, *, as_json: bool, out: TextIO, err: TextIO
+) -> int:
     """
     Read everything that is stored, and print each finding and a summary. 1 if an object is damaged, missing or
     unreadable. An incomplete image is as its origin sent it, and no fault of the store.
@@ -69,7 +72,7 @@ async def verify(archives: Sequence[Archive], database: ImageIndex, *, as_json: 
     return 1 if counts["damaged"] or counts["missing"] or counts["unreadable"] else 0
 
 
-async def reindex(archives: Sequence[Archive], image_index: Ledger, *, as_json: bool, out: TextIO) -> int:
+async def reindex(archives: Sequence[ListableStore], image_index: Ledger, *, as_json: bool, out: TextIO) -> int:
     """Fill the image index from the records, and print how many there are."""
     images = await maintenance.reindex(archives, image_index)
     if as_json:

@@ -36,7 +36,7 @@ LET_GO_MAX: Final = 16
 
 
 class FillLeases:
-    """The leases of the worker `name`, in a folder that all workers share. Implements `ports.FillLeases`."""
+    """The leases of the worker `name`, in a folder that all workers share. Implements `FillLeases`."""
 
     def __init__(self, folder: Path, name: str, *, grace_s: float, timer: Callable[[], float]) -> None:
         self.grace_s = grace_s

@@ -22,11 +22,12 @@ from imgkeep.cluster.progress import tell_failure, tell_fill
 from imgkeep.core.errors import InvalidRequest
 from imgkeep.core.records import Digest, Key
 from imgkeep.images.peer_fill import FillFailure
-from imgkeep.web.admission import API, reject_content_codings
+from imgkeep.web.admission import API_PREFIX, reject_content_codings
+from imgkeep.web.aiohttp_adapter import send_body_range
 from imgkeep.web.api_relay import JUDGED
-from imgkeep.web.context import ADMISSION, REQUEST_LOG, SITE, Admission, RequestLog
-from imgkeep.web.messages import BodyRange, HttpResponse, send_body_range
-from imgkeep.web.problems import problems
+from imgkeep.web.context import ADMISSION, REQUEST_LOG, Admission, RequestLog
+from imgkeep.web.messages import BodyRange, HttpResponse
+from imgkeep.web.problems import problem_middleware
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Mapping
@@ -34,7 +35,9 @@ if TYPE_CHECKING:
     from aiohttp.typedefs import Middleware
 
     from imgkeep.core.records import WorkerInfo
-    from imgkeep.web.context import Site
+    from imgkeep.images.recent_failures import RecentFailures
+    from imgkeep.images.service import ImageService
+    from imgkeep.observability.metrics import Metrics
 
 NOTICE_BYTES_MAX: Final = 16_777_216
 """Some hundred thousand copies that were used in a second."""
@@ -44,20 +47,21 @@ _FILL: Final = r"/fills/{name:(?:try\.)?[0-9a-f]{64}}"
 
 
 def make_peer_api(
-    site: Site,
+    image_service: ImageService,
+    counters: Metrics,
+    recent_failures: RecentFailures,
     place: WorkerInfo,
     learn: Callable[[Collection[Digest], Collection[Key], Mapping[str, int], Collection[Digest]], Awaitable[None]],
-    add_api: Callable[[web.UrlDispatcher], None],
+    add_api: Callable[[web.Application], None],
 ) -> web.Application:
     """Make the application for the peers of a worker. `learn` is told what they tell."""
     app = web.Application(
-        middlewares=[_known_by(place.secret), notes, problems, plain], client_max_size=NOTICE_BYTES_MAX
+        middlewares=[_known_by(place.secret), notes, problem_middleware, plain], client_max_size=NOTICE_BYTES_MAX
     )
-    app[SITE] = site
-    add_api(app.router)
+    add_api(app)
 
     async def follow(request: web.Request) -> web.StreamResponse:
-        joined = await site.image_service.join(request.match_info["name"])
+        joined = await image_service.join(request.match_info["name"])
         if joined is None:
             return web.Response(status=204)
         if isinstance(joined, FillFailure):
@@ -66,7 +70,7 @@ def make_peer_api(
         return await send_body_range(request, HttpResponse(200, {}), BodyRange(telling, 0, None, telling.message))
 
     async def wait(request: web.Request) -> web.Response:
-        await site.image_service.wait_for_fill(Key(request.match_info["name"]))
+        await image_service.wait_for_fill(Key(request.match_info["name"]))
         return web.Response(status=204)
 
     async def notices(request: web.Request) -> web.Response:
@@ -79,10 +83,10 @@ def make_peer_api(
         return web.Response(status=204)
 
     async def metrics(_request: web.Request) -> web.Response:
-        return web.Response(body=site.meter.tell(place.name))
+        return web.Response(body=counters.tell(place.name))
 
     async def failures(_request: web.Request) -> web.Response:
-        return web.Response(body=msgspec.msgpack.encode(site.failures.list()))
+        return web.Response(body=msgspec.msgpack.encode(recent_failures.list()))
 
     app.router.add_get(_FILL, follow, allow_head=False)
     app.router.add_get(f"{_FILL}/end", wait, allow_head=False)
@@ -131,7 +135,7 @@ async def plain(
     """In the place of `admission`: take what was judged where the client is."""
     reject_content_codings(request)
     resource = request.match_info.route.resource
-    if resource is not None and resource.canonical.startswith(API):
+    if resource is not None and resource.canonical.startswith(API_PREFIX):
         try:
             request[ADMISSION] = msgspec.json.decode(request.headers.get(JUDGED, ""), type=Admission)
         except msgspec.DecodeError:

@@ -79,7 +79,7 @@ class _Lines:
 
 
 class Peers:
-    """Implements `ports.Peers` and `service.mirror.Peers`."""
+    """Implements `images.peer_fill.FillPeers`."""
 
     def __init__(self, place: WorkerInfo) -> None:
         self.name = place.name

@@ -2,7 +2,7 @@
 A fill, told of between workers: both ends of it on the wire.
 
 The body of an answer is a message and then steps. The message says what is fetched, and in which file it grows, or why
-there will be none. A step is two numbers (`ports.SharedFile`): how many bytes of the image there are by now, and how many of
+there will be none. A step is two numbers (`SharedFile`): how many bytes of the image there are by now, and how many of
 these follow because they are in no file. As with any body, an end that is cut off is none.
 """
 
@@ -97,7 +97,7 @@ async def read_fill(stream: aiohttp.StreamReader) -> RemoteFill | FillFailure:
 
 
 class Telling:
-    """What is told of a fill, as it goes over the wire. Implements `ports.Readable`, from its beginning on."""
+    """What is told of a fill, as it goes over the wire. Implements `Readable`, from its beginning on."""
 
     def __init__(self, message: bytes, steps: AsyncIterator[tuple[int, bytes]], fill: Fill) -> None:
         self.message = message

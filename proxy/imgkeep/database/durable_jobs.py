@@ -35,7 +35,7 @@ _STATES: Final[dict[JobState, sa.ColumnElement[bool]]] = {
 
 
 class DurableJobs:
-    """Implements `ports.Jobs`."""
+    """Implements `Jobs`."""
 
     def __init__(self, database: ImageIndex) -> None:
         self._image_index = database

@@ -31,7 +31,7 @@ from imgkeep.database.tables import state
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from imgkeep.ports import Clock
+    from imgkeep.clock import Clock
 
 CACHE_KIB: Final = 16_384
 """Of pages of SQLite's, at most, for a connection."""

@@ -27,7 +27,7 @@ from imgkeep.database.tables import images, outbox, refused, state
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection, Sequence
 
-    from imgkeep.ports import Clock
+    from imgkeep.clock import Clock
 
 BATCH: Final = 2000
 """Rows in one transaction: enough to be quick, few enough to let others in between, a tenth of a second."""
@@ -52,7 +52,7 @@ T = TypeVar("T")
 
 class ImageIndex(Database):
     """
-    Implements `ports.ImageIndex`, `ports.Outbox`, `ports.Ledger` and `service.removal.Register`.
+    Implements `interfaces.ImageIndex`, `Outbox`, `Ledger` and `images.removal.Register`.
 
     What was put in the last `batch_delay_s` seconds is lost in a crash, and brought back by the store.
     """

@@ -53,7 +53,8 @@ if TYPE_CHECKING:
     from imgkeep.core.confirmation import Link
     from imgkeep.core.records import Key, Record, Source, SourceInfo
     from imgkeep.images.fill import FillDependencies
-    from imgkeep.ports import Draft, FillLeases
+    from imgkeep.images.peer_fill import FillLeases
+    from imgkeep.storage.interfaces import Draft
 
 TRIED_MAX: Final = 65_536
 """Links that are known to have been tried; 300 bytes each, 20 MB. One that is forgotten is tried once more."""
@@ -164,7 +165,7 @@ class Confirmer:
         if weight is Weight.OTHER:
             raise Conflict("what was brought by https is another image than what is stored")
         merged = merge(known, new)
-        return known if merged == known else await self._dependencies.store.restate(merged)
+        return known if merged == known else await self._dependencies.store.put_record(merged)
 
     async def settle_refresh(self, known: Record, draft: Draft, new: Record) -> Record:
         """
@@ -198,7 +199,7 @@ class Confirmer:
         if not await self._dependencies.store.holds(known.object_name, known.size):
             known = await self._dependencies.store.put(draft, known, known.digest)  # it was lost
         elif known != current:
-            known = await self._dependencies.store.restate(known)
+            known = await self._dependencies.store.put_record(known)
         await self._note_tried(trial.new, known)
         if can_confirm(known, trial.new) and (known.key, known.digest) not in self._unproven:
             self._probe(replace(trial, known=known))
@@ -232,7 +233,7 @@ class Confirmer:
         kept = await self._dependencies.store.put(draft, replace(new, key=own.key, identity=own.identity))
         known = await self._read_again(trial.known)
         if Doubt.CONTESTED not in known.doubts:
-            known = await self._dependencies.store.restate(replace(known, doubts=known.doubts | {Doubt.CONTESTED}))
+            known = await self._dependencies.store.put_record(replace(known, doubts=known.doubts | {Doubt.CONTESTED}))
             await self._kept(known)
         if can_confirm(known, new) if known.digest == new.digest else can_prove(known, new) or can_complete(known, new):
             self._probe(replace(trial, known=known, new=kept))
@@ -314,14 +315,14 @@ class Confirmer:
         )
 
     async def _restate(self, record: Record, replaces: Digest | None = None) -> None:
-        await self._kept(await self._dependencies.store.restate(record, replaces))
+        await self._kept(await self._dependencies.store.put_record(record, replaces))
 
 
 async def is_continuation(known: Record, draft: Draft) -> bool:
     """Whether a draft is more than a stored incomplete image and begins with it."""
     if Doubt.INCOMPLETE not in known.doubts or draft.size <= known.size:
         return False
-    return await draft.judge(partial(_hash_beginning, known.size)) == known.digest
+    return await draft.check(partial(_hash_beginning, known.size)) == known.digest
 
 
 def _hash_beginning(size: int, body: bytearray | mmap) -> str:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from imgkeep.core.records import OWN
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
+    from pathlib import Path
 
     from imgkeep.core.records import Client, Format, Record
     from imgkeep.images.redirects import ObjectUrl
-    from imgkeep.ports import Body, Growing
+    from imgkeep.storage.interfaces import Body
 
 
 T = TypeVar("T")
@@ -60,6 +61,35 @@ class CacheStatus(Enum):
     COLLAPSED = "collapsed"
     NOT_STORED = "not_stored"
     """Fetched and passed on, but no store could take it."""
+
+
+class Growing(Protocol):
+    """A body that is on its way from its origin."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will come."""
+
+    def hold(self) -> None:
+        """Announce one more reader, who calls `aclose` when done."""
+
+    async def share_file(self) -> SharedFile | None:
+        """Let another process read along; `None`: it has to be sent what it wants to read."""
+
+
+@dataclass(frozen=True, slots=True)
+class SharedFile:
+    """
+    How a body grows, for another process on this machine.
+
+    Attributes:
+        path: The file that it grows in, for now: it is moved when it is put.
+        steps: How many bytes there are, whenever there are more: in the file, as long as none come with the number. A
+            disk may fail; then the rest comes along, each time the bytes before the number. Raises as `read` does.
+    """
+
+    path: Path
+    steps: AsyncIterator[tuple[int, bytes]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from imgkeep.core.errors import StorageError
 
 if TYPE_CHECKING:
     from imgkeep.core.records import Record
-    from imgkeep.ports import Draft, Spool, Store
+    from imgkeep.storage.interfaces import Draft, Spool, Store
 
 PIECE_BYTES: Final = 1_048_576
 
@@ -35,4 +35,4 @@ async def continue_draft(broken: Draft, to: Spool, size: int | None, chunk: byte
 async def undo_put(store: Store, record: Record) -> None:
     """Delete what was put while its bytes were being removed. What a fault leaves is never shown."""
     with suppress(StorageError):
-        await store.forget(record.digest)
+        await store.delete_object(record.digest)

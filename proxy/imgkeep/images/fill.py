@@ -40,21 +40,24 @@ from imgkeep.core.errors import (
 from imgkeep.core.formats import Ending
 from imgkeep.core.layout import REMOVED
 from imgkeep.core.records import OWN, Doubt, Record, Subject
+from imgkeep.images.context import SharedFile
 from imgkeep.images.drafts import continue_draft, undo_put
 from imgkeep.images.singleflight import Watermark
-from imgkeep.ports import Demand, NotModified, SharedFile
+from imgkeep.origin.demand import Demand, NotModified
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Container, Sequence
 
+    from imgkeep.clock import Clock
     from imgkeep.core.records import Client, Digest, Format, PixelSize, Source, SourceInfo, Validator
     from imgkeep.images.format_checker import FormatChecker
     from imgkeep.images.placeholder_suspects import PlaceholderSuspects
     from imgkeep.images.rate_limit import Permit
-    from imgkeep.ports import Clock, Disk, Draft, Observer, Origin, OriginResponse, Spool, Store
+    from imgkeep.origin.client import OriginClient, OriginResponse
+    from imgkeep.storage.interfaces import Disk, Draft, Spool, Store
 
     Settle = Callable[[Draft, Record], Awaitable[Record]]
-    """Keeps a whole image, and returns the record under which it is found from now on. Raises as `ports.Store.put`."""
+    """Keeps a whole image, and returns the record under which it is found from now on. Raises as `Store.put`."""
 
 RECENT_BYTES_MAX: Final = 1_048_576
 """So many of the newest bytes stay in memory, once per fill: readers who keep up need no look at the draft."""
@@ -92,7 +95,7 @@ class FillHead:
 class FillDependencies:
     """What every fill works with."""
 
-    origin: Origin
+    origin: OriginClient
     store: Store
     disk: Disk
     memory: Spool
@@ -107,6 +110,34 @@ class FillDependencies:
     """What is suspected to be a placeholder; `None`: nothing is."""
     show_errors: bool = False
     """Whether clients are shown the pictures that come with errors."""
+
+
+class Observer(Protocol):
+    """Who wants to know what happened to fills; counts, and never fails."""
+
+    def weighed(self, outcome: str) -> None:
+        """What a link brought was compared with what was stored under its key, or a probe has ended."""
+
+    def completed(self, outcome: str) -> None:
+        """An incomplete image was fetched again, or that failed; or it was confirmed as it is."""
+
+    def suspected(self, record: Record) -> None:
+        """The bytes of a record came under so many identities of its host that they may be a placeholder."""
+
+    def filled(self, subject: Subject, size: int, *, pending: bool) -> None:
+        """An image was fetched and kept; `pending`: in the fallback only."""
+
+    def unchanged(self, subject: Subject) -> None:
+        """An origin was asked whether an image changed, and it did not."""
+
+    def not_stored(self, subject: Subject, fault: StorageError) -> None:
+        """An image was fetched and delivered, but not kept; a `Conflict` is nobody's trouble."""
+
+    def failed(self, subject: Subject, error: BaseException) -> None:
+        """A fill ended without an image."""
+
+    def refused(self, subject: Subject, error: SourceForbidden) -> None:
+        """The policy forbids a link, so nothing was fetched."""
 
 
 class Over(Protocol):
@@ -202,14 +233,14 @@ class Fill:
         return self._size
 
     @property
-    def at_hand(self) -> None:
+    def cache_entry(self) -> None:
         """Nothing is stored yet."""
 
     @property
     def ended(self) -> bool:
         return self._watermark.ended
 
-    async def settle(self) -> int:
+    async def wait_for_size(self) -> int:
         while not self._watermark.ended:
             await self._watermark.beyond(self._watermark.height)
         return await self._watermark.beyond(self._watermark.height)
@@ -469,7 +500,7 @@ class Fill:
 
     def _unless_remote(self, fault: StorageError) -> StorageError | None:
         """A disk that fails keeps nobody from putting what is in memory into a bucket."""
-        return self._fault or (fault if self._dependencies.store.disk_only else None)
+        return self._fault or (fault if self._dependencies.store.local_drafts_only else None)
 
     async def _foresees_end(self, ending: Ending, size: int | None) -> bool:
         """Return whether the bytes so far tell that the image is complete, if its framing brings `size` bytes."""

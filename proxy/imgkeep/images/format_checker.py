@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
     from imgkeep.core.formats import Buffer, Ending, Seen, Undecided
     from imgkeep.core.records import Client, Format, PixelSize
-    from imgkeep.ports import Draft
+    from imgkeep.storage.interfaces import Draft
 
 QUICK_STEPS_MAX: Final = 65_536
 """Some 30 ms: 4 MB of a JPEG that is searched for its end, and ten times what the structure of most images takes."""
@@ -144,7 +144,9 @@ class FormatChecker:
             Busy: Too many images are being judged.
             StorageError: The draft cannot be read.
         """
-        return await self._run(lambda budget: draft.view(lambda body: is_whole(fmt, body, budget)), draft.size, client)
+        return await self._run(
+            lambda budget: draft.check_blocking(lambda body: is_whole(fmt, body, budget)), draft.size, client
+        )
 
     async def is_incomplete(self, draft: Draft, fmt: Format, client: Client = OWN) -> bool:
         """
@@ -153,7 +155,7 @@ class FormatChecker:
         """
         try:
             return await self._run(
-                lambda budget: draft.view(lambda body: is_incomplete(fmt, body, budget)), draft.size, client
+                lambda budget: draft.check_blocking(lambda body: is_incomplete(fmt, body, budget)), draft.size, client
             )
         except (NotAnImage, Busy, StorageError):
             return True
@@ -174,13 +176,15 @@ class FormatChecker:
 
     async def measure(self, draft: Draft, fmt: Format, client: Client = OWN) -> PixelSize | None:
         """Return the size in pixels that the whole file states. Raises as `is_whole`."""
-        return await self._run(lambda budget: draft.view(lambda body: measure(fmt, body, budget)), draft.size, client)
+        return await self._run(
+            lambda budget: draft.check_blocking(lambda body: measure(fmt, body, budget)), draft.size, client
+        )
 
     async def judge(self, draft: Draft) -> CheckedImage | None:
         """Return what a file is; `None`: it is no image. Raises as `is_whole`."""
         if draft.size == 0:
             return None
-        return await self._run(lambda budget: draft.view(lambda body: _judge(body, budget)), draft.size, OWN)
+        return await self._run(lambda budget: draft.check_blocking(lambda body: _judge(body, budget)), draft.size, OWN)
 
     def close(self) -> None:
         """Take no more images; what is judged ends by itself, soon."""

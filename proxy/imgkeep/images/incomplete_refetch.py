@@ -62,10 +62,11 @@ if TYPE_CHECKING:
     from imgkeep.images.context import RequestContext
     from imgkeep.images.fill import FillDependencies, Tower
     from imgkeep.images.negative_cache import NegativeCache
+    from imgkeep.images.peer_fill import FillLeases
     from imgkeep.images.rate_limit import Permit, RateLimiter
     from imgkeep.images.singleflight import SingleFlight
     from imgkeep.images.source_order import SourceOrder
-    from imgkeep.ports import Draft, FillLeases
+    from imgkeep.storage.interfaces import Draft
 
 REFETCHES_MAX: Final = 8
 """Maximum number of refetches at a time, an eighth of the fetches; the next request is another occasion."""
@@ -245,7 +246,7 @@ class IncompleteRefetcher:
         if not is_incomplete(after) and outcome is Outcome.EQUAL:
             self._dependencies.observer.completed("confirmed")
             log.info("incomplete image confirmed as it is", extra={"key": current.key})
-        return await self._dependencies.store.restate(after)
+        return await self._dependencies.store.put_record(after)
 
     async def _keep_apart(self, refetch: Refetch, current: Record, draft: Draft, new: Record) -> Record:
         """Keep a whole image for its link, and for others if the signature is seen to make a difference."""
@@ -271,7 +272,7 @@ class IncompleteRefetcher:
             current = await self._dependencies.store.find(refetch.known.key)
             if current is not None and current.digest == refetch.known.digest and is_incomplete(current):
                 after = after_refetch(current, Outcome.FAILED, self._now())
-                await self._tower.kept(await self._dependencies.store.restate(after))
+                await self._tower.kept(await self._dependencies.store.put_record(after))
 
     def _now(self) -> datetime:
         return self._dependencies.clock().replace(microsecond=0)

@@ -9,7 +9,7 @@ from imgkeep.core.errors import NotAnImage, StorageError, TooLarge
 if TYPE_CHECKING:
     from imgkeep.images.fill import FillDependencies
     from imgkeep.images.format_checker import CheckedImage
-    from imgkeep.ports import Draft
+    from imgkeep.storage.interfaces import Draft
 
 
 async def begin(to: FillDependencies, size: int | None) -> Draft:
@@ -22,7 +22,7 @@ async def begin(to: FillDependencies, size: int | None) -> Draft:
     try:
         return await to.disk.begin(size)
     except StorageError:
-        if to.store.disk_only:
+        if to.store.local_drafts_only:
             raise
         return await to.memory.begin(size)
 

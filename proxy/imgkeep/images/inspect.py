@@ -12,10 +12,10 @@ from imgkeep.core.source_url import own_path, read_source
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from imgkeep.clock import Clock
     from imgkeep.config import Config
     from imgkeep.core.policy import Policy
     from imgkeep.core.records import Source, SourceInfo
-    from imgkeep.ports import Clock
 
 
 @dataclass(frozen=True, slots=True)

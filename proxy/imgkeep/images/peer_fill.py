@@ -12,18 +12,18 @@ import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from imgkeep import ports
 from imgkeep.core.errors import StorageError
 from imgkeep.images.singleflight import Watermark
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Collection, Mapping
     from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
     from imgkeep.core.errors import ImgkeepError
+    from imgkeep.core.records import Digest, Key
     from imgkeep.images.fill import FillHead
-    from imgkeep.ports import Disk, Draft, Readable, Spool
+    from imgkeep.storage.interfaces import Disk, Draft, Readable, Spool
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class RemoteFill:
 
     Attributes:
         path: The file that it grows in; `None`: all bytes come with the steps.
-        steps: As `ports.SharedFile.steps`.
+        steps: As `SharedFile.steps`.
     """
 
     head: FillHead
@@ -54,7 +54,52 @@ class FillFailure:
     error: ImgkeepError
 
 
-class FillPeers(ports.Peers, Protocol):
+class FillLeases(Protocol):
+    """
+    Which of several workers fetches which image.
+
+    Attributes:
+        grace_s: So long a claim is seen after its image was kept. A look-up that began earlier says nothing.
+    """
+
+    grace_s: float
+
+    def take(self, key: str) -> str | None:
+        """Claim a key; `None`: it is ours, now or already. Else the name of the worker that has it."""
+
+    def release(self, key: str, *, kept: bool = False) -> None:
+        """Let go of a claim of ours, if there is one: at once, or when nobody can have missed what was `kept`."""
+
+
+class Peers(Protocol):
+    """The other workers that share our port."""
+
+    async def wait(self, holder: str, key: str) -> None:
+        """
+        Wait until a worker does not fetch the image of a key any more.
+
+        Raises:
+            Busy: It cannot be asked.
+        """
+
+    async def tell(
+        self,
+        *,
+        refused: Collection[Digest] = (),
+        changed: Collection[Key] = (),
+        copies: Mapping[str, int] = ...,
+        restored: Collection[Digest] = (),
+    ) -> None:
+        """
+        Tell all others, and wait until they know: what is refused from now on, under which keys something else is kept,
+        which local copies were brought or used, by name and size, and which digests may be blocked no longer.
+
+        Raises:
+            StorageError: Not everybody is certain to know.
+        """
+
+
+class FillPeers(Peers, Protocol):
     """Other workers whose fills can be followed."""
 
     def follow(self, holder: str, name: str) -> AbstractAsyncContextManager[RemoteFill | FillFailure | None]:
@@ -69,7 +114,7 @@ class FillPeers(ports.Peers, Protocol):
 
 class PeerFill:
     """
-    A flight of `collapse.SingleFlight`, and a body. Implements `ports.Growing` and `ports.Body`.
+    A flight of `collapse.SingleFlight`, and a body. Implements `Growing` and `Body`.
 
     Attributes:
         head: Resolved once: with what is fetched, with why nothing is, or with `None`: there is nothing to follow.
@@ -99,14 +144,14 @@ class PeerFill:
         return self._size
 
     @property
-    def at_hand(self) -> None:
+    def cache_entry(self) -> None:
         """Nothing is stored yet."""
 
     @property
     def ended(self) -> bool:
         return self._watermark.ended
 
-    async def settle(self) -> int:
+    async def wait_for_size(self) -> int:
         while not self._watermark.ended:
             await self._watermark.beyond(self._watermark.height)
         return await self._watermark.beyond(self._watermark.height)

@@ -22,8 +22,8 @@ from imgkeep.core.errors import ImgkeepError, Yielded
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from imgkeep.clock import Clock
     from imgkeep.core.records import Subject
-    from imgkeep.ports import Clock
 
 ENTRIES_MAX: Final = 500
 """Maximum number of entries: half a megabyte, and more than a person reads."""

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Container
 
     from imgkeep.core.records import Key, Record
-    from imgkeep.ports import ImageIndex, Store
+    from imgkeep.database.interfaces import ImageIndex
+    from imgkeep.storage.interfaces import Store
 
 RECORDS_BYTES_MAX: Final = 67_108_864
 """For the records held in memory: some 60,000 of them, fewer when their links are long."""
@@ -77,7 +78,7 @@ class RecordCache:
         """Keys under which the store was seen to have a tombstone."""
 
     async def find(self, key: Key) -> Record | None:
-        """Return the record under a key, whether its object is there or not. Raises as `ports.Store.find`."""
+        """Return the record under a key, whether its object is there or not. Raises as `Store.find`."""
         record = self.at_hand(key) or await self._find(key)
         return record or self.at_hand(key)  # a fill may have landed while we looked elsewhere
 
@@ -157,7 +158,7 @@ class RecordCache:
 
     async def _look(self, key: Key) -> Record | None:
         # Where a record is a file on this disk, the database is no shorter way to it.
-        record = None if self._store.disk_only else await self._find_in_image_index(key)
+        record = None if self._store.local_drafts_only else await self._find_in_image_index(key)
         if record is not None and may_change(record):
             try:
                 return await self._store.find(key) or record

@@ -1,43 +1,97 @@
-"""What the API and commands tell of a record, whatever the store."""
+"""The JSON form of a record: what the API and the commands show of a stored image, whichever store holds it."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+
+from msgspec import UNSET, Meta, Struct, UnsetType, to_builtins
 
 from imgkeep.core.confirmation import standing_of
-from imgkeep.core.layout import write_doubts
+from imgkeep.core.records import Digest, Doubt, Format, Key, Standing
 
 if TYPE_CHECKING:
     from imgkeep.core.records import Record
 
+HASH: Final = "^[0-9a-f]{64}$"
 
-def describe_record(record: Record, *, url: str, storage: str, suspect: bool = False) -> dict[str, object]:
-    """
-    Return the facts of a record.
+ImageKey = Annotated[Key, Meta(pattern=HASH, description="Key of the image: the SHA-256 of its identity.")]
+ObjectDigest = Annotated[Digest, Meta(pattern=HASH, description="SHA-256 of the bytes.")]
+MediaType = Annotated[str, Meta(extra_json_schema={"enum": sorted({each.media_type for each in Format})})]
 
-    Args:
-        record: The record.
-        url: Its permanent URL, as far as it is known.
-        storage: Where its object is at this moment.
-        suspect: Whether its bytes are suspected to be a placeholder.
-    """
-    return {
-        "url": url,
-        "storage": storage,
-        "key": record.key,
-        "digest": record.digest,
-        "content_type": record.format.media_type,
-        "size": record.size,
-        "width": record.pixel_size.width if record.pixel_size else None,
-        "height": record.pixel_size.height if record.pixel_size else None,
-        "stored_at": record.stored_at,
-        "standing": standing_of(record).value,
-        "doubts": write_doubts(record.doubts),
-        "suspect": suspect,
-        "source": {
-            "host": record.host or None,
-            "provider": record.provider,
-            "temporary": record.temporary,
-            "expires_at": record.expires_at,
-        },
-    }
+
+class SourceFacts(Struct, kw_only=True):
+    """The source of an image: what its link told."""
+
+    host: str | None
+    provider: str | None
+    temporary: bool
+    expires_at: datetime | None
+
+
+class ImageFacts(Struct, kw_only=True):
+    """A stored image."""
+
+    success: Literal[True] | UnsetType = UNSET
+    url: Annotated[
+        str, Meta(description="Permanent URL; its path alone where the server does not know its own address.")
+    ]
+    storage: Annotated[
+        str,
+        Meta(description="Store that holds the image at the moment.", extra_json_schema={"enum": ["s3", "local"]}),
+    ]
+    key: ImageKey
+    digest: ObjectDigest
+    content_type: MediaType
+    size: Annotated[int, Meta(ge=1, description="Number of bytes.")]
+    width: int | None
+    height: int | None
+    stored_at: datetime
+    standing: Annotated[
+        Standing, Meta(description="What the image is worth to links other than the one that brought it.")
+    ]
+    doubts: Annotated[
+        list[Doubt],
+        Meta(
+            description="Why the image may not be right for every link of its key; `incomplete`: by its format, bytes "
+            "are missing."
+        ),
+    ]
+    suspect: Annotated[
+        bool,
+        Meta(
+            description="Whether its host sent the same bytes under many names lately, as hosts do with placeholders."
+        ),
+    ]
+    source: SourceFacts
+
+
+def describe_record(record: Record, *, url: str, storage: str, suspect: bool = False) -> ImageFacts:
+    """Return the facts of a record. The arguments are fields of `ImageFacts` that the record does not tell."""
+    pixel_size = record.pixel_size
+    return ImageFacts(
+        url=url,
+        storage=storage,
+        key=record.key,
+        digest=record.digest,
+        content_type=record.format.media_type,
+        size=record.size,
+        width=pixel_size.width if pixel_size else None,
+        height=pixel_size.height if pixel_size else None,
+        stored_at=record.stored_at,
+        standing=standing_of(record),
+        doubts=[doubt for doubt in Doubt if doubt in record.doubts],
+        suspect=suspect,
+        source=SourceFacts(
+            host=record.host or None,
+            provider=record.provider,
+            temporary=record.temporary,
+            expires_at=record.expires_at,
+        ),
+    )
+
+
+def as_dict(facts: ImageFacts) -> dict[str, Any]:
+    """Return facts by their names in JSON. Times stay times."""
+    named: dict[str, Any] = to_builtins(facts, builtin_types=(datetime,))
+    return named

@@ -19,8 +19,8 @@ from imgkeep.core.errors import StorageError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from imgkeep.ports import Remote
     from imgkeep.replication.tiered_store import TieredStore
+    from imgkeep.storage.s3 import S3Store
 
 PRESIGNED_MAX: Final = 20_000
 """Presigned links kept for reuse; a kilobyte each, 20 MB."""
@@ -56,7 +56,7 @@ class ObjectUrls:
         self,
         mode: Literal["serve", "redirect", "presign"],
         tiered_store: TieredStore,
-        primary: Remote,
+        primary: S3Store,
         *,
         public_url: Callable[[str], str] | None,
         presign_ttl_s: int,

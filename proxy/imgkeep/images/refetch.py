@@ -39,16 +39,19 @@ from imgkeep.core.records import Doubt, Key, Record, Subject
 from imgkeep.core.source_url import read_source
 from imgkeep.images.ingest import begin, check_image, require_complete
 from imgkeep.images.singleflight import SingleFlight
-from imgkeep.ports import Demand
+from imgkeep.origin.demand import Demand
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from imgkeep.clock import Sleep
     from imgkeep.core.policy import Policy
     from imgkeep.core.records import Source, SourceInfo, Validator
     from imgkeep.images.fill import FillDependencies
     from imgkeep.images.format_checker import CheckedImage
-    from imgkeep.ports import Draft, FillLeases, OriginResponse, Sleep
+    from imgkeep.images.peer_fill import FillLeases
+    from imgkeep.origin.client import OriginResponse
+    from imgkeep.storage.interfaces import Draft
 
 REFETCHES_MAX: Final = 8
 """Maximum number of refetches at a time, each key counted once: an eighth of the fetches, so visitors keep theirs."""
@@ -270,8 +273,8 @@ class Refetcher:
             if draft.digest in self._dependencies.refused:
                 # A removal that came while it was being put wins; what stood here before stands again.
                 if not same:
-                    await self._dependencies.store.restate(known, replaces=draft.digest)
-                await self._dependencies.store.forget(draft.digest)
+                    await self._dependencies.store.put_record(known, replaces=draft.digest)
+                await self._dependencies.store.delete_object(draft.digest)
                 raise Removed(REMOVED)
             return Refetched(kept, replaced=not same)
         raise AssertionError("the last attempt returns or raises")

@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from imgkeep.images.context import RequestContext
     from imgkeep.images.fill import FillDependencies, Settle, Tower
     from imgkeep.images.negative_cache import NegativeCache
+    from imgkeep.images.peer_fill import FillLeases
     from imgkeep.images.singleflight import SingleFlight
     from imgkeep.images.source_order import SourceOrder
-    from imgkeep.ports import FillLeases
 
 LINKS_MAX: Final = 65_536
 """With `sources.refresh`, so many links are known to have been asked by already; 150 bytes each, 10 MB."""

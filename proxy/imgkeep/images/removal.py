@@ -53,8 +53,10 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Sequence
     from datetime import datetime
 
+    from imgkeep.clock import Clock, Sleep
     from imgkeep.core.records import Digest, Key, Record, Source
-    from imgkeep.ports import Clock, Peers, Sleep, Store
+    from imgkeep.images.peer_fill import Peers
+    from imgkeep.storage.interfaces import Store
 
 REFRESH_EVERY_S: Final = 60
 """Interval of the lists of blocked digests: within it other nodes stop showing a picture, or show it again."""
@@ -92,7 +94,7 @@ class Finder(Protocol):
     """The image_service, for who removes."""
 
     async def look_up(self, key: Key) -> Record | None:
-        """Return the record under a key, whether its object is there or not. Raises as `ports.Store.find`."""
+        """Return the record under a key, whether its object is there or not. Raises as `Store.find`."""
 
     async def shown(self, source: Source) -> Key:
         """Return the key of the image that a link is shown, whether one is stored or not."""
@@ -162,7 +164,7 @@ class BlockedDigests:
     async def refresh(self) -> set[Digest]:
         """Bring in what other nodes have refused, and forget what they have restored; return what is new."""
         try:
-            listed = set(await self._store.refused())
+            listed = set(await self._store.list_blocked())
             new = listed - self._digests.keys()
             if new:
                 await self.learn(new)
@@ -320,7 +322,7 @@ class Remover:
         """
         async with self._alone(digest):
             if await self._store.has_object(digest) and await self._store.find_block(digest) is not None:
-                await self._store.forget(digest)
+                await self._store.delete_object(digest)
 
     async def restore_key(self, key: Key) -> Restored | None:
         """
@@ -408,7 +410,8 @@ class Remover:
             fault = error  # a picture that has to go does not wait for the database
         before = await self._store.find_block(digest) or ()
         keys = named.union(others, before)
-        await self._store.refuse(digest, self._now(), keys)
+        await self._store.block(digest, self._now(), keys)
+        await self._store.delete_object(digest)
         await self._refusals.add([digest])
         gone = await _those(keys, lambda key: self._close(key, digest, named=key in named, force=force))
         await self._register.drop(gone)

@@ -59,11 +59,13 @@ if TYPE_CHECKING:
     from imgkeep.core.confirmation import Link
     from imgkeep.core.policy import Policy
     from imgkeep.core.records import Digest, Format, Source, SourceInfo
+    from imgkeep.database.interfaces import ImageIndex
     from imgkeep.images.fill import FillDependencies, FillHead, Settle
-    from imgkeep.images.peer_fill import FillPeers
+    from imgkeep.images.peer_fill import FillLeases, FillPeers
     from imgkeep.images.rate_limit import RateLimiter
+    from imgkeep.images.record_facts import ImageFacts
     from imgkeep.images.redirects import ObjectUrls
-    from imgkeep.ports import Body, FillLeases, ImageIndex, Store
+    from imgkeep.storage.interfaces import Body, Store
 
 DEFAULT_RULES: Final = Rules()
 
@@ -326,7 +328,7 @@ class ImageService:
         return delivery
 
     async def look_up(self, key: Key) -> Record | None:
-        """Return the record under a key, whether its object is there or not. Raises as `ports.Store.find`."""
+        """Return the record under a key, whether its object is there or not. Raises as `Store.find`."""
         return await self.records.find(key)
 
     async def shown(self, source: Source) -> Key:
@@ -390,7 +392,7 @@ class ImageService:
         fill.hold()
         try:
             with suppress(ImgkeepError):
-                await fill.settle()
+                await fill.wait_for_size()
         finally:
             await fill.aclose()
 
@@ -658,7 +660,7 @@ class ImageService:
         if digest in self._refused:
             raise Removed(REMOVED)
 
-    def describe(self, record: Record, *, base: str) -> dict[str, object]:
+    def describe(self, record: Record, *, base: str) -> ImageFacts:
         """Return what is told of a record, whatever the store; `base` stands before our own paths."""
         return describe_record(
             record,
@@ -748,7 +750,7 @@ class ImageService:
         return record, None if record is None else await self._store.fetch(record.object_name, record.size)
 
     async def _wait(self, fill: Fill, _source: Source, _info: SourceInfo, departs: bool) -> tuple[Record, bool]:  # noqa: FBT001
-        await fill.settle()
+        await fill.wait_for_size()
         outcome = fill.outcome
         await fill.aclose()
         if isinstance(outcome, Record):

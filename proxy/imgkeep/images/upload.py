@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from imgkeep.core.records import Format, PixelSize, Source, SourceInfo
     from imgkeep.images.fill import FillDependencies
     from imgkeep.images.service import ImageService
-    from imgkeep.ports import Draft
+    from imgkeep.storage.interfaces import Draft
 
 
 @dataclass(frozen=True, slots=True)

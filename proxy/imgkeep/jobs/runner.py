@@ -20,7 +20,7 @@ from collections import Counter, deque
 from contextlib import contextmanager, suppress
 from hashlib import sha256
 from hmac import digest
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import msgspec
 
@@ -41,11 +41,12 @@ from imgkeep.core.records import Failure, NewItem
 from imgkeep.core.source_url import own_path, read_source
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from imgkeep.clock import Clock, Sleep
     from imgkeep.core.records import Job, JobItem, JobResult, JobState, Source, SourceInfo, Webhook
+    from imgkeep.database.interfaces import Jobs
     from imgkeep.images.upload import Saver
-    from imgkeep.ports import Clock, Jobs, Messenger, Sleep
 
 ITEMS_MAX: Final = 10_000
 WAITING_MAX: Final = 1_000_000
@@ -72,6 +73,19 @@ WEBHOOK_ATTEMPTS_MAX: Final = 10
 WEBHOOKS_CONCURRENT_MAX: Final = 8
 
 log = logging.getLogger(__name__)
+
+
+class Messenger(Protocol):
+    """Who tells others over HTTP."""
+
+    async def post(self, source: Source, body: bytes, headers: Mapping[str, str]) -> int:
+        """
+        Send JSON, follow nothing, and return the status.
+
+        Raises:
+            SourceForbidden: Policy refuses the address.
+            OriginError: It was not answered.
+        """
 
 
 class JobRunner:

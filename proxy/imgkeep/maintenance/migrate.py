@@ -23,7 +23,8 @@ from imgkeep.core.records import Record, Tombstone
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 
-    from imgkeep.ports import Clock, Holder, Spool
+    from imgkeep.clock import Clock
+    from imgkeep.storage.interfaces import ListableStore, Spool
 
     Fate = Literal["copied", "skipped", "kept", "damaged", "failed", "gone"]
 
@@ -51,7 +52,7 @@ class Outcome:
 class Migration:
     """Copies `source` to `target`; `spool` takes what lies on no disk on its way."""
 
-    def __init__(self, source: Holder, target: Holder, spool: Spool, clock: Clock) -> None:
+    def __init__(self, source: ListableStore, target: ListableStore, spool: Spool, clock: Clock) -> None:
         self._clock = clock
         self._source = source
         self._target = target
@@ -107,10 +108,11 @@ class Migration:
 
     async def _copy_blocks(self) -> None:
         """Block there what is blocked here, with the keys that an undo needs."""
-        for digest in set(await self._source.refused()) - set(await self._target.refused()):
+        for digest in set(await self._source.list_blocked()) - set(await self._target.list_blocked()):
             keys = await self._source.find_block(digest)
             if keys is not None:
-                await self._target.refuse(digest, self._clock().replace(microsecond=0), keys)
+                await self._target.block(digest, self._clock().replace(microsecond=0), keys)
+                await self._target.delete_object(digest)
 
     async def _compare(self, kind: str) -> AsyncIterator[tuple[str, bool]]:
         """Yield the paths of the source, and whether the target has each."""

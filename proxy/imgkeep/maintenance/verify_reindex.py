@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from imgkeep.core.formats import Buffer
     from imgkeep.core.layout import RecordUnreadable
     from imgkeep.core.records import Digest, Key
-    from imgkeep.ports import Archive, Ledger
+    from imgkeep.database.interfaces import Ledger
+    from imgkeep.storage.interfaces import ListableStore
 
 BATCH: Final = 200
 """Records read at a time: a second or two, even from a bucket."""
@@ -41,7 +42,7 @@ class Finding:
     key: Key | None = None
 
 
-async def records(archive: Archive) -> AsyncIterator[tuple[str, Record | Tombstone | RecordUnreadable]]:
+async def records(archive: ListableStore) -> AsyncIterator[tuple[str, Record | Tombstone | RecordUnreadable]]:
     """Read all records and tombstones of a store, in the order of their paths."""
     batch: list[str] = []
     async for path, _ in archive.walk(RECORDS):
@@ -54,7 +55,7 @@ async def records(archive: Archive) -> AsyncIterator[tuple[str, Record | Tombsto
         yield found
 
 
-async def reindex(archives: Sequence[Archive], image_index: Ledger) -> int:
+async def reindex(archives: Sequence[ListableStore], image_index: Ledger) -> int:
     """
     Fill the database from the records and return how many there are. What lies in a second archive waits for the first.
 
@@ -71,7 +72,7 @@ async def reindex(archives: Sequence[Archive], image_index: Ledger) -> int:
     return await image_index.rebuild(everything())
 
 
-async def verify(archive: Archive, note: Callable[[Record], Awaitable[None]]) -> AsyncIterator[Finding | None]:
+async def verify(archive: ListableStore, note: Callable[[Record], Awaitable[None]]) -> AsyncIterator[Finding | None]:
     """
     Read everything that is stored, and yield a finding or `None` for each record and object, and a finding for each
     image that is incomplete.
@@ -88,7 +89,7 @@ async def verify(archive: Archive, note: Callable[[Record], Awaitable[None]]) ->
     if incomplete:
         async for finding in _mark_incomplete(archive, incomplete, note):
             yield finding
-    refused = await archive.refused() if wanted else ()
+    refused = await archive.list_blocked() if wanted else ()
     for path in sorted(wanted):
         if path.rpartition("/")[2].partition(".")[0] in refused:
             continue  # removed, under a link that the remover did not know
@@ -96,13 +97,15 @@ async def verify(archive: Archive, note: Callable[[Record], Awaitable[None]]) ->
             yield Finding("missing", path)
 
 
-async def _verify_objects(archive: Archive, wanted: set[str], incomplete: set[str]) -> AsyncIterator[Finding | None]:
+async def _verify_objects(
+    archive: ListableStore, wanted: set[str], incomplete: set[str]
+) -> AsyncIterator[Finding | None]:
     """Read all objects; take those that are there from `wanted`, and add the incomplete ones of records."""
     async for path, _ in archive.walk(OBJECTS):
         known = path in wanted
         wanted.discard(path)
         try:
-            judged = await archive.judge_object(path, _lacks_bytes)
+            judged = await archive.check_object(path, _lacks_bytes)
         except StorageError:
             yield Finding("unreadable", path)
             continue
@@ -130,7 +133,7 @@ def _lacks_bytes(body: Buffer) -> bool:
 
 
 async def _mark_incomplete(
-    archive: Archive, objects: set[str], note: Callable[[Record], Awaitable[None]]
+    archive: ListableStore, objects: set[str], note: Callable[[Record], Awaitable[None]]
 ) -> AsyncIterator[Finding | None]:
     """Mark the records of incomplete objects and yield them; `None` for what was confirmed as it is."""
     async for path, record in records(archive):
@@ -147,7 +150,7 @@ async def _mark_incomplete(
         yield Finding("incomplete", path, record.key)
 
 
-async def _verify_records(archive: Archive, wanted: set[str]) -> AsyncIterator[Finding | None]:
+async def _verify_records(archive: ListableStore, wanted: set[str]) -> AsyncIterator[Finding | None]:
     """Add the paths of all objects that records point at to `wanted`."""
     async for path, record in records(archive):
         if isinstance(record, Record):

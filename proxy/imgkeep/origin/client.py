@@ -42,21 +42,21 @@ from imgkeep.origin.bounded_connection import HEAD_BYTES_MAX, FramingError, Orig
 from imgkeep.origin.concurrency import FetchLimiter
 from imgkeep.origin.content_encoding import Decoder, Places, make_pool, read_codings
 from imgkeep.origin.cookies import Cookies
+from imgkeep.origin.demand import Demand, NotModified
 from imgkeep.origin.http1 import Response, Wire
 from imgkeep.origin.ssrf_guard import AddressRefused, OwnAddress
 from imgkeep.origin.transfer_rate import Pace
-from imgkeep.ports import Demand, NotModified
 
 if TYPE_CHECKING:
     import ssl
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 
+    from imgkeep.clock import Clock
     from imgkeep.config import Fetch
     from imgkeep.core.policy import Policy
     from imgkeep.core.records import Source
     from imgkeep.origin.concurrency import FetchSlot
     from imgkeep.origin.ssrf_guard import AddressGuard
-    from imgkeep.ports import Clock
 
 REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 READ_BYTES: Final = 65_536
@@ -77,7 +77,7 @@ RETRY_AFTER_WAIT_MAX_S: Final = 5
 
 class OriginClient:
     """
-    Implements `ports.Origin` with one shared session.
+    The client of the servers behind source URLs, with one shared session.
 
     Args:
         draw: Gives random numbers from 0 to 1.
@@ -193,7 +193,7 @@ class OriginClient:
             raise OriginTimeout("the origin took longer than fetch.total_timeout_s") from None
 
     async def post(self, source: Source, body: bytes, headers: Mapping[str, str]) -> int:
-        """Implements `ports.Messenger`: the same addresses are refused as for images, whatever the host lists say."""
+        """Post to a webhook: the same addresses are refused as for images, whatever the host lists say."""
         reason = judge(source, replace(self._policy, hosts_allowed=None))
         if reason is not None:
             raise SourceForbidden(f"the address is refused: {reason}")
@@ -368,7 +368,17 @@ class _Hops:
 
 
 class OriginResponse:
-    """Implements `ports.OriginResponse`."""
+    """
+    A successful answer whose body has not been read.
+
+    Attributes:
+        size: Size of the body where the framing declares it (RFC 9112, 6.2).
+        validator: What the origin takes to tell whether the image changed.
+        plaintext: Whether any hop on the way to it, redirects included, was not encrypted.
+        media_type: The origin's name for its type, in lower case and without parameters; empty: the origin gives none.
+        is_part: Whether its status calls it a part, though we asked for the whole; it may be the whole all the same.
+        beginning: The first bytes of the body, once some have come: a few kilobytes at most.
+    """
 
     def __init__(self, response: Response, settings: Fetch, decoder: Decoder | None, *, plaintext: bool) -> None:
         self.plaintext = plaintext

@@ -8,7 +8,7 @@ host that hangs keeps no client from other hosts. It then waits for one of all p
 Rules:
 - Clients take turns, at every host and at all places: a client waits for its own fetches and one of each other.
 - Visitors cannot take the places that are reserved for the API and the jobs, nor these all that visitors have.
-- A fetch without a reader (`ports.Demand.yields`) is stopped as soon as it keeps another one waiting, and at once where
+- A fetch without a reader (`Demand.yields`) is stopped as soon as it keeps another one waiting, and at once where
   it waits itself. Where no other fetch waits it goes on.
 - No step looks through a queue. A release looks at as many hosts as its own client waits for, at most.
 """
@@ -20,7 +20,7 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Final, Self
 
 from imgkeep.core.errors import Busy
-from imgkeep.ports import Demand
+from imgkeep.origin.demand import Demand
 
 if TYPE_CHECKING:
     from collections.abc import Callable

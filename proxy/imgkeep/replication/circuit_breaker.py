@@ -18,7 +18,7 @@ from imgkeep.core.errors import RemoteFault, StorageError
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from imgkeep.ports import Sleep
+    from imgkeep.clock import Sleep
 
 DELAY_MIN_S: Final = 1
 DELAY_MAX_S: Final = 15

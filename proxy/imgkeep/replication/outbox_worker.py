@@ -29,9 +29,13 @@ from imgkeep.core.records import Doubt, Record
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Container
 
+    from imgkeep.clock import Sleep
     from imgkeep.core.records import Backlog, Digest, Key, OutboxEntry
-    from imgkeep.ports import Cache, ImageIndex, Outbox, Refuge, Remote, Sleep
+    from imgkeep.database.interfaces import ImageIndex, Outbox
     from imgkeep.replication.circuit_breaker import CircuitBreaker
+    from imgkeep.storage.disk_cache import DiskCache
+    from imgkeep.storage.local.store import LocalStore
+    from imgkeep.storage.s3 import S3Store
 
 CONCURRENT_MAX: Final = 6
 """Images at a time: enough to keep a line busy, few enough to leave room for visitors."""
@@ -58,9 +62,9 @@ class OutboxWorker:
     def __init__(  # noqa: PLR0913 - all by keyword, in one place
         self,
         *,
-        primary: Remote,
-        fallback: Refuge,
-        cache: Cache,
+        primary: S3Store,
+        fallback: LocalStore,
+        cache: DiskCache,
         outbox: Outbox,
         database: ImageIndex,
         breaker: CircuitBreaker,
@@ -166,7 +170,7 @@ class OutboxWorker:
         """Drop a record that must not be carried over, and the bytes where these are blocked."""
         if record.digest in self._refused:
             await self._fallback.delete(record.key)
-            await self._fallback.forget(record.digest)
+            await self._fallback.delete_object(record.digest)
         else:
             await self._cache.take(record)
         await self._forget(record.key)
@@ -208,4 +212,4 @@ class OutboxWorker:
             first = replace(first, doubts=first.doubts | {Doubt.CONTESTED})
         if first == standing:
             return standing
-        return await self._primary.restate(first, standing.digest if replaces else None)
+        return await self._primary.put_record(first, standing.digest if replaces else None)

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from imgkeep.core.records import Digest
-    from imgkeep.ports import Body, Cache, Draft, Spool
+    from imgkeep.storage.disk_cache import DiskCache
+    from imgkeep.storage.interfaces import Body, Draft, Spool
 
 PIECE_BYTES: Final = 262_144
 
@@ -44,7 +45,7 @@ class RemoteRead:
     """
 
     def __init__(
-        self, name: str, fetch: Callable[[], Awaitable[Body | None]], cache: Cache, memory: Spool, tower: Tower
+        self, name: str, fetch: Callable[[], Awaitable[Body | None]], cache: DiskCache, memory: Spool, tower: Tower
     ) -> None:
         self.found: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._name = name
@@ -63,10 +64,10 @@ class RemoteRead:
         return self._size
 
     @property
-    def at_hand(self) -> None:
+    def cache_entry(self) -> None:
         """Nothing is here yet."""
 
-    async def settle(self) -> int:
+    async def wait_for_size(self) -> int:
         assert self._size is not None
         return self._size
 
@@ -105,7 +106,7 @@ class RemoteRead:
                 await draft.aclose()
 
     async def _bring(self, body: Body) -> None:
-        self._size = await body.settle()
+        self._size = await body.wait_for_size()
         self._drafts.append(await self._begin(self._size))
         self.found.set_result(True)
         while piece := await self._read(body, self._drafts[-1].size):

@@ -28,8 +28,11 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from imgkeep.core.records import Digest, Key, Record, Tombstone
-    from imgkeep.ports import Body, Cache, Draft, Refuge, Remote, Spool
     from imgkeep.replication.circuit_breaker import CircuitBreaker
+    from imgkeep.storage.disk_cache import DiskCache
+    from imgkeep.storage.interfaces import Body, Draft, Spool
+    from imgkeep.storage.local.store import LocalStore
+    from imgkeep.storage.s3 import S3Store
 
 SEEN_MAX: Final = 100_000
 """Names that the primary was seen to have; 200 bytes each, 20 MB."""
@@ -46,16 +49,16 @@ T = TypeVar("T")
 
 
 class TieredStore:
-    """Implements `ports.Store` over a primary. `fallback` `None`: what the primary does not take is not kept."""
+    """Implements `Store` over a primary. `fallback` `None`: what the primary does not take is not kept."""
 
-    disk_only = False
+    local_drafts_only = False
 
     def __init__(  # noqa: PLR0913 - all by keyword, in one place
         self,
         *,
-        primary: Remote,
-        fallback: Refuge | None,
-        cache: Cache,
+        primary: S3Store,
+        fallback: LocalStore | None,
+        cache: DiskCache,
         memory: Spool,
         breaker: CircuitBreaker,
         timer: Callable[[], float],
@@ -160,34 +163,33 @@ class TieredStore:
         await self._cache.keep(draft, record.object_name)
         return kept
 
-    async def restate(self, record: Record, replaces: Digest | None = None) -> Record:
+    async def put_record(self, record: Record, replaces: Digest | None = None) -> Record:
         if self._fallback is not None and record.pending:
             # Its object is in the fallback alone; what was carried over meanwhile is left as it is, and judged anew.
             if await self._fallback.find(record.key) is None:
                 raise Conflict("the image was carried to the primary meanwhile")
-            return replace(await self._fallback.restate(record, replaces), pending=True)
-        return await self._call_primary(partial(self._primary.restate, record, replaces))
+            return replace(await self._fallback.put_record(record, replaces), pending=True)
+        return await self._call_primary(partial(self._primary.put_record, record, replaces))
 
     async def put_tombstone(self, tombstone: Tombstone) -> None:
         await self._call_primary(partial(self._primary.put_tombstone, tombstone))
         if self._fallback is not None:
             await self._fallback.delete(tombstone.key)
 
-    async def refuse(self, digest: Digest, removed_at: datetime, keys: Collection[Key] = ()) -> None:
-        await self._call_primary(partial(self._primary.refuse, digest, removed_at, keys))
-        await self._forget_here(digest)
+    async def block(self, digest: Digest, removed_at: datetime, keys: Collection[Key] = ()) -> None:
+        await self._call_primary(partial(self._primary.block, digest, removed_at, keys))
 
-    async def forget(self, digest: Digest) -> None:
-        await self._call_primary(partial(self._primary.forget, digest))
+    async def delete_object(self, digest: Digest) -> None:
+        await self._call_primary(partial(self._primary.delete_object, digest))
         await self._forget_here(digest)
 
     async def _forget_here(self, digest: Digest) -> None:
         await self.drop(digest)
         if self._fallback is not None:
-            await self._fallback.forget(digest)
+            await self._fallback.delete_object(digest)
 
-    async def refused(self) -> Collection[Digest]:
-        return await self._call_primary(self._primary.refused)
+    async def list_blocked(self) -> Collection[Digest]:
+        return await self._call_primary(self._primary.list_blocked)
 
     async def find_block(self, digest: Digest) -> Collection[Key] | None:
         return await self._call_primary(partial(self._primary.find_block, digest))
@@ -258,7 +260,7 @@ class TieredStore:
         return kind(reason, place=place, cause=cause)
 
     async def _look_in_fallback(
-        self, verb: Callable[[Refuge], Awaitable[T | None]]
+        self, verb: Callable[[LocalStore], Awaitable[T | None]]
     ) -> tuple[T | None, StorageError | None]:
         """Look in the fallback. One that cannot tell is no reason not to ask the primary."""
         if self._fallback is None:
@@ -268,7 +270,9 @@ class TieredStore:
         except StorageError as fault:
             return None, fault
 
-    async def _put_in_fallback(self, fallback: Refuge, draft: Draft, record: Record, replaces: Digest | None) -> Record:
+    async def _put_in_fallback(
+        self, fallback: LocalStore, draft: Draft, record: Record, replaces: Digest | None
+    ) -> Record:
         if fallback.takes(draft):
             return await fallback.put(draft, record, replaces)
         copy = await fallback.begin(draft.size)

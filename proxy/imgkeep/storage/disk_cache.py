@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from imgkeep.core.records import Digest, Record
-    from imgkeep.ports import Body, Draft
+    from imgkeep.storage.interfaces import Body, Draft
     from imgkeep.storage.local.store import LocalStore
 
 FOLDER: Final = "cache"
@@ -57,7 +57,7 @@ class CacheShare:
 
 class DiskCache:
     """
-    Implements `ports.Cache` on the disk of a local store; `bytes_max` 0 keeps nothing.
+    Copies on the disk of a local store; `bytes_max` 0 keeps nothing.
 
     `share`: of several workers; `bytes_max` is then what this one counts.
     """

@@ -23,15 +23,15 @@ T = TypeVar("T")
 class MemoryBody:
     """A whole object in memory."""
 
-    def __init__(self, data: bytes | bytearray, at_hand: CacheEntry | None = None) -> None:
+    def __init__(self, data: bytes | bytearray, cache_entry: CacheEntry | None = None) -> None:
         self.data = data
-        self.at_hand = at_hand
+        self.cache_entry = cache_entry
 
     @property
     def size(self) -> int:
         return len(self.data)
 
-    async def settle(self) -> int:
+    async def wait_for_size(self) -> int:
         return len(self.data)
 
     async def read(self, offset: int, size: int) -> bytes:
@@ -96,11 +96,11 @@ class MemoryDraft:
     async def read(self, offset: int, size: int) -> bytes:
         return bytes(self._data[offset : offset + size])
 
-    async def judge(self, verdict: Callable[[bytearray | mmap], T]) -> T:
-        return await asyncio.to_thread(verdict, self._data)
+    async def check(self, check: Callable[[bytearray | mmap], T]) -> T:
+        return await asyncio.to_thread(check, self._data)
 
-    def view(self, verdict: Callable[[bytearray | mmap], T]) -> T:
-        return verdict(self._data)
+    def check_blocking(self, check: Callable[[bytearray | mmap], T]) -> T:
+        return check(self._data)
 
     async def share_file(self) -> None:
         """It is nobody's but ours."""

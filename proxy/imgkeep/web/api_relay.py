@@ -23,10 +23,12 @@ from multidict import CIMultiDict
 
 from imgkeep.cluster.peers import OUTCOME, RETRY_INTERVAL_S, UNREACHABLE_TIMEOUT_S
 from imgkeep.core.errors import Busy, InvalidRequest
-from imgkeep.web.admission import API
-from imgkeep.web.context import ADMISSION, REQUEST_LOG, SITE
-from imgkeep.web.error_responses import PROBLEM, accepts_page, present
-from imgkeep.web.messages import HttpResponse, as_aiohttp_response
+from imgkeep.web.admission import API_PREFIX
+from imgkeep.web.aiohttp_adapter import STALL_TIMEOUT, STALL_TIMEOUT_S, as_aiohttp_response
+from imgkeep.web.api.context import API
+from imgkeep.web.context import ADMISSION, REQUEST_LOG
+from imgkeep.web.error_responses import PROBLEM, accepts_page, present_failure
+from imgkeep.web.messages import HttpResponse
 from imgkeep.web.request_body import READ_TIMEOUT_S, body_timeout
 
 if TYPE_CHECKING:
@@ -88,7 +90,7 @@ class _Body:
 @web.middleware
 async def relay(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Have the worker answer a request to the API that works for all: maybe ourselves."""
-    peers = request.app[SITE].peers
+    peers = request.app[API].peers
     if peers is None or ADMISSION not in request:
         return await handler(request)
     loop = asyncio.get_running_loop()
@@ -122,7 +124,7 @@ def read_target(request: web.Request) -> str:
     path = quote(request.rel_url.path_safe.encode("utf-8", "surrogateescape"), safe=_PATH_CHARACTERS)
     rest = quote(_PATH.sub("", request.raw_path, count=1).encode("utf-8", "surrogateescape"), safe=_ASCII)
     target = f"{path}{rest}"
-    if not target.startswith(API):
+    if not target.startswith(API_PREFIX):
         raise InvalidRequest("the request target is not one of the API")
     return target
 
@@ -154,7 +156,7 @@ async def _pass_on(request: web.Request, peers: Peers, holder: str) -> web.Strea
             # The other worker is told nothing of what this client reads. A problem of ours is small.
             kept.popall("Content-Length", None)
             failure = HttpResponse(answer.status, dict(kept), await answer.read())
-            return as_aiohttp_response(present(failure, request.method, request.headers))
+            return as_aiohttp_response(present_failure(failure, request.method, request.headers))
         await _stream(request, response, answer)
         return response
 
@@ -175,7 +177,7 @@ def _take_notes(answer: aiohttp.ClientResponse, request_log: RequestLog) -> list
 
 async def _stream(request: web.Request, response: web.StreamResponse, answer: aiohttp.ClientResponse) -> None:
     """Pass the body of an answer on. As in `delivery.py`, a status that has gone out is taken back by a broken end."""
-    request_log, stall_timeout_s = request[REQUEST_LOG], request.app[SITE].stall_timeout_s
+    request_log, stall_timeout_s = request[REQUEST_LOG], request.app.get(STALL_TIMEOUT, STALL_TIMEOUT_S)
     transport = cast("asyncio.WriteTransport | None", request.transport)
     if transport is None:
         raise ConnectionResetError("the client has left")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 from imgkeep.core.errors import Busy
 from imgkeep.core.ip_ranges import client_networks, read_literal, unmap
 from imgkeep.web.messages import encode_response_head
-from imgkeep.web.problems import problem
+from imgkeep.web.problems import problem_response
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -64,7 +64,9 @@ class ConnectionLimit:
 
 def refuse_connection(transport: asyncio.Transport) -> None:
     """Answer 503 to a connection that is one too many, whatever it was going to ask, and close it."""
-    answer = problem(Busy("this address has too many connections (limits.connections)", retry_after_s=RETRY_AFTER_S))
+    answer = problem_response(
+        Busy("this address has too many connections (limits.connections)", retry_after_s=RETRY_AFTER_S)
+    )
     answer.headers["Connection"] = "close"
     transport.write(encode_response_head(answer, b"", head=False) + bytes(answer.body or b""))  # type: ignore[arg-type]  # no part
     transport.set_protocol(asyncio.Protocol())

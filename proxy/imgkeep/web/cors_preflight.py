@@ -15,7 +15,7 @@ from typing import Final
 from aiohttp import web
 
 from imgkeep.core.content_negotiation import allow_fields
-from imgkeep.web.context import SITE
+from imgkeep.web.auth import AUTH
 
 MAX_AGE_S: Final = 86_400
 """Time for which a browser may remember the answer; Firefox takes a day at most, Chromium two hours."""
@@ -32,6 +32,6 @@ HEADERS: Final = {
 
 async def preflight(request: web.Request) -> web.Response:
     """Allow what `GET` and `HEAD` take."""
-    request.app[SITE].auth.require_own_host(request.headers.get("Host"))
+    request.app[AUTH].require_own_host(request.headers.get("Host"))
     asked = ",".join(request.headers.getall("Access-Control-Request-Headers", []))
     return web.Response(status=204, headers={**HEADERS, "Access-Control-Allow-Headers": ", ".join(allow_fields(asked))})

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 from aiohttp import web
 from markdown_it import MarkdownIt
 
-from imgkeep.web.context import SITE
+from imgkeep.web.auth import AUTH
 from imgkeep.web.html_pages import CONTENT_TYPE, Markup, Page, read_static
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ INDEX: Final = "/docs"
 PATH: Final = "/docs/{name}"
 
 _PACKAGE: Final = Path(__file__).parent.parent
-FOLDERS: Final = (_PACKAGE / "docs", _PACKAGE.parent / "docs")
+FOLDERS: Final = (_PACKAGE / "docs", _PACKAGE.parent.parent / "docs")
 """Where the files are: in what is installed, and in a checkout."""
 
 HEADERS: Final = {
@@ -76,7 +76,7 @@ async def page(request: web.Request) -> web.Response:
 
 
 def _enter(request: web.Request) -> None:
-    request.app[SITE].auth.require_own_host(request.headers.get("Host"))
+    request.app[AUTH].require_own_host(request.headers.get("Host"))
     if not FILES:
         raise web.HTTPNotFound(text="no documentation came with this version")
 

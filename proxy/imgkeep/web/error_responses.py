@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import msgspec
+from aiohttp import web
 
 from imgkeep.config import ConfigError
 from imgkeep.core.content_negotiation import Form, choose_form
 from imgkeep.core.formats import Spent, Undecided, is_whole, sniff
 from imgkeep.web.html_pages import CONTENT_TYPE, Markup, Page, read_static
-from imgkeep.web.responses import csp_of
+from imgkeep.web.image_headers import csp_of
 
 if TYPE_CHECKING:
     from imgkeep.core.http_headers import Fields
@@ -41,6 +42,10 @@ class Placeholder:
 
     format: Format
     body: bytes
+
+
+PLACEHOLDER: Final = web.AppKey("placeholder", Placeholder)
+"""Not set where `delivery.placeholder` is empty."""
 
 
 class _Facts(msgspec.Struct, frozen=True):
@@ -88,7 +93,9 @@ def read_placeholder(setting: str) -> Placeholder | None:
     return Placeholder(found, body)
 
 
-def present(answer: HttpResponse, method: str, fields: Fields, placeholder: Placeholder | None = None) -> HttpResponse:
+def present_failure(
+    answer: HttpResponse, method: str, fields: Fields, placeholder: Placeholder | None = None
+) -> HttpResponse:
     """
     Return a failure in the form that its client reads; any other answer as it is.
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from html import escape
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import msgspec
 from aiohttp import web
@@ -21,13 +21,11 @@ from aiohttp import web
 from imgkeep import __version__
 from imgkeep.core.content_negotiation import prefers_page
 from imgkeep.core.errors import ImgkeepError
-from imgkeep.web.context import SITE
+from imgkeep.web.auth import AUTH
 from imgkeep.web.documentation import FILES, INDEX
 from imgkeep.web.html_pages import CONTENT_TYPE, Markup, Page, read_static
-from imgkeep.web.login import COOKIE
-
-if TYPE_CHECKING:
-    from imgkeep.web.context import Site
+from imgkeep.web.login_tickets import COOKIE
+from imgkeep.web.probes import PROBES
 
 PATH: Final = "/"
 SUMMARY: Final = "Makes temporary image links permanent."
@@ -81,17 +79,18 @@ class HomePage:
     has_external_images: bool
 
 
-async def welcome(request: web.Request) -> web.Response:
-    """Tell what this server is, in the form that the client reads."""
-    site = request.app[SITE]
-    site.auth.require_own_host(request.headers.get("Host"))
-    if site.welcome is None:
-        raise web.HTTPNotFound
+HOME_PAGE: Final = web.AppKey("home_page", HomePage)
+"""Not set where the configuration turns the page off (`server.welcome`)."""
+
+
+async def home(request: web.Request) -> web.Response:
+    """Describe this server, in the form that the client reads."""
+    request.app[AUTH].require_own_host(request.headers.get("Host"))
     accept = ", ".join(request.headers.getall("Accept", []))
     if not prefers_page(accept):
-        body = msgspec.json.encode(_describe(request, site))
+        body = msgspec.json.encode(_describe(request))
         return web.Response(body=body, content_type="application/json", headers={**HEADERS, "Vary": "Accept"})
-    policy = _PAGE.policy(*_sources(has_external_images=site.welcome.has_external_images))
+    policy = _PAGE.policy(*_sources(has_external_images=request.app[HOME_PAGE].has_external_images))
     headers = {
         **HEADERS,
         "Content-Type": CONTENT_TYPE,
@@ -101,13 +100,13 @@ async def welcome(request: web.Request) -> web.Response:
         "Referrer-Policy": "no-referrer",
         "X-Frame-Options": "DENY",
     }
-    return web.Response(body=_fill(request, site), headers=headers)
+    return web.Response(body=_fill(request), headers=headers)
 
 
-def _describe(request: web.Request, site: Site) -> dict[str, object]:
+def _describe(request: web.Request) -> dict[str, object]:
     """Return what programs are told."""
-    base = site.auth.base_url(request)
-    _, report = site.health.report(in_full=False)
+    base = request.app[AUTH].base_url(request)
+    _, report = request.app[PROBES].health.report(in_full=False)
     return {
         "name": "imgkeep",
         "summary": SUMMARY,
@@ -129,11 +128,11 @@ def _sources(*, has_external_images: bool) -> tuple[str, ...]:
     return (f"img-src 'self' data:{away}", f"connect-src 'self'{away}", f"form-action 'self'{away}")
 
 
-def _fill(request: web.Request, site: Site) -> bytes:
-    auth, may_call = site.auth, _may_call(request, site)
+def _fill(request: web.Request) -> bytes:
+    auth, may_call = request.app[AUTH], _may_call(request)
     is_local = bool(auth.own_hosts)
     has_log_in = is_local and auth.local_token is not None
-    _, report = site.health.report(in_full=False)
+    _, report = request.app[PROBES].health.report(in_full=False)
     status = str(report["status"])
     newest = _NEWEST.replace("$closed", _LOG_IN if has_log_in else _NO_LOG_IN) if is_local else ""
     return _PAGE.fill(
@@ -163,9 +162,9 @@ def _list_parts(report: dict[str, Any]) -> Markup:
     return Markup(f'<ul aria-label="Parts">{"".join(items)}</ul>')
 
 
-def _may_call(request: web.Request, site: Site) -> bool:
+def _may_call(request: web.Request) -> bool:
     try:
-        site.auth.require_api_access(request)
+        request.app[AUTH].require_api_access(request)
     except ImgkeepError:
         return False
     return True

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from imgkeep.web.context import SITE, Site
+from imgkeep.web.fastpath.context import FAST_PATH, FastPath
 from imgkeep.web.fastpath.protocol import Connection, refuse
 
 FIELDS_BYTES_MAX: Final = 32_768
@@ -21,18 +21,18 @@ which is 2 MB: a list field of that size (`Via`, `If-None-Match`) would take hal
 class HttpServer(web.Server):
     """Makes connections for the requests that `base` handles."""
 
-    def __init__(self, base: web.Server, site: Site, **limits: Any) -> None:
+    def __init__(self, base: web.Server, context: FastPath, **limits: Any) -> None:
         async def handle(request: web.BaseRequest) -> web.StreamResponse:
             # Before any handler or layer, aiohttp would refuse what else is expected, and repeat it.
             if request.headers.get("Expect", "100-continue").lower() != "100-continue":
-                return refuse(site, request, HTTPStatus.EXPECTATION_FAILED)
+                return refuse(context.access_log, request, HTTPStatus.EXPECTATION_FAILED)
             # Before any field is read.
             if sum(len(name) + len(value) for name, value in request.raw_headers) > FIELDS_BYTES_MAX:
-                return refuse(site, request, HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+                return refuse(context.access_log, request, HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
             return await base.request_handler(request)
 
         super().__init__(handle, request_factory=base.request_factory)
-        self.site = site
+        self.context = context
         self._limits = limits
 
     def disable_fast_path(self) -> None:
@@ -42,7 +42,7 @@ class HttpServer(web.Server):
             connection.disable_fast_path()
 
     def __call__(self) -> Connection:
-        return Connection(self, self.site, loop=asyncio.get_running_loop(), **self._limits)
+        return Connection(self, self.context, loop=asyncio.get_running_loop(), **self._limits)
 
 
 class Runner(web.AppRunner):
@@ -59,7 +59,7 @@ class Runner(web.AppRunner):
     def server(self) -> HttpServer | None:
         base = super().server
         if base is not None and self._connections is None:
-            self._connections = HttpServer(base, self.app[SITE], **self._limits)
+            self._connections = HttpServer(base, self.app[FAST_PATH], **self._limits)
         return self._connections
 
     async def shutdown(self) -> None:

@@ -11,23 +11,19 @@ What is made for each request is not frozen: to make a frozen data class takes t
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Final, TypeAlias, cast
+from typing import TYPE_CHECKING, Final
 
-from aiohttp import HttpVersion11, web
-
-from imgkeep.core.errors import ImgkeepError, StorageError
+from imgkeep.core.errors import StorageError
 from imgkeep.web.client_presence import ClientPresence
-from imgkeep.web.context import IS_IMAGE, REQUEST_LOG, SITE
 
 if TYPE_CHECKING:
     from multidict import MultiMapping
 
-    from imgkeep.ports import Growing, Readable
-    from imgkeep.web.context import RequestLog, Site
+    from imgkeep.images.context import Growing
+    from imgkeep.storage.interfaces import Readable
+    from imgkeep.web.context import RequestLog
 
 PIECE_BYTES: Final = 32_768
 """What a slow reader holds in memory at most; the rest waits in the file."""
@@ -47,7 +43,6 @@ class ImageRequest:
         accepts_chunked: Whether the client can tell that a body of unknown size was cut: not with HTTP/1.0.
     """
 
-    site: Site
     route: str
     name: str
     head: bool
@@ -104,9 +99,6 @@ class HttpResponse:
     body: bytes | BodyRange | None = None
 
 
-Handler: TypeAlias = Callable[[ImageRequest], Awaitable[HttpResponse]]
-
-
 def piece_size(offset: int, end: int | None) -> int:
     return PIECE_BYTES if end is None else min(PIECE_BYTES, end - offset)
 
@@ -125,81 +117,3 @@ def encode_response_head(answer: HttpResponse, signature: bytes, *, head: bool) 
     if text.count("\n") != len(lines):
         raise ValueError("a header field has more than one line")
     return b"".join((text.encode(), signature, b"\r\n"))
-
-
-def as_aiohttp_handler(handler: Handler) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
-    """Make a handler of images one of aiohttp's."""
-
-    async def handle(request: web.Request) -> web.StreamResponse:
-        request[IS_IMAGE] = True
-        resource = request.match_info.route.resource
-        ask = ImageRequest(
-            site=request.app[SITE],
-            route="" if resource is None else resource.canonical,
-            name=request.match_info.get("name", ""),
-            head=request.method == "HEAD",
-            # The raw one, because decoding loses what tells the two ways of writing `src` apart.
-            target=request.raw_path,
-            fields=request.headers,
-            remote=request.remote or "",
-            accepts_chunked=request.version >= HttpVersion11,
-            request_log=request[REQUEST_LOG],
-            presence=presence_of(request),
-        )
-        # Plain requests that come another way were compared with our names when their fields were read.
-        ask.site.auth.require_own_host(ask.field("Host"))
-        answer = await handler(ask)
-        if isinstance(answer.body, BodyRange):
-            return await send_body_range(request, answer, answer.body)
-        if ask.head:
-            return web.StreamResponse(status=answer.status, headers=answer.headers)
-        return as_aiohttp_response(answer)
-
-    return handle
-
-
-def presence_of(request: web.Request) -> ClientPresence:
-    """Return what tells whether the client of a request is still there; on connections that are not ours it stays."""
-    presence = getattr(request.protocol, "presence", None)
-    return presence if isinstance(presence, ClientPresence) else ClientPresence()
-
-
-def as_aiohttp_response(answer: HttpResponse) -> web.Response:
-    """Return an answer without a part of an image as one of aiohttp's."""
-    assert not isinstance(answer.body, BodyRange)
-    return web.Response(status=answer.status, headers=answer.headers, body=answer.body)
-
-
-async def send_body_range(request: web.Request, answer: HttpResponse, part: BodyRange) -> web.StreamResponse:
-    """Send an answer with a part of a body at the client's own speed."""
-    response = web.StreamResponse(status=answer.status, headers=answer.headers)
-    transport = cast("asyncio.WriteTransport | None", request.transport)
-    offset, piece, presence = part.start, part.first, presence_of(request)
-    stall_timeout_s = request.app[SITE].stall_timeout_s
-    if transport is None:
-        await part.body.aclose()
-        raise ConnectionResetError("the client has left")
-    try:
-        await response.prepare(request)
-        while piece:
-            async with asyncio.timeout(stall_timeout_s):
-                await response.write(piece)
-                await request.writer.drain()
-            offset += len(piece)
-            piece = await presence.wait(part.read(offset))
-        async with asyncio.timeout(stall_timeout_s):
-            await response.write_eof()
-    except Exception as error:
-        # The status is long gone; a connection that breaks is the one thing left that every client understands.
-        response.force_close()
-        transport.abort()
-        if not isinstance(error, ImgkeepError | TimeoutError | ConnectionError):
-            raise
-        if isinstance(error, ImgkeepError):
-            request[REQUEST_LOG].fail_with(error)
-        else:
-            request[REQUEST_LOG].code = "client_left"
-    finally:
-        request[REQUEST_LOG].sent = offset - part.start
-        await part.body.aclose()
-    return response

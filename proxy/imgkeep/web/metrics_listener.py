@@ -13,15 +13,16 @@ from aiohttp import web
 
 from imgkeep.core.errors import Forbidden
 from imgkeep.core.http_headers import read_host
-from imgkeep.web.context import REQUEST_LOG, SERVER_NAME, SITE, RequestLog
-from imgkeep.web.probes import healthz, metrics_response
-from imgkeep.web.problems import problems
+from imgkeep.web.context import REQUEST_LOG, RequestLog
+from imgkeep.web.image_headers import SERVER_NAME
+from imgkeep.web.probes import PROBES, healthz
+from imgkeep.web.problems import problem_middleware
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 
-    from imgkeep.web.context import Site
+    from imgkeep.web.probes import Probes
 
 LOOPBACK_NAMES: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 LINE_BYTES_MAX: Final = 1024
@@ -31,17 +32,19 @@ IDLE_TIMEOUT_S: Final = 65
 
 
 @asynccontextmanager
-async def serve_metrics(site: Site, sockets: Sequence[socket.socket], *, loopback_only: bool) -> AsyncGenerator[None]:
+async def serve_metrics(
+    probes: Probes, sockets: Sequence[socket.socket], *, loopback_only: bool
+) -> AsyncGenerator[None]:
     """
     Serve `/metrics` and `/healthz` there until the end of the block.
 
     Args:
-        site: What is counted.
+        probes: The counters.
         sockets: Where we listen; closed at the end.
         loopback_only: Only programs of this machine can reach them.
     """
-    app = web.Application(middlewares=[_notes, problems], client_max_size=0)
-    app[SITE] = site
+    app = web.Application(middlewares=[_open_request_log, problem_middleware], client_max_size=0)
+    app[PROBES] = probes
     app.router.add_get("/metrics", _metrics)
     app.router.add_get("/healthz", healthz)
     app.on_response_prepare.append(_set_server_header)
@@ -77,14 +80,14 @@ async def serve_metrics(site: Site, sockets: Sequence[socket.socket], *, loopbac
 
 
 async def _metrics(request: web.Request) -> web.Response:
-    return await metrics_response(request.app[SITE])
+    return await request.app[PROBES].metrics_response()
 
 
 @web.middleware
-async def _notes(
+async def _open_request_log(
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
 ) -> web.StreamResponse:
-    """In the place of `records`: nothing is logged here."""
+    """Give a request a log that is not written, in place of `access_log`."""
     request[REQUEST_LOG] = RequestLog()
     return await handler(request)
 

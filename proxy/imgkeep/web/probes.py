@@ -1,40 +1,65 @@
 """
 `/healthz`, `/readyz`, `/metrics`: answered from memory, so that they never queue behind other work. Of several workers
-the first two tell how the one is that was asked.
+the one that is asked answers the first two for itself, and the third for all.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 from aiohttp import web
 
 from imgkeep.core.errors import ImgkeepError
-from imgkeep.web.context import SITE
+from imgkeep.web.auth import AUTH
 
 if TYPE_CHECKING:
-    from imgkeep.web.context import Site
+    from imgkeep.cluster.peers import Peers
+    from imgkeep.health import Health
+    from imgkeep.observability.metrics import Metrics
 
 _NO_STORE = {"Cache-Control": "no-store"}
 
 
+@dataclass(frozen=True, slots=True)
+class Probes:
+    """What probes state. `peers` are the other workers; `None`: this process is the only one."""
+
+    health: Health
+    metrics: Metrics
+    peers: Peers | None = None
+
+    async def metrics_response(self) -> web.Response:
+        """Return the counters of all workers."""
+        if self.peers is None:
+            page = self.metrics.page()
+        else:
+            counters, others, unresponsive = await self.peers.counters()
+            own = self.metrics.tell(self.peers.name)
+            page = self.metrics.sum_up([own, *counters], workers=1 + others, unresponsive=unresponsive)
+        content_type = "text/plain; version=0.0.4; charset=utf-8"
+        return web.Response(body=page, headers={**_NO_STORE, "Content-Type": content_type})
+
+
+PROBES: Final = web.AppKey("probes", Probes)
+
+
 async def healthz(_request: web.Request) -> web.Response:
-    """The process can answer."""
+    """Answer that the process can answer."""
     return web.Response(text="ok\n", headers=_NO_STORE)
 
 
 async def readyz(request: web.Request) -> web.Response:
-    """Whether to send requests here, and how each part is; and why, to those who may call the API."""
-    site = request.app[SITE]
+    """State whether the server takes requests, and the state of each part; with reasons, for clients of the API."""
     try:
-        site.auth.require_api_access(request)
+        request.app[AUTH].require_api_access(request)
         may_know = True
     except ImgkeepError:
         may_know = False
-    welcome, report = site.health.report(in_full=may_know)
+    is_ready, report = request.app[PROBES].health.report(in_full=may_know)
     return web.Response(
-        status=200 if welcome else 503,
+        status=200 if is_ready else 503,
         body=msgspec.json.encode(report),
         content_type="application/json",
         headers={**_NO_STORE, "Vary": "Authorization, Cookie"},
@@ -42,19 +67,6 @@ async def readyz(request: web.Request) -> web.Response:
 
 
 async def metrics(request: web.Request) -> web.Response:
-    """The counters of all workers, for Prometheus."""
-    site = request.app[SITE]
-    site.auth.require_own_host(request.headers.get("Host"))
-    return await metrics_response(site)
-
-
-async def metrics_response(site: Site) -> web.Response:
-    """Answer with the counters of all workers."""
-    if site.peers is None:
-        page = site.meter.page()
-    else:
-        told, others, unresponsive = await site.peers.counters()
-        page = site.meter.sum_up(
-            [site.meter.tell(site.peers.name), *told], workers=1 + others, unresponsive=unresponsive
-        )
-    return web.Response(body=page, headers={**_NO_STORE, "Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+    """Return the counters of all workers, for Prometheus."""
+    request.app[AUTH].require_own_host(request.headers.get("Host"))
+    return await request.app[PROBES].metrics_response()

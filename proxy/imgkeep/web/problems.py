@@ -18,10 +18,11 @@ from aiohttp import web
 from imgkeep.core import errors
 from imgkeep.core.content_negotiation import FORM_FIELDS
 from imgkeep.core.http_headers import cache_status
-from imgkeep.web.context import EXPOSED_HEADERS, IS_IMAGE, REQUEST_LOG, SITE
-from imgkeep.web.error_responses import PROBLEM, present
-from imgkeep.web.messages import HttpResponse, as_aiohttp_response
-from imgkeep.web.responses import IMAGE_HEADERS
+from imgkeep.web.aiohttp_adapter import as_aiohttp_response
+from imgkeep.web.context import IS_IMAGE, REQUEST_LOG
+from imgkeep.web.error_responses import PLACEHOLDER, PROBLEM, present_failure
+from imgkeep.web.image_headers import EXPOSED_HEADERS, IMAGE_HEADERS
+from imgkeep.web.messages import HttpResponse
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -68,10 +69,10 @@ _HTTP_CODES: Final = {
 }
 
 
-def problem(error: errors.ImgkeepError, *, api: bool = False) -> HttpResponse:
+def problem_response(error: errors.ImgkeepError, *, api: bool = False) -> HttpResponse:
     """Return the answer to a typed error; under `/api` it says `"success": false` too."""
     status, title = next((status, title) for kind, status, title in STATUSES if isinstance(error, kind))
-    answer = _answer(status, title, error.code, str(error), {"success": False} if api else {})
+    answer = _make_response(status, title, error.code, str(error), {"success": False} if api else {})
     if isinstance(error, errors.OriginError) and not api:
         forwarded = () if error.origin_status is None else (f"fwd-status={error.origin_status}",)
         answer.headers["Cache-Status"] = cache_status("fwd=uri-miss", *forwarded)
@@ -85,15 +86,15 @@ def problem(error: errors.ImgkeepError, *, api: bool = False) -> HttpResponse:
     return answer
 
 
-def explain(error: Exception, request_log: RequestLog, *, api: bool = False) -> HttpResponse:
+def error_response(error: Exception, request_log: RequestLog, *, api: bool = False) -> HttpResponse:
     """Return the answer to whatever a handler raised; what nobody foresaw is logged, without its message."""
     if isinstance(error, errors.ImgkeepError):
         request_log.fail_with(error)
         if isinstance(error, errors.StorageError):
             log.warning("storage unavailable", extra={"key": request_log.key, "reason": error.in_full})
-        answer = problem(error, api=api)
+        answer = problem_response(error, api=api)
         if isinstance(error, errors.OriginError) and error.picture is not None and not api:
-            return _show(answer, *error.picture)
+            return _origin_image(answer, *error.picture)
         return answer
     extensions = {"success": False} if api else {}
     if isinstance(error, web.HTTPException):
@@ -102,7 +103,7 @@ def explain(error: Exception, request_log: RequestLog, *, api: bool = False) -> 
         if isinstance(error, web.HTTPMethodNotAllowed):
             told = f"this endpoint does not take that method; use {' or '.join(sorted(error.allowed_methods))}"
         request_log.fail(code, told or status.description)
-        answer = _answer(error.status, status.phrase, code, told or status.description, extensions)
+        answer = _make_response(error.status, status.phrase, code, told or status.description, extensions)
         for name in _ACCEPT_FIELDS:
             if name in error.headers:
                 answer.headers[name] = error.headers[name]
@@ -110,25 +111,25 @@ def explain(error: Exception, request_log: RequestLog, *, api: bool = False) -> 
     log.error("unforeseen error", exc_info=error)
     code, detail = "internal_error", "The server met an error of its own; it was logged."
     request_log.fail(code, detail)
-    return _answer(500, "Internal error", code, detail, extensions)
+    return _make_response(500, "Internal error", code, detail, extensions)
 
 
-def _show(answer: HttpResponse, media_type: str, body: bytes) -> HttpResponse:
+def _origin_image(answer: HttpResponse, media_type: str, body: bytes) -> HttpResponse:
     """Return the picture that the origin sent with an error, in the place of the problem and with its status."""
     fixed = {name: value for name, value in IMAGE_HEADERS.items() if name != "Accept-Ranges"}
     return HttpResponse(answer.status, {**fixed, **answer.headers, "Content-Type": media_type}, body)
 
 
-def unreadable(status: int, request_log: RequestLog) -> HttpResponse:
+def parser_error_response(status: int, request_log: RequestLog) -> HttpResponse:
     """Return the answer to what the parser of HTTP refuses: not a byte of it comes back."""
     known = HTTPStatus(status)
     code, detail = _HTTP_CODES.get(status, "http_error"), known.description or known.phrase
     request_log.fail(code, detail)
-    return _answer(status, known.phrase, code, detail)
+    return _make_response(status, known.phrase, code, detail)
 
 
 @web.middleware
-async def problems(
+async def problem_middleware(
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
 ) -> web.StreamResponse:
     """Turn whatever a handler raises into a problem, in the form that the client reads."""
@@ -136,13 +137,13 @@ async def problems(
         return await handler(request)
     except ConnectionError:
         raise
-    except Exception as error:  # noqa: BLE001 - `explain` logs what nobody foresaw
-        answer = explain(error, request[REQUEST_LOG], api=request.path.startswith("/api"))
-        placeholder = request.app[SITE].placeholder if IS_IMAGE in request else None
-        return as_aiohttp_response(present(answer, request.method, request.headers, placeholder))
+    except Exception as error:  # noqa: BLE001 - `error_response` logs what nobody foresaw
+        answer = error_response(error, request[REQUEST_LOG], api=request.path.startswith("/api"))
+        placeholder = request.app.get(PLACEHOLDER) if IS_IMAGE in request else None
+        return as_aiohttp_response(present_failure(answer, request.method, request.headers, placeholder))
 
 
-def _answer(
+def _make_response(
     status: int, title: str, code: str, detail: str, extensions: Mapping[str, object] = MappingProxyType({})
 ) -> HttpResponse:
     problem_type = f"urn:imgkeep:problem:{code}"

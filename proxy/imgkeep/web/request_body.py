@@ -45,8 +45,8 @@ _UNKNOWN: Final = re.compile(r"Object contains unknown field `([A-Za-z_][\w-]{0,
 T = TypeVar("T")
 
 
-class Bodies:
-    """Reads bodies."""
+class RequestBodies:
+    """Reads bodies, and bounds how many large ones are in memory at once."""
 
     def __init__(self) -> None:
         self._slots = asyncio.Semaphore(LARGE_BODIES_MAX)
@@ -62,11 +62,11 @@ class Bodies:
         """
         if request.content_type != JSON:
             raise unsupported_media_type(f"the body has to be JSON: Content-Type: {JSON}", JSON)
-        async with self.room(request):
+        async with self.reserve(request):
             return await read_json(request, form)
 
     @asynccontextmanager
-    async def room(self, request: web.Request) -> AsyncGenerator[None]:
+    async def reserve(self, request: web.Request) -> AsyncGenerator[None]:
         """
         Have room for the body of a request, and for what is made of it, until the end of the block.
 
@@ -87,6 +87,9 @@ class Bodies:
             yield
         finally:
             self._slots.release()
+
+
+BODIES: Final = web.AppKey("request_bodies", RequestBodies)
 
 
 def is_small(request: web.Request) -> bool:

@@ -12,15 +12,18 @@ from typing import TYPE_CHECKING, Final
 from imgkeep.core.http_headers import Span, cache_status, etag_matches, range_applies, read_range
 from imgkeep.core.records import Format
 from imgkeep.images.context import CacheStatus
-from imgkeep.web.context import EXPOSED_HEADERS, YEAR_S
 from imgkeep.web.fastpath.response_cache import FRESHNESS_LIFETIME_S, CachedResponse, encode_fields
+from imgkeep.web.image_headers import CACHE_STATUS, EXPOSED_HEADERS, IMAGE_HEADERS, SVG_CSP, YEAR_S
 from imgkeep.web.messages import BodyRange, HttpResponse, piece_size
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
+    from imgkeep.clock import Clock
     from imgkeep.images.context import Delivery, RedirectToObject, RedirectToSource
+    from imgkeep.images.service import ImageService
+    from imgkeep.web.fastpath.response_cache import ResponseCache
     from imgkeep.web.messages import ImageRequest
 
 REDIRECT_MAX_AGE_S: Final = 300
@@ -36,177 +39,173 @@ UNSENT_BYTES_FAST: Final = 1_048_576
 FAST_BYTES_PER_S: Final = 10_485_760
 """Who takes this much leaves no more than a tenth of a second's worth lying."""
 
-IMAGE_CSP: Final = "default-src 'none'; style-src 'unsafe-inline'; sandbox"
-"""The `Content-Security-Policy` of an image that is opened in a tab: it runs and loads nothing."""
-SVG_CSP: Final = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; font-src data:; sandbox"
-"""The policy of an SVG image, which may also show pictures and fonts that it contains."""
 
-IMAGE_HEADERS: Final = {
-    "Cache-Control": f"public, max-age={YEAR_S}, immutable",
-    "Accept-Ranges": "bytes",
-    "X-Content-Type-Options": "nosniff",
-    "Content-Security-Policy": IMAGE_CSP,
-    "Access-Control-Allow-Origin": "*",
-    "Access-Control-Expose-Headers": EXPOSED_HEADERS,
-    "Cross-Origin-Resource-Policy": "cross-origin",
-}
-
-CACHE_STATUS: Final = {
-    CacheStatus.HIT: cache_status("hit"),
-    CacheStatus.STORED: cache_status("fwd=uri-miss", "stored"),
-    CacheStatus.COLLAPSED: cache_status("fwd=uri-miss", "collapsed"),
-    CacheStatus.NOT_STORED: cache_status("fwd=uri-miss", "detail=not-stored"),
-}
-
-
-HIT_HEADERS: Final = {**IMAGE_HEADERS, "Cache-Status": CACHE_STATUS[CacheStatus.HIT]}
-"""The header fields that all hits have; an SVG image has its own policy."""
-
-
-def redirect(request: ImageRequest, to: RedirectToSource) -> HttpResponse:
-    """Send the client to the source itself, for a while: whether it stays there is not in our hands."""
-    request.request_log.outcome = "redirect"
-    headers = {
-        "Location": to.url,
-        "Cache-Control": f"public, max-age={REDIRECT_MAX_AGE_S}",
-        "Cache-Status": cache_status("fwd=uri-miss", "detail=redirect"),
-        "Access-Control-Allow-Origin": "*",
-        "Access-Control-Expose-Headers": EXPOSED_HEADERS,
-        "Referrer-Policy": "no-referrer",
-    }
-    return HttpResponse(request.site.redirect_status, headers)
-
-
-def redirect_to_object(request: ImageRequest, to: RedirectToObject) -> HttpResponse:
+class ImageResponses:
     """
-    Send the client to where the object is, unless it has it already.
+    Turns what the image service found into responses, and fills the response cache.
 
-    Without an `ETag`: a client that revalidates a redirect would go on using the link it holds.
+    Args:
+        image_service: Tells whether a delivery is still current.
+        cache: Gets the responses that later requests for the same target may have.
+        public_base_url: `server.public_url` without a slash at its end; empty: not configured.
+        redirect_status: `delivery.redirect_status`.
+        clock: The time of day.
+        timer: Monotonic seconds.
     """
-    if etag_matches(request.field("If-None-Match") or "", to.etag):
-        request.request_log.outcome = CacheStatus.HIT.value
-        return HttpResponse(
-            304,
-            {
-                **_fixed_headers(
-                    request, immutable=to.immutable, vector=to.object_name.endswith(f".{Format.SVG.extension}")
-                ),
-                "ETag": to.etag,
-                "Cache-Status": cache_status("hit"),
-            },
+
+    def __init__(
+        self,
+        image_service: ImageService,
+        cache: ResponseCache,
+        *,
+        public_base_url: str,
+        redirect_status: int,
+        clock: Clock,
+        timer: Callable[[], float],
+    ) -> None:
+        self._image_service = image_service
+        self._cache = cache
+        self._public_base_url = public_base_url
+        self._redirect_status = redirect_status
+        self._clock = clock
+        self._timer = timer
+
+    def redirect(self, request: ImageRequest, to: RedirectToSource) -> HttpResponse:
+        """Send the client to the source itself, for a while: whether it stays there is not in our hands."""
+        request.request_log.outcome = "redirect"
+        headers = {
+            "Location": to.url,
+            "Cache-Control": f"public, max-age={REDIRECT_MAX_AGE_S}",
+            "Cache-Status": cache_status("fwd=uri-miss", "detail=redirect"),
+            "Access-Control-Allow-Origin": "*",
+            "Access-Control-Expose-Headers": EXPOSED_HEADERS,
+            "Referrer-Policy": "no-referrer",
+        }
+        return HttpResponse(self._redirect_status, headers)
+
+    def redirect_to_object(self, request: ImageRequest, to: RedirectToObject) -> HttpResponse:
+        """
+        Send the client to where the object is, unless it has it already.
+
+        Without an `ETag`: a client that revalidates a redirect would go on using the link it holds.
+        """
+        if etag_matches(request.field("If-None-Match") or "", to.etag):
+            request.request_log.outcome = CacheStatus.HIT.value
+            return HttpResponse(
+                304,
+                {
+                    **self._fixed_headers(
+                        request, immutable=to.immutable, vector=to.object_name.endswith(f".{Format.SVG.extension}")
+                    ),
+                    "ETag": to.etag,
+                    "Cache-Status": cache_status("hit"),
+                },
+            )
+        request.request_log.outcome = "redirect"
+        max_age_s = min(to.address.max_age_s, self._permitted_s(request, immutable=to.immutable))
+        headers = {
+            "Location": to.address.url,
+            "Cache-Control": f"{'private' if to.address.private else 'public'}, max-age={max_age_s}",
+            "Cache-Status": cache_status("hit"),
+            "Content-Location": to.permanent_url or self._own_url(to.object_name),
+            "Access-Control-Allow-Origin": "*",
+            "Access-Control-Expose-Headers": EXPOSED_HEADERS,
+            "Cross-Origin-Resource-Policy": "cross-origin",
+            "X-Content-Type-Options": "nosniff",
+            "Referrer-Policy": "no-referrer",
+        }
+        return HttpResponse(self._redirect_status, headers)
+
+    async def respond(self, request: ImageRequest, delivery: Delivery) -> HttpResponse:
+        """HttpResponse with a delivery. Its body is closed, unless the answer has a part of it."""
+        request.request_log.key, request.request_log.outcome = delivery.key, delivery.outcome.value
+        answer = None
+        try:
+            answer = await self._respond(request, delivery)
+            return answer
+        finally:
+            if answer is None or not isinstance(answer.body, BodyRange):
+                await delivery.body.aclose()
+
+    async def _respond(self, request: ImageRequest, delivery: Delivery) -> HttpResponse:
+        headers = self._headers(request, delivery)
+        body = delivery.body
+        self._prepare(request, delivery, headers)
+        if etag_matches(request.field("If-None-Match") or "", delivery.etag):
+            return HttpResponse(304, headers)
+        size = body.size
+        wanted = None if request.head else request.field("Range")
+        if wanted is not None and not range_applies(request.field("If-Range"), delivery.etag):
+            wanted = None
+        if size is None and (wanted is not None or not request.accepts_chunked):
+            size = await body.wait_for_size()
+        headers["Content-Type"] = delivery.format.media_type
+        span = None if wanted is None or size is None else read_range(wanted, size)
+        if span == "unsatisfiable":
+            del headers["Content-Type"]
+            headers |= {"Content-Range": f"bytes */{size}", "Cache-Control": "no-store"}
+            return HttpResponse(416, headers)
+        start, end, status = 0, size, 200
+        if isinstance(span, Span):
+            start, end, status = span.start, span.end, 206
+            headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
+        if end is not None:
+            headers["Content-Length"] = str(end - start)
+        if request.head:
+            return HttpResponse(status, headers)
+        # Before the status goes out: what fails here can still be told as a typed error.
+        first = await body.read(start, piece_size(start, end))
+        return HttpResponse(status, headers, BodyRange(body, start, end, first, delivery.growing))
+
+    def _permitted_s(self, request: ImageRequest, *, immutable: bool) -> int:
+        """Return for how many seconds caches may show the answer: until our signature ends, where one was needed."""
+        end, longest = request.request_log.permitted_until, YEAR_S if immutable else PROVISIONAL_MAX_AGE_S
+        return longest if end is None else min(longest, max(0, int(end - self._clock().timestamp())))
+
+    def _fixed_headers(self, request: ImageRequest, *, immutable: bool, vector: bool) -> dict[str, str]:
+        seconds = self._permitted_s(request, immutable=immutable)
+        headers = {**IMAGE_HEADERS, "Content-Security-Policy": SVG_CSP} if vector else IMAGE_HEADERS
+        return headers if seconds >= YEAR_S else {**headers, "Cache-Control": f"public, max-age={seconds}"}
+
+    def _headers(self, request: ImageRequest, delivery: Delivery) -> dict[str, str]:
+        headers = {
+            **self._fixed_headers(request, immutable=delivery.immutable, vector=delivery.format is Format.SVG),
+            "ETag": delivery.etag,
+            "Cache-Status": CACHE_STATUS[delivery.outcome],
+            "Content-Disposition": f'inline; filename="{delivery.name}"',
+        }
+        if delivery.object_name is not None:
+            headers["Content-Location"] = delivery.permanent_url or self._own_url(delivery.object_name)
+        return headers
+
+    def _prepare(self, request: ImageRequest, delivery: Delivery, headers: Mapping[str, str]) -> None:
+        """Spare later requests for the same target the way here, where all that they need is at hand."""
+        body = delivery.body
+        # No await between the question whether it stands and the table, which is told of every change from then on.
+        if (
+            body.cache_entry is None
+            or body.size is None
+            or not (delivery.repeatable and self._image_service.is_current(delivery))
+        ):
+            return
+        answer = CachedResponse(
+            route=request.route,
+            key=delivery.key,
+            etag=delivery.etag,
+            fields=self._cache.specific_fields(headers),
+            media_type=encode_fields([("Content-Type", delivery.format.media_type)]),
+            size=body.size,
+            cache_entry=body.cache_entry,
+            fresh_until=self._timer() + (FRESHNESS_LIFETIME_S if delivery.immutable else PROVISIONAL_MAX_AGE_S),
+            until=request.request_log.permitted_until,
+            max_age_s=YEAR_S if delivery.immutable else PROVISIONAL_MAX_AGE_S,
+            vector=delivery.format is Format.SVG,
         )
-    request.request_log.outcome = "redirect"
-    max_age_s = min(to.address.max_age_s, _permitted_s(request, immutable=to.immutable))
-    headers = {
-        "Location": to.address.url,
-        "Cache-Control": f"{'private' if to.address.private else 'public'}, max-age={max_age_s}",
-        "Cache-Status": cache_status("hit"),
-        "Content-Location": to.permanent_url or request.site.own_url(to.object_name),
-        "Access-Control-Allow-Origin": "*",
-        "Access-Control-Expose-Headers": EXPOSED_HEADERS,
-        "Cross-Origin-Resource-Policy": "cross-origin",
-        "X-Content-Type-Options": "nosniff",
-        "Referrer-Policy": "no-referrer",
-    }
-    return HttpResponse(request.site.redirect_status, headers)
+        self._cache.prepare(request.target.encode("utf-8", "surrogateescape"), answer)
 
-
-async def respond(request: ImageRequest, delivery: Delivery) -> HttpResponse:
-    """HttpResponse with a delivery. Its body is closed, unless the answer has a part of it."""
-    request.request_log.key, request.request_log.outcome = delivery.key, delivery.outcome.value
-    answer = None
-    try:
-        answer = await _respond(request, delivery)
-        return answer
-    finally:
-        if answer is None or not isinstance(answer.body, BodyRange):
-            await delivery.body.aclose()
-
-
-async def _respond(request: ImageRequest, delivery: Delivery) -> HttpResponse:
-    headers = _headers(request, delivery)
-    body = delivery.body
-    _prepare(request, delivery, headers)
-    if etag_matches(request.field("If-None-Match") or "", delivery.etag):
-        return HttpResponse(304, headers)
-    size = body.size
-    wanted = None if request.head else request.field("Range")
-    if wanted is not None and not range_applies(request.field("If-Range"), delivery.etag):
-        wanted = None
-    if size is None and (wanted is not None or not request.accepts_chunked):
-        size = await body.settle()
-    headers["Content-Type"] = delivery.format.media_type
-    span = None if wanted is None or size is None else read_range(wanted, size)
-    if span == "unsatisfiable":
-        del headers["Content-Type"]
-        headers |= {"Content-Range": f"bytes */{size}", "Cache-Control": "no-store"}
-        return HttpResponse(416, headers)
-    start, end, status = 0, size, 200
-    if isinstance(span, Span):
-        start, end, status = span.start, span.end, 206
-        headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
-    if end is not None:
-        headers["Content-Length"] = str(end - start)
-    if request.head:
-        return HttpResponse(status, headers)
-    # Before the status goes out: what fails here can still be told as a typed error.
-    first = await body.read(start, piece_size(start, end))
-    return HttpResponse(status, headers, BodyRange(body, start, end, first, delivery.growing))
-
-
-def _permitted_s(request: ImageRequest, *, immutable: bool) -> int:
-    """Return for how many seconds caches may show the answer: until our signature ends, where one was needed."""
-    end, longest = request.request_log.permitted_until, YEAR_S if immutable else PROVISIONAL_MAX_AGE_S
-    return longest if end is None else min(longest, max(0, int(end - request.site.clock().timestamp())))
-
-
-def csp_of(image_format: Format) -> str:
-    """Return the `Content-Security-Policy` of an image."""
-    return SVG_CSP if image_format is Format.SVG else IMAGE_CSP
-
-
-def _fixed_headers(request: ImageRequest, *, immutable: bool, vector: bool) -> dict[str, str]:
-    seconds = _permitted_s(request, immutable=immutable)
-    headers = {**IMAGE_HEADERS, "Content-Security-Policy": SVG_CSP} if vector else IMAGE_HEADERS
-    return headers if seconds >= YEAR_S else {**headers, "Cache-Control": f"public, max-age={seconds}"}
-
-
-def _headers(request: ImageRequest, delivery: Delivery) -> dict[str, str]:
-    headers = {
-        **_fixed_headers(request, immutable=delivery.immutable, vector=delivery.format is Format.SVG),
-        "ETag": delivery.etag,
-        "Cache-Status": CACHE_STATUS[delivery.outcome],
-        "Content-Disposition": f'inline; filename="{delivery.name}"',
-    }
-    if delivery.object_name is not None:
-        headers["Content-Location"] = delivery.permanent_url or request.site.own_url(delivery.object_name)
-    return headers
-
-
-def _prepare(request: ImageRequest, delivery: Delivery, headers: Mapping[str, str]) -> None:
-    """Spare later requests for the same target the way here, where all that they need is at hand."""
-    body, site = delivery.body, request.site
-    # No await between the question whether it stands and the table, which is told of every change from then on.
-    if (
-        body.at_hand is None
-        or body.size is None
-        or not (delivery.repeatable and site.image_service.is_current(delivery))
-    ):
-        return
-    answer = CachedResponse(
-        route=request.route,
-        key=delivery.key,
-        etag=delivery.etag,
-        fields=site.prepared.specific_fields(headers),
-        media_type=encode_fields([("Content-Type", delivery.format.media_type)]),
-        size=body.size,
-        at_hand=body.at_hand,
-        fresh_until=site.timer() + (FRESHNESS_LIFETIME_S if delivery.immutable else PROVISIONAL_MAX_AGE_S),
-        until=request.request_log.permitted_until,
-        max_age_s=YEAR_S if delivery.immutable else PROVISIONAL_MAX_AGE_S,
-        vector=delivery.format is Format.SVG,
-    )
-    site.prepared.prepare(request.target.encode("utf-8", "surrogateescape"), answer)
+    def _own_url(self, object_name: str) -> str:
+        """Return the URL of an object here; its path alone where no public URL is configured (RFC 9110, 8.7)."""
+        return f"{self._public_base_url}/images/{object_name}"
 
 
 def limit_kernel_buffer(transport: asyncio.WriteTransport, unsent_bytes_max: int = UNSENT_BYTES_MAX) -> None:

@@ -11,7 +11,6 @@ holds `sources.deny` and addresses of networks.
 from __future__ import annotations
 
 import json
-from functools import lru_cache
 from hashlib import sha256
 from importlib import resources
 from typing import TYPE_CHECKING, Final
@@ -20,17 +19,17 @@ from aiohttp import web
 
 from imgkeep.core.http_headers import etag_matches
 from imgkeep.core.policy_document import facts_for_pages
-from imgkeep.web.context import SITE
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from imgkeep.core.policy import Policy
 
-MODULE: Final = "/imgkeep.js"
-TYPES: Final = "/imgkeep.d.ts"
+MODULE_PATH: Final = "/imgkeep.js"
+TYPES_PATH: Final = "/imgkeep.d.ts"
 
-
+MODULE: Final = web.AppKey("module", bytes)
+"""The module for pages of this server (`make_module`)."""
 POLICY_SLOT: Final = b"const SERVER = null;"
 """Where the module is told what its server would fetch."""
 
@@ -46,11 +45,10 @@ def _read(path: str) -> bytes:
     return resources.files(__package__).joinpath("static", path.removeprefix("/")).read_bytes()
 
 
-_MODULE: Final = _read(MODULE)
-_TYPES: Final = _read(TYPES)
+_MODULE: Final = _read(MODULE_PATH)
+_TYPES: Final = _read(TYPES_PATH)
 
 
-@lru_cache(4)
 def make_module(policy: Policy, signature: str) -> bytes:
     """Return the module for pages of a server with this policy and `security.signature`."""
     facts = json.dumps(facts_for_pages(policy, signature=signature))
@@ -73,10 +71,5 @@ def _serve(
     return handle
 
 
-def _module_for(request: web.Request) -> bytes:
-    site = request.app[SITE]
-    return make_module(site.inspector.policy, site.auth.signature)
-
-
-module: Final = _serve("text/javascript", _module_for)
+module: Final = _serve("text/javascript", lambda request: request.app[MODULE])
 types: Final = _serve("text/plain", lambda _: _TYPES)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import pytest
-    from imgkeep.ports import Draft
+    from imgkeep.storage.interfaces import Draft
 
     from tests.support.s3.servers import S3Server
 

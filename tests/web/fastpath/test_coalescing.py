@@ -8,126 +8,84 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from imgkeep.web import images
 
-from tests.support.pictures import picture_of
-from tests.support.raw_http import ask, port_of, request, split, target_of
-from tests.web.fastpath.test_protocol import site_of
+from tests.support.concurrent_requests import (
+    IMAGE,
+    NUMBER,
+    HeldResponse,
+    request_concurrently,
+    split_all,
+    until_following,
+)
+from tests.support.image_requests import fast_path_of, services_of
+from tests.support.raw_http import ask, port_of, request, target_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from tests.conftest import Imgkeep
     from tests.support.origins import Exchange, FakeOrigin
-    from tests.support.raw_http import Answer
 
     Start = Callable[..., Awaitable[Imgkeep]]
-
-IMAGE = picture_of(200_000)
-NUMBER = 40
-
-
-class Held:
-    """An origin's answer that waits, first before its head and then before its last part, until it may go on."""
-
-    def __init__(self, body: bytes = IMAGE, status: str = "200 OK") -> None:
-        self.body, self.status = body, status
-        self.begin, self.end = asyncio.Event(), asyncio.Event()
-
-    async def __call__(self, exchange: Exchange) -> None:
-        await self.begin.wait()
-        await exchange.send_head(f"Content-Length: {len(self.body)}", status=self.status)
-        await exchange.send(self.body[:100_000])
-        await self.end.wait()
-        await exchange.send(self.body[100_000:])
 
 
 @pytest.fixture
 def handled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The requests that a handler was at work for."""
     seen: list[str] = []
-    handler = images.img
+    handler = images.ImageHandlers.img
 
-    async def counted(asked: Any) -> Any:
+    async def counted(self: Any, asked: Any) -> Any:
         seen.append(asked.target)
-        return await handler(asked)
+        return await handler(self, asked)
 
-    monkeypatch.setattr(images, "img", counted)
+    monkeypatch.setattr(images.ImageHandlers, "img", counted)
     return seen
 
 
-def gather(imgkeep: Imgkeep, target: str, number: int = NUMBER, *fields: str) -> list[asyncio.Task[bytes]]:
-    data = request(target, *fields, close=False)
-    port = port_of(imgkeep)
-    return [asyncio.create_task(_whole(port, data)) for _ in range(number)]
-
-
-async def _whole(port: int, data: bytes) -> bytes:
-    """Return one answer, as far as it goes, from a connection that stays open."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    try:
-        writer.write(data)
-        head = await reader.readuntil(b"\r\n\r\n")
-        size = int(head.lower().partition(b"content-length: ")[2].split()[0])
-        return head + await reader.readexactly(size)
-    finally:
-        writer.close()
-
-
-async def until_waiting(imgkeep: Imgkeep, number: int) -> None:
-    """Wait until so many follow."""
-    shared_responses = site_of(imgkeep).shared_responses
-    async with asyncio.timeout(20):
-        while sum(len(crowd._followers) for crowd in shared_responses.values()) < number:  # noqa: ASYNC110 - nobody is told
-            await asyncio.sleep(0.005)
-
-
-def told(answers: list[bytes]) -> list[Answer]:
-    return [split(answer) for answer in answers]
-
-
 async def test_one_handler_answers_all(imgkeep: Imgkeep, origin: FakeOrigin, handled: list[str]) -> None:
-    held = Held()
+    held = HeldResponse()
     target = target_of(origin.on("/a.png", held))
-    early = gather(imgkeep, target)
-    await until_waiting(imgkeep, NUMBER - 1)
+    early = request_concurrently(imgkeep, target)
+    await until_following(imgkeep, NUMBER - 1)
     held.begin.set()
     await asyncio.sleep(0.05)
-    late = gather(imgkeep, target, 5)  # the head is known by now, the rest is not
+    late = request_concurrently(imgkeep, target, 5)  # the head is known by now, the rest is not
     await asyncio.sleep(0.05)
     assert len(handled) == 1
     held.end.set()
-    answers = told(await asyncio.gather(*early, *late))
+    answers = split_all(await asyncio.gather(*early, *late))
     assert all((each.status, each.body) == (200, IMAGE) for each in answers)
     outcomes = sorted(each.headers["cache-status"] for each in answers)
     assert outcomes == ["imgkeep; fwd=uri-miss; collapsed"] * (NUMBER + 4) + ["imgkeep; fwd=uri-miss; stored"]
     assert len({each.headers["etag"] for each in answers}) == 1
     assert origin.asked("/a.png") == 1
-    assert not site_of(imgkeep).shared_responses
+    assert not fast_path_of(imgkeep).shared_responses
     assert (await ask(imgkeep, target)).headers["cache-status"] == "imgkeep; hit"
 
 
 async def test_a_failure_is_told_to_all(imgkeep: Imgkeep, origin: FakeOrigin, handled: list[str]) -> None:
-    held = Held(b"", "404 Not Found")
+    held = HeldResponse(b"", "404 Not Found")
     target = target_of(origin.on("/a.png", held))
-    asked = gather(imgkeep, target)
-    await until_waiting(imgkeep, NUMBER - 1)
+    asked = request_concurrently(imgkeep, target)
+    await until_following(imgkeep, NUMBER - 1)
     held.begin.set()
     held.end.set()
-    answers = told(await asyncio.gather(*asked))
+    answers = split_all(await asyncio.gather(*asked))
     assert {(each.status, each.body) for each in answers} == {(404, answers[0].body)}
     assert b"source_not_found" in answers[0].body
     assert len(handled) == 1
-    assert not site_of(imgkeep).shared_responses
+    assert not fast_path_of(imgkeep).shared_responses
 
 
 async def test_all_are_counted_as_what_they_are(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
-    held = Held()
-    asked = gather(imgkeep, target_of(origin.on("/a.png", held)), 3)
-    await until_waiting(imgkeep, 2)
+    held = HeldResponse()
+    asked = request_concurrently(imgkeep, target_of(origin.on("/a.png", held)), 3)
+    await until_following(imgkeep, 2)
     held.begin.set()
     held.end.set()
     await asyncio.gather(*asked)
     await asyncio.sleep(0.05)
-    page = site_of(imgkeep).meter.page().decode()
+    page = services_of(imgkeep).metrics.page().decode()
     counts = {line.rpartition(" ")[0]: line.rpartition(" ")[2] for line in page.splitlines() if "/img" in line}
     found = {outcome: count for name, count in counts.items() for outcome in ("stored", "collapsed") if outcome in name}
     assert {outcome: float(count) for outcome, count in found.items()} == {"stored": 1, "collapsed": 2}
@@ -135,29 +93,29 @@ async def test_all_are_counted_as_what_they_are(imgkeep: Imgkeep, origin: FakeOr
 
 async def test_nobody_follows_into_a_loop(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     """A request that came from a node of ours and waited for the answer to another would wait for itself."""
-    held = Held()
+    held = HeldResponse()
     target = target_of(origin.on("/a.png", held))
-    asked = gather(imgkeep, target, 2)
-    await until_waiting(imgkeep, 1)
+    asked = request_concurrently(imgkeep, target, 2)
+    await until_following(imgkeep, 1)
     for field in ("Via: 1.1 imgkeep", "cdn-loop: imgkeep"):
-        looped = gather(imgkeep, target, 1, field)
-        assert [each.status for each in told(await asyncio.gather(*looped))] == [508]
+        looped = request_concurrently(imgkeep, target, 1, field)
+        assert [each.status for each in split_all(await asyncio.gather(*looped))] == [508]
     held.begin.set()
     held.end.set()
-    assert {each.status for each in told(await asyncio.gather(*asked))} == {200}
+    assert {each.status for each in split_all(await asyncio.gather(*asked))} == {200}
 
 
 @pytest.fixture
 def slow_handler(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
     """Handlers begin when it is set."""
     go = asyncio.Event()
-    handler = images.img
+    handler = images.ImageHandlers.img
 
-    async def wait(asked: Any) -> Any:
+    async def wait(self: Any, asked: Any) -> Any:
         await go.wait()
-        return await handler(asked)
+        return await handler(self, asked)
 
-    monkeypatch.setattr(images, "img", wait)
+    monkeypatch.setattr(images.ImageHandlers, "img", wait)
     return go
 
 
@@ -165,12 +123,12 @@ async def test_whoever_comes_from_a_node_of_ours_leads_nobody(
     imgkeep: Imgkeep, origin: FakeOrigin, slow_handler: asyncio.Event
 ) -> None:
     target = target_of(origin.gives("/a.png", IMAGE))
-    looped = gather(imgkeep, target, 1, "Via: 1.1 imgkeep")
+    looped = request_concurrently(imgkeep, target, 1, "Via: 1.1 imgkeep")
     await asyncio.sleep(0.05)
-    plain = gather(imgkeep, target, 2)
-    await until_waiting(imgkeep, 1)
+    plain = request_concurrently(imgkeep, target, 2)
+    await until_following(imgkeep, 1)
     slow_handler.set()
-    assert [each.status for each in told(await asyncio.gather(*looped, *plain))] == [508, 200, 200]
+    assert [each.status for each in split_all(await asyncio.gather(*looped, *plain))] == [508, 200, 200]
 
 
 async def test_an_allowance_that_is_used_up_is_its_owners(
@@ -179,37 +137,37 @@ async def test_an_allowance_that_is_used_up_is_its_owners(
     imgkeep = await start(server={"trusted_proxies": ["127.0.0.0/8"]}, limits={"fills_per_minute": 1})
     poor, rich = "X-Forwarded-For: 203.0.113.9", "X-Forwarded-For: 203.0.113.77"
     slow_handler.set()
-    await asyncio.gather(*gather(imgkeep, target_of(origin.gives("/a.png", IMAGE)), 1, poor))
+    await asyncio.gather(*request_concurrently(imgkeep, target_of(origin.gives("/a.png", IMAGE)), 1, poor))
     slow_handler.clear()
     target = target_of(origin.gives("/b.png", IMAGE))
-    leader = gather(imgkeep, target, 1, poor)
+    leader = request_concurrently(imgkeep, target, 1, poor)
     async with asyncio.timeout(20):
-        while not site_of(imgkeep).shared_responses:  # noqa: ASYNC110 - nobody is told
+        while not fast_path_of(imgkeep).shared_responses:  # noqa: ASYNC110 - nobody is told
             await asyncio.sleep(0.005)
-    followers = gather(imgkeep, target, 5, rich)
-    await until_waiting(imgkeep, 5)
+    followers = request_concurrently(imgkeep, target, 5, rich)
+    await until_following(imgkeep, 5)
     slow_handler.set()
-    statuses = [each.status for each in told(await asyncio.gather(*leader, *followers))]
+    statuses = [each.status for each in split_all(await asyncio.gather(*leader, *followers))]
     assert statuses == [429, 200, 200, 200, 200, 200]
     assert origin.asked("/b.png") == 1
 
 
 async def test_a_leader_who_leaves_takes_nobody_along(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
-    held = Held()
+    held = HeldResponse()
     target = target_of(origin.on("/a.png", held))
     reader, writer = await asyncio.open_connection("127.0.0.1", port_of(imgkeep))
     writer.write(request(target, close=False))
     async with asyncio.timeout(20):
         while not origin.asked("/a.png"):  # noqa: ASYNC110 - nobody is told
             await asyncio.sleep(0.005)
-    asked = gather(imgkeep, target, 5)
-    await until_waiting(imgkeep, 5)
+    asked = request_concurrently(imgkeep, target, 5)
+    await until_following(imgkeep, 5)
     writer.transport.abort()
     del reader
     await asyncio.sleep(0.02)
     held.begin.set()
     held.end.set()
-    assert {(each.status, each.body) for each in told(await asyncio.gather(*asked))} == {(200, IMAGE)}
+    assert {(each.status, each.body) for each in split_all(await asyncio.gather(*asked))} == {(200, IMAGE)}
     assert origin.asked("/a.png") == 1
 
 
@@ -220,18 +178,18 @@ async def test_a_body_that_breaks_off_breaks_off_for_all(imgkeep: Imgkeep, origi
         await asyncio.sleep(0.1)
         exchange.reset()
 
-    asked = gather(imgkeep, target_of(origin.on("/a.png", cut)), 5)
+    asked = request_concurrently(imgkeep, target_of(origin.on("/a.png", cut)), 5)
     answers = await asyncio.gather(*asked, return_exceptions=True)
     assert all(isinstance(each, (asyncio.IncompleteReadError, ConnectionError)) for each in answers)
-    assert not site_of(imgkeep).shared_responses
+    assert not fast_path_of(imgkeep).shared_responses
 
 
 async def test_followers_are_answered_before_the_end(start: Start, origin: FakeOrigin) -> None:
     """A shutdown waits for those who follow as for anybody."""
     imgkeep = await start()
-    held = Held()
-    asked = gather(imgkeep, target_of(origin.on("/a.png", held)), 3)
-    await until_waiting(imgkeep, 2)
+    held = HeldResponse()
+    asked = request_concurrently(imgkeep, target_of(origin.on("/a.png", held)), 3)
+    await until_following(imgkeep, 2)
     server = imgkeep.client.server.runner.server  # type: ignore[union-attr]
     assert server is not None
     server.pre_shutdown()
@@ -239,5 +197,5 @@ async def test_followers_are_answered_before_the_end(start: Start, origin: FakeO
     await asyncio.sleep(0.02)
     held.begin.set()
     held.end.set()
-    assert {(each.status, each.body) for each in told(await asyncio.gather(*asked))} == {(200, IMAGE)}
+    assert {(each.status, each.body) for each in split_all(await asyncio.gather(*asked))} == {(200, IMAGE)}
     await shutdown

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -14,18 +14,17 @@ from aiohttp import web
 from imgkeep.bootstrap.server import Platform
 from imgkeep.core.signing import signed_path
 from imgkeep.core.source_url import read_source
-from imgkeep.web.context import SITE
 
-from tests.faults.test_client_faults import impatient
+from tests.support.image_requests import HandlerCalls, cached_target, fast_path_of, services_of, store_image
+from tests.support.impatient_server import serve_impatiently
+from tests.support.origins import gated_body
 from tests.support.pictures import picture_of
-from tests.support.raw_http import Answer, ask, port_of, request, split, talk, target_of
-from tests.web.test_answers import gated, kept
+from tests.support.raw_http import ask, connect, port_of, request, split, talk, target_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import Awaitable, Callable
 
     from imgkeep.core.records import Record
-    from imgkeep.web.context import Site
 
     from tests.conftest import Imgkeep
     from tests.support.origins import FakeOrigin
@@ -35,70 +34,6 @@ if TYPE_CHECKING:
 IMAGE = picture_of(20_000)
 LARGE = picture_of(3_000_000)
 KEY = "a-key-for-tests-of-32-characters"
-
-
-def site_of(imgkeep: Imgkeep) -> Site:
-    app = imgkeep.client.app
-    assert app is not None
-    return app[SITE]
-
-
-@dataclass
-class Line:
-    """A connection that stays open."""
-
-    reader: asyncio.StreamReader
-    writer: asyncio.StreamWriter
-
-    async def ask(self, target: str, *fields: str, method: str = "GET") -> Answer:
-        self.writer.write(request(target, *fields, method=method, close=False))
-        return await self.answer(method=method)
-
-    async def answer(self, *, method: str = "GET") -> Answer:
-        async with asyncio.timeout(20):
-            head = await self.reader.readuntil(b"\r\n\r\n")
-            answer = split(head)
-            size = int(answer.headers.get("content-length", "0"))
-            if method != "HEAD" and answer.status != 304:
-                answer.body = await self.reader.readexactly(size)
-            return answer
-
-    async def is_closed(self) -> bool:
-        async with asyncio.timeout(20):
-            with suppress(ConnectionError):
-                return await self.reader.read(1) == b""
-            return True
-
-
-@asynccontextmanager
-async def line_to(port: int) -> AsyncIterator[Line]:
-    line = Line(*await asyncio.open_connection("127.0.0.1", port))
-    try:
-        yield line
-    finally:
-        line.writer.close()
-
-
-class HandlerCalls:
-    """Counts the requests for images that took the long way."""
-
-    def __init__(self, imgkeep: Imgkeep) -> None:
-        self.number = 0
-        image_service = site_of(imgkeep).image_service
-        deliver = image_service.deliver
-
-        async def counted(*arguments: Any) -> Any:
-            self.number += 1
-            return await deliver(*arguments)
-
-        image_service.deliver = counted  # type: ignore[method-assign, assignment]
-
-
-async def prepared(imgkeep: Imgkeep, url: str) -> str:
-    """Keep an image and have its answer prepared; return its target."""
-    await kept(imgkeep, url)
-    assert (await ask(imgkeep, target_of(url))).headers["cache-status"] == "imgkeep; hit"
-    return target_of(url)
 
 
 CONDITIONS = [
@@ -123,12 +58,12 @@ CONDITIONS = [
 async def test_both_ways_answer_alike(
     imgkeep: Imgkeep, origin: FakeOrigin, *, method: str, fields: tuple[str, ...], status: int, body: bytes
 ) -> None:
-    target = await prepared(imgkeep, origin.gives("/a.png", body))
+    target = await cached_target(imgkeep, origin.gives("/a.png", body))
     etag = (await ask(imgkeep, target)).headers["etag"]
     conditions = [field.replace("{etag}", etag) for field in fields]
     long = await ask(imgkeep, target, *conditions, method=method)
     ways = HandlerCalls(imgkeep)
-    async with line_to(port_of(imgkeep)) as line:
+    async with connect(port_of(imgkeep)) as line:
         quick = await line.ask(target, *conditions, method=method)
         again = await line.ask(target)
     assert ways.number == (1 if status == 416 else 0)
@@ -141,18 +76,18 @@ async def test_both_ways_answer_alike(
 
 
 async def test_a_permanent_url_is_answered_quickly_too(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
-    target = await prepared(imgkeep, origin.gives("/a.png", IMAGE))
+    target = await cached_target(imgkeep, origin.gives("/a.png", IMAGE))
     place = (await ask(imgkeep, target)).headers["content-location"]
     long = await ask(imgkeep, place)
-    site_of(imgkeep).image_service.deliver_object = None  # type: ignore[assignment, method-assign]
-    async with line_to(port_of(imgkeep)) as line:
+    services_of(imgkeep).image_service.deliver_object = None  # type: ignore[assignment, method-assign]
+    async with connect(port_of(imgkeep)) as line:
         assert (await line.ask(place)).headers["etag"] == long.headers["etag"]
 
 
 async def test_a_head_that_comes_byte_by_byte_is_answered_quickly(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
-    target = await prepared(imgkeep, origin.gives("/a.png", IMAGE))
+    target = await cached_target(imgkeep, origin.gives("/a.png", IMAGE))
     ways = HandlerCalls(imgkeep)
-    async with line_to(port_of(imgkeep)) as line:
+    async with connect(port_of(imgkeep)) as line:
         for byte in request(target, close=False):
             line.writer.write(bytes([byte]))
             await line.writer.drain()
@@ -162,9 +97,9 @@ async def test_a_head_that_comes_byte_by_byte_is_answered_quickly(imgkeep: Imgke
 
 
 async def test_quick_and_long_ways_alternate_on_a_connection(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
-    target = await prepared(imgkeep, origin.gives("/a.png", IMAGE))
+    target = await cached_target(imgkeep, origin.gives("/a.png", IMAGE))
     ways = HandlerCalls(imgkeep)
-    async with line_to(port_of(imgkeep)) as line:
+    async with connect(port_of(imgkeep)) as line:
         for number in range(3):
             assert (await line.ask(target)).body == IMAGE
             assert (await line.ask("/healthz")).status == 200
@@ -174,11 +109,11 @@ async def test_quick_and_long_ways_alternate_on_a_connection(imgkeep: Imgkeep, o
 
 
 async def test_answers_come_in_the_order_of_requests(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
-    target = await prepared(imgkeep, origin.gives("/a.png", IMAGE))
+    target = await cached_target(imgkeep, origin.gives("/a.png", IMAGE))
     gate = asyncio.Event()
     slow = picture_of(40_000, seed=7)
-    slow_target = target_of(origin.on("/slow.png", gated(slow, gate, ahead=1000, declared=True)))
-    async with line_to(port_of(imgkeep)) as line:
+    slow_target = target_of(origin.on("/slow.png", gated_body(slow, gate, ahead=1000, declared=True)))
+    async with connect(port_of(imgkeep)) as line:
         line.writer.write(request(slow_target, close=False))
         head = await line.reader.readuntil(b"\r\n\r\n")
         line.writer.write(request(target, close=False))  # while the first one is being answered
@@ -206,7 +141,7 @@ NOT_REQUESTS = [
 async def test_bytes_of_one_request_are_not_taken_for_another(
     imgkeep: Imgkeep, origin: FakeOrigin, before: bytes
 ) -> None:
-    target = await prepared(imgkeep, origin.gives("/a.png", IMAGE))
+    target = await cached_target(imgkeep, origin.gives("/a.png", IMAGE))
     hidden = request(target, close=False)
     _, writer = line = await asyncio.open_connection("127.0.0.1", port_of(imgkeep))
     writer.write(before.replace(b"{size}", b"%d" % len(hidden)))
@@ -222,20 +157,20 @@ async def test_bytes_of_one_request_are_not_taken_for_another(
 
 @pytest.mark.parametrize("version", ["1.0", "1.1"])
 async def test_a_connection_that_is_to_be_closed_is_closed(imgkeep: Imgkeep, origin: FakeOrigin, version: str) -> None:
-    target = await prepared(imgkeep, origin.gives("/a.png", IMAGE))
+    target = await cached_target(imgkeep, origin.gives("/a.png", IMAGE))
     answer = split(await talk(port_of(imgkeep), request(target, version=version)))
     assert (answer.status, answer.body) == (200, IMAGE)
 
 
 async def test_bytes_that_are_not_at_hand_are_brought_without_the_long_way(start: Start, origin: FakeOrigin) -> None:
     imgkeep = await start(store={"hot_bytes_max": 25_000})
-    site = site_of(imgkeep)
+    services = services_of(imgkeep)
     # As on a system that cannot read without waiting, or when the kernel has dropped the pages.
-    site.image_service._store._cached_files.works = False  # type: ignore[attr-defined]
+    services.image_service._store._cached_files.works = False  # type: ignore[attr-defined]
     images = [picture_of(20_000, seed=number) for number in range(3)]
-    targets = [await prepared(imgkeep, origin.gives(f"/{n}.png", image)) for n, image in enumerate(images)]
+    targets = [await cached_target(imgkeep, origin.gives(f"/{n}.png", image)) for n, image in enumerate(images)]
     ways = HandlerCalls(imgkeep)
-    async with line_to(port_of(imgkeep)) as line:
+    async with connect(port_of(imgkeep)) as line:
         for _ in range(2):
             for target, image in zip(targets, images, strict=True):
                 assert (await line.ask(target)).body == image
@@ -251,14 +186,14 @@ async def test_bytes_that_are_not_at_hand_are_brought_without_the_long_way(start
 
 async def test_what_is_removed_is_gone_for_the_next_request(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     targets = [
-        await prepared(imgkeep, origin.gives(name, body)) for name, body in (("/a.png", IMAGE), ("/b.png", LARGE))
+        await cached_target(imgkeep, origin.gives(name, body)) for name, body in (("/a.png", IMAGE), ("/b.png", LARGE))
     ]
-    async with line_to(port_of(imgkeep)) as line:
+    async with connect(port_of(imgkeep)) as line:
         for target in targets:
             place = (await line.ask(target)).headers["content-location"]
             assert (await line.ask(place)).status == 200
             assert (await line.ask(place)).status == 200
-            key = site_of(imgkeep).prepared.find(target.encode(), 0)
+            key = fast_path_of(imgkeep).response_cache.find(target.encode(), 0)
             assert key is not None
             response = await imgkeep.client.delete(f"/api/images/{key.key}")
             assert response.status == 200
@@ -267,21 +202,21 @@ async def test_what_is_removed_is_gone_for_the_next_request(imgkeep: Imgkeep, or
 
 
 async def test_a_record_that_changes_changes_the_next_answer(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
-    target = await prepared(imgkeep, origin.gives("/a.png", IMAGE))
-    image_service = site_of(imgkeep).image_service
-    answer = site_of(imgkeep).prepared.find(target.encode(), 0)
+    target = await cached_target(imgkeep, origin.gives("/a.png", IMAGE))
+    image_service = services_of(imgkeep).image_service
+    answer = fast_path_of(imgkeep).response_cache.find(target.encode(), 0)
     assert answer is not None
     record = await image_service.look_up(answer.key)  # type: ignore[arg-type]
     assert record is not None
     await image_service.kept(replace(record, etag='"another"'))
-    async with line_to(port_of(imgkeep)) as line:
+    async with connect(port_of(imgkeep)) as line:
         assert (await line.ask(target)).headers["etag"] == '"another"'
 
 
 async def meanwhile(imgkeep: Imgkeep, url: str, change: Callable[[Record], Awaitable[Any]]) -> str:
     """Ask for what is kept, and let `change` happen to it while its bytes are fetched; return the target."""
-    await kept(imgkeep, url)
-    image_service = site_of(imgkeep).image_service
+    await store_image(imgkeep, url)
+    image_service = services_of(imgkeep).image_service
     record = await image_service.look_up(image_service.identify(read_source(url)).key)
     assert record is not None
     store: Any = image_service._store
@@ -301,19 +236,19 @@ async def meanwhile(imgkeep: Imgkeep, url: str, change: Callable[[Record], Await
 
 async def test_what_is_replaced_while_it_is_fetched_is_not_prepared(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     async def replace_it(record: Record) -> None:
-        await site_of(imgkeep).image_service.kept(replace(record, etag='"another"'))
+        await services_of(imgkeep).image_service.kept(replace(record, etag='"another"'))
 
     target = await meanwhile(imgkeep, origin.gives("/a.png", IMAGE), replace_it)
-    async with line_to(port_of(imgkeep)) as line:
+    async with connect(port_of(imgkeep)) as line:
         assert (await line.ask(target)).headers["etag"] == '"another"'
 
 
 async def test_what_is_removed_while_it_is_fetched_is_not_prepared(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     async def remove_it(record: Record) -> None:
-        await site_of(imgkeep).remover.remove_key(record.key)
+        await services_of(imgkeep).remover.remove_key(record.key)
 
     target = await meanwhile(imgkeep, origin.gives("/a.png", IMAGE), remove_it)
-    async with line_to(port_of(imgkeep)) as line:
+    async with connect(port_of(imgkeep)) as line:
         assert (await line.ask(target)).status == 410
         assert (await line.ask(target)).status == 410
 
@@ -324,7 +259,7 @@ async def test_a_signature_ends_for_prepared_answers_too(start: Start, origin: F
     imgkeep = await start(platform=platform, security={"signature": "always", "signing_keys": [KEY]})
     end = int(now.timestamp()) + 100
     target = signed_path(KEY, origin.gives("/a.png", IMAGE), expires=end)
-    async with line_to(port_of(imgkeep)) as line:
+    async with connect(port_of(imgkeep)) as line:
         for _ in range(3):
             assert (await line.ask(target)).headers["cache-control"] == "public, max-age=100"
         ways = HandlerCalls(imgkeep)
@@ -338,9 +273,9 @@ async def test_a_signature_ends_for_prepared_answers_too(start: Start, origin: F
 async def test_after_a_while_the_long_way_is_taken_again(start: Start, origin: FakeOrigin) -> None:
     seconds = 1000.0
     imgkeep = await start(platform=Platform(timer=lambda: seconds))
-    target = await prepared(imgkeep, origin.gives("/a.png", IMAGE))
+    target = await cached_target(imgkeep, origin.gives("/a.png", IMAGE))
     ways = HandlerCalls(imgkeep)
-    async with line_to(port_of(imgkeep)) as line:
+    async with connect(port_of(imgkeep)) as line:
         for expected in (0, 0, 1, 1):
             if expected and not ways.number:
                 seconds += 600
@@ -350,10 +285,10 @@ async def test_after_a_while_the_long_way_is_taken_again(start: Start, origin: F
 
 async def test_a_small_file_that_was_altered_is_not_shown(start: Start, origin: FakeOrigin) -> None:
     imgkeep = await start(store={"hot_bytes_max": 0})
-    target = await prepared(imgkeep, origin.gives("/a.png", IMAGE))
+    target = await cached_target(imgkeep, origin.gives("/a.png", IMAGE))
     (path,) = imgkeep.files("objects")
     path.write_bytes(IMAGE[:-1] + b"x")
-    async with line_to(port_of(imgkeep)) as line:
+    async with connect(port_of(imgkeep)) as line:
         answer = await line.ask(target)
         assert (answer.body, answer.headers["cache-status"]) == (IMAGE, "imgkeep; fwd=uri-miss; stored")
 
@@ -364,11 +299,11 @@ async def test_a_small_file_that_was_altered_is_not_shown(start: Start, origin: 
 async def test_both_ways_are_counted_and_recorded_alike(
     imgkeep: Imgkeep, origin: FakeOrigin, caplog: pytest.LogCaptureFixture
 ) -> None:
-    target = await prepared(imgkeep, origin.gives("/a.png", IMAGE))
+    target = await cached_target(imgkeep, origin.gives("/a.png", IMAGE))
     with caplog.at_level(logging.INFO, "imgkeep.access"):
         caplog.clear()
         await ask(imgkeep, target)
-        async with line_to(port_of(imgkeep)) as line:
+        async with connect(port_of(imgkeep)) as line:
             await line.ask(target)
     facts = [
         {name: getattr(record, name) for name in ("client", "method", "route", "key", "outcome", "status", "bytes")}
@@ -376,7 +311,7 @@ async def test_both_ways_are_counted_and_recorded_alike(
     ]
     assert len(facts) == 2
     assert facts[0] == facts[1]
-    page = site_of(imgkeep).meter.page().decode()
+    page = services_of(imgkeep).metrics.page().decode()
     assert 'imgkeep_requests_total{outcome="hit",route="/img",status="200"} 3.0' in page
     assert 'imgkeep_request_seconds_count{route="/img"} 4.0' in page
 
@@ -386,10 +321,10 @@ async def test_both_ways_are_counted_and_recorded_alike(
 
 async def test_a_reader_that_stalls_is_dropped_and_a_slow_one_is_not(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     body = picture_of(24_000_000)  # more than the kernel takes off a server for a client that was fast once
-    larger, large = [await prepared(imgkeep, origin.gives(f"/{len(it)}.png", it)) for it in (body, LARGE)]
+    larger, large = [await cached_target(imgkeep, origin.gives(f"/{len(it)}.png", it)) for it in (body, LARGE)]
     limit_s = 1.0  # the slow reader must not pause for as long on a busy machine
-    async with impatient(imgkeep.folder, limit_s) as (port, _):
-        async with line_to(port) as line:
+    async with serve_impatiently(imgkeep.folder, limit_s) as (port, _):
+        async with connect(port) as line:
             assert (await line.ask(larger)).body == body  # the long way
             line.writer.transport.pause_reading()  # type: ignore[attr-defined]
             line.writer.write(request(larger, close=False))
@@ -399,7 +334,7 @@ async def test_a_reader_that_stalls_is_dropped_and_a_slow_one_is_not(imgkeep: Im
             with suppress(ConnectionError):
                 received = await line.reader.read(-1)
             assert len(received) < len(body)
-        async with line_to(port) as line:
+        async with connect(port) as line:
             line.writer.write(request(large, close=False))
             await line.reader.readuntil(b"\r\n\r\n")
             left = len(LARGE)
@@ -412,9 +347,9 @@ async def test_a_reader_that_stalls_is_dropped_and_a_slow_one_is_not(imgkeep: Im
 
 async def test_quick_answers_keep_a_connection_open(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     """This is what `_next_keepalive_close_time` of aiohttp is written for."""
-    target = await prepared(imgkeep, origin.gives("/a.png", IMAGE))
+    target = await cached_target(imgkeep, origin.gives("/a.png", IMAGE))
     limit_s = 1.0
-    async with impatient(imgkeep.folder, limit_s) as (port, _), line_to(port) as line:
+    async with serve_impatiently(imgkeep.folder, limit_s) as (port, _), connect(port) as line:
         for _ in range(5):
             assert (await line.ask(target)).body == IMAGE
             await asyncio.sleep(limit_s / 4)
@@ -422,16 +357,16 @@ async def test_quick_answers_keep_a_connection_open(imgkeep: Imgkeep, origin: Fa
 
 
 async def test_half_a_head_is_not_waited_for_longer_than_an_idle_connection(imgkeep: Imgkeep) -> None:
-    async with impatient(imgkeep.folder) as (port, _), line_to(port) as line:
+    async with serve_impatiently(imgkeep.folder) as (port, _), connect(port) as line:
         line.writer.write(b"GET /img?src=")
         assert await line.is_closed()
 
 
 async def test_what_is_being_sent_is_sent_before_the_server_goes(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
-    target = await prepared(imgkeep, origin.gives("/a.png", LARGE))
+    target = await cached_target(imgkeep, origin.gives("/a.png", LARGE))
     server = imgkeep.client.server.runner.server  # type: ignore[union-attr]
     assert isinstance(server, web.Server)
-    async with line_to(port_of(imgkeep)) as line:
+    async with connect(port_of(imgkeep)) as line:
         line.writer.write(request(target, close=False))
         await line.reader.readuntil(b"\r\n\r\n")
         server.pre_shutdown()

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from imgkeep.web.fastpath.request_head import list_fields, read_fields
 
-from tests.web.fastpath.test_request_head import Peer
+from tests.support.parser_peer import ParserPeer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,7 +40,7 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
 
 def parse(loop: asyncio.AbstractEventLoop, data: bytes) -> tuple[list[RawRequestMessage], bool] | None:
     """Return the requests that aiohttp finds, and whether all are whole and have no body; `None`: it refuses."""
-    parser = HttpRequestParser(Peer(), loop, 65_536, max_line_size=65_536, max_field_size=65_536)  # type: ignore[arg-type]
+    parser = HttpRequestParser(ParserPeer(), loop, 65_536, max_line_size=65_536, max_field_size=65_536)  # type: ignore[arg-type]
     try:
         messages, upgraded, rest = parser.feed_data(data)
     except HttpProcessingError:

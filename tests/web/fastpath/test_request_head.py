@@ -17,6 +17,8 @@ from imgkeep.web.fastpath.request_head import (
     read_fields,
 )
 
+from tests.support.parser_peer import ParserPeer
+
 HOST = b"Host: imgkeep.example\r\n"
 
 READ = [
@@ -110,13 +112,6 @@ LINES = st.lists(
 )
 
 
-class Peer(asyncio.Protocol):
-    """As much of a connection as the parser asks for."""
-
-    def pause_reading(self) -> None: ...
-    def resume_reading(self) -> None: ...
-
-
 @given(LINES, st.sampled_from([b"\r\n", b"\n", b"\r\n\r\n", b"\r"]), st.binary(max_size=6))
 def test_what_is_read_is_one_request_without_a_body_for_aiohttp_too(
     lines: list[bytes], end: bytes, tail: bytes
@@ -128,7 +123,7 @@ def test_what_is_read_is_one_request_without_a_body_for_aiohttp_too(
             continue
         loop = asyncio.new_event_loop()
         try:
-            parser = HttpRequestParser(Peer(), loop, 65_536, max_line_size=65_536, max_field_size=65_536)  # type: ignore[arg-type]
+            parser = HttpRequestParser(ParserPeer(), loop, 65_536, max_line_size=65_536, max_field_size=65_536)  # type: ignore[arg-type]
             try:
                 messages, upgraded, rest = parser.feed_data(b"GET /a HTTP/1.1\r\n" + candidate)
             except HttpProcessingError:

@@ -5,17 +5,21 @@ from __future__ import annotations
 import tracemalloc
 from datetime import UTC, datetime
 
+from imgkeep.storage.local.memory_cache import CacheEntry
 from imgkeep.web.fastpath.response_cache import FRESHNESS_LIFETIME_S, CachedResponse, ResponseCache
 
 COMMON = {"Cache-Control": "public, max-age=31536000, immutable", "X-Common": "yes"}
 
 
-class Bytes:
-    """Something at hand."""
+class FakeEntry(CacheEntry):
+    """An entry that has its bytes."""
 
     __slots__ = ()
 
-    def whole(self) -> bytes:
+    def __init__(self) -> None:
+        pass
+
+    def read_now(self) -> bytes:
         return b"x"
 
     def load(self) -> None:
@@ -29,7 +33,7 @@ def table(bytes_max: int = 10_000) -> ResponseCache:
 def answer(key: str, *, fresh_until: float = FRESHNESS_LIFETIME_S) -> CachedResponse:
     fields = f'ETag: "{key}"\r\nContent-Location: /images/{key * 8}.png\r\n'.encode()
     return CachedResponse(
-        "/img", key, f'"{key}"', fields, b"Content-Type: image/png\r\n", 1, Bytes(), fresh_until, None
+        "/img", key, f'"{key}"', fields, b"Content-Type: image/png\r\n", 1, FakeEntry(), fresh_until, None
     )
 
 

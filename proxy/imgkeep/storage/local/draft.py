@@ -38,13 +38,15 @@ T = TypeVar("T")
 class LocalBody:
     """An object that is open for reading in pieces."""
 
-    def __init__(self, descriptor: int, size: int, threads: DiskExecutor, at_hand: CacheEntry | None = None) -> None:
+    def __init__(
+        self, descriptor: int, size: int, threads: DiskExecutor, cache_entry: CacheEntry | None = None
+    ) -> None:
         self._descriptor = descriptor
         self._threads = threads
         self.size = size
-        self.at_hand = at_hand
+        self.cache_entry = cache_entry
 
-    async def settle(self) -> int:
+    async def wait_for_size(self) -> int:
         return self.size
 
     async def read(self, offset: int, size: int) -> bytes:
@@ -122,15 +124,15 @@ class LocalDraft:
         assert self._descriptor is not None
         return await _read(self._descriptor, offset, min(size, self._size - offset), self._threads)
 
-    async def judge(self, verdict: Callable[[bytearray | mmap.mmap], T]) -> T:
-        return await self._threads.run(self.view, verdict)
+    async def check(self, check: Callable[[bytearray | mmap.mmap], T]) -> T:
+        return await self._threads.run(self.check_blocking, check)
 
-    def view(self, verdict: Callable[[bytearray | mmap.mmap], T]) -> T:
+    def check_blocking(self, check: Callable[[bytearray | mmap.mmap], T]) -> T:
         small = self.small
         if small is not None:
-            return verdict(small)
+            return check(small)
         with self._map() as view:
-            return verdict(view)
+            return check(view)
 
     async def share_file(self) -> Path:
         # At once, because the thread copies what is in memory, and more may come meanwhile.
@@ -248,13 +250,13 @@ def map_all(descriptor: int, size: int) -> memoryview | None:
     return None
 
 
-def judge_all(descriptor: int, size: int, verdict: Callable[[bytes | mmap.mmap], T]) -> tuple[Digest, T]:
-    """Return the digest of a file, and what `verdict` says of all its bytes."""
+def judge_all(descriptor: int, size: int, check: Callable[[bytes | mmap.mmap], T]) -> tuple[Digest, T]:
+    """Return the digest of a file, and what `check` says of all its bytes."""
     digest = Digest(hash_all(descriptor, size))
     if size == 0:
-        return digest, verdict(b"")  # nothing can be mapped
+        return digest, check(b"")  # nothing can be mapped
     with mmap.mmap(descriptor, size, prot=mmap.PROT_READ) as body:
-        return digest, verdict(body)
+        return digest, check(body)
 
 
 def hash_all(descriptor: int, size: int) -> str:

@@ -107,7 +107,7 @@ class GroupCommit:
             self.works = True
 
     async def put(self, body: bytes, encoded: bytes, record: Record, replaces: Digest | None) -> None:
-        """Keep an image; durable on return. Raises as `ports.Store.put`."""
+        """Keep an image; durable on return. Raises as `Store.put`."""
         kept: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(Waiting(body, record, replaces, kept, encoded))
         if self._task is None:

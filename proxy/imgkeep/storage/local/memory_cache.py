@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from mmap import mmap
     from pathlib import Path
 
-    from imgkeep.ports import Bytes
     from imgkeep.storage.local.page_cache import PageCacheReader
 
+    Bytes = bytes | bytearray | memoryview
     Run = Callable[[Callable[[Path, int, int], bytearray | None], Path, int, int], Awaitable[bytearray | None]]
 
 SMALL_BYTES_MAX: Final = 65_536
@@ -43,7 +43,7 @@ MAPS_MAX: Final = 1024
 
 
 class CacheEntry:
-    """A handle on the bytes of the object at `path`. Implements `ports.AtHand`."""
+    """A handle on the bytes of the object at `path`."""
 
     __slots__ = ("_changed_ns", "_shelf", "data", "path", "size")
 
@@ -54,7 +54,7 @@ class CacheEntry:
         self._shelf = memory_cache
         self._changed_ns = status.st_ctime_ns
 
-    def whole(self) -> Bytes | None:
+    def read_now(self) -> Bytes | None:
         if isinstance(self.data, memoryview) and cast("mmap", self.data.obj).size() != self.size:
             self._shelf.drop(self.path)
         if self.data is not None:
@@ -62,7 +62,7 @@ class CacheEntry:
         elif self.size <= SMALL_BYTES_MAX:
             standing = self._shelf.standing(self)
             if standing is not None:
-                return standing.whole()
+                return standing.read_now()
             self.data = data = self._shelf.files.read(self.path, self.size, self._changed_ns)
             if data is not None:
                 self._shelf.put(self)

@@ -60,7 +60,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from imgkeep.core.records import Key, Record
-    from imgkeep.ports import Body, Draft, Spool
+    from imgkeep.storage.interfaces import Body, Draft, Spool
 
 PARTIAL: Final = "partial"
 DAMAGED: Final = "damaged"
@@ -83,10 +83,10 @@ async def _remember_nothing(_key: Key) -> None:
 
 
 class LocalStore:
-    """Keeps images under `root`. Implements `ports.Store`, `ports.Refuge`, `ports.Watched` and `ports.Holder`."""
+    """A store in a folder, `root`. Implements `ListableStore`."""
 
     name = "local"
-    disk_only = True
+    local_drafts_only = True
 
     def __init__(
         self,
@@ -159,12 +159,12 @@ class LocalStore:
             return MemoryBody(held.data, held)
         forgotten = self.memory_cache.forgotten
         body = await self.run(self._open, path, name, size, is_copy)
-        if body is not None and body.at_hand is not None:
-            standing = self.memory_cache.standing(body.at_hand)
+        if body is not None and body.cache_entry is not None:
+            standing = self.memory_cache.standing(body.cache_entry)
             if standing is not None:
-                body.at_hand = standing  # many links lead to one object: they share what they have at hand
+                body.cache_entry = standing  # many links lead to one object: they share what they have at hand
             else:
-                self.memory_cache.put(body.at_hand, forgotten)
+                self.memory_cache.put(body.cache_entry, forgotten)
         return body
 
     async def begin(self, size: int | None) -> LocalDraft:
@@ -203,10 +203,7 @@ class LocalStore:
         finally:
             await copy.aclose()
 
-    async def put_record(self, record: Record) -> None:
-        await self.restate(record)
-
-    async def restate(self, record: Record, replaces: Digest | None = None) -> Record:
+    async def put_record(self, record: Record, replaces: Digest | None = None) -> Record:
         await self.run(self._commit_record, record, replaces)
         return record
 
@@ -216,11 +213,10 @@ class LocalStore:
     async def put_tombstone(self, tombstone: Tombstone) -> None:
         await self.run(self._publish, record_path(tombstone.key), encode_tombstone(tombstone))
 
-    async def refuse(self, digest: Digest, removed_at: datetime, keys: Collection[Key] = ()) -> None:
+    async def block(self, digest: Digest, removed_at: datetime, keys: Collection[Key] = ()) -> None:
         await self.run(self._publish, refusal_path(digest), encode_refusal(digest, removed_at, keys))
-        await self.forget(digest)
 
-    async def refused(self) -> set[Digest]:
+    async def list_blocked(self) -> set[Digest]:
         return {digest async for path, _ in self.walk(REFUSED) if (digest := read_refusal_path(path)) is not None}
 
     async def find_block(self, digest: Digest) -> Collection[Key] | None:
@@ -239,7 +235,7 @@ class LocalStore:
     async def has_object(self, digest: Digest) -> bool:
         return await self.run(self._has_object, [self.root / object_path(name) for name in object_names(digest)])
 
-    async def forget(self, digest: Digest) -> None:
+    async def delete_object(self, digest: Digest) -> None:
         await self.forget_at([object_path(name) for name in object_names(digest)])
 
     async def forget_at(self, paths: Sequence[str]) -> None:
@@ -275,8 +271,8 @@ class LocalStore:
     async def hash_object(self, path: str) -> Digest | None:
         return await self.run(self._hash, self.root / path)
 
-    async def judge_object(self, path: str, verdict: Callable[[bytes | mmap], T]) -> tuple[Digest, T] | None:
-        return await self.run(self._judge, self.root / path, verdict)
+    async def check_object(self, path: str, check: Callable[[bytes | mmap], T]) -> tuple[Digest, T] | None:
+        return await self.run(self._judge, self.root / path, check)
 
     async def quarantine(self, path: str) -> None:
         await self.run(self._quarantine, self.root / path)
@@ -341,13 +337,13 @@ class LocalStore:
         finally:
             os.close(descriptor)
 
-    def _judge(self, path: Path, verdict: Callable[[bytes | mmap], T]) -> tuple[Digest, T] | None:
+    def _judge(self, path: Path, check: Callable[[bytes | mmap], T]) -> tuple[Digest, T] | None:
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             return None
         try:
-            return disk.judge_all(descriptor, os.fstat(descriptor).st_size, verdict)
+            return disk.judge_all(descriptor, os.fstat(descriptor).st_size, check)
         finally:
             os.close(descriptor)
 

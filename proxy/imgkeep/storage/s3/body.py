@@ -11,7 +11,7 @@ from imgkeep.storage.s3.errors import BucketError
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from imgkeep.ports import Draft
+    from imgkeep.storage.interfaces import Draft
     from imgkeep.storage.s3.client import BucketClient, ObjectResponse, ResponseStream
 
 PIECE_BYTES: Final = 262_144
@@ -69,10 +69,10 @@ class S3Body:
         self.size = opened.size
 
     @property
-    def at_hand(self) -> None:
+    def cache_entry(self) -> None:
         """The bytes are behind a network."""
 
-    async def settle(self) -> int:
+    async def wait_for_size(self) -> int:
         return self.size
 
     async def read(self, offset: int, size: int) -> bytes:

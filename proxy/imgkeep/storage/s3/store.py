@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
     from imgkeep.core.records import Key
     from imgkeep.core.store_url import Bucket
-    from imgkeep.ports import Body, Draft, Spool
+    from imgkeep.storage.interfaces import Body, Draft, Spool
 
 T = TypeVar("T")
 
@@ -72,10 +72,10 @@ CACHE_CONTROL: Final = "public, max-age=31536000, immutable"
 
 
 class S3Store:
-    """Keeps images in a bucket. Implements `ports.Remote`, `ports.Holder` and `ports.Watched`."""
+    """A store in a bucket. Implements `ListableStore`."""
 
     name = "s3"
-    disk_only = False
+    local_drafts_only = False
 
     def __init__(
         self,
@@ -184,10 +184,7 @@ class S3Store:
     async def put_object(self, draft: Draft, name: str) -> None:
         await self._uploads.put_draft(object_path(name), draft, _fields(name))
 
-    async def put_record(self, record: Record) -> None:
-        await self._put_record(record, None)
-
-    async def restate(self, record: Record, replaces: Digest | None = None) -> Record:
+    async def put_record(self, record: Record, replaces: Digest | None = None) -> Record:
         await self._put_record(record, replaces)
         return record
 
@@ -210,16 +207,15 @@ class S3Store:
     async def put_tombstone(self, tombstone: Tombstone) -> None:
         await self._uploads.put_bytes(record_path(tombstone.key), encode_tombstone(tombstone), RECORD_FIELDS)
 
-    async def refuse(self, digest: Digest, removed_at: datetime, keys: Collection[Key] = ()) -> None:
+    async def block(self, digest: Digest, removed_at: datetime, keys: Collection[Key] = ()) -> None:
         await self._uploads.put_bytes(refusal_path(digest), encode_refusal(digest, removed_at, keys), RECORD_FIELDS)
-        await self.forget(digest)
 
-    async def forget(self, digest: Digest) -> None:
+    async def delete_object(self, digest: Digest) -> None:
         # What its extension was is not known for sure, and deleting what is not there costs nothing.
         for name in object_names(digest):
             await self.client.call("delete_object", Key=self.client.bucket.path(object_path(name)))
 
-    async def refused(self) -> set[Digest]:
+    async def list_blocked(self) -> set[Digest]:
         return {digest async for path, _ in self.walk(REFUSED) if (digest := read_refusal_path(path)) is not None}
 
     async def find_block(self, digest: Digest) -> Collection[Key] | None:
@@ -300,7 +296,7 @@ class S3Store:
         opened = await self.client.get(path)
         return None if opened is None else await _hash(S3Body(self.client, path, opened))
 
-    async def judge_object(self, path: str, verdict: Callable[[bytes | mmap], T]) -> tuple[Digest, T] | None:
+    async def check_object(self, path: str, check: Callable[[bytes | mmap], T]) -> tuple[Digest, T] | None:
         opened = await self.client.get(path)
         if opened is None:
             return None
@@ -310,7 +306,7 @@ class S3Store:
             async for piece in body.pieces():
                 await asyncio.to_thread(file.write, piece)
             await asyncio.to_thread(file.flush)
-            return await asyncio.to_thread(judge_all, file.fileno(), file.tell(), verdict)
+            return await asyncio.to_thread(judge_all, file.fileno(), file.tell(), check)
 
     async def quarantine(self, path: str) -> None:
         stat = await self.client.stat(path)

@@ -20,7 +20,7 @@ from imgkeep.storage.s3.errors import NOT_S3, BucketError
 if TYPE_CHECKING:
     from mmap import mmap
 
-    from imgkeep.ports import Draft
+    from imgkeep.storage.interfaces import Draft
     from imgkeep.storage.s3.client import BucketClient
 
 WHOLE_BYTES_MAX: Final = 1_048_576
@@ -52,7 +52,7 @@ class Uploader:
         if draft.size <= WHOLE_BYTES_MAX:
             await self.put_bytes(path, await _read_whole(draft), fields)
         elif draft.size < MULTIPART_BYTES_MIN:
-            digest = await draft.judge(md5_of)
+            digest = await draft.check(md5_of)
             answer = await self._put(path, Upload(draft, 0, draft.size), draft.size, digest, fields)
             await self._verify(path, answer, digest.hex(), draft.size)
         else:
@@ -79,7 +79,7 @@ class Uploader:
     async def _put_parts(self, path: str, draft: Draft, fields: dict[str, str]) -> None:
         key = self._client.bucket.path(path)
         starts = range(0, draft.size, PART_BYTES)
-        digests = await draft.judge(lambda body: [md5_of(body[start : start + PART_BYTES]) for start in starts])
+        digests = await draft.check(lambda body: [md5_of(body[start : start + PART_BYTES]) for start in starts])
         begun = await self._client.call("create_multipart_upload", Key=key, **fields)
         upload = begun.get("UploadId")
         if not upload:

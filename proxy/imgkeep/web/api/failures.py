@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from imgkeep.core.errors import InvalidRequest
 from imgkeep.images.recent_failures import ENTRIES_MAX, merge_failures
-from imgkeep.web.api.save import answer, api_context, read_query
+from imgkeep.web.api.context import api_context, json_response, read_query
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -16,17 +16,17 @@ LIMIT_DEFAULT = 100
 
 async def list_failures(request: web.Request) -> web.Response:
     """Return the last failures of all workers, the last to fail first."""
-    site = api_context(request)
+    context = api_context(request)
     query = read_query(request, {"limit", "host", "code"})
     limit = _read_limit(query.get("limit"))
-    own = site.failures.list()
-    parts = [own] if site.peers is None else [own, *await site.peers.failures()]
+    own = context.failures.list()
+    parts = [own] if context.peers is None else [own, *await context.peers.failures()]
     found = [
         entry
         for entry in merge_failures(parts, ENTRIES_MAX)
         if query.get("host") in {None, entry.host} and query.get("code") in {None, entry.code}
     ]
-    return answer({"success": True, "failures": found[:limit]})
+    return json_response({"success": True, "failures": found[:limit]})
 
 
 def _read_limit(text: str | None) -> int:

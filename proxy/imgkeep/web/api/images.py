@@ -13,9 +13,9 @@ from aiohttp import web
 from imgkeep.core.errors import InvalidRequest
 from imgkeep.core.records import Digest, Key, Wanted
 from imgkeep.core.source_url import read_source
-from imgkeep.web.api.save import answer, api_context, image_facts, read_query
-from imgkeep.web.context import REQUEST_LOG, SITE
-from imgkeep.web.request_body import JSON, unsupported_media_type
+from imgkeep.web.api.context import API, api_context, image_facts, json_response, read_query
+from imgkeep.web.context import REQUEST_LOG
+from imgkeep.web.request_body import BODIES, JSON, unsupported_media_type
 
 if TYPE_CHECKING:
     from imgkeep.core.records import Source
@@ -36,7 +36,7 @@ _CURSOR: Final = re.compile(r"([0-9]{1,12})-([0-9a-f]{64})")
 
 async def list_images(request: web.Request) -> web.Response:
     """Return images, newest first, a page at a time."""
-    site = api_context(request)
+    context = api_context(request)
     query = read_query(request, {"limit", "cursor", "host", "provider", "digest", "since", "until"})
     limit = read_limit(query.get("limit"))
     wanted = Wanted(
@@ -46,51 +46,55 @@ async def list_images(request: web.Request) -> web.Response:
         since=_read_time("since", query.get("since")),
         until=_read_time("until", query.get("until")),
     )
-    page = await site.image_index.page(limit=limit + 1, after=read_cursor(query.get("cursor"), _CURSOR), wanted=wanted)
+    page = await context.image_index.page(
+        limit=limit + 1, after=read_cursor(query.get("cursor"), _CURSOR), wanted=wanted
+    )
     shown = page[:limit]
     following = None
     if len(page) > limit:
         following = make_cursor(shown[-1].stored_at, shown[-1].key)
-    return answer({"success": True, "images": [image_facts(request, record) for record in shown], "next": following})
+    return json_response(
+        {"success": True, "images": [image_facts(request, record) for record in shown], "next": following}
+    )
 
 
 async def show_image(request: web.Request) -> web.Response:
     """Return what is known of an image."""
-    site = api_context(request)
+    context = api_context(request)
     key = _read_key(request)
-    record = await site.image_service.find(key)
+    record = await context.image_service.find(key)
     if record is None:
         raise web.HTTPNotFound(text="no image is kept under this key")
-    return answer({"success": True, **image_facts(request, record)})
+    return json_response({"success": True, **image_facts(request, record)})
 
 
 async def remove_image(request: web.Request) -> web.Response:
     """Remove an image by its key."""
-    site = api_context(request)
+    context = api_context(request)
     key = _read_key(request)
     force = _read_force(read_query(request, {"force"}))
-    if not await site.remover.remove_key(key, force=force):
+    if not await context.remover.remove_key(key, force=force):
         raise web.HTTPNotFound(text=f"no image is stored under this key; {_FORCE}")
-    return answer({"success": True, "key": key})
+    return json_response({"success": True, "key": key})
 
 
 async def remove_images(request: web.Request) -> web.Response:
     """Remove the image that a link names, or that a digest does."""
-    site = api_context(request)
+    context = api_context(request)
     query = read_query(request, {"src", "digest", "force"})
     force = _read_force(query)
     if ("src" in query) == ("digest" in query):
         raise InvalidRequest("DELETE /api/images needs ?src= or ?digest=, and not both")
     if "digest" in query:
         digest = Digest(_read_hash("digest", query["digest"]))
-        if not await site.remover.remove_digest(digest, force=force):
+        if not await context.remover.remove_digest(digest, force=force):
             raise web.HTTPNotFound(text=f"these bytes are not stored; {_FORCE}")
-        return answer({"success": True, "digest": digest})
+        return json_response({"success": True, "digest": digest})
     source = read_source(query["src"])
     key = _log_source(request, source)
-    if not await site.remover.remove_source(source, force=force):
+    if not await context.remover.remove_source(source, force=force):
         raise web.HTTPNotFound(text=f"no image is stored for this link; {_FORCE}")
-    return answer({"success": True, "key": key})
+    return json_response({"success": True, "key": key})
 
 
 class Restore(msgspec.Struct, forbid_unknown_fields=True):
@@ -114,61 +118,61 @@ class Refetch(msgspec.Struct, forbid_unknown_fields=True):
 
 async def restore_image(request: web.Request) -> web.Response:
     """Undo the removal of an image by its key."""
-    site = api_context(request)
+    context = api_context(request)
     key = _read_key(request)
     if has_body(request):
         raise InvalidRequest("takes no body")
-    restored = await site.remover.restore_key(key)
+    restored = await context.remover.restore_key(key)
     if restored is None:
         raise web.HTTPNotFound(text="nothing is removed under this key")
-    return answer({"success": True, "key": key, **_tell_restored(restored)})
+    return json_response({"success": True, "key": key, **_tell_restored(restored)})
 
 
 async def restore(request: web.Request) -> web.Response:
     """Undo the removal of an image by its link, or by its digest."""
-    site = api_context(request)
-    body = await site.bodies.read_json(request, Restore)
+    context = api_context(request)
+    body = await request.app[BODIES].read_json(request, Restore)
     if body.digest is not None and body.url is None:
-        restored = await site.remover.restore_digest(Digest(_read_hash("digest", body.digest)))
+        restored = await context.remover.restore_digest(Digest(_read_hash("digest", body.digest)))
         if restored is None:
             raise web.HTTPNotFound(text="this digest is not blocked")
-        return answer({"success": True, **_tell_restored(restored)})
+        return json_response({"success": True, **_tell_restored(restored)})
     if body.url is None or body.digest is not None:
         raise InvalidRequest("the body needs url or digest, and not both")
     source = read_source(body.url)
     key = _log_source(request, source)
-    restored = await site.remover.restore_source(source)
+    restored = await context.remover.restore_source(source)
     if restored is None:
         raise web.HTTPNotFound(text="nothing is removed under this link")
-    return answer({"success": True, "key": key, **_tell_restored(restored)})
+    return json_response({"success": True, "key": key, **_tell_restored(restored)})
 
 
 async def refetch_image(request: web.Request) -> web.Response:
     """Fetch an image again, by its key and maybe a link."""
-    site = api_context(request)
+    context = api_context(request)
     key = _read_key(request)
-    url = (await site.bodies.read_json(request, RefetchBy)).url if has_body(request) else None
+    url = (await request.app[BODIES].read_json(request, RefetchBy)).url if has_body(request) else None
     source = None if url is None else read_source(url)
     if source is not None:
         request[REQUEST_LOG].host = source.host
-    refetched = await site.refetcher.refetch(key, source)
+    refetched = await context.refetcher.refetch(key, source)
     return _tell_refetched(request, refetched)
 
 
 async def refetch(request: web.Request) -> web.Response:
     """Fetch an image again, by its link."""
-    site = api_context(request)
-    body = await site.bodies.read_json(request, Refetch)
+    context = api_context(request)
+    body = await request.app[BODIES].read_json(request, Refetch)
     source = read_source(body.url)
     _log_source(request, source)
-    return _tell_refetched(request, await site.refetcher.refetch_source(source))
+    return _tell_refetched(request, await context.refetcher.refetch_source(source))
 
 
 def _tell_refetched(request: web.Request, refetched: Refetched | None) -> web.Response:
     if refetched is None:
         raise web.HTTPNotFound(text="no image is stored under this key")
     request[REQUEST_LOG].outcome = "stored" if refetched.replaced else "hit"
-    return answer({"success": True, **image_facts(request, refetched.record), "replaced": refetched.replaced})
+    return json_response({"success": True, **image_facts(request, refetched.record), "replaced": refetched.replaced})
 
 
 def _tell_restored(restored: Restored) -> dict[str, object]:
@@ -200,7 +204,7 @@ def has_body(request: web.Request) -> bool:
 
 def _log_source(request: web.Request, source: Source) -> Key:
     """Note which link a request is about, and return its key."""
-    info = request.app[SITE].image_service.identify(source)
+    info = request.app[API].image_service.identify(source)
     request[REQUEST_LOG].set_source(source, info)
     return info.key
 

@@ -12,9 +12,10 @@ from aiohttp import web
 from imgkeep.core.errors import InvalidRequest
 from imgkeep.core.records import JobState
 from imgkeep.jobs.runner import ITEMS_MAX, describe
+from imgkeep.web.api.context import API, api_context, image_facts, json_response, read_query
 from imgkeep.web.api.images import has_body, make_cursor, read_cursor, read_limit
-from imgkeep.web.api.save import answer, api_context, image_facts, read_query
-from imgkeep.web.context import ADMISSION, SITE
+from imgkeep.web.context import ADMISSION
+from imgkeep.web.request_body import BODIES
 
 if TYPE_CHECKING:
     from imgkeep.core.records import Job, JobResult
@@ -44,38 +45,38 @@ class SaveImages(msgspec.Struct, forbid_unknown_fields=True):
 
 async def save_images(request: web.Request) -> web.Response:
     """Take many links to save them, and wait for it if that is wanted."""
-    site = api_context(request)
-    body = await site.bodies.read_json(request, SaveImages)
-    job = await site.jobs.submit(body.urls, webhook=body.webhook)
+    context = api_context(request)
+    body = await request.app[BODIES].read_json(request, SaveImages)
+    job = await context.jobs.submit(body.urls, webhook=body.webhook)
     if body.wait:
         job = await _wait(request, job)
         if job.finished_at is not None:
-            return answer(await _tell(request, job, after=-1, limit=ITEMS_MAX))
+            return json_response(await _tell(request, job, after=-1, limit=ITEMS_MAX))
     headers = {"Location": f"{request[ADMISSION].base}/api/jobs/{job.id}"}
-    return answer({"success": True, **describe(job)}, status=202, headers=headers)
+    return json_response({"success": True, **describe(job)}, status=202, headers=headers)
 
 
 async def list_jobs(request: web.Request) -> web.Response:
     """Return jobs, newest first, a page at a time; results left out."""
-    site = api_context(request)
+    context = api_context(request)
     query = read_query(request, {"limit", "cursor", "state"})
     limit = read_limit(query.get("limit"))
     state = next((state for state in _STATES if state == query.get("state")), None)
     if state is None and "state" in query:
         raise InvalidRequest(f"state has to be one of {', '.join(_STATES)}")
-    page = await site.jobs.page(limit=limit + 1, after=read_cursor(query.get("cursor"), _CURSOR), state=state)
+    page = await context.jobs.page(limit=limit + 1, after=read_cursor(query.get("cursor"), _CURSOR), state=state)
     shown = page[:limit]
     following = make_cursor(shown[-1].created_at, shown[-1].id) if len(page) > limit else None
-    return answer({"success": True, "jobs": [describe(job) for job in shown], "next": following})
+    return json_response({"success": True, "jobs": [describe(job) for job in shown], "next": following})
 
 
 async def cancel_job(request: web.Request) -> web.Response:
     """End a job at once. What is stored stays; one that has ended already stays as it is."""
-    site = api_context(request)
+    context = api_context(request)
     if has_body(request):
         raise InvalidRequest("takes no body")
     job = await _find(request)
-    return answer({"success": True, **describe(await site.jobs.cancel(job.id) or job)})
+    return json_response({"success": True, **describe(await context.jobs.cancel(job.id) or job)})
 
 
 async def show_job(request: web.Request) -> web.Response:
@@ -83,12 +84,12 @@ async def show_job(request: web.Request) -> web.Response:
     api_context(request)
     job = await _find(request)
     after, limit = _number(request, "after", -1), _number(request, "limit", ITEMS_MAX)
-    return answer(await _tell(request, job, after=after, limit=min(limit, ITEMS_MAX)))
+    return json_response(await _tell(request, job, after=after, limit=min(limit, ITEMS_MAX)))
 
 
 async def follow_job(request: web.Request) -> web.StreamResponse:
     """Tell how far a job is as Server-Sent Events (WHATWG HTML, 9.2): `progress` whenever something changed, `done`."""
-    site = api_context(request)
+    context = api_context(request)
     job = await _find(request)
     response = web.StreamResponse(
         headers={
@@ -99,10 +100,10 @@ async def follow_job(request: web.Request) -> web.StreamResponse:
         }
     )
     await response.prepare(request)
-    with site.jobs.watch(job.id) as changed:
+    with context.jobs.watch(job.id) as changed:
         while True:
             changed.clear()
-            job = await site.jobs.find(job.id) or job
+            job = await context.jobs.find(job.id) or job
             name = "progress" if job.finished_at is None else "done"
             data = msgspec.json.encode(describe(job)).decode()
             await response.write(f"id: {job.saved + job.failed}\nevent: {name}\ndata: {data}\n\n".encode())
@@ -118,7 +119,7 @@ async def _wait_with_heartbeat(request: web.Request, response: web.StreamRespons
     """Wait until something has changed, and let the line not fall silent meanwhile; `False`: we are going down."""
     silent_s = 0
     while not await _wait_for_change(request, changed):
-        if request.app[SITE].health.ending:
+        if request.app[API].health.ending:
             return False
         silent_s += LOOK_EVERY_S
         if silent_s >= HEARTBEAT_S:
@@ -128,12 +129,12 @@ async def _wait_with_heartbeat(request: web.Request, response: web.StreamRespons
 
 
 async def _wait(request: web.Request, job: Job) -> Job:
-    site = request.app[SITE]
+    context = request.app[API]
     waited_s = 0
-    with site.jobs.watch(job.id) as changed:
-        while waited_s < WAIT_MAX_S and not site.health.ending:
+    with context.jobs.watch(job.id) as changed:
+        while waited_s < WAIT_MAX_S and not context.health.ending:
             changed.clear()
-            job = await site.jobs.find(job.id) or job
+            job = await context.jobs.find(job.id) or job
             if job.finished_at is not None:
                 break
             if not await _wait_for_change(request, changed):
@@ -155,14 +156,14 @@ async def _wait_for_change(request: web.Request, changed: asyncio.Event) -> bool
 
 async def _find(request: web.Request) -> Job:
     job_id = request.match_info["id"]
-    job = await request.app[SITE].jobs.find(job_id) if _ID.fullmatch(job_id) else None
+    job = await request.app[API].jobs.find(job_id) if _ID.fullmatch(job_id) else None
     if job is None:
         raise web.HTTPNotFound(text="there is no such job, or it was done more than a week ago")
     return job
 
 
 async def _tell(request: web.Request, job: Job, *, after: int, limit: int) -> dict[str, Any]:
-    results = await request.app[SITE].jobs.results(job.id, after=after, limit=limit)
+    results = await request.app[API].jobs.results(job.id, after=after, limit=limit)
     return {"success": True, **describe(job), "results": [_result(request, result) for result in results]}
 
 

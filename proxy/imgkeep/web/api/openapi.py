@@ -19,7 +19,7 @@ from imgkeep.core.records import Doubt, Format, JobState, Standing
 from imgkeep.jobs.runner import ITEMS_MAX
 from imgkeep.web.api.images import LIMIT_DEFAULT, LIMIT_MAX
 from imgkeep.web.api.rewrite import REWRITTEN
-from imgkeep.web.login import COOKIE
+from imgkeep.web.login_tickets import COOKIE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -20,9 +20,10 @@ from aiohttp import web
 from imgkeep.core.errors import InvalidRequest
 from imgkeep.jobs.runner import ITEMS_MAX, describe
 from imgkeep.page_rewriting import MARKDOWN_BYTES_MAX, check_page_url
-from imgkeep.web.api.save import answer, api_context, read_query
-from imgkeep.web.context import ADMISSION, REQUEST_LOG, SITE
+from imgkeep.web.api.context import API, api_context, json_response, read_query
+from imgkeep.web.context import ADMISSION, REQUEST_LOG
 from imgkeep.web.request_body import (
+    BODIES,
     BODY_BYTES_MAX,
     JSON,
     LARGE_BODY_BYTES,
@@ -67,11 +68,11 @@ class Document(Options, forbid_unknown_fields=True, kw_only=True):
 
 async def rewrite(request: web.Request) -> web.Response:
     """Rewrite links to images in a document, and have the images saved if that is wanted."""
-    site = api_context(request)
+    api_context(request)
     if request.content_type == JSON:
         if request.query:
             raise InvalidRequest("the options of a JSON body stand in it, and not in the query")
-        async with site.bodies.room(request):
+        async with request.app[BODIES].reserve(request):
             return await _rewrite_json(request, await read_json(request, Document))
     form = FORMS.get(request.content_type)
     if form is None:
@@ -79,7 +80,7 @@ async def rewrite(request: web.Request) -> web.Response:
     options = _read_options(request)
     bytes_max = MARKDOWN_BYTES_MAX if form == "markdown" else BODY_BYTES_MAX
     charset = request.charset if request.charset and _CHARSET.fullmatch(request.charset) else None
-    async with site.bodies.room(request):
+    async with request.app[BODIES].reserve(request):
         data = await read_whole(request, bytes_max=bytes_max)
         rewritten = await _rewrite(request, data, form, options, charset)
         job = await _save(request, rewritten) if options.save else None
@@ -99,7 +100,7 @@ async def _rewrite_json(request: web.Request, body: Document) -> web.Response:
 
     def make() -> web.Response:
         told = {"success": True, form: rewritten.document.decode(), "rewritten": len(rewritten.links)}
-        return answer(told if not body.save else {**told, "job": None if job is None else describe(job)})
+        return json_response(told if not body.save else {**told, "job": None if job is None else describe(job)})
 
     return make() if len(data) <= LARGE_BODY_BYTES else await asyncio.to_thread(make)
 
@@ -107,12 +108,12 @@ async def _rewrite_json(request: web.Request, body: Document) -> web.Response:
 async def _rewrite(
     request: web.Request, data: bytes | bytearray, form: DocumentFormat, options: Options, charset: str | None
 ) -> Rewritten:
-    site = request.app[SITE]
+    context = request.app[API]
     if options.url is not None:
         check_page_url(options.url)
     which: Which = tuple(options.which) if isinstance(options.which, list) else options.which
-    linker = site.link_selection.linker(which, request[ADMISSION].base)
-    rewritten = await site.rewrite_service.rewrite(data, form, linker, url=options.url, charset=charset)
+    linker = context.link_selection.linker(which, request[ADMISSION].base)
+    rewritten = await context.rewrite_service.rewrite(data, form, linker, url=options.url, charset=charset)
     request[REQUEST_LOG].outcome = "rewritten"
     return rewritten
 
@@ -122,7 +123,7 @@ async def _save(request: web.Request, rewritten: Rewritten) -> Job | None:
     links = list(dict.fromkeys(rewritten.links))
     if len(links) > ITEMS_MAX:
         raise InvalidRequest(f"save: the document has more than {ITEMS_MAX} links, which no job takes")
-    return await request.app[SITE].jobs.submit(links) if links else None
+    return await request.app[API].jobs.submit(links) if links else None
 
 
 def _read_options(request: web.Request) -> Options:

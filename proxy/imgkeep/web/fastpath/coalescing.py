@@ -14,8 +14,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Protocol
 
 from imgkeep.images.context import CacheStatus
+from imgkeep.web.image_headers import CACHE_STATUS
 from imgkeep.web.messages import BodyRange
-from imgkeep.web.responses import CACHE_STATUS
 
 if TYPE_CHECKING:
     from imgkeep.web.context import RequestLog

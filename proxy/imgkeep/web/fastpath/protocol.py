@@ -38,26 +38,29 @@ from multidict import CIMultiDict
 
 from imgkeep.core.errors import ImgkeepError
 from imgkeep.images.context import CacheStatus
-from imgkeep.web.access_log import CLIENT_LEFT, tell
+from imgkeep.web.access_log import CLIENT_LEFT
+from imgkeep.web.aiohttp_adapter import as_aiohttp_response
 from imgkeep.web.client_presence import ClientPresence
 from imgkeep.web.connection_limit import refuse_connection
-from imgkeep.web.context import SERVER_NAME, RequestLog
-from imgkeep.web.error_responses import present
+from imgkeep.web.context import RequestLog
+from imgkeep.web.error_responses import present_failure
 from imgkeep.web.fastpath.coalescing import SharedResponse
 from imgkeep.web.fastpath.request_head import PLAIN, list_fields, read_fields
 from imgkeep.web.flow_control import FlowControl
-from imgkeep.web.images import find_handler
-from imgkeep.web.messages import BodyRange, ImageRequest, as_aiohttp_response, encode_response_head
+from imgkeep.web.image_headers import SERVER_NAME
+from imgkeep.web.messages import BodyRange, ImageRequest, encode_response_head
 from imgkeep.web.parse_budget import PARSE_STEP_BYTES
-from imgkeep.web.problems import explain, unreadable
+from imgkeep.web.problems import error_response, parser_error_response
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
 
-    from imgkeep.web.context import Site
+    from imgkeep.web.access_log import AccessLog
+    from imgkeep.web.fastpath.context import FastPath
     from imgkeep.web.fastpath.request_head import RequestConditions
     from imgkeep.web.fastpath.response_cache import CachedResponse
-    from imgkeep.web.messages import Handler, HttpResponse
+    from imgkeep.web.images import Handler
+    from imgkeep.web.messages import HttpResponse
 
 HEAD_BYTES_MAX: Final = 16_384
 """A head that has come in parts is waited for up to this size; a longer one is aiohttp's from the beginning."""
@@ -87,6 +90,7 @@ class Connection(web.RequestHandler):
         "_answering",
         "_asked",
         "_block",
+        "_context",
         "_counted",
         "_fields",
         "_following",
@@ -97,16 +101,17 @@ class Connection(web.RequestHandler):
         "_outlet",
         "_part",
         "_rest",
-        "_site",
         "_stepping",
         "_transport",
         "_turns",
         "presence",
     )
 
-    def __init__(self, server: web.Server, site: Site, *, loop: asyncio.AbstractEventLoop, **limits: Any) -> None:
+    def __init__(
+        self, server: web.Server, context: FastPath, *, loop: asyncio.AbstractEventLoop, **limits: Any
+    ) -> None:
         super().__init__(server, loop=loop, **limits)
-        self._site = site
+        self._context = context
         self._idle_s = self.keepalive_timeout
         self._transport: asyncio.Transport | None = None
         self._outlet: FlowControl
@@ -142,14 +147,14 @@ class Connection(web.RequestHandler):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport = cast("asyncio.Transport", transport)
-        if self._site.connections is not None:
+        if self._context.connection_limit is not None:
             peer = transport.get_extra_info("peername")
-            counted = self._site.connections.enter(peer[0] if isinstance(peer, tuple) else "")
+            counted = self._context.connection_limit.enter(peer[0] if isinstance(peer, tuple) else "")
             if counted is None:
                 refuse_connection(transport)
                 return
             self._counted = counted
-        stall_timeout_s = self._site.stall_timeout_s
+        stall_timeout_s = self._context.stall_timeout_s
         self._outlet = FlowControl(transport, self._loop, stall_timeout_s=stall_timeout_s, taken=self._put_off_closing)
         super().connection_made(transport)
 
@@ -157,8 +162,8 @@ class Connection(web.RequestHandler):
         self._outlet.end()
         self._transport, self._rest = None, b""
         self.presence.leave()
-        if self._counted and self._site.connections is not None:
-            self._site.connections.leave(self._counted)
+        if self._counted and self._context.connection_limit is not None:
+            self._context.connection_limit.leave(self._counted)
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
@@ -217,7 +222,7 @@ class Connection(web.RequestHandler):
         """HttpResponse what the parser refuses. Its own answer and its log record have the bytes of the request in them."""
         if status >= HTTPStatus.INTERNAL_SERVER_ERROR or request.writer.output_size > 0:
             return super().handle_error(request, status, exc, message)
-        response = refuse(self._site, request, status)
+        response = refuse(self._context.access_log, request, status)
         response.force_close()
         response.headers["Connection"] = "close"  # which aiohttp leaves out
         return response
@@ -236,33 +241,33 @@ class Connection(web.RequestHandler):
     def _quickly(self, target: bytes, block: bytes, data: bytes, *, head: bool) -> bool:
         """HttpResponse the request `data`, at once or as soon as its bytes are there. `block` follows the request line."""
         if block != self._block:
-            self._block, self._asked, self._fields = block, read_fields(block, self._site.auth.own_hosts), None
+            self._block, self._asked, self._fields = block, read_fields(block, self._context.own_hosts), None
         asked, transport = self._asked, self._transport
         if asked is None:
             self._aligned = False
             return False
         if transport is not None and not self._outlet.busy and self._is_idle():
-            site = self._site
-            start = site.timer()
-            answer = site.prepared.find(target, start)
+            context = self._context
+            start = context.timer()
+            answer = context.response_cache.find(target, start)
             if answer is not None:
-                written = site.prepared.write(answer, asked, transport, start, head=head)
+                written = context.response_cache.write(answer, asked, transport, start, head=head)
                 if written is not None:
                     self._next_keepalive_close_time = self._loop.time() + self._idle_s
-                    self._tell(answer, written, "HEAD" if head else "GET", site.timer() - start)
+                    self._tell(answer, written, "HEAD" if head else "GET", context.timer() - start)
                     return True
-                loading = None if self._loaded else answer.at_hand.load()
+                loading = None if self._loaded else answer.cache_entry.load()
                 if loading is not None:
                     self._wait_for(loading, data)
                     return True
-            found = find_handler(target)
+            found = context.handlers.find_handler(target)
             if found is not None and len(target) <= self.max_line_size and _TARGET.fullmatch(target):
                 ask = self._make_ask(found[1], found[2], target, head=head)
                 alike = asked is PLAIN and not head and not self._alone and not _PASSED_ON.search(block)
                 if not (alike and self._join(ask, target, data, start)):
                     crowd = SharedResponse(ask.request_log) if alike else None
                     if crowd is not None:
-                        site.shared_responses[target] = crowd
+                        context.shared_responses[target] = crowd
                     self._answering = self._loop.create_task(self._answer(ask, found[0], start, crowd))
                 return True
         self._aligned = _TARGET.fullmatch(target) is not None
@@ -280,7 +285,9 @@ class Connection(web.RequestHandler):
 
     def _feed(self, data: bytes) -> None:
         """Give aiohttp what has come, step by step."""
-        if not data or (not self._rest and len(data) <= PARSE_STEP_BYTES and self._site.turns.take(len(data))):
+        if not data or (
+            not self._rest and len(data) <= PARSE_STEP_BYTES and self._context.parse_budget.take(len(data))
+        ):
             super().data_received(data)
             return
         if len(data) > PARSE_STEP_BYTES:
@@ -313,7 +320,7 @@ class Connection(web.RequestHandler):
             super()._resume_transport_reading()
         elif not self._stepping:
             self._stepping = True
-            self._site.turns.wait(self._step)
+            self._context.parse_budget.wait(self._step)
 
     def _find_step(self) -> int:
         """Return how many of the next bytes may be parsed at once."""
@@ -345,7 +352,6 @@ class Connection(web.RequestHandler):
     def _make_ask(self, route: str, name: str, target: bytes, *, head: bool) -> ImageRequest:
         remote, fields = self._read_peer()
         return ImageRequest(
-            site=self._site,
             route=route,
             name=name,
             head=head,
@@ -366,7 +372,7 @@ class Connection(web.RequestHandler):
 
     def _join(self, ask: ImageRequest, target: bytes, data: bytes, start: float) -> bool:
         """Follow whoever asks for the same already."""
-        crowd = self._site.shared_responses.get(target)
+        crowd = self._context.shared_responses.get(target)
         if crowd is None:
             return False
         self._answering, self._following = crowd.over, (ask, data, start)
@@ -400,8 +406,8 @@ class Connection(web.RequestHandler):
             answer = await handler(ask)
         except ConnectionError:
             left = True  # so those who wait for the same answer have to ask themselves
-        except Exception as error:  # noqa: BLE001 - `explain` logs what nobody foresaw
-            answer = explain(error, ask.request_log)
+        except Exception as error:  # noqa: BLE001 - `error_response` logs what nobody foresaw
+            answer = error_response(error, ask.request_log)
         finally:
             if crowd is not None:
                 if answer is None or not isinstance(answer.body, BodyRange) or answer.body.growing is None:
@@ -420,8 +426,8 @@ class Connection(web.RequestHandler):
     def _disperse(self, ask: ImageRequest, crowd: SharedResponse) -> None:
         """Nobody joins a crowd any more."""
         target = ask.target.encode("utf-8", "surrogateescape")
-        if self._site.shared_responses.get(target) is crowd:
-            del self._site.shared_responses[target]
+        if self._context.shared_responses.get(target) is crowd:
+            del self._context.shared_responses[target]
 
     async def _send_and_tell(self, ask: ImageRequest, answer: HttpResponse, start: float) -> None:
         """Send an answer, and tell of it."""
@@ -436,8 +442,8 @@ class Connection(web.RequestHandler):
     def _note(self, ask: ImageRequest, status: int, start: float) -> None:
         """Count an answer, and write its record."""
         method = "HEAD" if ask.head else "GET"
-        seconds = self._site.timer() - start
-        tell(self._site, (ask.remote, ask.fields), method, ask.route, ask.request_log, status, seconds)
+        seconds = self._context.timer() - start
+        self._context.access_log.note((ask.remote, ask.fields), method, ask.route, ask.request_log, status, seconds)
 
     async def _send(self, ask: ImageRequest, answer: HttpResponse) -> bool:
         """Send an answer; return whether anybody was there to get it."""
@@ -448,9 +454,9 @@ class Connection(web.RequestHandler):
                 await part.body.aclose()
             return False
         if answer.status >= HTTPStatus.BAD_REQUEST:
-            answer = present(answer, "HEAD" if ask.head else "GET", ask.fields, self._site.placeholder)
+            answer = present_failure(answer, "HEAD" if ask.head else "GET", ask.fields, self._context.placeholder)
             part = answer.body
-        head = encode_response_head(answer, self._site.prepared.sign(self._site.timer()), head=ask.head)
+        head = encode_response_head(answer, self._context.response_cache.sign(self._context.timer()), head=ask.head)
         if isinstance(part, BodyRange):
             await self._send_part(ask, transport, head, part)
         elif part and not ask.head:
@@ -513,24 +519,24 @@ class Connection(web.RequestHandler):
 
     def _tell(self, answer: CachedResponse, written: tuple[int, int], method: str, seconds: float) -> None:
         """Count the answer, and write its record."""
-        site = self._site
+        context = self._context
         status, size = written
-        if site.access_log:
+        if context.access_log.enabled:
             request_log = RequestLog(answer.key, "hit", sent=size)
-            tell(site, self._read_peer(), method, answer.route, request_log, status, seconds)
+            context.access_log.note(self._read_peer(), method, answer.route, request_log, status, seconds)
         else:
-            site.meter.answered(answer.route, "hit", status, size, seconds)
+            context.access_log.metrics.answered(answer.route, "hit", status, size, seconds)
 
 
-def refuse(site: Site, request: web.BaseRequest, status: int) -> web.Response:
+def refuse(access_log: AccessLog, request: web.BaseRequest, status: int) -> web.Response:
     """HttpResponse a request of which nothing is used but who sent it, and count it."""
     request_log = RequestLog()
-    answer = unreadable(status, request_log)
+    answer = parser_error_response(status, request_log)
     assert isinstance(answer.body, bytes)
     request_log.sent = len(answer.body)
     response = as_aiohttp_response(answer)
     response.headers["Server"] = SERVER_NAME
-    tell(site, (request.remote or "", CIMultiDict()), "-", "unmatched", request_log, status, 0.0)
+    access_log.note((request.remote or "", CIMultiDict()), "-", "unmatched", request_log, status, 0.0)
     return response
 
 

@@ -22,14 +22,15 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from imgkeep.core.http_headers import Span, etag_matches, range_applies, read_range
-from imgkeep.web.context import SERVER_NAME, YEAR_S
 from imgkeep.web.fastpath.request_head import PLAIN
+from imgkeep.web.image_headers import SERVER_NAME, YEAR_S
 
 if TYPE_CHECKING:
     from asyncio import WriteTransport
     from collections.abc import Iterable, Mapping
 
-    from imgkeep.ports import Bytes, CacheEntry, Clock
+    from imgkeep.clock import Clock
+    from imgkeep.storage.local.memory_cache import Bytes, CacheEntry
     from imgkeep.web.fastpath.request_head import RequestConditions
 
 FRESHNESS_LIFETIME_S: Final = 600
@@ -65,7 +66,7 @@ class CachedResponse:
     fields: bytes
     media_type: bytes
     size: int
-    at_hand: CacheEntry
+    cache_entry: CacheEntry
     fresh_until: float
     until: int | None
     max_age_s: int = YEAR_S
@@ -147,7 +148,7 @@ class ResponseCache:
 
         `None`: nothing was written, and the long way has to be taken.
         """
-        whole = answer.at_hand.whole()
+        whole = answer.cache_entry.read_now()
         caching = self._forever if answer.until is None and answer.max_age_s == YEAR_S else self._caching_for(answer)
         if whole is None or caching is None:
             return None

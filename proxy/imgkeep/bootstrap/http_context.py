@@ -1,0 +1,171 @@
+"""Builds what the HTTP edge works with, on top of the services."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import AsyncExitStack, asynccontextmanager
+from ipaddress import ip_network
+from typing import TYPE_CHECKING, Final
+
+from imgkeep.bootstrap.services import Platform, Services, make_link_selection, open_services
+from imgkeep.cluster.peers import Peers
+from imgkeep.config import data_folder
+from imgkeep.core.signing import Signatures
+from imgkeep.images.miss_limit import MissLimiter
+from imgkeep.page_rewriting import RewriteService
+from imgkeep.storage.local.machine_token import TokenUnusableError, make_token
+from imgkeep.web.access_log import AccessLog
+from imgkeep.web.api.context import ApiContext
+from imgkeep.web.app import AppContext
+from imgkeep.web.auth import Auth, Tokens
+from imgkeep.web.connection_limit import ConnectionLimit
+from imgkeep.web.error_responses import read_placeholder
+from imgkeep.web.fastpath.context import FastPath
+from imgkeep.web.fastpath.response_cache import BYTES_MAX, ResponseCache
+from imgkeep.web.home_page import HomePage
+from imgkeep.web.image_headers import HIT_HEADERS, SVG_CSP
+from imgkeep.web.images import ImageHandlers
+from imgkeep.web.probes import Probes
+from imgkeep.web.responses import ImageResponses
+from imgkeep.web.static_files import make_module
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from imgkeep.config import Config
+    from imgkeep.core.records import WorkerInfo
+
+LOOPBACK_NAMES: Final = ("localhost", "127.0.0.1", "::1")
+
+log = logging.getLogger(__name__)
+
+
+@asynccontextmanager
+async def open_context(
+    config: Config, platform: Platform, worker: WorkerInfo | None
+) -> AsyncGenerator[tuple[Services, AppContext]]:
+    """Open the services, run them, and yield them with the context of the handlers. `worker`: one of several."""
+    placeholder = await asyncio.to_thread(read_placeholder, config.delivery.placeholder)
+    async with AsyncExitStack() as stack:
+        peers = None
+        if worker is not None:
+            peers = Peers(worker)
+            stack.push_async_callback(peers.aclose)
+        services = await stack.enter_async_context(open_services(config, platform, worker, peers))
+        await stack.enter_async_context(services.going())
+        cache = _make_response_cache(platform, services, workers=1 if worker is None else worker.workers)
+        services.image_service.changed = cache.drop
+        rewrite_service = RewriteService(services.metrics.rewritten)
+        stack.callback(rewrite_service.close)
+        auth = _make_auth(config, platform, await _open_token(config))
+        access_log = AccessLog(services.metrics, auth, platform.timer, enabled=config.log.access)
+        images = _make_images(config, platform, services, auth, cache)
+        yield (
+            services,
+            AppContext(
+                auth=auth,
+                access_log=access_log,
+                images=images,
+                api=_make_api(config, services, rewrite_service, peers),
+                probes=Probes(services.health, services.metrics, peers),
+                module=make_module(services.inspector.policy, auth.signature),
+                fast_path=FastPath(
+                    handlers=images,
+                    access_log=access_log,
+                    response_cache=cache,
+                    own_hosts=auth.own_hosts,
+                    connection_limit=ConnectionLimit(
+                        config.limits.connections, auth.trusted_proxies, services.metrics.refused
+                    ),
+                    placeholder=placeholder,
+                    timer=platform.timer,
+                ),
+                placeholder=placeholder,
+                home_page=HomePage(_has_external_images(config)) if config.server.welcome else None,
+            ),
+        )
+
+
+def _make_response_cache(platform: Platform, services: Services, *, workers: int) -> ResponseCache:
+    svg_headers = {"Content-Security-Policy": SVG_CSP}
+    cache = ResponseCache(HIT_HEADERS, platform.clock, vector_common=svg_headers, bytes_max=BYTES_MAX // workers)
+    watch = services.metrics.watch
+    watch("response_cache_entries", "Request targets with a cached response", lambda: len(cache))
+    watch("response_cache_bytes", "Memory of cached responses", lambda: cache.bytes)
+    return cache
+
+
+def _make_auth(config: Config, platform: Platform, local_token: str | None) -> Auth:
+    return Auth(
+        signature=config.security.signature,
+        signatures=Signatures(config.security.signing_keys),
+        tokens=Tokens.of(config.security.api_tokens or ((local_token,) if local_token else ())),
+        local_token=local_token,
+        own_hosts=_own_hosts(config),
+        trusted_proxies=tuple(ip_network(text) for text in config.server.trusted_proxies),
+        forwarded_header=config.server.forwarded_header.lower(),
+        public_base_url=config.server.public_url.rstrip("/"),
+        clock=platform.clock,
+    )
+
+
+def _make_images(
+    config: Config, platform: Platform, services: Services, auth: Auth, cache: ResponseCache
+) -> ImageHandlers:
+    responses = ImageResponses(
+        services.image_service,
+        cache,
+        public_base_url=auth.public_base_url,
+        redirect_status=config.delivery.redirect_status,
+        clock=platform.clock,
+        timer=platform.timer,
+    )
+    miss_limiter = _make_miss_limiter(config, platform, services)
+    return ImageHandlers(services.image_service, auth, responses, services.inspector.public, miss_limiter)
+
+
+def _make_api(config: Config, services: Services, rewrite_service: RewriteService, peers: Peers | None) -> ApiContext:
+    return ApiContext(
+        image_service=services.image_service,
+        image_index=services.parts.database,
+        inspector=services.inspector,
+        saver=services.saver,
+        remover=services.remover,
+        refetcher=services.refetcher,
+        jobs=services.jobs,
+        failures=services.failures,
+        link_selection=make_link_selection(config, services.inspector, services.parts),
+        rewrite_service=rewrite_service,
+        health=services.health,
+        peers=peers,
+    )
+
+
+async def _open_token(config: Config) -> str | None:
+    """Return the token of this machine; `None`: `security.api_tokens` replace it, or it cannot be made."""
+    if config.security.api_tokens:
+        return None
+    try:
+        return await asyncio.to_thread(make_token, data_folder(config))
+    except TokenUnusableError as error:
+        log.warning("the API is closed", extra={"reason": str(error), "setting": "security.api_tokens"})
+        return None
+
+
+def _make_miss_limiter(config: Config, platform: Platform, services: Services) -> MissLimiter | None:
+    """Return the limiter where lookups may be requests to a bucket; on a disk they cost next to nothing."""
+    if services.parts.remote is None or not config.limits.misses_per_minute:
+        return None
+    return MissLimiter(config.limits.misses_per_minute, timer=platform.timer, refused=services.metrics.refused)
+
+
+def _has_external_images(config: Config) -> bool:
+    """Tell whether a page of ours has to load images from other servers."""
+    delivery = config.delivery
+    return delivery.mode != "serve" or bool(delivery.base_url) or config.sources.permanent == "redirect"
+
+
+def _own_hosts(config: Config) -> frozenset[str]:
+    """Return the names under which this machine calls the server; none if other machines can reach it too."""
+    return frozenset() if config.server.is_open else frozenset({*map(str.lower, config.server.hosts), *LOOPBACK_NAMES})

@@ -1,0 +1,103 @@
+"""The services that the handlers of the API work with, and what all of these handlers share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+from aiohttp import web
+
+from imgkeep.core.errors import InvalidRequest
+from imgkeep.images.record_facts import as_dict
+from imgkeep.web.context import ADMISSION
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+    from imgkeep.cluster.peers import Peers
+    from imgkeep.core.records import Record
+    from imgkeep.database.interfaces import Ledger
+    from imgkeep.health import Health
+    from imgkeep.images.inspect import Inspector
+    from imgkeep.images.recent_failures import RecentFailures
+    from imgkeep.images.refetch import Refetcher
+    from imgkeep.images.removal import Remover
+    from imgkeep.images.service import ImageService
+    from imgkeep.images.upload import Saver
+    from imgkeep.jobs.runner import JobRunner
+    from imgkeep.page_rewriting import LinkSelection, RewriteService
+
+
+@dataclass(frozen=True, slots=True)
+class ApiContext:
+    """
+    The services of the API.
+
+    Attributes:
+        health: Tells handlers that wait whether the server is about to end.
+        peers: The other workers; `None`: this process is the only one.
+    """
+
+    image_service: ImageService
+    image_index: Ledger
+    inspector: Inspector
+    saver: Saver
+    remover: Remover
+    refetcher: Refetcher
+    jobs: JobRunner
+    failures: RecentFailures
+    link_selection: LinkSelection
+    rewrite_service: RewriteService
+    health: Health
+    peers: Peers | None = None
+
+
+API: Final = web.AppKey("api", ApiContext)
+
+
+def api_context(request: web.Request) -> ApiContext:
+    """
+    Return the services for a handler of the API.
+
+    Raises:
+        LookupError: `admission.py` has not judged the request, which is an error of ours.
+    """
+    if ADMISSION not in request:
+        raise LookupError("access was not judged")
+    return request.app[API]
+
+
+def image_facts(request: web.Request, record: Record) -> dict[str, Any]:
+    """Return the facts of a record, whatever the store."""
+    return as_dict(request.app[API].image_service.describe(record, base=request[ADMISSION].base))
+
+
+def json_response(
+    facts: object, *, status: int = 200, headers: Mapping[str, str] = MappingProxyType({})
+) -> web.Response:
+    """Return JSON that no cache stores."""
+    return web.Response(
+        status=status,
+        body=msgspec.json.encode(facts),
+        content_type="application/json",
+        headers={"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", **headers},
+    )
+
+
+def read_query(request: web.Request, known: Collection[str]) -> dict[str, str]:
+    """
+    Return the parameters of a request.
+
+    Raises:
+        InvalidRequest: A parameter is unknown, given twice, or not printable.
+    """
+    query: dict[str, str] = {}
+    for name, value in request.query.items():
+        if name not in known or name in query:
+            raise InvalidRequest(f"the parameters are {', '.join(sorted(known))}, each given once at most")
+        if not value.isprintable():
+            raise InvalidRequest(f"{name} holds a control character or is not Unicode text")
+        query[name] = value
+    return query
