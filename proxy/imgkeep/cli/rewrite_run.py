@@ -83,20 +83,20 @@ class RewriteRun:
         with progress("rewriting", len(self._documents), self._err) as bar:
             for document in self._documents:
                 outcome = await asyncio.to_thread(self._replace, document)
-                fate = "failed" if outcome.error else done if outcome.links else "unchanged"
-                counts[fate] += 1
+                state = "failed" if outcome.error else done if outcome.links else "unchanged"
+                counts[state] += 1
                 links += len(outcome.links)
                 bar.advance(1)
                 if as_json:
-                    facts = {"file": document.name, "state": fate, "links": len(outcome.links)}
+                    facts = {"file": document.name, "state": state, "links": len(outcome.links)}
                     facts |= {"error": outcome.error} if outcome.error else {}
                     bar.answer(self._text, as_line(facts))
                 else:
                     self._report_error(document, outcome, lambda line: bar.say(line.rstrip("\n")))
         if not as_json:
-            told = ", ".join(f"{number} {fate}" for fate, number in counts.items())
+            summary = ", ".join(f"{number} {state}" for state, number in counts.items())
             undo = "" if self._undoes or not links else "; --undo puts the old links back"
-            self._err.write(f"{told}; {links} links{undo}\n")
+            self._err.write(f"{summary}; {links} links{undo}\n")
         return 1 if counts["failed"] else 0
 
     async def save(self, target: Target) -> int:
