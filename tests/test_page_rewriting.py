@@ -14,11 +14,11 @@ from imgkeep.core.rewrite import every
 from imgkeep.core.rewrite.links import ImgLinks
 from imgkeep.images.inspect import make_inspector
 from imgkeep.page_rewriting import (
+    CHUNK_BYTES,
+    DOCUMENTS_MAX,
     MARKDOWN_BYTES_MAX,
-    PIECE_BYTES,
-    SHORT_BYTES,
+    SHORT_DOCUMENT_BYTES_MAX,
     THREADS,
-    WAITING_MAX,
     RewriteService,
     document_format_of,
     rewrite,
@@ -47,7 +47,7 @@ def test_links_to_objects_of_a_public_bucket_stay(delivery: dict[str, object], o
 
 
 def test_pieces_of_a_page_are_cut_where_nobody_sees_it() -> None:
-    page = b"<p>" + b"." * (PIECE_BYTES - 20) + PAGE * 3
+    page = b"<p>" + b"." * (CHUNK_BYTES - 20) + PAGE * 3
     rewritten = rewrite(page, "html", ImgLinks(every))
     assert rewritten.document.count(b"/img?src=") == 3
     assert rewritten.links == ("https://a.example/1.png",) * 3
@@ -83,7 +83,9 @@ async def test_short_documents_do_not_wait_for_long_ones_and_no_queue_is_endless
         return done.document
 
     try:
-        long = [asyncio.create_task(have(PAGE + b" " * SHORT_BYTES, slow)) for _ in range(WAITING_MAX - 1)]
+        long = [
+            asyncio.create_task(have(PAGE + b" " * SHORT_DOCUMENT_BYTES_MAX, slow)) for _ in range(DOCUMENTS_MAX - 1)
+        ]
         await asyncio.sleep(0)
         assert THREADS > 1
         assert (await have(PAGE)).count(b"/img?src=") == 1, "beside the long one"
@@ -97,4 +99,4 @@ async def test_short_documents_do_not_wait_for_long_ones_and_no_queue_is_endless
     finally:
         go.set()
         desk.close()
-    assert counted == [("html", 1)] * (WAITING_MAX + 2)
+    assert counted == [("html", 1)] * (DOCUMENTS_MAX + 2)

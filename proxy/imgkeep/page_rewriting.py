@@ -1,12 +1,12 @@
 """
-Pages and texts whose links to images are made to lead through us: for the API and for the command line.
+Rewriting of the image links in HTML and Markdown documents into links of imgkeep: for the API and for the command line.
 
 Rules:
 - Bytes in, bytes out, and nothing changes but links (`core/rewrite`).
-- Links that policy refuses stay, and so do links that lead to what is kept: under our public URL, and to the objects
-  of a public bucket.
-- It takes processor time in proportion to the length, and the interpreter has one processor. So a server has it done in
-  threads, which give way to the event loop after a fraction of a millisecond, and long documents come one at a time.
+- Links that the policy refuses stay, and so do links to stored images: under the public URL of this server, and to the
+  objects of a public bucket.
+- Rewriting takes processor time in proportion to the length, and the interpreter has one processor. So a server
+  rewrites in threads, which yield to the event loop after a fraction of a millisecond, and long documents one at a time.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ if TYPE_CHECKING:
 
 DocumentFormat: TypeAlias = Literal["html", "markdown"]
 
-Which: TypeAlias = Literal["temporary", "all"] | tuple[str, ...]
-"""Links that die, all links, or those of these hosts, in globs as in `sources.allow`."""
+LinkChoice: TypeAlias = Literal["temporary", "all"] | tuple[str, ...]
+"""Temporary links, all links, or the links of these hosts, in globs as in `sources.allow`."""
 
 MARKDOWN_BYTES_MAX: Final = MARKDOWN_CHARS_MAX
-"""Longer texts would stay as they are, and nobody would know why."""
+"""Maximum size of a Markdown document: a longer one would stay as it is, and its author would not know why."""
 GLOBS_MAX: Final = 100
-PIECE_BYTES: Final = 65_536
-"""A page is read so much at a time: no step keeps the interpreter to itself for long."""
-SHORT_BYTES: Final = 65_536
-"""What takes some milliseconds does not wait for what takes seconds."""
+CHUNK_BYTES: Final = 65_536
+"""Number of bytes of a page that are read at a time: no step holds the interpreter for long."""
+SHORT_DOCUMENT_BYTES_MAX: Final = 65_536
+"""Maximum size of a document that takes some milliseconds, and does not wait for those that take seconds."""
 THREADS: Final = 2
-WAITING_MAX: Final = 64
-"""Documents that are being rewritten or wait for it; short ones take a tenth of a second at most."""
+DOCUMENTS_MAX: Final = 64
+"""Maximum number of documents that are being rewritten or wait; short ones take a tenth of a second at most."""
 
 _ENDINGS: Final[Mapping[str, DocumentFormat]] = {
     ".html": "html",
@@ -58,10 +58,11 @@ _ENDINGS: Final[Mapping[str, DocumentFormat]] = {
 @dataclass(frozen=True, slots=True)
 class Rewritten:
     """
-    A document as it is now.
+    A rewritten document.
 
     Attributes:
-        links: Those that were rewritten, as absolute URLs, in order: credentials.
+        document: Its bytes.
+        links: The links that were rewritten, as absolute URLs, in order: credentials.
     """
 
     document: bytes = field(repr=False)
@@ -71,20 +72,21 @@ class Rewritten:
 @dataclass(frozen=True, slots=True)
 class LinkSelection:
     """
-    Says which links become ours here, and how they are written.
+    The links that are rewritten here, and how.
 
     Attributes:
+        inspector: Tells what a link is.
         key: The first of `security.signing_keys`, if there are any.
-        objects: Where clients find objects without us, if they do.
+        objects: The base URL of a public bucket, if there is one.
     """
 
     inspector: Inspector
     key: str | None = field(repr=False)
     objects: Source | None = None
 
-    def linker(self, which: Which, base: str) -> ImgLinks:
+    def linker(self, which: LinkChoice, base: str) -> ImgLinks:
         """
-        Return what rewrites these links; `base` stands before our paths.
+        Return the function that rewrites the chosen links; `base` stands before the paths of this server.
 
         Raises:
             InvalidRequest: A glob can match no host.
@@ -94,7 +96,7 @@ class LinkSelection:
             lambda source: not self._leads_to_object(source) and chosen(source), base, self.key, self.inspector.policy
         )
 
-    def _choose(self, which: Which) -> Choice:
+    def _choose(self, which: LinkChoice) -> Choice:
         if which == "all":
             return every
         if which == "temporary":
@@ -111,7 +113,7 @@ class LinkSelection:
 
 
 def document_format_of(name: str) -> DocumentFormat | None:
-    """Return what a file holds, by the end of its name; `None`: nothing that can be rewritten."""
+    """Return the format of a file, by the end of its name; `None`: it cannot be rewritten."""
     return next((form for ending, form in _ENDINGS.items() if name.lower().endswith(ending)), None)
 
 
@@ -120,7 +122,7 @@ def check_page_url(url: str) -> None:
     Check the URL that relative links of a page are resolved against.
 
     Raises:
-        InvalidRequest: It is none.
+        InvalidRequest: It is not an absolute http(s) URL.
     """
     try:
         read_source(url)
@@ -140,37 +142,37 @@ def rewrite(
     Rewrite a document.
 
     Args:
-        document: Whatever bytes there are.
-        form: As what they are read.
+        document: Its bytes.
+        form: Its format.
         linker: Decides about each link.
-        url: The page's own, if it is known: relative links are resolved against it.
-        charset: As the document's media type tells it, if it does.
+        url: The URL of the page, if it is known: relative links are resolved against it.
+        charset: The character set that the document's media type names, if it does.
 
     Raises:
-        InvalidRequest: Markdown is too long, or takes too much work.
+        InvalidRequest: Markdown is too long, or takes too many steps.
     """
-    noting = _Noting(linker, undoes(linker))
-    links = noting.links
+    recorder = _RecordingLinker(linker, undoes(linker))
+    links = recorder.links
     if form == "markdown":
         if len(document) > MARKDOWN_BYTES_MAX:
             raise InvalidRequest(f"Markdown of more than {MARKDOWN_BYTES_MAX} bytes is not rewritten")
         try:
-            made = rewrite_markdown(bytes(document), noting, url=url, charset=charset, insists=True)
+            made = rewrite_markdown(bytes(document), recorder, url=url, charset=charset, insists=True)
         except TooManySteps:
             raise InvalidRequest(
-                "the Markdown takes more work than its length allows: brackets, quotations or lists are too deep"
+                "the Markdown takes more steps than its length allows: brackets, quotations or lists are too deep"
             ) from None
     else:
-        stream = HtmlStream(noting, url=url, charset=charset)
+        stream = HtmlStream(recorder, url=url, charset=charset)
         view = memoryview(document)
-        pieces = [stream.feed(bytes(view[at : at + PIECE_BYTES])) for at in range(0, len(document), PIECE_BYTES)]
+        pieces = [stream.feed(bytes(view[at : at + CHUNK_BYTES])) for at in range(0, len(document), CHUNK_BYTES)]
         made = b"".join((*pieces, stream.close()))
     return Rewritten(made, tuple(links) if made != document else ())
 
 
 @dataclass(frozen=True, slots=True)
-class _Noting:
-    """A linker that remembers which links another one has rewritten."""
+class _RecordingLinker:
+    """A linker that records the links that another one rewrites."""
 
     linker: Linker
     undoes: bool
@@ -185,35 +187,35 @@ class _Noting:
 
 class RewriteService:
     """
-    Has documents rewritten away from the event loop, few at a time. One per process.
+    Rewrites documents in threads, few at a time. One per process.
 
     Args:
-        counted: Is told the form of each document, and how many links were rewritten.
+        counted: Is called with the format of each document and the number of rewritten links.
     """
 
     def __init__(self, counted: Callable[[str, int], None]) -> None:
         self._counted = counted
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="rewriting")
-        self._turn = asyncio.Semaphore()
+        self._long_document = asyncio.Semaphore()
         self._waiting = 0
 
     async def rewrite(
         self, document: bytes | bytearray, form: DocumentFormat, linker: Linker, *, url: str | None, charset: str | None
     ) -> Rewritten:
         """
-        Rewrite a document, as the function of this name does.
+        Rewrite a document, as the function `rewrite` does.
 
         Raises:
-            InvalidRequest: Markdown is too long, or takes too much work.
+            InvalidRequest: Markdown is too long, or takes too many steps.
             Busy: Too many documents wait.
         """
-        if self._waiting >= WAITING_MAX:
+        if self._waiting >= DOCUMENTS_MAX:
             raise Busy("too many documents are being rewritten", retry_after_s=2)
         self._waiting += 1
         try:
             async with AsyncExitStack() as stack:
-                if len(document) > SHORT_BYTES:
-                    await stack.enter_async_context(self._turn)
+                if len(document) > SHORT_DOCUMENT_BYTES_MAX:
+                    await stack.enter_async_context(self._long_document)
                 rewritten = await asyncio.get_running_loop().run_in_executor(
                     self._threads, lambda: rewrite(document, form, linker, url=url, charset=charset)
                 )
@@ -223,5 +225,5 @@ class RewriteService:
         return rewritten
 
     def close(self) -> None:
-        """Let go of the threads; what they are at they end."""
+        """Stop the threads once they have finished what they are doing."""
         self._threads.shutdown(wait=False, cancel_futures=True)

@@ -215,7 +215,7 @@ def test_an_svg_is_not_held_in_memory_as_deep_and_wide_as_its_author_likes() -> 
 class Gate:
     """Holds judging threads at their first pause: all, or those whose name begins with `lane`."""
 
-    def __init__(self, lane: str = "judge") -> None:
+    def __init__(self, lane: str = "format-check") -> None:
         self.held = 0
         self._lane = lane
         self._open = threading.Event()
@@ -239,7 +239,7 @@ def gate() -> Iterator[Gate]:
 
 @pytest.fixture
 def slow_gate() -> Iterator[Gate]:
-    gate = Gate("judge-slow")
+    gate = Gate("format-check-slow")
     yield gate
     gate.open()
 
@@ -334,7 +334,7 @@ async def test_an_image_that_takes_long_holds_up_its_like_alone(
 
 
 async def test_images_beyond_the_queue_are_busy_and_not_blamed(start: Start, origin: FakeOrigin, gate: Gate) -> None:
-    format_checker = FormatChecker(waiting_max=1, pause=gate.pause)
+    format_checker = FormatChecker(queued_max=1, pause=gate.pause)
     imgkeep = await start(platform=Platform(make_format_checker=lambda: format_checker))
     urls = [origin.gives(f"/{n}.png", png_chunks(LARGE)) for n in range(judging.QUICK_THREADS + 2)]
     readers = [asyncio.create_task(read(imgkeep, url)) for url in urls[:-1]]
@@ -398,11 +398,11 @@ async def test_clients_take_turns_at_the_judging_threads(slow_gate: Gate) -> Non
 
     flood = [asyncio.create_task(judge("flood")) for _ in range(40)]
     await until(
-        lambda: slow_gate.held == 1 and format_checker.under_way == 1 + judging.WAITING_MAX // judging.CLIENT_PART
+        lambda: slow_gate.held == 1 and format_checker.under_way == 1 + judging.QUEUED_MAX // judging.CLIENT_SHARE
     )
-    await until(lambda: Counter(ended) == {"flood busy": 40 - 1 - judging.WAITING_MAX // judging.CLIENT_PART})
+    await until(lambda: Counter(ended) == {"flood busy": 40 - 1 - judging.QUEUED_MAX // judging.CLIENT_SHARE})
     others = [asyncio.create_task(judge(name)) for name in ("a", "b")]
-    await until(lambda: format_checker.under_way == 3 + judging.WAITING_MAX // judging.CLIENT_PART)
+    await until(lambda: format_checker.under_way == 3 + judging.QUEUED_MAX // judging.CLIENT_SHARE)
     await asyncio.sleep(0.1)  # until both have left the quick lane
     ended.clear()
     slow_gate.open()

@@ -76,7 +76,7 @@ def test_a_suspicion_takes_many_identities_within_a_day() -> None:
     suspects = PlaceholderSuspects(timer)
 
     def note(number: int, host: str = "a.example", digest: str = "d") -> bool:
-        return suspects.note(replace(RECORD, identity=f"//{host}/{number}", host=host, digest=Digest(digest)))
+        return suspects.count(replace(RECORD, identity=f"//{host}/{number}", host=host, digest=Digest(digest)))
 
     assert not any(note(number) for number in range(IDENTITIES_MIN - 1))
     assert not note(0), "the same identity again is no other"
@@ -95,5 +95,5 @@ def test_memory_for_suspects_is_bounded() -> None:
     suspects = PlaceholderSuspects(Timer())
     for digest in range(SUSPECTS_MAX + 5):
         for number in range(IDENTITIES_MIN):
-            suspects.note(replace(RECORD, identity=f"//a.example/{number}", digest=Digest(str(digest))))
+            suspects.count(replace(RECORD, identity=f"//a.example/{number}", digest=Digest(str(digest))))
     assert len(suspects) == SUSPECTS_MAX

@@ -25,7 +25,7 @@ from aiohttp import StreamReader, web
 from aiohttp.base_protocol import BaseProtocol
 from aiohttp.test_utils import TestClient
 from imgkeep.bootstrap.server import build
-from imgkeep.cluster.progress import read_fill, tell_failure
+from imgkeep.cluster.progress import read_fill, write_failure
 from imgkeep.core import errors
 from imgkeep.core.errors import ImgkeepError
 from imgkeep.images.peer_fill import FillFailure
@@ -131,7 +131,7 @@ HARMLESS: Final = b'{"urls": []}'
 
 def notice(digest: str) -> bytes:
     """Return what would have a worker refuse a picture for good, as a request to its socket."""
-    body = msgspec.msgpack.encode({"refused": [digest], "changed": [], "copies": {}})
+    body = msgspec.msgpack.encode({"blocked": [digest], "changed": [], "copies": {}})
     return SMUGGLED % (len(body), body)
 
 
@@ -204,7 +204,7 @@ async def test_a_body_is_framed_anew_between_workers_and_ends_its_connection(
     )
     assert {len(row) for row in rows if any(message.body for message in row)} == {1}
     assert {name.lower() for row in rows for message in row for name, _ in message.fields} == {
-        *(b"host", b"imgkeep-peer", b"imgkeep-admitted", b"content-type", b"transfer-encoding", b"connection"),
+        *(b"host", b"imgkeep-peer-secret", b"imgkeep-admission", b"content-type", b"transfer-encoding", b"connection"),
     }
     assert CANARY.encode() not in b"".join(bytes(wire.asked) for wire in tap.wires)
 
@@ -491,13 +491,13 @@ async def test_a_worker_answers_none_that_does_not_know_the_secret(program: Clus
         *("GET /metrics", "GET /img?src=x", f"GET /fills/{key}", f"GET /fills/{key}/end", "POST /notices"),
         *("GET /api/images", f"DELETE /api/images/{key}", "POST /api/save-images", "GET /nowhere"),
     ]
-    wrong = [(), ("Imgkeep-Peer:",), (f"Imgkeep-Peer: {secret[:-1]}",), (f"Imgkeep-Peer: {secret.upper()}x",)]
-    wrong += [(f"Imgkeep-Peer: {secret}\udcff",), (f"Imgkeep-Peer: {secret}", f"Imgkeep-Peer: {secret}")]
+    wrong = [(), ("Imgkeep-Peer-Secret:",), (f"Imgkeep-Peer-Secret: {secret[:-1]}",), (f"Imgkeep-Peer-Secret: {secret.upper()}x",)]
+    wrong += [(f"Imgkeep-Peer-Secret: {secret}\udcff",), (f"Imgkeep-Peer-Secret: {secret}", f"Imgkeep-Peer-Secret: {secret}")]
     wrong += [(WITH_TOKEN,), (f"Authorization: Bearer {secret}",)]
     for target, fields in product(targets, wrong):
         sent = post("/", notice(digest), admitted, *fields).replace(b"POST /", target.encode(), 1)
-        assert await statuses(socket, sent + get("/metrics", f"Imgkeep-Peer: {secret}")) == [403], (target, fields)
-    known = f"Imgkeep-Peer: {secret}"
+        assert await statuses(socket, sent + get("/metrics", f"Imgkeep-Peer-Secret: {secret}")) == [403], (target, fields)
+    known = f"Imgkeep-Peer-Secret: {secret}"
     # Who knows it is answered, and after a body nothing more, be it read or not.
     follow = get("/metrics", known)
     several = get("/metrics", known) + get(f"/fills/{key}", known) + follow
@@ -541,7 +541,7 @@ async def test_a_follower_passes_nothing_of_a_client_on(program: Cluster, origin
     # Targets that name the same image, with what a client may put in: another fragment, odd bytes, conditions.
     split_up = "x\udcff\udca0HTTP/1.1"
     first = asyncio.create_task(img(program, url))
-    claim = leader(program).folder / "claims" / await key_of(program, url)
+    claim = leader(program).folder / "leases" / await key_of(program, url)
     await until(claim.is_symlink)
     holder = workers(program)[str(claim.readlink())]
     (other,) = (it for it in workers(program).values() if it != holder)
@@ -568,8 +568,8 @@ async def test_a_follower_passes_nothing_of_a_client_on(program: Cluster, origin
     assert [answer.status for answer in answers] == [206 if it else 200 for it in ranged]
     assert all(answer.body == (body[10:20] if it else body) for answer, it in zip(answers, ranged, strict=True))
     asked = tap.requests()
-    assert {message.start for message in asked} == {b"GET /fills/%b HTTP/1.1" % claim.name.encode()}
-    assert {name.lower() for message in asked for name, _ in message.fields} == {b"host", b"imgkeep-peer"}
+    assert {message.start for message in asked} == {b"GET /fills/%b?share=file HTTP/1.1" % claim.name.encode()}
+    assert {name.lower() for message in asked for name, _ in message.fields} == {b"host", b"imgkeep-peer-secret"}
     assert len(asked) == 1, "one for all who follow"
     assert origin.asked("/a.png") == 1
 
@@ -653,7 +653,7 @@ async def test_each_failure_of_a_fill_reaches_a_follower_as_itself(kind: type[Im
     for name in facts.keys() & vars(error).keys():
         setattr(error, name, facts[name])
     stream = StreamReader(BaseProtocol(asyncio.get_running_loop()), 2**16, loop=asyncio.get_running_loop())
-    stream.feed_data(tell_failure(FillFailure(b"link", error)))
+    stream.feed_data(write_failure(FillFailure(b"link", error)))
     stream.feed_eof()
     told = await read_fill(stream)
     assert isinstance(told, FillFailure)

@@ -17,7 +17,7 @@ from imgkeep.core.formats import binary_reader as fields
 from imgkeep.core.records import Format
 from imgkeep.images import format_checker as judging
 from imgkeep.images.fill import Fill
-from imgkeep.images.format_checker import QUICK_THREADS, SLOW_THREADS, TURN_STEPS_MAX, FormatChecker
+from imgkeep.images.format_checker import ITERATION_STEPS_MAX, QUICK_THREADS, SLOW_THREADS, FormatChecker
 from imgkeep.storage.local.draft import LocalDraft
 from imgkeep.web.parse_budget import PARSE_STEP_BYTES, PARSE_TURN_BYTES
 
@@ -124,11 +124,11 @@ async def test_hits_go_on_between_small_pieces_of_hostile_work(
 
     # A head may begin when one step of the turn is left, and its last call may be a search of one window.
     window = 65_536 // fields.BYTES_SCANNED_PER_STEP
-    assert 0 < max(ledger.of_turn.values()) <= TURN_STEPS_MAX + LOOP_STEPS_MAX + window
+    assert 0 < max(ledger.of_turn.values()) <= ITERATION_STEPS_MAX + LOOP_STEPS_MAX + window
     on_loop = ledger.of_thread.pop(threading.current_thread().name)
     assert on_loop <= (len(ATTACK) + 1) * (LOOP_STEPS_MAX + window)
     # The rest was done by few threads, which do nothing else: none of a disk's, nor of those that look names up.
-    assert {name.rpartition("_")[0] for name in ledger.of_thread} <= {"judge", "judge-slow"}
+    assert {name.rpartition("_")[0] for name in ledger.of_thread} <= {"format-check", "format-check-slow"}
     assert len(ledger.of_thread) <= QUICK_THREADS + SLOW_THREADS
     assert sum(ledger.of_thread.values()) <= len(ATTACK) * 4 * steps_max(HEAD)
     assert most_under_way <= len(ATTACK)

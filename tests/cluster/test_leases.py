@@ -1,11 +1,11 @@
-"""What leases promise: one worker at a time, and nobody misses what was kept."""
+"""Leases: one worker at a time fills a key, and no worker misses what another one has stored."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 import pytest
-from imgkeep.cluster.leases import FillLeases, LeaderLock
+from imgkeep.cluster.leases import EXPIRED_MAX, FillLeases, remove_leases_of
 
 from tests.support.fakes import Timer
 
@@ -20,77 +20,75 @@ def timer() -> Timer:
     return Timer()
 
 
-def leases(folder: Path, name: str, timer: Timer) -> FillLeases:
+def open_leases(folder: Path, name: str, timer: Timer) -> FillLeases:
     return FillLeases(folder, name, grace_s=10, timer=timer)
 
 
-def test_the_first_has_it_and_others_are_told_who(tmp_path: Path, timer: Timer) -> None:
-    first, second = leases(tmp_path, "0.1", timer), leases(tmp_path, "1.2", timer)
-    assert first.take(KEY) is None
-    assert second.take(KEY) == "0.1"
-    assert first.take(KEY) is None
-    second.release(KEY)  # not theirs
-    assert second.take(KEY) == "0.1"
+def test_second_worker_learns_the_holder(tmp_path: Path, timer: Timer) -> None:
+    first, second = open_leases(tmp_path, "0.1", timer), open_leases(tmp_path, "1.2", timer)
+    assert first.acquire(KEY) is None
+    assert second.acquire(KEY) == "0.1"
+    assert first.acquire(KEY) is None
+    second.release(KEY)  # which it does not hold
+    assert second.acquire(KEY) == "0.1"
     first.release(KEY)
-    assert second.take(KEY) is None
-    assert first.take(KEY) == "1.2"
+    assert second.acquire(KEY) is None
+    assert first.acquire(KEY) == "1.2"
 
 
-def test_a_claim_on_what_was_kept_lingers_until_every_look_up_began_later(tmp_path: Path, timer: Timer) -> None:
-    first, second = leases(tmp_path, "0.1", timer), leases(tmp_path, "1.2", timer)
-    first.take(KEY)
-    first.release(KEY, kept=True)
+def test_lease_of_a_stored_image_stays_for_its_grace_period(tmp_path: Path, timer: Timer) -> None:
+    first, second = open_leases(tmp_path, "0.1", timer), open_leases(tmp_path, "1.2", timer)
+    first.acquire(KEY)
+    first.release(KEY, stored=True)
     timer.seconds += 9
-    assert second.take(KEY) == "0.1"
-    # What is claimed again, by its holder, is not let go for the time that it lingered before.
-    assert first.take(KEY) is None
+    assert second.acquire(KEY) == "0.1"
+    # The holder acquires it again: the end of the earlier grace period no longer counts.
+    assert first.acquire(KEY) is None
     timer.seconds += 2
-    first.take("b" * 64)
-    assert second.take(KEY) == "0.1"
-    first.release(KEY, kept=True)
+    first.acquire("b" * 64)
+    assert second.acquire(KEY) == "0.1"
+    first.release(KEY, stored=True)
     timer.seconds += 10
     first.release("b" * 64)
-    assert second.take(KEY) is None
+    assert second.acquire(KEY) is None
 
 
-def test_few_are_let_go_at_a_time_and_all_in_the_end(tmp_path: Path, timer: Timer) -> None:
-    first = leases(tmp_path, "0.1", timer)
+def test_each_call_removes_few_expired_leases_and_all_go_in_the_end(tmp_path: Path, timer: Timer) -> None:
+    first = open_leases(tmp_path, "0.1", timer)
     for number in range(100):
-        first.take(str(number))
-        first.release(str(number), kept=True)
+        first.acquire(str(number))
+        first.release(str(number), stored=True)
     timer.seconds += 10
     left = []
     for _ in range(10):
-        first.release("none of ours")
-        first.take("x")
+        first.release("not held")
+        first.acquire("x")
         left.append(len(list(tmp_path.iterdir())) - 1)
-    assert left[0] >= 100 - 2 * 16
+    assert left[0] >= 100 - 2 * EXPIRED_MAX
     assert left[-1] == 0
 
 
-def test_nothing_is_left_at_the_end(tmp_path: Path, timer: Timer) -> None:
-    first = leases(tmp_path, "0.1", timer)
+def test_close_releases_all_leases(tmp_path: Path, timer: Timer) -> None:
+    first = open_leases(tmp_path, "0.1", timer)
     for key in ("a", "b", "c"):
-        first.take(key)
-    first.release("b", kept=True)
+        first.acquire(key)
+    first.release("b", stored=True)
     first.aclose()
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_is_gone_keeps_nobody_from_fetching(tmp_path: Path, timer: Timer) -> None:
-    orphan = leases(tmp_path / "gone", "0.1", timer)
-    assert orphan.take(KEY) is None
-    orphan.release(KEY, kept=True)
+def test_supervisor_removes_the_leases_of_a_dead_worker_alone(tmp_path: Path, timer: Timer) -> None:
+    dead, alive = open_leases(tmp_path, "0.1", timer), open_leases(tmp_path, "0.11", timer)
+    dead.acquire("a")
+    alive.acquire("b")
+    remove_leases_of("0.1", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
+    assert alive.acquire("a") is None
+    remove_leases_of("0.1", tmp_path / "gone")
+
+
+def test_worker_without_a_folder_fetches(tmp_path: Path, timer: Timer) -> None:
+    orphan = open_leases(tmp_path / "gone", "0.1", timer)
+    assert orphan.acquire(KEY) is None
+    orphan.release(KEY, stored=True)
     orphan.aclose()
-
-
-def test_turns_are_taken_one_after_the_other(tmp_path: Path) -> None:
-    first, second = LeaderLock(tmp_path, "0.1"), LeaderLock(tmp_path, "1.2")
-    assert first.take()
-    assert not second.take()
-    assert (first.ours, second.ours) == (True, False)
-    assert str((tmp_path / "works").readlink()) == "0.1"
-    first.leave()
-    assert second.take()
-    assert str((tmp_path / "works").readlink()) == "1.2"
-    second.leave()

@@ -7,7 +7,7 @@ import gzip
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from imgkeep.cluster.progress import read_fill, tell_failure
+from imgkeep.cluster.progress import read_fill, write_failure
 from imgkeep.core.errors import SourceNotFound
 from imgkeep.core.source_url import read_source
 from imgkeep.images.fill import ERROR_IMAGE_BYTES_MAX
@@ -158,7 +158,7 @@ async def test_another_worker_is_told_the_picture_with_the_failure() -> None:
     for picture_ in (("image/png", picture()), None):
         error.picture = picture_
         error.refusal = b"words of the origin"
-        message = tell_failure(FillFailure(b"link", error))
+        message = write_failure(FillFailure(b"link", error))
         assert b"words of the origin" not in message
         stream = asyncio.StreamReader()
         stream.feed_data(message)

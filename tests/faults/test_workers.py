@@ -49,7 +49,7 @@ def said(program: Program, message: str) -> int:
 
 async def holder(program: Program) -> Worker:
     """Return the worker that has claimed the one image that is being fetched."""
-    folder = next(iter(workers(program).values())).folder / "claims"
+    folder = next(iter(workers(program).values())).folder / "leases"
     await until(lambda: any(folder.iterdir()))
     return workers(program)[str(next(folder.iterdir()).readlink())]
 
@@ -312,7 +312,7 @@ async def test_a_reload_loses_no_request(tmp_path: Path, origin: FakeOrigin) -> 
         asking = [asyncio.create_task(ask(anew=anew)) for anew in (True, True, False, False)]
         (tmp_path / "config.toml").write_text("[log]\nlevel = 'loud'\n")
         program.process.send_signal(signal.SIGHUP)
-        await until(lambda: said(program, "the configuration is not valid; going on as before") == 1)
+        await until(lambda: said(program, "reload failed: the configuration is not valid") == 1)
         assert set(workers(program)) == before
         (tmp_path / "config.toml").write_text("[log]\naccess = true\n")
         program.process.send_signal(signal.SIGHUP)
@@ -393,7 +393,7 @@ async def test_a_reload_during_a_reload_reaches_every_worker(tmp_path: Path, ori
         # What the first one has started is not what the second one wants, whether it lives or dies.
         os.kill(workers(program)[new].pid, signal.SIGKILL)
         await until(lambda: said(program, "reloaded") == 1, within_s=60)
-        assert said(program, "a new worker does not start; going on with those there are") == 0
+        assert said(program, "reload failed: a new worker does not start") == 0
         await until(lambda: not workers(program).keys() & (before | {new}))
         url = origin.gives("/a.png", picture())
         await crowd(program, url)
@@ -413,10 +413,10 @@ async def test_a_program_that_cannot_be_started_ends_a_reload_and_nothing_else(
         before = workers(program).keys()
         interpreter.unlink()
         program.process.send_signal(signal.SIGHUP)
-        await until(lambda: said(program, "a new worker does not start; going on with those there are") == 1)
+        await until(lambda: said(program, "reload failed: a new worker does not start") == 1)
         assert workers(program).keys() == before
         os.kill(next(iter(workers(program).values())).pid, signal.SIGKILL)
-        await until(lambda: said(program, "a worker cannot be started; trying again") > 1)
+        await until(lambda: said(program, "worker start failed; retrying") > 1)
         interpreter.symlink_to(REAL_INTERPRETER)
         await until(lambda: len(workers(program)) == 2)
         assert {answer.status for answer in await crowd(program, url)} == {200}
@@ -426,7 +426,7 @@ async def test_sigterm_while_a_worker_starts_again_is_a_good_end(tmp_path: Path)
     async with serving(tmp_path / "data", server__workers="2") as program:
         victim = workers(program).popitem()[1]
         os.kill(victim.pid, signal.SIGKILL)
-        await until(lambda: said(program, "a worker has died and is started again") == 1)
+        await until(lambda: said(program, "worker died; restarting") == 1)
         await until(lambda: len(workers(program)) == 2)
         program.process.send_signal(signal.SIGTERM)
         assert await asyncio.wait_for(program.process.wait(), 20) == 0

@@ -12,7 +12,7 @@ from imgkeep.images.recent_failures import (
     DETAIL_CHARS_MAX,
     ENTRIES_MAX,
     PER_HOST_MAX,
-    REFUSED,
+    POLICY_SHARE,
     RecentFailures,
     merge_failures,
 )
@@ -50,7 +50,7 @@ def test_a_host_takes_its_share_and_refused_links_have_one_together() -> None:
     failures.note(subject(9999, "quiet.example"), OriginError("it failed"))
     for number in range(2 * ENTRIES_MAX):
         failures.note(subject(number, "noisy.example"), OriginError("it failed"))
-        failures.note(subject(number, f"h{number}.example"), SourceForbidden("no"), share=REFUSED)
+        failures.note(subject(number, f"h{number}.example"), SourceForbidden("no"), share=POLICY_SHARE)
     hosts = [entry.host for entry in failures.list()]
     assert hosts.count("noisy.example") == PER_HOST_MAX
     assert len(hosts) == 2 * PER_HOST_MAX + 1
@@ -76,7 +76,7 @@ def test_what_only_gave_way_is_no_failure_and_an_error_of_ours_keeps_its_words_t
     failures.note(subject(1), ZeroDivisionError("https://a.example/?sig=SECRET"))
     failures.note(subject(2), OriginError("x" * 10_000))
     long, ours = failures.list()
-    assert (ours.code, ours.detail) == ("internal_error", "the server met an error of its own")
+    assert (ours.code, ours.detail) == ("internal_error", "the server had an internal error")
     assert len(long.detail) == DETAIL_CHARS_MAX
 
 

@@ -55,15 +55,15 @@ class FakeLeases:
     taken: list[str] = field(default_factory=list)
     released: list[str] = field(default_factory=list)
 
-    def take(self, key: str) -> str | None:
+    def acquire(self, key: str) -> str | None:
         if self.held_for:
             self.held_for -= 1
             return "other"
         self.taken.append(key)
         return None
 
-    def release(self, key: str, *, kept: bool = False) -> None:
-        del kept
+    def release(self, key: str, *, stored: bool = False) -> None:
+        del stored
         self.released.append(key)
 
 

@@ -77,7 +77,7 @@ class Peers:
     async def wait(self, holder: str, key: str) -> None:
         raise AssertionError(f"nothing may wait for {holder} and {key}")
 
-    async def tell(
+    async def notify(
         self,
         *,
         refused: Collection[Digest] = (),

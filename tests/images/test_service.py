@@ -603,7 +603,7 @@ class FakePeers:
         self.waits += 1
         await self.world.image_service.wait_for_fill(Key(key))
 
-    async def tell(self, **_what: object) -> None:
+    async def notify(self, **_what: object) -> None:
         """They know."""
 
 
@@ -622,11 +622,11 @@ class Elsewhere:
     grace_s: float = 10
     released: list[str] = field(default_factory=list)
 
-    def take(self, _key: str) -> str | None:
+    def acquire(self, _key: str) -> str | None:
         return "1.1" if self.holds else None
 
-    def release(self, key: str, *, kept: bool = False) -> None:
-        del kept
+    def release(self, key: str, *, stored: bool = False) -> None:
+        del stored
         self.released.append(key)
 
 
@@ -761,10 +761,10 @@ async def test_who_asks_whether_an_image_has_landed_lets_nobody_fetch_it_again(t
     world = World()
     ours, theirs = (FillLeases(tmp_path, name, grace_s=10, timer=world.timer) for name in ("0.1", "1.2"))
     world.image_service._leases = ours
-    assert await asyncio.to_thread(ours.take, "a") is None
-    ours.release("a", kept=True)
+    assert await asyncio.to_thread(ours.acquire, "a") is None
+    ours.release("a", stored=True)
     await world.image_service.wait_for_fill(Key("a"))
-    assert await asyncio.to_thread(theirs.take, "a") == "0.1"
+    assert await asyncio.to_thread(theirs.acquire, "a") == "0.1"
 
 
 async def test_a_file_that_is_gone_is_not_read_along() -> None:

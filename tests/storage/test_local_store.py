@@ -21,8 +21,7 @@ import pytest
 from imgkeep.core.errors import StorageError
 from imgkeep.core.layout import OBJECTS, RecordTooNew, encode_record, object_path, record_path
 from imgkeep.core.records import Doubt, Record, Refetches
-from imgkeep.maintenance.verify_reindex import Finding, verify
-from imgkeep.maintenance.verify_reindex import records as records_in
+from imgkeep.maintenance.verify_reindex import Finding, read_records, verify
 from imgkeep.storage.local import atomic_files as files
 from imgkeep.storage.local import draft as disk
 from imgkeep.storage.local.store import HASHED_BYTES_MAX, LocalStore
@@ -80,7 +79,7 @@ async def test_the_walk_finds_everything_in_order(store: LocalStore) -> None:
         record_path(record.key): record
         for record in [await keep(store, bytes([n]) * 50, record_of(bytes([n]) * 50, name=str(n))) for n in range(40)]
     }
-    assert await walk(records_in(store)) == sorted(records.items())
+    assert await walk(read_records(store)) == sorted(records.items())
     assert await walk(store.walk(OBJECTS)) == sorted(
         (object_path(record.object_name), 50) for record in records.values()
     )
@@ -99,7 +98,7 @@ async def test_a_root_that_is_gone_cannot_be_walked(store: LocalStore) -> None:
     await keep(store, SMALL)
     store.root.rename(store.root.with_name("moved"))
     with pytest.raises(StorageError):
-        await walk(records_in(store))
+        await walk(read_records(store))
     with pytest.raises(StorageError):
         await walk(store.walk(OBJECTS))
 
@@ -209,7 +208,7 @@ async def test_a_damaged_record_is_a_miss_and_set_aside(store: LocalStore, data:
     record = await keep(store, SMALL)
     path = store.root / record_path(record.key)
     path.write_bytes(data)
-    assert not any(isinstance(found, Record) for _, found in await walk(records_in(store)))
+    assert not any(isinstance(found, Record) for _, found in await walk(read_records(store)))
     assert await store.find(record.key) is None
     assert not path.exists()
     (damaged,) = (store.root / "damaged").iterdir()
@@ -237,7 +236,7 @@ async def test_a_record_of_a_newer_version_is_a_fault_and_neither_overwritten_no
     with pytest.raises(StorageError, match="newer version"):
         await store.delete(record.key)
     assert path.read_bytes() == newer
-    assert [type(found) for _, found in await walk(records_in(store))] == [RecordTooNew]
+    assert [type(found) for _, found in await walk(read_records(store))] == [RecordTooNew]
 
 
 async def noted(record: Record) -> None:

@@ -104,7 +104,7 @@ def workers(program: Program | Cluster) -> dict[str, Worker]:
     for pid in map(int, children):
         with suppress(OSError, ValueError):
             arguments = Path(f"/proc/{pid}/cmdline").read_text("utf-8").split("\0")
-            place = json.loads(arguments[arguments.index("--place") + 1])
+            place = json.loads(arguments[arguments.index("--worker") + 1])
             found[place["name"]] = Worker(pid, place["name"], Path(place["folder"]))
     return found
 
@@ -113,7 +113,7 @@ def leader(program: Program | Cluster) -> Worker:
     """Return the worker that answers the API."""
     found = workers(program)
     folder = next(iter(found.values())).folder
-    return found[str((folder / "works").readlink())]
+    return found[str((folder / "leader").readlink())]
 
 
 def others(program: Program | Cluster) -> list[Worker]:
@@ -283,7 +283,7 @@ class Tap:
 
     def secret(self) -> bytes:
         """Return what requests prove themselves by."""
-        (found,) = {request.field(b"Imgkeep-Peer") for request in self.requests()}
+        (found,) = {request.field(b"Imgkeep-Peer-Secret") for request in self.requests()}
         assert found
         return found
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from imgkeep import __version__
-from imgkeep.cluster.progress import read_fill, tell_failure
+from imgkeep.cluster.progress import read_fill, write_failure
 from imgkeep.core.errors import StorageError
 from imgkeep.images.peer_fill import FillFailure
 
@@ -163,7 +163,7 @@ async def test_record_of_an_unsigned_link_tells_its_provider(tmp_path: Path) -> 
 async def test_follower_on_another_worker_notes_what_the_store_met() -> None:
     stream = asyncio.StreamReader()
     error = StorageError("the disk of the store failed", place="/srv/images", cause="No space left on device")
-    stream.feed_data(tell_failure(FillFailure(None, error)))
+    stream.feed_data(write_failure(FillFailure(None, error)))
     told = await read_fill(stream)  # type: ignore[arg-type]  # reads alike
     assert isinstance(told, FillFailure)
     assert isinstance(told.error, StorageError)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from imgkeep.bootstrap.server import build
 from imgkeep.config import Config
-from imgkeep.web.api.openapi import DOCUMENT, PATHS
+from imgkeep.web.api.openapi.document import DOCUMENT, PATHS
 
 from tests.support.pictures import picture
 from tests.support.program import serving

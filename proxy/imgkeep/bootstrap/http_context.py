@@ -33,8 +33,8 @@ from imgkeep.web.static_files import make_module
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
+    from imgkeep.cluster.info import WorkerInfo
     from imgkeep.config import Config
-    from imgkeep.core.records import WorkerInfo
 
 LOOPBACK_NAMES: Final = ("localhost", "127.0.0.1", "::1")
 

@@ -12,7 +12,6 @@ import shutil
 import signal
 import sys
 from contextlib import asynccontextmanager, nullcontext, suppress
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
@@ -20,12 +19,13 @@ from aiohttp import web
 from imgkeep import __version__
 from imgkeep.bootstrap.http_context import open_context
 from imgkeep.bootstrap.services import SYSTEM, Platform, Services
+from imgkeep.cluster.control import SupervisorLink
 from imgkeep.cluster.peer_api import make_peer_api
-from imgkeep.cluster.supervisor import DRAIN, READY
 from imgkeep.config import absolute, data_folder
 from imgkeep.listening import BACKLOG, format_address, listen, listen_for_metrics
 from imgkeep.observability.logs import show
 from imgkeep.storage.local.machine_token import NAME, TokenUnusableError, read_token
+from imgkeep.web.api_relay import receive_relayed
 from imgkeep.web.app import CONTEXT, add_api, make_app
 from imgkeep.web.auth import AUTH
 from imgkeep.web.error_responses import read_placeholder
@@ -36,11 +36,11 @@ from imgkeep.web.probes import PROBES
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import AsyncGenerator, Sequence
+    from collections.abc import AsyncGenerator, Callable, Sequence
     from contextlib import AbstractAsyncContextManager
 
+    from imgkeep.cluster.info import WorkerInfo
     from imgkeep.config import Config
-    from imgkeep.core.records import WorkerInfo
     from imgkeep.database import IncompatibleDatabase
     from imgkeep.web.app import AppContext
     from imgkeep.web.probes import Probes
@@ -109,9 +109,11 @@ def make_runner(
     )
 
 
-async def serve(config: Config, platform: Platform = SYSTEM) -> None:
+async def serve(
+    config: Config, platform: Platform = SYSTEM, *, stopping: Callable[[], None] = lambda: None
+) -> None:
     """
-    Serve until SIGTERM or SIGINT, then drain.
+    Serve until SIGTERM or SIGINT, call `stopping`, then drain.
 
     Raises:
         ConfigError: An address to listen on is not this machine's.
@@ -135,6 +137,7 @@ async def serve(config: Config, platform: Platform = SYSTEM) -> None:
             tell_opening(config, [(address[0], address[1]) for address in runner.addresses], app[AUTH].local_token)
             _end_for_newer(services, stop)
             await stop.wait()
+            stopping()
             await _drain(runner, services, stop)
     finally:
         await runner.cleanup()
@@ -143,34 +146,32 @@ async def serve(config: Config, platform: Platform = SYSTEM) -> None:
         raise services.parts.database.newer
 
 
-async def work(config: Config, place: WorkerInfo, listening: Sequence[socket.socket], control: socket.socket) -> None:
+async def work(
+    config: Config,
+    worker: WorkerInfo,
+    listening: Sequence[socket.socket],
+    control: socket.socket,
+    *,
+    stopping: Callable[[], None] = lambda: None,
+) -> None:
     """
-    Serve as one of several workers, until SIGTERM, or until the supervisor says so or is gone; then drain.
+    Serve as one of several workers, until SIGTERM, or until the supervisor says so or is gone; call `stopping`, then
+    drain.
 
     Raises:
         IncompatibleDatabase: A newer version wrote the database.
     """
-    app = build(config.share(), SYSTEM, place)
+    app = build(config.share(), SYSTEM, worker)
     runner = make_runner(app)
-    ends = _Ends()
-    loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGTERM, ends.heard.set)
-    control.setblocking(False)
-    loop.add_reader(control, ends.read, control, loop)
+    link = SupervisorLink(control)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, link.stop.set)
+    link.open()
     try:
         await runner.setup()
         services, peers = app[SERVICES], app[PROBES].peers
         assert peers is not None
-        context = app[CONTEXT]
-
-        def add_api_to(peer_api: web.Application) -> None:
-            context.install(peer_api)
-            add_api(peer_api.router)
-
-        side = web.AppRunner(
-            make_peer_api(
-                services.image_service, services.metrics, services.failures, place, services.learn, add_api_to
-            ),
+        peer_api = web.AppRunner(
+            _make_peer_app(app[CONTEXT], services, worker),
             access_log=None,
             shutdown_timeout=0.1,
             lingering_time=LINGER_TIMEOUT_S,
@@ -179,9 +180,9 @@ async def work(config: Config, place: WorkerInfo, listening: Sequence[socket.soc
             max_field_size=REQUEST_FIELD_BYTES_MAX,
             auto_decompress=False,
         )
-        await side.setup()
+        await peer_api.setup()
         try:
-            await web.UnixSite(side, str(peers.socket_path(place.name)), backlog=1024).start()
+            await web.UnixSite(peer_api, str(worker.shared_folder.socket(worker.name)), backlog=1024).start()
             await services.join()
             services.own_ports.update(sock.getsockname()[1] for sock in listening)
             for sock in listening:
@@ -189,27 +190,44 @@ async def work(config: Config, place: WorkerInfo, listening: Sequence[socket.soc
             apart = await asyncio.to_thread(listen_for_metrics, config.server, shared=True)
             async with _metrics_apart(config, app[PROBES], apart):
                 _tune_interpreter()
-                control.send(READY)
-                log.info("worker ready", extra={"worker": place.name})
-                _end_for_newer(services, ends.heard)
-                await ends.heard.wait()
-                if ends.alone:
-                    log.error("the supervisor is gone")
+                link.announce_ready()
+                log.info("worker ready", extra={"worker": worker.name})
+                _end_for_newer(services, link.stop)
+                await link.stop.wait()
+                stopping()
+                if link.is_orphaned:
+                    log.error("supervisor died")
                 await services.rest()
-                await (_leave if ends.others_stay else _drain)(runner, services, ends.heard, side)
-            left = services.metrics.tell(place.name, lasting=True)
+                await (_leave if link.is_replaced else _drain)(runner, services, link.stop, peer_api)
+            left = services.metrics.tell(worker.name, lasting=True)
             peers.save_counters(left, services.metrics.merge)
         finally:
-            peers.socket_path(place.name).unlink(missing_ok=True)
-            await side.cleanup()
+            worker.shared_folder.socket(worker.name).unlink(missing_ok=True)
+            await peer_api.cleanup()
     finally:
         await runner.cleanup()
-        if ends.alone:
-            # Nobody else tidies up; who has not ended yet does without (`cluster/leases.py`).
-            await asyncio.to_thread(shutil.rmtree, place.folder, ignore_errors=True)
+        link.close()
+        if link.is_orphaned:
+            # No supervisor tidies up; a worker that still runs does without the folder (`cluster/leases.py`).
+            await asyncio.to_thread(shutil.rmtree, worker.folder, ignore_errors=True)
     log.info("stopped")
     if services.parts.database.newer is not None:
         raise services.parts.database.newer
+
+
+def _make_peer_app(context: AppContext, services: Services, worker: WorkerInfo) -> web.Application:
+    """Make the peer API of a worker: its own routes, and the API that peers relay to a leader."""
+    app = make_peer_api(
+        worker,
+        services.image_service,
+        learn=services.learn,
+        counters=lambda: services.metrics.tell(worker.name),
+        failures=services.failures.list,
+    )
+    context.install(app)
+    receive_relayed(app)
+    add_api(app.router)
+    return app
 
 
 def _end_for_newer(services: Services, stop: asyncio.Event) -> None:
@@ -235,27 +253,6 @@ def _metrics_apart(
     return serve_metrics(probes, sockets, loopback_only=config.server.metrics_loopback)
 
 
-@dataclass(slots=True)
-class _Ends:
-    """That a worker is to end, and how."""
-
-    heard: asyncio.Event = field(default_factory=asyncio.Event)
-    others_stay: bool = False
-    alone: bool = False
-
-    def read(self, control: socket.socket, loop: asyncio.AbstractEventLoop) -> None:
-        """Hear what the supervisor says, or that there is none any more."""
-        said = b""
-        with suppress(OSError):
-            said = control.recv(1)
-        if said == DRAIN:
-            self.others_stay = not self.heard.is_set()
-        else:
-            loop.remove_reader(control)
-            self.alone = True
-        self.heard.set()
-
-
 def _tune_interpreter() -> None:
     """
     Set the interpreter up for a loop that is busy and threads that do little but wait for the disk.
@@ -271,7 +268,7 @@ def _tune_interpreter() -> None:
     gc.set_threshold(*GC_THRESHOLDS)
 
 
-async def _drain(runner: Runner, services: Services, stop: asyncio.Event, side: web.AppRunner | None = None) -> None:
+async def _drain(runner: Runner, services: Services, stop: asyncio.Event, peer_api: web.AppRunner | None = None) -> None:
     """Say that we go, wait for notice to be taken, close the listener, and let what is under way end."""
     services.health.draining = True
     log.info("draining")
@@ -280,10 +277,10 @@ async def _drain(runner: Runner, services: Services, stop: asyncio.Event, side: 
     with suppress(TimeoutError):
         await asyncio.wait_for(stop.wait(), DRAIN_NOTICE_S)
         log.info("drain notice cut short", extra={"cause": "a second signal"})
-    await _finish(runner, services, side)
+    await _finish(runner, services, peer_api)
 
 
-async def _leave(runner: Runner, services: Services, stop: asyncio.Event, side: web.AppRunner) -> None:
+async def _leave(runner: Runner, services: Services, stop: asyncio.Event, peer_api: web.AppRunner) -> None:
     """
     Go while others stay: whoever connects from now on is theirs. Connections that are in use are closed with the answer
     to their next request, which says so, and only those that are not used for a while without one.
@@ -298,11 +295,11 @@ async def _leave(runner: Runner, services: Services, stop: asyncio.Event, side: 
     runner.server.disable_fast_path()
     with suppress(TimeoutError):
         await asyncio.wait_for(stop.wait(), DRAIN_NOTICE_S)
-    await _finish(runner, services, side)
+    await _finish(runner, services, peer_api)
 
 
-async def _finish(runner: Runner, services: Services, side: web.AppRunner | None) -> None:
-    """Close the listener, and let what is under way end: last what other workers follow by the side auth."""
+async def _finish(runner: Runner, services: Services, peer_api: web.AppRunner | None) -> None:
+    """Close the listener, and let what is under way end: last the fills that peers follow."""
     assert runner.server is not None
     for site in list(runner.sites):
         await site.stop()
@@ -312,11 +309,11 @@ async def _finish(runner: Runner, services: Services, side: web.AppRunner | None
             runner.server.pre_shutdown()
             await runner.server.shutdown(GRACE_S)
             await services.image_service.drain()
-            if side is not None and side.server is not None:
-                for site in list(side.sites):
+            if peer_api is not None and peer_api.server is not None:
+                for site in list(peer_api.sites):
                     await site.stop()
-                side.server.pre_shutdown()
-                await side.server.shutdown(GRACE_S)
+                peer_api.server.pre_shutdown()
+                await peer_api.server.shutdown(GRACE_S)
 
 
 _IMAGES_FOR: Final = {

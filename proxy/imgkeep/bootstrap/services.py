@@ -15,7 +15,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from platform import python_version
 from typing import TYPE_CHECKING, Final
 
@@ -24,11 +23,11 @@ import aiohttp
 from imgkeep import __version__
 from imgkeep.bootstrap.storage import cancel, objects_url, open_storage
 from imgkeep.clock import read_clock
-from imgkeep.cluster.leases import FillLeases, LeaderLock
+from imgkeep.cluster.leader import LeaderLock
+from imgkeep.cluster.leases import FillLeases
 from imgkeep.core.errors import Conflict, StorageError, WrittenByNewer
 from imgkeep.core.host_patterns import Globs
 from imgkeep.core.identity.signature_probe import spoil
-from imgkeep.core.records import WorkerInfo
 from imgkeep.core.source_url import read_source
 from imgkeep.database import DurableJobs
 from imgkeep.health import CHECK_INTERVAL_S, Health
@@ -37,7 +36,7 @@ from imgkeep.images.format_checker import FormatChecker
 from imgkeep.images.inspect import Inspector, make_inspector
 from imgkeep.images.placeholder_suspects import PlaceholderSuspects
 from imgkeep.images.rate_limit import RateLimiter
-from imgkeep.images.recent_failures import REFUSED, RecentFailures
+from imgkeep.images.recent_failures import POLICY_SHARE, RecentFailures
 from imgkeep.images.refetch import Refetcher
 from imgkeep.images.refresh import Rules
 from imgkeep.images.removal import BlockedDigests, Remover
@@ -61,6 +60,7 @@ if TYPE_CHECKING:
 
     from imgkeep.bootstrap.storage import Storage
     from imgkeep.clock import Clock, Sleep
+    from imgkeep.cluster.info import WorkerInfo
     from imgkeep.config import Config
     from imgkeep.core.errors import SourceForbidden
     from imgkeep.core.records import Digest, Key, Record, Subject
@@ -128,7 +128,7 @@ class Services:
         does what is done for all, and each looks after itself.
         """
         if self.leader_lock is not None:
-            self.leader_lock.take()
+            self.leader_lock.acquire()
         outbox_worker = _make_outbox_worker(self)
         breaker = () if self.parts.remote is None else (self.parts.remote.breaker.run(),)
         tasks = [
@@ -155,7 +155,7 @@ class Services:
     async def rest(self) -> None:
         """Leave to other workers what one does for all."""
         self.resting.set()
-        while self.leader_lock is not None and self.leader_lock.ours:  # noqa: ASYNC110 - the task that has it lets go in a moment
+        while self.leader_lock is not None and self.leader_lock.is_held:  # noqa: ASYNC110 - the task that has it lets go in a moment
             await asyncio.sleep(0.01)
 
     async def join(self) -> None:
@@ -185,7 +185,7 @@ class Services:
 
     async def _lead_when_elected(self, leader_lock: LeaderLock, outbox_worker: OutboxWorker | None) -> None:
         """Wait for our leader_lock, and have it until we leave."""
-        while not (leader_lock.ours or leader_lock.take()):
+        while not (leader_lock.is_held or leader_lock.acquire()):
             if await _within(self.resting, LEADER_CHECK_INTERVAL_S):
                 return
         log.info("works in the background")
@@ -199,7 +199,7 @@ class Services:
         finally:
             for task in tasks:
                 await cancel(task)
-            leader_lock.leave()
+            leader_lock.release()
 
 
 def make_link_selection(config: Config, inspector: Inspector, parts: Storage | None = None) -> LinkSelection:
@@ -224,7 +224,7 @@ async def open_services(
     failures = RecentFailures(platform.clock)
     share = None
     if place is not None and peers is not None:
-        share = CacheShare(place.slot, place.workers, lambda copies: peers.tell(copies=copies))
+        share = CacheShare(place.slot, place.workers, lambda copies: peers.notify(copies=copies))
     names = ThreadPoolExecutor(config.fetch.concurrent_max * NAME_THREADS_PER_FETCH, thread_name_prefix="names")
     asyncio.get_running_loop().set_default_executor(names)  # where the resolver looks names up
     async with open_storage(
@@ -275,7 +275,7 @@ async def open_services(
             failures=failures,
             totals=StoredTotals(parts.database, platform.timer),
             own_ports=own_ports,
-            leader_lock=None if place is None else LeaderLock(Path(place.folder), place.name),
+            leader_lock=None if place is None else LeaderLock(place.shared_folder, place.name),
             blocked_digests=blocked_digests,
             peers=peers,
             platform=platform,
@@ -424,7 +424,7 @@ def _watch_gauges(services: Services, origin: OriginClient, format_checker: Form
 
 def _open_leases(config: Config, platform: Platform, place: WorkerInfo) -> FillLeases:
     grace_s = LEASE_GRACE_S + config.store.timeout_s  # a look-up may go to a bucket
-    return FillLeases(Path(place.folder) / WorkerInfo.LEASES, place.name, grace_s=grace_s, timer=platform.timer)
+    return FillLeases(place.shared_folder.leases, place.name, grace_s=grace_s, timer=platform.timer)
 
 
 def _make_outbox_worker(services: Services) -> OutboxWorker | None:
@@ -554,7 +554,7 @@ class _Witness:
         self._failures.note(subject, error)
 
     def refused(self, subject: Subject, error: SourceForbidden) -> None:
-        self._failures.note(subject, error, share=REFUSED)
+        self._failures.note(subject, error, share=POLICY_SHARE)
 
 
 async def _sample_process(metrics: Metrics) -> None:
@@ -578,8 +578,8 @@ async def _within(event: asyncio.Event, seconds: float) -> bool:
 async def _count_stored(totals: StoredTotals, leader_lock: LeaderLock | None) -> None:
     """Count what is stored, where that is ours to do. Health does not wait for it: a count may take minutes."""
     while True:
-        if leader_lock is None or leader_lock.ours:
-            await totals.look()
+        if leader_lock is None or leader_lock.is_held:
+            await totals.count_if_due()
         await asyncio.sleep(CHECK_INTERVAL_S)
 
 
@@ -591,7 +591,7 @@ async def _watch(
     request that is paid for, and look-ups find them one by one as they are needed.
     """
     while True:
-        is_ours = leader_lock is None or leader_lock.ours
+        is_ours = leader_lock is None or leader_lock.is_held
         if is_ours and parts.remote is None and not parts.database.complete and not any(health.faults.values()):
             with suppress(StorageError):
                 images = await reindex(parts.archives, parts.database)

@@ -22,7 +22,7 @@ from imgkeep.core.store_url import Bucket, Folder
 
 if TYPE_CHECKING:
     from imgkeep.cli.invocation import Invocation
-    from imgkeep.maintenance.migrate import Migration, Outcome
+    from imgkeep.maintenance.migrate import CopyResult, Migration
 
 
 async def run(invocation: Invocation) -> int:
@@ -52,12 +52,12 @@ async def migrate(migration: Migration, *, as_json: bool, out: TextIO, err: Text
     fault: StorageError | None = None
     try:
         with progress("copying", await migration.count(), err) as bar:
-            async with aclosing(migration.run()) as outcomes:
-                async for outcome in outcomes:
-                    counts[_counted(outcome)] += 1
+            async with aclosing(migration.run()) as results:
+                async for result in results:
+                    counts[_counted(result)] += 1
                     bar.advance(1)
-                    if outcome.fate in {"damaged", "failed"}:
-                        bar.say(f"{outcome.fate:<10}  {outcome.path}  {outcome.reason}")
+                    if result.outcome in {"damaged", "failed"}:
+                        bar.say(f"{result.outcome:<10}  {result.path}  {result.reason}")
     except StorageError as error:
         fault = error
     facts = {
@@ -72,7 +72,7 @@ async def migrate(migration: Migration, *, as_json: bool, out: TextIO, err: Text
     return 1 if counts["damaged"] or counts["failed"] else 0
 
 
-def _counted(outcome: Outcome) -> str:
-    if outcome.fate != "copied":
-        return outcome.fate
-    return "copied_objects" if outcome.path.startswith(OBJECTS) else "copied_records"
+def _counted(result: CopyResult) -> str:
+    if result.outcome != "copied":
+        return result.outcome
+    return "copied_objects" if result.path.startswith(OBJECTS) else "copied_records"

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from imgkeep.config import Config
     from imgkeep.core.rewrite import Linker
     from imgkeep.images.inspect import Inspector
-    from imgkeep.page_rewriting import Which
+    from imgkeep.page_rewriting import LinkChoice
 
 # ruff: noqa: PLC0415 - most runs need no store
 
@@ -121,7 +121,7 @@ def _linker(invocation: Invocation, base: str, inspector: Inspector, storage: St
     from imgkeep.bootstrap.services import make_link_selection
 
     arguments = invocation.arguments
-    which: Which = "all" if arguments.all else tuple(arguments.hosts) if arguments.hosts else "temporary"
+    which: LinkChoice = "all" if arguments.all else tuple(arguments.hosts) if arguments.hosts else "temporary"
     try:
         return make_link_selection(invocation.config, inspector, storage).linker(which, base)
     except InvalidRequest as error:

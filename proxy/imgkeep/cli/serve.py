@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import resource
 import sys
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,9 +26,10 @@ def run(invocation: Invocation) -> int | Command:
 
 async def _serve(config: Config) -> int:
     from imgkeep.bootstrap import server
+    from imgkeep.bootstrap.exit_deadline import start_exit_deadline
 
     raise_file_limit()
-    await server.serve(config)
+    await server.serve(config, stopping=start_exit_deadline)
     return 0
 
 
@@ -35,19 +37,22 @@ def _supervise(invocation: Invocation) -> int:
     """Run several processes that serve on one port."""
     from imgkeep.bootstrap import server
     from imgkeep.cluster.supervisor import Supervisor
+    from imgkeep.listening import listen_for_workers
 
     # Workers run the code of this process, even if their working folder holds another package of this name.
     code = str(Path(__file__).parents[2])
     environment = {**invocation.environment}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, (code, environment.get("PYTHONPATH"))))
-    supervisor = Supervisor(
-        invocation.config,
-        command=(sys.executable, "-P", "-m", "imgkeep", WORKER),
-        environment=environment,
-        reload=invocation.reload,
-        opened=partial(server.tell_workers_opening, invocation.config),
-    )
-    return supervisor.run()
+    with ExitStack() as stack:
+        supervisor = Supervisor(
+            invocation.config,
+            sockets=listen_for_workers(invocation.config.server, stack),
+            command=(sys.executable, "-P", "-m", "imgkeep", WORKER),
+            environment=environment,
+            reload=invocation.reload,
+            opened=partial(server.tell_workers_opening, invocation.config),
+        )
+        return supervisor.run()
 
 
 def raise_file_limit() -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, BinaryIO, Final
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from imgkeep.cluster.supervisor import WorkerSetup
+    from imgkeep.cluster.worker_process import WorkerSetup
 
 WORKER: Final = "worker"
 
@@ -23,7 +23,7 @@ WORKER: Final = "worker"
 def read_worker_arguments(words: Sequence[str]) -> argparse.Namespace:
     """Parse the arguments that the supervisor gives."""
     parser = argparse.ArgumentParser(prog=f"imgkeep {WORKER}", add_help=False)
-    parser.add_argument("--place", required=True)
+    parser.add_argument("--worker", required=True)
     parser.add_argument("--listen", required=True)
     parser.add_argument("--control", required=True, type=int)
     return parser.parse_args(words, argparse.Namespace(command=WORKER))
@@ -40,7 +40,7 @@ def read_briefing(stdin: BinaryIO) -> WorkerSetup:
         signal.signal(number, signal.SIG_IGN)  # a terminal sends these to all processes; the supervisor decides
     import msgspec
 
-    from imgkeep.cluster.supervisor import WorkerSetup
+    from imgkeep.cluster.worker_process import WorkerSetup
     from imgkeep.config import ConfigError
 
     try:
@@ -56,11 +56,13 @@ async def run_worker(arguments: argparse.Namespace, setup: WorkerSetup) -> int:
     import msgspec
 
     from imgkeep.bootstrap import server
+    from imgkeep.bootstrap.exit_deadline import start_exit_deadline
     from imgkeep.cli.serve import raise_file_limit
-    from imgkeep.core.records import WorkerInfo
+    from imgkeep.cluster.info import WorkerInfo
 
     raise_file_limit()
-    place = msgspec.convert({**msgspec.json.decode(arguments.place), "secret": setup.secret}, WorkerInfo)
+    worker = msgspec.convert({**msgspec.json.decode(arguments.worker), "secret": setup.secret}, WorkerInfo)
     listening = [socket.socket(fileno=int(number)) for number in arguments.listen.split(",")]
-    await server.work(setup.config, place, listening, socket.socket(fileno=arguments.control))
+    control = socket.socket(fileno=arguments.control)
+    await server.work(setup.config, worker, listening, control, stopping=start_exit_deadline)
     return 0

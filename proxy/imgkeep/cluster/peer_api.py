@@ -1,157 +1,159 @@
 """
-What workers ask of each other, on sockets in a folder that only they can open.
+The peer API: what a worker answers its peers, on a socket in a folder that only they can open.
+
+| route | answer |
+|---|---|
+| `GET /fills/<name>` | the progress of a fill (`progress.py`); 204: this worker runs none of this name |
+| `GET /fills/<name>/end` | 204 as soon as this worker runs no fill of this name |
+| `POST /notices` | 204 when this worker knows what has changed |
+| `GET /metrics`, `GET /failures` | the counters and the recent failures of this worker |
 
 Rules:
-- A peer is a worker of this run only if it knows its secret; any other is refused and cut off.
-- Access was judged where the client is. No field here is a client's but `relay.FIELDS`, and none is judged.
-- A connection that has carried a body ends with the answer, whether the body was read or not.
-- Nothing is counted or recorded, because that is done where the client is.
+- A peer is a worker of this run only if it knows the secret; any other is refused and cut off.
+- The name of a fill is that of its lease (`images/service.py`). The worker that has the client judges access, so nothing
+  is judged here, and a peer starts no fill here.
+- A connection that has carried a body ends with the answer, whether a handler has read the body or not.
+- The worker that has the client counts and logs; this API does neither.
+
+After 204 the image is stored, or its fill has failed: the peer looks it up, and may acquire the lease.
 """
 
 from __future__ import annotations
 
-import json
+import asyncio
+from contextlib import aclosing
 from hmac import compare_digest
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 import msgspec
 from aiohttp import web
 
-from imgkeep.cluster.peers import OUTCOME, PEER, Notice
-from imgkeep.cluster.progress import tell_failure, tell_fill
-from imgkeep.core.errors import InvalidRequest
+from imgkeep.cluster.peers import SECRET_FIELD, Notice
+from imgkeep.cluster.progress import SHARE_FILE, write_failure, write_fill
+from imgkeep.core.errors import ImgkeepError, StorageError
 from imgkeep.core.records import Digest, Key
 from imgkeep.images.peer_fill import FillFailure
-from imgkeep.web.admission import API_PREFIX, reject_content_codings
-from imgkeep.web.aiohttp_adapter import send_body_range
-from imgkeep.web.api_relay import JUDGED
-from imgkeep.web.context import ADMISSION, REQUEST_LOG, Admission, RequestLog
-from imgkeep.web.messages import BodyRange, HttpResponse
-from imgkeep.web.problems import problem_middleware
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection, Mapping
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
 
     from aiohttp.typedefs import Middleware
 
-    from imgkeep.core.records import WorkerInfo
-    from imgkeep.images.recent_failures import RecentFailures
+    from imgkeep.cluster.info import WorkerInfo
+    from imgkeep.images.recent_failures import RecentFailure
     from imgkeep.images.service import ImageService
-    from imgkeep.observability.metrics import Metrics
 
-NOTICE_BYTES_MAX: Final = 16_777_216
-"""Some hundred thousand copies that were used in a second."""
+    Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+    Learn = Callable[[Collection[Digest], Collection[Key], Mapping[str, int], Collection[Digest]], Awaitable[None]]
+
+BODY_BYTES_MAX: Final = 16_777_216
+"""Maximum size of a request body: a notice of some hundred thousand copies that were used in a second."""
+
+STALL_TIMEOUT_S: Final = 60
+"""Timeout for a peer to read one piece: it holds a draft meanwhile."""
 
 _FILL: Final = r"/fills/{name:(?:try\.)?[0-9a-f]{64}}"
-"""A fill has the name of its lease (`images/service.py`)."""
 
 
 def make_peer_api(
-    image_service: ImageService,
-    counters: Metrics,
-    recent_failures: RecentFailures,
-    place: WorkerInfo,
-    learn: Callable[[Collection[Digest], Collection[Key], Mapping[str, int], Collection[Digest]], Awaitable[None]],
-    add_api: Callable[[web.Application], None],
+    info: WorkerInfo,
+    images: ImageService,
+    *,
+    learn: Learn,
+    counters: Callable[[], bytes],
+    failures: Callable[[], Sequence[RecentFailure]],
 ) -> web.Application:
-    """Make the application for the peers of a worker. `learn` is told what they tell."""
-    app = web.Application(
-        middlewares=[_known_by(place.secret), notes, problem_middleware, plain], client_max_size=NOTICE_BYTES_MAX
-    )
-    add_api(app)
+    """
+    Make the application that answers the peers of a worker.
+
+    Args:
+        info: The worker.
+        images: Whose fills peers follow.
+        learn: Takes what a peer tells: blocked digests, changed keys, copies by name and size, unblocked digests.
+        counters: Returns the counters of this worker.
+        failures: Returns its recent failures.
+    """
+    app = web.Application(middlewares=[_require_secret(info.secret)], client_max_size=BODY_BYTES_MAX)
 
     async def follow(request: web.Request) -> web.StreamResponse:
-        joined = await image_service.join(request.match_info["name"])
+        joined = await images.join(request.match_info["name"])
         if joined is None:
             return web.Response(status=204)
         if isinstance(joined, FillFailure):
-            return web.Response(body=tell_failure(joined))
-        telling = await tell_fill(*joined)
-        return await send_body_range(request, HttpResponse(200, {}), BodyRange(telling, 0, None, telling.message))
+            return web.Response(body=write_failure(joined))
+        fill, head = joined
+        try:
+            pieces = write_fill(fill, head, share_file=request.query_string == SHARE_FILE)
+            async with aclosing(pieces):
+                return await _stream(request, pieces)
+        finally:
+            await fill.aclose()
 
     async def wait(request: web.Request) -> web.Response:
-        await image_service.wait_for_fill(Key(request.match_info["name"]))
+        await images.wait_for_fill(Key(request.match_info["name"]))
         return web.Response(status=204)
 
-    async def notices(request: web.Request) -> web.Response:
+    async def take_notice(request: web.Request) -> web.Response:
         try:
             notice = msgspec.msgpack.decode(await request.read(), type=Notice)
         except msgspec.DecodeError:
-            raise InvalidRequest("the notice is not understood") from None
-        refused, changed = map(Digest, notice.refused), map(Key, notice.changed)
-        await learn([*refused], [*changed], notice.copies, [*map(Digest, notice.restored)])
+            return web.Response(status=400)
+        blocked, unblocked = [*map(Digest, notice.blocked)], [*map(Digest, notice.unblocked)]
+        try:
+            await learn(blocked, [*map(Key, notice.changed)], notice.copies, unblocked)
+        except StorageError:
+            return web.Response(status=503)
         return web.Response(status=204)
 
-    async def metrics(_request: web.Request) -> web.Response:
-        return web.Response(body=counters.tell(place.name))
+    async def show_counters(_request: web.Request) -> web.Response:
+        return web.Response(body=counters())
 
-    async def failures(_request: web.Request) -> web.Response:
-        return web.Response(body=msgspec.msgpack.encode(recent_failures.list()))
+    async def show_failures(_request: web.Request) -> web.Response:
+        return web.Response(body=msgspec.msgpack.encode(failures()))
 
     app.router.add_get(_FILL, follow, allow_head=False)
     app.router.add_get(f"{_FILL}/end", wait, allow_head=False)
-    app.router.add_post("/notices", notices)
-    app.router.add_get("/metrics", metrics, allow_head=False)
-    app.router.add_get("/failures", failures, allow_head=False)
-    app.on_response_prepare.append(_tell_outcome)
-    app.on_response_prepare.append(_end_with_body)
+    app.router.add_post("/notices", take_notice)
+    app.router.add_get("/metrics", show_counters, allow_head=False)
+    app.router.add_get("/failures", show_failures, allow_head=False)
+    app.on_response_prepare.append(_close_after_body)
     return app
 
 
-def _known_by(secret: str) -> Middleware:
+def _require_secret(secret: str) -> Middleware:
     expected = secret.encode()
 
     @web.middleware
-    async def known(
-        request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-    ) -> web.StreamResponse:
-        """The outermost layer: let in who knows the secret."""
-        given = request.headers.getall(PEER, [])
+    async def require_secret(request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Let peers in; the outermost layer."""
+        given = request.headers.getall(SECRET_FIELD, [])
         if len(given) != 1 or not compare_digest(given[0].encode("utf-8", "surrogateescape"), expected):
             response = web.Response(status=403)
             response.force_close()
             return response
         return await handler(request)
 
-    return known
+    return require_secret
 
 
-@web.middleware
-async def notes(
-    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-) -> web.StreamResponse:
-    """In the place of `records`."""
-    request[REQUEST_LOG] = RequestLog()
+async def _stream(request: web.Request, pieces: AsyncGenerator[bytes]) -> web.StreamResponse:
+    """Send a body in chunks. One that breaks off is left without its last chunk (RFC 9112, 7.1)."""
+    response = web.StreamResponse()
     try:
-        return await handler(request)
-    except ConnectionError:
-        return web.Response(status=499)
+        await response.prepare(request)
+        async for piece in pieces:
+            async with asyncio.timeout(STALL_TIMEOUT_S):
+                await response.write(piece)
+        await response.write_eof()
+    except (ImgkeepError, ConnectionError, TimeoutError):
+        response.force_close()
+        transport = cast("asyncio.WriteTransport | None", request.transport)
+        if transport is not None:
+            transport.abort()
+    return response
 
 
-@web.middleware
-async def plain(
-    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-) -> web.StreamResponse:
-    """In the place of `admission`: take what was judged where the client is."""
-    reject_content_codings(request)
-    resource = request.match_info.route.resource
-    if resource is not None and resource.canonical.startswith(API_PREFIX):
-        try:
-            request[ADMISSION] = msgspec.json.decode(request.headers.get(JUDGED, ""), type=Admission)
-        except msgspec.DecodeError:
-            raise InvalidRequest("the request was not judged") from None
-    return await handler(request)
-
-
-async def _tell_outcome(request: web.Request, response: web.StreamResponse) -> None:
-    noted = request.get(REQUEST_LOG)
-    if noted is not None:
-        response.headers[OUTCOME] = json.dumps(
-            [noted.code, noted.outcome, noted.key, noted.host, noted.provider, noted.detail]
-        )
-
-
-async def _end_with_body(request: web.Request, response: web.StreamResponse) -> None:
+async def _close_after_body(request: web.Request, response: web.StreamResponse) -> None:
     if request.body_exists:
         response.force_close()
         response.headers["Connection"] = "close"

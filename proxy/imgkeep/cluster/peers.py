@@ -1,12 +1,15 @@
 """
-The other workers that share our port, each behind a socket in a folder that only they can open.
+The client of the peer API: what this worker asks of the other workers of this run, and tells them.
 
 Rules:
-- Each request proves itself by the secret of this run (`WorkerInfo.secret`), which stands in no log.
-- No byte of a client's goes into the head of a request but through `relay.py`, which says what.
-- A connection that has carried a body is closed, and never carries another request: were its two ends ever of two minds
-  about where that body ends, the next request would be taken for a part of it.
-- Who cannot be connected to is dead or on its way: it is asked again for a moment, and then that is an answer.
+- A peer is known by the name of its process. `_open_session` alone knows that it listens on a Unix socket of this
+  machine, and `follow` alone that it shares files.
+- Each request carries the secret of this run (`WorkerInfo.secret`), which no log holds.
+- Nothing of a client's request goes to a peer but through `web/api_relay.py`, which says what. A fill is followed by
+  its key.
+- A connection that has carried a body closes, and never carries another request: if its two ends disagreed about where
+  that body ends, the peer would take the next request for a part of it.
+- A peer that refuses a connection is dead or about to end: retry for a moment, then report that.
 """
 
 from __future__ import annotations
@@ -15,7 +18,6 @@ import asyncio
 import errno
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
@@ -23,9 +25,8 @@ import aiohttp
 import msgspec
 from yarl import URL
 
-from imgkeep.cluster.progress import read_fill
+from imgkeep.cluster.progress import SHARE_FILE, read_fill
 from imgkeep.core.errors import Busy, OriginError, StorageError
-from imgkeep.core.records import WorkerInfo
 from imgkeep.images.recent_failures import RecentFailure
 
 if TYPE_CHECKING:
@@ -33,107 +34,109 @@ if TYPE_CHECKING:
 
     from multidict import CIMultiDict
 
+    from imgkeep.cluster.info import WorkerInfo
     from imgkeep.core.records import Digest, Key
     from imgkeep.images.peer_fill import FillFailure, RemoteFill
 
-ENDED: Final = "left"
-"""The folder of what workers that have ended had counted, a file a slot."""
-
 CONNECT_TIMEOUT_S: Final = 2
-"""For a socket on this machine, whose worker may be busy."""
-SILENT_MAX_S: Final = 360
-"""A sibling has limits of its own for all that it does; the longest is for a job that is waited for, five minutes."""
-TELL_TIMEOUT_S: Final = 5
+"""Timeout for a connection to a socket on this machine, whose worker may be busy."""
+READ_TIMEOUT_S: Final = 360
+"""Timeout for the next bytes of a peer. It has limits of its own: the longest is five minutes, for a job whose client
+waits for it."""
+NOTICE_TIMEOUT_S: Final = 5
+"""Timeout for a peer to confirm a notice."""
 COUNTERS_TIMEOUT_S: Final = 1
+"""Timeout for a peer's counters or failures: a page shows those that came."""
 UNREACHABLE_TIMEOUT_S: Final = 3
-"""With one that cannot be reached: the supervisor notices a death at once."""
+"""Timeout for a peer that refuses connections: the supervisor notices a death at once."""
 RETRY_INTERVAL_S: Final = 0.02
+"""Interval of attempts to reach such a peer."""
 
-PEER: Final = "Imgkeep-Peer"
+SECRET_FIELD: Final = "Imgkeep-Peer-Secret"
 """In requests: `WorkerInfo.secret`."""
-OUTCOME: Final = "Imgkeep-Outcome"
-"""In answers: what the record of the request is going to say."""
 
 
 class Notice(msgspec.Struct):
-    """What a worker tells its peers."""
+    """What a worker tells its peers, all by digest, key or name."""
 
-    refused: list[str] = []
+    blocked: list[str] = []
     changed: list[str] = []
     copies: dict[str, int] = {}
-    restored: list[str] = []
+    unblocked: list[str] = []
 
 
 @dataclass(frozen=True, slots=True)
-class _Lines:
-    """The connections to one worker."""
+class _Sessions:
+    """The connections to one peer."""
 
-    kept: aiohttp.ClientSession
+    pooled: aiohttp.ClientSession
     """For requests without a body."""
-    single: aiohttp.ClientSession
-    """For those with one: each has a connection of its own."""
+    single_use: aiohttp.ClientSession
+    """For requests with a body: each has a connection of its own."""
 
     async def aclose(self) -> None:
-        await self.kept.close()
-        await self.single.close()
+        await self.pooled.close()
+        await self.single_use.close()
 
 
 class Peers:
-    """Implements `images.peer_fill.FillPeers`."""
+    """The other workers of this run."""
 
-    def __init__(self, place: WorkerInfo) -> None:
-        self.name = place.name
-        self._slot = place.slot
-        self._folder = Path(place.folder)
-        self._secret = place.secret
-        self._lines: dict[str, _Lines] = {}
+    def __init__(self, info: WorkerInfo) -> None:
+        self.name = info.name
+        self._slot = info.slot
+        self._folder = info.shared_folder
+        self._secret = info.secret
+        self._sessions: dict[str, _Sessions] = {}
 
     async def aclose(self) -> None:
-        for lines in self._lines.values():
-            await lines.aclose()
-
-    def socket_path(self, name: str) -> Path:
-        """Return where a worker listens for its peers."""
-        return self._folder / f"{name}.sock"
+        for sessions in self._sessions.values():
+            await sessions.aclose()
 
     @asynccontextmanager
     async def follow(self, holder: str, name: str) -> AsyncGenerator[RemoteFill | FillFailure | None]:
         """
-        Follow a fill in another worker, by the name of its lease; `None`: there is none to follow, or not any more.
+        Follow a fill of a peer, by the name of its lease; `None`: it runs none, or its fill has ended.
 
         Raises:
-            Busy: It cannot be asked.
-            StorageError: It fails unexpectedly.
+            Busy: The peer holds the lease and cannot be reached.
+            StorageError: The peer fails unexpectedly.
         """
         try:
-            answer = await self.ask(holder, "GET", f"/fills/{name}")
+            response = await self.request(holder, "GET", f"/fills/{name}?{SHARE_FILE}")
         except (aiohttp.ClientError, OSError):
-            await self._see_freed(holder, name)
+            await self._wait_for_release(holder, name)
             yield None
             return
         try:
-            if answer.status == 204:
+            if response.status == 204:
                 yield None
                 return
-            if answer.status != 200:
-                raise StorageError("another worker cannot tell of the image that it fetches")
+            if response.status != 200:
+                raise StorageError("the worker that fetches the image does not report its progress")
             try:
-                feed = await read_fill(answer.content)
-            except OriginError:  # it died before it could tell
-                await self._see_freed(holder, name)
-                feed = None
-            yield feed
+                fill = await read_fill(response.content)
+            except OriginError:  # the peer died before it had sent a message
+                await self._wait_for_release(holder, name)
+                fill = None
+            yield fill
         finally:
-            answer.close()
+            response.close()
 
-    async def wait(self, holder: str, key: str) -> None:
+    async def wait(self, holder: str, name: str) -> None:
+        """
+        Wait until a peer runs no fill of this name.
+
+        Raises:
+            Busy: The peer holds the lease and cannot be reached.
+        """
         try:
-            async with await self.ask(holder, "GET", f"/fills/{key}/end"):
+            async with await self.request(holder, "GET", f"/fills/{name}/end"):
                 return
         except (aiohttp.ClientError, OSError):
-            await self._see_freed(holder, key)
+            await self._wait_for_release(holder, name)
 
-    async def tell(
+    async def notify(
         self,
         *,
         refused: Collection[Digest] = (),
@@ -141,109 +144,109 @@ class Peers:
         copies: Mapping[str, int] = MappingProxyType({}),
         restored: Collection[Digest] = (),
     ) -> None:
+        """
+        Tell all peers, and wait until they know: which digests are blocked from now on, under which keys something else
+        is stored, which local copies were brought or used, by name and size, and which digests are no longer blocked.
+
+        Raises:
+            StorageError: A peer lives and did not confirm it.
+        """
         body = msgspec.msgpack.encode(Notice(list(refused), list(changed), dict(copies), list(restored)))
 
-        async def tell(name: str) -> None:
+        async def notify_one(name: str) -> None:
             try:
-                async with asyncio.timeout(TELL_TIMEOUT_S):
-                    async with await self.ask(name, "POST", "/notices", body=body) as answer:
-                        if answer.status != 204:
-                            raise StorageError("another worker could not be told what has changed")
+                async with asyncio.timeout(NOTICE_TIMEOUT_S):
+                    async with await self.request(name, "POST", "/notices", body=body) as response:
+                        if response.status != 204:
+                            raise StorageError("another worker refused the notice of a change")
             except TimeoutError:
-                raise StorageError("another worker does not say that it knows what has changed") from None
+                raise StorageError("another worker did not confirm the notice of a change") from None
             except (aiohttp.ClientError, OSError):
-                return  # it is dead, and what comes in its place looks for itself
+                return  # it is dead, and the worker that replaces it reads everything anew
 
-        told = await asyncio.gather(*map(tell, await self._look_around()), return_exceptions=True)
-        for error in told:
+        results = await asyncio.gather(*map(notify_one, await self._list_peers()), return_exceptions=True)
+        for error in results:
             if isinstance(error, BaseException):
                 raise error
 
     async def counters(self) -> tuple[list[bytes], int, int]:
-        """Return what all others have counted, those that have ended too; how many told it, and how many did not."""
-        told = await self._ask_all("/metrics")
-        left = await asyncio.to_thread(self._read_left)
-        for counted in left:  # whoever told us and has ended since stands in both
-            for name in msgspec.msgpack.decode(counted)[0]:
-                told.pop(name, None)
-        answers = [counted for counted in told.values() if counted is not None]
-        return [*answers, *left], len(answers), len(told) - len(answers)
+        """Return the counters of all peers, ended ones too; how many peers sent theirs, and how many did not."""
+        sent = await self._request_all("/metrics")
+        ended = await asyncio.to_thread(self._read_ended)
+        for counters in ended:  # a worker that has ended since it answered stands in both
+            for name in msgspec.msgpack.decode(counters)[0]:
+                sent.pop(name, None)
+        answers = [counters for counters in sent.values() if counters is not None]
+        return [*answers, *ended], len(answers), len(sent) - len(answers)
 
     async def failures(self) -> list[list[RecentFailure]]:
-        """Return what failed lately in the other workers, as far as they answer in time."""
-        told = await self._ask_all("/failures")
-        return [msgspec.msgpack.decode(each, type=list[RecentFailure]) for each in told.values() if each is not None]
+        """Return the recent failures of the peers that answer in time."""
+        sent = await self._request_all("/failures")
+        return [msgspec.msgpack.decode(each, type=list[RecentFailure]) for each in sent.values() if each is not None]
 
-    async def _ask_all(self, path: str) -> dict[str, bytes | None]:
-        """Ask all others for the same, and return the answers by name; `None`: there was none in time."""
-
-        async def ask(name: str) -> bytes | None:
-            try:
-                async with asyncio.timeout(COUNTERS_TIMEOUT_S):
-                    async with await self.ask(name, "GET", path) as answer:
-                        return await answer.read() if answer.status == 200 else None
-            except (TimeoutError, aiohttp.ClientError, OSError):
-                return None
-
-        names = await self._look_around()
-        return dict(zip(names, await asyncio.gather(*map(ask, names)), strict=True))
-
-    def save_counters(self, counted: bytes, merge: Callable[[Sequence[bytes]], bytes]) -> None:
-        """Leave what we have counted for those who stay, with what our predecessors did. Blocks."""
-        folder = self._folder / ENDED
+    def save_counters(self, counters: bytes, merge: Callable[[Sequence[bytes]], bytes]) -> None:
+        """Save the counters of this worker, which ends, for its peers; merged with its predecessors'. Blocks."""
         with suppress(OSError):
-            folder.mkdir(exist_ok=True)
-            place, new = folder / str(self._slot), self._folder / f"{ENDED}.{self.name}"
-            before = [place.read_bytes()] if place.exists() else []
-            new.write_bytes(merge([counted, *before]))
-            new.replace(place)
+            self._folder.ended.mkdir(exist_ok=True)
+            path = self._folder.ended / str(self._slot)
+            new = self._folder.path / f"ended.{self.name}"
+            before = [path.read_bytes()] if path.exists() else []
+            new.write_bytes(merge([counters, *before]))
+            new.replace(path)
 
-    async def ask(
+    async def request(
         self,
-        holder: str,
+        peer: str,
         method: str,
         target: str,
         fields: CIMultiDict[str] | None = None,
         body: AsyncIterable[bytes] | bytes | None = None,
     ) -> aiohttp.ClientResponse:
         """
-        Ask another worker. `target` is path and query, percent-encoded ASCII; what comes in pieces is sent in chunks.
+        Send a request to a peer.
+
+        Args:
+            peer: Its name.
+            method: The method.
+            target: Path and query, percent-encoded ASCII.
+            fields: Header fields besides the secret.
+            body: Sent in chunks where it comes in pieces.
 
         Raises:
-            aiohttp.ClientError, OSError: It said nothing.
+            aiohttp.ClientError, OSError: The peer did not answer.
         """
         path, _, query = target.partition("?")
-        # What looks like a fragment goes along as it came.
+        # A `#` goes along as it came: it begins no fragment here.
         url = URL.build(scheme="http", host="peer", path=path, query_string=query, encoded=True)
         give_up_at = asyncio.get_running_loop().time() + UNREACHABLE_TIMEOUT_S
         while True:
-            lines = self._lines_to(holder)
-            session = lines.kept if body is None else lines.single
+            sessions = self._sessions_to(peer)
+            session = sessions.pooled if body is None else sessions.single_use
             try:
                 return await session.request(method, url, headers=fields, data=body, allow_redirects=False)
             except aiohttp.ClientConnectorError as error:
-                # Not dead: more of us are connecting than it has room for (man 7 unix).
+                # Not dead: more workers connect than its queue holds (man 7 unix).
                 if error.errno != errno.EAGAIN or asyncio.get_running_loop().time() > give_up_at:
                     raise
                 await asyncio.sleep(RETRY_INTERVAL_S)
 
     def find_leader(self) -> str | None:
-        """Return the name of the worker whose turn it is."""
+        """Return the name of the last leader."""
         try:
-            return str((self._folder / WorkerInfo.LEADER).readlink())
+            return str(self._folder.leader.readlink())
         except OSError:
             return None
 
-    async def _see_freed(self, holder: str, key: str) -> None:
+    async def _wait_for_release(self, holder: str, name: str) -> None:
         """
-        Wait until a worker that cannot be reached has lost its lease.
+        Wait until a peer that cannot be reached has lost its lease.
 
         Raises:
-            Busy: It has not.
+            Busy: It still holds the lease.
         """
         loop = asyncio.get_running_loop()
         give_up_at = loop.time() + UNREACHABLE_TIMEOUT_S
-        lease = self._folder / WorkerInfo.LEASES / key
+        lease = self._folder.leases / name
         while loop.time() < give_up_at:
             await asyncio.sleep(RETRY_INTERVAL_S)
             with suppress(OSError):
@@ -252,30 +255,45 @@ class Peers:
             return
         raise Busy("the worker that fetches this image cannot be reached", retry_after_s=1)
 
-    async def _look_around(self) -> list[str]:
-        """Return the names of all others, and forget those who are gone."""
-        names = {path.name.removesuffix(".sock") for path in self._folder.glob("*.sock")} - {self.name}
-        for name in self._lines.keys() - names:
-            await self._lines.pop(name).aclose()
+    async def _request_all(self, path: str) -> dict[str, bytes | None]:
+        """Send the same request to all peers; return the answers by name, `None`: there was none in time."""
+
+        async def request_one(name: str) -> bytes | None:
+            try:
+                async with asyncio.timeout(COUNTERS_TIMEOUT_S):
+                    async with await self.request(name, "GET", path) as response:
+                        return await response.read() if response.status == 200 else None
+            except (TimeoutError, aiohttp.ClientError, OSError):
+                return None
+
+        names = await self._list_peers()
+        return dict(zip(names, await asyncio.gather(*map(request_one, names)), strict=True))
+
+    async def _list_peers(self) -> list[str]:
+        """Return the names of all peers, and close the connections to those that are gone."""
+        names = self._folder.sockets().keys() - {self.name}
+        for name in self._sessions.keys() - names:
+            await self._sessions.pop(name).aclose()
         return list(names)
 
-    def _read_left(self) -> list[bytes]:
+    def _read_ended(self) -> list[bytes]:
         with suppress(OSError):
-            return [path.read_bytes() for path in (self._folder / ENDED).iterdir()]
+            return [path.read_bytes() for path in self._folder.ended.iterdir()]
         return []
 
-    def _lines_to(self, name: str) -> _Lines:
-        lines = self._lines.get(name)
-        if lines is None:
-            lines = self._lines[name] = _Lines(self._session(name), self._session(name, force_close=True))
-        return lines
+    def _sessions_to(self, peer: str) -> _Sessions:
+        sessions = self._sessions.get(peer)
+        if sessions is None:
+            sessions = _Sessions(self._open_session(peer), self._open_session(peer, force_close=True))
+            self._sessions[peer] = sessions
+        return sessions
 
-    def _session(self, name: str, *, force_close: bool = False) -> aiohttp.ClientSession:
+    def _open_session(self, peer: str, *, force_close: bool = False) -> aiohttp.ClientSession:
         return aiohttp.ClientSession(
-            connector=aiohttp.UnixConnector(str(self.socket_path(name)), limit=0, force_close=force_close),
-            headers={PEER: self._secret},
+            connector=aiohttp.UnixConnector(str(self._folder.socket(peer)), limit=0, force_close=force_close),
+            headers={SECRET_FIELD: self._secret},
             skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=SILENT_MAX_S),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=READ_TIMEOUT_S),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, ClassVar, Final, Literal, NewType, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, NewType, TypeAlias
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -433,27 +433,3 @@ class OutboxEntry:
 
     key: Key
     attempts: int
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerInfo:
-    """
-    Where a worker stands among those that share a port.
-
-    Attributes:
-        name: Its own, as long as the supervisor lives: a claim or a socket with this name is its and nobody else's.
-        slot: Which of the `workers` it is, from 0 on. The one that replaces it has the same.
-        folder: What they share while they run: their sockets and their claims.
-        secret: What each request to another worker proves itself by; drawn at start, and never told elsewhere.
-    """
-
-    LEASES: ClassVar[str] = "claims"
-    """Where in the folder claims are (`cluster/leases.py`)."""
-    LEADER: ClassVar[str] = "works"
-    """The link there to whom it is the turn of, to do what one does for all."""
-
-    name: str
-    slot: int
-    workers: int
-    folder: str
-    secret: str = field(repr=False)

@@ -254,7 +254,7 @@ class Confirmer:
         name = f"probe.{key}"
         if name in self._probes or len(self._probes) >= PROBES_MAX:
             return
-        if self._leases is not None and self._leases.take(name) is not None:
+        if self._leases is not None and self._leases.acquire(name) is not None:
             return
         self._probes.join(
             name, lambda: Probe(trial, self._dependencies, self._spoil, self._conclude, partial(self._over, name))

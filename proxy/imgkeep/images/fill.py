@@ -573,7 +573,7 @@ class Fill:
         if record.digest in self._dependencies.refused:
             raise Removed(REMOVED)
         if self._dependencies.suspects is not None:
-            self._dependencies.suspects.insist(record)
+            self._dependencies.suspects.reject(record)
 
     async def _keep(self, record: Record) -> StorageError | None:
         self._require_acceptable(record)
@@ -585,7 +585,7 @@ class Fill:
         if record.digest in self._dependencies.refused:  # removed while it was being put
             await undo_put(self._dependencies.store, kept)
             raise Removed(REMOVED)
-        if self._dependencies.suspects is not None and self._dependencies.suspects.note(kept):
+        if self._dependencies.suspects is not None and self._dependencies.suspects.count(kept):
             self._dependencies.observer.suspected(kept)
         self._pending = kept.pending
         self.outcome = kept

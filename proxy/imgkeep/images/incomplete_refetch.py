@@ -168,7 +168,7 @@ class IncompleteRefetcher:
     def _begin(self, refetch: Refetch, request_context: RequestContext) -> bool:
         """Begin a fill without readers, unless there is one; return whether it began."""
         name = f"refresh.{refetch.known.key}"
-        if name in self._flights or (self._leases is not None and self._leases.take(name) is not None):
+        if name in self._flights or (self._leases is not None and self._leases.acquire(name) is not None):
             return False
         permit: Permit | None = None
         if self._rate_limiter is not None and not request_context.client.own:
@@ -204,7 +204,7 @@ class IncompleteRefetcher:
 
     def _release(self, name: str, *, kept: bool = False) -> None:
         if self._leases is not None:
-            self._leases.release(name, kept=kept)
+            self._leases.release(name, stored=kept)
 
     async def _is_due(self, refetch: Refetch) -> bool:
         """Ask the store whether the image is still what was seen: another worker or node may have fetched it again."""

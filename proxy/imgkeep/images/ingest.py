@@ -38,7 +38,7 @@ async def check_image(to: FillDependencies, draft: Draft) -> CheckedImage:
         TooLarge: It has too many pixels.
         Busy: Too many images are being judged.
     """
-    judged = await to.format_checker.judge(draft)
+    judged = await to.format_checker.check(draft)
     if judged is None:
         raise NotAnImage("the bytes are not an image of a supported format")
     pixel_size = judged.pixel_size

@@ -1,4 +1,4 @@
-"""What a link tells by itself: for people and programs that want to know before anything is fetched."""
+"""Inspection of links: what a link tells by itself, before anything is fetched."""
 
 from __future__ import annotations
 
@@ -21,9 +21,13 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class Inspector:
     """
-    Tells of a link what `/img` would go by. `public` is `server.public_url`.
+    The facts of links by which `/img` decides.
 
-    `is_gone` tells of a URL whether a picture stands there in the place of those that are no more.
+    Attributes:
+        policy: The policy for sources.
+        identify: Tells which image a link names and what kind of link it is.
+        public: `server.public_url`.
+        is_gone: Tells of a URL whether a placeholder for deleted images is stored there.
     """
 
     policy: Policy
@@ -35,8 +39,8 @@ class Inspector:
         """
         Return the facts as `GET /api/inspect` gives them.
 
-        `ours`: it lies under `server.public_url`. `signature_checked`: see `SourceInfo.enforced`; None: the identity
-        leaves out nothing that grants access.
+        `ours`: the link lies under `server.public_url`. `signature_checked`: see `SourceInfo.enforced`; None: the
+        identity leaves out nothing that grants access.
         """
         info = self.identify(source)
         reason = judge(source, self.policy)
@@ -56,7 +60,7 @@ class Inspector:
 
 
 def make_inspector(config: Config, clock: Clock) -> Inspector:
-    """Return what reads links by the provider rules and the policy of a configuration."""
+    """Make an inspector with the provider rules and the policy of a configuration."""
     catalogue = config.read_provider_rules()
     exact = config.sources.identity == "exact"
     return Inspector(

@@ -1,10 +1,11 @@
 """
-How often a client may ask for what is not stored: a look may be a request to a bucket, which the operator pays for.
+Limit on the lookups of a client that find nothing: a lookup may be a request to a bucket, which the operator pays for.
 
 Rules:
-- Only what was looked for in vain counts. What is found costs its client nothing.
-- A client that has used its part up is refused before anything is looked for.
-- Every network of a client counts by itself, a /48 with `WIDE_PART` times the number of a /64: its owner has 65,536.
+- Only lookups that find nothing count. What is found costs its client nothing.
+- A client that has reached its limit is refused before a lookup.
+- Each network of a client counts by itself, a /48 with `WIDE_NETWORK_FACTOR` times the number of a /64, of which its
+  owner has 65,536.
 """
 
 from __future__ import annotations
@@ -23,19 +24,19 @@ if TYPE_CHECKING:
     from imgkeep.core.records import Client
 
 CLIENTS_MAX: Final = 65_536
-"""200 bytes each, 13 MB. The client that was not seen for longest is forgotten first."""
-WIDE_PART: Final = 4
-"""A /48 may be a company or a carrier with many who look."""
+"""Maximum number of clients that are counted; 200 bytes each, 13 MB. The least recently seen is forgotten first."""
+WIDE_NETWORK_FACTOR: Final = 4
+"""Factor of the limit for a /48, which may be a company or a carrier with many clients."""
 
 
 class MissLimiter:
     """
-    Counts look-ups in vain by client.
+    The limit on lookups that find nothing, by client.
 
     Args:
-        per_minute: `limits.misses_per_minute`; 0: there is no limit.
+        per_minute: `limits.misses_per_minute`.
         timer: Gives monotonic seconds.
-        refused: Is told of the limit when it refuses.
+        refused: Is called with the name of the limit when it refuses.
     """
 
     def __init__(self, per_minute: int, *, timer: Callable[[], float], refused: Callable[[str], None]) -> None:
@@ -46,10 +47,10 @@ class MissLimiter:
 
     def check(self, client: Client) -> None:
         """
-        Let a client look for something.
+        Check that a client may look something up.
 
         Raises:
-            RateLimited: It has looked in vain too often.
+            RateLimited: It has reached its limit.
         """
         now = self._timer()
         for network in client.networks:
@@ -59,16 +60,18 @@ class MissLimiter:
                 self._refused("misses_per_minute")
                 raise RateLimited(
                     "this address has asked too often for what is not stored (limits.misses_per_minute); behind a "
-                    "proxy of yours, see server.trusted_proxies",
+                    "reverse proxy, see server.trusted_proxies",
                     retry_after_s=max(1, math.ceil(wait_s)),
                 )
 
     def note(self, client: Client) -> None:
-        """A client has looked in vain."""
+        """Count a lookup that found nothing."""
         now = self._timer()
-        for place, network in enumerate(client.networks):
+        for position, network in enumerate(client.networks):
             bucket = self._buckets.get(network)
             if bucket is None:
-                bucket = self._buckets[network] = TokenBucket(self._per_minute * (WIDE_PART if place else 1), 60, now)
+                bucket = self._buckets[network] = TokenBucket(
+                    self._per_minute * (WIDE_NETWORK_FACTOR if position else 1), 60, now
+                )
             bucket.wait_s(1, now)
             bucket.take(1)

@@ -64,11 +64,11 @@ class FillLeases(Protocol):
 
     grace_s: float
 
-    def take(self, key: str) -> str | None:
+    def acquire(self, key: str) -> str | None:
         """Claim a key; `None`: it is ours, now or already. Else the name of the worker that has it."""
 
-    def release(self, key: str, *, kept: bool = False) -> None:
-        """Let go of a claim of ours, if there is one: at once, or when nobody can have missed what was `kept`."""
+    def release(self, key: str, *, stored: bool = False) -> None:
+        """Let go of a claim of ours, if there is one: at once, or when nobody can have missed what was `stored`."""
 
 
 class Peers(Protocol):
@@ -82,7 +82,7 @@ class Peers(Protocol):
             Busy: It cannot be asked.
         """
 
-    async def tell(
+    async def notify(
         self,
         *,
         refused: Collection[Digest] = (),

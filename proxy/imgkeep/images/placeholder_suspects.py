@@ -1,10 +1,11 @@
 """
-Pictures that one host gives under many names: likely a placeholder for what is missing, forbidden or over a limit.
+Suspected placeholders: bytes that a host sends under many names, likely for what is missing, forbidden or over a limit.
 
 Rules:
-- What counts is how many identities of one host had the same bytes within a day, each once.
-- A suspicion is reported, and refused only where the operator says so (`sources.placeholders`); what is stored stays.
-- Memory is bounded: what was not seen for longest is forgotten first. Each process counts what it fetches itself.
+- The measure is the number of identities of one host that had the same bytes within a day, each counted once.
+- A suspicion is reported; fills of suspected bytes fail only where the operator says so (`sources.placeholders`). What
+  is stored stays.
+- Memory is bounded: the least recently seen entry is forgotten first. Each process counts what it fetches itself.
 """
 
 from __future__ import annotations
@@ -22,62 +23,62 @@ if TYPE_CHECKING:
     from imgkeep.core.records import Digest, Record
 
 IDENTITIES_MIN: Final = 10
-"""The same spacer or default avatar appears under some names on one site; a placeholder does under all."""
+"""Minimum number of identities that make bytes suspect: a spacer or default avatar has a few names on a site."""
 PERIOD_S: Final = 86_400
 COUNTED_MAX: Final = 32_768
-"""Pairs of host and digest that are being counted; 1 kB each at most, 32 MB, and a fifth of that as a rule."""
+"""Maximum number of pairs of host and digest that are counted; 1 kB each at most, 32 MB, a fifth of that as a rule."""
 SUSPECTS_MAX: Final = 4096
 
 
 class PlaceholderSuspects:
     """
-    Counts under how many identities a host gives the same bytes.
+    The number of identities under which a host sent the same bytes.
 
     Args:
-        refuse: Whether what is suspected is not kept any more.
         timer: Gives monotonic seconds.
+        refuse: Whether suspected bytes are not stored.
     """
 
     def __init__(self, timer: Callable[[], float], *, refuse: bool = False) -> None:
         self._refuse = refuse
         self._timer = timer
         self._counted: LRUCache[tuple[str, Digest], tuple[float, set[int]]] = LRUCache(COUNTED_MAX)
-        """Since when, and hashes of the identities."""
+        """By host and digest, the time of the first identity and the hashes of all."""
         self._suspects: TTLCache[tuple[str, Digest], bool] = TTLCache(SUSPECTS_MAX, PERIOD_S, timer=timer)
 
     def __len__(self) -> int:
         return len(self._suspects)
 
     def include(self, record: Record) -> bool:
-        """Whether the bytes of a record are suspected at its host."""
+        """Tell whether the bytes of a record are suspected at its host."""
         return (record.host, record.digest) in self._suspects
 
-    def insist(self, record: Record) -> None:
+    def reject(self, record: Record) -> None:
         """
-        Raise what forbids to keep the bytes of a record.
+        Reject the bytes of a record where they are suspected and the operator wants them rejected.
 
         Raises:
-            NotAnImage: They are suspected, and that is refused.
+            NotAnImage: They are.
         """
         if self._refuse and self.include(record):
             raise NotAnImage(
-                "the origin gives the same picture for many links, so it is taken for a placeholder; "
-                'sources.placeholders = "report" keeps such pictures'
+                "the origin sends the same image for many links, so it is taken for a placeholder; "
+                'sources.placeholders = "report" stores such images'
             )
 
-    def note(self, record: Record) -> bool:
-        """Count a record that was kept; return whether its bytes are suspected from now on, and were not before."""
-        place = (record.host, record.digest)
-        if not record.host or place in self._suspects:
+    def count(self, record: Record) -> bool:
+        """Count a stored record; return whether its bytes are suspected from now on, and were not before."""
+        pair = (record.host, record.digest)
+        if not record.host or pair in self._suspects:
             return False
         now = self._timer()
-        since, identities = self._counted.get(place, (now, set()))
+        since, identities = self._counted.get(pair, (now, set()))
         if now - since > PERIOD_S:
             since, identities = now, set()
         identities.add(hash(shared_identity(record.identity)))
-        self._counted[place] = (since, identities)
+        self._counted[pair] = (since, identities)
         if len(identities) < IDENTITIES_MIN:
             return False
-        del self._counted[place]
-        self._suspects[place] = True
+        del self._counted[pair]
+        self._suspects[pair] = True
         return True

@@ -26,7 +26,7 @@ class SourceFacts(Struct, kw_only=True):
     host: str | None
     provider: str | None
     temporary: bool
-    expires_at: datetime | None
+    expires_at: Annotated[datetime, Meta(tz=True)] | None
 
 
 class ImageFacts(Struct, kw_only=True):
@@ -46,7 +46,7 @@ class ImageFacts(Struct, kw_only=True):
     size: Annotated[int, Meta(ge=1, description="Number of bytes.")]
     width: int | None
     height: int | None
-    stored_at: datetime
+    stored_at: Annotated[datetime, Meta(tz=True)]
     standing: Annotated[
         Standing, Meta(description="What the image is worth to links other than the one that brought it.")
     ]

@@ -191,7 +191,7 @@ class Refetcher:
                 return
             if len(self._flights) >= REFETCHES_MAX:
                 raise Busy("too many images are being fetched again", retry_after_s=2)
-            if self._leases is None or self._leases.take(name) is None:
+            if self._leases is None or self._leases.acquire(name) is None:
                 return
             await self._sleep(CLAIM_EVERY_S)
         raise Busy("another worker is fetching this image", retry_after_s=2)

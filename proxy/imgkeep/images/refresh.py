@@ -139,7 +139,7 @@ class Refresher:
         known: Record | None = None,
     ) -> bool:
         """Begin a fill without readers, under the lease `name`; `False`: there is one."""
-        if self._leases is not None and name not in self._flights and self._leases.take(name) is not None:
+        if self._leases is not None and name not in self._flights and self._leases.acquire(name) is not None:
             return False
         fill = partial(
             Fill,
@@ -157,4 +157,4 @@ class Refresher:
 
     def _release(self, name: str, *, kept: bool) -> None:
         if self._leases is not None:
-            self._leases.release(name, kept=kept)
+            self._leases.release(name, stored=kept)

@@ -184,7 +184,7 @@ class BlockedDigests:
         """
         await self.learn(new)
         if self._peers is not None:
-            await self._peers.tell(refused=new)
+            await self._peers.notify(refused=new)
         await self._register.refuse(new)
 
     async def learn(self, new: Collection[Digest]) -> None:
@@ -226,7 +226,7 @@ class BlockedDigests:
         self.restored()
         if self._peers is not None:
             with suppress(StorageError):  # their next refresh tells them
-                await self._peers.tell(changed=keys, restored=digests)
+                await self._peers.notify(changed=keys, restored=digests)
 
     async def run(self, sleep: Sleep) -> None:
         """Refresh, for ever."""

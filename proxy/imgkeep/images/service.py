@@ -375,7 +375,7 @@ class ImageService:
         """Tell other workers that something else is kept under a key, or elsewhere, or what `learn` understands."""
         if self._peers is not None:
             with suppress(StorageError):  # they look again some time (`web/fastpath/response_cache.py`)
-                await self._peers.tell(changed=[Key(key)])
+                await self._peers.notify(changed=[Key(key)])
 
     def failed(self, source: Source, error: BaseException) -> None:
         if isinstance(error, ImgkeepError):
@@ -449,7 +449,7 @@ class ImageService:
         self._check_may_fetch(source, fault, from_own_node=request_context.from_own_node)
         # No await between the look-up's last word and the departure: see collapse.py, and cluster/leases.py.
         if self._leases is not None and info.key not in self._flights:
-            holder = self._leases.take(info.key)
+            holder = self._leases.acquire(info.key)
             if holder is not None:
                 return HeldByPeer(holder, info.key)
             if fault is None and self._timer() - began > self._leases.grace_s:
@@ -557,7 +557,7 @@ class ImageService:
             self._require_allowed(source, info)
             self._check_may_fetch(source, None, from_own_node=request_context.from_own_node)
             if self._leases is not None and name not in self._flights:
-                holder = self._leases.take(name)
+                holder = self._leases.acquire(name)
                 if holder is not None:
                     return HeldByPeer(holder, name)
             settle = partial(self._confirmer.settle, source, info, known)
@@ -609,7 +609,7 @@ class ImageService:
 
     def _release(self, key: str, *, kept: bool = False) -> None:
         if self._leases is not None:
-            self._leases.release(key, kept=kept)
+            self._leases.release(key, stored=kept)
 
     def _require_allowed(self, source: Source, info: SourceInfo) -> None:
         """Judge before anything is fetched, and only then: what is kept stays, whatever may be fetched today."""

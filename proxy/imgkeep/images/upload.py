@@ -1,11 +1,12 @@
 """
-Keeping an image before anyone looks: by its link, or by its bytes.
+Images that the API, a job or a command stores: by their link, or by their bytes.
 
 Rules:
-- What is answered is durable, in the primary or in the fallback.
-- The same image saved again is found, not fetched or written again; a fill that is under way is joined.
-- Bytes are judged as those of an origin are: an image of a kind that we keep, and within the limits. What its format
-  calls incomplete is refused: there is no origin to fetch it from again, and its sender can send it whole.
+- A saved image is durable, in the primary or in the fallback.
+- The same image saved again is found, and neither fetched nor written again; a save joins a fill that is under way.
+- Uploaded bytes are checked as those of an origin are: an image of a supported format, and within the limits. An image
+  that its format calls incomplete is refused: there is no origin to fetch it from again, and its sender can send it
+  whole.
 """
 
 from __future__ import annotations
@@ -31,14 +32,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """An image that is kept. `created`: it was not, before."""
+    """A stored image. `created`: it was not stored before."""
 
     record: Record
     created: bool
 
 
 class Saver:
-    """Keeps images that nobody has asked for. `body_bytes_max`: of bytes that are handed in."""
+    """Stores images by link and by bytes. `body_bytes_max`: maximum size of uploaded bytes."""
 
     def __init__(self, image_service: ImageService, dependencies: FillDependencies, *, body_bytes_max: int) -> None:
         self._image_service = image_service
@@ -47,22 +48,22 @@ class Saver:
 
     async def save_link(self, source: Source) -> Saved:
         """
-        Keep the image behind a link.
+        Store the image that a link names.
 
         Raises:
-            SourceRejected, OriginError, StorageError, Busy: As their classes say; it is not kept.
+            SourceRejected, OriginError, StorageError, Busy: As their classes say; it is not stored.
         """
         return Saved(*await self._image_service.keep(source, self._image_service.identify(source)))
 
     async def save_bytes(self, chunks: AsyncIterator[bytes], size: int | None, info: SourceInfo | None = None) -> Saved:
         """
-        Keep an image that is handed in, under `info` or else under its bytes; `size` is a hint.
+        Store uploaded bytes, under the key of `info` or else of the bytes themselves; `size` is a hint.
 
         Raises:
-            NotAnImage, TooLarge, Removed: It is refused.
-            Busy: Too many images are being judged.
-            Conflict: Another image is kept under `info`.
-            StorageError: It is not kept.
+            NotAnImage, TooLarge, Removed: They are refused.
+            Busy: Too many images are being checked.
+            Conflict: Another image is stored under the key of `info`.
+            StorageError: They are not stored.
         """
         draft = await begin(self._dependencies, size)
         try:
@@ -72,16 +73,16 @@ class Saver:
                 await draft.write(chunk)
             if draft.digest in self._dependencies.refused:
                 raise Removed(REMOVED)
-            judged = await check_whole_image(self._dependencies, draft)
-            return await self._keep(draft, judged.format, judged.pixel_size, info or identify_bytes(draft.digest))
+            checked = await check_whole_image(self._dependencies, draft)
+            return await self._store(draft, checked.format, checked.pixel_size, info or identify_bytes(draft.digest))
         finally:
             await draft.aclose()
 
-    async def _keep(self, draft: Draft, format_: Format, pixel_size: PixelSize | None, info: SourceInfo) -> Saved:
+    async def _store(self, draft: Draft, format_: Format, pixel_size: PixelSize | None, info: SourceInfo) -> Saved:
         known = await self._image_service.find(info.key)
         if known is not None:
             if known.digest != draft.digest:
-                raise Conflict("another image is kept under this name")
+                raise Conflict("another image is stored under this name")
             return Saved(known, created=False)
         record = Record(
             key=info.key,
@@ -94,12 +95,12 @@ class Saver:
             etag=self._dependencies.draw_etag(),
             stored_at=self._dependencies.clock().replace(microsecond=0),
         )
-        kept = await self._dependencies.store.put(draft, record)
+        stored = await self._dependencies.store.put(draft, record)
         if record.digest in self._dependencies.refused:  # removed while it was being put
-            await undo_put(self._dependencies.store, kept)
+            await undo_put(self._dependencies.store, stored)
             raise Removed(REMOVED)
         self._dependencies.observer.filled(
-            Subject(kept.key, kept.host, kept.provider), draft.size, pending=kept.pending
+            Subject(stored.key, stored.host, stored.provider), draft.size, pending=stored.pending
         )
-        await self._image_service.kept(kept)
-        return Saved(kept, created=True)
+        await self._image_service.kept(stored)
+        return Saved(stored, created=True)

@@ -1,11 +1,12 @@
 """
-Copying one store to another: all objects, then all records, so that a record there always finds its object.
+Migration of one store to another: first all objects, then all records, so that a record of the target always finds its
+object.
 
 Rules:
-- The two are compared folder by folder (`v1/objects/ab`), because not every store lists in the order of the names; what
-  is there already is not copied again, so whoever was interrupted starts anew and goes on.
-- The source is only read. An object counts only if its bytes have the digest that it is named by.
-- A record there stays, whatever it names; one whose object could not be copied stays behind with it.
+- The two stores are compared folder by folder (`v1/objects/ab`), because not every store lists in the order of names.
+  What the target has is not copied again, so an interrupted migration is continued by the next one.
+- The source is only read. An object is copied only if its bytes have the digest that names it.
+- A record of the target stays, whatever it names. A record whose object could not be copied is not copied either.
 """
 
 from __future__ import annotations
@@ -26,31 +27,32 @@ if TYPE_CHECKING:
     from imgkeep.clock import Clock
     from imgkeep.storage.interfaces import ListableStore, Spool
 
-    Fate = Literal["copied", "skipped", "kept", "damaged", "failed", "gone"]
+    CopyOutcome = Literal["copied", "skipped", "kept", "damaged", "failed", "gone"]
 
-AT_ONCE: Final = 4
+COPIES_CONCURRENT_MAX: Final = 4
 FAILURES_MAX: Final = 20
-"""So many failures in a row are not about single images: one of the stores is away, or full."""
+"""Maximum number of failures in a row: more are not about single images, because a store is unreachable or full."""
 
 _FOLDER: Final = re.compile(f"({OBJECTS}|{RECORDS})/[0-9a-f]{{2}}")
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class CopyResult:
     """
-    What became of an object or a record, by its path in the stored layout.
+    The result for an object or a record, by its path in the stored layout.
 
-    `copied`. `skipped`: an object that the target had. `kept`: a record that the target had. `damaged`: not what was
-    stored, or what it needs is not. `failed`: a store failed. `gone`: it was removed since its folder was listed.
+    `copied`. `skipped`: the target had the object. `kept`: the target had the record. `damaged`: the bytes are not what
+    was stored, or the record's object is damaged. `failed`: a store failed. `gone`: it was removed since its folder was
+    listed.
     """
 
-    fate: Fate
+    outcome: CopyOutcome
     path: str
     reason: str = ""
 
 
 class Migration:
-    """Copies `source` to `target`; `spool` takes what lies on no disk on its way."""
+    """A copy of `source` to `target`; `spool` holds the objects that are on no disk while they are copied."""
 
     def __init__(self, source: ListableStore, target: ListableStore, spool: Spool, clock: Clock) -> None:
         self._clock = clock
@@ -58,56 +60,56 @@ class Migration:
         self._target = target
         self._spool = spool
         self._folders: list[str] = []
-        self._left_behind: dict[str, Fate] = {}
+        self._left_behind: dict[str, CopyOutcome] = {}
         self._failures = 0
 
     async def count(self) -> int:
         """
-        List the source and return how many objects and records it has.
+        List the source and return the number of its objects and records.
 
         Raises:
-            StorageError: It cannot be listed.
+            StorageError: The source cannot be listed.
         """
         counts: Counter[str] = Counter()
         for kind in (OBJECTS, RECORDS):
             async for path, _ in self._source.walk(kind):
                 counts[path[: len(kind) + 3]] += 1
-        # What lies elsewhere is none of ours.
+        # Files in other folders do not belong to the store.
         self._folders = sorted(folder for folder in counts if _FOLDER.fullmatch(folder))
         return sum(counts[folder] for folder in self._folders)
 
-    async def run(self) -> AsyncGenerator[Outcome]:
+    async def run(self) -> AsyncGenerator[CopyResult]:
         """
-        Copy what was counted, and tell of each.
+        Copy what was counted, and yield the result of each.
 
         Raises:
             StorageError: A store cannot be listed, or failed too often in a row.
         """
         await self._copy_blocks()
-        for kind in (OBJECTS, RECORDS):  # nothing of a kind is under way when the next begins
-            running: set[asyncio.Task[Outcome]] = set()
+        for kind in (OBJECTS, RECORDS):  # one kind is complete before the next begins
+            running: set[asyncio.Task[CopyResult]] = set()
             try:
                 async for path, there in self._compare(kind):
                     if there:
-                        yield Outcome("skipped" if kind == OBJECTS else "kept", path)
+                        yield CopyResult("skipped" if kind == OBJECTS else "kept", path)
                         continue
-                    if len(running) == AT_ONCE:
+                    if len(running) == COPIES_CONCURRENT_MAX:
                         done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
                         for task in done:
-                            yield self._judge(task.result())
+                            yield self._count_failure(task.result())
                     copy = self._copy_object if kind == OBJECTS else self._copy_record
                     running.add(asyncio.create_task(self._try(copy(path), path)))
                 while running:
                     done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
                     for task in done:
-                        yield self._judge(task.result())
+                        yield self._count_failure(task.result())
             finally:
                 for task in running:
                     task.cancel()
                 await asyncio.gather(*running, return_exceptions=True)
 
     async def _copy_blocks(self) -> None:
-        """Block there what is blocked here, with the keys that an undo needs."""
+        """Copy the blocks of digests, with the keys that an undo needs; the target deletes the objects."""
         for digest in set(await self._source.list_blocked()) - set(await self._target.list_blocked()):
             keys = await self._source.find_block(digest)
             if keys is not None:
@@ -115,61 +117,62 @@ class Migration:
                 await self._target.delete_object(digest)
 
     async def _compare(self, kind: str) -> AsyncIterator[tuple[str, bool]]:
-        """Yield the paths of the source, and whether the target has each."""
+        """Yield each path of the source, and whether the target has it."""
         for folder in self._folders:
             if folder.startswith(kind):
-                # A folder of 256 at a time: that much fits into memory, and needs no order.
+                # One folder of 256 at a time: its listing fits into memory and needs no order.
                 theirs = {path: size async for path, size in self._target.walk(folder)}
                 async for path, size in self._source.walk(folder):
                     yield path, path in theirs and (kind == RECORDS or theirs[path] == size)
 
-    def _judge(self, outcome: Outcome) -> Outcome:
-        if outcome.fate in {"damaged", "failed"} and outcome.path.startswith(OBJECTS):
-            self._left_behind[outcome.path] = outcome.fate
+    def _count_failure(self, result: CopyResult) -> CopyResult:
+        """Remember an object that was not copied, and give up after too many failures in a row."""
+        if result.outcome in {"damaged", "failed"} and result.path.startswith(OBJECTS):
+            self._left_behind[result.path] = result.outcome
         if self._failures >= FAILURES_MAX:
-            raise StorageError(f"gave up after {self._failures} failures in a row; the last: {outcome.reason}")
-        return outcome
+            raise StorageError(f"gave up after {self._failures} failures in a row; the last: {result.reason}")
+        return result
 
-    async def _try(self, copying: Coroutine[None, None, Outcome], path: str) -> Outcome:
+    async def _try(self, copying: Coroutine[None, None, CopyResult], path: str) -> CopyResult:
         try:
-            outcome = await copying
+            result = await copying
         except StorageError as fault:
             self._failures += 1
-            return Outcome("failed", path, fault.in_full)
+            return CopyResult("failed", path, fault.in_full)
         self._failures = 0
-        return outcome
+        return result
 
-    async def _copy_object(self, path: str) -> Outcome:
+    async def _copy_object(self, path: str) -> CopyResult:
         name = path.rpartition("/")[2]
         read = read_object_name(name)
         if read is None or path != object_path(name):
-            return Outcome("damaged", path, "this is not the name of an object")
+            return CopyResult("damaged", path, "this is not the name of an object")
         draft = await self._source.open_draft(name, self._spool)
         if draft is None:
-            return Outcome("gone", path)
+            return CopyResult("gone", path)
         try:
             if draft.digest != read[0]:
-                return Outcome("damaged", path, "the bytes are not those that were stored")
+                return CopyResult("damaged", path, "the bytes are not those that were stored")
             await self._target.put_object(draft, name)
         finally:
             await draft.aclose()
-        return Outcome("copied", path)
+        return CopyResult("copied", path)
 
-    async def _copy_record(self, path: str) -> Outcome:  # noqa: PLR0911 - one for each fate
+    async def _copy_record(self, path: str) -> CopyResult:  # noqa: PLR0911 - one for each outcome
         for _, record in await self._source.read_records([path]):
             if isinstance(record, Tombstone):
                 await self._target.put_tombstone(record)
-                return Outcome("copied", path)
+                return CopyResult("copied", path)
             if isinstance(record, RecordTooNew):
-                return Outcome("failed", path, str(record))
+                return CopyResult("failed", path, str(record))
             if not isinstance(record, Record) or record_path(record.key) != path:
-                return Outcome("damaged", path, "the record is not readable")
-            fate = self._left_behind.get(object_path(record.object_name))
-            if fate is not None:
-                return Outcome(fate, path, "its object was not copied")
+                return CopyResult("damaged", path, "the record is not readable")
+            outcome = self._left_behind.get(object_path(record.object_name))
+            if outcome is not None:
+                return CopyResult(outcome, path, "its object was not copied")
             try:
                 await self._target.put_record(record)
             except (Conflict, Removed):
-                return Outcome("kept", path)
-            return Outcome("copied", path)
-        return Outcome("gone", path)
+                return CopyResult("kept", path)
+            return CopyResult("copied", path)
+        return CopyResult("gone", path)

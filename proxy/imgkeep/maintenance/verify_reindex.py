@@ -1,4 +1,4 @@
-"""Looking after what is stored: bring the database up to date, and find what is damaged, missing or left over."""
+"""Maintenance of a store: `reindex` rebuilds the image index, `verify` finds what is damaged, missing or left over."""
 
 from __future__ import annotations
 
@@ -22,19 +22,18 @@ if TYPE_CHECKING:
     from imgkeep.database.interfaces import Ledger
     from imgkeep.storage.interfaces import ListableStore
 
-BATCH: Final = 200
-"""Records read at a time: a second or two, even from a bucket."""
+RECORDS_PER_BATCH: Final = 200
+"""Number of records that are read at a time: a second or two, even from a bucket."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
     """
-    Something that is not as it should be, by its path in the stored layout.
+    A defect of the store, by the path in the stored layout.
 
-    `damaged`: the bytes are not those that were stored; set aside. `missing`: a record's object is not there.
-    `orphan`: an object that no record points at. `unreadable`: a record of a newer version, or an object that the disk
-    does not give. `incomplete`: by the format of the bytes something is missing, and was missing when they came; `path`
-    is that of the record.
+    `damaged`: the bytes are not those that were stored; quarantined. `missing`: the object of a record is not there.
+    `orphan`: no record points at the object. `unreadable`: a record of a newer version, or an object that the disk
+    cannot read. `incomplete`: by its format, bytes are missing and were missing when it came; `path` is the record's.
     """
 
     kind: Literal["damaged", "missing", "orphan", "unreadable", "incomplete"]
@@ -42,88 +41,89 @@ class Finding:
     key: Key | None = None
 
 
-async def records(archive: ListableStore) -> AsyncIterator[tuple[str, Record | Tombstone | RecordUnreadable]]:
+async def read_records(store: ListableStore) -> AsyncIterator[tuple[str, Record | Tombstone | RecordUnreadable]]:
     """Read all records and tombstones of a store, in the order of their paths."""
     batch: list[str] = []
-    async for path, _ in archive.walk(RECORDS):
+    async for path, _ in store.walk(RECORDS):
         batch.append(path)
-        if len(batch) == BATCH:
-            for found in await archive.read_records(batch):
+        if len(batch) == RECORDS_PER_BATCH:
+            for found in await store.read_records(batch):
                 yield found
             batch = []
-    for found in await archive.read_records(batch):
+    for found in await store.read_records(batch):
         yield found
 
 
-async def reindex(archives: Sequence[ListableStore], image_index: Ledger) -> int:
+async def reindex(stores: Sequence[ListableStore], image_index: Ledger) -> int:
     """
-    Fill the database from the records and return how many there are. What lies in a second archive waits for the first.
+    Rebuild the image index from the records and return their number. Records of a second store wait in the outbox.
 
     Raises:
         StorageError: The database or a store failed.
     """
 
-    async def everything() -> AsyncIterator[Record]:
-        for archive in archives:
-            async for _, record in records(archive):
+    async def all_records() -> AsyncIterator[Record]:
+        for store in stores:
+            async for _, record in read_records(store):
                 if isinstance(record, Record):
-                    yield record if archive is archives[0] else replace(record, pending=True)
+                    yield record if store is stores[0] else replace(record, pending=True)
 
-    return await image_index.rebuild(everything())
+    return await image_index.rebuild(all_records())
 
 
-async def verify(archive: ListableStore, note: Callable[[Record], Awaitable[None]]) -> AsyncIterator[Finding | None]:
+async def verify(store: ListableStore, note: Callable[[Record], Awaitable[None]]) -> AsyncIterator[Finding | None]:
     """
-    Read everything that is stored, and yield a finding or `None` for each record and object, and a finding for each
-    image that is incomplete.
+    Read all records and objects; yield a finding or `None` for each, and a finding for each incomplete image.
 
-    What is damaged is set aside at once, so that nobody is served it from then on. Of what is incomplete the record
-    says so from then on, and `note` is told of it: such an image is fetched again (`core/incomplete_image.py`).
+    Damaged files are quarantined at once, so that no reader is served them. The record of an incomplete image says so
+    from then on, and `note` is told of it: such an image is fetched again (`core/incomplete_image.py`).
     """
     wanted: set[str] = set()
     incomplete: set[str] = set()
-    async for finding in _verify_records(archive, wanted):
+    async for finding in _verify_records(store, wanted):
         yield finding
-    async for finding in _verify_objects(archive, wanted, incomplete):
+    async for finding in _verify_objects(store, wanted, incomplete):
         yield finding
     if incomplete:
-        async for finding in _mark_incomplete(archive, incomplete, note):
+        async for finding in _mark_incomplete(store, incomplete, note):
             yield finding
-    refused = await archive.list_blocked() if wanted else ()
+    refused = await store.list_blocked() if wanted else ()
     for path in sorted(wanted):
         if path.rpartition("/")[2].partition(".")[0] in refused:
-            continue  # removed, under a link that the remover did not know
-        if await archive.hash_object(path) is None:  # and did not come or move while we read
+            continue  # removed, under a key that the removal did not know
+        if await store.hash_object(path) is None:  # and was neither stored nor moved meanwhile
             yield Finding("missing", path)
 
 
 async def _verify_objects(
-    archive: ListableStore, wanted: set[str], incomplete: set[str]
+    store: ListableStore, wanted: set[str], incomplete: set[str]
 ) -> AsyncIterator[Finding | None]:
-    """Read all objects; take those that are there from `wanted`, and add the incomplete ones of records."""
-    async for path, _ in archive.walk(OBJECTS):
+    """Read all objects; discard those that are there from `wanted`, and add incomplete ones to `incomplete`."""
+    async for path, _ in store.walk(OBJECTS):
         known = path in wanted
         wanted.discard(path)
         try:
-            judged = await archive.check_object(path, _lacks_bytes)
+            judged = await store.check_object(path, _lacks_bytes)
         except StorageError:
             yield Finding("unreadable", path)
             continue
         if judged is None:
             continue  # removed since its folder was listed
         digest, lacks = judged
-        if not _is_named(path, digest) and not _is_named(path, await archive.hash_object(path)):  # may be the line's
-            await archive.quarantine(path)
+        if not _is_named(path, digest) and not _is_named(
+            path, await store.hash_object(path)
+        ):  # a flipped bit in transit
+            await store.quarantine(path)
             yield Finding("damaged", path)
             continue
         if known and lacks:
-            incomplete.add(path)  # and not good
+            incomplete.add(path)  # its record is yielded later
             continue
         yield None if known else Finding("orphan", path)
 
 
 def _lacks_bytes(body: Buffer) -> bool:
-    """Whether bytes are an image that is incomplete by its format. One that takes too much to judge is not."""
+    """Tell whether bytes are an image that is incomplete by its format; too many steps to tell: it counts as complete."""
     try:
         head = bytes(body[:HEAD_BYTES_MAX])
         format_ = sniff(head, ended=len(head) == len(body))
@@ -133,26 +133,26 @@ def _lacks_bytes(body: Buffer) -> bool:
 
 
 async def _mark_incomplete(
-    archive: ListableStore, objects: set[str], note: Callable[[Record], Awaitable[None]]
+    store: ListableStore, objects: set[str], note: Callable[[Record], Awaitable[None]]
 ) -> AsyncIterator[Finding | None]:
-    """Mark the records of incomplete objects and yield them; `None` for what was confirmed as it is."""
-    async for path, record in records(archive):
+    """Mark the records of incomplete objects and yield them; `None` for an image that was confirmed as it is."""
+    async for path, record in read_records(store):
         if not isinstance(record, Record) or object_path(record.object_name) not in objects:
             continue
         if is_confirmed_as_it_is(record):
             yield None
             continue
-        # What was uploaded or imported has no origin: it is told of, and stays what it is.
+        # An uploaded or imported image has no origin: it is reported, and stays as it is.
         if record.host and not is_incomplete(record):
-            with suppress(Conflict):  # another image has just taken its place
-                await archive.put_record(mark(record))
+            with suppress(Conflict):  # another image has just replaced it
+                await store.put_record(mark(record))
                 await note(mark(record))
         yield Finding("incomplete", path, record.key)
 
 
-async def _verify_records(archive: ListableStore, wanted: set[str]) -> AsyncIterator[Finding | None]:
-    """Add the paths of all objects that records point at to `wanted`."""
-    async for path, record in records(archive):
+async def _verify_records(store: ListableStore, wanted: set[str]) -> AsyncIterator[Finding | None]:
+    """Read all records, and add the paths of their objects to `wanted`."""
+    async for path, record in read_records(store):
         if isinstance(record, Record):
             wanted.add(object_path(record.object_name))
             yield None
@@ -161,7 +161,7 @@ async def _verify_records(archive: ListableStore, wanted: set[str]) -> AsyncIter
         elif isinstance(record, RecordTooNew):
             yield Finding("unreadable", path)
         else:
-            await archive.quarantine(path)
+            await store.quarantine(path)
             yield Finding("damaged", path)
 
 

@@ -3,7 +3,7 @@ Admission: judges the head of a request as the client sent it, in the process th
 
 Rules:
 - Admission judges access to the API before it reads a byte of the body, and before anything goes to another worker. A
-  handler of the API works on the result (`ADMISSION`) and judges no field of a client again.
+  handler of the API relies on the result (`ADMISSION`) and judges no field of a client again.
 - The server decompresses nothing for a client: a kilobyte can become a gigabyte, and a body whose length is not the
   declared one is where two readers of a connection come to disagree. Every route refuses a content coding.
 - `100 Continue` invites a body, so admission sends it after both (RFC 9110, 10.1.1).

@@ -11,8 +11,9 @@ from aiohttp import web
 from imgkeep.web import documentation, home_page, login_tickets, probes, static_files
 from imgkeep.web.access_log import ACCESS_LOG, AccessLog, access_log
 from imgkeep.web.admission import admission, defer_continue
-from imgkeep.web.api import failures, images, inspect, jobs, openapi, rewrite, save
+from imgkeep.web.api import failures, images, inspect, jobs, rewrite, save
 from imgkeep.web.api.context import API, ApiContext
+from imgkeep.web.api.openapi import document as openapi
 from imgkeep.web.api_relay import relay
 from imgkeep.web.auth import AUTH, Auth
 from imgkeep.web.cors_preflight import preflight
@@ -45,7 +46,7 @@ class AppContext:
         module: The JavaScript module for pages, with the policy of this server.
         fast_path: What the connections share that answer in front of aiohttp.
         placeholder: The image of `delivery.placeholder`; `None`: not configured.
-        home_page: `None`: `server.welcome` turns the page off.
+        home_page: `None`: `server.welcome` disables the page.
     """
 
     auth: Auth

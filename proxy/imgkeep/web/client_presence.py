@@ -1,8 +1,8 @@
 """
 Whether the client of a connection is still there, for handlers that wait long on its behalf.
 
-A handler is not cancelled wherever it happens to be: what it opens would be lost. It says where it may be interrupted,
-by waiting there with `ClientPresence.wait`.
+The server does not cancel a handler at an arbitrary await: what the handler has opened would leak. A handler states
+where it may be interrupted, by waiting there with `ClientPresence.wait`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 class ClientPresence:
-    """The client of one connection."""
+    """The presence of the client of one connection."""
 
     __slots__ = ("_gone", "_waiting")
 
@@ -27,10 +27,10 @@ class ClientPresence:
 
     async def wait(self, awaited: Awaitable[T]) -> T:
         """
-        Wait for something as long as the client is there.
+        Wait for a result as long as the client is there.
 
         Raises:
-            ConnectionResetError: It has left.
+            ConnectionResetError: The client has left.
         """
         task = asyncio.current_task()
         assert task is not None
@@ -47,7 +47,7 @@ class ClientPresence:
             self._waiting = None
 
     def leave(self) -> None:
-        """The connection is closed."""
+        """Note that the connection is closed, and interrupt the handler that waits."""
         self._gone = True
         if self._waiting is not None:
             self._waiting.cancel()

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from imgkeep.core.records import Source, SourceInfo
 
 DETAIL_CHARS_MAX: Final = 300
-"""Maximum length of a detail in a record: a detail may quote a client, and must fill neither a log nor a peer's field."""
+"""Maximum length of a detail in a record: a detail may quote a client, and must not fill a log or a peer's field."""
 
 
 @dataclass(slots=True)
@@ -73,4 +73,4 @@ REQUEST_LOG: Final = web.RequestKey("request_log", RequestLog)
 IS_IMAGE: Final = web.RequestKey("is_image", bool)
 """Set for requests that a handler of images answers: a failure may be a placeholder."""
 ADMISSION: Final = web.RequestKey("admission", Admission)
-"""Set for requests to the API. A handler fails without it, so a route that `admission.py` does not judge stays closed."""
+"""Set for requests to the API. A handler fails without it, so a route that `admission.py` skips stays closed."""

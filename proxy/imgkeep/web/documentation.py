@@ -1,10 +1,10 @@
 """
-`GET /docs` and below: the documentation that came with this version, as pages.
+`GET /docs` and below: the documentation of this version, as pages.
 
 Rules:
-- A page loads nothing and runs nothing: pictures are their descriptions.
-- A link to a file that is not among these pages becomes its text.
-- Where only this machine can ask, pages answer under our own names alone, as `/` does.
+- A page loads nothing and runs nothing: a description replaces each picture.
+- The text of a link replaces the link, if it leads to a file that is not among these pages.
+- Where only this machine can reach the server, pages answer under its own names alone, as `/` does.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ PATH: Final = "/docs/{name}"
 
 _PACKAGE: Final = Path(__file__).parent.parent
 FOLDERS: Final = (_PACKAGE / "docs", _PACKAGE.parent.parent / "docs")
-"""Where the files are: in what is installed, and in a checkout."""
+"""Folders of the files: in an installation, and in a checkout."""
 
 HEADERS: Final = {
     "Content-Type": CONTENT_TYPE,
@@ -48,17 +48,17 @@ _PAGE: Final = Page(
 )
 _POLICY: Final = _PAGE.policy()
 _FILE: Final = re.compile(r"(?:\./)?([a-z0-9-]+)\.md(#.*)?")
-_ELSEWHERE: Final = re.compile(r"https?://|#")
+_ABSOLUTE_LINK: Final = re.compile(r"https?://|#")
 
 
 def _find_files() -> dict[str, Path]:
-    """Blocks; it is called when this is imported."""
+    """Return the files by their names. Blocks; called once, at import."""
     folder = next((folder for folder in FOLDERS if folder.is_dir()), None)
     return {path.stem: path for path in sorted(folder.glob("*.md"))} if folder else {}
 
 
 FILES: Final = _find_files()
-"""The files by the names of their pages; empty: none came with this version."""
+"""The files by the names of their pages; empty: this installation has none."""
 
 
 async def index(request: web.Request) -> web.Response:
@@ -69,7 +69,7 @@ async def index(request: web.Request) -> web.Response:
 
 
 async def page(request: web.Request) -> web.Response:
-    """Show one file."""
+    """Show one page."""
     _enter(request)
     body = await asyncio.to_thread(_make_page, request.match_info["name"])
     return web.Response(body=body, headers={**HEADERS, "Content-Security-Policy": _POLICY})
@@ -78,7 +78,7 @@ async def page(request: web.Request) -> web.Response:
 def _enter(request: web.Request) -> None:
     request.app[AUTH].require_own_host(request.headers.get("Host"))
     if not FILES:
-        raise web.HTTPNotFound(text="no documentation came with this version")
+        raise web.HTTPNotFound(text="this installation has no documentation")
 
 
 @lru_cache(1)
@@ -97,10 +97,10 @@ def _make_page(name: str) -> bytes:
 @lru_cache(64)
 def _read(name: str) -> tuple[Markup, Markup]:
     """
-    Return the title and the content of a file.
+    Return the title and the content of a page.
 
     Raises:
-        HTTPNotFound: There is no such file.
+        HTTPNotFound: There is no such page.
     """
     path = FILES.get(name)
     if path is None:
@@ -117,7 +117,7 @@ def _read(name: str) -> tuple[Markup, Markup]:
 
 
 def _mark_headings(tokens: list[Token]) -> Iterator[str]:
-    """Give each heading the name by which links in the files call it (as GitHub does), and return their texts."""
+    """Give each heading the identifier that links in the files use (as GitHub does), and return the headings' texts."""
     for token, inline in pairwise(tokens):
         if token.type == "heading_open":
             text = inline.content.lower().replace(" ", "-")
@@ -126,7 +126,7 @@ def _mark_headings(tokens: list[Token]) -> Iterator[str]:
 
 
 def _keep_links(children: list[Token]) -> Iterator[Token]:
-    """Return what stands in a line with links to other pages as their addresses, without others, without pictures."""
+    """Return a line with links to other pages as their URLs, without other links, without pictures."""
     is_left_out = False
     for token in children:
         if token.type == "link_open":
@@ -134,7 +134,7 @@ def _keep_links(children: list[Token]) -> Iterator[Token]:
             match = _FILE.fullmatch(target)
             if match is not None and match[1] in FILES:
                 token.attrSet("href", f"{match[1]}{match[2] or ''}")
-            elif not _ELSEWHERE.match(target):
+            elif not _ABSOLUTE_LINK.match(target):
                 is_left_out = True
                 continue
         elif token.type == "link_close" and is_left_out:

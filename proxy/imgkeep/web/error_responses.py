@@ -14,7 +14,7 @@ import re
 from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import msgspec
 from aiohttp import web
@@ -48,13 +48,15 @@ PLACEHOLDER: Final = web.AppKey("placeholder", Placeholder)
 """Not set where `delivery.placeholder` is empty."""
 
 
-class _Facts(msgspec.Struct, frozen=True):
-    """What a problem tells (RFC 9457), as `problems.py` writes it."""
+class Problem(msgspec.Struct, frozen=True, kw_only=True):
+    """A failure (RFC 9457), as `problems.py` writes it. `success` is false under `/api`, and absent elsewhere."""
 
+    type: str
     title: str
     status: int
-    detail: str
-    code: str
+    detail: Annotated[str, msgspec.Meta(description="For people.")]
+    code: Annotated[str, msgspec.Meta(description="For programs.")]
+    success: Literal[False] | msgspec.UnsetType = msgspec.UNSET
 
 
 _PAGE: Final = Page("$status $title", read_static("problem.html"), sources=("img-src data:", "form-action 'none'"))
@@ -125,7 +127,7 @@ def _choose(method: str, fields: Fields) -> Form:
 
 
 def _as_page(answer: HttpResponse, body: bytes) -> HttpResponse:
-    facts = msgspec.json.decode(body, type=_Facts)
+    facts = msgspec.json.decode(body, type=Problem)
     wait = answer.headers.get("Retry-After")
     page = _PAGE.fill(
         status=str(facts.status),

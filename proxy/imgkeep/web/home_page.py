@@ -1,12 +1,12 @@
 """
-`GET /`: what this server is, as a page for people and as JSON for programs.
+`GET /`: describes this server, as a page for people and as JSON for programs.
 
 Rules:
-- The page tells what every client may know. What needs access (what is read from a link, the newest pictures) its
-  script asks the API for, with the session of the browser, and only where the browser has one.
+- The page shows what every client may know. For what needs access (the facts of a link, the newest images) its script
+  asks the API, with the session of the browser, and only where the browser has one.
 - A session does not count for a request that a page elsewhere has caused, and browsers leave the cookie out
-  (`SameSite=Strict`). Behind a link on such a page the script finds out by asking for this page again.
-- Where only this machine can ask, it answers under our own names alone.
+  (`SameSite=Strict`). After a link on such a page the script finds out by asking for this page again.
+- Where only this machine can reach the server, it answers under its own names alone.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ _STATES: Final = {
 }
 _SIGN: Final = "<code>imgkeep sign LINK</code> prints one"
 _HINTS: Final = {
-    "off": Markup("The picture is fetched and stored, if this server may fetch from there."),
+    "off": Markup("The server fetches and stores the image, if its policy allows the host."),
     "misses": Markup(
         f"This server fetches new images for signed URLs only: {_SIGN}, to be pasted here. "
-        "A link whose picture is stored needs none."
+        "A link with a stored image needs none."
     ),
     "always": Markup(f"This server shows images for signed URLs only: {_SIGN}, to be pasted here."),
 }
@@ -61,7 +61,7 @@ _SIGNING: Final = {
 }
 _DOCUMENTATION: Final = Markup('<li><a href="docs">Documentation</a></li>')
 _LOG_IN: Final = (
-    "Log in to see them, and what is read from a link: open the link that imgkeep prints at start, or the one that "
+    "Log in to see them, and the facts of a link: open the link that imgkeep prints at start, or the one that "
     "<code>imgkeep token --login</code> prints."
 )
 _NO_LOG_IN: Final = "<code>GET /api/images</code> lists them, for clients with one of the configured tokens."
@@ -70,7 +70,7 @@ _NO_LOG_IN: Final = "<code>GET /api/images</code> lists them, for clients with o
 @dataclass(frozen=True, slots=True)
 class HomePage:
     """
-    What the page has to know of the configuration.
+    Facts of the configuration that the page needs.
 
     Attributes:
         has_external_images: Whether an image may be at another server: in a bucket, or behind a redirect.
@@ -80,7 +80,7 @@ class HomePage:
 
 
 HOME_PAGE: Final = web.AppKey("home_page", HomePage)
-"""Not set where the configuration turns the page off (`server.welcome`)."""
+"""Not set where `server.welcome` disables the page."""
 
 
 async def home(request: web.Request) -> web.Response:
@@ -104,7 +104,7 @@ async def home(request: web.Request) -> web.Response:
 
 
 def _describe(request: web.Request) -> dict[str, object]:
-    """Return what programs are told."""
+    """Return the description for programs."""
     base = request.app[AUTH].base_url(request)
     _, report = request.app[PROBES].health.report(in_full=False)
     return {
@@ -123,7 +123,7 @@ def _describe(request: web.Request) -> dict[str, object]:
 
 
 def _sources(*, has_external_images: bool) -> tuple[str, ...]:
-    """Return what the page may load: from this server, and from others where images are there."""
+    """Return what the page may load: from this server, and from other servers where they hold images."""
     away = " http: https:" if has_external_images else ""
     return (f"img-src 'self' data:{away}", f"connect-src 'self'{away}", f"form-action 'self'{away}")
 
@@ -143,14 +143,14 @@ def _fill(request: web.Request) -> bytes:
         base=auth.base_url(request),
         hint=_HINTS[auth.signature],
         signing=_SIGNING[auth.signature],
-        api=_tell_session(request, may_call=may_call) if has_log_in else "",
+        api=_session_state(request, may_call=may_call) if has_log_in else "",
         newest=Markup(newest),
         documentation=_DOCUMENTATION if FILES else "",
     )
 
 
-def _tell_session(request: web.Request, *, may_call: bool) -> str:
-    """Return what the script goes by: `session`, `ask` where it does not count for this request alone, or nothing."""
+def _session_state(request: web.Request, *, may_call: bool) -> str:
+    """Return what the script acts on: `session`, `ask` where it does not count for this request alone, or nothing."""
     if may_call and COOKIE in request.cookies:
         return "session"
     return "ask" if request.headers.get("Sec-Fetch-Site") in {"cross-site", "same-site"} else ""

@@ -1,8 +1,8 @@
 """
-Pages for people: each is one answer that loads nothing, so it is whole behind a proxy that passes few paths on.
+Pages for people: each is one response that loads nothing, so it is whole behind a proxy that relays few paths.
 
-Style and script stand in the page. Its policy names them by their hashes and allows nothing else to run, to style, to
-frame the page or to be loaded; `fill` escapes each value.
+The page contains its style and script. Its policy names them by their hashes and allows nothing else to run, to style,
+to frame the page or to be loaded; `fill` escapes each value.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ CONTENT_TYPE: Final = "text/html; charset=utf-8"
 
 
 class Markup(str):
-    """Text that is HTML already, and made of escaped values."""
+    """Text that is HTML already: all values in it are escaped."""
 
     __slots__ = ()
 
 
 def read_static(name: str) -> str:
-    """Return the text of one of our files. Blocks; it is called when a module is imported."""
+    """Return the text of a file of ours. Blocks; modules call it when they are imported."""
     return resources.files(__package__).joinpath("static", name).read_text("utf-8")
 
 
@@ -37,13 +37,13 @@ _FRAME: Final = Template(read_static("page.html"))
 
 class Page:
     """
-    A page whose values are filled in for each request.
+    A page with values that differ by request.
 
     Args:
-        title: The title of the page, a template like `body`.
+        title: The title of the page, a template as `body` is.
         body: The template of its content: `$name` stands for a value.
-        script: The script of the page; empty: it has none.
-        sources: What the page may load besides, as directives of its policy.
+        script: The script of the page; empty: no script.
+        sources: Further things that the page may load, as directives of its policy.
     """
 
     def __init__(self, title: str, body: str, script: str = "", sources: Sequence[str] = ()) -> None:
@@ -64,12 +64,12 @@ class Page:
         return "; ".join((*self._policy, *sources))
 
     def fill(self, **values: str) -> bytes:
-        """Return the page with values filled in. They are escaped, unless they are `Markup`."""
+        """Return the page with these values, escaped unless they are `Markup`."""
         safe = {name: value if isinstance(value, Markup) else escape(value) for name, value in values.items()}
         title, body = self._title.substitute(safe), self._body.substitute(safe)
         return _FRAME.substitute(title=title, style=_STYLE, body=body, script=self._script).encode()
 
 
 def _hash(text: str) -> str:
-    """Return how a policy names a text that stands in the page (CSP 3, 2.3.1)."""
+    """Return the name of a text of the page in its policy (CSP 3, 2.3.1)."""
     return f"'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'"

@@ -1,5 +1,5 @@
 """
-`GET /login`: turns a log-in link into a session cookie for browsers on this machine.
+`GET /login`: gives browsers on this machine a session cookie for a log-in link.
 
 Rules:
 - A browser sends a cookie whichever page makes the request. So a session counts only under a name of this machine (a
@@ -22,7 +22,7 @@ from imgkeep.web.login_tickets import COOKIE, SESSION_LIFETIME_S
 
 async def login(request: web.Request) -> web.Response:
     """
-    Turn a log-in link into a session, and redirect to the home page.
+    Exchange a log-in link for a session, and redirect to the home page.
 
     Raises:
         Unauthorized: The link is wrong or has ended, or was opened under a name that is not this machine's.

@@ -2,14 +2,13 @@
 Errors as `application/problem+json` (RFC 9457): one ordered table from error to status.
 
 The first class that fits decides, so a subclass stands before its base. `tests/web/test_problems.py` proves that every
-error of `core.errors` has its place.
+error of `core.errors` is in the table.
 """
 
 from __future__ import annotations
 
 import logging
 from http import HTTPStatus
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -20,12 +19,12 @@ from imgkeep.core.content_negotiation import FORM_FIELDS
 from imgkeep.core.http_headers import cache_status
 from imgkeep.web.aiohttp_adapter import as_aiohttp_response
 from imgkeep.web.context import IS_IMAGE, REQUEST_LOG
-from imgkeep.web.error_responses import PLACEHOLDER, PROBLEM, present_failure
+from imgkeep.web.error_responses import PLACEHOLDER, PROBLEM, Problem, present_failure
 from imgkeep.web.image_headers import EXPOSED_HEADERS, IMAGE_HEADERS
 from imgkeep.web.messages import HttpResponse
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Awaitable, Callable
 
     from imgkeep.web.context import RequestLog
 
@@ -55,9 +54,9 @@ STATUSES: Final[tuple[tuple[type[errors.ImgkeepError], int, str], ...]] = (
 )
 
 _ACCEPT_FIELDS: Final = ("Allow", "Accept", "Accept-Encoding")
-"""Fields that say what would be accepted instead."""
+"""Header fields that state what the server would accept instead."""
 
-# Of the framework's own answers those that our routes can cause.
+# Codes of the framework's own errors that our routes can cause.
 _HTTP_CODES: Final = {
     400: "bad_request",
     404: "not_found",
@@ -70,58 +69,63 @@ _HTTP_CODES: Final = {
 
 
 def problem_response(error: errors.ImgkeepError, *, api: bool = False) -> HttpResponse:
-    """Return the answer to a typed error; under `/api` it says `"success": false` too."""
+    """Return the response to a typed error; under `/api` it has `"success": false` too."""
     status, title = next((status, title) for kind, status, title in STATUSES if isinstance(error, kind))
-    answer = _make_response(status, title, error.code, str(error), {"success": False} if api else {})
+    response = _make_response(status, title, error.code, str(error), api=api)
     if isinstance(error, errors.OriginError) and not api:
         forwarded = () if error.origin_status is None else (f"fwd-status={error.origin_status}",)
-        answer.headers["Cache-Status"] = cache_status("fwd=uri-miss", *forwarded)
+        response.headers["Cache-Status"] = cache_status("fwd=uri-miss", *forwarded)
     if isinstance(error, errors.Unauthorized):
-        answer.headers["WWW-Authenticate"] = 'Bearer realm="imgkeep"'  # RFC 6750, 3
+        response.headers["WWW-Authenticate"] = 'Bearer realm="imgkeep"'  # RFC 6750, 3
     retry_after_s = getattr(error, "retry_after_s", None)
     if retry_after_s is None and status == 503:
         retry_after_s = 5
     if retry_after_s is not None:
-        answer.headers["Retry-After"] = str(retry_after_s)
-    return answer
+        response.headers["Retry-After"] = str(retry_after_s)
+    return response
 
 
 def error_response(error: Exception, request_log: RequestLog, *, api: bool = False) -> HttpResponse:
-    """Return the answer to whatever a handler raised; what nobody foresaw is logged, without its message."""
+    """Return the response to an error of a handler, and note it; an unexpected error is logged, without its message."""
     if isinstance(error, errors.ImgkeepError):
         request_log.fail_with(error)
         if isinstance(error, errors.StorageError):
             log.warning("storage unavailable", extra={"key": request_log.key, "reason": error.in_full})
-        answer = problem_response(error, api=api)
+        response = problem_response(error, api=api)
         if isinstance(error, errors.OriginError) and error.picture is not None and not api:
-            return _origin_image(answer, *error.picture)
-        return answer
-    extensions = {"success": False} if api else {}
+            return _origin_image(response, *error.picture)
+        return response
     if isinstance(error, web.HTTPException):
-        code, status = _HTTP_CODES.get(error.status, "http_error"), HTTPStatus(error.status)
-        told = error.text if error.text != f"{status.value}: {error.reason}" else None
-        if isinstance(error, web.HTTPMethodNotAllowed):
-            told = f"this endpoint does not take that method; use {' or '.join(sorted(error.allowed_methods))}"
-        request_log.fail(code, told or status.description)
-        answer = _make_response(error.status, status.phrase, code, told or status.description, extensions)
-        for name in _ACCEPT_FIELDS:
-            if name in error.headers:
-                answer.headers[name] = error.headers[name]
-        return answer
+        return _http_error_response(error, request_log, api=api)
     log.error("unforeseen error", exc_info=error)
     code, detail = "internal_error", "The server met an error of its own; it was logged."
     request_log.fail(code, detail)
-    return _make_response(500, "Internal error", code, detail, extensions)
+    return _make_response(500, "Internal error", code, detail, api=api)
 
 
-def _origin_image(answer: HttpResponse, media_type: str, body: bytes) -> HttpResponse:
-    """Return the picture that the origin sent with an error, in the place of the problem and with its status."""
+def _http_error_response(error: web.HTTPException, request_log: RequestLog, *, api: bool) -> HttpResponse:
+    """Return the response to an error of the framework, or of a handler that raised one."""
+    code, status = _HTTP_CODES.get(error.status, "http_error"), HTTPStatus(error.status)
+    text = error.text if error.text != f"{status.value}: {error.reason}" else None
+    if isinstance(error, web.HTTPMethodNotAllowed):
+        text = f"this endpoint does not take that method; use {' or '.join(sorted(error.allowed_methods))}"
+    detail = text or status.description
+    request_log.fail(code, detail)
+    response = _make_response(error.status, status.phrase, code, detail, api=api)
+    for name in _ACCEPT_FIELDS:
+        if name in error.headers:
+            response.headers[name] = error.headers[name]
+    return response
+
+
+def _origin_image(response: HttpResponse, media_type: str, body: bytes) -> HttpResponse:
+    """Return the image that the origin sent with an error, in place of the problem and with its status."""
     fixed = {name: value for name, value in IMAGE_HEADERS.items() if name != "Accept-Ranges"}
-    return HttpResponse(answer.status, {**fixed, **answer.headers, "Content-Type": media_type}, body)
+    return HttpResponse(response.status, {**fixed, **response.headers, "Content-Type": media_type}, body)
 
 
 def parser_error_response(status: int, request_log: RequestLog) -> HttpResponse:
-    """Return the answer to what the parser of HTTP refuses: not a byte of it comes back."""
+    """Return the response to a request that the parser of HTTP refuses; it repeats no byte of the request."""
     known = HTTPStatus(status)
     code, detail = _HTTP_CODES.get(status, "http_error"), known.description or known.phrase
     request_log.fail(code, detail)
@@ -132,22 +136,26 @@ def parser_error_response(status: int, request_log: RequestLog) -> HttpResponse:
 async def problem_middleware(
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
 ) -> web.StreamResponse:
-    """Turn whatever a handler raises into a problem, in the form that the client reads."""
+    """Answer an error of a handler with a problem, in the form that the client reads."""
     try:
         return await handler(request)
     except ConnectionError:
         raise
-    except Exception as error:  # noqa: BLE001 - `error_response` logs what nobody foresaw
-        answer = error_response(error, request[REQUEST_LOG], api=request.path.startswith("/api"))
+    except Exception as error:  # noqa: BLE001 - `error_response` logs an unexpected one
+        response = error_response(error, request[REQUEST_LOG], api=request.path.startswith("/api"))
         placeholder = request.app.get(PLACEHOLDER) if IS_IMAGE in request else None
-        return as_aiohttp_response(present_failure(answer, request.method, request.headers, placeholder))
+        return as_aiohttp_response(present_failure(response, request.method, request.headers, placeholder))
 
 
-def _make_response(
-    status: int, title: str, code: str, detail: str, extensions: Mapping[str, object] = MappingProxyType({})
-) -> HttpResponse:
-    problem_type = f"urn:imgkeep:problem:{code}"
-    body = {"type": problem_type, "title": title, "status": status, "detail": detail, "code": code, **extensions}
+def _make_response(status: int, title: str, code: str, detail: str, *, api: bool = False) -> HttpResponse:
+    problem = Problem(
+        type=f"urn:imgkeep:problem:{code}",
+        title=title,
+        status=status,
+        detail=detail,
+        code=code,
+        success=False if api else msgspec.UNSET,
+    )
     headers = {
         "Content-Type": PROBLEM,
         "Cache-Control": "no-store",
@@ -156,4 +164,4 @@ def _make_response(
         "Access-Control-Allow-Origin": "*",
         "Access-Control-Expose-Headers": EXPOSED_HEADERS,
     }
-    return HttpResponse(status, headers, msgspec.json.encode(body))
+    return HttpResponse(status, headers, msgspec.json.encode(problem))

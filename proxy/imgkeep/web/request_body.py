@@ -36,6 +36,8 @@ BODY_TIMEOUT_S: Final = 300
 PIECE_BYTES: Final = 65_536
 
 JSON: Final = "application/json"
+FORMS: Final = frozenset({"application/x-www-form-urlencoded", "multipart/form-data", "text/plain"})
+"""Types that a page can send to other sites without a preflight (WHATWG Fetch, "CORS-safelisted request-header")."""
 
 MALFORMED_BODY: Final = (ValueError, LookupError, RuntimeError, AssertionError, HttpProcessingError)
 """What aiohttp raises about a multipart body that is none (3.14)."""
@@ -204,6 +206,18 @@ async def _pieces(part: BodyPartReader) -> AsyncIterator[bytes]:
         if not piece:
             return
         yield bytes(piece)
+
+
+def has_body(request: web.Request) -> bool:
+    """
+    Tell whether the request has a body.
+
+    Raises:
+        HTTPUnsupportedMediaType: A page of another site may have sent the request, as a form, empty or not.
+    """
+    if "Content-Type" in request.headers and request.content_type in FORMS:
+        raise unsupported_media_type(f"the body has to be JSON (Content-Type: {JSON}), or left out", JSON)
+    return request.body_exists
 
 
 def unsupported_media_type(detail: str, *forms: str) -> web.HTTPException:

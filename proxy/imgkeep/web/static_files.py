@@ -1,11 +1,11 @@
 """
-`GET|HEAD /imgkeep.js` and `/imgkeep.d.ts`: our JavaScript module and its types, for pages of everybody.
+`GET|HEAD /imgkeep.js` and `/imgkeep.d.ts`: our JavaScript module and its types, for the pages of all sites.
 
-They are read when this is imported. Browsers ask each time whether there is a newer one, because its address stays.
+The module is read when Python imports this. Browsers revalidate their copy each time, because its URL stays.
 
-Into the module is written what this server would fetch, so that it leads no other link here. A request of its own for
-that would need a token, another `connect-src` in the policies of pages, and time. What is written is public: it never
-holds `sources.deny` and addresses of networks.
+The module contains the policy of this server, so that it sends no link here that the server would refuse. A request of
+its own for the policy would need a token, another `connect-src` in the policies of pages, and time. The module is
+public: it never contains `sources.deny` or addresses of networks.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ TYPES_PATH: Final = "/imgkeep.d.ts"
 MODULE: Final = web.AppKey("module", bytes)
 """The module for pages of this server (`make_module`)."""
 POLICY_SLOT: Final = b"const SERVER = null;"
-"""Where the module is told what its server would fetch."""
+"""The line of the module that `make_module` replaces with the policy."""
 
 _HEADERS: Final = {
     "Cache-Control": "public, no-cache",
@@ -58,7 +58,7 @@ def make_module(policy: Policy, signature: str) -> bytes:
 def _serve(
     media_type: str, body_for: Callable[[web.Request], bytes]
 ) -> Callable[[web.Request], Awaitable[web.Response]]:
-    """Return a handler that gives a file."""
+    """Return a handler that serves a file."""
 
     async def handle(request: web.Request) -> web.Response:
         body = body_for(request)

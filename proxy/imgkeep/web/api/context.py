@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 from aiohttp import web
 
 from imgkeep.core.errors import InvalidRequest
-from imgkeep.images.record_facts import as_dict
 from imgkeep.web.context import ADMISSION
 
 if TYPE_CHECKING:
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from imgkeep.health import Health
     from imgkeep.images.inspect import Inspector
     from imgkeep.images.recent_failures import RecentFailures
+    from imgkeep.images.record_facts import ImageFacts
     from imgkeep.images.refetch import Refetcher
     from imgkeep.images.removal import Remover
     from imgkeep.images.service import ImageService
@@ -69,9 +69,9 @@ def api_context(request: web.Request) -> ApiContext:
     return request.app[API]
 
 
-def image_facts(request: web.Request, record: Record) -> dict[str, Any]:
+def image_facts(request: web.Request, record: Record) -> ImageFacts:
     """Return the facts of a record, whatever the store."""
-    return as_dict(request.app[API].image_service.describe(record, base=request[ADMISSION].base))
+    return request.app[API].image_service.describe(record, base=request[ADMISSION].base)
 
 
 def json_response(

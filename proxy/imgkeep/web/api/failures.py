@@ -1,21 +1,22 @@
-"""`GET /api/failures`: what failed lately, and why."""
+"""`GET /api/failures`: the last failed fills, and why they failed."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from imgkeep.core.errors import InvalidRequest
 from imgkeep.images.recent_failures import ENTRIES_MAX, merge_failures
+from imgkeep.web.api import schemas
 from imgkeep.web.api.context import api_context, json_response, read_query
 
 if TYPE_CHECKING:
     from aiohttp import web
 
-LIMIT_DEFAULT = 100
+LIMIT_DEFAULT: Final = 100
 
 
 async def list_failures(request: web.Request) -> web.Response:
-    """Return the last failures of all workers, the last to fail first."""
+    """List the last failures of all workers, the latest first."""
     context = api_context(request)
     query = read_query(request, {"limit", "host", "code"})
     limit = _read_limit(query.get("limit"))
@@ -26,7 +27,7 @@ async def list_failures(request: web.Request) -> web.Response:
         for entry in merge_failures(parts, ENTRIES_MAX)
         if query.get("host") in {None, entry.host} and query.get("code") in {None, entry.code}
     ]
-    return json_response({"success": True, "failures": found[:limit]})
+    return json_response(schemas.Failures(failures=found[:limit]))
 
 
 def _read_limit(text: str | None) -> int:

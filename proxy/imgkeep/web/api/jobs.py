@@ -1,4 +1,4 @@
-"""`/api/save-images` and `/api/jobs`: many links at once, how far they are, and their end before it."""
+"""`/api/save-images` and `/api/jobs`: saves many links in one job, shows its progress, and cancels it."""
 
 from __future__ import annotations
 
@@ -8,26 +8,28 @@ from typing import TYPE_CHECKING, Any, Final, get_args
 
 import msgspec
 from aiohttp import web
+from msgspec import UNSET
 
 from imgkeep.core.errors import InvalidRequest
 from imgkeep.core.records import JobState
 from imgkeep.jobs.runner import ITEMS_MAX, describe
+from imgkeep.web.api import schemas
 from imgkeep.web.api.context import API, api_context, image_facts, json_response, read_query
-from imgkeep.web.api.images import has_body, make_cursor, read_cursor, read_limit
+from imgkeep.web.api.paging import make_cursor, read_cursor, read_limit
 from imgkeep.web.context import ADMISSION
-from imgkeep.web.request_body import BODIES
+from imgkeep.web.request_body import BODIES, has_body
 
 if TYPE_CHECKING:
     from imgkeep.core.records import Job, JobResult
 
 WAIT_MAX_S: Final = 300
-"""So long an answer is waited for with `wait`; then the job goes on without."""
-EVENTS_EVERY_S: Final = 0.25
-"""At most so often, however quickly links are saved."""
+"""Maximum time that a request with `wait` waits; the job goes on without it."""
+EVENTS_INTERVAL_S: Final = 0.25
+"""Minimum interval of events, however quickly the job saves links."""
 HEARTBEAT_S: Final = 15
-"""Proxies close connections on which nothing comes for a minute."""
-
-LOOK_EVERY_S: Final = 1
+"""Interval of heartbeats: proxies close connections that are silent for a minute."""
+CHECK_INTERVAL_S: Final = 1
+"""Interval in which a waiting request checks whether its client or the server is about to go."""
 
 _ID: Final = re.compile(r"[0-9a-f]{32}")
 _CURSOR: Final = re.compile(r"([0-9]{1,12})-([0-9a-f]{32})")
@@ -36,7 +38,7 @@ _NUMBER: Final = re.compile(r"[0-9]{1,5}")
 
 
 class SaveImages(msgspec.Struct, forbid_unknown_fields=True):
-    """The JSON body of `POST /api/save-images`. What is no link fails alone."""
+    """The JSON body of `POST /api/save-images`. A text that is no link fails alone."""
 
     urls: list[Any]
     wait: bool = False
@@ -44,20 +46,20 @@ class SaveImages(msgspec.Struct, forbid_unknown_fields=True):
 
 
 async def save_images(request: web.Request) -> web.Response:
-    """Take many links to save them, and wait for it if that is wanted."""
+    """Submit a job that saves many links, and wait for its end if the client wants that."""
     context = api_context(request)
     body = await request.app[BODIES].read_json(request, SaveImages)
     job = await context.jobs.submit(body.urls, webhook=body.webhook)
     if body.wait:
         job = await _wait(request, job)
         if job.finished_at is not None:
-            return json_response(await _tell(request, job, after=-1, limit=ITEMS_MAX))
+            return json_response(await _with_results(request, job, after=-1, limit=ITEMS_MAX))
     headers = {"Location": f"{request[ADMISSION].base}/api/jobs/{job.id}"}
-    return json_response({"success": True, **describe(job)}, status=202, headers=headers)
+    return json_response(schemas.Job(**describe(job)), status=202, headers=headers)
 
 
 async def list_jobs(request: web.Request) -> web.Response:
-    """Return jobs, newest first, a page at a time; results left out."""
+    """List jobs, newest first, a page at a time, without results."""
     context = api_context(request)
     query = read_query(request, {"limit", "cursor", "state"})
     limit = read_limit(query.get("limit"))
@@ -67,28 +69,28 @@ async def list_jobs(request: web.Request) -> web.Response:
     page = await context.jobs.page(limit=limit + 1, after=read_cursor(query.get("cursor"), _CURSOR), state=state)
     shown = page[:limit]
     following = make_cursor(shown[-1].created_at, shown[-1].id) if len(page) > limit else None
-    return json_response({"success": True, "jobs": [describe(job) for job in shown], "next": following})
+    return json_response(schemas.Jobs(jobs=[schemas.JobFacts(**describe(job)) for job in shown], next=following))
 
 
 async def cancel_job(request: web.Request) -> web.Response:
-    """End a job at once. What is stored stays; one that has ended already stays as it is."""
+    """End a job at once. Stored images stay, and so does a job that has ended already."""
     context = api_context(request)
     if has_body(request):
         raise InvalidRequest("takes no body")
     job = await _find(request)
-    return json_response({"success": True, **describe(await context.jobs.cancel(job.id) or job)})
+    return json_response(schemas.Job(**describe(await context.jobs.cancel(job.id) or job)))
 
 
 async def show_job(request: web.Request) -> web.Response:
-    """Tell how far a job is, and what became of its links so far."""
+    """Show the progress of a job, and the results of its links so far."""
     api_context(request)
     job = await _find(request)
     after, limit = _number(request, "after", -1), _number(request, "limit", ITEMS_MAX)
-    return json_response(await _tell(request, job, after=after, limit=min(limit, ITEMS_MAX)))
+    return json_response(await _with_results(request, job, after=after, limit=min(limit, ITEMS_MAX)))
 
 
 async def follow_job(request: web.Request) -> web.StreamResponse:
-    """Tell how far a job is as Server-Sent Events (WHATWG HTML, 9.2): `progress` whenever something changed, `done`."""
+    """Send the progress of a job as Server-Sent Events (WHATWG HTML, 9.2): `progress` at each change, then `done`."""
     context = api_context(request)
     job = await _find(request)
     response = web.StreamResponse(
@@ -105,23 +107,23 @@ async def follow_job(request: web.Request) -> web.StreamResponse:
             changed.clear()
             job = await context.jobs.find(job.id) or job
             name = "progress" if job.finished_at is None else "done"
-            data = msgspec.json.encode(describe(job)).decode()
+            data = msgspec.json.encode(schemas.JobFacts(**describe(job))).decode()
             await response.write(f"id: {job.saved + job.failed}\nevent: {name}\ndata: {data}\n\n".encode())
             if job.finished_at is not None:
                 await response.write_eof()
                 return response
-            await asyncio.sleep(EVENTS_EVERY_S)
+            await asyncio.sleep(EVENTS_INTERVAL_S)
             if not await _wait_with_heartbeat(request, response, changed):
-                return response  # the client asks again, and somebody else answers
+                return response  # the client connects again, and another process answers
 
 
 async def _wait_with_heartbeat(request: web.Request, response: web.StreamResponse, changed: asyncio.Event) -> bool:
-    """Wait until something has changed, and let the line not fall silent meanwhile; `False`: we are going down."""
+    """Wait for a change, and send heartbeats meanwhile; `False`: the server is about to end."""
     silent_s = 0
     while not await _wait_for_change(request, changed):
         if request.app[API].health.ending:
             return False
-        silent_s += LOOK_EVERY_S
+        silent_s += CHECK_INTERVAL_S
         if silent_s >= HEARTBEAT_S:
             silent_s = 0
             await response.write(b":\n\n")
@@ -138,16 +140,16 @@ async def _wait(request: web.Request, job: Job) -> Job:
             if job.finished_at is not None:
                 break
             if not await _wait_for_change(request, changed):
-                waited_s += LOOK_EVERY_S
+                waited_s += CHECK_INTERVAL_S
     return job
 
 
 async def _wait_for_change(request: web.Request, changed: asyncio.Event) -> bool:
-    """Wait for a change, for as long as one may wait before looking whether the client or the server is going."""
+    """Wait for a change, for one check interval; tell whether it came."""
     if request.transport is None:
         raise ConnectionResetError("the client has left")
     try:
-        async with asyncio.timeout(LOOK_EVERY_S):
+        async with asyncio.timeout(CHECK_INTERVAL_S):
             await changed.wait()
     except TimeoutError:
         return False
@@ -158,28 +160,26 @@ async def _find(request: web.Request) -> Job:
     job_id = request.match_info["id"]
     job = await request.app[API].jobs.find(job_id) if _ID.fullmatch(job_id) else None
     if job is None:
-        raise web.HTTPNotFound(text="there is no such job, or it was done more than a week ago")
+        raise web.HTTPNotFound(text="there is no such job, or it ended more than a week ago")
     return job
 
 
-async def _tell(request: web.Request, job: Job, *, after: int, limit: int) -> dict[str, Any]:
+async def _with_results(request: web.Request, job: Job, *, after: int, limit: int) -> schemas.JobWithResults:
     results = await request.app[API].jobs.results(job.id, after=after, limit=limit)
-    return {"success": True, **describe(job), "results": [_result(request, result) for result in results]}
+    return schemas.JobWithResults(**describe(job), results=[_result(request, result) for result in results])
 
 
-def _result(request: web.Request, result: JobResult) -> dict[str, Any]:
-    told: dict[str, Any] = {"index": result.number, "state": result.state}
-    if result.host:
-        told["host"] = result.host
-    if result.key is not None:
-        told["key"] = result.key
-    if result.state == "saved":
-        told["created"] = result.created
-    if result.record is not None:
-        told["image"] = image_facts(request, result.record)
-    if result.failure is not None:
-        told["error"] = {"code": result.failure.code, "detail": result.failure.detail}
-    return told
+def _result(request: web.Request, result: JobResult) -> schemas.Result:
+    failure = result.failure
+    return schemas.Result(
+        index=result.number,
+        state=result.state,
+        host=result.host or UNSET,
+        key=UNSET if result.key is None else result.key,
+        created=result.created if result.state == "saved" else UNSET,
+        image=UNSET if result.record is None else image_facts(request, result.record),
+        error=UNSET if failure is None else schemas.LinkFailure(code=failure.code, detail=failure.detail),
+    )
 
 
 def _number(request: web.Request, name: str, default: int) -> int:

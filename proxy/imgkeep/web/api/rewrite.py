@@ -20,6 +20,7 @@ from aiohttp import web
 from imgkeep.core.errors import InvalidRequest
 from imgkeep.jobs.runner import ITEMS_MAX, describe
 from imgkeep.page_rewriting import MARKDOWN_BYTES_MAX, check_page_url
+from imgkeep.web.api import schemas
 from imgkeep.web.api.context import API, api_context, json_response, read_query
 from imgkeep.web.context import ADMISSION, REQUEST_LOG
 from imgkeep.web.request_body import (
@@ -34,7 +35,7 @@ from imgkeep.web.request_body import (
 
 if TYPE_CHECKING:
     from imgkeep.core.records import Job
-    from imgkeep.page_rewriting import DocumentFormat, Rewritten, Which
+    from imgkeep.page_rewriting import DocumentFormat, LinkChoice, Rewritten
 
 FORMS: Final[dict[str, DocumentFormat]] = {"text/html": "html", "text/markdown": "markdown"}
 REWRITTEN: Final = "Imgkeep-Rewritten"
@@ -99,8 +100,14 @@ async def _rewrite_json(request: web.Request, body: Document) -> web.Response:
     job = await _save(request, rewritten) if body.save else None
 
     def make() -> web.Response:
-        told = {"success": True, form: rewritten.document.decode(), "rewritten": len(rewritten.links)}
-        return json_response(told if not body.save else {**told, "job": None if job is None else describe(job)})
+        response = schemas.RewrittenDocument(rewritten=len(rewritten.links))
+        if form == "html":
+            response.html = rewritten.document.decode()
+        else:
+            response.markdown = rewritten.document.decode()
+        if body.save:
+            response.job = None if job is None else schemas.JobFacts(**describe(job))
+        return json_response(response)
 
     return make() if len(data) <= LARGE_BODY_BYTES else await asyncio.to_thread(make)
 
@@ -111,7 +118,7 @@ async def _rewrite(
     context = request.app[API]
     if options.url is not None:
         check_page_url(options.url)
-    which: Which = tuple(options.which) if isinstance(options.which, list) else options.which
+    which: LinkChoice = tuple(options.which) if isinstance(options.which, list) else options.which
     linker = context.link_selection.linker(which, request[ADMISSION].base)
     rewritten = await context.rewrite_service.rewrite(data, form, linker, url=options.url, charset=charset)
     request[REQUEST_LOG].outcome = "rewritten"

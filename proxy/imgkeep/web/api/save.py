@@ -1,10 +1,10 @@
-"""`/api`: reading links, saving images."""
+"""`POST /api/save-image`: saves one image, by its link or by its bytes."""
 
 from __future__ import annotations
 
 import asyncio
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 from aiohttp import web
@@ -15,6 +15,7 @@ from imgkeep.core.layout import read_object_name
 from imgkeep.core.records import Wanted
 from imgkeep.core.source_url import own_path, read_source
 from imgkeep.images.upload import Saved
+from imgkeep.web.api import schemas
 from imgkeep.web.api.context import API, api_context, image_facts, json_response
 from imgkeep.web.context import ADMISSION, REQUEST_LOG
 from imgkeep.web.request_body import BODIES, JSON, LARGE_BODY_BYTES, read_file, read_pieces, unsupported_media_type
@@ -34,13 +35,13 @@ class SaveImage(msgspec.Struct, forbid_unknown_fields=True):
 
 
 async def save_image(request: web.Request) -> web.Response:
-    """Keep an image now: by its link, as a data URL, as an uploaded file, or as the body itself."""
+    """Save an image now: by its link, as a data URL, as an uploaded file, or as the body itself."""
     context = api_context(request)
     kind = request.content_type
     if kind == "multipart/form-data":
         chunks, size = await read_file(request, "file")
         saved = await context.saver.save_bytes(chunks, size)
-    elif kind.startswith("image/"):  # which, the bytes tell
+    elif kind.startswith("image/"):  # the bytes decide which format it is
         saved = await context.saver.save_bytes(read_pieces(request), request[ADMISSION].body_bytes)
     elif kind != JSON:
         raise unsupported_media_type(
@@ -58,11 +59,13 @@ async def save_image(request: web.Request) -> web.Response:
             saved = await _save_data(context, body.data)
     request[REQUEST_LOG].key = saved.record.key
     request[REQUEST_LOG].outcome = "stored" if saved.created else "hit"
-    return json_response(describe(request, saved), status=201 if saved.created else 200)
+    facts = image_facts(request, saved.record)
+    response = schemas.show_image(schemas.SavedImage, facts, created=saved.created)
+    return json_response(response, status=201 if saved.created else 200)
 
 
 async def _save_link(request: web.Request, url: str) -> Saved:
-    """Keep what a link names; a permanent URL of ours names what is kept, and any other of our own would be a loop."""
+    """Save the image of a link. A permanent URL of ours names a stored image; any other URL of ours would be a loop."""
     context = request.app[API]
     source = read_source(url)
     path = _find_own_path(request, source)
@@ -77,19 +80,13 @@ async def _save_link(request: web.Request, url: str) -> Saved:
     found = await context.image_index.page(limit=1, wanted=Wanted(digest=read[0]))
     record = await context.image_service.find(found[0].key) if found else None
     if record is None:
-        raise web.HTTPNotFound(text="no image is kept under this URL of ours")
+        raise web.HTTPNotFound(text="no image is stored under this URL of ours")
     return Saved(record, created=False)
 
 
 def _find_own_path(request: web.Request, source: Source) -> str | None:
     base = request[ADMISSION].base
     return own_path(source, read_source(base)) if base else None
-
-
-def describe(request: web.Request, saved: Saved) -> dict[str, Any]:
-    """Return what the API says of an image that is kept."""
-    record = saved.record
-    return {"success": True, **image_facts(request, record), "created": saved.created}
 
 
 async def _save_data(context: ApiContext, text: str) -> Saved:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -12,6 +11,7 @@ from imgkeep.web.aiohttp_adapter import STALL_TIMEOUT_S
 from imgkeep.web.parse_budget import ParseBudget
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from imgkeep.web.access_log import AccessLog
     from imgkeep.web.connection_limit import ConnectionLimit
     from imgkeep.web.error_responses import Placeholder

@@ -1,0 +1,53 @@
+"""
+The leader: the one worker that runs the background tasks of all, such as the outbox and jobs, and answers the API.
+
+The leader holds the lock on a file, which the kernel takes from a dead process. A symbolic link names the last leader.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from imgkeep.cluster.info import SharedFolder
+
+
+class LeaderLock:
+    """The lock that makes the worker `name` the leader."""
+
+    def __init__(self, folder: SharedFolder, name: str) -> None:
+        self._folder = folder
+        self._name = name
+        self._descriptor: int | None = None
+
+    @property
+    def is_held(self) -> bool:
+        """Whether this worker is the leader."""
+        return self._descriptor is not None
+
+    def acquire(self) -> bool:
+        """Become the leader unless another worker is; return whether this worker is now."""
+        descriptor = os.open(self._folder.leader_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            new = self._folder.leader.with_name(f"leader.{self._name}")
+            with suppress(FileNotFoundError):
+                new.unlink()  # of an attempt that failed between the next two lines
+            new.symlink_to(self._name)
+            new.replace(self._folder.leader)
+        except BaseException as error:
+            os.close(descriptor)
+            if isinstance(error, OSError):
+                return False
+            raise
+        self._descriptor = descriptor
+        return True
+
+    def release(self) -> None:
+        """Leave the place of the leader to another worker."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None

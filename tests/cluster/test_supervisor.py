@@ -1,0 +1,150 @@
+"""The supervisor and workers that hang: real processes, which serve nothing, with a heartbeat timeout of a moment."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import sys
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from tests.support.program import ROOT, until
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+HEARTBEAT_TIMEOUT_S = 2.0
+"""Twenty heartbeats: a machine that is busy with other tests delays some."""
+
+SUPERVISOR = """
+import logging, os, sys
+from contextlib import ExitStack
+from imgkeep.cluster import supervisor, worker_process
+from imgkeep.config import Config, Server
+from imgkeep.listening import listen_for_workers
+
+supervisor.CHECK_INTERVAL_S = 0.1
+supervisor.PAUSE_S = 0.5
+worker_process.TIMEOUTS_S = {**worker_process.TIMEOUTS_S, worker_process.WorkerState.UNRESPONSIVE: 1.0}
+logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+config = Config(server=Server(port=0, workers=2))
+with ExitStack() as stack:
+    sys.exit(
+        supervisor.Supervisor(
+            config,
+            sockets=listen_for_workers(config.server, stack),
+            command=(sys.executable, "-c", sys.argv[1]),
+            environment=dict(os.environ),
+            reload=lambda: config,
+            opened=lambda _addresses: print("opened", flush=True),
+            heartbeat_timeout_s=float(sys.argv[2]),
+        ).run()
+    )
+"""
+WORKER = """
+import asyncio, os, signal, socket, sys
+from imgkeep.cluster.control import SupervisorLink
+
+async def work():
+    control = socket.socket(fileno=int(sys.argv[sys.argv.index("--control") + 1]))
+    link = SupervisorLink(control, heartbeat_interval_s=0.1)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, link.stop.set)
+    link.open()
+    link.announce_ready()
+    print(f"ready {os.getpid()}", flush=True)
+    await link.stop.wait()
+    print(f"stopped {os.getpid()}", flush=True)
+
+asyncio.run(work())
+"""
+
+
+@dataclass
+class Supervised:
+    """A supervisor of two workers, and what all three have printed."""
+
+    process: asyncio.subprocess.Process
+    lines: list[str] = field(default_factory=list)
+
+    def pids(self, what: str) -> list[int]:
+        return [int(found[1]) for line in self.lines if (found := re.fullmatch(rf"{what} (\d+)", line))]
+
+    def count(self, message: str) -> int:
+        return self.lines.count(message)
+
+
+@asynccontextmanager
+async def supervised() -> AsyncIterator[Supervised]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "proxy")}  # noqa: TID251 - to be handed on
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", SUPERVISOR, WORKER, str(HEARTBEAT_TIMEOUT_S)),
+        env=environment,
+        stdout=asyncio.subprocess.PIPE,
+        start_new_session=True,
+    )
+    running = Supervised(process)
+
+    async def read() -> None:
+        assert process.stdout is not None
+        async for line in process.stdout:
+            running.lines.append(line.decode().strip())
+
+    reading = asyncio.create_task(read())
+    try:
+        await until(lambda: running.count("opened") == 1 and len(running.pids("ready")) == 2)
+        yield running
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        await process.wait()
+        await reading
+
+
+def exists(pid: int) -> bool:
+    with suppress(ProcessLookupError):
+        os.kill(pid, 0)
+        return True
+    return False
+
+
+async def test_stopped_worker_is_replaced_and_killed() -> None:
+    async with supervised() as running:
+        stopped, _ = running.pids("ready")
+        os.kill(stopped, signal.SIGSTOP)
+        await until(lambda: len(running.pids("ready")) > 2)
+        assert running.count("worker unresponsive; replacing") > 0
+        await until(lambda: not exists(stopped))
+        assert stopped not in running.pids("stopped"), "it never ran again"
+        running.process.terminate()
+        assert await running.process.wait() == 0
+
+
+async def test_worker_that_runs_again_drains() -> None:
+    async with supervised() as running:
+        stopped, _ = running.pids("ready")
+        os.kill(stopped, signal.SIGSTOP)
+        await until(lambda: running.count("worker unresponsive; replacing") > 0)
+        os.kill(stopped, signal.SIGCONT)
+        await until(lambda: stopped in running.pids("stopped"))
+        await until(lambda: not exists(stopped) and len(running.pids("ready")) > 2)
+        running.process.terminate()
+        assert await running.process.wait() == 0
+
+
+async def test_pause_of_all_processes_costs_no_worker() -> None:
+    async with supervised() as running:
+        workers = running.pids("ready")
+        for pid in (*workers, running.process.pid):
+            os.kill(pid, signal.SIGSTOP)
+        await asyncio.sleep(1.5 * HEARTBEAT_TIMEOUT_S)  # the pause, as of a container
+        os.kill(running.process.pid, signal.SIGCONT)
+        await asyncio.sleep(0.3)  # several looks at the clock
+        for pid in workers:
+            os.kill(pid, signal.SIGCONT)
+        running.process.terminate()
+        assert await running.process.wait() == 0
+        assert running.count("worker unresponsive; replacing") == 0
+        assert sorted(running.pids("stopped")) == sorted(workers)
