@@ -37,7 +37,7 @@ OBJECT = f"v1/objects/0a/{'0a' * 32}.png"
     ],
     ids=str,
 )
-def test_links_to_objects_of_a_public_bucket_stay(delivery: dict[str, object], objects: str | None) -> None:
+def test_links_to_objects_of_public_bucket_stay(delivery: dict[str, object], objects: str | None) -> None:
     config = load({"store": {"url": "s3://bucket/kept"}, "delivery": delivery}, {})
     linking = make_link_selection(config, make_inspector(config, lambda: datetime(2026, 11, 22, tzinfo=UTC)))
     assert (linking.objects.url if linking.objects else None) == (f"{objects}v1/objects" if objects else None)
@@ -46,7 +46,7 @@ def test_links_to_objects_of_a_public_bucket_stay(delivery: dict[str, object], o
     assert (linker(f"https://cdn.example/x/kept/{OBJECT}") is None) == (objects is not None)
 
 
-def test_pieces_of_a_page_are_cut_where_nobody_sees_it() -> None:
+def test_chunk_boundaries_do_not_show() -> None:
     page = b"<p>" + b"." * (CHUNK_BYTES - 20) + PAGE * 3
     rewritten = rewrite(page, "html", ImgLinks(every))
     assert rewritten.document.count(b"/img?src=") == 3
@@ -54,7 +54,7 @@ def test_pieces_of_a_page_are_cut_where_nobody_sees_it() -> None:
     assert "a.example" not in repr(rewritten)
 
 
-def test_longer_markdown_is_refused_and_not_left_as_it_is() -> None:
+def test_too_long_markdown_is_refused() -> None:
     longest = b" " * MARKDOWN_BYTES_MAX
     assert rewrite(longest, "markdown", ImgLinks(every)).document == longest
     with pytest.raises(InvalidRequest):
@@ -65,11 +65,11 @@ def test_longer_markdown_is_refused_and_not_left_as_it_is() -> None:
     ("name", "form"),
     [("a.html", "html"), ("A.HTM", "html"), ("b.md", "markdown"), ("c.markdown", "markdown"), ("html", None)],
 )
-def test_the_end_of_a_name_tells_what_a_file_holds(name: str, form: str | None) -> None:
+def test_format_of_file_by_name(name: str, form: str | None) -> None:
     assert document_format_of(name) == form
 
 
-async def test_short_documents_do_not_wait_for_long_ones_and_no_queue_is_endless() -> None:
+async def test_short_documents_overtake_long_ones_and_queue_is_bounded() -> None:
     go = threading.Event()
     counted: list[tuple[str, int]] = []
     desk = RewriteService(lambda form, links: counted.append((form, links)))

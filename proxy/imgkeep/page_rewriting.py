@@ -6,7 +6,7 @@ Rules:
 - Links that the policy refuses stay, and so do links to stored images: under the public URL of this server, and to the
   objects of a public bucket.
 - Rewriting takes processor time in proportion to the length, and the interpreter has one processor. So a server
-  rewrites in threads, which yield to the event loop after a fraction of a millisecond, and long documents one at a time.
+  rewrites in threads that yield to the event loop after a fraction of a millisecond, and long documents one at a time.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ def time() -> Time:
     return Time()
 
 
-async def test_half_a_picture_with_a_length_that_fits_is_replaced(start: Start, origin: FakeOrigin, time: Time) -> None:
+async def test_half_image_with_fitting_length_is_replaced(start: Start, origin: FakeOrigin, time: Time) -> None:
     imgkeep = await start(platform=time.platform())
     url = origin.gives("/a.png", HALF)
     first = await show(imgkeep, url)
@@ -86,7 +86,7 @@ async def test_half_a_picture_with_a_length_that_fits_is_replaced(start: Start, 
     ],
 )
 @pytest.mark.parametrize("chunked", [False, True], ids=["length", "chunked"])
-async def test_every_format_that_is_cut_is_kept_for_a_minute_by_clients(
+async def test_cut_image_of_each_format_is_cached_for_a_minute(
     start: Start,
     origin: FakeOrigin,
     body: bytes,
@@ -108,9 +108,7 @@ async def test_every_format_that_is_cut_is_kept_for_a_minute_by_clients(
     assert "incomplete" in record["doubts"]
 
 
-async def test_a_file_that_comes_back_equal_over_a_day_is_confirmed(
-    start: Start, origin: FakeOrigin, time: Time
-) -> None:
+async def test_equal_file_over_a_day_is_confirmed(start: Start, origin: FakeOrigin, time: Time) -> None:
     imgkeep = await start(platform=time.platform())
     body = picture("JPEG")[:-2]
     url = origin.gives("/a.jpg", body)
@@ -127,7 +125,7 @@ async def test_a_file_that_comes_back_equal_over_a_day_is_confirmed(
     assert 'imgkeep_incomplete_refetches_total{outcome="confirmed"} 1.0' in page
 
 
-async def test_the_api_tells_that_and_why_it_is_provisional(start: Start, origin: FakeOrigin, time: Time) -> None:
+async def test_api_shows_why_image_is_provisional(start: Start, origin: FakeOrigin, time: Time) -> None:
     imgkeep = await start(platform=time.platform())
     url = origin.gives("/a.png", HALF)
     saved = [await imgkeep.client.post("/api/save-image", json={"url": url}) for _ in range(2)]
@@ -143,7 +141,7 @@ async def test_the_api_tells_that_and_why_it_is_provisional(start: Start, origin
     assert (await show(imgkeep, url)).caching == FOREVER
 
 
-async def test_an_upload_that_is_cut_is_refused(imgkeep: Imgkeep) -> None:
+async def test_cut_upload_is_refused(imgkeep: Imgkeep) -> None:
     for body in (HALF, picture("JPEG")[:-2], picture("GIF")[:-1]):
         answer = await imgkeep.client.post("/api/save-image", data={"file": BytesIO(body)})
         problem = await answer.json()
@@ -152,9 +150,7 @@ async def test_an_upload_that_is_cut_is_refused(imgkeep: Imgkeep) -> None:
     assert imgkeep.files("records") == []
 
 
-async def test_a_strangers_link_cannot_replace_or_confirm_half_a_picture(
-    start: Start, origin: FakeOrigin, time: Time
-) -> None:
+async def test_stranger_cannot_replace_or_confirm_half_image(start: Start, origin: FakeOrigin, time: Time) -> None:
     imgkeep = await start(platform=time.platform(), sources={"providers": [UNCERTAIN]})
     signed = SignedOrigin(origin, picture=HALF)
     assert (await show(imgkeep, signed.url(good()))).body == HALF
@@ -173,7 +169,7 @@ async def test_a_strangers_link_cannot_replace_or_confirm_half_a_picture(
     assert whole.body == PICTURE
 
 
-async def test_an_origin_that_fails_leaves_what_is_stored(start: Start, origin: FakeOrigin, time: Time) -> None:
+async def test_failing_origin_leaves_stored_image(start: Start, origin: FakeOrigin, time: Time) -> None:
     imgkeep = await start(platform=time.platform())
     url = origin.gives("/a.png", HALF)
     await show(imgkeep, url)
@@ -186,9 +182,7 @@ async def test_an_origin_that_fails_leaves_what_is_stored(start: Start, origin: 
     assert origin.asked("/a.png") == 6, "once in an interval, whatever it answers"
 
 
-async def test_clients_of_a_redirecting_server_forget_half_a_picture_soon(
-    remote: Remote, origin: FakeOrigin, time: Time
-) -> None:
+async def test_redirect_to_half_image_is_cached_briefly(remote: Remote, origin: FakeOrigin, time: Time) -> None:
     platform = time.platform(sleep=_sleep_briefly)
     node = await remote.node(mode="redirect", platform=platform, delivery={"base_url": "https://img.example/"})
     url = origin.gives("/a.png", HALF)

@@ -21,7 +21,7 @@ from imgkeep.core.errors import ImgkeepError, OriginError
 from imgkeep.core.identity import BUILT_IN, identify, read_provider_rules
 from imgkeep.core.identity.signature_probe import spoil
 
-from tests.support.fakes import FakeOrigin, World, drain, whole
+from tests.support.fakes import FakeOrigin, World, read_all, whole
 from tests.support.pictures import picture
 from tests.support.signed_links import ENFORCED, PAST, PICTURE, PLACEHOLDER, UNCERTAIN, good, invented, shaped, strict
 from tests.support.signed_links import SignedOrigin as Rule
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from imgkeep.images.context import Delivery
     from imgkeep.origin.demand import Demand
 
-    from tests.support.fakes import RemoteFill
+    from tests.support.fakes import FakeResponse
 
 NOW: Final = datetime(2026, 11, 22, 10, tzinfo=UTC)
 PLACE: Final = "https://img.example.com/a.png"
@@ -79,7 +79,7 @@ class JudgingOrigin(FakeOrigin):
         demand: Demand | None = None,
         *,
         fail_fast: bool = False,
-    ) -> AsyncGenerator[RemoteFill]:
+    ) -> AsyncGenerator[FakeResponse]:
         del known, demand, fail_fast
         self.asked.append(source.url)
         yield whole(self._answer(source))
@@ -134,7 +134,7 @@ class Links(RuleBasedStateMachine):
             )
             if before is not None:
                 world.store = before.store
-                world.rebuild()
+                world.restart()
             return world
 
         world = self.loop.run_until_complete(make())
@@ -171,7 +171,7 @@ class Links(RuleBasedStateMachine):
 
     async def _ask(self, url: str) -> tuple[Delivery, bytes]:
         delivery = await self.world.ask(url)
-        body = await drain(delivery)
+        body = await read_all(delivery)
         await self.world.image_service.drain()
         return delivery, body
 

@@ -33,7 +33,7 @@ async def save(imgkeep: Imgkeep, url: str) -> tuple[int, dict[str, object]]:
     return response.status, await response.json()
 
 
-async def test_a_digest_under_many_identities_of_a_host_is_reported_once(
+async def test_suspected_placeholder_is_reported_once(
     start: Start, origin: FakeOrigin, caplog: pytest.LogCaptureFixture
 ) -> None:
     imgkeep = await start()
@@ -48,7 +48,7 @@ async def test_a_digest_under_many_identities_of_a_host_is_reported_once(
     assert (await save(imgkeep, urls[0]))[0] == 200, "by default it is reported, and no more"
 
 
-async def test_suspects_are_refused_where_the_operator_says_so(start: Start, origin: FakeOrigin) -> None:
+async def test_suspects_are_refused_by_setting(start: Start, origin: FakeOrigin) -> None:
     imgkeep = await start(sources={"placeholders": "refuse"})
     *urls, one_more = give_many(origin, PLACEHOLDER, IDENTITIES_MIN + 1)
     for url in urls:
@@ -62,7 +62,7 @@ async def test_suspects_are_refused_where_the_operator_says_so(start: Start, ori
     assert (await save(imgkeep, origin.gives("/other.png", PICTURE)))[0] == 201
 
 
-async def test_many_signatures_of_one_picture_are_one_identity(start: Start, origin: FakeOrigin) -> None:
+async def test_many_signatures_are_one_identity(start: Start, origin: FakeOrigin) -> None:
     imgkeep = await start(sources={"providers": [UNCERTAIN], "placeholders": "refuse"})
     signed = SignedOrigin(origin)
     await show(imgkeep, signed.url(good()))
@@ -71,7 +71,7 @@ async def test_many_signatures_of_one_picture_are_one_identity(start: Start, ori
     assert (await save(imgkeep, origin.gives("/b.png", PLACEHOLDER)))[1]["suspect"] is False
 
 
-def test_a_suspicion_takes_many_identities_within_a_day() -> None:
+def test_suspicion_takes_many_identities_within_a_day() -> None:
     timer = Timer()
     suspects = PlaceholderSuspects(timer)
 

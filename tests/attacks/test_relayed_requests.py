@@ -491,12 +491,23 @@ async def test_a_worker_answers_none_that_does_not_know_the_secret(program: Clus
         *("GET /metrics", "GET /img?src=x", f"GET /fills/{key}", f"GET /fills/{key}/end", "POST /notices"),
         *("GET /api/images", f"DELETE /api/images/{key}", "POST /api/save-images", "GET /nowhere"),
     ]
-    wrong = [(), ("Imgkeep-Peer-Secret:",), (f"Imgkeep-Peer-Secret: {secret[:-1]}",), (f"Imgkeep-Peer-Secret: {secret.upper()}x",)]
-    wrong += [(f"Imgkeep-Peer-Secret: {secret}\udcff",), (f"Imgkeep-Peer-Secret: {secret}", f"Imgkeep-Peer-Secret: {secret}")]
+    wrong = [
+        (),
+        ("Imgkeep-Peer-Secret:",),
+        (f"Imgkeep-Peer-Secret: {secret[:-1]}",),
+        (f"Imgkeep-Peer-Secret: {secret.upper()}x",),
+    ]
+    wrong += [
+        (f"Imgkeep-Peer-Secret: {secret}\udcff",),
+        (f"Imgkeep-Peer-Secret: {secret}", f"Imgkeep-Peer-Secret: {secret}"),
+    ]
     wrong += [(WITH_TOKEN,), (f"Authorization: Bearer {secret}",)]
     for target, fields in product(targets, wrong):
         sent = post("/", notice(digest), admitted, *fields).replace(b"POST /", target.encode(), 1)
-        assert await statuses(socket, sent + get("/metrics", f"Imgkeep-Peer-Secret: {secret}")) == [403], (target, fields)
+        assert await statuses(socket, sent + get("/metrics", f"Imgkeep-Peer-Secret: {secret}")) == [403], (
+            target,
+            fields,
+        )
     known = f"Imgkeep-Peer-Secret: {secret}"
     # Who knows it is answered, and after a body nothing more, be it read or not.
     follow = get("/metrics", known)

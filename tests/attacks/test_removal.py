@@ -125,9 +125,7 @@ PAGES: list[dict[str, str]] = [
 
 
 @pytest.mark.parametrize("tokens", [True, False], ids=["with tokens", "on loopback"])
-async def test_a_stranger_causes_no_tombstone_no_block_and_no_fetch(
-    start: Start, origin: FakeOrigin, *, tokens: bool
-) -> None:
+async def test_stranger_causes_no_tombstone_block_or_fetch(start: Start, origin: FakeOrigin, *, tokens: bool) -> None:
     imgkeep = await start(security={"api_tokens": [TOKEN]} if tokens else {})
     url, gone = origin.gives("/a.png", GOOD), origin.gives("/gone.png", PLACEHOLDER)
     own: dict[str, Any] = {"headers": BEARER} if tokens else {}
@@ -150,9 +148,7 @@ FORMS = ["application/x-www-form-urlencoded", "multipart/form-data; boundary=x",
 
 
 @pytest.mark.parametrize("media_type", FORMS)
-async def test_a_form_of_another_site_changes_nothing_even_from_a_browser_that_does_not_tell(
-    imgkeep: Imgkeep, origin: FakeOrigin, media_type: str
-) -> None:
+async def test_form_of_other_site_changes_nothing(imgkeep: Imgkeep, origin: FakeOrigin, media_type: str) -> None:
     url, gone = origin.gives("/a.png", GOOD), origin.gives("/gone.png", PLACEHOLDER)
     for link in (url, gone):
         await (await imgkeep.img(link)).read()
@@ -170,12 +166,12 @@ async def test_a_form_of_another_site_changes_nothing_even_from_a_browser_that_d
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "PATCH", "DELETE"])
-async def test_no_link_and_no_picture_in_a_page_can_change_anything(imgkeep: Imgkeep, method: str) -> None:
+async def test_get_requests_change_nothing(imgkeep: Imgkeep, method: str) -> None:
     for path in ("/api/refetch", "/api/restore", f"/api/images/{NOWHERE}/refetch", f"/api/images/{NOWHERE}/restore"):
         assert (await imgkeep.client.request(method, path)).status == 405
 
 
-async def test_an_upload_of_blocked_bytes_closes_no_further_key(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+async def test_upload_of_blocked_bytes_puts_no_tombstone(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     url = origin.gives("/a.png", GOOD)
     await (await imgkeep.img(url)).read()
     assert await remove(imgkeep, src=url) == 200
@@ -188,9 +184,7 @@ async def test_an_upload_of_blocked_bytes_closes_no_further_key(imgkeep: Imgkeep
 # --- what a removal reaches
 
 
-async def test_a_link_that_was_never_stored_cannot_be_blocked_beforehand_without_force(
-    imgkeep: Imgkeep, origin: FakeOrigin
-) -> None:
+async def test_unknown_link_is_blocked_only_by_force(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     url = signed(origin.on("/a.png", unless_right("a")), "a")
     for attempt in (
         remove(imgkeep, src=url),
@@ -207,9 +201,7 @@ async def test_a_link_that_was_never_stored_cannot_be_blocked_beforehand_without
     assert origin.asked("/a.png") == 1
 
 
-async def test_a_wrong_picture_by_an_invented_signature_is_replaced_by_the_good_link(
-    imgkeep: Imgkeep, origin: FakeOrigin
-) -> None:
+async def test_refetch_by_good_link_replaces_wrong_image(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     place = origin.on("/a.png", unless_right("a"))
     invented, good = signed(place, "f"), signed(place, "a")
     assert key_of(imgkeep, invented) == key_of(imgkeep, good)
@@ -228,7 +220,7 @@ async def test_a_wrong_picture_by_an_invented_signature_is_replaced_by_the_good_
     assert await (await imgkeep.img(good)).read() == GOOD
 
 
-async def test_a_removal_that_a_wrong_picture_provoked_is_undone(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+async def test_removal_of_wrong_image_can_be_undone(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     place = origin.on("/a.png", unless_right("a"))
     invented, good = signed(place, "f"), signed(place, "a")
     await (await imgkeep.img(invented)).read()
@@ -240,7 +232,7 @@ async def test_a_removal_that_a_wrong_picture_provoked_is_undone(imgkeep: Imgkee
     assert await (await imgkeep.img(good)).read() == GOOD
 
 
-async def test_removals_and_undos_that_cross_end_as_the_last_of_them_says(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+async def test_last_of_crossing_removals_and_undos_wins(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     url = origin.gives("/a.png", GOOD)
     await (await imgkeep.img(url)).read()
     for _ in range(3):
@@ -273,7 +265,7 @@ async def test_removals_and_undos_that_cross_end_as_the_last_of_them_says(imgkee
         [],
     ],
 )
-async def test_what_names_nothing_restores_nothing(imgkeep: Imgkeep, body: object) -> None:
+async def test_undo_of_unknown_name_does_nothing(imgkeep: Imgkeep, body: object) -> None:
     response = await imgkeep.client.post("/api/restore", json=body)
     assert response.status == 400
     for path in (f"/api/images/{'x' * 64}/restore", "/api/images/..%2F..%2Frefused/restore"):
@@ -284,7 +276,7 @@ async def test_what_names_nothing_restores_nothing(imgkeep: Imgkeep, body: objec
 # --- what a refetch costs, and where it may go
 
 
-async def test_a_thousand_refetches_of_one_image_are_one_fetch(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+async def test_thousand_refetches_share_one_fetch(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     go = asyncio.Event()
 
     async def slow(exchange: Exchange) -> None:
@@ -306,9 +298,7 @@ async def test_a_thousand_refetches_of_one_image_are_one_fetch(imgkeep: Imgkeep,
     assert await (await imgkeep.img(url)).read() == GOOD
 
 
-async def test_refetches_hold_few_fetches_and_visitors_are_served_meanwhile(
-    imgkeep: Imgkeep, origin: FakeOrigin
-) -> None:
+async def test_refetches_leave_fetches_to_clients(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     go = asyncio.Event()
 
     async def hangs(exchange: Exchange) -> None:
@@ -331,7 +321,7 @@ async def test_refetches_hold_few_fetches_and_visitors_are_served_meanwhile(
     assert sorted(status for status, _ in [await each for each in asking]) == [200] * REFETCHES_MAX + [503] * 12
 
 
-async def test_a_link_of_another_key_replaces_nothing(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+async def test_link_of_other_key_replaces_nothing(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     url, other = origin.gives("/a.png", GOOD), origin.gives("/b.png", PLACEHOLDER)
     for link in (url, other):
         await (await imgkeep.img(link)).read()
@@ -347,7 +337,7 @@ async def test_a_link_of_another_key_replaces_nothing(imgkeep: Imgkeep, origin: 
     assert len(origin.seen) == asked
 
 
-async def test_a_host_that_is_denied_by_now_is_not_asked(start: Start, origin: FakeOrigin) -> None:
+async def test_denied_host_is_not_fetched_again(start: Start, origin: FakeOrigin) -> None:
     imgkeep = await start()
     url = origin.gives("/a.png", GOOD)
     await (await imgkeep.img(url)).read()
@@ -368,7 +358,9 @@ async def test_a_host_that_is_denied_by_now_is_not_asked(start: Start, origin: F
 @pytest.mark.parametrize(
     "location", ["http://169.254.169.254/latest/meta-data/", "http://10.0.0.1/a.png", "file:///etc/passwd"]
 )
-async def test_a_redirect_leads_no_refetch_inside(imgkeep: Imgkeep, origin: FakeOrigin, location: str) -> None:
+async def test_redirect_leads_no_refetch_to_private_address(
+    imgkeep: Imgkeep, origin: FakeOrigin, location: str
+) -> None:
     async def then_elsewhere(exchange: Exchange) -> None:
         if exchange.number:
             await exchange.answer(b"", status="302 Found", headers={"Location": location})
@@ -428,9 +420,7 @@ ORIGINS = [
 
 
 @pytest.mark.parametrize(("script", "error"), ORIGINS)
-async def test_no_answer_of_an_origin_replaces_a_stored_image_by_less(
-    start: Start, origin: FakeOrigin, script: Script, error: str
-) -> None:
+async def test_no_answer_replaces_image_by_less(start: Start, origin: FakeOrigin, script: Script, error: str) -> None:
     imgkeep = await start(fetch={"body_bytes_max": 200_000, "pixels_max": 10_000})
     url = origin.gives("/a.png", GOOD)
     await (await imgkeep.img(url)).read()
@@ -445,7 +435,7 @@ async def test_no_answer_of_an_origin_replaces_a_stored_image_by_less(
     assert (await response.read(), response.headers["Cache-Status"]) == (GOOD, "imgkeep; hit")
 
 
-async def test_the_old_bytes_stay_under_their_permanent_url(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+async def test_old_bytes_stay_under_permanent_url(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     url = origin.gives("/a.png", GOOD)
     await (await imgkeep.img(url)).read()
     key = key_of(imgkeep, url)
@@ -456,7 +446,7 @@ async def test_the_old_bytes_stay_under_their_permanent_url(imgkeep: Imgkeep, or
         assert await (await imgkeep.client.get(f"/images/{digest_of(body)}.png")).read() == body
 
 
-async def test_a_link_is_a_secret(imgkeep: Imgkeep, origin: FakeOrigin, caplog: pytest.LogCaptureFixture) -> None:
+async def test_link_stays_secret(imgkeep: Imgkeep, origin: FakeOrigin, caplog: pytest.LogCaptureFixture) -> None:
     place = origin.on("/a.png", unless_right("a"))
     await (await imgkeep.img(signed(place, "a"))).read()
     secret = "e" * 64

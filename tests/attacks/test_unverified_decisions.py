@@ -18,9 +18,9 @@ from imgkeep.core.host_patterns import Globs
 from imgkeep.core.identity import BUILT_IN, identify, read_provider_rules
 from imgkeep.core.records import Validator
 from imgkeep.core.source_url import read_source
-from imgkeep.images.refresh import Rules
+from imgkeep.images.refresh import SourceRules
 
-from tests.support.fakes import RemoteFill, World, drain, whole
+from tests.support.fakes import FakeResponse, World, read_all, whole
 from tests.support.pictures import picture
 from tests.support.signed_links import (
     ENFORCED,
@@ -79,7 +79,7 @@ def signed(origin: FakeOrigin) -> SignedOrigin:
     [f"?acme_end={FAR}&acme_sig={sign('mixed')[:-9]}aBcDeFaB0", f"?loose_end={FAR}&loose_sig=all-short-runs-here"],
     ids=["digits of both cases", "nothing that can be spoiled"],
 )
-async def test_no_form_of_a_signature_splits_a_key(imgkeep: Imgkeep, signed: SignedOrigin, form: str) -> None:
+async def test_no_form_of_signature_splits_a_key(imgkeep: Imgkeep, signed: SignedOrigin, form: str) -> None:
     """Of a key that is split, links that have ended or that their origin refuses show nothing more."""
     await show(imgkeep, signed.url(good()))
     assert (await show(imgkeep, signed.url(form))).body == PLACEHOLDER
@@ -94,7 +94,7 @@ async def test_no_form_of_a_signature_splits_a_key(imgkeep: Imgkeep, signed: Sig
 
 def world_of(shown: dict[str, bytes], *, refresh: bool = False) -> World:
     """Return a image_service at an origin that can be had by https, with what it shows to which query."""
-    rules = Rules(refresh=Globs(("img.example.com",))) if refresh else None
+    rules = SourceRules(refresh=Globs(("img.example.com",))) if refresh else None
     world = World(
         identify=lambda source: identify(source, NOW, CATALOGUE),
         rules=rules,
@@ -104,7 +104,7 @@ def world_of(shown: dict[str, bytes], *, refresh: bool = False) -> World:
     return world
 
 
-def changed(body: bytes) -> RemoteFill:
+def changed(body: bytes) -> FakeResponse:
     feed = whole(body)
     feed.validator = Validator(f'"{sha256(body).hexdigest()}"', None)
     return feed
@@ -113,7 +113,7 @@ def changed(body: bytes) -> RemoteFill:
 async def seen(world: World, query: str) -> tuple[str, bytes, bool]:
     """Return outcome, bytes, and whether a client may keep them for ever, when nothing goes on any more."""
     delivery = await world.ask(f"https://img.example.com/a.png{query}")
-    body = await drain(delivery)
+    body = await read_all(delivery)
     await world.image_service.drain()
     return delivery.outcome.value, body, delivery.immutable
 
@@ -128,7 +128,7 @@ def over() -> str:
     return f"{shaped(5)}&X-Amz-Date=20200101T000000Z&X-Amz-Expires=3600"
 
 
-async def test_a_signature_of_any_shape_takes_nothing_from_the_bare_link() -> None:
+async def test_no_shape_of_signature_replaces_image_of_bare_link() -> None:
     world = world_of({"": PICTURE, shaped(): PICTURE, shaped(1): PLACEHOLDER})
     assert (await seen(world, "")) == ("stored", PICTURE, True)
     assert (await seen(world, shaped())) == ("stored", PICTURE, True)
@@ -136,12 +136,12 @@ async def test_a_signature_of_any_shape_takes_nothing_from_the_bare_link() -> No
         assert (await seen(world, "")) == ("hit", PICTURE, True), "a client may keep it for ever, as before"
         assert (await seen(world, shaped(1))) == ("hit", PICTURE, True)
     assert len(world.origin.asked) == 2
-    world.rebuild()
+    world.restart()
     assert (await seen(world, "")) == ("hit", PICTURE, True)
     assert len(world.origin.asked) == 2
 
 
-async def test_a_refresh_keeps_what_is_known_of_other_links() -> None:
+async def test_refresh_keeps_facts_of_other_links() -> None:
     """The picture that a link has shown is shown on by it, whatever takes the place of another one."""
     theirs, newer = picture(seed=7), picture(seed=8)
     world = world_of({fresh(0): PICTURE, good(): theirs, fresh(1): newer}, refresh=True)
@@ -153,7 +153,7 @@ async def test_a_refresh_keeps_what_is_known_of_other_links() -> None:
     assert (await seen(world, good()))[:2] == ("hit", theirs)
 
 
-async def test_a_signature_in_the_shape_of_a_checked_scheme_refreshes_nothing() -> None:
+async def test_shape_of_checked_scheme_refreshes_nothing() -> None:
     """Where the operator wants newer images, a stranger's word that there is one is not enough."""
     world = world_of({living(0): PICTURE, living(1): PLACEHOLDER}, refresh=True)
     await seen(world, living(0))
@@ -168,14 +168,14 @@ def living(number: int) -> str:
     return f"{shaped(number)}&X-Amz-Date=20261122T093000Z&X-Amz-Expires=360{number}"
 
 
-async def test_a_shape_takes_nothing_from_a_link_that_has_ended() -> None:
+async def test_shape_replaces_nothing_of_ended_link() -> None:
     world = world_of({over(): PICTURE, shaped(): PLACEHOLDER})
     assert (await seen(world, over()))[1] == PICTURE
     await seen(world, shaped())
     assert (await seen(world, over()))[:2] == ("hit", PICTURE)
 
 
-def test_of_a_proxy_no_more_is_known_than_of_the_link_inside() -> None:
+def test_proxied_link_has_trust_of_link_inside() -> None:
     """A proxy that shows no errors as pictures may fetch from hosts that do, by signatures that anybody can write."""
     proxy = {"name": "Proxy", "hosts": ["p.example"], "keep": ["url"], "nested": "url", "enforced": True}
     catalogue = read_provider_rules([proxy, {**ENFORCED, "hosts": ["img.example.com"]}], BUILT_IN)
@@ -188,7 +188,7 @@ def test_of_a_proxy_no_more_is_known_than_of_the_link_inside() -> None:
 # Who is first
 
 
-async def test_a_save_gets_what_its_own_link_brings(imgkeep: Imgkeep, signed: SignedOrigin) -> None:
+async def test_save_stores_image_of_its_own_link(imgkeep: Imgkeep, signed: SignedOrigin) -> None:
     """A back end saves a link once: what a stranger's link brings at that moment must not count as saved."""
     gate, began = asyncio.Event(), asyncio.Event()
 
@@ -203,10 +203,10 @@ async def test_a_save_gets_what_its_own_link_brings(imgkeep: Imgkeep, signed: Si
     await began.wait()
     assert imgkeep.client.app is not None
     image_service = imgkeep.client.app[SERVICES].image_service
-    fill = image_service._flights.find(image_service.keys_of(read_source(signed.url(good())))[0])
+    fill = image_service._fills.running.find(image_service.keys_of(read_source(signed.url(good())))[0])
     assert fill is not None
     saving = asyncio.create_task(imgkeep.client.post("/api/save-image", json={"url": signed.url(good())}))
-    while fill._holders < 3:  # noqa: ASYNC110 - no event tells of a follower
+    while fill.body._holders < 3:  # noqa: ASYNC110 - no event tells of a follower
         await asyncio.sleep(0)
     gate.set()
     assert (await stranger).body == PLACEHOLDER
@@ -218,11 +218,11 @@ async def test_a_save_gets_what_its_own_link_brings(imgkeep: Imgkeep, signed: Si
 # Another node
 
 
-async def test_a_node_that_knows_only_the_bare_link_learns_what_another_has_found() -> None:
+async def test_node_learns_doubts_that_other_node_found() -> None:
     """A record that stands for its own kind of link is held for good, and says nothing of what others have shown."""
     one, other = world_of({"": PLACEHOLDER, good(): PICTURE}), world_of({"": PLACEHOLDER})
     other.store = one.store
-    other.rebuild()
+    other.restart()
     for world in (one, other):
         assert (await seen(world, ""))[1] == PLACEHOLDER
     assert (await seen(one, good()))[1] == PICTURE
@@ -231,7 +231,7 @@ async def test_a_node_that_knows_only_the_bare_link_learns_what_another_has_foun
     assert len(other.origin.asked) == 0
 
 
-async def test_the_store_is_asked_once_for_many_links_that_a_record_does_not_stand_for() -> None:
+async def test_store_is_asked_once_for_many_doubtful_links() -> None:
     world = world_of({"": PLACEHOLDER})
     await seen(world, "")
     looks = 0

@@ -28,9 +28,7 @@ SOURCES: dict[str, Any] = {"providers": [UNCERTAIN, ENFORCED]}
 
 
 @pytest.mark.parametrize("query", [good(), strict()], ids=["unchecked", "verified"])
-async def test_what_a_link_was_shown_in_an_outage_it_is_shown_after_it(
-    remote: Remote, origin: FakeOrigin, query: str
-) -> None:
+async def test_link_shows_same_image_during_and_after_outage(remote: Remote, origin: FakeOrigin, query: str) -> None:
     """A stranger was first, on another node, and this node could not know."""
     signed = SignedOrigin(origin)
     first, node = await remote.node(sources=SOURCES), await remote.node("b", sources=SOURCES)

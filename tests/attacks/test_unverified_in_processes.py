@@ -48,7 +48,7 @@ async def becomes(program: Program, url: str, body: bytes, caching: str) -> None
     assert shown == {(body, caching)}
 
 
-async def test_workers_try_a_link_once_and_share_what_was_found(tmp_path: Path, origin: FakeOrigin) -> None:
+async def test_workers_try_link_once_and_share_result(tmp_path: Path, origin: FakeOrigin) -> None:
     signed = SignedOrigin(origin)
     async with serving(tmp_path / "data", server__workers="2", sources__providers=PROVIDERS) as program:
         await ask_many(program, signed.url(invented()))
@@ -68,7 +68,7 @@ async def test_workers_try_a_link_once_and_share_what_was_found(tmp_path: Path, 
         assert len(signed.asked) == asked
 
 
-async def test_a_kill_between_a_fill_and_its_probe_loses_nothing(tmp_path: Path, origin: FakeOrigin) -> None:
+async def test_kill_between_fill_and_probe_loses_nothing(tmp_path: Path, origin: FakeOrigin) -> None:
     signed = SignedOrigin(origin)
     folder = tmp_path / "data"
     async with serving(folder, sources__providers=PROVIDERS) as program:

@@ -53,7 +53,7 @@ def signed(origin: FakeOrigin) -> SignedOrigin:
 # What an invented link brings
 
 
-async def test_an_invented_link_stores_nothing_for_ever(imgkeep: Imgkeep, signed: SignedOrigin) -> None:
+async def test_invented_link_stores_nothing_for_good(imgkeep: Imgkeep, signed: SignedOrigin) -> None:
     first = await show(imgkeep, signed.url(invented()))
     assert (first.body, first.caching) == (PLACEHOLDER, BRIEF)
     again = await show(imgkeep, signed.url(invented()))
@@ -61,7 +61,7 @@ async def test_an_invented_link_stores_nothing_for_ever(imgkeep: Imgkeep, signed
     assert len(signed.asked) == 1
 
 
-async def test_a_good_link_shows_its_picture_after_an_invented_one(imgkeep: Imgkeep, signed: SignedOrigin) -> None:
+async def test_good_link_shows_its_image_after_invented_one(imgkeep: Imgkeep, signed: SignedOrigin) -> None:
     await show(imgkeep, signed.url(invented()))
     shown = await show(imgkeep, signed.url(good()))
     assert (shown.body, shown.caching) == (PICTURE, BRIEF)
@@ -71,7 +71,7 @@ async def test_a_good_link_shows_its_picture_after_an_invented_one(imgkeep: Imgk
 
 
 @pytest.mark.parametrize("first", ["shaped", "good"])
-async def test_a_signature_in_the_shape_of_a_checked_scheme_stands_for_its_like_alone(
+async def test_shape_of_checked_scheme_stands_for_its_kind_alone(
     imgkeep: Imgkeep, signed: SignedOrigin, first: str
 ) -> None:
     """The shape of a checked signature can be written for a host that knows nothing of it."""
@@ -84,9 +84,7 @@ async def test_a_signature_in_the_shape_of_a_checked_scheme_stands_for_its_like_
     assert (await show(imgkeep, signed.url(good(2, end=PAST)))).body == PICTURE, "it takes the place of no good link's"
 
 
-async def test_a_placeholder_gives_way_once_a_spoiled_signature_brings_it(
-    imgkeep: Imgkeep, signed: SignedOrigin
-) -> None:
+async def test_placeholder_is_replaced_once_altered_signature_brings_it(imgkeep: Imgkeep, signed: SignedOrigin) -> None:
     await show(imgkeep, signed.url(invented()))
     await show(imgkeep, signed.url(good()))
     # One for each link, two spoiled ones, and the genuine one again.
@@ -98,7 +96,7 @@ async def test_a_placeholder_gives_way_once_a_spoiled_signature_brings_it(
     assert (await show(imgkeep, signed.url(invented()))).body == PLACEHOLDER, "and it keeps what it was shown"
 
 
-async def test_two_good_links_confirm_and_then_every_link_is_a_hit(imgkeep: Imgkeep, signed: SignedOrigin) -> None:
+async def test_two_good_links_confirm_image(imgkeep: Imgkeep, signed: SignedOrigin) -> None:
     await show(imgkeep, signed.url(good(0)))
     second = await show(imgkeep, signed.url(good(1)))
     assert (second.body, second.outcome) == (PICTURE, "fwd=uri-miss; stored")
@@ -110,9 +108,7 @@ async def test_two_good_links_confirm_and_then_every_link_is_a_hit(imgkeep: Imgk
     assert await counted(imgkeep, 'imgkeep_confirmations_total{outcome="difference"}') == 1
 
 
-async def test_an_origin_that_refuses_spoiled_signatures_confirms_with_one_of_them(
-    imgkeep: Imgkeep, signed: SignedOrigin
-) -> None:
+async def test_refused_altered_signature_confirms_image(imgkeep: Imgkeep, signed: SignedOrigin) -> None:
     signed.placeholder = None
     await show(imgkeep, signed.url(good(0)))
     await show(imgkeep, signed.url(good(1)))
@@ -121,7 +117,7 @@ async def test_an_origin_that_refuses_spoiled_signatures_confirms_with_one_of_th
     assert len(signed.asked) == 4
 
 
-async def test_invented_links_cannot_confirm_a_placeholder(imgkeep: Imgkeep, signed: SignedOrigin) -> None:
+async def test_invented_links_cannot_confirm_placeholder(imgkeep: Imgkeep, signed: SignedOrigin) -> None:
     for number in range(5):
         shown = await show(imgkeep, signed.url(invented(number)))
         assert (shown.body, shown.caching) == (PLACEHOLDER, BRIEF)
@@ -133,7 +129,7 @@ async def test_invented_links_cannot_confirm_a_placeholder(imgkeep: Imgkeep, sig
     assert (await show(imgkeep, signed.url(good(2)))).caching == FOREVER
 
 
-async def test_an_invented_link_changes_nothing_for_a_good_one(imgkeep: Imgkeep, signed: SignedOrigin) -> None:
+async def test_invented_link_changes_nothing_for_good_one(imgkeep: Imgkeep, signed: SignedOrigin) -> None:
     await show(imgkeep, signed.url(good()))
     for number in range(3):
         shown = await show(imgkeep, signed.url(invented(number)))
@@ -143,9 +139,7 @@ async def test_an_invented_link_changes_nothing_for_a_good_one(imgkeep: Imgkeep,
     assert len(imgkeep.files("objects")) == 2, "nothing that was stored is lost"
 
 
-async def test_a_bare_link_that_is_answered_with_a_placeholder_changes_nothing(
-    imgkeep: Imgkeep, signed: SignedOrigin
-) -> None:
+async def test_placeholder_of_bare_link_changes_nothing(imgkeep: Imgkeep, signed: SignedOrigin) -> None:
     assert (await show(imgkeep, signed.url())).caching == FOREVER, "for the bare link that is what there is"
     shown = await show(imgkeep, signed.url(good()))
     assert (shown.body, shown.caching) == (PICTURE, BRIEF)
@@ -154,9 +148,7 @@ async def test_a_bare_link_that_is_answered_with_a_placeholder_changes_nothing(
     assert (shown.body, shown.caching) == (PICTURE, FOREVER)
 
 
-async def test_a_placeholder_that_is_brought_by_a_bare_link_later_replaces_nothing(
-    imgkeep: Imgkeep, signed: SignedOrigin
-) -> None:
+async def test_later_placeholder_of_bare_link_replaces_nothing(imgkeep: Imgkeep, signed: SignedOrigin) -> None:
     await show(imgkeep, signed.url(good()))
     assert (await show(imgkeep, signed.url())).body == PLACEHOLDER
     assert (await show(imgkeep, signed.url(good()))).body == PICTURE
@@ -167,7 +159,7 @@ async def test_a_placeholder_that_is_brought_by_a_bare_link_later_replaces_nothi
 # Links that have ended
 
 
-async def test_what_a_link_brought_after_its_own_end_gives_way(imgkeep: Imgkeep, signed: SignedOrigin) -> None:
+async def test_image_of_ended_link_is_replaced(imgkeep: Imgkeep, signed: SignedOrigin) -> None:
     ended = await show(imgkeep, signed.url(good(0, end=PAST)))
     assert (ended.body, ended.caching) == (PLACEHOLDER, BRIEF)
     for number in range(3):
@@ -178,14 +170,14 @@ async def test_what_a_link_brought_after_its_own_end_gives_way(imgkeep: Imgkeep,
     assert (await show(imgkeep, signed.url(invented(9, end=PAST)))).body == PICTURE
 
 
-async def test_an_ended_link_shows_what_is_stored_and_asks_no_origin(imgkeep: Imgkeep, signed: SignedOrigin) -> None:
+async def test_ended_link_shows_stored_image_without_fetch(imgkeep: Imgkeep, signed: SignedOrigin) -> None:
     await show(imgkeep, signed.url(good()))
     shown = await show(imgkeep, signed.url(good(1, end=PAST)))
     assert (shown.body, shown.caching, shown.outcome) == (PICTURE, BRIEF, "hit")
     assert len(signed.asked) == 1
 
 
-async def test_a_link_that_its_origin_refuses_shows_what_is_stored(imgkeep: Imgkeep, signed: SignedOrigin) -> None:
+async def test_refused_link_shows_stored_image(imgkeep: Imgkeep, signed: SignedOrigin) -> None:
     signed.placeholder = None
     await show(imgkeep, signed.url(good()))
     for _ in range(3):
@@ -197,7 +189,7 @@ async def test_a_link_that_its_origin_refuses_shows_what_is_stored(imgkeep: Imgk
 # Verified links
 
 
-async def test_a_verified_link_replaces_a_placeholder(imgkeep: Imgkeep, signed: SignedOrigin) -> None:
+async def test_verified_link_replaces_placeholder(imgkeep: Imgkeep, signed: SignedOrigin) -> None:
     await show(imgkeep, signed.url(invented()))
     shown = await show(imgkeep, signed.url(strict()))
     assert (shown.body, shown.caching) == (PICTURE, FOREVER)
@@ -209,7 +201,7 @@ async def test_a_verified_link_replaces_a_placeholder(imgkeep: Imgkeep, signed: 
     assert await (await imgkeep.client.get(name)).read() == PLACEHOLDER, "what was stored has its permanent URL"
 
 
-async def test_the_same_bytes_by_a_verified_link_keep_their_tag(imgkeep: Imgkeep, signed: SignedOrigin) -> None:
+async def test_equal_bytes_of_verified_link_keep_etag(imgkeep: Imgkeep, signed: SignedOrigin) -> None:
     await show(imgkeep, signed.url(good()))
     before = (await imgkeep.img(signed.url(good()))).headers["ETag"]
     await show(imgkeep, signed.url(strict()))
@@ -220,7 +212,7 @@ async def test_the_same_bytes_by_a_verified_link_keep_their_tag(imgkeep: Imgkeep
 # Origins that check nothing, or give a picture of its own to each signature
 
 
-async def test_an_origin_that_checks_nothing_is_asked_once_by_each_link(imgkeep: Imgkeep, signed: SignedOrigin) -> None:
+async def test_unchecking_origin_is_asked_once_by_each_link(imgkeep: Imgkeep, signed: SignedOrigin) -> None:
     signed.checks = False
     for _ in range(2):
         for number in range(4):
@@ -232,7 +224,7 @@ async def test_an_origin_that_checks_nothing_is_asked_once_by_each_link(imgkeep:
 
 
 @pytest.mark.parametrize("placeholder", [PLACEHOLDER, None], ids=["placeholder", "refusal"])
-async def test_signatures_that_name_the_picture_split_the_key(
+async def test_signatures_that_name_the_image_split_the_key(
     imgkeep: Imgkeep, signed: SignedOrigin, caplog: pytest.LogCaptureFixture, placeholder: bytes | None
 ) -> None:
     signed.placeholder = placeholder
@@ -265,9 +257,7 @@ async def test_records_hold_no_signature(imgkeep: Imgkeep, signed: SignedOrigin)
 
 
 @pytest.mark.parametrize("failing", ["500 Internal Server Error", "429 Too Many Requests", "503 Service Unavailable"])
-async def test_an_origin_that_is_not_itself_proves_nothing(
-    imgkeep: Imgkeep, signed: SignedOrigin, failing: str
-) -> None:
+async def test_unstable_origin_proves_nothing(imgkeep: Imgkeep, signed: SignedOrigin, failing: str) -> None:
     await show(imgkeep, signed.url(good(0)))
     signed.failing = failing
     shown = await show(imgkeep, signed.url(good(1)))
@@ -275,9 +265,7 @@ async def test_an_origin_that_is_not_itself_proves_nothing(
     assert len(signed.asked) == 3
 
 
-async def test_an_origin_that_refuses_everything_for_a_while_proves_nothing(
-    imgkeep: Imgkeep, signed: SignedOrigin
-) -> None:
+async def test_origin_that_refuses_all_proves_nothing(imgkeep: Imgkeep, signed: SignedOrigin) -> None:
     """A stranger who has us banned by an origin would else confirm a placeholder."""
     await show(imgkeep, signed.url(invented(0)))
     answer, answered = signed._answer, 0
@@ -296,7 +284,7 @@ async def test_an_origin_that_refuses_everything_for_a_while_proves_nothing(
     assert (await show(imgkeep, signed.url(invented(0)))).caching == BRIEF
 
 
-async def test_probes_keep_to_the_signature(imgkeep: Imgkeep, signed: SignedOrigin) -> None:
+async def test_probes_alter_the_signature_alone(imgkeep: Imgkeep, signed: SignedOrigin) -> None:
     await show(imgkeep, signed.url(good(0)))
     await show(imgkeep, signed.url(good(1)))
     spoiled = [query for query in signed.asked if f"?{query}" not in {good(0), good(1)}]
@@ -310,7 +298,7 @@ async def test_probes_keep_to_the_signature(imgkeep: Imgkeep, signed: SignedOrig
 # Removal
 
 
-async def test_a_blocked_placeholder_blocks_no_key(imgkeep: Imgkeep, signed: SignedOrigin) -> None:
+async def test_blocked_placeholder_blocks_no_key(imgkeep: Imgkeep, signed: SignedOrigin) -> None:
     digest = sha256(PLACEHOLDER).hexdigest()
     removal = {"digest": digest, "force": "true"}
     assert (await imgkeep.client.delete("/api/images", params=removal)).status == 200
@@ -325,9 +313,7 @@ async def test_a_blocked_placeholder_blocks_no_key(imgkeep: Imgkeep, signed: Sig
     assert (shown.body, shown.status) == (PICTURE, 200)
 
 
-async def test_a_picture_that_is_stored_survives_a_link_that_brings_blocked_bytes(
-    imgkeep: Imgkeep, signed: SignedOrigin
-) -> None:
+async def test_stored_image_survives_link_with_blocked_bytes(imgkeep: Imgkeep, signed: SignedOrigin) -> None:
     await show(imgkeep, signed.url(good()))
     removal = {"digest": sha256(PLACEHOLDER).hexdigest(), "force": "true"}
     assert (await imgkeep.client.delete("/api/images", params=removal)).status == 200
@@ -337,9 +323,7 @@ async def test_a_picture_that_is_stored_survives_a_link_that_brings_blocked_byte
 
 
 @pytest.mark.parametrize("way", ["src", "digest"])
-async def test_a_placeholder_that_is_removed_takes_no_good_link_along(
-    imgkeep: Imgkeep, signed: SignedOrigin, way: str
-) -> None:
+async def test_removed_placeholder_blocks_no_good_link(imgkeep: Imgkeep, signed: SignedOrigin, way: str) -> None:
     await show(imgkeep, signed.url(invented()))
     named = signed.url(invented()) if way == "src" else sha256(PLACEHOLDER).hexdigest()
     assert (await imgkeep.client.delete("/api/images", params={way: named})).status == 200
@@ -350,9 +334,7 @@ async def test_a_placeholder_that_is_removed_takes_no_good_link_along(
     assert tombstones == []
 
 
-async def test_the_removal_of_a_link_removes_what_this_link_is_shown_and_no_more(
-    imgkeep: Imgkeep, signed: SignedOrigin
-) -> None:
+async def test_removal_by_link_removes_only_its_image(imgkeep: Imgkeep, signed: SignedOrigin) -> None:
     signed.pictures = {good(1): picture(seed=7)}
     await show(imgkeep, signed.url(good()))
     assert (await show(imgkeep, signed.url(good(1)))).body == picture(seed=7)
@@ -364,7 +346,7 @@ async def test_the_removal_of_a_link_removes_what_this_link_is_shown_and_no_more
     assert (await show(imgkeep, signed.url(good(1)))).body == picture(seed=7)
 
 
-async def test_a_refetch_by_the_good_link_settles_what_is_in_doubt(imgkeep: Imgkeep, signed: SignedOrigin) -> None:
+async def test_refetch_by_good_link_removes_doubts(imgkeep: Imgkeep, signed: SignedOrigin) -> None:
     await show(imgkeep, signed.url(invented()))
     listed = (await (await imgkeep.client.get("/api/images")).json())["images"]
     response = await imgkeep.client.post(f"/api/images/{listed[0]['key']}/refetch", json={"url": signed.url(good())})
@@ -377,7 +359,7 @@ async def test_a_refetch_by_the_good_link_settles_what_is_in_doubt(imgkeep: Imgk
 # The rest of the ways in
 
 
-async def test_a_save_is_tried_as_a_visit_is(imgkeep: Imgkeep, signed: SignedOrigin) -> None:
+async def test_save_makes_second_fill_like_request(imgkeep: Imgkeep, signed: SignedOrigin) -> None:
     async def save(query: str) -> dict[str, Any]:
         response = await imgkeep.client.post("/api/save-image", json={"url": signed.url(query)})
         told = await response.json()
@@ -392,7 +374,7 @@ async def test_a_save_is_tried_as_a_visit_is(imgkeep: Imgkeep, signed: SignedOri
     assert (await save(good()))["created"] is False
 
 
-async def test_what_is_known_survives_a_restart(start: Start, signed: SignedOrigin) -> None:
+async def test_doubts_survive_restart(start: Start, signed: SignedOrigin) -> None:
     first = await start(sources=SOURCES)
     await show(first, signed.url(invented()))
     await show(first, signed.url(good()))
@@ -405,7 +387,7 @@ async def test_what_is_known_survives_a_restart(start: Start, signed: SignedOrig
     assert len(signed.asked) == asked
 
 
-async def test_a_limit_that_refuses_a_trial_leaves_the_stored_image(start: Start, signed: SignedOrigin) -> None:
+async def test_refused_second_fill_shows_stored_image(start: Start, signed: SignedOrigin) -> None:
     imgkeep = await start(sources=SOURCES, limits={"fills_per_minute": 1}, server={"trusted_proxies": ["127.0.0.1"]})
     headers = {"X-Forwarded-For": "203.0.113.9"}
     assert await (await imgkeep.img(signed.url(good()), headers=headers)).read() == PICTURE
@@ -416,7 +398,7 @@ async def test_a_limit_that_refuses_a_trial_leaves_the_stored_image(start: Start
     assert len(signed.asked) == 1
 
 
-async def test_a_client_that_may_not_cause_fills_is_shown_the_stored_image(start: Start, signed: SignedOrigin) -> None:
+async def test_client_without_fills_is_shown_stored_image(start: Start, signed: SignedOrigin) -> None:
     imgkeep = await start(sources=SOURCES, security={"signature": "misses", "signing_keys": ["k" * 32]})
     response = await imgkeep.client.post("/api/save-image", json={"url": signed.url(good())})
     assert response.status == 201
@@ -425,9 +407,7 @@ async def test_a_client_that_may_not_cause_fills_is_shown_the_stored_image(start
     assert len(signed.asked) == 1
 
 
-async def test_a_prepared_answer_is_given_to_the_links_that_it_stands_for_alone(
-    imgkeep: Imgkeep, signed: SignedOrigin
-) -> None:
+async def test_cached_response_serves_only_links_it_stands_for(imgkeep: Imgkeep, signed: SignedOrigin) -> None:
     await show(imgkeep, signed.url(good(0)))
     for _ in range(3):
         assert (await show(imgkeep, signed.url(good(0)))).caching == BRIEF
@@ -437,9 +417,7 @@ async def test_a_prepared_answer_is_given_to_the_links_that_it_stands_for_alone(
         assert (await show(imgkeep, signed.url(good(0)))).caching == FOREVER, "and what was prepared is dropped"
 
 
-async def test_a_stored_image_that_was_lost_comes_back_by_a_link_that_is_tried(
-    imgkeep: Imgkeep, signed: SignedOrigin
-) -> None:
+async def test_second_fill_restores_lost_image(imgkeep: Imgkeep, signed: SignedOrigin) -> None:
     await show(imgkeep, signed.url(good(0)))
     (lost,) = imgkeep.files("objects")
     lost.unlink()
@@ -447,14 +425,14 @@ async def test_a_stored_image_that_was_lost_comes_back_by_a_link_that_is_tried(
     assert imgkeep.files("objects") == [lost]
 
 
-async def test_where_permanent_links_are_redirected_they_are_not_tried(start: Start, signed: SignedOrigin) -> None:
+async def test_redirected_permanent_links_make_no_second_fill(start: Start, signed: SignedOrigin) -> None:
     imgkeep = await start(sources={**SOURCES, "permanent": "redirect"})
     await show(imgkeep, signed.url(good()))
     assert (await show(imgkeep, signed.url())).body == PICTURE
     assert len(signed.asked) == 1
 
 
-async def test_a_verified_link_that_ends_is_one_more_ended_link(imgkeep: Imgkeep, signed: SignedOrigin) -> None:
+async def test_ended_verified_link_is_one_more_ended_link(imgkeep: Imgkeep, signed: SignedOrigin) -> None:
     shown = await show(imgkeep, signed.url(strict(end=PAST)))
     assert (shown.body, shown.caching) == (PLACEHOLDER, BRIEF)
     assert (await show(imgkeep, signed.url(strict(end=FAR)))).body == PICTURE

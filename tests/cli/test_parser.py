@@ -40,7 +40,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_help_has_a_sentence_examples_that_parse_and_statuses(name: str) -> None:
+def test_help_has_examples_that_parse_and_statuses(name: str) -> None:
     command = COMMANDS[name]
     assert re.fullmatch(r"[A-Z].*\w\.", command.description)
     examples = re.findall(r"^  (imgkeep .+)$", command.epilog, re.MULTILINE)
@@ -55,7 +55,7 @@ def test_help_has_a_sentence_examples_that_parse_and_statuses(name: str) -> None
     assert all(action.help for action in command._actions), "each argument is explained"
 
 
-def test_no_command_of_ours_is_shown_to_people(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_hides_the_worker_command(capsys: pytest.CaptureFixture[str]) -> None:
     for words in (["--help"], ["keep"], ["completion", "bash"]):
         with suppress(SystemExit):
             main(words)
@@ -78,7 +78,7 @@ def test_no_command_of_ours_is_shown_to_people(capsys: pytest.CaptureFixture[str
         ("check now", "imgkeep check: error: one argument too many: 'now'"),
     ],
 )
-def test_misspelt_word_is_told_with_what_it_may_mean(words: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_misspelt_word_gets_a_suggestion(words: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(words.split())
     out, err = capsys.readouterr()
@@ -134,7 +134,7 @@ def test_every_command_has_a_module_that_runs_it(name: str) -> None:
 
 
 @pytest.mark.parametrize("words", [["--config", "there.toml", "check"], ["check", "--config", "there.toml"]])
-async def test_config_stands_before_or_behind_the_command(folder: Path, words: list[str]) -> None:
+async def test_config_stands_before_or_after_the_command(folder: Path, words: list[str]) -> None:
     there = folder.parent / "there.toml"
     assert await run_here(folder, *words) == (2, "", "imgkeep: there.toml: there is no such file\n")
     there.write_text("[sevrer]\nport = 1\n")
@@ -145,14 +145,14 @@ async def test_config_stands_before_or_behind_the_command(folder: Path, words: l
 
 
 @pytest.mark.parametrize("text", ["", "a?b", "a#b", "a%20b", "a:b", "a\nb", "//a"])
-def test_data_that_no_url_can_hold_is_refused(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_data_folder_must_fit_into_a_url(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["list", "--data", text])
     assert "--data: expected a folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["-1", "65536", "x", "٣", "9" * 5000])
-def test_port_is_a_port(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_port_must_be_a_number(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["serve", f"--port={text}"])
     assert "--port: expected a number from 0 to 65535" in capsys.readouterr().err
@@ -191,7 +191,7 @@ async def test_flags_win_over_environment_and_file(folder: Path, origin: FakeOri
 # --- a server and its token
 
 
-async def test_a_token_is_taken_from_flag_variable_or_file(folder: Path, origin: FakeOrigin) -> None:
+async def test_token_comes_from_flag_variable_or_file(folder: Path, origin: FakeOrigin) -> None:
     file = folder.parent / "token"
     file.write_text(f"{TOKEN}\n")
     url = origin.gives("/a.png", picture())
@@ -224,7 +224,7 @@ async def test_a_token_is_taken_from_flag_variable_or_file(folder: Path, origin:
     assert not any(TOKEN in out + err for _, out, err in answers)
 
 
-async def test_store_and_server_tell_the_same(folder: Path, origin: FakeOrigin) -> None:
+async def test_store_and_server_print_the_same(folder: Path, origin: FakeOrigin) -> None:
     urls = [origin.gives(f"/{n}.png", picture(seed=n)) for n in range(3)]
     names = (*urls, origin.url("/missing"), "nonsense")
     async with serving(folder) as program:

@@ -10,7 +10,7 @@ import pytest
 from imgkeep.cluster.progress import read_fill, write_failure
 from imgkeep.core.errors import SourceNotFound
 from imgkeep.core.source_url import read_source
-from imgkeep.images.fill import ERROR_IMAGE_BYTES_MAX
+from imgkeep.images.fill_checks import ERROR_IMAGE_BYTES_MAX
 from imgkeep.images.negative_cache import IMAGES_BYTES_MAX, NegativeCache
 from imgkeep.images.peer_fill import FillFailure
 
@@ -174,14 +174,14 @@ def test_remembered_pictures_have_a_limit() -> None:
     for source in sources:
         error = SourceNotFound("the origin says 404", origin_status=404)
         error.picture = ("image/png", bytes(1_000_000))
-        failures.remember(source, error)
+        failures.add(source, error)
         assert error.picture, "the one that was raised keeps its own"
     found = [failures.find(source) for source in sources]
     assert all(isinstance(error, SourceNotFound) for error in found)
     pictures = [error.picture for error in found if isinstance(error, SourceNotFound) and error.picture]
     assert sum(len(body) for _, body in pictures) <= IMAGES_BYTES_MAX
     assert len(pictures) == 16
-    failures.remember(sources[-1], SourceNotFound("the origin says 404", origin_status=404))
+    failures.add(sources[-1], SourceNotFound("the origin says 404", origin_status=404))
     last = failures.find(sources[-1])
     assert isinstance(last, SourceNotFound)
     assert last.picture is None

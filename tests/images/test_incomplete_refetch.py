@@ -12,14 +12,14 @@ from imgkeep.core.errors import Busy, NotAnImage, OriginRefused, OriginTimeout, 
 from imgkeep.core.identity import identify
 from imgkeep.core.records import Doubt, Record, Standing
 from imgkeep.core.source_url import read_source
-from imgkeep.images import fill
+from imgkeep.images import fill_checks
 from imgkeep.images.context import RequestContext
-from imgkeep.images.fill import GATHERED_BYTES_MAX
+from imgkeep.images.fill_checks import GATHERED_BYTES_MAX
 from imgkeep.images.incomplete_refetch import REFETCHES_MAX
 
-from tests.images.test_links import FRESH, FRESHER, by_catalogue
-from tests.support.fakes import RemoteFill, World, drain, settle, whole
+from tests.support.fakes import FakeResponse, World, read_all, settle, whole
 from tests.support.pictures import picture
+from tests.support.temporary_links import FRESH, FRESHER, by_provider_rules
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,7 +43,7 @@ def unverified(source: Source) -> SourceInfo:
 
 def immutable(source: Source) -> SourceInfo:
     """Take every link for one that is verified and has no end."""
-    return replace(by_catalogue(source), expires_at=None)
+    return replace(by_provider_rules(source), expires_at=None)
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def world() -> World:
     return World(identify=immutable)
 
 
-async def begin(world: World, *later: Callable[[], RemoteFill] | Exception | bytes, url: str = FRESH) -> Record:
+async def begin(world: World, *later: Callable[[], FakeResponse] | Exception | bytes, url: str = FRESH) -> Record:
     """Have half a picture stored, and the origin give `later` from then on."""
     world.origin.gives(url, HALF)
     assert await world.get(url) == ("stored", HALF)
@@ -77,42 +77,42 @@ def record_of(world: World) -> Record:
     return record
 
 
-async def test_half_a_picture_is_stored_and_shown_for_a_minute(world: World) -> None:
+async def test_half_image_is_stored_and_cached_for_a_minute(world: World) -> None:
     record = await begin(world)
     assert standing_of(record) is Standing.PROVISIONAL
     delivery = await world.ask(FRESH)
     assert not delivery.immutable
-    assert await drain(delivery) == HALF
+    assert await read_all(delivery) == HALF
     assert world.origin.asked == []
 
 
 @pytest.mark.parametrize("body", [WHOLE, picture("JPEG"), picture("GIF"), picture("WEBP"), picture("BMP")])
-async def test_a_whole_picture_that_comes_at_once_may_be_kept_for_ever(world: World, body: bytes) -> None:
+async def test_whole_image_at_once_is_immutable(world: World, body: bytes) -> None:
     world.origin.gives(FRESH, lambda: whole(body, size=len(body)))
     delivery = await world.ask(FRESH)
     assert delivery.immutable
-    assert await drain(delivery) == body
+    assert await read_all(delivery) == body
     assert not record_of(world).doubts
 
 
 @pytest.mark.parametrize("body", [WHOLE, picture("JPEG"), picture("GIF"), picture("WEBP")])
 @pytest.mark.parametrize("is_told", [False, True], ids=["size unknown", "size told"])
-async def test_pieces_that_have_come_already_tell_the_end(
+async def test_chunks_that_have_arrived_show_the_end(
     world: World,
     body: bytes,
     is_told: bool,  # noqa: FBT001 - a table
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(fill, "GATHERING_S", 60)  # a busy machine may take long for a turn
+    monkeypatch.setattr(fill_checks, "GATHERING_S", 60)  # a busy machine may take long for a turn
     pieces = [body[at : at + 200] for at in range(0, len(body), 200)]
-    world.origin.gives(FRESH, lambda: RemoteFill(len(body) if is_told else None).push(*pieces).end())
+    world.origin.gives(FRESH, lambda: FakeResponse(len(body) if is_told else None).push(*pieces).end())
     delivery = await world.ask(FRESH)
     assert delivery.immutable
-    assert await drain(delivery) == body
+    assert await read_all(delivery) == body
 
 
-async def test_a_large_image_is_not_gathered_before_its_first_byte(world: World) -> None:
-    feed = RemoteFill(GATHERED_BYTES_MAX + 1).push(WHOLE[:1000], WHOLE[1000:])
+async def test_large_image_is_not_gathered_before_first_byte(world: World) -> None:
+    feed = FakeResponse(GATHERED_BYTES_MAX + 1).push(WHOLE[:1000], WHOLE[1000:])
     world.origin.gives(FRESH, lambda: feed)
     delivery = await world.ask(FRESH)
     assert not delivery.immutable
@@ -121,25 +121,23 @@ async def test_a_large_image_is_not_gathered_before_its_first_byte(world: World)
 
 
 @pytest.mark.parametrize("size", [len(WHOLE), None])
-async def test_what_may_turn_out_incomplete_is_kept_for_a_minute_by_its_first_client(
-    world: World, size: int | None
-) -> None:
-    feed = RemoteFill(size).push(WHOLE[:500], WHOLE[500:1000])
+async def test_unfinished_image_is_cached_for_a_minute(world: World, size: int | None) -> None:
+    feed = FakeResponse(size).push(WHOLE[:500], WHOLE[500:1000])
     world.origin.gives(FRESH, lambda: feed)
     delivery = await world.ask(FRESH)
     assert not delivery.immutable, "its first bytes do not wait for the others"
     feed.push(WHOLE[1000:]).end()
-    assert await drain(delivery) == WHOLE
+    assert await read_all(delivery) == WHOLE
     later = await world.ask(FRESH)
     assert later.immutable
-    await drain(later)
+    await read_all(later)
 
 
-async def test_the_last_byte_is_held_back_until_half_a_picture_is_durable(world: World) -> None:
+async def test_last_byte_waits_for_durable_half_image(world: World) -> None:
     world.origin.gives(FRESH, HALF)
     gate = world.store.gates["put"] = asyncio.Event()
     delivery = await world.ask(FRESH)
-    reading = asyncio.create_task(drain(delivery))
+    reading = asyncio.create_task(read_all(delivery))
     await world.store.reached.wait()
     await settle()
     assert not reading.done()
@@ -147,7 +145,7 @@ async def test_the_last_byte_is_held_back_until_half_a_picture_is_durable(world:
     assert await reading == HALF
 
 
-async def test_a_whole_picture_takes_its_place_behind_the_clients_back(world: World) -> None:
+async def test_whole_image_replaces_half_in_background(world: World) -> None:
     before = await begin(world, WHOLE)
     world.wait(59)
     assert await look(world) == HALF
@@ -157,7 +155,7 @@ async def test_a_whole_picture_takes_its_place_behind_the_clients_back(world: Wo
     assert world.origin.asked == [FRESH]
     delivery = await world.ask(FRESH)
     assert delivery.immutable
-    assert await drain(delivery) == WHOLE
+    assert await read_all(delivery) == WHOLE
     after = record_of(world)
     assert (after.doubts, after.brought_by, after.refetches) == (frozenset(), "", None)
     assert after.etag != before.etag
@@ -168,7 +166,7 @@ async def test_a_whole_picture_takes_its_place_behind_the_clients_back(world: Wo
     assert world.origin.asked == [FRESH]
 
 
-async def test_the_origin_is_asked_once_in_an_interval_that_grows(world: World) -> None:
+async def test_refetch_interval_grows(world: World) -> None:
     await begin(world)
     times = []
     began = world.now
@@ -183,21 +181,21 @@ async def test_the_origin_is_asked_once_in_an_interval_that_grows(world: World) 
     assert world.origin.conditions == [None] * 5, "whether its word for unchanged can be believed is in question"
 
 
-async def test_the_interval_survives_a_restart(world: World) -> None:
+async def test_refetch_interval_survives_restart(world: World) -> None:
     await begin(world)
     world.wait(60)
     await look(world)
-    world.rebuild()
+    world.restart()
     world.wait(179)
     await look(world)
     assert len(world.origin.asked) == 1
-    world.rebuild()
+    world.restart()
     world.wait(1)
     await look(world)
     assert len(world.origin.asked) == 2
 
 
-async def test_equal_bytes_over_a_day_are_all_that_there_is(world: World) -> None:
+async def test_equal_bytes_over_a_day_confirm(world: World) -> None:
     await begin(world)
     for _ in range(60):
         world.wait(3600)
@@ -208,17 +206,17 @@ async def test_equal_bytes_over_a_day_are_all_that_there_is(world: World) -> Non
     assert record.refetches.equal >= 3
     delivery = await world.ask(FRESH)
     assert delivery.immutable
-    await drain(delivery)
+    await read_all(delivery)
     asked = len(world.origin.asked)
     assert asked == record.refetches.tries
     assert world.observer.completions == ["equal"] * asked + ["confirmed"]
-    world.rebuild()
+    world.restart()
     world.wait(DAY_S * 30)
     await look(world)
     assert len(world.origin.asked) == asked
 
 
-async def test_more_of_the_same_picture_replaces_less_of_it_and_not_the_other_way_round(world: World) -> None:
+async def test_longer_image_replaces_its_beginning_only(world: World) -> None:
     await begin(world, MORE)
     world.wait(60)
     await look(world)
@@ -241,14 +239,14 @@ async def test_more_of_the_same_picture_replaces_less_of_it_and_not_the_other_wa
         pytest.param(OriginTimeout("it hangs"), id="a timeout"),
         pytest.param(OriginRefused("the origin says 403", origin_status=403), id="403"),
         pytest.param(NotAnImage("a page"), id="a page"),
-        pytest.param(lambda: RemoteFill().push(WHOLE).end(OriginTimeout("cut short")), id="cut short"),
-        pytest.param(lambda: RemoteFill(framed=False).push(HALF).end(), id="cut and unframed"),
+        pytest.param(lambda: FakeResponse().push(WHOLE).end(OriginTimeout("cut short")), id="cut short"),
+        pytest.param(lambda: FakeResponse(framed=False).push(HALF).end(), id="cut and unframed"),
         pytest.param(b"<html>", id="html"),
         pytest.param(picture(width=200, height=200), id="too many pixels"),
     ],
 )
-async def test_whatever_the_origin_answers_the_stored_image_stays(
-    world: World, failure: Callable[[], RemoteFill] | Exception | bytes
+async def test_failed_refetch_of_half_image_changes_nothing(
+    world: World, failure: Callable[[], FakeResponse] | Exception | bytes
 ) -> None:
     await begin(world, failure)
     world.wait(60)
@@ -261,7 +259,7 @@ async def test_whatever_the_origin_answers_the_stored_image_stays(
     assert await look(world) == WHOLE
 
 
-async def test_a_failure_makes_the_interval_grow(world: World) -> None:
+async def test_failure_makes_interval_grow(world: World) -> None:
     await begin(world, OriginTimeout("it hangs"))
     world.wait(60)
     await look(world)
@@ -274,7 +272,7 @@ async def test_a_failure_makes_the_interval_grow(world: World) -> None:
     assert world.observer.completions == ["failed", "failed"]
 
 
-async def test_a_busy_server_is_not_the_origins_failure(world: World) -> None:
+async def test_busy_server_is_no_failure_of_origin(world: World) -> None:
     await begin(world, Busy("too many fetches"), WHOLE)
     world.wait(60)
     await look(world)
@@ -284,7 +282,7 @@ async def test_a_busy_server_is_not_the_origins_failure(world: World) -> None:
     assert await look(world) == WHOLE
 
 
-async def test_a_store_that_fails_leaves_the_image(world: World) -> None:
+async def test_store_fault_leaves_image(world: World) -> None:
     await begin(world, WHOLE)
     world.wait(60)
     world.store.faults["put"] = StorageError("the disk is full")
@@ -312,7 +310,7 @@ async def look_away(world: World) -> bytes:
     return (await world.get(FRESH))[1]
 
 
-async def test_another_node_may_have_fetched_it_again(world: World) -> None:
+async def test_refetch_sees_image_of_other_node(world: World) -> None:
     record = await begin(world, WHOLE)
     world.wait(60)
     noted = replace(record, stored_at=world.now)
@@ -321,7 +319,7 @@ async def test_another_node_may_have_fetched_it_again(world: World) -> None:
     assert world.origin.asked == [], "the store knows better than memory"
 
 
-async def test_a_link_that_is_signed_anew_completes_what_another_brought(world: World) -> None:
+async def test_renewed_link_completes_image(world: World) -> None:
     await begin(world)
     world.origin.gives(FRESH, OriginRefused("the origin says 403", origin_status=403))
     world.origin.gives(FRESHER, OTHER)
@@ -330,8 +328,8 @@ async def test_a_link_that_is_signed_anew_completes_what_another_brought(world: 
     assert await look(world, FRESHER) == OTHER
 
 
-async def test_a_link_that_has_ended_is_not_asked_again() -> None:
-    world = World(identify=by_catalogue)
+async def test_expired_link_is_not_fetched_again() -> None:
+    world = World(identify=by_provider_rules)
     await begin(world)
     world.wait(3600)
     assert await look(world) == HALF
@@ -345,19 +343,17 @@ async def test_a_link_that_has_ended_is_not_asked_again() -> None:
         RequestContext(authorize_fetch=lambda: (_ for _ in ()).throw(SourceForbidden("no"))),
     ],
 )
-async def test_who_may_not_have_anything_fetched_causes_no_refetch(
-    world: World, request_context: RequestContext
-) -> None:
+async def test_unauthorized_client_causes_no_refetch(world: World, request_context: RequestContext) -> None:
     await begin(world)
     world.wait(60)
     source = read_source(FRESH)
-    delivery = await world.image_service.deliver(source, by_catalogue(source), request_context)
-    await drain(delivery)  # type: ignore[arg-type]  # it is one
+    delivery = await world.image_service.deliver(source, by_provider_rules(source), request_context)
+    await read_all(delivery)  # type: ignore[arg-type]  # it is one
     await world.image_service.drain()
     assert world.origin.asked == []
 
 
-async def test_so_many_are_fetched_again_at_a_time() -> None:
+async def test_number_of_refetches_is_bounded() -> None:
     world = World()
     urls = [f"https://images.example/{number}.png" for number in range(REFETCHES_MAX + 2)]
     for number, url in enumerate(urls):
@@ -375,11 +371,11 @@ async def test_so_many_are_fetched_again_at_a_time() -> None:
     await world.image_service.drain()
 
 
-async def test_a_save_of_a_stored_half_has_it_fetched_again(world: World) -> None:
+async def test_save_of_half_image_refetches_it(world: World) -> None:
     await begin(world, WHOLE)
     world.wait(60)
     source = read_source(FRESH)
-    record, created = await world.image_service.keep(source, by_catalogue(source))
+    record, created = await world.image_service.save(source, by_provider_rules(source))
     assert (record.doubts, created) == (frozenset({Doubt.INCOMPLETE}), False)
     await world.image_service.drain()
     assert await look(world) == WHOLE
@@ -388,7 +384,7 @@ async def test_a_save_of_a_stored_half_has_it_fetched_again(world: World) -> Non
 # Links that are not verified
 
 
-async def test_an_invented_link_neither_replaces_nor_confirms_nor_uses_up_the_interval() -> None:
+async def test_invented_link_neither_replaces_nor_confirms_nor_delays() -> None:
     world = World(identify=unverified)
     await begin(world, url=UNVERIFIED)
     world.origin.gives(INVENTED, OTHER)
@@ -408,7 +404,7 @@ async def test_an_invented_link_neither_replaces_nor_confirms_nor_uses_up_the_in
     assert await look(world, UNVERIFIED) == WHOLE
 
 
-async def test_more_of_the_same_picture_counts_by_any_link() -> None:
+async def test_longer_image_counts_by_any_link() -> None:
     world = World(identify=unverified)
     await begin(world, url=UNVERIFIED)
     world.origin.gives(INVENTED, WHOLE)
@@ -420,12 +416,12 @@ async def test_more_of_the_same_picture_counts_by_any_link() -> None:
     assert len(world.store.records) == 1
 
 
-async def test_a_link_of_another_kind_is_tried_once_behind_its_back() -> None:
+async def test_link_of_other_kind_is_tried_once() -> None:
     """As after a probe has confirmed the key: a fresh link is served, and is no longer tried before it is shown it."""
     world = World(identify=unverified)
     record = await begin(world, url=UNVERIFIED)
     world.store.records[record.key] = replace(record, doubts=frozenset({Doubt.INCOMPLETE}))
-    world.rebuild()
+    world.restart()
     world.origin.gives(INVENTED, OTHER)
     for _ in range(3):
         assert await look(world, INVENTED) == HALF
@@ -438,7 +434,7 @@ async def test_a_link_of_another_kind_is_tried_once_behind_its_back() -> None:
     assert await look(world, fresh) == WHOLE
 
 
-async def test_a_bare_link_completes_what_a_bare_link_brought() -> None:
+async def test_bare_link_completes_image_of_bare_link() -> None:
     world = World(identify=unverified)
     await begin(world, WHOLE, url=BARE)
     world.wait(60)
@@ -464,7 +460,7 @@ def shape(number: int) -> str:
 
 
 @pytest.mark.parametrize("failure", [refused(), NotAnImage("a page"), SourceForbidden("it redirects to a login page")])
-async def test_links_that_the_origin_refuses_use_up_no_good_links_interval(world: World, failure: Exception) -> None:
+async def test_refused_links_delay_no_good_link(world: World, failure: Exception) -> None:
     await begin(world)
     for number in range(30):
         invented = FRESH.replace("Signature=0", f"Signature={number % 10 + 1:x}")
@@ -480,7 +476,7 @@ async def test_links_that_the_origin_refuses_use_up_no_good_links_interval(world
     assert len(world.origin.asked) == asked + 1
 
 
-async def test_an_origin_that_is_down_has_the_interval_grow_by_any_link(world: World) -> None:
+async def test_unreachable_origin_makes_interval_grow(world: World) -> None:
     await begin(world)
     world.origin.gives(FRESHER, OriginTimeout("it hangs"))
     world.wait(60)
@@ -488,7 +484,7 @@ async def test_an_origin_that_is_down_has_the_interval_grow_by_any_link(world: W
     assert record_of(world).refetches is not None
 
 
-async def test_an_invented_shape_neither_replaces_half_a_picture_nor_keeps_it_from_being_confirmed() -> None:
+async def test_invented_shape_neither_replaces_nor_delays_half_image() -> None:
     world = World(identify=shaped)
     await begin(world, url=UNVERIFIED)
     for number in range(2, 40):
@@ -502,7 +498,7 @@ async def test_an_invented_shape_neither_replaces_half_a_picture_nor_keeps_it_fr
     assert record.refetches.equal >= 3
 
 
-async def test_a_shape_whose_signature_makes_a_difference_completes_what_another_brought() -> None:
+async def test_shape_with_checked_signature_completes_image() -> None:
     spoiled = read_source(shape(99))
     world = World(identify=shaped, spoil=lambda _: spoiled)
     await begin(world, url=UNVERIFIED)
@@ -516,7 +512,7 @@ async def test_a_shape_whose_signature_makes_a_difference_completes_what_another
     assert Doubt.INCOMPLETE not in record_of(world).doubts
 
 
-async def test_plain_http_confirms_nothing_that_came_by_https() -> None:
+async def test_plain_http_confirms_nothing_of_https() -> None:
     world = World(identify=unverified)
     await begin(world, OriginTimeout("it hangs"), url=BARE)
     bare = BARE.replace("https", "http")

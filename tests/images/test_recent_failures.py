@@ -33,7 +33,7 @@ def subject(number: int, host: str = "a.example") -> Subject:
     return Subject(Key(f"{number:064x}"), host, "Acme")
 
 
-def test_failures_of_a_key_with_one_code_are_one_entry() -> None:
+def test_failures_of_key_and_code_are_one_entry() -> None:
     failures = RecentFailures(Clock())
     for _ in range(3):
         failures.note(subject(1), SourceNotFound("the origin says 404", origin_status=404))
@@ -45,7 +45,7 @@ def test_failures_of_a_key_with_one_code_are_one_entry() -> None:
     assert (first.key, first.host, first.provider) == (subject(1).key, "a.example", "Acme")
 
 
-def test_a_host_takes_its_share_and_refused_links_have_one_together() -> None:
+def test_each_host_has_a_share_and_refused_links_share_one() -> None:
     failures = RecentFailures(Clock())
     failures.note(subject(9999, "quiet.example"), OriginError("it failed"))
     for number in range(2 * ENTRIES_MAX):
@@ -58,7 +58,7 @@ def test_a_host_takes_its_share_and_refused_links_have_one_together() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 700), st.integers(0, 9)), max_size=1500))
-def test_the_memory_is_bounded_and_holds_the_last(noted: list[tuple[int, int]]) -> None:
+def test_memory_is_bounded_and_holds_the_latest(noted: list[tuple[int, int]]) -> None:
     failures = RecentFailures(Clock())
     for number, host in noted:
         failures.note(subject(number, f"h{host}.example"), OriginError("it failed"))
@@ -69,7 +69,7 @@ def test_the_memory_is_bounded_and_holds_the_last(noted: list[tuple[int, int]]) 
     assert not noted or entries[0].key == subject(noted[-1][0]).key
 
 
-def test_what_only_gave_way_is_no_failure_and_an_error_of_ours_keeps_its_words_to_itself() -> None:
+def test_yielded_fill_is_no_failure_and_internal_error_hides_its_message() -> None:
     failures = RecentFailures(Clock())
     failures.note(subject(1), Yielded("stopped"))
     assert failures.list() == []
@@ -80,7 +80,7 @@ def test_what_only_gave_way_is_no_failure_and_an_error_of_ours_keeps_its_words_t
     assert len(long.detail) == DETAIL_CHARS_MAX
 
 
-def test_entries_of_several_workers_are_added() -> None:
+def test_entries_of_workers_are_merged() -> None:
     clock = Clock()
     one, two = RecentFailures(clock), RecentFailures(clock)
     one.note(subject(1), OriginError("first"))

@@ -1,8 +1,8 @@
-"""Where clients are sent, and how long they may remember it."""
+"""The URLs that clients are redirected to, and how long they may remember them."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import pytest
 from imgkeep.core.errors import StorageError
@@ -13,14 +13,11 @@ from tests.support.fakes import Timer
 if TYPE_CHECKING:
     from typing import Literal
 
-    from imgkeep.replication.tiered_store import TieredStore
-    from imgkeep.storage.s3 import S3Store
-
 NAME = "a" * 64 + ".png"
 
 
 class FakeBucket:
-    """Has what it is told to have, and numbers its links."""
+    """Has what a test says, and numbers its presigned URLs."""
 
     def __init__(self) -> None:
         self.here = True
@@ -31,7 +28,7 @@ class FakeBucket:
     async def has(self, _name: str) -> bool:
         return self.here
 
-    async def presign(self, name: str, *, ttl_s: int, head: bool) -> tuple[str, int]:
+    async def presign(self, name: str, ttl_s: int, head: bool) -> tuple[str, int]:  # noqa: FBT001 - as it is called
         if self.fault is not None:
             raise self.fault
         self.links += 1
@@ -43,15 +40,15 @@ def object_urls(
 ) -> ObjectUrls:
     return ObjectUrls(
         mode,
-        cast("TieredStore", bucket),
-        cast("S3Store", bucket),
+        has_object=bucket.has,
+        presign=bucket.presign,
         public_url=(lambda name: f"https://public.example/{name}") if public else None,
         presign_ttl_s=3600,
         timer=timer,
     )
 
 
-async def test_a_link_is_reused_while_half_of_its_life_is_left_and_no_longer() -> None:
+async def test_presigned_url_is_reused_for_half_of_its_life() -> None:
     bucket, timer = FakeBucket(), Timer()
     found = object_urls(bucket, timer, "presign")
     first = await found.find(NAME, head=False)
@@ -68,7 +65,7 @@ async def test_a_link_is_reused_while_half_of_its_life_is_left_and_no_longer() -
     assert later.max_age_s == 1800
 
 
-async def test_temporary_credentials_shorten_a_links_life() -> None:
+async def test_temporary_credentials_shorten_its_life() -> None:
     bucket = FakeBucket()
     bucket.life_s = 600
     address = await object_urls(bucket, Timer(), "presign").find(NAME, head=False)
@@ -76,26 +73,26 @@ async def test_temporary_credentials_shorten_a_links_life() -> None:
     assert address.max_age_s == 300
 
 
-async def test_get_and_head_have_links_of_their_own() -> None:
+async def test_get_and_head_have_separate_urls() -> None:
     found = object_urls(FakeBucket(), Timer(), "presign")
     urls = {address.url for head in (True, False, True) if (address := await found.find(NAME, head=head))}
     assert len(urls) == 2
 
 
 @pytest.mark.parametrize("mode", ["redirect", "presign"])
-async def test_nobody_is_sent_to_what_is_not_there(mode: Literal["redirect", "presign"]) -> None:
+async def test_missing_object_redirects_no_client(mode: Literal["redirect", "presign"]) -> None:
     bucket = FakeBucket()
     bucket.here = False
     assert await object_urls(bucket, Timer(), mode, public=True).find(NAME, head=False) is None
 
 
-async def test_an_image_is_served_where_no_link_can_be_signed() -> None:
+async def test_failure_to_presign_serves_the_image() -> None:
     bucket = FakeBucket()
     bucket.fault = StorageError("no credentials")
     assert await object_urls(bucket, Timer(), "presign").find(NAME, head=False) is None
 
 
-async def test_with_a_public_base_the_permanent_url_is_there_also_where_images_are_served() -> None:
+async def test_public_base_gives_permanent_urls_where_images_are_served() -> None:
     found = object_urls(FakeBucket(), Timer(), "serve", public=True)
     assert await found.find(NAME, head=False) is None
     assert found.permanent(NAME) == f"https://public.example/{NAME}"

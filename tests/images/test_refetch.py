@@ -25,17 +25,17 @@ from imgkeep.core.errors import (
 from imgkeep.core.identity import identify
 from imgkeep.core.records import Digest, Doubt, Key, Record, Refetches
 from imgkeep.core.source_url import read_source
-from imgkeep.images.refetch import CLAIM_LOOKS_MAX, REFETCHES_MAX, Refetcher
+from imgkeep.images.refetch import LEASE_POLLS_MAX, REFETCHES_MAX, Refetcher
 
-from tests.images.test_links import EXPIRED, FRESH, FRESHER, NOW, PLAIN, by_catalogue, exactly
-from tests.support.fakes import OPEN_POLICY, RemoteFill, World, settle, without_query
+from tests.support.fakes import OPEN_POLICY, FakeResponse, World, settle, without_query
 from tests.support.pictures import picture
+from tests.support.temporary_links import EXPIRED, FRESH, FRESHER, NOW, PLAIN, by_provider_rules, exactly
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from imgkeep.core.records import Source, SourceInfo
-    from imgkeep.images.peer_fill import FillLeases
+    from imgkeep.images.interfaces import Leases
     from imgkeep.images.refetch import Refetched
 
 OLD, NEW = picture(seed=1), picture(seed=2)
@@ -71,16 +71,15 @@ class Desk:
     """A refetcher in a world where FRESH has brought OLD."""
 
     def __init__(
-        self, identify_by: Callable[[Source], SourceInfo] = by_catalogue, leases: FillLeases | None = None
+        self, identify_by: Callable[[Source], SourceInfo] = by_provider_rules, leases: Leases | None = None
     ) -> None:
-        self.world = World(identify=identify_by)
         self.settled = 0
         self.changed: list[Key] = []
+        self.world = World(identify=identify_by, changed=self.changed.append)
         self.slept = 0
-        self.world.image_service.changed = self.changed.append
         self.refetcher = Refetcher(
             self.world.image_service,
-            self.world.image_service._dependencies,
+            self.world.dependencies,
             policy=OPEN_POLICY,
             settle=self.settle,
             sleep=self.sleep,
@@ -116,10 +115,10 @@ def desk() -> Desk:
     return Desk()
 
 
-async def test_a_whole_image_that_differs_replaces_and_the_old_bytes_stay(desk: Desk) -> None:
+async def test_whole_image_replaces_and_old_bytes_stay(desk: Desk) -> None:
     before = await desk.begin()
     desk.changed.clear()
-    desk.world.origin.gives(FRESHER, lambda: RemoteFill().push(NEW[:100], NEW[100:]).end())
+    desk.world.origin.gives(FRESHER, lambda: FakeResponse().push(NEW[:100], NEW[100:]).end())
     refetched = await desk.refetch(before, FRESHER)
     assert refetched.replaced
     assert (refetched.record.digest, refetched.record.size) == (digest_of(NEW), len(NEW))
@@ -134,7 +133,7 @@ async def test_a_whole_image_that_differs_replaces_and_the_old_bytes_stay(desk: 
     assert desk.settled == 1
 
 
-async def test_the_same_bytes_are_confirmed(desk: Desk) -> None:
+async def test_equal_bytes_are_confirmed(desk: Desk) -> None:
     before = await desk.begin()
     desk.world.origin.gives(FRESHER, OLD)
     refetched = await desk.refetch(before, FRESHER)
@@ -144,7 +143,7 @@ async def test_the_same_bytes_are_confirmed(desk: Desk) -> None:
     assert desk.objects == {OLD}
 
 
-async def test_bytes_that_were_lost_come_back(desk: Desk) -> None:
+async def test_refetch_restores_lost_bytes(desk: Desk) -> None:
     before = await desk.begin()
     desk.world.store.objects.clear()
     desk.world.origin.gives(FRESHER, OLD)
@@ -155,18 +154,18 @@ async def test_bytes_that_were_lost_come_back(desk: Desk) -> None:
 FAILURES = [
     pytest.param(OriginRefused("403", origin_status=403), SourceExpired, id="refused"),
     pytest.param(OriginTimeout("slow"), OriginTimeout, id="slow"),
-    pytest.param(lambda: RemoteFill().push(b"<html>expired</html>").end(), NotAnImage, id="no image"),
-    pytest.param(lambda: RemoteFill().push(b"").end(), NotAnImage, id="nothing"),
-    pytest.param(lambda: RemoteFill().push(NEW[:-20]).end(), NotAnImage, id="framed whole, cut by its format"),
-    pytest.param(lambda: RemoteFill(framed=False).push(NEW).end(), OriginError, id="whole by its format, not framed"),
-    pytest.param(lambda: RemoteFill().push(NEW[:50]).end(OriginError("broke off")), OriginError, id="cut"),
-    pytest.param(lambda: RemoteFill().push(picture(width=200, height=100)).end(), TooLarge, id="too many pixels"),
+    pytest.param(lambda: FakeResponse().push(b"<html>expired</html>").end(), NotAnImage, id="no image"),
+    pytest.param(lambda: FakeResponse().push(b"").end(), NotAnImage, id="nothing"),
+    pytest.param(lambda: FakeResponse().push(NEW[:-20]).end(), NotAnImage, id="framed whole, cut by its format"),
+    pytest.param(lambda: FakeResponse(framed=False).push(NEW).end(), OriginError, id="whole by its format, not framed"),
+    pytest.param(lambda: FakeResponse().push(NEW[:50]).end(OriginError("broke off")), OriginError, id="cut"),
+    pytest.param(lambda: FakeResponse().push(picture(width=200, height=100)).end(), TooLarge, id="too many pixels"),
 ]
 
 
 @pytest.mark.parametrize(("answer", "error"), FAILURES)
-async def test_nothing_else_changes_what_is_stored(
-    desk: Desk, answer: Callable[[], RemoteFill] | Exception, error: type[Exception]
+async def test_failed_refetch_changes_nothing(
+    desk: Desk, answer: Callable[[], FakeResponse] | Exception, error: type[Exception]
 ) -> None:
     before = await desk.begin()
     desk.changed.clear()
@@ -184,7 +183,7 @@ async def test_nothing_else_changes_what_is_stored(
     assert len(desk.world.observer.errors) == 2
 
 
-async def test_a_disk_that_is_full_changes_nothing(desk: Desk) -> None:
+async def test_full_disk_changes_nothing(desk: Desk) -> None:
     before = await desk.begin()
     desk.world.origin.gives(FRESHER, NEW)
     desk.world.disk.bytes_max = 10
@@ -197,9 +196,9 @@ async def test_a_disk_that_is_full_changes_nothing(desk: Desk) -> None:
     assert list(desk.world.store.records.values()) == [before]
 
 
-async def test_bytes_that_are_blocked_change_nothing(desk: Desk) -> None:
+async def test_blocked_bytes_change_nothing(desk: Desk) -> None:
     before = await desk.begin()
-    desk.world.refused.add(digest_of(NEW))
+    desk.world.blocked.add(digest_of(NEW))
     desk.world.origin.gives(FRESHER, NEW)
     with pytest.raises(Removed):
         await desk.refetch(before, FRESHER)
@@ -214,14 +213,14 @@ async def test_bytes_that_are_blocked_change_nothing(desk: Desk) -> None:
 @pytest.mark.parametrize(
     "url", ["https://bucket.s3.amazonaws.com/b.png", "https://images.example/a.png", EXPIRED + "&v=1"]
 )
-async def test_the_link_of_another_key_is_not_asked(desk: Desk, url: str) -> None:
+async def test_link_of_other_key_is_not_fetched(desk: Desk, url: str) -> None:
     before = await desk.begin()
     with pytest.raises(InvalidRequest):
         await desk.refetch(before, url)
     assert desk.world.origin.asked == []
 
 
-async def test_without_a_link_the_identity_is_tried_as_one(desk: Desk) -> None:
+async def test_refetch_without_link_fetches_identity(desk: Desk) -> None:
     before = await desk.begin()
     desk.world.origin.gives(BY_IDENTITY, NEW)
     refetched = await desk.refetch(before)
@@ -231,7 +230,7 @@ async def test_without_a_link_the_identity_is_tried_as_one(desk: Desk) -> None:
     assert refetched.record.expires_at == before.expires_at
 
 
-async def test_an_exact_identity_is_the_link() -> None:
+async def test_exact_identity_is_the_link() -> None:
     desk = Desk(exactly)
     before = await desk.begin()
     desk.world.origin.gives(FRESH, NEW)
@@ -239,7 +238,7 @@ async def test_an_exact_identity_is_the_link() -> None:
     assert desk.world.origin.asked == [FRESH]
 
 
-async def test_an_identity_that_does_not_name_the_image_alone_is_not_tried(desk: Desk) -> None:
+async def test_ambiguous_identity_is_not_fetched(desk: Desk) -> None:
     before = await desk.begin()
     identity = f"{before.identity}#width=100"
     leases = replace(before, identity=identity, key=Key(sha256(identity.encode()).hexdigest()))
@@ -250,14 +249,14 @@ async def test_an_identity_that_does_not_name_the_image_alone_is_not_tried(desk:
 
 
 @pytest.mark.parametrize("identity", ["ni:///sha-256;abc", "legacy:old/a.png", "//"])
-async def test_an_image_without_an_origin_cannot_be_fetched(desk: Desk, identity: str) -> None:
+async def test_image_without_origin_cannot_be_fetched(desk: Desk, identity: str) -> None:
     before = await desk.begin()
     desk.world.store.records[before.key] = replace(before, identity=identity)
     with pytest.raises(InvalidRequest):
         await desk.refetch(before)
 
 
-async def test_policy_is_that_of_a_fill() -> None:
+async def test_refetch_follows_the_policy() -> None:
     desk = Desk(without_query)
     desk.world.origin.gives(PLAIN, OLD)
     await desk.world.get(PLAIN)
@@ -271,7 +270,7 @@ async def test_policy_is_that_of_a_fill() -> None:
     assert desk.world.origin.asked == [PLAIN]
 
 
-async def test_what_is_not_stored_is_not_fetched(desk: Desk) -> None:
+async def test_missing_image_is_not_fetched(desk: Desk) -> None:
     assert await desk.refetcher.refetch_source(read_source(FRESH)) is None
     assert desk.world.origin.asked == []
 
@@ -279,7 +278,7 @@ async def test_what_is_not_stored_is_not_fetched(desk: Desk) -> None:
 # --- how many fetches
 
 
-async def test_concurrent_refetches_are_one_fetch(desk: Desk) -> None:
+async def test_concurrent_refetches_share_one_fetch(desk: Desk) -> None:
     before = await desk.begin()
     desk.world.origin.gives(FRESHER, NEW)
     desk.world.origin.gate.clear()
@@ -290,7 +289,7 @@ async def test_concurrent_refetches_are_one_fetch(desk: Desk) -> None:
     assert desk.world.origin.asked == [FRESHER]
 
 
-async def test_who_leaves_does_not_disturb_the_others(desk: Desk) -> None:
+async def test_cancelled_follower_leaves_refetch_running(desk: Desk) -> None:
     before = await desk.begin()
     desk.world.origin.gives(FRESHER, NEW)
     desk.world.origin.gate.clear()
@@ -302,7 +301,7 @@ async def test_who_leaves_does_not_disturb_the_others(desk: Desk) -> None:
     assert desk.world.origin.asked == [FRESHER]
 
 
-async def test_who_brings_another_link_than_the_one_that_failed_gets_a_try(desk: Desk) -> None:
+async def test_follower_with_other_link_fetches_after_failure(desk: Desk) -> None:
     before = await desk.begin()
     desk.world.origin.gives(EXPIRED, OriginRefused("403", origin_status=403))
     desk.world.origin.gives(FRESHER, NEW)
@@ -319,7 +318,7 @@ async def test_who_brings_another_link_than_the_one_that_failed_gets_a_try(desk:
     assert desk.world.origin.asked == [EXPIRED, FRESHER]
 
 
-async def test_so_many_keys_are_fetched_at_a_time_and_no_more() -> None:
+async def test_refetches_beyond_limit_are_busy() -> None:
     desk = Desk(without_query)
     urls = [f"https://images.example/{number}.png" for number in range(REFETCHES_MAX + 1)]
     for url in urls:
@@ -340,7 +339,7 @@ async def test_so_many_keys_are_fetched_at_a_time_and_no_more() -> None:
     assert await desk.refetcher.refetch_source(sources[-1]) is not None
 
 
-async def test_another_worker_that_fetches_the_image_is_waited_for() -> None:
+async def test_refetch_waits_for_other_worker() -> None:
     leases = FakeLeases(held_for=3)
     desk = Desk(leases=leases)
     leases.held_for = 0
@@ -352,17 +351,17 @@ async def test_another_worker_that_fetches_the_image_is_waited_for() -> None:
     assert leases.taken == leases.released == [f"refresh.{before.key}"]
 
 
-async def test_another_worker_is_waited_for_so_long_and_no_longer() -> None:
-    leases = FakeLeases(held_for=10 * CLAIM_LOOKS_MAX)
+async def test_wait_for_other_worker_is_bounded() -> None:
+    leases = FakeLeases(held_for=10 * LEASE_POLLS_MAX)
     desk = Desk(leases=leases)
     before = await desk.begin()
     with pytest.raises(Busy):
         await desk.refetch(before, FRESHER)
-    assert desk.slept == CLAIM_LOOKS_MAX
+    assert desk.slept == LEASE_POLLS_MAX
     assert desk.world.origin.asked == []
 
 
-async def test_a_claim_is_given_back_after_a_failure() -> None:
+async def test_failed_refetch_releases_lease() -> None:
     leases = FakeLeases()
     desk = Desk(leases=leases)
     before = await desk.begin()
@@ -372,7 +371,7 @@ async def test_a_claim_is_given_back_after_a_failure() -> None:
     assert leases.released == [f"refresh.{before.key}"]
 
 
-async def test_a_server_that_stops_breaks_off(desk: Desk) -> None:
+async def test_shutdown_cancels_refetch(desk: Desk) -> None:
     before = await desk.begin()
     desk.world.origin.gives(FRESHER, NEW)
     desk.world.origin.gate.clear()
@@ -387,7 +386,7 @@ async def test_a_server_that_stops_breaks_off(desk: Desk) -> None:
 # --- what crosses it
 
 
-async def test_what_waits_for_the_primary_is_not_replaced(desk: Desk) -> None:
+async def test_image_in_outbox_is_not_replaced(desk: Desk) -> None:
     before = await desk.begin()
     desk.world.store.records[before.key] = replace(before, pending=True)
     desk.world.origin.gives(FRESHER, NEW)
@@ -396,7 +395,7 @@ async def test_what_waits_for_the_primary_is_not_replaced(desk: Desk) -> None:
     assert desk.objects == {OLD}
 
 
-async def test_a_replacement_that_crossed_ours_is_looked_at_again(desk: Desk) -> None:
+async def test_refetch_repeats_put_after_crossing_replacement(desk: Desk) -> None:
     before = await desk.begin()
     store, third = desk.world.store, picture(seed=3)
     crossing = replace(before, digest=digest_of(third), size=len(third))
@@ -418,26 +417,26 @@ async def test_a_replacement_that_crossed_ours_is_looked_at_again(desk: Desk) ->
     assert desk.objects == {OLD, NEW, third}
 
 
-async def test_a_removal_that_came_while_it_was_being_put_wins(desk: Desk) -> None:
+async def test_removal_during_put_wins(desk: Desk) -> None:
     before = await desk.begin()
     desk.world.origin.gives(FRESHER, NEW)
     durable = desk.world.store.gates["put"] = asyncio.Event()
     desk.world.store.reached.clear()
     asking = asyncio.create_task(desk.refetch(before, FRESHER))
     await desk.world.store.reached.wait()
-    desk.world.refused.add(digest_of(NEW))
+    desk.world.blocked.add(digest_of(NEW))
     durable.set()
     with pytest.raises(Removed):
         await asking
     assert OLD in desk.objects
 
 
-def test_the_world_knows_the_links_of_these_tests() -> None:
+def test_clock_of_fakes_fits_the_links() -> None:
     before, link = identify(read_source(FRESH), NOW), identify(read_source(BY_IDENTITY), NOW)
     assert before.key == link.key
 
 
-async def test_an_incomplete_image_replaces_nothing_and_counts_where_it_is_what_is_stored(desk: Desk) -> None:
+async def test_incomplete_image_replaces_nothing_and_counts_as_refetch(desk: Desk) -> None:
     half = NEW[:-100]
     record = await desk.begin()
     desk.world.origin.gives(FRESH, half)
@@ -458,7 +457,7 @@ async def test_an_incomplete_image_replaces_nothing_and_counts_where_it_is_what_
     assert (whole.record.doubts, whole.record.refetches) == (frozenset(), None)
 
 
-async def test_what_was_confirmed_as_it_is_stays_so(desk: Desk) -> None:
+async def test_image_confirmed_as_it_is_stays_confirmed(desk: Desk) -> None:
     half = NEW[:-100]
     record = await desk.begin()
     desk.world.store.objects[f"{digest_of(half)}.png"] = half

@@ -1,4 +1,4 @@
-"""Removals and their undo over a real folder and a real database: crashes between any two durable steps, and races."""
+"""Removals and undos over a real folder and a real database: crashes between any two durable steps, and races."""
 
 from __future__ import annotations
 
@@ -11,32 +11,33 @@ import pytest
 from imgkeep.core.errors import Removed, StorageError
 from imgkeep.core.records import Digest, Doubt, Key, Tombstone
 from imgkeep.database import ImageIndex
+from imgkeep.images.blocked_digests import RECHECKS_MAX, REFRESH_INTERVAL_S, BlockedDigests
 from imgkeep.images.record_cache import TOMBSTONES_TTL_S, RecordCache
-from imgkeep.images.removal import LOOKED_AT_MAX, REFRESH_EVERY_S, BlockedDigests, Remover
-from imgkeep.storage.local.store import LocalStore
+from imgkeep.images.removal import Remover
 
 from tests.support.fakes import Timer
-from tests.support.stores import NOON, record_of
+from tests.support.stores import NOON, local_store, record_of
 
 if TYPE_CHECKING:
+    from imgkeep.storage.local.store import LocalStore
     from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
     from datetime import datetime
     from pathlib import Path
 
     from imgkeep.core.records import Record, Source
 
-BODY = b"a picture"
+BODY = b"an image"
 DIGEST = Digest(sha256(BODY).hexdigest())
 A, B = record_of(BODY, name="a"), record_of(BODY, name="b")
 
 
-DURABLE = ("block", "put_tombstone", "unblock", "delete_tombstone")
+DURABLE = ("block", "delete_object", "put_tombstone", "unblock", "delete_tombstone")
 
 
 class FaultyStore:
     """
-    A store that fails from a given durable step on, as if the process had died there. `gates` hold the answers of
-    verbs, which are decided before they wait.
+    A store that fails from a given durable step on, as if the process had died there. `gates` delay the results of
+    methods, which are computed before they wait.
     """
 
     def __init__(self, store: LocalStore) -> None:
@@ -46,7 +47,7 @@ class FaultyStore:
         self.reached = asyncio.Event()
         self.asked: list[str] = []
         self.answers: dict[tuple[str, object], object] = {}
-        """By verb and first argument: what is answered instead."""
+        """By method and first argument, the result to return instead."""
 
     def __getattr__(self, verb: str) -> Callable[..., Awaitable[Any]]:
         async def call(*arguments: Any) -> Any:
@@ -68,7 +69,7 @@ class FaultyStore:
 
 @dataclass
 class Peers:
-    """The other workers, who learn what they are told."""
+    """The other workers, which learn what they are told."""
 
     others: list[BlockedDigests] = field(default_factory=list)
     told: list[dict[str, Collection[str]]] = field(default_factory=list)
@@ -91,11 +92,11 @@ class Peers:
             raise self.fault
         for other in self.others:
             await other.learn(refused)
-            await other.look_again(restored)
+            await other.recheck(restored)
 
 
 class Node:
-    """Who removes, on one folder."""
+    """A node on one folder, with all that a removal needs."""
 
     def __init__(self, disk: LocalStore, database: ImageIndex, peers: Peers | None = None) -> None:
         self.store = FaultyStore(disk)
@@ -103,10 +104,11 @@ class Node:
         self.records = RecordCache(self.store, database, (), Timer())  # type: ignore[arg-type]  # it has all verbs
         self.blocked_digests = BlockedDigests(self.store, database, disk.delete_object, peers)  # type: ignore[arg-type]  # as above
         self.minute = 0
+        self.restored_count = 0
         self.remover = Remover(
             store=self.store,  # type: ignore[arg-type]  # as above
-            register=database,
-            finder=self,
+            image_index=database,
+            image_service=self,  # type: ignore[arg-type]  # what a removal needs of it
             blocked_digests=self.blocked_digests,
             clock=self.clock,
         )
@@ -128,8 +130,11 @@ class Node:
     def forget(self, key: Key) -> None:
         self.records.forget(key)
 
+    def restored(self) -> None:
+        self.restored_count += 1
+
     async def keep(self, body: bytes, record: Record) -> None:
-        draft = await self.disk.begin(len(body))
+        draft = await self.disk.disk.begin(len(body))
         await draft.write(body)
         try:
             await self.disk.put(draft, record)
@@ -147,7 +152,7 @@ class Node:
 
 @pytest.fixture
 async def disk(tmp_path: Path) -> AsyncIterator[LocalStore]:
-    store = LocalStore(tmp_path / "data")
+    store = local_store(tmp_path / "data")
     await store.open()
     yield store
     await store.aclose()
@@ -163,14 +168,14 @@ async def database(tmp_path: Path) -> AsyncIterator[ImageIndex]:
 
 @pytest.fixture
 async def node(disk: LocalStore, database: ImageIndex) -> Node:
-    """One on which two keys show one picture."""
+    """A node on which two keys show one image."""
     found = Node(disk, database)
     for record in (A, B):
         await found.keep(BODY, record)
     return found
 
 
-async def removed(node: Node) -> None:
+async def remove(node: Node) -> None:
     assert await node.remover.remove_key(A.key)
     assert not await node.is_free(A.key)
     assert not await node.is_free(B.key)
@@ -181,8 +186,8 @@ async def removed(node: Node) -> None:
 
 
 @pytest.mark.parametrize("way", ["key", "the other key", "digest"])
-async def test_an_undo_finds_all_that_a_removal_did(node: Node, way: str) -> None:
-    await removed(node)
+async def test_undo_reverses_whole_removal(node: Node, way: str) -> None:
+    await remove(node)
     if way == "digest":
         restored = await node.remover.restore_digest(DIGEST)
     else:
@@ -200,7 +205,7 @@ async def test_an_undo_finds_all_that_a_removal_did(node: Node, way: str) -> Non
 
 
 @pytest.mark.parametrize("way", ["key", "digest"])
-async def test_an_undo_that_died_between_any_two_steps_is_finished_by_doing_it_again(
+async def test_repeated_undo_completes_one_that_crashed_at_any_step(
     disk: LocalStore, database: ImageIndex, way: str
 ) -> None:
     async def undo(node: Node) -> object:
@@ -213,7 +218,7 @@ async def test_an_undo_that_died_between_any_two_steps_is_finished_by_doing_it_a
         node = Node(disk, database)
         for record in (A, B):
             await node.keep(BODY, record)
-        await removed(node)
+        await remove(node)
         node.store.steps_left = steps
         try:
             await undo(node)
@@ -224,7 +229,7 @@ async def test_an_undo_that_died_between_any_two_steps_is_finished_by_doing_it_a
         # Whatever is left, the removed bytes are not shown meanwhile, and another process knows what is left.
         assert await disk.has_object(DIGEST) is False
         heir = Node(disk, database)
-        await heir.blocked_digests.open()
+        await heir.blocked_digests.load()
         assert await undo(heir) is not None
         assert await heir.is_free(A.key)
         assert await heir.is_free(B.key)
@@ -234,9 +239,7 @@ async def test_an_undo_that_died_between_any_two_steps_is_finished_by_doing_it_a
     assert died == 3, "two tombstones and one block"
 
 
-async def test_a_removal_that_died_between_any_two_steps_shows_nothing_and_is_finished_by_doing_it_again(
-    disk: LocalStore, database: ImageIndex
-) -> None:
+async def test_repeated_removal_completes_one_that_crashed_at_any_step(disk: LocalStore, database: ImageIndex) -> None:
     died = 0
     for steps in range(10):
         node = Node(disk, database)
@@ -250,24 +253,24 @@ async def test_a_removal_that_died_between_any_two_steps_shows_nothing_and_is_fi
         else:
             break
         heir = Node(disk, database)
-        await heir.blocked_digests.open()
+        await heir.blocked_digests.load()
         assert (DIGEST in heir.blocked_digests) is (steps > 0)
         assert await heir.remover.remove_key(A.key)
         assert not await heir.is_free(A.key)
         assert not await heir.is_free(B.key)
         assert await heir.remover.restore_key(A.key) is not None
         assert await heir.is_free(B.key)
-    assert died == 3, "one block and two tombstones"
+    assert died == 4, "a block, an object and two tombstones"
 
 
-async def test_what_was_never_removed_is_not_restored(node: Node) -> None:
+async def test_undo_without_removal_does_nothing(node: Node) -> None:
     assert await node.remover.restore_key(A.key) is None
     assert await node.remover.restore_key(Key("0" * 64)) is None
     assert await node.remover.restore_digest(DIGEST) is None
     assert await node.look_up(A.key) == A
 
 
-async def test_a_key_that_was_closed_by_force_is_restored_alone(node: Node) -> None:
+async def test_undo_of_forced_tombstone_restores_its_key_alone(node: Node) -> None:
     key = Key("0" * 64)
     assert not await node.remover.remove_key(key)
     assert await node.remover.remove_key(key, force=True)
@@ -278,9 +281,9 @@ async def test_a_key_that_was_closed_by_force_is_restored_alone(node: Node) -> N
     assert await node.is_free(key)
 
 
-async def test_a_key_that_was_removed_again_with_other_bytes_stays_removed(node: Node) -> None:
-    await removed(node)
-    other = b"another picture"
+async def test_undo_keeps_later_removal_of_other_bytes(node: Node) -> None:
+    await remove(node)
+    other = b"other bytes"
     assert await node.remover.restore_key(B.key) is not None
     shown = replace(record_of(other, name="a"))
     await node.keep(other, shown)
@@ -292,7 +295,7 @@ async def test_a_key_that_was_removed_again_with_other_bytes_stays_removed(node:
     assert not await node.is_free(A.key), "its tombstone is that of other bytes"
 
 
-async def test_bytes_that_an_interrupted_removal_left_are_shown_again(node: Node) -> None:
+async def test_undo_shows_bytes_that_interrupted_removal_left(node: Node) -> None:
     node.store.steps_left = 1
     with pytest.raises(StorageError):
         await node.remover.remove_key(A.key)
@@ -307,10 +310,10 @@ async def test_bytes_that_an_interrupted_removal_left_are_shown_again(node: Node
 # --- what is removed
 
 
-async def test_a_key_that_shows_other_bytes_by_now_is_left_alone(node: Node) -> None:
-    other = record_of(b"another picture", name="b")
-    draft = await node.disk.begin(None)
-    await draft.write(b"another picture")
+async def test_removal_leaves_key_with_other_bytes(node: Node) -> None:
+    other = record_of(b"other bytes", name="b")
+    draft = await node.disk.disk.begin(None)
+    await draft.write(b"other bytes")
     await node.disk.put(draft, other, B.digest)
     await draft.aclose()
     # The database still says that both keys show the same.
@@ -324,9 +327,7 @@ async def test_a_key_that_shows_other_bytes_by_now_is_left_alone(node: Node) -> 
     ("doubt", "named_is_free"),
     [(Doubt.UNSIGNED, False), (Doubt.PLAINTEXT, False), (Doubt.SIGNATURE, True), (Doubt.ENDED, True)],
 )
-async def test_bytes_that_a_stranger_may_have_brought_close_no_key(
-    node: Node, doubt: Doubt, *, named_is_free: bool
-) -> None:
+async def test_removal_of_provisional_image_puts_no_tombstone(node: Node, doubt: Doubt, *, named_is_free: bool) -> None:
     for record in (A, B):
         node.store.answers["find", record.key] = replace(record, doubts=frozenset({doubt}))
     assert await node.remover.remove_key(A.key)
@@ -337,14 +338,14 @@ async def test_bytes_that_a_stranger_may_have_brought_close_no_key(
     assert not await node.disk.has_object(DIGEST)
 
 
-async def test_a_key_in_doubt_is_closed_by_force(node: Node) -> None:
+async def test_force_puts_tombstone_on_provisional_key(node: Node) -> None:
     node.store.answers["find", A.key] = replace(A, doubts=frozenset({Doubt.SIGNATURE}))
     assert await node.remover.remove_key(A.key, force=True)
     node.store.answers.clear()
     assert not await node.is_free(A.key)
 
 
-async def test_a_digest_that_is_stored_nowhere_is_removed_only_by_force(node: Node) -> None:
+async def test_unknown_digest_is_blocked_only_by_force(node: Node) -> None:
     nowhere = Digest("0" * 64)
     assert not await node.remover.remove_digest(nowhere)
     assert nowhere not in node.blocked_digests
@@ -354,11 +355,11 @@ async def test_a_digest_that_is_stored_nowhere_is_removed_only_by_force(node: No
     assert await node.remover.remove_digest(nowhere), "what is removed is removed again"
 
 
-async def test_bytes_that_the_catalog_does_not_know_can_be_removed(disk: LocalStore, tmp_path: Path) -> None:
+async def test_removal_of_digest_the_database_does_not_know(disk: LocalStore, tmp_path: Path) -> None:
     lost = ImageIndex(f"sqlite:///{tmp_path}/new.db", lambda: NOON)
     await lost.open()
     node = Node(disk, lost)
-    draft = await disk.begin(None)
+    draft = await disk.disk.begin(None)
     await draft.write(BODY)
     await disk.put(draft, A)
     await draft.aclose()
@@ -367,11 +368,11 @@ async def test_bytes_that_the_catalog_does_not_know_can_be_removed(disk: LocalSt
     await lost.aclose()
 
 
-async def test_a_picture_has_to_go_even_if_the_catalog_is_away(disk: LocalStore, tmp_path: Path) -> None:
+async def test_removal_blocks_digest_while_database_fails(disk: LocalStore, tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     away = ImageIndex(f"sqlite:///{tmp_path}/folder", lambda: NOON)
     node = Node(disk, away)
-    draft = await disk.begin(None)
+    draft = await disk.disk.begin(None)
     await draft.write(BODY)
     await disk.put(draft, A)
     await draft.aclose()
@@ -386,13 +387,13 @@ async def test_a_picture_has_to_go_even_if_the_catalog_is_away(disk: LocalStore,
 # --- other workers and nodes
 
 
-async def test_other_workers_and_nodes_learn_of_an_undo(disk: LocalStore, database: ImageIndex) -> None:
+async def test_other_workers_and_nodes_learn_of_undo(disk: LocalStore, database: ImageIndex) -> None:
     peers = Peers()
     node, worker, other_node = Node(disk, database, peers), Node(disk, database), Node(disk, database)
     peers.others.append(worker.blocked_digests)
     for record in (A, B):
         await node.keep(BODY, record)
-    await removed(node)
+    await remove(node)
     await other_node.blocked_digests.refresh()
     assert DIGEST in worker.blocked_digests
     assert DIGEST in other_node.blocked_digests
@@ -402,18 +403,16 @@ async def test_other_workers_and_nodes_learn_of_an_undo(disk: LocalStore, databa
     assert DIGEST not in worker.blocked_digests
     assert peers.told[-1] == {"refused": [], "changed": [B.key, A.key], "restored": [DIGEST]}
     assert DIGEST in other_node.blocked_digests, "it has not looked yet"
-    heard = []
-    other_node.blocked_digests.restored = lambda: heard.append(True)
-    await other_node.blocked_digests.refresh()
+    await other_node.remover.refresh()
     assert DIGEST not in other_node.blocked_digests
-    assert heard == [True]
+    assert other_node.restored_count == 1
 
 
-def test_the_memory_of_tombstones_is_no_longer_than_a_refresh() -> None:
-    assert TOMBSTONES_TTL_S <= REFRESH_EVERY_S
+def test_tombstones_are_remembered_no_longer_than_a_refresh() -> None:
+    assert TOMBSTONES_TTL_S <= REFRESH_INTERVAL_S
 
 
-async def test_an_undo_does_not_wait_for_a_worker_that_does_not_answer(disk: LocalStore, database: ImageIndex) -> None:
+async def test_undo_succeeds_although_a_worker_does_not_answer(disk: LocalStore, database: ImageIndex) -> None:
     peers = Peers()
     node = Node(disk, database, peers)
     await node.keep(BODY, A)
@@ -422,18 +421,18 @@ async def test_an_undo_does_not_wait_for_a_worker_that_does_not_answer(disk: Loc
     assert await node.remover.restore_key(A.key) is not None
 
 
-async def test_a_notice_of_an_undo_that_comes_after_a_new_removal_changes_nothing(node: Node) -> None:
-    await removed(node)
+async def test_late_notice_of_undo_ends_no_new_block(node: Node) -> None:
+    await remove(node)
     assert await node.remover.restore_key(A.key) is not None
     await node.keep(BODY, A)
     assert await node.remover.remove_key(A.key)
-    await node.blocked_digests.look_again([DIGEST])
+    await node.blocked_digests.recheck([DIGEST])
     assert DIGEST in node.blocked_digests
     assert list(await node.database.refused()) == [DIGEST]
 
 
-async def test_a_list_that_was_made_before_a_new_removal_changes_nothing(node: Node) -> None:
-    await removed(node)
+async def test_list_older_than_new_removal_ends_no_block(node: Node) -> None:
+    await remove(node)
     assert await node.remover.restore_key(A.key) is not None
     late = node.store.gates["list_blocked"] = asyncio.Event()
     refreshing = asyncio.create_task(node.blocked_digests.refresh())
@@ -445,27 +444,27 @@ async def test_a_list_that_was_made_before_a_new_removal_changes_nothing(node: N
     assert DIGEST in node.blocked_digests
 
 
-async def test_an_answer_that_is_older_than_a_new_removal_changes_nothing(node: Node) -> None:
-    await removed(node)
+async def test_answer_older_than_new_removal_ends_no_block(node: Node) -> None:
+    await remove(node)
     await node.disk.unblock(DIGEST)  # another node undoes it
     late = node.store.gates["find_block"] = asyncio.Event()
-    looking = asyncio.create_task(node.blocked_digests.look_again([DIGEST]))
+    looking = asyncio.create_task(node.blocked_digests.recheck([DIGEST]))
     await node.store.reached.wait()
     await node.disk.block(DIGEST, NOON)  # a third one removes it again, and tells
-    await node.blocked_digests.add([DIGEST])
+    await node.blocked_digests.block(DIGEST)
     late.set()
     await looking
     assert DIGEST in node.blocked_digests
     assert list(await node.database.refused()) == [DIGEST]
 
 
-async def test_a_removal_that_crosses_the_row_of_the_catalog_is_learned(node: Node) -> None:
-    await removed(node)
+async def test_recheck_notices_removal_that_crosses_its_row(node: Node) -> None:
+    await remove(node)
     await node.disk.unblock(DIGEST)
     allow = node.database.allow
 
     class Slow:
-        """The database, at the moment in which another process removes again and brings its row in first."""
+        """The database, while another process removes again and writes its row first."""
 
         def __getattr__(self, verb: str) -> object:
             return getattr(node.database, verb)
@@ -475,14 +474,14 @@ async def test_a_removal_that_crosses_the_row_of_the_catalog_is_learned(node: No
             await node.database.refuse([DIGEST])
             await allow(digests)
 
-    node.blocked_digests._register = Slow()  # type: ignore[assignment]  # it has all verbs
-    await node.blocked_digests.look_again([DIGEST])
+    node.blocked_digests._removals = Slow()  # type: ignore[assignment]  # it has all verbs
+    await node.blocked_digests.recheck([DIGEST])
     assert DIGEST in node.blocked_digests
     assert list(await node.database.refused()) == [DIGEST]
 
 
-async def test_a_list_that_lacks_blocks_is_not_believed(node: Node) -> None:
-    await removed(node)
+async def test_incomplete_list_ends_no_block(node: Node) -> None:
+    await remove(node)
 
     class Forgetful:
         """Lists nothing, as a store may that lists late."""
@@ -498,20 +497,20 @@ async def test_a_list_that_lacks_blocks_is_not_believed(node: Node) -> None:
     assert DIGEST in node.blocked_digests
 
 
-async def test_a_refresh_asks_for_so_many_blocks_at_most(node: Node) -> None:
-    digests = [Digest(f"{number:064x}") for number in range(LOOKED_AT_MAX + 30)]
+async def test_refresh_rechecks_bounded_number_of_blocks(node: Node) -> None:
+    digests = [Digest(f"{number:064x}") for number in range(RECHECKS_MAX + 30)]
     await node.blocked_digests.learn(digests)
     node.store.asked.clear()
     await node.blocked_digests.refresh()
     # Those that are gone are asked for once more, behind the database's row.
-    assert node.store.asked.count("find_block") == 2 * LOOKED_AT_MAX
+    assert node.store.asked.count("find_block") == 2 * RECHECKS_MAX
     assert len(node.blocked_digests) == 30
     await node.blocked_digests.refresh()
     assert len(node.blocked_digests) == 0
 
 
-async def test_a_store_that_cannot_be_asked_restores_nothing(node: Node, tmp_path: Path) -> None:
-    await removed(node)
+async def test_unreachable_store_ends_no_block(node: Node, tmp_path: Path) -> None:
+    await remove(node)
     (tmp_path / "data").rename(tmp_path / "unmounted")
     await node.blocked_digests.refresh()
     assert DIGEST in node.blocked_digests
@@ -520,7 +519,7 @@ async def test_a_store_that_cannot_be_asked_restores_nothing(node: Node, tmp_pat
     assert DIGEST in node.blocked_digests
 
 
-async def test_an_old_tombstone_without_a_digest_is_restored_alone(node: Node) -> None:
+async def test_undo_of_tombstone_without_digest_restores_its_key_alone(node: Node) -> None:
     await node.disk.put_tombstone(Tombstone(A.key, NOON))
     await node.disk.block(DIGEST, NOON)
     restored = await node.remover.restore_key(A.key)
@@ -531,16 +530,15 @@ async def test_an_old_tombstone_without_a_digest_is_restored_alone(node: Node) -
     assert restored.keys == ()
 
 
-async def test_what_a_node_stored_before_it_learned_of_a_removal_is_deleted(
+async def test_late_node_deletes_bytes_it_stored_after_removal(
     disk: LocalStore, database: ImageIndex, tmp_path: Path
 ) -> None:
     own = ImageIndex(f"sqlite:///{tmp_path}/late.db", lambda: NOON)
     await own.open()
     node, late = Node(disk, database), Node(disk, own)
     await node.keep(BODY, A)
-    await removed_key(node)
+    await remove_key(node)
     await late.keep(BODY, B)  # as a node does that does not know yet
-    late.blocked_digests.removed_elsewhere = late.remover.finish
     ticks = 0
 
     async def once(_seconds: float) -> None:
@@ -550,22 +548,22 @@ async def test_what_a_node_stored_before_it_learned_of_a_removal_is_deleted(
             raise asyncio.CancelledError
 
     with pytest.raises(asyncio.CancelledError):
-        await late.blocked_digests.run(once)
+        await late.remover.run(once)
     assert not await disk.has_object(DIGEST)
     assert await disk.find_tombstone(B.key) is None, "no key is closed for that"
     assert not await node.is_free(A.key)
     await own.aclose()
 
 
-async def test_a_late_node_deletes_nothing_once_the_removal_is_undone(node: Node) -> None:
-    await removed(node)
+async def test_late_node_deletes_nothing_after_undo(node: Node) -> None:
+    await remove(node)
     assert await node.remover.restore_key(A.key) is not None
     await node.keep(BODY, A)
-    await node.remover.finish(DIGEST)
+    await node.remover.delete_late_object(DIGEST)
     assert await node.look_up(A.key) == A
     assert await node.disk.has_object(DIGEST)
 
 
-async def removed_key(node: Node) -> None:
+async def remove_key(node: Node) -> None:
     assert await node.remover.remove_key(A.key)
     assert not await node.is_free(A.key)

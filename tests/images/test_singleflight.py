@@ -1,151 +1,108 @@
-"""One flight per key; readers who follow a watermark."""
+"""One running call per key, and its followers."""
 
 from __future__ import annotations
 
 import asyncio
 
 import pytest
-from imgkeep.images.singleflight import SingleFlight, Watermark
+from imgkeep.images.singleflight import Call, SingleFlight
 
 
-class FakeCall:
-    def __init__(self, flights: SingleFlight[FakeCall], error: BaseException | None = None) -> None:
-        self.may_land = asyncio.Event()
+class FakeCall(Call):
+    """A call that ends when the test says so, and notes how its followers are told."""
+
+    def __init__(self, calls: SingleFlight[FakeCall], error: BaseException | None = None) -> None:
+        self.may_end = asyncio.Event()
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.in_air_when_told: int | None = None
+        self.running_when_failed: int | None = None
         self.closed = 0
-        self._flights = flights
+        self._calls = calls
         self._error = error
 
     async def run(self) -> None:
-        await self.may_land.wait()
+        await self.may_end.wait()
         if self._error is not None:
             raise self._error
         self.ended.set_result(None)
 
     def fail(self, error: BaseException) -> None:
-        self.in_air_when_told = len(self._flights)
-        self.ended.set_exception(RuntimeError(f"told of {type(error).__name__}"))
+        self.running_when_failed = len(self._calls)
+        self.ended.set_exception(RuntimeError(f"failed with {type(error).__name__}"))
 
     async def aclose(self) -> None:
         self.closed += 1
 
 
-async def test_who_asks_while_a_flight_is_in_the_air_joins_it() -> None:
-    flights: SingleFlight[FakeCall] = SingleFlight()
-    first, departs = flights.join("key", lambda: FakeCall(flights))
-    second, departs_too = flights.join("key", lambda: FakeCall(flights))
-    other, _ = flights.join("other", lambda: FakeCall(flights))
+@pytest.fixture
+def calls() -> SingleFlight[FakeCall]:
+    return SingleFlight()
+
+
+async def test_concurrent_requests_share_one_call(calls: SingleFlight[FakeCall]) -> None:
+    first, starts = calls.join("key", lambda: FakeCall(calls))
+    second, starts_too = calls.join("key", lambda: FakeCall(calls))
+    other, _ = calls.join("other", lambda: FakeCall(calls))
     assert first is second
     assert other is not first
-    assert (departs, departs_too, len(flights)) == (True, False, 2)
-    first.may_land.set()
-    other.may_land.set()
-    await flights.drain()
-    assert (len(flights), first.closed) == (0, 1)
+    assert (starts, starts_too, len(calls)) == (True, False, 2)
+    first.may_end.set()
+    other.may_end.set()
+    await calls.drain()
+    assert (len(calls), first.closed) == (0, 1)
 
 
-async def test_after_landing_the_key_is_free() -> None:
-    flights: SingleFlight[FakeCall] = SingleFlight()
-    first, _ = flights.join("key", lambda: FakeCall(flights))
-    first.may_land.set()
-    await flights.drain()
-    second, departs = flights.join("key", lambda: FakeCall(flights))
-    assert departs
+async def test_key_is_free_after_the_call(calls: SingleFlight[FakeCall]) -> None:
+    first, _ = calls.join("key", lambda: FakeCall(calls))
+    first.may_end.set()
+    await calls.drain()
+    second, starts = calls.join("key", lambda: FakeCall(calls))
+    assert starts
     assert second is not first
-    await flights.aclose()
+    await calls.aclose()
     await asyncio.wait([second.ended])
     assert isinstance(second.ended.exception(), RuntimeError)
 
 
-async def test_the_key_is_free_before_anybody_is_told_of_a_failure() -> None:
-    flights: SingleFlight[FakeCall] = SingleFlight()
-    flight, _ = flights.join("key", lambda: FakeCall(flights, ValueError("x")))
-    flight.may_land.set()
-    with pytest.raises(RuntimeError, match="told of ValueError"):
-        await flight.ended
-    assert flight.in_air_when_told == 0
-    await flights.drain()
-    assert flight.closed == 1
+async def test_key_is_free_before_followers_learn_of_a_failure(calls: SingleFlight[FakeCall]) -> None:
+    call, _ = calls.join("key", lambda: FakeCall(calls, ValueError("x")))
+    call.may_end.set()
+    with pytest.raises(RuntimeError, match="failed with ValueError"):
+        await call.ended
+    assert call.running_when_failed == 0
+    await calls.drain()
+    assert call.closed == 1
 
 
-async def test_a_passenger_who_leaves_does_not_disturb_the_flight() -> None:
-    flights: SingleFlight[FakeCall] = SingleFlight()
-    flight, _ = flights.join("key", lambda: FakeCall(flights))
+async def test_follower_that_leaves_does_not_stop_the_call(calls: SingleFlight[FakeCall]) -> None:
+    call, _ = calls.join("key", lambda: FakeCall(calls))
 
-    async def ride() -> None:
-        await asyncio.shield(flight.ended)
+    async def follow() -> None:
+        await asyncio.shield(call.ended)
 
-    passenger = asyncio.create_task(ride())
+    follower = asyncio.create_task(follow())
     await asyncio.sleep(0)
-    passenger.cancel()
-    await asyncio.wait([passenger])
-    flight.may_land.set()
-    await flight.ended
-    await flights.drain()
+    follower.cancel()
+    await asyncio.wait([follower])
+    call.may_end.set()
+    await call.ended
+    await calls.drain()
 
 
-@pytest.mark.parametrize("started", [True, False], ids=["in the air", "before its first step"])
-async def test_breaking_off_tells_the_passengers(started: bool) -> None:  # noqa: FBT001 - a table
-    flights: SingleFlight[FakeCall] = SingleFlight()
-    flight, _ = flights.join("key", lambda: FakeCall(flights))
+@pytest.mark.parametrize("started", [True, False], ids=["running", "before its first step"])
+async def test_cancelled_call_fails_its_followers(calls: SingleFlight[FakeCall], started: bool) -> None:  # noqa: FBT001 - a table
+    call, _ = calls.join("key", lambda: FakeCall(calls))
     if started:
         await asyncio.sleep(0)
-    await flights.aclose()
-    assert (len(flights), flight.closed, flight.ended.done()) == (0, 1, True)
-    with pytest.raises(RuntimeError, match="told of CancelledError"):
-        await flight.ended
+    await calls.aclose()
+    assert (len(calls), call.closed, call.ended.done()) == (0, 1, True)
+    with pytest.raises(RuntimeError, match="failed with CancelledError"):
+        await call.ended
 
 
-async def test_a_departure_that_fails_leaves_the_key_free() -> None:
-    flights: SingleFlight[FakeCall] = SingleFlight()
-
-    def depart() -> FakeCall:
+async def test_call_that_cannot_start_leaves_the_key_free(calls: SingleFlight[FakeCall]) -> None:
+    def start() -> FakeCall:
         raise ValueError
 
     with pytest.raises(ValueError):  # noqa: PT011 - it has no message
-        flights.join("key", depart)
-    assert len(flights) == 0
-
-
-async def test_readers_of_a_tide_wait_for_more_than_they_have() -> None:
-    watermark = Watermark()
-    readers = [asyncio.create_task(watermark.beyond(offset)) for offset in (0, 5, 9)]
-    await asyncio.sleep(0)
-    watermark.advance(0)
-    await asyncio.sleep(0)
-    assert not any(reader.done() for reader in readers)
-    watermark.advance(6)
-    assert await readers[0] == 6
-    assert await readers[1] == 6
-    await asyncio.sleep(0)
-    assert not readers[2].done()
-    watermark.end()
-    assert await readers[2] == 6
-    assert await watermark.beyond(100) == 6
-
-
-async def test_a_reader_who_leaves_takes_nobody_along() -> None:
-    watermark = Watermark()
-    one, other = (asyncio.create_task(watermark.beyond(0)) for _ in range(2))
-    await asyncio.sleep(0)
-    one.cancel()
-    await asyncio.wait([one])
-    watermark.advance(1)
-    assert await other == 1
-
-
-async def test_what_came_before_an_error_can_be_read_and_the_error_comes_behind_it() -> None:
-    watermark = Watermark()
-    watermark.advance(5)
-    watermark.end(ValueError("cut"))
-    assert await watermark.beyond(4) == 5
-    with pytest.raises(ValueError, match="cut"):
-        await watermark.beyond(5)
-
-
-async def test_a_tide_ends_once() -> None:
-    watermark = Watermark()
-    watermark.end()
-    watermark.end(ValueError("too late"))
-    assert await watermark.beyond(0) == 0
+        calls.join("key", start)
+    assert len(calls) == 0

@@ -1,4 +1,4 @@
-"""FillDependencies for the services, in memory: they do what they are told, hold what they are told to, and count."""
+"""The neighbours of the image service, in memory: they do what a test says, hold what it says, and count."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from imgkeep.core.errors import SourceNotFound, StorageError
 from imgkeep.core.layout import object_names
@@ -18,9 +18,11 @@ from imgkeep.core.policy import Policy
 from imgkeep.core.records import Digest, Key, SourceInfo
 from imgkeep.core.source_url import read_source
 from imgkeep.images.context import Delivery, RequestContext
-from imgkeep.images.fill import FillDependencies
+from imgkeep.images.dependencies import FillDependencies
+from imgkeep.images.fill_result import Failed, NotStored, Stored, Unchanged
 from imgkeep.images.format_checker import FormatChecker
-from imgkeep.images.refresh import Rules
+from imgkeep.images.observer import FillObserver
+from imgkeep.images.refresh import SourceRules
 from imgkeep.images.service import ImageService
 from imgkeep.origin.client import OriginClient, OriginResponse
 from imgkeep.origin.demand import Demand
@@ -30,7 +32,10 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection
     from mmap import mmap
 
+    from imgkeep.core.errors import SourceForbidden
     from imgkeep.core.records import Record, Source, Subject, Tombstone, Validator
+    from imgkeep.images.fill_result import FillResult
+    from imgkeep.images.interfaces import Cluster
     from imgkeep.storage.interfaces import Body, Draft
 
 T = TypeVar("T")
@@ -38,7 +43,7 @@ GROWING = Path("/nowhere/growing")
 OPEN_POLICY = Policy(hosts_allowed=None, hosts_denied=("refused.example",), ports=frozenset({80, 443}), networks=())
 
 
-class RemoteFill(OriginResponse):
+class FakeResponse(OriginResponse):
     """An origin's answer, which comes as the test lets it."""
 
     framed = True
@@ -53,12 +58,12 @@ class RemoteFill(OriginResponse):
         self.beginning = b""
         self._items: asyncio.Queue[bytes | BaseException | None] = asyncio.Queue()
 
-    def push(self, *chunks: bytes) -> RemoteFill:
+    def push(self, *chunks: bytes) -> FakeResponse:
         for chunk in chunks:
             self._items.put_nowait(chunk)
         return self
 
-    def end(self, error: BaseException | None = None) -> RemoteFill:
+    def end(self, error: BaseException | None = None) -> FakeResponse:
         self._items.put_nowait(error)
         return self
 
@@ -75,9 +80,9 @@ class RemoteFill(OriginResponse):
             yield item
 
 
-def whole(body: bytes, *, size: int | None = None) -> RemoteFill:
+def whole(body: bytes, *, size: int | None = None) -> FakeResponse:
     """Return an answer that has come."""
-    return RemoteFill(size).push(body).end()
+    return FakeResponse(size).push(body).end()
 
 
 @dataclass
@@ -89,7 +94,7 @@ class FakeOrigin(OriginClient):
         gate: Closed, it lets nobody get an answer.
     """
 
-    answers: dict[str, list[Callable[[], RemoteFill] | Exception]] = field(default_factory=dict)
+    answers: dict[str, list[Callable[[], FakeResponse] | Exception]] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
     conditions: list[Validator | None] = field(default_factory=list)
     demands: list[Demand] = field(default_factory=list)
@@ -101,7 +106,7 @@ class FakeOrigin(OriginClient):
     def __post_init__(self) -> None:
         self.gate.set()
 
-    def gives(self, url: str, *answers: Callable[[], RemoteFill] | Exception | bytes) -> None:
+    def gives(self, url: str, *answers: Callable[[], FakeResponse] | Exception | bytes) -> None:
         self.answers[url] = [
             (lambda body=item: whole(body)) if isinstance(item, bytes) else item  # type: ignore[misc]  # a default
             for item in answers
@@ -115,7 +120,7 @@ class FakeOrigin(OriginClient):
         demand: Demand | None = None,
         *,
         fail_fast: bool = False,
-    ) -> AsyncGenerator[RemoteFill]:
+    ) -> AsyncGenerator[FakeResponse]:
         del fail_fast
         self.demands.append(demand or Demand())
         self.asked.append(source.url)
@@ -299,16 +304,18 @@ class FakeImageIndex:
         self.records[record.key] = record
 
 
-@dataclass
-class FakeObserver:
-    sizes: list[int] = field(default_factory=list)
-    reasons: list[str] = field(default_factory=list)
-    errors: list[BaseException] = field(default_factory=list)
-    unchanged_count: int = 0
-    outcomes: list[str] = field(default_factory=list)
-    suspects: list[Record] = field(default_factory=list)
-    blocked_digests: list[tuple[Subject, BaseException]] = field(default_factory=list)
-    completions: list[str] = field(default_factory=list)
+class FakeObserver(FillObserver):
+    """Notes what it is told."""
+
+    def __init__(self) -> None:
+        self.results: list[FillResult] = []
+        self.outcomes: list[str] = []
+        self.completions: list[str] = []
+        self.suspects: list[Record] = []
+        self.refusals: list[tuple[Subject, SourceForbidden]] = []
+
+    async def fill_ended(self, result: FillResult) -> None:
+        self.results.append(result)
 
     def weighed(self, outcome: str) -> None:
         self.outcomes.append(outcome)
@@ -319,28 +326,26 @@ class FakeObserver:
     def suspected(self, record: Record) -> None:
         self.suspects.append(record)
 
-    def filled(self, subject: Subject, size: int, *, pending: bool) -> None:
-        del subject, pending
-        self.sizes.append(size)
-
-    def unchanged(self, subject: Subject) -> None:
-        del subject
-        self.unchanged_count += 1
-
-    def not_stored(self, subject: Subject, fault: StorageError) -> None:
-        del subject
-        self.reasons.append(str(fault))
-
-    def failed(self, subject: Subject, error: BaseException) -> None:
-        del subject
-        self.errors.append(error)
-
-    def refused(self, subject: Subject, error: BaseException) -> None:
-        self.blocked_digests.append((subject, error))
+    def refused(self, subject: Subject, error: SourceForbidden) -> None:
+        self.refusals.append((subject, error))
 
     @property
-    def ended(self) -> int:
-        return len(self.sizes) + len(self.reasons) + len(self.errors)
+    def sizes(self) -> list[int]:
+        """The sizes of what was stored."""
+        return [result.size for result in self.results if isinstance(result.outcome, Stored)]
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why images were not stored."""
+        return [str(result.outcome.fault) for result in self.results if isinstance(result.outcome, NotStored)]
+
+    @property
+    def errors(self) -> list[BaseException]:
+        return [result.outcome.error for result in self.results if isinstance(result.outcome, Failed)]
+
+    @property
+    def unchanged_count(self) -> int:
+        return sum(isinstance(result.outcome, Unchanged) for result in self.results)
 
 
 @dataclass
@@ -360,55 +365,62 @@ def without_query(source: Source) -> SourceInfo:
 
 
 class World:
-    """A image_service among fakes."""
+    """An image service among fakes."""
 
     def __init__(
         self,
         *,
         memory_bytes: int = 100_000_000,
         identify: Callable[[Source], SourceInfo] = without_query,
-        rules: Rules | None = None,
+        rules: SourceRules | None = None,
         spoil: Callable[[Source], Source | None] = lambda _: None,
         origin: FakeOrigin | None = None,
+        cluster: Cluster | None = None,
+        beside: World | None = None,
+        changed: Callable[[Key], None] = lambda _: None,
     ) -> None:
+        """Make a service, `beside` another one on the same stores."""
         self.origin = origin or FakeOrigin()
-        self.store = FakeStore()
-        self.disk = FakeSpool()
+        self.store: FakeStore = FakeStore() if beside is None else beside.store
+        self.disk: FakeSpool = FakeSpool() if beside is None else beside.disk
+        self.image_index: FakeImageIndex = FakeImageIndex() if beside is None else beside.image_index
         self.memory = MemorySpool(memory_bytes)
-        self.database = FakeImageIndex()
         self.format_checker = FormatChecker()
         self.observer = FakeObserver()
-        self.refused: set[Digest] = set()
+        self.blocked: set[Digest] = set()
         self.timer = Timer()
         self.now = datetime(2026, 11, 22, 10, tzinfo=UTC)
         self._tags = count(1)
-        self._how = (identify, rules or Rules(), spoil)
-        self.rebuild()
+        self._options: dict[str, Any] = {
+            "identify": identify,
+            "rules": rules or SourceRules(),
+            "spoil": spoil,
+            "changed": changed,
+        }
+        self.restart(cluster)
 
-    def rebuild(self) -> None:
+    def restart(self, cluster: Cluster | None = None) -> None:
         """Begin anew on what is stored, as after a restart."""
-        identify, rules, spoil = self._how
-        self.image_service = ImageService(
+        self.cluster = cluster
+        self.dependencies = FillDependencies(
+            origin=self.origin,
             store=self.store,
-            database=self.database,
+            disk=self.disk,
+            memory=self.memory,
+            format_checker=self.format_checker,
+            observer=self.observer,
+            clock=lambda: self.now,
+            draw_etag=lambda: f'"{next(self._tags)}"',
+            pixels_max=10_000,
+            blocked=self.blocked,
+        )
+        self.image_service = ImageService(
+            self.dependencies,
+            image_index=self.image_index,
             policy=OPEN_POLICY,
+            cluster=cluster,
             timer=self.timer,
-            identify=identify,
-            rules=rules,
-            spoil=spoil,
-            refused=self.refused,
-            dependencies=FillDependencies(
-                origin=self.origin,
-                store=self.store,
-                disk=self.disk,
-                memory=self.memory,
-                format_checker=self.format_checker,
-                observer=self.observer,
-                clock=lambda: self.now,
-                draw_etag=lambda: f'"{next(self._tags)}"',
-                pixels_max=10_000,
-                refused=self.refused,
-            ),
+            **self._options,
         )
 
     def wait(self, seconds: float) -> None:
@@ -426,10 +438,10 @@ class World:
     async def get(self, url: str) -> tuple[str, bytes]:
         """Return outcome and bytes."""
         delivery = await self.ask(url)
-        return delivery.outcome.value, await drain(delivery)
+        return delivery.outcome.value, await read_all(delivery)
 
 
-async def drain(delivery: Delivery, *, piece: int = 32_768) -> bytes:
+async def read_all(delivery: Delivery, *, piece: int = 32_768) -> bytes:
     """Read to the end and close."""
     data = bytearray()
     try:

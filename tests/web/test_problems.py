@@ -166,7 +166,7 @@ async def test_what_nobody_foresaw_in_mid_body_breaks_the_connection_off(
     await store_image(imgkeep, origin.gives("/a.png", body))
     app = imgkeep.client.app
     assert app is not None
-    store = app[SERVICES].image_service._store
+    store = app[SERVICES].image_service._dependencies.store
 
     class Bomb:
         size = len(body)
@@ -201,7 +201,7 @@ async def test_what_nobody_foresaw_in_mid_body_breaks_the_connection_off(
             del name, size
             return Bomb()
 
-    app[SERVICES].image_service._store = Minefield()
+    app[SERVICES].image_service.stored._store = Minefield()
     answer = await ask(imgkeep, target_of(origin.url("/a.png")))
     assert answer.status == 200
     assert len(answer.body) < len(body)

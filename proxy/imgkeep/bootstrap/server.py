@@ -75,12 +75,22 @@ SERVICES: Final = web.AppKey("services", Services)
 """The services of an application that runs."""
 
 
-def build(config: Config, platform: Platform = SYSTEM, worker: WorkerInfo | None = None) -> web.Application:
-    """Make the application; `worker`: of one among several. Nothing is opened before it starts."""
+def build(
+    config: Config, platform: Platform = SYSTEM, worker: WorkerInfo | None = None, *, has_fast_path: bool = True
+) -> web.Application:
+    """
+    Make the application. Nothing is opened before it starts.
+
+    Args:
+        config: The configuration.
+        platform: Clocks and sockets.
+        worker: One of several workers; `None`: there is one process.
+        has_fast_path: Whether plain requests for images bypass aiohttp.
+    """
 
     @asynccontextmanager
     async def open_app_context() -> AsyncGenerator[AppContext]:
-        async with open_context(config, platform, worker) as (services, context):
+        async with open_context(config, platform, worker, has_fast_path=has_fast_path) as (services, context):
             app[SERVICES] = services
             yield context
 
@@ -109,9 +119,7 @@ def make_runner(
     )
 
 
-async def serve(
-    config: Config, platform: Platform = SYSTEM, *, stopping: Callable[[], None] = lambda: None
-) -> None:
+async def serve(config: Config, platform: Platform = SYSTEM, *, stopping: Callable[[], None] = lambda: None) -> None:
     """
     Serve until SIGTERM or SIGINT, call `stopping`, then drain.
 
@@ -268,7 +276,9 @@ def _tune_interpreter() -> None:
     gc.set_threshold(*GC_THRESHOLDS)
 
 
-async def _drain(runner: Runner, services: Services, stop: asyncio.Event, peer_api: web.AppRunner | None = None) -> None:
+async def _drain(
+    runner: Runner, services: Services, stop: asyncio.Event, peer_api: web.AppRunner | None = None
+) -> None:
     """Say that we go, wait for notice to be taken, close the listener, and let what is under way end."""
     services.health.draining = True
     log.info("draining")

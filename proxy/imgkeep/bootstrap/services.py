@@ -25,21 +25,24 @@ from imgkeep.bootstrap.storage import cancel, objects_url, open_storage
 from imgkeep.clock import read_clock
 from imgkeep.cluster.leader import LeaderLock
 from imgkeep.cluster.leases import FillLeases
-from imgkeep.core.errors import Conflict, StorageError, WrittenByNewer
+from imgkeep.core.errors import StorageError
 from imgkeep.core.host_patterns import Globs
 from imgkeep.core.identity.signature_probe import spoil
 from imgkeep.core.source_url import read_source
 from imgkeep.database import DurableJobs
 from imgkeep.health import CHECK_INTERVAL_S, Health
-from imgkeep.images.fill import FillDependencies
+from imgkeep.images.blocked_digests import BlockedDigests
+from imgkeep.images.dependencies import FillDependencies
 from imgkeep.images.format_checker import FormatChecker
 from imgkeep.images.inspect import Inspector, make_inspector
+from imgkeep.images.interfaces import Cluster
+from imgkeep.images.observer import FillObserver
 from imgkeep.images.placeholder_suspects import PlaceholderSuspects
 from imgkeep.images.rate_limit import RateLimiter
-from imgkeep.images.recent_failures import POLICY_SHARE, RecentFailures
+from imgkeep.images.recent_failures import RecentFailures
 from imgkeep.images.refetch import Refetcher
-from imgkeep.images.refresh import Rules
-from imgkeep.images.removal import BlockedDigests, Remover
+from imgkeep.images.refresh import SourceRules
+from imgkeep.images.removal import Remover
 from imgkeep.images.service import ImageService
 from imgkeep.images.stored_totals import StoredTotals
 from imgkeep.images.upload import Saver
@@ -62,9 +65,8 @@ if TYPE_CHECKING:
     from imgkeep.clock import Clock, Sleep
     from imgkeep.cluster.info import WorkerInfo
     from imgkeep.config import Config
-    from imgkeep.core.errors import SourceForbidden
-    from imgkeep.core.records import Digest, Key, Record, Subject
-    from imgkeep.images.peer_fill import FillPeers
+    from imgkeep.core.records import Digest, Key, Record
+    from imgkeep.images.interfaces import Peers
     from imgkeep.origin.ssrf_guard import SocketFactory
 
 LEASE_GRACE_S: Final = 10
@@ -117,15 +119,14 @@ class Services:
     leader_lock: LeaderLock | None
     """Whose leader_lock it is among several workers; `None`: there is one."""
     blocked_digests: BlockedDigests
-    peers: FillPeers | None
+    peers: Peers | None
     platform: Platform
     resting: asyncio.Event
 
     @asynccontextmanager
     async def going(self) -> AsyncGenerator[None]:
         """
-        Let everything go on in the background that does: for one process of a database at a time. Of several workers one
-        does what is done for all, and each looks after itself.
+        Run the background tasks. Of several workers the leader runs those for all, and each one those for itself.
         """
         if self.leader_lock is not None:
             self.leader_lock.acquire()
@@ -136,7 +137,7 @@ class Services:
             for each in (
                 _watch(self.health, self.parts, self.leader_lock, outbox_worker),
                 _count_stored(self.totals, self.leader_lock),
-                self.blocked_digests.run(self.platform.sleep),
+                self.remover.run(self.platform.sleep),
                 _sample_process(self.metrics),
                 *breaker,
                 *(
@@ -155,12 +156,12 @@ class Services:
     async def rest(self) -> None:
         """Leave to other workers what one does for all."""
         self.resting.set()
-        while self.leader_lock is not None and self.leader_lock.is_held:  # noqa: ASYNC110 - the task that has it lets go in a moment
+        while self.leader_lock is not None and self.leader_lock.is_held:  # noqa: ASYNC110 - its task releases it soon
             await asyncio.sleep(0.01)
 
     async def join(self) -> None:
         """Others can tell us what they know from now on: look for what they have told each other before."""
-        await self.blocked_digests.refresh()
+        await self.remover.refresh()
         if self.parts.remote is not None:
             await self.parts.remote.cache.open()
 
@@ -171,10 +172,8 @@ class Services:
         copies: Mapping[str, int],
         restored: Collection[Digest] = (),
     ) -> None:
-        """Another worker has removed or restored pictures, knows something new of what is kept, or has used copies."""
-        await self.blocked_digests.learn(refused)
-        with suppress(StorageError):  # the next refresh looks again
-            await self.blocked_digests.look_again(restored)
+        """Take notice that another worker has removed or restored images, changed records, or used copies."""
+        await self.remover.learn(refused, restored)
         for name in changed:
             self.image_service.learn(name)
         if self.parts.remote is not None:
@@ -211,10 +210,22 @@ def make_link_selection(config: Config, inspector: Inspector, parts: Storage | N
 
 @asynccontextmanager
 async def open_services(
-    config: Config, platform: Platform = SYSTEM, place: WorkerInfo | None = None, peers: FillPeers | None = None
+    config: Config,
+    platform: Platform = SYSTEM,
+    place: WorkerInfo | None = None,
+    peers: Peers | None = None,
+    *,
+    changed: Callable[[Key], None] = lambda _: None,
 ) -> AsyncGenerator[Services]:
     """
-    Open all of it; nothing goes on in the background yet (`Services.going`). `place`: among several workers.
+    Open all of it; nothing goes on in the background yet (`Services.going`).
+
+    Args:
+        config: What is to be opened.
+        platform: The edges of the machine.
+        place: Among several workers.
+        peers: The other workers.
+        changed: Called with every key under which another image is stored.
 
     Raises:
         IncompatibleDatabase: A newer version wrote the database.
@@ -230,29 +241,28 @@ async def open_services(
     async with open_storage(
         config, clock=platform.clock, timer=platform.timer, sleep=platform.sleep, observe=metrics.called, share=share
     ) as parts:
-        health = Health(parts.disk, parts.database, config.store.free_bytes_min, parts.remote)
+        health = Health(parts.local, parts.database, config.store.free_bytes_min, parts.remote)
         inspector = make_inspector(config, platform.clock)
         own_ports: set[int] = set()
         origin = _make_origin(config, platform, inspector, metrics, own_ports)
         blocked_digests = BlockedDigests(parts.store, parts.database, _drop_of(parts), peers)
         leases = None if place is None else _open_leases(config, platform, place)
         format_checker = platform.make_format_checker()
-        witness = _Witness(metrics, health, failures)
+        observer = FillObserver(metrics, health, failures)
         dependencies = _make_fill_dependencies(
-            config, platform, parts, origin, format_checker, witness, blocked_digests
+            config, platform, parts, origin, format_checker, observer, blocked_digests
         )
+        cluster = None if leases is None or peers is None else Cluster(leases, peers)
         image_service = _make_image_service(
-            config, platform, parts, inspector, dependencies, leases, peers, metrics.refused
+            config, platform, parts, inspector, dependencies, cluster, metrics.refused, changed
         )
         remover = Remover(
             store=parts.store,
-            register=parts.database,
-            finder=image_service,
+            image_index=parts.database,
+            image_service=image_service,
             blocked_digests=blocked_digests,
             clock=platform.clock,
         )
-        blocked_digests.restored = image_service.restored
-        blocked_digests.removed_elsewhere = remover.finish
         refetcher = Refetcher(
             image_service,
             dependencies,
@@ -283,7 +293,7 @@ async def open_services(
         )
         _watch_gauges(services, origin, format_checker)
         await health.look()
-        await blocked_digests.open()
+        await blocked_digests.load()
         try:
             yield services
         finally:
@@ -298,8 +308,7 @@ async def open_services(
 def _make_origin(
     config: Config, platform: Platform, inspector: Inspector, metrics: Metrics, own_ports: set[int]
 ) -> OriginClient:
-    guard = AddressGuard(inspector.policy, platform.resolver(), platform.open_socket)
-    guard.own_ports = own_ports
+    guard = AddressGuard(inspector.policy, platform.resolver(), platform.open_socket, own_ports)
     return OriginClient(
         settings=config.fetch,
         policy=inspector.policy,
@@ -320,7 +329,7 @@ def _make_fill_dependencies(  # noqa: PLR0913, PLR0917 - what they are
     parts: Storage,
     origin: OriginClient,
     format_checker: FormatChecker,
-    witness: _Witness,
+    observer: FillObserver,
     blocked_digests: BlockedDigests,
 ) -> FillDependencies:
     return FillDependencies(
@@ -329,11 +338,11 @@ def _make_fill_dependencies(  # noqa: PLR0913, PLR0917 - what they are
         disk=parts.spool,
         memory=parts.memory,
         format_checker=format_checker,
-        observer=witness,
+        observer=observer,
         clock=platform.clock,
         draw_etag=lambda: f'"{secrets.token_hex(16)}"',
         pixels_max=config.fetch.pixels_max,
-        refused=blocked_digests,
+        blocked=blocked_digests,
         suspects=PlaceholderSuspects(platform.timer, refuse=config.sources.placeholders == "refuse"),
         show_errors=config.fetch.show_errors,
     )
@@ -345,21 +354,20 @@ def _make_image_service(  # noqa: PLR0913, PLR0917 - what it is made of
     parts: Storage,
     inspector: Inspector,
     dependencies: FillDependencies,
-    leases: FillLeases | None,
-    peers: FillPeers | None,
+    cluster: Cluster | None,
     refused: Callable[[str], None],
+    changed: Callable[[Key], None],
 ) -> ImageService:
-    catalogue = config.read_provider_rules()
+    provider_rules = config.read_provider_rules()
     return ImageService(
-        store=parts.store,
-        database=parts.database,
+        dependencies,
+        image_index=parts.database,
         policy=inspector.policy,
         identify=inspector.identify,
-        rules=Rules(
+        rules=SourceRules(
             redirect_permanent=config.sources.permanent == "redirect",
             refresh=Globs(config.sources.refresh) if config.sources.refresh else None,
         ),
-        timer=platform.timer,
         object_urls=None if parts.remote is None else parts.remote.object_urls,
         rate_limiter=RateLimiter(
             fills_per_minute=config.limits.fills_per_minute,
@@ -368,11 +376,10 @@ def _make_image_service(  # noqa: PLR0913, PLR0917 - what it is made of
             timer=platform.timer,
             refused=refused,
         ),
-        dependencies=dependencies,
-        refused=dependencies.refused,
-        leases=leases,
-        peers=peers,
-        spoil=lambda source: spoil(source, platform.clock(), catalogue, secrets.randbelow),
+        cluster=cluster,
+        spoil=lambda source: spoil(source, platform.clock(), provider_rules, secrets.randbelow),
+        changed=changed,
+        timer=platform.timer,
     )
 
 
@@ -403,7 +410,7 @@ def _make_jobs(  # noqa: PLR0913, PLR0917 - what it is made of
 
 def _watch_gauges(services: Services, origin: OriginClient, format_checker: FormatChecker) -> None:
     """Show what is under way, and what is held, beside what is counted."""
-    watch, memory_cache = services.metrics.watch, services.parts.disk.memory_cache
+    watch, memory_cache = services.metrics.watch, services.parts.local.disk.memory_cache
     watch("job_links_waiting", "Links that wait to be saved", lambda: services.jobs.waiting, shared=True)
     watch("fills_in_flight", "Images being fetched", lambda: services.image_service.fills_in_flight)
     watch("fetches_waiting", "Fetches that wait for a place", lambda: origin.limiter.waiting)
@@ -413,7 +420,7 @@ def _watch_gauges(services: Services, origin: OriginClient, format_checker: Form
     watch(
         "memory_cache_mapped_bytes",
         "Bytes of objects mapped into memory",
-        lambda: memory_cache.memory_cache_mapped_bytes,
+        lambda: memory_cache.mapped_bytes,
     )
     watch("ready", "Processes that /readyz calls ready or degraded", lambda: services.health.report(in_full=False)[0])
     watch("degraded", "Processes of which a part is failing", lambda: any(services.health.faults.values()))
@@ -450,8 +457,8 @@ def _make_outbox_worker(services: Services) -> OutboxWorker | None:
 
     async def forget(key: Key) -> None:
         await parts.database.drop([key])
-        services.image_service.forget(key)
-        await services.image_service.tell(key)
+        services.image_service.changes.forget(key)
+        await services.image_service.changes.tell_peers(key)
 
     outbox_worker = OutboxWorker(
         primary=remote.bucket,
@@ -460,7 +467,7 @@ def _make_outbox_worker(services: Services) -> OutboxWorker | None:
         outbox=parts.database,
         database=parts.database,
         breaker=remote.breaker,
-        image_service=services.image_service if services.peers is None else _Herald(services.image_service),
+        image_service=_Herald(services.image_service),
         draw=random.random,
         counted=metrics.outbox_uploads,
         seen=remote.tiered_store.note,
@@ -497,8 +504,8 @@ def _show_backlog(services: Services, outbox_worker: OutboxWorker) -> None:
 
 
 def _drop_of(parts: Storage) -> Callable[[Digest], Awaitable[None]]:
-    """Return who drops this machine's copies of a picture that is refused."""
-    return parts.disk.delete_object if parts.remote is None else parts.remote.tiered_store.drop
+    """Return the function that deletes this machine's copies of a blocked digest."""
+    return parts.local.delete_object if parts.remote is None else parts.remote.tiered_store.drop
 
 
 class _Herald:
@@ -508,53 +515,8 @@ class _Herald:
         self._image_service = image_service
 
     async def kept(self, record: Record) -> None:
-        await self._image_service.kept(record)
-        await self._image_service.tell(record.key)
-
-
-class _Witness:
-    """The observer of fills: counts, and tells the health at once what a fill met."""
-
-    def __init__(self, metrics: Metrics, health: Health, failures: RecentFailures) -> None:
-        self._metrics = metrics
-        self._health = health
-        self._failures = failures
-
-    def filled(self, subject: Subject, size: int, *, pending: bool) -> None:
-        self._metrics.filled(subject.label, size, pending=pending)
-
-    def unchanged(self, subject: Subject) -> None:
-        self._metrics.unchanged(subject.label)
-
-    def weighed(self, outcome: str) -> None:
-        self._metrics.weighed(outcome)
-
-    def completed(self, outcome: str) -> None:
-        self._metrics.completed(outcome)
-
-    def suspected(self, record: Record) -> None:
-        self._metrics.weighed("suspect")
-        log.warning(
-            "placeholder suspected: the host gives one picture for many links",
-            extra={"host": record.host, "digest": record.digest},
-        )
-
-    def not_stored(self, subject: Subject, fault: StorageError) -> None:
-        self._metrics.not_stored(subject.label)
-        if isinstance(fault, Conflict) and not isinstance(fault, WrittenByNewer):
-            return
-        reason = fault.in_full
-        if not self._health.faults.get("store"):
-            log.error("an image was delivered but not kept", extra={"reason": reason})
-        self._health.note("store", reason)
-        self._failures.note(subject, fault)
-
-    def failed(self, subject: Subject, error: BaseException) -> None:
-        self._metrics.failed(subject.label, error)
-        self._failures.note(subject, error)
-
-    def refused(self, subject: Subject, error: SourceForbidden) -> None:
-        self._failures.note(subject, error, share=POLICY_SHARE)
+        await self._image_service.changes.stored(record)
+        await self._image_service.changes.tell_peers(record.key)
 
 
 async def _sample_process(metrics: Metrics) -> None:

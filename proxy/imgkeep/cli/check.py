@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from imgkeep.bootstrap.storage import RemoteStorage, Storage
     from imgkeep.cli.invocation import Invocation
-    from imgkeep.health import Watched
+    from imgkeep.health import Checkable
 
 
 async def run(invocation: Invocation) -> int:
@@ -35,11 +35,11 @@ async def run(invocation: Invocation) -> int:
 
 async def _check_live(storage: Storage, *, as_json: bool) -> int:
     if storage.remote is None:
-        return await check({"store": storage.disk, "database": storage.database}, as_json=as_json, out=sys.stdout)
+        return await check({"store": storage.local, "database": storage.database}, as_json=as_json, out=sys.stdout)
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # not every terminal has ticks
     async with aclosing(_check_bucket(storage.remote)) as steps:
-        local: dict[str, Watched] = {"fallback": storage.disk, "database": storage.database}
+        local: dict[str, Checkable] = {"fallback": storage.local, "database": storage.database}
         place = storage.remote.bucket.client.place
         return await check(local, steps, place=place, as_json=as_json, out=sys.stdout)
 
@@ -53,7 +53,7 @@ async def _check_bucket(remote: RemoteStorage) -> AsyncGenerator[tuple[str, str 
 
 
 async def check(
-    parts: Mapping[str, Watched],
+    parts: Mapping[str, Checkable],
     steps: AsyncIterator[tuple[str, str | None, str | None]] | None = None,
     *,
     as_json: bool,

@@ -60,7 +60,7 @@ async def _run_export(invocation: Invocation) -> int:
     async with open_to_read(invocation.config) as storage:
         url_of = partial(permanent_url, storage.remote, invocation.base)
         as_json = invocation.arguments.format == "jsonl"
-        return await export(storage.database, url_of=url_of, as_json=as_json, out=sys.stdout)
+        return await export(storage.database.image_index, url_of=url_of, as_json=as_json, out=sys.stdout)
 
 
 async def import_folder(  # noqa: PLR0913 - all but three by keyword

@@ -43,7 +43,7 @@ async def _run_list(invocation: Invocation) -> int:
             kind = "local" if record.pending or storage.remote is None else "s3"
             return describe_record(record, url=permanent_url(storage.remote, invocation.base, record), storage=kind)
 
-        images = images_in_store(storage.database, describe, limit=arguments.limit)
+        images = images_in_store(storage.database.image_index, describe, limit=arguments.limit)
         return await list_images(images, as_json=arguments.json, out=sys.stdout)
 
 

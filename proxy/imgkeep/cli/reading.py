@@ -23,7 +23,7 @@ async def open_to_read(config: Config) -> AsyncGenerator[Storage]:
     """Open the configured store, make nothing that is not there, and warn if the image index is not complete."""
     await asyncio.to_thread(require_database_file, config)
     async with open_storage(config, clock=read_clock, reading=True) as storage:
-        if not storage.database.complete:
+        if not storage.database.image_index.complete:
             await storage.database.check()  # a database that is away has another remedy
-            sys.stderr.write("imgkeep: the database is not complete; `imgkeep reindex` fills it from the records\n")
+            sys.stderr.write("imgkeep: the image index is not complete; `imgkeep reindex` fills it from the records\n")
         yield storage

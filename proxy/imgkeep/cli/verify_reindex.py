@@ -36,8 +36,8 @@ async def run(invocation: Invocation) -> int:
     await asyncio.to_thread(partial(require_owner, config, server_helps=False))
     async with open_storage(config, clock=read_clock) as storage:
         if arguments.command == "reindex":
-            return await reindex(storage.archives, storage.database, as_json=arguments.json, out=sys.stdout)
-        return await verify(storage.archives, storage.database, as_json=arguments.json, out=sys.stdout, err=sys.stderr)
+            return await reindex(storage.archives, storage.database.image_index, as_json=arguments.json, out=sys.stdout)
+        return await verify(storage.archives, storage.database.image_index, as_json=arguments.json, out=sys.stdout, err=sys.stderr)
 
 
 async def verify(

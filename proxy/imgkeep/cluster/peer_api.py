@@ -76,7 +76,7 @@ def make_peer_api(
     app = web.Application(middlewares=[_require_secret(info.secret)], client_max_size=BODY_BYTES_MAX)
 
     async def follow(request: web.Request) -> web.StreamResponse:
-        joined = await images.join(request.match_info["name"])
+        joined = await images.join_for_peer(request.match_info["name"])
         if joined is None:
             return web.Response(status=204)
         if isinstance(joined, FillFailure):

@@ -31,7 +31,7 @@ from imgkeep.images.peer_fill import FillFailure, RemoteFill
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
 
-    from imgkeep.images.fill import Fill
+    from imgkeep.images.shared_body import SharedBody
 
 SHARE_FILE: Final = "share=file"
 """The query of a peer that can open files of this machine."""
@@ -64,7 +64,7 @@ class Failed(msgspec.Struct, tag=True):
     """Of a `StorageError`, for the access log of the follower."""
 
 
-async def write_fill(fill: Fill, head: FillHead, *, share_file: bool) -> AsyncGenerator[bytes]:
+async def write_fill(fill: SharedBody[FillHead], head: FillHead, *, share_file: bool) -> AsyncGenerator[bytes]:
     """Yield the body of an answer. Raises: ImgkeepError: The fill failed; the body must end without its end."""
     is_small = head.size is not None and head.size <= PIECE_BYTES
     shared = await fill.share_file() if share_file and not is_small else None
@@ -122,7 +122,7 @@ def _make_error(message: Failed) -> ImgkeepError:
     return error
 
 
-async def _read_all(fill: Fill) -> AsyncIterator[tuple[int, bytes]]:
+async def _read_all(fill: SharedBody[FillHead]) -> AsyncIterator[tuple[int, bytes]]:
     """Yield all bytes of a fill as steps."""
     offset = 0
     while data := await fill.read(offset, PIECE_BYTES):

@@ -1,11 +1,12 @@
 """
-What links bring beside what is stored under their key: compared, kept where it belongs, and proved by spoiled links.
+Second fills: images that links bring beside what is stored under their key. Each is compared, stored where it belongs,
+and confirmed or rejected by signature probes.
 
-The rules are those of `core/confirmation.py`; here they are carried out.
+The rules are those of `core/confirmation.py`; this module carries them out.
 
-- A link's whole image is durable before its last byte goes out, wherever it belongs.
-- A probe is a few requests behind the client's back, one probe per key at a time and few in all; it reads no more of
-  an answer than the images are large. What it cannot do now, the next link gives another occasion for.
+- A link's whole image is durable before its last byte is sent, wherever it belongs.
+- A client never waits for a probe. There is one probe per key at a time, and few in all; where a probe cannot be made
+  now, the next link gives another occasion.
 - Before a record is changed, the store is asked for it again: what was changed meanwhile is left alone.
 """
 
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from hashlib import sha256
 from typing import TYPE_CHECKING, Final
@@ -22,7 +23,6 @@ from cachetools import LRUCache, TTLCache
 
 from imgkeep.core.confirmation import (
     OTHERS,
-    Answer,
     Proof,
     Weight,
     can_complete,
@@ -35,86 +35,70 @@ from imgkeep.core.confirmation import (
     merge,
     own_identity,
     own_info,
-    prove,
     replaced_by,
-    secure_twin,
     weigh,
 )
-from imgkeep.core.dead_link import refuses
-from imgkeep.core.errors import Conflict, ImgkeepError, OriginError
-from imgkeep.core.formats import sniff
+from imgkeep.core.errors import Conflict, ImgkeepError
 from imgkeep.core.records import Digest, Doubt
+from imgkeep.images.signature_probe import SecondFill, SignatureProbe
 from imgkeep.images.singleflight import SingleFlight
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import Callable
     from mmap import mmap
 
     from imgkeep.core.confirmation import Link
     from imgkeep.core.records import Key, Record, Source, SourceInfo
-    from imgkeep.images.fill import FillDependencies
-    from imgkeep.images.peer_fill import FillLeases
+    from imgkeep.images.dependencies import FillDependencies
+    from imgkeep.images.interfaces import Leases
+    from imgkeep.images.record_changes import RecordChanges
     from imgkeep.storage.interfaces import Draft
 
-TRIED_MAX: Final = 65_536
-"""Links that are known to have been tried; 300 bytes each, 20 MB. One that is forgotten is tried once more."""
+SEEN_LINKS_MAX: Final = 65_536
+"""Maximum number of links that are known to have been compared; 300 bytes each, 20 MB."""
 PROBES_MAX: Final = 8
-"""At a time: each is up to four requests, one after the other, and a stranger's confirmer are the occasion."""
-UNPROVEN_S: Final = 600
-"""For so long a key is not probed again for equal bytes, once a wrong signature brought the same: cost without gain."""
+"""Maximum number of probes at a time: each is up to four requests, and the links of strangers cause them."""
+UNPROVEN_TTL_S: Final = 600
+"""Time for which equal bytes cause no other probe of a key, once a wrong signature has brought them too."""
 UNPROVEN_MAX: Final = 16_384
 TRIED: Final = "tried"
-"""Before a fingerprint and a digest, in what workers tell each other."""
-PIECE_BYTES: Final = 262_144
-"""Read at a time of what is stored."""
-SNIFFED_BYTES: Final = 4096
-"""Enough of an answer to tell a page from a picture."""
+"""The word before a fingerprint and a digest, in what workers tell each other."""
+CHUNK_BYTES: Final = 262_144
+"""Number of bytes of a stored object that are read at a time."""
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class SecondFill:
-    """A link that is tried, what it found, and what it brought."""
-
-    source: Source
-    info: SourceInfo
-    known: Record
-    new: Record
-
-
 class Confirmer:
     """
-    Decides what becomes of the images of links that are tried.
+    Decides what becomes of the images of second fills.
 
     Args:
         dependencies: Those of all fills.
-        kept: Is told of every record that is written beside the fill's own.
-        tell: Tells other workers what `learn` understands.
-        leases: `None`: we are the only worker.
-        spoil: Returns a link with another, random signature; `None` if there is none.
+        changes: Passes on every record that is written beside the fill's own, and what `learn` understands.
+        leases: The right to probe, among several workers; `None`: there is one.
+        alter: Returns a link with another, random signature; `None` if it carries none.
         timer: Gives monotonic seconds.
     """
 
-    def __init__(  # noqa: PLR0913 - all but one by keyword, in one place
+    def __init__(
         self,
         dependencies: FillDependencies,
         *,
-        kept: Callable[[Record], Awaitable[None]],
-        tell: Callable[[str], Awaitable[None]],
-        leases: FillLeases | None,
-        spoil: Callable[[Source], Source | None],
+        changes: RecordChanges,
+        leases: Leases | None,
+        alter: Callable[[Source], Source | None],
         timer: Callable[[], float],
     ) -> None:
         self._dependencies = dependencies
-        self._kept = kept
-        self._tell = tell
+        self._stored = changes.stored
+        self._tell = changes.tell_peers
         self._leases = leases
-        self._spoil = spoil
-        self._tried: LRUCache[str, Digest] = LRUCache(TRIED_MAX)
-        """By the link's fingerprint, the bytes that it was tried against."""
-        self._unproven: TTLCache[tuple[Key, Digest], bool] = TTLCache(UNPROVEN_MAX, UNPROVEN_S, timer=timer)
-        self._probes: SingleFlight[Probe] = SingleFlight()
+        self._alter = alter
+        self._seen: LRUCache[str, Digest] = LRUCache(SEEN_LINKS_MAX)
+        """By the link's fingerprint, the stored bytes that it was compared with."""
+        self._unproven: TTLCache[tuple[Key, Digest], bool] = TTLCache(UNPROVEN_MAX, UNPROVEN_TTL_S, timer=timer)
+        self._probes: SingleFlight[SignatureProbe] = SingleFlight()
 
     async def drain(self) -> None:
         """Wait until no probe is under way."""
@@ -124,36 +108,38 @@ class Confirmer:
         await self._probes.aclose()
 
     def was_tried(self, link: Link, record: Record) -> bool:
-        """Whether a link was tried against what is stored now."""
-        return self._tried.get(link.fingerprint) == record.digest
+        """Tell whether a link was compared with what is stored now."""
+        return self._seen.get(link.fingerprint) == record.digest
 
     def learn(self, name: str) -> bool:
-        """Learn from another worker that a link was tried; `False`: that is not what it tells."""
+        """Learn from another worker that a link was compared; `False`: the message says something else."""
         kind, _, rest = name.partition(" ")
         if kind != TRIED:
             return False
         mark, _, digest = rest.partition(" ")
-        self._tried[mark] = Digest(digest)
+        self._seen[mark] = Digest(digest)
         return True
 
-    async def settle(self, source: Source, info: SourceInfo, known: Record, draft: Draft, new: Record) -> Record:
-        """Keep the whole image that a tried link has brought; return the record by which it is found."""
+    async def put_second_fill(
+        self, source: Source, info: SourceInfo, known: Record, draft: Draft, new: Record
+    ) -> Record:
+        """Store the whole image of a second fill where it belongs; return the record by which its link finds it."""
         continues = await is_continuation(known, draft)
         weight = weigh(known, new, continues=continues)
         self._dependencies.observer.weighed(weight.value)
         if weight is Weight.REPLACE:
             return await self.replace_stored(known, draft, new, continues=continues)
-        if await self._has_more(known, new):
-            await self._note_tried(new, known)
+        if await self._is_beginning_of_stored(known, new):
+            await self._note_compared(new, known)
             return known
-        trial = SecondFill(source, info, known, new)
+        second_fill = SecondFill(source, info, known, new)
         if weight is Weight.EQUAL:
-            return await self._note_equal(trial, draft)
-        return await self._note_other(trial, draft)
+            return await self._merge(second_fill, draft)
+        return await self._store_beside(second_fill, draft)
 
-    async def settle_https(self, known: Record, draft: Draft, new: Record) -> Record:
+    async def put_secure(self, known: Record, draft: Draft, new: Record) -> Record:
         """
-        Keep a whole image that was fetched behind a client's back, if it leaves fewer doubts.
+        Store a whole image that was fetched over https in the background, if it leaves fewer doubts.
 
         Raises:
             Conflict: It does not.
@@ -163,54 +149,72 @@ class Confirmer:
         if weight is Weight.REPLACE:
             return await self.replace_stored(known, draft, new, continues=continues)
         if weight is Weight.OTHER:
-            raise Conflict("what was brought by https is another image than what is stored")
+            raise Conflict("the image that came over https is another one than the stored image")
         merged = merge(known, new)
         return known if merged == known else await self._dependencies.store.put_record(merged)
 
-    async def settle_refresh(self, known: Record, draft: Draft, new: Record) -> Record:
+    async def put_refreshed(self, known: Record, draft: Draft, new: Record) -> Record:
         """
-        Keep a whole image that replaces another, because the operator wants that at this host.
+        Store a whole image that replaces another, because the operator wants that for this host.
 
         Raises:
-            Conflict: The link's word is not enough for that, as it turned out.
+            Conflict: The link turned out to be unverified.
         """
         if not can_refresh(known, new):
             raise Conflict("a link that is not verified replaces nothing")
         # Whether others have records of their own is known of the key, not of what this link brought.
         doubts = new.doubts | (known.doubts & OTHERS)
         brought_by = new.brought_by or (known.brought_by if doubts else "")
-        return await self._dependencies.store.put(
-            draft, replace(new, doubts=doubts, brought_by=brought_by), known.digest
-        )
+        replacing = replace(new, doubts=doubts, brought_by=brought_by)
+        return await self._dependencies.store.put(draft, replacing, known.digest)
 
     async def replace_stored(self, known: Record, draft: Draft, new: Record, *, continues: bool) -> Record:
-        """Keep an image in the place of another; `continues`: it is more of the same picture. Raises as `Store.put`."""
+        """
+        Store an image in the place of another.
+
+        `continues`: the new bytes begin with the stored ones, and are more of them. Raises as `Store.put`.
+        """
         replacing = replaced_by(known, new)
         if known.digest != new.digest and leaves_to_its_link(known, new, continues=continues):
             await self._leave_to_its_link(known)
             replacing = replace(replacing, doubts=replacing.doubts | {Doubt.CONTESTED})
         return await self._dependencies.store.put(draft, replacing, known.digest)
 
-    async def _note_equal(self, trial: SecondFill, draft: Draft) -> Record:
-        current = await self._read_again(trial.known)
-        if current.digest != trial.new.digest:
+    async def _merge(self, second_fill: SecondFill, draft: Draft) -> Record:
+        """Add to the record what is known now that another link has brought the same bytes."""
+        current = await self._read_again(second_fill.known)
+        if current.digest != second_fill.new.digest:
             return current
-        known = merge(current, trial.new)
+        known = merge(current, second_fill.new)
         if not await self._dependencies.store.holds(known.object_name, known.size):
-            known = await self._dependencies.store.put(draft, known, known.digest)  # it was lost
+            known = await self._dependencies.store.put(draft, known, known.digest)  # the object was lost
         elif known != current:
             known = await self._dependencies.store.put_record(known)
-        await self._note_tried(trial.new, known)
-        if can_confirm(known, trial.new) and (known.key, known.digest) not in self._unproven:
-            self._probe(replace(trial, known=known))
+        await self._note_compared(second_fill.new, known)
+        if can_confirm(known, second_fill.new) and (known.key, known.digest) not in self._unproven:
+            self._probe(replace(second_fill, known=known))
         return known
 
-    async def _note_tried(self, new: Record, known: Record) -> None:
-        self._tried[new.brought_by] = known.digest
+    async def _store_beside(self, second_fill: SecondFill, draft: Draft) -> Record:
+        """Store other bytes than the stored ones under the link's own key."""
+        new = second_fill.new
+        own = own_info(second_fill.info, new.brought_by)
+        stored = await self._dependencies.store.put(draft, replace(new, key=own.key, identity=own.identity))
+        known = await self._read_again(second_fill.known)
+        if Doubt.CONTESTED not in known.doubts:
+            contested = replace(known, doubts=known.doubts | {Doubt.CONTESTED})
+            known = await self._dependencies.store.put_record(contested)
+            await self._stored(known)
+        if can_confirm(known, new) if known.digest == new.digest else can_prove(known, new) or can_complete(known, new):
+            self._probe(replace(second_fill, known=known, new=stored))
+        return stored
+
+    async def _note_compared(self, new: Record, known: Record) -> None:
+        self._seen[new.brought_by] = known.digest
         await self._tell(f"{TRIED} {new.brought_by} {known.digest}")
 
-    async def _has_more(self, known: Record, new: Record) -> bool:
-        """Whether a link has brought less of the very picture that is stored: it is shown that one from then on."""
+    async def _is_beginning_of_stored(self, known: Record, new: Record) -> bool:
+        """Tell whether a link has brought the beginning of the stored object, and is to be shown that one."""
         if Doubt.INCOMPLETE not in new.doubts or known.size <= new.size:
             return False
         digest = sha256()
@@ -220,24 +224,12 @@ class Confirmer:
                 return False
             try:
                 offset = 0
-                while offset < new.size and (piece := await body.read(offset, min(PIECE_BYTES, new.size - offset))):
-                    digest.update(piece)
-                    offset += len(piece)
+                while offset < new.size and (chunk := await body.read(offset, min(CHUNK_BYTES, new.size - offset))):
+                    digest.update(chunk)
+                    offset += len(chunk)
             finally:
                 await body.aclose()
         return digest.hexdigest() == new.digest
-
-    async def _note_other(self, trial: SecondFill, draft: Draft) -> Record:
-        new = trial.new
-        own = own_info(trial.info, new.brought_by)
-        kept = await self._dependencies.store.put(draft, replace(new, key=own.key, identity=own.identity))
-        known = await self._read_again(trial.known)
-        if Doubt.CONTESTED not in known.doubts:
-            known = await self._dependencies.store.put_record(replace(known, doubts=known.doubts | {Doubt.CONTESTED}))
-            await self._kept(known)
-        if can_confirm(known, new) if known.digest == new.digest else can_prove(known, new) or can_complete(known, new):
-            self._probe(replace(trial, known=known, new=kept))
-        return kept
 
     async def _read_again(self, known: Record) -> Record:
         """Return what is stored under a key now: another worker or node may have learned more of it."""
@@ -245,28 +237,28 @@ class Confirmer:
         if current is None:
             return known
         if current != known:
-            await self._kept(current)
+            await self._stored(current)
         return current
 
-    def _probe(self, trial: SecondFill) -> None:
-        """Look behind the client's back whether the signature of a link makes a difference."""
-        key = trial.known.key
-        name = f"probe.{key}"
+    def _probe(self, second_fill: SecondFill) -> None:
+        """Find out in the background whether the signature of a link makes a difference."""
+        name = f"probe.{second_fill.known.key}"
         if name in self._probes or len(self._probes) >= PROBES_MAX:
             return
         if self._leases is not None and self._leases.acquire(name) is not None:
             return
+        release = partial(self._release, name)
         self._probes.join(
-            name, lambda: Probe(trial, self._dependencies, self._spoil, self._conclude, partial(self._over, name))
+            name, lambda: SignatureProbe(second_fill, self._dependencies, self._alter, self._conclude, release)
         )
 
-    def _over(self, name: str) -> None:
+    def _release(self, name: str) -> None:
         if self._leases is not None:
             self._leases.release(name)
 
-    async def _conclude(self, trial: SecondFill, proof: Proof | None) -> None:
-        """Do what a probe allows; `None`: the link cannot be spoiled."""
-        known, new = trial.known, trial.new
+    async def _conclude(self, second_fill: SecondFill, proof: Proof | None) -> None:
+        """Change the record as a probe allows; `None`: the signature of the link cannot be altered."""
+        known, new = second_fill.known, second_fill.new
         self._dependencies.observer.weighed("unproven" if proof is None else proof.name.lower())
         current = await self._dependencies.store.find(known.key)
         if current is None or (current.digest, current.brought_by) != (known.digest, known.brought_by):
@@ -280,46 +272,46 @@ class Confirmer:
         elif proof is Proof.PLACEHOLDER or (
             proof is Proof.DIFFERENCE and not current.doubts.isdisjoint({Doubt.ENDED, Doubt.INCOMPLETE})
         ):
-            await self._oust(current, trial)
+            await self._replace_placeholder(current, second_fill)
         elif proof is Proof.DIFFERENCE:
-            # And not where the link cannot be spoiled: its form is the word of who wrote it.
+            # Not where the signature cannot be altered: its form is the word of the author of the link.
             await self._split(current)
 
-    async def _oust(self, current: Record, trial: SecondFill) -> None:
-        """Let what a tried link brought take the place of a placeholder, which stays for the link that brought it."""
+    async def _replace_placeholder(self, current: Record, second_fill: SecondFill) -> None:
+        """Put what a second fill brought in the place of a placeholder, which stays for the link that brought it."""
         await self._leave_to_its_link(current)
         new = replace(
-            trial.new,
+            second_fill.new,
             key=current.key,
             identity=current.identity,
-            doubts=trial.new.doubts | {Doubt.CONTESTED},
+            doubts=second_fill.new.doubts | {Doubt.CONTESTED},
         )
         await self._restate(new, current.digest)
         log.warning("placeholder replaced", extra={"key": current.key, "host": current.host, "digest": current.digest})
 
     async def _leave_to_its_link(self, known: Record) -> None:
-        """Have the link that brought an image show it on, whatever takes its place for others."""
+        """Write a record that shows an image to the link that brought it, whatever replaces it for others."""
         identity = own_identity(known.identity, known.brought_by)
         doubts = known.doubts - {Doubt.CONTESTED}
         await self._restate(replace(known, key=key_of(identity), identity=identity, doubts=doubts))
 
     async def _split(self, current: Record) -> None:
-        """Have each link of a key show its own picture from now on, and tell the operator once."""
+        """Have each link of a key show its own image from now on, and tell the operator once."""
         if Doubt.SPLIT in current.doubts:
             return
         await self._restate(replace(current, doubts=current.doubts | {Doubt.SPLIT}))
         self._dependencies.observer.weighed("split")
         log.warning(
-            "key split: the signature names the picture at this host",
+            "key split: the signature names the image at this host",
             extra={"key": current.key, "host": current.host},
         )
 
     async def _restate(self, record: Record, replaces: Digest | None = None) -> None:
-        await self._kept(await self._dependencies.store.put_record(record, replaces))
+        await self._stored(await self._dependencies.store.put_record(record, replaces))
 
 
 async def is_continuation(known: Record, draft: Draft) -> bool:
-    """Whether a draft is more than a stored incomplete image and begins with it."""
+    """Tell whether a draft begins with the bytes of a stored incomplete image and has more of them."""
     if Doubt.INCOMPLETE not in known.doubts or draft.size <= known.size:
         return False
     return await draft.check(partial(_hash_beginning, known.size)) == known.digest
@@ -328,78 +320,3 @@ async def is_continuation(known: Record, draft: Draft) -> bool:
 def _hash_beginning(size: int, body: bytearray | mmap) -> str:
     with memoryview(body) as view, view[:size] as beginning:
         return sha256(beginning).hexdigest()
-
-
-class Probe:
-    """A flight of `collapse.SingleFlight`: asks an origin with spoiled signatures, and concludes."""
-
-    def __init__(
-        self,
-        trial: SecondFill,
-        dependencies: FillDependencies,
-        spoil: Callable[[Source], Source | None],
-        conclude: Callable[[SecondFill, Proof | None], Awaitable[None]],
-        over: Callable[[], None],
-    ) -> None:
-        self._trial = trial
-        self._dependencies = dependencies
-        self._spoil = spoil
-        self._conclude = conclude
-        self._over = over
-
-    async def run(self) -> None:
-        await self._conclude(self._trial, await self._look())
-
-    def fail(self, error: BaseException) -> None:
-        if isinstance(error, Exception) and not isinstance(error, ImgkeepError):
-            log.error("a probe failed unexpectedly", exc_info=error)
-
-    async def aclose(self) -> None:
-        self._over()
-
-    async def _look(self) -> Proof | None:
-        trial = self._trial
-        plaintext = Doubt.PLAINTEXT in trial.new.doubts
-        genuine = trial.source if plaintext else secure_twin(trial.source, trial.info) or trial.source
-        links = self._spoil(genuine), self._spoil(genuine)
-        if links[0] is None or links[1] is None:
-            return None
-        stored, brought = trial.known.digest, trial.new.digest
-        size_max = max(trial.known.size, trial.new.size)
-        first = await self._ask(links[0], size_max)
-        second = first
-        if first not in {Answer.REFUSED, Answer.UNKNOWN, brought}:
-            second = await self._ask(links[1], size_max)
-        control: Digest | Answer = Answer.UNKNOWN
-        if Answer.UNKNOWN not in {first, second} and brought not in {first, second}:
-            control = await self._ask(genuine, size_max)
-        return prove(stored, brought, (first, second), control)
-
-    async def _ask(self, source: Source, size_max: int) -> Digest | Answer:
-        """Return the digest of the image that a link brings, of its first bytes where it is larger than `size_max`."""
-        try:
-            async with self._dependencies.origin.fetch(source, fail_fast=True) as response:
-                if response.plaintext and Doubt.PLAINTEXT not in self._trial.new.doubts:
-                    return Answer.UNKNOWN  # an attacker on the way can have answered
-                return await _hash_image(response.chunks(), size_max)
-        except ImgkeepError as error:
-            return Answer.REFUSED if _refuses(error) else Answer.UNKNOWN
-
-
-def _refuses(error: ImgkeepError) -> bool:
-    """Whether an origin has refused a link for good, as far as it tells."""
-    return isinstance(error, OriginError) and refuses(error.origin_status)
-
-
-async def _hash_image(chunks: AsyncIterator[bytes], size_max: int) -> Digest | Answer:
-    digest, size, head = sha256(), 0, bytearray()
-    async for chunk in chunks:
-        head += chunk[: max(0, SNIFFED_BYTES - len(head))]
-        piece = chunk[: size_max + 1 - size]
-        digest.update(piece)
-        size += len(piece)
-        if size > size_max:
-            break
-    if sniff(head, ended=size == len(head)) is None:
-        return Answer.REFUSED
-    return Digest(digest.hexdigest() if size <= size_max else f">{digest.hexdigest()}")

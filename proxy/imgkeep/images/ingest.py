@@ -1,18 +1,20 @@
-"""A draft that has no readers yet: where it begins, and whether it holds a whole image."""
+"""Bytes on their way into the store: where they begin, whether they are a whole image, and how a put is undone."""
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from imgkeep.core.errors import NotAnImage, StorageError, TooLarge
 
 if TYPE_CHECKING:
-    from imgkeep.images.fill import FillDependencies
+    from imgkeep.core.records import PixelSize, Record
+    from imgkeep.images.dependencies import FillDependencies
     from imgkeep.images.format_checker import CheckedImage
-    from imgkeep.storage.interfaces import Draft
+    from imgkeep.storage.interfaces import Draft, Store
 
 
-async def begin(to: FillDependencies, size: int | None) -> Draft:
+async def begin_draft(dependencies: FillDependencies, size: int | None) -> Draft:
     """
     Begin a draft on the disk, or in memory where the store takes it from there.
 
@@ -20,46 +22,56 @@ async def begin(to: FillDependencies, size: int | None) -> Draft:
         StorageError: There is no room.
     """
     try:
-        return await to.disk.begin(size)
+        return await dependencies.disk.begin(size)
     except StorageError:
-        if to.store.local_drafts_only:
+        if dependencies.store.local_drafts_only:
             raise
-        return await to.memory.begin(size)
+        return await dependencies.memory.begin(size)
 
 
-async def check_image(to: FillDependencies, draft: Draft) -> CheckedImage:
+async def check_image(dependencies: FillDependencies, draft: Draft) -> CheckedImage:
     """
-    Judge by its bytes that a draft is an image, and whether it is complete by its format.
+    Check by its bytes that a draft is an image, and whether it is complete by its format.
 
-    Of a naked JPEG XL codestream only a decoder finds the end; there the framing has to do, which the caller checks.
+    Only a decoder finds the end of a naked JPEG XL codestream; there the framing has to do, which the caller checks.
 
     Raises:
         NotAnImage: It is none.
         TooLarge: It has too many pixels.
-        Busy: Too many images are being judged.
+        Busy: Too many images are being checked.
     """
-    judged = await to.format_checker.check(draft)
-    if judged is None:
+    image = await dependencies.format_checker.check(draft)
+    if image is None:
         raise NotAnImage("the bytes are not an image of a supported format")
-    pixel_size = judged.pixel_size
-    if pixel_size is not None and pixel_size.pixels > to.pixels_max:
-        raise TooLarge(f"the image has {pixel_size.pixels} pixels, more than fetch.pixels_max")
-    return judged
+    require_pixels(dependencies, image.pixel_size)
+    return image
 
 
-async def check_whole_image(to: FillDependencies, draft: Draft) -> CheckedImage:
+async def check_whole_image(dependencies: FillDependencies, draft: Draft) -> CheckedImage:
     """
-    Judge as `check_image`, and that the image is complete.
+    Check as `check_image`, and that the image is complete.
 
     Raises:
         NotAnImage: Or it is incomplete. Else as `check_image`.
     """
-    judged = await check_image(to, draft)
-    require_complete(judged)
-    return judged
+    image = await check_image(dependencies, draft)
+    require_complete(image)
+    return image
 
 
-def require_complete(judged: CheckedImage) -> None:
+def require_complete(image: CheckedImage) -> None:
     """Raise `NotAnImage` for an image that its format calls incomplete."""
-    if judged.is_incomplete:
-        raise NotAnImage(f"the image is incomplete: its bytes end before the {judged.format.name} file does")
+    if image.is_incomplete:
+        raise NotAnImage(f"the image is incomplete: its bytes end before the {image.format.name} file does")
+
+
+def require_pixels(dependencies: FillDependencies, pixel_size: PixelSize | None) -> None:
+    """Raise `TooLarge` for an image of too many pixels."""
+    if pixel_size is not None and pixel_size.pixels > dependencies.pixels_max:
+        raise TooLarge(f"the image has {pixel_size.pixels} pixels, more than fetch.pixels_max")
+
+
+async def undo_put(store: Store, record: Record) -> None:
+    """Delete what the store put while an operator removed its bytes. What a fault leaves is never shown."""
+    with suppress(StorageError):
+        await store.delete_object(record.digest)

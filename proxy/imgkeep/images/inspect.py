@@ -61,11 +61,11 @@ class Inspector:
 
 def make_inspector(config: Config, clock: Clock) -> Inspector:
     """Make an inspector with the provider rules and the policy of a configuration."""
-    catalogue = config.read_provider_rules()
+    rules = config.read_provider_rules()
     exact = config.sources.identity == "exact"
     return Inspector(
-        policy=config.policy(catalogue),
-        identify=lambda source: identify(source, clock(), catalogue, exact=exact),
-        is_gone=catalogue.is_gone,
+        policy=config.policy(rules),
+        identify=lambda source: identify(source, clock(), rules, exact=exact),
+        is_gone=rules.is_gone,
         public=read_source(config.server.public_url) if config.server.public_url else None,
     )

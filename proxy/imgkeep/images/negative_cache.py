@@ -1,8 +1,9 @@
 """
-NegativeCache, remembered for a short time by cause, so that a dead link does not cost its origin a request per page view.
+Failed fetches, remembered for a short time by cause, so that a dead link does not cost its origin a request per page
+view.
 
-They stand under the exact source URL and not under the identity: a freshly signed link may work. Whoever asks looks
-for the image first, so an image stored in the meantime always wins.
+They stand under the exact source URL and not under the identity: a freshly signed link may work. The service looks for
+the image first, so an image stored in the meantime always wins.
 """
 
 from __future__ import annotations
@@ -32,63 +33,64 @@ if TYPE_CHECKING:
     from imgkeep.core.records import Source
 
 FAILURES_MAX: Final = 10_000
-"""About 1 kB each: 10 MB when a crawler tries dead links."""
+"""Maximum number of failures, about 1 kB each: 10 MB when a crawler tries dead links."""
 IMAGES_BYTES_MAX: Final = 16_777_216
-"""Maximum size of all pictures that came with remembered failures (`fetch.show_errors`); 16 of the largest."""
+"""Maximum size of all images that came with failures (`fetch.show_errors`); 16 of the largest."""
 
-_SECONDS: Final[tuple[tuple[type[ImgkeepError], int], ...]] = (
+_TTL_S: Final[tuple[tuple[type[ImgkeepError], int], ...]] = (
     (SourceExpired, 300),  # the link does not come back to life
-    (Removed, 300),  # it brings a picture that was removed
+    (Removed, 300),  # it brings an image that an operator removed
     (SourceNotFound, 120),  # may still be uploaded
     (OriginRefused, 60),
     (NotAnImage, 60),
     (TooLarge, 60),
-    (SourceForbidden, 30),  # a name may be mended
+    (SourceForbidden, 30),  # its owner may correct a name
     (OriginTimeout, 5),
 )
 TOO_MANY_REQUESTS_S: Final = 60
 """
-Whatever a 429 asks for. It may be meant for one client that provoked it, and others wait under the
-same link. A job that waits for its own link believes the origin (`core.headers.RETRY_AFTER_MAX_S`).
+Maximum time for a 429, whatever it asks for: it may be meant for one client that provoked it, and others wait under the
+same link. A job that waits for its own link believes the origin (`core.http_headers.RETRY_AFTER_MAX_S`).
 """
 SERVER_ERROR_S: Final = 5
-"""For a 5xx. A connection that broke is not remembered at all: the next request is the retry."""
+"""Time for a 5xx. A connection that broke is not remembered at all: the next request is the retry."""
 
 
 def failure_ttl_s(error: ImgkeepError) -> int:
     """Return for how many seconds the same link is answered with the same error; 0: not at all."""
     if isinstance(error, OriginError) and error.origin_status == 429 and error.retry_after_s is not None:
         return min(error.retry_after_s, TOO_MANY_REQUESTS_S)
-    for cause, seconds in _SECONDS:
+    for cause, seconds in _TTL_S:
         if isinstance(error, cause):
             return seconds
     return SERVER_ERROR_S if isinstance(error, OriginError) and error.origin_status is not None else 0
 
 
 class NegativeCache:
-    """Remembered failures; `timer` gives monotonic seconds."""
+    """A short memory of failed fetches; `timer` gives monotonic seconds."""
 
     def __init__(self, timer: Callable[[], float]) -> None:
         self._errors: TLRUCache[bytes, ImgkeepError] = TLRUCache(
             FAILURES_MAX, ttu=lambda _, error, now: now + failure_ttl_s(error), timer=timer
         )
-        self._pictures: LRUCache[bytes, tuple[str, bytes]] = LRUCache(
-            IMAGES_BYTES_MAX, getsizeof=lambda picture: len(picture[1])
+        self._images: LRUCache[bytes, tuple[str, bytes]] = LRUCache(
+            IMAGES_BYTES_MAX, getsizeof=lambda image: len(image[1])
         )
 
-    def remember(self, source: Source, error: ImgkeepError) -> None:
+    def add(self, source: Source, error: ImgkeepError) -> None:
+        """Remember a failure, if its cause is one to remember."""
         if failure_ttl_s(error) > 0:
-            # A copy, for what was raised holds the whole request alive by its traceback.
-            told = copy.copy(error)
-            mark = fingerprint(source)
-            self._pictures.pop(mark, None)
-            if isinstance(told, OriginError) and told.picture is not None:
-                self._pictures[mark] = told.picture
-                told.picture = None
-            self._errors[mark] = told
+            # A copy, for the traceback of what was raised keeps the whole request alive.
+            error = copy.copy(error)
+            link = hash_link(source)
+            self._images.pop(link, None)
+            if isinstance(error, OriginError) and error.picture is not None:
+                self._images[link] = error.picture
+                error.picture = None
+            self._errors[link] = error
 
     def forget_removals(self) -> None:
-        """Forget which links brought removed bytes: a removal was undone, and which links it concerned is not known."""
+        """Forget which links brought removed bytes: an operator undid a removal, and its links are not known."""
         for link in [link for link, error in self._errors.items() if isinstance(error, Removed)]:
             self._errors.pop(link, None)
 
@@ -96,16 +98,16 @@ class NegativeCache:
         """Return the remembered failure as a fresh copy that can be raised."""
         if not self._errors:
             return None
-        mark = fingerprint(source)
-        error = self._errors.get(mark)
-        if error is None:
+        link = hash_link(source)
+        known = self._errors.get(link)
+        if known is None:
             return None
-        told = copy.copy(error)
-        if isinstance(told, OriginError):
-            told.picture = self._pictures.get(mark)
-        return told
+        error = copy.copy(known)
+        if isinstance(error, OriginError):
+            error.picture = self._images.get(link)
+        return error
 
 
-def fingerprint(source: Source) -> bytes:
+def hash_link(source: Source) -> bytes:
     """Return a hash of the link, so that no credential lies in memory longer than its request."""
     return sha256(source.url.encode()).digest()

@@ -2,12 +2,12 @@
 How much each client may have fetched: fills a minute, fills at a time, bytes a day.
 
 Rules:
-- Only a fill counts, for whoever causes it: hits and those who join cost their visitor nothing.
-- A minute and a day are buckets that run full again evenly, so nobody waits for the hour to strike. Bytes are known
-  afterwards only, so a bucket may be overdrawn by the fills that are under way.
+- Only a fill counts, for the client that causes it: hits and followers cost their client nothing.
+- A minute and a day are buckets that run full again evenly, so no client waits for the hour to strike. The size of a
+  fill is known afterwards only, so the fills that run may overdraw a bucket.
 - An IPv6 client is its /64. The /48 around it may be one site that chooses among 65,536 of them, or thousands of
   telephones: it has `WIDE_NETWORK_SHARE` times as much as one client.
-- Memory is bounded: whoever was not seen for longest is forgotten first, and gets full buckets.
+- Memory is bounded: the network that was not seen for longest is forgotten first, and gets full buckets.
 """
 
 from __future__ import annotations
@@ -23,15 +23,17 @@ from imgkeep.core.errors import RateLimited
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from imgkeep.images.fill_result import FillResult
+
 NETWORKS_MAX: Final = 65_536
-"""400 bytes each, 26 MB."""
+"""Maximum number of networks in memory, 400 bytes each: 26 MB."""
 DAY_S: Final = 86_400
 WIDE_NETWORK_SHARE: Final = 16
-"""A site that uses its whole /48 is then no stronger than sixteen addresses, which are cheap to rent."""
+"""Factor for a /48: a site that uses all of it is then no stronger than sixteen addresses, which are cheap to rent."""
 
 
 class TokenBucket:
-    """An even flow of permits. Holds `size` at most, and runs full again within `period_s`. 0: there is no limit."""
+    """An even flow of tokens. Holds `size` at most, and runs full again within `period_s`. 0: there is no limit."""
 
     __slots__ = ("_at", "_left", "_rate", "_size")
 
@@ -42,7 +44,7 @@ class TokenBucket:
         self._at = now
 
     def wait_s(self, amount: float, now: float) -> float:
-        """Return for how many seconds there will be less than `amount` in it."""
+        """Return for how many seconds it will hold less than `amount`."""
         if not self._size:
             return 0
         self._left = min(self._size, self._left + (now - self._at) * self._rate)
@@ -56,30 +58,36 @@ class TokenBucket:
 class _Network:
     """What one network has left."""
 
-    __slots__ = ("bytes", "concurrent_max", "fills", "under_way")
+    __slots__ = ("bytes", "concurrent_max", "fills", "running")
 
     def __init__(self, fills: TokenBucket, size: TokenBucket, concurrent_max: int) -> None:
         self.fills = fills
         self.bytes = size
         self.concurrent_max = concurrent_max
-        self.under_way = 0
+        self.running = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Permit:
-    """One fill that a visitor causes. Whoever gets one calls `land` when the fill is over, exactly once."""
+    """The permit of one fill. `fill_ended` is called exactly once."""
 
     _networks: tuple[_Network, ...]
 
-    def land(self, size: int) -> None:
-        """The fill is over, and has brought `size` bytes."""
-        for visitor in self._networks:
-            visitor.under_way -= 1
-            visitor.bytes.take(size)
+    async def fill_ended(self, result: FillResult) -> None:
+        """Charge what the fill brought. A `FillListener`."""
+        for network in self._networks:
+            network.running -= 1
+            network.bytes.take(result.size)
 
 
 class RateLimiter:
-    """The rate_limiter of all visitors; `timer` gives monotonic seconds. 0 anywhere: no limit."""
+    """
+    The limits of all clients. 0 anywhere: no limit.
+
+    Args:
+        timer: Gives monotonic seconds.
+        refused: Called with the name of the limit when a client has reached it.
+    """
 
     def __init__(
         self,
@@ -97,42 +105,42 @@ class RateLimiter:
         self._refused = refused
         self._networks: LRUCache[str, _Network] = LRUCache(NETWORKS_MAX)
 
-    def acquire(self, client: Sequence[str]) -> Permit:
+    def acquire(self, networks: Sequence[str]) -> Permit:
         """
-        Let a client cause a fill; `client` are its networks, the narrowest first.
+        Give a client a permit for a fill; `networks` are those of the client, the narrowest first.
 
         Raises:
-            RateLimited: It has caused enough for now.
+            RateLimited: The client has caused enough fills for now.
         """
         now = self._timer()
-        visitors = tuple(
-            self._find(network, WIDE_NETWORK_SHARE if number else 1, now) for number, network in enumerate(client)
+        found = tuple(
+            self._find(network, WIDE_NETWORK_SHARE if number else 1, now) for number, network in enumerate(networks)
         )
-        for visitor in visitors:
-            self._judge(visitor, now)
-        for visitor in visitors:
-            visitor.fills.take(1)
-            visitor.under_way += 1
-        return Permit(visitors)
+        for network in found:
+            self._check(network, now)
+        for network in found:
+            network.fills.take(1)
+            network.running += 1
+        return Permit(found)
 
-    def _judge(self, visitor: _Network, now: float) -> None:
-        if visitor.concurrent_max and visitor.under_way >= visitor.concurrent_max:
+    def _check(self, network: _Network, now: float) -> None:
+        if network.concurrent_max and network.running >= network.concurrent_max:
             raise self._refuse("fills_concurrent", 1)
         for bucket, amount, setting in (
-            (visitor.fills, 1, "fills_per_minute"),
-            (visitor.bytes, 0, "fill_bytes_per_day"),
+            (network.fills, 1, "fills_per_minute"),
+            (network.bytes, 0, "fill_bytes_per_day"),
         ):
             wait_s = bucket.wait_s(amount, now)
             if wait_s > 0:
                 raise self._refuse(setting, math.ceil(wait_s))
 
-    def _find(self, network: str, share: int, now: float) -> _Network:
-        visitor = self._networks.get(network)
-        if visitor is None:
+    def _find(self, name: str, share: int, now: float) -> _Network:
+        network = self._networks.get(name)
+        if network is None:
             fills = TokenBucket(self._fills_per_minute * share, 60, now)
             size = TokenBucket(self._bytes_per_day * share, DAY_S, now)
-            visitor = self._networks[network] = _Network(fills, size, self._fills_concurrent * share)
-        return visitor
+            network = self._networks[name] = _Network(fills, size, self._fills_concurrent * share)
+        return network
 
     def _refuse(self, setting: str, retry_after_s: int) -> RateLimited:
         self._refused(setting)

@@ -1,10 +1,11 @@
 """
-Where clients are sent for an image: its public URL in the primary, or a presigned one.
+The URLs that clients are redirected to for an image: its public URL in the primary, or a presigned one.
 
 Rules:
-- Nobody is sent to what the primary was not seen to have, nor anywhere while it is away: then we serve.
-- A presigned link is handed out again as long as it has half of its life left, so that browsers can keep the redirect;
-  the redirect itself is forgotten by then, so nobody ever follows a link with less than that.
+- A client is redirected only to an object that the primary was seen to have, and not while the primary is unreachable:
+  then the image is served.
+- A presigned URL is handed out again as long as it has half of its life left, so that browsers can keep the redirect. A
+  browser forgets the redirect by then, so no client follows a URL with less than that.
 """
 
 from __future__ import annotations
@@ -17,21 +18,18 @@ from cachetools import LRUCache
 from imgkeep.core.errors import StorageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from imgkeep.replication.tiered_store import TieredStore
-    from imgkeep.storage.s3 import S3Store
+    from collections.abc import Awaitable, Callable
 
 PRESIGNED_MAX: Final = 20_000
-"""Presigned links kept for reuse; a kilobyte each, 20 MB."""
+"""Maximum number of presigned URLs for reuse; a kilobyte each, 20 MB."""
 MAX_AGE_S: Final = 300
-"""For a redirect to a public URL: so long a change of configuration may take to reach everybody."""
+"""Lifetime of a redirect to a public URL: within it a change of configuration reaches every client."""
 
 
 @dataclass(frozen=True, slots=True)
 class ObjectUrl:
     """
-    Where an object is, for a client.
+    A URL of an object, for a client.
 
     Attributes:
         max_age_s: For how long the client may remember it.
@@ -45,34 +43,36 @@ class ObjectUrl:
 
 class ObjectUrls:
     """
-    Finds object_urls by `delivery.mode`.
+    Finds the URLs by `delivery.mode`.
 
     Args:
-        public_url: Tells the permanent URL of an object in the primary; `None`: nobody may go there.
-        timer: Monotonic seconds.
+        has_object: Tells whether the primary can be reached and was seen to have an object lately.
+        presign: Returns a URL that works for a while, and for how many seconds, as `S3Store.presign`.
+        public_url: Returns the permanent URL of an object in the primary; `None`: the configuration names none.
+        timer: Gives monotonic seconds.
     """
 
-    def __init__(  # noqa: PLR0913 - all but three by keyword, in one place
+    def __init__(  # noqa: PLR0913 - all but one by keyword
         self,
         mode: Literal["serve", "redirect", "presign"],
-        tiered_store: TieredStore,
-        primary: S3Store,
         *,
+        has_object: Callable[[str], Awaitable[bool]],
+        presign: Callable[[str, int, bool], Awaitable[tuple[str, int]]],
         public_url: Callable[[str], str] | None,
         presign_ttl_s: int,
         timer: Callable[[], float],
     ) -> None:
         self._mode = mode
-        self._tiered_store = tiered_store
-        self._primary = primary
+        self._has_object = has_object
+        self._presign_object = presign
         self._public_url = public_url
         self._presign_ttl_s = presign_ttl_s
         self._timer = timer
-        self._links: LRUCache[tuple[str, bool], tuple[str, float, int]] = LRUCache(PRESIGNED_MAX)
+        self._presigned: LRUCache[tuple[str, bool], tuple[str, float, int]] = LRUCache(PRESIGNED_MAX)
 
     @property
     def redirects_clients(self) -> bool:
-        """Whether clients are sent away wherever that can be done, so that to serve is the exception."""
+        """Whether clients are redirected where that is possible, so that an image served is the exception."""
         return self._mode != "serve"
 
     def permanent(self, name: str) -> str | None:
@@ -80,21 +80,21 @@ class ObjectUrls:
         return None if self._public_url is None else self._public_url(name)
 
     async def find(self, name: str, *, head: bool) -> ObjectUrl | None:
-        """Return where to send a client (`head`: for a HEAD request); `None`: the image has to be served."""
-        if self._mode == "serve" or not await self._tiered_store.has(name):
+        """Return where to redirect a client (`head`: for a HEAD request); `None`: the image has to be served."""
+        if self._mode == "serve" or not await self._has_object(name):
             return None
         if self._mode == "presign":
             return await self._presign(name, head=head)
         return None if self._public_url is None else ObjectUrl(self._public_url(name), MAX_AGE_S)
 
     async def _presign(self, name: str, *, head: bool) -> ObjectUrl | None:
-        known = self._links.get((name, head))
+        known = self._presigned.get((name, head))
         now = self._timer()
         if known is None or known[1] - now < known[2] / 2:
             try:
-                url, life_s = await self._primary.presign(name, ttl_s=self._presign_ttl_s, head=head)
+                url, life_s = await self._presign_object(name, self._presign_ttl_s, head)
             except StorageError:
                 return None
-            known = self._links[name, head] = (url, now + life_s, life_s)
+            known = self._presigned[name, head] = (url, now + life_s, life_s)
         url, ends, life_s = known
         return ObjectUrl(url, int(ends - now - life_s / 2), private=True)

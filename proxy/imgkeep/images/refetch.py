@@ -1,15 +1,16 @@
 """
-Fetching a stored image again, because an operator says so: to replace a wrong picture, or to confirm a right one.
+Refetches of stored images that an operator asks for: to replace a wrong image, or to confirm a right one.
 
 Rules:
 - The stored image stays until the new one is whole: framed whole by HTTP, complete by its format, within the limits.
-- An image that its format calls incomplete replaces nothing. Where it is what is stored, that counts as a refetch that
-  a visitor caused (`core/incomplete_image.py`).
+- An image that its format calls incomplete replaces nothing. If it is the stored image, the refetch counts as one that
+  a client caused (`core/incomplete_image.py`).
 - No answer of the origin, no fault and no crash changes what is stored. The bytes of the old image are never deleted:
   they stay under their permanent URL.
-- A link is fetched under the same policy as a fill, and only if its identity has the key that is to be replaced.
-- One fetch per key, among all workers; it goes on when its client leaves. So many fetches at a time, and no queue.
-- What waits in the outbox is not replaced: whether it may be is only known where the primary is.
+- A link is fetched under the same policy as in a fill, and only if its identity has the key that is to be replaced.
+- There is one fetch of a key at a time, among all workers, and it goes on when its client leaves. The number of fetches
+  at a time is bounded, and there is no queue.
+- An image that waits in the outbox is not replaced: only the primary knows whether it may be.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import asyncio
 import logging
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from imgkeep.core.confirmation import fingerprint, read_link
 from imgkeep.core.dead_link import explain, refusal_size
@@ -37,8 +38,9 @@ from imgkeep.core.layout import REMOVED
 from imgkeep.core.policy import judge
 from imgkeep.core.records import Doubt, Key, Record, Subject
 from imgkeep.core.source_url import read_source
-from imgkeep.images.ingest import begin, check_image, require_complete
-from imgkeep.images.singleflight import SingleFlight
+from imgkeep.images.fill_result import Failed, FillResult, Stored, Unchanged
+from imgkeep.images.ingest import begin_draft, check_image, require_complete
+from imgkeep.images.singleflight import Call, SingleFlight
 from imgkeep.origin.demand import Demand
 
 if TYPE_CHECKING:
@@ -47,54 +49,45 @@ if TYPE_CHECKING:
     from imgkeep.clock import Sleep
     from imgkeep.core.policy import Policy
     from imgkeep.core.records import Source, SourceInfo, Validator
-    from imgkeep.images.fill import FillDependencies
+    from imgkeep.images.dependencies import FillDependencies
     from imgkeep.images.format_checker import CheckedImage
-    from imgkeep.images.peer_fill import FillLeases
+    from imgkeep.images.interfaces import Leases
+    from imgkeep.images.service import ImageService
     from imgkeep.origin.client import OriginResponse
     from imgkeep.storage.interfaces import Draft
 
 REFETCHES_MAX: Final = 8
-"""Maximum number of refetches at a time, each key counted once: an eighth of the fetches, so visitors keep theirs."""
+"""Maximum number of refetches at a time, each key counted once: an eighth of the fetches, the rest is for clients."""
 PUTS_MAX: Final = 3
-"""Maximum number of times that a put is tried which another replacement crossed."""
-CLAIM_EVERY_S: Final = 0.25
-"""Interval of the looks whether another worker has finished with the key."""
-CLAIM_LOOKS_MAX: Final = 240
-"""Maximum number of these looks: a minute, as long as a fetch may take."""
+"""Maximum number of attempts to put an image while other replacements of the key cross them."""
+LEASE_POLL_INTERVAL_S: Final = 0.25
+"""Interval of attempts to acquire the lease of a key that another worker has."""
+LEASE_POLLS_MAX: Final = 240
+"""Maximum number of these attempts: a minute, as long as a fetch may take."""
 
 LASTING_DOUBTS: Final = frozenset({Doubt.SPLIT, Doubt.CONTESTED})
-"""Doubts that say something of the key, which an operator's word for one link does not take away."""
+"""Doubts about the key, which an operator's word for one link does not remove."""
 
 log = logging.getLogger(__name__)
 
 
-class ImageService(Protocol):
-    """The image_service, as far as a refetch needs it."""
-
-    identify: Callable[[Source], SourceInfo]
-
-    async def shown(self, source: Source) -> Key:
-        """Return the key of the image that a link is shown, whether one is stored or not."""
-
-    def keys_of(self, source: Source) -> tuple[Key, Key]:
-        """Return the two keys under which the image of a link may be stored: the one that it shares, and its own."""
-
-    async def wait_for_fill(self, key: Key) -> None:
-        """Wait until nothing is fetched for a key any more, however it ends."""
-
-    async def kept(self, record: Record) -> None:
-        """Another image stands under a key from now on."""
-
-    async def tell(self, key: Key) -> None:
-        """Tell other workers that something else is kept under a key."""
-
-
 @dataclass(frozen=True, slots=True)
 class Refetched:
-    """The record as it stands now. `replaced`: its bytes are other than before; else they were confirmed."""
+    """The outcome of a refetch: the record from now on. `replaced`: its bytes changed; else they were confirmed."""
 
     record: Record
     replaced: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Fetched:
+    """What a link has brought, whole by its framing."""
+
+    source: Source
+    info: SourceInfo
+    draft: Draft
+    validator: Validator | None
+    plaintext: bool
 
 
 class Refetcher:
@@ -102,8 +95,8 @@ class Refetcher:
     Fetches stored images again. One per process.
 
     Args:
-        settle: Waits until other workers find in the database what was put there.
-        leases: Among several workers the right to fetch; `None`: there is one.
+        settle: Waits until other workers find in the image index what was put there.
+        leases: The right to fetch, among several workers; `None`: there is one.
     """
 
     def __init__(  # noqa: PLR0913 - all but two by keyword
@@ -114,7 +107,7 @@ class Refetcher:
         policy: Policy,
         settle: Callable[[], Awaitable[None]],
         sleep: Sleep,
-        leases: FillLeases | None = None,
+        leases: Leases | None = None,
     ) -> None:
         self._image_service = image_service
         self._dependencies = dependencies
@@ -122,11 +115,11 @@ class Refetcher:
         self._settle = settle
         self._sleep = sleep
         self._leases = leases
-        self._flights: SingleFlight[_Flight] = SingleFlight()
+        self._calls: SingleFlight[_Refetch] = SingleFlight()
 
     async def aclose(self) -> None:
-        """Break off what is under way."""
-        await self._flights.aclose()
+        """Cancel the running refetches."""
+        await self._calls.aclose()
 
     async def refetch_source(self, source: Source) -> Refetched | None:
         """Fetch the image that a link is shown again, by this link. As `refetch`."""
@@ -137,12 +130,12 @@ class Refetcher:
         Fetch the image under a key again; `None`: none is stored.
 
         Args:
-            key: Which one.
-            source: The link to fetch by. `None`: what its identity says, which works for unsigned links.
+            key: The key.
+            source: The link to fetch by. `None`: the link that its identity names, which works for unsigned links.
 
         Raises:
             InvalidRequest: The link names another image, or there is none to fetch by.
-            Removed: The image was removed, or what came was.
+            Removed: The stored image was removed, or the fetched one was.
             SourceRejected, OriginError, StorageError, Busy: As their classes say; nothing was changed.
         """
         known = await self._dependencies.store.find(key)
@@ -153,25 +146,25 @@ class Refetcher:
         if reason is not None:
             raise SourceForbidden(f"the source is refused: {reason}")
         while True:
-            await self._claim(key)
-            # No await between the lease and the departure: see collapse.py.
-            flight, departs = self._flights.join(key, partial(self._depart, key, source))
+            await self._acquire_lease(key)
+            # No await between the lease and the start: see singleflight.py.
+            call, starts = self._calls.join(key, partial(self._make_call, key, source))
             try:
-                return await asyncio.shield(flight.done)
+                return await asyncio.shield(call.done)
             except OriginError:
-                if departs or flight.source == source:
+                if starts or call.source == source:
                     raise
-                # Another link failed: ours gets a try of its own.
+                # Another link failed: this one gets a fetch of its own.
 
     def _choose_link(self, known: Record, source: Source | None) -> Source:
-        """Return the link to fetch by. What names another image must not take the place of this one."""
+        """Return the link to fetch by. A link that names another image must not replace this one."""
         if source is None:
             if not known.identity.startswith(("//", "https://", "http://")):
                 raise InvalidRequest("the image was uploaded or imported: there is no origin to fetch it from")
             try:
-                # The leases behind `#` are no part of a link; with `sources.identity = "exact"` it is the link itself.
-                place = known.identity.partition("#")[0]
-                source = read_source(f"https:{place}" if place.startswith("//") else place)
+                # The claims after `#` are no part of a link; with `sources.identity = "exact"` it is the link itself.
+                link = known.identity.partition("#")[0]
+                source = read_source(f"https:{link}" if link.startswith("//") else link)
             except ImgkeepError:
                 raise InvalidRequest("the image's identity is no link: send the link to fetch by") from None
             if known.key not in self._image_service.keys_of(source):
@@ -179,29 +172,29 @@ class Refetcher:
         elif known.key not in self._image_service.keys_of(source):
             raise InvalidRequest("the link names another image than this key")
         if Doubt.SPLIT in known.doubts and known.brought_by != fingerprint(source):
-            raise InvalidRequest("the signature names the picture there: send the link that brought this one")
+            raise InvalidRequest("the signature names the image at this host: send the link that brought this one")
         return source
 
-    async def _claim(self, key: Key) -> None:
-        """Have the right to fetch, or join who has it in this process."""
-        name = _name_of(key)
-        for _ in range(CLAIM_LOOKS_MAX):
-            await self._image_service.wait_for_fill(name)  # a look of `sources.refresh` at the same image
-            if key in self._flights:
+    async def _acquire_lease(self, key: Key) -> None:
+        """Acquire the lease of a key, unless a call of this process has it."""
+        name = _lease_name(key)
+        for _ in range(LEASE_POLLS_MAX):
+            await self._image_service.wait_for_fill(name)  # a refresh of the same image
+            if key in self._calls:
                 return
-            if len(self._flights) >= REFETCHES_MAX:
+            if len(self._calls) >= REFETCHES_MAX:
                 raise Busy("too many images are being fetched again", retry_after_s=2)
             if self._leases is None or self._leases.acquire(name) is None:
                 return
-            await self._sleep(CLAIM_EVERY_S)
+            await self._sleep(LEASE_POLL_INTERVAL_S)
         raise Busy("another worker is fetching this image", retry_after_s=2)
 
-    def _depart(self, key: Key, source: Source) -> _Flight:
-        return _Flight(source, partial(self._run, key, source), partial(self._over, key))
+    def _make_call(self, key: Key, source: Source) -> _Refetch:
+        return _Refetch(source, partial(self._run, key, source), partial(self._release_lease, key))
 
-    def _over(self, key: Key) -> None:
+    def _release_lease(self, key: Key) -> None:
         if self._leases is not None:
-            self._leases.release(_name_of(key))
+            self._leases.release(_lease_name(key))
 
     async def _run(self, key: Key, source: Source) -> Refetched | None:
         info = self._image_service.identify(source)
@@ -210,50 +203,47 @@ class Refetcher:
             refetched = await self._fetch(key, source, info)
         except ImgkeepError as error:
             told = explain(error, info, self._dependencies.clock())
-            self._dependencies.observer.failed(subject, told)
+            await self._dependencies.observer.fill_ended(FillResult(subject, 0, Failed(told)))
             raise told from None
         if refetched is None:
             return None
-        if refetched.replaced:
-            self._dependencies.observer.filled(subject, refetched.record.size, pending=False)
-        else:
-            self._dependencies.observer.unchanged(subject)
+        size, outcome = refetched.record.size, Stored(refetched.record) if refetched.replaced else Unchanged()
+        await self._dependencies.observer.fill_ended(FillResult(subject, size, outcome))
         log.info("image fetched again", extra={"key": key, "replaced": refetched.replaced})
         return refetched
 
     async def _fetch(self, key: Key, source: Source, info: SourceInfo) -> Refetched | None:
-        draft, validator, plaintext = await self._spool(source, info)
+        fetched = await self._spool(source, info)
         try:
-            refetched = await self._keep(key, source, info, draft, validator, plaintext=plaintext)
+            refetched = await self._store(key, fetched)
         finally:
-            await draft.aclose()
+            await fetched.draft.aclose()
         if refetched is not None:
-            await self._image_service.kept(refetched.record)
+            await self._image_service.changes.stored(refetched.record)
             await self._settle()
-            await self._image_service.tell(key)
+            await self._image_service.changes.tell_peers(key)
         return refetched
 
-    async def _spool(self, source: Source, info: SourceInfo) -> tuple[Draft, Validator | None, bool]:
-        """Fetch what the link brings, whole by its framing. The origin is done with before anything is judged."""
-        # Without a validator: whether the origin's word for "unchanged" can be believed is what is in question.
+    async def _spool(self, source: Source, info: SourceInfo) -> _Fetched:
+        """Fetch what the link brings, whole by its framing. The fetch ends before anything is checked."""
+        # Without a validator: a 304 of the origin is what is in question.
         demand = Demand(refusal_size=lambda status: refusal_size(status, info, self._dependencies.clock()))
         async with self._dependencies.origin.fetch(source, demand=demand) as response:
-            draft = await begin(self._dependencies, response.size)
+            draft = await begin_draft(self._dependencies, response.size)
             try:
                 async for chunk in response.chunks():
                     await draft.write(chunk)
-                _insist_on_framing(response)
+                _require_framing(response)
             except BaseException:
                 await draft.aclose()
                 raise
-            return draft, response.validator, response.plaintext
+            return _Fetched(source, info, draft, response.validator, response.plaintext)
 
-    async def _keep(  # noqa: PLR0913 - what a record is made of
-        self, key: Key, source: Source, info: SourceInfo, draft: Draft, validator: Validator | None, *, plaintext: bool
-    ) -> Refetched | None:
-        if draft.digest in self._dependencies.refused:
+    async def _store(self, key: Key, fetched: _Fetched) -> Refetched | None:
+        draft = fetched.draft
+        if draft.digest in self._dependencies.blocked:
             raise Removed(REMOVED)
-        judged = await check_image(self._dependencies, draft)
+        checked = await check_image(self._dependencies, draft)
         for attempt in range(1, PUTS_MAX + 1):
             known = await self._dependencies.store.find(key)
             if known is None:
@@ -261,58 +251,49 @@ class Refetcher:
             if known.pending:
                 raise StorageError("the stored image waits for the primary store: fetch it again once it is there")
             same = known.digest == draft.digest
-            if judged.is_incomplete and not same:
-                require_complete(judged)
-            record = self._record(known, source, info, draft, judged, validator, plaintext=plaintext)
+            if checked.is_incomplete and not same:
+                require_complete(checked)
+            record = self._record(known, fetched, checked)
             try:
-                kept = await self._dependencies.store.put(draft, record, known.digest)
+                stored = await self._dependencies.store.put(draft, record, known.digest)
             except Conflict:
                 if attempt == PUTS_MAX:
                     raise
-                continue  # another replacement crossed ours: what stands now is what we have to differ from
-            if draft.digest in self._dependencies.refused:
-                # A removal that came while it was being put wins; what stood here before stands again.
+                continue  # another replacement crossed this one, which has to differ from what is stored now
+            if draft.digest in self._dependencies.blocked:
+                # A removal during the put wins; what was stored before is stored again.
                 if not same:
                     await self._dependencies.store.put_record(known, replaces=draft.digest)
                 await self._dependencies.store.delete_object(draft.digest)
                 raise Removed(REMOVED)
-            return Refetched(kept, replaced=not same)
+            return Refetched(stored, replaced=not same)
         raise AssertionError("the last attempt returns or raises")
 
-    def _record(  # noqa: PLR0913, PLR0917 - what a record is made of
-        self,
-        known: Record,
-        source: Source,
-        info: SourceInfo,
-        draft: Draft,
-        judged: CheckedImage,
-        validator: Validator | None,
-        *,
-        plaintext: bool,
-    ) -> Record:
+    def _record(self, known: Record, fetched: _Fetched, checked: CheckedImage) -> Record:
+        source, info, draft = fetched.source, fetched.info, fetched.draft
         now = self._dependencies.clock().replace(microsecond=0)
         same = known.digest == draft.digest
-        # The operator's word takes away what was doubted of the link, and nothing else.
+        # The operator's word removes the doubts about the link, and nothing else.
         doubts = known.doubts & LASTING_DOUBTS
-        if plaintext and read_link(source, info, now).folded:
+        if fetched.plaintext and read_link(source, info, now).folded:
             doubts |= {Doubt.PLAINTEXT}
-        if judged.is_incomplete and not is_confirmed_as_it_is(known):
+        if checked.is_incomplete and not is_confirmed_as_it_is(known):
             doubts |= {Doubt.INCOMPLETE}
         record = Record(
             key=known.key,
             identity=known.identity,
             host=source.host,
             digest=draft.digest,
-            format=judged.format,
+            format=checked.format,
             size=draft.size,
-            pixel_size=judged.pixel_size,
+            pixel_size=checked.pixel_size,
             etag=known.etag if same else self._dependencies.draw_etag(),
             stored_at=known.stored_at if same else now,
             # A link without its signature does not tell what kind of link it was.
             provider=info.provider or known.provider,
             temporary=info.temporary or known.temporary,
             expires_at=info.expires_at or known.expires_at,
-            validator=validator,
+            validator=fetched.validator,
             doubts=doubts,
             brought_by=fingerprint(source) if doubts else "",
             refetches=known.refetches if same else None,
@@ -320,16 +301,16 @@ class Refetcher:
         return after_refetch(record, Outcome.EQUAL, now) if is_incomplete(record) else record
 
 
-class _Flight:
-    """A flight of `collapse.SingleFlight`: one fetch, and all who wait for it."""
+class _Refetch(Call):
+    """One fetch, and its followers."""
 
     def __init__(
-        self, source: Source, run: Callable[[], Awaitable[Refetched | None]], over: Callable[[], None]
+        self, source: Source, run: Callable[[], Awaitable[Refetched | None]], release: Callable[[], None]
     ) -> None:
         self.source = source
         self.done: asyncio.Future[Refetched | None] = asyncio.get_running_loop().create_future()
         self._run = run
-        self._over = over
+        self._release = release
 
     async def run(self) -> None:
         self.done.set_result(await self._run())
@@ -338,17 +319,17 @@ class _Flight:
         if not isinstance(error, Exception):
             error = StorageError("the server is being shut down")
         self.done.set_exception(error)
-        self.done.exception()  # marks it as retrieved: all who waited may have left
+        self.done.exception()  # marks it as retrieved: its followers may have left
 
     async def aclose(self) -> None:
-        self._over()
+        self._release()
 
 
-def _insist_on_framing(response: OriginResponse) -> None:
+def _require_framing(response: OriginResponse) -> None:
     if not response.framed:
         raise OriginError("the origin's answer does not say where the image ends, so it may be cut short")
 
 
-def _name_of(key: Key) -> Key:
-    """Return the name of the lease: that of a look of `sources.refresh`, so that the two do not run at once."""
+def _lease_name(key: Key) -> Key:
+    """Return the name of the lease: that of a refresh, so that the two do not run at once."""
     return Key(f"refresh.{key}")

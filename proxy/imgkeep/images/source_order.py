@@ -1,10 +1,11 @@
 """
-By which links an image is asked for: https first where http and https share a key.
+The order of the links by which an image is fetched: https first where http and https share a key.
 
 Rules:
-- Plain http is asked only where https cannot be had: no connection, no certificate, no answer, or no image.
-- A host without https is asked by http at once for some minutes, so that it costs one failed connect in that time.
-- An https link is never asked by http.
+- The fill asks over plain http only where https does not work: no connection, no certificate, no answer, or no image.
+- For some minutes the fill asks a host without https over http at once, so that it costs one failed connect in that
+  time.
+- The fill never asks for an https link over http.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ if TYPE_CHECKING:
     from imgkeep.core.records import Source, SourceInfo
 
 HOSTS_MAX: Final = 8192
+"""Maximum number of hosts without https."""
 PLAIN_HTTP_TTL_S: Final = 300
-"""For so long a host that could not be reached by https is asked by plain http only."""
+"""Time for which a fill asks a host that could not be reached by https over plain http only."""
 
 
 class SourceOrder:
@@ -32,20 +34,20 @@ class SourceOrder:
 
     def __init__(self, policy: Policy, timer: Callable[[], float]) -> None:
         self._policy = policy
-        self._plain: TTLCache[str, bool] = TTLCache(HOSTS_MAX, PLAIN_HTTP_TTL_S, timer=timer)
+        self._without_https: TTLCache[str, bool] = TTLCache(HOSTS_MAX, PLAIN_HTTP_TTL_S, timer=timer)
 
     def find(self, source: Source, info: SourceInfo) -> Sequence[Source]:
-        """Return the links to ask by, in this order."""
+        """Return the links to fetch by, in this order."""
         twin = self.find_secure(source, info)
         return (source,) if twin is None else (twin, source)
 
     def find_secure(self, source: Source, info: SourceInfo) -> Source | None:
-        """Return the https link to ask by in the place of an http link; `None`: there is no point in it now."""
-        if source.scheme == "https" or source.host in self._plain:
+        """Return the https link to fetch by in the place of an http link; `None`: it would not help now."""
+        if source.scheme == "https" or source.host in self._without_https:
             return None
         twin = secure_twin(source, info)
         return None if twin is None or judge(twin, self._policy) is not None else twin
 
     def note_unreachable(self, source: Source) -> None:
         """Remember that a host cannot be reached by https."""
-        self._plain[source.host] = True
+        self._without_https[source.host] = True

@@ -18,14 +18,14 @@ from imgkeep.core.data_url import identify_bytes
 from imgkeep.core.errors import Conflict, Removed, TooLarge
 from imgkeep.core.layout import REMOVED
 from imgkeep.core.records import Record, Subject
-from imgkeep.images.drafts import undo_put
-from imgkeep.images.ingest import begin, check_whole_image
+from imgkeep.images.fill_result import FillResult, Stored
+from imgkeep.images.ingest import begin_draft, check_whole_image, undo_put
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from imgkeep.core.records import Format, PixelSize, Source, SourceInfo
-    from imgkeep.images.fill import FillDependencies
+    from imgkeep.images.dependencies import FillDependencies
     from imgkeep.images.service import ImageService
     from imgkeep.storage.interfaces import Draft
 
@@ -53,7 +53,7 @@ class Saver:
         Raises:
             SourceRejected, OriginError, StorageError, Busy: As their classes say; it is not stored.
         """
-        return Saved(*await self._image_service.keep(source, self._image_service.identify(source)))
+        return Saved(*await self._image_service.save(source, self._image_service.identify(source)))
 
     async def save_bytes(self, chunks: AsyncIterator[bytes], size: int | None, info: SourceInfo | None = None) -> Saved:
         """
@@ -65,13 +65,13 @@ class Saver:
             Conflict: Another image is stored under the key of `info`.
             StorageError: They are not stored.
         """
-        draft = await begin(self._dependencies, size)
+        draft = await begin_draft(self._dependencies, size)
         try:
             async for chunk in chunks:
                 if draft.size + len(chunk) > self._body_bytes_max:
                     raise TooLarge(f"the image is larger than {self._body_bytes_max} bytes, see fetch.body_bytes_max")
                 await draft.write(chunk)
-            if draft.digest in self._dependencies.refused:
+            if draft.digest in self._dependencies.blocked:
                 raise Removed(REMOVED)
             checked = await check_whole_image(self._dependencies, draft)
             return await self._store(draft, checked.format, checked.pixel_size, info or identify_bytes(draft.digest))
@@ -96,11 +96,10 @@ class Saver:
             stored_at=self._dependencies.clock().replace(microsecond=0),
         )
         stored = await self._dependencies.store.put(draft, record)
-        if record.digest in self._dependencies.refused:  # removed while it was being put
+        if record.digest in self._dependencies.blocked:  # removed while it was being put
             await undo_put(self._dependencies.store, stored)
             raise Removed(REMOVED)
-        self._dependencies.observer.filled(
-            Subject(stored.key, stored.host, stored.provider), draft.size, pending=stored.pending
-        )
-        await self._image_service.kept(stored)
+        subject = Subject(stored.key, stored.host, stored.provider)
+        await self._dependencies.observer.fill_ended(FillResult(subject, draft.size, Stored(stored)))
+        await self._image_service.changes.stored(stored)
         return Saved(stored, created=True)

@@ -123,7 +123,7 @@ async def _verify_objects(
 
 
 def _lacks_bytes(body: Buffer) -> bool:
-    """Tell whether bytes are an image that is incomplete by its format; too many steps to tell: it counts as complete."""
+    """Tell whether bytes are an image that is incomplete by its format. One that takes too many steps is not."""
     try:
         head = bytes(body[:HEAD_BYTES_MAX])
         format_ = sniff(head, ended=len(head) == len(body))

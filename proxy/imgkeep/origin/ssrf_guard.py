@@ -18,7 +18,7 @@ from aiohttp.abc import AbstractResolver
 from imgkeep.core.policy import judge_address
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Container
 
     from aiohttp.abc import ResolveResult
 
@@ -43,11 +43,17 @@ class AddressGuard(AbstractResolver):
     `own_ports` are the ports that we listen on ourselves: a connection to them on an address of this machine is a loop.
     """
 
-    def __init__(self, policy: Policy, resolver: AbstractResolver, open_socket: SocketFactory) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        resolver: AbstractResolver,
+        open_socket: SocketFactory,
+        own_ports: Container[int] = frozenset(),
+    ) -> None:
         self._policy = policy
         self._resolver = resolver
         self._open_socket = open_socket
-        self.own_ports: set[int] = set()
+        self.own_ports = own_ports
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET

@@ -1,4 +1,4 @@
-"""`GET|HEAD /img?src=`, the permanent URL, `GET|HEAD /images/<digest>.<ext>`, and old file names."""
+"""Handlers of images: `/img?src=`, the permanent URL `/images/<digest>.<ext>`, and file names from before an import."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class ImageHandlers:
         request.request_log.set_source(source, info)
         looking = self.image_service.deliver(source, info, request_context)
         # What is known to be stored is no look in vain, and is shown whatever its client has asked for before.
-        known = self.image_service.records.at_hand(info.key) is not None
+        known = self.image_service.records.cached(info.key) is not None
         return await self._show(request, await (looking if known else self._look(request, looking)))
 
     async def image(self, request: ImageRequest) -> HttpResponse:

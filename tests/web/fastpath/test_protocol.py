@@ -166,7 +166,7 @@ async def test_bytes_that_are_not_at_hand_are_brought_without_the_long_way(start
     imgkeep = await start(store={"hot_bytes_max": 25_000})
     services = services_of(imgkeep)
     # As on a system that cannot read without waiting, or when the kernel has dropped the pages.
-    services.image_service._store._cached_files.works = False  # type: ignore[attr-defined]
+    services.image_service._dependencies.store._cached_files.works = False  # type: ignore[attr-defined]
     images = [picture_of(20_000, seed=number) for number in range(3)]
     targets = [await cached_target(imgkeep, origin.gives(f"/{n}.png", image)) for n, image in enumerate(images)]
     ways = HandlerCalls(imgkeep)
@@ -208,7 +208,7 @@ async def test_a_record_that_changes_changes_the_next_answer(imgkeep: Imgkeep, o
     assert answer is not None
     record = await image_service.look_up(answer.key)  # type: ignore[arg-type]
     assert record is not None
-    await image_service.kept(replace(record, etag='"another"'))
+    await image_service.changes.stored(replace(record, etag='"another"'))
     async with connect(port_of(imgkeep)) as line:
         assert (await line.ask(target)).headers["etag"] == '"another"'
 
@@ -219,7 +219,7 @@ async def meanwhile(imgkeep: Imgkeep, url: str, change: Callable[[Record], Await
     image_service = services_of(imgkeep).image_service
     record = await image_service.look_up(image_service.identify(read_source(url)).key)
     assert record is not None
-    store: Any = image_service._store
+    store: Any = image_service._dependencies.store
     run = store.run
 
     async def run_and_change(work: Callable[..., Any], *arguments: Any) -> Any:
@@ -236,7 +236,7 @@ async def meanwhile(imgkeep: Imgkeep, url: str, change: Callable[[Record], Await
 
 async def test_what_is_replaced_while_it_is_fetched_is_not_prepared(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     async def replace_it(record: Record) -> None:
-        await services_of(imgkeep).image_service.kept(replace(record, etag='"another"'))
+        await services_of(imgkeep).image_service.changes.stored(replace(record, etag='"another"'))
 
     target = await meanwhile(imgkeep, origin.gives("/a.png", IMAGE), replace_it)
     async with connect(port_of(imgkeep)) as line:

@@ -1,0 +1,160 @@
+"""
+The digests of removed images, in the memory of each worker.
+
+Rules:
+- No worker shows or stores the bytes of a blocked digest, whichever link brings them.
+- Each node lists the blocks of the store once a minute. The database keeps the list for the next start.
+- No list and no notice of another worker ends a block in memory: the worker asks the store for that very block before
+  it forgets the digest (`recheck`). So the store alone decides what is blocked, no clock of any node counts, and a
+  removal after an undo wins over every message that is still under way:
+
+1. A undoes the removal of X: the block is gone. A tells its other workers.
+2. B removes X again: the block exists again, and B tells its workers that X is blocked.
+3. A's notice, or a list from between 1 and 2, reaches a worker. The worker asks for the block, finds B's, and goes on
+   blocking X.
+4. Had the worker asked between 1 and 2, and learned of B's removal before the answer came, the answer is too old: what
+   the worker learned while it asked counts.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import count, islice
+from typing import TYPE_CHECKING, Final
+
+from imgkeep.core.errors import StorageError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Collection
+
+    from imgkeep.core.records import Digest, Key
+    from imgkeep.database import ImageIndex
+    from imgkeep.images.interfaces import Peers
+    from imgkeep.storage.interfaces import Store
+
+REFRESH_INTERVAL_S: Final = 60
+"""Interval of the lists of blocked digests: within it other nodes stop showing an image, or show it again."""
+RECHECKS_MAX: Final = 100
+"""Maximum number of blocks that a refresh asks for, one request each; the next refresh asks for the others."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Refreshed:
+    """
+    The outcome of a refresh.
+
+    Attributes:
+        blocked: Digests that other nodes have blocked since the last one.
+        rechecked: Digests whose blocks the list lacked, and which may be blocked no longer.
+    """
+
+    blocked: frozenset[Digest] = frozenset()
+    rechecked: frozenset[Digest] = frozenset()
+
+
+class BlockedDigests:
+    """
+    The digests of all removed images, a container. One per process.
+
+    Args:
+        store: The store, whose blocks decide.
+        removals: Keeps the list for the next start.
+        drop_copies: Deletes what this machine holds of a digest.
+        peers: The other workers; `None`: there are none.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        removals: ImageIndex,
+        drop_copies: Callable[[Digest], Awaitable[None]],
+        peers: Peers | None = None,
+    ) -> None:
+        self._store = store
+        self._removals = removals
+        self._drop_copies = drop_copies
+        self._peers = peers
+        self._digests: dict[Digest, int] = {}
+        """Each with the number of the last message about it: a message that came after a question is newer."""
+        self._messages = count()
+
+    def __contains__(self, digest: object) -> bool:
+        return digest in self._digests
+
+    def __len__(self) -> int:
+        return len(self._digests)
+
+    async def load(self) -> None:
+        """Read the list of the database, and that of the store if it answers."""
+        try:
+            self._note(await self._removals.refused())
+        except StorageError:
+            log.warning("list of blocked digests not read from the database")
+        await self.refresh()
+
+    async def refresh(self) -> Refreshed:
+        """Compare with the list of the store: block what other nodes have blocked, and recheck what the list lacks."""
+        new: set[Digest] = set()
+        missing: list[Digest] = []
+        with suppress(StorageError):  # the store's health check reports it; what is known stays blocked
+            listed = set(await self._store.list_blocked())
+            new = listed - self._digests.keys()
+            if new:
+                await self.learn(new)
+                await self._removals.refuse(new)
+            missing = list(islice(self._digests.keys() - listed, RECHECKS_MAX))
+            await self.recheck(missing)
+        return Refreshed(frozenset(new), frozenset(missing))
+
+    async def block(self, digest: Digest) -> None:
+        """
+        Block a digest whose block is durable, on this node: delete the object, and tell the other workers.
+
+        Raises:
+            StorageError: The object may be left, or a worker may not know yet.
+        """
+        self._note([digest])
+        await self._store.delete_object(digest)
+        if self._peers is not None:
+            await self._peers.notify(refused=[digest])
+        await self._removals.refuse([digest])
+
+    async def learn(self, digests: Collection[Digest]) -> None:
+        """Block what another worker or node has blocked, and delete this machine's copies."""
+        self._note(digests)
+        for digest in digests:
+            await self._drop_copies(digest)
+
+    async def recheck(self, digests: Collection[Digest]) -> None:
+        """
+        Ask the store for the blocks of these digests, and forget the digests whose blocks are gone.
+
+        Raises:
+            StorageError: The store or the database does not answer; what is known stays.
+        """
+        for digest in digests:
+            message = self._digests.get(digest)
+            if message is None or await self._store.find_block(digest) is not None:
+                continue
+            if self._digests.get(digest) != message:
+                continue  # removed again during the question
+            del self._digests[digest]
+            await self._removals.allow([digest])
+            # Another process may have written its row before this one deleted it.
+            if await self._store.find_block(digest) is not None:
+                await self.learn([digest])
+                await self._removals.refuse([digest])
+
+    async def tell_undone(self, digest: Digest | None, keys: Collection[Key]) -> None:
+        """Tell the other workers that the block of a digest and the tombstones of keys are gone."""
+        if self._peers is not None:
+            with suppress(StorageError):  # the next refresh of a worker finds out
+                await self._peers.notify(changed=keys, restored=[] if digest is None else [digest])
+
+    def _note(self, digests: Collection[Digest]) -> None:
+        for digest in digests:
+            self._digests[digest] = next(self._messages)

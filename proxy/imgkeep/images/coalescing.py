@@ -1,0 +1,293 @@
+"""
+One fill for concurrent requests, in this worker or in another one.
+
+Rules:
+- A request joins the running fill of its key, or starts one. Between the last word of its look-up and the start there
+  is no `await` (`images/singleflight.py`).
+- Among several workers the one that has the lease fetches; the others follow it there (`cluster/leases.py`). A look-up
+  that began before the grace period of a lease says nothing: the image may have been stored since, and the lease
+  released.
+- A fill fails by its own link only: a follower with another link looks again, and may start a fill of its own.
+- What a peer may see or cause was authorised in that worker, so nothing is authorised here, and nothing is started.
+"""
+
+from __future__ import annotations
+
+import copy
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from imgkeep.core.confirmation import lasts, read_link
+from imgkeep.core.errors import ImgkeepError, OriginError, Removed, SourceForbidden, StorageError, Yielded
+from imgkeep.core.records import Key, Record
+from imgkeep.images.context import CacheStatus, Delivery, HeldByPeer
+from imgkeep.images.fill_result import NotStored, Stored
+from imgkeep.images.fill_starter import neither_available
+from imgkeep.images.negative_cache import hash_link
+from imgkeep.images.peer_fill import FillFailure, PeerFill
+from imgkeep.images.singleflight import SingleFlight
+from imgkeep.images.stored_images import file_name
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from typing import Any
+
+    from imgkeep.core.confirmation import Link
+    from imgkeep.core.records import Source, SourceInfo
+    from imgkeep.images.context import RequestContext
+    from imgkeep.images.fill import Fill, FillHead, PutImage
+    from imgkeep.images.fill_starter import FillStarter
+    from imgkeep.images.interfaces import Cluster
+    from imgkeep.images.record_cache import RecordCache
+    from imgkeep.images.shared_body import SharedBody
+
+TRY_PREFIX: Final = "try."
+"""What the name of a fill begins with that tries a link beside what is stored under its key."""
+
+T = TypeVar("T")
+
+
+class FillCoalescer:
+    """
+    Joins fills, here and in other workers.
+
+    Args:
+        cluster: `None`: this is the only worker.
+        link_asked: Called with a link when its origin is asked by it.
+        timer: Gives monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        fills: FillStarter,
+        records: RecordCache,
+        cluster: Cluster | None,
+        *,
+        link_asked: Callable[[Source], None],
+        timer: Callable[[], float],
+    ) -> None:
+        self._fills = fills
+        self._records = records
+        self._cluster = cluster
+        self._link_asked = link_asked
+        self._timer = timer
+        self._peer_fills: SingleFlight[PeerFill] = SingleFlight()
+        """Fills of other workers that requests of this worker follow."""
+
+    async def aclose(self) -> None:
+        await self._peer_fills.aclose()
+
+    async def join(  # noqa: PLR0913 - what was found so far, and when
+        self,
+        source: Source,
+        info: SourceInfo,
+        request_context: RequestContext,
+        follow: Callable[[Fill, Source, SourceInfo, bool], Awaitable[T]],
+        *,
+        fault: StorageError | None,
+        began: float,
+    ) -> T | HeldByPeer | None:
+        """
+        Join the fill of a key or start one, and return what `follow` makes of it, which closes its body.
+
+        `None`: look again. Another link failed, and this one gets a fill of its own; or the look-up, which `began`
+        then, is too old to be believed.
+        """
+        self._fills.require_start(source, request_context, fault)
+        # No await between the look-up's last word and the start.
+        if self._cluster is not None and info.key not in self._fills.running:
+            holder = self._fills.acquire(info.key)
+            if holder is not None:
+                return HeldByPeer(holder, info.key)
+            if fault is None and self._timer() - began > self._cluster.leases.grace_s:
+                self._fills.release(info.key)
+                return None
+        fill, starts = self._fills.join(info.key, source, info, request_context, lookup_fault=fault)
+        self._link_asked(source)
+        fill.body.hold()
+        try:
+            return await follow(fill, source, info, starts)
+        except Yielded:
+            await fill.body.aclose()
+            return None  # this request came when the fill had just yielded, because all readers had left
+        except (OriginError, SourceForbidden, Removed) as error:
+            await fill.body.aclose()
+            if fill.source != source:
+                return None
+            lookup_fault = fault or fill.lookup_fault
+            if lookup_fault is not None and not isinstance(error, Removed):
+                raise neither_available(lookup_fault) from error
+            raise
+        except BaseException:
+            await fill.body.aclose()
+            raise
+
+    async def try_link(
+        self,
+        source: Source,
+        info: SourceInfo,
+        request_context: RequestContext,
+        follow: Callable[[Fill, Source, SourceInfo, bool], Awaitable[T]],
+        put: PutImage,
+    ) -> T | HeldByPeer | None:
+        """
+        Let a link make a fill of its own beside what is stored; `None`: the client has to be content with that.
+
+        Args as those of `join`; `put` stores what the link brings.
+        """
+        name = f"{TRY_PREFIX}{hash_link(source).hex()}"
+        with suppress(ImgkeepError):
+            self._fills.require_start(source, request_context)
+            holder = self._fills.acquire(name)
+            if holder is not None:
+                return HeldByPeer(holder, name)
+            fill, starts = self._fills.join(name, source, info, request_context, put=put)
+            fill.body.hold()
+            try:
+                return await follow(fill, source, info, starts)
+            except BaseException:
+                await fill.body.aclose()
+                raise
+        return None
+
+    async def follow(
+        self,
+        request_context: RequestContext,
+        fill: Fill,
+        source: Source,
+        info: SourceInfo,
+        starts: bool,  # noqa: FBT001 - as `join` calls it
+    ) -> Delivery:
+        """Wait for the head of a fill, and deliver its body."""
+        head: FillHead = await request_context.wait(fill.body.wait_head())
+        link = fill.link if source == fill.source else self._read_link(source, info)
+        return _deliver(info.key, head, fill.body, CacheStatus.STORED if starts else CacheStatus.COLLAPSED, link)
+
+    async def wait(
+        self,
+        fill: Fill,
+        _source: Source,
+        _info: SourceInfo,
+        starts: bool,  # noqa: FBT001 - as `join` calls it
+    ) -> tuple[Record, bool]:
+        """
+        Wait until a fill has ended; return what is stored, and whether this request started it.
+
+        Raises:
+            StorageError: It is not stored.
+        """
+        await fill.body.wait_for_size()
+        outcome = None if fill.result is None else fill.result.outcome
+        await fill.body.aclose()
+        match outcome:
+            case Stored(record):
+                return record, starts
+            case NotStored(fault):
+                raise fault
+        raise StorageError("the image is not stored")
+
+    async def wait_for_fill(self, key: Key) -> None:
+        """Wait until this worker fetches nothing for a key any more, however that ends."""
+        fill = self._fills.running.find(key)
+        if fill is None:
+            return
+        fill.body.hold()
+        try:
+            with suppress(ImgkeepError):
+                await fill.body.wait_for_size()
+        finally:
+            await fill.body.aclose()
+
+    async def join_for_peer(self, name: str) -> tuple[SharedBody[FillHead], FillHead] | FillFailure | None:
+        """Follow a fill by the name of its lease for a peer, which closes the body; `None`: there is no fill."""
+        fill = self._fills.running.find(name)
+        if fill is None:
+            await self._release_unused(name)
+            return None
+        fill.body.hold()
+        try:
+            return fill.body, await fill.body.wait_head()
+        except ImgkeepError as error:
+            await fill.body.aclose()
+            if not isinstance(error, OriginError | SourceForbidden | Removed):
+                return FillFailure(None, error)
+            fault = fill.lookup_fault
+            return FillFailure(hash_link(fill.source), error if fault is None else neither_available(fault))
+        except BaseException:
+            await fill.body.aclose()
+            raise
+
+    async def follow_peer(
+        self,
+        held: HeldByPeer,
+        source: Source,
+        info: SourceInfo,
+        request_context: RequestContext,
+        fault: StorageError | None,
+    ) -> Delivery | None:
+        """
+        Deliver what another worker fetches; `None`: look again.
+
+        Raises:
+            ImgkeepError: The fill failed by this link, or would by any.
+        """
+        assert self._cluster is not None
+        peers, memory = self._cluster.peers, self._fills.dependencies.memory
+        follow = partial(peers.follow, held.holder, held.lease)
+        peer_fill, _ = self._peer_fills.join(
+            held.lease, lambda: PeerFill(follow, self._fills.dependencies.disk, memory)
+        )
+        body = peer_fill.body
+        body.hold()
+        try:
+            head: FillHead | FillFailure | None = await request_context.wait(body.wait_head())
+        except BaseException:
+            await body.aclose()
+            raise
+        if head is None or isinstance(head, FillFailure):
+            await body.aclose()
+        if head is None:
+            await request_context.wait(peers.wait(held.holder, held.lease))
+            return None
+        if isinstance(head, FillFailure):
+            if head.link not in {None, hash_link(source)}:
+                return None
+            if head.link is not None and fault is not None:
+                raise neither_available(fault) from head.error
+            raise copy.copy(head.error)  # each follower has a traceback of its own
+        return _deliver(info.key, head, body, CacheStatus.COLLAPSED, self._read_link(source, info))
+
+    async def wait_for_peer(self, held: HeldByPeer) -> None:
+        """Wait until another worker does not fetch the image any more. Raises as `Peers.wait`."""
+        assert self._cluster is not None
+        await self._cluster.peers.wait(held.holder, held.lease)
+
+    async def _release_unused(self, name: str) -> None:
+        """Let others fetch what a lease says to be here, unless a look-up finds it (`cluster/leases.py`)."""
+        record = None
+        if not name.startswith(TRY_PREFIX):
+            try:
+                record = await self._records.find(Key(name))
+            except Removed:
+                return
+            except StorageError:
+                pass  # the peer's client meets the fault as well
+        if record is None and name not in self._fills.running:
+            self._fills.release(name)
+
+    def _read_link(self, source: Source, info: SourceInfo) -> Link:
+        return read_link(source, info, self._fills.dependencies.clock())
+
+
+def _deliver(key: Key, head: FillHead, body: SharedBody[Any], status: CacheStatus, link: Link) -> Delivery:
+    return Delivery(
+        key,
+        status if head.storing else CacheStatus.NOT_STORED,
+        head.format,
+        head.etag,
+        file_name(key, head.format),
+        body,
+        growing=body,
+        immutable=lasts(head.doubts, link),
+    )

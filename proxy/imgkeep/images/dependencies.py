@@ -1,0 +1,46 @@
+"""What every fill works with; the composition root builds it once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Container
+
+    from imgkeep.clock import Clock
+    from imgkeep.core.records import Digest
+    from imgkeep.images.format_checker import FormatChecker
+    from imgkeep.images.observer import FillObserver
+    from imgkeep.images.placeholder_suspects import PlaceholderSuspects
+    from imgkeep.origin.client import OriginClient
+    from imgkeep.storage.interfaces import Spool, Store
+
+
+@dataclass(frozen=True, slots=True)
+class FillDependencies:
+    """
+    What every fill, refetch and upload works with.
+
+    Attributes:
+        disk: Where drafts begin.
+        memory: Where drafts continue when the disk fails.
+        draw_etag: Returns a new strong entity tag.
+        pixels_max: Maximum number of pixels of an image.
+        blocked: The digests of removed images.
+        suspects: What may be a placeholder; `None`: nothing is suspected.
+        show_errors: Whether clients are shown the images that come with errors.
+    """
+
+    origin: OriginClient
+    store: Store
+    disk: Spool
+    memory: Spool
+    format_checker: FormatChecker
+    observer: FillObserver
+    clock: Clock
+    draw_etag: Callable[[], str]
+    pixels_max: int
+    blocked: Container[Digest] = frozenset()
+    suspects: PlaceholderSuspects | None = None
+    show_errors: bool = False

@@ -1,0 +1,67 @@
+"""How a fill ended: one value, given once to each listener of the fill."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from imgkeep.core.errors import StorageError
+    from imgkeep.core.records import Record, Subject
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """The image is durable. `record`: under which it is found from now on."""
+
+    record: Record
+
+
+@dataclass(frozen=True, slots=True)
+class NotStored:
+    """The image was fetched and delivered, but no store could take it."""
+
+    fault: StorageError
+
+
+@dataclass(frozen=True, slots=True)
+class Unchanged:
+    """The origin was asked whether the image changed, and it did not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """The image was not due any more, so nothing was fetched."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """There is no image by this link, or not all of it."""
+
+    error: BaseException
+
+
+Outcome = Stored | NotStored | Unchanged | Skipped | Failed
+
+
+@dataclass(frozen=True, slots=True)
+class FillResult:
+    """
+    How a fill ended.
+
+    Attributes:
+        subject: What was fetched, for counters and logs.
+        size: How many bytes came.
+    """
+
+    subject: Subject
+    size: int
+    outcome: Outcome
+
+
+FillListener = Callable[[FillResult], Awaitable[None]]
+"""
+Learns how a fill ended: once, before a reader has the last byte or the failure. It never fails, and waits for nothing
+unless the image is stored.
+"""

@@ -1,0 +1,227 @@
+"""
+Starting fills: one at a time for each name in this process, and one for each lease among all workers.
+
+A fill has the name of its lease: the key of its image; `try.` and the hash of a link that is tried beside what is
+stored; `refresh.` or `secure.` and the key, for fills that no client waits for.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from typing import TYPE_CHECKING
+
+from imgkeep.core.errors import ImgkeepError, LoopDetected, RateLimited, SourceRejected, StorageError
+from imgkeep.core.policy import judge
+from imgkeep.images.context import INTERNAL
+from imgkeep.images.fill import Fill
+from imgkeep.images.fill_result import Failed, Stored
+from imgkeep.images.negative_cache import NegativeCache
+from imgkeep.images.source_order import SourceOrder
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from imgkeep.core.policy import Policy
+    from imgkeep.core.records import Record, Source, SourceInfo
+    from imgkeep.images.context import RequestContext
+    from imgkeep.images.dependencies import FillDependencies
+    from imgkeep.images.fill import PutImage
+    from imgkeep.images.fill_result import FillListener, FillResult
+    from imgkeep.images.interfaces import Leases
+    from imgkeep.images.rate_limit import RateLimiter
+    from imgkeep.images.record_changes import RecordChanges
+    from imgkeep.images.singleflight import SingleFlight
+
+log = logging.getLogger(__name__)
+
+
+class FillStarter:
+    """
+    Starts fills, with what they share.
+
+    Attributes:
+        running: The fills of this process by name.
+        leases: `None`: this is the only worker.
+    """
+
+    def __init__(  # noqa: PLR0913 - all but one by keyword
+        self,
+        dependencies: FillDependencies,
+        *,
+        policy: Policy,
+        running: SingleFlight[Fill],
+        changes: RecordChanges,
+        leases: Leases | None,
+        rate_limiter: RateLimiter | None,
+        timer: Callable[[], float],
+    ) -> None:
+        self.dependencies = dependencies
+        self.policy = policy
+        self.running = running
+        self.changes = changes
+        self.leases = leases
+        self.negative_cache = NegativeCache(timer)
+        self.source_order = SourceOrder(policy, timer)
+        self._rate_limiter = rate_limiter
+
+    def require_start(
+        self, source: Source, request_context: RequestContext, lookup_fault: StorageError | None = None
+    ) -> None:
+        """
+        Raise what spares the origin a request.
+
+        Raises:
+            ImgkeepError: The link failed a moment ago, or a node of ours asks.
+        """
+        error = self.negative_cache.find(source)
+        if error is not None:
+            raise error if lookup_fault is None else neither_available(lookup_fault)
+        if request_context.from_own_node:
+            raise lookup_fault or LoopDetected("the request came from this server or from another node of it")
+
+    def may_start(self, source: Source, request_context: RequestContext) -> bool:
+        """Tell whether a request may cause a fill in the background, and the link did not fail a moment ago."""
+        if request_context.from_own_node:
+            return False
+        if judge(source, self.policy) is not None or self.negative_cache.find(source) is not None:
+            return False
+        try:
+            request_context.authorize_fetch()
+        except SourceRejected:
+            return False
+        return True
+
+    def acquire(self, name: str) -> str | None:
+        """Acquire a lease, unless a fill here has it; `None`: this worker has it. Else the worker that has it."""
+        return None if self.leases is None or name in self.running else self.leases.acquire(name)
+
+    def release(self, name: str, *, stored: bool = False) -> None:
+        """Release a lease, if this worker has it."""
+        if self.leases is not None:
+            self.leases.release(name, stored=stored)
+
+    def join(  # noqa: PLR0913 - the last two are for rare kinds of fill
+        self,
+        name: str,
+        source: Source,
+        info: SourceInfo,
+        request_context: RequestContext,
+        *,
+        put: PutImage | None = None,
+        lookup_fault: StorageError | None = None,
+    ) -> tuple[Fill, bool]:
+        """
+        Join the fill of a name, or start one whose lease this worker has; return it, and whether it starts only now.
+
+        Raises:
+            RateLimited: The client has caused enough fills for now; the lease is released.
+        """
+        start = partial(self._start, name, source, info, request_context, put=put, lookup_fault=lookup_fault)
+        return self.running.join(name, start)
+
+    def start_in_background(  # noqa: PLR0913 - the last ones are for rare kinds of fill
+        self,
+        name: str,
+        source: Source,
+        info: SourceInfo,
+        request_context: RequestContext = INTERNAL,
+        *,
+        sources: Sequence[Source] | None = None,
+        put: PutImage,
+        known: Record | None = None,
+        is_due: Callable[[], Awaitable[bool]] | None = None,
+        listeners: Sequence[FillListener] = (),
+    ) -> bool:
+        """
+        Start a fill without readers; `False`: one runs, here or in another worker, or the client has caused enough.
+
+        Args as those of `Fill`; `sources` `None`: https before http, as for any client.
+        """
+        if name in self.running or self.acquire(name) is not None:
+            return False
+        start = partial(
+            self._start,
+            name,
+            source,
+            info,
+            request_context,
+            sources=sources,
+            put=put,
+            known=known,
+            background=is_due is not None,
+            is_due=is_due,
+            listeners=listeners,
+        )
+        try:
+            self.running.join(name, start)
+        except RateLimited:
+            return False
+        return True
+
+    def _start(  # noqa: PLR0913 - what fills differ in
+        self,
+        name: str,
+        source: Source,
+        info: SourceInfo,
+        request_context: RequestContext,
+        *,
+        sources: Sequence[Source] | None = None,
+        listeners: Sequence[FillListener] = (),
+        put: PutImage | None = None,
+        lookup_fault: StorageError | None = None,
+        known: Record | None = None,
+        background: bool = False,
+        is_due: Callable[[], Awaitable[bool]] | None = None,
+    ) -> Fill:
+        return Fill(
+            source,
+            info,
+            self.dependencies,
+            listeners=(
+                partial(self._update_memory, source),
+                self.dependencies.observer.fill_ended,
+                *listeners,
+                *self._release_after(name, request_context),
+            ),
+            sources=self.source_order.find(source, info) if sources is None else sources,
+            source_unreachable=self.source_order.note_unreachable,
+            put=put,
+            lookup_fault=lookup_fault,
+            known=known,
+            client=request_context.client,
+            background=background,
+            is_due=is_due,
+        )
+
+    def _release_after(self, name: str, request_context: RequestContext) -> Sequence[FillListener]:
+        """Charge the client; return the listeners that release the lease and the permit."""
+        release = partial(self._release_lease, name)
+        if self._rate_limiter is None or request_context.client.own:
+            return (release,)
+        try:
+            permit = self._rate_limiter.acquire(request_context.client.networks)
+        except ImgkeepError:
+            self.release(name)
+            raise
+        return release, permit.fill_ended
+
+    async def _update_memory(self, source: Source, result: FillResult) -> None:
+        """Remember what is stored now, or that the link failed."""
+        outcome = result.outcome
+        if isinstance(outcome, Stored):
+            await self.changes.stored(outcome.record)
+        elif isinstance(outcome, Failed):
+            if isinstance(outcome.error, ImgkeepError):
+                self.negative_cache.add(source, outcome.error)
+            else:
+                # Its readers report it as well, but all of them may have left.
+                log.error("fill failed unexpectedly", exc_info=outcome.error)
+
+    async def _release_lease(self, name: str, result: FillResult) -> None:
+        self.release(name, stored=isinstance(result.outcome, Stored))
+
+
+def neither_available(fault: StorageError) -> StorageError:
+    """Return the failure of both the store and the origin: the image may be stored all the same, so this is no 404."""
+    return StorageError(f"the store cannot be read, and the origin does not give the image: {fault}")

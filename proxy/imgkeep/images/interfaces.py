@@ -1,0 +1,80 @@
+"""What the fills of several workers need of the layer above: leases, and other workers that can be asked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+    from contextlib import AbstractAsyncContextManager
+
+    from imgkeep.core.records import Digest, Key
+    from imgkeep.images.peer_fill import FillFailure, RemoteFill
+
+
+class Leases(Protocol):
+    """
+    The right to fetch an image, which one of several workers has at a time.
+
+    Attributes:
+        grace_s: How long other workers see a lease after its image was stored. An older look-up says nothing.
+    """
+
+    grace_s: float
+
+    def acquire(self, key: str) -> str | None:
+        """Acquire a lease; `None`: this worker has it, now or already. Else the worker that has it."""
+
+    def release(self, key: str, *, stored: bool = False) -> None:
+        """Release a lease, if this worker has it: at once, or after the grace period if the image is stored."""
+
+
+class Peers(Protocol):
+    """The other workers."""
+
+    def follow(self, holder: str, name: str) -> AbstractAsyncContextManager[RemoteFill | FillFailure | None]:
+        """
+        Follow a fill in another worker, by the name of its lease; `None`: there is no fill to follow, or not any more.
+
+        Raises:
+            Busy: The worker cannot be asked.
+            StorageError: It fails unexpectedly.
+        """
+
+    async def wait(self, holder: str, key: str) -> None:
+        """
+        Wait until a worker does not fetch the image of a key any more.
+
+        Raises:
+            Busy: The worker cannot be asked.
+        """
+
+    async def notify(
+        self,
+        *,
+        refused: Collection[Digest] = (),
+        changed: Collection[Key] = (),
+        copies: Mapping[str, int] = ...,
+        restored: Collection[Digest] = (),
+    ) -> None:
+        """
+        Tell all other workers, and wait until they know.
+
+        Args:
+            refused: Digests that are blocked from now on.
+            changed: Keys under which another image is stored.
+            copies: Local copies that were brought or used, by name and size.
+            restored: Digests that may be blocked no longer.
+
+        Raises:
+            StorageError: Some worker may not know.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """What several workers share fills with."""
+
+    leases: Leases
+    peers: Peers

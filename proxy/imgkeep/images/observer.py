@@ -1,0 +1,78 @@
+"""What is counted and noted of fills, removals of doubt, and refusals."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, assert_never
+
+from imgkeep.core.errors import Conflict, WrittenByNewer
+from imgkeep.images.fill_result import Failed, NotStored, Skipped, Stored, Unchanged
+from imgkeep.images.recent_failures import POLICY_SHARE
+
+if TYPE_CHECKING:
+    from imgkeep.core.errors import SourceForbidden, StorageError
+    from imgkeep.core.records import Record, Subject
+    from imgkeep.health import Health
+    from imgkeep.images.fill_result import FillResult
+    from imgkeep.images.recent_failures import RecentFailures
+    from imgkeep.observability.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+
+class FillObserver:
+    """Counts how fills end, notes their failures, and notes at once the store's faults that they meet."""
+
+    def __init__(self, metrics: Metrics, health: Health, failures: RecentFailures) -> None:
+        self._metrics = metrics
+        self._health = health
+        self._failures = failures
+
+    async def fill_ended(self, result: FillResult) -> None:
+        """Count how a fill, a refetch or an upload ended. A `FillListener`."""
+        subject = result.subject
+        match result.outcome:
+            case Stored(record):
+                self._metrics.filled(subject.label, result.size, pending=record.pending)
+            case NotStored(fault):
+                self._metrics.not_stored(subject.label)
+                self._note_fault(subject, fault)
+            case Unchanged():
+                self._metrics.unchanged(subject.label)
+            case Failed(error):
+                self._metrics.failed(subject.label, error)
+                self._failures.note(subject, error)
+            case Skipped():
+                pass
+            case outcome:
+                assert_never(outcome)
+
+    def weighed(self, outcome: str) -> None:
+        """Count how the image of a link compares with what is stored under its key, or how a probe ended."""
+        self._metrics.weighed(outcome)
+
+    def completed(self, outcome: str) -> None:
+        """Count that an incomplete image was fetched again, that this failed, or that it was confirmed as it is."""
+        self._metrics.completed(outcome)
+
+    def suspected(self, record: Record) -> None:
+        """Count and log that the bytes of a record may be a placeholder."""
+        self._metrics.weighed("suspect")
+        log.warning(
+            "placeholder suspected: the host gives one image for many links",
+            extra={"host": record.host, "digest": record.digest},
+        )
+
+    def refused(self, subject: Subject, error: SourceForbidden) -> None:
+        """Note that the policy forbids a link, so that nothing was fetched."""
+        self._failures.note(subject, error, share=POLICY_SHARE)
+
+    def _note_fault(self, subject: Subject, fault: StorageError) -> None:
+        """Note why a store did not take an image. A `Conflict` is no fault of the store."""
+        if isinstance(fault, Conflict) and not isinstance(fault, WrittenByNewer):
+            return
+        reason = fault.in_full
+        if not self._health.faults.get("store"):
+            log.error("image delivered but not stored", extra={"reason": reason})
+        self._health.note("store", reason)
+        self._failures.note(subject, fault)

@@ -1,0 +1,53 @@
+"""What the operator's policy forbids: links, and what is stored from them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from imgkeep.core.errors import SourceForbidden
+from imgkeep.core.policy import judge
+from imgkeep.core.records import Subject
+
+if TYPE_CHECKING:
+    from imgkeep.core.policy import Policy
+    from imgkeep.core.records import Record, Source, SourceInfo
+    from imgkeep.images.observer import FillObserver
+
+
+class SourcePolicy:
+    """The policy, whose refusals are noted."""
+
+    def __init__(self, policy: Policy, observer: FillObserver) -> None:
+        self._policy = policy
+        self._observer = observer
+
+    def allows_fetch(self, source: Source) -> bool:
+        """Tell whether a link may be fetched, without a note of a refusal."""
+        return judge(source, self._policy) is None
+
+    def require_not_denied(self, source: Source, info: SourceInfo) -> None:
+        """Raise `SourceForbidden` for a link that shows nothing, whatever is stored."""
+        self._require(_subject_of(source, info), self._policy.denial(source, info.places))
+
+    def require_fetch_allowed(self, source: Source, info: SourceInfo) -> None:
+        """
+        Raise `SourceForbidden` for a link that must not be fetched.
+
+        Asked only before a fetch: what is stored stays, whatever may be fetched today.
+        """
+        self._require(_subject_of(source, info), judge(source, self._policy))
+
+    def require_record_not_denied(self, record: Record) -> None:
+        """Raise `SourceForbidden` for an image of a host that is denied now, by whichever link it is found."""
+        if self._policy.denies_record(record.host, record.identity):
+            self._require(Subject(record.key, record.host, record.provider), "host is in sources.deny")
+
+    def _require(self, subject: Subject, reason: str | None) -> None:
+        if reason is not None:
+            error = SourceForbidden(f"the source is refused: {reason}")
+            self._observer.refused(subject, error)
+            raise error
+
+
+def _subject_of(source: Source, info: SourceInfo) -> Subject:
+    return Subject(info.key, source.host, info.provider)

@@ -1,0 +1,264 @@
+"""
+What is stored: found for a link, opened or referred to, and described.
+
+Rules:
+- A fault of the store is no miss. Where a fill can still answer, the fault comes back beside the `None`.
+- What an operator removed or denied is never shown, by whichever link it came, and by whichever it is found.
+- The object of a record may be missing or damaged: then the store's own record may name another object.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from imgkeep.core.confirmation import OTHERS, Use, judge_record, lasts, own_info, read_link
+from imgkeep.core.errors import Removed, StorageError
+from imgkeep.core.layout import REMOVED, read_object_name
+from imgkeep.core.records import Doubt
+from imgkeep.images.context import CacheStatus, Delivery, RedirectToObject
+from imgkeep.images.record_facts import describe_record
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from imgkeep.core.confirmation import Link
+    from imgkeep.core.records import Digest, Format, Key, Record, Source, SourceInfo
+    from imgkeep.images.context import RequestContext
+    from imgkeep.images.dependencies import FillDependencies
+    from imgkeep.images.record_changes import RecordChanges
+    from imgkeep.images.record_facts import ImageFacts
+    from imgkeep.images.redirects import ObjectUrls
+    from imgkeep.images.source_policy import SourcePolicy
+    from imgkeep.storage.interfaces import Body
+
+
+@dataclass(frozen=True, slots=True)
+class LookupResult:
+    """
+    What is stored for a link.
+
+    Attributes:
+        info: What identifies its image: its own identity where the key does not stand for it.
+        record: `None`: nothing is stored, or the store cannot tell.
+        link: What counts of the link; `None`: the record stands for every link.
+        use: What to do with the record.
+        fault: Why the store cannot tell.
+    """
+
+    info: SourceInfo
+    record: Record | None = None
+    link: Link | None = None
+    use: Use = Use.SERVE
+    fault: StorageError | None = None
+
+
+class StoredImages:
+    """
+    Finds, opens and describes stored images.
+
+    Args:
+        object_urls: Where clients can be sent; `None`: every image is served.
+        was_tried: Tells whether a link was tried against what is stored now.
+    """
+
+    def __init__(
+        self,
+        dependencies: FillDependencies,
+        *,
+        changes: RecordChanges,
+        policy: SourcePolicy,
+        object_urls: ObjectUrls | None,
+        was_tried: Callable[[Link, Record], bool],
+    ) -> None:
+        self._dependencies = dependencies
+        self._store = dependencies.store
+        self._records = changes.records
+        self._changes = changes
+        self._policy = policy
+        self._object_urls = object_urls
+        self._was_tried = was_tried
+
+    async def look_up(self, source: Source, info: SourceInfo) -> LookupResult:
+        """
+        Find what is stored for a link.
+
+        Raises:
+            Removed: It was removed.
+        """
+        try:
+            record = await self._records.find(info.key)
+            if record is None or not record.doubts:
+                return LookupResult(info, record)
+            link, tried = read_link(source, info, self._dependencies.clock()), False
+            if not lasts(record.doubts, link):
+                record = await self._records.recheck(record)
+            if record.brought_by != link.fingerprint and record.doubts & OTHERS:
+                own = own_info(info, link.fingerprint)
+                own_record = await self._records.find(own.key)
+                if Doubt.SPLIT in record.doubts or (own_record is not None and own_record.digest != record.digest):
+                    return LookupResult(own, own_record, link)
+                tried = own_record is not None
+            use = judge_record(record, link, tried=tried or self._was_tried(link, record))
+        except StorageError as fault:
+            return LookupResult(info, fault=fault)
+        return LookupResult(info, record, link, use)
+
+    async def find(self, key: Key) -> Record | None:
+        """
+        Return the record of an image whose object is there, as far as its size tells.
+
+        Raises:
+            StorageError: The store cannot tell.
+        """
+        record = await self._records.find(key)
+        return None if record is None else await self.find_object_of(record)
+
+    async def find_object_of(self, record: Record) -> Record | None:
+        """Return a record whose object is there, if need be the one that the store has instead. Raises as `find`."""
+        self._require_servable(record)
+        if await self._store.holds(record.object_name, record.size):
+            return record
+        another = await self._find_another(record)
+        is_there = another is not None and await self._store.holds(another.object_name, another.size)
+        return another if is_there else None
+
+    async def show(
+        self, found: LookupResult, record: Record, request_context: RequestContext
+    ) -> tuple[Delivery | RedirectToObject | None, StorageError | None]:
+        """Open what is stored for a link. A fault comes back beside the `None`."""
+        self._require_servable(record)
+        immutable = found.link is None or lasts(record.doubts, found.link)
+        return await self._open(
+            record, head=request_context.head, immutable=immutable, repeatable=found.use is not Use.TRY
+        )
+
+    async def open_object(self, name: str, *, head: bool = False) -> Delivery | RedirectToObject | None:
+        """
+        Open the object `<digest>.<ext>` under its permanent URL; `None` if there is none.
+
+        Raises:
+            Removed: It was removed.
+            StorageError: The store cannot tell.
+        """
+        read = read_object_name(name)
+        if read is None:
+            return None
+        digest, format_ = read
+        self.require_not_removed(digest)
+        redirect = await self._redirect(name, f'"{digest}"', head=head)
+        if redirect is not None:
+            return redirect
+        body = await self._store.fetch(name, None)
+        if body is None:
+            return None
+        return Delivery(name, CacheStatus.HIT, format_, f'"{digest}"', file_name(digest, format_), body, name)
+
+    async def open_key(self, key: Key, *, head: bool = False) -> Delivery | RedirectToObject | None:
+        """
+        Open what is stored under a key that no link leads to; `None` if there is nothing.
+
+        Raises:
+            Removed: It was removed.
+            StorageError: The store cannot tell.
+        """
+        record = await self._records.find(key)
+        if record is None:
+            return None
+        self.require_not_removed(record.digest)
+        delivery, fault = await self._open(record, head=head, immutable=not record.doubts, repeatable=True)
+        if fault is not None:
+            raise fault
+        return delivery
+
+    def is_current(self, delivery: Delivery) -> bool:
+        """
+        Tell whether what was found stands: meanwhile it may have been removed, replaced or moved. Where clients are
+        sent away, what is served for once never stands.
+        """
+        if self._object_urls is not None and self._object_urls.redirects_clients:
+            return False
+        if (delivery.object_name or "").partition(".")[0] in self._dependencies.blocked:
+            return False
+        record = self._records.cached(delivery.key)  # type: ignore[arg-type]  # a name is no key of a record
+        return record is None or record == delivery.record
+
+    def require_not_removed(self, digest: Digest) -> None:
+        """Raise `Removed` if an image was removed."""
+        if digest in self._dependencies.blocked:
+            raise Removed(REMOVED)
+
+    def permanent_url(self, record: Record) -> str | None:
+        """Return the permanent URL of an image; `None`: our own `/images/<name>`."""
+        return None if record.pending else self._permanent_url(record.object_name)
+
+    def storage_of(self, record: Record) -> str:
+        """Return the name of the storage that has an image at the moment: `local`, `s3`, ..."""
+        return "local" if record.pending else self._store.name
+
+    def describe(self, record: Record, *, base: str) -> ImageFacts:
+        """Return the facts of a record, whatever the store; `base` stands before our own paths."""
+        suspects = self._dependencies.suspects
+        return describe_record(
+            record,
+            url=self.permanent_url(record) or f"{base}/images/{record.object_name}",
+            storage=self.storage_of(record),
+            suspect=suspects is not None and suspects.include(record),
+        )
+
+    def _require_servable(self, record: Record) -> None:
+        self.require_not_removed(record.digest)
+        self._policy.require_record_not_denied(record)
+
+    async def _open(
+        self, record: Record, *, head: bool, immutable: bool, repeatable: bool
+    ) -> tuple[Delivery | RedirectToObject | None, StorageError | None]:
+        """Open what a record points at, here or elsewhere. A fault comes back beside the `None`."""
+        try:
+            if not record.pending:
+                redirect = await self._redirect(record.object_name, record.etag, head=head, immutable=immutable)
+                if redirect is not None:
+                    return redirect, None
+            body = await self._store.fetch(record.object_name, record.size)
+            if body is None:
+                another, body = await self._fetch_another(record)
+                if another is None or body is None:
+                    return None, None
+                record, immutable, repeatable = another, immutable and not another.doubts, False
+        except StorageError as fault:
+            return None, fault
+        return Delivery(
+            record.key,
+            CacheStatus.HIT,
+            record.format,
+            record.etag,
+            file_name(record.key, record.format),
+            body,
+            record.object_name,
+            self.permanent_url(record),
+            immutable=immutable,
+            repeatable=repeatable,
+            record=record,
+        ), None
+
+    async def _redirect(self, name: str, etag: str, *, head: bool, immutable: bool = True) -> RedirectToObject | None:
+        url = None if self._object_urls is None else await self._object_urls.find(name, head=head)
+        return None if url is None else RedirectToObject(url, etag, name, self._permanent_url(name), immutable)
+
+    def _permanent_url(self, name: str) -> str | None:
+        return None if self._object_urls is None else self._object_urls.permanent(name)
+
+    async def _find_another(self, lacking: Record) -> Record | None:
+        record = await self._records.find_another(lacking)
+        if record is not None:
+            await self._changes.stored(record)
+        return record
+
+    async def _fetch_another(self, lacking: Record) -> tuple[Record | None, Body | None]:
+        record = await self._find_another(lacking)
+        return record, None if record is None else await self._store.fetch(record.object_name, record.size)
+
+
+def file_name(name: str, format_: Format) -> str:
+    """Return a file name that is the same for hit and miss, and safe anywhere."""
+    return f"{name[:16]}.{format_.extension}"
