@@ -311,9 +311,7 @@ AWS_VARIABLES: dict[str, tuple[dict[str, Any], dict[str, str], str]] = {
 
 
 @pytest.mark.parametrize(("file", "environment", "url"), AWS_VARIABLES.values(), ids=AWS_VARIABLES)
-def test_aws_variables_name_a_bucket_by_default(
-    file: dict[str, Any], environment: dict[str, str], url: str
-) -> None:
+def test_aws_variables_name_a_bucket_by_default(file: dict[str, Any], environment: dict[str, str], url: str) -> None:
     before = copy.deepcopy(file)
     assert load(file, environment).store.url == url
     assert file == before

@@ -105,9 +105,7 @@ async def stock(folder: Path, number: int, *, alike: bool = False) -> list[Recor
         pytest.param(b"server = 1", r"server: expected ", id="no table"),
     ],
 )
-def test_bad_file_names_the_setting(
-    command: Command, folder: Path, content: bytes, told: str
-) -> None:
+def test_bad_file_names_the_setting(command: Command, folder: Path, content: bytes, told: str) -> None:
     (folder.parent / "config.toml").write_bytes(content)
     status, out, err = command("check")
     assert (status, out) == (2, "")

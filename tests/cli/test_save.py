@@ -39,9 +39,7 @@ def digest(seed: int) -> str:
 
 
 @pytest.mark.parametrize("way", ["store", "server"])
-async def test_permanent_urls_are_printed_in_order(
-    folder: Path, origin: FakeOrigin, way: str
-) -> None:
+async def test_permanent_urls_are_printed_in_order(folder: Path, origin: FakeOrigin, way: str) -> None:
     urls = [origin.gives(f"/{n}.png", picture(seed=n)) for n in range(5)]
     file = folder.parent / "links.txt"
     file.write_text("\n".join([*urls[1:], "", "nonsense", origin.url("/missing")]) + "\n")

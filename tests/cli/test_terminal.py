@@ -126,9 +126,7 @@ async def test_answers_go_to_the_pipe_and_messages_to_the_terminal(folder: Path,
 
 
 @pytest.mark.parametrize("how", ["Ctrl-C", "SIGTERM"])
-async def test_interrupted_save_continues_in_the_next_run(
-    folder: Path, origin: FakeOrigin, how: str
-) -> None:
+async def test_interrupted_save_continues_in_the_next_run(folder: Path, origin: FakeOrigin, how: str) -> None:
     held = asyncio.Event()
 
     async def answer(exchange: Exchange) -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from imgkeep.cli.dispatch import Command
     from imgkeep.cli.invocation import Invocation
     from imgkeep.core.records import Record
-    from imgkeep.database.interfaces import Ledger
+    from imgkeep.database import Database, ImageIndex
     from imgkeep.images.record_facts import ImageFacts
 
 PAGE: Final = 500
@@ -49,17 +49,11 @@ async def _run_list(invocation: Invocation) -> int:
 
 async def _run_stats(invocation: Invocation) -> int:
     async with open_to_read(invocation.config) as storage:
-        return await stats(
-            storage.database,
-            complete=storage.database.complete,
-            now=read_clock(),
-            as_json=invocation.arguments.json,
-            out=sys.stdout,
-        )
+        return await stats(storage.database, now=read_clock(), as_json=invocation.arguments.json, out=sys.stdout)
 
 
 async def images_in_store(
-    image_index: Ledger, describe: Callable[[Record], ImageFacts], *, limit: int
+    image_index: ImageIndex, describe: Callable[[Record], ImageFacts], *, limit: int
 ) -> AsyncGenerator[Mapping[str, Any]]:
     """Yield what the API tells of each image, newest first, from the image index; up to `limit` of them, 0: all."""
     after: tuple[int, str] | None = None
@@ -105,18 +99,19 @@ async def list_images(images: AsyncIterable[Mapping[str, Any]], *, as_json: bool
     return 0
 
 
-async def stats(image_index: Ledger, *, complete: bool, now: datetime, as_json: bool, out: TextIO) -> int:
+async def stats(database: Database, *, now: datetime, as_json: bool, out: TextIO) -> int:
     """Print how much is stored, and which images may be placeholders."""
+    image_index = database.image_index
     totals = await image_index.count()
     suspects = await image_index.suspects(since=now - timedelta(seconds=PERIOD_S), identities_min=IDENTITIES_MIN)
-    backlog = await image_index.backlog()
+    backlog = await database.outbox.backlog()
     facts: dict[str, object] = {
         "images": totals.images,
         "objects": totals.objects,
         "object_bytes": totals.object_bytes,
         "oldest": totals.oldest,
         "newest": totals.newest,
-        "image_index_complete": complete,
+        "image_index_complete": image_index.complete,
         "waiting": backlog.images,
         "waiting_since": backlog.oldest,
         "last_error": backlog.error,

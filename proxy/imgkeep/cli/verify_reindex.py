@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from imgkeep.cli.invocation import Invocation
     from imgkeep.core.records import Record
-    from imgkeep.database.interfaces import ImageIndex, Ledger
+    from imgkeep.database import ImageIndex
     from imgkeep.storage.interfaces import ListableStore
 
 REMEDY: Final = (
@@ -35,13 +35,14 @@ async def run(invocation: Invocation) -> int:
     await asyncio.to_thread(require_store, config)
     await asyncio.to_thread(partial(require_owner, config, server_helps=False))
     async with open_storage(config, clock=read_clock) as storage:
+        stores, image_index = storage.archives, storage.database.image_index
         if arguments.command == "reindex":
-            return await reindex(storage.archives, storage.database.image_index, as_json=arguments.json, out=sys.stdout)
-        return await verify(storage.archives, storage.database.image_index, as_json=arguments.json, out=sys.stdout, err=sys.stderr)
+            return await reindex(stores, image_index, as_json=arguments.json, out=sys.stdout)
+        return await verify(stores, image_index, as_json=arguments.json, out=sys.stdout, err=sys.stderr)
 
 
 async def verify(
-    archives: Sequence[ListableStore], database: ImageIndex, *, as_json: bool, out: TextIO, err: TextIO
+    stores: Sequence[ListableStore], image_index: ImageIndex, *, as_json: bool, out: TextIO, err: TextIO
 ) -> int:
     """
     Read everything that is stored, and print each finding and a summary. 1 if an object is damaged, missing or
@@ -49,12 +50,12 @@ async def verify(
     """
     counts: Counter[str] = Counter()
     with progress("verifying", None, err) as bar:
-        for number, archive in enumerate(archives):
+        for number, store in enumerate(stores):
 
             async def note(record: Record, *, pending: bool = number > 0) -> None:
-                await database.put(replace(record, pending=pending))
+                await image_index.put(replace(record, pending=pending))
 
-            async for finding in maintenance.verify(archive, note):
+            async for finding in maintenance.verify(store, note):
                 counts[finding.kind if finding else "good"] += 1
                 bar.advance(1)
                 if finding is None:
@@ -72,9 +73,9 @@ async def verify(
     return 1 if counts["damaged"] or counts["missing"] or counts["unreadable"] else 0
 
 
-async def reindex(archives: Sequence[ListableStore], image_index: Ledger, *, as_json: bool, out: TextIO) -> int:
+async def reindex(stores: Sequence[ListableStore], image_index: ImageIndex, *, as_json: bool, out: TextIO) -> int:
     """Fill the image index from the records, and print how many there are."""
-    images = await maintenance.reindex(archives, image_index)
+    images = await maintenance.reindex(stores, image_index)
     if as_json:
         print_json(out, {"images": images})
     else:
