@@ -196,6 +196,8 @@ class Log(Section, frozen=True):
 
 SECRETS: Final = frozenset({("security", "signing_keys"), ("security", "api_tokens"), ("database", "url")})
 """Settings with secrets: a variable with `_FILE` at its end names a file for each."""
+OLD_SECTIONS: Final = {"catalog": "database"}
+"""Sections by their names before the first release; a mistake message has the new one."""
 
 
 class Config(Section, frozen=True):
