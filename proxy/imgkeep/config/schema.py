@@ -24,7 +24,7 @@ from imgkeep.core.source_url import read_source
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from imgkeep.core.identity import Catalogue
+    from imgkeep.core.identity import ProviderRules
     from imgkeep.core.ip_ranges import Network
 
 WORKERS_MAX: Final = 64
@@ -241,9 +241,9 @@ class Config(Section, frozen=True):
             return chosen
         return EXPOSED_FILL_BYTES_PER_DAY if self.server.is_open and self.security.signature == "off" else 0
 
-    def read_provider_rules(self) -> Catalogue:
+    def read_provider_rules(self) -> ProviderRules:
         """
-        Return what is known about links: our catalogue with the providers of this configuration before it.
+        Return what is known about links: our provider rules, preceded by those of this configuration.
 
         Raises:
             ConfigError: A provider cannot be honoured.
@@ -255,7 +255,7 @@ class Config(Section, frozen=True):
         except ValueError as error:
             raise ConfigError(f"sources.providers: {error}") from None
 
-    def hosts_allowed(self, catalogue: Catalogue) -> tuple[str, ...]:
+    def hosts_allowed(self, provider_rules: ProviderRules) -> tuple[str, ...]:
         """
         The patterns of `sources.allow` with `auto`, `known` and `shared` resolved.
 
@@ -264,24 +264,24 @@ class Config(Section, frozen=True):
         """
         private = not self.server.is_open or self.security.signature != "off"
         words = {"auto": "*" if private else "known", "known": "known", "shared": "shared"}
-        return catalogue.resolve(words.get(glob.lower(), glob) for glob in self.sources.allow)
+        return provider_rules.resolve(words.get(glob.lower(), glob) for glob in self.sources.allow)
 
-    def policy(self, catalogue: Catalogue) -> Policy:
+    def policy(self, provider_rules: ProviderRules) -> Policy:
         """Return what may be fetched."""
         return Policy(
-            hosts_allowed=self.hosts_allowed(catalogue),
-            hosts_denied=tuple(dict.fromkeys((*self.sources.deny, *self._deny_patterns_folded(catalogue)))),
+            hosts_allowed=self.hosts_allowed(provider_rules),
+            hosts_denied=tuple(dict.fromkeys((*self.sources.deny, *self._deny_patterns_folded(provider_rules)))),
             ports=frozenset(self.fetch.allow_ports),
             networks=self.fetch.networks,
-            names=lambda source: places_of(source, catalogue),
+            names=lambda source: places_of(source, provider_rules),
         )
 
-    def _deny_patterns_folded(self, catalogue: Catalogue) -> Iterator[str]:
+    def _deny_patterns_folded(self, provider_rules: ProviderRules) -> Iterator[str]:
         """Give what the places of `sources.deny` are folded to: an image has one place for all its endpoints."""
         for pattern in self.sources.deny:
             host, slash, path = pattern.partition("/")
             if "*" in host or "?" in path:
                 continue
             with suppress(SourceRejected):
-                for place in places_of(read_source(f"https://{host}/{path or '*'}"), catalogue):
+                for place in places_of(read_source(f"https://{host}/{path or '*'}"), provider_rules):
                     yield place if slash else place.removesuffix("/*")

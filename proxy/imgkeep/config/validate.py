@@ -285,10 +285,10 @@ def _check_mounts(config: Config) -> None:
 
 def _check_allowed(config: Config) -> None:
     try:
-        catalogue = config.read_provider_rules()
+        provider_rules = config.read_provider_rules()
     except ConfigError:
         return  # told by itself
-    _check_globs("sources.allow", config.hosts_allowed(catalogue), frozenset())
+    _check_globs("sources.allow", config.hosts_allowed(provider_rules), frozenset())
 
 
 def _check_globs(setting: str, globs: tuple[str, ...], words: frozenset[str]) -> None:

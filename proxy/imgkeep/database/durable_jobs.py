@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 import sqlalchemy as sa
 
-from imgkeep.core.records import Failure, Job, JobItem, JobResult, Key, Webhook
+from imgkeep.core.jobs import Job, JobItem, JobResult, Webhook
+from imgkeep.core.records import Failure, Key
 from imgkeep.database.tables import items, jobs
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    from imgkeep.core.records import JobState, NewItem, Record
+    from imgkeep.core.jobs import JobState, NewItem
+    from imgkeep.core.records import Record
     from imgkeep.database.image_index import ImageIndex
 
 NO_END: Final = 253_402_300_799

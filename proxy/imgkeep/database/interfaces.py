@@ -8,22 +8,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection, Sequence
     from datetime import datetime
 
-    from imgkeep.core.records import (
-        Backlog,
-        Digest,
-        Failure,
-        Job,
-        JobItem,
-        JobResult,
-        JobState,
-        Key,
-        NewItem,
-        OutboxEntry,
-        Record,
-        Totals,
-        Wanted,
-        Webhook,
-    )
+    from imgkeep.core.jobs import Job, JobItem, JobResult, JobState, NewItem, Webhook
+    from imgkeep.core.records import Backlog, Digest, Failure, Key, OutboxEntry, Record, Totals, Wanted
 
 
 class Outbox(Protocol):

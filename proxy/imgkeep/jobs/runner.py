@@ -37,14 +37,16 @@ from imgkeep.core.errors import (
     SourceRejected,
     StorageError,
 )
-from imgkeep.core.records import Failure, NewItem
+from imgkeep.core.jobs import NewItem
+from imgkeep.core.records import Failure
 from imgkeep.core.source_url import own_path, read_source
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from imgkeep.clock import Clock, Sleep
-    from imgkeep.core.records import Job, JobItem, JobResult, JobState, Source, SourceInfo, Webhook
+    from imgkeep.core.jobs import Job, JobItem, JobResult, JobState, Webhook
+    from imgkeep.core.records import Source, SourceInfo
     from imgkeep.database.interfaces import Jobs
     from imgkeep.images.upload import Saver
 
