@@ -18,7 +18,8 @@ from imgkeep.database.tables import items, jobs
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    from imgkeep.core.records import JobState, NewItem, Record
+    from imgkeep.core.jobs import JobState, NewItem
+    from imgkeep.core.records import Record
     from imgkeep.database.engine import DatabaseEngine
     from imgkeep.database.image_index import ImageIndex
 

@@ -40,7 +40,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from imgkeep.clock import Clock, Sleep
-    from imgkeep.core.records import Job, JobItem, JobResult, JobState, Source, SourceInfo
+    from imgkeep.core.jobs import Job, JobItem, JobResult, JobState
+    from imgkeep.core.records import Source, SourceInfo
     from imgkeep.database import DurableJobs
     from imgkeep.images.upload import Saver
     from imgkeep.jobs.webhooks import WebhookSender

@@ -11,7 +11,7 @@ from aiohttp import web
 from msgspec import UNSET
 
 from imgkeep.core.errors import InvalidRequest
-from imgkeep.core.records import JobState
+from imgkeep.core.jobs import JobState
 from imgkeep.jobs.job_facts import describe_job
 from imgkeep.jobs.runner import ITEMS_MAX
 from imgkeep.web.api import schemas
