@@ -17,6 +17,7 @@ from imgkeep.core.layout import encode_record, object_path, record_path
 from imgkeep.core.records import Digest, Format, PixelSize, Record
 from imgkeep.core.source_url import read_source
 from imgkeep.database import ImageIndex
+from imgkeep.storage.local.disk import Disk
 from imgkeep.storage.local.store import LocalStore
 from PIL import Image
 
@@ -110,7 +111,7 @@ def store(folder: Path, number: int, *, origin_port: int, objects: int) -> Path:
 
 
 async def _fill(folder: Path, number: int, origin_port: int, objects: int) -> None:
-    disk = LocalStore(folder)
+    disk = LocalStore(Disk(folder))
     await disk.open()
     await disk.aclose()
     for kind in ("objects", "records"):

@@ -115,7 +115,7 @@ async def test_urls_stand_above_the_bar(folder: Path, origin: FakeOrigin) -> Non
 
 async def test_answers_go_to_a_pipe_and_words_to_the_terminal(folder: Path, origin: FakeOrigin) -> None:
     url = origin.gives("/0.png", picture())
-    line = f"'{sys.executable}' -m proxy save --json '{url}' > answers.jsonl"
+    line = f"'{sys.executable}' -m imgkeep save --json '{url}' > answers.jsonl"
     async with terminal(folder, command=line) as shown:
         assert await shown.process.wait() == 0
     (answer,) = (folder.parent / "answers.jsonl").read_text("utf-8").splitlines()
@@ -168,7 +168,7 @@ async def test_command_that_waits_for_input_is_ended_by_ctrl_c(folder: Path, wor
 
 @pytest.mark.parametrize("words", ["--help", "save --help", "inspect --json -", "completion bash"])
 async def test_reader_who_has_enough_sees_no_traceback(folder: Path, words: str) -> None:
-    line = f"yes https://example.com/a.png | head -n 5000 | '{sys.executable}' -m proxy {words} | head -n 1"
+    line = f"yes https://example.com/a.png | head -n 5000 | '{sys.executable}' -m imgkeep {words} | head -n 1"
     process = await asyncio.create_subprocess_exec(
         *("/bin/bash", "-c", line),
         cwd=folder.parent,

@@ -14,12 +14,12 @@ from imgkeep.database import ImageIndex
 from imgkeep.images.blocked_digests import RECHECKS_MAX, REFRESH_INTERVAL_S, BlockedDigests
 from imgkeep.images.record_cache import TOMBSTONES_TTL_S, RecordCache
 from imgkeep.images.removal import Remover
-from imgkeep.storage.local.store import LocalStore
 
 from tests.support.fakes import Timer
-from tests.support.stores import NOON, record_of
+from tests.support.stores import NOON, local_store, record_of
 
 if TYPE_CHECKING:
+    from imgkeep.storage.local.store import LocalStore
     from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
     from datetime import datetime
     from pathlib import Path
@@ -134,7 +134,7 @@ class Node:
         self.restored_count += 1
 
     async def keep(self, body: bytes, record: Record) -> None:
-        draft = await self.disk.begin(len(body))
+        draft = await self.disk.disk.begin(len(body))
         await draft.write(body)
         try:
             await self.disk.put(draft, record)
@@ -152,7 +152,7 @@ class Node:
 
 @pytest.fixture
 async def disk(tmp_path: Path) -> AsyncIterator[LocalStore]:
-    store = LocalStore(tmp_path / "data")
+    store = local_store(tmp_path / "data")
     await store.open()
     yield store
     await store.aclose()
@@ -312,7 +312,7 @@ async def test_undo_shows_bytes_that_interrupted_removal_left(node: Node) -> Non
 
 async def test_removal_leaves_key_with_other_bytes(node: Node) -> None:
     other = record_of(b"other bytes", name="b")
-    draft = await node.disk.begin(None)
+    draft = await node.disk.disk.begin(None)
     await draft.write(b"other bytes")
     await node.disk.put(draft, other, B.digest)
     await draft.aclose()
@@ -359,7 +359,7 @@ async def test_removal_of_digest_the_database_does_not_know(disk: LocalStore, tm
     lost = ImageIndex(f"sqlite:///{tmp_path}/new.db", lambda: NOON)
     await lost.open()
     node = Node(disk, lost)
-    draft = await disk.begin(None)
+    draft = await disk.disk.begin(None)
     await draft.write(BODY)
     await disk.put(draft, A)
     await draft.aclose()
@@ -372,7 +372,7 @@ async def test_removal_blocks_digest_while_database_fails(disk: LocalStore, tmp_
     (tmp_path / "folder").mkdir()
     away = ImageIndex(f"sqlite:///{tmp_path}/folder", lambda: NOON)
     node = Node(disk, away)
-    draft = await disk.begin(None)
+    draft = await disk.disk.begin(None)
     await draft.write(BODY)
     await disk.put(draft, A)
     await draft.aclose()

@@ -241,7 +241,7 @@ async def open_services(
     async with open_storage(
         config, clock=platform.clock, timer=platform.timer, sleep=platform.sleep, observe=metrics.called, share=share
     ) as parts:
-        health = Health(parts.disk, parts.database, config.store.free_bytes_min, parts.remote)
+        health = Health(parts.local, parts.database, config.store.free_bytes_min, parts.remote)
         inspector = make_inspector(config, platform.clock)
         own_ports: set[int] = set()
         origin = _make_origin(config, platform, inspector, metrics, own_ports)
@@ -410,7 +410,7 @@ def _make_jobs(  # noqa: PLR0913, PLR0917 - what it is made of
 
 def _watch_gauges(services: Services, origin: OriginClient, format_checker: FormatChecker) -> None:
     """Show what is under way, and what is held, beside what is counted."""
-    watch, memory_cache = services.metrics.watch, services.parts.disk.memory_cache
+    watch, memory_cache = services.metrics.watch, services.parts.local.disk.memory_cache
     watch("job_links_waiting", "Links that wait to be saved", lambda: services.jobs.waiting, shared=True)
     watch("fills_in_flight", "Images being fetched", lambda: services.image_service.fills_in_flight)
     watch("fetches_waiting", "Fetches that wait for a place", lambda: origin.limiter.waiting)
@@ -420,7 +420,7 @@ def _watch_gauges(services: Services, origin: OriginClient, format_checker: Form
     watch(
         "memory_cache_mapped_bytes",
         "Bytes of objects mapped into memory",
-        lambda: memory_cache.memory_cache_mapped_bytes,
+        lambda: memory_cache.mapped_bytes,
     )
     watch("ready", "Processes that /readyz calls ready or degraded", lambda: services.health.report(in_full=False)[0])
     watch("degraded", "Processes of which a part is failing", lambda: any(services.health.faults.values()))
@@ -505,7 +505,7 @@ def _show_backlog(services: Services, outbox_worker: OutboxWorker) -> None:
 
 def _drop_of(parts: Storage) -> Callable[[Digest], Awaitable[None]]:
     """Return the function that deletes this machine's copies of a blocked digest."""
-    return parts.disk.delete_object if parts.remote is None else parts.remote.tiered_store.drop
+    return parts.local.delete_object if parts.remote is None else parts.remote.tiered_store.drop
 
 
 class _Herald:

@@ -179,11 +179,11 @@ async def maintain(call: Invocation) -> int:
 
 async def _check_live(parts: Storage, *, as_json: bool) -> int:
     if parts.remote is None:
-        return await look.check({"store": parts.disk, "database": parts.database}, as_json=as_json, out=sys.stdout)
+        return await look.check({"store": parts.local, "database": parts.database}, as_json=as_json, out=sys.stdout)
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # not every terminal has ticks
     async with aclosing(_steps(parts.remote)) as steps:
-        local: dict[str, Watched] = {"fallback": parts.disk, "database": parts.database}
+        local: dict[str, Watched] = {"fallback": parts.local, "database": parts.database}
         place = parts.remote.bucket.client.place
         return await look.check(local, steps, place=place, as_json=as_json, out=sys.stdout)
 

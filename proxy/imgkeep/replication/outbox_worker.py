@@ -169,10 +169,10 @@ class OutboxWorker:
     async def _leave(self, record: Record) -> None:
         """Drop a record that must not be carried over, and the bytes where these are blocked."""
         if record.digest in self._refused:
-            await self._fallback.delete(record.key)
+            await self._fallback.delete_record(record.key)
             await self._fallback.delete_object(record.digest)
         else:
-            await self._cache.take(record)
+            await self._cache.move_from(self._fallback, record)
         await self._forget(record.key)
 
     async def _carry_over(self, waiting: OutboxEntry, record: Record | None) -> None:
@@ -184,7 +184,7 @@ class OutboxWorker:
         draft = await self._fallback.open_verified_draft(record.object_name)
         if draft is None and await self._primary.size_of(record.object_name) != record.size:
             log.error("an image was damaged before it reached the primary", extra={"key": record.key})
-            if await self._cache.take(record):
+            if await self._cache.move_from(self._fallback, record):
                 await self._outbox.remove(record.key)
             return
         try:
@@ -197,7 +197,7 @@ class OutboxWorker:
         if standing.digest != record.digest and standing.doubts:
             standing = await self._set_beside(standing, record)
         # Not if another image was kept under the key meanwhile: it waits in its turn.
-        if await self._cache.take(record):
+        if await self._cache.move_from(self._fallback, record):
             await self._image_service.kept(standing)
             self._counted(True)
 

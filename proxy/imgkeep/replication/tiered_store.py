@@ -162,7 +162,7 @@ class TieredStore:
                 raise
             return replace(await self._put_in_fallback(self._fallback, draft, record, replaces), pending=True)
         self._seen[record.object_name] = self._put[record.object_name] = True
-        await self._cache.keep(draft, record.object_name)
+        await self._cache.put(draft, record.object_name)
         return kept
 
     async def put_record(self, record: Record, replaces: Digest | None = None) -> Record:
@@ -176,7 +176,7 @@ class TieredStore:
     async def put_tombstone(self, tombstone: Tombstone) -> None:
         await self._call_primary(partial(self._primary.put_tombstone, tombstone))
         if self._fallback is not None:
-            await self._fallback.delete(tombstone.key)
+            await self._fallback.delete_record(tombstone.key)
 
     async def block(self, digest: Digest, removed_at: datetime, keys: Collection[Key] = ()) -> None:
         await self._call_primary(partial(self._primary.block, digest, removed_at, keys))
@@ -226,7 +226,7 @@ class TieredStore:
         """A picture is refused, here or on another node: forget where it was, and our copy of it."""
         for name in object_names(digest):
             self._seen.pop(name, None)
-        await self._cache.drop(digest)
+        await self._cache.delete(digest)
 
     async def has(self, name: str) -> bool:
         """Whether the primary can be reached and was seen to have the object lately; asks it, if need be."""
@@ -275,9 +275,9 @@ class TieredStore:
     async def _put_in_fallback(
         self, fallback: LocalStore, draft: Draft, record: Record, replaces: Digest | None
     ) -> Record:
-        if fallback.takes(draft):
+        if fallback.disk.owns(draft):
             return await fallback.put(draft, record, replaces)
-        copy = await fallback.begin(draft.size)
+        copy = await fallback.disk.begin(draft.size)
         try:
             while piece := await draft.read(copy.size, 1_048_576):
                 await copy.write(piece)
