@@ -19,12 +19,12 @@ from tests.support.fakes import Timer
 from tests.support.stores import NOON, local_store, record_of
 
 if TYPE_CHECKING:
-    from imgkeep.storage.local.store import LocalStore
     from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
     from datetime import datetime
     from pathlib import Path
 
     from imgkeep.core.records import Record, Source
+    from imgkeep.storage.local.store import LocalStore
 
 BODY = b"an image"
 DIGEST = Digest(sha256(BODY).hexdigest())

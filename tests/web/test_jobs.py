@@ -15,9 +15,9 @@ import sqlalchemy as sa
 from imgkeep.bootstrap.server import Platform
 from yarl import URL
 
+from tests.support.clock import FakeClock
 from tests.support.pictures import picture
 from tests.support.program import until
-from tests.web.test_auth import Clock
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -55,7 +55,7 @@ async def _sleep_briefly(seconds: float) -> None:
     await asyncio.sleep(seconds / 100)
 
 
-def hurried(clock: Clock) -> Platform:
+def hurried(clock: FakeClock) -> Platform:
     """All that waits in the background hurries, and both clocks are the test's."""
     return Platform(clock=clock, timer=lambda: clock.now.timestamp(), sleep=_sleep_briefly)  # noqa: PLW0108 - it moves
 
@@ -147,7 +147,7 @@ async def event(response: ClientResponse) -> tuple[str, dict[str, Any]]:
 
 
 async def test_what_may_pass_is_tried_again_and_what_will_not_is_not(start: Start, origin: FakeOrigin) -> None:
-    clock = Clock()
+    clock = FakeClock()
     imgkeep = await start(platform=hurried(clock))
 
     async def flaky(exchange: Exchange) -> None:
@@ -167,7 +167,7 @@ async def test_what_may_pass_is_tried_again_and_what_will_not_is_not(start: Star
 
 
 async def test_a_link_is_tried_until_it_expires_and_forgotten_then(start: Start, origin: FakeOrigin) -> None:
-    clock = Clock()
+    clock = FakeClock()
     provider = {
         "name": "Acme",
         "hosts": ["127.0.0.1"],
@@ -214,7 +214,7 @@ async def test_jobs_survive_a_restart(start: Start, origin: FakeOrigin) -> None:
 
 
 async def test_whoever_wants_to_is_told_by_a_signed_message_until_it_is_taken(start: Start, origin: FakeOrigin) -> None:
-    clock = Clock()
+    clock = FakeClock()
     messages: list[tuple[Exchange, bytes]] = []
 
     async def hook(exchange: Exchange) -> None:

@@ -29,9 +29,7 @@ def signed(origin: FakeOrigin, number: int) -> str:
 
 
 @pytest.mark.parametrize("body", [SMALL, LARGE], ids=["small", "large"])
-async def test_links_to_one_picture_do_not_take_its_bytes_from_each_other(
-    imgkeep: Imgkeep, origin: FakeOrigin, body: bytes
-) -> None:
+async def test_links_to_one_image_share_its_bytes(imgkeep: Imgkeep, origin: FakeOrigin, body: bytes) -> None:
     origin.gives("/a.png", body)
     links = [signed(origin, number) for number in range(3)]
     await store_image(imgkeep, links[0])
@@ -47,7 +45,7 @@ async def test_links_to_one_picture_do_not_take_its_bytes_from_each_other(
     assert origin.asked("/a.png") == 1
 
 
-def test_links_to_one_picture_are_prepared_up_to_a_number_and_do_not_crowd_out_others() -> None:
+def test_cached_responses_of_one_image_are_bounded() -> None:
     answers = table(2**30)
     answers.prepare(b"/other", answer("two"))
     for number in range(TARGETS_MAX + 10):
