@@ -149,8 +149,8 @@ async def test_dual_stack_server_sees_ipv4_clients_as_such(tmp_path: Path, worke
 def test_connections_of_an_ipv4_client_count_as_one_in_both_spellings() -> None:
     refused: list[str] = []
     limit = ConnectionLimit(2, (), refused.append)
-    assert limit.enter("::ffff:192.0.2.7") == ("192.0.2.7",)
-    assert limit.enter("192.0.2.7") == ("192.0.2.7",)
-    assert limit.enter("::ffff:192.0.2.7") is None
-    assert limit.enter("::ffff:127.0.0.1") == (), "a program of this machine"
+    assert limit.acquire("::ffff:192.0.2.7") == ("192.0.2.7",)
+    assert limit.acquire("192.0.2.7") == ("192.0.2.7",)
+    assert limit.acquire("::ffff:192.0.2.7") is None
+    assert limit.acquire("::ffff:127.0.0.1") == (), "a program of this machine"
     assert refused == ["connections"]

@@ -304,7 +304,7 @@ async def test_hits_fills_and_health_go_on_while_all_judging_threads_are_held(
     for form in ("PNG", "JPEG", "GIF", "WEBP"):
         fresh = await imgkeep.img(origin.gives(f"/fresh.{form}", picture(form, seed=1)))
         assert (fresh.status, await fresh.read()) == (200, picture(form, seed=1))
-    await services_of(imgkeep).health.look()
+    await services_of(imgkeep).health.check()
     assert (await imgkeep.client.get("/healthz")).status == 200
     ready = await imgkeep.client.get("/readyz")
     assert (ready.status, (await ready.json())["status"]) == (200, "ready")
@@ -359,7 +359,7 @@ async def test_a_judgement_out_of_time_is_the_images_failure_and_remembered(
     assert codes[0] == (503, "busy")
     assert await code_of(imgkeep, urls[0]) == (422, "not_an_image")
     assert origin.asked("/0.png") == 1
-    await services_of(imgkeep).health.look()
+    await services_of(imgkeep).health.check()
     assert (await (await imgkeep.client.get("/readyz")).json())["status"] == "ready"
     # A thread cannot be killed, but what nothing waits for is given up at the next pause.
     assert format_checker.under_way == judging.QUICK_THREADS

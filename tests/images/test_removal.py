@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from imgkeep.core.errors import Removed, StorageError
 from imgkeep.core.records import Digest, Doubt, Key, Tombstone
-from imgkeep.database import ImageIndex
+from imgkeep.database import Database, RemovalIndex
 from imgkeep.images.blocked_digests import RECHECKS_MAX, REFRESH_INTERVAL_S, BlockedDigests
 from imgkeep.images.record_cache import TOMBSTONES_TTL_S, RecordCache
 from imgkeep.images.removal import Remover
@@ -19,7 +19,7 @@ from tests.support.fakes import Timer
 from tests.support.stores import NOON, local_store, record_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Collection
     from datetime import datetime
     from pathlib import Path
 
@@ -98,16 +98,16 @@ class Peers:
 class Node:
     """A node on one folder, with all that a removal needs."""
 
-    def __init__(self, disk: LocalStore, database: ImageIndex, peers: Peers | None = None) -> None:
+    def __init__(self, disk: LocalStore, database: Database, peers: Peers | None = None) -> None:
         self.store = FaultyStore(disk)
         self.database = database
-        self.records = RecordCache(self.store, database, (), Timer())  # type: ignore[arg-type]  # it has all verbs
-        self.blocked_digests = BlockedDigests(self.store, database, disk.delete_object, peers)  # type: ignore[arg-type]  # as above
+        self.records = RecordCache(self.store, database.image_index, (), Timer())  # type: ignore[arg-type]  # it has all verbs
+        self.blocked_digests = BlockedDigests(self.store, database.removals, disk.delete_object, peers)  # type: ignore[arg-type]  # as above
         self.minute = 0
         self.restored_count = 0
         self.remover = Remover(
             store=self.store,  # type: ignore[arg-type]  # as above
-            image_index=database,
+            image_index=database.image_index,
             image_service=self,  # type: ignore[arg-type]  # what a removal needs of it
             blocked_digests=self.blocked_digests,
             clock=self.clock,
@@ -140,7 +140,7 @@ class Node:
             await self.disk.put(draft, record)
         finally:
             await draft.aclose()
-        await self.database.put(record)
+        await self.database.image_index.put(record)
 
     async def is_free(self, key: Key) -> bool:
         """Whether an image can be stored under a key, as a fill would find out."""
@@ -159,15 +159,15 @@ async def disk(tmp_path: Path) -> AsyncIterator[LocalStore]:
 
 
 @pytest.fixture
-async def database(tmp_path: Path) -> AsyncIterator[ImageIndex]:
-    found = ImageIndex(f"sqlite:///{tmp_path}/imgkeep.db", lambda: NOON)
+async def database(tmp_path: Path) -> AsyncIterator[Database]:
+    found = Database(f"sqlite:///{tmp_path}/imgkeep.db", lambda: NOON)
     await found.open()
     yield found
     await found.aclose()
 
 
 @pytest.fixture
-async def node(disk: LocalStore, database: ImageIndex) -> Node:
+async def node(disk: LocalStore, database: Database) -> Node:
     """A node on which two keys show one image."""
     found = Node(disk, database)
     for record in (A, B):
@@ -198,7 +198,7 @@ async def test_undo_reverses_whole_removal(node: Node, way: str) -> None:
     assert await node.is_free(B.key)
     assert DIGEST not in node.blocked_digests
     assert await node.disk.list_blocked() == set()
-    assert list(await node.database.refused()) == []
+    assert list(await node.database.removals.list_blocked()) == []
     assert await node.remover.restore_key(A.key) is await node.remover.restore_digest(DIGEST) is None
     await node.keep(BODY, A)
     assert await node.look_up(A.key) == A
@@ -206,7 +206,7 @@ async def test_undo_reverses_whole_removal(node: Node, way: str) -> None:
 
 @pytest.mark.parametrize("way", ["key", "digest"])
 async def test_repeated_undo_completes_one_that_crashed_at_any_step(
-    disk: LocalStore, database: ImageIndex, way: str
+    disk: LocalStore, database: Database, way: str
 ) -> None:
     async def undo(node: Node) -> object:
         if way == "key":
@@ -235,11 +235,11 @@ async def test_repeated_undo_completes_one_that_crashed_at_any_step(
         assert await heir.is_free(B.key)
         assert DIGEST not in heir.blocked_digests
         assert await disk.list_blocked() == set()
-        assert list(await database.refused()) == []
+        assert list(await database.removals.list_blocked()) == []
     assert died == 3, "two tombstones and one block"
 
 
-async def test_repeated_removal_completes_one_that_crashed_at_any_step(disk: LocalStore, database: ImageIndex) -> None:
+async def test_repeated_removal_completes_one_that_crashed_at_any_step(disk: LocalStore, database: Database) -> None:
     died = 0
     for steps in range(10):
         node = Node(disk, database)
@@ -317,7 +317,7 @@ async def test_removal_leaves_key_with_other_bytes(node: Node) -> None:
     await node.disk.put(draft, other, B.digest)
     await draft.aclose()
     # The database still says that both keys show the same.
-    assert set(await node.database.keys_of(DIGEST)) == {A.key, B.key}
+    assert set(await node.database.image_index.keys_of(DIGEST)) == {A.key, B.key}
     assert await node.remover.remove_key(A.key)
     assert not await node.is_free(A.key)
     assert await node.disk.find(B.key) == other
@@ -356,7 +356,7 @@ async def test_unknown_digest_is_blocked_only_by_force(node: Node) -> None:
 
 
 async def test_removal_of_digest_the_database_does_not_know(disk: LocalStore, tmp_path: Path) -> None:
-    lost = ImageIndex(f"sqlite:///{tmp_path}/new.db", lambda: NOON)
+    lost = Database(f"sqlite:///{tmp_path}/new.db", lambda: NOON)
     await lost.open()
     node = Node(disk, lost)
     draft = await disk.disk.begin(None)
@@ -370,7 +370,7 @@ async def test_removal_of_digest_the_database_does_not_know(disk: LocalStore, tm
 
 async def test_removal_blocks_digest_while_database_fails(disk: LocalStore, tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
-    away = ImageIndex(f"sqlite:///{tmp_path}/folder", lambda: NOON)
+    away = Database(f"sqlite:///{tmp_path}/folder", lambda: NOON)
     node = Node(disk, away)
     draft = await disk.disk.begin(None)
     await draft.write(BODY)
@@ -387,7 +387,7 @@ async def test_removal_blocks_digest_while_database_fails(disk: LocalStore, tmp_
 # --- other workers and nodes
 
 
-async def test_other_workers_and_nodes_learn_of_undo(disk: LocalStore, database: ImageIndex) -> None:
+async def test_other_workers_and_nodes_learn_of_undo(disk: LocalStore, database: Database) -> None:
     peers = Peers()
     node, worker, other_node = Node(disk, database, peers), Node(disk, database), Node(disk, database)
     peers.others.append(worker.blocked_digests)
@@ -412,7 +412,7 @@ def test_tombstones_are_remembered_no_longer_than_a_refresh() -> None:
     assert TOMBSTONES_TTL_S <= REFRESH_INTERVAL_S
 
 
-async def test_undo_succeeds_although_a_worker_does_not_answer(disk: LocalStore, database: ImageIndex) -> None:
+async def test_undo_succeeds_although_a_worker_does_not_answer(disk: LocalStore, database: Database) -> None:
     peers = Peers()
     node = Node(disk, database, peers)
     await node.keep(BODY, A)
@@ -428,7 +428,7 @@ async def test_late_notice_of_undo_ends_no_new_block(node: Node) -> None:
     assert await node.remover.remove_key(A.key)
     await node.blocked_digests.recheck([DIGEST])
     assert DIGEST in node.blocked_digests
-    assert list(await node.database.refused()) == [DIGEST]
+    assert list(await node.database.removals.list_blocked()) == [DIGEST]
 
 
 async def test_list_older_than_new_removal_ends_no_block(node: Node) -> None:
@@ -455,29 +455,25 @@ async def test_answer_older_than_new_removal_ends_no_block(node: Node) -> None:
     late.set()
     await looking
     assert DIGEST in node.blocked_digests
-    assert list(await node.database.refused()) == [DIGEST]
+    assert list(await node.database.removals.list_blocked()) == [DIGEST]
 
 
 async def test_recheck_notices_removal_that_crosses_its_row(node: Node) -> None:
     await remove(node)
     await node.disk.unblock(DIGEST)
-    allow = node.database.allow
 
-    class Slow:
+    class Slow(RemovalIndex):
         """The database, while another process removes again and writes its row first."""
 
-        def __getattr__(self, verb: str) -> object:
-            return getattr(node.database, verb)
-
-        async def allow(self, digests: Sequence[Digest]) -> None:
+        async def unblock(self, digests: Collection[Digest]) -> None:
             await node.disk.block(DIGEST, NOON)
-            await node.database.refuse([DIGEST])
-            await allow(digests)
+            await self.block([DIGEST])
+            await super().unblock(digests)
 
-    node.blocked_digests._removals = Slow()  # type: ignore[assignment]  # it has all verbs
+    node.blocked_digests._removals = Slow(node.database.engine)
     await node.blocked_digests.recheck([DIGEST])
     assert DIGEST in node.blocked_digests
-    assert list(await node.database.refused()) == [DIGEST]
+    assert list(await node.database.removals.list_blocked()) == [DIGEST]
 
 
 async def test_incomplete_list_ends_no_block(node: Node) -> None:
@@ -531,9 +527,9 @@ async def test_undo_of_tombstone_without_digest_restores_its_key_alone(node: Nod
 
 
 async def test_late_node_deletes_bytes_it_stored_after_removal(
-    disk: LocalStore, database: ImageIndex, tmp_path: Path
+    disk: LocalStore, database: Database, tmp_path: Path
 ) -> None:
-    own = ImageIndex(f"sqlite:///{tmp_path}/late.db", lambda: NOON)
+    own = Database(f"sqlite:///{tmp_path}/late.db", lambda: NOON)
     await own.open()
     node, late = Node(disk, database), Node(disk, own)
     await node.keep(BODY, A)

@@ -104,19 +104,19 @@ async def test_removed_image_with_a_record_is_not_listed(start: Start, origin: F
     assert await remove(imgkeep, f"/{told['key']}") == 200
     assert len(imgkeep.files("records")) == 2
     assert imgkeep.client.app is not None
-    ledger = imgkeep.client.app[SERVICES].parts.database
+    index = imgkeep.client.app[SERVICES].parts.database.image_index
     record = await imgkeep.client.app[SERVICES].image_service.look_up(Key(told["key"]))
     assert isinstance(record, Record), "it is no tombstone"
 
     async def records() -> AsyncIterator[Record]:
         yield record
-        for known in await ledger.page(limit=9):
+        for known in await index.page(limit=9):
             yield known
 
-    await ledger.rebuild(records())  # as `imgkeep reindex` does
+    await index.rebuild(records())  # as `imgkeep reindex` does
     listed = (await (await imgkeep.client.get("/api/images")).json())["images"]
     assert [image["key"] for image in listed] == [other["key"]]
-    totals = await ledger.count()
+    totals = await index.count()
     assert (totals.images, totals.objects) == (1, 1)
 
 

@@ -168,7 +168,7 @@ async def test_page_knows_the_session_of_its_browser(start: Start) -> None:
     ):
         assert f'data-api="{session}"' in await page_of(imgkeep, *fields), fields
     assert imgkeep.client.app is not None
-    imgkeep.client.app[SERVICES].health.note("store", "the disk failed")
+    imgkeep.client.app[SERVICES].health.note_fault("store", "the disk failed")
     assert b"the disk failed" in (await ask(imgkeep, "/readyz", good)).body
     assert b"the disk failed" not in (await ask(imgkeep, "/readyz", good, elsewhere)).body
     open_to_others = await start(server=OPEN)
@@ -188,7 +188,7 @@ async def test_page_states_which_urls_need_a_signature(start: Start, signature: 
 async def test_fault_is_stated_in_words(imgkeep: Imgkeep) -> None:
     assert imgkeep.client.app is not None
     health = imgkeep.client.app[SERVICES].health
-    health.note("store", "the disk /secret/place failed")
+    health.note_fault("store", "the disk /secret/place failed")
     page = await page_of(imgkeep)
     assert "Some parts do not work" in page
     assert "store failing" in page
