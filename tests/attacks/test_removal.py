@@ -16,7 +16,7 @@ from imgkeep.core.source_url import read_source
 from imgkeep.images.refetch import REFETCHES_MAX
 from yarl import URL
 
-from tests.support.api_requests import REMOVED, data_url, problem_code, save
+from tests.support.api_calls import REMOVED, data_url, problem_code, save
 from tests.support.pictures import picture
 from tests.support.program import until
 

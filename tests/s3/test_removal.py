@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from imgkeep.bootstrap.server import Platform
 
 from tests.s3.test_remote import ALL, comes_true, get, replicated
-from tests.support.api_requests import REMOVED, remove, saved
+from tests.support.api_calls import REMOVED, remove, saved
 from tests.support.pictures import picture
 from tests.support.program import until
 from tests.support.s3.misbehaving import only

@@ -12,7 +12,7 @@ from imgkeep.core.signing import signed_path
 from imgkeep.images.rate_limit import WIDE_NETWORK_SHARE
 from yarl import URL
 
-from tests.support.api_requests import problem_code
+from tests.support.api_calls import problem_code
 from tests.support.clock import FakeClock
 from tests.support.fakes import Timer
 from tests.support.pictures import picture

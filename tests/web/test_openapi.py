@@ -11,7 +11,7 @@ from imgkeep.bootstrap.server import build
 from imgkeep.config import Config
 from imgkeep.web.api.openapi.document import DOCUMENT, PATHS
 
-from tests.support.api_requests import data_url
+from tests.support.api_calls import data_url
 from tests.support.pictures import picture
 from tests.support.program import serving
 

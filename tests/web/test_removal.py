@@ -10,7 +10,7 @@ from imgkeep.bootstrap.server import SERVICES
 from imgkeep.core.records import Key, Record
 from imgkeep.core.source_url import read_source
 
-from tests.support.api_requests import REMOVED, data_url, problem_code, remove, save, saved
+from tests.support.api_calls import REMOVED, data_url, problem_code, remove, save, saved
 from tests.support.pictures import picture, picture_of
 
 if TYPE_CHECKING:

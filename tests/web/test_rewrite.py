@@ -14,7 +14,7 @@ from imgkeep.bootstrap.server import SERVICES
 from imgkeep.core.signing import signed_path
 from yarl import URL
 
-from tests.support.api_requests import job_done
+from tests.support.api_calls import job_done
 from tests.support.pictures import picture
 from tests.support.raw_http import port_of, target_of
 

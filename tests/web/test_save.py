@@ -17,7 +17,7 @@ from imgkeep.core.records import Digest
 from imgkeep.web.auth import AUTH
 from yarl import URL
 
-from tests.support.api_requests import data_url, post_save, save
+from tests.support.api_calls import data_url, post, save
 from tests.support.pictures import picture, picture_of
 from tests.support.raw_http import port_of
 
@@ -121,7 +121,7 @@ async def test_equal_bytes_are_stored_once(imgkeep: Imgkeep, way: str, body: byt
         if way == "upload":
             response = await imgkeep.client.post("/api/save-image", data=form(body))
         else:
-            response = await post_save(imgkeep, json.dumps({"data": data_url(body)}).encode())
+            response = await post(imgkeep, json.dumps({"data": data_url(body)}).encode())
         told = await response.json()
         assert (response.status, told["created"]) == (201 if created else 200, created), told
         assert told["key"] == identify_bytes(Digest(sha256(body).hexdigest())).key
@@ -201,7 +201,7 @@ async def test_limits_hold_for_uploads(start: Start) -> None:
     imgkeep = await start(fetch={"body_bytes_max": 100_000, "pixels_max": 3071})
     for body in (picture_of(200_000), picture()):
         for response in (
-            await post_save(imgkeep, json.dumps({"data": data_url(body)}).encode()),
+            await post(imgkeep, json.dumps({"data": data_url(body)}).encode()),
             await imgkeep.client.post("/api/save-image", data=form(body)),
         ):
             assert (response.status, (await response.json())["code"]) == (422, "too_large")
@@ -252,7 +252,7 @@ async def test_own_server_as_source_is_a_loop(start: Start) -> None:
 )
 async def test_malformed_request_is_refused_at_once(imgkeep: Imgkeep, body: str | bytes, says: str) -> None:
     async with asyncio.timeout(20):
-        response = await post_save(imgkeep, body.encode() if isinstance(body, str) else body)
+        response = await post(imgkeep, body.encode() if isinstance(body, str) else body)
     told = await response.json()
     assert response.status == 400, told
     assert told["code"] in {"invalid_request", "invalid_source"}

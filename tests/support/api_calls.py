@@ -17,14 +17,14 @@ REMOVED = (410, "removed")
 """Status and code of an image that was removed."""
 
 
-async def post_save(imgkeep: Imgkeep, body: bytes) -> ClientResponse:
+async def post(imgkeep: Imgkeep, body: bytes) -> ClientResponse:
     headers = {"Content-Type": "application/json"}
     return await imgkeep.client.post("/api/save-image", data=BytesIO(body), headers=headers)
 
 
 async def save(imgkeep: Imgkeep, body: object) -> tuple[int, dict[str, Any]]:
     """Save an image; return status and facts."""
-    response = await post_save(imgkeep, json.dumps(body).encode())
+    response = await post(imgkeep, json.dumps(body).encode())
     return response.status, await response.json()
 
 
