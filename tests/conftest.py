@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import quote
 
 import pytest
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from aiohttp import ClientHandlerType, ClientRequest, ClientResponse, web
+    from pytest_aiohttp.plugin import AiohttpClient
 
 pytest_plugins = ["tests.support.s3.fixtures", "tests.support.s3.remote"]
 
@@ -119,9 +120,16 @@ def configuration(folder: Path, **sections: dict[str, Any]) -> Config:
 
 
 @pytest.fixture
-async def start(tmp_path: Path) -> AsyncIterator[Callable[..., Awaitable[Imgkeep]]]:
+def has_fast_path(request: pytest.FixtureRequest) -> bool:
+    """Whether plain requests for images bypass aiohttp (`tests/support/fast_path.py`)."""
+    return bool(getattr(request, "param", True))
+
+
+@pytest.fixture
+async def start(
+    tmp_path: Path, aiohttp_client: AiohttpClient, *, has_fast_path: bool
+) -> AsyncIterator[Callable[..., Awaitable[Imgkeep]]]:
     """Start an imgkeep with sections of configuration, as often as wanted: on one folder, or on that of `folder`."""
-    clients: list[TestClient[web.Request, web.Application]] = []
     strangers: list[ClientSession] = []
 
     async def start_one(
@@ -129,27 +137,23 @@ async def start(tmp_path: Path) -> AsyncIterator[Callable[..., Awaitable[Imgkeep
     ) -> Imgkeep:
         place = folder or tmp_path / "data"
         config = configuration(place, **sections)
-        server = Server(build(config, platform or Platform()))
+        server = Server(build(config, platform or Platform(), has_fast_path=has_fast_path))
 
         async def show_token(request: ClientRequest, handler: ClientHandlerType) -> ClientResponse:
             if request.url.path.startswith(("/api/", "/readyz")) and "Authorization" not in request.headers:
                 request.headers["Authorization"] = f"Bearer {one.token}"
             return await handler(request)
 
-        client: TestClient[web.Request, web.Application] = TestClient(
+        client: TestClient[web.Request, None] = await aiohttp_client(
             server, auto_decompress=False, middlewares=(show_token,)
         )
-        await client.start_server()
-        clients.append(client)
         strangers.append(ClientSession(client.make_url("/"), auto_decompress=False))
-        one = Imgkeep(client, strangers[-1], config, place)
+        one = Imgkeep(cast("TestClient[web.Request, web.Application]", client), strangers[-1], config, place)
         return one
 
     yield start_one
     for stranger in strangers:
         await stranger.close()
-    for client in clients:
-        await client.close()
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import sqlalchemy as sa
 from imgkeep.web.access_log import ACCESS_LOG
-from imgkeep.web.fastpath.protocol import Connection
+from imgkeep.web.connection import Connection
 
 from tests.support.image_requests import store_image
 from tests.support.pictures import picture_of

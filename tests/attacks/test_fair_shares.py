@@ -12,8 +12,8 @@ from imgkeep.bootstrap.server import SERVICES, Platform
 from imgkeep.core.records import OWN, Client
 from imgkeep.origin.concurrency import CLIENT_PART, HOST_PART, QUEUE_PER_PLACE, RESERVED_PART, FetchLimiter
 from imgkeep.origin.demand import Demand
+from imgkeep.web.connection import CONNECTIONS
 from imgkeep.web.connection_limit import ConnectionLimit
-from imgkeep.web.fastpath.context import FAST_PATH
 
 from tests.support.network import Dials, Names, Timer, counted, look, until, until_counted
 from tests.support.pictures import picture, picture_of
@@ -484,33 +484,33 @@ async def test_a_48_has_no_more_look_ups_in_vain_than_four_64s(remote: Remote) -
 def test_connections_are_counted_by_client() -> None:
     refused: list[str] = []
     limit = ConnectionLimit(3, (), refused.append)
-    mine = [limit.enter("203.0.113.1") for _ in range(4)]
+    mine = [limit.acquire("203.0.113.1") for _ in range(4)]
     assert mine == [("203.0.113.1",)] * 3 + [None]
-    assert limit.enter("::ffff:203.0.113.1") is None, "the same client"
-    assert limit.enter("203.0.113.2") == ("203.0.113.2",)
-    assert [limit.enter("127.0.0.1") for _ in range(10)] == [()] * 10
-    assert sum(limit.enter(f"2001:db8:1:{n:x}::1") is not None for n in range(40)) == 12
-    limit.leave(("203.0.113.1",))
-    assert limit.enter("203.0.113.1") is not None
+    assert limit.acquire("::ffff:203.0.113.1") is None, "the same client"
+    assert limit.acquire("203.0.113.2") == ("203.0.113.2",)
+    assert [limit.acquire("127.0.0.1") for _ in range(10)] == [()] * 10
+    assert sum(limit.acquire(f"2001:db8:1:{n:x}::1") is not None for n in range(40)) == 12
+    limit.release(("203.0.113.1",))
+    assert limit.acquire("203.0.113.1") is not None
     assert len(refused) == 2 + 28
     unlimited = ConnectionLimit(0, (), refused.append)
-    assert [unlimited.enter("203.0.113.1") for _ in range(10)] == [()] * 10
+    assert [unlimited.acquire("203.0.113.1") for _ in range(10)] == [()] * 10
 
 
 async def test_one_connection_too_many_is_told_so_and_closed(start: Start) -> None:
     imgkeep = await start(limits={"connections": 2})
-    connection_limit = imgkeep.client.app[FAST_PATH].connection_limit
+    connection_limit = imgkeep.client.app[CONNECTIONS].connection_limit
     assert connection_limit is not None
-    connection_limit._held["127.0.0.9"] = 0
+    connection_limit._open["127.0.0.9"] = 0
     # Loopback has no limit, so the limit is told that this one address is another's.
     entered: list[str] = []
-    enter = connection_limit.enter
+    acquire = connection_limit.acquire
 
     def stranger(peer: str) -> tuple[str, ...] | None:
         entered.append(peer)
-        return enter("203.0.113.9" if peer == "127.0.0.9" else peer)
+        return acquire("203.0.113.9" if peer == "127.0.0.9" else peer)
 
-    connection_limit.enter = stranger  # type: ignore[method-assign]
+    connection_limit.acquire = stranger  # type: ignore[method-assign]
     port = imgkeep.client.port
     assert port is not None
     ends = [await asyncio.open_connection("127.0.0.1", port, local_addr=("127.0.0.9", 0)) for _ in range(3)]
@@ -524,7 +524,7 @@ async def test_one_connection_too_many_is_told_so_and_closed(start: Start) -> No
         assert (await reader.readline()).startswith(b"HTTP/1.1 200")
     assert await counted(imgkeep, 'imgkeep_refused_total{limit="connections"}') == 1
     ends[0][1].close()
-    await until(lambda: connection_limit._held["203.0.113.9"] == 1)
+    await until(lambda: connection_limit._open["203.0.113.9"] == 1)
     _, writer = await asyncio.open_connection("127.0.0.1", port, local_addr=("127.0.0.9", 0))
     writer.close()
     for _, each in ends:

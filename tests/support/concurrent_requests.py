@@ -57,7 +57,7 @@ async def until_following(imgkeep: Imgkeep, number: int) -> None:
     """Wait until so many requests follow another."""
     shared_responses = fast_path_of(imgkeep).shared_responses
     async with asyncio.timeout(20):
-        while sum(len(shared._followers) for shared in shared_responses.values()) < number:  # noqa: ASYNC110 - a count
+        while shared_responses.followers < number:  # noqa: ASYNC110 - a count
             await asyncio.sleep(0.005)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 from imgkeep.bootstrap.server import build, make_runner
 from imgkeep.web.aiohttp_adapter import STALL_TIMEOUT
-from imgkeep.web.fastpath.context import FAST_PATH
+from imgkeep.web.connection import CONNECTIONS
 
 from tests.conftest import configuration
 
@@ -28,7 +28,7 @@ async def serve_impatiently(folder: Path, limit_s: float = LIMIT_S) -> AsyncIter
     app = build(configuration(folder))
 
     async def shorten(app: web.Application) -> None:
-        app[FAST_PATH] = replace(app[FAST_PATH], stall_timeout_s=limit_s)
+        app[CONNECTIONS] = replace(app[CONNECTIONS], stall_timeout_s=limit_s)
         app[STALL_TIMEOUT] = limit_s
 
     app.on_startup.append(shorten)

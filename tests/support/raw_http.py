@@ -85,9 +85,14 @@ class RawConnection:
         async with asyncio.timeout(20):
             head = await self.reader.readuntil(b"\r\n\r\n")
             answer = split(head)
-            size = int(answer.headers.get("content-length", "0"))
-            if method != "HEAD" and answer.status != 304:
-                answer.body = await self.reader.readexactly(size)
+            if method == "HEAD" or answer.status == 304:
+                return answer
+            if answer.headers.get("transfer-encoding") == "chunked":
+                while size := int(await self.reader.readline(), 16):
+                    answer.body += (await self.reader.readexactly(size + 2))[:-2]
+                await self.reader.readline()
+            else:
+                answer.body = await self.reader.readexactly(int(answer.headers.get("content-length", "0")))
             return answer
 
     async def is_closed(self) -> bool:
@@ -105,3 +110,11 @@ async def connect(port: int) -> AsyncIterator[RawConnection]:
         yield connection
     finally:
         connection.writer.close()
+
+
+async def get(imgkeep: Imgkeep, target: str, *fields: str, method: str = "GET", version: str = "1.1") -> Answer:
+    """Ask on a connection that stays open, if the version of HTTP has such."""
+    if version != "1.1":
+        return await ask(imgkeep, target, *fields, method=method, version=version)
+    async with connect(port_of(imgkeep)) as connection:
+        return await connection.ask(target, *fields, method=method)

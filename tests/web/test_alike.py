@@ -121,9 +121,9 @@ async def test_with_and_without_aiohttp_the_answer_is_the_same(  # noqa: PLR0917
     imgkeep = await start(server={"public_url": PUBLIC})
     kept_target = await cached_target(imgkeep, origin.gives("/a.png", IMAGE))
     long = await ask(imgkeep, target or kept_target, *fields, method=method)
-    table = fast_path_of(imgkeep).response_cache
-    for key in list(table._targets):
-        table.drop(key)
+    cache = fast_path_of(imgkeep).response_cache
+    for key in list(cache._targets):
+        cache.invalidate(key)
     async with connect(port_of(imgkeep)) as line:
         direct = await line.ask(target or kept_target, *fields, method=method)
     if method == "HEAD" and status == 416:

@@ -1,15 +1,11 @@
-"""The main story, end to end."""
+"""`/img`, end to end: an image is stored, and shown for ever."""
 
 from __future__ import annotations
 
-import asyncio
-import socket
 from typing import TYPE_CHECKING
 
-from imgkeep.web.fastpath.protocol import Connection
-from imgkeep.web.responses import UNSENT_BYTES_FAST, UNSENT_BYTES_MAX
-
-from tests.support.pictures import picture, picture_of
+from tests.support.fast_path import WITH_AND_WITHOUT_FAST_PATH
+from tests.support.pictures import picture
 from tests.support.program import serving
 
 if TYPE_CHECKING:
@@ -20,7 +16,8 @@ if TYPE_CHECKING:
     from tests.support.origins import FakeOrigin
 
 
-async def test_an_image_outlives_its_origin(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+@WITH_AND_WITHOUT_FAST_PATH
+async def test_image_outlives_its_origin(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     body = picture("JPEG")
     url = origin.gives("/a.png?X-Signature=abc", body) + "?X-Signature=abc"
     origin.gives("/a.png", body, headers={"Content-Type": "binary/octet-stream"})
@@ -35,55 +32,29 @@ async def test_an_image_outlives_its_origin(imgkeep: Imgkeep, origin: FakeOrigin
     assert origin.asked("/a.png") == 1
 
 
-async def test_what_is_kept_stays_whatever_may_be_fetched_today(
+@WITH_AND_WITHOUT_FAST_PATH
+async def test_stored_image_outlives_the_permission_to_fetch_it(
     start: Callable[..., Awaitable[Imgkeep]], origin: FakeOrigin
 ) -> None:
-    kept, other = origin.gives("/a.png", picture()), origin.gives("/b.png", picture())
-    await (await (await start()).img(kept)).read()
+    stored, other = origin.gives("/a.png", picture()), origin.gives("/b.png", picture())
+    await (await (await start()).img(stored)).read()
     narrow = await start(sources={"allow": ["known"]})
-    assert (await narrow.img(kept)).headers["Cache-Status"] == "imgkeep; hit"
+    assert (await narrow.img(stored)).headers["Cache-Status"] == "imgkeep; hit"
     assert (await narrow.img(other)).status == 403
 
 
-async def test_of_a_denied_host_nothing_is_shown(start: Callable[..., Awaitable[Imgkeep]], origin: FakeOrigin) -> None:
-    kept = origin.gives("/a.png", picture())
-    await (await (await start()).img(kept)).read()
+@WITH_AND_WITHOUT_FAST_PATH
+async def test_denied_host_hides_stored_images(start: Callable[..., Awaitable[Imgkeep]], origin: FakeOrigin) -> None:
+    stored = origin.gives("/a.png", picture())
+    await (await (await start()).img(stored)).read()
     strict = await start(sources={"deny": ["127.0.0.1"]})
-    assert (await strict.img(kept)).status == 403
+    assert (await strict.img(stored)).status == 403
 
 
-async def test_files_are_nobody_elses_business(tmp_path: Path, origin: FakeOrigin) -> None:
+async def test_other_users_cannot_read_files(tmp_path: Path, origin: FakeOrigin) -> None:
     url = origin.gives("/a.png", picture())
     async with serving(tmp_path / "data") as program:
         assert (await program.img(url)).status == 200
     files = [path for path in (tmp_path / "data").rglob("*") if path.is_file()]
     assert len(files) >= 3
     assert {path.stat().st_mode & 0o077 for path in files} == {0}
-
-
-async def test_the_kernel_takes_little_for_a_reader_unless_it_is_fast(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
-    url = origin.gives("/a.png", picture_of(8_000_000))
-    for _ in range(3):
-        response = await imgkeep.img(url)
-        await response.read()
-    runner = imgkeep.client.server.runner
-    assert runner is not None
-    assert runner.server is not None
-    (connection,) = runner.server.connections
-    assert isinstance(connection, Connection)
-    assert connection.transport is not None
-    sock = connection.transport.get_extra_info("socket")
-    outlet = connection._outlet
-    left, _ = outlet._backlog
-    assert left > UNSENT_BYTES_MAX, "of the last answer most was left to send"
-    now = asyncio.get_running_loop().time
-    for size, seconds, limit in (
-        (left, 60, UNSENT_BYTES_MAX),
-        (left, 0, UNSENT_BYTES_FAST),
-        (1000, 60, UNSENT_BYTES_FAST),  # so little says nothing
-        (left, 60, UNSENT_BYTES_MAX),
-    ):
-        connection.pause_writing()
-        outlet._backlog = (size, now() - seconds)
-        connection.resume_writing()
-        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT) == limit

@@ -5,12 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from imgkeep.web.fastpath.response_cache import TARGETS_MAX
 
 from tests.support.image_requests import HandlerCalls, store_image
 from tests.support.pictures import picture_of
 from tests.support.raw_http import ask, connect, port_of, target_of
-from tests.web.fastpath.test_response_cache import answer, table
 
 if TYPE_CHECKING:
     from tests.conftest import Imgkeep
@@ -45,15 +43,3 @@ async def test_links_to_one_picture_do_not_take_its_bytes_from_each_other(
             assert (await line.ask(target)).body == body
     assert ways.number == 0
     assert origin.asked("/a.png") == 1
-
-
-def test_links_to_one_picture_are_prepared_up_to_a_number_and_do_not_crowd_out_others() -> None:
-    answers = table(2**30)
-    answers.prepare(b"/other", answer("two"))
-    for number in range(TARGETS_MAX + 10):
-        answers.prepare(b"/%d" % number, answer("one"))
-    assert len(answers) == TARGETS_MAX + 1
-    assert [answers.find(target, 0) is None for target in (b"/9", b"/10", b"/other")] == [True, False, False]
-    answers.drop("one")
-    answers.drop("two")
-    assert (len(answers), answers.bytes) == (0, 0)

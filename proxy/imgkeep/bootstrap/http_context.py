@@ -19,12 +19,13 @@ from imgkeep.web.access_log import AccessLog
 from imgkeep.web.api.context import ApiContext
 from imgkeep.web.app import AppContext
 from imgkeep.web.auth import Auth, Tokens
+from imgkeep.web.connection import ConnectionContext
 from imgkeep.web.connection_limit import ConnectionLimit
 from imgkeep.web.error_responses import read_placeholder
 from imgkeep.web.fastpath.context import FastPath
 from imgkeep.web.fastpath.response_cache import BYTES_MAX, ResponseCache
+from imgkeep.web.fastpath.response_writer import ResponseWriter
 from imgkeep.web.home_page import HomePage
-from imgkeep.web.image_headers import HIT_HEADERS, SVG_CSP
 from imgkeep.web.images import ImageHandlers
 from imgkeep.web.probes import Probes
 from imgkeep.web.responses import ImageResponses
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
     from imgkeep.cluster.info import WorkerInfo
     from imgkeep.config import Config
+    from imgkeep.observability.metrics import Metrics
 
 LOOPBACK_NAMES: Final = ("localhost", "127.0.0.1", "::1")
 
@@ -43,20 +45,30 @@ log = logging.getLogger(__name__)
 
 @asynccontextmanager
 async def open_context(
-    config: Config, platform: Platform, worker: WorkerInfo | None
+    config: Config, platform: Platform, worker: WorkerInfo | None, *, has_fast_path: bool = True
 ) -> AsyncGenerator[tuple[Services, AppContext]]:
-    """Open the services, run them, and yield them with the context of the handlers. `worker`: one of several."""
+    """
+    Open the services, run them, and yield them with the context of the handlers.
+
+    Args:
+        config: The configuration.
+        platform: Clocks and sockets.
+        worker: One of several workers; `None`: there is one process.
+        has_fast_path: Whether plain requests for images bypass aiohttp.
+    """
     placeholder = await asyncio.to_thread(read_placeholder, config.delivery.placeholder)
     async with AsyncExitStack() as stack:
         peers = None
         if worker is not None:
             peers = Peers(worker)
             stack.push_async_callback(peers.aclose)
-        cache = _make_response_cache(platform, workers=1 if worker is None else worker.workers)
-        services = await stack.enter_async_context(open_services(config, platform, worker, peers, changed=cache.drop))
+        cache = ResponseCache(BYTES_MAX // (1 if worker is None else worker.workers)) if has_fast_path else None
+        services = await stack.enter_async_context(
+            open_services(config, platform, worker, peers, changed=_ignore if cache is None else cache.invalidate)
+        )
         await stack.enter_async_context(services.going())
-        services.metrics.watch("response_cache_entries", "Request targets with a cached response", lambda: len(cache))
-        services.metrics.watch("response_cache_bytes", "Memory of cached responses", lambda: cache.bytes)
+        if cache is not None:
+            _watch_response_cache(services.metrics, cache)
         rewrite_service = RewriteService(services.metrics.rewritten)
         stack.callback(rewrite_service.close)
         auth = _make_auth(config, platform, await _open_token(config))
@@ -71,15 +83,18 @@ async def open_context(
                 api=_make_api(config, services, rewrite_service, peers),
                 probes=Probes(services.health, services.metrics, peers),
                 module=make_module(services.inspector.policy, auth.signature),
-                fast_path=FastPath(
+                connections=ConnectionContext(
+                    access_log,
+                    ConnectionLimit(config.limits.connections, auth.trusted_proxies, services.metrics.refused),
+                ),
+                fast_path=None
+                if cache is None
+                else FastPath(
                     handlers=images,
                     access_log=access_log,
                     response_cache=cache,
+                    response_writer=ResponseWriter(placeholder, platform.clock, platform.timer),
                     own_hosts=auth.own_hosts,
-                    connection_limit=ConnectionLimit(
-                        config.limits.connections, auth.trusted_proxies, services.metrics.refused
-                    ),
-                    placeholder=placeholder,
                     timer=platform.timer,
                 ),
                 placeholder=placeholder,
@@ -88,9 +103,13 @@ async def open_context(
         )
 
 
-def _make_response_cache(platform: Platform, *, workers: int) -> ResponseCache:
-    svg_headers = {"Content-Security-Policy": SVG_CSP}
-    return ResponseCache(HIT_HEADERS, platform.clock, vector_common=svg_headers, bytes_max=BYTES_MAX // workers)
+def _ignore(_key: str) -> None:
+    """Without a fast path no response is cached."""
+
+
+def _watch_response_cache(metrics: Metrics, cache: ResponseCache) -> None:
+    metrics.watch("response_cache_entries", "Request targets with a cached response", lambda: len(cache))
+    metrics.watch("response_cache_bytes", "Memory of cached responses", lambda: cache.bytes)
 
 
 def _make_auth(config: Config, platform: Platform, local_token: str | None) -> Auth:
@@ -108,7 +127,7 @@ def _make_auth(config: Config, platform: Platform, local_token: str | None) -> A
 
 
 def _make_images(
-    config: Config, platform: Platform, services: Services, auth: Auth, cache: ResponseCache
+    config: Config, platform: Platform, services: Services, auth: Auth, cache: ResponseCache | None
 ) -> ImageHandlers:
     responses = ImageResponses(
         services.image_service,
@@ -125,7 +144,7 @@ def _make_images(
 def _make_api(config: Config, services: Services, rewrite_service: RewriteService, peers: Peers | None) -> ApiContext:
     return ApiContext(
         image_service=services.image_service,
-        image_index=services.parts.database,
+        image_index=services.parts.database.image_index,
         inspector=services.inspector,
         saver=services.saver,
         remover=services.remover,

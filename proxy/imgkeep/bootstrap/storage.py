@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from imgkeep.config import data_folder, read_database_url, read_store_url
-from imgkeep.core.errors import RemoteFault, StorageError
+from imgkeep.core.errors import StorageError
 from imgkeep.core.layout import OBJECTS, object_path
 from imgkeep.core.store_url import Bucket, Folder
-from imgkeep.database import ImageIndex, IncompatibleDatabase
+from imgkeep.database import Database, IncompatibleDatabase
 from imgkeep.database.image_index import BATCH_DELAY_S, LOCAL_BATCH_DELAY_S
 from imgkeep.images.redirects import ObjectUrls
 from imgkeep.maintenance.migrate import Migration
@@ -60,28 +60,13 @@ class RemoteStorage:
     objects_url: str | None
     """Under what all of them are, then."""
 
-    async def check(self) -> int:
-        """
-        Look whether the bucket services, without waiting for one that is known to be away.
-
-        Raises:
-            StorageError: It does not.
-        """
-        if self.breaker.reason is not None:
-            raise StorageError(self.breaker.in_full)
-        try:
-            return await self.bucket.check()
-        except RemoteFault as fault:
-            self.breaker.report_failure(fault)
-            raise
-
 
 @dataclass(frozen=True, slots=True)
 class Storage:
     """The stores. `local` is the store itself unless there is a `remote` one."""
 
     local: LocalStore
-    database: ImageIndex
+    database: Database
     memory: MemorySpool
     remote: RemoteStorage | None = None
 
@@ -133,11 +118,11 @@ async def open_storage(  # noqa: PLR0913 - all but one by keyword, in two places
     place = read_store_url("store.url", config.store.url)
     # Without the row of what is in a bucket nobody finds its copy while the bucket is away, so those rows are not late.
     batch_delay_s = LOCAL_BATCH_DELAY_S if isinstance(place, Folder) else BATCH_DELAY_S
-    database = ImageIndex(read_database_url(config.database.url), clock, batch_delay_s=batch_delay_s, reading=reading)
+    database = Database(read_database_url(config.database.url), clock, batch_delay_s=batch_delay_s, read_only=reading)
     disk = Disk(
         data_folder(config), memory_bytes_max=config.store.hot_bytes_max, free_bytes_min=config.store.free_bytes_min
     )
-    local = LocalStore(disk, recover=database.find) if isinstance(place, Folder) else LocalStore(disk)
+    local = LocalStore(disk, recover=database.image_index.find) if isinstance(place, Folder) else LocalStore(disk)
     memory = MemorySpool(config.store.hot_bytes_max)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(local.aclose)
@@ -172,15 +157,14 @@ async def _open_remote(  # noqa: PLR0913, PLR0917 - called once, above
     from imgkeep.storage.s3 import S3Store  # noqa: PLC0415 - a third of a second that a local store need not wait for
 
     bucket = S3Store(place, timeout_s=config.store.timeout_s, observe=observe)
-    breaker = CircuitBreaker(bucket.probe, draw=random.random, timer=timer, sleep=sleep)
+    stack.push_async_callback(bucket.aclose)
+    await bucket.open()
+    breaker = CircuitBreaker(bucket.probe, place=bucket.client.place, draw=random.random, timer=timer, sleep=sleep)
     cache = DiskCache(local.disk, config.store.cache_bytes_max, free_bytes_min=config.store.free_bytes_min, share=share)
     fallback = local if config.store.fallback else None
     tiered_store = TieredStore(
         primary=bucket, fallback=fallback, cache=cache, memory=memory, breaker=breaker, timer=timer
     )
-    stack.push_async_callback(bucket.aclose)
-    await bucket.open()
-    breaker.place = bucket.client.place
     stack.push_async_callback(cache.aclose)
     if share is None and not reading:
         await cache.open()

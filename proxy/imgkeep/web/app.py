@@ -16,6 +16,7 @@ from imgkeep.web.api.context import API, ApiContext
 from imgkeep.web.api.openapi import document as openapi
 from imgkeep.web.api_relay import relay
 from imgkeep.web.auth import AUTH, Auth
+from imgkeep.web.connection import CONNECTIONS, ConnectionContext
 from imgkeep.web.cors_preflight import preflight
 from imgkeep.web.error_responses import PLACEHOLDER, Placeholder
 from imgkeep.web.fastpath.context import FAST_PATH, FastPath
@@ -44,7 +45,8 @@ class AppContext:
 
     Attributes:
         module: The JavaScript module for pages, with the policy of this server.
-        fast_path: What the connections share that answer in front of aiohttp.
+        connections: What the connections share.
+        fast_path: `None`: aiohttp answers every request.
         placeholder: The image of `delivery.placeholder`; `None`: not configured.
         home_page: `None`: `server.welcome` disables the page.
     """
@@ -55,7 +57,8 @@ class AppContext:
     api: ApiContext
     probes: Probes
     module: bytes
-    fast_path: FastPath
+    connections: ConnectionContext
+    fast_path: FastPath | None = None
     placeholder: Placeholder | None = None
     home_page: HomePage | None = None
 
@@ -69,7 +72,9 @@ class AppContext:
         app[BODIES] = RequestBodies()
         app[PROBES] = self.probes
         app[static_files.MODULE] = self.module
-        app[FAST_PATH] = self.fast_path
+        app[CONNECTIONS] = self.connections
+        if self.fast_path is not None:
+            app[FAST_PATH] = self.fast_path  # without this line aiohttp answers every request
         if self.placeholder is not None:
             app[PLACEHOLDER] = self.placeholder
         if self.home_page is not None:
@@ -186,6 +191,6 @@ async def _close_after_bad_body(request: web.Request, response: web.StreamRespon
 
 async def _close_when_draining(request: web.Request, response: web.StreamResponse) -> None:
     """Have clients of a worker that drains connect anew: other workers answer on the same port."""
-    if request.app[PROBES].health.leaving:
+    if request.app[PROBES].health.replaced:
         response.force_close()
         response.headers["Connection"] = "close"

@@ -1,4 +1,4 @@
-"""Runs an application of aiohttp behind connections of our own."""
+"""Runs an application of aiohttp behind connections of our own: with limits, and with the fast path if there is one."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Any, Final
 
 from aiohttp import web
 
+from imgkeep.web.connection import CONNECTIONS, Connection, ConnectionContext, refuse_request
 from imgkeep.web.fastpath.context import FAST_PATH, FastPath
-from imgkeep.web.fastpath.protocol import Connection, refuse
+from imgkeep.web.fastpath.protocol import FastConnection
 
 FIELDS_BYTES_MAX: Final = 32_768
 """
@@ -19,30 +20,43 @@ which is 2 MB: a list field of that size (`Via`, `If-None-Match`) would take hal
 
 
 class HttpServer(web.Server):
-    """Makes connections for the requests that `base` handles."""
+    """
+    Makes connections for the requests that `base` handles.
 
-    def __init__(self, base: web.Server, context: FastPath, **limits: Any) -> None:
+    Args:
+        base: The server of the application.
+        context: What the connections share.
+        fast_path: Answers plain requests for images; `None`: aiohttp answers every request.
+    """
+
+    def __init__(self, base: web.Server, context: ConnectionContext, fast_path: FastPath | None, **limits: Any) -> None:
         async def handle(request: web.BaseRequest) -> web.StreamResponse:
             # Before any handler or layer, aiohttp would refuse what else is expected, and repeat it.
             if request.headers.get("Expect", "100-continue").lower() != "100-continue":
-                return refuse(context.access_log, request, HTTPStatus.EXPECTATION_FAILED)
+                return refuse_request(context.access_log, request, HTTPStatus.EXPECTATION_FAILED)
             # Before any field is read.
             if sum(len(name) + len(value) for name, value in request.raw_headers) > FIELDS_BYTES_MAX:
-                return refuse(context.access_log, request, HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+                return refuse_request(context.access_log, request, HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
             return await base.request_handler(request)
 
         super().__init__(handle, request_factory=base.request_factory)
-        self.context = context
+        self._context = context
+        self._fast_path = fast_path
         self._limits = limits
 
     def disable_fast_path(self) -> None:
-        """Leave all requests on the connections there are to aiohttp, whose answers can end a connection."""
+        """Give aiohttp all later requests on the connections there are, because its responses can end a connection."""
+        if self._fast_path is not None:
+            self._fast_path.enabled = False
         for connection in self.connections:
-            assert isinstance(connection, Connection)
-            connection.disable_fast_path()
+            if isinstance(connection, FastConnection):
+                connection.disable_fast_path()
 
     def __call__(self) -> Connection:
-        return Connection(self, self.context, loop=asyncio.get_running_loop(), **self._limits)
+        loop = asyncio.get_running_loop()
+        if self._fast_path is None:
+            return Connection(self, self._context, loop=loop, **self._limits)
+        return FastConnection(self, self._context, self._fast_path, loop=loop, **self._limits)
 
 
 class Runner(web.AppRunner):
@@ -53,14 +67,14 @@ class Runner(web.AppRunner):
         super().__init__(app, shutdown_timeout=shutdown_timeout, **limits)
         self._limits = limits
         self._shutdown_timeout_s = shutdown_timeout
-        self._connections: HttpServer | None = None
+        self._http_server: HttpServer | None = None
 
     @property
     def server(self) -> HttpServer | None:
         base = super().server
-        if base is not None and self._connections is None:
-            self._connections = HttpServer(base, self.app[FAST_PATH], **self._limits)
-        return self._connections
+        if base is not None and self._http_server is None:
+            self._http_server = HttpServer(base, self.app[CONNECTIONS], self.app.get(FAST_PATH), **self._limits)
+        return self._http_server
 
     async def shutdown(self) -> None:
         server = self.server

@@ -1,4 +1,4 @@
-"""`GET|HEAD /img?src=`, the permanent URL, `GET|HEAD /images/<digest>.<ext>`, and old file names."""
+"""Handlers of images: `/img?src=`, the permanent URL `/images/<digest>.<ext>`, and file names from before an import."""
 
 from __future__ import annotations
 

@@ -1,12 +1,11 @@
 """
-What is asked for an image and what is answered, whichever way the request came: by aiohttp, or without it.
+Requests for images and responses, whichever way they travel: over aiohttp, or on the fast path without it.
 
-The handlers of images take an `ImageRequest` and return an `HttpResponse`. Who sends it is another matter: `connection.py` writes the
-answer to a plain request itself, and `as_aiohttp_handler` makes a handler one of aiohttp's, for all other requests. Either
-sends the bytes at the client's own speed. When a body breaks off, the connection is broken off too, so that no client
-takes a part for the whole.
+The handlers of images take an `ImageRequest` and return an `HttpResponse`. `aiohttp_adapter.py` and
+`fastpath/response_writer.py` send it, each at the client's own speed. When a body breaks off, they break the connection
+off too, so that no client takes a part for the whole.
 
-What is made for each request is not frozen: to make a frozen data class takes three times as long.
+Values that are made for each request are not frozen: to make a frozen data class takes three times as long.
 """
 
 from __future__ import annotations
@@ -19,6 +18,8 @@ from imgkeep.core.errors import StorageError
 from imgkeep.web.client_presence import ClientPresence
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from multidict import MultiMapping
 
     from imgkeep.images.shared_body import SharedBody
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from imgkeep.web.context import RequestLog
 
 PIECE_BYTES: Final = 32_768
-"""What a slow reader holds in memory at most; the rest waits in the file."""
+"""Maximum number of bytes in memory for one slow reader; the rest waits in the file."""
 
 
 @dataclass(slots=True)
@@ -35,12 +36,12 @@ class ImageRequest:
     A GET or HEAD request for an image.
 
     Attributes:
-        route: What it counts as: the pattern of its path.
+        route: The pattern of its path, as metrics and records name it.
         name: The last part of the path, where the route leaves it open.
         target: The request target as it came, undecoded.
-        remote: The address of the peer, or how it is called.
-        presence: Tells whether its client is still there.
-        accepts_chunked: Whether the client can tell that a body of unknown size was cut: not with HTTP/1.0.
+        remote: The address of the peer, or the name of its socket.
+        accepts_chunked: Whether the client notices that a body of unknown size was cut: not with HTTP/1.0.
+        presence: Tells whether the client is still connected.
     """
 
     route: str
@@ -62,9 +63,9 @@ class ImageRequest:
 @dataclass(slots=True)
 class BodyRange:
     """
-    The bytes of a body from `start` to `end`, to its own end where that is not known yet; `first` are the first ones.
+    The bytes of a body from `start` to `end`, or to its own end while its size is unknown; `first` are the first ones.
 
-    Whoever gets one closes the body.
+    The holder closes the body.
     """
 
     body: Readable
@@ -72,26 +73,29 @@ class BodyRange:
     end: int | None
     first: bytes
     growing: SharedBody[Any] | None = None
-    """The body, where it is still on its way: others may join its readers."""
+    """The body while a fill still fetches it: other readers may join."""
 
     async def read(self, offset: int) -> bytes:
         """
         Return the next piece; nothing at the end.
 
         Raises:
-            ImgkeepError: There are no more bytes, though there ought to be.
+            ImgkeepError: The bytes that should follow cannot be read.
         """
         piece = await self.body.read(offset, piece_size(offset, self.end))
         if not piece and self.end is not None and offset < self.end:
-            raise StorageError("a body is shorter than it was said to be")
+            raise StorageError("a body is shorter than its size")
         return piece
 
 
 @dataclass(slots=True)
 class HttpResponse:
     """
-    An answer, ready to be sent. `headers` say all but who sends it, when, and how long `body` is if that is bytes;
-    `None` is the body of an answer that has none.
+    A response, ready to be sent.
+
+    Attributes:
+        headers: All header fields but `Date`, `Server`, and the length of a `body` that is bytes.
+        body: `None`: the response has none.
     """
 
     status: int
@@ -100,20 +104,31 @@ class HttpResponse:
 
 
 def piece_size(offset: int, end: int | None) -> int:
+    """Return the size of the piece at `offset` of a body that ends at `end`."""
     return PIECE_BYTES if end is None else min(PIECE_BYTES, end - offset)
 
 
-def encode_response_head(answer: HttpResponse, signature: bytes, *, head: bool) -> bytes:
-    """Return the head of an answer as it goes over the wire; `signature` says who sends it, and when."""
-    headers, body = answer.headers, answer.body
-    lines = [f"HTTP/1.1 {answer.status} {HTTPStatus(answer.status).phrase}\r\n"]
+def encode_fields(fields: Iterable[tuple[str, str]]) -> bytes:
+    """Encode header fields as they go over the wire, each with its end of line."""
+    return "".join(f"{name}: {value}\r\n" for name, value in fields).encode()
+
+
+def encode_response_head(response: HttpResponse, date_and_server: bytes, *, head: bool) -> bytes:
+    """
+    Encode the head of a response as it goes over the wire, with the encoded fields `date_and_server` at its end.
+
+    Raises:
+        ValueError: A field has more than one line.
+    """
+    headers, body = response.headers, response.body
+    lines = [f"HTTP/1.1 {response.status} {HTTPStatus(response.status).phrase}\r\n"]
     lines += [f"{name}: {value}\r\n" for name, value in headers.items()]
     if "Content-Length" not in headers:
-        if isinstance(body, BodyRange) or (head and body is None and answer.status == HTTPStatus.OK):
+        if isinstance(body, BodyRange) or (head and body is None and response.status == HTTPStatus.OK):
             lines.append("Transfer-Encoding: chunked\r\n")
-        elif answer.status != HTTPStatus.NOT_MODIFIED:
+        elif response.status != HTTPStatus.NOT_MODIFIED:
             lines.append(f"Content-Length: {len(body or b'')}\r\n")
     text = "".join(lines)
     if text.count("\n") != len(lines):
         raise ValueError("a header field has more than one line")
-    return b"".join((text.encode(), signature, b"\r\n"))
+    return b"".join((text.encode(), date_and_server, b"\r\n"))

@@ -1,8 +1,9 @@
 """
-ParseBudget of the event loop in which the parser of requests is given what clients have sent.
+Parse budget: how many bytes aiohttp's parser of requests gets in one turn of the event loop.
 
-A step is `PARSE_STEP_BYTES` of one connection, and all connections together have `PARSE_TURN_BYTES` in a turn: however many send
-what takes long to parse, hits and health checks wait for so much of it and no more. HttpServer take turns.
+A step is `PARSE_STEP_BYTES` of one connection, and all connections together have `PARSE_TURN_BYTES` in a turn: however
+many clients send what takes long to parse, hits and health checks wait for so much of it and no more. The connections
+that wait get one step each, in order.
 """
 
 from __future__ import annotations
@@ -24,38 +25,37 @@ PARSE_TURN_BYTES: Final = 4096
 
 
 class ParseBudget:
-    """What all connections of a server have had parsed in this turn of the loop, and those that wait for the next."""
+    """Budget of all connections of a server in this turn of the event loop, and those that wait for the next turn."""
 
-    __slots__ = ("_scheduled", "_taken", "_waiting")
+    __slots__ = ("_is_scheduled", "_spent", "_waiting")
 
     def __init__(self) -> None:
-        self._taken = 0
-        self._scheduled = False
+        self._spent = 0
+        self._is_scheduled = False
         self._waiting: deque[Callable[[], int]] = deque()
 
-    def take(self, size: int) -> bool:
-        """Take bytes of this turn, if there are some left and none waits for them."""
-        if self._waiting or self._taken >= PARSE_TURN_BYTES:
+    def spend(self, size: int) -> bool:
+        """Spend bytes of this turn if some are left and no connection waits; return whether that was so."""
+        if self._waiting or self._spent >= PARSE_TURN_BYTES:
             return False
-        self._taken += size
+        self._spent += size
         self._schedule()
         return True
 
-    def wait(self, step: Callable[[], int]) -> None:
-        """Call `step` in a turn that has bytes left; it returns how many it has taken."""
+    def enqueue(self, step: Callable[[], int]) -> None:
+        """Call `step` in the first turn that has bytes left for it; it returns how many it has spent."""
         self._waiting.append(step)
         self._schedule()
 
     def _schedule(self) -> None:
-        if not self._scheduled:
-            self._scheduled = True
-            asyncio.get_running_loop().call_soon(self._begin)
+        if not self._is_scheduled:
+            self._is_scheduled = True
+            asyncio.get_running_loop().call_soon(self._begin_turn)
 
-    def _begin(self) -> None:
-        """A turn begins."""
-        self._scheduled = False
-        self._taken = 0
-        while self._waiting and self._taken < PARSE_TURN_BYTES:
-            self._taken += self._waiting.popleft()()
-        if self._waiting or self._taken:
+    def _begin_turn(self) -> None:
+        self._is_scheduled = False
+        self._spent = 0
+        while self._waiting and self._spent < PARSE_TURN_BYTES:
+            self._spent += self._waiting.popleft()()
+        if self._waiting or self._spent:
             self._schedule()

@@ -1,23 +1,22 @@
 """
-A delivery as an HTTP response: validators, ranges, HEAD.
+Responses of images: validators, ranges, HEAD, redirects.
 
-Hit and miss take the same way: a body that is still growing only waits longer for its next bytes.
+Hit and miss take the same way: a reader of a body that still grows only waits longer for its next bytes.
 """
 
 from __future__ import annotations
 
-import socket
 from typing import TYPE_CHECKING, Final
 
 from imgkeep.core.http_headers import Span, cache_status, etag_matches, range_applies, read_range
 from imgkeep.core.records import Format
 from imgkeep.images.context import CacheStatus
-from imgkeep.web.fastpath.response_cache import FRESHNESS_LIFETIME_S, CachedResponse, encode_fields
+from imgkeep.web.fastpath.response_cache import FRESHNESS_LIFETIME_S, CachedResponse
+from imgkeep.web.fastpath.response_writer import encode_specific_fields
 from imgkeep.web.image_headers import CACHE_STATUS, EXPOSED_HEADERS, IMAGE_HEADERS, SVG_CSP, YEAR_S
-from imgkeep.web.messages import BodyRange, HttpResponse, piece_size
+from imgkeep.web.messages import BodyRange, HttpResponse, encode_fields, piece_size
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Callable, Mapping
 
     from imgkeep.clock import Clock
@@ -27,17 +26,13 @@ if TYPE_CHECKING:
     from imgkeep.web.messages import ImageRequest
 
 REDIRECT_MAX_AGE_S: Final = 300
-"""So long a change of configuration may take to reach everybody."""
+"""Maximum time until a change of the configuration reaches all clients."""
 
 PROVISIONAL_MAX_AGE_S: Final = 60
-"""For what may turn out to be another picture: long enough to spare a page's second look, short enough to be mended."""
-
-UNSENT_BYTES_MAX: Final = 131_072
-"""In the kernel, per connection, beyond what is on its way: enough to keep a line busy between two pieces."""
-UNSENT_BYTES_FAST: Final = 1_048_576
-"""The same where the client is fast: it costs half of the processor's time to fill up every 128 KiB."""
-FAST_BYTES_PER_S: Final = 10_485_760
-"""Who takes this much leaves no more than a tenth of a second's worth lying."""
+"""
+Maximum time of a provisional image in a cache, because a second fill may bring another image: long enough for a second
+view of a page, short enough for a correction.
+"""
 
 
 class ImageResponses:
@@ -46,17 +41,17 @@ class ImageResponses:
 
     Args:
         image_service: Tells whether a delivery is still current.
-        cache: Gets the responses that later requests for the same target may have.
+        cache: Keeps responses for later requests for the same target; `None`: there is no fast path.
         public_base_url: `server.public_url` without a slash at its end; empty: not configured.
         redirect_status: `delivery.redirect_status`.
         clock: The time of day.
         timer: Monotonic seconds.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - by name, but for two
         self,
         image_service: ImageService,
-        cache: ResponseCache,
+        cache: ResponseCache | None,
         *,
         public_base_url: str,
         redirect_status: int,
@@ -71,7 +66,7 @@ class ImageResponses:
         self._timer = timer
 
     def redirect(self, request: ImageRequest, to: RedirectToSource) -> HttpResponse:
-        """Send the client to the source itself, for a while: whether it stays there is not in our hands."""
+        """Send the client to the source itself, for a while: the image may leave that place at any time."""
         request.request_log.outcome = "redirect"
         headers = {
             "Location": to.url,
@@ -85,7 +80,7 @@ class ImageResponses:
 
     def redirect_to_object(self, request: ImageRequest, to: RedirectToObject) -> HttpResponse:
         """
-        Send the client to where the object is, unless it has it already.
+        Send the client to the object, unless the client has it already.
 
         Without an `ETag`: a client that revalidates a redirect would go on using the link it holds.
         """
@@ -95,7 +90,7 @@ class ImageResponses:
                 304,
                 {
                     **self._fixed_headers(
-                        request, immutable=to.immutable, vector=to.object_name.endswith(f".{Format.SVG.extension}")
+                        request, immutable=to.immutable, is_svg=to.object_name.endswith(f".{Format.SVG.extension}")
                     ),
                     "ETag": to.etag,
                     "Cache-Status": cache_status("hit"),
@@ -117,20 +112,20 @@ class ImageResponses:
         return HttpResponse(self._redirect_status, headers)
 
     async def respond(self, request: ImageRequest, delivery: Delivery) -> HttpResponse:
-        """HttpResponse with a delivery. Its body is closed, unless the answer has a part of it."""
+        """Answer with a delivery. Close its body, unless the response has a range of it."""
         request.request_log.key, request.request_log.outcome = delivery.key, delivery.outcome.value
-        answer = None
+        response = None
         try:
-            answer = await self._respond(request, delivery)
-            return answer
+            response = await self._respond(request, delivery)
+            return response
         finally:
-            if answer is None or not isinstance(answer.body, BodyRange):
+            if response is None or not isinstance(response.body, BodyRange):
                 await delivery.body.aclose()
 
     async def _respond(self, request: ImageRequest, delivery: Delivery) -> HttpResponse:
         headers = self._headers(request, delivery)
         body = delivery.body
-        self._prepare(request, delivery, headers)
+        self._cache_response(request, delivery, headers)
         if etag_matches(request.field("If-None-Match") or "", delivery.etag):
             return HttpResponse(304, headers)
         size = body.size
@@ -153,23 +148,23 @@ class ImageResponses:
             headers["Content-Length"] = str(end - start)
         if request.head:
             return HttpResponse(status, headers)
-        # Before the status goes out: what fails here can still be told as a typed error.
+        # Before the status is sent: a failure here can still become a typed error.
         first = await body.read(start, piece_size(start, end))
         return HttpResponse(status, headers, BodyRange(body, start, end, first, delivery.growing))
 
     def _permitted_s(self, request: ImageRequest, *, immutable: bool) -> int:
-        """Return for how many seconds caches may show the answer: until our signature ends, where one was needed."""
+        """Return for how many seconds caches may show the response: until the signature ends, where one was needed."""
         end, longest = request.request_log.permitted_until, YEAR_S if immutable else PROVISIONAL_MAX_AGE_S
         return longest if end is None else min(longest, max(0, int(end - self._clock().timestamp())))
 
-    def _fixed_headers(self, request: ImageRequest, *, immutable: bool, vector: bool) -> dict[str, str]:
+    def _fixed_headers(self, request: ImageRequest, *, immutable: bool, is_svg: bool) -> dict[str, str]:
         seconds = self._permitted_s(request, immutable=immutable)
-        headers = {**IMAGE_HEADERS, "Content-Security-Policy": SVG_CSP} if vector else IMAGE_HEADERS
+        headers = {**IMAGE_HEADERS, "Content-Security-Policy": SVG_CSP} if is_svg else IMAGE_HEADERS
         return headers if seconds >= YEAR_S else {**headers, "Cache-Control": f"public, max-age={seconds}"}
 
     def _headers(self, request: ImageRequest, delivery: Delivery) -> dict[str, str]:
         headers = {
-            **self._fixed_headers(request, immutable=delivery.immutable, vector=delivery.format is Format.SVG),
+            **self._fixed_headers(request, immutable=delivery.immutable, is_svg=delivery.format is Format.SVG),
             "ETag": delivery.etag,
             "Cache-Status": CACHE_STATUS[delivery.outcome],
             "Content-Disposition": f'inline; filename="{delivery.name}"',
@@ -178,38 +173,29 @@ class ImageResponses:
             headers["Content-Location"] = delivery.permanent_url or self._own_url(delivery.object_name)
         return headers
 
-    def _prepare(self, request: ImageRequest, delivery: Delivery, headers: Mapping[str, str]) -> None:
-        """Spare later requests for the same target the way here, where all that they need is at hand."""
+    def _cache_response(self, request: ImageRequest, delivery: Delivery, headers: Mapping[str, str]) -> None:
+        """Keep the response for later requests for the same target, if the bytes that they need are in memory."""
         body = delivery.body
-        # No await between the question whether it stands and the table, which is told of every change from then on.
-        if (
-            body.cache_entry is None
-            or body.size is None
-            or not (delivery.repeatable and self._image_service.is_current(delivery))
-        ):
+        if self._cache is None or body.cache_entry is None or body.size is None or not delivery.repeatable:
             return
-        answer = CachedResponse(
+        # No await between this question and `put`: from then on the cache learns of every change.
+        if not self._image_service.is_current(delivery):
+            return
+        response = CachedResponse(
             route=request.route,
             key=delivery.key,
             etag=delivery.etag,
-            fields=self._cache.specific_fields(headers),
+            fields=encode_specific_fields(headers),
             media_type=encode_fields([("Content-Type", delivery.format.media_type)]),
             size=body.size,
             cache_entry=body.cache_entry,
             fresh_until=self._timer() + (FRESHNESS_LIFETIME_S if delivery.immutable else PROVISIONAL_MAX_AGE_S),
-            until=request.request_log.permitted_until,
+            permitted_until=request.request_log.permitted_until,
             max_age_s=YEAR_S if delivery.immutable else PROVISIONAL_MAX_AGE_S,
-            vector=delivery.format is Format.SVG,
+            is_svg=delivery.format is Format.SVG,
         )
-        self._cache.prepare(request.target.encode("utf-8", "surrogateescape"), answer)
+        self._cache.put(request.target.encode("utf-8", "surrogateescape"), response)
 
     def _own_url(self, object_name: str) -> str:
         """Return the URL of an object here; its path alone where no public URL is configured (RFC 9110, 8.7)."""
         return f"{self._public_base_url}/images/{object_name}"
-
-
-def limit_kernel_buffer(transport: asyncio.WriteTransport, unsent_bytes_max: int = UNSENT_BYTES_MAX) -> None:
-    """Let the kernel hold little that is not on its way yet: it would take megabytes."""
-    sock = transport.get_extra_info("socket")
-    if hasattr(socket, "TCP_NOTSENT_LOWAT") and sock is not None and sock.family in {socket.AF_INET, socket.AF_INET6}:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, unsent_bytes_max)

@@ -10,7 +10,7 @@ import pytest
 from aiohttp.http import HttpProcessingError, HttpRequestParser
 from hypothesis import given
 from hypothesis import strategies as st
-from imgkeep.web.fastpath.request_head import list_fields, read_fields
+from imgkeep.web.fastpath.request_head import list_fields, read_conditions
 
 from tests.support.parser_peer import ParserPeer
 
@@ -51,7 +51,7 @@ def parse(loop: asyncio.AbstractEventLoop, data: bytes) -> tuple[list[RawRequest
 def agrees(loop: asyncio.AbstractEventLoop, block: bytes) -> None:
     """Where we read, the parser finds one request without a body on a connection that stays, or refuses."""
     for candidate in (block, b"Host: a\r\n" + block):
-        if read_fields(candidate) is not None:
+        if read_conditions(candidate) is not None:
             agrees_about(loop, candidate)
 
 
@@ -90,13 +90,13 @@ def test_nor_any_number_of_them(fields: list[str]) -> None:
 @given(st.lists(FIELDS, min_size=1, max_size=4), st.data())
 def test_of_what_is_read_no_beginning_is(fields: list[str], data: st.DataObject) -> None:
     block = "\r\n".join(["Host: a", *fields, "", ""]).encode("latin-1")
-    if read_fields(block) is not None:
+    if read_conditions(block) is not None:
         end = data.draw(st.integers(0, len(block) - 1))
-        assert read_fields(block[:end]) is None
-        assert read_fields(block + block[:end]) is None or end == 0
+        assert read_conditions(block[:end]) is None
+        assert read_conditions(block + block[:end]) is None or end == 0
 
 
 @pytest.mark.parametrize("name", ["Connection", "Proxy-Connection", "proxy-connection"])
 @pytest.mark.parametrize(("value", "stays"), [("keep-alive", True), ("Keep-Alive ", True), ("close", False)])
 def test_a_connection_that_the_client_wants_closed_is_left_to_the_parser(name: str, value: str, *, stays: bool) -> None:
-    assert (read_fields(f"Host: a\r\n{name}: {value}\r\n\r\n".encode()) is not None) == stays
+    assert (read_conditions(f"Host: a\r\n{name}: {value}\r\n\r\n".encode()) is not None) == stays

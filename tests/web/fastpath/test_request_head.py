@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from imgkeep.web.fastpath.request_head import (
     BLOCK_BYTES_MAX,
     FIELDS_MAX,
-    PLAIN,
+    NO_CONDITIONS,
     RequestConditions,
     list_fields,
-    read_fields,
+    read_conditions,
 )
 
 from tests.support.parser_peer import ParserPeer
@@ -22,13 +22,13 @@ from tests.support.parser_peer import ParserPeer
 HOST = b"Host: imgkeep.example\r\n"
 
 READ = [
-    pytest.param(b"\r\n", PLAIN, id="a host"),
-    pytest.param(b"Cookie: a=b; c=\xff\r\nAccept: */*\r\nX:\r\n\r\n", PLAIN, id="fields that nobody looks at"),
-    pytest.param(b"Connection: keep-alive\r\n\r\n", PLAIN, id="keep-alive"),
-    pytest.param(b"CONNECTION:Keep-Alive \r\n\r\n", PLAIN, id="keep-alive in another spelling"),
-    pytest.param(b"Connection:\r\n\r\n", PLAIN, id="an empty Connection, as nginx sends it"),
-    pytest.param(b"A: b\r\n" * (FIELDS_MAX - 2) + b"\r\n", PLAIN, id="many"),
-    pytest.param(b"X-Range: bytes=0-1\r\n\r\n", PLAIN, id="a name that ends like one of ours"),
+    pytest.param(b"\r\n", NO_CONDITIONS, id="a host"),
+    pytest.param(b"Cookie: a=b; c=\xff\r\nAccept: */*\r\nX:\r\n\r\n", NO_CONDITIONS, id="fields that nobody looks at"),
+    pytest.param(b"Connection: keep-alive\r\n\r\n", NO_CONDITIONS, id="keep-alive"),
+    pytest.param(b"CONNECTION:Keep-Alive \r\n\r\n", NO_CONDITIONS, id="keep-alive in another spelling"),
+    pytest.param(b"Connection:\r\n\r\n", NO_CONDITIONS, id="an empty Connection, as nginx sends it"),
+    pytest.param(b"A: b\r\n" * (FIELDS_MAX - 2) + b"\r\n", NO_CONDITIONS, id="many"),
+    pytest.param(b"X-Range: bytes=0-1\r\n\r\n", NO_CONDITIONS, id="a name that ends like one of ours"),
     pytest.param(b'If-None-Match: "a"\r\n\r\n', RequestConditions(if_none_match='"a"'), id="If-None-Match"),
     pytest.param(
         b'if-none-match: "a"\r\nIF-NONE-MATCH:"b"\r\n\r\n', RequestConditions('"a", "b"'), id="two lines are one list"
@@ -68,28 +68,31 @@ LEFT = [
 
 @pytest.mark.parametrize(("block", "asked"), READ)
 def test_what_is_certain_is_read(block: bytes, asked: RequestConditions) -> None:
-    assert read_fields(HOST + block) == asked
-    assert (asked is PLAIN) == (read_fields(HOST + block) is PLAIN)
+    assert read_conditions(HOST + block) == asked
+    assert (asked is NO_CONDITIONS) == (read_conditions(HOST + block) is NO_CONDITIONS)
 
 
 @pytest.mark.parametrize("block", LEFT)
 def test_anything_else_is_left_to_the_full_parser(block: bytes) -> None:
-    assert read_fields(HOST + block) is None
+    assert read_conditions(HOST + block) is None
 
 
 @pytest.mark.parametrize(
     "host", ["", " ", "a b", "a/b", "user@a", "[::1", "::1", "a:b", "a:80:80", "\xff", "a,b c", "%zz"]
 )
 def test_a_host_that_is_none_is_left_to_the_full_parser(host: str) -> None:
-    assert read_fields(f"Host: {host}\r\n\r\n".encode("latin-1")) is None
-    assert read_fields(b"\r\n") is None
+    assert read_conditions(f"Host: {host}\r\n\r\n".encode("latin-1")) is None
+    assert read_conditions(b"\r\n") is None
 
 
 def test_only_a_name_of_ours_is_read() -> None:
     for name in ("localhost", "LocalHost:80", "[::1]:8080", "127.0.0.1"):
-        assert read_fields(f"Host: {name}\r\n\r\n".encode(), frozenset({"localhost", "::1", "127.0.0.1"})) is PLAIN
+        assert (
+            read_conditions(f"Host: {name}\r\n\r\n".encode(), frozenset({"localhost", "::1", "127.0.0.1"}))
+            is NO_CONDITIONS
+        )
     for name in ("localhost.example", "127.0.0.2", "[::2]"):
-        assert read_fields(f"Host: {name}\r\n\r\n".encode(), frozenset({"localhost", "::1", "127.0.0.1"})) is None
+        assert read_conditions(f"Host: {name}\r\n\r\n".encode(), frozenset({"localhost", "::1", "127.0.0.1"})) is None
 
 
 def test_the_fields_of_a_block_in_their_order() -> None:
@@ -119,7 +122,7 @@ def test_what_is_read_is_one_request_without_a_body_for_aiohttp_too(
     block = b"".join(line + end for line in lines) + tail + b"\r\n\r\n"
     whole = b"".join(line + b"\r\n" for line in lines) + b"\r\n"
     for candidate in (block, whole, HOST + block, HOST + whole):
-        if read_fields(candidate) is None:
+        if read_conditions(candidate) is None:
             continue
         loop = asyncio.new_event_loop()
         try:

@@ -18,7 +18,8 @@ import msgspec
 from aiohttp import web
 
 from imgkeep.core.errors import InvalidRequest
-from imgkeep.jobs.runner import ITEMS_MAX, describe
+from imgkeep.jobs.job_facts import describe_job
+from imgkeep.jobs.runner import ITEMS_MAX
 from imgkeep.page_rewriting import MARKDOWN_BYTES_MAX, check_page_url
 from imgkeep.web.api import schemas
 from imgkeep.web.api.context import API, api_context, json_response, read_query
@@ -34,7 +35,7 @@ from imgkeep.web.request_body import (
 )
 
 if TYPE_CHECKING:
-    from imgkeep.core.records import Job
+    from imgkeep.core.jobs import Job
     from imgkeep.page_rewriting import DocumentFormat, LinkChoice, Rewritten
 
 FORMS: Final[dict[str, DocumentFormat]] = {"text/html": "html", "text/markdown": "markdown"}
@@ -106,7 +107,7 @@ async def _rewrite_json(request: web.Request, body: Document) -> web.Response:
         else:
             response.markdown = rewritten.document.decode()
         if body.save:
-            response.job = None if job is None else schemas.JobFacts(**describe(job))
+            response.job = None if job is None else schemas.JobFacts(**describe_job(job))
         return json_response(response)
 
     return make() if len(data) <= LARGE_BODY_BYTES else await asyncio.to_thread(make)

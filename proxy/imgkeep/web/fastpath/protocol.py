@@ -1,361 +1,310 @@
 """
-HttpServer: plain requests for images are answered in front of aiohttp, on the same socket.
+The fast path: a connection that answers plain requests for images in front of aiohttp, on the same socket.
 
-A connection hears bytes before aiohttp's parser does. Where they are one whole plain request for an image, aiohttp
-never knows: what is prepared is written at once, and anything else is given to the handlers of `images.py`. All other
-requests go to aiohttp as they came.
+A connection sees bytes before aiohttp's parser does. Where they are one whole plain request for an image, the fast path
+answers it: from the response cache at once, or through the handlers of `images.py`. All other requests go to aiohttp as
+they came. `states.py` holds the states of a connection and its rules; this module finds out which event has happened.
 
-Two things must never happen, and each has its rule:
-- An answer gets ahead of an earlier one. So a request is taken from aiohttp only while that waits for one (`_waiter`),
-  no handler of ours is at work, and nothing is left to send.
-- Bytes that belong to one request are taken for the next. So everything is aiohttp's for good once it was given
-  anything that is not certainly one whole request without a body.
+Rules:
+- No response gets ahead of an earlier one: a request begins only while aiohttp waits for one (`_waiter`), no handler of
+  ours is at work, and nothing is left to send.
+- No bytes of one request are taken for the next: `request_head.py` reads only what is certainly one whole request
+  without a body, and anything else is aiohttp's for good.
 
-aiohttp parses whatever has arrived at once: of 256 KiB that is 43,000 chunks of a body, which nothing of ours asked
-for, and as many calls into Python: half a second without another turn of the event loop, for each connection that
-sends such bytes. So aiohttp gets them in steps (`turns.py`), and meanwhile nothing more is read.
-
-This is the one module that knows private names of aiohttp: `_waiter`, which is pending while a connection is idle,
-`_next_keepalive_close_time`, when an idle one is closed, `_process_keepalive`, which does that, `_current_request`, and
-`_pause_transport_reading` with `_resume_transport_reading`, by which it stops reading, as `_reading_paused` and
-`_buffer_paused` tell.
-`tests/web/fastpath/test_protocol.py` fails when an upgrade changes what they mean.
+Besides `web/connection.py` this is the one module that uses private names of aiohttp: `_waiter`, which is pending while
+a connection is idle, `_next_keepalive_close_time`, when aiohttp closes an idle connection, and `_process_keepalive`,
+which closes it. `tests/web/fastpath/test_protocol.py` fails when an upgrade changes what they mean.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
-import re
-from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
-from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final
 
-from aiohttp import web
-from multidict import CIMultiDict
-
-from imgkeep.core.errors import ImgkeepError
 from imgkeep.images.context import CacheStatus
 from imgkeep.web.access_log import CLIENT_LEFT
-from imgkeep.web.aiohttp_adapter import as_aiohttp_response
-from imgkeep.web.client_presence import ClientPresence
-from imgkeep.web.connection_limit import refuse_connection
+from imgkeep.web.connection import Connection
 from imgkeep.web.context import RequestLog
-from imgkeep.web.error_responses import present_failure
-from imgkeep.web.fastpath.coalescing import SharedResponse
-from imgkeep.web.fastpath.request_head import PLAIN, list_fields, read_fields
-from imgkeep.web.flow_control import FlowControl
-from imgkeep.web.image_headers import SERVER_NAME
-from imgkeep.web.messages import BodyRange, ImageRequest, encode_response_head
-from imgkeep.web.parse_budget import PARSE_STEP_BYTES
-from imgkeep.web.problems import error_response, parser_error_response
+from imgkeep.web.fastpath.request_head import (
+    GET,
+    HEAD,
+    HEAD_BYTES_MAX,
+    HEAD_END,
+    LINE_END,
+    TARGET,
+    RequestFields,
+    is_part_of_head,
+)
+from imgkeep.web.fastpath.states import BUSY, Event, State, next_state
+from imgkeep.web.messages import BodyRange, ImageRequest
+from imgkeep.web.problems import error_response
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
 
-    from imgkeep.web.access_log import AccessLog
+    from aiohttp import web
+    from multidict import CIMultiDict
+
+    from imgkeep.web.connection import ConnectionContext
+    from imgkeep.web.fastpath.coalescing import SharedResponse
     from imgkeep.web.fastpath.context import FastPath
-    from imgkeep.web.fastpath.request_head import RequestConditions
     from imgkeep.web.fastpath.response_cache import CachedResponse
     from imgkeep.web.images import Handler
     from imgkeep.web.messages import HttpResponse
 
-HEAD_BYTES_MAX: Final = 16_384
-"""A head that has come in parts is waited for up to this size; a longer one is aiohttp's from the beginning."""
-
-TURNS_MAX: Final = 3
+WAITING_BYTES_MAX: Final = HEAD_BYTES_MAX
+"""Maximum number of bytes that wait behind a request at work; the connection reads no more of them meanwhile."""
+WAITING_TURNS_MAX: Final = 3
 """
-A client may ask again before aiohttp, which has sent the last byte, is back at waiting. So a request is looked at again
-in so many turns of the loop; without that, whoever took the long way once would often have to take it again.
+Maximum number of turns of the event loop for which a request waits for aiohttp. A client may send the next request
+before aiohttp, which has sent the last byte, waits again. Without these turns aiohttp would often answer that one too.
 """
 
-_GET: Final = b"GET "
-_HEAD: Final = b"HEAD "
-_LINE_END: Final = b" HTTP/1.1\r\n"
-_END: Final = b"\r\n\r\n"
-_TARGET: Final = re.compile(rb"[\x21-\x7e\x80-\xff]+")
-_PASSED_ON: Final = re.compile(rb"^(?:via|cdn-loop):", re.IGNORECASE | re.MULTILINE)
-
-log = logging.getLogger(__name__)
+# To read a member of an enum costs as much as a look-up in the response cache.
+_READY: Final = State.READY
+_HIT: Final = CacheStatus.HIT.value
 
 
-class Connection(web.RequestHandler):
-    """One client's connection."""
+@dataclass(frozen=True, slots=True)
+class PlainRequest:
+    """A request whose response is not in memory: its bytes, its target, and since when it waits."""
 
-    __slots__ = (
-        "_aligned",
-        "_alone",
-        "_answering",
-        "_asked",
-        "_block",
-        "_context",
-        "_counted",
-        "_fields",
-        "_following",
-        "_fresh",
-        "_held_up",
-        "_idle_s",
-        "_loaded",
-        "_outlet",
-        "_part",
-        "_rest",
-        "_stepping",
-        "_transport",
-        "_turns",
-        "presence",
-    )
+    data: bytes
+    target: bytes
+    head: bool
+    start: float
+
+
+class FastConnection(Connection):
+    """One client's connection, on which plain requests for images bypass aiohttp."""
+
+    __slots__ = ("_buffer", "_fast_path", "_fields", "_state", "_turns_waited", "_work")
 
     def __init__(
-        self, server: web.Server, context: FastPath, *, loop: asyncio.AbstractEventLoop, **limits: Any
+        self,
+        server: web.Server,
+        context: ConnectionContext,
+        fast_path: FastPath,
+        *,
+        loop: asyncio.AbstractEventLoop,
+        **limits: Any,
     ) -> None:
-        super().__init__(server, loop=loop, **limits)
-        self._context = context
-        self._idle_s = self.keepalive_timeout
-        self._transport: asyncio.Transport | None = None
-        self._outlet: FlowControl
-        self._counted: tuple[str, ...] = ()
-        """Whose connections this is one of."""
-        self.presence = ClientPresence()
-        self._fresh = True
-        """Whether aiohttp was given nothing yet, and need not wait for anything."""
-        self._aligned = True
-        """Whether the next byte begins a request."""
-        self._answering: asyncio.Future[None] | None = None
-        """Somebody of ours is at work on a request, and what comes meanwhile waits in `_part`."""
-        self._following: tuple[ImageRequest, bytes, float] | None = None
-        """The request that waits in a crowd, its bytes, and since when."""
-        self._alone = False
-        """Whether the request at hand has waited in a crowd in vain."""
-        self._part = b""
-        """The beginning of a head whose rest has not come, or whole ones that have to wait."""
-        self._held_up = False
-        """Whether nothing is read, because enough waits."""
-        self._rest = b""
-        """What aiohttp has yet to be given of what has come. Nothing is read meanwhile."""
-        self._stepping = False
-        """Whether the next step will come: aiohttp asks for it with every chunk that is read."""
-        self._loaded = False
-        """Whether the bytes for the request at hand were brought already."""
-        self._turns = 0
-        """How often the request in `_part` has waited for aiohttp to be idle."""
-        self._block = b""
-        self._asked: RequestConditions | None = None
-        """What `_block` says: most clients send the same fields with every request."""
-        self._fields: CIMultiDict[str] | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport = cast("asyncio.Transport", transport)
-        if self._context.connection_limit is not None:
-            peer = transport.get_extra_info("peername")
-            counted = self._context.connection_limit.enter(peer[0] if isinstance(peer, tuple) else "")
-            if counted is None:
-                refuse_connection(transport)
-                return
-            self._counted = counted
-        stall_timeout_s = self._context.stall_timeout_s
-        self._outlet = FlowControl(transport, self._loop, stall_timeout_s=stall_timeout_s, taken=self._put_off_closing)
-        super().connection_made(transport)
+        super().__init__(server, context, loop=loop, **limits)
+        self._fast_path = fast_path
+        self._state = _READY
+        self._work: asyncio.Future[None] | None = None
+        """What a busy connection waits for."""
+        self._buffer = b""
+        """Bytes that wait: a part of a head, or requests behind the one at work."""
+        self._turns_waited = 0
+        """Number of turns for which the request in `_buffer` has waited for aiohttp."""
+        self._fields = RequestFields()
+        """Of the last request: most clients send the same with every request."""
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        self._outlet.end()
-        self._transport, self._rest = None, b""
-        self.presence.leave()
-        if self._counted and self._context.connection_limit is not None:
-            self._context.connection_limit.leave(self._counted)
+        self._move(Event.LOST)
+        self._buffer = b""
         super().connection_lost(exc)
 
-    def pause_writing(self) -> None:
-        self._outlet.pause()
-        super().pause_writing()
-
-    def resume_writing(self) -> None:
-        self._put_off_closing()  # idle is who has all of the answer
-        self._outlet.resume()
-        super().resume_writing()
-
     def data_received(self, data: bytes) -> None:
-        if self._part:
-            data, self._part = self._part + data, b""
-        if self._answering is not None:
+        state = self._state
+        if not data:
+            super().data_received(data)  # aiohttp asks its parser for what that has not parsed yet
+        elif state is _READY:
+            self._receive_request(data)
+        elif state is State.READING_HEAD:
+            data, self._buffer = self._buffer + data, b""
+            self._move(Event.BYTES_ARRIVED)
+            self._receive_request(data)
+        elif state is State.WAITING or state in BUSY:
             self._hold(data)
-            return
-        if self._aligned:
-            start = 4 if data.startswith(_GET) else 5 if data.startswith(_HEAD) else 0
-            end = data.find(_LINE_END, start)
-            if start and end > 0 and data.endswith(_END):
-                if not self._is_idle() and self._turns < TURNS_MAX:
-                    self._turns += 1
-                    self._part = data
-                    self._loop.call_soon(self._try_again)
-                    return
-                self._turns = 0
-                if self._quickly(data[start:end], data[end + len(_LINE_END) :], data, head=start == 5):
-                    self._loaded = False
-                    return
-            elif _is_part(data):
-                self._part = data
-                return
-            else:
-                self._aligned = False
-            self._fresh = self._loaded = False
-        self._feed(data)
+        else:
+            super().data_received(data)
 
     def disable_fast_path(self) -> None:
-        """Leave all requests to come to aiohttp."""
-        self._aligned = False
-        self._try_again()
+        """Hand all later requests to aiohttp; a busy connection does so when its request is answered."""
+        if self._state not in BUSY and self._state is not State.CLOSED:
+            self._move(Event.HANDED_OVER)
+            self._take_buffer()
 
-    def log_exception(self, *args: Any, **how: Any) -> None:
-        """Log what nobody foresaw: not that a body is other than it was said to be, which anybody can send."""
-        if not isinstance(how.get("exc_info"), web.RequestPayloadError):
-            super().log_exception(*args, **how)
+    def _process_keepalive(self) -> None:
+        """Close a connection that has been idle for too long, but none that the fast path is answering on."""
+        if self._state in BUSY:
+            self._postpone_closing()
+        super()._process_keepalive()
 
-    def handle_error(
-        self,
-        request: web.BaseRequest,
-        status: int = 500,
-        exc: BaseException | None = None,
-        message: str | None = None,
-    ) -> web.StreamResponse:
-        """HttpResponse what the parser refuses. Its own answer and its log record have the bytes of the request in them."""
-        if status >= HTTPStatus.INTERNAL_SERVER_ERROR or request.writer.output_size > 0:
-            return super().handle_error(request, status, exc, message)
-        response = refuse(self._context.access_log, request, status)
-        response.force_close()
-        response.headers["Connection"] = "close"  # which aiohttp leaves out
-        return response
+    async def _finish_responses(self) -> None:
+        try:
+            while self._work is not None:
+                await asyncio.wait([self._work])
+        finally:
+            if isinstance(self._work, asyncio.Task):
+                self._work.cancel()
 
-    async def shutdown(self, timeout: float | None = 15.0) -> None:  # noqa: ASYNC109 - aiohttp's signature
-        """Close, once what was written is sent, or after `timeout` seconds."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(timeout):
-                while self._answering is not None:
-                    await asyncio.wait([self._answering])
-                await self._outlet.drain()
-        if isinstance(self._answering, asyncio.Task):
-            self._answering.cancel()
-        await super().shutdown(timeout)
+    # --- bytes that arrive
 
-    def _quickly(self, target: bytes, block: bytes, data: bytes, *, head: bool) -> bool:
-        """HttpResponse the request `data`, at once or as soon as its bytes are there. `block` follows the request line."""
-        if block != self._block:
-            self._block, self._asked, self._fields = block, read_fields(block, self._context.own_hosts), None
-        asked, transport = self._asked, self._transport
-        if asked is None:
-            self._aligned = False
-            return False
-        if transport is not None and not self._outlet.busy and self._is_idle():
-            context = self._context
-            start = context.timer()
-            answer = context.response_cache.find(target, start)
-            if answer is not None:
-                written = context.response_cache.write(answer, asked, transport, start, head=head)
-                if written is not None:
-                    self._next_keepalive_close_time = self._loop.time() + self._idle_s
-                    self._tell(answer, written, "HEAD" if head else "GET", context.timer() - start)
-                    return True
-                loading = None if self._loaded else answer.cache_entry.load()
-                if loading is not None:
-                    self._wait_for(loading, data)
-                    return True
-            found = context.handlers.find_handler(target)
-            if found is not None and len(target) <= self.max_line_size and _TARGET.fullmatch(target):
-                ask = self._make_ask(found[1], found[2], target, head=head)
-                alike = asked is PLAIN and not head and not self._alone and not _PASSED_ON.search(block)
-                if not (alike and self._join(ask, target, data, start)):
-                    crowd = SharedResponse(ask.request_log) if alike else None
-                    if crowd is not None:
-                        context.shared_responses[target] = crowd
-                    self._answering = self._loop.create_task(self._answer(ask, found[0], start, crowd))
-                return True
-        self._aligned = _TARGET.fullmatch(target) is not None
-        return False
-
-    def _wait_for(self, loading: Awaitable[None], data: bytes) -> None:
-        """Look at a request again, once, when the bytes for it were brought."""
-        self._answering = asyncio.ensure_future(loading)
-        self._answering.add_done_callback(partial(self._look_again, data))
-
-    def _look_again(self, data: bytes, _loading: asyncio.Future[None]) -> None:
-        self._part = data + self._part
-        self._loaded = True
-        self._go_on()
-
-    def _feed(self, data: bytes) -> None:
-        """Give aiohttp what has come, step by step."""
-        if not data or (
-            not self._rest and len(data) <= PARSE_STEP_BYTES and self._context.parse_budget.take(len(data))
-        ):
-            super().data_received(data)
+    def _receive_request(self, data: bytes) -> None:
+        """Answer bytes that are one whole plain request; wait for the rest of a head; hand anything else over."""
+        start = len(GET) if data.startswith(GET) else len(HEAD) if data.startswith(HEAD) else 0
+        end = data.find(LINE_END, start)
+        if start and end > 0 and data.endswith(HEAD_END):
+            idle = self._is_aiohttp_idle()
+            if not idle and self._turns_waited < WAITING_TURNS_MAX:
+                self._wait_for_aiohttp(data)
+                return
+            self._turns_waited = 0
+            target, block = data[start:end], data[end + len(LINE_END) :]
+            if self._answer(target, block, data, head=start == len(HEAD), idle=idle):
+                return
+        elif is_part_of_head(data):
+            self._buffer = data
+            self._move(Event.HEAD_CUT)
             return
-        if len(data) > PARSE_STEP_BYTES:
-            self._aligned = False
-        self._rest += data
-        self._pause_transport_reading()
-        self._resume_transport_reading()
-
-    def _step(self) -> int:
-        """Give aiohttp the next bytes; return how many it has to parse."""
-        self._stepping = False
-        transport = self._transport
-        if transport is None or transport.is_closing():
-            self._rest = b""
-        if not self._rest or self._is_full():
-            return 0  # aiohttp calls `_resume_transport_reading` when it can take more
-        size = self._find_step()
-        data, self._rest = self._rest[:size], self._rest[size:]
+        else:
+            self._move(Event.HANDED_OVER)
         super().data_received(data)
-        if not self._is_full():
-            self._resume_transport_reading()
-        return min(len(data), PARSE_STEP_BYTES)
 
-    def _is_full(self) -> bool:
-        """Whether aiohttp can take no more for now."""
-        return self._reading_paused or self._buffer_paused
+    def _wait_for_aiohttp(self, data: bytes) -> None:
+        self._turns_waited += 1
+        self._buffer = data
+        self._move(Event.AIOHTTP_BUSY)
+        self._loop.call_soon(self._look_again)
 
-    def _resume_transport_reading(self) -> None:
-        if not self._rest:
-            super()._resume_transport_reading()
-        elif not self._stepping:
-            self._stepping = True
-            self._context.parse_budget.wait(self._step)
-
-    def _find_step(self) -> int:
-        """Return how many of the next bytes may be parsed at once."""
-        request = self._current_request
-        if request is None or request.content_length is None or request.content.is_eof():
-            return PARSE_STEP_BYTES
-        return max(PARSE_STEP_BYTES, request.content_length - request.content.total_bytes)
+    def _look_again(self) -> None:
+        """Look again at a request that has waited for aiohttp, and at what has arrived behind it."""
+        if self._state is State.WAITING:
+            self._move(Event.LOOP_TURNED)
+            self._take_buffer()
 
     def _hold(self, data: bytes) -> None:
-        """Keep what came too early, within limits."""
-        self._part = data
-        if len(data) > HEAD_BYTES_MAX and not self._held_up and self._transport is not None:
-            self._held_up = True
+        """Keep bytes that arrived too early; read no more of them than there is room for."""
+        self._buffer += data
+        if len(self._buffer) > WAITING_BYTES_MAX and self._state in BUSY and self._transport is not None:
             self._transport.pause_reading()
 
-    def _go_on(self) -> None:
-        """The request at hand was answered, or has to be looked at again."""
-        self._answering = None
-        self._put_off_closing()
-        transport = self._transport
-        if transport is None or transport.is_closing():
-            return
-        if self._held_up:
-            self._held_up = False
-            transport.resume_reading()
-        if self._part:
-            self.data_received(b"")
+    def _take_buffer(self) -> None:
+        data, self._buffer = self._buffer, b""
+        if data and self._transport is not None and not self._transport.is_closing():
+            self.data_received(data)
 
-    def _make_ask(self, route: str, name: str, target: bytes, *, head: bool) -> ImageRequest:
+    def _is_aiohttp_idle(self) -> bool:
+        """Tell whether aiohttp waits for a request, and has all bytes that were meant for it."""
+        waiter = self._waiter
+        return waiter is not None and not waiter.done() and not self._unparsed
+
+    # --- requests
+
+    def _answer(self, target: bytes, block: bytes, data: bytes, *, head: bool, idle: bool) -> bool:
+        """
+        Answer a request, now or later; return whether it is the fast path's.
+
+        Args:
+            target: The request target.
+            block: What follows the request line.
+            data: The whole request.
+            head: Whether its method is HEAD.
+            idle: Whether aiohttp waits for a request.
+        """
+        if block != self._fields.block:
+            self._fields = RequestFields(block, self._fast_path.own_hosts)
+        if self._fields.conditions is None:
+            self._move(Event.HANDED_OVER)
+            return False
+        if idle and not self._flow.busy:
+            now = self._fast_path.timer()
+            cached = self._fast_path.response_cache.find(target, now)
+            if cached is not None and self._write_cached(cached, now, now, head=head):
+                return True
+            if self._answer_later(PlainRequest(data, target, head, now), cached):
+                return True
+        if TARGET.fullmatch(target) is None:
+            self._move(Event.HANDED_OVER)
+        return False
+
+    def _answer_later(
+        self, request: PlainRequest, cached: CachedResponse | None, *, loaded: bool = False, alone: bool = False
+    ) -> bool:
+        """
+        Begin to answer a request for which no bytes are in memory; return whether the fast path can.
+
+        Args:
+            request: The request.
+            cached: Its response, if that is in the cache.
+            loaded: Whether the bytes of `cached` were loaded once already.
+            alone: Whether the request has followed a shared response in vain.
+        """
+        loading = None if cached is None or loaded else cached.cache_entry.load()
+        if loading is not None:
+            self._load(request, loading)
+            return True
+        target = request.target
+        found = self._fast_path.handlers.find_handler(target)
+        if found is None or len(target) > self.max_line_size or TARGET.fullmatch(target) is None:
+            return False
+        handler, route, name = found
+        image_request = self._make_image_request(request, route, name)
+        shared = None
+        if not alone and not request.head and self._fields.are_shareable():
+            shared = self._fast_path.shared_responses.find(target)
+            if shared is not None:
+                self._follow(shared, request, image_request)
+                return True
+            shared = self._fast_path.shared_responses.begin(target, image_request.request_log)
+        self._move(Event.HANDLER_STARTED)
+        self._work = self._loop.create_task(self._handle(image_request, handler, request.start, shared))
+        return True
+
+    def _answer_again(self, request: PlainRequest, *, loaded: bool = False, alone: bool = False) -> None:
+        """Answer a request whose bytes were loaded, or that has followed a shared response in vain."""
+        if self._state is _READY:
+            now = self._fast_path.timer()
+            cached = self._fast_path.response_cache.find(request.target, now)
+            written = cached is not None and self._write_cached(cached, request.start, now, head=request.head)
+            if not written and not self._answer_later(request, cached, loaded=loaded, alone=alone):
+                super().data_received(request.data)
+        if self._state not in BUSY:
+            self._take_buffer()
+
+    def _write_cached(self, cached: CachedResponse, start: float, now: float, *, head: bool) -> bool:
+        """Write a cached response and log it; `False`: its bytes are not in memory, or it holds no longer."""
+        transport, conditions, fast_path = self._transport, self._fields.conditions, self._fast_path
+        assert transport is not None
+        assert conditions is not None
+        written = fast_path.response_writer.write_cached(cached, conditions, transport, now, head=head)
+        if written is None:
+            return False
+        self._postpone_closing()
+        status, size = written
+        seconds = fast_path.timer() - start
+        if fast_path.access_log.enabled:
+            request_log = RequestLog(cached.key, _HIT, sent=size)
+            method = "HEAD" if head else "GET"
+            fast_path.access_log.note(self._read_peer(), method, cached.route, request_log, status, seconds)
+        else:
+            fast_path.access_log.metrics.answered(cached.route, _HIT, status, size, seconds)
+        return True
+
+    def _load(self, request: PlainRequest, loading: Awaitable[None]) -> None:
+        """Wait for the bytes of a cached response, and look at the request again, once."""
+        self._move(Event.LOAD_STARTED)
+        self._work = asyncio.ensure_future(loading)
+        self._work.add_done_callback(partial(self._use_loaded, request))
+
+    def _use_loaded(self, request: PlainRequest, _loading: asyncio.Future[None]) -> None:
+        self._end_work(Event.LOADED)
+        self._answer_again(request, loaded=True)
+
+    # --- handlers, and the responses of others
+
+    def _make_image_request(self, request: PlainRequest, route: str, name: str) -> ImageRequest:
         remote, fields = self._read_peer()
         return ImageRequest(
             route=route,
             name=name,
-            head=head,
-            target=target.decode("utf-8", "surrogateescape"),
+            head=request.head,
+            target=request.target.decode("utf-8", "surrogateescape"),
             fields=fields,
             remote=remote,
             accepts_chunked=True,
@@ -364,191 +313,88 @@ class Connection(web.RequestHandler):
         )
 
     def _read_peer(self) -> tuple[str, CIMultiDict[str]]:
-        """Return the address of the peer, and the fields of its request."""
-        if self._fields is None:
-            self._fields = CIMultiDict(list_fields(self._block))
+        """Return the address of the client, and the fields of its request."""
         peer = self.peername
-        return peer[0] if isinstance(peer, tuple) else "", self._fields
+        return peer[0] if isinstance(peer, tuple) else "", self._fields.parse()
 
-    def _join(self, ask: ImageRequest, target: bytes, data: bytes, start: float) -> bool:
-        """Follow whoever asks for the same already."""
-        crowd = self._context.shared_responses.get(target)
-        if crowd is None:
-            return False
-        self._answering, self._following = crowd.over, (ask, data, start)
-        if crowd.join(self):
-            return True
-        self._answering = self._following = None
-        return False
+    def _follow(self, shared: SharedResponse, request: PlainRequest, image_request: ImageRequest) -> None:
+        """Let a request wait for the response of a handler that works for another connection."""
+        self._move(Event.FOLLOWED)
+        self._work = shared.published
+        shared.follow(partial(self._use_shared, request, image_request))
 
-    def follow(self, answer: HttpResponse | None, request_log: RequestLog) -> None:
-        """HttpResponse the request that waits in a crowd as its leader's was, or by itself."""
-        assert self._following is not None
-        (ask, data, start), self._following = self._following, None
-        if answer is None:
-            self._alone = True
-            self._part = data + self._part
-            self._go_on()
-            self._alone = False
+    def _use_shared(
+        self, request: PlainRequest, image_request: ImageRequest, response: HttpResponse | None, leader_log: RequestLog
+    ) -> None:
+        """Answer a request as its leader's was answered, or alone if that response is the leader's own."""
+        if response is None:
+            self._end_work(Event.NO_RESPONSE)
+            self._answer_again(request, alone=True)
             return
-        ask.request_log = replace(request_log, sent=0)
-        part = answer.body
-        if isinstance(part, BodyRange):
-            assert part.growing is not None
-            part.growing.hold()
-            ask.request_log.outcome = CacheStatus.COLLAPSED.value
-        self._answering = self._loop.create_task(self._send_and_tell(ask, answer, start))
+        image_request.request_log = replace(leader_log, sent=0)
+        if isinstance(response.body, BodyRange):
+            assert response.body.growing is not None
+            response.body.growing.hold()
+            image_request.request_log.outcome = CacheStatus.COLLAPSED.value
+        self._move(Event.RESPONSE_READY)
+        self._work = self._loop.create_task(self._respond(image_request, response, request.start))
 
-    async def _answer(self, ask: ImageRequest, handler: Handler, start: float, crowd: SharedResponse | None) -> None:
-        """Have a request answered by `handler`."""
-        answer, left = None, False
+    async def _handle(
+        self, request: ImageRequest, handler: Handler, start: float, shared: SharedResponse | None
+    ) -> None:
+        """Have a handler answer a request; share its response with the followers."""
+        shared_responses = self._fast_path.shared_responses
+        response = None
         try:
-            answer = await handler(ask)
+            response = await handler(request)
         except ConnectionError:
-            left = True  # so those who wait for the same answer have to ask themselves
-        except Exception as error:  # noqa: BLE001 - `error_response` logs what nobody foresaw
-            answer = error_response(error, ask.request_log)
+            request.request_log.code = "client_left"  # so the followers have to ask for themselves
+        except Exception as error:  # noqa: BLE001 - `error_response` logs errors of this program
+            response = error_response(error, request.request_log)
         finally:
-            if crowd is not None:
-                if answer is None or not isinstance(answer.body, BodyRange) or answer.body.growing is None:
-                    self._disperse(ask, crowd)
-                crowd.lead(answer)
+            if shared is not None:
+                shared_responses.publish(shared, response)
         try:
-            if answer is not None:
-                await self._send_and_tell(ask, answer, start)
-            elif left:
-                ask.request_log.code = "client_left"
-                self._note(ask, CLIENT_LEFT, start)
+            if response is None:
+                self._log(request, CLIENT_LEFT, start)
+                if self._transport is not None:
+                    self._transport.abort()
+                self._end_work(Event.NO_RESPONSE)
+            else:
+                self._move(Event.RESPONSE_READY)
+                await self._respond(request, response, start)
         finally:
-            if crowd is not None:
-                self._disperse(ask, crowd)
+            if shared is not None:
+                shared_responses.end(shared)
 
-    def _disperse(self, ask: ImageRequest, crowd: SharedResponse) -> None:
-        """Nobody joins a crowd any more."""
-        target = ask.target.encode("utf-8", "surrogateescape")
-        if self._context.shared_responses.get(target) is crowd:
-            del self._context.shared_responses[target]
-
-    async def _send_and_tell(self, ask: ImageRequest, answer: HttpResponse, start: float) -> None:
-        """Send an answer, and tell of it."""
+    async def _respond(self, request: ImageRequest, response: HttpResponse, start: float) -> None:
+        """Send a response, log it, and go on with the bytes that have arrived meanwhile."""
         status = CLIENT_LEFT
         try:
-            if await self._send(ask, answer):
-                status = answer.status
+            if await self._fast_path.response_writer.send(request, response, self._transport, self._flow):
+                status = response.status
         finally:
-            self._note(ask, status, start)
-            self._go_on()
+            self._log(request, status, start)
+            self._end_work(Event.SENT)
+            self._take_buffer()
 
-    def _note(self, ask: ImageRequest, status: int, start: float) -> None:
-        """Count an answer, and write its record."""
-        method = "HEAD" if ask.head else "GET"
-        seconds = self._context.timer() - start
-        self._context.access_log.note((ask.remote, ask.fields), method, ask.route, ask.request_log, status, seconds)
+    def _log(self, request: ImageRequest, status: int, start: float) -> None:
+        """Count a response, and write its record."""
+        method = "HEAD" if request.head else "GET"
+        peer, seconds = (request.remote, request.fields), self._fast_path.timer() - start
+        self._fast_path.access_log.note(peer, method, request.route, request.request_log, status, seconds)
 
-    async def _send(self, ask: ImageRequest, answer: HttpResponse) -> bool:
-        """Send an answer; return whether anybody was there to get it."""
-        transport, part = self._transport, answer.body
-        if transport is None or transport.is_closing():
-            ask.request_log.code = "client_left"
-            if isinstance(part, BodyRange):
-                await part.body.aclose()
-            return False
-        if answer.status >= HTTPStatus.BAD_REQUEST:
-            answer = present_failure(answer, "HEAD" if ask.head else "GET", ask.fields, self._context.placeholder)
-            part = answer.body
-        head = encode_response_head(answer, self._context.response_cache.sign(self._context.timer()), head=ask.head)
-        if isinstance(part, BodyRange):
-            await self._send_part(ask, transport, head, part)
-        elif part and not ask.head:
-            transport.writelines((head, part))
-            ask.request_log.sent = len(part)
-        else:
-            transport.write(head)
-        return True
+    # --- states
 
-    async def _send_part(self, ask: ImageRequest, transport: asyncio.Transport, head: bytes, part: BodyRange) -> None:
-        """Send a part of a body at the client's own speed. The outlet sees to it that there is any."""
-        outlet, chunked = self._outlet, part.end is None
-        offset, piece = part.start, part.first
-        try:
-            transport.writelines((head, *_framed(piece, chunked=chunked)))
-            offset += len(piece)
-            while piece and offset != part.end:
-                if outlet.busy:
-                    await outlet.drain()
-                piece = await self.presence.wait(part.read(offset))
-                if transport.is_closing():
-                    ask.request_log.code = "client_left"
-                    return
-                transport.writelines(_framed(piece, chunked=chunked))
-                offset += len(piece)
-        except Exception as error:
-            # The status is long gone; a connection that breaks is the one thing left that every client understands.
-            transport.abort()
-            if isinstance(error, ImgkeepError):
-                ask.request_log.fail_with(error)
-            elif isinstance(error, ConnectionError):
-                ask.request_log.code = "client_left"
-            else:
-                ask.request_log.code = "internal_error"
-                log.exception("unforeseen error")
-        finally:
-            ask.request_log.sent = offset - part.start
-            await part.body.aclose()
+    def _move(self, event: Event) -> None:
+        self._state = next_state(self._state, event)
 
-    def _is_idle(self) -> bool:
-        """Whether nobody has anything to answer."""
-        if self._answering is not None:
-            return False
-        waiter = self._waiter
-        return self._fresh or (waiter is not None and not waiter.done())
-
-    def _try_again(self) -> None:
-        data, self._part = self._part, b""
-        if data and self._transport is not None:
-            self.data_received(data)
-
-    def _put_off_closing(self) -> None:
-        self._next_keepalive_close_time = self._loop.time() + self._idle_s
-
-    def _process_keepalive(self) -> None:
-        """Close what has been idle for too long: not whom we are answering ourselves."""
-        if self._answering is not None:
-            self._put_off_closing()
-        super()._process_keepalive()
-
-    def _tell(self, answer: CachedResponse, written: tuple[int, int], method: str, seconds: float) -> None:
-        """Count the answer, and write its record."""
-        context = self._context
-        status, size = written
-        if context.access_log.enabled:
-            request_log = RequestLog(answer.key, "hit", sent=size)
-            context.access_log.note(self._read_peer(), method, answer.route, request_log, status, seconds)
-        else:
-            context.access_log.metrics.answered(answer.route, "hit", status, size, seconds)
-
-
-def refuse(access_log: AccessLog, request: web.BaseRequest, status: int) -> web.Response:
-    """HttpResponse a request of which nothing is used but who sent it, and count it."""
-    request_log = RequestLog()
-    answer = parser_error_response(status, request_log)
-    assert isinstance(answer.body, bytes)
-    request_log.sent = len(answer.body)
-    response = as_aiohttp_response(answer)
-    response.headers["Server"] = SERVER_NAME
-    access_log.note((request.remote or "", CIMultiDict()), "-", "unmatched", request_log, status, 0.0)
-    return response
-
-
-def _framed(piece: bytes, *, chunked: bool) -> tuple[bytes, ...]:
-    """Return a piece as it goes over the wire; an empty one is the last (RFC 9112, 7.1)."""
-    if not chunked:
-        return (piece,)
-    return (b"%x\r\n" % len(piece), piece, b"\r\n") if piece else (b"0\r\n\r\n",)
-
-
-def _is_part(data: bytes) -> bool:
-    """Whether this may be the beginning of a head that can be answered quickly."""
-    if len(data) < len(_HEAD):
-        return _GET.startswith(data) or _HEAD.startswith(data)
-    return data.startswith((_GET, _HEAD)) and _END not in data and len(data) <= HEAD_BYTES_MAX
+    def _end_work(self, event: Event) -> None:
+        """Leave a busy state, and read on if too much waited."""
+        self._work = None
+        self._move(event)
+        self._postpone_closing()
+        if self._state is _READY and not self._fast_path.enabled:
+            self._move(Event.HANDED_OVER)
+        if len(self._buffer) > WAITING_BYTES_MAX and self._transport is not None:
+            self._transport.resume_reading()

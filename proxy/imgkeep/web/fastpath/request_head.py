@@ -1,11 +1,11 @@
 """
-Reads the head of a request that asks for nothing but bytes: what the quick way of answering has to know of it.
+Header fields of a request, read strictly: what the fast path has to know before it answers in the place of aiohttp.
 
 Rules:
-- Only what is certain is read. Whatever a strict reading does not cover (a body, an upgrade, a field of odd form, a
-  second request behind the first) is left to the full parser, so that the two can never disagree about where a request
-  ends (RFC 9112, 11.2).
-- What is read depends on the bytes alone, so it may be remembered by them.
+- Only certain things are read. A strict reading does not cover a body, an upgrade, a field of odd form, or a second
+  request behind the first: the full parser gets these, so that the two can never disagree about where a request ends
+  (RFC 9112, 11.2).
+- The result depends on the bytes alone, so a connection may remember it by them.
 """
 
 from __future__ import annotations
@@ -14,16 +14,27 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from multidict import CIMultiDict
+
 from imgkeep.core.http_headers import read_host
 
 if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
 
+HEAD_BYTES_MAX: Final = 16_384
+"""Maximum size of a head that the fast path waits for; aiohttp reads a longer one from its beginning."""
 BLOCK_BYTES_MAX: Final = 8192
-"""Of the header fields together: a browser's, cookies included, have a tenth of it."""
+"""Maximum size of all header fields: a browser's, cookies included, have a tenth of it."""
 FIELDS_MAX: Final = 100
-"""A browser sends twenty; the full parser refuses more than it cares to read, and says so."""
+"""Maximum number of header fields. A browser sends twenty; the full parser refuses too many, and says so."""
 
+GET: Final = b"GET "
+HEAD: Final = b"HEAD "
+LINE_END: Final = b" HTTP/1.1\r\n"
+HEAD_END: Final = b"\r\n\r\n"
+TARGET: Final = re.compile(rb"[\x21-\x7e\x80-\xff]+")
+
+_FROM_PROXY: Final = re.compile(rb"^(?:via|cdn-loop):", re.IGNORECASE | re.MULTILINE)
 # RFC 9110, 5.1 and 5.5; an empty line only at the end.
 _BLOCK: Final = re.compile(rb"(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*\r\n)*\r\n")
 _NOTABLE: Final = re.compile(
@@ -36,23 +47,24 @@ _CONDITIONS: Final = frozenset({"if-none-match", "range", "if-range"})
 
 @dataclass(frozen=True, slots=True)
 class RequestConditions:
-    """The conditions of a request, each field as it came; `None`: it did not."""
+    """Conditions of a request, each field as it came; `None`: it is absent."""
 
     if_none_match: str | None = None
     range: str | None = None
     if_range: str | None = None
 
 
-PLAIN: Final = RequestConditions()
-"""Of a request without conditions."""
+NO_CONDITIONS: Final = RequestConditions()
+"""Result for every request without conditions."""
 
 
-def read_fields(block: bytes, hosts: AbstractSet[str] = frozenset()) -> RequestConditions | None:
+def read_conditions(block: bytes, hosts: AbstractSet[str] = frozenset()) -> RequestConditions | None:
     """
-    Read what stands behind a request line of HTTP/1.1: header fields, and the empty line at their end.
+    Read the conditions out of what follows a request line of HTTP/1.1: header fields, and the empty line at their end.
 
-    `None`: this is not certainly the whole of one request without a body, on a connection that stays open, and under
-    one of the names `hosts` if there are any.
+    Returns:
+        The conditions; `None` unless the block is certainly the rest of one whole request without a body, on a
+        connection that stays open, and for one of the names `hosts` if there are any.
     """
     if len(block) > BLOCK_BYTES_MAX or block.count(b"\n") > FIELDS_MAX or _BLOCK.fullmatch(block) is None:
         return None
@@ -68,25 +80,65 @@ def read_fields(block: bytes, hosts: AbstractSet[str] = frozenset()) -> RequestC
             host = read_host(value)
             if host is None or (hosts and host not in hosts):
                 return None
-        # The parser takes either name for the other, as old clients do.
+        # aiohttp takes either name for the other, as old clients do.
         elif name not in {"connection", "proxy-connection"} or value.lower() not in {"keep-alive", ""}:
             return None
     if lines_of_host != 1:
         return None  # RFC 9112, 3.2
     if not conditions:
-        return PLAIN
+        return NO_CONDITIONS
     return RequestConditions(conditions.get("if-none-match"), conditions.get("range"), conditions.get("if-range"))
 
 
 def decode(field: bytes) -> str:
     """
-    Decode as the full parser does, so that a field is judged alike whichever of the two has read it. A byte that is not
-    UTF-8 stays recognisable: as Latin-1, 0xA0 would be a space and 0x85 a line end to `str.strip`.
+    Decode bytes as aiohttp does, so that a field has one meaning whichever parser has read it.
+
+    A byte that is not UTF-8 stays recognisable: as Latin-1, 0xA0 would be a space and 0x85 a line end to `str.strip`.
     """
     return field.decode("utf-8", "surrogateescape")
 
 
 def list_fields(block: bytes) -> list[tuple[str, str]]:
-    """Return names and values of a block that `read_fields` has read."""
+    """Return names and values of a block that `read_conditions` has read."""
     lines = decode(block).split("\r\n")
     return [(name, value.strip(" \t")) for name, _, value in (line.partition(":") for line in lines) if name]
+
+
+class RequestFields:
+    """
+    The header fields of one request.
+
+    Args:
+        block: What follows the request line.
+        own_hosts: As for `read_conditions`.
+    """
+
+    __slots__ = ("_parsed", "block", "conditions")
+
+    def __init__(self, block: bytes = b"", own_hosts: AbstractSet[str] = frozenset()) -> None:
+        self.block = block
+        self.conditions = read_conditions(block, own_hosts)
+        self._parsed: CIMultiDict[str] | None = None
+
+    def are_shareable(self) -> bool:
+        """
+        Tell whether other requests for the same target may have the same response.
+
+        A request that passed a proxy may come from a node of ours: if it waited for the response to another request, it
+        could wait for itself.
+        """
+        return self.conditions is NO_CONDITIONS and _FROM_PROXY.search(self.block) is None
+
+    def parse(self) -> CIMultiDict[str]:
+        """Return all fields. Most requests need none of them, so this is done once, and late."""
+        if self._parsed is None:
+            self._parsed = CIMultiDict(list_fields(self.block))
+        return self._parsed
+
+
+def is_part_of_head(data: bytes) -> bool:
+    """Tell whether bytes may be the beginning of a head that the fast path can answer."""
+    if len(data) < len(HEAD):
+        return GET.startswith(data) or HEAD.startswith(data)
+    return data.startswith((GET, HEAD)) and HEAD_END not in data and len(data) <= HEAD_BYTES_MAX
