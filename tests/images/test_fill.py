@@ -202,7 +202,7 @@ async def test_memory_budget_is_kept_and_returned(
     world.origin.gives(
         URL, lambda: FakeResponse(len(IMAGE) if declared else None).push(IMAGE[:50_000], IMAGE[50_000:]).end()
     )
-    with pytest.raises(StorageError, match="memory set aside"):
+    with pytest.raises(StorageError, match="memory for such images"):
         await read_all(await world.ask(URL))
     await world.image_service.drain()
     assert world.memory.bytes_left == len(IMAGE) - 1
