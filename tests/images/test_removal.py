@@ -14,6 +14,7 @@ from imgkeep.database import Database, RemovalIndex
 from imgkeep.images.blocked_digests import RECHECKS_MAX, REFRESH_INTERVAL_S, BlockedDigests
 from imgkeep.images.record_cache import TOMBSTONES_TTL_S, RecordCache
 from imgkeep.images.removal import Remover
+from imgkeep.images.service import ImageService
 
 from tests.support.fakes import Timer
 from tests.support.stores import NOON, local_store, record_of
@@ -95,6 +96,29 @@ class Peers:
             await other.recheck(restored)
 
 
+class FakeImageService(ImageService):
+    """What a removal needs of the image service."""
+
+    def __init__(self, records: RecordCache) -> None:
+        self.records = records
+        self.restored_count = 0
+
+    async def look_up(self, key: Key) -> Record | None:
+        return await self.records.find(key)
+
+    async def shown(self, source: Source) -> Key:
+        raise AssertionError(f"a removal by key does not fetch {source}")
+
+    def keys_of(self, source: Source) -> tuple[Key, Key]:
+        raise AssertionError(f"a removal by key does not read {source}")
+
+    def forget(self, key: Key) -> None:
+        self.records.forget(key)
+
+    def restored(self) -> None:
+        self.restored_count += 1
+
+
 class Node:
     """A node on one folder, with all that a removal needs."""
 
@@ -102,13 +126,14 @@ class Node:
         self.store = FaultyStore(disk)
         self.database = database
         self.records = RecordCache(self.store, database.image_index, (), Timer())  # type: ignore[arg-type]  # it has all verbs
-        self.blocked_digests = BlockedDigests(self.store, database.removals, disk.delete_object, peers)  # type: ignore[arg-type]  # as above
+        self.dropped: list[Digest] = []
+        self.blocked_digests = BlockedDigests(self.store, database.removals, self.drop_copies, peers)  # type: ignore[arg-type]  # as above
+        self.image_service = FakeImageService(self.records)
         self.minute = 0
-        self.restored_count = 0
         self.remover = Remover(
             store=self.store,  # type: ignore[arg-type]  # as above
             image_index=database.image_index,
-            image_service=self,  # type: ignore[arg-type]  # what a removal needs of it
+            image_service=self.image_service,
             blocked_digests=self.blocked_digests,
             clock=self.clock,
         )
@@ -118,20 +143,9 @@ class Node:
         self.minute += 1
         return NOON.replace(minute=self.minute)
 
-    async def look_up(self, key: Key) -> Record | None:
-        return await self.records.find(key)
-
-    async def shown(self, source: Source) -> Key:
-        raise AssertionError(f"nothing is asked by {source}")
-
-    def keys_of(self, source: Source) -> tuple[Key, Key]:
-        raise AssertionError(f"nothing is asked by {source}")
-
-    def forget(self, key: Key) -> None:
-        self.records.forget(key)
-
-    def restored(self) -> None:
-        self.restored_count += 1
+    async def drop_copies(self, digest: Digest) -> None:
+        self.dropped.append(digest)
+        await self.disk.delete_object(digest)
 
     async def keep(self, body: bytes, record: Record) -> None:
         draft = await self.disk.disk.begin(len(body))
@@ -201,7 +215,7 @@ async def test_undo_reverses_whole_removal(node: Node, way: str) -> None:
     assert list(await node.database.removals.list_blocked()) == []
     assert await node.remover.restore_key(A.key) is await node.remover.restore_digest(DIGEST) is None
     await node.keep(BODY, A)
-    assert await node.look_up(A.key) == A
+    assert await node.image_service.look_up(A.key) == A
 
 
 @pytest.mark.parametrize("way", ["key", "digest"])
@@ -267,7 +281,7 @@ async def test_undo_without_removal_does_nothing(node: Node) -> None:
     assert await node.remover.restore_key(A.key) is None
     assert await node.remover.restore_key(Key("0" * 64)) is None
     assert await node.remover.restore_digest(DIGEST) is None
-    assert await node.look_up(A.key) == A
+    assert await node.image_service.look_up(A.key) == A
 
 
 async def test_undo_of_forced_tombstone_restores_its_key_alone(node: Node) -> None:
@@ -304,7 +318,7 @@ async def test_undo_shows_bytes_that_interrupted_removal_left(node: Node) -> Non
     restored = await node.remover.restore_key(A.key)
     assert restored is not None
     assert restored.stored
-    assert await node.look_up(A.key) == A
+    assert await node.image_service.look_up(A.key) == A
 
 
 # --- what is removed
@@ -384,6 +398,18 @@ async def test_removal_blocks_digest_while_database_fails(disk: LocalStore, tmp_
     await away.aclose()
 
 
+async def test_removal_deletes_bytes_once(node: Node) -> None:
+    node.store.asked.clear()
+    await remove(node)
+    assert [verb for verb in node.store.asked if verb in DURABLE] == [
+        "block",
+        "delete_object",
+        "put_tombstone",
+        "put_tombstone",
+    ]
+    assert node.dropped == []
+
+
 # --- other workers and nodes
 
 
@@ -405,7 +431,7 @@ async def test_other_workers_and_nodes_learn_of_undo(disk: LocalStore, database:
     assert DIGEST in other_node.blocked_digests, "it has not looked yet"
     await other_node.remover.refresh()
     assert DIGEST not in other_node.blocked_digests
-    assert other_node.restored_count == 1
+    assert other_node.image_service.restored_count == 1
 
 
 def test_tombstones_are_remembered_no_longer_than_a_refresh() -> None:
@@ -556,7 +582,7 @@ async def test_late_node_deletes_nothing_after_undo(node: Node) -> None:
     assert await node.remover.restore_key(A.key) is not None
     await node.keep(BODY, A)
     await node.remover.delete_late_object(DIGEST)
-    assert await node.look_up(A.key) == A
+    assert await node.image_service.look_up(A.key) == A
     assert await node.disk.has_object(DIGEST)
 
 
