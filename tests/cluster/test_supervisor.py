@@ -146,5 +146,5 @@ async def test_pause_of_all_processes_costs_no_worker() -> None:
             os.kill(pid, signal.SIGCONT)
         running.process.terminate()
         assert await running.process.wait() == 0
+        await until(lambda: sorted(running.pids("stopped")) == sorted(workers))
         assert running.count("worker unresponsive; replacing") == 0
-        assert sorted(running.pids("stopped")) == sorted(workers)
