@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from imgkeep.__main__ import main
 from imgkeep.bootstrap.server import Platform
 from imgkeep.bootstrap.services import SYSTEM
 from imgkeep.cli.inspect import inspect
@@ -32,11 +31,9 @@ from tests.support.program import ROOT, environment, run_here
 from tests.support.stores import local_store, put_image, record_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from imgkeep.core.records import Record
 
-    Command = Callable[..., tuple[int, str, str]]
+    from tests.cli.conftest import Command
 
 CASES = json.loads((Path(__file__).parents[1] / "cases" / "forbidden_sources.json").read_text("utf-8"))
 TEMPORARY = (
@@ -44,32 +41,6 @@ TEMPORARY = (
     "&X-Amz-Credential=AKIDEXAMPLE%2F20261122%2Feu-west-1%2Fs3%2Faws4_request&X-Amz-Date=20261122T100000Z"
     f"&X-Amz-Expires=3600&X-Amz-SignedHeaders=host&X-Amz-Signature={'0a' * 32}"
 )
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return tmp_path / "data"
-
-
-@pytest.fixture
-def command(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[int, str, str]]:
-    """Run a command in this process, as `run` does it in another: much quicker."""
-
-    def run_here(*arguments: str, **settings: str) -> tuple[int, str, str]:
-        monkeypatch.chdir(folder.parent)
-        with monkeypatch.context() as here:
-            for name, value in environment(folder, **settings).items():
-                here.setenv(name, value)
-            try:
-                status = main(arguments)
-            except SystemExit as exit_:  # argparse's way
-                status = int(exit_.code or 0)
-        out, err = capfd.readouterr()
-        return status, out, err
-
-    return run_here
 
 
 async def stock(folder: Path, number: int, *, alike: bool = False) -> list[Record]:

@@ -32,11 +32,6 @@ if TYPE_CHECKING:
 OTHER_USER = 65_534
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return tmp_path / "data"
-
-
 def write(path: Path, text: str) -> str:
     path.write_text(text)
     return str(path)

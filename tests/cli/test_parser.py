@@ -31,11 +31,6 @@ COMMANDS = next(action.choices for action in make_parser()._actions if isinstanc
 TOKEN = "a-token-of-this-test"
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return tmp_path / "data"
-
-
 # --- help
 
 

@@ -18,10 +18,10 @@ from imgkeep.__main__ import main
 from imgkeep.cli.diff import unified
 from imgkeep.cli.documents import FileVersion, find_documents, read_document, replace_document
 
+from tests.support.page_links import DIES, SIGNED, STAYS
 from tests.support.pictures import picture
 from tests.support.program import cannot, environment
 from tests.support.raw_http import port_of, target_of
-from tests.web.test_rewrite import DIES, SIGNED, STAYS
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

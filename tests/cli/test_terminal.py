@@ -96,11 +96,6 @@ async def terminal(folder: Path, *arguments: str, command: str = "") -> AsyncGen
         os.close(ours)
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return tmp_path / "data"
-
-
 async def test_urls_stand_above_the_bar(folder: Path, origin: FakeOrigin) -> None:
     urls = [origin.gives(f"/{n}.png", picture(seed=n)) for n in range(3)]
     async with terminal(folder, "save", *urls, origin.url("/missing")) as shown:

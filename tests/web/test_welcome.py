@@ -14,8 +14,8 @@ from imgkeep.bootstrap.server import SERVICES
 from imgkeep.web.login_tickets import COOKIE, make_ticket
 
 from tests.core.test_content_negotiation import FIREFOX_TAB, TAB
-from tests.core.test_signing import KEY
 from tests.support.raw_http import ask
+from tests.support.signing_vectors import KEY
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
