@@ -1,4 +1,4 @@
-"""The command line as people and scripts meet it: what it prints, where, and with which exit status."""
+"""The output, the streams and the exit status of commands."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ TEMPORARY = (
 
 
 async def stock(folder: Path, number: int, *, alike: bool = False) -> list[Record]:
-    """Keep so many images, or one under so many names, a moment ago, and leave the database to `reindex`."""
+    """Store so many images, or one under so many names, a moment ago, without a database."""
     store = local_store(folder)
     await store.open()
     bodies = [str(0 if alike else index).encode() * 1000 for index in range(number)]
@@ -123,7 +123,7 @@ async def test_check_live_probes_every_part(folder: Path) -> None:
 
 
 async def test_check_live_names_the_failing_part(folder: Path) -> None:
-    folder.write_bytes(b"a file in the way")  # noqa: ASYNC240 - quick, and nobody waits
+    folder.write_bytes(b"a file in the way")  # noqa: ASYNC240 - quick
     status, out, err = await run_here(folder, "check", "--live")
     assert (status, out) == (2, "")
     assert err.splitlines() == [
@@ -263,8 +263,8 @@ async def test_maintenance_of_an_unusable_store_fails(folder: Path) -> None:
     await stock(folder, 2)
     database = f"sqlite:{folder.parent}/imgkeep.db"
     assert (await run_here(folder, "reindex", database__url=database))[0] == 0
-    folder.rename(folder.with_name("moved"))  # noqa: ASYNC240 - quick, and nobody waits
-    folder.write_bytes(b"in the way")  # noqa: ASYNC240 - quick, and nobody waits
+    folder.rename(folder.with_name("moved"))  # noqa: ASYNC240 - quick
+    folder.write_bytes(b"in the way")  # noqa: ASYNC240 - quick
     both = (run_here(folder, name, database__url=database) for name in ("verify", "reindex"))
     for status, out, err in await asyncio.gather(*both):
         assert (status, out) == (2, "")

@@ -32,7 +32,7 @@ WIDTHS = "selector => [...document.querySelectorAll(`${selector} img`)].map(imag
 
 
 async def statuses(page: Page) -> list[str]:
-    """Return what the page has measured of its columns."""
+    """Return the status that the page has measured for each column."""
     await page.wait_for_function("[...document.querySelectorAll('.status')].every(each => each.textContent)")
     return await page.locator(".status").all_text_contents()
 
@@ -64,7 +64,7 @@ async def test_left_column_dies_and_right_column_stays(tmp_path: Path) -> None:
         await phone.goto(demo.url)
         assert await phone.evaluate("document.documentElement.scrollWidth") == 360
         assert refused == []
-        # What is shown is measured: without imgkeep the page says so.
+        # The page shows what it measures: without imgkeep, no answer.
         await page.route(f"{demo.imgkeep}/**", lambda route: route.abort())
         await page.goto(demo.url)
         assert await statuses(page) == ["200 OK", "no answer"]

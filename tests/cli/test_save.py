@@ -1,4 +1,4 @@
-"""`save`, `import`, `export`, `remove`: what is kept and removed from the command line."""
+"""`save`, `import`, `export` and `remove` on the command line."""
 
 from __future__ import annotations
 
@@ -246,7 +246,7 @@ async def test_import_keeps_names(folder: Path) -> None:
         status, out, err = await run(folder, "--config", str(config), "import", str(old), "--mount", "generated-images")
         assert (status, out) == (0, line), err
         assert "notes.txt" in err
-    assert len(list((folder / "v1" / "objects").rglob("*.png"))) == 3, "equal bytes are kept once"
+    assert len(list((folder / "v1" / "objects").rglob("*.png"))) == 3, "equal bytes are stored once"
     async with serving(folder, IMGKEEP_CONFIG=str(config)) as program:
         for n, name in enumerate(["a.png", "2025/b%201.png", "2025/s%C3%BC%C3%9F/c.png"]):
             answer = await program.get(f"/generated-images/{name}")

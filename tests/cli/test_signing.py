@@ -1,4 +1,4 @@
-"""`sign`, `token`, and the recipes for other languages: run by their interpreters, compared with ours."""
+"""`sign`, `token`, and the recipes for other languages, run by their interpreters."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ LANGUAGES = {
     ),
     "go": ("go", "a.go", GO, ""),
 }
-"""By the language of the block in the documentation: its interpreter, and what stands before and after the recipe."""
+"""Interpreter, file name, prologue and epilogue of the recipe in each language."""
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
