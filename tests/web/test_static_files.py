@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.core.test_signing import KEY
 from tests.support.node import STATIC
+from tests.support.signing_vectors import KEY
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
