@@ -53,7 +53,7 @@ def reach(host: str, port: int) -> bool:
         (("localhost", "127.0.0.1"), {"127.0.0.1"}),
     ],
 )
-def test_all_addresses_are_listened_at_and_no_other(host: str | tuple[str, ...], reached: set[str]) -> None:
+def test_server_listens_on_its_addresses_only(host: str | tuple[str, ...], reached: set[str]) -> None:
     need_ipv6()
     with ExitStack() as stack:
         sockets = [stack.enter_context(sock) for sock in listen(Server(host=host, port=0))]
@@ -95,7 +95,7 @@ def test_port_in_use_names_the_setting(workers: int) -> None:
         ("a..b", "server.host: 'a..b' does not resolve to an address: "),
     ],
 )
-def test_address_that_cannot_be_had_is_named(host: str, message: str) -> None:
+def test_unusable_address_is_named(host: str, message: str) -> None:
     with pytest.raises(ConfigError, match=f"^{message}"):
         listen(Server(host=host, port=0))
 
@@ -117,7 +117,7 @@ async def start_with_a_failing_bind(folder: Path, error: str, **settings: str) -
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-async def test_machine_without_ipv6_is_told(tmp_path: Path, workers: str) -> None:
+async def test_missing_ipv6_is_named(tmp_path: Path, workers: str) -> None:
     status, line = await start_with_a_failing_bind(
         tmp_path / "store", "EADDRNOTAVAIL", server__host="::", server__workers=workers
     )
@@ -125,7 +125,7 @@ async def test_machine_without_ipv6_is_told(tmp_path: Path, workers: str) -> Non
     assert status == 2
 
 
-async def test_port_without_permission_is_told(tmp_path: Path) -> None:
+async def test_missing_permission_is_named(tmp_path: Path) -> None:
     status, line = await start_with_a_failing_bind(tmp_path / "store", "EACCES", server__port="80")
     assert line.startswith("imgkeep: server.port: no permission to listen at 127.0.0.1:80: choose a port from 1024 on")
     assert status == 2

@@ -113,7 +113,7 @@ async def test_urls_stand_above_the_bar(folder: Path, origin: FakeOrigin) -> Non
     assert "3 saved, 0 known, 1 failed" in shown.lines
 
 
-async def test_answers_go_to_a_pipe_and_words_to_the_terminal(folder: Path, origin: FakeOrigin) -> None:
+async def test_answers_go_to_the_pipe_and_messages_to_the_terminal(folder: Path, origin: FakeOrigin) -> None:
     url = origin.gives("/0.png", picture())
     line = f"'{sys.executable}' -m imgkeep save --json '{url}' > answers.jsonl"
     async with terminal(folder, command=line) as shown:
@@ -126,9 +126,7 @@ async def test_answers_go_to_a_pipe_and_words_to_the_terminal(folder: Path, orig
 
 
 @pytest.mark.parametrize("how", ["Ctrl-C", "SIGTERM"])
-async def test_save_that_is_ended_says_how_far_it_is_and_goes_on_later(
-    folder: Path, origin: FakeOrigin, how: str
-) -> None:
+async def test_interrupted_save_continues_in_the_next_run(folder: Path, origin: FakeOrigin, how: str) -> None:
     held = asyncio.Event()
 
     async def answer(exchange: Exchange) -> None:
@@ -155,7 +153,7 @@ async def test_save_that_is_ended_says_how_far_it_is_and_goes_on_later(
 
 
 @pytest.mark.parametrize("words", ["save -", "inspect -", "rewrite -", "remove -"])
-async def test_command_that_waits_for_input_is_ended_by_ctrl_c(folder: Path, words: str) -> None:
+async def test_ctrl_c_ends_a_command_that_waits_for_input(folder: Path, words: str) -> None:
     async with terminal(folder, *words.split()) as shown:
         waits_at = Path(f"/proc/{shown.process.pid}/syscall")
         # The system call with its first argument: it reads standard input.
@@ -167,7 +165,7 @@ async def test_command_that_waits_for_input_is_ended_by_ctrl_c(folder: Path, wor
 
 
 @pytest.mark.parametrize("words", ["--help", "save --help", "inspect --json -", "completion bash"])
-async def test_reader_who_has_enough_sees_no_traceback(folder: Path, words: str) -> None:
+async def test_closed_pipe_shows_no_traceback(folder: Path, words: str) -> None:
     line = f"yes https://example.com/a.png | head -n 5000 | '{sys.executable}' -m imgkeep {words} | head -n 1"
     process = await asyncio.create_subprocess_exec(
         *("/bin/bash", "-c", line),
