@@ -109,8 +109,8 @@ def test_words_are_read_in_any_case() -> None:
     config = load({"sources": {"identity": "Exact"}}, environment)
     assert (config.log.level, config.log.access, config.delivery.mode) == ("warning", False, "serve")
     assert (config.delivery.redirect_status, config.sources.identity) == (307, "exact")
-    catalogue = config.read_provider_rules()
-    assert config.hosts_allowed(catalogue) == catalogue.known_hosts + catalogue.shared_hosts
+    provider_rules = config.read_provider_rules()
+    assert config.hosts_allowed(provider_rules) == provider_rules.known_hosts + provider_rules.shared_hosts
 
 
 MISTAKES: dict[str, tuple[dict[str, Any], dict[str, str], str]] = {

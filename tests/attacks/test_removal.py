@@ -16,7 +16,7 @@ from imgkeep.core.source_url import read_source
 from imgkeep.images.refetch import REFETCHES_MAX
 from yarl import URL
 
-from tests.support.api_calls import code, data_url, save
+from tests.support.api_calls import REMOVED, data_url, problem_code, save
 from tests.support.pictures import picture
 from tests.support.program import until
 
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 GOOD, PLACEHOLDER = picture(seed=1), picture(seed=2)
 TOKEN = "token-of-these-attacks"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
-REMOVED = (410, "removed")
 NOWHERE = "0" * 64
 
 
@@ -140,7 +139,7 @@ async def test_stranger_causes_no_tombstone_block_or_fetch(start: Start, origin:
     assert contents(imgkeep) == before
     assert len(origin.seen) == asked
     assert await (await imgkeep.img(url)).read() == GOOD
-    assert await code(await imgkeep.img(gone)) == REMOVED
+    assert await problem_code(await imgkeep.img(gone)) == REMOVED
 
 
 FORMS = ["application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "text/plain"]
@@ -212,7 +211,7 @@ async def test_refetch_by_good_link_replaces_wrong_image(imgkeep: Imgkeep, origi
     # The removal of the placeholder does not block the good link.
     assert await remove(imgkeep, digest=digest_of(PLACEHOLDER)) == 200
     assert await (await imgkeep.img(good)).read() == GOOD
-    assert await code(await imgkeep.client.get(f"/images/{digest_of(PLACEHOLDER)}.png")) == REMOVED
+    assert await problem_code(await imgkeep.client.get(f"/images/{digest_of(PLACEHOLDER)}.png")) == REMOVED
     # An invented signature neither brings the placeholder back nor removes the good image.
     status, told = await refetch(imgkeep, key_of(imgkeep, good), invented)
     assert (status, told["code"]) == REMOVED
@@ -244,7 +243,7 @@ async def test_last_of_crossing_removals_and_undos_wins(imgkeep: Imgkeep, origin
         await asyncio.gather(*crossing, *undoing)
         assert await remove(imgkeep, digest=digest_of(GOOD), force="true") == 200
         assert await remove(imgkeep, src=url, force="true") == 200
-        assert await code(await imgkeep.img(url)) == REMOVED
+        assert await problem_code(await imgkeep.img(url)) == REMOVED
         for body in ({"url": url}, {"digest": digest_of(GOOD)}):
             await restore(imgkeep, **body)
         assert await (await imgkeep.img(url)).read() == GOOD
@@ -331,7 +330,7 @@ async def test_link_of_other_key_replaces_nothing(imgkeep: Imgkeep, origin: Fake
         assert (status, told["code"]) == (400, "invalid_request"), link
     for link in ("ftp://a.example/", "https://user:secret@a.example/", ""):
         response = await imgkeep.client.post(f"/api/images/{key}/refetch", json={"url": link})
-        assert (await code(response))[0] in {400, 403}
+        assert (await problem_code(response))[0] in {400, 403}
     assert contents(imgkeep) == before
     assert len(origin.seen) == asked
 

@@ -178,10 +178,10 @@ async def test_shape_replaces_nothing_of_ended_link() -> None:
 def test_proxied_link_has_trust_of_link_inside() -> None:
     """A proxy that sends no errors as images may fetch from hosts that do, by invented signatures."""
     proxy = {"name": "Proxy", "hosts": ["p.example"], "keep": ["url"], "nested": "url", "enforced": True}
-    rules = read_provider_rules([proxy, {**ENFORCED, "hosts": ["img.example.com"]}], BUILT_IN)
+    provider_rules = read_provider_rules([proxy, {**ENFORCED, "hosts": ["img.example.com"]}], BUILT_IN)
     for query, known in ((shaped(), False), (strict(), True)):
         inner = quote(f"https://img.example.com/a.png{query}", safe="")
-        info = identify(read_source(f"https://p.example/?url={inner}"), NOW, rules)
+        info = identify(read_source(f"https://p.example/?url={inner}"), NOW, provider_rules)
         assert (info.permission, info.enforced, info.enforced_by_host) == (True, True, known)
 
 

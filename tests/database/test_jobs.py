@@ -7,7 +7,8 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, get_args
 
 import pytest
-from imgkeep.core.records import Failure, JobState, Key, NewItem
+from imgkeep.core.jobs import JobState, NewItem
+from imgkeep.core.records import Failure, Key
 
 from tests.support.stores import NOON, record_of
 

@@ -24,7 +24,7 @@ from imgkeep.core.source_url import read_source
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from imgkeep.core.identity import Catalogue
+    from imgkeep.core.identity import ProviderRules
     from imgkeep.core.ip_ranges import Network
 
 WORKERS_MAX: Final = 64
@@ -241,7 +241,7 @@ class Config(Section, frozen=True):
             return chosen
         return EXPOSED_FILL_BYTES_PER_DAY if self.server.is_open and self.security.signature == "off" else 0
 
-    def read_provider_rules(self) -> Catalogue:
+    def read_provider_rules(self) -> ProviderRules:
         """
         Return the provider rules: those of this configuration before the built-in ones.
 
@@ -255,7 +255,7 @@ class Config(Section, frozen=True):
         except ValueError as error:
             raise ConfigError(f"sources.providers: {error}") from None
 
-    def hosts_allowed(self, rules: Catalogue) -> tuple[str, ...]:
+    def hosts_allowed(self, rules: ProviderRules) -> tuple[str, ...]:
         """
         The patterns of `sources.allow` with `auto`, `known` and `shared` resolved.
 
@@ -266,7 +266,7 @@ class Config(Section, frozen=True):
         words = {"auto": "*" if private else "known", "known": "known", "shared": "shared"}
         return rules.resolve(words.get(glob.lower(), glob) for glob in self.sources.allow)
 
-    def policy(self, rules: Catalogue) -> Policy:
+    def policy(self, rules: ProviderRules) -> Policy:
         """Return the policy: which sources imgkeep may fetch."""
         return Policy(
             hosts_allowed=self.hosts_allowed(rules),
@@ -276,7 +276,7 @@ class Config(Section, frozen=True):
             names=lambda source: places_of(source, rules),
         )
 
-    def _deny_patterns_folded(self, rules: Catalogue) -> Iterator[str]:
+    def _deny_patterns_folded(self, rules: ProviderRules) -> Iterator[str]:
         """Yield the canonical places of `sources.deny`: an image has one place for all its endpoints."""
         for pattern in self.sources.deny:
             host, slash, path = pattern.partition("/")
