@@ -109,8 +109,8 @@ def test_words_are_read_in_any_case() -> None:
     config = load({"sources": {"identity": "Exact"}}, environment)
     assert (config.log.level, config.log.access, config.delivery.mode) == ("warning", False, "serve")
     assert (config.delivery.redirect_status, config.sources.identity) == (307, "exact")
-    catalogue = config.read_provider_rules()
-    assert config.hosts_allowed(catalogue) == catalogue.known_hosts + catalogue.shared_hosts
+    provider_rules = config.read_provider_rules()
+    assert config.hosts_allowed(provider_rules) == provider_rules.known_hosts + provider_rules.shared_hosts
 
 
 MISTAKES: dict[str, tuple[dict[str, Any], dict[str, str], str]] = {
@@ -175,6 +175,17 @@ MISTAKES: dict[str, tuple[dict[str, Any], dict[str, str], str]] = {
         "server.public_url: it is not an absolute http:// or https:// URL, got 'img.example.com'",
     ),
     "bucket as fallback": ({"store": {"fallback": "s3://x"}}, {}, "store.fallback: expected file:PATH"),
+    "old section": ({"catalog": {"url": "sqlite:a"}}, {}, "catalog: [catalog] is now called [database]"),
+    "old variable": (
+        {},
+        {"IMGKEEP_CATALOG__URL": "sqlite:a"},
+        "IMGKEEP_CATALOG__URL: is now called IMGKEEP_DATABASE__URL",
+    ),
+    "old variable of a file": (
+        {},
+        {"IMGKEEP_CATALOG__URL_FILE": "/run/secrets/url"},
+        "IMGKEEP_CATALOG__URL_FILE: is now called IMGKEEP_DATABASE__URL_FILE",
+    ),
     "misspelt section": ({"sever": {}}, {}, "sever: unknown setting; did you mean server?"),
     "misspelt variable": (
         {},

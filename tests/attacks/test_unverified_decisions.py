@@ -56,7 +56,7 @@ LOOSE: Final = {
     "expires": ["epoch loose_end"],
 }
 SOURCES: dict[str, Any] = {"providers": [UNCERTAIN, ENFORCED, LOOSE]}
-CATALOGUE: Final = read_provider_rules([UNCERTAIN, ENFORCED], BUILT_IN)
+RULES: Final = read_provider_rules([UNCERTAIN, ENFORCED], BUILT_IN)
 NOW: Final = datetime(2026, 11, 22, 10, tzinfo=UTC)
 """The clock of the world of fakes."""
 
@@ -96,7 +96,7 @@ def world_of(shown: dict[str, bytes], *, refresh: bool = False) -> World:
     """Return a image_service at an origin that can be had by https, with what it shows to which query."""
     rules = SourceRules(refresh=Globs(("img.example.com",))) if refresh else None
     world = World(
-        identify=lambda source: identify(source, NOW, CATALOGUE),
+        identify=lambda source: identify(source, NOW, RULES),
         rules=rules,
     )
     for query, body in shown.items():
@@ -178,10 +178,10 @@ async def test_shape_replaces_nothing_of_ended_link() -> None:
 def test_proxied_link_has_trust_of_link_inside() -> None:
     """A proxy that shows no errors as pictures may fetch from hosts that do, by signatures that anybody can write."""
     proxy = {"name": "Proxy", "hosts": ["p.example"], "keep": ["url"], "nested": "url", "enforced": True}
-    catalogue = read_provider_rules([proxy, {**ENFORCED, "hosts": ["img.example.com"]}], BUILT_IN)
+    provider_rules = read_provider_rules([proxy, {**ENFORCED, "hosts": ["img.example.com"]}], BUILT_IN)
     for query, known in ((shaped(), False), (strict(), True)):
         inner = quote(f"https://img.example.com/a.png{query}", safe="")
-        info = identify(read_source(f"https://p.example/?url={inner}"), NOW, catalogue)
+        info = identify(read_source(f"https://p.example/?url={inner}"), NOW, provider_rules)
         assert (info.permission, info.enforced, info.enforced_by_host) == (True, True, known)
 
 

@@ -20,7 +20,7 @@ from imgkeep.bootstrap.preflight import check_machine
 from imgkeep.cli.health import health
 from imgkeep.config import ConfigError, Server, load
 from imgkeep.observability.logs import describe_crash
-from imgkeep.storage.s3.settings import refuse as refuse_aws
+from imgkeep.storage.s3.settings import explain as refuse_aws
 
 from tests.support.program import ROOT, cannot, environment, run, run_here, serving, until
 from tests.support.stores import local_store

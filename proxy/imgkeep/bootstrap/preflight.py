@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from imgkeep.config import ConfigError, data_folder, read_database_url, read_store_url
 from imgkeep.core.store_url import Bucket, Folder
 from imgkeep.database import require_driver
-from imgkeep.database.sqlite_file import find_fault
+from imgkeep.database.sqlite_file import find_fault, find_file
 from imgkeep.storage.local import ownership
 
 if TYPE_CHECKING:
@@ -139,9 +139,9 @@ def _owner_of(path: Path) -> int:
 
 
 def database_file(config: Config) -> Path | None:
-    """Return the file of the database; `None`: a server holds it."""
+    """Return the file of the database; `None`: a server holds it. Blocks."""
     url = sa.make_url(read_database_url(config.database.url))
-    return Path(url.database or "") if url.get_backend_name() == "sqlite" else None
+    return find_file(Path(url.database or "")) if url.get_backend_name() == "sqlite" else None
 
 
 def _find_local_mistakes(config: Config) -> list[str]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from imgkeep.config.schema import SECRETS, Config, Section
+from imgkeep.config.schema import OLD_SECTIONS, SECRETS, Config, Section
 from imgkeep.config.suggest import suggest
 
 if TYPE_CHECKING:
@@ -168,6 +168,8 @@ def _unknown_variable_message(variable: str, name: str, known: list[str]) -> str
         key = section.rpartition("_")[2] if section not in {each for _, each in settings()} else section
         hint = suggest(name, known, separator="__") or suggest(f"__{key}".upper(), known, separator="__")
         return f"{variable}: {what}{hint}"
+    if section in OLD_SECTIONS:
+        return f"{variable}: is now called {variable_of(OLD_SECTIONS[section], key)}"
     if name.endswith(FILE_SUFFIX) and name.removesuffix(FILE_SUFFIX) in known:
         files = ", ".join(each for each in known if each.endswith(FILE_SUFFIX))
         return f"{variable}: only secrets are read from files ({files})"

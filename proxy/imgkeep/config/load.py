@@ -19,7 +19,7 @@ import msgspec
 from imgkeep.config.environment import read_environment, settings
 from imgkeep.config.errors import ConfigError
 from imgkeep.config.files import read_secret_file
-from imgkeep.config.schema import SECRETS, Config, Legacy, Section, Store
+from imgkeep.config.schema import OLD_SECTIONS, SECRETS, Config, Legacy, Section, Store
 from imgkeep.config.suggest import suggest
 from imgkeep.config.units import FORMS, read_quantity, unit_of
 from imgkeep.config.validate import validate
@@ -89,6 +89,9 @@ class _SettingsReader:
         """Return the section in a list, which is empty if there is no section of that name."""
         default = getattr(Config(), name) if name in Config.__struct_fields__ else None
         known = [f"{section}.{key}" for section, key in settings()]
+        if name in OLD_SECTIONS:
+            self._fail(name, f"[{name}] is now called [{OLD_SECTIONS[name]}]")
+            return []
         if default is None:
             sections = Config.__struct_fields__
             hint = suggest(name, (*sections, *known), separator=".") or f"; there are {', '.join(sections)}"

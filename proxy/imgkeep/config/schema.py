@@ -24,7 +24,7 @@ from imgkeep.core.source_url import read_source
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from imgkeep.core.identity import Catalogue
+    from imgkeep.core.identity import ProviderRules
     from imgkeep.core.ip_ranges import Network
 
 WORKERS_MAX: Final = 64
@@ -196,6 +196,8 @@ class Log(Section, frozen=True):
 
 SECRETS: Final = frozenset({("security", "signing_keys"), ("security", "api_tokens"), ("database", "url")})
 """Settings with secrets: a variable with `_FILE` at its end names a file for each."""
+OLD_SECTIONS: Final = {"catalog": "database"}
+"""Sections by their names before the first release; a mistake message has the new one."""
 
 
 class Config(Section, frozen=True):
@@ -241,7 +243,7 @@ class Config(Section, frozen=True):
             return chosen
         return EXPOSED_FILL_BYTES_PER_DAY if self.server.is_open and self.security.signature == "off" else 0
 
-    def read_provider_rules(self) -> Catalogue:
+    def read_provider_rules(self) -> ProviderRules:
         """
         Return the provider rules: those of this configuration before the built-in ones.
 
@@ -255,7 +257,7 @@ class Config(Section, frozen=True):
         except ValueError as error:
             raise ConfigError(f"sources.providers: {error}") from None
 
-    def hosts_allowed(self, rules: Catalogue) -> tuple[str, ...]:
+    def hosts_allowed(self, rules: ProviderRules) -> tuple[str, ...]:
         """
         The patterns of `sources.allow` with `auto`, `known` and `shared` resolved.
 
@@ -266,7 +268,7 @@ class Config(Section, frozen=True):
         words = {"auto": "*" if private else "known", "known": "known", "shared": "shared"}
         return rules.resolve(words.get(glob.lower(), glob) for glob in self.sources.allow)
 
-    def policy(self, rules: Catalogue) -> Policy:
+    def policy(self, rules: ProviderRules) -> Policy:
         """Return the policy: which sources imgkeep may fetch."""
         return Policy(
             hosts_allowed=self.hosts_allowed(rules),
@@ -276,7 +278,7 @@ class Config(Section, frozen=True):
             names=lambda source: places_of(source, rules),
         )
 
-    def _deny_patterns_folded(self, rules: Catalogue) -> Iterator[str]:
+    def _deny_patterns_folded(self, rules: ProviderRules) -> Iterator[str]:
         """Yield the canonical places of `sources.deny`: an image has one place for all its endpoints."""
         for pattern in self.sources.deny:
             host, slash, path = pattern.partition("/")
