@@ -32,7 +32,7 @@ TOKEN = "IMGKEEP_TOKEN"  # noqa: S105 - the name of a variable
 TOKEN_FILE = "IMGKEEP_TOKEN_FILE"  # noqa: S105 - likewise
 TOKEN_BYTES_MAX = 4096
 HANDLE_SIGNALS = frozenset({"serve", "demo", WORKER})
-"""Commands that drain on SIGTERM and Ctrl-C by themselves."""
+"""Commands that handle SIGTERM and Ctrl-C themselves, and drain."""
 WITHOUT_CONFIGURATION = frozenset({"demo", "completion"})
 """Commands that do the same on every machine."""
 

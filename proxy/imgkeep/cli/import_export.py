@@ -1,4 +1,4 @@
-"""`import`: a folder of images is stored with its names. `export`: what is stored, for other programs."""
+"""`import`: stores a folder of images with its names. `export`: lists all images for other programs."""
 
 from __future__ import annotations
 

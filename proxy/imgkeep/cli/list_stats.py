@@ -1,4 +1,4 @@
-"""`list` and `stats`: what is stored, by the image index."""
+"""`list` and `stats`: the images of the image index, and their number."""
 
 from __future__ import annotations
 

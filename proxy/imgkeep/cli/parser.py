@@ -158,7 +158,7 @@ def _add_reports(commands: Commands) -> None:
         "stats",
         "tell how much is stored",
         "imgkeep stats",
-        statuses=((0, "told"), (1, "the database cannot be used"), USAGE, *INTERRUPTED),
+        statuses=((0, "printed"), (1, "the database cannot be used"), USAGE, *INTERRUPTED),
         store=True,
     )
     add_json(stats, "one JSON object")
