@@ -67,9 +67,9 @@ def _run_command(arguments: Namespace) -> int:
     level = os.environ.get(f"{ENVIRONMENT_PREFIX}LOG__LEVEL", "").lower()  # noqa: TID251 - the one reader
     try:
         if arguments.command == WORKER:
-            from imgkeep.cli.worker import read_briefing, run_worker
+            from imgkeep.cli.worker import read_worker_setup, run_worker
 
-            setup = read_briefing(sys.stdin.buffer)  # it holds the configuration that the supervisor has read
+            setup = read_worker_setup(sys.stdin.buffer)  # it holds the configuration that the supervisor has read
             level = setup.config.log.level
             return _run_with_logs(arguments, setup.config, lambda: run_worker(arguments, setup))
         config = _configure(arguments)
