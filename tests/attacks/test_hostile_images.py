@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 from aiohttp import FormData
-from imgkeep.bootstrap.server import Platform
+from imgkeep.bootstrap.platform import Platform
 from imgkeep.core.errors import Busy, NotAnImage
 from imgkeep.core.formats import (
     _KINDS,

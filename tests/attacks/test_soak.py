@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from aiohttp import web
-from imgkeep.bootstrap.server import Platform
+from imgkeep.bootstrap.platform import Platform
 from imgkeep.core.formats import LOOP_STEPS_MAX, Budget, steps_max
 from imgkeep.core.formats import binary_reader as fields
 from imgkeep.core.records import Format
