@@ -15,6 +15,7 @@ from imgkeep.bootstrap.server import Platform
 from imgkeep.core.formats import LOOP_STEPS_MAX, Budget, steps_max
 from imgkeep.core.formats import binary_reader as fields
 from imgkeep.core.records import Format
+from imgkeep.images import format_checker as checks
 from imgkeep.images.fill import Fill
 from imgkeep.images.format_checker import ITERATION_STEPS_MAX, QUICK_THREADS, SLOW_THREADS, FormatChecker
 from imgkeep.storage.local.draft import LocalDraft
