@@ -168,13 +168,13 @@ class Services:
 
     async def learn(
         self,
-        refused: Collection[Digest],
+        blocked: Collection[Digest],
         changed: Collection[Key],
         copies: Mapping[str, int],
-        restored: Collection[Digest] = (),
+        unblocked: Collection[Digest] = (),
     ) -> None:
         """Take notice that another worker has removed or restored images, changed records, or used copies."""
-        await self.remover.learn(refused, restored)
+        await self.remover.learn(blocked, unblocked)
         for name in changed:
             self.image_service.learn(name)
         if self.parts.remote is not None:
