@@ -99,10 +99,10 @@ class Services:
         blocked: Collection[Digest],
         changed: Collection[Key],
         copies: Mapping[str, int],
-        restored: Collection[Digest] = (),
+        unblocked: Collection[Digest] = (),
     ) -> None:
-        """Learn from a peer which images it removed or restored, which records it changed, which copies it used."""
-        await self.remover.learn(blocked, restored)
+        """Learn from a peer which images it blocked or unblocked, which records it changed, which copies it used."""
+        await self.remover.learn(blocked, unblocked)
         for key in changed:
             self.image_service.learn(key)
         if self.storage.remote is not None:

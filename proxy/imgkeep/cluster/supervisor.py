@@ -37,6 +37,7 @@ from imgkeep.cluster.info import SharedFolder, WorkerInfo
 from imgkeep.cluster.leases import remove_leases_of
 from imgkeep.cluster.worker_process import WorkerEvent, WorkerProcess, start_worker
 from imgkeep.config import Config, ConfigError
+from imgkeep.core.backoff import backoff_s
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -139,10 +140,13 @@ class Supervisor:
             stack.callback(self._kill_all)
             self._start(0)  # alone, so that one worker reports why it does not start, and one migrates a database
             while self._status is None or self._all():
-                for key, _ in self._selector.select(RESTART_DELAY_MIN_S if self._awaits_start() else CHECK_INTERVAL_S):
+                for key, _ in self._selector.select(self._next_check_s()):
                     key.data()
                 self._check_clock()
             return self._status
+
+    def _next_check_s(self) -> float:
+        return CHECK_INTERVAL_S if all(slot.start_at is None for slot in self._slots) else RESTART_DELAY_MIN_S
 
     def _lock_folder(self, stack: ExitStack) -> None:
         """Keep programs that tidy up temporary folders out of ours (man 5 tmpfiles.d)."""
@@ -198,7 +202,6 @@ class Supervisor:
             self._coming = worker
 
     def _spawn(self, number: int) -> WorkerProcess:
-        """Start a process. Raises: OSError: The system does not."""
         self._serial += 1
         slot = self._slots[number]
         worker = start_worker(
@@ -248,7 +251,7 @@ class Supervisor:
 
     def _start_later(self, slot: _Slot, message: str, facts: Mapping[str, object]) -> None:
         slot.early_deaths += 1
-        delay_s = min(RESTART_DELAY_MIN_S * 2.0 ** (slot.early_deaths - 1), RESTART_DELAY_MAX_S)
+        delay_s = backoff_s(slot.early_deaths - 1, first_s=RESTART_DELAY_MIN_S, longest_s=RESTART_DELAY_MAX_S, draw=0)
         slot.start_at = time.monotonic() + delay_s
         log.error(message, extra={**facts, "delay_s": delay_s})
 
@@ -387,9 +390,6 @@ class Supervisor:
         for worker in self._all():
             if worker.deadline <= now:
                 worker.process.kill()
-
-    def _awaits_start(self) -> bool:
-        return any(slot.start_at is not None for slot in self._slots)
 
     def _all(self) -> list[WorkerProcess]:
         coming = [] if self._coming is None else [self._coming]
