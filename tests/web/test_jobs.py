@@ -12,7 +12,7 @@ from hmac import digest
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from imgkeep.bootstrap.server import Platform
+from imgkeep.bootstrap.platform import Platform
 from yarl import URL
 
 from tests.support.clock import FakeClock

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 
 from imgkeep.bootstrap import server
+from imgkeep.bootstrap.platform import SYSTEM
 from imgkeep.bootstrap.preflight import require_folder_owner
-from imgkeep.bootstrap.services import SYSTEM
 from imgkeep.cli import demo_origin
 from imgkeep.config import load
 

@@ -15,7 +15,7 @@ from imgkeep.bootstrap.preflight import require_owner
 from imgkeep.bootstrap.storage import permanent_url
 from imgkeep.cli.printing import print_json, readable_time
 from imgkeep.cli.progress import progress
-from imgkeep.cli.reading import open_to_read
+from imgkeep.cli.read_only_storage import open_to_read
 from imgkeep.config import ConfigError, check_mount
 from imgkeep.core.data_url import identify_legacy
 from imgkeep.core.errors import ImgkeepError, OriginError

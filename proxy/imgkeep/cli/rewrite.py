@@ -106,7 +106,7 @@ async def _open_target(invocation: Invocation, stack: AsyncExitStack) -> tuple[T
 
     await asyncio.to_thread(partial(require_owner, invocation.config, server_helps=True))
     services = await stack.enter_async_context(open_services(invocation.config))
-    return make_store_target(invocation, services), services.parts
+    return make_store_target(invocation, services), services.storage
 
 
 async def _with_policy_of(server: ServerTarget, inspector: Inspector, config: Config) -> Inspector:
