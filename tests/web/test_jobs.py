@@ -331,7 +331,7 @@ async def test_jobs_are_listed_by_pages(imgkeep: Imgkeep, origin: FakeOrigin) ->
     [
         ("state=lost", "state has to be one of queued, running, done, cancelled"),
         ("limit=0", "limit has to be a number from 1 to 1000"),
-        ("cursor=x", "cursor is none that next has given"),
+        ("cursor=x", "cursor is not one that next has given"),
         ("page=2", "the parameters are cursor, limit, state, each given once at most"),
     ],
 )
