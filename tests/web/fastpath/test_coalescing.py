@@ -32,13 +32,13 @@ if TYPE_CHECKING:
 def handled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The requests that a handler was at work for."""
     seen: list[str] = []
-    handler = images.ImageHandlers.img
+    handler = images.ImageHandlers.serve_source
 
     async def counted(self: Any, asked: Any) -> Any:
         seen.append(asked.target)
         return await handler(self, asked)
 
-    monkeypatch.setattr(images.ImageHandlers, "img", counted)
+    monkeypatch.setattr(images.ImageHandlers, "serve_source", counted)
     return seen
 
 
@@ -109,13 +109,13 @@ async def test_nobody_follows_into_a_loop(imgkeep: Imgkeep, origin: FakeOrigin) 
 def slow_handler(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
     """Handlers begin when it is set."""
     go = asyncio.Event()
-    handler = images.ImageHandlers.img
+    handler = images.ImageHandlers.serve_source
 
     async def wait(self: Any, asked: Any) -> Any:
         await go.wait()
         return await handler(self, asked)
 
-    monkeypatch.setattr(images.ImageHandlers, "img", wait)
+    monkeypatch.setattr(images.ImageHandlers, "serve_source", wait)
     return go
 
 
