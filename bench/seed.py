@@ -16,7 +16,8 @@ from imgkeep.core.identity import identify
 from imgkeep.core.layout import encode_record, object_path, record_path
 from imgkeep.core.records import Digest, Format, PixelSize, Record
 from imgkeep.core.source_url import read_source
-from imgkeep.database import ImageIndex
+from imgkeep.database import Database
+from imgkeep.storage.local.disk import Disk
 from imgkeep.storage.local.store import LocalStore
 from PIL import Image
 
@@ -110,7 +111,7 @@ def store(folder: Path, number: int, *, origin_port: int, objects: int) -> Path:
 
 
 async def _fill(folder: Path, number: int, origin_port: int, objects: int) -> None:
-    disk = LocalStore(folder)
+    disk = LocalStore(Disk(folder))
     await disk.open()
     await disk.aclose()
     for kind in ("objects", "records"):
@@ -121,14 +122,14 @@ async def _fill(folder: Path, number: int, origin_port: int, objects: int) -> No
         body = image(n)
         digests.append(Digest(sha256(body).hexdigest()))
         (folder / object_path(f"{digests[-1]}.png")).write_bytes(body)
-    database = ImageIndex(f"sqlite:///{folder}/imgkeep.db", lambda: NOW)
+    database = Database(f"sqlite:///{folder}/imgkeep.db", lambda: NOW)
 
     async def written() -> AsyncIterator[Record]:
         for record in _records(number, origin_port, digests):
             (folder / record_path(record.key)).write_bytes(encode_record(record))
             yield record
 
-    await database.rebuild(written())
+    await database.image_index.rebuild(written())
     await database.aclose()
 
 

@@ -1,11 +1,16 @@
-"""How we are, and what is said about it."""
+"""The health of the process: its states, its parts, and what the report says."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 
+import pytest
 from imgkeep.core.errors import StorageError
+from imgkeep.core.records import Backlog
 from imgkeep.health import Health
+
+from tests.support.stores import NOON
 
 
 @dataclass
@@ -19,40 +24,98 @@ class Part:
         return self.free_bytes
 
 
-async def test_health_goes_from_unready_to_ready_to_degraded_and_back() -> None:
-    store, database = Part(), Part(0)
-    health = Health(store, database, free_bytes_min=500)
-    assert (health.report(in_full=True)[0], health.report(in_full=True)[1]["status"]) == (False, "unready")
-    await health.look()
-    assert (health.report(in_full=True)[0], health.report(in_full=True)[1]["status"]) == (True, "ready")
-    store.fault, database.fault = StorageError("store down"), StorageError("database down")
-    await health.look()
+@pytest.fixture
+def disk() -> Part:
+    return Part()
+
+
+@pytest.fixture
+def database() -> Part:
+    return Part(0)
+
+
+@pytest.fixture
+def health(disk: Part, database: Part) -> Health:
+    return Health(disk, database, free_bytes_min=500, clock=lambda: NOON)
+
+
+def state(health: Health) -> tuple[bool, object]:
     welcome, report = health.report(in_full=True)
-    assert (welcome, report["status"]) == (True, "degraded")
+    return welcome, report["status"]
+
+
+async def test_health_goes_from_unready_to_ready_to_degraded_and_back(
+    health: Health, disk: Part, database: Part
+) -> None:
+    assert state(health) == (False, "unready")
+    await health.check()
+    assert state(health) == (True, "ready")
+    disk.fault, database.fault = StorageError("store down"), StorageError("database down")
+    await health.check()
+    assert state(health) == (True, "degraded")
+    _, report = health.report(in_full=True)
     assert report["store"] == {"status": "failing", "reason": "store down"}
     assert report["database"] == {"status": "failing", "reason": "database down"}
-    store.fault = database.fault = None
-    store.free_bytes = 499
-    await health.look()
-    assert health.report(in_full=True)[1]["disk"] == {
-        "status": "failing",
-        "reason": "less than store.free_bytes_min is free",
-    }
-    store.free_bytes = 500
-    await health.look()
-    assert health.report(in_full=True)[1]["status"] == "ready"
+    assert report["fallback"] == {"status": "unused"}
+    _, report = health.report(in_full=False)
+    assert report["store"] == report["database"] == {"status": "failing"}
+    disk.fault = database.fault = None
+    await health.check()
+    assert state(health) == (True, "ready")
 
 
-async def test_a_fault_met_at_work_stands_until_a_look_finds_the_part_working() -> None:
-    health = Health(Part(), Part(0), free_bytes_min=0)
-    await health.look()
-    health.note("store", "the disk is full")
-    assert health.report(in_full=True)[1]["status"] == "degraded"
-    await health.look()
-    assert health.report(in_full=True)[1]["status"] == "ready"
+async def test_full_disk_is_a_failing_part(health: Health, disk: Part) -> None:
+    disk.free_bytes = 499
+    await health.check()
+    _, report = health.report(in_full=True)
+    assert report["disk"] == {"status": "failing", "reason": "less than store.free_bytes_min is free"}
+    disk.free_bytes = 500
+    await health.check()
+    assert state(health) == (True, "ready")
 
 
-async def test_draining_wins_over_everything() -> None:
-    health = Health(Part(), Part(0), free_bytes_min=0)
+async def test_noted_fault_stands_until_the_next_check(health: Health) -> None:
+    await health.check()
+    health.note_fault("store", "the disk is full")
+    assert state(health) == (True, "degraded")
+    await health.check()
+    assert state(health) == (True, "ready")
+
+
+async def test_draining_wins_over_every_state(health: Health) -> None:
     health.draining = True
-    assert (health.report(in_full=True)[0], health.report(in_full=True)[1]["status"]) == (False, "draining")
+    assert state(health) == (False, "draining")
+    assert health.ending
+
+
+def fallback_of(health: Health) -> object:
+    return health.report(in_full=True)[1]["fallback"]
+
+
+def test_backlog_is_unknown_before_the_first_look(health: Health) -> None:
+    health.backlog = lambda: None
+    assert fallback_of(health) == {"status": "ok", "waiting": None, "oldest_s": None, "last_error": None}
+    assert health.oldest_waiting_s() == 0
+
+
+@pytest.mark.parametrize(
+    ("backlog", "waiting", "oldest_s"),
+    [(Backlog(), 0, 0), (Backlog(3, NOON - timedelta(seconds=90), "the bucket answers 500"), 3, 90)],
+    ids=["empty", "three images"],
+)
+def test_report_has_the_backlog(health: Health, backlog: Backlog, waiting: int, oldest_s: int) -> None:
+    health.backlog = lambda: backlog
+    expected = {"status": "ok", "waiting": waiting, "oldest_s": oldest_s, "last_error": backlog.error}
+    assert fallback_of(health) == expected
+    assert health.oldest_waiting_s() == oldest_s
+
+
+async def test_outage_is_the_store_s_fault_until_it_ends(health: Health) -> None:
+    outage: str | None = "the bucket cannot be reached"
+    health.store = Part(0, StorageError("the bucket cannot be reached"))
+    health.outage = lambda: outage
+    await health.check()
+    assert health.report(in_full=True)[1]["store"] == {"status": "failing", "reason": outage}
+    assert state(health) == (True, "degraded")
+    outage = None
+    assert state(health) == (True, "ready"), "before the next check"

@@ -1,8 +1,8 @@
 """
-How we are: what works, what does not and why, and whether new requests are welcome.
+The health of this process: what works, what does not and why, and whether it welcomes new requests.
 
-Nothing here is asked while a load balancer waits: a look is taken every few seconds, a failure that a fill meets is
-noted at once, and the answer is read from memory.
+`/readyz` waits for no part: `check` asks the parts every few seconds, a fill notes a failure at once, and the answer
+comes from memory.
 """
 
 from __future__ import annotations
@@ -13,19 +13,21 @@ from typing import TYPE_CHECKING, Final, Protocol
 from imgkeep.core.errors import StorageError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
 
+    from imgkeep.clock import Clock
+    from imgkeep.core.records import Backlog
 
 CHECK_INTERVAL_S: Final = 5
-"""A load balancer asks about as often."""
+"""Interval of the checks; a load balancer asks about as often."""
 
 
-class Watched(Protocol):
-    """A part whose health is watched."""
+class Checkable(Protocol):
+    """A part that can be checked: a store, the database."""
 
     async def check(self) -> int:
         """
-        Try whether it works; return the bytes that are free in it, 0 where that means nothing.
+        Check that it works; return the bytes that are free in it, 0 where that means nothing.
 
         Raises:
             StorageError: It does not work.
@@ -35,83 +37,110 @@ class Watched(Protocol):
 @dataclass(slots=True)
 class Health:
     """
-    The parts, and the two states that concern all: not yet looked, and draining.
+    The health of the parts, and of the process as a whole: not checked yet, in service, replaced or draining.
 
     Attributes:
         disk: The local disk: the store itself, or what lies under the fallback and the cache of a remote one.
+        database: The SQL database.
+        free_bytes_min: Minimum of free bytes on the disk: with less, new images are not stored locally.
+        clock: The time, for how long an image waits.
         store: A remote store; `None`: the disk is the store.
-        leaving: Another worker takes our place. Nobody needs to look elsewhere, but what does not end by itself has to.
-        fallback: What is told of the fallback besides its fault; `None`: there is none.
+        outage: Returns why the remote store cannot be called; `None`: it can.
+        backlog: Returns what waits for the remote store, as of the last look; `None`: there is no fallback.
+        draining: Whether this process takes no new requests, and ends.
+        replaced: Whether another worker takes its place: clients may stay, but what does not end by itself has to.
+        free_bytes: Bytes that are free on the disk, as of the last check.
     """
 
-    disk: Watched
-    database: Watched
+    disk: Checkable
+    database: Checkable
     free_bytes_min: int
-    store: Watched | None = None
-    fallback: Callable[[], dict[str, object]] | None = None
+    clock: Clock
+    store: Checkable | None = None
+    outage: Callable[[], str | None] = lambda: None
+    backlog: Callable[[], Backlog | None] | None = None
     draining: bool = False
-    leaving: bool = False
-    faults: dict[str, str | None] = field(default_factory=dict)
+    replaced: bool = False
     free_bytes: int = 0
+    _faults: dict[str, str | None] = field(default_factory=dict)
 
     @property
     def ending(self) -> bool:
         """Whether this process is about to end."""
-        return self.draining or self.leaving
+        return self.draining or self.replaced
 
-    async def look(self) -> None:
-        """Take a look at every part. A fault ends here as soon as the part works again."""
-        await self._look_at("store" if self.store is None else "fallback", self._check_disk)
+    @property
+    def faults(self) -> Mapping[str, str | None]:
+        """Why each part fails; `None`: it works. Empty before the first check."""
+        outage = self.outage()
+        return self._faults if outage is None else {**self._faults, "store": outage}
+
+    async def check(self) -> None:
+        """Check every part. A fault ends here as soon as its part works again."""
+        await self._check("store" if self.store is None else "fallback", self._check_disk)
         if self.store is not None:
-            await self._look_at("store", self.store.check)
-        await self._look_at("database", self.database.check)
+            await self._check("store", self.store.check)
+        await self._check("database", self.database.check)
 
-    def note(self, part: str, fault: str) -> None:
-        """Note a fault that was met at work. It stands until a look finds the part working."""
-        self.faults[part] = fault
+    def note_fault(self, part: str, fault: str) -> None:
+        """Note a fault that a request has met. It stands until a check finds the part working."""
+        self._faults[part] = fault
+
+    def oldest_waiting_s(self) -> float:
+        """Return for how many seconds the oldest image of the outbox has waited, as of the last backlog."""
+        backlog = None if self.backlog is None else self.backlog()
+        if backlog is None or backlog.oldest is None:
+            return 0
+        return max(0, (self.clock() - backlog.oldest).total_seconds())
 
     def report(self, *, in_full: bool) -> tuple[bool, dict[str, object]]:
         """
         Return whether to send requests here, and the state of every part.
 
-        In full, with what is told besides: reasons name hosts, buckets and paths.
+        In full the report has reasons, which name hosts, buckets and paths.
 
-        `degraded`: requests are answered, but new images may not be kept or are kept in the fallback only, or look-ups
-        take longer.
+        `degraded`: requests are answered, but new images may not be stored or are stored in the fallback only, or
+        look-ups take longer.
         """
+        faults = self.faults
         if self.draining:
             status = "draining"
-        elif not self.faults:
+        elif not faults:
             status = "unready"
         else:
-            status = "degraded" if any(self.faults.values()) else "ready"
-        parts: dict[str, dict[str, object]] = {
-            part: {"status": "failing", "reason": fault} if fault else {"status": "ok"}
-            for part, fault in ((name, self.faults.get(name)) for name in ("store", "database", "disk"))
-        }
-        parts["fallback"] = self._tell_fallback()
+            status = "degraded" if any(faults.values()) else "ready"
+        parts = {name: _describe(faults.get(name)) for name in ("store", "database", "disk")}
+        parts["fallback"] = self._describe_fallback(faults.get("fallback"))
         if not in_full:
             parts = {name: {"status": part["status"]} for name, part in parts.items()}
         return status in {"ready", "degraded"}, {"status": status, **parts}
 
-    def _tell_fallback(self) -> dict[str, object]:
-        if self.fallback is None:
+    def _describe_fallback(self, fault: str | None) -> dict[str, object]:
+        if self.backlog is None:
             # A local store is its own fallback: there is nowhere else to go.
             return {"status": "unused"}
-        fault = self.faults.get("fallback")
-        told = {"status": "failing", "reason": fault} if fault else {"status": "ok"}
-        return {**told, **self.fallback()}
+        backlog = self.backlog()
+        if backlog is None:
+            return {**_describe(fault), "waiting": None, "oldest_s": None, "last_error": None}
+        waiting = {"waiting": backlog.images, "oldest_s": round(self.oldest_waiting_s()), "last_error": backlog.error}
+        return {**_describe(fault), **waiting}
 
     async def _check_disk(self) -> int:
         self.free_bytes = await self.disk.check()
         short = self.free_bytes < self.free_bytes_min
-        self.faults["disk"] = "less than store.free_bytes_min is free" if short else None
+        self._faults["disk"] = "less than store.free_bytes_min is free" if short else None
         return self.free_bytes
 
-    async def _look_at(self, part: str, check: Callable[[], Awaitable[int]]) -> None:
+    async def _check(self, part: str, check: Callable[[], Awaitable[int]]) -> None:
         try:
             await check()
         except StorageError as fault:
-            self.faults[part] = fault.in_full
+            # The circuit breaker's fault ends with the outage, and not at the next check only.
+            is_outage = part == "store" and self.outage() is not None
+            self._faults[part] = None if is_outage else fault.in_full
         else:
-            self.faults[part] = None
+            self._faults[part] = None
+
+
+def _describe(fault: str | None) -> dict[str, object]:
+    return {"status": "failing", "reason": fault} if fault else {"status": "ok"}

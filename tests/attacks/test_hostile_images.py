@@ -18,8 +18,8 @@ from itertools import chain
 from typing import TYPE_CHECKING, Final
 
 import pytest
-from aiohttp import ClientError, FormData
-from imgkeep.bootstrap.server import SERVICES, Platform
+from aiohttp import FormData
+from imgkeep.bootstrap.server import Platform
 from imgkeep.core.errors import Busy, NotAnImage
 from imgkeep.core.formats import (
     _KINDS,
@@ -44,16 +44,17 @@ from imgkeep.images.format_checker import FormatChecker
 from imgkeep.storage.memory import MemorySpool
 
 from tests.support.hostile_images import WORST, png_chunks, tiff_children
+from tests.support.hostile_transfers import read, unframed
+from tests.support.image_requests import services_of
+from tests.support.network import until
 from tests.support.pictures import picture
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
     from types import FrameType
 
-    from imgkeep.bootstrap.services import Services
-
     from tests.conftest import Imgkeep
-    from tests.support.origins import Exchange, FakeOrigin
+    from tests.support.origins import FakeOrigin
 
     Judgement = Callable[[Format, bytes, Budget], object]
     Start = Callable[..., Awaitable[Imgkeep]]
@@ -244,42 +245,10 @@ def slow_gate() -> Iterator[Gate]:
     gate.open()
 
 
-def unframed(body: bytes) -> Callable[[Exchange], Awaitable[None]]:
-    """Answer with a body that ends with the connection, so that its own end has to prove it whole."""
-
-    async def script(exchange: Exchange) -> None:
-        await exchange.send_head("Connection: close")
-        await exchange.send(body)
-        exchange.finish()
-
-    return script
-
-
 async def code_of(imgkeep: Imgkeep, url: str) -> tuple[int, str]:
     response = await imgkeep.img(url)
     assert response.content_type == "application/problem+json"
     return response.status, (await response.json())["code"]
-
-
-async def read(imgkeep: Imgkeep, url: str) -> int:
-    """Ask for an image and read as much of it as comes; return how much."""
-    size = 0
-    with suppress(ClientError):
-        async for piece in (await imgkeep.img(url)).content.iter_any():
-            size += len(piece)
-    return size
-
-
-def services_of(imgkeep: Imgkeep) -> Services:
-    app = imgkeep.client.app
-    assert app is not None
-    return app[SERVICES]
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110 - a thread that is held tells nobody
-            await asyncio.sleep(0.002)
 
 
 @pytest.fixture
@@ -304,7 +273,7 @@ async def test_hits_fills_and_health_go_on_while_all_judging_threads_are_held(
     for form in ("PNG", "JPEG", "GIF", "WEBP"):
         fresh = await imgkeep.img(origin.gives(f"/fresh.{form}", picture(form, seed=1)))
         assert (fresh.status, await fresh.read()) == (200, picture(form, seed=1))
-    await services_of(imgkeep).health.look()
+    await services_of(imgkeep).health.check()
     assert (await imgkeep.client.get("/healthz")).status == 200
     ready = await imgkeep.client.get("/readyz")
     assert (ready.status, (await ready.json())["status"]) == (200, "ready")
@@ -359,7 +328,7 @@ async def test_a_judgement_out_of_time_is_the_images_failure_and_remembered(
     assert codes[0] == (503, "busy")
     assert await code_of(imgkeep, urls[0]) == (422, "not_an_image")
     assert origin.asked("/0.png") == 1
-    await services_of(imgkeep).health.look()
+    await services_of(imgkeep).health.check()
     assert (await (await imgkeep.client.get("/readyz")).json())["status"] == "ready"
     # A thread cannot be killed, but what nothing waits for is given up at the next pause.
     assert format_checker.under_way == judging.QUICK_THREADS

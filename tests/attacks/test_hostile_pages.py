@@ -82,7 +82,7 @@ PAGES: dict[str, dict[str, Maker]] = {
         "a long name": flood("a", "<"),
         "slashes": flood("/ ", "<img", ">"),
     },
-    "foreign": {
+    "foreign_content": {
         "drawings": flood("<svg>"),
         "groups": flood("<g>", "<svg>"),
         "end tags that end nothing": flood("</x>", "<math>" + "<a>" * 127),
@@ -90,13 +90,13 @@ PAGES: dict[str, dict[str, Maker]] = {
         "fonts": flood("<font>", "<svg>"),
         "sections": flood("<![CDATA[", "<svg>"),
     },
-    "raw": {
+    "raw_text": {
         "styles": flood("<style>"),
         "titles": flood("<title></title>"),
         "scripts in scripts": flood("<script><!--", "<script>"),
         "comments in a script": flood("<!--", "<script>"),
     },
-    "references": {
+    "character_references": {
         "ampersands": flood("&", "<img src='", "'>"),
         "names": flood("&notin", "<img src='", "'>"),
         "names that are none": flood("&CounterClockwiseContourIntegra", "<img src='", "'>"),
@@ -132,7 +132,7 @@ PAGES: dict[str, dict[str, Maker]] = {
         "links that are told late": flood('{"url":"a"},', LD + "[", "1]</script>"),
         "names": flood('"image":1,', LD + "{", '"a":1}</script>'),
     },
-    "resolve": {
+    "resolve_link": {
         "dots": flood("/.", "<img src='http://a.co", "'>"),
         "parents": flood("/..", "<img src='http://a.co", "'>"),
         "backslashes": flood("\\", "<img src='http:", "'>"),
@@ -143,7 +143,7 @@ PAGES: dict[str, dict[str, Maker]] = {
         "metas": flood("<meta charset=x>"),
         "comments": flood("<!-->"),
     },
-    "places": {
+    "html_attributes": {
         "relations": flood("a ", "<link rel='", "'>"),
         "links": flood("<link rel='preload icon' as=image href=http://a.co>"),
         "metas": flood("<meta name=og:image content=http://a.co>"),
@@ -188,7 +188,7 @@ TEXTS: dict[str, Maker] = {
     "elements in MathML": flood("</x>", "<div><math>" + "<a>" * 127),
 }
 
-NO_PARSERS = {"budget", "links", "patterns", "stream", "values"}
+NO_PARSERS = {"attribute_values", "budget", "links", "patterns", "stream"}
 """Modules that read nothing by themselves."""
 
 OF_MARKDOWN = {"commonmark", "markdown"}

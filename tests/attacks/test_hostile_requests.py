@@ -10,6 +10,7 @@ import pytest
 import sqlalchemy as sa
 from imgkeep.bootstrap.server import SERVICES
 from imgkeep.config import ConfigError, load, read_database_url
+from imgkeep.core.records import Backlog
 
 from tests.support.image_requests import fills_done
 from tests.support.pictures import picture
@@ -351,8 +352,8 @@ async def test_strangers_are_told_states_and_no_reasons(start: Start) -> None:
     assert app is not None
     health = app[SERVICES].health
     for part in ("store", "database", "disk", "fallback"):
-        health.note(part, "s3.internal.example:9000/bucket-name is away: /var/lib/imgkeep")
-    health.fallback = lambda: {"waiting": 3, "last_error": "bucket-name"}
+        health.note_fault(part, "s3.internal.example:9000/bucket-name is away: /var/lib/imgkeep")
+    health.backlog = lambda: Backlog(3, None, "bucket-name")
     strangers: list[dict[str, str]] = [
         {},
         {"Authorization": "Bearer wrong"},

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from imgkeep.core.records import Digest
 from imgkeep.images.placeholder_suspects import IDENTITIES_MIN, PERIOD_S, SUSPECTS_MAX, PlaceholderSuspects
 
-from tests.core.test_layout import RECORD
 from tests.support.network import Timer, counted
 from tests.support.signed_links import PICTURE, PLACEHOLDER, UNCERTAIN, SignedOrigin, good, invented, show
+from tests.support.stores import record_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from tests.support.origins import FakeOrigin
 
     Start = Callable[..., Awaitable[Imgkeep]]
+
+RECORD = record_of(PLACEHOLDER)
 
 
 def give_many(origin: FakeOrigin, body: bytes, number: int = IDENTITIES_MIN) -> list[str]:

@@ -16,10 +16,9 @@ from imgkeep.core.source_url import read_source
 from imgkeep.images.refetch import REFETCHES_MAX
 from yarl import URL
 
+from tests.support.api_calls import code, data_url, save
 from tests.support.pictures import picture
 from tests.support.program import until
-from tests.web.test_auth import code
-from tests.web.test_save import data_url, save
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -21,9 +21,10 @@ from imgkeep.images.format_checker import ITERATION_STEPS_MAX, QUICK_THREADS, SL
 from imgkeep.storage.local.draft import LocalDraft
 from imgkeep.web.parse_budget import PARSE_STEP_BYTES, PARSE_ITERATION_BYTES
 
-from tests.attacks.test_hostile_images import read, unframed, until
 from tests.faults.test_process import serving
 from tests.support.hostile_images import WORST
+from tests.support.hostile_transfers import read, unframed
+from tests.support.network import until
 from tests.support.pictures import picture, picture_of
 from tests.support.raw_http import port_of, request, split, talk, target_of
 

@@ -26,12 +26,10 @@ from imgkeep.core.layout import record_path
 from imgkeep.core.policy import judge
 from imgkeep.core.source_url import read_source
 from imgkeep.images.inspect import make_inspector
-from imgkeep.storage.local.store import LocalStore
 
-from tests.storage.test_contract import keep
 from tests.support.pictures import picture
 from tests.support.program import ROOT, environment, run_here
-from tests.support.stores import record_of
+from tests.support.stores import local_store, put_image, record_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -76,14 +74,14 @@ def command(
 
 async def stock(folder: Path, number: int, *, alike: bool = False) -> list[Record]:
     """Keep so many images, or one under so many names, a moment ago, and leave the database to `reindex`."""
-    store = LocalStore(folder)
+    store = local_store(folder)
     await store.open()
     bodies = [str(0 if alike else index).encode() * 1000 for index in range(number)]
     records = [record_of(body, name=str(index)) for index, body in enumerate(bodies)]
     if alike:
         records = [replace(record, stored_at=SYSTEM.clock().replace(microsecond=0)) for record in records]
     for body, record in zip(bodies, records, strict=True):
-        await keep(store, body, record)
+        await put_image(store, body, record)
     await store.aclose()
     return records
 
@@ -377,9 +375,9 @@ def test_sizes_read_as_people_write_them(size: int, text: str) -> None:
 
 async def test_verify_lists_incomplete_images_by_key_and_says_what_to_do(folder: Path, command: Command) -> None:
     half = picture(seed=1)[:-20]
-    store = LocalStore(folder)
+    store = local_store(folder)
     await store.open()
-    record = await keep(store, half, record_of(half, name="half"))
+    record = await put_image(store, half, record_of(half, name="half"))
     await store.aclose()
     loop = asyncio.get_running_loop()
     status, out, _ = await loop.run_in_executor(None, command, "verify")

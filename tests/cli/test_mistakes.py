@@ -20,10 +20,10 @@ from imgkeep.bootstrap.preflight import check_machine
 from imgkeep.cli.health import health
 from imgkeep.config import ConfigError, Server, load
 from imgkeep.observability.logs import describe_crash
-from imgkeep.storage.local.store import LocalStore
 from imgkeep.storage.s3.settings import refuse as refuse_aws
 
 from tests.support.program import ROOT, cannot, environment, run, run_here, serving, until
+from tests.support.stores import local_store
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -191,7 +191,7 @@ async def test_command_that_reads_makes_nothing_where_nothing_is(folder: Path, n
 
 
 async def test_command_that_reads_leaves_a_store_without_a_catalog_as_it_is(folder: Path) -> None:
-    store = LocalStore(folder)
+    store = local_store(folder)
     await store.open()
     await store.aclose()
     before = owners_of(folder)

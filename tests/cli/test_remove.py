@@ -14,8 +14,8 @@ from imgkeep.cli.client import Client
 from imgkeep.cli.errors import ServerError
 from imgkeep.core.source_url import read_source
 
+from tests.support.api_calls import save
 from tests.support.pictures import picture
-from tests.web.test_save import save
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -1,4 +1,4 @@
-"""Every test of the database runs on SQLite, and on PostgreSQL where its server is installed."""
+"""Fixtures that run the tests of the database on SQLite, and on PostgreSQL where its server is installed."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ import socket
 import subprocess
 import tempfile
 import time
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 import sqlalchemy as sa
-from imgkeep.database import ImageIndex
+from imgkeep.database import Database, ImageIndex
 
+from tests.support.clock import FakeClock
 from tests.support.program import cannot
 
 if TYPE_CHECKING:
@@ -26,22 +25,9 @@ if TYPE_CHECKING:
     from imgkeep.clock import Clock
 
 
-@dataclass
-class Time:
-    """A clock that the test turns."""
-
-    now: datetime = field(default_factory=lambda: datetime(2026, 11, 22, 12, tzinfo=UTC))
-
-    def __call__(self) -> datetime:
-        return self.now
-
-    def turn(self, seconds: float) -> None:
-        self.now += timedelta(seconds=seconds)
-
-
 @pytest.fixture
-def clock() -> Time:
-    return Time()
+def clock() -> FakeClock:
+    return FakeClock()
 
 
 @pytest.fixture(scope="session")
@@ -49,13 +35,13 @@ def postgresql() -> Iterator[str]:
     """Start a throw-away server; give the URL of its maintenance database."""
     programs = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
     if not programs:
-        cannot("no PostgreSQL server is installed; SQLite is what everybody has")
+        cannot("no PostgreSQL server is installed; SQLite needs none")
     binaries = programs[-1].parent
-    # Not under pytest's own folder: every session that begins makes that one unreachable for other users again.
+    # Not under pytest's own folder: each new session makes that one unreachable for other users again.
     folder = Path(tempfile.mkdtemp(prefix="imgkeep-postgresql-"))
     user: str | None = None
     if os.geteuid() == 0:
-        user = "postgres"  # it refuses to run as root
+        user = "postgres"  # the server refuses to run as root
         shutil.chown(folder, user)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -110,12 +96,12 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 
 
 @pytest.fixture
-async def connect(clock: Time) -> AsyncIterator[Callable[..., ImageIndex]]:
+async def connect(clock: FakeClock) -> AsyncIterator[Callable[..., Database]]:
     """Make databases that are closed in the end."""
-    made: list[ImageIndex] = []
+    made: list[Database] = []
 
-    def make(url: str, time: Clock = clock) -> ImageIndex:
-        made.append(ImageIndex(url, time))
+    def make(url: str, clock: Clock = clock) -> Database:
+        made.append(Database(url, clock))
         return made[-1]
 
     yield make
@@ -124,7 +110,12 @@ async def connect(clock: Time) -> AsyncIterator[Callable[..., ImageIndex]]:
 
 
 @pytest.fixture
-async def database(connect: Callable[..., ImageIndex], url: str) -> ImageIndex:
+async def database(connect: Callable[..., Database], url: str) -> Database:
     opened = connect(url)
     await opened.open()
     return opened
+
+
+@pytest.fixture
+def index(database: Database) -> ImageIndex:
+    return database.image_index

@@ -1,4 +1,4 @@
-"""What the database promises of jobs, on every database."""
+"""The jobs in the database: order, states, results, webhooks."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, get_args
 
 import pytest
 from imgkeep.core.records import Failure, JobState, Key, NewItem
-from imgkeep.database import DurableJobs
 
 from tests.support.stores import NOON, record_of
 
 if TYPE_CHECKING:
-    from imgkeep.database import ImageIndex
+    from imgkeep.database import Database, DurableJobs, ImageIndex
 
-    from tests.database.conftest import Time
+    from tests.support.clock import FakeClock
 
 KEY = Key("0" * 64)
 
@@ -26,35 +25,35 @@ def item(name: str, *, host: str = "a.example", minutes: int | None = None) -> N
 
 
 @pytest.fixture
-def jobs(database: ImageIndex) -> DurableJobs:
-    return DurableJobs(database)
+def jobs(database: Database) -> DurableJobs:
+    return database.jobs
 
 
 async def due(
-    jobs: DurableJobs, *, limit: int = 10, but: set[tuple[str, int]] | None = None, busy: list[str] | None = None
+    jobs: DurableJobs, *, limit: int = 10, without: set[tuple[str, int]] | None = None, busy: list[str] | None = None
 ) -> list[str]:
-    return [found.link.rpartition("/")[2] for found in await jobs.due(limit, but=but or set(), busy=busy or [])]
+    return [found.link.rpartition("/")[2] for found in await jobs.due(limit, without=without or set(), busy=busy or [])]
 
 
-async def test_what_expires_first_comes_first_in_all_jobs(jobs: DurableJobs) -> None:
+async def test_due_links_come_by_expiry(jobs: DurableJobs) -> None:
     await jobs.create("j1", [item("never"), item("late", minutes=60), item("soon", minutes=5)], None)
     await jobs.create("j2", [item("sooner", minutes=1), item("other", host="b.example", minutes=9)], None)
     assert await due(jobs) == ["sooner", "soon", "other", "late", "never"]
     assert await due(jobs, limit=2) == ["sooner", "soon"]
-    assert await due(jobs, limit=2, but={("j2", 0)}) == ["soon", "other"]
+    assert await due(jobs, limit=2, without={("j2", 0)}) == ["soon", "other"]
     assert await due(jobs, busy=["a.example"]) == ["other"]
     assert await jobs.count_waiting() == 5
 
 
-async def test_a_job_is_done_when_all_its_links_are_settled_and_counts_each_once(jobs: DurableJobs) -> None:
+async def test_job_is_done_when_all_links_are_settled(jobs: DurableJobs) -> None:
     refused = NewItem("", "", None, Failure("invalid_source", "no link"))
     job = await jobs.create("j", [item("a"), refused, item("b")], None)
     assert (job.state, job.total, job.failed) == ("running", 3, 1)
-    first, second = await jobs.due(10, but=set(), busy=[])
+    first, second = await jobs.due(10, without=set(), busy=[])
     for _ in range(2):
-        job = await jobs.saved(first, KEY, created=True)
+        job = await jobs.mark_saved(first, KEY, created=True)
         assert (job.state, job.saved, job.finished_at) == ("running", 1, None)
-    job = await jobs.failed(second, Failure("source_expired", "d" * 1000))
+    job = await jobs.mark_failed(second, Failure("source_expired", "d" * 1000))
     assert (job.state, job.saved, job.failed) == ("done", 1, 2)
     assert await jobs.find("j") == job
     assert await jobs.find("k") is None
@@ -66,78 +65,78 @@ async def test_a_job_is_done_when_all_its_links_are_settled_and_counts_each_once
     assert results[2].failure == Failure("source_expired", "d" * 255)
 
 
-async def test_a_job_of_nothing_but_failures_is_done_at_once(jobs: DurableJobs) -> None:
+async def test_job_without_usable_links_is_done_at_once(jobs: DurableJobs) -> None:
     job = await jobs.create("j", [NewItem("", "", None, Failure("invalid_source", "no link"))], "https://hook.example/")
     assert job.state == "done"
     (webhook,) = await jobs.webhooks(10)
     assert (webhook.job, webhook.url, webhook.attempts) == (job, "https://hook.example/", 0)
 
 
-async def test_results_tell_the_images(jobs: DurableJobs, database: ImageIndex) -> None:
+async def test_results_have_the_records(jobs: DurableJobs, index: ImageIndex) -> None:
     record = record_of(b"body")
     await jobs.create("j", [item("a"), item("b")], None)
-    first, _ = await jobs.due(10, but=set(), busy=[])
-    await database.put(record)
-    await jobs.saved(first, record.key, created=False)
+    first, _ = await jobs.due(10, without=set(), busy=[])
+    await index.put(record)
+    await jobs.mark_saved(first, record.key, created=False)
     saved, waiting = await jobs.results("j", after=-1, limit=10)
     assert (saved.record, saved.created) == (record, False)
     assert (waiting.state, waiting.record, waiting.key) == ("waiting", None, None)
     assert [result.number for result in await jobs.results("j", after=0, limit=1)] == [1]
 
 
-async def test_what_failed_waits_for_its_time(jobs: DurableJobs, clock: Time) -> None:
+async def test_postponed_link_waits(jobs: DurableJobs, clock: FakeClock) -> None:
     await jobs.create("j", [item("a")], None)
-    (found,) = await jobs.due(10, but=set(), busy=[])
+    (found,) = await jobs.due(10, without=set(), busy=[])
     await jobs.postpone(found, 30)
     assert await due(jobs) == []
-    clock.turn(31)
-    (again,) = await jobs.due(10, but=set(), busy=[])
+    clock.advance(31)
+    (again,) = await jobs.due(10, without=set(), busy=[])
     assert (again.attempts, again.link) == (1, found.link)
 
 
-async def test_whoever_is_to_be_told_waits_for_its_time_and_is_told_once(jobs: DurableJobs) -> None:
+async def test_webhook_is_due_once_until_removed(jobs: DurableJobs) -> None:
     await jobs.create("j", [item("a")], "https://hook.example/")
     assert await jobs.webhooks(10) == []
-    (found,) = await jobs.due(10, but=set(), busy=[])
-    await jobs.saved(found, KEY, created=True)
+    (found,) = await jobs.due(10, without=set(), busy=[])
+    await jobs.mark_saved(found, KEY, created=True)
     (webhook,) = await jobs.webhooks(10)
     assert webhook.due_in_s <= 0
     await jobs.postpone_webhook(webhook, 30)
     (webhook,) = await jobs.webhooks(10)
     assert (webhook.attempts, webhook.due_in_s) == (1, 30)
-    await jobs.told(webhook)
+    await jobs.remove_webhook(webhook)
     assert await jobs.webhooks(10) == []
 
 
-async def test_old_jobs_are_forgotten_and_unfinished_ones_are_not(jobs: DurableJobs, clock: Time) -> None:
+async def test_old_jobs_are_deleted_and_unfinished_ones_stay(jobs: DurableJobs, clock: FakeClock) -> None:
     await jobs.create("done", [item("a")], None)
-    (found,) = await jobs.due(10, but=set(), busy=[])
-    await jobs.saved(found, KEY, created=True)
+    (found,) = await jobs.due(10, without=set(), busy=[])
+    await jobs.mark_saved(found, KEY, created=True)
     await jobs.create("waiting", [item("b")], None)
-    clock.turn(30 * 86_400)
-    assert await jobs.forget(3600) == 1
+    clock.advance(30 * 86_400)
+    assert await jobs.delete_old(3600) == 1
     assert await jobs.find("done") is None
     assert await jobs.results("done", after=-1, limit=10) == []
     assert await jobs.find("waiting") is not None
     assert await due(jobs) == ["b"]
 
 
-async def test_cancelled_job_ends_at_once_and_its_links_wait_no_more(jobs: DurableJobs) -> None:
+async def test_cancelled_job_ends_at_once(jobs: DurableJobs) -> None:
     await jobs.create("j", [item("a"), item("b"), item("c")], "https://hook.example/")
     await jobs.create("k", [item("d")], None)
-    first, second, third = [found for found in await jobs.due(10, but=set(), busy=[]) if found.job == "j"]
-    await jobs.saved(first, KEY, created=True)
-    assert await jobs.waits(second)
-    assert not await jobs.waits(first)
+    first, second, third = [found for found in await jobs.due(10, without=set(), busy=[]) if found.job == "j"]
+    await jobs.mark_saved(first, KEY, created=True)
+    assert await jobs.is_waiting(second)
+    assert not await jobs.is_waiting(first)
     job = await jobs.cancel("j")
     assert job is not None
     assert (job.state, job.saved, job.failed, job.cancelled) == ("cancelled", 1, 0, 2)
     assert job.finished_at is not None
-    assert not await jobs.waits(second)
+    assert not await jobs.is_waiting(second)
     assert await due(jobs) == ["d"]
     assert await jobs.count_waiting() == 1
-    # What was under way changes nothing any more, and the end stays an end.
-    for late in (await jobs.saved(second, KEY, created=True), await jobs.failed(third, Failure("x", "y"))):
+    # Links that were being saved change nothing any more, and the job stays ended.
+    for late in (await jobs.mark_saved(second, KEY, created=True), await jobs.mark_failed(third, Failure("x", "y"))):
         assert late == job
     assert await jobs.cancel("j") == job
     assert [result.state for result in await jobs.results("j", after=-1, limit=9)] == [
@@ -149,20 +148,20 @@ async def test_cancelled_job_ends_at_once_and_its_links_wait_no_more(jobs: Durab
     assert await jobs.cancel("nothing") is None
 
 
-async def test_job_that_is_done_stays_done(jobs: DurableJobs) -> None:
+async def test_cancel_leaves_a_done_job(jobs: DurableJobs) -> None:
     await jobs.create("j", [item("a")], None)
-    (found,) = await jobs.due(10, but=set(), busy=[])
-    done = await jobs.saved(found, KEY, created=True)
+    (found,) = await jobs.due(10, without=set(), busy=[])
+    done = await jobs.mark_saved(found, KEY, created=True)
     assert await jobs.cancel("j") == done
     assert (done.state, done.cancelled) == ("done", 0)
 
 
-async def test_links_that_settle_while_a_job_is_cancelled_leave_it_ended(jobs: DurableJobs) -> None:
+async def test_links_that_settle_during_a_cancel_leave_the_job_ended(jobs: DurableJobs) -> None:
     for turn in range(5):
         name = f"j{turn}"
         await jobs.create(name, [item(str(number)) for number in range(20)], None)
-        found = [each for each in await jobs.due(100, but=set(), busy=[]) if each.job == name]
-        saving = [jobs.saved(each, KEY, created=True) for each in found]
+        found = [each for each in await jobs.due(100, without=set(), busy=[]) if each.job == name]
+        saving = [jobs.mark_saved(each, KEY, created=True) for each in found]
         await asyncio.gather(*saving[:10], jobs.cancel(name), *saving[10:])
         job = await jobs.find(name)
         assert job is not None
@@ -172,16 +171,16 @@ async def test_links_that_settle_while_a_job_is_cancelled_leave_it_ended(jobs: D
         assert job.saved + job.cancelled == 20
 
 
-async def test_jobs_are_listed_newest_first_by_their_state(jobs: DurableJobs, clock: Time) -> None:
+async def test_page_is_newest_first_and_by_state(jobs: DurableJobs, clock: FakeClock) -> None:
     for number in range(6):
         await jobs.create(f"j{number}", [item("a"), item("b")], None)
         if number % 2:
-            clock.now += timedelta(seconds=1)
-    by_job = {found.job: found for found in await jobs.due(100, but=set(), busy=[]) if found.number == 0}
-    await jobs.saved(by_job["j0"], KEY, created=True)
+            clock.advance(1)
+    by_job = {found.job: found for found in await jobs.due(100, without=set(), busy=[]) if found.number == 0}
+    await jobs.mark_saved(by_job["j0"], KEY, created=True)
     await jobs.cancel("j1")
-    for found in [each for each in await jobs.due(100, but=set(), busy=[]) if each.job == "j2"]:
-        await jobs.saved(found, KEY, created=True)
+    for found in [each for each in await jobs.due(100, without=set(), busy=[]) if each.job == "j2"]:
+        await jobs.mark_saved(found, KEY, created=True)
     everything = await jobs.page(limit=10)
     assert [job.id for job in everything] == ["j5", "j4", "j3", "j2", "j1", "j0"]
     first = await jobs.page(limit=3)
@@ -193,7 +192,7 @@ async def test_jobs_are_listed_newest_first_by_their_state(jobs: DurableJobs, cl
     assert states == {"queued": ["j5", "j4", "j3"], "running": ["j0"], "done": ["j2"], "cancelled": ["j1"]}
 
 
-async def test_links_of_jobs_have_a_host_and_a_key_whatever_became_of_them(jobs: DurableJobs) -> None:
+async def test_every_result_has_host_and_key(jobs: DurableJobs) -> None:
     failure = Failure("loop_detected", "the source is this server")
     new = [
         NewItem("https://a.example/a", "a.example", None, key=KEY),

@@ -123,7 +123,7 @@ async def nothing_partial(folder: Path) -> None:
 
 async def look(imgkeep: Imgkeep) -> None:
     """Take the look that is otherwise taken every few seconds."""
-    await imgkeep.client.server.app[SERVICES].health.look()  # type: ignore[attr-defined]
+    await imgkeep.client.server.app[SERVICES].health.check()  # type: ignore[attr-defined]
 
 
 # --- D3, D5: a disk that takes nothing

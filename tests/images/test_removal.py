@@ -10,21 +10,22 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from imgkeep.core.errors import Removed, StorageError
 from imgkeep.core.records import Digest, Doubt, Key, Tombstone
-from imgkeep.database import ImageIndex
+from imgkeep.database import Database, RemovalIndex
 from imgkeep.images.blocked_digests import RECHECKS_MAX, REFRESH_INTERVAL_S, BlockedDigests
 from imgkeep.images.record_cache import TOMBSTONES_TTL_S, RecordCache
 from imgkeep.images.removal import Remover
-from imgkeep.storage.local.store import LocalStore
+from imgkeep.images.service import ImageService
 
 from tests.support.fakes import Timer
-from tests.support.stores import NOON, record_of
+from tests.support.stores import NOON, local_store, record_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Collection
     from datetime import datetime
     from pathlib import Path
 
     from imgkeep.core.records import Record, Source
+    from imgkeep.storage.local.store import LocalStore
 
 BODY = b"an image"
 DIGEST = Digest(sha256(BODY).hexdigest())
@@ -95,20 +96,44 @@ class Peers:
             await other.recheck(restored)
 
 
+class FakeImageService(ImageService):
+    """What a removal needs of the image service."""
+
+    def __init__(self, records: RecordCache) -> None:
+        self.records = records
+        self.restored_count = 0
+
+    async def look_up(self, key: Key) -> Record | None:
+        return await self.records.find(key)
+
+    async def shown(self, source: Source) -> Key:
+        raise AssertionError(f"a removal by key does not fetch {source}")
+
+    def keys_of(self, source: Source) -> tuple[Key, Key]:
+        raise AssertionError(f"a removal by key does not read {source}")
+
+    def forget(self, key: Key) -> None:
+        self.records.forget(key)
+
+    def restored(self) -> None:
+        self.restored_count += 1
+
+
 class Node:
     """A node on one folder, with all that a removal needs."""
 
-    def __init__(self, disk: LocalStore, database: ImageIndex, peers: Peers | None = None) -> None:
+    def __init__(self, disk: LocalStore, database: Database, peers: Peers | None = None) -> None:
         self.store = FaultyStore(disk)
         self.database = database
-        self.records = RecordCache(self.store, database, (), Timer())  # type: ignore[arg-type]  # it has all verbs
-        self.blocked_digests = BlockedDigests(self.store, database, disk.delete_object, peers)  # type: ignore[arg-type]  # as above
+        self.records = RecordCache(self.store, database.image_index, (), Timer())  # type: ignore[arg-type]  # it has all verbs
+        self.dropped: list[Digest] = []
+        self.blocked_digests = BlockedDigests(self.store, database.removals, self.drop_copies, peers)  # type: ignore[arg-type]  # as above
+        self.image_service = FakeImageService(self.records)
         self.minute = 0
-        self.restored_count = 0
         self.remover = Remover(
             store=self.store,  # type: ignore[arg-type]  # as above
-            image_index=database,
-            image_service=self,  # type: ignore[arg-type]  # what a removal needs of it
+            image_index=database.image_index,
+            image_service=self.image_service,
             blocked_digests=self.blocked_digests,
             clock=self.clock,
         )
@@ -118,29 +143,18 @@ class Node:
         self.minute += 1
         return NOON.replace(minute=self.minute)
 
-    async def look_up(self, key: Key) -> Record | None:
-        return await self.records.find(key)
-
-    async def shown(self, source: Source) -> Key:
-        raise AssertionError(f"nothing is asked by {source}")
-
-    def keys_of(self, source: Source) -> tuple[Key, Key]:
-        raise AssertionError(f"nothing is asked by {source}")
-
-    def forget(self, key: Key) -> None:
-        self.records.forget(key)
-
-    def restored(self) -> None:
-        self.restored_count += 1
+    async def drop_copies(self, digest: Digest) -> None:
+        self.dropped.append(digest)
+        await self.disk.delete_object(digest)
 
     async def keep(self, body: bytes, record: Record) -> None:
-        draft = await self.disk.begin(len(body))
+        draft = await self.disk.disk.begin(len(body))
         await draft.write(body)
         try:
             await self.disk.put(draft, record)
         finally:
             await draft.aclose()
-        await self.database.put(record)
+        await self.database.image_index.put(record)
 
     async def is_free(self, key: Key) -> bool:
         """Whether an image can be stored under a key, as a fill would find out."""
@@ -152,22 +166,22 @@ class Node:
 
 @pytest.fixture
 async def disk(tmp_path: Path) -> AsyncIterator[LocalStore]:
-    store = LocalStore(tmp_path / "data")
+    store = local_store(tmp_path / "data")
     await store.open()
     yield store
     await store.aclose()
 
 
 @pytest.fixture
-async def database(tmp_path: Path) -> AsyncIterator[ImageIndex]:
-    found = ImageIndex(f"sqlite:///{tmp_path}/imgkeep.db", lambda: NOON)
+async def database(tmp_path: Path) -> AsyncIterator[Database]:
+    found = Database(f"sqlite:///{tmp_path}/imgkeep.db", lambda: NOON)
     await found.open()
     yield found
     await found.aclose()
 
 
 @pytest.fixture
-async def node(disk: LocalStore, database: ImageIndex) -> Node:
+async def node(disk: LocalStore, database: Database) -> Node:
     """A node on which two keys show one image."""
     found = Node(disk, database)
     for record in (A, B):
@@ -198,15 +212,15 @@ async def test_undo_reverses_whole_removal(node: Node, way: str) -> None:
     assert await node.is_free(B.key)
     assert DIGEST not in node.blocked_digests
     assert await node.disk.list_blocked() == set()
-    assert list(await node.database.refused()) == []
+    assert list(await node.database.removals.list_blocked()) == []
     assert await node.remover.restore_key(A.key) is await node.remover.restore_digest(DIGEST) is None
     await node.keep(BODY, A)
-    assert await node.look_up(A.key) == A
+    assert await node.image_service.look_up(A.key) == A
 
 
 @pytest.mark.parametrize("way", ["key", "digest"])
 async def test_repeated_undo_completes_one_that_crashed_at_any_step(
-    disk: LocalStore, database: ImageIndex, way: str
+    disk: LocalStore, database: Database, way: str
 ) -> None:
     async def undo(node: Node) -> object:
         if way == "key":
@@ -235,11 +249,11 @@ async def test_repeated_undo_completes_one_that_crashed_at_any_step(
         assert await heir.is_free(B.key)
         assert DIGEST not in heir.blocked_digests
         assert await disk.list_blocked() == set()
-        assert list(await database.refused()) == []
+        assert list(await database.removals.list_blocked()) == []
     assert died == 3, "two tombstones and one block"
 
 
-async def test_repeated_removal_completes_one_that_crashed_at_any_step(disk: LocalStore, database: ImageIndex) -> None:
+async def test_repeated_removal_completes_one_that_crashed_at_any_step(disk: LocalStore, database: Database) -> None:
     died = 0
     for steps in range(10):
         node = Node(disk, database)
@@ -267,7 +281,7 @@ async def test_undo_without_removal_does_nothing(node: Node) -> None:
     assert await node.remover.restore_key(A.key) is None
     assert await node.remover.restore_key(Key("0" * 64)) is None
     assert await node.remover.restore_digest(DIGEST) is None
-    assert await node.look_up(A.key) == A
+    assert await node.image_service.look_up(A.key) == A
 
 
 async def test_undo_of_forced_tombstone_restores_its_key_alone(node: Node) -> None:
@@ -304,7 +318,7 @@ async def test_undo_shows_bytes_that_interrupted_removal_left(node: Node) -> Non
     restored = await node.remover.restore_key(A.key)
     assert restored is not None
     assert restored.stored
-    assert await node.look_up(A.key) == A
+    assert await node.image_service.look_up(A.key) == A
 
 
 # --- what is removed
@@ -312,12 +326,12 @@ async def test_undo_shows_bytes_that_interrupted_removal_left(node: Node) -> Non
 
 async def test_removal_leaves_key_with_other_bytes(node: Node) -> None:
     other = record_of(b"other bytes", name="b")
-    draft = await node.disk.begin(None)
+    draft = await node.disk.disk.begin(None)
     await draft.write(b"other bytes")
     await node.disk.put(draft, other, B.digest)
     await draft.aclose()
     # The database still says that both keys show the same.
-    assert set(await node.database.keys_of(DIGEST)) == {A.key, B.key}
+    assert set(await node.database.image_index.keys_of(DIGEST)) == {A.key, B.key}
     assert await node.remover.remove_key(A.key)
     assert not await node.is_free(A.key)
     assert await node.disk.find(B.key) == other
@@ -356,10 +370,10 @@ async def test_unknown_digest_is_blocked_only_by_force(node: Node) -> None:
 
 
 async def test_removal_of_digest_the_database_does_not_know(disk: LocalStore, tmp_path: Path) -> None:
-    lost = ImageIndex(f"sqlite:///{tmp_path}/new.db", lambda: NOON)
+    lost = Database(f"sqlite:///{tmp_path}/new.db", lambda: NOON)
     await lost.open()
     node = Node(disk, lost)
-    draft = await disk.begin(None)
+    draft = await disk.disk.begin(None)
     await draft.write(BODY)
     await disk.put(draft, A)
     await draft.aclose()
@@ -370,9 +384,9 @@ async def test_removal_of_digest_the_database_does_not_know(disk: LocalStore, tm
 
 async def test_removal_blocks_digest_while_database_fails(disk: LocalStore, tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
-    away = ImageIndex(f"sqlite:///{tmp_path}/folder", lambda: NOON)
+    away = Database(f"sqlite:///{tmp_path}/folder", lambda: NOON)
     node = Node(disk, away)
-    draft = await disk.begin(None)
+    draft = await disk.disk.begin(None)
     await draft.write(BODY)
     await disk.put(draft, A)
     await draft.aclose()
@@ -384,10 +398,22 @@ async def test_removal_blocks_digest_while_database_fails(disk: LocalStore, tmp_
     await away.aclose()
 
 
+async def test_removal_deletes_bytes_once(node: Node) -> None:
+    node.store.asked.clear()
+    await remove(node)
+    assert [verb for verb in node.store.asked if verb in DURABLE] == [
+        "block",
+        "delete_object",
+        "put_tombstone",
+        "put_tombstone",
+    ]
+    assert node.dropped == []
+
+
 # --- other workers and nodes
 
 
-async def test_other_workers_and_nodes_learn_of_undo(disk: LocalStore, database: ImageIndex) -> None:
+async def test_other_workers_and_nodes_learn_of_undo(disk: LocalStore, database: Database) -> None:
     peers = Peers()
     node, worker, other_node = Node(disk, database, peers), Node(disk, database), Node(disk, database)
     peers.others.append(worker.blocked_digests)
@@ -405,14 +431,14 @@ async def test_other_workers_and_nodes_learn_of_undo(disk: LocalStore, database:
     assert DIGEST in other_node.blocked_digests, "it has not looked yet"
     await other_node.remover.refresh()
     assert DIGEST not in other_node.blocked_digests
-    assert other_node.restored_count == 1
+    assert other_node.image_service.restored_count == 1
 
 
 def test_tombstones_are_remembered_no_longer_than_a_refresh() -> None:
     assert TOMBSTONES_TTL_S <= REFRESH_INTERVAL_S
 
 
-async def test_undo_succeeds_although_a_worker_does_not_answer(disk: LocalStore, database: ImageIndex) -> None:
+async def test_undo_succeeds_although_a_worker_does_not_answer(disk: LocalStore, database: Database) -> None:
     peers = Peers()
     node = Node(disk, database, peers)
     await node.keep(BODY, A)
@@ -428,7 +454,7 @@ async def test_late_notice_of_undo_ends_no_new_block(node: Node) -> None:
     assert await node.remover.remove_key(A.key)
     await node.blocked_digests.recheck([DIGEST])
     assert DIGEST in node.blocked_digests
-    assert list(await node.database.refused()) == [DIGEST]
+    assert list(await node.database.removals.list_blocked()) == [DIGEST]
 
 
 async def test_list_older_than_new_removal_ends_no_block(node: Node) -> None:
@@ -455,29 +481,25 @@ async def test_answer_older_than_new_removal_ends_no_block(node: Node) -> None:
     late.set()
     await looking
     assert DIGEST in node.blocked_digests
-    assert list(await node.database.refused()) == [DIGEST]
+    assert list(await node.database.removals.list_blocked()) == [DIGEST]
 
 
 async def test_recheck_notices_removal_that_crosses_its_row(node: Node) -> None:
     await remove(node)
     await node.disk.unblock(DIGEST)
-    allow = node.database.allow
 
-    class Slow:
+    class Slow(RemovalIndex):
         """The database, while another process removes again and writes its row first."""
 
-        def __getattr__(self, verb: str) -> object:
-            return getattr(node.database, verb)
-
-        async def allow(self, digests: Sequence[Digest]) -> None:
+        async def unblock(self, digests: Collection[Digest]) -> None:
             await node.disk.block(DIGEST, NOON)
-            await node.database.refuse([DIGEST])
-            await allow(digests)
+            await self.block([DIGEST])
+            await super().unblock(digests)
 
-    node.blocked_digests._removals = Slow()  # type: ignore[assignment]  # it has all verbs
+    node.blocked_digests._removals = Slow(node.database.engine)
     await node.blocked_digests.recheck([DIGEST])
     assert DIGEST in node.blocked_digests
-    assert list(await node.database.refused()) == [DIGEST]
+    assert list(await node.database.removals.list_blocked()) == [DIGEST]
 
 
 async def test_incomplete_list_ends_no_block(node: Node) -> None:
@@ -531,9 +553,9 @@ async def test_undo_of_tombstone_without_digest_restores_its_key_alone(node: Nod
 
 
 async def test_late_node_deletes_bytes_it_stored_after_removal(
-    disk: LocalStore, database: ImageIndex, tmp_path: Path
+    disk: LocalStore, database: Database, tmp_path: Path
 ) -> None:
-    own = ImageIndex(f"sqlite:///{tmp_path}/late.db", lambda: NOON)
+    own = Database(f"sqlite:///{tmp_path}/late.db", lambda: NOON)
     await own.open()
     node, late = Node(disk, database), Node(disk, own)
     await node.keep(BODY, A)
@@ -560,7 +582,7 @@ async def test_late_node_deletes_nothing_after_undo(node: Node) -> None:
     assert await node.remover.restore_key(A.key) is not None
     await node.keep(BODY, A)
     await node.remover.delete_late_object(DIGEST)
-    assert await node.look_up(A.key) == A
+    assert await node.image_service.look_up(A.key) == A
     assert await node.disk.has_object(DIGEST)
 
 

@@ -1,4 +1,4 @@
-"""One failure opens, a trial behind everybody's back closes."""
+"""The circuit breaker: one failure opens it, and only a probe in the background closes it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 
-class Trial:
+class Probe:
     def __init__(self) -> None:
         self.fails = True
         self.count = 0
@@ -27,12 +27,12 @@ class Trial:
     async def __call__(self) -> None:
         self.count += 1
         if self.fails:
-            raise self.error or StorageError(f"trial {self.count}")
+            raise self.error or StorageError(f"probe {self.count}")
 
 
 @pytest.fixture
-def trial() -> Trial:
-    return Trial()
+def probe() -> Probe:
+    return Probe()
 
 
 @pytest.fixture
@@ -41,10 +41,10 @@ def timer() -> Timer:
 
 
 @pytest.fixture
-async def breaker(trial: Trial, timer: Timer, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[CircuitBreaker]:
+async def breaker(probe: Probe, timer: Timer, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[CircuitBreaker]:
     monkeypatch.setattr(module, "DELAY_MIN_S", 0.001)
     monkeypatch.setattr(module, "DELAY_MAX_S", 0.004)
-    breaker = CircuitBreaker(trial, draw=lambda: 0.5, timer=timer, sleep=asyncio.sleep)
+    breaker = CircuitBreaker(probe, place="a bucket", draw=lambda: 0.5, timer=timer, sleep=asyncio.sleep)
     task = asyncio.create_task(breaker.run())
     yield breaker
     task.cancel()
@@ -52,68 +52,65 @@ async def breaker(trial: Trial, timer: Timer, monkeypatch: pytest.MonkeyPatch) -
         await task
 
 
-async def test_it_is_closed_until_it_trips_and_nobody_tries_before(breaker: CircuitBreaker, trial: Trial) -> None:
-    await asyncio.sleep(0.01)
-    assert (breaker.reason, breaker.closed.is_set(), trial.count) == (None, True, 0)
+def is_closed(breaker: CircuitBreaker) -> bool:
+    return breaker.reason is None
 
 
-async def test_it_tells_the_last_reason_and_closes_only_after_a_trial_that_works(
-    breaker: CircuitBreaker, trial: Trial
-) -> None:
-    told: list[str | None] = []
-    breaker.tell = told.append
+async def turn_loop() -> None:
+    """Let every task run that can."""
+    for _ in range(50):
+        await asyncio.sleep(0)
+
+
+async def test_closed_breaker_sends_no_probe(breaker: CircuitBreaker, probe: Probe) -> None:
+    await turn_loop()
+    assert (breaker.reason, probe.count) == (None, 0)
+
+
+async def test_only_a_probe_that_works_closes_the_breaker(breaker: CircuitBreaker, probe: Probe) -> None:
     breaker.trip(StorageError("first"))
-    assert breaker.reason == "first"
-    async with asyncio.timeout(20):
-        while trial.count < 3:  # noqa: ASYNC110 - the trial tells nobody
-            await asyncio.sleep(0)
+    assert (breaker.reason, breaker.in_full) == ("first", "first (a bucket)")
+    await until(lambda: probe.count >= 3)
     assert breaker.reason is not None
-    assert breaker.reason.startswith("trial")
-    trial.fails = False
-    async with asyncio.timeout(20):
-        await breaker.closed.wait()
-    assert breaker.reason is None
-    assert (told[0], told[-1]) == ("first", None)
+    assert breaker.reason.startswith("probe"), "the last reason"
+    probe.fails = False
+    await until(lambda: is_closed(breaker))
 
 
-async def test_what_concerns_one_object_has_a_trial_tell_and_closes_nothing_to_others(
-    breaker: CircuitBreaker, trial: Trial, timer: Timer
-) -> None:
-    trial.fails = False
+async def test_fault_of_one_object_has_a_probe_decide(breaker: CircuitBreaker, probe: Probe, timer: Timer) -> None:
+    probe.fails = False
     breaker.report_failure(RemoteFault("this one cannot be read", general=False))
-    await until(lambda: trial.count == 1)
+    await until(lambda: probe.count == 1)
     assert breaker.reason is None
-    trial.fails = True
+    probe.fails = True
     breaker.report_failure(RemoteFault("nor this one, a moment later", general=False))
-    await asyncio.sleep(0.01)
-    assert trial.count == 1, "nobody tries for every object"
+    await turn_loop()
+    assert probe.count == 1, "one probe a second"
     timer.seconds += 1
     breaker.report_failure(RemoteFault("nor this one", general=False))
-    await until(lambda: breaker.reason is not None)
+    await until(lambda: not is_closed(breaker))
 
 
-async def test_a_general_fault_opens_at_once(breaker: CircuitBreaker) -> None:
+async def test_general_fault_opens_at_once(breaker: CircuitBreaker) -> None:
     breaker.report_failure(RemoteFault("it cannot be reached"))
     assert breaker.reason == "it cannot be reached"
 
 
-async def test_a_trial_that_fails_as_nobody_foresaw_is_not_the_last(breaker: CircuitBreaker, trial: Trial) -> None:
-    trial.error = ValueError("what is this")
+async def test_unexpected_error_of_a_probe_is_not_the_last_probe(breaker: CircuitBreaker, probe: Probe) -> None:
+    probe.error = ValueError("what is this")
     breaker.trip(StorageError("first"))
-    await until(lambda: trial.count >= 2)
-    assert breaker.reason == "the primary store answers what nobody foresaw"
-    trial.fails = False
-    async with asyncio.timeout(20):
-        await breaker.closed.wait()
+    await until(lambda: probe.count >= 2)
+    assert breaker.reason == "the primary store gave an unexpected answer"
+    probe.fails = False
+    await until(lambda: is_closed(breaker))
 
 
-async def test_an_outage_is_logged_once_a_minute_at_most(
-    breaker: CircuitBreaker, trial: Trial, caplog: pytest.LogCaptureFixture
+async def test_outage_is_logged_once_a_minute_at_most(
+    breaker: CircuitBreaker, probe: Probe, caplog: pytest.LogCaptureFixture
 ) -> None:
-    trial.fails = False
+    probe.fails = False
     for _ in range(5):
         breaker.trip(StorageError("again"))
         breaker.trip(StorageError("again"))
-        async with asyncio.timeout(20):
-            await breaker.closed.wait()
+        await until(lambda: is_closed(breaker))
     assert [record.levelname for record in caplog.records].count("ERROR") == 1

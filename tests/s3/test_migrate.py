@@ -17,13 +17,11 @@ from imgkeep.core.errors import StorageError
 from imgkeep.core.layout import object_path, record_path
 from imgkeep.core.store_url import Bucket, Folder
 from imgkeep.maintenance.migrate import FAILURES_MAX
-from imgkeep.storage.local.store import LocalStore
 
-from tests.storage.test_contract import keep
 from tests.support.pictures import picture, picture_of
 from tests.support.program import run
 from tests.support.s3.misbehaving import only, s3_error
-from tests.support.stores import NOON, record_of
+from tests.support.stores import NOON, local_store, put_image, record_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -62,12 +60,12 @@ def place(server: S3Server, gate: Gate) -> Bucket:
 
 async def stock(folder: Path, number: int = NUMBER, *, large: bool = False) -> list[Record]:
     """Keep so many small images, and one that goes in parts."""
-    store = LocalStore(folder)
+    store = local_store(folder)
     await store.open()
     bodies = [picture(width=16, height=16, seed=n) for n in range(number)]
     if large:
         bodies.append(picture_of(LARGE))
-    records = [await keep(store, body, record_of(body, name=str(n))) for n, body in enumerate(bodies)]
+    records = [await put_image(store, body, record_of(body, name=str(n))) for n, body in enumerate(bodies)]
     await store.aclose()
     return records
 
@@ -196,10 +194,10 @@ async def test_what_is_damaged_is_told_and_stays_behind_with_its_record(
 async def test_a_record_that_is_there_stays(place: Bucket, tmp_path: Path) -> None:
     records = await stock(tmp_path / "a", 3)
     await copy(Folder(str(tmp_path / "a")), place)
-    theirs = LocalStore(tmp_path / "b")
+    theirs = local_store(tmp_path / "b")
     await theirs.open()
     body = picture(seed=99)
-    await keep(theirs, body, record_of(body, name="1"))
+    await put_image(theirs, body, record_of(body, name="1"))
     await theirs.aclose()
     before = files(tmp_path / "b")[record_path(records[1].key)]
     status, told, _ = await copy(place, Folder(str(tmp_path / "b")))

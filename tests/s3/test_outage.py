@@ -1,4 +1,4 @@
-"""The bucket is away under load; `python -m bench.outage` does this for ten minutes."""
+"""An outage of the bucket under load; `python -m bench.outage` does this for ten minutes."""
 
 from __future__ import annotations
 
@@ -13,9 +13,7 @@ if TYPE_CHECKING:
     from tests.support.s3.servers import S3Server
 
 
-async def test_under_load_nobody_notices_and_everything_is_in_the_bucket_afterwards(
-    bucket: Callable[[str], S3Server], tmp_path: Path
-) -> None:
+async def test_outage_under_load_loses_nothing(bucket: Callable[[str], S3Server], tmp_path: Path) -> None:
     tally = await outage(tmp_path / "data", bucket("rclone"), outage_s=3, rate=30, timeout_s=1)
     assert tally.availability("stored") == 1
     assert tally.availability("new") >= 0.99

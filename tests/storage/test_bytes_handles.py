@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING
 import pytest
 from imgkeep.core.layout import object_path
 from imgkeep.core.records import Digest
-from imgkeep.storage.local.store import LocalStore
 
 from tests.support.pictures import picture_of
+from tests.support.stores import local_store
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
     from imgkeep.storage.local.memory_cache import CacheEntry
+    from imgkeep.storage.local.store import LocalStore
 
 SMALL = picture_of(20_000)
 LARGE = picture_of(3_000_000)
@@ -26,7 +27,7 @@ LARGE = picture_of(3_000_000)
 
 @pytest.fixture
 async def store(tmp_path: Path) -> AsyncIterator[LocalStore]:
-    opened = LocalStore(tmp_path, hot_bytes_max=10_000_000)
+    opened = local_store(tmp_path, memory_bytes_max=10_000_000)
     await opened.open()
     yield opened
     await opened.aclose()
@@ -35,7 +36,7 @@ async def store(tmp_path: Path) -> AsyncIterator[LocalStore]:
 def laid(store: LocalStore, body: bytes) -> str:
     """Put an object where the store finds it; return its name."""
     name = f"{sha256(body).hexdigest()}.png"
-    path = store.root / object_path(name)
+    path = store.disk.root / object_path(name)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(body)
     return name
@@ -54,9 +55,9 @@ async def test_a_mapped_file_that_was_cut_short_is_not_at_hand_any_more(store: L
     name = laid(store, LARGE)
     handle = await cache_entry(store, name)
     assert handle.read_now() is not None
-    os.truncate(store.root / object_path(name), size)
+    os.truncate(store.disk.root / object_path(name), size)
     assert handle.read_now() is None
-    assert store.memory_cache.memory_cache_mapped_bytes == 0
+    assert store.disk.memory_cache.mapped_bytes == 0
 
 
 @pytest.mark.parametrize("body", [SMALL, LARGE], ids=["small", "large"])
@@ -66,14 +67,14 @@ async def test_whoever_asks_for_the_same_object_at_once_shares_what_is_at_hand(s
     third = await cache_entry(store, name)
     for _ in range(2):
         assert [bytes(handle.read_now() or b"") == body for handle in (first, second, third)] == [True] * 3
-    assert store.memory_cache.copied_bytes + store.memory_cache.memory_cache_mapped_bytes == len(body)
+    assert store.disk.memory_cache.copied_bytes + store.disk.memory_cache.mapped_bytes == len(body)
 
 
 async def test_a_handle_that_was_let_go_finds_what_another_holds(store: LocalStore) -> None:
-    store._cached_files.works = False  # so that there is no other way
+    store.disk._page_cache.is_available = False  # so that there is no other way
     name = laid(store, SMALL)
     first = await cache_entry(store, name)
-    store.memory_cache.drop(object_path(name))
+    store.disk.memory_cache.evict(object_path(name))
     second = await cache_entry(store, name)
     for _ in range(2):
         assert (first.read_now(), second.read_now()) == (SMALL, SMALL)
@@ -84,11 +85,11 @@ async def test_a_handle_that_was_let_go_finds_what_another_holds(store: LocalSto
 @pytest.mark.parametrize("body", [SMALL, LARGE], ids=["small", "large"])
 async def test_what_was_replaced_is_not_taken_for_the_same(store: LocalStore, body: bytes) -> None:
     if body is SMALL:
-        store._cached_files.works = False  # so that nothing but memory can give it
+        store.disk._page_cache.is_available = False  # so that nothing but memory can give it
     name = laid(store, body)
     first = await cache_entry(store, name)
-    store.memory_cache.drop(object_path(name))
-    path = store.root / object_path(name)
+    store.disk.memory_cache.evict(object_path(name))
+    path = store.disk.root / object_path(name)
     before = path.stat().st_ctime_ns
     while path.stat().st_ctime_ns == before:  # the kernel's clock for files goes by milliseconds
         path.unlink()
@@ -99,8 +100,8 @@ async def test_what_was_replaced_is_not_taken_for_the_same(store: LocalStore, bo
 
 async def test_a_large_object_is_mapped_only_where_reading_it_cannot_hang(store: LocalStore) -> None:
     name = laid(store, LARGE)
-    for works in (False, store._cached_files.works):
-        store._cached_files.works = works
+    for works in (False, store.disk._page_cache.is_available):
+        store.disk._page_cache.is_available = works
         body = await store.fetch(name, len(LARGE))
         assert body is not None
         assert (body.cache_entry is not None) == works

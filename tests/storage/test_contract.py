@@ -7,45 +7,27 @@ import random
 import shutil
 from dataclasses import dataclass, replace
 from hashlib import sha256
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import pytest
 from imgkeep.core.errors import Removed, StorageError
 from imgkeep.core.records import Doubt, Key, Tombstone
-from imgkeep.storage.local.store import HASHED_BYTES_MAX, LocalStore
+from imgkeep.core.store_url import Bucket
+from imgkeep.storage.disk_cache import DiskCache
+from imgkeep.storage.local.disk import HASHED_BYTES_MAX
+from imgkeep.storage.memory import MemorySpool
+from imgkeep.storage.s3 import S3Store
 
 from tests.support.s3.backends import BucketBackend, open_bucket
-from tests.support.stores import NOON, FakeStore, record_of
+from tests.support.stores import NOON, FakeStore, fetch_image, local_store, put_image, read_all, record_of, spool_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Collection
-    from datetime import datetime
+    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
-    from imgkeep.core.records import Digest, Record
-    from imgkeep.storage.interfaces import Body, Draft, Spool, Store
+    from imgkeep.storage.interfaces import Body, ListableStore, Spool, Store
 
 BODY = random.Random(1).randbytes(100_000)
-
-
-class StoreAndSpool(Protocol):
-    """Both ports at once; a store without a spool of its own is given one by its backend below."""
-
-    async def begin(self, size: int | None) -> Draft: ...
-    async def find(self, key: Key) -> Record | None: ...
-    async def fetch(self, name: str, size: int | None) -> Body | None: ...
-    async def holds(self, name: str, size: int) -> bool: ...
-    async def put(self, draft: Draft, record: Record, replaces: Digest | None = None) -> Record: ...
-    async def put_record(self, record: Record, replaces: Digest | None = None) -> Record: ...
-    async def put_tombstone(self, tombstone: Tombstone) -> None: ...
-    async def block(self, digest: Digest, removed_at: datetime, keys: Collection[Key] = ()) -> None: ...
-    async def list_blocked(self) -> Collection[Digest]: ...
-    async def find_block(self, digest: Digest) -> Collection[Key] | None: ...
-    async def unblock(self, digest: Digest) -> None: ...
-    async def find_tombstone(self, key: Key) -> Tombstone | None: ...
-    async def delete_tombstone(self, tombstone: Tombstone) -> None: ...
-    async def has_object(self, digest: Digest) -> bool: ...
-    async def delete_object(self, digest: Digest) -> None: ...
 
 
 @dataclass
@@ -58,13 +40,13 @@ class Backend:
         break_it: Makes the store unusable, so that it can tell nothing.
     """
 
-    store: StoreAndSpool
+    store: Store
     left: Callable[[], dict[str, list[str]]]
     break_it: Callable[[], None]
 
 
 async def open_local(folder: Path) -> AsyncIterator[Backend]:
-    store = LocalStore(folder)
+    store = local_store(folder)
     await store.open()
 
     def left() -> dict[str, list[str]]:
@@ -108,42 +90,8 @@ async def backend(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterat
 
 
 @pytest.fixture
-def store(backend: Backend) -> StoreAndSpool:
+def store(backend: Backend) -> Store:
     return backend.store
-
-
-async def keep(
-    store: StoreAndSpool, body: bytes, record: Record | None = None, replaces: Digest | None = None
-) -> Record:
-    """Put a body as a fill does, in chunks."""
-    record = record or record_of(body)
-    draft = await store.begin(len(body))
-    for start in range(0, len(body), 30_000):
-        await draft.write(body[start : start + 30_000])
-    assert (draft.size, draft.digest) == (len(body), record.digest)
-    try:
-        await store.put(draft, record, replaces)
-    finally:
-        await draft.aclose()
-    return record
-
-
-async def read_all(body: Body, *, piece: int = 32_768) -> bytes:
-    data = bytearray()
-    while part := await body.read(len(data), piece):
-        assert len(part) <= piece
-        data += part
-    return bytes(data)
-
-
-async def fetch(store: StoreAndSpool, record: Record) -> bytes:
-    body = await store.fetch(record.object_name, record.size)
-    assert body is not None
-    try:
-        assert body.size == await body.wait_for_size() == record.size
-        return await read_all(body)
-    finally:
-        await body.aclose()
 
 
 # --- what is put can be found and fetched
@@ -152,17 +100,17 @@ async def fetch(store: StoreAndSpool, record: Record) -> bytes:
 @pytest.mark.parametrize(
     "size", [1, 30_000, HASHED_BYTES_MAX, HASHED_BYTES_MAX + 1, 3_500_000], ids=lambda size: f"{size}-bytes"
 )
-async def test_what_is_put_comes_back_byte_for_byte(store: StoreAndSpool, size: int) -> None:
+async def test_what_is_put_comes_back_byte_for_byte(store: Store, size: int) -> None:
     body = random.Random(size).randbytes(size)
-    record = await keep(store, body)
+    record = await put_image(store, body)
     assert await store.find(record.key) == record
-    assert await fetch(store, record) == body
+    assert await fetch_image(store, record) == body
 
 
 @pytest.mark.parametrize("size", [100_000, 2_000_000], ids=["small", "large"])
-async def test_ranges_are_read_where_they_are_asked_for(store: StoreAndSpool, size: int) -> None:
+async def test_ranges_are_read_where_they_are_asked_for(store: Store, size: int) -> None:
     content = random.Random(size).randbytes(size)
-    record = await keep(store, content)
+    record = await put_image(store, content)
     body = await store.fetch(record.object_name, record.size)
     assert body is not None
     for start, length in [(0, 1), (size - 1, 1), (size - 1, 1000), (12_345, 6789), (size // 2, 65_536)]:
@@ -175,9 +123,9 @@ async def test_ranges_are_read_where_they_are_asked_for(store: StoreAndSpool, si
 
 
 @pytest.mark.parametrize("size", [100_000, 2_000_000], ids=["small", "large"])
-async def test_one_who_is_done_takes_nothing_from_those_who_still_read(store: StoreAndSpool, size: int) -> None:
+async def test_one_who_is_done_takes_nothing_from_those_who_still_read(store: Store, size: int) -> None:
     content = random.Random(size).randbytes(size)
-    record = await keep(store, content)
+    record = await put_image(store, content)
     first, second = [await store.fetch(record.object_name, None) for _ in range(2)]
     assert first is not None
     assert second is not None
@@ -186,48 +134,48 @@ async def test_one_who_is_done_takes_nothing_from_those_who_still_read(store: St
     await second.aclose()
 
 
-async def test_equal_bytes_are_kept_once_under_two_keys(store: StoreAndSpool, backend: Backend) -> None:
-    records = [await keep(store, BODY, record_of(BODY, name=name)) for name in ("a", "b")]
+async def test_equal_bytes_are_kept_once_under_two_keys(store: Store, backend: Backend) -> None:
+    records = [await put_image(store, BODY, record_of(BODY, name=name)) for name in ("a", "b")]
     left = backend.left()
     assert left["objects"] == [records[0].object_name]
     assert sorted(left["records"]) == sorted(f"{record.key}.json" for record in records)
     for record in records:
         assert await store.find(record.key) == record
-        assert await fetch(store, record) == BODY
+        assert await fetch_image(store, record) == BODY
 
 
-async def test_an_image_can_be_replaced_by_who_knows_it(store: StoreAndSpool, backend: Backend) -> None:
-    old = await keep(store, BODY, record_of(BODY, etag='"one"'))
+async def test_an_image_can_be_replaced_by_who_knows_it(store: Store, backend: Backend) -> None:
+    old = await put_image(store, BODY, record_of(BODY, etag='"one"'))
     other = BODY[::-1]
-    record = await keep(store, other, record_of(other, etag='"two"'), replaces=old.digest)
+    record = await put_image(store, other, record_of(other, etag='"two"'), replaces=old.digest)
     assert await store.find(record.key) == record
-    assert await fetch(store, record) == other
+    assert await fetch_image(store, record) == other
     assert backend.left()["other"] == []
 
 
-async def test_an_image_is_not_replaced_by_who_does_not_know_it(store: StoreAndSpool, backend: Backend) -> None:
-    old = await keep(store, BODY)
+async def test_an_image_is_not_replaced_by_who_does_not_know_it(store: Store, backend: Backend) -> None:
+    old = await put_image(store, BODY)
     with pytest.raises(StorageError, match="another image"):
-        await keep(store, BODY[::-1])
+        await put_image(store, BODY[::-1])
     assert await store.find(old.key) == old
-    assert await fetch(store, old) == BODY
+    assert await fetch_image(store, old) == BODY
     assert backend.left()["other"] == []
 
 
-async def test_a_record_is_restated_without_its_bytes(store: StoreAndSpool, backend: Backend) -> None:
+async def test_a_record_is_restated_without_its_bytes(store: Store, backend: Backend) -> None:
     doubts = frozenset({Doubt.SIGNATURE, Doubt.PLAINTEXT})
-    old = await keep(store, BODY, replace(record_of(BODY), doubts=doubts, brought_by="0f" * 16))
+    old = await put_image(store, BODY, replace(record_of(BODY), doubts=doubts, brought_by="0f" * 16))
     assert await store.find(old.key) == old
     new = replace(old, doubts=frozenset(), brought_by="")
     assert await store.put_record(new) == new
     assert await store.find(old.key) == new
-    assert await fetch(store, new) == BODY
+    assert await fetch_image(store, new) == BODY
     assert len(backend.left()["objects"]) == 1
 
 
-async def test_another_image_is_restated_by_a_caller_that_knows_the_old_one(store: StoreAndSpool) -> None:
-    old = await keep(store, BODY)
-    other = await keep(store, BODY[::-1], replace(record_of(BODY[::-1]), key=Key("0" * 64)))
+async def test_another_image_is_restated_by_a_caller_that_knows_the_old_one(store: Store) -> None:
+    old = await put_image(store, BODY)
+    other = await put_image(store, BODY[::-1], replace(record_of(BODY[::-1]), key=Key("0" * 64)))
     moved = replace(other, key=old.key)
     with pytest.raises(StorageError, match="another image"):
         await store.put_record(moved)
@@ -239,26 +187,26 @@ async def test_another_image_is_restated_by_a_caller_that_knows_the_old_one(stor
     await body.aclose()
 
 
-async def test_no_record_is_restated_over_a_tombstone(store: StoreAndSpool) -> None:
-    record = await keep(store, BODY)
+async def test_no_record_is_restated_over_a_tombstone(store: Store) -> None:
+    record = await put_image(store, BODY)
     await store.put_tombstone(Tombstone(record.key, NOON))
     with pytest.raises(Removed):
         await store.put_record(record)
 
 
-async def test_the_same_image_can_be_put_anew_and_the_newest_record_counts(store: StoreAndSpool) -> None:
-    await keep(store, BODY, record_of(BODY, etag='"one"'))
-    record = await keep(store, BODY, record_of(BODY, etag='"two"'))
+async def test_the_same_image_can_be_put_anew_and_the_newest_record_counts(store: Store) -> None:
+    await put_image(store, BODY, record_of(BODY, etag='"one"'))
+    record = await put_image(store, BODY, record_of(BODY, etag='"two"'))
     assert await store.find(record.key) == record
 
 
-async def test_whoever_reads_the_old_bytes_goes_on_reading_them_when_new_ones_are_put(store: StoreAndSpool) -> None:
+async def test_whoever_reads_the_old_bytes_goes_on_reading_them_when_new_ones_are_put(store: Store) -> None:
     content = random.Random(3).randbytes(2_000_000)
-    record = await keep(store, content)
+    record = await put_image(store, content)
     body = await store.fetch(record.object_name, record.size)
     assert body is not None
     begun = await body.read(0, 1000)
-    await keep(store, content)
+    await put_image(store, content)
     assert begun + (await read_all(_Shifted(body, len(begun)))) == content
     await body.aclose()
 
@@ -284,30 +232,28 @@ class _Shifted:
 # Without s3rver, which writes in place and shows what is half written: two at once are more than it can do.
 @pytest.mark.parametrize("backend", [*HERE, "moto", "rclone"], indirect=True)
 @pytest.mark.parametrize("names", ["aaaaaaaa", "abcdefgh"], ids=["one key", "eight keys"])
-async def test_concurrent_puts_of_the_same_bytes_all_succeed(
-    store: StoreAndSpool, backend: Backend, names: str
-) -> None:
-    records = await asyncio.gather(*(keep(store, BODY, record_of(BODY, name=name)) for name in names))
+async def test_concurrent_puts_of_the_same_bytes_all_succeed(store: Store, backend: Backend, names: str) -> None:
+    records = await asyncio.gather(*(put_image(store, BODY, record_of(BODY, name=name)) for name in names))
     assert len(backend.left()["objects"]) == 1
     assert len(backend.left()["records"]) == len(set(names))
     assert backend.left()["other"] == []
     for record in records:
         assert await store.find(record.key) == record
-        assert await fetch(store, record) == BODY
+        assert await fetch_image(store, record) == BODY
 
 
 # --- a miss and a fault
 
 
-async def test_a_miss_is_none(store: StoreAndSpool) -> None:
+async def test_a_miss_is_none(store: Store) -> None:
     record = record_of(BODY)
     assert await store.find(record.key) is None
     assert await store.fetch(record.object_name, None) is None
     assert await store.fetch(record.object_name, record.size) is None
 
 
-async def test_a_fault_is_an_error_and_never_a_miss(store: StoreAndSpool, backend: Backend) -> None:
-    record = await keep(store, BODY)
+async def test_a_fault_is_an_error_and_never_a_miss(store: Store, backend: Backend) -> None:
+    record = await put_image(store, BODY)
     backend.break_it()
     with pytest.raises(StorageError):
         await store.find(record.key)
@@ -315,10 +261,10 @@ async def test_a_fault_is_an_error_and_never_a_miss(store: StoreAndSpool, backen
         await store.fetch(record.object_name, record.size)
 
 
-async def test_it_tells_what_it_holds_by_name_and_size(store: StoreAndSpool, backend: Backend) -> None:
+async def test_it_tells_what_it_holds_by_name_and_size(store: Store, backend: Backend) -> None:
     record = record_of(BODY)
     assert not await store.holds(record.object_name, record.size)
-    await keep(store, BODY)
+    await put_image(store, BODY)
     assert await store.holds(record.object_name, record.size)
     assert not await store.holds(record.object_name, record.size + 1)
     backend.break_it()
@@ -326,49 +272,49 @@ async def test_it_tells_what_it_holds_by_name_and_size(store: StoreAndSpool, bac
         await store.holds(record.object_name, record.size)
 
 
-async def test_what_is_buried_is_no_miss_and_cannot_be_put_again(store: StoreAndSpool) -> None:
-    kept, tombstones = [await keep(store, BODY, record_of(BODY, name=name)) for name in ("kept", "tombstones")]
+async def test_what_is_buried_is_no_miss_and_cannot_be_put_again(store: Store) -> None:
+    kept, tombstones = [await put_image(store, BODY, record_of(BODY, name=name)) for name in ("kept", "tombstones")]
     for _ in range(2):
         await store.put_tombstone(Tombstone(tombstones.key, NOON))
     with pytest.raises(Removed):
         await store.find(tombstones.key)
     with pytest.raises(Removed):
-        await keep(store, BODY, tombstones)
+        await put_image(store, BODY, tombstones)
     with pytest.raises(Removed):
-        await keep(store, b"another picture", record_of(b"another picture", name="tombstones"))
+        await put_image(store, b"another picture", record_of(b"another picture", name="tombstones"))
     assert await store.find(kept.key) == kept
-    assert await fetch(store, kept) == BODY
+    assert await fetch_image(store, kept) == BODY
 
 
-async def test_what_was_never_there_can_be_buried(store: StoreAndSpool) -> None:
+async def test_what_was_never_there_can_be_buried(store: Store) -> None:
     record = record_of(BODY)
     await store.put_tombstone(Tombstone(record.key, NOON))
     with pytest.raises(Removed):
         await store.find(record.key)
     with pytest.raises(Removed):
-        await keep(store, BODY)
+        await put_image(store, BODY)
 
 
-async def test_block_lasts_and_leaves_the_object(store: StoreAndSpool) -> None:
-    record = await keep(store, BODY)
+async def test_block_lasts_and_leaves_the_object(store: Store) -> None:
+    record = await put_image(store, BODY)
     assert await store.list_blocked() == set()
     for _ in range(2):
         await store.block(record.digest, NOON)
     assert await store.list_blocked() == {record.digest}
-    assert await fetch(store, record) == BODY
+    assert await fetch_image(store, record) == BODY
 
 
-async def test_deleted_object_is_a_miss(store: StoreAndSpool) -> None:
-    record, other = await keep(store, BODY), await keep(store, b"other", record_of(b"other", name="b"))
+async def test_deleted_object_is_a_miss(store: Store) -> None:
+    record, other = await put_image(store, BODY), await put_image(store, b"other", record_of(b"other", name="b"))
     for _ in range(2):
         await store.delete_object(record.digest)
     assert await store.fetch(record.object_name, None) is None
     assert not await store.holds(record.object_name, record.size)
-    assert await fetch(store, other) == b"other"
+    assert await fetch_image(store, other) == b"other"
 
 
-async def test_removing_on_a_store_that_fails_is_a_fault(store: StoreAndSpool, backend: Backend) -> None:
-    record = await keep(store, BODY)
+async def test_removing_on_a_store_that_fails_is_a_fault(store: Store, backend: Backend) -> None:
+    record = await put_image(store, BODY)
     backend.break_it()
     with pytest.raises(StorageError):
         await store.put_tombstone(Tombstone(record.key, NOON))
@@ -376,8 +322,8 @@ async def test_removing_on_a_store_that_fails_is_a_fault(store: StoreAndSpool, b
         await store.block(record.digest, NOON)
 
 
-async def test_a_block_tells_its_keys_until_it_is_gone(store: StoreAndSpool) -> None:
-    record, other = await keep(store, BODY), record_of(b"other", name="b")
+async def test_a_block_tells_its_keys_until_it_is_gone(store: Store) -> None:
+    record, other = await put_image(store, BODY), record_of(b"other", name="b")
     assert await store.find_block(record.digest) is None
     await store.block(record.digest, NOON, [other.key, record.key])
     found = await store.find_block(record.digest)
@@ -391,8 +337,8 @@ async def test_a_block_tells_its_keys_until_it_is_gone(store: StoreAndSpool) -> 
     assert await store.list_blocked() == {other.digest}
 
 
-async def test_only_the_tombstone_that_was_seen_is_deleted(store: StoreAndSpool) -> None:
-    record = await keep(store, BODY)
+async def test_only_the_tombstone_that_was_seen_is_deleted(store: Store) -> None:
+    record = await put_image(store, BODY)
     assert await store.find_tombstone(record.key) is None, "a record is none"
     seen = Tombstone(record.key, NOON, record.digest)
     await store.delete_tombstone(seen)
@@ -404,13 +350,13 @@ async def test_only_the_tombstone_that_was_seen_is_deleted(store: StoreAndSpool)
     await store.delete_tombstone(later)
     assert await store.find_tombstone(record.key) is None
     assert await store.find(record.key) is None
-    assert await keep(store, BODY) == record, "the key is free"
+    assert await put_image(store, BODY) == record, "the key is free"
     await store.delete_tombstone(later)
     assert await store.find(record.key) == record
 
 
-async def test_whether_bytes_are_stored_is_known_without_their_extension(store: StoreAndSpool) -> None:
-    record, other = await keep(store, BODY), record_of(b"other")
+async def test_whether_bytes_are_stored_is_known_without_their_extension(store: Store) -> None:
+    record, other = await put_image(store, BODY), record_of(b"other")
     assert (await store.has_object(record.digest), await store.has_object(other.digest)) == (True, False)
     for _ in range(2):
         await store.delete_object(record.digest)
@@ -419,8 +365,8 @@ async def test_whether_bytes_are_stored_is_known_without_their_extension(store: 
     assert await store.list_blocked() == set()
 
 
-async def test_undoing_on_a_store_that_fails_is_a_fault_and_no_miss(store: StoreAndSpool, backend: Backend) -> None:
-    record = await keep(store, BODY)
+async def test_undoing_on_a_store_that_fails_is_a_fault_and_no_miss(store: Store, backend: Backend) -> None:
+    record = await put_image(store, BODY)
     backend.break_it()
     for ask in (
         lambda: store.find_block(record.digest),
@@ -437,18 +383,18 @@ async def test_undoing_on_a_store_that_fails_is_a_fault_and_no_miss(store: Store
 
 
 @pytest.mark.parametrize("size", [None, 100, 10_000_000], ids=["unknown", "too small", "too large"])
-async def test_the_declared_size_of_a_draft_is_a_hint_only(store: StoreAndSpool, size: int | None) -> None:
-    draft = await store.begin(size)
+async def test_the_declared_size_of_a_draft_is_a_hint_only(store: Store, size: int | None) -> None:
+    draft = await spool_of(store).begin(size)
     await draft.write(BODY)
     record = record_of(BODY)
     await store.put(draft, record)
     await draft.aclose()
-    assert await fetch(store, record) == BODY
+    assert await fetch_image(store, record) == BODY
 
 
 @pytest.mark.parametrize("backend", HERE, indirect=True)  # of the spool, which is a disk for all others
-async def test_many_read_a_draft_while_it_grows(store: StoreAndSpool) -> None:
-    draft = await store.begin(None)
+async def test_many_read_a_draft_while_it_grows(store: Store) -> None:
+    draft = await spool_of(store).begin(None)
     grown = asyncio.Condition()
 
     async def follow(piece: int) -> bytes:
@@ -470,8 +416,8 @@ async def test_many_read_a_draft_while_it_grows(store: StoreAndSpool) -> None:
 
 
 @pytest.mark.parametrize("backend", HERE, indirect=True)  # of the spool, which is a disk for all others
-async def test_a_draft_gives_nothing_beyond_what_was_written(store: StoreAndSpool) -> None:
-    draft = await store.begin(1000)
+async def test_a_draft_gives_nothing_beyond_what_was_written(store: Store) -> None:
+    draft = await spool_of(store).begin(1000)
     assert (draft.size, draft.digest) == (0, sha256().hexdigest())
     assert await draft.read(0, 10) == b""
     await draft.write(b"abc")
@@ -483,23 +429,23 @@ async def test_a_draft_gives_nothing_beyond_what_was_written(store: StoreAndSpoo
 
 
 @pytest.mark.parametrize("backend", HERE, indirect=True)  # of the spool, which is a disk for all others
-async def test_a_draft_is_judged_as_a_whole(store: StoreAndSpool) -> None:
-    draft = await store.begin(None)
+async def test_a_draft_is_judged_as_a_whole(store: Store) -> None:
+    draft = await spool_of(store).begin(None)
     await draft.write(BODY[:60_000])
     await draft.write(BODY[60_000:])
     assert await draft.check(lambda body: sha256(body).hexdigest()) == draft.digest == sha256(BODY).hexdigest()
     await draft.aclose()
 
 
-async def test_a_draft_that_was_not_put_leaves_nothing(store: StoreAndSpool, backend: Backend) -> None:
-    draft = await store.begin(len(BODY))
+async def test_a_draft_that_was_not_put_leaves_nothing(store: Store, backend: Backend) -> None:
+    draft = await spool_of(store).begin(len(BODY))
     await draft.write(BODY)
     await draft.aclose()
     assert backend.left() == {"objects": [], "records": [], "other": []}
 
 
-async def test_a_put_that_fails_leaves_nothing(store: StoreAndSpool, backend: Backend) -> None:
-    draft = await store.begin(len(BODY))
+async def test_a_put_that_fails_leaves_nothing(store: Store, backend: Backend) -> None:
+    draft = await spool_of(store).begin(len(BODY))
     await draft.write(BODY)
     backend.break_it()
     with pytest.raises(StorageError):
@@ -509,10 +455,11 @@ async def test_a_put_that_fails_leaves_nothing(store: StoreAndSpool, backend: Ba
     assert backend.left() == {"objects": [], "records": [], "other": []}
 
 
-def test_both_ports_are_kept(tmp_path: Path) -> None:
-    """The assignments are the test: mypy checks them."""
-    local, fake = LocalStore(tmp_path), FakeStore()
-    stores: list[Store] = [local, fake]
-    spools: list[Spool] = [local, fake]
-    assert [store.name for store in stores] == ["local", "fake"]
-    assert len(spools) == 2
+def test_implementations_fit_the_interfaces(tmp_path: Path) -> None:
+    """Mypy checks the assignments."""
+    local, bucket = local_store(tmp_path), S3Store(Bucket("images"))
+    listable: list[ListableStore] = [local, bucket]
+    stores: list[Store] = [*listable, FakeStore()]
+    spools: list[Spool] = [local.disk, DiskCache(local.disk, 0), MemorySpool(0)]
+    assert [store.name for store in stores] == ["local", "s3", "fake"]
+    assert len(spools) == 3

@@ -48,12 +48,12 @@ async def test_a_disk_that_hangs_is_not_asked_by_more_and_more_threads() -> None
     async with held(2) as (threads, go), asyncio.timeout(20):
         tasks = [asyncio.create_task(threads.run_batched(go.wait)) for _ in range(6)]
         await asyncio.sleep(0.1)
-        assert threads._at_work == 2
+        assert threads._batches == 2
         assert threads._pool._work_queue.qsize() == 0
         go.set()
         assert await asyncio.gather(*tasks) == [True] * 6
         await asyncio.sleep(0.05)
-        assert (threads._at_work, threads._watched) == (0, False)
+        assert (threads._batches, threads._check_scheduled) == (0, False)
 
 
 async def test_who_waits_for_too_long_is_told_so() -> None:

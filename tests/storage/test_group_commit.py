@@ -9,25 +9,25 @@ from typing import TYPE_CHECKING
 import pytest
 from imgkeep.core.errors import Conflict, StorageError
 from imgkeep.core.layout import object_path, record_path
-from imgkeep.storage.local.group_commit import FEW, GROUP_MAX
-from imgkeep.storage.local.store import LocalStore
+from imgkeep.storage.local.group_commit import GROUP_MAX, SYNCED_BY_FILE_MAX
 
 from tests.support.program import cannot
-from tests.support.stores import record_of
+from tests.support.stores import local_store, record_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
     from pathlib import Path
 
     from imgkeep.core.records import Record
-    from imgkeep.storage.local.group_commit import Waiting
+    from imgkeep.storage.local.group_commit import PendingImage
+    from imgkeep.storage.local.store import LocalStore
 
 
 @pytest.fixture
 async def store(tmp_path: Path) -> AsyncIterator[LocalStore]:
-    store = LocalStore(tmp_path / "store")
+    store = local_store(tmp_path / "store")
     await store.open()
-    if not store._commits.works:
+    if not store._group_commit.is_available:
         cannot("this kernel or file system has no files without names")
     yield store
     await store.aclose()
@@ -38,7 +38,7 @@ def body_of(number: int) -> bytes:
 
 
 async def put(store: LocalStore, number: int, *, name: str | None = None) -> Record:
-    draft = await store.begin(None)
+    draft = await store.disk.begin(None)
     await draft.write(body_of(number))
     try:
         return await store.put(draft, record_of(body_of(number), name=name or f"{number:08x}"))
@@ -49,38 +49,38 @@ async def put(store: LocalStore, number: int, *, name: str | None = None) -> Rec
 async def groups_of(store: LocalStore) -> list[int]:
     """Note how many images each group has that is kept from now on."""
     sizes: list[int] = []
-    keep = store._commits._keep
+    keep = store._group_commit._store
 
-    def noting(group: Sequence[Waiting]) -> None:
+    def noting(group: Sequence[PendingImage]) -> None:
         sizes.append(len(group))
         keep(group)
 
-    store._commits._keep = noting  # type: ignore[method-assign]
+    store._group_commit._store = noting  # type: ignore[method-assign]
     return sizes
 
 
-@pytest.mark.parametrize("number", [1, FEW, FEW + 1, GROUP_MAX * 2 + 5])
+@pytest.mark.parametrize("number", [1, SYNCED_BY_FILE_MAX, SYNCED_BY_FILE_MAX + 1, GROUP_MAX * 2 + 5])
 async def test_all_that_are_put_at_once_are_kept_and_nothing_else_is_left(store: LocalStore, number: int) -> None:
     sizes = await groups_of(store)
     records = await asyncio.gather(*(put(store, n) for n in range(number)))
     assert sum(sizes) == number
     assert max(sizes) <= GROUP_MAX
     for n, record in enumerate(records):
-        assert (store.root / object_path(record.object_name)).read_bytes() == body_of(n)
+        assert (store.disk.root / object_path(record.object_name)).read_bytes() == body_of(n)
         assert await store.find(record.key) == record
-    assert list((store.root / "partial").iterdir()) == []
+    assert list((store.disk.root / "partial").iterdir()) == []
 
 
 async def test_the_same_bytes_under_many_links_are_one_object(store: LocalStore) -> None:
     records = await asyncio.gather(*(put(store, 1, name=f"{n:08x}") for n in range(10)))
     assert len({record.object_name for record in records}) == 1
-    assert len(list((store.root / "v1" / "records").rglob("*.json"))) == 10
-    assert list((store.root / "partial").iterdir()) == []
+    assert len(list((store.disk.root / "v1" / "records").rglob("*.json"))) == 10
+    assert list((store.disk.root / "partial").iterdir()) == []
 
 
 async def test_damaged_bytes_under_the_objects_name_are_replaced(store: LocalStore) -> None:
     record = record_of(body_of(1))
-    path = store.root / object_path(record.object_name)
+    path = store.disk.root / object_path(record.object_name)
     path.parent.mkdir(parents=True)
     path.write_bytes(b"damage")
     await put(store, 1)
@@ -99,7 +99,7 @@ async def test_one_that_has_to_stay_out_is_no_trouble_of_the_others(store: Local
 
 async def test_a_record_in_the_way_of_one_is_no_trouble_of_the_others(store: LocalStore) -> None:
     record = record_of(body_of(1), name="aaaaaaaa")
-    (store.root / record_path(record.key)).mkdir(parents=True)
+    (store.disk.root / record_path(record.key)).mkdir(parents=True)
     results = await asyncio.gather(
         put(store, 1, name="aaaaaaaa"), *(put(store, n) for n in range(10, 20)), return_exceptions=True
     )
@@ -108,19 +108,19 @@ async def test_a_record_in_the_way_of_one_is_no_trouble_of_the_others(store: Loc
 
 
 async def test_a_sync_that_fails_is_believed_by_nobody(store: LocalStore) -> None:
-    store._commits._syncfs = lambda _: -1
+    store._group_commit._syncfs = lambda _: -1
     results = await asyncio.gather(*(put(store, n) for n in range(20)), return_exceptions=True)
     alone = [result for result in results if not isinstance(result, BaseException)]
     # The first ones depart before the others are there, and are synced by themselves.
-    assert len(alone) <= FEW
+    assert len(alone) <= SYNCED_BY_FILE_MAX
     assert all(isinstance(result, StorageError) for result in results if result not in alone)
-    assert len(list((store.root / "v1" / "records").rglob("*.json"))) == len(alone)
-    assert list((store.root / "partial").iterdir()) == []
+    assert len(list((store.disk.root / "v1" / "records").rglob("*.json"))) == len(alone)
+    assert list((store.disk.root / "partial").iterdir()) == []
 
 
 async def test_who_leaves_while_a_group_is_kept_disturbs_nobody(store: LocalStore) -> None:
     puts = [asyncio.create_task(put(store, n)) for n in range(8)]
-    while not store._commits._waiting and not store._commits._task:  # noqa: ASYNC110 - it tells nobody
+    while not store._group_commit._waiting and not store._group_commit._task:  # noqa: ASYNC110 - it tells nobody
         await asyncio.sleep(0)
     puts[0].cancel()
     results = await asyncio.gather(*puts, return_exceptions=True)
@@ -129,8 +129,8 @@ async def test_who_leaves_while_a_group_is_kept_disturbs_nobody(store: LocalStor
 
 
 async def test_without_files_without_names_images_are_kept_one_by_one(store: LocalStore) -> None:
-    store._commits.works = False
+    store._group_commit.is_available = False
     records = await asyncio.gather(*(put(store, n) for n in range(6)))
     for record in records:
         assert await store.find(record.key) == record
-    assert list((store.root / "partial").iterdir()) == []
+    assert list((store.disk.root / "partial").iterdir()) == []

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from imgkeep.storage.local.memory_cache import MAPS_MAX, SMALL_BYTES_MAX, CacheEntry, MemoryCache
 from imgkeep.storage.local.page_cache import PageCacheReader
-from imgkeep.storage.local.store import LocalStore
 
 from tests.support.program import cannot
+from tests.support.stores import local_store
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,7 +52,7 @@ def test_bytes_in_memory_are_bounded_and_the_least_recently_asked_for_leave(
 
 
 def test_what_left_memory_comes_back_from_the_kernels_cache(tmp_path: Path, files: PageCacheReader) -> None:
-    if not files.works:
+    if not files.is_available:
         cannot("this kernel or file system cannot read without waiting")
     memory_cache = MemoryCache(1500, files, run)
     first, second = held(memory_cache, tmp_path, "1"), held(memory_cache, tmp_path, "2", b"y" * 1000)
@@ -77,7 +77,7 @@ def test_what_is_dropped_and_removed_is_not_given_any_more(tmp_path: Path, files
     memory_cache.put(handle)
     (tmp_path / "1").unlink()
     assert handle.read_now() == BODY, "in memory it is good whatever becomes of the file"
-    memory_cache.drop("1")
+    memory_cache.evict("1")
     assert (handle.read_now(), memory_cache.copied_bytes) == (None, 0)
 
 
@@ -110,11 +110,11 @@ def test_large_objects_are_held_apart_from_small_ones(tmp_path: Path, files: Pag
     small = held(memory_cache, tmp_path, "small")
     for handle in (small, *handles):
         memory_cache.put(handle)
-    assert (memory_cache.copied_bytes, memory_cache.memory_cache_mapped_bytes) == (1000, 2 * len(large))
+    assert (memory_cache.copied_bytes, memory_cache.mapped_bytes) == (1000, 2 * len(large))
     assert [handle.read_now() is None for handle in handles] == [True, False, False]
     assert small.read_now() == BODY
-    memory_cache.drop("2")
-    assert (handles[2].read_now(), memory_cache.memory_cache_mapped_bytes) == (None, len(large))
+    memory_cache.evict("2")
+    assert (handles[2].read_now(), memory_cache.mapped_bytes) == (None, len(large))
 
 
 def test_maps_are_bounded_by_their_number_too(tmp_path: Path, files: PageCacheReader) -> None:
@@ -123,7 +123,7 @@ def test_maps_are_bounded_by_their_number_too(tmp_path: Path, files: PageCacheRe
     status = (held(memory_cache, tmp_path, "1", large), (tmp_path / "1").stat())[1]
     for n in range(MAPS_MAX + 10):
         memory_cache.put(CacheEntry(memory_cache, f"{n}", status, large))
-    assert memory_cache.memory_cache_mapped_bytes == MAPS_MAX * len(large)
+    assert memory_cache.mapped_bytes == MAPS_MAX * len(large)
 
 
 def test_what_is_larger_than_the_shelf_is_not_held(tmp_path: Path, files: PageCacheReader) -> None:
@@ -149,8 +149,8 @@ async def test_what_is_not_at_hand_is_brought_and_then_is(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("trouble", ["removed", "altered", "a folder"])
 async def test_what_cannot_be_brought_stays_away_and_raises_nothing(tmp_path: Path, trouble: str) -> None:
-    store = LocalStore(tmp_path, hot_bytes_max=10_000)
-    handle = held(store.memory_cache, tmp_path, "1")
+    store = local_store(tmp_path, memory_bytes_max=10_000)
+    handle = held(store.disk.memory_cache, tmp_path, "1")
     handle.data = None
     (tmp_path / "1").unlink()
     if trouble == "altered":
@@ -169,7 +169,7 @@ async def test_what_is_removed_while_it_is_brought_does_not_come(tmp_path: Path)
 
     async def run_and_remove(work: Callable[[Path, int, int], bytearray | None], *arguments: Any) -> bytearray | None:
         data = await run(work, *arguments)
-        memory_cache.forget("1")
+        memory_cache.remove("1")
         return data
 
     memory_cache = MemoryCache(10_000, PageCacheReader(tmp_path), run_and_remove)

@@ -25,7 +25,7 @@ def changed(path: Path) -> int:
 def test_a_file_in_the_cache_is_read(root: Path) -> None:
     files = PageCacheReader(root)
     files.open()
-    if not files.works:
+    if not files.is_available:
         cannot("this kernel or file system cannot read without waiting")
     assert bytes(files.read("c", 5, changed(root / "c")) or b"") == b"12345"
     assert files.read("c", 4, changed(root / "c")) is None, "of another size"
@@ -54,7 +54,7 @@ def test_what_was_not_opened_has_nothing_at_hand(root: Path) -> None:
 def test_a_root_of_an_unknown_file_system_has_nothing_at_hand() -> None:
     files = PageCacheReader(Path("/proc"))
     files.open()
-    assert not files.works
+    assert not files.is_available
 
 
 MOUNTS = r"""

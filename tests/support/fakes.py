@@ -17,6 +17,7 @@ from imgkeep.core.layout import object_names
 from imgkeep.core.policy import Policy
 from imgkeep.core.records import Digest, Key, SourceInfo
 from imgkeep.core.source_url import read_source
+from imgkeep.database import ImageIndex
 from imgkeep.images.context import Delivery, RequestContext
 from imgkeep.images.dependencies import FillDependencies
 from imgkeep.images.fill_result import Failed, NotStored, Stored, Unchanged
@@ -286,7 +287,7 @@ class FakeStore:
 
 
 @dataclass
-class FakeImageIndex:
+class FakeImageIndex(ImageIndex):
     records: dict[Key, Record] = field(default_factory=dict)
     fault: StorageError | None = None
     calls: Counter[str] = field(default_factory=Counter)

@@ -1,22 +1,25 @@
-"""The simplest thing that keeps the contract of `Store` and `Spool`, and records to put into any store."""
+"""The simplest implementation of `Store` and `Spool`, and means to put images into any store and to read them back."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from hashlib import sha256
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from imgkeep.core.errors import Removed, StorageError
 from imgkeep.core.layout import REMOVED, object_names
 from imgkeep.core.records import Digest, Format, Key, PixelSize, Record
+from imgkeep.storage.local.disk import Disk
+from imgkeep.storage.local.store import LocalStore
 from imgkeep.storage.memory import MemoryBody, MemorySpool
 
 if TYPE_CHECKING:
     from collections.abc import Collection
+    from pathlib import Path
 
     from imgkeep.core.records import Tombstone
-    from imgkeep.storage.interfaces import Body, Draft
+    from imgkeep.storage.interfaces import Body, Draft, Spool, Store
 
 NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
 
@@ -40,6 +43,53 @@ def record_of(body: bytes, *, name: str = "a", etag: str = '"one"') -> Record:
     )
 
 
+def local_store(root: Path, **options: Any) -> LocalStore:
+    """Return a local store on a disk of its own, with options of `Disk`."""
+    return LocalStore(Disk(root, **options))
+
+
+def spool_of(store: Store) -> Spool:
+    """Return the spool for drafts that the store takes."""
+    if isinstance(store, LocalStore):
+        return store.disk
+    spool: Spool = store.spool  # type: ignore[attr-defined]  # every other store in tests is given one
+    return spool
+
+
+async def put_image(store: Store, body: bytes, record: Record | None = None, replaces: Digest | None = None) -> Record:
+    """Put a body as a fill does, in chunks; return its record."""
+    record = record or record_of(body)
+    draft = await spool_of(store).begin(len(body))
+    for start in range(0, len(body), 30_000):
+        await draft.write(body[start : start + 30_000])
+    assert (draft.size, draft.digest) == (len(body), record.digest)
+    try:
+        await store.put(draft, record, replaces)
+    finally:
+        await draft.aclose()
+    return record
+
+
+async def read_all(body: Body, *, piece: int = 32_768) -> bytes:
+    """Read a body to its end, in pieces."""
+    data = bytearray()
+    while part := await body.read(len(data), piece):
+        assert len(part) <= piece
+        data += part
+    return bytes(data)
+
+
+async def fetch_image(store: Store, record: Record) -> bytes:
+    """Return the bytes of a stored image."""
+    body = await store.fetch(record.object_name, record.size)
+    assert body is not None
+    try:
+        assert body.size == await body.wait_for_size() == record.size
+        return await read_all(body)
+    finally:
+        await body.aclose()
+
+
 @dataclass
 class FakeStore:
     """Keeps images in two dictionaries. `broken` makes every call a fault, as an unreachable store would."""
@@ -52,10 +102,6 @@ class FakeStore:
     blocks: dict[Digest, frozenset[Key]] = field(default_factory=dict)
     broken: bool = False
     spool: MemorySpool = field(default_factory=lambda: MemorySpool(1_000_000_000))
-
-    async def begin(self, size: int | None) -> Draft:
-        self._insist()
-        return await self.spool.begin(size)
 
     async def find(self, key: Key) -> Record | None:
         self._insist()

@@ -12,6 +12,7 @@ from imgkeep.core.signing import signed_path
 from imgkeep.images.rate_limit import WIDE_NETWORK_SHARE
 from yarl import URL
 
+from tests.support.api_calls import code
 from tests.support.fakes import Timer
 from tests.support.pictures import picture
 from tests.support.raw_http import ask
@@ -45,10 +46,6 @@ def signing(mode: str, **more: Any) -> dict[str, Any]:
 
 async def visit(imgkeep: Imgkeep, path: str, **how: Any) -> ClientResponse:
     return await imgkeep.client.get(URL(path, encoded=True), **how)
-
-
-async def code(response: ClientResponse) -> tuple[int, str]:
-    return response.status, (await response.json())["code"]
 
 
 # --- signatures

@@ -127,7 +127,7 @@ async def test_a_page_of_a_failure_of_another_worker_is_a_page(tmp_path: Path) -
                     assert form in head
                     length = re.search(rb"(?i)content-length: (\d+)", head)
                     assert length is not None
-                    assert b"no image is kept" in (await reader.readexactly(int(length[1]))).replace(b"No", b"no")
+                    assert b"no image is stored" in (await reader.readexactly(int(length[1]))).replace(b"No", b"no")
 
 
 def test_a_page_escapes_what_it_tells() -> None:

@@ -11,9 +11,9 @@ from imgkeep.bootstrap.server import build
 from imgkeep.config import Config
 from imgkeep.web.api.openapi.document import DOCUMENT, PATHS
 
+from tests.support.api_calls import data_url
 from tests.support.pictures import picture
 from tests.support.program import serving
-from tests.web.test_save import data_url
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,9 +10,8 @@ from imgkeep.bootstrap.server import SERVICES
 from imgkeep.core.records import Key, Record
 from imgkeep.core.source_url import read_source
 
+from tests.support.api_calls import code, data_url, save
 from tests.support.pictures import picture, picture_of
-from tests.web.test_auth import code
-from tests.web.test_save import data_url, save
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -119,19 +118,19 @@ async def test_a_removed_picture_whose_record_stays_is_listed_and_counted_no_mor
     assert await remove(imgkeep, f"/{told['key']}") == 200
     assert len(imgkeep.files("records")) == 2
     assert imgkeep.client.app is not None
-    ledger = imgkeep.client.app[SERVICES].parts.database
+    index = imgkeep.client.app[SERVICES].parts.database.image_index
     record = await imgkeep.client.app[SERVICES].image_service.look_up(Key(told["key"]))
     assert isinstance(record, Record), "it is no tombstone"
 
     async def records() -> AsyncIterator[Record]:
         yield record
-        for known in await ledger.page(limit=9):
+        for known in await index.page(limit=9):
             yield known
 
-    await ledger.rebuild(records())  # as `imgkeep reindex` does
+    await index.rebuild(records())  # as `imgkeep reindex` does
     listed = (await (await imgkeep.client.get("/api/images")).json())["images"]
     assert [image["key"] for image in listed] == [other["key"]]
-    totals = await ledger.count()
+    totals = await index.count()
     assert (totals.images, totals.objects) == (1, 1)
 
 

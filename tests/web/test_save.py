@@ -17,6 +17,7 @@ from imgkeep.core.records import Digest
 from imgkeep.web.auth import AUTH
 from yarl import URL
 
+from tests.support.api_calls import data_url, post, save
 from tests.support.pictures import picture, picture_of
 from tests.support.raw_http import port_of
 
@@ -31,20 +32,6 @@ if TYPE_CHECKING:
     Start = Callable[..., Awaitable[Imgkeep]]
 
 SVG = b'<svg xmlns="http://www.w3.org/2000/svg" width="2" height="3"/>'
-
-
-async def save(imgkeep: Imgkeep, body: object) -> tuple[int, dict[str, Any]]:
-    response = await post(imgkeep, json.dumps(body).encode())
-    return response.status, await response.json()
-
-
-async def post(imgkeep: Imgkeep, body: bytes) -> ClientResponse:
-    headers = {"Content-Type": "application/json"}
-    return await imgkeep.client.post("/api/save-image", data=BytesIO(body), headers=headers)
-
-
-def data_url(body: bytes, kind: str = "image/png") -> str:
-    return f"data:{kind};base64,{base64.b64encode(body).decode()}"
 
 
 def form(body: bytes, name: str = "file") -> FormData:

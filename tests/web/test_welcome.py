@@ -168,7 +168,7 @@ async def test_it_knows_whether_its_browser_has_a_session(start: Start) -> None:
     ):
         assert f'data-api="{session}"' in await page_of(imgkeep, *fields), fields
     assert imgkeep.client.app is not None
-    imgkeep.client.app[SERVICES].health.note("store", "the disk failed")
+    imgkeep.client.app[SERVICES].health.note_fault("store", "the disk failed")
     assert b"the disk failed" in (await ask(imgkeep, "/readyz", good)).body
     assert b"the disk failed" not in (await ask(imgkeep, "/readyz", good, elsewhere)).body
     open_to_others = await start(server=OPEN)
@@ -188,7 +188,7 @@ async def test_it_says_where_urls_have_to_be_signed(start: Start, signature: str
 async def test_a_fault_is_told_in_words(imgkeep: Imgkeep) -> None:
     assert imgkeep.client.app is not None
     health = imgkeep.client.app[SERVICES].health
-    health.note("store", "the disk /secret/place failed")
+    health.note_fault("store", "the disk /secret/place failed")
     page = await page_of(imgkeep)
     assert "Some parts do not work" in page
     assert "store failing" in page

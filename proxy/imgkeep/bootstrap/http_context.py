@@ -144,7 +144,7 @@ def _make_images(
 def _make_api(config: Config, services: Services, rewrite_service: RewriteService, peers: Peers | None) -> ApiContext:
     return ApiContext(
         image_service=services.image_service,
-        image_index=services.parts.database,
+        image_index=services.parts.database.image_index,
         inspector=services.inspector,
         saver=services.saver,
         remover=services.remover,

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     from imgkeep.cluster.info import WorkerInfo
     from imgkeep.config import Config
-    from imgkeep.database import IncompatibleDatabase
+    from imgkeep.database import DatabaseEngine
     from imgkeep.web.app import AppContext
     from imgkeep.web.probes import Probes
 
@@ -143,15 +143,14 @@ async def serve(config: Config, platform: Platform = SYSTEM, *, stopping: Callab
         async with _metrics_apart(config, app[PROBES], await asyncio.to_thread(listen_for_metrics, config.server)):
             _tune_interpreter()
             tell_opening(config, [(address[0], address[1]) for address in runner.addresses], app[AUTH].local_token)
-            _end_for_newer(services, stop)
-            await stop.wait()
+            await _wait_for_end(stop, services.parts.database.engine)
             stopping()
             await _drain(runner, services, stop)
     finally:
         await runner.cleanup()
     log.info("stopped")
-    if services.parts.database.newer is not None:
-        raise services.parts.database.newer
+    if (error := services.parts.database.engine.incompatible) is not None:
+        raise error
 
 
 async def work(
@@ -200,8 +199,7 @@ async def work(
                 _tune_interpreter()
                 link.announce_ready()
                 log.info("worker ready", extra={"worker": worker.name})
-                _end_for_newer(services, link.stop)
-                await link.stop.wait()
+                await _wait_for_end(link.stop, services.parts.database.engine)
                 stopping()
                 if link.is_orphaned:
                     log.error("supervisor died")
@@ -219,8 +217,8 @@ async def work(
             # No supervisor tidies up; a worker that still runs does without the folder (`cluster/leases.py`).
             await asyncio.to_thread(shutil.rmtree, worker.folder, ignore_errors=True)
     log.info("stopped")
-    if services.parts.database.newer is not None:
-        raise services.parts.database.newer
+    if (error := services.parts.database.engine.incompatible) is not None:
+        raise error
 
 
 def _make_peer_app(context: AppContext, services: Services, worker: WorkerInfo) -> web.Application:
@@ -238,18 +236,20 @@ def _make_peer_app(context: AppContext, services: Services, worker: WorkerInfo) 
     return app
 
 
-def _end_for_newer(services: Services, stop: asyncio.Event) -> None:
-    """End once it is known that a newer version wrote the database, as a start does: a database may be away then."""
-    database = services.parts.database
-
-    def end(error: IncompatibleDatabase) -> None:
-        if not stop.is_set():
-            log.error("a newer version wrote the database; ending", extra={"reason": error.in_full})
+async def _wait_for_end(stop: asyncio.Event, engine: DatabaseEngine) -> None:
+    """
+    Wait until `stop` is set, or until the engine finds a database that it cannot use: one that was away at start may be
+    found late.
+    """
+    waits = [asyncio.create_task(event.wait()) for event in (stop, engine.found_incompatible)]
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()
+    if engine.incompatible is not None and not stop.is_set():
+        log.error("database is incompatible; ending", extra={"reason": engine.incompatible.in_full})
         stop.set()
-
-    database.too_new = end
-    if database.newer is not None:
-        end(database.newer)
 
 
 def _metrics_apart(
@@ -295,7 +295,7 @@ async def _leave(runner: Runner, services: Services, stop: asyncio.Event, peer_a
     Go while others stay: whoever connects from now on is theirs. Connections that are in use are closed with the answer
     to their next request, which says so, and only those that are not used for a while without one.
     """
-    services.health.leaving = True
+    services.health.replaced = True
     log.info("leaving")
     stop.clear()
     for site in list(runner.sites):

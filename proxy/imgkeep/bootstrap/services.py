@@ -29,7 +29,6 @@ from imgkeep.core.errors import StorageError
 from imgkeep.core.host_patterns import Globs
 from imgkeep.core.identity.signature_probe import spoil
 from imgkeep.core.source_url import read_source
-from imgkeep.database import DurableJobs
 from imgkeep.health import CHECK_INTERVAL_S, Health
 from imgkeep.images.blocked_digests import BlockedDigests
 from imgkeep.images.dependencies import FillDependencies
@@ -47,6 +46,7 @@ from imgkeep.images.service import ImageService
 from imgkeep.images.stored_totals import StoredTotals
 from imgkeep.images.upload import Saver
 from imgkeep.jobs.runner import JobRunner
+from imgkeep.jobs.webhooks import WebhookSender
 from imgkeep.maintenance.verify_reindex import reindex
 from imgkeep.observability.metrics import Metrics
 from imgkeep.origin import AddressGuard, OriginClient
@@ -66,6 +66,7 @@ if TYPE_CHECKING:
     from imgkeep.cluster.info import WorkerInfo
     from imgkeep.config import Config
     from imgkeep.core.records import Digest, Key, Record
+    from imgkeep.database import Outbox
     from imgkeep.images.interfaces import Peers
     from imgkeep.origin.ssrf_guard import SocketFactory
 
@@ -193,7 +194,7 @@ class Services:
             for _ in range(LATE_JOBS_S // LATE_JOBS_EVERY_S):
                 if await _within(self.resting, LATE_JOBS_EVERY_S):
                     return
-                self.jobs.look_again()
+                self.jobs.poll_now()
             await self.resting.wait()
         finally:
             for task in tasks:
@@ -241,11 +242,11 @@ async def open_services(
     async with open_storage(
         config, clock=platform.clock, timer=platform.timer, sleep=platform.sleep, observe=metrics.called, share=share
     ) as parts:
-        health = Health(parts.disk, parts.database, config.store.free_bytes_min, parts.remote)
+        health = _make_health(config, platform, parts)
         inspector = make_inspector(config, platform.clock)
         own_ports: set[int] = set()
         origin = _make_origin(config, platform, inspector, metrics, own_ports)
-        blocked_digests = BlockedDigests(parts.store, parts.database, _drop_of(parts), peers)
+        blocked_digests = BlockedDigests(parts.store, parts.database.removals, _drop_of(parts), peers)
         leases = None if place is None else _open_leases(config, platform, place)
         format_checker = platform.make_format_checker()
         observer = FillObserver(metrics, health, failures)
@@ -258,7 +259,7 @@ async def open_services(
         )
         remover = Remover(
             store=parts.store,
-            image_index=parts.database,
+            image_index=parts.database.image_index,
             image_service=image_service,
             blocked_digests=blocked_digests,
             clock=platform.clock,
@@ -267,7 +268,7 @@ async def open_services(
             image_service,
             dependencies,
             policy=inspector.policy,
-            settle=parts.database.settle,
+            settle=parts.database.image_index.flush,
             sleep=platform.sleep,
             leases=leases,
         )
@@ -283,7 +284,7 @@ async def open_services(
             health=health,
             metrics=metrics,
             failures=failures,
-            totals=StoredTotals(parts.database, platform.timer),
+            totals=StoredTotals(parts.database.image_index, platform.timer),
             own_ports=own_ports,
             leader_lock=None if place is None else LeaderLock(place.shared_folder, place.name),
             blocked_digests=blocked_digests,
@@ -292,7 +293,7 @@ async def open_services(
             resting=asyncio.Event(),
         )
         _watch_gauges(services, origin, format_checker)
-        await health.look()
+        await health.check()
         await blocked_digests.load()
         try:
             yield services
@@ -361,7 +362,7 @@ def _make_image_service(  # noqa: PLR0913, PLR0917 - what it is made of
     provider_rules = config.read_provider_rules()
     return ImageService(
         dependencies,
-        image_index=parts.database,
+        image_index=parts.database.image_index,
         policy=inspector.policy,
         identify=inspector.identify,
         rules=SourceRules(
@@ -392,25 +393,25 @@ def _make_jobs(  # noqa: PLR0913, PLR0917 - what it is made of
     messenger: OriginClient,
     metrics: Metrics,
 ) -> JobRunner:
+    key = config.security.signing_keys[0] if config.security.signing_keys else None
     return JobRunner(
-        jobs=DurableJobs(parts.database),
+        jobs=parts.database.jobs,
         saver=saver,
-        messenger=messenger,
+        webhooks=WebhookSender(parts.database.jobs, messenger, key, platform.clock, random.random),
         identify=inspector.identify,
         public=inspector.public,
-        webhook_key=config.security.signing_keys[0] if config.security.signing_keys else None,
         clock=platform.clock,
         draw=random.random,
         draw_id=lambda: secrets.token_hex(16),
         timer=platform.timer,
         sleep=platform.sleep,
-        counted=metrics.worked,
+        count=metrics.worked,
     )
 
 
 def _watch_gauges(services: Services, origin: OriginClient, format_checker: FormatChecker) -> None:
     """Show what is under way, and what is held, beside what is counted."""
-    watch, memory_cache = services.metrics.watch, services.parts.disk.memory_cache
+    watch, memory_cache = services.metrics.watch, services.parts.local.disk.memory_cache
     watch("job_links_waiting", "Links that wait to be saved", lambda: services.jobs.waiting, shared=True)
     watch("fills_in_flight", "Images being fetched", lambda: services.image_service.fills_in_flight)
     watch("fetches_waiting", "Fetches that wait for a place", lambda: origin.limiter.waiting)
@@ -420,7 +421,7 @@ def _watch_gauges(services: Services, origin: OriginClient, format_checker: Form
     watch(
         "memory_cache_mapped_bytes",
         "Bytes of objects mapped into memory",
-        lambda: memory_cache.memory_cache_mapped_bytes,
+        lambda: memory_cache.mapped_bytes,
     )
     watch("ready", "Processes that /readyz calls ready or degraded", lambda: services.health.report(in_full=False)[0])
     watch("degraded", "Processes of which a part is failing", lambda: any(services.health.faults.values()))
@@ -436,7 +437,7 @@ def _open_leases(config: Config, platform: Platform, place: WorkerInfo) -> FillL
 
 def _make_outbox_worker(services: Services) -> OutboxWorker | None:
     """Have a remote store looked after; return who carries over what waits for it."""
-    parts, health, metrics = services.parts, services.health, services.metrics
+    parts, metrics = services.parts, services.metrics
     remote = parts.remote
     if remote is None:
         return None
@@ -447,76 +448,72 @@ def _make_outbox_worker(services: Services) -> OutboxWorker | None:
     watch("disk_cache_bytes", "Bytes of local copies", lambda: remote.cache.bytes)
     metrics.watch_count("disk_cache_hits", "Look-ups that found a local copy", lambda: remote.cache.hits)
     metrics.watch_count("disk_cache_misses", "Look-ups that found none", lambda: remote.cache.misses)
-
-    def tell_store(reason: str | None) -> None:
-        health.faults["store"] = reason
-
-    remote.breaker.tell = tell_store
     if remote.fallback is None:
         return None
 
-    async def forget(key: Key) -> None:
-        await parts.database.drop([key])
-        services.image_service.changes.forget(key)
-        await services.image_service.changes.tell_peers(key)
+    changes = services.image_service.changes
 
-    outbox_worker = OutboxWorker(
-        primary=remote.bucket,
+    async def note_uploaded(record: Record) -> None:
+        await changes.stored(record)
+        await changes.tell_peers(record.key)
+
+    async def note_dropped(key: Key) -> None:
+        await parts.database.image_index.drop([key])
+        changes.forget(key)
+        await changes.tell_peers(key)
+
+    _watch_outbox(services, parts.database.outbox)
+    return OutboxWorker(
+        tiered_store=remote.tiered_store,
         fallback=remote.fallback,
-        cache=remote.cache,
-        outbox=parts.database,
-        database=parts.database,
-        breaker=remote.breaker,
-        image_service=_Herald(services.image_service),
+        outbox=parts.database.outbox,
+        image_index=parts.database.image_index,
+        blocked_digests=services.blocked_digests,
+        uploaded=note_uploaded,
+        dropped=note_dropped,
         draw=random.random,
-        counted=metrics.outbox_uploads,
-        seen=remote.tiered_store.note,
         sleep=services.platform.sleep,
-        refused=services.blocked_digests,
-        forget=forget,
+        count=metrics.outbox_uploads,
     )
-    _show_backlog(services, outbox_worker)
-    return outbox_worker
 
 
-def _show_backlog(services: Services, outbox_worker: OutboxWorker) -> None:
-    """Have it told what waits for the store."""
+def _watch_outbox(services: Services, outbox: Outbox) -> None:
+    """Show what waits for the primary."""
     watch = services.metrics.watch
-
-    def oldest_s() -> float:
-        oldest = outbox_worker.backlog.oldest if outbox_worker.backlog else None
-        return 0 if oldest is None else max(0, (services.platform.clock() - oldest).total_seconds())
-
-    def tell() -> dict[str, object]:
-        backlog = outbox_worker.backlog
-        if backlog is None:  # nobody has looked yet
-            return {"waiting": None, "oldest_s": None, "last_error": None}
-        return {"waiting": backlog.images, "oldest_s": round(oldest_s()), "last_error": backlog.error}
-
-    services.health.fallback = tell
     watch(
         "outbox_images",
         "Images that wait for the store",
-        lambda: outbox_worker.backlog.images if outbox_worker.backlog else 0,
+        lambda: outbox.last_backlog.images if outbox.last_backlog else 0,
         shared=True,
     )
-    watch("outbox_oldest_seconds", "Since when the oldest of them waits", oldest_s, shared=True)
+    watch(
+        "outbox_oldest_seconds",
+        "Since when the oldest of them waits",
+        services.health.oldest_waiting_s,
+        shared=True,
+    )
+
+
+def _make_health(config: Config, platform: Platform, parts: Storage) -> Health:
+    remote, outbox = parts.remote, parts.database.outbox
+    free_bytes_min = config.store.free_bytes_min
+    if remote is None:
+        return Health(parts.local, parts.database, free_bytes_min, platform.clock)
+    tiered_store = remote.tiered_store
+    return Health(
+        parts.local,
+        parts.database,
+        free_bytes_min,
+        platform.clock,
+        store=tiered_store,
+        outage=lambda: tiered_store.outage,
+        backlog=None if remote.fallback is None else lambda: outbox.last_backlog,
+    )
 
 
 def _drop_of(parts: Storage) -> Callable[[Digest], Awaitable[None]]:
     """Return the function that deletes this machine's copies of a blocked digest."""
-    return parts.disk.delete_object if parts.remote is None else parts.remote.tiered_store.drop
-
-
-class _Herald:
-    """Implements `service.heal.Keeps`: what was carried over is elsewhere now, for all workers."""
-
-    def __init__(self, image_service: ImageService) -> None:
-        self._image_service = image_service
-
-    async def kept(self, record: Record) -> None:
-        await self._image_service.changes.stored(record)
-        await self._image_service.changes.tell_peers(record.key)
+    return parts.local.delete_object if parts.remote is None else parts.remote.tiered_store.drop
 
 
 async def _sample_process(metrics: Metrics) -> None:
@@ -554,16 +551,21 @@ async def _watch(
     """
     while True:
         is_ours = leader_lock is None or leader_lock.is_held
-        if is_ours and parts.remote is None and not parts.database.complete and not any(health.faults.values()):
+        if (
+            is_ours
+            and parts.remote is None
+            and not parts.database.image_index.complete
+            and not any(health.faults.values())
+        ):
             with suppress(StorageError):
-                images = await reindex(parts.archives, parts.database)
-                log.info("database filled from the records", extra={"images": images})
+                images = await reindex(parts.archives, parts.database.image_index)
+                log.info("image index filled from the records", extra={"images": images})
         await asyncio.sleep(CHECK_INTERVAL_S)
         before = dict(health.faults)
-        await health.look()
+        await health.check()
         if outbox_worker is not None and not is_ours:
             with suppress(StorageError):
-                outbox_worker.backlog = await parts.database.backlog()  # who carries over looks by itself
+                await parts.database.outbox.backlog()  # for the report; the leader's outbox worker looks by itself
         for part, fault in health.faults.items():
             if fault != before.get(part):
                 log.log(

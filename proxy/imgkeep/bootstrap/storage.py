@@ -19,16 +19,17 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from imgkeep.config import data_folder, read_database_url, read_store_url
-from imgkeep.core.errors import RemoteFault, StorageError
+from imgkeep.core.errors import StorageError
 from imgkeep.core.layout import OBJECTS, object_path
 from imgkeep.core.store_url import Bucket, Folder
-from imgkeep.database import ImageIndex, IncompatibleDatabase
+from imgkeep.database import Database, IncompatibleDatabase
 from imgkeep.database.image_index import BATCH_DELAY_S, LOCAL_BATCH_DELAY_S
 from imgkeep.images.redirects import ObjectUrls
 from imgkeep.maintenance.migrate import Migration
 from imgkeep.replication.circuit_breaker import CircuitBreaker
 from imgkeep.replication.tiered_store import TieredStore
 from imgkeep.storage.disk_cache import CacheShare, DiskCache
+from imgkeep.storage.local.disk import Disk
 from imgkeep.storage.local.store import LocalStore
 from imgkeep.storage.memory import MemorySpool
 
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from imgkeep.clock import Clock, Sleep
     from imgkeep.config import Config
     from imgkeep.core.records import Record
-    from imgkeep.storage.interfaces import Disk, ListableStore, Store
+    from imgkeep.storage.interfaces import ListableStore, Spool, Store
     from imgkeep.storage.s3 import S3Store
 
 log = logging.getLogger(__name__)
@@ -59,44 +60,29 @@ class RemoteStorage:
     objects_url: str | None
     """Under what all of them are, then."""
 
-    async def check(self) -> int:
-        """
-        Look whether the bucket services, without waiting for one that is known to be away.
-
-        Raises:
-            StorageError: It does not.
-        """
-        if self.breaker.reason is not None:
-            raise StorageError(self.breaker.in_full)
-        try:
-            return await self.bucket.check()
-        except RemoteFault as fault:
-            self.breaker.report_failure(fault)
-            raise
-
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """What holds images. `disk` is the store itself unless there is a `remote` one."""
+    """The stores. `local` is the store itself unless there is a `remote` one."""
 
-    disk: LocalStore
-    database: ImageIndex
+    local: LocalStore
+    database: Database
     memory: MemorySpool
     remote: RemoteStorage | None = None
 
     @property
     def store(self) -> Store:
-        return self.disk if self.remote is None else self.remote.tiered_store
+        return self.local if self.remote is None else self.remote.tiered_store
 
     @property
-    def spool(self) -> Disk:
-        return self.disk if self.remote is None else self.remote.cache
+    def spool(self) -> Spool:
+        return self.local.disk if self.remote is None else self.remote.cache
 
     @property
     def archives(self) -> Sequence[ListableStore]:
         """The store first, then what waits for it."""
         if self.remote is None:
-            return (self.disk,)
+            return (self.local,)
         return (self.remote.bucket,) if self.remote.fallback is None else (self.remote.bucket, self.remote.fallback)
 
 
@@ -130,17 +116,18 @@ async def open_storage(  # noqa: PLR0913 - all but one by keyword, in two places
             Other faults are logged and looked after later.
     """
     place = read_store_url("store.url", config.store.url)
-    disk = LocalStore(
-        data_folder(config), hot_bytes_max=config.store.hot_bytes_max, free_bytes_min=config.store.free_bytes_min
-    )
     # Without the row of what is in a bucket nobody finds its copy while the bucket is away, so those rows are not late.
     batch_delay_s = LOCAL_BATCH_DELAY_S if isinstance(place, Folder) else BATCH_DELAY_S
-    database = ImageIndex(read_database_url(config.database.url), clock, batch_delay_s=batch_delay_s, reading=reading)
+    database = Database(read_database_url(config.database.url), clock, batch_delay_s=batch_delay_s, read_only=reading)
+    disk = Disk(
+        data_folder(config), memory_bytes_max=config.store.hot_bytes_max, free_bytes_min=config.store.free_bytes_min
+    )
+    local = LocalStore(disk, recover=database.image_index.find) if isinstance(place, Folder) else LocalStore(disk)
     memory = MemorySpool(config.store.hot_bytes_max)
     async with AsyncExitStack() as stack:
-        stack.push_async_callback(disk.aclose)
+        stack.push_async_callback(local.aclose)
         stack.push_async_callback(database.aclose)
-        for part in (database,) if reading else (disk, database):
+        for part in (database,) if reading else (local, database):
             try:
                 await part.open()
             except IncompatibleDatabase:
@@ -149,19 +136,17 @@ async def open_storage(  # noqa: PLR0913 - all but one by keyword, in two places
                 if reading:
                     continue  # what is read is told of, and by whom it is needed
                 log.warning("not usable at start", extra={"part": type(part).__name__, "reason": fault.in_full})
-        if isinstance(place, Folder):
-            disk.remember = database.find
         remote = None
         if isinstance(place, Bucket):
-            remote = await _open_remote(stack, config, place, disk, memory, timer, sleep, observe, share, reading)
-        yield Storage(disk, database, memory, remote)
+            remote = await _open_remote(stack, config, place, local, memory, timer, sleep, observe, share, reading)
+        yield Storage(local, database, memory, remote)
 
 
 async def _open_remote(  # noqa: PLR0913, PLR0917 - called once, above
     stack: AsyncExitStack,
     config: Config,
     place: Bucket,
-    disk: LocalStore,
+    local: LocalStore,
     memory: MemorySpool,
     timer: Callable[[], float],
     sleep: Sleep,
@@ -172,15 +157,14 @@ async def _open_remote(  # noqa: PLR0913, PLR0917 - called once, above
     from imgkeep.storage.s3 import S3Store  # noqa: PLC0415 - a third of a second that a local store need not wait for
 
     bucket = S3Store(place, timeout_s=config.store.timeout_s, observe=observe)
-    breaker = CircuitBreaker(bucket.probe, draw=random.random, timer=timer, sleep=sleep)
-    cache = DiskCache(disk, config.store.cache_bytes_max, free_bytes_min=config.store.free_bytes_min, share=share)
-    fallback = disk if config.store.fallback else None
+    stack.push_async_callback(bucket.aclose)
+    await bucket.open()
+    breaker = CircuitBreaker(bucket.probe, place=bucket.client.place, draw=random.random, timer=timer, sleep=sleep)
+    cache = DiskCache(local.disk, config.store.cache_bytes_max, free_bytes_min=config.store.free_bytes_min, share=share)
+    fallback = local if config.store.fallback else None
     tiered_store = TieredStore(
         primary=bucket, fallback=fallback, cache=cache, memory=memory, breaker=breaker, timer=timer
     )
-    stack.push_async_callback(bucket.aclose)
-    await bucket.open()
-    breaker.place = bucket.client.place
     stack.push_async_callback(cache.aclose)
     if share is None and not reading:
         await cache.open()
@@ -236,26 +220,27 @@ async def open_migration(
         from_store: LocalStore | S3Store
         if isinstance(source, Folder):
             # Not opened: that would make a store where there is none, and sweep.
-            from_store = LocalStore(Path(source.path))
+            from_store = LocalStore(Disk(Path(source.path)))
             stack.push_async_callback(from_store.aclose)
         else:
             from_store = await _open_bucket(stack, config, source)
         if isinstance(target, Folder):
-            disk = await _open_disk(stack, Path(target.path), config.store.free_bytes_min)
-            yield Migration(from_store, disk, disk, clock)
+            local = await _open_folder(stack, Path(target.path), config.store.free_bytes_min)
+            yield Migration(from_store, local, local.disk, clock)
             return
         bucket = await _open_bucket(stack, config, target)
         await bucket.probe()
         folder = await asyncio.to_thread(TemporaryDirectory, prefix="imgkeep-", ignore_cleanup_errors=True)
         stack.push_async_callback(asyncio.to_thread, folder.cleanup)
-        yield Migration(from_store, bucket, await _open_disk(stack, Path(folder.name), 0), clock)
+        spool = (await _open_folder(stack, Path(folder.name), 0)).disk
+        yield Migration(from_store, bucket, spool, clock)
 
 
-async def _open_disk(stack: AsyncExitStack, root: Path, free_bytes_min: int) -> LocalStore:
-    disk = LocalStore(root, free_bytes_min=free_bytes_min)
-    stack.push_async_callback(disk.aclose)
-    await disk.open()
-    return disk
+async def _open_folder(stack: AsyncExitStack, root: Path, free_bytes_min: int) -> LocalStore:
+    local = LocalStore(Disk(root, free_bytes_min=free_bytes_min))
+    stack.push_async_callback(local.aclose)
+    await local.open()
+    return local
 
 
 async def _open_bucket(stack: AsyncExitStack, config: Config, place: Bucket) -> S3Store:

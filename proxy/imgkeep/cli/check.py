@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Mapping
 
     from imgkeep.cli.client import Client
-    from imgkeep.health import Watched
+    from imgkeep.health import Checkable
     from imgkeep.images.inspect import Inspector
 
 
@@ -73,7 +73,7 @@ def _show(facts: Mapping[str, object], *, as_json: bool, out: TextIO) -> None:
 
 
 async def check(
-    parts: Mapping[str, Watched],
+    parts: Mapping[str, Checkable],
     steps: AsyncIterator[tuple[str, str | None, str | None]] | None = None,
     *,
     as_json: bool,

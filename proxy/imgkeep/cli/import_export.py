@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from imgkeep.core.records import Record
-    from imgkeep.database.interfaces import Ledger
+    from imgkeep.database import ImageIndex
     from imgkeep.images.upload import Saver
 
 PIECE_BYTES: Final = 262_144
@@ -63,7 +63,7 @@ async def import_folder(  # noqa: PLR0913 - all but three by keyword
     return 1 if counts["failed"] else 0
 
 
-async def export(image_index: Ledger, *, url_of: Callable[[Record], str], as_json: bool, out: TextIO) -> int:
+async def export(image_index: ImageIndex, *, url_of: Callable[[Record], str], as_json: bool, out: TextIO) -> int:
     """Print source, permanent URL, digest and time of all images, newest first: as CSV (RFC 4180) or JSON lines."""
     table = csv.DictWriter(out, COLUMNS, lineterminator="\r\n")
     if not as_json:

@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
     from imgkeep.cli.client import Client
     from imgkeep.core.records import Record
-    from imgkeep.database.interfaces import Ledger
+    from imgkeep.database import Database, ImageIndex
     from imgkeep.images.record_facts import ImageFacts
 
 PAGE: Final = 500
 
 
 async def images_in_store(
-    image_index: Ledger, describe: Callable[[Record], ImageFacts], *, limit: int
+    image_index: ImageIndex, describe: Callable[[Record], ImageFacts], *, limit: int
 ) -> AsyncGenerator[Mapping[str, Any]]:
     """Yield what the API tells of images, newest first, by the database itself; up to `limit` of them, 0: all."""
     after: tuple[int, str] | None = None
@@ -67,18 +67,19 @@ async def list_images(images: AsyncIterable[Mapping[str, Any]], *, as_json: bool
     return 0
 
 
-async def stats(image_index: Ledger, *, complete: bool, now: datetime, as_json: bool, out: TextIO) -> int:
+async def stats(database: Database, *, now: datetime, as_json: bool, out: TextIO) -> int:
     """Print how much is stored, and what may be placeholders."""
+    image_index = database.image_index
     totals = await image_index.count()
     suspects = await image_index.suspects(since=now - timedelta(seconds=PERIOD_S), identities_min=IDENTITIES_MIN)
-    backlog = await image_index.backlog()
+    backlog = await database.outbox.backlog()
     facts: dict[str, object] = {
         "images": totals.images,
         "objects": totals.objects,
         "object_bytes": totals.object_bytes,
         "oldest": totals.oldest,
         "newest": totals.newest,
-        "image_index_complete": complete,
+        "image_index_complete": image_index.complete,
         "waiting": backlog.images,
         "waiting_since": backlog.oldest,
         "last_error": backlog.error,

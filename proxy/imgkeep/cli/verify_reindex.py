@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from imgkeep.core.records import Record
-    from imgkeep.database.interfaces import ImageIndex, Ledger
+    from imgkeep.database import ImageIndex
     from imgkeep.storage.interfaces import ListableStore
 
 REMEDY: Final = (
@@ -24,7 +24,7 @@ REMEDY: Final = (
 
 
 async def verify(
-    archives: Sequence[ListableStore], database: ImageIndex, *, as_json: bool, out: TextIO, err: TextIO
+    archives: Sequence[ListableStore], image_index: ImageIndex, *, as_json: bool, out: TextIO, err: TextIO
 ) -> int:
     """
     Read everything that is stored and print what is wrong. 1 if something is damaged or missing; what is incomplete is
@@ -35,7 +35,7 @@ async def verify(
         for number, archive in enumerate(archives):
 
             async def note(record: Record, *, pending: bool = number > 0) -> None:
-                await database.put(replace(record, pending=pending))
+                await image_index.put(replace(record, pending=pending))
 
             async for finding in upkeep.verify(archive, note):
                 counts[finding.kind if finding else "good"] += 1
@@ -55,8 +55,8 @@ async def verify(
     return 1 if counts["damaged"] or counts["missing"] or counts["unreadable"] else 0
 
 
-async def reindex(archives: Sequence[ListableStore], image_index: Ledger, *, as_json: bool, out: TextIO) -> int:
-    """Fill the database from the records."""
+async def reindex(archives: Sequence[ListableStore], image_index: ImageIndex, *, as_json: bool, out: TextIO) -> int:
+    """Fill the image index from the records."""
     images = await upkeep.reindex(archives, image_index)
     if as_json:
         print_json(out, {"images": images})

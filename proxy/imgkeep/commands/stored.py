@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from imgkeep.config import Config
     from imgkeep.core.records import Record
     from imgkeep.core.store_url import Bucket
-    from imgkeep.health import Watched
+    from imgkeep.health import Checkable
     from imgkeep.images.record_facts import ImageFacts
 
 # ruff: noqa: PLC0415 - fetching, and what speaks to a bucket, take long to import, and most commands do neither
@@ -126,7 +126,9 @@ async def exchange_images(call: Invocation) -> int:
             )
     async with _reading(config) as parts:
         url_of = partial(permanent_url, parts.remote, call.base)
-        return await folders.export(parts.database, url_of=url_of, as_json=arguments.format == "jsonl", out=sys.stdout)
+        return await folders.export(
+            parts.database.image_index, url_of=url_of, as_json=arguments.format == "jsonl", out=sys.stdout
+        )
 
 
 @asynccontextmanager
@@ -149,7 +151,7 @@ async def list_stored(call: Invocation) -> int:
             storage = "local" if record.pending or parts.remote is None else "s3"
             return describe_record(record, url=permanent_url(parts.remote, call.base, record), storage=storage)
 
-        return await show(stored.images_in_store(parts.database, describe, limit=arguments.limit))
+        return await show(stored.images_in_store(parts.database.image_index, describe, limit=arguments.limit))
 
 
 async def maintain(call: Invocation) -> int:
@@ -157,8 +159,7 @@ async def maintain(call: Invocation) -> int:
     arguments, config, as_json = call.arguments, call.config, call.arguments.json
     if arguments.command == "stats":
         async with _reading(config) as parts:
-            complete, now = parts.database.complete, read_clock()
-            return await stored.stats(parts.database, complete=complete, now=now, as_json=as_json, out=sys.stdout)
+            return await stored.stats(parts.database, now=read_clock(), as_json=as_json, out=sys.stdout)
     if arguments.command == "check":
         await check_machine(config)
         if not arguments.live:
@@ -167,31 +168,31 @@ async def maintain(call: Invocation) -> int:
         await asyncio.to_thread(require_store, config)
     await asyncio.to_thread(partial(require_owner, config, server_helps=False))
     async with open_storage(config, clock=read_clock) as parts:
-        database = parts.database
+        image_index = parts.database.image_index
         match arguments.command:
             case "check":
                 return await _check_live(parts, as_json=as_json)
             case "verify":
-                return await upkeep.verify(parts.archives, database, as_json=as_json, out=sys.stdout, err=sys.stderr)
+                return await upkeep.verify(parts.archives, image_index, as_json=as_json, out=sys.stdout, err=sys.stderr)
             case _:
-                return await upkeep.reindex(parts.archives, database, as_json=as_json, out=sys.stdout)
+                return await upkeep.reindex(parts.archives, image_index, as_json=as_json, out=sys.stdout)
 
 
 async def _check_live(parts: Storage, *, as_json: bool) -> int:
     if parts.remote is None:
-        return await look.check({"store": parts.disk, "database": parts.database}, as_json=as_json, out=sys.stdout)
+        return await look.check({"store": parts.local, "database": parts.database}, as_json=as_json, out=sys.stdout)
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # not every terminal has ticks
     async with aclosing(_steps(parts.remote)) as steps:
-        local: dict[str, Watched] = {"fallback": parts.disk, "database": parts.database}
+        local: dict[str, Checkable] = {"fallback": parts.local, "database": parts.database}
         place = parts.remote.bucket.client.place
         return await look.check(local, steps, place=place, as_json=as_json, out=sys.stdout)
 
 
 async def _warn_if_incomplete(parts: Storage) -> None:
-    if not parts.database.complete:
+    if not parts.database.image_index.complete:
         await parts.database.check()  # one that is away has another remedy
-        sys.stderr.write("imgkeep: the database is not complete; `imgkeep reindex` fills it from the records\n")
+        sys.stderr.write("imgkeep: the image index is not complete; `imgkeep reindex` fills it from the records\n")
 
 
 async def _steps(remote: RemoteStorage) -> AsyncGenerator[tuple[str, str | None, str | None]]:

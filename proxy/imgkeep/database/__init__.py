@@ -1,10 +1,29 @@
 """
-The database: a fast, queryable view of the records in SQL. Losing it loses nothing; the records are the truth.
+The SQL database: one engine, and four repositories that keep tables in it.
+
+| repository | what it holds | when it is lost |
+|---|---|---|
+| `ImageIndex` | a view of the records in the store | `reindex` fills it again |
+| `Outbox` | the order in which the fallback's images are uploaded | the outbox worker enlists the fallback again |
+| `RemovalIndex` | a copy of the store's blocked digests | the next refresh reads them from the store |
+| `DurableJobs` | jobs and their links | lost: they are stored nowhere else |
 """
 
 from imgkeep.database.durable_jobs import DurableJobs
-from imgkeep.database.engine import require_driver
+from imgkeep.database.engine import DatabaseEngine, require_driver
 from imgkeep.database.image_index import ImageIndex
+from imgkeep.database.outbox import Outbox
+from imgkeep.database.removals import RemovalIndex
+from imgkeep.database.repositories import Database
 from imgkeep.database.schema import IncompatibleDatabase
 
-__all__ = ["DurableJobs", "ImageIndex", "IncompatibleDatabase", "require_driver"]
+__all__ = [
+    "Database",
+    "DatabaseEngine",
+    "DurableJobs",
+    "ImageIndex",
+    "IncompatibleDatabase",
+    "Outbox",
+    "RemovalIndex",
+    "require_driver",
+]

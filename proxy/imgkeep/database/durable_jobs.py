@@ -1,4 +1,8 @@
-"""Jobs in the database's database: links that are to be saved, until they are."""
+"""
+Jobs: the links that are to be saved, until they are saved or have failed for good.
+
+Durable: these rows are the only copy. A database that is lost takes the links with it that were not saved.
+"""
 
 from __future__ import annotations
 
@@ -14,16 +18,18 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from imgkeep.core.records import JobState, NewItem, Record
+    from imgkeep.database.engine import DatabaseEngine
     from imgkeep.database.image_index import ImageIndex
 
 NO_END: Final = 253_402_300_799
-"""The last second of the year 9999, for links that do not expire: they come last."""
+"""The last second of the year 9999, for links without an expiry: they come last."""
 BATCH: Final = 500
+"""Maximum number of rows in one INSERT."""
 SEARCHED_MAX: Final = 20_000
-"""Of links that wait, those that expire first, for one whose host is not busy: 10 ms."""
+"""Maximum number of waiting links, earliest expiry first, that a search for an idle host reads: 10 ms."""
 WAITING, SAVED, FAILED = "waiting", "saved", "failed"
 STOPPED: Final = "stopped"
-"""The link of a job that was cancelled: the column takes seven characters."""
+"""The state of a link whose job was cancelled: the column takes seven characters."""
 _SETTLED: Final = jobs.c.saved + jobs.c.failed
 _STATES: Final[dict[JobState, sa.ColumnElement[bool]]] = {
     "queued": sa.and_(jobs.c.finished_at.is_(None), _SETTLED == 0),
@@ -31,17 +37,19 @@ _STATES: Final[dict[JobState, sa.ColumnElement[bool]]] = {
     "done": sa.and_(jobs.c.finished_at.is_not(None), jobs.c.total == _SETTLED),
     "cancelled": sa.and_(jobs.c.finished_at.is_not(None), jobs.c.total > _SETTLED),
 }
-"""As `Job.state` reads a row."""
+"""The conditions of `Job.state`, in SQL."""
 
 
 class DurableJobs:
-    """Implements `Jobs`."""
+    """Jobs, their links, and their webhooks. Each call is one transaction; its faults are `StorageError`."""
 
-    def __init__(self, database: ImageIndex) -> None:
-        self._image_index = database
+    def __init__(self, engine: DatabaseEngine, image_index: ImageIndex) -> None:
+        self._engine = engine
+        self._image_index = image_index
 
     async def create(self, job_id: str, new: Sequence[NewItem], webhook: str | None) -> Job:
-        now = self._image_index.now()
+        """Store a new job and its links."""
+        now = self._engine.now()
         failed = sum(item.failure is not None for item in new)
         row = {
             "id": job_id,
@@ -61,17 +69,18 @@ class DurableJobs:
             for start in range(0, len(rows), BATCH):
                 connection.execute(sa.insert(items), rows[start : start + BATCH])
 
-        await self._image_index.execute(work)
+        await self._engine.execute(work)
         return _to_job(row)
 
     async def find(self, job_id: str) -> Job | None:
         query = sa.select(jobs).where(jobs.c.id == job_id)
-        row = await self._image_index.execute(lambda connection: connection.execute(query).mappings().first())
+        row = await self._engine.execute(lambda connection: connection.execute(query).mappings().first())
         return None if row is None else _to_job(dict(row))
 
     async def page(
         self, *, limit: int, after: tuple[int, str] | None = None, state: JobState | None = None
     ) -> Sequence[Job]:
+        """Return up to `limit` jobs, newest first, after second and id of the last one of the page before."""
         query = sa.select(jobs).order_by(jobs.c.created_at.desc(), jobs.c.id.desc()).limit(limit)
         if after is not None:
             # Row values would be shorter, and SQLite finds no index for them in this order.
@@ -79,45 +88,55 @@ class DurableJobs:
             query = query.where(jobs.c.created_at <= after[0], sa.or_(older, sa.and_(same, jobs.c.id < after[1])))
         if state is not None:
             query = query.where(_STATES[state])
-        rows = await self._image_index.execute(lambda connection: connection.execute(query).mappings().all())
+        rows = await self._engine.execute(lambda connection: connection.execute(query).mappings().all())
         return [_to_job(dict(row)) for row in rows]
 
     async def cancel(self, job_id: str) -> Job | None:
+        """End a job: no link of it waits any more. Return it as it is now; `None`: there is none."""
         waiting = sa.and_(items.c.job == job_id, items.c.state == WAITING)
         this = sa.and_(jobs.c.id == job_id, jobs.c.finished_at.is_(None))
-        now = self._image_index.now()
+        now = self._engine.now()
 
         def work(connection: sa.Connection) -> dict[str, Any] | None:
-            # Links first, as where one is settled: two transactions never wait for each other.
+            # Links first, in the order of `_settle`: two transactions never wait for each other.
             connection.execute(sa.update(items).where(waiting).values(state=STOPPED, link=None))
             connection.execute(sa.update(jobs).where(this).values(finished_at=now, webhook_due_at=now))
             row = connection.execute(sa.select(jobs).where(jobs.c.id == job_id)).mappings().first()
             return None if row is None else dict(row)
 
-        row = await self._image_index.execute(work)
+        row = await self._engine.execute(work)
         return None if row is None else _to_job(row)
 
-    async def waits(self, item: JobItem) -> bool:
+    async def is_waiting(self, item: JobItem) -> bool:
+        """Return whether a link still waits: its job is not cancelled, and no other process has settled it."""
         this = sa.and_(items.c.job == item.job, items.c.number == item.number, items.c.state == WAITING)
         query = sa.select(sa.literal(1)).where(this)
-        return await self._image_index.execute(lambda connection: connection.scalar(query)) is not None
+        return await self._engine.execute(lambda connection: connection.scalar(query)) is not None
 
     async def results(self, job_id: str, *, after: int, limit: int) -> Sequence[JobResult]:
+        """Return up to `limit` results in the order of their numbers, after the number `after`."""
         query = (
             sa.select(items).where(items.c.job == job_id, items.c.number > after).order_by(items.c.number).limit(limit)
         )
-        rows = await self._image_index.execute(lambda connection: connection.execute(query).all())
+        rows = await self._engine.execute(lambda connection: connection.execute(query).all())
         records = await self._image_index.find_all({Key(row.key) for row in rows if row.state == SAVED})
         return [_to_result(row, records.get(row.key) if row.state == SAVED else None) for row in rows]
 
     async def count_waiting(self) -> int:
+        """Return the number of waiting links in all jobs."""
         query = sa.select(sa.func.count()).select_from(items).where(items.c.state == WAITING)
-        return await self._image_index.execute(lambda connection: connection.scalar(query) or 0)
+        return await self._engine.execute(lambda connection: connection.scalar(query) or 0)
 
-    async def due(self, limit: int, *, but: Collection[tuple[str, int]], busy: Collection[str]) -> Sequence[JobItem]:
+    async def due(
+        self, limit: int, *, without: Collection[tuple[str, int]], busy: Collection[str]
+    ) -> Sequence[JobItem]:
+        """
+        Return up to `limit` links whose time has come, earliest expiry first, without those named by job and number,
+        and without those of `busy` hosts.
+        """
         first = (
             sa.select(items)
-            .where(items.c.state == WAITING, items.c.due_at <= self._image_index.now())
+            .where(items.c.state == WAITING, items.c.due_at <= self._engine.now())
             .order_by(items.c.expires_at, items.c.job, items.c.number)
             .limit(SEARCHED_MAX)
             .subquery()
@@ -126,71 +145,78 @@ class DurableJobs:
             sa.select(first)
             .where(first.c.host.not_in(busy))
             .order_by(first.c.expires_at, first.c.job, first.c.number)
-            .limit(limit + len(but))
+            .limit(limit + len(without))
         )
-        rows = await self._image_index.execute(lambda connection: connection.execute(query).all())
-        return [_to_item(row) for row in rows if (row.job, row.number) not in but][:limit]
+        rows = await self._engine.execute(lambda connection: connection.execute(query).all())
+        return [_to_item(row) for row in rows if (row.job, row.number) not in without][:limit]
 
-    async def saved(self, item: JobItem, key: Key, *, created: bool) -> Job:
+    async def mark_saved(self, item: JobItem, key: Key, *, created: bool) -> Job:
+        """Settle a link whose image is stored; return the job as it is now."""
         return await self._settle(item, {"state": SAVED, "key": key, "created": created}, jobs.c.saved)
 
-    async def failed(self, item: JobItem, failure: Failure) -> Job:
+    async def mark_failed(self, item: JobItem, failure: Failure) -> Job:
+        """Settle a link that has failed for good; return the job as it is now."""
         change = {"state": FAILED, "code": failure.code, "detail": failure.detail[:255]}
         return await self._settle(item, change, jobs.c.failed)
 
     async def postpone(self, item: JobItem, delay_s: float) -> None:
+        """Count a failed attempt, and wait `delay_s` seconds before the next."""
         change = (
             sa.update(items)
             .where(items.c.job == item.job, items.c.number == item.number)
-            .values(attempts=item.attempts + 1, due_at=self._image_index.now() + round(delay_s))
+            .values(attempts=item.attempts + 1, due_at=self._engine.now() + round(delay_s))
         )
-        await self._image_index.execute(lambda connection: connection.execute(change))
+        await self._engine.execute(lambda connection: connection.execute(change))
 
     async def webhooks(self, limit: int) -> Sequence[Webhook]:
+        """Return up to `limit` webhooks of jobs that have ended, those first that are due first."""
         query = (
             sa.select(jobs)
             .where(jobs.c.webhook.is_not(None), jobs.c.finished_at.is_not(None))
             .order_by(jobs.c.webhook_due_at)
             .limit(limit)
         )
-        rows = await self._image_index.execute(lambda connection: connection.execute(query).mappings().all())
-        now = self._image_index.now()
+        rows = await self._engine.execute(lambda connection: connection.execute(query).mappings().all())
+        now = self._engine.now()
         return [
             Webhook(_to_job(dict(row)), row["webhook"], row["webhook_attempts"], row["webhook_due_at"] - now)
             for row in rows
         ]
 
-    async def told(self, webhook: Webhook) -> None:
+    async def remove_webhook(self, webhook: Webhook) -> None:
+        """Forget a webhook that was delivered, or never will be."""
         change = sa.update(jobs).where(jobs.c.id == webhook.job.id).values(webhook=None)
-        await self._image_index.execute(lambda connection: connection.execute(change))
+        await self._engine.execute(lambda connection: connection.execute(change))
 
     async def postpone_webhook(self, webhook: Webhook, delay_s: float) -> None:
-        values = {"webhook_attempts": webhook.attempts + 1, "webhook_due_at": self._image_index.now() + round(delay_s)}
+        """Count a failed delivery, and wait `delay_s` seconds before the next."""
+        values = {"webhook_attempts": webhook.attempts + 1, "webhook_due_at": self._engine.now() + round(delay_s)}
         change = sa.update(jobs).where(jobs.c.id == webhook.job.id).values(values)
-        await self._image_index.execute(lambda connection: connection.execute(change))
+        await self._engine.execute(lambda connection: connection.execute(change))
 
-    async def forget(self, older_than_s: int) -> int:
-        old = sa.select(jobs.c.id).where(jobs.c.finished_at < self._image_index.now() - older_than_s)
+    async def delete_old(self, older_than_s: int) -> int:
+        """Delete jobs that ended so long ago; return how many."""
+        old = sa.select(jobs.c.id).where(jobs.c.finished_at < self._engine.now() - older_than_s)
 
         def work(connection: sa.Connection) -> int:
             connection.execute(sa.delete(items).where(items.c.job.in_(old)))
             return connection.execute(sa.delete(jobs).where(jobs.c.id.in_(old))).rowcount
 
-        return await self._image_index.execute(work)
+        return await self._engine.execute(work)
 
     async def _settle(self, item: JobItem, change: dict[str, Any], counter: sa.Column[int]) -> Job:
         this = sa.and_(items.c.job == item.job, items.c.number == item.number, items.c.state == WAITING)
-        done = sa.case((jobs.c.saved + jobs.c.failed + 1 == jobs.c.total, self._image_index.now()))
-        finished = sa.func.coalesce(jobs.c.finished_at, done)  # it may have been cancelled meanwhile
+        done = sa.case((jobs.c.saved + jobs.c.failed + 1 == jobs.c.total, self._engine.now()))
+        finished = sa.func.coalesce(jobs.c.finished_at, done)  # a client may have cancelled it meanwhile
 
         def work(connection: sa.Connection) -> dict[str, Any]:
-            # A link is a credential, and nothing is left to do with it.
+            # A link is a credential, so it goes once nothing is left to do with it.
             if connection.execute(sa.update(items).where(this).values(link=None, **change)).rowcount:
                 counted = {counter.name: counter + 1, "finished_at": finished}
                 connection.execute(sa.update(jobs).where(jobs.c.id == item.job).values(counted))
             return dict(connection.execute(sa.select(jobs).where(jobs.c.id == item.job)).mappings().one())
 
-        return _to_job(await self._image_index.execute(work))
+        return _to_job(await self._engine.execute(work))
 
 
 def _new_row(job_id: str, number: int, item: NewItem) -> dict[str, Any]:

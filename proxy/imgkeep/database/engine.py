@@ -1,12 +1,12 @@
 """
-The connection to the database's database, whichever SQLAlchemy speaks to: SQLite by default, or PostgreSQL.
+The connection to the SQL database: SQLite by default, or PostgreSQL.
 
 Rules:
 - All SQL runs in one thread of its own, never on the event loop.
-- A fault is a `StorageError`; `fault` tells the last one.
-- A SQLite file that is damaged is set aside, begun anew and marked incomplete, for `reindex` to fill again; one that
-  was removed or replaced while we had it open is left behind.
-- A database of a newer version is left alone: that is an error at start.
+- A fault is a `StorageError`; `fault` holds the last one.
+- The engine quarantines a damaged SQLite file and begins a new one, whose image index is incomplete until `reindex`
+  fills it. It closes a file that an operator has removed or replaced, and opens what is there now.
+- The engine changes nothing in a database of an unknown schema: that is an error at start.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ import sqlalchemy as sa
 
 from imgkeep.config import ConfigError, absolute
 from imgkeep.core.errors import StorageError
-from imgkeep.database.schema import IncompatibleDatabase, bring_up
+from imgkeep.database.schema import IncompatibleDatabase, prepare_tables
+from imgkeep.database.sqlite_file import find_file, quarantine, take_over
 from imgkeep.database.tables import state
 
 if TYPE_CHECKING:
@@ -34,47 +35,53 @@ if TYPE_CHECKING:
     from imgkeep.clock import Clock
 
 CACHE_KIB: Final = 16_384
-"""Of pages of SQLite's, at most, for a connection."""
+"""Maximum size of SQLite's page cache, for one connection."""
 BUSY_TIMEOUT_S: Final = 5
-"""SQLite has one writer at a time; another process's transaction is shorter than this."""
+"""Timeout for SQLite's write lock: another process's transaction is shorter."""
 CALL_TIMEOUT_S: Final = 30
-"""For all other calls. A migration of a large database takes seconds."""
-
+"""Timeout for one call. A migration of a large database takes seconds."""
 
 T = TypeVar("T")
 
 
-class Database:
-    """One database, for all who keep tables in it."""
+class DatabaseEngine:
+    """
+    One connection to one database, for the repositories that keep tables in it.
 
-    def __init__(self, url: str, clock: Clock, *, reading: bool = False) -> None:
+    Attributes:
+        location: What a fault says of where it happened, without a password.
+        fault: Why the last call failed; `None`: it did not.
+        incompatible: The error of a database that another version wrote, once the engine has found that out.
+        found_incompatible: The event that comes with it: a database that is away at start may be found out late.
+        marks: The rows of the table `state`, as of the last connection.
+    """
+
+    def __init__(self, url: str, clock: Clock, *, read_only: bool = False) -> None:
         require_driver(url)
-        self._url = sa.make_url(url)
-        self.place = _name_place(self._url)
-        """What faults say of where they were met."""
+        self.url = sa.make_url(url)
+        self.location = _describe_location(self.url)
+        self.fault: str | None = None
+        self.incompatible: IncompatibleDatabase | None = None
+        self.found_incompatible = asyncio.Event()
+        self.marks: dict[str, str] = {}
+        self._configured = Path(self.url.database or "")
+        """The SQLite file of the configuration; `url` has that which is open."""
         self._clock = clock
-        self._reading = reading
-        """Whether nothing is made: neither files nor tables, nor a new database in the place of a damaged one."""
+        self._read_only = read_only
+        """Whether to make nothing: neither files nor tables, nor a new database in the place of a damaged one."""
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="database")
         self._engine: sa.Engine | None = None
         self._file: tuple[int, int] | None = None
         self._latest = 0
-        self._late: asyncio.Future[Any] | None = None
-        """A call that did not come back in time, and still holds the thread."""
-        self.newer: IncompatibleDatabase | None = None
-        """That a newer version wrote the database, once that is known."""
-        self.too_new: Callable[[IncompatibleDatabase], None] = lambda _: None
-        """Is told when a newer version wrote the database, which may be found out late."""
-        self.fault: str | None = None
-        self.complete = False
-        """Whether every record of the store was brought in at some time."""
+        self._hung_call: asyncio.Future[Any] | None = None
+        """The call that ran into its timeout, and holds the thread until it returns."""
 
     async def open(self) -> None:
         """
-        Connect and migrate.
+        Connect, and make the tables.
 
         Raises:
-            IncompatibleDatabase: A newer version wrote it.
+            IncompatibleDatabase: Another version wrote the database.
             StorageError: The database cannot be reached; every later call tries again.
         """
         await self.execute(lambda _: None)
@@ -82,95 +89,71 @@ class Database:
     async def aclose(self) -> None:
         if self._engine is not None:
             with suppress(StorageError):
-                await self._run(self._disconnect)
+                await self._run(CALL_TIMEOUT_S, self._disconnect)
         self._thread.shutdown(wait=False)
 
-    async def check(self) -> int:
+    async def check(self) -> None:
         """
-        Look whether the database answers; 0, because it does not tell how much room it has.
+        Check that the database answers, and that its file is still the one that is open.
 
         Raises:
-            StorageError: It does not.
+            StorageError: It does not answer.
         """
-        await self._run(self._leave_lost_file)
+        await self._run(CALL_TIMEOUT_S, self._disconnect_from_lost_file)
         await self.execute(lambda connection: connection.scalar(sa.select(sa.func.count(state.c.name))))
-        return 0
 
-    async def execute(self, work: Callable[[sa.Connection], T]) -> T:
+    async def execute(self, work: Callable[[sa.Connection], T], *, timeout_s: float = CALL_TIMEOUT_S) -> T:
         """
         Do `work` in a transaction, in the database's own thread.
 
         Raises:
             StorageError: The database failed, and nothing was changed.
         """
-        return await self._run(self._in_transaction, work)
+        return await self._run(timeout_s, self._in_transaction, work)
 
     def now(self) -> int:
-        """Never less than before: when the clock is set back during a reindex, its rows must not pass for old ones."""
+        """
+        Return the time in whole seconds, never less than before: with a clock that is set back during a reindex the
+        new rows would pass for old ones.
+        """
         self._latest = max(self._latest, int(self._clock().timestamp()))
         return self._latest
 
-    async def _run(self, work: Callable[..., T], *args: Any, timeout_s: float = CALL_TIMEOUT_S) -> T:
-        if self._late is not None and not self._late.done():
-            raise StorageError("the database does not answer", place=self.place)
+    async def _run(self, timeout_s: float, work: Callable[..., T], *args: Any) -> T:
+        if self._hung_call is not None and not self._hung_call.done():
+            raise StorageError("the database does not answer", place=self.location)
         future = asyncio.get_running_loop().run_in_executor(self._thread, work, *args)
         try:
             async with asyncio.timeout(timeout_s):
                 result = await asyncio.shield(future)
         except TimeoutError:
-            self._late = future
+            self._hung_call = future
             future.add_done_callback(lambda late: late.cancelled() or late.exception())
             self.fault = "it does not answer"
-            raise StorageError("the database does not answer", place=self.place) from None
+            raise StorageError("the database does not answer", place=self.location) from None
         except IncompatibleDatabase as error:
-            error.place = self.place
-            self.newer = error
-            self.too_new(error)
+            error.place = self.location
+            self.incompatible = error
+            self.found_incompatible.set()
             raise
         except sa.exc.SQLAlchemyError as error:
-            # The driver's words tell the trouble; SQLAlchemy's own would add the statement and its values.
+            # The driver's words describe the failure; SQLAlchemy's own would add the statement and its values.
             self.fault = str(getattr(error, "orig", None) or type(error).__name__)
-            raise StorageError("the database failed", cause=_in_one_line(self.fault), place=self.place) from None
+            raise StorageError("the database failed", cause=_single_line(self.fault), place=self.location) from None
         except OSError as error:
             self.fault = os.strerror(error.errno or errno.EIO)
-            raise StorageError("the database failed", cause=self.fault, place=self.place) from None
+            raise StorageError("the database failed", cause=self.fault, place=self.location) from None
         self.fault = None
         return result
-
-    def _connect(self) -> sa.Engine:
-        if self._url.get_backend_name() == "sqlite" and self._url.database and not self._reading:
-            Path(self._url.database).parent.mkdir(parents=True, exist_ok=True)
-        options: dict[str, Any] = {}
-        if self._reading and self._url.get_backend_name() == "sqlite":
-            options["creator"] = self._connect_to_file
-        engine = sa.create_engine(self._url, pool_pre_ping=True, **options)
-        if engine.dialect.name == "sqlite":
-            sa.event.listen(engine, "connect", _prepare_sqlite)
-            sa.event.listen(engine, "begin", _begin_sqlite)
-        try:
-            with engine.execution_options(begin="IMMEDIATE").begin() as connection:
-                bring_up(connection, reading=self._reading)
-                found = connection.scalar(sa.select(state.c.value).where(state.c.name == "complete"))
-                self.complete = found is not None
-        except BaseException:
-            engine.dispose()
-            raise
-        self._file = self._find_file()
-        return engine
-
-    def _connect_to_file(self) -> sqlite3.Connection:
-        """Connect to a file of SQLite's that is there; by its path alone the library would make one."""
-        uri = f"{Path(self._url.database or '').absolute().as_uri()}?mode=rw"
-        return sqlite3.connect(uri, uri=True, check_same_thread=False)
 
     def _in_transaction(self, work: Callable[[sa.Connection], T]) -> T:
         try:
             return self._attempt(work)
         except sa.exc.DatabaseError as error:
-            if self._reading or not _is_damage(error):
+            if self._read_only or not _is_corruption(error):
                 raise
         self._disconnect()
-        self._quarantine()
+        quarantine(Path(self.url.database or ""), self.now())
         return self._attempt(work)
 
     def _attempt(self, work: Callable[[sa.Connection], T]) -> T:
@@ -179,41 +162,75 @@ class Database:
         with self._engine.begin() as connection:
             return work(connection)
 
+    def _connect(self) -> sa.Engine:
+        options: dict[str, Any] = {}
+        if self._is_sqlite:
+            self._choose_file()
+            if self._read_only:
+                options["creator"] = self._connect_to_existing_file
+        engine = sa.create_engine(self.url, pool_pre_ping=True, **options)
+        if self._is_sqlite:
+            sa.event.listen(engine, "connect", _prepare_sqlite)
+            sa.event.listen(engine, "begin", _begin_sqlite)
+        try:
+            with engine.execution_options(begin="IMMEDIATE").begin() as connection:
+                prepare_tables(connection, read_only=self._read_only)
+                self.marks = {row.name: row.value for row in connection.execute(sa.select(state))}
+        except BaseException:
+            engine.dispose()
+            raise
+        self._file = self._identify_file()
+        return engine
+
+    def _choose_file(self) -> None:
+        path = self._configured
+        if self._read_only:
+            path = find_file(path)
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path = take_over(path)
+        self.url = self.url.set(database=str(path))
+        self.location = _describe_location(self.url)
+
+    @property
+    def _is_sqlite(self) -> bool:
+        return self.url.get_backend_name() == "sqlite"
+
+    def _connect_to_existing_file(self) -> sqlite3.Connection:
+        """Connect to a SQLite file that is there; by its path alone the library would make one."""
+        uri = f"{Path(self.url.database or '').absolute().as_uri()}?mode=rw"
+        return sqlite3.connect(uri, uri=True, check_same_thread=False)
+
     def _disconnect(self) -> None:
         if self._engine is not None:
             self._engine.dispose()
             self._engine = None
 
-    def _find_file(self) -> tuple[int, int] | None:
-        """Tell the SQLite file apart from any other; `None` where there is none."""
-        if self._url.get_backend_name() != "sqlite":
+    def _disconnect_from_lost_file(self) -> None:
+        # A process that has a removed file open can go on using it, and would lose everything at the next start.
+        if self._engine is not None and self._file != self._identify_file():
+            self._disconnect()
+
+    def _identify_file(self) -> tuple[int, int] | None:
+        """Return device and inode of the SQLite file; `None`: there is none."""
+        if not self._is_sqlite:
             return None
         try:
-            status = Path(self._url.database or "").stat()
+            status = Path(self.url.database or "").stat()
         except FileNotFoundError:
             return None
         return status.st_dev, status.st_ino
 
-    def _leave_lost_file(self) -> None:
-        # Whoever has a removed file open can go on using it, and would lose everything at the next start.
-        if self._engine is not None and self._file != self._find_file():
-            self._disconnect()
-
-    def _quarantine(self) -> None:
-        path = Path(self._url.database or "")
-        stamp = f"damaged-{self.now()}"
-        for suffix in ("", "-wal", "-shm"):
-            part = path.with_name(path.name + suffix)
-            if part.exists():
-                part.rename(path.with_name(f"{path.name}.{stamp}{suffix}"))
-
 
 def require_driver(url: str) -> None:
     """
-    Raise a `ConfigError` where the program lacks what speaks to the database.
+    Check that the driver of a database is installed.
 
     Args:
         url: SQLAlchemy's.
+
+    Raises:
+        ConfigError: It is not.
     """
     if not url.startswith("postgresql"):
         return
@@ -226,16 +243,16 @@ def require_driver(url: str) -> None:
         ) from None
 
 
-def _name_place(url: sa.URL) -> str:
-    """Return which database a URL names, without what lets in."""
+def _describe_location(url: sa.URL) -> str:
+    """Return which database a URL names, without the password."""
     if url.get_backend_name() == "sqlite":
         return f"file {absolute(url.database or '')}"
     port = "" if url.port is None else f":{url.port}"
     return f"database {url.database} at {url.host}{port}"
 
 
-def _in_one_line(text: str) -> str:
-    """Return a driver's words, which may take several lines."""
+def _single_line(text: str) -> str:
+    """Join the lines of a driver's message."""
     return " ".join(text.split())
 
 
@@ -243,10 +260,10 @@ def _prepare_sqlite(connection: Any, _record: object) -> None:
     connection.isolation_level = None  # `_begin_sqlite` begins instead of the driver
     # WAL lets readers and the writer work at once. NORMAL is durable against a crash of the process; after a power
     # loss the last rows may be missing, and the records in the store bring them back.
-    # Rows have keys that are as good as random: a cache that holds the pages of many spares reading them anew for each.
+    # Keys are as good as random: a cache that holds many pages spares reading them anew for each row.
     for pragma in (f"busy_timeout={BUSY_TIMEOUT_S * 1000}", "synchronous=NORMAL", f"cache_size=-{CACHE_KIB}"):
         connection.execute(f"PRAGMA {pragma}")
-    # Of processes that start at once on a new file all but one are told "locked" at once, whatever the timeout.
+    # Of processes that start at once on a new file SQLite tells all but one "locked" at once, whatever the timeout.
     for attempt in range(BUSY_TIMEOUT_S * 20, -1, -1):
         try:
             connection.execute("PRAGMA journal_mode=WAL")
@@ -260,11 +277,11 @@ def _prepare_sqlite(connection: Any, _record: object) -> None:
 def _begin_sqlite(connection: sa.Connection) -> None:
     # Left to itself the driver begins before the first changed row and not before CREATE TABLE, so a first start that
     # is cut short would leave tables that no later start could create again. A migration reads before it writes, so it
-    # asks for the right to write at once; otherwise another process's write in between could not be waited for.
+    # asks for the write lock at once; it could not wait for another process's write in between.
     connection.exec_driver_sql(f"BEGIN {connection.get_execution_options().get('begin', 'DEFERRED')}")
 
 
-def _is_damage(error: sa.exc.DatabaseError) -> bool:
+def _is_corruption(error: sa.exc.DatabaseError) -> bool:
     name = getattr(error.orig, "sqlite_errorname", "")
     # A file that was cut to nothing is a database without tables.
     emptied = name == "SQLITE_ERROR" and "no such table" in str(error.orig)

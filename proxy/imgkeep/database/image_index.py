@@ -1,8 +1,8 @@
 """
-The view of the records, and what waits for the primary.
+The image index: a fast view of the records, which may be lost. The records in the store are the truth.
 
-Nobody waits for a row to be written, nor for long until one is found: the store knows as well, only slower. After a
-fault callers go on with the store.
+A fill does not wait until its row is written, and a look-up does not wait long until it is found: the store has the
+record as well, only slower. After a fault callers go on with the store.
 """
 
 from __future__ import annotations
@@ -11,89 +11,104 @@ import asyncio
 import math
 from contextlib import suppress
 from datetime import UTC, datetime
-from functools import partial
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 import sqlalchemy as sa
 
 from imgkeep.core.confirmation import OWN_MARK
 from imgkeep.core.errors import StorageError
 from imgkeep.core.layout import read_doubts, read_validator, write_doubts
-from imgkeep.core.records import Backlog, Digest, Format, Key, OutboxEntry, PixelSize, Record, Totals, Wanted
-from imgkeep.database.engine import Database
+from imgkeep.core.records import Digest, Format, Key, PixelSize, Record, Totals, Wanted
+from imgkeep.database.outbox import delete_entries, update_entries
 from imgkeep.database.tables import images, outbox, refused, state
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection, Sequence
 
-    from imgkeep.clock import Clock
+    from imgkeep.database.engine import DatabaseEngine
 
 BATCH: Final = 2000
-"""Rows in one transaction: enough to be quick, few enough to let others in between, a tenth of a second."""
-
+"""Maximum number of rows in one transaction: enough to be quick, few enough to let other transactions in between, a
+tenth of a second."""
 BATCH_DELAY_S: Final = 0.1
-"""So long new records are collected: a transaction costs as much as fifty rows."""
+"""Interval of collecting new records before they are written: a transaction costs as much as fifty rows."""
 LOCAL_BATCH_DELAY_S: Final = 1
 """
-So long where nobody looks for records here, because the store is as near. Keys are as good as random, so each row is on
-pages of its own; with many rows in one transaction pages are written for several of them.
+Interval of collecting where the store is a local disk, which look-ups read instead of the index. Keys are as good as
+random, so each row is on a page of its own; a transaction of many rows writes a page for several of them.
 """
-PENDING_MAX: Final = 10_000
-"""Records that wait for a database that is away; beyond, they are left to the next reindex."""
+UNWRITTEN_MAX: Final = 10_000
+"""Maximum number of records that wait for a database that is away; those beyond are left to the next reindex."""
 FIND_TIMEOUT_S: Final = 1
-"""The store answers sooner than a database that takes longer."""
+"""Timeout for a look-up: the store answers sooner than a database that takes longer."""
 SUSPECTS_MAX: Final = 100
 ANY: Final = Wanted()
+_COMPLETE: Final = "complete"
+"""The row of the table `state` that says that a reindex has brought in every record."""
 _FORMATS: Final = {format_.extension: format_ for format_ in Format}
+_NOT_BLOCKED: Final = images.c.digest.not_in(sa.select(refused.c.digest))
+"""A record in doubt stays when its bytes are removed, because another link of its key may bring others."""
 
-T = TypeVar("T")
 
+class ImageIndex:
+    """The rows of the images, one a key. A crash loses the last `batch_delay_s` seconds of them; the store has them."""
 
-class ImageIndex(Database):
-    """
-    Implements `interfaces.ImageIndex`, `Outbox`, `Ledger` and `images.removal.Register`.
-
-    What was put in the last `batch_delay_s` seconds is lost in a crash, and brought back by the store.
-    """
-
-    def __init__(self, url: str, clock: Clock, *, batch_delay_s: float = BATCH_DELAY_S, reading: bool = False) -> None:
-        super().__init__(url, clock, reading=reading)
+    def __init__(self, engine: DatabaseEngine, *, batch_delay_s: float = BATCH_DELAY_S) -> None:
+        self._engine = engine
         self._batch_delay_s = batch_delay_s
-        self._pending: dict[Key, Record] = {}
-        self._flush: asyncio.Task[None] | None = None
-        self._hurry = asyncio.Event()
-        """Somebody waits for what is pending."""
+        self._unwritten: dict[Key, Record] = {}
+        self._has_dropped = False
+        """Whether records were dropped that were too many to wait."""
+        self._flush_task: asyncio.Task[None] | None = None
+        self._flush_now = asyncio.Event()
+        """Set while a caller waits for the unwritten records."""
 
-    async def aclose(self) -> None:
-        await self._settle()
-        await super().aclose()
-
-    async def check(self) -> int:
-        await super().check()
-        self._begin_flush()
-        return 0
+    @property
+    def complete(self) -> bool:
+        """Whether the index has held every record of the store at some time."""
+        return _COMPLETE in self._engine.marks and not self._has_dropped
 
     async def find(self, key: Key) -> Record | None:
-        pending = self._pending.get(key)
-        if pending is not None:
-            return pending
-        query = _records().where(images.c.key == key)
-        rows = await self._run(self._select, query, timeout_s=FIND_TIMEOUT_S)
-        return rows[0] if rows else None
+        unwritten = self._unwritten.get(key)
+        if unwritten is not None:
+            return unwritten
+        records = await self._select(_records().where(images.c.key == key), timeout_s=FIND_TIMEOUT_S)
+        return records[0] if records else None
+
+    async def find_all(self, keys: Collection[Key]) -> dict[Key, Record]:
+        """Return those of the records that are known."""
+        await self.flush()
+        wanted, found = list(keys), {}
+        for start in range(0, len(wanted), BATCH):
+            query = _records().where(images.c.key.in_(wanted[start : start + BATCH]))
+            found.update({record.key: record for record in await self._select(query)})
+        return found
 
     async def put(self, record: Record) -> None:
-        """Bring a record in, soon. `find` knows it at once; a database that is away gets it when it is back."""
-        if len(self._pending) >= PENDING_MAX:
-            self.complete = False
+        """Add a record, soon. `find` returns it at once; a database that is away gets it when it is back."""
+        if len(self._unwritten) >= UNWRITTEN_MAX:
+            self._has_dropped = True
             return
-        self._pending[record.key] = record
-        self._begin_flush()
+        self._unwritten[record.key] = record
+        self.start_flush()
+
+    async def drop(self, keys: Collection[Key]) -> None:
+        """Remove the rows of keys, here and in the outbox."""
+        await self.flush()
+        for key in keys:
+            self._unwritten.pop(key, None)
+
+        def work(connection: sa.Connection) -> None:
+            connection.execute(sa.delete(images).where(images.c.key.in_(keys)))
+            delete_entries(connection, keys)
+
+        await self._engine.execute(work)
 
     async def page(self, *, limit: int, after: tuple[int, str] | None = None, wanted: Wanted = ANY) -> Sequence[Record]:
-        """Return up to `limit` records, newest first, from behind `after` (epoch seconds and key of the last one)."""
+        """Return up to `limit` records, newest first, after epoch seconds and key of the last one before them."""
         query = _records().order_by(images.c.stored_at.desc(), images.c.key.desc()).limit(limit)
-        query = query.where(_SHOWN)
+        query = query.where(_NOT_BLOCKED)
         for column, value in (
             (images.c.host, wanted.host),
             (images.c.provider, wanted.provider),
@@ -107,64 +122,31 @@ class ImageIndex(Database):
             query = query.where(images.c.stored_at < math.ceil(wanted.until.timestamp()))
         if after is not None:
             query = query.where(sa.tuple_(images.c.stored_at, images.c.key) < sa.tuple_(*map(sa.literal, after)))
-        await self._settle()
-        return await self._run(self._select, query)
-
-    async def find_all(self, keys: Collection[Key]) -> dict[Key, Record]:
-        """Return those of the records that are known."""
-        await self._settle()
-        wanted, found = list(keys), {}
-        for start in range(0, len(wanted), BATCH):
-            query = _records().where(images.c.key.in_(wanted[start : start + BATCH]))
-            found.update({record.key: record for record in await self._run(self._select, query)})
-        return found
+        await self.flush()
+        return await self._select(query)
 
     async def keys_of(self, digest: Digest) -> Sequence[Key]:
-        await self._settle()
+        """Return the keys of all records that point at an object."""
+        await self.flush()
         query = sa.select(images.c.key).where(images.c.digest == digest)
-        return [Key(key) for key in await self.execute(lambda connection: connection.scalars(query).all())]
-
-    async def drop(self, keys: Collection[Key]) -> None:
-        await self._settle()
-        for key in keys:
-            self._pending.pop(key, None)
-
-        def work(connection: sa.Connection) -> None:
-            for table in (images, outbox):
-                connection.execute(sa.delete(table).where(table.c.key.in_(keys)))
-
-        await self.execute(work)
-
-    async def refused(self) -> Collection[Digest]:
-        query = sa.select(refused.c.digest)
-        return [Digest(digest) for digest in await self.execute(lambda connection: connection.scalars(query).all())]
-
-    async def refuse(self, digests: Collection[Digest]) -> None:
-        def work(connection: sa.Connection) -> None:
-            connection.execute(sa.delete(refused).where(refused.c.digest.in_(digests)))
-            connection.execute(sa.insert(refused), [{"digest": digest} for digest in digests])
-
-        await self.execute(work)
-
-    async def allow(self, digests: Collection[Digest]) -> None:
-        change = sa.delete(refused).where(refused.c.digest.in_(digests))
-        await self.execute(lambda connection: connection.execute(change))
-
-    async def settle(self) -> None:
-        """Wait until other processes find what was put, or a database that is away keeps it from them."""
-        await self._settle()
+        return [Key(key) for key in await self._engine.execute(lambda connection: connection.scalars(query).all())]
 
     async def count(self) -> Totals:
-        await self._settle()
-        return await self.execute(_count)
+        await self.flush()
+        return await self._engine.execute(_count)
 
     async def count_images(self) -> tuple[int, int]:
-        query = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(images.c.size), 0)).where(_SHOWN)
-        number, size = await self.execute(lambda connection: connection.execute(query).one())
+        """Return the number of images, and the sum of their sizes in bytes."""
+        query = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(images.c.size), 0)).where(_NOT_BLOCKED)
+        number, size = await self._engine.execute(lambda connection: connection.execute(query).one())
         return int(number), int(size)
 
     async def suspects(self, *, since: datetime, identities_min: int) -> Sequence[tuple[str, Digest, int]]:
-        await self._settle()
+        """
+        Return host, digest and number of identities of images that a host gave under so many of them since then, most
+        first, a hundred at most.
+        """
+        await self.flush()
         number = sa.func.count().label("number")
         query = (
             sa.select(images.c.host, images.c.digest, number)
@@ -175,125 +157,86 @@ class ImageIndex(Database):
             .order_by(number.desc(), images.c.host, images.c.digest)
             .limit(SUSPECTS_MAX)
         )
-        rows = await self.execute(lambda connection: connection.execute(query).all())
+        rows = await self._engine.execute(lambda connection: connection.execute(query).all())
         return [(row.host, Digest(row.digest), row.number) for row in rows]
 
     async def rebuild(self, records: AsyncIterator[Record]) -> int:
         """
         Bring in all `records` and drop the rows of others; return how many.
 
-        Fills may go on meanwhile: only rows that were written before the walk began are dropped.
+        Fills may go on meanwhile: the index drops only rows that were written before the walk began.
         """
-        await self._settle()
-        began = self.now()
+        await self.flush()
+        self._has_dropped = False
+        began = self._engine.now()
         total = 0
         batch: list[Record] = []
         async for record in records:
             batch.append(record)
             if len(batch) == BATCH:
-                total += await self._bring_in(batch)
+                total += await self._write(batch)
                 batch = []
-        total += await self._bring_in(batch)
-        await self.execute(lambda connection: _finish(connection, began))
-        self.complete = True
+        total += await self._write(batch)
+        await self._engine.execute(lambda connection: _finish_rebuild(connection, began))
+        self._engine.marks[_COMPLETE] = str(began)
         return total
 
-    async def due(self, limit: int) -> Sequence[OutboxEntry]:
-        await self._settle()
-        query = (
-            sa.select(outbox.c.key, outbox.c.attempts)
-            .where(outbox.c.due_at <= self.now())
-            .order_by(outbox.c.since, outbox.c.key)
-            .limit(limit)
-        )
-        rows = await self.execute(lambda connection: connection.execute(query).all())
-        return [OutboxEntry(Key(row.key), row.attempts) for row in rows]
+    async def flush(self) -> None:
+        """Wait until other processes find what was put, or until a database that is away keeps it from them."""
+        if self._flush_task is not None:
+            self._flush_now.set()
+            await asyncio.shield(self._flush_task)
+            self._flush_now.clear()
 
-    async def postpone(self, waiting: OutboxEntry, delay_s: float, error: str) -> None:
-        change = (
-            sa.update(outbox)
-            .where(outbox.c.key == waiting.key)
-            .values(attempts=waiting.attempts + 1, due_at=self.now() + round(delay_s), error=error[:255])
-        )
-        await self.execute(lambda connection: connection.execute(change))
+    def start_flush(self) -> None:
+        """Start to write what was put, if there is any and no other task does."""
+        if self._unwritten and self._flush_task is None:
+            self._flush_task = asyncio.create_task(self._write_unwritten())
 
-    async def note(self, error: str) -> None:
-        change = sa.update(outbox).values(error=error[:255])
-        await self.execute(lambda connection: connection.execute(change))
-
-    async def remove(self, key: Key) -> None:
-        change = sa.delete(outbox).where(outbox.c.key == key)
-        await self.execute(lambda connection: connection.execute(change))
-
-    async def backlog(self) -> Backlog:
-        await self._settle()
-        return await self.execute(_backlog)
-
-    async def _bring_in(self, batch: Sequence[Record]) -> int:
-        if batch:
-            await self.execute(partial(self._upsert, records=batch))
-        return len(batch)
-
-    def _begin_flush(self) -> None:
-        if self._pending and self._flush is None:
-            self._flush = asyncio.create_task(self._write_pending())
-
-    async def _write_pending(self) -> None:
+    async def _write_unwritten(self) -> None:
         try:
-            while self._pending:
+            while self._unwritten:
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._hurry.wait(), self._batch_delay_s)
-                waiting = sorted(self._pending.values(), key=attrgetter("key"))  # neighbours share pages
-                for start in range(0, len(waiting), BATCH):
-                    batch = waiting[start : start + BATCH]
-                    await self.execute(partial(self._upsert, records=batch))
+                    await asyncio.wait_for(self._flush_now.wait(), self._batch_delay_s)
+                records = sorted(self._unwritten.values(), key=attrgetter("key"))  # adjacent keys share pages
+                for start in range(0, len(records), BATCH):
+                    batch = records[start : start + BATCH]
+                    await self._write(batch)
                     for record in batch:
-                        if self._pending.get(record.key) is record:
-                            del self._pending[record.key]
+                        if self._unwritten.get(record.key) is record:
+                            del self._unwritten[record.key]
         except StorageError:
             return  # they wait for the next put or check
         finally:
-            self._flush = None
+            self._flush_task = None
 
-    async def _settle(self) -> None:
-        """Wait until what was put is written, or cannot be."""
-        if self._flush is not None:
-            self._hurry.set()
-            await asyncio.shield(self._flush)
-            self._hurry.clear()
+    async def _write(self, batch: Sequence[Record]) -> int:
+        if batch:
+            await self._engine.execute(lambda connection: _upsert(connection, batch, self._engine.now()))
+        return len(batch)
 
-    def _select(self, query: sa.Select[Any]) -> list[Record]:
-        rows = self._in_transaction(lambda connection: connection.execute(query).all())
-        try:
-            return [_to_record(row) for row in rows]
-        except (KeyError, TypeError, ValueError, OverflowError, OSError):
-            # Nothing in a SQLite file guards against flipped bits.
-            raise StorageError("the database holds a damaged row; `imgkeep reindex` mends it") from None
+    async def _select(self, query: sa.Select[Any], **limits: float) -> list[Record]:
+        return await self._engine.execute(lambda connection: _read(connection, query), **limits)
 
-    def _upsert(self, connection: sa.Connection, records: Sequence[Record]) -> None:
-        # Delete and insert: the one way of upserting that every dialect has.
-        keys = [record.key for record in records]
-        connection.execute(sa.delete(images).where(images.c.key.in_(keys)))
-        now = self.now()
-        # Compiled once and handed to the driver as it is: SQLAlchemy's handling of each row costs more than the row.
-        insert = sa.insert(images).compile(dialect=connection.dialect)
-        rows = [{**_to_row(record), "indexed_at": now} for record in records]
-        order = insert.positiontup
-        connection.exec_driver_sql(
-            insert.string, [tuple(map(row.__getitem__, order)) for row in rows] if order else rows
-        )
-        waiting = [record for record in records if record.pending]
-        known = set(connection.scalars(sa.select(outbox.c.key).where(outbox.c.key.in_(keys)))) if keys else set()
-        arrived = [record.key for record in records if not record.pending and record.key in known]
-        if arrived:
-            connection.execute(sa.delete(outbox).where(outbox.c.key.in_(arrived)))
-        new = [
-            {"key": record.key, "since": int(record.stored_at.timestamp()), "attempts": 0, "due_at": 0}
-            for record in waiting
-            if record.key not in known
-        ]
-        if new:
-            connection.execute(sa.insert(outbox), new)
+
+def _read(connection: sa.Connection, query: sa.Select[Any]) -> list[Record]:
+    rows = connection.execute(query).all()
+    try:
+        return [_to_record(row) for row in rows]
+    except (KeyError, TypeError, ValueError, OverflowError, OSError):
+        # Nothing in a SQLite file guards against flipped bits.
+        raise StorageError("the image index holds a damaged row; `imgkeep reindex` repairs it") from None
+
+
+def _upsert(connection: sa.Connection, records: Sequence[Record], now: int) -> None:
+    # Delete and insert: the one way of upserting that every dialect has.
+    connection.execute(sa.delete(images).where(images.c.key.in_([record.key for record in records])))
+    # Compiled once and handed to the driver as it is: SQLAlchemy's handling of each row costs more than the row.
+    insert = sa.insert(images).compile(dialect=connection.dialect)
+    rows = [{**_to_row(record), "indexed_at": now} for record in records]
+    order = insert.positiontup
+    connection.exec_driver_sql(insert.string, [tuple(map(row.__getitem__, order)) for row in rows] if order else rows)
+    update_entries(connection, records)
 
 
 def _records() -> sa.Select[Any]:
@@ -301,32 +244,22 @@ def _records() -> sa.Select[Any]:
     return sa.select(images, outbox.c.since).outerjoin(outbox, images.c.key == outbox.c.key)
 
 
-def _backlog(connection: sa.Connection) -> Backlog:
-    count, oldest = connection.execute(sa.select(sa.func.count(), sa.func.min(outbox.c.since))).one()
-    last = sa.select(outbox.c.error).where(outbox.c.error.is_not(None)).order_by(outbox.c.due_at.desc()).limit(1)
-    return Backlog(count, _time(oldest), connection.scalar(last) if count else None)
-
-
-def _finish(connection: sa.Connection, began: int) -> None:
+def _finish_rebuild(connection: sa.Connection, began: int) -> None:
     connection.execute(sa.delete(images).where(images.c.indexed_at < began))
-    connection.execute(sa.delete(state).where(state.c.name == "complete"))
-    connection.execute(sa.insert(state), {"name": "complete", "value": str(began)})
-
-
-_SHOWN: Final = images.c.digest.not_in(sa.select(refused.c.digest))
-"""A record in doubt stays when its bytes are removed, because another link of its key may bring others."""
+    connection.execute(sa.delete(state).where(state.c.name == _COMPLETE))
+    connection.execute(sa.insert(state), {"name": _COMPLETE, "value": str(began)})
 
 
 def _count(connection: sa.Connection) -> Totals:
-    sizes = sa.select(images.c.digest, sa.func.max(images.c.size).label("size")).where(_SHOWN)
+    sizes = sa.select(images.c.digest, sa.func.max(images.c.size).label("size")).where(_NOT_BLOCKED)
     objects = sizes.group_by(images.c.digest).subquery()
     times = sa.select(sa.func.count(), sa.func.min(images.c.stored_at), sa.func.max(images.c.stored_at))
-    total, oldest, newest = connection.execute(times.select_from(images).where(_SHOWN)).one()
+    total, oldest, newest = connection.execute(times.select_from(images).where(_NOT_BLOCKED)).one()
     count, size = connection.execute(sa.select(sa.func.count(), sa.func.sum(objects.c.size))).one()
     number = sa.func.count().label("number")
     hosts = connection.execute(
         sa.select(images.c.host, number)
-        .where(_SHOWN)
+        .where(_NOT_BLOCKED)
         .group_by(images.c.host)
         .order_by(number.desc(), images.c.host)
         .limit(10)

@@ -1,9 +1,9 @@
 """
-Brings the tables of a database to their newest form.
+The tables' version: makes them in an empty database, and brings those of an older release up to date.
 
-An empty database gets the tables as they are declared, one of an older version is taken there step by step (Alembic).
-Both are the same to every reader; a test holds them to it. Alembic is read only where there is a step to take: it is a
-fifth of the time that a start takes.
+An empty database gets the tables as `tables.py` declares them; a database of an older release goes through the
+migrations (Alembic). Both ways lead to the same tables; a test compares them. Only a database of another version makes
+this module import Alembic, which takes a fifth of the time of a start.
 """
 
 from __future__ import annotations
@@ -17,51 +17,60 @@ from imgkeep.database.tables import metadata
 
 NEWEST: Final = "0006"
 """The last of the migrations."""
-KNOWN: Final = frozenset(f"{number:04}" for number in range(1, int(NEWEST) + 1))
-"""All of them."""
+RELEASED: Final = frozenset({NEWEST})
+"""The versions that this one can use or migrate: those of releases, and the last one before the first release."""
+_UNRELEASED: Final = frozenset({"0001", "0002", "0003", "0004", "0005"})
+"""Versions of the months before the first release. Their migrations are gone."""
 
 _version: Final = sa.Table("alembic_version", sa.MetaData(), sa.Column("version_num", sa.String(32), primary_key=True))
 
 
 class IncompatibleDatabase(StorageError):
-    """Left alone: a newer version may be about to come back."""
+    """A database of a version that this one cannot use. It stays as it is: its own version may be about to return."""
 
 
-def bring_up(connection: sa.Connection, *, reading: bool = False) -> None:
+def prepare_tables(connection: sa.Connection, *, read_only: bool = False) -> None:
     """
-    Make or change the tables, within the transaction that `connection` is in.
+    Make or migrate the tables, within the transaction that `connection` is in.
 
     Args:
         connection: To the database.
-        reading: Whether to change what there is only, and to make nothing.
+        read_only: Whether to make no tables; a migration is made all the same.
 
     Raises:
-        IncompatibleDatabase: A newer version made them.
+        IncompatibleDatabase: A version made the tables that this one cannot use.
         StorageError: There are none to be read.
     """
     if sa.inspect(connection).has_table(_version.name):
-        if connection.scalar(sa.select(_version)) != NEWEST:
-            upgrade(connection)
-    elif reading:
-        raise StorageError("the database holds no database; `imgkeep reindex` makes one from the records")
+        version = connection.scalar(sa.select(_version))
+        if version != NEWEST:
+            if version not in RELEASED:
+                raise IncompatibleDatabase(f"the database {describe_mismatch(version)}")
+            migrate(connection)
+    elif read_only:
+        raise StorageError("the database has no tables; `imgkeep reindex` makes them, and fills the image index")
     else:
         metadata.create_all(connection, checkfirst=False)
         _version.create(connection, checkfirst=False)
         connection.execute(_version.insert().values(version_num=NEWEST))
 
 
-def upgrade(connection: sa.Connection, version: str = "head") -> None:
-    """Take each step up to `version` that was not taken yet. Raises: IncompatibleDatabase."""
+def migrate(connection: sa.Connection, version: str = "head") -> None:
+    """Run each migration up to `version` that the database has not seen."""
     from alembic import command  # noqa: PLC0415 - see above
     from alembic.config import Config  # noqa: PLC0415
-    from alembic.util import CommandError  # noqa: PLC0415
 
     config = Config()
     config.set_main_option("script_location", "imgkeep.database:migrations")
     config.attributes["connection"] = connection
-    try:
-        command.upgrade(config, version)
-    except CommandError:
-        raise IncompatibleDatabase(
-            "the database was written by a newer version of imgkeep, or is no database"
-        ) from None
+    command.upgrade(config, version)
+
+
+def describe_mismatch(version: str | None) -> str:
+    """Return the end of the sentence that says why this version cannot use a database."""
+    if version in _UNRELEASED:
+        return (
+            f"was written before the first release (schema {version}): move it away; "
+            "`imgkeep reindex` fills a new one from the records, jobs are lost"
+        )
+    return f"was written by a newer version of imgkeep (schema {version}), or by another program"

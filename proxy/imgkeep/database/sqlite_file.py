@@ -1,25 +1,59 @@
-"""
-What can be told of a SQLite file without opening the database: nothing is made, changed or locked.
-"""
+"""A SQLite file from outside: what `check` can tell of it, what becomes of its old name, where it goes when damaged."""
 
 from __future__ import annotations
 
+import logging
 import sqlite3
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Final
 
-from imgkeep.database.schema import KNOWN
+from imgkeep.database.schema import RELEASED, describe_mismatch
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 MAGIC: Final = b"SQLite format 3\0"
-"""How every such file begins (https://www.sqlite.org/fileformat.html, 1.3)."""
+"""The first bytes of every such file (https://www.sqlite.org/fileformat.html, 1.3)."""
 TIMEOUT_S: Final = 2
+"""Timeout for the lock of another process."""
+NAME: Final = "imgkeep.db"
+OLD_NAME: Final = "catalog.db"
+"""The default name before the first release."""
+
+
+log = logging.getLogger(__name__)
+
+
+def find_file(path: Path) -> Path:
+    """Return the file of a database: under its old name where this alone is there. Blocks."""
+    old = path.with_name(OLD_NAME)
+    return old if path.name == NAME and not path.exists() and old.exists() else path
+
+
+def take_over(path: Path) -> Path:
+    """
+    Rename the file that has the old name, and return the file to open. Blocks.
+
+    A file that another process has open keeps its name, and so does one that cannot be renamed: it is used as it is.
+    """
+    old = find_file(path)
+    if old == path:
+        return path
+    with suppress(OSError, sqlite3.Error), closing(_connect(old, "mode=rw")) as connection:
+        # Only the last connection can leave WAL. That moves the last rows into the file, and removes its companions.
+        if connection.execute("PRAGMA journal_mode=DELETE").fetchone() == ("delete",):
+            connection.execute("BEGIN EXCLUSIVE")
+            old.rename(path)
+            log.info("database file renamed", extra={"from": str(old), "to": str(path)})
+    return find_file(path)
 
 
 def find_fault(path: Path) -> str | None:
-    """Return why a file can be no database of this version; `None`: it can, or is not there. Blocks."""
+    """
+    Return why a file cannot be a database of this version; `None`: it can, or is not there.
+
+    Makes, changes and locks nothing. Blocks.
+    """
     try:
         if path.is_dir():
             return "is a folder, not a file"
@@ -30,21 +64,30 @@ def find_fault(path: Path) -> str | None:
     except OSError as error:
         return f"cannot be read: {error.strerror}"
     if not begin:
-        return None  # as one that is new
+        return None  # like a new one
     if begin != MAGIC:
-        return "is no SQLite database; a start would move it out of the way as a damaged database"
+        return "is no SQLite database; a start would quarantine it as a damaged database"
     return _find_version_fault(path)
+
+
+def quarantine(path: Path, now: int) -> None:
+    """Rename a damaged file and its companions, which stay beside it. Blocks. Raises: OSError."""
+    for suffix in ("", "-wal", "-shm"):
+        part = path.with_name(path.name + suffix)
+        if part.exists():
+            part.rename(path.with_name(f"{path.name}.damaged-{now}{suffix}"))
 
 
 def _find_version_fault(path: Path) -> str | None:
     try:
-        # A reader would make the two files beside it, where there is nothing to read in them.
+        # A reader would make the two companions, where there is nothing to read in them.
         in_use = all(path.with_name(f"{path.name}{suffix}").exists() for suffix in ("-wal", "-shm"))
-        uri = f"{path.absolute().as_uri()}?mode=ro{'' if in_use else '&immutable=1'}"
-        with closing(sqlite3.connect(uri, uri=True, timeout=TIMEOUT_S)) as connection:
+        with closing(_connect(path, "mode=ro" if in_use else "mode=ro&immutable=1")) as connection:
             version = connection.execute("SELECT version_num FROM alembic_version").fetchone()
     except sqlite3.Error:
-        return None  # damaged, locked or of another program: what a start makes of it is told then
-    if version is None or version[0] in KNOWN:
-        return None
-    return f"was written by a newer version of imgkeep (schema {version[0]}), or is no database"
+        return None  # damaged, locked or of another program: the start reports what it finds
+    return None if version is None or version[0] in RELEASED else describe_mismatch(version[0])
+
+
+def _connect(path: Path, options: str) -> sqlite3.Connection:
+    return sqlite3.connect(f"{path.absolute().as_uri()}?{options}", uri=True, timeout=TIMEOUT_S, isolation_level=None)

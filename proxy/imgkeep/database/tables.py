@@ -1,4 +1,4 @@
-"""The tables, as the newest migration leaves them. Times are whole seconds since the epoch, sizes are bytes."""
+"""The tables, as the newest migration makes them. Times are whole seconds since the epoch, sizes are bytes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ images = Table(
     Column("indexed_at", BigInteger, nullable=False, comment="when this row was last written"),
     Column("origin_etag", Text),
     Column("origin_modified", Text),
-    Column("doubts", String(64), comment="words of `core.model.Doubt` with commas between; empty or null: confirmed"),
+    Column("doubts", String(64), comment="words of `core.records.Doubt` with commas between; empty or null: confirmed"),
     Column("brought_by", String(32)),
     Index("images_by_digest", "digest"),
     Index("images_by_host", "host"),
@@ -37,17 +37,17 @@ outbox = Table(
     "outbox",
     metadata,
     Column("key", String(64), primary_key=True),
-    Column("since", BigInteger, nullable=False, comment="when the image was kept in the fallback"),
+    Column("since", BigInteger, nullable=False, comment="when the image was stored in the fallback"),
     Column("attempts", Integer, nullable=False),
     Column("due_at", BigInteger, nullable=False),
     Column("error", String(255)),
     Index("outbox_by_time", "since", "key"),
     sqlite_with_rowid=False,
 )
-"""What waits for the primary store."""
+"""The images that wait for the primary store."""
 
 refused = Table("refused", metadata, Column("digest", String(64), primary_key=True), sqlite_with_rowid=False)
-"""Pictures that were removed, for a start without the store."""
+"""The blocked digests, for a start without the store."""
 
 jobs = Table(
     "jobs",
@@ -58,7 +58,7 @@ jobs = Table(
     Column("total", Integer, nullable=False),
     Column("saved", Integer, nullable=False),
     Column("failed", Integer, nullable=False),
-    Column("webhook", Text, comment="whom to tell; empty once that is done"),
+    Column("webhook", Text, comment="URL of the webhook; null once it was delivered"),
     Column("webhook_attempts", Integer, nullable=False),
     Column("webhook_due_at", BigInteger, nullable=False),
     Index("jobs_by_webhook", "webhook_due_at"),
@@ -71,7 +71,7 @@ items = Table(
     metadata,
     Column("job", String(32), primary_key=True),
     Column("number", Integer, primary_key=True, autoincrement=False),
-    Column("link", Text, comment="a credential: gone once nothing is left to do"),
+    Column("link", Text, comment="a credential: null once nothing is left to do"),
     Column("host", String(253), nullable=False),
     Column("expires_at", BigInteger, nullable=False, comment="of the link; the far future where it has no end"),
     Column("state", String(7), nullable=False, comment="waiting, saved or failed"),

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection
 
     from imgkeep.core.records import Digest, Key
-    from imgkeep.database import ImageIndex
+    from imgkeep.database import RemovalIndex
     from imgkeep.images.interfaces import Peers
     from imgkeep.storage.interfaces import Store
 
@@ -70,7 +70,7 @@ class BlockedDigests:
     def __init__(
         self,
         store: Store,
-        removals: ImageIndex,
+        removals: RemovalIndex,
         drop_copies: Callable[[Digest], Awaitable[None]],
         peers: Peers | None = None,
     ) -> None:
@@ -91,7 +91,7 @@ class BlockedDigests:
     async def load(self) -> None:
         """Read the list of the database, and that of the store if it answers."""
         try:
-            self._note(await self._removals.refused())
+            self._note(await self._removals.list_blocked())
         except StorageError:
             log.warning("list of blocked digests not read from the database")
         await self.refresh()
@@ -105,7 +105,7 @@ class BlockedDigests:
             new = listed - self._digests.keys()
             if new:
                 await self.learn(new)
-                await self._removals.refuse(new)
+                await self._removals.block(new)
             missing = list(islice(self._digests.keys() - listed, RECHECKS_MAX))
             await self.recheck(missing)
         return Refreshed(frozenset(new), frozenset(missing))
@@ -121,7 +121,7 @@ class BlockedDigests:
         await self._store.delete_object(digest)
         if self._peers is not None:
             await self._peers.notify(refused=[digest])
-        await self._removals.refuse([digest])
+        await self._removals.block([digest])
 
     async def learn(self, digests: Collection[Digest]) -> None:
         """Block what another worker or node has blocked, and delete this machine's copies."""
@@ -143,11 +143,11 @@ class BlockedDigests:
             if self._digests.get(digest) != message:
                 continue  # removed again during the question
             del self._digests[digest]
-            await self._removals.allow([digest])
+            await self._removals.unblock([digest])
             # Another process may have written its row before this one deleted it.
             if await self._store.find_block(digest) is not None:
                 await self.learn([digest])
-                await self._removals.refuse([digest])
+                await self._removals.block([digest])
 
     async def tell_undone(self, digest: Digest | None, keys: Collection[Key]) -> None:
         """Tell the other workers that the block of a digest and the tombstones of keys are gone."""

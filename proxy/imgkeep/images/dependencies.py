@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from imgkeep.images.observer import FillObserver
     from imgkeep.images.placeholder_suspects import PlaceholderSuspects
     from imgkeep.origin.client import OriginClient
-    from imgkeep.storage.interfaces import Disk, Spool, Store
+    from imgkeep.storage.interfaces import Spool, Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class FillDependencies:
 
     origin: OriginClient
     store: Store
-    disk: Disk
+    disk: Spool
     memory: Spool
     format_checker: FormatChecker
     observer: FillObserver

@@ -74,5 +74,5 @@ class FillObserver:
         reason = fault.in_full
         if not self._health.faults.get("store"):
             log.error("image delivered but not stored", extra={"reason": reason})
-        self._health.note("store", reason)
+        self._health.note_fault("store", reason)
         self._failures.note(subject, fault)

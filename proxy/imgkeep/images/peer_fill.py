@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from imgkeep.core.errors import ImgkeepError
     from imgkeep.images.fill import FillHead
-    from imgkeep.storage.interfaces import Disk, Spool
+    from imgkeep.storage.interfaces import Spool
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ class PeerFill(Call):
     def __init__(
         self,
         follow: Callable[[], AbstractAsyncContextManager[RemoteFill | FillFailure | None]],
-        disk: Disk,
+        disk: Spool,
         memory: Spool,
     ) -> None:
         self.body: SharedBody[FillHead | FillFailure | None] = SharedBody(memory)

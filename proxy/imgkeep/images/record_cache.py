@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Container
 
     from imgkeep.core.records import Key, Record
-    from imgkeep.database.interfaces import ImageIndex
+    from imgkeep.database import ImageIndex
     from imgkeep.storage.interfaces import Store
 
 RECORDS_BYTES_MAX: Final = 67_108_864

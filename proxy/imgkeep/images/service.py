@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from imgkeep.core.policy import Policy
     from imgkeep.core.records import Digest, Source, SourceInfo
-    from imgkeep.database.interfaces import ImageIndex
+    from imgkeep.database import ImageIndex
     from imgkeep.images.context import Delivery, RedirectToObject, RequestContext
     from imgkeep.images.dependencies import FillDependencies
     from imgkeep.images.fill import Fill, FillHead

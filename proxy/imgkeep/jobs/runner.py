@@ -1,29 +1,25 @@
 """
-Saving many links in the background, durably.
+The job runner: saves the links of jobs in the background, durably.
 
 Rules:
-- A link is in the database until it is saved or has failed for good, so a process that is killed goes on where it was;
-  what it had finished is found to be kept, and not fetched again.
-- What expires first comes first. Each host has few at a time, so that one that is slow holds up no other.
-- What may be better later is tried again, at growing intervals, until the link expires.
-- A job that is cancelled ends at once: what waits is not begun, and what is under way is given up. A fetch that others
-  wait for goes on, and so does one that can be stored all the same.
-- The link itself, a credential, is gone from the database as soon as nothing is left to do with it.
+- A link is in the database until it is saved or has failed for good, so a killed process goes on where it was; what it
+  had finished is found to be stored, and not fetched again.
+- The link that expires first comes first. Each host has few at a time, so a slow host delays no other.
+- A failure that may pass is tried again, at growing intervals, until the link expires.
+- A cancelled job ends at once: the runner starts no waiting link and gives up those that run. A fetch that other
+  clients wait for goes on, and so does one that can be stored all the same.
+- The link itself, a credential, leaves the database as soon as nothing is left to do with it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from base64 import b64encode
 from collections import Counter, deque
 from contextlib import contextmanager, suppress
-from hashlib import sha256
-from hmac import digest
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
-import msgspec
-
+from imgkeep.core.backoff import backoff_s
 from imgkeep.core.errors import (
     Busy,
     Conflict,
@@ -34,104 +30,104 @@ from imgkeep.core.errors import (
     OriginError,
     OriginTimeout,
     RateLimited,
-    SourceRejected,
     StorageError,
 )
 from imgkeep.core.records import Failure, NewItem
 from imgkeep.core.source_url import own_path, read_source
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from imgkeep.clock import Clock, Sleep
-    from imgkeep.core.records import Job, JobItem, JobResult, JobState, Source, SourceInfo, Webhook
-    from imgkeep.database.interfaces import Jobs
+    from imgkeep.core.records import Job, JobItem, JobResult, JobState, Source, SourceInfo
+    from imgkeep.database import DurableJobs
     from imgkeep.images.upload import Saver
+    from imgkeep.jobs.webhooks import WebhookSender
 
 ITEMS_MAX: Final = 10_000
+"""Maximum number of links in one job."""
 WAITING_MAX: Final = 1_000_000
-"""In all jobs: some gigabyte of the database."""
+"""Maximum number of waiting links in all jobs: some gigabyte of the database."""
 CONCURRENT_MAX: Final = 16
+"""Maximum number of links that are being saved at a time."""
 PER_HOST_MAX: Final = 4
-"""A quarter of what `fetch.*` lets through by default: visitors come first."""
+"""Maximum number of them at one host, a quarter of the default of `fetch.per_host_max`: visitors come first."""
 QUEUED_MAX: Final = 256
-"""Links that are looked for at a time."""
+"""Maximum number of due links that one search brings into memory."""
 DELAY_MIN_S: Final = 6
-"""Longer than a failure of a moment is remembered (`images/negative_cache.py`), so that each attempt is one."""
+"""Delay after the first failed attempt; longer than the negative cache holds a failure that may pass
+(`images/negative_cache.py`), so that each attempt is one."""
 DELAY_MAX_S: Final = 600
+"""Maximum delay between two attempts."""
 ATTEMPTS_MAX: Final = 12
-"""For a link that tells no end: about an hour and a half."""
+"""Maximum number of attempts for a link without an expiry: about an hour and a half."""
 POLL_INTERVAL_S: Final = 1
+"""Interval of searching for due links."""
 RESULTS_RETENTION_S: Final = 7 * 86_400
-"""So long the results of a job can be asked for."""
+"""How long after its end a job, and its results, can be read."""
 CLEANUP_INTERVAL_S: Final = 3600
-"""Old jobs are forgotten, and what waits is counted anew."""
-
-WEBHOOK_DELAY_MIN_S: Final = 10
-WEBHOOK_ATTEMPTS_MAX: Final = 10
-"""The last one some three hours after the first."""
-WEBHOOKS_CONCURRENT_MAX: Final = 8
+"""Interval of deleting old jobs, and of counting anew how many links wait."""
 
 log = logging.getLogger(__name__)
 
 
-class Messenger(Protocol):
-    """Who tells others over HTTP."""
-
-    async def post(self, source: Source, body: bytes, headers: Mapping[str, str]) -> int:
-        """
-        Send JSON, follow nothing, and return the status.
-
-        Raises:
-            SourceForbidden: Policy refuses the address.
-            OriginError: It was not answered.
-        """
-
-
 class JobRunner:
-    """Takes jobs and works them off. One per process. `webhook_key` signs what is told to others."""
+    """
+    Takes jobs and saves their links. One per process; only the leader's `run` is running.
+
+    Args:
+        jobs: The jobs in the database.
+        saver: Saves a link.
+        webhooks: Delivers the message that a job has ended.
+        identify: Returns what is known of a link.
+        public: The server's own public URL; its links are loops.
+        clock: The time, for what expires.
+        draw: Returns a random number from 0 to 1, for delays.
+        draw_id: Returns a new job's id.
+        timer: Monotonic seconds.
+        sleep: Waits.
+        count: Counts an attempt by its outcome.
+    """
 
     def __init__(  # noqa: PLR0913 - all by keyword, in one place
         self,
         *,
-        jobs: Jobs,
+        jobs: DurableJobs,
         saver: Saver,
-        messenger: Messenger,
+        webhooks: WebhookSender,
         identify: Callable[[Source], SourceInfo],
         public: Source | None,
-        webhook_key: str | None,
         clock: Clock,
         draw: Callable[[], float],
         draw_id: Callable[[], str],
         timer: Callable[[], float],
         sleep: Sleep,
-        counted: Callable[[str], None],
+        count: Callable[[str], None],
     ) -> None:
         self._jobs = jobs
         self._saver = saver
-        self._messenger = messenger
+        self._webhooks = webhooks
         self._identify = identify
         self._public = public
-        self._webhook_key = webhook_key
         self._clock = clock
         self._draw = draw
         self._draw_id = draw_id
         self._timer = timer
         self._sleep = sleep
-        self._counted = counted
+        self._count = count
         self._running: dict[tuple[str, int], JobItem] = {}
-        self._at_hand: dict[str, deque[JobItem]] = {}
-        """What was found to be due, by host, those first that expire first."""
-        self._look_at = 0.0
-        self._in_vain: set[str] = set()
-        """Until then there is nothing to be found beyond these busy hosts."""
-        self._tell_at = 0.0
-        self._tidy_at = 0.0
         self._tasks: dict[tuple[str, int], asyncio.Task[None]] = {}
+        self._queued: dict[str, deque[JobItem]] = {}
+        """The due links in memory, by host, earliest expiry first."""
+        self._next_search = 0.0
+        self._searched_without: set[str] = set()
+        """The busy hosts that the last search left out: until the next one only their links can be due."""
+        self._next_delivery = 0.0
+        self._next_cleanup = 0.0
         self._wake = asyncio.Event()
         self._watchers: dict[str, set[asyncio.Event]] = {}
         self.waiting = 0
-        """How many links wait, in all jobs, as of the last look."""
+        """How many links wait in all jobs, as of the last count."""
 
     async def submit(self, urls: Sequence[object], *, webhook: str | None = None) -> Job:
         """
@@ -145,9 +141,7 @@ class JobRunner:
         if not 1 <= len(urls) <= ITEMS_MAX:
             raise InvalidRequest(f"urls has to hold 1 to {ITEMS_MAX} links")
         if webhook is not None:
-            if self._webhook_key is None:
-                raise InvalidRequest("webhook needs security.signing_keys, by which it is signed")
-            read_source(webhook)
+            self._webhooks.check(webhook)
         if self.waiting + len(urls) > WAITING_MAX:
             raise Busy(f"{WAITING_MAX} links wait already", retry_after_s=60)
         new = await asyncio.to_thread(lambda: [self._read(url) for url in urls])
@@ -155,7 +149,7 @@ class JobRunner:
         if job.failed:
             log.warning("job has links that cannot be used", extra={"job": job.id, "links": job.failed})
         self.waiting += job.total - job.failed
-        self._look_at = self._tell_at = 0
+        self._next_search = self._next_delivery = 0
         self._wake.set()
         return job
 
@@ -167,10 +161,13 @@ class JobRunner:
     ) -> Sequence[Job]:
         return await self._jobs.page(limit=limit, after=after, state=state)
 
+    async def results(self, job_id: str, *, after: int, limit: int) -> Sequence[JobResult]:
+        return await self._jobs.results(job_id, after=after, limit=limit)
+
     async def cancel(self, job_id: str) -> Job | None:
         """
-        End a job at once; its fetches in this process are given up, those of others are not begun. `None`: there is
-        none. One that has ended stays as it is.
+        End a job at once: give up its fetches in this process, and start no other. `None`: there is none. A job that
+        has ended stays as it is.
 
         Raises:
             StorageError: It goes on.
@@ -178,22 +175,18 @@ class JobRunner:
         job = await self._jobs.cancel(job_id)
         if job is None:
             return None
-        for host in list(self._at_hand):
-            left = deque(item for item in self._at_hand.pop(host) if item.job != job_id)
+        for host in list(self._queued):
+            left = deque(item for item in self._queued.pop(host) if item.job != job_id)
             if left:
-                self._at_hand[host] = left
-        for (of, _), task in list(self._tasks.items()):
-            if of == job_id:
+                self._queued[host] = left
+        for (owner, _), task in list(self._tasks.items()):
+            if owner == job_id:
                 task.cancel()
-        self._tell_at = 0
-        self._tidy_at = 0  # what waits is counted anew
+        self._next_delivery = 0
+        self._next_cleanup = 0  # it counts what waits
         self._wake.set()
-        for event in self._watchers.get(job_id, ()):
-            event.set()
+        self._notify(job_id)
         return job
-
-    async def results(self, job_id: str, *, after: int, limit: int) -> Sequence[JobResult]:
-        return await self._jobs.results(job_id, after=after, limit=limit)
 
     @contextmanager
     def watch(self, job_id: str) -> Iterator[asyncio.Event]:
@@ -208,29 +201,24 @@ class JobRunner:
             if not watchers:
                 self._watchers.pop(job_id, None)
 
+    def poll_now(self) -> None:
+        """Search at once: another process may have taken a job."""
+        self._next_search = self._next_delivery = self._next_cleanup = 0
+        self._wake.set()
+
     async def run(self) -> None:
-        """Work jobs off, for ever."""
-        self._tidy_at = self._timer()
+        """Save links, for ever."""
+        self._next_cleanup = self._timer()
         try:
             while True:
                 self._wake.clear()
                 pause_s: float = POLL_INTERVAL_S
                 try:
-                    if self._timer() >= self._tidy_at:
-                        await self._jobs.forget(RESULTS_RETENTION_S)
-                        self.waiting = await self._jobs.count_waiting()
-                        self._tidy_at = self._timer() + CLEANUP_INTERVAL_S
-                    await self._depart()
-                    if self._timer() >= self._tell_at:
-                        self._tell_at = self._timer() + await self._tell_all()
-                    if self.waiting <= 0:
-                        self.waiting = await self._jobs.count_waiting()  # once, before a long pause
-                    if not self.waiting:
-                        pause_s = min(max(self._tell_at - self._timer(), POLL_INTERVAL_S), CLEANUP_INTERVAL_S)
+                    pause_s = await self._do_due()
                 except StorageError:
-                    pass  # the database tells its own trouble
+                    pass  # the database reports its own failures
                 except Exception:  # this loop must not end, whatever happens
-                    log.exception("working jobs off failed as nobody foresaw")
+                    log.exception("job runner failed unexpectedly")
                 await self._wait(pause_s)
         finally:
             tasks = list(self._tasks.values())
@@ -239,10 +227,20 @@ class JobRunner:
             if tasks:
                 await asyncio.wait(tasks)
 
-    def look_again(self) -> None:
-        """Somebody else may have taken a job."""
-        self._look_at = self._tell_at = self._tidy_at = 0
-        self._wake.set()
+    async def _do_due(self) -> float:
+        """Clean up, start links and deliver webhooks where it is time to; return how long to wait then."""
+        if self._timer() >= self._next_cleanup:
+            await self._jobs.delete_old(RESULTS_RETENTION_S)
+            self.waiting = await self._jobs.count_waiting()
+            self._next_cleanup = self._timer() + CLEANUP_INTERVAL_S
+        await self._start_due()
+        if self._timer() >= self._next_delivery:
+            self._next_delivery = self._timer() + await self._webhooks.deliver_due()
+        if self.waiting <= 0:
+            self.waiting = await self._jobs.count_waiting()  # once, before a long pause
+        if self.waiting:
+            return POLL_INTERVAL_S
+        return min(max(self._next_delivery - self._timer(), POLL_INTERVAL_S), CLEANUP_INTERVAL_S)
 
     async def _wait(self, seconds: float) -> None:
         """Wait until there is something to do, for so long at most."""
@@ -255,86 +253,91 @@ class JobRunner:
                 task.cancel()
             await asyncio.gather(sleeping, waking, return_exceptions=True)
 
-    async def _depart(self) -> None:
-        """Begin as many as may be under way."""
+    async def _start_due(self) -> None:
+        """Start as many links as the limits allow."""
         while len(self._running) < CONCURRENT_MAX:
             item = self._pop()
             if item is not None:
-                self._begin(item)
-            elif not await self._refill():
+                self._start(item)
+            elif not await self._search():
                 return
 
     def _pop(self) -> JobItem | None:
-        """Take the link that expires first of those at hand whose host has a place."""
-        taken = Counter(item.host for item in self._running.values())
-        free = [items[0] for host, items in self._at_hand.items() if taken[host] < PER_HOST_MAX]
+        """Return the queued link that expires first, of those whose host is not busy."""
+        busy = self._busy_hosts()
+        free = [items[0] for host, items in self._queued.items() if host not in busy]
         if not free:
             return None
         first = min(free, key=lambda item: (item.expires_at is None, item.expires_at, item.job, item.number))
-        items = self._at_hand[first.host]
+        items = self._queued[first.host]
         items.popleft()
         if not items:
-            del self._at_hand[first.host]
+            del self._queued[first.host]
         return first
 
-    async def _refill(self) -> bool:
-        """Take more at hand; `False`: there is nothing, or it was looked for a moment ago."""
-        now = self._timer()
-        taken = Counter(item.host for item in self._running.values())
-        busy = {host for host, number in taken.items() if number >= PER_HOST_MAX}
-        if now < self._look_at and busy >= self._in_vain:
+    async def _search(self) -> bool:
+        """Queue due links of the database; return `False`: there are none, or the last search was a moment ago."""
+        now, busy = self._timer(), self._busy_hosts()
+        if now < self._next_search and busy >= self._searched_without:
             return False
-        known = {(item.job, item.number) for items in self._at_hand.values() for item in items} | self._running.keys()
-        due = await self._jobs.due(QUEUED_MAX, but=known, busy=busy)
+        known = {(item.job, item.number) for items in self._queued.values() for item in items} | self._running.keys()
+        due = await self._jobs.due(QUEUED_MAX, without=known, busy=busy)
         if len(due) < QUEUED_MAX:
-            self._look_at, self._in_vain = now + POLL_INTERVAL_S, busy
+            self._next_search, self._searched_without = now + POLL_INTERVAL_S, busy
         for item in due:
-            self._at_hand.setdefault(item.host, deque()).append(item)
+            self._queued.setdefault(item.host, deque()).append(item)
         return bool(due)
 
-    def _begin(self, item: JobItem) -> None:
+    def _busy_hosts(self) -> set[str]:
+        running = Counter(item.host for item in self._running.values())
+        return {host for host, number in running.items() if number >= PER_HOST_MAX}
+
+    def _start(self, item: JobItem) -> None:
         self._running[item.job, item.number] = item
         task = asyncio.create_task(self._save(item))
         self._tasks[item.job, item.number] = task
         # By a callback: a task that is cancelled before its first step runs no line of its own.
-        task.add_done_callback(lambda _: self._end(item))
+        task.add_done_callback(lambda _: self._finish(item))
 
-    def _end(self, item: JobItem) -> None:
+    def _finish(self, item: JobItem) -> None:
         del self._running[item.job, item.number]
         del self._tasks[item.job, item.number]
         self._wake.set()
 
     async def _save(self, item: JobItem) -> None:
         try:
-            job = await self._try(item)
+            job = await self._attempt(item)
         except StorageError:
-            return  # the database: it stays where it was, and is found to be kept the next time
+            return  # the database failed: the link stays where it was, and its image is found to be stored next time
         except Exception:
-            log.exception("saving a link failed as nobody foresaw")
-            job = await self._jobs.failed(item, Failure("internal_error", "the server met an error of its own"))
+            log.exception("job link failed unexpectedly")
+            job = await self._jobs.mark_failed(item, Failure("internal_error", "the server met an error of its own"))
         if job is not None:
             self.waiting -= 1
             if job.finished_at is not None:
-                self._tell_at = 0
-            for event in self._watchers.get(item.job, ()):
-                event.set()
+                self._next_delivery = 0
+            self._notify(item.job)
 
-    async def _try(self, item: JobItem) -> Job | None:
-        if not await self._jobs.waits(item):
-            return None  # another process has cancelled the job since this was found to be due
+    def _notify(self, job_id: str) -> None:
+        for event in self._watchers.get(job_id, ()):
+            event.set()
+
+    async def _attempt(self, item: JobItem) -> Job | None:
+        if not await self._jobs.is_waiting(item):
+            return None  # another process has cancelled the job since the search
         try:
             saved = await self._saver.save_link(read_source(item.link))
         except ImgkeepError as error:
-            delay_s = self._delay(item, error)
+            delay_s = self._retry_delay_s(item, error)
             if delay_s is None:
-                self._counted(error.code)
+                self._count(error.code)
                 self._log_failure(item, error)
-                return await self._jobs.failed(item, Failure(error.code, str(error)))
-            self._counted("retried")
+                return await self._jobs.mark_failed(item, Failure(error.code, str(error)))
+            self._count("retried")
             await self._jobs.postpone(item, delay_s)
             return None
-        self._counted("saved")
-        return await self._jobs.saved(item, saved.record.key, created=saved.created)
+        self._count("saved")
+        return await self._jobs.mark_saved(item, saved.record.key, created=saved.created)
 
     def _log_failure(self, item: JobItem, error: ImgkeepError) -> None:
         """Log which link of which job has failed, by its key: the link grants access."""
@@ -345,11 +348,11 @@ class JobRunner:
         detail = error.in_full if isinstance(error, StorageError) else str(error)
         log.warning("job link failed", extra={**facts, "code": error.code, "detail": detail})
 
-    def _delay(self, item: JobItem, error: ImgkeepError) -> float | None:
+    def _retry_delay_s(self, item: JobItem, error: ImgkeepError) -> float | None:
         """Return the seconds to wait before another attempt; `None`: no attempt would help."""
         if not _may_pass(error):
             return None
-        delay_s = min(DELAY_MIN_S * 2.0**item.attempts, DELAY_MAX_S) * (1 + self._draw() / 2)
+        delay_s = backoff_s(item.attempts, first_s=DELAY_MIN_S, longest_s=DELAY_MAX_S, draw=self._draw())
         delay_s = max(delay_s, getattr(error, "retry_after_s", None) or 0)
         if item.expires_at is None:
             return delay_s if item.attempts + 1 < ATTEMPTS_MAX else None
@@ -371,63 +374,9 @@ class JobRunner:
             return NewItem("", source.host, None, failure, info.key)
         return NewItem(source.url, source.host, info.expires_at, key=info.key)
 
-    async def _tell_all(self) -> float:
-        """Tell who is to be told now; return in how many seconds there is something to tell again."""
-        webhooks = await self._jobs.webhooks(WEBHOOKS_CONCURRENT_MAX)
-        due = [webhook for webhook in webhooks if webhook.due_in_s <= 0]
-        async with asyncio.TaskGroup() as group:
-            for webhook in due:
-                group.create_task(self._tell(webhook))
-        return 0 if due else min((webhook.due_in_s for webhook in webhooks), default=CLEANUP_INTERVAL_S)
-
-    async def _tell(self, webhook: Webhook) -> None:
-        with suppress(StorageError):  # the database's; it is told once more
-            await self._send(webhook)
-
-    async def _send(self, webhook: Webhook) -> None:
-        """Send a message as Standard Webhooks describes it (https://www.standardwebhooks.com)."""
-        job = webhook.job
-        now = self._clock()
-        body = msgspec.json.encode({"type": "job.done", "timestamp": now, "data": describe(job)})
-        key = (self._webhook_key or "").encode()
-        stamp = str(int(now.timestamp()))
-        mac = digest(key, f"{job.id}.{stamp}.".encode() + body, sha256)
-        headers = {
-            "webhook-id": job.id,
-            "webhook-timestamp": stamp,
-            "webhook-signature": f"v1,{b64encode(mac).decode()}",
-        }
-        is_last = webhook.attempts + 1 >= WEBHOOK_ATTEMPTS_MAX
-        try:
-            status = await self._messenger.post(read_source(webhook.url), body, headers)
-            reason = "" if 200 <= status < 300 else f"it says {status}"
-        except ImgkeepError as error:
-            reason, is_last = str(error), is_last or isinstance(error, SourceRejected)
-        if not reason or is_last:
-            if reason:
-                log.error("nobody could be told that a job is done", extra={"job": job.id, "reason": reason})
-            await self._jobs.told(webhook)
-            return
-        delay_s = WEBHOOK_DELAY_MIN_S * 2.0**webhook.attempts * (1 + self._draw() / 2)
-        await self._jobs.postpone_webhook(webhook, delay_s)
-
-
-def describe(job: Job) -> dict[str, Any]:
-    """Return what is said of a job, results left out."""
-    return {
-        "id": job.id,
-        "state": job.state,
-        "total": job.total,
-        "saved": job.saved,
-        "failed": job.failed,
-        "cancelled": job.cancelled,
-        "created_at": job.created_at,
-        "finished_at": job.finished_at,
-    }
-
 
 def _may_pass(error: ImgkeepError) -> bool:
-    """Whether the same link may do better later."""
+    """Return whether the same link may succeed later."""
     if isinstance(error, (Busy, RateLimited, OriginTimeout)):
         return True
     if isinstance(error, StorageError):

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from imgkeep.core.formats import Buffer
     from imgkeep.core.layout import RecordUnreadable
     from imgkeep.core.records import Digest, Key
-    from imgkeep.database.interfaces import Ledger
+    from imgkeep.database import ImageIndex
     from imgkeep.storage.interfaces import ListableStore
 
 RECORDS_PER_BATCH: Final = 200
@@ -54,7 +54,7 @@ async def read_records(store: ListableStore) -> AsyncIterator[tuple[str, Record 
         yield found
 
 
-async def reindex(stores: Sequence[ListableStore], image_index: Ledger) -> int:
+async def reindex(stores: Sequence[ListableStore], image_index: ImageIndex) -> int:
     """
     Rebuild the image index from the records and return their number. Records of a second store wait in the outbox.
 

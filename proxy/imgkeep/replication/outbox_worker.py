@@ -1,16 +1,17 @@
 """
-Healing: what the fallback holds is copied to the primary as soon as that answers again, without being asked.
+The outbox worker: uploads what the fallback holds to the primary, as soon as that answers again.
 
 Rules:
-- The fallback's folder is the truth about what waits, the outbox its order: what is in the one and not in the other is
-  enlisted at start, so that neither a kill between two writes nor a lost database loses anything.
-- The local copy goes when the primary was seen to have the image, and the row of the outbox goes last: whatever a kill
-  leaves is done again, harmlessly.
-- An outage is the breaker's affair and costs an image no attempt; an image that fails by itself waits longer each time.
-- Where the primary keeps another image under the key, that one stays, unless ours is verified and it is not; ours is
-  brought in as an object, because its permanent URL was handed out, and for the one link that brought it.
-- Where the key was removed meanwhile, the same holds, and our bytes are not blocked for that: what a link brought here
-  during an outage may be other bytes than the operator has removed.
+- The fallback's folder is the truth about what waits, the outbox its order. At start the worker enlists what is in the
+  one and not in the other, so neither a kill between two writes nor a lost database loses anything.
+- The local record goes when the primary was seen to have the image, and the row of the outbox goes last: whatever a
+  kill leaves is done again, harmlessly.
+- An outage is the circuit breaker's affair and costs an image no attempt; an image that fails by itself waits longer
+  each time.
+- Where the primary has another image under the key, that one stays, unless ours is confirmed and it is not. Ours is
+  stored as an object, because clients have its permanent URL, and for the one link that brought it.
+- The same holds where an operator removed the key meanwhile, and our bytes are not blocked for that: what a link
+  brought here during an outage may be other bytes than the operator has removed.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ import asyncio
 import logging
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
+from imgkeep.core.backoff import backoff_s
 from imgkeep.core.confirmation import Weight, key_of, own_identity, weigh
 from imgkeep.core.errors import Busy, RemoteFault, Removed, StorageError
 from imgkeep.core.layout import RECORDS, REMOVED
@@ -30,91 +32,95 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Container
 
     from imgkeep.clock import Sleep
-    from imgkeep.core.records import Backlog, Digest, Key, OutboxEntry
-    from imgkeep.database.interfaces import ImageIndex, Outbox
-    from imgkeep.replication.circuit_breaker import CircuitBreaker
-    from imgkeep.storage.disk_cache import DiskCache
+    from imgkeep.core.records import Digest, Key, OutboxEntry
+    from imgkeep.database import ImageIndex, Outbox
+    from imgkeep.replication.tiered_store import TieredStore
     from imgkeep.storage.local.store import LocalStore
-    from imgkeep.storage.s3 import S3Store
 
 CONCURRENT_MAX: Final = 6
-"""Images at a time: enough to keep a line busy, few enough to leave room for visitors."""
+"""Maximum number of images at a time: enough to keep a line busy, few enough to leave room for visitors."""
 BATCH: Final = 64
+"""Maximum number of images in one look into the outbox."""
 POLL_INTERVAL_S: Final = 1
-"""How long a new image may lie before anybody looks, and the whole of the back-off's resolution."""
-ENLIST_EVERY_S: Final = 600
-"""In case a database that was away or full missed something."""
+"""Interval of looking into the outbox: the longest wait of a new image, and the back-off's resolution."""
+ENLIST_INTERVAL_S: Final = 600
+"""Interval of enlisting the fallback: a database that was away or full may have missed an image."""
 DELAY_MIN_S: Final = 2
+"""Delay after the first failed upload of an image."""
 DELAY_MAX_S: Final = 60
+"""Maximum delay between two uploads of an image."""
 
 log = logging.getLogger(__name__)
 
 
-class Keeps(Protocol):
-    """Who wants to know where an image is now."""
-
-    async def kept(self, record: Record) -> None: ...
-
-
 class OutboxWorker:
-    """Carries images from the fallback to the primary. One per process."""
+    """
+    Uploads images from the fallback to the primary. Only the leader's `run` is running.
+
+    Args:
+        tiered_store: The primary, its disk cache and its circuit breaker.
+        fallback: Where the images are.
+        outbox: Their order.
+        image_index: Takes the records that are enlisted.
+        blocked_digests: The digests of removed images.
+        uploaded: Receives the record that the primary has under the key then.
+        dropped: Receives the key of an image that the fallback has dropped because an operator removed it.
+        draw: Returns a random number from 0 to 1.
+        sleep: Waits.
+        count: Counts an attempt by whether it succeeded.
+    """
 
     def __init__(  # noqa: PLR0913 - all by keyword, in one place
         self,
         *,
-        primary: S3Store,
+        tiered_store: TieredStore,
         fallback: LocalStore,
-        cache: DiskCache,
         outbox: Outbox,
-        database: ImageIndex,
-        breaker: CircuitBreaker,
-        image_service: Keeps,
+        image_index: ImageIndex,
+        blocked_digests: Container[Digest],
+        uploaded: Callable[[Record], Awaitable[None]],
+        dropped: Callable[[Key], Awaitable[None]],
         draw: Callable[[], float],
-        counted: Callable[[bool], None],
-        seen: Callable[[str], None],
         sleep: Sleep,
-        refused: Container[Digest],
-        forget: Callable[[Key], Awaitable[None]],
+        count: Callable[[bool], None],
     ) -> None:
-        self._refused = refused
-        self._forget = forget
-        self._sleep = sleep
-        self._primary = primary
+        self._tiered_store = tiered_store
+        self._primary = tiered_store.primary
+        self._cache = tiered_store.cache
+        self._breaker = tiered_store.breaker
         self._fallback = fallback
-        self._cache = cache
         self._outbox = outbox
-        self._image_index = database
-        self._breaker = breaker
-        self._image_service = image_service
+        self._image_index = image_index
+        self._blocked_digests = blocked_digests
+        self._uploaded = uploaded
+        self._dropped = dropped
         self._draw = draw
-        self._counted = counted
-        self._seen = seen
-        self.backlog: Backlog | None = None
-        """As of the last look; `None` before the first."""
+        self._sleep = sleep
+        self._count = count
 
     async def run(self) -> None:
-        """Enlist what waits, and carry it over, for ever."""
+        """Enlist what waits, and upload it, for ever."""
         loop = asyncio.get_running_loop()
-        enlist_at = loop.time()
+        next_enlist = loop.time()
         while True:
             try:
-                if loop.time() >= enlist_at:
+                if loop.time() >= next_enlist:
                     await self.enlist()
-                    enlist_at = loop.time() + ENLIST_EVERY_S
-                self.backlog = await self._outbox.backlog()
-                reason = self._breaker.in_full if self._breaker.reason is not None else None
-                if reason is not None and self.backlog.images and reason != self.backlog.error:
-                    await self._outbox.note(reason)
-                if self._breaker.reason is None and await self.replicate_due():
+                    next_enlist = loop.time() + ENLIST_INTERVAL_S
+                backlog = await self._outbox.backlog()
+                outage = self._tiered_store.outage
+                if outage is not None and backlog.images and outage != backlog.error:
+                    await self._outbox.note_error(outage)
+                if outage is None and await self.replicate_due():
                     continue
             except StorageError:
-                pass  # the database or the disk of the fallback: they tell their own trouble
+                pass  # the database or the disk of the fallback: they report their own failures
             except Exception:  # this loop must not end, whatever an answer holds
-                log.exception("carrying images over failed as nobody foresaw")
+                log.exception("outbox worker failed unexpectedly")
             await self._sleep(POLL_INTERVAL_S)
 
     async def enlist(self) -> None:
-        """Bring all that lies in the fallback into the outbox."""
+        """Bring every record of the fallback into the outbox."""
         paths: list[str] = []
         async for path, _ in self._fallback.walk(RECORDS):
             paths.append(path)
@@ -124,18 +130,18 @@ class OutboxWorker:
         await self._enlist(paths)
 
     async def replicate_due(self) -> int:
-        """Carry over some of what is due; return how many were tried."""
+        """Upload some of the images that are due; return how many the worker tried."""
         due = await self._outbox.due(BATCH)
-        places = asyncio.Semaphore(CONCURRENT_MAX)
+        permits = asyncio.Semaphore(CONCURRENT_MAX)
 
-        async def replicate(waiting: OutboxEntry) -> None:
-            async with places:
+        async def replicate(entry: OutboxEntry) -> None:
+            async with permits:
                 if self._breaker.reason is None:
-                    await self._replicate(waiting)
+                    await self._replicate(entry)
 
         async with asyncio.TaskGroup() as group:
-            for waiting in due:
-                group.create_task(replicate(waiting))
+            for entry in due:
+                group.create_task(replicate(entry))
         return len(due)
 
     async def _enlist(self, paths: list[str]) -> None:
@@ -143,66 +149,65 @@ class OutboxWorker:
             if isinstance(record, Record):
                 await self._image_index.put(replace(record, pending=True))
 
-    async def _replicate(self, waiting: OutboxEntry) -> None:
+    async def _replicate(self, entry: OutboxEntry) -> None:
         try:
-            await self._carry(waiting)
+            await self._replicate_unless_removed(entry)
         except (StorageError, Busy) as fault:
-            self._counted(False)
+            self._count(False)
             if isinstance(fault, RemoteFault):
                 self._breaker.report_failure(fault)
-            delay_s = min(DELAY_MIN_S * 2.0**waiting.attempts, DELAY_MAX_S) * (0.5 + self._draw())
+            delay_s = backoff_s(entry.attempts, first_s=DELAY_MIN_S, longest_s=DELAY_MAX_S, draw=self._draw())
+            error = fault.in_full if isinstance(fault, StorageError) else str(fault)
             with suppress(StorageError):
-                await self._outbox.postpone(
-                    waiting, delay_s, fault.in_full if isinstance(fault, StorageError) else str(fault)
-                )
+                await self._outbox.postpone(entry, delay_s, error)
 
-    async def _carry(self, waiting: OutboxEntry) -> None:
-        record = await self._fallback.find(waiting.key)
+    async def _replicate_unless_removed(self, entry: OutboxEntry) -> None:
+        record = await self._fallback.find(entry.key)
         try:
-            await self._carry_over(waiting, record)
+            if record is not None:
+                await self._upload(record)
+            else:
+                await self._outbox.remove(entry.key)  # another process has uploaded it, or an operator removed it
         except Removed:
             # While it waited an operator has removed its key, or its bytes, maybe on another node.
             if record is not None:
-                await self._leave(record)
-            await self._outbox.remove(waiting.key)
+                await self._drop(record)
+            await self._outbox.remove(entry.key)
 
-    async def _leave(self, record: Record) -> None:
-        """Drop a record that must not be carried over, and the bytes where these are blocked."""
-        if record.digest in self._refused:
-            await self._fallback.delete(record.key)
+    async def _drop(self, record: Record) -> None:
+        """Drop a record that must not be uploaded, and its bytes where they are blocked."""
+        if record.digest in self._blocked_digests:
+            await self._fallback.delete_record(record.key)
             await self._fallback.delete_object(record.digest)
         else:
-            await self._cache.take(record)
-        await self._forget(record.key)
+            await self._cache.move_from(self._fallback, record)
+        await self._dropped(record.key)
 
-    async def _carry_over(self, waiting: OutboxEntry, record: Record | None) -> None:
-        if record is None:
-            await self._outbox.remove(waiting.key)  # another process has done it, or it was removed
-            return
-        if record.digest in self._refused:
+    async def _upload(self, record: Record) -> None:
+        if record.digest in self._blocked_digests:
             raise Removed(REMOVED)
         draft = await self._fallback.open_verified_draft(record.object_name)
         if draft is None and await self._primary.size_of(record.object_name) != record.size:
-            log.error("an image was damaged before it reached the primary", extra={"key": record.key})
-            if await self._cache.take(record):
+            log.error("image damaged before its upload", extra={"key": record.key})
+            if await self._cache.move_from(self._fallback, record):
                 await self._outbox.remove(record.key)
             return
         try:
-            # Without a draft the object was carried over already, under another record of the same bytes.
+            # Without a draft the object was uploaded already, under another record of the same bytes.
             standing = await self._primary.import_image(draft, record)
         finally:
             if draft is not None:
                 await draft.aclose()
-        self._seen(record.object_name)
+        self._tiered_store.note_present(record.object_name)
         if standing.digest != record.digest and standing.doubts:
-            standing = await self._set_beside(standing, record)
-        # Not if another image was kept under the key meanwhile: it waits in its turn.
-        if await self._cache.take(record):
-            await self._image_service.kept(standing)
-            self._counted(True)
+            standing = await self._keep_both(standing, record)
+        # Not if a fill has stored another image under the key meanwhile: that one waits in its turn.
+        if await self._cache.move_from(self._fallback, record):
+            await self._uploaded(standing)
+            self._count(True)
 
-    async def _set_beside(self, standing: Record, record: Record) -> Record:
-        """Keep both of two images for their links, as a trial would have done; return what stands under their key."""
+    async def _keep_both(self, standing: Record, record: Record) -> Record:
+        """Store each of two images for its links, as a second fill would; return what the key has then."""
         replaces = weigh(standing, record) is Weight.REPLACE
         other, first = (standing, record) if replaces else (record, standing)
         is_another = other.brought_by not in {"", first.brought_by}

@@ -89,7 +89,7 @@ class RemoteRead(Call):
             await source.aclose()
             await self._quarantine(self._name, draft.digest)
             raise StorageError("the store gave other bytes than were put")
-        await self._cache.keep(draft, self._name)
+        await self._cache.put(draft, self._name)
         body.finish(draft.size)
 
     async def _read(self, source: Body, offset: int) -> bytes:

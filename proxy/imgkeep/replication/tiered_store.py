@@ -2,11 +2,11 @@
 The primary, its cache and its fallback as one store.
 
 Rules:
-- The fallback is looked at first: it is near, and what is in it is not in the primary yet.
-- A primary that fails is not asked again until a trial found it working (`breaker`); meanwhile the fallback takes what
-  comes. A miss of a primary that cannot be asked is no miss, but `Unreachable`.
-- Many who look for one thing at the primary are one request.
-- Where clients may be sent is what the primary was seen to have, lately.
+- Look in the fallback first: it is near, and the primary does not have its images yet.
+- Do not call a primary that has failed until a probe finds it working (`CircuitBreaker`); the fallback stores what
+  comes meanwhile. A miss of a primary that cannot be called is no miss, but `Unreachable`.
+- Concurrent look-ups of one key are one request to the primary, and so are concurrent reads of one object.
+- Redirect clients only to an object that the primary was seen to have, lately.
 """
 
 from __future__ import annotations
@@ -30,26 +30,37 @@ if TYPE_CHECKING:
     from imgkeep.core.records import Digest, Key, Record, Tombstone
     from imgkeep.replication.circuit_breaker import CircuitBreaker
     from imgkeep.storage.disk_cache import DiskCache
-    from imgkeep.storage.interfaces import Body, Draft, Spool
+    from imgkeep.storage.interfaces import Body, Draft
     from imgkeep.storage.local.store import LocalStore
+    from imgkeep.storage.memory import MemorySpool
     from imgkeep.storage.s3 import S3Store
 
 SEEN_MAX: Final = 100_000
-"""Names that the primary was seen to have; 200 bytes each, 20 MB."""
+"""Maximum number of names that the primary was seen to have: 200 bytes each, 20 MB."""
 SEEN_TTL_S: Final = 3600
-"""Then it is asked again, in case somebody emptied the bucket."""
-
+"""How long the primary is taken to have an object that was seen there: an operator may empty the bucket."""
 ABSENT_TTL_S: Final = 30
 """
-So long a permanent URL that leads to nothing costs no further request: a stranger can invent some. What is put here is
-found at once; what another node puts meanwhile under a URL that was asked for here in vain, after this time.
+How long a permanent URL that leads to nothing costs no further request: a stranger can invent such URLs. This node
+finds at once what it puts itself; what another node puts meanwhile under a URL that was requested here in vain, after
+this time.
 """
+COPY_BYTES: Final = 1_048_576
+"""Size of the pieces in which a draft is copied to the disk of the fallback."""
 
 T = TypeVar("T")
 
 
 class TieredStore:
-    """Implements `Store` over a primary. `fallback` `None`: what the primary does not take is not kept."""
+    """
+    A store over a primary, with its local copies.
+
+    Attributes:
+        primary: The remote store.
+        cache: The disk cache of its objects.
+        fallback: The local store for an outage; `None`: what the primary does not take is not stored.
+        breaker: Whether the primary can be called.
+    """
 
     local_drafts_only = False
 
@@ -59,49 +70,70 @@ class TieredStore:
         primary: S3Store,
         fallback: LocalStore | None,
         cache: DiskCache,
-        memory: Spool,
+        memory: MemorySpool,
         breaker: CircuitBreaker,
         timer: Callable[[], float],
     ) -> None:
         self.name = primary.name
-        self._primary = primary
-        self._fallback = fallback
-        self._cache = cache
+        self.primary = primary
+        self.cache = cache
+        self.fallback = fallback
+        self.breaker = breaker
         self._memory = memory
-        self._breaker = breaker
         self._remote_reads: SingleFlight[RemoteRead] = SingleFlight()
-        self._asking: dict[Key, asyncio.Task[Record | None]] = {}
-        self._looking: dict[str, asyncio.Task[bool]] = {}
+        self._lookups: dict[Key, asyncio.Task[Record | None]] = {}
+        self._checks: dict[str, asyncio.Task[bool]] = {}
         self._absent: TTLCache[str, bool] = TTLCache(SEEN_MAX, ABSENT_TTL_S, timer=timer)
-        self._put: TTLCache[str, bool] = TTLCache(SEEN_MAX, ABSENT_TTL_S, timer=timer)
-        """Names that were put here lately."""
+        self._recently_put: TTLCache[str, bool] = TTLCache(SEEN_MAX, ABSENT_TTL_S, timer=timer)
+        """Names that this process has put lately."""
         self._seen: TTLCache[str, bool] = TTLCache(SEEN_MAX, SEEN_TTL_S, timer=timer)
 
     async def aclose(self) -> None:
         await self._remote_reads.aclose()
-        tasks = [*self._asking.values(), *self._looking.values()]
+        tasks = [*self._lookups.values(), *self._checks.values()]
         for task in tasks:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
 
+    @property
+    def outage(self) -> str | None:
+        """Why the primary cannot be called, as operators read it; `None`: it can."""
+        return None if self.breaker.reason is None else self.breaker.in_full
+
+    async def check(self) -> int:
+        """
+        Check that the primary works, without a call to one whose circuit breaker is open; return 0: its room is not
+        known.
+
+        Raises:
+            StorageError: It does not.
+        """
+        if self.breaker.reason is not None:
+            raise StorageError(self.breaker.in_full)
+        try:
+            return await self.primary.check()
+        except RemoteFault as fault:
+            self.breaker.report_failure(fault)
+            raise
+
     def report_failure(self, fault: RemoteFault) -> None:
-        self._breaker.report_failure(fault)
+        self.breaker.report_failure(fault)
 
     async def quarantine_if_corrupt(self, name: str, digest: Digest) -> None:
-        """The primary gave other bytes than were put: `digest` is theirs."""
-        await self._call_primary(partial(self._primary.quarantine_if_corrupt, name, digest))
+        """Have the primary look at an object again that came as other bytes, of `digest`."""
+        await self._call_primary(partial(self.primary.quarantine_if_corrupt, name, digest))
         self._seen.pop(name, None)
 
     async def find(self, key: Key) -> Record | None:
-        task = self._asking.get(key)
+        task = self._lookups.get(key)
         if task is None:
-            task = self._asking[key] = asyncio.create_task(self._look(key))
-            task.add_done_callback(partial(self._asked, key))
+            task = self._lookups[key] = asyncio.create_task(self._find(key))
+            task.add_done_callback(partial(self._end_lookup, key))
         return await asyncio.shield(task)
 
     async def fetch(self, name: str, size: int | None) -> Body | None:
-        body = await self._cache.fetch(name, size)
+        body = await self.cache.fetch(name, size)
         if body is not None:
             return body
         body, fault = await self._look_in_fallback(lambda fallback: fallback.fetch(name, size))
@@ -129,10 +161,10 @@ class TieredStore:
     def _read_remotely(self, name: str, size: int | None) -> RemoteRead:
         return RemoteRead(
             name,
-            lambda: self._call_primary(partial(self._primary.fetch, name, size)),
-            self._cache,
+            lambda: self._call_primary(partial(self.primary.fetch, name, size)),
+            self.cache,
             self._memory,
-            report_failure=self._breaker.report_failure,
+            report_failure=self.breaker.report_failure,
             quarantine=self.quarantine_if_corrupt,
         )
 
@@ -140,9 +172,9 @@ class TieredStore:
         near, fault = await self._look_in_fallback(lambda fallback: _yes(fallback.holds(name, size)))
         if near:
             return True
-        if name in self._seen and self._breaker.reason is None:
+        if name in self._seen and self.breaker.reason is None:
             return True
-        if await self._call_primary(partial(self._primary.size_of, name)) == size:
+        if await self._call_primary(partial(self.primary.size_of, name)) == size:
             self._seen[name] = True
             return True
         if fault is not None:
@@ -151,172 +183,172 @@ class TieredStore:
 
     async def put(self, draft: Draft, record: Record, replaces: Digest | None = None) -> Record:
         self._absent.pop(record.object_name, None)
-        self._put[record.object_name] = True
+        self._recently_put[record.object_name] = True
         try:
-            kept = await self._call_primary(partial(self._primary.put, draft, record, replaces))
+            stored = await self._call_primary(partial(self.primary.put, draft, record, replaces))
         except Conflict:
             raise
         except StorageError:
-            # What replaces an image waits for a better time: whether it may is only known where that image is.
-            if self._fallback is None or replaces is not None:
+            # A replacement waits until the primary is back: only the primary knows whether it may replace its image.
+            if self.fallback is None or replaces is not None:
                 raise
-            return replace(await self._put_in_fallback(self._fallback, draft, record, replaces), pending=True)
-        self._seen[record.object_name] = self._put[record.object_name] = True
-        await self._cache.keep(draft, record.object_name)
-        return kept
+            return replace(await self._put_in_fallback(self.fallback, draft, record, replaces), pending=True)
+        self._seen[record.object_name] = self._recently_put[record.object_name] = True
+        await self.cache.put(draft, record.object_name)
+        return stored
 
     async def put_record(self, record: Record, replaces: Digest | None = None) -> Record:
-        if self._fallback is not None and record.pending:
-            # Its object is in the fallback alone; what was carried over meanwhile is left as it is, and judged anew.
-            if await self._fallback.find(record.key) is None:
-                raise Conflict("the image was carried to the primary meanwhile")
-            return replace(await self._fallback.put_record(record, replaces), pending=True)
-        return await self._call_primary(partial(self._primary.put_record, record, replaces))
+        if self.fallback is not None and record.pending:
+            # Its object is in the fallback alone. One that was uploaded meanwhile stays as it is, and is judged anew.
+            if await self.fallback.find(record.key) is None:
+                raise Conflict("the image was uploaded to the primary meanwhile")
+            return replace(await self.fallback.put_record(record, replaces), pending=True)
+        return await self._call_primary(partial(self.primary.put_record, record, replaces))
 
     async def put_tombstone(self, tombstone: Tombstone) -> None:
-        await self._call_primary(partial(self._primary.put_tombstone, tombstone))
-        if self._fallback is not None:
-            await self._fallback.delete(tombstone.key)
+        await self._call_primary(partial(self.primary.put_tombstone, tombstone))
+        if self.fallback is not None:
+            await self.fallback.delete_record(tombstone.key)
 
     async def block(self, digest: Digest, removed_at: datetime, keys: Collection[Key] = ()) -> None:
-        await self._call_primary(partial(self._primary.block, digest, removed_at, keys))
+        await self._call_primary(partial(self.primary.block, digest, removed_at, keys))
 
     async def delete_object(self, digest: Digest) -> None:
-        await self._call_primary(partial(self._primary.delete_object, digest))
-        await self._forget_here(digest)
+        await self._call_primary(partial(self.primary.delete_object, digest))
+        await self._forget_locally(digest)
 
-    async def _forget_here(self, digest: Digest) -> None:
+    async def _forget_locally(self, digest: Digest) -> None:
         await self.drop(digest)
-        if self._fallback is not None:
-            await self._fallback.delete_object(digest)
+        if self.fallback is not None:
+            await self.fallback.delete_object(digest)
 
     async def list_blocked(self) -> Collection[Digest]:
-        return await self._call_primary(self._primary.list_blocked)
+        return await self._call_primary(self.primary.list_blocked)
 
     async def find_block(self, digest: Digest) -> Collection[Key] | None:
-        return await self._call_primary(partial(self._primary.find_block, digest))
+        return await self._call_primary(partial(self.primary.find_block, digest))
 
     async def unblock(self, digest: Digest) -> None:
-        await self._call_primary(partial(self._primary.unblock, digest))
+        await self._call_primary(partial(self.primary.unblock, digest))
 
     async def find_tombstone(self, key: Key) -> Tombstone | None:
-        # A folder that was a store of its own before may hold some.
+        # A folder that was a store of its own before may hold tombstones.
         near, fault = await self._look_in_fallback(lambda fallback: fallback.find_tombstone(key))
         if near is not None:
             return near
-        found = await self._call_primary(partial(self._primary.find_tombstone, key))
+        found = await self._call_primary(partial(self.primary.find_tombstone, key))
         if found is None and fault is not None:
             raise fault
         return found
 
     async def delete_tombstone(self, tombstone: Tombstone) -> None:
-        await self._call_primary(partial(self._primary.delete_tombstone, tombstone))
-        if self._fallback is not None:
-            await self._fallback.delete_tombstone(tombstone)
+        await self._call_primary(partial(self.primary.delete_tombstone, tombstone))
+        if self.fallback is not None:
+            await self.fallback.delete_tombstone(tombstone)
 
     async def has_object(self, digest: Digest) -> bool:
         near, fault = await self._look_in_fallback(lambda fallback: _yes(fallback.has_object(digest)))
-        if near or await self._call_primary(partial(self._primary.has_object, digest)):
+        if near or await self._call_primary(partial(self.primary.has_object, digest)):
             return True
         if fault is not None:
             raise fault
         return False
 
     async def drop(self, digest: Digest) -> None:
-        """A picture is refused, here or on another node: forget where it was, and our copy of it."""
+        """Forget where a removed image was seen, and delete its local copy."""
         for name in object_names(digest):
             self._seen.pop(name, None)
-        await self._cache.drop(digest)
+        await self.cache.delete(digest)
 
     async def has(self, name: str) -> bool:
-        """Whether the primary can be reached and was seen to have the object lately; asks it, if need be."""
-        if self._breaker.reason is not None:
+        """Return whether the primary can be called and was seen to have the object lately; call it, if need be."""
+        if self.breaker.reason is not None:
             return False
         if name not in self._seen:
             if name in self._absent:
                 return False
-            task = self._looking.get(name)
+            task = self._checks.get(name)
             if task is None:
-                task = self._looking[name] = asyncio.create_task(self._look_for(name))
-                task.add_done_callback(lambda _: self._looking.pop(name, None))
+                task = self._checks[name] = asyncio.create_task(self._check_primary(name))
+                task.add_done_callback(lambda _: self._checks.pop(name, None))
             return await asyncio.shield(task)
         return True
 
-    def note(self, name: str) -> None:
-        """The primary was seen to have the object."""
+    def note_present(self, name: str) -> None:
+        """Note that the primary was seen to have the object."""
         self._absent.pop(name, None)
         self._seen[name] = True
 
     async def _call_primary(self, verb: Callable[[], Awaitable[T]]) -> T:
-        """Ask the primary, if it can be asked."""
-        if self._breaker.reason is not None:
-            raise self._fault(f"the primary store is away: {self._breaker.reason}", self._breaker.place)
+        """Call the primary, unless its circuit breaker is open."""
+        if self.breaker.reason is not None:
+            raise self._fault(f"the primary store is unavailable: {self.breaker.reason}", self.breaker.place)
         try:
             return await verb()
         except RemoteFault as fault:
-            self._breaker.report_failure(fault)
-            raise self._fault(str(fault), fault.place or self._breaker.place, fault.cause) from None
+            self.breaker.report_failure(fault)
+            raise self._fault(str(fault), fault.place or self.breaker.place, fault.cause) from None
 
     def _fault(self, reason: str, place: str, cause: str = "") -> StorageError:
-        kind = StorageError if self._fallback is None else Unreachable
+        kind = StorageError if self.fallback is None else Unreachable
         return kind(reason, place=place, cause=cause)
 
     async def _look_in_fallback(
         self, verb: Callable[[LocalStore], Awaitable[T | None]]
     ) -> tuple[T | None, StorageError | None]:
-        """Look in the fallback. One that cannot tell is no reason not to ask the primary."""
-        if self._fallback is None:
+        """Look in the fallback, and return its failure with a miss: the primary may have what is looked for."""
+        if self.fallback is None:
             return None, None
         try:
-            return await verb(self._fallback), None
+            return await verb(self.fallback), None
         except StorageError as fault:
             return None, fault
 
     async def _put_in_fallback(
         self, fallback: LocalStore, draft: Draft, record: Record, replaces: Digest | None
     ) -> Record:
-        if fallback.takes(draft):
+        if fallback.disk.owns(draft):
             return await fallback.put(draft, record, replaces)
-        copy = await fallback.begin(draft.size)
+        copy = await fallback.disk.begin(draft.size)
         try:
-            while piece := await draft.read(copy.size, 1_048_576):
+            while piece := await draft.read(copy.size, COPY_BYTES):
                 await copy.write(piece)
             return await fallback.put(copy, record, replaces)
         finally:
             await copy.aclose()
 
-    async def _look_for(self, name: str) -> bool:
-        """Ask the primary whether it has an object, with one request; that it has none is remembered for `fetch`."""
+    async def _check_primary(self, name: str) -> bool:
+        """Ask the primary with one request whether it has an object; remember for `fetch` that it has not."""
         try:
-            there = await self._call_primary(partial(self._primary.has, name))
+            is_there = await self._call_primary(partial(self.primary.has, name))
         except StorageError:
             return False
-        if there:
+        if is_there:
             self._seen[name] = True
         else:
             self._note_absent(name)
-        return there
+        return is_there
 
     def _note_absent(self, name: str) -> None:
-        # An answer from before a put of ours may come after it.
-        if name not in self._put:
+        # The answer may be older than a put of ours that ended before it came.
+        if name not in self._recently_put:
             self._absent[name] = True
 
-    async def _look(self, key: Key) -> Record | None:
+    async def _find(self, key: Key) -> Record | None:
         near, fault = await self._look_in_fallback(lambda fallback: fallback.find(key))
         if near is not None:
             return replace(near, pending=True)
-        record = await self._call_primary(partial(self._primary.find, key))
+        record = await self._call_primary(partial(self.primary.find, key))
         if record is None and fault is not None:
             raise fault
         return record
 
-    def _asked(self, key: Key, task: asyncio.Task[Record | None]) -> None:
-        del self._asking[key]
+    def _end_lookup(self, key: Key, task: asyncio.Task[Record | None]) -> None:
+        del self._lookups[key]
         if not task.cancelled():
-            task.exception()  # marks it as retrieved: all who waited may have left
+            task.exception()  # marks it as retrieved: all callers may have left
 
 
 async def _yes(answer: Awaitable[bool]) -> bool | None:
-    """Turn `no` into a miss."""
+    """Return `None`, a miss, for `False`."""
     return await answer or None

@@ -102,7 +102,7 @@ class Draft(Protocol):
 
 
 class Spool(Protocol):
-    """A place where drafts are written."""
+    """A place where drafts are written, and where those of other processes on this machine can be read."""
 
     async def begin(self, size: int | None) -> Draft:
         """
@@ -112,13 +112,9 @@ class Spool(Protocol):
             StorageError: There is no room, or the place is not usable.
         """
 
-
-class Disk(Spool, Protocol):
-    """A spool whose drafts other processes on this machine can read."""
-
-    async def open_shared(self, path: Path) -> Readable | None:
+    async def open_shared(self, path: Path) -> Body | None:
         """
-        Open a file that another process shares, to read as far as that process says; `None`: the file is gone.
+        Open a draft that another process shares, to read as far as that process says; `None`: the file is gone.
 
         Raises:
             StorageError: It cannot be opened.

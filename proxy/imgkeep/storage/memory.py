@@ -1,6 +1,4 @@
-"""
-Bodies in memory: the hottest objects, and the drafts that no disk can take. Both live on one budget each, in bytes.
-"""
+"""Bodies in memory, and drafts in memory for bytes that no disk can take."""
 
 from __future__ import annotations
 
@@ -14,6 +12,7 @@ from imgkeep.core.records import Digest
 if TYPE_CHECKING:
     from collections.abc import Callable
     from mmap import mmap
+    from pathlib import Path
 
     from imgkeep.storage.local.memory_cache import CacheEntry
 
@@ -21,7 +20,7 @@ T = TypeVar("T")
 
 
 class MemoryBody:
-    """A whole object in memory."""
+    """A whole object in memory. Implements `Body`."""
 
     def __init__(self, data: bytes | bytearray, cache_entry: CacheEntry | None = None) -> None:
         self.data = data
@@ -42,7 +41,7 @@ class MemoryBody:
 
 
 class MemorySpool:
-    """Drafts in memory, `bytes_max` in all; what a draft may need is taken from the budget before it is used."""
+    """Drafts in memory, `bytes_max` in all. A draft reserves what it may need before it uses it. Implements `Spool`."""
 
     def __init__(self, bytes_max: int) -> None:
         self._bytes_left = bytes_max
@@ -56,12 +55,15 @@ class MemorySpool:
         draft.reserve(size or 0)
         return draft
 
-    def take(self, size: int) -> None:
+    async def open_shared(self, _path: Path) -> None:
+        """Find nothing: no other process writes into this memory."""
+
+    def reserve(self, size: int) -> None:
         """
-        Take `size` bytes from the budget; negative: give them back.
+        Reserve `size` bytes; negative: release them.
 
         Raises:
-            StorageError: So much is not left.
+            StorageError: Fewer are left.
         """
         if size > self._bytes_left:
             raise StorageError("no store can take the image, and the memory set aside for that case is used up")
@@ -69,7 +71,7 @@ class MemorySpool:
 
 
 class MemoryDraft:
-    """A draft that can be read by many and never be put."""
+    """A draft that many can read and that is never put. Implements `Draft`."""
 
     def __init__(self, spool: MemorySpool) -> None:
         self._spool = spool
@@ -85,8 +87,9 @@ class MemoryDraft:
         return Digest(sha256(self._data).hexdigest())
 
     def reserve(self, size: int) -> None:
+        """Reserve `size` bytes in all. Raises as `MemorySpool.reserve`."""
         if size > self._reserved:
-            self._spool.take(size - self._reserved)
+            self._spool.reserve(size - self._reserved)
             self._reserved = size
 
     async def write(self, data: bytes) -> None:
@@ -103,9 +106,9 @@ class MemoryDraft:
         return check(self._data)
 
     async def share_file(self) -> None:
-        """It is nobody's but ours."""
+        """Share nothing: the bytes are in this process."""
 
     async def aclose(self) -> None:
-        self._spool.take(-self._reserved)
+        self._spool.reserve(-self._reserved)
         self._reserved = 0
         self._data = bytearray()

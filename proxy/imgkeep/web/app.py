@@ -191,6 +191,6 @@ async def _close_after_bad_body(request: web.Request, response: web.StreamRespon
 
 async def _close_when_draining(request: web.Request, response: web.StreamResponse) -> None:
     """Have clients of a worker that drains connect anew: other workers answer on the same port."""
-    if request.app[PROBES].health.leaving:
+    if request.app[PROBES].health.replaced:
         response.force_close()
         response.headers["Connection"] = "close"

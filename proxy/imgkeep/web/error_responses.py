@@ -1,11 +1,11 @@
 """
-How a failure is presented: as a problem for programs, as a page in a tab, or as a picture in the place of an image.
+Forms of a failure: a problem for programs, a page in a tab, or a placeholder in place of an image.
 
 Rules:
-- A failure is made once, as a problem (`problems.py`). Page and picture are made from that answer, so neither can tell
+- `problems.py` makes a failure once, as a problem. Page and placeholder are made from that response, so neither can state
   other facts, and the status and the header fields stay.
-- The answer is chosen for each client, after concurrent requests were given one failure to share.
-- An answer that is no problem is returned as it is: a hit never comes here.
+- The form is chosen for each client, after coalesced requests have got one failure to share.
+- A response that is no problem is returned as it is: a hit never comes here.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ if TYPE_CHECKING:
     from imgkeep.web.messages import HttpResponse
 
 PLACEHOLDER_BYTES_MAX: Final = 1_048_576
-"""Maximum size of `delivery.placeholder`: it is held in memory, and sent whole to each client that meets a failure."""
+"""Maximum size of `delivery.placeholder`: it stays in memory, and each client that meets a failure gets it whole."""
 
 PROBLEM: Final = "application/problem+json"
 
 
 @dataclass(frozen=True, slots=True)
 class Placeholder:
-    """The picture of `delivery.placeholder`."""
+    """The image of `delivery.placeholder`."""
 
     format: Format
     body: bytes
@@ -99,13 +99,13 @@ def present_failure(
     answer: HttpResponse, method: str, fields: Fields, placeholder: Placeholder | None = None
 ) -> HttpResponse:
     """
-    Return a failure in the form that its client reads; any other answer as it is.
+    Return a failure in the form that its client reads; any other response as it is.
 
     Args:
-        answer: The answer, which stays unchanged: others may share it.
+        answer: The response, which stays unchanged: other requests may share it.
         method: The method of the request.
         fields: The header fields of the request.
-        placeholder: The picture to answer with; `None`: the request is for no image, or no picture is configured.
+        placeholder: The image to answer with; `None`: the request is for no image, or no placeholder is configured.
     """
     if answer.headers.get("Content-Type") != PROBLEM or not isinstance(answer.body, bytes):
         return answer
@@ -113,12 +113,12 @@ def present_failure(
     if form is Form.PAGE:
         return _as_page(answer, answer.body)
     if form is Form.PICTURE and placeholder is not None:
-        return _as_picture(answer, placeholder)
+        return _as_placeholder(answer, placeholder)
     return answer
 
 
 def accepts_page(method: str, fields: Fields) -> bool:
-    """Tell whether the client of a request reads a failure as a page."""
+    """Tell whether the client of a request gets a failure as a page."""
     return _choose(method, fields) is Form.PAGE
 
 
@@ -140,7 +140,7 @@ def _as_page(answer: HttpResponse, body: bytes) -> HttpResponse:
     return replace(answer, headers={**headers, "Referrer-Policy": "no-referrer"}, body=page)
 
 
-def _as_picture(answer: HttpResponse, placeholder: Placeholder) -> HttpResponse:
+def _as_placeholder(answer: HttpResponse, placeholder: Placeholder) -> HttpResponse:
     headers = {
         **answer.headers,
         "Content-Type": placeholder.format.media_type,
@@ -151,7 +151,7 @@ def _as_picture(answer: HttpResponse, placeholder: Placeholder) -> HttpResponse:
 
 
 def _as_sentence(detail: str) -> str:
-    """Return a detail, which JSON has as a clause, with a capital and a full stop."""
+    """Return a detail as a sentence: in JSON it is a clause."""
     text = detail[:1].upper() + detail[1:]
     return text if text.endswith((".", "!", "?")) else f"{text}."
 

@@ -1,7 +1,7 @@
 """
 `/metrics` on an address of its own (`server.metrics_address`), so that the public port does not show it.
 
-Several workers listen on it together, and each answers for all.
+All workers listen on that address, and each answers for all.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LOOPBACK_NAMES: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 LINE_BYTES_MAX: Final = 1024
 FIELD_BYTES_MAX: Final = 4096
 IDLE_TIMEOUT_S: Final = 65
-"""As on the public port: Prometheus keeps its connections, and asks every minute at the latest."""
+"""Timeout for an idle connection, as on the public port: Prometheus reuses connections, and asks once a minute."""
 
 
 @asynccontextmanager
@@ -36,12 +36,12 @@ async def serve_metrics(
     probes: Probes, sockets: Sequence[socket.socket], *, loopback_only: bool
 ) -> AsyncGenerator[None]:
     """
-    Serve `/metrics` and `/healthz` there until the end of the block.
+    Serve `/metrics` and `/healthz` on these sockets until the end of the block.
 
     Args:
         probes: The counters.
-        sockets: Where we listen; closed at the end.
-        loopback_only: Only programs of this machine can reach them.
+        sockets: Listening sockets; closed at the end.
+        loopback_only: Whether only programs of this machine can reach the sockets.
     """
     app = web.Application(middlewares=[_open_request_log, problem_middleware], client_max_size=0)
     app[PROBES] = probes
@@ -51,14 +51,14 @@ async def serve_metrics(
     if loopback_only:
         names = LOOPBACK_NAMES | {sock.getsockname()[0] for sock in sockets}
 
-        # A page elsewhere may have a name of its own lead to this machine (DNS rebinding).
+        # A page elsewhere may point a name of its own to this machine (DNS rebinding).
         @web.middleware
         async def own_names(
             request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
         ) -> web.StreamResponse:
             given = request.headers.get("Host")
             if given is not None and read_host(given) not in names:
-                raise Forbidden("metrics are shown to this machine under its own names: localhost, 127.0.0.1")
+                raise Forbidden("this server shows metrics to this machine under its own names: localhost, 127.0.0.1")
             return await handler(request)
 
         app.middlewares.append(own_names)

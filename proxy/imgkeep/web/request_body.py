@@ -3,8 +3,8 @@ Bodies of requests to the API: JSON of a known form, documents, and files; bound
 once.
 
 Rules:
-- Bodies come as they were sent: codings were refused (`admission.py`).
-- What is not asked for is an error that names it, so that a misspelt name is noticed.
+- Bodies arrive as the client sent them: `admission.py` refuses content codings.
+- An unknown field is an error that names the field, so that the client notices a misspelt name.
 """
 
 from __future__ import annotations
@@ -25,14 +25,17 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
 
 BODY_BYTES_MAX: Final = 33_554_432
-"""10,000 links of 3 kB, or an image of 24 MB as a data URL. Larger ones are uploaded as files."""
+"""Maximum size of JSON: 10,000 links of 3 kB, or an image of 24 MB as a data URL. Larger images come as files."""
 LARGE_BODY_BYTES: Final = 65_536
+"""Size from which a body is large: its decoding would block the event loop."""
 LARGE_BODIES_MAX: Final = 4
-"""JSON and documents are read whole: so many large bodies at a time, some 400 MB in the worst case."""
+"""Maximum number of large bodies at a time: each is read whole, so four take some 400 MB in the worst case."""
 QUEUE_TIMEOUT_S: Final = 30
+"""Timeout for a large body that waits for a slot."""
 READ_TIMEOUT_S: Final = 20
-"""The longest pause within a body."""
+"""Timeout for a pause within a body."""
 BODY_TIMEOUT_S: Final = 300
+"""Timeout for a whole body."""
 PIECE_BYTES: Final = 65_536
 
 JSON: Final = "application/json"
@@ -40,7 +43,7 @@ FORMS: Final = frozenset({"application/x-www-form-urlencoded", "multipart/form-d
 """Types that a page can send to other sites without a preflight (WHATWG Fetch, "CORS-safelisted request-header")."""
 
 MALFORMED_BODY: Final = (ValueError, LookupError, RuntimeError, AssertionError, HttpProcessingError)
-"""What aiohttp raises about a multipart body that is none (3.14)."""
+"""Errors that aiohttp raises about a malformed multipart body (3.14)."""
 
 _UNKNOWN: Final = re.compile(r"Object contains unknown field `([A-Za-z_][\w-]{0,39})`")
 
@@ -58,7 +61,7 @@ class RequestBodies:
         Return the body as `form`, a msgspec type.
 
         Raises:
-            InvalidRequest: It is no JSON, or not of this form.
+            InvalidRequest: The body is no JSON, or not of this form.
             Busy: Too many large bodies are being read.
             HTTPException: 408, 413 or 415.
         """
@@ -70,10 +73,10 @@ class RequestBodies:
     @asynccontextmanager
     async def reserve(self, request: web.Request) -> AsyncGenerator[None]:
         """
-        Have room for the body of a request, and for what is made of it, until the end of the block.
+        Reserve memory for the body of a request, and for the result, until the end of the block.
 
         Raises:
-            Busy: Too many large bodies are being worked on.
+            Busy: Too many large bodies are in memory.
             HTTPException: 413.
         """
         _require_size(request[ADMISSION].body_bytes or 0, BODY_BYTES_MAX)
@@ -95,17 +98,17 @@ BODIES: Final = web.AppKey("request_bodies", RequestBodies)
 
 
 def is_small(request: web.Request) -> bool:
-    """Whether the body is known to be small."""
+    """Tell whether the declared size of the body is small."""
     size = request[ADMISSION].body_bytes
     return size is not None and size <= LARGE_BODY_BYTES
 
 
 async def read_json(request: web.Request, form: type[T]) -> T:
     """
-    Return the body as `form`, a msgspec type, where there is room for it.
+    Return the body as `form`, a msgspec type. The caller has reserved memory for it.
 
     Raises:
-        InvalidRequest: It is no JSON, or not of this form.
+        InvalidRequest: The body is no JSON, or not of this form.
         HTTPException: 408 or 413.
     """
     data = await read_whole(request)
@@ -114,7 +117,7 @@ async def read_json(request: web.Request, form: type[T]) -> T:
 
 async def read_whole(request: web.Request, *, bytes_max: int = BODY_BYTES_MAX) -> bytearray:
     """
-    Return the body as it came, where there is room for it.
+    Return the body as it came. The caller has reserved memory for it.
 
     Raises:
         HTTPException: 408 or 413.
@@ -139,22 +142,22 @@ def decode(data: bytes | bytearray, form: type[T]) -> T:
     Decode JSON.
 
     Raises:
-        InvalidRequest: It is no JSON, or not of this form.
+        InvalidRequest: The body is no JSON, or not of this form.
     """
     try:
         return msgspec.json.decode(data, type=form)
     except msgspec.ValidationError as error:
-        raise InvalidRequest(_tell(str(error))) from None
+        raise InvalidRequest(_describe_error(str(error))) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise InvalidRequest("the body is not JSON") from None
 
 
 async def read_file(request: web.Request, name: str) -> tuple[AsyncIterator[bytes], int | None]:
     """
-    Return the file in the field `name` of a multipart body (RFC 7578), its first field, and a bound of its size.
+    Return the file in the field `name` of a multipart body (RFC 7578), its first field, and the maximum of its size.
 
     Raises:
-        InvalidRequest: There is none, or something else.
+        InvalidRequest: The first field is no such file.
         HTTPException: 408 or 415.
     """
     try:
@@ -173,10 +176,10 @@ async def read_file(request: web.Request, name: str) -> tuple[AsyncIterator[byte
 
 async def read_pieces(request: web.Request) -> AsyncIterator[bytes]:
     """
-    Give the body itself, piece by piece as it comes; how large it may be is the caller's business.
+    Yield the body itself, piece by piece as it comes; the caller bounds its size.
 
     Raises:
-        InvalidRequest: It ends before its end.
+        InvalidRequest: The body is shorter than declared.
         HTTPException: 408.
     """
     end = asyncio.get_running_loop().time() + BODY_TIMEOUT_S
@@ -221,12 +224,12 @@ def has_body(request: web.Request) -> bool:
 
 
 def unsupported_media_type(detail: str, *forms: str) -> web.HTTPException:
-    """Return the answer to a body of another form than the ones that are taken (RFC 9110, 15.5.16)."""
+    """Return the error for a body whose media type is none of `forms` (RFC 9110, 15.5.16)."""
     return web.HTTPUnsupportedMediaType(text=detail, headers={"Accept": ", ".join(forms)})
 
 
 def body_timeout() -> web.HTTPException:
-    """Return the answer to a body that has paused for too long."""
+    """Return the error for a body that has paused for too long."""
     return web.HTTPRequestTimeout(text="the body comes too slowly")
 
 
@@ -235,8 +238,8 @@ def _require_size(size: int, bytes_max: int) -> None:
         raise web.HTTPRequestEntityTooLarge(bytes_max, 0, text=f"the body is larger than {bytes_max} bytes")
 
 
-def _tell(error: str) -> str:
-    """Say what is wrong and where; a name that is not ours is told only where it looks like a name."""
+def _describe_error(error: str) -> str:
+    """Return what is wrong and where; repeat an unknown name only if it looks like a name."""
     what, _, path = error.partition(" - at ")
     place = path.strip("`$.") or "the body"
     if what.startswith("Object contains unknown field"):

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from imgkeep.core.store_url import Bucket
-from imgkeep.storage.local.store import LocalStore
+from imgkeep.storage.local.disk import Disk
 from imgkeep.storage.s3 import S3Store
 from imgkeep.storage.s3.store import PROBE
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import pytest
-    from imgkeep.storage.interfaces import Draft
 
     from tests.support.s3.servers import S3Server
 
@@ -28,10 +27,7 @@ TIMEOUT_S = 5
 class SpooledBucket(S3Store):
     """A bucket, and a disk for drafts on their way to it."""
 
-    spool: LocalStore
-
-    async def begin(self, size: int | None) -> Draft:
-        return await self.spool.begin(size)
+    spool: Disk
 
 
 class BucketBackend:
@@ -68,7 +64,7 @@ async def open_bucket(name: str, request: pytest.FixtureRequest, folder: Path) -
     gate = Gate("127.0.0.1", server.port)
     await gate.start()
     store = SpooledBucket(Bucket(server.bucket, region="us-east-1", endpoint=gate.endpoint), timeout_s=TIMEOUT_S)
-    store.spool = LocalStore(folder)
+    store.spool = Disk(folder)
     await store.spool.open()
     await store.open()
     await store.probe()

@@ -1,1 +1,1 @@
-"""How the database's tables came to be, one step a version."""
+"""The migrations of the database's tables, one module a version."""

@@ -1,7 +1,7 @@
 """
-Files that appear whole or not at all: the blocking primitives under `local.py`, run in its threads.
+Files that appear whole or not at all. All of it blocks, and runs in threads of the disk.
 
-The order is always the same, and nothing is believed before its fsync returned (a failed fsync is never tried again:
+The order is always the same, and no file counts as written before its fsync returned (a failed fsync is never repeated:
 the kernel may have dropped the pages it could not write):
 
     partial name, write, fsync the file, rename to the final name, fsync the folder
@@ -41,14 +41,14 @@ def make_folder(folder: Path) -> None:
 
 
 def write_all(descriptor: int, data: bytes | bytearray) -> None:
-    """Write all of `data`: `os.write` may take less."""
+    """Write all of `data`: one `os.write` may take less."""
     view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view) :]
 
 
 def create_partial(path: Path) -> int:
-    """Create a partial file and return its descriptor; locked as long as its writer lives, see `sweep`."""
+    """Create a partial file and return its descriptor; it is locked as long as its writer lives, for `sweep`."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         try:
@@ -64,7 +64,7 @@ def create_partial(path: Path) -> int:
 
 @contextmanager
 def durable_partial(path: Path, data: bytes) -> Iterator[None]:
-    """Write a partial file and make it durable; on leaving it is removed, unless it was published."""
+    """Write a partial file and make it durable; remove it at the end, unless it was published."""
     descriptor = create_partial(path)
     try:
         write_all(descriptor, data)
@@ -76,7 +76,7 @@ def durable_partial(path: Path, data: bytes) -> Iterator[None]:
 
 
 def sweep(folder: Path) -> None:
-    """Remove partial files whose writers are dead: their locks died with them, on this machine at least."""
+    """Remove partial files whose writers are dead: the locks ended with them, on this machine at least."""
     for path in folder.iterdir():
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -92,7 +92,7 @@ def sweep(folder: Path) -> None:
 
 
 def publish_new(partial: Path, final: Path) -> bool:
-    """Give a durable partial file its final name, durably, unless a file has it; return whether it has it now."""
+    """Give a durable partial file its final name, durably; `False`: another file has that name."""
     try:
         if not final.parent.is_dir():
             make_folder(final.parent)
@@ -110,16 +110,16 @@ def publish_new(partial: Path, final: Path) -> bool:
 
 
 def exists(path: str) -> bool:
-    """Tell whether there is something."""
+    """Tell whether a path exists."""
     try:
-        os.stat(path)  # noqa: PTH116 - every image that is kept comes by here
+        os.stat(path)  # noqa: PTH116 - every image that is stored passes here
     except FileNotFoundError:
         return False
     return True
 
 
 def name_new(descriptor: int, final: str) -> bool:
-    """Give a file that has no name its final one, unless a file has it; return whether it has it now. Not durable."""
+    """Give a file without a name its final one; `False`: another file has that name. Not durable."""
     try:
         _name(descriptor, final)
     except FileExistsError:
@@ -131,7 +131,7 @@ def name_new(descriptor: int, final: str) -> bool:
 
 
 def name_over(descriptor: int, folder: Path, final: str) -> None:
-    """Give a file that has no name its final one, whatever has it. `folder` is for partial names. Not durable."""
+    """Give a file without a name its final one, replacing any other. `folder` is for partial names. Not durable."""
     partial = folder / token_hex(8)
     _name(descriptor, str(partial))
     try:
@@ -147,7 +147,7 @@ def _name(descriptor: int, path: str) -> None:
 
 
 def publish(partial: Path, final: Path) -> None:
-    """Give a durable partial file its final name, durably."""
+    """Give a durable partial file its final name, durably, in the place of any other."""
     try:
         partial.replace(final)
     except FileNotFoundError:

@@ -1,10 +1,10 @@
 """
-The threads of one disk, and the patience with it.
+The threads of one disk, and the timeout for its work.
 
 Rules:
-- No file work on the event loop. Whoever waits may be cancelled or lose patience; the work in the thread ends all the
-  same, and what it opened is closed then.
-- An operating system error becomes a `StorageError` that names the trouble and no path.
+- No file work runs on the event loop. A caller may be cancelled or time out; the work in the thread goes on to its end,
+  and what it opened is closed then.
+- An operating system error becomes a `StorageError` that names the cause and no path.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from imgkeep.core.errors import StorageError
 
@@ -24,23 +24,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 TIMEOUT_S: Final = 30
-"""A disk that takes longer is as good as gone. A spinning one that wakes up takes ten."""
+"""Timeout for one piece of work: a disk that takes longer is lost. A spinning disk that wakes up takes ten seconds."""
 LATE_S: Final = 0.005
-"""Short work takes a fiftieth of it. Whatever has waited for longer is behind some that does not."""
+"""Maximum age of a batch that is not late: short work takes a fiftieth of it, so an older batch waits for slow work."""
 
 T = TypeVar("T")
 
 
-@runtime_checkable
-class Closable(Protocol):
-    """What work in a thread may have opened for somebody who does not wait any more."""
-
-    def close(self) -> None: ...
-
-
 @dataclass(slots=True)
-class _Short:
-    """Short work, and who waits for it."""
+class _ShortWork:
+    """Short work, its result, and the future of its caller."""
 
     work: Callable[..., Any]
     args: tuple[object, ...]
@@ -50,23 +43,28 @@ class _Short:
 
 
 class DiskExecutor:
-    """Runs the work of one disk. A disk answers a few at a time: more threads would only wait."""
+    """
+    The threads for the work of one disk. A disk serves a few requests at a time: more threads would only wait.
+
+    Args:
+        number: Maximum number of threads.
+        place: Name of the disk in faults.
+    """
 
     def __init__(self, number: int = 8, *, timeout_s: float = TIMEOUT_S, place: str = "") -> None:
         self._number = number
         self._pool = ThreadPoolExecutor(number, thread_name_prefix="disk")
         self._timeout_s = timeout_s
         self._place = place
-        """What faults say of where they were met."""
-        self._short: deque[_Short] = deque()
-        self._done: deque[_Short] = deque()
-        """What threads have done and nobody was told of."""
-        self._at_work = 0
-        """DiskExecutor that do short work."""
-        self._set_off = False
-        """Whether the short work that waits is looked at in a turn to come."""
-        self._watched = False
-        """Whether a look is due at those threads."""
+        self._waiting: deque[_ShortWork] = deque()
+        self._finished: deque[_ShortWork] = deque()
+        """Work that threads have finished and whose callers do not know it yet."""
+        self._batches = 0
+        """Threads that do short work."""
+        self._start_scheduled = False
+        """Whether the event loop starts a batch in its next iteration."""
+        self._check_scheduled = False
+        """Whether a check for late batches is scheduled."""
 
     async def run(self, work: Callable[..., T], *args: object) -> T:
         """
@@ -78,35 +76,35 @@ class DiskExecutor:
         loop = asyncio.get_running_loop()
         future = loop.run_in_executor(self._pool, work, *args)
         answer: asyncio.Future[T] = loop.create_future()
-        future.add_done_callback(partial(_pass_on, answer))
+        future.add_done_callback(partial(_copy_outcome, answer))
         try:
             return await self._wait(loop, answer)
         finally:
             if not future.done():
-                future.add_done_callback(_release)
+                future.add_done_callback(_close_result)
 
     async def run_batched(self, work: Callable[..., T], *args: object) -> T:
         """
-        Run `work`, which opens nothing and takes no time on a disk that is well, in a thread.
+        Run `work`, which opens nothing and takes no time on a healthy disk, in a thread.
 
-        All that is asked for in one turn of the loop is done by one thread: to wake another, and to be woken by it,
-        costs ten times as much as to look for a file. Raises as `run`.
+        One thread does all work of one iteration of the event loop: waking a thread, and being woken by it, costs ten
+        times as much as looking up a file. Raises as `run`.
         """
         loop = asyncio.get_running_loop()
-        short = _Short(work, args, loop.create_future())
-        self._short.append(short)
-        if not self._set_off:
-            self._set_off = True
-            loop.call_soon(self._set_to_work, loop)
+        short = _ShortWork(work, args, loop.create_future())
+        self._waiting.append(short)
+        if not self._start_scheduled:
+            self._start_scheduled = True
+            loop.call_soon(self._start_batch, loop)
         return await self._wait(loop, short.answer)
 
     def close(self) -> None:
-        """Take no more work; what runs ends by itself."""
+        """Take no more work; running work ends by itself."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     async def _wait(self, loop: asyncio.AbstractEventLoop, answer: asyncio.Future[T]) -> T:
-        # What `asyncio.timeout` around `asyncio.shield` would do, at a third of its cost: every image comes by here.
-        patience = loop.call_later(self._timeout_s, _lose_patience, answer)
+        # What `asyncio.timeout` around `asyncio.shield` would do, at a third of its cost: every image passes here.
+        timer = loop.call_later(self._timeout_s, _time_out, answer)
         try:
             return await answer
         except OSError as error:
@@ -115,54 +113,54 @@ class DiskExecutor:
             error.place = error.place or self._place
             raise
         finally:
-            patience.cancel()
+            timer.cancel()
 
-    def _set_to_work(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Wake a thread for the short work that waits."""
-        self._set_off = False
-        if not self._short or self._at_work >= self._number:
+    def _start_batch(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Give the waiting short work to a thread."""
+        self._start_scheduled = False
+        if not self._waiting or self._batches >= self._number:
             return
         try:
-            self._pool.submit(self._work, loop)
+            self._pool.submit(self._run_batch, loop)
         except RuntimeError:  # closed
-            while self._short:
-                self._short.popleft().answer.cancel()
+            while self._waiting:
+                self._waiting.popleft().answer.cancel()
             return
-        self._at_work += 1
-        if not self._watched:
-            self._watched = True
-            loop.call_later(LATE_S, self._look, loop)
+        self._batches += 1
+        if not self._check_scheduled:
+            self._check_scheduled = True
+            loop.call_later(LATE_S, self._check_late, loop)
 
-    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
-        """A thread may be held up: what it has done before is told, and what is behind it gets another."""
-        self._tell()
-        self._watched = self._at_work > 0
-        if self._watched:
-            loop.call_later(LATE_S, self._look, loop)
-            self._set_to_work(loop)
+    def _check_late(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Deliver what a slow batch has finished, and give the work behind it to another thread."""
+        self._deliver()
+        self._check_scheduled = self._batches > 0
+        if self._check_scheduled:
+            loop.call_later(LATE_S, self._check_late, loop)
+            self._start_batch(loop)
 
-    def _work(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _run_batch(self, loop: asyncio.AbstractEventLoop) -> None:
         """Do short work until none is left. In a thread."""
         while True:
             try:
-                short = self._short.popleft()
+                short = self._waiting.popleft()
             except IndexError:
                 break
             try:
                 short.result = short.work(*short.args)
-            except BaseException as error:  # noqa: BLE001 - who waits is told, whatever it is
+            except BaseException as error:  # noqa: BLE001 - its caller gets it, whatever it is
                 short.error = error
-            self._done.append(short)
-        loop.call_soon_threadsafe(self._end_work, loop)
+            self._finished.append(short)
+        loop.call_soon_threadsafe(self._end_batch, loop)
 
-    def _end_work(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._at_work -= 1
-        self._tell()
-        self._set_to_work(loop)  # what came while all were at work
+    def _end_batch(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._batches -= 1
+        self._deliver()
+        self._start_batch(loop)  # work that came while all threads were busy
 
-    def _tell(self) -> None:
-        while self._done:
-            short = self._done.popleft()
+    def _deliver(self) -> None:
+        while self._finished:
+            short = self._finished.popleft()
             if short.answer.done():
                 continue
             if short.error is None:
@@ -171,7 +169,7 @@ class DiskExecutor:
                 short.answer.set_exception(short.error)
 
 
-def _pass_on(answer: asyncio.Future[T], future: asyncio.Future[T]) -> None:
+def _copy_outcome(answer: asyncio.Future[T], future: asyncio.Future[T]) -> None:
     if answer.done():
         return
     if future.cancelled():
@@ -182,17 +180,19 @@ def _pass_on(answer: asyncio.Future[T], future: asyncio.Future[T]) -> None:
         answer.set_result(future.result())
 
 
-def _lose_patience(answer: asyncio.Future[T]) -> None:
+def _time_out(answer: asyncio.Future[T]) -> None:
     if not answer.done():
         answer.set_exception(StorageError("the disk of the store does not answer"))
 
 
-def _release(future: asyncio.Future[T]) -> None:
+def _close_result(future: asyncio.Future[T]) -> None:
+    """Close what work has opened for a caller that does not wait any more."""
     result = None if future.cancelled() or future.exception() else future.result()
-    if isinstance(result, Closable):
-        result.close()
+    close = getattr(result, "close", None)
+    if close is not None:
+        close()
 
 
 def fault(error: OSError, place: str = "") -> StorageError:
-    """Name the trouble without the path, which clients must not read."""
+    """Return an operating system error as ours, without the path, which clients must not read."""
     return StorageError(f"the disk of the store failed: {os.strerror(error.errno or errno.EIO)}", place=place)

@@ -1,13 +1,13 @@
 """
 The token of this machine: a file beside the data that only its owner can read.
 
-A client that shows it has read the file, which no proxy and no page does by accident. It is made once, and shared by
-all workers and all starts; the command line reads it by itself.
+A client that presents it has read the file, which no proxy and no page does by accident. The first start makes it, and
+all workers and all later starts share it; the command line reads it by itself.
 
 Rules:
 - The file appears whole or not at all: it is written under another name, and a hard link, which replaces nothing,
-  gives it its own. So of several programs that start together one wins, and all read the same.
-- A file that others can read or have written is not believed.
+  gives it its own. So of several programs that start together one wins, and all read the same token.
+- A file that other users can read, or have written, is refused.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ _TOKEN: Final = re.compile(rb"([!-~]{16,512})\n?")
 
 
 class TokenUnusableError(Exception):
-    """There is no token to go by. The message says why, and holds neither the token nor where it is."""
+    """A missing or refused token. The message says why, and holds neither the token nor its path."""
 
 
 def make_token(folder: Path) -> str:
     """
-    Return the token of this machine, made if there is none. Blocks.
+    Return the token of this machine; make it if there is none. Blocks.
 
     Raises:
-        TokenUnusableError: It cannot be made, or must not be believed.
+        TokenUnusableError: It cannot be made, or is refused.
     """
     path = folder / NAME
     try:
@@ -54,20 +54,20 @@ def read_token(folder: Path) -> str:
     Return the token of this machine. Blocks.
 
     Raises:
-        TokenUnusableError: There is none, or it must not be believed.
+        TokenUnusableError: There is none, or it is refused.
     """
     return _read(folder / NAME, is_server=False)
 
 
 def _read(path: Path, *, is_server: bool) -> str:
     try:
-        # Not a pipe that would be waited for, nor a link that leads elsewhere.
+        # Neither a pipe, whose opening would wait, nor a symbolic link.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         with os.fdopen(descriptor, "rb") as file:
             about = os.fstat(descriptor)
             if not stat.S_ISREG(about.st_mode):
                 raise TokenUnusableError(f"{NAME} is not a file")
-            # The administrator may show the token of a service; a service of theirs takes only its own.
+            # root may use the token of a service; a service that runs as root takes only its own.
             if about.st_uid != os.geteuid() and (is_server or os.geteuid() != 0):
                 raise TokenUnusableError(f"the file {NAME} belongs to another user")
             if about.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
@@ -90,7 +90,7 @@ def _make(path: Path) -> None:
             file.write(f"{secrets.token_urlsafe(TOKEN_BYTES)}\n".encode())
             file.flush()
             os.fsync(descriptor)
-        with suppress(FileExistsError):  # another program was first
+        with suppress(FileExistsError):  # another program was quicker
             os.link(new, path)
     finally:
         new.unlink()

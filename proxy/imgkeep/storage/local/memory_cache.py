@@ -1,19 +1,19 @@
 """
-What is at hand: bytes of objects that can be given at once, without waiting for a disk and without a thread.
+The memory cache: bytes of objects that can be sent at once, without waiting for a disk and without a thread.
 
-Three ways, the quickest first:
-- in memory: small objects, those asked for last;
-- mapped: large objects, as files mapped into memory, whose bytes the kernel sends from its own cache;
-- cached: any other small object whose file the kernel happens to have in its cache (`cached.py`).
+Three ways to the bytes, the quickest first:
+- copied: small objects, the most recently used ones;
+- mapped: large objects, as files mapped into memory, whose bytes the kernel sends from its page cache;
+- read: any other small object whose file the kernel happens to have in its page cache (`page_cache`).
 
 Rules:
-- An object comes here only once its bytes were found to be what its name says (`local.py`). Each later reading of the
-  file compares the inode's change time with that of then, so what was altered or replaced is looked at anew.
-- A slow reader must not hold a copy of anything large. So only what is small is copied, and what is large is mapped:
-  all readers share the pages. Nothing here looks into a map: only the kernel does, which answers a file that was cut
-  short with an error, where we would die of SIGBUS. What is missing of the last page would pass for zeros, so the
-  file's size is compared each time.
-- Whoever has a handle finds it empty once its object was removed.
+- An object enters only once its bytes were found to be those that its name says (`disk`). Each later read of the file
+  compares the inode's change time with the one of then, so a file that was altered or replaced is verified anew.
+- A slow reader must not hold a copy of anything large. So only small objects are copied, and large ones are mapped: all
+  readers share the pages. Nothing here reads a map: only the kernel does, which answers a file that was cut short with
+  an error, where a read of ours would end the process with SIGBUS. What is missing of the last page would pass for
+  zeros, so the file's size is compared each time.
+- An entry is empty once its object was removed, for every holder of the entry.
 """
 
 from __future__ import annotations
@@ -37,57 +37,65 @@ if TYPE_CHECKING:
     Run = Callable[[Callable[[Path, int, int], bytearray | None], Path, int, int], Awaitable[bytearray | None]]
 
 SMALL_BYTES_MAX: Final = 65_536
-"""An object up to this size is copied: a thousand slow readers of a thousand objects hold 64 MiB at most."""
+"""Maximum size of an object that is copied: a thousand slow readers of a thousand objects hold 64 MiB at most."""
 MAPS_MAX: Final = 1024
-"""A map costs a descriptor, and a process often has some thousands."""
+"""Maximum number of maps: each costs a descriptor, and a process often has some thousands."""
 
 
 class CacheEntry:
-    """A handle on the bytes of the object at `path`."""
+    """The bytes of the object at `path`. A reader may hold it for long; it may become empty at any time."""
 
-    __slots__ = ("_changed_ns", "_shelf", "data", "path", "size")
+    __slots__ = ("_cache", "_changed_ns", "data", "path", "size")
 
-    def __init__(self, memory_cache: MemoryCache, path: str, status: os.stat_result, data: Bytes) -> None:
+    def __init__(self, cache: MemoryCache, path: str, status: os.stat_result, data: Bytes) -> None:
         self.path = path
         self.size = status.st_size
         self.data: Bytes | None = data
-        self._shelf = memory_cache
+        self._cache = cache
         self._changed_ns = status.st_ctime_ns
 
     def read_now(self) -> Bytes | None:
+        """Return all bytes, which never change; `None`: they cannot be read at once. Never waits for a disk."""
         if isinstance(self.data, memoryview) and cast("mmap", self.data.obj).size() != self.size:
-            self._shelf.drop(self.path)
+            self._cache.evict(self.path)
         if self.data is not None:
-            self._shelf.touch(self)
+            self._cache.touch(self)
         elif self.size <= SMALL_BYTES_MAX:
-            standing = self._shelf.standing(self)
-            if standing is not None:
-                return standing.read_now()
-            self.data = data = self._shelf.files.read(self.path, self.size, self._changed_ns)
+            current = self._cache.find_same(self)
+            if current is not None:
+                return current.read_now()
+            self.data = data = self._cache.files.read(self.path, self.size, self._changed_ns)
             if data is not None:
-                self._shelf.put(self)
+                self._cache.put(self)
             return data
         return self.data
 
-    def is_of_the_same_file_as(self, other: CacheEntry) -> bool:
-        return (self.path, self.size, self._changed_ns) == (other.path, other.size, other._changed_ns)
-
     def load(self) -> Awaitable[None] | None:
-        would_stay = self._shelf.takes(self.size) or self._shelf.files.works
+        """Have the bytes brought to where `read_now` finds them; `None`: that is not possible. Never raises."""
+        would_stay = self._cache.takes(self.size) or self._cache.files.is_available
         return self._load() if self.data is None and self.size <= SMALL_BYTES_MAX and would_stay else None
 
+    def is_of_the_same_file_as(self, other: CacheEntry) -> bool:
+        """Tell whether both were made from the same file, in the same state."""
+        return (self.path, self.size, self._changed_ns) == (other.path, other.size, other._changed_ns)
+
     async def _load(self) -> None:
-        memory_cache = self._shelf
-        path, forgotten = memory_cache.files.root / self.path, memory_cache.forgotten
-        with suppress(StorageError):  # then whoever asks goes the long way, which tells
-            data = await memory_cache.run(read_unchanged, path, self.size, self._changed_ns)
+        cache = self._cache
+        path, removals = cache.files.root / self.path, cache.removals
+        with suppress(StorageError):  # the reader then opens the object, which reports the fault
+            data = await cache.run(read_unchanged, path, self.size, self._changed_ns)
             if data is not None and self.data is None:
                 self.data = data
-                memory_cache.put(self, forgotten)
+                cache.put(self, removals)
 
 
 class MemoryCache:
-    """The handles that hold bytes: up to `bytes_max` in memory, and as many mapped. `run` works in a thread."""
+    """
+    The entries that have bytes: up to `bytes_max` copied, and as many mapped. The least recently used are evicted.
+
+    Args:
+        run: Runs blocking work in a thread of the disk.
+    """
 
     def __init__(self, bytes_max: int, files: PageCacheReader, run: Run) -> None:
         self.files = files
@@ -96,64 +104,66 @@ class MemoryCache:
         self._copies: OrderedDict[str, CacheEntry] = OrderedDict()
         self._maps: OrderedDict[str, CacheEntry] = OrderedDict()
         self.copied_bytes = 0
-        self.memory_cache_mapped_bytes = 0
-        self.forgotten = 0
-        """How often something was removed."""
+        self.mapped_bytes = 0
+        self.removals = 0
+        """Number of removals so far."""
 
     def find(self, path: str) -> CacheEntry | None:
-        """Return the handle of a small object whose bytes are in memory."""
-        held = self._copies.get(path)
-        if held is not None:
+        """Return the entry of a small object whose bytes are in memory."""
+        entry = self._copies.get(path)
+        if entry is not None:
             self._copies.move_to_end(path)
-        return held
+        return entry
 
-    def standing(self, held: CacheEntry) -> CacheEntry | None:
-        """Return the handle that holds the bytes of the same file already."""
-        other = (self._copies if held.size <= SMALL_BYTES_MAX else self._maps).get(held.path)
-        return other if other is not None and other.is_of_the_same_file_as(held) else None
+    def find_same(self, entry: CacheEntry) -> CacheEntry | None:
+        """Return the entry that has the bytes of the same file already."""
+        other = self._entries_of_size(entry.size).get(entry.path)
+        return other if other is not None and other.is_of_the_same_file_as(entry) else None
 
     def takes(self, size: int) -> bool:
-        """Whether an object of this size would be held."""
+        """Tell whether an object of this size would be cached."""
         return size <= self._bytes_max
 
-    def touch(self, held: CacheEntry) -> None:
-        """Note that an object was asked for."""
-        (self._copies if held.size <= SMALL_BYTES_MAX else self._maps).move_to_end(held.path)
+    def touch(self, entry: CacheEntry) -> None:
+        """Note that an object was used."""
+        self._entries_of_size(entry.size).move_to_end(entry.path)
 
-    def put(self, held: CacheEntry, forgotten: int | None = None) -> None:
+    def put(self, entry: CacheEntry, removals: int | None = None) -> None:
         """
-        Hold the bytes that a handle has, and let go of those that were not asked for the longest.
+        Cache the bytes of an entry, and evict the least recently used ones.
 
-        `forgotten` is what it was when they were looked for: if something was removed since, it may have been these.
+        `removals` is the number of removals before the bytes were looked up: one since then may have been theirs.
         """
-        data, held.data = held.data, None
-        self.drop(held.path)
-        if not self.takes(held.size) or forgotten not in {None, self.forgotten}:
+        data, entry.data = entry.data, None
+        self.evict(entry.path)
+        if not self.takes(entry.size) or removals not in {None, self.removals}:
             return
-        held.data = data
-        if held.size <= SMALL_BYTES_MAX:
-            self._copies[held.path] = held
-            self.copied_bytes += held.size
+        entry.data = data
+        self._entries_of_size(entry.size)[entry.path] = entry
+        if entry.size <= SMALL_BYTES_MAX:
+            self.copied_bytes += entry.size
             while self.copied_bytes > self._bytes_max:
-                self.drop(next(iter(self._copies)))
+                self.evict(next(iter(self._copies)))
         else:
-            self._maps[held.path] = held
-            self.memory_cache_mapped_bytes += held.size
-            while self.memory_cache_mapped_bytes > self._bytes_max or len(self._maps) > MAPS_MAX:
-                self.drop(next(iter(self._maps)))
+            self.mapped_bytes += entry.size
+            while self.mapped_bytes > self._bytes_max or len(self._maps) > MAPS_MAX:
+                self.evict(next(iter(self._maps)))
 
-    def forget(self, path: str) -> None:
-        """Let go of an object that is being removed."""
-        self.forgotten += 1
-        self.drop(path)
+    def remove(self, path: str) -> None:
+        """Evict an object that is being removed."""
+        self.removals += 1
+        self.evict(path)
 
-    def drop(self, path: str) -> None:
-        """Let go of an object's bytes; readers who have them already go on."""
-        held = self._copies.pop(path, None)
-        if held is not None:
-            self.copied_bytes -= held.size
-            held.data = None
-        held = self._maps.pop(path, None)
-        if held is not None:
-            self.memory_cache_mapped_bytes -= held.size
-            held.data = None
+    def evict(self, path: str) -> None:
+        """Evict the bytes of an object; readers that have them already go on."""
+        entry = self._copies.pop(path, None)
+        if entry is not None:
+            self.copied_bytes -= entry.size
+            entry.data = None
+        entry = self._maps.pop(path, None)
+        if entry is not None:
+            self.mapped_bytes -= entry.size
+            entry.data = None
+
+    def _entries_of_size(self, size: int) -> OrderedDict[str, CacheEntry]:
+        return self._copies if size <= SMALL_BYTES_MAX else self._maps

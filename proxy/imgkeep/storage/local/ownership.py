@@ -1,12 +1,13 @@
 """
-Whose a store is, so that no command leaves files there which the service cannot read.
+The owner of a store, so that no command leaves files there which the service cannot read.
 
 Rules:
-- New files are their maker's alone (umask 077). So who writes into a store must be the user who runs the service.
-- The folders in a store tell its owner, because the service has made them; a volume's own folder may be root's, and
-  writable for the service by its group.
-- Before there are any, the folder tells, or the one that it would be made in. Only root is held to that: to others the
-  system tells what they may do.
+- Only its owner can read a new file (umask 077). So the user who writes into a store must be the one who runs the
+  service.
+- The folders in a store give its owner, because the service has made them; a volume's own folder may belong to root,
+  and be writable for the service by its group.
+- Before these folders exist, the data folder gives the owner, or its nearest parent. That counts for root alone: the
+  system tells other users what they may do.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 INSIDE: Final = ("v1", "partial", "api-token", "cache")
-"""What a service makes in its folder at start."""
+"""Names that a service creates in its folder at start."""
 
 
 def find_owner(folder: Path, *others: Path) -> int | None:
@@ -30,7 +31,7 @@ def find_owner(folder: Path, *others: Path) -> int | None:
 
     Args:
         folder: The data folder.
-        others: Files of the service elsewhere, as a database is.
+        others: Files of the service elsewhere, such as the database.
     """
     for path in (*(folder / name for name in INSIDE), *others):
         with suppress(OSError):
@@ -43,34 +44,34 @@ def find_owner(folder: Path, *others: Path) -> int | None:
 
 
 def _find_nearest(folder: Path) -> Path:
-    """Return the folder, or the nearest one above it that is there."""
+    """Return the folder, or its nearest parent that exists."""
     return next((each for each in (folder, *folder.absolute().parents) if os.path.lexists(each)), folder)
 
 
 def refusal(folder: Path, *others: Path, server_helps: bool) -> str | None:
     """
-    Return why this user must not write into a store, and the remedy; `None`: it may. Blocks.
+    Return why this user must not write into a store, and the remedy; `None`: the user may. Blocks.
 
     Args:
         folder: The data folder.
-        others: As of `find_owner`.
+        others: As for `find_owner`.
         server_helps: Whether the command could ask a running server instead.
     """
     owner = find_owner(folder, *others)
-    if owner is None or owner == os.geteuid() or _gives_away(folder, owner):
+    if owner is None or owner == os.geteuid() or _maps_users(folder, owner):
         return None
     name = name_user(owner)
     remedy = f"run this as that user (sudo -u {name} imgkeep ...)"
     if server_helps:
         remedy += ", or let the running server do it (--server URL)"
     nearest = _find_nearest(folder)
-    what = f"the store in {folder.absolute()}" if nearest == folder else f"the folder {nearest}"
-    maker = name_user(os.geteuid())
-    return f"{what} belongs to user {name}, whose service could not read what {maker} makes there: {remedy}"
+    subject = f"the store in {folder.absolute()}" if nearest == folder else f"the folder {nearest}"
+    user = name_user(os.geteuid())
+    return f"{subject} belongs to user {name}, whose service could not read what {user} makes there: {remedy}"
 
 
-def _gives_away(folder: Path, owner: int) -> bool:
-    """Whether files that we make are the owner's all the same, as on network file systems that know one user."""
+def _maps_users(folder: Path, owner: int) -> bool:
+    """Tell whether files of ours belong to the owner anyway, as on network file systems that know one user."""
     with suppress(OSError), TemporaryFile(dir=_find_nearest(folder)) as file:
         return os.fstat(file.fileno()).st_uid == owner
     return False

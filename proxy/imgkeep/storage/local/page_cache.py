@@ -1,14 +1,14 @@
 """
-Reads small files that the kernel has in its cache, on the event loop, without ever waiting for a disk.
+Reads of small files from the kernel's page cache, on the event loop, without ever waiting for a disk.
 
 Two calls of Linux promise that: `openat2` with `RESOLVE_CACHED` (5.12, man 2 openat2) looks a name up only where that
-needs no input or output, and `preadv2` with `RWF_NOWAIT` (4.14, man 2 preadv2) reads only pages that are there. Both
-say "try again" otherwise, and the caller takes the way through a thread. To open a file may still mean to ask somebody
-on file systems that are a network or another process behind it, so only `LOCAL` ones are read in this way. Where the
-system has neither call, or a sandbox forbids them, no file is at hand, and nothing else changes.
+needs no input or output, and `preadv2` with `RWF_NOWAIT` (4.14, man 2 preadv2) reads only pages that are cached. Both
+fail with `EAGAIN` otherwise, and the caller reads in a thread. Opening a file on a network file system, or on one of
+another process, may still ask a server, so only files on the types in `LOCAL` are read in this way. Where the system
+has neither call, or a sandbox forbids them, no file is read in this way, and nothing else changes.
 
-Python's `os` has the second and not the first, so that one goes through ctypes: the C library's `syscall`, holding the
-interpreter's lock, because a call that cannot wait is over sooner than the lock could be given away and taken back.
+Python's `os` has the second call and not the first, so the first goes through ctypes: the C library's `syscall`, with
+the interpreter's lock held, because a call that cannot wait ends sooner than the lock could be released and taken back.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ class _How(ctypes.Structure):
 
 
 class PageCacheReader:
-    """The files under `root`."""
+    """The page cache of the files under `root`."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self._prefix = os.fsencode(root) + b"/"
-        self.works = False
+        self.is_available = False
         how = _How(os.O_RDONLY | os.O_CLOEXEC, 0, _RESOLVE_CACHED)
         self._arguments = ctypes.byref(how), ctypes.c_size_t(ctypes.sizeof(how))
         self._number, self._here = ctypes.c_long(_OPENAT2), ctypes.c_int(_AT_FDCWD)
         self._call = ctypes.PyDLL(None).syscall if sys.platform == "linux" else None
 
     def open(self) -> None:
-        """Begin to find files, if that can be done here. Blocks; the root has to be there."""
+        """Find out whether this system and file system support it. Blocks; the root has to be there."""
         if self._call is None:
             return
         try:
@@ -61,14 +61,13 @@ class PageCacheReader:
         descriptor = self._open(b".")
         if descriptor >= 0:
             os.close(descriptor)
-            self.works = True
+            self.is_available = True
 
     def read(self, path: str, size: int, changed_ns: int) -> bytearray | None:
         """
-        Return the `size` bytes of the file at `path`, if they can be had at once and its inode has not changed since
-        `changed_ns`.
+        Return the `size` bytes of a file, if all are cached and its inode has not changed since `changed_ns`.
         """
-        if not self.works:
+        if not self.is_available:
             return None
         descriptor = self._open(path.encode())
         if descriptor < 0:
@@ -106,14 +105,14 @@ def _read(descriptor: int, size: int, changed_ns: int, flags: int = 0) -> bytear
     return data if os.preadv(descriptor, (data,), 0, flags) == size else None
 
 
-def type_of(place: Path, mounts: str) -> str | None:
-    """Return the type of the file system that `place` lies on, by the `mounts` of man 5 proc_pid_mountinfo."""
+def type_of(path: Path, mounts: str) -> str | None:
+    """Return the type of the file system that `path` is on, by the `mounts` of man 5 proc_pid_mountinfo."""
     best, found = Path(), None
     for line in mounts.splitlines():
         fields, _, rest = line.partition(" - ")
         if rest:
             point = Path(_ESCAPE.sub(lambda escape: chr(int(escape[1], 8)), fields.split(" ")[4]))
-            # Of several on one place the last one counts.
-            if place.is_relative_to(point) and len(point.parts) >= len(best.parts):
+            # Of several mounts at one path the last one counts.
+            if path.is_relative_to(point) and len(point.parts) >= len(best.parts):
                 best, found = point, rest.partition(" ")[0]
     return found

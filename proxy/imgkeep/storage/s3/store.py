@@ -39,7 +39,7 @@ from imgkeep.core.layout import (
     refusal_path,
 )
 from imgkeep.core.records import Digest, Format, Record, Tombstone
-from imgkeep.storage.local.draft import judge_all
+from imgkeep.storage.local.open_files import check_all
 from imgkeep.storage.s3.body import PIECE_BYTES, S3Body
 from imgkeep.storage.s3.client import BucketClient, read_etag
 from imgkeep.storage.s3.errors import EXISTS, MISSING, NOT_S3, RACED, BucketError
@@ -306,7 +306,7 @@ class S3Store:
             async for piece in body.pieces():
                 await asyncio.to_thread(file.write, piece)
             await asyncio.to_thread(file.flush)
-            return await asyncio.to_thread(judge_all, file.fileno(), file.tell(), check)
+            return await asyncio.to_thread(check_all, file.fileno(), file.tell(), check)
 
     async def quarantine(self, path: str) -> None:
         stat = await self.client.stat(path)
@@ -375,7 +375,7 @@ class S3Store:
             and theirs.digest not in {record.digest, replaces}
             and await self.size_of(theirs.object_name) is not None
         ):
-            raise Conflict("another image was kept under this link meanwhile")
+            raise Conflict("another image was stored under this link meanwhile")
         await self._uploads.put_bytes(path, data, RECORD_FIELDS)
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from imgkeep.cluster.peers import Peers
     from imgkeep.core.records import Record
-    from imgkeep.database.interfaces import Ledger
+    from imgkeep.database import ImageIndex
     from imgkeep.health import Health
     from imgkeep.images.inspect import Inspector
     from imgkeep.images.recent_failures import RecentFailures
@@ -41,7 +41,7 @@ class ApiContext:
     """
 
     image_service: ImageService
-    image_index: Ledger
+    image_index: ImageIndex
     inspector: Inspector
     saver: Saver
     remover: Remover

@@ -12,7 +12,8 @@ from msgspec import UNSET
 
 from imgkeep.core.errors import InvalidRequest
 from imgkeep.core.records import JobState
-from imgkeep.jobs.runner import ITEMS_MAX, describe
+from imgkeep.jobs.job_facts import describe_job
+from imgkeep.jobs.runner import ITEMS_MAX
 from imgkeep.web.api import schemas
 from imgkeep.web.api.context import API, api_context, image_facts, json_response, read_query
 from imgkeep.web.api.paging import make_cursor, read_cursor, read_limit
@@ -55,7 +56,7 @@ async def save_images(request: web.Request) -> web.Response:
         if job.finished_at is not None:
             return json_response(await _with_results(request, job, after=-1, limit=ITEMS_MAX))
     headers = {"Location": f"{request[ADMISSION].base}/api/jobs/{job.id}"}
-    return json_response(schemas.Job(**describe(job)), status=202, headers=headers)
+    return json_response(schemas.Job(**describe_job(job)), status=202, headers=headers)
 
 
 async def list_jobs(request: web.Request) -> web.Response:
@@ -69,7 +70,7 @@ async def list_jobs(request: web.Request) -> web.Response:
     page = await context.jobs.page(limit=limit + 1, after=read_cursor(query.get("cursor"), _CURSOR), state=state)
     shown = page[:limit]
     following = make_cursor(shown[-1].created_at, shown[-1].id) if len(page) > limit else None
-    return json_response(schemas.Jobs(jobs=[schemas.JobFacts(**describe(job)) for job in shown], next=following))
+    return json_response(schemas.Jobs(jobs=[schemas.JobFacts(**describe_job(job)) for job in shown], next=following))
 
 
 async def cancel_job(request: web.Request) -> web.Response:
@@ -78,7 +79,7 @@ async def cancel_job(request: web.Request) -> web.Response:
     if has_body(request):
         raise InvalidRequest("takes no body")
     job = await _find(request)
-    return json_response(schemas.Job(**describe(await context.jobs.cancel(job.id) or job)))
+    return json_response(schemas.Job(**describe_job(await context.jobs.cancel(job.id) or job)))
 
 
 async def show_job(request: web.Request) -> web.Response:
@@ -107,7 +108,7 @@ async def follow_job(request: web.Request) -> web.StreamResponse:
             changed.clear()
             job = await context.jobs.find(job.id) or job
             name = "progress" if job.finished_at is None else "done"
-            data = msgspec.json.encode(schemas.JobFacts(**describe(job))).decode()
+            data = msgspec.json.encode(schemas.JobFacts(**describe_job(job))).decode()
             await response.write(f"id: {job.saved + job.failed}\nevent: {name}\ndata: {data}\n\n".encode())
             if job.finished_at is not None:
                 await response.write_eof()
@@ -166,7 +167,7 @@ async def _find(request: web.Request) -> Job:
 
 async def _with_results(request: web.Request, job: Job, *, after: int, limit: int) -> schemas.JobWithResults:
     results = await request.app[API].jobs.results(job.id, after=after, limit=limit)
-    return schemas.JobWithResults(**describe(job), results=[_result(request, result) for result in results])
+    return schemas.JobWithResults(**describe_job(job), results=[_result(request, result) for result in results])
 
 
 def _result(request: web.Request, result: JobResult) -> schemas.Result:

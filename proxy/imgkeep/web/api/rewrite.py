@@ -1,11 +1,11 @@
 """
-`POST /api/rewrite`: a page or a text in, the same with links of ours out.
+`POST /api/rewrite`: returns a page or a text with its links to images replaced by links of this server.
 
-A document comes as it is (`text/html`, `text/markdown`) and goes back as it is, byte for byte but for links, with what
-there is to tell about it in header fields; or it comes and goes as a string in JSON.
+A document comes as it is (`text/html`, `text/markdown`) and goes back as it is, byte for byte but for links, with the
+facts about it in header fields; or it comes and goes as a string in JSON.
 
-It is taken whole before an answer begins, and not streamed: many clients do not read before they have sent all, and
-nobody could be told any more that the document is too large or that no job was taken.
+The server reads the whole document before it responds, and streams nothing: many clients do not read before they have
+sent all, and a response that has begun could no longer say that the document is too large or that no job was accepted.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import msgspec
 from aiohttp import web
 
 from imgkeep.core.errors import InvalidRequest
-from imgkeep.jobs.runner import ITEMS_MAX, describe
+from imgkeep.jobs.job_facts import describe_job
+from imgkeep.jobs.runner import ITEMS_MAX
 from imgkeep.page_rewriting import MARKDOWN_BYTES_MAX, check_page_url
 from imgkeep.web.api import schemas
 from imgkeep.web.api.context import API, api_context, json_response, read_query
@@ -39,13 +40,13 @@ if TYPE_CHECKING:
 
 FORMS: Final[dict[str, DocumentFormat]] = {"text/html": "html", "text/markdown": "markdown"}
 REWRITTEN: Final = "Imgkeep-Rewritten"
-"""In an answer that is the document itself: how many links were rewritten."""
+"""Header field of a response that is the document itself: the number of rewritten links."""
 PARAMETERS: Final = ("which", "url", "save")
 
 HEADERS: Final = {
     "Cache-Control": "no-store",
     "X-Content-Type-Options": "nosniff",
-    # It is other people's page, and not one of ours.
+    # The page is another site's, and not ours.
     "Content-Security-Policy": "default-src 'none'; sandbox",
 }
 
@@ -53,7 +54,7 @@ _CHARSET: Final = re.compile(r"[A-Za-z0-9][\w.:-]{0,39}", re.ASCII)
 
 
 class Options(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """What is wanted of a document, whichever way it comes."""
+    """The options of a rewrite, whichever way the document comes."""
 
     which: Literal["temporary", "all"] | list[str] = "temporary"
     url: str | None = None
@@ -68,7 +69,7 @@ class Document(Options, forbid_unknown_fields=True, kw_only=True):
 
 
 async def rewrite(request: web.Request) -> web.Response:
-    """Rewrite links to images in a document, and have the images saved if that is wanted."""
+    """Rewrite the links to images in a document, and have a job save the images if the client wants that."""
     api_context(request)
     if request.content_type == JSON:
         if request.query:
@@ -106,7 +107,7 @@ async def _rewrite_json(request: web.Request, body: Document) -> web.Response:
         else:
             response.markdown = rewritten.document.decode()
         if body.save:
-            response.job = None if job is None else schemas.JobFacts(**describe(job))
+            response.job = None if job is None else schemas.JobFacts(**describe_job(job))
         return json_response(response)
 
     return make() if len(data) <= LARGE_BODY_BYTES else await asyncio.to_thread(make)
@@ -126,15 +127,15 @@ async def _rewrite(
 
 
 async def _save(request: web.Request, rewritten: Rewritten) -> Job | None:
-    """Hand the images to a job; `None`: there are none."""
+    """Submit the images to a job; `None`: the document has none."""
     links = list(dict.fromkeys(rewritten.links))
     if len(links) > ITEMS_MAX:
-        raise InvalidRequest(f"save: the document has more than {ITEMS_MAX} links, which no job takes")
+        raise InvalidRequest(f"save: the document has more than {ITEMS_MAX} links, the maximum of a job")
     return await request.app[API].jobs.submit(links) if links else None
 
 
 def _read_options(request: web.Request) -> Options:
-    """Read the options of a document that is the body itself. Host globs are separated by commas."""
+    """Read the options of a document that is the body itself. Commas separate host globs."""
     query: dict[str, object] = dict(read_query(request, PARAMETERS))
     which = query.get("which")
     if isinstance(which, str) and which not in {"temporary", "all"}:

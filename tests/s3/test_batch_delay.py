@@ -1,4 +1,4 @@
-"""How late the database may be: with a bucket it is what finds copies while the bucket is away."""
+"""The delay of the image index: with a bucket the index finds local copies while the bucket is away, so it is short."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ CLOSED = "s3://bucket/pre?endpoint=http://127.0.0.1:1&region=us-east-1"
 @pytest.mark.parametrize(
     ("url", "batch_delay_s"), [("file:{}", LOCAL_BATCH_DELAY_S), (CLOSED, BATCH_DELAY_S)], ids=["disk", "bucket"]
 )
-async def test_rows_are_late_only_where_the_store_is_as_near(
+async def test_long_delay_is_for_a_local_store_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str, batch_delay_s: float
 ) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "id")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     config = configuration(tmp_path, store={"url": url.format(tmp_path), "timeout_s": 1})
     async with open_storage(config, clock=lambda: NOON) as parts:
-        assert parts.database._batch_delay_s == batch_delay_s
+        assert parts.database.image_index._batch_delay_s == batch_delay_s

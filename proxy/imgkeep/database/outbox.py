@@ -1,0 +1,98 @@
+"""
+The outbox's order: which images of the fallback the outbox worker uploads to the primary, and when.
+
+The fallback's folder is the truth about what waits; a lost table is filled again from it (`OutboxWorker.enlist`).
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import sqlalchemy as sa
+
+from imgkeep.core.records import Backlog, Key, OutboxEntry
+from imgkeep.database.tables import outbox
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Collection, Sequence
+
+    from imgkeep.core.records import Record
+    from imgkeep.database.engine import DatabaseEngine
+
+
+class Outbox:
+    """
+    The images that wait for the primary. `ImageIndex.put` adds a record that is `pending`, and removes one that is not.
+
+    Attributes:
+        last_backlog: What `backlog` returned last; `None` before the first call.
+    """
+
+    def __init__(self, engine: DatabaseEngine, flush: Callable[[], Awaitable[None]]) -> None:
+        self._engine = engine
+        self._flush = flush
+        """Waits until the image index has written what was put."""
+        self.last_backlog: Backlog | None = None
+
+    async def due(self, limit: int) -> Sequence[OutboxEntry]:
+        """Return up to `limit` images whose time has come, those that wait longest first."""
+        await self._flush()
+        query = (
+            sa.select(outbox.c.key, outbox.c.attempts)
+            .where(outbox.c.due_at <= self._engine.now())
+            .order_by(outbox.c.since, outbox.c.key)
+            .limit(limit)
+        )
+        rows = await self._engine.execute(lambda connection: connection.execute(query).all())
+        return [OutboxEntry(Key(row.key), row.attempts) for row in rows]
+
+    async def postpone(self, entry: OutboxEntry, delay_s: float, error: str) -> None:
+        """Count a failed attempt, and wait `delay_s` seconds before the next."""
+        change = (
+            sa.update(outbox)
+            .where(outbox.c.key == entry.key)
+            .values(attempts=entry.attempts + 1, due_at=self._engine.now() + round(delay_s), error=error[:255])
+        )
+        await self._engine.execute(lambda connection: connection.execute(change))
+
+    async def note_error(self, error: str) -> None:
+        """Note why nothing can be uploaded at the moment, for an operator who asks what waits."""
+        change = sa.update(outbox).values(error=error[:255])
+        await self._engine.execute(lambda connection: connection.execute(change))
+
+    async def remove(self, key: Key) -> None:
+        """Remove a key for which nothing is left to do."""
+        await self._engine.execute(lambda connection: delete_entries(connection, [key]))
+
+    async def backlog(self) -> Backlog:
+        await self._flush()
+        self.last_backlog = await self._engine.execute(_read_backlog)
+        return self.last_backlog
+
+
+def update_entries(connection: sa.Connection, records: Sequence[Record]) -> None:
+    """Add the records that are pending, and remove those that are not, in the transaction that writes their rows."""
+    keys = [record.key for record in records]
+    known = set(connection.scalars(sa.select(outbox.c.key).where(outbox.c.key.in_(keys)))) if keys else set()
+    arrived = [record.key for record in records if not record.pending and record.key in known]
+    if arrived:
+        delete_entries(connection, arrived)
+    new = [
+        {"key": record.key, "since": int(record.stored_at.timestamp()), "attempts": 0, "due_at": 0}
+        for record in records
+        if record.pending and record.key not in known
+    ]
+    if new:
+        connection.execute(sa.insert(outbox), new)
+
+
+def delete_entries(connection: sa.Connection, keys: Collection[Key]) -> None:
+    connection.execute(sa.delete(outbox).where(outbox.c.key.in_(keys)))
+
+
+def _read_backlog(connection: sa.Connection) -> Backlog:
+    count, oldest = connection.execute(sa.select(sa.func.count(), sa.func.min(outbox.c.since))).one()
+    last = sa.select(outbox.c.error).where(outbox.c.error.is_not(None)).order_by(outbox.c.due_at.desc()).limit(1)
+    since = None if oldest is None else datetime.fromtimestamp(oldest, UTC)
+    return Backlog(count, since, connection.scalar(last) if count else None)

@@ -1,0 +1,52 @@
+"""The composition of one engine and its four repositories."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from imgkeep.database.durable_jobs import DurableJobs
+from imgkeep.database.engine import DatabaseEngine
+from imgkeep.database.image_index import BATCH_DELAY_S, ImageIndex
+from imgkeep.database.outbox import Outbox
+from imgkeep.database.removals import RemovalIndex
+
+if TYPE_CHECKING:
+    from imgkeep.clock import Clock
+
+
+class Database:
+    """One database. Only `jobs` holds what is stored nowhere else."""
+
+    def __init__(
+        self, url: str, clock: Clock, *, batch_delay_s: float = BATCH_DELAY_S, read_only: bool = False
+    ) -> None:
+        self.engine = DatabaseEngine(url, clock, read_only=read_only)
+        self.image_index = ImageIndex(self.engine, batch_delay_s=batch_delay_s)
+        self.outbox = Outbox(self.engine, self.image_index.flush)
+        self.removals = RemovalIndex(self.engine)
+        self.jobs = DurableJobs(self.engine, self.image_index)
+
+    async def open(self) -> None:
+        """
+        Connect, and make the tables.
+
+        Raises:
+            IncompatibleDatabase: Another version wrote the database.
+            StorageError: The database cannot be reached; every later call tries again.
+        """
+        await self.engine.open()
+
+    async def check(self) -> int:
+        """
+        Check that the database answers, and write the rows that wait for it; return 0: its room is not known.
+
+        Raises:
+            StorageError: The database does not answer.
+        """
+        await self.engine.check()
+        self.image_index.start_flush()
+        return 0
+
+    async def aclose(self) -> None:
+        await self.image_index.flush()
+        await self.engine.aclose()
