@@ -1,9 +1,9 @@
 """
 Parse budget: how many bytes aiohttp's parser of requests gets in one iteration of the event loop.
 
-A step is `PARSE_STEP_BYTES` of one connection, and all connections together have `PARSE_ITERATION_BYTES` in an iteration: however
-many clients send what takes long to parse, hits and health checks wait for so much of it and no more. The connections
-that wait get one step each, in order.
+A step is `PARSE_STEP_BYTES` of one connection, and all connections together have `PARSE_ITERATION_BYTES` in an
+iteration: however many clients send what takes long to parse, hits and health checks wait for so much of it and no
+more. The connections that wait get one step each, in order.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PARSE_ITERATION_BYTES: Final = 4096
 
 
 class ParseBudget:
-    """Budget of all connections of a server in this iteration of the event loop, and those that wait for the next one."""
+    """Budget of all connections in this iteration of the event loop, and those that wait for the next one."""
 
     __slots__ = ("_is_scheduled", "_spent", "_waiting")
 

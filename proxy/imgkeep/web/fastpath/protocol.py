@@ -80,7 +80,7 @@ class PlainRequest:
 class FastConnection(Connection):
     """One client's connection, on which plain requests for images bypass aiohttp."""
 
-    __slots__ = ("_buffer", "_fast_path", "_fields", "_state", "_iterations_waited", "_work")
+    __slots__ = ("_buffer", "_fast_path", "_fields", "_iterations_waited", "_state", "_work")
 
     def __init__(
         self,
