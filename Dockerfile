@@ -1,7 +1,7 @@
 # Built in two steps so that the image holds no installer, no package index settings and no source tree.
 #
-# A tag can be moved, a digest cannot. This is the index of python:3.12-slim of August 2026. Renew it here when Python or
-# Debian are mended, or for one build:
+# A tag can be moved, a digest cannot. This is the index of python:3.12-slim of August 2026. Renew it here after a fix of
+# Python or Debian, or for one build:
 #   docker pull python:3.12-slim
 #   docker build -t imgkeep --build-arg BASE="$(docker inspect --format '{{index .RepoDigests 0}}' python:3.12-slim)" .
 ARG BASE=python:3.12-slim@sha256:78387bc3881b8273120a12ebe6c1ab22b018ccc2c9adf565ae1ac9b536e184ea
@@ -20,7 +20,7 @@ RUN cp -r imgkeep "$(/opt/imgkeep/bin/python -c 'import sysconfig; print(sysconf
     && chmod 755 /opt/imgkeep/bin/imgkeep
 
 FROM ${BASE}
-# Nothing is installed in a container, and whoever gets into one shall not be helped to.
+# A container installs nothing, and an intruder finds no installer.
 RUN rm -rf "$(python -c 'import ensurepip; print(ensurepip.__path__[0])')" \
     && python -m pip uninstall --yes --no-input --root-user-action ignore pip setuptools wheel \
     && groupadd --system --gid 10001 imgkeep \
@@ -35,11 +35,11 @@ ENV PATH=/opt/imgkeep/bin:$PATH \
 USER 10001:10001
 WORKDIR /var/lib/imgkeep
 RUN mkdir data
-# All that is written is below this folder and in /tmp: `docker run --read-only --tmpfs /tmp --cap-drop ALL
+# The server writes below this folder and into /tmp alone: `docker run --read-only --tmpfs /tmp --cap-drop ALL
 # --security-opt no-new-privileges -v imgkeep:/var/lib/imgkeep/data imgkeep`.
 VOLUME /var/lib/imgkeep/data
 EXPOSE 8080
-# Reads the configuration for the address. A degraded server is healthy: to start it again would not mend its disk.
+# Reads the configuration for the address. A degraded server is healthy: a restart would not repair its disk.
 HEALTHCHECK --interval=30s --timeout=10s --start-period=30s --start-interval=2s CMD ["imgkeep", "health"]
 ENTRYPOINT ["imgkeep"]
 CMD ["serve"]

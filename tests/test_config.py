@@ -1,4 +1,4 @@
-"""Every setting is known, checked, documented, and named in what we say about it."""
+"""Every setting is known, checked and documented, and each message names its setting."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ SETTINGS = [
 ]
 
 
-def test_nothing_configured_is_a_configuration() -> None:
+def test_empty_configuration_is_valid() -> None:
     assert load({}, {}) == Config()
 
 
-def test_the_shipped_file_holds_exactly_the_defaults() -> None:
+def test_shipped_file_holds_the_defaults() -> None:
     shipped = tomllib.loads((ROOT / "config.toml").read_text())
     defaults = msgspec.json.decode(msgspec.json.encode(Config()))
-    # An empty list in the file could not be followed by the tables that everybody would write.
+    # An empty list in the file could not be followed by the tables that operators write.
     assert defaults["sources"].pop("providers") == defaults.pop("legacy") == []
     assert shipped == defaults
     assert load(shipped, {}) == Config()
 
 
 @pytest.mark.parametrize(("section", "key"), SETTINGS)
-def test_every_setting_stands_in_the_readme(section: str, key: str) -> None:
+def test_readme_has_every_setting(section: str, key: str) -> None:
     assert f"`{section}.{key}`" in (ROOT / "README.md").read_text()
 
 
@@ -245,12 +245,12 @@ def test_every_setting_can_come_from_the_environment(section: str, key: str) -> 
         ),
     ],
 )
-def test_a_bad_setting_is_refused_by_its_name(file: dict[str, Any], environment: dict[str, str], message: str) -> None:
+def test_bad_setting_is_named(file: dict[str, Any], environment: dict[str, str], message: str) -> None:
     with pytest.raises(ConfigError, match=f"^{re.escape(message)}"):
         load(file, environment)
 
 
-def test_other_variables_are_nobodys_business() -> None:
+def test_other_variables_do_not_count() -> None:
     assert load({}, {"IMGKEEP_CONFIG": "x", "PATH": "y", "SERVER__PORT": "1"}) == Config()
 
 
@@ -262,7 +262,7 @@ def test_lists_are_written_with_commas_or_as_json(text: str) -> None:
 @pytest.mark.parametrize(
     ("url", "path"), [("file:data", "data"), ("file:/var/lib/x", "/var/lib/x"), ("file:///var/lib/x", "/var/lib/x")]
 )
-def test_a_store_is_named_by_a_path(url: str, path: str) -> None:
+def test_store_url_names_a_folder(url: str, path: str) -> None:
     assert read_store_url("store.url", url) == Folder(path)
 
 
@@ -311,22 +311,20 @@ AWS_VARIABLES: dict[str, tuple[dict[str, Any], dict[str, str], str]] = {
 
 
 @pytest.mark.parametrize(("file", "environment", "url"), AWS_VARIABLES.values(), ids=AWS_VARIABLES)
-def test_the_usual_variables_name_a_bucket_where_nothing_else_does(
-    file: dict[str, Any], environment: dict[str, str], url: str
-) -> None:
+def test_aws_variables_name_a_bucket_by_default(file: dict[str, Any], environment: dict[str, str], url: str) -> None:
     before = copy.deepcopy(file)
     assert load(file, environment).store.url == url
     assert file == before
 
 
 @pytest.mark.parametrize("mode", ["serve", "redirect", "presign"])
-def test_a_bucket_can_be_delivered_from_in_every_way(mode: str) -> None:
+def test_bucket_allows_every_delivery_mode(mode: str) -> None:
     delivery = {"mode": mode, "base_url": "https://cdn.example"}
     config = load({"store": {"url": "s3://images", "fallback": ""}, "delivery": delivery}, {})
     assert (config.delivery.mode, config.delivery.base_url) == (mode, "https://cdn.example")
 
 
-def test_a_request_to_a_bucket_has_a_time_limit() -> None:
+def test_bucket_timeout_has_a_maximum() -> None:
     assert load({}, {}).store.timeout_s == 5
     assert load({"store": {"timeout_s": 0.5}}, {"IMGKEEP_STORE__TIMEOUT_S": "60"}).store.timeout_s == 60
 
@@ -339,7 +337,7 @@ def test_a_request_to_a_bucket_has_a_time_limit() -> None:
         ("postgresql://u:p@db/images", "postgresql+psycopg://u:p@db/images"),
     ],
 )
-def test_a_catalog_is_named_by_a_url(url: str, target: str) -> None:
+def test_database_url_is_read(url: str, target: str) -> None:
     assert read_database_url(url) == target
 
 
@@ -361,7 +359,7 @@ def test_secrets_do_not_print() -> None:
         ("img.internal", False),
     ],
 )
-def test_an_openly_bound_server_is_nobodys_proxy(host: str, *, open_to_any: bool) -> None:
+def test_open_server_fetches_from_known_hosts_only(host: str, *, open_to_any: bool) -> None:
     assert load({"server": {"host": host}}, {}).hosts_allowed(BUILT_IN) == (
         ("*",) if open_to_any else BUILT_IN.known_hosts
     )
@@ -379,7 +377,7 @@ def test_shared_hosts_are_a_group_of_their_own() -> None:
 
 
 @pytest.mark.parametrize("pattern", ["b-1.s3.eu-west-1.amazonaws.com", "s3.amazonaws.com/b-1/*"])
-def test_a_denied_bucket_is_denied_at_all_its_endpoints(pattern: str) -> None:
+def test_denied_bucket_is_denied_at_all_endpoints(pattern: str) -> None:
     policy = load({"sources": {"deny": [pattern, "*.b-2.example", "2001:db8::1"]}}, {}).policy(BUILT_IN)
     for url in (
         "https://b-1.s3.amazonaws.com/a.png",
@@ -393,13 +391,13 @@ def test_a_denied_bucket_is_denied_at_all_its_endpoints(pattern: str) -> None:
     assert judge(read_source("https://s3.amazonaws.com/b-3/a.png"), policy) is None
 
 
-def test_sections_cannot_be_changed() -> None:
+def test_sections_are_immutable() -> None:
     section: Section = Config().server
     with pytest.raises(AttributeError):
         section.port = 1  # type: ignore[attr-defined]
 
 
-def test_what_workers_may_take_together_is_divided_among_them() -> None:
+def test_limits_are_divided_among_workers() -> None:
     config = load(
         {
             "server": {"workers": 3},

@@ -1,4 +1,4 @@
-"""What a configuration may be written like, and what is said of one that is wrong."""
+"""The forms of a configuration, and the messages for a wrong one."""
 
 from __future__ import annotations
 
@@ -109,8 +109,8 @@ def test_words_are_read_in_any_case() -> None:
     config = load({"sources": {"identity": "Exact"}}, environment)
     assert (config.log.level, config.log.access, config.delivery.mode) == ("warning", False, "serve")
     assert (config.delivery.redirect_status, config.sources.identity) == (307, "exact")
-    catalogue = config.read_provider_rules()
-    assert config.hosts_allowed(catalogue) == catalogue.known_hosts + catalogue.shared_hosts
+    provider_rules = config.read_provider_rules()
+    assert config.hosts_allowed(provider_rules) == provider_rules.known_hosts + provider_rules.shared_hosts
 
 
 MISTAKES: dict[str, tuple[dict[str, Any], dict[str, str], str]] = {
@@ -175,6 +175,17 @@ MISTAKES: dict[str, tuple[dict[str, Any], dict[str, str], str]] = {
         "server.public_url: it is not an absolute http:// or https:// URL, got 'img.example.com'",
     ),
     "bucket as fallback": ({"store": {"fallback": "s3://x"}}, {}, "store.fallback: expected file:PATH"),
+    "old section": ({"catalog": {"url": "sqlite:a"}}, {}, "catalog: [catalog] is now called [database]"),
+    "old variable": (
+        {},
+        {"IMGKEEP_CATALOG__URL": "sqlite:a"},
+        "IMGKEEP_CATALOG__URL: is now called IMGKEEP_DATABASE__URL",
+    ),
+    "old variable of a file": (
+        {},
+        {"IMGKEEP_CATALOG__URL_FILE": "/run/secrets/url"},
+        "IMGKEEP_CATALOG__URL_FILE: is now called IMGKEEP_DATABASE__URL_FILE",
+    ),
     "misspelt section": ({"sever": {}}, {}, "sever: unknown setting; did you mean server?"),
     "misspelt variable": (
         {},
@@ -215,8 +226,8 @@ MISTAKES: dict[str, tuple[dict[str, Any], dict[str, str], str]] = {
     ),
     "variable of another section": (
         {},
-        {"IMGKEEP_DATABASE__URL": "sqlite:x"},
-        "IMGKEEP_DATABASE__URL: there is no section 'database'; did you mean ",
+        {"IMGKEEP_STORAGE__URL": "sqlite:x"},
+        "IMGKEEP_STORAGE__URL: there is no section 'storage'; did you mean ",
     ),
     "file of no secret": (
         {},
@@ -236,13 +247,13 @@ MISTAKES: dict[str, tuple[dict[str, Any], dict[str, str], str]] = {
 
 
 @pytest.mark.parametrize(("file", "environment", "message"), MISTAKES.values(), ids=MISTAKES)
-def test_mistake_is_told_with_what_is_right(file: dict[str, Any], environment: dict[str, str], message: str) -> None:
+def test_mistake_gets_a_hint(file: dict[str, Any], environment: dict[str, str], message: str) -> None:
     with pytest.raises(ConfigError, match=f"^{re.escape(message)}") as error:
         load(file, environment)
     assert len(error.value.messages) == 1
 
 
-def test_all_mistakes_are_told_at_once() -> None:
+def test_error_lists_all_mistakes() -> None:
     file = {
         "server": {"port": 70_000, "prot": 1},
         "log": {"level": "loud"},
@@ -266,7 +277,7 @@ def test_all_mistakes_are_told_at_once() -> None:
     ]
 
 
-def test_each_mistake_in_a_list_is_told() -> None:
+def test_error_lists_each_mistake_of_a_list() -> None:
     file = {
         "server": {"host": ["bad host", "127.0.0.1:80"], "trusted_proxies": ["a", "10.0.0.1/8"]},
         "sources": {"allow": ["https://a", "https://b"], "deny": ["known", "https://c"]},
@@ -280,16 +291,16 @@ def test_each_mistake_in_a_list_is_told() -> None:
     )
 
 
-def test_what_is_looked_at_besides_is_told_with_the_rest() -> None:
+def test_further_check_joins_the_list() -> None:
     def look(config: Config) -> None:
         raise ConfigError(f"delivery.placeholder: {config.delivery.placeholder} does not exist")
 
     with pytest.raises(ConfigError) as error:
-        load({"server": {"port": "x"}, "delivery": {"placeholder": "/a.png"}}, {}, look=look)
+        load({"server": {"port": "x"}, "delivery": {"placeholder": "/a.png"}}, {}, check=look)
     assert [message.partition(":")[0] for message in error.value.messages] == ["server.port", "delivery.placeholder"]
 
 
-def test_what_depends_on_a_wrong_setting_is_not_judged() -> None:
+def test_checks_of_wrong_settings_are_left_out() -> None:
     with pytest.raises(ConfigError) as error:
         load({"security": {"signature": "always", "signing_keys": 1}}, {})
     assert [message.partition(":")[0] for message in error.value.messages] == ["security.signing_keys"]
@@ -315,7 +326,7 @@ def test_what_depends_on_a_wrong_setting_is_not_judged() -> None:
         ("IMGKEEP_TEST_S3RVER", "x"),
     ],
 )
-def test_variable_that_others_make_hurts_nothing(variable: str, value: str) -> None:
+def test_service_variables_pass(variable: str, value: str) -> None:
     assert load({}, {variable: value}) == Config()
 
 
@@ -335,7 +346,7 @@ def test_secrets_come_from_files(tmp_path: Path) -> None:
     assert config.database.url == "postgresql://u:p@db/images"
 
 
-def test_secret_file_that_cannot_be_used_is_named_with_its_cause(tmp_path: Path) -> None:
+def test_unusable_secret_file_is_named(tmp_path: Path) -> None:
     variable = "IMGKEEP_SECURITY__API_TOKENS_FILE"
     empty, large, binary = tmp_path / "empty", tmp_path / "large", tmp_path / "binary"
     empty.write_text("\n")
@@ -356,7 +367,7 @@ def test_secret_file_that_cannot_be_used_is_named_with_its_cause(tmp_path: Path)
         load({}, {variable: str(large), "IMGKEEP_SECURITY__API_TOKENS": KEY})
 
 
-def test_mistake_in_a_secret_quotes_nothing_of_it(tmp_path: Path) -> None:
+def test_error_quotes_no_secret(tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_text("hush hush\n")
     for name in ("SECURITY__API_TOKENS", "SECURITY__SIGNING_KEYS", "DATABASE__URL"):
@@ -366,7 +377,7 @@ def test_mistake_in_a_secret_quotes_nothing_of_it(tmp_path: Path) -> None:
             assert "hush" not in str(error.value)
 
 
-def test_file_that_is_no_configuration_is_told_with_its_line(tmp_path: Path) -> None:
+def test_malformed_file_is_named_with_its_line(tmp_path: Path) -> None:
     path = tmp_path / "config.toml"
     for data, message in (
         (b"[server]\nport = 1\nhost = \n", r"invalid value \(at line 3, column 8\)"),
@@ -415,7 +426,7 @@ def test_addresses_are_one_or_several() -> None:
         "[::]:8080",
     ],
 )
-def test_metrics_address_is_one_that_nothing_else_has(address: str) -> None:
+def test_metrics_address_must_be_free(address: str) -> None:
     with pytest.raises(ConfigError, match=r"^server\.metrics_address: "):
         load({"server": {"metrics_address": address}}, {})
 

@@ -42,7 +42,7 @@ PICTURES = """async () => {
 
 
 async def pictures_of(browser: Browser, url: str) -> list[tuple[str, int]]:
-    """Return what a browser that has seen nothing before shows at a URL: source and width of each picture."""
+    """Return source and width of each image that a new browser shows at a URL."""
     async with visiting(browser) as visit:
         await visit.open(url)
         with suppress(PlaywrightError):
@@ -54,7 +54,7 @@ async def pictures_of(browser: Browser, url: str) -> list[tuple[str, int]]:
 
 
 async def show(browser: Browser, folder: Path, example: Example, *, times: str) -> None:
-    """Expect that an example shows its pictures through imgkeep."""
+    """Check that an example shows its images through imgkeep."""
     url = example.opens
     if url.endswith(".txt"):
         url = (folder / url).read_text().strip()
@@ -66,7 +66,7 @@ async def show(browser: Browser, folder: Path, example: Example, *, times: str) 
     assert {width for _, width in ours} == {480}, f"{example.name}, {times}: {shown}"
 
 
-async def test_every_example_shows_a_picture_and_still_does_without_its_origin(tmp_path: Path) -> None:
+async def test_example_shows_its_image_without_the_origin(tmp_path: Path) -> None:
     for program in ("nginx", "node", "curl"):
         if shutil.which(program, path=f"{os.environ['PATH']}:/usr/sbin") is None:  # noqa: TID251 - likewise
             cannot(f"{program} is not installed")
@@ -113,7 +113,7 @@ async def test_links_of_the_origin_end(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("example", read_examples(README)[1], ids=lambda example: example.name)
-def test_commands_stand_in_the_example_too(example: Example) -> None:
+def test_example_has_its_commands(example: Example) -> None:
     lines = example.commands.splitlines()
     paths: Sequence[str] = re.findall(r"examples/\S+\.(?:py|sh|mjs|html)", example.commands or example.opens)
     text = "".join((ROOT / path).read_text("utf-8") for path in paths)

@@ -23,7 +23,7 @@ MARKDOWN = MarkdownIt("commonmark").enable("table")
 
 
 def links_of(text: str) -> list[str]:
-    """Return where the links and images of a page lead, also those in HTML."""
+    """Return the targets of links and images of a page, also in HTML."""
     links = []
     for block in MARKDOWN.parse(text):
         for token in (block, *(block.children or ())):
@@ -65,7 +65,7 @@ def test_all_pages_are_read() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_every_link_leads_to_a_file_and_a_heading(page: str) -> None:
+def test_link_leads_to_a_file_and_a_heading(page: str) -> None:
     for link in links_of((ROOT / page).read_text("utf-8")):
         if re.match(r"(?:https?|mailto):", link):
             continue
@@ -78,5 +78,5 @@ def test_every_link_leads_to_a_file_and_a_heading(page: str) -> None:
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.startswith("docs/")])
-def test_every_page_is_found_from_the_readme(page: str) -> None:
+def test_readme_leads_to_every_page(page: str) -> None:
     assert page in links_of((ROOT / "README.md").read_text("utf-8"))

@@ -1,4 +1,4 @@
-"""Where we listen: one address, several, both kinds; and what is said where that cannot be."""
+"""Listening sockets: one address, several, both families; and the messages for unusable ones."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def need_ipv6() -> None:
 
 
 def reach(host: str, port: int) -> bool:
-    """Tell whether something listens there."""
+    """Whether a server listens there."""
     try:
         with socket.create_connection((host, port), timeout=2):
             return True
@@ -53,7 +53,7 @@ def reach(host: str, port: int) -> bool:
         (("localhost", "127.0.0.1"), {"127.0.0.1"}),
     ],
 )
-def test_all_addresses_are_listened_at_and_no_other(host: str | tuple[str, ...], reached: set[str]) -> None:
+def test_server_listens_on_its_addresses_only(host: str | tuple[str, ...], reached: set[str]) -> None:
     need_ipv6()
     with ExitStack() as stack:
         sockets = [stack.enter_context(sock) for sock in listen(Server(host=host, port=0))]
@@ -95,13 +95,13 @@ def test_port_in_use_names_the_setting(workers: int) -> None:
         ("a..b", "server.host: 'a..b' does not resolve to an address: "),
     ],
 )
-def test_address_that_cannot_be_had_is_named(host: str, message: str) -> None:
+def test_unusable_address_is_named(host: str, message: str) -> None:
     with pytest.raises(ConfigError, match=f"^{message}"):
         listen(Server(host=host, port=0))
 
 
 async def start_with_a_failing_bind(folder: Path, error: str, **settings: str) -> tuple[int | None, str]:
-    """Start a server for which no address can be bound; return exit status and the last line that it prints."""
+    """Start a server without a usable address; return its exit status and its last line."""
     need_strace()
     strace = ("strace", "-f", "-o", "/dev/null", "-e", "trace=bind", "-e", f"inject=bind:error={error}")
     process = await asyncio.create_subprocess_exec(
@@ -117,7 +117,7 @@ async def start_with_a_failing_bind(folder: Path, error: str, **settings: str) -
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-async def test_machine_without_ipv6_is_told(tmp_path: Path, workers: str) -> None:
+async def test_missing_ipv6_is_named(tmp_path: Path, workers: str) -> None:
     status, line = await start_with_a_failing_bind(
         tmp_path / "store", "EADDRNOTAVAIL", server__host="::", server__workers=workers
     )
@@ -125,7 +125,7 @@ async def test_machine_without_ipv6_is_told(tmp_path: Path, workers: str) -> Non
     assert status == 2
 
 
-async def test_port_without_permission_is_told(tmp_path: Path) -> None:
+async def test_missing_permission_is_named(tmp_path: Path) -> None:
     status, line = await start_with_a_failing_bind(tmp_path / "store", "EACCES", server__port="80")
     assert line.startswith("imgkeep: server.port: no permission to listen at 127.0.0.1:80: choose a port from 1024 on")
     assert status == 2

@@ -1,12 +1,12 @@
 """
-The sockets that we listen on, from `server.host` and `server.port`, and from `server.metrics_address`.
+Listening sockets, from `server.host` and `server.port`, and from `server.metrics_address`.
 
 Rules:
-- `::` alone takes IPv4 too (dual stack, RFC 3493, 5.3), whatever the machine's default is. Beside an IPv4 address it is
-  IPv6 only, because the two would be in each other's way. An empty host is both.
-- Of a name with several addresses those count that this machine has; of an address that is written out, it has to be.
-- Every error names the setting, the address and the cause. What only another setting cures is a `ConfigError`; a port
-  that is in use may be free in a moment, and is an `OSError`.
+- `::` alone accepts IPv4 too (dual stack, RFC 3493, 5.3), whatever the default of the machine is. Beside an IPv4
+  address it is IPv6 only, because the two would conflict. An empty host is both.
+- A name with several addresses stands for those that this machine has; an address must be one of this machine.
+- Every error names the setting, the address and the cause. It is a `ConfigError` if only another setting helps. A port
+  in use may be free in a moment, and is an `OSError`.
 """
 
 from __future__ import annotations
@@ -28,17 +28,20 @@ if TYPE_CHECKING:
 
 BACKLOG: Final = 1024
 PORT_ATTEMPTS_MAX: Final = 16
-"""Maximum number of free ports that are tried until one is free at all addresses."""
+"""Maximum number of attempts to find a port that is free at all addresses."""
 
 _MISSING: Final = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
-"""What the system says of an address, or of a family of addresses, that the machine does not have."""
+"""Errors of an address, or of a family of addresses, that the machine does not have."""
+
+_ANY_ADDRESS: Final = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - by the setting
+"""The address of this machine that reaches a server with an unspecified address."""
 
 SocketAddress: TypeAlias = tuple[str, int] | tuple[str, int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
 class _SettingNames:
-    """The names of the settings that say where to listen, and how to set another port."""
+    """Names of the settings of an address, and the hint for another port."""
 
     host: str
     port: str
@@ -51,7 +54,7 @@ _METRICS: Final = _SettingNames("server.metrics_address", "server.metrics_addres
 
 @dataclass(frozen=True, slots=True)
 class _Target:
-    """An address to listen on. `is_one_of_many`: the name has others."""
+    """An address to listen on. `is_one_of_many`: its name has others."""
 
     host: str
     family: socket.AddressFamily
@@ -70,16 +73,25 @@ class _Target:
 
 
 def format_address(host: str, port: int) -> str:
-    """Return an address as it stands in a URL."""
+    """Return an address in the form of a URL."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def reachable_hosts(server: Server) -> list[str]:
+    """Return the addresses at which a program of this machine reaches the server."""
+    return [
+        each
+        for host in server.hosts
+        for each in (_ANY_ADDRESS.get(host, host), *(["127.0.0.1"] if host == "::" else []))
+    ]
 
 
 def listen(server: Server) -> list[socket.socket]:
     """
-    Return listening sockets, one an address. Blocks where a name has to be resolved.
+    Return listening sockets, one for each address. Blocks while a name is resolved.
 
     Raises:
-        ConfigError: An address is not this machine's, or it may not listen there.
+        ConfigError: An address is not of this machine, or this process may not listen there.
         OSError: The port is in use.
     """
     with ExitStack() as stack:
@@ -92,11 +104,11 @@ def listen(server: Server) -> list[socket.socket]:
 
 def listen_for_metrics(server: Server, *, shared: bool = False) -> list[socket.socket]:
     """
-    Return listening sockets for `server.metrics_address`: none where it is empty. Blocks as `listen`.
+    Return listening sockets for `server.metrics_address`: none if it is empty. Blocks as `listen`.
 
     Args:
-        server: Says where.
-        shared: With the other workers, each of which has sockets of its own.
+        server: The settings.
+        shared: Share the port with the other workers, each of which has its own sockets.
 
     Raises: as `listen`.
     """
@@ -114,19 +126,19 @@ def listen_for_metrics(server: Server, *, shared: bool = False) -> list[socket.s
 
 def listen_for_workers(server: Server, stack: ExitStack) -> list[list[socket.socket]]:
     """
-    Return a set of listening sockets, one an address, for each worker; the kernel spreads connections over them.
+    Return listening sockets for each worker, one for each address; the kernel spreads connections over them.
 
     Raises: as `listen`.
     """
     if not hasattr(socket, "SO_REUSEPORT"):
         raise ConfigError("server.workers: more than 1 needs SO_REUSEPORT, which this system does not have")
     with ExitStack() as probes:
-        # Not shared: another program of ours that listens there has to be noticed.
+        # Not shared, so that another imgkeep at the same address is an error.
         bound = [
             target.at(sock.getsockname()[1])
             for target, sock in _bind_all(_find_targets(server.hosts), server.port, probes)
         ]
-        for sock in listen_for_metrics(server):  # a worker each has its own, later
+        for sock in listen_for_metrics(server):  # each worker opens its own later
             probes.enter_context(sock)
     sets: list[list[socket.socket]] = []
     for _ in range(server.workers):
@@ -141,7 +153,7 @@ def listen_for_workers(server: Server, stack: ExitStack) -> list[list[socket.soc
 def _start_listening(sock: socket.socket, settings: _SettingNames) -> None:
     try:
         sock.listen(BACKLOG)
-    except OSError as error:  # another program was quicker
+    except OSError as error:  # another program took the port in between
         host, port = sock.getsockname()[:2]
         raise _explain(error, host, format_address(host, port), settings) from None
 
@@ -181,8 +193,8 @@ def _resolve(host: str, settings: _SettingNames) -> Iterator[tuple[socket.Addres
 def _bind_all(
     targets: list[_Target], port: int, stack: ExitStack, *, shared: bool = False
 ) -> list[tuple[_Target, socket.socket]]:
-    """Bind to every address, to one port at all of them; sockets are closed by the stack."""
-    for draw in range(PORT_ATTEMPTS_MAX):
+    """Bind to one port at every address; the stack closes the sockets."""
+    for attempt_number in range(PORT_ATTEMPTS_MAX):
         with ExitStack() as attempt:
             bound: list[tuple[_Target, socket.socket]] = []
             missing: ConfigError | None = None
@@ -196,7 +208,7 @@ def _bind_all(
                         continue
                     bound.append((target, sock))
             except OSError:
-                if port or draw == PORT_ATTEMPTS_MAX - 1:
+                if port or attempt_number == PORT_ATTEMPTS_MAX - 1:
                     raise
                 continue
             if not bound:
@@ -204,11 +216,11 @@ def _bind_all(
                 raise missing
             stack.enter_context(attempt.pop_all())
             return bound
-    raise AssertionError("the last draw returns or raises")
+    raise AssertionError("the last attempt returns or raises")
 
 
 class _MissingAddressError(ConfigError):
-    """One of the addresses of a name is not this machine's."""
+    """The error of an address that this machine does not have."""
 
 
 def _bind(target: _Target, *, shared: bool) -> socket.socket:

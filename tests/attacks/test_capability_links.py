@@ -425,6 +425,6 @@ async def test_an_operator_binds_a_scheme_to_his_own_host(
         response = await imgkeep.img(f"{url}?token={token}&expires=1999999999")
         assert await response.read() == body
     assert origin.asked("/my/dog.png") >= 1
-    catalogue = read_provider_rules([rule])
-    keys = {identify_url(f"{url}?token={c * 43}&expires=1999999999", NOW, catalogue).key for c in "ab"}
+    provider_rules = read_provider_rules([rule])
+    keys = {identify_url(f"{url}?token={c * 43}&expires=1999999999", NOW, provider_rules).key for c in "ab"}
     assert len(keys) == 1

@@ -28,6 +28,7 @@ from imgkeep.web.messages import ImageRequest
 from multidict import CIMultiDict
 from yarl import URL
 
+from tests.support.clock import FakeClock
 from tests.support.nginx import BARE, nginx, shipped
 from tests.support.pictures import picture
 from tests.support.program import ROOT, cannot, run, serving, until
@@ -415,14 +416,6 @@ async def test_folder_that_takes_no_file_closes_the_api_and_nothing_else(
 NOW = datetime(2026, 11, 30, 12, tzinfo=UTC)
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = NOW
-
-    def __call__(self) -> datetime:
-        return self.now
-
-
 def epoch(seconds: int = 0) -> int:
     return int(NOW.timestamp()) + seconds
 
@@ -490,7 +483,7 @@ def tickets(token: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("which", list(tickets("")))
 async def test_only_a_link_of_ours_logs_in(start: Start, which: str) -> None:
-    imgkeep = await start(platform=Platform(clock=Clock()))
+    imgkeep = await start(platform=Platform(clock=FakeClock(NOW)))
     ticket = tickets(imgkeep.token)[which]
     async with imgkeep.stranger.get("/login", params={"ticket": ticket}, allow_redirects=False) as response:
         assert (response.status, "Set-Cookie" in response.headers) == (HTTPStatus.UNAUTHORIZED, False)
@@ -499,7 +492,7 @@ async def test_only_a_link_of_ours_logs_in(start: Start, which: str) -> None:
 
 
 async def test_links_and_sessions_end(start: Start) -> None:
-    clock = Clock()
+    clock = FakeClock(NOW)
     imgkeep = await start(platform=Platform(clock=clock))
     ticket = make_ticket(imgkeep.token, "link", epoch(LINK_LIFETIME_S))
     async with imgkeep.stranger.get("/login", params={"ticket": ticket}, allow_redirects=False) as response:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 NOW: Final = datetime(2026, 11, 22, 10, tzinfo=UTC)
 PLACE: Final = "https://img.example.com/a.png"
-CATALOGUE: Final = read_provider_rules([UNCERTAIN, ENFORCED], BUILT_IN)
+RULES: Final = read_provider_rules([UNCERTAIN, ENFORCED], BUILT_IN)
 
 LINKS: Final = {
     **{f"good {number}": good(number) for number in range(3)},
@@ -52,8 +52,8 @@ LINKS: Final = {
 GENUINE: Final = frozenset({"good 0", "good 1", "good 2", "strict"})
 
 
-def by_catalogue(source: Source) -> SourceInfo:
-    return identify(source, NOW, CATALOGUE)
+def by_rules(source: Source) -> SourceInfo:
+    return identify(source, NOW, RULES)
 
 
 class JudgingOrigin(FakeOrigin):
@@ -128,8 +128,8 @@ class Links(RuleBasedStateMachine):
     def _make_world(self, before: World | None = None) -> World:
         async def make() -> World:
             world = World(
-                identify=by_catalogue,
-                spoil=lambda source: spoil(source, NOW, CATALOGUE, self._draw),
+                identify=by_rules,
+                spoil=lambda source: spoil(source, NOW, RULES, self._draw),
                 origin=JudgingOrigin(),
             )
             if before is not None:

@@ -1,4 +1,4 @@
-"""The command line as people and scripts meet it: what it prints, where, and with which exit status."""
+"""The output, the streams and the exit status of commands."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from imgkeep.__main__ import main
 from imgkeep.bootstrap.server import Platform
 from imgkeep.bootstrap.services import SYSTEM
-from imgkeep.cli.check import inspect
+from imgkeep.cli.inspect import inspect
 from imgkeep.cli.printing import print_facts, readable_bytes
 from imgkeep.clock import read_clock
 from imgkeep.config import load
@@ -32,11 +31,9 @@ from tests.support.program import ROOT, environment, run_here
 from tests.support.stores import local_store, put_image, record_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from imgkeep.core.records import Record
 
-    Command = Callable[..., tuple[int, str, str]]
+    from tests.cli.conftest import Command
 
 CASES = json.loads((Path(__file__).parents[1] / "cases" / "forbidden_sources.json").read_text("utf-8"))
 TEMPORARY = (
@@ -46,34 +43,8 @@ TEMPORARY = (
 )
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return tmp_path / "data"
-
-
-@pytest.fixture
-def command(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[int, str, str]]:
-    """Run a command in this process, as `run` does it in another: much quicker."""
-
-    def run_here(*arguments: str, **settings: str) -> tuple[int, str, str]:
-        monkeypatch.chdir(folder.parent)
-        with monkeypatch.context() as here:
-            for name, value in environment(folder, **settings).items():
-                here.setenv(name, value)
-            try:
-                status = main(arguments)
-            except SystemExit as exit_:  # argparse's way
-                status = int(exit_.code or 0)
-        out, err = capfd.readouterr()
-        return status, out, err
-
-    return run_here
-
-
 async def stock(folder: Path, number: int, *, alike: bool = False) -> list[Record]:
-    """Keep so many images, or one under so many names, a moment ago, and leave the database to `reindex`."""
+    """Store so many images, or one under so many names, a moment ago, without a database."""
     store = local_store(folder)
     await store.open()
     bodies = [str(0 if alike else index).encode() * 1000 for index in range(number)]
@@ -105,9 +76,7 @@ async def stock(folder: Path, number: int, *, alike: bool = False) -> list[Recor
         pytest.param(b"server = 1", r"server: expected ", id="no table"),
     ],
 )
-def test_a_bad_file_is_a_usage_error_that_names_the_setting(
-    command: Command, folder: Path, content: bytes, told: str
-) -> None:
+def test_bad_file_names_the_setting(command: Command, folder: Path, content: bytes, told: str) -> None:
     (folder.parent / "config.toml").write_bytes(content)
     status, out, err = command("check")
     assert (status, out) == (2, "")
@@ -115,18 +84,18 @@ def test_a_bad_file_is_a_usage_error_that_names_the_setting(
     assert err.count("\n") == 1
 
 
-def test_a_file_that_was_named_has_to_be_there(command: Command) -> None:
+def test_named_file_must_exist(command: Command) -> None:
     status, out, err = command("--config", "elsewhere.toml", "check")
     assert (status, out, err) == (2, "", "imgkeep: elsewhere.toml: there is no such file\n")
 
 
-def test_a_bad_variable_is_a_usage_error_that_names_it(command: Command) -> None:
+def test_bad_variable_is_named(command: Command) -> None:
     status, _, err = command("check", server__prot="1")
     told = "IMGKEEP_SERVER__PROT: there is no setting 'server.prot'; did you mean IMGKEEP_SERVER__PORT?"
     assert (status, err) == (2, f"imgkeep: {told}\n")
 
 
-def test_the_environment_wins_over_the_file(command: Command, folder: Path) -> None:
+def test_environment_wins_over_file(command: Command, folder: Path) -> None:
     (folder.parent / "config.toml").write_text("[store]\nurl = 's3://bucket'\n")
     assert (command("check"))[0] == 0  # the harness sets store.url
     (folder.parent / "config.toml").write_text("[fetch]\nretries_max = 'many'\n")
@@ -142,19 +111,19 @@ def test_secrets_are_never_printed(command: Command) -> None:
 # --- check
 
 
-def test_check_validates_and_touches_nothing(command: Command, folder: Path) -> None:
+def test_check_creates_nothing(command: Command, folder: Path) -> None:
     assert command("check") == (0, "configuration: valid\n", "")
     assert not folder.exists()
 
 
-async def test_check_live_tries_every_part(folder: Path) -> None:
+async def test_check_live_probes_every_part(folder: Path) -> None:
     status, out, _ = await run_here(folder, "check", "--live")
     assert status == 0
-    assert re.fullmatch(r"configuration: valid\nstore: works, [\d.]+ \w+ free\ncatalog: works\n", out)
+    assert re.fullmatch(r"configuration: valid\nstore: works, [\d.]+ \w+ free\ndatabase: works\n", out)
 
 
-async def test_check_live_tells_what_does_not_work(folder: Path) -> None:
-    folder.write_bytes(b"a file in the way")  # noqa: ASYNC240 - quick, and nobody waits
+async def test_check_live_names_the_failing_part(folder: Path) -> None:
+    folder.write_bytes(b"a file in the way")  # noqa: ASYNC240 - quick
     status, out, err = await run_here(folder, "check", "--live")
     assert (status, out) == (2, "")
     assert err.splitlines() == [
@@ -166,7 +135,7 @@ async def test_check_live_tells_what_does_not_work(folder: Path) -> None:
 # --- inspect
 
 
-def test_inspect_tells_what_a_link_names(command: Command, folder: Path) -> None:
+def test_inspect_prints_identity_and_policy(command: Command, folder: Path) -> None:
     status, out, err = command("inspect", "--json", TEMPORARY)
     facts = json.loads(out)
     assert (status, err) == (0, "")
@@ -194,7 +163,7 @@ def test_inspect_tells_what_a_link_names(command: Command, folder: Path) -> None
     assert not folder.exists(), "nothing is opened for it"
 
 
-async def test_inspect_reads_odd_lines_one_by_one(folder: Path) -> None:
+async def test_inspect_reads_odd_lines(folder: Path) -> None:
     lines = [
         b"https://example.com/a.png",
         b"",
@@ -217,14 +186,14 @@ async def test_inspect_reads_odd_lines_one_by_one(folder: Path) -> None:
     assert r"\x1b[31m" in out
 
 
-async def test_inspect_takes_an_argument_that_is_no_utf_8(folder: Path) -> None:
+async def test_inspect_reads_an_argument_that_is_not_utf_8(folder: Path) -> None:
     status, out, err = await run_here(folder, "inspect", "--json", os.fsdecode(b"https://example.com/\xff.png"))
     assert status in {0, 1}
     assert json.loads(out)["url"] == "https://example.com/\ufffd.png"
     assert err == ""
 
 
-async def test_inspect_refuses_every_case_that_the_url_alone_gives_away() -> None:
+async def test_inspect_refuses_forbidden_sources() -> None:
     inspector = make_inspector(load({}, {}), read_clock)
     policy = inspector.policy
     out = StringIO()
@@ -246,7 +215,7 @@ async def test_inspect_refuses_every_case_that_the_url_alone_gives_away() -> Non
     assert refused > 50
 
 
-async def test_the_cases_go_through_the_real_command_too(folder: Path) -> None:
+async def test_forbidden_sources_from_standard_input(folder: Path) -> None:
     urls = [case["url"] for case in CASES if not set(case["url"]) & set("\r\n")]
     stdin = "\n".join(urls).encode("utf-8", "replace")
     status, out, err = await run_here(folder, "inspect", "--json", "-", stdin=stdin, fetch__allow_networks="")
@@ -283,19 +252,19 @@ async def test_reindex_list_stats_and_verify_agree(folder: Path) -> None:
     assert checked[:2] == (0, "10 good, 0 damaged, 0 missing, 0 unreadable, 0 orphan, 0 incomplete\n")
 
 
-async def test_stats_lists_pictures_under_many_names_of_a_host(folder: Path) -> None:
+async def test_stats_lists_placeholder_suspects(folder: Path) -> None:
     await stock(folder, 12, alike=True)
     assert (await run_here(folder, "reindex"))[0] == 0
     stats = json.loads((await run_here(folder, "stats", "--json"))[1])
     assert [(each["host"], each["identities"]) for each in stats["suspects"]] == [("images.example", 12)]
 
 
-async def test_maintenance_of_a_store_that_cannot_be_used_fails_and_forgets_nothing(folder: Path) -> None:
+async def test_maintenance_of_an_unusable_store_fails(folder: Path) -> None:
     await stock(folder, 2)
     database = f"sqlite:{folder.parent}/imgkeep.db"
     assert (await run_here(folder, "reindex", database__url=database))[0] == 0
-    folder.rename(folder.with_name("moved"))  # noqa: ASYNC240 - quick, and nobody waits
-    folder.write_bytes(b"in the way")  # noqa: ASYNC240 - quick, and nobody waits
+    folder.rename(folder.with_name("moved"))  # noqa: ASYNC240 - quick
+    folder.write_bytes(b"in the way")  # noqa: ASYNC240 - quick
     both = (run_here(folder, name, database__url=database) for name in ("verify", "reindex"))
     for status, out, err in await asyncio.gather(*both):
         assert (status, out) == (2, "")
@@ -316,14 +285,14 @@ async def test_maintenance_of_a_store_that_cannot_be_used_fails_and_forgets_noth
         pytest.param(["inspect"], "required: URL", id="no URL"),
     ],
 )
-def test_wrong_usage_is_2(command: Command, arguments: list[str], told: str) -> None:
+def test_wrong_usage_has_status_2(command: Command, arguments: list[str], told: str) -> None:
     status, out, err = command(*arguments)
     assert (status, out) == (2, "")
     assert told in err
 
 
 @pytest.mark.parametrize("lines", [3, 5000], ids=["less than a buffer", "much more"])
-async def test_a_reader_who_has_enough_is_no_error(folder: Path, lines: int) -> None:
+async def test_closed_pipe_is_no_error(folder: Path, lines: int) -> None:
     process = await asyncio.create_subprocess_shell(
         f"'{sys.executable}' -m imgkeep inspect --json - | true; exit ${{PIPESTATUS[0]}}",
         executable="/bin/bash",
@@ -336,7 +305,7 @@ async def test_a_reader_who_has_enough_is_no_error(folder: Path, lines: int) -> 
     assert (process.returncode, err) == (1, b"")
 
 
-async def test_the_command_and_the_module_are_the_same_program(folder: Path) -> None:
+async def test_command_and_module_are_the_same_program(folder: Path) -> None:
     installed = Path(sys.executable).with_name("imgkeep")
     process = await asyncio.create_subprocess_exec(
         installed,
@@ -352,7 +321,7 @@ async def test_the_command_and_the_module_are_the_same_program(folder: Path) -> 
 # --- printing
 
 
-def test_what_is_printed_for_people_holds_no_control_characters() -> None:
+def test_output_for_people_has_no_control_characters() -> None:
     out = StringIO()
     print_facts(out, {"a": "one\x1b[2J\n\u202etwo", "long": None})
     assert out.getvalue() == "a     one\\x1b[2J\\n\\u202etwo\nlong  -\n"
@@ -369,11 +338,11 @@ def test_what_is_printed_for_people_holds_no_control_characters() -> None:
         (2**50, "1024.0 TiB"),
     ],
 )
-def test_sizes_read_as_people_write_them(size: int, text: str) -> None:
+def test_sizes_are_printed_in_binary_units(size: int, text: str) -> None:
     assert readable_bytes(size) == text
 
 
-async def test_verify_lists_incomplete_images_by_key_and_says_what_to_do(folder: Path, command: Command) -> None:
+async def test_verify_lists_incomplete_images_and_the_remedy(folder: Path, command: Command) -> None:
     half = picture(seed=1)[:-20]
     store = local_store(folder)
     await store.open()

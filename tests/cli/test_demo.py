@@ -11,8 +11,8 @@ from urllib.parse import quote
 
 import aiohttp
 import pytest
-from imgkeep.cli.demo import HOST, NAMES, Origin, connect_only_to
 from imgkeep.cli.demo_images import HEIGHT, SCENES, WIDTH, draw
+from imgkeep.cli.demo_origin import HOST, NAMES, DemoOrigin, connect_only_to
 from imgkeep.origin.ssrf_guard import open_socket
 from PIL import Image
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from playwright.async_api import Page
+    from pytest_aiohttp.plugin import AiohttpClient
 
     from tests.support.origins import FakeOrigin
 
@@ -31,7 +32,7 @@ WIDTHS = "selector => [...document.querySelectorAll(`${selector} img`)].map(imag
 
 
 async def statuses(page: Page) -> list[str]:
-    """Return what the page has measured of its columns."""
+    """Return the status that the page has measured for each column."""
     await page.wait_for_function("[...document.querySelectorAll('.status')].every(each => each.textContent)")
     return await page.locator(".status").all_text_contents()
 
@@ -49,12 +50,12 @@ async def test_left_column_dies_and_right_column_stays(tmp_path: Path) -> None:
         page.on("pageerror", lambda error: refused.append(str(error)))
         await page.goto(demo.url)
         assert await widths(page, ".direct") == [WIDTH] * len(NAMES)
-        assert await widths(page, ".kept") == [WIDTH] * len(NAMES)
+        assert await widths(page, ".imgkeep") == [WIDTH] * len(NAMES)
         assert await statuses(page) == ["200 OK", "200 OK"]
         assert await page.locator(".clock").is_visible()
         await page.wait_for_selector(".ended")
         assert await widths(page, ".direct") == [0] * len(NAMES)
-        assert await widths(page, ".kept") == [WIDTH] * len(NAMES)
+        assert await widths(page, ".imgkeep") == [WIDTH] * len(NAMES)
         assert await statuses(page) == ["403 Forbidden", "200 OK"]
         await page.get_by_role("link", name="New round").click()
         await page.wait_for_selector(".alive")
@@ -63,13 +64,13 @@ async def test_left_column_dies_and_right_column_stays(tmp_path: Path) -> None:
         await phone.goto(demo.url)
         assert await phone.evaluate("document.documentElement.scrollWidth") == 360
         assert refused == []
-        # What is shown is measured: without imgkeep the page says so.
+        # The page shows what it measures: without imgkeep, no answer.
         await page.route(f"{demo.imgkeep}/**", lambda route: route.abort())
         await page.goto(demo.url)
         assert await statuses(page) == ["200 OK", "no answer"]
 
 
-async def test_origin_honours_its_own_links_only_and_until_their_end(tmp_path: Path) -> None:
+async def test_origin_refuses_forged_and_expired_links(tmp_path: Path) -> None:
     async with demonstrating(tmp_path, "--life", "600s") as demo, aiohttp.ClientSession() as session:
         async with session.get(demo.url) as response:
             page = await response.text()
@@ -89,13 +90,20 @@ async def test_origin_honours_its_own_links_only_and_until_their_end(tmp_path: P
                 assert response.headers["Cache-Control"] == "no-store"
         async with session.get(f"{demo.url}9999999999999") as response:
             assert response.status == 404
-    now = [1_000_000]
-    origin = Origin(1000, lambda: now[0])
-    ended = origin.link("http://127.0.0.1", "1000", "dawn")
-    assert ended == origin.link("http://127.0.0.1", "1000", "dawn")
 
 
-async def test_its_imgkeep_fetches_from_its_own_origin_only(tmp_path: Path, origin: FakeOrigin) -> None:
+async def test_link_expires_with_its_round(aiohttp_client: AiohttpClient) -> None:
+    now_ms = 500
+    origin = DemoOrigin(1000, lambda: now_ms)
+    client = await aiohttp_client(origin.app())
+    link = origin.link("", "1000", "dawn")
+    response = await client.get(link)
+    assert (response.status, response.content_type) == (200, "image/png")
+    now_ms = 1000
+    assert (await client.get(link)).status == 403
+
+
+async def test_demo_fetches_from_its_own_origin_only(tmp_path: Path, origin: FakeOrigin) -> None:
     url = origin.gives("/a.png", draw("dawn"))
     async with demonstrating(tmp_path) as demo, aiohttp.ClientSession() as session:
         for source in (url, url.replace("127.0.0.1", "localhost"), "http://127.0.0.2/a.png", demo.imgkeep):
@@ -108,7 +116,7 @@ async def test_its_imgkeep_fetches_from_its_own_origin_only(tmp_path: Path, orig
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-async def test_it_ends_in_order_and_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
+async def test_signal_ends_the_demo_and_removes_its_files(tmp_path: Path, number: signal.Signals) -> None:
     async with demonstrating(tmp_path) as demo:
         assert list(tmp_path.glob("imgkeep-demo-*"))  # noqa: ASYNC240 - quick
         demo.process.send_signal(number)
@@ -118,7 +126,7 @@ async def test_it_ends_in_order_and_leaves_nothing(tmp_path: Path, number: signa
     assert list(tmp_path.iterdir()) == []  # noqa: ASYNC240 - quick
 
 
-async def test_a_port_in_use_is_told(tmp_path: Path, origin: FakeOrigin) -> None:
+async def test_port_in_use_is_named(tmp_path: Path, origin: FakeOrigin) -> None:
     port = origin.url("/").split(":")[2].rstrip("/")
     status, out, err = await run(tmp_path / "data", "demo", "--port", port)
     assert (status, out) == (1, "")
@@ -127,7 +135,7 @@ async def test_a_port_in_use_is_told(tmp_path: Path, origin: FakeOrigin) -> None
 
 
 @pytest.mark.parametrize("name", SCENES)
-def test_pictures_are_whole_and_differ(name: str) -> None:
+def test_images_are_whole_and_differ(name: str) -> None:
     with Image.open(BytesIO(draw(name))) as image:
         image.load()
         assert (image.format, image.size) == ("PNG", (WIDTH, HEIGHT))
@@ -137,7 +145,7 @@ def test_pictures_are_whole_and_differ(name: str) -> None:
     assert len({draw(each) for each in (name, *NAMES)}) == len(NAMES)
 
 
-def test_every_life_has_bounds() -> None:
+def test_life_has_bounds() -> None:
     from imgkeep.cli.parser import make_parser  # noqa: PLC0415
 
     for text in ("0s", "601s", "1w", "", "-1s", "1.5s", "9" * 400):

@@ -1,4 +1,4 @@
-"""An operator's mistakes: one line each that says what to do, exit status 2, and never a traceback."""
+"""Mistakes of operators: one line each with the remedy, exit status 2, and no traceback."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from imgkeep.bootstrap.preflight import check_machine
 from imgkeep.cli.health import health
 from imgkeep.config import ConfigError, Server, load
 from imgkeep.observability.logs import describe_crash
-from imgkeep.storage.s3.settings import refuse as refuse_aws
+from imgkeep.storage.s3.settings import explain as refuse_aws
 
 from tests.support.program import ROOT, cannot, environment, run, run_here, serving, until
 from tests.support.stores import local_store
@@ -30,11 +30,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 OTHER_USER = 65_534
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return tmp_path / "data"
 
 
 def write(path: Path, text: str) -> str:
@@ -53,7 +48,7 @@ def make_folder(path: Path) -> Path:
 
 
 async def refuse(folder: Path, commands: Sequence[str], told: str, **settings: Any) -> None:
-    """Insist that each command ends with status 2 and one line that begins with `told`."""
+    """Check that each command ends with status 2 and one line that matches `told`."""
     for command in commands:
         # Only a process of its own reads relative paths from the folder where it is started, and hears signals.
         perform = run if settings or command == "serve" else run_here
@@ -79,7 +74,7 @@ AWS = "store.url: the AWS settings of this machine are not usable: "
     ],
     ids=["endpoint", "profile", "configuration", "credentials", "half a key", "region", "bundle", "scheme"],
 )
-async def test_aws_settings_that_are_wrong_are_told_without_network(
+async def test_wrong_aws_setting_is_named_without_network(
     folder: Path, settings: dict[str, str], told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, text in settings.items():
@@ -92,14 +87,14 @@ async def test_aws_settings_that_are_wrong_are_told_without_network(
     assert "hush" not in str(error.value)
 
 
-async def test_aws_settings_that_are_wrong_end_every_start(folder: Path) -> None:
+async def test_wrong_aws_setting_ends_every_start(folder: Path) -> None:
     bucket = {"store__url": "s3://images?region=eu-central-1", "store__fallback": f"file:{folder}"}
     told = f"{AWS}there is no profile nope"
     await refuse(folder, ["check"], told, AWS_PROFILE="nope", **bucket)
     await refuse(folder, ["serve"], told, AWS_PROFILE="nope", server__workers="2", **bucket)
 
 
-async def test_database_that_cannot_be_is_told(folder: Path) -> None:
+async def test_malformed_database_url_is_named(folder: Path) -> None:
     await refuse(folder, ["serve"], "database.url: expected", database__url="mysql://u:hush@h/d")
     text = write(folder.parent / "photo.jpg", "no database" * 100)
     make_folder(folder)
@@ -108,7 +103,7 @@ async def test_database_that_cannot_be_is_told(folder: Path) -> None:
             await check_machine(load({"store": {"url": f"file:{folder}"}, "database": {"url": f"sqlite:{path}"}}, {}))
 
 
-async def test_missing_extra_is_told(folder: Path) -> None:
+async def test_missing_driver_is_named(folder: Path) -> None:
     hidden = folder.parent / "hidden"
     write(make_folder(hidden / "psycopg") / "__init__.py", "raise ModuleNotFoundError(name='psycopg')")
     settings = {"database__url": "postgresql://u:hush@127.0.0.1:1/d", "PYTHONPATH": f"{hidden}:{ROOT}/proxy"}
@@ -133,7 +128,7 @@ def make_newer(path: Path) -> None:
         connection.commit()
 
 
-async def test_schema_of_a_newer_version_is_told_by_check_which_makes_nothing(folder: Path) -> None:
+async def test_check_names_a_newer_schema(folder: Path) -> None:
     path = make_folder(folder) / "imgkeep.db"
     make_newer(path)
     await refuse(folder, ["check"], rf"database.url: {path} was written by a newer version of imgkeep \(schema 9999\)")
@@ -141,7 +136,7 @@ async def test_schema_of_a_newer_version_is_told_by_check_which_makes_nothing(fo
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-async def test_schema_that_is_found_to_be_newer_late_ends_the_server(folder: Path, workers: str) -> None:
+async def test_newer_schema_ends_a_running_server(folder: Path, workers: str) -> None:
     database = make_folder(folder.parent / "elsewhere" / "imgkeep.db")  # in the way until the server runs
     settings: dict[str, Any] = {"database__url": f"sqlite:{database}", "server__workers": workers}
     async with serving(folder, **settings) as imgkeep:
@@ -157,7 +152,7 @@ async def test_schema_that_is_found_to_be_newer_late_ends_the_server(folder: Pat
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-async def test_port_in_use_and_host_that_is_no_host_are_told(folder: Path, workers: str) -> None:
+async def test_bad_address_is_named(folder: Path, workers: str) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -169,13 +164,13 @@ async def test_port_in_use_and_host_that_is_no_host_are_told(folder: Path, worke
     assert "Traceback" not in err
 
 
-async def test_file_in_the_way_of_a_folder_is_told(folder: Path) -> None:
+async def test_file_in_place_of_the_folder_is_named(folder: Path) -> None:
     write(folder, "in the way")
     await refuse(folder, ["check"], f"store.url: {folder} is a file, not a folder", database__url="sqlite:imgkeep.db")
 
 
 @pytest.mark.parametrize("name", ["list", "stats"])
-async def test_catalog_that_is_away_is_told_without_another_remedy(folder: Path, name: str) -> None:
+async def test_unreachable_database_gets_no_other_remedy(folder: Path, name: str) -> None:
     status, out, err = await run(folder, name, database__url="postgresql://u:hush@127.0.0.1:1/images")
     assert (status, out, err.count("\n")) == (1, "", 1), err
     assert re.match(r"imgkeep: the database failed: .*\(database images at 127\.0\.0\.1:1\)", err), err
@@ -183,14 +178,14 @@ async def test_catalog_that_is_away_is_told_without_another_remedy(folder: Path,
 
 
 @pytest.mark.parametrize("name", ["list", "export"])
-async def test_command_that_reads_makes_nothing_where_nothing_is(folder: Path, name: str) -> None:
+async def test_reading_command_creates_nothing(folder: Path, name: str) -> None:
     settings = {"store__url": "", "database__url": ""}
     here = folder.parent
     await refuse(folder, [name], f"store.url: there is no store in {here}/data: run this in the folder", **settings)
     assert owners_of(here) == {}
 
 
-async def test_command_that_reads_leaves_a_store_without_a_catalog_as_it_is(folder: Path) -> None:
+async def test_reading_command_creates_no_database(folder: Path) -> None:
     store = local_store(folder)
     await store.open()
     await store.aclose()
@@ -199,14 +194,14 @@ async def test_command_that_reads_leaves_a_store_without_a_catalog_as_it_is(fold
     assert owners_of(folder) == before
 
 
-def test_number_of_aws_that_is_none_is_told_by_its_variable() -> None:
+def test_malformed_aws_number_names_its_variable() -> None:
     with pytest.raises(ValueError, match="invalid literal") as raised:
         int("many")
     assert str(refuse_aws(raised.value)).startswith(f"{AWS}a setting that is a number is none: AWS_MAX_ATTEMPTS, ")
 
 
 @pytest.mark.parametrize("command", ["verify", "reindex", f"remove {'0' * 64}", f"restore {'0' * 64}", "refetch a"])
-async def test_command_on_what_is_stored_makes_no_store(folder: Path, command: str) -> None:
+async def test_maintenance_creates_no_store(folder: Path, command: str) -> None:
     await refuse(folder, [command], f"store.url: there is no store in {folder}: run this in the folder where")
     assert not folder.exists()  # noqa: ASYNC240 - quick
 
@@ -231,7 +226,7 @@ async def test_store_of_another_user_is_refused_with_the_remedy(folder: Path) ->
     assert set(owners_of(folder).values()) == {OTHER_USER}, "nothing is root's"
 
 
-async def test_root_makes_no_store_in_the_folder_of_another_user(folder: Path) -> None:
+async def test_root_creates_no_store_in_a_foreign_folder(folder: Path) -> None:
     if os.geteuid() != 0:
         cannot("only root can give files to another user")
     home = folder.parent / "home"
@@ -248,7 +243,7 @@ async def ask_health(host: str | tuple[str, ...], port: int) -> tuple[int, str, 
     return status, out.getvalue(), err.getvalue()
 
 
-async def test_health_is_that_of_the_server_of_this_configuration(folder: Path) -> None:
+async def test_health_asks_the_configured_server(folder: Path) -> None:
     async with serving(folder, server__host="127.0.0.1,127.0.0.2") as imgkeep:
         port = int(imgkeep.address.rpartition(":")[2])
         status, out, err = await run(folder, "health", server__host="0.0.0.0", server__port=str(port))
@@ -269,7 +264,7 @@ async def test_health_is_that_of_the_server_of_this_configuration(folder: Path) 
 @pytest.mark.parametrize(
     "answer", [b"HTTP/1.1 200 OK\r\n\r\n\x89PNG\r\n", b"HTTP/1.1 200 OK\r\n\r\n{}", b"220 mail.example.com\r\n"]
 )
-async def test_health_tells_that_another_program_answers(answer: bytes) -> None:
+async def test_health_names_another_program(answer: bytes) -> None:
     async def reply(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(answer)
@@ -284,12 +279,12 @@ async def test_health_tells_that_another_program_answers(answer: bytes) -> None:
     assert "codec" not in err
 
 
-async def test_missing_token_is_told_with_its_folder(folder: Path) -> None:
+async def test_missing_token_names_its_folder(folder: Path) -> None:
     told = f"the file api-token cannot be read: No such file or directory in {folder}; run this where imgkeep runs"
     await refuse(folder, ["token --local"], told)
 
 
-def test_unforeseen_error_is_one_line_without_its_words() -> None:
+def test_unexpected_error_is_one_line() -> None:
     secret = "hush"
     with pytest.raises(ValueError, match=secret) as raised:
         int(secret)
@@ -306,7 +301,7 @@ def test_unforeseen_error_is_one_line_without_its_words() -> None:
 
 
 def start_in_terminal(folder: Path, **settings: str) -> str:
-    """Start a server in a terminal, and return what it shows until it says how to end it."""
+    """Start a server on a terminal, and return its output up to the line that says how to end it."""
     pid, terminal = pty.fork()
     if pid == 0:
         os.chdir(folder.parent)
@@ -323,7 +318,7 @@ def start_in_terminal(folder: Path, **settings: str) -> str:
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_terminal_is_told_where_imgkeep_is_and_what_is_open(folder: Path, workers: str) -> None:
+def test_terminal_shows_addresses_and_openness(folder: Path, workers: str) -> None:
     settings = {"TERM": "xterm-256color", "log__format": "text", "server__workers": workers}
     shown = start_in_terminal(folder, **settings)
     assert re.search(r"\x1b]8;id=\d+;(http://127\.0\.0\.1:\d+/)\x1b\\\x1b\[4m\1\x1b\[0m\x1b]8;;\x1b\\\r\n", shown)

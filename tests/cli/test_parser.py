@@ -1,4 +1,4 @@
-"""What all commands share: help, configuration before and behind them, a folder, a server and its token, completion."""
+"""What all commands share: help, imports, configuration, data folder, server and token, completion."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ import shutil
 import subprocess
 import sys
 from contextlib import suppress
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from imgkeep.__main__ import main
+from imgkeep.cli.dispatch import MODULES
 from imgkeep.cli.parser import SHELLS, make_parser
 
 from tests.support.pictures import picture
@@ -29,16 +31,11 @@ COMMANDS = next(action.choices for action in make_parser()._actions if isinstanc
 TOKEN = "a-token-of-this-test"
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return tmp_path / "data"
-
-
 # --- help
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_help_has_a_sentence_examples_that_parse_and_statuses(name: str) -> None:
+def test_help_has_examples_that_parse_and_statuses(name: str) -> None:
     command = COMMANDS[name]
     assert re.fullmatch(r"[A-Z].*\w\.", command.description)
     examples = re.findall(r"^  (imgkeep .+)$", command.epilog, re.MULTILINE)
@@ -53,7 +50,7 @@ def test_help_has_a_sentence_examples_that_parse_and_statuses(name: str) -> None
     assert all(action.help for action in command._actions), "each argument is explained"
 
 
-def test_no_command_of_ours_is_shown_to_people(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_hides_the_worker_command(capsys: pytest.CaptureFixture[str]) -> None:
     for words in (["--help"], ["keep"], ["completion", "bash"]):
         with suppress(SystemExit):
             main(words)
@@ -76,7 +73,7 @@ def test_no_command_of_ours_is_shown_to_people(capsys: pytest.CaptureFixture[str
         ("check now", "imgkeep check: error: one argument too many: 'now'"),
     ],
 )
-def test_misspelt_word_is_told_with_what_it_may_mean(words: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_misspelt_word_gets_a_suggestion(words: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(words.split())
     out, err = capsys.readouterr()
@@ -84,28 +81,55 @@ def test_misspelt_word_is_told_with_what_it_may_mean(words: str, told: str, caps
     assert told in err
 
 
-@pytest.mark.parametrize("words", ["-V", "--version", "list -V", "--help", "save --help", "health"])
-def test_help_and_version_import_next_to_nothing(words: str) -> None:
-    heavy = {"aiohttp", "sqlalchemy", "rich", "botocore", "uvloop"} | (set() if words == "health" else {"msgspec"})
+FEW = 80
+"""Maximum number of modules that a parser of arguments needs besides those of every Python program."""
+MANY = 300
+"""Maximum number for a command that reads the configuration and links; the server takes over a thousand."""
+
+
+@pytest.mark.parametrize(
+    ("words", "modules_max", "heavy"),
+    [
+        ("-V", FEW, {"asyncio", "msgspec"}),
+        ("--version", FEW, {"asyncio", "msgspec"}),
+        ("list -V", FEW, {"asyncio", "msgspec"}),
+        ("--help", FEW, {"asyncio", "msgspec"}),
+        ("save --help", FEW, {"asyncio", "msgspec"}),
+        ("health", MANY, {"asyncio", "shtab"}),
+        ("inspect https://a.example/a.png", MANY, {"asyncio", "shtab"}),
+        ("sign https://a.example/a.png", MANY, {"asyncio", "shtab"}),
+        ("token", MANY, {"asyncio", "shtab"}),
+    ],
+)
+def test_command_imports_only_what_it_needs(tmp_path: Path, words: str, modules_max: int, heavy: set[str]) -> None:
+    heavy |= {"aiohttp", "sqlalchemy", "rich", "botocore", "uvloop", "markdown_it"}
     code = (
-        "import sys\nfrom imgkeep.__main__ import main\n"
+        "import sys\nbefore = set(sys.modules)\nfrom imgkeep.__main__ import main\n"
         f"try: main({words.split()!r})\nexcept SystemExit as error: assert error.code == 0\n"
-        f"assert not set({heavy!r}) & set(sys.modules), sorted(sys.modules)"
+        "loaded = set(sys.modules) - before\n"
+        f"assert not {heavy!r} & loaded, sorted(loaded)\nassert len(loaded) <= {modules_max}, sorted(loaded)"
     )
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
+    settings = environment(tmp_path / "data", server__port="1", security__signing_keys="k" * 20)
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=settings, check=True, capture_output=True)
 
 
-def test_command_with_a_store_imports_neither_server_nor_client() -> None:
+def test_command_on_a_store_imports_neither_server_nor_client() -> None:
     heavy = {"aiohttp", "rich", "botocore", "prometheus_client", "markdown_it", "alembic"}
-    code = f"import sys, imgkeep.commands.stored, imgkeep.observability.logs\nassert not {heavy!r} & set(sys.modules)"
+    modules = "imgkeep.cli.list_stats, imgkeep.cli.verify_reindex, imgkeep.observability.logs"
+    code = f"import sys, {modules}\nassert not {heavy!r} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_a_module_that_runs_it(name: str) -> None:
+    assert callable(import_module(f"imgkeep.cli.{MODULES[name]}").run)
 
 
 # --- configuration
 
 
 @pytest.mark.parametrize("words", [["--config", "there.toml", "check"], ["check", "--config", "there.toml"]])
-async def test_config_stands_before_or_behind_the_command(folder: Path, words: list[str]) -> None:
+async def test_config_stands_before_or_after_the_command(folder: Path, words: list[str]) -> None:
     there = folder.parent / "there.toml"
     assert await run_here(folder, *words) == (2, "", "imgkeep: there.toml: there is no such file\n")
     there.write_text("[sevrer]\nport = 1\n")
@@ -116,14 +140,14 @@ async def test_config_stands_before_or_behind_the_command(folder: Path, words: l
 
 
 @pytest.mark.parametrize("text", ["", "a?b", "a#b", "a%20b", "a:b", "a\nb", "//a"])
-def test_data_that_no_url_can_hold_is_refused(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_data_folder_must_fit_into_a_url(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["list", "--data", text])
     assert "--data: expected a folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["-1", "65536", "x", "٣", "9" * 5000])
-def test_port_is_a_port(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_port_must_be_a_number(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["serve", f"--port={text}"])
     assert "--port: expected a number from 0 to 65535" in capsys.readouterr().err
@@ -162,7 +186,7 @@ async def test_flags_win_over_environment_and_file(folder: Path, origin: FakeOri
 # --- a server and its token
 
 
-async def test_a_token_is_taken_from_flag_variable_or_file(folder: Path, origin: FakeOrigin) -> None:
+async def test_token_comes_from_flag_variable_or_file(folder: Path, origin: FakeOrigin) -> None:
     file = folder.parent / "token"
     file.write_text(f"{TOKEN}\n")
     url = origin.gives("/a.png", picture())
@@ -195,7 +219,7 @@ async def test_a_token_is_taken_from_flag_variable_or_file(folder: Path, origin:
     assert not any(TOKEN in out + err for _, out, err in answers)
 
 
-async def test_store_and_server_tell_the_same(folder: Path, origin: FakeOrigin) -> None:
+async def test_store_and_server_print_the_same(folder: Path, origin: FakeOrigin) -> None:
     urls = [origin.gives(f"/{n}.png", picture(seed=n)) for n in range(3)]
     names = (*urls, origin.url("/missing"), "nonsense")
     async with serving(folder) as program:
@@ -233,7 +257,7 @@ async def test_every_command_that_prints_facts_prints_json(folder: Path) -> None
 
 @pytest.fixture(scope="module")
 def completion() -> str:
-    """The script of bash, as the program prints it."""
+    """The completion script for bash."""
     words = (sys.executable, "-m", "imgkeep", "completion", "bash")
     return subprocess.run(words, cwd=ROOT, check=True, capture_output=True, text=True).stdout
 

@@ -1,4 +1,4 @@
-"""`remove`, `restore` and `refetch`: the same in the store itself and on a running server."""
+"""`remove`, `restore` and `refetch`, in the store itself and through a running server."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ def key_of(imgkeep: Imgkeep, url: str) -> str:
 
 def target_of(imgkeep: Imgkeep, way: str) -> remove.Target:
     if way == "server":
-        return remove.Server(Client(f"{imgkeep.client.make_url('/')}", imgkeep.token))
+        return remove.ServerTarget(Client(f"{imgkeep.client.make_url('/')}", imgkeep.token))
     services = imgkeep.client.app[SERVICES]
-    return remove.Store(
+    return remove.StoreTarget(
         services.remover,
         services.refetcher,
         partial(services.image_service.describe, base=""),
@@ -53,14 +53,14 @@ def target_of(imgkeep: Imgkeep, way: str) -> remove.Target:
 async def tell(
     work: Callable[[remove.Kind, str], Awaitable[remove.Done]], *names: str, by_digest: bool = False
 ) -> list[str]:
-    """Do it for all names; return what is printed, errors last."""
+    """Change each name; return the status, the output and the errors."""
     out, err = StringIO(), StringIO()
-    status = await remove.each(names, work, by_digest=by_digest, out=out, err=err)
+    status = await remove.change_each(names, work, by_digest=by_digest, out=out, err=err)
     assert status == bool(err.getvalue())
     return (out.getvalue() + err.getvalue()).splitlines()
 
 
-async def kept(imgkeep: Imgkeep, origin: FakeOrigin, number: int) -> list[str]:
+async def store_images(imgkeep: Imgkeep, origin: FakeOrigin, number: int) -> list[str]:
     urls = [origin.gives(f"/{n}.png", picture(seed=n)) for n in range(number)]
     for url in urls:
         assert (await save(imgkeep, {"url": url}))[0] == 201
@@ -68,8 +68,8 @@ async def kept(imgkeep: Imgkeep, origin: FakeOrigin, number: int) -> list[str]:
 
 
 @WAYS
-async def test_images_are_removed_and_removals_undone(imgkeep: Imgkeep, origin: FakeOrigin, way: str) -> None:
-    urls, target = await kept(imgkeep, origin, 3), target_of(imgkeep, way)
+async def test_restore_undoes_a_removal(imgkeep: Imgkeep, origin: FakeOrigin, way: str) -> None:
+    urls, target = await store_images(imgkeep, origin, 3), target_of(imgkeep, way)
     plainly = partial(target.remove, force=False)
     assert await tell(plainly, key_of(imgkeep, urls[0]), urls[1]) == ["removed"] * 2
     assert await tell(plainly, digest(2), by_digest=True) == ["removed"]
@@ -84,7 +84,7 @@ async def test_images_are_removed_and_removals_undone(imgkeep: Imgkeep, origin: 
 
 
 @WAYS
-async def test_what_was_never_stored_is_removed_by_force_only(imgkeep: Imgkeep, origin: FakeOrigin, way: str) -> None:
+async def test_unknown_image_is_removed_by_force_only(imgkeep: Imgkeep, origin: FakeOrigin, way: str) -> None:
     url, target = origin.gives("/a.png", picture()), target_of(imgkeep, way)
     for force in (False, True):
         work: Callable[[remove.Kind, str], Awaitable[remove.Done]] = partial(target.remove, force=force)
@@ -99,8 +99,8 @@ async def test_what_was_never_stored_is_removed_by_force_only(imgkeep: Imgkeep, 
 
 
 @WAYS
-async def test_images_are_fetched_again(imgkeep: Imgkeep, origin: FakeOrigin, way: str) -> None:
-    urls, target = await kept(imgkeep, origin, 2), target_of(imgkeep, way)
+async def test_refetch_replaces_a_changed_image(imgkeep: Imgkeep, origin: FakeOrigin, way: str) -> None:
+    urls, target = await store_images(imgkeep, origin, 2), target_of(imgkeep, way)
     origin.gives("/0.png", picture(seed=9))
     by_itself = partial(target.refetch, url=None)
     replaced, unchanged = await tell(by_itself, *urls)
@@ -119,32 +119,32 @@ async def test_images_are_fetched_again(imgkeep: Imgkeep, origin: FakeOrigin, wa
     assert await (await imgkeep.img(urls[0])).read() == picture(seed=9)
 
 
-async def test_a_server_wants_its_token(start: Start, origin: FakeOrigin) -> None:
+async def test_server_demands_its_token(start: Start, origin: FakeOrigin) -> None:
     imgkeep = await start(security={"api_tokens": [TOKEN]})
     url = origin.gives("/a.png", picture())
     await (await imgkeep.img(url)).read()
     for token in (None, "wrong"):
-        server = remove.Server(Client(f"{imgkeep.client.make_url('/')}", token))
+        server = remove.ServerTarget(Client(f"{imgkeep.client.make_url('/')}", token))
         (told,) = await tell(partial(server.remove, force=True), url)
         assert "unauthorized" in told
     assert await tell(partial(target_of(imgkeep, "server").remove, force=False), url) == ["removed"]
 
 
 @pytest.mark.parametrize("answer", [b"<html>", b"[]", b""])
-async def test_what_is_no_imgkeep_is_told_so(origin: FakeOrigin, answer: bytes) -> None:
+async def test_answer_of_another_program_is_an_error(origin: FakeOrigin, answer: bytes) -> None:
     origin.gives(f"/api/images/{NOWHERE}", answer)
-    server = remove.Server(Client(origin.url("/"), None))
+    server = remove.ServerTarget(Client(origin.url("/"), None))
     with pytest.raises(ServerError, match="--server"):
         await tell(partial(server.remove, force=False), NOWHERE)
 
 
-async def test_no_redirect_is_followed_with_a_token(origin: FakeOrigin) -> None:
+async def test_client_follows_no_redirect(origin: FakeOrigin) -> None:
     async def redirect(exchange: Exchange) -> None:
         await exchange.answer(b"", status="307 Temporary Redirect", headers={"Location": origin.url("/elsewhere")})
 
     origin.on(f"/api/images/{NOWHERE}", redirect)
     origin.gives("/elsewhere", b'{"success": true}')
-    server = remove.Server(Client(origin.url("/"), TOKEN))
+    server = remove.ServerTarget(Client(origin.url("/"), TOKEN))
     with pytest.raises(ServerError):
         await server.remove("key", NOWHERE, force=False)
     assert origin.asked("/elsewhere") == 0

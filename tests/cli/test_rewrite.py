@@ -1,4 +1,4 @@
-"""`rewrite`: pages and texts on the command line; printed, compared, replaced, and their images saved first."""
+"""`rewrite`: documents are printed, compared or replaced, and their images saved first."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from imgkeep.__main__ import main
 from imgkeep.cli.diff import unified
 from imgkeep.cli.documents import FileVersion, find_documents, read_document, replace_document
 
+from tests.support.page_links import DIES, SIGNED, STAYS
 from tests.support.pictures import picture
 from tests.support.program import cannot, environment
 from tests.support.raw_http import port_of, target_of
-from tests.web.test_rewrite import DIES, SIGNED, STAYS
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -46,7 +46,7 @@ NEW_TEXT = TEXT.replace(DIES.encode(), target_of(DIES).encode())
 
 @pytest.fixture
 def site(tmp_path: Path) -> Path:
-    """A folder of pages, and much that is none."""
+    """A folder of pages and other files."""
     site = tmp_path / "site"
     (site / "süß").mkdir(parents=True)
     (site / ".git").mkdir()
@@ -90,7 +90,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 # --- printed
 
 
-def test_a_document_is_printed_and_nothing_is_touched(command: Command, site: Path) -> None:
+def test_printing_changes_no_file(command: Command, site: Path) -> None:
     before = contents(site.parent)
     assert command("site/a.html") == (0, NEW_PAGE, "")
     assert command("site/d.txt", "--format", "html") == (0, NEW_PAGE, "")
@@ -100,7 +100,7 @@ def test_a_document_is_printed_and_nothing_is_touched(command: Command, site: Pa
     assert contents(site.parent) == before, "not even a store is begun"
 
 
-def test_options_say_which_links_and_what_is_written(command: Command) -> None:
+def test_options_choose_links_and_base(command: Command) -> None:
     both = PAGE.replace(DIES.encode(), target_of(DIES).encode()).replace(STAYS.encode(), target_of(STAYS).encode())
     other = PAGE.replace(STAYS.encode(), target_of(STAYS).encode())
     assert command("-", "--all", stdin=PAGE)[1] == both
@@ -126,7 +126,7 @@ def test_options_say_which_links_and_what_is_written(command: Command) -> None:
 # --- compared
 
 
-def test_a_diff_is_what_patch_makes_of_files(command: Command, site: Path) -> None:
+def test_patch_applies_the_diff(command: Command, site: Path) -> None:
     if shutil.which("patch") is None:
         cannot("patch is not installed")
     before = contents(site)
@@ -154,7 +154,7 @@ DIFFERENCES = {
 
 
 @pytest.mark.parametrize(("before", "after"), DIFFERENCES.values(), ids=DIFFERENCES)
-def test_differences_of_all_kinds_can_be_applied(tmp_path: Path, before: bytes, after: bytes) -> None:
+def test_patch_applies_every_kind_of_difference(tmp_path: Path, before: bytes, after: bytes) -> None:
     if shutil.which("patch") is None:
         cannot("patch is not installed")
     file = tmp_path / "file"
@@ -167,7 +167,7 @@ def test_differences_of_all_kinds_can_be_applied(tmp_path: Path, before: bytes, 
 @pytest.mark.parametrize(
     "name", ["a b", 'say "a"', "back\\slash", "tab\tbed", "süß", " ahead", "behind ", os.fsdecode(b"\xff")], ids=ascii
 )
-def test_files_of_any_name_can_be_patched(
+def test_patch_finds_files_of_any_name(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     if shutil.which("patch") is None:
@@ -181,7 +181,7 @@ def test_files_of_any_name_can_be_patched(
     assert file.read_bytes() == NEW_PAGE
 
 
-def test_no_difference_is_nothing_and_many_take_no_longer_than_the_text() -> None:
+def test_many_differences_take_linear_time() -> None:
     text = b"same\nsame\nlink\nsame\n" * 50_000
     assert list(unified(text, text, "file")) == []
     # `difflib` would need minutes for this.
@@ -191,7 +191,7 @@ def test_no_difference_is_nothing_and_many_take_no_longer_than_the_text() -> Non
 # --- in place
 
 
-def test_files_are_replaced_and_all_else_stays(command: Command, site: Path) -> None:
+def test_in_place_changes_documents_only(command: Command, site: Path) -> None:
     (site / "a.html").chmod(0o604)
     before, untouched = contents(site.parent), (site / "c.htm").stat()
     status, out, err = command("--in-place", "site")
@@ -212,7 +212,7 @@ def test_files_are_replaced_and_all_else_stays(command: Command, site: Path) -> 
     assert command("--in-place", "site")[2] == f"{WARNING}0 rewritten, 3 unchanged, 0 failed; 0 links\n"
 
 
-def test_a_link_that_is_named_is_followed(command: Command, site: Path) -> None:
+def test_named_symbolic_link_is_followed(command: Command, site: Path) -> None:
     status, _, err = command("--in-place", "site/link.html")
     assert (status, err) == (
         0,
@@ -222,7 +222,7 @@ def test_a_link_that_is_named_is_followed(command: Command, site: Path) -> None:
     assert (site.parent / "outside.html").read_bytes() == NEW_PAGE
 
 
-def test_programs_are_told_of_each_file(command: Command, site: Path) -> None:
+def test_json_reports_each_file(command: Command, site: Path) -> None:
     status, out, err = command("--in-place", "--json", "site", "nowhere.html")
     told = [json.loads(line) for line in out.splitlines()]
     assert (status, err) == (1, WARNING)
@@ -235,13 +235,13 @@ def test_programs_are_told_of_each_file(command: Command, site: Path) -> None:
     assert site.exists()
 
 
-def test_relative_links_in_a_folder_are_those_of_each_page(command: Command, site: Path) -> None:
+def test_relative_links_count_from_their_page(command: Command, site: Path) -> None:
     (site / "süß" / "c.html").write_bytes(b'<img src="x.png">')
     assert command("--in-place", "--all", "--url", "https://h.example/docs/", "site")[0] == 0
     assert target_of("https://h.example/docs/s%C3%BC%C3%9F/x.png").encode() in (site / "süß" / "c.html").read_bytes()
 
 
-def test_what_cannot_be_read_or_replaced_is_told_and_holds_up_nothing(command: Command, site: Path) -> None:
+def test_unreadable_file_stops_no_other(command: Command, site: Path) -> None:
     os.mkfifo(site.parent / "pipe.html")
     (site / "long.md").write_bytes(b" " * (1 << 20) + b" ")
     status, out, err = command("--in-place", "pipe.html", "site", "nowhere.md", str(site / "bad\x1b\udcff.html"))
@@ -255,14 +255,14 @@ def test_what_cannot_be_read_or_replaced_is_told_and_holds_up_nothing(command: C
     assert command("nowhere.md")[0] == command("--diff", "nowhere.md")[0] == 1
 
 
-def test_a_folder_that_cannot_be_read_is_told(site: Path) -> None:
+def test_unreadable_folder_is_reported(site: Path) -> None:
     gone = find_documents([str(site)], None, None, io.BytesIO())[0]
     shutil.rmtree(site)
     with pytest.raises(OSError, match="No such file"):
         read_document(gone)
 
 
-def test_what_somebody_else_has_written_meanwhile_stays(site: Path) -> None:
+def test_change_of_another_program_stays(site: Path) -> None:
     page = find_documents([str(site / "a.html")], None, None, io.BytesIO())[0]
     held = read_document(page)
     assert isinstance(held, FileVersion)
@@ -280,7 +280,7 @@ BASE = "https://img.example"
 
 
 @pytest.mark.parametrize("base", [(), ("--base", BASE)], ids=["paths", "base"])
-def test_undo_puts_back_what_was_there(command: Command, site: Path, base: tuple[str, ...]) -> None:
+def test_undo_restores_the_documents(command: Command, site: Path, base: tuple[str, ...]) -> None:
     (site / "a.html").write_bytes(VALID)
     (site / "a.html").chmod(0o604)
     before = contents(site.parent)
@@ -293,7 +293,7 @@ def test_undo_puts_back_what_was_there(command: Command, site: Path, base: tuple
     assert command("--in-place", "--undo", *base, "site")[2] == "0 restored, 3 unchanged, 0 failed; 0 links\n"
 
 
-def test_undo_is_shown_before_it_is_done_and_keeps_later_edits(command: Command, site: Path) -> None:
+def test_undo_keeps_later_edits(command: Command, site: Path) -> None:
     (site / "a.html").write_bytes(VALID)
     assert command("--in-place", "--base", BASE, "site/a.html")[0] == 0
     edited = (site / "a.html").read_bytes().replace(b"<p>", b"<p class=new>")
@@ -313,7 +313,7 @@ def test_undo_is_shown_before_it_is_done_and_keeps_later_edits(command: Command,
         ("", "are paths"),
     ],
 )
-def test_links_that_do_not_work_everywhere_are_warned_of(command: Command, site: Path, base: str, says: str) -> None:
+def test_local_base_gets_a_warning(command: Command, site: Path, base: str, says: str) -> None:
     settings = {"server__public_url": base}
     assert site.exists()
     assert says in command("--in-place", "site", **settings)[2].partition("rewritten")[0]
@@ -345,7 +345,7 @@ def test_links_that_do_not_work_everywhere_are_warned_of(command: Command, site:
         ("--token abcdefghijklmnop site/a.html", "--server"),
     ],
 )
-def test_other_usage_is_refused(command: Command, site: Path, arguments: str, says: str) -> None:
+def test_contradicting_options_are_refused(command: Command, site: Path, arguments: str, says: str) -> None:
     before = contents(site)
     status, out, err = command(*arguments.split())
     assert (status, out) == (2, b"")
@@ -357,7 +357,7 @@ def test_other_usage_is_refused(command: Command, site: Path, arguments: str, sa
 
 
 async def watched(folder: Path, *arguments: str) -> tuple[int, str]:
-    """Run one command to its end on a terminal; return exit status, and what somebody sees there."""
+    """Run one command to its end on a terminal; return exit status and output."""
     ours, theirs = pty.openpty()
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "imgkeep", *arguments),
@@ -373,7 +373,7 @@ async def watched(folder: Path, *arguments: str) -> tuple[int, str]:
     return status, shown
 
 
-async def test_images_are_kept_before_files_are_written(
+async def test_images_are_saved_before_files_are_written(
     command: Command, start: Start, tmp_path: Path, site: Path, origin: FakeOrigin
 ) -> None:
     folder, page = tmp_path / "data", site / "a.html"
@@ -412,7 +412,7 @@ async def test_images_are_kept_before_files_are_written(
         assert await (await imgkeep.img(url)).read() == picture(seed=n)
 
 
-async def test_links_that_the_server_would_refuse_stay(
+async def test_links_that_the_server_refuses_stay(
     start: Start, command: Command, site: Path, tmp_path: Path, origin: FakeOrigin
 ) -> None:
     origin.gives("/a.png", picture())

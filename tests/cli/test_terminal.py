@@ -1,4 +1,4 @@
-"""Commands on a terminal: what is seen, and what Ctrl-C and SIGTERM do."""
+"""Commands on a terminal: their output, Ctrl-C and SIGTERM."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ CTRL_C = b"\x03"
 
 @dataclass
 class Terminal:
-    """A program on a terminal of its own, and all that it has shown."""
+    """A program on a terminal of its own, and its output."""
 
     process: asyncio.subprocess.Process
     end: int
@@ -44,7 +44,7 @@ class Terminal:
 
     @property
     def lines(self) -> list[str]:
-        """What is seen in the end: what was written over or erased is gone."""
+        """The text on the screen at the end, without what was erased."""
         plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", self.text)
         return [line.rsplit("\r", 1)[-1] for line in plain.replace("\r\n", "\n").split("\n")]
 
@@ -96,11 +96,6 @@ async def terminal(folder: Path, *arguments: str, command: str = "") -> AsyncGen
         os.close(ours)
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return tmp_path / "data"
-
-
 async def test_urls_stand_above_the_bar(folder: Path, origin: FakeOrigin) -> None:
     urls = [origin.gives(f"/{n}.png", picture(seed=n)) for n in range(3)]
     async with terminal(folder, "save", *urls, origin.url("/missing")) as shown:
@@ -113,7 +108,7 @@ async def test_urls_stand_above_the_bar(folder: Path, origin: FakeOrigin) -> Non
     assert "3 saved, 0 known, 1 failed" in shown.lines
 
 
-async def test_answers_go_to_a_pipe_and_words_to_the_terminal(folder: Path, origin: FakeOrigin) -> None:
+async def test_answers_go_to_the_pipe_and_messages_to_the_terminal(folder: Path, origin: FakeOrigin) -> None:
     url = origin.gives("/0.png", picture())
     line = f"'{sys.executable}' -m imgkeep save --json '{url}' > answers.jsonl"
     async with terminal(folder, command=line) as shown:
@@ -126,9 +121,7 @@ async def test_answers_go_to_a_pipe_and_words_to_the_terminal(folder: Path, orig
 
 
 @pytest.mark.parametrize("how", ["Ctrl-C", "SIGTERM"])
-async def test_save_that_is_ended_says_how_far_it_is_and_goes_on_later(
-    folder: Path, origin: FakeOrigin, how: str
-) -> None:
+async def test_interrupted_save_continues_in_the_next_run(folder: Path, origin: FakeOrigin, how: str) -> None:
     held = asyncio.Event()
 
     async def answer(exchange: Exchange) -> None:
@@ -155,7 +148,7 @@ async def test_save_that_is_ended_says_how_far_it_is_and_goes_on_later(
 
 
 @pytest.mark.parametrize("words", ["save -", "inspect -", "rewrite -", "remove -"])
-async def test_command_that_waits_for_input_is_ended_by_ctrl_c(folder: Path, words: str) -> None:
+async def test_ctrl_c_ends_a_command_that_waits_for_input(folder: Path, words: str) -> None:
     async with terminal(folder, *words.split()) as shown:
         waits_at = Path(f"/proc/{shown.process.pid}/syscall")
         # The system call with its first argument: it reads standard input.
@@ -167,7 +160,7 @@ async def test_command_that_waits_for_input_is_ended_by_ctrl_c(folder: Path, wor
 
 
 @pytest.mark.parametrize("words", ["--help", "save --help", "inspect --json -", "completion bash"])
-async def test_reader_who_has_enough_sees_no_traceback(folder: Path, words: str) -> None:
+async def test_closed_pipe_shows_no_traceback(folder: Path, words: str) -> None:
     line = f"yes https://example.com/a.png | head -n 5000 | '{sys.executable}' -m imgkeep {words} | head -n 1"
     process = await asyncio.create_subprocess_exec(
         *("/bin/bash", "-c", line),

@@ -50,7 +50,7 @@ PLAINTEXT, CONTESTED, SPLIT = Doubt.PLAINTEXT, Doubt.CONTESTED, Doubt.SPLIT
 STORED, OTHER, THIRD = (Digest(char * 64) for char in "abc")
 MINE, THEIRS = "1" * FINGERPRINT_CHARS, "2" * FINGERPRINT_CHARS
 NOW = datetime(2026, 11, 22, 10, tzinfo=UTC)
-CATALOGUE = read_provider_rules(
+RULES = read_provider_rules(
     [
         {
             "name": "Acme",
@@ -84,7 +84,7 @@ def link(kind: str = "signed", *, secure: bool = True, twins: bool = True, by: s
 
 
 def info_of(url: str) -> SourceInfo:
-    return identify(read_source(url), NOW, CATALOGUE)
+    return identify(read_source(url), NOW, RULES)
 
 
 # Links
@@ -111,7 +111,7 @@ def test_a_link_tells_what_counts(url: str, now: datetime, kind: tuple[bool, ...
 
 def test_the_exact_identity_stands_for_itself() -> None:
     source = read_source(SIGNED.replace("https", "http"))
-    info = identify(source, NOW, CATALOGUE, exact=True)
+    info = identify(source, NOW, RULES, exact=True)
     read = read_link(source, info, NOW + timedelta(days=9999))
     assert (read.signed, read.ended, read.twins, read.folded) == (False, False, False, False)
     assert doubts_of(read, plaintext=True) == {UNSIGNED}

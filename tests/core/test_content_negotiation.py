@@ -19,9 +19,8 @@ from imgkeep.core.content_negotiation import (
 )
 from imgkeep.core.http_headers import FORWARDED_HEADERS
 
-TAB = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,image/apng,*/*;q=0.8"
-FIREFOX_TAB = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
-IMG = "image/avif,image/webp,image/apng,image/svg+xml,image/*,*/*;q=0.8"
+from tests.support.accept_fields import FIREFOX_TAB, IMG, TAB
+
 OLD_FIREFOX_IMG = "image/webp,*/*"
 SAFARI_IMG = "image/webp,image/avif,video/*;q=0.8,image/png,image/svg+xml,image/*;q=0.8,*/*;q=0.5"
 

@@ -1,4 +1,4 @@
-"""The given vectors, and what holds for every rule of the catalogue."""
+"""The given vectors, and what holds for every rule of the provider rules."""
 
 from __future__ import annotations
 

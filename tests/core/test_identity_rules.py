@@ -293,26 +293,26 @@ def test_another_port_stays_where_a_host_is_folded() -> None:
 
 
 def test_a_user_may_know_better() -> None:
-    catalogue = read_provider_rules([{"name": "Own fal", "hosts": ["v3.fal.media"], "temporary": False}])
-    info = identify_url("https://v3.fal.media/files/a.png", NOW, catalogue)
+    provider_rules = read_provider_rules([{"name": "Own fal", "hosts": ["v3.fal.media"], "temporary": False}])
+    info = identify_url("https://v3.fal.media/files/a.png", NOW, provider_rules)
     assert (info.provider, info.temporary) == ("Own fal", False)
     assert identify_url("https://v3.fal.media/files/a.png", NOW).temporary
-    assert catalogue.known_hosts[0] == "v3.fal.media"
-    assert repr(catalogue) == f"<Catalogue of {len(BUILT_IN.rules) + 1} rules>"
+    assert provider_rules.known_hosts[0] == "v3.fal.media"
+    assert repr(provider_rules) == f"<ProviderRules of {len(BUILT_IN.rules) + 1} rules>"
 
 
 def test_an_operator_names_a_scheme_for_hosts_of_his_own() -> None:
     url = "https://img.acme.example/a.png?w=300&token=WLkVK3DsagivVz8CoY_ruA&expires=1768050000"
     anywhere = identify_url(url, NOW)
     assert (anywhere.permission, anywhere.temporary, anywhere.expires_at) == (False, True, END)
-    catalogue = read_provider_rules([{**GOOD, "like": "Bunny token"}])
-    info = identify_url(url, NOW, catalogue)
+    provider_rules = read_provider_rules([{**GOOD, "like": "Bunny token"}])
+    info = identify_url(url, NOW, provider_rules)
     assert (info.identity, info.provider, info.scheme) == ("//img.acme.example/a.png?w=300", "Acme", "Acme")
     assert (info.expires_at, info.permission, info.enforced) == (END, True, False)
-    assert identify_url(url.replace("img.", "other."), NOW, catalogue).identity == anywhere.identity.replace(
+    assert identify_url(url.replace("img.", "other."), NOW, provider_rules).identity == anywhere.identity.replace(
         "img.", "other."
     )
-    script = identify_url(url.replace("a.png", "a.php"), NOW, catalogue)
+    script = identify_url(url.replace("a.png", "a.php"), NOW, provider_rules)
     assert "token=" in script.identity
 
 
@@ -366,8 +366,8 @@ def test_what_a_rule_leaves_out_is_a_permission_or_not(
 
 def test_a_proxy_that_answers_errors_lets_the_inner_link_vouch() -> None:
     def told(inner: str, **more: object) -> tuple[bool, bool]:
-        catalogue = read_provider_rules([{**GOOD, "keep": ["url"], "nested": "url", **more}])
-        info = identify_url(f"https://img.acme.example/?url={inner}", NOW, catalogue)
+        provider_rules = read_provider_rules([{**GOOD, "keep": ["url"], "nested": "url", **more}])
+        info = identify_url(f"https://img.acme.example/?url={inner}", NOW, provider_rules)
         return info.permission, info.enforced
 
     signed, plain = f"https://b.s3.amazonaws.com/a.png%3F{SIGV4_INSIDE}", "https://b.s3.amazonaws.com/a.png"
@@ -388,9 +388,13 @@ def test_a_host_counts_more_than_a_scheme_of_any_host() -> None:
 
 def test_a_rule_may_bring_shapes_of_its_own() -> None:
     rule = {**GOOD, "signed_by": {"k": "=v1", "sig": "/[a-f]{4}/"}}
-    catalogue = read_provider_rules([rule])
-    assert identify_url("https://img.acme.example/a?k=v1&sig=abcd", NOW, catalogue).identity == "//img.acme.example/a"
-    assert identify_url("https://img.acme.example/a?k=v2&sig=abcd", NOW, catalogue).identity.endswith("?k=v2&sig=abcd")
+    provider_rules = read_provider_rules([rule])
+    assert (
+        identify_url("https://img.acme.example/a?k=v1&sig=abcd", NOW, provider_rules).identity == "//img.acme.example/a"
+    )
+    assert identify_url("https://img.acme.example/a?k=v2&sig=abcd", NOW, provider_rules).identity.endswith(
+        "?k=v2&sig=abcd"
+    )
 
 
 BAD: list[tuple[dict[str, object], str]] = [
@@ -488,14 +492,14 @@ def test_what_read_source_refuses_is_refused() -> None:
 def test_the_documented_provider_works() -> None:
     text = Path("docs/identity.md").read_text("utf-8")
     config = tomllib.loads(text.partition("```toml\n")[2].partition("```")[0])
-    catalogue = read_provider_rules(config["sources"]["providers"])
+    provider_rules = read_provider_rules(config["sources"]["providers"])
     table = config["sources"]["providers"][0]
     assert table["examples"]
     assert table["counterexamples"]
-    infos = [identify_url(url, NOW, catalogue) for url in table["examples"]]
+    infos = [identify_url(url, NOW, provider_rules) for url in table["examples"]]
     assert len({info.key for info in infos}) == 1
     assert all(info.provider == table["name"] and info.temporary and info.expires_at for info in infos)
-    others = {identify_url(url, NOW, catalogue).key for url in table["counterexamples"]}
+    others = {identify_url(url, NOW, provider_rules).key for url in table["counterexamples"]}
     assert not others & {info.key for info in infos}
 
 
@@ -631,9 +635,9 @@ def test_what_lacks_a_part_of_it_is_no_link_of_dify(url: str) -> None:
 
 def test_a_lifetime_is_added_to_a_beginning() -> None:
     table = {**GOOD, "signed_by": {"at": "epoch-or-empty", "sig": "signature"}, "expires": ["epoch at +3600"]}
-    catalogue = read_provider_rules([table])
+    provider_rules = read_provider_rules([table])
     for text, end in (("1768046400", END), ("", None)):
-        assert identify_url(f"https://img.acme.example/a?at={text}&sig={SIG}", NOW, catalogue).expires_at == end
+        assert identify_url(f"https://img.acme.example/a?at={text}&sig={SIG}", NOW, provider_rules).expires_at == end
     far = {**GOOD, "signed_by": {"at": "iso", "sig": "signature"}, "expires": ["iso at +999999999"]}
     url = f"https://img.acme.example/a?at=9999-01-01&sig={SIG}"
     assert identify_url(url, NOW, read_provider_rules([far])).expires_at is None

@@ -6,7 +6,8 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
-from imgkeep.core.records import Format, Job, JobItem, Key, NewItem, PixelSize, Source, SourceInfo, Subject, Webhook
+from imgkeep.core.jobs import Job, JobItem, NewItem, Webhook
+from imgkeep.core.records import Format, Key, PixelSize, Source, SourceInfo, Subject
 from imgkeep.core.source_url import read_source
 
 

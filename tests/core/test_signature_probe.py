@@ -95,19 +95,19 @@ def test_two_draws_give_two_links_of_one_alphabet(random: object) -> None:
 
 @pytest.mark.parametrize("signature", ["aB" * 32, "aBcDeFaB" * 8])
 def test_a_signature_of_hex_digits_of_both_cases_stays_one(signature: str) -> None:
-    catalogue = read_provider_rules([{"name": "Acme", "hosts": ["a.example"], "signed_by": {"sig": "hex64"}}])
+    provider_rules = read_provider_rules([{"name": "Acme", "hosts": ["a.example"], "signed_by": {"sig": "hex64"}}])
     source = read_source(f"https://a.example/p.png?sig={signature}")
     for draw in range(26):
-        spoiled = spoil(source, NOW, catalogue, lambda below, draw=draw: draw % below)  # type: ignore[misc]
+        spoiled = spoil(source, NOW, provider_rules, lambda below, draw=draw: draw % below)  # type: ignore[misc]
         assert spoiled is not None
 
 
 @given(st.binary(min_size=20, max_size=64), st.randoms(use_true_random=False))
 def test_a_signature_in_base64_stays_one_for_strict_decoders(signature: bytes, random: object) -> None:
     """An error that only says that a text is no base64 would be taken for a refusal of the signature."""
-    catalogue = read_provider_rules([{"name": "Acme", "hosts": ["a.example"], "signed_by": {"sig": "signature"}}])
+    provider_rules = read_provider_rules([{"name": "Acme", "hosts": ["a.example"], "signed_by": {"sig": "signature"}}])
     source = read_source(f"https://a.example/p.png?sig={quote(b64encode(signature).decode(), safe='')}")
-    spoiled = spoil(source, NOW, catalogue, random.randrange)  # type: ignore[attr-defined]
+    spoiled = spoil(source, NOW, provider_rules, random.randrange)  # type: ignore[attr-defined]
     if spoiled is not None:
         text = unquote(spoiled.target.partition("sig=")[2])
         assert b64encode(b64decode(text)).decode() == text
@@ -126,17 +126,17 @@ def test_a_signature_in_base64_stays_one_for_strict_decoders(signature: bytes, r
     ids=["bare", "not known", "too short a run", "given twice", "nothing inside is signed", "nothing inside"],
 )
 def test_what_has_no_signature_that_can_be_told_is_not_spoiled(url: str) -> None:
-    catalogue = read_provider_rules(
+    provider_rules = read_provider_rules(
         [
             {"name": "Acme", "hosts": ["img.acme.example"], "signed_by": {"sig": "/[a-z-]+/"}, "temporary": True},
             {"name": "Proxy", "hosts": ["proxy.acme.example"], "keep": ["url"], "nested": "url"},
         ]
     )
-    assert spoil(read_source(url), NOW, catalogue, first) is None
+    assert spoil(read_source(url), NOW, provider_rules, first) is None
 
 
 def test_what_is_too_deep_inside_others_is_not_spoiled() -> None:
-    catalogue = read_provider_rules(
+    provider_rules = read_provider_rules(
         [
             {"name": "Proxy", "hosts": ["proxy.acme.example"], "keep": ["url"], "nested": "url"},
             {"name": "Acme", "hosts": ["img.acme.example"], "signed_by": {"sig": "hex64"}, "temporary": True},
@@ -144,13 +144,13 @@ def test_what_is_too_deep_inside_others_is_not_spoiled() -> None:
     )
     url = f"https://img.acme.example/p.png?sig={'0a' * 32}"
     for depth in range(4):
-        spoiled = spoil(read_source(url), NOW, catalogue, first)
+        spoiled = spoil(read_source(url), NOW, provider_rules, first)
         assert (spoiled is not None) is (depth <= 2)
         url = f"https://proxy.acme.example/p?url={quote(url, safe='')}"
 
 
 def test_a_link_that_reads_otherwise_when_spoiled_is_not_used() -> None:
-    catalogue = read_provider_rules(
+    provider_rules = read_provider_rules(
         [
             {
                 "name": "Acme",
@@ -161,5 +161,5 @@ def test_a_link_that_reads_otherwise_when_spoiled_is_not_used() -> None:
         ]
     )
     source = read_source("https://img.acme.example/p.png?packed=1893456000")
-    assert identify(source, NOW, catalogue).permission
-    assert spoil(source, NOW, catalogue, first) is None
+    assert identify(source, NOW, provider_rules).permission
+    assert spoil(source, NOW, provider_rules, first) is None

@@ -7,7 +7,8 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, get_args
 
 import pytest
-from imgkeep.core.records import Failure, JobState, Key, NewItem
+from imgkeep.core.jobs import JobState, NewItem
+from imgkeep.core.records import Failure, Key
 
 from tests.support.stores import NOON, record_of
 
@@ -157,8 +158,8 @@ async def test_cancel_leaves_a_done_job(jobs: DurableJobs) -> None:
 
 
 async def test_links_that_settle_during_a_cancel_leave_the_job_ended(jobs: DurableJobs) -> None:
-    for turn in range(5):
-        name = f"j{turn}"
+    for attempt in range(5):
+        name = f"j{attempt}"
         await jobs.create(name, [item(str(number)) for number in range(20)], None)
         found = [each for each in await jobs.due(100, without=set(), busy=[]) if each.job == name]
         saving = [jobs.mark_saved(each, KEY, created=True) for each in found]

@@ -1,4 +1,4 @@
-"""The tables: made at once or by migrations, kept where another version wrote them, found under the old file name."""
+"""The tables: made at once or by migrations, untouched where another version wrote them, found under the old file name."""
 
 from __future__ import annotations
 
@@ -216,6 +216,20 @@ def test_new_file_wins_over_the_old_one(old_file: Path) -> None:
 def test_other_names_take_no_file_over(old_file: Path) -> None:
     assert not asyncio.run(_read_job(old_file.with_name("other.db")))
     assert names(old_file.parent) == {"other.db", "catalog.db"}
+
+
+async def test_commands_find_the_old_file(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    (tmp_path / "nothing").mkdir()
+    await run(folder, "import", str(tmp_path / "nothing"), "--mount", "old")
+    (folder / "imgkeep.db").rename(folder / "catalog.db")
+    status, _, err = await run(folder, "list")
+    assert status == 0, err
+    assert "imgkeep.db" not in names(folder), "a command that only reads renames nothing"
+    status, _, err = await run(folder, "reindex")
+    assert status == 0, err
+    assert names(folder) >= {"imgkeep.db"}
+    assert "catalog.db" not in names(folder)
 
 
 async def _read_job(path: Path, *, read_only: bool = False) -> bool:

@@ -23,9 +23,7 @@ def img_url(imgkeep: Imgkeep, url: str) -> URL:
     return imgkeep.client.make_url("/img").with_query(src=url)
 
 
-async def test_a_connection_that_the_origin_closed_meanwhile_is_not_noticed(
-    imgkeep: Imgkeep, origin: FakeOrigin
-) -> None:
+async def test_client_notices_no_connection_that_the_origin_closed(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     first = origin.gives("/a.png", picture(seed=1))
 
     async def script(exchange: Exchange) -> None:
@@ -43,7 +41,7 @@ async def test_a_connection_that_the_origin_closed_meanwhile_is_not_noticed(
 
 
 @pytest.mark.parametrize("clients", [100, 1000])
-async def test_simultaneous_first_requests_are_one_fetch_and_nobody_waits_for_the_end(
+async def test_concurrent_requests_share_one_fetch_and_start_before_its_end(
     imgkeep: Imgkeep, origin: FakeOrigin, clients: int
 ) -> None:
     body = picture_of(200_000)
@@ -72,7 +70,7 @@ async def test_simultaneous_first_requests_are_one_fetch_and_nobody_waits_for_th
     assert [path.read_bytes() for path in imgkeep.files("objects")] == [body]
 
 
-async def test_many_who_wait_for_what_fails_are_all_told_by_one_fetch(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+async def test_one_failed_fetch_fails_all_its_followers(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     go_on = asyncio.Event()
 
     async def script(exchange: Exchange) -> None:
@@ -106,7 +104,7 @@ def descriptors() -> int:
 
 
 @pytest.mark.parametrize("followers", [0, 1, 5])
-async def test_a_fill_goes_on_when_its_first_client_leaves_half_way(
+async def test_fill_continues_when_its_first_client_leaves(
     imgkeep: Imgkeep, origin: FakeOrigin, followers: int
 ) -> None:
     body = picture_of(400_000)
@@ -122,7 +120,7 @@ async def test_a_fill_goes_on_when_its_first_client_leaves_half_way(
     async with aiohttp.ClientSession() as leader, aiohttp.ClientSession() as others:
         answer = await leader.get(img_url(imgkeep, url))
         await answer.content.readexactly(100_000)
-        # Who has a head follows the fill.
+        # A client that has a head follows the fill.
         following = await asyncio.gather(*(others.get(img_url(imgkeep, url)) for _ in range(followers)))
         answer.close()
         left.set()
@@ -134,7 +132,7 @@ async def test_a_fill_goes_on_when_its_first_client_leaves_half_way(
     await until(lambda: not imgkeep.files("partial"))
 
 
-async def test_when_everybody_has_left_the_picture_is_kept_whole(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+async def test_fill_without_clients_stores_the_whole_image(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     body = picture_of(400_000)
     left = asyncio.Event()
 
@@ -162,7 +160,7 @@ async def test_when_everybody_has_left_the_picture_is_kept_whole(imgkeep: Imgkee
     await until(lambda: not imgkeep.files("partial"))
 
 
-async def test_when_everybody_has_left_what_fails_leaves_nothing(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+async def test_failed_fill_without_clients_leaves_nothing(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     body = picture_of(400_000)
     left = asyncio.Event()
 
@@ -185,9 +183,7 @@ async def test_when_everybody_has_left_what_fails_leaves_nothing(imgkeep: Imgkee
     assert len(imgkeep.files("objects")) == 1
 
 
-async def test_a_client_that_leaves_before_the_answer_does_not_stop_the_fill(
-    imgkeep: Imgkeep, origin: FakeOrigin
-) -> None:
+async def test_client_that_leaves_before_the_answer_stops_no_fill(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     left = asyncio.Event()
 
     async def script(exchange: Exchange) -> None:

@@ -1,4 +1,4 @@
-"""Origins that take their time (fault matrix O11): every wait has an end, and nobody else waits along."""
+"""Slow origins (fault matrix O11): every wait has an end, and no other client waits along."""
 
 from __future__ import annotations
 
@@ -78,9 +78,7 @@ BEFORE_THE_PICTURE = {
 
 
 @pytest.mark.parametrize("script", BEFORE_THE_PICTURE.values(), ids=BEFORE_THE_PICTURE.keys())
-async def test_who_waits_for_a_picture_is_told_in_time_and_the_place_is_free_again(
-    start: StartImgkeep, origin: FakeOrigin, script: Script
-) -> None:
+async def test_slow_head_times_out_and_frees_its_slot(start: StartImgkeep, origin: FakeOrigin, script: Script) -> None:
     imgkeep = await start(fetch={**QUICK, "per_host_max": 1})
     url = origin.on("/slow.png", script)
     async with asyncio.timeout(LIMIT_S):
@@ -98,9 +96,7 @@ WITHIN_THE_PICTURE = {
 
 
 @pytest.mark.parametrize("script", WITHIN_THE_PICTURE.values(), ids=WITHIN_THE_PICTURE.keys())
-async def test_a_picture_that_does_not_go_on_is_broken_off_in_time(
-    start: StartImgkeep, origin: FakeOrigin, script: Script
-) -> None:
+async def test_body_that_stalls_times_out(start: StartImgkeep, origin: FakeOrigin, script: Script) -> None:
     imgkeep = await start(fetch={**QUICK, "per_host_max": 1})
     async with asyncio.timeout(LIMIT_S):
         seen = await look(imgkeep, origin.on("/slow.png", script))
@@ -111,9 +107,7 @@ async def test_a_picture_that_does_not_go_on_is_broken_off_in_time(
 
 
 @pytest.mark.parametrize("data", [b"", HEAD, HEAD + picture_of(100_000)[:50_000]], ids=["head", "body", "rest"])
-async def test_silence_ends_with_the_read_timeout_long_before_the_total_time(
-    start: StartImgkeep, origin: FakeOrigin, data: bytes
-) -> None:
+async def test_silence_ends_with_the_read_timeout(start: StartImgkeep, origin: FakeOrigin, data: bytes) -> None:
     imgkeep = await start(fetch={"read_timeout_s": 0.3, "total_timeout_s": 60})
     async with asyncio.timeout(LIMIT_S):
         seen = await look(imgkeep, origin.on("/slow.png", stalls(data)))
@@ -122,7 +116,7 @@ async def test_silence_ends_with_the_read_timeout_long_before_the_total_time(
     await nothing_kept(imgkeep)
 
 
-async def test_an_origin_without_end_ends_on_time_and_not_on_size(start: StartImgkeep, origin: FakeOrigin) -> None:
+async def test_endless_body_ends_by_time(start: StartImgkeep, origin: FakeOrigin) -> None:
     imgkeep = await start(fetch=QUICK)
     body = picture_of(5000)[:-12]
 
@@ -137,7 +131,7 @@ async def test_an_origin_without_end_ends_on_time_and_not_on_size(start: StartIm
     await nothing_kept(imgkeep)
 
 
-async def test_a_handshake_that_never_comes_is_a_timeout(start: StartImgkeep, origin: FakeOrigin) -> None:
+async def test_missing_handshake_times_out(start: StartImgkeep, origin: FakeOrigin) -> None:
     # An origin without TLS that waits for a request line, as the client waits for a certificate.
     dials = Dials(origin, tls=origin)
     imgkeep = await start(platform=Platform(resolver=lambda: Names(default=[PUBLIC]), open_socket=dials), fetch=QUICK)
@@ -146,7 +140,7 @@ async def test_a_handshake_that_never_comes_is_a_timeout(start: StartImgkeep, or
     assert (seen.status, seen.code) == (504, "origin_timeout")
 
 
-async def test_a_host_that_hangs_fills_its_own_queue_and_no_other(start: StartImgkeep, origin: FakeOrigin) -> None:
+async def test_hanging_host_fills_its_own_queue_only(start: StartImgkeep, origin: FakeOrigin) -> None:
     go_on = asyncio.Event()
 
     async def script(exchange: Exchange) -> None:
@@ -172,9 +166,7 @@ async def test_a_host_that_hangs_fills_its_own_queue_and_no_other(start: StartIm
     assert (await look(imgkeep, "http://slow.example.com:8080/one-more")).status == 200
 
 
-async def test_who_never_gets_a_place_is_told_that_we_are_busy_and_not_that_the_origin_is_slow(
-    start: StartImgkeep, origin: FakeOrigin
-) -> None:
+async def test_full_slots_return_busy_and_no_timeout(start: StartImgkeep, origin: FakeOrigin) -> None:
     imgkeep = await start(fetch={**QUICK, "per_host_max": 1})
     url = origin.gives("/a.png", picture())
     async with imgkeep.client.app[SERVICES].image_service._dependencies.origin.limiter.enter("127.0.0.1"):
@@ -183,7 +175,7 @@ async def test_who_never_gets_a_place_is_told_that_we_are_busy_and_not_that_the_
     assert (await look(imgkeep, url)).status == 200
 
 
-async def test_a_slow_origin_is_left_when_the_server_stops(start: StartImgkeep, origin: FakeOrigin) -> None:
+async def test_shutdown_leaves_a_slow_origin(start: StartImgkeep, origin: FakeOrigin) -> None:
     imgkeep = await start()
     asking = asyncio.create_task(imgkeep.img(origin.on("/slow.png", never)))
     await until(lambda: origin.seen)
@@ -194,7 +186,7 @@ async def test_a_slow_origin_is_left_when_the_server_stops(start: StartImgkeep, 
     assert imgkeep.files("partial") == []
 
 
-async def test_hosts_that_are_redirected_to_have_their_limit_too(start: StartImgkeep, origin: FakeOrigin) -> None:
+async def test_redirect_target_has_its_own_limit(start: StartImgkeep, origin: FakeOrigin) -> None:
     go_on = asyncio.Event()
     under_way = most = 0
 

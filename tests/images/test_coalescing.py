@@ -43,8 +43,8 @@ async def test_concurrent_requests_share_one_fill() -> None:
 
 async def test_late_follower_reads_from_byte_zero() -> None:
     world = World()
-    feed = FakeResponse(len(IMAGE)).push(IMAGE[:60_000])
-    world.origin.gives(URL, lambda: feed)
+    response = FakeResponse(len(IMAGE)).push(IMAGE[:60_000])
+    world.origin.gives(URL, lambda: response)
     early = await world.ask(URL)
     assert await early.body.read(0, 50_000) == IMAGE[:50_000]
     late = await world.ask(OTHER)
@@ -56,7 +56,7 @@ async def test_late_follower_reads_from_byte_zero() -> None:
     )
     assert await late.body.read(0, 10) == IMAGE[:10]
     assert await early.body.read(50_000, 50_000) == IMAGE[50_000:59_999]
-    feed.push(IMAGE[60_000:]).end()
+    response.push(IMAGE[60_000:]).end()
     assert await read_all(early) == IMAGE
     assert await late.body.read(10, 5) == IMAGE[10:15]
     assert await read_all(late) == IMAGE
@@ -89,8 +89,8 @@ async def test_last_byte_waits_for_durability() -> None:
 async def test_readers_share_one_copy() -> None:
     world = World()
     body = picture_of(4_000_000)
-    feed = FakeResponse(len(body))
-    world.origin.gives(URL, lambda: feed.push(*(body[at : at + 65_536] for at in range(0, len(body), 65_536))))
+    response = FakeResponse(len(body))
+    world.origin.gives(URL, lambda: response.push(*(body[at : at + 65_536] for at in range(0, len(body), 65_536))))
     deliveries = [await world.ask(URL) for _ in range(200)]
     await settle()
     fill = deliveries[0].body
@@ -99,12 +99,12 @@ async def test_readers_share_one_copy() -> None:
     assert len(world.disk.drafts) == 1
     assert world.disk.drafts[0].size == len(body)
     assert 0 < sum(len(chunk) for _, chunk in fill._recent) <= RECENT_BYTES_MAX
-    # Those behind read from the draft, those who keep up from what came last.
+    # Slow readers read from the draft, those that keep up from what came last.
     assert await fill.read(0, 1000) == body[:1000]
     assert world.disk.drafts[0].reads == 1
     assert await fill.read(len(body) - 1000, 100) == body[-1000:-900]
     assert world.disk.drafts[0].reads == 1
-    feed.end()
+    response.end()
     assert {await read_all(delivery, piece=1_000_000) for delivery in deliveries} == {body}
     assert world.disk.drafts[0].closed == 1
     assert not fill._recent
@@ -113,8 +113,8 @@ async def test_readers_share_one_copy() -> None:
 async def test_byte_by_byte_origin_costs_no_more() -> None:
     world = World()
     body = picture_of(3000)
-    feed = FakeResponse().push(*(body[at : at + 1] for at in range(len(body))))
-    world.origin.gives(URL, lambda: feed)
+    response = FakeResponse().push(*(body[at : at + 1] for at in range(len(body))))
+    world.origin.gives(URL, lambda: response)
     delivery = await world.ask(URL)
     for _ in range(len(body)):
         await asyncio.sleep(0)
@@ -123,19 +123,19 @@ async def test_byte_by_byte_origin_costs_no_more() -> None:
     assert world.disk.drafts[0].size == len(body)
     assert len(fill._recent) <= RECENT_CHUNKS_MAX
     assert await fill.read(0, 2000) == body[:2000]
-    feed.end()
+    response.end()
     assert await read_all(delivery) == body
 
 
 async def test_fill_without_readers_finishes() -> None:
     world = World()
-    feed = FakeResponse().push(IMAGE[:50_000])
-    world.origin.gives(URL, lambda: feed)
+    response = FakeResponse().push(IMAGE[:50_000])
+    world.origin.gives(URL, lambda: response)
     for _ in range(3):
         delivery = await world.ask(URL)
         assert await delivery.body.read(0, 10)
         await delivery.body.aclose()
-    feed.push(IMAGE[50_000:]).end()
+    response.push(IMAGE[50_000:]).end()
     await world.image_service.drain()
     assert world.disk.drafts[0].closed == 1
     assert world.observer.sizes == [len(IMAGE)]
@@ -159,7 +159,7 @@ async def test_client_that_leaves_before_the_head_stops_no_fill() -> None:
 async def test_lookup_older_than_a_fill_is_repeated() -> None:
     """
     1. C looks into the store and finds nothing; the answer is still on its way.
-    2. A looks, finds nothing, departs, lands: the image is stored and the key free.
+    2. A looks, finds nothing, starts a fill that ends: the image is stored and the key free.
     3. C's answer arrives. It must find the image and not fetch it again.
     """
     world = World()
@@ -177,7 +177,7 @@ async def test_lookup_older_than_a_fill_is_repeated() -> None:
 async def test_damaged_object_forgets_no_newer_record() -> None:
     """
     1. The object is damaged. C has the record and asks the store for the object: nothing; the answer is on its way.
-    2. A meets the same, fills, lands: a new record is known.
+    2. A meets the same, and its fill ends: a new record is known.
     3. C's answer arrives. It may fetch once more, but a third client must find A's record in memory.
     """
     world = World()

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.parametrize(
-    ("feed", "error"),
+    ("response", "error"),
     [
         pytest.param(lambda: FakeResponse().end(), NotAnImage, id="nothing"),
         pytest.param(lambda: FakeResponse().push(b"\x89").end(), NotAnImage, id="one byte"),
@@ -45,10 +45,10 @@ if TYPE_CHECKING:
     ],
 )
 async def test_no_byte_of_another_kind_reaches_a_reader(
-    feed: Callable[[], FakeResponse], error: type[Exception]
+    response: Callable[[], FakeResponse], error: type[Exception]
 ) -> None:
     world = World()
-    world.origin.gives(URL, feed)
+    world.origin.gives(URL, response)
     with pytest.raises(error):
         await world.ask(URL)
     await world.image_service.drain()
@@ -81,14 +81,14 @@ async def test_image_in_single_bytes_is_stored() -> None:
 
 async def test_size_is_known_at_the_end() -> None:
     world = World()
-    feed = FakeResponse().push(IMAGE[:1000])
-    world.origin.gives(URL, lambda: feed)
+    response = FakeResponse().push(IMAGE[:1000])
+    world.origin.gives(URL, lambda: response)
     delivery = await world.ask(URL)
     assert delivery.body.size is None
     size = asyncio.create_task(delivery.body.wait_for_size())
     await settle()
     assert not size.done()
-    feed.push(IMAGE[1000:]).end()
+    response.push(IMAGE[1000:]).end()
     assert await size == delivery.body.size == len(IMAGE)
     await delivery.body.aclose()
 
@@ -169,15 +169,15 @@ async def test_failing_disk_fails_no_reader(
 ) -> None:
     world = World(memory_bytes=len(IMAGE))
     break_disk(world)
-    feed = FakeResponse(len(IMAGE) if declared else None).push(IMAGE[:30_000])
-    world.origin.gives(URL, lambda: feed, IMAGE)
+    response = FakeResponse(len(IMAGE) if declared else None).push(IMAGE[:30_000])
+    world.origin.gives(URL, lambda: response, IMAGE)
     early = await world.ask(URL)
     assert early.outcome.value == ("not_stored" if break_disk is at_begin else "stored")
     assert await early.body.read(0, 20_000) == IMAGE[:20_000]
-    feed.push(IMAGE[30_000:70_000], IMAGE[70_000:])
+    response.push(IMAGE[30_000:70_000], IMAGE[70_000:])
     await settle()
     late = await world.ask(URL)
-    feed.end()
+    response.end()
     assert await read_all(late) == IMAGE
     assert await read_all(early, piece=777) == IMAGE
     await world.image_service.drain()
@@ -186,7 +186,7 @@ async def test_failing_disk_fails_no_reader(
     assert not world.store.records
     assert world.memory.bytes_left == len(IMAGE)
     assert [draft.closed for draft in world.disk.drafts] == [1] * len(world.disk.drafts)
-    # Nothing was promised: the next one asks the origin again, and with a disk that works the image is kept.
+    # The next request asks the origin again; with a disk that works the image is stored.
     world.disk.fault, world.disk.bytes_max, world.store.faults = None, None, {}
     assert await world.get(URL) == ("stored", IMAGE)
 
@@ -202,7 +202,7 @@ async def test_memory_budget_is_kept_and_returned(
     world.origin.gives(
         URL, lambda: FakeResponse(len(IMAGE) if declared else None).push(IMAGE[:50_000], IMAGE[50_000:]).end()
     )
-    with pytest.raises(StorageError, match="memory set aside"):
+    with pytest.raises(StorageError, match="memory for such images"):
         await read_all(await world.ask(URL))
     await world.image_service.drain()
     assert world.memory.bytes_left == len(IMAGE) - 1
@@ -211,10 +211,10 @@ async def test_memory_budget_is_kept_and_returned(
 
 async def test_results_add_up() -> None:
     world = World()
-    kept, dead, full = (f"https://images.example/{name}.png" for name in ("kept", "dead", "full"))
-    world.origin.gives(kept, IMAGE)
+    good, dead, full = (f"https://images.example/{name}.png" for name in ("good", "dead", "full"))
+    world.origin.gives(good, IMAGE)
     world.origin.gives(full, IMAGE)
-    await world.get(kept)
+    await world.get(good)
     with pytest.raises(SourceNotFound):
         await world.get(dead)
     world.store.faults["put"] = FULL

@@ -110,17 +110,17 @@ async def test_peer_follows_what_a_disk_takes_and_what_it_does_not(
 ) -> None:
     world = World(memory_bytes=len(IMAGE))
     break_disk(world)
-    feed = FakeResponse().push(IMAGE[:30_000])
-    world.origin.gives(URL, lambda: feed)
+    response = FakeResponse().push(IMAGE[:30_000])
+    world.origin.gives(URL, lambda: response)
     delivery = await world.ask(URL)
     other, peers = beside(world, memory_bytes=len(IMAGE))
     followers = await asyncio.gather(*(other.ask(url) for url in (URL, OTHER, URL)))
     assert {(it.outcome.value, it.etag, it.name) for it in followers} == {("collapsed", delivery.etag, delivery.name)}
     assert await followers[0].body.read(0, 100_000), "what has come, but for its last byte"
-    feed.push(IMAGE[30_000:70_000], IMAGE[70_000:])
+    response.push(IMAGE[30_000:70_000], IMAGE[70_000:])
     await settle()
     assert not any(follower.growing.ended for follower in followers if follower.growing)
-    feed.end()
+    response.end()
     assert {await follower.body.wait_for_size() for follower in followers} == {len(IMAGE)}
     assert [await read_all(it, piece=piece) == IMAGE for it, piece in zip(followers, (777, 40_000, 9), strict=True)]
     assert peers.calls == 1, "one line, however many follow"
@@ -134,24 +134,24 @@ async def test_peer_follows_what_a_disk_takes_and_what_it_does_not(
 async def test_body_in_memory_shares_no_file() -> None:
     world = World()
     at_the_first_write(world)
-    feed = FakeResponse().push(IMAGE[:30_000])
-    world.origin.gives(URL, lambda: feed)
+    response = FakeResponse().push(IMAGE[:30_000])
+    world.origin.gives(URL, lambda: response)
     delivery = await world.ask(URL)
     assert delivery.growing is not None
     assert await delivery.growing.share_file() is None
-    feed.push(IMAGE[30_000:]).end()
+    response.push(IMAGE[30_000:]).end()
     assert await read_all(delivery) == IMAGE
 
 
 async def test_follower_fails_with_the_fill() -> None:
     world = World()
-    feed = FakeResponse(len(IMAGE)).push(IMAGE[:30_000])
-    world.origin.gives(URL, lambda: feed)
+    response = FakeResponse(len(IMAGE)).push(IMAGE[:30_000])
+    world.origin.gives(URL, lambda: response)
     delivery = await world.ask(URL)
     other, _ = beside(world)
     follower = await other.ask(URL)
     assert follower.body.size == len(IMAGE)
-    feed.end(OriginError("it broke off"))
+    response.end(OriginError("it broke off"))
     await settle()
     assert await follower.body.read(0, 40_000) == IMAGE[:29_999]
     with pytest.raises(OriginError, match="it broke off"):
@@ -202,12 +202,12 @@ async def test_follower_without_a_fill_looks_again() -> None:
 async def test_follower_without_memory_fails() -> None:
     world = World()
     midway(world)
-    feed = FakeResponse(len(IMAGE)).push(IMAGE[:30_000])
-    world.origin.gives(URL, lambda: feed)
+    response = FakeResponse(len(IMAGE)).push(IMAGE[:30_000])
+    world.origin.gives(URL, lambda: response)
     delivery = await world.ask(URL)
     other, _ = beside(world, memory_bytes=1000)
     follower = await other.ask(URL)
-    feed.push(IMAGE[30_000:70_000], IMAGE[70_000:]).end()
+    response.push(IMAGE[30_000:70_000], IMAGE[70_000:]).end()
     await settle()
     assert await follower.body.read(0, 100_000) == IMAGE[:30_000]
     with pytest.raises(StorageError, match="memory"):

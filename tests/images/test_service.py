@@ -49,14 +49,14 @@ async def test_shutdown_during_a_fill_leaves_nothing() -> None:
 
 async def test_drain_waits_for_running_fills() -> None:
     world = World()
-    feed = FakeResponse().push(IMAGE[:50_000])
-    world.origin.gives(URL, lambda: feed)
+    response = FakeResponse().push(IMAGE[:50_000])
+    world.origin.gives(URL, lambda: response)
     delivery = await world.ask(URL)
     await delivery.body.aclose()
     landing = asyncio.create_task(world.image_service.drain())
     await settle()
     assert not landing.done()
-    feed.push(IMAGE[50_000:]).end()
+    response.push(IMAGE[50_000:]).end()
     await landing
     assert len(world.store.records) == 1
 
@@ -179,6 +179,6 @@ async def test_image_removed_during_its_put_is_not_shown() -> None:
     durable.set()
     with pytest.raises(Removed):
         await getting
-    assert world.store.tombstones == [], "the link may bring another picture some day"
+    assert world.store.tombstones == [], "the link may bring another image some day"
     with pytest.raises(Removed):
         await world.get(URL)

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from imgkeep.storage.s3.errors import REMEDIES
-from imgkeep.storage.s3.store import PROBE
+from imgkeep.storage.s3.records import PROBE
 
 from tests.support.program import run
 from tests.support.s3.misbehaving import only, s3_error
@@ -119,7 +119,7 @@ async def test_a_bucket_that_is_not_public_is_told(check: Check, server: S3Serve
     assert status == 1
     assert lines == [
         *(f"✓ {name}" for name in ALL[:-2]),
-        "✗ public: a plain GET is answered with 403",
+        "✗ public: a plain GET got status 403",
         "  remedy: make v1/objects/ public: docs/s3.md, or use delivery.mode presign",
         "✓ delete",
     ]
@@ -162,6 +162,6 @@ async def test_a_presigned_link_that_does_not_work_is_told_without_the_link(chec
     await gate.corrupt(50, match=only("GET", "X-Amz-Signature"))
     status, lines, _ = await check()
     assert status == 1
-    assert lines[6] == "✗ presign: a plain GET gives something else than was put"
+    assert lines[6] == "✗ presign: a plain GET returned other bytes than were put"
     assert lines[7].startswith("  remedy: set the clock")
     assert lines[8] == "✓ delete"

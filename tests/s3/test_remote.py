@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 import pytest
 from imgkeep.bootstrap.server import SERVICES
-from imgkeep.storage.s3.store import PROBE_BYTES
+from imgkeep.storage.s3.records import PROBE_BYTES
 
 from tests.support.pictures import picture, picture_of
 from tests.support.program import until

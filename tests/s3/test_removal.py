@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 from imgkeep.bootstrap.server import Platform
 
 from tests.s3.test_remote import ALL, comes_true, get, replicated
+from tests.support.api_calls import REMOVED, remove, saved
 from tests.support.pictures import picture
 from tests.support.program import until
 from tests.support.s3.misbehaving import only
 from tests.support.s3.remote import HURRIED
-from tests.web.test_removal import REMOVED, kept, remove
 
 if TYPE_CHECKING:
     from tests.conftest import Imgkeep
@@ -33,7 +33,7 @@ async def test_what_one_node_removes_the_others_do_not_show(remote: Remote, orig
     hurried = Platform(sleep=lambda seconds: asyncio.sleep(seconds / 200))
     one, other = await remote.node("a"), await remote.node("b", platform=hurried)
     url = origin.gives("/a.png", picture())
-    told = await kept(one, url)
+    told = await saved(one, url)
     assert (await get(other, url))[1] == picture()
     assert await remove(one, f"/{told['key']}") == 200
     assert await remote.stored("objects") == {}
@@ -52,7 +52,7 @@ async def test_what_one_node_removes_the_others_do_not_show(remote: Remote, orig
 
 async def test_a_refusal_is_remembered_while_the_bucket_is_away(remote: Remote, origin: FakeOrigin) -> None:
     node = await remote.node()
-    told = await kept(node, origin.gives("/a.png", picture()))
+    told = await saved(node, origin.gives("/a.png", picture()))
     await remove(node, f"/{told['key']}")
     await node.client.close()
     await remote.gate.refuse()
@@ -66,7 +66,7 @@ async def test_nothing_is_removed_that_cannot_be_removed_for_good(remote: Remote
     node = await remote.node()
     await remote.gate.refuse()
     url = origin.gives("/a.png", picture())
-    told = await kept(node, url)
+    told = await saved(node, url)
     assert told["storage"] == "local"
     assert told["url"].endswith(f"/images/{NAME}")
     assert await remove(node, f"/{told['key']}") == 503
@@ -83,7 +83,7 @@ async def test_what_waits_for_the_bucket_is_not_carried_over_once_its_key_is_rem
     one, other = await remote.node("a", store=HURRIED), await remote.node("b", store=HURRIED)
     url = origin.gives("/a.png", picture())
     await remote.gate.hang(match=only("PUT", "/v1/objects/"))
-    await kept(one, url)
+    await saved(one, url)
     await remote.gate.hang(match=only("PUT", "/v1/objects/"))
     assert len(one.files("records")) == 1
     await comes_true(lambda: _removes(other, url))
@@ -106,7 +106,7 @@ async def test_what_waits_for_the_bucket_is_not_carried_over_once_its_bytes_are_
     one, other = await remote.node("a", store=HURRIED, platform=hurried), await remote.node("b", store=HURRIED)
     url = origin.gives("/a.png", picture())
     await remote.gate.hang(match=only("PUT", "/v1/objects/"))
-    told = await kept(one, url)
+    told = await saved(one, url)
     await comes_true(lambda: _removes_bytes(other, told["digest"]))
     await remote.gate.open()
     # It may be carried over before the node knows: then it is deleted as soon as the node learns of the removal.
@@ -135,7 +135,7 @@ async def _removes(node: Imgkeep, url: str) -> bool:
 async def test_a_removal_in_the_middle_is_finished_by_doing_it_again(remote: Remote, origin: FakeOrigin) -> None:
     node = await remote.node()
     url = origin.gives("/a.png", picture())
-    told = await kept(node, url)
+    told = await saved(node, url)
     await remote.gate.answer(500, match=only("DELETE"))
     assert await remove(node, f"/{told['key']}") == 503
     assert len(await remote.stored("objects")) == 1
@@ -158,7 +158,7 @@ async def test_what_one_node_restores_the_others_show_again(remote: Remote, orig
     hurried = Platform(sleep=lambda seconds: asyncio.sleep(seconds / 200))
     one, other = await remote.node("a"), await remote.node("b", platform=hurried)
     url = origin.gives("/a.png", picture())
-    told = await kept(one, url)
+    told = await saved(one, url)
     assert await remove(one, f"/{told['key']}") == 200
     await comes_true(lambda: refused(other, f"/images/{NAME}"))
     assert await restore(other, digest=told["digest"]) == 200
@@ -177,7 +177,7 @@ async def test_a_node_that_is_not_told_learns_of_an_undo_within_a_refresh(remote
     hurried = Platform(sleep=lambda seconds: asyncio.sleep(seconds / 200))
     one, other = await remote.node("a"), await remote.node("b", platform=hurried)
     url = origin.gives("/a.png", picture())
-    told = await kept(one, url)
+    told = await saved(one, url)
     assert await remove(one, f"/{told['key']}") == 200
     await comes_true(lambda: refused(other, f"/images/{NAME}"))
     assert await restore(one, url=url) == 200
@@ -192,7 +192,7 @@ async def _shows_nothing(node: Imgkeep) -> bool:
 async def test_an_undo_in_the_middle_is_finished_by_doing_it_again(remote: Remote, origin: FakeOrigin) -> None:
     node = await remote.node()
     urls = [origin.gives(f"/{name}.png", picture()) for name in "ab"]
-    told = [await kept(node, url) for url in urls]
+    told = [await saved(node, url) for url in urls]
     assert await remove(node, f"/{told[0]['key']}") == 200
     for part in ("/v1/records/", "/v1/refused/"):
         await remote.gate.answer(500, match=only("DELETE", part))
@@ -209,7 +209,7 @@ async def test_an_undo_in_the_middle_is_finished_by_doing_it_again(remote: Remot
 
 async def test_a_bucket_that_does_not_delete_is_not_believed(remote: Remote, origin: FakeOrigin) -> None:
     node = await remote.node()
-    told = await kept(node, origin.gives("/a.png", picture()))
+    told = await saved(node, origin.gives("/a.png", picture()))
     assert await remove(node, f"/{told['key']}") == 200
     await remote.gate.answer(204, match=only("DELETE"))
     assert await restore(node, digest=told["digest"]) == 503
@@ -220,7 +220,7 @@ async def test_a_bucket_that_does_not_delete_is_not_believed(remote: Remote, ori
 
 async def test_nothing_is_restored_while_the_bucket_is_away(remote: Remote, origin: FakeOrigin) -> None:
     node = await remote.node()
-    told = await kept(node, origin.gives("/a.png", picture()))
+    told = await saved(node, origin.gives("/a.png", picture()))
     assert await remove(node, f"/{told['key']}") == 200
     await remote.gate.refuse()
     assert await restore(node, digest=told["digest"]) == 503
@@ -239,7 +239,7 @@ async def refetch(node: Imgkeep, key: str, url: str) -> tuple[int, dict[str, Any
 async def test_an_image_in_a_bucket_is_replaced_and_its_old_bytes_stay(remote: Remote, origin: FakeOrigin) -> None:
     node, new = await remote.node(), picture(seed=1)
     url = origin.gives("/a.png", picture())
-    told = await kept(node, url)
+    told = await saved(node, url)
     origin.gives("/a.png", new)
     status, again = await refetch(node, told["key"], url)
     assert (status, again["replaced"], again["storage"]) == (200, True, "s3")
@@ -257,7 +257,7 @@ async def test_a_node_that_still_shows_the_old_image_learns_by_fetching_again(
 ) -> None:
     one, other = await remote.node("a"), await remote.node("b")
     url = origin.gives("/a.png", picture())
-    told = await kept(one, url)
+    told = await saved(one, url)
     assert (await get(other, url))[1] == picture()
     origin.gives("/a.png", picture(seed=1))
     assert (await refetch(one, told["key"], url))[1]["replaced"] is True
@@ -269,7 +269,7 @@ async def test_a_node_that_still_shows_the_old_image_learns_by_fetching_again(
 async def test_what_cannot_be_put_replaces_nothing(remote: Remote, origin: FakeOrigin) -> None:
     node = await remote.node()
     url = origin.gives("/a.png", picture())
-    told = await kept(node, url)
+    told = await saved(node, url)
     origin.gives("/a.png", picture(seed=1))
     for part in ("/v1/objects/", "/v1/records/"):
         await remote.gate.answer(500, match=only("PUT", part))
@@ -287,7 +287,7 @@ async def test_what_waits_for_the_bucket_is_not_replaced_and_not_lost(remote: Re
     node = await remote.node(store=HURRIED)
     url = origin.gives("/a.png", picture())
     await remote.gate.hang(match=only("PUT", "/v1/objects/"))
-    told = await kept(node, url)
+    told = await saved(node, url)
     assert told["storage"] == "local"
     origin.gives("/a.png", picture(seed=1))
     assert (await refetch(node, told["key"], url))[0] == 503

@@ -1,4 +1,4 @@
-"""The neighbours of the image service, in memory: they do what a test says, hold what it says, and count."""
+"""What the image service works with, in memory: it does what a test says, holds what it says, and counts."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class FakeOrigin(OriginClient):
     Gives each URL its answers in turn, the last one again and again; unknown URLs get 404.
 
     Attributes:
-        gate: Closed, it lets nobody get an answer.
+        gate: Closed, it holds every answer back.
     """
 
     answers: dict[str, list[Callable[[], FakeResponse] | Exception]] = field(default_factory=dict)
@@ -135,9 +135,9 @@ class FakeOrigin(OriginClient):
             answer = answers.pop(0) if len(answers) > 1 else answers[0]
             if isinstance(answer, Exception):
                 raise answer
-            feed = answer()
-            feed.plaintext = source.scheme == "http"
-            yield feed
+            response = answer()
+            response.plaintext = source.scheme == "http"
+            yield response
         finally:
             self.under_way -= 1
 
@@ -234,7 +234,7 @@ class FakeStore:
         assert isinstance(draft, FakeDraft)
         theirs = self.records.get(record.key)
         if theirs and theirs.object_name in self.objects and theirs.digest not in {record.digest, replaces}:
-            raise StorageError("another image was kept under this link meanwhile")
+            raise StorageError("another image was stored under this link meanwhile")
         self.objects[record.object_name] = bytes(draft.data)
         self.records[record.key] = record
         return record
@@ -243,7 +243,7 @@ class FakeStore:
         await self._called("put_record", None)
         theirs = self.records.get(record.key)
         if theirs and theirs.object_name in self.objects and theirs.digest not in {record.digest, replaces}:
-            raise StorageError("another image was kept under this link meanwhile")
+            raise StorageError("another image was stored under this link meanwhile")
         self.records[record.key] = record
         return record
 

@@ -12,7 +12,8 @@ from imgkeep.core.signing import signed_path
 from imgkeep.images.rate_limit import WIDE_NETWORK_SHARE
 from yarl import URL
 
-from tests.support.api_calls import code
+from tests.support.api_calls import problem_code
+from tests.support.clock import FakeClock
 from tests.support.fakes import Timer
 from tests.support.pictures import picture
 from tests.support.raw_http import ask
@@ -32,14 +33,6 @@ TOKEN, OTHER_TOKEN = "token-of-these-tests", "another-good-token"
 NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = NOON
-
-    def __call__(self) -> datetime:
-        return self.now
-
-
 def signing(mode: str, **more: Any) -> dict[str, Any]:
     return {"signature": mode, "signing_keys": [KEY, OLD_KEY], **more}
 
@@ -51,12 +44,10 @@ async def visit(imgkeep: Imgkeep, path: str, **how: Any) -> ClientResponse:
 # --- signatures
 
 
-async def test_without_a_signature_nothing_is_fetched_and_what_is_kept_is_shown(
-    start: Start, origin: FakeOrigin
-) -> None:
+async def test_unsigned_link_shows_stored_images_alone(start: Start, origin: FakeOrigin) -> None:
     imgkeep = await start(security=signing("misses"))
     url = origin.gives("/a.png", picture())
-    assert await code(await imgkeep.img(url)) == (403, "signature_required")
+    assert await problem_code(await imgkeep.img(url)) == (403, "signature_required")
     assert origin.seen == []
     assert await (await visit(imgkeep, signed_path(OLD_KEY, url))).read() == picture()
     response = await imgkeep.img(url)
@@ -64,7 +55,7 @@ async def test_without_a_signature_nothing_is_fetched_and_what_is_kept_is_shown(
     assert response.headers["Cache-Status"] == "imgkeep; hit"
 
 
-async def test_nobody_joins_a_fill_without_a_signature(start: Start, origin: FakeOrigin) -> None:
+async def test_unsigned_request_joins_no_fill(start: Start, origin: FakeOrigin) -> None:
     go = asyncio.Event()
 
     async def slow(exchange: Exchange) -> None:
@@ -76,15 +67,13 @@ async def test_nobody_joins_a_fill_without_a_signature(start: Start, origin: Fak
     signed = asyncio.create_task(visit(imgkeep, signed_path(KEY, url)))
     while not origin.asked("/a.png"):  # noqa: ASYNC110 - it tells nobody
         await asyncio.sleep(0)
-    assert await code(await imgkeep.img(url)) == (403, "signature_required")
+    assert await problem_code(await imgkeep.img(url)) == (403, "signature_required")
     go.set()
     assert (await signed).status == 200
 
 
-async def test_where_always_required_an_unsigned_stranger_gets_nothing_and_time_ends_permissions(
-    start: Start, origin: FakeOrigin
-) -> None:
-    clock = Clock()
+async def test_signature_always_required_ends_with_its_time(start: Start, origin: FakeOrigin) -> None:
+    clock = FakeClock()
     imgkeep = await start(security=signing("always"), platform=Platform(clock=clock))
     url = origin.gives("/a.png", picture())
     end = int((NOON + timedelta(seconds=600)).timestamp())
@@ -97,10 +86,10 @@ async def test_where_always_required_an_unsigned_stranger_gets_nothing_and_time_
         tags.append(response.headers["ETag"])
     unchanged = await visit(imgkeep, path, headers={"If-None-Match": tags[0]})
     assert (unchanged.status, unchanged.headers["Cache-Control"]) == (304, "public, max-age=600")
-    assert await code(await imgkeep.img(url)) == (403, "signature_required")
-    assert await code(await visit(imgkeep, path.replace("sig=", "sig=x"))) == (403, "signature_invalid")
+    assert await problem_code(await imgkeep.img(url)) == (403, "signature_required")
+    assert await problem_code(await visit(imgkeep, path.replace("sig=", "sig=x"))) == (403, "signature_invalid")
     clock.now += timedelta(seconds=600)
-    assert await code(await visit(imgkeep, path)) == (403, "signature_expired")
+    assert await problem_code(await visit(imgkeep, path)) == (403, "signature_expired")
     forever = await visit(imgkeep, signed_path(KEY, url))
     assert forever.headers["Cache-Control"] == "public, max-age=31536000, immutable"
     permanent = await imgkeep.client.get(forever.headers["Content-Location"])
@@ -108,7 +97,7 @@ async def test_where_always_required_an_unsigned_stranger_gets_nothing_and_time_
     assert origin.asked("/a.png") == 1
 
 
-async def test_the_link_may_stand_unencoded_behind_its_signature(start: Start, origin: FakeOrigin) -> None:
+async def test_signed_link_may_stand_unencoded(start: Start, origin: FakeOrigin) -> None:
     imgkeep = await start(security=signing("always"))
     url = origin.gives("/a.png", picture()) + "?w=1"
     sig = signed_path(KEY, url).rpartition("sig=")[2]
@@ -131,7 +120,7 @@ async def test_the_link_may_stand_unencoded_behind_its_signature(start: Start, o
         ({"Authorization": "Bearer \u00fc\u00fc"}, 401),
     ],
 )
-async def test_a_token_opens_the_api_wherever_it_is_bound(start: Start, headers: dict[str, str], status: int) -> None:
+async def test_token_opens_the_api(start: Start, headers: dict[str, str], status: int) -> None:
     security = {"api_tokens": [TOKEN, OTHER_TOKEN]}
     for host in ("127.0.0.1", "0.0.0.0"):
         imgkeep = await start(server={"host": host}, security=security)
@@ -152,7 +141,7 @@ def from_client(address: str) -> dict[str, str]:
 BEHIND_A_PROXY: dict[str, Any] = {"server": {"trusted_proxies": ["127.0.0.0/8"]}, "sources": {"allow": ["*"]}}
 
 
-async def test_a_client_that_has_too_much_fetched_waits_and_others_do_not(start: Start, origin: FakeOrigin) -> None:
+async def test_rate_limit_counts_each_client(start: Start, origin: FakeOrigin) -> None:
     timer = Timer()
     imgkeep = await start(**BEHIND_A_PROXY, limits={"fills_per_minute": 3}, platform=Platform(timer=timer))
     urls = [origin.gives(f"/{n}.png", picture(seed=n)) for n in range(5)]
@@ -163,7 +152,7 @@ async def test_a_client_that_has_too_much_fetched_waits_and_others_do_not(start:
     for n in range(3):
         assert (await fetch(n, "192.0.2.1")).status == 200
     refused = await fetch(3, "192.0.2.1")
-    assert await code(refused) == (429, "rate_limited")
+    assert await problem_code(refused) == (429, "rate_limited")
     assert refused.headers["Retry-After"] == "20"
     assert (await fetch(0, "192.0.2.1")).status == 200, "a hit costs nothing"
     assert (await fetch(3, "192.0.2.2")).status == 200
@@ -171,14 +160,14 @@ async def test_a_client_that_has_too_much_fetched_waits_and_others_do_not(start:
     assert (await fetch(4, "192.0.2.1")).status == 200
 
 
-async def test_an_ipv6_network_is_one_client(start: Start, origin: FakeOrigin) -> None:
+async def test_ipv6_network_is_one_client(start: Start, origin: FakeOrigin) -> None:
     imgkeep = await start(**BEHIND_A_PROXY, limits={"fills_per_minute": 1})
     for n, (address, status) in enumerate([("2001:db8::1", 200), ("2001:db8::2", 429), ("2001:db8:0:1::1", 200)]):
         url = origin.gives(f"/{n}.png", picture(seed=n))
         assert (await imgkeep.img(url, headers=from_client(address))).status == status
 
 
-async def test_a_client_with_a_token_is_not_limited(start: Start, origin: FakeOrigin) -> None:
+async def test_client_with_a_token_is_not_limited(start: Start, origin: FakeOrigin) -> None:
     imgkeep = await start(limits={"fills_per_minute": 1})
     urls = [origin.gives(f"/{n}.png", picture(seed=n)) for n in range(6)]
     token = {"Authorization": f"Bearer {imgkeep.token}"}
@@ -189,7 +178,7 @@ async def test_a_client_with_a_token_is_not_limited(start: Start, origin: FakeOr
     assert "server.trusted_proxies" in (await answers[1].json())["detail"]
 
 
-async def test_a_site_that_uses_its_whole_48_is_bounded(start: Start, origin: FakeOrigin) -> None:
+async def test_ipv6_site_is_limited_as_a_whole(start: Start, origin: FakeOrigin) -> None:
     imgkeep = await start(**BEHIND_A_PROXY, limits={"fills_per_minute": 1})
     urls = [origin.gives(f"/{n}.png", picture(seed=n)) for n in range(WIDE_NETWORK_SHARE + 2)]
     addresses = [*(f"2001:db8:0:{n:x}::1" for n in range(WIDE_NETWORK_SHARE + 1)), "2001:db8:1::1"]
@@ -199,14 +188,14 @@ async def test_a_site_that_uses_its_whole_48_is_bounded(start: Start, origin: Fa
     assert [response.status for response in answers] == [*[200] * WIDE_NETWORK_SHARE, 429, 200]
 
 
-async def test_an_ipv4_mapped_address_is_the_ipv4_client(start: Start, origin: FakeOrigin) -> None:
+async def test_ipv4_mapped_address_is_the_ipv4_client(start: Start, origin: FakeOrigin) -> None:
     imgkeep = await start(**BEHIND_A_PROXY, limits={"fills_per_minute": 1})
     urls = [origin.gives(f"/{n}.png", picture(seed=n)) for n in range(2)]
     for url, address, status in zip(urls, ("192.0.2.1", "::ffff:192.0.2.1"), (200, 429), strict=True):
         assert (await imgkeep.img(url, headers=from_client(address))).status == status
 
 
-async def test_fills_at_a_time_are_counted_until_they_are_over(start: Start, origin: FakeOrigin) -> None:
+async def test_concurrent_fills_count_until_their_end(start: Start, origin: FakeOrigin) -> None:
     go = asyncio.Event()
 
     async def slow(exchange: Exchange) -> None:
@@ -219,7 +208,7 @@ async def test_fills_at_a_time_are_counted_until_they_are_over(start: Start, ori
     waiting = [asyncio.create_task(imgkeep.img(url, headers=here)) for url in urls[:2]]
     while len(origin.seen) < 2:  # noqa: ASYNC110 - it tells nobody
         await asyncio.sleep(0)
-    assert await code(await imgkeep.img(urls[2], headers=here)) == (429, "rate_limited")
+    assert await problem_code(await imgkeep.img(urls[2], headers=here)) == (429, "rate_limited")
     joining = asyncio.create_task(imgkeep.img(urls[0], headers=here))
     go.set()
     for n, task in ((0, waiting[0]), (1, waiting[1]), (0, joining)):
@@ -227,7 +216,7 @@ async def test_fills_at_a_time_are_counted_until_they_are_over(start: Start, ori
     assert (await imgkeep.img(urls[2], headers=here)).status == 200
 
 
-async def test_bytes_are_counted_whatever_becomes_of_them(start: Start, origin: FakeOrigin) -> None:
+async def test_bytes_of_failed_fills_count(start: Start, origin: FakeOrigin) -> None:
     timer = Timer()
     body = picture()
     limits = {"fill_bytes_per_day": len(body) + 10}
@@ -237,12 +226,12 @@ async def test_bytes_are_counted_whatever_becomes_of_them(start: Start, origin: 
         response = await imgkeep.img(origin.gives(f"/{n}.png", body), headers=here)
         assert await response.read() == body
     refused = await imgkeep.img(origin.gives("/2.png", body), headers=here)
-    assert await code(refused) == (429, "rate_limited")
+    assert await problem_code(refused) == (429, "rate_limited")
     timer.seconds += int(refused.headers["Retry-After"])
     assert (await imgkeep.img(origin.gives("/2.png", body), headers=here)).status == 200
 
 
-async def test_a_page_of_a_hundred_images_is_below_every_default(start: Start, origin: FakeOrigin) -> None:
+async def test_page_of_a_hundred_images_is_within_the_defaults(start: Start, origin: FakeOrigin) -> None:
     imgkeep = await start(**BEHIND_A_PROXY)
     urls = [origin.gives(f"/{n}.png", picture(seed=n)) for n in range(100)]
     browser = asyncio.Semaphore(6)  # what browsers have open to one host over HTTP/1.1

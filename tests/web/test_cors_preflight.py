@@ -29,7 +29,7 @@ TARGETS = [
 
 
 @pytest.mark.parametrize("target", TARGETS)
-async def test_a_preflight_allows_what_images_take(start: Start, target: str) -> None:
+async def test_preflight_allows_the_methods_of_images(start: Start, target: str) -> None:
     imgkeep = await start(legacy=[{"mount": "old"}], security={"signature": "always", "signing_keys": ["k" * 20]})
     asked = [ORIGIN, "Access-Control-Request-Method: GET", "Access-Control-Request-Headers: range, x-anything"]
     for fields in (asked, [*asked, "Access-Control-Request-Private-Network: true"], []):
@@ -50,7 +50,7 @@ async def test_a_preflight_allows_what_images_take(start: Start, target: str) ->
 
 
 @pytest.mark.parametrize("field", ["Authorization", "X-Forwarded-For", "Forwarded", "CF-Connecting-IP", "CDN-Loop"])
-async def test_no_page_of_another_site_says_who_asks(imgkeep: Imgkeep, field: str) -> None:
+async def test_preflight_allows_no_identifying_field(imgkeep: Imgkeep, field: str) -> None:
     fields = [ORIGIN, "Access-Control-Request-Method: GET", f"Access-Control-Request-Headers: range, {field.lower()}"]
     answer = await ask(imgkeep, TARGETS[0], *fields, method="OPTIONS")
     assert answer.status == 204
@@ -58,19 +58,19 @@ async def test_no_page_of_another_site_says_who_asks(imgkeep: Imgkeep, field: st
 
 
 @pytest.mark.parametrize("target", ["/api/images", "/api/save-image", "/api/inspect?src=x"])
-async def test_the_api_answers_no_preflight(imgkeep: Imgkeep, target: str) -> None:
+async def test_api_answers_no_preflight(imgkeep: Imgkeep, target: str) -> None:
     fields = [ORIGIN, "Access-Control-Request-Method: GET", "Access-Control-Request-Headers: authorization"]
     answer = await ask(imgkeep, target, *fields, method="OPTIONS")
     assert answer.status in {401, 405}
     assert "access-control-allow-headers" not in answer.headers
 
 
-async def test_a_rebound_name_gets_no_preflight(imgkeep: Imgkeep) -> None:
+async def test_rebound_name_gets_no_preflight(imgkeep: Imgkeep) -> None:
     sent = b"OPTIONS /img?src=x HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n"
     assert split(await talk(port_of(imgkeep), sent)).status == 403
 
 
-async def test_scripts_may_read_what_is_told_of_an_image(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+async def test_scripts_may_read_the_fields_of_an_image(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     target = target_of(origin.gives("/a.png", picture()))
     first = await ask(imgkeep, target, ORIGIN)
     await fills_done(imgkeep)
@@ -83,7 +83,7 @@ async def test_scripts_may_read_what_is_told_of_an_image(imgkeep: Imgkeep, origi
         assert {"Cache-Status", "Content-Location", "ETag", "Retry-After"} <= set(exposed)
 
 
-async def test_an_image_does_not_vary(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+async def test_image_does_not_vary(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     """A cache in front keeps one copy for all: no answer with an image depends on a field of its request."""
     target = target_of(origin.gives("/a.png", picture()))
     for fields in ([], [ORIGIN], ["Accept: text/html"], ["Sec-Fetch-Dest: document"], ["Range: bytes=0-1"]):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 from imgkeep.web.documentation import FILES
 
-from tests.core.test_content_negotiation import TAB
+from tests.support.accept_fields import TAB
 from tests.support.raw_http import ask, port_of, split, talk
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 DOCS = Path(__file__).parents[2] / "docs"
 
 
-async def test_every_file_is_a_page_and_every_link_leads_somewhere(imgkeep: Imgkeep) -> None:
+async def test_every_file_is_a_page_with_links_that_work(imgkeep: Imgkeep) -> None:
     index = (await ask(imgkeep, "/docs")).body.decode()
     names = set(re.findall(r'href="docs/([a-z0-9-]+)"', index))
     assert names == {path.stem for path in DOCS.glob("*.md")} == set(FILES)
@@ -38,14 +38,14 @@ async def test_every_file_is_a_page_and_every_link_leads_somewhere(imgkeep: Imgk
             assert not anchor or anchor in anchors[target or name], (name, link)
 
 
-async def test_the_page_under_the_root_links_to_it(start: Start) -> None:
+async def test_home_page_links_to_the_documentation(start: Start) -> None:
     assert 'href="docs"' in (await ask(await start(), "/", f"Accept: {TAB}")).body.decode()
     hidden = await start(server={"welcome": False})
     assert [(await ask(hidden, path)).status for path in ("/docs", "/docs/api")] == [404, 404]
 
 
 @pytest.mark.parametrize("path", ["/docs", "/docs/api"])
-async def test_a_page_runs_nothing_loads_nothing_and_answers_to_its_own_name(imgkeep: Imgkeep, path: str) -> None:
+async def test_page_runs_and_loads_nothing(imgkeep: Imgkeep, path: str) -> None:
     answer = await ask(imgkeep, path)
     assert (answer.status, answer.headers["content-type"]) == (200, "text/html; charset=utf-8")
     policy = answer.headers["content-security-policy"]

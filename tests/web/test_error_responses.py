@@ -15,14 +15,14 @@ from imgkeep.core.errors import InvalidRequest
 from imgkeep.web.error_responses import PLACEHOLDER_BYTES_MAX, present_failure, read_placeholder
 from imgkeep.web.problems import problem_response
 
-from tests.core.test_content_negotiation import IMG, TAB
-from tests.core.test_signing import KEY
+from tests.support.accept_fields import IMG, TAB
 from tests.support.concurrent_requests import HeldResponse, request_concurrently, split_all, until_following
 from tests.support.image_files import saved
 from tests.support.pictures import picture, picture_of
 from tests.support.program import run_here
 from tests.support.proxies import clustered, line_to, others
 from tests.support.raw_http import ask, connect, port_of, request, target_of
+from tests.support.signing_vectors import KEY
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -64,9 +64,7 @@ async def on_both_ways(imgkeep: Imgkeep, target: str, *fields: str, method: str 
 
 
 @pytest.mark.parametrize("field", [IN_A_TAB, f"Accept: {TAB}"])
-async def test_a_tab_reads_a_page_with_the_facts_of_the_problem(
-    imgkeep: Imgkeep, origin: FakeOrigin, field: str
-) -> None:
+async def test_tab_gets_a_page_with_the_facts_of_the_problem(imgkeep: Imgkeep, origin: FakeOrigin, field: str) -> None:
     url = origin.gives("/a.png", b"", status="404 Not Found") + "?X-Signature=topsecret"
     for target in (target_of(url), MISSING, "/img?src=nonsense", "/img", "/nowhere"):
         [plain, _] = await on_both_ways(imgkeep, target)
@@ -91,7 +89,7 @@ async def test_a_tab_reads_a_page_with_the_facts_of_the_problem(
     assert origin.asked("/a.png") == 1
 
 
-async def test_each_failure_names_what_its_form_depends_on(imgkeep: Imgkeep) -> None:
+async def test_failure_varies_by_the_fields_of_its_form(imgkeep: Imgkeep) -> None:
     for target in (MISSING, "/img?src=x", "/nowhere", "/api/nowhere", "/api/images"):
         for fields in ([], [IN_A_TAB], [IN_AN_IMG], [f"Accept: {IMG}"], ["Sec-Fetch-Dest: empty"]):
             answer = await ask(imgkeep, target, *fields)
@@ -100,13 +98,13 @@ async def test_each_failure_names_what_its_form_depends_on(imgkeep: Imgkeep) -> 
 
 
 @pytest.mark.parametrize("fields", [[], ["Accept: */*"], ["Sec-Fetch-Dest: empty"], [IN_AN_IMG], [f"Accept: {IMG}"]])
-async def test_all_others_read_a_problem(imgkeep: Imgkeep, fields: list[str]) -> None:
+async def test_other_clients_get_a_problem(imgkeep: Imgkeep, fields: list[str]) -> None:
     for answer in await on_both_ways(imgkeep, MISSING, *fields):
         assert answer.headers["content-type"] == "application/problem+json"
         assert json.loads(answer.body)["code"] == "not_found"
 
 
-async def test_the_api_tells_a_tab_why_it_is_closed(imgkeep: Imgkeep) -> None:
+async def test_closed_api_shows_a_tab_the_reason(imgkeep: Imgkeep) -> None:
     page = await ask(imgkeep, "/api/images", IN_A_TAB)
     assert (page.status, page.headers["content-type"]) == (401, "text/html; charset=utf-8")
     assert page.headers["www-authenticate"].startswith("Bearer")
@@ -115,7 +113,7 @@ async def test_the_api_tells_a_tab_why_it_is_closed(imgkeep: Imgkeep) -> None:
     assert json.loads(posted.body)["success"] is False
 
 
-async def test_a_page_of_a_failure_of_another_worker_is_a_page(tmp_path: Path) -> None:
+async def test_failure_of_another_worker_is_a_page_too(tmp_path: Path) -> None:
     with clustered(tmp_path / "data", security__api_tokens=KEY) as program:
         for worker in others(program):
             async with line_to(program, worker) as (reader, writer):
@@ -130,7 +128,7 @@ async def test_a_page_of_a_failure_of_another_worker_is_a_page(tmp_path: Path) -
                     assert b"no image is stored" in (await reader.readexactly(int(length[1]))).replace(b"No", b"no")
 
 
-def test_a_page_escapes_what_it_tells() -> None:
+def test_page_escapes_its_facts() -> None:
     class Fields:
         def getall(self, key: str, default: list[str], /) -> list[str]:
             return ["document"] if key == "Sec-Fetch-Dest" else default
@@ -147,7 +145,7 @@ def test_a_page_escapes_what_it_tells() -> None:
     assert b"Use <code>a &lt;b&gt;</code> or ` alone." in shown
 
 
-async def test_an_img_gets_the_placeholder_with_the_status_of_the_failure(
+async def test_img_gets_the_placeholder_with_the_status_of_the_failure(
     start: Start, origin: FakeOrigin, file: str
 ) -> None:
     imgkeep = await start(delivery={"placeholder": file}, legacy=[{"mount": "old/names"}])
@@ -175,7 +173,7 @@ async def test_an_img_gets_the_placeholder_with_the_status_of_the_failure(
         assert answer.headers["content-type"].startswith("application/"), "no image is asked for there"
 
 
-async def test_a_good_image_is_no_placeholder(start: Start, origin: FakeOrigin, file: str) -> None:
+async def test_good_image_is_no_placeholder(start: Start, origin: FakeOrigin, file: str) -> None:
     imgkeep = await start(delivery={"placeholder": file})
     body = picture_of(3000)
     target = target_of(origin.gives("/a.png", body))
@@ -188,9 +186,7 @@ async def test_a_good_image_is_no_placeholder(start: Start, origin: FakeOrigin, 
     assert (await ask(imgkeep, target, IN_AN_IMG, "Range: bytes=9999-")).body == b""
 
 
-async def test_each_of_those_who_share_a_failure_reads_its_own_form(
-    start: Start, origin: FakeOrigin, file: str
-) -> None:
+async def test_each_follower_of_a_failure_gets_its_own_form(start: Start, origin: FakeOrigin, file: str) -> None:
     imgkeep = await start(delivery={"placeholder": file})
     held = HeldResponse(b"", "404 Not Found")
     target = target_of(origin.on("/a.png", held))
@@ -205,7 +201,7 @@ async def test_each_of_those_who_share_a_failure_reads_its_own_form(
     assert origin.asked("/a.png") == 1
 
 
-async def test_a_vector_placeholder_has_the_policy_of_vectors(start: Start, tmp_path: Path) -> None:
+async def test_svg_placeholder_has_the_policy_of_svg(start: Start, tmp_path: Path) -> None:
     path = tmp_path / "gone.svg"
     path.write_bytes(b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"><title>gone</title></svg>')
     imgkeep = await start(delivery={"placeholder": str(path)})
@@ -224,7 +220,7 @@ BROKEN: dict[str, tuple[bytes | None, str]] = {
 
 
 @pytest.mark.parametrize(("body", "reason"), BROKEN.values(), ids=BROKEN)
-def test_a_placeholder_has_to_be_an_image(tmp_path: Path, body: bytes | None, reason: str) -> None:
+def test_placeholder_has_to_be_an_image(tmp_path: Path, body: bytes | None, reason: str) -> None:
     path = tmp_path / "a.png"
     if body is not None:
         path.write_bytes(body)
@@ -233,12 +229,12 @@ def test_a_placeholder_has_to_be_an_image(tmp_path: Path, body: bytes | None, re
 
 
 @pytest.mark.parametrize("name", ["", "\0", "x" * 5000])
-def test_a_placeholder_has_to_be_a_file(tmp_path: Path, name: str) -> None:
+def test_placeholder_has_to_be_a_file(tmp_path: Path, name: str) -> None:
     with pytest.raises(ConfigError, match=r"^delivery\.placeholder: "):
         read_placeholder(f"{tmp_path}/{name}")
 
 
-def test_a_placeholder_of_the_greatest_size_is_taken(tmp_path: Path) -> None:
+def test_placeholder_of_maximum_size_is_accepted(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(picture_of(PLACEHOLDER_BYTES_MAX))
     assert read_placeholder("") is None
@@ -248,14 +244,14 @@ def test_a_placeholder_of_the_greatest_size_is_taken(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("command", "workers"), [("serve", "1"), ("serve", "2"), ("check", "1")])
-async def test_a_wrong_placeholder_is_told_at_start(tmp_path: Path, command: str, workers: str) -> None:
+async def test_wrong_placeholder_fails_the_start(tmp_path: Path, command: str, workers: str) -> None:
     settings: dict[str, Any] = {"delivery__placeholder": str(tmp_path / "nowhere.png"), "server__workers": workers}
     status, out, err = await run_here(tmp_path / "data", command, **settings)
     assert (status, out) == (2, "")
     assert err == f"imgkeep: delivery.placeholder: {tmp_path}/nowhere.png does not exist\n"
 
 
-async def test_a_wrong_placeholder_concerns_the_server_only(tmp_path: Path) -> None:
+async def test_wrong_placeholder_stops_no_other_command(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"delivery__placeholder": str(tmp_path / "nowhere.png")}
     status, _, _ = await run_here(tmp_path / "data", "inspect", "https://example.com/a.png", **settings)
     assert status == 0

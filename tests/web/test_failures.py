@@ -43,9 +43,7 @@ async def failures(imgkeep: Imgkeep, **query: str) -> list[dict[str, Any]]:
     return found
 
 
-async def test_a_failure_is_listed_with_host_code_and_detail_and_without_its_link(
-    imgkeep: Imgkeep, origin: FakeOrigin
-) -> None:
+async def test_failure_is_listed_without_its_link(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     assert await failures(imgkeep) == []
     url = origin.gives("/gone.png", b"", status="404 Not Found")
     assert (await look(imgkeep, f"{url}?{SECRET}")).status == 404
@@ -60,7 +58,7 @@ async def test_a_failure_is_listed_with_host_code_and_detail_and_without_its_lin
     assert SECRET not in json.dumps([refused, gone])
 
 
-async def test_a_stranger_reads_no_failures(imgkeep: Imgkeep) -> None:
+async def test_failures_need_access(imgkeep: Imgkeep) -> None:
     async with imgkeep.stranger.get("/api/failures") as response:
         assert response.status == 401
 
@@ -70,7 +68,7 @@ async def test_limits_are_whole_numbers(imgkeep: Imgkeep) -> None:
         assert (await imgkeep.client.get("/api/failures", params={"limit": limit})).status == 400
 
 
-async def test_an_image_that_cannot_be_stored_is_a_failure_too(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+async def test_image_that_is_not_stored_is_a_failure(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     folder = imgkeep.folder / "v1" / "objects"
     url = origin.gives("/a.png", picture())
     for path in sorted(folder.rglob("*"), reverse=True):
@@ -82,7 +80,7 @@ async def test_an_image_that_cannot_be_stored_is_a_failure_too(imgkeep: Imgkeep,
     assert [entry["code"] for entry in await failures(imgkeep)] == ["storage_unavailable"]
 
 
-async def test_metrics_tell_of_the_stock_the_build_and_the_process(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+async def test_metrics_state_totals_build_and_process(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     assert (await look(imgkeep, origin.gives("/a.png", picture()))).status == 200
     page = await (await imgkeep.client.get("/metrics")).text()
     assert 'imgkeep_build_info{python="' in page
@@ -95,7 +93,7 @@ async def test_metrics_tell_of_the_stock_the_build_and_the_process(imgkeep: Imgk
     assert "imgkeep_images " in page
 
 
-async def test_workers_tell_their_failures_together(tmp_path: Path, origin: FakeOrigin) -> None:
+async def test_failures_of_all_workers_are_listed(tmp_path: Path, origin: FakeOrigin) -> None:
     url = origin.gives("/gone.png", b"", status="404 Not Found")
     async with serving(tmp_path / "data", server__workers="2") as program:
         for number in range(20):
@@ -105,7 +103,7 @@ async def test_workers_tell_their_failures_together(tmp_path: Path, origin: Fake
     assert {entry["code"] for entry in told["failures"]} == {"source_not_found"}
 
 
-async def test_metrics_have_an_address_of_their_own(tmp_path: Path, unused_tcp_port: int) -> None:
+async def test_metrics_have_their_own_address(tmp_path: Path, unused_tcp_port: int) -> None:
     address = f"127.0.0.1:{unused_tcp_port}"
     for workers in ("1", "2"):
         async with serving(tmp_path / "data", server__workers=workers, server__metrics_address=address) as program:
@@ -125,7 +123,7 @@ def records_of(program: Program) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-async def test_every_record_of_a_failure_tells_what_happened(tmp_path: Path, origin: FakeOrigin, workers: str) -> None:
+async def test_record_of_a_failure_states_what_happened(tmp_path: Path, origin: FakeOrigin, workers: str) -> None:
     """Not for links alone, and by whichever way a request takes."""
     dead = origin.gives("/gone.png", b"", status="404 Not Found")
     async with serving(tmp_path / "data", server__workers=workers) as program:
@@ -150,7 +148,7 @@ async def test_every_record_of_a_failure_tells_what_happened(tmp_path: Path, ori
     assert SECRET not in "".join(program.log)
 
 
-async def test_record_of_an_unsigned_link_tells_its_provider(tmp_path: Path) -> None:
+async def test_record_of_an_unsigned_link_states_its_provider(tmp_path: Path) -> None:
     keys = "0123456789abcdef0123456789abcdef"
     async with serving(tmp_path / "data", security__signature="always", security__signing_keys=keys) as program:
         assert (await program.img("https://cdn.discordapp.com/attachments/1/2/a.png?ex=1&is=2&hm=3")).status == 403
@@ -160,7 +158,7 @@ async def test_record_of_an_unsigned_link_tells_its_provider(tmp_path: Path) -> 
     assert record["key"]
 
 
-async def test_follower_on_another_worker_notes_what_the_store_met() -> None:
+async def test_follower_in_another_worker_notes_the_storage_error() -> None:
     stream = asyncio.StreamReader()
     error = StorageError("the disk of the store failed", place="/srv/images", cause="No space left on device")
     stream.feed_data(write_failure(FillFailure(None, error)))
@@ -201,7 +199,7 @@ async def start_in_vain(folder: Path, **settings: str) -> tuple[int | None, str]
     return process.returncode, complaint.decode()
 
 
-async def test_metrics_go_on_at_their_address_over_a_reload(tmp_path: Path, unused_tcp_port: int) -> None:
+async def test_metrics_survive_a_reload(tmp_path: Path, unused_tcp_port: int) -> None:
     """Also on all addresses of the machine, and under the names of this machine only where no other can ask."""
     async with serving(
         tmp_path / "data", server__workers="2", server__metrics_address=f"[::]:{unused_tcp_port}"
@@ -219,7 +217,7 @@ async def ask_metrics(program: Program, port: int) -> None:
             assert re.search(r"^imgkeep_workers_counted [2-4]\.0$", await page.text(), re.MULTILINE)
 
 
-async def test_metrics_of_any_loopback_address_are_for_its_own_names(tmp_path: Path, unused_tcp_port: int) -> None:
+async def test_metrics_on_loopback_answer_own_names_alone(tmp_path: Path, unused_tcp_port: int) -> None:
     async with serving(tmp_path / "data", server__metrics_address=f"127.0.0.5:{unused_tcp_port}") as program:
         for host, status in (("127.0.0.5", 200), ("localhost:1", 200), ("evil.example", 403)):
             url = f"http://127.0.0.5:{unused_tcp_port}/metrics"

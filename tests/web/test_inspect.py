@@ -27,7 +27,7 @@ ACME = {
 }
 
 
-async def test_a_link_tells_all_it_can(imgkeep: Imgkeep) -> None:
+async def test_inspection_states_all_facts_of_a_link(imgkeep: Imgkeep) -> None:
     response = await imgkeep.client.get(URL(f"/api/inspect?src={quote(DISCORD, safe='')}", encoded=True))
     facts = await response.json()
     assert response.status == 200
@@ -57,7 +57,7 @@ async def test_a_link_tells_all_it_can(imgkeep: Imgkeep) -> None:
         ("DELETE", "/api/images", "DELETE /api/images needs ?src= or ?digest=, and not both"),
     ],
 )
-async def test_missing_src_is_told_with_the_endpoint(imgkeep: Imgkeep, method: str, path: str, detail: str) -> None:
+async def test_missing_src_names_the_endpoint(imgkeep: Imgkeep, method: str, path: str, detail: str) -> None:
     response = await imgkeep.client.request(method, path)
     assert (response.status, (await response.json())["detail"]) == (400, detail)
 
@@ -65,7 +65,7 @@ async def test_missing_src_is_told_with_the_endpoint(imgkeep: Imgkeep, method: s
 @pytest.mark.parametrize(
     "path", ["/api/save-image", "/api/save-images", "/api/rewrite", "/api/refetch", "/api/restore"]
 )
-async def test_endpoint_that_takes_another_method_names_it(imgkeep: Imgkeep, path: str) -> None:
+async def test_wrong_method_names_the_right_one(imgkeep: Imgkeep, path: str) -> None:
     response = await imgkeep.client.get(path)
     told = await response.json()
     assert (response.status, response.headers["Allow"], told["code"]) == (405, "POST", "method_not_allowed")
@@ -73,18 +73,18 @@ async def test_endpoint_that_takes_another_method_names_it(imgkeep: Imgkeep, pat
     assert "use POST" in told["detail"]
 
 
-async def test_what_policy_refuses_is_told_and_not_fetched(imgkeep: Imgkeep) -> None:
+async def test_inspection_states_what_the_policy_refuses(imgkeep: Imgkeep) -> None:
     facts = await (await imgkeep.client.get("/api/inspect?src=http://10.0.0.1/a.png")).json()
     assert (facts["allowed"], facts["reason"]) == (False, "private")
 
 
-async def test_an_unreadable_link_is_a_problem_that_says_no_success(imgkeep: Imgkeep) -> None:
+async def test_unreadable_link_is_a_problem_without_success(imgkeep: Imgkeep) -> None:
     response = await imgkeep.client.get("/api/inspect?src=nonsense")
     problem = await response.json()
     assert (response.status, problem["code"], problem["success"]) == (400, "invalid_source", False)
 
 
-async def test_a_provider_of_the_configuration_folds_its_links(
+async def test_configured_provider_folds_its_links(
     start: Callable[..., Awaitable[Imgkeep]], origin: FakeOrigin
 ) -> None:
     imgkeep = await start(sources={"providers": [{**ACME, "enforced": True}]})
@@ -100,16 +100,14 @@ async def test_a_provider_of_the_configuration_folds_its_links(
     assert origin.asked("/a.png") == 1
 
 
-async def test_an_expired_link_is_gone(start: Callable[..., Awaitable[Imgkeep]], origin: FakeOrigin) -> None:
+async def test_expired_link_is_gone(start: Callable[..., Awaitable[Imgkeep]], origin: FakeOrigin) -> None:
     imgkeep = await start(sources={"providers": [ACME]})
     url = origin.gives("/a.png", b"", status="403 Forbidden") + f"?acme_end=1700000000&acme_sig={'a' * 64}"
     response = await imgkeep.img(url)
     assert (response.status, (await response.json())["code"]) == (410, "source_expired")
 
 
-async def test_clients_of_permanent_links_are_sent_there(
-    start: Callable[..., Awaitable[Imgkeep]], origin: FakeOrigin
-) -> None:
+async def test_permanent_links_are_redirected(start: Callable[..., Awaitable[Imgkeep]], origin: FakeOrigin) -> None:
     imgkeep = await start(sources={"permanent": "redirect"}, delivery={"redirect_status": 307})
     url = origin.gives("/a.png", picture())
     response = await imgkeep.img(url, allow_redirects=False)
@@ -119,7 +117,7 @@ async def test_clients_of_permanent_links_are_sent_there(
     assert origin.asked("/a.png") == 0
 
 
-async def test_a_link_signed_anew_asks_whether_the_image_changed(
+async def test_newly_signed_link_revalidates_the_image(
     start: Callable[..., Awaitable[Imgkeep]], origin: FakeOrigin
 ) -> None:
     sources = {"providers": [{**ACME, "enforced": True}], "refresh": ["127.0.0.*"]}

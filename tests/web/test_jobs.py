@@ -124,20 +124,20 @@ async def test_job_runs_after_its_answer(imgkeep: Imgkeep, origin: FakeOrigin) -
 
 
 async def test_events_follow_the_progress(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
-    turns = [asyncio.Event() for _ in range(3)]
+    gates = [asyncio.Event() for _ in range(3)]
 
     async def slow(exchange: Exchange) -> None:
         number = int(exchange.target[1:-4])
-        await turns[number].wait()
+        await gates[number].wait()
         await exchange.answer(picture(seed=number))
 
     _, facts = await submit(imgkeep, [origin.on(f"/{n}.png", slow) for n in range(3)])
     response = await imgkeep.client.get(f"/api/jobs/{facts['id']}/events")
     assert response.headers["Content-Type"] == "text/event-stream"
     events = []
-    for turn in (None, *turns):
-        if turn is not None:
-            turn.set()
+    for gate in (None, *gates):
+        if gate is not None:
+            gate.set()
         events.append(await event(response))
     assert [(name, data["saved"]) for name, data in events] == [
         ("progress", 0),

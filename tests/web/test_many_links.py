@@ -27,9 +27,7 @@ def signed(origin: FakeOrigin, number: int) -> str:
 
 
 @pytest.mark.parametrize("body", [SMALL, LARGE], ids=["small", "large"])
-async def test_links_to_one_picture_do_not_take_its_bytes_from_each_other(
-    imgkeep: Imgkeep, origin: FakeOrigin, body: bytes
-) -> None:
+async def test_links_to_one_image_share_its_bytes(imgkeep: Imgkeep, origin: FakeOrigin, body: bytes) -> None:
     origin.gives("/a.png", body)
     links = [signed(origin, number) for number in range(3)]
     await store_image(imgkeep, links[0])

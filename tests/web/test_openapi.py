@@ -30,7 +30,7 @@ CHECKS = [
 ]
 
 
-def test_every_route_is_described_and_nothing_else() -> None:
+def test_document_describes_every_route() -> None:
     routes = {
         (route.method.lower(), route.resource.canonical)
         for route in build(Config()).router.routes()
@@ -40,7 +40,7 @@ def test_every_route_is_described_and_nothing_else() -> None:
     assert described == routes - {("get", "/openapi.json"), ("get", "/api")}
 
 
-async def test_programs_and_people_can_read_it(imgkeep: Imgkeep) -> None:
+async def test_document_is_for_programs_and_people(imgkeep: Imgkeep) -> None:
     response = await imgkeep.client.get("/openapi.json")
     assert await response.json() == DOCUMENT
     page = await imgkeep.client.get("/api")
@@ -54,7 +54,7 @@ async def test_programs_and_people_can_read_it(imgkeep: Imgkeep) -> None:
     assert "<code>security.signature</code>" in text
 
 
-async def test_the_running_server_does_what_it_describes(tmp_path: Path) -> None:
+async def test_running_server_keeps_to_the_document(tmp_path: Path) -> None:
     """Whatever the description allows, and much that it does not: no 5xx, and no answer of another form."""
     # Nobody is asked for anything: no origin beyond this machine, and none on it that a job would wait for.
     settings: dict[str, Any] = {"sources__allow": "nobody.invalid", "log__access": "false"}

@@ -56,7 +56,7 @@ CONTRACT = {
 
 
 @pytest.mark.parametrize("kind", ALL)
-def test_every_error_has_its_own_place_in_the_table(kind: type[ImgkeepError]) -> None:
+def test_every_error_is_in_the_table(kind: type[ImgkeepError]) -> None:
     places = [place for place, _, _ in STATUSES]
     assert places.count(kind) == 1
     assert kind.code in CONTRACT
@@ -78,17 +78,17 @@ def test_every_error_has_its_own_place_in_the_table(kind: type[ImgkeepError]) ->
     assert ("Cache-Status" in answer.headers) == issubclass(kind, OriginError)
 
 
-def test_every_code_is_there_once() -> None:
+def test_every_code_is_unique() -> None:
     assert sorted(kind.code for kind in ALL) == sorted(CONTRACT)
 
 
-def test_a_subclass_stands_before_its_base() -> None:
+def test_subclass_stands_before_its_base() -> None:
     places = [place for place, _, _ in STATUSES]
     for number, place in enumerate(places):
         assert not any(issubclass(later, place) for later in places[number + 1 :])
 
 
-def test_what_the_origin_asked_for_is_passed_on() -> None:
+def test_retry_after_of_the_origin_is_passed_on() -> None:
     answer = problem_response(OriginError("x", origin_status=429, retry_after_s=17))
     assert (answer.status, answer.headers["Retry-After"]) == (502, "17")
     assert answer.headers["Cache-Status"] == "imgkeep; fwd=uri-miss; fwd-status=429"
@@ -108,7 +108,7 @@ def test_what_the_origin_asked_for_is_passed_on() -> None:
     ],
 )
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
-async def test_an_origins_failure_is_told_alike_twice(  # noqa: PLR0917 - a table
+async def test_failure_of_an_origin_is_the_same_twice(  # noqa: PLR0917 - a table
     imgkeep: Imgkeep, origin: FakeOrigin, how: dict[str, Any], status: int, code: str, method: str
 ) -> None:
     url = origin.gives("/a.png", **how) + "?X-Signature=topsecret"
@@ -129,7 +129,7 @@ async def test_an_origins_failure_is_told_alike_twice(  # noqa: PLR0917 - a tabl
     assert imgkeep.files("objects") == imgkeep.files("records") == imgkeep.files("partial") == []
 
 
-async def test_what_nobody_foresaw_is_a_500_without_its_message(
+async def test_unexpected_error_is_a_500_without_its_message(
     imgkeep: Imgkeep, origin: FakeOrigin, caplog: pytest.LogCaptureFixture
 ) -> None:
     url = origin.gives("/a.png", picture_of(1000))
@@ -158,7 +158,7 @@ async def test_what_nobody_foresaw_is_a_500_without_its_message(
     assert (await ask(imgkeep, "/healthz")).status == 200
 
 
-async def test_what_nobody_foresaw_in_mid_body_breaks_the_connection_off(
+async def test_unexpected_error_in_a_body_breaks_the_connection(
     imgkeep: Imgkeep, origin: FakeOrigin, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A 500 behind the first bytes of an image would be taken for more of the image."""
@@ -209,7 +209,7 @@ async def test_what_nobody_foresaw_in_mid_body_breaks_the_connection_off(
     assert "unforeseen error" in [record.getMessage() for record in caplog.records]
 
 
-async def test_an_image_that_breaks_off_is_broken_off_for_the_client_too(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+async def test_broken_image_breaks_the_client_connection(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     body = picture_of(200_000)
 
     def cut(*framing: str, chunked: bool) -> Any:
@@ -232,7 +232,7 @@ async def test_an_image_that_breaks_off_is_broken_off_for_the_client_too(imgkeep
 
 
 @pytest.mark.parametrize(("path", "status"), [("/api/rewrite", 415), ("/api/save-image", 415), ("/img?src=x", 405)])
-async def test_a_body_that_is_not_in_the_coding_it_names_disturbs_nothing(
+async def test_body_in_another_coding_disturbs_nothing(
     imgkeep: Imgkeep, caplog: pytest.LogCaptureFixture, path: str, status: int
 ) -> None:
     fields = ["Host: 127.0.0.1", "Content-Type: text/html", "Content-Encoding: gzip", "Content-Length: 2"]

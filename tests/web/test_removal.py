@@ -10,7 +10,7 @@ from imgkeep.bootstrap.server import SERVICES
 from imgkeep.core.records import Key, Record
 from imgkeep.core.source_url import read_source
 
-from tests.support.api_calls import code, data_url, save
+from tests.support.api_calls import REMOVED, data_url, problem_code, remove, save, saved
 from tests.support.pictures import picture, picture_of
 
 if TYPE_CHECKING:
@@ -22,12 +22,6 @@ if TYPE_CHECKING:
     Start = Callable[..., Awaitable[Imgkeep]]
 
 DIGEST = sha256(picture()).hexdigest()
-REMOVED = (410, "removed")
-
-
-async def remove(imgkeep: Imgkeep, path: str = "", **query: str) -> int:
-    response = await imgkeep.client.delete(f"/api/images{path}", params=query)
-    return response.status
 
 
 def imgkeep_key(imgkeep: Imgkeep, url: str) -> str:
@@ -36,18 +30,12 @@ def imgkeep_key(imgkeep: Imgkeep, url: str) -> str:
     return services.image_service.identify(read_source(url)).key
 
 
-async def kept(imgkeep: Imgkeep, url: str) -> dict[str, Any]:
-    status, told = await save(imgkeep, {"url": url})
-    assert status in {200, 201}
-    return told
-
-
 @pytest.mark.parametrize("way", ["key", "src", "digest"])
-async def test_a_removed_picture_stays_removed(start: Start, origin: FakeOrigin, way: str) -> None:
+async def test_removed_image_stays_removed(start: Start, origin: FakeOrigin, way: str) -> None:
     imgkeep = await start()
     url = origin.gives("/a.png", picture())
-    told = await kept(imgkeep, url)
-    other = await kept(imgkeep, origin.gives("/other.png", picture(seed=1)))
+    told = await saved(imgkeep, url)
+    other = await saved(imgkeep, origin.gives("/other.png", picture(seed=1)))
     await imgkeep.img(url)
     for _ in range(2):
         if way == "key":
@@ -55,8 +43,8 @@ async def test_a_removed_picture_stays_removed(start: Start, origin: FakeOrigin,
         else:
             assert await remove(imgkeep, **{way: url if way == "src" else DIGEST}) == 200
     for node in (imgkeep, await start(folder=imgkeep.folder)):
-        assert await code(await node.img(url)) == REMOVED
-        assert await code(await node.client.get(f"/images/{DIGEST}.png")) == REMOVED
+        assert await problem_code(await node.img(url)) == REMOVED
+        assert await problem_code(await node.client.get(f"/images/{DIGEST}.png")) == REMOVED
         assert (await save(node, {"url": url}))[1]["code"] == "removed"
         assert (await save(node, {"data": data_url(picture())}))[1]["code"] == "removed"
         assert await (await node.client.get(f"/images/{other['digest']}.png")).read() == picture(seed=1)
@@ -64,20 +52,20 @@ async def test_a_removed_picture_stays_removed(start: Start, origin: FakeOrigin,
     assert [path.name for path in imgkeep.files("objects")] == [f"{other['digest']}.png"]
 
 
-async def test_a_removed_picture_does_not_come_back_under_another_link(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+async def test_removed_image_is_refused_under_another_link(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     body = picture_of(500_000)
     url, again, small = (origin.gives(f"/{name}.png", body) for name in "abc")
-    told = [await kept(imgkeep, url), await kept(imgkeep, again)]
+    told = [await saved(imgkeep, url), await saved(imgkeep, again)]
     assert await remove(imgkeep, f"/{told[0]['key']}") == 200
-    assert await code(await imgkeep.img(again)) == REMOVED, "a link that was known to lead to it"
+    assert await problem_code(await imgkeep.img(again)) == REMOVED, "a link that was known to lead to it"
     for _ in range(3):
         assert (await save(imgkeep, {"url": small}))[1]["code"] == "removed"
-    assert await code(await imgkeep.img(small)) == REMOVED
+    assert await problem_code(await imgkeep.img(small)) == REMOVED
     assert origin.asked("/c.png") == 1, "after one look the link is known, too"
     assert imgkeep.files("objects") == imgkeep.files("partial") == []
 
 
-async def test_what_was_never_stored_is_removed_only_by_force(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+async def test_image_that_was_never_stored_is_removed_by_force_alone(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     url, other = origin.gives("/a.png", picture()), origin.gives("/b.png", picture(seed=2))
     digest, key = sha256(picture(seed=1)).hexdigest(), imgkeep_key(imgkeep, other)
     for force in ({}, {"force": "false"}):
@@ -88,33 +76,31 @@ async def test_what_was_never_stored_is_removed_only_by_force(imgkeep: Imgkeep, 
     assert await remove(imgkeep, f"/{key}", force="true") == 200
     assert await remove(imgkeep, src=url, force="true") == 200
     assert await remove(imgkeep, digest=digest, force="true") == 200
-    assert await code(await imgkeep.img(url)) == await code(await imgkeep.img(other)) == REMOVED
+    assert await problem_code(await imgkeep.img(url)) == await problem_code(await imgkeep.img(other)) == REMOVED
     assert (await save(imgkeep, {"data": data_url(picture(seed=1))}))[1]["code"] == "removed"
     assert origin.seen == []
 
 
-async def test_a_lost_catalog_brings_nothing_back(start: Start, origin: FakeOrigin) -> None:
+async def test_lost_database_restores_no_removed_image(start: Start, origin: FakeOrigin) -> None:
     imgkeep = await start()
     url = origin.gives("/a.png", picture())
-    told = await kept(imgkeep, url)
+    told = await saved(imgkeep, url)
     await remove(imgkeep, f"/{told['key']}")
     await imgkeep.client.close()
     for path in imgkeep.folder.glob("imgkeep.db*"):
         path.unlink()
     imgkeep = await start(folder=imgkeep.folder)
-    assert await code(await imgkeep.img(url)) == REMOVED
-    assert await code(await imgkeep.client.get(f"/images/{DIGEST}.png")) == REMOVED
+    assert await problem_code(await imgkeep.img(url)) == REMOVED
+    assert await problem_code(await imgkeep.client.get(f"/images/{DIGEST}.png")) == REMOVED
     assert (await (await imgkeep.client.get("/api/images")).json())["images"] == []
 
 
-async def test_a_removed_picture_whose_record_stays_is_listed_and_counted_no_more(
-    start: Start, origin: FakeOrigin
-) -> None:
+async def test_removed_image_with_a_record_is_not_listed(start: Start, origin: FakeOrigin) -> None:
     """The record of a link in doubt stays, because another link of its key may bring other bytes."""
     imgkeep = await start()
     shape = f"?X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Signature={'0' * 64}"
-    told = await kept(imgkeep, origin.gives("/a.png", picture()) + shape)
-    other = await kept(imgkeep, origin.gives("/other.png", picture(seed=1)))
+    told = await saved(imgkeep, origin.gives("/a.png", picture()) + shape)
+    other = await saved(imgkeep, origin.gives("/other.png", picture(seed=1)))
     assert await remove(imgkeep, f"/{told['key']}") == 200
     assert len(imgkeep.files("records")) == 2
     assert imgkeep.client.app is not None
@@ -135,7 +121,7 @@ async def test_a_removed_picture_whose_record_stays_is_listed_and_counted_no_mor
 
 
 async def test_images_are_listed_a_page_at_a_time(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
-    keys = {(await kept(imgkeep, origin.gives(f"/{n}.png", picture(seed=n))))["key"] for n in range(5)}
+    keys = {(await saved(imgkeep, origin.gives(f"/{n}.png", picture(seed=n))))["key"] for n in range(5)}
     keys.add((await save(imgkeep, {"data": data_url(picture(seed=9))}))[1]["key"])
     found: list[dict[str, Any]] = []
     query = {"limit": "2"}
@@ -165,8 +151,10 @@ async def test_images_are_listed_a_page_at_a_time(imgkeep: Imgkeep, origin: Fake
         ({"host": "127.0.0.1", "until": "2999-01-01"}, 1),
     ],
 )
-async def test_images_are_looked_for(imgkeep: Imgkeep, origin: FakeOrigin, query: dict[str, str], number: int) -> None:
-    await kept(imgkeep, origin.gives("/a.png", picture()))
+async def test_images_are_found_by_their_facts(
+    imgkeep: Imgkeep, origin: FakeOrigin, query: dict[str, str], number: int
+) -> None:
+    await saved(imgkeep, origin.gives("/a.png", picture()))
     await save(imgkeep, {"data": data_url(picture(seed=1))})
     response = await imgkeep.client.get("/api/images", params=query)
     assert len((await response.json())["images"]) == number
@@ -196,13 +184,13 @@ async def test_images_are_looked_for(imgkeep: Imgkeep, origin: FakeOrigin, query
         ("PUT", "", 405),
     ],
 )
-async def test_what_is_no_such_request_is_told_so(imgkeep: Imgkeep, method: str, path: str, status: int) -> None:
+async def test_malformed_removal_is_refused(imgkeep: Imgkeep, method: str, path: str, status: int) -> None:
     response = await imgkeep.client.request(method, f"/api/images{path}")
     told = await response.json()
     assert (response.status, told["success"]) == (status, False)
 
 
-async def test_who_may_not_call_the_api_removes_nothing(start: Start, origin: FakeOrigin) -> None:
+async def test_removal_needs_access(start: Start, origin: FakeOrigin) -> None:
     imgkeep = await start(security={"api_tokens": ["t" * 20]})
     url = origin.gives("/a.png", picture())
     await (await imgkeep.img(url)).read()

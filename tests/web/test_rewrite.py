@@ -14,9 +14,10 @@ from imgkeep.bootstrap.server import SERVICES
 from imgkeep.core.signing import signed_path
 from yarl import URL
 
+from tests.support.api_calls import job_done
+from tests.support.page_links import DIES, SIGNED, STAYS
 from tests.support.pictures import picture
 from tests.support.raw_http import port_of, target_of
-from tests.web.test_jobs import done
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -29,12 +30,6 @@ if TYPE_CHECKING:
     Start = Callable[..., Awaitable[Imgkeep]]
 
 KEY, TOKEN = "key-of-these-tests", "token-of-these-tests"
-SIGNED = (
-    "X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Credential=AKIDEXAMPLE%2F20261122%2Feu-west-1%2Fs3%2Faws4_request"
-    f"&X-Amz-Date=20261122T100000Z&X-Amz-Expires=3600&X-Amz-SignedHeaders=host&X-Amz-Signature={'0a' * 32}"
-)
-DIES = f"https://pictures.example/a.png?{SIGNED}"
-STAYS = "https://other.example/b.png"
 PAGE = f'<p>\r\n<IMG\tsrc="{DIES}" alt=ä>\n<img src="{STAYS}">'.encode()
 
 
@@ -57,7 +52,7 @@ def ours(imgkeep: Imgkeep, url: str) -> str:
 # --- documents as they are
 
 
-async def test_a_page_comes_back_as_it_was_but_for_links_that_die(imgkeep: Imgkeep) -> None:
+async def test_only_links_that_die_change_in_a_page(imgkeep: Imgkeep) -> None:
     response = await post(imgkeep, PAGE, "text/html; charset=UTF-8")
     assert response.status == 200
     assert await response.read() == PAGE.replace(DIES.encode(), ours(imgkeep, DIES).encode())
@@ -68,7 +63,7 @@ async def test_a_page_comes_back_as_it_was_but_for_links_that_die(imgkeep: Imgke
     assert "Location" not in response.headers
 
 
-async def test_a_text_comes_back_as_a_text(imgkeep: Imgkeep) -> None:
+async def test_markdown_comes_back_as_markdown(imgkeep: Imgkeep) -> None:
     response = await post(imgkeep, f"# A\n\n![b]({DIES} 'c')\n`![d]({DIES})`\n".encode(), "text/markdown")
     text = f"# A\n\n![b]({ours(imgkeep, DIES)} 'c')\n`![d]({DIES})`\n"
     assert (await response.text(), response.headers["Content-Type"]) == (text, "text/markdown")
@@ -84,7 +79,7 @@ WHICH = {
 }
 
 
-async def test_who_asks_says_which_links(imgkeep: Imgkeep) -> None:
+async def test_client_chooses_the_links(imgkeep: Imgkeep) -> None:
     for which, rewritten in WHICH.items():
         page = PAGE
         for link in rewritten:
@@ -143,7 +138,7 @@ async def test_pages_are_read_in_their_encoding(
     assert response.headers["Content-Type"] == kind
 
 
-async def test_what_is_no_text_comes_back_as_it_was(imgkeep: Imgkeep) -> None:
+async def test_binary_document_comes_back_unchanged(imgkeep: Imgkeep) -> None:
     garbage = (b"", b"\0\xff\xfe<" * 50_000, bytes(range(256)) * 300, b"<img src=" * 9_000, "\ufeff".encode())
     for kind in ("text/html", "text/markdown", "text/html; charset=x-nonsense"):
         for body in garbage:
@@ -154,7 +149,7 @@ async def test_what_is_no_text_comes_back_as_it_was(imgkeep: Imgkeep) -> None:
 # --- in JSON
 
 
-async def test_a_string_comes_back_in_json(imgkeep: Imgkeep) -> None:
+async def test_string_comes_back_in_json(imgkeep: Imgkeep) -> None:
     page = f'\ufeff<meta charset=latin-1>ä€\U0001f600<img src="{DIES}">\r'
     told = await tell(imgkeep, html=page)
     assert told == {"success": True, "html": page.replace(DIES, ours(imgkeep, DIES)), "rewritten": 1}
@@ -163,7 +158,7 @@ async def test_a_string_comes_back_in_json(imgkeep: Imgkeep) -> None:
     assert await tell(imgkeep, html="") == {"success": True, "html": "", "rewritten": 0}
 
 
-async def test_a_long_string_comes_back_whole(imgkeep: Imgkeep) -> None:
+async def test_long_string_comes_back_whole(imgkeep: Imgkeep) -> None:
     page = f"<p>{'ä' * 70_000}<img src='{DIES}'>"
     assert (await tell(imgkeep, html=page))["html"] == page.replace(DIES, ours(imgkeep, DIES))
 
@@ -187,9 +182,7 @@ async def test_links_are_signed_and_lead_to_the_image(start: Start, origin: Fake
         ({"trusted_proxies": ["127.0.0.1/32"]}, ""),
     ],
 )
-async def test_before_the_path_stands_what_is_configured_and_never_what_visitors_say(
-    start: Start, server: dict[str, Any], before: str
-) -> None:
+async def test_links_ignore_what_clients_claim(start: Start, server: dict[str, Any], before: str) -> None:
     imgkeep = await start(server=server, security={"api_tokens": [TOKEN]})
     page = f"<img src='{DIES}'><img src='https://img.example/kept/images/x.png'><img src=/images/x.png>"
     headers = {"Authorization": f"Bearer {TOKEN}", "Host": "evil.example", "Content-Type": "text/html"}
@@ -201,7 +194,7 @@ async def test_before_the_path_stands_what_is_configured_and_never_what_visitors
         assert text.startswith(f"<img src='{target_of(DIES)}'><img src='/img?src=https%3A%2F%2Fimg.example")
 
 
-async def test_links_that_policy_refuses_and_those_of_providers_of_our_own(start: Start) -> None:
+async def test_refused_links_stay_and_configured_providers_count(start: Start) -> None:
     provider = {"name": "Acme", "hosts": ["img.acme.example"], "signed_by": {"acme": "hex64"}}
     imgkeep = await start(sources={"allow": ["*.acme.example"], "deny": ["no.acme.example"], "providers": [provider]})
     dies = f"https://img.acme.example/a?acme={'0a' * 32}"
@@ -227,20 +220,20 @@ async def test_images_are_saved_at_once(imgkeep: Imgkeep, origin: FakeOrigin, wa
         told = await tell(imgkeep, html=page, save=True)
         assert (told["rewritten"], told["job"]["total"], told["job"]["state"]) == (4, 3, "queued")
         job = told["job"]["id"]
-    told = await done(imgkeep, job)
+    told = await job_done(imgkeep, job)
     assert (told["total"], told["saved"]) == (3, 3)
     await origin.stop()
     for n, url in enumerate(urls):
         assert await (await imgkeep.img(url)).read() == picture(seed=n)
 
 
-async def test_where_nothing_is_rewritten_there_is_no_job(imgkeep: Imgkeep) -> None:
+async def test_unchanged_document_submits_no_job(imgkeep: Imgkeep) -> None:
     assert (await tell(imgkeep, html="<img>", save=True))["job"] is None
     response = await post(imgkeep, b"<img>", save="true")
     assert (response.status, "Location" in response.headers) == (200, False)
 
 
-async def test_more_links_than_a_job_takes_are_refused_and_not_saved_in_part(imgkeep: Imgkeep) -> None:
+async def test_more_links_than_a_job_takes_are_refused(imgkeep: Imgkeep) -> None:
     page = "".join(f"<img src=//h.example/{n}>" for n in range(10_001))
     response = await post(imgkeep, page.encode(), which="all", url="https://h.example/", save="true")
     assert (response.status, (await response.json())["code"]) == (400, "invalid_request")
@@ -301,7 +294,7 @@ async def test_other_kinds_of_bodies_are_refused(imgkeep: Imgkeep) -> None:
         assert (response.status, (await response.json())["code"]) == (415, "unsupported_media_type"), headers
 
 
-async def test_fifty_megabytes_are_not_taken(imgkeep: Imgkeep) -> None:
+async def test_fifty_megabytes_are_refused(imgkeep: Imgkeep) -> None:
     async def pieces() -> AsyncIterator[bytes]:
         for _ in range(50):
             yield b"<" * 1_000_000
@@ -345,7 +338,7 @@ async def test_documents_and_links_are_counted_and_recorded(imgkeep: Imgkeep, ca
     assert not any("pictures.example" in str(vars(each)) for each in caplog.records)
 
 
-async def test_others_are_answered_while_a_long_document_is_rewritten(imgkeep: Imgkeep) -> None:
+async def test_long_document_blocks_no_other_request(imgkeep: Imgkeep) -> None:
     long = asyncio.create_task(post(imgkeep, PAGE * 5_000, which="all"))
     answered = 0
     while not long.done():

@@ -43,7 +43,7 @@ def form(body: bytes, name: str = "file") -> FormData:
 # --- what is kept
 
 
-async def test_a_link_is_kept_and_its_permanent_url_answers(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+async def test_saved_link_has_a_permanent_url(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     body = picture()
     url = origin.gives("/a.png", body)
     status, told = await save(imgkeep, {"url": url})
@@ -74,9 +74,7 @@ async def test_a_link_is_kept_and_its_permanent_url_answers(imgkeep: Imgkeep, or
     assert (status, again["created"], again["stored_at"]) == (200, False, stored_at)
 
 
-async def test_a_save_joins_the_fill_that_is_under_way_and_waits_for_its_end(
-    imgkeep: Imgkeep, origin: FakeOrigin
-) -> None:
+async def test_save_joins_a_running_fill(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     go = asyncio.Event()
     body = picture_of(50_000)
 
@@ -89,15 +87,15 @@ async def test_a_save_joins_the_fill_that_is_under_way_and_waits_for_its_end(
     url = origin.on("/a.png", slow)
     looking = await imgkeep.img(url)
     saving = [asyncio.create_task(save(imgkeep, {"url": url})) for _ in range(5)]
-    await asyncio.sleep(0.05)
-    assert not any(task.done() for task in saving)
+    early, _ = await asyncio.wait(saving, timeout=0.05)
+    assert not early
     go.set()
     assert {(status, told["created"]) for status, told in await asyncio.gather(*saving)} == {(200, False)}
     assert await looking.read() == body
     assert origin.asked("/a.png") == 1
 
 
-async def test_an_image_that_a_client_left_is_kept_all_the_same(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+async def test_image_is_stored_though_its_client_left(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     go = asyncio.Event()
 
     async def slow(exchange: Exchange) -> None:
@@ -116,7 +114,7 @@ async def test_an_image_that_a_client_left_is_kept_all_the_same(imgkeep: Imgkeep
 
 @pytest.mark.parametrize("way", ["data URL", "upload"])
 @pytest.mark.parametrize("body", [picture(), picture_of(3_000_000), SVG], ids=["small", "large", "SVG"])
-async def test_bytes_are_kept_once(imgkeep: Imgkeep, way: str, body: bytes) -> None:
+async def test_equal_bytes_are_stored_once(imgkeep: Imgkeep, way: str, body: bytes) -> None:
     extension, media_type = ("svg", "image/svg+xml") if body == SVG else ("png", "image/png")
     names = set()
     for created in (True, False):
@@ -150,12 +148,12 @@ async def test_bytes_are_kept_once(imgkeep: Imgkeep, way: str, body: bytes) -> N
     ],
     ids=["lies", "no type", "parameters", "no padding", "line breaks", "encoded base64", "no base64"],
 )
-async def test_a_data_url_is_judged_by_its_bytes(imgkeep: Imgkeep, text: str) -> None:
+async def test_data_url_is_judged_by_its_bytes(imgkeep: Imgkeep, text: str) -> None:
     status, told = await save(imgkeep, {"data": text})
     assert (status, told["content_type"], told["digest"]) == (201, "image/png", sha256(picture()).hexdigest())
 
 
-async def test_absolute_urls_are_built_from_what_is_configured_and_not_from_what_visitors_say(start: Start) -> None:
+async def test_absolute_urls_ignore_what_clients_claim(start: Start) -> None:
     token = "t" * 20
     headers = {"Authorization": f"Bearer {token}", "Host": "evil.example"}
     name = f"{sha256(picture()).hexdigest()}.png"
@@ -182,12 +180,12 @@ async def test_absolute_urls_are_built_from_what_is_configured_and_not_from_what
         ("http://127.0.0.1:1/", 502, "origin_error"),
     ],
 )
-async def test_a_link_that_cannot_be_kept_is_told_as_by_img(imgkeep: Imgkeep, url: str, status: int, code: str) -> None:
+async def test_unsavable_link_fails_as_under_img(imgkeep: Imgkeep, url: str, status: int, code: str) -> None:
     got, told = await save(imgkeep, {"url": url})
     assert (got, told["code"], told["success"]) == (status, code, False)
 
 
-async def test_what_is_no_image_is_not_kept(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+async def test_other_bytes_are_not_stored(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     page = b"<html>please log in</html>"
     assert (await save(imgkeep, {"url": origin.gives("/a.png", page)}))[1]["code"] == "not_an_image"
     for body in (page, b"", picture()[:-8], picture_of(500_000)[:400_000]):
@@ -199,7 +197,7 @@ async def test_what_is_no_image_is_not_kept(imgkeep: Imgkeep, origin: FakeOrigin
     assert imgkeep.files("objects") == imgkeep.files("records") == imgkeep.files("partial") == []
 
 
-async def test_limits_hold_for_what_is_handed_in(start: Start) -> None:
+async def test_limits_hold_for_uploads(start: Start) -> None:
     imgkeep = await start(fetch={"body_bytes_max": 100_000, "pixels_max": 3071})
     for body in (picture_of(200_000), picture()):
         for response in (
@@ -210,7 +208,7 @@ async def test_limits_hold_for_what_is_handed_in(start: Start) -> None:
     assert imgkeep.files("objects") == imgkeep.files("partial") == []
 
 
-async def test_a_permanent_url_of_ours_names_what_is_kept(imgkeep: Imgkeep) -> None:
+async def test_own_permanent_url_names_the_stored_image(imgkeep: Imgkeep) -> None:
     _, told = await save(imgkeep, {"data": data_url(picture())})
     assert await save(imgkeep, {"url": told["url"]}) == (200, {**told, "created": False})
     status, problem = await save(imgkeep, {"url": told["url"].replace(told["digest"], "0" * 64)})
@@ -220,7 +218,7 @@ async def test_a_permanent_url_of_ours_names_what_is_kept(imgkeep: Imgkeep) -> N
     assert (status, problem["code"]) == (410, "removed")
 
 
-async def test_a_source_that_is_this_server_is_a_loop(start: Start) -> None:
+async def test_own_server_as_source_is_a_loop(start: Start) -> None:
     imgkeep = await start(server={"public_url": "https://img.example"}, security={"api_tokens": ["t" * 20]})
     headers = {"Authorization": "Bearer " + "t" * 20}
     body = {"url": "https://img.example/img?src=x"}
@@ -252,7 +250,7 @@ async def test_a_source_that_is_this_server_is_a_loop(start: Start) -> None:
         ('{"data": "data:image/png;base64,A"}', "not valid base64"),
     ],
 )
-async def test_what_is_no_request_is_told_so_and_soon(imgkeep: Imgkeep, body: str | bytes, says: str) -> None:
+async def test_malformed_request_is_refused_at_once(imgkeep: Imgkeep, body: str | bytes, says: str) -> None:
     async with asyncio.timeout(20):
         response = await post(imgkeep, body.encode() if isinstance(body, str) else body)
     told = await response.json()
@@ -263,7 +261,7 @@ async def test_what_is_no_request_is_told_so_and_soon(imgkeep: Imgkeep, body: st
 
 
 @pytest.mark.parametrize("declared", [True, False], ids=["declared", "chunked"])
-async def test_a_gigabyte_is_not_read(imgkeep: Imgkeep, *, declared: bool) -> None:
+async def test_gigabyte_is_not_read(imgkeep: Imgkeep, *, declared: bool) -> None:
     sent = 0
 
     async def gigabyte() -> AsyncIterator[bytes]:
@@ -313,7 +311,7 @@ async def test_only_plain_json_and_forms_are_read(imgkeep: Imgkeep, headers: dic
         assert response.headers["Accept"] == "application/json, multipart/form-data, image/*"
 
 
-async def test_a_form_without_a_file_is_told_so(imgkeep: Imgkeep) -> None:
+async def test_form_without_a_file_is_refused(imgkeep: Imgkeep) -> None:
     answers = []
     for how in (
         {"data": form(picture(), name="image")},
@@ -347,7 +345,7 @@ async def test_a_form_without_a_file_is_told_so(imgkeep: Imgkeep) -> None:
     assert imgkeep.files("partial") == []
 
 
-async def test_an_upload_that_breaks_off_leaves_nothing(imgkeep: Imgkeep) -> None:
+async def test_broken_upload_leaves_nothing(imgkeep: Imgkeep) -> None:
     body = picture_of(500_000)
     head = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.png"\r\n\r\n' + body[:300_000]
     request = (
@@ -368,7 +366,7 @@ async def test_an_upload_that_breaks_off_leaves_nothing(imgkeep: Imgkeep) -> Non
     del reader
 
 
-async def test_a_page_of_another_site_cannot_upload(imgkeep: Imgkeep) -> None:
+async def test_page_of_another_site_cannot_upload(imgkeep: Imgkeep) -> None:
     response = await imgkeep.stranger.post(
         "/api/save-image", data=form(picture()), headers={"Origin": "https://evil.example"}
     )
@@ -382,7 +380,7 @@ async def test_a_page_of_another_site_cannot_upload(imgkeep: Imgkeep) -> None:
 
 
 @pytest.mark.parametrize("kind", ["image/png", "image/jpeg", "image/x-whatever; charset=x", "IMAGE/PNG"])
-async def test_body_that_is_the_image_is_kept_and_its_bytes_tell_the_type(imgkeep: Imgkeep, kind: str) -> None:
+async def test_image_body_is_stored_by_the_type_of_its_bytes(imgkeep: Imgkeep, kind: str) -> None:
     body = picture(seed=3)
     told: dict[str, Any] = {}
     for status in (201, 200):
@@ -394,7 +392,7 @@ async def test_body_that_is_the_image_is_kept_and_its_bytes_tell_the_type(imgkee
     assert await served.read() == body
 
 
-async def test_body_that_is_the_image_may_come_in_chunks(imgkeep: Imgkeep) -> None:
+async def test_image_body_may_be_chunked(imgkeep: Imgkeep) -> None:
     body = picture_of(300_000)
 
     async def pieces() -> AsyncIterator[bytes]:
@@ -405,7 +403,7 @@ async def test_body_that_is_the_image_may_come_in_chunks(imgkeep: Imgkeep) -> No
     assert (response.status, (await response.json())["size"]) == (201, len(body))
 
 
-async def test_body_that_is_no_image_or_too_large_is_refused(start: Callable[..., Awaitable[Imgkeep]]) -> None:
+async def test_other_or_too_large_body_is_refused(start: Callable[..., Awaitable[Imgkeep]]) -> None:
     imgkeep = await start(fetch={"body_bytes_max": 100_000})
     headers = {"Content-Type": "image/png"}
     for body, code in ((b"", "not_an_image"), (b"<html>", "not_an_image"), (picture_of(200_000), "too_large")):
@@ -414,7 +412,7 @@ async def test_body_that_is_no_image_or_too_large_is_refused(start: Callable[...
     assert imgkeep.files("objects") == imgkeep.files("partial") == []
 
 
-async def test_body_that_breaks_off_leaves_nothing(imgkeep: Imgkeep) -> None:
+async def test_broken_body_leaves_nothing(imgkeep: Imgkeep) -> None:
     body = picture_of(500_000)
     lengths = (f"Content-Length: {len(body)}\r\n\r\n".encode(), b"Transfer-Encoding: chunked\r\n\r\n493e0\r\n")
     for length in lengths:

@@ -25,7 +25,7 @@ MARK = "s3cr3t"
 """Stands in everything that must not be told."""
 
 
-async def test_nothing_secret_is_told_anywhere(tmp_path: Path, origin: FakeOrigin) -> None:
+async def test_no_secret_leaks(tmp_path: Path, origin: FakeOrigin) -> None:
     async def breaks_off(exchange: Exchange) -> None:
         await exchange.send_head("Content-Length: 100000")
         await exchange.send(picture()[:40])

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.core.test_signing import KEY
 from tests.support.node import STATIC
+from tests.support.signing_vectors import KEY
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -21,7 +21,7 @@ TYPES = {"/imgkeep.js": "text/javascript; charset=utf-8", "/imgkeep.d.ts": "text
 
 
 @pytest.mark.parametrize("path", TYPES)
-async def test_pages_of_everybody_may_import_it(start: Callable[..., Awaitable[Imgkeep]], path: str) -> None:
+async def test_pages_of_all_sites_may_import_it(start: Callable[..., Awaitable[Imgkeep]], path: str) -> None:
     security = {"signature": "always", "signing_keys": [KEY], "api_tokens": [KEY]}
     client = (await start(security=security)).client
     response = await client.get(path, headers={"Origin": "https://p.example", "Sec-Fetch-Site": "cross-site"})
@@ -37,7 +37,7 @@ async def test_pages_of_everybody_may_import_it(start: Callable[..., Awaitable[I
     assert response.headers["Cache-Control"] == "public, no-cache"
 
 
-async def test_whoever_has_it_is_told_so(imgkeep: Imgkeep) -> None:
+async def test_current_copy_is_not_sent_again(imgkeep: Imgkeep) -> None:
     client = imgkeep.client
     etag = (await client.get("/imgkeep.js")).headers["ETag"]
     assert etag != (await client.get("/imgkeep.d.ts")).headers["ETag"]
@@ -48,13 +48,13 @@ async def test_whoever_has_it_is_told_so(imgkeep: Imgkeep) -> None:
     assert (await client.get("/imgkeep.js", headers={"If-None-Match": '"x"'})).status == 200
 
 
-async def test_its_head_tells_its_size(imgkeep: Imgkeep) -> None:
+async def test_head_states_the_size(imgkeep: Imgkeep) -> None:
     response = await imgkeep.client.head("/imgkeep.js")
     size = len(await (await imgkeep.client.get("/imgkeep.js")).read())
     assert (response.status, response.headers["Content-Length"], await response.read()) == (200, str(size), b"")
 
 
-async def test_it_cannot_be_changed(imgkeep: Imgkeep) -> None:
+async def test_module_cannot_be_changed(imgkeep: Imgkeep) -> None:
     response = await imgkeep.client.post("/imgkeep.js")
     assert (response.status, (await response.json())["code"]) == (405, "method_not_allowed")
 
@@ -66,7 +66,7 @@ async def told(start: Callable[..., Awaitable[Imgkeep]], folder: Path, **section
     return json.loads(found[1]), response.headers["ETag"]
 
 
-async def test_module_is_told_what_its_server_would_fetch(
+async def test_module_contains_the_policy_of_its_server(
     start: Callable[..., Awaitable[Imgkeep]], tmp_path: Path
 ) -> None:
     sources = {

@@ -13,9 +13,9 @@ from imgkeep import __version__
 from imgkeep.bootstrap.server import SERVICES
 from imgkeep.web.login_tickets import COOKIE, make_ticket
 
-from tests.core.test_content_negotiation import FIREFOX_TAB, TAB
-from tests.core.test_signing import KEY
+from tests.support.accept_fields import FIREFOX_TAB, TAB
 from tests.support.raw_http import ask
+from tests.support.signing_vectors import KEY
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -59,7 +59,7 @@ async def test_programs_read_json(start: Start, accept: str | None) -> None:
     }
 
 
-async def test_the_links_lead_somewhere(imgkeep: Imgkeep) -> None:
+async def test_links_lead_somewhere(imgkeep: Imgkeep) -> None:
     async with imgkeep.client.get("/") as response:
         told = await response.json()
     for name in ("openapi", "api", "documentation", "health", "readiness", "module"):
@@ -96,7 +96,7 @@ async def test_people_read_a_page(imgkeep: Imgkeep, accept: str) -> None:
     ] == "text/html; charset=utf-8"
 
 
-async def test_the_policy_names_style_and_script_and_nothing_else(imgkeep: Imgkeep) -> None:
+async def test_policy_names_style_and_script_alone(imgkeep: Imgkeep) -> None:
     answer = await ask(imgkeep, "/", AS_A_PERSON)
     policy = dict(each.split(" ", 1) for each in answer.headers["content-security-policy"].split("; "))
     text = answer.body.decode()
@@ -120,7 +120,7 @@ async def test_the_policy_names_style_and_script_and_nothing_else(imgkeep: Imgke
     assert not re.search(r"(?:src|href|action)=[\"'](?:https?:)?//", markup), "nothing is loaded from elsewhere"
 
 
-async def test_images_may_be_elsewhere_where_they_are(start: Start) -> None:
+async def test_policy_allows_other_servers_that_hold_images(start: Start) -> None:
     imgkeep = await start(sources={"permanent": "redirect"})
     policy = (await ask(imgkeep, "/", AS_A_PERSON)).headers["content-security-policy"]
     assert "img-src 'self' data: http: https:" in policy
@@ -128,7 +128,7 @@ async def test_images_may_be_elsewhere_where_they_are(start: Start) -> None:
     assert "script-src 'sha256-" in policy
 
 
-async def test_an_open_server_tells_strangers_no_parts_and_no_pictures(start: Start) -> None:
+async def test_open_server_shows_strangers_no_parts_and_no_images(start: Start) -> None:
     imgkeep = await start(server=OPEN, security={"api_tokens": [KEY]})
     page = await page_of(imgkeep)
     assert "All parts work" in page
@@ -140,7 +140,7 @@ async def test_an_open_server_tells_strangers_no_parts_and_no_pictures(start: St
     assert "database ok" in await page_of(imgkeep, f"Authorization: Bearer {KEY}")
 
 
-async def test_on_loopback_it_tells_parts_and_asks_to_log_in(start: Start) -> None:
+async def test_loopback_server_shows_parts_and_asks_to_log_in(start: Start) -> None:
     page = await page_of(await start())
     assert "database ok" in page
     assert 'data-api=""' in page
@@ -150,7 +150,7 @@ async def test_on_loopback_it_tells_parts_and_asks_to_log_in(start: Start) -> No
     assert "imgkeep token --login" not in page
 
 
-async def test_it_knows_whether_its_browser_has_a_session(start: Start) -> None:
+async def test_page_knows_the_session_of_its_browser(start: Start) -> None:
     imgkeep = await start()
     good = f"Cookie: {COOKIE}={make_ticket(imgkeep.token, 'session', 2**33)}"
     ended = f"Cookie: {COOKIE}={make_ticket(imgkeep.token, 'session', 1)}"
@@ -178,14 +178,14 @@ async def test_it_knows_whether_its_browser_has_a_session(start: Start) -> None:
 @pytest.mark.parametrize(
     ("signature", "words"), [("misses", "new images for signed"), ("always", "by signed|for signed")]
 )
-async def test_it_says_where_urls_have_to_be_signed(start: Start, signature: str, words: str) -> None:
+async def test_page_states_which_urls_need_a_signature(start: Start, signature: str, words: str) -> None:
     page = await page_of(await start(security={"signature": signature, "signing_keys": [KEY]}))
     assert re.search(words, page)
     assert "imgkeep sign LINK" in page
     assert KEY not in page
 
 
-async def test_a_fault_is_told_in_words(imgkeep: Imgkeep) -> None:
+async def test_fault_is_stated_in_words(imgkeep: Imgkeep) -> None:
     assert imgkeep.client.app is not None
     health = imgkeep.client.app[SERVICES].health
     health.note_fault("store", "the disk /secret/place failed")
@@ -197,7 +197,7 @@ async def test_a_fault_is_told_in_words(imgkeep: Imgkeep) -> None:
     assert "Stopping" in await page_of(imgkeep)
 
 
-async def test_it_can_be_turned_off(start: Start) -> None:
+async def test_page_can_be_disabled(start: Start) -> None:
     imgkeep = await start(server={"welcome": False})
     for fields in ([], [AS_A_PERSON]):
         answer = await ask(imgkeep, "/", *fields)

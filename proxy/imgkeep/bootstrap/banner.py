@@ -1,7 +1,7 @@
 """
-What a person who starts imgkeep in a terminal wants to know: where it is, where images go, and what is open to whom.
+The text that `imgkeep serve` prints on a terminal: its addresses, the place of the images, and what is open to whom.
 
-Logs get the record `listening`, which says the same in fields.
+Logs get the record `listening`, with the same facts in fields.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from imgkeep.config import Config
 
 NAME_CHARS: Final = 9
-_ANY: Final = {"0.0.0.0": "127.0.0.1", "::": "localhost"}  # noqa: S104 - where a browser here finds such a server
+_ANY: Final = {"0.0.0.0": "127.0.0.1", "::": "localhost"}  # noqa: S104 - by which a browser of this machine reaches such a server
 
 
-def make_banner(  # noqa: PLR0913 - what it tells
+def make_banner(  # noqa: PLR0913 - each is a fact of the text
     stream: TextIO,
     config: Config,
     addresses: Sequence[tuple[str, int]],
@@ -41,11 +41,11 @@ def make_banner(  # noqa: PLR0913 - what it tells
 
     Args:
         stream: The terminal.
-        config: Of the server.
-        addresses: Where it listens.
-        version: Of the program.
+        config: The configuration of the server.
+        addresses: The addresses that the server listens on.
+        version: The version of the program.
         open_to: What is open, and to whom.
-        log_in: A link to the page under `/` that logs a browser on this machine in.
+        log_in: A link to the page under `/` that logs a browser of this machine in.
     """
     urls = [f"{config.server.public_url.rstrip('/')}/"] if config.server.public_url else []
     urls += [f"http://{format_address(_ANY.get(host, host), port)}/" for host, port in addresses]
@@ -61,7 +61,7 @@ def make_banner(  # noqa: PLR0913 - what it tells
     console = Console(file=buffer, force_terminal=not is_plain, no_color=True, legacy_windows=False, highlight=False)
     console.print(Text(f"imgkeep {version}", style="bold"))
     for name, text in rows:
-        # Unfolded: the terminal folds a line by itself, and a link that was folded by us would be two.
+        # Unwrapped: the terminal wraps a line by itself, and a link that rich wraps would become two.
         console.print(Text.assemble(f"{name:<{NAME_CHARS}}", text), soft_wrap=True)
     return buffer.getvalue()
 

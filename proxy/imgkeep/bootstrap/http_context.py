@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from imgkeep.cluster.info import WorkerInfo
     from imgkeep.config import Config
     from imgkeep.observability.metrics import Metrics
+    from imgkeep.web.error_responses import Placeholder
 
 LOOPBACK_NAMES: Final = ("localhost", "127.0.0.1", "::1")
 
@@ -87,16 +88,7 @@ async def open_context(
                     access_log,
                     ConnectionLimit(config.limits.connections, auth.trusted_proxies, services.metrics.refused),
                 ),
-                fast_path=None
-                if cache is None
-                else FastPath(
-                    handlers=images,
-                    access_log=access_log,
-                    response_cache=cache,
-                    response_writer=ResponseWriter(placeholder, platform.clock, platform.timer),
-                    own_hosts=auth.own_hosts,
-                    timer=platform.timer,
-                ),
+                fast_path=_make_fast_path(platform, images, access_log, placeholder, cache),
                 placeholder=placeholder,
                 home_page=HomePage(_has_external_images(config)) if config.server.welcome else None,
             ),
@@ -110,6 +102,25 @@ def _ignore(_key: str) -> None:
 def _watch_response_cache(metrics: Metrics, cache: ResponseCache) -> None:
     metrics.watch("response_cache_entries", "Request targets with a cached response", lambda: len(cache))
     metrics.watch("response_cache_bytes", "Memory of cached responses", lambda: cache.bytes)
+
+
+def _make_fast_path(
+    platform: Platform,
+    images: ImageHandlers,
+    access_log: AccessLog,
+    placeholder: Placeholder | None,
+    cache: ResponseCache | None,
+) -> FastPath | None:
+    if cache is None:
+        return None
+    return FastPath(
+        handlers=images,
+        access_log=access_log,
+        response_cache=cache,
+        response_writer=ResponseWriter(placeholder, platform.clock, platform.timer),
+        own_hosts=images.auth.own_hosts,
+        timer=platform.timer,
+    )
 
 
 def _make_auth(config: Config, platform: Platform, local_token: str | None) -> Auth:

@@ -1,8 +1,8 @@
 """
-What can be found out about a configuration on this machine without the network, and without making anything.
+Checks of a configuration on this machine, without the network, that create nothing.
 
-`check` tells all of it. A command that works on a store asks before it opens the store: one that writes must be the
-store's owner, and one that only reads must find a store.
+`imgkeep check` runs all of them. A command on a store runs some before it opens the store: the user of a command that
+writes must own the store, and a command that only reads must find one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from imgkeep.config import ConfigError, data_folder, read_database_url, read_store_url
 from imgkeep.core.store_url import Bucket, Folder
 from imgkeep.database import require_driver
-from imgkeep.database.sqlite_file import find_fault
+from imgkeep.database.sqlite_file import find_fault, find_file
 from imgkeep.storage.local import ownership
 
 if TYPE_CHECKING:
@@ -28,15 +28,15 @@ if TYPE_CHECKING:
 
 async def check_machine(config: Config) -> None:
     """
-    Look whether this machine can honour a configuration.
+    Check whether this machine can honour a configuration.
 
     Raises:
-        ConfigError: It cannot. It tells all mistakes.
+        ConfigError: It cannot. The error lists all mistakes.
     """
     mistakes = await asyncio.to_thread(_find_local_mistakes, config)
     place = read_store_url("store.url", config.store.url)
     if isinstance(place, Bucket):
-        from imgkeep.storage.s3 import S3Store  # noqa: PLC0415 - a third of a second that a local store need not wait for
+        from imgkeep.storage.s3 import S3Store  # noqa: PLC0415 - botocore is slow to import, and a local store does not need it
 
         bucket = S3Store(place, timeout_s=config.store.timeout_s)
         try:
@@ -54,7 +54,7 @@ def require_owner(config: Config, *, server_helps: bool) -> None:
     Refuse to write into a store of another user. Blocks.
 
     Raises:
-        ConfigError: The store belongs to another user, or cannot be written to. It tells the remedy.
+        ConfigError: The store belongs to another user, or is read-only. The message has the remedy.
     """
     folder, database = data_folder(config), database_file(config)
     others = () if database is None else (database,)
@@ -63,17 +63,17 @@ def require_owner(config: Config, *, server_helps: bool) -> None:
 
 
 def require_folder_owner(folder: Path) -> None:
-    """Do the same for a folder that is named. Blocks. Raises: as `require_owner`."""
+    """Refuse to write into a folder of another user. Blocks. Raises: as `require_owner`."""
     if why := ownership.refusal(folder, server_helps=False):
         raise ConfigError(why)
 
 
 def require_store(config: Config) -> None:
     """
-    Refuse to work on what is stored in a folder where nothing is, rather than make an empty store. Blocks.
+    Refuse to work on a local store that does not exist, rather than create an empty one. Blocks.
 
     Raises:
-        ConfigError: There is no store where the configuration says, seen from this folder.
+        ConfigError: There is no store in the configured folder, as seen from the working folder.
     """
     place = read_store_url("store.url", config.store.url)
     if isinstance(place, Folder) and not _is_store_there(Path(place.path)):
@@ -81,13 +81,13 @@ def require_store(config: Config) -> None:
 
 
 def require_source_store(place: Folder | Bucket) -> None:
-    """Do the same for the store that `migrate` reads. Blocks. Raises: as `require_store`."""
+    """Refuse a source of `migrate` that does not exist. Blocks. Raises: as `require_store`."""
     if isinstance(place, Folder) and not _is_store_there(Path(place.path)):
         raise ConfigError(f"FROM: there is no store in {Path(place.path).absolute()}; name its folder")
 
 
 def _is_store_there(folder: Path) -> bool:
-    """Whether there is a store, or one that this user cannot see."""
+    """Whether there is a store, or perhaps one that this user cannot see."""
     try:
         (folder / "v1").stat()
     except (FileNotFoundError, NotADirectoryError):
@@ -102,10 +102,10 @@ _HINT: Final = "run this in the folder where imgkeep runs, or name its configura
 
 def require_database_file(config: Config) -> None:
     """
-    Refuse to read a store that is not there, rather than make an empty one. Blocks.
+    Refuse to read a database that does not exist, rather than create an empty one. Blocks.
 
     Raises:
-        ConfigError: There is none where the configuration says, seen from this folder.
+        ConfigError: There is no file as configured, as seen from the working folder, or it belongs to another user.
     """
     database = database_file(config)
     if database is None:
@@ -121,7 +121,7 @@ def require_database_file(config: Config) -> None:
 
 
 def _missing_store_message(config: Config, database: Path) -> str:
-    """Say what is missing where a database should be."""
+    """Return the message for a missing database: perhaps the whole store is missing."""
     place = read_store_url("store.url", config.store.url)
     if isinstance(place, Folder) and not _is_store_there(Path(place.path)):
         return f"store.url: there is no store in {Path(place.path).absolute()}: {_HINT}"
@@ -131,7 +131,7 @@ def _missing_store_message(config: Config, database: Path) -> str:
 
 
 def _owner_of(path: Path) -> int:
-    """Return the owner of what is at a path, or of the nearest folder above it that can be seen."""
+    """Return the owner of a path, or of the nearest folder above it that this user can see."""
     for place in (path, *path.absolute().parents):
         with suppress(OSError):
             return place.stat().st_uid
@@ -139,9 +139,9 @@ def _owner_of(path: Path) -> int:
 
 
 def database_file(config: Config) -> Path | None:
-    """Return the file of the database; `None`: it is in a server."""
+    """Return the file of the database; `None`: a server holds it. Blocks."""
     url = sa.make_url(read_database_url(config.database.url))
-    return Path(url.database or "") if url.get_backend_name() == "sqlite" else None
+    return find_file(Path(url.database or "")) if url.get_backend_name() == "sqlite" else None
 
 
 def _find_local_mistakes(config: Config) -> list[str]:
@@ -163,7 +163,7 @@ def _find_local_mistakes(config: Config) -> list[str]:
 
 
 def _find_folder_fault(folder: Path) -> str | None:
-    """Return why nothing could be written into a folder, or why it could not be made."""
+    """Return the reason why this user cannot write into a folder or create it; `None`: the user can."""
     for place in (folder.absolute(), *folder.absolute().parents):
         try:
             if not place.is_dir():

@@ -1,9 +1,9 @@
 """
-The API of a running imgkeep, as commands with `--server` call it.
+A client for the API of a running imgkeep.
 
 Rules:
-- The token goes to the server that was named and nowhere else: no redirect is followed.
-- An answer has a limit, and one that is not the API's says so instead of being guessed at.
+- The token goes to the named server and nowhere else: the client follows no redirect.
+- An answer has a maximum length, and one that is not from the API is an error.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
 ANSWER_BYTES_MAX: Final = 67_108_864
-"""Ten thousand results of a job take about 8 MB."""
+"""Maximum length of an answer: ten thousand results of a job take about 8 MB."""
 TIMEOUT_S: Final = 60
 """Timeout for each request. The longest, 10,000 links of a job, takes a few seconds."""
 CONNECT_TIMEOUT_S: Final = 10
-"""Timeout for a connection: a host that answers nothing is told soon."""
+"""Timeout for a connection: the command reports a silent host soon."""
 
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """A running imgkeep: where it is, and what its API takes."""
+    """A client for one server. `base`: the URL of the server; `token`: for its API."""
 
     base: str
     token: str | None = field(repr=False)
 
     @property
     def place(self) -> str:
-        """Where the server is, for messages: host and port."""
+        """Host and port of the server, for messages."""
         return urlsplit(self.base).netloc
 
     @asynccontextmanager
@@ -53,12 +53,12 @@ class Client:
         async with aiohttp.ClientSession(headers=headers, timeout=timeout) as session:
             yield session
 
-    async def ask(self, session: aiohttp.ClientSession, method: str, path: str, **how: Any) -> dict[str, Any]:
+    async def request(self, session: aiohttp.ClientSession, method: str, path: str, **how: Any) -> dict[str, Any]:
         """
-        Return the JSON object that the API answers, `success` or not.
+        Return the JSON object of the answer, with `success` true or false.
 
         Raises:
-            ServerError: There is no server, or it answers something else.
+            ServerError: No server answers, or another program does.
         """
         url = f"{self.base.rstrip('/')}{path}"
         try:
@@ -66,24 +66,24 @@ class Client:
                 status, body = response.status, await _read(response)
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise ServerError(f"--server: no answer from {self.place}: {_cause(error)}") from None
-        told: object = None
+        answer: object = None
         with suppress(ValueError):
-            told = msgspec.json.decode(body)
-        if not isinstance(told, dict):
+            answer = msgspec.json.decode(body)
+        if not isinstance(answer, dict):
             raise ServerError(f"--server: what answers at {self.place} is not the API of imgkeep (status {status})")
-        return told
+        return answer
 
     async def call_api(self, session: aiohttp.ClientSession, method: str, path: str, **how: Any) -> dict[str, Any]:
         """
-        Do the same, and take no refusal.
+        Return the JSON object of a successful answer.
 
         Raises:
-            ServerError: Also where the API refuses.
+            ServerError: The API refuses the request, or as `request`.
         """
-        told = await self.ask(session, method, path, **how)
-        if not told.pop("success", False):
-            raise ServerError(f"the server at {self.place} says: {told.get('detail', 'nothing')}")
-        return told
+        answer = await self.request(session, method, path, **how)
+        if not answer.pop("success", False):
+            raise ServerError(f"the server at {self.place} says: {answer.get('detail', 'nothing')}")
+        return answer
 
 
 def _cause(error: Exception) -> str:
@@ -104,10 +104,10 @@ def _cause(error: Exception) -> str:
 
 def check_server_url(url: str) -> None:
     """
-    Check what `--server` names.
+    Check the value of `--server`.
 
     Raises:
-        ConfigError: It is no URL of a server.
+        ConfigError: It is not the URL of a server.
     """
     try:
         read_base(url)
@@ -127,8 +127,8 @@ async def _read(response: aiohttp.ClientResponse) -> bytes:
 
 def pin_address(url: str, host: str) -> str:
     """
-    Return a URL with the address at which we listen in the place of `localhost`. That name has two addresses on most
-    machines, and at the one that we do not use another user may listen, and be shown the token.
+    Return a URL with `localhost` replaced by the address that imgkeep listens on. That name has two addresses on most
+    machines; at the other one a program of another user may listen, and would receive the token.
     """
     try:
         parts = urlsplit(url)
@@ -137,6 +137,6 @@ def pin_address(url: str, host: str) -> str:
         port = "" if parts.port is None else f":{parts.port}"
     except ValueError:
         return url
-    any_address = {"": "127.0.0.1", "localhost": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - what it may be
+    any_address = {"": "127.0.0.1", "localhost": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - values of `server.host`
     address = any_address.get(host, host)
     return parts._replace(netloc=f"[{address}]{port}" if ":" in address else f"{address}{port}").geturl()

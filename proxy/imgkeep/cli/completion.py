@@ -1,26 +1,31 @@
-"""`completion`: what shells complete after `imgkeep`, written once by shtab, so that no key starts Python."""
+"""`completion`: a script for a shell, which shtab writes once, so that no key press starts Python."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, TextIO
+import sys
+from typing import TYPE_CHECKING, Final
 
 import shtab
+
+from imgkeep.cli.parser import make_parser
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser
 
+    from imgkeep.cli.invocation import Invocation
+
 _KINDS: Final = {"file": shtab.FILE, "folder": shtab.DIRECTORY}
 
 
-def completion(parser: ArgumentParser, shell: str, *, out: TextIO) -> int:
-    """Print the script for a shell."""
+def run(invocation: Invocation) -> int:
+    parser = make_parser()
     _mark(parser)
-    out.write(shtab.complete(parser, shell=shell).rstrip("\n") + "\n")
+    sys.stdout.write(shtab.complete(parser, shell=invocation.arguments.shell).rstrip("\n") + "\n")
     return 0
 
 
 def _mark(parser: ArgumentParser) -> None:
-    """Tell shtab which arguments are names of files."""
+    """Mark for shtab the arguments that name files and folders."""
     for action in parser._actions:  # noqa: SLF001 - argparse shows its actions nowhere else; shtab reads them there too
         if isinstance(action.choices, dict):
             for command in action.choices.values():

@@ -1,197 +1,80 @@
-"""
-`demo`: an origin on loopback whose links die, and a page that shows them directly and through imgkeep.
-
-Rules:
-- The origin is a real one: its links carry an end and a signature (HMAC-SHA-256), and it answers 403 after the end.
-- Nothing of it is remembered: a round is the end of its links, which stands in the address of its page.
-- imgkeep is the one that `serve` starts, but may fetch from this one address and port, and from nowhere else.
-"""
+"""`demo`: an imgkeep of its own, beside the origin and the page of `demo_origin.py`."""
 
 from __future__ import annotations
 
 import asyncio
 import errno
-import hmac
-import secrets
+import os
 import signal
-from dataclasses import dataclass, field
-from hashlib import sha256
-from html import escape
-from importlib import resources
-from ipaddress import ip_address
-from typing import TYPE_CHECKING, Any, Final, TextIO
-from urllib.parse import quote
+import sys
+import webbrowser
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 from aiohttp import web
 
-from imgkeep.cli.demo_images import SCENES, draw
+from imgkeep.bootstrap import server
+from imgkeep.bootstrap.preflight import require_folder_owner
+from imgkeep.bootstrap.services import SYSTEM
+from imgkeep.cli import demo_origin
+from imgkeep.config import load
 
 if TYPE_CHECKING:
-    import socket
-    from collections.abc import Callable, Mapping
+    from typing import TextIO
 
-HOST: Final = "127.0.0.1"
-PROVIDER: Final = "imgkeep demo"
-MILLISECONDS_MAX: Final = 13
-"""Digits of an end, up to the year 2286."""
-NAMES: Final = tuple(SCENES)
-DENIED: Final = (
-    '<?xml version="1.0"?>\n<Error><Code>AccessDenied</Code><Message>Request has expired</Message></Error>\n'
-)
+    from imgkeep.cli.invocation import Invocation
 
 
-def settings(folder: str) -> Mapping[str, Any]:
-    """Return the configuration of imgkeep in a demonstration, as `config.toml` would hold it."""
-    example = f"http://{HOST}/pictures/0/dawn.png?expires=1768050000000&signature={'0a' * 32}"
-    return {
-        "server": {"host": HOST, "port": 0},
-        "store": {"url": f"file:{folder}", "fallback": f"file:{folder}", "free_bytes_min": 0},
-        "database": {"url": f"sqlite:{folder}/imgkeep.db"},
-        "sources": {
-            "allow": [HOST],
-            "providers": [
-                {
-                    "name": PROVIDER,
-                    "source": "proxy/imgkeep/cli/demo.py",
-                    "date": "2026-11-30",
-                    "hosts": [HOST],
-                    "paths": ["/pictures/*"],
-                    "signed_by": {"signature": "hex64", "expires": "epoch-ms"},
-                    "expires": ["epoch-ms expires"],
-                    "enforced": True,
-                    "examples": [example],
-                    "counterexamples": [f"http://{HOST}/"],
-                }
-            ],
-        },
-        "fetch": {"allow_networks": [f"{HOST}/32"], "retries_max": 0},
-        "log": {"level": "warning", "access": False},
-    }
+async def run(invocation: Invocation) -> int:
+    """Serve the page of the demonstration, its origin and an imgkeep of its own until SIGTERM or Ctrl-C."""
+    arguments = invocation.arguments
+    origin = demo_origin.DemoOrigin(round(arguments.life * 1000), lambda: round(SYSTEM.clock().timestamp() * 1000))
+    stop = _watch_signals()  # first: the reader of the address may send a signal at once
+    async with AsyncExitStack() as stack:
+        if arguments.data:
+            await asyncio.to_thread(require_folder_owner, Path(arguments.data))
+        folder = arguments.data or stack.enter_context(TemporaryDirectory(prefix="imgkeep-demo-"))
+        page = web.AppRunner(origin.app(), access_log=None)
+        port = await _listen(stack, page, arguments.port)
+        platform = replace(SYSTEM, open_socket=demo_origin.connect_only_to(port, SYSTEM.open_socket))
+        runner = server.make_runner(server.build(load(demo_origin.settings(folder), {}), platform))
+        origin.imgkeep = f"http://{demo_origin.HOST}:{await _listen(stack, runner, 0)}"
+        url = f"http://{demo_origin.HOST}:{port}/"
+        _print_addresses(url, origin.imgkeep, arguments.life, out=sys.stdout, err=sys.stderr)
+        if arguments.open:
+            await asyncio.to_thread(webbrowser.open, url)
+        await stop.wait()
+    return 0
 
 
-def connect_only_to(port: int, open_socket: Callable[[Any], socket.socket]) -> Callable[[Any], socket.socket]:
-    """Return what opens sockets for connections to the origin of the demonstration, and for no others."""
-
-    def opening(info: Any) -> socket.socket:
-        address, to = info[4][:2]
-        if ip_address(address) != ip_address(HOST) or to != port:
-            raise PermissionError(errno.EACCES, "a demonstration fetches from its own origin only")
-        return open_socket(info)
-
-    return opening
-
-
-@dataclass(slots=True)
-class Origin:
-    """
-    The origin and the page.
-
-    Attributes:
-        life_ms: Of each link, from the first load of its page.
-        now_ms: Tells the time, in epoch milliseconds.
-        imgkeep: Where imgkeep is, once it is known.
-    """
-
-    life_ms: int
-    now_ms: Callable[[], int]
-    imgkeep: str = ""
-    _secret: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False)
-    _drawn: dict[str, bytes] = field(default_factory=dict, repr=False)
-
-    def app(self) -> web.Application:
-        app = web.Application(client_max_size=1024)
-        app.router.add_get("/", self.start_round)
-        app.router.add_get(f"/{{round:[0-9]{{1,{MILLISECONDS_MAX}}}}}", self.page)
-        app.router.add_get("/pictures/{round}/{name}.png", self.picture)
-        return app
-
-    async def start_round(self, _: web.Request) -> web.Response:
-        """Begin a round: links that nothing has stored yet."""
-        ends = self.now_ms() + self.life_ms
-        return web.Response(status=303, headers={"Location": f"/{ends}", "Cache-Control": "no-store"})
-
-    async def page(self, request: web.Request) -> web.Response:
-        """Show the same links twice."""
-        ends, now = int(request.match_info["round"]), self.now_ms()
-        if ends > now + self.life_ms:
-            raise web.HTTPNotFound(text="no such round")
-        nonce = secrets.token_urlsafe(16)
-        base = f"http://{request.host}"
-        links = {name: self.link(base, str(ends), name) for name in NAMES}
-        policy = (
-            f"default-src 'none'; img-src 'self' data: {self.imgkeep}; connect-src 'self' {self.imgkeep}; "
-            f"style-src 'unsafe-inline'; script-src 'nonce-{nonce}'; base-uri 'none'; form-action 'none'; "
-            "frame-ancestors 'none'"
-        )
-        headers = {"Content-Security-Policy": policy, "Cache-Control": "no-store", "Referrer-Policy": "no-referrer"}
-        text = self._render(links, max(0, ends - now), nonce)
-        return web.Response(text=text, content_type="text/html", headers=headers)
-
-    async def picture(self, request: web.Request) -> web.Response:
-        """Answer as object stores do: the picture until the end of its link, 403 afterwards."""
-        number, name = request.match_info["round"], request.match_info["name"]
-        ends, signature = request.query.get("expires", ""), request.query.get("signature", "")
-        headers = {"Cache-Control": "no-store"}
-        good = name in SCENES and hmac.compare_digest(signature.encode(), self._sign(number, name, ends).encode())
-        if not good or not self.now_ms() < int(ends):
-            return web.Response(status=403, text=DENIED, content_type="application/xml", headers=headers)
-        if name not in self._drawn:
-            self._drawn[name] = await asyncio.to_thread(draw, name)
-        return web.Response(body=self._drawn[name], content_type="image/png", headers=headers)
-
-    def link(self, base: str, number: str, name: str) -> str:
-        """Return a link that ends with its round."""
-        signature = self._sign(number, name, number)
-        return f"{base}/pictures/{number}/{name}.png?expires={number}&signature={signature}"
-
-    def _sign(self, number: str, name: str, ends: str) -> str:
-        return hmac.new(self._secret, f"{number} {name} {ends}".encode(), sha256).hexdigest()
-
-    def _render(self, links: Mapping[str, str], left_ms: int, nonce: str) -> str:
-        ended = left_ms == 0
-        seconds = self.life_ms // 1000
-        shown = {
-            "left_ms": str(left_ms),
-            "life_ms": str(self.life_ms),
-            "refresh": str(left_ms // 1000 + 1 if left_ms else 86_400),
-            "nonce": nonce,
-            "state": "ended" if ended else "alive",
-            "title": "The links have ended" if ended else f"These links live for {seconds} seconds",
-            "words": "imgkeep fetched the pictures while their links worked, and shows them from now on."
-            if ended
-            else "Wait and see: the page loads once more when they end.",
-            "direct_code": escape('<img src="…/dawn.png?expires=…&signature=…">'),
-            "kept_code": escape('<img src="/img?src=…%2Fdawn.png%3Fexpires%3D…">'),
-            "direct_pictures": _pictures(links),
-            # Once more under another spelling: what is seen now comes from imgkeep, and not from the browser's cache.
-            "kept_pictures": _pictures({name: self._through(link, again=ended) for name, link in links.items()}),
-        }
-        clock = f'<div class="clock" role="timer"><b>{-(-left_ms // 1000)}<small>s</small></b></div>'
-        shown["clock"] = "" if ended else clock
-        page = (resources.files(__package__) / "static" / "demo.html").read_text("utf-8")
-        for name, value in shown.items():
-            page = page.replace("{{" + name + "}}", value)
-        return page
-
-    def _through(self, link: str, *, again: bool) -> str:
-        value = quote(link, safe="")
-        return f"{self.imgkeep}/img?src={value.replace('%3A', '%3a') if again else value}"
+async def _listen(stack: AsyncExitStack, runner: web.AppRunner, port: int) -> int:
+    """Serve an application on loopback, and return its port."""
+    stack.push_async_callback(runner.cleanup)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, demo_origin.HOST, port).start()
+    except OSError as error:
+        cause = os.strerror(error.errno or errno.EIO)
+        raise OSError(
+            error.errno,
+            f"--port: cannot listen at {demo_origin.HOST}:{port}: {cause}; choose another port, or 0 for any free one",
+        ) from None
+    return int(runner.addresses[0][1])
 
 
-def _pictures(links: Mapping[str, str]) -> str:
-    return "".join(f'<img src="{escape(link)}" alt="{name}" width="480" height="320">' for name, link in links.items())
-
-
-def watch_signals() -> asyncio.Event:
-    """Return what is set by SIGTERM or SIGINT from now on."""
+def _watch_signals() -> asyncio.Event:
+    """Return an event that SIGTERM and SIGINT set."""
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     return stop
 
 
-def tell(url: str, imgkeep: str, life_s: float, *, out: TextIO, err: TextIO) -> None:
-    """Print the address for whatever reads it, and words for people."""
+def _print_addresses(url: str, imgkeep: str, life_s: float, *, out: TextIO, err: TextIO) -> None:
+    """Print the address of the page on `out`, for programs, and an explanation on `err`, for people."""
     err.write(f"The page is below; its links die {life_s:.0f} seconds after it is opened. imgkeep is {imgkeep}\n")
     err.write("Ctrl-C ends both.\n")
     err.flush()

@@ -1,7 +1,7 @@
 """
-The pictures of `demo`: four times of a day above the same hills, drawn and written as PNG by the standard library.
+The images of `demo`: four times of a day above the same hills, drawn and written as PNG by the standard library.
 
-Theory. A picture is drawn column by column: sky, sun, ridges from far to near. Each is a column of colors of its own,
+Theory. An image is drawn column by column: sky, sun, ridges from far to near. Each is a column of colors of its own,
 of which a span is copied; only the ends of a span are mixed, so that edges are smooth. PNG wants rows: slices with a
 stride turn columns into them.
 """
@@ -22,11 +22,11 @@ Color = tuple[int, int, int]
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """Colors of a time of day: the sky from top to horizon, the sun or moon with its place, ridges from far to near."""
+    """Colors of a time of day: sky from top to horizon, sun or moon with its position, ridges from far to near."""
 
     sky: tuple[Color, Color, Color]
     sun: Color
-    place: tuple[int, int, int]
+    position: tuple[int, int, int]
     ridges: tuple[Color, Color, Color, Color]
     stars: bool = False
 
@@ -67,12 +67,12 @@ _RIDGES: Final = (
     (284, 16, 0.0082, 0.9, 4, 0.029, 4.0),
 )
 _FIRS: Final = ((26, 62), (48, 84), (70, 56), (92, 40), (392, 44), (414, 74), (438, 98), (462, 66))
-"""Where firs stand on the nearest ridge, and how tall they are."""
+"""Place and height of each fir on the nearest ridge."""
 _STARS: Final = 90
 
 
 def draw(name: str) -> bytes:
-    """Return a picture as PNG. It takes some hundredths of a second."""
+    """Return an image as PNG. Drawing takes some hundredths of a second."""
     scene = SCENES[name]
     columns = bytearray()
     sky = _gradient(scene.sky)
@@ -81,19 +81,19 @@ def draw(name: str) -> bytes:
         (2.0, _mixed(sky, scene.sun, 0.16)),
         (1.0, _gradient((scene.sun,) * 3)),
     )
-    lands = [_gradient((color, _lighter(color, scene.sky[2]), color)) for color in scene.ridges]
+    ridges = [_gradient((color, _lighter(color, scene.sky[2]), color)) for color in scene.ridges]
     for x in range(WIDTH):
         column = bytearray(sky)
         if scene.stars:
             _add_stars(column, x)
-        across, down, radius = scene.place
+        across, down, radius = scene.position
         for reach, colors in disks:
             half = (radius * reach) ** 2 - (x + 0.5 - across) ** 2
             if half > 0:
                 _paint(column, colors, down - sqrt(half), down + sqrt(half))
-        for number, land in enumerate(lands):
+        for number, ridge in enumerate(ridges):
             top = _top(number, x)
-            _paint(column, land, top, HEIGHT)
+            _paint(column, ridge, top, HEIGHT)
         columns += column
     return _png(columns)
 
@@ -107,7 +107,7 @@ def _top(ridge: int, x: int) -> float:
 
 
 def _fir(away: int, tall: int) -> float:
-    """Return how high a fir is, so far from its stem: a cone whose branches come in steps."""
+    """Return the height of a fir at a distance from its stem: a cone with steps of branches."""
     wide = tall * 0.24
     if away >= wide:
         return 0
@@ -117,7 +117,7 @@ def _fir(away: int, tall: int) -> float:
 
 def _add_stars(column: bytearray, x: int) -> None:
     for number in range(_STARS):
-        # Numbers that look random, and are the same in each drawing.
+        # Numbers that look random and are the same in each image.
         at = (number * number * 7919 + number * 104_729) % (WIDTH * 190)
         if at % WIDTH == x:
             y = at // WIDTH
@@ -126,7 +126,7 @@ def _add_stars(column: bytearray, x: int) -> None:
 
 
 def _paint(column: bytearray, colors: bytes, top: float, end: float) -> None:
-    """Copy a span of a column; its ends are mixed by how much of a pixel they cover."""
+    """Copy a span of a column, and mix its ends by their share of a pixel."""
     top, end = max(top, 0.0), min(end, float(HEIGHT))
     if top >= end:
         return
@@ -143,7 +143,7 @@ def _mix(column: bytearray, colors: bytes, y: int, share: float) -> None:
 
 
 def _gradient(stops: tuple[Color, Color, Color]) -> bytes:
-    """Return a column from the first color at the top through the second to the third, which the horizon has."""
+    """Return a column from the first color at the top through the second to the third at the horizon."""
     column = bytearray()
     horizon = 0.72 * HEIGHT
     for y in range(HEIGHT):

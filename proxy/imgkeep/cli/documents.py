@@ -2,9 +2,10 @@
 Files of HTML and Markdown: found, read, and replaced.
 
 Rules:
-- A file is replaced whole or not at all, and keeps its mode and, where we may, its owner. What somebody else has
-  written since it was read stays.
-- In folders symbolic links and hidden files are passed over; what is named is followed, as other tools do.
+- A file is replaced whole or not at all, and keeps its mode and, if permissions allow, its owner. A file that another
+  program has written since it was read stays.
+- A folder is searched without its symbolic links and hidden files; a symbolic link on the command line is followed, as
+  other tools do.
 """
 
 from __future__ import annotations
@@ -36,10 +37,12 @@ class Document:
     A document.
 
     Attributes:
-        name: As people are told it.
-        url: Its own, if it is known.
-        given: What it holds, where that is no file's.
-        trouble: Why it is not to be had at all.
+        name: Its name in messages.
+        path: Its file.
+        form: HTML or Markdown.
+        url: Its own URL, if it is known.
+        given: Its bytes, if they are not those of a file.
+        error: The reason why it cannot be read at all.
     """
 
     name: str
@@ -47,12 +50,12 @@ class Document:
     form: DocumentFormat = "html"
     url: str | None = None
     given: bytes | None = None
-    trouble: str = ""
+    error: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class FileVersion:
-    """What a file held when it was read, and its state at that moment."""
+    """The bytes of a file and its state at the moment when it was read."""
 
     data: bytes
     state: os.stat_result | None = None
@@ -62,73 +65,73 @@ def find_documents(
     names: Sequence[str], form: DocumentFormat | None, url: str | None, stdin: BinaryIO
 ) -> list[Document]:
     """
-    Find the documents that are named: files, all in folders, and `-` for standard input.
+    Return the documents of the command line: files, all documents in folders, and `-` for standard input. Blocks.
 
     Args:
-        names: As given.
-        form: Of what is named, where its name does not tell; in folders names decide.
-        url: Of the page, or of the folder.
+        names: The arguments of the command.
+        form: The form of a file whose name does not tell; in folders names decide.
+        url: The URL of the document, or of the folder.
         stdin: Standard input.
 
     Raises:
-        ConfigError: Nobody knows what a file holds, or `url` cannot be honoured.
+        ConfigError: The form of a file is not known, or `url` cannot be honoured.
     """
     if url is not None:
         _check_url(names, url)
-    pages: list[Document] = []
+    documents: list[Document] = []
     for name in names:
         path = Path(name)
         if name == STANDARD_INPUT:
-            pages.append(Document(name, path, form or "html", url, stdin.read()))
+            documents.append(Document(name, path, form or "html", url, stdin.read()))
         elif path.is_dir():
-            pages += _documents_in_folder(path, path, url)
+            documents += _documents_in_folder(path, path, url)
         else:
             known = form or document_format_of(name)
             if known is None:
                 raise ConfigError(f"{printable(name)}: its name does not tell what it holds, so --format has to")
-            pages.append(Document(printable(name), path, known, url))
-    return pages
+            documents.append(Document(printable(name), path, known, url))
+    return documents
 
 
-def read_document(page: Document) -> FileVersion:
+def read_document(document: Document) -> FileVersion:
     """
     Read a document.
 
     Raises:
         OSError: It cannot be read.
     """
-    if page.trouble:
-        raise OSError(page.trouble)
-    if page.given is not None:
-        return FileVersion(page.given)
-    # Without waiting for anybody to write into a pipe that has got the name of a page.
-    with open(os.open(page.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:  # noqa: PTH123 - by number
+    if document.error:
+        raise OSError(document.error)
+    if document.given is not None:
+        return FileVersion(document.given)
+    # Without waiting: a pipe with the name of a document would block until a program writes into it.
+    with open(os.open(document.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:  # noqa: PTH123 - by number
         state = os.fstat(file.fileno())
         if not stat.S_ISREG(state.st_mode):
             raise OSError("it is not a file")
         return FileVersion(file.read(), state)
 
 
-def replace_document(page: Document, held: FileVersion, data: bytes) -> None:
+def replace_document(document: Document, version: FileVersion, data: bytes) -> None:
     """
-    Have a file hold other bytes than those that were read.
+    Replace the bytes of a file, if it still holds those that were read.
 
     Raises:
-        OSError: It holds what it did, or what somebody else has written.
+        OSError: The file is as it was, or as another program has written it.
     """
-    assert held.state is not None
-    path = page.path.resolve(strict=True)
+    assert version.state is not None
+    path = document.path.resolve(strict=True)
     partial = path.with_name(f".imgkeep-{token_hex(8)}")
     descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         with open(descriptor, "wb") as file:  # noqa: PTH123 - by number
             file.write(data)
             file.flush()
-            with suppress(PermissionError):  # then it is ours
-                os.fchown(descriptor, held.state.st_uid, held.state.st_gid)
-            os.fchmod(descriptor, stat.S_IMODE(held.state.st_mode))
+            with suppress(PermissionError):  # then the file is ours
+                os.fchown(descriptor, version.state.st_uid, version.state.st_gid)
+            os.fchmod(descriptor, stat.S_IMODE(version.state.st_mode))
             os.fsync(descriptor)
-        _require_unchanged(path, held.state)
+        _require_unchanged(path, version.state)
         partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)
@@ -141,7 +144,7 @@ def replace_document(page: Document, held: FileVersion, data: bytes) -> None:
 
 
 def printable(name: str) -> str:
-    """Return a file's name so that a terminal does not take it for a command, and everything can encode it."""
+    """Return the name of a file with escapes for what a terminal obeys and for what no encoding holds."""
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in name)
 
 
@@ -158,7 +161,7 @@ def _documents_in_folder(root: Path, folder: Path, url: str | None) -> Iterator[
     try:
         paths = sorted(folder.iterdir())
     except OSError as error:
-        yield Document(printable(str(folder)), folder, trouble=error.strerror or str(error))
+        yield Document(printable(str(folder)), folder, error=error.strerror or str(error))
         return
     for path in paths:
         if path.name.startswith(".") or path.is_symlink():
@@ -176,4 +179,4 @@ def _require_unchanged(path: Path, state: os.stat_result) -> None:
         return of.st_dev, of.st_ino, of.st_size, of.st_mtime_ns
 
     if version(path.stat()) != version(state):
-        raise OSError("somebody else has written it meanwhile")
+        raise OSError("another program has written it meanwhile")

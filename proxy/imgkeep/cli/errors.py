@@ -1,4 +1,4 @@
-"""The error of a command that asks a server; apart from the client, whose HTTP library takes long to import."""
+"""The error of a command with `--server`; apart from the client, because aiohttp is slow to import."""
 
 from __future__ import annotations
 
@@ -6,4 +6,4 @@ from imgkeep.core.errors import StorageError
 
 
 class ServerError(StorageError):
-    """The server that was named does not do what it was asked for."""
+    """The failure of a request to the named server."""

@@ -1,24 +1,32 @@
-"""`failures`: what failed lately at a running server, and why."""
+"""`failures`: what failed lately on a running server, and why."""
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Final, TextIO
 
+from imgkeep.cli.invocation import make_client
 from imgkeep.cli.printing import print_json, printable
 
 if TYPE_CHECKING:
     from imgkeep.cli.client import Client
+    from imgkeep.cli.invocation import Invocation
 
 LIMIT_MAX: Final = 500
-"""As many as the server remembers."""
+"""Maximum number of failures: as many as the server remembers."""
+
+
+async def run(invocation: Invocation) -> int:
+    arguments = invocation.arguments
+    return await list_failures(make_client(invocation), limit=arguments.limit, as_json=arguments.json, out=sys.stdout)
 
 
 async def list_failures(client: Client, *, limit: int, as_json: bool, out: TextIO) -> int:
-    """Print failures, a line for each, the last to fail first; `limit` of them, 0: all that there are."""
+    """Print failures, a line for each, the latest first; up to `limit` of them, 0: all."""
     async with client.session() as session:
         query = {"limit": str(min(limit or LIMIT_MAX, LIMIT_MAX))}
-        told = await client.call_api(session, "GET", "/api/failures", params=query)
-    for facts in told["failures"]:
+        answer = await client.call_api(session, "GET", "/api/failures", params=query)
+    for facts in answer["failures"]:
         if as_json:
             print_json(out, facts)
             continue

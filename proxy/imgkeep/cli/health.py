@@ -1,40 +1,45 @@
-"""`health`: whether the server of this configuration answers and wants requests. A container's health check."""
+"""`health`: whether the server of this configuration answers and accepts requests; a container's health check."""
 
 from __future__ import annotations
 
 import http.client
 import json
+import sys
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from imgkeep.cli.printing import print_json
 from imgkeep.config import ConfigError
-from imgkeep.listening import format_address
+from imgkeep.listening import format_address, reachable_hosts
 
 if TYPE_CHECKING:
+    from imgkeep.cli.invocation import Invocation
     from imgkeep.config import Server
 
 TIMEOUT_S: Final = 2
 """Timeout for each address: `/readyz` is answered from memory."""
 ANSWER_BYTES_MAX: Final = 65_536
-_ANY: Final = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - where such a server is reached
 
 
 class _OtherProgram(Exception):
-    """What answers is not imgkeep."""
+    """The answer of a program that is not imgkeep."""
+
+
+def run(invocation: Invocation) -> int:
+    return health(invocation.config.server, as_json=invocation.arguments.json, out=sys.stdout, err=sys.stderr)
 
 
 def health(server: Server, *, as_json: bool, out: TextIO, err: TextIO) -> int:
     """
     Ask `/readyz` at the addresses of the configuration, one after the other until one answers.
 
-    Return 0 if the server wants requests, `degraded` included: to start it again would mend no disk and no bucket. 1 if
-    it does not answer, or says `unready` or `draining`.
+    Return 0 if the server accepts requests, `degraded` included: a restart would repair no disk and no bucket. 1 if it
+    does not answer, or says `unready` or `draining`.
 
     Raises:
-        ConfigError: The configuration does not tell the port.
+        ConfigError: The configuration does not name the port.
     """
     if not server.port:
-        raise ConfigError("server.port: is 0, so the server chose its port itself, and nothing tells which")
+        raise ConfigError("server.port: is 0, so the server chose its port itself, and nothing names it")
     for host in reachable_hosts(server):
         try:
             status, report = _ask(host, server.port)
@@ -54,13 +59,8 @@ def health(server: Server, *, as_json: bool, out: TextIO, err: TextIO) -> int:
     return 1
 
 
-def reachable_hosts(server: Server) -> list[str]:
-    """Return the addresses at which a program on this machine reaches the server."""
-    return [each for host in server.hosts for each in (_ANY.get(host, host), *(["127.0.0.1"] if host == "::" else []))]
-
-
 def _ask(host: str, port: int) -> tuple[int, dict[str, Any]]:
-    """Return what `/readyz` answers. Raises: _OtherProgram: It is not imgkeep that answers."""
+    """Return what `/readyz` answers. Raises: _OtherProgram: Another program answers."""
     connection = http.client.HTTPConnection(host, port, timeout=TIMEOUT_S)
     try:
         connection.request("GET", "/readyz")

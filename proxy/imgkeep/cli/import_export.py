@@ -1,16 +1,22 @@
-"""`import`: import_folder folders of images, with their names. `export`: what is kept, for other programs."""
+"""`import`: a folder of images is stored with its names. `export`: what is stored, for other programs."""
 
 from __future__ import annotations
 
 import asyncio
 import csv
+import sys
 from collections import Counter
+from functools import partial
 from typing import TYPE_CHECKING, Final, TextIO
 
 import aiofiles
 
+from imgkeep.bootstrap.preflight import require_owner
+from imgkeep.bootstrap.storage import permanent_url
 from imgkeep.cli.printing import print_json, readable_time
 from imgkeep.cli.progress import progress
+from imgkeep.cli.reading import open_to_read
+from imgkeep.config import ConfigError, check_mount
 from imgkeep.core.data_url import identify_legacy
 from imgkeep.core.errors import ImgkeepError, OriginError
 
@@ -18,22 +24,52 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
     from pathlib import Path
 
+    from imgkeep.cli.dispatch import Command
+    from imgkeep.cli.invocation import Invocation
     from imgkeep.core.records import Record
     from imgkeep.database import ImageIndex
     from imgkeep.images.upload import Saver
 
 PIECE_BYTES: Final = 262_144
 PAGE: Final = 500
+"""Maximum number of images in one statement."""
 COLUMNS: Final = ("source", "url", "digest", "content_type", "size", "stored_at")
+
+
+def run(invocation: Invocation) -> Command:
+    return _run_import(invocation) if invocation.arguments.command == "import" else _run_export(invocation)
+
+
+async def _run_import(invocation: Invocation) -> int:
+    from imgkeep.bootstrap.services import open_services  # noqa: PLC0415 - `export` needs no server
+
+    arguments, config = invocation.arguments, invocation.config
+    check_mount("--mount", arguments.mount)
+    if not arguments.folder.is_dir():
+        raise ConfigError(f"{arguments.folder}: is not a folder")
+    await asyncio.to_thread(partial(require_owner, config, server_helps=False))
+    if arguments.mount not in {legacy.mount for legacy in config.legacy}:
+        sys.stderr.write("imgkeep: old names answer once [[legacy]] names this mount in the configuration\n")
+    async with open_services(config) as services:
+        return await import_folder(
+            arguments.folder, arguments.mount, services.saver, as_json=arguments.json, out=sys.stdout, err=sys.stderr
+        )
+
+
+async def _run_export(invocation: Invocation) -> int:
+    async with open_to_read(invocation.config) as storage:
+        url_of = partial(permanent_url, storage.remote, invocation.base)
+        as_json = invocation.arguments.format == "jsonl"
+        return await export(storage.database.image_index, url_of=url_of, as_json=as_json, out=sys.stdout)
 
 
 async def import_folder(  # noqa: PLR0913 - all but three by keyword
     folder: Path, mount: str, saver: Saver, *, as_json: bool, out: TextIO, err: TextIO
 ) -> int:
     """
-    Keep all images below a folder under their names, `/<mount>/<name>`. 1 if one is not kept.
+    Store all images below a folder under their names, `/<mount>/<name>`. 1 if one is not stored.
 
-    What is no image is passed over and counted; what was adopted before is found, and not kept twice.
+    A file that is no image is passed over and counted. An image of an earlier run is found, and not stored twice.
     """
     counts: Counter[str] = Counter()
     paths = await asyncio.to_thread(lambda: sorted(_files(folder)))
@@ -88,7 +124,7 @@ async def export(image_index: ImageIndex, *, url_of: Callable[[Record], str], as
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """Yield all files; hidden ones, and whatever links lead to, are nobody's images."""
+    """Yield all files but hidden ones and those behind symbolic links."""
     for path in folder.iterdir():
         if path.name.startswith(".") or path.is_symlink():
             continue

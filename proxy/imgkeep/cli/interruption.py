@@ -1,12 +1,13 @@
-"""What a command says that a person or the system ended: what holds of what was done, and how to go on."""
+"""What a command prints that Ctrl-C or SIGTERM ended: the state of the work, and how to go on."""
 
 from __future__ import annotations
 
 from typing import Final
 
 INTERRUPTED: Final = 130
-"""128 and SIGINT, as shells write it."""
+"""128 and the number of SIGINT, as shells write it."""
 TERMINATED: Final = 143
+"""128 and the number of SIGTERM."""
 
 _SAFE: Final = "each file is as it was or whole"
 _REMEDIES: Final = {
@@ -14,8 +15,8 @@ _REMEDIES: Final = {
     "import": "run the same command again to go on; what is stored is found and not stored twice",
     "rewrite": f"{_SAFE}; run the same command again to go on",
     "migrate": "run the same command again to go on; what is copied is not copied again",
-    "verify": "nothing is half done; run it again to read all",
-    "reindex": "the database lacks what was not read; run `imgkeep reindex` again",
+    "verify": "nothing is half done; run the same command again to read all",
+    "reindex": "the index lacks the records that were not read; run `imgkeep reindex` again",
     "export": "the output ends early; run it again for all of it",
     "list": "the output ends early",
     "remove": "what it printed is done; run it again for the others",
@@ -26,7 +27,7 @@ _WITH_SERVER: Final = "the server goes on by itself; run the same command again 
 
 
 class Terminated(BaseException):
-    """SIGTERM has ended the command. No `Exception`, as `KeyboardInterrupt` is none."""
+    """The end of a command by SIGTERM. No `Exception`, as `KeyboardInterrupt` is none."""
 
 
 def describe_interruption(command: str, *, has_job: bool) -> str:

@@ -1,29 +1,61 @@
-"""`list` and `stats`: what is stored, by the database."""
+"""`list` and `stats`: what is stored, by the image index."""
 
 from __future__ import annotations
 
+import sys
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
+from imgkeep.bootstrap.storage import permanent_url
+from imgkeep.cli.invocation import make_client
 from imgkeep.cli.printing import print_facts, print_json, printable, readable_bytes, readable_time
+from imgkeep.cli.reading import open_to_read
+from imgkeep.clock import read_clock
 from imgkeep.images.placeholder_suspects import IDENTITIES_MIN, PERIOD_S
-from imgkeep.images.record_facts import as_dict
+from imgkeep.images.record_facts import as_dict, describe_record
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterable, Callable, Mapping
 
     from imgkeep.cli.client import Client
+    from imgkeep.cli.dispatch import Command
+    from imgkeep.cli.invocation import Invocation
     from imgkeep.core.records import Record
     from imgkeep.database import Database, ImageIndex
     from imgkeep.images.record_facts import ImageFacts
 
 PAGE: Final = 500
+"""Maximum number of images in one statement, or in one answer of the API."""
+
+
+def run(invocation: Invocation) -> Command:
+    return _run_list(invocation) if invocation.arguments.command == "list" else _run_stats(invocation)
+
+
+async def _run_list(invocation: Invocation) -> int:
+    arguments = invocation.arguments
+    if arguments.server:
+        images = images_on_server(make_client(invocation), limit=arguments.limit)
+        return await list_images(images, as_json=arguments.json, out=sys.stdout)
+    async with open_to_read(invocation.config) as storage:
+
+        def describe(record: Record) -> ImageFacts:
+            kind = "local" if record.pending or storage.remote is None else "s3"
+            return describe_record(record, url=permanent_url(storage.remote, invocation.base, record), storage=kind)
+
+        images = images_in_store(storage.database.image_index, describe, limit=arguments.limit)
+        return await list_images(images, as_json=arguments.json, out=sys.stdout)
+
+
+async def _run_stats(invocation: Invocation) -> int:
+    async with open_to_read(invocation.config) as storage:
+        return await stats(storage.database, now=read_clock(), as_json=invocation.arguments.json, out=sys.stdout)
 
 
 async def images_in_store(
     image_index: ImageIndex, describe: Callable[[Record], ImageFacts], *, limit: int
 ) -> AsyncGenerator[Mapping[str, Any]]:
-    """Yield what the API tells of images, newest first, by the database itself; up to `limit` of them, 0: all."""
+    """Yield what the API tells of each image, newest first, from the image index; up to `limit` of them, 0: all."""
     after: tuple[int, str] | None = None
     left = limit
     while page := await image_index.page(limit=min(left, PAGE) if limit else PAGE, after=after):
@@ -36,19 +68,19 @@ async def images_in_store(
 
 
 async def images_on_server(client: Client, *, limit: int) -> AsyncGenerator[Mapping[str, Any]]:
-    """Do the same by a running server."""
+    """Yield the same from a running server."""
     cursor: dict[str, str] = {}
     left = limit
     async with client.session() as session:
         while True:
             query = {"limit": str(min(left, PAGE) if limit else PAGE), **cursor}
-            told = await client.call_api(session, "GET", "/api/images", params=query)
-            for facts in told["images"]:
+            answer = await client.call_api(session, "GET", "/api/images", params=query)
+            for facts in answer["images"]:
                 yield facts
-            left -= len(told["images"])
-            if not told["next"] or (limit and left <= 0):
+            left -= len(answer["images"])
+            if not answer["next"] or (limit and left <= 0):
                 return
-            cursor = {"cursor": told["next"]}
+            cursor = {"cursor": answer["next"]}
 
 
 async def list_images(images: AsyncIterable[Mapping[str, Any]], *, as_json: bool, out: TextIO) -> int:
@@ -68,7 +100,7 @@ async def list_images(images: AsyncIterable[Mapping[str, Any]], *, as_json: bool
 
 
 async def stats(database: Database, *, now: datetime, as_json: bool, out: TextIO) -> int:
-    """Print how much is stored, and what may be placeholders."""
+    """Print how much is stored, and which images may be placeholders."""
     image_index = database.image_index
     totals = await image_index.count()
     suspects = await image_index.suspects(since=now - timedelta(seconds=PERIOD_S), identities_min=IDENTITIES_MIN)

@@ -1,22 +1,53 @@
-"""`migrate`: copying one store to another, with a progress bar for people who watch."""
+"""`migrate`: one store is copied to another."""
 
 from __future__ import annotations
 
+import asyncio
+import sys
 from collections import Counter
 from contextlib import aclosing
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from imgkeep.bootstrap.preflight import require_folder_owner, require_source_store
+from imgkeep.bootstrap.storage import open_migration
 from imgkeep.cli.printing import print_json
 from imgkeep.cli.progress import progress
+from imgkeep.clock import read_clock
+from imgkeep.config import ConfigError, read_store_url
 from imgkeep.core.errors import StorageError
 from imgkeep.core.layout import OBJECTS
+from imgkeep.core.store_url import Bucket, Folder
 
 if TYPE_CHECKING:
+    from imgkeep.cli.invocation import Invocation
     from imgkeep.maintenance.migrate import CopyResult, Migration
 
 
+async def run(invocation: Invocation) -> int:
+    source = _read_store("FROM", invocation.arguments.source, invocation)
+    target = _read_store("TO", invocation.arguments.target, invocation)
+    if source == target:
+        raise ConfigError("TO: is the same store as FROM")
+    await asyncio.to_thread(require_source_store, source)
+    if isinstance(target, Folder):
+        await asyncio.to_thread(require_folder_owner, Path(target.path))
+    async with open_migration(invocation.config, source, target, clock=read_clock) as migration:
+        return await migrate(migration, as_json=invocation.arguments.json, out=sys.stdout, err=sys.stderr)
+
+
+def _read_store(argument: str, url: str, invocation: Invocation) -> Folder | Bucket:
+    """Read the URL of a store; `AWS_REGION` counts as it does for `store.url`."""
+    store = read_store_url(argument, url)
+    region = invocation.environment.get("AWS_REGION")
+    if isinstance(store, Bucket) and store.region is None and region:
+        return replace(store, region=region)
+    return store
+
+
 async def migrate(migration: Migration, *, as_json: bool, out: TextIO, err: TextIO) -> int:
-    """Copy, tell on `err` what could not be copied, and print a summary. 1 if there was something."""
+    """Copy, report on `err` each object and record that could not be copied, and print a summary. 1 if there is one."""
     counts: Counter[str] = Counter()
     fault: StorageError | None = None
     try:

@@ -1,4 +1,4 @@
-"""How commands print: JSON lines for programs, aligned columns for people."""
+"""The output of commands: JSON lines for programs, aligned columns for people."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def as_line(facts: Mapping[str, object]) -> str:
 
 
 def readable_time(moment: datetime) -> str:
-    """Return a time as the API and all commands write it: RFC 3339, UTC, to the second; the log adds milliseconds."""
+    """Return a time in the form of the API and all commands: RFC 3339, UTC, to the second; logs add milliseconds."""
     return f"{moment.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
@@ -35,7 +35,7 @@ def _dated(facts: object) -> object:
 
 
 def print_facts(out: TextIO, facts: Mapping[str, object]) -> None:
-    """Print `name  value` lines. What is not printable is escaped: a terminal must not take it for a command."""
+    """Print `name  value` lines, with escapes for characters that a terminal would obey."""
     width = max(map(len, facts))
     out.writelines(f"{name:<{width}}  {_readable(value)}\n" for name, value in facts.items())
 
@@ -49,12 +49,12 @@ def _readable(value: object) -> str:
 
 
 def printable(text: str) -> str:
-    """Return a text so that a terminal does not take it for a command."""
+    """Return a text with escapes for characters that a terminal would obey."""
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def readable_bytes(size: float) -> str:
-    """Return a size as people write it: powers of 1024."""
+    """Return a size for people, in powers of 1024."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if size < 1024:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"

@@ -1,8 +1,7 @@
 """
-A progress bar for people who watch; nothing for other readers.
+A progress bar on a terminal, and nothing elsewhere.
 
-While a bar is shown, lines that stay are printed above it: words, log records and, where standard output is the same
-terminal, answers too.
+Lines that stay are printed above the bar: messages, log records and, if standard output is the same terminal, answers.
 """
 
 from __future__ import annotations
@@ -18,20 +17,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """What a command tells of its progress."""
+    """The means of a command to report its progress."""
 
     advance: Callable[[int], None]
     note: Callable[[str], None]
-    """Shows a few words beside the bar."""
+    """Show a few words beside the bar."""
     say: Callable[[str], None]
-    """Prints a line that stays."""
+    """Print a line that stays."""
     answer: Callable[[TextIO, str], None]
-    """Prints a line to standard output; where that is the terminal of the bar, above the bar."""
+    """Print a line to standard output; above the bar, if that is its terminal."""
 
 
 @contextmanager
 def progress(words: str, total: int | None, err: TextIO) -> Generator[Bar]:
-    """Show a bar on `err` until the end of the block, if that is a terminal."""
+    """Show a bar until the end of the block, if `err` is a terminal."""
 
     def write(line: str) -> None:
         err.write(f"{line}\n")
@@ -43,7 +42,7 @@ def progress(words: str, total: int | None, err: TextIO) -> Generator[Bar]:
     if not err.isatty():
         yield Bar(lambda _: None, lambda _: None, write, answer)
         return
-    from rich.console import Console  # noqa: PLC0415 - a tenth of a second that no other command need wait for
+    from rich.console import Console  # noqa: PLC0415 - a tenth of a second, for terminals alone
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn  # noqa: PLC0415
 
     console = Console(file=err)

@@ -1,46 +1,71 @@
-"""`save`: keep images by their links, straight into the store or through a running server."""
+"""`save`: images are stored by their links, straight into the store or through a running server."""
 
 from __future__ import annotations
 
 import asyncio
 import heapq
+import sys
 from collections import Counter
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Protocol, TextIO
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, TextIO, TypeAlias
 
+from imgkeep.bootstrap.preflight import require_owner
 from imgkeep.cli.errors import ServerError
+from imgkeep.cli.invocation import make_client, read_urls
 from imgkeep.cli.printing import as_line
 from imgkeep.cli.progress import progress
+from imgkeep.clock import read_clock
+from imgkeep.config import ConfigError
 from imgkeep.core.errors import Busy, ImgkeepError, OriginTimeout, StorageError
 from imgkeep.core.policy_document import read_policy
 from imgkeep.core.source_url import read_source
 from imgkeep.images.record_facts import as_dict
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
     from datetime import datetime
 
+    from imgkeep.bootstrap.services import Services
     from imgkeep.cli.client import Client
+    from imgkeep.cli.dispatch import Command
+    from imgkeep.cli.invocation import Invocation
     from imgkeep.clock import Clock
     from imgkeep.core.policy import Policy
     from imgkeep.core.records import Record, Source, SourceInfo
     from imgkeep.images.record_facts import ImageFacts
     from imgkeep.images.upload import Saver
 
+    Target: TypeAlias = "StoreTarget | ServerTarget"
+
 CONCURRENT_MAX: Final = 16
+"""Maximum number of links that are being saved at a time."""
 ATTEMPTS_MAX: Final = 3
 RETRY_DELAY_S: Final = 2
+"""Interval before the second attempt; twice as long before the third."""
 FAILURES_MAX: Final = 20
-"""So many failures of the store in a row, and it is away."""
+"""Maximum number of store failures in a row: then the command ends, because the store is away."""
 JOB_LINKS_MAX: Final = 10_000
+"""Maximum number of links in a job, as the API takes them."""
 POLL_EVERY_S: Final = 0.5
+"""Interval of questions to the server about a job."""
 NEVER_EXPIRES_S: Final = 253_402_300_799.0
+"""The end of the year 9999: links without an expiry come last."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a link: the facts that the API tells of its image, or why it is not kept."""
+    """
+    The outcome of one link.
+
+    Attributes:
+        number: The place of the link among all.
+        facts: What the API tells of the image; `None`: it is not stored.
+        code: The problem code, if it is not stored.
+        detail: The reason, if it is not stored.
+    """
 
     number: int
     facts: dict[str, Any] | None
@@ -48,15 +73,44 @@ class Outcome:
     detail: str = ""
 
 
-class Target(Protocol):
-    """Where links are saved."""
+def run(invocation: Invocation) -> Command:
+    links = _read_links(invocation.arguments)
+    if invocation.arguments.server:
+        target = ServerTarget(make_client(invocation))
+        return save(links, target, as_json=invocation.arguments.json, out=sys.stdout, err=sys.stderr)
+    return _run_in_store(invocation, links)
 
-    def save(self, urls: Sequence[str], note: Callable[[str], None]) -> AsyncGenerator[Outcome]:
-        """Save all, those first that expire first, and tell of each; `note` is told what comes next."""
+
+def _read_links(arguments: argparse.Namespace) -> list[str]:
+    """Return the links of the command line and of the file. Blocks."""
+    links = list(read_urls(arguments.urls))
+    if arguments.file is not None:
+        try:
+            links += arguments.file.read_bytes().decode("utf-8", "replace").splitlines()
+        except OSError as error:
+            raise ConfigError(f"{arguments.file}: {error.strerror}") from None
+    if not links:
+        raise ConfigError("save: name URLs, or a file with -f")
+    return links
+
+
+async def _run_in_store(invocation: Invocation, links: Sequence[str]) -> int:
+    from imgkeep.bootstrap.services import open_services  # noqa: PLC0415 - `--server` opens no store
+
+    await asyncio.to_thread(partial(require_owner, invocation.config, server_helps=True))
+    async with open_services(invocation.config) as services:
+        target = make_store_target(invocation, services)
+        return await save(links, target, as_json=invocation.arguments.json, out=sys.stdout, err=sys.stderr)
+
+
+def make_store_target(invocation: Invocation, services: Services) -> StoreTarget:
+    """Return the configured store as a target; permanent URLs begin as the configuration says."""
+    describe = partial(services.image_service.describe, base=invocation.base)
+    return StoreTarget(services.saver, identify=services.image_service.identify, describe=describe, clock=read_clock)
 
 
 async def save(urls: Iterable[str], target: Target, *, as_json: bool, out: TextIO, err: TextIO) -> int:
-    """Save links, print the permanent URL of each in the order of the links, and a summary. 1 if one is not kept."""
+    """Save links, print the permanent URL of each in the order of the links, and a summary. 1 if one is not stored."""
     wanted = [url for url in urls if url.strip()]
     outcomes: dict[int, Outcome] = {}
     counts: Counter[str] = Counter()
@@ -66,7 +120,7 @@ async def save(urls: Iterable[str], target: Target, *, as_json: bool, out: TextI
             async with aclosing(target.save(wanted, bar.note)) as results:
                 async for outcome in results:
                     outcomes[outcome.number] = outcome
-                    counts[_fate(outcome)] += 1
+                    counts[_state(outcome)] += 1
                     bar.advance(1)
                     if outcome.facts is None and not as_json:
                         bar.say(f"imgkeep: link {outcome.number + 1}: {outcome.code}: {outcome.detail}")
@@ -74,20 +128,20 @@ async def save(urls: Iterable[str], target: Target, *, as_json: bool, out: TextI
                         bar.answer(out, _line(wanted[printed], outcomes.pop(printed), as_json=as_json))
                         printed += 1
     except asyncio.CancelledError:
-        err.write(f"{_told(counts)}, {len(wanted) - counts.total()} not done\n")
+        err.write(f"{_summary(counts)}, {len(wanted) - counts.total()} not done\n")
         raise
     if not as_json:
-        err.write(f"{_told(counts)}\n")
+        err.write(f"{_summary(counts)}\n")
     return 1 if counts["failed"] else 0
 
 
-def _fate(outcome: Outcome) -> str:
+def _state(outcome: Outcome) -> str:
     if outcome.facts is None:
         return "failed"
     return "saved" if outcome.facts.get("created") else "known"
 
 
-def _told(counts: Counter[str]) -> str:
+def _summary(counts: Counter[str]) -> str:
     return f"{counts['saved']} saved, {counts['known']} known, {counts['failed']} failed"
 
 
@@ -100,7 +154,7 @@ def _line(url: str, outcome: Outcome, *, as_json: bool) -> str:
     return as_line({"success": True, "source_url": url, **outcome.facts})
 
 
-class Store:
+class StoreTarget:
     """The configured store itself."""
 
     def __init__(
@@ -118,6 +172,7 @@ class Store:
         self._failures = 0
 
     async def save(self, urls: Sequence[str], note: Callable[[str], None]) -> AsyncGenerator[Outcome]:
+        """Save all links, the earliest expiry first, and yield the outcome of each; `note` shows what comes next."""
         queue: list[tuple[float, int, Source]] = []
         for number, url in enumerate(urls):
             try:
@@ -164,7 +219,7 @@ class Store:
 
 
 def _next(ends_at: float, host: str, now: datetime) -> str:
-    """Say what is being saved, and how soon it expires."""
+    """Return the words beside the progress bar: the host of a link, and how soon the link expires."""
     if ends_at == NEVER_EXPIRES_S:
         return host
     seconds = round(ends_at - now.timestamp())
@@ -176,33 +231,34 @@ def _next(ends_at: float, host: str, now: datetime) -> str:
     return f"{host}, expires in {seconds // size} {unit}"
 
 
-class Server:
-    """A running imgkeep; its jobs go on when this command is ended."""
+class ServerTarget:
+    """A running imgkeep; its jobs go on after the end of this command."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
 
     async def save(self, urls: Sequence[str], note: Callable[[str], None]) -> AsyncGenerator[Outcome]:
-        ask = self._client.call_api
+        """Save all links in jobs, and yield the outcome of each in order; `note` shows the name of the job."""
+        call = self._client.call_api
         async with self._client.session() as session:
             for start in range(0, len(urls), JOB_LINKS_MAX):
                 part = urls[start : start + JOB_LINKS_MAX]
-                job = await ask(session, "POST", "/api/save-images", json={"urls": part})
+                job = await call(session, "POST", "/api/save-images", json={"urls": part})
                 note(f"job {job['id']}")
-                told = 0
-                while told < len(part):
-                    after = f"?after={told - 1}" if told else ""
-                    job = await ask(session, "GET", f"/api/jobs/{job['id']}{after}")
+                done = 0
+                while done < len(part):
+                    after = f"?after={done - 1}" if done else ""
+                    job = await call(session, "GET", f"/api/jobs/{job['id']}{after}")
                     for result in job["results"]:
                         if result["state"] == "waiting":
-                            break  # in the order of the links; what is done behind it comes later
-                        told += 1
+                            break  # results come in the order of the links
+                        done += 1
                         yield _outcome(start, result)
-                    if told < len(part):
+                    if done < len(part):
                         await asyncio.sleep(POLL_EVERY_S)
 
     async def policy(self, names: Callable[[Source], tuple[str, ...]]) -> tuple[Policy, bool]:
-        """Return what the server may fetch, and whether it wants links to be signed; `names` as in `Policy`."""
+        """Return what the server may fetch, and whether it demands signed links; `names` as in `Policy`."""
         async with self._client.session() as session:
             facts = await self._client.call_api(session, "GET", "/api/policy")
         try:
@@ -218,5 +274,5 @@ def _outcome(start: int, result: dict[str, Any]) -> Outcome:
     if result["state"] == "failed":
         return Outcome(number, None, result["error"]["code"], result["error"]["detail"])
     if "image" not in result:
-        return Outcome(number, None, "removed", "the image has gone since")
+        return Outcome(number, None, "removed", "the image was removed since")
     return Outcome(number, {**result["image"], "created": result["created"]})

@@ -1,11 +1,14 @@
-"""`sign` and `token`: our own signatures, and secrets that nobody guesses."""
+"""`sign`: `/img` URLs with a signature of ours."""
 
 from __future__ import annotations
 
-import secrets
+import sys
 from typing import TYPE_CHECKING, TextIO
 
+from imgkeep.cli.invocation import read_urls
 from imgkeep.cli.printing import print_json
+from imgkeep.clock import read_clock
+from imgkeep.config import ConfigError
 from imgkeep.core.errors import SourceRejected
 from imgkeep.core.signing import signed_path
 from imgkeep.core.source_url import read_source
@@ -14,7 +17,23 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from datetime import datetime
 
-TOKEN_BYTES = 32
+    from imgkeep.cli.invocation import Invocation
+
+
+def run(invocation: Invocation) -> int:
+    arguments, config = invocation.arguments, invocation.config
+    if not config.security.signing_keys:
+        raise ConfigError("security.signing_keys: there is none to sign with; `imgkeep token` makes one")
+    return sign(
+        read_urls(arguments.urls),
+        key=config.security.signing_keys[0],
+        base=config.server.public_url,
+        now=read_clock(),
+        ttl_s=arguments.ttl_s,
+        as_json=arguments.json,
+        out=sys.stdout,
+        err=sys.stderr,
+    )
 
 
 def sign(  # noqa: PLR0913 - all by keyword
@@ -28,7 +47,7 @@ def sign(  # noqa: PLR0913 - all by keyword
     out: TextIO,
     err: TextIO,
 ) -> int:
-    """Print what a page asks for instead of each URL; `ttl_s` `None`: for ever. 1 if one is not readable."""
+    """Print the signed `/img` URL of each link; `ttl_s` `None`: it holds for ever. 1 if imgkeep cannot read a link."""
     status = 0
     expires = None if ttl_s is None else int(now.timestamp()) + ttl_s
     for url in urls:
@@ -44,17 +63,3 @@ def sign(  # noqa: PLR0913 - all by keyword
         else:
             out.write(f"{signed}\n")
     return status
-
-
-def make_token() -> str:
-    """Return a secret for `security.api_tokens` or `security.signing_keys`."""
-    return secrets.token_urlsafe(TOKEN_BYTES)
-
-
-def show(name: str, secret: str, *, as_json: bool, out: TextIO) -> int:
-    """Print a secret that was asked for; `name`: its field in JSON."""
-    if as_json:
-        print_json(out, {name: secret})
-    else:
-        out.write(f"{secret}\n")
-    return 0

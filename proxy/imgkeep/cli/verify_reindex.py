@@ -1,43 +1,61 @@
-"""`verify` and `reindex`: looking after what is stored."""
+"""`verify` and `reindex`: all that is stored is read again, for damage or for the image index."""
 
 from __future__ import annotations
 
+import asyncio
+import sys
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Final, TextIO
 
+from imgkeep.bootstrap.preflight import require_owner, require_store
+from imgkeep.bootstrap.storage import open_storage
 from imgkeep.cli.printing import as_line, print_json
 from imgkeep.cli.progress import progress
-from imgkeep.maintenance import verify_reindex as upkeep
+from imgkeep.clock import read_clock
+from imgkeep.maintenance import verify_reindex as maintenance
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from imgkeep.cli.invocation import Invocation
     from imgkeep.core.records import Record
     from imgkeep.database import ImageIndex
     from imgkeep.storage.interfaces import ListableStore
 
 REMEDY: Final = (
-    "Incomplete images are fetched again when they are asked for; `imgkeep refetch KEY` does so now. What comes back\n"
-    "equal three times over a day is taken for all that its owner has.\n"
+    "A request fetches an incomplete image again; `imgkeep refetch KEY` does so now. An answer that comes back equal\n"
+    "three times over a day counts as all that its owner has.\n"
 )
 
 
+async def run(invocation: Invocation) -> int:
+    arguments, config = invocation.arguments, invocation.config
+    await asyncio.to_thread(require_store, config)
+    await asyncio.to_thread(partial(require_owner, config, server_helps=False))
+    async with open_storage(config, clock=read_clock) as storage:
+        stores, image_index = storage.archives, storage.database.image_index
+        if arguments.command == "reindex":
+            return await reindex(stores, image_index, as_json=arguments.json, out=sys.stdout)
+        return await verify(stores, image_index, as_json=arguments.json, out=sys.stdout, err=sys.stderr)
+
+
 async def verify(
-    archives: Sequence[ListableStore], image_index: ImageIndex, *, as_json: bool, out: TextIO, err: TextIO
+    stores: Sequence[ListableStore], image_index: ImageIndex, *, as_json: bool, out: TextIO, err: TextIO
 ) -> int:
     """
-    Read everything that is stored and print what is wrong. 1 if something is damaged or missing; what is incomplete is
-    as it came.
+    Read everything that is stored, and print each finding and a summary. 1 if an object is damaged, missing or
+    unreadable. An incomplete image is as its origin sent it, and no fault of the store.
     """
     counts: Counter[str] = Counter()
     with progress("verifying", None, err) as bar:
-        for number, archive in enumerate(archives):
+        for number, store in enumerate(stores):
 
             async def note(record: Record, *, pending: bool = number > 0) -> None:
                 await image_index.put(replace(record, pending=pending))
 
-            async for finding in upkeep.verify(archive, note):
+            async for finding in maintenance.verify(store, note):
                 counts[finding.kind if finding else "good"] += 1
                 bar.advance(1)
                 if finding is None:
@@ -55,9 +73,9 @@ async def verify(
     return 1 if counts["damaged"] or counts["missing"] or counts["unreadable"] else 0
 
 
-async def reindex(archives: Sequence[ListableStore], image_index: ImageIndex, *, as_json: bool, out: TextIO) -> int:
-    """Fill the image index from the records."""
-    images = await upkeep.reindex(archives, image_index)
+async def reindex(stores: Sequence[ListableStore], image_index: ImageIndex, *, as_json: bool, out: TextIO) -> int:
+    """Fill the image index from the records, and print how many there are."""
+    images = await maintenance.reindex(stores, image_index)
     if as_json:
         print_json(out, {"images": images})
     else:

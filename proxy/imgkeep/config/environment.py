@@ -2,9 +2,9 @@
 The environment: `IMGKEEP_SECTION__KEY` for a setting, `IMGKEEP_SECTION__KEY_FILE` for a file that holds a secret.
 
 Rules:
-- Every other `IMGKEEP_*` variable is a mistake, because a misspelt setting would be a setting that does not hold.
-- Kubernetes and Docker make variables for services and containers that are called imgkeep. They are told by their
-  form, and pass: https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables and
+- Every other `IMGKEEP_*` variable is a mistake: a misspelt variable would leave its setting at the default.
+- Kubernetes and Docker make variables for services and containers with the name imgkeep. Their form tells them apart,
+  and they pass: https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables and
   https://docs.docker.com/engine/network/links/#environment-variables.
 """
 
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from imgkeep.config.schema import SECRETS, Config, Section
+from imgkeep.config.schema import OLD_SECTIONS, SECRETS, Config, Section
 from imgkeep.config.suggest import suggest
 
 if TYPE_CHECKING:
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 PREFIX: Final = "IMGKEEP_"
 OTHER_VARIABLES: Final = frozenset({"IMGKEEP_CONFIG", "IMGKEEP_TOKEN", "IMGKEEP_TOKEN_FILE", "IMGKEEP_URL"})
-"""Variables that are no settings: the file's name, and what the examples and the command line ask a server by."""
+"""Variables that are no settings: the configuration file, and the server and token of examples and commands."""
 TEST_PREFIX: Final = "IMGKEEP_TEST_"
-"""What the tests of this project are told by."""
+"""Prefix of the variables that the tests of this project read."""
 FILE_SUFFIX: Final = "_FILE"
 
 _SERVICE_LINKS: Final = re.compile(
@@ -38,7 +38,7 @@ _SERVICE_LINKS: Final = re.compile(
     )""",
     re.VERBOSE,
 )
-"""What is told by the name alone."""
+"""Names of service variables."""
 _SERVICE_LINKS_BY_VALUE: Final = (
     (
         re.compile(r"IMGKEEP_(?:[A-Z0-9_]+_)??PORT(?:_[0-9]+_(?:TCP|UDP|SCTP)_(?:START|END))?"),
@@ -46,12 +46,12 @@ _SERVICE_LINKS_BY_VALUE: Final = (
     ),
     (re.compile(r"IMGKEEP_(?:[A-Z0-9_]+_)??NAME"), re.compile(r"/.*/.*")),
 )
-"""What a person may have meant as a setting, unless the value is a link's: `IMGKEEP_PORT=9000` is a mistake."""
+"""Names of service variables by their values too: `IMGKEEP_PORT=9000` is a mistake of a person."""
 
 
 @dataclass(frozen=True, slots=True)
 class GivenSetting:
-    """A setting that a variable gives."""
+    """A setting from a variable."""
 
     section: str
     key: str
@@ -65,7 +65,7 @@ def variable_of(section: str, key: str) -> str:
 
 
 def settings() -> Iterator[tuple[str, str]]:
-    """Return section and key of every setting that a variable can give."""
+    """Yield section and key of every setting that a variable can give."""
     defaults = Config()
     for section in defaults.__struct_fields__:
         table = getattr(defaults, section)
@@ -80,9 +80,9 @@ def read_environment(
     Return the settings of the environment, sorted by variable.
 
     Args:
-        environment: Of the process.
-        read_file: Returns the text of a file that holds a secret, or raises a `ValueError` that says why not.
-        mistakes: What is wrong is added to it.
+        environment: The variables of the process.
+        read_file: Returns the text of a file that holds a secret, or raises a `ValueError` with the reason.
+        mistakes: Receives a message for each mistake.
     """
     known = {variable_of(section, key): (section, key) for section, key in settings()}
     files = {f"{variable_of(*setting)}{FILE_SUFFIX}": setting for setting in sorted(SECRETS)}
@@ -114,7 +114,7 @@ def _read(section: str, key: str, text: str) -> object:
     default = getattr(getattr(Config(), section), key)
     if isinstance(default, tuple):
         return _read_list(text)
-    # An address to listen on is one name, or several.
+    # `server.host` is one address, or a list.
     return _read_list(text) if (section, key) == ("server", "host") and "," in text else text
 
 
@@ -127,7 +127,7 @@ def _read_list(text: str) -> list[Any]:
     return [item.strip() for item in text.split(",") if item.strip()]
 
 
-def _read_secret(  # noqa: PLR0913, PLR0917 - of one loop, above
+def _read_secret(  # noqa: PLR0913, PLR0917 - called once, above
     setting: tuple[str, str],
     variable: str,
     path: str,
@@ -149,7 +149,7 @@ def _read_secret(  # noqa: PLR0913, PLR0917 - of one loop, above
     if isinstance(getattr(getattr(Config(), section), key), tuple):
         value = [line for line in text.splitlines() if line]
     if not value:
-        # Silence would leave the API or the signatures other than they were meant to be.
+        # An empty secret would leave the API or the signatures as the default has them.
         mistakes.append(f"{variable}: the file {path} is empty")
         return
     yield GivenSetting(section, key, variable, value)
@@ -168,8 +168,11 @@ def _unknown_variable_message(variable: str, name: str, known: list[str]) -> str
         key = section.rpartition("_")[2] if section not in {each for _, each in settings()} else section
         hint = suggest(name, known, separator="__") or suggest(f"__{key}".upper(), known, separator="__")
         return f"{variable}: {what}{hint}"
+    if section in OLD_SECTIONS:
+        return f"{variable}: is now called {variable_of(OLD_SECTIONS[section], key)}"
     if name.endswith(FILE_SUFFIX) and name.removesuffix(FILE_SUFFIX) in known:
-        return f"{variable}: only secrets are read from files ({', '.join(each for each in known if each.endswith(FILE_SUFFIX))})"
+        files = ", ".join(each for each in known if each.endswith(FILE_SUFFIX))
+        return f"{variable}: only secrets are read from files ({files})"
     if section in Config.__struct_fields__ and not isinstance(getattr(Config(), section), Section):
         return f"{variable}: a variable cannot give a list of tables; write [[{section}]] into the configuration file"
     if not isinstance(getattr(Config(), section, None), Section):

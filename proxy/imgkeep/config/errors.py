@@ -1,14 +1,14 @@
-"""What is wrong with a configuration."""
+"""The error of a configuration."""
 
 from __future__ import annotations
 
 
 class ConfigError(Exception):
     """
-    One setting or more is unknown or cannot be honoured.
+    A configuration with unknown settings, or with settings that imgkeep cannot honour.
 
     Attributes:
-        messages: What is wrong, one sentence for each mistake. Each names its setting, and none quotes a secret.
+        messages: One sentence for each mistake. Each names its setting, and none quotes a secret.
     """
 
     def __init__(self, *messages: str) -> None:

@@ -1,7 +1,7 @@
 """
-The files that a configuration is read from: `config.toml`, and files that hold a secret.
+The files of a configuration: `config.toml`, and files that hold a secret.
 
-Only `__main__` says which; both have a limit, and every message names the file and the cause.
+`__main__` names them. Both have a maximum size, and every message names the file and the cause.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from imgkeep.config.errors import ConfigError
 def _find_working_folder() -> str:
     try:
         return os.getcwd()  # noqa: PTH109 - a string, which paths are joined with
-    except OSError:  # it was removed under us
+    except OSError:  # another program has removed it
         return "."
 
 
 WORKING_FOLDER: Final = _find_working_folder()
-"""Where relative paths count from: asked for once, because that blocks."""
+"""The folder from which relative paths count. Read once, because reading it blocks."""
 CONFIG_BYTES_MAX: Final = 1_048_576
-"""Maximum size of `config.toml`: a thousand providers of one's own."""
+"""Maximum size of `config.toml`: a thousand providers."""
 SECRET_BYTES_MAX: Final = 65_536
 """Maximum size of a file with secrets: a thousand tokens."""
 
 
 def read_config_file(path: str) -> dict[str, Any]:
     """
-    Return what a TOML file says.
+    Return the content of a TOML file.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -48,7 +48,7 @@ def read_config_file(path: str) -> dict[str, Any]:
     if len(data) > CONFIG_BYTES_MAX:
         raise ConfigError(f"{path}: is larger than {CONFIG_BYTES_MAX} bytes, so it is no configuration")
     try:
-        return tomllib.loads(data.decode("utf-8-sig"))  # editors of Windows begin a file with a mark
+        return tomllib.loads(data.decode("utf-8-sig"))  # some editors begin a file with a byte order mark
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise ConfigError(f"{path}: is not UTF-8 (at line {line}); save it as UTF-8") from None
@@ -68,7 +68,7 @@ def read_secret_file(path: str) -> str:
     if not path:
         raise ValueError("expected the path of a file")
     try:
-        # Without waiting: a pipe would hold up the start until another program writes into it.
+        # Without waiting: a pipe would block the start until another program writes into it.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         with os.fdopen(descriptor, "rb") as file:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -85,7 +85,7 @@ def read_secret_file(path: str) -> str:
 
 
 def absolute(path: str | os.PathLike[str]) -> str:
-    """Return a path as it can be found from everywhere, for messages. Does not block."""
+    """Return an absolute path, for messages. Does not block."""
     return os.path.normpath(os.path.join(WORKING_FOLDER, path))  # noqa: PTH118 - pathlib's asks the system
 
 

@@ -1,9 +1,9 @@
 """
-Makes the configuration of a file's mapping and the environment, which wins.
+Makes the configuration from the mapping of a file and from the environment, which wins.
 
 Rules:
-- All mistakes are told at once: each setting is converted on its own, and what depends on a setting that is wrong is
-  not judged.
+- One error lists all mistakes: each setting is converted on its own, and a check is left out if a setting that it needs
+  is wrong.
 - Words are read in any case, sizes and durations in any of the forms of `units.py`.
 """
 
@@ -19,7 +19,7 @@ import msgspec
 from imgkeep.config.environment import read_environment, settings
 from imgkeep.config.errors import ConfigError
 from imgkeep.config.files import read_secret_file
-from imgkeep.config.schema import SECRETS, Config, Legacy, Section, Store
+from imgkeep.config.schema import OLD_SECTIONS, SECRETS, Config, Legacy, Section, Store
 from imgkeep.config.suggest import suggest
 from imgkeep.config.units import FORMS, read_quantity, unit_of
 from imgkeep.config.validate import validate
@@ -39,19 +39,19 @@ def load(
     file: Mapping[str, Any],
     environment: Mapping[str, str],
     read_file: Callable[[str], str] = read_secret_file,
-    look: Callable[[Config], object] | None = None,
+    check: Callable[[Config], object] | None = None,
 ) -> Config:
     """
     Make the configuration from a parsed `config.toml` and the process environment, which wins.
 
     Args:
-        file: What the file says.
-        environment: Of the process.
+        file: The mapping of the file.
+        environment: The variables of the process.
         read_file: See `read_environment`.
-        look: Looks for more mistakes, and raises a `ConfigError`. It gets the default for each setting that is wrong.
+        check: A further check, which raises `ConfigError`. It gets the default for each setting that is wrong.
 
     Raises:
-        ConfigError: A key is unknown or a value is not of its kind or cannot be honoured. It tells all mistakes.
+        ConfigError: A key is unknown, or a value is not of its type or cannot be honoured. It lists all mistakes.
     """
     mistakes: list[str] = []
     given = read_environment(environment, read_file, mistakes)
@@ -59,7 +59,7 @@ def load(
     variables: dict[str, str] = {}
     for setting in given:
         table = merged.setdefault(setting.section, {})
-        if isinstance(table, dict):  # else it is told below
+        if isinstance(table, dict):  # else the reader reports it below
             table[setting.key] = setting.value
             variables[f"{setting.section}.{setting.key}"] = setting.variable
     _apply_aws_variables(merged, environment)
@@ -67,9 +67,9 @@ def load(
     sections: dict[str, Any] = {name: value for name, table in merged.items() for value in reading.section(name, table)}
     config = Config(**sections)
     validate(config, mistakes, reading.failed)
-    if look is not None:
+    if check is not None:
         try:
-            look(config)
+            check(config)
         except ConfigError as error:
             mistakes += error.messages
     if mistakes:
@@ -78,7 +78,7 @@ def load(
 
 
 class _SettingsReader:
-    """Converts what was given, one setting at a time. `failed`: the settings and sections that could not be."""
+    """Converts settings one at a time. `failed`: the settings and sections that it could not convert."""
 
     def __init__(self, variables: Mapping[str, str], mistakes: list[str]) -> None:
         self._variables = variables
@@ -86,9 +86,12 @@ class _SettingsReader:
         self.failed: set[str] = set()
 
     def section(self, name: str, table: object) -> list[object]:
-        """Return the section, in a list; nothing where there is none of that name."""
+        """Return the section in a list, which is empty if there is no section of that name."""
         default = getattr(Config(), name) if name in Config.__struct_fields__ else None
         known = [f"{section}.{key}" for section, key in settings()]
+        if name in OLD_SECTIONS:
+            self._fail(name, f"[{name}] is now called [{OLD_SECTIONS[name]}]")
+            return []
         if default is None:
             sections = Config.__struct_fields__
             hint = suggest(name, (*sections, *known), separator=".") or f"; there are {', '.join(sections)}"
@@ -113,11 +116,11 @@ class _SettingsReader:
         return [msgspec.structs.replace(default, **values)]
 
     def _convert(self, setting: str, value: object, kind: Any) -> list[Any]:
-        """Return the value of a setting, in a list; nothing where it is not of its kind."""
+        """Return the value of a setting in a list, which is empty if the value is not of its type."""
         unit, choices = unit_of(setting.rpartition(".")[2]), _choices(kind)
         try:
             return [msgspec.convert(_normalize(value, kind, unit, choices), kind, strict=False)]
-        except ValueError as error:  # those of msgspec are
+        except ValueError as error:  # as those of msgspec are
             shown = None if tuple(setting.split(".")) in SECRETS else _quoted(value)
             self._fail(setting, *_explain(str(error), shown, unit, choices))
         return []
@@ -129,14 +132,14 @@ class _SettingsReader:
 
 
 def _choices(kind: Any) -> tuple[object, ...]:
-    """Return the words, or numbers, that a setting takes; nothing where there are others too."""
+    """Return the words or numbers of a setting; empty if it takes other values too."""
     if get_origin(kind) is Literal:
         return get_args(kind)
     return tuple(choice for each in get_args(kind) if get_origin(each) is Literal for choice in get_args(each))
 
 
 def _normalize(value: object, kind: Any, unit: Unit | None, choices: tuple[object, ...]) -> object:
-    """Return a value as msgspec takes it. Raises: ValueError: It has no form that there is."""
+    """Return a value as msgspec takes it. Raises: ValueError: Its form is not known."""
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError("expected a finite number")
     if not isinstance(value, str):
@@ -167,7 +170,7 @@ _LIMITS: Final = {"<=": "at most", ">=": "at least", "<": "less than", ">": "mor
 
 
 def _quoted(value: object) -> str:
-    """Return a value as a message quotes it; of a table only that it is one."""
+    """Return a value as a message quotes it; for a table the words 'a table'."""
     if isinstance(value, dict) or (isinstance(value, list) and any(isinstance(each, dict) for each in value)):
         return "a table" if isinstance(value, dict) else "a list of tables"
     shown = {True: "true", False: "false"}[value] if isinstance(value, bool) else repr(value)
@@ -176,13 +179,14 @@ def _quoted(value: object) -> str:
 
 def _explain(error: str, shown: str | None, unit: Unit | None, choices: tuple[object, ...]) -> tuple[str, str]:
     """
-    Turn msgspec's "Expected `int`, got `str` - at `$[0].mount`" into our sentence, and the path within a setting.
+    Translate the message of msgspec, "Expected `int`, got `str` - at `$[0].mount`", into a sentence for an operator and
+    the path within a setting.
 
     Args:
-        error: What msgspec, or `_normalize`, says.
+        error: The message of msgspec, or of `_normalize`.
         shown: The value as it may be shown; `None`: it is a secret.
-        unit: Of the setting.
-        choices: All that the setting takes, if these are few.
+        unit: The unit of the setting.
+        choices: All values of the setting, if they are few.
     """
     got = "" if shown is None else f", got {shown}"
     what, _, path = error.partition(" - at ")
@@ -193,7 +197,7 @@ def _explain(error: str, shown: str | None, unit: Unit | None, choices: tuple[ob
     if choices and unit is None:
         return f"expected one of {', '.join(map(str, choices))}{got}", path
     kind = re.fullmatch(r"Expected `([a-z |]+)`(?: ([<>]=?) ([0-9.]+))?(?:, got .*)?", what)
-    if kind is None:  # a sentence of ours
+    if kind is None:  # a message of `_normalize`
         return f"{what[:1].lower()}{what[1:].replace('`', '')}{got}", path
     limit = f", {_LIMITS[kind[2]]} {float(kind[3]):g}" if kind[2] else ""
     message = f"expected {' or '.join(_WORDS.get(word, word) for word in kind[1].split(' | '))}{limit}{got}"
@@ -202,10 +206,9 @@ def _explain(error: str, shown: str | None, unit: Unit | None, choices: tuple[ob
 
 def _apply_aws_variables(merged: dict[str, Any], environment: Mapping[str, str]) -> None:
     """
-    Let the usual variables count: `AWS_S3_BUCKET_NAME` names a store where none is set but the default, which stands in
-    the shipped file, and `AWS_REGION` its region.
+    Apply `AWS_S3_BUCKET_NAME`, which names a store if `store.url` has its default, and `AWS_REGION`, its region.
 
-    All others are read by the AWS library itself, which knows `AWS_DEFAULT_REGION` only.
+    The AWS library reads all others itself; of these two it knows `AWS_DEFAULT_REGION` only.
     """
     store = merged.setdefault("store", {})
     bucket, region = environment.get("AWS_S3_BUCKET_NAME", ""), environment.get("AWS_REGION", "")

@@ -1,10 +1,10 @@
 """
-The settings: one frozen section per table of `config.toml`, and what follows from them.
+The settings: one frozen section for each table of `config.toml`, and values that follow from them.
 
 Rules:
-- Defaults stand beside their names; empty and zero mean what is said in `config.toml`.
+- Defaults stand beside their names; `config.toml` explains empty values and zeros.
 - A secret never prints. `SECRETS` names those that can come from a file of their own.
-- This module reads nothing: `__main__` brings the file's mapping and the environment's.
+- This module reads nothing: `__main__` passes the mappings of the file and of the environment.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from imgkeep.core.source_url import read_source
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from imgkeep.core.identity import Catalogue
+    from imgkeep.core.identity import ProviderRules
     from imgkeep.core.ip_ranges import Network
 
 WORKERS_MAX: Final = 64
-"""More than a machine of today has cores for; each opens its own files, threads and connections."""
+"""Maximum number of workers: more than a machine has cores; each opens its own files, threads and connections."""
 
 Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
 Count = Annotated[int, msgspec.Meta(ge=1)]
@@ -40,7 +40,7 @@ T = TypeVar("T", bound="Section")
 
 
 class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Base of all tables: immutable, and every key has to be known."""
+    """Base of all tables: immutable, without unknown keys."""
 
 
 class Server(Section, frozen=True):
@@ -60,16 +60,16 @@ class Server(Section, frozen=True):
 
     @property
     def loopback(self) -> bool:
-        """Whether only this machine can reach us: by each of the addresses."""
+        """Whether each of the addresses is reachable from this machine alone."""
         return all(_is_loopback(host) for host in self.hosts)
 
     @property
     def metrics_host_and_port(self) -> tuple[str, int] | None:
         """
-        Where `/metrics` is served apart; `None`: beside everything else.
+        The address of a listener for `/metrics` alone; `None`: it is on the port of everything else.
 
         Raises:
-            ConfigError: The setting is no address.
+            ConfigError: The setting is not an address.
         """
         if not self.metrics_address:
             return None
@@ -86,13 +86,13 @@ class Server(Section, frozen=True):
 
     @property
     def metrics_loopback(self) -> bool:
-        """Whether only this machine can reach `metrics_address`. Raises as `metrics_host_and_port`."""
+        """Whether `metrics_address` is reachable from this machine alone. Raises as `metrics_host_and_port`."""
         wanted = self.metrics_host_and_port
         return wanted is not None and _is_loopback(wanted[0])
 
     @property
     def is_open(self) -> bool:
-        """Whether others can reach us: by the address, or through a proxy in front."""
+        """Whether other machines can reach the server: by its address, or through a proxy in front."""
         return not self.loopback or bool(self.public_url or self.trusted_proxies)
 
 
@@ -169,8 +169,8 @@ class Security(Section, frozen=True):
 
 EXPOSED_FILL_BYTES_PER_DAY: Final = 2_147_483_648
 """
-`limits.fill_bytes_per_day` where strangers can have images fetched: a thousand generated pictures of 2 MB, many times
-what a visitor looks at in a day, while a hundred addresses need five days to fill a disk of a terabyte.
+Maximum of `limits.fill_bytes_per_day` by default where strangers can start fills: a thousand generated images of 2 MB,
+many times what a visitor looks at in a day, while a hundred addresses need five days to fill a disk of a terabyte.
 """
 
 
@@ -183,7 +183,7 @@ class Limits(Section, frozen=True):
 
 
 class Legacy(Section, frozen=True):
-    """Old file names that go on working: what `imgkeep import --mount` has adopted, under `/<mount>/<name>`."""
+    """Old file names that stay valid: those of `imgkeep import --mount`, under `/<mount>/<name>`."""
 
     mount: str
 
@@ -195,11 +195,13 @@ class Log(Section, frozen=True):
 
 
 SECRETS: Final = frozenset({("security", "signing_keys"), ("security", "api_tokens"), ("database", "url")})
-"""Settings that are or hold a secret: each also comes from a file that a variable with `_FILE` at its end names."""
+"""Settings with secrets: a variable with `_FILE` at its end names a file for each."""
+OLD_SECTIONS: Final = {"catalog": "database"}
+"""Sections by their names before the first release; a mistake message has the new one."""
 
 
 class Config(Section, frozen=True):
-    """All settings, valid together. Shapes, defaults and meaning: `config.toml`."""
+    """All settings, valid together. `config.toml` has their forms, defaults and meanings."""
 
     server: Server = Server()
     store: Store = Store()
@@ -214,8 +216,8 @@ class Config(Section, frozen=True):
 
     def share(self) -> Config:
         """
-        Return what each of `server.workers` goes by: what all of them may take together is divided, at least 1 for
-        each. 0 stays what it means.
+        Return the configuration of one of `server.workers`: limits for all of them are divided, at least 1 for each; a
+        0 stays.
         """
         workers = self.server.workers
         if workers == 1:
@@ -241,12 +243,12 @@ class Config(Section, frozen=True):
             return chosen
         return EXPOSED_FILL_BYTES_PER_DAY if self.server.is_open and self.security.signature == "off" else 0
 
-    def read_provider_rules(self) -> Catalogue:
+    def read_provider_rules(self) -> ProviderRules:
         """
-        Return what is known about links: our catalogue with the providers of this configuration before it.
+        Return the provider rules: those of this configuration before the built-in ones.
 
         Raises:
-            ConfigError: A provider cannot be honoured.
+            ConfigError: A rule cannot be honoured.
         """
         if not self.sources.providers:
             return BUILT_IN
@@ -255,33 +257,33 @@ class Config(Section, frozen=True):
         except ValueError as error:
             raise ConfigError(f"sources.providers: {error}") from None
 
-    def hosts_allowed(self, catalogue: Catalogue) -> tuple[str, ...]:
+    def hosts_allowed(self, rules: ProviderRules) -> tuple[str, ...]:
         """
         The patterns of `sources.allow` with `auto`, `known` and `shared` resolved.
 
-        `auto` is `*` when only this machine can reach us or when signatures are required, and `known` otherwise: an
-        open server must not fetch for any stranger from any host.
+        `auto` is `*` if only this machine can reach the server or if it requires signatures, and `known` otherwise: an
+        open server must not fetch from any host for any stranger.
         """
         private = not self.server.is_open or self.security.signature != "off"
         words = {"auto": "*" if private else "known", "known": "known", "shared": "shared"}
-        return catalogue.resolve(words.get(glob.lower(), glob) for glob in self.sources.allow)
+        return rules.resolve(words.get(glob.lower(), glob) for glob in self.sources.allow)
 
-    def policy(self, catalogue: Catalogue) -> Policy:
-        """Return what may be fetched."""
+    def policy(self, rules: ProviderRules) -> Policy:
+        """Return the policy: which sources imgkeep may fetch."""
         return Policy(
-            hosts_allowed=self.hosts_allowed(catalogue),
-            hosts_denied=tuple(dict.fromkeys((*self.sources.deny, *self._deny_patterns_folded(catalogue)))),
+            hosts_allowed=self.hosts_allowed(rules),
+            hosts_denied=tuple(dict.fromkeys((*self.sources.deny, *self._deny_patterns_folded(rules)))),
             ports=frozenset(self.fetch.allow_ports),
             networks=self.fetch.networks,
-            names=lambda source: places_of(source, catalogue),
+            names=lambda source: places_of(source, rules),
         )
 
-    def _deny_patterns_folded(self, catalogue: Catalogue) -> Iterator[str]:
-        """Give what the places of `sources.deny` are folded to: an image has one place for all its endpoints."""
+    def _deny_patterns_folded(self, rules: ProviderRules) -> Iterator[str]:
+        """Yield the canonical places of `sources.deny`: an image has one place for all its endpoints."""
         for pattern in self.sources.deny:
             host, slash, path = pattern.partition("/")
             if "*" in host or "?" in path:
                 continue
             with suppress(SourceRejected):
-                for place in places_of(read_source(f"https://{host}/{path or '*'}"), catalogue):
+                for place in places_of(read_source(f"https://{host}/{path or '*'}"), rules):
                     yield place if slash else place.removesuffix("/*")

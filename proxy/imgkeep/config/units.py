@@ -2,10 +2,10 @@
 Sizes and durations as people write them: `512MiB`, `1h`, `1h30m`. A plain number stays bytes or seconds.
 
 Rules:
-- The name of a setting tells its unit: `bytes` in it means a size, `_s` at its end a duration.
+- The name of a setting has its unit: `bytes` in it means a size, `_s` at its end a duration.
 - `kB`, `MB`, `GB`, `TB` are powers of 1000 and `KiB`, `MiB`, `GiB`, `TiB` powers of 1024 (IEC 80000-13), in any case.
-  A bare `k`, `M` or `G` is refused, because programs disagree about what it means.
-- Reading is exact: a size that is no whole number of bytes is refused.
+  A bare `k`, `M` or `G` is refused, because programs disagree about its meaning.
+- Reading is exact: a size must be a whole number of bytes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Final, Literal, TypeAlias
 Unit: TypeAlias = Literal["size", "duration"]
 
 TEXT_CHARS_MAX: Final = 64
-"""Maximum length of a text that is read as a number with a unit; the longest that makes sense is half of it."""
+"""Maximum length of a number with its unit; the longest sensible one has half of it."""
 
 _SIZES: Final = {
     "b": 1,
@@ -37,7 +37,7 @@ FORMS: Final = {
     "size": "a number of bytes, or one with B, kB, MB, GB, TB, KiB, MiB, GiB or TiB, like 512MiB",
     "duration": "a number of seconds, or one with ms, s, m, h, d or w, like 1h or 1h30m",
 }
-"""What a setting of each unit takes, for messages."""
+"""The forms of each unit, for messages."""
 
 _NUMBER: Final = re.compile(r"[0-9]+(?:\.[0-9]+)?")
 _SIZE: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([a-z]+)", re.IGNORECASE)
@@ -56,7 +56,7 @@ def read_quantity(text: str, unit: Unit) -> int | float:
     Return bytes or seconds.
 
     Raises:
-        ValueError: The text is not in one of the forms. The message says which there are.
+        ValueError: The text has none of the forms. The message lists them.
     """
     text = text.strip()
     value = _read(text, unit) if len(text) <= TEXT_CHARS_MAX else None

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from imgkeep.core.store_url import Bucket
 
 DATA_FOLDER_DEFAULT: Final = "data"
-"""For drafts and copies where there is no fallback."""
+"""The folder for drafts and copies if there is no fallback."""
 
 
 def read_store_url(setting: str, url: str) -> Folder | Bucket:
@@ -24,7 +24,7 @@ def read_store_url(setting: str, url: str) -> Folder | Bucket:
     Read the URL of a store.
 
     Raises:
-        ConfigError: It names none that this version has.
+        ConfigError: It names no store that this version knows.
     """
     try:
         return read_place(url)
@@ -33,7 +33,7 @@ def read_store_url(setting: str, url: str) -> Folder | Bucket:
 
 
 def data_folder(config: Config) -> Path:
-    """Return the folder of this machine's own: of the local store, or of the fallback of a bucket."""
+    """Return the data folder of this machine: of the local store, or of the fallback of a bucket."""
     place = read_store_url("store.url", config.store.url)
     if isinstance(place, Folder):
         return Path(place.path)
@@ -48,7 +48,7 @@ _LIBPQ_PARAMETERS: Final = frozenset({
     "sslcert", "sslcompression", "sslcrl", "sslkey", "sslmode", "sslnegotiation", "sslrootcert", "sslsni",
     "target_session_attrs", "tcp_user_timeout",
 })  # fmt: skip
-"""Of connections (PostgreSQL 17, 32.1.2). Another one would be found out about at the first connection only."""
+"""Connection parameters (PostgreSQL 17, 32.1.2). An unknown one would fail at the first connection only."""
 
 
 def read_database_url(url: str) -> str:
@@ -56,13 +56,13 @@ def read_database_url(url: str) -> str:
     Return the SQLAlchemy URL of `database.url`: `sqlite:PATH` or `postgresql://USER:PASSWORD@HOST/DATABASE`.
 
     Raises:
-        ConfigError: It is neither. The message does not quote it: it may hold a password.
+        ConfigError: It has another form. The message does not quote it: it may hold a password.
     """
     scheme, _, rest = url.partition(":")
     scheme = scheme.lower()
     if scheme == "sqlite":
-        # SQLAlchemy takes what follows a `?` for options of the driver, and the names that SQLite keeps in memory.
-        # So it does once more with what is percent-encoded.
+        # SQLAlchemy reads options of the driver after a `?`, and SQLite has names for databases in memory. SQLAlchemy
+        # decodes percent-encoding, so both forms are checked.
         if not all(
             re.fullmatch(r"(?!//)(?!:)[^\x00-\x1f\x7f?#]*[^\x00-\x1f\x7f?#/]", it) for it in (rest, unquote(rest))
         ):

@@ -1,4 +1,4 @@
-"""Refuses what the type of a setting cannot tell, and what this version cannot honour."""
+"""Refuses values that the type of a setting allows and imgkeep cannot honour."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import ipaddress
 import re
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from imgkeep.config.errors import ConfigError
 from imgkeep.config.urls import read_database_url, read_store_url
@@ -44,12 +44,12 @@ OWN_PATHS: Final = frozenset(
 
 def validate(config: Config, mistakes: list[str], failed: AbstractSet[str]) -> None:
     """
-    Judge settings that are of their kinds.
+    Check the settings that are of their types.
 
     Args:
-        config: With the default for each setting that is not.
-        mistakes: What is wrong is added to it.
-        failed: Settings, and sections, that are not of their kind: what depends on them is not judged.
+        config: The configuration, with the default for each setting that is not.
+        mistakes: Receives a message for each mistake.
+        failed: Settings and sections that are not of their types: checks that need them are left out.
     """
     for settings, check in _checks(config):
         if failed.isdisjoint(settings) and failed.isdisjoint(each.partition(".")[0] for each in settings):
@@ -60,7 +60,7 @@ def validate(config: Config, mistakes: list[str], failed: AbstractSet[str]) -> N
 
 
 def _checks(config: Config) -> Iterator[tuple[tuple[str, ...], Callable[[], object]]]:
-    """Give what is checked, and the settings that it depends on."""
+    """Yield each check with the settings that it reads."""
     server, store = config.server, config.store
     openness = ("server.host", "server.public_url", "server.trusted_proxies", "security.signature")
     yield ("server.host",), lambda: _check_hosts(server.hosts)
@@ -83,69 +83,85 @@ def _checks(config: Config) -> Iterator[tuple[tuple[str, ...], Callable[[], obje
     yield ("store.fallback",), lambda: _check_fallback(store.fallback)
     yield ("database.url",), lambda: read_database_url(config.database.url)
     yield ("legacy",), lambda: _check_mounts(config)
-    for needed, setting, honoured, instead in _rules(config):
-        yield (setting, *needed), partial(_require, setting, honoured, instead)
+    for rule in _rules(config):
+        yield (rule.setting, *rule.needs), partial(_require, rule)
 
 
-def _rules(config: Config) -> Iterator[tuple[tuple[str, ...], str, Callable[[], bool], str]]:
-    """Give what a setting depends on besides itself, its name, whether it can be honoured, and what it needs."""
-    fetch, delivery, security = config.fetch, config.delivery, config.security
-    yield (
-        (),
+class _Rule(NamedTuple):
+    """A rule for one setting. `message`: the reason for its refusal; `needs`: the other settings that it reads."""
+
+    setting: str
+    is_honoured: Callable[[], bool]
+    message: str
+    needs: tuple[str, ...] = ()
+
+
+def _rules(config: Config) -> Iterator[_Rule]:
+    fetch, security = config.fetch, config.security
+    yield _Rule(
         "fetch.user_agent",
         lambda: not re.search(r"[\x00-\x1f\x7f]", fetch.user_agent),
         "must not hold control characters",
     )
-    yield (
-        (),
+    yield _Rule(
         "fetch.accept",
         lambda: _is_accept(fetch.accept),
         "expected media types with commas between them, as image/png,image/*;q=0.5",
     )
-    yield (
-        ("fetch.connect_timeout_s",),
+    yield _Rule(
         "fetch.total_timeout_s",
         lambda: fetch.total_timeout_s >= fetch.connect_timeout_s,
         "is less than fetch.connect_timeout_s, so nothing could be fetched",
+        needs=("fetch.connect_timeout_s",),
     )
-    yield (
-        (),
+    yield _Rule(
         "server.forwarded_header",
         lambda: config.server.forwarded_header.lower() in {"", *FORWARDED_HEADERS},
         f"expected one of {', '.join(FORWARDED_HEADERS)}, or nothing",
     )
-    yield (
-        ("store.url",),
-        "delivery.mode",
-        lambda: delivery.mode == "serve" or _is_remote(config),
-        "only 'serve' is supported by a local store",
-    )
-    yield (
-        ("store.url",),
-        "delivery.base_url",
-        lambda: not delivery.base_url or _is_remote(config),
-        "needs an object store, see store.url",
-    )
-    yield (
-        ("server.host", "server.public_url", "server.trusted_proxies", "security.signature", "sources.allow"),
-        "sources.permanent",
-        lambda: not _is_open_redirect(config),
-        _OPEN_REDIRECT,
-    )
-    yield (
-        ("security.signing_keys",),
+    yield _Rule(
         "security.signature",
         lambda: security.signature == "off" or bool(security.signing_keys),
         "needs security.signing_keys; `imgkeep token` makes one",
+        needs=("security.signing_keys",),
     )
-    yield (), "security.signing_keys", lambda: _are_secret(security.signing_keys), _NO_SECRET
-    yield (), "security.api_tokens", lambda: _are_secret(security.api_tokens), _NO_SECRET
+    yield _Rule("security.signing_keys", lambda: _are_secret(security.signing_keys), _NO_SECRET)
+    yield _Rule("security.api_tokens", lambda: _are_secret(security.api_tokens), _NO_SECRET)
+    yield from _delivery_rules(config)
+
+
+def _delivery_rules(config: Config) -> Iterator[_Rule]:
+    delivery = config.delivery
+    yield _Rule(
+        "delivery.mode",
+        lambda: delivery.mode == "serve" or _is_remote(config),
+        "only 'serve' is supported by a local store",
+        needs=("store.url",),
+    )
+    yield _Rule(
+        "delivery.base_url",
+        lambda: not delivery.base_url or _is_remote(config),
+        "needs an object store, see store.url",
+        needs=("store.url",),
+    )
+    yield _Rule(
+        "sources.permanent",
+        lambda: not _is_open_redirect(config),
+        _OPEN_REDIRECT,
+        needs=(
+            "server.host",
+            "server.public_url",
+            "server.trusted_proxies",
+            "security.signature",
+            "sources.allow",
+        ),
+    )
 
 
 _MEDIA_RANGE: Final = re.compile(r" *[\w!#$%&'*+.^`|~-]+/[\w!#$%&'*+.^`|~-]+ *(?:;[^,]*)?", re.ASCII)
 """One part of the header field `Accept` (RFC 9110, 12.5.1)."""
 ACCEPT_CHARS_MAX: Final = 1000
-"""Browsers send a hundred."""
+"""Maximum length of `fetch.accept`: ten times the field of a browser."""
 
 
 def _is_accept(text: str) -> bool:
@@ -153,16 +169,16 @@ def _is_accept(text: str) -> bool:
     return printable and (not text or all(_MEDIA_RANGE.fullmatch(part) for part in text.split(",")))
 
 
-def _require(setting: str, honoured: Callable[[], bool], instead: str) -> None:
-    if not honoured():
-        raise ConfigError(f"{setting}: {instead}")
+def _require(rule: _Rule) -> None:
+    if not rule.is_honoured():
+        raise ConfigError(f"{rule.setting}: {rule.message}")
 
 
 def _is_remote(config: Config) -> bool:
     try:
         return isinstance(read_store_url("store.url", config.store.url), Bucket)
     except ConfigError:
-        return True  # told by itself
+        return True  # another check reports it
 
 
 def _check_fallback(url: str) -> None:
@@ -171,7 +187,7 @@ def _check_fallback(url: str) -> None:
 
 
 def _check_hosts(hosts: Sequence[str]) -> None:
-    """Refuse what can be no address to listen on, before a resolver is asked about it."""
+    """Refuse hosts that can be no address to listen on, before a resolver sees them."""
     if not hosts or len(hosts) > HOSTS_MAX:
         raise ConfigError(f"server.host: expected an address, or a list of {HOSTS_MAX} at most")
     mistakes = [
@@ -190,7 +206,7 @@ def _check_hosts(hosts: Sequence[str]) -> None:
 
 
 def _check_metrics_address(server: Server) -> None:
-    """Refuse what can be no address, and the one of `server.port`, which several workers would share unnoticed."""
+    """Refuse a malformed address, and that of `server.port`, which several workers would share unnoticed."""
     wanted = server.metrics_host_and_port
     if wanted is None:
         return
@@ -204,7 +220,7 @@ def _check_metrics_address(server: Server) -> None:
 
 
 def _differ(host: str, other: str) -> bool:
-    """Whether two hosts are certainly not the same address: a name may be any."""
+    """Whether two hosts are certainly different addresses: a name may be any."""
     if not (_is_address(host) and _is_address(other)):
         return False
     addresses = {ipaddress.ip_address(host), ipaddress.ip_address(other)}
@@ -223,7 +239,7 @@ def _is_address(host: str) -> bool:
 
 
 _OPEN_REDIRECT: Final = (
-    "'redirect' sends clients to whatever the link names, image or not. Where others can ask without a signature "
+    "'redirect' sends clients to the target of the link, image or not. Where others can ask without a signature "
     "(another server.host than loopback, server.public_url or server.trusted_proxies), strangers could put your name "
     "in front of any page: require signatures (security.signature), or write out the hosts of sources.allow, without * "
     "and groups"
@@ -231,12 +247,12 @@ _OPEN_REDIRECT: Final = (
 
 
 _GROUPS: Final = frozenset({"auto", "known", "shared"})
-"""What `sources.allow` takes besides patterns."""
+"""The words that `sources.allow` takes besides patterns."""
 _FORMER_REFRESHES: Final = frozenset({"never", "resigned"})
 
 
 def _is_open_redirect(config: Config) -> bool:
-    """Whether strangers can have clients sent to places that the operator did not write out."""
+    """Whether strangers can redirect clients to hosts that the operator has not written out."""
     if config.sources.permanent == "store" or config.security.signature != "off":
         return False
     if not config.server.is_open:
@@ -253,16 +269,16 @@ _NO_SECRET: Final = (
 
 
 def _are_secret(texts: Sequence[str]) -> bool:
-    """Whether each can stand in a header field, and is not guessed."""
+    """Whether each can stand in a header field, and is too long to guess."""
     return all(re.fullmatch(rf"[!-~]{{{KEY_CHARS_MIN},}}", text) for text in texts)
 
 
 def check_mount(setting: str, mount: str) -> None:
     """
-    Check what stands before old file names.
+    Check the path before old file names.
 
     Raises:
-        ConfigError: It is no path, or one of ours.
+        ConfigError: It is no path, or a path of imgkeep.
     """
     if not re.fullmatch(r"[A-Za-z0-9_-][\w.-]*(/[A-Za-z0-9_-][\w.-]*)*", mount, re.ASCII):
         raise ConfigError(
@@ -285,19 +301,19 @@ def _check_mounts(config: Config) -> None:
 
 def _check_allowed(config: Config) -> None:
     try:
-        catalogue = config.read_provider_rules()
+        rules = config.read_provider_rules()
     except ConfigError:
-        return  # told by itself
-    _check_globs("sources.allow", config.hosts_allowed(catalogue), frozenset())
+        return  # another check reports it
+    _check_globs("sources.allow", config.hosts_allowed(rules), frozenset())
 
 
 def _check_globs(setting: str, globs: tuple[str, ...], words: frozenset[str]) -> None:
-    """Refuse what is no pattern, and `words` that would be read as hosts and match none."""
+    """Refuse malformed patterns, and `words` that would be read as hosts and match none."""
     mistakes = [f"{setting}: '{glob}' is no host; write out the hosts" for glob in globs if glob.lower() in words]
     try:
         _read_globs(globs)
     except ValueError:
-        for glob in globs:  # one by one, to tell of each
+        for glob in globs:  # one by one, to report each
             try:
                 _read_globs((glob,))
             except ValueError as error:

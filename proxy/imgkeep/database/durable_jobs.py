@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 import sqlalchemy as sa
 
-from imgkeep.core.records import Failure, Job, JobItem, JobResult, Key, Webhook
+from imgkeep.core.jobs import Job, JobItem, JobResult, Webhook
+from imgkeep.core.records import Failure, Key
 from imgkeep.database.tables import items, jobs
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    from imgkeep.core.records import JobState, NewItem, Record
+    from imgkeep.core.jobs import JobState, NewItem
+    from imgkeep.core.records import Record
     from imgkeep.database.engine import DatabaseEngine
     from imgkeep.database.image_index import ImageIndex
 

@@ -109,14 +109,14 @@ class SiteLinks:
             raise ValueError('token: is for save and for allow="ask", and there is neither')
         self._public_url, self._key = public_url, signing_key
         self._which: Choice | Literal["temporary", "all"] = _read_which(which)
-        self._catalogue = read_provider_rules(providers) if providers else BUILT_IN
+        self._provider_rules = read_provider_rules(providers) if providers else BUILT_IN
         patterns = self._allowed(which) if allow is None or allow == "ask" else allow
-        policy = make_policy(patterns, deny, self._catalogue, ports=allow_ports, networks=allow_networks)
+        policy = make_policy(patterns, deny, self._provider_rules, ports=allow_ports, networks=allow_networks)
         self._rules: Rules | AskedRules = Rules(policy)
         if allow == "ask":
             if token is None:
                 raise ValueError("allow: to ask, imgkeep wants a token")
-            self._rules = AskedRules(save or public_url, token, self._catalogue, self._rules)
+            self._rules = AskedRules(save or public_url, token, self._provider_rules, self._rules)
         self._saver = saver_for(save, token) if save is not None else None
         self.site_url = site_url.rstrip("/")
 
@@ -157,7 +157,7 @@ class SiteLinks:
     def _choice(self, url: str | None) -> Choice:
         if self._which == "temporary":
             # Until when "in ten years" reaches is judged anew for each page.
-            return Temporary(datetime.now(UTC), self._catalogue)  # noqa: TID251 - there is no app.py to ask
+            return Temporary(datetime.now(UTC), self._provider_rules)  # noqa: TID251 - there is no app.py to ask
         return _ElsewhereThan(url) if self._which == "all" else self._which
 
 

@@ -30,7 +30,7 @@ from imgkeep.core.policy_document import read_policy
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from imgkeep.core.identity import Catalogue
+    from imgkeep.core.identity import ProviderRules
 
 KNOWN: Final = ("known",)
 ANY: Final = ("*",)
@@ -63,7 +63,7 @@ class Rules:
 def make_policy(
     allow: Sequence[str],
     deny: Sequence[str],
-    catalogue: Catalogue,
+    provider_rules: ProviderRules,
     *,
     ports: Sequence[int] = PORTS,
     networks: Sequence[str] = (),
@@ -84,11 +84,11 @@ def make_policy(
     except ValueError as error:
         raise ValueError(f"allow_networks: {error}") from None
     return Policy(
-        hosts_allowed=catalogue.resolve(allow),
+        hosts_allowed=provider_rules.resolve(allow),
         hosts_denied=tuple(deny),
         ports=frozenset(ports),
         networks=read,
-        names=partial(places_of, catalogue=catalogue),
+        names=partial(places_of, provider_rules=provider_rules),
     )
 
 
@@ -112,7 +112,7 @@ class AskedRules:
     Args:
         server: Its URL.
         token: For its API; white space around it, as a file ends with, does not count.
-        catalogue: What the site knows about links.
+        provider_rules: What the site knows about links.
         otherwise: The rules where imgkeep answers something else, as to a wrong token.
 
     Raises:
@@ -123,7 +123,7 @@ class AskedRules:
         self,
         server: str,
         token: str,
-        catalogue: Catalogue,
+        provider_rules: ProviderRules,
         otherwise: Rules,
         *,
         retry_s: float = RETRY_S,
@@ -137,7 +137,7 @@ class AskedRules:
         self._host, self._port, self._is_tls = parts.hostname, parts.port, parts.scheme == "https"
         self._path = f"{parts.path.rstrip('/')}/api/policy"
         self._headers = {"Authorization": f"Bearer {token.strip()}"}
-        self._catalogue, self._otherwise = catalogue, otherwise
+        self._provider_rules, self._otherwise = provider_rules, otherwise
         self._retry_s, self._every_s = retry_s, every_s
         self._thread: Thread | None = None
         self._ask_at = 0.0
@@ -163,7 +163,7 @@ class AskedRules:
 
     def _ask(self) -> None:
         try:
-            self._rules = read_rules(self._get(), self._catalogue)
+            self._rules = read_rules(self._get(), self._provider_rules)
         except Exception as error:  # noqa: BLE001 - pages go on, whatever an answer holds
             # What other exceptions say is not told: it may hold what was sent.
             is_away = isinstance(error, NoAnswer) and error.is_away
@@ -209,7 +209,7 @@ class NoAnswer(Exception):
         self.is_away = is_away
 
 
-def read_rules(body: bytes, catalogue: Catalogue) -> Rules:
+def read_rules(body: bytes, provider_rules: ProviderRules) -> Rules:
     """
     Read the answer of `GET /api/policy`.
 
@@ -220,7 +220,7 @@ def read_rules(body: bytes, catalogue: Catalogue) -> Rules:
         told = json.loads(body)
         if not isinstance(told, dict):
             raise NoAnswer("its answer is no policy")
-        policy, needs_key = read_policy(told, partial(places_of, catalogue=catalogue))
+        policy, needs_key = read_policy(told, partial(places_of, provider_rules=provider_rules))
     except (ValueError, RecursionError):
         raise NoAnswer("its answer is no policy") from None
     return Rules(policy, needs_key)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from imgkeep.core.records import Job
+    from imgkeep.core.jobs import Job
 
 
 def describe_job(job: Job) -> dict[str, Any]:

@@ -32,14 +32,16 @@ from imgkeep.core.errors import (
     RateLimited,
     StorageError,
 )
-from imgkeep.core.records import Failure, NewItem
+from imgkeep.core.jobs import NewItem
+from imgkeep.core.records import Failure
 from imgkeep.core.source_url import own_path, read_source
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from imgkeep.clock import Clock, Sleep
-    from imgkeep.core.records import Job, JobItem, JobResult, JobState, Source, SourceInfo
+    from imgkeep.core.jobs import Job, JobItem, JobResult, JobState
+    from imgkeep.core.records import Source, SourceInfo
     from imgkeep.database import DurableJobs
     from imgkeep.images.upload import Saver
     from imgkeep.jobs.webhooks import WebhookSender

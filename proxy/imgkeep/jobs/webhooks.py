@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from imgkeep.clock import Clock
-    from imgkeep.core.records import Webhook
+    from imgkeep.core.jobs import Webhook
     from imgkeep.database import DurableJobs
     from imgkeep.origin import OriginClient
 

@@ -201,7 +201,7 @@ class OutboxWorker:
         self._tiered_store.note_present(record.object_name)
         if standing.digest != record.digest and standing.doubts:
             standing = await self._keep_both(standing, record)
-        # Not if a fill has stored another image under the key meanwhile: that one waits in its turn.
+        # Not if a fill has stored another image under the key meanwhile: that one has an entry of its own.
         if await self._cache.move_from(self._fallback, record):
             await self._uploaded(standing)
             self._count(True)

@@ -1,1 +1,1 @@
-"""Where images are kept: one module a store."""
+"""The stores of images, and the caches before them."""

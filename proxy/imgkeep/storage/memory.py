@@ -66,7 +66,7 @@ class MemorySpool:
             StorageError: Fewer are left.
         """
         if size > self._bytes_left:
-            raise StorageError("no store can take the image, and the memory set aside for that case is used up")
+            raise StorageError("no store can take the image, and the memory for such images is used up")
         self._bytes_left -= size
 
 

@@ -60,7 +60,7 @@ def test_what_could_not_be_served_stays() -> None:
     assert linker("https://a.example/" + "a" * 9000) is None
 
 
-def test_links_that_die_are_those_of_the_catalogue() -> None:
+def test_links_that_die_are_those_of_the_provider_rules() -> None:
     linker = ImgLinks(Temporary(NOW))
     rules = [rule for rule in BUILT_IN.rules if rule.groups]
     assert sum(linker(url) is not None for rule in rules for url in rule.table.examples) > len(rules) / 2

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from imgkeep.core.store_url import Bucket
 from imgkeep.storage.local.disk import Disk
 from imgkeep.storage.s3 import S3Store
-from imgkeep.storage.s3.store import PROBE
+from imgkeep.storage.s3.records import PROBE
 
 from tests.support.s3.gate import Gate
 
@@ -68,7 +68,7 @@ async def open_bucket(name: str, request: pytest.FixtureRequest, folder: Path) -
     await store.spool.open()
     await store.open()
     await store.probe()
-    assert store.conditional is (name == "moto")
+    assert store.supports_if_none_match is (name == "moto")
     yield BucketBackend(store, server, gate)
     await store.aclose()
     await store.spool.aclose()

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from imgkeep.core.errors import SourceRejected
 from imgkeep.core.identity import engine
-from imgkeep.core.identity.providers import Catalogue, read_built_in
+from imgkeep.core.identity.providers import ProviderRules, read_built_in
 from imgkeep.core.identity.rule import read_rule, take_over
 from imgkeep.core.source_url import read_source
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BUILT_IN",
     "KEY_VERSION",
-    "Catalogue",
+    "ProviderRules",
     "identify",
     "identify_url",
     "places_of",
@@ -45,7 +45,7 @@ BUILT_IN: Final = read_built_in()
 """What imgkeep knows without being told."""
 
 
-def read_provider_rules(providers: Sequence[Mapping[str, object]], base: Catalogue = BUILT_IN) -> Catalogue:
+def read_provider_rules(providers: Sequence[Mapping[str, object]], base: ProviderRules = BUILT_IN) -> ProviderRules:
     """
     Return `base` with a user's providers before its own; see docs/identity.md for their form.
 
@@ -55,17 +55,17 @@ def read_provider_rules(providers: Sequence[Mapping[str, object]], base: Catalog
     schemes = [rule for rule in base.rules if not rule.names_provider]
     own = [read_rule(take_over(table, schemes), order, base.shapes) for order, table in enumerate(providers)]
     rules = own + [replace(rule, order=rule.order + len(own)) for rule in base.rules]
-    catalogue = Catalogue(rules, base.shapes, base.endings)
+    provider_rules = ProviderRules(rules, base.shapes, base.endings)
     for rule in own:
-        _check_examples(rule, catalogue)
-    return catalogue
+        _check_examples(rule, provider_rules)
+    return provider_rules
 
 
-def _check_examples(rule: Rule, catalogue: Catalogue) -> None:
+def _check_examples(rule: Rule, provider_rules: ProviderRules) -> None:
     for field, urls in (("examples", rule.table.examples), ("counterexamples", rule.table.counterexamples)):
         for number, url in enumerate(urls, 1):
             try:
-                applies = rule in rules_for(read_source(url), catalogue)
+                applies = rule in rules_for(read_source(url), provider_rules)
             except SourceRejected as error:
                 raise ValueError(f"provider {rule.name!r}: {field}: number {number}: {error}") from None
             if applies != (field == "examples"):
@@ -73,34 +73,38 @@ def _check_examples(rule: Rule, catalogue: Catalogue) -> None:
                 raise ValueError(f"provider {rule.name!r}: {field}: the rule {verb} to number {number}")
 
 
-def identify(source: Source, now: datetime, catalogue: Catalogue = BUILT_IN, *, exact: bool = False) -> SourceInfo:
+def identify(
+    source: Source, now: datetime, provider_rules: ProviderRules = BUILT_IN, *, exact: bool = False
+) -> SourceInfo:
     """
     Tell which picture a source names, whether the link dies, and when.
 
     Args:
         source: The link.
         now: The present; a link that lives ten years from now is as good as permanent.
-        catalogue: What is known about links.
+        provider_rules: What is known about links.
         exact: `sources.identity = "exact"`: the whole URL is the identity. All else is told as ever.
     """
-    return engine.identify(source, now, catalogue, exact=exact)
+    return engine.identify(source, now, provider_rules, exact=exact)
 
 
-def identify_url(url: str, now: datetime, catalogue: Catalogue = BUILT_IN, *, exact: bool = False) -> SourceInfo:
+def identify_url(
+    url: str, now: datetime, provider_rules: ProviderRules = BUILT_IN, *, exact: bool = False
+) -> SourceInfo:
     """
     Read a URL and identify it.
 
     Raises:
         SourceRejected: See `read_source`; nothing else, whatever the text.
     """
-    return engine.identify(read_source(url), now, catalogue, exact=exact)
+    return engine.identify(read_source(url), now, provider_rules, exact=exact)
 
 
-def places_of(source: Source, catalogue: Catalogue = BUILT_IN) -> tuple[str, ...]:
+def places_of(source: Source, provider_rules: ProviderRules = BUILT_IN) -> tuple[str, ...]:
     """Return what a source names besides itself, as in `SourceInfo.places`."""
-    return engine.read(source, catalogue).places
+    return engine.read(source, provider_rules).places
 
 
-def rules_for(source: Source, catalogue: Catalogue = BUILT_IN) -> list[Rule]:
+def rules_for(source: Source, provider_rules: ProviderRules = BUILT_IN) -> list[Rule]:
     """Return the rules that apply to a source."""
-    return engine.read(source, catalogue).rules
+    return engine.read(source, provider_rules).rules

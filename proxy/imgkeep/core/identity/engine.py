@@ -1,5 +1,5 @@
 """
-Reads a link by the rules of a catalogue: which picture it names, whether it dies, and when.
+Reads a link by provider rules: which image it names, whether it expires, and when.
 
 What a rule drops, it drops by exact name and only when all that it asks for is there; what nobody drops, stays. Where
 several rules apply, all their names go, and the earliest end counts.
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from imgkeep.core.identity.canonical import Field
     from imgkeep.core.identity.expiry import Expiry
-    from imgkeep.core.identity.providers import Catalogue
+    from imgkeep.core.identity.providers import ProviderRules
     from imgkeep.core.identity.rule import Claims, Group, Rule
     from imgkeep.core.records import Source
 
@@ -135,17 +135,17 @@ class Reading:
         return f"//{place}{write_query(self.kept())}" if self.fields else f"//{place}"
 
 
-def identify(source: Source, now: datetime, catalogue: Catalogue, *, exact: bool = False) -> SourceInfo:
+def identify(source: Source, now: datetime, provider_rules: ProviderRules, *, exact: bool = False) -> SourceInfo:
     """
     Tell which picture a source names and what kind of link it is.
 
     Args:
         source: Read by `read_source`.
         now: Against which ten years are measured; aware.
-        catalogue: The rules.
+        provider_rules: The rules.
         exact: The whole URL is the identity; the rest is told as ever.
     """
-    reading = read(source, catalogue)
+    reading = read(source, provider_rules)
     identity = source.url if exact else reading.text + reading.claims
     moments = [end.at for end in reading.ends if end.at is not None]
     temporary = any(end.dies(now) for end in reading.ends) or (reading.temporary is True and not moments)
@@ -163,39 +163,39 @@ def identify(source: Source, now: datetime, catalogue: Catalogue, *, exact: bool
     )
 
 
-def read(source: Source, catalogue: Catalogue, depth: int = 0) -> Reading:
+def read(source: Source, provider_rules: ProviderRules, depth: int = 0) -> Reading:
     """Try the rules on a source; `depth` counts the links that it stands in."""
     reading = Reading(source)
-    named = catalogue.find_by_names(reading.names) if reading.fields else ()
+    named = provider_rules.find_by_names(reading.names) if reading.fields else ()
     for rule in named:
         if not rule.table.stays:
-            _try(rule, reading, catalogue, depth)
-    for rule in catalogue.find_by_host(source.host):
-        _try(rule, reading, catalogue, depth)
+            _try(rule, reading, provider_rules, depth)
+    for rule in provider_rules.find_by_host(source.host):
+        _try(rule, reading, provider_rules, depth)
     if reading.alias:
-        _try_alias(reading, catalogue, depth)
+        _try_alias(reading, provider_rules, depth)
     for rule in named:
         if rule.table.stays:  # it only tells an end, so what is known of the host names the scheme
-            _try(rule, reading, catalogue, depth)
+            _try(rule, reading, provider_rules, depth)
     if reading.fields:
-        for rule in catalogue.any_value:
+        for rule in provider_rules.any_value:
             _try_values(rule, reading)
     return reading
 
 
-def _try_alias(reading: Reading, catalogue: Catalogue, depth: int) -> None:
+def _try_alias(reading: Reading, provider_rules: ProviderRules, depth: int) -> None:
     """Apply what is known of the host that this one is another name of."""
     assert reading.becomes is not None
     host, _, path = reading.becomes.partition("/")
     own = reading.host, reading.path, reading.place
     reading.host, reading.path, reading.place = host, f"/{path}", reading.becomes
-    for rule in catalogue.find_by_host(host):
+    for rule in provider_rules.find_by_host(host):
         if rule.hosts and rule not in reading.rules:
-            _try(rule, reading, catalogue, depth)
+            _try(rule, reading, provider_rules, depth)
     reading.host, reading.path, reading.place = own
 
 
-def _try(rule: Rule, reading: Reading, catalogue: Catalogue, depth: int) -> None:
+def _try(rule: Rule, reading: Reading, provider_rules: ProviderRules, depth: int) -> None:
     """Apply a rule if everything is there that it asks for."""
     values = reading.values
     if not _may_apply(rule, reading):
@@ -215,7 +215,7 @@ def _try(rule: Rule, reading: Reading, catalogue: Catalogue, depth: int) -> None
     if rule.table.claims is not None:
         _keep_claims(rule.table.claims, values, reading)
     if rule.table.nested and depth < NAMED_DEPTH_MAX:
-        found = _look_into(rule, places, reading, lambda source: read(source, catalogue, depth + 1))
+        found = _look_into(rule, places, reading, lambda source: read(source, provider_rules, depth + 1))
         _look_through(rule, places, reading, found if depth < NESTED_MAX else None)
     elif rule.table.nested:
         reading.named += read_hosts("&".join([reading.path, *reading.values.values()]))

@@ -18,7 +18,7 @@ Text = Annotated[str, msgspec.Meta(min_length=8)]
 """Shorter ones could stand anywhere."""
 
 
-class EndingTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class ExpiredMessageTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What a service says, as it is written; `examples` are bodies in which it says so."""
 
     name: Annotated[str, msgspec.Meta(min_length=1)]
@@ -31,7 +31,7 @@ class EndingTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 class Endings:
     """All that services say, ready to be looked for. Never changes."""
 
-    def __init__(self, tables: Iterable[EndingTable]) -> None:
+    def __init__(self, tables: Iterable[ExpiredMessageTable]) -> None:
         self.tables = tuple(tables)
         self._texts = tuple(dict.fromkeys(text.lower().encode() for table in self.tables for text in table.says))
 
@@ -43,9 +43,9 @@ class Endings:
 
 def read_endings(tables: Iterable[Mapping[str, object]]) -> Endings:
     """
-    Read the tables `[[endings]]` of a catalogue.
+    Read the tables `[[endings]]` of the provider rules.
 
     Raises:
         ValueError: One of them cannot be honoured.
     """
-    return Endings(msgspec.convert(table, EndingTable) for table in tables)
+    return Endings(msgspec.convert(table, ExpiredMessageTable) for table in tables)

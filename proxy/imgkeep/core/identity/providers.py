@@ -1,5 +1,5 @@
 """
-The catalogue: rules, and which of them to look at for a link.
+The provider_rules: rules, and which of them to look at for a link.
 
 Looking at few is what makes it quick. A rule is found by its hosts, or by the name of a parameter that it needs; the
 few that need neither are looked at for every link.
@@ -29,7 +29,7 @@ HOSTS_REMEMBERED: Final = 4096
 """Hosts whose rules are remembered; one that is not costs some thirty microseconds."""
 
 
-class Catalogue:
+class ProviderRules:
     """
     Rules, in their order, with an index. Never changes.
 
@@ -94,10 +94,10 @@ class Catalogue:
         return tuple(found[order] for order in sorted(found))
 
     def __repr__(self) -> str:
-        return f"<Catalogue of {len(self.rules)} rules>"
+        return f"<ProviderRules of {len(self.rules)} rules>"
 
 
-@cache  # of all catalogues: as many as their rules have globs
+@cache  # for all sets of rules: as many entries as the rules have globs
 def _compiled(glob: str) -> re.Pattern[str]:
     """Compile the glob of a host when the first link of its domain comes: all of them take a fifth of a start."""
     return re.compile(translate(glob))
@@ -107,9 +107,9 @@ def _suffix(host: str) -> str:
     return ".".join(host.rsplit(".", 2)[-2:])
 
 
-def read_tables(tables: Mapping[str, Any]) -> Catalogue:
+def read_tables(tables: Mapping[str, Any]) -> ProviderRules:
     """
-    Read a catalogue from its parsed file.
+    Read provider rules from their parsed file.
 
     Raises:
         ValueError: A shape or a rule cannot be honoured.
@@ -120,9 +120,9 @@ def read_tables(tables: Mapping[str, Any]) -> Catalogue:
         read_rule(table, order, shapes, is_scheme=order < len(schemes))
         for order, table in enumerate(schemes + providers)
     ]
-    return Catalogue(rules, shapes, read_endings(tables["endings"]))
+    return ProviderRules(rules, shapes, read_endings(tables["endings"]))
 
 
-def read_built_in() -> Catalogue:
-    """Read the catalogue that comes with imgkeep."""
+def read_built_in() -> ProviderRules:
+    """Read the provider rules that come with imgkeep."""
     return read_tables(tomllib.loads(resources.files(__package__).joinpath("providers.toml").read_text("utf-8")))

@@ -1,5 +1,5 @@
 """
-A rule of the catalogue: the table in which people write it, checked and compiled into what the engine looks at.
+One provider rule: the table in which people write it, and its checked and compiled form for the engine.
 
 Every message of an error names the rule and the field.
 """
@@ -102,7 +102,7 @@ class Rule:
 
     Attributes:
         table: As it was written.
-        order: Its place in the catalogue.
+        order: Its position among the provider rules.
         names_provider: Whether its name is a provider's, not a scheme's.
         literal: A text that every path holds that `paths` matches; found before the pattern is tried.
         paths: Matches the whole path.

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from imgkeep.core.identity.engine import Reading
-    from imgkeep.core.identity.providers import Catalogue
+    from imgkeep.core.identity.providers import ProviderRules
     from imgkeep.core.identity.rule import Rule
     from imgkeep.core.records import Source
 
@@ -45,32 +45,32 @@ _ALPHABETS: Final = (
 _CLASSES: Final = ("0123456789", "abcdefghijklmnopqrstuvwxyz", "ABCDEFGHIJKLMNOPQRSTUVWXYZ")
 
 
-def spoil(source: Source, now: datetime, catalogue: Catalogue, draw: Callable[[int], int]) -> Source | None:
+def spoil(source: Source, now: datetime, provider_rules: ProviderRules, draw: Callable[[int], int]) -> Source | None:
     """
     Return a link with the same picture and end, but with another signature; `None` if it cannot be made.
 
     Args:
         source: The genuine link.
         now: As for `identify`.
-        catalogue: The rules by which it is read.
+        provider_rules: The rules by which it is read.
         draw: Returns a random number below the given one that no attacker can foresee.
     """
-    info = engine.identify(source, now, catalogue)
-    for run in _list_runs(source, catalogue):
+    info = engine.identify(source, now, provider_rules)
+    for run in _list_runs(source, provider_rules):
         if source.target.count(run) != 1:
             continue
         start = max(0, len(run) - 1 - SPOILED_CHARS)
         changed = run[:start] + _replace_all(run[start:-1], _alphabet_of(run), draw) + run[-1]
         url = f"{source.scheme}://{source.authority}{source.target.replace(run, changed)}"
         spoiled = read_source(url)
-        if engine.identify(spoiled, now, catalogue) == info:
+        if engine.identify(spoiled, now, provider_rules) == info:
             return spoiled
     return None
 
 
-def _list_runs(source: Source, catalogue: Catalogue, depth: int = 0) -> Iterator[str]:
+def _list_runs(source: Source, provider_rules: ProviderRules, depth: int = 0) -> Iterator[str]:
     """Yield what may be the signature, the most likely first."""
-    reading = engine.read(source, catalogue, depth)
+    reading = engine.read(source, provider_rules, depth)
     for rule in reading.rules:
         if rule.grants:
             for text in _list_texts(rule, reading):
@@ -79,7 +79,7 @@ def _list_runs(source: Source, catalogue: Catalogue, depth: int = 0) -> Iterator
         for rule in reading.rules:
             inner = _read_inner(rule, reading)
             if inner is not None:
-                yield from _list_runs(inner, catalogue, depth + 1)
+                yield from _list_runs(inner, provider_rules, depth + 1)
 
 
 def _list_texts(rule: Rule, reading: Reading) -> list[str]:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from datetime import datetime
 
-    from imgkeep.core.identity import Catalogue
+    from imgkeep.core.identity import ProviderRules
     from imgkeep.core.policy import Policy
     from imgkeep.core.records import Source
 
@@ -54,13 +54,13 @@ def every(_: Source) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Temporary:
-    """Chooses links that die, by what the catalogue knows; the default. `now` is the present."""
+    """Chooses links that expire by the provider rules; the default. `now` is the present."""
 
     now: datetime
-    catalogue: Catalogue = BUILT_IN
+    provider_rules: ProviderRules = BUILT_IN
 
     def __call__(self, source: Source) -> bool:
-        return identify(source, self.now, self.catalogue).temporary
+        return identify(source, self.now, self.provider_rules).temporary
 
 
 class Hosts:

@@ -1,4 +1,4 @@
-"""Bodies on their way from and to a bucket, in pieces: never whole in memory when they are large."""
+"""Bodies on their way from and to a bucket, in pieces: a large one is never whole in memory."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 
 PIECE_BYTES: Final = 262_144
 RESUMES_MAX: Final = 2
-"""A body that breaks off more often than this is not worth the requests."""
+"""Maximum number of requests that take up a body which broke off."""
 SKIP_BYTES_MAX: Final = 262_144
-"""So much is read and thrown away before a new request is made for what lies behind it."""
+"""Maximum number of bytes that are read and dropped; to skip more, a new request is made."""
 
 
-class Upload:
+class DraftPart:
     """
-    Part of a draft as the body of a request: read from its start again whenever the request is sent anew.
+    Part of a draft as the body of a request: read from its start whenever the request is sent again.
 
-    `progress` is called whenever a piece is taken.
+    `progress` is called whenever a piece is read.
     """
 
     def __init__(self, draft: Draft, start: int, end: int) -> None:
@@ -39,24 +39,24 @@ class Upload:
         while offset < self._end:
             piece = await self._draft.read(offset, min(PIECE_BYTES, self._end - offset))
             if not piece:
-                raise StorageError("a draft is shorter than it was")
+                raise StorageError("a draft is shorter than before")
             self.progress()
             offset += len(piece)
             yield piece
 
     def read(self) -> bytes:
-        """For botocore, which tells bodies by this name and does not call it."""
+        """Fail: botocore recognises bodies by this name and never calls it."""
         raise UnsupportedOperation("read")
 
     def seek(self, _offset: int) -> None:
-        """For botocore, before it sends a request anew: every iteration begins at the start anyway."""
+        """Do nothing: botocore calls it before it repeats a request, and every iteration begins at the start anyway."""
 
 
 class S3Body:
     """
-    An object that is read as it comes, and from anywhere by another request (RFC 9110, 14.2).
+    An object in a bucket. Implements `Body`: reads ahead of or behind the stream make another request (RFC 9110, 14.2).
 
-    A stream that breaks off is taken up where it broke. `If-Match` sees to it that it is still the same object.
+    A stream that breaks off is taken up where it broke; `If-Match` makes sure that it is still the same object.
     """
 
     def __init__(self, client: BucketClient, path: str, opened: ObjectResponse) -> None:
@@ -70,7 +70,7 @@ class S3Body:
 
     @property
     def cache_entry(self) -> None:
-        """The bytes are behind a network."""
+        """`None`: the bytes are behind a network."""
 
     async def wait_for_size(self) -> int:
         return self.size
@@ -81,7 +81,7 @@ class S3Body:
             return b""
         while True:
             try:
-                stream = await self._go_to(offset)
+                stream = await self._seek(offset)
                 if piece := await stream.read(size):
                     self._position += len(piece)
                     return piece
@@ -91,7 +91,7 @@ class S3Body:
             if self._resumes == RESUMES_MAX:
                 raise BucketError("the bucket's answer broke off")
             self._resumes += 1
-            self._drop()
+            self._close_stream()
 
     async def pieces(self) -> AsyncIterator[bytes]:
         """Read to the end, and close."""
@@ -101,23 +101,23 @@ class S3Body:
                 yield piece
                 offset += len(piece)
         finally:
-            self._drop()
+            self._close_stream()
 
     async def aclose(self) -> None:
-        self._drop()
+        self._close_stream()
 
-    async def _go_to(self, offset: int) -> ResponseStream:
+    async def _seek(self, offset: int) -> ResponseStream:
         stream = self._stream
         if stream is None or not 0 <= offset - self._position <= SKIP_BYTES_MAX:
-            self._drop()
+            self._close_stream()
             opened = await self._client.get(self._path, Range=f"bytes={offset}-", IfMatch=f'"{self.etag}"')
             if opened is None:
-                raise BucketError("the object in the bucket went away while it was read", general=False)
+                raise BucketError("the object in the bucket was deleted during a read", general=False)
             stream = self._stream = opened.stream
-            # Not everybody has ranges: then the whole comes, and we read on to where we want to be.
+            # A service without ranges sends the whole object: then we read up to the offset.
             self._position = offset if opened.size == self.size - offset else 0
             if opened.etag != self.etag:
-                raise BucketError("the object in the bucket changed while it was read", general=False)
+                raise BucketError("the object in the bucket changed during a read", general=False)
         while self._position < offset:
             piece = await stream.read(min(PIECE_BYTES, offset - self._position))
             if not piece:
@@ -125,7 +125,7 @@ class S3Body:
             self._position += len(piece)
         return stream
 
-    def _drop(self) -> None:
+    def _close_stream(self) -> None:
         if self._stream is not None:
             self._stream.close()
             self._stream = None

@@ -1,9 +1,9 @@
 """
-One bucket: every call has a time limit, every failure is a `StorageError` without secrets.
+The client of one bucket: every call has a timeout, every failure is a `StorageError` without secrets.
 
-What aiobotocore leaves to its user and is settled here (measured on 3.10): a PUT that waits for `100 Continue` waits
-for ever; a redirect without a region ends in a recursion; the checksums that are its default break other services; what
-a proxy on the way answers with 200 counts as success; and five attempts of a minute each are more than a visitor has.
+This module settles what aiobotocore leaves to its user (measured on 3.10): a PUT that waits for `100 Continue` waits
+for ever; a redirect without a region ends in a recursion; its default checksums break other services; a 200 of a proxy
+on the way counts as success; and a client does not wait for five attempts of a minute each.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
@@ -20,24 +21,25 @@ from botocore.exceptions import BotoCoreError, NoCredentialsError
 
 from imgkeep.core.errors import Busy, StorageError
 from imgkeep.storage.s3.errors import EXISTS, MISSING, NOT_S3, BucketError, translate_error
-from imgkeep.storage.s3.settings import check_settings, open_session, refuse
+from imgkeep.storage.s3.settings import check_settings, explain, open_session
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
 
     from imgkeep.core.store_url import Bucket
 
-PLACES_MAX: Final = 128
-"""Requests under way: twice as many as fills at a time; more only wait for each other's bandwidth."""
+REQUESTS_MAX: Final = 128
+"""Maximum number of requests under way: twice the number of fills. More would only share the bandwidth."""
 QUEUE_TIMEOUT_S: Final = 10
+"""Timeout for a request slot."""
 ATTEMPTS_MAX: Final = 2
-"""One 500 in a million is normal, two in a row are an outage; the breaker and the outbox do the rest."""
+"""Maximum number of attempts: one 500 in a million is normal, two in a row are an outage, for the circuit breaker."""
 SESSION_TTL_S: Final = 600
-"""Temporary credentials are renewed ten minutes before they end (botocore): a link signed with them lives no longer."""
+"""Maximum life of a link that temporary credentials sign: botocore renews these ten minutes before they end."""
 
 
 class ResponseStream:
-    """The body of an answer as it comes. It holds a place until its end, or until it is closed."""
+    """The body of a response. It holds a request slot until its end, or until it is closed."""
 
     def __init__(self, body: Any, timeout_s: float, release: Callable[[], None]) -> None:
         self._body = body
@@ -50,7 +52,7 @@ class ResponseStream:
         Read up to `size` bytes; nothing at the end.
 
         Raises:
-            BucketError: It broke off, or nothing came for `timeout_s`.
+            BucketError: It broke off, or sent nothing for `timeout_s`.
         """
         try:
             async with asyncio.timeout(self._timeout_s):
@@ -84,7 +86,7 @@ class ResponseStream:
 
 @dataclass(frozen=True, slots=True)
 class ObjectResponse:
-    """An answer to a GET: `size` of what comes, `etag` without quotes."""
+    """The response to a GET: `size` of its body, `etag` without quotes."""
 
     size: int
     etag: str
@@ -93,33 +95,38 @@ class ObjectResponse:
 
 @dataclass(frozen=True, slots=True)
 class ObjectStatus:
-    """What a HEAD tells of an object; `etag` without quotes."""
+    """Size and `etag`, without quotes, of an object, as a HEAD returns them."""
 
     size: int
     etag: str
 
 
 class BucketClient:
-    """Calls on one bucket. `observe` is told operation, outcome and seconds of each."""
+    """
+    The client of one bucket.
+
+    Args:
+        observe: Gets operation, outcome and seconds of each call.
+    """
 
     def __init__(self, bucket: Bucket, *, timeout_s: float, observe: Callable[[str, str, float], None]) -> None:
         self.bucket = bucket
         self.place = f"bucket {bucket.name}"
-        """What faults say of where they were met; the host is known once the client is open."""
+        """Name of the bucket in faults; it has the host once the client is open."""
         self.timeout_s = timeout_s
         self._observe = observe
         self._stack = AsyncExitStack()
-        self._places = asyncio.Semaphore(PLACES_MAX)
+        self._slots = asyncio.Semaphore(REQUESTS_MAX)
         self._addressing = bucket.addressing
         self._client: Any = None
         self._public: Any = None
         self._credentials: Any = None
         self.answered_at = float("-inf")
-        """When the bucket last gave a proper answer, on the loop's clock."""
+        """Time of the last proper answer of the bucket, on the loop's clock."""
 
     async def open(self) -> None:
         """
-        Make the client. No request is sent, but where the credentials are those of a machine's role.
+        Make the client. It sends no request, except for credentials of a machine's role.
 
         Raises:
             ConfigError: The AWS configuration of this machine is not usable.
@@ -132,13 +139,13 @@ class BucketClient:
                 and _is_amazon(self._client.meta.endpoint_url)
                 and "." not in self.bucket.name
             ):
-                # Left to itself botocore signs links to a global host, which knows new buckets late.
+                # By default botocore signs links to a global host, which learns of new buckets late.
                 self._addressing = "virtual"
                 self._client = await self._make(session, "s3v4")
             self._public = await self._make(session, botocore.UNSIGNED)
             self._credentials = await session.get_credentials()
         except (BotoCoreError, ValueError) as error:
-            raise refuse(error) from None
+            raise explain(error) from None
         base = await self._public.generate_presigned_url(
             "get_object", Params={"Bucket": self.bucket.name, "Key": "probe"}
         )
@@ -146,17 +153,17 @@ class BucketClient:
         self.place = f"bucket {self.bucket.name} at {urlsplit(self._client.meta.endpoint_url).netloc}"
 
     async def check_settings(self) -> None:
-        """Try whether a client could be made, without any request. Raises: ConfigError: None could be."""
+        """Check that a client can be made, without any request. Raises: ConfigError."""
         await check_settings(self._options("s3v4"))
 
     async def aclose(self) -> None:
         await self._stack.aclose()
 
-    async def _enter(self) -> None:
-        # Waiting for a place is no fault of the bucket's, so it has a time of its own.
+    async def _acquire_slot(self) -> None:
+        # A wait for a slot is no fault of the bucket, so it has a timeout of its own.
         try:
             async with asyncio.timeout(QUEUE_TIMEOUT_S):
-                await self._places.acquire()
+                await self._slots.acquire()
         except TimeoutError:
             raise Busy("too many requests to the bucket are under way", retry_after_s=2) from None
 
@@ -170,7 +177,7 @@ class BucketClient:
                     body.progress = lambda: limit.reschedule(loop.time() + self.timeout_s)
                 answer: dict[str, Any] = await getattr(self._client, operation)(Bucket=self.bucket.name, **parameters)
             outcome = "ok"
-        except Exception as error:  # noqa: BLE001 - every one of them is named or told to be no answer of S3's
+        except Exception as error:  # noqa: BLE001 - each is translated, at least to "not S3"
             failure = self._name(translate_error(error))
             outcome = getattr(failure, "error_code", "") or "unreachable"
             if outcome in EXISTS | {MISSING}:
@@ -182,7 +189,7 @@ class BucketClient:
         return answer
 
     def _name(self, fault: Exception) -> Exception:
-        """Have a fault say which bucket it is of."""
+        """Add the bucket's name to a fault."""
         if isinstance(fault, StorageError):
             fault.place = fault.place or self.place
         return fault
@@ -198,9 +205,9 @@ class BucketClient:
                 signature_version=signature,
                 connect_timeout=self.timeout_s,
                 read_timeout=self.timeout_s,
-                max_pool_connections=PLACES_MAX,
+                max_pool_connections=REQUESTS_MAX,
                 retries={"mode": "standard", "total_max_attempts": ATTEMPTS_MAX},
-                # The defaults of 2025 are not understood everywhere; our own MD5 and SHA-256 check more.
+                # Not every service understands the defaults of 2025; our own MD5 and SHA-256 check more.
                 request_checksum_calculation="when_required",
                 response_checksum_validation="when_required",
                 s3={"addressing_style": self._addressing, "payload_signing_enabled": False},
@@ -216,23 +223,23 @@ class BucketClient:
             BucketError: It failed, or made no progress for `timeout_s`.
             Busy: Too many other requests are under way.
         """
-        await self._enter()
+        await self._acquire_slot()
         try:
             return await self._call(operation, parameters)
         finally:
-            self._places.release()
+            self._slots.release()
 
     async def get(self, path: str, **conditions: str) -> ObjectResponse | None:
-        """Open an object, or the part of it that `conditions` tell; `None`: it is not there. Raises as `call`."""
-        await self._enter()
+        """Open an object, or the part of it that `conditions` name; `None`: it is not there. Raises as `call`."""
+        await self._acquire_slot()
         try:
             answer = await self._call("get_object", {"Key": self.bucket.path(path), **conditions})
         except BaseException as error:
-            self._places.release()
+            self._slots.release()
             if isinstance(error, BucketError) and error.error_code == MISSING:
                 return None
             raise
-        stream = ResponseStream(answer["Body"], self.timeout_s, self._places.release)
+        stream = ResponseStream(answer["Body"], self.timeout_s, self._slots.release)
         if not read_etag(answer) or not isinstance(answer.get("ContentLength"), int):
             stream.close()
             raise BucketError(NOT_S3)
@@ -240,9 +247,9 @@ class BucketClient:
 
     async def stat(self, path: str) -> ObjectStatus | None:
         """
-        Ask for size and tag of an object; `None`: it is not there.
+        Ask for size and ETag of an object; `None`: it is not there.
 
-        A HEAD has no words for what is missing, so a GET has to confirm it.
+        A HEAD cannot say what is missing, the object or the bucket, so a GET has to confirm a 404.
         """
         try:
             answer = await self.call("head_object", Key=self.bucket.path(path))
@@ -272,12 +279,34 @@ class BucketClient:
                 return
             following = {"ContinuationToken": answer["NextContinuationToken"]}
 
+    async def quarantine(self, path: str, etag: str) -> None:
+        """
+        Copy an object to `damaged/` and delete it, for buckets have no rename; but only while it has this ETag.
+
+        Raises:
+            StorageError: It may still be there.
+        """
+        key = self.bucket.path(path)
+        target = self.bucket.path(f"damaged/{path.rpartition('/')[2]}.{token_hex(4)}")
+        source = {"Bucket": self.bucket.name, "Key": key}
+        try:
+            copied = await self.call("copy_object", Key=target, CopySource=source, CopySourceIfMatch=f'"{etag}"')
+        except BucketError as error:
+            if error.error_code in EXISTS | {MISSING}:
+                return  # another process was quicker, or has put a good one in its place
+            raise
+        if not read_etag(copied.get("CopyObjectResult", {})):
+            raise BucketError(NOT_S3)
+        stat = await self.stat(path)
+        if stat is not None and stat.etag == etag:
+            await self.call("delete_object", Key=key)
+
     async def presign(self, path: str, *, ttl_s: int, head: bool) -> tuple[str, int]:
-        """Return a link and its life: `ttl_s` seconds, or as long as temporary credentials can promise."""
+        """Return a link and its life in seconds: `ttl_s`, or as long as temporary credentials are sure to last."""
         try:
             if self._credentials is None:
-                raise NoCredentialsError  # noqa: TRY301 - as the library would, had it been asked
-            # Credentials of a role are renewed by a request, on occasion.
+                raise NoCredentialsError  # noqa: TRY301 - as the library raises it for a request
+            # botocore renews the credentials of a role by a request, now and then.
             async with asyncio.timeout(self.timeout_s):
                 temporary = (await self._credentials.get_frozen_credentials()).token is not None
                 life_s = min(ttl_s, SESSION_TTL_S) if temporary else ttl_s

@@ -1,8 +1,8 @@
 """
-Trying every right that a bucket must give, one after the other, with an image of our own at a place like any other's.
+Diagnosis of a bucket: every right that it must give is tried, one after the other, with an image under a usual path.
 
-What fails does not keep the others from being tried, so that one look tells all that is to be done. No message holds
-the address of a presigned link.
+A step that fails does not stop the others, so one run shows everything that has to be done. No message holds the URL
+of a presigned link.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ PUBLIC_REMEDY: Final = "make v1/objects/ public: docs/s3.md, or use delivery.mod
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Something that was tried; `error` is what is wrong with it, and `remedy` what helps, where that is known."""
+    """The result of one step; `error` says what failed, and `remedy` what helps, where that is known."""
 
     name: str
     error: str | None = None
@@ -44,7 +44,7 @@ class Step:
 
 
 async def diagnose(store: S3Store, *, public_url: Callable[[str], str] | None) -> AsyncGenerator[Step]:
-    """Try all that the bucket must do; `public_url` gives the permanent address of an object, if there is to be one."""
+    """Try everything that the bucket must do; `public_url` gives the permanent URL of an object, if it has one."""
     probe = _Probe(store, _image())
     try:
         put = await _try("put", probe.put)
@@ -57,7 +57,7 @@ async def diagnose(store: S3Store, *, public_url: Callable[[str], str] | None) -
         if public_url is not None:
             url = public_url(probe.name)
             yield await _try("public", lambda: probe.get_from(url), put, remedy=PUBLIC_REMEDY)
-        # Also if it was not put: a bucket may have taken what it did not admit to, and missing names can be deleted.
+        # Also after a failed put: the bucket may have taken the image, and a missing name can be deleted.
         yield await _try("delete", probe.delete)
     finally:
         if not probe.delete_tried:
@@ -80,7 +80,7 @@ async def _try(
 
 
 class _Probe:
-    """What can be done with one image. Each raises a `StorageError` if it does not work."""
+    """The steps, with one image. Each raises a `StorageError` if it fails."""
 
     def __init__(self, store: S3Store, image: bytes) -> None:
         self.name = f"{sha256(image).hexdigest()}.png"
@@ -105,14 +105,14 @@ class _Probe:
 
     async def get(self) -> None:
         if await self._store.hash_object(self._path) != self.name.partition(".")[0]:
-            raise BucketError("the bucket gives back something else than was put")
+            raise BucketError("the bucket returns other bytes than were put")
 
     async def get_range(self) -> None:
         start, end = RANGE
         opened = await self._client.get(self._path, Range=f"bytes={start}-{end - 1}")
         part = b"" if opened is None else await opened.stream.read_all(len(self._image))
         if part != self._image[start:end]:
-            raise BucketError("the bucket does not give the part of an object that it is asked for")
+            raise BucketError("the bucket does not return the requested part of an object")
 
     async def list(self) -> None:
         answer = await self._client.call("list_objects_v2", Prefix=self._key, MaxKeys=1)
@@ -137,7 +137,7 @@ class _Probe:
         await self.get_from(url)
 
     async def get_from(self, url: str) -> None:
-        """Get the image as anybody would, who knows nothing but its address."""
+        """Get the image as a client does that has its URL alone."""
         timeout = aiohttp.ClientTimeout(total=self._client.timeout_s)
         try:
             async with (
@@ -149,13 +149,13 @@ class _Probe:
                 while len(received) <= len(self._image) and (piece := await response.content.read(WHOLE_BYTES_MAX)):
                     received += piece
         except TimeoutError:
-            raise StorageError("a plain GET is not answered within store.timeout_s") from None
+            raise StorageError("a plain GET got no answer within store.timeout_s") from None
         except (aiohttp.ClientError, ValueError, OSError):
-            raise StorageError("a plain GET reaches nobody, or is broken off") from None
+            raise StorageError("a plain GET reached no server, or broke off") from None
         if status != 200:
-            raise StorageError(f"a plain GET is answered with {status}")
+            raise StorageError(f"a plain GET got status {status}")
         if received != self._image:
-            raise StorageError("a plain GET gives something else than was put")
+            raise StorageError("a plain GET returned other bytes than were put")
 
     async def delete(self) -> None:
         self.delete_tried = True
@@ -167,12 +167,12 @@ class _Probe:
 
 
 def _image() -> bytes:
-    """Return a PNG of one grey pixel that nobody has put before (PNG third edition, 11.2 and 11.3.3.3)."""
+    """Return a PNG of one grey pixel whose bytes are new in any bucket (PNG third edition, 11.2 and 11.3.3.3)."""
     return b"".join(
         (
             b"\x89PNG\r\n\x1a\n",
             _chunk(b"IHDR", (1).to_bytes(4) + (1).to_bytes(4) + bytes((8, 0, 0, 0, 0))),
-            _chunk(b"tEXt", b"Comment\0imgkeep looked whether this bucket works: " + token_hex(16).encode()),
+            _chunk(b"tEXt", b"Comment\0imgkeep tests whether it can use this bucket: " + token_hex(16).encode()),
             _chunk(b"IDAT", zlib.compress(b"\0\x80")),
             _chunk(b"IEND", b""),
         )

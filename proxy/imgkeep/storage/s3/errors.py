@@ -1,7 +1,7 @@
 """
-What a bucket can answer instead of what was asked: as our error, and what helps.
+Errors of a bucket as ours, and their remedies.
 
-No message of theirs is passed on: it may hold a link, and links are credentials.
+No message of the bucket is passed on: it may hold a link, and links are credentials.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, 
 from imgkeep.core.errors import ImgkeepError, RemoteFault
 
 MISSING: Final = "NoSuchKey"
-"""The one word for it. A bare 404 may come from anything that stands before the bucket, and is a fault."""
+"""The code of a missing object. A bare 404 may come from anything before the bucket, and is a fault."""
 EXISTS: Final = frozenset({"PreconditionFailed", "412"})
 RACED: Final = frozenset({"ConditionalRequestConflict", "409"})
 
@@ -38,23 +38,23 @@ REMEDIES: Final = {
     "NotImplemented": "the service does not have this; see docs/s3.md",
     "MethodNotAllowed": "the service does not have this; see docs/s3.md",
 }
-PARTICULAR: Final = frozenset(
+OBJECT_CODES: Final = frozenset(
     {"AccessDenied", "403", "404", "InvalidRequest", "400", "InvalidObjectState", "KeyTooLongError", "BadDigest"}
 )
-"""May concern what was asked for alone; a trial tells whether it does."""
+"""Codes that may concern the requested object alone; a probe of the circuit breaker finds out."""
 
 CAUSES_MAX: Final = 8
-"""Maximum number of errors that are looked through, each the cause of the one before."""
-NOT_S3: Final = "what answers under the address of the bucket is not S3"
+"""Maximum number of errors in a chain of causes that are examined."""
+NOT_S3: Final = "the server at the address of the bucket does not speak S3"
 
 _CODE: Final = re.compile(r"[A-Za-z0-9.]{1,64}")
 
 
 class BucketError(RemoteFault):
-    """The bucket answered with an error, or did not answer. `error_code` is S3's, where there is one."""
+    """An error of the bucket, or a missing answer. `error_code` is the code of S3, where there is one."""
 
     def __init__(self, message: str, error_code: str = "", *, general: bool | None = None, cause: str = "") -> None:
-        super().__init__(message, general=error_code not in PARTICULAR if general is None else general, cause=cause)
+        super().__init__(message, general=error_code not in OBJECT_CODES if general is None else general, cause=cause)
         self.error_code = error_code
 
     @property
@@ -63,7 +63,7 @@ class BucketError(RemoteFault):
 
 
 def _cause_of(error: BaseException) -> str:
-    """Return what the system says of a connection that failed: no URL, and no words of the bucket."""
+    """Return why a connection failed, in the words of the system: no URL, and no words of the bucket."""
     for _ in range(CAUSES_MAX):
         inner = getattr(error, "kwargs", {}).get("error") or error.__cause__ or error.__context__
         if isinstance(error, aiohttp.ClientConnectorDNSError):
@@ -81,9 +81,9 @@ def _cause_of(error: BaseException) -> str:
 
 
 def translate_error(error: Exception) -> Exception:
-    """Turn whatever a call raised into ours."""
+    """Return any error of a call as one of ours."""
     if isinstance(error, ImgkeepError):
-        return error  # of a body that was being sent: the disk's
+        return error  # of the body that was being sent: the disk failed
     if isinstance(error, ClientError):
         code = str(error.response.get("Error", {}).get("Code", ""))
         if not _CODE.fullmatch(code):
@@ -95,5 +95,5 @@ def translate_error(error: Exception) -> Exception:
         return BucketError("there are no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile")
     if isinstance(error, (BotoCoreError, aiohttp.ClientError, OSError)):
         return BucketError("the bucket cannot be reached, or the connection broke off", cause=_cause_of(error))
-    # What the library makes of an answer that is no answer of S3: parser errors, missing fields, endless redirects.
+    # The library fails in many ways on an answer that is not S3: parser errors, missing fields, endless redirects.
     return BucketError(NOT_S3)

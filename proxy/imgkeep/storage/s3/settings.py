@@ -1,8 +1,8 @@
 """
-What AWS programs read besides our configuration: variables, profiles and files.
+AWS settings besides our configuration: variables, profiles and files.
 
-A mistake in them is the operator's, so it is a `ConfigError` that names the variable, the profile or the file. No value
-is quoted that may be a secret, and no line of a file.
+A mistake in them is the operator's, so it is a `ConfigError` that names the variable, the profile or the file. The
+message quotes no value that may be a secret, and no line of a file.
 """
 
 from __future__ import annotations
@@ -21,34 +21,34 @@ from botocore.exceptions import BotoCoreError, ConfigNotFound, ConfigParseError,
 from imgkeep.config import ConfigError
 
 _LOCAL_PROVIDERS: Final = frozenset({"env", "shared-credentials-file", "config-file"})
-"""Where credentials are found without a request."""
+"""Sources of credentials that need no request."""
 
 
 async def open_session() -> Any:
     """
-    Return a session that has read what it reads.
+    Return a session that has read its settings.
 
     Raises:
-        ConfigError: That cannot be read.
+        ConfigError: They cannot be read.
     """
     session = get_session()
     try:
-        # Some hundred kilobytes of JSON, the first time: not on the event loop.
+        # Reads some hundred kilobytes of JSON the first time: not on the event loop.
         await asyncio.to_thread(_prepare, session)
     except (BotoCoreError, ValueError) as error:
-        raise refuse(error) from None
+        raise explain(error) from None
     return session
 
 
 async def check_settings(options: dict[str, Any]) -> None:
     """
-    Try whether a client could be made, without any request.
+    Check that a client can be made, without any request.
 
     Args:
-        options: What the client is made with.
+        options: The options of the client.
 
     Raises:
-        ConfigError: None could be.
+        ConfigError: It cannot.
     """
     session = await open_session()
     try:
@@ -58,7 +58,7 @@ async def check_settings(options: dict[str, Any]) -> None:
                 f"{_SETTINGS}: AWS_CA_BUNDLE, or ca_bundle of the profile, names {bundle}, which is not there"
             )
         async with AsyncExitStack() as stack:
-            # With credentials that are given it asks no service for others.
+            # A client with given credentials asks no service for others.
             keys = {"aws_access_key_id": "none", "aws_secret_access_key": "none"}
             client = await stack.enter_async_context(session.create_client("s3", **options, **keys))
             if not client.meta.endpoint_url.lower().startswith(("http://", "https://")):
@@ -67,7 +67,7 @@ async def check_settings(options: dict[str, Any]) -> None:
             if provider.METHOD in _LOCAL_PROVIDERS:
                 await provider.load()
     except (BotoCoreError, ValueError) as error:
-        raise refuse(error) from None
+        raise explain(error) from None
 
 
 _SETTINGS: Final = "store.url: the AWS settings of this machine are not usable"
@@ -77,8 +77,8 @@ _ENDPOINT: Final = (
 )
 
 
-def refuse(error: Exception) -> ConfigError:
-    """Say what is wrong with the settings, and where it stands."""
+def explain(error: Exception) -> ConfigError:
+    """Return what is wrong with the settings, and where."""
     match error:
         case ProfileNotFound():
             why = (
@@ -109,14 +109,14 @@ def _line_of(cause: BaseException | None) -> str:
 
 
 def _prepare(session: Any) -> None:
-    """Let a session have its data and settings at hand. Blocks, the first time."""
+    """Load the data and settings of a session. Blocks, the first time."""
     session.register_component("data_loader", _loader())
     _ = session.full_config
 
 
 @cache
 def _loader() -> Any:
-    """Read what clients are made from: a loader remembers it, and a client that is made for nothing asks for it all."""
+    """Return a loader that has read the definitions of S3 by making a client: a loader remembers what it has read."""
     session = botocore.session.Session()
     # The endpoint of this machine may be wrong, and `store.url` may have another.
     given = {"region_name": "us-east-1", "endpoint_url": "https://s3.amazonaws.com"}

@@ -1,38 +1,33 @@
 """
-The store in a bucket: the stored layout, and what S3-compatible services may not be trusted with.
+The store in a bucket: the stored layout, without trust in what S3-compatible services promise.
 
 Rules:
-- Nothing counts as stored because somebody answered 200 (`uploads`).
-- Nothing counts as read because it came: a record has to be one, and objects are hashed by whoever keeps a copy.
-- `If-None-Match: *` is used where a probe showed that it works, and saves a request then; nothing relies on it.
-- Object before record, both verified, so a record in the bucket means that its object is there.
+- A 200 alone proves no upload (`uploads`).
+- An answer alone proves no read: a record has to be one, and a store that makes a copy hashes the object.
+- `If-None-Match: *` is used where a probe showed that it works (`records`); nothing relies on it.
+- The object goes before the record, both verified, so a record in the bucket means that its object is there.
 """
 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
 from hashlib import sha256
 from secrets import token_hex
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Final, TypeVar
 from urllib.parse import quote
 
-from imgkeep.core.errors import Conflict, Removed, WrittenByNewer
+from imgkeep.core.errors import Conflict, WrittenByNewer
 from imgkeep.core.layout import (
-    RECORD_BYTES_MAX,
     REFUSAL_BYTES_MAX,
     REFUSED,
-    REMOVED,
     RecordTooNew,
     RecordUnreadable,
-    encode_record,
     encode_refusal,
     encode_tombstone,
     object_names,
     object_path,
     read_object_name,
-    read_record,
     read_refusal_keys,
     read_refusal_path,
     record_path,
@@ -41,8 +36,9 @@ from imgkeep.core.layout import (
 from imgkeep.core.records import Digest, Format, Record, Tombstone
 from imgkeep.storage.local.open_files import check_all
 from imgkeep.storage.s3.body import PIECE_BYTES, S3Body
-from imgkeep.storage.s3.client import BucketClient, read_etag
-from imgkeep.storage.s3.errors import EXISTS, MISSING, NOT_S3, RACED, BucketError
+from imgkeep.storage.s3.client import BucketClient
+from imgkeep.storage.s3.errors import NOT_S3, BucketError
+from imgkeep.storage.s3.records import PROBE, PROBE_BYTES, RECORD_FIELDS, BucketRecords, CorruptRecord
 from imgkeep.storage.s3.uploads import Uploader
 
 if TYPE_CHECKING:
@@ -56,18 +52,12 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-PROBE: Final = "v1/probe"
-PROBE_BYTES: Final = b"imgkeep was here to see whether this bucket works\n"
-"""Always the same, and left in place: nodes that look at the same time do not disturb each other."""
-
-RECORDS_AT_ONCE: Final = 16
+RECORDS_CONCURRENT_MAX: Final = 16
 BYTES_PER_S_MIN: Final = 1_048_576
-"""A bucket that takes an image more slowly than this is as good as away: the outbox has more time."""
-REREAD_AFTER_S: Final = 0.2
+"""Minimum speed of an upload while a client waits: a slower bucket is as good as away, and the outbox has more time."""
 IDLE_CHECK_S: Final = 30
-"""A bucket that answered so recently is asked nothing for its health: requests cost money."""
+"""Maximum age of an answer that proves the bucket's health: requests cost money."""
 
-RECORD_FIELDS: Final = {"ContentType": "application/json", "CacheControl": "no-store"}
 CACHE_CONTROL: Final = "public, max-age=31536000, immutable"
 
 
@@ -85,59 +75,50 @@ class S3Store:
         observe: Callable[[str, str, float], None] = lambda *_: None,
     ) -> None:
         self.client = BucketClient(bucket, timeout_s=timeout_s, observe=observe)
-        self._uploads = Uploader(self.client)
-        self.conditional = False
+        self._uploader = Uploader(self.client)
+        self._records = BucketRecords(self.client, self._uploader)
+        self._is_probed = False
+
+    @property
+    def supports_if_none_match(self) -> bool:
         """Whether a probe showed that `If-None-Match: *` works on PUT."""
-        self._probed = False
+        return self._records.supports_if_none_match
 
     async def open(self) -> None:
         await self.client.open()
 
     async def aclose(self) -> None:
-        await self._uploads.aclose()
+        await self._uploader.aclose()
         await self.client.aclose()
 
     async def check(self) -> int:
-        """Look whether the bucket answers, unless it has just done so; 0, because a bucket has no end."""
+        """Check that the bucket answers, unless it has just done so; return 0, because a bucket has no limit."""
         if asyncio.get_running_loop().time() - self.client.answered_at <= IDLE_CHECK_S:
             return 0
-        if not self._probed or await self.client.stat(PROBE) is None:
+        if not self._is_probed or await self.client.stat(PROBE) is None:
             await self.probe()
         return 0
 
     async def probe(self) -> None:
         """
-        Do all that keeping an image takes, with a small object that stays: put, get, miss, and a conditional put.
+        Do what storing an image takes, with a small object that stays: put, get, miss, and a conditional put.
 
         Raises:
-            StorageError: Something of that does not work.
+            StorageError: One of these steps fails.
         """
-        await self._uploads.put_bytes(PROBE, PROBE_BYTES, {"ContentType": "text/plain"})
+        await self._uploader.put_bytes(PROBE, PROBE_BYTES, {"ContentType": "text/plain"})
         opened = await self.client.get(PROBE)
         if opened is None or await opened.stream.read_all(len(PROBE_BYTES) + 1) != PROBE_BYTES:
-            raise BucketError("the bucket gives back something else than was put")
+            raise BucketError("the bucket returns other bytes than were put")
         missing = await self.client.get(f"{PROBE}-{token_hex(8)}")
         if missing is not None:
             missing.stream.close()
             raise BucketError(NOT_S3)
-        await self._probe_condition()
-        self._probed = True
+        await self._records.probe_if_none_match()
+        self._is_probed = True
 
     async def find(self, key: Key) -> Record | None:
-        path = record_path(key)
-        found = await self._read_record(path)
-        if isinstance(found, _Damage):
-            # Not every store writes whole or not at all (s3rver): it may have been in the middle of it.
-            await asyncio.sleep(REREAD_AFTER_S)
-            damage, found = found, await self._read_record(path)
-            if found == damage:
-                await self._quarantine(path, damage.etag)
-                return None
-        if isinstance(found, _Damage):
-            raise BucketError("the bucket answers with something that is no record", general=False)
-        if isinstance(found, Tombstone):
-            raise Removed(REMOVED)
-        return found
+        return await self._records.find(key)
 
     async def fetch(self, name: str, size: int | None) -> Body | None:
         path = object_path(name)
@@ -147,9 +128,9 @@ class S3Store:
         body = S3Body(self.client, path, opened)
         if size is None or body.size == size:
             return body
-        # The hash decides which of them is wrong: a record that lies must not cost us a good object.
+        # The hash decides which of them is wrong: a wrong record must not cost us a good object.
         if await _hash(body) != name.partition(".")[0]:
-            await self._quarantine(path, body.etag)
+            await self.client.quarantine(path, body.etag)
             return None
         opened = await self.client.get(path)
         return None if opened is None else S3Body(self.client, path, opened)
@@ -159,21 +140,30 @@ class S3Store:
 
     async def put(self, draft: Draft, record: Record, replaces: Digest | None = None) -> Record:
         try:
-            # Besides the time each call has: the whole of it keeps a visitor waiting.
+            # Besides the timeout of each call: a client waits for all of them together.
             async with asyncio.timeout(self.client.timeout_s + draft.size / BYTES_PER_S_MIN):
                 await self.put_object(draft, record.object_name)
-                await self._put_record(record, replaces)
+                await self._records.put(record, replaces)
         except TimeoutError:
             raise BucketError("the bucket takes an image too slowly") from None
         return record
 
     async def import_image(self, draft: Draft | None, record: Record) -> Record:
+        """
+        Take an image from another store; return the record that is under its key then.
+
+        The object is stored in any case, because its URL was handed out; the record, unless another image is stored
+        under the key. Without a draft the object has to be here already.
+
+        Raises:
+            StorageError: It may not be stored.
+        """
         if draft is not None:
             await self.put_object(draft, record.object_name)
         if await self.size_of(record.object_name) != record.size:
             raise BucketError("the bucket does not have what it said it took")
         try:
-            await self._put_record(record, None)
+            await self._records.put(record, None)
         except Conflict:
             theirs = await self.find(record.key)
             if theirs is None:
@@ -182,10 +172,10 @@ class S3Store:
         return record
 
     async def put_object(self, draft: Draft, name: str) -> None:
-        await self._uploads.put_draft(object_path(name), draft, _fields(name))
+        await self._uploader.put_draft(object_path(name), draft, _fields(name))
 
     async def put_record(self, record: Record, replaces: Digest | None = None) -> Record:
-        await self._put_record(record, replaces)
+        await self._records.put(record, replaces)
         return record
 
     async def open_draft(self, name: str, spool: Spool) -> Draft | None:
@@ -205,13 +195,13 @@ class S3Store:
         return draft
 
     async def put_tombstone(self, tombstone: Tombstone) -> None:
-        await self._uploads.put_bytes(record_path(tombstone.key), encode_tombstone(tombstone), RECORD_FIELDS)
+        await self._uploader.put_bytes(record_path(tombstone.key), encode_tombstone(tombstone), RECORD_FIELDS)
 
     async def block(self, digest: Digest, removed_at: datetime, keys: Collection[Key] = ()) -> None:
-        await self._uploads.put_bytes(refusal_path(digest), encode_refusal(digest, removed_at, keys), RECORD_FIELDS)
+        await self._uploader.put_bytes(refusal_path(digest), encode_refusal(digest, removed_at, keys), RECORD_FIELDS)
 
     async def delete_object(self, digest: Digest) -> None:
-        # What its extension was is not known for sure, and deleting what is not there costs nothing.
+        # Its extension is not known for sure, and deleting a missing object costs nothing.
         for name in object_names(digest):
             await self.client.call("delete_object", Key=self.client.bucket.path(object_path(name)))
 
@@ -226,7 +216,7 @@ class S3Store:
         await self._delete(refusal_path(digest))
 
     async def find_tombstone(self, key: Key) -> Tombstone | None:
-        found = await self._read_record(record_path(key))
+        found = await self._records.read(record_path(key))
         return found if isinstance(found, Tombstone) else None
 
     async def delete_tombstone(self, tombstone: Tombstone) -> None:
@@ -242,7 +232,7 @@ class S3Store:
         return bool(answer.get("Contents"))
 
     async def _delete(self, path: str) -> None:
-        """Delete what lies at a path, and look whether it is gone: a 200 alone proves nothing."""
+        """Delete an object, and check that it is gone: a 200 alone proves nothing."""
         await self.client.call("delete_object", Key=self.client.bucket.path(path))
         left = await self.client.get(path)
         if left is not None:
@@ -250,45 +240,50 @@ class S3Store:
             raise BucketError("the bucket still has what it said it deleted", general=False)
 
     async def size_of(self, name: str) -> int | None:
+        """Return the size of the object `<digest>.<ext>`, as the bucket has it now; `None`: it is not there."""
         stat = await self.client.stat(object_path(name))
         return None if stat is None else stat.size
 
     async def has(self, name: str) -> bool:
-        # The first byte, and not a HEAD, which cannot say that something is missing and not the bucket itself.
+        """Tell whether the object `<digest>.<ext>` is there, with a single request."""
+        # The first byte, and not a HEAD, which cannot tell a missing object from a missing bucket.
         opened = await self.client.get(object_path(name), Range="bytes=0-0")
         if opened is not None:
             await opened.stream.read_all(1)
         return opened is not None
 
     async def quarantine_if_corrupt(self, name: str, digest: Digest) -> None:
+        """Read an object again that was read with another `digest`, and move it to quarantine if it really has that."""
         path = object_path(name)
         opened = await self.client.get(path)
         if opened is None:
             return
         body = S3Body(self.client, path, opened)
-        # Bytes that come another way each time were changed on their way, and what lies there may be good.
+        # Bytes that differ from read to read were changed on their way, and the object may be good.
         if await _hash(body) == digest != name.partition(".")[0]:
-            await self._quarantine(path, body.etag)
+            await self.client.quarantine(path, body.etag)
 
     def public_url(self, name: str) -> str:
+        """Return the public URL of an object, if the bucket is public."""
         return f"{self.client.public_base}/{quote(self.client.bucket.path(object_path(name)))}"
 
     async def presign(self, name: str, *, ttl_s: int, head: bool) -> tuple[str, int]:
+        """Return a link to an object, for HEAD or else for GET, and its life in seconds, `ttl_s` at most."""
         return await self.client.presign(object_path(name), ttl_s=ttl_s, head=head)
 
     def walk(self, folder: str) -> AsyncIterator[tuple[str, int]]:
         return self.client.walk(folder)
 
     async def read_records(self, paths: Sequence[str]) -> Sequence[tuple[str, Record | Tombstone | RecordUnreadable]]:
-        places = asyncio.Semaphore(RECORDS_AT_ONCE)
+        slots = asyncio.Semaphore(RECORDS_CONCURRENT_MAX)
 
         async def read(path: str) -> tuple[str, Record | Tombstone | RecordUnreadable | None]:
-            async with places:
+            async with slots:
                 try:
-                    found = await self._read_record(path)
+                    found = await self._records.read(path)
                 except WrittenByNewer as error:
                     return path, RecordTooNew(str(error))
-                return path, RecordUnreadable("it is no record") if isinstance(found, _Damage) else found
+                return path, RecordUnreadable("it is no record") if isinstance(found, CorruptRecord) else found
 
         return [(path, found) for path, found in await asyncio.gather(*map(read, paths)) if found is not None]
 
@@ -301,7 +296,7 @@ class S3Store:
         if opened is None:
             return None
         body = S3Body(self.client, path, opened)
-        # On a disk and not in memory: it may be as large as `fetch.body_bytes_max` lets it.
+        # On a disk and not in memory: it may be as large as `fetch.body_bytes_max`.
         with await asyncio.to_thread(TemporaryFile) as file:
             async for piece in body.pieces():
                 await asyncio.to_thread(file.write, piece)
@@ -311,80 +306,7 @@ class S3Store:
     async def quarantine(self, path: str) -> None:
         stat = await self.client.stat(path)
         if stat is not None:
-            await self._quarantine(path, stat.etag)
-
-    async def _quarantine(self, path: str, etag: str) -> None:
-        """Copy to `damaged/` and delete, for buckets have no rename; but only what has the tag of what was read."""
-        key = self.client.bucket.path(path)
-        aside = self.client.bucket.path(f"damaged/{path.rpartition('/')[2]}.{token_hex(4)}")
-        source = {"Bucket": self.client.bucket.name, "Key": key}
-        try:
-            copied = await self.client.call("copy_object", Key=aside, CopySource=source, CopySourceIfMatch=f'"{etag}"')
-        except BucketError as error:
-            if error.error_code in EXISTS | {MISSING}:
-                return  # somebody else was quicker, or has put a good one in its place
-            raise
-        if not read_etag(copied.get("CopyObjectResult", {})):
-            raise BucketError(NOT_S3)
-        stat = await self.client.stat(path)
-        if stat is not None and stat.etag == etag:
-            await self.client.call("delete_object", Key=key)
-
-    async def _probe_condition(self) -> None:
-        try:
-            await self.client.call("put_object", Key=self.client.bucket.path(PROBE), Body=PROBE_BYTES, IfNoneMatch="*")
-        except BucketError as error:
-            # Who does not know the field may answer anything; what else is wrong was found out before.
-            self.conditional = error.error_code in EXISTS
-        else:
-            self.conditional = False
-
-    async def _read_record(self, path: str) -> Record | Tombstone | _Damage | None:
-        """
-        Read a record or tombstone; `None`: it is not there.
-
-        Raises:
-            WrittenByNewer: It is of a version that we do not know.
-        """
-        opened = await self.client.get(path)
-        if opened is None:
-            return None
-        data = await opened.stream.read_all(RECORD_BYTES_MAX)
-        try:
-            return read_record(data, path.rpartition("/")[2])
-        except RecordTooNew as error:
-            raise WrittenByNewer(f"the record was {error}") from None
-        except RecordUnreadable:
-            return _Damage(opened.etag, data)
-
-    async def _put_record(self, record: Record, replaces: Digest | None) -> None:
-        path = record_path(record.key)
-        data = encode_record(record)
-        if self.conditional and replaces is None:
-            try:
-                await self._uploads.put_bytes(path, data, {**RECORD_FIELDS, "IfNoneMatch": "*"})
-            except BucketError as error:
-                # 409: two puts met (S3 API, "ConditionalRequestConflict"). Either way somebody else was quicker.
-                if error.error_code not in EXISTS | RACED:
-                    raise
-            else:
-                return
-        theirs = await self.find(record.key)
-        if (
-            theirs is not None
-            and theirs.digest not in {record.digest, replaces}
-            and await self.size_of(theirs.object_name) is not None
-        ):
-            raise Conflict("another image was stored under this link meanwhile")
-        await self._uploads.put_bytes(path, data, RECORD_FIELDS)
-
-
-@dataclass(frozen=True, slots=True)
-class _Damage:
-    """What lies where a record should be."""
-
-    etag: str
-    data: bytes
+            await self.client.quarantine(path, stat.etag)
 
 
 async def _hash(body: S3Body) -> Digest:
@@ -400,6 +322,6 @@ def _fields(name: str) -> dict[str, str]:
     format_ = read[1]
     fields = {"ContentType": format_.media_type, "CacheControl": CACHE_CONTROL}
     if format_ is Format.SVG:
-        # A redirect cannot bring the sandboxing policy along; in an <img> this changes nothing.
+        # A redirect cannot carry the sandboxing policy; in an <img> this field changes nothing.
         fields["ContentDisposition"] = f'attachment; filename="{name[:16]}.svg"'
     return fields

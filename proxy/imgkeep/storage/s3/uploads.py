@@ -1,8 +1,8 @@
 """
-Putting bytes into a bucket, so that they are there afterwards: from memory, as a stream, or in parts, by their size.
+Uploads to a bucket: from memory, as a stream, or in parts, by their size.
 
-Nothing counts as put because somebody answered 200: the tag has to be the MD5 of what was sent, or, where encryption or
-parts make it another, a HEAD has to tell the size.
+A 200 alone proves nothing: the ETag has to be the MD5 of the bytes sent or, where encryption or parts make it another,
+a HEAD has to return the size.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from hashlib import md5
 from typing import TYPE_CHECKING, Any, Final
 
 from imgkeep.core.errors import StorageError
-from imgkeep.storage.s3.body import Upload
+from imgkeep.storage.s3.body import DraftPart
 from imgkeep.storage.s3.client import read_etag
 from imgkeep.storage.s3.errors import NOT_S3, BucketError
 
@@ -24,48 +24,49 @@ if TYPE_CHECKING:
     from imgkeep.storage.s3.client import BucketClient
 
 WHOLE_BYTES_MAX: Final = 1_048_576
-"""So much is sent from memory, without the round trip of `100 Continue`."""
+"""Maximum size that is sent from memory, without the round trip of `100 Continue`."""
 MULTIPART_BYTES_MIN: Final = 16_777_216
+"""Minimum size that is sent in parts."""
 PART_BYTES: Final = 8_388_608
-PARTS_AT_ONCE: Final = 3
+PARTS_CONCURRENT_MAX: Final = 3
 
 
 class Uploader:
-    """Uploader to one bucket. `fields` are parameters of S3's `PutObject`."""
+    """The uploads to one bucket. `fields` are parameters of S3's `PutObject`."""
 
     def __init__(self, client: BucketClient) -> None:
         self._client = client
         self._aborting: set[asyncio.Task[None]] = set()
 
     async def aclose(self) -> None:
-        """Wait until what was broken off is removed, or cannot be."""
+        """Wait until broken-off uploads are aborted, or cannot be."""
         if self._aborting:
             await asyncio.wait(self._aborting)
 
     async def put_draft(self, path: str, draft: Draft, fields: dict[str, str]) -> None:
         """
-        Put a draft, however large it is.
+        Upload a draft of any size.
 
         Raises:
-            StorageError: It is not there, or not whole.
+            StorageError: The object is not in the bucket, or not whole.
         """
         if draft.size <= WHOLE_BYTES_MAX:
             await self.put_bytes(path, await _read_whole(draft), fields)
         elif draft.size < MULTIPART_BYTES_MIN:
             digest = await draft.check(md5_of)
-            answer = await self._put(path, Upload(draft, 0, draft.size), draft.size, digest, fields)
+            answer = await self._put(path, DraftPart(draft, 0, draft.size), draft.size, digest, fields)
             await self._verify(path, answer, digest.hex(), draft.size)
         else:
             await self._put_parts(path, draft, fields)
 
     async def put_bytes(self, path: str, data: bytes, fields: dict[str, str]) -> None:
-        """Put little. Raises as `put_draft`."""
+        """Upload a few bytes. Raises as `put_draft`."""
         digest = md5_of(data)
         answer = await self._put(path, data, len(data), digest, fields)
         await self._verify(path, answer, digest.hex(), len(data))
 
     async def _put(
-        self, path: str, body: bytes | Upload, size: int, digest: bytes, fields: dict[str, str]
+        self, path: str, body: bytes | DraftPart, size: int, digest: bytes, fields: dict[str, str]
     ) -> dict[str, Any]:
         return await self._client.call(
             "put_object",
@@ -87,8 +88,8 @@ class Uploader:
         try:
             answer = await self._send_parts(key, upload, draft, digests)
         except BaseException:
-            # Parts of an upload that is not completed are paid for until somebody removes them. Nobody waits for that:
-            # whoever met the failure has a visitor to answer.
+            # The operator pays for the parts of an incomplete upload until it is aborted. A client may be waiting for
+            # the fill that failed, so the abort runs in a task of its own.
             task = asyncio.create_task(self._abort(key, upload))
             self._aborting.add(task)
             task.add_done_callback(self._aborting.discard)
@@ -96,18 +97,18 @@ class Uploader:
         await self._verify(path, answer, f"{md5_of(b''.join(digests)).hex()}-{len(digests)}", draft.size)
 
     async def _send_parts(self, key: str, upload: str, draft: Draft, digests: list[bytes]) -> dict[str, Any]:
-        places = asyncio.Semaphore(PARTS_AT_ONCE)
+        slots = asyncio.Semaphore(PARTS_CONCURRENT_MAX)
 
         async def send(number: int, digest: bytes) -> dict[str, Any]:
             start = (number - 1) * PART_BYTES
             end = min(start + PART_BYTES, draft.size)
-            async with places:
+            async with slots:
                 answer = await self._client.call(
                     "upload_part",
                     Key=key,
                     UploadId=upload,
                     PartNumber=number,
-                    Body=Upload(draft, start, end),
+                    Body=DraftPart(draft, start, end),
                     ContentLength=end - start,
                     ContentMD5=b64encode(digest).decode(),
                 )
@@ -143,7 +144,7 @@ class Uploader:
 
 
 def md5_of(data: bytes | bytearray | mmap) -> bytes:
-    """Return the MD5 of some bytes: S3's checksum, and nobody's security."""
+    """Return the MD5 of some bytes: the checksum of S3, with no use for security."""
     return md5(data, usedforsecurity=False).digest()
 
 
@@ -152,5 +153,5 @@ async def _read_whole(draft: Draft) -> bytes:
     while piece := await draft.read(len(data), draft.size - len(data)):
         data += piece
     if len(data) != draft.size:
-        raise StorageError("a draft is shorter than it was")
+        raise StorageError("a draft is shorter than before")
     return bytes(data)

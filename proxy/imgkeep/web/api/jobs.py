@@ -11,7 +11,7 @@ from aiohttp import web
 from msgspec import UNSET
 
 from imgkeep.core.errors import InvalidRequest
-from imgkeep.core.records import JobState
+from imgkeep.core.jobs import JobState
 from imgkeep.jobs.job_facts import describe_job
 from imgkeep.jobs.runner import ITEMS_MAX
 from imgkeep.web.api import schemas
@@ -21,7 +21,7 @@ from imgkeep.web.context import ADMISSION
 from imgkeep.web.request_body import BODIES, has_body
 
 if TYPE_CHECKING:
-    from imgkeep.core.records import Job, JobResult
+    from imgkeep.core.jobs import Job, JobResult
 
 WAIT_MAX_S: Final = 300
 """Maximum time that a request with `wait` waits; the job goes on without it."""

@@ -35,7 +35,7 @@ from imgkeep.web.request_body import (
 )
 
 if TYPE_CHECKING:
-    from imgkeep.core.records import Job
+    from imgkeep.core.jobs import Job
     from imgkeep.page_rewriting import DocumentFormat, LinkChoice, Rewritten
 
 FORMS: Final[dict[str, DocumentFormat]] = {"text/html": "html", "text/markdown": "markdown"}

@@ -15,7 +15,8 @@ from typing import Annotated, Any, Final, Literal, TypeVar
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from imgkeep.core.records import Digest, JobState, Key
+from imgkeep.core.jobs import JobState
+from imgkeep.core.records import Digest, Key
 from imgkeep.images.recent_failures import RecentFailure
 from imgkeep.images.record_facts import HASH, ImageFacts, ImageKey, ObjectDigest
 from imgkeep.web.error_responses import Problem

@@ -1,30 +1,30 @@
 // @ts-self-types="./imgkeep.d.ts"
 /**
- * Leads links to images through imgkeep, in browsers, in Node.js, and wherever else there is `URL`. How to use it is in
- * docs/javascript.md, what is given and taken in imgkeep.d.ts.
+ * Rewrites links to images to URLs of imgkeep, in browsers, in Node.js, and in every environment that has `URL`.
+ * docs/javascript.md shows the usage, imgkeep.d.ts the types.
  *
  * Rules:
- * - What is written is what imgkeep's own rewriter writes, and what its server takes.
- * - Links of ours are left alone, so rewriting twice changes nothing; and so are links that imgkeep could not fetch.
- * - A picture that worked goes on working: `observe` leaves alone what the server that gave this file would refuse, and
- *   gives a picture its first link back where ours fails.
- * - To import this touches nothing; only `observe` needs a page.
+ * - The module writes the same links as imgkeep's own rewriter, in the form that its server accepts.
+ * - It leaves links of imgkeep alone, so rewriting twice changes nothing; and links that imgkeep could not fetch.
+ * - A picture that worked goes on working: `observe` leaves links alone that the server of this file would refuse, and
+ *   gives a picture its first link back where the new link fails.
+ * - An import touches nothing; only `observe` needs a page.
  */
 
-/** What the server would fetch, which it writes here as it gives this file; `null` in a copy from elsewhere. */
+/** The policy of the server, which it writes here when it serves this file; `null` in a copy from elsewhere. */
 const SERVER = null;
 
-/** What can be said, and to which functions. */
+/** Options, and the functions that take them. */
 const OPTIONS = ["publicUrl", "which", "base", "allow", "deny"];
 const SIGNING_OPTIONS = [...OPTIONS, "key", "expires"];
 
-/** Longer links are refused by the server. */
+/** Maximum length of a link: the server refuses longer ones. */
 const LINK_CHARS_MAX = 8192;
-/** Longer styles hold pictures, not links to them. */
+/** Maximum length of a style: longer ones hold pictures, not links to them. */
 const STYLE_CHARS_MAX = 1_000_000;
-/** Changes of one element in one turn of the event loop: more, and somebody else insists on the first link. */
+/** Maximum number of changes of an element in one turn of the event loop: beyond it, another script resets the link. */
 const CHANGES_MAX = 50;
-/** Links that are remembered because ours failed in their place. */
+/** Maximum number of links whose replacement failed that the module remembers. */
 const FAILED_MAX = 1000;
 
 const OWN_PATH = /^\/(?:img\?|images\/)/;
@@ -34,10 +34,10 @@ const HOST = /^(?:[\w-]+(?:\.[\w-]+)*\.?|\[.+\])$/;
 /** Globs that can match a host: with `*`, `?`, and one of some characters, `[abc]` or `[!abc]`. */
 const GLOB = /^(?:[\w.:*?-]|\[!?[\w.:-]+\])+$/;
 const BRACKETED = /^\[([^[\]:]*:[^[\]]*)\]$/;
-/** What could be mistaken in quotes, in `srcset` or in CSS. */
+/** Characters that are ambiguous in quotes, in `srcset` or in CSS. */
 const UNSAFE = /[^!#$%&'()*+,\-./0-9:;=?@A-Z[\]_a-z~]+/g;
 
-/** Addresses that are no public ones (IANA's special-purpose registry). */
+/** Addresses that are not public (IANA's special-purpose registry). */
 const SPECIAL = new RegExp(
   String.raw`^(?:0|10|127|2(?:2[4-9]|[345]\d)|100\.(?:6[4-9]|[7-9]\d|1[01]\d|12[0-7])|169\.254|172\.(?:1[6-9]|2\d|3[01])|` +
     String.raw`192\.(?:0\.[02]|88\.99|168)|198\.(?:1[89]|51\.100)|203\.0\.113)(?:\.\d+){1,3}$`,
@@ -53,20 +53,20 @@ const PLACES = new Map([
 ]);
 const OBSERVED = ["src", "srcset", "poster", "href", "style", "type"];
 
-/** Properties whose links are none to images, but to parts of SVG documents. */
+/** Properties whose links lead to parts of SVG documents, and not to images. */
 const NO_IMAGES = /^(?:-webkit-)?(?:filter|backdrop-filter|clip-path|fill|stroke|marker.*|offset-path)$/;
-/** `url()` in its three forms, and what it would be mistaken in: strings, comments, words. */
+/** `url()` in its three forms, and the tokens around it that could contain its text: strings, comments, words. */
 const CSS_STRING = /"([^"\\]*(?:\\[^][^"\\]*)*)"|'([^'\\]*(?:\\[^][^'\\]*)*)'/.source;
 const CSS_URL = String.raw`url\(\s*(?:${CSS_STRING}|((?:[^\s"'()\\]|\\[^])*))\s*\)`;
 const CSS_TOKEN = new RegExp(String.raw`${CSS_URL}|${CSS_STRING}|/\*[^]*?\*/|[-\w]+`, "gi");
 const CSS_ESCAPE = /\\(?:([0-9a-f]{1,6})\s?|\n|([^]))/gi;
 
-/** Gives the link to ask imgkeep for in the place of `src`; what is left alone comes back as it is. */
+/** Returns the link of imgkeep for `src`; a link that the module leaves alone comes back as it is. */
 export function imgUrl(src, options) {
   return src == null ? src : rewriter(options)(String(src));
 }
 
-/** Does the same to the links of a `srcset`; no other character of it changes. */
+/** Rewrites the links of a `srcset` in the same way; no other character of it changes. */
 export function srcset(value, options) {
   return value == null ? value : inSrcset(rewriter(options))(String(value));
 }
@@ -82,7 +82,7 @@ export async function signedSrcset(value, options) {
   return (await Promise.all(cutSrcset(String(value)).map(eachLink(signer(options))))).join("");
 }
 
-/** Gives the signed path of a source URL, whatever it is, as `signed_path` of docs/signing.md does. */
+/** Returns the signed path of any source URL, as `signed_path` of docs/signing.md does. */
 export async function signedPath(key, src, expires) {
   const end = expires == null ? "" : String(expires);
   if (typeof key !== "string" || !key) throw new TypeError("key: the first of security.signing_keys");
@@ -96,7 +96,7 @@ export async function signedPath(key, src, expires) {
 
 /**
  * Rewrites the links to images under `root`, and from then on those that scripts insert or change. Returns a function
- * that ends this. What is in shadow roots and frames has roots of its own.
+ * that ends this. Shadow roots and frames are roots of their own.
  */
 export function observe(root = document, options) {
   const rewrite = rewriter(options, serverAllows(SERVER));
@@ -190,7 +190,7 @@ function probe(url, tellFailure) {
   image.src = url;
 }
 
-/** Works property by property, because policies (CSP) that forbid inline styles forbid to write the attribute. */
+/** Changes a style by its properties, because a policy (CSP) against inline styles forbids to write the attribute. */
 function rewriteStyle(style, rewrite, mayChange, watch) {
   const text = style?.cssText;
   if (typeof text !== "string" || text.length > STYLE_CHARS_MAX || !/url\(/i.test(text)) return;
@@ -218,7 +218,7 @@ function unescaped(_, code, character = "") {
   return code ? String.fromCodePoint(number > 0x10ffff ? 0xfffd : number) : character;
 }
 
-/** Tells whether an element may be changed again. One that is set back each time would let nothing else happen. */
+/** Tells whether an element may be changed again: one that another script resets each time would block the page. */
 function limiter() {
   let counts = null;
   return (element) => {
@@ -254,7 +254,7 @@ function signer(options) {
   };
 }
 
-/** Returns a function that tells of a link which address it means, and how to write a new one; of others nothing. */
+/** Returns a function that reads the URL of a link and how to write a new one; of other values nothing. */
 function finder({ publicUrl = "", which = "all", base, allow, deny = [] }, isAllowed = () => true) {
   const prefix = String(publicUrl).replace(/\/+$/, "");
   const ours = prefix && new URL(prefix);
@@ -283,8 +283,8 @@ function finder({ publicUrl = "", which = "all", base, allow, deny = [] }, isAll
     if (page && page.characterSet !== "UTF-8" && /[^\0-\x7f]/.test(link)) return null;
     const url = parse(link, basis);
     if (!url || !isHttp(url) || !HOST.test(url.hostname) || url.username || url.password || isOurs(url)) return null;
-    // As it is written, because that is what its signature was made for. The server takes no white space at the end,
-    // and no address in disguise, like 0x7f.1.
+    // The link as written, because its signature was made for that. The server accepts no white space at the end, and
+    // no address in disguise, like 0x7f.1.
     const isDisguised = /^[\d.]+$/.test(url.hostname) && !link.includes(`//${url.hostname}`);
     const whole = ABSOLUTE.test(link) && !/[\s\x85](?:#|$)/.test(link) && !isDisguised ? link : url.href;
     const [address] = whole.split("#", 1);
@@ -332,7 +332,7 @@ function placeMatcher(name, patterns, unsure) {
   };
 }
 
-/** Returns a function that tells whether the server would fetch a URL, as far as it tells that to everyone. */
+/** Returns a function that tells whether the server would fetch a URL, as far as its policy is public. */
 function serverAllows(told) {
   if (!told) return undefined;
   const allows = placeMatcher("allow", told.allow, false);
@@ -345,7 +345,7 @@ function serverAllows(told) {
   };
 }
 
-/** Refuses options that no function takes. One that is misspelt would change nothing, and nothing would tell. */
+/** Refuses options that no function takes: a misspelt option would change nothing, without an error. */
 function checkNames(options, known) {
   if (options == null) return;
   if (typeof options !== "object") throw new TypeError('options: an object, as in { publicUrl: "https://example.com" }');
@@ -374,7 +374,7 @@ function distanceOf(one, other) {
   return row.at(-1);
 }
 
-/** Makes a pattern of a host glob. What stands between two stars is looked for once, so that many do not hang. */
+/** Makes a pattern of a host glob. It searches each part between two stars once, so that many stars do not hang. */
 function hostPattern(name, glob) {
   const labels = glob.toLowerCase().replace(/\.$/, "").split(".");
   const text = labels.map(inPunycode).join(".").replace(BRACKETED, "$1");
@@ -382,7 +382,7 @@ function hostPattern(name, glob) {
   return starPattern(text);
 }
 
-/** Makes a pattern of what has stars in it. */
+/** Makes a pattern of a text with stars. */
 function starPattern(text, flags) {
   const plain = text.replace(/[.+^$(){}|\\]/g, "\\$&");
   const parts = plain.replaceAll("[!", "[^").replaceAll("?", ".").split(/\*+/);
@@ -391,7 +391,7 @@ function starPattern(text, flags) {
   return new RegExp(`^${before}${parts.length ? ".*" : ""}${last}$`, flags);
 }
 
-/** Writes an international label as hosts have it. What is none, or has a star in it, stays, and can match no host. */
+/** Writes an international label in the form of hosts. Another text, or a label with a star, stays and matches no host. */
 function inPunycode(label) {
   const isWhole = /^(?!-|.*-$)[a-z\d\x80-\uffff-]+$/.test(label);
   return (isWhole && parse(`http://${label}.a`)?.hostname.slice(0, -".a".length)) || label;
@@ -423,7 +423,7 @@ function cutSrcset(value) {
   return [...pieces, value.slice(done)];
 }
 
-/** Node.js 18 has it in a module only, whose name is no literal, so that nobody bundles it for browsers. */
+/** Node.js 18 has it in a module only; its name is no literal here, so that no bundler includes it for browsers. */
 async function webCrypto() {
   const name = "node:crypto";
   return (globalThis.crypto ?? (await import(/* webpackIgnore: true */ /* @vite-ignore */ name)).webcrypto).subtle;

@@ -1,9 +1,9 @@
 /*
- * What the page under / does: it shows the picture behind a link, and what imgkeep knows of it.
+ * The script of the home page: it shows the picture behind a link, and its facts.
  *
  * Rules:
  * - It asks this server alone, as any page may: /img, and with a session of this browser /api.
- * - What it is told becomes text, never markup.
+ * - Each answer becomes text, never markup.
  */
 
 const PICTURES = 12;
@@ -15,7 +15,7 @@ const [input, result, told, figure, facts] = ["src", "result", "told", "figure",
 let turn = 0;
 let session = findSession();
 
-/** Returns the URL of ours to ask for, and the link that it is about; a pasted URL of ours is asked for as it is. */
+/** Returns the URL of imgkeep to request, and the link in it; a pasted URL of imgkeep stays as it is. */
 function read(text) {
   try {
     const url = new URL(text, base);
@@ -24,12 +24,12 @@ function read(text) {
       return { url: url.href, link: url.searchParams.get("src") };
     }
   } catch {
-    // It is no URL, which the server says better.
+    // The text is no URL; the server has the better message.
   }
   return { url: new URL(`img?src=${encodeURIComponent(text.toWellFormed?.() ?? text)}`, base).href, link: text };
 }
 
-/** Returns an answer's head; null where it cannot be read, as behind a redirect to a bucket that knows no CORS. */
+/** Returns the head of a response; null where it is unreadable, as after a redirect to a bucket without CORS. */
 async function ask(url, method) {
   const abort = new AbortController();
   try {
@@ -88,7 +88,7 @@ async function show(text) {
     loaded,
     link === null ? null : askApi(`api/inspect?src=${encodeURIComponent(link)}`),
   ]);
-  // A failure is told by the body of a GET. The HEAD of a picture names its permanent URL, once it is stored.
+  // The body of a GET describes a failure. The HEAD of a picture names its permanent URL, once it is stored.
   const asked = isShown ? await ask(url, "HEAD") : await ask(url, "GET");
   const failure = asked?.answer.ok === false && (asked.problem.detail ? asked : await ask(url, "GET"));
   const stored = inspected && !failure ? await askApi(`api/images/${inspected.key}`) : null;
@@ -230,7 +230,7 @@ function date(text) {
   return new Date(text).toLocaleString([], { dateStyle: "medium", timeStyle: "short" });
 }
 
-/** Returns a time without its year, unless that is another one: it stands below a small picture. */
+/** Returns a time without its year, unless another year: the text stands below a small picture. */
 function shortDate(text) {
   const time = new Date(text);
   const year = time.getFullYear() === new Date().getFullYear() ? undefined : "numeric";

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final, get_args
 
-from imgkeep.core.records import JobState
+from imgkeep.core.jobs import JobState
 from imgkeep.images.recent_failures import ENTRIES_MAX, PER_HOST_MAX
 from imgkeep.jobs.runner import ITEMS_MAX
 from imgkeep.web.api.openapi.operations import (
