@@ -10,7 +10,7 @@ from urllib.parse import quote
 import pytest
 from imgkeep.bootstrap.server import SERVICES, Platform
 from imgkeep.core.records import OWN, Client
-from imgkeep.origin.concurrency import CLIENT_PART, HOST_PART, QUEUE_PER_PLACE, RESERVED_PART, FetchLimiter
+from imgkeep.origin.concurrency import CLIENT_PART, HOST_PART, QUEUE_PER_SLOT, RESERVED_PART, FetchLimiter
 from imgkeep.origin.demand import Demand
 from imgkeep.web.connection import CONNECTIONS
 from imgkeep.web.connection_limit import ConnectionLimit
@@ -332,7 +332,7 @@ async def test_programs_of_this_machine_have_all_places_of_visitors() -> None:
 @pytest.mark.parametrize("number", [100, 1000])
 async def test_the_work_of_a_release_does_not_grow_with_the_queue(number: int) -> None:
     limiter, leave = FetchLimiter(number, number), asyncio.Event()
-    clients = [Client((f"net{n}",)) for n in range(number * QUEUE_PER_PLACE // 10)]
+    clients = [Client((f"net{n}",)) for n in range(number * QUEUE_PER_SLOT // 10)]
     tasks = [
         asyncio.create_task(stay(limiter, each, f"h{n % 7}", [], "", leave)) for n, each in enumerate(clients * 10)
     ]

@@ -22,7 +22,7 @@ from imgkeep.origin.bounded_connection import (
     INTERIM_ANSWERS_MAX,
     OriginConnection,
 )
-from imgkeep.origin.content_encoding import Places
+from imgkeep.origin.content_encoding import WindowSlots
 
 from tests.support.network import Timer, counted, look, nothing_kept, until
 from tests.support.pictures import picture, picture_of
@@ -366,7 +366,7 @@ async def test_a_bomb_of_any_coding_stops_at_the_limit_and_keeps_no_hit_waiting(
 async def test_places_for_large_windows_return(
     start: Start, origin: FakeOrigin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Places.__init__, "__defaults__", (1, 10.0))
+    monkeypatch.setattr(WindowSlots.__init__, "__defaults__", (1, 10.0))
     imgkeep = await start(fetch={"retries_max": 0})
     whole = CODINGS["br"](picture())
     for number in range(3):

@@ -28,7 +28,7 @@ from imgkeep.listening import listen_for_workers
 
 supervisor.CHECK_INTERVAL_S = 0.1
 supervisor.PAUSE_S = 0.5
-worker_process.TIMEOUTS_S = {**worker_process.TIMEOUTS_S, worker_process.WorkerState.UNRESPONSIVE: 1.0}
+worker_process.TIMEOUTS_S = {**worker_process.TIMEOUTS_S, worker_process.WorkerState.UNRESPONSIVE: float(sys.argv[3])}
 logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
 config = Config(server=Server(port=0, workers=2))
 with ExitStack() as stack:
@@ -77,10 +77,10 @@ class Supervised:
 
 
 @asynccontextmanager
-async def supervised() -> AsyncIterator[Supervised]:
+async def supervised(*, terminate_timeout_s: float = 0.5) -> AsyncIterator[Supervised]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "proxy")}  # noqa: TID251 - to be handed on
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", SUPERVISOR, WORKER, str(HEARTBEAT_TIMEOUT_S)),
+        *(sys.executable, "-c", SUPERVISOR, WORKER, str(HEARTBEAT_TIMEOUT_S), str(terminate_timeout_s)),
         env=environment,
         stdout=asyncio.subprocess.PIPE,
         start_new_session=True,
@@ -123,7 +123,7 @@ async def test_stopped_worker_is_replaced_and_killed() -> None:
 
 
 async def test_worker_that_runs_again_drains() -> None:
-    async with supervised() as running:
+    async with supervised(terminate_timeout_s=30) as running:
         stopped, _ = running.pids("ready")
         os.kill(stopped, signal.SIGSTOP)
         await until(lambda: running.count("worker unresponsive; replacing") > 0)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 from imgkeep.core.errors import Busy
 from imgkeep.core.records import OWN, Client
-from imgkeep.origin.concurrency import QUEUE_PER_PLACE, FetchLimiter
+from imgkeep.origin.concurrency import QUEUE_PER_SLOT, FetchLimiter
 from imgkeep.origin.demand import Demand
 
 if TYPE_CHECKING:
@@ -60,13 +60,13 @@ async def crowd() -> AsyncIterator[Crowd]:
     yield crowd
     await crowd.all_leave()
     # Whatever happened, nobody is left and no host is remembered.
-    assert (crowd.inside, crowd.limiter.waiting, crowd.limiter._hosts) == ([], 0, {})
+    assert (crowd.inside, crowd.limiter.waiting, crowd.limiter.known.hosts) == ([], 0, {})
     async with AsyncExitStack() as stack:
         for host in ("a", "a", "b"):
             await asyncio.wait_for(stack.enter_async_context(crowd.limiter.enter(host)), 20)
 
 
-async def test_a_host_takes_its_places_and_no_more(crowd: Crowd) -> None:
+async def test_a_host_takes_its_slots_and_no_more(crowd: Crowd) -> None:
     await crowd.add("a/1", "a/2", "a/3")
     assert (crowd.inside, crowd.limiter.waiting) == (["a/1", "a/2"], 1)
 
@@ -76,7 +76,7 @@ async def test_who_waits_for_a_host_takes_no_place_of_the_others(crowd: Crowd) -
     assert crowd.inside == ["a/1", "a/2", "b/1"]
 
 
-async def test_all_hosts_together_take_no_more_than_all_places(crowd: Crowd) -> None:
+async def test_all_hosts_together_take_no_more_than_all_slots(crowd: Crowd) -> None:
     await crowd.add("a", "b", "c", "d")
     assert (crowd.inside, crowd.limiter.waiting) == (["a", "b", "c"], 1)
 
@@ -92,8 +92,8 @@ async def test_those_who_wait_enter_in_turn(crowd: Crowd) -> None:
 
 
 async def test_a_full_queue_of_a_host_refuses_at_once_and_others_still_enter(crowd: Crowd) -> None:
-    await crowd.add(*(f"a/{number}" for number in range(2 + 2 * QUEUE_PER_PLACE)))
-    assert crowd.limiter.waiting == 2 * QUEUE_PER_PLACE
+    await crowd.add(*(f"a/{number}" for number in range(2 + 2 * QUEUE_PER_SLOT)))
+    assert crowd.limiter.waiting == 2 * QUEUE_PER_SLOT
     with pytest.raises(Busy) as busy:
         await asyncio.wait_for(crowd.limiter.enter("a").__aenter__(), 20)
     assert busy.value.retry_after_s > 0
@@ -103,11 +103,11 @@ async def test_a_full_queue_of_a_host_refuses_at_once_and_others_still_enter(cro
 
 async def test_a_full_queue_of_all_refuses_and_leaves_nothing(crowd: Crowd) -> None:
     # One a host, so that no host's own queue is meant.
-    await crowd.add(*(f"h{number}" for number in range(3 + 3 * QUEUE_PER_PLACE)))
+    await crowd.add(*(f"h{number}" for number in range(3 + 3 * QUEUE_PER_SLOT)))
     with pytest.raises(Busy):
         await asyncio.wait_for(crowd.limiter.enter("one-more").__aenter__(), 20)
-    assert "one-more" not in crowd.limiter._hosts
-    assert crowd.limiter.waiting == 3 * QUEUE_PER_PLACE
+    assert "one-more" not in crowd.limiter.known.hosts
+    assert crowd.limiter.waiting == 3 * QUEUE_PER_SLOT
 
 
 async def test_a_visitor_that_fails_gives_its_place_back(crowd: Crowd) -> None:
@@ -126,7 +126,7 @@ async def test_who_gives_up_waiting_leaves_nothing(crowd: Crowd, waits_for: str)
     crowd.tasks[-1].cancel()
     await turns()
     assert crowd.limiter.waiting == 0
-    assert len(crowd.limiter._hosts) == (1 if waits_for == "its host" else 3)
+    assert len(crowd.limiter.known.hosts) == (1 if waits_for == "its host" else 3)
 
 
 async def test_who_is_called_in_and_gives_up_in_the_same_moment_passes_the_place_on(crowd: Crowd) -> None:
@@ -152,24 +152,24 @@ class Fetch:
     demand: Demand
     goes_on: asyncio.Event = field(default_factory=asyncio.Event)
     move_to: str | None = None
-    place: FetchSlot | None = None
+    slot: FetchSlot | None = None
     task: asyncio.Task[None] | None = None
     stopped: bool = False
 
     async def run(self) -> None:
-        self.place = self.limiter.enter(self.host, self.demand, self.stop)
+        self.slot = self.limiter.enter(self.host, self.demand, self.stop)
         with suppress(Busy):
-            await self._stay(self.place)
+            await self._stay(self.slot)
 
-    async def _stay(self, place: FetchSlot) -> None:
-        async with place:
+    async def _stay(self, slot: FetchSlot) -> None:
+        async with slot:
             while True:
                 await self.goes_on.wait()
                 self.goes_on.clear()
                 if self.move_to is None:
                     return
                 self.host, self.move_to = self.move_to, None
-                await place.move(self.host)
+                await slot.move(self.host)
 
     def stop(self) -> None:
         self.stopped = True
@@ -180,8 +180,8 @@ class Fetch:
 class Model:
     """Checks the limiter against a look at every fetch there is."""
 
-    def __init__(self, places: int, per_host: int) -> None:
-        self.limiter = FetchLimiter(places, per_host)
+    def __init__(self, slots: int, per_host: int) -> None:
+        self.limiter = FetchLimiter(slots, per_host)
         self.fetches: list[Fetch] = []
 
     def add(self, host: str, client: Client, *, yields: bool = False) -> Fetch:
@@ -197,63 +197,65 @@ class Model:
 
     def check(self) -> None:
         limiter = self.limiter
-        places = [each.place for each in self.fetches if each.place is not None]
-        inside = [each for each in places if each.inside]
-        started = [each for each in places if each.started]
-        at_host = Counter((each.pair.host.name, each.group.name) for each in started if each.pair and not _moves(each))
+        slots = [each.slot for each in self.fetches if each.slot is not None]
+        inside = [each for each in slots if each.inside]
+        started = [each for each in slots if each.started]
+        at_host = Counter(
+            (each.at_host.host.name, each.owner.name) for each in started if each.at_host and not _moves(each)
+        )
         hosts = Counter(host for host, _ in at_host.elements())
-        groups = Counter(each.group.name for each in started)
-        limited = {each.group.name for each in places if each.group.share is not None}
+        owners = Counter(each.owner.name for each in started)
+        limited = {each.owner.name for each in slots if each.owner.share is not None}
         own = sum(each.own for each in inside)
-        assert limiter.used == len(inside) <= limiter._places
-        assert max(own, len(inside) - own) <= limiter._places_of_class
-        assert all(number <= limiter._places_per_host for number in hosts.values())
-        assert all(groups[name] <= limiter._share for name in limited)
+        assert limiter.used == len(inside) <= limiter._slots
+        assert max(own, len(inside) - own) <= limiter._slots_of_class
+        assert all(number <= limiter._slots_per_host for number in hosts.values())
+        assert all(owners[name] <= limiter._share for name in limited)
         assert all(number <= limiter._share_of_host for (_, name), number in at_host.items() if name in limited)
-        assert limiter.waiting == sum(each.lines is not None for each in places)
-        for place in places:
-            assert not (place.lines is not None and self._could_go_on(place, at_host, hosts, groups)), place
-            if place.demand.yields and place.inside and place.lines is None:
-                waiting = [each for each in places if each.lines is not None and self._waits_for(each, place)]
+        assert limiter.waiting == sum(each.queue is not None for each in slots)
+        for slot in slots:
+            assert not (slot.queue is not None and self._could_go_on(slot, at_host, hosts, owners)), slot
+            if slot.demand.yields and slot.inside and slot.queue is None:
+                waiting = [each for each in slots if each.queue is not None and self._waits_for(each, slot)]
                 assert not waiting, "a fetch without a reader keeps another one waiting"
 
     def _could_go_on(
-        self, place: FetchSlot, at_host: Counter[tuple[str, str]], hosts: Counter[str], groups: Counter[str]
+        self, slot: FetchSlot, at_host: Counter[tuple[str, str]], hosts: Counter[str], owners: Counter[str]
     ) -> bool:
-        limiter, group = self.limiter, place.group
-        if place.lines is group.waiting_for_all:
-            return limiter._has_room(place.own)
-        assert place.pair is not None
-        host = place.pair.host.name
-        limited = group.share is not None
+        limiter, owner = self.limiter, slot.owner
+        if slot.queue is owner.waiting_for_all:
+            return limiter._has_room(slot.own)
+        assert slot.at_host is not None
+        host = slot.at_host.host.name
+        limited = owner.share is not None
         return (
-            hosts[host] < limiter._places_per_host
-            and (not limited or at_host[host, group.name] < limiter._share_of_host)
-            and (not limited or place.started or groups[group.name] < limiter._share)
+            hosts[host] < limiter._slots_per_host
+            and (not limited or at_host[host, owner.name] < limiter._share_of_host)
+            and (not limited or slot.started or owners[owner.name] < limiter._share)
         )
 
-    def _waits_for(self, waiting: FetchSlot, place: FetchSlot) -> bool:
-        """Whether all that `waiting` lacks is a place that `place` holds."""
-        if waiting.lines is waiting.group.waiting_for_all:
-            return not waiting.own or self.limiter.used >= self.limiter._places
-        assert waiting.pair is not None
-        assert place.pair is not None
-        if waiting.group.share is not None and waiting.pair.held >= self.limiter._share_of_host:
-            return waiting.pair is place.pair
-        if waiting.group.full and not waiting.started:
-            return waiting.group is place.group and waiting.pair.host.used < self.limiter._places_per_host
-        return waiting.pair.host is place.pair.host and waiting.pair.host.used >= self.limiter._places_per_host
+    def _waits_for(self, waiting: FetchSlot, slot: FetchSlot) -> bool:
+        """Whether all that `waiting` lacks is a slot that `slot` holds."""
+        if waiting.queue is waiting.owner.waiting_for_all:
+            return not waiting.own or self.limiter.used >= self.limiter._slots
+        assert waiting.at_host is not None
+        assert slot.at_host is not None
+        if waiting.owner.share is not None and waiting.at_host.held >= self.limiter._share_of_host:
+            return waiting.at_host is slot.at_host
+        if waiting.owner.full and not waiting.started:
+            return waiting.owner is slot.owner and waiting.at_host.host.used < self.limiter._slots_per_host
+        return waiting.at_host.host is slot.at_host.host and waiting.at_host.host.used >= self.limiter._slots_per_host
 
 
-def _moves(place: FetchSlot) -> bool:
+def _moves(slot: FetchSlot) -> bool:
     """Whether a redirected fetch waits for its next host."""
-    return place.lines is not None and place.lines is not place.group.waiting_for_all
+    return slot.queue is not None and slot.queue is not slot.owner.waiting_for_all
 
 
 @pytest.mark.parametrize("seed", range(30))
 async def test_any_order_of_events_keeps_the_shares_and_leaves_no_free_place_to_a_fetch_that_waits(seed: int) -> None:
     draw = random.Random(seed)
-    model = Model(places=draw.choice([3, 8, 16]), per_host=draw.choice([1, 2, 4, 8]))
+    model = Model(slots=draw.choice([3, 8, 16]), per_host=draw.choice([1, 2, 4, 8]))
     hosts = [f"host{n}" for n in range(draw.choice([1, 3, 8]))]
     for _ in range(300):
         what = draw.random()
@@ -282,4 +284,5 @@ async def test_any_order_of_events_keeps_the_shares_and_leaves_no_free_place_to_
     for outcome in await asyncio.gather(*tasks, return_exceptions=True):
         assert outcome is None or isinstance(outcome, asyncio.CancelledError), outcome
     limiter = model.limiter
-    assert (limiter.waiting, limiter.used, limiter._hosts, limiter._groups, limiter._yielding) == (0, 0, {}, {}, {})
+    assert (limiter.waiting, limiter.used) == (0, 0)
+    assert (limiter.known.hosts, limiter.known.clients, limiter._yielding) == ({}, {}, {})

@@ -20,7 +20,7 @@ from imgkeep.origin.content_encoding import (
     OVERHEAD_BYTES_MAX,
     TRAILING_BYTES_MAX,
     Decoder,
-    Places,
+    WindowSlots,
     make_pool,
     read_codings,
 )
@@ -331,26 +331,26 @@ async def test_large_windows_work_off_the_event_loop(monkeypatch: pytest.MonkeyP
 
 
 async def test_places_bound_the_windows_and_are_given_back() -> None:
-    places = Places(number=2, timeout_s=0.05)
-    async with places.hold(0), places.hold(2), places.hold(0):
+    slots = WindowSlots(number=2, timeout_s=0.05)
+    async with slots.hold(0), slots.hold(2), slots.hold(0):
         with pytest.raises(Busy):
-            async with places.hold(1):
+            async with slots.hold(1):
                 pass
     entered = asyncio.Event()
 
     async def hold() -> None:
-        async with places.hold(1):
+        async with slots.hold(1):
             entered.set()
             await asyncio.sleep(3600)
 
     task = asyncio.create_task(hold())
     await entered.wait()
     with pytest.raises(Busy):
-        async with places.hold(2):
+        async with slots.hold(2):
             pass
     task.cancel()
     await asyncio.wait([task])
-    async with places.hold(2):
+    async with slots.hold(2):
         pass
 
 

@@ -25,8 +25,9 @@ from imgkeep.images.format_checker import FormatChecker
 from imgkeep.images.observer import FillObserver
 from imgkeep.images.refresh import SourceRules
 from imgkeep.images.service import ImageService
-from imgkeep.origin.client import OriginClient, OriginResponse
+from imgkeep.origin.client import OriginClient
 from imgkeep.origin.demand import Demand
+from imgkeep.origin.response import OriginResponse
 from imgkeep.storage.memory import MemoryBody, MemorySpool
 
 if TYPE_CHECKING:

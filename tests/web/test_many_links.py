@@ -1,4 +1,4 @@
-"""Many links to one picture, as freshly signed ones are: they share what is at hand, and crowd nobody out."""
+"""Many links to one image, as freshly signed ones are, share its bytes in memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Looking through what is kept, and removing it for good."""
+"""Lists of stored images, and their removal for good."""
 
 from __future__ import annotations
 

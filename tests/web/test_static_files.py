@@ -1,4 +1,4 @@
-"""Our JavaScript module and its types are there for every page, and asked for anew at every visit."""
+"""The JavaScript module and its types: for every page, and revalidated each time."""
 
 from __future__ import annotations
 

@@ -24,8 +24,10 @@ DRAIN: Final = b"D"
 HEARTBEAT_INTERVAL_S: Final = 1.0
 """Interval of heartbeats: often enough to tell a death from a pause, and next to nothing to send."""
 HEARTBEAT_TIMEOUT_S: Final = 30.0
-"""Timeout for the next heartbeat of a ready worker. gunicorn's `timeout` has the same default: no sound worker blocks
-its event loop for a tenth of it, and a machine that swaps or a debugger that holds a process for a moment costs none."""
+"""
+Timeout for the next heartbeat of a ready worker. gunicorn's `timeout` has the same default: no sound worker blocks its
+event loop for a tenth of it, and a machine that swaps, or a debugger that holds a process for a moment, costs none.
+"""
 KILL_TIMEOUT_S: Final = 28.0
 """Timeout for a worker to end after it was told to. By then it has ended itself (`bootstrap/exit_deadline.py`)."""
 

@@ -28,8 +28,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 EXPIRED_MAX: Final = 16
-"""Maximum number of leases that one call removes after their grace period: more than come, so that none is left, and
-few enough to take no time on the event loop."""
+"""
+Maximum number of leases that one call removes after their grace period: more than come, so that none is left, and few
+enough to take no time on the event loop.
+"""
 
 
 class FillLeases:

@@ -10,8 +10,8 @@ The peer API: what a worker answers its peers, on a socket in a folder that only
 
 Rules:
 - A peer is a worker of this run only if it knows the secret; any other is refused and cut off.
-- The name of a fill is that of its lease (`images/service.py`). The worker that has the client judges access, so nothing
-  is judged here, and a peer starts no fill here.
+- The name of a fill is that of its lease (`images/coalescing.py`). The worker that has the client judges access; this
+  API judges nothing, and a peer starts no fill here.
 - A connection that has carried a body ends with the answer, whether a handler has read the body or not.
 - The worker that has the client counts and logs; this API does neither.
 
@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing
+from dataclasses import dataclass
 from hmac import compare_digest
 from typing import TYPE_CHECKING, Final, cast
 
@@ -73,51 +74,61 @@ def make_peer_api(
         counters: Returns the counters of this worker.
         failures: Returns its recent failures.
     """
+    routes = _Routes(images, learn, counters, failures)
     app = web.Application(middlewares=[_require_secret(info.secret)], client_max_size=BODY_BYTES_MAX)
+    app.router.add_get(_FILL, routes.follow, allow_head=False)
+    app.router.add_get(f"{_FILL}/end", routes.wait, allow_head=False)
+    app.router.add_post("/notices", routes.take_notice)
+    app.router.add_get("/metrics", routes.show_counters, allow_head=False)
+    app.router.add_get("/failures", routes.show_failures, allow_head=False)
+    app.on_response_prepare.append(_close_after_body)
+    return app
 
-    async def follow(request: web.Request) -> web.StreamResponse:
-        joined = await images.join_for_peer(request.match_info["name"])
+
+@dataclass(frozen=True, slots=True)
+class _Routes:
+    """The handlers."""
+
+    images: ImageService
+    learn: Learn
+    counters: Callable[[], bytes]
+    failures: Callable[[], Sequence[RecentFailure]]
+
+    async def follow(self, request: web.Request) -> web.StreamResponse:
+        joined = await self.images.join_for_peer(request.match_info["name"])
         if joined is None:
             return web.Response(status=204)
         if isinstance(joined, FillFailure):
             return web.Response(body=write_failure(joined))
-        fill, head = joined
+        body, head = joined
         try:
-            pieces = write_fill(fill, head, share_file=request.query_string == SHARE_FILE)
+            pieces = write_fill(body, head, share_file=request.query_string == SHARE_FILE)
             async with aclosing(pieces):
                 return await _stream(request, pieces)
         finally:
-            await fill.aclose()
+            await body.aclose()
 
-    async def wait(request: web.Request) -> web.Response:
-        await images.wait_for_fill(Key(request.match_info["name"]))
+    async def wait(self, request: web.Request) -> web.Response:
+        await self.images.wait_for_fill(Key(request.match_info["name"]))
         return web.Response(status=204)
 
-    async def take_notice(request: web.Request) -> web.Response:
+    async def take_notice(self, request: web.Request) -> web.Response:
         try:
             notice = msgspec.msgpack.decode(await request.read(), type=Notice)
         except msgspec.DecodeError:
             return web.Response(status=400)
         blocked, unblocked = [*map(Digest, notice.blocked)], [*map(Digest, notice.unblocked)]
         try:
-            await learn(blocked, [*map(Key, notice.changed)], notice.copies, unblocked)
+            await self.learn(blocked, [*map(Key, notice.changed)], notice.copies, unblocked)
         except StorageError:
             return web.Response(status=503)
         return web.Response(status=204)
 
-    async def show_counters(_request: web.Request) -> web.Response:
-        return web.Response(body=counters())
+    async def show_counters(self, _request: web.Request) -> web.Response:
+        return web.Response(body=self.counters())
 
-    async def show_failures(_request: web.Request) -> web.Response:
-        return web.Response(body=msgspec.msgpack.encode(failures()))
-
-    app.router.add_get(_FILL, follow, allow_head=False)
-    app.router.add_get(f"{_FILL}/end", wait, allow_head=False)
-    app.router.add_post("/notices", take_notice)
-    app.router.add_get("/metrics", show_counters, allow_head=False)
-    app.router.add_get("/failures", show_failures, allow_head=False)
-    app.on_response_prepare.append(_close_after_body)
-    return app
+    async def show_failures(self, _request: web.Request) -> web.Response:
+        return web.Response(body=msgspec.msgpack.encode(self.failures()))
 
 
 def _require_secret(secret: str) -> Middleware:

@@ -41,8 +41,10 @@ if TYPE_CHECKING:
 CONNECT_TIMEOUT_S: Final = 2
 """Timeout for a connection to a socket on this machine, whose worker may be busy."""
 READ_TIMEOUT_S: Final = 360
-"""Timeout for the next bytes of a peer. It has limits of its own: the longest is five minutes, for a job whose client
-waits for it."""
+"""
+Timeout for the next bytes of a peer. It has limits of its own; the longest is five minutes, for a job that is waited
+for.
+"""
 NOTICE_TIMEOUT_S: Final = 5
 """Timeout for a peer to confirm a notice."""
 COUNTERS_TIMEOUT_S: Final = 1
@@ -52,7 +54,7 @@ UNREACHABLE_TIMEOUT_S: Final = 3
 RETRY_INTERVAL_S: Final = 0.02
 """Interval of attempts to reach such a peer."""
 
-SECRET_FIELD: Final = "Imgkeep-Peer-Secret"
+SECRET_FIELD: Final = "Imgkeep-Peer-Secret"  # noqa: S105 - the name of a header field
 """In requests: `WorkerInfo.secret`."""
 
 

@@ -64,13 +64,13 @@ class Failed(msgspec.Struct, tag=True):
     """Of a `StorageError`, for the access log of the follower."""
 
 
-async def write_fill(fill: SharedBody[FillHead], head: FillHead, *, share_file: bool) -> AsyncGenerator[bytes]:
+async def write_fill(body: SharedBody[FillHead], head: FillHead, *, share_file: bool) -> AsyncGenerator[bytes]:
     """Yield the body of an answer. Raises: ImgkeepError: The fill failed; the body must end without its end."""
     is_small = head.size is not None and head.size <= PIECE_BYTES
-    shared = await fill.share_file() if share_file and not is_small else None
+    shared = await body.share_file() if share_file and not is_small else None
     fields = {**asdict(head), "format": head.format.name, "doubts": write_doubts(head.doubts)}
     yield _encode(Head(fields, None if shared is None else os.fsencode(shared.path)))
-    async for watermark, data in _read_all(fill) if shared is None else shared.steps:
+    async for watermark, data in _read_all(body) if shared is None else shared.steps:
         yield _STEP.pack(watermark, len(data)) + data
 
 
@@ -122,10 +122,10 @@ def _make_error(message: Failed) -> ImgkeepError:
     return error
 
 
-async def _read_all(fill: SharedBody[FillHead]) -> AsyncIterator[tuple[int, bytes]]:
+async def _read_all(body: SharedBody[FillHead]) -> AsyncIterator[tuple[int, bytes]]:
     """Yield all bytes of a fill as steps."""
     offset = 0
-    while data := await fill.read(offset, PIECE_BYTES):
+    while data := await body.read(offset, PIECE_BYTES):
         offset += len(data)
         yield offset, data
 

@@ -139,10 +139,13 @@ class Supervisor:
             stack.callback(self._kill_all)
             self._start(0)  # alone, so that one worker reports why it does not start, and one migrates a database
             while self._status is None or self._all():
-                for key, _ in self._selector.select(RESTART_DELAY_MIN_S if self._awaits_start() else CHECK_INTERVAL_S):
+                for key, _ in self._selector.select(self._next_check_s()):
                     key.data()
                 self._check_clock()
             return self._status
+
+    def _next_check_s(self) -> float:
+        return CHECK_INTERVAL_S if all(slot.start_at is None for slot in self._slots) else RESTART_DELAY_MIN_S
 
     def _lock_folder(self, stack: ExitStack) -> None:
         """Keep programs that tidy up temporary folders out of ours (man 5 tmpfiles.d)."""
@@ -198,7 +201,6 @@ class Supervisor:
             self._coming = worker
 
     def _spawn(self, number: int) -> WorkerProcess:
-        """Start a process. Raises: OSError: The system does not."""
         self._serial += 1
         slot = self._slots[number]
         worker = start_worker(
@@ -387,9 +389,6 @@ class Supervisor:
         for worker in self._all():
             if worker.deadline <= now:
                 worker.process.kill()
-
-    def _awaits_start(self) -> bool:
-        return any(slot.start_at is not None for slot in self._slots)
 
     def _all(self) -> list[WorkerProcess]:
         coming = [] if self._coming is None else [self._coming]

@@ -121,7 +121,7 @@ class WorkerProcess:
         deadline: When the supervisor kills it, by `time.monotonic`.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what `start_worker` has made
         self,
         info: WorkerInfo,
         process: subprocess.Popen[bytes],

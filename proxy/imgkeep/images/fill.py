@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from imgkeep.core.records import Client, Format, PixelSize, Source, SourceInfo, Validator
     from imgkeep.images.dependencies import FillDependencies
     from imgkeep.images.fill_result import FillListener, Outcome
-    from imgkeep.origin.client import OriginResponse
+    from imgkeep.origin.response import OriginResponse
     from imgkeep.storage.interfaces import Draft
 
     PutImage = Callable[[Draft, Record], Awaitable[Record]]

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from imgkeep.core.formats import Ending, Seen
     from imgkeep.core.records import Client, Format, PixelSize
     from imgkeep.images.dependencies import FillDependencies
-    from imgkeep.origin.client import OriginResponse
+    from imgkeep.origin.response import OriginResponse
     from imgkeep.storage.interfaces import Draft
 
 GATHERED_BYTES_MAX: Final = 2_097_152

@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from imgkeep.images.format_checker import CheckedImage
     from imgkeep.images.interfaces import Leases
     from imgkeep.images.service import ImageService
-    from imgkeep.origin.client import OriginResponse
+    from imgkeep.origin.response import OriginResponse
     from imgkeep.storage.interfaces import Draft
 
 REFETCHES_MAX: Final = 8

@@ -1,18 +1,18 @@
 """
 A connection to an origin: aiohttp's, with a bound on everything that an origin can send instead of an image.
 
-aiohttp parses whatever has arrived at once: of 256 KiB that is 13,000 interim answers, or as many whole answers that
-were not asked for, a quarter of a second without another turn of the event loop, and their number has no limit. So the
-bytes are handed to it in steps, and what is not part of the one answer that was asked for ends the connection:
+aiohttp parses all bytes that have arrived at once: 256 KiB hold 13,000 interim answers, or as many whole answers to no
+request, which hold the event loop for a quarter of a second, and their number has no limit. So this connection hands
+the bytes over in steps, and ends itself at bytes that are not part of the one answer that was asked for:
 
-- interim answers (RFC 9110, 15.2) are passed over, `INTERIM_ANSWERS_MAX` of them;
-- a head, those before it included, has `HEAD_BYTES_MAX`;
-- what frames a chunked body (RFC 9112, 7.1: sizes, extensions, trailers) is small beside the body;
+- it skips interim answers (RFC 9110, 15.2), `INTERIM_ANSWERS_MAX` of them;
+- a head, those before it included, has `HEAD_BYTES_MAX`, and arrives within the read timeout;
+- the framing of a chunked body (RFC 9112, 7.1: sizes, extensions, trailers) is small beside the body;
 - bytes outside of an answer belong to none: before the first request, between two, behind the end of a body. Taken for
   the next answer they would be a stranger's image under another client's link. So they end the connection; a body that
   was whole before them stays whole.
 
-A head that a strict parser refuses and browsers read is read again by `origin/response_parser.py`, which reads chunks as well,
+`response_parser.py` reads a head that a strict parser refuses and browsers read once more, and reads chunks as well,
 within the same bounds.
 """
 
@@ -21,7 +21,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from aiohttp import ClientPayloadError
+from aiohttp import ClientPayloadError, SocketTimeoutError
 from aiohttp.client_proto import ResponseHandler
 
 from imgkeep.origin.response_parser import ChunkParser, HeadParser
@@ -33,23 +33,23 @@ if TYPE_CHECKING:
     from aiohttp.http import RawResponseMessage
 
 INTERIM_ANSWERS_MAX: Final = 10
-"""Real origins send one or two."""
+"""Maximum number of interim answers; real origins send one or two."""
 HEAD_BYTES_MAX: Final = 262_144
-"""As in Chromium, whatever the share of one field; real heads have a few kilobytes."""
+"""Maximum size of a head, as in Chromium, however long one field is; real heads have a few kilobytes."""
 HEAD_STEP_BYTES: Final = 2048
-"""A common head in one step; a hundred of the shortest interim answers, which are a millisecond."""
+"""Maximum size of a step in a head: a common head whole, or a hundred of the shortest interim answers (1 ms)."""
 BODY_STEP_BYTES: Final = 16_384
-"""Of a chunked body, whose end is not known beforehand."""
+"""Maximum size of a step in a chunked body, whose end is not known beforehand."""
 FRAMING_BYTES_MAX: Final = 131_072
 FRAMING_PART: Final = 8
 """
-Besides so many bytes, the head's included, framing may take an eighth of the body: chunks of 50 bytes and more. A chunk
-costs a microsecond, so 50 MB in chunks of one byte would be a minute of this process.
+Maximum size of the framing: so many bytes, the head's included, and an eighth of the body, which allows chunks of 50
+bytes and more. A chunk costs a microsecond, so 50 MB in chunks of one byte would take a minute of this process.
 """
 
 
 class FramingError(ClientPayloadError):
-    """What came is not the answer to a request. The message is for people and holds nothing that the origin sent."""
+    """Bytes that are not the answer to a request. The message is for people and holds nothing that the origin sent."""
 
 
 class OriginConnection(ResponseHandler):
@@ -58,35 +58,51 @@ class OriginConnection(ResponseHandler):
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop)
         self._asked = False
+        self._head_deadline: asyncio.TimerHandle | None = None
         self._content: StreamReader | None = None
         """The body of the answer, once its head has come."""
         self._chunked = False
         self._left: int | None = None
-        """Bytes of the body that have not come, where the head says how many there are."""
+        """Bytes of the body that have not come, where the head declares its size."""
         self._interims = 0
         self._received = 0
         self._held = b""
-        """What came of a chunked body while its reader could take no more."""
+        """Bytes of a chunked body that came while its reader could take no more."""
         self.steps = 0
-        """How often the parser was called, for the request at hand."""
+        """Number of calls of the parser for the current request."""
 
     def set_response_params(self, **how: Any) -> None:
-        """A request is about to be sent."""
+        """Get ready for a request, which aiohttp is about to send."""
         self._asked, self._content, self._chunked, self._left = True, None, False, None
         self._interims = self._received = self.steps = 0
         super().set_response_params(**how)
+        # aiohttp's own time limit begins anew with every byte, and interim answers end it.
+        self._stop_head_deadline()
+        if how["read_timeout"]:
+            self._head_deadline = self._loop.call_later(how["read_timeout"], self._end_late_head)
         reader = HeadParser(self._parser, partial(self._renew_parser, how), self._refuse, INTERIM_ANSWERS_MAX)
         self._parser = cast("Any", reader)
 
     def _renew_parser(self, how: dict[str, Any]) -> Any:
         """Return another parser of aiohttp's, which has seen nothing."""
-        asks = self._parser
+        current = self._parser
         super().set_response_params(**how)
-        new, self._parser = self._parser, asks
+        new, self._parser = self._parser, current
         return new
 
+    def _stop_head_deadline(self) -> None:
+        if self._head_deadline is not None:
+            self._head_deadline.cancel()
+            self._head_deadline = None
+
+    def _end_late_head(self) -> None:
+        self._head_deadline = None
+        if self.transport is not None:
+            self.transport.abort()
+        self.set_exception(SocketTimeoutError("the head of the origin's answer did not come in time"))
+
     def feed_data(self, data: tuple[RawResponseMessage, StreamReader], size: int = 0) -> None:
-        """Take what the parser has found: a head, and the body to come."""
+        """Take a head from the parser, and the body to come."""
         message, content = data
         if self._content is not None:
             self._refuse("the origin sent more than one answer")
@@ -95,6 +111,7 @@ class OriginConnection(ResponseHandler):
             if self._interims > INTERIM_ANSWERS_MAX:
                 self._refuse(f"the origin sent more than {INTERIM_ANSWERS_MAX} interim answers")
         else:
+            self._stop_head_deadline()
             self._content, self._chunked = content, message.chunked
             parser: Any = self._parser
             if isinstance(parser, HeadParser):
@@ -104,7 +121,7 @@ class OriginConnection(ResponseHandler):
             super().feed_data(data, size)
 
     def data_received(self, data: bytes) -> None:
-        if not data:  # aiohttp goes on with what it holds
+        if not data:  # aiohttp goes on with the bytes that it holds
             super().data_received(data)
             return
         self._received += len(data)
@@ -131,9 +148,10 @@ class OriginConnection(ResponseHandler):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._held = b""
+        self._stop_head_deadline()
         super().connection_lost(exc)
         content = self._content
-        # After an error in a trailer aiohttp tells the reader nothing, who would wait as long as there is time.
+        # After an error in a trailer aiohttp tells the reader nothing, and it would wait for its whole time limit.
         if content is not None and not content.is_eof() and content.exception() is None:
             content.set_exception(ClientPayloadError("the connection was closed within an answer"))
 
@@ -161,14 +179,14 @@ class OriginConnection(ResponseHandler):
                 self._left -= self._content.total_bytes
 
     def _has_more(self, piece: bytes, *, is_head: bool) -> bool:
-        """Whether a body ended in `piece` before its last bytes, and no parser of aiohttp's refused these."""
+        """Tell whether a body ended in `piece` before its last bytes, and no parser of aiohttp's refused these."""
         if isinstance(self._parser, ChunkParser):
             return self._parser.has_more
         content = self._content
         if content is None or not is_head or piece[-1] not in b"\r\n" or not content.is_eof():
             return False
-        # Ends of lines, which the parser passes over. Where an interim answer came with them, or a part of the head
-        # before them, a connection is given up for nothing.
+        # Ends of lines, which the parser skips. If an interim answer came with them, or a part of the head before them,
+        # this ends a sound connection: a rare cost.
         return piece.find(b"\r\n\r\n") + len(b"\r\n\r\n") + content.total_bytes != len(piece)
 
     @property
@@ -188,7 +206,7 @@ class OriginConnection(ResponseHandler):
         return min(size, BODY_STEP_BYTES) if self._chunked else size
 
     def _refuse(self, reason: str) -> None:
-        """End the connection, and whatever is asked over it."""
+        """End the connection, and the request on it."""
         error = FramingError(reason)
         transport, content = self.transport, self._content
         if transport is not None:

@@ -1,10 +1,10 @@
 """
-The cookies of one fetch: what a host sets, it is shown again within the fetch, and no other host ever is.
+The cookies of one fetch: a host gets back, within the fetch, the cookies that it has set, and no other host gets them.
 
-Some sites redirect to the same URL until a cookie comes back. So a fetch carries cookies as a browser would that knows
+Some sites redirect to the same URL until a cookie comes back. So a fetch carries cookies as a browser would that has
 none before it. `Path`, `Secure`, `Max-Age` and `Expires` hold as in a browser; `Domain` may name no other site and
-opens no other host. aiohttp's jar decides that. It would unquote values or quote them, so they are sent as it stored
-them.
+opens no other host. aiohttp's jar decides that. It would unquote values or quote them, so the request carries them as
+the jar stored them.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
     from imgkeep.core.records import Source
 
 COOKIES_MAX: Final = 64
-"""Maximum of cookies that a fetch takes; browsers take 180 of a site in all."""
+"""Maximum number of cookies that a fetch takes; browsers take 180 of a site in all."""
 COOKIE_BYTES_MAX: Final = 32_768
-"""Maximum of their bytes, names and attributes included; a request carries 8 kB of them."""
+"""Maximum size of these cookies, names and attributes included; a request carries 8 kB of them."""
 
-# Over plain http browsers take nothing that claims to be safe (RFC 6265bis, 5.7).
+# Over plain http browsers take no cookie that is marked as secure (RFC 6265bis, 5.7).
 _SECURE: Final = re.compile(r"\s*__(?:secure|host)-|[^;]*;(?:[^;]*;)*\s*secure\s*(?:[;=]|$)", re.ASCII | re.IGNORECASE)
 
 
 class Cookies:
-    """Lives as long as one fetch, its retries included."""
+    """The cookies of one fetch, its retries included."""
 
     def __init__(self) -> None:
         self._jars: dict[str, aiohttp.CookieJar] = {}
@@ -38,13 +38,13 @@ class Cookies:
         self._bytes_left = COOKIE_BYTES_MAX
 
     def take(self, source: Source, values: Sequence[str]) -> None:
-        """Remember what an answer to `source` sets by `Set-Cookie`, as far as there is room."""
+        """Remember the cookies that an answer to `source` sets, as far as there is room."""
         taken = [value for value in values if self._has_room(source, value)]
         if not taken:
             return
         jar = self._jars.get(source.host)
         if jar is None:
-            # `unsafe`: an address is a host like any other.
+            # `unsafe`: an IP address is a host like any other.
             jar = self._jars[source.host] = aiohttp.CookieJar(unsafe=True, quote_cookie=False)
         jar.update_cookies_from_headers(taken, _url(source))
 

@@ -1,7 +1,7 @@
 """
-Decoders of content codings that work step by step: each takes and gives little at a time, and says what it has seen.
+Decompressors of content codings that work step by step: each takes and returns little at a time.
 
-They raise the errors of their libraries. What they make of bytes behind the end is what Chromium makes of them.
+They raise the errors of their libraries (`DAMAGE`). They treat bytes behind the end as Chromium does.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 import struct
 import sys
 import zlib
-from typing import TYPE_CHECKING, Final, Protocol
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Final
 
 import brotli  # type: ignore[import-untyped]  # it has no annotations
 
@@ -24,54 +25,62 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 STEP_BYTES_MAX: Final = 262_144
-"""Maximum number of bytes that a step gives."""
+"""Maximum number of bytes that a step returns."""
 ZSTD_WINDOW_LOG_MAX: Final = 23
-"""8 MiB, as RFC 9659 demands of zstd on the web and Chromium insists."""
+"""Maximum window, 8 MiB: RFC 9659 demands it of zstd on the web, and Chromium enforces it."""
 FRAMES_MAX: Final = 1000
 """Maximum number of zstd frames; `pzstd` makes one of every few megabytes."""
 BROTLI_TAIL_BYTES: Final = 4096
-"""Fed one by one: the library refuses bytes behind the end, and what it has decoded in that call is lost. 2 ms."""
+"""
+Number of last bytes that the library gets one by one: it refuses bytes behind the end, and loses all that it has
+decoded in that call. They take 2 ms.
+"""
 
 GZIP_HEAD_BYTES_MAX: Final = 131_072 + 16_384
-"""Maximum size of a gzip member's head: a step more than its extra field of 64 KiB and long names take."""
+"""Maximum size of a gzip member's head: its extra field of 64 KiB, long names, and one step."""
 
 _PADDING: Final = b"\0\t\n\r "
 
 DAMAGE: Final = (zlib.error, brotli.error, zstd.ZstdError)
-"""What the libraries raise."""
+"""The errors that the libraries raise."""
 
 
-class Coder(Protocol):
+class Decompressor(ABC):
     """
-    A decoder that works step by step.
+    A decompressor that works step by step.
 
     Attributes:
-        wide: Whether it has a large window.
-        proved: Whether the end was seen, and nothing but padding came behind it.
-        ended: Whether the end was seen: what comes now changes at most `proved`.
-        pending: Whether another step without data may give more.
+        has_large_window: Whether it needs megabytes of memory.
     """
 
-    wide: bool
+    has_large_window = False
 
     @property
-    def proved(self) -> bool: ...
+    @abstractmethod
+    def proved(self) -> bool:
+        """Whether the end was seen, and nothing but padding came behind it."""
 
     @property
-    def ended(self) -> bool: ...
+    @abstractmethod
+    def ended(self) -> bool:
+        """Whether the end was seen: later bytes change at most `proved`."""
 
     @property
-    def pending(self) -> bool: ...
+    @abstractmethod
+    def pending(self) -> bool:
+        """Whether another step without data may return more."""
 
+    @abstractmethod
     def step(self, data: bytes) -> bytes:
         """Take some bytes and return up to `STEP_BYTES_MAX` decoded ones. Raises an error of its library."""
 
     def finish(self) -> bytes:
-        """Return what was held back, when no more bytes come."""
+        """Return the bytes that were held back, when no more come; again, until there are none."""
+        return b""
 
 
 class _Trailing:
-    """What comes behind the end of a stream."""
+    """The bytes behind the end of a stream."""
 
     def __init__(self) -> None:
         self.is_padding = True
@@ -81,15 +90,13 @@ class _Trailing:
             self.is_padding = False
 
 
-class _Inflate:
+class _Inflate(Decompressor):
     """
-    Deflate with or without zlib's wrapper: the first two bytes tell.
+    Deflate with or without zlib's wrapper.
 
     Args:
-        wbits: What `zlib` is told of the wrapper; `None`: the first two bytes tell.
+        wbits: The argument of `zlib` about the wrapper; `None`: the first two bytes tell.
     """
-
-    wide = False
 
     def __init__(self, wbits: int | None = None) -> None:
         self._zlib = None if wbits is None else zlib.decompressobj(wbits=wbits)
@@ -125,9 +132,6 @@ class _Inflate:
             self._note(self._zlib.unused_data)
         return piece
 
-    def finish(self) -> bytes:
-        return b""
-
     def _note(self, data: bytes) -> None:
         self._trailing.note(data)
 
@@ -142,7 +146,7 @@ class _Gzip(_Inflate):
     def __init__(self) -> None:
         super().__init__(-15)
         self._gzip_head: bytes | None = b""
-        """What has come of the member's head, as long as that is not whole."""
+        """The member's head as far as it has come; `None`: it is whole."""
         self._foot = b""
         self._crc = self._size = 0
 
@@ -171,10 +175,10 @@ class _Gzip(_Inflate):
 
 def _find_gzip_head_end(data: bytes) -> int | None:
     """
-    Return where the head of a gzip member ends; `None` if that is still to come.
+    Return where the head of a gzip member ends; `None`: further on.
 
     Raises:
-        zlib.error: It is none, or too long.
+        zlib.error: It is no head, or too long.
     """
     if not b"\x1f\x8b\x08".startswith(data[:3]) or len(data) > GZIP_HEAD_BYTES_MAX:
         raise zlib.error("no gzip")
@@ -182,7 +186,7 @@ def _find_gzip_head_end(data: bytes) -> int | None:
         return None
     flags, end = data[3], 10
     if flags & 0xE0:
-        raise zlib.error("no gzip that anything knows")
+        raise zlib.error("no known gzip")
     if flags & 4:
         end += 2 + int.from_bytes(data[10:12], "little")
     for flag in (8, 16):
@@ -195,10 +199,10 @@ def _find_gzip_head_end(data: bytes) -> int | None:
     return end if end <= len(data) else None
 
 
-class _Brotli:
+class _Brotli(Decompressor):
     """A brotli stream (RFC 7932)."""
 
-    wide = True
+    has_large_window = True
 
     def __init__(self) -> None:
         self._decoder = brotli.Decompressor()
@@ -229,7 +233,7 @@ class _Brotli:
         return bytes(self._decoder.process(data, output_buffer_limit=STEP_BYTES_MAX))
 
     def finish(self) -> bytes:
-        """Feed what was held back until there is enough to give; called again as long as something is left."""
+        """Decode the bytes that were held back, up to one step."""
         pieces, given = [], 0
         while self._held and not self.ended and given < STEP_BYTES_MAX:
             data = b""
@@ -245,10 +249,10 @@ class _Brotli:
         return b"".join(pieces)
 
 
-class _Zstd:
+class _Zstd(Decompressor):
     """Zstandard frames, one after the other (RFC 8878)."""
 
-    wide = True
+    has_large_window = True
 
     def __init__(self) -> None:
         self._frames = 0
@@ -279,9 +283,6 @@ class _Zstd:
                 return b"".join(pieces)
             room = max(room, 1)
 
-    def finish(self) -> bytes:
-        return b""
-
     def _begin(self) -> zstd.ZstdDecompressor:
         self._frames += 1
         if self._frames > FRAMES_MAX:
@@ -290,11 +291,11 @@ class _Zstd:
 
 
 def is_zlib(head: bytes) -> bool:
-    """Whether bytes begin with the header of zlib (RFC 1950, 2.2)."""
+    """Tell whether bytes begin with the header of zlib (RFC 1950, 2.2)."""
     return len(head) > 1 and head[0] & 0x8F == 8 and int.from_bytes(head[:2]) % 31 == 0
 
 
-CODERS: Final[dict[str, Callable[[], Coder]]] = {
+DECOMPRESSORS: Final[dict[str, Callable[[], Decompressor]]] = {
     "gzip": _Gzip,
     "deflate": _Inflate,
     "br": _Brotli,

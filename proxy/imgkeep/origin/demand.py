@@ -1,4 +1,4 @@
-"""What a fetch is asked with besides the source, and the answer that an image has not changed."""
+"""The demand behind a fetch, and the answer that an image has not changed."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ if TYPE_CHECKING:
 
 
 class NotModified(Exception):
-    """An answer to who asked with a validator, and no failure: the image is what it was (RFC 9110, 15.4.5)."""
+    """The answer to a conditional request that the image has not changed (RFC 9110, 15.4.5). It is no failure."""
 
 
 def _nothing() -> None:
-    """Tell no one."""
+    """Take the place of a callback."""
 
 
 class Demand:
     """
-    Who causes a fetch, and whether it may be stopped for others. The caller changes it while the fetch runs.
+    The client that causes a fetch, and whether the fetch yields to others. The caller changes it while the fetch runs.
 
     Attributes:
-        client: Whose share of the places the fetch takes.
-        yields: Whether no client waits for what it brings. Such a fetch goes on as long as it keeps no other waiting.
-        changed: Is called when `yields` has changed; the fetch sets it.
-        refusal_size: Tells by the status of an error how much of its body is wanted in `OriginError.refusal`.
+        client: The client whose share of the slots the fetch takes.
+        yields: Whether no client waits for the image. Such a fetch goes on while no other fetch waits for its slot.
+        changed: A callback for changes of `yields`; the fetch sets it.
+        refusal_size: Returns, by the status of an error, how much of its body `OriginError.refusal` takes.
     """
 
     __slots__ = ("changed", "client", "refusal_size", "yields")
@@ -47,5 +47,5 @@ class Demand:
             self.changed()
 
     def unwatch(self) -> None:
-        """The fetch is over."""
+        """Forget the callback, at the end of the fetch."""
         self.changed = _nothing

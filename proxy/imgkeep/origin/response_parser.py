@@ -1,9 +1,9 @@
 """
-aiohttp's parser for one answer, asked again where it refuses a head that browsers read.
+aiohttp's parser for one answer, and a second reading of a head that it refuses and browsers read.
 
-A usual head costs one call more. Only what the parser refuses, or would frame otherwise than browsers do, is read again
-by `core/response_head.py` and given to a new parser. The bytes of a head stay until it is whole, and the connection bounds
-them. A chunked body is read by `core/chunked_body.py`.
+A usual head costs one call more. `core/response_head.py` reads only those again that the parser refuses, or would frame
+otherwise than browsers do, and a new parser gets its result. The bytes of a head stay until it is whole, and the
+connection bounds them. `core/chunked_body.py` reads chunked bodies.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ NOTHING: Final[Found] = ((), False, b"")
 
 class HeadParser:
     """
-    Reads up to the end of the final head, and what came with it. After that `strict` reads on.
+    The parser up to the end of the final head, and of the bytes that came with it. After that `strict` reads on.
 
     Args:
         strict: aiohttp's parser, new.
-        renew: Makes another one.
-        refuse: Ends the connection and says why.
-        interims_max: Maximum of interim answers before the final one.
+        renew: Returns another one.
+        refuse: Ends the connection for a reason.
+        interims_max: Maximum number of interim answers before the final one.
     """
 
     def __init__(self, strict: Any, renew: Callable[[], Any], refuse: Callable[[str], None], interims_max: int) -> None:
@@ -48,13 +48,13 @@ class HeadParser:
         self._seen: list[bytes] = []
         self._error: HttpProcessingError | None = None
         self._held: bytearray | None = None
-        """What is read again, from the beginning of the first head that is not passed over."""
+        """The bytes of the second reading, from the beginning of the first head that is not skipped."""
         self._searched = 0
         self._is_last = True
         """Whether the connection ends with this answer."""
 
     def feed_data(self, data: bytes) -> Found:
-        """Take bytes as aiohttp's parser does, and return what it returns."""
+        """Take bytes as aiohttp's parser does, and return the same."""
         if self._held is not None:
             self._held += data
             return self._read_again()
@@ -119,7 +119,7 @@ class HeadParser:
         try:
             self.strict.feed_data(body)
         except HttpProcessingError:
-            # What came behind a whole body is dropped.
+            # Bytes behind a whole body are dropped.
             if not content.is_eof():
                 raise
         return found
@@ -127,7 +127,7 @@ class HeadParser:
 
 class ChunkParser:
     """
-    Reads a chunked body, in the place of aiohttp's parser.
+    The parser of a chunked body, in place of aiohttp's.
 
     Attributes:
         has_more: Whether bytes came behind the end of the body.
@@ -160,9 +160,9 @@ class ChunkParser:
             raise TransferEncodingError("the connection was closed before the last chunk")
 
     def pause_reading(self) -> None:
-        """Do nothing: the connection holds back what comes meanwhile."""
+        """Do nothing: the connection holds back the bytes that come meanwhile."""
 
 
 def _is_chunked(message: RawResponseMessage) -> bool:
-    """Whether browsers frame a body by chunks; aiohttp's parser waits for the connection's end in some cases."""
+    """Tell whether browsers frame a body by chunks; aiohttp's parser waits for the connection's end in some cases."""
     return "Transfer-Encoding" in message.headers and has_chunked(message.headers.getall("Transfer-Encoding"))
