@@ -9,7 +9,7 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from imgkeep.bootstrap.server import Platform
+from imgkeep.bootstrap.platform import Platform
 
 from tests.support.image_requests import fills_done
 from tests.support.pictures import picture, picture_of

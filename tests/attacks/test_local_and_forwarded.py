@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 import pytest
 from imgkeep import config
-from imgkeep.bootstrap.server import Platform
+from imgkeep.bootstrap.platform import Platform
 from imgkeep.core.http_headers import FORWARDED_HEADERS
 from imgkeep.storage.local.machine_token import make_token
 from imgkeep.web.auth import AUTH

@@ -82,18 +82,18 @@ class Peers:
     async def notify(
         self,
         *,
-        refused: Collection[Digest] = (),
+        blocked: Collection[Digest] = (),
         changed: Collection[Key] = (),
         copies: object = (),
-        restored: Collection[Digest] = (),
+        unblocked: Collection[Digest] = (),
     ) -> None:
         del copies
-        self.told.append({"refused": list(refused), "changed": list(changed), "restored": list(restored)})
+        self.told.append({"blocked": list(blocked), "changed": list(changed), "unblocked": list(unblocked)})
         if self.fault is not None:
             raise self.fault
         for other in self.others:
-            await other.learn(refused)
-            await other.recheck(restored)
+            await other.learn(blocked)
+            await other.recheck(unblocked)
 
 
 class FakeImageService(ImageService):
@@ -427,7 +427,7 @@ async def test_other_workers_and_nodes_learn_of_undo(disk: LocalStore, database:
         assert not await each.is_free(A.key)
     assert await node.remover.restore_key(A.key) is not None
     assert DIGEST not in worker.blocked_digests
-    assert peers.told[-1] == {"refused": [], "changed": [B.key, A.key], "restored": [DIGEST]}
+    assert peers.told[-1] == {"blocked": [], "changed": [B.key, A.key], "unblocked": [DIGEST]}
     assert DIGEST in other_node.blocked_digests, "it has not looked yet"
     await other_node.remover.refresh()
     assert DIGEST not in other_node.blocked_digests

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from imgkeep.bootstrap.server import Platform
+from imgkeep.bootstrap.platform import Platform
 from imgkeep.core.signing import signed_path
 from imgkeep.images.rate_limit import WIDE_NETWORK_SHARE
 from yarl import URL

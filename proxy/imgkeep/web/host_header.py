@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 async def require_valid_host(
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
 ) -> web.StreamResponse:
-    """Refuse a request without a valid `Host` before any decision by that name. HTTP/1.0 needs no such field."""
+    """Refuse a request without a valid `Host`, before a layer relies on it. With HTTP/1.0 the field may be absent."""
     lines = request.headers.getall("Host", [])
     is_missing = not lines and request.version >= HttpVersion11
     if is_missing or len(lines) > 1 or (lines and read_host(lines[0]) is None):

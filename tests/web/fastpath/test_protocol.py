@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from aiohttp import web
-from imgkeep.bootstrap.server import Platform
+from imgkeep.bootstrap.platform import Platform
 from imgkeep.core.signing import signed_path
 from imgkeep.core.source_url import read_source
 from imgkeep.web.fastpath.protocol import FastConnection
