@@ -208,7 +208,7 @@ async def test_a_record_that_changes_changes_the_next_answer(imgkeep: Imgkeep, o
     assert answer is not None
     record = await image_service.look_up(answer.key)  # type: ignore[arg-type]
     assert record is not None
-    await image_service.changes.stored(replace(record, etag='"another"'))
+    await image_service.changes.note_stored(replace(record, etag='"another"'))
     async with connect(port_of(imgkeep)) as line:
         assert (await line.ask(target)).headers["etag"] == '"another"'
 
@@ -236,7 +236,7 @@ async def meanwhile(imgkeep: Imgkeep, url: str, change: Callable[[Record], Await
 
 async def test_what_is_replaced_while_it_is_fetched_is_not_prepared(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     async def replace_it(record: Record) -> None:
-        await services_of(imgkeep).image_service.changes.stored(replace(record, etag='"another"'))
+        await services_of(imgkeep).image_service.changes.note_stored(replace(record, etag='"another"'))
 
     target = await meanwhile(imgkeep, origin.gives("/a.png", IMAGE), replace_it)
     async with connect(port_of(imgkeep)) as line:
