@@ -37,7 +37,7 @@ view of a page, short enough for a correction.
 
 class ImageResponses:
     """
-    Turns what the image service found into responses, and fills the response cache.
+    Makes responses of what the image service found, and fills the response cache.
 
     Args:
         image_service: Tells whether a delivery is still current.
