@@ -86,7 +86,12 @@ async def test_find_returns_the_newest_record(index: ImageIndex) -> None:
 @pytest.mark.parametrize("form", Format)
 async def test_every_format_is_stored(connect: Connect, tmp_path: Path, form: Format) -> None:
     index = connect(f"sqlite:///{tmp_path}/imgkeep.db").image_index
-    record = replace(record_of(b"x"), format=form, pixel_size=None, provider=None, expires_at=None)
+    record = replace(
+        record_of(b"x"),
+        format=form,
+        pixel_size=None,
+        provenance=replace(record_of(b"x").provenance, provider=None, expires_at=None),
+    )
     await index.put(record)
     await index.flush()
     assert await index.find(record.key) == record
