@@ -146,7 +146,8 @@ async def test_newer_schema_ends_a_running_server(folder: Path, workers: str) ->
         await until(lambda: any(line.startswith("imgkeep: ") for line in imgkeep.log))
     told = [line for line in imgkeep.log if line.startswith("imgkeep: ")]
     assert set(told) == {
-        f"imgkeep: the database was written by a newer version of imgkeep, or is no database (file {database})\n"
+        "imgkeep: the database was written by a newer version of imgkeep (schema 9999), or by another program "
+        f"(file {database})\n"
     }
     assert "Traceback" not in "".join(imgkeep.log)
 

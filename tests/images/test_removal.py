@@ -106,7 +106,7 @@ class FakeImageService(ImageService):
     async def look_up(self, key: Key) -> Record | None:
         return await self.records.find(key)
 
-    async def shown(self, source: Source) -> Key:
+    async def find_key(self, source: Source) -> Key:
         raise AssertionError(f"a removal by key does not fetch {source}")
 
     def keys_of(self, source: Source) -> tuple[Key, Key]:
@@ -115,7 +115,7 @@ class FakeImageService(ImageService):
     def forget(self, key: Key) -> None:
         self.records.forget(key)
 
-    def restored(self) -> None:
+    def forget_removals(self) -> None:
         self.restored_count += 1
 
 

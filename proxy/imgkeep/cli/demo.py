@@ -1,4 +1,4 @@
-"""`demo`: an imgkeep of its own, beside the origin and the page of `demo_origin.py`."""
+"""`demo`: serves an imgkeep of its own beside the origin and the page of `demo_origin.py`."""
 
 from __future__ import annotations
 

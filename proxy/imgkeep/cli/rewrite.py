@@ -67,7 +67,7 @@ def _read_documents(arguments: argparse.Namespace) -> list[Document]:
 
 
 async def _run(invocation: Invocation, documents: Sequence[Document]) -> int:
-    """Rewrite documents. A store is opened only to save images into it, or to learn where its bucket shows them."""
+    """Rewrite documents. Open a store only to save images into it, or to learn the public URL of its bucket."""
     arguments, config = invocation.arguments, invocation.config
     base = invocation.base if arguments.base is None else _read_base(arguments.base)
     async with AsyncExitStack() as stack:

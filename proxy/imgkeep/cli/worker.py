@@ -29,7 +29,7 @@ def read_worker_arguments(words: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(words, argparse.Namespace(command=WORKER))
 
 
-def read_briefing(stdin: BinaryIO) -> WorkerSetup:
+def read_worker_setup(stdin: BinaryIO) -> WorkerSetup:
     """
     Read the configuration that the supervisor sends. Blocks.
 

@@ -91,8 +91,8 @@ class Confirmer:
         timer: Callable[[], float],
     ) -> None:
         self._dependencies = dependencies
-        self._stored = changes.stored
-        self._tell = changes.tell_peers
+        self._stored = changes.note_stored
+        self._tell = changes.notify_peers
         self._leases = leases
         self._alter = alter
         self._seen: LRUCache[str, Digest] = LRUCache(SEEN_LINKS_MAX)

@@ -160,7 +160,7 @@ class IncompleteRefetcher:
         """Ask the store whether the image is still the shown one: another worker or node may have replaced it."""
         current = await self._dependencies.store.find(refetch.known.key)
         if current is not None and current != refetch.known:
-            await self._fills.changes.stored(current)
+            await self._fills.changes.note_stored(current)
         if current is None or current.digest != refetch.known.digest or not is_incomplete(current):
             return False
         return not refetch.counts or self._dependencies.clock() >= due_at(current)
@@ -224,7 +224,7 @@ class IncompleteRefetcher:
             current = await self._dependencies.store.find(refetch.known.key)
             if current is not None and current.digest == refetch.known.digest and is_incomplete(current):
                 after = after_refetch(current, Outcome.FAILED, self._now())
-                await self._fills.changes.stored(await self._dependencies.store.put_record(after))
+                await self._fills.changes.note_stored(await self._dependencies.store.put_record(after))
 
     def _now(self) -> datetime:
         return self._dependencies.clock().replace(microsecond=0)

@@ -123,7 +123,7 @@ class Refetcher:
 
     async def refetch_source(self, source: Source) -> Refetched | None:
         """Fetch the image that a link is shown again, by this link. As `refetch`."""
-        return await self.refetch(await self._image_service.shown(source), source)
+        return await self.refetch(await self._image_service.find_key(source), source)
 
     async def refetch(self, key: Key, source: Source | None = None) -> Refetched | None:
         """
@@ -219,9 +219,9 @@ class Refetcher:
         finally:
             await fetched.draft.aclose()
         if refetched is not None:
-            await self._image_service.changes.stored(refetched.record)
+            await self._image_service.changes.note_stored(refetched.record)
             await self._settle()
-            await self._image_service.changes.tell_peers(key)
+            await self._image_service.changes.notify_peers(key)
         return refetched
 
     async def _spool(self, source: Source, info: SourceInfo) -> _Fetched:
