@@ -343,7 +343,7 @@ async def test_removal_leaves_key_with_other_bytes(node: Node) -> None:
 )
 async def test_removal_of_provisional_image_puts_no_tombstone(node: Node, doubt: Doubt, *, named_is_free: bool) -> None:
     for record in (A, B):
-        node.store.answers["find", record.key] = replace(record, doubts=frozenset({doubt}))
+        node.store.answers["find", record.key] = record.with_doubts(frozenset({doubt}))
     assert await node.remover.remove_key(A.key)
     node.store.answers.clear()
     closed = [await node.disk.find_tombstone(record.key) is not None for record in (A, B)]
@@ -353,7 +353,7 @@ async def test_removal_of_provisional_image_puts_no_tombstone(node: Node, doubt:
 
 
 async def test_force_puts_tombstone_on_provisional_key(node: Node) -> None:
-    node.store.answers["find", A.key] = replace(A, doubts=frozenset({Doubt.SIGNATURE}))
+    node.store.answers["find", A.key] = A.with_doubts(frozenset({Doubt.SIGNATURE}))
     assert await node.remover.remove_key(A.key, force=True)
     node.store.answers.clear()
     assert not await node.is_free(A.key)

@@ -39,7 +39,7 @@ from imgkeep.core.errors import (
 )
 from imgkeep.core.formats import Ending
 from imgkeep.core.layout import REMOVED
-from imgkeep.core.records import OWN, Doubt, Record, Subject
+from imgkeep.core.records import OWN, Doubt, Provenance, Record, Subject, Trust
 from imgkeep.images.fill_checks import ERROR_IMAGE_BYTES_MAX, FillChecks
 from imgkeep.images.fill_result import Failed, FillResult, NotStored, Skipped, Stored, Unchanged
 from imgkeep.images.ingest import undo_put
@@ -305,19 +305,17 @@ class Fill(Call):
         return Record(
             key=info.key,
             identity=info.identity,
-            host=self.source.host,
             digest=draft.digest,
             format=format_,
             size=draft.size,
             pixel_size=pixel_size,
             etag=etag,
             stored_at=self._dependencies.clock().replace(microsecond=0),
-            provider=info.provider,
-            temporary=info.temporary,
-            expires_at=info.expires_at,
             validator=validator,
-            doubts=doubts,
-            brought_by=self.link.fingerprint if doubts else "",
+            provenance=Provenance(
+                host=self.source.host, provider=info.provider, temporary=info.temporary, expires_at=info.expires_at
+            ),
+            trust=Trust(doubts=doubts, brought_by=self.link.fingerprint if doubts else ""),
         )
 
     async def _store(self, record: Record) -> FillOutcome:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -185,7 +185,7 @@ class IncompleteRefetcher:
             return await self._dependencies.store.put(draft, after_longer(current, new, self._now()), current.digest)
         if current.digest != new.digest and outcome is Outcome.WHOLE:
             # Whether others have records of their own is known of the key, not of what this link brought.
-            new = replace(new, doubts=new.doubts | (current.doubts & OTHERS))
+            new = new.with_doubts(new.doubts | (current.doubts & OTHERS))
             return await self._confirmer.replace_stored(current, draft, new, continues=continues)
         if outcome is Outcome.OTHER and refetch.may_be_invented and Doubt.SCHEME in new.doubts:
             return await self._store_for_its_link(refetch, current, draft, new)

@@ -87,7 +87,6 @@ class Saver:
         record = Record(
             key=info.key,
             identity=info.identity,
-            host="",
             digest=draft.digest,
             format=format_,
             size=draft.size,
