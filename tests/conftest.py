@@ -11,7 +11,8 @@ import pytest
 from aiohttp import ClientSession
 from aiohttp.test_utils import TestClient, TestServer
 from blockbuster import blockbuster_ctx
-from imgkeep.bootstrap.server import Platform, build, make_runner
+from imgkeep.bootstrap.platform import Platform
+from imgkeep.bootstrap.server import build, make_runner
 from imgkeep.config import Config, load
 from imgkeep.web.auth import AUTH
 from yarl import URL

@@ -1,4 +1,4 @@
-"""Every setting is known, checked, documented, and named in what we say about it."""
+"""Every setting is known, checked and documented, and each message names its setting."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_empty_configuration_is_valid() -> None:
 def test_shipped_file_holds_the_defaults() -> None:
     shipped = tomllib.loads((ROOT / "config.toml").read_text())
     defaults = msgspec.json.decode(msgspec.json.encode(Config()))
-    # An empty list in the file could not be followed by the tables that everybody would write.
+    # An empty list in the file could not be followed by the tables that operators write.
     assert defaults["sources"].pop("providers") == defaults.pop("legacy") == []
     assert shipped == defaults
     assert load(shipped, {}) == Config()

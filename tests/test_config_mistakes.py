@@ -1,4 +1,4 @@
-"""What a configuration may be written like, and what is said of one that is wrong."""
+"""The forms of a configuration, and the messages for a wrong one."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ PICTURES = """async () => {
 
 
 async def pictures_of(browser: Browser, url: str) -> list[tuple[str, int]]:
-    """Return what a browser that has seen nothing before shows at a URL: source and width of each picture."""
+    """Return source and width of each image that a new browser shows at a URL."""
     async with visiting(browser) as visit:
         await visit.open(url)
         with suppress(PlaywrightError):
@@ -54,7 +54,7 @@ async def pictures_of(browser: Browser, url: str) -> list[tuple[str, int]]:
 
 
 async def show(browser: Browser, folder: Path, example: Example, *, times: str) -> None:
-    """Expect that an example shows its pictures through imgkeep."""
+    """Check that an example shows its images through imgkeep."""
     url = example.opens
     if url.endswith(".txt"):
         url = (folder / url).read_text().strip()

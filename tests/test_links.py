@@ -23,7 +23,7 @@ MARKDOWN = MarkdownIt("commonmark").enable("table")
 
 
 def links_of(text: str) -> list[str]:
-    """Return where the links and images of a page lead, also those in HTML."""
+    """Return the targets of links and images of a page, also in HTML."""
     links = []
     for block in MARKDOWN.parse(text):
         for token in (block, *(block.children or ())):

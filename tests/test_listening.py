@@ -1,4 +1,4 @@
-"""Where we listen: one address, several, both kinds; and what is said where that cannot be."""
+"""Listening sockets: one address, several, both families; and the messages for unusable ones."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def need_ipv6() -> None:
 
 
 def reach(host: str, port: int) -> bool:
-    """Tell whether something listens there."""
+    """Whether a server listens there."""
     try:
         with socket.create_connection((host, port), timeout=2):
             return True
@@ -101,7 +101,7 @@ def test_unusable_address_is_named(host: str, message: str) -> None:
 
 
 async def start_with_a_failing_bind(folder: Path, error: str, **settings: str) -> tuple[int | None, str]:
-    """Start a server for which no address can be bound; return exit status and the last line that it prints."""
+    """Start a server without a usable address; return its exit status and its last line."""
     need_strace()
     strace = ("strace", "-f", "-o", "/dev/null", "-e", "trace=bind", "-e", f"inject=bind:error={error}")
     process = await asyncio.create_subprocess_exec(

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import aiohttp
 
 from tests.support.checkout import Shell
+from tests.support.page_links import SIGNED
 from tests.support.pictures import picture
 from tests.support.program import ROOT, cannot
-from tests.web.test_rewrite import SIGNED
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -1,4 +1,4 @@
-"""Who says which links become ours, and how many documents are worked on at a time."""
+"""Which links are rewritten, and how many documents at a time."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ OBJECT = f"v1/objects/0a/{'0a' * 32}.png"
     ("delivery", "objects"),
     [
         ({"base_url": "https://cdn.example/x/"}, "https://cdn.example/x/kept/"),
-        ({"mode": "redirect"}, None),  # an open bucket knows
+        ({"mode": "redirect"}, None),  # in a public bucket the URL is known
         ({}, None),
     ],
     ids=str,

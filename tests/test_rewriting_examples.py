@@ -17,10 +17,10 @@ from imgkeep.cli.demo_images import draw
 from yarl import URL
 
 from tests.support.checkout import EXAMPLES, Shell, copy_checkout
+from tests.support.page_links import DIES, SIGNED, STAYS
 from tests.support.pictures import picture
 from tests.support.program import ROOT, cannot, environment, serving
 from tests.support.raw_http import port_of, target_of
-from tests.web.test_rewrite import DIES, SIGNED, STAYS, TOKEN
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     Start = Callable[..., Awaitable[Imgkeep]]
 
+TOKEN = "token-of-these-tests"
 PAGE = f'<img src="{DIES}"><img src="{STAYS}">'
 
 

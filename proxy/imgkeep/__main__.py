@@ -32,7 +32,7 @@ TOKEN = "IMGKEEP_TOKEN"  # noqa: S105 - the name of a variable
 TOKEN_FILE = "IMGKEEP_TOKEN_FILE"  # noqa: S105 - likewise
 TOKEN_BYTES_MAX = 4096
 HANDLE_SIGNALS = frozenset({"serve", "demo", WORKER})
-"""Commands that drain on SIGTERM and Ctrl-C by themselves."""
+"""Commands that handle SIGTERM and Ctrl-C themselves, and drain."""
 WITHOUT_CONFIGURATION = frozenset({"demo", "completion"})
 """Commands that do the same on every machine."""
 
@@ -67,9 +67,9 @@ def _run_command(arguments: Namespace) -> int:
     level = os.environ.get(f"{ENVIRONMENT_PREFIX}LOG__LEVEL", "").lower()  # noqa: TID251 - the one reader
     try:
         if arguments.command == WORKER:
-            from imgkeep.cli.worker import read_briefing, run_worker
+            from imgkeep.cli.worker import read_worker_setup, run_worker
 
-            setup = read_briefing(sys.stdin.buffer)  # it holds the configuration that the supervisor has read
+            setup = read_worker_setup(sys.stdin.buffer)  # it holds the configuration that the supervisor has read
             level = setup.config.log.level
             return _run_with_logs(arguments, setup.config, lambda: run_worker(arguments, setup))
         config = _configure(arguments)

@@ -59,10 +59,10 @@ class Health:
     store: Checkable | None = None
     outage: Callable[[], str | None] = lambda: None
     backlog: Callable[[], Backlog | None] | None = None
-    draining: bool = False
-    replaced: bool = False
-    free_bytes: int = 0
-    _faults: dict[str, str | None] = field(default_factory=dict)
+    draining: bool = field(default=False, init=False)
+    replaced: bool = field(default=False, init=False)
+    free_bytes: int = field(default=0, init=False)
+    _faults: dict[str, str | None] = field(default_factory=dict, init=False)
 
     @property
     def ending(self) -> bool:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import pytest
-from imgkeep.bootstrap.server import SERVICES, Platform
+from imgkeep.bootstrap.platform import Platform
+from imgkeep.bootstrap.server import SERVICES
 from imgkeep.core.records import OWN, Client
 from imgkeep.origin.concurrency import CLIENT_PART, HOST_PART, QUEUE_PER_SLOT, RESERVED_PART, FetchLimiter
 from imgkeep.origin.demand import Demand

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 from aiohttp import FormData
-from imgkeep.bootstrap.server import Platform
+from imgkeep.bootstrap.platform import Platform
 from imgkeep.core.errors import Busy, NotAnImage
 from imgkeep.core.formats import (
     _KINDS,
@@ -39,7 +39,7 @@ from imgkeep.core.formats import (
     binary_reader as fields,
 )
 from imgkeep.core.records import Client, Format
-from imgkeep.images import format_checker as judging
+from imgkeep.images import format_checker as checks
 from imgkeep.images.format_checker import FormatChecker
 from imgkeep.storage.memory import MemorySpool
 
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from tests.conftest import Imgkeep
     from tests.support.origins import FakeOrigin
 
-    Judgement = Callable[[Format, bytes, Budget], object]
+    Check = Callable[[Format, bytes, Budget], object]
     Start = Callable[..., Awaitable[Imgkeep]]
 
 SMALL, LARGE = 65_536, 262_144
@@ -67,11 +67,11 @@ STORED = picture()
 every_worst = pytest.mark.parametrize("case", WORST, ids=lambda case: f"{case[0].name}: {case[1]}")
 
 
-def steps_of(judge: Judgement, fmt: Format, body: bytes) -> int:
-    """Return how many steps a judgement took, or all that it had."""
+def steps_of(check: Check, fmt: Format, body: bytes) -> int:
+    """Return the number of steps that a check took, or all that it had."""
     budget = Budget(steps_max(len(body)))
     try:
-        judge(fmt, body, budget)
+        check(fmt, body, budget)
     except Spent:
         return budget.steps_max
     return budget.taken
@@ -81,7 +81,7 @@ def look(_: Format, body: bytes, budget: Budget) -> object:
     return sniff(body, ended=True, budget=budget)
 
 
-JUDGEMENTS: Final[dict[str, Judgement]] = {"recognise": look, "measure": measure, "is_whole": is_whole}
+CHECKS: Final[dict[str, Check]] = {"recognise": look, "measure": measure, "is_whole": is_whole}
 
 
 # Steps
@@ -92,32 +92,32 @@ def test_every_format_has_a_worst_image() -> None:
 
 
 @every_worst
-def test_a_worst_image_is_taken_for_its_format(case: tuple[Format, str]) -> None:
-    """Otherwise no parser is tried by it."""
+def test_worst_image_is_recognised(case: tuple[Format, str]) -> None:
+    """Else it would test no parser."""
     found = sniff(WORST[case](SMALL), ended=True)
     assert found is case[0] or (found is None and case[0] is Format.SVG)  # one that does not come to its root
 
 
 @every_worst
-@pytest.mark.parametrize("judgement", JUDGEMENTS)
-def test_steps_are_linear_in_bytes(case: tuple[Format, str], judgement: str) -> None:
-    """Without a budget that would end them."""
+@pytest.mark.parametrize("check", CHECKS)
+def test_steps_are_linear_in_bytes(case: tuple[Format, str], check: str) -> None:
+    """Without a budget, which would end them."""
     taken = []
     for size in (16_384, 32_768, 65_536):
         budget = Budget(10**9)
-        JUDGEMENTS[judgement](case[0], WORST[case](size), budget)
+        CHECKS[check](case[0], WORST[case](size), budget)
         taken.append(budget.taken)
     few, more, most = taken
-    # What is quadratic takes four times as much for the second half. Where a limit ends one sooner, it takes less.
-    # A tag that does not end is read again and again up to a limit, which is next to nothing for each byte.
+    # A quadratic parser takes four times as much for the second half. Where a limit ends one sooner, it takes less.
+    # A parser reads a tag without an end again and again up to a limit, which is next to nothing for each byte.
     assert most - more <= 2.5 * max(more - few, 1_024) or most < 65_536 // 8
 
 
 @every_worst
-@pytest.mark.parametrize("judgement", JUDGEMENTS)
-def test_no_image_takes_more_steps_than_it_has_bytes(case: tuple[Format, str], judgement: str) -> None:
+@pytest.mark.parametrize("check", CHECKS)
+def test_steps_do_not_exceed_bytes(case: tuple[Format, str], check: str) -> None:
     body = WORST[case](SMALL)
-    assert steps_of(JUDGEMENTS[judgement], case[0], body) <= fields.STEPS_MIN + len(body)
+    assert steps_of(CHECKS[check], case[0], body) <= fields.STEPS_MIN + len(body)
 
 
 @contextmanager
@@ -140,19 +140,19 @@ def lines_counted() -> Iterator[list[int]]:
 
 
 @every_worst
-@pytest.mark.parametrize("judgement", JUDGEMENTS)
-def test_no_parser_works_without_counting(case: tuple[Format, str], judgement: str) -> None:
+@pytest.mark.parametrize("check", CHECKS)
+def test_parsers_count_all_their_work(case: tuple[Format, str], check: str) -> None:
     body = WORST[case](8_192)
     budget = Budget(4_096)
     with suppress(Spent), lines_counted() as lines:
-        JUDGEMENTS[judgement](case[0], body, budget)
+        CHECKS[check](case[0], body, budget)
     assert lines[0] <= LINES_PER_STEP_MAX * (budget.taken + 20)
 
 
 @every_worst
 @pytest.mark.parametrize("step", [1, 1_448, 65_536])
-def test_a_head_that_trickles_in_costs_no_more_than_its_budget(case: tuple[Format, str], step: int) -> None:
-    """However a hostile origin cuts it: all looks on the event loop together."""
+def test_slow_head_stays_within_its_budget(case: tuple[Format, str], step: int) -> None:
+    """However a hostile origin cuts it: all passes on the event loop together."""
     body = WORST[case](LARGE)[:HEAD_BYTES_MAX]
     budget = Budget(LOOP_STEPS_MAX)
     reader = HeadReader(budget)
@@ -169,8 +169,8 @@ def test_a_head_that_trickles_in_costs_no_more_than_its_budget(case: tuple[Forma
 
 
 @every_worst
-def test_pauses_are_as_frequent_as_promised(case: tuple[Format, str]) -> None:
-    """No more than one call into C goes on beyond the steps between two pauses."""
+def test_pauses_are_frequent_enough(case: tuple[Format, str]) -> None:
+    """At most one call into C exceeds the steps between two pauses."""
     body = WORST[case](LARGE)
     longest = last = 0
 
@@ -188,7 +188,7 @@ def test_pauses_are_as_frequent_as_promised(case: tuple[Format, str]) -> None:
 # Memory
 
 
-def test_what_an_svg_takes_is_returned_without_the_garbage_collector() -> None:
+def test_svg_memory_is_freed_without_garbage_collector() -> None:
     gc.collect()
     gc.disable()
     try:
@@ -203,8 +203,8 @@ def test_what_an_svg_takes_is_returned_without_the_garbage_collector() -> None:
     assert not {kind for kind in left if kind.__module__ in {"pyexpat", svg.__name__}}
 
 
-def test_an_svg_is_not_held_in_memory_as_deep_and_wide_as_its_author_likes() -> None:
-    """Three megabytes of open elements took 134 MB."""
+def test_svg_memory_is_bounded() -> None:
+    """Three megabytes of open elements took 134 MB once."""
     for name in ("open elements", "named elements", "open namespaces", "attributes of a tag"):
         body = WORST[Format.SVG, name](3_000_000)
         assert steps_of(is_whole, Format.SVG, body) <= 16 * svg.OPEN_MAX
@@ -214,15 +214,15 @@ def test_an_svg_is_not_held_in_memory_as_deep_and_wide_as_its_author_likes() -> 
 
 
 class Gate:
-    """Holds judging threads at their first pause: all, or those whose name begins with `lane`."""
+    """Holds checking threads at their first pause: those whose name begins with `queue`."""
 
-    def __init__(self, lane: str = "format-check") -> None:
+    def __init__(self, queue: str = "format-check") -> None:
         self.held = 0
-        self._lane = lane
+        self._queue = queue
         self._open = threading.Event()
 
     def pause(self) -> None:
-        if threading.current_thread().name.startswith(self._lane) and not self._open.is_set():
+        if threading.current_thread().name.startswith(self._queue) and not self._open.is_set():
             self.held += 1
             self._open.wait()
 
@@ -232,7 +232,7 @@ class Gate:
 
 @pytest.fixture
 def gate() -> Iterator[Gate]:
-    """A gate that is open at the end, for the process waits for its threads."""
+    """A gate that opens at the end, because the process waits for its threads."""
     gate = Gate()
     yield gate
     gate.open()
@@ -253,12 +253,12 @@ async def code_of(imgkeep: Imgkeep, url: str) -> tuple[int, str]:
 
 @pytest.fixture
 async def busy(start: Start, gate: Gate) -> tuple[Imgkeep, FormatChecker]:
-    """An imgkeep whose judging threads are held as soon as there is work for them, and its format_checker."""
+    """An imgkeep whose checking threads are held as soon as they have work, and its format checker."""
     format_checker = FormatChecker(pause=gate.pause)
     return await start(platform=Platform(make_format_checker=lambda: format_checker)), format_checker
 
 
-async def test_hits_fills_and_health_go_on_while_all_judging_threads_are_held(
+async def test_hits_fills_and_health_continue_while_checks_are_held(
     busy: tuple[Imgkeep, FormatChecker], origin: FakeOrigin, gate: Gate
 ) -> None:
     imgkeep, format_checker = busy
@@ -277,7 +277,7 @@ async def test_hits_fills_and_health_go_on_while_all_judging_threads_are_held(
     assert (await imgkeep.client.get("/healthz")).status == 200
     ready = await imgkeep.client.get("/readyz")
     assert (ready.status, (await ready.json())["status"]) == (200, "ready")
-    assert gate.held == judging.QUICK_THREADS
+    assert gate.held == checks.QUICK_THREADS
     assert not any(reader.done() for reader in readers)
 
     gate.open()
@@ -286,9 +286,7 @@ async def test_hits_fills_and_health_go_on_while_all_judging_threads_are_held(
     assert len(imgkeep.files("objects")) == 5
 
 
-async def test_an_image_that_takes_long_holds_up_its_like_alone(
-    start: Start, origin: FakeOrigin, slow_gate: Gate
-) -> None:
+async def test_slow_check_delays_only_slow_checks(start: Start, origin: FakeOrigin, slow_gate: Gate) -> None:
     format_checker = FormatChecker(pause=slow_gate.pause)
     imgkeep = await start(platform=Platform(make_format_checker=lambda: format_checker))
     bomb = WORST[Format.SVG, "markup in an entity"](100_000)
@@ -302,10 +300,10 @@ async def test_an_image_that_takes_long_holds_up_its_like_alone(
     await asyncio.gather(*readers)
 
 
-async def test_images_beyond_the_queue_are_busy_and_not_blamed(start: Start, origin: FakeOrigin, gate: Gate) -> None:
+async def test_full_check_queue_is_busy_and_not_remembered(start: Start, origin: FakeOrigin, gate: Gate) -> None:
     format_checker = FormatChecker(queued_max=1, pause=gate.pause)
     imgkeep = await start(platform=Platform(make_format_checker=lambda: format_checker))
-    urls = [origin.gives(f"/{n}.png", png_chunks(LARGE)) for n in range(judging.QUICK_THREADS + 2)]
+    urls = [origin.gives(f"/{n}.png", png_chunks(LARGE)) for n in range(checks.QUICK_THREADS + 2)]
     readers = [asyncio.create_task(read(imgkeep, url)) for url in urls[:-1]]
     await until(lambda: format_checker.under_way == len(readers))
     assert await code_of(imgkeep, urls[-1]) == (503, "busy")
@@ -314,29 +312,27 @@ async def test_images_beyond_the_queue_are_busy_and_not_blamed(start: Start, ori
     assert await read(imgkeep, urls[-1]) == len(png_chunks(LARGE))
 
 
-async def test_a_judgement_out_of_time_is_the_images_failure_and_remembered(
-    start: Start, origin: FakeOrigin, gate: Gate
-) -> None:
+async def test_check_timeout_is_failure_of_image_and_remembered(start: Start, origin: FakeOrigin, gate: Gate) -> None:
     format_checker = FormatChecker(timeout_s=1, pause=gate.pause)
     imgkeep = await start(platform=Platform(make_format_checker=lambda: format_checker))
-    urls = [origin.gives(f"/{n}.png", png_chunks(LARGE)) for n in range(judging.QUICK_THREADS + 1)]
+    urls = [origin.gives(f"/{n}.png", png_chunks(LARGE)) for n in range(checks.QUICK_THREADS + 1)]
     begun = [asyncio.create_task(code_of(imgkeep, url)) for url in urls[:-1]]
-    await until(lambda: gate.held == judging.QUICK_THREADS)
+    await until(lambda: gate.held == checks.QUICK_THREADS)
     codes = [await code_of(imgkeep, urls[-1]), *await asyncio.gather(*begun)]
-    # One was not begun: that says nothing about it.
-    assert Counter(codes) == {(422, "not_an_image"): judging.QUICK_THREADS, (503, "busy"): 1}
+    # One check had not begun: that says nothing about its image.
+    assert Counter(codes) == {(422, "not_an_image"): checks.QUICK_THREADS, (503, "busy"): 1}
     assert codes[0] == (503, "busy")
     assert await code_of(imgkeep, urls[0]) == (422, "not_an_image")
     assert origin.asked("/0.png") == 1
     await services_of(imgkeep).health.check()
     assert (await (await imgkeep.client.get("/readyz")).json())["status"] == "ready"
-    # A thread cannot be killed, but what nothing waits for is given up at the next pause.
-    assert format_checker.under_way == judging.QUICK_THREADS
+    # A thread cannot be killed, but an abandoned check ends at its next pause.
+    assert format_checker.under_way == checks.QUICK_THREADS
     gate.open()
     await until(lambda: format_checker.under_way == 0)
 
 
-async def test_a_judgement_whose_visitor_has_left_ends_at_its_next_pause(gate: Gate) -> None:
+async def test_cancelled_check_ends_at_next_pause(gate: Gate) -> None:
     format_checker = FormatChecker(pause=gate.pause)
     draft = await MemorySpool(10**8).begin(None)
     await draft.write(WORST[Format.GIF, "blocks"](3_000_000))
@@ -350,14 +346,14 @@ async def test_a_judgement_whose_visitor_has_left_ends_at_its_next_pause(gate: G
     assert gate.held == 1
 
 
-async def test_clients_take_turns_at_the_judging_threads(slow_gate: Gate) -> None:
-    """One client kept all others' large images waiting until they were given up."""
+async def test_check_queue_is_fair_to_clients(slow_gate: Gate) -> None:
+    """One client made the large images of all others wait until their timeout, once."""
     format_checker = FormatChecker(pause=slow_gate.pause)
     draft = await MemorySpool(10**8).begin(None)
     await draft.write(WORST[Format.GIF, "blocks"](150_000))
     ended: list[str] = []
 
-    async def judge(name: str) -> None:
+    async def check(name: str) -> None:
         try:
             await format_checker.is_whole(draft, Format.GIF, Client((f"{name}/32",)))
         except Busy:
@@ -365,14 +361,13 @@ async def test_clients_take_turns_at_the_judging_threads(slow_gate: Gate) -> Non
         else:
             ended.append(name)
 
-    flood = [asyncio.create_task(judge("flood")) for _ in range(40)]
+    flood = [asyncio.create_task(check("flood")) for _ in range(40)]
     await until(
-        lambda: slow_gate.held == 1 and format_checker.under_way == 1 + judging.QUEUED_MAX // judging.CLIENT_SHARE
+        lambda: slow_gate.held == 1 and format_checker.under_way == 1 + checks.QUEUED_MAX // checks.CLIENT_SHARE
     )
-    await until(lambda: Counter(ended) == {"flood busy": 40 - 1 - judging.QUEUED_MAX // judging.CLIENT_SHARE})
-    others = [asyncio.create_task(judge(name)) for name in ("a", "b")]
-    await until(lambda: format_checker.under_way == 3 + judging.QUEUED_MAX // judging.CLIENT_SHARE)
-    await asyncio.sleep(0.1)  # until both have left the quick lane
+    await until(lambda: Counter(ended) == {"flood busy": 40 - 1 - checks.QUEUED_MAX // checks.CLIENT_SHARE})
+    others = [asyncio.create_task(check(name)) for name in ("a", "b")]
+    await until(lambda: format_checker._slow.under_way == 3 + checks.QUEUED_MAX // checks.CLIENT_SHARE)
     ended.clear()
     slow_gate.open()
     await asyncio.gather(*others, *flood)
@@ -381,13 +376,12 @@ async def test_clients_take_turns_at_the_judging_threads(slow_gate: Gate) -> Non
     assert format_checker.under_way == 0
 
 
-async def test_what_waits_in_vain_for_judging_keeps_no_place(slow_gate: Gate) -> None:
+async def test_cancelled_waiting_check_frees_its_slot(slow_gate: Gate) -> None:
     format_checker = FormatChecker(pause=slow_gate.pause)
     draft = await MemorySpool(10**8).begin(None)
     await draft.write(WORST[Format.GIF, "blocks"](150_000))
     waiting = [asyncio.create_task(format_checker.is_whole(draft, Format.GIF)) for _ in range(9)]
-    await until(lambda: slow_gate.held == 1)
-    await asyncio.sleep(0.1)  # until all have left the quick lane
+    await until(lambda: slow_gate.held == 1 and format_checker._slow.under_way == len(waiting))
     for task in waiting:
         task.cancel()
     await asyncio.wait(waiting)
@@ -396,24 +390,24 @@ async def test_what_waits_in_vain_for_judging_keeps_no_place(slow_gate: Gate) ->
     await until(lambda: format_checker.under_way == 0)
 
 
-async def test_an_image_of_too_many_steps_is_refused_and_remembered(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+async def test_image_of_too_many_steps_is_refused_and_remembered(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     bomb = WORST[Format.SVG, "markup in an entity"](100_000)
     url = origin.on("/bomb.svg", unframed(bomb))
-    assert await read(imgkeep, url) < len(bomb)  # its last byte is never given away
+    assert await read(imgkeep, url) < len(bomb)  # its last byte is never sent
     assert await code_of(imgkeep, url) == (422, "not_an_image")
     assert origin.asked("/bomb.svg") == 1
     assert not imgkeep.files("objects")
     assert (await (await imgkeep.client.get("/readyz")).json())["status"] == "ready"
 
 
-async def test_an_upload_of_too_many_steps_is_refused(imgkeep: Imgkeep) -> None:
+async def test_upload_of_too_many_steps_is_refused(imgkeep: Imgkeep) -> None:
     data = FormData()
     data.add_field("file", BytesIO(WORST[Format.SVG, "markup in an entity"](100_000)), filename="a.svg")
     response = await imgkeep.client.post("/api/save-image", data=data)
     assert (response.status, (await response.json())["code"]) == (422, "not_an_image")
 
 
-async def test_judges_that_are_closed_are_busy() -> None:
+async def test_closed_format_checker_is_busy() -> None:
     format_checker = FormatChecker()
     format_checker.close()
     draft = await MemorySpool(1_000_000).begin(None)
@@ -423,8 +417,8 @@ async def test_judges_that_are_closed_are_busy() -> None:
     assert format_checker.under_way == 0
 
 
-async def test_a_head_beyond_the_budget_of_the_loop_is_judged_once_more_in_a_thread() -> None:
-    """However it trickles in: not at every byte that comes."""
+async def test_head_beyond_loop_budget_is_checked_once_in_thread() -> None:
+    """However slowly it comes: not once for each byte."""
     body = png_chunks(LARGE + 100)
     format_checker = FormatChecker()
 
@@ -439,7 +433,7 @@ async def test_a_head_beyond_the_budget_of_the_loop_is_judged_once_more_in_a_thr
     format_checker.close()
 
 
-async def test_noise_after_a_hostile_head_is_no_image() -> None:
+async def test_noise_after_hostile_head_is_no_image() -> None:
     async def chunks() -> AsyncIterator[bytes]:
         yield b"<!--" + b" " * HEAD_BYTES_MAX
 

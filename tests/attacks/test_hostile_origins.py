@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import brotli  # type: ignore[import-untyped]  # it has no annotations
 import pytest
-from imgkeep.bootstrap.server import Platform
+from imgkeep.bootstrap.platform import Platform
 from imgkeep.core.errors import OriginError
 from imgkeep.images.negative_cache import TOO_MANY_REQUESTS_S, failure_ttl_s
 from imgkeep.origin.bounded_connection import (

@@ -1,4 +1,4 @@
-"""An origin that sends half a picture with a length that fits: no client keeps it, and no stranger decides of it."""
+"""An origin that sends half an image with a fitting length: clients cache it briefly, and strangers do not decide."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from imgkeep.bootstrap.server import Platform
+from imgkeep.bootstrap.platform import Platform
 
 from tests.support.image_requests import fills_done
 from tests.support.pictures import picture, picture_of
@@ -61,7 +61,7 @@ async def test_half_image_with_fitting_length_is_replaced(start: Start, origin: 
     assert (await show(imgkeep, url)).body == HALF
     assert origin.asked("/a.png") == 1
     time.wait(1)
-    assert (await show(imgkeep, url)).body == HALF, "its client does not wait"
+    assert (await show(imgkeep, url)).body == HALF, "the client does not wait"
     assert origin.asked("/a.png") == 2
     whole = await show(imgkeep, url)
     assert (whole.body, whole.caching, whole.outcome) == (PICTURE, FOREVER, "hit")
@@ -82,7 +82,7 @@ async def test_half_image_with_fitting_length_is_replaced(start: Start, origin: 
         pytest.param(picture("TIFF")[: len(picture("TIFF")) // 2], id="tiff"),
         pytest.param(picture("AVIF")[:-30], id="avif"),
         pytest.param(b'<svg xmlns="http://www.w3.org/2000/svg"><path d="M0 0h9"/>', id="svg"),
-        pytest.param(picture_of(300_000)[:-100_000], id="a large one, in pieces"),
+        pytest.param(picture_of(300_000)[:-100_000], id="large, in pieces"),
     ],
 )
 @pytest.mark.parametrize("chunked", [False, True], ids=["length", "chunked"])
@@ -116,7 +116,7 @@ async def test_equal_file_over_a_day_is_confirmed(start: Start, origin: FakeOrig
     while (await show(imgkeep, url)).caching != FOREVER and hour < 48:
         hour += 1
         if hour == 20:
-            imgkeep = await start(platform=time.platform())  # and it survives a restart
+            imgkeep = await start(platform=time.platform())  # the state survives a restart
         time.wait(3600)
     assert 24 <= hour < 48
     assert origin.asked("/a.jpg") <= 9

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 import pytest
 from imgkeep import config
-from imgkeep.bootstrap.server import Platform
+from imgkeep.bootstrap.platform import Platform
 from imgkeep.core.http_headers import FORWARDED_HEADERS
 from imgkeep.storage.local.machine_token import make_token
 from imgkeep.web.auth import AUTH
@@ -68,7 +68,7 @@ FORGED = {
 
 
 def forged(address: str) -> dict[str, str]:
-    """Every field by which somebody could claim to be at an address."""
+    """Return every header field by which a client could claim an address."""
     return {name: value.replace("198.51.100.9", address) for name, value in FORGED.items()}
 
 
@@ -117,7 +117,7 @@ async def test_shipped_nginx_tells_the_true_client_whatever_it_forges(tmp_path: 
         claims = [{name: value} for name, value in forged("192.0.2.1").items() if name != "Via"]
         statuses = [await fetch("127.0.0.2", n, each) for n, each in enumerate([*claims, forged("127.0.0.3")])]
         assert statuses == [200] * 2 + [429] * (len(claims) - 1), "new claims, the same client"
-        assert await fetch("127.0.0.3", 0, {}) == 200, "nobody is locked out by claims of others"
+        assert await fetch("127.0.0.3", 0, {}) == 200, "the claims of a client lock no other client out"
         await until(lambda: len(clients(program)) == len(claims) + 2)
         assert clients(program) == ["127.0.0.2"] * (len(claims) + 1) + ["127.0.0.3"]
         assert len(origin.seen) == 3

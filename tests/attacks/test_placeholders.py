@@ -1,4 +1,4 @@
-"""One picture under many names: placeholders that an origin gives for whatever is missing or forbidden."""
+"""One image under many names: placeholders that an origin sends for what is missing or forbidden."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ async def test_suspected_placeholder_is_reported_once(
     told = [record for record in caplog.records if record.getMessage().startswith("placeholder suspected")]
     assert [vars(record)["digest"] for record in told] == [sha256(PLACEHOLDER).hexdigest()]
     assert await counted(imgkeep, 'imgkeep_confirmations_total{outcome="suspect"}') == 1
-    assert (await save(imgkeep, urls[0]))[0] == 200, "by default it is reported, and no more"
+    assert (await save(imgkeep, urls[0]))[0] == 200, "by default it is only reported"
 
 
 async def test_suspects_are_refused_by_setting(start: Start, origin: FakeOrigin) -> None:
@@ -59,7 +59,7 @@ async def test_suspects_are_refused_by_setting(start: Start, origin: FakeOrigin)
         status, problem = await save(imgkeep, one_more)
         assert (status, problem["code"]) == (422, "not_an_image")
         assert "sources.placeholders" in str(problem["detail"])
-    assert origin.asked("/missing/10.png") == 1, "the link is remembered"
+    assert origin.asked("/missing/10.png") == 1, "the negative cache holds the link"
     assert (await show(imgkeep, urls[0])).body == PLACEHOLDER, "what is stored stays"
     assert (await save(imgkeep, origin.gives("/other.png", PICTURE)))[0] == 201
 
@@ -78,16 +78,23 @@ def test_suspicion_takes_many_identities_within_a_day() -> None:
     suspects = PlaceholderSuspects(timer)
 
     def note(number: int, host: str = "a.example", digest: str = "d") -> bool:
-        return suspects.count(replace(RECORD, identity=f"//{host}/{number}", host=host, digest=Digest(digest)))
+        return suspects.count(
+            replace(
+                RECORD,
+                identity=f"//{host}/{number}",
+                digest=Digest(digest),
+                provenance=replace(RECORD.provenance, host=host),
+            )
+        )
 
     assert not any(note(number) for number in range(IDENTITIES_MIN - 1))
-    assert not note(0), "the same identity again is no other"
-    assert not any(note(number, host="b.example") for number in range(IDENTITIES_MIN - 1)), "a host is not another"
+    assert not note(0), "one identity counts once"
+    assert not any(note(number, host="b.example") for number in range(IDENTITIES_MIN - 1)), "each host counts by itself"
     timer.seconds += PERIOD_S + 1
-    assert not note(99), "a day later it begins anew"
+    assert not note(99), "after a day the count begins anew"
     assert not any(note(number) for number in range(IDENTITIES_MIN - 2))
     assert note(50)
-    assert not note(51), "that is told once"
+    assert not note(51), "it is reported once"
     assert len(suspects) == 1
     timer.seconds += PERIOD_S + 1
     assert len(suspects) == 0

@@ -1,7 +1,7 @@
 """
-Attacks on what removes, restores and replaces stored images: by strangers, by pages of other sites, by links.
+Attacks on removal, undo and refetch: by strangers, by pages of other sites, by links.
 
-Counted is what an attack leaves in the store, and how often an origin is asked for it.
+The tests count what an attack leaves in the store, and how often it has an origin asked.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def signed(url: str, signature: str) -> str:
 
 
 def unless_right(signature: str) -> Script:
-    """Answer as an origin that shows a placeholder to a wrong signature, and says 200."""
+    """Answer as an origin that sends a placeholder with 200 for a wrong signature."""
 
     async def script(exchange: Exchange) -> None:
         right = exchange.target.endswith(signature * 64)
@@ -62,7 +62,7 @@ def unless_right(signature: str) -> Script:
 
 
 def contents(imgkeep: Imgkeep) -> dict[Path, bytes]:
-    """Return all that is stored and removed."""
+    """Return all stored files and marks of removals."""
     return {path: path.read_bytes() for kind in ("objects", "records", "refused") for path in imgkeep.files(kind)}
 
 
@@ -179,7 +179,7 @@ async def test_upload_of_blocked_bytes_puts_no_tombstone(imgkeep: Imgkeep, origi
     assert contents(imgkeep) == before
 
 
-# --- what a removal reaches
+# --- reach of a removal
 
 
 async def test_unknown_link_is_blocked_only_by_force(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
@@ -208,11 +208,11 @@ async def test_refetch_by_good_link_replaces_wrong_image(imgkeep: Imgkeep, origi
     assert (status, told["replaced"], told["digest"]) == (200, True, digest_of(GOOD))
     for _ in range(3):
         assert await (await imgkeep.img(good)).read() == GOOD
-    # The placeholder can go now, and the good link does not go with it.
+    # The removal of the placeholder does not block the good link.
     assert await remove(imgkeep, digest=digest_of(PLACEHOLDER)) == 200
     assert await (await imgkeep.img(good)).read() == GOOD
     assert await problem_code(await imgkeep.client.get(f"/images/{digest_of(PLACEHOLDER)}.png")) == REMOVED
-    # And an invented signature does not bring it back, nor does it take the good picture along.
+    # An invented signature neither brings the placeholder back nor removes the good image.
     status, told = await refetch(imgkeep, key_of(imgkeep, good), invented)
     assert (status, told["code"]) == REMOVED
     assert await (await imgkeep.img(good)).read() == GOOD
@@ -271,7 +271,7 @@ async def test_undo_of_unknown_name_does_nothing(imgkeep: Imgkeep, body: object)
         assert response.status in {400, 404}, path
 
 
-# --- what a refetch costs, and where it may go
+# --- cost and targets of a refetch
 
 
 async def test_thousand_refetches_share_one_fetch(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
@@ -287,7 +287,7 @@ async def test_thousand_refetches_share_one_fetch(imgkeep: Imgkeep, origin: Fake
     key = key_of(imgkeep, url)
     asking = [asyncio.create_task(refetch(imgkeep, key, url)) for _ in range(60)]
     await until(lambda: origin.asked("/a.png") == 2)
-    assert await (await imgkeep.img(url)).read() == PLACEHOLDER, "the old one is shown meanwhile"
+    assert await (await imgkeep.img(url)).read() == PLACEHOLDER, "the old image is shown meanwhile"
     go.set()
     answers = [await each for each in asking]
     assert {status for status, _ in answers} == {200}
@@ -373,7 +373,7 @@ async def test_redirect_leads_no_refetch_to_private_address(
     assert contents(imgkeep) == before
 
 
-# --- what an origin can do to what is stored
+# --- answers of an origin
 
 
 def answers(body: bytes = b"", **how: Any) -> Script:
@@ -406,7 +406,7 @@ ORIGINS = [
     pytest.param(answers(status="410 Gone"), "source_not_found", id="410"),
     pytest.param(answers(status="403 Forbidden"), "origin_refused", id="403"),
     pytest.param(answers(status="500 Oh No"), "origin_error", id="500"),
-    pytest.param(answers(status="304 Not Modified"), "origin_error", id="304 that was not asked for"),
+    pytest.param(answers(status="304 Not Modified"), "origin_error", id="unsolicited 304"),
     pytest.param(answers(b"<html>sign in</html>"), "not_an_image", id="a page"),
     pytest.param(answers(), "origin_error", id="nothing"),
     pytest.param(answers(PLACEHOLDER[:-30]), "not_an_image", id="framed whole, and cut"),

@@ -1,4 +1,4 @@
-"""Under attack for a while: what others wait for, and what is left of it in memory. Counted, not timed."""
+"""Longer attacks: what others wait for, and what stays in memory. Counted, not timed."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 from aiohttp import web
-from imgkeep.bootstrap.server import Platform
+from imgkeep.bootstrap.platform import Platform
 from imgkeep.core.formats import LOOP_STEPS_MAX, Budget, steps_max
 from imgkeep.core.formats import binary_reader as fields
 from imgkeep.core.records import Format
-from imgkeep.images import format_checker as judging
+from imgkeep.images import format_checker as checks
 from imgkeep.images.fill import Fill
 from imgkeep.images.format_checker import ITERATION_STEPS_MAX, QUICK_THREADS, SLOW_THREADS, FormatChecker
 from imgkeep.storage.local.draft import LocalDraft
-from imgkeep.web.parse_budget import PARSE_STEP_BYTES, PARSE_TURN_BYTES
+from imgkeep.web.parse_budget import PARSE_STEP_BYTES, PARSE_ITERATION_BYTES
 
 from tests.faults.test_process import serving
 from tests.support.hostile_images import WORST
@@ -44,15 +44,15 @@ SVG_BYTES = 3_000_000
 LEFT_BYTES_MAX = 50_000_000
 BODIES = (("GET", "/healthz"), ("POST", "/img"), ("POST", "/api/save-image"), ("GET", "/nothing"))
 HEAVY = ("open elements", "named elements", "open namespaces", "attributes of a tag", "namespaces", "a value")
-"""SVGs that took their parser most memory for their bytes."""
+"""SVGs that took most memory for their bytes."""
 
 
-class Ledger:
-    """Counts the steps that are taken in each turn of the event loop and in each thread."""
+class StepCounter:
+    """Counts the steps of each iteration of the event loop and of each thread."""
 
     def __init__(self) -> None:
-        self.turn = 0
-        self.of_turn: Counter[int] = Counter()
+        self.iteration = 0
+        self.of_iteration: Counter[int] = Counter()
         self.of_thread: Counter[str] = Counter()
         self.at_work: set[str] = set()
         self._loop_thread = threading.current_thread()
@@ -61,31 +61,31 @@ class Ledger:
         thread = threading.current_thread()
         self.of_thread[thread.name] += steps
         if thread is self._loop_thread:
-            self.of_turn[self.turn] += steps
+            self.of_iteration[self.iteration] += steps
 
-    async def count_turns(self) -> None:
+    async def count_iterations(self) -> None:
         while True:
-            self.turn += 1
+            self.iteration += 1
             await asyncio.sleep(0)
 
 
 @pytest.fixture
-def ledger(monkeypatch: pytest.MonkeyPatch) -> Ledger:
-    ledger = Ledger()
+def step_counter(monkeypatch: pytest.MonkeyPatch) -> StepCounter:
+    step_counter = StepCounter()
 
     class Noted(Budget):
         __slots__ = ()
 
         def spend(self, steps: int = 1) -> None:
-            ledger.note(min(steps, self.steps_max))
+            step_counter.note(min(steps, self.steps_max))
             super().spend(steps)
 
-    monkeypatch.setattr(judging, "Budget", Noted)
-    return ledger
+    monkeypatch.setattr(checks, "Budget", Noted)
+    return step_counter
 
 
 def dripping(body: bytes, size: int) -> Callable[[Exchange], Awaitable[None]]:
-    """Answer without framing, in pieces of `size` bytes, each in a turn of its own."""
+    """Answer without framing, in pieces of `size` bytes, each in an iteration of its own."""
 
     async def script(exchange: Exchange) -> None:
         await exchange.send_head("Connection: close")
@@ -97,14 +97,12 @@ def dripping(body: bytes, size: int) -> Callable[[Exchange], Awaitable[None]]:
     return script
 
 
-async def test_hits_go_on_between_small_pieces_of_hostile_work(
-    start: Start, origin: FakeOrigin, ledger: Ledger
-) -> None:
+async def test_hits_continue_during_hostile_checks(start: Start, origin: FakeOrigin, step_counter: StepCounter) -> None:
     format_checker = FormatChecker()
     imgkeep = await start(platform=Platform(make_format_checker=lambda: format_checker), fetch={"per_host_max": 64})
     stored = origin.gives("/stored.png", STORED)
     assert await (await imgkeep.img(stored)).read() == STORED
-    turns = asyncio.create_task(ledger.count_turns())
+    iterations = asyncio.create_task(step_counter.count_iterations())
     sizes = cycle((HEAD, 16_384, 1_448, 700))
     hostile = [
         read(imgkeep, origin.on(f"/{n}", dripping(make(HEAD), size)))
@@ -120,37 +118,37 @@ async def test_hits_go_on_between_small_pieces_of_hostile_work(
         hits += 1
         most_under_way = max(most_under_way, format_checker.under_way)
     await attack
-    turns.cancel()
+    iterations.cancel()
     assert hits >= 10
 
-    # A head may begin when one step of the turn is left, and its last call may be a search of one window.
+    # A check may begin when one step of the iteration is left, and its last call may be a search of one window.
     window = 65_536 // fields.BYTES_SCANNED_PER_STEP
-    assert 0 < max(ledger.of_turn.values()) <= ITERATION_STEPS_MAX + LOOP_STEPS_MAX + window
-    on_loop = ledger.of_thread.pop(threading.current_thread().name)
+    assert 0 < max(step_counter.of_iteration.values()) <= ITERATION_STEPS_MAX + LOOP_STEPS_MAX + window
+    on_loop = step_counter.of_thread.pop(threading.current_thread().name)
     assert on_loop <= (len(ATTACK) + 1) * (LOOP_STEPS_MAX + window)
-    # The rest was done by few threads, which do nothing else: none of a disk's, nor of those that look names up.
-    assert {name.rpartition("_")[0] for name in ledger.of_thread} <= {"format-check", "format-check-slow"}
-    assert len(ledger.of_thread) <= QUICK_THREADS + SLOW_THREADS
-    assert sum(ledger.of_thread.values()) <= len(ATTACK) * 4 * steps_max(HEAD)
+    # A few threads did the rest, which do nothing else: none of a disk, none that resolves names.
+    assert {name.rpartition("_")[0] for name in step_counter.of_thread} <= {"format-check", "format-check-slow"}
+    assert len(step_counter.of_thread) <= QUICK_THREADS + SLOW_THREADS
+    assert sum(step_counter.of_thread.values()) <= len(ATTACK) * 4 * steps_max(HEAD)
     assert most_under_way <= len(ATTACK)
     assert format_checker.under_way == 0
 
 
-async def test_chunks_without_end_hold_no_turn_of_the_loop(
-    imgkeep: Imgkeep, origin: FakeOrigin, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+async def test_endless_chunks_do_not_block_the_loop(
+    imgkeep: Imgkeep, origin: FakeOrigin, step_counter: StepCounter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A body that nothing of ours asked for was parsed as it came, 43,000 chunks of one byte at a time."""
+    """An unread body was parsed as it came once, 43,000 chunks of one byte in one go."""
     stored = origin.gives("/stored.png", STORED)
     assert await (await imgkeep.img(stored)).read() == STORED
     given: Counter[int] = Counter()
     give = web.RequestHandler.data_received
 
     def note(handler: web.RequestHandler, data: bytes) -> None:
-        given[ledger.turn] += len(data)
+        given[step_counter.iteration] += len(data)
         give(handler, data)
 
     monkeypatch.setattr(web.RequestHandler, "data_received", note)
-    turns = asyncio.create_task(ledger.count_turns())
+    iterations = asyncio.create_task(step_counter.count_iterations())
     heads = [request(target, "Transfer-Encoding: chunked", method=method, close=False) for method, target in BODIES]
     floods = [asyncio.create_task(talk(port_of(imgkeep), head + b"1\r\na\r\n" * 20_000)) for head in heads]
     hits = 0
@@ -158,13 +156,13 @@ async def test_chunks_without_end_hold_no_turn_of_the_loop(
         hit = await imgkeep.img(stored)
         assert (await hit.read(), hit.headers["Cache-Status"]) == (STORED, "imgkeep; hit")
         hits += 1
-    turns.cancel()
+    iterations.cancel()
     assert hits >= 10
-    assert PARSE_TURN_BYTES <= max(given.values()) < PARSE_TURN_BYTES + PARSE_STEP_BYTES
+    assert PARSE_ITERATION_BYTES <= max(given.values()) < PARSE_ITERATION_BYTES + PARSE_STEP_BYTES
 
 
 @pytest.mark.parametrize("chunked", [False, True])
-async def test_a_large_body_arrives_whole_step_by_step(imgkeep: Imgkeep, *, chunked: bool) -> None:
+async def test_large_body_arrives_whole(imgkeep: Imgkeep, *, chunked: bool) -> None:
     body = picture_of(300_000)
     form = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n' + body + b"\r\n--b--\r\n"
     framed = b"".join(b"7\r\n%b\r\n" % form[at : at + 7] for at in range(0, len(form) - 6, 7))
@@ -179,7 +177,7 @@ async def test_a_large_body_arrives_whole_step_by_step(imgkeep: Imgkeep, *, chun
 
 
 async def refused(exchange: Exchange) -> None:
-    """Answer with something that is no image."""
+    """Answer with bytes that are no image."""
     await exchange.answer(b"The link has expired.")
 
 
@@ -191,10 +189,10 @@ FAILURES = {
 
 
 @pytest.mark.parametrize("script", FAILURES.values(), ids=FAILURES)
-async def test_a_failed_fill_is_freed_without_the_garbage_collector(
+async def test_failed_fill_is_freed_without_garbage_collector(
     imgkeep: Imgkeep, origin: FakeOrigin, script: Callable[[Exchange], Awaitable[None]]
 ) -> None:
-    """Its error knew by its traceback all that the fill held, and the fill knew the error."""
+    """The traceback of its error held the fill, and the fill held the error, once."""
     gc.collect()
     gc.disable()
     try:
@@ -206,7 +204,7 @@ async def test_a_failed_fill_is_freed_without_the_garbage_collector(
 
 
 async def test_memory_returns_after_hostile_fills(tmp_path: Path, origin: FakeOrigin) -> None:
-    """In a process of its own. Each of them took 134 MB once, and kept it."""
+    """In a process of its own. Each fill took 134 MB once, and never freed it."""
     bodies = [WORST[Format.SVG, name](SVG_BYTES) for name in HEAVY]
     urls = [origin.on(f"/{n}.svg", unframed(body)) for n, body in enumerate(islice(cycle(bodies), 60))]
     async with serving(tmp_path / "run") as running:

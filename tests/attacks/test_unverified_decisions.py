@@ -1,6 +1,6 @@
 """
-Strangers who make a link of their own decide what other links of a key are shown: by its form, by what it agrees with,
-by being first, and by being asked for on another node.
+Attempts of strangers to decide with a link of their own what other links of a key show: by its form, by equal bytes, by
+being first, and on another node.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ LOOSE: Final = {
 SOURCES: dict[str, Any] = {"providers": [UNCERTAIN, ENFORCED, LOOSE]}
 RULES: Final = read_provider_rules([UNCERTAIN, ENFORCED], BUILT_IN)
 NOW: Final = datetime(2026, 11, 22, 10, tzinfo=UTC)
-"""The clock of the world of fakes."""
+"""The time of the fakes' clock."""
 
 
 @pytest.fixture
@@ -77,10 +77,10 @@ def signed(origin: FakeOrigin) -> SignedOrigin:
 @pytest.mark.parametrize(
     "form",
     [f"?acme_end={FAR}&acme_sig={sign('mixed')[:-9]}aBcDeFaB0", f"?loose_end={FAR}&loose_sig=all-short-runs-here"],
-    ids=["digits of both cases", "nothing that can be spoiled"],
+    ids=["digits of both cases", "no signature to alter"],
 )
 async def test_no_form_of_signature_splits_a_key(imgkeep: Imgkeep, signed: SignedOrigin, form: str) -> None:
-    """Of a key that is split, links that have ended or that their origin refuses show nothing more."""
+    """Once a key is split, its ended and refused links show nothing."""
     await show(imgkeep, signed.url(good()))
     assert (await show(imgkeep, signed.url(form))).body == PLACEHOLDER
     shown = await show(imgkeep, signed.url(good(5, end=PAST)))
@@ -89,11 +89,11 @@ async def test_no_form_of_signature_splits_a_key(imgkeep: Imgkeep, signed: Signe
     assert (await show(imgkeep, signed.url(good(2)))).caching == FOREVER
 
 
-# What a link agrees with
+# Links that agree
 
 
 def world_of(shown: dict[str, bytes], *, refresh: bool = False) -> World:
-    """Return a image_service at an origin that can be had by https, with what it shows to which query."""
+    """Return an image service before an https origin, with the image for each query."""
     rules = SourceRules(refresh=Globs(("img.example.com",))) if refresh else None
     world = World(
         identify=lambda source: identify(source, NOW, RULES),
@@ -111,11 +111,11 @@ def changed(body: bytes) -> FakeResponse:
 
 
 async def seen(world: World, query: str) -> tuple[str, bytes, bool]:
-    """Return outcome, bytes, and whether a client may keep them for ever, when nothing goes on any more."""
+    """Return outcome, bytes, and whether they are immutable, once nothing runs any more."""
     delivery = await world.ask(f"https://img.example.com/a.png{query}")
     body = await read_all(delivery)
     await world.image_service.drain()
-    return delivery.outcome.value, body, delivery.immutable
+    return delivery.cache_status.value, body, delivery.immutable
 
 
 def fresh(number: int) -> str:
@@ -133,7 +133,7 @@ async def test_no_shape_of_signature_replaces_image_of_bare_link() -> None:
     assert (await seen(world, "")) == ("stored", PICTURE, True)
     assert (await seen(world, shaped())) == ("stored", PICTURE, True)
     for _ in range(2):
-        assert (await seen(world, "")) == ("hit", PICTURE, True), "a client may keep it for ever, as before"
+        assert (await seen(world, "")) == ("hit", PICTURE, True), "immutable, as before"
         assert (await seen(world, shaped(1))) == ("hit", PICTURE, True)
     assert len(world.origin.asked) == 2
     world.restart()
@@ -142,7 +142,7 @@ async def test_no_shape_of_signature_replaces_image_of_bare_link() -> None:
 
 
 async def test_refresh_keeps_facts_of_other_links() -> None:
-    """The picture that a link has shown is shown on by it, whatever takes the place of another one."""
+    """A link goes on showing its image, whichever other image is replaced."""
     theirs, newer = picture(seed=7), picture(seed=8)
     world = world_of({fresh(0): PICTURE, good(): theirs, fresh(1): newer}, refresh=True)
     assert (await seen(world, good()))[1] == theirs
@@ -154,7 +154,7 @@ async def test_refresh_keeps_facts_of_other_links() -> None:
 
 
 async def test_shape_of_checked_scheme_refreshes_nothing() -> None:
-    """Where the operator wants newer images, a stranger's word that there is one is not enough."""
+    """A stranger's link refreshes nothing, even at hosts with `sources.refresh`."""
     world = world_of({living(0): PICTURE, living(1): PLACEHOLDER}, refresh=True)
     await seen(world, living(0))
     await seen(world, living(1))
@@ -176,7 +176,7 @@ async def test_shape_replaces_nothing_of_ended_link() -> None:
 
 
 def test_proxied_link_has_trust_of_link_inside() -> None:
-    """A proxy that shows no errors as pictures may fetch from hosts that do, by signatures that anybody can write."""
+    """A proxy that sends no errors as images may fetch from hosts that do, by invented signatures."""
     proxy = {"name": "Proxy", "hosts": ["p.example"], "keep": ["url"], "nested": "url", "enforced": True}
     provider_rules = read_provider_rules([proxy, {**ENFORCED, "hosts": ["img.example.com"]}], BUILT_IN)
     for query, known in ((shaped(), False), (strict(), True)):
@@ -185,11 +185,11 @@ def test_proxied_link_has_trust_of_link_inside() -> None:
         assert (info.permission, info.enforced, info.enforced_by_host) == (True, True, known)
 
 
-# Who is first
+# Concurrent links
 
 
 async def test_save_stores_image_of_its_own_link(imgkeep: Imgkeep, signed: SignedOrigin) -> None:
-    """A back end saves a link once: what a stranger's link brings at that moment must not count as saved."""
+    """What a stranger's link brings during a save must not count as saved."""
     gate, began = asyncio.Event(), asyncio.Event()
 
     async def hold(exchange: Exchange) -> None:
@@ -219,7 +219,7 @@ async def test_save_stores_image_of_its_own_link(imgkeep: Imgkeep, signed: Signe
 
 
 async def test_node_learns_doubts_that_other_node_found() -> None:
-    """A record that stands for its own kind of link is held for good, and says nothing of what others have shown."""
+    """A record in memory does not tell what links of other kinds have shown."""
     one, other = world_of({"": PLACEHOLDER, good(): PICTURE}), world_of({"": PLACEHOLDER})
     other.store = one.store
     other.restart()
@@ -227,7 +227,7 @@ async def test_node_learns_doubts_that_other_node_found() -> None:
         assert (await seen(world, ""))[1] == PLACEHOLDER
     assert (await seen(one, good()))[1] == PICTURE
     for _ in range(2):
-        assert (await seen(other, good()))[:2] == ("hit", PICTURE), "though the origin refuses this link by now"
+        assert (await seen(other, good()))[:2] == ("hit", PICTURE), "although the origin refuses this link by now"
     assert len(other.origin.asked) == 0
 
 

@@ -1,4 +1,4 @@
-"""Links that bring different bytes while the bucket is away, and what they are shown when it is back."""
+"""Links that bring different bytes during an outage of the bucket, and what they show after it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SOURCES: dict[str, Any] = {"providers": [UNCERTAIN, ENFORCED]}
 
 @pytest.mark.parametrize("query", [good(), strict()], ids=["unchecked", "verified"])
 async def test_link_shows_same_image_during_and_after_outage(remote: Remote, origin: FakeOrigin, query: str) -> None:
-    """A stranger was first, on another node, and this node could not know."""
+    """A stranger's link was first, on another node, which this node could not know."""
     signed = SignedOrigin(origin)
     first, node = await remote.node(sources=SOURCES), await remote.node("b", sources=SOURCES)
     await show(first, signed.url(invented()))

@@ -38,7 +38,7 @@ async def ask_many(program: Program, url: str, number: int = MANY) -> list[tuple
 
 
 async def becomes(program: Program, url: str, body: bytes, caching: str) -> None:
-    """Wait until all workers show this; a probe that has ended tells nobody outside."""
+    """Wait until all workers show this: no event outside tells of the end of a probe."""
     shown: set[tuple[bytes, str]] = set()
     with suppress(TimeoutError):
         async with asyncio.timeout(30):
@@ -55,7 +55,7 @@ async def test_workers_try_link_once_and_share_result(tmp_path: Path, origin: Fa
         assert len(signed.asked) == 1
         shown = await ask_many(program, signed.url(good(0)))
         assert {body for body, _ in shown} == {PICTURE}
-        await until(lambda: len(signed.asked) == 5)  # the link, two spoiled ones, and the link again
+        await until(lambda: len(signed.asked) == 5)  # the link, two altered ones, and the link again
         await ask_many(program, signed.url(good(1)))
         await until(lambda: len(signed.asked) == 9)
 
@@ -93,6 +93,6 @@ async def test_kill_between_fill_and_probe_loses_nothing(tmp_path: Path, origin:
         asked = len(signed.asked)
         assert (await program.img(signed.url(good()))).body == PICTURE
         assert (await program.img(signed.url(invented()))).body == PLACEHOLDER
-        assert len(signed.asked) == asked, "each has what it was shown"
+        assert len(signed.asked) == asked, "each link shows its own image without a fetch"
         assert (await program.img(signed.url(good(1)))).body == PICTURE
         await becomes(program, signed.url(good(2, end=PAST)), PICTURE, BRIEF)

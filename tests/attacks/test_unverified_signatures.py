@@ -1,6 +1,6 @@
 """
-Strangers who write links with signatures of their own: at an origin that answers those with a picture, they must not
-decide what others are shown, what is stored for ever, nor what is removed.
+Strangers who write links with invented signatures: at an origin that answers these with an image, they must not decide
+what other links show, what is stored for good, or what is removed.
 """
 
 from __future__ import annotations
@@ -74,26 +74,26 @@ async def test_good_link_shows_its_image_after_invented_one(imgkeep: Imgkeep, si
 async def test_shape_of_checked_scheme_stands_for_its_kind_alone(
     imgkeep: Imgkeep, signed: SignedOrigin, first: str
 ) -> None:
-    """The shape of a checked signature can be written for a host that knows nothing of it."""
+    """A stranger can write the shape of a checked signature for a host that ignores it."""
     links = [signed.url(shaped()), signed.url(good())]
     for url in links if first == "shaped" else reversed(links):
         await show(imgkeep, url)
     for number in range(2):
         shown = await show(imgkeep, signed.url(good(number)))
         assert (shown.body, shown.status) == (PICTURE, 200)
-    assert (await show(imgkeep, signed.url(good(2, end=PAST)))).body == PICTURE, "it takes the place of no good link's"
+    assert (await show(imgkeep, signed.url(good(2, end=PAST)))).body == PICTURE, "it replaces the image of no good link"
 
 
 async def test_placeholder_is_replaced_once_altered_signature_brings_it(imgkeep: Imgkeep, signed: SignedOrigin) -> None:
     await show(imgkeep, signed.url(invented()))
     await show(imgkeep, signed.url(good()))
-    # One for each link, two spoiled ones, and the genuine one again.
+    # One fetch for each link, two by altered signatures, and one by the genuine link again.
     assert len(signed.asked) == 5
     assert await counted(imgkeep, 'imgkeep_confirmations_total{outcome="placeholder"}') == 1
     ended = await show(imgkeep, signed.url(good(1, end=PAST)))
-    assert (ended.body, ended.outcome) == (PICTURE, "hit"), "a link that has ended shows what the good one brought"
+    assert (ended.body, ended.outcome) == (PICTURE, "hit"), "an ended link shows the image of the good one"
     assert len(signed.asked) == 5
-    assert (await show(imgkeep, signed.url(invented()))).body == PLACEHOLDER, "and it keeps what it was shown"
+    assert (await show(imgkeep, signed.url(invented()))).body == PLACEHOLDER, "and the link goes on showing its own"
 
 
 async def test_two_good_links_confirm_image(imgkeep: Imgkeep, signed: SignedOrigin) -> None:
@@ -121,7 +121,7 @@ async def test_invented_links_cannot_confirm_placeholder(imgkeep: Imgkeep, signe
     for number in range(5):
         shown = await show(imgkeep, signed.url(invented(number)))
         assert (shown.body, shown.caching) == (PLACEHOLDER, BRIEF)
-    # A fill each, and one spoiled signature, whose answer told enough to look no further for some minutes.
+    # A fill each, and one altered signature, whose answer ends the probes for some minutes.
     assert len(signed.asked) == 6
     shown = await show(imgkeep, signed.url(good()))
     assert shown.body == PICTURE
@@ -140,7 +140,7 @@ async def test_invented_link_changes_nothing_for_good_one(imgkeep: Imgkeep, sign
 
 
 async def test_placeholder_of_bare_link_changes_nothing(imgkeep: Imgkeep, signed: SignedOrigin) -> None:
-    assert (await show(imgkeep, signed.url())).caching == FOREVER, "for the bare link that is what there is"
+    assert (await show(imgkeep, signed.url())).caching == FOREVER, "the bare link has no other image"
     shown = await show(imgkeep, signed.url(good()))
     assert (shown.body, shown.caching) == (PICTURE, BRIEF)
     assert (await show(imgkeep, signed.url(good(1)))).body == PICTURE
@@ -183,7 +183,7 @@ async def test_refused_link_shows_stored_image(imgkeep: Imgkeep, signed: SignedO
     for _ in range(3):
         shown = await show(imgkeep, signed.url(invented()))
         assert (shown.body, shown.caching, shown.outcome, shown.status) == (PICTURE, BRIEF, "hit", 200)
-    assert len(signed.asked) == 2, "and is remembered"
+    assert len(signed.asked) == 2, "and the negative cache holds it"
 
 
 # Verified links
@@ -198,7 +198,7 @@ async def test_verified_link_replaces_placeholder(imgkeep: Imgkeep, signed: Sign
         assert (shown.body, shown.caching, shown.outcome) == (PICTURE, FOREVER, "hit")
     assert len(signed.asked) == 2
     name = f"/images/{sha256(PLACEHOLDER).hexdigest()}.png"
-    assert await (await imgkeep.client.get(name)).read() == PLACEHOLDER, "what was stored has its permanent URL"
+    assert await (await imgkeep.client.get(name)).read() == PLACEHOLDER, "the placeholder stays under its permanent URL"
 
 
 async def test_equal_bytes_of_verified_link_keep_etag(imgkeep: Imgkeep, signed: SignedOrigin) -> None:
@@ -209,7 +209,7 @@ async def test_equal_bytes_of_verified_link_keep_etag(imgkeep: Imgkeep, signed: 
     assert (await show(imgkeep, signed.url(good()))).caching == FOREVER
 
 
-# Origins that check nothing, or give a picture of its own to each signature
+# Origins that check nothing, or send an image of its own for each signature
 
 
 async def test_unchecking_origin_is_asked_once_by_each_link(imgkeep: Imgkeep, signed: SignedOrigin) -> None:
@@ -218,7 +218,7 @@ async def test_unchecking_origin_is_asked_once_by_each_link(imgkeep: Imgkeep, si
         for number in range(4):
             shown = await show(imgkeep, signed.url(invented(number)))
             assert (shown.body, shown.caching) == (PICTURE, BRIEF)
-    assert len(signed.asked) == 5, "four links, and one spoiled signature"
+    assert len(signed.asked) == 5, "four links, and one altered signature"
     assert (await show(imgkeep, signed.url(good(end=PAST)))).outcome == "hit"
     assert len(imgkeep.files("objects")) == len(imgkeep.files("records")) == 1
 
@@ -266,7 +266,7 @@ async def test_unstable_origin_proves_nothing(imgkeep: Imgkeep, signed: SignedOr
 
 
 async def test_origin_that_refuses_all_proves_nothing(imgkeep: Imgkeep, signed: SignedOrigin) -> None:
-    """A stranger who has us banned by an origin would else confirm a placeholder."""
+    """Else a stranger who has this server banned by an origin would confirm a placeholder."""
     await show(imgkeep, signed.url(invented(0)))
     answer, answered = signed._answer, 0
 
@@ -280,7 +280,7 @@ async def test_origin_that_refuses_all_proves_nothing(imgkeep: Imgkeep, signed: 
 
     signed.origin.on(signed.path, ban)
     await show(imgkeep, signed.url(invented(1)))
-    assert answered == 3, "the link, the spoiled one, and the link again"
+    assert answered == 3, "the link, the altered one, and the link again"
     assert (await show(imgkeep, signed.url(invented(0)))).caching == BRIEF
 
 
@@ -307,7 +307,7 @@ async def test_blocked_placeholder_blocks_no_key(imgkeep: Imgkeep, signed: Signe
         assert (response.status, (await response.json())["code"]) == (410, "removed")
     assert len(signed.asked) == 3
     assert (await imgkeep.img(signed.url(invented(0)))).status == 410
-    assert len(signed.asked) == 3, "the link is remembered"
+    assert len(signed.asked) == 3, "the negative cache holds the link"
     assert imgkeep.files("records") == []
     shown = await show(imgkeep, signed.url(good()))
     assert (shown.body, shown.status) == (PICTURE, 200)
@@ -356,7 +356,7 @@ async def test_refetch_by_good_link_removes_doubts(imgkeep: Imgkeep, signed: Sig
         assert (await show(imgkeep, signed.url(good(number)))).outcome == "hit"
 
 
-# The rest of the ways in
+# Other requests
 
 
 async def test_save_makes_second_fill_like_request(imgkeep: Imgkeep, signed: SignedOrigin) -> None:
@@ -412,9 +412,9 @@ async def test_cached_response_serves_only_links_it_stands_for(imgkeep: Imgkeep,
     for _ in range(3):
         assert (await show(imgkeep, signed.url(good(0)))).caching == BRIEF
     await show(imgkeep, signed.url(good(1)))
-    assert len(signed.asked) == 5, "another link is tried"
+    assert len(signed.asked) == 5, "another link makes a second fill"
     for _ in range(3):
-        assert (await show(imgkeep, signed.url(good(0)))).caching == FOREVER, "and what was prepared is dropped"
+        assert (await show(imgkeep, signed.url(good(0)))).caching == FOREVER, "and the response cache is invalidated"
 
 
 async def test_second_fill_restores_lost_image(imgkeep: Imgkeep, signed: SignedOrigin) -> None:

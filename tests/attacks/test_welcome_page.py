@@ -9,11 +9,11 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.core.test_signing import KEY
 from tests.support.accept_fields import IMG, TAB
 from tests.support.image_requests import store_image
 from tests.support.pictures import picture
 from tests.support.raw_http import ask, port_of, split, talk, target_of
+from tests.support.signing_vectors import KEY
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

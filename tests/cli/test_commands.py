@@ -1,4 +1,4 @@
-"""The command line as people and scripts meet it: what it prints, where, and with which exit status."""
+"""The output, the streams and the exit status of commands."""
 
 from __future__ import annotations
 
@@ -13,9 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from imgkeep.__main__ import main
-from imgkeep.bootstrap.server import Platform
-from imgkeep.bootstrap.services import SYSTEM
+from imgkeep.bootstrap.platform import SYSTEM, Platform
 from imgkeep.cli.inspect import inspect
 from imgkeep.cli.printing import print_facts, readable_bytes
 from imgkeep.clock import read_clock
@@ -32,11 +30,9 @@ from tests.support.program import ROOT, environment, run_here
 from tests.support.stores import local_store, put_image, record_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from imgkeep.core.records import Record
 
-    Command = Callable[..., tuple[int, str, str]]
+    from tests.cli.conftest import Command
 
 CASES = json.loads((Path(__file__).parents[1] / "cases" / "forbidden_sources.json").read_text("utf-8"))
 TEMPORARY = (
@@ -46,34 +42,8 @@ TEMPORARY = (
 )
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return tmp_path / "data"
-
-
-@pytest.fixture
-def command(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[int, str, str]]:
-    """Run a command in this process, as `run` does it in another: much quicker."""
-
-    def run_here(*arguments: str, **settings: str) -> tuple[int, str, str]:
-        monkeypatch.chdir(folder.parent)
-        with monkeypatch.context() as here:
-            for name, value in environment(folder, **settings).items():
-                here.setenv(name, value)
-            try:
-                status = main(arguments)
-            except SystemExit as exit_:  # argparse's way
-                status = int(exit_.code or 0)
-        out, err = capfd.readouterr()
-        return status, out, err
-
-    return run_here
-
-
 async def stock(folder: Path, number: int, *, alike: bool = False) -> list[Record]:
-    """Keep so many images, or one under so many names, a moment ago, and leave the database to `reindex`."""
+    """Store so many images, or one under so many names, a moment ago, without a database."""
     store = local_store(folder)
     await store.open()
     bodies = [str(0 if alike else index).encode() * 1000 for index in range(number)]
@@ -152,7 +122,7 @@ async def test_check_live_probes_every_part(folder: Path) -> None:
 
 
 async def test_check_live_names_the_failing_part(folder: Path) -> None:
-    folder.write_bytes(b"a file in the way")  # noqa: ASYNC240 - quick, and nobody waits
+    folder.write_bytes(b"a file in the way")  # noqa: ASYNC240 - quick
     status, out, err = await run_here(folder, "check", "--live")
     assert (status, out) == (2, "")
     assert err.splitlines() == [
@@ -292,8 +262,8 @@ async def test_maintenance_of_an_unusable_store_fails(folder: Path) -> None:
     await stock(folder, 2)
     database = f"sqlite:{folder.parent}/imgkeep.db"
     assert (await run_here(folder, "reindex", database__url=database))[0] == 0
-    folder.rename(folder.with_name("moved"))  # noqa: ASYNC240 - quick, and nobody waits
-    folder.write_bytes(b"in the way")  # noqa: ASYNC240 - quick, and nobody waits
+    folder.rename(folder.with_name("moved"))  # noqa: ASYNC240 - quick
+    folder.write_bytes(b"in the way")  # noqa: ASYNC240 - quick
     both = (run_here(folder, name, database__url=database) for name in ("verify", "reindex"))
     for status, out, err in await asyncio.gather(*both):
         assert (status, out) == (2, "")

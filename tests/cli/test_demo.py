@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from playwright.async_api import Page
+    from pytest_aiohttp.plugin import AiohttpClient
 
     from tests.support.origins import FakeOrigin
 
@@ -31,7 +32,7 @@ WIDTHS = "selector => [...document.querySelectorAll(`${selector} img`)].map(imag
 
 
 async def statuses(page: Page) -> list[str]:
-    """Return what the page has measured of its columns."""
+    """Return the status that the page has measured for each column."""
     await page.wait_for_function("[...document.querySelectorAll('.status')].every(each => each.textContent)")
     return await page.locator(".status").all_text_contents()
 
@@ -63,7 +64,7 @@ async def test_left_column_dies_and_right_column_stays(tmp_path: Path) -> None:
         await phone.goto(demo.url)
         assert await phone.evaluate("document.documentElement.scrollWidth") == 360
         assert refused == []
-        # What is shown is measured: without imgkeep the page says so.
+        # The page shows what it measures: without imgkeep, no answer.
         await page.route(f"{demo.imgkeep}/**", lambda route: route.abort())
         await page.goto(demo.url)
         assert await statuses(page) == ["200 OK", "no answer"]
@@ -89,10 +90,17 @@ async def test_origin_refuses_forged_and_expired_links(tmp_path: Path) -> None:
                 assert response.headers["Cache-Control"] == "no-store"
         async with session.get(f"{demo.url}9999999999999") as response:
             assert response.status == 404
-    now = [1_000_000]
-    origin = DemoOrigin(1000, lambda: now[0])
-    ended = origin.link("http://127.0.0.1", "1000", "dawn")
-    assert ended == origin.link("http://127.0.0.1", "1000", "dawn")
+
+
+async def test_link_expires_with_its_round(aiohttp_client: AiohttpClient) -> None:
+    now_ms = 500
+    origin = DemoOrigin(1000, lambda: now_ms)
+    client = await aiohttp_client(origin.app())
+    link = origin.link("", "1000", "dawn")
+    response = await client.get(link)
+    assert (response.status, response.content_type) == (200, "image/png")
+    now_ms = 1000
+    assert (await client.get(link)).status == 403
 
 
 async def test_demo_fetches_from_its_own_origin_only(tmp_path: Path, origin: FakeOrigin) -> None:

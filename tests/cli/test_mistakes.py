@@ -1,4 +1,4 @@
-"""An operator's mistakes: one line each that says what to do, exit status 2, and never a traceback."""
+"""Mistakes of operators: one line each with the remedy, exit status 2, and no traceback."""
 
 from __future__ import annotations
 
@@ -32,11 +32,6 @@ if TYPE_CHECKING:
 OTHER_USER = 65_534
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return tmp_path / "data"
-
-
 def write(path: Path, text: str) -> str:
     path.write_text(text)
     return str(path)
@@ -53,7 +48,7 @@ def make_folder(path: Path) -> Path:
 
 
 async def refuse(folder: Path, commands: Sequence[str], told: str, **settings: Any) -> None:
-    """Insist that each command ends with status 2 and one line that begins with `told`."""
+    """Check that each command ends with status 2 and one line that matches `told`."""
     for command in commands:
         # Only a process of its own reads relative paths from the folder where it is started, and hears signals.
         perform = run if settings or command == "serve" else run_here
@@ -151,7 +146,8 @@ async def test_newer_schema_ends_a_running_server(folder: Path, workers: str) ->
         await until(lambda: any(line.startswith("imgkeep: ") for line in imgkeep.log))
     told = [line for line in imgkeep.log if line.startswith("imgkeep: ")]
     assert set(told) == {
-        f"imgkeep: the database was written by a newer version of imgkeep, or is no database (file {database})\n"
+        "imgkeep: the database was written by a newer version of imgkeep (schema 9999), or by another program "
+        f"(file {database})\n"
     }
     assert "Traceback" not in "".join(imgkeep.log)
 
@@ -306,7 +302,7 @@ def test_unexpected_error_is_one_line() -> None:
 
 
 def start_in_terminal(folder: Path, **settings: str) -> str:
-    """Start a server in a terminal, and return what it shows until it says how to end it."""
+    """Start a server on a terminal, and return its output up to the line that says how to end it."""
     pid, terminal = pty.fork()
     if pid == 0:
         os.chdir(folder.parent)

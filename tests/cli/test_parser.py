@@ -1,4 +1,4 @@
-"""What all commands share: help, configuration before and behind them, a folder, a server and its token, completion."""
+"""What all commands share: help, imports, configuration, data folder, server and token, completion."""
 
 from __future__ import annotations
 
@@ -29,11 +29,6 @@ if TYPE_CHECKING:
 
 COMMANDS = next(action.choices for action in make_parser()._actions if isinstance(action, argparse._SubParsersAction))
 TOKEN = "a-token-of-this-test"
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return tmp_path / "data"
 
 
 # --- help
@@ -262,7 +257,7 @@ async def test_every_command_that_prints_facts_prints_json(folder: Path) -> None
 
 @pytest.fixture(scope="module")
 def completion() -> str:
-    """The script of bash, as the program prints it."""
+    """The completion script for bash."""
     words = (sys.executable, "-m", "imgkeep", "completion", "bash")
     return subprocess.run(words, cwd=ROOT, check=True, capture_output=True, text=True).stdout
 

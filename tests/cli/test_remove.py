@@ -1,4 +1,4 @@
-"""`remove`, `restore` and `refetch`: the same in the store itself and on a running server."""
+"""`remove`, `restore` and `refetch`, in the store itself and through a running server."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ def target_of(imgkeep: Imgkeep, way: str) -> remove.Target:
 async def tell(
     work: Callable[[remove.Kind, str], Awaitable[remove.Done]], *names: str, by_digest: bool = False
 ) -> list[str]:
-    """Do it for all names; return what is printed, errors last."""
+    """Change each name; return the status, the output and the errors."""
     out, err = StringIO(), StringIO()
     status = await remove.change_each(names, work, by_digest=by_digest, out=out, err=err)
     assert status == bool(err.getvalue())
     return (out.getvalue() + err.getvalue()).splitlines()
 
 
-async def kept(imgkeep: Imgkeep, origin: FakeOrigin, number: int) -> list[str]:
+async def store_images(imgkeep: Imgkeep, origin: FakeOrigin, number: int) -> list[str]:
     urls = [origin.gives(f"/{n}.png", picture(seed=n)) for n in range(number)]
     for url in urls:
         assert (await save(imgkeep, {"url": url}))[0] == 201
@@ -69,7 +69,7 @@ async def kept(imgkeep: Imgkeep, origin: FakeOrigin, number: int) -> list[str]:
 
 @WAYS
 async def test_restore_undoes_a_removal(imgkeep: Imgkeep, origin: FakeOrigin, way: str) -> None:
-    urls, target = await kept(imgkeep, origin, 3), target_of(imgkeep, way)
+    urls, target = await store_images(imgkeep, origin, 3), target_of(imgkeep, way)
     plainly = partial(target.remove, force=False)
     assert await tell(plainly, key_of(imgkeep, urls[0]), urls[1]) == ["removed"] * 2
     assert await tell(plainly, digest(2), by_digest=True) == ["removed"]
@@ -100,7 +100,7 @@ async def test_unknown_image_is_removed_by_force_only(imgkeep: Imgkeep, origin: 
 
 @WAYS
 async def test_refetch_replaces_a_changed_image(imgkeep: Imgkeep, origin: FakeOrigin, way: str) -> None:
-    urls, target = await kept(imgkeep, origin, 2), target_of(imgkeep, way)
+    urls, target = await store_images(imgkeep, origin, 2), target_of(imgkeep, way)
     origin.gives("/0.png", picture(seed=9))
     by_itself = partial(target.refetch, url=None)
     replaced, unchanged = await tell(by_itself, *urls)

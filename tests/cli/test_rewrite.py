@@ -1,4 +1,4 @@
-"""`rewrite`: pages and texts on the command line; printed, compared, replaced, and their images saved first."""
+"""`rewrite`: documents are printed, compared or replaced, and their images saved first."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from imgkeep.__main__ import main
 from imgkeep.cli.diff import unified
 from imgkeep.cli.documents import FileVersion, find_documents, read_document, replace_document
 
+from tests.support.page_links import DIES, SIGNED, STAYS
 from tests.support.pictures import picture
 from tests.support.program import cannot, environment
 from tests.support.raw_http import port_of, target_of
-from tests.web.test_rewrite import DIES, SIGNED, STAYS
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -46,7 +46,7 @@ NEW_TEXT = TEXT.replace(DIES.encode(), target_of(DIES).encode())
 
 @pytest.fixture
 def site(tmp_path: Path) -> Path:
-    """A folder of pages, and much that is none."""
+    """A folder of pages and other files."""
     site = tmp_path / "site"
     (site / "süß").mkdir(parents=True)
     (site / ".git").mkdir()
@@ -357,7 +357,7 @@ def test_contradicting_options_are_refused(command: Command, site: Path, argumen
 
 
 async def watched(folder: Path, *arguments: str) -> tuple[int, str]:
-    """Run one command to its end on a terminal; return exit status, and what somebody sees there."""
+    """Run one command to its end on a terminal; return exit status and output."""
     ours, theirs = pty.openpty()
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "imgkeep", *arguments),

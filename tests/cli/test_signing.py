@@ -1,4 +1,4 @@
-"""`sign`, `token`, and the recipes for other languages: run by their interpreters, compared with ours."""
+"""`sign`, `token`, and the recipes for other languages, run by their interpreters."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ import pytest
 from imgkeep.core.signing import Signatures, signed_path
 from imgkeep.core.source_url import read_img_query
 
-from tests.cli.test_commands import command, folder  # noqa: F401 - fixtures
-from tests.core.test_signing import KEY, PAGE, VECTORS
 from tests.support.program import cannot
+from tests.support.signing_vectors import KEY, PAGE, VECTORS
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.cli.test_commands import Command
+    from tests.cli.conftest import Command
 
 GO = """package main
 import ("crypto/hmac"; "crypto/sha256"; "encoding/base64"; "encoding/json"; "fmt"; "net/url"; "os"; "strconv")
@@ -50,7 +49,7 @@ LANGUAGES = {
     ),
     "go": ("go", "a.go", GO, ""),
 }
-"""By the language of the block in the documentation: its interpreter, and what stands before and after the recipe."""
+"""Interpreter, file name, prologue and epilogue of the recipe in each language."""
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
@@ -71,7 +70,7 @@ def test_recipe_signs_as_imgkeep_does(language: str, tmp_path: Path) -> None:
         assert (query.text, dict(query.options)) == (src, {"sig": sig, **({"exp": end} if end else {})})
 
 
-def test_sign_prints_img_urls(command: Command) -> None:  # noqa: F811
+def test_sign_prints_img_urls(command: Command) -> None:
     settings = {"security__signing_keys": KEY, "server__public_url": "https://img.example/base"}
     url = "https://example.com/a b.png?x=1"
     status, out, _ = command("sign", url, **settings)
@@ -84,14 +83,14 @@ def test_sign_prints_img_urls(command: Command) -> None:  # noqa: F811
     assert end is not None
 
 
-def test_sign_reports_a_bad_link_and_continues(command: Command) -> None:  # noqa: F811
+def test_sign_reports_a_bad_link_and_continues(command: Command) -> None:
     status, out, err = command("sign", "ftp://a", "https://example.com/", security__signing_keys=KEY)
     assert (status, out.count("\n"), "not an absolute" in err) == (1, 1, True)
     status, _, err = command("sign", "https://example.com/")
     assert (status, "security.signing_keys" in err) == (2, True)
 
 
-def test_token_fits_both_settings(command: Command) -> None:  # noqa: F811
+def test_token_fits_both_settings(command: Command) -> None:
     status, out, _ = command("token")
     token = out.strip()
     assert (status, len(token)) == (0, 43)

@@ -1,4 +1,4 @@
-"""Commands on a terminal: what is seen, and what Ctrl-C and SIGTERM do."""
+"""Commands on a terminal: their output, Ctrl-C and SIGTERM."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ CTRL_C = b"\x03"
 
 @dataclass
 class Terminal:
-    """A program on a terminal of its own, and all that it has shown."""
+    """A program on a terminal of its own, and its output."""
 
     process: asyncio.subprocess.Process
     end: int
@@ -44,7 +44,7 @@ class Terminal:
 
     @property
     def lines(self) -> list[str]:
-        """What is seen in the end: what was written over or erased is gone."""
+        """The text on the screen at the end, without what was erased."""
         plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", self.text)
         return [line.rsplit("\r", 1)[-1] for line in plain.replace("\r\n", "\n").split("\n")]
 
@@ -94,11 +94,6 @@ async def terminal(folder: Path, *arguments: str, command: str = "") -> AsyncGen
             await process.wait()
         loop.remove_reader(ours)
         os.close(ours)
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return tmp_path / "data"
 
 
 async def test_urls_stand_above_the_bar(folder: Path, origin: FakeOrigin) -> None:

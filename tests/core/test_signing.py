@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -12,12 +11,11 @@ from imgkeep.core.errors import SignatureExpired, SignatureInvalid, SignatureReq
 from imgkeep.core.signing import Signatures, sign, signed_path
 from imgkeep.core.source_url import read_img_query
 
-KEY = "an-example-key-of-32-characters!"
+from tests.support.signing_vectors import KEY, PAGE, VECTORS
+
 OLD_KEY = "the-key-before-it-was-rotated"
 URL = "https://example.com/a.png?b=c"
 NOW_S = 1_700_000_000.5
-PAGE = Path("docs/signing.md").read_text("utf-8")
-VECTORS = re.findall(r"^\| `(http[^`]*)` \| (?:`(\d+)`)? \| `([\w-]+)` \|$", PAGE, re.MULTILINE)
 
 
 @pytest.mark.parametrize(("src", "end", "sig"), VECTORS)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import pytest
-from imgkeep.bootstrap.server import Platform
+from imgkeep.bootstrap.platform import Platform
 from yarl import URL
 
 from tests.support.network import PUBLIC, Dials, Names, client_context, look, nothing_kept, server_context

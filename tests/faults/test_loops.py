@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 import pytest
-from imgkeep.bootstrap.server import SERVICES, Platform
+from imgkeep.bootstrap.platform import Platform
+from imgkeep.bootstrap.server import SERVICES
 from multidict import CIMultiDict
 
 from tests.support.network import PUBLIC, Dials, Names, look, nothing_kept

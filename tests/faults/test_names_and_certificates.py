@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trustme
 from aiohttp import TCPConnector
-from imgkeep.bootstrap.server import SERVICES, Platform
+from imgkeep.bootstrap.platform import Platform
+from imgkeep.bootstrap.server import SERVICES
 
 from tests.support.network import (
     NO_SUCH_NAME,

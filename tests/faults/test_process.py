@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from imgkeep.bootstrap.server import DRAIN_NOTICE_S, Platform
+from imgkeep.bootstrap.lifecycle import DRAIN_NOTICE_S
+from imgkeep.bootstrap.platform import Platform
 
 from tests.support.fakes import Timer
 from tests.support.image_requests import store_image

@@ -6,7 +6,8 @@ import asyncio
 from typing import TYPE_CHECKING
 
 import pytest
-from imgkeep.bootstrap.server import SERVICES, Platform
+from imgkeep.bootstrap.platform import Platform
+from imgkeep.bootstrap.server import SERVICES
 
 from tests.support.network import PUBLIC, Dials, Names, counted, look, nothing_kept, until, until_counted
 from tests.support.pictures import picture, picture_of

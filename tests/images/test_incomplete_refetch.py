@@ -1,4 +1,4 @@
-"""Images that their format calls incomplete, among fakes: when they are fetched again, and what replaces them."""
+"""Incomplete images, among fakes: when they are fetched again, and what replaces them."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def world() -> World:
 
 
 async def begin(world: World, *later: Callable[[], FakeResponse] | Exception | bytes, url: str = FRESH) -> Record:
-    """Have half a picture stored, and the origin give `later` from then on."""
+    """Store half an image, and have the origin send `later` from then on."""
     world.origin.gives(url, HALF)
     assert await world.get(url) == ("stored", HALF)
     await world.image_service.drain()
@@ -65,7 +65,7 @@ async def begin(world: World, *later: Callable[[], FakeResponse] | Exception | b
 
 
 async def look(world: World, url: str = FRESH) -> bytes:
-    """Ask for the picture, and return what is shown while it may be fetched again."""
+    """Request the image; return what is shown, after the refetch that the request may cause."""
     outcome, shown = await world.get(url)
     assert outcome == "hit"
     await world.image_service.drain()
@@ -103,7 +103,7 @@ async def test_chunks_that_have_arrived_show_the_end(
     is_told: bool,  # noqa: FBT001 - a table
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(fill_checks, "GATHERING_S", 60)  # a busy machine may take long for a turn
+    monkeypatch.setattr(fill_checks, "GATHERING_S", 60)  # a busy machine may take long for an iteration
     pieces = [body[at : at + 200] for at in range(0, len(body), 200)]
     world.origin.gives(FRESH, lambda: FakeResponse(len(body) if is_told else None).push(*pieces).end())
     delivery = await world.ask(FRESH)
@@ -178,7 +178,7 @@ async def test_refetch_interval_grows(world: World) -> None:
         if len(world.origin.asked) > before:
             times.append((world.now - began).total_seconds())
     assert times == [60, 240, 780, 2400]
-    assert world.origin.conditions == [None] * 5, "whether its word for unchanged can be believed is in question"
+    assert world.origin.conditions == [None] * 5, "a 304 is in question"
 
 
 async def test_refetch_interval_survives_restart(world: World) -> None:
@@ -388,7 +388,7 @@ async def test_invented_link_neither_replaces_nor_confirms_nor_delays() -> None:
     world = World(identify=unverified)
     await begin(world, url=UNVERIFIED)
     world.origin.gives(INVENTED, OTHER)
-    assert (await world.get(INVENTED))[1] == OTHER, "it is shown what it brings itself"
+    assert (await world.get(INVENTED))[1] == OTHER, "the link shows what it brings itself"
     await world.image_service.drain()
     assert record_of(world).refetches is None
     assert await look(world, UNVERIFIED) == HALF
@@ -410,17 +410,17 @@ async def test_longer_image_counts_by_any_link() -> None:
     world.origin.gives(INVENTED, WHOLE)
     assert (await world.get(INVENTED))[1] == WHOLE
     await world.image_service.drain()
-    assert (await world.get(UNVERIFIED))[1] == HALF, "it is tried, and brings no more than before"
+    assert (await world.get(UNVERIFIED))[1] == HALF, "its second fill brings no more than before"
     await world.image_service.drain()
-    assert await look(world, UNVERIFIED) == WHOLE, "of which it has shown that it is its picture"
+    assert await look(world, UNVERIFIED) == WHOLE, "its second fill has shown that it names this image"
     assert len(world.store.records) == 1
 
 
 async def test_link_of_other_kind_is_tried_once() -> None:
-    """As after a probe has confirmed the key: a fresh link is served, and is no longer tried before it is shown it."""
+    """A confirmed key serves a fresh link without a second fill."""
     world = World(identify=unverified)
     record = await begin(world, url=UNVERIFIED)
-    world.store.records[record.key] = replace(record, doubts=frozenset({Doubt.INCOMPLETE}))
+    world.store.records[record.key] = record.with_doubts(frozenset({Doubt.INCOMPLETE}))
     world.restart()
     world.origin.gives(INVENTED, OTHER)
     for _ in range(3):
@@ -469,9 +469,9 @@ async def test_refused_links_delay_no_good_link(world: World, failure: Exception
         await look(world, invented)
     assert record_of(world).refetches is None
     asked = len(world.origin.asked)
-    assert asked <= 10, "each of them once a day"
+    assert asked <= 10, "each link once a day"
     world.origin.gives(FRESHER, WHOLE)
-    assert await look(world, FRESHER) == HALF, "in the same minute as a link that was refused"
+    assert await look(world, FRESHER) == HALF, "in the same minute as a refused link"
     assert await look(world, FRESHER) == WHOLE
     assert len(world.origin.asked) == asked + 1
 

@@ -1,4 +1,4 @@
-"""Links that are signed anew, have expired, or do not expire: what becomes of them, among fakes."""
+"""Renewed, expired and permanent links, among fakes."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def answer(body: bytes, validator: Validator | None = SEEN) -> Callable[[], Fake
     return make
 
 
-# A link that is signed anew
+# Renewed links
 
 
 @pytest.mark.parametrize("later", [FRESHER, EXPIRED, PLAIN.replace("images.example", "bucket.s3.amazonaws.com")])
@@ -94,7 +94,7 @@ async def test_record_holds_facts_of_link_without_signature() -> None:
     assert record.validator == SEEN
 
 
-# A link that has expired
+# Expired links
 
 
 @pytest.mark.parametrize("refusal", [OriginRefused("the origin says 403", origin_status=403), SourceNotFound("404")])
@@ -107,7 +107,7 @@ async def test_refused_signed_link_has_expired(url: str, refusal: OriginError) -
     assert caught.value.origin_status == refusal.origin_status
     with pytest.raises(SourceExpired):
         await world.ask(url)
-    assert world.origin.asked == [url], "and that is remembered"
+    assert world.origin.asked == [url], "the negative cache holds the failure"
 
 
 @pytest.mark.parametrize("refusal", [OriginRefused("403", origin_status=403), SourceNotFound("404", origin_status=404)])
@@ -127,7 +127,7 @@ async def test_signed_link_with_other_failure_has_not_expired() -> None:
     assert type(caught.value) is OriginError
 
 
-# A link that does not expire
+# Permanent links
 
 
 async def test_permanent_links_are_stored_by_default() -> None:
@@ -152,10 +152,10 @@ async def test_permanent_link_to_stored_image_is_served() -> None:
     assert await world.get("https://bucket.s3.amazonaws.com/a.png") == ("hit", OLD)
 
 
-# Looking whether a picture changed
+# Refreshes
 
 
-async def kept(world: World, validator: Validator | None = SEEN) -> None:
+async def store_old(world: World, validator: Validator | None = SEEN) -> None:
     world.origin.gives(FRESH, answer(OLD, validator))
     assert await world.get(FRESH) == ("stored", OLD)
     await world.image_service.drain()
@@ -163,9 +163,9 @@ async def kept(world: World, validator: Validator | None = SEEN) -> None:
 
 async def test_renewed_link_refreshes_the_image() -> None:
     world = world_of(SourceRules(refresh=HOSTS))
-    await kept(world)
+    await store_old(world)
     world.origin.gives(FRESHER, answer(NEW, Validator('"2"', None)))
-    assert await world.get(FRESHER) == ("hit", OLD), "nobody waits for the origin"
+    assert await world.get(FRESHER) == ("hit", OLD), "the client does not wait for the origin"
     await world.image_service.drain()
     assert world.origin.conditions == [None, SEEN]
     assert await world.get(FRESH) == ("hit", NEW)
@@ -173,7 +173,7 @@ async def test_renewed_link_refreshes_the_image() -> None:
 
 async def test_unchanged_image_costs_one_request_per_link() -> None:
     world = world_of(SourceRules(refresh=HOSTS))
-    await kept(world)
+    await store_old(world)
     world.origin.gives(FRESHER, NotModified())
     for _ in range(3):
         assert await world.get(FRESHER) == ("hit", OLD)
@@ -190,12 +190,12 @@ async def test_unchanged_image_costs_one_request_per_link() -> None:
         pytest.param(OriginRefused("403", origin_status=403), id="refused"),
         pytest.param(lambda: whole(b"<html>expired</html>"), id="no image"),
         pytest.param(lambda: FakeResponse().push(NEW[:-20]).end(OriginError("broke off")), id="cut"),
-        pytest.param(lambda: FakeResponse(framed=False).push(NEW[:-20]).end(), id="cut where nothing tells"),
+        pytest.param(lambda: FakeResponse(framed=False).push(NEW[:-20]).end(), id="cut, unframed"),
     ],
 )
 async def test_refresh_replaces_only_by_whole_image(answers: Callable[[], FakeResponse] | Exception) -> None:
     world = world_of(SourceRules(refresh=HOSTS))
-    await kept(world)
+    await store_old(world)
     world.origin.gives(FRESHER, answers)
     for _ in range(2):
         assert await world.get(FRESHER) == ("hit", OLD)
@@ -205,7 +205,7 @@ async def test_refresh_replaces_only_by_whole_image(answers: Callable[[], FakeRe
 
 async def test_refresh_with_equal_bytes_keeps_etag() -> None:
     world = world_of(SourceRules(refresh=HOSTS))
-    await kept(world)
+    await store_old(world)
     (before,) = world.store.records.values()
     world.origin.gives(FRESHER, answer(OLD, Validator('"2"', None)))
     await world.get(FRESHER)
@@ -219,7 +219,7 @@ async def test_unchecked_signature_refreshes_nothing() -> None:
         return replace(by_provider_rules(source), enforced=source.url != FRESHER)
 
     world = world_of(SourceRules(refresh=HOSTS), unchecked)
-    await kept(world)
+    await store_old(world)
     world.origin.gives(FRESHER, answer(NEW, Validator('"2"', None)))
     assert await world.get(FRESHER) == ("hit", OLD)
     await world.image_service.drain()
@@ -228,7 +228,7 @@ async def test_unchecked_signature_refreshes_nothing() -> None:
 
 async def test_refresh_with_removed_image_changes_nothing() -> None:
     world = world_of(SourceRules(refresh=HOSTS))
-    await kept(world)
+    await store_old(world)
     world.blocked.add(Digest(sha256(NEW).hexdigest()))
     world.origin.gives(FRESHER, answer(NEW, Validator('"2"', None)))
     for _ in range(2):
@@ -242,22 +242,22 @@ async def test_refresh_with_removed_image_changes_nothing() -> None:
     ("rules", "validator", "url", "from_own_node"),
     [
         pytest.param(SourceRules(refresh=Globs(("other.example",))), SEEN, FRESHER, False, id="another host"),
-        pytest.param(SourceRules(), SEEN, FRESHER, False, id="nobody wants it"),
+        pytest.param(SourceRules(), SEEN, FRESHER, False, id="not configured"),
         pytest.param(SourceRules(refresh=HOSTS), None, FRESHER, False, id="no validator"),
         pytest.param(SourceRules(refresh=HOSTS), SEEN, EXPIRED, False, id="expired"),
         pytest.param(
             SourceRules(refresh=HOSTS), SEEN, "https://bucket.s3.amazonaws.com/a.png", False, id="no signature"
         ),
-        pytest.param(SourceRules(refresh=HOSTS), SEEN, FRESHER, True, id="a node of ours asks"),
+        pytest.param(SourceRules(refresh=HOSTS), SEEN, FRESHER, True, id="request of own node"),
     ],
 )
 async def test_no_refresh_without_reason(
     rules: SourceRules, validator: Validator | None, url: str, *, from_own_node: bool
 ) -> None:
     world = world_of(rules)
-    await kept(world, validator)
+    await store_old(world, validator)
     delivery = await world.ask(url, from_own_node=from_own_node)
     await delivery.body.aclose()
     await world.image_service.drain()
-    assert delivery.outcome.value == "hit"
+    assert delivery.cache_status.value == "hit"
     assert world.origin.asked == [FRESH]

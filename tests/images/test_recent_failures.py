@@ -1,4 +1,4 @@
-"""The memory of failures is bounded, and no host takes the room of others."""
+"""The memory of failures is bounded, and no host displaces the failures of others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fetching stored images again, among fakes: what replaces them, what does not, and how many fetches that takes."""
+"""Refetches of stored images, among fakes: what they replace, and how many fetches they take."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def digest_of(body: bytes) -> Digest:
 
 @dataclass
 class FakeLeases:
-    """The right to fetch, which another worker may hold for so many looks."""
+    """Leases, which another worker has for a number of attempts."""
 
     grace_s: float = 0
     held_for: int = 0
@@ -67,7 +67,7 @@ class FakeLeases:
         self.released.append(key)
 
 
-class Desk:
+class Setup:
     """A refetcher in a world where FRESH has brought OLD."""
 
     def __init__(
@@ -111,44 +111,44 @@ class Desk:
 
 
 @pytest.fixture
-def desk() -> Desk:
-    return Desk()
+def setup() -> Setup:
+    return Setup()
 
 
-async def test_whole_image_replaces_and_old_bytes_stay(desk: Desk) -> None:
-    before = await desk.begin()
-    desk.changed.clear()
-    desk.world.origin.gives(FRESHER, lambda: FakeResponse().push(NEW[:100], NEW[100:]).end())
-    refetched = await desk.refetch(before, FRESHER)
+async def test_whole_image_replaces_and_old_bytes_stay(setup: Setup) -> None:
+    before = await setup.begin()
+    setup.changed.clear()
+    setup.world.origin.gives(FRESHER, lambda: FakeResponse().push(NEW[:100], NEW[100:]).end())
+    refetched = await setup.refetch(before, FRESHER)
     assert refetched.replaced
     assert (refetched.record.digest, refetched.record.size) == (digest_of(NEW), len(NEW))
     assert refetched.record.etag != before.etag
     assert refetched.record.identity == before.identity
     assert (refetched.record.temporary, refetched.record.provider) == (True, before.provider)
-    assert await desk.world.get(FRESH) == ("hit", NEW)
-    assert desk.objects == {OLD, NEW}
-    assert desk.world.origin.asked == [FRESHER]
-    assert desk.world.origin.conditions[-1] is None, "the origin's word for unchanged is in question"
-    assert desk.changed == [before.key]
-    assert desk.settled == 1
+    assert await setup.world.get(FRESH) == ("hit", NEW)
+    assert setup.objects == {OLD, NEW}
+    assert setup.world.origin.asked == [FRESHER]
+    assert setup.world.origin.conditions[-1] is None, "a 304 is in question"
+    assert setup.changed == [before.key]
+    assert setup.settled == 1
 
 
-async def test_equal_bytes_are_confirmed(desk: Desk) -> None:
-    before = await desk.begin()
-    desk.world.origin.gives(FRESHER, OLD)
-    refetched = await desk.refetch(before, FRESHER)
+async def test_equal_bytes_are_confirmed(setup: Setup) -> None:
+    before = await setup.begin()
+    setup.world.origin.gives(FRESHER, OLD)
+    refetched = await setup.refetch(before, FRESHER)
     assert not refetched.replaced
     assert (refetched.record.etag, refetched.record.stored_at) == (before.etag, before.stored_at)
-    assert desk.world.observer.unchanged_count == 1
-    assert desk.objects == {OLD}
+    assert setup.world.observer.unchanged_count == 1
+    assert setup.objects == {OLD}
 
 
-async def test_refetch_restores_lost_bytes(desk: Desk) -> None:
-    before = await desk.begin()
-    desk.world.store.objects.clear()
-    desk.world.origin.gives(FRESHER, OLD)
-    assert not (await desk.refetch(before, FRESHER)).replaced
-    assert desk.objects == {OLD}
+async def test_refetch_restores_lost_bytes(setup: Setup) -> None:
+    before = await setup.begin()
+    setup.world.store.objects.clear()
+    setup.world.origin.gives(FRESHER, OLD)
+    assert not (await setup.refetch(before, FRESHER)).replaced
+    assert setup.objects == {OLD}
 
 
 FAILURES = [
@@ -165,239 +165,239 @@ FAILURES = [
 
 @pytest.mark.parametrize(("answer", "error"), FAILURES)
 async def test_failed_refetch_changes_nothing(
-    desk: Desk, answer: Callable[[], FakeResponse] | Exception, error: type[Exception]
+    setup: Setup, answer: Callable[[], FakeResponse] | Exception, error: type[Exception]
 ) -> None:
-    before = await desk.begin()
-    desk.changed.clear()
-    desk.world.origin.gives(FRESHER, answer)
+    before = await setup.begin()
+    setup.changed.clear()
+    setup.world.origin.gives(FRESHER, answer)
     for number in (1, 2):
         with pytest.raises(error) as caught:
-            await desk.refetch(before, FRESHER)
+            await setup.refetch(before, FRESHER)
         assert type(caught.value) is error
-        assert len(desk.world.origin.asked) == number, "an operator who asks again is not answered from memory"
-    assert list(desk.world.store.records.values()) == [before]
-    assert desk.objects == {OLD}
-    assert desk.changed == []
-    assert await desk.world.get(FRESH) == ("hit", OLD)
-    assert {draft.closed for draft in desk.world.disk.drafts} == {1}
-    assert len(desk.world.observer.errors) == 2
+        assert len(setup.world.origin.asked) == number, "the negative cache does not apply to operators"
+    assert list(setup.world.store.records.values()) == [before]
+    assert setup.objects == {OLD}
+    assert setup.changed == []
+    assert await setup.world.get(FRESH) == ("hit", OLD)
+    assert {draft.closed for draft in setup.world.disk.drafts} == {1}
+    assert len(setup.world.observer.errors) == 2
 
 
-async def test_full_disk_changes_nothing(desk: Desk) -> None:
-    before = await desk.begin()
-    desk.world.origin.gives(FRESHER, NEW)
-    desk.world.disk.bytes_max = 10
+async def test_full_disk_changes_nothing(setup: Setup) -> None:
+    before = await setup.begin()
+    setup.world.origin.gives(FRESHER, NEW)
+    setup.world.disk.bytes_max = 10
     with pytest.raises(StorageError):
-        await desk.refetch(before, FRESHER)
-    desk.world.disk.bytes_max = None
-    desk.world.store.faults["put"] = StorageError("the disk is full")
+        await setup.refetch(before, FRESHER)
+    setup.world.disk.bytes_max = None
+    setup.world.store.faults["put"] = StorageError("the disk is full")
     with pytest.raises(StorageError):
-        await desk.refetch(before, FRESHER)
-    assert list(desk.world.store.records.values()) == [before]
+        await setup.refetch(before, FRESHER)
+    assert list(setup.world.store.records.values()) == [before]
 
 
-async def test_blocked_bytes_change_nothing(desk: Desk) -> None:
-    before = await desk.begin()
-    desk.world.blocked.add(digest_of(NEW))
-    desk.world.origin.gives(FRESHER, NEW)
+async def test_blocked_bytes_change_nothing(setup: Setup) -> None:
+    before = await setup.begin()
+    setup.world.blocked.add(digest_of(NEW))
+    setup.world.origin.gives(FRESHER, NEW)
     with pytest.raises(Removed):
-        await desk.refetch(before, FRESHER)
-    assert list(desk.world.store.records.values()) == [before]
-    assert desk.world.store.tombstones == []
-    assert desk.objects == {OLD}
+        await setup.refetch(before, FRESHER)
+    assert list(setup.world.store.records.values()) == [before]
+    assert setup.world.store.tombstones == []
+    assert setup.objects == {OLD}
 
 
-# --- by which link
+# --- the link
 
 
 @pytest.mark.parametrize(
     "url", ["https://bucket.s3.amazonaws.com/b.png", "https://images.example/a.png", EXPIRED + "&v=1"]
 )
-async def test_link_of_other_key_is_not_fetched(desk: Desk, url: str) -> None:
-    before = await desk.begin()
+async def test_link_of_other_key_is_not_fetched(setup: Setup, url: str) -> None:
+    before = await setup.begin()
     with pytest.raises(InvalidRequest):
-        await desk.refetch(before, url)
-    assert desk.world.origin.asked == []
+        await setup.refetch(before, url)
+    assert setup.world.origin.asked == []
 
 
-async def test_refetch_without_link_fetches_identity(desk: Desk) -> None:
-    before = await desk.begin()
-    desk.world.origin.gives(BY_IDENTITY, NEW)
-    refetched = await desk.refetch(before)
+async def test_refetch_without_link_fetches_identity(setup: Setup) -> None:
+    before = await setup.begin()
+    setup.world.origin.gives(BY_IDENTITY, NEW)
+    refetched = await setup.refetch(before)
     assert refetched.replaced
-    assert desk.world.origin.asked == [BY_IDENTITY]
-    assert refetched.record.temporary, "that it has no signature does not make a picture's links permanent"
+    assert setup.world.origin.asked == [BY_IDENTITY]
+    assert refetched.record.temporary, "a link without signature does not make the image permanent"
     assert refetched.record.expires_at == before.expires_at
 
 
 async def test_exact_identity_is_the_link() -> None:
-    desk = Desk(exactly)
-    before = await desk.begin()
-    desk.world.origin.gives(FRESH, NEW)
-    assert (await desk.refetch(before)).replaced
-    assert desk.world.origin.asked == [FRESH]
+    setup = Setup(exactly)
+    before = await setup.begin()
+    setup.world.origin.gives(FRESH, NEW)
+    assert (await setup.refetch(before)).replaced
+    assert setup.world.origin.asked == [FRESH]
 
 
-async def test_ambiguous_identity_is_not_fetched(desk: Desk) -> None:
-    before = await desk.begin()
+async def test_ambiguous_identity_is_not_fetched(setup: Setup) -> None:
+    before = await setup.begin()
     identity = f"{before.identity}#width=100"
     leases = replace(before, identity=identity, key=Key(sha256(identity.encode()).hexdigest()))
-    desk.world.store.records[leases.key] = leases
+    setup.world.store.records[leases.key] = leases
     with pytest.raises(InvalidRequest, match="send the link"):
-        await desk.refetch(leases)
-    assert desk.world.origin.asked == []
+        await setup.refetch(leases)
+    assert setup.world.origin.asked == []
 
 
 @pytest.mark.parametrize("identity", ["ni:///sha-256;abc", "legacy:old/a.png", "//"])
-async def test_image_without_origin_cannot_be_fetched(desk: Desk, identity: str) -> None:
-    before = await desk.begin()
-    desk.world.store.records[before.key] = replace(before, identity=identity)
+async def test_image_without_origin_cannot_be_fetched(setup: Setup, identity: str) -> None:
+    before = await setup.begin()
+    setup.world.store.records[before.key] = replace(before, identity=identity)
     with pytest.raises(InvalidRequest):
-        await desk.refetch(before)
+        await setup.refetch(before)
 
 
 async def test_refetch_follows_the_policy() -> None:
-    desk = Desk(without_query)
-    desk.world.origin.gives(PLAIN, OLD)
-    await desk.world.get(PLAIN)
-    (before,) = desk.world.store.records.values()
+    setup = Setup(without_query)
+    setup.world.origin.gives(PLAIN, OLD)
+    await setup.world.get(PLAIN)
+    (before,) = setup.world.store.records.values()
     for host in ("refused.example", "127.0.0.1", "[::1]", "metadata"):
         url = f"https://{host}/a.png"
         info = without_query(read_source(url))
-        desk.world.store.records[info.key] = replace(before, key=info.key, identity=info.identity)
+        setup.world.store.records[info.key] = replace(before, key=info.key, identity=info.identity)
         with pytest.raises(SourceForbidden):
-            await desk.refetcher.refetch_source(read_source(url))
-    assert desk.world.origin.asked == [PLAIN]
+            await setup.refetcher.refetch_source(read_source(url))
+    assert setup.world.origin.asked == [PLAIN]
 
 
-async def test_missing_image_is_not_fetched(desk: Desk) -> None:
-    assert await desk.refetcher.refetch_source(read_source(FRESH)) is None
-    assert desk.world.origin.asked == []
+async def test_missing_image_is_not_fetched(setup: Setup) -> None:
+    assert await setup.refetcher.refetch_source(read_source(FRESH)) is None
+    assert setup.world.origin.asked == []
 
 
-# --- how many fetches
+# --- number of fetches
 
 
-async def test_concurrent_refetches_share_one_fetch(desk: Desk) -> None:
-    before = await desk.begin()
-    desk.world.origin.gives(FRESHER, NEW)
-    desk.world.origin.gate.clear()
-    asking = [asyncio.create_task(desk.refetch(before, FRESHER)) for _ in range(50)]
+async def test_concurrent_refetches_share_one_fetch(setup: Setup) -> None:
+    before = await setup.begin()
+    setup.world.origin.gives(FRESHER, NEW)
+    setup.world.origin.gate.clear()
+    asking = [asyncio.create_task(setup.refetch(before, FRESHER)) for _ in range(50)]
     await settle()
-    desk.world.origin.gate.set()
+    setup.world.origin.gate.set()
     assert {(await each).replaced for each in asking} == {True}
-    assert desk.world.origin.asked == [FRESHER]
+    assert setup.world.origin.asked == [FRESHER]
 
 
-async def test_cancelled_follower_leaves_refetch_running(desk: Desk) -> None:
-    before = await desk.begin()
-    desk.world.origin.gives(FRESHER, NEW)
-    desk.world.origin.gate.clear()
-    leaving, staying = (asyncio.create_task(desk.refetch(before, FRESHER)) for _ in range(2))
+async def test_cancelled_follower_leaves_refetch_running(setup: Setup) -> None:
+    before = await setup.begin()
+    setup.world.origin.gives(FRESHER, NEW)
+    setup.world.origin.gate.clear()
+    leaving, staying = (asyncio.create_task(setup.refetch(before, FRESHER)) for _ in range(2))
     await settle()
     leaving.cancel()
-    desk.world.origin.gate.set()
+    setup.world.origin.gate.set()
     assert (await staying).replaced
-    assert desk.world.origin.asked == [FRESHER]
+    assert setup.world.origin.asked == [FRESHER]
 
 
-async def test_follower_with_other_link_fetches_after_failure(desk: Desk) -> None:
-    before = await desk.begin()
-    desk.world.origin.gives(EXPIRED, OriginRefused("403", origin_status=403))
-    desk.world.origin.gives(FRESHER, NEW)
-    desk.world.origin.gate.clear()
-    first = asyncio.create_task(desk.refetch(before, EXPIRED))
+async def test_follower_with_other_link_fetches_after_failure(setup: Setup) -> None:
+    before = await setup.begin()
+    setup.world.origin.gives(EXPIRED, OriginRefused("403", origin_status=403))
+    setup.world.origin.gives(FRESHER, NEW)
+    setup.world.origin.gate.clear()
+    first = asyncio.create_task(setup.refetch(before, EXPIRED))
     await settle()
-    again, other = (asyncio.create_task(desk.refetch(before, url)) for url in (EXPIRED, FRESHER))
+    again, other = (asyncio.create_task(setup.refetch(before, url)) for url in (EXPIRED, FRESHER))
     await settle()
-    desk.world.origin.gate.set()
+    setup.world.origin.gate.set()
     for failing in (first, again):
         with pytest.raises(SourceExpired):
             await failing
     assert (await other).replaced
-    assert desk.world.origin.asked == [EXPIRED, FRESHER]
+    assert setup.world.origin.asked == [EXPIRED, FRESHER]
 
 
 async def test_refetches_beyond_limit_are_busy() -> None:
-    desk = Desk(without_query)
+    setup = Setup(without_query)
     urls = [f"https://images.example/{number}.png" for number in range(REFETCHES_MAX + 1)]
     for url in urls:
-        desk.world.origin.gives(url, OLD)
-        await desk.world.get(url)
-    desk.world.origin.asked.clear()
-    desk.world.origin.gate.clear()
+        setup.world.origin.gives(url, OLD)
+        await setup.world.get(url)
+    setup.world.origin.asked.clear()
+    setup.world.origin.gate.clear()
     sources = [read_source(url) for url in urls]
-    asking = [asyncio.create_task(desk.refetcher.refetch_source(source)) for source in sources[:-1]]
+    asking = [asyncio.create_task(setup.refetcher.refetch_source(source)) for source in sources[:-1]]
     await settle()
     with pytest.raises(Busy):
-        await desk.refetcher.refetch_source(sources[-1])
-    joining = asyncio.create_task(desk.refetcher.refetch_source(sources[0]))
-    desk.world.origin.gate.set()
+        await setup.refetcher.refetch_source(sources[-1])
+    joining = asyncio.create_task(setup.refetcher.refetch_source(sources[0]))
+    setup.world.origin.gate.set()
     for each in (*asking, joining):
         assert await each is not None
-    assert desk.world.origin.asked == urls[:-1]
-    assert await desk.refetcher.refetch_source(sources[-1]) is not None
+    assert setup.world.origin.asked == urls[:-1]
+    assert await setup.refetcher.refetch_source(sources[-1]) is not None
 
 
 async def test_refetch_waits_for_other_worker() -> None:
     leases = FakeLeases(held_for=3)
-    desk = Desk(leases=leases)
+    setup = Setup(leases=leases)
     leases.held_for = 0
-    before = await desk.begin()
+    before = await setup.begin()
     leases.held_for = 3
-    desk.world.origin.gives(FRESHER, NEW)
-    assert (await desk.refetch(before, FRESHER)).replaced
-    assert desk.slept == 3
+    setup.world.origin.gives(FRESHER, NEW)
+    assert (await setup.refetch(before, FRESHER)).replaced
+    assert setup.slept == 3
     assert leases.taken == leases.released == [f"refresh.{before.key}"]
 
 
 async def test_wait_for_other_worker_is_bounded() -> None:
     leases = FakeLeases(held_for=10 * LEASE_POLLS_MAX)
-    desk = Desk(leases=leases)
-    before = await desk.begin()
+    setup = Setup(leases=leases)
+    before = await setup.begin()
     with pytest.raises(Busy):
-        await desk.refetch(before, FRESHER)
-    assert desk.slept == LEASE_POLLS_MAX
-    assert desk.world.origin.asked == []
+        await setup.refetch(before, FRESHER)
+    assert setup.slept == LEASE_POLLS_MAX
+    assert setup.world.origin.asked == []
 
 
 async def test_failed_refetch_releases_lease() -> None:
     leases = FakeLeases()
-    desk = Desk(leases=leases)
-    before = await desk.begin()
-    desk.world.origin.gives(FRESHER, OriginTimeout("slow"))
+    setup = Setup(leases=leases)
+    before = await setup.begin()
+    setup.world.origin.gives(FRESHER, OriginTimeout("slow"))
     with pytest.raises(OriginTimeout):
-        await desk.refetch(before, FRESHER)
+        await setup.refetch(before, FRESHER)
     assert leases.released == [f"refresh.{before.key}"]
 
 
-async def test_shutdown_cancels_refetch(desk: Desk) -> None:
-    before = await desk.begin()
-    desk.world.origin.gives(FRESHER, NEW)
-    desk.world.origin.gate.clear()
-    asking = asyncio.create_task(desk.refetch(before, FRESHER))
+async def test_shutdown_cancels_refetch(setup: Setup) -> None:
+    before = await setup.begin()
+    setup.world.origin.gives(FRESHER, NEW)
+    setup.world.origin.gate.clear()
+    asking = asyncio.create_task(setup.refetch(before, FRESHER))
     await settle()
-    await desk.refetcher.aclose()
+    await setup.refetcher.aclose()
     with pytest.raises(StorageError):
         await asking
-    assert list(desk.world.store.records.values()) == [before]
+    assert list(setup.world.store.records.values()) == [before]
 
 
-# --- what crosses it
+# --- crossing changes
 
 
-async def test_image_in_outbox_is_not_replaced(desk: Desk) -> None:
-    before = await desk.begin()
-    desk.world.store.records[before.key] = replace(before, pending=True)
-    desk.world.origin.gives(FRESHER, NEW)
+async def test_image_in_outbox_is_not_replaced(setup: Setup) -> None:
+    before = await setup.begin()
+    setup.world.store.records[before.key] = replace(before, pending=True)
+    setup.world.origin.gives(FRESHER, NEW)
     with pytest.raises(StorageError, match="primary"):
-        await desk.refetch(before, FRESHER)
-    assert desk.objects == {OLD}
+        await setup.refetch(before, FRESHER)
+    assert setup.objects == {OLD}
 
 
-async def test_refetch_repeats_put_after_crossing_replacement(desk: Desk) -> None:
-    before = await desk.begin()
-    store, third = desk.world.store, picture(seed=3)
+async def test_refetch_repeats_put_after_crossing_replacement(setup: Setup) -> None:
+    before = await setup.begin()
+    store, third = setup.world.store, picture(seed=3)
     crossing = replace(before, digest=digest_of(third), size=len(third))
     put, puts = store.put, 0
 
@@ -406,29 +406,29 @@ async def test_refetch_repeats_put_after_crossing_replacement(desk: Desk) -> Non
         puts += 1
         if puts == 1:
             store.objects[crossing.object_name], store.records[before.key] = third, crossing
-            raise Conflict("another image was kept under this link meanwhile")
+            raise Conflict("another image was stored under this link meanwhile")
         return await put(*arguments)  # type: ignore[arg-type]  # what it was called with
 
     store.put = crossed  # type: ignore[method-assign, assignment]  # at the edge between the two
-    desk.world.origin.gives(FRESHER, NEW)
-    assert (await desk.refetch(before, FRESHER)).replaced
+    setup.world.origin.gives(FRESHER, NEW)
+    assert (await setup.refetch(before, FRESHER)).replaced
     assert puts == 2
     assert store.records[before.key].digest == digest_of(NEW)
-    assert desk.objects == {OLD, NEW, third}
+    assert setup.objects == {OLD, NEW, third}
 
 
-async def test_removal_during_put_wins(desk: Desk) -> None:
-    before = await desk.begin()
-    desk.world.origin.gives(FRESHER, NEW)
-    durable = desk.world.store.gates["put"] = asyncio.Event()
-    desk.world.store.reached.clear()
-    asking = asyncio.create_task(desk.refetch(before, FRESHER))
-    await desk.world.store.reached.wait()
-    desk.world.blocked.add(digest_of(NEW))
+async def test_removal_during_put_wins(setup: Setup) -> None:
+    before = await setup.begin()
+    setup.world.origin.gives(FRESHER, NEW)
+    durable = setup.world.store.gates["put"] = asyncio.Event()
+    setup.world.store.reached.clear()
+    asking = asyncio.create_task(setup.refetch(before, FRESHER))
+    await setup.world.store.reached.wait()
+    setup.world.blocked.add(digest_of(NEW))
     durable.set()
     with pytest.raises(Removed):
         await asking
-    assert OLD in desk.objects
+    assert OLD in setup.objects
 
 
 def test_clock_of_fakes_fits_the_links() -> None:
@@ -436,33 +436,40 @@ def test_clock_of_fakes_fits_the_links() -> None:
     assert before.key == link.key
 
 
-async def test_incomplete_image_replaces_nothing_and_counts_as_refetch(desk: Desk) -> None:
+async def test_incomplete_image_replaces_nothing_and_counts_as_refetch(setup: Setup) -> None:
     half = NEW[:-100]
-    record = await desk.begin()
-    desk.world.origin.gives(FRESH, half)
+    record = await setup.begin()
+    setup.world.origin.gives(FRESH, half)
     with pytest.raises(NotAnImage, match="incomplete"):
-        await desk.refetch(record, FRESH)
-    assert desk.objects == {OLD}
-    desk.world.store.objects[f"{digest_of(half)}.png"] = half
-    incomplete = replace(record, digest=digest_of(half), size=len(half), doubts=frozenset({Doubt.INCOMPLETE}))
-    desk.world.store.records[record.key] = incomplete
-    equal = await desk.refetch(record, FRESH)
+        await setup.refetch(record, FRESH)
+    assert setup.objects == {OLD}
+    setup.world.store.objects[f"{digest_of(half)}.png"] = half
+    incomplete = replace(
+        record,
+        digest=digest_of(half),
+        size=len(half),
+        trust=replace(record.trust, doubts=frozenset({Doubt.INCOMPLETE})),
+    )
+    setup.world.store.records[record.key] = incomplete
+    equal = await setup.refetch(record, FRESH)
     assert not equal.replaced
     assert equal.record.doubts == {Doubt.INCOMPLETE}
     assert equal.record.refetches is not None
     assert (equal.record.refetches.tries, equal.record.refetches.equal) == (1, 1)
-    desk.world.origin.gives(FRESH, NEW)
-    whole = await desk.refetch(record, FRESH)
+    setup.world.origin.gives(FRESH, NEW)
+    whole = await setup.refetch(record, FRESH)
     assert whole.replaced
     assert (whole.record.doubts, whole.record.refetches) == (frozenset(), None)
 
 
-async def test_image_confirmed_as_it_is_stays_confirmed(desk: Desk) -> None:
+async def test_image_confirmed_as_it_is_stays_confirmed(setup: Setup) -> None:
     half = NEW[:-100]
-    record = await desk.begin()
-    desk.world.store.objects[f"{digest_of(half)}.png"] = half
+    record = await setup.begin()
+    setup.world.store.objects[f"{digest_of(half)}.png"] = half
     refetches = Refetches(8, 3, NOW, NOW)
-    desk.world.store.records[record.key] = replace(record, digest=digest_of(half), refetches=refetches)
-    desk.world.origin.gives(FRESH, half)
-    same = await desk.refetch(record, FRESH)
+    setup.world.store.records[record.key] = replace(
+        record, digest=digest_of(half), trust=replace(record.trust, refetches=refetches)
+    )
+    setup.world.origin.gives(FRESH, half)
+    same = await setup.refetch(record, FRESH)
     assert (same.record.doubts, same.record.refetches) == (frozenset(), refetches)

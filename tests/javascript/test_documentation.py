@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 from yarl import URL
 
-from tests.core.test_signing import KEY
 from tests.support.node import STATIC, calling, copy_module, need_node
 from tests.support.pictures import picture
 from tests.support.program import ROOT, environment
+from tests.support.signing_vectors import KEY
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -14,8 +14,8 @@ from imgkeep.core.signing import signed_path
 from imgkeep.core.source_url import read_img_query, read_source
 
 from tests.core.rewrite.test_links import GLOBS
-from tests.core.test_signing import KEY, VECTORS
 from tests.support.node import calling, copy_module
+from tests.support.signing_vectors import KEY, VECTORS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -6,7 +6,7 @@ import asyncio
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
-from imgkeep.bootstrap.server import Platform
+from imgkeep.bootstrap.platform import Platform
 
 from tests.s3.test_remote import ALL, comes_true, get, replicated
 from tests.support.api_calls import REMOVED, remove, saved

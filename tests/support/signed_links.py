@@ -1,4 +1,4 @@
-"""An origin with signed links that treats wrong signatures as it is told to, and links: genuine, invented, ended."""
+"""An origin with signed links and a chosen answer to wrong signatures; genuine, invented and ended links."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ UNCERTAIN = {
     "signed_by": {"acme_sig": "hex64", "acme_end": "epoch"},
     "expires": ["epoch acme_end"],
 }
-"""A provider of which nobody knows whether it checks."""
+"""A provider that may or may not check signatures."""
 ENFORCED = {
     "name": "Strict",
     "hosts": ["127.0.0.1", "img.example.com"],
@@ -46,17 +46,17 @@ def good(number: int = 0, *, end: int = FAR) -> str:
 
 
 def invented(number: int = 0, *, end: int = FAR) -> str:
-    """Return the query of a link that anybody can write."""
+    """Return the query of a link that a stranger can write."""
     return f"?acme_end={end}&acme_sig={sign(f'invented {number}')}"
 
 
 def shaped(number: int = 0) -> str:
-    """Return the query of a link that anybody can write, with a signature in the shape of Amazon's."""
+    """Return the query of a link that a stranger can write, with a signature in the shape of Amazon's."""
     return f"?X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Signature={sign(f'shaped {number}')}"
 
 
 def strict(*, end: int = FAR) -> str:
-    """Return the query of a link of the other provider, which is good."""
+    """Return the query of a good link of the other provider."""
     return f"?strict_end={end}&strict_sig={sign(f'strict {end}')}"
 
 
@@ -64,12 +64,12 @@ def strict(*, end: int = FAR) -> str:
 class SignedOrigin:
     """
     Attributes:
-        picture: What good links show.
-        placeholder: What wrong ones are answered with; `None`: 403.
-        bare: What a link without a signature is answered with; `None`: as a wrong one.
-        pictures: What good links show that show something else, by their query.
+        picture: The image of good links.
+        placeholder: The answer to wrong links; `None`: 403.
+        bare: The answer to a link without a signature; `None`: as to a wrong one.
+        pictures: The images of good links that show another one, by query.
         checks: Whether signatures make a difference at all.
-        status: Of every answer that is no image, where the origin is not itself.
+        status: The status of each answer without an image, at an unstable origin.
     """
 
     origin: FakeOrigin
@@ -100,7 +100,7 @@ class SignedOrigin:
             await exchange.answer(body)
 
     def shown(self, query: str) -> bytes | None:
-        """Return what a link with this query shows; `None`: a refusal."""
+        """Return the image for this query; `None`: a refusal."""
         if not self.checks or self._is_good(query):
             return self.pictures.get(f"?{query}", self.picture)
         return self.bare if not query and self.bare is not None else self.placeholder
@@ -125,7 +125,7 @@ class Shown:
 
 
 async def show(imgkeep: Imgkeep, url: str) -> Shown:
-    """Ask for an image, and wait until nothing goes on behind the answer any more."""
+    """Request an image, and wait until no background fill runs any more."""
     response = await imgkeep.img(url)
     body = await response.read()
     app = imgkeep.client.app

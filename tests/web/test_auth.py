@@ -1,4 +1,4 @@
-"""Who may come in: signatures, tokens, and allowances, through the whole program."""
+"""Access through the whole program: signatures, tokens, and the rate limiter."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from imgkeep.bootstrap.server import Platform
+from imgkeep.bootstrap.platform import Platform
 from imgkeep.core.signing import signed_path
 from imgkeep.images.rate_limit import WIDE_NETWORK_SHARE
 from yarl import URL
@@ -37,7 +37,7 @@ def signing(mode: str, **more: Any) -> dict[str, Any]:
     return {"signature": mode, "signing_keys": [KEY, OLD_KEY], **more}
 
 
-async def visit(imgkeep: Imgkeep, path: str, **how: Any) -> ClientResponse:
+async def request_path(imgkeep: Imgkeep, path: str, **how: Any) -> ClientResponse:
     return await imgkeep.client.get(URL(path, encoded=True), **how)
 
 
@@ -49,7 +49,7 @@ async def test_unsigned_link_shows_stored_images_alone(start: Start, origin: Fak
     url = origin.gives("/a.png", picture())
     assert await problem_code(await imgkeep.img(url)) == (403, "signature_required")
     assert origin.seen == []
-    assert await (await visit(imgkeep, signed_path(OLD_KEY, url))).read() == picture()
+    assert await (await request_path(imgkeep, signed_path(OLD_KEY, url))).read() == picture()
     response = await imgkeep.img(url)
     assert await response.read() == picture()
     assert response.headers["Cache-Status"] == "imgkeep; hit"
@@ -64,8 +64,8 @@ async def test_unsigned_request_joins_no_fill(start: Start, origin: FakeOrigin) 
 
     imgkeep = await start(security=signing("misses"))
     url = origin.on("/a.png", slow)
-    signed = asyncio.create_task(visit(imgkeep, signed_path(KEY, url)))
-    while not origin.asked("/a.png"):  # noqa: ASYNC110 - it tells nobody
+    signed = asyncio.create_task(request_path(imgkeep, signed_path(KEY, url)))
+    while not origin.asked("/a.png"):  # noqa: ASYNC110 - no event tells it
         await asyncio.sleep(0)
     assert await problem_code(await imgkeep.img(url)) == (403, "signature_required")
     go.set()
@@ -80,17 +80,17 @@ async def test_signature_always_required_ends_with_its_time(start: Start, origin
     path = signed_path(KEY, url, expires=end)
     tags = []
     for _ in range(2):
-        response = await visit(imgkeep, path)
+        response = await request_path(imgkeep, path)
         assert await response.read() == picture()
         assert response.headers["Cache-Control"] == "public, max-age=600"
         tags.append(response.headers["ETag"])
-    unchanged = await visit(imgkeep, path, headers={"If-None-Match": tags[0]})
+    unchanged = await request_path(imgkeep, path, headers={"If-None-Match": tags[0]})
     assert (unchanged.status, unchanged.headers["Cache-Control"]) == (304, "public, max-age=600")
     assert await problem_code(await imgkeep.img(url)) == (403, "signature_required")
-    assert await problem_code(await visit(imgkeep, path.replace("sig=", "sig=x"))) == (403, "signature_invalid")
+    assert await problem_code(await request_path(imgkeep, path.replace("sig=", "sig=x"))) == (403, "signature_invalid")
     clock.now += timedelta(seconds=600)
-    assert await problem_code(await visit(imgkeep, path)) == (403, "signature_expired")
-    forever = await visit(imgkeep, signed_path(KEY, url))
+    assert await problem_code(await request_path(imgkeep, path)) == (403, "signature_expired")
+    forever = await request_path(imgkeep, signed_path(KEY, url))
     assert forever.headers["Cache-Control"] == "public, max-age=31536000, immutable"
     permanent = await imgkeep.client.get(forever.headers["Content-Location"])
     assert await permanent.read() == picture()
@@ -131,7 +131,7 @@ async def test_token_opens_the_api(start: Start, headers: dict[str, str], status
             assert TOKEN not in await response.text()
 
 
-# --- allowances
+# --- rate limiter
 
 
 def from_client(address: str) -> dict[str, str]:
@@ -206,7 +206,7 @@ async def test_concurrent_fills_count_until_their_end(start: Start, origin: Fake
     urls = [origin.on(f"/{n}.png", slow) for n in range(3)]
     here = from_client("192.0.2.1")
     waiting = [asyncio.create_task(imgkeep.img(url, headers=here)) for url in urls[:2]]
-    while len(origin.seen) < 2:  # noqa: ASYNC110 - it tells nobody
+    while len(origin.seen) < 2:  # noqa: ASYNC110 - no event tells it
         await asyncio.sleep(0)
     assert await problem_code(await imgkeep.img(urls[2], headers=here)) == (429, "rate_limited")
     joining = asyncio.create_task(imgkeep.img(urls[0], headers=here))

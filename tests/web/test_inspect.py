@@ -137,7 +137,7 @@ async def test_newly_signed_link_revalidates_the_image(
     assert await (await imgkeep.img(links[1])).read() == bodies['"1"']
     await until(lambda: origin.asked("/a.png") == 2)
     current = '"2"'
-    assert await (await imgkeep.img(links[2])).read() == bodies['"1"'], "nobody waits for the origin"
+    assert await (await imgkeep.img(links[2])).read() == bodies['"1"'], "no client waits for the origin"
     await until(lambda: len(imgkeep.files("objects")) == 2)
     app = imgkeep.client.app
     assert app is not None

@@ -1,4 +1,4 @@
-"""The description of the interface: complete, true, and readable without asking anybody else."""
+"""The description of the interface: complete, true, and readable without other servers."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ async def test_document_is_for_programs_and_people(imgkeep: Imgkeep) -> None:
 
 async def test_running_server_keeps_to_the_document(tmp_path: Path) -> None:
     """Whatever the description allows, and much that it does not: no 5xx, and no answer of another form."""
-    # Nobody is asked for anything: no origin beyond this machine, and none on it that a job would wait for.
+    # The server may ask no origin: neither beyond this machine, nor one on it that a job would wait for.
     settings: dict[str, Any] = {"sources__allow": "nobody.invalid", "log__access": "false"}
     async with serving(tmp_path / "data", **settings) as program:
         saving = program.session.post(f"http://{program.address}/api/save-image", json={"data": data_url(picture())})

@@ -1,4 +1,4 @@
-"""Looking through what is kept, and removing it for good."""
+"""Lists of stored images, and their removal for good."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ async def test_removed_image_with_a_record_is_not_listed(start: Start, origin: F
     assert await remove(imgkeep, f"/{told['key']}") == 200
     assert len(imgkeep.files("records")) == 2
     assert imgkeep.client.app is not None
-    index = imgkeep.client.app[SERVICES].parts.database.image_index
+    index = imgkeep.client.app[SERVICES].storage.database.image_index
     record = await imgkeep.client.app[SERVICES].image_service.look_up(Key(told["key"]))
     assert isinstance(record, Record), "it is no tombstone"
 

@@ -9,7 +9,8 @@ from urllib.parse import quote
 
 import pytest
 import sqlalchemy as sa
-from imgkeep.bootstrap.server import SERVICES, Platform
+from imgkeep.bootstrap.platform import Platform
+from imgkeep.bootstrap.server import SERVICES
 from imgkeep.core.http_headers import CDN_ID
 from imgkeep.database import ImageIndex
 

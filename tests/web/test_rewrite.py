@@ -15,6 +15,7 @@ from imgkeep.core.signing import signed_path
 from yarl import URL
 
 from tests.support.api_calls import job_done
+from tests.support.page_links import DIES, SIGNED, STAYS
 from tests.support.pictures import picture
 from tests.support.raw_http import port_of, target_of
 
@@ -29,12 +30,6 @@ if TYPE_CHECKING:
     Start = Callable[..., Awaitable[Imgkeep]]
 
 KEY, TOKEN = "key-of-these-tests", "token-of-these-tests"
-SIGNED = (
-    "X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Credential=AKIDEXAMPLE%2F20261122%2Feu-west-1%2Fs3%2Faws4_request"
-    f"&X-Amz-Date=20261122T100000Z&X-Amz-Expires=3600&X-Amz-SignedHeaders=host&X-Amz-Signature={'0a' * 32}"
-)
-DIES = f"https://pictures.example/a.png?{SIGNED}"
-STAYS = "https://other.example/b.png"
 PAGE = f'<p>\r\n<IMG\tsrc="{DIES}" alt=ä>\n<img src="{STAYS}">'.encode()
 
 

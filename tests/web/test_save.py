@@ -40,7 +40,7 @@ def form(body: bytes, name: str = "file") -> FormData:
     return data
 
 
-# --- what is kept
+# --- saved images
 
 
 async def test_saved_link_has_a_permanent_url(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
@@ -104,7 +104,7 @@ async def test_image_is_stored_though_its_client_left(imgkeep: Imgkeep, origin: 
 
     url = origin.on("/a.png", slow)
     saving = asyncio.create_task(save(imgkeep, {"url": url}))
-    while not origin.seen:  # noqa: ASYNC110 - it tells nobody
+    while not origin.seen:  # noqa: ASYNC110 - no event tells it
         await asyncio.sleep(0)
     saving.cancel()
     go.set()
@@ -356,11 +356,11 @@ async def test_broken_upload_leaves_nothing(imgkeep: Imgkeep) -> None:
     writer.write(request + head)
     await writer.drain()
     async with asyncio.timeout(20):
-        while not imgkeep.files("partial"):  # noqa: ASYNC110 - it tells nobody
+        while not imgkeep.files("partial"):  # noqa: ASYNC110 - no event tells it
             await asyncio.sleep(0.01)
     writer.close()
     async with asyncio.timeout(20):
-        while imgkeep.files("partial"):  # noqa: ASYNC110 - it tells nobody
+        while imgkeep.files("partial"):  # noqa: ASYNC110 - no event tells it
             await asyncio.sleep(0.01)
     assert imgkeep.files("objects") == []
     del reader
@@ -424,10 +424,10 @@ async def test_broken_body_leaves_nothing(imgkeep: Imgkeep) -> None:
         writer.write(head + length + body[:300_000])
         await writer.drain()
         async with asyncio.timeout(5):
-            while not imgkeep.files("partial"):  # noqa: ASYNC110 - it tells nobody
+            while not imgkeep.files("partial"):  # noqa: ASYNC110 - no event tells it
                 await asyncio.sleep(0.01)
         writer.close()
         async with asyncio.timeout(5):
-            while imgkeep.files("partial"):  # noqa: ASYNC110 - it tells nobody
+            while imgkeep.files("partial"):  # noqa: ASYNC110 - no event tells it
                 await asyncio.sleep(0.01)
     assert imgkeep.files("objects") == []

@@ -1,4 +1,4 @@
-"""Our JavaScript module and its types are there for every page, and asked for anew at every visit."""
+"""The JavaScript module and its types: for every page, and revalidated each time."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.core.test_signing import KEY
 from tests.support.node import STATIC
+from tests.support.signing_vectors import KEY
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

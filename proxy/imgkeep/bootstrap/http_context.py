@@ -8,7 +8,9 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from ipaddress import ip_network
 from typing import TYPE_CHECKING, Final
 
-from imgkeep.bootstrap.services import Platform, Services, make_link_selection, open_services
+from imgkeep.bootstrap.background import BackgroundTasks
+from imgkeep.bootstrap.services import make_link_selection, make_outbox_worker, open_services
+from imgkeep.cluster.leader import LeaderLock
 from imgkeep.cluster.peers import Peers
 from imgkeep.config import data_folder
 from imgkeep.core.signing import Signatures
@@ -34,6 +36,8 @@ from imgkeep.web.static_files import make_module
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
+    from imgkeep.bootstrap.platform import Platform
+    from imgkeep.bootstrap.services import Services
     from imgkeep.cluster.info import WorkerInfo
     from imgkeep.config import Config
     from imgkeep.observability.metrics import Metrics
@@ -47,9 +51,9 @@ log = logging.getLogger(__name__)
 @asynccontextmanager
 async def open_context(
     config: Config, platform: Platform, worker: WorkerInfo | None, *, has_fast_path: bool = True
-) -> AsyncGenerator[tuple[Services, AppContext]]:
+) -> AsyncGenerator[tuple[Services, BackgroundTasks, AppContext]]:
     """
-    Open the services, run them, and yield them with the context of the handlers.
+    Open the services, run their background tasks, and yield both with the context of the handlers.
 
     Args:
         config: The configuration.
@@ -67,7 +71,8 @@ async def open_context(
         services = await stack.enter_async_context(
             open_services(config, platform, worker, peers, changed=_ignore if cache is None else cache.invalidate)
         )
-        await stack.enter_async_context(services.going())
+        background = _make_background(services, platform, worker)
+        await stack.enter_async_context(background.running())
         if cache is not None:
             _watch_response_cache(services.metrics, cache)
         rewrite_service = RewriteService(services.metrics.rewritten)
@@ -77,6 +82,7 @@ async def open_context(
         images = _make_images(config, platform, services, auth, cache)
         yield (
             services,
+            background,
             AppContext(
                 auth=auth,
                 access_log=access_log,
@@ -93,6 +99,11 @@ async def open_context(
                 home_page=HomePage(_has_external_images(config)) if config.server.welcome else None,
             ),
         )
+
+
+def _make_background(services: Services, platform: Platform, worker: WorkerInfo | None) -> BackgroundTasks:
+    leader_lock = None if worker is None else LeaderLock(worker.shared_folder, worker.name)
+    return BackgroundTasks(services, platform, make_outbox_worker(services, platform), leader_lock)
 
 
 def _ignore(_key: str) -> None:
@@ -155,14 +166,14 @@ def _make_images(
 def _make_api(config: Config, services: Services, rewrite_service: RewriteService, peers: Peers | None) -> ApiContext:
     return ApiContext(
         image_service=services.image_service,
-        image_index=services.parts.database.image_index,
+        image_index=services.storage.database.image_index,
         inspector=services.inspector,
         saver=services.saver,
         remover=services.remover,
         refetcher=services.refetcher,
         jobs=services.jobs,
         failures=services.failures,
-        link_selection=make_link_selection(config, services.inspector, services.parts),
+        link_selection=make_link_selection(config, services.inspector, services.storage),
         rewrite_service=rewrite_service,
         health=services.health,
         peers=peers,
@@ -182,7 +193,7 @@ async def _open_token(config: Config) -> str | None:
 
 def _make_miss_limiter(config: Config, platform: Platform, services: Services) -> MissLimiter | None:
     """Return the limiter where lookups may be requests to a bucket; on a disk they cost next to nothing."""
-    if services.parts.remote is None or not config.limits.misses_per_minute:
+    if services.storage.remote is None or not config.limits.misses_per_minute:
         return None
     return MissLimiter(config.limits.misses_per_minute, timer=platform.timer, refused=services.metrics.refused)
 

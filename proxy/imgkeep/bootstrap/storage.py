@@ -127,19 +127,23 @@ async def open_storage(  # noqa: PLR0913 - all but one by keyword, in two places
     async with AsyncExitStack() as stack:
         stack.push_async_callback(local.aclose)
         stack.push_async_callback(database.aclose)
-        for part in (database,) if reading else (local, database):
-            try:
-                await part.open()
-            except IncompatibleDatabase:
-                raise
-            except StorageError as fault:
-                if reading:
-                    continue  # what is read is told of, and by whom it is needed
-                log.warning("not usable at start", extra={"part": type(part).__name__, "reason": fault.in_full})
+        await _open_parts((database,) if reading else (local, database), reading=reading)
         remote = None
         if isinstance(place, Bucket):
             remote = await _open_remote(stack, config, place, local, memory, timer, sleep, observe, share, reading)
         yield Storage(local, database, memory, remote)
+
+
+async def _open_parts(parts: Sequence[LocalStore | Database], *, reading: bool) -> None:
+    """Open each part; log a fault that may pass, because the server watches its parts and goes on."""
+    for part in parts:
+        try:
+            await part.open()
+        except IncompatibleDatabase:
+            raise
+        except StorageError as fault:
+            if not reading:  # else the command that reads meets the fault itself
+                log.warning("part not usable at start", extra={"part": type(part).__name__, "reason": fault.in_full})
 
 
 async def _open_remote(  # noqa: PLR0913, PLR0917 - called once, above

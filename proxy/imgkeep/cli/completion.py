@@ -1,4 +1,4 @@
-"""`completion`: a script for a shell, which shtab writes once, so that no key press starts Python."""
+"""`completion`: prints a script for a shell. shtab writes it once, so that no key press starts Python."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`demo`: an imgkeep of its own, beside the origin and the page of `demo_origin.py`."""
+"""`demo`: serves an imgkeep of its own beside the origin and the page of `demo_origin.py`."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 
 from imgkeep.bootstrap import server
+from imgkeep.bootstrap.platform import SYSTEM
 from imgkeep.bootstrap.preflight import require_folder_owner
-from imgkeep.bootstrap.services import SYSTEM
 from imgkeep.cli import demo_origin
 from imgkeep.config import load
 

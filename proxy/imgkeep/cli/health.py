@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from imgkeep.config import Server
 
 TIMEOUT_S: Final = 2
-"""Timeout for each address: `/readyz` is answered from memory."""
+"""Timeout for each address: the server answers `/readyz` from memory."""
 ANSWER_BYTES_MAX: Final = 65_536
 
 

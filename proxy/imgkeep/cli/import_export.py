@@ -1,4 +1,4 @@
-"""`import`: a folder of images is stored with its names. `export`: what is stored, for other programs."""
+"""`import`: stores a folder of images with its names. `export`: lists all images for other programs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from imgkeep.bootstrap.preflight import require_owner
 from imgkeep.bootstrap.storage import permanent_url
 from imgkeep.cli.printing import print_json, readable_time
 from imgkeep.cli.progress import progress
-from imgkeep.cli.reading import open_to_read
+from imgkeep.cli.read_only_storage import open_to_read
 from imgkeep.config import ConfigError, check_mount
 from imgkeep.core.data_url import identify_legacy
 from imgkeep.core.errors import ImgkeepError, OriginError

@@ -1,4 +1,4 @@
-"""What a command prints that Ctrl-C or SIGTERM ended: the state of the work, and how to go on."""
+"""The message of an interrupted command: the state of its work, and how to continue."""
 
 from __future__ import annotations
 

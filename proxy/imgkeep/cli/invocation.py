@@ -1,4 +1,4 @@
-"""A command with its configuration, and what several commands read from these: links, and the server to work with."""
+"""A command with its configuration, and what several commands derive from these: links, a client, a token."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`list` and `stats`: what is stored, by the image index."""
+"""`list` and `stats`: the images of the image index, and their number."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, TextIO
 from imgkeep.bootstrap.storage import permanent_url
 from imgkeep.cli.invocation import make_client
 from imgkeep.cli.printing import print_facts, print_json, printable, readable_bytes, readable_time
-from imgkeep.cli.reading import open_to_read
+from imgkeep.cli.read_only_storage import open_to_read
 from imgkeep.clock import read_clock
 from imgkeep.images.placeholder_suspects import IDENTITIES_MIN, PERIOD_S
 from imgkeep.images.record_facts import as_dict, describe_record

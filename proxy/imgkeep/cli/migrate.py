@@ -1,4 +1,4 @@
-"""`migrate`: one store is copied to another."""
+"""`migrate`: copies one store to another."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _read_store(argument: str, url: str, invocation: Invocation) -> Folder | Buc
 
 
 async def migrate(migration: Migration, *, as_json: bool, out: TextIO, err: TextIO) -> int:
-    """Copy, report on `err` each object and record that could not be copied, and print a summary. 1 if there is one."""
+    """Copy the store, report each failure on `err`, and print a summary. 1 if there is a failure."""
     counts: Counter[str] = Counter()
     fault: StorageError | None = None
     try:

@@ -13,11 +13,10 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from imgkeep.cli.argument_parser import (
+from imgkeep.cli.common_arguments import (
     INTERRUPTED,
     LIFE_DEFAULT_S,
     USAGE,
-    CommandParser,
     add_command,
     add_common,
     add_json,
@@ -28,9 +27,10 @@ from imgkeep.cli.argument_parser import (
     read_life,
     read_port,
 )
+from imgkeep.cli.spelling_hints import CommandParser
 
 if TYPE_CHECKING:
-    from imgkeep.cli.argument_parser import Commands
+    from imgkeep.cli.common_arguments import Commands
 
 SHELLS: Final = ("bash", "zsh", "fish", "tcsh")
 """The shells that shtab knows."""
@@ -158,7 +158,7 @@ def _add_reports(commands: Commands) -> None:
         "stats",
         "tell how much is stored",
         "imgkeep stats",
-        statuses=((0, "told"), (1, "the database cannot be used"), USAGE, *INTERRUPTED),
+        statuses=((0, "printed"), (1, "the database cannot be used"), USAGE, *INTERRUPTED),
         store=True,
     )
     add_json(stats, "one JSON object")

@@ -67,7 +67,7 @@ def _read_documents(arguments: argparse.Namespace) -> list[Document]:
 
 
 async def _run(invocation: Invocation, documents: Sequence[Document]) -> int:
-    """Rewrite documents. A store is opened only to save images into it, or to learn where its bucket shows them."""
+    """Rewrite documents. Open a store only to save images into it, or to learn the public URL of its bucket."""
     arguments, config = invocation.arguments, invocation.config
     base = invocation.base if arguments.base is None else _read_base(arguments.base)
     async with AsyncExitStack() as stack:
@@ -106,7 +106,7 @@ async def _open_target(invocation: Invocation, stack: AsyncExitStack) -> tuple[T
 
     await asyncio.to_thread(partial(require_owner, invocation.config, server_helps=True))
     services = await stack.enter_async_context(open_services(invocation.config))
-    return make_store_target(invocation, services), services.parts
+    return make_store_target(invocation, services), services.storage
 
 
 async def _with_policy_of(server: ServerTarget, inspector: Inspector, config: Config) -> Inspector:

@@ -1,4 +1,4 @@
-"""One run of `rewrite` over documents: their images are saved, and the documents printed, compared or replaced."""
+"""One run of `rewrite`: saves the images of documents, and prints, compares or replaces the documents."""
 
 from __future__ import annotations
 

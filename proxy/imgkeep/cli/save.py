@@ -1,4 +1,4 @@
-"""`save`: images are stored by their links, straight into the store or through a running server."""
+"""`save`: stores images by their links, straight into the store or through a running server."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     Target: TypeAlias = "StoreTarget | ServerTarget"
 
 CONCURRENT_MAX: Final = 16
-"""Maximum number of links that are being saved at a time."""
+"""Maximum number of concurrent fills."""
 ATTEMPTS_MAX: Final = 3
 RETRY_DELAY_S: Final = 2
 """Interval before the second attempt; twice as long before the third."""
@@ -50,7 +50,7 @@ FAILURES_MAX: Final = 20
 JOB_LINKS_MAX: Final = 10_000
 """Maximum number of links in a job, as the API takes them."""
 POLL_EVERY_S: Final = 0.5
-"""Interval of questions to the server about a job."""
+"""Interval of requests for the state of a job."""
 NEVER_EXPIRES_S: Final = 253_402_300_799.0
 """The end of the year 9999: links without an expiry come last."""
 

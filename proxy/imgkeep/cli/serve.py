@@ -25,17 +25,17 @@ def run(invocation: Invocation) -> int | Command:
 
 
 async def _serve(config: Config) -> int:
-    from imgkeep.bootstrap import server
+    from imgkeep.bootstrap import lifecycle
     from imgkeep.bootstrap.exit_deadline import start_exit_deadline
 
     raise_file_limit()
-    await server.serve(config, stopping=start_exit_deadline)
+    await lifecycle.serve(config, stopping=start_exit_deadline)
     return 0
 
 
 def _supervise(invocation: Invocation) -> int:
     """Run several processes that serve on one port."""
-    from imgkeep.bootstrap import server
+    from imgkeep.bootstrap import opening_log
     from imgkeep.cluster.supervisor import Supervisor
     from imgkeep.listening import listen_for_workers
 
@@ -50,7 +50,7 @@ def _supervise(invocation: Invocation) -> int:
             command=(sys.executable, "-P", "-m", "imgkeep", WORKER),
             environment=environment,
             reload=invocation.reload,
-            opened=partial(server.tell_workers_opening, invocation.config),
+            opened=partial(opening_log.tell_workers_opening, invocation.config),
         )
         return supervisor.run()
 

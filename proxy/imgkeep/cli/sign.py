@@ -1,4 +1,4 @@
-"""`sign`: `/img` URLs with a signature of ours."""
+"""`sign`: prints signed `/img` URLs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`token`: new secrets, and what gets a person or a program into the API of this machine."""
+"""`token`: prints a new secret, or the token or login link of this machine."""
 
 from __future__ import annotations
 

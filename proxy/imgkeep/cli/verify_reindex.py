@@ -1,4 +1,4 @@
-"""`verify` and `reindex`: all that is stored is read again, for damage or for the image index."""
+"""`verify` and `reindex`: read the whole store again, to find damage or to fill the image index."""
 
 from __future__ import annotations
 

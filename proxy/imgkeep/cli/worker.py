@@ -29,7 +29,7 @@ def read_worker_arguments(words: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(words, argparse.Namespace(command=WORKER))
 
 
-def read_briefing(stdin: BinaryIO) -> WorkerSetup:
+def read_worker_setup(stdin: BinaryIO) -> WorkerSetup:
     """
     Read the configuration that the supervisor sends. Blocks.
 
@@ -55,7 +55,7 @@ async def run_worker(arguments: argparse.Namespace, setup: WorkerSetup) -> int:
 
     import msgspec
 
-    from imgkeep.bootstrap import server
+    from imgkeep.bootstrap import lifecycle
     from imgkeep.bootstrap.exit_deadline import start_exit_deadline
     from imgkeep.cli.serve import raise_file_limit
     from imgkeep.cluster.info import WorkerInfo
@@ -64,5 +64,5 @@ async def run_worker(arguments: argparse.Namespace, setup: WorkerSetup) -> int:
     worker = msgspec.convert({**msgspec.json.decode(arguments.worker), "secret": setup.secret}, WorkerInfo)
     listening = [socket.socket(fileno=int(number)) for number in arguments.listen.split(",")]
     control = socket.socket(fileno=arguments.control)
-    await server.work(setup.config, worker, listening, control, stopping=start_exit_deadline)
+    await lifecycle.work(setup.config, worker, listening, control, stopping=start_exit_deadline)
     return 0

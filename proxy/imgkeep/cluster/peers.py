@@ -141,10 +141,10 @@ class Peers:
     async def notify(
         self,
         *,
-        refused: Collection[Digest] = (),
+        blocked: Collection[Digest] = (),
         changed: Collection[Key] = (),
         copies: Mapping[str, int] = MappingProxyType({}),
-        restored: Collection[Digest] = (),
+        unblocked: Collection[Digest] = (),
     ) -> None:
         """
         Tell all peers, and wait until they know: which digests are blocked from now on, under which keys something else
@@ -153,7 +153,7 @@ class Peers:
         Raises:
             StorageError: A peer lives and did not confirm it.
         """
-        body = msgspec.msgpack.encode(Notice(list(refused), list(changed), dict(copies), list(restored)))
+        body = msgspec.msgpack.encode(Notice(list(blocked), list(changed), dict(copies), list(unblocked)))
 
         async def notify_one(name: str) -> None:
             try:

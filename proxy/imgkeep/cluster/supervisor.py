@@ -37,6 +37,7 @@ from imgkeep.cluster.info import SharedFolder, WorkerInfo
 from imgkeep.cluster.leases import remove_leases_of
 from imgkeep.cluster.worker_process import WorkerEvent, WorkerProcess, start_worker
 from imgkeep.config import Config, ConfigError
+from imgkeep.core.backoff import backoff_s
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -250,7 +251,7 @@ class Supervisor:
 
     def _start_later(self, slot: _Slot, message: str, facts: Mapping[str, object]) -> None:
         slot.early_deaths += 1
-        delay_s = min(RESTART_DELAY_MIN_S * 2.0 ** (slot.early_deaths - 1), RESTART_DELAY_MAX_S)
+        delay_s = backoff_s(slot.early_deaths - 1, first_s=RESTART_DELAY_MIN_S, longest_s=RESTART_DELAY_MAX_S, draw=0)
         slot.start_at = time.monotonic() + delay_s
         log.error(message, extra={**facts, "delay_s": delay_s})
 

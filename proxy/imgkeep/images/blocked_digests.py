@@ -120,7 +120,7 @@ class BlockedDigests:
         self._note([digest])
         await self._store.delete_object(digest)
         if self._peers is not None:
-            await self._peers.notify(refused=[digest])
+            await self._peers.notify(blocked=[digest])
         await self._removals.block([digest])
 
     async def learn(self, digests: Collection[Digest]) -> None:
@@ -153,7 +153,7 @@ class BlockedDigests:
         """Tell the other workers that the block of a digest and the tombstones of keys are gone."""
         if self._peers is not None:
             with suppress(StorageError):  # the next refresh of a worker finds out
-                await self._peers.notify(changed=keys, restored=[] if digest is None else [digest])
+                await self._peers.notify(changed=keys, unblocked=[] if digest is None else [digest])
 
     def _note(self, digests: Collection[Digest]) -> None:
         for digest in digests:

@@ -53,19 +53,19 @@ class Peers(Protocol):
     async def notify(
         self,
         *,
-        refused: Collection[Digest] = (),
+        blocked: Collection[Digest] = (),
         changed: Collection[Key] = (),
         copies: Mapping[str, int] = ...,
-        restored: Collection[Digest] = (),
+        unblocked: Collection[Digest] = (),
     ) -> None:
         """
         Tell all other workers, and wait until they know.
 
         Args:
-            refused: Digests that are blocked from now on.
+            blocked: Digests that are blocked from now on.
             changed: Keys under which another image is stored.
             copies: Local copies that were brought or used, by name and size.
-            restored: Digests that may be blocked no longer.
+            unblocked: Digests that may be blocked no longer.
 
         Raises:
             StorageError: Some worker may not know.

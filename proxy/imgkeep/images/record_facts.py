@@ -29,8 +29,8 @@ class SourceFacts(Struct, kw_only=True):
     expires_at: Annotated[datetime, Meta(tz=True)] | None
 
 
-class ImageFacts(Struct, kw_only=True):
-    """A stored image."""
+class ImageLocation(Struct, kw_only=True):
+    """Where a stored image is found."""
 
     success: Literal[True] | UnsetType = UNSET
     url: Annotated[
@@ -42,6 +42,11 @@ class ImageFacts(Struct, kw_only=True):
     ]
     key: ImageKey
     digest: ObjectDigest
+
+
+class ImageFacts(ImageLocation, kw_only=True):
+    """A stored image."""
+
     content_type: MediaType
     size: Annotated[int, Meta(ge=1, description="Number of bytes.")]
     width: int | None

@@ -113,11 +113,12 @@ class SharedBody(Generic[H]):
     Attributes:
         head: What readers wait for before the first byte: resolved once, with the head or with the failure.
         size: The size in bytes, as the source declares it or, at the end, as it is; `None`: not known yet.
+        written: How many bytes the newest draft holds.
 
     Args:
         memory: Where the body continues when a disk fails.
         recent_bytes_max: Maximum size of the newest bytes that stay in memory for readers that keep up.
-        readers_changed: Called when a reader came, or left while the producer goes on.
+        readers_changed: Called while the producer feeds the body: with the first reader, and when the last one left.
     """
 
     def __init__(
@@ -125,10 +126,11 @@ class SharedBody(Generic[H]):
         memory: Spool,
         *,
         recent_bytes_max: int = 0,
-        readers_changed: Callable[[SharedBody[H]], None] = lambda _: None,
+        readers_changed: Callable[[SharedBody[H]], None] | None = None,
     ) -> None:
         self.head: asyncio.Future[H] = asyncio.get_running_loop().create_future()
         self.size: int | None = None
+        self.written = 0
         self._memory = memory
         self._watermark = Watermark()
         self._parts: list[_Part] = []
@@ -195,12 +197,13 @@ class SharedBody(Generic[H]):
     def hold(self) -> None:
         """Add a reader, which calls `aclose` when done."""
         self._holders += 1
-        self._readers_changed(self)
+        if self._holders == 2 and self._readers_changed is not None:
+            self._readers_changed(self)
 
     async def aclose(self) -> None:
         """Remove a reader, or the producer. The last one deletes what was not stored."""
         self._holders -= 1
-        if self._holders == 1:
+        if self._holders == 1 and self._readers_changed is not None:
             self._readers_changed(self)
         if self._holders == 0:
             self._recent.clear()
@@ -224,11 +227,6 @@ class SharedBody(Generic[H]):
     def draft(self) -> Draft:
         """Where the bytes go now."""
         return self._drafts[-1]
-
-    @property
-    def written(self) -> int:
-        """How many bytes drafts hold."""
-        return self.draft.size if self._drafts else 0
 
     @property
     def is_mostly_written(self) -> bool:
@@ -268,8 +266,10 @@ class SharedBody(Generic[H]):
             StorageError: The memory has no room.
         """
         fault = None
+        draft = self._drafts[-1]
         try:
-            await self.draft.write(chunk)
+            await draft.write(chunk)
+            self.written = draft.size
         except StorageError as error:
             if self._is_in_memory:
                 raise
@@ -285,17 +285,20 @@ class SharedBody(Generic[H]):
 
     def finish(self, size: int) -> None:
         """Let readers have everything, and end."""
+        self._readers_changed = None
         self.size = size
         self._watermark.advance(size)
         self._watermark.end()
 
     def end(self) -> None:
         """End without more bytes. Readers that wait for the head are cancelled."""
+        self._readers_changed = None
         self.head.cancel()
         self._watermark.end()
 
     def fail(self, error: BaseException) -> None:
         """Have `error` raised at each reader that wants more than there is."""
+        self._readers_changed = None
         if isinstance(error, asyncio.CancelledError):
             error = StorageError("the server is being shut down")
         if not self.head.done():
@@ -319,7 +322,7 @@ class SharedBody(Generic[H]):
             await draft.aclose()
             raise
         self._add_draft(draft)
-        self._is_in_memory = True
+        self._is_in_memory, self.written = True, draft.size
 
     def _note_recent(self, chunk: bytes) -> None:
         self._recent.append((self.written - len(chunk), chunk))

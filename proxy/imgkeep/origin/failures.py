@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import math
 from typing import TYPE_CHECKING, Final
 
 import aiohttp
 
+from imgkeep.core.backoff import backoff_s
 from imgkeep.core.errors import (
     Busy,
     LoopDetected,
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 
 BODILESS: Final = frozenset({204, 205, 304})
 RETRY_DELAY_S: Final = 0.25
-"""Delay of the first retry. Each next one doubles it, and up to as much again comes at random."""
+"""Delay of the first retry. Each next one doubles it, and up to half as much again comes at random."""
 RETRY_AFTER_MAX_S: Final = 5
 """Maximum `Retry-After` that a fetch waits for, because a client waits meanwhile. A longer one goes to the client."""
 
@@ -66,7 +68,7 @@ def retry_delay_s(error: OriginError, attempt: int, draw: float) -> float | None
         return None
     if error.retry_after_s is not None:
         return error.retry_after_s if error.retry_after_s <= RETRY_AFTER_MAX_S else None
-    return RETRY_DELAY_S * 2.0**attempt * (1 + draw)
+    return backoff_s(attempt, first_s=RETRY_DELAY_S, longest_s=math.inf, draw=draw)
 
 
 def explain_connect_error(error: aiohttp.ClientConnectorError) -> Exception:

@@ -13,6 +13,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Final
 
+from imgkeep.core.backoff import backoff_s
 from imgkeep.core.errors import RemoteFault, StorageError
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 DELAY_MIN_S: Final = 1
 """Delay before the first probe."""
 DELAY_MAX_S: Final = 15
-"""Maximum delay between two probes, give or take half of it: so much longer an outage lasts for us."""
+"""Maximum delay between two probes, and up to half of it: an outage lasts so much longer for clients."""
 CALM_S: Final = 60
 """How long a primary has to work after a probe: one that fails sooner gets more time before the next probe."""
 LOG_INTERVAL_S: Final = 60
@@ -64,7 +65,7 @@ class CircuitBreaker:
         self._draw = draw
         self._timer = timer
         self._sleep = sleep
-        self._delay_s: float = DELAY_MIN_S
+        self._failures = 0
         self._closed_at = float("-inf")
         self._logged_at = float("-inf")
         self._probed_at = float("-inf")
@@ -85,7 +86,7 @@ class CircuitBreaker:
         if not was_closed:
             return
         restless = self._timer() - self._closed_at < CALM_S
-        self._delay_s = min(self._delay_s * 2, DELAY_MAX_S) if restless else DELAY_MIN_S
+        self._failures = self._failures + 1 if restless else 0
         self._wake.set()
         if self._timer() - self._logged_at >= LOG_INTERVAL_S:
             self._logged_at = self._timer()
@@ -96,7 +97,7 @@ class CircuitBreaker:
         while True:
             await self._wake.wait()
             if self.reason is not None:
-                await self._sleep(self._delay_s * (0.5 + self._draw()))
+                await self._sleep(self._delay_s())
             self._probed_at = self._timer()
             try:
                 await self._probe()
@@ -108,9 +109,12 @@ class CircuitBreaker:
             else:
                 self._close()
 
+    def _delay_s(self) -> float:
+        return backoff_s(self._failures, first_s=DELAY_MIN_S, longest_s=DELAY_MAX_S, draw=self._draw())
+
     def _fail(self, fault: StorageError) -> None:
         if self.reason is not None:
-            self._delay_s = min(self._delay_s * 2, DELAY_MAX_S)
+            self._failures += 1
         self.trip(fault)
 
     def _close(self) -> None:

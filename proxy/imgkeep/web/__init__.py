@@ -1,1 +1,1 @@
-"""The HTTP edge: requests in, answers out; decides nothing that is not about HTTP."""
+"""The HTTP edge: calls services for requests and makes responses; decides nothing that is not about HTTP."""

@@ -2,10 +2,10 @@
 Forms of a failure: a problem for programs, a page in a tab, or a placeholder in place of an image.
 
 Rules:
-- `problems.py` makes a failure once, as a problem. Page and placeholder are made from that response, so neither can state
-  other facts, and the status and the header fields stay.
-- The form is chosen for each client, after coalesced requests have got one failure to share.
-- A response that is no problem is returned as it is: a hit never comes here.
+- `problems.py` makes a failure once, as a problem. Page and placeholder are made from that response, so neither can
+  state other facts, and the status and the header fields stay.
+- `present_failure` chooses the form for each client, after coalesced requests have got one failure to share.
+- It returns a response that is no problem as it is: a hit never comes here.
 """
 
 from __future__ import annotations
@@ -96,25 +96,25 @@ def read_placeholder(setting: str) -> Placeholder | None:
 
 
 def present_failure(
-    answer: HttpResponse, method: str, fields: Fields, placeholder: Placeholder | None = None
+    response: HttpResponse, method: str, fields: Fields, placeholder: Placeholder | None = None
 ) -> HttpResponse:
     """
     Return a failure in the form that its client reads; any other response as it is.
 
     Args:
-        answer: The response, which stays unchanged: other requests may share it.
+        response: The response, which stays unchanged: other requests may share it.
         method: The method of the request.
         fields: The header fields of the request.
         placeholder: The image to answer with; `None`: the request is for no image, or no placeholder is configured.
     """
-    if answer.headers.get("Content-Type") != PROBLEM or not isinstance(answer.body, bytes):
-        return answer
+    if response.headers.get("Content-Type") != PROBLEM or not isinstance(response.body, bytes):
+        return response
     form = _choose(method, fields)
     if form is Form.PAGE:
-        return _as_page(answer, answer.body)
+        return _as_page(response, response.body)
     if form is Form.PICTURE and placeholder is not None:
-        return _as_placeholder(answer, placeholder)
-    return answer
+        return _as_placeholder(response, placeholder)
+    return response
 
 
 def accepts_page(method: str, fields: Fields) -> bool:
@@ -126,9 +126,9 @@ def _choose(method: str, fields: Fields) -> Form:
     return choose_form(method, _combine(fields, "Accept"), _combine(fields, "Sec-Fetch-Dest"))
 
 
-def _as_page(answer: HttpResponse, body: bytes) -> HttpResponse:
+def _as_page(response: HttpResponse, body: bytes) -> HttpResponse:
     facts = msgspec.json.decode(body, type=Problem)
-    wait = answer.headers.get("Retry-After")
+    wait = response.headers.get("Retry-After")
     page = _PAGE.fill(
         status=str(facts.status),
         title=facts.title,
@@ -136,18 +136,18 @@ def _as_page(answer: HttpResponse, body: bytes) -> HttpResponse:
         code=facts.code,
         again="" if wait is None else f"Try again in {wait} {'second' if wait == '1' else 'seconds'}.",
     )
-    headers = {**answer.headers, "Content-Type": CONTENT_TYPE, "Content-Security-Policy": _POLICY}
-    return replace(answer, headers={**headers, "Referrer-Policy": "no-referrer"}, body=page)
+    headers = {**response.headers, "Content-Type": CONTENT_TYPE, "Content-Security-Policy": _POLICY}
+    return replace(response, headers={**headers, "Referrer-Policy": "no-referrer"}, body=page)
 
 
-def _as_placeholder(answer: HttpResponse, placeholder: Placeholder) -> HttpResponse:
+def _as_placeholder(response: HttpResponse, placeholder: Placeholder) -> HttpResponse:
     headers = {
-        **answer.headers,
+        **response.headers,
         "Content-Type": placeholder.format.media_type,
         "Content-Security-Policy": csp_of(placeholder.format),
         "Cross-Origin-Resource-Policy": "cross-origin",
     }
-    return replace(answer, headers=headers, body=placeholder.body)
+    return replace(response, headers=headers, body=placeholder.body)
 
 
 def _as_sentence(detail: str) -> str:

@@ -1,4 +1,4 @@
-"""The `Host` field of requests: one, and well-formed (RFC 9112, 3.2), whichever way a request takes."""
+"""The `Host` field of requests: one, and well-formed (RFC 9112, 3.2), on the fast path or not."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 @web.middleware
-async def hosts(
+async def require_valid_host(
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
 ) -> web.StreamResponse:
-    """Refuse requests without a valid `Host`, before anything is decided by it. HTTP/1.0 has none, or a valid one."""
+    """Refuse a request without a valid `Host`, before a layer relies on it. With HTTP/1.0 the field may be absent."""
     lines = request.headers.getall("Host", [])
     is_missing = not lines and request.version >= HttpVersion11
     if is_missing or len(lines) > 1 or (lines and read_host(lines[0]) is None):

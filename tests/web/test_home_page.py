@@ -13,9 +13,9 @@ from imgkeep import __version__
 from imgkeep.bootstrap.server import SERVICES
 from imgkeep.web.login_tickets import COOKIE, make_ticket
 
-from tests.core.test_signing import KEY
 from tests.support.accept_fields import FIREFOX_TAB, TAB
 from tests.support.raw_http import ask
+from tests.support.signing_vectors import KEY
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

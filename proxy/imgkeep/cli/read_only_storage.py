@@ -1,4 +1,4 @@
-"""A store that a command only reads."""
+"""The storage of a command that only reads."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @asynccontextmanager
 async def open_to_read(config: Config) -> AsyncGenerator[Storage]:
-    """Open the configured store, make nothing that is not there, and warn if the image index is not complete."""
+    """Open the configured storage without creating any of it, and warn if the image index is not complete."""
     await asyncio.to_thread(require_database_file, config)
     async with open_storage(config, clock=read_clock, reading=True) as storage:
         if not storage.database.image_index.complete:

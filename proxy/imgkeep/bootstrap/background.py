@@ -1,0 +1,190 @@
+"""
+The background tasks of a server, and which of them only the leader runs.
+
+Rules:
+- Every worker watches its own health and learns of removals by itself.
+- Jobs and the outbox run once: in the leader, or in the only process. The leader also counts what is stored, and fills
+  an empty image index.
+- A worker that stops releases the leadership before its last requests end, so that another worker goes on at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Final
+
+from imgkeep.bootstrap.gauges import watch_totals
+from imgkeep.bootstrap.storage import cancel
+from imgkeep.core.errors import StorageError
+from imgkeep.health import CHECK_INTERVAL_S
+from imgkeep.images.stored_totals import StoredTotals
+from imgkeep.maintenance.verify_reindex import reindex
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Coroutine
+
+    from imgkeep.bootstrap.platform import Platform
+    from imgkeep.bootstrap.services import Services
+    from imgkeep.cluster.leader import LeaderLock
+    from imgkeep.observability.metrics import ProcessSample
+    from imgkeep.replication.outbox_worker import OutboxWorker
+
+    Task = Coroutine[None, None, None]
+
+LEADER_CHECK_INTERVAL_S: Final = 0.25
+"""Interval of attempts to become the leader; at most this long after a leader's death another worker goes on."""
+
+LATE_JOBS_S: Final = 30
+"""Time in which a worker that leaves may still create jobs, for requests that it began to serve before."""
+
+LATE_JOBS_INTERVAL_S: Final = 10
+"""Interval of looks for such jobs."""
+
+log = logging.getLogger(__name__)
+
+
+class BackgroundTasks:
+    """
+    The background tasks of one process.
+
+    Args:
+        services: What they work on.
+        platform: Timer and sleep.
+        outbox_worker: Uploads the outbox; `None`: nothing waits for a bucket here.
+        leader_lock: Tells whether this worker is the leader; `None`: there is one process, which leads.
+    """
+
+    def __init__(
+        self, services: Services, platform: Platform, outbox_worker: OutboxWorker | None, leader_lock: LeaderLock | None
+    ) -> None:
+        self._services = services
+        self._sleep = platform.sleep
+        self._totals = StoredTotals(services.storage.database.image_index, platform.timer)
+        self._outbox_worker = outbox_worker
+        self._leader_lock = leader_lock
+        self._resigned = asyncio.Event()
+        watch_totals(services.metrics, self._totals)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncGenerator[None]:
+        """Run the tasks until the end of the block."""
+        if self._leader_lock is not None:
+            self._leader_lock.acquire()
+        tasks = [asyncio.create_task(task) for task in self._list_tasks()]
+        try:
+            yield
+        finally:
+            for task in tasks:
+                await cancel(task)
+
+    async def resign(self) -> None:
+        """Release the leadership, and wait until the leader's tasks have ended."""
+        self._resigned.set()
+        while self._leader_lock is not None and self._leader_lock.is_held:  # noqa: ASYNC110 - its task releases it soon
+            await asyncio.sleep(0.01)
+
+    @property
+    def _leads(self) -> bool:
+        return self._leader_lock is None or self._leader_lock.is_held
+
+    def _list_tasks(self) -> list[Task]:
+        services = self._services
+        tasks = [
+            self._watch_health(),
+            self._count_stored(),
+            services.remover.run(self._sleep),
+            _sample_process(services.metrics.process),
+        ]
+        if services.storage.remote is not None:
+            tasks.append(services.storage.remote.breaker.run())
+        tasks += (
+            self._list_leader_tasks() if self._leader_lock is None else [self._lead_when_elected(self._leader_lock)]
+        )
+        return tasks
+
+    def _list_leader_tasks(self) -> list[Task]:
+        outbox = [] if self._outbox_worker is None else [self._outbox_worker.run()]
+        return [self._services.jobs.run(), *outbox]
+
+    async def _lead_when_elected(self, leader_lock: LeaderLock) -> None:
+        """Wait for the leadership, and run the leader's tasks until this worker resigns."""
+        while not (leader_lock.is_held or leader_lock.acquire()):
+            if await _is_set_within(self._resigned, LEADER_CHECK_INTERVAL_S):
+                return
+        log.info("leader elected")
+        tasks = [asyncio.create_task(task) for task in self._list_leader_tasks()]
+        try:
+            for _ in range(LATE_JOBS_S // LATE_JOBS_INTERVAL_S):
+                if await _is_set_within(self._resigned, LATE_JOBS_INTERVAL_S):
+                    return
+                self._services.jobs.poll_now()
+            await self._resigned.wait()
+        finally:
+            for task in tasks:
+                await cancel(task)
+            leader_lock.release()
+
+    async def _count_stored(self) -> None:
+        """Count what is stored, as the leader. Health does not wait for it: a count may take minutes."""
+        while True:
+            if self._leads:
+                await self._totals.count_if_due()
+            await asyncio.sleep(CHECK_INTERVAL_S)
+
+    async def _watch_health(self) -> None:
+        """Watch the health of each part, and log what changes."""
+        health, outbox = self._services.health, self._services.storage.database.outbox
+        while True:
+            await self._fill_index()
+            await asyncio.sleep(CHECK_INTERVAL_S)
+            before = dict(health.faults)
+            await health.check()
+            if self._outbox_worker is not None and not self._leads:
+                with suppress(StorageError):
+                    await outbox.backlog()  # for the report; the leader's outbox worker reads it by itself
+            for part, fault in health.faults.items():
+                if fault != before.get(part):
+                    log.log(
+                        logging.ERROR if fault else logging.INFO,
+                        "part is failing" if fault else "part works again",
+                        extra={"part": part, "reason": fault},
+                    )
+
+    async def _fill_index(self) -> None:
+        """
+        Fill an image index that is new or was lost, as the leader and from a disk. Of a bucket each record would be a
+        request that is paid for; lookups find those one by one when they need them.
+        """
+        storage = self._services.storage
+        index = storage.database.image_index
+        if (
+            not self._leads
+            or storage.remote is not None
+            or index.complete
+            or any(self._services.health.faults.values())
+        ):
+            return
+        with suppress(StorageError):
+            images = await reindex(storage.archives, index)
+            log.info("image index filled from the records", extra={"images": images})
+
+
+async def _sample_process(process: ProcessSample) -> None:
+    """Sample the metrics of this process, in a thread that nothing else waits for."""
+    thread = ThreadPoolExecutor(1, thread_name_prefix="process")
+    try:
+        while True:
+            await asyncio.get_running_loop().run_in_executor(thread, process.take)
+            await asyncio.sleep(CHECK_INTERVAL_S)
+    finally:
+        thread.shutdown(wait=False)
+
+
+async def _is_set_within(event: asyncio.Event, seconds: float) -> bool:
+    """Wait for an event for at most `seconds`, and return whether it is set."""
+    with suppress(TimeoutError):
+        await asyncio.wait_for(event.wait(), seconds)
+    return event.is_set()

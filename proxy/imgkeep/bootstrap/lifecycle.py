@@ -1,0 +1,282 @@
+"""
+Serves until a signal, then drains: as the only process, or as one of several workers.
+
+Rules:
+- The listener opens last and closes first; `/readyz` says `draining` for `DRAIN_NOTICE_S` before it closes.
+- What is under way has `GRACE_S` to end; fills that peers follow end last.
+- A worker that is replaced keeps its clients until their next response, which closes the connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import shutil
+import signal
+import sys
+from contextlib import asynccontextmanager, nullcontext, suppress
+from typing import TYPE_CHECKING, Final
+
+from aiohttp import web
+
+from imgkeep.bootstrap.opening_log import tell_opening
+from imgkeep.bootstrap.platform import SYSTEM, Platform
+from imgkeep.bootstrap.server import (
+    BACKGROUND,
+    LINGER_TIMEOUT_S,
+    REQUEST_FIELD_BYTES_MAX,
+    REQUEST_LINE_BYTES_MAX,
+    SERVICES,
+    build,
+    make_runner,
+)
+from imgkeep.cluster.control import SupervisorLink
+from imgkeep.cluster.peer_api import make_peer_api
+from imgkeep.listening import BACKLOG, listen, listen_for_metrics
+from imgkeep.web.api_relay import receive_relayed
+from imgkeep.web.app import CONTEXT, add_api
+from imgkeep.web.auth import AUTH
+from imgkeep.web.metrics_listener import serve_metrics
+from imgkeep.web.probes import PROBES
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import AsyncGenerator, Callable, Sequence
+    from contextlib import AbstractAsyncContextManager
+
+    from imgkeep.bootstrap.services import Services
+    from imgkeep.cluster.info import WorkerInfo
+    from imgkeep.config import Config
+    from imgkeep.database import DatabaseEngine
+    from imgkeep.web.app import AppContext
+    from imgkeep.web.http_server import Runner
+    from imgkeep.web.probes import Probes
+
+DRAIN_NOTICE_S: Final = 2
+"""Time between `/readyz` saying `draining` and the end of listening: load balancers ask every second or two."""
+GRACE_S: Final = 20
+"""Timeout for responses and fills under way. With the notice it is below the 30 s after which orchestrators kill."""
+
+SWITCH_INTERVAL_S: Final = 0.0002
+"""Time for which one thread may keep the interpreter while another waits for it; Python's default is 5 ms."""
+GC_THRESHOLDS: Final = (20_000, 50, 100)
+"""Thresholds of the garbage collector: new objects per young collection, and young collections per older ones."""
+
+log = logging.getLogger(__name__)
+
+
+async def serve(config: Config, platform: Platform = SYSTEM, *, stopping: Callable[[], None] = lambda: None) -> None:
+    """
+    Serve until SIGTERM or SIGINT, call `stopping`, then drain.
+
+    Raises:
+        ConfigError: An address to listen on is not this machine's.
+        OSError: The port is in use.
+        IncompatibleDatabase: A newer version wrote the database.
+    """
+    app = build(config, platform)
+    runner = make_runner(app)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    try:
+        await runner.setup()
+        for sock in await asyncio.to_thread(listen, config.server):
+            await web.SockSite(runner, sock, backlog=BACKLOG).start()
+        services = app[SERVICES]
+        services.own_ports.update(address[1] for address in runner.addresses)
+        async with _metrics_apart(config, app[PROBES], await asyncio.to_thread(listen_for_metrics, config.server)):
+            _tune_interpreter()
+            tell_opening(config, [(address[0], address[1]) for address in runner.addresses], app[AUTH].local_token)
+            await _wait_for_end(stop, services.storage.database.engine)
+            stopping()
+            await _drain(runner, services, stop)
+    finally:
+        await runner.cleanup()
+    _log_end(services)
+
+
+async def work(
+    config: Config,
+    worker: WorkerInfo,
+    listening: Sequence[socket.socket],
+    control: socket.socket,
+    *,
+    stopping: Callable[[], None] = lambda: None,
+) -> None:
+    """
+    Serve as one of several workers, until SIGTERM or until the supervisor says so or dies; call `stopping`, then drain.
+
+    Raises:
+        IncompatibleDatabase: A newer version wrote the database.
+    """
+    app = build(config.share(), SYSTEM, worker)
+    runner = make_runner(app)
+    link = SupervisorLink(control)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, link.stop.set)
+    link.open()
+    try:
+        await runner.setup()
+        services = app[SERVICES]
+        async with _serving_peers(app, worker) as peer_api:
+            await services.catch_up()
+            services.own_ports.update(sock.getsockname()[1] for sock in listening)
+            for sock in listening:
+                await web.SockSite(runner, sock, backlog=BACKLOG).start()
+            sockets = await asyncio.to_thread(listen_for_metrics, config.server, shared=True)
+            async with _metrics_apart(config, app[PROBES], sockets):
+                _tune_interpreter()
+                link.announce_ready()
+                log.info("worker ready", extra={"worker": worker.name})
+                await _wait_for_end(link.stop, services.storage.database.engine)
+                stopping()
+                if link.is_orphaned:
+                    log.error("supervisor died")
+                await app[BACKGROUND].resign()
+                await (_leave if link.is_replaced else _drain)(runner, services, link.stop, peer_api)
+    finally:
+        await runner.cleanup()
+        link.close()
+        if link.is_orphaned:
+            # No supervisor deletes the folder; a worker that still runs does without it (`cluster/leases.py`).
+            await asyncio.to_thread(shutil.rmtree, worker.folder, ignore_errors=True)
+    _log_end(services)
+
+
+@asynccontextmanager
+async def _serving_peers(app: web.Application, worker: WorkerInfo) -> AsyncGenerator[web.AppRunner]:
+    """Serve the peer API until the end of the block, then leave this worker's counters to its peers."""
+    services, peers = app[SERVICES], app[PROBES].peers
+    assert peers is not None
+    runner = web.AppRunner(
+        _make_peer_app(app[CONTEXT], services, worker),
+        access_log=None,
+        shutdown_timeout=0.1,
+        lingering_time=LINGER_TIMEOUT_S,
+        # Each byte of a client's target may come as three; what was judged there has room beside it.
+        max_line_size=3 * REQUEST_LINE_BYTES_MAX,
+        max_field_size=REQUEST_FIELD_BYTES_MAX,
+        auto_decompress=False,
+    )
+    await runner.setup()
+    path = worker.shared_folder.socket(worker.name)
+    try:
+        await web.UnixSite(runner, str(path), backlog=1024).start()
+        yield runner
+        peers.save_counters(services.metrics.tell(worker.name, lasting=True), services.metrics.merge)
+    finally:
+        path.unlink(missing_ok=True)
+        await runner.cleanup()
+
+
+def _log_end(services: Services) -> None:
+    log.info("stopped")
+    if (error := services.storage.database.engine.incompatible) is not None:
+        raise error
+
+
+def _make_peer_app(context: AppContext, services: Services, worker: WorkerInfo) -> web.Application:
+    """Make the peer API of a worker: its own routes, and the API that peers relay to a leader."""
+    app = make_peer_api(
+        worker,
+        services.image_service,
+        learn=services.learn,
+        counters=lambda: services.metrics.tell(worker.name),
+        failures=services.failures.list,
+    )
+    context.install(app)
+    receive_relayed(app)
+    add_api(app.router)
+    return app
+
+
+async def _wait_for_end(stop: asyncio.Event, engine: DatabaseEngine) -> None:
+    """
+    Wait until `stop` is set, or until the engine finds a database that it cannot use: one that was away at start may be
+    found late.
+    """
+    waits = [asyncio.create_task(event.wait()) for event in (stop, engine.found_incompatible)]
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()
+    if engine.incompatible is not None and not stop.is_set():
+        log.error("database is incompatible; ending", extra={"reason": engine.incompatible.in_full})
+        stop.set()
+
+
+def _metrics_apart(
+    config: Config, probes: Probes, sockets: Sequence[socket.socket]
+) -> AbstractAsyncContextManager[None]:
+    """Serve `/metrics` on sockets of its own, where there are any."""
+    if not sockets:
+        return nullcontext()
+    return serve_metrics(probes, sockets, loopback_only=config.server.metrics_loopback)
+
+
+def _tune_interpreter() -> None:
+    """
+    Set the interpreter up for a loop that is busy and threads that do little but wait for the disk.
+
+    A thread takes the interpreter back after every system call, and waits for it as long as the loop may keep it: a
+    fifth of a second for one image with the interpreter's own interval. The garbage collector is spared what lives as
+    long as the process, and called less often: a look at everything takes a tenth of a second once a hundred thousand
+    answers are prepared, and reference counts free all but a few cycles by themselves.
+    """
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
+
+
+async def _drain(
+    runner: Runner, services: Services, stop: asyncio.Event, peer_api: web.AppRunner | None = None
+) -> None:
+    """Announce the end, wait until load balancers have seen it, close the listener, and let what is under way end."""
+    services.health.draining = True
+    log.info("draining")
+    # A second signal ends the notice early.
+    stop.clear()
+    with suppress(TimeoutError):
+        await asyncio.wait_for(stop.wait(), DRAIN_NOTICE_S)
+        log.info("drain notice cut short", extra={"cause": "a second signal"})
+    await _finish(runner, services, peer_api)
+
+
+async def _leave(runner: Runner, services: Services, stop: asyncio.Event, peer_api: web.AppRunner) -> None:
+    """
+    Stop while other workers go on: they accept all new connections. This worker closes a connection in use with the
+    response to its next request, which says so, and closes only idle ones without a response.
+    """
+    services.health.replaced = True
+    log.info("leaving")
+    stop.clear()
+    for site in list(runner.sites):
+        await site.stop()
+    await asyncio.sleep(0)  # so that connections which came in at the last moment have begun
+    assert runner.server is not None
+    runner.server.disable_fast_path()
+    with suppress(TimeoutError):
+        await asyncio.wait_for(stop.wait(), DRAIN_NOTICE_S)
+    await _finish(runner, services, peer_api)
+
+
+async def _finish(runner: Runner, services: Services, peer_api: web.AppRunner | None) -> None:
+    """Close the listener, and let what is under way end: last the fills that peers follow."""
+    assert runner.server is not None
+    for site in list(runner.sites):
+        await site.stop()
+    with suppress(TimeoutError):
+        async with asyncio.timeout(GRACE_S):
+            await asyncio.sleep(0)  # so that requests which came in at the last moment have begun
+            runner.server.pre_shutdown()
+            await runner.server.shutdown(GRACE_S)
+            await services.image_service.drain()
+            if peer_api is not None and peer_api.server is not None:
+                for site in list(peer_api.sites):
+                    await site.stop()
+                peer_api.server.pre_shutdown()
+                await peer_api.server.shutdown(GRACE_S)
