@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import aiohttp
 
 from imgkeep.bootstrap.exit_deadline import EXIT_TIMEOUT_S
-from imgkeep.bootstrap.server import DRAIN_NOTICE_S, GRACE_S
+from imgkeep.bootstrap.lifecycle import DRAIN_NOTICE_S, GRACE_S
 from imgkeep.cluster.control import KILL_TIMEOUT_S
 from imgkeep.cluster.supervisor import CHECK_INTERVAL_S
 from tests.support.pictures import picture
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 
 HANGING = """
 import os, signal, sys, time
-from imgkeep.bootstrap import exit_deadline, server
+from imgkeep.bootstrap import exit_deadline, lifecycle
 from imgkeep.__main__ import main
 
 def hang(_descriptor):
     print("hanging", file=sys.stderr, flush=True)
     time.sleep(600)
 
-exit_deadline.EXIT_TIMEOUT_S, server.DRAIN_NOTICE_S, server.GRACE_S = 3.0, 0.1, 1
+exit_deadline.EXIT_TIMEOUT_S, lifecycle.DRAIN_NOTICE_S, lifecycle.GRACE_S = 3.0, 0.1, 1
 signal.signal(signal.SIGUSR1, lambda *_: setattr(os, "fsync", hang))
 sys.exit(main(sys.argv[sys.argv.index("serve"):]))
 """
