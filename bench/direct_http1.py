@@ -15,13 +15,13 @@ import aiohttp
 from imgkeep.core.response_head import FIELDS_MAX
 from imgkeep.origin.bounded_connection import HEAD_BYTES_MAX
 from imgkeep.origin.session import READ_BYTES
-from yarl import URL
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from aiohttp.connector import Connection
     from multidict import CIMultiDictProxy
+    from yarl import URL
 
 
 @dataclass(slots=True)
