@@ -35,9 +35,9 @@ async def test_links_to_one_image_share_its_bytes(imgkeep: Imgkeep, origin: Fake
     targets = [*map(target_of, links), place]
     for target in targets:
         await ask(imgkeep, target)
-    ways = HandlerCalls(imgkeep)
+    calls = HandlerCalls(imgkeep)
     async with connect(port_of(imgkeep)) as line:
         for target in targets * 3:
             assert (await line.ask(target)).body == body
-    assert ways.number == 0
+    assert calls.number == 0
     assert origin.asked("/a.png") == 1
