@@ -115,7 +115,7 @@ async def seen(world: World, query: str) -> tuple[str, bytes, bool]:
     delivery = await world.ask(f"https://img.example.com/a.png{query}")
     body = await read_all(delivery)
     await world.image_service.drain()
-    return delivery.outcome.value, body, delivery.immutable
+    return delivery.cache_status.value, body, delivery.immutable
 
 
 def fresh(number: int) -> str:

@@ -18,7 +18,19 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from imgkeep.core.identity import KEY_VERSION
-from imgkeep.core.records import Digest, Doubt, Format, Key, PixelSize, Record, Refetches, Tombstone, Validator
+from imgkeep.core.records import (
+    Digest,
+    Doubt,
+    Format,
+    Key,
+    PixelSize,
+    Provenance,
+    Record,
+    Refetches,
+    Tombstone,
+    Trust,
+    Validator,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -259,20 +271,21 @@ def decode_record(data: bytes) -> Record | Tombstone:
     return Record(
         key=_read_key(stored.key),
         identity=stored.identity,
-        host=stored.host,
         digest=name[0],
         format=name[1],
         size=stored.size,
         pixel_size=PixelSize(stored.width, stored.height) if stored.width and stored.height else None,
         etag=stored.etag,
         stored_at=stored.stored_at,
-        provider=stored.provider,
-        temporary=stored.temporary,
-        expires_at=stored.expires_at,
         validator=read_validator(stored.origin_etag, stored.origin_modified),
-        doubts=read_doubts(stored.doubts or ()),
-        brought_by=stored.brought_by or "",
-        refetches=_read_refetches(stored.refetches),
+        provenance=Provenance(
+            host=stored.host, provider=stored.provider, temporary=stored.temporary, expires_at=stored.expires_at
+        ),
+        trust=Trust(
+            doubts=read_doubts(stored.doubts or ()),
+            brought_by=stored.brought_by or "",
+            refetches=_read_refetches(stored.refetches),
+        ),
     )
 
 
