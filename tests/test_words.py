@@ -33,7 +33,7 @@ NARROWER: Final = {
     "rest": r"\brests\b",
     "ride": r"\brides?\b",
     "rise": r"\bTide\.rise|\brises? of the (tide|body)",
-    "site": r"\bSite\b|\bSITE\b|\bsite\.py",  # pages belong to sites, and Fetch has `Sec-Fetch-Site`
+    "site": r"(?<!-)\bSite\b|\bSITE\b|\bsite\.py",  # pages belong to sites, and Fetch has `Sec-Fetch-Site`
     "tower": r"\bTower\b",
     "trial": r"\btrials?\b",
     "turn": r"\bTurn\b|whose turn|take turns|takes (its|a) turn",
