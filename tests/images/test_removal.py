@@ -577,6 +577,26 @@ async def test_late_node_deletes_bytes_it_stored_after_removal(
     await own.aclose()
 
 
+async def test_late_node_deletes_bytes_although_its_database_fails(disk: LocalStore, database: Database) -> None:
+    node, late = Node(disk, database), Node(disk, database)
+    await node.keep(BODY, A)
+    await remove_key(node)
+    await late.keep(BODY, B)
+
+    class Failing(RemovalIndex):
+        async def block(self, digests: Collection[Digest]) -> None:
+            raise StorageError(f"the database does not take {len(digests)} digests")
+
+    async def keep_object(_digest: Digest) -> None:
+        """A bucket's object is no copy of this machine."""
+
+    late.blocked_digests._removals = Failing(database.engine)
+    late.blocked_digests._drop_copies = keep_object
+    await late.remover.refresh()
+    assert DIGEST in late.blocked_digests
+    assert not await disk.has_object(DIGEST)
+
+
 async def test_late_node_deletes_nothing_after_undo(node: Node) -> None:
     await remove(node)
     assert await node.remover.restore_key(A.key) is not None
