@@ -95,7 +95,7 @@ async def wired(imgkeep: Imgkeep, *, stall_timeout_s: float = 60) -> AsyncIterat
     connection._context = replace(connection._context, stall_timeout_s=stall_timeout_s)
     wire.protocol = connection
     connection.connection_made(wire)
-    while not is_idle(connection):  # noqa: ASYNC110 - aiohttp tells nobody
+    while not is_idle(connection):  # noqa: ASYNC110 - aiohttp sets no event
         await asyncio.sleep(0)
     yield connection, wire
     connection.connection_lost(None)
