@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psycopg  # noqa: F401 - an import reads files, and so must not be left to a test on an event loop
 import pytest
 import sqlalchemy as sa
 from imgkeep.database import Database, ImageIndex

@@ -19,7 +19,7 @@ from imgkeep.core.store_url import Bucket, Folder
 from imgkeep.maintenance.migrate import FAILURES_MAX
 
 from tests.support.pictures import picture, picture_of
-from tests.support.program import run
+from tests.support.program import run_here
 from tests.support.s3.misbehaving import only, s3_error
 from tests.support.stores import NOON, local_store, put_image, record_of
 
@@ -241,11 +241,11 @@ async def test_the_command_prints_one_line_and_its_status_says_how_it_went(
         "AWS_REGION": "us-east-1",
     }
     line = "3 copied objects, 3 copied records, 0 skipped, 0 kept, 0 damaged, 0 failed\n"
-    assert await run(folder, "migrate", f"file:{folder}", url, **keys) == (0, line, "")
-    status, out, err = await run(folder, "migrate", "--json", url, "file:b", **keys)
+    assert await run_here(folder, "migrate", f"file:{folder}", url, **keys) == (0, line, "")
+    status, out, err = await run_here(folder, "migrate", "--json", url, "file:b", **keys)
     assert (status, json.loads(out), err) == (0, summary(copied_objects=3, copied_records=3), "")
     assert files(tmp_path / "b") == files(folder)
-    status, out, err = await run(folder, "migrate", "file:nothing", url, **keys)
+    status, out, err = await run_here(folder, "migrate", "file:nothing", url, **keys)
     assert (status, err) == (2, f"imgkeep: FROM: there is no store in {tmp_path}/nothing; name its folder\n")
     assert not (tmp_path / "nothing").exists()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shutil
 import signal
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from urllib.parse import quote
 from tests.faults.test_workers import counted, crowd, drafts_of, many
 from tests.support.origins import gated_body
 from tests.support.pictures import picture, picture_of
-from tests.support.program import run, serving, until
+from tests.support.program import run_here, serving, until
 from tests.support.proxies import workers
 
 if TYPE_CHECKING:
@@ -46,13 +47,13 @@ async def waiting(program: Program) -> object:
 
 
 async def waits(program: Program, images: int) -> None:
-    """Wait until so many images wait for the bucket; a look is taken every second, or every five."""
+    """Wait until so many images wait for the bucket: the worker counts them every second, or every five."""
     async with asyncio.timeout(30):
-        while await waiting(program) != images:  # noqa: ASYNC110 - it tells nobody
+        while await waiting(program) != images:  # noqa: ASYNC110 - another process sets no event
             await asyncio.sleep(0.05)
 
 
-async def test_the_bucket_has_it_all_whatever_becomes_of_the_machine(
+async def test_kills_and_outages_lose_no_image(
     bucket: Callable[[str], S3Server],
     gate_to: Callable[[S3Server], Awaitable[Gate]],
     origin: FakeOrigin,
@@ -74,8 +75,8 @@ async def test_the_bucket_has_it_all_whatever_becomes_of_the_machine(
     async with serving(folder, **settings) as program:
         assert [(await program.img(url)).body for url in urls] == [picture(seed=n) for n in range(8)]
         assert (await program.becomes("degraded"))["status"] == "degraded"
-        status, out, _ = await run(folder, "stats", **settings)
-        assert (status, "waiting           4" in out) == (0, True), out
+        status, out, _ = await run_here(folder, "stats", **settings)
+        assert (status, re.search(r"^waiting +4$", out, re.MULTILINE) is not None) == (0, True), out
         await gate.open()
         await gate.until_seen("PUT", "/v1/records/", times=5)  # one of the four that waited
         program.kill()
@@ -89,16 +90,16 @@ async def test_the_bucket_has_it_all_whatever_becomes_of_the_machine(
     await origin.stop()
     async with serving(folder, **settings) as program:
         assert [(await program.img(url)).body for url in urls] == [picture(seed=n) for n in range(8)]
-    status, out, _ = await run(folder, "reindex", **settings)
+    status, out, _ = await run_here(folder, "reindex", **settings)
     assert (status, out) == (0, "8 images\n")
-    status, out, _ = await run(folder, "verify", **settings)
+    status, out, _ = await run_here(folder, "verify", **settings)
     assert (status, out) == (0, "16 good, 0 damaged, 0 missing, 0 unreadable, 0 orphan, 0 incomplete\n")
-    status, out, _ = await run(folder, "list", **settings)
+    status, out, _ = await run_here(folder, "list", **settings)
     assert (status, out.count("\n")) == (0, 8)
     assert {origin.asked(f"/{n}.png") for n in range(8)} == {1}
 
 
-async def test_several_workers_share_a_bucket_what_waits_for_it_and_what_is_removed(
+async def test_workers_share_the_bucket_outbox_and_removals(
     bucket: Callable[[str], S3Server],
     gate_to: Callable[[S3Server], Awaitable[Gate]],
     origin: FakeOrigin,
@@ -113,7 +114,7 @@ async def test_several_workers_share_a_bucket_what_waits_for_it_and_what_is_remo
     async with serving(tmp_path / "data", server__workers="2", **only_aws(server, gate.endpoint)) as program:
         async with many(program, large) as answers:
             drafts = {draft for worker in workers(program).values() for draft in drafts_of(worker)}
-            assert len(drafts) == 1, "what is on its way to a bucket is read along, too"
+            assert len(drafts) == 1, "workers follow a fill on its way to a bucket, too"
             go_on.set()
             assert {await answer.read() == body for answer in answers} == {True}
         assert origin.asked("/large.png") == 1
@@ -123,8 +124,8 @@ async def test_several_workers_share_a_bucket_what_waits_for_it_and_what_is_remo
         for url, small in fresh.items():
             assert {answer.body == small for answer in await crowd(program, url)} == {True}
         await waits(program, len(fresh))
-        # Whichever worker looks after what waits: another one goes on where it was.
-        os.kill((await at_work(program)).pid, signal.SIGKILL)
+        # Whichever worker leads: another one continues its uploads.
+        os.kill((await leader_of(program)).pid, signal.SIGKILL)
         await gate.open()
         await until(lambda: len(workers(program)) == 2)
         await waits(program, 0)
@@ -142,7 +143,7 @@ async def test_several_workers_share_a_bucket_what_waits_for_it_and_what_is_remo
         assert len(await server.objects("v1/objects/")) == len(fresh)
 
 
-async def at_work(program: Program) -> Worker:
-    """Return the worker whose turn it is to do what one does for all."""
+async def leader_of(program: Program) -> Worker:
+    """Return the worker that leads."""
     folder = next(iter(workers(program).values())).folder
-    return workers(program)[str((folder / "works").readlink())]
+    return workers(program)[str((folder / "leader").readlink())]

@@ -1,1 +1,1 @@
-"""Links that are saved in the background: the runner of durable jobs."""
+"""Jobs: links that are saved in the background, and the webhooks that report the end of a job."""

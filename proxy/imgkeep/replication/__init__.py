@@ -1,1 +1,1 @@
-"""A remote store with a local fallback, and what brings the two together."""
+"""A remote store with a local fallback: circuit breaker, read-through copies, and the worker of the outbox."""

@@ -117,9 +117,6 @@ class TieredStore:
             self.breaker.report_failure(fault)
             raise
 
-    def report_failure(self, fault: RemoteFault) -> None:
-        self.breaker.report_failure(fault)
-
     async def quarantine_if_corrupt(self, name: str, digest: Digest) -> None:
         """Have the primary look at an object again that came as other bytes, of `digest`."""
         await self._call_primary(partial(self.primary.quarantine_if_corrupt, name, digest))

@@ -11,7 +11,7 @@ import os
 import shutil
 import sys
 import time
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import count
@@ -110,13 +110,12 @@ class S3Server:
 
     def make_bucket(self) -> None:
         """Make the bucket if there is none."""
-        client = _blocking_session().create_client("s3", **self._access(), config=Config(**_PLAIN))
-        with closing(client):
-            try:
-                client.create_bucket(Bucket=self.bucket)
-            except ClientError as error:
-                if error.response["Error"]["Code"] not in {"BucketAlreadyExists", "BucketAlreadyOwnedByYou"}:
-                    raise
+        client = _blocking_client(self.endpoint, self.key, self.secret)
+        try:
+            client.create_bucket(Bucket=self.bucket)
+        except ClientError as error:
+            if error.response["Error"]["Code"] not in {"BucketAlreadyExists", "BucketAlreadyOwnedByYou"}:
+                raise
 
     # --- the objects
 
@@ -190,13 +189,17 @@ class S3Server:
         return body
 
     def _access(self) -> dict[str, Any]:
-        return {
-            "region_name": REGION,
-            "endpoint_url": self.endpoint,
-            "verify": False,  # reading all certificates takes longer than most requests
-            "aws_access_key_id": self.key,
-            "aws_secret_access_key": self.secret,
-        }
+        return _access(self.endpoint, self.key, self.secret)
+
+
+def _access(endpoint: str, key: str, secret: str) -> dict[str, Any]:
+    return {
+        "region_name": REGION,
+        "endpoint_url": endpoint,
+        "verify": False,  # reading all certificates takes longer than most requests
+        "aws_access_key_id": key,
+        "aws_secret_access_key": secret,
+    }
 
 
 def _is_miss(error: Any) -> bool:
@@ -210,8 +213,10 @@ def _session() -> Any:
 
 
 @cache
-def _blocking_session() -> Any:
-    return botocore.session.Session(_ASKS_NOBODY)
+def _blocking_client(endpoint: str, key: str, secret: str) -> Any:
+    """Return a client for buckets: making one takes longer than making a bucket."""
+    session = botocore.session.Session(_ASKS_NOBODY)
+    return session.create_client("s3", **_access(endpoint, key, secret), config=Config(**_PLAIN))
 
 
 # --- the programs

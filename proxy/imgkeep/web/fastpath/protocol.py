@@ -56,10 +56,10 @@ if TYPE_CHECKING:
 
 WAITING_BYTES_MAX: Final = HEAD_BYTES_MAX
 """Maximum number of bytes that wait behind a request at work; the connection reads no more of them meanwhile."""
-WAITING_TURNS_MAX: Final = 3
+WAITING_ITERATIONS_MAX: Final = 3
 """
-Maximum number of turns of the event loop for which a request waits for aiohttp. A client may send the next request
-before aiohttp, which has sent the last byte, waits again. Without these turns aiohttp would often answer that one too.
+Maximum number of iterations of the event loop for which a request waits for aiohttp. A client may send the next request
+before aiohttp, which has sent the last byte, waits again. Without them aiohttp would often answer that one too.
 """
 
 # To read a member of an enum costs as much as a look-up in the response cache.
@@ -80,7 +80,7 @@ class PlainRequest:
 class FastConnection(Connection):
     """One client's connection, on which plain requests for images bypass aiohttp."""
 
-    __slots__ = ("_buffer", "_fast_path", "_fields", "_state", "_turns_waited", "_work")
+    __slots__ = ("_buffer", "_fast_path", "_fields", "_iterations_waited", "_state", "_work")
 
     def __init__(
         self,
@@ -98,8 +98,8 @@ class FastConnection(Connection):
         """What a busy connection waits for."""
         self._buffer = b""
         """Bytes that wait: a part of a head, or requests behind the one at work."""
-        self._turns_waited = 0
-        """Number of turns for which the request in `_buffer` has waited for aiohttp."""
+        self._iterations_waited = 0
+        """Number of iterations for which the request in `_buffer` has waited for aiohttp."""
         self._fields = RequestFields()
         """Of the last request: most clients send the same with every request."""
 
@@ -151,10 +151,10 @@ class FastConnection(Connection):
         end = data.find(LINE_END, start)
         if start and end > 0 and data.endswith(HEAD_END):
             idle = self._is_aiohttp_idle()
-            if not idle and self._turns_waited < WAITING_TURNS_MAX:
+            if not idle and self._iterations_waited < WAITING_ITERATIONS_MAX:
                 self._wait_for_aiohttp(data)
                 return
-            self._turns_waited = 0
+            self._iterations_waited = 0
             target, block = data[start:end], data[end + len(LINE_END) :]
             if self._answer(target, block, data, head=start == len(HEAD), idle=idle):
                 return
@@ -167,7 +167,7 @@ class FastConnection(Connection):
         super().data_received(data)
 
     def _wait_for_aiohttp(self, data: bytes) -> None:
-        self._turns_waited += 1
+        self._iterations_waited += 1
         self._buffer = data
         self._move(Event.AIOHTTP_BUSY)
         self._loop.call_soon(self._look_again)
@@ -175,7 +175,7 @@ class FastConnection(Connection):
     def _look_again(self) -> None:
         """Look again at a request that has waited for aiohttp, and at what has arrived behind it."""
         if self._state is State.WAITING:
-            self._move(Event.LOOP_TURNED)
+            self._move(Event.LOOP_ITERATED)
             self._take_buffer()
 
     def _hold(self, data: bytes) -> None:
