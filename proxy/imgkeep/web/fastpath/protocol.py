@@ -249,6 +249,8 @@ class FastConnection(Connection):
 
     def _answer_again(self, request: PlainRequest, *, loaded: bool = False, alone: bool = False) -> None:
         """Answer a request whose bytes were loaded, or that has followed a shared response in vain."""
+        if self._transport is None or self._transport.is_closing():
+            return
         if self._state is _READY:
             now = self._fast_path.timer()
             cached = self._fast_path.response_cache.find(request.target, now)
