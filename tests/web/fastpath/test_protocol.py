@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from imgkeep.core.records import Record
     from imgkeep.web.messages import HttpResponse, ImageRequest
 
-    from tests.conftest import Imgkeep
     from tests.support.origins import FakeOrigin
+    from tests.support.server import Imgkeep
 
     Start = Callable[..., Awaitable[Imgkeep]]
 
