@@ -570,7 +570,8 @@ async def test_a_record_cut_in_two_is_set_aside_and_the_image_fetched_again(star
     first = await start()
     url, body = serve(origin, "a")
     await see(first, url, body)
-    await first.client.server.app[SERVICES].storage.database.count()  # type: ignore[attr-defined]  # waits for rows on their way
+    image_index = first.client.server.app[SERVICES].storage.database.image_index  # type: ignore[attr-defined]
+    await image_index.count()  # waits for rows on their way
     (path,) = first.files("records")
     os.truncate(path, path.stat().st_size // 2)
     # The database still knows what the record said.
