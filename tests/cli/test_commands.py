@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from imgkeep.bootstrap.platform import Platform
-from imgkeep.bootstrap.platform import SYSTEM
+from imgkeep.bootstrap.platform import SYSTEM, Platform
 from imgkeep.cli.inspect import inspect
 from imgkeep.cli.printing import print_facts, readable_bytes
 from imgkeep.clock import read_clock

@@ -66,7 +66,10 @@ SIGNED = f"https://a.example/p.png?end=1893456000&sig={'a' * 64}"
 
 def record(*doubts: Doubt, digest: Digest = STORED, by: str = THEIRS) -> Record:
     return replace(
-        RECORD, identity="//a.example/p.png", digest=digest, doubts=frozenset(doubts), brought_by=by if doubts else ""
+        RECORD,
+        identity="//a.example/p.png",
+        digest=digest,
+        trust=replace(RECORD.trust, doubts=frozenset(doubts), brought_by=by if doubts else ""),
     )
 
 

@@ -81,10 +81,10 @@ def test_an_incomplete_image_is_provisional_and_served() -> None:
 
 def test_an_image_that_is_found_incomplete_later_is_marked_unless_it_was_confirmed() -> None:
     assert mark(record()).doubts == {INCOMPLETE}
-    confirmed = replace(record(), refetches=Refetches(8, 3, BEGAN, BEGAN))
+    confirmed = replace(record(), trust=replace(record().trust, refetches=Refetches(8, 3, BEGAN, BEGAN)))
     assert is_confirmed_as_it_is(confirmed)
     assert mark(confirmed) == confirmed
-    assert not is_confirmed_as_it_is(replace(cut(), refetches=confirmed.refetches))
+    assert not is_confirmed_as_it_is(replace(cut(), trust=replace(cut().trust, refetches=confirmed.refetches)))
     assert not is_confirmed_as_it_is(record())
 
 
@@ -106,7 +106,7 @@ def test_the_interval_grows_from_a_minute_to_a_day() -> None:
 
 @pytest.mark.parametrize("tries", [-5, 10**9])
 def test_a_record_that_says_nonsense_has_an_interval_all_the_same(tries: int) -> None:
-    known = replace(cut(), refetches=Refetches(tries, 0, BEGAN, BEGAN))
+    known = replace(cut(), trust=replace(cut().trust, refetches=Refetches(tries, 0, BEGAN, BEGAN)))
     assert INTERVAL_MIN_S <= (due_at(known) - BEGAN).total_seconds() <= INTERVAL_MAX_S
 
 
@@ -212,7 +212,7 @@ def test_a_day_alone_confirms_nothing() -> None:
 
 def test_other_bytes_in_between_begin_the_count_anew_and_failures_do_not() -> None:
     late = BEGAN + after(CONFIRM_AFTER_S * 2)
-    twice = replace(cut(), refetches=Refetches(5, 2, BEGAN, BEGAN))
+    twice = replace(cut(), trust=replace(cut().trust, refetches=Refetches(5, 2, BEGAN, BEGAN)))
     assert not is_incomplete(after_refetch(after_refetch(twice, Outcome.FAILED, late), Outcome.EQUAL, late))
     other = after_refetch(twice, Outcome.OTHER, late)
     assert other.refetches == Refetches(6, 0, late, late)
@@ -220,12 +220,12 @@ def test_other_bytes_in_between_begin_the_count_anew_and_failures_do_not() -> No
 
 
 def test_bytes_that_were_misjudged_lose_the_doubt() -> None:
-    known = replace(cut(UNSIGNED), refetches=Refetches(2, 1, BEGAN, BEGAN))
+    known = replace(cut(UNSIGNED), trust=replace(cut(UNSIGNED).trust, refetches=Refetches(2, 1, BEGAN, BEGAN)))
     assert after_refetch(known, Outcome.WHOLE, BEGAN) == record(UNSIGNED)
 
 
 def test_more_of_the_picture_keeps_the_interval_and_begins_the_count_anew() -> None:
-    known = replace(cut(CONTESTED), refetches=Refetches(4, 2, BEGAN, BEGAN))
+    known = replace(cut(CONTESTED), trust=replace(cut(CONTESTED).trust, refetches=Refetches(4, 2, BEGAN, BEGAN)))
     now = BEGAN + after(9_000)
     longer = after_longer(known, cut(digest=OTHER, by=MINE), now)
     assert longer.refetches == Refetches(5, 0, now, now)
@@ -241,21 +241,28 @@ def test_equal_bytes_by_another_link_leave_it_incomplete() -> None:
     assert merge(cut(ENDED, SIGNATURE), cut(SIGNATURE, by=MINE)).doubts == {SIGNATURE, INCOMPLETE}
     assert merge(cut(UNSIGNED), cut(SCHEME, by=MINE)).doubts == {UNSIGNED, SCHEME, INCOMPLETE}
     assert merge(record(SIGNATURE), cut(SIGNATURE, by=MINE)).doubts == {SIGNATURE, INCOMPLETE}, "stored before"
-    confirmed = replace(record(SIGNATURE), refetches=Refetches(8, 3, BEGAN, BEGAN))
+    confirmed = replace(
+        record(SIGNATURE), trust=replace(record(SIGNATURE).trust, refetches=Refetches(8, 3, BEGAN, BEGAN))
+    )
     assert merge(confirmed, cut(SIGNATURE, by=MINE)) == confirmed
     assert merge(confirmed, cut(PLAINTEXT, by=MINE)) == confirmed
     assert merge(cut(SIGNATURE), record(SIGNATURE, by=MINE)).doubts == {SIGNATURE}, "judged better than before"
 
 
 def test_what_replaces_it_is_judged_by_its_own_bytes() -> None:
-    known = replace(cut(SIGNATURE, CONTESTED), refetches=Refetches(1, 1, BEGAN, BEGAN))
+    known = replace(
+        cut(SIGNATURE, CONTESTED),
+        trust=replace(cut(SIGNATURE, CONTESTED).trust, refetches=Refetches(1, 1, BEGAN, BEGAN)),
+    )
     whole = replaced_by(known, record(digest=OTHER, by=MINE))
     assert (whole.doubts, whole.refetches) == (frozenset({CONTESTED}), None)
     equal = replaced_by(known, replace(cut(by=MINE), etag='"new"'))
     assert (equal.doubts, equal.refetches) == (frozenset({CONTESTED, INCOMPLETE}), known.refetches)
     assert equal.etag == known.etag
-    confirmed = replace(record(SIGNATURE), refetches=known.refetches)
-    assert replaced_by(confirmed, cut(by=MINE)) == replace(record(), refetches=known.refetches)
+    confirmed = replace(record(SIGNATURE), trust=replace(record(SIGNATURE).trust, refetches=known.refetches))
+    assert replaced_by(confirmed, cut(by=MINE)) == replace(
+        record(), trust=replace(record().trust, refetches=known.refetches)
+    )
 
 
 @pytest.mark.parametrize(

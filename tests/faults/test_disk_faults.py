@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
     from pathlib import Path
 
-    from tests.conftest import Imgkeep
     from tests.support.origins import Exchange, FakeOrigin
+    from tests.support.server import Imgkeep
 
     Start = Callable[..., Awaitable[Imgkeep]]
 
@@ -641,7 +641,7 @@ async def test_database_damaged_while_running_still_serves_images(
         assert await see(await start(folder=imgkeep.folder), *image) == HIT
 
 
-async def test_database_of_a_newer_version_is_left_alone(start: Start, origin: FakeOrigin) -> None:
+async def test_database_of_a_newer_version_stays_as_it_is(start: Start, origin: FakeOrigin) -> None:
     first = await start()
     await see(first, *serve(origin, "a"))
     await first.client.close()
@@ -650,6 +650,8 @@ async def test_database_of_a_newer_version_is_left_alone(start: Start, origin: F
     before = path.read_bytes()
     for status, out, err in await asyncio.gather(*(run(first.folder, name) for name in ("serve", "list", "reindex"))):
         assert (status, out) == (2, "")
-        told = "was written by a newer version of imgkeep (schema 9999), or by another program"
-        assert err == f"imgkeep: the database {told} (file {path})\n"
+        assert (
+            err == "imgkeep: the database was written by a newer version of imgkeep (schema 9999), "
+            f"or by another program (file {path})\n"
+        )
     assert path.read_bytes() == before

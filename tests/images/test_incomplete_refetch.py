@@ -420,7 +420,7 @@ async def test_link_of_other_kind_is_tried_once() -> None:
     """A confirmed key serves a fresh link without a second fill."""
     world = World(identify=unverified)
     record = await begin(world, url=UNVERIFIED)
-    world.store.records[record.key] = replace(record, doubts=frozenset({Doubt.INCOMPLETE}))
+    world.store.records[record.key] = record.with_doubts(frozenset({Doubt.INCOMPLETE}))
     world.restart()
     world.origin.gives(INVENTED, OTHER)
     for _ in range(3):

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from aiohttp import ClientResponse
     from imgkeep.images.service import ImageService
 
-    from tests.conftest import Imgkeep
     from tests.support.origins import FakeOrigin
     from tests.support.s3.remote import Remote
+    from tests.support.server import Imgkeep
 
 SERVERS = ["moto", "rclone", "s3rver"]
 ALL = pytest.mark.parametrize("remote", SERVERS, indirect=True)

@@ -16,9 +16,9 @@ from tests.support.s3.misbehaving import only
 from tests.support.s3.remote import HURRIED
 
 if TYPE_CHECKING:
-    from tests.conftest import Imgkeep
     from tests.support.origins import FakeOrigin
     from tests.support.s3.remote import Remote
+    from tests.support.server import Imgkeep
 
 NAME = f"{sha256(picture()).hexdigest()}.png"
 

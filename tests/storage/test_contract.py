@@ -164,9 +164,11 @@ async def test_image_is_not_replaced_without_its_digest(store: Store, backend: B
 
 async def test_record_is_put_without_its_bytes(store: Store, backend: Backend) -> None:
     doubts = frozenset({Doubt.SIGNATURE, Doubt.PLAINTEXT})
-    old = await put_image(store, BODY, replace(record_of(BODY), doubts=doubts, brought_by="0f" * 16))
+    old = await put_image(
+        store, BODY, replace(record_of(BODY), trust=replace(record_of(BODY).trust, doubts=doubts, brought_by="0f" * 16))
+    )
     assert await store.find(old.key) == old
-    new = replace(old, doubts=frozenset(), brought_by="")
+    new = replace(old, trust=replace(old.trust, doubts=frozenset(), brought_by=""))
     assert await store.put_record(new) == new
     assert await store.find(old.key) == new
     assert await fetch_image(store, new) == BODY

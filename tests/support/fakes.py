@@ -440,7 +440,7 @@ class World:
     async def get(self, url: str) -> tuple[str, bytes]:
         """Return outcome and bytes."""
         delivery = await self.ask(url)
-        return delivery.outcome.value, await read_all(delivery)
+        return delivery.cache_status.value, await read_all(delivery)
 
 
 async def read_all(delivery: Delivery, *, piece: int = 32_768) -> bytes:

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from imgkeep.bootstrap.services import Services
     from imgkeep.web.fastpath.context import FastPath
 
-    from tests.conftest import Imgkeep
     from tests.support.raw_http import Answer
+    from tests.support.server import Imgkeep
 
 IMAGE_FIELDS = {
     "cache-control": "public, max-age=31536000, immutable",

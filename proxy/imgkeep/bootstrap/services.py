@@ -328,13 +328,13 @@ def make_outbox_worker(services: Services, platform: Platform) -> OutboxWorker |
     changes = services.image_service.changes
 
     async def note_uploaded(record: Record) -> None:
-        await changes.stored(record)
-        await changes.tell_peers(record.key)
+        await changes.note_stored(record)
+        await changes.notify_peers(record.key)
 
     async def note_dropped(key: Key) -> None:
         await storage.database.image_index.drop([key])
         changes.forget(key)
-        await changes.tell_peers(key)
+        await changes.notify_peers(key)
 
     return OutboxWorker(
         tiered_store=remote.tiered_store,

@@ -36,7 +36,7 @@ from enum import Enum
 from hashlib import sha256
 from typing import TYPE_CHECKING, Final
 
-from imgkeep.core.records import DEFAULT_PORTS, Doubt, Key, Source, Standing
+from imgkeep.core.records import DEFAULT_PORTS, Doubt, Key, Source, Standing, Trust
 
 if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
@@ -294,19 +294,22 @@ def merge(known: Record, new: Record) -> Record:
     """Return what is known of an image when another link has brought the same bytes."""
     brought = new.doubts - {Doubt.INCOMPLETE}
     if Doubt.INCOMPLETE not in new.doubts:
-        known = replace(known, doubts=known.doubts - {Doubt.INCOMPLETE})  # the same bytes, judged better than before
+        known = known.with_doubts(known.doubts - {Doubt.INCOMPLETE})  # the same bytes, judged better than before
     elif known.refetches is None:
-        known = replace(known, doubts=known.doubts | {Doubt.INCOMPLETE})  # else it was confirmed as it is
+        known = known.with_doubts(known.doubts | {Doubt.INCOMPLETE})  # else it was confirmed as it is
     if Doubt.ENDED in known.doubts and not brought & {Doubt.ENDED, Doubt.UNSIGNED} and _is_as_secure(known, new):
         # The link that has not ended is the first one that counts: another has to come before anything is confirmed.
-        return replace(known, doubts=brought | (known.doubts & _NOT_OF_LINKS), brought_by=new.brought_by)
+        return replace(
+            known,
+            trust=replace(known.trust, doubts=brought | (known.doubts & _NOT_OF_LINKS), brought_by=new.brought_by),
+        )
     if Doubt.PLAINTEXT in brought:
         return known
     doubts = known.doubts - {Doubt.PLAINTEXT}
     if Doubt.UNSIGNED in doubts and brought == {Doubt.SCHEME}:
         # Both doubts together are less than either: each kind of link has brought these bytes.
-        return replace(known, doubts=doubts | {Doubt.SCHEME})
-    return replace(known, doubts=doubts)
+        return known.with_doubts(doubts | {Doubt.SCHEME})
+    return known.with_doubts(doubts)
 
 
 def replaced_by(known: Record, new: Record) -> Record:
@@ -316,12 +319,12 @@ def replaced_by(known: Record, new: Record) -> Record:
     """
     doubts = new.doubts | (known.doubts & {Doubt.CONTESTED})
     if known.digest != new.digest:
-        return replace(new, doubts=doubts)
+        return new.with_doubts(doubts)
     if known.refetches is not None and Doubt.INCOMPLETE not in known.doubts:
         doubts -= {Doubt.INCOMPLETE}
     # Clients' copies are as good as they were.
     brought_by = new.brought_by if doubts else ""
-    return replace(new, etag=known.etag, doubts=doubts, brought_by=brought_by, refetches=known.refetches)
+    return replace(new, etag=known.etag, trust=Trust(doubts=doubts, brought_by=brought_by, refetches=known.refetches))
 
 
 def leaves_to_its_link(known: Record, new: Record, *, continues: bool) -> bool:
@@ -363,7 +366,7 @@ def _is_as_secure(known: Record, new: Record) -> bool:
 def can_confirm(known: Record, new: Record) -> bool:
     """Whether equal bytes by another link are a reason to look whether the signature makes a difference."""
     return (
-        can_prove(known, replace(new, doubts=new.doubts - {Doubt.INCOMPLETE}))  # of equal bytes that proves nothing
+        can_prove(known, new.with_doubts(new.doubts - {Doubt.INCOMPLETE}))  # of equal bytes that proves nothing
         and Doubt.ENDED not in known.doubts
         and not known.doubts.isdisjoint(_UNPROVEN)
         and known.brought_by != new.brought_by
@@ -373,7 +376,7 @@ def can_confirm(known: Record, new: Record) -> bool:
 def confirmed(known: Record) -> Record:
     """Return the record of an image whose signature was seen to make a difference."""
     doubts = known.doubts - _UNPROVEN
-    return replace(known, doubts=doubts, brought_by=known.brought_by if doubts else "")
+    return replace(known, trust=replace(known.trust, doubts=doubts, brought_by=known.brought_by if doubts else ""))
 
 
 def prove(

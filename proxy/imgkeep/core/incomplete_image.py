@@ -23,7 +23,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Final
 
 from imgkeep.core.confirmation import OTHERS, Weight, doubts_of, is_trusted_as_much, weigh
-from imgkeep.core.records import Doubt, Refetches
+from imgkeep.core.records import Doubt, Refetches, Trust
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -71,7 +71,7 @@ def is_confirmed_as_it_is(record: Record) -> bool:
 
 def mark(record: Record) -> Record:
     """Return the record of an image that was found incomplete after it was stored, unless it is confirmed as it is."""
-    return record if is_confirmed_as_it_is(record) else replace(record, doubts=record.doubts | {Doubt.INCOMPLETE})
+    return record if is_confirmed_as_it_is(record) else record.with_doubts(record.doubts | {Doubt.INCOMPLETE})
 
 
 def due_at(record: Record) -> datetime:
@@ -125,16 +125,18 @@ def after_refetch(known: Record, outcome: Outcome, now: datetime) -> Record:
     done = replace(done, tries=done.tries + 1, equal=done.equal + (outcome is Outcome.EQUAL), last_at=now)
     if done.equal >= EQUAL_MIN and (now - done.since).total_seconds() >= CONFIRM_AFTER_S:
         return _without_doubt(known, done)
-    return replace(known, refetches=done)
+    return replace(known, trust=replace(known.trust, refetches=done))
 
 
 def after_longer(known: Record, new: Record, now: datetime) -> Record:
     """Return the record of more of the same picture, which is still incomplete."""
     tries = 0 if known.refetches is None else known.refetches.tries
     doubts = new.doubts | (known.doubts & OTHERS)
-    return replace(new, doubts=doubts, refetches=Refetches(tries + 1, 0, now, now))
+    return replace(new, trust=replace(new.trust, doubts=doubts, refetches=Refetches(tries + 1, 0, now, now)))
 
 
 def _without_doubt(known: Record, refetches: Refetches | None) -> Record:
     doubts = known.doubts - {Doubt.INCOMPLETE}
-    return replace(known, doubts=doubts, brought_by=known.brought_by if doubts else "", refetches=refetches)
+    return replace(
+        known, trust=Trust(doubts=doubts, brought_by=known.brought_by if doubts else "", refetches=refetches)
+    )

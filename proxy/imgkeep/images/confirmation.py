@@ -91,8 +91,8 @@ class Confirmer:
         timer: Callable[[], float],
     ) -> None:
         self._dependencies = dependencies
-        self._stored = changes.stored
-        self._tell = changes.tell_peers
+        self._stored = changes.note_stored
+        self._tell = changes.notify_peers
         self._leases = leases
         self._alter = alter
         self._seen: LRUCache[str, Digest] = LRUCache(SEEN_LINKS_MAX)
@@ -165,7 +165,7 @@ class Confirmer:
         # Whether others have records of their own is known of the key, not of what this link brought.
         doubts = new.doubts | (known.doubts & OTHERS)
         brought_by = new.brought_by or (known.brought_by if doubts else "")
-        replacing = replace(new, doubts=doubts, brought_by=brought_by)
+        replacing = replace(new, trust=replace(new.trust, doubts=doubts, brought_by=brought_by))
         return await self._dependencies.store.put(draft, replacing, known.digest)
 
     async def replace_stored(self, known: Record, draft: Draft, new: Record, *, continues: bool) -> Record:
@@ -177,7 +177,7 @@ class Confirmer:
         replacing = replaced_by(known, new)
         if known.digest != new.digest and leaves_to_its_link(known, new, continues=continues):
             await self._leave_to_its_link(known)
-            replacing = replace(replacing, doubts=replacing.doubts | {Doubt.CONTESTED})
+            replacing = replacing.with_doubts(replacing.doubts | {Doubt.CONTESTED})
         return await self._dependencies.store.put(draft, replacing, known.digest)
 
     async def _merge(self, second_fill: SecondFill, draft: Draft) -> Record:
@@ -202,7 +202,7 @@ class Confirmer:
         stored = await self._dependencies.store.put(draft, replace(new, key=own.key, identity=own.identity))
         known = await self._read_again(second_fill.known)
         if Doubt.CONTESTED not in known.doubts:
-            contested = replace(known, doubts=known.doubts | {Doubt.CONTESTED})
+            contested = known.with_doubts(known.doubts | {Doubt.CONTESTED})
             known = await self._dependencies.store.put_record(contested)
             await self._stored(known)
         if can_confirm(known, new) if known.digest == new.digest else can_prove(known, new) or can_complete(known, new):
@@ -284,7 +284,7 @@ class Confirmer:
             second_fill.new,
             key=current.key,
             identity=current.identity,
-            doubts=second_fill.new.doubts | {Doubt.CONTESTED},
+            trust=replace(second_fill.new.trust, doubts=second_fill.new.doubts | {Doubt.CONTESTED}),
         )
         await self._restate(new, current.digest)
         log.warning("placeholder replaced", extra={"key": current.key, "host": current.host, "digest": current.digest})
@@ -293,13 +293,15 @@ class Confirmer:
         """Write a record that shows an image to the link that brought it, whatever replaces it for others."""
         identity = own_identity(known.identity, known.brought_by)
         doubts = known.doubts - {Doubt.CONTESTED}
-        await self._restate(replace(known, key=key_of(identity), identity=identity, doubts=doubts))
+        await self._restate(
+            replace(known, key=key_of(identity), identity=identity, trust=replace(known.trust, doubts=doubts))
+        )
 
     async def _split(self, current: Record) -> None:
         """Have each link of a key show its own image from now on, and tell the operator once."""
         if Doubt.SPLIT in current.doubts:
             return
-        await self._restate(replace(current, doubts=current.doubts | {Doubt.SPLIT}))
+        await self._restate(current.with_doubts(current.doubts | {Doubt.SPLIT}))
         self._dependencies.observer.weighed("split")
         log.warning(
             "key split: the signature names the image at this host",

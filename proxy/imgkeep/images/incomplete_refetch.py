@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -160,7 +160,7 @@ class IncompleteRefetcher:
         """Ask the store whether the image is still the shown one: another worker or node may have replaced it."""
         current = await self._dependencies.store.find(refetch.known.key)
         if current is not None and current != refetch.known:
-            await self._fills.changes.stored(current)
+            await self._fills.changes.note_stored(current)
         if current is None or current.digest != refetch.known.digest or not is_incomplete(current):
             return False
         return not refetch.counts or self._dependencies.clock() >= due_at(current)
@@ -185,7 +185,7 @@ class IncompleteRefetcher:
             return await self._dependencies.store.put(draft, after_longer(current, new, self._now()), current.digest)
         if current.digest != new.digest and outcome is Outcome.WHOLE:
             # Whether others have records of their own is known of the key, not of what this link brought.
-            new = replace(new, doubts=new.doubts | (current.doubts & OTHERS))
+            new = new.with_doubts(new.doubts | (current.doubts & OTHERS))
             return await self._confirmer.replace_stored(current, draft, new, continues=continues)
         if outcome is Outcome.OTHER and refetch.may_be_invented and Doubt.SCHEME in new.doubts:
             return await self._store_for_its_link(refetch, current, draft, new)
@@ -224,7 +224,7 @@ class IncompleteRefetcher:
             current = await self._dependencies.store.find(refetch.known.key)
             if current is not None and current.digest == refetch.known.digest and is_incomplete(current):
                 after = after_refetch(current, Outcome.FAILED, self._now())
-                await self._fills.changes.stored(await self._dependencies.store.put_record(after))
+                await self._fills.changes.note_stored(await self._dependencies.store.put_record(after))
 
     def _now(self) -> datetime:
         return self._dependencies.clock().replace(microsecond=0)

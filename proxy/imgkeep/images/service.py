@@ -228,7 +228,7 @@ class ImageService:
         """Return the record under a key, whether its object is there or not. Raises as `Store.find`."""
         return await self.records.find(key)
 
-    async def shown(self, source: Source) -> Key:
+    async def find_key(self, source: Source) -> Key:
         """
         Return the key of the image that a link is shown, whether one is stored or not.
 
@@ -250,7 +250,7 @@ class ImageService:
         """Drop what memory says of a key: that an image is stored, or that it was removed."""
         self.changes.forget(key)
 
-    def restored(self) -> None:
+    def forget_removals(self) -> None:
         """Refuse no link any more for removed bytes that it brought: an operator undid a removal."""
         self._fills.negative_cache.forget_removals()
 

@@ -251,7 +251,7 @@ class StoredImages:
     async def _find_another(self, lacking: Record) -> Record | None:
         record = await self._records.find_another(lacking)
         if record is not None:
-            await self._changes.stored(record)
+            await self._changes.note_stored(record)
         return record
 
     async def _fetch_another(self, lacking: Record) -> tuple[Record | None, Body | None]:

@@ -214,7 +214,7 @@ class OutboxWorker:
         if is_another and Doubt.PLAINTEXT not in other.doubts - first.doubts:
             own = own_identity(other.identity, other.brought_by)
             await self._primary.import_image(None, replace(other, key=key_of(own), identity=own))
-            first = replace(first, doubts=first.doubts | {Doubt.CONTESTED})
+            first = first.with_doubts(first.doubts | {Doubt.CONTESTED})
         if first == standing:
             return standing
         return await self._primary.put_record(first, standing.digest if replaces else None)

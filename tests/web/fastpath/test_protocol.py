@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from imgkeep.core.records import Record
     from imgkeep.web.messages import HttpResponse, ImageRequest
 
-    from tests.conftest import Imgkeep
     from tests.support.origins import FakeOrigin
+    from tests.support.server import Imgkeep
 
     Start = Callable[..., Awaitable[Imgkeep]]
 
@@ -222,7 +222,7 @@ async def test_changed_record_changes_the_next_response(imgkeep: Imgkeep, origin
     assert answer is not None
     record = await image_service.look_up(answer.key)  # type: ignore[arg-type]
     assert record is not None
-    await image_service.changes.stored(replace(record, etag='"another"'))
+    await image_service.changes.note_stored(replace(record, etag='"another"'))
     async with connect(port_of(imgkeep)) as line:
         assert (await line.ask(target)).headers["etag"] == '"another"'
 
@@ -249,7 +249,7 @@ async def meanwhile(imgkeep: Imgkeep, url: str, change: Callable[[Record], Await
 
 async def test_image_that_is_replaced_while_it_is_read_is_not_cached(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     async def replace_it(record: Record) -> None:
-        await services_of(imgkeep).image_service.changes.stored(replace(record, etag='"another"'))
+        await services_of(imgkeep).image_service.changes.note_stored(replace(record, etag='"another"'))
 
     target = await meanwhile(imgkeep, origin.gives("/a.png", IMAGE), replace_it)
     async with connect(port_of(imgkeep)) as line:
