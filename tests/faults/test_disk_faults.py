@@ -556,7 +556,8 @@ async def test_truncated_record_is_quarantined_and_the_image_fetched_again(start
     first = await start()
     url, body = serve(origin, "a")
     await see(first, url, body)
-    await first.client.server.app[SERVICES].storage.database.image_index.count()  # type: ignore[attr-defined]  # waits for rows on their way
+    image_index = first.client.server.app[SERVICES].storage.database.image_index  # type: ignore[attr-defined]
+    await image_index.count()  # waits for rows on their way
     (path,) = first.files("records")
     os.truncate(path, path.stat().st_size // 2)
     # The database still knows what the record said.
