@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from tests.conftest import Imgkeep
     from tests.support.origins import FakeOrigin
     from tests.support.program import Program
+    from tests.support.server import Imgkeep
 
 NUMBER = 500
 SLACK = NUMBER // 2

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
     from imgkeep.core.identity.rule import Rule, Shape
 
-    from tests.conftest import Imgkeep
     from tests.support.origins import Exchange, FakeOrigin
+    from tests.support.server import Imgkeep
 
 NOW = datetime(2026, 1, 10, 12, 30, tzinfo=UTC)
 

@@ -19,7 +19,7 @@ from imgkeep.images import format_checker as checks
 from imgkeep.images.fill import Fill
 from imgkeep.images.format_checker import ITERATION_STEPS_MAX, QUICK_THREADS, SLOW_THREADS, FormatChecker
 from imgkeep.storage.local.draft import LocalDraft
-from imgkeep.web.parse_budget import PARSE_STEP_BYTES, PARSE_ITERATION_BYTES
+from imgkeep.web.parse_budget import PARSE_ITERATION_BYTES, PARSE_STEP_BYTES
 
 from tests.faults.test_process import serving
 from tests.support.hostile_images import WORST
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
 
-    from tests.conftest import Imgkeep
     from tests.support.origins import Exchange, FakeOrigin
+    from tests.support.server import Imgkeep
 
     Start = Callable[..., Awaitable[Imgkeep]]
 

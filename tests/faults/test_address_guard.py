@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import AsyncIterator, Awaitable, Callable
 
-    from tests.conftest import Imgkeep
     from tests.support.origins import Exchange
+    from tests.support.server import Imgkeep
 
 CASES: list[dict[str, Any]] = json.loads(
     (Path(__file__).parents[1] / "cases" / "forbidden_sources.json").read_text("utf-8")

@@ -24,8 +24,8 @@ from tests.support.raw_http import ask, port_of, request, split, talk, target_of
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.conftest import Imgkeep
     from tests.support.origins import FakeOrigin
+    from tests.support.server import Imgkeep
 
 
 async def closed_after(port: int, data: bytes, *, drip: bytes = b"") -> float:

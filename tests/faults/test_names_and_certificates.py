@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 
     from imgkeep.origin.client import OriginClient
 
-    from tests.conftest import Imgkeep
     from tests.support.network import Addresses
     from tests.support.origins import Exchange
+    from tests.support.server import Imgkeep
 
     StartImgkeep = Callable[..., Awaitable[Imgkeep]]
 

@@ -25,9 +25,9 @@ else:
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from tests.conftest import Imgkeep
     from tests.support.network import Seen
     from tests.support.origins import Exchange, FakeOrigin, Script
+    from tests.support.server import Imgkeep
 
     StartImgkeep = Callable[..., Awaitable[Imgkeep]]
 

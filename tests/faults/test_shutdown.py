@@ -10,11 +10,11 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import aiohttp
-
 from imgkeep.bootstrap.exit_deadline import EXIT_TIMEOUT_S
 from imgkeep.bootstrap.lifecycle import DRAIN_NOTICE_S, GRACE_S
 from imgkeep.cluster.control import KILL_TIMEOUT_S
 from imgkeep.cluster.supervisor import CHECK_INTERVAL_S
+
 from tests.support.pictures import picture
 from tests.support.program import ROOT, serving, until
 
@@ -43,7 +43,7 @@ def test_every_deadline_is_below_that_of_the_unit() -> None:
     unit = (ROOT / "deploy" / "imgkeep.service").read_text()
     (allowed,) = re.findall(r"^TimeoutStopSec=(\d+)$", unit, re.MULTILINE)
     assert DRAIN_NOTICE_S + GRACE_S < EXIT_TIMEOUT_S < KILL_TIMEOUT_S
-    assert KILL_TIMEOUT_S + CHECK_INTERVAL_S < int(allowed)
+    assert int(allowed) > KILL_TIMEOUT_S + CHECK_INTERVAL_S
 
 
 async def test_hanging_disk_does_not_hold_up_the_end(tmp_path: Path, origin: FakeOrigin) -> None:

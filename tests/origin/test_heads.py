@@ -21,9 +21,9 @@ from tests.support.response_heads import BODY, CHUNKS, HEADS, LENGTH, OK, lines
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
 
-    from tests.conftest import Imgkeep
     from tests.support.origins import Exchange
     from tests.support.response_heads import Head
+    from tests.support.server import Imgkeep
 
     Start = Callable[..., Awaitable[Imgkeep]]
 

@@ -13,7 +13,7 @@ from imgkeep.web.fastpath.states import State
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from tests.conftest import Imgkeep
+    from tests.support.server import Imgkeep
 
 
 class Wire(asyncio.Transport):

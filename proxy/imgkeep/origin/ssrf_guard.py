@@ -2,8 +2,8 @@
 The guard against requests to addresses of the inside (SSRF): it judges every address where the connection is made.
 
 It has two gates, because one is not enough. The resolver judges all answers of a name together: a name with one
-refused address is refused, whichever address the connector would choose. The socket factory judges the very address of the
-connect call, so neither a literal (the connector asks no resolver about it) nor an answer that has changed since passes.
+refused address is refused, whichever address the connector would choose. The socket factory judges the very address of
+the connect call, so neither a literal (the connector asks no resolver about it) nor an answer that has changed passes.
 """
 
 from __future__ import annotations

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
 
-    from tests.conftest import Imgkeep
     from tests.support.s3.gate import Gate
     from tests.support.s3.servers import S3Server
+    from tests.support.server import Imgkeep
 
 PATIENT_S = 10
 """No machine is so busy with other tests that a server which is well takes longer."""
