@@ -220,11 +220,11 @@ class Supervisor:
             worker.handle(event, time.monotonic())
             if event is WorkerEvent.CONTROL_CLOSED:
                 self._selector.unregister(control)
-                self._bury_dead()
+                self._reap_dead()
             elif worker.is_ready and not was_ready:
-                self._welcome(worker)
+                self._enter_service(worker)
 
-    def _welcome(self, worker: WorkerProcess) -> None:
+    def _enter_service(self, worker: WorkerProcess) -> None:
         """Put a worker that has become ready into its slot, and go on with what waited for it."""
         slot = self._slots[worker.slot]
         if worker is self._coming:
@@ -268,12 +268,12 @@ class Supervisor:
         self._count_life(slot, worker, now)
         self._start_later(slot, "worker unresponsive; replacing", {"worker": worker.name, "pid": worker.process.pid})
 
-    def _bury_dead(self) -> None:
+    def _reap_dead(self) -> None:
         for worker in self._all():
             if worker.has_ended:
-                self._bury(worker, worker.process.returncode)
+                self._reap(worker, worker.process.returncode)
 
-    def _bury(self, worker: WorkerProcess, status: int) -> None:
+    def _reap(self, worker: WorkerProcess, status: int) -> None:
         """Take note of the end of a worker."""
         remove_leases_of(worker.name, self._folder.leases)
         with suppress(OSError):
@@ -367,8 +367,8 @@ class Supervisor:
         log.error("reload failed: a new worker does not start", extra=facts)
 
     def _check_clock(self) -> None:
-        """Bury dead workers, start those that are due, and replace or kill those that take too long."""
-        self._bury_dead()
+        """Reap dead workers, start those that are due, and replace or kill those that take too long."""
+        self._reap_dead()
         now = time.monotonic()
         was_paused, self._checked_at = now - self._checked_at > PAUSE_S, now
         for number, slot in enumerate(self._slots):
