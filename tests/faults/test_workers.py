@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import re
 import resource
 import signal
 import sys
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -22,16 +21,13 @@ from tests.support.pictures import picture, picture_of
 from tests.support.program import ROOT, injecting, need_strace, run, serving, until
 from tests.support.proxies import connections_of, workers
 from tests.support.raw_http import request, split, talk, target_of
+from tests.support.worker_requests import ASKED, ask_together, counted, drafts_of, streaming
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
     from tests.support.origins import Exchange, FakeOrigin, Script
     from tests.support.proxies import Worker
-from tests.support.program import Answer, Program
+from tests.support.program import Program
 
-ASKED: int = 30
-"""So many new connections that none of three workers is left out."""
 REAL_INTERPRETER = Path(sys.executable).resolve()
 OLD: int = 6
 """So many of HTTP/1.0."""
@@ -54,22 +50,13 @@ async def holder(program: Program) -> Worker:
     return workers(program)[str(next(folder.iterdir()).readlink())]
 
 
-async def crowd(program: Program, url: str, number: int = ASKED) -> list[Answer]:
-    return await asyncio.gather(*(program.img(url) for _ in range(number)))
-
-
-async def counted(program: Program, pattern: str) -> float:
-    page = (await program.get("/metrics")).body.decode()
-    return sum(float(value) for value in re.findall(rf"^{pattern}[^ ]* (\S+)$", page, re.MULTILINE))
-
-
 async def test_several_workers_are_one_server(tmp_path: Path, origin: FakeOrigin) -> None:
     body = picture_of(1_000_000)
     gate = asyncio.Event()
     cold = origin.on("/cold.png", gated_body(body, gate, ahead=300_000))
     async with serving(tmp_path / "data", server__workers="3", TMPDIR=str(tmp_path)) as program:
         # One fill, many readers, wherever they come in.
-        asking = asyncio.create_task(crowd(program, cold))
+        asking = asyncio.create_task(ask_together(program, cold))
         await until(lambda: origin.asked("/cold.png") > 0)
         old_request = request(target_of(cold), version="1.0")
         port = int(program.address.rpartition(":")[2])
@@ -99,13 +86,13 @@ async def test_several_workers_are_one_server(tmp_path: Path, origin: FakeOrigin
         assert await counted(program, r'imgkeep_job_links_total\{outcome="saved"') == 20
 
         # What was removed is shown by nobody from then on.
-        assert {answer.cache_status for answer in await crowd(program, links[0])} == {"imgkeep; hit"}
+        assert {answer.cache_status for answer in await ask_together(program, links[0])} == {"imgkeep; hit"}
         name = (await program.img(links[0])).headers["Content-Location"]
         async with program.session.delete(
             f"http://{program.address}/api/images?src={quote(links[0], safe='')}"
         ) as removal:
             assert removal.status == 200
-        assert {answer.status for answer in await crowd(program, links[0])} == {410}
+        assert {answer.status for answer in await ask_together(program, links[0])} == {410}
         assert {(await program.get(name)).status for _ in range(10)} == {410}
         assert [line for line in program.log if json.loads(line)["level"] not in {"info", "debug"}] == []
 
@@ -119,12 +106,12 @@ async def test_an_undo_and_a_refetch_reach_every_worker_and_cost_one_fetch(tmp_p
     old, new = picture(seed=1), picture(seed=2)
     url = origin.gives("/a.png", old)
     async with serving(tmp_path / "data", server__workers="3", TMPDIR=str(tmp_path)) as program:
-        assert {answer.body for answer in await crowd(program, url)} == {old}
+        assert {answer.body for answer in await ask_together(program, url)} == {old}
         async with program.session.delete(f"http://{program.address}/api/images?src={quote(url, safe='')}") as removal:
             key = (await removal.json())["key"]
-        assert {answer.status for answer in await crowd(program, url)} == {410}
+        assert {answer.status for answer in await ask_together(program, url)} == {410}
         assert (await call(program, "/api/restore", url=url))[0] == 200
-        assert {(answer.status, answer.body) for answer in await crowd(program, url)} == {(200, old)}
+        assert {(answer.status, answer.body) for answer in await ask_together(program, url)} == {(200, old)}
         assert origin.asked("/a.png") == 2
 
         go = asyncio.Event()
@@ -136,11 +123,13 @@ async def test_an_undo_and_a_refetch_reach_every_worker_and_cost_one_fetch(tmp_p
         origin.on("/a.png", slow)
         asking = [asyncio.create_task(call(program, f"/api/images/{key}/refetch", url=url)) for _ in range(ASKED)]
         await until(lambda: origin.asked("/a.png") == 3)
-        assert {answer.body for answer in await crowd(program, url)} == {old}, "nobody waits, and nobody sees a part"
+        assert {answer.body for answer in await ask_together(program, url)} == {old}, (
+            "nobody waits, and nobody sees a part"
+        )
         go.set()
         told = [await each for each in asking]
         assert {(status, facts["replaced"]) for status, facts in told} == {(200, True)}
-        answers = await crowd(program, url)
+        answers = await ask_together(program, url)
         assert {(answer.body, answer.cache_status) for answer in answers} == {(new, "imgkeep; hit")}
         assert origin.asked("/a.png") == 3
         assert [line for line in program.log if json.loads(line)["level"] not in {"info", "debug"}] == []
@@ -152,7 +141,7 @@ async def test_workers_fetch_an_incomplete_image_again_once_for_all(tmp_path: Pa
     url = origin.gives("/a.png", half)
     folder = tmp_path / "data"
     async with serving(folder, server__workers="2", TMPDIR=str(tmp_path)) as program:
-        assert {answer.body for answer in await crowd(program, url)} == {half}
+        assert {answer.body for answer in await ask_together(program, url)} == {half}
         assert origin.asked("/a.png") == 1
     (path,) = (folder / "v1" / "records").rglob("*.json")
     record = json.loads(path.read_bytes())
@@ -160,32 +149,13 @@ async def test_workers_fetch_an_incomplete_image_again_once_for_all(tmp_path: Pa
     path.write_text(json.dumps(record | {"stored_at": "2026-01-01T00:00:00Z"}))
     origin.gives("/a.png", whole)
     async with serving(folder, server__workers="2", TMPDIR=str(tmp_path)) as program:
-        assert {answer.body for answer in await crowd(program, url)} <= {half, whole}, "nobody waits"
+        assert {answer.body for answer in await ask_together(program, url)} <= {half, whole}, "nobody waits"
         await until(lambda: json.loads(path.read_bytes())["digest"] != record["digest"])
         async with asyncio.timeout(30):
-            while {answer.body for answer in await crowd(program, url)} != {whole}:  # noqa: ASYNC110 - nothing tells it
+            while {answer.body for answer in await ask_together(program, url)} != {whole}:  # noqa: ASYNC110 - nothing tells it
                 await asyncio.sleep(0.02)  # the other worker is told
         assert origin.asked("/a.png") == 2
         assert await counted(program, r'imgkeep_incomplete_refetches_total\{outcome="whole"\}') == 1
-
-
-def drafts_of(worker: Worker) -> list[str]:
-    """Return the files that a worker has open and that are being written, or were moved or removed meanwhile."""
-    found = []
-    for descriptor in Path(f"/proc/{worker.pid}/fd").iterdir():
-        with suppress(OSError):
-            place = descriptor.readlink()
-            if place.parent.name == "partial" or (place.parent.parent.name == "objects"):
-                found.append(place.name)
-    return found
-
-
-@asynccontextmanager
-async def many(program: Program, url: str) -> AsyncIterator[list[aiohttp.ClientResponse]]:
-    """Ask as browsers do, so often that each of two workers is asked; yield the answers as soon as all have begun."""
-    target = f"http://{program.address}/img?src={quote(url, safe='')}"
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
-        yield await asyncio.gather(*(session.get(target) for _ in range(ASKED)))
 
 
 @pytest.mark.parametrize("declared", [True, False], ids=["size known", "size unknown"])
@@ -196,7 +166,7 @@ async def test_who_follows_in_another_worker_reads_the_file_that_grows(
     gate = asyncio.Event()
     url = origin.on("/a.png", gated_body(body, gate, ahead=40_000, declared=declared))
     folder = tmp_path / "größe %41"
-    async with serving(folder, server__workers="2") as program, many(program, url) as answers:
+    async with serving(folder, server__workers="2") as program, streaming(program, url) as answers:
         drafts = [draft for worker in workers(program).values() for draft in drafts_of(worker)]
         assert len(drafts) == 2, "each worker has a file open, once for all who ask there"
         assert len(set(drafts)) == 1
@@ -224,7 +194,7 @@ async def test_who_follows_in_another_worker_is_not_disturbed_by_a_disk_that_fai
     url = origin.on("/a.png", gated_body(body, gate, ahead=200_000))
     async with (
         serving(tmp_path / "data", prepare=limit, server__workers="2") as program,
-        many(program, url) as answers,
+        streaming(program, url) as answers,
     ):
         assert all(map(drafts_of, workers(program).values()))
         gate.set()
@@ -244,7 +214,7 @@ async def test_what_breaks_off_is_taken_for_whole_by_nobody(tmp_path: Path, orig
         exchange.finish()
 
     url = origin.on("/a.png", broken)
-    async with serving(tmp_path / "data", server__workers="2") as program, many(program, url) as answers:
+    async with serving(tmp_path / "data", server__workers="2") as program, streaming(program, url) as answers:
         assert all(map(drafts_of, workers(program).values()))
         if end == "the worker":
             os.kill((await holder(program)).pid, signal.SIGKILL)
@@ -269,7 +239,7 @@ async def test_a_worker_that_dies_takes_nothing_with_it(tmp_path: Path, origin: 
         first.cancel()
         gate.set()
         # Those who wait get it from who is left, or from who comes in the place of the dead.
-        answers = await crowd(program, url, 10)
+        answers = await ask_together(program, url, 10)
         assert {(answer.status, answer.body == body) for answer in answers} == {(200, True)}
         assert origin.asked("/a.png") == 2
         await until(lambda: len(workers(program)) == 2 and victim.name not in workers(program))
@@ -350,7 +320,9 @@ async def test_a_holder_that_is_held_up_is_not_taken_for_dead_by_a_crowd(tmp_pat
         pid = (await holder(program)).pid
         os.kill(pid, signal.SIGSTOP)
         try:
-            asking = asyncio.create_task(crowd(program, url, 500))  # more than wait at a socket, unless it is told so
+            asking = asyncio.create_task(
+                ask_together(program, url, 500)
+            )  # more than wait at a socket, unless it is told so
             await asyncio.sleep(0.8)
         finally:
             os.kill(pid, signal.SIGCONT)
@@ -396,7 +368,7 @@ async def test_a_reload_during_a_reload_reaches_every_worker(tmp_path: Path, ori
         assert said(program, "reload failed: a new worker does not start") == 0
         await until(lambda: not workers(program).keys() & (before | {new}))
         url = origin.gives("/a.png", picture())
-        await crowd(program, url)
+        await ask_together(program, url)
         await until(lambda: said(program, "request") == ASKED)
 
 
@@ -419,7 +391,7 @@ async def test_a_program_that_cannot_be_started_ends_a_reload_and_nothing_else(
         await until(lambda: said(program, "worker start failed; retrying") > 1)
         interpreter.symlink_to(REAL_INTERPRETER)
         await until(lambda: len(workers(program)) == 2)
-        assert {answer.status for answer in await crowd(program, url)} == {200}
+        assert {answer.status for answer in await ask_together(program, url)} == {200}
 
 
 async def test_sigterm_while_a_worker_starts_again_is_a_good_end(tmp_path: Path) -> None:
