@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import sqlalchemy as sa
 from imgkeep.web.access_log import ACCESS_LOG
-from imgkeep.web.connection import Connection
+from imgkeep.web.fastpath.protocol import FastConnection
 
 from tests.support.image_requests import store_image
 from tests.support.pictures import picture_of
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from tests.conftest import Imgkeep
     from tests.support.origins import FakeOrigin
     from tests.support.program import Program
+    from tests.support.server import Imgkeep
 
 NUMBER = 500
 SLACK = NUMBER // 2
@@ -134,11 +134,13 @@ async def test_function_calls_and_sql_of_a_hit(imgkeep: Imgkeep, origin: FakeOri
     server = imgkeep.client.server.runner.server  # type: ignore[union-attr]
     assert server is not None
     connection, transport = server(), Transport()
-    assert isinstance(connection, Connection)
+    assert isinstance(connection, FastConnection)
     app = imgkeep.client.app
     assert app is not None
     object.__setattr__(app[ACCESS_LOG], "enabled", False)
     connection.connection_made(transport)
+    while not connection._is_aiohttp_idle():  # noqa: ASYNC110 - no event tells of it
+        await asyncio.sleep(0)
     data = request(target_of(url), close=False)
     connection.data_received(data)
     calls = 0

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, MutableMapping
     from types import FrameType
 
-    from tests.conftest import Imgkeep as Server
+    from tests.support.server import Imgkeep as Server
 
     Maker = Callable[[int], str]
 

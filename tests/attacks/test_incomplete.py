@@ -19,9 +19,9 @@ from tests.support.signed_links import BRIEF, FOREVER, PICTURE, UNCERTAIN, Signe
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from tests.conftest import Imgkeep
     from tests.support.origins import FakeOrigin
     from tests.support.s3.remote import Remote
+    from tests.support.server import Imgkeep
 
     Start = Callable[..., Awaitable[Imgkeep]]
 

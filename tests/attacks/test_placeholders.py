@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     import pytest
 
-    from tests.conftest import Imgkeep
     from tests.support.origins import FakeOrigin
+    from tests.support.server import Imgkeep
 
     Start = Callable[..., Awaitable[Imgkeep]]
 

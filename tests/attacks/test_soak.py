@@ -25,15 +25,15 @@ from tests.support.hostile_images import WORST
 from tests.support.hostile_transfers import read, unframed
 from tests.support.network import until
 from tests.support.pictures import picture, picture_of
-from tests.support.program import serving
 from tests.support.raw_http import port_of, request, split, talk, target_of
+from tests.support.single_process import serving
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
 
-    from tests.conftest import Imgkeep
     from tests.support.origins import Exchange, FakeOrigin
+    from tests.support.server import Imgkeep
 
     Start = Callable[..., Awaitable[Imgkeep]]
 
@@ -207,23 +207,22 @@ async def test_memory_returns_after_hostile_fills(tmp_path: Path, origin: FakeOr
     """In a process of its own. Each fill took 134 MB once, and never freed it."""
     bodies = [WORST[Format.SVG, name](SVG_BYTES) for name in HEAVY]
     urls = [origin.on(f"/{n}.svg", unframed(body)) for n, body in enumerate(islice(cycle(bodies), 60))]
-    async with serving(tmp_path / "data") as program:
-        port = int(program.address.rpartition(":")[2])
+    async with serving(tmp_path / "run") as running:
 
         async def fill(url: str) -> int:
-            return len(split(await talk(port, request(target_of(url)), timeout_s=30)).body)
+            return len(split(await talk(running.port, request(target_of(url)), timeout_s=30)).body)
 
         for url in urls[:12]:
             assert await fill(url) > 0
-        before = program.rss()
+        before = running.rss()
         for url in urls[12:24]:
             await fill(url)
-        most = program.rss()
+        most = running.rss()
         for at in range(24, len(urls), 12):
             await asyncio.gather(*[fill(url) for url in urls[at : at + 12]])
-            most = max(most, program.rss())
-        assert program.rss() - before < LEFT_BYTES_MAX
+            most = max(most, running.rss())
+        assert running.rss() - before < LEFT_BYTES_MAX
         assert most - before < 2 * LEFT_BYTES_MAX
         assert all(origin.asked(f"/{n}.svg") == 1 for n in range(len(urls)))
-        assert split(await talk(port, request("/readyz"))).status == 200
-    assert not list(program.folder.glob("v1/objects/*/*"))
+        assert split(await talk(running.port, request("/readyz"))).status == 200
+    assert not list(running.folder.glob("v1/objects/*/*"))

@@ -44,8 +44,8 @@ if TYPE_CHECKING:
 
     from imgkeep.core.records import Key, Record
 
-    from tests.conftest import Imgkeep
     from tests.support.origins import Exchange, FakeOrigin
+    from tests.support.server import Imgkeep
 
     Start = Callable[..., Awaitable[Imgkeep]]
 

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from playwright.async_api import Browser, Page
 
-    from tests.conftest import Imgkeep
     from tests.support.origins import Exchange
+    from tests.support.server import Imgkeep
 
 PAGE = """<!doctype html><meta charset="utf-8"><title>A page</title><base href="/"><link rel="icon" href="data:,">
 <img src="{origin}/there.png"><img src="own.png"><div id="room"></div>

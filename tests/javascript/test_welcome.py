@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from playwright.async_api import Browser, Page
 
-    from tests.conftest import Imgkeep
+    from tests.support.server import Imgkeep
 
     Start = Callable[..., Awaitable[Imgkeep]]
 

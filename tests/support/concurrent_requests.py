@@ -15,9 +15,9 @@ from tests.support.raw_http import port_of, request, split
 if TYPE_CHECKING:
     from imgkeep.web.fastpath.states import State
 
-    from tests.conftest import Imgkeep
     from tests.support.origins import Exchange
     from tests.support.raw_http import Answer
+    from tests.support.server import Imgkeep
 
 IMAGE = picture_of(200_000)
 NUMBER = 40

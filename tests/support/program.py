@@ -132,11 +132,6 @@ class Program:
         assert report["status"] == status, report
         return report
 
-    def rss(self) -> int:
-        """Return the resident memory in bytes."""
-        pages = int(Path(f"/proc/{self.process.pid}/statm").read_text("ascii").split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE")
-
     def kill(self) -> None:
         """End the process and all that it started, at once."""
         with suppress(ProcessLookupError):

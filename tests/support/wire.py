@@ -13,7 +13,7 @@ from imgkeep.web.fastpath.states import State
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from tests.conftest import Imgkeep
+    from tests.support.server import Imgkeep
 
 
 class Wire(asyncio.Transport):
@@ -95,7 +95,7 @@ async def wired(imgkeep: Imgkeep, *, stall_timeout_s: float = 60) -> AsyncIterat
     connection._context = replace(connection._context, stall_timeout_s=stall_timeout_s)
     wire.protocol = connection
     connection.connection_made(wire)
-    while not is_idle(connection):  # noqa: ASYNC110 - aiohttp tells nobody
+    while not is_idle(connection):  # noqa: ASYNC110 - aiohttp sets no event
         await asyncio.sleep(0)
     yield connection, wire
     connection.connection_lost(None)

@@ -16,8 +16,8 @@ from tests.support.wire import Wire
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.conftest import Imgkeep
     from tests.support.origins import FakeOrigin
+    from tests.support.server import Imgkeep
 
 
 @dataclass

@@ -11,8 +11,8 @@ from tests.support.pictures import picture_of
 from tests.support.raw_http import ask, connect, port_of, target_of
 
 if TYPE_CHECKING:
-    from tests.conftest import Imgkeep
     from tests.support.origins import FakeOrigin
+    from tests.support.server import Imgkeep
 
 SMALL = picture_of(20_000)
 LARGE = picture_of(3_000_000)

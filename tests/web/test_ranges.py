@@ -14,8 +14,8 @@ from tests.support.pictures import picture_of
 from tests.support.raw_http import get, target_of
 
 if TYPE_CHECKING:
-    from tests.conftest import Imgkeep
     from tests.support.origins import FakeOrigin
+    from tests.support.server import Imgkeep
 
 pytestmark = WITH_AND_WITHOUT_FAST_PATH
 

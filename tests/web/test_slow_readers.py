@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from imgkeep.web.fastpath.protocol import FastConnection
 
-    from tests.conftest import Imgkeep
     from tests.support.origins import FakeOrigin
+    from tests.support.server import Imgkeep
 
     Start = Callable[..., Awaitable[Imgkeep]]
 
@@ -33,12 +33,12 @@ STALL_S = 0.05
 async def ask_all(connection: FastConnection, wire: Wire, data: bytes) -> int:
     """Send a request and wait until it is answered; return the size of the response."""
     before = wire.taken + wire.held
-    while not is_idle(connection):  # noqa: ASYNC110 - aiohttp tells nobody
+    while not is_idle(connection):  # noqa: ASYNC110 - aiohttp sets no event
         await asyncio.sleep(0)
     connection.data_received(data)
     await wire.written.wait()
     wire.written.clear()
-    while not is_idle(connection) and not wire.held:  # noqa: ASYNC110 - aiohttp tells nobody
+    while not is_idle(connection) and not wire.held:  # noqa: ASYNC110 - aiohttp sets no event
         await asyncio.sleep(0.001)
     return wire.taken + wire.held - before
 
@@ -117,5 +117,5 @@ async def test_pipelining_client_is_not_read_while_enough_waits(imgkeep: Imgkeep
         assert not wire.reads
         assert len(connection._buffer) < 20_000
         gate.set()
-        while wire.taken < len(IMAGE) + sent * 100 or not wire.reads:  # noqa: ASYNC110 - aiohttp tells nobody
+        while wire.taken < len(IMAGE) + sent * 100 or not wire.reads:  # noqa: ASYNC110 - aiohttp sets no event
             await asyncio.sleep(0.001)

@@ -309,7 +309,7 @@ class Supervisor:
 
     @staticmethod
     def _count_life(slot: _Slot, worker: WorkerProcess, now: float) -> None:
-        """Restart at once after a long life, and later each time after short ones."""
+        """Restart soon after a long life, and later each time after short ones."""
         if now - worker.started_at > EARLY_DEATH_S:
             slot.early_deaths = 0
 
@@ -397,5 +397,5 @@ class Supervisor:
 
 
 def _exit_status(status: int) -> int:
-    """Return what a shell reports; a process that a signal ended has failed."""
+    """Return a status for the shell; a process that a signal ended has failed."""
     return status if status >= 0 else 1

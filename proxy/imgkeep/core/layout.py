@@ -12,6 +12,7 @@ record of a version that it does not know.
 from __future__ import annotations
 
 import re
+from dataclasses import asdict
 from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
@@ -103,8 +104,8 @@ class _StoredRefetches(msgspec.Struct):
 
 class _StoredRecord(msgspec.Struct, omit_defaults=False):
     """
-    Version 1. Unknown fields are passed over, so that a newer writer may add some. Without `doubts` it is confirmed.
-    Only an image that was incomplete once has `refetches`.
+    Version 1, as `encode_record` writes it; only the decoder makes one. It passes over unknown fields, so that a newer
+    writer may add some. Without `doubts` the image is confirmed. Only one that was incomplete once has `refetches`.
     """
 
     key: str
@@ -188,29 +189,30 @@ def read_doubts(words: Iterable[str]) -> frozenset[Doubt]:
 
 def encode_record(record: Record) -> bytes:
     """Return the JSON of a record, one field a line, so that people can read it too."""
-    pixel_size = record.pixel_size
-    stored = _StoredRecord(
-        key=record.key,
-        identity=record.identity,
-        key_version=KEY_VERSION,
-        host=record.host,
-        digest=record.digest,
-        extension=record.format.extension,
-        content_type=record.format.media_type,
-        size=record.size,
-        width=pixel_size.width if pixel_size else None,
-        height=pixel_size.height if pixel_size else None,
-        etag=record.etag,
-        stored_at=record.stored_at,
-        provider=record.provider,
-        temporary=record.temporary,
-        expires_at=record.expires_at,
-        origin_etag=record.validator.etag if record.validator else None,
-        origin_modified=record.validator.modified if record.validator else None,
-        doubts=write_doubts(record.doubts) or msgspec.UNSET,
-        brought_by=record.brought_by or msgspec.UNSET,
-        refetches=_write_refetches(record.refetches),
-    )
+    pixel_size, validator, refetches = record.pixel_size, record.validator, record.refetches
+    stored = {
+        "key": record.key,
+        "identity": record.identity,
+        "key_version": KEY_VERSION,
+        "host": record.host,
+        "digest": record.digest,
+        "extension": record.format.extension,
+        "content_type": record.format.media_type,
+        "size": record.size,
+        "width": pixel_size.width if pixel_size else None,
+        "height": pixel_size.height if pixel_size else None,
+        "etag": record.etag,
+        "stored_at": record.stored_at,
+        "provider": record.provider,
+        "temporary": record.temporary,
+        "expires_at": record.expires_at,
+        "origin_etag": validator.etag if validator else None,
+        "origin_modified": validator.modified if validator else None,
+        **({"doubts": write_doubts(record.doubts)} if record.doubts else {}),
+        **({"brought_by": record.brought_by} if record.brought_by else {}),
+        **({"refetches": asdict(refetches)} if refetches else {}),
+        "version": 1,
+    }
     return _format(stored)
 
 
@@ -243,7 +245,7 @@ def read_refusal_keys(data: bytes) -> frozenset[Key]:
     return frozenset(Key(key) for key in keys if _HASH.fullmatch(key))
 
 
-def _format(stored: msgspec.Struct) -> bytes:
+def _format(stored: object) -> bytes:
     return msgspec.json.format(msgspec.json.encode(stored), indent=1) + b"\n"
 
 
@@ -287,12 +289,6 @@ def decode_record(data: bytes) -> Record | Tombstone:
             refetches=_read_refetches(stored.refetches),
         ),
     )
-
-
-def _write_refetches(refetches: Refetches | None) -> _StoredRefetches | msgspec.UnsetType:
-    if refetches is None:
-        return msgspec.UNSET
-    return _StoredRefetches(refetches.tries, refetches.equal, refetches.since, refetches.last_at)
 
 
 def _read_refetches(stored: _StoredRefetches | msgspec.UnsetType) -> Refetches | None:

@@ -253,8 +253,8 @@ class Record:
     What is known under a key. Several records may point at one object.
 
     Attributes:
-        etag: Strong validator of `/img` (RFC 9110, 8.8.3), quotes included. Every fill draws a new one and does not take
-            it from the bytes, because it goes out before the last of them is known; so hit and miss answer alike.
+        etag: Strong validator of `/img` (RFC 9110, 8.8.3), quotes included. Every fill draws one, and does not derive it
+            from the bytes, because it goes out before the last of them is known; so hit and miss answer alike.
         stored_at: When the image was fetched, to the second.
         validator: The origin's, where it gave one.
         pending: Whether the image is in the fallback only, and waits for the primary. Not part of the stored record.

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
     from aiohttp import ClientResponse
 
-    from tests.conftest import Imgkeep
     from tests.support.s3.gate import Gate
     from tests.support.s3.servers import S3Server
+    from tests.support.server import Imgkeep
 
 PATIENT_S = 10
 """No machine is so busy with other tests that a server which is well takes longer."""
@@ -88,12 +88,12 @@ async def readyz(imgkeep: Imgkeep) -> dict[str, Any]:
 
 async def comes_true(condition: Callable[[], Awaitable[bool]], *, within_s: float = 30) -> None:
     async with asyncio.timeout(within_s):
-        while not await condition():  # noqa: ASYNC110 - no event tells it
+        while not await condition():  # noqa: ASYNC110 - another process sets no event
             await asyncio.sleep(0.05)
 
 
 async def replicated(imgkeep: Imgkeep) -> None:
-    """Wait until the bucket works again and nothing waits for it."""
+    """Wait until the bucket is used again and the outbox is empty."""
 
     async def done() -> bool:
         report = await readyz(imgkeep)

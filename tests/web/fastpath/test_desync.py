@@ -17,9 +17,9 @@ from tests.support.program import until
 from tests.support.raw_http import connect, port_of, request, target_of
 
 if TYPE_CHECKING:
-    from tests.conftest import Imgkeep
     from tests.support.origins import FakeOrigin
     from tests.support.raw_http import RawConnection
+    from tests.support.server import Imgkeep
 
 
 IMAGE = picture_of(20_000)

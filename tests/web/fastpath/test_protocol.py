@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from imgkeep.core.records import Record
     from imgkeep.web.messages import HttpResponse, ImageRequest
 
-    from tests.conftest import Imgkeep
     from tests.support.origins import FakeOrigin
+    from tests.support.server import Imgkeep
 
     Start = Callable[..., Awaitable[Imgkeep]]
 
@@ -387,6 +387,30 @@ async def test_busy_connection_hands_over_when_its_response_is_sent(imgkeep: Img
         await until(lambda: connection._state is State.HANDED_OVER)
         connection.data_received(request("/healthz", close=False))
         await until(lambda: wire.sent.endswith(b"ok\n"))
+
+
+async def test_handed_over_connection_stays_so(imgkeep: Imgkeep) -> None:
+    async with wired(imgkeep) as (connection, wire):
+        connection.data_received(request("/healthz", "Connection: keep-alive, x", close=False))
+        assert connection._state is State.HANDED_OVER
+        connection.disable_fast_path()
+        await until(lambda: wire.sent.endswith(b"ok\n"))
+
+
+async def test_loaded_request_goes_to_aiohttp_once_the_fast_path_is_off(start: Start, origin: FakeOrigin) -> None:
+    imgkeep = await start(store={"hot_bytes_max": 25_000})
+    services_of(imgkeep).image_service._dependencies.store.disk._page_cache.is_available = False  # type: ignore[attr-defined]
+    target = await cached_target(imgkeep, origin.gives("/a.png", IMAGE))
+    await cached_target(imgkeep, origin.gives("/b.png", picture_of(20_000, seed=1)))  # which evicts it from memory
+    async with wired(imgkeep) as (connection, wire):
+        connection.data_received(request(target, close=False))
+        assert connection._state is State.LOADING
+        connection.data_received(request("/healthz", close=False))
+        fast_path_of(imgkeep).enabled = False
+        connection.disable_fast_path()
+        await until(lambda: wire.sent.endswith(b"ok\n"))
+        await until(lambda: connection._state is State.HANDED_OVER)
+        assert IMAGE in wire.sent
 
 
 async def test_half_a_head_counts_as_idle(imgkeep: Imgkeep) -> None:

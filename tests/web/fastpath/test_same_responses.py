@@ -15,9 +15,9 @@ from tests.support.raw_http import ask, connect, port_of, target_of
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from tests.conftest import Imgkeep
     from tests.support.origins import FakeOrigin
     from tests.support.raw_http import Answer
+    from tests.support.server import Imgkeep
 
     Start = Callable[..., Awaitable[Imgkeep]]
 

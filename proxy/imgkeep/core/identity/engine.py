@@ -204,8 +204,8 @@ def _try(rule: Rule, reading: Reading, provider_rules: ProviderRules, depth: int
     if group is None:
         return
     places: dict[str, str] = {}
-    if rule.place is not None:
-        match = rule.place.fullmatch(reading.place)
+    if rule.location.place is not None:
+        match = rule.location.place.fullmatch(reading.place)
         if match is None:
             return
         places = match.groupdict(default="")
@@ -224,13 +224,15 @@ def _try(rule: Rule, reading: Reading, provider_rules: ProviderRules, depth: int
 
 
 def _may_apply(rule: Rule, reading: Reading) -> bool:
-    if not rule.needs.issubset(reading.names):
+    if not rule.parameters.needs.issubset(reading.names):
         return False
-    if rule.paths is not None and (rule.literal not in reading.path or rule.paths.match(reading.path) is None):
+    if rule.location.paths is not None and (
+        rule.location.literal not in reading.path or rule.location.paths.match(reading.path) is None
+    ):
         return False
     if rule.table.nested:
         _note_links(rule.table.nested, reading)
-    return rule.needs.issubset(reading.values)
+    return rule.parameters.needs.issubset(reading.values)
 
 
 def _find_group(groups: tuple[Group, ...], values: Mapping[str, str]) -> Group | None:
@@ -250,20 +252,20 @@ def _is_there(group: Group, values: Mapping[str, str]) -> bool:
 
 def _note(rule: Rule, group: Group, reading: Reading) -> None:
     reading.rules.append(rule)
-    reading.dropped.update(rule.drop)
+    reading.dropped.update(rule.parameters.drop)
     if not rule.table.stays:
-        reading.dropped.update([name for name, _ in group if name not in rule.keep])
-    if rule.companions:
+        reading.dropped.update([name for name, _ in group if name not in rule.parameters.keep])
+    if rule.parameters.companions:
         dropped = reading.dropped
         for name, value in reading.values.items():
-            shape = None if name in dropped else rule.companions.get(name)
+            shape = None if name in dropped else rule.parameters.companions.get(name)
             if shape is not None and shape.fits(decoded(value) if "%" in value else value):
                 dropped.add(name)
     if rule.names_provider and reading.provider is None:
         reading.provider = rule.name
     if reading.temporary is None:
         reading.temporary = rule.table.temporary
-    if rule.grants and (group or rule.place or not rule.drop.isdisjoint(reading.values)):
+    if rule.grants and (group or rule.location.place or not rule.parameters.drop.isdisjoint(reading.values)):
         known = bool(rule.hosts) or (rule.known_at is not None and rule.known_at.match(reading.host) is not None)
         _note_enforced(reading, enforced=bool(rule.table.enforced), known=known)
 

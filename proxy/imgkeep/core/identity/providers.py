@@ -55,10 +55,10 @@ class ProviderRules:
             dict.fromkeys(glob for rule in self.rules if rule.names_provider for glob in rule.table.shared_hosts)
         )
         self.any_value = tuple(rule for rule in self.rules if rule.any_value)
-        self._everywhere = [rule for rule in self.rules if not (rule.hosts or rule.names or rule.any_value)]
+        self._everywhere = [rule for rule in self.rules if not (rule.hosts or rule.parameters.names or rule.any_value)]
         self._by_name: dict[str, list[Rule]] = {}
         for rule in self.rules:
-            for name in () if rule.hosts else rule.names:
+            for name in () if rule.hosts else rule.parameters.names:
                 self._by_name.setdefault(name, []).append(rule)
         self._names = frozenset(self._by_name)
         self._by_suffix: dict[str, list[tuple[str, Rule]]] = {}

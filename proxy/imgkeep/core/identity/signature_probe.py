@@ -85,11 +85,11 @@ def _list_runs(source: Source, provider_rules: ProviderRules, depth: int = 0) ->
 def _list_texts(rule: Rule, reading: Reading) -> list[str]:
     """Return what a rule leaves out of the identity as a signature: members of its group, or parts of the path."""
     timed = {name for _, names in rule.expires for name in names}
-    members = [name for group in rule.groups for name, _ in group if name not in rule.keep]
+    members = [name for group in rule.groups for name, _ in group if name not in rule.parameters.keep]
     texts = {reading.values[name] for name in members if name in reading.values}
     ends = {reading.values[name] for name in members if name in timed and name in reading.values}
     # The end may stand in the same value as the signature, but where it has one of its own it is none.
-    texts = texts - ends or {reading.values[name] for name in rule.drop if name in reading.values} or texts
+    texts = texts - ends or {reading.values[name] for name in rule.parameters.drop if name in reading.values} or texts
     if rule.table.becomes and not texts:
         texts = set(reading.path.split("/"))
     return sorted(texts, key=lambda text: (-len(text), text))

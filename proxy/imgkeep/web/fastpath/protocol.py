@@ -19,7 +19,7 @@ which closes it. `tests/web/fastpath/test_protocol.py` fails when an upgrade cha
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -34,10 +34,11 @@ from imgkeep.web.fastpath.request_head import (
     HEAD_END,
     LINE_END,
     TARGET,
+    PlainRequest,
     RequestFields,
     is_part_of_head,
 )
-from imgkeep.web.fastpath.states import BUSY, Event, State, next_state
+from imgkeep.web.fastpath.states import BUSY, TRANSITIONS, Event, State, next_state
 from imgkeep.web.messages import BodyRange, ImageRequest
 from imgkeep.web.problems import error_response
 
@@ -65,16 +66,6 @@ before aiohttp, which has sent the last byte, waits again. Without them aiohttp 
 # To read a member of an enum costs as much as a look-up in the response cache.
 _READY: Final = State.READY
 _HIT: Final = CacheStatus.HIT.value
-
-
-@dataclass(frozen=True, slots=True)
-class PlainRequest:
-    """A request whose response is not in memory: its bytes, its target, and since when it waits."""
-
-    data: bytes
-    target: bytes
-    head: bool
-    start: float
 
 
 class FastConnection(Connection):
@@ -125,7 +116,7 @@ class FastConnection(Connection):
 
     def disable_fast_path(self) -> None:
         """Hand all later requests to aiohttp; a busy connection does so when its request is answered."""
-        if self._state not in BUSY and self._state is not State.CLOSED:
+        if Event.HANDED_OVER in TRANSITIONS[self._state]:
             self._move(Event.HANDED_OVER)
             self._take_buffer()
 
@@ -258,12 +249,16 @@ class FastConnection(Connection):
 
     def _answer_again(self, request: PlainRequest, *, loaded: bool = False, alone: bool = False) -> None:
         """Answer a request whose bytes were loaded, or that has followed a shared response in vain."""
+        if self._transport is None or self._transport.is_closing():
+            return
         if self._state is _READY:
             now = self._fast_path.timer()
             cached = self._fast_path.response_cache.find(request.target, now)
             written = cached is not None and self._write_cached(cached, request.start, now, head=request.head)
             if not written and not self._answer_later(request, cached, loaded=loaded, alone=alone):
                 super().data_received(request.data)
+        elif self._state is State.HANDED_OVER:
+            super().data_received(request.data)
         if self._state not in BUSY:
             self._take_buffer()
 
