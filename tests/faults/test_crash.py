@@ -21,14 +21,14 @@ CALLS = (
 )
 
 
-async def test_what_was_received_whole_before_a_kill_is_served_after_it(tmp_path: Path) -> None:
+async def test_image_received_whole_survives_a_kill(tmp_path: Path) -> None:
     tally = await crash(tmp_path / "data", rounds=ROUNDS, seed=7)
     assert tally.good, tally
     assert tally.rounds == ROUNDS
     assert tally.acknowledged >= ROUNDS  # the kill waits for one whole response at least
 
 
-async def test_drafts_of_the_dead_are_swept_and_those_of_the_living_stay(tmp_path: Path) -> None:
+async def test_drafts_of_dead_processes_are_swept(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     (folder / "partial").mkdir(parents=True)
     (folder / "partial" / "left-by-a-crash").write_bytes(b"half an ima")
@@ -36,9 +36,9 @@ async def test_drafts_of_the_dead_are_swept_and_those_of_the_living_stay(tmp_pat
         assert not list((folder / "partial").iterdir())
 
 
-async def test_maintenance_beside_a_running_server_takes_nothing_from_it(tmp_path: Path, origin: FakeOrigin) -> None:
+async def test_maintenance_leaves_a_running_server_alone(tmp_path: Path, origin: FakeOrigin) -> None:
     body = picture("PNG", width=400, height=300)
-    first = 100_000  # what is smaller has no file before it is kept
+    first = 100_000  # a smaller draft has no file before it is stored
 
     statuses: list[int] = []
 
@@ -108,7 +108,7 @@ def only(calls: list[Call]) -> Call:
     return calls[0]
 
 
-async def test_a_response_ends_only_when_the_image_is_durable(tmp_path: Path, origin: FakeOrigin) -> None:
+async def test_response_ends_only_when_the_image_is_durable(tmp_path: Path, origin: FakeOrigin) -> None:
     need_strace()
     body = picture("PNG", width=200, height=150)
     folder, trace = tmp_path / "data", tmp_path / "trace"

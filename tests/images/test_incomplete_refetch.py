@@ -500,7 +500,7 @@ async def test_invented_shape_neither_replaces_nor_delays_half_image() -> None:
 
 async def test_shape_with_checked_signature_completes_image() -> None:
     spoiled = read_source(shape(99))
-    world = World(identify=shaped, spoil=lambda _: spoiled)
+    world = World(identify=shaped, make_invalid_signature=lambda _: spoiled)
     await begin(world, url=UNVERIFIED)
     world.origin.gives(spoiled.url, refused())
     world.origin.gives(UNVERIFIED, refused())

@@ -77,7 +77,7 @@ async def stored(server: S3Server) -> S3Server:
 # --- it stands open
 
 
-async def test_an_open_gate_changes_nothing(server: S3Server, behind: S3Server, gate: Gate) -> None:
+async def test_open_gate_changes_nothing(server: S3Server, behind: S3Server, gate: Gate) -> None:
     await server.put("objects/a", BODY, Metadata={"name": "value"})
     assert await behind.objects() == await server.objects() == {"objects/a": BODY}
     assert await server.get("objects/a", Range="bytes=-3") == BODY[-3:]
@@ -94,7 +94,7 @@ async def test_an_open_gate_changes_nothing(server: S3Server, behind: S3Server, 
     assert (gate.count("GET"), gate.count("GET", "/objects/"), gate.count("DELETE")) == (3, 2, 0)
 
 
-async def test_a_connection_is_kept_for_many_requests(server: S3Server, gate: Gate) -> None:
+async def test_connection_serves_many_requests(server: S3Server, gate: Gate) -> None:
     async with server.client() as client:
         for number in range(3):
             await client.put_object(Bucket=server.bucket, Key=f"{number}", Body=BODY)
@@ -105,7 +105,7 @@ async def test_a_connection_is_kept_for_many_requests(server: S3Server, gate: Ga
     assert (len(gate.seen), gate.connections) == (9, 1)
 
 
-async def test_a_request_with_pieces_passes_whole(origin: FakeOrigin) -> None:
+async def test_chunked_request_passes_whole(origin: FakeOrigin) -> None:
     received: list[bytes] = []
 
     async def script(exchange: Exchange) -> None:
@@ -126,7 +126,7 @@ async def test_a_request_with_pieces_passes_whole(origin: FakeOrigin) -> None:
     await gate.stop()
 
 
-async def test_a_server_that_is_gone_is_a_connection_broken_off(server: S3Server, behind: S3Server) -> None:
+async def test_stopped_server_breaks_the_connection(server: S3Server, behind: S3Server) -> None:
     behind.stop()
     with pytest.raises(BROKEN_OFF):
         await server.get("objects/a")
@@ -135,7 +135,7 @@ async def test_a_server_that_is_gone_is_a_connection_broken_off(server: S3Server
 # --- the network fails
 
 
-async def test_a_refused_connection_is_taken_again_on_the_same_port(server: S3Server, gate: Gate) -> None:
+async def test_refused_port_accepts_again(server: S3Server, gate: Gate) -> None:
     await stored(server)
     endpoint = gate.endpoint
     await gate.refuse()
@@ -146,7 +146,7 @@ async def test_a_refused_connection_is_taken_again_on_the_same_port(server: S3Se
     assert await server.get("objects/a") == BODY
 
 
-async def test_refusing_breaks_connections_off_that_there_are(server: S3Server, gate: Gate) -> None:
+async def test_refusing_breaks_open_connections(server: S3Server, gate: Gate) -> None:
     async with calling(gate) as line:
         await gate.hang()
         await line.send(b"GET / HTTP/1.1\r\n\r\n")
@@ -158,7 +158,9 @@ async def test_refusing_breaks_connections_off_that_there_are(server: S3Server, 
     await stored(server)
 
 
-async def test_what_hangs_is_neither_answered_nor_passed_on(server: S3Server, behind: S3Server, gate: Gate) -> None:
+async def test_hanging_request_is_neither_answered_nor_forwarded(
+    server: S3Server, behind: S3Server, gate: Gate
+) -> None:
     await gate.hang()
     asking = asyncio.create_task(server.put("objects/a", BODY))
     await gate.until_seen("PUT")
@@ -170,7 +172,7 @@ async def test_what_hangs_is_neither_answered_nor_passed_on(server: S3Server, be
     await stored(server)
 
 
-async def test_transfers_under_way_hang_as_well(origin: FakeOrigin) -> None:
+async def test_transfers_under_way_hang_too(origin: FakeOrigin) -> None:
     more = asyncio.Event()
 
     async def script(exchange: Exchange) -> None:
@@ -192,7 +194,7 @@ async def test_transfers_under_way_hang_as_well(origin: FakeOrigin) -> None:
     await gate.stop()
 
 
-async def test_a_reset_leaves_the_server_without_a_request(server: S3Server, behind: S3Server, gate: Gate) -> None:
+async def test_reset_request_never_reaches_the_server(server: S3Server, behind: S3Server, gate: Gate) -> None:
     await gate.reset()
     with pytest.raises(BROKEN_OFF):
         await server.put("objects/a", BODY)
@@ -200,7 +202,7 @@ async def test_a_reset_leaves_the_server_without_a_request(server: S3Server, beh
     assert await behind.objects() == {}
 
 
-async def test_a_reset_in_a_body_comes_after_so_many_bytes(origin: FakeOrigin) -> None:
+async def test_body_is_reset_after_the_given_bytes(origin: FakeOrigin) -> None:
     received = asyncio.get_running_loop().create_future()
 
     async def script(exchange: Exchange) -> None:
@@ -223,7 +225,7 @@ async def test_a_reset_in_a_body_comes_after_so_many_bytes(origin: FakeOrigin) -
     await gate.stop()
 
 
-async def test_what_was_reset_in_its_body_is_not_stored(server: S3Server, behind: S3Server, gate: Gate) -> None:
+async def test_reset_upload_is_not_stored(server: S3Server, behind: S3Server, gate: Gate) -> None:
     await gate.reset_mid_body(100_000)
     with pytest.raises(BROKEN_OFF):
         await server.put("objects/a", BODY)
@@ -231,7 +233,7 @@ async def test_what_was_reset_in_its_body_is_not_stored(server: S3Server, behind
     assert await behind.objects() == {"objects/b": b"less"}
 
 
-# --- somebody else answers
+# --- answers of another server
 
 
 @pytest.mark.parametrize(
@@ -245,7 +247,7 @@ async def test_what_was_reset_in_its_body_is_not_stored(server: S3Server, behind
         (301, "PermanentRedirect"),
     ],
 )
-async def test_a_client_understands_the_errors(
+async def test_client_understands_the_errors(
     server: S3Server, behind: S3Server, gate: Gate, status: int, code: str
 ) -> None:
     # Without this field a client that is redirected asks for the bucket's region, is redirected, and so forth.
@@ -259,7 +261,7 @@ async def test_a_client_understands_the_errors(
     assert await behind.objects() == {}
 
 
-async def test_requests_are_read_whole_before_they_are_answered(gate: Gate) -> None:
+async def test_request_is_read_whole_before_its_answer(gate: Gate) -> None:
     await gate.slow_down()
     async with calling(gate) as line:
         await line.send(b"PUT /a HTTP/1.1\r\nContent-Length: 4\r\nExpect: 100-continue\r\n\r\n")
@@ -289,9 +291,7 @@ async def test_any_answer_can_be_given(server: S3Server, gate: Gate) -> None:
     assert (await server.put("objects/a", BODY))["ETag"] == '"other"'
 
 
-async def test_mischief_is_done_to_what_matches_and_as_often_as_told(
-    server: S3Server, behind: S3Server, gate: Gate
-) -> None:
+async def test_fault_applies_to_matches_as_often_as_given(server: S3Server, behind: S3Server, gate: Gate) -> None:
     await gate.slow_down(match=only("PUT", "/objects/"), times=2)
     await server.put("records/a", b"record")
     for _ in range(2):
@@ -306,7 +306,7 @@ async def test_mischief_is_done_to_what_matches_and_as_often_as_told(
 
 
 @pytest.mark.parametrize("reset", [False, True], ids=["closed", "reset"])
-async def test_a_body_is_cut_after_so_many_bytes(origin: FakeOrigin, *, reset: bool) -> None:
+async def test_body_is_cut_after_the_given_bytes(origin: FakeOrigin, *, reset: bool) -> None:
     origin.gives("/objects/a", BODY)
     gate = Gate(HOST, origin.port)
     await gate.start()
@@ -332,7 +332,7 @@ async def test_one_byte_of_a_body_is_flipped(server: S3Server, gate: Gate) -> No
     assert [place for place in range(len(BODY)) if body[place : place + 1] != BODY[place : place + 1]] == [70_000]
 
 
-async def test_fields_of_responses_are_taken_out_and_set(server: S3Server, gate: Gate) -> None:
+async def test_response_fields_are_removed_and_set(server: S3Server, gate: Gate) -> None:
     await gate.strip_header("etag", match=only("PUT"))
     assert "ETag" not in await server.put("objects/a", BODY)
     await gate.set_header("ETag", '"other"')
@@ -341,7 +341,7 @@ async def test_fields_of_responses_are_taken_out_and_set(server: S3Server, gate:
     assert head["ETag"] == '"other"'
 
 
-async def test_a_body_without_its_length_ends_with_the_connection(server: S3Server, gate: Gate) -> None:
+async def test_body_without_length_ends_with_the_connection(server: S3Server, gate: Gate) -> None:
     await stored(server)
     await gate.strip_header("Content-Length")
     assert await server.get("objects/a") == BODY
@@ -350,7 +350,7 @@ async def test_a_body_without_its_length_ends_with_the_connection(server: S3Serv
 # --- what stands by
 
 
-async def test_a_stopped_gate_gives_its_port_away(behind: S3Server) -> None:
+async def test_stopped_gate_releases_its_port(behind: S3Server) -> None:
     gate = Gate(HOST, behind.port)
     await gate.start()
     assert port_of(gate._holder) != behind.port

@@ -10,11 +10,11 @@ import signal
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from tests.faults.test_workers import counted, crowd, drafts_of, many
 from tests.support.origins import gated_body
 from tests.support.pictures import picture, picture_of
 from tests.support.program import run_here, serving, until
 from tests.support.proxies import workers
+from tests.support.workers import ask_all, drafts_of, metric_sum, open_many
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -112,7 +112,7 @@ async def test_workers_share_the_bucket_outbox_and_removals(
     large = origin.on("/large.png", gated_body(body, go_on, ahead=200_000))
     fresh = {origin.gives(f"/{n}.png", picture(seed=n)): picture(seed=n) for n in range(6)}
     async with serving(tmp_path / "data", server__workers="2", **only_aws(server, gate.endpoint)) as program:
-        async with many(program, large) as answers:
+        async with open_many(program, large) as answers:
             drafts = {draft for worker in workers(program).values() for draft in drafts_of(worker)}
             assert len(drafts) == 1, "workers follow a fill on its way to a bucket, too"
             go_on.set()
@@ -122,7 +122,7 @@ async def test_workers_share_the_bucket_outbox_and_removals(
 
         await gate.refuse()
         for url, small in fresh.items():
-            assert {answer.body == small for answer in await crowd(program, url)} == {True}
+            assert {answer.body == small for answer in await ask_all(program, url)} == {True}
         await waits(program, len(fresh))
         # Whichever worker leads: another one continues its uploads.
         os.kill((await leader_of(program)).pid, signal.SIGKILL)
@@ -131,15 +131,15 @@ async def test_workers_share_the_bucket_outbox_and_removals(
         await waits(program, 0)
         stored = await server.objects("v1/objects/")
         assert sorted(stored.values()) == sorted([body, *fresh.values()])
-        assert await counted(program, "imgkeep_outbox_images") == 0
+        assert await metric_sum(program, "imgkeep_outbox_images") == 0
         for url, small in fresh.items():
-            assert {answer.body == small for answer in await crowd(program, url)} == {True}
+            assert {answer.body == small for answer in await ask_all(program, url)} == {True}
         assert {origin.asked(f"/{n}.png") for n in range(6)} == {1}
 
         target = f"http://{program.address}/api/images?src={quote(large, safe='')}"
         async with program.session.delete(target) as removal:
             assert removal.status == 200
-        assert {answer.status for answer in await crowd(program, large)} == {410}
+        assert {answer.status for answer in await ask_all(program, large)} == {410}
         assert len(await server.objects("v1/objects/")) == len(fresh)
 
 

@@ -46,6 +46,11 @@ async def fills_done(imgkeep: Imgkeep) -> None:
     await services_of(imgkeep).image_service.drain()
 
 
+def count_readers(imgkeep: Imgkeep) -> int:
+    """Return the number of readers of all running fills."""
+    return sum(fill.body._holders - 1 for fill in services_of(imgkeep).image_service._fills.running)
+
+
 async def store_image(imgkeep: Imgkeep, url: str) -> Answer:
     """Have an image fetched and stored; return the response."""
     answer = await ask(imgkeep, target_of(url))

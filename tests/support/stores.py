@@ -121,7 +121,7 @@ class FakeStore:
         self._insist_on_life(record.key)
         theirs = self.found.get(record.key)
         if theirs and theirs.object_name in self.objects and theirs.digest not in {record.digest, replaces}:
-            raise StorageError("another image was kept under this link meanwhile")
+            raise StorageError("another image was stored under this link meanwhile")
         self.objects[record.object_name] = await draft.read(0, draft.size)
         self.found[record.key] = replace(record)
         return record
@@ -131,7 +131,7 @@ class FakeStore:
         self._insist_on_life(record.key)
         theirs = self.found.get(record.key)
         if theirs and theirs.object_name in self.objects and theirs.digest not in {record.digest, replaces}:
-            raise StorageError("another image was kept under this link meanwhile")
+            raise StorageError("another image was stored under this link meanwhile")
         self.found[record.key] = record
         return record
 

@@ -21,7 +21,7 @@ from imgkeep.bootstrap.platform import SYSTEM, Platform
 from imgkeep.bootstrap.storage import objects_url, open_storage
 from imgkeep.cluster.leases import FillLeases
 from imgkeep.core.host_patterns import Globs
-from imgkeep.core.identity.signature_probe import spoil
+from imgkeep.core.identity.signature_probe import make_invalid_signature
 from imgkeep.core.source_url import read_source
 from imgkeep.health import Health
 from imgkeep.images.blocked_digests import BlockedDigests
@@ -295,7 +295,9 @@ class _Builder:
                 refused=self.metrics.refused,
             ),
             cluster=cluster,
-            spoil=lambda source: spoil(source, platform.clock(), provider_rules, secrets.randbelow),
+            make_invalid_signature=lambda source: make_invalid_signature(
+                source, platform.clock(), provider_rules, secrets.randbelow
+            ),
             changed=changed,
             timer=platform.timer,
         )

@@ -82,7 +82,7 @@ def write_failure(failure: FillFailure) -> bytes:
         for name, value in vars(error).items()
         if name in ERROR_FACTS and (value is None or type(value) is int)
     }
-    picture = error.picture if isinstance(error, OriginError) else None
+    picture = error.image if isinstance(error, OriginError) else None
     place, cause = (error.place, error.cause) if isinstance(error, StorageError) else ("", "")
     return _encode(Failed(failure.link, type(error).__name__, str(error), facts, picture, place, cause))
 
@@ -116,7 +116,7 @@ def _make_error(message: Failed) -> ImgkeepError:
     facts = message.facts if issubclass(kind, OriginError | Busy) else {}
     error: ImgkeepError = kind(message.detail, **facts)  # as its own constructor took them
     if isinstance(error, OriginError):
-        error.picture = message.picture
+        error.image = message.picture
     if isinstance(error, StorageError):
         error.place, error.cause = message.place, message.cause
     return error

@@ -6,7 +6,7 @@ record of a version that it does not know.
 
     v1/objects/<2 hex>/<digest>.<ext>
     v1/records/<2 hex>/<key>.json        a record, or a tombstone
-    v1/refused/<2 hex>/<digest>.json     a picture that must not come back, under any link
+    v1/refused/<2 hex>/<digest>.json     an image that must not come back, under any link
 """
 
 from __future__ import annotations

@@ -115,14 +115,14 @@ class SourceInfo:
     What a source URL tells by itself.
 
     Attributes:
-        identity: The URL without what only grants permission, in canonical form: names the picture.
+        identity: The URL without what only grants permission, in canonical form: names the image.
         key: SHA-256 of the identity.
         provider: The service behind the link, where a provider rule names it.
-        temporary: Whether the link dies.
+        temporary: Whether the link expires.
         expires_at: When it dies, an upper bound, where the link says so.
         scheme: The signing scheme, where one was recognised.
-        enforced: Whether a picture that this link brings vouches for the signature: its services answer a wrong
-            signature with an error, never with a picture. True as well where no signature was dropped.
+        enforced: Whether an image that this link brings vouches for the signature: its services answer a wrong
+            signature with an error, never with an image. True as well where no signature was dropped.
         places: Host and path, without port, of what the link names besides itself: the place that it is folded to, and
             every link inside it.
         permission: Whether the identity leaves out something of the link that grants access, as a signature does.
@@ -178,7 +178,7 @@ class Doubt(Enum):
     CONTESTED = "contested"
     """Another link of the key showed other bytes, and has a record of its own."""
     SPLIT = "split"
-    """At this origin the signature names the picture: the record stands for the link that brought it alone."""
+    """At this origin the signature names the image: the record stands for the link that brought it alone."""
     INCOMPLETE = "incomplete"
     """
     Its framing was whole, and its format says that something is missing: imgkeep fetches it again

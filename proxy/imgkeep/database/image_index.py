@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import sqlalchemy as sa
 
-from imgkeep.core.confirmation import OWN_MARK
+from imgkeep.core.confirmation import LINK_MARK
 from imgkeep.core.errors import StorageError
 from imgkeep.core.layout import read_doubts, read_validator, write_doubts
 from imgkeep.core.records import Digest, Format, Key, PixelSize, Provenance, Record, Totals, Trust, Wanted
@@ -151,7 +151,7 @@ class ImageIndex:
         query = (
             sa.select(images.c.host, images.c.digest, number)
             .where(images.c.stored_at >= int(since.timestamp()), images.c.host != "")
-            .where(images.c.identity.not_like(f"%{OWN_MARK}%"))
+            .where(images.c.identity.not_like(f"%{LINK_MARK}%"))
             .group_by(images.c.host, images.c.digest)
             .having(number >= identities_min)
             .order_by(number.desc(), images.c.host, images.c.digest)

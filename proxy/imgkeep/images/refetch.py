@@ -33,7 +33,7 @@ from imgkeep.core.errors import (
     SourceForbidden,
     StorageError,
 )
-from imgkeep.core.incomplete_image import Outcome, after_refetch, is_confirmed_as_it_is, is_incomplete
+from imgkeep.core.incomplete_image import RefetchOutcome, is_confirmed_as_it_is, is_incomplete, record_after_refetch
 from imgkeep.core.layout import REMOVED
 from imgkeep.core.policy import judge
 from imgkeep.core.records import Doubt, Key, Provenance, Record, Subject, Trust
@@ -301,7 +301,7 @@ class Refetcher:
                 refetches=known.refetches if same else None,
             ),
         )
-        return after_refetch(record, Outcome.EQUAL, now) if is_incomplete(record) else record
+        return record_after_refetch(record, RefetchOutcome.EQUAL, now) if is_incomplete(record) else record
 
 
 class _Refetch(Call):

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-# What the kernel does with a child when its parent ends (prctl(2), PR_SET_PDEATHSIG) is kept over exec, so that a
-# program can be put on a leash that knows nothing of it. The parent may have ended before the leash was on.
+# The signal for a child whose parent ends (prctl(2), PR_SET_PDEATHSIG) outlives exec, so any program can be started
+# with it. The parent may have ended before the signal was set.
 LEASH = """
 import ctypes, os, signal, sys
 ctypes.CDLL(None).prctl(1, signal.SIGKILL)
@@ -40,7 +40,7 @@ def _environment() -> dict[str, str]:
 @dataclass
 class ServerProcess:
     """
-    A server program on a port that is kept for it.
+    A server program on a reserved port.
 
     Attributes:
         command: The program and its arguments; makes it listen on the port of `holder`.

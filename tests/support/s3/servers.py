@@ -58,7 +58,7 @@ _PLAIN: dict[str, Any] = {
 @dataclass(frozen=True)
 class S3Server:
     """
-    One bucket of a server, what is needed to use it, and means to look behind the back of who does.
+    One bucket of a server, the means to use it, and to look at its objects past imgkeep.
 
     Attributes:
         process: The server; other buckets may be on it as well.

@@ -25,7 +25,7 @@ from imgkeep.core.identity.canonical import (
     write_port,
     write_query,
 )
-from imgkeep.core.identity.expiry import UNTOLD
+from imgkeep.core.identity.expiry import UNKNOWN_END
 from imgkeep.core.identity.jwt import read_jwt
 from imgkeep.core.records import Key, SourceInfo
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from imgkeep.core.identity.canonical import Field
     from imgkeep.core.identity.expiry import Expiry
     from imgkeep.core.identity.providers import ProviderRules
-    from imgkeep.core.identity.rule import Claims, Group, Rule
+    from imgkeep.core.identity.rule import Group, Rule, TokenClaims
     from imgkeep.core.records import Source
 
 NESTED_MAX: Final = 2
@@ -105,7 +105,7 @@ class Reading:
         self.enforced: bool | None = None
         self.enforced_anywhere: bool | None = None
 
-    def kept(self) -> list[Field]:
+    def counted_fields(self) -> list[Field]:
         """The parameters that count."""
         dropped = self.dropped
         return [field for field in self.fields if field[0] not in dropped] if dropped else self.fields
@@ -132,12 +132,12 @@ class Reading:
         if self.port:
             host, slash, path = place.partition("/")
             place = f"{host}{self.port}{slash}{path}"
-        return f"//{place}{write_query(self.kept())}" if self.fields else f"//{place}"
+        return f"//{place}{write_query(self.counted_fields())}" if self.fields else f"//{place}"
 
 
 def identify(source: Source, now: datetime, provider_rules: ProviderRules, *, exact: bool = False) -> SourceInfo:
     """
-    Tell which picture a source names and what kind of link it is.
+    Tell which image a source names and what kind of link it is.
 
     Args:
         source: Read by `read_source`.
@@ -148,7 +148,7 @@ def identify(source: Source, now: datetime, provider_rules: ProviderRules, *, ex
     reading = read(source, provider_rules)
     identity = source.url if exact else reading.text + reading.claims
     moments = [end.at for end in reading.ends if end.at is not None]
-    temporary = any(end.dies(now) for end in reading.ends) or (reading.temporary is True and not moments)
+    temporary = any(end.expires_soon(now) for end in reading.ends) or (reading.temporary is True and not moments)
     return SourceInfo(
         identity,
         Key(sha256(identity.encode()).hexdigest()),
@@ -213,7 +213,7 @@ def _try(rule: Rule, reading: Reading, provider_rules: ProviderRules, depth: int
     if rule.expires or group:
         _read_ends(rule, values, places, reading)
     if rule.table.claims is not None:
-        _keep_claims(rule.table.claims, values, reading)
+        _note_claims(rule.table.claims, values, reading)
     if rule.table.nested and depth < NAMED_DEPTH_MAX:
         found = _look_into(rule, places, reading, lambda source: read(source, provider_rules, depth + 1))
         _look_through(rule, places, reading, found if depth < NESTED_MAX else None)
@@ -299,7 +299,7 @@ def _note_ends(rule: Rule, ends: list[Expiry], reading: Reading) -> None:
     if ends:
         reading.ends += ends
     elif rule.groups:
-        reading.ends.append(UNTOLD)
+        reading.ends.append(UNKNOWN_END)
     else:
         return
     if reading.scheme is None:
@@ -308,7 +308,7 @@ def _note_ends(rule: Rule, ends: list[Expiry], reading: Reading) -> None:
 
 def _try_values(rule: Rule, reading: Reading) -> None:
     """Apply a rule that asks for a value under any name, to what no other rule has dropped."""
-    for name, _, value in reading.kept():
+    for name, _, value in reading.counted_fields():
         assert rule.any_value is not None
         if name in reading.values and rule.any_value.fits(value):
             if rule not in reading.rules:
@@ -317,11 +317,11 @@ def _try_values(rule: Rule, reading: Reading) -> None:
             _note_ends(rule, ends, reading)
 
 
-def _keep_claims(claims: Claims, values: Mapping[str, str], reading: Reading) -> None:
+def _note_claims(claims: TokenClaims, values: Mapping[str, str], reading: Reading) -> None:
     payload = read_jwt(decoded(values.get(claims.of, ""))) or {}
-    kept = {name: value for name, value in payload.items() if claims.keeps(name)}
-    if kept:
-        reading.claims += "#" + _write_claims(kept)
+    counted = {name: value for name, value in payload.items() if claims.keeps(name)}
+    if counted:
+        reading.claims += "#" + _write_claims(counted)
 
 
 class _Inner(NamedTuple):
@@ -351,7 +351,7 @@ def _look_into(
 def _note_links(nested: str, reading: Reading) -> None:
     """
     Note what a proxy may fetch for this link: however often the parameter with the link is given, and in any other one,
-    because some name a picture to show instead.
+    because some name an image to show instead.
     """
     texts = [value for name, _, value in reading.fields if name == nested]
     for text in texts[:LINKS_READ_MAX]:
@@ -379,7 +379,7 @@ def _look_through(rule: Rule, places: dict[str, str], reading: Reading, found: _
     reading.scheme = reading.scheme or inner.scheme
     reading.temporary = inner.temporary if reading.temporary is None else reading.temporary
     if inner.checked is not None:
-        # A proxy may answer with a picture of its own where the inner link is refused. And of a proxy that does not no
+        # A proxy may answer with an image of its own where the inner link is refused. And of a proxy that does not no
         # more is known than of the inner link, whose shape alone may say that it is checked.
         enforced = inner.checked and bool(rule.table.enforced)
         _note_enforced(reading, enforced=enforced, known=bool(rule.hosts) and inner.enforced is not None)

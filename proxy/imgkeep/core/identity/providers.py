@@ -21,7 +21,7 @@ from imgkeep.core.identity.rule import read_rule, read_shapes
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from imgkeep.core.identity.expired_messages import Endings
+    from imgkeep.core.identity.expired_messages import ExpiredMessages
     from imgkeep.core.identity.rule import Rule, Shape
     from imgkeep.core.records import Source
 
@@ -42,7 +42,7 @@ class ProviderRules:
         endings: What services say of links that have ended.
     """
 
-    def __init__(self, rules: Iterable[Rule], shapes: Mapping[str, Shape], endings: Endings) -> None:
+    def __init__(self, rules: Iterable[Rule], shapes: Mapping[str, Shape], endings: ExpiredMessages) -> None:
         self.rules = tuple(rules)
         self.shapes = shapes
         self.endings = endings
@@ -73,7 +73,7 @@ class ProviderRules:
         return tuple(host for pattern in patterns for host in groups.get(pattern, (pattern,)))
 
     def is_gone(self, source: Source) -> bool:
-        """Whether some provider says that a picture stands at `source` in the place of those that are no more."""
+        """Whether some provider says that an image stands at `source` in the place of those that are no more."""
         path = canonical_escapes(source.target.partition("?")[0])
         return self._gone.match(source.host + path) is not None
 

@@ -34,8 +34,8 @@ _PLACEHOLDER: Final = re.compile(r"\{([^{}]*)\}")
 _LIFETIME: Final = re.compile(r"\+([0-9]{1,9})", re.ASCII)
 
 
-class Claims(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Which claims of the token in parameter `of` name the picture: those in `keep`, or all but those in `drop`."""
+class TokenClaims(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which claims of the token in parameter `of` name the image: those in `keep`, or all but those in `drop`."""
 
     of: Text
     keep: tuple[str, ...] = ()
@@ -68,7 +68,7 @@ class RuleTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     keep: tuple[str, ...] = ()
     drop: tuple[str, ...] = ()
     companions: dict[str, str] = {}
-    claims: Claims | None = None
+    claims: TokenClaims | None = None
     expires: tuple[Text, ...] = ()
     nested: str = ""
     temporary: bool | None = None
@@ -78,7 +78,7 @@ class RuleTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     counterexamples: tuple[Text, ...] = ()
 
 
-NOT_TAKEN_OVER: Final = frozenset(
+NOT_INHERITED: Final = frozenset(
     {"name", "like", "source", "date", "hosts", "shared_hosts", "known_at", "gone", "examples", "counterexamples"}
 )
 """Fields that `like` leaves alone: they say whose rule it is and where it holds."""
@@ -205,7 +205,7 @@ def read_rule(table: Mapping[str, object], order: int, shapes: Mapping[str, Shap
         raise ValueError(f"{label}: {error}") from None
 
 
-def take_over(table: Mapping[str, object], schemes: Iterable[Rule]) -> Mapping[str, object]:
+def inherit_scheme(table: Mapping[str, object], schemes: Iterable[Rule]) -> Mapping[str, object]:
     """
     Return the table with what it does not say itself taken from the scheme that its `like` names.
 
@@ -221,7 +221,7 @@ def take_over(table: Mapping[str, object], schemes: Iterable[Rule]) -> Mapping[s
             f"provider {table.get('name')!r}: like: there is no scheme {like!r}, but "
             + ", ".join(repr(rule.name) for rule in schemes)
         )
-    fields = {name: value for name, value in msgspec.to_builtins(found).items() if name not in NOT_TAKEN_OVER}
+    fields = {name: value for name, value in msgspec.to_builtins(found).items() if name not in NOT_INHERITED}
     return {**fields, **table}
 
 

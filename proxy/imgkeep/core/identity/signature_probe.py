@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from imgkeep.core.identity.rule import Rule
     from imgkeep.core.records import Source
 
-SPOILED_CHARS: Final = 8
+REPLACED_CHARS: Final = 8
 """
 Of a signature, those before its last one: what an origin that compares signatures cannot overlook. Of the last
 character of base64 not all bits count, and strict decoders refuse one in which the others are set: that would be
@@ -45,9 +45,11 @@ _ALPHABETS: Final = (
 _CLASSES: Final = ("0123456789", "abcdefghijklmnopqrstuvwxyz", "ABCDEFGHIJKLMNOPQRSTUVWXYZ")
 
 
-def spoil(source: Source, now: datetime, provider_rules: ProviderRules, draw: Callable[[int], int]) -> Source | None:
+def make_invalid_signature(
+    source: Source, now: datetime, provider_rules: ProviderRules, draw: Callable[[int], int]
+) -> Source | None:
     """
-    Return a link with the same picture and end, but with another signature; `None` if it cannot be made.
+    Return a link with the same image and end, but with another signature; `None` if it cannot be made.
 
     Args:
         source: The genuine link.
@@ -59,7 +61,7 @@ def spoil(source: Source, now: datetime, provider_rules: ProviderRules, draw: Ca
     for run in _list_runs(source, provider_rules):
         if source.target.count(run) != 1:
             continue
-        start = max(0, len(run) - 1 - SPOILED_CHARS)
+        start = max(0, len(run) - 1 - REPLACED_CHARS)
         changed = run[:start] + _replace_all(run[start:-1], _alphabet_of(run), draw) + run[-1]
         url = f"{source.scheme}://{source.authority}{source.target.replace(run, changed)}"
         spoiled = read_source(url)
