@@ -17,12 +17,11 @@ from imgkeep.storage.s3.client import BucketClient
 from imgkeep.storage.s3.errors import BucketError
 from imgkeep.storage.s3.store import S3Store
 
-from tests.s3.test_program import only_aws
-from tests.s3.test_remote import MULTIPART_SIZE, get, readyz, replicated
 from tests.support.image_requests import fast_path_of
 from tests.support.pictures import picture, picture_of
 from tests.support.program import serving, until
 from tests.support.s3.misbehaving import only
+from tests.support.s3.remote import MULTIPART_SIZE, get, only_aws, readyz, replicated
 from tests.support.server import configuration
 from tests.support.stores import NOON, record_of
 

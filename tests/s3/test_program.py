@@ -7,13 +7,14 @@ import os
 import re
 import shutil
 import signal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from tests.support.origins import gated_body
 from tests.support.pictures import picture, picture_of
 from tests.support.program import run_here, serving, until
 from tests.support.proxies import workers
+from tests.support.s3.remote import only_aws
 from tests.support.workers import ask_all, drafts_of, metric_sum, open_many
 
 if TYPE_CHECKING:
@@ -25,19 +26,6 @@ if TYPE_CHECKING:
     from tests.support.proxies import Worker
     from tests.support.s3.gate import Gate
     from tests.support.s3.servers import S3Server
-
-
-def only_aws(server: S3Server, endpoint: str) -> dict[str, Any]:
-    """Return settings that name the bucket as any AWS program would be told."""
-    return {
-        "store__url": "",
-        "store__timeout_s": "10",
-        "AWS_S3_BUCKET_NAME": server.bucket,
-        "AWS_ACCESS_KEY_ID": server.key,
-        "AWS_SECRET_ACCESS_KEY": server.secret,
-        "AWS_ENDPOINT_URL": endpoint,
-        "AWS_REGION": "us-east-1",
-    }
 
 
 async def waiting(program: Program) -> object:

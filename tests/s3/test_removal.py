@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from imgkeep.bootstrap.platform import Platform
 
-from tests.s3.test_remote import ALL, comes_true, get, replicated
 from tests.support.api_calls import REMOVED, remove, saved
 from tests.support.pictures import picture
 from tests.support.program import until
 from tests.support.s3.misbehaving import only
-from tests.support.s3.remote import HURRIED
+from tests.support.s3.remote import ALL, HURRIED, comes_true, get, replicated
 
 if TYPE_CHECKING:
     from tests.support.origins import FakeOrigin
