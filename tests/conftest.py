@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from aiohttp import ClientHandlerType, ClientRequest, ClientResponse, web
+    from aiohttp.test_utils import TestClient
     from pytest_aiohttp.plugin import AiohttpClient
 
 pytest_plugins = ["tests.support.s3.fixtures", "tests.support.s3.remote"]
