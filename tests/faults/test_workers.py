@@ -303,7 +303,7 @@ async def test_busy_holder_is_not_taken_for_dead(tmp_path: Path, origin: FakeOri
         os.kill(pid, signal.SIGSTOP)
         try:
             asking = asyncio.create_task(ask_all(program, url, 500))  # more than wait at a socket, unless it is told so
-            await asyncio.sleep(0.8)
+            await asyncio.sleep(0.8)  # the pause, which is shorter than the patience of a peer
         finally:
             os.kill(pid, signal.SIGCONT)
         gate.set()

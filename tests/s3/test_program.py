@@ -1,4 +1,4 @@
-"""imgkeep on a bucket as people run it: a process that is configured by the AWS variables alone, killed and wiped."""
+"""imgkeep on a bucket in processes of its own: configured by the AWS variables alone, killed and wiped."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ async def test_kills_and_outages_lose_no_image(
 ) -> None:
     server = bucket("rclone")
     gate = await gate_to(server)
-    folder = tmp_path / "data"  # what `file:data` means in the process's working directory
+    folder = tmp_path / "data"  # `file:data` in the process's working directory
     settings = only_aws(server, gate.endpoint)
     urls = [origin.gives(f"/{n}.png", picture(seed=n)) for n in range(8)]
     async with serving(folder, **settings) as program:
@@ -66,7 +66,7 @@ async def test_kills_and_outages_lose_no_image(
         status, out, _ = await run_here(folder, "stats", **settings)
         assert (status, re.search(r"^waiting +4$", out, re.MULTILINE) is not None) == (0, True), out
         await gate.open()
-        await gate.until_seen("PUT", "/v1/records/", times=5)  # one of the four that waited
+        await gate.until_seen("PUT", "/v1/records/", times=5)  # one of the four in the outbox
         program.kill()
     async with serving(folder, **settings) as program:
         await program.becomes("ready", within_s=30)
@@ -112,7 +112,7 @@ async def test_workers_share_the_bucket_outbox_and_removals(
         for url, small in fresh.items():
             assert {answer.body == small for answer in await ask_all(program, url)} == {True}
         await waits(program, len(fresh))
-        # Whichever worker leads: another one continues its uploads.
+        # Another worker takes the lead and continues the uploads.
         os.kill((await leader_of(program)).pid, signal.SIGKILL)
         await gate.open()
         await until(lambda: len(workers(program)) == 2)

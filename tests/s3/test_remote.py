@@ -47,7 +47,7 @@ async def frozen(remote: Remote) -> AsyncIterator[None]:
         remote.server.thaw()
 
 
-# --- keeping
+# --- storing
 
 
 @ALL
@@ -241,7 +241,7 @@ async def test_redirect_leads_only_to_objects_in_the_bucket(remote: Remote, orig
     assert (response.status, body) == (200, picture()), "from the copy on the disk"
 
 
-# --- S1 to S4: what the bucket can do while images come
+# --- S1 to S4: faults of the bucket during fills
 
 
 async def refuse(remote: Remote) -> None:
@@ -379,7 +379,7 @@ async def test_hang_during_100_continue_costs_one_timeout(remote: Remote, origin
     assert list((await remote.stored("objects")).values()) == [picture_of(3_000_000)]
 
 
-@pytest.mark.parametrize("remote", ["rclone"], indirect=True)  # moto takes the host's first label for the bucket
+@pytest.mark.parametrize("remote", ["rclone"], indirect=True)  # moto takes the first label of the host as the bucket
 async def test_unresolvable_bucket_opens_the_breaker(
     remote: Remote, origin: FakeOrigin, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,17 +20,17 @@ if TYPE_CHECKING:
     from tests.support.server import Imgkeep
 
 PATIENT_S = 10
-"""No machine is so busy with other tests that a server which is well takes longer."""
+"""Timeout for a healthy server on a machine that is busy with other tests."""
 SERVERS = ["moto", "rclone", "s3rver"]
 ALL = pytest.mark.parametrize("remote", SERVERS, indirect=True)
 MULTIPART_SIZE = 20_000_000
 """Size of an image that goes into a bucket in parts."""
 HURRIED = {"timeout_s": 1.5}
-"""For tests in which the bucket does not answer: the store's settings."""
+"""Settings of the store for tests in which the bucket does not answer."""
 
 
 async def sleep_briefly(seconds: float) -> None:
-    """Have what is tried again in the background tried ten times as soon."""
+    """Sleep a tenth of the time: background tasks retry ten times as often."""
     await asyncio.sleep(seconds / 10)
 
 
@@ -55,7 +55,7 @@ class Remote:
         return await self._start(folder=self._folder / name, store=store, delivery=delivery, **sections)
 
     async def stored(self, kind: str) -> dict[str, bytes]:
-        """Return what lies under `objects` or `records` in the bucket."""
+        """Return the files under `objects` or `records` in the bucket."""
         return await self.server.objects(f"pre/v1/{kind}/")
 
 
