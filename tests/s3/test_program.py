@@ -1,4 +1,4 @@
-"""imgkeep on a bucket as people run it: a process that is configured by the AWS variables alone, killed and wiped."""
+"""imgkeep on a bucket in processes of its own: configured by the AWS variables alone, killed and wiped."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import os
 import re
 import shutil
 import signal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from tests.support.origins import gated_body
 from tests.support.pictures import picture, picture_of
 from tests.support.program import run_here, serving, until
 from tests.support.proxies import workers
+from tests.support.s3.remote import only_aws
 from tests.support.workers import ask_all, drafts_of, metric_sum, open_many
 
 if TYPE_CHECKING:
@@ -25,19 +26,6 @@ if TYPE_CHECKING:
     from tests.support.proxies import Worker
     from tests.support.s3.gate import Gate
     from tests.support.s3.servers import S3Server
-
-
-def only_aws(server: S3Server, endpoint: str) -> dict[str, Any]:
-    """Return settings that name the bucket as any AWS program would be told."""
-    return {
-        "store__url": "",
-        "store__timeout_s": "10",
-        "AWS_S3_BUCKET_NAME": server.bucket,
-        "AWS_ACCESS_KEY_ID": server.key,
-        "AWS_SECRET_ACCESS_KEY": server.secret,
-        "AWS_ENDPOINT_URL": endpoint,
-        "AWS_REGION": "us-east-1",
-    }
 
 
 async def waiting(program: Program) -> object:
@@ -61,7 +49,7 @@ async def test_kills_and_outages_lose_no_image(
 ) -> None:
     server = bucket("rclone")
     gate = await gate_to(server)
-    folder = tmp_path / "data"  # what `file:data` means in the process's working directory
+    folder = tmp_path / "data"  # `file:data` in the process's working directory
     settings = only_aws(server, gate.endpoint)
     urls = [origin.gives(f"/{n}.png", picture(seed=n)) for n in range(8)]
     async with serving(folder, **settings) as program:
@@ -78,7 +66,7 @@ async def test_kills_and_outages_lose_no_image(
         status, out, _ = await run_here(folder, "stats", **settings)
         assert (status, re.search(r"^waiting +4$", out, re.MULTILINE) is not None) == (0, True), out
         await gate.open()
-        await gate.until_seen("PUT", "/v1/records/", times=5)  # one of the four that waited
+        await gate.until_seen("PUT", "/v1/records/", times=5)  # one of the four in the outbox
         program.kill()
     async with serving(folder, **settings) as program:
         await program.becomes("ready", within_s=30)
@@ -124,7 +112,7 @@ async def test_workers_share_the_bucket_outbox_and_removals(
         for url, small in fresh.items():
             assert {answer.body == small for answer in await ask_all(program, url)} == {True}
         await waits(program, len(fresh))
-        # Whichever worker leads: another one continues its uploads.
+        # Another worker takes the lead and continues the uploads.
         os.kill((await leader_of(program)).pid, signal.SIGKILL)
         await gate.open()
         await until(lambda: len(workers(program)) == 2)
