@@ -199,7 +199,7 @@ def _one_url(plan: Plan, row: Row, size: int, load: Callable[[Server, str], floa
     (files / f"{size}.png").write_bytes(body)
     picture = seed.noise(size, size)
     (files / f"noise-{size}.png").write_bytes(picture)
-    places = [_empty(plan, name) for name in ("imgkeep", "nginx", "thumbor")]
+    places = [empty_folder(plan, name) for name in ("imgkeep", "nginx", "thumbor")]
     with (
         nginx_origin(files) as origin,
         imgkeep(places[0]) as ours,
@@ -208,7 +208,7 @@ def _one_url(plan: Plan, row: Row, size: int, load: Callable[[Server, str], floa
     ):
 
         def measure(server: Server, path: str, body: bytes, status: str | None) -> float:
-            for _ in range(3):  # the first is a miss, and the second is prepared
+            for _ in range(3):  # the first is a miss, and the second response is cached
                 check(server, path, body)
             check(server, path, body, status=status)
             done = load(server, path)
@@ -283,7 +283,7 @@ def _ask_all(server: Server, before: str, after: str) -> None:
 def miss(plan: Plan) -> Row:
     row = Row("miss", "requests/s", at_least=0.35, aim=0.7)
     files = seed.files(plan.work / "files", TAIL)
-    places = [_empty(plan, name) for name in ("imgkeep", "nginx", "thumbor")]
+    places = [empty_folder(plan, name) for name in ("imgkeep", "nginx", "thumbor")]
     if plan.thumbor is not None:
         seed.files(files / "noise", TAIL, seed.noise)
     with (
@@ -329,7 +329,7 @@ def _see_kept(row: Row, store: Path, cut_max: int) -> None:
 def miss_first_byte(plan: Plan) -> Row:
     row = Row("miss-first-byte", "ms added, p50", at_most=2.0)
     files = seed.files(plan.work / "files", TAIL)
-    places = [_empty(plan, name) for name in ("imgkeep", "nginx")]
+    places = [empty_folder(plan, name) for name in ("imgkeep", "nginx")]
     number = 500
     with nginx_origin(files) as origin, imgkeep(places[0]) as ours, nginx_cache(places[1], origin) as theirs:
         for n in range(plan.rounds):
@@ -347,7 +347,7 @@ def miss_first_byte(plan: Plan) -> Row:
 def crowd(plan: Plan) -> Row:
     row = Row("crowd", "MiB above idle", at_most=150)
     body = seed.image(5, 5 * 2**20)
-    with crowds.paced_origin(body, 5_000_000) as origin, imgkeep(_empty(plan, "imgkeep")) as ours:
+    with crowds.paced_origin(body, 5_000_000) as origin, imgkeep(empty_folder(plan, "imgkeep")) as ours:
         alone = crowds.crowd(ours, seed.target(origin.port, "alone.png"), 1, body)
         idle = ours.rss()
         result = crowds.crowd(ours, seed.target(origin.port, "crowd.png"), 1000, body)
@@ -365,7 +365,7 @@ def slow_readers(plan: Plan) -> Row:
     files = plan.work / "one"
     files.mkdir(parents=True, exist_ok=True)
     (files / "five.png").write_bytes(body)
-    with nginx_origin(files) as origin, imgkeep(_empty(plan, "imgkeep")) as ours:
+    with nginx_origin(files) as origin, imgkeep(empty_folder(plan, "imgkeep")) as ours:
         target = seed.target(origin.port, "five.png")
         for _ in range(3):
             check(ours, target, body)
@@ -424,7 +424,7 @@ def workers(plan: Plan) -> Row:
         target = seed.target(origin.port, "w.png")
 
         def measure(number: int) -> float:
-            with imgkeep(_empty(plan, "imgkeep"), cores=CORES, server__workers=str(number)) as ours:
+            with imgkeep(empty_folder(plan, "imgkeep"), cores=CORES, server__workers=str(number)) as ours:
                 for _ in range(20):  # wherever it comes in
                     check(ours, target, seed.image(1))
                 load = partial(wrk.load, ours, target, connections=number * 2 * wrk.CONNECTIONS, cores=CORES)
@@ -450,7 +450,7 @@ def workers(plan: Plan) -> Row:
     return row
 
 
-def _empty(plan: Plan, name: str) -> Path:
+def empty_folder(plan: Plan, name: str) -> Path:
     plan.work.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f"run-{name}-", dir=plan.work))
     folder.chmod(0o777)

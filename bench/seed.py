@@ -14,7 +14,7 @@ from zlib import crc32
 
 from imgkeep.core.identity import identify
 from imgkeep.core.layout import encode_record, object_path, record_path
-from imgkeep.core.records import Digest, Format, PixelSize, Record
+from imgkeep.core.records import Digest, Format, PixelSize, Provenance, Record
 from imgkeep.core.source_url import read_source
 from imgkeep.database import Database
 from imgkeep.storage.local.disk import Disk
@@ -140,11 +140,11 @@ def _records(number: int, origin_port: int, digests: list[Digest]) -> Iterator[R
         yield Record(
             key=info.key,
             identity=info.identity,
-            host=source.host,
             digest=digests[n % len(digests)],
             format=Format.PNG,
             size=SMALL,
             pixel_size=PixelSize(8, 8),
             etag=f'"{n:032x}"',
             stored_at=NOW,
+            provenance=Provenance(host=source.host),
         )

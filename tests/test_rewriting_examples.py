@@ -25,8 +25,8 @@ from tests.support.raw_http import port_of, target_of
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from tests.conftest import Imgkeep
     from tests.support.origins import FakeOrigin
+    from tests.support.server import Imgkeep
 
     Start = Callable[..., Awaitable[Imgkeep]]
 

@@ -44,6 +44,10 @@ EXCEPTIONS: Final[dict[str, tuple[str, ...]]] = {
     # file: phrases in it that are right
     "docs/glossary.md": ("*",),
     "proxy/imgkeep/core/layout.py": ("v1/refused",),  # the stored layout is public
+    "proxy/imgkeep/config/schema.py": (
+        '"catalog"',
+    ),  # the former name of a setting, in the message that names the new one
+    "proxy/imgkeep/database/sqlite_file.py": ("catalog.db",),  # the former name of a file, which is taken over
 }
 
 

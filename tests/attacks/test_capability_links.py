@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
     from imgkeep.core.identity.rule import Rule, Shape
 
-    from tests.conftest import Imgkeep
     from tests.support.origins import Exchange, FakeOrigin
+    from tests.support.server import Imgkeep
 
 NOW = datetime(2026, 1, 10, 12, 30, tzinfo=UTC)
 
@@ -230,7 +230,9 @@ ORDINARY: Final = [
 
 def member_names(rules: list[Rule]) -> list[str]:
     names = {name for rule in rules for group in rule.groups for name, _ in group}
-    return sorted(names.union(*(rule.drop for rule in rules), *(rule.companions for rule in rules)))
+    return sorted(
+        names.union(*(rule.parameters.drop for rule in rules), *(rule.parameters.companions for rule in rules))
+    )
 
 
 SCHEME_NAMES: Final = member_names([rule for rule in BUILT_IN.rules if not rule.names_provider])
@@ -295,10 +297,10 @@ def test_the_names_of_a_bound_scheme_mean_nothing_elsewhere(group: tuple[tuple[s
 def test_a_scheme_of_any_host_needs_its_mark(rule: Rule) -> None:
     """Every group needs the mark: a signer's own name, a value that no application makes, three names, or the path."""
     name, _, _value = MARKS[rule.name].partition("=")
-    if rule.place is not None or rule.paths is not None:
+    if rule.location.place is not None or rule.location.paths is not None:
         for path in ("/download", "/download.php", "/", "/get"):
-            by_place = rule.place is None or rule.place.fullmatch(f"app.example.com{path}")
-            by_path = rule.paths is None or rule.paths.match(path)
+            by_place = rule.location.place is None or rule.location.place.fullmatch(f"app.example.com{path}")
+            by_path = rule.location.paths is None or rule.location.paths.match(path)
             assert not (by_place and by_path), path
         return
     for group in rule.groups:

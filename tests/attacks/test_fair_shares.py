@@ -23,9 +23,9 @@ from tests.support.raw_http import port_of, request, target_of
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from tests.conftest import Imgkeep
     from tests.support.origins import Exchange, FakeOrigin
     from tests.support.s3.remote import Remote
+    from tests.support.server import Imgkeep
 
     Start = Callable[..., Awaitable[Imgkeep]]
 
@@ -104,9 +104,7 @@ async def drips(origin: FakeOrigin) -> FakeOrigin:
     return origin
 
 
-async def test_two_addresses_with_dripping_origins_leave_visitors_and_the_api_their_places(
-    start: Start, drips: FakeOrigin
-) -> None:
+async def test_dripping_origins_of_two_clients_leave_slots_for_others(start: Start, drips: FakeOrigin) -> None:
     imgkeep = await open_server(start, drips)
     floods = [Flood(imgkeep, "203.0.113.1"), Flood(imgkeep, "203.0.113.2")]
     for flood in floods:
@@ -134,10 +132,10 @@ def _source(imgkeep: Imgkeep, url: str) -> tuple[Any, Any]:
     return source, imgkeep.client.app[SERVICES].image_service.identify(source)
 
 
-# Over HTTP/1.0 a request takes the long way, through aiohttp.
+# Over HTTP/1.0 a request bypasses the fast path.
 @pytest.mark.parametrize("version", ["1.1", "1.0"])
 @pytest.mark.parametrize("what", ["drip", "silent"])
-async def test_fetches_whose_clients_have_left_yield_to_one_that_waits(
+async def test_abandoned_fetch_yields_to_one_that_waits(
     start: Start, drips: FakeOrigin, what: str, version: str
 ) -> None:
     # Eight places: one for each of seven networks, and one reserved.
@@ -162,7 +160,7 @@ async def test_fetches_whose_clients_have_left_yield_to_one_that_waits(
         await flood.leave()
 
 
-async def test_fetches_whose_clients_have_left_go_on_where_none_waits(start: Start, origin: FakeOrigin) -> None:
+async def test_abandoned_fetch_goes_on_where_none_waits(start: Start, origin: FakeOrigin) -> None:
     goes_on = asyncio.Event()
     body = picture_of(100_000)
 
@@ -181,7 +179,7 @@ async def test_fetches_whose_clients_have_left_go_on_where_none_waits(start: Sta
     await until_counted(imgkeep, 'imgkeep_fills_total{outcome="stored"}', 3)
 
 
-async def test_fetches_in_the_queue_end_with_their_clients(start: Start, drips: FakeOrigin) -> None:
+async def test_queued_fetch_ends_with_its_client(start: Start, drips: FakeOrigin) -> None:
     imgkeep = await open_server(start, drips, concurrent_max=8)
     flood = Flood(imgkeep, "203.0.113.1")
     flood.ask(5)
@@ -192,7 +190,7 @@ async def test_fetches_in_the_queue_end_with_their_clients(start: Start, drips: 
     assert drips.asked("/drip") == 1, "none of them was begun"
 
 
-async def test_what_the_api_asked_for_and_what_is_nearly_here_does_not_yield(start: Start, origin: FakeOrigin) -> None:
+async def test_fetch_that_is_nearly_complete_does_not_yield(start: Start, origin: FakeOrigin) -> None:
     goes_on = asyncio.Event()
     body = picture_of(100_000)
 
@@ -228,9 +226,7 @@ async def test_one_client_cannot_fill_a_host_or_its_queue(start: Start, drips: F
     await flood.leave()
 
 
-async def test_fetches_that_wait_for_their_clients_share_hold_no_place_of_another_host(
-    start: Start, drips: FakeOrigin
-) -> None:
+async def test_fetch_that_waits_for_its_clients_share_holds_no_slot_of_a_host(start: Start, drips: FakeOrigin) -> None:
     imgkeep = await open_server(start, drips)
     floods = [Flood(imgkeep, f"203.0.113.{n}") for n in range(5)]
     for flood in floods:
@@ -248,7 +244,7 @@ async def test_fetches_that_wait_for_their_clients_share_hold_no_place_of_anothe
 
 
 @pytest.mark.parametrize("address", ["2001:db8:1:{:x}::1", "2001:db8:1:1::{:x}"], ids=["of a /48", "of a /64"])
-async def test_the_addresses_of_an_ipv6_network_share_one_part(start: Start, drips: FakeOrigin, address: str) -> None:
+async def test_addresses_of_an_ipv6_network_share_one_part(start: Start, drips: FakeOrigin, address: str) -> None:
     imgkeep = await open_server(start, drips)
     floods = [Flood(imgkeep, address.format(n)) for n in range(1, 31)]
     for flood in floods:
@@ -269,15 +265,15 @@ async def stay(  # noqa: PLR0917 - in the order of what happens
         await asyncio.sleep(0)
 
 
-async def test_a_client_waits_for_one_turn_of_each_other_and_not_for_their_queues() -> None:
+async def test_client_waits_for_one_fetch_of_each_other_client() -> None:
     limiter, order = FetchLimiter(8, 8), list[str]()
     leave = [asyncio.Event() for _ in range(60)]
-    crowd = [Client((f"203.0.113.{n}",)) for n in range(7)]
+    others = [Client((f"203.0.113.{n}",)) for n in range(7)]
     tasks = [
-        asyncio.create_task(stay(limiter, each, f"h{n}", order, "first", leave[0])) for n, each in enumerate(crowd)
+        asyncio.create_task(stay(limiter, each, f"h{n}", order, "first", leave[0])) for n, each in enumerate(others)
     ]
     await asyncio.sleep(0)
-    for n, each in enumerate(crowd[:3]):
+    for n, each in enumerate(others[:3]):
         tasks += [asyncio.create_task(stay(limiter, each, f"h{n}{k}", order, f"{n}", leave[1])) for k in range(4)]
     tasks.append(asyncio.create_task(stay(limiter, Client(("198.51.100.7",)), "v", order, "visitor", leave[1])))
     leave[1].set()
@@ -290,7 +286,7 @@ async def test_a_client_waits_for_one_turn_of_each_other_and_not_for_their_queue
     assert order.index("visitor") <= 7 + 3
 
 
-async def test_visitors_cannot_take_what_is_reserved_for_the_api_nor_the_api_all_of_it() -> None:
+async def test_clients_and_api_cannot_take_each_others_slots() -> None:
     limiter, order, leave = FetchLimiter(64, 16), list[str](), asyncio.Event()
     reserved = 64 // RESERVED_PART
     visitors = [Client((f"203.0.113.{n}",)) for n in range(20)]
@@ -318,7 +314,7 @@ async def test_visitors_cannot_take_what_is_reserved_for_the_api_nor_the_api_all
     await asyncio.gather(*tasks)
 
 
-async def test_programs_of_this_machine_have_all_places_of_visitors() -> None:
+async def test_local_programs_may_use_all_slots_of_clients() -> None:
     limiter, order, leave = FetchLimiter(64, 64), list[str](), asyncio.Event()
     tasks = [
         asyncio.create_task(stay(limiter, Client(("127.0.0.1",), loopback=True), "h", order, "", leave))
@@ -331,7 +327,7 @@ async def test_programs_of_this_machine_have_all_places_of_visitors() -> None:
 
 
 @pytest.mark.parametrize("number", [100, 1000])
-async def test_the_work_of_a_release_does_not_grow_with_the_queue(number: int) -> None:
+async def test_release_costs_the_same_with_a_long_queue(number: int) -> None:
     limiter, leave = FetchLimiter(number, number), asyncio.Event()
     clients = [Client((f"net{n}",)) for n in range(number * QUEUE_PER_SLOT // 10)]
     tasks = [
@@ -376,7 +372,7 @@ async def drip_in_time(imgkeep: Imgkeep, origin: FakeOrigin, sizes: list[int], p
     return await look(imgkeep, origin.on("/slow.png", script)), body
 
 
-async def test_an_origin_that_drips_is_given_up_as_a_timeout(start: Start, origin: FakeOrigin) -> None:
+async def test_dripping_origin_is_a_timeout(start: Start, origin: FakeOrigin) -> None:
     imgkeep = await start(fetch={"bytes_per_s_min": 100_000, "rate_grace_s": 0.1})
     seen, _ = await drip_in_time(imgkeep, origin, [5000, *[10] * 200], 0.02)
     assert seen.broken
@@ -389,13 +385,15 @@ async def test_an_origin_that_drips_is_given_up_as_a_timeout(start: Start, origi
     [{"bytes_per_s_min": 0, "rate_grace_s": 0.05}, {"bytes_per_s_min": 1, "rate_grace_s": 0.05}, {}],
     ids=["no minimum", "above it", "within the grace"],
 )
-async def test_an_honest_slow_origin_is_waited_for(start: Start, origin: FakeOrigin, fetch: dict[str, Any]) -> None:
+async def test_slow_origin_within_the_limits_is_waited_for(
+    start: Start, origin: FakeOrigin, fetch: dict[str, Any]
+) -> None:
     imgkeep = await start(fetch=fetch)
     seen, body = await drip_in_time(imgkeep, origin, [2000, *[50] * 20], 0.02)
     assert (seen.status, seen.body) == (200, body)
 
 
-async def test_a_reader_that_pauses_is_not_held_against_the_origin(start: Start, origin: FakeOrigin) -> None:
+async def test_pausing_client_does_not_count_against_the_origin(start: Start, origin: FakeOrigin) -> None:
     imgkeep = await start(fetch={"bytes_per_s_min": 1_000_000, "rate_grace_s": 0.2})
     body = picture_of(4_000_000)
     response = await imgkeep.img(origin.gives("/large.png", body))
@@ -411,7 +409,7 @@ def invented(number: int) -> str:
 
 
 @pytest.mark.parametrize("mode", ["serve", "redirect", "presign"])
-async def test_an_invented_permanent_url_costs_the_bucket_one_request_and_then_none(remote: Remote, mode: str) -> None:
+async def test_invented_permanent_url_costs_the_bucket_one_request(remote: Remote, mode: str) -> None:
     node = await remote.node(mode=mode)
     before = len(remote.gate.seen)
     answers = await asyncio.gather(*(node.client.get(invented(1)) for _ in range(10)))
@@ -421,9 +419,7 @@ async def test_an_invented_permanent_url_costs_the_bucket_one_request_and_then_n
 
 
 @pytest.mark.parametrize("mode", ["serve", "redirect"])
-async def test_what_was_asked_for_in_vain_is_found_as_soon_as_it_is_stored_here(
-    remote: Remote, origin: FakeOrigin, mode: str
-) -> None:
+async def test_missed_object_is_found_once_it_is_stored_here(remote: Remote, origin: FakeOrigin, mode: str) -> None:
     from hashlib import sha256  # noqa: PLC0415
 
     node = await remote.node(mode=mode)
@@ -435,9 +431,7 @@ async def test_what_was_asked_for_in_vain_is_found_as_soon_as_it_is_stored_here(
     assert found.status == (200 if mode == "serve" else 302)
 
 
-async def test_look_ups_in_vain_are_limited_by_client_and_images_are_shown_all_the_same(
-    remote: Remote, origin: FakeOrigin
-) -> None:
+async def test_misses_are_limited_by_client_and_hits_are_not(remote: Remote, origin: FakeOrigin) -> None:
     timer = Timer()
     node = await remote.node(
         platform=Platform(timer=timer),
@@ -465,15 +459,15 @@ async def test_look_ups_in_vain_are_limited_by_client_and_images_are_shown_all_t
         refused = await node.client.get(target, headers=stranger)
         assert (refused.status, (await refused.json())["code"]) == (429, "rate_limited")
         assert refused.headers["Retry-After"] == "5"
-    assert len(remote.gate.seen) == before, "what is refused asks the bucket nothing"
+    assert len(remote.gate.seen) == before, "a refused request costs the bucket nothing"
     assert await counted(node, 'imgkeep_refused_total{limit="misses_per_minute"}') == 4
     assert (await node.client.get(invented(201), headers=at("203.0.113.2"))).status == 404
-    assert (await look(node, url, headers=at("203.0.113.1"))).status == 200, "what is prepared is shown"
+    assert (await look(node, url, headers=at("203.0.113.1"))).status == 200, "a cached response is shown"
     timer.seconds += 5
     assert (await node.client.get(invented(202), headers=stranger)).status == 404
 
 
-async def test_a_48_has_no_more_look_ups_in_vain_than_four_64s(remote: Remote) -> None:
+async def test_a_48_has_no_more_misses_than_four_64s(remote: Remote) -> None:
     node = await remote.node(server={"trusted_proxies": ["127.0.0.0/8"]}, limits={"misses_per_minute": 2})
     statuses = [(await node.client.get(invented(n), headers=at(f"2001:db8:7:{n:x}::1"))).status for n in range(12)]
     assert statuses == [404] * 8 + [429] * 4
@@ -498,7 +492,7 @@ def test_connections_are_counted_by_client() -> None:
     assert [unlimited.acquire("203.0.113.1") for _ in range(10)] == [()] * 10
 
 
-async def test_one_connection_too_many_is_told_so_and_closed(start: Start) -> None:
+async def test_connection_above_the_limit_is_refused(start: Start) -> None:
     imgkeep = await start(limits={"connections": 2})
     connection_limit = imgkeep.client.app[CONNECTIONS].connection_limit
     assert connection_limit is not None

@@ -53,8 +53,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
     from types import FrameType
 
-    from tests.conftest import Imgkeep
     from tests.support.origins import FakeOrigin
+    from tests.support.server import Imgkeep
 
     Check = Callable[[Format, bytes, Budget], object]
     Start = Callable[..., Awaitable[Imgkeep]]

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
 
-    from tests.conftest import Imgkeep
     from tests.support.origins import FakeOrigin
+    from tests.support.server import Imgkeep
 
     Start = Callable[..., Awaitable[Imgkeep]]
 
@@ -108,7 +108,7 @@ def requests(target: str) -> list[tuple[str, str]]:
 
 
 async def kept_at(imgkeep: Imgkeep, link: str) -> str:
-    """Have an image stored, and answers prepared for it; return its permanent URL."""
+    """Have an image stored, and its responses cached; return its permanent URL."""
     await imgkeep.client.get(link)
     await fills_done(imgkeep)
     permanent: str = (await imgkeep.client.get(link)).headers["Content-Location"]
@@ -122,7 +122,7 @@ def statuses(data: bytes) -> list[int]:
 
 
 @pytest.mark.parametrize("field", FIELDS)
-async def test_no_field_is_a_fault_of_ours(
+async def test_no_field_causes_a_server_error(
     start: Start, origin: FakeOrigin, field: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     # Half of them meet a server that has tokens and believes its proxies.
@@ -166,12 +166,14 @@ BAD_HOSTS = [
 
 
 @pytest.mark.parametrize("hosts", BAD_HOSTS)
-async def test_a_host_that_is_none_is_400_on_every_way(start: Start, origin: FakeOrigin, hosts: list[str]) -> None:
+async def test_invalid_host_is_400_with_and_without_the_fast_path(
+    start: Start, origin: FakeOrigin, hosts: list[str]
+) -> None:
     imgkeep = await start()
     link = target_of(origin.gives("/a.png", IMAGE))
     permanent = await kept_at(imgkeep, link)
     fetched = len(origin.seen)
-    # The first is a plain request with a prepared answer; a body, a condition or another path make it aiohttp's.
+    # The first is a plain request with a cached response; a body, a condition or another path make it aiohttp's.
     for target, fields in (
         (link, []),
         (permanent, []),
@@ -207,7 +209,7 @@ async def ask_as(imgkeep: Imgkeep, target: str, host: str, *fields: str, method:
 
 
 async def talk_as(imgkeep: Imgkeep, target: str, host: str) -> bytes:
-    """Ask on the quick way: without a wish to close. The second request ends the connection."""
+    """Ask on the fast path: without a wish to close. The second request ends the connection."""
     plain = f"GET {target} HTTP/1.1\r\nHost: {host}\r\n\r\n"
     last = f"GET /healthz HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"
     return await talk(port_of(imgkeep), (plain + last).encode())
@@ -224,7 +226,7 @@ FOREIGN = [
 
 
 @pytest.mark.parametrize("host", FOREIGN)
-async def test_a_rebound_name_shows_nothing_and_fetches_nothing(start: Start, origin: FakeOrigin, host: str) -> None:
+async def test_rebound_name_shows_and_fetches_nothing(start: Start, origin: FakeOrigin, host: str) -> None:
     imgkeep = await start(legacy=[{"mount": "old"}])
     link = target_of(origin.gives("/a.png", IMAGE))
     new = target_of(origin.gives("/new.png", IMAGE))
@@ -255,9 +257,7 @@ async def test_names_of_this_machine_show_images(imgkeep: Imgkeep, origin: FakeO
     assert len(origin.seen) == 1
 
 
-async def test_a_connection_that_asked_under_our_name_may_not_go_on_under_another(
-    imgkeep: Imgkeep, origin: FakeOrigin
-) -> None:
+async def test_connection_may_not_change_to_a_foreign_host(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     target = target_of(origin.gives("/a.png", IMAGE))
     await imgkeep.client.get(target)
     plain = f"GET {target} HTTP/1.1\r\nHost: {{}}\r\n\r\n"
@@ -278,7 +278,7 @@ async def test_behind_a_proxy_any_name_shows_images(start: Start, origin: FakeOr
 
 
 @pytest.mark.parametrize("value", ["http://[", "http://]", "http://a b", "http://a:x", "nonsense", "http://\xff"])
-async def test_a_malformed_origin_is_403(imgkeep: Imgkeep, value: str) -> None:
+async def test_malformed_origin_is_403(imgkeep: Imgkeep, value: str) -> None:
     answer = await ask_as(imgkeep, "/api/images", "localhost", f"Origin: {value}")
     assert (answer.status, json.loads(answer.body)["code"]) == (403, "forbidden")
 
@@ -307,7 +307,7 @@ MALFORMED = [
 
 
 @pytest.mark.parametrize("data", MALFORMED, ids=range(len(MALFORMED)))
-async def test_what_is_no_request_is_a_problem_without_echo(
+async def test_malformed_request_gets_a_problem_without_echo(
     imgkeep: Imgkeep, data: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("DEBUG")
@@ -329,9 +329,7 @@ LISTS = [("Via", ","), ("CDN-Loop", "a b,"), ("If-None-Match", '"a",'), ("Cookie
 
 
 @pytest.mark.parametrize(("name", "member"), LISTS, ids=lambda each: each)
-async def test_fields_that_are_large_together_are_refused_unread(
-    imgkeep: Imgkeep, origin: FakeOrigin, name: str, member: str
-) -> None:
+async def test_large_fields_are_refused_unread(imgkeep: Imgkeep, origin: FakeOrigin, name: str, member: str) -> None:
     target = target_of(origin.gives("/a.png", IMAGE))
     line = f"{name}: {member * (16_000 // len(member))}\r\n"
     for lines, status in ((1, 200), (3, 431), (100, 431)):
@@ -345,7 +343,7 @@ async def test_fields_that_are_large_together_are_refused_unread(
     assert len(origin.seen) == 1
 
 
-async def test_strangers_are_told_states_and_no_reasons(start: Start) -> None:
+async def test_clients_without_a_token_get_states_and_no_reasons(start: Start) -> None:
     token = "t" * 43
     imgkeep = await start(security={"api_tokens": [token]})
     app = imgkeep.client.app
@@ -425,7 +423,7 @@ MALFORMED_DATABASES = [
 
 
 @pytest.mark.parametrize("url", MALFORMED_DATABASES)
-def test_a_malformed_database_is_an_error_of_configuration(url: str) -> None:
+def test_malformed_database_url_is_an_error_of_configuration(url: str) -> None:
     with pytest.raises(ConfigError) as error:
         load({"database": {"url": url}}, {})
     assert str(error.value).startswith("database.url: ")
@@ -442,13 +440,13 @@ def test_a_malformed_database_is_an_error_of_configuration(url: str) -> None:
         ),
     ],
 )
-def test_a_database_that_can_be_is_taken(url: str) -> None:
+def test_valid_database_url_is_accepted(url: str) -> None:
     name = read_database_url(load({"database": {"url": url}}, {}).database.url)
     assert sa.make_url(name).database
 
 
 @pytest.mark.parametrize("command", ["serve"])
-async def test_a_malformed_database_ends_with_status_2(tmp_path: Path, command: str) -> None:
+async def test_malformed_database_url_ends_with_status_2(tmp_path: Path, command: str) -> None:
     status, _, err = await run_here(tmp_path, command, database__url="postgresql://u:HUSH@[::1/db")
     assert status == 2
     assert "database.url" in err

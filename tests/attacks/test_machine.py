@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from imgkeep.core.errors import ImgkeepError, OriginError
 from imgkeep.core.identity import BUILT_IN, identify, read_provider_rules
-from imgkeep.core.identity.signature_probe import spoil
+from imgkeep.core.identity.signature_probe import make_invalid_signature
 
 from tests.support.fakes import FakeOrigin, World, read_all, whole
 from tests.support.pictures import picture
@@ -129,7 +129,7 @@ class Links(RuleBasedStateMachine):
         async def make() -> World:
             world = World(
                 identify=by_rules,
-                spoil=lambda source: spoil(source, NOW, RULES, self._draw),
+                make_invalid_signature=lambda source: make_invalid_signature(source, NOW, RULES, self._draw),
                 origin=JudgingOrigin(),
             )
             if before is not None:

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     import pytest
 
-    from tests.conftest import Imgkeep
     from tests.support.origins import FakeOrigin
+    from tests.support.server import Imgkeep
 
     Start = Callable[..., Awaitable[Imgkeep]]
 
@@ -78,7 +78,14 @@ def test_suspicion_takes_many_identities_within_a_day() -> None:
     suspects = PlaceholderSuspects(timer)
 
     def note(number: int, host: str = "a.example", digest: str = "d") -> bool:
-        return suspects.count(replace(RECORD, identity=f"//{host}/{number}", host=host, digest=Digest(digest)))
+        return suspects.count(
+            replace(
+                RECORD,
+                identity=f"//{host}/{number}",
+                digest=Digest(digest),
+                provenance=replace(RECORD.provenance, host=host),
+            )
+        )
 
     assert not any(note(number) for number in range(IDENTITIES_MIN - 1))
     assert not note(0), "one identity counts once"

@@ -16,7 +16,7 @@ from tests.support.signed_links import BRIEF, FOREVER, PICTURE, PLACEHOLDER, sho
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
-    from tests.conftest import Imgkeep
+    from tests.support.server import Imgkeep
 
     Start = Callable[..., Awaitable[Imgkeep]]
 

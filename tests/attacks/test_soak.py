@@ -19,21 +19,21 @@ from imgkeep.images import format_checker as checks
 from imgkeep.images.fill import Fill
 from imgkeep.images.format_checker import ITERATION_STEPS_MAX, QUICK_THREADS, SLOW_THREADS, FormatChecker
 from imgkeep.storage.local.draft import LocalDraft
-from imgkeep.web.parse_budget import PARSE_STEP_BYTES, PARSE_TURN_BYTES
+from imgkeep.web.parse_budget import PARSE_ITERATION_BYTES, PARSE_STEP_BYTES
 
-from tests.faults.test_process import serving
 from tests.support.hostile_images import WORST
 from tests.support.hostile_transfers import read, unframed
 from tests.support.network import until
 from tests.support.pictures import picture, picture_of
 from tests.support.raw_http import port_of, request, split, talk, target_of
+from tests.support.single_process import serving
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
 
-    from tests.conftest import Imgkeep
     from tests.support.origins import Exchange, FakeOrigin
+    from tests.support.server import Imgkeep
 
     Start = Callable[..., Awaitable[Imgkeep]]
 
@@ -158,7 +158,7 @@ async def test_endless_chunks_do_not_block_the_loop(
         hits += 1
     iterations.cancel()
     assert hits >= 10
-    assert PARSE_TURN_BYTES <= max(given.values()) < PARSE_TURN_BYTES + PARSE_STEP_BYTES
+    assert PARSE_ITERATION_BYTES <= max(given.values()) < PARSE_ITERATION_BYTES + PARSE_STEP_BYTES
 
 
 @pytest.mark.parametrize("chunked", [False, True])

@@ -44,8 +44,8 @@ if TYPE_CHECKING:
 
     from imgkeep.core.records import Key, Record
 
-    from tests.conftest import Imgkeep
     from tests.support.origins import Exchange, FakeOrigin
+    from tests.support.server import Imgkeep
 
     Start = Callable[..., Awaitable[Imgkeep]]
 
@@ -115,7 +115,7 @@ async def seen(world: World, query: str) -> tuple[str, bytes, bool]:
     delivery = await world.ask(f"https://img.example.com/a.png{query}")
     body = await read_all(delivery)
     await world.image_service.drain()
-    return delivery.outcome.value, body, delivery.immutable
+    return delivery.cache_status.value, body, delivery.immutable
 
 
 def fresh(number: int) -> str:

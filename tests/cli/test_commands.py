@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from imgkeep.bootstrap.platform import Platform
-from imgkeep.bootstrap.platform import SYSTEM
+from imgkeep.bootstrap.platform import SYSTEM, Platform
 from imgkeep.cli.inspect import inspect
 from imgkeep.cli.printing import print_facts, readable_bytes
 from imgkeep.clock import read_clock
@@ -33,7 +32,7 @@ from tests.support.stores import local_store, put_image, record_of
 if TYPE_CHECKING:
     from imgkeep.core.records import Record
 
-    from tests.cli.conftest import Command
+    from tests.support.commands import Command
 
 CASES = json.loads((Path(__file__).parents[1] / "cases" / "forbidden_sources.json").read_text("utf-8"))
 TEMPORARY = (

@@ -20,8 +20,8 @@ from tests.support.pictures import picture
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from tests.conftest import Imgkeep
     from tests.support.origins import Exchange, FakeOrigin
+    from tests.support.server import Imgkeep
 
     Start = Callable[..., Awaitable[Imgkeep]]
 

@@ -259,7 +259,7 @@ async def test_import_keeps_names(folder: Path) -> None:
     assert status == 1
     assert json.loads(out) == {"adopted": 0, "known": 3, "passed_over": 2, "failed": 1}
     assert "[[legacy]]" in err
-    assert "another image is kept under this name" in err
+    assert "another image is stored under this name" in err
 
 
 @pytest.mark.parametrize("mount", ["img", "api/x", "/a", "a/", "", "../x", "a b"])

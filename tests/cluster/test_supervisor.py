@@ -28,7 +28,11 @@ from imgkeep.listening import listen_for_workers
 
 supervisor.CHECK_INTERVAL_S = 0.1
 supervisor.PAUSE_S = 0.5
-worker_process.TIMEOUTS_S = {**worker_process.TIMEOUTS_S, worker_process.WorkerState.UNRESPONSIVE: float(sys.argv[3])}
+worker_process.TIMEOUTS_S = {
+    **worker_process.TIMEOUTS_S,
+    worker_process.WorkerState.UNRESPONSIVE: float(sys.argv[3]),
+    worker_process.WorkerState.DRAINING: float(sys.argv[3]),
+}
 logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
 config = Config(server=Server(port=0, workers=2))
 with ExitStack() as stack:
@@ -76,11 +80,15 @@ class Supervised:
         return self.lines.count(message)
 
 
+STUBBORN = WORKER.replace("link.stop.set)", "lambda: None)")
+"""A worker that SIGTERM does not end."""
+
+
 @asynccontextmanager
-async def supervised(*, terminate_timeout_s: float = 0.5) -> AsyncIterator[Supervised]:
+async def supervised(*, worker: str = WORKER, terminate_timeout_s: float = 0.5) -> AsyncIterator[Supervised]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "proxy")}  # noqa: TID251 - to be handed on
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", SUPERVISOR, WORKER, str(HEARTBEAT_TIMEOUT_S), str(terminate_timeout_s)),
+        *(sys.executable, "-c", SUPERVISOR, worker, str(HEARTBEAT_TIMEOUT_S), str(terminate_timeout_s)),
         env=environment,
         stdout=asyncio.subprocess.PIPE,
         start_new_session=True,
@@ -111,7 +119,7 @@ def exists(pid: int) -> bool:
 
 
 async def test_stopped_worker_is_replaced_and_killed() -> None:
-    async with supervised() as running:
+    async with supervised(terminate_timeout_s=2) as running:
         stopped, _ = running.pids("ready")
         os.kill(stopped, signal.SIGSTOP)
         await until(lambda: len(running.pids("ready")) > 2)
@@ -135,7 +143,7 @@ async def test_worker_that_runs_again_drains() -> None:
 
 
 async def test_pause_of_all_processes_costs_no_worker() -> None:
-    async with supervised() as running:
+    async with supervised(terminate_timeout_s=30) as running:
         workers = running.pids("ready")
         for pid in (*workers, running.process.pid):
             os.kill(pid, signal.SIGSTOP)
@@ -146,5 +154,13 @@ async def test_pause_of_all_processes_costs_no_worker() -> None:
             os.kill(pid, signal.SIGCONT)
         running.process.terminate()
         assert await running.process.wait() == 0
+        await until(lambda: sorted(running.pids("stopped")) == sorted(workers))
         assert running.count("worker unresponsive; replacing") == 0
-        assert sorted(running.pids("stopped")) == sorted(workers)
+
+
+async def test_worker_that_does_not_end_is_killed() -> None:
+    async with supervised(worker=STUBBORN) as running:
+        workers = running.pids("ready")
+        running.process.terminate()
+        assert await running.process.wait() == 1, "a killed worker is a failure"
+        assert not any(map(exists, workers))

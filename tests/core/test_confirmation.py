@@ -10,45 +10,56 @@ from typing import TYPE_CHECKING
 import pytest
 from imgkeep.core.confirmation import (
     FINGERPRINT_CHARS,
-    Answer,
+    Comparison,
     Link,
-    Proof,
-    Use,
-    Weight,
+    ProbeResponse,
+    ProbeResult,
+    RecordUse,
     can_confirm,
     can_prove,
     can_refresh,
+    compare_records,
     confirmed,
     doubts_of,
     fingerprint,
+    https_source,
+    is_immutable_for,
+    judge_probe,
     judge_record,
     key_of,
-    lasts,
     may_change,
     merge,
     own_info,
-    prove,
     read_link,
-    secure_twin,
     shared_identity,
     standing_of,
-    weigh,
 )
 from imgkeep.core.identity import identify, read_provider_rules
-from imgkeep.core.records import Digest, Doubt, Record, Standing
+from imgkeep.core.records import Digest, Doubt, Standing
 from imgkeep.core.source_url import read_source
 
-from tests.core.test_layout import RECORD
+from tests.support.records import (
+    CONTESTED,
+    ENDED,
+    MINE,
+    OTHER,
+    PLAINTEXT,
+    SCHEME,
+    SIGNATURE,
+    SPLIT,
+    STORED,
+    THEIRS,
+    THIRD,
+    UNSIGNED,
+    link,
+    record,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from imgkeep.core.records import SourceInfo
 
-UNSIGNED, SIGNATURE, SCHEME, ENDED = Doubt.UNSIGNED, Doubt.SIGNATURE, Doubt.SCHEME, Doubt.ENDED
-PLAINTEXT, CONTESTED, SPLIT = Doubt.PLAINTEXT, Doubt.CONTESTED, Doubt.SPLIT
-STORED, OTHER, THIRD = (Digest(char * 64) for char in "abc")
-MINE, THEIRS = "1" * FINGERPRINT_CHARS, "2" * FINGERPRINT_CHARS
 NOW = datetime(2026, 11, 22, 10, tzinfo=UTC)
 RULES = read_provider_rules(
     [
@@ -62,25 +73,6 @@ RULES = read_provider_rules(
     ]
 )
 SIGNED = f"https://a.example/p.png?end=1893456000&sig={'a' * 64}"
-
-
-def record(*doubts: Doubt, digest: Digest = STORED, by: str = THEIRS) -> Record:
-    return replace(
-        RECORD, identity="//a.example/p.png", digest=digest, doubts=frozenset(doubts), brought_by=by if doubts else ""
-    )
-
-
-def link(kind: str = "signed", *, secure: bool = True, twins: bool = True, by: str = MINE) -> Link:
-    return Link(
-        by,
-        signed=kind != "bare",
-        enforced=kind in {"verified", "shaped"},
-        known=kind == "verified",
-        ended=kind == "ended",
-        secure=secure,
-        twins=twins,
-        folded=True,
-    )
 
 
 def info_of(url: str) -> SourceInfo:
@@ -103,7 +95,7 @@ def info_of(url: str) -> SourceInfo:
 )
 def test_a_link_tells_what_counts(url: str, now: datetime, kind: tuple[bool, ...]) -> None:
     read = read_link(read_source(url), info_of(url), now)
-    assert (read.signed, read.enforced, read.ended, read.secure, read.twins) == kind
+    assert (read.signed, read.enforced, read.ended, read.secure, read.shares_https_key) == kind
     assert read.folded
     assert read.fingerprint == fingerprint(read_source(url))
     assert len(read.fingerprint) == FINGERPRINT_CHARS
@@ -113,9 +105,9 @@ def test_the_exact_identity_stands_for_itself() -> None:
     source = read_source(SIGNED.replace("https", "http"))
     info = identify(source, NOW, RULES, exact=True)
     read = read_link(source, info, NOW + timedelta(days=9999))
-    assert (read.signed, read.ended, read.twins, read.folded) == (False, False, False, False)
+    assert (read.signed, read.ended, read.shares_https_key, read.folded) == (False, False, False, False)
     assert doubts_of(read, plaintext=True) == {UNSIGNED}
-    assert secure_twin(source, info) is None
+    assert https_source(source, info) is None
 
 
 @pytest.mark.parametrize(
@@ -128,7 +120,7 @@ def test_the_exact_identity_stands_for_itself() -> None:
     ],
 )
 def test_an_http_link_has_an_https_twin_where_both_share_a_key(url: str, twin: str | None) -> None:
-    found = secure_twin(read_source(url), info_of(url))
+    found = https_source(read_source(url), info_of(url))
     assert (found and found.url) == twin
     if twin is not None:
         assert info_of(twin).key == info_of(url).key
@@ -168,53 +160,83 @@ def test_what_a_link_brings_has_the_doubts_of_its_kind(
 @pytest.mark.parametrize(
     ("doubts", "to", "use", "forever"),
     [
-        pytest.param((), link(), Use.SERVE, True, id="confirmed"),
-        pytest.param((), link("ended"), Use.SERVE, True, id="confirmed, to an ended link"),
-        pytest.param((CONTESTED,), link(), Use.SERVE, True, id="confirmed and contested"),
-        pytest.param((UNSIGNED,), link("bare"), Use.SERVE, True, id="plain, to a bare link"),
-        pytest.param((UNSIGNED,), link(), Use.TRY, False, id="plain, to a signed link"),
-        pytest.param((UNSIGNED,), link("verified"), Use.TRY, False, id="plain, to a verified link"),
-        pytest.param((UNSIGNED,), link("ended"), Use.SERVE, False, id="plain, to an ended link"),
-        pytest.param((SIGNATURE,), link(), Use.TRY, False, id="provisional, to another link"),
-        pytest.param((SIGNATURE,), link("bare"), Use.TRY, False, id="provisional, to a bare link"),
-        pytest.param((SIGNATURE,), link("verified"), Use.TRY, False, id="provisional, to a verified link"),
-        pytest.param((SIGNATURE,), link("ended"), Use.SERVE, False, id="provisional, to an ended link"),
-        pytest.param((SIGNATURE,), link(by=THEIRS), Use.SERVE, False, id="provisional, to the link that brought it"),
-        pytest.param((SCHEME,), link("shaped"), Use.SERVE, True, id="of a checked shape, to another such link"),
-        pytest.param((SCHEME,), link("verified"), Use.TRY, False, id="of a checked shape, to a verified link"),
-        pytest.param((SCHEME,), link(), Use.TRY, False, id="of a checked shape, to an unchecked signature"),
-        pytest.param((SCHEME,), link("bare"), Use.TRY, False, id="of a checked shape, to a bare link"),
-        pytest.param((UNSIGNED, SCHEME), link("bare"), Use.SERVE, True, id="brought by both, to a bare link"),
-        pytest.param((UNSIGNED, SCHEME), link("shaped"), Use.SERVE, True, id="brought by both, to a checked shape"),
-        pytest.param((UNSIGNED, SCHEME), link(), Use.TRY, False, id="brought by both, to an unchecked signature"),
-        pytest.param((UNSIGNED,), link("shaped"), Use.TRY, False, id="plain, to a checked shape"),
-        pytest.param((ENDED,), link(), Use.TRY, False, id="brought by an ended link"),
-        pytest.param((SPLIT, SIGNATURE), link(), Use.OWN, False, id="split, to another link"),
-        pytest.param((SPLIT, SIGNATURE), link("ended"), Use.OWN, False, id="split, to an ended link"),
-        pytest.param((SPLIT,), link(by=THEIRS), Use.SERVE, False, id="split, to the link that brought it"),
-        pytest.param((PLAINTEXT,), link(), Use.TRY, False, id="plaintext, to an https link"),
-        pytest.param((PLAINTEXT,), link(secure=False), Use.SEEK_SECURE, False, id="plaintext, to an http link"),
+        pytest.param((), link(), RecordUse.SERVE, True, id="confirmed"),
+        pytest.param((), link("ended"), RecordUse.SERVE, True, id="confirmed, to an ended link"),
+        pytest.param((CONTESTED,), link(), RecordUse.SERVE, True, id="confirmed and contested"),
+        pytest.param((UNSIGNED,), link("bare"), RecordUse.SERVE, True, id="plain, to a bare link"),
+        pytest.param((UNSIGNED,), link(), RecordUse.SECOND_FILL, False, id="plain, to a signed link"),
+        pytest.param((UNSIGNED,), link("verified"), RecordUse.SECOND_FILL, False, id="plain, to a verified link"),
+        pytest.param((UNSIGNED,), link("ended"), RecordUse.SERVE, False, id="plain, to an ended link"),
+        pytest.param((SIGNATURE,), link(), RecordUse.SECOND_FILL, False, id="provisional, to another link"),
+        pytest.param((SIGNATURE,), link("bare"), RecordUse.SECOND_FILL, False, id="provisional, to a bare link"),
         pytest.param(
-            (PLAINTEXT,), link(secure=False, twins=False), Use.SERVE, True, id="plaintext, to http at another port"
+            (SIGNATURE,), link("verified"), RecordUse.SECOND_FILL, False, id="provisional, to a verified link"
         ),
-        pytest.param((PLAINTEXT,), link(twins=False), Use.TRY, False, id="plaintext, to https at another port"),
+        pytest.param((SIGNATURE,), link("ended"), RecordUse.SERVE, False, id="provisional, to an ended link"),
         pytest.param(
-            (PLAINTEXT, UNSIGNED), link("bare", secure=False), Use.SEEK_SECURE, False, id="plaintext, to bare http"
+            (SIGNATURE,), link(by=THEIRS), RecordUse.SERVE, False, id="provisional, to the link that brought it"
         ),
-        pytest.param((PLAINTEXT, SIGNATURE), link(secure=False), Use.TRY, False, id="plaintext and provisional"),
+        pytest.param((SCHEME,), link("shaped"), RecordUse.SERVE, True, id="of a checked shape, to another such link"),
+        pytest.param(
+            (SCHEME,), link("verified"), RecordUse.SECOND_FILL, False, id="of a checked shape, to a verified link"
+        ),
+        pytest.param(
+            (SCHEME,), link(), RecordUse.SECOND_FILL, False, id="of a checked shape, to an unchecked signature"
+        ),
+        pytest.param((SCHEME,), link("bare"), RecordUse.SECOND_FILL, False, id="of a checked shape, to a bare link"),
+        pytest.param((UNSIGNED, SCHEME), link("bare"), RecordUse.SERVE, True, id="brought by both, to a bare link"),
+        pytest.param(
+            (UNSIGNED, SCHEME), link("shaped"), RecordUse.SERVE, True, id="brought by both, to a checked shape"
+        ),
+        pytest.param(
+            (UNSIGNED, SCHEME), link(), RecordUse.SECOND_FILL, False, id="brought by both, to an unchecked signature"
+        ),
+        pytest.param((UNSIGNED,), link("shaped"), RecordUse.SECOND_FILL, False, id="plain, to a checked shape"),
+        pytest.param((ENDED,), link(), RecordUse.SECOND_FILL, False, id="brought by an ended link"),
+        pytest.param((SPLIT, SIGNATURE), link(), RecordUse.OWN_KEY, False, id="split, to another link"),
+        pytest.param((SPLIT, SIGNATURE), link("ended"), RecordUse.OWN_KEY, False, id="split, to an ended link"),
+        pytest.param((SPLIT,), link(by=THEIRS), RecordUse.SERVE, False, id="split, to the link that brought it"),
+        pytest.param((PLAINTEXT,), link(), RecordUse.SECOND_FILL, False, id="plaintext, to an https link"),
+        pytest.param(
+            (PLAINTEXT,), link(secure=False), RecordUse.SERVE_AND_SEEK_HTTPS, False, id="plaintext, to an http link"
+        ),
+        pytest.param(
+            (PLAINTEXT,),
+            link(secure=False, shares_https_key=False),
+            RecordUse.SERVE,
+            True,
+            id="plaintext, to http at another port",
+        ),
+        pytest.param(
+            (PLAINTEXT,),
+            link(shares_https_key=False),
+            RecordUse.SECOND_FILL,
+            False,
+            id="plaintext, to https at another port",
+        ),
+        pytest.param(
+            (PLAINTEXT, UNSIGNED),
+            link("bare", secure=False),
+            RecordUse.SERVE_AND_SEEK_HTTPS,
+            False,
+            id="plaintext, to bare http",
+        ),
+        pytest.param(
+            (PLAINTEXT, SIGNATURE), link(secure=False), RecordUse.SECOND_FILL, False, id="plaintext and provisional"
+        ),
     ],
 )
 def test_a_record_is_used_by_what_it_is_worth_to_the_link(
     doubts: Iterable[Doubt],
     to: Link,
-    use: Use,
+    use: RecordUse,
     forever: bool,  # noqa: FBT001 - a table
 ) -> None:
     known = record(*doubts)
     assert judge_record(known, to, tried=False) is use
-    assert lasts(known.doubts, to) is forever
-    if use is Use.TRY:
-        assert judge_record(known, to, tried=True) in {Use.SERVE, Use.SEEK_SECURE}
+    assert is_immutable_for(known.doubts, to) is forever
+    if use is RecordUse.SECOND_FILL:
+        assert judge_record(known, to, tried=True) in {RecordUse.SERVE, RecordUse.SERVE_AND_SEEK_HTTPS}
         assert not forever, "what is still to be tried is kept by no client"
 
 
@@ -244,44 +266,48 @@ def test_a_standing_is_one_word(doubts: Iterable[Doubt], identity: str, standing
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "same", "weight"),
+    ("old", "new", "same", "comparison"),
     [
-        pytest.param((SIGNATURE,), (), False, Weight.REPLACE, id="verified over provisional"),
-        pytest.param((SIGNATURE,), (), True, Weight.REPLACE, id="verified, the same bytes"),
-        pytest.param((UNSIGNED,), (), False, Weight.REPLACE, id="verified over plain"),
-        pytest.param((PLAINTEXT,), (), False, Weight.REPLACE, id="verified over plaintext"),
-        pytest.param((SIGNATURE, PLAINTEXT), (PLAINTEXT,), False, Weight.REPLACE, id="verified, both in the clear"),
-        pytest.param((SIGNATURE,), (PLAINTEXT,), False, Weight.OTHER, id="verified in the clear over https"),
-        pytest.param((), (), False, Weight.OTHER, id="nothing over confirmed"),
-        pytest.param((SIGNATURE,), (SCHEME,), False, Weight.OTHER, id="a shape over provisional"),
-        pytest.param((UNSIGNED,), (SCHEME,), False, Weight.OTHER, id="a shape over plain"),
-        pytest.param((SCHEME,), (SCHEME,), False, Weight.OTHER, id="a shape over a shape"),
-        pytest.param((UNSIGNED, SCHEME), (SCHEME,), False, Weight.OTHER, id="a shape over what a bare link brought"),
-        pytest.param((SCHEME, ENDED), (SCHEME,), False, Weight.REPLACE, id="a shape over an ended one"),
-        pytest.param((SCHEME,), (), False, Weight.REPLACE, id="verified over a shape"),
-        pytest.param((SIGNATURE,), (SIGNATURE,), True, Weight.EQUAL, id="equal"),
-        pytest.param((SIGNATURE,), (SIGNATURE,), False, Weight.OTHER, id="other"),
-        pytest.param((SIGNATURE,), (UNSIGNED,), False, Weight.OTHER, id="bare over provisional"),
-        pytest.param((UNSIGNED,), (SIGNATURE,), False, Weight.OTHER, id="signed over plain"),
-        pytest.param((UNSIGNED, PLAINTEXT), (UNSIGNED,), False, Weight.REPLACE, id="https over http"),
-        pytest.param((PLAINTEXT,), (UNSIGNED,), False, Weight.OTHER, id="bare https over verified http"),
-        pytest.param((SIGNATURE, PLAINTEXT), (SIGNATURE,), False, Weight.OTHER, id="https over http, unverified"),
+        pytest.param((SIGNATURE,), (), False, Comparison.REPLACE, id="verified over provisional"),
+        pytest.param((SIGNATURE,), (), True, Comparison.REPLACE, id="verified, the same bytes"),
+        pytest.param((UNSIGNED,), (), False, Comparison.REPLACE, id="verified over plain"),
+        pytest.param((PLAINTEXT,), (), False, Comparison.REPLACE, id="verified over plaintext"),
+        pytest.param((SIGNATURE, PLAINTEXT), (PLAINTEXT,), False, Comparison.REPLACE, id="verified, both in the clear"),
+        pytest.param((SIGNATURE,), (PLAINTEXT,), False, Comparison.OTHER, id="verified in the clear over https"),
+        pytest.param((), (), False, Comparison.OTHER, id="nothing over confirmed"),
+        pytest.param((SIGNATURE,), (SCHEME,), False, Comparison.OTHER, id="a shape over provisional"),
+        pytest.param((UNSIGNED,), (SCHEME,), False, Comparison.OTHER, id="a shape over plain"),
+        pytest.param((SCHEME,), (SCHEME,), False, Comparison.OTHER, id="a shape over a shape"),
+        pytest.param(
+            (UNSIGNED, SCHEME), (SCHEME,), False, Comparison.OTHER, id="a shape over what a bare link brought"
+        ),
+        pytest.param((SCHEME, ENDED), (SCHEME,), False, Comparison.REPLACE, id="a shape over an ended one"),
+        pytest.param((SCHEME,), (), False, Comparison.REPLACE, id="verified over a shape"),
+        pytest.param((SIGNATURE,), (SIGNATURE,), True, Comparison.EQUAL, id="equal"),
+        pytest.param((SIGNATURE,), (SIGNATURE,), False, Comparison.OTHER, id="other"),
+        pytest.param((SIGNATURE,), (UNSIGNED,), False, Comparison.OTHER, id="bare over provisional"),
+        pytest.param((UNSIGNED,), (SIGNATURE,), False, Comparison.OTHER, id="signed over plain"),
+        pytest.param((UNSIGNED, PLAINTEXT), (UNSIGNED,), False, Comparison.REPLACE, id="https over http"),
+        pytest.param((PLAINTEXT,), (UNSIGNED,), False, Comparison.OTHER, id="bare https over verified http"),
+        pytest.param((SIGNATURE, PLAINTEXT), (SIGNATURE,), False, Comparison.OTHER, id="https over http, unverified"),
     ],
 )
 def test_a_whole_image_is_weighed_by_its_doubts(
     old: tuple[Doubt, ...],
     new: tuple[Doubt, ...],
     same: bool,  # noqa: FBT001 - a table
-    weight: Weight,
+    comparison: Comparison,
 ) -> None:
     brought = record(*new, digest=STORED if same else OTHER, by=MINE)
-    assert weigh(record(*old), brought) is weight
-    assert weigh(record(*old, CONTESTED), brought) is weight, "that others have records of their own changes nothing"
+    assert compare_records(record(*old), brought) is comparison
+    assert compare_records(record(*old, CONTESTED), brought) is comparison, (
+        "that others have records of their own changes nothing"
+    )
 
 
 def test_the_same_link_by_a_better_way_replaces_what_it_brought() -> None:
     known = record(SIGNATURE, PLAINTEXT, by=MINE)
-    assert weigh(known, record(SIGNATURE, digest=OTHER, by=MINE)) is Weight.REPLACE
+    assert compare_records(known, record(SIGNATURE, digest=OTHER, by=MINE)) is Comparison.REPLACE
 
 
 def test_no_unverified_link_replaces_what_another_has_brought_by_https() -> None:
@@ -290,7 +316,7 @@ def test_no_unverified_link_replaces_what_another_has_brought_by_https() -> None
     for old in every:
         for new in every:
             if PLAINTEXT not in old and new - {PLAINTEXT} and not (new == {SCHEME} and SCHEME in old):
-                assert weigh(record(*old), record(*new, digest=OTHER, by=MINE)) is Weight.OTHER
+                assert compare_records(record(*old), record(*new, digest=OTHER, by=MINE)) is Comparison.OTHER
 
 
 @pytest.mark.parametrize(
@@ -377,32 +403,37 @@ def test_a_confirmation_takes_away_what_it_is_about() -> None:
 
 # Probes
 
-REFUSED, UNKNOWN = Answer.REFUSED, Answer.UNKNOWN
+REFUSED, UNKNOWN = ProbeResponse.REFUSED, ProbeResponse.UNKNOWN
 
 
 @pytest.mark.parametrize(
     ("brought", "spoiled", "control", "proof"),
     [
-        pytest.param(STORED, (REFUSED, REFUSED), STORED, Proof.DIFFERENCE, id="equal, refused"),
-        pytest.param(STORED, (OTHER, OTHER), STORED, Proof.DIFFERENCE, id="equal, a steady placeholder"),
-        pytest.param(STORED, (OTHER, THIRD), STORED, Proof.NOTHING, id="equal, an unsteady one"),
-        pytest.param(STORED, (OTHER, REFUSED), STORED, Proof.NOTHING, id="equal, now this, now that"),
-        pytest.param(STORED, (STORED, STORED), UNKNOWN, Proof.NO_DIFFERENCE, id="equal, nothing is checked"),
-        pytest.param(STORED, (OTHER, STORED), UNKNOWN, Proof.NO_DIFFERENCE, id="equal, at the second look"),
-        pytest.param(STORED, (REFUSED, REFUSED), REFUSED, Proof.NOTHING, id="equal, everything is refused"),
-        pytest.param(STORED, (REFUSED, REFUSED), OTHER, Proof.NOTHING, id="equal, something else by now"),
-        pytest.param(STORED, (UNKNOWN, UNKNOWN), STORED, Proof.NOTHING, id="equal, no answer"),
-        pytest.param(STORED, (OTHER, UNKNOWN), STORED, Proof.NOTHING, id="equal, no second answer"),
-        pytest.param(OTHER, (STORED, STORED), OTHER, Proof.PLACEHOLDER, id="other, what is stored is for anybody"),
-        pytest.param(OTHER, (STORED, STORED), STORED, Proof.NOTHING, id="other, and the link shows that by now"),
-        pytest.param(OTHER, (OTHER, OTHER), UNKNOWN, Proof.NO_DIFFERENCE, id="other, that is for anybody"),
-        pytest.param(OTHER, (REFUSED, REFUSED), OTHER, Proof.DIFFERENCE, id="other, refused"),
-        pytest.param(OTHER, (THIRD, THIRD), OTHER, Proof.DIFFERENCE, id="other, a third"),
-        pytest.param(OTHER, (THIRD, STORED), OTHER, Proof.DIFFERENCE, id="other, each another"),
-        pytest.param(OTHER, (REFUSED, REFUSED), REFUSED, Proof.NOTHING, id="other, everything is refused"),
+        pytest.param(STORED, (REFUSED, REFUSED), STORED, ProbeResult.DIFFERENCE, id="equal, refused"),
+        pytest.param(STORED, (OTHER, OTHER), STORED, ProbeResult.DIFFERENCE, id="equal, a steady placeholder"),
+        pytest.param(STORED, (OTHER, THIRD), STORED, ProbeResult.NOTHING, id="equal, an unsteady one"),
+        pytest.param(STORED, (OTHER, REFUSED), STORED, ProbeResult.NOTHING, id="equal, now this, now that"),
+        pytest.param(STORED, (STORED, STORED), UNKNOWN, ProbeResult.NO_DIFFERENCE, id="equal, nothing is checked"),
+        pytest.param(STORED, (OTHER, STORED), UNKNOWN, ProbeResult.NO_DIFFERENCE, id="equal, at the second look"),
+        pytest.param(STORED, (REFUSED, REFUSED), REFUSED, ProbeResult.NOTHING, id="equal, everything is refused"),
+        pytest.param(STORED, (REFUSED, REFUSED), OTHER, ProbeResult.NOTHING, id="equal, something else by now"),
+        pytest.param(STORED, (UNKNOWN, UNKNOWN), STORED, ProbeResult.NOTHING, id="equal, no answer"),
+        pytest.param(STORED, (OTHER, UNKNOWN), STORED, ProbeResult.NOTHING, id="equal, no second answer"),
+        pytest.param(
+            OTHER, (STORED, STORED), OTHER, ProbeResult.PLACEHOLDER, id="other, what is stored is for anybody"
+        ),
+        pytest.param(OTHER, (STORED, STORED), STORED, ProbeResult.NOTHING, id="other, and the link shows that by now"),
+        pytest.param(OTHER, (OTHER, OTHER), UNKNOWN, ProbeResult.NO_DIFFERENCE, id="other, that is for anybody"),
+        pytest.param(OTHER, (REFUSED, REFUSED), OTHER, ProbeResult.DIFFERENCE, id="other, refused"),
+        pytest.param(OTHER, (THIRD, THIRD), OTHER, ProbeResult.DIFFERENCE, id="other, a third"),
+        pytest.param(OTHER, (THIRD, STORED), OTHER, ProbeResult.DIFFERENCE, id="other, each another"),
+        pytest.param(OTHER, (REFUSED, REFUSED), REFUSED, ProbeResult.NOTHING, id="other, everything is refused"),
     ],
 )
 def test_a_probe_proves_what_its_answers_allow(
-    brought: Digest, spoiled: tuple[Digest | Answer, Digest | Answer], control: Digest | Answer, proof: Proof
+    brought: Digest,
+    spoiled: tuple[Digest | ProbeResponse, Digest | ProbeResponse],
+    control: Digest | ProbeResponse,
+    proof: ProbeResult,
 ) -> None:
-    assert prove(STORED, brought, spoiled, control) is proof
+    assert judge_probe(STORED, brought, spoiled, control) is proof

@@ -113,10 +113,10 @@ def test_nothing_is_known_of_the_link(error: ImgkeepError, info: object) -> None
 
 def test_a_picture_goes_along() -> None:
     error = answered(403)
-    error.picture = ("image/png", b"png")
+    error.image = ("image/png", b"png")
     told = explain(error, PAST, NOW)
     assert isinstance(told, OriginError)
-    assert told.picture == ("image/png", b"png")
+    assert told.image == ("image/png", b"png")
 
 
 @pytest.mark.parametrize(
@@ -171,9 +171,9 @@ def test_a_page_is_told_by_its_beginning_or_its_type(media_type: str, beginning:
 def test_each_service_says_so_in_its_examples(table: object) -> None:
     ending = read_endings([{**{name: getattr(table, name) for name in ("name", "source", "date", "says", "examples")}}])
     for text in ending.tables[0].says:
-        assert ending.are_said(b"x" * 100 + text.upper().encode())
+        assert ending.match(b"x" * 100 + text.upper().encode())
     for example in ending.tables[0].examples:
-        assert ending.are_said(example.encode()), example
+        assert ending.match(example.encode()), example
         assert isinstance(explain(answered(400, example.encode()), PLAIN, NOW), SourceExpired)
 
 
@@ -188,7 +188,7 @@ def test_each_service_says_so_in_its_examples(table: object) -> None:
     ],
 )
 def test_other_words_say_nothing(body: bytes) -> None:
-    assert not BUILT_IN.endings.are_said(body)
+    assert not BUILT_IN.endings.match(body)
 
 
 def test_endings_are_checked() -> None:

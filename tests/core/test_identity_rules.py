@@ -13,7 +13,7 @@ import pytest
 from imgkeep.core.errors import InvalidSource, SourceForbidden
 from imgkeep.core.identity import BUILT_IN, identify_url, places_of, read_provider_rules
 from imgkeep.core.identity.engine import NAMED_DEPTH_MAX
-from imgkeep.core.identity.expiry import FORMS, NEVER, UNTOLD, Expiry
+from imgkeep.core.identity.expiry import FORMS, NEVER, UNKNOWN_END, Expiry
 from imgkeep.core.identity.jwt import read_json, read_jwt
 from imgkeep.core.identity.rule import read_shapes
 from imgkeep.core.source_url import read_source
@@ -126,12 +126,12 @@ def test_every_form_has_a_case() -> None:
 
 
 def test_a_link_dies_unless_it_says_never_or_ten_years() -> None:
-    assert UNTOLD.dies(NOW)
-    assert AT.dies(NOW)
-    assert AT.dies(datetime(2030, 1, 1, tzinfo=UTC))
-    assert not NEVER.dies(NOW)
-    assert not Expiry(datetime(2037, 1, 1, tzinfo=UTC), never=False).dies(NOW)
-    assert not Expiry(datetime(2026, 2, 1, tzinfo=UTC), never=True).dies(NOW)
+    assert UNKNOWN_END.expires_soon(NOW)
+    assert AT.expires_soon(NOW)
+    assert AT.expires_soon(datetime(2030, 1, 1, tzinfo=UTC))
+    assert not NEVER.expires_soon(NOW)
+    assert not Expiry(datetime(2037, 1, 1, tzinfo=UTC), never=False).expires_soon(NOW)
+    assert not Expiry(datetime(2026, 2, 1, tzinfo=UTC), never=True).expires_soon(NOW)
 
 
 @pytest.mark.parametrize(
@@ -503,7 +503,7 @@ def test_the_documented_provider_works() -> None:
     assert not others & {info.key for info in infos}
 
 
-# --- pictures in the place of those that are gone
+# --- images in the place of those that are gone
 
 
 @pytest.mark.parametrize(

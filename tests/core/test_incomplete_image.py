@@ -7,40 +7,40 @@ from datetime import timedelta
 
 import pytest
 from imgkeep.core.confirmation import (
-    Use,
-    Weight,
+    Comparison,
+    RecordUse,
     can_complete,
     can_confirm,
     can_prove,
+    compare_records,
+    is_immutable_for,
     judge_record,
-    lasts,
-    leaves_to_its_link,
     may_change,
     merge,
-    replaced_by,
+    needs_separate_record,
+    replacing_record,
     standing_of,
-    weigh,
 )
 from imgkeep.core.incomplete_image import (
     CONFIRM_AFTER_S,
-    EQUAL_MIN,
+    EQUAL_REFETCHES_MIN,
     INTERVAL_MAX_S,
     INTERVAL_MIN_S,
-    Ask,
-    Outcome,
-    after_longer,
-    after_refetch,
+    RefetchDecision,
+    RefetchOutcome,
+    decide_refetch,
     due_at,
     is_confirmed_as_it_is,
     is_incomplete,
     judge_refetch,
     mark,
-    may_ask,
-    may_be_invented,
+    may_be_forged,
+    record_after_longer,
+    record_after_refetch,
 )
 from imgkeep.core.records import Doubt, Record, Refetches, Standing
 
-from tests.core.test_confirmation import (
+from tests.support.records import (
     CONTESTED,
     ENDED,
     MINE,
@@ -75,16 +75,16 @@ def test_an_incomplete_image_is_provisional_and_served() -> None:
     assert standing_of(known) is Standing.PROVISIONAL
     assert may_change(known), "another node may complete it"
     for kind in ("verified", "shaped", "signed", "bare"):
-        assert not lasts(known.doubts, link(kind))
-        assert judge_record(known, link(kind), tried=False) is Use.SERVE
+        assert not is_immutable_for(known.doubts, link(kind))
+        assert judge_record(known, link(kind), tried=False) is RecordUse.SERVE
 
 
 def test_an_image_that_is_found_incomplete_later_is_marked_unless_it_was_confirmed() -> None:
     assert mark(record()).doubts == {INCOMPLETE}
-    confirmed = replace(record(), refetches=Refetches(8, 3, BEGAN, BEGAN))
+    confirmed = replace(record(), trust=replace(record().trust, refetches=Refetches(8, 3, BEGAN, BEGAN)))
     assert is_confirmed_as_it_is(confirmed)
     assert mark(confirmed) == confirmed
-    assert not is_confirmed_as_it_is(replace(cut(), refetches=confirmed.refetches))
+    assert not is_confirmed_as_it_is(replace(cut(), trust=replace(cut().trust, refetches=confirmed.refetches)))
     assert not is_confirmed_as_it_is(record())
 
 
@@ -98,7 +98,7 @@ def test_the_interval_grows_from_a_minute_to_a_day() -> None:
     for _ in range(10):
         intervals.append((due_at(known) - now).total_seconds())
         now = due_at(known)
-        known = after_refetch(known, Outcome.FAILED, now)
+        known = record_after_refetch(known, RefetchOutcome.FAILED, now)
     assert intervals[:4] == [60, 180, 540, 1620]
     assert intervals[-2:] == [INTERVAL_MAX_S] * 2
     assert sum(intervals[:9]) < 3 * 86_400
@@ -106,56 +106,58 @@ def test_the_interval_grows_from_a_minute_to_a_day() -> None:
 
 @pytest.mark.parametrize("tries", [-5, 10**9])
 def test_a_record_that_says_nonsense_has_an_interval_all_the_same(tries: int) -> None:
-    known = replace(cut(), refetches=Refetches(tries, 0, BEGAN, BEGAN))
+    known = replace(cut(), trust=replace(cut().trust, refetches=Refetches(tries, 0, BEGAN, BEGAN)))
     assert INTERVAL_MIN_S <= (due_at(known) - BEGAN).total_seconds() <= INTERVAL_MAX_S
 
 
 @pytest.mark.parametrize(
     ("doubts", "kind", "by", "ask"),
     [
-        pytest.param((), "verified", MINE, Ask.IN_ITS_TURN, id="as verified as what brought it"),
-        pytest.param((SIGNATURE,), "verified", MINE, Ask.IN_ITS_TURN, id="better"),
-        pytest.param((SIGNATURE,), "signed", THEIRS, Ask.IN_ITS_TURN, id="the link that brought it"),
-        pytest.param((SIGNATURE,), "signed", MINE, Ask.ONCE, id="an unverified link"),
-        pytest.param((), "signed", MINE, Ask.ONCE, id="an unverified link, after a confirmation"),
-        pytest.param((), "bare", MINE, Ask.ONCE, id="bare, of what a signature brought"),
-        pytest.param((UNSIGNED,), "bare", MINE, Ask.IN_ITS_TURN, id="bare"),
-        pytest.param((UNSIGNED, PLAINTEXT), "bare", MINE, Ask.IN_ITS_TURN, id="bare, in the clear"),
-        pytest.param((UNSIGNED,), "signed", MINE, Ask.ONCE, id="signed, of what a bare link brought"),
-        pytest.param((SCHEME,), "shaped", MINE, Ask.IN_ITS_TURN, id="of its shape"),
-        pytest.param((SIGNATURE,), "ended", THEIRS, Ask.NOT, id="it has ended"),
+        pytest.param((), "verified", MINE, RefetchDecision.IN_INTERVAL, id="as verified as what brought it"),
+        pytest.param((SIGNATURE,), "verified", MINE, RefetchDecision.IN_INTERVAL, id="better"),
+        pytest.param((SIGNATURE,), "signed", THEIRS, RefetchDecision.IN_INTERVAL, id="the link that brought it"),
+        pytest.param((SIGNATURE,), "signed", MINE, RefetchDecision.ONCE, id="an unverified link"),
+        pytest.param((), "signed", MINE, RefetchDecision.ONCE, id="an unverified link, after a confirmation"),
+        pytest.param((), "bare", MINE, RefetchDecision.ONCE, id="bare, of what a signature brought"),
+        pytest.param((UNSIGNED,), "bare", MINE, RefetchDecision.IN_INTERVAL, id="bare"),
+        pytest.param((UNSIGNED, PLAINTEXT), "bare", MINE, RefetchDecision.IN_INTERVAL, id="bare, in the clear"),
+        pytest.param((UNSIGNED,), "signed", MINE, RefetchDecision.ONCE, id="signed, of what a bare link brought"),
+        pytest.param((SCHEME,), "shaped", MINE, RefetchDecision.IN_INTERVAL, id="of its shape"),
+        pytest.param((SIGNATURE,), "ended", THEIRS, RefetchDecision.NEVER, id="it has ended"),
     ],
 )
-def test_who_may_have_it_fetched_again(doubts: tuple[Doubt, ...], kind: str, by: str, ask: Ask) -> None:
+def test_who_may_have_it_fetched_again(doubts: tuple[Doubt, ...], kind: str, by: str, ask: RefetchDecision) -> None:
     asking = replace(link(kind, by=by), ended=kind == "ended")
-    assert may_ask(cut(*doubts), asking) is ask
-    assert may_ask(cut(*doubts, CONTESTED), asking) is ask
+    assert decide_refetch(cut(*doubts), asking) is ask
+    assert decide_refetch(cut(*doubts, CONTESTED), asking) is ask
 
 
 # What it brought
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "continues", "by", "weight"),
+    ("old", "new", "continues", "by", "comparison"),
     [
-        pytest.param((), (), False, MINE, Weight.REPLACE, id="whole, as verified"),
-        pytest.param((UNSIGNED,), (UNSIGNED,), False, MINE, Weight.REPLACE, id="whole, bare"),
-        pytest.param((SIGNATURE,), (SIGNATURE,), False, THEIRS, Weight.REPLACE, id="whole, the same link"),
-        pytest.param((SIGNATURE,), (SIGNATURE,), False, MINE, Weight.OTHER, id="whole, an unverified link"),
-        pytest.param((SIGNATURE,), (SIGNATURE,), True, MINE, Weight.REPLACE, id="more of it, an unverified link"),
-        pytest.param((), (SIGNATURE,), True, MINE, Weight.REPLACE, id="more of it, by any link"),
-        pytest.param((), (SIGNATURE, PLAINTEXT), True, MINE, Weight.OTHER, id="more of it, in the clear over https"),
-        pytest.param((), (SIGNATURE,), False, MINE, Weight.OTHER, id="whole, an unverified link over verified"),
-        pytest.param((), (UNSIGNED,), False, MINE, Weight.OTHER, id="whole, bare over verified"),
-        pytest.param((), (PLAINTEXT,), False, MINE, Weight.OTHER, id="whole, in the clear over https"),
-        pytest.param((SCHEME,), (SCHEME,), False, MINE, Weight.OTHER, id="whole, of its shape"),
-        pytest.param((SCHEME,), (SCHEME,), False, THEIRS, Weight.REPLACE, id="whole, of its shape, by its link"),
-        pytest.param((SCHEME,), (SCHEME,), True, MINE, Weight.REPLACE, id="whole, of its shape, and goes on"),
-        pytest.param((UNSIGNED, SCHEME), (SCHEME,), False, MINE, Weight.OTHER, id="whole, a shape over bare"),
-        pytest.param((SIGNATURE,), (), False, MINE, Weight.REPLACE, id="whole, verified"),
-        pytest.param((INCOMPLETE,), (INCOMPLETE,), False, MINE, Weight.OTHER, id="another incomplete one"),
-        pytest.param((INCOMPLETE,), (INCOMPLETE,), True, MINE, Weight.REPLACE, id="longer"),
-        pytest.param((SIGNATURE,), (INCOMPLETE,), False, MINE, Weight.REPLACE, id="incomplete, verified over not"),
+        pytest.param((), (), False, MINE, Comparison.REPLACE, id="whole, as verified"),
+        pytest.param((UNSIGNED,), (UNSIGNED,), False, MINE, Comparison.REPLACE, id="whole, bare"),
+        pytest.param((SIGNATURE,), (SIGNATURE,), False, THEIRS, Comparison.REPLACE, id="whole, the same link"),
+        pytest.param((SIGNATURE,), (SIGNATURE,), False, MINE, Comparison.OTHER, id="whole, an unverified link"),
+        pytest.param((SIGNATURE,), (SIGNATURE,), True, MINE, Comparison.REPLACE, id="more of it, an unverified link"),
+        pytest.param((), (SIGNATURE,), True, MINE, Comparison.REPLACE, id="more of it, by any link"),
+        pytest.param(
+            (), (SIGNATURE, PLAINTEXT), True, MINE, Comparison.OTHER, id="more of it, in the clear over https"
+        ),
+        pytest.param((), (SIGNATURE,), False, MINE, Comparison.OTHER, id="whole, an unverified link over verified"),
+        pytest.param((), (UNSIGNED,), False, MINE, Comparison.OTHER, id="whole, bare over verified"),
+        pytest.param((), (PLAINTEXT,), False, MINE, Comparison.OTHER, id="whole, in the clear over https"),
+        pytest.param((SCHEME,), (SCHEME,), False, MINE, Comparison.OTHER, id="whole, of its shape"),
+        pytest.param((SCHEME,), (SCHEME,), False, THEIRS, Comparison.REPLACE, id="whole, of its shape, by its link"),
+        pytest.param((SCHEME,), (SCHEME,), True, MINE, Comparison.REPLACE, id="whole, of its shape, and goes on"),
+        pytest.param((UNSIGNED, SCHEME), (SCHEME,), False, MINE, Comparison.OTHER, id="whole, a shape over bare"),
+        pytest.param((SIGNATURE,), (), False, MINE, Comparison.REPLACE, id="whole, verified"),
+        pytest.param((INCOMPLETE,), (INCOMPLETE,), False, MINE, Comparison.OTHER, id="another incomplete one"),
+        pytest.param((INCOMPLETE,), (INCOMPLETE,), True, MINE, Comparison.REPLACE, id="longer"),
+        pytest.param((SIGNATURE,), (INCOMPLETE,), False, MINE, Comparison.REPLACE, id="incomplete, verified over not"),
     ],
 )
 def test_what_takes_the_place_of_an_incomplete_image(
@@ -163,34 +165,36 @@ def test_what_takes_the_place_of_an_incomplete_image(
     new: tuple[Doubt, ...],
     continues: bool,  # noqa: FBT001 - a table
     by: str,
-    weight: Weight,
+    comparison: Comparison,
 ) -> None:
     brought = record(*new, digest=OTHER, by=by)
-    assert weigh(cut(*old), brought, continues=continues) is weight
+    assert compare_records(cut(*old), brought, continues=continues) is comparison
     outcome = judge_refetch(cut(*old), brought, continues=continues)
-    better = Outcome.LONGER if INCOMPLETE in new else Outcome.WHOLE
-    assert outcome is (better if weight is Weight.REPLACE else Outcome.OTHER)
+    better = RefetchOutcome.LONGER if INCOMPLETE in new else RefetchOutcome.WHOLE
+    assert outcome is (better if comparison is Comparison.REPLACE else RefetchOutcome.OTHER)
 
 
 @pytest.mark.parametrize("old", [(), (SIGNATURE,), (UNSIGNED,), (ENDED,), (PLAINTEXT,)])
 def test_nothing_incomplete_takes_the_place_of_a_whole_image(old: tuple[Doubt, ...]) -> None:
     for new in ((), (UNSIGNED,), (SIGNATURE,)):
         for continues in (False, True):
-            assert weigh(record(*old), cut(*new, digest=OTHER, by=MINE), continues=continues) is Weight.OTHER
+            assert (
+                compare_records(record(*old), cut(*new, digest=OTHER, by=MINE), continues=continues) is Comparison.OTHER
+            )
 
 
 def test_equal_bytes_are_no_weight() -> None:
-    assert weigh(cut(SIGNATURE), cut(SIGNATURE, by=MINE)) is Weight.EQUAL
-    assert weigh(cut(SIGNATURE), cut(by=MINE)) is Weight.REPLACE, "by a better link"
-    assert judge_refetch(cut(), cut(), continues=False) is Outcome.EQUAL
-    assert judge_refetch(cut(), record(), continues=False) is Outcome.WHOLE, "judged better than before"
+    assert compare_records(cut(SIGNATURE), cut(SIGNATURE, by=MINE)) is Comparison.EQUAL
+    assert compare_records(cut(SIGNATURE), cut(by=MINE)) is Comparison.REPLACE, "by a better link"
+    assert judge_refetch(cut(), cut(), continues=False) is RefetchOutcome.EQUAL
+    assert judge_refetch(cut(), record(), continues=False) is RefetchOutcome.WHOLE, "judged better than before"
 
 
 def test_equal_bytes_three_times_over_a_day_confirm_it() -> None:
     known, now = cut(SIGNATURE), BEGAN
     for tries in range(1, 20):
         now = due_at(known)
-        known = after_refetch(known, Outcome.EQUAL, now)
+        known = record_after_refetch(known, RefetchOutcome.EQUAL, now)
         assert known.refetches == Refetches(tries, tries, BEGAN, now)
         if not is_incomplete(known):
             break
@@ -203,34 +207,36 @@ def test_equal_bytes_three_times_over_a_day_confirm_it() -> None:
 
 def test_a_day_alone_confirms_nothing() -> None:
     known = cut()
-    for number in range(1, EQUAL_MIN + 1):
+    for number in range(1, EQUAL_REFETCHES_MIN + 1):
         assert is_incomplete(known)
-        known = after_refetch(known, Outcome.EQUAL, BEGAN + after(CONFIRM_AFTER_S * number))
+        known = record_after_refetch(known, RefetchOutcome.EQUAL, BEGAN + after(CONFIRM_AFTER_S * number))
     assert not known.doubts
     assert known.brought_by == ""
 
 
 def test_other_bytes_in_between_begin_the_count_anew_and_failures_do_not() -> None:
     late = BEGAN + after(CONFIRM_AFTER_S * 2)
-    twice = replace(cut(), refetches=Refetches(5, 2, BEGAN, BEGAN))
-    assert not is_incomplete(after_refetch(after_refetch(twice, Outcome.FAILED, late), Outcome.EQUAL, late))
-    other = after_refetch(twice, Outcome.OTHER, late)
+    twice = replace(cut(), trust=replace(cut().trust, refetches=Refetches(5, 2, BEGAN, BEGAN)))
+    assert not is_incomplete(
+        record_after_refetch(record_after_refetch(twice, RefetchOutcome.FAILED, late), RefetchOutcome.EQUAL, late)
+    )
+    other = record_after_refetch(twice, RefetchOutcome.OTHER, late)
     assert other.refetches == Refetches(6, 0, late, late)
-    assert is_incomplete(after_refetch(other, Outcome.EQUAL, late))
+    assert is_incomplete(record_after_refetch(other, RefetchOutcome.EQUAL, late))
 
 
 def test_bytes_that_were_misjudged_lose_the_doubt() -> None:
-    known = replace(cut(UNSIGNED), refetches=Refetches(2, 1, BEGAN, BEGAN))
-    assert after_refetch(known, Outcome.WHOLE, BEGAN) == record(UNSIGNED)
+    known = replace(cut(UNSIGNED), trust=replace(cut(UNSIGNED).trust, refetches=Refetches(2, 1, BEGAN, BEGAN)))
+    assert record_after_refetch(known, RefetchOutcome.WHOLE, BEGAN) == record(UNSIGNED)
 
 
 def test_more_of_the_picture_keeps_the_interval_and_begins_the_count_anew() -> None:
-    known = replace(cut(CONTESTED), refetches=Refetches(4, 2, BEGAN, BEGAN))
+    known = replace(cut(CONTESTED), trust=replace(cut(CONTESTED).trust, refetches=Refetches(4, 2, BEGAN, BEGAN)))
     now = BEGAN + after(9_000)
-    longer = after_longer(known, cut(digest=OTHER, by=MINE), now)
+    longer = record_after_longer(known, cut(digest=OTHER, by=MINE), now)
     assert longer.refetches == Refetches(5, 0, now, now)
     assert longer.doubts == {INCOMPLETE, CONTESTED}
-    assert after_longer(cut(), cut(digest=OTHER), now).refetches == Refetches(1, 0, now, now)
+    assert record_after_longer(cut(), cut(digest=OTHER), now).refetches == Refetches(1, 0, now, now)
 
 
 # What links show meanwhile
@@ -241,21 +247,28 @@ def test_equal_bytes_by_another_link_leave_it_incomplete() -> None:
     assert merge(cut(ENDED, SIGNATURE), cut(SIGNATURE, by=MINE)).doubts == {SIGNATURE, INCOMPLETE}
     assert merge(cut(UNSIGNED), cut(SCHEME, by=MINE)).doubts == {UNSIGNED, SCHEME, INCOMPLETE}
     assert merge(record(SIGNATURE), cut(SIGNATURE, by=MINE)).doubts == {SIGNATURE, INCOMPLETE}, "stored before"
-    confirmed = replace(record(SIGNATURE), refetches=Refetches(8, 3, BEGAN, BEGAN))
+    confirmed = replace(
+        record(SIGNATURE), trust=replace(record(SIGNATURE).trust, refetches=Refetches(8, 3, BEGAN, BEGAN))
+    )
     assert merge(confirmed, cut(SIGNATURE, by=MINE)) == confirmed
     assert merge(confirmed, cut(PLAINTEXT, by=MINE)) == confirmed
     assert merge(cut(SIGNATURE), record(SIGNATURE, by=MINE)).doubts == {SIGNATURE}, "judged better than before"
 
 
 def test_what_replaces_it_is_judged_by_its_own_bytes() -> None:
-    known = replace(cut(SIGNATURE, CONTESTED), refetches=Refetches(1, 1, BEGAN, BEGAN))
-    whole = replaced_by(known, record(digest=OTHER, by=MINE))
+    known = replace(
+        cut(SIGNATURE, CONTESTED),
+        trust=replace(cut(SIGNATURE, CONTESTED).trust, refetches=Refetches(1, 1, BEGAN, BEGAN)),
+    )
+    whole = replacing_record(known, record(digest=OTHER, by=MINE))
     assert (whole.doubts, whole.refetches) == (frozenset({CONTESTED}), None)
-    equal = replaced_by(known, replace(cut(by=MINE), etag='"new"'))
+    equal = replacing_record(known, replace(cut(by=MINE), etag='"new"'))
     assert (equal.doubts, equal.refetches) == (frozenset({CONTESTED, INCOMPLETE}), known.refetches)
     assert equal.etag == known.etag
-    confirmed = replace(record(SIGNATURE), refetches=known.refetches)
-    assert replaced_by(confirmed, cut(by=MINE)) == replace(record(), refetches=known.refetches)
+    confirmed = replace(record(SIGNATURE), trust=replace(record(SIGNATURE).trust, refetches=known.refetches))
+    assert replacing_record(confirmed, cut(by=MINE)) == replace(
+        record(), trust=replace(record().trust, refetches=known.refetches)
+    )
 
 
 @pytest.mark.parametrize(
@@ -278,7 +291,7 @@ def test_the_link_that_brought_it_is_shown_it_on_where_another_picture_replaces_
     by: str,
     leaves: bool,  # noqa: FBT001 - a table
 ) -> None:
-    assert leaves_to_its_link(record(*old), record(*new, digest=OTHER, by=by), continues=continues) is leaves
+    assert needs_separate_record(record(*old), record(*new, digest=OTHER, by=by), continues=continues) is leaves
 
 
 def test_incomplete_bytes_prove_nothing_against_whole_ones() -> None:
@@ -297,10 +310,10 @@ def test_a_shape_may_complete_an_image_where_its_signature_makes_a_difference() 
 
 
 def test_a_refusal_of_a_signed_link_counts_by_the_one_that_brought_the_image() -> None:
-    assert may_be_invented(cut(), link("verified"))
-    assert not may_be_invented(cut(by=MINE), link("verified"))
-    assert not may_be_invented(cut(UNSIGNED), link("bare"))
+    assert may_be_forged(cut(), link("verified"))
+    assert not may_be_forged(cut(by=MINE), link("verified"))
+    assert not may_be_forged(cut(UNSIGNED), link("bare"))
 
 
 def test_a_split_key_stays_split() -> None:
-    assert judge_record(cut(SPLIT), link("bare"), tried=False) is Use.OWN
+    assert judge_record(cut(SPLIT), link("bare"), tried=False) is RecordUse.OWN_KEY

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from datetime import UTC, datetime
 
 import pytest
 from hypothesis import given
@@ -29,28 +28,19 @@ from imgkeep.core.layout import (
     record_path,
     refusal_path,
 )
-from imgkeep.core.records import Digest, Doubt, Format, Key, PixelSize, Record, Refetches, Tombstone, Validator
+from imgkeep.core.records import (
+    Doubt,
+    Format,
+    Key,
+    Provenance,
+    Record,
+    Refetches,
+    Tombstone,
+    Trust,
+)
 from imgkeep.core.source_url import SOURCE_CHARS_MAX, read_source
 
-KEY = Key("ab" * 32)
-DIGEST = Digest("cd" * 32)
-WHEN = datetime(2026, 11, 22, 10, 0, tzinfo=UTC)
-
-RECORD = Record(
-    key=KEY,
-    identity="https://example.com/a.png?size=2",
-    host="example.com",
-    digest=DIGEST,
-    format=Format.PNG,
-    size=1234,
-    pixel_size=PixelSize(640, 480),
-    etag='"00ff"',
-    stored_at=WHEN,
-    provider="Example",
-    temporary=True,
-    expires_at=datetime(2026, 11, 22, 11, 0, tzinfo=UTC),
-    validator=Validator('W/"7"', None),
-)
+from tests.support.records import DIGEST, KEY, RECORD, WHEN
 
 WRITTEN = b"""{
  "key": "abababababababababababababababababababababababababababababababab",
@@ -183,7 +173,17 @@ def test_the_longest_identity_fits_into_a_record() -> None:
     info = identify(read_source(inside + "'" * (SOURCE_CHARS_MAX - len(inside))), WHEN)
     assert len(info.identity) > 4 * SOURCE_CHARS_MAX
     assert info.identity.isascii()
-    record = Record(info.key, info.identity, "example.com", DIGEST, Format.PNG, 1, None, '"0"', WHEN)
+    record = Record(
+        key=info.key,
+        identity=info.identity,
+        digest=DIGEST,
+        format=Format.PNG,
+        size=1,
+        pixel_size=None,
+        etag='"0"',
+        stored_at=WHEN,
+        provenance=Provenance(host="example.com"),
+    )
     assert len(encode_record(record)) < RECORD_BYTES_MAX
     assert decode_record(encode_record(record)) == record
 
@@ -271,7 +271,9 @@ def test_an_object_has_a_name_for_every_format() -> None:
 
 def test_how_an_incomplete_image_was_fetched_again_is_kept() -> None:
     refetches = Refetches(3, 1, WHEN, WHEN.replace(minute=5))
-    record = replace(RECORD, doubts=frozenset({Doubt.INCOMPLETE}), brought_by="0" * 32, refetches=refetches)
+    record = replace(
+        RECORD, trust=Trust(doubts=frozenset({Doubt.INCOMPLETE}), brought_by="0" * 32, refetches=refetches)
+    )
     data = encode_record(record)
     assert b'"doubts": [\n  "incomplete"\n ]' in data
     assert decode_record(data) == record

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from imgkeep.core.errors import SourceRejected
 from imgkeep.core.identity import BUILT_IN, identify, read_provider_rules
-from imgkeep.core.identity.signature_probe import SPOILED_CHARS, spoil
+from imgkeep.core.identity.signature_probe import REPLACED_CHARS, make_invalid_signature
 from imgkeep.core.source_url import read_source
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -46,7 +46,7 @@ def test_a_spoiled_link_differs_in_a_few_characters_alone_and_reads_the_same(nam
     except SourceRejected:
         return
     info = identify(source, NOW)
-    spoiled = spoil(source, NOW, BUILT_IN, first)
+    spoiled = make_invalid_signature(source, NOW, BUILT_IN, first)
     if spoiled is None:
         return
     assert info.permission, "nothing but a permission is spoiled"
@@ -54,7 +54,7 @@ def test_a_spoiled_link_differs_in_a_few_characters_alone_and_reads_the_same(nam
     assert (spoiled.scheme, spoiled.host, spoiled.port) == (source.scheme, source.host, source.port)
     assert len(spoiled.target) == len(source.target)
     changed = [at for at, (old, new) in enumerate(zip(source.target, spoiled.target, strict=True)) if old != new]
-    assert 5 <= len(changed) <= SPOILED_CHARS
+    assert 5 <= len(changed) <= REPLACED_CHARS
     assert changed == list(range(changed[0], changed[0] + len(changed)))
 
 
@@ -66,7 +66,7 @@ def test_most_links_with_a_permission_can_be_spoiled() -> None:
         except SourceRejected:
             continue
     signed = [source for source in sources if identify(source, NOW).permission]
-    spoiled = [source for source in signed if spoil(source, NOW, BUILT_IN, first) is not None]
+    spoiled = [source for source in signed if make_invalid_signature(source, NOW, BUILT_IN, first) is not None]
     assert len(signed) > 100
     assert len(spoiled) > 0.9 * len(signed)
 
@@ -74,7 +74,7 @@ def test_most_links_with_a_permission_can_be_spoiled() -> None:
 @pytest.mark.parametrize("name", ENDS)
 def test_the_signature_is_spoiled_and_not_what_stands_beside_it(name: str) -> None:
     source = read_source(CASES[name])
-    spoiled = spoil(source, NOW, BUILT_IN, first)
+    spoiled = make_invalid_signature(source, NOW, BUILT_IN, first)
     assert spoiled is not None
     at = next(at for at, (old, new) in enumerate(zip(source.target, spoiled.target, strict=True)) if old != new)
     assert source.target[:at].endswith(ENDS[name])
@@ -83,7 +83,7 @@ def test_the_signature_is_spoiled_and_not_what_stands_beside_it(name: str) -> No
 @given(st.randoms(use_true_random=False))
 def test_two_draws_give_two_links_of_one_alphabet(random: object) -> None:
     source = read_source(CASES["discord"])
-    links = [spoil(source, NOW, BUILT_IN, random.randrange) for _ in range(3)]  # type: ignore[attr-defined]
+    links = [make_invalid_signature(source, NOW, BUILT_IN, random.randrange) for _ in range(3)]  # type: ignore[attr-defined]
     genuine = source.target.rpartition("hm=")[2][:64]
     for link in links:
         assert link is not None
@@ -98,7 +98,7 @@ def test_a_signature_of_hex_digits_of_both_cases_stays_one(signature: str) -> No
     provider_rules = read_provider_rules([{"name": "Acme", "hosts": ["a.example"], "signed_by": {"sig": "hex64"}}])
     source = read_source(f"https://a.example/p.png?sig={signature}")
     for draw in range(26):
-        spoiled = spoil(source, NOW, provider_rules, lambda below, draw=draw: draw % below)  # type: ignore[misc]
+        spoiled = make_invalid_signature(source, NOW, provider_rules, lambda below, draw=draw: draw % below)  # type: ignore[misc]
         assert spoiled is not None
 
 
@@ -107,7 +107,7 @@ def test_a_signature_in_base64_stays_one_for_strict_decoders(signature: bytes, r
     """An error that only says that a text is no base64 would be taken for a refusal of the signature."""
     provider_rules = read_provider_rules([{"name": "Acme", "hosts": ["a.example"], "signed_by": {"sig": "signature"}}])
     source = read_source(f"https://a.example/p.png?sig={quote(b64encode(signature).decode(), safe='')}")
-    spoiled = spoil(source, NOW, provider_rules, random.randrange)  # type: ignore[attr-defined]
+    spoiled = make_invalid_signature(source, NOW, provider_rules, random.randrange)  # type: ignore[attr-defined]
     if spoiled is not None:
         text = unquote(spoiled.target.partition("sig=")[2])
         assert b64encode(b64decode(text)).decode() == text
@@ -132,7 +132,7 @@ def test_what_has_no_signature_that_can_be_told_is_not_spoiled(url: str) -> None
             {"name": "Proxy", "hosts": ["proxy.acme.example"], "keep": ["url"], "nested": "url"},
         ]
     )
-    assert spoil(read_source(url), NOW, provider_rules, first) is None
+    assert make_invalid_signature(read_source(url), NOW, provider_rules, first) is None
 
 
 def test_what_is_too_deep_inside_others_is_not_spoiled() -> None:
@@ -144,7 +144,7 @@ def test_what_is_too_deep_inside_others_is_not_spoiled() -> None:
     )
     url = f"https://img.acme.example/p.png?sig={'0a' * 32}"
     for depth in range(4):
-        spoiled = spoil(read_source(url), NOW, provider_rules, first)
+        spoiled = make_invalid_signature(read_source(url), NOW, provider_rules, first)
         assert (spoiled is not None) is (depth <= 2)
         url = f"https://proxy.acme.example/p?url={quote(url, safe='')}"
 
@@ -162,4 +162,4 @@ def test_a_link_that_reads_otherwise_when_spoiled_is_not_used() -> None:
     )
     source = read_source("https://img.acme.example/p.png?packed=1893456000")
     assert identify(source, NOW, provider_rules).permission
-    assert spoil(source, NOW, provider_rules, first) is None
+    assert make_invalid_signature(source, NOW, provider_rules, first) is None

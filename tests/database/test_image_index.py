@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from imgkeep.core.errors import StorageError
 from imgkeep.core.layout import decode_record, encode_record
-from imgkeep.core.records import Digest, Format, Key, PixelSize, Record
+from imgkeep.core.records import Digest, Format, Key, PixelSize, Provenance, Record
 from imgkeep.database.image_index import UNWRITTEN_MAX, _records, _to_record, _to_row
 from imgkeep.database.tables import images, metadata
 
@@ -39,16 +39,15 @@ any_record = st.builds(
     Record,
     key=hexes.map(Key),
     identity=st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=8192),
-    host=texts,
     digest=hexes.map(Digest),
     format=st.sampled_from(Format),
     size=st.integers(1, 2**53),
     pixel_size=st.none() | st.builds(PixelSize, st.integers(1, 2**31 - 1), st.integers(1, 2**31 - 1)),
     etag=hexes.map(lambda text: f'"{text[:32]}"'),
     stored_at=times,
-    provider=st.none() | texts,
-    temporary=st.booleans(),
-    expires_at=st.none() | times,
+    provenance=st.builds(
+        Provenance, host=texts, provider=st.none() | texts, temporary=st.booleans(), expires_at=st.none() | times
+    ),
 )
 
 # --- records in, records out
@@ -86,7 +85,12 @@ async def test_find_returns_the_newest_record(index: ImageIndex) -> None:
 @pytest.mark.parametrize("form", Format)
 async def test_every_format_is_stored(connect: Connect, tmp_path: Path, form: Format) -> None:
     index = connect(f"sqlite:///{tmp_path}/imgkeep.db").image_index
-    record = replace(record_of(b"x"), format=form, pixel_size=None, provider=None, expires_at=None)
+    record = replace(
+        record_of(b"x"),
+        format=form,
+        pixel_size=None,
+        provenance=replace(record_of(b"x").provenance, provider=None, expires_at=None),
+    )
     await index.put(record)
     await index.flush()
     assert await index.find(record.key) == record

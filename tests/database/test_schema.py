@@ -1,4 +1,4 @@
-"""The tables: made at once or by migrations, untouched where another version wrote them, found under the old file name."""
+"""The tables: made at once or by migrations, refused where another version wrote them, found under an old name."""
 
 from __future__ import annotations
 

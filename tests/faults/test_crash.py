@@ -1,4 +1,4 @@
-"""What was acknowledged survives: the order of the system calls, and `kill -9` under load."""
+"""Acknowledged images survive: the order of the system calls, and `kill -9` under load."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ CALLS = (
 )
 
 
-async def test_what_was_received_whole_before_a_kill_is_served_after_it(tmp_path: Path) -> None:
+async def test_image_received_whole_survives_a_kill(tmp_path: Path) -> None:
     tally = await crash(tmp_path / "data", rounds=ROUNDS, seed=7)
     assert tally.good, tally
     assert tally.rounds == ROUNDS
     assert tally.acknowledged >= ROUNDS  # the kill waits for one whole response at least
 
 
-async def test_drafts_of_the_dead_are_swept_and_those_of_the_living_stay(tmp_path: Path) -> None:
+async def test_drafts_of_dead_processes_are_swept(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     (folder / "partial").mkdir(parents=True)
     (folder / "partial" / "left-by-a-crash").write_bytes(b"half an ima")
@@ -36,9 +36,9 @@ async def test_drafts_of_the_dead_are_swept_and_those_of_the_living_stay(tmp_pat
         assert not list((folder / "partial").iterdir())
 
 
-async def test_maintenance_beside_a_running_server_takes_nothing_from_it(tmp_path: Path, origin: FakeOrigin) -> None:
+async def test_maintenance_leaves_a_running_server_alone(tmp_path: Path, origin: FakeOrigin) -> None:
     body = picture("PNG", width=400, height=300)
-    first = 100_000  # what is smaller has no file before it is kept
+    first = 100_000  # a smaller draft has no file before it is stored
 
     statuses: list[int] = []
 
@@ -83,7 +83,7 @@ class Call:
 
 
 def read_trace(lines: list[str]) -> list[Call]:
-    """Read what `strace -f -yy` wrote, failed calls left out; one that another thread came between has two lines."""
+    """Read the output of `strace -f -yy` without failed calls; a call that another thread interrupts has two lines."""
     calls: list[Call] = []
     unfinished: dict[str, Call] = {}
     for number, line in enumerate(lines):
@@ -108,7 +108,7 @@ def only(calls: list[Call]) -> Call:
     return calls[0]
 
 
-async def test_a_response_ends_only_when_the_image_is_durable(tmp_path: Path, origin: FakeOrigin) -> None:
+async def test_response_ends_only_when_the_image_is_durable(tmp_path: Path, origin: FakeOrigin) -> None:
     need_strace()
     body = picture("PNG", width=200, height=150)
     folder, trace = tmp_path / "data", tmp_path / "trace"
@@ -120,7 +120,7 @@ async def test_a_response_ends_only_when_the_image_is_durable(tmp_path: Path, or
         port = program.address.rpartition(":")[2]
     calls = read_trace(trace.read_text("utf-8", "replace").splitlines())
 
-    # The record is linked and not renamed, because a name that another process gave must not be taken from it.
+    # The record is linked and not renamed, because a rename would replace the record of another process.
     renames = [call for call in calls if call.name.startswith(("rename", "link")) and f"{folder}/v1/" in call.text]
     to_object = only([call for call in renames if "/v1/objects/" in call.text])
     to_record = only([call for call in renames if "/v1/records/" in call.text])
@@ -149,7 +149,7 @@ async def test_a_response_ends_only_when_the_image_is_durable(tmp_path: Path, or
             ), f"the folder of the {kind} is durable in its own"
     assert ends["object"] < to_record.begin, "the object is durable before its record has a name"
 
-    # Every write to the client goes out on a connection whose near end is our port.
+    # Every write to the client is on a connection whose local port is ours.
     sent = [call for call in calls if re.match(rf"\d+<TCP:\[127\.0\.0\.1:{port}->", call.text)]
     assert len(sent) >= 2, "head and body came in one write, so nothing was held back"
     assert sent[0].end < to_object.begin, "the client waits for no fsync before its first bytes"

@@ -1,11 +1,11 @@
 """
 Disks that fill up, fail, vanish or lie (rows D3 to D8 of the fault matrix).
 
-Expected everywhere: the client gets its picture where that is possible, nothing partial remains, `/readyz` tells the
-trouble at once, and everything works again without a restart once the fault is gone.
+Expected everywhere: the client gets its image where that is possible, nothing partial remains, `/readyz` reports the
+fault at once, and the server recovers without a restart once the fault is gone.
 
-The faults are real: small file systems, limits, flipped bits. What cannot be had for real (EIO on fsync) is injected
-into a running server's system calls by strace.
+The faults are real: small file systems, limits, flipped bits. strace injects those that cannot be made (EIO on fsync)
+into the system calls of a running server.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import aiohttp
 import pytest
 from imgkeep.bootstrap.server import SERVICES
 
+from tests.support.image_requests import count_readers
 from tests.support.pictures import picture_of
 from tests.support.program import cannot, injecting, need_strace, run, serving, until
 
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
     from pathlib import Path
 
-    from tests.conftest import Imgkeep
     from tests.support.origins import Exchange, FakeOrigin
+    from tests.support.server import Imgkeep
 
     Start = Callable[..., Awaitable[Imgkeep]]
 
@@ -44,7 +45,7 @@ MEBIBYTE = 1_048_576
 SMALL, LARGE = 20_000, 300_000
 
 
-# --- what the tests do again and again
+# --- helpers
 
 
 @dataclass
@@ -97,13 +98,13 @@ def mount_by(*words: str | Path) -> None:
 
 
 def serve(origin: FakeOrigin, name: str, size: int = 20_000) -> tuple[str, bytes]:
-    """Let the origin have a picture of its own under a name."""
+    """Give the origin an image of its own under a name."""
     body = picture_of(size, seed=sum(name.encode()) * 257 % 65_536)
     return origin.gives(f"/{name}.png", body), body
 
 
 async def see(imgkeep: Imgkeep, url: str, body: bytes) -> str:
-    """Fetch an image, insist that it is the right one, and return how it came."""
+    """Fetch an image, require that it is the right one, and return its cache status."""
     response = await imgkeep.img(url)
     assert (response.status, await response.read()) == (200, body)
     return response.headers["Cache-Status"]
@@ -117,16 +118,16 @@ async def report(imgkeep: Imgkeep) -> dict[str, Any]:
 
 
 async def nothing_partial(folder: Path) -> None:
-    """Insist that no draft outlives its fill: it goes when the last reader does, a moment after its last byte."""
+    """Require that no draft outlives its fill, which ends a moment after the last byte of its last reader."""
     await until(lambda: not list((folder / "partial").iterdir()), within_s=30)
 
 
 async def look(imgkeep: Imgkeep) -> None:
-    """Take the look that is otherwise taken every few seconds."""
+    """Check the health now, as the server does every few seconds."""
     await imgkeep.client.server.app[SERVICES].health.check()  # type: ignore[attr-defined]
 
 
-# --- D3, D5: a disk that takes nothing
+# --- D3, D5: a full or read-only disk
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,7 @@ TROUBLES = {
 
 
 @pytest.mark.parametrize("trouble", TROUBLES.values(), ids=TROUBLES)
-async def test_a_disk_that_takes_nothing_costs_no_client_its_picture(
+async def test_full_disk_costs_no_client_its_image(
     trouble: Trouble, disk: Disk, start: Start, origin: FakeOrigin, tmp_path: Path
 ) -> None:
     database = {"url": f"sqlite:{tmp_path}/imgkeep.db"}
@@ -202,9 +203,7 @@ async def test_a_disk_that_takes_nothing_costs_no_client_its_picture(
         assert await see(imgkeep, *image) == HIT
 
 
-async def test_a_full_disk_does_not_keep_what_is_stored_from_being_served(
-    disk: Disk, start: Start, origin: FakeOrigin
-) -> None:
+async def test_full_disk_still_serves_stored_images(disk: Disk, start: Start, origin: FakeOrigin) -> None:
     imgkeep = await start(folder=disk.path / "data", store={"hot_bytes_max": 10_000_000})
     image = serve(origin, "a")
     await see(imgkeep, *image)
@@ -215,12 +214,12 @@ async def test_a_full_disk_does_not_keep_what_is_stored_from_being_served(
     assert (await report(again))["status"] == "degraded"
 
 
-async def test_a_folder_that_was_removed_is_laid_out_again(start: Start, origin: FakeOrigin) -> None:
+async def test_removed_folder_is_made_again(start: Start, origin: FakeOrigin) -> None:
     imgkeep = await start()
     first, second, third = serve(origin, "first"), serve(origin, "second"), serve(origin, "third")
     await see(imgkeep, *first)
     shutil.rmtree(imgkeep.folder)
-    assert await see(imgkeep, *second) == NOT_STORED, "nobody could tell whether it was there"
+    assert await see(imgkeep, *second) == NOT_STORED, "the store could not tell whether it was there"
     assert (await report(imgkeep))["status"] == "degraded"
     await look(imgkeep)
     assert (await report(imgkeep))["status"] == "ready"
@@ -230,9 +229,7 @@ async def test_a_folder_that_was_removed_is_laid_out_again(start: Start, origin:
     assert await see(again, *third) == HIT
 
 
-async def test_a_volume_that_is_not_mounted_is_not_written_beneath(
-    disk: Disk, tmp_path: Path, start: Start, origin: FakeOrigin
-) -> None:
+async def test_unmounted_volume_is_not_written_to(disk: Disk, tmp_path: Path, start: Start, origin: FakeOrigin) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     mount_by("mount", "--bind", disk.path, elsewhere)
@@ -257,7 +254,7 @@ async def test_a_volume_that_is_not_mounted_is_not_written_beneath(
     assert await see(imgkeep, *first) == HIT
 
 
-async def test_nothing_is_kept_below_free_bytes_min(disk: Disk, start: Start, origin: FakeOrigin) -> None:
+async def test_nothing_is_stored_below_free_bytes_min(disk: Disk, start: Start, origin: FakeOrigin) -> None:
     roomy = await start(folder=disk.path / "data", database={"url": f"sqlite:{disk.path.parent}/imgkeep.db"})
     old = serve(origin, "old")
     await see(roomy, *old)
@@ -281,7 +278,7 @@ async def test_nothing_is_kept_below_free_bytes_min(disk: Disk, start: Start, or
     await nothing_partial(imgkeep.folder)
 
 
-async def test_a_disk_that_stops_halfway_through_is_no_matter_to_those_who_read(
+async def test_disk_failure_during_a_fill_spares_its_readers(
     disk: Disk, start: Start, origin: FakeOrigin, tmp_path: Path
 ) -> None:
     imgkeep = await start(
@@ -302,10 +299,7 @@ async def test_a_disk_that_stops_halfway_through_is_no_matter_to_those_who_read(
     url = origin.on("/a.png", in_two_halves)
     readers = [asyncio.create_task(see(imgkeep, url, body)) for _ in range(5)]
     await sent_half.wait()
-    server = imgkeep.client.server.runner.server  # type: ignore[union-attr]
-    assert server is not None
-    await until(lambda: len(server.connections) == len(readers))  # one that comes later makes a fill of its own
-    await asyncio.sleep(0.2)
+    await until(lambda: count_readers(imgkeep) == len(readers))  # one that comes later makes a fill of its own
     disk.fill()
     go_on.set()
     await asyncio.gather(*readers)
@@ -314,9 +308,7 @@ async def test_a_disk_that_stops_halfway_through_is_no_matter_to_those_who_read(
     assert imgkeep.files("objects") == imgkeep.files("records") == []
 
 
-async def test_without_memory_for_it_an_image_that_no_disk_takes_is_a_clear_503(
-    disk: Disk, start: Start, origin: FakeOrigin
-) -> None:
+async def test_image_without_disk_or_memory_is_a_503(disk: Disk, start: Start, origin: FakeOrigin) -> None:
     imgkeep = await start(folder=disk.path / "data", store={"hot_bytes_max": 1000, "free_bytes_min": 2**50})
     url, _ = serve(origin, "a")
     response = await imgkeep.img(url)
@@ -325,7 +317,7 @@ async def test_without_memory_for_it_an_image_that_no_disk_takes_is_a_clear_503(
     assert "Retry-After" in response.headers
 
 
-async def test_a_limit_on_the_size_of_files_is_a_fault_like_any_other(tmp_path: Path, origin: FakeOrigin) -> None:
+async def test_file_size_limit_is_a_fault(tmp_path: Path, origin: FakeOrigin) -> None:
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000))
 
@@ -359,7 +351,7 @@ async def test_a_limit_on_the_size_of_files_is_a_fault_like_any_other(tmp_path: 
         pytest.param("mkdir,mkdirat", "ENOSPC", SMALL, id="mkdir: disk full"),
     ],
 )
-async def test_a_system_call_that_fails_means_not_kept(
+async def test_failed_system_call_means_not_stored(
     *, calls: str, error: str, size: int, tmp_path: Path, origin: FakeOrigin
 ) -> None:
     need_strace()
@@ -383,7 +375,7 @@ async def test_a_system_call_that_fails_means_not_kept(
         assert (answer.body, answer.cache_status) == (body, HIT)
 
 
-async def test_a_read_that_fails_is_no_miss(tmp_path: Path, origin: FakeOrigin) -> None:
+async def test_failed_read_is_no_miss(tmp_path: Path, origin: FakeOrigin) -> None:
     need_strace()
     url, body = serve(origin, "a")
     async with serving(tmp_path / "data") as program:
@@ -399,11 +391,11 @@ async def test_a_read_that_fails_is_no_miss(tmp_path: Path, origin: FakeOrigin) 
         assert not (tmp_path / "data" / "damaged").exists()
 
 
-async def test_permission_that_is_lost_and_given_back_needs_no_restart(tmp_path: Path, origin: FakeOrigin) -> None:
-    # Root passes every door; without these two capabilities it is a user like any other.
+async def test_restored_permission_needs_no_restart(tmp_path: Path, origin: FakeOrigin) -> None:
+    # Without these two capabilities root is a user like any other.
     drop = ("setpriv", "--bounding-set=-dac_override,-dac_read_search") if os.geteuid() == 0 else ()
     if drop and shutil.which("setpriv") is None:
-        cannot("root passes every door, and setpriv is not installed")
+        cannot("permissions do not bind root, and setpriv is not installed")
     folder = tmp_path / "data"
     first, second = serve(origin, "first"), serve(origin, "second")
     async with serving(folder, under=drop, database__url=f"sqlite:{tmp_path}/imgkeep.db") as program:
@@ -422,7 +414,7 @@ async def test_permission_that_is_lost_and_given_back_needs_no_restart(tmp_path:
         assert (await program.img(first[0])).cache_status == HIT
 
 
-async def test_a_fault_is_over_for_readyz_one_look_after_it_is_gone(tmp_path: Path, origin: FakeOrigin) -> None:
+async def test_readyz_recovers_with_the_next_check(tmp_path: Path, origin: FakeOrigin) -> None:
     need_strace()
 
     async def store_fails() -> None:
@@ -468,9 +460,7 @@ def rows(folder: Path) -> int:
 # --- D6: no file descriptor left
 
 
-async def test_without_descriptors_requests_are_served_or_told_and_afterwards_all_is_well(
-    tmp_path: Path, origin: FakeOrigin
-) -> None:
+async def test_exhausted_descriptors_recover(tmp_path: Path, origin: FakeOrigin) -> None:
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (56, 56))
 
@@ -480,25 +470,25 @@ async def test_without_descriptors_requests_are_served_or_told_and_afterwards_al
     async with serving(folder, prepare=limit, fetch__per_host_max="64", limits__fills_concurrent="0") as program:
         await program.img(old[0])
 
-        async def visit(url: str, body: bytes) -> str:
+        async def request(url: str, body: bytes) -> str:
             try:
                 async with asyncio.timeout(20):
                     answer = await program.img(url)
             except aiohttp.ClientConnectionError:
-                return "closed"  # libuv's way of saying that it cannot accept
+                return "closed"  # libuv closes the connections that it cannot accept
             if answer.status == 200:
                 assert answer.body == body
                 return "served"
             assert answer.status == 503, answer
             return str(json.loads(answer.body)["code"])
 
-        outcomes = await asyncio.gather(*(visit(*image) for image in crowd))
+        outcomes = await asyncio.gather(*(request(*image) for image in crowd))
         assert set(outcomes) <= {"served", "busy", "storage_unavailable", "closed"}
         assert set(outcomes) != {"served"}, "the limit was never reached, so this test shows nothing"
         assert program.process.returncode is None
         await nothing_partial(folder)
         for image in (old, *crowd):
-            assert await visit(*image) == "served"
+            assert await request(*image) == "served"
         await origin.stop()
         assert (await program.img(crowd[-1][0])).cache_status == HIT
 
@@ -507,16 +497,14 @@ async def test_without_descriptors_requests_are_served_or_told_and_afterwards_al
 
 
 def flip_a_bit(path: Path) -> bytes:
-    """Flip one bit in the middle and return what the file held before."""
+    """Flip one bit in the middle; return the former bytes of the file."""
     good = path.read_bytes()
     middle = len(good) // 2
     path.write_bytes(good[:middle] + bytes([good[middle] ^ 1]) + good[middle + 1 :])
     return good
 
 
-async def test_a_small_object_with_a_flipped_bit_is_set_aside_and_fetched_again(
-    start: Start, origin: FakeOrigin
-) -> None:
+async def test_corrupt_small_object_is_quarantined_and_fetched_again(start: Start, origin: FakeOrigin) -> None:
     first = await start()
     url, body = serve(origin, "a")
     await see(first, url, body)
@@ -530,9 +518,7 @@ async def test_a_small_object_with_a_flipped_bit_is_set_aside_and_fetched_again(
     assert await see(imgkeep, url, body) == HIT
 
 
-async def test_a_damaged_object_is_never_served_as_good_when_the_origin_is_gone(
-    start: Start, origin: FakeOrigin
-) -> None:
+async def test_corrupt_object_is_never_served(start: Start, origin: FakeOrigin) -> None:
     first = await start()
     url, body = serve(origin, "a")
     await see(first, url, body)
@@ -546,7 +532,7 @@ async def test_a_damaged_object_is_never_served_as_good_when_the_origin_is_gone(
     assert len(list((first.folder / "damaged").iterdir())) == 1
 
 
-async def test_verify_finds_a_flipped_bit_in_a_large_object_and_sets_it_aside(start: Start, origin: FakeOrigin) -> None:
+async def test_verify_quarantines_a_corrupt_large_object(start: Start, origin: FakeOrigin) -> None:
     imgkeep = await start()
     url, body = serve(origin, "a", 3 * MEBIBYTE)
     await see(imgkeep, url, body)
@@ -563,17 +549,18 @@ async def test_verify_finds_a_flipped_bit_in_a_large_object_and_sets_it_aside(st
     assert (await run(imgkeep.folder, "verify"))[0] == 0
 
 
-# --- D8: records and databases that are damaged, or from the future
+# --- D8: records and databases that are damaged or of a newer version
 
 
-async def test_a_record_cut_in_two_is_set_aside_and_the_image_fetched_again(start: Start, origin: FakeOrigin) -> None:
+async def test_truncated_record_is_quarantined_and_the_image_fetched_again(start: Start, origin: FakeOrigin) -> None:
     first = await start()
     url, body = serve(origin, "a")
     await see(first, url, body)
-    await first.client.server.app[SERVICES].storage.database.count()  # type: ignore[attr-defined]  # waits for rows on their way
+    image_index = first.client.server.app[SERVICES].storage.database.image_index  # type: ignore[attr-defined]
+    await image_index.count()  # waits for rows that are not written yet
     (path,) = first.files("records")
     os.truncate(path, path.stat().st_size // 2)
-    # The database still knows what the record said.
+    # The database still has the record.
     assert await see(await start(folder=first.folder), url, body) == HIT
     imgkeep = await start(folder=first.folder, database={"url": f"sqlite:{first.folder}/other.db"})
     assert await see(imgkeep, url, body) == STORED
@@ -581,7 +568,7 @@ async def test_a_record_cut_in_two_is_set_aside_and_the_image_fetched_again(star
     assert damaged.name.startswith(path.name)
 
 
-async def test_a_record_of_a_newer_version_is_left_alone(start: Start, origin: FakeOrigin) -> None:
+async def test_record_of_a_newer_version_is_left_alone(start: Start, origin: FakeOrigin) -> None:
     first = await start()
     url, body = serve(origin, "a")
     await see(first, url, body)
@@ -622,13 +609,13 @@ def _execute(path: Path, statement: str) -> None:
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-async def test_a_catalog_that_is_damaged_before_the_start_is_filled_again(
+async def test_database_damaged_before_the_start_is_rebuilt(
     damage: Callable[[Path], object], start: Start, origin: FakeOrigin
 ) -> None:
     first = await start()
     url, body = serve(origin, "a")
     await see(first, url, body)
-    await first.client.close()  # the last one who leaves writes the log back into the file
+    await first.client.close()  # the last connection writes the log back into the file
     damage(first.folder / "imgkeep.db")
     await origin.stop()
     imgkeep = await start(folder=first.folder)
@@ -639,7 +626,7 @@ async def test_a_catalog_that_is_damaged_before_the_start_is_filled_again(
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-async def test_a_catalog_that_is_damaged_while_running_keeps_nobody_from_an_image(
+async def test_database_damaged_while_running_still_serves_images(
     damage: Callable[[Path], object], start: Start, origin: FakeOrigin
 ) -> None:
     imgkeep = await start()
@@ -655,9 +642,7 @@ async def test_a_catalog_that_is_damaged_while_running_keeps_nobody_from_an_imag
         assert await see(await start(folder=imgkeep.folder), *image) == HIT
 
 
-async def test_a_catalog_of_a_newer_version_is_a_clear_error_at_start_and_left_alone(
-    start: Start, origin: FakeOrigin
-) -> None:
+async def test_database_of_a_newer_version_stays_as_it_is(start: Start, origin: FakeOrigin) -> None:
     first = await start()
     await see(first, *serve(origin, "a"))
     await first.client.close()
@@ -667,6 +652,7 @@ async def test_a_catalog_of_a_newer_version_is_a_clear_error_at_start_and_left_a
     for status, out, err in await asyncio.gather(*(run(first.folder, name) for name in ("serve", "list", "reindex"))):
         assert (status, out) == (2, "")
         assert (
-            err == f"imgkeep: the database was written by a newer version of imgkeep, or is no database (file {path})\n"
+            err == "imgkeep: the database was written by a newer version of imgkeep (schema 9999), "
+            f"or by another program (file {path})\n"
         )
     assert path.read_bytes() == before

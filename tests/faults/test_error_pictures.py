@@ -21,8 +21,8 @@ from tests.support.pictures import picture, picture_of
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from tests.conftest import Imgkeep
     from tests.support.origins import Exchange, FakeOrigin
+    from tests.support.server import Imgkeep
 
     Start = Callable[..., Awaitable[Imgkeep]]
 
@@ -156,7 +156,7 @@ async def test_the_api_tells_a_problem(start: Start, origin: FakeOrigin) -> None
 async def test_another_worker_is_told_the_picture_with_the_failure() -> None:
     error = SourceNotFound("the origin says 404", origin_status=404)
     for picture_ in (("image/png", picture()), None):
-        error.picture = picture_
+        error.image = picture_
         error.refusal = b"words of the origin"
         message = write_failure(FillFailure(b"link", error))
         assert b"words of the origin" not in message
@@ -165,7 +165,7 @@ async def test_another_worker_is_told_the_picture_with_the_failure() -> None:
         told = await read_fill(stream)  # type: ignore[arg-type]  # as aiohttp's, as far as it is used
         assert isinstance(told, FillFailure)
         assert isinstance(told.error, SourceNotFound)
-        assert (told.error.picture, told.error.origin_status, told.link) == (picture_, 404, b"link")
+        assert (told.error.image, told.error.origin_status, told.link) == (picture_, 404, b"link")
 
 
 def test_remembered_pictures_have_a_limit() -> None:
@@ -173,18 +173,18 @@ def test_remembered_pictures_have_a_limit() -> None:
     sources = [read_source(f"https://example.com/{n}.png") for n in range(20)]
     for source in sources:
         error = SourceNotFound("the origin says 404", origin_status=404)
-        error.picture = ("image/png", bytes(1_000_000))
+        error.image = ("image/png", bytes(1_000_000))
         failures.add(source, error)
-        assert error.picture, "the one that was raised keeps its own"
+        assert error.image, "the one that was raised keeps its own"
     found = [failures.find(source) for source in sources]
     assert all(isinstance(error, SourceNotFound) for error in found)
-    pictures = [error.picture for error in found if isinstance(error, SourceNotFound) and error.picture]
+    pictures = [error.image for error in found if isinstance(error, SourceNotFound) and error.image]
     assert sum(len(body) for _, body in pictures) <= IMAGES_BYTES_MAX
     assert len(pictures) == 16
     failures.add(sources[-1], SourceNotFound("the origin says 404", origin_status=404))
     last = failures.find(sources[-1])
     assert isinstance(last, SourceNotFound)
-    assert last.picture is None
+    assert last.image is None
 
 
 async def test_a_browser_shows_it(start: Start, origin: FakeOrigin) -> None:

@@ -15,8 +15,8 @@ from tests.support.pictures import picture, picture_of
 if TYPE_CHECKING:
     from yarl import URL
 
-    from tests.conftest import Imgkeep
     from tests.support.origins import Exchange, FakeOrigin
+    from tests.support.server import Imgkeep
 
 
 def img_url(imgkeep: Imgkeep, url: str) -> URL:

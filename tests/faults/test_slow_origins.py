@@ -15,8 +15,8 @@ from tests.support.pictures import picture, picture_of
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from tests.conftest import Imgkeep
     from tests.support.origins import Exchange, FakeOrigin, Script
+    from tests.support.server import Imgkeep
 
     StartImgkeep = Callable[..., Awaitable[Imgkeep]]
 

@@ -14,7 +14,7 @@ from tests.support.pictures import picture
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from tests.conftest import Imgkeep
+    from tests.support.server import Imgkeep
 
     StartImgkeep = Callable[..., Awaitable[Imgkeep]]
 

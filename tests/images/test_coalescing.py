@@ -48,7 +48,7 @@ async def test_late_follower_reads_from_byte_zero() -> None:
     early = await world.ask(URL)
     assert await early.body.read(0, 50_000) == IMAGE[:50_000]
     late = await world.ask(OTHER)
-    assert (late.outcome.value, late.etag, late.name, late.body.size) == (
+    assert (late.cache_status.value, late.etag, late.name, late.body.size) == (
         "collapsed",
         early.etag,
         early.name,
@@ -249,7 +249,7 @@ async def test_own_node_is_served_and_starts_no_fill() -> None:
         await world.ask(URL, from_own_node=True)
     assert not world.origin.asked
     await store_image(world)
-    assert (await world.ask(URL, from_own_node=True)).outcome.value == "hit"
+    assert (await world.ask(URL, from_own_node=True)).cache_status.value == "hit"
 
 
 async def test_own_node_is_no_loop_while_the_store_fails() -> None:

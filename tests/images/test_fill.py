@@ -172,7 +172,7 @@ async def test_failing_disk_fails_no_reader(
     response = FakeResponse(len(IMAGE) if declared else None).push(IMAGE[:30_000])
     world.origin.gives(URL, lambda: response, IMAGE)
     early = await world.ask(URL)
-    assert early.outcome.value == ("not_stored" if break_disk is at_begin else "stored")
+    assert early.cache_status.value == ("not_stored" if break_disk is at_begin else "stored")
     assert await early.body.read(0, 20_000) == IMAGE[:20_000]
     response.push(IMAGE[30_000:70_000], IMAGE[70_000:])
     await settle()

@@ -420,7 +420,7 @@ async def test_link_of_other_kind_is_tried_once() -> None:
     """A confirmed key serves a fresh link without a second fill."""
     world = World(identify=unverified)
     record = await begin(world, url=UNVERIFIED)
-    world.store.records[record.key] = replace(record, doubts=frozenset({Doubt.INCOMPLETE}))
+    world.store.records[record.key] = record.with_doubts(frozenset({Doubt.INCOMPLETE}))
     world.restart()
     world.origin.gives(INVENTED, OTHER)
     for _ in range(3):
@@ -500,7 +500,7 @@ async def test_invented_shape_neither_replaces_nor_delays_half_image() -> None:
 
 async def test_shape_with_checked_signature_completes_image() -> None:
     spoiled = read_source(shape(99))
-    world = World(identify=shaped, spoil=lambda _: spoiled)
+    world = World(identify=shaped, make_invalid_signature=lambda _: spoiled)
     await begin(world, url=UNVERIFIED)
     world.origin.gives(spoiled.url, refused())
     world.origin.gives(UNVERIFIED, refused())

@@ -259,5 +259,5 @@ async def test_no_refresh_without_reason(
     delivery = await world.ask(url, from_own_node=from_own_node)
     await delivery.body.aclose()
     await world.image_service.drain()
-    assert delivery.outcome.value == "hit"
+    assert delivery.cache_status.value == "hit"
     assert world.origin.asked == [FRESH]

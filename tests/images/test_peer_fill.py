@@ -115,7 +115,9 @@ async def test_peer_follows_what_a_disk_takes_and_what_it_does_not(
     delivery = await world.ask(URL)
     other, peers = beside(world, memory_bytes=len(IMAGE))
     followers = await asyncio.gather(*(other.ask(url) for url in (URL, OTHER, URL)))
-    assert {(it.outcome.value, it.etag, it.name) for it in followers} == {("collapsed", delivery.etag, delivery.name)}
+    assert {(it.cache_status.value, it.etag, it.name) for it in followers} == {
+        ("collapsed", delivery.etag, delivery.name)
+    }
     assert await followers[0].body.read(0, 100_000), "what has come, but for its last byte"
     response.push(IMAGE[30_000:70_000], IMAGE[70_000:])
     await settle()

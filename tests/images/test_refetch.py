@@ -444,7 +444,12 @@ async def test_incomplete_image_replaces_nothing_and_counts_as_refetch(setup: Se
         await setup.refetch(record, FRESH)
     assert setup.objects == {OLD}
     setup.world.store.objects[f"{digest_of(half)}.png"] = half
-    incomplete = replace(record, digest=digest_of(half), size=len(half), doubts=frozenset({Doubt.INCOMPLETE}))
+    incomplete = replace(
+        record,
+        digest=digest_of(half),
+        size=len(half),
+        trust=replace(record.trust, doubts=frozenset({Doubt.INCOMPLETE})),
+    )
     setup.world.store.records[record.key] = incomplete
     equal = await setup.refetch(record, FRESH)
     assert not equal.replaced
@@ -462,7 +467,9 @@ async def test_image_confirmed_as_it_is_stays_confirmed(setup: Setup) -> None:
     record = await setup.begin()
     setup.world.store.objects[f"{digest_of(half)}.png"] = half
     refetches = Refetches(8, 3, NOW, NOW)
-    setup.world.store.records[record.key] = replace(record, digest=digest_of(half), refetches=refetches)
+    setup.world.store.records[record.key] = replace(
+        record, digest=digest_of(half), trust=replace(record.trust, refetches=refetches)
+    )
     setup.world.origin.gives(FRESH, half)
     same = await setup.refetch(record, FRESH)
     assert (same.record.doubts, same.record.refetches) == (frozenset(), refetches)

@@ -106,7 +106,7 @@ class FakeImageService(ImageService):
     async def look_up(self, key: Key) -> Record | None:
         return await self.records.find(key)
 
-    async def shown(self, source: Source) -> Key:
+    async def find_key(self, source: Source) -> Key:
         raise AssertionError(f"a removal by key does not fetch {source}")
 
     def keys_of(self, source: Source) -> tuple[Key, Key]:
@@ -115,7 +115,7 @@ class FakeImageService(ImageService):
     def forget(self, key: Key) -> None:
         self.records.forget(key)
 
-    def restored(self) -> None:
+    def forget_removals(self) -> None:
         self.restored_count += 1
 
 
@@ -343,7 +343,7 @@ async def test_removal_leaves_key_with_other_bytes(node: Node) -> None:
 )
 async def test_removal_of_provisional_image_puts_no_tombstone(node: Node, doubt: Doubt, *, named_is_free: bool) -> None:
     for record in (A, B):
-        node.store.answers["find", record.key] = replace(record, doubts=frozenset({doubt}))
+        node.store.answers["find", record.key] = record.with_doubts(frozenset({doubt}))
     assert await node.remover.remove_key(A.key)
     node.store.answers.clear()
     closed = [await node.disk.find_tombstone(record.key) is not None for record in (A, B)]
@@ -353,7 +353,7 @@ async def test_removal_of_provisional_image_puts_no_tombstone(node: Node, doubt:
 
 
 async def test_force_puts_tombstone_on_provisional_key(node: Node) -> None:
-    node.store.answers["find", A.key] = replace(A, doubts=frozenset({Doubt.SIGNATURE}))
+    node.store.answers["find", A.key] = A.with_doubts(frozenset({Doubt.SIGNATURE}))
     assert await node.remover.remove_key(A.key, force=True)
     node.store.answers.clear()
     assert not await node.is_free(A.key)
@@ -575,6 +575,26 @@ async def test_late_node_deletes_bytes_it_stored_after_removal(
     assert await disk.find_tombstone(B.key) is None, "no key is closed for that"
     assert not await node.is_free(A.key)
     await own.aclose()
+
+
+async def test_late_node_deletes_bytes_although_its_database_fails(disk: LocalStore, database: Database) -> None:
+    node, late = Node(disk, database), Node(disk, database)
+    await node.keep(BODY, A)
+    await remove_key(node)
+    await late.keep(BODY, B)
+
+    class Failing(RemovalIndex):
+        async def block(self, digests: Collection[Digest]) -> None:
+            raise StorageError(f"the database does not take {len(digests)} digests")
+
+    async def keep_object(_digest: Digest) -> None:
+        """A bucket's object is no copy of this machine."""
+
+    late.blocked_digests._removals = Failing(database.engine)
+    late.blocked_digests._drop_copies = keep_object
+    await late.remover.refresh()
+    assert DIGEST in late.blocked_digests
+    assert not await disk.has_object(DIGEST)
 
 
 async def test_late_node_deletes_nothing_after_undo(node: Node) -> None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tests.support.framework_examples import Visit
     from tests.support.origins import Exchange, FakeOrigin
 
-# Each kind of place has a picture of its own, named in braces. A `!` stands before those that nothing in a page with
+# Each kind of place has an image of its own, named in braces. A `!` stands before those that nothing in a page with
 # scripts shows: icons of a headless browser, what readers of metadata want, and `noscript`.
 PAGE = """<!doctype html>
 <html lang=en>
@@ -92,7 +92,7 @@ ALL = r"""async () => {
 
 
 class Service:
-    """Hands out pictures by links that die, as object stores do."""
+    """Hands out images by links that expire, as object stores do."""
 
     def __init__(self, origin: FakeOrigin) -> None:
         self.has_expired = False

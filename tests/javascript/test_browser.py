@@ -1,4 +1,4 @@
-"""Pages in Chromium whose scripts insert links that die: they ask us, and paint when the origin is gone."""
+"""Pages in Chromium whose scripts insert links that expire: they ask us, and paint when the origin is gone."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from playwright.async_api import Browser, Page
 
-    from tests.conftest import Imgkeep
     from tests.support.origins import Exchange
+    from tests.support.server import Imgkeep
 
 PAGE = """<!doctype html><meta charset="utf-8"><title>A page</title><base href="/"><link rel="icon" href="data:,">
 <img src="{origin}/there.png"><img src="own.png"><div id="room"></div>
@@ -246,7 +246,7 @@ async def fails(page: Page) -> None:
 
 
 async def fails_silently(page: Page) -> None:
-    """A poster, a button, a picture in a drawing and a background fire no event that tells which link failed."""
+    """A poster, a button, an image in a drawing and a background fire no event that tells which link failed."""
     links = await page.evaluate("""async () => {
       const lost = (name) => `http://localhost:${location.port}/picky.png?${name}`;
       const svg = `<svg width="9" height="9"><image width="9" height="9" href="${lost("drawing")}"/></svg>`;
@@ -351,7 +351,7 @@ async def test_scripts_insert_what_they_want_and_it_lasts(
 
 
 async def to_browsers(exchange: Exchange) -> None:
-    """Give a picture to browsers, and nothing to imgkeep."""
+    """Give an image to browsers, and nothing to imgkeep."""
     if "sec-fetch-dest" in {name.lower() for name in exchange.headers}:
         await exchange.answer(picture(), headers={"Content-Type": "image/png"})
     else:

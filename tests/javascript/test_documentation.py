@@ -19,8 +19,8 @@ from tests.support.signing_vectors import KEY
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from tests.conftest import Imgkeep
     from tests.support.origins import FakeOrigin
+    from tests.support.server import Imgkeep
 
 EXAMPLE = ROOT / "examples" / "javascript"
 PAGE = Path("docs/javascript.md").read_text("utf-8")

@@ -1,4 +1,4 @@
-"""What people see in Chromium: the page under `/`, failures in a tab, pictures in the place of images."""
+"""What people see in Chromium: the page under `/`, failures in a tab, images in the place of images."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from playwright.async_api import Browser, Page
 
-    from tests.conftest import Imgkeep
+    from tests.support.server import Imgkeep
 
     Start = Callable[..., Awaitable[Imgkeep]]
 
@@ -198,7 +198,7 @@ async def test_a_link_that_fails_is_told_in_words(start: Start, origin: FakeOrig
 
 
 async def test_a_picture_behind_a_redirect_is_shown(start: Start, origin: FakeOrigin) -> None:
-    """The other server knows no CORS, so a script cannot read what it says; the picture is shown all the same."""
+    """The other server knows no CORS, so a script cannot read what it says; the image is shown all the same."""
     imgkeep = await start(sources={"allow": ["*"], "permanent": "redirect"})
     errors = Errors()
     async with browsing() as browser, tab(browser, errors) as page:

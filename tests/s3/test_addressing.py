@@ -1,4 +1,4 @@
-"""Where links to a bucket lead; nothing is sent."""
+"""The URLs of links to a bucket, without any request."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ PATH = f"v1/objects/aa/{NAME}"
         ),
     ],
 )
-async def test_public_and_presigned_links_lead_to_the_buckets_own_host(
+async def test_public_and_presigned_links_have_the_host_of_the_bucket(
     bucket: Bucket, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")

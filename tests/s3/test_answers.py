@@ -1,4 +1,4 @@
-"""What a bucket's answers are worth: which of them are believed, and what becomes of images when they are odd."""
+"""Odd answers of a bucket: a true miss, faults, damage, and the images meanwhile."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from imgkeep.storage.s3.client import BucketClient
 from imgkeep.storage.s3.errors import BucketError
 from imgkeep.storage.s3.store import S3Store
 
-from tests.conftest import configuration
-from tests.s3.test_program import only_aws
-from tests.s3.test_remote import MULTIPART_SIZE, get, readyz, replicated
+from tests.support.image_requests import fast_path_of
 from tests.support.pictures import picture, picture_of
 from tests.support.program import serving, until
 from tests.support.s3.misbehaving import only
+from tests.support.s3.remote import MULTIPART_SIZE, get, only_aws, readyz, replicated
+from tests.support.server import configuration
 from tests.support.stores import NOON, record_of
 
 if TYPE_CHECKING:
@@ -39,17 +39,17 @@ NOT_OURS = b"<html><title>404 Not Found</title></html>"
 
 @pytest.fixture
 async def store(remote: Remote) -> AsyncIterator[S3Store]:
-    """A bucket's store without an imgkeep around it."""
+    """Open the store of a bucket without a server."""
     store = S3Store(Bucket(remote.server.bucket, "pre", "us-east-1", remote.gate.endpoint), timeout_s=1)
     await store.open()
     yield store
     await store.aclose()
 
 
-# --- what counts as a miss
+# --- misses and faults
 
 
-async def test_a_404_that_is_not_s3s_is_no_miss(remote: Remote, origin: FakeOrigin) -> None:
+async def test_foreign_404_is_no_miss(remote: Remote, origin: FakeOrigin) -> None:
     url = origin.gives("/a.png", picture())
     await get(await remote.node(), url)
     node = await remote.node("b")
@@ -63,9 +63,7 @@ async def test_a_404_that_is_not_s3s_is_no_miss(remote: Remote, origin: FakeOrig
     assert (await get(node, url))[1] == picture()
 
 
-async def test_a_proxy_that_answers_404_to_every_head_costs_the_healer_nothing(
-    remote: Remote, origin: FakeOrigin
-) -> None:
+async def test_outbox_worker_works_where_a_proxy_breaks_head(remote: Remote, origin: FakeOrigin) -> None:
     node = await remote.node()
     await remote.gate.refuse()
     url = origin.gives("/a.png", picture())
@@ -77,9 +75,7 @@ async def test_a_proxy_that_answers_404_to_every_head_costs_the_healer_nothing(
     assert (await get(node, url))[1] == picture()
 
 
-async def test_nobody_is_sent_to_an_object_that_left_the_bucket_while_its_record_stayed(
-    remote: Remote, origin: FakeOrigin
-) -> None:
+async def test_missing_object_gets_no_redirect(remote: Remote, origin: FakeOrigin) -> None:
     url = origin.gives("/a.png", picture())
     await get(await remote.node(), url)
     (name,) = await remote.stored("objects")
@@ -92,7 +88,7 @@ async def test_nobody_is_sent_to_an_object_that_left_the_bucket_while_its_record
     assert (await get(node, url))[0].status == 302
 
 
-async def test_a_permanent_url_that_leads_nowhere_is_asked_for_once_in_a_while(remote: Remote) -> None:
+async def test_missing_permanent_url_is_looked_up_rarely(remote: Remote) -> None:
     node = await remote.node()
     path = f"/images/{'0' * 64}.png"
     for _ in range(5):
@@ -100,7 +96,7 @@ async def test_a_permanent_url_that_leads_nowhere_is_asked_for_once_in_a_while(r
     assert remote.gate.count("GET", "/objects/") == 1
 
 
-# --- answers that are odd
+# --- odd answers
 
 
 @pytest.mark.parametrize(
@@ -108,7 +104,7 @@ async def test_a_permanent_url_that_leads_nowhere_is_asked_for_once_in_a_while(r
     [("Last-Modified", "yesterday"), ("Last-Modified", None), ("Content-Length", None), ("Content-Type", None)],
     ids=str,
 )
-async def test_odd_fields_end_neither_breaker_nor_healer(
+async def test_odd_fields_stop_no_background_task(
     remote: Remote, origin: FakeOrigin, field: str, value: str | None
 ) -> None:
     node = await remote.node()
@@ -125,9 +121,7 @@ async def test_odd_fields_end_neither_breaker_nor_healer(
     assert len(await remote.stored("objects")) == len(await remote.stored("records")) == 3
 
 
-async def test_an_answer_that_comes_byte_by_byte_has_a_time_limit_as_a_whole(
-    origin: FakeOrigin, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_slow_answer_has_a_timeout_as_a_whole(origin: FakeOrigin, monkeypatch: pytest.MonkeyPatch) -> None:
     async def drip(exchange: Exchange) -> None:
         await exchange.send_head("Content-Length: 1000", 'ETag: "0"')
         while True:
@@ -149,7 +143,7 @@ async def test_an_answer_that_comes_byte_by_byte_has_a_time_limit_as_a_whole(
     await client.aclose()
 
 
-async def test_whoever_joined_is_told_of_the_bucket_as_whoever_departed_is(remote: Remote, origin: FakeOrigin) -> None:
+async def test_followers_get_the_fault_of_the_bucket(remote: Remote, origin: FakeOrigin) -> None:
     go = asyncio.Event()
 
     async def gone(exchange: Exchange) -> None:
@@ -162,16 +156,16 @@ async def test_whoever_joined_is_told_of_the_bucket_as_whoever_departed_is(remot
     asking = [asyncio.create_task(get(node, url)) for _ in range(3)]
     await until(lambda: origin.asked("/a.png") == 1)
     asking.append(asyncio.create_task(get(node, url)))
-    await asyncio.sleep(0.05)
+    await until(lambda: fast_path_of(node).shared_responses.followers == len(asking) - 1)
     go.set()
     assert [response.status for response, _ in await asyncio.gather(*asking)] == [503] * 4
     assert origin.asked("/a.png") == 1
 
 
-# --- what is damaged
+# --- damage
 
 
-async def test_a_record_that_was_changed_on_its_way_stays_where_it_is(remote: Remote, origin: FakeOrigin) -> None:
+async def test_record_changed_in_transit_stays(remote: Remote, origin: FakeOrigin) -> None:
     url = origin.gives("/a.png", picture())
     await get(await remote.node(), url)
     await remote.gate.corrupt(10, match=only("GET", "/records/"), times=1)
@@ -182,17 +176,19 @@ async def test_a_record_that_was_changed_on_its_way_stays_where_it_is(remote: Re
     assert len(await remote.server.objects("pre/damaged/")) == 1, "bytes that are wrong twice alike lie there so"
 
 
-async def test_what_is_good_by_now_is_not_set_aside(remote: Remote, origin: FakeOrigin, store: S3Store) -> None:
+async def test_object_that_is_good_by_now_is_not_quarantined(
+    remote: Remote, origin: FakeOrigin, store: S3Store
+) -> None:
     await get(await remote.node(), origin.gives("/a.png", picture()))
     before = await remote.stored("objects")
     (path,) = before
     await store.quarantine_if_corrupt(
-        path.rpartition("/")[2], Digest(sha256(b"what somebody read a moment ago").hexdigest())
+        path.rpartition("/")[2], Digest(sha256(b"other bytes of an earlier read").hexdigest())
     )
     assert await remote.stored("objects") == before
 
 
-async def test_a_damaged_object_that_went_in_parts_is_set_aside_too(remote: Remote, origin: FakeOrigin) -> None:
+async def test_damaged_multipart_object_is_quarantined(remote: Remote, origin: FakeOrigin) -> None:
     url = origin.gives("/a.png", picture_of(MULTIPART_SIZE))
     await get(await remote.node(), url)
     (path,) = await remote.stored("objects")
@@ -210,7 +206,7 @@ async def test_a_damaged_object_that_went_in_parts_is_set_aside_too(remote: Remo
     assert (await get(node, url))[1] == picture_of(MULTIPART_SIZE)
 
 
-async def test_what_a_newer_version_wrote_is_neither_read_nor_overwritten(
+async def test_record_of_a_newer_version_is_neither_read_nor_replaced(
     remote: Remote, origin: FakeOrigin, store: S3Store
 ) -> None:
     node = await remote.node()
@@ -224,10 +220,10 @@ async def test_what_a_newer_version_wrote_is_neither_read_nor_overwritten(
     assert (await readyz(node))["status"] == "ready"
 
 
-# --- what becomes of an image meanwhile
+# --- images during a fault
 
 
-async def test_a_disk_that_fails_while_an_image_comes_from_the_bucket_costs_the_copy_only(
+async def test_failing_disk_costs_the_copy_only(
     bucket: Callable[[str], S3Server],
     gate_to: Callable[[S3Server], Awaitable[Gate]],
     origin: FakeOrigin,
@@ -252,7 +248,7 @@ async def test_a_disk_that_fails_while_an_image_comes_from_the_bucket_costs_the_
         assert not list(folders[1].rglob("*.png"))
 
 
-async def test_what_replaces_an_image_does_not_go_to_the_fallback(remote: Remote, tmp_path: Path) -> None:
+async def test_replacement_does_not_go_to_the_fallback(remote: Remote, tmp_path: Path) -> None:
     url = f"s3://{remote.server.bucket}/pre?endpoint={remote.gate.endpoint}&region=us-east-1"
     config = configuration(tmp_path / "x", store={"url": url, "fallback": f"file:{tmp_path / 'x'}", "timeout_s": 1})
     async with open_storage(config, clock=lambda: NOON) as parts:
@@ -271,8 +267,8 @@ async def test_what_replaces_an_image_does_not_go_to_the_fallback(remote: Remote
         assert len(list((tmp_path / "x" / "v1").rglob("*.json"))) == 1
 
 
-async def test_the_tag_of_an_object_in_parts_is_that_of_s3(remote: Remote, origin: FakeOrigin) -> None:
-    """Otherwise a damaged one could not be told from a good one without reading it."""
+async def test_etag_of_a_multipart_object_is_that_of_s3(remote: Remote, origin: FakeOrigin) -> None:
+    """Else only a read could tell a damaged object from a good one."""
     body = picture_of(MULTIPART_SIZE)
     await get(await remote.node(), origin.gives("/a.png", body))
     head = await remote.server.head(next(iter(await remote.stored("objects"))))

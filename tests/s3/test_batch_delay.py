@@ -9,7 +9,7 @@ import pytest
 from imgkeep.bootstrap.storage import open_storage
 from imgkeep.database.image_index import BATCH_DELAY_S, LOCAL_BATCH_DELAY_S
 
-from tests.conftest import configuration
+from tests.support.server import configuration
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -1,16 +1,22 @@
-"""`imgkeep check --live` on a bucket: every right is tried, and what is missing is told with its remedy."""
+"""`imgkeep check --live` on a bucket: every right is tried, and a missing one is reported with its remedy."""
 
 from __future__ import annotations
 
 import json
+from io import StringIO
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import pytest
+from imgkeep.bootstrap.storage import open_storage
+from imgkeep.cli.check import check as print_check
+from imgkeep.clock import read_clock
+from imgkeep.config import load
+from imgkeep.storage.s3.diagnostics import diagnose
 from imgkeep.storage.s3.errors import REMEDIES
 from imgkeep.storage.s3.records import PROBE
 
-from tests.support.program import run
+from tests.support.program import environment, run
 from tests.support.s3.misbehaving import only, s3_error
 
 if TYPE_CHECKING:
@@ -20,7 +26,7 @@ if TYPE_CHECKING:
     from tests.support.s3.gate import Gate
     from tests.support.s3.servers import S3Server
 
-    Check = Callable[..., Awaitable[tuple[int, list[str], str]]]
+    Check = Callable[..., Awaitable[tuple[int, list[str]]]]
 
 ALL = ["put", "head", "get", "range", "list", "multipart", "presign", "public", "delete"]
 DENIED = ["the bucket answers AccessDenied", f"  remedy: {REMEDIES['AccessDenied']}"]
@@ -37,31 +43,40 @@ async def gate(server: S3Server, gate_to: Callable[[S3Server], Awaitable[Gate]])
 
 
 @pytest.fixture
-def check(server: S3Server, gate: Gate, tmp_path: Path) -> Check:
-    """Run the command; return its status, the lines about the bucket, and standard error."""
+def settings(server: S3Server, gate: Gate, tmp_path: Path) -> dict[str, Any]:
+    return {
+        "store__url": f"s3://{server.bucket}/pre?endpoint={gate.endpoint}&region=us-east-1",
+        "store__fallback": f"file:{tmp_path / 'data'}",
+        "store__timeout_s": "3",
+        "AWS_ACCESS_KEY_ID": server.key,
+        "AWS_SECRET_ACCESS_KEY": server.secret,
+    }
 
-    async def run_it(**settings: Any) -> tuple[int, list[str], str]:
-        status, out, err = await run(
-            tmp_path / "data",
-            "check",
-            "--live",
-            store__url=f"s3://{server.bucket}/pre?endpoint={gate.endpoint}&region=us-east-1",
-            store__fallback=f"file:{tmp_path / 'data'}",
-            store__timeout_s="3",
-            AWS_ACCESS_KEY_ID=server.key,
-            AWS_SECRET_ACCESS_KEY=server.secret,
-            **settings,
-        )
-        assert "Signature" not in out + err
-        valid, fallback, database, store, *lines = out.splitlines()
-        place = f"bucket {server.bucket} at {urlsplit(gate.endpoint).netloc}"
-        assert store == f"store: {place}"
-        lines = [line.removesuffix(f" ({place})") for line in lines]
-        assert (valid, database) == ("configuration: valid", "database: works")
-        assert fallback.startswith("fallback: works, ")
-        return status, lines, err
+
+@pytest.fixture
+def check(settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Check:
+    """Diagnose the bucket as the command does; return its status, and the lines about the bucket."""
+
+    async def run_it(**more: str) -> tuple[int, list[str]]:
+        variables = environment(tmp_path / "data", **settings, **more)
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.setenv(name, variables[name])
+        out = StringIO()
+        async with open_storage(load({}, variables), clock=read_clock) as storage:
+            remote = storage.remote
+            assert remote is not None
+            steps = ((s.name, s.error, s.remedy) async for s in diagnose(remote.bucket, public_url=remote.public_url))
+            status = await print_check({}, steps, as_json=False, place=remote.bucket.client.place, out=out)
+            return status, lines_about(out.getvalue().splitlines()[1:], remote.bucket.client.place)
 
     return run_it
+
+
+def lines_about(lines: list[str], place: str) -> list[str]:
+    """Return the lines about a bucket, without its name."""
+    assert not any("Signature" in line for line in lines)
+    assert lines[0] == f"store: {place}"
+    return [line.removesuffix(f" ({place})") for line in lines[1:]]
 
 
 async def make_public(server: S3Server) -> None:
@@ -80,21 +95,33 @@ async def left(server: S3Server) -> list[str]:
     return [name for name in await server.objects() if name != f"pre/{PROBE}"]
 
 
-@pytest.mark.parametrize("server", ["moto", "rclone"], indirect=True)
-async def test_a_bucket_that_works_gets_all_ticks_and_nothing_stays_in_it(
-    check: Check, server: S3Server, gate: Gate
+async def test_command_reports_every_step(
+    settings: dict[str, Any], server: S3Server, gate: Gate, tmp_path: Path
 ) -> None:
-    assert await check() == (0, [f"✓ {name}" for name in ALL if name != "public"], "")
+    status, out, err = await run(tmp_path / "data", "check", "--live", **settings)
+    assert (status, err) == (0, "")
+    valid, fallback, database, *lines = out.splitlines()
+    assert (valid, database) == ("configuration: valid", "database: works")
+    assert fallback.startswith("fallback: works, ")
+    place = f"bucket {server.bucket} at {urlsplit(gate.endpoint).netloc}"
+    assert lines_about(lines, place) == [f"✓ {name}" for name in ALL if name != "public"]
+
+
+@pytest.mark.parametrize("server", ["moto", "rclone"], indirect=True)
+async def test_working_bucket_passes_every_step_and_stays_empty(check: Check, server: S3Server, gate: Gate) -> None:
+    assert await check() == (0, [f"✓ {name}" for name in ALL if name != "public"])
     assert await left(server) == []
-    places = {seen.path.partition("?")[0] for seen in gate.seen if "/v1/objects/" in seen.path}
-    assert len(places) == 1
+    paths = {seen.path.partition("?")[0] for seen in gate.seen if "/v1/objects/" in seen.path}
+    assert len(paths) == 1
     await check()
-    assert len({seen.path.partition("?")[0] for seen in gate.seen if "/v1/objects/" in seen.path}) == 2, "a new one"
+    assert len({seen.path.partition("?")[0] for seen in gate.seen if "/v1/objects/" in seen.path}) == 2, (
+        "each run has an image of its own"
+    )
 
 
 @pytest.mark.parametrize("server", ["s3rver"], indirect=True)
-async def test_a_service_that_cannot_break_uploads_off_is_told_of(check: Check, server: S3Server) -> None:
-    status, lines, _ = await check()
+async def test_missing_abort_of_uploads_is_reported(check: Check, server: S3Server) -> None:
+    status, lines = await check()
     assert status == 1
     assert [line for line in lines if not line.startswith("✓")] == [
         "✗ multipart: the bucket answers MethodNotAllowed",
@@ -104,18 +131,18 @@ async def test_a_service_that_cannot_break_uploads_off_is_told_of(check: Check, 
 
 
 @pytest.mark.parametrize("how", [{"delivery__mode": "redirect"}, {"delivery__base_url": "{gate}/{bucket}"}])
-async def test_a_public_bucket_is_tried_as_the_public_sees_it(
+async def test_public_bucket_is_read_without_credentials(
     check: Check, server: S3Server, gate: Gate, how: dict[str, str]
 ) -> None:
     await make_public(server)
-    settings = {name: text.format(gate=gate.endpoint, bucket=server.bucket) for name, text in how.items()}
-    assert await check(**settings) == (0, [f"✓ {name}" for name in ALL], "")
+    delivery = {name: text.format(gate=gate.endpoint, bucket=server.bucket) for name, text in how.items()}
+    assert await check(**delivery) == (0, [f"✓ {name}" for name in ALL])
     plain = [seen for seen in gate.seen if "?" not in seen.path and "authorization" not in seen.headers]
     assert [seen.method for seen in plain] == ["GET"]
 
 
-async def test_a_bucket_that_is_not_public_is_told(check: Check, server: S3Server) -> None:
-    status, lines, _ = await check(delivery__mode="redirect")
+async def test_private_bucket_is_reported_in_redirect_mode(check: Check, server: S3Server) -> None:
+    status, lines = await check(delivery__mode="redirect")
     assert status == 1
     assert lines == [
         *(f"✓ {name}" for name in ALL[:-2]),
@@ -126,9 +153,9 @@ async def test_a_bucket_that_is_not_public_is_told(check: Check, server: S3Serve
     assert await left(server) == []
 
 
-async def test_without_the_right_to_put_the_rest_is_tried_as_far_as_possible(check: Check, gate: Gate) -> None:
+async def test_failed_put_skips_only_steps_that_need_it(check: Check, gate: Gate) -> None:
     await gate.do(s3_error(403, "AccessDenied"), match=only("PUT"))
-    status, lines, _ = await check(delivery__mode="redirect")
+    status, lines = await check(delivery__mode="redirect")
     untried = "not tried, because put failed"
     assert status == 1
     assert lines == [
@@ -141,12 +168,12 @@ async def test_without_the_right_to_put_the_rest_is_tried_as_far_as_possible(che
         *(f"✗ {name}: {untried}" for name in ("presign", "public")),
         "✓ delete",
     ]
-    assert gate.count("DELETE", "uploadId=") == 1, "the upload was broken off"
+    assert gate.count("DELETE", "uploadId=") == 1, "the upload was aborted"
 
 
-async def test_without_the_right_to_delete_that_is_told(check: Check, gate: Gate) -> None:
+async def test_missing_right_to_delete_is_reported(check: Check, gate: Gate) -> None:
     await gate.do(s3_error(403, "AccessDenied"), match=only("DELETE"))
-    status, lines, _ = await check()
+    status, lines = await check()
     assert status == 1
     assert lines == [
         *(f"✓ {name}" for name in ("put", "head", "get", "range", "list")),
@@ -158,9 +185,9 @@ async def test_without_the_right_to_delete_that_is_told(check: Check, gate: Gate
     ]
 
 
-async def test_a_presigned_link_that_does_not_work_is_told_without_the_link(check: Check, gate: Gate) -> None:
+async def test_broken_presigned_link_is_reported_without_the_link(check: Check, gate: Gate) -> None:
     await gate.corrupt(50, match=only("GET", "X-Amz-Signature"))
-    status, lines, _ = await check()
+    status, lines = await check()
     assert status == 1
     assert lines[6] == "✗ presign: a plain GET returned other bytes than were put"
     assert lines[7].startswith("  remedy: set the clock")

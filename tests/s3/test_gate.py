@@ -1,4 +1,4 @@
-"""The gate passes what it is to pass and does the mischief that it is told to, and no other."""
+"""The gate forwards requests, and injects the faults that it is given, and no other."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 
 BODY = bytes(range(256)) * 1000
 BROKEN_OFF = (ConnectionClosedError, EndpointConnectionError)
-"""A reset is called the latter, as if there had been no connection."""
+"""aiohttp reports a reset as the latter, as if there had been no connection."""
 SHORT_S = 0.2
-"""How long nothing has to happen until we believe that nothing will."""
+"""Time without an event after which none is expected."""
 
 
 @pytest.fixture
 def behind(bucket: Callable[[str], S3Server]) -> S3Server:
-    """Give a bucket as its own server shows it."""
+    """Give a bucket at the port of its own server."""
     return bucket("rclone")
 
 
@@ -45,13 +45,13 @@ async def gate(behind: S3Server, gate_to: Callable[[S3Server], Awaitable[Gate]])
 
 @pytest.fixture
 def server(behind: S3Server, gate: Gate) -> S3Server:
-    """Give the bucket as it is seen through the gate."""
+    """Give the bucket at the port of the gate."""
     return behind.through(gate.endpoint)
 
 
 @asynccontextmanager
 async def calling(gate: Gate) -> AsyncGenerator[Line]:
-    """Connect to a gate to say things that no S3 client says."""
+    """Connect to a gate, for requests that no S3 client sends."""
     line = await Line.connect(HOST, int(gate.endpoint.rpartition(":")[2]))
     yield line
     line.close()
@@ -63,7 +63,7 @@ async def receive(line: Line, method: str = "GET") -> tuple[Head, bytes]:
 
 
 async def stays_silent(asking: asyncio.Task[Any]) -> None:
-    """Insist that there is no answer, and give up."""
+    """Require that no answer comes, and close."""
     assert await asyncio.wait({asking}, timeout=SHORT_S) == (set(), {asking})
     asking.cancel()
     await asyncio.wait({asking})
@@ -74,10 +74,10 @@ async def stored(server: S3Server) -> S3Server:
     return server
 
 
-# --- it stands open
+# --- an open gate
 
 
-async def test_an_open_gate_changes_nothing(server: S3Server, behind: S3Server, gate: Gate) -> None:
+async def test_open_gate_changes_nothing(server: S3Server, behind: S3Server, gate: Gate) -> None:
     await server.put("objects/a", BODY, Metadata={"name": "value"})
     assert await behind.objects() == await server.objects() == {"objects/a": BODY}
     assert await server.get("objects/a", Range="bytes=-3") == BODY[-3:]
@@ -87,14 +87,14 @@ async def test_an_open_gate_changes_nothing(server: S3Server, behind: S3Server, 
         ("PUT", f"{path}/a", 200),
         ("GET", f"/{behind.bucket}?list-type=2&prefix=&encoding-type=url", 200),
         ("GET", f"{path}/a", 200),
-        ("GET", f"{path}/a", 200),  # a range, which rclone calls so
+        ("GET", f"{path}/a", 200),  # rclone answers a range with 200
         ("HEAD", f"{path}/b", 404),
     ]
     assert gate.seen[0].headers["x-amz-meta-name"] == "value"
     assert (gate.count("GET"), gate.count("GET", "/objects/"), gate.count("DELETE")) == (3, 2, 0)
 
 
-async def test_a_connection_is_kept_for_many_requests(server: S3Server, gate: Gate) -> None:
+async def test_connection_serves_many_requests(server: S3Server, gate: Gate) -> None:
     async with server.client() as client:
         for number in range(3):
             await client.put_object(Bucket=server.bucket, Key=f"{number}", Body=BODY)
@@ -105,7 +105,7 @@ async def test_a_connection_is_kept_for_many_requests(server: S3Server, gate: Ga
     assert (len(gate.seen), gate.connections) == (9, 1)
 
 
-async def test_a_request_with_pieces_passes_whole(origin: FakeOrigin) -> None:
+async def test_chunked_request_passes_whole(origin: FakeOrigin) -> None:
     received: list[bytes] = []
 
     async def script(exchange: Exchange) -> None:
@@ -126,16 +126,16 @@ async def test_a_request_with_pieces_passes_whole(origin: FakeOrigin) -> None:
     await gate.stop()
 
 
-async def test_a_server_that_is_gone_is_a_connection_broken_off(server: S3Server, behind: S3Server) -> None:
+async def test_stopped_server_breaks_the_connection(server: S3Server, behind: S3Server) -> None:
     behind.stop()
     with pytest.raises(BROKEN_OFF):
         await server.get("objects/a")
 
 
-# --- the network fails
+# --- faults of the network
 
 
-async def test_a_refused_connection_is_taken_again_on_the_same_port(server: S3Server, gate: Gate) -> None:
+async def test_refused_port_accepts_again(server: S3Server, gate: Gate) -> None:
     await stored(server)
     endpoint = gate.endpoint
     await gate.refuse()
@@ -146,7 +146,7 @@ async def test_a_refused_connection_is_taken_again_on_the_same_port(server: S3Se
     assert await server.get("objects/a") == BODY
 
 
-async def test_refusing_breaks_connections_off_that_there_are(server: S3Server, gate: Gate) -> None:
+async def test_refusing_breaks_open_connections(server: S3Server, gate: Gate) -> None:
     async with calling(gate) as line:
         await gate.hang()
         await line.send(b"GET / HTTP/1.1\r\n\r\n")
@@ -158,7 +158,9 @@ async def test_refusing_breaks_connections_off_that_there_are(server: S3Server, 
     await stored(server)
 
 
-async def test_what_hangs_is_neither_answered_nor_passed_on(server: S3Server, behind: S3Server, gate: Gate) -> None:
+async def test_hanging_request_is_neither_answered_nor_forwarded(
+    server: S3Server, behind: S3Server, gate: Gate
+) -> None:
     await gate.hang()
     asking = asyncio.create_task(server.put("objects/a", BODY))
     await gate.until_seen("PUT")
@@ -170,7 +172,7 @@ async def test_what_hangs_is_neither_answered_nor_passed_on(server: S3Server, be
     await stored(server)
 
 
-async def test_transfers_under_way_hang_as_well(origin: FakeOrigin) -> None:
+async def test_transfers_under_way_hang_too(origin: FakeOrigin) -> None:
     more = asyncio.Event()
 
     async def script(exchange: Exchange) -> None:
@@ -192,7 +194,7 @@ async def test_transfers_under_way_hang_as_well(origin: FakeOrigin) -> None:
     await gate.stop()
 
 
-async def test_a_reset_leaves_the_server_without_a_request(server: S3Server, behind: S3Server, gate: Gate) -> None:
+async def test_reset_request_never_reaches_the_server(server: S3Server, behind: S3Server, gate: Gate) -> None:
     await gate.reset()
     with pytest.raises(BROKEN_OFF):
         await server.put("objects/a", BODY)
@@ -200,7 +202,7 @@ async def test_a_reset_leaves_the_server_without_a_request(server: S3Server, beh
     assert await behind.objects() == {}
 
 
-async def test_a_reset_in_a_body_comes_after_so_many_bytes(origin: FakeOrigin) -> None:
+async def test_body_is_reset_after_the_given_bytes(origin: FakeOrigin) -> None:
     received = asyncio.get_running_loop().create_future()
 
     async def script(exchange: Exchange) -> None:
@@ -223,7 +225,7 @@ async def test_a_reset_in_a_body_comes_after_so_many_bytes(origin: FakeOrigin) -
     await gate.stop()
 
 
-async def test_what_was_reset_in_its_body_is_not_stored(server: S3Server, behind: S3Server, gate: Gate) -> None:
+async def test_reset_upload_is_not_stored(server: S3Server, behind: S3Server, gate: Gate) -> None:
     await gate.reset_mid_body(100_000)
     with pytest.raises(BROKEN_OFF):
         await server.put("objects/a", BODY)
@@ -231,7 +233,7 @@ async def test_what_was_reset_in_its_body_is_not_stored(server: S3Server, behind
     assert await behind.objects() == {"objects/b": b"less"}
 
 
-# --- somebody else answers
+# --- answers of another server
 
 
 @pytest.mark.parametrize(
@@ -245,7 +247,7 @@ async def test_what_was_reset_in_its_body_is_not_stored(server: S3Server, behind
         (301, "PermanentRedirect"),
     ],
 )
-async def test_a_client_understands_the_errors(
+async def test_client_understands_the_errors(
     server: S3Server, behind: S3Server, gate: Gate, status: int, code: str
 ) -> None:
     # Without this field a client that is redirected asks for the bucket's region, is redirected, and so forth.
@@ -259,7 +261,7 @@ async def test_a_client_understands_the_errors(
     assert await behind.objects() == {}
 
 
-async def test_requests_are_read_whole_before_they_are_answered(gate: Gate) -> None:
+async def test_request_is_read_whole_before_its_answer(gate: Gate) -> None:
     await gate.slow_down()
     async with calling(gate) as line:
         await line.send(b"PUT /a HTTP/1.1\r\nContent-Length: 4\r\nExpect: 100-continue\r\n\r\n")
@@ -289,9 +291,7 @@ async def test_any_answer_can_be_given(server: S3Server, gate: Gate) -> None:
     assert (await server.put("objects/a", BODY))["ETag"] == '"other"'
 
 
-async def test_mischief_is_done_to_what_matches_and_as_often_as_told(
-    server: S3Server, behind: S3Server, gate: Gate
-) -> None:
+async def test_fault_applies_to_matches_as_often_as_given(server: S3Server, behind: S3Server, gate: Gate) -> None:
     await gate.slow_down(match=only("PUT", "/objects/"), times=2)
     await server.put("records/a", b"record")
     for _ in range(2):
@@ -302,11 +302,11 @@ async def test_mischief_is_done_to_what_matches_and_as_often_as_told(
     assert [seen.status for seen in gate.seen if seen.method == "PUT"] == [200, 503, 503, 200]
 
 
-# --- responses are tampered with
+# --- altered responses
 
 
 @pytest.mark.parametrize("reset", [False, True], ids=["closed", "reset"])
-async def test_a_body_is_cut_after_so_many_bytes(origin: FakeOrigin, *, reset: bool) -> None:
+async def test_body_is_cut_after_the_given_bytes(origin: FakeOrigin, *, reset: bool) -> None:
     origin.gives("/objects/a", BODY)
     gate = Gate(HOST, origin.port)
     await gate.start()
@@ -332,7 +332,7 @@ async def test_one_byte_of_a_body_is_flipped(server: S3Server, gate: Gate) -> No
     assert [place for place in range(len(BODY)) if body[place : place + 1] != BODY[place : place + 1]] == [70_000]
 
 
-async def test_fields_of_responses_are_taken_out_and_set(server: S3Server, gate: Gate) -> None:
+async def test_response_fields_are_removed_and_set(server: S3Server, gate: Gate) -> None:
     await gate.strip_header("etag", match=only("PUT"))
     assert "ETag" not in await server.put("objects/a", BODY)
     await gate.set_header("ETag", '"other"')
@@ -341,16 +341,16 @@ async def test_fields_of_responses_are_taken_out_and_set(server: S3Server, gate:
     assert head["ETag"] == '"other"'
 
 
-async def test_a_body_without_its_length_ends_with_the_connection(server: S3Server, gate: Gate) -> None:
+async def test_body_without_length_ends_with_the_connection(server: S3Server, gate: Gate) -> None:
     await stored(server)
     await gate.strip_header("Content-Length")
     assert await server.get("objects/a") == BODY
 
 
-# --- what stands by
+# --- helpers of tests
 
 
-async def test_a_stopped_gate_gives_its_port_away(behind: S3Server) -> None:
+async def test_stopped_gate_releases_its_port(behind: S3Server) -> None:
     gate = Gate(HOST, behind.port)
     await gate.start()
     assert port_of(gate._holder) != behind.port

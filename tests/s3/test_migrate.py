@@ -1,4 +1,4 @@
-"""`imgkeep migrate`: everything goes from one store to another, once, whole, and never what is damaged."""
+"""`imgkeep migrate`: every image is copied from one store to another, once, whole, and never a damaged one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import rich.progress  # noqa: F401 - whoever watches waits for it; here it is no blocking call of ours
+import rich.progress  # noqa: F401 - imported here, outside of the event loop, it is no blocking call
 from imgkeep.__main__ import main
 from imgkeep.bootstrap import storage as parts
 from imgkeep.cli.migrate import migrate
@@ -19,7 +19,7 @@ from imgkeep.core.store_url import Bucket, Folder
 from imgkeep.maintenance.migrate import FAILURES_MAX
 
 from tests.support.pictures import picture, picture_of
-from tests.support.program import run
+from tests.support.program import run_here
 from tests.support.s3.misbehaving import only, s3_error
 from tests.support.stores import NOON, local_store, put_image, record_of
 
@@ -59,7 +59,7 @@ def place(server: S3Server, gate: Gate) -> Bucket:
 
 
 async def stock(folder: Path, number: int = NUMBER, *, large: bool = False) -> list[Record]:
-    """Keep so many small images, and one that goes in parts."""
+    """Store so many small images, and one that is uploaded in parts."""
     store = local_store(folder)
     await store.open()
     bodies = [picture(width=16, height=16, seed=n) for n in range(number)]
@@ -71,7 +71,7 @@ async def stock(folder: Path, number: int = NUMBER, *, large: bool = False) -> l
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """Return what is stored under a folder, and see that nothing partial is left."""
+    """Return the stored files below a folder, and require that no partial file is left."""
     assert not list((folder / "partial").iterdir())
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("v1/**/*") if path.is_file()}
 
@@ -82,7 +82,7 @@ async def objects(server: S3Server) -> dict[str, bytes]:
 
 
 async def copy(source: Folder | Bucket, target: Folder | Bucket) -> tuple[int, dict[str, int], str]:
-    """Migrate in this process; return status, summary and what is told besides."""
+    """Migrate in this process; return status, summary and standard error."""
     out, err = StringIO(), StringIO()
     async with parts.open_migration(CONFIG, source, target, clock=lambda: NOON) as migration:
         status = await migrate(migration, as_json=True, out=out, err=err)
@@ -105,9 +105,7 @@ def summary(**counts: int) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("server", ["moto", "s3rver"], indirect=True)
-async def test_a_store_goes_to_a_bucket_and_back_byte_for_byte(
-    server: S3Server, gate: Gate, place: Bucket, tmp_path: Path
-) -> None:
+async def test_store_migrates_to_a_bucket_and_back(server: S3Server, gate: Gate, place: Bucket, tmp_path: Path) -> None:
     await stock(tmp_path / "a", large=True)
     original = files(tmp_path / "a")
     all_of_it = summary(copied_objects=NUMBER + 1, copied_records=NUMBER + 1)
@@ -123,9 +121,7 @@ async def test_a_store_goes_to_a_bucket_and_back_byte_for_byte(
     assert gate.count("PUT", "/v1/objects/") + gate.count("PUT", "/v1/records/") == puts
 
 
-async def test_a_folder_goes_to_a_folder_and_a_bucket_to_a_bucket(
-    server: S3Server, place: Bucket, tmp_path: Path
-) -> None:
+async def test_folder_and_bucket_migrate_to_their_like(server: S3Server, place: Bucket, tmp_path: Path) -> None:
     await stock(tmp_path / "a", 5)
     original = files(tmp_path / "a")
     all_of_it = summary(copied_objects=5, copied_records=5)
@@ -138,9 +134,7 @@ async def test_a_folder_goes_to_a_folder_and_a_bucket_to_a_bucket(
     assert {n.removeprefix("other/"): b for n, b in found.items() if not n.endswith("/probe")} == original
 
 
-async def test_what_was_broken_off_half_way_goes_on_and_puts_nothing_twice(
-    server: S3Server, gate: Gate, place: Bucket, tmp_path: Path
-) -> None:
+async def test_interrupted_migration_continues(server: S3Server, gate: Gate, place: Bucket, tmp_path: Path) -> None:
     await stock(tmp_path / "a")
     source = Folder(str(tmp_path / "a"))
     async with parts.open_migration(CONFIG, source, place, clock=lambda: NOON) as migration:
@@ -163,7 +157,7 @@ async def test_what_was_broken_off_half_way_goes_on_and_puts_nothing_twice(
 
 
 @pytest.mark.parametrize("from_bucket", [False, True], ids=["folder", "bucket"])
-async def test_what_is_damaged_is_told_and_stays_behind_with_its_record(
+async def test_damaged_object_is_reported_and_not_copied(
     server: S3Server, place: Bucket, tmp_path: Path, *, from_bucket: bool
 ) -> None:
     records = await stock(tmp_path / "a", 5)
@@ -191,7 +185,7 @@ async def test_what_is_damaged_is_told_and_stays_behind_with_its_record(
     assert here[path] == body, "the source is left as it is"
 
 
-async def test_a_record_that_is_there_stays(place: Bucket, tmp_path: Path) -> None:
+async def test_existing_record_stays(place: Bucket, tmp_path: Path) -> None:
     records = await stock(tmp_path / "a", 3)
     await copy(Folder(str(tmp_path / "a")), place)
     theirs = local_store(tmp_path / "b")
@@ -205,7 +199,7 @@ async def test_a_record_that_is_there_stays(place: Bucket, tmp_path: Path) -> No
     assert files(tmp_path / "b")[record_path(records[1].key)] == before
 
 
-async def test_an_object_of_another_size_is_replaced(place: Bucket, server: S3Server, tmp_path: Path) -> None:
+async def test_object_of_another_size_is_replaced(place: Bucket, server: S3Server, tmp_path: Path) -> None:
     records = await stock(tmp_path / "a", 3)
     await copy(Folder(str(tmp_path / "a")), place)
     await server.put(f"pre/{object_path(records[0].object_name)}", b"cut")
@@ -213,7 +207,7 @@ async def test_an_object_of_another_size_is_replaced(place: Bucket, server: S3Se
     assert await objects(server) == files(tmp_path / "a")
 
 
-async def test_one_failure_is_told_and_many_end_it(gate: Gate, place: Bucket, tmp_path: Path) -> None:
+async def test_one_failure_is_reported_and_many_end_the_migration(gate: Gate, place: Bucket, tmp_path: Path) -> None:
     records = await stock(tmp_path / "a")
     source = Folder(str(tmp_path / "a"))
     path = object_path(records[0].object_name)
@@ -229,9 +223,7 @@ async def test_one_failure_is_told_and_many_end_it(gate: Gate, place: Bucket, tm
     assert gate.count("PUT", "/v1/objects/") - before <= FAILURES_MAX + 4
 
 
-async def test_the_command_prints_one_line_and_its_status_says_how_it_went(
-    server: S3Server, gate: Gate, tmp_path: Path
-) -> None:
+async def test_command_prints_a_summary_and_a_status(server: S3Server, gate: Gate, tmp_path: Path) -> None:
     folder = tmp_path / "a"
     await stock(folder, 3)
     url = f"s3://{server.bucket}/pre?endpoint={gate.endpoint}"
@@ -241,11 +233,11 @@ async def test_the_command_prints_one_line_and_its_status_says_how_it_went(
         "AWS_REGION": "us-east-1",
     }
     line = "3 copied objects, 3 copied records, 0 skipped, 0 kept, 0 damaged, 0 failed\n"
-    assert await run(folder, "migrate", f"file:{folder}", url, **keys) == (0, line, "")
-    status, out, err = await run(folder, "migrate", "--json", url, "file:b", **keys)
+    assert await run_here(folder, "migrate", f"file:{folder}", url, **keys) == (0, line, "")
+    status, out, err = await run_here(folder, "migrate", "--json", url, "file:b", **keys)
     assert (status, json.loads(out), err) == (0, summary(copied_objects=3, copied_records=3), "")
     assert files(tmp_path / "b") == files(folder)
-    status, out, err = await run(folder, "migrate", "file:nothing", url, **keys)
+    status, out, err = await run_here(folder, "migrate", "file:nothing", url, **keys)
     assert (status, err) == (2, f"imgkeep: FROM: there is no store in {tmp_path}/nothing; name its folder\n")
     assert not (tmp_path / "nothing").exists()
 
@@ -258,7 +250,7 @@ async def test_the_command_prints_one_line_and_its_status_says_how_it_went(
         pytest.param(("file:data", "file:data"), "TO: is the same store as FROM", id="itself"),
     ],
 )
-def test_a_url_that_names_no_store_is_a_usage_error(
+def test_url_without_a_store_is_a_usage_error(
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
@@ -270,7 +262,7 @@ def test_a_url_that_names_no_store_is_a_usage_error(
     assert capfd.readouterr().err.startswith(f"imgkeep: {told}")
 
 
-async def test_who_watches_sees_a_bar_and_the_summary_is_the_same(tmp_path: Path) -> None:
+async def test_terminal_shows_a_progress_bar(tmp_path: Path) -> None:
     class Terminal(StringIO):
         def isatty(self) -> bool:
             return True

@@ -1,4 +1,4 @@
-"""imgkeep on a bucket: keeping, delivering, many nodes, and every row S1 to S10 of what a bucket can do to us."""
+"""imgkeep on a bucket: storing, delivering, several nodes, and rows S1 to S10 of the fault matrix."""
 
 from __future__ import annotations
 
@@ -16,57 +16,26 @@ from imgkeep.storage.s3.records import PROBE_BYTES
 from tests.support.pictures import picture, picture_of
 from tests.support.program import until
 from tests.support.s3.misbehaving import only
-from tests.support.s3.remote import HURRIED
+from tests.support.s3.remote import ALL, HURRIED, MULTIPART_SIZE, comes_true, get, readyz, replicated
 from tests.support.signed_links import BRIEF, FOREVER, PAST, PICTURE, UNCERTAIN, SignedOrigin, good, invented
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
-    from aiohttp import ClientResponse
     from imgkeep.images.service import ImageService
 
-    from tests.conftest import Imgkeep
     from tests.support.origins import FakeOrigin
     from tests.support.s3.remote import Remote
+    from tests.support.server import Imgkeep
 
-SERVERS = ["moto", "rclone", "s3rver"]
-ALL = pytest.mark.parametrize("remote", SERVERS, indirect=True)
 S3_ERROR = "<?xml version='1.0'?><Error><Code>{}</Code><Message>no</Message></Error>"
-MULTIPART_SIZE = 20_000_000
 PROBE_CUT_AT = len(PROBE_BYTES) // 2
-"""Cuts the trial off as well as every image: what is shorter than the cut passes the gate."""
-
-
-async def get(imgkeep: Imgkeep, url: str, **how: Any) -> tuple[ClientResponse, bytes]:
-    response = await imgkeep.img(url, allow_redirects=False, **how)
-    return response, await response.read()
+"""Cuts the probe as well as every image: a body shorter than the cut would pass the gate."""
 
 
 def image_service_of(imgkeep: Imgkeep) -> ImageService:
     assert imgkeep.client.app is not None
     return imgkeep.client.app[SERVICES].image_service
-
-
-async def readyz(imgkeep: Imgkeep) -> dict[str, Any]:
-    response = await imgkeep.client.get("/readyz")
-    found: dict[str, Any] = await response.json()
-    return found
-
-
-async def comes_true(condition: Callable[[], Awaitable[bool]], *, within_s: float = 30) -> None:
-    async with asyncio.timeout(within_s):
-        while not await condition():  # noqa: ASYNC110 - there is nobody who could set an event
-            await asyncio.sleep(0.05)
-
-
-async def replicated(imgkeep: Imgkeep) -> None:
-    """Wait until the bucket works again and nothing waits for it."""
-
-    async def done() -> bool:
-        report = await readyz(imgkeep)
-        return report["status"] == "ready" and not imgkeep.files("records")
-
-    await comes_true(done)
 
 
 @asynccontextmanager
@@ -78,13 +47,11 @@ async def frozen(remote: Remote) -> AsyncIterator[None]:
         remote.server.thaw()
 
 
-# --- keeping
+# --- storing
 
 
 @ALL
-async def test_an_image_goes_into_the_bucket_and_comes_from_it_on_a_node_with_an_empty_disk(
-    remote: Remote, origin: FakeOrigin
-) -> None:
+async def test_image_is_served_by_another_node(remote: Remote, origin: FakeOrigin) -> None:
     body = picture()
     url = origin.gives("/a.png", body)
     node = await remote.node()
@@ -110,7 +77,7 @@ async def test_an_image_goes_into_the_bucket_and_comes_from_it_on_a_node_with_an
 
 
 @ALL
-async def test_a_large_image_goes_in_parts_and_comes_back_byte_for_byte(remote: Remote, origin: FakeOrigin) -> None:
+async def test_large_image_is_uploaded_in_parts(remote: Remote, origin: FakeOrigin) -> None:
     body = picture_of(MULTIPART_SIZE)
     url = origin.gives("/large.png", body)
     node = await remote.node()
@@ -123,7 +90,7 @@ async def test_a_large_image_goes_in_parts_and_comes_back_byte_for_byte(remote: 
     assert origin.asked("/large.png") == 1
 
 
-async def test_an_svg_is_an_attachment_in_the_bucket(remote: Remote, origin: FakeOrigin) -> None:
+async def test_svg_is_an_attachment_in_the_bucket(remote: Remote, origin: FakeOrigin) -> None:
     url = origin.gives("/a.svg", b'<svg xmlns="http://www.w3.org/2000/svg" width="1" height="1"/>')
     await get(await remote.node(), url)
     head = await remote.server.head(next(iter(await remote.stored("objects"))))
@@ -132,7 +99,7 @@ async def test_an_svg_is_an_attachment_in_the_bucket(remote: Remote, origin: Fak
     assert head["ContentDisposition"].startswith("attachment")
 
 
-async def test_a_hot_image_is_not_fetched_from_the_bucket_twice(remote: Remote, origin: FakeOrigin) -> None:
+async def test_cached_image_is_read_from_the_bucket_once(remote: Remote, origin: FakeOrigin) -> None:
     url = origin.gives("/a.png", picture_of(2_000_000))
     await get(await remote.node(), url)
     node = await remote.node("b")
@@ -144,9 +111,7 @@ async def test_a_hot_image_is_not_fetched_from_the_bucket_twice(remote: Remote, 
     assert remote.gate.count("GET", "/objects/") == 1
 
 
-async def test_the_cache_holds_no_more_than_it_may_and_forgets_what_was_not_asked_for(
-    remote: Remote, origin: FakeOrigin
-) -> None:
+async def test_disk_cache_is_bounded_and_evicts_unused_copies(remote: Remote, origin: FakeOrigin) -> None:
     node = await remote.node(store={"cache_bytes_max": 250_000, "hot_bytes_max": 0})
     urls = [origin.gives(f"/{n}.png", picture_of(100_000, seed=n)) for n in range(4)]
     for n in (0, 1, 0, 2, 3):
@@ -160,9 +125,7 @@ async def test_the_cache_holds_no_more_than_it_may_and_forgets_what_was_not_aske
     assert remote.gate.count("GET", "/objects/") == before + 1
 
 
-async def test_a_true_miss_costs_one_round_trip_to_the_bucket_however_many_ask(
-    remote: Remote, origin: FakeOrigin
-) -> None:
+async def test_coalesced_miss_costs_one_request_to_the_bucket(remote: Remote, origin: FakeOrigin) -> None:
     node = await remote.node()
     url = origin.gives("/a.png", picture())
     await asyncio.gather(*(get(node, url) for _ in range(20)))
@@ -171,9 +134,7 @@ async def test_a_true_miss_costs_one_round_trip_to_the_bucket_however_many_ask(
 
 
 @ALL
-async def test_two_nodes_that_fill_one_key_at_once_both_succeed_and_end_with_one_object(
-    remote: Remote, origin: FakeOrigin
-) -> None:
+async def test_concurrent_fills_of_two_nodes_store_one_object(remote: Remote, origin: FakeOrigin) -> None:
     url = origin.gives("/a.png", picture())
     nodes = [await remote.node(name) for name in ("a", "b")]
     answers = await asyncio.gather(*(get(node, url) for node in nodes))
@@ -185,9 +146,7 @@ async def test_two_nodes_that_fill_one_key_at_once_both_succeed_and_end_with_one
     }
 
 
-async def test_an_image_goes_into_the_bucket_from_memory_when_the_disk_takes_nothing(
-    remote: Remote, origin: FakeOrigin
-) -> None:
+async def test_full_disk_leaves_uploads_from_memory(remote: Remote, origin: FakeOrigin) -> None:
     node = await remote.node(store={"free_bytes_min": 2**60})
     url = origin.gives("/a.png", picture())
     response, body = await get(node, url)
@@ -198,9 +157,7 @@ async def test_an_image_goes_into_the_bucket_from_memory_when_the_disk_takes_not
 # --- delivery
 
 
-async def test_the_first_hit_is_streamed_and_the_next_is_redirected_to_the_public_url(
-    remote: Remote, origin: FakeOrigin
-) -> None:
+async def test_second_request_is_redirected_to_the_public_url(remote: Remote, origin: FakeOrigin) -> None:
     node = await remote.node(mode="redirect", delivery={"base_url": "https://img.example/base/"})
     url = origin.gives("/a.png", picture())
     assert (await get(node, url))[0].status == 200
@@ -217,7 +174,7 @@ async def test_the_first_hit_is_streamed_and_the_next_is_redirected_to_the_publi
     assert (response.status, response.headers["Location"]) == (302, where)
 
 
-async def test_a_redirect_to_what_may_be_a_placeholder_is_forgotten_soon(remote: Remote, origin: FakeOrigin) -> None:
+async def test_redirect_to_a_provisional_image_is_short_lived(remote: Remote, origin: FakeOrigin) -> None:
     sources = {"providers": [UNCERTAIN]}
     node = await remote.node(mode="redirect", delivery={"base_url": "https://img.example/"}, sources=sources)
     signed = SignedOrigin(origin)
@@ -228,7 +185,7 @@ async def test_a_redirect_to_what_may_be_a_placeholder_is_forgotten_soon(remote:
     assert (response.status, response.headers["Cache-Control"]) == (304, BRIEF)
 
 
-async def test_nodes_learn_from_the_bucket_what_links_have_shown(remote: Remote, origin: FakeOrigin) -> None:
+async def test_nodes_learn_confirmations_from_the_bucket(remote: Remote, origin: FakeOrigin) -> None:
     sources = {"providers": [UNCERTAIN]}
     signed = SignedOrigin(origin)
     first, second = [await remote.node(name, sources=sources) for name in ("a", "b")]
@@ -257,7 +214,7 @@ async def test_links_into_the_public_bucket_are_not_rewritten(remote: Remote, or
 
 
 @ALL
-async def test_a_presigned_link_works_is_reused_and_is_good_for_head_too(remote: Remote, origin: FakeOrigin) -> None:
+async def test_presigned_link_is_reused_and_serves_head(remote: Remote, origin: FakeOrigin) -> None:
     node = await remote.node(mode="presign")
     url = origin.gives("/a.png", picture())
     await get(node, url)
@@ -273,7 +230,7 @@ async def test_a_presigned_link_works_is_reused_and_is_good_for_head_too(remote:
             assert response.status == 200
 
 
-async def test_a_redirect_is_only_given_to_what_is_in_the_bucket(remote: Remote, origin: FakeOrigin) -> None:
+async def test_redirect_leads_only_to_objects_in_the_bucket(remote: Remote, origin: FakeOrigin) -> None:
     node = await remote.node(mode="redirect")
     url = origin.gives("/a.png", picture())
     await get(node, url)
@@ -284,7 +241,7 @@ async def test_a_redirect_is_only_given_to_what_is_in_the_bucket(remote: Remote,
     assert (response.status, body) == (200, picture()), "from the copy on the disk"
 
 
-# --- S1 to S4: what the bucket can do while images come
+# --- S1 to S4: faults of the bucket during fills
 
 
 async def refuse(remote: Remote) -> None:
@@ -345,7 +302,7 @@ OUTAGES = {
 
 
 @pytest.mark.parametrize("outage", OUTAGES.values(), ids=OUTAGES)
-async def test_nobody_notices_an_outage_and_all_is_in_the_bucket_afterwards(
+async def test_outage_is_invisible_to_clients(
     remote: Remote, origin: FakeOrigin, outage: Callable[[Remote], Awaitable[None]]
 ) -> None:
     old = origin.gives("/old.png", picture(seed=1))
@@ -382,7 +339,7 @@ async def test_nobody_notices_an_outage_and_all_is_in_the_bucket_afterwards(
     assert {origin.asked(f"/{n}.png") for n in range(2, 6)} == {1}
 
 
-async def test_a_bucket_that_takes_the_trial_and_no_image_loses_none(remote: Remote, origin: FakeOrigin) -> None:
+async def test_bucket_that_takes_only_the_probe_loses_no_image(remote: Remote, origin: FakeOrigin) -> None:
     node = await remote.node()
     await remote.gate.reset_mid_body(len(PROBE_BYTES) + 1, match=only("PUT"))
     fresh = {origin.gives(f"/{n}.png", picture(seed=n)): picture(seed=n) for n in range(2, 6)}
@@ -399,7 +356,7 @@ async def test_a_bucket_that_takes_the_trial_and_no_image_loses_none(remote: Rem
     assert {origin.asked(f"/{n}.png") for n in range(2, 6)} == {1}
 
 
-async def test_the_time_limit_is_paid_once_and_then_the_breaker_answers(remote: Remote, origin: FakeOrigin) -> None:
+async def test_timeout_is_paid_once_before_the_breaker_opens(remote: Remote, origin: FakeOrigin) -> None:
     node = await remote.node(store=HURRIED)
     async with frozen(remote):
         await get(node, origin.gives("/0.png", picture(seed=0)))
@@ -411,9 +368,7 @@ async def test_the_time_limit_is_paid_once_and_then_the_breaker_answers(remote: 
     assert len(await remote.stored("objects")) == 10
 
 
-async def test_a_server_that_stops_during_100_continue_costs_the_time_limit_only(
-    remote: Remote, origin: FakeOrigin
-) -> None:
+async def test_hang_during_100_continue_costs_one_timeout(remote: Remote, origin: FakeOrigin) -> None:
     node = await remote.node(store=HURRIED)
     url = origin.gives("/large.png", picture_of(3_000_000))
     await remote.gate.hang(match=only("PUT", "/objects/"))
@@ -424,8 +379,8 @@ async def test_a_server_that_stops_during_100_continue_costs_the_time_limit_only
     assert list((await remote.stored("objects")).values()) == [picture_of(3_000_000)]
 
 
-@pytest.mark.parametrize("remote", ["rclone"], indirect=True)  # moto takes the host's first label for the bucket
-async def test_a_bucket_whose_name_is_not_found_is_away(
+@pytest.mark.parametrize("remote", ["rclone"], indirect=True)  # moto takes the first label of the host as the bucket
+async def test_unresolvable_bucket_opens_the_breaker(
     remote: Remote, origin: FakeOrigin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here = True
@@ -453,7 +408,7 @@ async def test_a_bucket_whose_name_is_not_found_is_away(
     assert len(await remote.stored("objects")) == 2
 
 
-async def test_without_a_fallback_an_outage_is_told_and_nothing_is_kept(remote: Remote, origin: FakeOrigin) -> None:
+async def test_outage_without_a_fallback_stores_nothing(remote: Remote, origin: FakeOrigin) -> None:
     node = await remote.node(store={"fallback": ""})
     await remote.gate.refuse()
     response, body = await get(node, origin.gives("/a.png", picture()))
@@ -461,7 +416,7 @@ async def test_without_a_fallback_an_outage_is_told_and_nothing_is_kept(remote: 
     assert "stored" not in response.headers["Cache-Status"].replace("not-stored", "")
 
 
-async def test_what_is_only_in_the_bucket_is_no_404_while_that_is_away(remote: Remote, origin: FakeOrigin) -> None:
+async def test_unreachable_object_is_no_404(remote: Remote, origin: FakeOrigin) -> None:
     url = origin.gives("/a.png", picture())
     await get(await remote.node(), url)
     node = await remote.node("b")
@@ -471,7 +426,7 @@ async def test_what_is_only_in_the_bucket_is_no_404_while_that_is_away(remote: R
     assert (response.status, (await response.json())["code"]) == (503, "storage_unavailable")
     await remote.gate.open()
     await comes_true(lambda: _is_ready(node))
-    assert (await get(node, url))[1] == picture(), "what failed meanwhile is not held against it"
+    assert (await get(node, url))[1] == picture(), "an earlier failure does not count against it"
 
 
 async def _is_ready(node: Imgkeep) -> bool:
@@ -481,7 +436,7 @@ async def _is_ready(node: Imgkeep) -> bool:
 # --- S5 to S10
 
 
-async def test_a_conflict_is_settled_by_asking_again(remote: Remote, origin: FakeOrigin) -> None:
+async def test_conflict_is_settled_by_a_second_look(remote: Remote, origin: FakeOrigin) -> None:
     node = await remote.node()
     url = origin.gives("/a.png", picture())
     conflict = S3_ERROR.format("ConditionalRequestConflict").encode()
@@ -492,7 +447,7 @@ async def test_a_conflict_is_settled_by_asking_again(remote: Remote, origin: Fak
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped"])
-async def test_a_body_that_the_bucket_cuts_or_changes_never_passes_for_the_image(
+async def test_cut_or_changed_body_is_never_served_as_the_image(
     remote: Remote, origin: FakeOrigin, damage: str
 ) -> None:
     url = origin.gives("/a.png", picture_of(500_000))
@@ -511,9 +466,7 @@ async def test_a_body_that_the_bucket_cuts_or_changes_never_passes_for_the_image
     assert (await get(node, url))[1] == picture_of(500_000)
 
 
-async def test_an_object_that_is_damaged_in_the_bucket_is_set_aside_and_fetched_anew(
-    remote: Remote, origin: FakeOrigin
-) -> None:
+async def test_damaged_object_is_quarantined_and_fetched_again(remote: Remote, origin: FakeOrigin) -> None:
     url = origin.gives("/a.png", picture_of(500_000))
     await get(await remote.node(), url)
     (name,) = await remote.stored("objects")
@@ -528,14 +481,14 @@ async def test_an_object_that_is_damaged_in_the_bucket_is_set_aside_and_fetched_
     assert await remote.stored("objects") == {name: picture_of(500_000)}
 
 
-async def test_a_body_that_is_cut_once_is_taken_up_where_it_broke(remote: Remote, origin: FakeOrigin) -> None:
+async def test_cut_body_is_resumed(remote: Remote, origin: FakeOrigin) -> None:
     url = origin.gives("/a.png", picture_of(500_000))
     await get(await remote.node(), url)
     await remote.gate.cut_body(100_000, match=only("GET", "/objects/"), times=1)
     assert (await get(await remote.node("b"), url))[1] == picture_of(500_000)
 
 
-async def test_an_outbox_survives_a_restart_and_a_lost_catalog(remote: Remote, origin: FakeOrigin) -> None:
+async def test_outbox_survives_a_restart_and_a_lost_database(remote: Remote, origin: FakeOrigin) -> None:
     node = await remote.node()
     await remote.gate.refuse()
     urls = [origin.gives(f"/{n}.png", picture(seed=n)) for n in range(5)]
@@ -558,9 +511,7 @@ async def test_an_outbox_survives_a_restart_and_a_lost_catalog(remote: Remote, o
     assert sorted((await remote.stored("objects")).values()) == sorted(picture(seed=n) for n in range(5))
 
 
-async def test_a_bucket_that_dies_again_while_images_are_carried_over_loses_none(
-    remote: Remote, origin: FakeOrigin
-) -> None:
+async def test_second_outage_during_uploads_loses_no_image(remote: Remote, origin: FakeOrigin) -> None:
     node = await remote.node(store=HURRIED)
     await remote.gate.refuse()
     for n in range(8):
@@ -574,7 +525,7 @@ async def test_a_bucket_that_dies_again_while_images_are_carried_over_loses_none
     assert len(await remote.stored("records")) == 8
 
 
-async def test_two_nodes_carry_one_key_over_and_the_first_image_stays(remote: Remote, origin: FakeOrigin) -> None:
+async def test_first_of_two_uploads_under_one_key_stays(remote: Remote, origin: FakeOrigin) -> None:
     nodes = [await remote.node(name) for name in ("a", "b")]
     await remote.gate.refuse()
     url = origin.gives("/a.png", picture(seed=1))
@@ -590,10 +541,10 @@ async def test_two_nodes_carry_one_key_over_and_the_first_image_stays(remote: Re
     assert sorted((await remote.stored("objects")).values()) == sorted([picture(seed=1), picture(seed=2)])
     assert len({(await get(node, url))[1] for node in nodes}) == 1, "both nodes show the image whose record stands"
     permanent = await nodes[0].client.get(location)
-    assert await permanent.read() == picture(seed=2), "what was handed out during the outage stays valid"
+    assert await permanent.read() == picture(seed=2), "a URL from the outage stays valid"
 
 
-async def test_metrics_tell_the_backlog_and_no_secret_is_told(
+async def test_metrics_show_the_backlog_and_no_secret(
     remote: Remote, origin: FakeOrigin, caplog: pytest.LogCaptureFixture
 ) -> None:
     node = await remote.node(mode="presign")
@@ -613,7 +564,7 @@ async def test_metrics_tell_the_backlog_and_no_secret_is_told(
         assert secret not in page
 
 
-async def test_a_link_signed_with_temporary_credentials_lives_no_longer_than_they_are_sure_to(
+async def test_presigned_link_lives_no_longer_than_its_credentials(
     remote: Remote, origin: FakeOrigin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_SESSION_TOKEN", "temporary")

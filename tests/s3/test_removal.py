@@ -1,4 +1,4 @@
-"""Removing pictures from a bucket that several nodes share, and that may be away."""
+"""Removals from a bucket that several nodes share and that may be away."""
 
 from __future__ import annotations
 
@@ -8,17 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from imgkeep.bootstrap.platform import Platform
 
-from tests.s3.test_remote import ALL, comes_true, get, replicated
 from tests.support.api_calls import REMOVED, remove, saved
 from tests.support.pictures import picture
 from tests.support.program import until
 from tests.support.s3.misbehaving import only
-from tests.support.s3.remote import HURRIED
+from tests.support.s3.remote import ALL, HURRIED, comes_true, get, replicated
 
 if TYPE_CHECKING:
-    from tests.conftest import Imgkeep
     from tests.support.origins import FakeOrigin
     from tests.support.s3.remote import Remote
+    from tests.support.server import Imgkeep
 
 NAME = f"{sha256(picture()).hexdigest()}.png"
 
@@ -29,7 +28,7 @@ async def refused(node: Imgkeep, path: str) -> bool:
 
 
 @ALL
-async def test_what_one_node_removes_the_others_do_not_show(remote: Remote, origin: FakeOrigin) -> None:
+async def test_removal_holds_on_every_node(remote: Remote, origin: FakeOrigin) -> None:
     hurried = Platform(sleep=lambda seconds: asyncio.sleep(seconds / 200))
     one, other = await remote.node("a"), await remote.node("b", platform=hurried)
     url = origin.gives("/a.png", picture())
@@ -40,7 +39,7 @@ async def test_what_one_node_removes_the_others_do_not_show(remote: Remote, orig
     assert await refused(one, f"/images/{NAME}")
     await comes_true(lambda: refused(other, f"/images/{NAME}"))
     assert (await get(other, url))[0].status == REMOVED[0]
-    # It is refused at once, and its copies go after that.
+    # Its digest is blocked at once, and its copies are deleted after that.
     await until(lambda: not any(list((node.folder / "cache").rglob("*.png")) for node in (one, other)))
     fresh = await remote.node("c")
     assert (await get(fresh, url))[0].status == REMOVED[0]
@@ -50,7 +49,7 @@ async def test_what_one_node_removes_the_others_do_not_show(remote: Remote, orig
     assert await remote.stored("objects") == {}
 
 
-async def test_a_refusal_is_remembered_while_the_bucket_is_away(remote: Remote, origin: FakeOrigin) -> None:
+async def test_block_holds_while_the_bucket_is_away(remote: Remote, origin: FakeOrigin) -> None:
     node = await remote.node()
     told = await saved(node, origin.gives("/a.png", picture()))
     await remove(node, f"/{told['key']}")
@@ -62,7 +61,7 @@ async def test_a_refusal_is_remembered_while_the_bucket_is_away(remote: Remote, 
     assert response.status == REMOVED[0]
 
 
-async def test_nothing_is_removed_that_cannot_be_removed_for_good(remote: Remote, origin: FakeOrigin) -> None:
+async def test_removal_needs_the_bucket(remote: Remote, origin: FakeOrigin) -> None:
     node = await remote.node()
     await remote.gate.refuse()
     url = origin.gives("/a.png", picture())
@@ -77,9 +76,7 @@ async def test_nothing_is_removed_that_cannot_be_removed_for_good(remote: Remote
     assert (await get(node, url))[0].status == REMOVED[0]
 
 
-async def test_what_waits_for_the_bucket_is_not_carried_over_once_its_key_is_removed(
-    remote: Remote, origin: FakeOrigin
-) -> None:
+async def test_image_in_the_outbox_is_not_uploaded_under_a_removed_key(remote: Remote, origin: FakeOrigin) -> None:
     one, other = await remote.node("a", store=HURRIED), await remote.node("b", store=HURRIED)
     url = origin.gives("/a.png", picture())
     await remote.gate.hang(match=only("PUT", "/v1/objects/"))
@@ -89,19 +86,17 @@ async def test_what_waits_for_the_bucket_is_not_carried_over_once_its_key_is_rem
     await comes_true(lambda: _removes(other, url))
     await remote.gate.open()
     await replicated(one)
-    assert one.files("objects") == one.files("records") == []
+    await until(lambda: one.files("objects") == one.files("records") == [])  # the record goes first
     await comes_true(lambda: _is_removed(one, url))
     # The other node did not know the bytes, and removed none: their permanent URL was handed out.
     assert await remote.stored("refused") == {}
     assert list((await remote.stored("objects")).values()) == [picture()]
     assert await (await one.client.get(f"/images/{NAME}")).read() == picture()
-    # So a stranger who has other bytes brought here under a removed key blocks them nowhere.
+    # So a client that brings other bytes under a removed key blocks them nowhere.
     assert (await get(one, origin.gives("/again.png", picture())))[1] == picture()
 
 
-async def test_what_waits_for_the_bucket_is_not_carried_over_once_its_bytes_are_removed(
-    remote: Remote, origin: FakeOrigin
-) -> None:
+async def test_image_in_the_outbox_is_not_uploaded_once_blocked(remote: Remote, origin: FakeOrigin) -> None:
     hurried = Platform(sleep=lambda seconds: asyncio.sleep(seconds / 200))
     one, other = await remote.node("a", store=HURRIED, platform=hurried), await remote.node("b", store=HURRIED)
     url = origin.gives("/a.png", picture())
@@ -109,7 +104,7 @@ async def test_what_waits_for_the_bucket_is_not_carried_over_once_its_bytes_are_
     told = await saved(one, url)
     await comes_true(lambda: _removes_bytes(other, told["digest"]))
     await remote.gate.open()
-    # It may be carried over before the node knows: then it is deleted as soon as the node learns of the removal.
+    # A node that does not know of the removal may upload it: then it deletes the image as soon as it does.
     await comes_true(lambda: refused(one, f"/images/{NAME}"))
     await comes_true(lambda: _nothing_is_left(remote, one))
     assert len(await remote.stored("refused")) == 1
@@ -132,7 +127,7 @@ async def _removes(node: Imgkeep, url: str) -> bool:
     return await remove(node, src=url, force="true") == 200
 
 
-async def test_a_removal_in_the_middle_is_finished_by_doing_it_again(remote: Remote, origin: FakeOrigin) -> None:
+async def test_interrupted_removal_is_finished_by_a_repeat(remote: Remote, origin: FakeOrigin) -> None:
     node = await remote.node()
     url = origin.gives("/a.png", picture())
     told = await saved(node, url)
@@ -154,7 +149,7 @@ async def restore(node: Imgkeep, **body: str) -> int:
 
 
 @ALL
-async def test_what_one_node_restores_the_others_show_again(remote: Remote, origin: FakeOrigin) -> None:
+async def test_undo_holds_on_every_node(remote: Remote, origin: FakeOrigin) -> None:
     hurried = Platform(sleep=lambda seconds: asyncio.sleep(seconds / 200))
     one, other = await remote.node("a"), await remote.node("b", platform=hurried)
     url = origin.gives("/a.png", picture())
@@ -173,7 +168,7 @@ async def test_what_one_node_restores_the_others_show_again(remote: Remote, orig
     assert (await get(fresh, url))[1] == picture()
 
 
-async def test_a_node_that_is_not_told_learns_of_an_undo_within_a_refresh(remote: Remote, origin: FakeOrigin) -> None:
+async def test_node_learns_of_an_undo_within_a_refresh(remote: Remote, origin: FakeOrigin) -> None:
     hurried = Platform(sleep=lambda seconds: asyncio.sleep(seconds / 200))
     one, other = await remote.node("a"), await remote.node("b", platform=hurried)
     url = origin.gives("/a.png", picture())
@@ -189,7 +184,7 @@ async def _shows_nothing(node: Imgkeep) -> bool:
     return (await node.client.get(f"/images/{NAME}")).status == 404
 
 
-async def test_an_undo_in_the_middle_is_finished_by_doing_it_again(remote: Remote, origin: FakeOrigin) -> None:
+async def test_interrupted_undo_is_finished_by_a_repeat(remote: Remote, origin: FakeOrigin) -> None:
     node = await remote.node()
     urls = [origin.gives(f"/{name}.png", picture()) for name in "ab"]
     told = [await saved(node, url) for url in urls]
@@ -207,7 +202,7 @@ async def test_an_undo_in_the_middle_is_finished_by_doing_it_again(remote: Remot
         assert (await get(node, url))[1] == picture()
 
 
-async def test_a_bucket_that_does_not_delete_is_not_believed(remote: Remote, origin: FakeOrigin) -> None:
+async def test_bucket_that_does_not_delete_is_a_fault(remote: Remote, origin: FakeOrigin) -> None:
     node = await remote.node()
     told = await saved(node, origin.gives("/a.png", picture()))
     assert await remove(node, f"/{told['key']}") == 200
@@ -218,7 +213,7 @@ async def test_a_bucket_that_does_not_delete_is_not_believed(remote: Remote, ori
     assert await restore(node, digest=told["digest"]) == 200
 
 
-async def test_nothing_is_restored_while_the_bucket_is_away(remote: Remote, origin: FakeOrigin) -> None:
+async def test_undo_needs_the_bucket(remote: Remote, origin: FakeOrigin) -> None:
     node = await remote.node()
     told = await saved(node, origin.gives("/a.png", picture()))
     assert await remove(node, f"/{told['key']}") == 200
@@ -227,7 +222,7 @@ async def test_nothing_is_restored_while_the_bucket_is_away(remote: Remote, orig
     assert await refused(node, f"/images/{NAME}")
 
 
-# --- fetching again
+# --- refetch
 
 
 async def refetch(node: Imgkeep, key: str, url: str) -> tuple[int, dict[str, Any]]:
@@ -236,7 +231,7 @@ async def refetch(node: Imgkeep, key: str, url: str) -> tuple[int, dict[str, Any
 
 
 @ALL
-async def test_an_image_in_a_bucket_is_replaced_and_its_old_bytes_stay(remote: Remote, origin: FakeOrigin) -> None:
+async def test_replaced_image_keeps_its_old_object(remote: Remote, origin: FakeOrigin) -> None:
     node, new = await remote.node(), picture(seed=1)
     url = origin.gives("/a.png", picture())
     told = await saved(node, url)
@@ -252,9 +247,7 @@ async def test_an_image_in_a_bucket_is_replaced_and_its_old_bytes_stay(remote: R
         assert await (await fresh.client.get(f"/images/{sha256(body).hexdigest()}.png")).read() == body
 
 
-async def test_a_node_that_still_shows_the_old_image_learns_by_fetching_again(
-    remote: Remote, origin: FakeOrigin
-) -> None:
+async def test_node_learns_of_a_replacement_by_a_refetch(remote: Remote, origin: FakeOrigin) -> None:
     one, other = await remote.node("a"), await remote.node("b")
     url = origin.gives("/a.png", picture())
     told = await saved(one, url)
@@ -266,7 +259,7 @@ async def test_a_node_that_still_shows_the_old_image_learns_by_fetching_again(
         assert (await get(node, url))[1] == picture(seed=1)
 
 
-async def test_what_cannot_be_put_replaces_nothing(remote: Remote, origin: FakeOrigin) -> None:
+async def test_failed_put_replaces_nothing(remote: Remote, origin: FakeOrigin) -> None:
     node = await remote.node()
     url = origin.gives("/a.png", picture())
     told = await saved(node, url)
@@ -283,7 +276,7 @@ async def test_what_cannot_be_put_replaces_nothing(remote: Remote, origin: FakeO
     assert (await get(node, url))[1] == picture()
 
 
-async def test_what_waits_for_the_bucket_is_not_replaced_and_not_lost(remote: Remote, origin: FakeOrigin) -> None:
+async def test_image_in_the_outbox_is_neither_replaced_nor_lost(remote: Remote, origin: FakeOrigin) -> None:
     node = await remote.node(store=HURRIED)
     url = origin.gives("/a.png", picture())
     await remote.gate.hang(match=only("PUT", "/v1/objects/"))

@@ -1,4 +1,4 @@
-"""The servers that tests of S3 stand on do what is expected of them."""
+"""The S3 servers of the tests behave as these expect."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 SHORT_S = 0.2
-"""How long nothing has to happen until we believe that nothing will."""
+"""Time without an event after which none is expected."""
 
 
 @pytest.fixture(params=NAMES)
@@ -30,7 +30,7 @@ def server(request: pytest.FixtureRequest, bucket: Callable[[str], S3Server]) ->
     return made
 
 
-async def test_what_is_put_is_listed_and_read_until_it_is_deleted(server: S3Server) -> None:
+async def test_object_is_listed_and_read_until_deleted(server: S3Server) -> None:
     assert await server.objects() == {}
     for key in ("v1/b", "v1/a", "v2/c"):
         await server.put(key, key.encode(), ContentType="image/png", Metadata={"name": "value"})
@@ -45,7 +45,7 @@ async def test_what_is_put_is_listed_and_read_until_it_is_deleted(server: S3Serv
     assert set(await server.objects()) == {"v1/a", "v1/b"}
 
 
-async def test_a_list_comes_in_pages(server: S3Server) -> None:
+async def test_list_comes_in_pages(server: S3Server) -> None:
     for key in "abc":
         await server.put(key, b"body")
     async with server.client() as client:
@@ -59,7 +59,7 @@ async def test_buckets_of_a_server_share_nothing(server: S3Server, bucket: Calla
     assert await bucket(server.name).objects() == {}
 
 
-async def test_a_frozen_server_goes_on_where_it_was_when_it_thaws(server: S3Server) -> None:
+async def test_frozen_server_goes_on_after_a_thaw(server: S3Server) -> None:
     await server.put("a", b"body")
     server.freeze()
     asking = asyncio.create_task(server.get("a"))
@@ -69,10 +69,10 @@ async def test_a_frozen_server_goes_on_where_it_was_when_it_thaws(server: S3Serv
 
 
 @pytest.mark.parametrize(("name", "keeps"), [("moto", False), ("rclone", True), ("s3rver", True)])
-async def test_a_server_starts_again_on_its_port(name: str, keeps: bool, bucket: Callable[[str], S3Server]) -> None:  # noqa: FBT001 - a column of the table
+async def test_server_starts_again_on_its_port(name: str, keeps: bool, bucket: Callable[[str], S3Server]) -> None:  # noqa: FBT001 - a column of the table
     server = bucket(name)
     await server.put("a", b"body")
-    assert await server.get("a") == b"body"  # s3rver answers a moment before it has written
+    assert await server.get("a") == b"body"  # s3rver answers just before its write
     server.stop()
     assert not listens(server.port)
     await server.restart()
@@ -81,7 +81,7 @@ async def test_a_server_starts_again_on_its_port(name: str, keeps: bool, bucket:
     assert await server.get("b") == b"body"
 
 
-def test_a_port_stays_reserved_while_nobody_listens_on_it() -> None:
+def test_port_stays_reserved_without_a_listener() -> None:
     with reserve() as holder, socket.socket() as other:
         assert not listens(port_of(holder))
         with pytest.raises(OSError, match="in use") as refused:
@@ -89,7 +89,7 @@ def test_a_port_stays_reserved_while_nobody_listens_on_it() -> None:
         assert refused.value.errno == errno.EADDRINUSE
 
 
-def test_a_server_ends_with_who_started_it_however_that_ends() -> None:
+def test_server_ends_with_its_parent() -> None:
     start = """if True:
         import os, subprocess, sys
         print("started", flush=True)
@@ -105,5 +105,5 @@ def test_a_server_ends_with_who_started_it_however_that_ends() -> None:
         starter.stdin.flush()
         assert starter.stdout.readline() == b"cat runs\n"
         starter.kill()
-        # Its standard output ends when the last who has it is gone; its standard input is still open.
+        # Its standard output ends with the last process that has it; its standard input is still open.
         assert starter.stdout.read() == b""

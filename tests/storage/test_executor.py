@@ -1,4 +1,4 @@
-"""Short work for one disk: done together, and nobody waits for somebody else's that hangs."""
+"""Short work for one disk: done together, and hung work delays no other."""
 
 from __future__ import annotations
 
@@ -11,80 +11,99 @@ import pytest
 from imgkeep.core.errors import StorageError
 from imgkeep.storage.local.executor import DiskExecutor
 
+from tests.support.program import until
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 
+class Hang:
+    """Work that hangs until `end`, and counts the threads in it."""
+
+    def __init__(self) -> None:
+        self.threads = 0
+        self._end = threading.Event()
+        self._lock = threading.Lock()
+
+    def __call__(self) -> bool:
+        with self._lock:
+            self.threads += 1
+        return self._end.wait()
+
+    def end(self) -> None:
+        self._end.set()
+
+
 @asynccontextmanager
-async def held(number: int = 8, timeout_s: float = 30) -> AsyncIterator[tuple[DiskExecutor, threading.Event]]:
-    """Give threads, and what lets work go on that waits for it."""
-    threads, go = DiskExecutor(number, timeout_s=timeout_s), threading.Event()
+async def hanging(number: int = 8, timeout_s: float = 30) -> AsyncIterator[tuple[DiskExecutor, Hang]]:
+    """Give an executor, and work that hangs in it until the end of the block."""
+    executor, hang = DiskExecutor(number, timeout_s=timeout_s), Hang()
     try:
-        yield threads, go
+        yield executor, hang
     finally:
-        go.set()
-        threads.close()
+        hang.end()
+        executor.close()
 
 
-async def test_what_is_asked_for_in_one_turn_is_done_by_one_thread() -> None:
-    async with held() as (threads, _):
-        names = await asyncio.gather(*[threads.run_batched(threading.get_ident) for _ in range(20)])
+async def test_work_of_one_iteration_runs_in_one_thread() -> None:
+    async with hanging() as (executor, _):
+        names = await asyncio.gather(*[executor.run_batched(threading.get_ident) for _ in range(20)])
     assert len(set(names)) == 1
 
 
-@pytest.mark.parametrize("place", [0, 1, 2])
-async def test_whatever_hangs_holds_up_neither_those_before_nor_those_behind(place: int) -> None:
-    async with held() as (threads, go), asyncio.timeout(20):
-        works = [go.wait if n == place else threading.get_ident for n in range(3)]
-        tasks = [asyncio.create_task(threads.run_batched(work)) for work in works]
-        hanging = tasks.pop(place)
+@pytest.mark.parametrize("position", [0, 1, 2])
+async def test_hung_work_delays_no_other_work(position: int) -> None:
+    async with hanging() as (executor, hang), asyncio.timeout(20):
+        works = [hang if n == position else threading.get_ident for n in range(3)]
+        tasks = [asyncio.create_task(executor.run_batched(work)) for work in works]
+        hung = tasks.pop(position)
         await asyncio.gather(*tasks)
-        assert not hanging.done()
-        go.set()
-        assert await hanging is True
+        assert not hung.done()
+        hang.end()
+        assert await hung is True
 
 
-async def test_a_disk_that_hangs_is_not_asked_by_more_and_more_threads() -> None:
-    async with held(2) as (threads, go), asyncio.timeout(20):
-        tasks = [asyncio.create_task(threads.run_batched(go.wait)) for _ in range(6)]
-        await asyncio.sleep(0.1)
-        assert threads._batches == 2
-        assert threads._pool._work_queue.qsize() == 0
-        go.set()
+async def test_hung_disk_takes_no_more_threads_than_its_limit() -> None:
+    async with hanging(2) as (executor, hang), asyncio.timeout(20):
+        tasks = [asyncio.create_task(executor.run_batched(hang)) for _ in range(6)]
+        await until(lambda: hang.threads == 2)
+        executor._check_late(asyncio.get_running_loop())  # which gives waiting work to a free thread, if there is one
+        assert executor._batches == 2
+        assert executor._pool._work_queue.qsize() == 0
+        hang.end()
         assert await asyncio.gather(*tasks) == [True] * 6
-        await asyncio.sleep(0.05)
-        assert (threads._batches, threads._check_scheduled) == (0, False)
+        await until(lambda: (executor._batches, executor._check_scheduled) == (0, False))
 
 
-async def test_who_waits_for_too_long_is_told_so() -> None:
-    async with held(timeout_s=0.05) as (threads, go):
+async def test_work_has_a_timeout() -> None:
+    async with hanging(timeout_s=0.05) as (executor, hang):
         with pytest.raises(StorageError, match="does not answer"):
-            await threads.run_batched(go.wait)
+            await executor.run_batched(hang)
 
 
-async def test_an_error_is_told_to_whom_it_concerns() -> None:
+async def test_error_reaches_its_caller_only() -> None:
     def fail() -> None:
         raise PermissionError(13, "")
 
-    async with held() as (threads, _):
+    async with hanging() as (executor, _):
         failed, fine = await asyncio.gather(
-            threads.run_batched(fail), threads.run_batched(threading.get_ident), return_exceptions=True
+            executor.run_batched(fail), executor.run_batched(threading.get_ident), return_exceptions=True
         )
     assert isinstance(failed, StorageError)
     assert isinstance(fine, int)
 
 
-async def test_who_leaves_takes_nobody_along() -> None:
-    async with held() as (threads, go), asyncio.timeout(20):
-        leaving = asyncio.create_task(threads.run_batched(go.wait))
-        staying = asyncio.create_task(threads.run_batched(threading.get_ident))
-        await asyncio.sleep(0.01)
-        leaving.cancel()
-        assert await staying
+async def test_cancelled_caller_leaves_others_alone() -> None:
+    async with hanging() as (executor, hang), asyncio.timeout(20):
+        cancelled = asyncio.create_task(executor.run_batched(hang))
+        other = asyncio.create_task(executor.run_batched(threading.get_ident))
+        await until(lambda: hang.threads == 1)
+        cancelled.cancel()
+        assert await other
 
 
-async def test_nobody_waits_once_they_are_closed() -> None:
-    threads = DiskExecutor()
-    threads.close()
+async def test_closed_executor_cancels_new_work() -> None:
+    executor = DiskExecutor()
+    executor.close()
     with pytest.raises(asyncio.CancelledError):
-        await threads.run_batched(threading.get_ident)
+        await executor.run_batched(threading.get_ident)

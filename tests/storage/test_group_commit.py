@@ -1,4 +1,4 @@
-"""Images kept in groups: each whole or not at all, durable before anybody is told, one's trouble not another's."""
+"""Group commit: each image whole or not at all, durable before the caller returns, faults of one its own."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ async def put(store: LocalStore, number: int, *, name: str | None = None) -> Rec
 
 
 async def groups_of(store: LocalStore) -> list[int]:
-    """Note how many images each group has that is kept from now on."""
+    """Note the size of each group from now on."""
     sizes: list[int] = []
     keep = store._group_commit._store
 
@@ -60,7 +60,7 @@ async def groups_of(store: LocalStore) -> list[int]:
 
 
 @pytest.mark.parametrize("number", [1, SYNCED_BY_FILE_MAX, SYNCED_BY_FILE_MAX + 1, GROUP_MAX * 2 + 5])
-async def test_all_that_are_put_at_once_are_kept_and_nothing_else_is_left(store: LocalStore, number: int) -> None:
+async def test_concurrent_images_are_stored_in_groups(store: LocalStore, number: int) -> None:
     sizes = await groups_of(store)
     records = await asyncio.gather(*(put(store, n) for n in range(number)))
     assert sum(sizes) == number
@@ -71,14 +71,14 @@ async def test_all_that_are_put_at_once_are_kept_and_nothing_else_is_left(store:
     assert list((store.disk.root / "partial").iterdir()) == []
 
 
-async def test_the_same_bytes_under_many_links_are_one_object(store: LocalStore) -> None:
+async def test_same_bytes_under_many_links_are_one_object(store: LocalStore) -> None:
     records = await asyncio.gather(*(put(store, 1, name=f"{n:08x}") for n in range(10)))
     assert len({record.object_name for record in records}) == 1
     assert len(list((store.disk.root / "v1" / "records").rglob("*.json"))) == 10
     assert list((store.disk.root / "partial").iterdir()) == []
 
 
-async def test_damaged_bytes_under_the_objects_name_are_replaced(store: LocalStore) -> None:
+async def test_damaged_object_is_replaced(store: LocalStore) -> None:
     record = record_of(body_of(1))
     path = store.disk.root / object_path(record.object_name)
     path.parent.mkdir(parents=True)
@@ -87,7 +87,7 @@ async def test_damaged_bytes_under_the_objects_name_are_replaced(store: LocalSto
     assert path.read_bytes() == body_of(1)
 
 
-async def test_one_that_has_to_stay_out_is_no_trouble_of_the_others(store: LocalStore) -> None:
+async def test_conflict_of_one_image_leaves_the_others_alone(store: LocalStore) -> None:
     first = await put(store, 1, name="aaaaaaaa")
     results = await asyncio.gather(
         put(store, 2, name="aaaaaaaa"), *(put(store, n) for n in range(10, 20)), return_exceptions=True
@@ -97,7 +97,7 @@ async def test_one_that_has_to_stay_out_is_no_trouble_of_the_others(store: Local
     assert await store.find(first.key) == first
 
 
-async def test_a_record_in_the_way_of_one_is_no_trouble_of_the_others(store: LocalStore) -> None:
+async def test_fault_of_one_image_leaves_the_others_alone(store: LocalStore) -> None:
     record = record_of(body_of(1), name="aaaaaaaa")
     (store.disk.root / record_path(record.key)).mkdir(parents=True)
     results = await asyncio.gather(
@@ -107,20 +107,20 @@ async def test_a_record_in_the_way_of_one_is_no_trouble_of_the_others(store: Loc
     assert not any(isinstance(result, BaseException) for result in results[1:])
 
 
-async def test_a_sync_that_fails_is_believed_by_nobody(store: LocalStore) -> None:
+async def test_failed_sync_fails_the_group(store: LocalStore) -> None:
     store._group_commit._syncfs = lambda _: -1
     results = await asyncio.gather(*(put(store, n) for n in range(20)), return_exceptions=True)
     alone = [result for result in results if not isinstance(result, BaseException)]
-    # The first ones depart before the others are there, and are synced by themselves.
+    # The first ones are stored before the others arrive, and are synced file by file.
     assert len(alone) <= SYNCED_BY_FILE_MAX
     assert all(isinstance(result, StorageError) for result in results if result not in alone)
     assert len(list((store.disk.root / "v1" / "records").rglob("*.json"))) == len(alone)
     assert list((store.disk.root / "partial").iterdir()) == []
 
 
-async def test_who_leaves_while_a_group_is_kept_disturbs_nobody(store: LocalStore) -> None:
+async def test_cancelled_put_leaves_its_group_alone(store: LocalStore) -> None:
     puts = [asyncio.create_task(put(store, n)) for n in range(8)]
-    while not store._group_commit._waiting and not store._group_commit._task:  # noqa: ASYNC110 - it tells nobody
+    while not store._group_commit._waiting and not store._group_commit._task:  # noqa: ASYNC110 - it sets no event
         await asyncio.sleep(0)
     puts[0].cancel()
     results = await asyncio.gather(*puts, return_exceptions=True)
@@ -128,7 +128,7 @@ async def test_who_leaves_while_a_group_is_kept_disturbs_nobody(store: LocalStor
     assert not any(isinstance(result, BaseException) for result in results[1:])
 
 
-async def test_without_files_without_names_images_are_kept_one_by_one(store: LocalStore) -> None:
+async def test_images_are_stored_one_by_one_without_unnamed_files(store: LocalStore) -> None:
     store._group_commit.is_available = False
     records = await asyncio.gather(*(put(store, n) for n in range(6)))
     for record in records:

@@ -280,9 +280,14 @@ async def test_verify_marks_incomplete_images_except_confirmed_ones(store: Local
     records = {
         "whole": record_of(whole, name="whole"),
         "half": record_of(half, name="half"),
-        "known": replace(record_of(half, name="known"), doubts=frozenset({Doubt.INCOMPLETE})),
-        "confirmed": replace(record_of(half, name="confirmed"), refetches=refetches),
-        "uploaded": replace(record_of(half, name="uploaded"), host=""),
+        "known": record_of(half, name="known").with_doubts(frozenset({Doubt.INCOMPLETE})),
+        "confirmed": replace(
+            record_of(half, name="confirmed"),
+            trust=replace(record_of(half, name="confirmed").trust, refetches=refetches),
+        ),
+        "uploaded": replace(
+            record_of(half, name="uploaded"), provenance=replace(record_of(half, name="uploaded").provenance, host="")
+        ),
     }
     for name, record in records.items():
         await put_image(store, whole if name == "whole" else half, record)
@@ -295,7 +300,7 @@ async def test_verify_marks_incomplete_images_except_confirmed_ones(store: Local
         findings = [finding for finding in await walk(verify(store, note)) if finding is not None]
         assert {finding.key for finding in findings} == {records[n].key for n in ("half", "known", "uploaded")}
         assert {finding.kind for finding in findings} == {"incomplete"}
-        assert noted_records == [replace(records["half"], doubts=frozenset({Doubt.INCOMPLETE}))], attempt
+        assert noted_records == [records["half"].with_doubts(frozenset({Doubt.INCOMPLETE}))], attempt
     assert await store.find(records["half"].key) == noted_records[0]
     assert await store.find(records["confirmed"].key) == records["confirmed"]
     assert await store.find(records["uploaded"].key) == records["uploaded"]

@@ -1,4 +1,4 @@
-"""What is at hand: bounded, the least recently asked for leaving first, and empty once it is removed or altered."""
+"""The memory cache: bounded, least recently used first out, and empty once an object is removed or altered."""
 
 from __future__ import annotations
 
@@ -32,14 +32,12 @@ async def run(work: Callable[[Path, int, int], bytearray | None], *arguments: An
 
 
 def held(memory_cache: MemoryCache, root: Path, name: str, body: bytes = BODY) -> CacheEntry:
-    """Return a handle as `LocalStore` makes it: on a file that was read and found good."""
+    """Return an entry as `Disk` makes it: of a file whose bytes were verified."""
     (root / name).write_bytes(body)
     return CacheEntry(memory_cache, name, (root / name).stat(), body)
 
 
-def test_bytes_in_memory_are_bounded_and_the_least_recently_asked_for_leave(
-    tmp_path: Path, files: PageCacheReader
-) -> None:
+def test_least_recently_used_bytes_are_evicted(tmp_path: Path, files: PageCacheReader) -> None:
     memory_cache = MemoryCache(3500, files, run)
     handles = [held(memory_cache, tmp_path, f"{n}") for n in range(3)]
     for handle in handles:
@@ -51,7 +49,7 @@ def test_bytes_in_memory_are_bounded_and_the_least_recently_asked_for_leave(
     assert (memory_cache.find("0"), memory_cache.find("1")) == (handles[0], None)
 
 
-def test_what_left_memory_comes_back_from_the_kernels_cache(tmp_path: Path, files: PageCacheReader) -> None:
+def test_evicted_bytes_are_read_from_the_page_cache(tmp_path: Path, files: PageCacheReader) -> None:
     if not files.is_available:
         cannot("this kernel or file system cannot read without waiting")
     memory_cache = MemoryCache(1500, files, run)
@@ -63,7 +61,7 @@ def test_what_left_memory_comes_back_from_the_kernels_cache(tmp_path: Path, file
     assert (first.data == BODY, second.data, memory_cache.copied_bytes) == (True, None, 1000)
 
 
-def test_two_handles_of_one_object_hold_it_once(tmp_path: Path, files: PageCacheReader) -> None:
+def test_two_entries_of_one_object_hold_it_once(tmp_path: Path, files: PageCacheReader) -> None:
     memory_cache = MemoryCache(10_000, files, run)
     first, second = held(memory_cache, tmp_path, "1"), held(memory_cache, tmp_path, "1")
     memory_cache.put(first)
@@ -71,7 +69,7 @@ def test_two_handles_of_one_object_hold_it_once(tmp_path: Path, files: PageCache
     assert (first.data, second.data, memory_cache.copied_bytes) == (None, BODY, 1000)
 
 
-def test_what_is_dropped_and_removed_is_not_given_any_more(tmp_path: Path, files: PageCacheReader) -> None:
+def test_removed_object_is_not_readable(tmp_path: Path, files: PageCacheReader) -> None:
     memory_cache = MemoryCache(10_000, files, run)
     handle = held(memory_cache, tmp_path, "1")
     memory_cache.put(handle)
@@ -82,7 +80,7 @@ def test_what_is_dropped_and_removed_is_not_given_any_more(tmp_path: Path, files
 
 
 @pytest.mark.parametrize("alter", ["overwritten", "replaced", "cut", "longer", "touched"])
-def test_a_file_that_was_altered_is_not_given(tmp_path: Path, files: PageCacheReader, alter: str) -> None:
+def test_altered_file_is_not_readable(tmp_path: Path, files: PageCacheReader, alter: str) -> None:
     memory_cache = MemoryCache(0, files, run)
     handle = held(memory_cache, tmp_path, "1")
     memory_cache.put(handle)
@@ -103,7 +101,7 @@ def test_a_file_that_was_altered_is_not_given(tmp_path: Path, files: PageCacheRe
     assert handle.read_now() is None
 
 
-def test_large_objects_are_held_apart_from_small_ones(tmp_path: Path, files: PageCacheReader) -> None:
+def test_large_objects_have_a_limit_of_their_own(tmp_path: Path, files: PageCacheReader) -> None:
     memory_cache = MemoryCache(3 * SMALL_BYTES_MAX, files, run)
     large = b"x" * (SMALL_BYTES_MAX + 1)
     handles = [held(memory_cache, tmp_path, f"{n}", large) for n in range(3)]
@@ -117,7 +115,7 @@ def test_large_objects_are_held_apart_from_small_ones(tmp_path: Path, files: Pag
     assert (handles[2].read_now(), memory_cache.mapped_bytes) == (None, len(large))
 
 
-def test_maps_are_bounded_by_their_number_too(tmp_path: Path, files: PageCacheReader) -> None:
+def test_number_of_maps_is_bounded(tmp_path: Path, files: PageCacheReader) -> None:
     memory_cache = MemoryCache(2**40, files, run)
     large = b"x" * (SMALL_BYTES_MAX + 1)
     status = (held(memory_cache, tmp_path, "1", large), (tmp_path / "1").stat())[1]
@@ -126,14 +124,14 @@ def test_maps_are_bounded_by_their_number_too(tmp_path: Path, files: PageCacheRe
     assert memory_cache.mapped_bytes == MAPS_MAX * len(large)
 
 
-def test_what_is_larger_than_the_shelf_is_not_held(tmp_path: Path, files: PageCacheReader) -> None:
+def test_object_larger_than_the_cache_is_not_cached(tmp_path: Path, files: PageCacheReader) -> None:
     memory_cache = MemoryCache(999, files, run)
     handle = held(memory_cache, tmp_path, "1")
     memory_cache.put(handle)
     assert (handle.data, memory_cache.copied_bytes) == (None, 0)
 
 
-async def test_what_is_not_at_hand_is_brought_and_then_is(tmp_path: Path) -> None:
+async def test_load_makes_bytes_readable(tmp_path: Path) -> None:
     memory_cache = MemoryCache(
         10_000, PageCacheReader(tmp_path), run
     )  # which was not opened, as on a system that cannot do it
@@ -148,7 +146,7 @@ async def test_what_is_not_at_hand_is_brought_and_then_is(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("trouble", ["removed", "altered", "a folder"])
-async def test_what_cannot_be_brought_stays_away_and_raises_nothing(tmp_path: Path, trouble: str) -> None:
+async def test_failed_load_raises_nothing(tmp_path: Path, trouble: str) -> None:
     store = local_store(tmp_path, memory_bytes_max=10_000)
     handle = held(store.disk.memory_cache, tmp_path, "1")
     handle.data = None
@@ -164,7 +162,7 @@ async def test_what_cannot_be_brought_stays_away_and_raises_nothing(tmp_path: Pa
     await store.aclose()
 
 
-async def test_what_is_removed_while_it_is_brought_does_not_come(tmp_path: Path) -> None:
+async def test_object_removed_during_a_load_is_not_cached(tmp_path: Path) -> None:
     memory_cache: MemoryCache
 
     async def run_and_remove(work: Callable[[Path, int, int], bytearray | None], *arguments: Any) -> bytearray | None:
@@ -181,7 +179,7 @@ async def test_what_is_removed_while_it_is_brought_does_not_come(tmp_path: Path)
     assert (handle.read_now(), memory_cache.copied_bytes) == (None, 0)
 
 
-def test_nothing_is_brought_that_would_not_stay(tmp_path: Path) -> None:
+def test_load_refuses_bytes_that_would_not_stay(tmp_path: Path) -> None:
     handle = held(MemoryCache(10, PageCacheReader(tmp_path), run), tmp_path, "1")
     handle.data = None
     assert handle.load() is None

@@ -1,4 +1,4 @@
-"""Files that the kernel has in its cache, read without waiting; and what is done where it cannot."""
+"""Reads from the page cache, and systems without them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def changed(path: Path) -> int:
     return path.stat().st_ctime_ns
 
 
-def test_a_file_in_the_cache_is_read(root: Path) -> None:
+def test_cached_file_is_read(root: Path) -> None:
     files = PageCacheReader(root)
     files.open()
     if not files.is_available:
@@ -37,7 +37,7 @@ def open_files() -> set[str]:
     return {path.name for path in Path("/proc/self/fd").iterdir()}
 
 
-def test_no_descriptor_is_left_open(root: Path) -> None:
+def test_read_leaves_no_descriptor_open(root: Path) -> None:
     files = PageCacheReader(root)
     files.open()
     before = open_files()
@@ -47,11 +47,11 @@ def test_no_descriptor_is_left_open(root: Path) -> None:
     assert open_files() == before
 
 
-def test_what_was_not_opened_has_nothing_at_hand(root: Path) -> None:
+def test_unopened_reader_reads_nothing(root: Path) -> None:
     assert PageCacheReader(root).read("c", 5, changed(root / "c")) is None
 
 
-def test_a_root_of_an_unknown_file_system_has_nothing_at_hand() -> None:
+def test_unknown_file_system_is_not_read() -> None:
     files = PageCacheReader(Path("/proc"))
     files.open()
     assert not files.is_available
@@ -79,6 +79,6 @@ MOUNTS = r"""
         ("/srv/over/x", "nfs"),
     ],
 )
-def test_the_file_system_of_a_place(place: str, kind: str) -> None:
+def test_type_of_a_file_system_is_found(place: str, kind: str) -> None:
     assert type_of(Path(place), MOUNTS) == kind
     assert (kind in cached.LOCAL) == (kind in {"ext4", "xfs"})

@@ -1,4 +1,4 @@
-"""Deleting a file that another process replaces in the same moment: nothing but what was seen goes."""
+"""Deletion of a file that another process replaces at the same time: only the seen file is deleted."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def place(tmp_path: Path) -> Path:
 
 
 def crossed_by(*steps: Callable[[], object]) -> Callable[[Record | Tombstone], bool]:
-    """Want the tombstone that was seen; do a step of another process at each look."""
+    """Want the seen tombstone; do a step of another process at each look."""
     todo = list(steps)
 
     def wanted(found: Record | Tombstone) -> bool:
@@ -49,13 +49,13 @@ def crossed_by(*steps: Callable[[], object]) -> Callable[[Record | Tombstone], b
     return wanted
 
 
-def test_what_was_seen_goes(place: Path) -> None:
+def test_seen_file_is_deleted(place: Path) -> None:
     assert delete_if(place, place.parent / "partial", crossed_by())
     assert list(place.parent.iterdir()) == []
 
 
 @pytest.mark.parametrize("newer", [RECORD, LATER], ids=["a record", "a later tombstone"])
-def test_what_took_its_place_after_the_look_stays(place: Path, newer: Record | Tombstone) -> None:
+def test_newer_file_stays(place: Path, newer: Record | Tombstone) -> None:
     assert not delete_if(place, place.parent / "partial", crossed_by(lambda: place.write_bytes(encode(newer))))
     assert read_place(place) == newer
     assert list(place.parent.iterdir()) == [place]
@@ -70,7 +70,7 @@ def test_what_took_its_place_after_the_look_stays(place: Path, newer: Record | T
     ],
     ids=["a removal wins over a record", "a removal wins over a record that yields", "the newer record stays"],
 )
-def test_what_takes_the_place_while_the_file_is_away_is_settled(
+def test_file_put_during_the_deletion_is_settled(
     place: Path, taken: Record | Tombstone, put: Record | Tombstone, left: Record | Tombstone
 ) -> None:
     wanted = crossed_by(lambda: place.write_bytes(encode(taken)), lambda: place.write_bytes(encode(put)))
@@ -79,12 +79,12 @@ def test_what_takes_the_place_while_the_file_is_away_is_settled(
     assert list(place.parent.iterdir()) == [place]
 
 
-def test_a_file_that_another_process_deleted_is_gone(place: Path) -> None:
+def test_file_deleted_by_another_process_is_gone(place: Path) -> None:
     assert not delete_if(place, place.parent / "partial", crossed_by(place.unlink))
     assert list(place.parent.iterdir()) == []
 
 
-def test_what_a_newer_version_wrote_is_left_alone(place: Path) -> None:
+def test_record_of_a_newer_version_is_left_alone(place: Path) -> None:
     newer = encode(SEEN).replace(b'"version": 1', b'"version": 2')
     place.write_bytes(newer)
     with pytest.raises(WrittenByNewer):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from aiohttp import ClientResponse
 
-    from tests.conftest import Imgkeep
+    from tests.support.server import Imgkeep
 
 REMOVED = (410, "removed")
 """Status and code of an image that was removed."""

@@ -5,14 +5,19 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from imgkeep.web.fastpath.protocol import FastConnection
+
 from tests.support.image_requests import fast_path_of
 from tests.support.pictures import picture_of
+from tests.support.program import until
 from tests.support.raw_http import port_of, request, split
 
 if TYPE_CHECKING:
-    from tests.conftest import Imgkeep
+    from imgkeep.web.fastpath.states import State
+
     from tests.support.origins import Exchange
     from tests.support.raw_http import Answer
+    from tests.support.server import Imgkeep
 
 IMAGE = picture_of(200_000)
 NUMBER = 40
@@ -53,12 +58,22 @@ async def _whole(port: int, data: bytes) -> bytes:
         writer.close()
 
 
+def connections_of(imgkeep: Imgkeep) -> list[FastConnection]:
+    """Return the open connections of a server that has the fast path."""
+    server = imgkeep.client.server.runner.server  # type: ignore[union-attr]
+    assert server is not None
+    return [connection for connection in server.connections if isinstance(connection, FastConnection)]
+
+
+def connections_in(imgkeep: Imgkeep, state: State) -> int:
+    """Return how many connections are in a state."""
+    return sum(connection._state is state for connection in connections_of(imgkeep))
+
+
 async def until_following(imgkeep: Imgkeep, number: int) -> None:
     """Wait until so many requests follow another."""
     shared_responses = fast_path_of(imgkeep).shared_responses
-    async with asyncio.timeout(20):
-        while shared_responses.followers < number:  # noqa: ASYNC110 - a count
-            await asyncio.sleep(0.005)
+    await until(lambda: shared_responses.followers >= number)
 
 
 def split_all(answers: list[bytes]) -> list[Answer]:

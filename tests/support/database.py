@@ -29,7 +29,9 @@ def make_records(number: int) -> list[Record]:
         replace(
             record_of(str(index // 10).encode() * 100, name=str(index)),
             stored_at=NOON + timedelta(seconds=index // 2),
-            host=f"host-{index % 3}.example",
+            provenance=replace(
+                record_of(str(index // 10).encode() * 100, name=str(index)).provenance, host=f"host-{index % 3}.example"
+            ),
         )
         for index in range(number)
     ]

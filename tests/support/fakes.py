@@ -375,7 +375,7 @@ class World:
         memory_bytes: int = 100_000_000,
         identify: Callable[[Source], SourceInfo] = without_query,
         rules: SourceRules | None = None,
-        spoil: Callable[[Source], Source | None] = lambda _: None,
+        make_invalid_signature: Callable[[Source], Source | None] = lambda _: None,
         origin: FakeOrigin | None = None,
         cluster: Cluster | None = None,
         beside: World | None = None,
@@ -396,7 +396,7 @@ class World:
         self._options: dict[str, Any] = {
             "identify": identify,
             "rules": rules or SourceRules(),
-            "spoil": spoil,
+            "make_invalid_signature": make_invalid_signature,
             "changed": changed,
         }
         self.restart(cluster)
@@ -440,7 +440,7 @@ class World:
     async def get(self, url: str) -> tuple[str, bytes]:
         """Return outcome and bytes."""
         delivery = await self.ask(url)
-        return delivery.outcome.value, await read_all(delivery)
+        return delivery.cache_status.value, await read_all(delivery)
 
 
 async def read_all(delivery: Delivery, *, piece: int = 32_768) -> bytes:

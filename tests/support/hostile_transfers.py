@@ -10,8 +10,8 @@ from aiohttp import ClientError
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from tests.conftest import Imgkeep
     from tests.support.origins import Exchange
+    from tests.support.server import Imgkeep
 
 
 def unframed(body: bytes) -> Callable[[Exchange], Awaitable[None]]:

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from imgkeep.bootstrap.services import Services
     from imgkeep.web.fastpath.context import FastPath
 
-    from tests.conftest import Imgkeep
     from tests.support.raw_http import Answer
+    from tests.support.server import Imgkeep
 
 IMAGE_FIELDS = {
     "cache-control": "public, max-age=31536000, immutable",
@@ -44,6 +44,11 @@ def fast_path_of(imgkeep: Imgkeep) -> FastPath:
 async def fills_done(imgkeep: Imgkeep) -> None:
     """Wait until no fill is running."""
     await services_of(imgkeep).image_service.drain()
+
+
+def count_readers(imgkeep: Imgkeep) -> int:
+    """Return the number of readers of all running fills."""
+    return sum(fill.body._holders - 1 for fill in services_of(imgkeep).image_service._fills.running)
 
 
 async def store_image(imgkeep: Imgkeep, url: str) -> Answer:

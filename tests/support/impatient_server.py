@@ -12,7 +12,7 @@ from imgkeep.bootstrap.server import build, make_runner
 from imgkeep.web.aiohttp_adapter import STALL_TIMEOUT
 from imgkeep.web.connection import CONNECTIONS
 
-from tests.conftest import configuration
+from tests.support.server import configuration
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from aiohttp.abc import ResolveResult
 
-    from tests.conftest import Imgkeep
     from tests.support.origins import FakeOrigin
+    from tests.support.server import Imgkeep
 
 Addresses = Sequence[str]
 PUBLIC = "93.184.215.14"

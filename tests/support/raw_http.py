@@ -11,7 +11,7 @@ from urllib.parse import quote
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from tests.conftest import Imgkeep
+    from tests.support.server import Imgkeep
 
 
 @dataclass

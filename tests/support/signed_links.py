@@ -12,8 +12,8 @@ from imgkeep.bootstrap.server import SERVICES
 from tests.support.pictures import picture
 
 if TYPE_CHECKING:
-    from tests.conftest import Imgkeep
     from tests.support.origins import Exchange, FakeOrigin
+    from tests.support.server import Imgkeep
 
 PICTURE, PLACEHOLDER = picture(seed=1), picture(seed=2)
 FAR, PAST = 1_893_456_000, 1_700_000_000

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from imgkeep.core.errors import Removed, StorageError
 from imgkeep.core.layout import REMOVED, object_names
-from imgkeep.core.records import Digest, Format, Key, PixelSize, Record
+from imgkeep.core.records import Digest, Format, Key, PixelSize, Provenance, Record
 from imgkeep.storage.local.disk import Disk
 from imgkeep.storage.local.store import LocalStore
 from imgkeep.storage.memory import MemoryBody, MemorySpool
@@ -30,16 +30,15 @@ def record_of(body: bytes, *, name: str = "a", etag: str = '"one"') -> Record:
     return Record(
         key=Key(sha256(identity.encode()).hexdigest()),
         identity=identity,
-        host="images.example",
         digest=Digest(sha256(body).hexdigest()),
         format=Format.PNG,
         size=len(body),
         pixel_size=PixelSize(8, 6),
         etag=etag,
         stored_at=NOON,
-        provider="Example",
-        temporary=True,
-        expires_at=NOON.replace(hour=13),
+        provenance=Provenance(
+            host="images.example", provider="Example", temporary=True, expires_at=NOON.replace(hour=13)
+        ),
     )
 
 
@@ -122,7 +121,7 @@ class FakeStore:
         self._insist_on_life(record.key)
         theirs = self.found.get(record.key)
         if theirs and theirs.object_name in self.objects and theirs.digest not in {record.digest, replaces}:
-            raise StorageError("another image was kept under this link meanwhile")
+            raise StorageError("another image was stored under this link meanwhile")
         self.objects[record.object_name] = await draft.read(0, draft.size)
         self.found[record.key] = replace(record)
         return record
@@ -132,7 +131,7 @@ class FakeStore:
         self._insist_on_life(record.key)
         theirs = self.found.get(record.key)
         if theirs and theirs.object_name in self.objects and theirs.digest not in {record.digest, replaces}:
-            raise StorageError("another image was kept under this link meanwhile")
+            raise StorageError("another image was stored under this link meanwhile")
         self.found[record.key] = record
         return record
 

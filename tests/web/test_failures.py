@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
 
-    from tests.conftest import Imgkeep
     from tests.support.origins import FakeOrigin
     from tests.support.program import Program
+    from tests.support.server import Imgkeep
 
     Start = Callable[..., Awaitable[Imgkeep]]
 

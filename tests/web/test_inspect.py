@@ -15,8 +15,8 @@ from tests.support.program import until
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from tests.conftest import Imgkeep
     from tests.support.origins import Exchange, FakeOrigin
+    from tests.support.server import Imgkeep
 
 DISCORD = "https://cdn.discordapp.com/attachments/1/2/a.png?ex=69624c50&is=6960fad0&hm=" + "0a" * 32
 ACME = {

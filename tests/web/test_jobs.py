@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
     from aiohttp import ClientResponse
 
-    from tests.conftest import Imgkeep
     from tests.support.origins import Exchange, FakeOrigin
+    from tests.support.server import Imgkeep
 
     Start = Callable[..., Awaitable[Imgkeep]]
 

@@ -11,8 +11,8 @@ from tests.support.pictures import picture_of
 from tests.support.raw_http import ask, connect, port_of, target_of
 
 if TYPE_CHECKING:
-    from tests.conftest import Imgkeep
     from tests.support.origins import FakeOrigin
+    from tests.support.server import Imgkeep
 
 SMALL = picture_of(20_000)
 LARGE = picture_of(3_000_000)
@@ -35,9 +35,9 @@ async def test_links_to_one_image_share_its_bytes(imgkeep: Imgkeep, origin: Fake
     targets = [*map(target_of, links), place]
     for target in targets:
         await ask(imgkeep, target)
-    ways = HandlerCalls(imgkeep)
+    calls = HandlerCalls(imgkeep)
     async with connect(port_of(imgkeep)) as line:
         for target in targets * 3:
             assert (await line.ask(target)).body == body
-    assert ways.number == 0
+    assert calls.number == 0
     assert origin.asked("/a.png") == 1

@@ -18,7 +18,7 @@ from tests.support.program import serving
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.conftest import Imgkeep
+    from tests.support.server import Imgkeep
 
 CHECKS = [
     "not_a_server_error",

@@ -20,8 +20,8 @@ from tests.support.pictures import picture, picture_of
 from tests.support.raw_http import ask, port_of, request, talk, target_of
 
 if TYPE_CHECKING:
-    from tests.conftest import Imgkeep
     from tests.support.origins import Exchange, FakeOrigin
+    from tests.support.server import Imgkeep
 
 ABSTRACT = {ImgkeepError, SourceRejected}
 """Never raised themselves."""

@@ -14,8 +14,8 @@ from tests.support.pictures import picture_of
 from tests.support.raw_http import get, target_of
 
 if TYPE_CHECKING:
-    from tests.conftest import Imgkeep
     from tests.support.origins import FakeOrigin
+    from tests.support.server import Imgkeep
 
 pytestmark = WITH_AND_WITHOUT_FAST_PATH
 
@@ -137,8 +137,8 @@ async def test_range_of_a_running_fill_streams(imgkeep: Imgkeep, origin: FakeOri
     refused = await imgkeep.img(url, headers={"Range": "bytes=200000-"})
     assert refused.status == 416
     tail = asyncio.create_task(imgkeep.img(url, headers={"Range": "bytes=-1"}))
-    await asyncio.sleep(0)
-    assert not tail.done()
+    _, waiting = await asyncio.wait([tail], timeout=0.05)
+    assert waiting
     gate.set()
     last = await tail
     assert await last.read() == body[-1:]

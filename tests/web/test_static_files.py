@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
 
-    from tests.conftest import Imgkeep
+    from tests.support.server import Imgkeep
 
 TYPES = {"/imgkeep.js": "text/javascript; charset=utf-8", "/imgkeep.d.ts": "text/plain; charset=utf-8"}
 

@@ -16,7 +16,7 @@ from typing import Final, NoReturn
 EXIT_TIMEOUT_S: Final = 27.0
 """
 Timeout for a process to end after SIGTERM. Below the 30 s of `TimeoutStopSec` in `deploy/imgkeep.service` and of most
-orchestrators, and above the 22 s that its notice and its grace take (`server.py`).
+orchestrators, and above the 22 s that its notice and its grace take (`lifecycle.py`).
 """
 
 log = logging.getLogger(__name__)

@@ -21,7 +21,7 @@ from imgkeep.bootstrap.platform import SYSTEM, Platform
 from imgkeep.bootstrap.storage import objects_url, open_storage
 from imgkeep.cluster.leases import FillLeases
 from imgkeep.core.host_patterns import Globs
-from imgkeep.core.identity.signature_probe import spoil
+from imgkeep.core.identity.signature_probe import make_invalid_signature
 from imgkeep.core.source_url import read_source
 from imgkeep.health import Health
 from imgkeep.images.blocked_digests import BlockedDigests
@@ -295,7 +295,9 @@ class _Builder:
                 refused=self.metrics.refused,
             ),
             cluster=cluster,
-            spoil=lambda source: spoil(source, platform.clock(), provider_rules, secrets.randbelow),
+            make_invalid_signature=lambda source: make_invalid_signature(
+                source, platform.clock(), provider_rules, secrets.randbelow
+            ),
             changed=changed,
             timer=platform.timer,
         )
@@ -328,13 +330,13 @@ def make_outbox_worker(services: Services, platform: Platform) -> OutboxWorker |
     changes = services.image_service.changes
 
     async def note_uploaded(record: Record) -> None:
-        await changes.stored(record)
-        await changes.tell_peers(record.key)
+        await changes.note_stored(record)
+        await changes.notify_peers(record.key)
 
     async def note_dropped(key: Key) -> None:
         await storage.database.image_index.drop([key])
         changes.forget(key)
-        await changes.tell_peers(key)
+        await changes.notify_peers(key)
 
     return OutboxWorker(
         tiered_store=remote.tiered_store,

@@ -2,7 +2,7 @@
 Reads a chunked body as browsers read it (RFC 9112, 7.1; `net/http/http_chunked_decoder.cc` of Chromium).
 
 Lines end with LF, with or without CR before it. Spaces and extensions behind a size are passed over, and so are
-trailers, whatever their lines hold. A strict parser refuses a picture for any of these. What frames the bytes is as
+trailers, whatever their lines hold. A strict parser refuses an image for any of these. What frames the bytes is as
 strict as ever: a size in hexadecimal digits, an end of line behind each chunk, and an empty line at the end.
 """
 

@@ -43,7 +43,7 @@ class Form(Enum):
 
     PROBLEM = "problem"
     PAGE = "page"
-    PICTURE = "picture"
+    IMAGE = "image"
 
 
 def choose_form(method: str, accept: str | None, destination: str | None) -> Form:
@@ -51,7 +51,7 @@ def choose_form(method: str, accept: str | None, destination: str | None) -> For
     Return the form in which a client reads a failure.
 
     Args:
-        method: The method of the request; a page and a picture answer `GET` and `HEAD` alone.
+        method: The method of the request; a page and an image answer `GET` and `HEAD` alone.
         accept: The `Accept` of the request; `None`: it has none.
         destination: Its `Sec-Fetch-Dest`. Browsers send this field to https and loopback addresses only. It decides
             where it is present; `None`: `Accept` decides, in which a browser names `text/html` for a tab, and types of
@@ -60,12 +60,12 @@ def choose_form(method: str, accept: str | None, destination: str | None) -> For
     if method not in _READS:
         return Form.PROBLEM
     if destination is not None:
-        return {"document": Form.PAGE, "image": Form.PICTURE}.get(destination.strip(" \t").lower(), Form.PROBLEM)
+        return {"document": Form.PAGE, "image": Form.IMAGE}.get(destination.strip(" \t").lower(), Form.PROBLEM)
     if prefers_page(accept):
         return Form.PAGE
     types = _read_accept(accept)
-    is_picture = any(name.startswith(_IMAGE) and quality > 0 for name, quality in types.items())
-    return Form.PICTURE if is_picture and not types.keys() & {PAGE, *_DATA} else Form.PROBLEM
+    is_image = any(name.startswith(_IMAGE) and quality > 0 for name, quality in types.items())
+    return Form.IMAGE if is_image and not types.keys() & {PAGE, *_DATA} else Form.PROBLEM
 
 
 def prefers_page(accept: str | None) -> bool:

@@ -58,7 +58,7 @@ def explain(error: ImgkeepError, info: SourceInfo, now: datetime) -> ImgkeepErro
     if not isinstance(error, OriginError):
         return SourceExpired("the link has expired: the origin redirects to a page of another host")
     told = SourceExpired(f"the link has expired or is no longer honoured: {error}", origin_status=error.origin_status)
-    told.picture = error.picture
+    told.image = error.image
     return told
 
 
@@ -75,7 +75,7 @@ def _has_ended(error: ImgkeepError, info: SourceInfo, now: datetime) -> bool:
         refused = is_page(error.media_type, error.refusal)
     else:
         refused = refuses(error.origin_status)
-    return refused and (_is_past(info, now) or BUILT_IN.endings.are_said(error.refusal[:READ_BYTES]))
+    return refused and (_is_past(info, now) or BUILT_IN.endings.match(error.refusal[:READ_BYTES]))
 
 
 def _is_past(info: SourceInfo, now: datetime) -> bool:

@@ -121,7 +121,7 @@ class OriginError(ImgkeepError):
         refusal: The beginning of what it sent with an error, where that was asked for: hostile, and never shown as it
             is, logged or remembered.
         refusal_broke_off: Whether `refusal` is less than was asked for and sent.
-        picture: The media type and bytes of a picture that it sent with an error, where clients are shown it
+        image: The media type and bytes of an image that it sent with an error, where clients are shown it
             (`fetch.show_errors`).
         elsewhere: Whether it was another host that failed, to which the link was redirected.
     """
@@ -134,7 +134,7 @@ class OriginError(ImgkeepError):
         self.retry_after_s = retry_after_s
         self.refusal = b""
         self.refusal_broke_off = False
-        self.picture: tuple[str, bytes] | None = None
+        self.image: tuple[str, bytes] | None = None
         self.elsewhere = False
 
 

@@ -9,7 +9,7 @@ Rules:
 - What an origin refuses to a signed link that did not bring the image says nothing of the image: a stranger can invent
   one. The same is true of other bytes that came by the shape of a signature alone.
 - A whole image takes its place by the word of a link that is trusted as much. Bytes that begin with the stored ones are
-  more of the same picture: these take its place whichever link brings them.
+  more of the same image: these take its place whichever link brings them.
 - Another incomplete image takes its place only where it begins with it, and never that of a whole one.
 - What comes back equal three times, a day or more after it came first, is what its owner has: JPEG files without EOI
   and GIF files without a trailer exist. The doubt goes, and the record keeps how that came about.
@@ -22,8 +22,8 @@ from datetime import timedelta
 from enum import Enum
 from typing import TYPE_CHECKING, Final
 
-from imgkeep.core.confirmation import OTHERS, Weight, doubts_of, is_trusted_as_much, weigh
-from imgkeep.core.records import Doubt, Refetches
+from imgkeep.core.confirmation import SEPARATE_RECORD_DOUBTS, Comparison, compare_records, doubts_of, is_trusted_as_much
+from imgkeep.core.records import Doubt, Refetches, Trust
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -36,21 +36,21 @@ INTERVAL_MIN_S: Final = 60
 INTERVAL_FACTOR: Final = 3
 """Factor by which the interval grows: eight refetches in the first two days, then one a day."""
 INTERVAL_MAX_S: Final = 86_400
-EQUAL_MIN: Final = 3
+EQUAL_REFETCHES_MIN: Final = 3
 """Minimum number of refetches that bring the same bytes before these count as all there is."""
 CONFIRM_AFTER_S: Final = 86_400
 """Minimum time from when the bytes came first: an upload that broke off is repeated within a day, if it ever is."""
 
 
-class Ask(Enum):
+class RefetchDecision(Enum):
     """Whether a link may have an incomplete image fetched again."""
 
-    IN_ITS_TURN = "at most once in an interval, and what it brings counts"
+    IN_INTERVAL = "at most once in an interval, and what it brings counts"
     ONCE = "once: it replaces the image only with more of the same picture"
-    NOT = "it has ended"
+    NEVER = "it has ended"
 
 
-class Outcome(Enum):
+class RefetchOutcome(Enum):
     """What a refetch of an incomplete image has brought."""
 
     WHOLE = "whole"
@@ -71,7 +71,7 @@ def is_confirmed_as_it_is(record: Record) -> bool:
 
 def mark(record: Record) -> Record:
     """Return the record of an image that was found incomplete after it was stored, unless it is confirmed as it is."""
-    return record if is_confirmed_as_it_is(record) else replace(record, doubts=record.doubts | {Doubt.INCOMPLETE})
+    return record if is_confirmed_as_it_is(record) else record.with_doubts(record.doubts | {Doubt.INCOMPLETE})
 
 
 def due_at(record: Record) -> datetime:
@@ -84,22 +84,22 @@ def due_at(record: Record) -> datetime:
     return done.last_at + timedelta(seconds=min(seconds, INTERVAL_MAX_S))
 
 
-def may_ask(record: Record, link: Link) -> Ask:
+def decide_refetch(record: Record, link: Link) -> RefetchDecision:
     """Tell whether a link may have an incomplete image fetched again."""
     if link.ended:
-        return Ask.NOT
+        return RefetchDecision.NEVER
     is_own = record.brought_by == link.fingerprint
     plaintext = Doubt.PLAINTEXT in record.doubts  # whether the link is, is known when it was followed
     trusted = is_own or is_trusted_as_much(record.doubts, doubts_of(link, plaintext=plaintext))
-    return Ask.IN_ITS_TURN if trusted else Ask.ONCE
+    return RefetchDecision.IN_INTERVAL if trusted else RefetchDecision.ONCE
 
 
-def may_be_invented(record: Record, link: Link) -> bool:
+def may_be_forged(record: Record, link: Link) -> bool:
     """Whether a stranger may have written the signature of a link: that it is refused says nothing of the image."""
     return link.signed and record.brought_by != link.fingerprint
 
 
-def judge_refetch(known: Record, new: Record, *, continues: bool) -> Outcome:
+def judge_refetch(known: Record, new: Record, *, continues: bool) -> RefetchOutcome:
     """
     Tell what a refetch has brought.
 
@@ -109,32 +109,34 @@ def judge_refetch(known: Record, new: Record, *, continues: bool) -> Outcome:
         continues: Whether the new bytes are more than the stored ones and begin with them.
     """
     if known.digest == new.digest:
-        return Outcome.EQUAL if is_incomplete(new) else Outcome.WHOLE
-    if weigh(known, new, continues=continues) is not Weight.REPLACE:
-        return Outcome.OTHER
-    return Outcome.LONGER if is_incomplete(new) else Outcome.WHOLE
+        return RefetchOutcome.EQUAL if is_incomplete(new) else RefetchOutcome.WHOLE
+    if compare_records(known, new, continues=continues) is not Comparison.REPLACE:
+        return RefetchOutcome.OTHER
+    return RefetchOutcome.LONGER if is_incomplete(new) else RefetchOutcome.WHOLE
 
 
-def after_refetch(known: Record, outcome: Outcome, now: datetime) -> Record:
+def record_after_refetch(known: Record, outcome: RefetchOutcome, now: datetime) -> Record:
     """Return the record of an image that stays, after a refetch that its owner's word counts in."""
     done = known.refetches or Refetches(0, 0, known.stored_at, known.stored_at)
-    if outcome is Outcome.WHOLE:
+    if outcome is RefetchOutcome.WHOLE:
         return _without_doubt(known, None)  # the same bytes, judged better than before
-    if outcome is Outcome.OTHER:
+    if outcome is RefetchOutcome.OTHER:
         done = replace(done, equal=0, since=now)
-    done = replace(done, tries=done.tries + 1, equal=done.equal + (outcome is Outcome.EQUAL), last_at=now)
-    if done.equal >= EQUAL_MIN and (now - done.since).total_seconds() >= CONFIRM_AFTER_S:
+    done = replace(done, tries=done.tries + 1, equal=done.equal + (outcome is RefetchOutcome.EQUAL), last_at=now)
+    if done.equal >= EQUAL_REFETCHES_MIN and (now - done.since).total_seconds() >= CONFIRM_AFTER_S:
         return _without_doubt(known, done)
-    return replace(known, refetches=done)
+    return replace(known, trust=replace(known.trust, refetches=done))
 
 
-def after_longer(known: Record, new: Record, now: datetime) -> Record:
-    """Return the record of more of the same picture, which is still incomplete."""
+def record_after_longer(known: Record, new: Record, now: datetime) -> Record:
+    """Return the record of more of the same image, which is still incomplete."""
     tries = 0 if known.refetches is None else known.refetches.tries
-    doubts = new.doubts | (known.doubts & OTHERS)
-    return replace(new, doubts=doubts, refetches=Refetches(tries + 1, 0, now, now))
+    doubts = new.doubts | (known.doubts & SEPARATE_RECORD_DOUBTS)
+    return replace(new, trust=replace(new.trust, doubts=doubts, refetches=Refetches(tries + 1, 0, now, now)))
 
 
 def _without_doubt(known: Record, refetches: Refetches | None) -> Record:
     doubts = known.doubts - {Doubt.INCOMPLETE}
-    return replace(known, doubts=doubts, brought_by=known.brought_by if doubts else "", refetches=refetches)
+    return replace(
+        known, trust=Trust(doubts=doubts, brought_by=known.brought_by if doubts else "", refetches=refetches)
+    )

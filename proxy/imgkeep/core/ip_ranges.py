@@ -7,7 +7,7 @@ Rules:
   iana-ipv6-special-registry (RFC 6890), with what they lack by hand.
 - `ipaddress.is_global` and its peers are no guard: their answer changes with the version of Python, and up to 3.13
   multicast, site-local and several embeddings of 127.0.0.1 are "global".
-- A form that carries an IPv4 address in an IPv6 one is refused whatever it carries: nobody serves pictures at one,
+- A form that carries an IPv4 address in an IPv6 one is refused whatever it carries: nobody serves images at one,
   and where the packet would leave the tunnel is not ours to know.
 - What the operator allows is allowed, and means what it says: 10.1.0.0/16 does not allow ::ffff:10.1.0.1.
 """
@@ -114,7 +114,7 @@ def _unicast_refusal(address: IPv6Address) -> str | None:
     return "transition form" if int(address) >> 32 & _ISATAP_MASK == _ISATAP else None
 
 
-@lru_cache(maxsize=1024)  # a page full of pictures names few hosts
+@lru_cache(maxsize=1024)  # a page full of images names few hosts
 def read_literal(host: str) -> Address | None:
     """Return the address that a host as in `Source.host` is; None for a name."""
     if ":" not in host and not host[-1:].isdigit():

@@ -6,19 +6,32 @@ record of a version that it does not know.
 
     v1/objects/<2 hex>/<digest>.<ext>
     v1/records/<2 hex>/<key>.json        a record, or a tombstone
-    v1/refused/<2 hex>/<digest>.json     a picture that must not come back, under any link
+    v1/refused/<2 hex>/<digest>.json     an image that must not come back, under any link
 """
 
 from __future__ import annotations
 
 import re
+from dataclasses import asdict
 from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from imgkeep.core.identity import KEY_VERSION
-from imgkeep.core.records import Digest, Doubt, Format, Key, PixelSize, Record, Refetches, Tombstone, Validator
+from imgkeep.core.records import (
+    Digest,
+    Doubt,
+    Format,
+    Key,
+    PixelSize,
+    Provenance,
+    Record,
+    Refetches,
+    Tombstone,
+    Trust,
+    Validator,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -91,8 +104,8 @@ class _StoredRefetches(msgspec.Struct):
 
 class _StoredRecord(msgspec.Struct, omit_defaults=False):
     """
-    Version 1. Unknown fields are passed over, so that a newer writer may add some. Without `doubts` it is confirmed.
-    Only an image that was incomplete once has `refetches`.
+    Version 1, as `encode_record` writes it; only the decoder makes one. It passes over unknown fields, so that a newer
+    writer may add some. Without `doubts` the image is confirmed. Only one that was incomplete once has `refetches`.
     """
 
     key: str
@@ -176,29 +189,30 @@ def read_doubts(words: Iterable[str]) -> frozenset[Doubt]:
 
 def encode_record(record: Record) -> bytes:
     """Return the JSON of a record, one field a line, so that people can read it too."""
-    pixel_size = record.pixel_size
-    stored = _StoredRecord(
-        key=record.key,
-        identity=record.identity,
-        key_version=KEY_VERSION,
-        host=record.host,
-        digest=record.digest,
-        extension=record.format.extension,
-        content_type=record.format.media_type,
-        size=record.size,
-        width=pixel_size.width if pixel_size else None,
-        height=pixel_size.height if pixel_size else None,
-        etag=record.etag,
-        stored_at=record.stored_at,
-        provider=record.provider,
-        temporary=record.temporary,
-        expires_at=record.expires_at,
-        origin_etag=record.validator.etag if record.validator else None,
-        origin_modified=record.validator.modified if record.validator else None,
-        doubts=write_doubts(record.doubts) or msgspec.UNSET,
-        brought_by=record.brought_by or msgspec.UNSET,
-        refetches=_write_refetches(record.refetches),
-    )
+    pixel_size, validator, refetches = record.pixel_size, record.validator, record.refetches
+    stored = {
+        "key": record.key,
+        "identity": record.identity,
+        "key_version": KEY_VERSION,
+        "host": record.host,
+        "digest": record.digest,
+        "extension": record.format.extension,
+        "content_type": record.format.media_type,
+        "size": record.size,
+        "width": pixel_size.width if pixel_size else None,
+        "height": pixel_size.height if pixel_size else None,
+        "etag": record.etag,
+        "stored_at": record.stored_at,
+        "provider": record.provider,
+        "temporary": record.temporary,
+        "expires_at": record.expires_at,
+        "origin_etag": validator.etag if validator else None,
+        "origin_modified": validator.modified if validator else None,
+        **({"doubts": write_doubts(record.doubts)} if record.doubts else {}),
+        **({"brought_by": record.brought_by} if record.brought_by else {}),
+        **({"refetches": asdict(refetches)} if refetches else {}),
+        "version": 1,
+    }
     return _format(stored)
 
 
@@ -231,7 +245,7 @@ def read_refusal_keys(data: bytes) -> frozenset[Key]:
     return frozenset(Key(key) for key in keys if _HASH.fullmatch(key))
 
 
-def _format(stored: msgspec.Struct) -> bytes:
+def _format(stored: object) -> bytes:
     return msgspec.json.format(msgspec.json.encode(stored), indent=1) + b"\n"
 
 
@@ -259,27 +273,22 @@ def decode_record(data: bytes) -> Record | Tombstone:
     return Record(
         key=_read_key(stored.key),
         identity=stored.identity,
-        host=stored.host,
         digest=name[0],
         format=name[1],
         size=stored.size,
         pixel_size=PixelSize(stored.width, stored.height) if stored.width and stored.height else None,
         etag=stored.etag,
         stored_at=stored.stored_at,
-        provider=stored.provider,
-        temporary=stored.temporary,
-        expires_at=stored.expires_at,
         validator=read_validator(stored.origin_etag, stored.origin_modified),
-        doubts=read_doubts(stored.doubts or ()),
-        brought_by=stored.brought_by or "",
-        refetches=_read_refetches(stored.refetches),
+        provenance=Provenance(
+            host=stored.host, provider=stored.provider, temporary=stored.temporary, expires_at=stored.expires_at
+        ),
+        trust=Trust(
+            doubts=read_doubts(stored.doubts or ()),
+            brought_by=stored.brought_by or "",
+            refetches=_read_refetches(stored.refetches),
+        ),
     )
-
-
-def _write_refetches(refetches: Refetches | None) -> _StoredRefetches | msgspec.UnsetType:
-    if refetches is None:
-        return msgspec.UNSET
-    return _StoredRefetches(refetches.tries, refetches.equal, refetches.since, refetches.last_at)
 
 
 def _read_refetches(stored: _StoredRefetches | msgspec.UnsetType) -> Refetches | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Final, NewType
 
@@ -115,14 +115,14 @@ class SourceInfo:
     What a source URL tells by itself.
 
     Attributes:
-        identity: The URL without what only grants permission, in canonical form: names the picture.
+        identity: The URL without what only grants permission, in canonical form: names the image.
         key: SHA-256 of the identity.
         provider: The service behind the link, where a provider rule names it.
-        temporary: Whether the link dies.
+        temporary: Whether the link expires.
         expires_at: When it dies, an upper bound, where the link says so.
         scheme: The signing scheme, where one was recognised.
-        enforced: Whether a picture that this link brings vouches for the signature: its services answer a wrong
-            signature with an error, never with a picture. True as well where no signature was dropped.
+        enforced: Whether an image that this link brings vouches for the signature: its services answer a wrong
+            signature with an error, never with an image. True as well where no signature was dropped.
         places: Host and path, without port, of what the link names besides itself: the place that it is folded to, and
             every link inside it.
         permission: Whether the identity leaves out something of the link that grants access, as a signature does.
@@ -178,10 +178,11 @@ class Doubt(Enum):
     CONTESTED = "contested"
     """Another link of the key showed other bytes, and has a record of its own."""
     SPLIT = "split"
-    """At this origin the signature names the picture: the record stands for the link that brought it alone."""
+    """At this origin the signature names the image: the record stands for the link that brought it alone."""
     INCOMPLETE = "incomplete"
     """
-    Its framing was whole, and its format says that something is missing: it is fetched again (`core/incomplete_image.py`).
+    Its framing was whole, and its format says that something is missing: imgkeep fetches it again
+    (`core/incomplete_image.py`).
     """
 
 
@@ -213,44 +214,101 @@ class Refetches:
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class Provenance:
     """
-    What we know under a key. Several records may point at one object.
+    What the source URL of a stored image told of itself; nothing, for an image that a client uploaded.
 
     Attributes:
-        host: The host of the source, for people who look through what is stored.
-        etag: Strong validator of `/img` (RFC 9110, 8.8.3), quotes included. Drawn anew for every fill and not taken
+        host: The host, for operators who look through what is stored.
+        provider: The service behind the link, where a provider rule names it.
+        temporary: Whether the link expires.
+        expires_at: When it expires, where the link says so.
+    """
+
+    host: str = ""
+    provider: str | None = None
+    temporary: bool = False
+    expires_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Trust:
+    """
+    How far a stored image stands for the links of its key.
+
+    Attributes:
+        doubts: Why it may not stand for every link; none: it is confirmed.
+        brought_by: Fingerprint of the exact link that brought it, where there are doubts.
+        refetches: How it was fetched again, where it was incomplete. Without the doubt its completeness is confirmed.
+    """
+
+    doubts: frozenset[Doubt] = frozenset()
+    brought_by: str = ""
+    refetches: Refetches | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """
+    What is known under a key. Several records may point at one object.
+
+    Attributes:
+        etag: Strong validator of `/img` (RFC 9110, 8.8.3), quotes included. Every fill draws one, and does not derive it
             from the bytes, because it goes out before the last of them is known; so hit and miss answer alike.
         stored_at: When the image was fetched, to the second.
         validator: The origin's, where it gave one.
-        doubts: Why it may not stand for every link of its key; none: it is confirmed.
-        brought_by: Fingerprint of the exact link that brought it, where there are doubts.
-        refetches: How it was fetched again, where it was incomplete. Without the doubt its completeness is confirmed.
         pending: Whether the image is in the fallback only, and waits for the primary. Not part of the stored record.
     """
 
     key: Key
     identity: str
-    host: str
     digest: Digest
     format: Format
     size: int
     pixel_size: PixelSize | None
     etag: str
     stored_at: datetime
-    provider: str | None = None
-    temporary: bool = False
-    expires_at: datetime | None = None
+    provenance: Provenance = Provenance()
     validator: Validator | None = None
-    doubts: frozenset[Doubt] = frozenset()
-    brought_by: str = ""
-    refetches: Refetches | None = None
+    trust: Trust = Trust()
     pending: bool = False
 
     @property
     def object_name(self) -> str:
-        """`<digest>.<ext>`: the last part of the permanent URL and of the object's place in a store."""
+        """`<digest>.<ext>`: the last part of the permanent URL and of the object's path in a store."""
         return f"{self.digest}.{self.format.extension}"
+
+    @property
+    def host(self) -> str:
+        return self.provenance.host
+
+    @property
+    def provider(self) -> str | None:
+        return self.provenance.provider
+
+    @property
+    def temporary(self) -> bool:
+        return self.provenance.temporary
+
+    @property
+    def expires_at(self) -> datetime | None:
+        return self.provenance.expires_at
+
+    @property
+    def doubts(self) -> frozenset[Doubt]:
+        return self.trust.doubts
+
+    @property
+    def brought_by(self) -> str:
+        return self.trust.brought_by
+
+    @property
+    def refetches(self) -> Refetches | None:
+        return self.trust.refetches
+
+    def with_doubts(self, doubts: frozenset[Doubt]) -> Record:
+        """Return this record with other doubts."""
+        return replace(self, trust=replace(self.trust, doubts=doubts))
 
 
 @dataclass(frozen=True, slots=True)

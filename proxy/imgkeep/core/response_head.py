@@ -1,7 +1,7 @@
 """
 Reads the head of an origin's answer as browsers read it, and writes it again as a strict parser wants it.
 
-A strict parser refuses a head for one malformed line, and the picture behind it, which every browser shows. The rules
+A strict parser refuses a head for one malformed line, and the image behind it, which every browser shows. The rules
 here are Chromium's (`net/http/http_util.cc`, `http_response_headers.cc`, `http_stream_parser.cc`):
 
 - up to four bytes may stand before `HTTP`, in any case; what is no version is 1.0, and no status is 200;

@@ -8,7 +8,7 @@ Rules:
   looked into, as in Chromium: the resolver has the last word about `xn--`.
 - Escapes in a name are decoded first. What then is no name of the DNS is refused.
 - An address has one spelling. What browsers turn into an address (`127.1`, `0x7f000001`, digits in circles, escapes) is
-  refused whatever it stands for: nobody links to pictures so, and guards are bypassed so.
+  refused whatever it stands for: nobody links to images so, and guards are bypassed so.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _BIDI: Final = frozenset({"R", "AL", "AN"})
 uts46_remap("ü", std3_rules=False)
 
 
-# A page full of pictures names few hosts; what fails is not kept, so nobody fills this with nonsense.
+# A page full of images names few hosts; what fails is not kept, so nobody fills this with nonsense.
 @lru_cache(maxsize=1024)
 def read_authority(authority: str) -> tuple[str, int | None]:
     """

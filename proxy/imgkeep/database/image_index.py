@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import sqlalchemy as sa
 
-from imgkeep.core.confirmation import OWN_MARK
+from imgkeep.core.confirmation import LINK_MARK
 from imgkeep.core.errors import StorageError
 from imgkeep.core.layout import read_doubts, read_validator, write_doubts
-from imgkeep.core.records import Digest, Format, Key, PixelSize, Record, Totals, Wanted
+from imgkeep.core.records import Digest, Format, Key, PixelSize, Provenance, Record, Totals, Trust, Wanted
 from imgkeep.database.outbox import delete_entries, update_entries
 from imgkeep.database.tables import images, outbox, refused, state
 
@@ -151,7 +151,7 @@ class ImageIndex:
         query = (
             sa.select(images.c.host, images.c.digest, number)
             .where(images.c.stored_at >= int(since.timestamp()), images.c.host != "")
-            .where(images.c.identity.not_like(f"%{OWN_MARK}%"))
+            .where(images.c.identity.not_like(f"%{LINK_MARK}%"))
             .group_by(images.c.host, images.c.digest)
             .having(number >= identities_min)
             .order_by(number.desc(), images.c.host, images.c.digest)
@@ -297,18 +297,18 @@ def _to_record(row: sa.Row[Any]) -> Record:
     return Record(
         key=Key(row.key),
         identity=row.identity,
-        host=row.host,
         digest=Digest(row.digest),
         format=_FORMATS[row.extension],
         size=row.size,
         pixel_size=PixelSize(row.width, row.height) if row.width and row.height else None,
         etag=row.etag,
         stored_at=datetime.fromtimestamp(row.stored_at, UTC),
-        provider=row.provider,
-        temporary=row.temporary,
-        expires_at=_time(row.expires_at),
         validator=read_validator(row.origin_etag, row.origin_modified),
-        doubts=read_doubts(row.doubts.split(",")) if row.doubts else frozenset(),
-        brought_by=row.brought_by or "",
         pending=row.since is not None,
+        provenance=Provenance(
+            host=row.host, provider=row.provider, temporary=row.temporary, expires_at=_time(row.expires_at)
+        ),
+        trust=Trust(
+            doubts=read_doubts(row.doubts.split(",")) if row.doubts else frozenset(), brought_by=row.brought_by or ""
+        ),
     )

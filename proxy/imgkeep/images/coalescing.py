@@ -18,7 +18,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from imgkeep.core.confirmation import lasts, read_link
+from imgkeep.core.confirmation import is_immutable_for, read_link
 from imgkeep.core.errors import ImgkeepError, OriginError, Removed, SourceForbidden, StorageError, Yielded
 from imgkeep.core.records import Key, Record
 from imgkeep.images.context import CacheStatus, Delivery, HeldByPeer
@@ -289,5 +289,5 @@ def _deliver(key: Key, head: FillHead, body: SharedBody[Any], status: CacheStatu
         file_name(key, head.format),
         body,
         growing=body,
-        immutable=lasts(head.doubts, link),
+        immutable=is_immutable_for(head.doubts, link),
     )

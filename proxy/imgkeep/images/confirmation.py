@@ -22,21 +22,21 @@ from typing import TYPE_CHECKING, Final
 from cachetools import LRUCache, TTLCache
 
 from imgkeep.core.confirmation import (
-    OTHERS,
-    Proof,
-    Weight,
+    SEPARATE_RECORD_DOUBTS,
+    Comparison,
+    ProbeResult,
     can_complete,
     can_confirm,
     can_prove,
     can_refresh,
+    compare_records,
     confirmed,
     key_of,
-    leaves_to_its_link,
     merge,
+    needs_separate_record,
     own_identity,
     own_info,
-    replaced_by,
-    weigh,
+    replacing_record,
 )
 from imgkeep.core.errors import Conflict, ImgkeepError
 from imgkeep.core.records import Digest, Doubt
@@ -91,8 +91,8 @@ class Confirmer:
         timer: Callable[[], float],
     ) -> None:
         self._dependencies = dependencies
-        self._stored = changes.stored
-        self._tell = changes.tell_peers
+        self._stored = changes.note_stored
+        self._tell = changes.notify_peers
         self._leases = leases
         self._alter = alter
         self._seen: LRUCache[str, Digest] = LRUCache(SEEN_LINKS_MAX)
@@ -125,15 +125,15 @@ class Confirmer:
     ) -> Record:
         """Store the whole image of a second fill where it belongs; return the record by which its link finds it."""
         continues = await is_continuation(known, draft)
-        weight = weigh(known, new, continues=continues)
-        self._dependencies.observer.weighed(weight.value)
-        if weight is Weight.REPLACE:
+        comparison = compare_records(known, new, continues=continues)
+        self._dependencies.observer.weighed(comparison.value)
+        if comparison is Comparison.REPLACE:
             return await self.replace_stored(known, draft, new, continues=continues)
         if await self._is_beginning_of_stored(known, new):
             await self._note_compared(new, known)
             return known
         second_fill = SecondFill(source, info, known, new)
-        if weight is Weight.EQUAL:
+        if comparison is Comparison.EQUAL:
             return await self._merge(second_fill, draft)
         return await self._store_beside(second_fill, draft)
 
@@ -145,10 +145,10 @@ class Confirmer:
             Conflict: It does not.
         """
         continues = await is_continuation(known, draft)
-        weight = weigh(known, new, continues=continues)
-        if weight is Weight.REPLACE:
+        comparison = compare_records(known, new, continues=continues)
+        if comparison is Comparison.REPLACE:
             return await self.replace_stored(known, draft, new, continues=continues)
-        if weight is Weight.OTHER:
+        if comparison is Comparison.OTHER:
             raise Conflict("the image that came over https is another one than the stored image")
         merged = merge(known, new)
         return known if merged == known else await self._dependencies.store.put_record(merged)
@@ -163,9 +163,9 @@ class Confirmer:
         if not can_refresh(known, new):
             raise Conflict("a link that is not verified replaces nothing")
         # Whether others have records of their own is known of the key, not of what this link brought.
-        doubts = new.doubts | (known.doubts & OTHERS)
+        doubts = new.doubts | (known.doubts & SEPARATE_RECORD_DOUBTS)
         brought_by = new.brought_by or (known.brought_by if doubts else "")
-        replacing = replace(new, doubts=doubts, brought_by=brought_by)
+        replacing = replace(new, trust=replace(new.trust, doubts=doubts, brought_by=brought_by))
         return await self._dependencies.store.put(draft, replacing, known.digest)
 
     async def replace_stored(self, known: Record, draft: Draft, new: Record, *, continues: bool) -> Record:
@@ -174,10 +174,10 @@ class Confirmer:
 
         `continues`: the new bytes begin with the stored ones, and are more of them. Raises as `Store.put`.
         """
-        replacing = replaced_by(known, new)
-        if known.digest != new.digest and leaves_to_its_link(known, new, continues=continues):
+        replacing = replacing_record(known, new)
+        if known.digest != new.digest and needs_separate_record(known, new, continues=continues):
             await self._leave_to_its_link(known)
-            replacing = replace(replacing, doubts=replacing.doubts | {Doubt.CONTESTED})
+            replacing = replacing.with_doubts(replacing.doubts | {Doubt.CONTESTED})
         return await self._dependencies.store.put(draft, replacing, known.digest)
 
     async def _merge(self, second_fill: SecondFill, draft: Draft) -> Record:
@@ -202,7 +202,7 @@ class Confirmer:
         stored = await self._dependencies.store.put(draft, replace(new, key=own.key, identity=own.identity))
         known = await self._read_again(second_fill.known)
         if Doubt.CONTESTED not in known.doubts:
-            contested = replace(known, doubts=known.doubts | {Doubt.CONTESTED})
+            contested = known.with_doubts(known.doubts | {Doubt.CONTESTED})
             known = await self._dependencies.store.put_record(contested)
             await self._stored(known)
         if can_confirm(known, new) if known.digest == new.digest else can_prove(known, new) or can_complete(known, new):
@@ -256,24 +256,24 @@ class Confirmer:
         if self._leases is not None:
             self._leases.release(name)
 
-    async def _conclude(self, second_fill: SecondFill, proof: Proof | None) -> None:
+    async def _conclude(self, second_fill: SecondFill, probe_result: ProbeResult | None) -> None:
         """Change the record as a probe allows; `None`: the signature of the link cannot be altered."""
         known, new = second_fill.known, second_fill.new
-        self._dependencies.observer.weighed("unproven" if proof is None else proof.name.lower())
+        self._dependencies.observer.weighed("unproven" if probe_result is None else probe_result.name.lower())
         current = await self._dependencies.store.find(known.key)
         if current is None or (current.digest, current.brought_by) != (known.digest, known.brought_by):
             return
         if known.digest == new.digest:
-            if proof is Proof.DIFFERENCE:
+            if probe_result is ProbeResult.DIFFERENCE:
                 await self._restate(confirmed(current))
                 log.info("image confirmed", extra={"key": known.key, "host": known.host})
             else:
                 self._unproven[known.key, known.digest] = True
-        elif proof is Proof.PLACEHOLDER or (
-            proof is Proof.DIFFERENCE and not current.doubts.isdisjoint({Doubt.ENDED, Doubt.INCOMPLETE})
+        elif probe_result is ProbeResult.PLACEHOLDER or (
+            probe_result is ProbeResult.DIFFERENCE and not current.doubts.isdisjoint({Doubt.ENDED, Doubt.INCOMPLETE})
         ):
             await self._replace_placeholder(current, second_fill)
-        elif proof is Proof.DIFFERENCE:
+        elif probe_result is ProbeResult.DIFFERENCE:
             # Not where the signature cannot be altered: its form is the word of the author of the link.
             await self._split(current)
 
@@ -284,7 +284,7 @@ class Confirmer:
             second_fill.new,
             key=current.key,
             identity=current.identity,
-            doubts=second_fill.new.doubts | {Doubt.CONTESTED},
+            trust=replace(second_fill.new.trust, doubts=second_fill.new.doubts | {Doubt.CONTESTED}),
         )
         await self._restate(new, current.digest)
         log.warning("placeholder replaced", extra={"key": current.key, "host": current.host, "digest": current.digest})
@@ -293,13 +293,15 @@ class Confirmer:
         """Write a record that shows an image to the link that brought it, whatever replaces it for others."""
         identity = own_identity(known.identity, known.brought_by)
         doubts = known.doubts - {Doubt.CONTESTED}
-        await self._restate(replace(known, key=key_of(identity), identity=identity, doubts=doubts))
+        await self._restate(
+            replace(known, key=key_of(identity), identity=identity, trust=replace(known.trust, doubts=doubts))
+        )
 
     async def _split(self, current: Record) -> None:
         """Have each link of a key show its own image from now on, and tell the operator once."""
         if Doubt.SPLIT in current.doubts:
             return
-        await self._restate(replace(current, doubts=current.doubts | {Doubt.SPLIT}))
+        await self._restate(current.with_doubts(current.doubts | {Doubt.SPLIT}))
         self._dependencies.observer.weighed("split")
         log.warning(
             "key split: the signature names the image at this host",

@@ -81,7 +81,7 @@ class Delivery:
     """
 
     key: str
-    outcome: CacheStatus
+    cache_status: CacheStatus
     format: Format
     etag: str
     name: str

@@ -39,7 +39,7 @@ from imgkeep.core.errors import (
 )
 from imgkeep.core.formats import Ending
 from imgkeep.core.layout import REMOVED
-from imgkeep.core.records import OWN, Doubt, Record, Subject
+from imgkeep.core.records import OWN, Doubt, Provenance, Record, Subject, Trust
 from imgkeep.images.fill_checks import ERROR_IMAGE_BYTES_MAX, FillChecks
 from imgkeep.images.fill_result import Failed, FillResult, NotStored, Skipped, Stored, Unchanged
 from imgkeep.images.ingest import undo_put
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
     from imgkeep.core.records import Client, Format, PixelSize, Source, SourceInfo, Validator
     from imgkeep.images.dependencies import FillDependencies
-    from imgkeep.images.fill_result import FillListener, Outcome
+    from imgkeep.images.fill_result import FillListener, FillOutcome
     from imgkeep.origin.response import OriginResponse
     from imgkeep.storage.interfaces import Draft
 
@@ -180,7 +180,7 @@ class Fill(Call):
     async def aclose(self) -> None:
         await self.body.aclose()
 
-    async def _end(self, outcome: Outcome) -> None:
+    async def _end(self, outcome: FillOutcome) -> None:
         """Give the result to the listeners, once."""
         if self.result is not None:
             return
@@ -189,7 +189,7 @@ class Fill(Call):
         for listener in self._listeners:
             await listener(self.result)
 
-    async def _fetch_and_store(self) -> Outcome:
+    async def _fetch_and_store(self) -> FillOutcome:
         if self._is_due is not None and not await self._is_due():
             return Skipped()
         try:
@@ -305,22 +305,20 @@ class Fill(Call):
         return Record(
             key=info.key,
             identity=info.identity,
-            host=self.source.host,
             digest=draft.digest,
             format=format_,
             size=draft.size,
             pixel_size=pixel_size,
             etag=etag,
             stored_at=self._dependencies.clock().replace(microsecond=0),
-            provider=info.provider,
-            temporary=info.temporary,
-            expires_at=info.expires_at,
             validator=validator,
-            doubts=doubts,
-            brought_by=self.link.fingerprint if doubts else "",
+            provenance=Provenance(
+                host=self.source.host, provider=info.provider, temporary=info.temporary, expires_at=info.expires_at
+            ),
+            trust=Trust(doubts=doubts, brought_by=self.link.fingerprint if doubts else ""),
         )
 
-    async def _store(self, record: Record) -> Outcome:
+    async def _store(self, record: Record) -> FillOutcome:
         dependencies = self._dependencies
         if record.digest in dependencies.blocked:
             raise Removed(REMOVED)

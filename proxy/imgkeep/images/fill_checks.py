@@ -115,7 +115,7 @@ class FillChecks:
         with suppress(NotAnImage, TooLarge, Busy):
             _, seen = await self._dependencies.format_checker.read_head(_once(body), self._client)
             require_pixels(self._dependencies, seen.pixel_size)
-            error.picture = seen.format.media_type, body
+            error.image = seen.format.media_type, body
 
 
 async def _once(body: bytes) -> AsyncIterator[bytes]:

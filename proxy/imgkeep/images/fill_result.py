@@ -42,7 +42,7 @@ class Failed:
     error: BaseException
 
 
-Outcome = Stored | NotStored | Unchanged | Skipped | Failed
+FillOutcome = Stored | NotStored | Unchanged | Skipped | Failed
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class FillResult:
 
     subject: Subject
     size: int
-    outcome: Outcome
+    outcome: FillOutcome
 
 
 FillListener = Callable[[FillResult], Awaitable[None]]

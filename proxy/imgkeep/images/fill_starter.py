@@ -210,7 +210,7 @@ class FillStarter:
         """Remember what is stored now, or that the link failed."""
         outcome = result.outcome
         if isinstance(outcome, Stored):
-            await self.changes.stored(outcome.record)
+            await self.changes.note_stored(outcome.record)
         elif isinstance(outcome, Failed):
             if isinstance(outcome.error, ImgkeepError):
                 self.negative_cache.add(source, outcome.error)

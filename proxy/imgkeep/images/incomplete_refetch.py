@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import logging
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from cachetools import LRUCache, TTLCache
 
-from imgkeep.core.confirmation import OTHERS, fingerprint, read_link
+from imgkeep.core.confirmation import SEPARATE_RECORD_DOUBTS, fingerprint, read_link
 from imgkeep.core.dead_link import refuses
 from imgkeep.core.errors import (
     Busy,
@@ -38,15 +38,15 @@ from imgkeep.core.errors import (
 from imgkeep.core.incomplete_image import (
     INTERVAL_MAX_S,
     INTERVAL_MIN_S,
-    Ask,
-    Outcome,
-    after_longer,
-    after_refetch,
+    RefetchDecision,
+    RefetchOutcome,
+    decide_refetch,
     due_at,
     is_incomplete,
     judge_refetch,
-    may_ask,
-    may_be_invented,
+    may_be_forged,
+    record_after_longer,
+    record_after_refetch,
 )
 from imgkeep.core.records import Doubt
 from imgkeep.images.confirmation import is_continuation
@@ -85,14 +85,14 @@ class IncompleteRefetch:
         info: What identifies its image.
         known: The record of the incomplete image.
         counts: Whether the record counts the refetch.
-        may_be_invented: Whether a stranger may have written the link, so that its refusal does not count.
+        may_be_forged: Whether a stranger may have written the link, so that its refusal does not count.
     """
 
     source: Source
     info: SourceInfo
     known: Record
     counts: bool
-    may_be_invented: bool
+    may_be_forged: bool
 
 
 class IncompleteRefetcher:
@@ -115,18 +115,18 @@ class IncompleteRefetcher:
         if not is_incomplete(known):
             return False
         link = read_link(source, info, self._dependencies.clock())
-        ask = may_ask(known, link)
-        counts = ask is Ask.IN_ITS_TURN
+        decision = decide_refetch(known, link)
+        counts = decision is RefetchDecision.IN_INTERVAL
         if counts:
             wanted = self._dependencies.clock() >= due_at(known) and link.fingerprint not in self._useless_links
         else:
             is_new = self._tried.get(link.fingerprint) != known.digest and not self._confirmer.was_tried(link, known)
-            wanted = ask is Ask.ONCE and is_new
+            wanted = decision is RefetchDecision.ONCE and is_new
         # An image that waits in the outbox is replaced later: only the primary knows what it replaces.
         wanted = wanted and not known.pending and (known.key, counts) not in self._started
         if wanted and self._under_way < REFETCHES_MAX and self._fills.may_start(source, request_context):
             started = self._start(
-                IncompleteRefetch(source, info, known, counts, may_be_invented(known, link)), request_context
+                IncompleteRefetch(source, info, known, counts, may_be_forged(known, link)), request_context
             )
             if started:
                 self._started[known.key, counts] = True
@@ -160,7 +160,7 @@ class IncompleteRefetcher:
         """Ask the store whether the image is still the shown one: another worker or node may have replaced it."""
         current = await self._dependencies.store.find(refetch.known.key)
         if current is not None and current != refetch.known:
-            await self._fills.changes.stored(current)
+            await self._fills.changes.note_stored(current)
         if current is None or current.digest != refetch.known.digest or not is_incomplete(current):
             return False
         return not refetch.counts or self._dependencies.clock() >= due_at(current)
@@ -181,19 +181,21 @@ class IncompleteRefetcher:
         outcome = judge_refetch(current, new, continues=continues)
         self._dependencies.observer.completed(outcome.value)
         log.info("incomplete image fetched again", extra={"key": current.key, "outcome": outcome.value})
-        if current.digest != new.digest and outcome is Outcome.LONGER:
-            return await self._dependencies.store.put(draft, after_longer(current, new, self._now()), current.digest)
-        if current.digest != new.digest and outcome is Outcome.WHOLE:
+        if current.digest != new.digest and outcome is RefetchOutcome.LONGER:
+            return await self._dependencies.store.put(
+                draft, record_after_longer(current, new, self._now()), current.digest
+            )
+        if current.digest != new.digest and outcome is RefetchOutcome.WHOLE:
             # Whether others have records of their own is known of the key, not of what this link brought.
-            new = replace(new, doubts=new.doubts | (current.doubts & OTHERS))
+            new = new.with_doubts(new.doubts | (current.doubts & SEPARATE_RECORD_DOUBTS))
             return await self._confirmer.replace_stored(current, draft, new, continues=continues)
-        if outcome is Outcome.OTHER and refetch.may_be_invented and Doubt.SCHEME in new.doubts:
+        if outcome is RefetchOutcome.OTHER and refetch.may_be_forged and Doubt.SCHEME in new.doubts:
             return await self._store_for_its_link(refetch, current, draft, new)
         counts = refetch.counts and (Doubt.PLAINTEXT not in new.doubts or Doubt.PLAINTEXT in current.doubts)
-        if not counts and outcome is not Outcome.WHOLE:
+        if not counts and outcome is not RefetchOutcome.WHOLE:
             return current
-        after = after_refetch(current, outcome, self._now())
-        if not is_incomplete(after) and outcome is Outcome.EQUAL:
+        after = record_after_refetch(current, outcome, self._now())
+        if not is_incomplete(after) and outcome is RefetchOutcome.EQUAL:
             self._dependencies.observer.completed("confirmed")
             log.info("incomplete image confirmed as it is", extra={"key": current.key})
         return await self._dependencies.store.put_record(after)
@@ -214,17 +216,17 @@ class IncompleteRefetcher:
 
     async def _note_failure(self, refetch: IncompleteRefetch, error: ImgkeepError) -> None:
         """Have the interval grow, unless the failure may be that of the link alone."""
-        self._dependencies.observer.completed(Outcome.FAILED.value)
+        self._dependencies.observer.completed(RefetchOutcome.FAILED.value)
         if not refetch.counts:
             return
-        if refetch.may_be_invented and _is_of_link(error):
+        if refetch.may_be_forged and _is_of_link(error):
             self._note_useless_link(refetch)
             return
         with suppress(StorageError):  # then the next refetch is due after the shorter interval
             current = await self._dependencies.store.find(refetch.known.key)
             if current is not None and current.digest == refetch.known.digest and is_incomplete(current):
-                after = after_refetch(current, Outcome.FAILED, self._now())
-                await self._fills.changes.stored(await self._dependencies.store.put_record(after))
+                after = record_after_refetch(current, RefetchOutcome.FAILED, self._now())
+                await self._fills.changes.note_stored(await self._dependencies.store.put_record(after))
 
     def _now(self) -> datetime:
         return self._dependencies.clock().replace(microsecond=0)

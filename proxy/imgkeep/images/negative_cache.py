@@ -84,9 +84,9 @@ class NegativeCache:
             error = copy.copy(error)
             link = hash_link(source)
             self._images.pop(link, None)
-            if isinstance(error, OriginError) and error.picture is not None:
-                self._images[link] = error.picture
-                error.picture = None
+            if isinstance(error, OriginError) and error.image is not None:
+                self._images[link] = error.image
+                error.image = None
             self._errors[link] = error
 
     def forget_removals(self) -> None:
@@ -104,7 +104,7 @@ class NegativeCache:
             return None
         error = copy.copy(known)
         if isinstance(error, OriginError):
-            error.picture = self._images.get(link)
+            error.image = self._images.get(link)
         return error
 
 

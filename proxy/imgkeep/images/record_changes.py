@@ -30,21 +30,21 @@ class RecordChanges:
         self._changed = changed
         self._peers = peers
 
-    async def stored(self, record: Record) -> None:
+    async def note_stored(self, record: Record) -> None:
         """Pass on that a record is stored. It is durable, and no reader has the last byte of its image yet."""
         known = self.records.cached(record.key)
         self.records.put(record)
         self._changed(record.key)
         await self.records.index(record)
         if known is not None and known != record:
-            await self.tell_peers(record.key)
+            await self.notify_peers(record.key)
 
     def forget(self, key: Key) -> None:
         """Drop what memory says of a key: that an image is stored, or that it was removed."""
         self.records.forget(key)
         self._changed(key)
 
-    async def tell_peers(self, name: str) -> None:
+    async def notify_peers(self, name: str) -> None:
         """Tell other workers that another image is stored under a key, or what `Confirmer.learn` understands."""
         if self._peers is not None:
             with suppress(StorageError):  # they look again after a while (`web/fastpath/response_cache.py`)

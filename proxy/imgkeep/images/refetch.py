@@ -33,10 +33,10 @@ from imgkeep.core.errors import (
     SourceForbidden,
     StorageError,
 )
-from imgkeep.core.incomplete_image import Outcome, after_refetch, is_confirmed_as_it_is, is_incomplete
+from imgkeep.core.incomplete_image import RefetchOutcome, is_confirmed_as_it_is, is_incomplete, record_after_refetch
 from imgkeep.core.layout import REMOVED
 from imgkeep.core.policy import judge
-from imgkeep.core.records import Doubt, Key, Record, Subject
+from imgkeep.core.records import Doubt, Key, Provenance, Record, Subject, Trust
 from imgkeep.core.source_url import read_source
 from imgkeep.images.fill_result import Failed, FillResult, Stored, Unchanged
 from imgkeep.images.ingest import begin_draft, check_image, require_complete
@@ -123,7 +123,7 @@ class Refetcher:
 
     async def refetch_source(self, source: Source) -> Refetched | None:
         """Fetch the image that a link is shown again, by this link. As `refetch`."""
-        return await self.refetch(await self._image_service.shown(source), source)
+        return await self.refetch(await self._image_service.find_key(source), source)
 
     async def refetch(self, key: Key, source: Source | None = None) -> Refetched | None:
         """
@@ -219,9 +219,9 @@ class Refetcher:
         finally:
             await fetched.draft.aclose()
         if refetched is not None:
-            await self._image_service.changes.stored(refetched.record)
+            await self._image_service.changes.note_stored(refetched.record)
             await self._settle()
-            await self._image_service.changes.tell_peers(key)
+            await self._image_service.changes.notify_peers(key)
         return refetched
 
     async def _spool(self, source: Source, info: SourceInfo) -> _Fetched:
@@ -282,23 +282,26 @@ class Refetcher:
         record = Record(
             key=known.key,
             identity=known.identity,
-            host=source.host,
             digest=draft.digest,
             format=checked.format,
             size=draft.size,
             pixel_size=checked.pixel_size,
             etag=known.etag if same else self._dependencies.draw_etag(),
             stored_at=known.stored_at if same else now,
-            # A link without its signature does not tell what kind of link it was.
-            provider=info.provider or known.provider,
-            temporary=info.temporary or known.temporary,
-            expires_at=info.expires_at or known.expires_at,
             validator=fetched.validator,
-            doubts=doubts,
-            brought_by=fingerprint(source) if doubts else "",
-            refetches=known.refetches if same else None,
+            provenance=Provenance(
+                host=source.host,
+                provider=info.provider or known.provider,
+                temporary=info.temporary or known.temporary,
+                expires_at=info.expires_at or known.expires_at,
+            ),
+            trust=Trust(
+                doubts=doubts,
+                brought_by=fingerprint(source) if doubts else "",
+                refetches=known.refetches if same else None,
+            ),
         )
-        return after_refetch(record, Outcome.EQUAL, now) if is_incomplete(record) else record
+        return record_after_refetch(record, RefetchOutcome.EQUAL, now) if is_incomplete(record) else record
 
 
 class _Refetch(Call):

@@ -126,7 +126,7 @@ class Remover:
     async def remove_source(self, source: Source, *, force: bool = False) -> bool:
         """Remove the image that this node shows for a link, and no other image of its key. As `remove_key`."""
         try:
-            key = await self._image_service.shown(source)
+            key = await self._image_service.find_key(source)
         except Removed:
             for each in self._image_service.keys_of(source):
                 await self._complete(each)
@@ -204,7 +204,7 @@ class Remover:
         """Take notice of the removals and undos of other nodes, by the store."""
         refreshed = await self._blocked.refresh()
         if refreshed.rechecked:
-            self._image_service.restored()
+            self._image_service.forget_removals()
         for digest in refreshed.blocked:
             with suppress(StorageError):  # the bytes that are left are never shown
                 await self.delete_late_object(digest)
@@ -223,7 +223,7 @@ class Remover:
             await self._blocked.recheck(digests)
         finally:
             if digests:
-                self._image_service.restored()
+                self._image_service.forget_removals()
 
     async def _restore(self, digest: Digest | None, named: Tombstone | None) -> Restored:
         """Undo in the order that the module names. `named` goes last."""
@@ -245,7 +245,7 @@ class Remover:
         for key in keys:
             self._image_service.forget(key)
         await self._blocked.recheck([] if digest is None else [digest])
-        self._image_service.restored()
+        self._image_service.forget_removals()
         await self._blocked.tell_undone(digest, keys)
         stored = digest is not None and await self._store.has_object(digest)
         log.info("removal undone", extra={"digest": digest, "keys": len(keys)})

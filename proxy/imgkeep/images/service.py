@@ -15,7 +15,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from imgkeep.core.confirmation import Use, own_info, read_link
+from imgkeep.core.confirmation import RecordUse, own_info, read_link
 from imgkeep.core.errors import Busy, ImgkeepError, StorageError
 from imgkeep.core.records import Key, Record
 from imgkeep.images.coalescing import FillCoalescer
@@ -55,7 +55,7 @@ FOLLOW_ATTEMPTS_MAX: Final = 50
 """Maximum number of times that a request looks for a fill in the worker that had it a moment ago."""
 
 
-def _spoil_nothing(_source: Source) -> Source | None:
+def _make_no_signature(_source: Source) -> Source | None:
     """Return no link with another signature."""
 
 
@@ -73,7 +73,7 @@ class ImageService:
         object_urls: Where clients can be sent; `None`: every image is served.
         rate_limiter: `None`: no client has limits.
         cluster: `None`: this is the only worker.
-        spoil: Returns a link with another, random signature; `None` if there is none.
+        make_invalid_signature: Returns a link with another, random signature; `None` if there is none.
         changed: Called with every key under which another image is stored, or whose image is elsewhere.
         timer: Gives monotonic seconds.
     """
@@ -89,7 +89,7 @@ class ImageService:
         object_urls: ObjectUrls | None = None,
         rate_limiter: RateLimiter | None = None,
         cluster: Cluster | None = None,
-        spoil: Callable[[Source], Source | None] = _spoil_nothing,
+        make_invalid_signature: Callable[[Source], Source | None] = _make_no_signature,
         changed: Callable[[Key], None] = lambda _: None,
         timer: Callable[[], float],
     ) -> None:
@@ -101,7 +101,9 @@ class ImageService:
         self.records = RecordCache(dependencies.store, image_index, running, timer)
         self.changes = RecordChanges(self.records, changed, None if cluster is None else cluster.peers)
         self._policy = SourcePolicy(policy, dependencies.observer)
-        self._confirmer = Confirmer(dependencies, changes=self.changes, leases=leases, alter=spoil, timer=timer)
+        self._confirmer = Confirmer(
+            dependencies, changes=self.changes, leases=leases, alter=make_invalid_signature, timer=timer
+        )
         self.stored = StoredImages(
             dependencies,
             changes=self.changes,
@@ -177,7 +179,7 @@ class ImageService:
             found = await self.stored.look_up(source, info)
             known, fault = found.record, found.fault
             joined: tuple[Record, bool] | HeldByPeer | None = None
-            if known is not None and found.use is Use.TRY:
+            if known is not None and found.use is RecordUse.SECOND_FILL:
                 joined = await self._try(source, found.info, known, INTERNAL, self._coalescer.wait)
                 if isinstance(joined, tuple):
                     record = joined[0]
@@ -228,7 +230,7 @@ class ImageService:
         """Return the record under a key, whether its object is there or not. Raises as `Store.find`."""
         return await self.records.find(key)
 
-    async def shown(self, source: Source) -> Key:
+    async def find_key(self, source: Source) -> Key:
         """
         Return the key of the image that a link is shown, whether one is stored or not.
 
@@ -250,7 +252,7 @@ class ImageService:
         """Drop what memory says of a key: that an image is stored, or that it was removed."""
         self.changes.forget(key)
 
-    def restored(self) -> None:
+    def forget_removals(self) -> None:
         """Refuse no link any more for removed bytes that it brought: an operator undid a removal."""
         self._fills.negative_cache.forget_removals()
 
@@ -286,7 +288,7 @@ class ImageService:
         request_context: RequestContext,
     ) -> tuple[Delivery | RedirectToObject | None, StorageError | None]:
         """Show a link what is stored, or what it brings itself where that does not stand for it."""
-        if found.use is Use.TRY:
+        if found.use is RecordUse.SECOND_FILL:
             follow = partial(self._coalescer.follow, request_context)
             tried = await self._try(source, found.info, record, request_context, follow)
             if isinstance(tried, HeldByPeer):
@@ -301,7 +303,7 @@ class ImageService:
         if shown is not None and not self._incomplete_refetcher.start_if_due(
             source, found.info, record, request_context
         ):
-            seek_secure = found.use is Use.SEEK_SECURE
+            seek_secure = found.use is RecordUse.SERVE_AND_SEEK_HTTPS
             self._refresher.start_if_due(source, found.info, record, request_context, seek_https=seek_secure)
         return shown, fault
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import TYPE_CHECKING, Final
 
-from imgkeep.core.confirmation import Answer, prove, secure_twin
+from imgkeep.core.confirmation import ProbeResponse, https_source, judge_probe
 from imgkeep.core.dead_link import refuses
 from imgkeep.core.errors import ImgkeepError, OriginError
 from imgkeep.core.formats import sniff
@@ -24,7 +24,7 @@ from imgkeep.images.singleflight import Call
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
-    from imgkeep.core.confirmation import Proof
+    from imgkeep.core.confirmation import ProbeResult
     from imgkeep.core.records import Record, Source, SourceInfo
     from imgkeep.images.dependencies import FillDependencies
 
@@ -69,7 +69,7 @@ class SignatureProbe(Call):
         second_fill: SecondFill,
         dependencies: FillDependencies,
         alter: Callable[[Source], Source | None],
-        conclude: Callable[[SecondFill, Proof | None], Awaitable[None]],
+        conclude: Callable[[SecondFill, ProbeResult | None], Awaitable[None]],
         release: Callable[[], None],
     ) -> None:
         self._second_fill = second_fill
@@ -88,10 +88,10 @@ class SignatureProbe(Call):
     async def aclose(self) -> None:
         self._release()
 
-    async def _probe(self) -> Proof | None:
+    async def _probe(self) -> ProbeResult | None:
         subject = self._second_fill
         plaintext = Doubt.PLAINTEXT in subject.new.doubts
-        genuine = subject.source if plaintext else secure_twin(subject.source, subject.info) or subject.source
+        genuine = subject.source if plaintext else https_source(subject.source, subject.info) or subject.source
         links = self._alter(genuine), self._alter(genuine)
         if links[0] is None or links[1] is None:
             return None
@@ -99,26 +99,26 @@ class SignatureProbe(Call):
         size_max = max(subject.known.size, subject.new.size)
         first = await self._fetch_digest(links[0], size_max)
         second = first
-        if first not in {Answer.REFUSED, Answer.UNKNOWN, brought}:
+        if first not in {ProbeResponse.REFUSED, ProbeResponse.UNKNOWN, brought}:
             second = await self._fetch_digest(links[1], size_max)
-        control: Digest | Answer = Answer.UNKNOWN
-        if Answer.UNKNOWN not in {first, second} and brought not in {first, second}:
+        control: Digest | ProbeResponse = ProbeResponse.UNKNOWN
+        if ProbeResponse.UNKNOWN not in {first, second} and brought not in {first, second}:
             control = await self._fetch_digest(genuine, size_max)
-        return prove(stored, brought, (first, second), control)
+        return judge_probe(stored, brought, (first, second), control)
 
-    async def _fetch_digest(self, source: Source, size_max: int) -> Digest | Answer:
+    async def _fetch_digest(self, source: Source, size_max: int) -> Digest | ProbeResponse:
         """Return the digest of the image that a link brings, of its first bytes where it is larger than `size_max`."""
         try:
             async with self._dependencies.origin.fetch(source, fail_fast=True) as response:
                 if response.plaintext and Doubt.PLAINTEXT not in self._second_fill.new.doubts:
-                    return Answer.UNKNOWN  # an attacker on the network path can have answered
+                    return ProbeResponse.UNKNOWN  # an attacker on the network path can have answered
                 return await _hash_image(response.chunks(), size_max)
         except ImgkeepError as error:
             is_refused = isinstance(error, OriginError) and refuses(error.origin_status)
-            return Answer.REFUSED if is_refused else Answer.UNKNOWN
+            return ProbeResponse.REFUSED if is_refused else ProbeResponse.UNKNOWN
 
 
-async def _hash_image(chunks: AsyncIterator[bytes], size_max: int) -> Digest | Answer:
+async def _hash_image(chunks: AsyncIterator[bytes], size_max: int) -> Digest | ProbeResponse:
     digest, size, head = sha256(), 0, bytearray()
     async for chunk in chunks:
         head += chunk[: max(0, SNIFFED_BYTES - len(head))]
@@ -128,5 +128,5 @@ async def _hash_image(chunks: AsyncIterator[bytes], size_max: int) -> Digest | A
         if size > size_max:
             break
     if sniff(head, ended=size == len(head)) is None:
-        return Answer.REFUSED
+        return ProbeResponse.REFUSED
     return Digest(digest.hexdigest() if size <= size_max else f">{digest.hexdigest()}")

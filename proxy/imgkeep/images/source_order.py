@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from cachetools import TTLCache
 
-from imgkeep.core.confirmation import secure_twin
+from imgkeep.core.confirmation import https_source
 from imgkeep.core.policy import judge
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class SourceOrder:
         """Return the https link to fetch by in the place of an http link; `None`: it would not help now."""
         if source.scheme == "https" or source.host in self._without_https:
             return None
-        twin = secure_twin(source, info)
+        twin = https_source(source, info)
         return None if twin is None or judge(twin, self._policy) is not None else twin
 
     def note_unreachable(self, source: Source) -> None:

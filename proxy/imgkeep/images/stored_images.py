@@ -12,7 +12,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from imgkeep.core.confirmation import OTHERS, Use, judge_record, lasts, own_info, read_link
+from imgkeep.core.confirmation import (
+    SEPARATE_RECORD_DOUBTS,
+    RecordUse,
+    is_immutable_for,
+    judge_record,
+    own_info,
+    read_link,
+)
 from imgkeep.core.errors import Removed, StorageError
 from imgkeep.core.layout import REMOVED, read_object_name
 from imgkeep.core.records import Doubt
@@ -49,7 +56,7 @@ class LookupResult:
     info: SourceInfo
     record: Record | None = None
     link: Link | None = None
-    use: Use = Use.SERVE
+    use: RecordUse = RecordUse.SERVE
     fault: StorageError | None = None
 
 
@@ -91,9 +98,9 @@ class StoredImages:
             if record is None or not record.doubts:
                 return LookupResult(info, record)
             link, tried = read_link(source, info, self._dependencies.clock()), False
-            if not lasts(record.doubts, link):
+            if not is_immutable_for(record.doubts, link):
                 record = await self._records.recheck(record)
-            if record.brought_by != link.fingerprint and record.doubts & OTHERS:
+            if record.brought_by != link.fingerprint and record.doubts & SEPARATE_RECORD_DOUBTS:
                 own = own_info(info, link.fingerprint)
                 own_record = await self._records.find(own.key)
                 if Doubt.SPLIT in record.doubts or (own_record is not None and own_record.digest != record.digest):
@@ -128,9 +135,9 @@ class StoredImages:
     ) -> tuple[Delivery | RedirectToObject | None, StorageError | None]:
         """Open what is stored for a link. A fault comes back beside the `None`."""
         self._require_servable(record)
-        immutable = found.link is None or lasts(record.doubts, found.link)
+        immutable = found.link is None or is_immutable_for(record.doubts, found.link)
         return await self._open(
-            record, head=request_context.head, immutable=immutable, repeatable=found.use is not Use.TRY
+            record, head=request_context.head, immutable=immutable, repeatable=found.use is not RecordUse.SECOND_FILL
         )
 
     async def open_object(self, name: str, *, head: bool = False) -> Delivery | RedirectToObject | None:
@@ -251,7 +258,7 @@ class StoredImages:
     async def _find_another(self, lacking: Record) -> Record | None:
         record = await self._records.find_another(lacking)
         if record is not None:
-            await self._changes.stored(record)
+            await self._changes.note_stored(record)
         return record
 
     async def _fetch_another(self, lacking: Record) -> tuple[Record | None, Body | None]:

@@ -87,7 +87,6 @@ class Saver:
         record = Record(
             key=info.key,
             identity=info.identity,
-            host="",
             digest=draft.digest,
             format=format_,
             size=draft.size,
@@ -101,5 +100,5 @@ class Saver:
             raise Removed(REMOVED)
         subject = Subject(stored.key, stored.host, stored.provider)
         await self._dependencies.observer.fill_ended(FillResult(subject, draft.size, Stored(stored)))
-        await self._image_service.changes.stored(stored)
+        await self._image_service.changes.note_stored(stored)
         return Saved(stored, created=True)

@@ -52,7 +52,7 @@ class Options(TypedDict, total=False):
 
     Attributes:
         public_url: Where browsers reach imgkeep; empty: on the site's own server.
-        which: Links that die (`temporary`, the default), `all` that lead to other hosts, those of a list of host globs,
+        which: Links that expire (`temporary`, the default), `all` that lead to other hosts, those of a list of host globs,
             or those of which a function says so.
         allow: What imgkeep may fetch, in patterns as in its `sources.allow`, or `ask`: imgkeep tells. A link that it
             would refuse is left alone. `None`: with `signing_key` all; else the `known` hosts and those in `which`.

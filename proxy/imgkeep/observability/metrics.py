@@ -146,7 +146,7 @@ class Metrics:
         # One per refusal by a limit on a shared resource; clients that share one fill share its refusal.
         self._refused = self._tally("refused", "Requests refused by a limit on a shared resource", "limit")
         # One per image of a link that was tried ("replace", "equal", "other"), one per probe that ended (its proof),
-        # and one per key that was split and per picture that became suspect.
+        # and one per key that was split and per image that became suspect.
         self._weighed = self._tally(
             "confirmations", "Images compared with what was stored, and what came of it", "outcome"
         )

@@ -95,6 +95,8 @@ class OriginClient:
         self._window_slots = WindowSlots()
         self.limiter = FetchLimiter(settings.concurrent_max, settings.per_host_max, refused=refused)
         self._session = open_session(settings, guard, ssl_context=ssl_context, user_agent=user_agent)
+        connect_timeout_s = min(FAIL_FAST_CONNECT_TIMEOUT_S, settings.connect_timeout_s)
+        self._fast_limits = make_timeout(settings, connect_timeout_s)
 
     async def aclose(self) -> None:
         await self._session.close()
@@ -184,12 +186,10 @@ class OriginClient:
             raise OriginError("the connection failed, or it does not speak HTTP") from None
 
     def _plan_hops(self, demand: Demand | None, *, fail_fast: bool) -> _Hops:
-        connect_timeout_s = self._settings.connect_timeout_s
+        refusal_size = demand.refusal_size if demand else None
         if fail_fast:
-            connect_timeout_s = min(FAIL_FAST_CONNECT_TIMEOUT_S, connect_timeout_s)
-        limits = make_timeout(self._settings, connect_timeout_s)
-        attempts = 1 if fail_fast else self._settings.retries_max + 1
-        return _Hops(limits, attempts, demand.refusal_size if demand else None)
+            return _Hops(self._fast_limits, 1, refusal_size)
+        return _Hops(self._session.timeout, self._settings.retries_max + 1, refusal_size)
 
     async def _ask_until_answered(
         self, source: Source, conditions: Mapping[str, str], slot: FetchSlot, hops: _Hops
@@ -241,7 +241,7 @@ class OriginClient:
         loop = asyncio.get_running_loop()
         start, outcome = loop.time(), "error"
         try:
-            # An origin may close a connection that it kept open just when it is used again: aiohttp sends once more.
+            # An origin may close an idle connection just when a request uses it again: aiohttp sends once more.
             response = await self._session.get(make_url(source), headers=fields, allow_redirects=False, timeout=limits)
             outcome = f"{response.status // 100}xx"
         except TimeoutError:

@@ -6,7 +6,7 @@ for the first two together and holds neither meanwhile, so a client at its share
 host that hangs keeps no client from other hosts. It then waits for one of all slots, and holds the other two.
 
 Rules:
-- Clients take turns, at every host and at all slots: a client waits for its own fetches and one of each other.
+- Slots go to clients round robin, at every host and in all: a client waits for its own fetches and one of each other.
 - Visitors cannot take the slots that are reserved for the API and jobs, nor these all that visitors have.
 - A fetch without a reader (`Demand.yields`) stops as soon as another one waits for its slot, and at once where it waits
   itself. It goes on as long as no other fetch waits.
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 QUEUE_PER_SLOT: Final = 4
-"""Maximum length of a queue for each slot: a few fetches serve it. In a longer one clients leave before their turn."""
+"""Maximum length of a queue for each slot: a few fetches serve it, and clients do not wait for more."""
 CLIENT_PART: Final = 8
 """A client's share is an eighth of all slots and of the queue: seven clients fill what visitors can have."""
 HOST_PART: Final = 4
 """
 A client's share of a host's slots is a quarter. It is more than of all slots, because a page's images often come from
-one host; a host's queue lets in every client, so others wait for their turn there and are never refused.
+one host; a host's queue lets in every client, so others wait there and are never refused.
 """
 RESERVED_PART: Final = 8
 """An eighth of the slots is reserved for the API and jobs, and an eighth for visitors; below 8 slots none is."""
@@ -65,10 +65,10 @@ class FetchLimiter:
         self._used = {True: 0, False: 0}
         """By class: the API and jobs, or visitors."""
         self._waiting = {True: 0, False: 0}
-        self._own_turn = False
+        self._own_next = False
         self.known = Parties(self._share)
-        self._turns: dict[bool, OrderedDict[ClientState, None]] = {True: OrderedDict(), False: OrderedDict()}
-        """Clients that wait for one of all slots, in the order of their turns."""
+        self._next: dict[bool, OrderedDict[ClientState, None]] = {True: OrderedDict(), False: OrderedDict()}
+        """Clients that wait for one of all slots, in the order in which they get one."""
         self._yielding: OrderedDict[Slot, None] = OrderedDict()
 
     @property
@@ -111,7 +111,7 @@ class FetchLimiter:
         at_host.host.waiting += 1
         self._count_waiting(slot, 1)
         self._list(at_host)
-        if at_host in at_host.host.turns:
+        if at_host in at_host.host.next:
             self._stop_one(at_host.host.yielding)
         if slot.demand.yields:
             slot.stop()
@@ -127,7 +127,7 @@ class FetchLimiter:
         slot.queue = owner.waiting_for_all
         owner.waiting_for_all.add(slot)
         self._count_waiting(slot, 1)
-        self._turns[own][owner] = None
+        self._next[own][owner] = None
         if self._wants_all:
             self._stop_one(self._yielding)
         if slot.demand.yields:
@@ -142,7 +142,7 @@ class FetchLimiter:
         self._count_waiting(slot, -1)
         if queue is slot.owner.waiting_for_all:
             if not queue:
-                self._turns[slot.own].pop(slot.owner, None)
+                self._next[slot.own].pop(slot.owner, None)
             return
         assert at_host is not None
         at_host.host.waiting -= 1
@@ -185,7 +185,7 @@ class FetchLimiter:
         elif slot.queue is not None:
             slot.stop()
         elif at_host is not None and slot.inside:
-            if self._wants_all or at_host.host.turns or slot.owner.at_share or at_host.waiting:
+            if self._wants_all or at_host.host.next or slot.owner.at_share or at_host.waiting:
                 slot.stop()
             else:
                 for each in (self._yielding, at_host.host.yielding, slot.owner.yielding, at_host.yielding):
@@ -218,31 +218,31 @@ class FetchLimiter:
         self.reconsider(slot)
 
     def _list(self, at_host: ClientAtHost) -> None:
-        """List a client that waits for a host where its turn is found, and make room for it."""
+        """List a client that waits for a host where a free slot finds it, and make room for it."""
         if at_host.held >= self._share_at_host(at_host):
             self._stop_one(at_host.yielding)  # listed again when it releases one of its slots there
         elif at_host.moving or not at_host.owner.full:
             at_host.owner.at_share.pop(at_host, None)
-            at_host.host.turns.setdefault(at_host, None)
-        elif at_host not in at_host.host.turns:  # if it is there, its turn finds that out
+            at_host.host.next.setdefault(at_host, None)
+        elif at_host not in at_host.host.next:  # if it is there, `_fill_host` finds that out
             at_host.owner.at_share[at_host] = None
             self._stop_one(at_host.owner.yielding)
 
     def _unlist(self, at_host: ClientAtHost) -> None:
-        at_host.host.turns.pop(at_host, None)
+        at_host.host.next.pop(at_host, None)
         at_host.owner.at_share.pop(at_host, None)
 
     def _start_others(self, owner: ClientState) -> None:
         """Give the rest of a client's share to another host that it waits for."""
         while owner.at_share and not owner.full:
             at_host, _ = owner.at_share.popitem(last=False)
-            at_host.host.turns[at_host] = None
+            at_host.host.next[at_host] = None
             self._fill_host(at_host.host)
 
     def _fill_host(self, host: HostState) -> None:
-        """Give the free slots of a host to the clients whose turn it is."""
-        while host.turns and host.used < self._slots_per_host:
-            at_host, _ = host.turns.popitem(last=False)
+        """Give the free slots of a host to the clients that are next."""
+        while host.next and host.used < self._slots_per_host:
+            at_host, _ = host.next.popitem(last=False)
             if at_host.held >= self._share_at_host(at_host):
                 continue  # as in `_list`
             queue = at_host.moving or (None if at_host.owner.full else at_host.queue)
@@ -255,20 +255,20 @@ class FetchLimiter:
             self._start(at_host, slot)
             if at_host.waiting:
                 self._list(at_host)
-        if host.turns:
+        if host.next:
             self._stop_one(host.yielding)
 
     def _fill_all(self) -> None:
         while True:
-            able = [own for own in (True, False) if self._turns[own] and self._has_room(own)]
+            able = [own for own in (True, False) if self._next[own] and self._has_room(own)]
             if not able:
                 break
-            own = self._own_turn if self._own_turn in able else able[0]
-            self._own_turn = not own
-            owner, _ = self._turns[own].popitem(last=False)
+            own = self._own_next if self._own_next in able else able[0]
+            self._own_next = not own
+            owner, _ = self._next[own].popitem(last=False)
             slot = owner.waiting_for_all.pop()
             if owner.waiting_for_all:
-                self._turns[own][owner] = None
+                self._next[own][owner] = None
             self._grant(slot)
             self._admit(slot)
         if self._wants_all:
@@ -283,7 +283,7 @@ class FetchLimiter:
     @property
     def _wants_all(self) -> bool:
         """Whether a fetch waits that a visitor's slot would let in."""
-        return bool(self._turns[False] or (self._turns[True] and self.used >= self._slots))
+        return bool(self._next[False] or (self._next[True] and self.used >= self._slots))
 
     def _stop_one(self, holding: OrderedDict[Slot, None]) -> None:
         """Stop one of the fetches without a reader."""
@@ -338,9 +338,9 @@ class FetchSlot(Slot):
         self.demand.changed = self._reconsider
         try:
             limiter.request_host(self, self._first)
-            await self.wait_for_turn()
+            await self.wait_until_granted()
             limiter.request_all(self)
-            await self.wait_for_turn()
+            await self.wait_until_granted()
         except BaseException:
             self._release()
             raise
@@ -358,7 +358,7 @@ class FetchSlot(Slot):
             if self.at_host is not None:
                 self._limiter.leave_host(self, moving=True)
             self._limiter.request_host(self, host)
-            await self.wait_for_turn()
+            await self.wait_until_granted()
 
     def _reconsider(self) -> None:
         self._limiter.reconsider(self)

@@ -33,12 +33,22 @@ class Slot:
     """
 
     __slots__ = (
-        "_stop", "_turn", "at_host", "demand", "inside", "network", "own", "owner", "queue", "started", "waited",
+        "_granted",
+        "_stop",
+        "at_host",
+        "demand",
+        "inside",
+        "network",
+        "own",
+        "owner",
+        "queue",
+        "started",
+        "waited",
     )  # fmt: skip
 
     def __init__(self, demand: Demand, stop: Callable[[], None]) -> None:
         self._stop: Callable[[], None] | None = stop
-        self._turn: asyncio.Future[None] | None = None
+        self._granted: asyncio.Future[None] | None = None
         self.demand = demand
         self.own = demand.client.own
         self.network = demand.client.networks[0] if demand.client.networks else ""
@@ -51,8 +61,8 @@ class Slot:
 
     def grant(self) -> None:
         """End the wait."""
-        if self._turn is not None and not self._turn.done():
-            self._turn.set_result(None)
+        if self._granted is not None and not self._granted.done():
+            self._granted.set_result(None)
 
     def stop(self) -> None:
         """Stop the fetch for another one, once."""
@@ -63,14 +73,14 @@ class Slot:
     def forget_stop(self) -> None:
         self._stop = None
 
-    async def wait_for_turn(self) -> None:
+    async def wait_until_granted(self) -> None:
         if self.queue is not None:
-            self._turn = asyncio.get_running_loop().create_future()
-            await self._turn
+            self._granted = asyncio.get_running_loop().create_future()
+            await self._granted
 
 
 class FetchQueue:
-    """The fetches of one client that wait, in rounds over its narrowest networks: the /64s of a /48 take turns."""
+    """The fetches of one client that wait, round robin over its narrowest networks: the /64s of a /48."""
 
     __slots__ = ("_by_network", "_number")
 
@@ -134,17 +144,17 @@ class HostState:
     One host.
 
     Attributes:
-        turns: Clients that wait for nothing but a slot here, in the order of their turns.
+        next: Clients that wait for nothing but a slot here, in the order in which they get one.
     """
 
-    __slots__ = ("clients", "name", "turns", "used", "waiting", "yielding")
+    __slots__ = ("clients", "name", "next", "used", "waiting", "yielding")
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.used = 0
         self.waiting = 0
         self.clients: dict[str, ClientAtHost] = {}
-        self.turns: OrderedDict[ClientAtHost, None] = OrderedDict()
+        self.next: OrderedDict[ClientAtHost, None] = OrderedDict()
         self.yielding: OrderedDict[Slot, None] = OrderedDict()
 
 

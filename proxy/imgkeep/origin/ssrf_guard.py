@@ -1,9 +1,9 @@
 """
-Nobody gets in: every address is judged where the connection is made.
+The guard against requests to addresses of the inside (SSRF): it judges every address where the connection is made.
 
-Two limiter, because one is not enough. The resolver judges all answers of a name together, so that a name with one bad
-address is refused whichever would have been dialled. The socket factory judges the very address of the connect call,
-so neither a literal (about which no resolver is asked) nor an answer that changed in between gets past it.
+It has two gates, because one is not enough. The resolver judges all answers of a name together: a name with one
+refused address is refused, whichever address the connector would choose. The socket factory judges the very address of
+the connect call, so neither a literal (the connector asks no resolver about it) nor an answer that has changed passes.
 """
 
 from __future__ import annotations
@@ -29,18 +29,22 @@ if TYPE_CHECKING:
 
 
 class AddressRefused(OSError):
-    """Policy refuses an address. An `OSError`, so that it travels through the connector like any failed connect."""
+    """The refusal of an address by policy. An `OSError` passes through the connector like any failed connect."""
 
 
 class OwnAddress(OSError):
-    """The address and port are our own."""
+    """The refusal of an address and port of this server."""
 
 
 class AddressGuard(AbstractResolver):
     """
-    Judges what `resolver` answers and what is connected to.
+    The two gates, around another resolver and another socket factory.
 
-    `own_ports` are the ports that we listen on ourselves: a connection to them on an address of this machine is a loop.
+    Args:
+        policy: Which addresses are refused.
+        resolver: Resolves names.
+        open_socket: Opens the socket for an address that passes.
+        own_ports: The ports that this server listens on: a connection to one on an address of this machine is a loop.
     """
 
     def __init__(
@@ -69,9 +73,9 @@ class AddressGuard(AbstractResolver):
         await self._resolver.close()
 
     def connect(self, info: AddrInfo) -> socket.socket:
-        """Make the socket for one connect call, or refuse (`TCPConnector(socket_factory=...)`)."""
+        """Open the socket for one connect call, or refuse (`TCPConnector(socket_factory=...)`)."""
         address, port = info[4][:2]
-        # A name is judged by the resolver; what remains here is the address, as if the URL had held it.
+        # The first gate has judged the name; here the address counts, as if the URL held it.
         self._judge(str(address), str(address), port)
         if port in self.own_ports and _is_own_address(info):
             raise OwnAddress(errno.ELOOP, "that is this server")
@@ -87,13 +91,13 @@ class AddressGuard(AbstractResolver):
 
 
 def open_socket(info: AddrInfo) -> socket.socket:
-    """Open the plain socket for an address."""
+    """Open a plain socket for an address."""
     family, kind, protocol = info[:3]
     return socket.socket(family, kind, protocol)
 
 
 def _is_own_address(info: AddrInfo) -> bool:
-    """Whether the address belongs to this machine. Sends nothing."""
+    """Tell whether an address belongs to this machine. Sends nothing."""
     address = ipaddress.ip_address(info[4][0])
     if address.is_loopback or address.is_unspecified:
         return True  # all of 127.0.0.0/8, though the kernel answers from 127.0.0.1 alone

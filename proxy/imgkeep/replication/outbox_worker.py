@@ -23,7 +23,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from imgkeep.core.backoff import backoff_s
-from imgkeep.core.confirmation import Weight, key_of, own_identity, weigh
+from imgkeep.core.confirmation import Comparison, compare_records, key_of, own_identity
 from imgkeep.core.errors import Busy, RemoteFault, Removed, StorageError
 from imgkeep.core.layout import RECORDS, REMOVED
 from imgkeep.core.records import Doubt, Record
@@ -208,13 +208,13 @@ class OutboxWorker:
 
     async def _keep_both(self, standing: Record, record: Record) -> Record:
         """Store each of two images for its links, as a second fill would; return what the key has then."""
-        replaces = weigh(standing, record) is Weight.REPLACE
+        replaces = compare_records(standing, record) is Comparison.REPLACE
         other, first = (standing, record) if replaces else (record, standing)
         is_another = other.brought_by not in {"", first.brought_by}
         if is_another and Doubt.PLAINTEXT not in other.doubts - first.doubts:
             own = own_identity(other.identity, other.brought_by)
             await self._primary.import_image(None, replace(other, key=key_of(own), identity=own))
-            first = replace(first, doubts=first.doubts | {Doubt.CONTESTED})
+            first = first.with_doubts(first.doubts | {Doubt.CONTESTED})
         if first == standing:
             return standing
         return await self._primary.put_record(first, standing.digest if replaces else None)

@@ -1,7 +1,7 @@
 """
-Carries responses over aiohttp: the way of every request that the fast path does not answer.
+Sends responses over aiohttp, for every request that the fast path does not answer.
 
-A body is sent at the client's own speed. When a body breaks off, the connection is broken off too, so that no client
+It sends a body at the client's own speed. When a body breaks off, it breaks the connection off too, so that no client
 takes a part for the whole.
 """
 
@@ -18,53 +18,53 @@ from imgkeep.web.context import REQUEST_LOG
 from imgkeep.web.messages import BodyRange, HttpResponse
 
 STALL_TIMEOUT_S: Final = 60
-"""Timeout for a client that takes no piece of a body (nginx's `send_timeout`)."""
+"""Timeout for a client that reads no piece of a body (nginx's `send_timeout`)."""
 STALL_TIMEOUT: Final = web.AppKey("stall_timeout_s", float)
 """Replaces `STALL_TIMEOUT_S` in tests."""
 
 
 def presence_of(request: web.Request) -> ClientPresence:
-    """Return what tells whether the client of a request is still there; on connections that are not ours it stays."""
+    """Return the presence of the client of a request; on a connection that is not ours it never leaves."""
     presence = getattr(request.protocol, "presence", None)
     return presence if isinstance(presence, ClientPresence) else ClientPresence()
 
 
-def as_aiohttp_response(answer: HttpResponse) -> web.Response:
-    """Return an answer without a part of an image as one of aiohttp's."""
-    assert not isinstance(answer.body, BodyRange)
-    return web.Response(status=answer.status, headers=answer.headers, body=answer.body)
+def as_aiohttp_response(response: HttpResponse) -> web.Response:
+    """Return a response without a range of an image as one of aiohttp's."""
+    assert not isinstance(response.body, BodyRange)
+    return web.Response(status=response.status, headers=response.headers, body=response.body)
 
 
-async def send_body_range(request: web.Request, answer: HttpResponse, part: BodyRange) -> web.StreamResponse:
-    """Send an answer with a part of a body at the client's own speed."""
-    response = web.StreamResponse(status=answer.status, headers=answer.headers)
+async def send_body_range(request: web.Request, response: HttpResponse, body: BodyRange) -> web.StreamResponse:
+    """Send a response with a range of a body at the client's own speed."""
+    stream = web.StreamResponse(status=response.status, headers=response.headers)
     transport = cast("asyncio.WriteTransport | None", request.transport)
-    offset, piece, presence = part.start, part.first, presence_of(request)
-    stall_timeout_s = request.app.get(STALL_TIMEOUT, STALL_TIMEOUT_S)
+    offset, piece, presence = body.start, body.first, presence_of(request)
+    request_log, stall_timeout_s = request[REQUEST_LOG], request.app.get(STALL_TIMEOUT, STALL_TIMEOUT_S)
     if transport is None:
-        await part.body.aclose()
+        await body.body.aclose()
         raise ConnectionResetError("the client has left")
     try:
-        await response.prepare(request)
+        await stream.prepare(request)
         while piece:
             async with asyncio.timeout(stall_timeout_s):
-                await response.write(piece)
+                await stream.write(piece)
                 await request.writer.drain()
             offset += len(piece)
-            piece = await presence.wait(part.read(offset))
+            piece = await presence.wait(body.read(offset))
         async with asyncio.timeout(stall_timeout_s):
-            await response.write_eof()
+            await stream.write_eof()
     except Exception as error:
-        # The status is long gone; a connection that breaks is the one thing left that every client understands.
-        response.force_close()
+        # The status was sent long ago: a broken connection is the one thing left that every client understands.
+        stream.force_close()
         transport.abort()
         if not isinstance(error, ImgkeepError | TimeoutError | ConnectionError):
             raise
         if isinstance(error, ImgkeepError):
-            request[REQUEST_LOG].fail_with(error)
+            request_log.fail_with(error)
         else:
-            request[REQUEST_LOG].code = "client_left"
+            request_log.code = "client_left"
     finally:
-        request[REQUEST_LOG].sent = offset - part.start
-        await part.body.aclose()
-    return response
+        request_log.sent = offset - body.start
+        await body.body.aclose()
+    return stream

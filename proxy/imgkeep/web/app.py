@@ -21,7 +21,7 @@ from imgkeep.web.cors_preflight import preflight
 from imgkeep.web.error_responses import PLACEHOLDER, Placeholder
 from imgkeep.web.fastpath.context import FAST_PATH, FastPath
 from imgkeep.web.home_page import HOME_PAGE, HomePage
-from imgkeep.web.host_header import hosts
+from imgkeep.web.host_header import require_valid_host
 from imgkeep.web.image_headers import SERVER_NAME
 from imgkeep.web.images import IMAGES, IMAGES_PATH, IMG_PATH, ImageHandlers, as_aiohttp_handler
 from imgkeep.web.login import login
@@ -104,9 +104,9 @@ def make_app(
         is_worker: Whether this process is one of several workers.
     """
     relaying = (relay,) if is_worker else ()
-    app = web.Application(middlewares=[access_log, problem_middleware, hosts, admission, *relaying])
-    _add_images(app.router, IMG_PATH, lambda handlers: handlers.img)
-    _add_images(app.router, IMAGES_PATH, lambda handlers: handlers.image)
+    app = web.Application(middlewares=[access_log, problem_middleware, require_valid_host, admission, *relaying])
+    _add_images(app.router, IMG_PATH, lambda handlers: handlers.serve_source)
+    _add_images(app.router, IMAGES_PATH, lambda handlers: handlers.serve_object)
     for mount in legacy_mounts:
         _add_images(app.router, f"/{mount}/{{name:.+}}", partial(_legacy_handler, mount))
     if has_pages:
@@ -175,7 +175,7 @@ def _add_images(router: web.UrlDispatcher, path: str, find: Callable[[ImageHandl
 
 
 def _legacy_handler(mount: str, handlers: ImageHandlers) -> ImageHandler:
-    return partial(handlers.legacy, mount=mount)
+    return partial(handlers.serve_legacy, mount=mount)
 
 
 async def _set_server_header(_request: web.Request, response: web.StreamResponse) -> None:

@@ -3,8 +3,8 @@ A client's connection, within limits: how many connections there are, how slowly
 it sends is parsed at once. These hold for every request, on the fast path or not.
 
 aiohttp parses whatever has arrived at once. 256 KiB may be 43,000 chunks of a body that no handler reads, and as many
-calls into Python: half a second without another turn of the event loop, for each connection that sends such bytes. So
-aiohttp gets them in steps (`parse_budget.py`), and meanwhile the connection reads nothing more.
+calls into Python: half a second without another iteration of the event loop, for each connection that sends such
+bytes. So aiohttp gets them in steps (`parse_budget.py`), and meanwhile the connection reads nothing more.
 
 This module and `fastpath/protocol.py` are the only ones that use private names of aiohttp: here `_current_request`, and
 `_pause_transport_reading` with `_resume_transport_reading`, by which aiohttp stops reading, as `_reading_paused` and

@@ -112,7 +112,7 @@ def present_failure(
     form = _choose(method, fields)
     if form is Form.PAGE:
         return _as_page(response, response.body)
-    if form is Form.PICTURE and placeholder is not None:
+    if form is Form.IMAGE and placeholder is not None:
         return _as_placeholder(response, placeholder)
     return response
 

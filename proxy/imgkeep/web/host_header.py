@@ -1,4 +1,4 @@
-"""The `Host` field of requests: one, and well-formed (RFC 9112, 3.2), whichever way a request takes."""
+"""The `Host` field of requests: one, and well-formed (RFC 9112, 3.2), on the fast path or not."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @web.middleware
-async def hosts(
+async def require_valid_host(
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
 ) -> web.StreamResponse:
     """Refuse a request without a valid `Host`, before a layer relies on it. With HTTP/1.0 the field may be absent."""

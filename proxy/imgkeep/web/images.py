@@ -41,11 +41,11 @@ _IMAGES: Final = re.compile(rb"/images/([0-9a-z.]+)")
 @dataclass(frozen=True, slots=True)
 class ImageHandlers:
     """
-    The handlers of images, and what they work with.
+    The handlers of images, whichever way a request came.
 
     Attributes:
         public: `server.public_url`, read; `None`: not configured.
-        miss_limiter: Limits lookups of what is not stored; `None`: such a lookup costs nothing.
+        miss_limiter: Limits lookups of images that are not stored; `None`: such a lookup costs nothing.
     """
 
     image_service: ImageService
@@ -55,14 +55,14 @@ class ImageHandlers:
     miss_limiter: MissLimiter | None = None
 
     def find_handler(self, target: bytes) -> tuple[Handler, str, str] | None:
-        """Return the handler of a request target, its route and its name; `None` if the target is not plain."""
+        """Return the handler of a request target, its route, and the name in it; `None` if the target is not plain."""
         if target.startswith(_IMG):
-            return self.img, IMG_PATH, ""
+            return self.serve_source, IMG_PATH, ""
         match = _IMAGES.fullmatch(target)
-        return None if match is None else (self.image, IMAGES_PATH, match[1].decode())
+        return None if match is None else (self.serve_object, IMAGES_PATH, match[1].decode())
 
-    async def img(self, request: ImageRequest) -> HttpResponse:
-        """Show the image behind a source URL, for ever."""
+    async def serve_source(self, request: ImageRequest) -> HttpResponse:
+        """Serve the image behind a source URL."""
         query = read_img_query(request.target.partition("?")[2])
         source = query.source
         request.request_log.host = source.host
@@ -73,59 +73,64 @@ class ImageHandlers:
             raise
         own = None if self.public is None else own_path(source, self.public)
         if own is not None:
-            return await self._own(request, own)
+            return await self._serve_own(request, own)
         info = self.image_service.identify(source)
         request.request_log.set_source(source, info)
-        looking = self.image_service.deliver(source, info, request_context)
-        # What is known to be stored is no look in vain, and is shown whatever its client has asked for before.
+        lookup = self.image_service.deliver(source, info, request_context)
+        # A known image is no miss, and no earlier misses of its client keep it back.
         known = self.image_service.records.cached(info.key) is not None
-        return await self._show(request, await (looking if known else self._look(request, looking)))
+        return await self._respond(request, await (lookup if known else self._look_up(request, lookup)))
 
-    async def image(self, request: ImageRequest) -> HttpResponse:
-        """Show an object under its permanent URL."""
+    async def serve_object(self, request: ImageRequest) -> HttpResponse:
+        """Serve an object under its permanent URL."""
         delivery = await self._find(request, request.name)
         if delivery is None:
             raise web.HTTPNotFound
-        return await self._give(request, delivery)
+        return await self._respond(request, delivery)
 
-    async def legacy(self, request: ImageRequest, mount: str) -> HttpResponse:
-        """Show an image that was imported under its old name."""
+    async def serve_legacy(self, request: ImageRequest, mount: str) -> HttpResponse:
+        """Serve an image that was imported under its old name."""
         info = identify_legacy(mount, request.name)
         request.request_log.key = info.key
-        delivery = await self._look(request, self.image_service.deliver_stored(info.key, head=request.head))
+        delivery = await self._look_up(request, self.image_service.deliver_stored(info.key, head=request.head))
         if delivery is None:
             raise web.HTTPNotFound
-        return await self._give(request, delivery)
+        return await self._respond(request, delivery)
 
-    async def _own(self, request: ImageRequest, path: str) -> HttpResponse:
-        """A source under our own permanent URL is simply served; any other of our own would be a loop."""
+    async def _serve_own(self, request: ImageRequest, path: str) -> HttpResponse:
+        """
+        Serve a source that is a permanent URL of this server.
+
+        Raises:
+            LoopDetected: Any other URL of this server is a loop.
+        """
         folder, _, name = path.partition("?")[0].rpartition("/")
         delivery = await self._find(request, name) if folder == "/images" else None
         if delivery is None:
             raise LoopDetected("the source is this server")
-        return await self._give(request, delivery)
+        return await self._respond(request, delivery)
 
     async def _find(self, request: ImageRequest, name: str) -> Delivery | RedirectToObject | None:
-        return await self._look(request, self.image_service.deliver_object(name, head=request.head))
+        return await self._look_up(request, self.image_service.deliver_object(name, head=request.head))
 
-    async def _look(self, request: ImageRequest, looking: Coroutine[Any, Any, T]) -> T:
+    async def _look_up(self, request: ImageRequest, lookup: Coroutine[Any, Any, T]) -> T:
         """
-        Look for an image, and count it against the client if there is none.
+        Look an image up, and count a miss against the client.
 
         Raises:
-            RateLimited: The client has looked in vain too often. Or as `looking`.
+            RateLimited: The client has had too many misses. Or as `lookup`.
         """
         limiter = self.miss_limiter
         if limiter is None:
-            return await looking
+            return await lookup
         client = self.auth.identify_client(request)
         try:
             limiter.check(client)
         except RateLimited:
-            looking.close()
+            lookup.close()
             raise
         try:
-            found = await looking
+            found = await lookup
         except (SourceRejected, OriginError):
             limiter.note(client)
             raise
@@ -133,21 +138,16 @@ class ImageHandlers:
             limiter.note(client)
         return found
 
-    async def _show(
-        self, request: ImageRequest, delivery: Delivery | RedirectToObject | RedirectToSource
+    async def _respond(
+        self, request: ImageRequest, found: Delivery | RedirectToObject | RedirectToSource
     ) -> HttpResponse:
-        return (
-            self.responses.redirect(request, delivery)
-            if isinstance(delivery, RedirectToSource)
-            else await self._give(request, delivery)
-        )
-
-    async def _give(self, request: ImageRequest, delivery: Delivery | RedirectToObject) -> HttpResponse:
-        return (
-            self.responses.redirect_to_object(request, delivery)
-            if isinstance(delivery, RedirectToObject)
-            else await self.responses.respond(request, delivery)
-        )
+        match found:
+            case RedirectToSource():
+                return self.responses.redirect(request, found)
+            case RedirectToObject():
+                return self.responses.redirect_to_object(request, found)
+            case _:
+                return await self.responses.respond(request, found)
 
 
 IMAGES: Final = web.AppKey("images", ImageHandlers)
@@ -156,17 +156,17 @@ IMAGES: Final = web.AppKey("images", ImageHandlers)
 def as_aiohttp_handler(
     find: Callable[[ImageHandlers], Handler],
 ) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
-    """Return the handler for aiohttp that asks the handler of images which `find` returns."""
+    """Return a handler for aiohttp; `find` returns the handler of images that it calls."""
 
     async def handle(request: web.Request) -> web.StreamResponse:
         request[IS_IMAGE] = True
         handlers = request.app[IMAGES]
         resource = request.match_info.route.resource
-        ask = ImageRequest(
+        image_request = ImageRequest(
             route="" if resource is None else resource.canonical,
             name=request.match_info.get("name", ""),
             head=request.method == "HEAD",
-            # The raw one, because decoding loses what tells the two ways of writing `src` apart.
+            # As it came, because decoding loses the difference between the two ways of writing `src`.
             target=request.raw_path,
             fields=request.headers,
             remote=request.remote or "",
@@ -174,13 +174,13 @@ def as_aiohttp_handler(
             request_log=request[REQUEST_LOG],
             presence=presence_of(request),
         )
-        # Plain requests that come another way were compared with our names when their fields were read.
-        handlers.auth.require_own_host(ask.field("Host"))
-        answer = await find(handlers)(ask)
-        if isinstance(answer.body, BodyRange):
-            return await send_body_range(request, answer, answer.body)
-        if ask.head:
-            return web.StreamResponse(status=answer.status, headers=answer.headers)
-        return as_aiohttp_response(answer)
+        # The fast path compares the host of its requests with our names when it reads their fields.
+        handlers.auth.require_own_host(image_request.field("Host"))
+        response = await find(handlers)(image_request)
+        if isinstance(response.body, BodyRange):
+            return await send_body_range(request, response, response.body)
+        if image_request.head:
+            return web.StreamResponse(status=response.status, headers=response.headers)
+        return as_aiohttp_response(response)
 
     return handle

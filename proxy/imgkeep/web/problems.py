@@ -92,8 +92,8 @@ def error_response(error: Exception, request_log: RequestLog, *, api: bool = Fal
         if isinstance(error, errors.StorageError):
             log.warning("storage unavailable", extra={"key": request_log.key, "reason": error.in_full})
         response = problem_response(error, api=api)
-        if isinstance(error, errors.OriginError) and error.picture is not None and not api:
-            return _origin_image(response, *error.picture)
+        if isinstance(error, errors.OriginError) and error.image is not None and not api:
+            return _origin_image(response, *error.image)
         return response
     if isinstance(error, web.HTTPException):
         return _http_error_response(error, request_log, api=api)

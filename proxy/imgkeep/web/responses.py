@@ -37,7 +37,7 @@ view of a page, short enough for a correction.
 
 class ImageResponses:
     """
-    Turns what the image service found into responses, and fills the response cache.
+    Makes responses of what the image service found, and fills the response cache.
 
     Args:
         image_service: Tells whether a delivery is still current.
@@ -113,7 +113,7 @@ class ImageResponses:
 
     async def respond(self, request: ImageRequest, delivery: Delivery) -> HttpResponse:
         """Answer with a delivery. Close its body, unless the response has a range of it."""
-        request.request_log.key, request.request_log.outcome = delivery.key, delivery.outcome.value
+        request.request_log.key, request.request_log.outcome = delivery.key, delivery.cache_status.value
         response = None
         try:
             response = await self._respond(request, delivery)
@@ -166,7 +166,7 @@ class ImageResponses:
         headers = {
             **self._fixed_headers(request, immutable=delivery.immutable, is_svg=delivery.format is Format.SVG),
             "ETag": delivery.etag,
-            "Cache-Status": CACHE_STATUS[delivery.outcome],
+            "Cache-Status": CACHE_STATUS[delivery.cache_status],
             "Content-Disposition": f'inline; filename="{delivery.name}"',
         }
         if delivery.object_name is not None:

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def nothing_of_this_machine_is_known_to_s3_clients() -> Iterator[None]:
-    """Take settings and credentials of whoever runs the tests away, and keep clients from asking the network."""
+def s3_clients_know_nothing_of_this_machine() -> Iterator[None]:
+    """Hide the settings and credentials of the developer, and keep clients from asking the network."""
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith("AWS_")]:  # noqa: TID251 - tests read what they run in
             patch.delenv(name)

@@ -1,10 +1,10 @@
 """
-Ports on loopback that stay ours while nobody listens on them.
+Ports on loopback that stay reserved without a listener.
 
-A port that was only looked for may be somebody else's by the time it is used. Worse, one that nobody holds may become
-the local port of whoever tries to connect to it, which then is connected to itself. A socket that is bound and does
-not listen keeps both from happening: the kernel gives its port to nobody, refuses connections to it, and lets a
-program listen there that sets `SO_REUSEADDR`, as servers do.
+Another program may take a free port before its use. Worse, a free port may become the local port of a client that
+connects to it, which then is connected to itself. A bound socket that does not listen prevents both: the kernel gives
+its port to no other program, refuses connections to it, and lets a program listen there that sets `SO_REUSEADDR`, as
+servers do.
 """
 
 from __future__ import annotations
@@ -27,6 +27,6 @@ def port_of(holder: socket.socket) -> int:
 
 
 def listens(port: int) -> bool:
-    """Tell whether somebody listens on a port."""
+    """Tell whether a program listens on a port."""
     with socket.socket() as caller:
         return caller.connect_ex((HOST, port)) == 0

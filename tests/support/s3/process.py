@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-# What the kernel does with a child when its parent ends (prctl(2), PR_SET_PDEATHSIG) is kept over exec, so that a
-# program can be put on a leash that knows nothing of it. The parent may have ended before the leash was on.
+# The signal for a child whose parent ends (prctl(2), PR_SET_PDEATHSIG) outlives exec, so any program can be started
+# with it. The parent may have ended before the signal was set.
 LEASH = """
 import ctypes, os, signal, sys
 ctypes.CDLL(None).prctl(1, signal.SIGKILL)
@@ -40,7 +40,7 @@ def _environment() -> dict[str, str]:
 @dataclass
 class ServerProcess:
     """
-    A server program on a port that is kept for it.
+    A server program on a reserved port.
 
     Attributes:
         command: The program and its arguments; makes it listen on the port of `holder`.
@@ -75,7 +75,7 @@ class ServerProcess:
     def launch(self) -> None:
         """Start the server and do not wait for it."""
         assert not self.running
-        # The kernel takes the thread that starts a process for its parent: where that ended, the server would.
+        # The parent, for the kernel, is the thread that starts a process: the server would end with that thread.
         assert threading.current_thread() is threading.main_thread()
         leash = [sys.executable, "-ISc", LEASH, str(os.getpid())]
         with self._log.open("ab") as log:
@@ -96,7 +96,7 @@ class ServerProcess:
             self._process.wait()
 
     def freeze(self) -> None:
-        """Stop the server in its tracks: connections are accepted by the kernel, and nothing answers."""
+        """Stop the process: the kernel still accepts connections, and no answer comes."""
         self._signal(signal.SIGSTOP)
         assert self._process is not None
         os.waitid(os.P_PID, self._process.pid, os.WSTOPPED)

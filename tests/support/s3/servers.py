@@ -11,7 +11,7 @@ import os
 import shutil
 import sys
 import time
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import count
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
 
 START_TIMEOUT_S = 30
-"""On a machine that is busy with other tests."""
+"""Timeout on a machine that is busy with other tests."""
 CLIENT_TIMEOUT_S = 30
 REGION = "us-east-1"
 BUCKET = "images"
@@ -58,7 +58,7 @@ _PLAIN: dict[str, Any] = {
 @dataclass(frozen=True)
 class S3Server:
     """
-    One bucket of a server, what is needed to use it, and means to look behind the back of who does.
+    One bucket of a server, the means to use it, and to look at its objects past imgkeep.
 
     Attributes:
         process: The server; other buckets may be on it as well.
@@ -110,13 +110,12 @@ class S3Server:
 
     def make_bucket(self) -> None:
         """Make the bucket if there is none."""
-        client = _blocking_session().create_client("s3", **self._access(), config=Config(**_PLAIN))
-        with closing(client):
-            try:
-                client.create_bucket(Bucket=self.bucket)
-            except ClientError as error:
-                if error.response["Error"]["Code"] not in {"BucketAlreadyExists", "BucketAlreadyOwnedByYou"}:
-                    raise
+        client = _blocking_client(self.endpoint, self.key, self.secret)
+        try:
+            client.create_bucket(Bucket=self.bucket)
+        except ClientError as error:
+            if error.response["Error"]["Code"] not in {"BucketAlreadyExists", "BucketAlreadyOwnedByYou"}:
+                raise
 
     # --- the objects
 
@@ -152,7 +151,7 @@ class S3Server:
             return await self._read(client, key, **how)
 
     async def head(self, key: str, **how: Any) -> dict[str, Any] | None:
-        """Return what `HeadObject` tells, `None` where there is no object."""
+        """Return the answer to `HeadObject`, `None` where there is no object."""
         async with self.client() as client:
             try:
                 answer: dict[str, Any] = await client.head_object(Bucket=self.bucket, Key=key, **how)
@@ -190,13 +189,17 @@ class S3Server:
         return body
 
     def _access(self) -> dict[str, Any]:
-        return {
-            "region_name": REGION,
-            "endpoint_url": self.endpoint,
-            "verify": False,  # reading all certificates takes longer than most requests
-            "aws_access_key_id": self.key,
-            "aws_secret_access_key": self.secret,
-        }
+        return _access(self.endpoint, self.key, self.secret)
+
+
+def _access(endpoint: str, key: str, secret: str) -> dict[str, Any]:
+    return {
+        "region_name": REGION,
+        "endpoint_url": endpoint,
+        "verify": False,  # reading all certificates takes longer than most requests
+        "aws_access_key_id": key,
+        "aws_secret_access_key": secret,
+    }
 
 
 def _is_miss(error: Any) -> bool:
@@ -210,8 +213,10 @@ def _session() -> Any:
 
 
 @cache
-def _blocking_session() -> Any:
-    return botocore.session.Session(_ASKS_NOBODY)
+def _blocking_client(endpoint: str, key: str, secret: str) -> Any:
+    """Return a client for buckets: making one takes longer than making a bucket."""
+    session = botocore.session.Session(_ASKS_NOBODY)
+    return session.create_client("s3", **_access(endpoint, key, secret), config=Config(**_PLAIN))
 
 
 # --- the programs
@@ -239,7 +244,7 @@ def _s3rver(port: int, folder: Path) -> list[str]:
     if program is None or shutil.which("node") is None:
         cannot("s3rver is not installed (npm); IMGKEEP_TEST_S3RVER tells where it is")
     return [
-        # It ciphers the token of a next page with DES, which OpenSSL 3 has among old things only.
+        # It encrypts the token of a next page with DES, which OpenSSL 3 has in its legacy provider only.
         *("node", "--openssl-legacy-provider", str(Path(program).resolve())),
         *("--directory", str(folder / "data"), "--address", HOST, "--port", str(port)),
         *("--silent", "--no-vhost-buckets", "--configure-bucket", BUCKET),
@@ -256,7 +261,7 @@ class _Kind:
 _KINDS = {
     "moto": _Kind(_moto, "moto-key", "moto-secret"),
     "rclone": _Kind(_rclone, "rclone-key", "rclone-secret"),
-    "s3rver": _Kind(_s3rver, "S3RVER", "S3RVER"),  # it knows no others
+    "s3rver": _Kind(_s3rver, "S3RVER", "S3RVER"),  # it has no others
 }
 NAMES = tuple(_KINDS)
 
@@ -280,7 +285,7 @@ class S3Servers:
         return server
 
     def with_bucket(self, name: str) -> S3Server:
-        """Return a bucket on a server that nothing was put into yet."""
+        """Return an empty bucket on a server."""
         server = replace(self[name], bucket=f"test-{next(self._numbers)}")
         server.make_bucket()
         return server

@@ -1,10 +1,9 @@
-"""The quick way in front of aiohttp's: the same answers, in order, and nothing taken for a request that is none."""
+"""The fast path in front of aiohttp: the same responses, in order, and no bytes taken for a request that are none."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -14,20 +13,28 @@ from aiohttp import web
 from imgkeep.bootstrap.platform import Platform
 from imgkeep.core.signing import signed_path
 from imgkeep.core.source_url import read_source
+from imgkeep.web.fastpath.protocol import FastConnection
+from imgkeep.web.fastpath.states import State
+from imgkeep.web.http_server import HttpServer
+from imgkeep.web.images import ImageHandlers
+from imgkeep.web.parse_budget import PARSE_STEP_BYTES
 
 from tests.support.image_requests import HandlerCalls, cached_target, fast_path_of, services_of, store_image
 from tests.support.impatient_server import serve_impatiently
 from tests.support.origins import gated_body
 from tests.support.pictures import picture_of
+from tests.support.program import until
 from tests.support.raw_http import ask, connect, port_of, request, split, talk, target_of
+from tests.support.wire import wired
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from imgkeep.core.records import Record
+    from imgkeep.web.messages import HttpResponse, ImageRequest
 
-    from tests.conftest import Imgkeep
     from tests.support.origins import FakeOrigin
+    from tests.support.server import Imgkeep
 
     Start = Callable[..., Awaitable[Imgkeep]]
 
@@ -55,60 +62,60 @@ CONDITIONS = [
 
 @pytest.mark.parametrize("body", [IMAGE, LARGE], ids=["small", "large"])
 @pytest.mark.parametrize(("method", "fields", "status"), CONDITIONS)
-async def test_both_ways_answer_alike(
+async def test_fast_path_and_aiohttp_answer_alike(
     imgkeep: Imgkeep, origin: FakeOrigin, *, method: str, fields: tuple[str, ...], status: int, body: bytes
 ) -> None:
     target = await cached_target(imgkeep, origin.gives("/a.png", body))
     etag = (await ask(imgkeep, target)).headers["etag"]
     conditions = [field.replace("{etag}", etag) for field in fields]
-    long = await ask(imgkeep, target, *conditions, method=method)
-    ways = HandlerCalls(imgkeep)
+    over_aiohttp = await ask(imgkeep, target, *conditions, method=method)
+    calls = HandlerCalls(imgkeep)
     async with connect(port_of(imgkeep)) as line:
-        quick = await line.ask(target, *conditions, method=method)
+        fast = await line.ask(target, *conditions, method=method)
         again = await line.ask(target)
-    assert ways.number == (1 if status == 416 else 0)
-    assert (quick.status, long.status) == (status, status)
-    for answer in (quick, long):
+    assert calls.number == (1 if status == 416 else 0)
+    assert (fast.status, over_aiohttp.status) == (status, status)
+    for answer in (fast, over_aiohttp):
         answer.headers.pop("connection", None)
         del answer.headers["date"]
-    assert (quick.headers, quick.body) == (long.headers, long.body)
+    assert (fast.headers, fast.body) == (over_aiohttp.headers, over_aiohttp.body)
     assert again.body == body
 
 
-async def test_a_permanent_url_is_answered_quickly_too(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+async def test_permanent_url_is_cached_too(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     target = await cached_target(imgkeep, origin.gives("/a.png", IMAGE))
     place = (await ask(imgkeep, target)).headers["content-location"]
-    long = await ask(imgkeep, place)
+    over_aiohttp = await ask(imgkeep, place)
     services_of(imgkeep).image_service.deliver_object = None  # type: ignore[assignment, method-assign]
     async with connect(port_of(imgkeep)) as line:
-        assert (await line.ask(place)).headers["etag"] == long.headers["etag"]
+        assert (await line.ask(place)).headers["etag"] == over_aiohttp.headers["etag"]
 
 
-async def test_a_head_that_comes_byte_by_byte_is_answered_quickly(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+async def test_head_that_arrives_byte_by_byte_is_answered(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     target = await cached_target(imgkeep, origin.gives("/a.png", IMAGE))
-    ways = HandlerCalls(imgkeep)
+    calls = HandlerCalls(imgkeep)
     async with connect(port_of(imgkeep)) as line:
         for byte in request(target, close=False):
             line.writer.write(bytes([byte]))
             await line.writer.drain()
             await asyncio.sleep(0)
         assert (await line.answer()).body == IMAGE
-    assert ways.number == 0
+    assert calls.number == 0
 
 
-async def test_quick_and_long_ways_alternate_on_a_connection(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+async def test_cache_aiohttp_and_handlers_alternate_on_a_connection(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     target = await cached_target(imgkeep, origin.gives("/a.png", IMAGE))
-    ways = HandlerCalls(imgkeep)
+    calls = HandlerCalls(imgkeep)
     async with connect(port_of(imgkeep)) as line:
         for number in range(3):
             assert (await line.ask(target)).body == IMAGE
             assert (await line.ask("/healthz")).status == 200
             new = picture_of(5000, seed=number)
             assert (await line.ask(target_of(origin.gives(f"/{number}.png", new)))).body == new
-    assert ways.number == 3
+    assert calls.number == 3
 
 
-async def test_answers_come_in_the_order_of_requests(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+async def test_responses_keep_the_order_of_requests(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     target = await cached_target(imgkeep, origin.gives("/a.png", IMAGE))
     gate = asyncio.Event()
     slow = picture_of(40_000, seed=7)
@@ -116,7 +123,7 @@ async def test_answers_come_in_the_order_of_requests(imgkeep: Imgkeep, origin: F
     async with connect(port_of(imgkeep)) as line:
         line.writer.write(request(slow_target, close=False))
         head = await line.reader.readuntil(b"\r\n\r\n")
-        line.writer.write(request(target, close=False))  # while the first one is being answered
+        line.writer.write(request(target, close=False))  # while a handler answers the first one
         await line.writer.drain()
         gate.set()
         assert await line.reader.readexactly(len(slow)) == slow
@@ -138,15 +145,22 @@ NOT_REQUESTS = [
 
 
 @pytest.mark.parametrize("before", NOT_REQUESTS)
-async def test_bytes_of_one_request_are_not_taken_for_another(
-    imgkeep: Imgkeep, origin: FakeOrigin, before: bytes
+async def test_body_is_not_taken_for_a_request(
+    imgkeep: Imgkeep, origin: FakeOrigin, monkeypatch: pytest.MonkeyPatch, before: bytes
 ) -> None:
     target = await cached_target(imgkeep, origin.gives("/a.png", IMAGE))
     hidden = request(target, close=False)
+    arrived = asyncio.Event()
+    data_received = FastConnection.data_received
+
+    def note(connection: FastConnection, data: bytes) -> None:
+        data_received(connection, data)
+        arrived.set()
+
+    monkeypatch.setattr(FastConnection, "data_received", note)
     _, writer = line = await asyncio.open_connection("127.0.0.1", port_of(imgkeep))
     writer.write(before.replace(b"{size}", b"%d" % len(hidden)))
-    await writer.drain()
-    await asyncio.sleep(0.05)  # so that they come apart
+    await asyncio.wait_for(arrived.wait(), 20)  # so that the two arrive apart
     writer.write(hidden)
     writer.write_eof()
     async with asyncio.timeout(20):
@@ -156,20 +170,20 @@ async def test_bytes_of_one_request_are_not_taken_for_another(
 
 
 @pytest.mark.parametrize("version", ["1.0", "1.1"])
-async def test_a_connection_that_is_to_be_closed_is_closed(imgkeep: Imgkeep, origin: FakeOrigin, version: str) -> None:
+async def test_connection_closes_on_request(imgkeep: Imgkeep, origin: FakeOrigin, version: str) -> None:
     target = await cached_target(imgkeep, origin.gives("/a.png", IMAGE))
     answer = split(await talk(port_of(imgkeep), request(target, version=version)))
     assert (answer.status, answer.body) == (200, IMAGE)
 
 
-async def test_bytes_that_are_not_at_hand_are_brought_without_the_long_way(start: Start, origin: FakeOrigin) -> None:
+async def test_bytes_that_left_memory_are_loaded_without_a_handler(start: Start, origin: FakeOrigin) -> None:
     imgkeep = await start(store={"hot_bytes_max": 25_000})
     services = services_of(imgkeep)
     # As on a system that cannot read without waiting, or when the kernel has dropped the pages.
-    services.image_service._dependencies.store._cached_files.works = False  # type: ignore[attr-defined]
+    services.image_service._dependencies.store.disk._page_cache.is_available = False  # type: ignore[attr-defined]
     images = [picture_of(20_000, seed=number) for number in range(3)]
     targets = [await cached_target(imgkeep, origin.gives(f"/{n}.png", image)) for n, image in enumerate(images)]
-    ways = HandlerCalls(imgkeep)
+    calls = HandlerCalls(imgkeep)
     async with connect(port_of(imgkeep)) as line:
         for _ in range(2):
             for target, image in zip(targets, images, strict=True):
@@ -177,14 +191,14 @@ async def test_bytes_that_are_not_at_hand_are_brought_without_the_long_way(start
         assert (await line.ask(targets[0], "If-None-Match: *")).status == 304
         for path in imgkeep.files("objects"):
             path.unlink()
-        assert ways.number == 0
+        assert calls.number == 0
         assert (await line.ask(targets[1])).headers["cache-status"] == "imgkeep; fwd=uri-miss; stored"
 
 
-# --- what takes a prepared answer away
+# --- what removes a cached response
 
 
-async def test_what_is_removed_is_gone_for_the_next_request(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+async def test_removed_image_is_gone_for_the_next_request(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     targets = [
         await cached_target(imgkeep, origin.gives(name, body)) for name, body in (("/a.png", IMAGE), ("/b.png", LARGE))
     ]
@@ -201,49 +215,48 @@ async def test_what_is_removed_is_gone_for_the_next_request(imgkeep: Imgkeep, or
             assert (await line.ask(place)).status == 410
 
 
-async def test_a_record_that_changes_changes_the_next_answer(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+async def test_changed_record_changes_the_next_response(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     target = await cached_target(imgkeep, origin.gives("/a.png", IMAGE))
     image_service = services_of(imgkeep).image_service
     answer = fast_path_of(imgkeep).response_cache.find(target.encode(), 0)
     assert answer is not None
     record = await image_service.look_up(answer.key)  # type: ignore[arg-type]
     assert record is not None
-    await image_service.changes.stored(replace(record, etag='"another"'))
+    await image_service.changes.note_stored(replace(record, etag='"another"'))
     async with connect(port_of(imgkeep)) as line:
         assert (await line.ask(target)).headers["etag"] == '"another"'
 
 
 async def meanwhile(imgkeep: Imgkeep, url: str, change: Callable[[Record], Awaitable[Any]]) -> str:
-    """Ask for what is kept, and let `change` happen to it while its bytes are fetched; return the target."""
+    """Ask for a stored image, and let `change` happen to it while its bytes are fetched; return the target."""
     await store_image(imgkeep, url)
     image_service = services_of(imgkeep).image_service
     record = await image_service.look_up(image_service.identify(read_source(url)).key)
     assert record is not None
     store: Any = image_service._dependencies.store
-    run = store.run
+    fetch = store.fetch
 
-    async def run_and_change(work: Callable[..., Any], *arguments: Any) -> Any:
-        done = await run(work, *arguments)
-        if work == store._open:
-            store.run = run
-            await change(record)
-        return done
+    async def fetch_and_change(*arguments: Any) -> Any:
+        body = await fetch(*arguments)
+        store.fetch = fetch
+        await change(record)
+        return body
 
-    store.run = run_and_change
+    store.fetch = fetch_and_change
     await ask(imgkeep, target_of(url))
     return target_of(url)
 
 
-async def test_what_is_replaced_while_it_is_fetched_is_not_prepared(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+async def test_image_that_is_replaced_while_it_is_read_is_not_cached(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     async def replace_it(record: Record) -> None:
-        await services_of(imgkeep).image_service.changes.stored(replace(record, etag='"another"'))
+        await services_of(imgkeep).image_service.changes.note_stored(replace(record, etag='"another"'))
 
     target = await meanwhile(imgkeep, origin.gives("/a.png", IMAGE), replace_it)
     async with connect(port_of(imgkeep)) as line:
         assert (await line.ask(target)).headers["etag"] == '"another"'
 
 
-async def test_what_is_removed_while_it_is_fetched_is_not_prepared(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+async def test_image_that_is_removed_while_it_is_read_is_not_cached(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     async def remove_it(record: Record) -> None:
         await services_of(imgkeep).remover.remove_key(record.key)
 
@@ -253,7 +266,7 @@ async def test_what_is_removed_while_it_is_fetched_is_not_prepared(imgkeep: Imgk
         assert (await line.ask(target)).status == 410
 
 
-async def test_a_signature_ends_for_prepared_answers_too(start: Start, origin: FakeOrigin) -> None:
+async def test_signature_ends_for_cached_responses_too(start: Start, origin: FakeOrigin) -> None:
     now = datetime(2026, 11, 22, 10, 0, 0, tzinfo=UTC)
     platform = Platform(clock=lambda: now)
     imgkeep = await start(platform=platform, security={"signature": "always", "signing_keys": [KEY]})
@@ -262,28 +275,28 @@ async def test_a_signature_ends_for_prepared_answers_too(start: Start, origin: F
     async with connect(port_of(imgkeep)) as line:
         for _ in range(3):
             assert (await line.ask(target)).headers["cache-control"] == "public, max-age=100"
-        ways = HandlerCalls(imgkeep)
+        calls = HandlerCalls(imgkeep)
         now += timedelta(seconds=40)
         assert (await line.ask(target)).headers["cache-control"] == "public, max-age=60"
-        assert ways.number == 0
+        assert calls.number == 0
         now += timedelta(seconds=60)
         assert (await line.ask(target)).status == 403
 
 
-async def test_after_a_while_the_long_way_is_taken_again(start: Start, origin: FakeOrigin) -> None:
+async def test_handler_is_called_again_after_a_while(start: Start, origin: FakeOrigin) -> None:
     seconds = 1000.0
     imgkeep = await start(platform=Platform(timer=lambda: seconds))
     target = await cached_target(imgkeep, origin.gives("/a.png", IMAGE))
-    ways = HandlerCalls(imgkeep)
+    calls = HandlerCalls(imgkeep)
     async with connect(port_of(imgkeep)) as line:
         for expected in (0, 0, 1, 1):
-            if expected and not ways.number:
+            if expected and not calls.number:
                 seconds += 600
             assert (await line.ask(target)).body == IMAGE
-            assert ways.number == expected
+            assert calls.number == expected
 
 
-async def test_a_small_file_that_was_altered_is_not_shown(start: Start, origin: FakeOrigin) -> None:
+async def test_altered_small_file_is_not_shown(start: Start, origin: FakeOrigin) -> None:
     imgkeep = await start(store={"hot_bytes_max": 0})
     target = await cached_target(imgkeep, origin.gives("/a.png", IMAGE))
     (path,) = imgkeep.files("objects")
@@ -296,7 +309,7 @@ async def test_a_small_file_that_was_altered_is_not_shown(start: Start, origin: 
 # --- counted and recorded alike
 
 
-async def test_both_ways_are_counted_and_recorded_alike(
+async def test_cached_response_is_counted_and_logged_like_any_other(
     imgkeep: Imgkeep, origin: FakeOrigin, caplog: pytest.LogCaptureFixture
 ) -> None:
     target = await cached_target(imgkeep, origin.gives("/a.png", IMAGE))
@@ -319,50 +332,94 @@ async def test_both_ways_are_counted_and_recorded_alike(
 # --- slow and idle clients
 
 
-async def test_a_reader_that_stalls_is_dropped_and_a_slow_one_is_not(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
-    body = picture_of(24_000_000)  # more than the kernel takes off a server for a client that was fast once
-    larger, large = [await cached_target(imgkeep, origin.gives(f"/{len(it)}.png", it)) for it in (body, LARGE)]
-    limit_s = 1.0  # the slow reader must not pause for as long on a busy machine
-    async with serve_impatiently(imgkeep.folder, limit_s) as (port, _):
-        async with connect(port) as line:
-            assert (await line.ask(larger)).body == body  # the long way
-            line.writer.transport.pause_reading()  # type: ignore[attr-defined]
-            line.writer.write(request(larger, close=False))
-            await asyncio.sleep(limit_s * 3)
-            line.writer.transport.resume_reading()  # type: ignore[attr-defined]
-            received = b""
-            with suppress(ConnectionError):
-                received = await line.reader.read(-1)
-            assert len(received) < len(body)
-        async with connect(port) as line:
-            line.writer.write(request(large, close=False))
-            await line.reader.readuntil(b"\r\n\r\n")
-            left = len(LARGE)
-            while left:
-                piece = await line.reader.read(left // 8 + 1000)
-                assert piece, "the server dropped a reader that was slow"
-                left -= len(piece)
-                await asyncio.sleep(limit_s / 20)
-
-
-async def test_quick_answers_keep_a_connection_open(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
-    """This is what `_next_keepalive_close_time` of aiohttp is written for."""
+async def test_cached_response_keeps_a_connection_open(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+    """This is what the fast path writes `_next_keepalive_close_time` of aiohttp for."""
     target = await cached_target(imgkeep, origin.gives("/a.png", IMAGE))
-    limit_s = 1.0
-    async with serve_impatiently(imgkeep.folder, limit_s) as (port, _), connect(port) as line:
-        for _ in range(5):
+    async with wired(imgkeep) as (connection, wire):
+        connection._next_keepalive_close_time = 0.0
+        connection.data_received(request(target, close=False))
+        assert wire.taken > len(IMAGE)
+        assert connection._next_keepalive_close_time > asyncio.get_running_loop().time()
+
+
+async def test_idle_connection_is_closed_after_a_cached_response(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+    target = await cached_target(imgkeep, origin.gives("/a.png", IMAGE))
+    async with serve_impatiently(imgkeep.folder) as (port, _), connect(port) as line:
+        for _ in range(2):
             assert (await line.ask(target)).body == IMAGE
-            await asyncio.sleep(limit_s / 4)
-        assert await line.is_closed(), "and an idle one is closed"
+        assert await line.is_closed()
 
 
-async def test_half_a_head_is_not_waited_for_longer_than_an_idle_connection(imgkeep: Imgkeep) -> None:
+async def test_request_waits_for_one_that_aiohttp_gets_in_steps(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+    target = await cached_target(imgkeep, origin.gives("/a.png", IMAGE))
+    async with wired(imgkeep) as (connection, wire):
+        connection.data_received(request("/healthz", f"Cookie: {'a' * 3 * PARSE_STEP_BYTES}", close=False))
+        connection.data_received(request(target, close=False))
+        assert wire.taken == 0
+        await until(lambda: wire.taken > len(IMAGE))
+        assert wire.sent.partition(b"\r\n\r\n")[2].startswith(b"ok\n")
+        assert wire.sent.endswith(IMAGE)
+
+
+async def test_handler_without_a_response_ends_the_connection(
+    imgkeep: Imgkeep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def leave(_handlers: ImageHandlers, _request: ImageRequest) -> HttpResponse:
+        raise ConnectionResetError
+
+    monkeypatch.setattr(ImageHandlers, "serve_source", leave)
+    async with connect(port_of(imgkeep)) as line:
+        line.writer.write(request("/img?src=x", close=False))
+        assert await line.is_closed()
+
+
+async def test_busy_connection_hands_over_when_its_response_is_sent(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+    gate = asyncio.Event()
+    slow = target_of(origin.on("/slow.png", gated_body(IMAGE, gate, ahead=1000)))
+    server = imgkeep.client.server.runner.server  # type: ignore[union-attr]
+    assert isinstance(server, HttpServer)
+    async with wired(imgkeep) as (connection, wire):
+        connection.data_received(request(slow, close=False))
+        await until(lambda: connection._state is State.SENDING)
+        fast_path_of(imgkeep).enabled = False
+        connection.disable_fast_path()
+        gate.set()
+        await until(lambda: connection._state is State.HANDED_OVER)
+        connection.data_received(request("/healthz", close=False))
+        await until(lambda: wire.sent.endswith(b"ok\n"))
+
+
+async def test_handed_over_connection_stays_so(imgkeep: Imgkeep) -> None:
+    async with wired(imgkeep) as (connection, wire):
+        connection.data_received(request("/healthz", "Connection: keep-alive, x", close=False))
+        assert connection._state is State.HANDED_OVER
+        connection.disable_fast_path()
+        await until(lambda: wire.sent.endswith(b"ok\n"))
+
+
+async def test_loaded_request_goes_to_aiohttp_once_the_fast_path_is_off(start: Start, origin: FakeOrigin) -> None:
+    imgkeep = await start(store={"hot_bytes_max": 25_000})
+    services_of(imgkeep).image_service._dependencies.store.disk._page_cache.is_available = False  # type: ignore[attr-defined]
+    target = await cached_target(imgkeep, origin.gives("/a.png", IMAGE))
+    await cached_target(imgkeep, origin.gives("/b.png", picture_of(20_000, seed=1)))  # which evicts it from memory
+    async with wired(imgkeep) as (connection, wire):
+        connection.data_received(request(target, close=False))
+        assert connection._state is State.LOADING
+        connection.data_received(request("/healthz", close=False))
+        fast_path_of(imgkeep).enabled = False
+        connection.disable_fast_path()
+        await until(lambda: wire.sent.endswith(b"ok\n"))
+        await until(lambda: connection._state is State.HANDED_OVER)
+        assert IMAGE in wire.sent
+
+
+async def test_half_a_head_counts_as_idle(imgkeep: Imgkeep) -> None:
     async with serve_impatiently(imgkeep.folder) as (port, _), connect(port) as line:
         line.writer.write(b"GET /img?src=")
         assert await line.is_closed()
 
 
-async def test_what_is_being_sent_is_sent_before_the_server_goes(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+async def test_response_is_sent_before_the_server_stops(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     target = await cached_target(imgkeep, origin.gives("/a.png", LARGE))
     server = imgkeep.client.server.runner.server  # type: ignore[union-attr]
     assert isinstance(server, web.Server)
@@ -375,8 +432,8 @@ async def test_what_is_being_sent_is_sent_before_the_server_goes(imgkeep: Imgkee
         await leaving
 
 
-def test_the_private_attributes_of_aiohttp_are_there() -> None:
-    """An upgrade that renames them is noticed here, and not by a connection that hangs."""
+def test_private_names_of_aiohttp_exist() -> None:
+    """Otherwise an upgrade that renames them shows as a connection that hangs."""
     slots = {name for kind in web.RequestHandler.__mro__ for name in getattr(kind, "__slots__", ())}
     assert {"_waiter", "_next_keepalive_close_time", "_current_request", "_reading_paused", "_buffer_paused"} <= slots
     assert callable(web.RequestHandler._pause_transport_reading)

@@ -1,4 +1,4 @@
-"""What is read quickly, held against the full parser: the same end, and the same wish to go on."""
+"""Heads that the fast path reads, held against the full parser: the same end, and the same persistence."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
 
 
 def parse(loop: asyncio.AbstractEventLoop, data: bytes) -> tuple[list[RawRequestMessage], bool] | None:
-    """Return the requests that aiohttp finds, and whether all are whole and have no body; `None`: it refuses."""
+    """Return the requests that aiohttp finds, and whether all are whole and have no body; `None`: it refuses them."""
     parser = HttpRequestParser(ParserPeer(), loop, 65_536, max_line_size=65_536, max_field_size=65_536)  # type: ignore[arg-type]
     try:
         messages, upgraded, rest = parser.feed_data(data)
@@ -48,14 +48,14 @@ def parse(loop: asyncio.AbstractEventLoop, data: bytes) -> tuple[list[RawRequest
     return [message for message, _ in messages], not upgraded and not rest and all(p.is_eof() for _, p in messages)
 
 
-def agrees(loop: asyncio.AbstractEventLoop, block: bytes) -> None:
-    """Where we read, the parser finds one request without a body on a connection that stays, or refuses."""
+def insist_on_agreement(loop: asyncio.AbstractEventLoop, block: bytes) -> None:
+    """Insist that the parser finds one request without a body on a persistent connection, or refuses it."""
     for candidate in (block, b"Host: a\r\n" + block):
         if read_conditions(candidate) is not None:
-            agrees_about(loop, candidate)
+            insist_on_agreement_about(loop, candidate)
 
 
-def agrees_about(loop: asyncio.AbstractEventLoop, block: bytes) -> None:
+def insist_on_agreement_about(loop: asyncio.AbstractEventLoop, block: bytes) -> None:
     for method in (b"GET", b"HEAD"):
         found = parse(loop, method + b" /a HTTP/1.1\r\n" + block)
         if found is not None:
@@ -69,26 +69,26 @@ def agrees_about(loop: asyncio.AbstractEventLoop, block: bytes) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_no_field_that_frames_is_read_otherwise_than_by_the_parser(loop: asyncio.AbstractEventLoop, name: str) -> None:
+def test_single_framing_field_is_read_as_by_the_parser(loop: asyncio.AbstractEventLoop, name: str) -> None:
     for value, before in product(VALUES, ("", "Host: a\r\n", "Connection: keep-alive\r\n")):
-        agrees(loop, f"{before}{name}:{value}\r\n\r\n".encode("latin-1"))
-        agrees(loop, f"{before}{name}: {value} \r\nA: b\r\n\r\n".encode("latin-1"))
+        insist_on_agreement(loop, f"{before}{name}:{value}\r\n\r\n".encode("latin-1"))
+        insist_on_agreement(loop, f"{before}{name}: {value} \r\nA: b\r\n\r\n".encode("latin-1"))
 
 
 FIELDS = st.builds(lambda name, value: f"{name}: {value}", st.sampled_from(NAMES), st.sampled_from(VALUES))
 
 
 @given(st.lists(FIELDS, max_size=6))
-def test_nor_any_number_of_them(fields: list[str]) -> None:
+def test_many_framing_fields_are_read_as_by_the_parser(fields: list[str]) -> None:
     loop = asyncio.new_event_loop()
     try:
-        agrees(loop, "\r\n".join([*fields, "", ""]).encode("latin-1"))
+        insist_on_agreement(loop, "\r\n".join([*fields, "", ""]).encode("latin-1"))
     finally:
         loop.close()
 
 
 @given(st.lists(FIELDS, min_size=1, max_size=4), st.data())
-def test_of_what_is_read_no_beginning_is(fields: list[str], data: st.DataObject) -> None:
+def test_beginning_of_a_readable_head_is_none(fields: list[str], data: st.DataObject) -> None:
     block = "\r\n".join(["Host: a", *fields, "", ""]).encode("latin-1")
     if read_conditions(block) is not None:
         end = data.draw(st.integers(0, len(block) - 1))
@@ -98,5 +98,5 @@ def test_of_what_is_read_no_beginning_is(fields: list[str], data: st.DataObject)
 
 @pytest.mark.parametrize("name", ["Connection", "Proxy-Connection", "proxy-connection"])
 @pytest.mark.parametrize(("value", "stays"), [("keep-alive", True), ("Keep-Alive ", True), ("close", False)])
-def test_a_connection_that_the_client_wants_closed_is_left_to_the_parser(name: str, value: str, *, stays: bool) -> None:
+def test_wish_to_close_is_left_to_the_parser(name: str, value: str, *, stays: bool) -> None:
     assert (read_conditions(f"Host: a\r\n{name}: {value}\r\n\r\n".encode()) is not None) == stays

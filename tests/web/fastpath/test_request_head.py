@@ -1,4 +1,4 @@
-"""Heads of requests, read strictly: whatever is read, aiohttp's parser takes for one request without a body."""
+"""Heads of requests, read strictly: aiohttp's parser takes each of them for one request without a body, too."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ from hypothesis import strategies as st
 from imgkeep.web.fastpath.request_head import (
     BLOCK_BYTES_MAX,
     FIELDS_MAX,
+    HEAD_BYTES_MAX,
     NO_CONDITIONS,
     RequestConditions,
+    RequestFields,
+    is_part_of_head,
     list_fields,
     read_conditions,
 )
@@ -23,7 +26,7 @@ HOST = b"Host: imgkeep.example\r\n"
 
 READ = [
     pytest.param(b"\r\n", NO_CONDITIONS, id="a host"),
-    pytest.param(b"Cookie: a=b; c=\xff\r\nAccept: */*\r\nX:\r\n\r\n", NO_CONDITIONS, id="fields that nobody looks at"),
+    pytest.param(b"Cookie: a=b; c=\xff\r\nAccept: */*\r\nX:\r\n\r\n", NO_CONDITIONS, id="fields without effect"),
     pytest.param(b"Connection: keep-alive\r\n\r\n", NO_CONDITIONS, id="keep-alive"),
     pytest.param(b"CONNECTION:Keep-Alive \r\n\r\n", NO_CONDITIONS, id="keep-alive in another spelling"),
     pytest.param(b"Connection:\r\n\r\n", NO_CONDITIONS, id="an empty Connection, as nginx sends it"),
@@ -67,25 +70,25 @@ LEFT = [
 
 
 @pytest.mark.parametrize(("block", "asked"), READ)
-def test_what_is_certain_is_read(block: bytes, asked: RequestConditions) -> None:
+def test_certain_head_is_read(block: bytes, asked: RequestConditions) -> None:
     assert read_conditions(HOST + block) == asked
     assert (asked is NO_CONDITIONS) == (read_conditions(HOST + block) is NO_CONDITIONS)
 
 
 @pytest.mark.parametrize("block", LEFT)
-def test_anything_else_is_left_to_the_full_parser(block: bytes) -> None:
+def test_any_other_head_is_left_to_the_full_parser(block: bytes) -> None:
     assert read_conditions(HOST + block) is None
 
 
 @pytest.mark.parametrize(
     "host", ["", " ", "a b", "a/b", "user@a", "[::1", "::1", "a:b", "a:80:80", "\xff", "a,b c", "%zz"]
 )
-def test_a_host_that_is_none_is_left_to_the_full_parser(host: str) -> None:
+def test_invalid_host_is_left_to_the_full_parser(host: str) -> None:
     assert read_conditions(f"Host: {host}\r\n\r\n".encode("latin-1")) is None
     assert read_conditions(b"\r\n") is None
 
 
-def test_only_a_name_of_ours_is_read() -> None:
+def test_host_of_another_server_is_left_to_the_full_parser() -> None:
     for name in ("localhost", "LocalHost:80", "[::1]:8080", "127.0.0.1"):
         assert (
             read_conditions(f"Host: {name}\r\n\r\n".encode(), frozenset({"localhost", "::1", "127.0.0.1"}))
@@ -95,12 +98,51 @@ def test_only_a_name_of_ours_is_read() -> None:
         assert read_conditions(f"Host: {name}\r\n\r\n".encode(), frozenset({"localhost", "::1", "127.0.0.1"})) is None
 
 
-def test_the_fields_of_a_block_in_their_order() -> None:
+def test_fields_keep_their_order() -> None:
     assert list_fields(b"Host: a\r\nX-Forwarded-For:\t1.2.3.4 \r\nX-Forwarded-For: ::1\r\n\r\n") == [
         ("Host", "a"),
         ("X-Forwarded-For", "1.2.3.4"),
         ("X-Forwarded-For", "::1"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("block", "shareable"),
+    [
+        (b"Host: a\r\nAccept: */*\r\n\r\n", True),
+        (b"Host: a\r\nRange: bytes=0-1\r\n\r\n", False),
+        (b"Host: a\r\nVIA: 1.1 a\r\n\r\n", False),
+        (b"Host: a\r\nCDN-Loop: a\r\n\r\n", False),
+        (b"Host: a\r\nX-Via: a\r\n\r\n", True),
+        (b"Connection: close\r\n\r\n", False),
+    ],
+)
+def test_only_a_client_without_conditions_may_share_a_response(block: bytes, *, shareable: bool) -> None:
+    assert RequestFields(block).are_shareable() == shareable
+
+
+def test_fields_are_parsed_once() -> None:
+    fields = RequestFields(b"Host: a\r\nX: 1\r\nx: 2\r\n\r\n")
+    assert fields.parse().getall("X") == ["1", "2"]
+    assert fields.parse() is fields.parse()
+
+
+@pytest.mark.parametrize(
+    ("data", "is_part"),
+    [
+        (b"", True),
+        (b"G", True),
+        (b"HEA", True),
+        (b"GET /img", True),
+        (b"HEAD /img HTTP/1.1\r\nHost: a\r\n", True),
+        (b"P", False),
+        (b"POST /img", False),
+        (b"GET /img HTTP/1.1\r\n\r\nx", False),
+        (b"GET /" + b"a" * HEAD_BYTES_MAX, False),
+    ],
+)
+def test_part_of_a_head_is_recognised(data: bytes, *, is_part: bool) -> None:
+    assert is_part_of_head(data) == is_part
 
 
 LINES = st.lists(
@@ -116,9 +158,7 @@ LINES = st.lists(
 
 
 @given(LINES, st.sampled_from([b"\r\n", b"\n", b"\r\n\r\n", b"\r"]), st.binary(max_size=6))
-def test_what_is_read_is_one_request_without_a_body_for_aiohttp_too(
-    lines: list[bytes], end: bytes, tail: bytes
-) -> None:
+def test_aiohttp_finds_the_same_single_request_without_a_body(lines: list[bytes], end: bytes, tail: bytes) -> None:
     block = b"".join(line + end for line in lines) + tail + b"\r\n\r\n"
     whole = b"".join(line + b"\r\n" for line in lines) + b"\r\n"
     for candidate in (block, whole, HOST + block, HOST + whole):
@@ -130,7 +170,7 @@ def test_what_is_read_is_one_request_without_a_body_for_aiohttp_too(
             try:
                 messages, upgraded, rest = parser.feed_data(b"GET /a HTTP/1.1\r\n" + candidate)
             except HttpProcessingError:
-                continue  # it answers 400 and closes: we were more lenient, about one whole request all the same
+                continue  # it answers 400 and closes: our reading was more lenient, but of one whole request, too
             assert (len(messages), upgraded, rest) == (1, False, b"")
             assert messages[0][1].is_eof()
             assert not messages[0][0].should_close

@@ -1,5 +1,5 @@
 """
-What a file is, how large its picture is, and whether all of it is there: judged by the bytes and by nothing else.
+What a file is, how large its image is, and whether all of it is there: judged by the bytes and by nothing else.
 
 Each format is a module of three functions (`Kind`). They read on as if the file never ended and raise `Cut` where it
 does; here is decided what that means. Structure is checked, not the magic alone, so that a script which begins like
@@ -96,7 +96,7 @@ class Seen:
 
 class HeadReader:
     """
-    Tells what a file is, and how large its picture is, by its first bytes as they come.
+    Tells what a file is, and how large its image is, by its first bytes as they come.
 
     A look begins at the first byte, but a format that was ruled out is not tried again, and there is none before the
     head has grown by a quarter and holds what was missing: all looks together take some five times the steps of the

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from imgkeep.core.records import PixelSize
 
 DIB_SIZES: Final = frozenset({12, *range(16, 65, 4), 42, 46, 108, 124})
-RUNS_MAX: Final = 262_144  # of a compressed picture, walked in 0.2 s; of more, only what the headers say is checked
+RUNS_MAX: Final = 262_144  # of a compressed image, walked in 0.2 s; of more, only what the headers say is checked
 
 _DIB_AT: Final = 14
 _OLD: Final = 12

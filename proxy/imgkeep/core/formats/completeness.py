@@ -322,7 +322,7 @@ class _Gif:
 
     def _at_pixels(self, length: int) -> int:
         self._look = self._at_sub_block
-        self._is_walking = length > 0  # else a picture without a pixel
+        self._is_walking = length > 0  # else an image without a pixel
         return 1 + length
 
     def _at_sub_block(self, length: int) -> int:

@@ -50,7 +50,7 @@ def is_whole(body: Body) -> bool:
         if introducer == _IMAGE:
             has_image = True
             if not body.uint(_image_data_at(body, at), 1, "little"):
-                return False  # a picture without a pixel
+                return False  # an image without a pixel
     return False
 
 

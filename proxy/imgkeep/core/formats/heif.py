@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 BRANDS_BYTES_MAX: Final = 1024  # 250 brands; files carry about 8
 EXTENTS_MAX: Final = (
-    65_536  # and items; a phone's picture has about 50 tiles; the largest grid is 256 by 256 (23008-12, 6.6.2.3)
+    65_536  # and items; a phone's image has about 50 tiles; the largest grid is 256 by 256 (23008-12, 6.6.2.3)
 )
 ASSOCIATIONS_MAX: Final = 65_536  # for the same reason
 

@@ -5,7 +5,7 @@ A cursor differs by its type, 2, and says its hot spot where an icon says planes
 weak, so every image must lie behind the directory, and one of them must begin as one. How long an image is tells the
 image: the directory's own number is often wrong, and decoders pass over it.
 
-In an icon the height of a BMP counts the rows of a mask below the picture. A picture with an alpha channel does
+In an icon the height of a BMP counts the rows of a mask below the image. An image with an alpha channel does
 without.
 """
 

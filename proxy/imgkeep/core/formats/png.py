@@ -5,7 +5,7 @@ An APNG differs by an `acTL` chunk before the first `IDAT` (11.3.6), so neither 
 seen. An APNG is a PNG as well: where we cannot see that far, PNG is never wrong.
 
 Whole is what ends with `IEND`, and whose pixels are what was written: a decoder stops at the first `IDAT` with a wrong
-CRC, and shows half a picture. An animation's chunks are numbered, and each frame has data (11.3.6.2).
+CRC, and shows half an image. An animation's chunks are numbered, and each frame has data (11.3.6.2).
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class _Frames:
             self._is_animation |= not has_pixels
         elif kind in {b"fcTL", b"fdAT"}:
             is_control = kind == b"fcTL"
-            # A control follows data, and data a control; the picture that is no frame comes before the first (4.9).
+            # A control follows data, and data a control; the image that is no frame comes before the first (4.9).
             follows = self._has_data if is_control else self._number > 0
             self._is_sound &= follows and body.uint(start, 4, "big") == self._number
             self._has_data = not is_control

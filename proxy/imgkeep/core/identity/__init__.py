@@ -1,9 +1,9 @@
 """
-Which picture a link names, and what kind of link it is.
+Which image a link names, and what kind of link it is.
 
 Rules:
-- Two pictures never share a key: a missed merge costs one fetch, a collision shows a wrong picture.
-- The identity names the picture for ever, so it and the key derived from it are public and versioned.
+- Two images never share a key: a missed merge costs one fetch, a collision shows a wrong image.
+- The identity names the image for ever, so it and the key derived from it are public and versioned.
 - A host that is not in the catalogue, and no signature that is there as a whole, give a permanent link of which every
   parameter counts.
 - What is known about services is data, `providers.toml`; the engine knows no service.
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 from imgkeep.core.errors import SourceRejected
 from imgkeep.core.identity import engine
 from imgkeep.core.identity.providers import ProviderRules, read_built_in
-from imgkeep.core.identity.rule import read_rule, take_over
+from imgkeep.core.identity.rule import inherit_scheme, read_rule
 from imgkeep.core.source_url import read_source
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def read_provider_rules(providers: Sequence[Mapping[str, object]], base: Provide
         ValueError: A provider cannot be honoured, or does not do what its own examples say; the message names both.
     """
     schemes = [rule for rule in base.rules if not rule.names_provider]
-    own = [read_rule(take_over(table, schemes), order, base.shapes) for order, table in enumerate(providers)]
+    own = [read_rule(inherit_scheme(table, schemes), order, base.shapes) for order, table in enumerate(providers)]
     rules = own + [replace(rule, order=rule.order + len(own)) for rule in base.rules]
     provider_rules = ProviderRules(rules, base.shapes, base.endings)
     for rule in own:
@@ -77,7 +77,7 @@ def identify(
     source: Source, now: datetime, provider_rules: ProviderRules = BUILT_IN, *, exact: bool = False
 ) -> SourceInfo:
     """
-    Tell which picture a source names, whether the link dies, and when.
+    Tell which image a source names, whether the link expires, and when.
 
     Args:
         source: The link.

@@ -25,7 +25,7 @@ from imgkeep.core.identity.canonical import (
     write_port,
     write_query,
 )
-from imgkeep.core.identity.expiry import UNTOLD
+from imgkeep.core.identity.expiry import UNKNOWN_END
 from imgkeep.core.identity.jwt import read_jwt
 from imgkeep.core.records import Key, SourceInfo
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from imgkeep.core.identity.canonical import Field
     from imgkeep.core.identity.expiry import Expiry
     from imgkeep.core.identity.providers import ProviderRules
-    from imgkeep.core.identity.rule import Claims, Group, Rule
+    from imgkeep.core.identity.rule import Group, Rule, TokenClaims
     from imgkeep.core.records import Source
 
 NESTED_MAX: Final = 2
@@ -105,7 +105,7 @@ class Reading:
         self.enforced: bool | None = None
         self.enforced_anywhere: bool | None = None
 
-    def kept(self) -> list[Field]:
+    def counted_fields(self) -> list[Field]:
         """The parameters that count."""
         dropped = self.dropped
         return [field for field in self.fields if field[0] not in dropped] if dropped else self.fields
@@ -132,12 +132,12 @@ class Reading:
         if self.port:
             host, slash, path = place.partition("/")
             place = f"{host}{self.port}{slash}{path}"
-        return f"//{place}{write_query(self.kept())}" if self.fields else f"//{place}"
+        return f"//{place}{write_query(self.counted_fields())}" if self.fields else f"//{place}"
 
 
 def identify(source: Source, now: datetime, provider_rules: ProviderRules, *, exact: bool = False) -> SourceInfo:
     """
-    Tell which picture a source names and what kind of link it is.
+    Tell which image a source names and what kind of link it is.
 
     Args:
         source: Read by `read_source`.
@@ -148,7 +148,7 @@ def identify(source: Source, now: datetime, provider_rules: ProviderRules, *, ex
     reading = read(source, provider_rules)
     identity = source.url if exact else reading.text + reading.claims
     moments = [end.at for end in reading.ends if end.at is not None]
-    temporary = any(end.dies(now) for end in reading.ends) or (reading.temporary is True and not moments)
+    temporary = any(end.expires_soon(now) for end in reading.ends) or (reading.temporary is True and not moments)
     return SourceInfo(
         identity,
         Key(sha256(identity.encode()).hexdigest()),
@@ -204,8 +204,8 @@ def _try(rule: Rule, reading: Reading, provider_rules: ProviderRules, depth: int
     if group is None:
         return
     places: dict[str, str] = {}
-    if rule.place is not None:
-        match = rule.place.fullmatch(reading.place)
+    if rule.location.place is not None:
+        match = rule.location.place.fullmatch(reading.place)
         if match is None:
             return
         places = match.groupdict(default="")
@@ -213,7 +213,7 @@ def _try(rule: Rule, reading: Reading, provider_rules: ProviderRules, depth: int
     if rule.expires or group:
         _read_ends(rule, values, places, reading)
     if rule.table.claims is not None:
-        _keep_claims(rule.table.claims, values, reading)
+        _note_claims(rule.table.claims, values, reading)
     if rule.table.nested and depth < NAMED_DEPTH_MAX:
         found = _look_into(rule, places, reading, lambda source: read(source, provider_rules, depth + 1))
         _look_through(rule, places, reading, found if depth < NESTED_MAX else None)
@@ -224,13 +224,15 @@ def _try(rule: Rule, reading: Reading, provider_rules: ProviderRules, depth: int
 
 
 def _may_apply(rule: Rule, reading: Reading) -> bool:
-    if not rule.needs.issubset(reading.names):
+    if not rule.parameters.needs.issubset(reading.names):
         return False
-    if rule.paths is not None and (rule.literal not in reading.path or rule.paths.match(reading.path) is None):
+    if rule.location.paths is not None and (
+        rule.location.literal not in reading.path or rule.location.paths.match(reading.path) is None
+    ):
         return False
     if rule.table.nested:
         _note_links(rule.table.nested, reading)
-    return rule.needs.issubset(reading.values)
+    return rule.parameters.needs.issubset(reading.values)
 
 
 def _find_group(groups: tuple[Group, ...], values: Mapping[str, str]) -> Group | None:
@@ -250,20 +252,20 @@ def _is_there(group: Group, values: Mapping[str, str]) -> bool:
 
 def _note(rule: Rule, group: Group, reading: Reading) -> None:
     reading.rules.append(rule)
-    reading.dropped.update(rule.drop)
+    reading.dropped.update(rule.parameters.drop)
     if not rule.table.stays:
-        reading.dropped.update([name for name, _ in group if name not in rule.keep])
-    if rule.companions:
+        reading.dropped.update([name for name, _ in group if name not in rule.parameters.keep])
+    if rule.parameters.companions:
         dropped = reading.dropped
         for name, value in reading.values.items():
-            shape = None if name in dropped else rule.companions.get(name)
+            shape = None if name in dropped else rule.parameters.companions.get(name)
             if shape is not None and shape.fits(decoded(value) if "%" in value else value):
                 dropped.add(name)
     if rule.names_provider and reading.provider is None:
         reading.provider = rule.name
     if reading.temporary is None:
         reading.temporary = rule.table.temporary
-    if rule.grants and (group or rule.place or not rule.drop.isdisjoint(reading.values)):
+    if rule.grants and (group or rule.location.place or not rule.parameters.drop.isdisjoint(reading.values)):
         known = bool(rule.hosts) or (rule.known_at is not None and rule.known_at.match(reading.host) is not None)
         _note_enforced(reading, enforced=bool(rule.table.enforced), known=known)
 
@@ -297,7 +299,7 @@ def _note_ends(rule: Rule, ends: list[Expiry], reading: Reading) -> None:
     if ends:
         reading.ends += ends
     elif rule.groups:
-        reading.ends.append(UNTOLD)
+        reading.ends.append(UNKNOWN_END)
     else:
         return
     if reading.scheme is None:
@@ -306,7 +308,7 @@ def _note_ends(rule: Rule, ends: list[Expiry], reading: Reading) -> None:
 
 def _try_values(rule: Rule, reading: Reading) -> None:
     """Apply a rule that asks for a value under any name, to what no other rule has dropped."""
-    for name, _, value in reading.kept():
+    for name, _, value in reading.counted_fields():
         assert rule.any_value is not None
         if name in reading.values and rule.any_value.fits(value):
             if rule not in reading.rules:
@@ -315,11 +317,11 @@ def _try_values(rule: Rule, reading: Reading) -> None:
             _note_ends(rule, ends, reading)
 
 
-def _keep_claims(claims: Claims, values: Mapping[str, str], reading: Reading) -> None:
+def _note_claims(claims: TokenClaims, values: Mapping[str, str], reading: Reading) -> None:
     payload = read_jwt(decoded(values.get(claims.of, ""))) or {}
-    kept = {name: value for name, value in payload.items() if claims.keeps(name)}
-    if kept:
-        reading.claims += "#" + _write_claims(kept)
+    counted = {name: value for name, value in payload.items() if claims.keeps(name)}
+    if counted:
+        reading.claims += "#" + _write_claims(counted)
 
 
 class _Inner(NamedTuple):
@@ -349,7 +351,7 @@ def _look_into(
 def _note_links(nested: str, reading: Reading) -> None:
     """
     Note what a proxy may fetch for this link: however often the parameter with the link is given, and in any other one,
-    because some name a picture to show instead.
+    because some name an image to show instead.
     """
     texts = [value for name, _, value in reading.fields if name == nested]
     for text in texts[:LINKS_READ_MAX]:
@@ -377,7 +379,7 @@ def _look_through(rule: Rule, places: dict[str, str], reading: Reading, found: _
     reading.scheme = reading.scheme or inner.scheme
     reading.temporary = inner.temporary if reading.temporary is None else reading.temporary
     if inner.checked is not None:
-        # A proxy may answer with a picture of its own where the inner link is refused. And of a proxy that does not no
+        # A proxy may answer with an image of its own where the inner link is refused. And of a proxy that does not no
         # more is known than of the inner link, whose shape alone may say that it is checked.
         enforced = inner.checked and bool(rule.table.enforced)
         _note_enforced(reading, enforced=enforced, known=bool(rule.hosts) and inner.enforced is not None)

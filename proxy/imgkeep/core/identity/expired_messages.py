@@ -28,24 +28,24 @@ class ExpiredMessageTable(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
     examples: tuple[str, ...]
 
 
-class Endings:
+class ExpiredMessages:
     """All that services say, ready to be looked for. Never changes."""
 
     def __init__(self, tables: Iterable[ExpiredMessageTable]) -> None:
         self.tables = tuple(tables)
         self._texts = tuple(dict.fromkeys(text.lower().encode() for table in self.tables for text in table.says))
 
-    def are_said(self, body: bytes) -> bool:
+    def match(self, body: bytes) -> bool:
         """Whether one of them stands in the body of an error."""
         body = body.lower()
         return any(text in body for text in self._texts)
 
 
-def read_endings(tables: Iterable[Mapping[str, object]]) -> Endings:
+def read_endings(tables: Iterable[Mapping[str, object]]) -> ExpiredMessages:
     """
     Read the tables `[[endings]]` of the provider rules.
 
     Raises:
         ValueError: One of them cannot be honoured.
     """
-    return Endings(msgspec.convert(table, ExpiredMessageTable) for table in tables)
+    return ExpiredMessages(msgspec.convert(table, ExpiredMessageTable) for table in tables)

@@ -1,5 +1,5 @@
 """
-Reads when a link dies, in every form in which links say it.
+Reads when a link expires, in every form in which links say it.
 
 A form takes the decoded values of its fields and answers an `Expiry`, or `None` where it cannot read them. What it
 answers is an upper bound: sessions and delegated keys may end sooner. A moment that stands for "never" is told all the
@@ -48,14 +48,14 @@ class Expiry(NamedTuple):
     at: datetime | None
     never: bool
 
-    def dies(self, now: datetime) -> bool:
-        """Whether the link dies before long: not never, and not later than `LASTING` from now."""
+    def expires_soon(self, now: datetime) -> bool:
+        """Whether the link expires before long: not never, and not later than `LASTING` from now."""
         return not self.never and (self.at is None or self.at - now <= LASTING)
 
 
 NEVER: Final = Expiry(None, never=True)
-UNTOLD: Final = Expiry(None, never=False)
-"""It dies, and does not say when."""
+UNKNOWN_END: Final = Expiry(None, never=False)
+"""It expires_soon, and does not say when."""
 
 
 def later(read: Callable[..., Expiry | None], seconds: int) -> Callable[..., Expiry | None]:

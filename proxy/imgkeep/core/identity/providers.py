@@ -21,7 +21,7 @@ from imgkeep.core.identity.rule import read_rule, read_shapes
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from imgkeep.core.identity.expired_messages import Endings
+    from imgkeep.core.identity.expired_messages import ExpiredMessages
     from imgkeep.core.identity.rule import Rule, Shape
     from imgkeep.core.records import Source
 
@@ -42,7 +42,7 @@ class ProviderRules:
         endings: What services say of links that have ended.
     """
 
-    def __init__(self, rules: Iterable[Rule], shapes: Mapping[str, Shape], endings: Endings) -> None:
+    def __init__(self, rules: Iterable[Rule], shapes: Mapping[str, Shape], endings: ExpiredMessages) -> None:
         self.rules = tuple(rules)
         self.shapes = shapes
         self.endings = endings
@@ -55,10 +55,10 @@ class ProviderRules:
             dict.fromkeys(glob for rule in self.rules if rule.names_provider for glob in rule.table.shared_hosts)
         )
         self.any_value = tuple(rule for rule in self.rules if rule.any_value)
-        self._everywhere = [rule for rule in self.rules if not (rule.hosts or rule.names or rule.any_value)]
+        self._everywhere = [rule for rule in self.rules if not (rule.hosts or rule.parameters.names or rule.any_value)]
         self._by_name: dict[str, list[Rule]] = {}
         for rule in self.rules:
-            for name in () if rule.hosts else rule.names:
+            for name in () if rule.hosts else rule.parameters.names:
                 self._by_name.setdefault(name, []).append(rule)
         self._names = frozenset(self._by_name)
         self._by_suffix: dict[str, list[tuple[str, Rule]]] = {}
@@ -73,7 +73,7 @@ class ProviderRules:
         return tuple(host for pattern in patterns for host in groups.get(pattern, (pattern,)))
 
     def is_gone(self, source: Source) -> bool:
-        """Whether some provider says that a picture stands at `source` in the place of those that are no more."""
+        """Whether some provider says that an image stands at `source` in the place of those that are no more."""
         path = canonical_escapes(source.target.partition("?")[0])
         return self._gone.match(source.host + path) is not None
 

@@ -34,8 +34,8 @@ _PLACEHOLDER: Final = re.compile(r"\{([^{}]*)\}")
 _LIFETIME: Final = re.compile(r"\+([0-9]{1,9})", re.ASCII)
 
 
-class Claims(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Which claims of the token in parameter `of` name the picture: those in `keep`, or all but those in `drop`."""
+class TokenClaims(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which claims of the token in parameter `of` name the image: those in `keep`, or all but those in `drop`."""
 
     of: Text
     keep: tuple[str, ...] = ()
@@ -46,7 +46,9 @@ class Claims(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class RuleTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A rule as it is written. What each field means: docs/identity.md."""
+    """
+    A rule as people write it: one field for each name of the table (docs/identity.md). Only msgspec makes one.
+    """
 
     name: Text
     like: str = ""
@@ -66,7 +68,7 @@ class RuleTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     keep: tuple[str, ...] = ()
     drop: tuple[str, ...] = ()
     companions: dict[str, str] = {}
-    claims: Claims | None = None
+    claims: TokenClaims | None = None
     expires: tuple[Text, ...] = ()
     nested: str = ""
     temporary: bool | None = None
@@ -76,7 +78,7 @@ class RuleTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     counterexamples: tuple[Text, ...] = ()
 
 
-NOT_TAKEN_OVER: Final = frozenset(
+NOT_INHERITED: Final = frozenset(
     {"name", "like", "source", "date", "hosts", "shared_hosts", "known_at", "gone", "examples", "counterexamples"}
 )
 """Fields that `like` leaves alone: they say whose rule it is and where it holds."""
@@ -96,6 +98,42 @@ class Shape:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Location:
+    """
+    Where on its hosts a rule applies.
+
+    Attributes:
+        literal: A text that every path holds that `paths` matches; the engine looks for it before it tries the pattern.
+        paths: Matches the whole path.
+        place: Matches the whole of host and path; its groups serve `becomes`, `expires` and `nested`.
+    """
+
+    literal: str
+    paths: re.Pattern[str] | None
+    place: re.Pattern[str] | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Parameters:
+    """
+    The names in a query that a rule reads.
+
+    Attributes:
+        names: Names of which one is in every link that the rule applies to; empty: the rule asks for none.
+        needs: Names that all have to be there, whichever group it is.
+        keep: Those of them that stay.
+        drop: Names that the identity leaves out when the rule applies, besides those of the group that was found.
+        companions: Names that the identity leaves out too, each if the link gives it once with a value of this shape.
+    """
+
+    names: frozenset[str]
+    needs: frozenset[str]
+    keep: frozenset[str]
+    drop: frozenset[str]
+    companions: Mapping[str, Shape]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Rule:
     """
     A rule, compiled.
@@ -104,16 +142,10 @@ class Rule:
         table: As it was written.
         order: Its position among the provider rules.
         names_provider: Whether its name is a provider's, not a scheme's.
-        literal: A text that every path holds that `paths` matches; found before the pattern is tried.
-        paths: Matches the whole path.
-        place: Matches the whole of host and path; its groups serve `becomes`, `expires` and `nested`.
+        location: Where on its hosts it applies.
         groups: Members of a signature and their shapes; one group has to be there as a whole.
         any_value: The shape that a value under any name has to have.
-        names: Names of which one is in every link that the rule applies to; empty: the rule asks for none.
-        needs: Names that all have to be there, whichever group it is.
-        keep: Those of them that stay.
-        drop: Names that go when the rule applies, besides those of the group that was found.
-        companions: Names that go too, each if it is given once and its value has this shape.
+        parameters: The names in a query that it reads.
         expires: What reads the end, and from which fields; `<x>` is a group of `place`.
         grants: Whether what it leaves out grants access: a signature, or what `permission` says of its path or `drop`.
         known_at: Matches the hosts of which it is known that they sign like this: a stranger can write a signature of
@@ -123,16 +155,10 @@ class Rule:
     table: RuleTable
     order: int
     names_provider: bool
-    literal: str
-    paths: re.Pattern[str] | None
-    place: re.Pattern[str] | None
+    location: Location
     groups: tuple[Group, ...]
     any_value: Shape | None
-    names: frozenset[str]
-    needs: frozenset[str]
-    keep: frozenset[str]
-    drop: frozenset[str]
-    companions: Mapping[str, Shape]
+    parameters: Parameters
     expires: tuple[tuple[Callable[..., Expiry | None], tuple[str, ...]], ...]
     grants: bool
     known_at: re.Pattern[str] | None
@@ -179,7 +205,7 @@ def read_rule(table: Mapping[str, object], order: int, shapes: Mapping[str, Shap
         raise ValueError(f"{label}: {error}") from None
 
 
-def take_over(table: Mapping[str, object], schemes: Iterable[Rule]) -> Mapping[str, object]:
+def inherit_scheme(table: Mapping[str, object], schemes: Iterable[Rule]) -> Mapping[str, object]:
     """
     Return the table with what it does not say itself taken from the scheme that its `like` names.
 
@@ -195,7 +221,7 @@ def take_over(table: Mapping[str, object], schemes: Iterable[Rule]) -> Mapping[s
             f"provider {table.get('name')!r}: like: there is no scheme {like!r}, but "
             + ", ".join(repr(rule.name) for rule in schemes)
         )
-    fields = {name: value for name, value in msgspec.to_builtins(found).items() if name not in NOT_TAKEN_OVER}
+    fields = {name: value for name, value in msgspec.to_builtins(found).items() if name not in NOT_INHERITED}
     return {**fields, **table}
 
 
@@ -223,18 +249,28 @@ def _compile(table: RuleTable, order: int, shapes: Mapping[str, Shape], *, is_sc
     groups = _read_groups(table, shapes)
     any_value = next((shape for group in groups for name, shape in group if name == ANY_NAME), None)
     groups = () if any_value else groups
-    members = [frozenset(name for name, _ in group) for group in groups]
-    names = frozenset(group[0][0] for group in groups) or frozenset(table.keep[:1])
     return Rule(
         table=table,
         order=order,
         names_provider=not is_scheme,
-        literal=max(table.paths[0].split("*"), key=len) if len(table.paths) == 1 else "",
-        paths=re.compile("|".join(map(fnmatch.translate, table.paths))) if table.paths else None,
-        place=place,
+        location=Location(
+            literal=max(table.paths[0].split("*"), key=len) if len(table.paths) == 1 else "",
+            paths=re.compile("|".join(map(fnmatch.translate, table.paths))) if table.paths else None,
+            place=place,
+        ),
         groups=groups,
         any_value=any_value,
-        names=names,
+        parameters=_read_parameters(table, groups, shapes),
+        expires=tuple(_read_expires(text, known) for text in _spellings(table.expires, any_case=table.any_case)),
+        grants=_grants(table),
+        known_at=re.compile("|".join(map(fnmatch.translate, table.known_at))) if table.known_at else None,
+    )
+
+
+def _read_parameters(table: RuleTable, groups: tuple[Group, ...], shapes: Mapping[str, Shape]) -> Parameters:
+    members = [frozenset(name for name, _ in group) for group in groups]
+    return Parameters(
+        names=frozenset(group[0][0] for group in groups) or frozenset(table.keep[:1]),
         needs=frozenset(table.keep).union(frozenset[str].intersection(*members) if members else ()),
         keep=frozenset(table.keep),
         drop=frozenset(_spellings(table.drop, any_case=table.any_case)) - set(table.keep),
@@ -244,9 +280,6 @@ def _compile(table: RuleTable, order: int, shapes: Mapping[str, Shape], *, is_sc
             for name in dict.fromkeys(_spellings((written,), any_case=table.any_case))
             if name not in table.keep
         },
-        expires=tuple(_read_expires(text, known) for text in _spellings(table.expires, any_case=table.any_case)),
-        grants=_grants(table),
-        known_at=re.compile("|".join(map(fnmatch.translate, table.known_at))) if table.known_at else None,
     )
 
 

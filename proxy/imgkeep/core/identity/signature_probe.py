@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from imgkeep.core.identity.rule import Rule
     from imgkeep.core.records import Source
 
-SPOILED_CHARS: Final = 8
+REPLACED_CHARS: Final = 8
 """
 Of a signature, those before its last one: what an origin that compares signatures cannot overlook. Of the last
 character of base64 not all bits count, and strict decoders refuse one in which the others are set: that would be
@@ -45,9 +45,11 @@ _ALPHABETS: Final = (
 _CLASSES: Final = ("0123456789", "abcdefghijklmnopqrstuvwxyz", "ABCDEFGHIJKLMNOPQRSTUVWXYZ")
 
 
-def spoil(source: Source, now: datetime, provider_rules: ProviderRules, draw: Callable[[int], int]) -> Source | None:
+def make_invalid_signature(
+    source: Source, now: datetime, provider_rules: ProviderRules, draw: Callable[[int], int]
+) -> Source | None:
     """
-    Return a link with the same picture and end, but with another signature; `None` if it cannot be made.
+    Return a link with the same image and end, but with another signature; `None` if it cannot be made.
 
     Args:
         source: The genuine link.
@@ -59,7 +61,7 @@ def spoil(source: Source, now: datetime, provider_rules: ProviderRules, draw: Ca
     for run in _list_runs(source, provider_rules):
         if source.target.count(run) != 1:
             continue
-        start = max(0, len(run) - 1 - SPOILED_CHARS)
+        start = max(0, len(run) - 1 - REPLACED_CHARS)
         changed = run[:start] + _replace_all(run[start:-1], _alphabet_of(run), draw) + run[-1]
         url = f"{source.scheme}://{source.authority}{source.target.replace(run, changed)}"
         spoiled = read_source(url)
@@ -85,11 +87,11 @@ def _list_runs(source: Source, provider_rules: ProviderRules, depth: int = 0) ->
 def _list_texts(rule: Rule, reading: Reading) -> list[str]:
     """Return what a rule leaves out of the identity as a signature: members of its group, or parts of the path."""
     timed = {name for _, names in rule.expires for name in names}
-    members = [name for group in rule.groups for name, _ in group if name not in rule.keep]
+    members = [name for group in rule.groups for name, _ in group if name not in rule.parameters.keep]
     texts = {reading.values[name] for name in members if name in reading.values}
     ends = {reading.values[name] for name in members if name in timed and name in reading.values}
     # The end may stand in the same value as the signature, but where it has one of its own it is none.
-    texts = texts - ends or {reading.values[name] for name in rule.drop if name in reading.values} or texts
+    texts = texts - ends or {reading.values[name] for name in rule.parameters.drop if name in reading.values} or texts
     if rule.table.becomes and not texts:
         texts = set(reading.path.split("/"))
     return sorted(texts, key=lambda text: (-len(text), text))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from imgkeep.core.rewrite import character_references as references
 from imgkeep.core.rewrite import css, json_ld, srcset, svg_style
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from imgkeep.core.rewrite.character_references import Value
+    from imgkeep.core.rewrite.charset import Charset
     from imgkeep.core.rewrite.links import Page
 
     Links = Iterable[tuple[int, int, str]]
@@ -22,18 +23,6 @@ _NOTHING: Final = re.compile(r"(?!)")
 # The three that would end an unquoted URL, or a string, in CSS; other such characters are in no link that we write.
 _IN_CSS: Final = re.compile(r"['()]")
 _OUTER_COMMA: Final = re.compile(r"\A,+|,+\Z")
-
-
-class Charset(Protocol):
-    """How the characters that are read stand for those of the page."""
-
-    def decode(self, source: str) -> str | None:
-        """Return what `source` means; `None` if that is not certain."""
-        ...
-
-    def encode(self, text: str) -> str:
-        """Return what means `text`: the inverse."""
-        ...
 
 
 class Values:

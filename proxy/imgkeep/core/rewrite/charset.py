@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeAlias
 
 from imgkeep.core.rewrite import tags
 
@@ -144,11 +144,11 @@ class Text:
     """The characters are those of the page."""
 
     def decode(self, source: str) -> str:
-        """See `values.Charset`."""
+        """Return what `source` means."""
         return source
 
     def encode(self, text: str) -> str:
-        """See `values.Charset`."""
+        """Return what means `text`: the inverse."""
         return text
 
 
@@ -158,13 +158,13 @@ class Bytes:
     The characters are bytes, read as Latin-1, and mean text in an encoding.
 
     Attributes:
-        codec: `None`: nobody has said, see above.
+        codec: `None`: neither the page nor the caller tells one, see above.
     """
 
     codec: str | None
 
     def decode(self, source: str) -> str | None:
-        """See `values.Charset`."""
+        """Return what `source` means; `None` if that is not certain."""
         if source.isascii():
             return source
         data = source.encode("latin-1")
@@ -177,5 +177,9 @@ class Bytes:
             return None
 
     def encode(self, text: str) -> str:
-        """See `values.Charset`."""
+        """Return what means `text`: the inverse."""
         return text.encode(self.codec or "utf-8", "surrogateescape").decode("latin-1")
+
+
+Charset: TypeAlias = Text | Bytes
+"""How the characters that are read stand for those of the page."""

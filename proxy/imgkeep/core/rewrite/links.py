@@ -2,7 +2,7 @@
 Which links are rewritten, and to what.
 
 Rules:
-- A link that dies is rewritten; others if somebody says so. A link that we could not serve is left alone, because it
+- A link that expires is rewritten; others if somebody says so. A link that we could not serve is left alone, because it
   may work where it is: one that `read_source` or the policy refuses.
 - Links of ours are left alone, so rewriting twice changes nothing.
 - What is written holds no white space, no quotes and no angle brackets, whoever made it; so it can stand anywhere.

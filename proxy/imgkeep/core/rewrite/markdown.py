@@ -11,7 +11,7 @@ tag is left in it. The page is rewritten as any other, and what changes in it is
 `<textarea>` is none, in that paragraph or in a later one.
 
 A reference (`![alt][label]`) is rewritten where its definition stands, if an image uses it. A link that uses the same
-definition then leads to the picture that is kept.
+definition then leads to the image that is kept.
 """
 
 from __future__ import annotations

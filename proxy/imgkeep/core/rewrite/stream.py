@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from imgkeep.core.rewrite.attribute_values import Values
 from imgkeep.core.rewrite.budget import Budget
@@ -11,20 +11,11 @@ from imgkeep.core.rewrite.html import TOKEN_CHARS_MAX, Html
 from imgkeep.core.rewrite.links import Page
 
 if TYPE_CHECKING:
-    from typing import AnyStr
+    from typing import AnyStr, TypeAlias
 
     from imgkeep.core.rewrite.links import Linker
 
-
-class _Way(Protocol):
-    @property
-    def held_chars(self) -> int: ...
-
-    def feed(self, piece: bytes) -> bytes: ...
-
-    def close(self, last: bytes) -> bytes: ...
-
-    def held(self) -> bytes: ...
+    _Rewriter: TypeAlias = "_PassThrough | _ByteRewriter | _Utf16Rewriter"
 
 
 class HtmlStream:
@@ -52,49 +43,49 @@ class HtmlStream:
         self._budget = budget
         self._head = b""
         self._head_bytes = BOM_BYTES if charset and codec_of(charset) else HEAD_BYTES
-        self._way: _Way | None = None
+        self._rewriter: _Rewriter | None = None
 
     def feed(self, piece: bytes) -> bytes:
         """Take a piece of the page, return what is finished; maybe nothing."""
-        if self._way is None:
+        if self._rewriter is None:
             self._head += piece
             if len(self._head) < self._head_bytes and not (b">" in piece and tells_codec(self._head)):
                 return b""
-            self._way, piece = self._begin()
-        return self._way.feed(piece)
+            self._rewriter, piece = self._begin()
+        return self._rewriter.feed(piece)
 
     def close(self) -> bytes:
         """Return the rest; nothing may be fed any more."""
         last = b""
-        if self._way is None:
-            self._way, last = self._begin()
-        return self._way.close(last)
+        if self._rewriter is None:
+            self._rewriter, last = self._begin()
+        return self._rewriter.close(last)
 
     @property
     def held_chars(self) -> int:
         """How much is held back: with the next piece, that is what the next call may have to read."""
-        return len(self._head) if self._way is None else self._way.held_chars
+        return len(self._head) if self._rewriter is None else self._rewriter.held_chars
 
     def held(self) -> bytes:
         """
         Return what was taken and is not given out yet, as it came. It is what is missing behind all that was returned,
         after an exception, too; so whoever has to end early can.
         """
-        return self._head if self._way is None else self._way.held()
+        return self._head if self._rewriter is None else self._rewriter.held()
 
-    def _begin(self) -> tuple[_Way, bytes]:
+    def _begin(self) -> tuple[_Rewriter, bytes]:
         codec = find_codec(self._head, self._charset)
         head, self._head = self._head, b""
         if codec in OPAQUE:
-            return _AsItIs(), head
+            return _PassThrough(), head
         is_utf_16 = codec is not None and codec.startswith("utf-16")
         page = Page(self._linker, self._url, None if is_utf_16 or codec == "utf-8" else codec)
         values = Values(page, Text() if is_utf_16 else Bytes(codec))
         html = Html(values, token_chars_max=self._chars_max, budget=self._budget)
-        return (_InUnits(html, codec or "") if is_utf_16 else _InBytes(html)), head
+        return (_Utf16Rewriter(html, codec or "") if is_utf_16 else _ByteRewriter(html)), head
 
 
-class _AsItIs:
+class _PassThrough:
     held_chars = 0
 
     @staticmethod
@@ -110,7 +101,7 @@ class _AsItIs:
         return b""
 
 
-class _InBytes:
+class _ByteRewriter:
     def __init__(self, html: Html) -> None:
         self._html = html
 
@@ -128,7 +119,7 @@ class _InBytes:
         return self._html.held().encode("latin-1")
 
 
-class _InUnits:
+class _Utf16Rewriter:
     """UTF-16, with whatever is none of it: half a character stays half a character."""
 
     def __init__(self, html: Html, codec: str) -> None:

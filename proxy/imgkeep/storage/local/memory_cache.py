@@ -126,7 +126,7 @@ class MemoryCache:
 
     def touch(self, entry: CacheEntry) -> None:
         """Note that an object was used."""
-        self._entries_of_size(entry.size).move_to_end(entry.path)
+        (self._copies if entry.size <= SMALL_BYTES_MAX else self._maps).move_to_end(entry.path)  # for every hit
 
     def put(self, entry: CacheEntry, removals: int | None = None) -> None:
         """

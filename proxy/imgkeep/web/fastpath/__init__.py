@@ -1,1 +1,1 @@
-"""Requests for images that are answered in front of aiohttp, on the same socket."""
+"""The fast path: plain requests for images bypass aiohttp, on the same socket."""

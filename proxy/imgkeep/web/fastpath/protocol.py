@@ -19,7 +19,7 @@ which closes it. `tests/web/fastpath/test_protocol.py` fails when an upgrade cha
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -34,10 +34,11 @@ from imgkeep.web.fastpath.request_head import (
     HEAD_END,
     LINE_END,
     TARGET,
+    PlainRequest,
     RequestFields,
     is_part_of_head,
 )
-from imgkeep.web.fastpath.states import BUSY, Event, State, next_state
+from imgkeep.web.fastpath.states import BUSY, TRANSITIONS, Event, State, next_state
 from imgkeep.web.messages import BodyRange, ImageRequest
 from imgkeep.web.problems import error_response
 
@@ -56,10 +57,10 @@ if TYPE_CHECKING:
 
 WAITING_BYTES_MAX: Final = HEAD_BYTES_MAX
 """Maximum number of bytes that wait behind a request at work; the connection reads no more of them meanwhile."""
-WAITING_TURNS_MAX: Final = 3
+WAITING_ITERATIONS_MAX: Final = 3
 """
-Maximum number of turns of the event loop for which a request waits for aiohttp. A client may send the next request
-before aiohttp, which has sent the last byte, waits again. Without these turns aiohttp would often answer that one too.
+Maximum number of iterations of the event loop for which a request waits for aiohttp. A client may send the next request
+before aiohttp, which has sent the last byte, waits again. Without them aiohttp would often answer that one too.
 """
 
 # To read a member of an enum costs as much as a look-up in the response cache.
@@ -67,20 +68,10 @@ _READY: Final = State.READY
 _HIT: Final = CacheStatus.HIT.value
 
 
-@dataclass(frozen=True, slots=True)
-class PlainRequest:
-    """A request whose response is not in memory: its bytes, its target, and since when it waits."""
-
-    data: bytes
-    target: bytes
-    head: bool
-    start: float
-
-
 class FastConnection(Connection):
     """One client's connection, on which plain requests for images bypass aiohttp."""
 
-    __slots__ = ("_buffer", "_fast_path", "_fields", "_state", "_turns_waited", "_work")
+    __slots__ = ("_buffer", "_fast_path", "_fields", "_iterations_waited", "_state", "_work")
 
     def __init__(
         self,
@@ -98,8 +89,8 @@ class FastConnection(Connection):
         """What a busy connection waits for."""
         self._buffer = b""
         """Bytes that wait: a part of a head, or requests behind the one at work."""
-        self._turns_waited = 0
-        """Number of turns for which the request in `_buffer` has waited for aiohttp."""
+        self._iterations_waited = 0
+        """Number of iterations for which the request in `_buffer` has waited for aiohttp."""
         self._fields = RequestFields()
         """Of the last request: most clients send the same with every request."""
 
@@ -125,7 +116,7 @@ class FastConnection(Connection):
 
     def disable_fast_path(self) -> None:
         """Hand all later requests to aiohttp; a busy connection does so when its request is answered."""
-        if self._state not in BUSY and self._state is not State.CLOSED:
+        if Event.HANDED_OVER in TRANSITIONS[self._state]:
             self._move(Event.HANDED_OVER)
             self._take_buffer()
 
@@ -151,10 +142,10 @@ class FastConnection(Connection):
         end = data.find(LINE_END, start)
         if start and end > 0 and data.endswith(HEAD_END):
             idle = self._is_aiohttp_idle()
-            if not idle and self._turns_waited < WAITING_TURNS_MAX:
+            if not idle and self._iterations_waited < WAITING_ITERATIONS_MAX:
                 self._wait_for_aiohttp(data)
                 return
-            self._turns_waited = 0
+            self._iterations_waited = 0
             target, block = data[start:end], data[end + len(LINE_END) :]
             if self._answer(target, block, data, head=start == len(HEAD), idle=idle):
                 return
@@ -167,7 +158,7 @@ class FastConnection(Connection):
         super().data_received(data)
 
     def _wait_for_aiohttp(self, data: bytes) -> None:
-        self._turns_waited += 1
+        self._iterations_waited += 1
         self._buffer = data
         self._move(Event.AIOHTTP_BUSY)
         self._loop.call_soon(self._look_again)
@@ -175,7 +166,7 @@ class FastConnection(Connection):
     def _look_again(self) -> None:
         """Look again at a request that has waited for aiohttp, and at what has arrived behind it."""
         if self._state is State.WAITING:
-            self._move(Event.LOOP_TURNED)
+            self._move(Event.LOOP_ITERATED)
             self._take_buffer()
 
     def _hold(self, data: bytes) -> None:
@@ -258,12 +249,16 @@ class FastConnection(Connection):
 
     def _answer_again(self, request: PlainRequest, *, loaded: bool = False, alone: bool = False) -> None:
         """Answer a request whose bytes were loaded, or that has followed a shared response in vain."""
+        if self._transport is None or self._transport.is_closing():
+            return
         if self._state is _READY:
             now = self._fast_path.timer()
             cached = self._fast_path.response_cache.find(request.target, now)
             written = cached is not None and self._write_cached(cached, request.start, now, head=request.head)
             if not written and not self._answer_later(request, cached, loaded=loaded, alone=alone):
                 super().data_received(request.data)
+        elif self._state is State.HANDED_OVER:
+            super().data_received(request.data)
         if self._state not in BUSY:
             self._take_buffer()
 
@@ -275,7 +270,7 @@ class FastConnection(Connection):
         written = fast_path.response_writer.write_cached(cached, conditions, transport, now, head=head)
         if written is None:
             return False
-        self._postpone_closing()
+        self._next_keepalive_close_time = self._loop.time() + self._idle_timeout_s  # one call less
         status, size = written
         seconds = fast_path.timer() - start
         if fast_path.access_log.enabled:

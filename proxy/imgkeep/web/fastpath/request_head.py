@@ -105,6 +105,16 @@ def list_fields(block: bytes) -> list[tuple[str, str]]:
     return [(name, value.strip(" \t")) for name, _, value in (line.partition(":") for line in lines) if name]
 
 
+@dataclass(frozen=True, slots=True)
+class PlainRequest:
+    """A request whose response is not in memory: its bytes, its target, and since when it waits."""
+
+    data: bytes
+    target: bytes
+    head: bool
+    start: float
+
+
 class RequestFields:
     """
     The header fields of one request.

@@ -5,7 +5,7 @@ A connection is in one state at a time, and `TRANSITIONS` holds everything that 
 model):
 
     READY --part of a head--> READING_HEAD --more bytes--> READY
-    READY --aiohttp is busy--> WAITING --next turn of the loop--> READY
+    READY --aiohttp is busy--> WAITING --next iteration of the loop--> READY
     READY --load of a cached body--> LOADING --loaded--> READY
     READY --handler--> HANDLING --response--> SENDING --sent--> READY
     READY --shared response--> FOLLOWING --response--> SENDING
@@ -60,7 +60,7 @@ class Event(Enum):
     """The bytes end within a head."""
     BYTES_ARRIVED = "bytes arrived"
     AIOHTTP_BUSY = "aiohttp busy"
-    LOOP_TURNED = "loop turned"
+    LOOP_ITERATED = "loop iterated"
     """The event loop has run once more."""
     LOAD_STARTED = "load started"
     LOADED = "loaded"
@@ -92,7 +92,7 @@ TRANSITIONS: Final[Mapping[State, Mapping[Event, State]]] = {
         Event.LOST: State.CLOSED,
     },
     State.WAITING: {
-        Event.LOOP_TURNED: State.READY,
+        Event.LOOP_ITERATED: State.READY,
         Event.HANDED_OVER: State.HANDED_OVER,
         Event.LOST: State.CLOSED,
     },

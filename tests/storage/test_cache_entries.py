@@ -1,4 +1,4 @@
-"""What the local store has at hand, while its files are cut and the same object is asked for under several names."""
+"""Cache entries of a local store whose files are truncated, replaced and read under several keys."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ async def cache_entry(store: LocalStore, name: str) -> CacheEntry:
 
 
 @pytest.mark.parametrize("size", [2_999_990, 1_000_000, 0], ids=["within the last page", "by pages", "to nothing"])
-async def test_a_mapped_file_that_was_cut_short_is_not_at_hand_any_more(store: LocalStore, size: int) -> None:
+async def test_truncated_mapped_file_is_not_readable(store: LocalStore, size: int) -> None:
     name = laid(store, LARGE)
     handle = await cache_entry(store, name)
     assert handle.read_now() is not None
@@ -61,7 +61,7 @@ async def test_a_mapped_file_that_was_cut_short_is_not_at_hand_any_more(store: L
 
 
 @pytest.mark.parametrize("body", [SMALL, LARGE], ids=["small", "large"])
-async def test_whoever_asks_for_the_same_object_at_once_shares_what_is_at_hand(store: LocalStore, body: bytes) -> None:
+async def test_concurrent_readers_share_one_entry(store: LocalStore, body: bytes) -> None:
     name = laid(store, body)
     first, second = await asyncio.gather(cache_entry(store, name), cache_entry(store, name))
     third = await cache_entry(store, name)
@@ -70,7 +70,7 @@ async def test_whoever_asks_for_the_same_object_at_once_shares_what_is_at_hand(s
     assert store.disk.memory_cache.copied_bytes + store.disk.memory_cache.mapped_bytes == len(body)
 
 
-async def test_a_handle_that_was_let_go_finds_what_another_holds(store: LocalStore) -> None:
+async def test_evicted_entry_finds_the_current_one(store: LocalStore) -> None:
     store.disk._page_cache.is_available = False  # so that there is no other way
     name = laid(store, SMALL)
     first = await cache_entry(store, name)
@@ -83,7 +83,7 @@ async def test_a_handle_that_was_let_go_finds_what_another_holds(store: LocalSto
 
 
 @pytest.mark.parametrize("body", [SMALL, LARGE], ids=["small", "large"])
-async def test_what_was_replaced_is_not_taken_for_the_same(store: LocalStore, body: bytes) -> None:
+async def test_replaced_file_gets_an_entry_of_its_own(store: LocalStore, body: bytes) -> None:
     if body is SMALL:
         store.disk._page_cache.is_available = False  # so that nothing but memory can give it
     name = laid(store, body)
@@ -91,18 +91,18 @@ async def test_what_was_replaced_is_not_taken_for_the_same(store: LocalStore, bo
     store.disk.memory_cache.evict(object_path(name))
     path = store.disk.root / object_path(name)
     before = path.stat().st_ctime_ns
-    while path.stat().st_ctime_ns == before:  # the kernel's clock for files goes by milliseconds
+    while path.stat().st_ctime_ns == before:  # the kernel's clock for files ticks every few milliseconds
         path.unlink()
         laid(store, body)
     second = await cache_entry(store, name)
     assert (first.read_now() is None, second.read_now() is None) == (True, False)
 
 
-async def test_a_large_object_is_mapped_only_where_reading_it_cannot_hang(store: LocalStore) -> None:
+async def test_large_object_is_mapped_on_local_file_systems_only(store: LocalStore) -> None:
     name = laid(store, LARGE)
-    for works in (False, store.disk._page_cache.is_available):
-        store.disk._page_cache.is_available = works
+    for is_available in (False, store.disk._page_cache.is_available):
+        store.disk._page_cache.is_available = is_available
         body = await store.fetch(name, len(LARGE))
         assert body is not None
-        assert (body.cache_entry is not None) == works
+        assert (body.cache_entry is not None) == is_available
         await body.aclose()

@@ -1,4 +1,4 @@
-"""However requests are cut and run together, there is one answer to each, in order, and it is the right one."""
+"""However requests are cut and run together, each gets its own response, in order."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING
 import pytest
 from imgkeep.web.http_server import HttpServer
 
+from tests.support.concurrent_requests import connections_of
 from tests.support.image_requests import HandlerCalls, cached_target
 from tests.support.origins import gated_body
 from tests.support.pictures import picture_of
+from tests.support.program import until
 from tests.support.raw_http import connect, port_of, request, target_of
 
 if TYPE_CHECKING:
-    from tests.conftest import Imgkeep
     from tests.support.origins import FakeOrigin
     from tests.support.raw_http import RawConnection
+    from tests.support.server import Imgkeep
 
 
 IMAGE = picture_of(20_000)
@@ -51,7 +53,7 @@ def exchanges(target: str) -> list[tuple[bytes, str, int, int | None]]:
 
 
 async def send_cut(line: RawConnection, data: bytes, dice: Random) -> None:
-    """Send `data` in pieces, some of which come apart and some together."""
+    """Send `data` in pieces, some of which arrive apart and some together."""
     cuts = sorted(dice.sample(range(1, len(data)), min(PIECES_MAX, len(data) - 1)))
     for start, end in zip([0, *cuts], [*cuts, len(data)], strict=True):
         line.writer.write(data[start:end])
@@ -61,11 +63,11 @@ async def send_cut(line: RawConnection, data: bytes, dice: Random) -> None:
 
 
 @pytest.mark.parametrize("seed", range(24))
-async def test_answers_match_requests_however_these_are_cut(imgkeep: Imgkeep, origin: FakeOrigin, seed: int) -> None:
+async def test_responses_match_requests_however_these_are_cut(imgkeep: Imgkeep, origin: FakeOrigin, seed: int) -> None:
     target = await cached_target(imgkeep, origin.gives("/a.png", IMAGE))
     dice = Random(seed)
     known = exchanges(target)
-    # Half of them with quick ones only for a while, so that both ways are taken on one connection.
+    # Many begin with requests of the fast path alone, so that it and aiohttp alternate on one connection.
     chosen = [known[dice.randrange(5)] for _ in range(seed % 6)] + [dice.choice(known) for _ in range(10)]
     async with connect(port_of(imgkeep)) as line:
         together = seed % 3 == 0
@@ -82,14 +84,14 @@ async def test_answers_match_requests_however_these_are_cut(imgkeep: Imgkeep, or
                 assert answer.body == IMAGE
         if sending is not None:
             await sending
-        # And nothing is left over.
+        # And no byte is left over.
         line.writer.write(request("/healthz"))
         assert (await line.answer()).status == 200
         assert await line.is_closed()
 
 
-async def test_many_requests_behind_a_slow_one_are_all_answered(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
-    """More than aiohttp queues, which then stops reading and asks for what it has not parsed."""
+async def test_all_requests_behind_a_slow_one_are_answered(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+    """Aiohttp queues fewer, then stops reading, and later asks its parser for the rest."""
     target = await cached_target(imgkeep, origin.gives("/a.png", IMAGE))
     gate = asyncio.Event()
     slow = picture_of(40_000, seed=7)
@@ -115,8 +117,8 @@ async def test_many_requests_behind_a_slow_one_are_all_answered(imgkeep: Imgkeep
     assert [size == len(IMAGE) for size in sizes] == [not n % 3 for n in range(number)]
 
 
-async def test_what_is_left_to_aiohttp_waits_for_an_answer_of_ours(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
-    """A worker that leaves passes its connections on, busy or not (`HttpServer.disable_fast_path`)."""
+async def test_handed_over_request_waits_for_the_response_of_a_handler(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+    """A worker that drains hands its connections over, busy or not (`HttpServer.disable_fast_path`)."""
     gate = asyncio.Event()
     slow = picture_of(40_000, seed=7)
     slow_target = target_of(origin.on("/slow.png", gated_body(slow, gate, ahead=1000)))
@@ -126,9 +128,9 @@ async def test_what_is_left_to_aiohttp_waits_for_an_answer_of_ours(imgkeep: Imgk
         line.writer.write(request(slow_target, close=False))
         await line.reader.readuntil(b"\r\n\r\n")
         line.writer.write(request("/healthz", close=False))
-        await asyncio.sleep(0.05)
+        (connection,) = connections_of(imgkeep)
+        await until(lambda: b"/healthz" in connection._buffer)
         server.disable_fast_path()
-        await asyncio.sleep(0.05)
         gate.set()
         assert await line.reader.readexactly(len(slow)) == slow
         assert (await line.answer()).body == b"ok\n"
@@ -140,15 +142,13 @@ TARGETS = [
     pytest.param("http://imgkeep.example{target}", id="an absolute target"),
     pytest.param("//imgkeep.example{target}", id="two slashes"),
     pytest.param("/.{target}", id="a dot"),
-    pytest.param("/%69mg?{query}", id="an escape that is none"),
+    pytest.param("/%69mg?{query}", id="a needless escape"),
     pytest.param("{target}\xff", id="a byte that is no text"),
 ]
 
 
 @pytest.mark.parametrize("form", TARGETS)
-async def test_a_target_of_odd_form_is_answered_again_as_it_was_before(
-    imgkeep: Imgkeep, origin: FakeOrigin, form: str
-) -> None:
+async def test_odd_target_always_gets_the_same_response(imgkeep: Imgkeep, origin: FakeOrigin, form: str) -> None:
     target = await cached_target(imgkeep, origin.gives("/a.png", IMAGE))
     odd = form.format(target=target, query=target.partition("?")[2])
     statuses = []
@@ -168,24 +168,22 @@ HEADS = [
 
 
 @pytest.mark.parametrize("head", HEADS)
-async def test_whoever_wants_the_connection_closed_gets_the_image_and_an_end(
+async def test_client_that_wants_the_connection_closed_gets_the_image_and_an_end(
     imgkeep: Imgkeep, origin: FakeOrigin, head: bytes
 ) -> None:
     target = await cached_target(imgkeep, origin.gives("/a.png", IMAGE))
     async with connect(port_of(imgkeep)) as line:
-        assert (await line.ask(target)).body == IMAGE, "the quick way first"
+        assert (await line.ask(target)).body == IMAGE, "the fast path first"
         line.writer.write(head.replace(b"{t}", target.encode()))
         assert (await line.answer()).body == IMAGE
         assert await line.is_closed()
 
 
-async def test_a_connection_is_quick_again_after_any_whole_request_without_a_body(
-    imgkeep: Imgkeep, origin: FakeOrigin
-) -> None:
+async def test_fast_path_resumes_after_any_whole_request_without_a_body(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     target = await cached_target(imgkeep, origin.gives("/a.png", IMAGE))
-    ways = HandlerCalls(imgkeep)
+    calls = HandlerCalls(imgkeep)
     async with connect(port_of(imgkeep)) as line:
         for other in ("/healthz", "/nothing", "/metrics", "/img?src=x"):
             await line.ask(other)
             assert (await line.ask(target)).body == IMAGE
-    assert ways.number == 0
+    assert calls.number == 0
