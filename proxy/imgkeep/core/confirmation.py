@@ -10,8 +10,8 @@ Rules:
 - A link that is not known to be entitled to the stored bytes is tried: it makes a fill of its own, once. It is shown
   what is stored where it has ended by its own words, where it brought the record itself, or where its origin refuses.
 - Equal bytes by another link confirm a record only if the signature is seen to make a difference: the origin refuses
-  the same link with a spoiled signature, or answers two of them with one and the same other image, and then gives
-  the genuine link the same bytes again. Two invented links judge_probe nothing, however often they bring one placeholder.
+  the same link with a spoiled signature, or answers two of them with one and the same other image, and then gives the
+  genuine link the same bytes again. Two invented links judge_probe nothing, however often they bring one placeholder.
 - Other bytes never replace what is stored by the word of an unverified link. They get a record of their own, under the
   identity with the link's fingerprint, and the link that brought them is always shown that record.
 - If the spoiled link brings what is stored, what is stored is the placeholder: the other bytes take its place. If it
@@ -125,7 +125,7 @@ def fingerprint(source: Source) -> str:
 
 
 def is_folded(info: SourceInfo) -> bool:
-    """Whether an identity leaves the scheme out; one that is the exact URL does not."""
+    """Return whether an identity leaves the scheme out; one that is the exact URL does not."""
     return info.identity.startswith("//")
 
 
@@ -194,7 +194,7 @@ def doubts_of(link: Link, *, plaintext: bool) -> frozenset[Doubt]:
 
 def judge_record(record: Record, link: Link, *, tried: bool) -> RecordUse:
     """
-    Tell what to do with a record that a link has found.
+    Return what to do with a record that a link has found.
 
     Args:
         record: What is known under the link's key.
@@ -224,7 +224,7 @@ def _is_doubtful_for(doubts: AbstractSet[Doubt], link: Link) -> bool:
 
 def _is_of_its_kind(doubts: AbstractSet[Doubt], link: Link) -> bool:
     """
-    Tell whether a link is of a kind that is known to bring these bytes: bare, or of the shape of a checked scheme. A
+    Return whether a link is of a kind that is known to bring these bytes: bare, or of the shape of a checked scheme. A
     link whose host is known to check is better than that, and is tried.
     """
     if not link.signed:
@@ -233,7 +233,7 @@ def _is_of_its_kind(doubts: AbstractSet[Doubt], link: Link) -> bool:
 
 
 def is_immutable_for(doubts: AbstractSet[Doubt], link: Link) -> bool:
-    """Whether a client may keep for ever what its link was shown."""
+    """Return whether a client may keep for ever what its link was shown."""
     if Doubt.INCOMPLETE in doubts:
         return False
     return not (
@@ -242,7 +242,7 @@ def is_immutable_for(doubts: AbstractSet[Doubt], link: Link) -> bool:
 
 
 def may_change(record: Record) -> bool:
-    """Whether links that others show may change what is known of an image."""
+    """Return whether links that others show may change what is known of an image."""
     return not record.doubts <= _PERMANENT
 
 
@@ -260,7 +260,7 @@ def standing_of(record: Record) -> Standing:
 
 def compare_records(known: Record, new: Record, *, continues: bool = False) -> Comparison:
     """
-    Tell what an image means that a link brought though another record was found under its key.
+    Return what an image means that a link brought though another record was found under its key.
 
     Args:
         known: The record that was found.
@@ -286,13 +286,18 @@ def compare_records(known: Record, new: Record, *, continues: bool = False) -> C
 
 
 def is_trusted_as_much(old: AbstractSet[Doubt], doubts: AbstractSet[Doubt]) -> bool:
-    """Whether a link with these doubts is trusted as much as what brought an image, and is not an unverified one."""
+    """
+    Return whether a link with these doubts is trusted as much as what brought an image, and is not an unverified one.
+    """
     old, doubts = old - _NOT_ABOUT_LINKS, doubts - {Doubt.INCOMPLETE}
     return doubts <= old and doubts <= {Doubt.PLAINTEXT, Doubt.UNSIGNED} | _replaced_by_shape(old)
 
 
 def _can_replace_for_others(old: AbstractSet[Doubt], doubts: AbstractSet[Doubt]) -> bool:
-    """Whether another link than the one that brought an image replaces it. The shape of a signature can be invented."""
+    """
+    Return whether another link than the one that brought an image replaces it. The shape of a signature can be
+    invented.
+    """
     return Doubt.SCHEME not in doubts and is_trusted_as_much(old, doubts)
 
 
@@ -334,7 +339,9 @@ def replacing_record(known: Record, new: Record) -> Record:
 
 
 def needs_separate_record(known: Record, new: Record, *, continues: bool) -> bool:
-    """Whether the link that brought an image is shown it on, by a record of its own, when another takes its place."""
+    """
+    Return whether the link that brought an image is shown it on, by a record of its own, when another takes its place.
+    """
     if Doubt.INCOMPLETE in known.doubts and (continues or known.brought_by == new.brought_by):
         return False
     by_shape = Doubt.SCHEME in new.doubts and not known.doubts.isdisjoint({Doubt.ENDED, Doubt.INCOMPLETE})
@@ -342,7 +349,10 @@ def needs_separate_record(known: Record, new: Record, *, continues: bool) -> boo
 
 
 def can_refresh(known: Record, new: Record) -> bool:
-    """Whether a link's word is enough for a newer image to take the place of another, where the operator wants that."""
+    """
+    Return whether a link's word is enough for a newer image to take the place of another, where the operator wants
+    that.
+    """
     return new.doubts <= {Doubt.PLAINTEXT} and _is_as_secure(known, new)
 
 
@@ -352,12 +362,16 @@ def _replaced_by_shape(doubts: AbstractSet[Doubt]) -> AbstractSet[Doubt]:
 
 
 def can_prove(known: Record, new: Record) -> bool:
-    """Whether a look at what a signature does can change anything. What an attacker on the way can forge, does not."""
+    """
+    Return whether a look at what a signature does can change anything. What an attacker on the way can forge, does not.
+    """
     return new.doubts - {Doubt.PLAINTEXT} == {Doubt.SIGNATURE} and _is_as_secure(known, new)
 
 
 def can_complete(known: Record, new: Record) -> bool:
-    """Whether such a look can have a whole image take the place of an incomplete one, by the shape of a signature."""
+    """
+    Return whether such a look can have a whole image take the place of an incomplete one, by the shape of a signature.
+    """
     return (
         Doubt.INCOMPLETE in known.doubts
         and new.doubts - {Doubt.PLAINTEXT} == {Doubt.SCHEME}
@@ -370,7 +384,7 @@ def _is_as_secure(known: Record, new: Record) -> bool:
 
 
 def can_confirm(known: Record, new: Record) -> bool:
-    """Whether equal bytes by another link are a reason to look whether the signature makes a difference."""
+    """Return whether equal bytes by another link are a reason to look whether the signature makes a difference."""
     return (
         can_prove(known, new.with_doubts(new.doubts - {Doubt.INCOMPLETE}))  # of equal bytes that proves nothing
         and Doubt.ENDED not in known.doubts
@@ -392,7 +406,7 @@ def judge_probe(
     control: Digest | ProbeResponse,
 ) -> ProbeResult:
     """
-    Tell what a probe has shown.
+    Return what a probe has shown.
 
     Args:
         stored: What is stored under the key.

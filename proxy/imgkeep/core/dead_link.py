@@ -40,7 +40,7 @@ _MARKUP: Final = re.compile(rb"[\s\xef\xbb\xbf]{0,64}(?:<[!?/a-zA-Z]|[{\[]\s{0,6
 
 
 def refuses(status: int | None) -> bool:
-    """Whether an origin has refused a link for good, as far as its status tells."""
+    """Return whether an origin has refused a link for good, as far as its status tells."""
     return status is not None and 400 <= status < 500 and status not in TRANSIENT
 
 
@@ -83,7 +83,9 @@ def _is_past(info: SourceInfo, now: datetime) -> bool:
 
 
 def is_page(media_type: str, beginning: bytes) -> bool:
-    """Whether what came is made for people or programs to read: a page, a document of XML or JSON, a line of text."""
+    """
+    Return whether what came is made for people or programs to read: a page, a document of XML or JSON, a line of text.
+    """
     if b"\0" in beginning:
         return False
     return _MARKUP.match(beginning) is not None or _TEXTS.fullmatch(media_type) is not None

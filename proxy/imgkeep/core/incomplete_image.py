@@ -65,7 +65,7 @@ def is_incomplete(record: Record) -> bool:
 
 
 def is_confirmed_as_it_is(record: Record) -> bool:
-    """Whether an image that its format calls incomplete was seen to be all that its owner has."""
+    """Return whether an image that its format calls incomplete was seen to be all that its owner has."""
     return record.refetches is not None and not is_incomplete(record)
 
 
@@ -85,7 +85,7 @@ def due_at(record: Record) -> datetime:
 
 
 def decide_refetch(record: Record, link: Link) -> RefetchDecision:
-    """Tell whether a link may have an incomplete image fetched again."""
+    """Return whether a link may have an incomplete image fetched again."""
     if link.ended:
         return RefetchDecision.NEVER
     is_own = record.brought_by == link.fingerprint
@@ -95,13 +95,15 @@ def decide_refetch(record: Record, link: Link) -> RefetchDecision:
 
 
 def may_be_forged(record: Record, link: Link) -> bool:
-    """Whether a stranger may have written the signature of a link: that it is refused says nothing of the image."""
+    """
+    Return whether a stranger may have written the signature of a link: that it is refused says nothing of the image.
+    """
     return link.signed and record.brought_by != link.fingerprint
 
 
 def judge_refetch(known: Record, new: Record, *, continues: bool) -> RefetchOutcome:
     """
-    Tell what a refetch has brought.
+    Return what a refetch has brought.
 
     Args:
         known: The record of the incomplete image.

@@ -65,7 +65,7 @@ class Job:
 
     @property
     def cancelled(self) -> int:
-        """How many links will not be saved because the job was cancelled."""
+        """Return how many links will not be saved because the job was cancelled."""
         return 0 if self.finished_at is None else self.total - self.saved - self.failed
 
 

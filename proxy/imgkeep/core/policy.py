@@ -79,18 +79,18 @@ class Policy:
         object.__setattr__(self, "_denied", Patterns(self.hosts_denied, denying=True))
 
     def denies(self, host: str) -> bool:
-        """Whether `sources.deny` names the whole of `host` (as in `Source.host`)."""
+        """Return whether `sources.deny` names the whole of `host` (as in `Source.host`)."""
         return self._denied.match_host(host)
 
     def host_refusal(self, host: str) -> str | None:
-        """Why the lists refuse `host` (as in `Source.host`), whatever the path; None where they do not."""
+        """Return why the lists refuse `host` (as in `Source.host`), whatever the path; None where they do not."""
         if self._denied.match_host(host):
             return "host is in sources.deny"
         return None if self._allowed.match_host(host) else "host is not in sources.allow"
 
     def denial(self, source: Source, places: Iterable[str] | None = None) -> str | None:
         """
-        Why nothing of `source` is shown or fetched: `sources.deny` names it, or something that it names.
+        Return why nothing of `source` is shown or fetched: `sources.deny` names it, or something that it names.
 
         Args:
             source: the link.
@@ -101,7 +101,7 @@ class Policy:
         return self._denial(_place(source), *(self.names(source) if places is None else places))
 
     def denies_record(self, host: str, identity: str) -> bool:
-        """Whether what is stored came from where `sources.deny` holds: `host` and `identity` as in `Record`."""
+        """Return whether what is stored came from where `sources.deny` holds: `host` and `identity` as in `Record`."""
         if not self.hosts_denied:
             return False
         place = identity.partition("//")[2].partition("#")[0].partition("?")[0]
@@ -111,7 +111,7 @@ class Policy:
         return self._denial(f"{host}/{path}", f"{named}/{path}") is not None
 
     def refusal(self, source: Source) -> str | None:
-        """Why the lists refuse `source`; None where they do not."""
+        """Return why the lists refuse `source`; None where they do not."""
         reason = self.denial(source)
         if reason is not None:
             return reason
@@ -137,7 +137,7 @@ def _place(source: Source) -> str:
 
 
 def judge(source: Source, policy: Policy) -> str | None:
-    """Why `source` may not be fetched, by its URL alone; None where only its addresses can tell."""
+    """Return why `source` may not be fetched, by its URL alone; None where only its addresses can tell."""
     reason = policy.refusal(source)
     if reason is not None:
         return reason
@@ -149,7 +149,7 @@ def judge(source: Source, policy: Policy) -> str | None:
 
 def judge_address(host: str, address: Address, port: int, policy: Policy) -> str | None:
     """
-    Why no connection to `address` may be made for `host`; None where one may be made.
+    Return why no connection to `address` may be made for `host`; None where one may be made.
 
     Args:
         host: as in `Source.host`, the name that was resolved, or a literal.
@@ -166,7 +166,9 @@ def judge_address(host: str, address: Address, port: int, policy: Policy) -> str
 
 
 def is_local_name(host: str) -> bool:
-    """Whether `host` is a name that means something else in every network: a single label, or under a local suffix."""
+    """
+    Return whether `host` is a name that means something else in every network: a single label, or under a local suffix.
+    """
     name = host.lower().removesuffix(".")
     if read_literal(name) is not None:
         return False

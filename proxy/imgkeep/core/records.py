@@ -80,7 +80,7 @@ class Source:
 
     @property
     def url(self) -> str:
-        """The URL, a credential: never write it to a log, an error or a metric."""
+        """Return the URL, a credential: never write it to a log, an error or a metric."""
         return f"{self.scheme}://{self.authority}{self.target}"
 
     def __repr__(self) -> str:
@@ -142,11 +142,11 @@ class SourceInfo:
     enforced_by_host: bool = False
 
     def is_fresh(self, now: datetime) -> bool:
-        """Whether this is a temporary link by a signature that should still hold."""
+        """Return whether this is a temporary link by a signature that should still hold."""
         return self.temporary and self.scheme is not None and (self.expires_at is None or now < self.expires_at)
 
     def may_have_expired(self, now: datetime) -> bool:
-        """Whether an origin that refuses the link does so for its age, and not for what it names."""
+        """Return whether an origin that refuses the link does so for its age, and not for what it names."""
         past = self.expires_at is not None and self.expires_at <= now
         return self.scheme is not None or (self.temporary and past)
 
@@ -253,8 +253,8 @@ class Record:
     What is known under a key. Several records may point at one object.
 
     Attributes:
-        etag: Strong validator of `/img` (RFC 9110, 8.8.3), quotes included. Every fill draws one, and does not derive it
-            from the bytes, because it goes out before the last of them is known; so hit and miss answer alike.
+        etag: Strong validator of `/img` (RFC 9110, 8.8.3), quotes included. Every fill draws one, and does not derive
+            it from the bytes, because it goes out before the last of them is known; so hit and miss answer alike.
         stored_at: When the image was fetched, to the second.
         validator: The origin's, where it gave one.
         pending: Whether the image is in the fallback only, and waits for the primary. Not part of the stored record.
@@ -361,7 +361,7 @@ class Subject:
 
     @property
     def label(self) -> str:
-        """The provider as metrics tell it: a name of the provider rules, `other`, or `upload`."""
+        """Return the provider as metrics tell it: a name of the provider rules, `other`, or `upload`."""
         return self.provider or ("other" if self.host else "upload")
 
 

@@ -2,8 +2,9 @@
 Reads what a client calls a source: an absolute http(s) URL, and the query of `/img` that carries one.
 
 Rules:
-- What was checked is what is connected to: `core/url_host.py` brings the host into its one ASCII form, once, and no module
-  downstream parses the URL again. Parsers that guess are how guards are bypassed (CVE-2019-9636, CVE-2024-11168).
+- What was checked is what is connected to: `core/url_host.py` brings the host into its one ASCII form, once, and no
+  module downstream parses the URL again. Parsers that guess are how guards are bypassed (CVE-2019-9636,
+  CVE-2024-11168).
 - White space around a link comes from pasting and is dropped. Inside of a link it is refused, though browsers drop tabs
   and line ends there, too: two links that were pasted as one name neither.
 - What goes on the wire is what was given: path and query are credentials over which somebody computed a signature,

@@ -77,7 +77,7 @@ def identify(
     source: Source, now: datetime, provider_rules: ProviderRules = BUILT_IN, *, exact: bool = False
 ) -> SourceInfo:
     """
-    Tell which image a source names, whether the link expires, and when.
+    Return which image a source names, whether the link expires, and when.
 
     Args:
         source: The link.

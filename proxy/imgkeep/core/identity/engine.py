@@ -106,20 +106,21 @@ class Reading:
         self.enforced_anywhere: bool | None = None
 
     def counted_fields(self) -> list[Field]:
-        """The parameters that count."""
+        """Return the parameters that count."""
         dropped = self.dropped
         return [field for field in self.fields if field[0] not in dropped] if dropped else self.fields
 
     @property
     def places(self) -> tuple[str, ...]:
-        """What the link names besides itself, as in `SourceInfo.places`."""
+        """Return what the link names besides itself, as in `SourceInfo.places`."""
         folded = () if self.becomes is None else (self.becomes,)
         return tuple(dict.fromkeys((*folded, *self.named))) if folded or self.named else ()
 
     @property
     def checked(self) -> bool | None:
         """
-        Whether what the link leaves out is checked by its service; None: it leaves out nothing that grants access.
+        Return whether what the link leaves out is checked by its service; None: it leaves out nothing that grants
+        access.
 
         What is known of a host counts more than what is known of a scheme that any host may use.
         """
@@ -127,7 +128,7 @@ class Reading:
 
     @property
     def text(self) -> str:
-        """The identity, without the claims."""
+        """Return the identity, without the claims."""
         place = self.place if self.becomes is None else self.becomes
         if self.port:
             host, slash, path = place.partition("/")
@@ -137,7 +138,7 @@ class Reading:
 
 def identify(source: Source, now: datetime, provider_rules: ProviderRules, *, exact: bool = False) -> SourceInfo:
     """
-    Tell which image a source names and what kind of link it is.
+    Return which image a source names and what kind of link it is.
 
     Args:
         source: Read by `read_source`.

@@ -36,7 +36,7 @@ class ExpiredMessages:
         self._texts = tuple(dict.fromkeys(text.lower().encode() for table in self.tables for text in table.says))
 
     def match(self, body: bytes) -> bool:
-        """Whether one of them stands in the body of an error."""
+        """Return whether one of them stands in the body of an error."""
         body = body.lower()
         return any(text in body for text in self._texts)
 

@@ -49,7 +49,7 @@ class Expiry(NamedTuple):
     never: bool
 
     def expires_soon(self, now: datetime) -> bool:
-        """Whether the link expires before long: not never, and not later than `LASTING` from now."""
+        """Return whether the link expires before long: not never, and not later than `LASTING` from now."""
         return not self.never and (self.at is None or self.at - now <= LASTING)
 
 
@@ -131,7 +131,7 @@ def read_edge_auth(text: str) -> Expiry | None:
 
 
 def read_jwt_end(text: str) -> Expiry | None:
-    """The claim `exp` of a JSON Web Token: a number or a text; without one it never ends (RFC 7519, 4.1.4)."""
+    """Return the claim `exp` of a JSON Web Token: a number or a text; without one it never ends (RFC 7519, 4.1.4)."""
     claims = read_jwt(text)
     return None if claims is None else _read_claim(claims.get("exp"))
 

@@ -73,7 +73,7 @@ class ProviderRules:
         return tuple(host for pattern in patterns for host in groups.get(pattern, (pattern,)))
 
     def is_gone(self, source: Source) -> bool:
-        """Whether some provider says that an image stands at `source` in the place of those that are no more."""
+        """Return whether some provider says that an image stands at `source` in the place of those that are no more."""
         path = canonical_escapes(source.target.partition("?")[0])
         return self._gone.match(source.host + path) is not None
 
