@@ -208,7 +208,7 @@ def _one_url(plan: Plan, row: Row, size: int, load: Callable[[Server, str], floa
     ):
 
         def measure(server: Server, path: str, body: bytes, status: str | None) -> float:
-            for _ in range(3):  # the first is a miss, and the second is prepared
+            for _ in range(3):  # the first is a miss, and the second response is cached
                 check(server, path, body)
             check(server, path, body, status=status)
             done = load(server, path)

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from aiohttp import ClientSession
-from aiohttp.test_utils import TestClient
 from blockbuster import blockbuster_ctx
 from imgkeep.bootstrap.platform import Platform
 from imgkeep.bootstrap.server import build
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from aiohttp import ClientHandlerType, ClientRequest, ClientResponse, web
+    from aiohttp.test_utils import TestClient
     from pytest_aiohttp.plugin import AiohttpClient
 
 pytest_plugins = ["tests.support.s3.fixtures", "tests.support.s3.remote"]

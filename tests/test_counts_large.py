@@ -9,7 +9,7 @@ import pytest
 from tests.support.pictures import picture_of
 from tests.support.program import need_strace, serving
 from tests.support.raw_http import request, target_of
-from tests.test_counts import NUMBER, QUICK, SLACK, ask_often, counting
+from tests.support.system_calls import NUMBER, QUICK, SLACK, ask_often, counting
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -2,8 +2,8 @@
 Data folders that an older version wrote are served by this one.
 
 `data_folders/` holds what the program wrote before its modules, its database file and its settings got their present
-names: database `catalog.db` at revision 0006. `local` has images of every standing, removals, a job that waits and names of an
-import; `outbox` has images that wait for a bucket. Nothing in them depends on the day on which the tests run.
+names: database `catalog.db` at revision 0006. `local` has images of every standing, removals, a job that waits and
+names of an import; `outbox` has images that wait for a bucket. Nothing in them depends on the day of a test run.
 """
 
 from __future__ import annotations

@@ -107,7 +107,7 @@ INTERIMS = {
 
 
 @pytest.mark.parametrize("interim", INTERIMS.values(), ids=INTERIMS.keys())
-async def test_interim_answers_without_end_are_cut_after_ten(
+async def test_interim_answers_are_cut_after_ten(
     start: Start, origin: FakeOrigin, parsed: list[int], interim: bytes
 ) -> None:
     imgkeep = await start(fetch={"retries_max": 2})
@@ -119,7 +119,7 @@ async def test_interim_answers_without_end_are_cut_after_ten(
 
 
 @pytest.mark.parametrize("number", [0, 1, INTERIM_ANSWERS_MAX, INTERIM_ANSWERS_MAX + 1])
-async def test_ten_interim_answers_are_passed_over(start: Start, origin: FakeOrigin, number: int) -> None:
+async def test_ten_interim_answers_are_skipped(start: Start, origin: FakeOrigin, number: int) -> None:
     imgkeep = await start()
 
     async def script(exchange: Exchange) -> None:
@@ -129,7 +129,7 @@ async def test_ten_interim_answers_are_passed_over(start: Start, origin: FakeOri
     assert (await look(imgkeep, origin.on("/a.png", script))).status == (200 if number <= INTERIM_ANSWERS_MAX else 502)
 
 
-async def test_many_origins_with_interim_answers_keep_no_hit_waiting(
+async def test_interim_answers_of_many_origins_delay_no_hit(
     start: Start, origin: FakeOrigin, parsed: list[int]
 ) -> None:
     imgkeep = await start()
@@ -151,7 +151,7 @@ HEADS = {
 
 
 @pytest.mark.parametrize(("begins", "again"), HEADS.values(), ids=HEADS.keys())
-async def test_a_head_without_end_is_cut(
+async def test_endless_head_is_cut(
     start: Start, origin: FakeOrigin, parsed: list[int], begins: bytes, again: bytes
 ) -> None:
     imgkeep = await start(fetch={"retries_max": 0})
@@ -173,7 +173,7 @@ BODIES = {
 
 
 @pytest.mark.parametrize(("begins", "again"), BODIES.values(), ids=BODIES.keys())
-async def test_framing_without_end_is_cut(
+async def test_endless_framing_is_cut(
     start: Start, origin: FakeOrigin, parsed: list[int], begins: bytes, again: bytes
 ) -> None:
     imgkeep = await start(fetch={"retries_max": 0})
@@ -186,7 +186,7 @@ async def test_framing_without_end_is_cut(
     assert max(parsed) <= BODY_STEP_BYTES
 
 
-async def test_an_image_in_honest_chunks_is_stored(start: Start, origin: FakeOrigin) -> None:
+async def test_image_in_honest_chunks_is_stored(start: Start, origin: FakeOrigin) -> None:
     imgkeep = await start()
     body = picture_of(3_000_000)
 
@@ -205,7 +205,7 @@ async def test_an_image_in_honest_chunks_is_stored(start: Start, origin: FakeOri
     assert origin.connections == 1, "and the connection is used again"
 
 
-async def test_a_chunked_image_for_a_slow_disk_comes_whole(start: Start, origin: FakeOrigin) -> None:
+async def test_chunked_image_for_a_slow_disk_comes_whole(start: Start, origin: FakeOrigin) -> None:
     """What is held back while nothing can be taken comes in its order."""
     imgkeep = await start()
     body = picture_of(2_000_000)
@@ -231,8 +231,8 @@ def framed(body: bytes, form: str) -> bytes:
 
 
 @pytest.mark.parametrize("form", ["chunked", "length"])
-@pytest.mark.parametrize("when", ["with it", "a turn later", "as it is idle"])
-async def test_an_answer_that_was_not_asked_for_is_never_anothers(
+@pytest.mark.parametrize("when", ["with it", "an iteration later", "as it is idle"])
+async def test_unrequested_answer_reaches_no_other_client(
     start: Start, origin: FakeOrigin, form: str, when: str
 ) -> None:
     imgkeep = await start()
@@ -279,7 +279,7 @@ async def test_answers_behind_an_empty_one_are_not_parsed(
     assert sum(parsed) <= 2 * HEAD_STEP_BYTES
 
 
-async def test_a_server_that_speaks_first_leaves_nothing_for_the_next_request(start: Start, origin: FakeOrigin) -> None:
+async def test_bytes_before_a_request_end_the_connection(start: Start, origin: FakeOrigin) -> None:
     imgkeep = await start()
     spoken: list[asyncio.Task[None]] = []
 
@@ -303,9 +303,7 @@ async def test_a_server_that_speaks_first_leaves_nothing_for_the_next_request(st
     await asyncio.gather(*spoken)
 
 
-async def test_a_switch_of_protocols_is_no_answer_and_buffers_nothing(
-    start: Start, origin: FakeOrigin, parsed: list[int]
-) -> None:
+async def test_switch_of_protocols_buffers_nothing(start: Start, origin: FakeOrigin, parsed: list[int]) -> None:
     imgkeep = await start()
     begins = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n"
     script = Endless(begins, b"x" * PIECE)
@@ -316,7 +314,7 @@ async def test_a_switch_of_protocols_is_no_answer_and_buffers_nothing(
 # --- bodies
 
 
-async def test_a_redirect_with_a_huge_body_is_not_read(start: Start, origin: FakeOrigin, parsed: list[int]) -> None:
+async def test_body_of_a_redirect_is_not_read(start: Start, origin: FakeOrigin, parsed: list[int]) -> None:
     imgkeep = await start()
     there = origin.gives("/there.png", picture())
     head = f"HTTP/1.1 302 Found\r\nLocation: {there}\r\nContent-Length: 1000000000\r\n\r\n"
@@ -326,7 +324,7 @@ async def test_a_redirect_with_a_huge_body_is_not_read(start: Start, origin: Fak
     assert sum(parsed) <= 16 * PIECE
 
 
-async def test_redirects_without_end_are_as_many_requests_as_the_limit(start: Start, origin: FakeOrigin) -> None:
+async def test_endless_redirects_cost_the_limit(start: Start, origin: FakeOrigin) -> None:
     imgkeep = await start(fetch={"retries_max": 2, "redirects_max": 3})
 
     async def on(exchange: Exchange) -> None:
@@ -344,13 +342,11 @@ CODINGS: dict[str, Callable[[bytes], bytes]] = {
     "gzip, gzip": lambda body: gzip.compress(gzip.compress(body)),
     "br, zstd": lambda body: zstd.compress(brotli.compress(body, quality=1)),
 }
-"""Codings that nobody asked for."""
+"""Codings that no request asked for."""
 
 
 @pytest.mark.parametrize("coding", CODINGS)
-async def test_a_bomb_of_any_coding_stops_at_the_limit_and_keeps_no_hit_waiting(
-    start: Start, origin: FakeOrigin, coding: str
-) -> None:
+async def test_bomb_stops_at_the_limit_and_delays_no_hit(start: Start, origin: FakeOrigin, coding: str) -> None:
     imgkeep = await start(fetch={"retries_max": 0, "body_bytes_max": 10_000_000})
     hit = origin.gives("/hit.png", picture())
     assert (await look(imgkeep, hit)).status == 200
@@ -363,9 +359,7 @@ async def test_a_bomb_of_any_coding_stops_at_the_limit_and_keeps_no_hit_waiting(
     assert len(imgkeep.files("objects")) == 1
 
 
-async def test_places_for_large_windows_return(
-    start: Start, origin: FakeOrigin, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_window_slots_are_released(start: Start, origin: FakeOrigin, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(WindowSlots.__init__, "__defaults__", (1, 10.0))
     imgkeep = await start(fetch={"retries_max": 0})
     whole = CODINGS["br"](picture())
@@ -392,9 +386,7 @@ MEMBERS = {
 
 
 @pytest.mark.parametrize(("begins", "again"), MEMBERS.values(), ids=MEMBERS.keys())
-async def test_a_compressed_body_without_end_is_cut(
-    start: Start, origin: FakeOrigin, begins: bytes, again: bytes
-) -> None:
+async def test_endless_compressed_body_is_cut(start: Start, origin: FakeOrigin, begins: bytes, again: bytes) -> None:
     imgkeep = await start(fetch={"retries_max": 0, "body_bytes_max": 1_000_000})
     script = Endless(begins, again)
     seen = await look(imgkeep, origin.on("/a.png", script))
@@ -404,7 +396,7 @@ async def test_a_compressed_body_without_end_is_cut(
     await nothing_kept(imgkeep)
 
 
-async def test_segments_of_one_byte_are_an_image_all_the_same(start: Start, origin: FakeOrigin) -> None:
+async def test_segments_of_one_byte_make_an_image(start: Start, origin: FakeOrigin) -> None:
     imgkeep = await start()
     body = picture(width=8, height=8)
 
@@ -416,7 +408,7 @@ async def test_segments_of_one_byte_are_an_image_all_the_same(start: Start, orig
     assert (await look(imgkeep, origin.on("/a.png", script))).body == body
 
 
-async def test_a_head_that_drips_is_given_the_read_timeout_and_no_more(start: Start, origin: FakeOrigin) -> None:
+async def test_dripping_head_gets_the_read_timeout(start: Start, origin: FakeOrigin) -> None:
     imgkeep = await start(fetch={"read_timeout_s": 0.4, "retries_max": 0})
     sent = 0
 
@@ -436,9 +428,7 @@ async def test_a_head_that_drips_is_given_the_read_timeout_and_no_more(start: St
 # --- what an origin asks for
 
 
-async def test_a_429_that_one_client_provoked_is_remembered_for_a_minute_for_others(
-    start: Start, origin: FakeOrigin
-) -> None:
+async def test_429_for_one_client_is_remembered_for_all(start: Start, origin: FakeOrigin) -> None:
     timer = Timer()
     imgkeep = await start(platform=Platform(timer=timer), server={"trusted_proxies": ["127.0.0.0/8"]})
     url = origin.gives("/a.png", b"", status="429 Too Many Requests", headers={"Retry-After": "3600"})
@@ -451,11 +441,11 @@ async def test_a_429_that_one_client_provoked_is_remembered_for_a_minute_for_oth
 
 
 @pytest.mark.parametrize(("asked", "seconds"), [(0, 0), (17, 17), (60, 60), (61, 60), (3600, 60)])
-def test_a_429_is_remembered_as_long_as_it_asks_for_and_a_minute_at_most(asked: int, seconds: int) -> None:
+def test_429_is_remembered_for_a_minute_at_most(asked: int, seconds: int) -> None:
     assert failure_ttl_s(OriginError("x", origin_status=429, retry_after_s=asked)) == seconds
 
 
-async def test_a_place_is_not_held_by_an_origin_that_wants_to_be_asked_again(start: Start, origin: FakeOrigin) -> None:
+async def test_retry_after_holds_no_slot(start: Start, origin: FakeOrigin) -> None:
     """Retries are bounded whatever `Retry-After` says, and one longer than a client waits is none."""
     imgkeep = await start(fetch={"retries_max": 2})
     for seconds, asked in (("0", 3), ("6", 1), ("-1", 3), ("99999999999", 3)):
@@ -464,7 +454,7 @@ async def test_a_place_is_not_held_by_an_origin_that_wants_to_be_asked_again(sta
         assert origin.asked(f"/{asked}{seconds}.png") == asked
 
 
-def test_aiohttp_is_as_the_guard_on_connections_expects() -> None:
+def test_aiohttp_connection_is_as_expected() -> None:
     """`OriginClient` puts its own class of connections into a connector by a private name."""
     from aiohttp.client_proto import ResponseHandler  # noqa: PLC0415
     from aiohttp.connector import BaseConnector  # noqa: PLC0415

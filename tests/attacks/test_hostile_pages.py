@@ -1,9 +1,8 @@
 """
-Pages and texts that are made to be slow: what visitors of a site wrote, or what is sent to be rewritten.
+Pages and texts that are made to be slow: visitors of a site wrote them, or a client sends them to be rewritten.
 
-Work is counted in lines of Python that run. The patterns of `re` that stand in between are linear by how they are
-built (`proxy/imgkeep/core/rewrite/patterns.py`). Each input is the worst that is known for its parser, and a parser without one
-fails.
+The tests count the lines of Python that run. The patterns of `re` in between are linear by construction
+(`proxy/imgkeep/core/rewrite/patterns.py`). Each input is the worst known one for its parser; a parser without one fails.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from imgkeep.bootstrap.platform import Platform
 
 from tests.support.image_requests import fills_done
 from tests.support.pictures import picture, picture_of
-from tests.support.s3.remote import _sleep_briefly
+from tests.support.s3.remote import sleep_briefly
 from tests.support.signed_links import BRIEF, FOREVER, PICTURE, UNCERTAIN, SignedOrigin, good, invented, show
 
 if TYPE_CHECKING:
@@ -183,7 +183,7 @@ async def test_failing_origin_leaves_stored_image(start: Start, origin: FakeOrig
 
 
 async def test_redirect_to_half_image_is_cached_briefly(remote: Remote, origin: FakeOrigin, time: Time) -> None:
-    platform = time.platform(sleep=_sleep_briefly)
+    platform = time.platform(sleep=sleep_briefly)
     node = await remote.node(mode="redirect", platform=platform, delivery={"base_url": "https://img.example/"})
     url = origin.gives("/a.png", HALF)
     first = await node.img(url, allow_redirects=False)

@@ -1,5 +1,5 @@
 """
-One request, two readers: what a client sends is judged once, where it comes in, and nothing that it frames reaches
+One request, two readers: the worker that has the client judges its request once, and no framing of the client reaches
 another worker.
 
 The attacks need a server of two real workers. A tap on the socket of the one that answers the API tells what the other
@@ -65,14 +65,14 @@ LINKS: Final = json.dumps({"urls": []}).encode()
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """Two workers whose API wants a token."""
+    """Two workers whose API needs a token."""
     with clustered(tmp_path_factory.mktemp("tokens") / "data", security__api_tokens=TOKEN) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
 def tokenless(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """Two workers whose API wants none of this machine's own programs."""
+    """Two workers whose API needs no token from programs of this machine."""
     with clustered(tmp_path_factory.mktemp("tokenless") / "data") as running:
         yield running
 
@@ -130,13 +130,13 @@ HARMLESS: Final = b'{"urls": []}'
 
 
 def notice(digest: str) -> bytes:
-    """Return what would have a worker refuse a picture for good, as a request to its socket."""
+    """Return what would have a worker block a digest for good, as a request to its socket."""
     body = msgspec.msgpack.encode({"blocked": [digest], "changed": [], "copies": {}})
     return SMUGGLED % (len(body), body)
 
 
 async def image_of(program: Cluster, origin: FakeOrigin) -> tuple[str, str, str]:
-    """Store a picture; return its link, key and digest."""
+    """Store an image; return its link, key and digest."""
     link = origin.gives("/a.png", picture())
     assert (await img(program, link)).status == 200
     place = (await img(program, link)).headers["content-location"]
@@ -154,9 +154,7 @@ async def key_of(program: Cluster, link: str) -> str:
 # --- bodies
 
 
-async def test_no_coding_and_no_pair_of_lengths_moves_the_request_behind_it(
-    program: Cluster, origin: FakeOrigin
-) -> None:
+async def test_content_coding_smuggles_no_request(program: Cluster, origin: FakeOrigin) -> None:
     link, key, digest = await image_of(program, origin)
     # What is decoded is shorter than, as long as, or longer than what is declared; and once it is a request.
     bodies = [HARMLESS, HARMLESS.ljust(200), HARMLESS.ljust(70_000), notice(digest), notice(digest) * 40]
@@ -181,9 +179,7 @@ async def test_no_coding_and_no_pair_of_lengths_moves_the_request_behind_it(
     assert {(await img(program, link)).status for _ in range(10)} == {200}
 
 
-async def test_a_body_is_framed_anew_between_workers_and_ends_its_connection(
-    program: Cluster, origin: FakeOrigin
-) -> None:
+async def test_relayed_body_is_framed_anew_on_its_own_connection(program: Cluster, origin: FakeOrigin) -> None:
     _, key, digest = await image_of(program, origin)
     bodies = [HARMLESS, HARMLESS.ljust(200), notice(digest), b"0\r\n\r\n" + notice(digest), HARMLESS.ljust(70_000)]
     (front,) = others(program)
@@ -209,7 +205,7 @@ async def test_a_body_is_framed_anew_between_workers_and_ends_its_connection(
     assert CANARY.encode() not in b"".join(bytes(wire.asked) for wire in tap.wires)
 
 
-async def test_a_body_that_its_client_cuts_off_is_not_acted_upon(program: Cluster, origin: FakeOrigin) -> None:
+async def test_cut_request_body_has_no_effect(program: Cluster, origin: FakeOrigin) -> None:
     body = json.dumps({"urls": [origin.gives("/b.png", picture())]}).encode()
     head = (WITH_TOKEN, "Content-Type: application/json")
     cut = [
@@ -241,7 +237,7 @@ async def test_a_body_that_its_client_cuts_off_is_not_acted_upon(program: Cluste
 
 
 @pytest.mark.parametrize("kind", ["program", "tokenless"])
-async def test_a_stranger_removes_nothing_by_a_request_within_a_body(
+async def test_request_within_a_body_removes_nothing(
     request: pytest.FixtureRequest, origin: FakeOrigin, kind: str
 ) -> None:
     """A body that decodes to less than it is long, and behind it one that is a request to the socket of a worker."""
@@ -270,7 +266,7 @@ async def test_a_stranger_removes_nothing_by_a_request_within_a_body(
 # --- access
 
 
-async def test_access_is_judged_before_a_body_is_invited_or_read(start: Start) -> None:
+async def test_access_is_checked_before_the_body(start: Start) -> None:
     imgkeep = await start(security={"api_tokens": [TOKEN]})
     late = ("Expect: 100-continue", "Content-Type: application/json")
     reader, writer = await asyncio.open_connection("127.0.0.1", port_of_one(imgkeep))
@@ -288,7 +284,7 @@ async def test_access_is_judged_before_a_body_is_invited_or_read(start: Start) -
         writer.close()
 
 
-async def test_each_route_is_for_all_by_name_or_needs_access(start: Start) -> None:
+async def test_route_is_listed_as_public_or_needs_access(start: Start) -> None:
     imgkeep = await start(security={"api_tokens": [TOKEN]})
     app = imgkeep.client.app
     assert app is not None
@@ -307,7 +303,7 @@ async def test_each_route_is_for_all_by_name_or_needs_access(start: Start) -> No
     assert shut >= 10
 
 
-async def test_a_handler_of_the_api_without_a_judgement_answers_nothing(tmp_path: Path) -> None:
+async def test_api_handler_without_admission_fails(tmp_path: Path) -> None:
     app = build(configuration(tmp_path / "data", security={"api_tokens": [TOKEN]}))
     app.middlewares.pop()  # the judgement is the last of them
     async with TestClient(Server(app)) as client:
@@ -322,7 +318,7 @@ async def test_a_handler_of_the_api_without_a_judgement_answers_nothing(tmp_path
 @pytest.mark.parametrize(
     "target", ["/img?src=http%3A%2F%2Fa.example%2Fa.png", "/healthz", "/api", "/images/x", "/metrics"]
 )
-async def test_a_coding_is_refused_on_every_route(imgkeep: Imgkeep, target: str) -> None:
+async def test_content_coding_is_refused_on_every_route(imgkeep: Imgkeep, target: str) -> None:
     bomb = gzip.compress(bytes(1_000_000))
     for fields in (("Content-Encoding: gzip",), ("Content-Encoding: gzip", f"Content-Length: {len(bomb)}")):
         with_body = len(fields) > 1
@@ -332,7 +328,7 @@ async def test_a_coding_is_refused_on_every_route(imgkeep: Imgkeep, target: str)
         assert json.loads(answer.body)["code"] == "unsupported_media_type"
 
 
-async def test_nothing_that_comes_in_is_inflated(tmp_path: Path) -> None:
+async def test_no_request_body_is_decompressed(tmp_path: Path) -> None:
     """Bytes come to a handler as they were sent, whatever they are said to be coded in."""
     app = build(configuration(tmp_path / "data"))
     read: list[bytes] = []
@@ -387,9 +383,7 @@ def odd_request(target: str, *fields: str) -> bytes:
 
 
 @pytest.mark.parametrize("tokens", [TOKEN, ""], ids=["with tokens", "without tokens"])
-async def test_odd_fields_are_judged_alike_by_one_worker_and_by_each_of_two(
-    request: pytest.FixtureRequest, start: Start, tokens: str
-) -> None:
+async def test_odd_fields_mean_the_same_with_workers(request: pytest.FixtureRequest, start: Start, tokens: str) -> None:
     program: Cluster = request.getfixturevalue("program" if tokens else "tokenless")
     one = await start(security={"api_tokens": [tokens] if tokens else []})
     token = (WITH_TOKEN,) if tokens else ()
@@ -414,7 +408,7 @@ async def test_odd_fields_are_judged_alike_by_one_worker_and_by_each_of_two(
     assert len(tap.requests()) == sum(status == 200 for _, status in judged)
 
 
-async def test_what_is_judged_is_what_was_sent_field_by_field(tmp_path: Path) -> None:
+async def test_access_check_sees_each_field_as_sent(tmp_path: Path) -> None:
     """Each byte of each field comes to the judgement, under its name and in its place."""
     app = build(configuration(tmp_path / "data"))
     app.middlewares.clear()
@@ -441,7 +435,7 @@ async def test_what_is_judged_is_what_was_sent_field_by_field(tmp_path: Path) ->
     assert compared > 150
 
 
-async def test_odd_fields_are_judged_alike_on_the_quick_way_and_by_aiohttp(
+async def test_odd_fields_mean_the_same_on_the_fast_path(
     start: Start, origin: FakeOrigin, caplog: pytest.LogCaptureFixture
 ) -> None:
     imgkeep = await start(server={"trusted_proxies": ["127.0.0.0/8"]}, security={"api_tokens": [TOKEN]})
@@ -477,7 +471,7 @@ def readable_to_others(worker: Worker) -> bytes:
     return b"".join(Path(f"/proc/{worker.pid}/{name}").read_bytes() for name in ("cmdline", "environ"))
 
 
-async def test_a_worker_answers_none_that_does_not_know_the_secret(program: Cluster, origin: FakeOrigin) -> None:
+async def test_peer_api_needs_the_secret(program: Cluster, origin: FakeOrigin) -> None:
     link, key, digest = await image_of(program, origin)
     (front,) = others(program)
     tap = program.tap(leader(program))
@@ -545,16 +539,16 @@ async def statuses(socket: Path, sent: bytes, *, number: int | None = None) -> l
     return found
 
 
-async def test_a_follower_passes_nothing_of_a_client_on(program: Cluster, origin: FakeOrigin) -> None:
+async def test_follower_sends_a_peer_nothing_of_its_client(program: Cluster, origin: FakeOrigin) -> None:
     body = picture_of(400_000)
     gate = asyncio.Event()
     url = origin.on("/a.png", gated_body(body, gate, ahead=100_000))
     # Targets that name the same image, with what a client may put in: another fragment, odd bytes, conditions.
     split_up = "x\udcff\udca0HTTP/1.1"
     first = asyncio.create_task(img(program, url))
-    claim = leader(program).folder / "leases" / await key_of(program, url)
-    await until(claim.is_symlink)
-    holder = workers(program)[str(claim.readlink())]
+    lease = leader(program).folder / "leases" / await key_of(program, url)
+    await until(lease.is_symlink)
+    holder = workers(program)[str(lease.readlink())]
     (other,) = (it for it in workers(program).values() if it != holder)
     targets = [target_of(url), f"/img?src={url}", f"{target_of(url)}#{CANARY}", f"/img?src={url}#{CANARY}"]
     conditions: list[tuple[str, ...]] = [
@@ -579,13 +573,13 @@ async def test_a_follower_passes_nothing_of_a_client_on(program: Cluster, origin
     assert [answer.status for answer in answers] == [206 if it else 200 for it in ranged]
     assert all(answer.body == (body[10:20] if it else body) for answer, it in zip(answers, ranged, strict=True))
     asked = tap.requests()
-    assert {message.start for message in asked} == {b"GET /fills/%b?share=file HTTP/1.1" % claim.name.encode()}
+    assert {message.start for message in asked} == {b"GET /fills/%b?share=file HTTP/1.1" % lease.name.encode()}
     assert {name.lower() for message in asked for name, _ in message.fields} == {b"host", b"imgkeep-peer-secret"}
     assert len(asked) == 1, "one for all who follow"
     assert origin.asked("/a.png") == 1
 
 
-async def test_the_api_answers_alike_through_each_worker(program: Cluster, origin: FakeOrigin) -> None:
+async def test_api_answers_the_same_through_each_worker(program: Cluster, origin: FakeOrigin) -> None:
     (front,) = others(program)
     here, there = leader(program), front
     boundary = "a boundary"
@@ -619,7 +613,7 @@ async def test_the_api_answers_alike_through_each_worker(program: Cluster, origi
 
 
 @pytest.mark.parametrize("kind", ["text\udcff/html", "text/html; charset=\u00fc"])
-async def test_a_type_that_is_no_text_is_refused_by_each_worker(program: Cluster, kind: str) -> None:
+async def test_odd_content_type_is_refused_by_each_worker(program: Cluster, kind: str) -> None:
     for worker in workers(program).values():
         async with Line(program, worker) as line:
             assert (await line.ask(post("/api/rewrite", b"x", WITH_TOKEN, f"Content-Type: {kind}"))).status == 415
@@ -658,7 +652,7 @@ async def test_odd_targets_mean_the_same_to_each_worker(program: Cluster) -> Non
 @pytest.mark.parametrize(
     "kind", [it for it in vars(errors).values() if isinstance(it, type) and issubclass(it, ImgkeepError)]
 )
-async def test_each_failure_of_a_fill_reaches_a_follower_as_itself(kind: type[ImgkeepError]) -> None:
+async def test_follower_in_a_peer_gets_the_same_error(kind: type[ImgkeepError]) -> None:
     error = kind("what happened")
     facts = {"origin_status": 429, "retry_after_s": 7}
     for name in facts.keys() & vars(error).keys():

@@ -21,12 +21,12 @@ from imgkeep.images.format_checker import ITERATION_STEPS_MAX, QUICK_THREADS, SL
 from imgkeep.storage.local.draft import LocalDraft
 from imgkeep.web.parse_budget import PARSE_ITERATION_BYTES, PARSE_STEP_BYTES
 
-from tests.faults.test_process import serving
 from tests.support.hostile_images import WORST
 from tests.support.hostile_transfers import read, unframed
 from tests.support.network import until
 from tests.support.pictures import picture, picture_of
 from tests.support.raw_http import port_of, request, split, talk, target_of
+from tests.support.single_process import serving
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

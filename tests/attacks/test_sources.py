@@ -2,7 +2,7 @@
 What a stranger can have fetched and shown: `sources.allow`, `sources.deny` and `sources.permanent`.
 
 The attacker knows the lists. He puts files on hosts that many share, spells paths so that they look like another
-account's, hides a denied host behind a redirect, a proxy or another name of the same picture, and uses the server's good
+account's, hides a denied host behind a redirect, a proxy or another name of the same image, and uses the server's good
 name to send people elsewhere.
 """
 

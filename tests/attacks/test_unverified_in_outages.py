@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.s3.test_remote import replicated
+from tests.support.s3.remote import replicated
 from tests.support.signed_links import (
     ENFORCED,
     FOREVER,

@@ -10,10 +10,9 @@ from imgkeep.__main__ import main
 from tests.support.program import environment
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
-    Command = Callable[..., tuple[int, str, str]]
+    from tests.support.commands import Command
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ from tests.support.stores import local_store, put_image, record_of
 if TYPE_CHECKING:
     from imgkeep.core.records import Record
 
-    from tests.cli.conftest import Command
+    from tests.support.commands import Command
 
 CASES = json.loads((Path(__file__).parents[1] / "cases" / "forbidden_sources.json").read_text("utf-8"))
 TEMPORARY = (

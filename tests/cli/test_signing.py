@@ -18,7 +18,7 @@ from tests.support.signing_vectors import KEY, PAGE, VECTORS
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.cli.conftest import Command
+    from tests.support.commands import Command
 
 GO = """package main
 import ("crypto/hmac"; "crypto/sha256"; "encoding/base64"; "encoding/json"; "fmt"; "net/url"; "os"; "strconv")

@@ -33,20 +33,31 @@ from imgkeep.core.confirmation import (
 )
 from imgkeep.core.identity import identify, read_provider_rules
 from imgkeep.core.probe_result import ProbeResponse, ProbeResult, judge_probe
-from imgkeep.core.records import Digest, Doubt, Record, Standing
+from imgkeep.core.records import Digest, Doubt, Standing
 from imgkeep.core.source_url import read_source
 
-from tests.core.test_layout import RECORD
+from tests.support.records import (
+    CONTESTED,
+    ENDED,
+    MINE,
+    OTHER,
+    PLAINTEXT,
+    SCHEME,
+    SIGNATURE,
+    SPLIT,
+    STORED,
+    THEIRS,
+    THIRD,
+    UNSIGNED,
+    link,
+    record,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from imgkeep.core.records import SourceInfo
 
-UNSIGNED, SIGNATURE, SCHEME, ENDED = Doubt.UNSIGNED, Doubt.SIGNATURE, Doubt.SCHEME, Doubt.ENDED
-PLAINTEXT, CONTESTED, SPLIT = Doubt.PLAINTEXT, Doubt.CONTESTED, Doubt.SPLIT
-STORED, OTHER, THIRD = (Digest(char * 64) for char in "abc")
-MINE, THEIRS = "1" * FINGERPRINT_CHARS, "2" * FINGERPRINT_CHARS
 NOW = datetime(2026, 11, 22, 10, tzinfo=UTC)
 RULES = read_provider_rules(
     [
@@ -60,28 +71,6 @@ RULES = read_provider_rules(
     ]
 )
 SIGNED = f"https://a.example/p.png?end=1893456000&sig={'a' * 64}"
-
-
-def record(*doubts: Doubt, digest: Digest = STORED, by: str = THEIRS) -> Record:
-    return replace(
-        RECORD,
-        identity="//a.example/p.png",
-        digest=digest,
-        trust=replace(RECORD.trust, doubts=frozenset(doubts), brought_by=by if doubts else ""),
-    )
-
-
-def link(kind: str = "signed", *, secure: bool = True, shares_https_key: bool = True, by: str = MINE) -> Link:
-    return Link(
-        by,
-        signed=kind != "bare",
-        enforced=kind in {"verified", "shaped"},
-        known=kind == "verified",
-        ended=kind == "ended",
-        secure=secure,
-        shares_https_key=shares_https_key,
-        folded=True,
-    )
 
 
 def info_of(url: str) -> SourceInfo:

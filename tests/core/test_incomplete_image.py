@@ -40,7 +40,7 @@ from imgkeep.core.incomplete_image import (
 )
 from imgkeep.core.records import Doubt, Record, Refetches, Standing
 
-from tests.core.test_confirmation import (
+from tests.support.records import (
     CONTESTED,
     ENDED,
     MINE,

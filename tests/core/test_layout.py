@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from datetime import UTC, datetime
 
 import pytest
 from hypothesis import given
@@ -30,38 +29,18 @@ from imgkeep.core.layout import (
     refusal_path,
 )
 from imgkeep.core.records import (
-    Digest,
     Doubt,
     Format,
     Key,
-    PixelSize,
     Provenance,
     Record,
     Refetches,
     Tombstone,
     Trust,
-    Validator,
 )
 from imgkeep.core.source_url import SOURCE_CHARS_MAX, read_source
 
-KEY = Key("ab" * 32)
-DIGEST = Digest("cd" * 32)
-WHEN = datetime(2026, 11, 22, 10, 0, tzinfo=UTC)
-
-RECORD = Record(
-    key=KEY,
-    identity="https://example.com/a.png?size=2",
-    digest=DIGEST,
-    format=Format.PNG,
-    size=1234,
-    pixel_size=PixelSize(640, 480),
-    etag='"00ff"',
-    stored_at=WHEN,
-    validator=Validator('W/"7"', None),
-    provenance=Provenance(
-        host="example.com", provider="Example", temporary=True, expires_at=datetime(2026, 11, 22, 11, 0, tzinfo=UTC)
-    ),
-)
+from tests.support.records import DIGEST, KEY, RECORD, WHEN
 
 WRITTEN = b"""{
  "key": "abababababababababababababababababababababababababababababababab",

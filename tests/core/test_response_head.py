@@ -1,4 +1,4 @@
-"""Heads that a strict parser refuses, read as browsers read them; `tests/support/response_heads.py` has Chromium's verdicts."""
+"""Heads that a strict parser refuses, read as browsers do; Chromium's verdicts are in `tests/support/response_heads.py`."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """
-Nobody gets in: every case of `tests/cases/forbidden_sources.json`, and its peers, through `/img?src=`.
+The address guard refuses every case of `tests/cases/forbidden_sources.json`, and its neighbours, by `/img?src=`.
 
 A socket factory records each address that is dialled. It leads to origins on loopback that would gladly give an image,
 so a guard that fails shows as a 200 or as a dial, and nothing leaves this machine.
@@ -224,7 +224,7 @@ EXTRA_BLOCKED = (
     "about:blank",
     "/etc/passwd",
     "?src=http://127.0.0.1/",
-    # Ports that are somebody else's.
+    # Ports of other programs.
     "http://example.com:22/",
     "http://example.com:53/",
     "http://example.com:2375/",

@@ -1,4 +1,4 @@
-"""What was acknowledged survives: the order of the system calls, and `kill -9` under load."""
+"""Acknowledged images survive: the order of the system calls, and `kill -9` under load."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class Call:
 
 
 def read_trace(lines: list[str]) -> list[Call]:
-    """Read what `strace -f -yy` wrote, failed calls left out; one that another thread came between has two lines."""
+    """Read the output of `strace -f -yy` without failed calls; a call that another thread interrupts has two lines."""
     calls: list[Call] = []
     unfinished: dict[str, Call] = {}
     for number, line in enumerate(lines):
@@ -120,7 +120,7 @@ async def test_response_ends_only_when_the_image_is_durable(tmp_path: Path, orig
         port = program.address.rpartition(":")[2]
     calls = read_trace(trace.read_text("utf-8", "replace").splitlines())
 
-    # The record is linked and not renamed, because a name that another process gave must not be taken from it.
+    # The record is linked and not renamed, because a rename would replace the record of another process.
     renames = [call for call in calls if call.name.startswith(("rename", "link")) and f"{folder}/v1/" in call.text]
     to_object = only([call for call in renames if "/v1/objects/" in call.text])
     to_record = only([call for call in renames if "/v1/records/" in call.text])
@@ -149,7 +149,7 @@ async def test_response_ends_only_when_the_image_is_durable(tmp_path: Path, orig
             ), f"the folder of the {kind} is durable in its own"
     assert ends["object"] < to_record.begin, "the object is durable before its record has a name"
 
-    # Every write to the client goes out on a connection whose near end is our port.
+    # Every write to the client is on a connection whose local port is ours.
     sent = [call for call in calls if re.match(rf"\d+<TCP:\[127\.0\.0\.1:{port}->", call.text)]
     assert len(sent) >= 2, "head and body came in one write, so nothing was held back"
     assert sent[0].end < to_object.begin, "the client waits for no fsync before its first bytes"

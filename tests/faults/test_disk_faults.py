@@ -123,11 +123,11 @@ async def nothing_partial(folder: Path) -> None:
 
 
 async def look(imgkeep: Imgkeep) -> None:
-    """Take the look that is otherwise taken every few seconds."""
+    """Check the health now, as the server does every few seconds."""
     await imgkeep.client.server.app[SERVICES].health.check()  # type: ignore[attr-defined]
 
 
-# --- D3, D5: a disk that takes nothing
+# --- D3, D5: a full or read-only disk
 
 
 @dataclass(frozen=True)
@@ -475,7 +475,7 @@ async def test_exhausted_descriptors_recover(tmp_path: Path, origin: FakeOrigin)
                 async with asyncio.timeout(20):
                     answer = await program.img(url)
             except aiohttp.ClientConnectionError:
-                return "closed"  # libuv's way of saying that it cannot accept
+                return "closed"  # libuv closes the connections that it cannot accept
             if answer.status == 200:
                 assert answer.body == body
                 return "served"
@@ -497,7 +497,7 @@ async def test_exhausted_descriptors_recover(tmp_path: Path, origin: FakeOrigin)
 
 
 def flip_a_bit(path: Path) -> bytes:
-    """Flip one bit in the middle and return what the file held before."""
+    """Flip one bit in the middle; return the former bytes of the file."""
     good = path.read_bytes()
     middle = len(good) // 2
     path.write_bytes(good[:middle] + bytes([good[middle] ^ 1]) + good[middle + 1 :])
@@ -549,7 +549,7 @@ async def test_verify_quarantines_a_corrupt_large_object(start: Start, origin: F
     assert (await run(imgkeep.folder, "verify"))[0] == 0
 
 
-# --- D8: records and databases that are damaged, or from the future
+# --- D8: records and databases that are damaged or of a newer version
 
 
 async def test_truncated_record_is_quarantined_and_the_image_fetched_again(start: Start, origin: FakeOrigin) -> None:
@@ -557,10 +557,10 @@ async def test_truncated_record_is_quarantined_and_the_image_fetched_again(start
     url, body = serve(origin, "a")
     await see(first, url, body)
     image_index = first.client.server.app[SERVICES].storage.database.image_index  # type: ignore[attr-defined]
-    await image_index.count()  # waits for rows on their way
+    await image_index.count()  # waits for rows that are not written yet
     (path,) = first.files("records")
     os.truncate(path, path.stat().st_size // 2)
-    # The database still knows what the record said.
+    # The database still has the record.
     assert await see(await start(folder=first.folder), url, body) == HIT
     imgkeep = await start(folder=first.folder, database={"url": f"sqlite:{first.folder}/other.db"})
     assert await see(imgkeep, url, body) == STORED
@@ -615,7 +615,7 @@ async def test_database_damaged_before_the_start_is_rebuilt(
     first = await start()
     url, body = serve(origin, "a")
     await see(first, url, body)
-    await first.client.close()  # the last one who leaves writes the log back into the file
+    await first.client.close()  # the last connection writes the log back into the file
     damage(first.folder / "imgkeep.db")
     await origin.stop()
     imgkeep = await start(folder=first.folder)

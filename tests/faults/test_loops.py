@@ -1,4 +1,4 @@
-"""A source that is ourselves, directly or through others, ends after one turn (O18), and a hit is no loop."""
+"""A source that is this server, directly or through others, ends after one loop (O18), and a hit is no loop."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _own_ports(imgkeep: Imgkeep) -> set[int]:
 
 
 @pytest.mark.parametrize("headers", FROM_US.values(), ids=FROM_US.keys())
-async def test_a_node_of_ours_gets_what_is_kept_and_never_causes_a_fill(
+async def test_other_node_gets_stored_images_and_no_fill(
     imgkeep: Imgkeep, origin: FakeOrigin, headers: list[tuple[str, str]]
 ) -> None:
     url = origin.gives("/a.png", picture())
@@ -66,7 +66,7 @@ async def test_other_nodes_are_ordinary_clients(imgkeep: Imgkeep, origin: FakeOr
     assert (await look(imgkeep, origin.gives("/a.png", picture()), headers=headers)).status == 200
 
 
-async def test_a_source_that_is_this_server_turns_once(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+async def test_source_on_this_server_loops_once(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     url = origin.gives("/a.png", picture())
     seen = await look(imgkeep, through(imgkeep, through(imgkeep, url)))
     assert (seen.status, seen.code, origin.seen) == (508, "loop_detected", [])
@@ -74,9 +74,7 @@ async def test_a_source_that_is_this_server_turns_once(imgkeep: Imgkeep, origin:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "127.255.255.254"])
-async def test_an_address_of_this_machine_and_a_port_of_ours_are_not_dialled(
-    start: StartImgkeep, origin: FakeOrigin, host: str
-) -> None:
+async def test_own_address_and_port_are_not_connected_to(start: StartImgkeep, origin: FakeOrigin, host: str) -> None:
     dials = Dials(origin)
     imgkeep = await start(platform=Platform(open_socket=dials))
     _own_ports(imgkeep).add(8443)
@@ -86,9 +84,7 @@ async def test_an_address_of_this_machine_and_a_port_of_ours_are_not_dialled(
     assert (await look(imgkeep, f"http://{host}:8080/a.png")).status == 200
 
 
-async def test_a_name_of_this_machine_and_a_port_of_ours_are_not_dialled(
-    start: StartImgkeep, origin: FakeOrigin
-) -> None:
+async def test_own_name_and_port_are_not_connected_to(start: StartImgkeep, origin: FakeOrigin) -> None:
     dials = Dials(origin)
     imgkeep = await start(platform=Platform(resolver=lambda: Names(default=["127.0.0.1"]), open_socket=dials))
     _own_ports(imgkeep).add(8443)
@@ -96,7 +92,7 @@ async def test_a_name_of_this_machine_and_a_port_of_ours_are_not_dialled(
     assert (seen.status, seen.code, dials.made) == (508, "loop_detected", [])
 
 
-async def test_another_machine_may_use_our_port(start: StartImgkeep, origin: FakeOrigin) -> None:
+async def test_same_port_of_another_machine_is_allowed(start: StartImgkeep, origin: FakeOrigin) -> None:
     origin.gives("/a.png", picture())
     platform = Platform(resolver=lambda: Names(default=[PUBLIC]), open_socket=Dials(origin))
     imgkeep = await start(platform=platform, fetch={"allow_networks": []})
@@ -104,9 +100,7 @@ async def test_another_machine_may_use_our_port(start: StartImgkeep, origin: Fak
     assert (await look(imgkeep, "http://example.com:8080/a.png")).status == 200
 
 
-async def test_a_chain_through_a_second_node_ends_there(
-    start: StartImgkeep, origin: FakeOrigin, tmp_path: Path
-) -> None:
+async def test_chain_through_a_second_node_ends_there(start: StartImgkeep, origin: FakeOrigin, tmp_path: Path) -> None:
     first, second = await start(), await start(folder=tmp_path / "second")
     url = origin.gives("/a.png", picture())
     seen = await look(first, through(second, url))
@@ -115,7 +109,7 @@ async def test_a_chain_through_a_second_node_ends_there(
     await nothing_kept(second)
 
 
-async def test_a_redirect_to_a_second_node_ends_there(start: StartImgkeep, origin: FakeOrigin, tmp_path: Path) -> None:
+async def test_redirect_to_a_second_node_ends_there(start: StartImgkeep, origin: FakeOrigin, tmp_path: Path) -> None:
     first, second = await start(), await start(folder=tmp_path / "second")
     url = origin.gives("/a.png", picture())
     round_about = origin.gives("/r.png", b"", status="302 Found", headers={"Location": through(second, url)})
@@ -123,9 +117,7 @@ async def test_a_redirect_to_a_second_node_ends_there(start: StartImgkeep, origi
     assert (seen.status, seen.code, origin.asked("/a.png")) == (508, "loop_detected", 0)
 
 
-async def test_what_a_second_node_keeps_is_given_to_the_first(
-    start: StartImgkeep, origin: FakeOrigin, tmp_path: Path
-) -> None:
+async def test_node_gets_the_stored_image_of_another(start: StartImgkeep, origin: FakeOrigin, tmp_path: Path) -> None:
     first, second = await start(), await start(folder=tmp_path / "second")
     url = origin.gives("/a.png", picture())
     kept = await look(second, url)
@@ -134,9 +126,7 @@ async def test_what_a_second_node_keeps_is_given_to_the_first(
     assert origin.asked("/a.png") == 1
 
 
-async def test_a_source_under_our_own_public_url_is_served_or_a_loop_and_never_dialled(
-    start: StartImgkeep, origin: FakeOrigin
-) -> None:
+async def test_source_under_the_public_url_is_never_fetched(start: StartImgkeep, origin: FakeOrigin) -> None:
     dials = Dials(origin)
     platform = Platform(resolver=lambda: Names(default=[PUBLIC]), open_socket=dials)
     imgkeep = await start(platform=platform, server={"public_url": "http://img.example.com/base"})
@@ -161,6 +151,6 @@ async def test_a_source_under_our_own_public_url_is_served_or_a_loop_and_never_d
     assert len(dials.made) == made
 
 
-async def test_an_origin_that_found_a_loop_is_believed(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+async def test_508_of_an_origin_is_a_loop(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     seen = await look(imgkeep, origin.gives("/a.png", b"", status="508 Loop Detected"))
     assert (seen.status, seen.code) == (508, "loop_detected")

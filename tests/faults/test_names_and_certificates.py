@@ -75,7 +75,7 @@ async def secure() -> AsyncIterator[Callable[[ssl.SSLContext], Awaitable[FakeOri
 
 
 @pytest.mark.parametrize(("names", "how"), CERTIFICATES.values(), ids=CERTIFICATES.keys())
-async def test_a_certificate_that_proves_nothing_is_refused_at_the_first_attempt(
+async def test_bad_certificate_is_refused_without_retry(
     start: StartImgkeep,
     origin: FakeOrigin,
     secure: Callable[[ssl.SSLContext], Awaitable[FakeOrigin]],
@@ -93,7 +93,7 @@ async def test_a_certificate_that_proves_nothing_is_refused_at_the_first_attempt
     await nothing_kept(imgkeep)
 
 
-async def test_an_authority_that_nobody_trusts_is_refused_without_a_context_of_ours(
+async def test_unknown_authority_is_refused_by_default(
     start: StartImgkeep, origin: FakeOrigin, secure: Callable[[ssl.SSLContext], Awaitable[FakeOrigin]]
 ) -> None:
     tls = await secure(server_context("example.com"))
@@ -103,7 +103,7 @@ async def test_an_authority_that_nobody_trusts_is_refused_without_a_context_of_o
     assert (seen.status, seen.code, tls.seen) == (502, "origin_error", [])
 
 
-async def test_a_good_certificate_is_accepted(
+async def test_good_certificate_is_accepted(
     start: StartImgkeep, origin: FakeOrigin, secure: Callable[[ssl.SSLContext], Awaitable[FakeOrigin]]
 ) -> None:
     tls = await secure(server_context("example.com"))
@@ -115,7 +115,7 @@ async def test_a_good_certificate_is_accepted(
     assert (seen.status, seen.body) == (200, picture())
 
 
-async def test_https_to_what_does_not_speak_tls_fails(start: StartImgkeep, origin: FakeOrigin) -> None:
+async def test_https_to_a_port_without_tls_fails(start: StartImgkeep, origin: FakeOrigin) -> None:
     async def hang_up(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
         await writer.drain()
@@ -131,7 +131,7 @@ async def test_https_to_what_does_not_speak_tls_fails(start: StartImgkeep, origi
 
 
 @pytest.mark.parametrize("answer", [NO_SUCH_NAME, SERVER_FAILURE, []], ids=["NXDOMAIN", "SERVFAIL", "no address"])
-async def test_a_name_that_does_not_resolve_is_an_error_of_the_origin(
+async def test_unresolvable_name_is_an_origin_error(
     start: StartImgkeep, origin: FakeOrigin, answer: Addresses | OSError
 ) -> None:
     dials = Dials(origin)
@@ -142,7 +142,7 @@ async def test_a_name_that_does_not_resolve_is_an_error_of_the_origin(
     await nothing_kept(imgkeep)
 
 
-async def test_a_name_that_failed_once_may_resolve_at_the_next_attempt(start: StartImgkeep, origin: FakeOrigin) -> None:
+async def test_retry_resolves_the_name_again(start: StartImgkeep, origin: FakeOrigin) -> None:
     names = Names()
     origin.gives("/a.png", picture())
 
@@ -157,9 +157,7 @@ async def test_a_name_that_failed_once_may_resolve_at_the_next_attempt(start: St
     assert (await look(imgkeep, "http://example.com/a.png")).status == 200
 
 
-async def test_a_name_that_takes_too_long_is_a_timeout_and_stops_nobody_else(
-    start: StartImgkeep, origin: FakeOrigin
-) -> None:
+async def test_slow_resolver_delays_no_other_fetch(start: StartImgkeep, origin: FakeOrigin) -> None:
     asked = asyncio.Event()
 
     async def answer() -> Addresses:
@@ -190,9 +188,7 @@ class Rebinding:
         return [PUBLIC] if self.times >= 0 else ["127.0.0.1"]
 
 
-async def test_a_name_that_moves_inside_is_refused_as_soon_as_it_is_looked_up_again(
-    start: StartImgkeep, origin: FakeOrigin
-) -> None:
+async def test_rebound_name_is_refused(start: StartImgkeep, origin: FakeOrigin) -> None:
     names = Names({"example.com": Rebinding()})
     dials = Dials(origin)
     imgkeep = await start(platform=Platform(resolver=lambda: names, open_socket=dials), fetch={"allow_networks": []})
@@ -209,9 +205,7 @@ async def test_a_name_that_moves_inside_is_refused_as_soon_as_it_is_looked_up_ag
     assert dials.made == [(PUBLIC, 8080)]
 
 
-async def test_a_redirect_to_another_port_of_a_name_that_moved_inside_is_refused(
-    start: StartImgkeep, origin: FakeOrigin
-) -> None:
+async def test_redirect_to_a_rebound_name_is_refused(start: StartImgkeep, origin: FakeOrigin) -> None:
     names = Names({"example.com": Rebinding()})
     dials = Dials(origin)
     imgkeep = await start(platform=Platform(resolver=lambda: names, open_socket=dials), fetch={"allow_networks": []})
@@ -221,7 +215,7 @@ async def test_a_redirect_to_another_port_of_a_name_that_moved_inside_is_refused
     assert (dials.made, names.asked) == ([(PUBLIC, 8080)], ["example.com"] * 2)
 
 
-async def test_an_attempt_after_a_failure_is_judged_again(start: StartImgkeep, origin: FakeOrigin) -> None:
+async def test_retry_is_judged_again(start: StartImgkeep, origin: FakeOrigin) -> None:
     names = Names({"example.com": Rebinding()})
     dials = Dials(origin)
     platform = Platform(resolver=lambda: names, open_socket=dials)

@@ -1,4 +1,4 @@
-"""Origins that break off, lie, refuse or send too much (fault matrix O1 to O10): nothing of it is ever kept."""
+"""Origins that break off, lie, refuse or send too much (fault matrix O1 to O10): nothing of that is ever stored."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ SVG = b'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>'
 
 
 def is_no_picture(seen: Seen) -> bool:
-    """Whether a client can tell that it got no whole picture."""
+    """Tell whether a client can see that it got no whole image."""
     return seen.broken or seen.status in {422, 502}
 
 
 async def refused_without_trace(imgkeep: Imgkeep, origin: FakeOrigin, url: str, code: str) -> Seen:
-    """Ask twice for what fails: neither answer passes for a picture, nothing is kept, and it was counted."""
+    """Ask twice for what fails: neither answer passes for an image, nothing is stored, and it is counted."""
     path = "/" + url.split("/", 3)[3]
     seen = await look(imgkeep, url)
     assert is_no_picture(seen), seen
@@ -68,7 +68,7 @@ BROKEN_FRAMING = {
 
 @pytest.mark.parametrize("size", [900, 300_000])
 @pytest.mark.parametrize(("field", "sends", "closes"), BROKEN_FRAMING.values(), ids=BROKEN_FRAMING.keys())
-async def test_a_body_that_its_framing_proves_short_leaves_nothing_and_is_asked_for_again(
+async def test_short_body_is_not_stored_and_fetched_again(
     imgkeep: Imgkeep, origin: FakeOrigin, *, field: str, sends: str, closes: str, size: int
 ) -> None:
     body = picture_of(size)
@@ -97,7 +97,7 @@ async def test_a_body_that_its_framing_proves_short_leaves_nothing_and_is_asked_
     assert origin.asked("/a.png") == 2
 
 
-async def test_bytes_behind_the_declared_length_are_not_kept(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+async def test_bytes_behind_the_declared_length_are_dropped(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     body = picture_of(2000)
 
     async def script(exchange: Exchange) -> None:
@@ -112,7 +112,7 @@ async def test_bytes_behind_the_declared_length_are_not_kept(imgkeep: Imgkeep, o
         assert seen.body == body
 
 
-# O3: nothing but the picture's own end tells.
+# O3: only the image's own end tells.
 
 
 def closing(body: bytes, *fields: str, version: str = "1.1", reset: bool = False) -> Script:
@@ -132,7 +132,7 @@ def closing(body: bytes, *fields: str, version: str = "1.1", reset: bool = False
 
 @pytest.mark.parametrize("percent", [1, 50, 99])
 @pytest.mark.parametrize("form", FORMS)
-async def test_a_picture_cut_by_a_closing_connection_is_never_kept(
+async def test_image_cut_by_a_close_is_not_stored(
     imgkeep: Imgkeep, origin: FakeOrigin, form: str, percent: int
 ) -> None:
     body = picture(form, width=320, height=240)
@@ -148,7 +148,7 @@ async def test_a_picture_cut_by_a_closing_connection_is_never_kept(
 
 
 @pytest.mark.parametrize("missing", [1, 2, 12])
-async def test_not_even_the_last_bytes_may_be_missing(imgkeep: Imgkeep, origin: FakeOrigin, missing: int) -> None:
+async def test_missing_last_bytes_are_noticed(imgkeep: Imgkeep, origin: FakeOrigin, missing: int) -> None:
     body = picture("PNG")
     seen = await look(imgkeep, origin.on("/a", closing(body[:-missing])))
     assert is_no_picture(seen)
@@ -157,7 +157,7 @@ async def test_not_even_the_last_bytes_may_be_missing(imgkeep: Imgkeep, origin: 
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("version", ["1.0", "1.1"])
-async def test_a_whole_picture_ended_by_a_closing_connection_is_kept(
+async def test_whole_image_ended_by_a_close_is_stored(
     imgkeep: Imgkeep, origin: FakeOrigin, form: str, version: str
 ) -> None:
     body = picture(form)
@@ -169,7 +169,7 @@ async def test_a_whole_picture_ended_by_a_closing_connection_is_kept(
     assert [path.read_bytes() for path in imgkeep.files("objects")] == [body]
 
 
-async def test_a_picture_cut_by_a_reset_is_never_kept(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+async def test_image_cut_by_a_reset_is_not_stored(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     body = picture("JPEG", width=320, height=240)
     seen = await look(imgkeep, origin.on("/a", closing(body[: len(body) // 2], reset=True)))
     assert is_no_picture(seen)
@@ -177,16 +177,14 @@ async def test_a_picture_cut_by_a_reset_is_never_kept(imgkeep: Imgkeep, origin: 
 
 
 @pytest.mark.parametrize("coding", ["xchunked", "chunked, identity", "identity", "chunked, gzip", "gzip, chunked, foo"])
-async def test_a_transfer_coding_that_proves_no_end_is_not_taken_for_one_that_does(
-    imgkeep: Imgkeep, origin: FakeOrigin, coding: str
-) -> None:
+async def test_unknown_transfer_coding_proves_no_end(imgkeep: Imgkeep, origin: FakeOrigin, coding: str) -> None:
     body = picture("JPEG", width=320, height=240)
     seen = await look(imgkeep, origin.on("/a", closing(body[: len(body) // 2], f"Transfer-Encoding: {coding}")))
     assert is_no_picture(seen)
     await nothing_kept(imgkeep)
 
 
-# O4: a content coding that nobody asked for.
+# O4: a content coding that no request asked for.
 
 
 def _bomb() -> bytes:
@@ -211,14 +209,12 @@ BAD_GZIP = {
 
 
 @pytest.mark.parametrize("body", BAD_GZIP.values(), ids=BAD_GZIP.keys())
-async def test_a_compressed_answer_that_is_damaged_leaves_nothing(
-    imgkeep: Imgkeep, origin: FakeOrigin, body: bytes
-) -> None:
+async def test_damaged_compressed_body_is_not_stored(imgkeep: Imgkeep, origin: FakeOrigin, body: bytes) -> None:
     url = origin.gives("/a.png", body, headers={"Content-Encoding": "gzip"})
     await refused_without_trace(imgkeep, origin, url, "origin_error")
 
 
-async def test_a_bomb_stops_at_the_limit(start: StartImgkeep, origin: FakeOrigin) -> None:
+async def test_compressed_bomb_stops_at_the_limit(start: StartImgkeep, origin: FakeOrigin) -> None:
     imgkeep = await start(fetch={"body_bytes_max": 1_000_000})
     bomb = await asyncio.to_thread(_bomb)
     assert len(bomb) < 100_000
@@ -228,7 +224,7 @@ async def test_a_bomb_stops_at_the_limit(start: StartImgkeep, origin: FakeOrigin
 
 
 @pytest.mark.parametrize("body", [ENDLESS_NOTHING, ENDLESS_NAME], ids=["empty blocks", "a name without end"])
-async def test_what_decodes_to_nothing_is_given_up(start: StartImgkeep, origin: FakeOrigin, body: bytes) -> None:
+async def test_body_that_decodes_to_nothing_fails(start: StartImgkeep, origin: FakeOrigin, body: bytes) -> None:
     imgkeep = await start(fetch={"body_bytes_max": 1_000_000})
 
     async def script(exchange: Exchange) -> None:
@@ -240,9 +236,7 @@ async def test_what_decodes_to_nothing_is_given_up(start: StartImgkeep, origin: 
 
 
 @pytest.mark.parametrize("coding", ["gzip", "x-gzip", "GZIP", " gzip "])
-async def test_an_honest_compressed_image_is_unwrapped_and_kept(
-    imgkeep: Imgkeep, origin: FakeOrigin, coding: str
-) -> None:
+async def test_compressed_image_is_stored_decoded(imgkeep: Imgkeep, origin: FakeOrigin, coding: str) -> None:
     body = picture(width=320, height=240)
     url = origin.gives("/a.png", gzip.compress(body), headers={"Content-Encoding": coding})
     for outcome in ("imgkeep; fwd=uri-miss; stored", "imgkeep; hit"):
@@ -252,7 +246,7 @@ async def test_an_honest_compressed_image_is_unwrapped_and_kept(
 
 
 @pytest.mark.parametrize("coding", ["gzip", "br", "deflate", "zstd", "gzip, gzip", "br, gzip", "X-GZIP"])
-async def test_a_coding_that_was_not_applied_is_refused(imgkeep: Imgkeep, origin: FakeOrigin, coding: str) -> None:
+async def test_unapplied_coding_is_refused(imgkeep: Imgkeep, origin: FakeOrigin, coding: str) -> None:
     url = origin.gives("/a.png", picture(), headers={"Content-Encoding": coding})
     seen = await refused_without_trace(imgkeep, origin, url, "origin_error")
     assert seen.status == 502
@@ -282,7 +276,7 @@ UNASKED = {
 
 @pytest.mark.parametrize(("coding", "body"), UNASKED.values(), ids=UNASKED.keys())
 @pytest.mark.parametrize("closes", [False, True], ids=["length", "closing"])
-async def test_what_browsers_make_of_a_coding_is_kept(
+async def test_codings_are_decoded_as_browsers_do(
     imgkeep: Imgkeep, origin: FakeOrigin, coding: str, body: bytes, *, closes: bool
 ) -> None:
     if closes:
@@ -303,7 +297,7 @@ async def test_identity_is_no_coding(imgkeep: Imgkeep, origin: FakeOrigin) -> No
 # O5: too large.
 
 
-async def test_a_body_declared_too_large_is_not_downloaded(start: StartImgkeep, origin: FakeOrigin) -> None:
+async def test_body_declared_too_large_is_not_read(start: StartImgkeep, origin: FakeOrigin) -> None:
     imgkeep = await start(fetch={"body_bytes_max": 10_000})
     closed = asyncio.Event()
 
@@ -321,7 +315,7 @@ async def test_a_body_declared_too_large_is_not_downloaded(start: StartImgkeep, 
 
 @pytest.mark.parametrize("after_redirect", [False, True], ids=["at once", "after a redirect"])
 @pytest.mark.parametrize("chunked", [False, True], ids=["closing", "chunked"])
-async def test_a_body_that_grows_too_large_is_cut(
+async def test_body_that_grows_too_large_is_cut(
     start: StartImgkeep, origin: FakeOrigin, *, chunked: bool, after_redirect: bool
 ) -> None:
     imgkeep = await start(fetch={"body_bytes_max": 100_000})
@@ -344,7 +338,7 @@ async def test_a_body_that_grows_too_large_is_cut(
     assert sent < 50_000_000  # the rest is what fits into the sockets' buffers
 
 
-async def test_a_body_of_exactly_the_limit_is_kept(start: StartImgkeep, origin: FakeOrigin) -> None:
+async def test_body_of_exactly_the_limit_is_stored(start: StartImgkeep, origin: FakeOrigin) -> None:
     imgkeep = await start(fetch={"body_bytes_max": 100_000})
     whole = await look(imgkeep, origin.gives("/a.png", picture_of(100_000)))
     assert (whole.status, len(whole.body), whole.broken) == (200, 100_000, False)
@@ -352,7 +346,7 @@ async def test_a_body_of_exactly_the_limit_is_kept(start: StartImgkeep, origin: 
     assert (closed.status, len(closed.body), closed.broken) == (200, 100_000, False)
 
 
-# O6: a part that nobody asked for.
+# O6: a part that no request asked for.
 
 
 RANGES = [
@@ -368,7 +362,7 @@ RANGES = [
 
 @pytest.mark.parametrize("content_range", RANGES)
 @pytest.mark.parametrize("part", [slice(0, 4000), slice(2500, 5000)], ids=["beginning", "end"])
-async def test_a_part_is_refused(imgkeep: Imgkeep, origin: FakeOrigin, content_range: str | None, part: slice) -> None:
+async def test_part_is_refused(imgkeep: Imgkeep, origin: FakeOrigin, content_range: str | None, part: slice) -> None:
     headers = {} if content_range is None else {"Content-Range": content_range}
     url = origin.gives("/a.png", picture_of(5000)[part], status="206 Partial Content", headers=headers)
     seen = await look(imgkeep, url)
@@ -377,7 +371,7 @@ async def test_a_part_is_refused(imgkeep: Imgkeep, origin: FakeOrigin, content_r
 
 
 @pytest.mark.parametrize("content_range", RANGES)
-async def test_the_whole_is_kept_whatever_its_range_says(
+async def test_whole_is_stored_despite_its_range(
     imgkeep: Imgkeep, origin: FakeOrigin, content_range: str | None
 ) -> None:
     headers = {} if content_range is None else {"Content-Range": content_range}
@@ -388,7 +382,7 @@ async def test_the_whole_is_kept_whatever_its_range_says(
 
 
 @pytest.mark.parametrize("status", [200, 201, 202, 203, 207, 208, 226, 299, 300, 305, 310, 399])
-async def test_a_picture_with_a_status_that_browsers_show_is_kept(
+async def test_image_with_a_status_that_browsers_show_is_stored(
     imgkeep: Imgkeep, origin: FakeOrigin, status: int
 ) -> None:
     url = origin.gives("/a.png", picture_of(5000), status=f"{status} Fine")
@@ -408,9 +402,7 @@ async def test_a_picture_with_a_status_that_browsers_show_is_kept(
         "200 OK\r\nConnection: close",
     ],
 )
-async def test_an_empty_answer_is_a_fault_of_the_origin_that_is_remembered_shortly(
-    imgkeep: Imgkeep, origin: FakeOrigin, head: str
-) -> None:
+async def test_empty_answer_is_remembered_shortly(imgkeep: Imgkeep, origin: FakeOrigin, head: str) -> None:
     async def script(exchange: Exchange) -> None:
         await exchange.send(f"HTTP/1.1 {head}\r\n\r\n".encode())
         if "close" in head:
@@ -424,7 +416,7 @@ async def test_an_empty_answer_is_a_fault_of_the_origin_that_is_remembered_short
     await nothing_kept(imgkeep)
 
 
-async def test_a_part_that_is_the_whole_is_kept(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+async def test_part_that_is_the_whole_is_stored(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     headers = {"Content-Range": "bytes 0-4999/5000"}
     url = origin.gives("/a.png", picture_of(5000), status="206 Partial Content", headers=headers)
     seen = await look(imgkeep, url)
@@ -450,7 +442,7 @@ NO_IMAGES = {
 
 
 @pytest.mark.parametrize(("body", "media_type"), NO_IMAGES.values(), ids=NO_IMAGES.keys())
-async def test_what_is_no_image_is_refused_whatever_it_is_called(
+async def test_other_bytes_are_refused_whatever_their_type(
     imgkeep: Imgkeep, origin: FakeOrigin, body: bytes, media_type: str
 ) -> None:
     url = origin.gives("/a.png", body, headers={"Content-Type": media_type})
@@ -471,7 +463,7 @@ async def test_what_is_no_image_is_refused_whatever_it_is_called(
     ],
     ids=["PNG", "JPEG", "GIF", "WebP", "SVG as PNG", "SVG as HTML", "GIF with a script behind it"],
 )
-async def test_an_image_is_kept_under_its_own_type_and_cannot_act(
+async def test_image_is_stored_under_its_own_type(
     imgkeep: Imgkeep, origin: FakeOrigin, body: bytes, called: str, media_type: str
 ) -> None:
     url = origin.gives("/a", body, headers={"Content-Type": called})
@@ -485,7 +477,7 @@ async def test_an_image_is_kept_under_its_own_type_and_cannot_act(
         assert "allow-" not in policy
 
 
-# O9: redirects. To where nobody may go: test_nobody_gets_in.py.
+# O9: redirects. Those to refused addresses: test_address_guard.py.
 
 
 @pytest.mark.parametrize("status", ["301 Moved", "302 Found", "303 See Other", "307 Temporary", "308 Permanent"])
@@ -497,7 +489,7 @@ async def test_every_kind_of_redirect_is_followed(imgkeep: Imgkeep, origin: Fake
 
 
 @pytest.mark.parametrize("status", ["300 Multiple Choices", "304 Not Modified", "305 Use Proxy", "306 Unused"])
-async def test_what_is_no_redirect_is_not_followed(imgkeep: Imgkeep, origin: FakeOrigin, status: str) -> None:
+async def test_other_status_with_a_location_is_not_followed(imgkeep: Imgkeep, origin: FakeOrigin, status: str) -> None:
     origin.gives("/b.png", picture())
     url = origin.gives("/a.png", b"", status=status, headers={"Location": "/b.png"})
     seen = await look(imgkeep, url)
@@ -506,7 +498,7 @@ async def test_what_is_no_redirect_is_not_followed(imgkeep: Imgkeep, origin: Fak
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 @pytest.mark.parametrize("headers", [{}, {"Location": ""}], ids=["without Location", "with an empty one"])
-async def test_a_picture_that_comes_with_a_redirect_to_nowhere_is_stored(
+async def test_image_with_a_redirect_to_nowhere_is_stored(
     imgkeep: Imgkeep, origin: FakeOrigin, status: int, headers: dict[str, str]
 ) -> None:
     seen = await look(imgkeep, origin.gives("/a.png", picture(), status=f"{status} There", headers=headers))
@@ -515,9 +507,7 @@ async def test_a_picture_that_comes_with_a_redirect_to_nowhere_is_stored(
 
 
 @pytest.mark.parametrize("at", [-8, -1], ids=["checksum", "size"])
-async def test_a_whole_picture_whose_gzip_has_a_wrong_foot_is_stored_and_a_part_is_not(
-    imgkeep: Imgkeep, origin: FakeOrigin, at: int
-) -> None:
+async def test_whole_image_with_a_wrong_gzip_trailer_is_stored(imgkeep: Imgkeep, origin: FakeOrigin, at: int) -> None:
     for number, (body, status) in enumerate(((picture(), 200), (picture()[:-20], 0))):
         data = bytearray(gzip.compress(body))
         data[at] ^= 1
@@ -527,9 +517,7 @@ async def test_a_whole_picture_whose_gzip_has_a_wrong_foot_is_stored_and_a_part_
     assert len(imgkeep.files("records")) == 1
 
 
-async def test_redirects_without_end_are_left_at_the_limit_and_not_tried_again(
-    start: StartImgkeep, origin: FakeOrigin
-) -> None:
+async def test_endless_redirects_are_not_retried(start: StartImgkeep, origin: FakeOrigin) -> None:
     imgkeep = await start(fetch={"redirects_max": 3, "retries_max": 2})
     url = origin.gives("/a.png", b"", status="302 Found", headers={"Location": "/a.png?again"})
     seen = await look(imgkeep, url)
@@ -538,7 +526,7 @@ async def test_redirects_without_end_are_left_at_the_limit_and_not_tried_again(
     await nothing_kept(imgkeep)
 
 
-async def test_as_many_redirects_as_the_limit_says_are_followed(start: StartImgkeep, origin: FakeOrigin) -> None:
+async def test_redirects_up_to_the_limit_are_followed(start: StartImgkeep, origin: FakeOrigin) -> None:
     imgkeep = await start(fetch={"redirects_max": 3})
     for number in range(3):
         origin.gives(f"/{number}", b"", status="302 Found", headers={"Location": f"/{number + 1}"})
@@ -547,7 +535,7 @@ async def test_as_many_redirects_as_the_limit_says_are_followed(start: StartImgk
 
 
 @pytest.mark.parametrize("headers", [{}, {"Location": ""}, {"Location": " "}], ids=["none", "empty", "blank"])
-async def test_a_redirect_to_nowhere_fails_at_once(
+async def test_redirect_to_nowhere_fails_at_once(
     start: StartImgkeep, origin: FakeOrigin, headers: dict[str, str]
 ) -> None:
     imgkeep = await start(fetch={"retries_max": 2})
@@ -557,9 +545,7 @@ async def test_a_redirect_to_nowhere_fails_at_once(
 
 
 @pytest.mark.parametrize("location", ["/c d.png", "/c%20d.png", "c%20d.png", "./x/../c%20d.png", "?q#f"])
-async def test_a_location_is_read_against_the_url_that_redirected(
-    imgkeep: Imgkeep, origin: FakeOrigin, location: str
-) -> None:
+async def test_location_is_relative_to_the_redirecting_url(imgkeep: Imgkeep, origin: FakeOrigin, location: str) -> None:
     async def script(exchange: Exchange) -> None:
         if "?" in exchange.target:
             await exchange.answer(picture())
@@ -590,9 +576,7 @@ SAID = {
 
 
 @pytest.mark.parametrize("said", SAID)
-async def test_a_refusal_is_told_kept_nowhere_and_remembered_for_its_time(
-    start: StartImgkeep, origin: FakeOrigin, said: str
-) -> None:
+async def test_refusal_is_remembered_for_its_time(start: StartImgkeep, origin: FakeOrigin, said: str) -> None:
     timer = Timer()
     imgkeep = await start(platform=Platform(timer=timer))
     status, code, seconds = SAID[said]
@@ -621,7 +605,7 @@ RETRY_AFTER = {
 
 @pytest.mark.parametrize("status", ["429 Too Many Requests", "503 Service Unavailable"])
 @pytest.mark.parametrize(("value", "seconds"), RETRY_AFTER.values(), ids=RETRY_AFTER.keys())
-async def test_retry_after_is_kept_to_and_passed_on(
+async def test_retry_after_is_respected_and_passed_on(
     start: StartImgkeep, origin: FakeOrigin, status: str, value: str, seconds: int
 ) -> None:
     timer = Timer()
@@ -629,7 +613,7 @@ async def test_retry_after_is_kept_to_and_passed_on(
     imgkeep = await start(platform=platform, fetch={"retries_max": 2})
     url = origin.gives("/a.png", b"slow down", status=status, headers={"Retry-After": value})
     first = await look(imgkeep, url)
-    # It is longer than a client should wait for an answer, so nobody tries again meanwhile.
+    # It is longer than a client should wait for an answer, so no attempt is made meanwhile.
     assert (first.status, first.headers["Retry-After"], origin.asked("/a.png")) == (502, str(seconds), 1)
     origin.gives("/a.png", picture())
     # Only for 429: a server error is over when it is over.
@@ -641,7 +625,7 @@ async def test_retry_after_is_kept_to_and_passed_on(
     assert origin.asked("/a.png") == 2
 
 
-async def test_a_picture_wins_over_what_an_origin_says_later(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+async def test_stored_image_outlives_later_errors(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     url = origin.gives("/a.png", picture())
     await look(imgkeep, url)
     origin.gives("/a.png", b"gone", status="410 Gone")
@@ -660,7 +644,7 @@ PASSING: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("status", PASSING.values(), ids=PASSING.keys())
-async def test_what_may_pass_is_tried_again_until_it_has(start: StartImgkeep, origin: FakeOrigin, status: str) -> None:
+async def test_passing_failure_is_retried(start: StartImgkeep, origin: FakeOrigin, status: str) -> None:
     imgkeep = await start(fetch={"retries_max": 1})
 
     async def script(exchange: Exchange) -> None:
@@ -674,9 +658,7 @@ async def test_what_may_pass_is_tried_again_until_it_has(start: StartImgkeep, or
     assert await counted(imgkeep, 'imgkeep_origin_requests_total{outcome="2xx"}') == 1
 
 
-async def test_a_connection_that_breaks_before_the_answer_is_tried_again(
-    start: StartImgkeep, origin: FakeOrigin
-) -> None:
+async def test_connection_that_breaks_before_the_answer_is_retried(start: StartImgkeep, origin: FakeOrigin) -> None:
     imgkeep = await start(fetch={"retries_max": 2})
 
     async def script(exchange: Exchange) -> None:
@@ -692,7 +674,7 @@ async def test_a_connection_that_breaks_before_the_answer_is_tried_again(
     assert (seen.status, seen.body, origin.asked("/a.png")) == (200, picture(), 3)
 
 
-async def test_attempts_end_with_retries_max(start: StartImgkeep, origin: FakeOrigin) -> None:
+async def test_retries_end_with_retries_max(start: StartImgkeep, origin: FakeOrigin) -> None:
     imgkeep = await start(fetch={"retries_max": 2})
     headers = {"Retry-After": "0"}
     url = origin.gives("/a.png", b"", status="503 Service Unavailable", headers=headers)
@@ -700,7 +682,7 @@ async def test_attempts_end_with_retries_max(start: StartImgkeep, origin: FakeOr
     assert (seen.status, origin.asked("/a.png")) == (502, 3)
 
 
-async def test_attempts_end_with_the_total_time(start: StartImgkeep, origin: FakeOrigin) -> None:
+async def test_retries_end_with_the_total_timeout(start: StartImgkeep, origin: FakeOrigin) -> None:
     imgkeep = await start(fetch={"retries_max": 10, "total_timeout_s": 0.4, "connect_timeout_s": 0.3})
     url = origin.gives("/a.png", b"", status="500 Internal Server Error")
     async with asyncio.timeout(15):
@@ -712,15 +694,13 @@ async def test_attempts_end_with_the_total_time(start: StartImgkeep, origin: Fak
 @pytest.mark.parametrize(
     "status", ["400 Bad Request", "401 Unauthorized", "403 Forbidden", "404 Not Found", "410 Gone"]
 )
-async def test_what_will_not_change_is_asked_once(start: StartImgkeep, origin: FakeOrigin, status: str) -> None:
+async def test_lasting_failure_is_not_retried(start: StartImgkeep, origin: FakeOrigin, status: str) -> None:
     imgkeep = await start(fetch={"retries_max": 2})
     await look(imgkeep, origin.gives("/a.png", b"", status=status))
     assert origin.asked("/a.png") == 1
 
 
-async def test_a_body_that_breaks_is_not_tried_again_behind_the_clients_back(
-    start: StartImgkeep, origin: FakeOrigin
-) -> None:
+async def test_broken_body_is_not_retried(start: StartImgkeep, origin: FakeOrigin) -> None:
     imgkeep = await start(fetch={"retries_max": 2})
     seen = await look(imgkeep, origin.on("/a.png", closing(picture_of(5000)[:3000])))
     assert is_no_picture(seen)
@@ -739,7 +719,7 @@ NOT_HTTP = {
 
 
 @pytest.mark.parametrize("data", NOT_HTTP.values(), ids=NOT_HTTP.keys())
-async def test_what_is_not_http_is_an_error_of_the_origin(imgkeep: Imgkeep, origin: FakeOrigin, data: bytes) -> None:
+async def test_other_protocol_is_an_origin_error(imgkeep: Imgkeep, origin: FakeOrigin, data: bytes) -> None:
     async def script(exchange: Exchange) -> None:
         await exchange.send(data)
         exchange.finish()

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import re
 import signal
 import socket
-import sys
 import time
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -25,77 +21,16 @@ from tests.support.image_requests import store_image
 from tests.support.origins import gated_body
 from tests.support.pictures import picture, picture_of
 from tests.support.raw_http import ask, request, split, talk, target_of
+from tests.support.single_process import Running, serving
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import Awaitable, Callable
+    from pathlib import Path
 
     from tests.support.origins import FakeOrigin
     from tests.support.server import Imgkeep
 
     Start = Callable[..., Awaitable[Imgkeep]]
-
-ROOT = Path(__file__).parents[2]
-
-
-@dataclass
-class Running:
-    process: asyncio.subprocess.Process
-    port: int
-    folder: Path
-    log: list[dict[str, object]]
-
-    def rss(self) -> int:
-        """Resident bytes."""
-        pages = int(Path(f"/proc/{self.process.pid}/statm").read_text("ascii").split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE")
-
-    async def ended(self, *, within_s: float) -> int:
-        async with asyncio.timeout(within_s):
-            return await self.process.wait()
-
-
-@asynccontextmanager
-async def serving(folder: Path) -> AsyncIterator[Running]:
-    """Run `python -m imgkeep serve` with `folder` as its data, and kill it at the end."""
-    await asyncio.to_thread(folder.mkdir, exist_ok=True)
-    given = os.environ  # noqa: TID251 - to be handed on without what would configure us
-    environment = {name: value for name, value in given.items() if not name.startswith(("IMGKEEP_", "AWS_"))}
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "imgkeep",
-        "serve",
-        cwd=folder,
-        stderr=asyncio.subprocess.PIPE,
-        env=environment
-        | {
-            "PYTHONPATH": str(ROOT / "proxy"),
-            "IMGKEEP_SERVER__PORT": "0",
-            "IMGKEEP_STORE__FREE_BYTES_MIN": "0",
-            "IMGKEEP_FETCH__ALLOW_NETWORKS": "127.0.0.0/8",
-            "IMGKEEP_LOG__FORMAT": "json",
-        },
-    )
-    log: list[dict[str, object]] = []
-    listening: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-
-    async def read_log() -> None:
-        assert process.stderr is not None
-        async for line in process.stderr:
-            log.append(json.loads(line))
-            if log[-1]["message"] == "listening":
-                listening.set_result(int(str(log[-1]["address"]).rpartition(":")[2]))
-
-    reading = asyncio.create_task(read_log())
-    try:
-        async with asyncio.timeout(20):
-            port = await listening
-        yield Running(process, port, folder / "data", log)
-    finally:
-        with suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
-        await reading
 
 
 async def until(what: Callable[[], Awaitable[bool]], *, within_s: float) -> None:
@@ -104,7 +39,7 @@ async def until(what: Callable[[], Awaitable[bool]], *, within_s: float) -> None
             await asyncio.sleep(0.02)
 
 
-async def test_sigterm_under_load_finishes_what_is_under_way(tmp_path: Path, origin: FakeOrigin) -> None:
+async def test_sigterm_under_load_finishes_running_requests(tmp_path: Path, origin: FakeOrigin) -> None:
     body = picture_of(2_000_000)
     gate = asyncio.Event()
     url = origin.on("/slow.png", gated_body(body, gate, ahead=1_000_000))
@@ -167,7 +102,7 @@ async def _true(value: bool) -> bool:  # noqa: FBT001 - it is one
     return value
 
 
-async def test_a_second_signal_ends_the_notice(tmp_path: Path) -> None:
+async def test_second_signal_ends_the_notice(tmp_path: Path) -> None:
     async with serving(tmp_path / "run") as running:
         running.process.send_signal(signal.SIGTERM)
         await until(lambda: _true(any(record["message"] == "draining" for record in running.log)), within_s=20)
@@ -209,7 +144,7 @@ def listener(port: int) -> socket.socket:
 
 
 @pytest.mark.parametrize("stored", [False, True], ids=["while it is filled", "as a hit"])
-async def test_slow_readers_cost_a_socket_and_not_a_copy(tmp_path: Path, origin: FakeOrigin, stored: bool) -> None:  # noqa: FBT001 - a table
+async def test_slow_readers_cost_no_copy(tmp_path: Path, origin: FakeOrigin, stored: bool) -> None:  # noqa: FBT001 - a table
     body = picture_of(5_000_000)
     gate = asyncio.Event()
     url = origin.on("/a.png", gated_body(body, gate, ahead=4_000_000))
@@ -257,9 +192,7 @@ def _all_left(running: Running) -> Callable[[], Awaitable[bool]]:
     return left
 
 
-async def test_the_loop_stays_free_while_a_large_image_is_hashed_synced_and_checked(
-    imgkeep: Imgkeep, origin: FakeOrigin
-) -> None:
+async def test_event_loop_stays_free_for_a_large_image(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     body = picture_of(20_000_000)
 
     async def script(exchange: object) -> None:
@@ -293,7 +226,7 @@ async def test_the_loop_stays_free_while_a_large_image_is_hashed_synced_and_chec
     assert imgkeep.files("objects")[0].stat().st_size == len(body)
 
 
-async def test_a_clock_that_jumps_back_changes_no_answer(start: Start, origin: FakeOrigin) -> None:
+async def test_clock_that_jumps_back_changes_no_answer(start: Start, origin: FakeOrigin) -> None:
     now = datetime(2026, 11, 22, 10, tzinfo=UTC)
     timer = Timer()
     imgkeep = await start(platform=Platform(clock=lambda: now, timer=timer))
@@ -322,7 +255,7 @@ async def test_a_clock_that_jumps_back_changes_no_answer(start: Start, origin: F
     assert stamps == ["2026-11-22T09:00:00Z", "2026-11-22T10:00:00Z"]
 
 
-async def test_a_waiting_period_by_date_is_never_negative(start: Start, origin: FakeOrigin) -> None:
+async def test_retry_after_by_date_is_never_negative(start: Start, origin: FakeOrigin) -> None:
     now = datetime(2026, 11, 22, 10, tzinfo=UTC)
     imgkeep = await start(platform=Platform(clock=lambda: now))
     date = "Sun, 22 Nov 2026 09:00:00 GMT"

@@ -1,15 +1,14 @@
-"""Several workers on one port: real processes, whose deaths, reloads and ends nobody who asks may notice."""
+"""Several workers on one port: real processes, whose deaths, reloads and ends no client may notice."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import os
-import re
 import resource
 import signal
 import sys
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -22,19 +21,15 @@ from tests.support.pictures import picture, picture_of
 from tests.support.program import ROOT, injecting, need_strace, run, serving, until
 from tests.support.proxies import connections_of, workers
 from tests.support.raw_http import request, split, talk, target_of
+from tests.support.workers import ASKED, ask_all, count_messages, drafts_of, find_holder, metric_sum, open_many
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
     from tests.support.origins import Exchange, FakeOrigin, Script
-    from tests.support.proxies import Worker
-from tests.support.program import Answer, Program
+    from tests.support.program import Program
 
-ASKED: int = 30
-"""So many new connections that none of three workers is left out."""
 REAL_INTERPRETER = Path(sys.executable).resolve()
 OLD: int = 6
-"""So many of HTTP/1.0."""
+"""Number of requests by HTTP/1.0."""
 
 
 def lives(pid: int) -> bool:
@@ -43,33 +38,13 @@ def lives(pid: int) -> bool:
     return False
 
 
-def said(program: Program, message: str) -> int:
-    return sum(json.loads(line)["message"] == message for line in list(program.log) if line.startswith("{"))
-
-
-async def holder(program: Program) -> Worker:
-    """Return the worker that has claimed the one image that is being fetched."""
-    folder = next(iter(workers(program).values())).folder / "leases"
-    await until(lambda: any(folder.iterdir()))
-    return workers(program)[str(next(folder.iterdir()).readlink())]
-
-
-async def crowd(program: Program, url: str, number: int = ASKED) -> list[Answer]:
-    return await asyncio.gather(*(program.img(url) for _ in range(number)))
-
-
-async def counted(program: Program, pattern: str) -> float:
-    page = (await program.get("/metrics")).body.decode()
-    return sum(float(value) for value in re.findall(rf"^{pattern}[^ ]* (\S+)$", page, re.MULTILINE))
-
-
 async def test_several_workers_are_one_server(tmp_path: Path, origin: FakeOrigin) -> None:
     body = picture_of(1_000_000)
     gate = asyncio.Event()
     cold = origin.on("/cold.png", gated_body(body, gate, ahead=300_000))
     async with serving(tmp_path / "data", server__workers="3", TMPDIR=str(tmp_path)) as program:
         # One fill, many readers, wherever they come in.
-        asking = asyncio.create_task(crowd(program, cold))
+        asking = asyncio.create_task(ask_all(program, cold))
         await until(lambda: origin.asked("/cold.png") > 0)
         old_request = request(target_of(cold), version="1.0")
         port = int(program.address.rpartition(":")[2])
@@ -84,11 +59,11 @@ async def test_several_workers_are_one_server(tmp_path: Path, origin: FakeOrigin
         assert {answer.headers["ETag"] for answer in answers} == {answers[0].headers["ETag"]}
 
         # One page of counters: each request once, wherever it was answered in the end.
-        assert await counted(program, r'imgkeep_requests_total\{.*route="/img"') == ASKED + OLD
-        assert await counted(program, r'imgkeep_fills_total\{outcome="stored"') == 1
-        assert await counted(program, "imgkeep_workers_counted") == 3
+        assert await metric_sum(program, r'imgkeep_requests_total\{.*route="/img"') == ASKED + OLD
+        assert await metric_sum(program, r'imgkeep_fills_total\{outcome="stored"') == 1
+        assert await metric_sum(program, "imgkeep_workers_counted") == 3
 
-        # One who works off jobs, whoever takes them.
+        # One worker does all jobs, whichever takes them.
         links = [origin.gives(f"/{n}.png", picture(seed=n)) for n in range(20)]
         for part in (links[:10], links[10:]):
             async with program.session.post(
@@ -96,16 +71,16 @@ async def test_several_workers_are_one_server(tmp_path: Path, origin: FakeOrigin
             ) as done:
                 assert (await done.json())["saved"] == 10
         assert [origin.asked(f"/{n}.png") for n in range(20)] == [1] * 20
-        assert await counted(program, r'imgkeep_job_links_total\{outcome="saved"') == 20
+        assert await metric_sum(program, r'imgkeep_job_links_total\{outcome="saved"') == 20
 
-        # What was removed is shown by nobody from then on.
-        assert {answer.cache_status for answer in await crowd(program, links[0])} == {"imgkeep; hit"}
+        # No worker shows a removed image from then on.
+        assert {answer.cache_status for answer in await ask_all(program, links[0])} == {"imgkeep; hit"}
         name = (await program.img(links[0])).headers["Content-Location"]
         async with program.session.delete(
             f"http://{program.address}/api/images?src={quote(links[0], safe='')}"
         ) as removal:
             assert removal.status == 200
-        assert {answer.status for answer in await crowd(program, links[0])} == {410}
+        assert {answer.status for answer in await ask_all(program, links[0])} == {410}
         assert {(await program.get(name)).status for _ in range(10)} == {410}
         assert [line for line in program.log if json.loads(line)["level"] not in {"info", "debug"}] == []
 
@@ -115,16 +90,16 @@ async def call(program: Program, path: str, **body: str) -> tuple[int, dict[str,
         return answer.status, await answer.json()
 
 
-async def test_an_undo_and_a_refetch_reach_every_worker_and_cost_one_fetch(tmp_path: Path, origin: FakeOrigin) -> None:
+async def test_restore_and_refetch_reach_every_worker(tmp_path: Path, origin: FakeOrigin) -> None:
     old, new = picture(seed=1), picture(seed=2)
     url = origin.gives("/a.png", old)
     async with serving(tmp_path / "data", server__workers="3", TMPDIR=str(tmp_path)) as program:
-        assert {answer.body for answer in await crowd(program, url)} == {old}
+        assert {answer.body for answer in await ask_all(program, url)} == {old}
         async with program.session.delete(f"http://{program.address}/api/images?src={quote(url, safe='')}") as removal:
             key = (await removal.json())["key"]
-        assert {answer.status for answer in await crowd(program, url)} == {410}
+        assert {answer.status for answer in await ask_all(program, url)} == {410}
         assert (await call(program, "/api/restore", url=url))[0] == 200
-        assert {(answer.status, answer.body) for answer in await crowd(program, url)} == {(200, old)}
+        assert {(answer.status, answer.body) for answer in await ask_all(program, url)} == {(200, old)}
         assert origin.asked("/a.png") == 2
 
         go = asyncio.Event()
@@ -136,23 +111,23 @@ async def test_an_undo_and_a_refetch_reach_every_worker_and_cost_one_fetch(tmp_p
         origin.on("/a.png", slow)
         asking = [asyncio.create_task(call(program, f"/api/images/{key}/refetch", url=url)) for _ in range(ASKED)]
         await until(lambda: origin.asked("/a.png") == 3)
-        assert {answer.body for answer in await crowd(program, url)} == {old}, "nobody waits, and nobody sees a part"
+        assert {answer.body for answer in await ask_all(program, url)} == {old}, "no client waits, and none sees a part"
         go.set()
         told = [await each for each in asking]
         assert {(status, facts["replaced"]) for status, facts in told} == {(200, True)}
-        answers = await crowd(program, url)
+        answers = await ask_all(program, url)
         assert {(answer.body, answer.cache_status) for answer in answers} == {(new, "imgkeep; hit")}
         assert origin.asked("/a.png") == 3
         assert [line for line in program.log if json.loads(line)["level"] not in {"info", "debug"}] == []
 
 
-async def test_workers_fetch_an_incomplete_image_again_once_for_all(tmp_path: Path, origin: FakeOrigin) -> None:
+async def test_workers_refetch_an_incomplete_image_once(tmp_path: Path, origin: FakeOrigin) -> None:
     whole = picture(seed=1)
     half = whole[: len(whole) // 2]
     url = origin.gives("/a.png", half)
     folder = tmp_path / "data"
     async with serving(folder, server__workers="2", TMPDIR=str(tmp_path)) as program:
-        assert {answer.body for answer in await crowd(program, url)} == {half}
+        assert {answer.body for answer in await ask_all(program, url)} == {half}
         assert origin.asked("/a.png") == 1
     (path,) = (folder / "v1" / "records").rglob("*.json")
     record = json.loads(path.read_bytes())
@@ -160,43 +135,22 @@ async def test_workers_fetch_an_incomplete_image_again_once_for_all(tmp_path: Pa
     path.write_text(json.dumps(record | {"stored_at": "2026-01-01T00:00:00Z"}))
     origin.gives("/a.png", whole)
     async with serving(folder, server__workers="2", TMPDIR=str(tmp_path)) as program:
-        assert {answer.body for answer in await crowd(program, url)} <= {half, whole}, "nobody waits"
+        assert {answer.body for answer in await ask_all(program, url)} <= {half, whole}, "no client waits"
         await until(lambda: json.loads(path.read_bytes())["digest"] != record["digest"])
         async with asyncio.timeout(30):
-            while {answer.body for answer in await crowd(program, url)} != {whole}:  # noqa: ASYNC110 - nothing tells it
+            while {answer.body for answer in await ask_all(program, url)} != {whole}:  # noqa: ASYNC110 - nothing tells it
                 await asyncio.sleep(0.02)  # the other worker is told
         assert origin.asked("/a.png") == 2
-        assert await counted(program, r'imgkeep_incomplete_refetches_total\{outcome="whole"\}') == 1
-
-
-def drafts_of(worker: Worker) -> list[str]:
-    """Return the files that a worker has open and that are being written, or were moved or removed meanwhile."""
-    found = []
-    for descriptor in Path(f"/proc/{worker.pid}/fd").iterdir():
-        with suppress(OSError):
-            place = descriptor.readlink()
-            if place.parent.name == "partial" or (place.parent.parent.name == "objects"):
-                found.append(place.name)
-    return found
-
-
-@asynccontextmanager
-async def many(program: Program, url: str) -> AsyncIterator[list[aiohttp.ClientResponse]]:
-    """Ask as browsers do, so often that each of two workers is asked; yield the answers as soon as all have begun."""
-    target = f"http://{program.address}/img?src={quote(url, safe='')}"
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
-        yield await asyncio.gather(*(session.get(target) for _ in range(ASKED)))
+        assert await metric_sum(program, r'imgkeep_incomplete_refetches_total\{outcome="whole"\}') == 1
 
 
 @pytest.mark.parametrize("declared", [True, False], ids=["size known", "size unknown"])
-async def test_who_follows_in_another_worker_reads_the_file_that_grows(
-    tmp_path: Path, origin: FakeOrigin, *, declared: bool
-) -> None:
+async def test_follower_in_a_peer_reads_the_growing_file(tmp_path: Path, origin: FakeOrigin, *, declared: bool) -> None:
     body = picture_of(8_000_000)
     gate = asyncio.Event()
     url = origin.on("/a.png", gated_body(body, gate, ahead=40_000, declared=declared))
     folder = tmp_path / "größe %41"
-    async with serving(folder, server__workers="2") as program, many(program, url) as answers:
+    async with serving(folder, server__workers="2") as program, open_many(program, url) as answers:
         drafts = [draft for worker in workers(program).values() for draft in drafts_of(worker)]
         assert len(drafts) == 2, "each worker has a file open, once for all who ask there"
         assert len(set(drafts)) == 1
@@ -213,9 +167,7 @@ async def test_who_follows_in_another_worker_reads_the_file_that_grows(
         assert origin.asked("/a.png") == 1
 
 
-async def test_who_follows_in_another_worker_is_not_disturbed_by_a_disk_that_fails(
-    tmp_path: Path, origin: FakeOrigin
-) -> None:
+async def test_follower_in_a_peer_survives_a_failing_disk(tmp_path: Path, origin: FakeOrigin) -> None:
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000))
 
@@ -224,7 +176,7 @@ async def test_who_follows_in_another_worker_is_not_disturbed_by_a_disk_that_fai
     url = origin.on("/a.png", gated_body(body, gate, ahead=200_000))
     async with (
         serving(tmp_path / "data", prepare=limit, server__workers="2") as program,
-        many(program, url) as answers,
+        open_many(program, url) as answers,
     ):
         assert all(map(drafts_of, workers(program).values()))
         gate.set()
@@ -234,7 +186,7 @@ async def test_who_follows_in_another_worker_is_not_disturbed_by_a_disk_that_fai
 
 
 @pytest.mark.parametrize("end", ["the origin", "the worker"])
-async def test_what_breaks_off_is_taken_for_whole_by_nobody(tmp_path: Path, origin: FakeOrigin, end: str) -> None:
+async def test_broken_fill_is_whole_for_no_follower(tmp_path: Path, origin: FakeOrigin, end: str) -> None:
     gate = asyncio.Event()
 
     async def broken(exchange: Exchange) -> None:
@@ -244,10 +196,10 @@ async def test_what_breaks_off_is_taken_for_whole_by_nobody(tmp_path: Path, orig
         exchange.finish()
 
     url = origin.on("/a.png", broken)
-    async with serving(tmp_path / "data", server__workers="2") as program, many(program, url) as answers:
+    async with serving(tmp_path / "data", server__workers="2") as program, open_many(program, url) as answers:
         assert all(map(drafts_of, workers(program).values()))
         if end == "the worker":
-            os.kill((await holder(program)).pid, signal.SIGKILL)
+            os.kill((await find_holder(program)).pid, signal.SIGKILL)
         else:
             gate.set()
         ends = await asyncio.gather(*(answer.read() for answer in answers), return_exceptions=True)
@@ -256,37 +208,37 @@ async def test_what_breaks_off_is_taken_for_whole_by_nobody(tmp_path: Path, orig
         assert origin.asked("/a.png") == 1
 
 
-async def test_a_worker_that_dies_takes_nothing_with_it(tmp_path: Path, origin: FakeOrigin) -> None:
+async def test_dead_worker_loses_no_image(tmp_path: Path, origin: FakeOrigin) -> None:
     body = picture_of(500_000)
     gate = asyncio.Event()
     url = origin.on("/a.png", gated_body(body, gate, ahead=100_000))
     async with serving(tmp_path / "data", server__workers="2") as program:
         before = workers(program)
         first = asyncio.create_task(program.img(url))
-        victim = await holder(program)
-        await until(lambda: origin.asked("/a.png") == 1)  # a claim comes before the request
+        victim = await find_holder(program)
+        await until(lambda: origin.asked("/a.png") == 1)  # a lease comes before the request
         os.kill(victim.pid, signal.SIGKILL)
         first.cancel()
         gate.set()
-        # Those who wait get it from who is left, or from who comes in the place of the dead.
-        answers = await crowd(program, url, 10)
+        # Waiting clients get it from the other worker, or from the one that replaces the dead.
+        answers = await ask_all(program, url, 10)
         assert {(answer.status, answer.body == body) for answer in answers} == {(200, True)}
         assert origin.asked("/a.png") == 2
         await until(lambda: len(workers(program)) == 2 and victim.name not in workers(program))
         assert len(workers(program).keys() & before.keys()) == 1
-        await until(lambda: said(program, "worker ready") == 3)
+        await until(lambda: count_messages(program, "worker ready") == 3)
         assert (await program.img(url)).cache_status == "imgkeep; hit"
         async with program.session.get(f"http://{program.address}/api/images") as listed:
             assert len((await listed.json())["images"]) == 1
 
-        # When the supervisor dies, workers do not stay behind.
+        # When the supervisor dies, its workers end.
         pids = [worker.pid for worker in workers(program).values()]
         program.process.kill()
         await until(lambda: not any(map(lives, pids)), within_s=60)
         assert not victim.folder.exists()
 
 
-async def test_a_reload_loses_no_request(tmp_path: Path, origin: FakeOrigin) -> None:
+async def test_reload_loses_no_request(tmp_path: Path, origin: FakeOrigin) -> None:
     body = picture_of(400_000)
     gate = asyncio.Event()
     slow = origin.on("/slow.png", gated_body(body, gate, ahead=100_000))
@@ -312,11 +264,11 @@ async def test_a_reload_loses_no_request(tmp_path: Path, origin: FakeOrigin) -> 
         asking = [asyncio.create_task(ask(anew=anew)) for anew in (True, True, False, False)]
         (tmp_path / "config.toml").write_text("[log]\nlevel = 'loud'\n")
         program.process.send_signal(signal.SIGHUP)
-        await until(lambda: said(program, "reload failed: the configuration is not valid") == 1)
+        await until(lambda: count_messages(program, "reload failed: the configuration is not valid") == 1)
         assert set(workers(program)) == before
         (tmp_path / "config.toml").write_text("[log]\naccess = true\n")
         program.process.send_signal(signal.SIGHUP)
-        await until(lambda: said(program, "reloaded") == 1, within_s=60)
+        await until(lambda: count_messages(program, "reloaded") == 1, within_s=60)
         gate.set()
         answers = await asyncio.gather(*running)
         assert {(answer.status, answer.body == body) for answer in answers} == {(200, True)}
@@ -325,9 +277,9 @@ async def test_a_reload_loses_no_request(tmp_path: Path, origin: FakeOrigin) -> 
         await asyncio.gather(*asking)
         assert set(answered) == {200}
         assert len(workers(program)) == 2
-        assert said(program, "request") > 0
+        assert count_messages(program, "request") > 0
         assert origin.asked("/slow.png") == 1
-        assert await counted(program, r'imgkeep_requests_total\{.*route="/img"') == len(answered) + len(running)
+        assert await metric_sum(program, r'imgkeep_requests_total\{.*route="/img"') == len(answered) + len(running)
 
         # And SIGTERM ends as one process does.
         last = origin.on("/last.png", _slowly(body))
@@ -341,17 +293,17 @@ async def test_a_reload_loses_no_request(tmp_path: Path, origin: FakeOrigin) -> 
     assert json.loads(program.log[-1])["message"] == "stopped"
 
 
-async def test_a_holder_that_is_held_up_is_not_taken_for_dead_by_a_crowd(tmp_path: Path, origin: FakeOrigin) -> None:
+async def test_busy_holder_is_not_taken_for_dead(tmp_path: Path, origin: FakeOrigin) -> None:
     body = picture_of(100_000)
     gate = asyncio.Event()
     url = origin.on("/a.png", gated_body(body, gate, ahead=50_000))
     async with serving(tmp_path / "data", server__workers="2") as program:
         first = asyncio.create_task(program.img(url))
-        pid = (await holder(program)).pid
+        pid = (await find_holder(program)).pid
         os.kill(pid, signal.SIGSTOP)
         try:
-            asking = asyncio.create_task(crowd(program, url, 500))  # more than wait at a socket, unless it is told so
-            await asyncio.sleep(0.8)
+            asking = asyncio.create_task(ask_all(program, url, 500))  # more than wait at a socket, unless it is told so
+            await asyncio.sleep(0.8)  # the pause, which is shorter than the patience of a peer
         finally:
             os.kill(pid, signal.SIGCONT)
         gate.set()
@@ -359,14 +311,14 @@ async def test_a_holder_that_is_held_up_is_not_taken_for_dead_by_a_crowd(tmp_pat
         assert origin.asked("/a.png") == 1
 
 
-async def test_who_asks_while_an_image_is_given_its_name_gets_it(tmp_path: Path, origin: FakeOrigin) -> None:
+async def test_request_during_the_rename_gets_the_image(tmp_path: Path, origin: FakeOrigin) -> None:
     need_strace()
     body = picture_of(150_000)
     gate = asyncio.Event()
     url = origin.on("/a.png", gated_body(body, gate, ahead=100_000))
     async with serving(tmp_path / "data", server__workers="2") as program:
         first = asyncio.create_task(program.img(url))
-        pid = (await holder(program)).pid
+        pid = (await find_holder(program)).pid
         async with injecting(program, "fsync", delay_us=300_000, pid=pid):
             gate.set()
             asking = []
@@ -379,7 +331,7 @@ async def test_who_asks_while_an_image_is_given_its_name_gets_it(tmp_path: Path,
         assert origin.asked("/a.png") == 1
 
 
-async def test_a_reload_during_a_reload_reaches_every_worker(tmp_path: Path, origin: FakeOrigin) -> None:
+async def test_reload_during_a_reload_reaches_every_worker(tmp_path: Path, origin: FakeOrigin) -> None:
     settings = tmp_path / "config.toml"
     settings.write_text("[log]\naccess = false\n")
     async with serving(tmp_path / "data", server__workers="2") as program:
@@ -389,20 +341,18 @@ async def test_a_reload_during_a_reload_reaches_every_worker(tmp_path: Path, ori
         (new,) = workers(program).keys() - before
         settings.write_text("[log]\naccess = true\n")
         program.process.send_signal(signal.SIGHUP)
-        await until(lambda: said(program, "reloading") == 2)
+        await until(lambda: count_messages(program, "reloading") == 2)
         # What the first one has started is not what the second one wants, whether it lives or dies.
         os.kill(workers(program)[new].pid, signal.SIGKILL)
-        await until(lambda: said(program, "reloaded") == 1, within_s=60)
-        assert said(program, "reload failed: a new worker does not start") == 0
+        await until(lambda: count_messages(program, "reloaded") == 1, within_s=60)
+        assert count_messages(program, "reload failed: a new worker does not start") == 0
         await until(lambda: not workers(program).keys() & (before | {new}))
         url = origin.gives("/a.png", picture())
-        await crowd(program, url)
-        await until(lambda: said(program, "request") == ASKED)
+        await ask_all(program, url)
+        await until(lambda: count_messages(program, "request") == ASKED)
 
 
-async def test_a_program_that_cannot_be_started_ends_a_reload_and_nothing_else(
-    tmp_path: Path, origin: FakeOrigin
-) -> None:
+async def test_failed_start_ends_the_reload_alone(tmp_path: Path, origin: FakeOrigin) -> None:
     interpreter = tmp_path / "python"
     interpreter.symlink_to(REAL_INTERPRETER)
     url = origin.gives("/a.png", picture())
@@ -413,26 +363,26 @@ async def test_a_program_that_cannot_be_started_ends_a_reload_and_nothing_else(
         before = workers(program).keys()
         interpreter.unlink()
         program.process.send_signal(signal.SIGHUP)
-        await until(lambda: said(program, "reload failed: a new worker does not start") == 1)
+        await until(lambda: count_messages(program, "reload failed: a new worker does not start") == 1)
         assert workers(program).keys() == before
         os.kill(next(iter(workers(program).values())).pid, signal.SIGKILL)
-        await until(lambda: said(program, "worker start failed; retrying") > 1)
+        await until(lambda: count_messages(program, "worker start failed; retrying") > 1)
         interpreter.symlink_to(REAL_INTERPRETER)
         await until(lambda: len(workers(program)) == 2)
-        assert {answer.status for answer in await crowd(program, url)} == {200}
+        assert {answer.status for answer in await ask_all(program, url)} == {200}
 
 
-async def test_sigterm_while_a_worker_starts_again_is_a_good_end(tmp_path: Path) -> None:
+async def test_sigterm_while_a_worker_restarts_exits_zero(tmp_path: Path) -> None:
     async with serving(tmp_path / "data", server__workers="2") as program:
         victim = workers(program).popitem()[1]
         os.kill(victim.pid, signal.SIGKILL)
-        await until(lambda: said(program, "worker died; restarting") == 1)
+        await until(lambda: count_messages(program, "worker died; restarting") == 1)
         await until(lambda: len(workers(program)) == 2)
         program.process.send_signal(signal.SIGTERM)
         assert await asyncio.wait_for(program.process.wait(), 20) == 0
 
 
-async def test_a_temporary_folder_too_deep_for_sockets_is_told_at_start(tmp_path: Path) -> None:
+async def test_too_long_temporary_folder_is_reported_at_start(tmp_path: Path) -> None:
     deep = tmp_path / ("d" * 90)
     deep.mkdir()
     status, _, err = await run(tmp_path / "data", "serve", server__workers="2", TMPDIR=str(deep))

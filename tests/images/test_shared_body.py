@@ -7,7 +7,7 @@ import asyncio
 import pytest
 from imgkeep.core.errors import StorageError
 from imgkeep.images.shared_body import SharedBody, Watermark
-from imgkeep.storage.memory import MemorySpool
+from imgkeep.storage.memory import MemoryBody, MemorySpool
 
 from tests.support.fakes import FakeSpool
 
@@ -89,11 +89,16 @@ async def test_body_without_memory_fails_once() -> None:
 
 async def test_parts_are_read_across_their_border() -> None:
     """As of a peer's fill: the file of another process, and then what that process could not write."""
-    file, memory = FakeSpool(), MemorySpool(100)
-    draft = await file.begin(None)
-    await draft.write(b"abc")
+
+    class File(MemoryBody):
+        closed = 0
+
+        async def aclose(self) -> None:
+            self.closed += 1
+
+    file, memory = File(b"abc"), MemorySpool(100)
     body: SharedBody[str] = SharedBody(memory)
-    body.add_file(draft)
+    body.add_file(file)
     body.advance(3)
     await body.begin_in_memory(3)
     await body.write(b"def")
@@ -104,4 +109,4 @@ async def test_parts_are_read_across_their_border() -> None:
     assert data == b"abcdef"
     assert await body.wait_for_size() == 6
     await body.aclose()
-    assert (memory.bytes_left, draft.closed) == (100, 1)
+    assert (memory.bytes_left, file.closed) == (100, 1)

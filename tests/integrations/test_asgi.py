@@ -12,6 +12,7 @@ from imgkeep.integrations.asgi import Imgkeep
 from imgkeep.integrations.response_body import CutShort
 from starlette.middleware.gzip import GZipMiddleware
 
+from tests.support.asgi_messages import body_of
 from tests.support.pages import LINK, PAGE, PLAIN, WANTED
 
 if TYPE_CHECKING:
@@ -53,11 +54,6 @@ def says(*messages: dict[str, Any]) -> App:
             await send(message)
 
     return app
-
-
-def body_of(messages: list[MutableMapping[str, Any]]) -> bytes:
-    assert [message["more_body"] for message in messages[1:]] == [True] * (len(messages) - 2) + [False]
-    return b"".join(message["body"] for message in messages[1:])
 
 
 async def test_a_whole_page_keeps_a_length() -> None:

@@ -25,9 +25,9 @@ from imgkeep.integrations import asgi, wsgi
 from imgkeep.integrations.django import ImgkeepMiddleware, img_url
 from imgkeep.integrations.django.links import configured
 
-from tests.integrations.test_asgi import body_of
-from tests.integrations.test_wsgi import Server
+from tests.support.asgi_messages import body_of
 from tests.support.pages import KEPT, LINK, PAGE, PLAIN, WANTED
+from tests.support.wsgi_server import WsgiServer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -244,8 +244,8 @@ def without_middleware() -> Iterator[None]:
 def test_the_wsgi_middleware_is_for_django_too() -> None:
     with without_middleware():
         app = wsgi.Imgkeep(WSGIHandler(), public_url="https://k.example", which=["h.example"])
-        assert Server(app, PATH_INFO="/page").run() == WANTED
-        server = Server(app, PATH_INFO="/page/length")
+        assert WsgiServer(app, PATH_INFO="/page").run() == WANTED
+        server = WsgiServer(app, PATH_INFO="/page/length")
         assert server.run() == WANTED
         assert server.headers["Content-Length"] == str(len(WANTED))
 

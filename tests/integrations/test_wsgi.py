@@ -18,6 +18,7 @@ from imgkeep.integrations.response_body import CutShort
 from imgkeep.integrations.wsgi import Imgkeep
 
 from tests.support.pages import HTML, LINK, PAGE, PLAIN, WANTED
+from tests.support.wsgi_server import WsgiServer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -26,42 +27,6 @@ if TYPE_CHECKING:
 
 def kept(app: WSGIApplication, **options: Any) -> Imgkeep:
     return Imgkeep(app, **{"public_url": "https://k.example", "which": ["h.example"], **options})
-
-
-class Server:
-    """A server's side of one request: what it was told, in order."""
-
-    def __init__(self, app: WSGIApplication, **environ: str) -> None:
-        self.told: list[tuple[str, dict[str, str]]] = []
-        self.errors: list[object] = []
-        self.written: list[bytes] = []
-        self.environ: WSGIEnvironment = {}
-        setup_testing_defaults(self.environ)
-        self.environ.update(environ)
-        self.result = app(self.environ, self.start_response)
-
-    def start_response(
-        self, status: str, headers: list[tuple[str, str]], exc_info: Any = None, /
-    ) -> Callable[[bytes], object]:
-        self.errors.append(exc_info)
-        if exc_info and any(self.written):
-            raise exc_info[1]
-        self.told.append((status, dict(headers)))
-        return self.written.append
-
-    def run(self) -> bytes:
-        try:
-            for piece in self.result:
-                assert self.told
-                self.written.append(piece)
-        finally:
-            if hasattr(self.result, "close"):
-                self.result.close()
-        return b"".join(self.written)
-
-    @property
-    def headers(self) -> dict[str, str]:
-        return self.told[-1][1]
 
 
 def caught(message: str) -> Any:
@@ -79,20 +44,20 @@ def answers(body: Iterable[bytes], *headers: tuple[str, str], status: str = "200
 
 
 def test_a_list_stays_a_list() -> None:
-    server = Server(kept(answers([PAGE[:20], PAGE[20:]])))
+    server = WsgiServer(kept(answers([PAGE[:20], PAGE[20:]])))
     assert server.result == [WANTED]
     assert server.headers == dict([HTML])
 
 
 @pytest.mark.parametrize("make", [list, tuple, iter])
 def test_a_length_stays_right(make: Callable[[list[bytes]], Iterable[bytes]]) -> None:
-    server = Server(kept(answers(make([PAGE]), ("Content-Length", str(len(PAGE))), ("ETag", '"a"'))))
+    server = WsgiServer(kept(answers(make([PAGE]), ("Content-Length", str(len(PAGE))), ("ETag", '"a"'))))
     assert server.run() == WANTED
     assert server.headers == dict([HTML, ("Content-Length", str(len(WANTED))), ("ETag", 'W/"a"')])
 
 
 def test_what_comes_in_pieces_has_no_length() -> None:
-    server = Server(kept(answers(iter([PAGE[:20], PAGE[20:]]), ("Content-Length", str(len(PAGE))))))
+    server = WsgiServer(kept(answers(iter([PAGE[:20], PAGE[20:]]), ("Content-Length", str(len(PAGE))))))
     assert server.run() == WANTED
     assert "Content-Length" not in server.headers
 
@@ -105,7 +70,7 @@ def test_each_piece_goes_out_before_the_next_is_made() -> None:
             made.append(number)
             yield f"<p>{number}<img src='{LINK}'><i".encode()
 
-    came = iter(Server(kept(answers(pieces()))).result)
+    came = iter(WsgiServer(kept(answers(pieces()))).result)
     assert next(came).startswith(b"<p>0<img src='https://k.example/img?")
     assert made == [0]
     assert next(came).startswith(b"<i<p>1")
@@ -113,13 +78,13 @@ def test_each_piece_goes_out_before_the_next_is_made() -> None:
 
 
 def test_a_piece_of_which_nothing_can_go_out_yet_is_an_empty_one() -> None:
-    server = Server(kept(answers(iter([b"<img ", b"src='", LINK.encode(), b"'>"]))))
+    server = WsgiServer(kept(answers(iter([b"<img ", b"src='", LINK.encode(), b"'>"]))))
     assert list(server.result)[:3] == [b"", b"", b""]
 
 
 def test_packed_pages_are_packed_again() -> None:
     packed = gzip.compress(PAGE)
-    server = Server(kept(answers([packed], ("Content-Encoding", "gzip"), ("Content-Length", str(len(packed))))))
+    server = WsgiServer(kept(answers([packed], ("Content-Encoding", "gzip"), ("Content-Length", str(len(packed))))))
     body = server.run()
     assert gzip.decompress(body) == WANTED
     assert server.headers["Content-Length"] == str(len(body))
@@ -137,7 +102,7 @@ def test_packed_pages_are_packed_again() -> None:
 )
 def test_what_is_left_alone_is_not_touched(headers: list[tuple[str, str]]) -> None:
     told = [*headers, ("ETag", '"a"'), ("Accept-Ranges", "bytes")]
-    server = Server(kept(answers([PAGE], *told)))
+    server = WsgiServer(kept(answers([PAGE], *told)))
     assert server.run() == PAGE
     assert server.headers == dict([HTML, *told])
 
@@ -149,12 +114,12 @@ def test_the_iterable_of_another_response_is_handed_on_itself() -> None:
         start_response("200 OK", [("Content-Type", "image/png")])
         return file
 
-    assert Server(kept(app)).result is file
+    assert WsgiServer(kept(app)).result is file
 
 
 def test_a_file_that_is_a_page_is_read() -> None:
     file = BytesIO(PAGE)
-    server = Server(kept(answers(FileWrapper(file, 16), ("Content-Length", str(len(PAGE))))))
+    server = WsgiServer(kept(answers(FileWrapper(file, 16), ("Content-Length", str(len(PAGE))))))
     assert server.run() == WANTED
     assert file.closed
 
@@ -177,7 +142,7 @@ class Pieces:
 @pytest.mark.parametrize("started", [0, 1, 9])
 def test_the_iterable_is_closed_with_ours(method: str, started: int) -> None:
     pieces = Pieces(PAGE, PAGE)
-    result: Any = Server(kept(answers(pieces)), REQUEST_METHOD=method).result
+    result: Any = WsgiServer(kept(answers(pieces)), REQUEST_METHOD=method).result
     for _, _ in zip(result, range(started), strict=False):
         pass
     assert pieces.closed == 0
@@ -191,10 +156,10 @@ def test_an_application_that_is_a_generator_starts_late() -> None:
         yield PAGE[:30]
         yield PAGE[30:]
 
-    server = Server(kept(app))
+    server = WsgiServer(kept(app))
     assert server.told == []
     assert server.run() == WANTED
-    assert Server(kept(app), PATH_INFO="/other").run() == PAGE
+    assert WsgiServer(kept(app), PATH_INFO="/other").run() == PAGE
 
 
 def test_what_is_written_goes_out_at_once_and_first() -> None:
@@ -215,7 +180,7 @@ def test_what_is_written_goes_out_at_once_and_first() -> None:
         rest = list(kept(app)(environ, start))
         return [*environ["written"], *rest]
 
-    server = Server(watched)
+    server = WsgiServer(watched)
     assert server.run() == WANTED
     assert "Content-Length" not in server.headers
 
@@ -226,7 +191,7 @@ def test_an_error_before_the_first_piece_takes_the_place_of_the_page() -> None:
         start_response("500 Internal Server Error", [HTML], caught(""))
         return [PAGE]
 
-    server = Server(kept(app))
+    server = WsgiServer(kept(app))
     assert server.run() == WANTED
     assert server.told == [("500 Internal Server Error", dict([HTML]))]
 
@@ -238,7 +203,7 @@ def test_an_error_behind_the_first_piece_is_raised_by_the_server() -> None:
         start_response("500 Internal Server Error", [HTML], caught("late"))
         yield b"never"
 
-    server = Server(kept(app))
+    server = WsgiServer(kept(app))
     with pytest.raises(LookupError, match="late"):
         server.run()
     assert b"".join(server.written) == WANTED[: len(b"".join(server.written))]
@@ -251,7 +216,7 @@ def test_an_error_where_nothing_has_gone_out_goes_out_as_it_is() -> None:
         start_response("500 Internal Server Error", [HTML], caught("early"))
         yield PAGE
 
-    server = Server(kept(app))
+    server = WsgiServer(kept(app))
     assert server.run() == PAGE
     assert server.told[-1] == ("500 Internal Server Error", dict([HTML]))
 
@@ -264,7 +229,7 @@ def test_what_was_held_back_goes_out_when_the_application_fails(charset: str) ->
         yield b"<p><img src="
         raise LookupError("late")
 
-    server = Server(kept(app))
+    server = WsgiServer(kept(app))
     with pytest.raises(LookupError, match="late"):
         server.run()
     assert b"".join(server.written) == WANTED + b"<p><img src="
@@ -306,7 +271,7 @@ def test_who_asks_for_a_part_of_a_page_gets_the_page(kind: Callable[[list[bytes]
         finally:
             pieces.close()  # type: ignore[attr-defined]
 
-    server = Server(kept(begun if starts == "at once" else late), **RANGE)
+    server = WsgiServer(kept(begun if starts == "at once" else late), **RANGE)
     assert server.run() == WANTED
     assert server.told == [("200 OK", dict([HTML]))]
     assert sorted(closed) == ["part", "whole"]
@@ -320,7 +285,7 @@ def test_parts_of_what_is_no_page_stay_parts() -> None:
         start_response("206 Partial Content", headers)
         return pieces
 
-    server = Server(kept(app), **RANGE)
+    server = WsgiServer(kept(app), **RANGE)
     assert server.result is pieces
     assert server.told == [("206 Partial Content", dict(headers))]
 
@@ -332,18 +297,18 @@ def test_starting_twice_is_an_error_as_ever() -> None:
         return [PAGE]
 
     with pytest.raises(AssertionError):
-        Server(kept(app))
+        WsgiServer(kept(app))
 
 
 def test_a_page_that_is_cut_short_does_not_look_whole() -> None:
-    server = Server(kept(answers(iter([PAGE[:50], PAGE[50:]]), ("Content-Length", "500"))))
+    server = WsgiServer(kept(answers(iter([PAGE[:50], PAGE[50:]]), ("Content-Length", "500"))))
     with pytest.raises(CutShort):
         server.run()
     assert b"".join(server.written) == WANTED
 
 
 def test_head_tells_what_is_sure() -> None:
-    server = Server(kept(answers([], ("Content-Length", str(len(PAGE))), ("ETag", '"a"'))), REQUEST_METHOD="HEAD")
+    server = WsgiServer(kept(answers([], ("Content-Length", str(len(PAGE))), ("ETag", '"a"'))), REQUEST_METHOD="HEAD")
     assert server.run() == b""
     assert server.headers == dict([HTML, ("ETag", 'W/"a"')])
 
@@ -353,8 +318,8 @@ def test_not_modified_calls_the_page_as_its_client_does() -> None:
         start_response("304 Not Modified", [("ETag", '"a"')])
         return []
 
-    assert Server(kept(app), HTTP_IF_NONE_MATCH='W/"a"').headers == {"ETag": 'W/"a"'}
-    assert Server(kept(app), HTTP_IF_NONE_MATCH='"a"').headers == {"ETag": '"a"'}
+    assert WsgiServer(kept(app), HTTP_IF_NONE_MATCH='W/"a"').headers == {"ETag": 'W/"a"'}
+    assert WsgiServer(kept(app), HTTP_IF_NONE_MATCH='"a"').headers == {"ETag": '"a"'}
 
 
 @pytest.mark.parametrize(
@@ -367,7 +332,7 @@ def test_not_modified_calls_the_page_as_its_client_does() -> None:
     ],
 )
 def test_relative_links_are_the_sites(environ: dict[str, str], base: str) -> None:
-    body = Server(kept(answers([b"<img src='a.png'>"])), **{"PATH_INFO": "/", **environ}).run()
+    body = WsgiServer(kept(answers([b"<img src='a.png'>"])), **{"PATH_INFO": "/", **environ}).run()
     wanted = f"{base}a.png".replace("%", "%25").replace(":", "%3A").replace("/", "%2F")
     assert body == f"<img src='https://k.example/img?src={wanted}'>".encode()
 
@@ -377,9 +342,9 @@ def test_a_site_that_does_not_know_its_name_can_be_told() -> None:
     app = kept(answers(page), site_url="https://h.example/", which="all", allow=["*"])
     wanted = b"<img src='a.png'><img src='https://k.example/img?src=https%3A%2F%2Fh.example%2Fb.png'>"
     # What is on the site itself stays there, so neither is rewritten.
-    assert Server(app, HTTP_HOST="10.0.0.1:8000").run() == b"<img src='a.png'><img src='//h.example/b.png'>"
+    assert WsgiServer(app, HTTP_HOST="10.0.0.1:8000").run() == b"<img src='a.png'><img src='//h.example/b.png'>"
     other = kept(answers(page), site_url="https://o.example", which="all", allow=["*"])
-    assert Server(other, HTTP_HOST="10.0.0.1:8000").run() == wanted
+    assert WsgiServer(other, HTTP_HOST="10.0.0.1:8000").run() == wanted
 
 
 def test_it_speaks_wsgi_by_the_book() -> None:

@@ -13,7 +13,7 @@ from imgkeep.core.rewrite.links import Page
 from imgkeep.core.signing import signed_path
 from imgkeep.core.source_url import read_img_query, read_source
 
-from tests.core.rewrite.test_links import GLOBS
+from tests.support.host_globs import GLOBS
 from tests.support.node import calling, copy_module
 from tests.support.signing_vectors import KEY, VECTORS
 

@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from imgkeep.origin.concurrency import FetchSlot
 
 
-async def turns(times: int = 5) -> None:
-    """Let everybody who can move do so."""
+async def loop_iterations(times: int = 5) -> None:
+    """Let every task that can go on do so."""
     for _ in range(times):
         await asyncio.sleep(0)
 
 
-class Crowd:
-    """Visitors of limiter: each enters a host's gate, says so, and stays until it is told to leave."""
+class Fetches:
+    """Fetches that enter, say so, and stay until they are told to leave."""
 
     def __init__(self, limiter: FetchLimiter) -> None:
         self.limiter = limiter
@@ -37,11 +37,11 @@ class Crowd:
         self.leave = asyncio.Event()
 
     async def add(self, *names: str) -> None:
-        """Add visitors named `host` or `host/whatever`."""
-        self.tasks += [asyncio.create_task(self._visit(name)) for name in names]
-        await turns()
+        """Add fetches named `host` or `host/<any>`."""
+        self.tasks += [asyncio.create_task(self._fetch(name)) for name in names]
+        await loop_iterations()
 
-    async def _visit(self, name: str) -> None:
+    async def _fetch(self, name: str) -> None:
         async with self.limiter.enter(name.partition("/")[0]):
             self.inside.append(name)
             try:
@@ -55,87 +55,87 @@ class Crowd:
 
 
 @pytest.fixture
-async def crowd() -> AsyncIterator[Crowd]:
-    crowd = Crowd(FetchLimiter(3, 2))
-    yield crowd
-    await crowd.all_leave()
-    # Whatever happened, nobody is left and no host is remembered.
-    assert (crowd.inside, crowd.limiter.waiting, crowd.limiter.known.hosts) == ([], 0, {})
+async def fetches() -> AsyncIterator[Fetches]:
+    fetches = Fetches(FetchLimiter(3, 2))
+    yield fetches
+    await fetches.all_leave()
+    # In any case no fetch is left, and no host is remembered.
+    assert (fetches.inside, fetches.limiter.waiting, fetches.limiter.known.hosts) == ([], 0, {})
     async with AsyncExitStack() as stack:
         for host in ("a", "a", "b"):
-            await asyncio.wait_for(stack.enter_async_context(crowd.limiter.enter(host)), 20)
+            await asyncio.wait_for(stack.enter_async_context(fetches.limiter.enter(host)), 20)
 
 
-async def test_a_host_takes_its_slots_and_no_more(crowd: Crowd) -> None:
-    await crowd.add("a/1", "a/2", "a/3")
-    assert (crowd.inside, crowd.limiter.waiting) == (["a/1", "a/2"], 1)
+async def test_host_takes_its_slots_and_no_more(fetches: Fetches) -> None:
+    await fetches.add("a/1", "a/2", "a/3")
+    assert (fetches.inside, fetches.limiter.waiting) == (["a/1", "a/2"], 1)
 
 
-async def test_who_waits_for_a_host_takes_no_place_of_the_others(crowd: Crowd) -> None:
-    await crowd.add("a/1", "a/2", "a/3", "a/4", "b/1")
-    assert crowd.inside == ["a/1", "a/2", "b/1"]
+async def test_wait_for_a_host_takes_no_slot_of_others(fetches: Fetches) -> None:
+    await fetches.add("a/1", "a/2", "a/3", "a/4", "b/1")
+    assert fetches.inside == ["a/1", "a/2", "b/1"]
 
 
-async def test_all_hosts_together_take_no_more_than_all_slots(crowd: Crowd) -> None:
-    await crowd.add("a", "b", "c", "d")
-    assert (crowd.inside, crowd.limiter.waiting) == (["a", "b", "c"], 1)
+async def test_all_hosts_take_no_more_than_all_slots(fetches: Fetches) -> None:
+    await fetches.add("a", "b", "c", "d")
+    assert (fetches.inside, fetches.limiter.waiting) == (["a", "b", "c"], 1)
 
 
-async def test_those_who_wait_enter_in_turn(crowd: Crowd) -> None:
-    await crowd.add("a/1", "a/2", "a/3", "a/4")
-    crowd.tasks[1].cancel()
-    await turns()
-    assert crowd.inside == ["a/1", "a/3"]
-    crowd.tasks[0].cancel()
-    await turns()
-    assert crowd.inside == ["a/3", "a/4"]
+async def test_waiting_fetches_enter_in_order(fetches: Fetches) -> None:
+    await fetches.add("a/1", "a/2", "a/3", "a/4")
+    fetches.tasks[1].cancel()
+    await loop_iterations()
+    assert fetches.inside == ["a/1", "a/3"]
+    fetches.tasks[0].cancel()
+    await loop_iterations()
+    assert fetches.inside == ["a/3", "a/4"]
 
 
-async def test_a_full_queue_of_a_host_refuses_at_once_and_others_still_enter(crowd: Crowd) -> None:
-    await crowd.add(*(f"a/{number}" for number in range(2 + 2 * QUEUE_PER_SLOT)))
-    assert crowd.limiter.waiting == 2 * QUEUE_PER_SLOT
+async def test_full_host_queue_refuses_and_other_hosts_go_on(fetches: Fetches) -> None:
+    await fetches.add(*(f"a/{number}" for number in range(2 + 2 * QUEUE_PER_SLOT)))
+    assert fetches.limiter.waiting == 2 * QUEUE_PER_SLOT
     with pytest.raises(Busy) as busy:
-        await asyncio.wait_for(crowd.limiter.enter("a").__aenter__(), 20)
+        await asyncio.wait_for(fetches.limiter.enter("a").__aenter__(), 20)
     assert busy.value.retry_after_s > 0
-    await crowd.add("b")
-    assert "b" in crowd.inside
+    await fetches.add("b")
+    assert "b" in fetches.inside
 
 
-async def test_a_full_queue_of_all_refuses_and_leaves_nothing(crowd: Crowd) -> None:
+async def test_full_queue_refuses_and_leaves_no_trace(fetches: Fetches) -> None:
     # One a host, so that no host's own queue is meant.
-    await crowd.add(*(f"h{number}" for number in range(3 + 3 * QUEUE_PER_SLOT)))
+    await fetches.add(*(f"h{number}" for number in range(3 + 3 * QUEUE_PER_SLOT)))
     with pytest.raises(Busy):
-        await asyncio.wait_for(crowd.limiter.enter("one-more").__aenter__(), 20)
-    assert "one-more" not in crowd.limiter.known.hosts
-    assert crowd.limiter.waiting == 3 * QUEUE_PER_SLOT
+        await asyncio.wait_for(fetches.limiter.enter("one-more").__aenter__(), 20)
+    assert "one-more" not in fetches.limiter.known.hosts
+    assert fetches.limiter.waiting == 3 * QUEUE_PER_SLOT
 
 
-async def test_a_visitor_that_fails_gives_its_place_back(crowd: Crowd) -> None:
+async def test_failed_fetch_releases_its_slot(fetches: Fetches) -> None:
     for _ in range(5):
         with pytest.raises(ZeroDivisionError):
-            async with crowd.limiter.enter("a"):
+            async with fetches.limiter.enter("a"):
                 raise ZeroDivisionError
-    await crowd.add("a/1", "a/2")
-    assert len(crowd.inside) == 2
+    await fetches.add("a/1", "a/2")
+    assert len(fetches.inside) == 2
 
 
 @pytest.mark.parametrize("waits_for", ["its host", "all"])
-async def test_who_gives_up_waiting_leaves_nothing(crowd: Crowd, waits_for: str) -> None:
-    await crowd.add(*(("a/1", "a/2", "a/3") if waits_for == "its host" else ("a", "b", "c", "d")))
-    assert crowd.limiter.waiting == 1
-    crowd.tasks[-1].cancel()
-    await turns()
-    assert crowd.limiter.waiting == 0
-    assert len(crowd.limiter.known.hosts) == (1 if waits_for == "its host" else 3)
+async def test_cancelled_wait_leaves_no_trace(fetches: Fetches, waits_for: str) -> None:
+    await fetches.add(*(("a/1", "a/2", "a/3") if waits_for == "its host" else ("a", "b", "c", "d")))
+    assert fetches.limiter.waiting == 1
+    fetches.tasks[-1].cancel()
+    await loop_iterations()
+    assert fetches.limiter.waiting == 0
+    assert len(fetches.limiter.known.hosts) == (1 if waits_for == "its host" else 3)
 
 
-async def test_who_is_called_in_and_gives_up_in_the_same_moment_passes_the_place_on(crowd: Crowd) -> None:
-    await crowd.add("a/1", "a/2", "a/3", "a/4")
+async def test_slot_granted_to_a_cancelled_fetch_goes_on(fetches: Fetches) -> None:
+    await fetches.add("a/1", "a/2", "a/3", "a/4")
     # The first leaves, which wakes the third; before it has moved, it is cancelled.
-    crowd.tasks[0].cancel()
-    crowd.tasks[2].cancel()
-    await turns(10)
-    assert crowd.inside == ["a/2", "a/4"]
+    fetches.tasks[0].cancel()
+    fetches.tasks[2].cancel()
+    await loop_iterations(10)
+    assert fetches.inside == ["a/2", "a/4"]
 
 
 VISITORS = [Client((f"192.0.2.{n}",)) for n in range(6)]
@@ -191,7 +191,7 @@ class Model:
         return fetch
 
     async def settle(self) -> None:
-        await turns(12)
+        await loop_iterations(12)
         for fetch in [each for each in self.fetches if each.task is not None and each.task.done()]:
             self.fetches.remove(fetch)
 
@@ -253,7 +253,7 @@ def _moves(slot: FetchSlot) -> bool:
 
 
 @pytest.mark.parametrize("seed", range(30))
-async def test_any_order_of_events_keeps_the_shares_and_leaves_no_free_place_to_a_fetch_that_waits(seed: int) -> None:
+async def test_any_order_of_events_keeps_the_limits(seed: int) -> None:
     draw = random.Random(seed)
     model = Model(slots=draw.choice([3, 8, 16]), per_host=draw.choice([1, 2, 4, 8]))
     hosts = [f"host{n}" for n in range(draw.choice([1, 3, 8]))]

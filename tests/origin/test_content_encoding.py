@@ -100,7 +100,7 @@ WHOLE = {
 
 @pytest.mark.parametrize(("codings", "data", "body"), WHOLE.values(), ids=WHOLE.keys())
 @pytest.mark.parametrize("size", [1, 2, 7, 10_000])
-def test_a_whole_stream_is_decoded_in_pieces_of_any_size(codings: str, data: bytes, body: bytes, size: int) -> None:
+def test_whole_stream_decodes_in_pieces_of_any_size(codings: str, data: bytes, body: bytes, size: int) -> None:
     assert undo(codings, (data[at : at + size] for at in range(0, len(data), size))) == (body, True)
 
 
@@ -110,7 +110,7 @@ def test_empty_pieces_change_nothing() -> None:
 
 
 @pytest.mark.parametrize(("codings", "data", "body"), WHOLE.values(), ids=WHOLE.keys())
-def test_a_stream_that_is_cut_gives_a_beginning_and_is_not_proved(codings: str, data: bytes, body: bytes) -> None:
+def test_cut_stream_is_not_proved(codings: str, data: bytes, body: bytes) -> None:
     for end in {*range(0, len(data), 3), *range(max(0, len(data) - 12), len(data))}:
         given_, proved = undo(codings, [data[:end]])
         assert body.startswith(given_)
@@ -120,7 +120,7 @@ def test_a_stream_that_is_cut_gives_a_beginning_and_is_not_proved(codings: str, 
 
 @pytest.mark.parametrize("size", [1, 10_000])
 @pytest.mark.parametrize("at", [-8, -5, -4, -1], ids=["checksum", "checksum's end", "size", "size's end"])
-def test_a_wrong_checksum_or_size_of_gzip_proves_nothing(at: int, size: int) -> None:
+def test_wrong_gzip_trailer_proves_nothing(at: int, size: int) -> None:
     """As in Chromium, which does not look at them: the image has to prove that it is whole."""
     data = bytearray(gzip.compress(BODY))
     data[at] ^= 1
@@ -135,7 +135,7 @@ def test_a_wrong_checksum_or_size_of_gzip_proves_nothing(at: int, size: int) -> 
         pytest.param(b"\x1f\x8b\x08\x08" + bytes(6) + b"a" * GZIP_HEAD_BYTES_MAX, id="a name without end"),
     ],
 )
-def test_a_head_that_is_no_gzip_is_damage(head: bytes) -> None:
+def test_wrong_gzip_head_is_damage(head: bytes) -> None:
     with pytest.raises(OriginError):
         undo("gzip", (head[at : at + 1000] for at in range(0, len(head), 1000)))
 
@@ -143,7 +143,7 @@ def test_a_head_that_is_no_gzip_is_damage(head: bytes) -> None:
 @pytest.mark.parametrize(
     ("codings", "data"), [("deflate", zlib.compress(BODY)), ("zstd", with_window(BODY, 20))], ids=["deflate", "zstd"]
 )
-def test_a_wrong_checksum_is_an_error(codings: str, data: bytes) -> None:
+def test_wrong_checksum_is_an_error(codings: str, data: bytes) -> None:
     with pytest.raises(OriginError):
         undo(codings, [data[:-1] + bytes([data[-1] ^ 1])])
 
@@ -164,13 +164,13 @@ MORE = [b"x", b"garbage" * 500, gzip.compress(b""), gzip.compress(BODY)]
 @pytest.mark.parametrize(("codings", "data", "body"), ENDED.values(), ids=ENDED.keys())
 @pytest.mark.parametrize("more", MORE, ids=["a letter", "garbage", "an empty member", "another member"])
 @pytest.mark.parametrize("apart", [False, True], ids=["in one piece", "in another piece"])
-def test_what_goes_on_behind_the_end_is_ignored_and_proves_nothing(
+def test_bytes_behind_the_end_prove_nothing(
     codings: str, data: bytes, body: bytes, more: bytes, *, apart: bool
 ) -> None:
     assert undo(codings, [data, more] if apart else [data + more]) == (body, False)
 
 
-async def test_what_goes_on_behind_the_end_is_left_unread() -> None:
+async def test_bytes_behind_the_end_stay_unread() -> None:
     taken = 0
 
     async def endless() -> AsyncIterator[bytes]:
@@ -194,7 +194,7 @@ def test_bytes_behind_a_zstd_frame_are_damage() -> None:
 @pytest.mark.parametrize(
     "data", [b"\xff" * 50, BODY + b"\xff", b"\x89PNG\r\n\x1a\n" + BODY], ids=["ff", "bytes", "png"]
 )
-def test_what_is_not_coded_is_no_body(coding: str, data: bytes) -> None:
+def test_uncoded_bytes_are_no_body(coding: str, data: bytes) -> None:
     try:
         _, proved = undo(coding, [data])
     except OriginError:
@@ -203,7 +203,7 @@ def test_what_is_not_coded_is_no_body(coding: str, data: bytes) -> None:
 
 
 @pytest.mark.parametrize("log", [24, 27])
-def test_a_window_that_browsers_refuse_is_refused(log: int) -> None:
+def test_too_large_window_is_refused(log: int) -> None:
     with pytest.raises(OriginError):
         undo("zstd", [with_window(b"x" * 100, log)])
 
@@ -215,7 +215,7 @@ def test_a_window_that_browsers_refuse_is_refused(log: int) -> None:
     "name",
     ["", "identity", "aws-chunked", "base64", "utf-8", "binary", "undefined", "none", "image/png", "8bit", "compress"],
 )
-def test_a_name_that_is_no_coding_says_nothing(name: str) -> None:
+def test_unknown_coding_name_is_ignored(name: str) -> None:
     assert read_codings([name], POOL) is None
     assert read_codings([name, name], POOL) is None
     assert read_codings([], POOL) is None
@@ -226,7 +226,7 @@ PNG = picture()
 
 @pytest.mark.parametrize("fields", [["aws-chunked,gzip"], ["gzip", "utf-8"], ["identity , gzip"], ["gzip, base64"]])
 @pytest.mark.parametrize("size", [1, 10_000])
-async def test_beside_a_name_that_is_no_coding_the_first_bytes_tell(fields: list[str], size: int) -> None:
+async def test_first_bytes_decide_beside_an_unknown_coding(fields: list[str], size: int) -> None:
     for data, applied in ((gzip.compress(PNG), True), (PNG, False)):
         decoder = read_codings(fields, POOL)
         assert decoder is not None
@@ -240,7 +240,7 @@ async def test_beside_a_name_that_is_no_coding_the_first_bytes_tell(fields: list
     [("br", brotli.compress(PNG)), ("zstd", zstd.compress(PNG)), ("deflate", zlib.compress(PNG))],
     ids=["br", "zstd", "deflate"],
 )
-async def test_every_coding_is_told_by_its_first_bytes(coding: str, data: bytes) -> None:
+async def test_first_bytes_tell_every_coding(coding: str, data: bytes) -> None:
     assert (await run(f"aws-chunked,{coding}", each([data])))[0] == PNG
     assert (await run(f"aws-chunked,{coding}", each([PNG])))[0] == PNG
     assert (await run(f"aws-chunked,{coding}", each([])))[0] == b""
@@ -265,7 +265,7 @@ QUICKLY: dict[str, Callable[[bytes], bytes]] = {
 
 
 @pytest.mark.parametrize("coding", QUICKLY)
-async def test_a_bomb_comes_out_in_steps_and_only_as_far_as_somebody_reads(coding: str) -> None:
+async def test_bomb_comes_in_steps_as_far_as_it_is_read(coding: str) -> None:
     bomb = await asyncio.to_thread(QUICKLY[coding], bytes(50 * 1024 * 1024))
     decoder = Decoder([coding], POOL)
     pieces = decoder.decode(each([bomb]))
@@ -284,7 +284,7 @@ def _empty_blocks(coding: str) -> tuple[bytes, bytes]:
 
 
 @pytest.mark.parametrize("coding", ["gzip", "br", "zstd"])
-async def test_a_stream_that_holds_nothing_ends(coding: str) -> None:
+async def test_stream_without_content_ends(coding: str) -> None:
     head, again = _empty_blocks(coding)
     taken = 0
 
@@ -330,7 +330,7 @@ async def test_large_windows_work_off_the_event_loop(monkeypatch: pytest.MonkeyP
     assert threads == {"decode"}
 
 
-async def test_places_bound_the_windows_and_are_given_back() -> None:
+async def test_slots_bound_the_windows() -> None:
     slots = WindowSlots(number=2, timeout_s=0.05)
     async with slots.hold(0), slots.hold(2), slots.hold(0):
         with pytest.raises(Busy):
@@ -372,9 +372,7 @@ CODERS = {
     st.lists(st.integers(1, 300), min_size=1, max_size=20),
     st.data(),
 )
-def test_every_body_comes_back_and_never_a_part_of_it(
-    body: bytes, name: str, sizes: list[int], data: st.DataObject
-) -> None:
+def test_body_comes_back_whole_or_unproved(body: bytes, name: str, sizes: list[int], data: st.DataObject) -> None:
     coding = name.rpartition(" ")[2]
     whole = CODERS[name](body)
     chunks: list[bytes] = []
@@ -391,6 +389,6 @@ def test_every_body_comes_back_and_never_a_part_of_it(
 
 
 @given(st.binary(max_size=300), st.sampled_from(["gzip", "deflate", "br", "zstd"]))
-def test_noise_is_an_error_or_a_body_and_nothing_else(noise: bytes, coding: str) -> None:
+def test_noise_is_an_error_or_a_body(noise: bytes, coding: str) -> None:
     with suppress(OriginError):
         undo(coding, [noise])

@@ -48,7 +48,7 @@ def answering(head: Head) -> Callable[[Exchange], Awaitable[None]]:
 
 
 @pytest.mark.parametrize("head", HEADS.values(), ids=HEADS.keys())
-async def test_what_chromium_shows_is_stored(imgkeep: Imgkeep, origin: FakeOrigin, head: Head) -> None:
+async def test_image_that_chromium_shows_is_stored(imgkeep: Imgkeep, origin: FakeOrigin, head: Head) -> None:
     seen = await look(imgkeep, origin.on("/a.png", answering(head)))
     if head.shown if head.stored is None else head.stored:
         assert (seen.status, seen.body) == (200, BODY)
@@ -87,7 +87,7 @@ async def test_chromium_shows_what_the_table_says(origin: FakeOrigin) -> None:
         pytest.param(b"HTTP/1.1 103 Early Hints\r\nLink  a\r\n\r\n" + lines(MALFORMED, LENGTH), id="malformed interim"),
     ],
 )
-async def test_a_head_may_come_in_any_pieces(imgkeep: Imgkeep, origin: FakeOrigin, answer: bytes, size: int) -> None:
+async def test_head_may_come_in_any_pieces(imgkeep: Imgkeep, origin: FakeOrigin, answer: bytes, size: int) -> None:
     async def script(exchange: Exchange) -> None:
         for at in range(0, len(answer), size):
             exchange.writer.write(answer[at : at + size])
@@ -111,9 +111,7 @@ async def test_a_head_may_come_in_any_pieces(imgkeep: Imgkeep, origin: FakeOrigi
         ),
     ],
 )
-async def test_a_connection_with_such_an_answer_is_not_used_again(
-    imgkeep: Imgkeep, origin: FakeOrigin, answer: bytes
-) -> None:
+async def test_connection_with_a_mended_head_is_not_reused(imgkeep: Imgkeep, origin: FakeOrigin, answer: bytes) -> None:
     async def script(exchange: Exchange) -> None:
         await exchange.send(answer)
 
@@ -123,7 +121,7 @@ async def test_a_connection_with_such_an_answer_is_not_used_again(
 
 
 @pytest.mark.parametrize("name", ["plain", "chunked", "chunks with a trailer"])
-async def test_a_plain_answer_keeps_its_connection(imgkeep: Imgkeep, origin: FakeOrigin, name: str) -> None:
+async def test_plain_answer_keeps_its_connection(imgkeep: Imgkeep, origin: FakeOrigin, name: str) -> None:
     plain = replace(HEADS[name], closes=False)
     for number in range(3):
         url = origin.on(f"/{number}.png", answering(plain))
@@ -131,7 +129,7 @@ async def test_a_plain_answer_keeps_its_connection(imgkeep: Imgkeep, origin: Fak
     assert origin.connections == 1
 
 
-async def test_what_is_no_answer_is_refused_at_once(start: Start, origin: FakeOrigin) -> None:
+async def test_no_answer_is_refused_at_once(start: Start, origin: FakeOrigin) -> None:
     """The origin keeps the connection open, and no time limit is waited for."""
     imgkeep = await start(fetch={"read_timeout_s": 30, "retries_max": 0})
     for number, data in enumerate((BODY, b"ICY 200 OK\r\n")):
@@ -144,7 +142,7 @@ async def test_what_is_no_answer_is_refused_at_once(start: Start, origin: FakeOr
             assert (await look(imgkeep, origin.on(f"/{number}.png", script))).status == 502
 
 
-async def test_a_malformed_redirect_is_followed(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+async def test_malformed_redirect_is_followed(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     async def script(exchange: Exchange) -> None:
         await exchange.send(
             lines(MALFORMED, b"Location : /b.png", b"Content-Length: 3", status=b"http/1.1 302", body=b"off")
@@ -188,7 +186,7 @@ FLOODS: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize("answer", FLOODS.values(), ids=FLOODS.keys())
-async def test_a_flood_of_what_is_read_again_holds_no_turn_of_the_loop(start: Start, answer: bytes) -> None:
+async def test_flood_of_mended_heads_holds_no_loop_iteration(start: Start, answer: bytes) -> None:
     imgkeep = await start(fetch={"read_timeout_s": 1, "retries_max": 0})
     longest, last = 0.0, time.thread_time()
 
@@ -208,7 +206,7 @@ async def test_a_flood_of_what_is_read_again_holds_no_turn_of_the_loop(start: St
     assert longest < 0.25, "a generous bound of processor time: a turn takes a few milliseconds"
 
 
-async def test_interim_answers_that_are_read_again_are_counted(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+async def test_mended_interim_answers_are_counted(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     for number in (INTERIM_ANSWERS_MAX, INTERIM_ANSWERS_MAX + 1):
 
         async def script(exchange: Exchange, number: int = number) -> None:
@@ -218,7 +216,7 @@ async def test_interim_answers_that_are_read_again_are_counted(imgkeep: Imgkeep,
         assert seen.status == (200 if number == INTERIM_ANSWERS_MAX else 502)
 
 
-async def test_fields_are_counted_whether_they_are_read_again_or_not(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+async def test_fields_of_mended_heads_are_counted(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     for number, more in enumerate(([], [b"a b"])):
         fields = [b"X-A: b"] * (FIELDS_MAX - 2)
         for count, status in ((0, 200), (8, 502)):

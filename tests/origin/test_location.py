@@ -62,7 +62,7 @@ def redirect(location: bytes, *fields: bytes, status: bytes = b"302 Found") -> b
 
 
 @pytest.mark.parametrize(("location", "target"), LOCATIONS.values(), ids=LOCATIONS.keys())
-async def test_a_redirect_leads_where_chromium_goes(
+async def test_redirect_leads_where_chromium_goes(
     imgkeep: Imgkeep, origin: FakeOrigin, location: bytes, target: str
 ) -> None:
     host, port = f"127.0.0.1:{origin.port}".encode(), str(origin.port).encode()
@@ -96,7 +96,7 @@ async def test_a_redirect_leads_where_chromium_goes(
         pytest.param(b"http:///", 403, id="no host"),
     ],
 )
-async def test_a_redirect_to_nowhere_or_inside_is_refused(
+async def test_redirect_to_nowhere_or_inside_is_refused(
     start: Start, origin: FakeOrigin, location: bytes, status: int
 ) -> None:
     imgkeep = await start()
@@ -150,18 +150,18 @@ COOKIES = {
 
 
 @pytest.mark.parametrize(("fields", "wanted"), COOKIES.values(), ids=COOKIES.keys())
-async def test_a_cookie_wall_opens(imgkeep: Imgkeep, origin: FakeOrigin, fields: list[bytes], wanted: str) -> None:
+async def test_cookie_wall_opens(imgkeep: Imgkeep, origin: FakeOrigin, fields: list[bytes], wanted: str) -> None:
     seen = await look(imgkeep, origin.on("/a.png", wall(*fields, wanted=wanted)))
     assert (seen.status, seen.body) == (200, picture())
     assert origin.asked("/a.png") == 2
 
 
-async def test_a_cookie_wall_with_a_fragment_opens(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+async def test_cookie_wall_with_a_fragment_opens(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     seen = await look(imgkeep, origin.on("/a.png", wall(b"Set-Cookie: a=b", wanted="a=b", location=b"#")))
     assert seen.status == 200
 
 
-async def test_a_wall_that_never_opens_is_as_many_requests_as_the_limit(start: Start, origin: FakeOrigin) -> None:
+async def test_closed_cookie_wall_costs_the_limit(start: Start, origin: FakeOrigin) -> None:
     imgkeep = await start(fetch={"redirects_max": 4, "retries_max": 2})
     seen = await look(imgkeep, origin.on("/a.png", wall(b"Set-Cookie: a=b", wanted="no such")))
     assert (seen.status, seen.code) == (502, "origin_error")
@@ -174,7 +174,7 @@ async def test_cookies_do_not_outlive_a_fetch(imgkeep: Imgkeep, origin: FakeOrig
     assert [exchange.headers.get("cookie") for exchange in origin.seen] == [None, "a=b", None]
 
 
-async def test_cookies_of_a_chain_go_to_the_host_that_set_them(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+async def test_cookies_go_to_the_host_that_set_them(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     """127.0.0.1 sets cookies and redirects to 127.0.0.2, which sets its own and redirects back."""
     server = await asyncio.start_server(origin._serve, "127.0.0.2", origin.port)
     there = f"http://127.0.0.2:{origin.port}/b.png".encode()
@@ -220,6 +220,6 @@ async def test_cookies_have_a_limit(start: Start, origin: FakeOrigin) -> None:
     assert "c1x" not in cookies[2] + cookies[3]
 
 
-async def test_cookies_that_are_too_long_are_not_taken(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+async def test_too_long_cookies_are_ignored(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     fields = [b"Set-Cookie: a=b", b"Set-Cookie: c=" + b"d" * 5000, b"Set-Cookie: e=" + b"f" * 100_000]
     assert (await look(imgkeep, origin.on("/a.png", wall(*fields, wanted="a=b")))).status == 200

@@ -47,7 +47,7 @@ def info(address: str, port: int = 80) -> Any:
 
 
 @pytest.mark.parametrize("address", REFUSED)
-def test_no_socket_is_opened_for_a_refused_address_whatever_the_resolver_said(address: str) -> None:
+def test_refused_address_gets_no_socket(address: str) -> None:
     sockets = Sockets()
     with pytest.raises(AddressRefused):
         guard(sockets).connect(info(address))
@@ -55,14 +55,14 @@ def test_no_socket_is_opened_for_a_refused_address_whatever_the_resolver_said(ad
 
 
 @pytest.mark.parametrize("address", [PUBLIC, "2606:4700:4700::1111"])
-def test_a_socket_is_opened_for_a_public_address(address: str) -> None:
+def test_public_address_gets_a_socket(address: str) -> None:
     sockets = Sockets()
     guard(sockets).connect(info(address)).close()
     assert sockets.asked == [address]
 
 
 @pytest.mark.parametrize("port", [22, 6379, 8080])
-def test_no_socket_is_opened_for_a_refused_port(port: int) -> None:
+def test_refused_port_gets_no_socket(port: int) -> None:
     sockets = Sockets()
     with pytest.raises(AddressRefused):
         guard(sockets).connect(info(PUBLIC, port))
@@ -70,33 +70,33 @@ def test_no_socket_is_opened_for_a_refused_port(port: int) -> None:
 
 
 @pytest.mark.parametrize("address", REFUSED)
-async def test_an_answer_with_a_refused_address_is_refused_whole(address: str) -> None:
+async def test_name_with_one_refused_address_is_refused(address: str) -> None:
     with pytest.raises(AddressRefused):
         await guard(Sockets(), [PUBLIC, address]).resolve("example.com", 80)
 
 
-async def test_an_answer_of_public_addresses_passes() -> None:
+async def test_name_with_public_addresses_passes() -> None:
     results = await guard(Sockets(), [PUBLIC, "2606:4700:4700::1111"]).resolve("example.com", 80)
     assert [result["host"] for result in results] == [PUBLIC, "2606:4700:4700::1111"]
 
 
-async def test_an_empty_answer_is_an_error_and_no_permission() -> None:
+async def test_name_without_addresses_is_refused() -> None:
     with pytest.raises(OSError, match="no address"):
         await guard(Sockets(), []).resolve("example.com", 80)
 
 
 @pytest.mark.parametrize("name", ["localhost", "printer.local", "db.corp", "redis"])
-async def test_a_local_name_is_refused_whatever_it_answers(name: str) -> None:
+async def test_local_name_is_refused(name: str) -> None:
     with pytest.raises(AddressRefused):
         await guard(Sockets(), [PUBLIC]).resolve(name, 80)
 
 
-async def test_a_local_name_within_an_allowed_network_passes_on_any_port() -> None:
+async def test_local_name_in_an_allowed_network_passes() -> None:
     assert await guard(Sockets(), ["10.1.2.3"], ["10.1.0.0/16"]).resolve("redis", 9000)
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "127.0.0.2", "0.0.0.0", "::1"])
-def test_an_own_address_is_a_loop_on_an_own_port_only(address: str) -> None:
+def test_own_address_is_a_loop_on_own_ports_alone(address: str) -> None:
     sockets = Sockets()
     gate = guard(sockets, networks=["0.0.0.0/0", "::/0"])
     gate.own_ports = {8080}
@@ -107,7 +107,7 @@ def test_an_own_address_is_a_loop_on_an_own_port_only(address: str) -> None:
     assert sockets.asked == [address]
 
 
-async def test_asking_whether_an_address_is_our_own_does_not_block() -> None:
+async def test_check_of_an_own_address_does_not_block() -> None:
     gate = guard(Sockets(), networks=["192.0.2.0/24"])
     gate.own_ports = {8080}
     # In a task, where a blocking call of ours would be an error.
@@ -119,6 +119,6 @@ async def _connect(gate: AddressGuard, where: Any) -> socket.socket:
     return gate.connect(where)
 
 
-def test_the_real_factory_opens_a_plain_socket_of_the_right_family() -> None:
+def test_real_factory_opens_a_plain_socket() -> None:
     with open_socket(info("127.0.0.1")) as opened:
         assert (opened.family, opened.type) == (socket.AF_INET, socket.SOCK_STREAM)

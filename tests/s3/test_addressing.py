@@ -1,4 +1,4 @@
-"""Where links to a bucket lead; nothing is sent."""
+"""The URLs of links to a bucket, without any request."""
 
 from __future__ import annotations
 

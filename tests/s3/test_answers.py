@@ -1,4 +1,4 @@
-"""What a bucket's answers are worth: which of them are believed, and what becomes of images when they are odd."""
+"""Odd answers of a bucket: a true miss, faults, damage, and the images meanwhile."""
 
 from __future__ import annotations
 
@@ -17,12 +17,11 @@ from imgkeep.storage.s3.client import BucketClient
 from imgkeep.storage.s3.errors import BucketError
 from imgkeep.storage.s3.store import S3Store
 
-from tests.s3.test_program import only_aws
-from tests.s3.test_remote import MULTIPART_SIZE, get, readyz, replicated
 from tests.support.image_requests import fast_path_of
 from tests.support.pictures import picture, picture_of
 from tests.support.program import serving, until
 from tests.support.s3.misbehaving import only
+from tests.support.s3.remote import MULTIPART_SIZE, get, only_aws, readyz, replicated
 from tests.support.server import configuration
 from tests.support.stores import NOON, record_of
 
@@ -40,14 +39,14 @@ NOT_OURS = b"<html><title>404 Not Found</title></html>"
 
 @pytest.fixture
 async def store(remote: Remote) -> AsyncIterator[S3Store]:
-    """A bucket's store without an imgkeep around it."""
+    """Open the store of a bucket without a server."""
     store = S3Store(Bucket(remote.server.bucket, "pre", "us-east-1", remote.gate.endpoint), timeout_s=1)
     await store.open()
     yield store
     await store.aclose()
 
 
-# --- what counts as a miss
+# --- misses and faults
 
 
 async def test_foreign_404_is_no_miss(remote: Remote, origin: FakeOrigin) -> None:
@@ -97,7 +96,7 @@ async def test_missing_permanent_url_is_looked_up_rarely(remote: Remote) -> None
     assert remote.gate.count("GET", "/objects/") == 1
 
 
-# --- answers that are odd
+# --- odd answers
 
 
 @pytest.mark.parametrize(
@@ -163,7 +162,7 @@ async def test_followers_get_the_fault_of_the_bucket(remote: Remote, origin: Fak
     assert origin.asked("/a.png") == 1
 
 
-# --- what is damaged
+# --- damage
 
 
 async def test_record_changed_in_transit_stays(remote: Remote, origin: FakeOrigin) -> None:
@@ -221,7 +220,7 @@ async def test_record_of_a_newer_version_is_neither_read_nor_replaced(
     assert (await readyz(node))["status"] == "ready"
 
 
-# --- what becomes of an image meanwhile
+# --- images during a fault
 
 
 async def test_failing_disk_costs_the_copy_only(
@@ -269,7 +268,7 @@ async def test_replacement_does_not_go_to_the_fallback(remote: Remote, tmp_path:
 
 
 async def test_etag_of_a_multipart_object_is_that_of_s3(remote: Remote, origin: FakeOrigin) -> None:
-    """Otherwise a damaged one could not be told from a good one without reading it."""
+    """Else only a read could tell a damaged object from a good one."""
     body = picture_of(MULTIPART_SIZE)
     await get(await remote.node(), origin.gives("/a.png", body))
     head = await remote.server.head(next(iter(await remote.stored("objects"))))

@@ -1,4 +1,4 @@
-"""The gate passes what it is to pass and does the mischief that it is told to, and no other."""
+"""The gate forwards requests, and injects the faults that it is given, and no other."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 
 BODY = bytes(range(256)) * 1000
 BROKEN_OFF = (ConnectionClosedError, EndpointConnectionError)
-"""A reset is called the latter, as if there had been no connection."""
+"""aiohttp reports a reset as the latter, as if there had been no connection."""
 SHORT_S = 0.2
-"""How long nothing has to happen until we believe that nothing will."""
+"""Time without an event after which none is expected."""
 
 
 @pytest.fixture
 def behind(bucket: Callable[[str], S3Server]) -> S3Server:
-    """Give a bucket as its own server shows it."""
+    """Give a bucket at the port of its own server."""
     return bucket("rclone")
 
 
@@ -45,13 +45,13 @@ async def gate(behind: S3Server, gate_to: Callable[[S3Server], Awaitable[Gate]])
 
 @pytest.fixture
 def server(behind: S3Server, gate: Gate) -> S3Server:
-    """Give the bucket as it is seen through the gate."""
+    """Give the bucket at the port of the gate."""
     return behind.through(gate.endpoint)
 
 
 @asynccontextmanager
 async def calling(gate: Gate) -> AsyncGenerator[Line]:
-    """Connect to a gate to say things that no S3 client says."""
+    """Connect to a gate, for requests that no S3 client sends."""
     line = await Line.connect(HOST, int(gate.endpoint.rpartition(":")[2]))
     yield line
     line.close()
@@ -63,7 +63,7 @@ async def receive(line: Line, method: str = "GET") -> tuple[Head, bytes]:
 
 
 async def stays_silent(asking: asyncio.Task[Any]) -> None:
-    """Insist that there is no answer, and give up."""
+    """Require that no answer comes, and close."""
     assert await asyncio.wait({asking}, timeout=SHORT_S) == (set(), {asking})
     asking.cancel()
     await asyncio.wait({asking})
@@ -74,7 +74,7 @@ async def stored(server: S3Server) -> S3Server:
     return server
 
 
-# --- it stands open
+# --- an open gate
 
 
 async def test_open_gate_changes_nothing(server: S3Server, behind: S3Server, gate: Gate) -> None:
@@ -87,7 +87,7 @@ async def test_open_gate_changes_nothing(server: S3Server, behind: S3Server, gat
         ("PUT", f"{path}/a", 200),
         ("GET", f"/{behind.bucket}?list-type=2&prefix=&encoding-type=url", 200),
         ("GET", f"{path}/a", 200),
-        ("GET", f"{path}/a", 200),  # a range, which rclone calls so
+        ("GET", f"{path}/a", 200),  # rclone answers a range with 200
         ("HEAD", f"{path}/b", 404),
     ]
     assert gate.seen[0].headers["x-amz-meta-name"] == "value"
@@ -132,7 +132,7 @@ async def test_stopped_server_breaks_the_connection(server: S3Server, behind: S3
         await server.get("objects/a")
 
 
-# --- the network fails
+# --- faults of the network
 
 
 async def test_refused_port_accepts_again(server: S3Server, gate: Gate) -> None:
@@ -302,7 +302,7 @@ async def test_fault_applies_to_matches_as_often_as_given(server: S3Server, behi
     assert [seen.status for seen in gate.seen if seen.method == "PUT"] == [200, 503, 503, 200]
 
 
-# --- responses are tampered with
+# --- altered responses
 
 
 @pytest.mark.parametrize("reset", [False, True], ids=["closed", "reset"])
@@ -347,7 +347,7 @@ async def test_body_without_length_ends_with_the_connection(server: S3Server, ga
     assert await server.get("objects/a") == BODY
 
 
-# --- what stands by
+# --- helpers of tests
 
 
 async def test_stopped_gate_releases_its_port(behind: S3Server) -> None:

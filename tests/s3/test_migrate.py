@@ -1,4 +1,4 @@
-"""`imgkeep migrate`: everything goes from one store to another, once, whole, and never what is damaged."""
+"""`imgkeep migrate`: every image is copied from one store to another, once, whole, and never a damaged one."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def place(server: S3Server, gate: Gate) -> Bucket:
 
 
 async def stock(folder: Path, number: int = NUMBER, *, large: bool = False) -> list[Record]:
-    """Keep so many small images, and one that goes in parts."""
+    """Store so many small images, and one that is uploaded in parts."""
     store = local_store(folder)
     await store.open()
     bodies = [picture(width=16, height=16, seed=n) for n in range(number)]
@@ -71,7 +71,7 @@ async def stock(folder: Path, number: int = NUMBER, *, large: bool = False) -> l
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """Return what is stored under a folder, and see that nothing partial is left."""
+    """Return the stored files below a folder, and require that no partial file is left."""
     assert not list((folder / "partial").iterdir())
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("v1/**/*") if path.is_file()}
 
@@ -82,7 +82,7 @@ async def objects(server: S3Server) -> dict[str, bytes]:
 
 
 async def copy(source: Folder | Bucket, target: Folder | Bucket) -> tuple[int, dict[str, int], str]:
-    """Migrate in this process; return status, summary and what is told besides."""
+    """Migrate in this process; return status, summary and standard error."""
     out, err = StringIO(), StringIO()
     async with parts.open_migration(CONFIG, source, target, clock=lambda: NOON) as migration:
         status = await migrate(migration, as_json=True, out=out, err=err)

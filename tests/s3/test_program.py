@@ -1,4 +1,4 @@
-"""imgkeep on a bucket as people run it: a process that is configured by the AWS variables alone, killed and wiped."""
+"""imgkeep on a bucket in processes of its own: configured by the AWS variables alone, killed and wiped."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ import os
 import re
 import shutil
 import signal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from tests.faults.test_workers import counted, crowd, drafts_of, many
 from tests.support.origins import gated_body
 from tests.support.pictures import picture, picture_of
 from tests.support.program import run_here, serving, until
 from tests.support.proxies import workers
+from tests.support.s3.remote import only_aws
+from tests.support.workers import ask_all, drafts_of, metric_sum, open_many
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -25,19 +26,6 @@ if TYPE_CHECKING:
     from tests.support.proxies import Worker
     from tests.support.s3.gate import Gate
     from tests.support.s3.servers import S3Server
-
-
-def only_aws(server: S3Server, endpoint: str) -> dict[str, Any]:
-    """Return settings that name the bucket as any AWS program would be told."""
-    return {
-        "store__url": "",
-        "store__timeout_s": "10",
-        "AWS_S3_BUCKET_NAME": server.bucket,
-        "AWS_ACCESS_KEY_ID": server.key,
-        "AWS_SECRET_ACCESS_KEY": server.secret,
-        "AWS_ENDPOINT_URL": endpoint,
-        "AWS_REGION": "us-east-1",
-    }
 
 
 async def waiting(program: Program) -> object:
@@ -61,7 +49,7 @@ async def test_kills_and_outages_lose_no_image(
 ) -> None:
     server = bucket("rclone")
     gate = await gate_to(server)
-    folder = tmp_path / "data"  # what `file:data` means in the process's working directory
+    folder = tmp_path / "data"  # `file:data` in the process's working directory
     settings = only_aws(server, gate.endpoint)
     urls = [origin.gives(f"/{n}.png", picture(seed=n)) for n in range(8)]
     async with serving(folder, **settings) as program:
@@ -78,7 +66,7 @@ async def test_kills_and_outages_lose_no_image(
         status, out, _ = await run_here(folder, "stats", **settings)
         assert (status, re.search(r"^waiting +4$", out, re.MULTILINE) is not None) == (0, True), out
         await gate.open()
-        await gate.until_seen("PUT", "/v1/records/", times=5)  # one of the four that waited
+        await gate.until_seen("PUT", "/v1/records/", times=5)  # one of the four in the outbox
         program.kill()
     async with serving(folder, **settings) as program:
         await program.becomes("ready", within_s=30)
@@ -112,7 +100,7 @@ async def test_workers_share_the_bucket_outbox_and_removals(
     large = origin.on("/large.png", gated_body(body, go_on, ahead=200_000))
     fresh = {origin.gives(f"/{n}.png", picture(seed=n)): picture(seed=n) for n in range(6)}
     async with serving(tmp_path / "data", server__workers="2", **only_aws(server, gate.endpoint)) as program:
-        async with many(program, large) as answers:
+        async with open_many(program, large) as answers:
             drafts = {draft for worker in workers(program).values() for draft in drafts_of(worker)}
             assert len(drafts) == 1, "workers follow a fill on its way to a bucket, too"
             go_on.set()
@@ -122,24 +110,24 @@ async def test_workers_share_the_bucket_outbox_and_removals(
 
         await gate.refuse()
         for url, small in fresh.items():
-            assert {answer.body == small for answer in await crowd(program, url)} == {True}
+            assert {answer.body == small for answer in await ask_all(program, url)} == {True}
         await waits(program, len(fresh))
-        # Whichever worker leads: another one continues its uploads.
+        # Another worker takes the lead and continues the uploads.
         os.kill((await leader_of(program)).pid, signal.SIGKILL)
         await gate.open()
         await until(lambda: len(workers(program)) == 2)
         await waits(program, 0)
         stored = await server.objects("v1/objects/")
         assert sorted(stored.values()) == sorted([body, *fresh.values()])
-        assert await counted(program, "imgkeep_outbox_images") == 0
+        assert await metric_sum(program, "imgkeep_outbox_images") == 0
         for url, small in fresh.items():
-            assert {answer.body == small for answer in await crowd(program, url)} == {True}
+            assert {answer.body == small for answer in await ask_all(program, url)} == {True}
         assert {origin.asked(f"/{n}.png") for n in range(6)} == {1}
 
         target = f"http://{program.address}/api/images?src={quote(large, safe='')}"
         async with program.session.delete(target) as removal:
             assert removal.status == 200
-        assert {answer.status for answer in await crowd(program, large)} == {410}
+        assert {answer.status for answer in await ask_all(program, large)} == {410}
         assert len(await server.objects("v1/objects/")) == len(fresh)
 
 

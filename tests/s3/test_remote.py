@@ -16,57 +16,26 @@ from imgkeep.storage.s3.records import PROBE_BYTES
 from tests.support.pictures import picture, picture_of
 from tests.support.program import until
 from tests.support.s3.misbehaving import only
-from tests.support.s3.remote import HURRIED
+from tests.support.s3.remote import ALL, HURRIED, MULTIPART_SIZE, comes_true, get, readyz, replicated
 from tests.support.signed_links import BRIEF, FOREVER, PAST, PICTURE, UNCERTAIN, SignedOrigin, good, invented
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
-    from aiohttp import ClientResponse
     from imgkeep.images.service import ImageService
 
     from tests.support.origins import FakeOrigin
     from tests.support.s3.remote import Remote
     from tests.support.server import Imgkeep
 
-SERVERS = ["moto", "rclone", "s3rver"]
-ALL = pytest.mark.parametrize("remote", SERVERS, indirect=True)
 S3_ERROR = "<?xml version='1.0'?><Error><Code>{}</Code><Message>no</Message></Error>"
-MULTIPART_SIZE = 20_000_000
 PROBE_CUT_AT = len(PROBE_BYTES) // 2
 """Cuts the probe as well as every image: a body shorter than the cut would pass the gate."""
-
-
-async def get(imgkeep: Imgkeep, url: str, **how: Any) -> tuple[ClientResponse, bytes]:
-    response = await imgkeep.img(url, allow_redirects=False, **how)
-    return response, await response.read()
 
 
 def image_service_of(imgkeep: Imgkeep) -> ImageService:
     assert imgkeep.client.app is not None
     return imgkeep.client.app[SERVICES].image_service
-
-
-async def readyz(imgkeep: Imgkeep) -> dict[str, Any]:
-    response = await imgkeep.client.get("/readyz")
-    found: dict[str, Any] = await response.json()
-    return found
-
-
-async def comes_true(condition: Callable[[], Awaitable[bool]], *, within_s: float = 30) -> None:
-    async with asyncio.timeout(within_s):
-        while not await condition():  # noqa: ASYNC110 - another process sets no event
-            await asyncio.sleep(0.05)
-
-
-async def replicated(imgkeep: Imgkeep) -> None:
-    """Wait until the bucket is used again and the outbox is empty."""
-
-    async def done() -> bool:
-        report = await readyz(imgkeep)
-        return report["status"] == "ready" and not imgkeep.files("records")
-
-    await comes_true(done)
 
 
 @asynccontextmanager
@@ -78,7 +47,7 @@ async def frozen(remote: Remote) -> AsyncIterator[None]:
         remote.server.thaw()
 
 
-# --- keeping
+# --- storing
 
 
 @ALL
@@ -272,7 +241,7 @@ async def test_redirect_leads_only_to_objects_in_the_bucket(remote: Remote, orig
     assert (response.status, body) == (200, picture()), "from the copy on the disk"
 
 
-# --- S1 to S4: what the bucket can do while images come
+# --- S1 to S4: faults of the bucket during fills
 
 
 async def refuse(remote: Remote) -> None:
@@ -410,7 +379,7 @@ async def test_hang_during_100_continue_costs_one_timeout(remote: Remote, origin
     assert list((await remote.stored("objects")).values()) == [picture_of(3_000_000)]
 
 
-@pytest.mark.parametrize("remote", ["rclone"], indirect=True)  # moto takes the host's first label for the bucket
+@pytest.mark.parametrize("remote", ["rclone"], indirect=True)  # moto takes the first label of the host as the bucket
 async def test_unresolvable_bucket_opens_the_breaker(
     remote: Remote, origin: FakeOrigin, monkeypatch: pytest.MonkeyPatch
 ) -> None:

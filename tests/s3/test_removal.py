@@ -1,4 +1,4 @@
-"""Removing pictures from a bucket that several nodes share, and that may be away."""
+"""Removals from a bucket that several nodes share and that may be away."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from imgkeep.bootstrap.platform import Platform
 
-from tests.s3.test_remote import ALL, comes_true, get, replicated
 from tests.support.api_calls import REMOVED, remove, saved
 from tests.support.pictures import picture
 from tests.support.program import until
 from tests.support.s3.misbehaving import only
-from tests.support.s3.remote import HURRIED
+from tests.support.s3.remote import ALL, HURRIED, comes_true, get, replicated
 
 if TYPE_CHECKING:
     from tests.support.origins import FakeOrigin
@@ -40,7 +39,7 @@ async def test_removal_holds_on_every_node(remote: Remote, origin: FakeOrigin) -
     assert await refused(one, f"/images/{NAME}")
     await comes_true(lambda: refused(other, f"/images/{NAME}"))
     assert (await get(other, url))[0].status == REMOVED[0]
-    # It is refused at once, and its copies go after that.
+    # Its digest is blocked at once, and its copies are deleted after that.
     await until(lambda: not any(list((node.folder / "cache").rglob("*.png")) for node in (one, other)))
     fresh = await remote.node("c")
     assert (await get(fresh, url))[0].status == REMOVED[0]
@@ -93,7 +92,7 @@ async def test_image_in_the_outbox_is_not_uploaded_under_a_removed_key(remote: R
     assert await remote.stored("refused") == {}
     assert list((await remote.stored("objects")).values()) == [picture()]
     assert await (await one.client.get(f"/images/{NAME}")).read() == picture()
-    # So a stranger who has other bytes brought here under a removed key blocks them nowhere.
+    # So a client that brings other bytes under a removed key blocks them nowhere.
     assert (await get(one, origin.gives("/again.png", picture())))[1] == picture()
 
 
@@ -105,7 +104,7 @@ async def test_image_in_the_outbox_is_not_uploaded_once_blocked(remote: Remote, 
     told = await saved(one, url)
     await comes_true(lambda: _removes_bytes(other, told["digest"]))
     await remote.gate.open()
-    # It may be carried over before the node knows: then it is deleted as soon as the node learns of the removal.
+    # A node that does not know of the removal may upload it: then it deletes the image as soon as it does.
     await comes_true(lambda: refused(one, f"/images/{NAME}"))
     await comes_true(lambda: _nothing_is_left(remote, one))
     assert len(await remote.stored("refused")) == 1
@@ -223,7 +222,7 @@ async def test_undo_needs_the_bucket(remote: Remote, origin: FakeOrigin) -> None
     assert await refused(node, f"/images/{NAME}")
 
 
-# --- fetching again
+# --- refetch
 
 
 async def refetch(node: Imgkeep, key: str, url: str) -> tuple[int, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The servers that tests of S3 stand on do what is expected of them."""
+"""The S3 servers of the tests behave as these expect."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 SHORT_S = 0.2
-"""How long nothing has to happen until we believe that nothing will."""
+"""Time without an event after which none is expected."""
 
 
 @pytest.fixture(params=NAMES)
@@ -72,7 +72,7 @@ async def test_frozen_server_goes_on_after_a_thaw(server: S3Server) -> None:
 async def test_server_starts_again_on_its_port(name: str, keeps: bool, bucket: Callable[[str], S3Server]) -> None:  # noqa: FBT001 - a column of the table
     server = bucket(name)
     await server.put("a", b"body")
-    assert await server.get("a") == b"body"  # s3rver answers a moment before it has written
+    assert await server.get("a") == b"body"  # s3rver answers just before its write
     server.stop()
     assert not listens(server.port)
     await server.restart()
@@ -105,5 +105,5 @@ def test_server_ends_with_its_parent() -> None:
         starter.stdin.flush()
         assert starter.stdout.readline() == b"cat runs\n"
         starter.kill()
-        # Its standard output ends when the last who has it is gone; its standard input is still open.
+        # Its standard output ends with the last process that has it; its standard input is still open.
         assert starter.stdout.read() == b""

@@ -32,7 +32,7 @@ async def run(work: Callable[[Path, int, int], bytearray | None], *arguments: An
 
 
 def held(memory_cache: MemoryCache, root: Path, name: str, body: bytes = BODY) -> CacheEntry:
-    """Return a handle as `LocalStore` makes it: on a file that was read and found good."""
+    """Return an entry as `Disk` makes it: of a file whose bytes were verified."""
     (root / name).write_bytes(body)
     return CacheEntry(memory_cache, name, (root / name).stat(), body)
 

@@ -1,4 +1,4 @@
-"""Files that the kernel has in its cache, read without waiting; and what is done where it cannot."""
+"""Reads from the page cache, and systems without them."""
 
 from __future__ import annotations
 

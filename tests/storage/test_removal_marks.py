@@ -1,4 +1,4 @@
-"""Deleting a file that another process replaces in the same moment: nothing but what was seen goes."""
+"""Deletion of a file that another process replaces at the same time: only the seen file is deleted."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def place(tmp_path: Path) -> Path:
 
 
 def crossed_by(*steps: Callable[[], object]) -> Callable[[Record | Tombstone], bool]:
-    """Want the tombstone that was seen; do a step of another process at each look."""
+    """Want the seen tombstone; do a step of another process at each look."""
     todo = list(steps)
 
     def wanted(found: Record | Tombstone) -> bool:

@@ -58,7 +58,7 @@ class Failed(msgspec.Struct, tag=True):
     error: str
     detail: str
     facts: dict[str, int | None]
-    picture: tuple[str, bytes] | None = None
+    image: tuple[str, bytes] | None = None
     place: str = ""
     cause: str = ""
     """Of a `StorageError`, for the access log of the follower."""
@@ -82,9 +82,9 @@ def write_failure(failure: FillFailure) -> bytes:
         for name, value in vars(error).items()
         if name in ERROR_FACTS and (value is None or type(value) is int)
     }
-    picture = error.image if isinstance(error, OriginError) else None
+    image = error.image if isinstance(error, OriginError) else None
     place, cause = (error.place, error.cause) if isinstance(error, StorageError) else ("", "")
-    return _encode(Failed(failure.link, type(error).__name__, str(error), facts, picture, place, cause))
+    return _encode(Failed(failure.link, type(error).__name__, str(error), facts, image, place, cause))
 
 
 async def read_fill(stream: aiohttp.StreamReader) -> RemoteFill | FillFailure:
@@ -116,7 +116,7 @@ def _make_error(message: Failed) -> ImgkeepError:
     facts = message.facts if issubclass(kind, OriginError | Busy) else {}
     error: ImgkeepError = kind(message.detail, **facts)  # as its own constructor took them
     if isinstance(error, OriginError):
-        error.image = message.picture
+        error.image = message.image
     if isinstance(error, StorageError):
         error.place, error.cause = message.place, message.cause
     return error

@@ -50,8 +50,8 @@ FOLDER_BYTES_MAX: Final = 90
 """Maximum length of the shared folder's path: a socket's has 107 bytes (man 7 unix), less `/999.999999.sock`."""
 
 RESTART_DELAY_MIN_S: Final = 0.1
+"""Delay of a restart; it doubles with each early death in a row, up to `RESTART_DELAY_MAX_S`."""
 RESTART_DELAY_MAX_S: Final = 10
-"""Maximum delay of a restart; it doubles with each early death in a row."""
 EARLY_DEATH_S: Final = 10
 """Maximum age of a worker whose death counts as early."""
 START_TIMEOUT_S: Final = 300
@@ -140,13 +140,10 @@ class Supervisor:
             stack.callback(self._kill_all)
             self._start(0)  # alone, so that one worker reports why it does not start, and one migrates a database
             while self._status is None or self._all():
-                for key, _ in self._selector.select(self._next_check_s()):
+                for key, _ in self._selector.select(RESTART_DELAY_MIN_S if self._awaits_start else CHECK_INTERVAL_S):
                     key.data()
                 self._check_clock()
             return self._status
-
-    def _next_check_s(self) -> float:
-        return CHECK_INTERVAL_S if all(slot.start_at is None for slot in self._slots) else RESTART_DELAY_MIN_S
 
     def _lock_folder(self, stack: ExitStack) -> None:
         """Keep programs that tidy up temporary folders out of ours (man 5 tmpfiles.d)."""
@@ -223,11 +220,11 @@ class Supervisor:
             worker.handle(event, time.monotonic())
             if event is WorkerEvent.CONTROL_CLOSED:
                 self._selector.unregister(control)
-                self._bury_dead()
+                self._reap_dead()
             elif worker.is_ready and not was_ready:
-                self._welcome(worker)
+                self._enter_service(worker)
 
-    def _welcome(self, worker: WorkerProcess) -> None:
+    def _enter_service(self, worker: WorkerProcess) -> None:
         """Put a worker that has become ready into its slot, and go on with what waited for it."""
         slot = self._slots[worker.slot]
         if worker is self._coming:
@@ -271,12 +268,12 @@ class Supervisor:
         self._count_life(slot, worker, now)
         self._start_later(slot, "worker unresponsive; replacing", {"worker": worker.name, "pid": worker.process.pid})
 
-    def _bury_dead(self) -> None:
+    def _reap_dead(self) -> None:
         for worker in self._all():
             if worker.has_ended:
-                self._bury(worker, worker.process.returncode)
+                self._reap(worker, worker.process.returncode)
 
-    def _bury(self, worker: WorkerProcess, status: int) -> None:
+    def _reap(self, worker: WorkerProcess, status: int) -> None:
         """Take note of the end of a worker."""
         remove_leases_of(worker.name, self._folder.leases)
         with suppress(OSError):
@@ -326,7 +323,6 @@ class Supervisor:
             worker.terminate(time.monotonic())
 
     def _kill_all(self) -> None:
-        """Leave no worker behind when the supervisor fails."""
         for worker in self._all():
             worker.process.kill()
             worker.process.wait()
@@ -370,11 +366,9 @@ class Supervisor:
         self._to_replace.clear()
         log.error("reload failed: a new worker does not start", extra=facts)
 
-    # The clock.
-
     def _check_clock(self) -> None:
-        """Bury dead workers, start those that are due, and replace or kill those that take too long."""
-        self._bury_dead()
+        """Reap dead workers, start those that are due, and replace or kill those that take too long."""
+        self._reap_dead()
         now = time.monotonic()
         was_paused, self._checked_at = now - self._checked_at > PAUSE_S, now
         for number, slot in enumerate(self._slots):
@@ -390,6 +384,10 @@ class Supervisor:
         for worker in self._all():
             if worker.deadline <= now:
                 worker.process.kill()
+
+    @property
+    def _awaits_start(self) -> bool:
+        return any(slot.start_at is not None for slot in self._slots)
 
     def _all(self) -> list[WorkerProcess]:
         coming = [] if self._coming is None else [self._coming]

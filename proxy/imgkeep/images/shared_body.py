@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
-    from imgkeep.storage.interfaces import Draft, Readable, Spool
+    from imgkeep.storage.interfaces import Body, Draft, Spool
 
 RECENT_CHUNKS_MAX: Final = 256
 """Maximum number of pieces of the newest bytes: an origin that sends byte by byte must cost neither memory nor long
@@ -103,7 +103,7 @@ class _Part:
     """Bytes of the body from `start` on. The last part that starts at or before an offset has the byte there."""
 
     start: int
-    bytes: Readable
+    bytes: Body | Draft
 
 
 class SharedBody(Generic[H]):
@@ -254,7 +254,7 @@ class SharedBody(Generic[H]):
         self._add_draft(await self._memory.begin(None), start)
         self._is_in_memory = True
 
-    def add_file(self, file: Readable) -> None:
+    def add_file(self, file: Body) -> None:
         """Read from a file that another process grows, up to where the next part starts."""
         self._parts.append(_Part(0, file))
 

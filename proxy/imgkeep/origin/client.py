@@ -241,7 +241,7 @@ class OriginClient:
         loop = asyncio.get_running_loop()
         start, outcome = loop.time(), "error"
         try:
-            # An origin may close a connection that it kept open just when it is used again: aiohttp sends once more.
+            # An origin may close an idle connection just when a request uses it again: aiohttp sends once more.
             response = await self._session.get(make_url(source), headers=fields, allow_redirects=False, timeout=limits)
             outcome = f"{response.status // 100}xx"
         except TimeoutError:

@@ -47,7 +47,7 @@ DAMAGE: Final = (zlib.error, brotli.error, zstd.ZstdError)
 
 class Decompressor(ABC):
     """
-    A decompressor that works step by step.
+    A decompressor, fed step by step.
 
     Attributes:
         has_large_window: Whether it needs megabytes of memory.

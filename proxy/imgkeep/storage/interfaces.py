@@ -24,8 +24,12 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class Readable(Protocol):
-    """Bytes that arrive. The holder calls `aclose` when done, exactly once."""
+class Body(Protocol):
+    """
+    The bytes of an image, which may still arrive. Other readers may read the same ones at the same time.
+
+    The holder calls `aclose` when done, exactly once.
+    """
 
     async def read(self, offset: int, size: int) -> bytes:
         """
@@ -36,10 +40,6 @@ class Readable(Protocol):
         """
 
     async def aclose(self) -> None: ...
-
-
-class Body(Readable, Protocol):
-    """The bytes of an image. Other readers may read the same ones at the same time."""
 
     @property
     def size(self) -> int | None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from multidict import MultiMapping
 
     from imgkeep.images.shared_body import SharedBody
-    from imgkeep.storage.interfaces import Readable
+    from imgkeep.storage.interfaces import Body
     from imgkeep.web.context import RequestLog
 
 PIECE_BYTES: Final = 32_768
@@ -68,7 +68,7 @@ class BodyRange:
     The holder closes the body.
     """
 
-    body: Readable
+    body: Body
     start: int
     end: int | None
     first: bytes

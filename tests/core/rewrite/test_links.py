@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from datetime import UTC, datetime
 from ipaddress import ip_network
-from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -19,11 +17,10 @@ from imgkeep.core.rewrite.resolve_link import read, resolve, with_query_in
 from imgkeep.core.signing import Signatures
 from imgkeep.core.source_url import read_img_query
 
+from tests.support.host_globs import GLOBS
+
 if TYPE_CHECKING:
     from imgkeep.core.records import Source
-
-GLOBS = json.loads((Path(__file__).parents[2] / "cases" / "host_globs.json").read_text("utf-8"))
-"""What a glob says of a host, and which are refused, here and in imgkeep.js."""
 
 NOW = datetime(2026, 1, 10, 12, 30, tzinfo=UTC)
 H = "https://h.example/a.png?x=1&y=ü"

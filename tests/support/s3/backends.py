@@ -1,4 +1,4 @@
-"""Buckets as backends of the contract that every store keeps (`tests/storage/test_contract.py`)."""
+"""Buckets as backends of the contract of all stores (`tests/storage/test_contract.py`)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tests.support.s3.servers import S3Server
 
 TIMEOUT_S = 10
-"""A busy machine needs no longer than this for a request that succeeds."""
+"""Timeout for a request, which a busy machine needs."""
 
 _NUMBERS = count(1)
 _PROBED: dict[str, bool] = {}

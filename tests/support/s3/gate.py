@@ -59,11 +59,11 @@ class Seen:
 
 
 class _HangsError(Exception):
-    """The connection is to be left hanging."""
+    """Leave the connection hanging."""
 
 
 class _BreaksError(Exception):
-    """The connection is to be broken off."""
+    """Break the connection."""
 
 
 @dataclass
@@ -92,7 +92,7 @@ class Gate:
         await self.open()
 
     async def stop(self) -> None:
-        """Stop listening, break all connections off and give the port away."""
+        """Stop listening, break all connections and release the port."""
         await self.refuse()
         self._holder.close()
 
@@ -109,14 +109,14 @@ class Gate:
         async with self._arrival:
             await self._arrival.wait_for(lambda: self.count(method, path_part) >= times)
 
-    # --- what the gate can be told. `match` chooses the requests, `times` is how many of these are concerned.
+    # --- faults. `match` chooses the requests, `times` is the number of these that the fault applies to.
 
     async def open(self) -> None:
-        """Pass everything."""
+        """Forward everything."""
         await self.do(Pass())
 
     async def refuse(self) -> None:
-        """Refuse connections and break all off that there are."""
+        """Refuse connections and break the open ones."""
         if self._server is not None:
             self._server.close()
             self._server = None
@@ -139,7 +139,7 @@ class Gate:
         await self.do(Reset(after_bytes), match=match, times=times)
 
     async def slow_down(self, *, match: Match | None = None, times: int | None = None) -> None:
-        """Answer as S3 does when it is asked too often."""
+        """Answer as S3 does to too many requests."""
         await self.do(s3_error(503, "SlowDown"), match=match, times=times)
 
     async def answer(
@@ -151,7 +151,7 @@ class Gate:
         match: Match | None = None,
         times: int | None = None,
     ) -> None:
-        """Answer in the server's stead, once a request was read whole; `Content-Length` is added unless given."""
+        """Answer instead of the server, once a request was read whole; add `Content-Length` unless given."""
         await self.do(Answer(status, headers or {}, body), match=match, times=times)
 
     async def cut_body(
@@ -161,24 +161,24 @@ class Gate:
         await self.do(CutBody(after_bytes, reset), match=match, times=times)
 
     async def corrupt(self, at: int = 0, *, match: Match | None = None, times: int | None = None) -> None:
-        """Flip the byte `at` this place of a response's body."""
+        """Flip the byte `at` this offset of a response's body."""
         await self.do(Corrupt(at), match=match, times=times)
 
     async def strip_header(self, name: str, *, match: Match | None = None, times: int | None = None) -> None:
-        """Take a field out of responses."""
+        """Remove a field from responses."""
         await self.do(SetHeader(name, None), match=match, times=times)
 
     async def set_header(self, name: str, value: str, *, match: Match | None = None, times: int | None = None) -> None:
-        """Give a field of responses this value, whether they had it or not."""
+        """Set a field of responses."""
         await self.do(SetHeader(name, value), match=match, times=times)
 
     async def do(self, mischief: Mischief, *, match: Match | None = None, times: int | None = None) -> None:
-        """Do one kind of mischief from now on, and listen if that was refused before."""
+        """Inject one kind of fault from now on, and listen again after a refusal."""
         self._mischief, self._match, self._times_left = mischief, match, times
         if self._server is None:
             self._server = await asyncio.start_server(self._serve, HOST, port_of(self._holder))
 
-    # --- what it does then
+    # --- forwarding
 
     def _decide(self, method: str, path: str) -> Mischief:
         if self._times_left == 0 or (self._match is not None and not self._match(method, path)):
@@ -188,7 +188,7 @@ class Gate:
         return self._mischief
 
     def _flow(self) -> None:
-        """Leave a transfer hanging that is under way when everything is to hang."""
+        """Leave a transfer under way hanging, where everything hangs."""
         if isinstance(self._mischief, Hang) and self._match is None and self._times_left is None:
             raise _HangsError
 
@@ -218,7 +218,7 @@ class Gate:
             await client.swallow()
 
     async def _exchange(self, client: Line) -> bool:
-        """Treat one request; return whether there may be another."""
+        """Handle one request; return whether the connection goes on."""
         request = await Head.read(client.reader)
         method, path, _ = request.line.split(" ")
         mischief = self._decide(method, path)
@@ -279,7 +279,7 @@ class Gate:
                 await server.send(framed(piece[: mischief.after_bytes - at], framing))
                 raise _BreaksError
             at += len(piece)
-            # A server that has answered need not read on; whether it has is told by its response, or the lack of it.
+            # A server that has answered need not read on: its response, or a missing one, decides.
             with suppress(ConnectionError):
                 await server.send(framed(piece, framing))
         with suppress(ConnectionError):
@@ -310,7 +310,7 @@ class Gate:
                     await client.send(framed(piece, told_framing))
             at += len(piece)
         await client.send(end_of_body(told_framing))
-        # A client that was told another length than there was has to see the end of it.
+        # A client that expects another length has to see the end of the body.
         return framing == told_framing and framing is not Unmeasured.CLOSE and not head.last
 
 

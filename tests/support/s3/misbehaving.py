@@ -1,4 +1,4 @@
-"""What can be done to requests and their responses on the way, as values that the gate carries out."""
+"""Faults of requests and responses, as values that the gate carries out."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     Match = Callable[[str, str], bool]
-    """Takes the method and the path with its query, as it is on the wire."""
+    """Takes the method, and the path with its query as it was sent."""
 
 
 @dataclass(frozen=True)
 class Pass:
-    """Let it through."""
+    """Forward the request."""
 
 
 @dataclass(frozen=True)
 class Hang:
-    """Take what comes and do nothing."""
+    """Read the request and never answer."""
 
 
 @dataclass(frozen=True)
 class Reset:
-    """Break off after so many bytes of the body were passed on, or as soon as there is a request (`None`)."""
+    """Break off after so many bytes of the body, or with the head of the request (`None`)."""
 
     after_bytes: int | None
 
 
 @dataclass(frozen=True)
 class Answer:
-    """Read the request and answer in the server's stead."""
+    """Read the request and answer instead of the server."""
 
     status: int
     headers: Mapping[str, str]
@@ -55,7 +55,7 @@ class Corrupt:
 
 @dataclass(frozen=True)
 class SetHeader:
-    """Give a field of the response this value; `None` takes it away."""
+    """Set a field of the response; `None` removes it."""
 
     name: str
     value: str | None

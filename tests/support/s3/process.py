@@ -75,7 +75,7 @@ class ServerProcess:
     def launch(self) -> None:
         """Start the server and do not wait for it."""
         assert not self.running
-        # The kernel takes the thread that starts a process for its parent: where that ended, the server would.
+        # The parent, for the kernel, is the thread that starts a process: the server would end with that thread.
         assert threading.current_thread() is threading.main_thread()
         leash = [sys.executable, "-ISc", LEASH, str(os.getpid())]
         with self._log.open("ab") as log:
@@ -96,7 +96,7 @@ class ServerProcess:
             self._process.wait()
 
     def freeze(self) -> None:
-        """Stop the server in its tracks: connections are accepted by the kernel, and nothing answers."""
+        """Stop the process: the kernel still accepts connections, and no answer comes."""
         self._signal(signal.SIGSTOP)
         assert self._process is not None
         os.waitid(os.P_PID, self._process.pid, os.WSTOPPED)

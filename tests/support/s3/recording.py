@@ -1,4 +1,4 @@
-"""HTTP/1.1 as bytes on a connection: heads as they were sent, bodies piece by piece, and the ways to end it all."""
+"""HTTP/1.1 as bytes on a connection: heads as sent, bodies piece by piece, and the ways to end a connection."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PIECE_BYTES_MAX = 65_536
 
 
 class Unmeasured(Enum):
-    """How a body ends whose length was not told."""
+    """The end of a body of unknown length."""
 
     CHUNKED = "chunked"
     CLOSE = "close"

@@ -13,18 +13,24 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
 
+    from aiohttp import ClientResponse
+
     from tests.support.s3.gate import Gate
     from tests.support.s3.servers import S3Server
     from tests.support.server import Imgkeep
 
 PATIENT_S = 10
-"""No machine is so busy with other tests that a server which is well takes longer."""
+"""Timeout for a healthy server on a machine that is busy with other tests."""
+SERVERS = ["moto", "rclone", "s3rver"]
+ALL = pytest.mark.parametrize("remote", SERVERS, indirect=True)
+MULTIPART_SIZE = 20_000_000
+"""Size of an image that goes into a bucket in parts."""
 HURRIED = {"timeout_s": 1.5}
-"""For tests in which the bucket does not answer: the store's settings."""
+"""Settings of the store for tests in which the bucket does not answer."""
 
 
-async def _sleep_briefly(seconds: float) -> None:
-    """Have what is tried again in the background tried ten times as soon."""
+async def sleep_briefly(seconds: float) -> None:
+    """Sleep a tenth of the time: background tasks retry ten times as often."""
     await asyncio.sleep(seconds / 10)
 
 
@@ -44,12 +50,12 @@ class Remote:
             "timeout_s": PATIENT_S,
             **sections.pop("store", {}),
         }
-        sections.setdefault("platform", Platform(sleep=_sleep_briefly))
+        sections.setdefault("platform", Platform(sleep=sleep_briefly))
         delivery = {"mode": mode, **sections.pop("delivery", {})}
         return await self._start(folder=self._folder / name, store=store, delivery=delivery, **sections)
 
     async def stored(self, kind: str) -> dict[str, bytes]:
-        """Return what lies under `objects` or `records` in the bucket."""
+        """Return the files under `objects` or `records` in the bucket."""
         return await self.server.objects(f"pre/v1/{kind}/")
 
 
@@ -67,3 +73,43 @@ async def remote(  # noqa: PLR0917 - a fixture is an argument
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", server.key)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", server.secret)
     return Remote(server, await gate_to(server), start, tmp_path)
+
+
+async def get(imgkeep: Imgkeep, url: str, **how: Any) -> tuple[ClientResponse, bytes]:
+    response = await imgkeep.img(url, allow_redirects=False, **how)
+    return response, await response.read()
+
+
+async def readyz(imgkeep: Imgkeep) -> dict[str, Any]:
+    response = await imgkeep.client.get("/readyz")
+    found: dict[str, Any] = await response.json()
+    return found
+
+
+async def comes_true(condition: Callable[[], Awaitable[bool]], *, within_s: float = 30) -> None:
+    async with asyncio.timeout(within_s):
+        while not await condition():  # noqa: ASYNC110 - another process sets no event
+            await asyncio.sleep(0.05)
+
+
+async def replicated(imgkeep: Imgkeep) -> None:
+    """Wait until the bucket is used again and the outbox is empty."""
+
+    async def done() -> bool:
+        report = await readyz(imgkeep)
+        return report["status"] == "ready" and not imgkeep.files("records")
+
+    await comes_true(done)
+
+
+def only_aws(server: S3Server, endpoint: str) -> dict[str, Any]:
+    """Return settings that name the bucket as any AWS program would be told."""
+    return {
+        "store__url": "",
+        "store__timeout_s": "10",
+        "AWS_S3_BUCKET_NAME": server.bucket,
+        "AWS_ACCESS_KEY_ID": server.key,
+        "AWS_SECRET_ACCESS_KEY": server.secret,
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_REGION": "us-east-1",
+    }

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
 
 START_TIMEOUT_S = 30
-"""On a machine that is busy with other tests."""
+"""Timeout on a machine that is busy with other tests."""
 CLIENT_TIMEOUT_S = 30
 REGION = "us-east-1"
 BUCKET = "images"
@@ -151,7 +151,7 @@ class S3Server:
             return await self._read(client, key, **how)
 
     async def head(self, key: str, **how: Any) -> dict[str, Any] | None:
-        """Return what `HeadObject` tells, `None` where there is no object."""
+        """Return the answer to `HeadObject`, `None` where there is no object."""
         async with self.client() as client:
             try:
                 answer: dict[str, Any] = await client.head_object(Bucket=self.bucket, Key=key, **how)
@@ -244,7 +244,7 @@ def _s3rver(port: int, folder: Path) -> list[str]:
     if program is None or shutil.which("node") is None:
         cannot("s3rver is not installed (npm); IMGKEEP_TEST_S3RVER tells where it is")
     return [
-        # It ciphers the token of a next page with DES, which OpenSSL 3 has among old things only.
+        # It encrypts the token of a next page with DES, which OpenSSL 3 has in its legacy provider only.
         *("node", "--openssl-legacy-provider", str(Path(program).resolve())),
         *("--directory", str(folder / "data"), "--address", HOST, "--port", str(port)),
         *("--silent", "--no-vhost-buckets", "--configure-bucket", BUCKET),
@@ -261,7 +261,7 @@ class _Kind:
 _KINDS = {
     "moto": _Kind(_moto, "moto-key", "moto-secret"),
     "rclone": _Kind(_rclone, "rclone-key", "rclone-secret"),
-    "s3rver": _Kind(_s3rver, "S3RVER", "S3RVER"),  # it knows no others
+    "s3rver": _Kind(_s3rver, "S3RVER", "S3RVER"),  # it has no others
 }
 NAMES = tuple(_KINDS)
 
@@ -285,7 +285,7 @@ class S3Servers:
         return server
 
     def with_bucket(self, name: str) -> S3Server:
-        """Return a bucket on a server that nothing was put into yet."""
+        """Return an empty bucket on a server."""
         server = replace(self[name], bucket=f"test-{next(self._numbers)}")
         server.make_bucket()
         return server

@@ -270,7 +270,7 @@ class FastConnection(Connection):
         written = fast_path.response_writer.write_cached(cached, conditions, transport, now, head=head)
         if written is None:
             return False
-        self._postpone_closing()
+        self._next_keepalive_close_time = self._loop.time() + self._idle_timeout_s  # one call less
         status, size = written
         seconds = fast_path.timer() - start
         if fast_path.access_log.enabled:

@@ -91,7 +91,7 @@ async def test_replaced_file_gets_an_entry_of_its_own(store: LocalStore, body: b
     store.disk.memory_cache.evict(object_path(name))
     path = store.disk.root / object_path(name)
     before = path.stat().st_ctime_ns
-    while path.stat().st_ctime_ns == before:  # the kernel's clock for files goes by milliseconds
+    while path.stat().st_ctime_ns == before:  # the kernel's clock for files ticks every few milliseconds
         path.unlink()
         laid(store, body)
     second = await cache_entry(store, name)

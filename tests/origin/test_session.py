@@ -1,4 +1,4 @@
-"""Requests to origins over connections that are kept open."""
+"""Requests to origins over connections that stay open."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     Start = Callable[..., Awaitable[Imgkeep]]
 
 
-async def test_a_connection_is_used_again(start: Start, origin: FakeOrigin) -> None:
+async def test_connection_is_reused(start: Start, origin: FakeOrigin) -> None:
     imgkeep = await start()
     for n in range(5):
         body = picture(seed=n)
@@ -27,9 +27,7 @@ async def test_a_connection_is_used_again(start: Start, origin: FakeOrigin) -> N
 
 
 @pytest.mark.parametrize("end", ["finish", "reset"])
-async def test_an_origin_that_closes_as_we_ask_again_is_asked_on_another_connection(
-    start: Start, origin: FakeOrigin, end: str
-) -> None:
+async def test_stale_connection_is_replaced(start: Start, origin: FakeOrigin, end: str) -> None:
     imgkeep = await start(fetch={"retries_max": 0})
 
     async def script(exchange: Exchange) -> None:
@@ -43,7 +41,7 @@ async def test_an_origin_that_closes_as_we_ask_again_is_asked_on_another_connect
     assert (origin.asked("/b.png"), origin.connections) == (2, 2)
 
 
-async def test_one_that_always_closes_is_told(start: Start, origin: FakeOrigin) -> None:
+async def test_origin_that_always_closes_fails(start: Start, origin: FakeOrigin) -> None:
     imgkeep = await start(fetch={"retries_max": 0})
 
     async def script(exchange: Exchange) -> None:
@@ -53,7 +51,7 @@ async def test_one_that_always_closes_is_told(start: Start, origin: FakeOrigin) 
     assert origin.asked("/a.png") == 2
 
 
-async def test_what_comes_before_the_answer_is_passed_over(start: Start, origin: FakeOrigin) -> None:
+async def test_interim_answers_are_skipped(start: Start, origin: FakeOrigin) -> None:
     imgkeep = await start()
 
     async def script(exchange: Exchange) -> None:
@@ -66,7 +64,7 @@ async def test_what_comes_before_the_answer_is_passed_over(start: Start, origin:
     assert origin.connections == 1
 
 
-async def test_a_switch_of_protocols_is_no_answer(start: Start, origin: FakeOrigin) -> None:
+async def test_switch_of_protocols_is_no_answer(start: Start, origin: FakeOrigin) -> None:
     imgkeep = await start(fetch={"retries_max": 0})
 
     async def script(exchange: Exchange) -> None:
@@ -76,3 +74,11 @@ async def test_a_switch_of_protocols_is_no_answer(start: Start, origin: FakeOrig
     assert (await ask(imgkeep, target_of(origin.on("/a.png", script)))).status == 502
     assert (await ask(imgkeep, target_of(origin.gives("/b.png", picture(seed=1))))).body == picture(seed=1)
     assert origin.connections == 2
+
+
+@pytest.mark.parametrize("target", ["/a.png?", "/a.png?b=%7e&&c==", "//a/../a.png", "/a%2fb.png?x=/../y&z=a+b%20c"])
+async def test_request_target_goes_out_byte_for_byte(start: Start, origin: FakeOrigin, target: str) -> None:
+    imgkeep = await start()
+    url = origin.gives(target, picture())
+    assert (await ask(imgkeep, target_of(url))).status == 200
+    assert [exchange.target for exchange in origin.seen] == [target]

@@ -1,0 +1,148 @@
+"""The peer API over HTTP: who gets in, what a peer can ask, and how a body ends."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import pytest
+from imgkeep.cluster.info import WorkerInfo
+from imgkeep.cluster.peer_api import make_peer_api
+from imgkeep.cluster.peers import SECRET_FIELD, Notice
+from imgkeep.cluster.progress import read_fill
+from imgkeep.core.errors import OriginError, SourceNotFound, StorageError
+from imgkeep.core.records import Format
+from imgkeep.images.fill import FillHead
+from imgkeep.images.peer_fill import FillFailure, RemoteFill
+
+if TYPE_CHECKING:
+    from aiohttp.test_utils import TestClient
+    from pytest_aiohttp.plugin import AiohttpClient
+
+SECRET = "the secret of this run"
+KEY = "a" * 64
+DATA = b"some image" * 10
+
+
+@dataclass
+class FakeBody:
+    """A body that has come so far, and then ends or fails."""
+
+    data: bytes
+    error: Exception | None = None
+    is_closed: bool = False
+
+    async def read(self, offset: int, size: int) -> bytes:
+        if offset >= len(self.data) and self.error is not None:
+            raise self.error
+        return self.data[offset : offset + size]
+
+    async def aclose(self) -> None:
+        self.is_closed = True
+
+
+@dataclass
+class FakeImages:
+    """The fills of a worker, by their names."""
+
+    fills: dict[str, tuple[FakeBody, FillHead] | FillFailure] = field(default_factory=dict)
+    waited_for: list[str] = field(default_factory=list)
+
+    async def join_for_peer(self, name: str) -> tuple[FakeBody, FillHead] | FillFailure | None:
+        return self.fills.get(name)
+
+    async def wait_for_fill(self, key: str) -> None:
+        self.waited_for.append(key)
+
+
+@pytest.fixture
+def images() -> FakeImages:
+    return FakeImages()
+
+
+@pytest.fixture
+def learned() -> list[Any]:
+    return []
+
+
+@pytest.fixture
+async def client(aiohttp_client: AiohttpClient, images: FakeImages, learned: list[Any]) -> TestClient[Any, Any]:
+    async def learn(*what: Any) -> None:
+        if what[0] == ["fault"]:
+            raise StorageError("the disk is full")
+        learned.append(what)
+
+    service: Any = images
+    info = WorkerInfo("0.1", 0, 2, "/nowhere", SECRET)
+    app = make_peer_api(info, service, learn=learn, counters=lambda: b"counters", failures=list)
+    return await aiohttp_client(app, headers={SECRET_FIELD: SECRET})
+
+
+def head() -> FillHead:
+    return FillHead(Format.PNG, None, '"etag"', storing=True, doubts=frozenset())
+
+
+@pytest.mark.parametrize("secret", ["", SECRET[:-1], SECRET.upper()])
+async def test_wrong_secret_is_refused_and_cut_off(client: TestClient[Any, Any], secret: str) -> None:
+    async with client.get("/metrics", headers={SECRET_FIELD: secret}) as response:
+        assert response.status == 403
+        assert response.headers["Connection"] == "close"
+
+
+async def test_peer_follows_a_fill(client: TestClient[Any, Any], images: FakeImages) -> None:
+    body = FakeBody(DATA)
+    images.fills[KEY] = body, head()
+    async with client.get(f"/fills/{KEY}") as response:
+        fill = await read_fill(response.content)
+        assert isinstance(fill, RemoteFill)
+        assert (fill.head, fill.path) == (head(), None)
+        assert b"".join([data async for _, data in fill.steps]) == DATA
+    assert body.is_closed
+
+
+async def test_fill_that_breaks_off_has_no_end(client: TestClient[Any, Any], images: FakeImages) -> None:
+    body = FakeBody(DATA, OriginError("it broke off"))
+    images.fills[KEY] = body, head()
+    async with client.get(f"/fills/{KEY}") as response:
+        fill = await read_fill(response.content)
+        assert isinstance(fill, RemoteFill)
+        with pytest.raises(OriginError):
+            _ = [step async for step in fill.steps]
+    assert body.is_closed
+
+
+async def test_failed_fill_is_reported(client: TestClient[Any, Any], images: FakeImages) -> None:
+    images.fills[f"try.{KEY}"] = FillFailure(b"link", SourceNotFound("the origin says 404", origin_status=404))
+    async with client.get(f"/fills/try.{KEY}") as response:
+        failure = await read_fill(response.content)
+    assert isinstance(failure, FillFailure)
+    assert (type(failure.error), failure.link) == (SourceNotFound, b"link")
+
+
+async def test_no_fill_is_no_content(client: TestClient[Any, Any], images: FakeImages) -> None:
+    async with client.get(f"/fills/{KEY}") as response:
+        assert response.status == 204
+    async with client.get(f"/fills/{KEY}/end") as response:
+        assert response.status == 204
+    assert images.waited_for == [KEY]
+    async with client.get("/fills/nonsense") as response:
+        assert response.status == 404
+
+
+async def test_notice_is_learned_before_it_is_confirmed(client: TestClient[Any, Any], learned: list[Any]) -> None:
+    notice = Notice(blocked=["b"], changed=["c"], copies={"d": 4}, unblocked=["u"])
+    for body, status in ((msgspec.msgpack.encode(notice), 204), (b"\x01", 400)):
+        async with client.post("/notices", data=body) as response:
+            assert response.status == status
+            assert response.headers["Connection"] == "close", "a connection that carried a body"
+    async with client.post("/notices", data=msgspec.msgpack.encode(Notice(blocked=["fault"]))) as response:
+        assert response.status == 503
+    assert learned == [(["b"], ["c"], {"d": 4}, ["u"])]
+
+
+async def test_counters_and_failures_are_shown(client: TestClient[Any, Any]) -> None:
+    async with client.get("/metrics") as response:
+        assert await response.read() == b"counters"
+    async with client.get("/failures") as response:
+        assert msgspec.msgpack.decode(await response.read()) == []
