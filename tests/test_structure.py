@@ -1,4 +1,4 @@
-"""The size and shape of modules, functions and classes, and cycles of imports, which import-linter does not look for."""
+"""The size and shape of modules, functions and classes; and cycles of imports, which import-linter leaves alone."""
 
 from __future__ import annotations
 
