@@ -258,7 +258,7 @@ async def busy(start: Start, gate: Gate) -> tuple[Imgkeep, FormatChecker]:
     return await start(platform=Platform(make_format_checker=lambda: format_checker)), format_checker
 
 
-async def test_hits_fills_and_health_continue_while_checks_are_held(
+async def test_held_image_checks_delay_no_other_request(
     busy: tuple[Imgkeep, FormatChecker], origin: FakeOrigin, gate: Gate
 ) -> None:
     imgkeep, format_checker = busy

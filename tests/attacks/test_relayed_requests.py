@@ -31,10 +31,10 @@ from imgkeep.core.errors import ImgkeepError
 from imgkeep.images.peer_fill import FillFailure
 from imgkeep.web.admission import API_PREFIX
 
+from tests.support.cluster import Line, clustered, hear, leader, line_to, others, port_of, workers
 from tests.support.origins import gated_body
 from tests.support.pictures import picture, picture_of
 from tests.support.program import until
-from tests.support.proxies import Line, clustered, hear, leader, line_to, others, port_of, workers
 from tests.support.raw_http import port_of as port_of_one
 from tests.support.raw_http import request, split, talk, target_of
 from tests.support.server import Server, configuration
@@ -42,8 +42,8 @@ from tests.support.server import Server, configuration
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
+    from tests.support.cluster import Cluster, Worker
     from tests.support.origins import FakeOrigin
-    from tests.support.proxies import Cluster, Worker
     from tests.support.raw_http import Answer
     from tests.support.server import Imgkeep
 
