@@ -12,8 +12,6 @@ from imgkeep.core.confirmation import (
     FINGERPRINT_CHARS,
     Comparison,
     Link,
-    ProbeResponse,
-    ProbeResult,
     RecordUse,
     can_confirm,
     can_prove,
@@ -24,7 +22,6 @@ from imgkeep.core.confirmation import (
     fingerprint,
     https_source,
     is_immutable_for,
-    judge_probe,
     judge_record,
     key_of,
     may_change,
@@ -35,6 +32,7 @@ from imgkeep.core.confirmation import (
     standing_of,
 )
 from imgkeep.core.identity import identify, read_provider_rules
+from imgkeep.core.probe_result import ProbeResponse, ProbeResult, judge_probe
 from imgkeep.core.records import Digest, Doubt, Standing
 from imgkeep.core.source_url import read_source
 

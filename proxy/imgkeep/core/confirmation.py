@@ -1,32 +1,32 @@
 """
-Which links a stored image stands for, and what becomes of it when another link shows the same bytes or others.
+The links for which a stored image counts, and the decisions when another link brings the same or other bytes.
 
-Many links fold onto one key, because a signature only grants permission. imgkeep cannot verify a signature, so what one
-link brings is not always what another is entitled to: an origin may answer a wrong signature with a placeholder.
+Many links share one key, because a signature only grants permission. imgkeep cannot verify a signature, so one link may
+bring bytes to which another is not entitled: an origin may answer an invalid signature with a placeholder.
 
 Rules:
-- A record without doubts stands for every link of its key. Every doubt has a reason (`Doubt`), and none goes away by
-  what an unverified link says alone.
-- A link that is not known to be entitled to the stored bytes is tried: it makes a fill of its own, once. It is shown
-  what is stored where it has ended by its own words, where it brought the record itself, or where its origin refuses.
-- Equal bytes by another link confirm a record only if the signature is seen to make a difference: the origin refuses
-  the same link with a spoiled signature, or answers two of them with one and the same other image, and then gives
-  the genuine link the same bytes again. Two invented links judge_probe nothing, however often they bring one placeholder.
-- Other bytes never replace what is stored by the word of an unverified link. They get a record of their own, under the
-  identity with the link's fingerprint, and the link that brought them is always shown that record.
-- If the spoiled link brings what is stored, what is stored is the placeholder: the other bytes take its place. If it
-  brings the other bytes, those are worth nothing. If it brings neither, the signature names the image: the key is
-  split, and each link has a record of its own from then on.
-- A link whose services refuse a wrong signature with an error, and that has not ended, replaces whatever has doubts.
-  Over plain http it replaces only what came that way too.
-- That its services do so is known of a host, or read from the shape of the signature alone. The shape can be written
-  for any host: what such a link brings stands for links of such a shape whose host is not known to check. All others
-  are tried, and it replaces nothing but what such a link brought. Where it agrees with what a bare link brought, the
-  image stands for both.
-- What came over plain http never stands for an https link.
-- An image that its format calls incomplete never takes the place of a whole one. A whole one takes its place by the
-  word of a link that is trusted as much, by the shape of a signature only where the signature is seen to make a
-  difference, and more of the same image by any link (`core/incomplete_image.py`).
+- A record without doubts counts for every link of its key. Every doubt has a reason (`Doubt`), and an unverified link
+  alone removes none.
+- A link that is not known to be entitled to the stored bytes makes a second fill, once. It gets the stored image if it
+  is past its own expiry, if it brought the record itself, or if its origin refuses it.
+- Equal bytes by another link confirm a record only if the signature makes a difference: the origin refuses the same
+  link with an invalid signature, or answers two of these with one and the same other image, and then gives the genuine
+  link the same bytes again. Two forged links prove nothing, however often they bring one placeholder.
+- Other bytes of an unverified link never replace the stored ones. They get a separate record, under the identity with
+  the link's fingerprint, and the link that brought them always gets that record.
+- If the link with the invalid signature brings the stored bytes, these are the placeholder: the other bytes replace
+  them. If it brings the other bytes, those are worthless. If it brings neither, the signature names the image: the key
+  is split, and from then on each link has a separate record.
+- A link that has not expired, and whose services refuse an invalid signature with an error, replaces any record with
+  doubts; over plain http only a record that came over plain http.
+- imgkeep knows that of a host, or infers it from the shape of the signature. A stranger can write the shape for any
+  host: so the bytes of such a link count for links of that shape at hosts that are not known to check. All other links
+  make a second fill, and such a link replaces only the bytes of another such link. If it brings the same bytes as a
+  link without a signature, the image counts for both kinds.
+- An image that came over plain http never counts for an https link.
+- An image that is incomplete by its format never replaces a whole one. A link that is trusted as much replaces it by a
+  whole one; the shape of a signature suffices only if the signature makes a difference. Any link replaces it by more of
+  the same image (`core/incomplete_image.py`).
 """
 
 from __future__ import annotations
@@ -42,38 +42,38 @@ if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
     from datetime import datetime
 
-    from imgkeep.core.records import Digest, Record, SourceInfo
+    from imgkeep.core.records import Record, SourceInfo
 
 FINGERPRINT_CHARS: Final = 32
-"""128 bits of a SHA-256: an attacker finds no other link with the same."""
+"""Length of a fingerprint: 128 bits of a SHA-256, so that an attacker finds no second link with the same one."""
 
 LINK_MARK: Final = "#link="
-"""In an identity, before the fingerprint of the one link that it is of."""
+"""Separator between an identity and the fingerprint of the one link that a separate record belongs to."""
 SEPARATE_RECORD_DOUBTS: Final = frozenset({Doubt.SPLIT, Doubt.CONTESTED})
-"""Of a record beside which there are others, each for one link."""
+"""Doubts of a record that has separate records of single links beside it."""
 _PERMANENT: Final = frozenset({Doubt.UNSIGNED, Doubt.SCHEME})
-"""The doubts that most images have for ever."""
+"""Doubts that most images have permanently."""
 _UNVERIFIED: Final = frozenset({Doubt.SIGNATURE, Doubt.ENDED})
 _UNPROVEN: Final = frozenset({Doubt.SIGNATURE, Doubt.SCHEME, Doubt.UNSIGNED})
-"""The doubts that a confirmation takes away."""
+"""Doubts that a confirmation removes."""
 _NOT_ABOUT_LINKS: Final = frozenset({Doubt.CONTESTED, Doubt.INCOMPLETE})
-"""The doubts that say nothing of the link that brought an image."""
+"""Doubts that do not depend on the link that brought an image."""
 
 
 @dataclass(frozen=True, slots=True)
 class Link:
     """
-    What counts of a link when it meets a record.
+    The properties of a link that decide whether a record counts for it.
 
     Attributes:
-        fingerprint: Of its exact URL.
+        fingerprint: Fingerprint of its exact URL.
         signed: Whether its identity leaves out a permission.
-        enforced: Whether its services refuse a wrong one.
-        known: Whether that is known of its host.
-        ended: Whether it has ended by its own words.
+        enforced: Whether its services refuse an invalid permission.
+        known: Whether imgkeep knows that of its host.
+        ended: Whether it is past its own expiry.
         secure: Whether it is an https link.
         shares_https_key: Whether http and https links at the usual ports share its key.
-        folded: Whether its scheme is left out of its identity.
+        folded: Whether its identity leaves out its scheme.
     """
 
     fingerprint: str
@@ -87,50 +87,34 @@ class Link:
 
 
 class RecordUse(Enum):
-    """What to do with a record that a link has found."""
+    """The decision about a record that a request has found."""
 
     SERVE = "serve"
-    SERVE_AND_SEEK_HTTPS = "serve, and look behind the client's back whether https can be had"
-    SECOND_FILL = "let the link make a fill of its own"
-    OWN_KEY = "look under the link's own identity"
+    SERVE_AND_SEEK_HTTPS = "serve, and try https in the background"
+    SECOND_FILL = "make a second fill by the link of the request"
+    OWN_KEY = "look up the separate record of the link"
 
 
 class Comparison(Enum):
-    """What a whole image that a link brought means for the record that it found."""
+    """The result of comparing the image of a second fill with the stored record."""
 
     REPLACE = "replace"
     EQUAL = "equal"
     OTHER = "other"
 
 
-class ProbeResult(Enum):
-    """What requests with spoiled signatures have shown."""
-
-    DIFFERENCE = "the signature makes a difference"
-    PLACEHOLDER = "a wrong signature brings what is stored"
-    NO_DIFFERENCE = "a wrong signature brings what the link brought"
-    NOTHING = "nothing"
-
-
-class ProbeResponse(Enum):
-    """How an origin answered a request of a probe, where it sent no image."""
-
-    REFUSED = "refused"
-    UNKNOWN = "unknown"
-
-
 def fingerprint(source: Source) -> str:
-    """Return the fingerprint of an exact link: it is stored, the link is not."""
+    """Return the fingerprint of an exact link: imgkeep stores it in place of the link."""
     return sha256(source.url.encode()).hexdigest()[:FINGERPRINT_CHARS]
 
 
 def is_folded(info: SourceInfo) -> bool:
-    """Whether an identity leaves the scheme out; one that is the exact URL does not."""
+    """Return whether an identity leaves out the scheme; an exact URL does not."""
     return info.identity.startswith("//")
 
 
 def read_link(source: Source, info: SourceInfo, now: datetime) -> Link:
-    """Return what counts of a link."""
+    """Return the properties of a link."""
     folded = is_folded(info)
     signed = info.permission and folded
     return Link(
@@ -146,7 +130,7 @@ def read_link(source: Source, info: SourceInfo, now: datetime) -> Link:
 
 
 def https_source(source: Source, info: SourceInfo) -> Source | None:
-    """Return the https link that shares the key of an http link at a usual port; `None`: it has none."""
+    """Return the https link that shares the key of an http link at a usual port; `None`: there is none."""
     shares_https_key = is_folded(info) and source.port in DEFAULT_PORTS.values()
     return (
         Source("https", source.host, DEFAULT_PORTS["https"], source.target)
@@ -156,18 +140,18 @@ def https_source(source: Source, info: SourceInfo) -> Source | None:
 
 
 def own_info(info: SourceInfo, mark: str) -> SourceInfo:
-    """Return what identifies the image of one exact link, by its fingerprint, where its key does not."""
+    """Return the identity and key of the separate record of one exact link, by its fingerprint."""
     identity = own_identity(info.identity, mark)
     return replace(info, identity=identity, key=key_of(identity))
 
 
 def own_identity(identity: str, mark: str) -> str:
-    """Return the identity of the image of one exact link. It holds no more of the link than the identity does."""
+    """Return the identity of the separate record of one exact link. It reveals no more than the shared identity."""
     return f"{shared_identity(identity)}{LINK_MARK}{mark}"
 
 
 def shared_identity(identity: str) -> str:
-    """Return the identity that a link shares with others, of one that is its own."""
+    """Return the identity that a link shares with others, given one of a separate record."""
     return identity.partition(LINK_MARK)[0]
 
 
@@ -177,7 +161,7 @@ def key_of(identity: str) -> Key:
 
 
 def doubts_of(link: Link, *, plaintext: bool) -> frozenset[Doubt]:
-    """Return the doubts about what a link brings."""
+    """Return the doubts about an image that a link brings."""
     doubts = set()
     if not link.signed:
         doubts.add(Doubt.UNSIGNED)
@@ -194,12 +178,12 @@ def doubts_of(link: Link, *, plaintext: bool) -> frozenset[Doubt]:
 
 def judge_record(record: Record, link: Link, *, tried: bool) -> RecordUse:
     """
-    Tell what to do with a record that a link has found.
+    Decide about a record that a request has found.
 
     Args:
-        record: What is known under the link's key.
-        link: The link.
-        tried: Whether it has brought these same bytes already, or was found to judge_probe nothing.
+        record: The record under the link's key.
+        link: The link of the request.
+        tried: Whether a second fill by this link brought the same bytes, or was found to prove nothing.
     """
     doubts = record.doubts
     is_own = record.brought_by == link.fingerprint
@@ -207,11 +191,9 @@ def judge_record(record: Record, link: Link, *, tried: bool) -> RecordUse:
         return RecordUse.OWN_KEY
     if not (is_own or link.ended or tried) and _is_doubtful_for(doubts, link):
         return RecordUse.SECOND_FILL
-    return (
-        RecordUse.SERVE_AND_SEEK_HTTPS
-        if Doubt.PLAINTEXT in doubts and link.shares_https_key and not link.secure
-        else RecordUse.SERVE
-    )
+    if Doubt.PLAINTEXT in doubts and link.shares_https_key and not link.secure:
+        return RecordUse.SERVE_AND_SEEK_HTTPS
+    return RecordUse.SERVE
 
 
 def _is_doubtful_for(doubts: AbstractSet[Doubt], link: Link) -> bool:
@@ -224,8 +206,8 @@ def _is_doubtful_for(doubts: AbstractSet[Doubt], link: Link) -> bool:
 
 def _is_of_its_kind(doubts: AbstractSet[Doubt], link: Link) -> bool:
     """
-    Tell whether a link is of a kind that is known to bring these bytes: bare, or of the shape of a checked scheme. A
-    link whose host is known to check is better than that, and is tried.
+    Return whether a link is of a kind that brought these bytes: without a signature, or of the shape of a checked
+    scheme. A link whose host is known to check is better than that, and makes a second fill.
     """
     if not link.signed:
         return Doubt.UNSIGNED in doubts
@@ -233,7 +215,7 @@ def _is_of_its_kind(doubts: AbstractSet[Doubt], link: Link) -> bool:
 
 
 def is_immutable_for(doubts: AbstractSet[Doubt], link: Link) -> bool:
-    """Whether a client may keep for ever what its link was shown."""
+    """Return whether a client may cache the response to its link as immutable."""
     if Doubt.INCOMPLETE in doubts:
         return False
     return not (
@@ -242,12 +224,12 @@ def is_immutable_for(doubts: AbstractSet[Doubt], link: Link) -> bool:
 
 
 def may_change(record: Record) -> bool:
-    """Whether links that others show may change what is known of an image."""
+    """Return whether requests with other links may change the record of an image."""
     return not record.doubts <= _PERMANENT
 
 
 def standing_of(record: Record) -> Standing:
-    """Return what the image is worth to other links, in one word."""
+    """Return how far the image counts for other links, in one word."""
     doubts = record.doubts
     if Doubt.SPLIT in doubts:
         return Standing.SPLIT
@@ -260,13 +242,13 @@ def standing_of(record: Record) -> Standing:
 
 def compare_records(known: Record, new: Record, *, continues: bool = False) -> Comparison:
     """
-    Tell what an image means that a link brought though another record was found under its key.
+    Compare the image of a second fill with the stored record under its key.
 
     Args:
-        known: The record that was found.
+        known: The stored record.
         new: The record that the image would get.
-        continues: Whether the new bytes are more than the stored ones and begin with them: where these are incomplete,
-            no link but one that shows the same image can bring them.
+        continues: Whether the new bytes begin with the stored ones and are longer: if these are incomplete, only a link
+            to the same image can bring them.
     """
     old, doubts = known.doubts - _NOT_ABOUT_LINKS, new.doubts - {Doubt.INCOMPLETE}
     was_incomplete, is_incomplete = (Doubt.INCOMPLETE in record.doubts for record in (known, new))
@@ -276,7 +258,7 @@ def compare_records(known: Record, new: Record, *, continues: bool = False) -> C
     if is_incomplete and not was_incomplete:
         return Comparison.OTHER
     is_own = bool(new.brought_by) and known.brought_by == new.brought_by
-    # Bare https over bare http, or the same link by a better way: nothing but the plaintext is doubted less.
+    # Unsigned https over unsigned http, or the same link over https: only the doubt `plaintext` goes.
     is_safer = Doubt.PLAINTEXT in old and doubts == old - {Doubt.PLAINTEXT} and (is_own or doubts == {Doubt.UNSIGNED})
     completes = was_incomplete and (
         (continues and _is_as_secure(known, new))
@@ -286,25 +268,27 @@ def compare_records(known: Record, new: Record, *, continues: bool = False) -> C
 
 
 def is_trusted_as_much(old: AbstractSet[Doubt], doubts: AbstractSet[Doubt]) -> bool:
-    """Whether a link with these doubts is trusted as much as what brought an image, and is not an unverified one."""
+    """
+    Return whether a link with these doubts is trusted as much as the one that brought an image, and is verified.
+    """
     old, doubts = old - _NOT_ABOUT_LINKS, doubts - {Doubt.INCOMPLETE}
     return doubts <= old and doubts <= {Doubt.PLAINTEXT, Doubt.UNSIGNED} | _replaced_by_shape(old)
 
 
 def _can_replace_for_others(old: AbstractSet[Doubt], doubts: AbstractSet[Doubt]) -> bool:
-    """Whether another link than the one that brought an image replaces it. The shape of a signature can be invented."""
+    """Return whether another link than the one that brought an image may replace it: a stranger can forge a shape."""
     return Doubt.SCHEME not in doubts and is_trusted_as_much(old, doubts)
 
 
 def merge(known: Record, new: Record) -> Record:
-    """Return what is known of an image when another link has brought the same bytes."""
+    """Return the record of an image after another link has brought the same bytes."""
     brought = new.doubts - {Doubt.INCOMPLETE}
     if Doubt.INCOMPLETE not in new.doubts:
-        known = known.with_doubts(known.doubts - {Doubt.INCOMPLETE})  # the same bytes, judged better than before
+        known = known.with_doubts(known.doubts - {Doubt.INCOMPLETE})  # a newer version judged the same bytes better
     elif known.refetches is None:
         known = known.with_doubts(known.doubts | {Doubt.INCOMPLETE})  # else it was confirmed as it is
     if Doubt.ENDED in known.doubts and not brought & {Doubt.ENDED, Doubt.UNSIGNED} and _is_as_secure(known, new):
-        # The link that has not ended is the first one that counts: another has to come before anything is confirmed.
+        # The link that has not expired is the first one that counts: a confirmation needs another one.
         return replace(
             known,
             trust=replace(known.trust, doubts=brought | (known.doubts & _NOT_ABOUT_LINKS), brought_by=new.brought_by),
@@ -313,28 +297,28 @@ def merge(known: Record, new: Record) -> Record:
         return known
     doubts = known.doubts - {Doubt.PLAINTEXT}
     if Doubt.UNSIGNED in doubts and brought == {Doubt.SCHEME}:
-        # Both doubts together are less than either: each kind of link has brought these bytes.
+        # Both doubts together are weaker than either: each kind of link has brought these bytes.
         return known.with_doubts(doubts | {Doubt.SCHEME})
     return known.with_doubts(doubts)
 
 
 def replacing_record(known: Record, new: Record) -> Record:
     """
-    Return the record of an image that takes the place of another, or of the same bytes by a better link: that other
-    links have records of their own is known of the key, and how complete the bytes are is known of the bytes.
+    Return the record of an image that replaces another one, or of the same bytes by a better link. The doubt
+    `contested` belongs to the key and stays; completeness belongs to the bytes.
     """
     doubts = new.doubts | (known.doubts & {Doubt.CONTESTED})
     if known.digest != new.digest:
         return new.with_doubts(doubts)
     if known.refetches is not None and Doubt.INCOMPLETE not in known.doubts:
         doubts -= {Doubt.INCOMPLETE}
-    # Clients' copies are as good as they were.
+    # Copies in clients' caches stay valid.
     brought_by = new.brought_by if doubts else ""
     return replace(new, etag=known.etag, trust=Trust(doubts=doubts, brought_by=brought_by, refetches=known.refetches))
 
 
 def needs_separate_record(known: Record, new: Record, *, continues: bool) -> bool:
-    """Whether the link that brought an image is shown it on, by a record of its own, when another takes its place."""
+    """Return whether a replaced image needs a separate record, so that the link that brought it still gets it."""
     if Doubt.INCOMPLETE in known.doubts and (continues or known.brought_by == new.brought_by):
         return False
     by_shape = Doubt.SCHEME in new.doubts and not known.doubts.isdisjoint({Doubt.ENDED, Doubt.INCOMPLETE})
@@ -342,22 +326,24 @@ def needs_separate_record(known: Record, new: Record, *, continues: bool) -> boo
 
 
 def can_refresh(known: Record, new: Record) -> bool:
-    """Whether a link's word is enough for a newer image to take the place of another, where the operator wants that."""
+    """Return whether a link may replace an image by a newer one, where the operator allows refreshing."""
     return new.doubts <= {Doubt.PLAINTEXT} and _is_as_secure(known, new)
 
 
 def _replaced_by_shape(doubts: AbstractSet[Doubt]) -> AbstractSet[Doubt]:
-    """Return the doubt that a link of the shape of a checked scheme may have and replace an image with these doubts."""
+    """Return the doubt that a link may have although it replaces an image with `doubts`: `scheme`, or none."""
     return {Doubt.SCHEME} if Doubt.SCHEME in doubts and Doubt.UNSIGNED not in doubts else frozenset()
 
 
 def can_prove(known: Record, new: Record) -> bool:
-    """Whether a look at what a signature does can change anything. What an attacker on the way can forge, does not."""
+    """
+    Return whether a probe of the signature can change a record. A link over plain http cannot: attackers can forge it.
+    """
     return new.doubts - {Doubt.PLAINTEXT} == {Doubt.SIGNATURE} and _is_as_secure(known, new)
 
 
 def can_complete(known: Record, new: Record) -> bool:
-    """Whether such a look can have a whole image take the place of an incomplete one, by the shape of a signature."""
+    """Return whether a probe lets a whole image replace an incomplete one, by the shape of its signature."""
     return (
         Doubt.INCOMPLETE in known.doubts
         and new.doubts - {Doubt.PLAINTEXT} == {Doubt.SCHEME}
@@ -370,9 +356,9 @@ def _is_as_secure(known: Record, new: Record) -> bool:
 
 
 def can_confirm(known: Record, new: Record) -> bool:
-    """Whether equal bytes by another link are a reason to look whether the signature makes a difference."""
+    """Return whether equal bytes by another link are a reason to probe the signature."""
     return (
-        can_prove(known, new.with_doubts(new.doubts - {Doubt.INCOMPLETE}))  # of equal bytes that proves nothing
+        can_prove(known, new.with_doubts(new.doubts - {Doubt.INCOMPLETE}))  # equal bytes are equally incomplete
         and Doubt.ENDED not in known.doubts
         and not known.doubts.isdisjoint(_UNPROVEN)
         and known.brought_by != new.brought_by
@@ -380,34 +366,6 @@ def can_confirm(known: Record, new: Record) -> bool:
 
 
 def confirmed(known: Record) -> Record:
-    """Return the record of an image whose signature was seen to make a difference."""
+    """Return the record of an image after a probe has shown that the signature makes a difference."""
     doubts = known.doubts - _UNPROVEN
     return replace(known, trust=replace(known.trust, doubts=doubts, brought_by=known.brought_by if doubts else ""))
-
-
-def judge_probe(
-    stored: Digest,
-    brought: Digest,
-    spoiled: tuple[Digest | ProbeResponse, Digest | ProbeResponse],
-    control: Digest | ProbeResponse,
-) -> ProbeResult:
-    """
-    Tell what a probe has shown.
-
-    Args:
-        stored: What is stored under the key.
-        brought: What the link has brought; the same bytes, or others.
-        spoiled: What two differently spoiled signatures brought.
-        control: What the genuine link brought after them: an origin that refuses everything for now proves nothing.
-    """
-    first, second = spoiled
-    if ProbeResponse.UNKNOWN in spoiled:
-        return ProbeResult.NOTHING
-    if brought in spoiled:
-        return ProbeResult.NO_DIFFERENCE
-    if control != brought:
-        return ProbeResult.NOTHING
-    if first == second == stored:
-        return ProbeResult.PLACEHOLDER
-    # A placeholder that is another one each time says nothing about equal bytes, but is one more image among others.
-    return ProbeResult.DIFFERENCE if first == second or stored != brought else ProbeResult.NOTHING

@@ -69,7 +69,7 @@ def choose_form(method: str, accept: str | None, destination: str | None) -> For
 
 
 def prefers_page(accept: str | None) -> bool:
-    """Tell whether a client names `text/html`, and no form of JSON before it. A wildcard names nothing."""
+    """Return whether a client names `text/html`, and no form of JSON before it. A wildcard names nothing."""
     types = _read_accept(accept)
     page = types.get(PAGE, 0)
     return page > 0 and all(page >= types.get(name, 0) for name in _DATA)

@@ -193,7 +193,7 @@ class StorageError(ImgkeepError):
 
     @property
     def in_full(self) -> str:
-        """The message with cause and place."""
+        """Return the message with cause and place."""
         cause = f": {self.cause}" if self.cause else ""
         return f"{self}{cause}{f' ({self.place})' if self.place else ''}"
 

@@ -88,7 +88,7 @@ class Patterns:
         self._paths_of = lru_cache(HOSTS_REMEMBERED)(self._find_paths)
 
     def match_host(self, host: str) -> bool:
-        """Whether a pattern without a path matches."""
+        """Return whether a pattern without a path matches."""
         return self._hosts.match(host)
 
     def match(self, host: str, path: str) -> str | None:
@@ -105,7 +105,7 @@ class Patterns:
         return "path" if paths and _decide(paths, read_path(path), denying=self._denying) else None
 
     def knows(self, host: str) -> bool:
-        """Whether there are patterns for paths of `host`."""
+        """Return whether there are patterns for paths of `host`."""
         return bool(self._paths_of(host))
 
     def _find_paths(self, host: str) -> tuple[_Paths, ...]:

@@ -124,7 +124,7 @@ def read_range(value: str, size: int) -> Span | Literal["unsatisfiable"] | None:
 
 
 def is_whole_range(content_range: str) -> bool:
-    """Whether the `Content-Range` of an unasked 206 covers the whole file."""
+    """Return whether the `Content-Range` of an unasked 206 covers the whole file."""
     match = _CONTENT_RANGE.fullmatch(content_range.strip())
     return match is not None and int(match[1]) + 1 == int(match[2])
 
@@ -143,7 +143,7 @@ def read_retry_after(value: str | None, now: datetime) -> int | None:
 
 
 def passed_through_us(headers: Fields) -> bool:
-    """Whether a node of ours sent this request: `CDN-Loop` (RFC 8586), or `Via` where something removed that."""
+    """Return whether a node of ours sent this request: `CDN-Loop` (RFC 8586), or `Via` where something removed that."""
     nodes = [item.split(";")[0].strip() for item in _members(headers, "CDN-Loop")]
     nodes += [word for item in _members(headers, "Via") for word in item.split()[1:2]]
     return any(node.lower() == CDN_ID for node in nodes)

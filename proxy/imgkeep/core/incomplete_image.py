@@ -1,18 +1,18 @@
 """
-What becomes of an image whose framing was whole and whose format says that something is missing.
+The refetches of an image that is incomplete by its format, although the HTTP framing was complete.
 
 Rules:
-- It is stored and shown, and has the doubt `incomplete`: clients keep it for a minute, and it is fetched again when a
-  link asks that may have it fetched, at most once in an interval that grows from a minute to a day.
-- Only links that are trusted as much as the one that brought it use up the interval and count as its owner's word: an
-  unverified link could keep it from being completed, or confirm a placeholder. Any other link is tried once.
-- What an origin refuses to a signed link that did not bring the image says nothing of the image: a stranger can invent
-  one. The same is true of other bytes that came by the shape of a signature alone.
-- A whole image takes its place by the word of a link that is trusted as much. Bytes that begin with the stored ones are
-  more of the same image: these take its place whichever link brings them.
-- Another incomplete image takes its place only where it begins with it, and never that of a whole one.
-- What comes back equal three times, a day or more after it came first, is what its owner has: JPEG files without EOI
-  and GIF files without a trailer exist. The doubt goes, and the record keeps how that came about.
+- imgkeep stores and serves the image with the doubt `incomplete`: clients cache it for a minute, and requests with a
+  suitable link refetch it, at most once in an interval that grows from a minute to a day.
+- Only a link that is trusted as much as the one that brought the image uses up the interval and counts: an unverified
+  link could delay the completion, or confirm a placeholder. Any other link causes one refetch.
+- If an origin refuses a signed link that did not bring the image, that says nothing about the image: a stranger can
+  forge one. The same holds for other bytes by the shape of a signature alone.
+- A link that is trusted as much replaces the image by a whole one. Bytes that begin with the stored ones are more of
+  the same image: these replace it whichever link brings them.
+- Another incomplete image replaces it only if it begins with it, and never replaces a whole one.
+- Bytes that come back equal three times, a day or more after they first came, are all that the owner has: JPEG files
+  without EOI and GIF files without a trailer exist. The doubt goes, and the record stores the refetches.
 """
 
 from __future__ import annotations
@@ -32,26 +32,27 @@ if TYPE_CHECKING:
     from imgkeep.core.records import Record
 
 INTERVAL_MIN_S: Final = 60
-"""Interval before the first refetch: as long as a client may keep the image."""
+"""Interval before the first refetch: as long as clients cache the image."""
 INTERVAL_FACTOR: Final = 3
 """Factor by which the interval grows: eight refetches in the first two days, then one a day."""
 INTERVAL_MAX_S: Final = 86_400
+"""Maximum interval between two refetches."""
 EQUAL_REFETCHES_MIN: Final = 3
 """Minimum number of refetches that bring the same bytes before these count as all there is."""
 CONFIRM_AFTER_S: Final = 86_400
-"""Minimum time from when the bytes came first: an upload that broke off is repeated within a day, if it ever is."""
+"""Minimum time since the bytes first came: an owner who repeats a broken upload does so within a day."""
 
 
 class RefetchDecision(Enum):
-    """Whether a link may have an incomplete image fetched again."""
+    """The decision whether a request may refetch an incomplete image."""
 
-    IN_INTERVAL = "at most once in an interval, and what it brings counts"
-    ONCE = "once: it replaces the image only with more of the same picture"
-    NEVER = "it has ended"
+    IN_INTERVAL = "at most once in an interval, and the result counts"
+    ONCE = "once: it replaces the image only by more of the same image"
+    NEVER = "the link has expired"
 
 
 class RefetchOutcome(Enum):
-    """What a refetch of an incomplete image has brought."""
+    """The result of a refetch of an incomplete image."""
 
     WHOLE = "whole"
     LONGER = "longer"
@@ -65,48 +66,48 @@ def is_incomplete(record: Record) -> bool:
 
 
 def is_confirmed_as_it_is(record: Record) -> bool:
-    """Whether an image that its format calls incomplete was seen to be all that its owner has."""
+    """Return whether refetches have confirmed that an image, incomplete by its format, is all that its owner has."""
     return record.refetches is not None and not is_incomplete(record)
 
 
 def mark(record: Record) -> Record:
-    """Return the record of an image that was found incomplete after it was stored, unless it is confirmed as it is."""
+    """Return the record with the doubt `incomplete`, unless refetches have confirmed the image as it is."""
     return record if is_confirmed_as_it_is(record) else record.with_doubts(record.doubts | {Doubt.INCOMPLETE})
 
 
 def due_at(record: Record) -> datetime:
-    """Return when an incomplete image is due to be fetched again."""
+    """Return when the next refetch of an incomplete image is due."""
     done = record.refetches
     if done is None:
         return record.stored_at + timedelta(seconds=INTERVAL_MIN_S)
-    # No power of a number that a damaged record may say.
+    # The limit protects against a number of tries in a damaged record.
     seconds = INTERVAL_MIN_S * INTERVAL_FACTOR ** min(max(done.tries, 0), 16)
     return done.last_at + timedelta(seconds=min(seconds, INTERVAL_MAX_S))
 
 
 def decide_refetch(record: Record, link: Link) -> RefetchDecision:
-    """Tell whether a link may have an incomplete image fetched again."""
+    """Decide whether a request with a link may refetch an incomplete image."""
     if link.ended:
         return RefetchDecision.NEVER
     is_own = record.brought_by == link.fingerprint
-    plaintext = Doubt.PLAINTEXT in record.doubts  # whether the link is, is known when it was followed
+    plaintext = Doubt.PLAINTEXT in record.doubts  # the refetch finds out about the link's own way
     trusted = is_own or is_trusted_as_much(record.doubts, doubts_of(link, plaintext=plaintext))
     return RefetchDecision.IN_INTERVAL if trusted else RefetchDecision.ONCE
 
 
 def may_be_forged(record: Record, link: Link) -> bool:
-    """Whether a stranger may have written the signature of a link: that it is refused says nothing of the image."""
+    """Return whether a stranger may have forged a link: then its refusal says nothing about the image."""
     return link.signed and record.brought_by != link.fingerprint
 
 
 def judge_refetch(known: Record, new: Record, *, continues: bool) -> RefetchOutcome:
     """
-    Tell what a refetch has brought.
+    Evaluate a refetch.
 
     Args:
         known: The record of the incomplete image.
         new: The record that the new bytes would get.
-        continues: Whether the new bytes are more than the stored ones and begin with them.
+        continues: Whether the new bytes begin with the stored ones and are longer.
     """
     if known.digest == new.digest:
         return RefetchOutcome.EQUAL if is_incomplete(new) else RefetchOutcome.WHOLE
@@ -116,10 +117,10 @@ def judge_refetch(known: Record, new: Record, *, continues: bool) -> RefetchOutc
 
 
 def record_after_refetch(known: Record, outcome: RefetchOutcome, now: datetime) -> Record:
-    """Return the record of an image that stays, after a refetch that its owner's word counts in."""
+    """Return the record of an image that stays, after a refetch that counts."""
     done = known.refetches or Refetches(0, 0, known.stored_at, known.stored_at)
     if outcome is RefetchOutcome.WHOLE:
-        return _without_doubt(known, None)  # the same bytes, judged better than before
+        return _without_doubt(known, None)  # a newer version judged the same bytes better
     if outcome is RefetchOutcome.OTHER:
         done = replace(done, equal=0, since=now)
     done = replace(done, tries=done.tries + 1, equal=done.equal + (outcome is RefetchOutcome.EQUAL), last_at=now)
@@ -129,7 +130,7 @@ def record_after_refetch(known: Record, outcome: RefetchOutcome, now: datetime) 
 
 
 def record_after_longer(known: Record, new: Record, now: datetime) -> Record:
-    """Return the record of more of the same image, which is still incomplete."""
+    """Return the record of a longer image that is still incomplete."""
     tries = 0 if known.refetches is None else known.refetches.tries
     doubts = new.doubts | (known.doubts & SEPARATE_RECORD_DOUBTS)
     return replace(new, trust=replace(new.trust, doubts=doubts, refetches=Refetches(tries + 1, 0, now, now)))

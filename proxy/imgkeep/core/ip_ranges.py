@@ -93,7 +93,7 @@ _ISATAP: Final = 0x0000_5EFE
 
 def refusal(address: Address, allowed: Sequence[Network]) -> str | None:
     """
-    Why no connection to `address` may be made: a short constant, fit for clients; None where one may be made.
+    Return why no connection to `address` may be made: a short constant, fit for clients; None where one may be made.
 
     Args:
         address: one that is about to be connected to.

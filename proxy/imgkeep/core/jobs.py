@@ -1,4 +1,4 @@
-"""The nouns of jobs: many links that are saved in the background. Times are aware UTC."""
+"""The nouns of jobs, which save many links in the background. Times are aware UTC."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class NewItem:
-    """A link that is to be saved, or why it cannot be (`failure`)."""
+    """A link to save, or the reason why imgkeep cannot save it (`failure`)."""
 
     link: str
     host: str
@@ -27,7 +27,7 @@ class NewItem:
 
 @dataclass(frozen=True, slots=True)
 class JobItem:
-    """A link that waits in a job to be saved."""
+    """A waiting link of a job."""
 
     job: str
     number: int
@@ -65,20 +65,20 @@ class Job:
 
     @property
     def cancelled(self) -> int:
-        """How many links will not be saved because the job was cancelled."""
+        """Return the number of links that the cancelled job leaves out."""
         return 0 if self.finished_at is None else self.total - self.saved - self.failed
 
 
 @dataclass(frozen=True, slots=True)
 class JobResult:
     """
-    What became of one link.
+    The result of one link.
 
     Attributes:
         state: `waiting`, `saved`, `failed` or `cancelled`.
-        key: Of the image where it is saved; else that of the link. `None`: it is no link.
-        record: Missing where the image is not saved, or has gone since.
-        host: Of the link; empty: it is no link.
+        key: Key of the saved image, else of the link. `None`: it is no link.
+        record: Record of the saved image; `None`: it is not saved, or no longer stored.
+        host: Host of the link; empty: it is no link.
     """
 
     number: int
@@ -92,7 +92,7 @@ class JobResult:
 
 @dataclass(frozen=True, slots=True)
 class Webhook:
-    """Somebody who is to be told that a job is done."""
+    """A notification that a job is done, and the URL to send it to."""
 
     job: Job
     url: str

@@ -1,14 +1,14 @@
 """
-Judges whether a source may be fetched: by its URL alone, and again for every address that is connected to.
+The decision whether imgkeep may fetch a source: by its URL alone, and again for every address it connects to.
 
 Rules:
-- `judge` runs before anything is asked of the network, `judge_address` for every resolved address and every socket, on
-  every redirect hop. The second has the final say; the first never allows what the second would not.
+- `judge` runs before any network access, `judge_address` for every resolved address and every socket, on every redirect
+  hop. `judge_address` has the final say; `judge` never allows a URL that `judge_address` refuses.
 - A reason is short, constant and fit for clients: it names a setting or a kind, never the host.
-- Deny wins over allow. The host lists hold for literals, too, and for what `fetch.allow_networks` allows.
-- `sources.deny` holds for all that a link names: its host, what it is folded to, and the links inside it.
-- With `networks` an operator may mean a local name or another port, which only its addresses tell: so `judge` lets
-  names pass there, and `judge_address` refuses whatever is not inside them.
+- Deny wins over allow. The host lists apply to IP literals, too, and to addresses in `fetch.allow_networks`.
+- `sources.deny` applies to all URLs that a link names: its host, its canonical host, and the links inside it.
+- With `networks` an operator may allow a local name or another port, which only the addresses can show: then `judge`
+  lets names pass, and `judge_address` refuses every address outside these networks.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ LOCAL_SUFFIXES: Final = frozenset({
     "localdomain", "localdomain4", "localdomain6",  # /etc/hosts of many distributions
     "openstacklocal", "novalocal", "consul", "docker", "intra", "domain", "workgroup",  # defaults of common software
 })  # fmt: skip
-"""Last labels of names that are local by nature. `example` is none: it is nobody's, hence nobody's inside."""
+"""Last labels of local names. `example` is not among them: RFC 2606 reserves it, so no network uses it inside."""
 
 
 def _names_nothing(_: Source) -> tuple[str, ...]:
@@ -51,17 +51,17 @@ def _names_nothing(_: Source) -> tuple[str, ...]:
 @dataclass(frozen=True, slots=True)
 class Policy:
     """
-    What the operator lets us fetch.
+    The operator's settings for sources.
 
     Attributes:
-        hosts_allowed: patterns of `sources.allow`; None: any host; empty: none.
-        hosts_denied: patterns of `sources.deny`.
+        hosts_allowed: Patterns of `sources.allow`; None: any host; empty: none.
+        hosts_denied: Patterns of `sources.deny`.
         ports: `fetch.allow_ports`.
-        networks: `fetch.allow_networks`: allowed whatever they are, under any name and port.
-        names: tells what a source names besides itself, as `SourceInfo.places` does.
+        networks: `fetch.allow_networks`: allowed under any name and port.
+        names: Returns the other URLs that a source names, as in `SourceInfo.places`.
 
     Raises:
-        ValueError: a pattern can match nothing; the message quotes it and leaves the setting's name to the caller.
+        ValueError: A pattern can match nothing; the message quotes it, and the caller adds the name of the setting.
     """
 
     hosts_allowed: tuple[str, ...] | None
@@ -73,45 +73,45 @@ class Policy:
     _denied: Patterns = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        # Made once: a pattern of some hundred providers is costly to make, or to look up by its globs.
+        # Compiled once: the patterns of some hundred providers take long to compile.
         allowed = ("*",) if self.hosts_allowed is None else self.hosts_allowed
         object.__setattr__(self, "_allowed", Patterns(allowed, denying=False))
         object.__setattr__(self, "_denied", Patterns(self.hosts_denied, denying=True))
 
     def denies(self, host: str) -> bool:
-        """Whether `sources.deny` names the whole of `host` (as in `Source.host`)."""
+        """Return whether `sources.deny` refuses the whole of `host` (as in `Source.host`)."""
         return self._denied.match_host(host)
 
     def host_refusal(self, host: str) -> str | None:
-        """Why the lists refuse `host` (as in `Source.host`), whatever the path; None where they do not."""
+        """Return why the lists refuse `host` (as in `Source.host`), whatever the path; None where they do not."""
         if self._denied.match_host(host):
             return "host is in sources.deny"
         return None if self._allowed.match_host(host) else "host is not in sources.allow"
 
     def denial(self, source: Source, places: Iterable[str] | None = None) -> str | None:
         """
-        Why nothing of `source` is shown or fetched: `sources.deny` names it, or something that it names.
+        Return why imgkeep neither serves nor fetches `source`: `sources.deny` refuses it, or a URL that it names.
 
         Args:
-            source: the link.
-            places: `SourceInfo.places` of it, if that is known.
+            source: The link.
+            places: Its `SourceInfo.places`, if known.
         """
         if not self.hosts_denied:
             return None
         return self._denial(_place(source), *(self.names(source) if places is None else places))
 
     def denies_record(self, host: str, identity: str) -> bool:
-        """Whether what is stored came from where `sources.deny` holds: `host` and `identity` as in `Record`."""
+        """Return whether `sources.deny` refuses the source of a stored image: `host` and `identity` as in `Record`."""
         if not self.hosts_denied:
             return False
         place = identity.partition("//")[2].partition("#")[0].partition("?")[0]
         named, _, path = place.partition("/")
-        if named.count(":") == 1:  # a port is no part of what the lists name
+        if named.count(":") == 1:  # the lists name no ports
             named = named.partition(":")[0]
         return self._denial(f"{host}/{path}", f"{named}/{path}") is not None
 
     def refusal(self, source: Source) -> str | None:
-        """Why the lists refuse `source`; None where they do not."""
+        """Return why the lists refuse `source`; None where they do not."""
         reason = self.denial(source)
         if reason is not None:
             return reason
@@ -137,7 +137,7 @@ def _place(source: Source) -> str:
 
 
 def judge(source: Source, policy: Policy) -> str | None:
-    """Why `source` may not be fetched, by its URL alone; None where only its addresses can tell."""
+    """Return why imgkeep may not fetch `source`, by its URL alone; None: its addresses decide."""
     reason = policy.refusal(source)
     if reason is not None:
         return reason
@@ -149,13 +149,13 @@ def judge(source: Source, policy: Policy) -> str | None:
 
 def judge_address(host: str, address: Address, port: int, policy: Policy) -> str | None:
     """
-    Why no connection to `address` may be made for `host`; None where one may be made.
+    Return why imgkeep may not connect to `address` for `host`; None: it may.
 
     Args:
-        host: as in `Source.host`, the name that was resolved, or a literal.
-        address: one it resolved to, or the peer of the socket.
-        port: the one connected to.
-        policy: the operator's.
+        host: As in `Source.host`: the name before its resolution, or an IP literal.
+        address: An address of this name, or the peer of the socket.
+        port: The port of the connection.
+        policy: The operator's policy.
     """
     reason = refusal(address, policy.networks)
     if reason is not None:
@@ -166,7 +166,7 @@ def judge_address(host: str, address: Address, port: int, policy: Policy) -> str
 
 
 def is_local_name(host: str) -> bool:
-    """Whether `host` is a name that means something else in every network: a single label, or under a local suffix."""
+    """Return whether `host` has a different meaning in each network: a single label, or under a local suffix."""
     name = host.lower().removesuffix(".")
     if read_literal(name) is not None:
         return False

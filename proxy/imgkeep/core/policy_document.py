@@ -1,9 +1,9 @@
 """
-A policy as `GET /api/policy` tells it, and read from there: for programs that rewrite pages and ask what is refused.
+The JSON form of a policy in the response to `GET /api/policy`, for programs that rewrite pages.
 
 Rules:
-- The words of `sources.allow` are written out, because a reader may know other providers.
-- What is read came over a network: it is bounded, and anything else than a policy is an error.
+- The document replaces the words of `sources.allow` by their hosts, because its reader may have other provider rules.
+- A reader gets the document from a network: it limits the size, and refuses anything but a policy.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from imgkeep.core.records import Source
 
 ITEMS_MAX: Final = 20_000
-"""Maximum number of entries in one list that is read: many times what an operator writes."""
+"""Maximum number of entries in one list of a document: many times what an operator writes."""
 
 
 def describe_policy(policy: Policy, *, signature: str) -> dict[str, Any]:
-    """Return the facts of a policy; `signature` is `security.signature`."""
+    """Return the document of a policy; `signature` is `security.signature`."""
     allowed = policy.hosts_allowed
     return {
         "allow": ["*"] if allowed is None or "*" in allowed else list(dict.fromkeys(allowed)),
@@ -39,10 +39,10 @@ def describe_policy(policy: Policy, *, signature: str) -> dict[str, Any]:
 
 def facts_for_pages(policy: Policy, *, signature: str) -> dict[str, Any]:
     """
-    Return what pages of everyone are told: hosts that would be fetched by links that are not signed.
+    Return the public part of a policy, for scripts in any page: the hosts that imgkeep fetches without a signature.
 
-    What `sources.deny` says is left out, and so is each allowed host that is denied. Of `fetch.allow_networks` is told
-    whether there are any: then names and ports may be allowed that are none elsewhere.
+    It leaves out `sources.deny` and each allowed host that `sources.deny` refuses. Of `fetch.allow_networks` it only
+    says whether there are any: then the policy may allow local names and other ports.
     """
     allowed = describe_policy(policy, signature=signature)["allow"] if signature == "off" else []
     return {
@@ -55,14 +55,14 @@ def facts_for_pages(policy: Policy, *, signature: str) -> dict[str, Any]:
 
 def read_policy(facts: Mapping[str, Any], names: Callable[[Source], tuple[str, ...]]) -> tuple[Policy, bool]:
     """
-    Return the policy that facts tell, and whether links have to be signed.
+    Return the policy of a document, and whether links must be signed.
 
     Args:
-        facts: As `describe_policy` gives them.
+        facts: Document as from `describe_policy`.
         names: As in `Policy`.
 
     Raises:
-        ValueError: They are something else.
+        ValueError: The document has another form.
     """
     policy = Policy(
         hosts_allowed=tuple(_items(facts, "allow", str)),
@@ -77,5 +77,5 @@ def read_policy(facts: Mapping[str, Any], names: Callable[[Source], tuple[str, .
 def _items(facts: Mapping[str, Any], name: str, kind: type) -> list[Any]:
     items = facts.get(name)
     if not isinstance(items, list) or len(items) > ITEMS_MAX or not all(isinstance(item, kind) for item in items):
-        raise ValueError(f"{name} is not told")
+        raise ValueError(f"{name} is missing or no list of at most {ITEMS_MAX} entries")
     return items

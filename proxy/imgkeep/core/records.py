@@ -19,7 +19,7 @@ Digest = NewType("Digest", str)
 
 
 class Format(Enum):
-    """An image format that we keep: media type and file name extension, the first as registered with IANA."""
+    """An image format that imgkeep stores: media type, as registered with IANA, and file name extension."""
 
     PNG = ("image/png", "png")
     APNG = ("image/apng", "apng")
@@ -34,7 +34,7 @@ class Format(Enum):
     BMP = ("image/bmp", "bmp")
     ICO = ("image/x-icon", "ico")
     CUR = ("image/x-icon", "cur")
-    """A cursor: browsers know no type of its own, and a desktop tells it from an icon by its name."""
+    """A cursor: browsers know no media type of its own, and desktops recognise it by its extension."""
     TIFF = ("image/tiff", "tiff")
 
     def __init__(self, media_type: str, extension: str) -> None:
@@ -44,7 +44,7 @@ class Format(Enum):
 
 @dataclass(frozen=True, slots=True)
 class PixelSize:
-    """Width and height in pixels, as the file's header states them; nothing was decoded."""
+    """Width and height in pixels, as the file's header states them; imgkeep decodes no pixels."""
 
     width: int
     height: int
@@ -57,14 +57,14 @@ class PixelSize:
 @dataclass(frozen=True, slots=True)
 class Source:
     """
-    An absolute http(s) URL that was read strictly. Made by `core.source.read_source` alone.
+    An absolute http(s) URL, parsed strictly. Only `core.source_url.read_source` makes one.
 
     Attributes:
         scheme: `http` or `https`.
-        host: lower-case ASCII: a name without trailing dot (IDNA applied, RFC 5891), a dotted quad, or an IPv6
-            address without brackets in its shortest spelling (RFC 5952).
-        port: always set; the scheme's own where the URL names none.
-        target: path and query as they go on the wire (RFC 9112, 3.2.1): begins with `/`, percent-encoded ASCII.
+        host: Lower-case ASCII: a name without trailing dot (IDNA applied, RFC 5891), a dotted quad, or an IPv6 address
+            without brackets in its shortest spelling (RFC 5952).
+        port: Port number; the scheme's default if the URL has none.
+        target: Path and query in the form of a request line (RFC 9112, 3.2.1): begins with `/`, percent-encoded ASCII.
     """
 
     scheme: str
@@ -74,13 +74,13 @@ class Source:
 
     @property
     def authority(self) -> str:
-        """Host and port as they stand in a URL; the scheme's own port is left out."""
+        """Return host and port as in a URL, without the scheme's default port."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.port == DEFAULT_PORTS[self.scheme] else f"{host}:{self.port}"
 
     @property
     def url(self) -> str:
-        """The URL, a credential: never write it to a log, an error or a metric."""
+        """Return the URL. It is a credential: never write it to a log, an error or a metric."""
         return f"{self.scheme}://{self.authority}{self.target}"
 
     def __repr__(self) -> str:
@@ -90,14 +90,13 @@ class Source:
 @dataclass(frozen=True, slots=True)
 class Client:
     """
-    The side that causes a fetch, as far as shares of common resources go.
+    The client that causes a fetch, as the limits on shared resources see it.
 
     Attributes:
-        networks: What counts as one client, the narrowest first (`core.address.client_networks`).
-        own: Whether it is the API, a job, or a client with a token of the API: it has no limits, and places are
-            reserved for it.
-        loopback: Whether the request came from this machine, or through a proxy on it that tells nothing of its
-            clients: all of them are one client, and an eighth of the places would be too little for them.
+        networks: Networks that count as one client, the narrowest first (`core.ip_ranges.client_networks`).
+        own: Whether it is the API, a job, or a client with an API token: these have no limits and reserved capacity.
+        loopback: Whether the request came from this machine, or through a local proxy that does not name its clients:
+            all of these are one client, and one client's share would be too little for them.
     """
 
     networks: tuple[str, ...] = ()
@@ -112,22 +111,22 @@ OWN: Final = Client(own=True)
 @dataclass(frozen=True, slots=True)
 class SourceInfo:
     """
-    What a source URL tells by itself.
+    The facts that a source URL contains.
 
     Attributes:
-        identity: The URL without what only grants permission, in canonical form: names the image.
+        identity: The URL without the parts that only grant permission, in canonical form.
         key: SHA-256 of the identity.
-        provider: The service behind the link, where a provider rule names it.
+        provider: The service behind the link, if a provider rule names it.
         temporary: Whether the link expires.
-        expires_at: When it dies, an upper bound, where the link says so.
-        scheme: The signing scheme, where one was recognised.
-        enforced: Whether an image that this link brings vouches for the signature: its services answer a wrong
-            signature with an error, never with an image. True as well where no signature was dropped.
-        places: Host and path, without port, of what the link names besides itself: the place that it is folded to, and
+        expires_at: When the link expires at the latest, if it says so.
+        scheme: The signing scheme, if the engine recognised one.
+        enforced: Whether an image by this link proves that the signature is valid: its services answer an invalid
+            signature with an error, never with an image. Also true if the identity leaves out no signature.
+        places: Host and path, without port, of the other URLs that the link names: its canonical host and path, and
             every link inside it.
-        permission: Whether the identity leaves out something of the link that grants access, as a signature does.
-        enforced_by_host: Whether `enforced` is known of the link's host, and not read from the shape of its signature
-            alone, which a stranger can write for any host.
+        permission: Whether the identity leaves out a part of the link that grants access, such as a signature.
+        enforced_by_host: Whether `enforced` comes from the host, and not from the shape of the signature alone, which a
+            stranger can write for any host.
     """
 
     identity: str
@@ -142,52 +141,49 @@ class SourceInfo:
     enforced_by_host: bool = False
 
     def is_fresh(self, now: datetime) -> bool:
-        """Whether this is a temporary link by a signature that should still hold."""
+        """Return whether this is a temporary link with a signature that has not expired."""
         return self.temporary and self.scheme is not None and (self.expires_at is None or now < self.expires_at)
 
     def may_have_expired(self, now: datetime) -> bool:
-        """Whether an origin that refuses the link does so for its age, and not for what it names."""
+        """Return whether an origin that refuses the link may do so because it has expired."""
         past = self.expires_at is not None and self.expires_at <= now
         return self.scheme is not None or (self.temporary and past)
 
 
 @dataclass(frozen=True, slots=True)
 class Validator:
-    """By what an origin tells whether an image changed (RFC 9110, 8.8): its `ETag` and `Last-Modified` as they came."""
+    """The origin's validators of an image (RFC 9110, 8.8): `ETag` and `Last-Modified`, unchanged."""
 
     etag: str | None
     modified: str | None
 
 
 class Doubt(Enum):
-    """Why a stored image may not be what another link of its key shows (`core/confirmation.py`)."""
+    """A reason why another link of the key may lead to other bytes (`core/confirmation.py`)."""
 
     UNSIGNED = "unsigned"
-    """A link brought it that carries no signature."""
+    """The link that brought the image has no signature."""
     SIGNATURE = "signature"
-    """A link brought it whose signature the origin may leave unchecked."""
+    """The origin may not check the signature of the link that brought the image."""
     SCHEME = "scheme"
     """
-    A link brought it whose signature has the shape of a scheme that is always checked, at a host of which that is not
-    known: an origin that knows nothing of the scheme may have taken no notice of it.
+    The signature of the link has the shape of a scheme that its services always check, but imgkeep does not know that
+    of the host: an origin without this scheme may have ignored it.
     """
     ENDED = "ended"
-    """A link brought it that had ended by its own words."""
+    """The link that brought the image was past its own expiry."""
     PLAINTEXT = "plaintext"
-    """A part of its way was not encrypted."""
+    """A part of the fetch was not encrypted."""
     CONTESTED = "contested"
-    """Another link of the key showed other bytes, and has a record of its own."""
+    """Another link of the key brought other bytes, and has a separate record."""
     SPLIT = "split"
-    """At this origin the signature names the image: the record stands for the link that brought it alone."""
+    """At this origin the signature names the image: the record counts only for the link that brought it."""
     INCOMPLETE = "incomplete"
-    """
-    Its framing was whole, and its format says that something is missing: imgkeep fetches it again
-    (`core/incomplete_image.py`).
-    """
+    """The image is incomplete by its format, not by its framing: imgkeep refetches it (`core/incomplete_image.py`)."""
 
 
 class Standing(Enum):
-    """What a stored image is worth to links other than the one that brought it."""
+    """The trust in a stored image for links other than the one that brought it."""
 
     CONFIRMED = "confirmed"
     PLAIN = "plain"
@@ -198,13 +194,13 @@ class Standing(Enum):
 @dataclass(frozen=True, slots=True)
 class Refetches:
     """
-    How an incomplete image was fetched again.
+    The refetches of an incomplete image.
 
     Attributes:
-        tries: How often, whatever came of it.
-        equal: How often the same bytes came back, without others in between.
-        since: When these bytes came first.
-        last_at: When it was tried last.
+        tries: Number of refetches, failures included.
+        equal: Number of consecutive refetches that brought the same bytes.
+        since: When these bytes first came.
+        last_at: Time of the last refetch.
     """
 
     tries: int
@@ -216,13 +212,13 @@ class Refetches:
 @dataclass(frozen=True, slots=True)
 class Provenance:
     """
-    What the source URL of a stored image told of itself; nothing, for an image that a client uploaded.
+    The facts about the source URL of a stored image; empty for an uploaded image.
 
     Attributes:
-        host: The host, for operators who look through what is stored.
-        provider: The service behind the link, where a provider rule names it.
+        host: Host of the URL, for operators who search the stored images.
+        provider: The service behind the link, if a provider rule names it.
         temporary: Whether the link expires.
-        expires_at: When it expires, where the link says so.
+        expires_at: When the link expires, if it says so.
     """
 
     host: str = ""
@@ -234,12 +230,12 @@ class Provenance:
 @dataclass(frozen=True, slots=True)
 class Trust:
     """
-    How far a stored image stands for the links of its key.
+    The trust in a stored image for all links of its key.
 
     Attributes:
-        doubts: Why it may not stand for every link; none: it is confirmed.
-        brought_by: Fingerprint of the exact link that brought it, where there are doubts.
-        refetches: How it was fetched again, where it was incomplete. Without the doubt its completeness is confirmed.
+        doubts: Reasons why it may not count for every link; none: it is confirmed.
+        brought_by: Fingerprint of the exact link that brought it, if there are doubts.
+        refetches: Its refetches, if it was incomplete. Without the doubt `incomplete` they have confirmed it.
     """
 
     doubts: frozenset[Doubt] = frozenset()
@@ -253,8 +249,8 @@ class Record:
     What is known under a key. Several records may point at one object.
 
     Attributes:
-        etag: Strong validator of `/img` (RFC 9110, 8.8.3), quotes included. Every fill draws one, and does not derive it
-            from the bytes, because it goes out before the last of them is known; so hit and miss answer alike.
+        etag: Strong validator of `/img` (RFC 9110, 8.8.3), quotes included. Every fill draws one, and does not derive
+            it from the bytes, because it goes out before the last of them is known; so hit and miss answer alike.
         stored_at: When the image was fetched, to the second.
         validator: The origin's, where it gave one.
         pending: Whether the image is in the fallback only, and waits for the primary. Not part of the stored record.
@@ -275,7 +271,7 @@ class Record:
 
     @property
     def object_name(self) -> str:
-        """`<digest>.<ext>`: the last part of the permanent URL and of the object's path in a store."""
+        """Return `<digest>.<ext>`: the last part of the permanent URL and of the object's path in a store."""
         return f"{self.digest}.{self.format.extension}"
 
     @property
@@ -314,10 +310,10 @@ class Record:
 @dataclass(frozen=True, slots=True)
 class Tombstone:
     """
-    What lies in the place of a record that was removed, or of one that must never be.
+    The mark of a removal in the place of a record.
 
     Attributes:
-        digest: The bytes that were removed with the key, for an undo; `None`: no image was stored under it.
+        digest: Digest of the removed bytes, for an undo; `None`: the key had no image.
     """
 
     key: Key
@@ -327,7 +323,7 @@ class Tombstone:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Which records are looked for: `None` means any. `since` is included, `until` is not."""
+    """A filter of records: `None` means any. It includes `since` and excludes `until`."""
 
     host: str | None = None
     provider: str | None = None
@@ -338,7 +334,7 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why an image is not kept, in the words of the HTTP API: for programs and for people, without secrets."""
+    """The reason why an image is not stored, as in the HTTP API: a code and a text, without secrets."""
 
     code: str
     detail: str
@@ -347,12 +343,12 @@ class Failure:
 @dataclass(frozen=True, slots=True)
 class Subject:
     """
-    What a fill or a request was about, as far as a log may tell: never the link.
+    The subject of a fill or a request in logs and metrics, without the link.
 
     Attributes:
-        key: Of the image.
-        host: Of the link; empty for an image that came without one.
-        provider: The service behind the link, where the provider rules know it.
+        key: Key of the image.
+        host: Host of the link; empty for an uploaded image.
+        provider: The service behind the link, if a provider rule names it.
     """
 
     key: Key
@@ -361,13 +357,13 @@ class Subject:
 
     @property
     def label(self) -> str:
-        """The provider as metrics tell it: a name of the provider rules, `other`, or `upload`."""
+        """Return the label of the provider in metrics: a name of the provider rules, `other`, or `upload`."""
         return self.provider or ("other" if self.host else "upload")
 
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """What is stored in all. `object_bytes` counts equal bytes once; `hosts` are the ten with most images."""
+    """The totals of a store. `object_bytes` counts equal bytes once; `hosts` are the ten with most images."""
 
     images: int
     objects: int
@@ -380,12 +376,12 @@ class Totals:
 @dataclass(frozen=True, slots=True)
 class Backlog:
     """
-    What waits for the primary.
+    The summary of the outbox.
 
     Attributes:
-        images: How many.
-        oldest: Since when the one waits that waits longest.
-        error: Why the last attempt failed; without secrets.
+        images: Number of images that wait for the primary.
+        oldest: When the oldest of them was stored.
+        error: Why the last attempt failed, without secrets.
     """
 
     images: int = 0
@@ -395,7 +391,7 @@ class Backlog:
 
 @dataclass(frozen=True, slots=True)
 class OutboxEntry:
-    """An image that waits for the primary, and how often it was tried in vain."""
+    """An image that waits for the primary, and the number of failed uploads."""
 
     key: Key
     attempts: int

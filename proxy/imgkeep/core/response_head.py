@@ -62,7 +62,7 @@ class Head:
 
 
 def may_begin(data: bytes | bytearray) -> bool:
-    """Whether `data` may be the beginning of an answer."""
+    """Return whether `data` may be the beginning of an answer."""
     return len(data) < 8 or _START.match(data) is not None
 
 
@@ -107,7 +107,7 @@ def mend_head(data: bytes, *, is_last: bool = True) -> Head | None:
 
 
 def has_chunked(values: list[str]) -> bool:
-    """Whether `chunked` is anywhere in the values of `Transfer-Encoding`."""
+    """Return whether `chunked` is anywhere in the values of `Transfer-Encoding`."""
     return any(item.strip(" \t").lower() == "chunked" for value in values for item in value.split(","))
 
 

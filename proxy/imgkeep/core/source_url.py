@@ -1,9 +1,10 @@
 """
-Reads what a client calls a source: an absolute http(s) URL, and the query of `/img` that carries one.
+The source URL of a request: an absolute http(s) URL, and the query of `/img` that carries one.
 
 Rules:
-- What was checked is what is connected to: `core/url_host.py` brings the host into its one ASCII form, once, and no module
-  downstream parses the URL again. Parsers that guess are how guards are bypassed (CVE-2019-9636, CVE-2024-11168).
+- What was checked is what is connected to: `core/url_host.py` brings the host into its one ASCII form, once, and no
+  module downstream parses the URL again. Parsers that guess are how guards are bypassed (CVE-2019-9636,
+  CVE-2024-11168).
 - White space around a link comes from pasting and is dropped. Inside of a link it is refused, though browsers drop tabs
   and line ends there, too: two links that were pasted as one name neither.
 - What goes on the wire is what was given: path and query are credentials over which somebody computed a signature,
@@ -19,8 +20,8 @@ stands as it is and reaches to the end, our own parameters come before it. Every
 that `=` is found only behind an `&`, it may be our own parameter's or the source's:
 
     src=https://h/a.png?w%3D1&sig=x     encoded: `=` of the source is `%3D`
-    src=https://h/a.png?thumb&sig=x     encoded: nothing but our own parameters follows
-    src=https://h/a.png?thumb&e=1&t=x   as it stands: `e` and `t` can only be the source's
+    src=https://h/a.png?thumb&sig=x     encoded: only our own parameters follow
+    src=https://h/a.png?thumb&e=1&t=x   not encoded: `e` and `t` can only be the source's
 """
 
 from __future__ import annotations
@@ -35,18 +36,23 @@ from imgkeep.core.records import DEFAULT_PORTS, Source
 from imgkeep.core.url_host import read_authority
 
 SOURCE_CHARS_MAX: Final = 8192
-"""Of a URL, before and after encoding: signed links with session tokens reach 4 kB, request lines rarely pass 8 kB."""
+"""
+Maximum length of a URL, before and after encoding: signed links with session tokens reach 4 kB, and request lines
+rarely exceed 8 kB.
+"""
 
 QUERY_CHARS_MAX: Final = 4 * SOURCE_CHARS_MAX
-"""Of the query of `/img`: percent-encoding triples a source at most; the rest is for our own parameters."""
+"""
+Maximum length of the query of `/img`: percent-encoding triples a source at most; the rest is for our own parameters.
+"""
 
 OPTION_NAMES: Final = frozenset({"exp", "sig"})
-"""Our own parameters of `/img`, besides `src`."""
+"""Names of our own parameters of `/img`, besides `src`."""
 
 # re.ASCII: without it IGNORECASE lets U+017F stand for `s`.
 _URL: Final = re.compile(r"(https?)://([^/?#]*)([^#]*)(?:#.*)?", re.ASCII | re.IGNORECASE | re.DOTALL)
 _EDGES: Final = "\t\n\v\f\r " + "".join(filter(str.isspace, map(chr, range(0x7F, 0x3001)))) + "\u200b\ufeff"
-"""White space, and two marks without a width that are pasted along from documents."""
+"""White space, and two zero-width characters that come along when people paste from documents."""
 _NEVER: Final = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 
 # RFC 3986, 3.3 and 3.4, and brackets: browsers send them as they are, and signers sign what browsers send.
@@ -63,12 +69,12 @@ _TELLABLE: Final = re.compile(r"([A-Za-z][A-Za-z0-9_.-]{0,39})=.*", re.DOTALL)
 @dataclass(frozen=True, slots=True)
 class ImgQuery:
     """
-    The query of `/img`, read.
+    The parsed query of `/img`.
 
     Attributes:
-        source: what `src` names.
-        text: `src` itself, decoded: what our signatures cover.
-        options: our own parameters that came with it, names out of `OPTION_NAMES`, decoded, in the order given.
+        source: The source that `src` names.
+        text: `src` itself, decoded: our signatures cover this text.
+        options: Our other parameters, with names from `OPTION_NAMES`, decoded, in their order.
     """
 
     source: Source
@@ -78,11 +84,11 @@ class ImgQuery:
 
 def read_source(text: str) -> Source:
     """
-    Read an absolute http(s) URL strictly. The fragment is dropped.
+    Parse an absolute http(s) URL strictly, and drop its fragment.
 
     Raises:
-        InvalidSource: it is malformed, not http(s) or too long.
-        SourceForbidden: it carries user information, or an address in a spelling that is not the canonical one.
+        InvalidSource: It is malformed, not http(s) or too long.
+        SourceForbidden: It has user information, or an IP address in a non-canonical spelling.
     """
     if len(text) > SOURCE_CHARS_MAX:
         raise _too_long()
@@ -102,10 +108,10 @@ def read_source(text: str) -> Source:
 
 def read_base(text: str) -> Source:
     """
-    Read a URL that paths are put behind, as `server.public_url`.
+    Parse a URL to which paths are appended, as `server.public_url`.
 
     Raises:
-        InvalidSource, SourceForbidden: as `read_source`; or it has a query or a fragment, which paths would end up in.
+        InvalidSource, SourceForbidden: As `read_source`; or it has a query or a fragment.
     """
     source = read_source(text)
     if "?" in text or "#" in text:
@@ -115,16 +121,16 @@ def read_base(text: str) -> Source:
 
 def read_img_query(query: str, endpoint: str = "/img") -> ImgQuery:
     """
-    Read the query of `/img`: the source as it stands or percent-encoded, and our own parameters.
+    Parse the query of `/img`: the source, percent-encoded or not, and our own parameters.
 
     Args:
-        query: everything behind the first `?` of the request target as it came over the wire, nothing decoded.
-        endpoint: the path that was asked, for messages.
+        query: Everything behind the first `?` of the request target, not decoded.
+        endpoint: Path of the request, for messages.
 
     Raises:
-        InvalidSource: `src` is missing, empty, given twice, encoded twice or no http(s) URL; or a parameter is not
-            ours, or given twice.
-        SourceForbidden: see `read_source`.
+        InvalidSource: `src` is missing, empty, repeated, encoded twice or no http(s) URL; or a parameter is unknown or
+            repeated.
+        SourceForbidden: See `read_source`.
     """
     if len(query) > QUERY_CHARS_MAX:
         raise _too_long()
@@ -173,7 +179,7 @@ def _stands_as_it_is(value: str, behind: list[str]) -> bool:
 
 
 def _form_decoded(value: str) -> str:
-    """Decode one value of application/x-www-form-urlencoded, strictly in UTF-8."""
+    """Decode one value of application/x-www-form-urlencoded as strict UTF-8."""
     try:
         return unquote_to_bytes(value.replace("+", " ")).decode("utf-8")
     except UnicodeError:
@@ -187,7 +193,7 @@ def _read_options(fields: list[str]) -> tuple[tuple[str, str], ...]:
         if name == "src" or name in options:
             raise InvalidSource(f"{name} is given twice; percent-encode src if one belongs to it")
         if name not in OPTION_NAMES:
-            # A name without a value may be a token of the source, so it is not told.
+            # A name without a value may be a token of the source, so the message does not quote it.
             tellable = _TELLABLE.fullmatch(text)
             which = tellable[1] if tellable else "one of the parameters"
             raise InvalidSource(f"{which} is not a parameter of ours; percent-encode src if it belongs to it")
@@ -196,7 +202,7 @@ def _read_options(fields: list[str]) -> tuple[tuple[str, str], ...]:
 
 
 def own_path(source: Source, public: Source) -> str | None:
-    """Return the path under our public URL that a source names, `/` first; `None` if it names something else."""
+    """Return the path below our public URL that a source names, with a leading `/`; `None`: it is another URL."""
     base = public.target.rstrip("/")
     same_port = source.port == public.port or all(each.port == DEFAULT_PORTS[each.scheme] for each in (source, public))
     if source.host != public.host or not same_port or not source.target.startswith(f"{base}/"):

@@ -108,7 +108,7 @@ def _read_bucket(url: str) -> Bucket:
 
 
 def _tell_parameter(name: str) -> str:
-    """Say which parameter there is not; what does not look like a name is not quoted."""
+    """Return which parameter there is not; what does not look like a name is not quoted."""
     return f"there is no parameter {name}: " if re.fullmatch(r"[a-z_]{1,32}", name, re.IGNORECASE) else ""
 
 

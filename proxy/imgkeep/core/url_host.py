@@ -1,14 +1,14 @@
 """
-Reads the authority of a URL as browsers read it: one host, one spelling (https://url.spec.whatwg.org/#host-parsing).
+The authority of a URL, parsed as in browsers: one host, one spelling (https://url.spec.whatwg.org/#host-parsing).
 
 Rules:
-- What is judged is what is connected to: this module brings the host into its ASCII form, before any other reads it.
+- imgkeep connects to the host that it has checked: this module converts the host to ASCII before any other reads it.
 - International names: UTS #46, non-transitional, hyphens anywhere, no rules of STD 3. So emoji are names (IDNA 2008
-  refuses them), sharp s stays, full stops of other scripts separate labels, soft hyphens vanish. A name in ASCII is not
-  looked into, as in Chromium: the resolver has the last word about `xn--`.
-- Escapes in a name are decoded first. What then is no name of the DNS is refused.
-- An address has one spelling. What browsers turn into an address (`127.1`, `0x7f000001`, digits in circles, escapes) is
-  refused whatever it stands for: nobody links to images so, and guards are bypassed so.
+  refuses them), sharp s stays, full stops of other scripts separate labels, soft hyphens vanish. An ASCII name passes
+  unchecked, as in Chromium: the resolver decides about `xn--`.
+- The parser decodes escapes in a name first, and then refuses any text that is no DNS name.
+- An IP address has one spelling. The parser refuses every other text that browsers read as an address (`127.1`,
+  `0x7f000001`, digits in circles, escapes): links to images do not use them, attackers do.
 """
 
 from __future__ import annotations
@@ -25,31 +25,31 @@ from idna import check_bidi, uts46_remap, valid_contextj
 from imgkeep.core.errors import InvalidSource, SourceForbidden
 
 NAME_CHARS_MAX: Final = 253
-"""Of a DNS name, dots included (RFC 1035, 2.3.4: 255 octets on the wire)."""
+"""Maximum length of a DNS name, dots included (RFC 1035, 2.3.4: 255 octets on the wire)."""
 
 LABEL_CHARS_MAX: Final = 63
-"""Of a label (RFC 1035, 2.3.4). Punycode takes a time that is quadratic in them."""
+"""Maximum length of a label (RFC 1035, 2.3.4). Punycode takes quadratic time."""
 
 _AUTHORITY: Final = re.compile(r"(\[[^\[\]]*\]|[^:\[\]]*)(?::(.*))?", re.DOTALL)
 _PORT: Final = re.compile(r"0*([0-9]{1,5})")
-# Names of hosts are wider than RFC 1123 allows: underscores and outer hyphens are in use (buckets, user pages).
+# Wider than the host names of RFC 1123: underscores and outer hyphens are in use (buckets, user pages).
 _NAME: Final = re.compile(r"[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*")
 _ENDS_IN_NUMBER: Final = re.compile(r"(?:.*\.)?(?:[0-9]+|0x[0-9a-f]*)")
 _BIDI: Final = frozenset({"R", "AL", "AN"})
 
-# Its tables are read by its first use (20 ms), which must not be a request's.
+# The first call reads the tables of idna (20 ms), and must not happen in a request.
 uts46_remap("ü", std3_rules=False)
 
 
-# A page full of images names few hosts; what fails is not kept, so nobody fills this with nonsense.
+# A page full of images names few hosts. The cache does not store failures, so invalid names cannot fill it.
 @lru_cache(maxsize=1024)
 def read_authority(authority: str) -> tuple[str, int | None]:
     """
     Return host and port of an authority; the host as in `Source.host`.
 
     Raises:
-        InvalidSource: it is malformed, or names no host.
-        SourceForbidden: it carries user information, or an address in a spelling that is not the canonical one.
+        InvalidSource: It is malformed, or names no host.
+        SourceForbidden: It has user information, or an IP address in a non-canonical spelling.
     """
     if "@" in authority:
         raise SourceForbidden("the source URL carries user information")
@@ -64,7 +64,7 @@ def ascii_name(text: str) -> str:
     Return a name, or a label of one, in ASCII and lower case (https://url.spec.whatwg.org/#concept-domain-to-ascii).
 
     Raises:
-        ValueError: it is no name in Unicode, or longer than any name.
+        ValueError: It is no valid international name, or too long.
     """
     if text.isascii():
         return text.lower()
@@ -85,7 +85,7 @@ def _decoded(label: str) -> str:
     if not label.startswith("xn--"):
         return label
     plain = label[4:].encode("ascii").decode("punycode")
-    # UTS #46, 4: what it stands for would have been written so, and nothing else.
+    # UTS #46, 4: the decoded label must be valid and in its normal form.
     if plain.isascii() or uts46_remap(plain, std3_rules=False) != plain or "." in plain:
         raise ValueError("not the punycode of a label")
     return plain
@@ -96,7 +96,7 @@ def _encoded(label: str) -> str:
 
 
 def _check_label(label: str, *, is_bidi: bool) -> None:
-    """Refuse what UTS #46, 4.1 does not take for a label, when its characters are valid each."""
+    """Refuse a label of valid characters that breaks the rules of UTS #46, 4.1."""
     if unicodedata.category(label[0])[0] == "M":
         raise ValueError("begins with a mark")
     if any(char in "\u200c\u200d" and not valid_contextj(label, at) for at, char in enumerate(label)):

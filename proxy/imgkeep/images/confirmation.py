@@ -24,7 +24,6 @@ from cachetools import LRUCache, TTLCache
 from imgkeep.core.confirmation import (
     SEPARATE_RECORD_DOUBTS,
     Comparison,
-    ProbeResult,
     can_complete,
     can_confirm,
     can_prove,
@@ -39,6 +38,7 @@ from imgkeep.core.confirmation import (
     replacing_record,
 )
 from imgkeep.core.errors import Conflict, ImgkeepError
+from imgkeep.core.probe_result import ProbeResult
 from imgkeep.core.records import Digest, Doubt
 from imgkeep.images.signature_probe import SecondFill, SignatureProbe
 from imgkeep.images.singleflight import SingleFlight

@@ -14,17 +14,18 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import TYPE_CHECKING, Final
 
-from imgkeep.core.confirmation import ProbeResponse, https_source, judge_probe
+from imgkeep.core.confirmation import https_source
 from imgkeep.core.dead_link import refuses
 from imgkeep.core.errors import ImgkeepError, OriginError
 from imgkeep.core.formats import sniff
+from imgkeep.core.probe_result import ProbeResponse, judge_probe
 from imgkeep.core.records import Digest, Doubt
 from imgkeep.images.singleflight import Call
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
-    from imgkeep.core.confirmation import ProbeResult
+    from imgkeep.core.probe_result import ProbeResult
     from imgkeep.core.records import Record, Source, SourceInfo
     from imgkeep.images.dependencies import FillDependencies
 

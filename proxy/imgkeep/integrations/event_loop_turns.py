@@ -30,7 +30,7 @@ THREADS: Final = 2
 
 
 async def begin(body: Body, data: bytes, *, is_last: bool) -> Unaltered | Whole | Streamed:
-    """Say what to do with a body (`Body.begin`), in turns."""
+    """Return what to do with a body (`Body.begin`), in turns."""
     turns = _Ending(body.begin_in_turns(data, is_last=is_last))
     while await _next(body, turns):
         pass

@@ -36,9 +36,9 @@ PATH_SAFE: Final = "/:;=,@!$&'()*+~"
 
 FRAGMENT_STEPS_MAX: Final = 16_384
 """
-For HTML that a template filter rewrites (`proxy/imgkeep/core/rewrite/budget.py`): a filter cannot let others have their turn.
-A megabyte of what people write takes fewer; what is made to be slow is read for some hundredths of a second, and the
-rest of it stays.
+For HTML that a template filter rewrites (`proxy/imgkeep/core/rewrite/budget.py`): a filter cannot let others have their
+turn. A megabyte of what people write takes fewer; what is made to be slow is read for some hundredths of a second, and
+the rest of it stays.
 """
 
 _WORDS: Final = ("temporary", "all")
@@ -52,8 +52,8 @@ class Options(TypedDict, total=False):
 
     Attributes:
         public_url: Where browsers reach imgkeep; empty: on the site's own server.
-        which: Links that expire (`temporary`, the default), `all` that lead to other hosts, those of a list of host globs,
-            or those of which a function says so.
+        which: Links that expire (`temporary`, the default), `all` that lead to other hosts, those of a list of host
+            globs, or those of which a function says so.
         allow: What imgkeep may fetch, in patterns as in its `sources.allow`, or `ask`: imgkeep tells. A link that it
             would refuse is left alone. `None`: with `signing_key` all; else the `known` hosts and those in `which`.
         deny: What imgkeep may not fetch all the same, in patterns as in its `sources.deny`.

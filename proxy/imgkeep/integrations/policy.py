@@ -147,7 +147,7 @@ class AskedRules:
 
     @property
     def current(self) -> Rules | None:
-        """What is known now; `None`: nothing yet. Begins to ask where the answer is missing or old."""
+        """Return what is known now; `None`: nothing yet. Begins to ask where the answer is missing or old."""
         if time.monotonic() >= self._ask_at:
             self._begin()
         return self._rules

@@ -105,7 +105,7 @@ class Body:
 
     @property
     def is_heavy(self) -> bool:
-        """Whether the next turn may be a long one."""
+        """Return whether the next turn may be a long one."""
         return not self._passes and not self._is_doubtful and self._stream.held_chars > HEAVY_CHARS
 
     def begin(self, data: bytes, *, is_last: bool) -> Unaltered | Whole | Streamed:
@@ -120,7 +120,7 @@ class Body:
 
     def begin_in_turns(self, data: bytes, *, is_last: bool) -> Generator[None, None, Unaltered | Whole | Streamed]:
         """
-        Say what to do, before the headers go out; yields between turns.
+        Return what to do, before the headers go out; yields between turns.
 
         Args:
             data: What is there of the body.

@@ -88,8 +88,8 @@ def plan(method: str, status: int, headers: Headers) -> Plan | None:
 
 def is_part(method: str, status: int, headers: Headers) -> bool:
     """
-    Whether a response is a part of what is rewritten as a whole. Its ranges are those of other bytes (RFC 9110, 14), so
-    who puts parts together that they have and parts that they get has neither page.
+    Return whether a response is a part of what is rewritten as a whole. Its ranges are those of other bytes (RFC 9110,
+    14), so who puts parts together that they have and parts that they get has neither page.
     """
     if status != 206 or method != "GET":
         return False

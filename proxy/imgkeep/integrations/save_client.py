@@ -128,7 +128,7 @@ class Saver:
 
     @property
     def dropped(self) -> int:
-        """How many links were dropped since that was last logged."""
+        """Return how many links were dropped since that was last logged."""
         return self._dropped
 
     def _runs(self) -> bool:

@@ -119,7 +119,7 @@ class RecordFormatter(logging.Formatter):
 
 def describe_crash(error: BaseException, *, in_full: bool) -> str:
     """
-    Say what was raised that no code of ours expected, in one line; `in_full`: with the traceback, secrets cut out.
+    Return what was raised that no code of ours expected, in one line; `in_full`: with the traceback, secrets cut out.
 
     Without its message, which may hold anything.
     """

@@ -139,8 +139,8 @@ class Metrics:
         self._requests = self._tally("requests", "Requests answered", "route", "outcome", "status")
         self._sent = self._tally("sent_bytes", "Bytes of bodies handed to clients")
         self._request_times = self._times("request_seconds", "From request to end of answer", "route")
-        # fills{outcome="stored"} + "fallback" + "not_stored" + "unchanged" + "yielded" + all error codes = ended fills. The
-        # providers are names of the provider rules, "other" and "upload", so a stranger cannot make new ones.
+        # fills{outcome="stored"} + "fallback" + "not_stored" + "unchanged" + "yielded" + all error codes = ended fills.
+        # The providers are names of the provider rules, "other" and "upload", so a stranger cannot make new ones.
         self._fills = self._tally("fills", "Fills that ended", "provider", "outcome")
         self._stored = self._tally("stored_bytes", "Bytes of images kept")
         # One per refusal by a limit on a shared resource; clients that share one fill share its refusal.
@@ -195,7 +195,7 @@ class Metrics:
         self.registry.register(Watched(f"imgkeep_{name}", help_text, value))
 
     def announce(self, **build: str) -> None:
-        """Tell which version of what runs, as labels of a gauge that is 1."""
+        """Return which version of what runs, as labels of a gauge that is 1."""
         gauge = Gauge("imgkeep_build_info", "Versions, as labels", tuple(build), registry=self.registry)
         gauge.labels(**build).set(1)
 

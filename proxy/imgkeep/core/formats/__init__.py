@@ -115,7 +115,7 @@ class HeadReader:
 
     @property
     def may_be(self) -> bool:
-        """Whether it may still be an image."""
+        """Return whether it may still be an image."""
         return bool(self._kinds)
 
     def look(self, head: bytes | bytearray, *, ended: bool) -> Seen | Undecided | None:
@@ -167,7 +167,7 @@ def sniff(
     head: bytes | bytearray | memoryview, *, ended: bool, budget: Budget | None = None
 ) -> Format | Undecided | None:
     """
-    Tell what a file is by its first bytes.
+    Return what a file is by its first bytes.
 
     Args:
         head: the first bytes of the file, more of them with each call; beyond `HEAD_BYTES_MAX` nothing counts.
@@ -190,7 +190,7 @@ def sniff(
 
 def measure(fmt: Format, data: Buffer, budget: Budget | None = None) -> PixelSize | None:
     """
-    The size in pixels that the header states; None if it does not, or not yet. `data` may be a head.
+    Return the size in pixels that the header states; None if it does not, or not yet. `data` may be a head.
 
     Raises:
         Spent: The budget is used up; without one, `steps_max` of the data.
@@ -203,7 +203,7 @@ def measure(fmt: Format, data: Buffer, budget: Budget | None = None) -> PixelSiz
 
 def is_whole(fmt: Format, data: Buffer, budget: Budget | None = None) -> bool:
     """
-    Tell whether the format's own end proves the file complete, for bodies whose framing proves nothing.
+    Return whether the format's own end proves the file complete, for bodies whose framing proves nothing.
 
     What follows a complete image is tolerated, but for SVG, where it would be an error. A naked JPEG XL codestream
     is never proved: only a decoder finds its end. No call into C holds the interpreter for more than some 5 ms.
@@ -219,7 +219,7 @@ def is_whole(fmt: Format, data: Buffer, budget: Budget | None = None) -> bool:
 
 def is_incomplete(fmt: Format, data: Buffer, budget: Budget | None = None) -> bool:
     """
-    Tell whether a file that is framed whole is incomplete by its format. A naked JPEG XL codestream never is: nothing
+    Return whether a file that is framed whole is incomplete by its format. A naked JPEG XL codestream never is: nothing
     in it says where it ends, so framing has to do.
 
     Raises:

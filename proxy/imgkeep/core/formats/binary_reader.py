@@ -99,7 +99,7 @@ def _go_on() -> None:
 
 def steps_max(size: int) -> int:
     """
-    How many steps the judgement of a file of `size` bytes may take: one a byte, and no more than `STEPS_MAX` for
+    Return how many steps the judgement of a file of `size` bytes may take: one a byte, and no more than `STEPS_MAX` for
     structure. What is scanned costs its bytes, however many they are, so a photograph is never too large.
     """
     return min(STEPS_MIN + size, STEPS_MAX + size * 2 // BYTES_SCANNED_PER_STEP)
@@ -117,7 +117,7 @@ class Body:
         self.size = len(data)
 
     def take(self, at: int, size: int) -> bytes:
-        """The `size` bytes from `at` on. Raises: Cut."""
+        """Return the `size` bytes from `at` on. Raises: Cut."""
         if at + size > self.size:
             self._spend(1)
             raise Cut(at + size)
@@ -125,7 +125,7 @@ class Body:
         return bytes(self._data[at : at + size])
 
     def uint(self, at: int, size: int, order: Order) -> int:
-        """The unsigned number in the `size` bytes from `at` on. Raises: Cut."""
+        """Return the unsigned number in the `size` bytes from `at` on. Raises: Cut."""
         self._spend(1)
         field = self._data[at : at + size]
         if len(field) < size:
@@ -133,7 +133,7 @@ class Body:
         return int.from_bytes(field, order)
 
     def begins(self, magic: bytes, at: int = 0) -> bool:
-        """Whether `magic` stands at `at`; one wrong byte is enough for a no. Raises: Cut."""
+        """Return whether `magic` stands at `at`; one wrong byte is enough for a no. Raises: Cut."""
         self._spend(1)
         found = self._data[at : at + len(magic)]
         if len(found) < len(magic) and magic.startswith(bytes(found)):
@@ -151,7 +151,7 @@ class Body:
         return Body(self.piece(at, size), self.budget)
 
     def crc32(self, at: int, size: int) -> int:
-        """The CRC of the `size` bytes from `at` on. Raises: Cut."""
+        """Return the CRC of the `size` bytes from `at` on. Raises: Cut."""
         end = at + size
         if end > self.size:
             raise Cut(end)
@@ -163,7 +163,7 @@ class Body:
         return crc
 
     def find(self, pattern: re.Pattern[bytes], at: int, end: int) -> int | None:
-        """Where `pattern` matches first between `at` and `end`."""
+        """Return where `pattern` matches first between `at` and `end`."""
         found = pattern.search(self._data, at, end)
         stop = end if found is None else found.end()
         self._spend(1 + (stop - at) // BYTES_SCANNED_PER_STEP)

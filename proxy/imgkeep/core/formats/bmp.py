@@ -57,7 +57,7 @@ class Dib(NamedTuple):
 
     @property
     def is_in_rows(self) -> bool:
-        """Whether the pixels stand there as they are."""
+        """Return whether the pixels stand there as they are."""
         return self.compression == _RGB or (self.compression in _MASKS and self.depth > 1)
 
     @property
@@ -66,7 +66,7 @@ class Dib(NamedTuple):
 
 
 def read_dib(body: Body, at: int) -> Dib | None:
-    """The DIB header at `at`; None if there is none. Raises: Cut."""
+    """Return the DIB header at `at`; None if there is none. Raises: Cut."""
     size = body.uint(at, 4, "little")
     if size not in DIB_SIZES:
         return None
@@ -77,7 +77,7 @@ def read_dib(body: Body, at: int) -> Dib | None:
 
 
 def colours_end(body: Body, dib: Dib) -> int:
-    """Where masks and colours behind a header end. Raises: Cut."""
+    """Return where masks and colours behind a header end. Raises: Cut."""
     masks = _MASKS.get(dib.compression, 0) if dib.size == _WINDOWS else 0
     most = 1 << dib.depth if 0 < dib.depth <= 8 else 0
     used = body.uint(dib.at + 32, 4, "little") if dib.size >= 36 else 0
@@ -85,7 +85,7 @@ def colours_end(body: Body, dib: Dib) -> int:
 
 
 def profile_end(body: Body, dib: Dib) -> int:
-    """Where a colour profile ends; 0 without one (BITMAPV5HEADER). Raises: Cut."""
+    """Return where a colour profile ends; 0 without one (BITMAPV5HEADER). Raises: Cut."""
     if dib.size != _VERSION_5 or body.take(dib.at + 56, 4) not in _PROFILES:
         return 0
     return dib.at + body.uint(dib.at + 112, 4, "little") + body.uint(dib.at + 116, 4, "little")
@@ -133,7 +133,7 @@ def _sides(body: Body, at: int, size: int) -> tuple[int, int]:
 
 def _runs_end(body: Body, at: int, height: int, bits: int) -> bool | None:
     """
-    Whether the runs end by their own mark or fill every row; None beyond a limit.
+    Return whether the runs end by their own mark or fill every row; None beyond a limit.
 
     A run is a count and a pixel. A count of zero is followed by 0 at the end of a row, 1 at the end of all, 2 before
     a jump, and else by the number of pixels that stand there as they are, up to an even byte. Raises: Cut.

@@ -75,12 +75,12 @@ class Ending:
 
     @property
     def is_walked(self) -> bool:
-        """Whether the bytes are walked as they come; else only a look at the first ones (`look`) may tell."""
+        """Return whether the bytes are walked as they come; else only a look at the first ones (`look`) may tell."""
         return self._walk is not None
 
     @property
     def is_seen(self) -> bool:
-        """Whether the format's own end was among the bytes so far."""
+        """Return whether the format's own end was among the bytes so far."""
         return self._walk is not None and self._walk.is_seen
 
     def feed(self, data: bytes) -> None:
@@ -91,7 +91,7 @@ class Ending:
             self._head += data[: HEAD_BYTES_MAX - len(self._head)]
 
     def is_foreseen(self, size: int) -> bool:
-        """Whether the bytes so far tell where the image ends, and a body of `size` bytes reaches that far."""
+        """Return whether the bytes so far tell where the image ends, and a body of `size` bytes reaches that far."""
         end = None if self._walk is None else self._walk.end
         return end is not None and end <= size
 

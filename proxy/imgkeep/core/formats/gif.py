@@ -33,7 +33,9 @@ def recognise(head: Body) -> Format | None:
 
 
 def measure(body: Body) -> PixelSize | None:
-    """The logical screen, which the first image widens: encoders write zeros there, or the size of something else."""
+    """
+    Return the logical screen, which the first image widens: encoders write zeros there, or the size of something else.
+    """
     width, height = _screen(body)
     for introducer, at in _blocks(body):
         if introducer == _IMAGE:
@@ -76,7 +78,9 @@ def _blocks(body: Body) -> Iterator[tuple[int, int]]:
 
 
 def _image_data_at(body: Body, at: int) -> int:
-    """Where an image's sub-blocks begin: behind descriptor, local colour table and LZW code size (20, 21, 22)."""
+    """
+    Return where an image's sub-blocks begin: behind descriptor, local colour table and LZW code size (20, 21, 22).
+    """
     return at + 10 + _table_size(body.uint(at + 9, 1, "little")) + 1
 
 
@@ -85,7 +89,7 @@ def _screen(body: Body) -> tuple[int, int]:
 
 
 def _blocks_at(body: Body) -> int:
-    """Where the first block begins: behind header, logical screen and global colour table (18, 19)."""
+    """Return where the first block begins: behind header, logical screen and global colour table (18, 19)."""
     return 13 + _table_size(body.uint(10, 1, "little"))
 
 

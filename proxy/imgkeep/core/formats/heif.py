@@ -61,7 +61,7 @@ def recognise(head: Body) -> Format | None:
 
 
 def _by_items(head: Body, at: int, otherwise: Format) -> Format:
-    """The format by the coding of the primary item, or of what it is made of. Raises: Cut."""
+    """Return the format by the coding of the primary item, or of what it is made of. Raises: Cut."""
     try:
         codings = list(_codings(head, at))
     except Cut as cut:
@@ -71,7 +71,7 @@ def _by_items(head: Body, at: int, otherwise: Format) -> Format:
 
 
 def _codings(head: Body, at: int) -> Iterator[tuple[bytes, bool]]:
-    """The type of each item, and whether it is the primary one. Raises: Cut."""
+    """Yield the type of each item, and whether it is the primary one. Raises: Cut."""
     for box in boxes(head, at, head.size):
         if box.kind == b"meta":
             yield from _item_types(head, box)
@@ -81,7 +81,7 @@ def _codings(head: Body, at: int) -> Iterator[tuple[bytes, bool]]:
 
 
 def _item_types(body: Body, meta: Box) -> Iterator[tuple[bytes, bool]]:
-    """The type of each item, and whether it is the primary one (14496-12, 8.11.6). Raises: Cut."""
+    """Yield the type of each item, and whether it is the primary one (14496-12, 8.11.6). Raises: Cut."""
     if not meta.is_open and meta.end > body.size:
         raise Cut(meta.end)
     parts = first_of_each(body, meta.start + 4, meta.end)
@@ -172,7 +172,7 @@ def _primary_item(body: Body, pitm: Box | None) -> int | None:
 
 
 def _of_primary_item(body: Body, properties: list[Box], pitm: Box | None, ipma: Box | None) -> list[Box]:
-    """The properties that `ipma` ties to the primary item; none if there is no telling."""
+    """Return the properties that `ipma` ties to the primary item; none if there is no telling."""
     primary = _primary_item(body, pitm)
     if primary is None or ipma is None:
         return []
@@ -201,7 +201,7 @@ def _extent(body: Body, ispe: Box) -> tuple[int, int]:
 
 
 def _extent_ends(body: Body, iloc: Box, idat_at: int) -> Iterator[int]:
-    """Where each extent that lies in this file ends (14496-12, 8.11.3); one of length 0 proves nothing."""
+    """Return where each extent that lies in this file ends (14496-12, 8.11.3); one of length 0 proves nothing."""
     cursor = Cursor(body, iloc.start)
     version, _, sizes = cursor.uint(1), cursor.uint(3), cursor.uint(2)
     offset_size, length_size, base_size, index_size = (sizes >> shift & 0xF for shift in (12, 8, 4, 0))

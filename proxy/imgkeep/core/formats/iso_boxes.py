@@ -38,7 +38,7 @@ class Box(NamedTuple):
 
 
 def boxes(body: Body, start: int, end: int) -> Iterator[Box]:
-    """The boxes between `start` and `end`; the last may reach beyond. Raises: Cut."""
+    """Yield the boxes between `start` and `end`; the last may reach beyond. Raises: Cut."""
     for _ in range(BOXES_MAX):
         if start + 8 > end:
             return
@@ -57,7 +57,7 @@ def boxes(body: Body, start: int, end: int) -> Iterator[Box]:
 
 
 def first_of_each(body: Body, start: int, end: int) -> dict[bytes, Box]:
-    """The boxes between `start` and `end` by type. Raises: Cut."""
+    """Return the boxes between `start` and `end` by type. Raises: Cut."""
     found: dict[bytes, Box] = {}
     for box in boxes(body, start, end):
         found.setdefault(box.kind, box)
@@ -65,7 +65,7 @@ def first_of_each(body: Body, start: int, end: int) -> dict[bytes, Box]:
 
 
 def top_level(body: Body) -> list[Box] | None:
-    """The file's own boxes, without whatever follows the image; None if one of them is cut short."""
+    """Return the file's own boxes, without whatever follows the image; None if one of them is cut short."""
     found: list[Box] = []
     for box in boxes(body, 0, body.size):
         if box.kind not in _TOP_LEVEL:

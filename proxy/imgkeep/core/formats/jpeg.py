@@ -75,7 +75,7 @@ def _segments(body: Body) -> Iterator[tuple[int, int]]:
 
 
 def _next_marker(body: Body, at: int) -> int:
-    """Where the next marker begins, whatever comes before it. Raises: Cut."""
+    """Return where the next marker begins, whatever comes before it. Raises: Cut."""
     while at < body.size:
         found = body.find(_MARKER, at, min(at + WINDOW_BYTES + 1, body.size))
         if found is not None:

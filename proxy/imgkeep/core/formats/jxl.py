@@ -59,7 +59,7 @@ def is_whole(body: Body) -> bool:
 
 
 def _codestream_size(body: Body, at: int) -> PixelSize | None:
-    """What the SizeHeader behind the signature says (18181-1, annex D). Raises: Cut."""
+    """Return what the SizeHeader behind the signature says (18181-1, annex D). Raises: Cut."""
     if not body.begins(CODESTREAM, at):
         return None
     bits = _Bits(body.piece(at + 2, _SIZE_BYTES))
@@ -86,7 +86,7 @@ class _Bits:
         self._left = len(source) * 8
 
     def take(self, count: int) -> int:
-        """The next `count` bits as a number. Raises: Cut."""
+        """Return the next `count` bits as a number. Raises: Cut."""
         if count > self._left:
             raise Cut
         taken = self._bits & (1 << count) - 1

@@ -59,7 +59,7 @@ def measure(body: Body) -> PixelSize | None:
 
 
 def is_whole(body: Body, at: int = 0) -> bool:
-    """Whether the PNG that begins at `at` is complete. Raises: Cut."""
+    """Return whether the PNG that begins at `at` is complete. Raises: Cut."""
     has_pixels = False
     frames = _Frames()
     for kind, start, end in _chunks(body, at):
@@ -102,7 +102,7 @@ class _Frames:
 
 
 def _is_header(chunk: bytes) -> bool:
-    """Whether this is an IHDR chunk whose every field is legal (11.2.1)."""
+    """Return whether this is an IHDR chunk whose every field is legal (11.2.1)."""
     opening, width, height, bit_depth, colour_type, compression, filtering, interlace, crc = _HEADER.unpack(chunk)
     return (
         opening == b"\0\0\0\x0dIHDR"

@@ -80,7 +80,7 @@ def is_whole(body: Body) -> bool:
 
 
 def _root(body: Body) -> _Root | None:
-    """The root element; None if there is none or something else comes first. Raises: Cut."""
+    """Return the root element; None if there is none or something else comes first. Raises: Cut."""
     document = _read(body, root_only=True)
     if document is None:
         return None
@@ -119,13 +119,13 @@ def _read(body: Body, *, root_only: bool = False) -> _Document | None:
 
 
 def _up_to_half(piece: bytes) -> bytes:
-    """The piece without a reference, a character or the end of a comment that the next one goes on with."""
+    """Return the piece without a reference, a character or the end of a comment that the next one goes on with."""
     half = _HALF.search(piece, max(len(piece) - _HALF_BYTES_MAX, 0))
     return piece if half is None or half.start() == 0 else piece[: half.start()]
 
 
 def _is_inside(token: bytes, piece: bytes, document: _Document) -> bool:
-    """Whether the token that is open goes on behind the piece."""
+    """Return whether the token that is open goes on behind the piece."""
     document.budget.spend(len(piece) // BYTES_SCANNED_PER_STEP)
     if token == _COMMENT:
         return b"--" not in piece
@@ -133,7 +133,7 @@ def _is_inside(token: bytes, piece: bytes, document: _Document) -> bool:
 
 
 def _opening(head: bytes) -> tuple[int, str] | None:
-    """Where the document begins, and its encoding; None if it is no XML. Raises: Cut."""
+    """Return where the document begins, and its encoding; None if it is no XML. Raises: Cut."""
     if any(_begins(head, opening) for opening in _UTF16_OPENINGS):
         return 0, "UTF-16"
     document = head[len(_UTF8_MARK) if _begins(head, _UTF8_MARK) else 0 :].lstrip(_BLANKS)
@@ -257,12 +257,14 @@ class _Document:
 
     @property
     def piece_bytes(self) -> int:
-        """How much to feed next. A tag that does not end is read again from its start, so it gets more each time."""
+        """
+        Return how much to feed next. A tag that does not end is read again from its start, so it gets more each time.
+        """
         least = PROLOG_PIECE_BYTES if self.root is None else PIECE_BYTES
         return max(least, min(self.pending_bytes, TOKEN_PIECE_BYTES_MAX))
 
     def feed(self, piece: bytes, *, is_last: bool) -> bool:
-        """Whether the document is still well-formed XML of the kind that we read. Raises: Spent."""
+        """Return whether the document is still well-formed XML of the kind that we read. Raises: Spent."""
         pending_bytes = self.pending_bytes
         size = pending_bytes + len(piece)
         # An entity may be declared in the same piece as it is used, before the root alone.

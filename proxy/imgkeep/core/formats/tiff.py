@@ -80,7 +80,7 @@ def is_whole(body: Body) -> bool:
 
 
 def _has_its_bytes(tiff: _Tiff, fields: dict[int, _Field]) -> bool:
-    """Whether there are pixels, and everything that the directory points to is within the file."""
+    """Return whether there are pixels, and everything that the directory points to is within the file."""
     end = max((field.end for field in fields.values()), default=0)
     has_pixels = False
     for offsets, byte_counts in _PIXELS:
@@ -133,7 +133,7 @@ class _Tiff:
         return self.body.uint(at, size, self.order)
 
     def directory(self, at: int) -> tuple[dict[int, _Field], int]:
-        """The fields by tag, and where the next directory is: 0 after the last. Beyond a limit it ends."""
+        """Return the fields by tag, and where the next directory is: 0 after the last. Beyond a limit it ends."""
         count = self.uint(at, self.count_bytes)
         at += self.count_bytes
         self._fields_left -= count
@@ -151,7 +151,7 @@ class _Tiff:
         return fields, int.from_bytes(lines[-self.word :], self.order)
 
     def integers(self, field: _Field) -> Iterator[int]:
-        """The values; none if they are no integers. Raises: Cut, also beyond a limit."""
+        """Yield the values; none if they are no integers. Raises: Cut, also beyond a limit."""
         if field.type not in _INTEGERS:
             return
         self._values_left -= field.number

@@ -1,12 +1,11 @@
 """
-Which image a link names, and what kind of link it is.
+The identity of a link: the image that it names, and whether and when the link expires.
 
 Rules:
 - Two images never share a key: a missed merge costs one fetch, a collision shows a wrong image.
 - The identity names the image for ever, so it and the key derived from it are public and versioned.
-- A host that is not in the catalogue, and no signature that is there as a whole, give a permanent link of which every
-  parameter counts.
-- What is known about services is data, `providers.toml`; the engine knows no service.
+- Without a rule for its host and without a complete signature, a link is permanent and every parameter counts.
+- Knowledge about services is data, `providers.toml`; the engine knows no service.
 """
 
 from __future__ import annotations
@@ -39,10 +38,12 @@ __all__ = [
 ]
 
 KEY_VERSION: Final = 1
-"""Goes up when a rule changes the identity of links that had one before; records say which they were made by."""
+"""
+Version of the rules. It goes up when a rule changes an existing identity; each record names the version that made it.
+"""
 
 BUILT_IN: Final = read_built_in()
-"""What imgkeep knows without being told."""
+"""Provider rules that come with imgkeep."""
 
 
 def read_provider_rules(providers: Sequence[Mapping[str, object]], base: ProviderRules = BUILT_IN) -> ProviderRules:
@@ -50,7 +51,7 @@ def read_provider_rules(providers: Sequence[Mapping[str, object]], base: Provide
     Return `base` with a user's providers before its own; see docs/identity.md for their form.
 
     Raises:
-        ValueError: A provider cannot be honoured, or does not do what its own examples say; the message names both.
+        ValueError: A provider is invalid, or contradicts its own examples; the message names provider and field.
     """
     schemes = [rule for rule in base.rules if not rule.names_provider]
     own = [read_rule(inherit_scheme(table, schemes), order, base.shapes) for order, table in enumerate(providers)]
@@ -77,13 +78,13 @@ def identify(
     source: Source, now: datetime, provider_rules: ProviderRules = BUILT_IN, *, exact: bool = False
 ) -> SourceInfo:
     """
-    Tell which image a source names, whether the link expires, and when.
+    Return the image that a source names, whether the link expires, and when.
 
     Args:
         source: The link.
-        now: The present; a link that lives ten years from now is as good as permanent.
-        provider_rules: What is known about links.
-        exact: `sources.identity = "exact"`: the whole URL is the identity. All else is told as ever.
+        now: Present time; the engine treats a link that expires in ten years or later as permanent.
+        provider_rules: Rules to read the link by.
+        exact: `sources.identity = "exact"`: the whole URL is the identity. Everything else stays the same.
     """
     return engine.identify(source, now, provider_rules, exact=exact)
 
@@ -95,13 +96,13 @@ def identify_url(
     Read a URL and identify it.
 
     Raises:
-        SourceRejected: See `read_source`; nothing else, whatever the text.
+        SourceRejected: See `read_source`. No text raises anything else.
     """
     return engine.identify(read_source(url), now, provider_rules, exact=exact)
 
 
 def places_of(source: Source, provider_rules: ProviderRules = BUILT_IN) -> tuple[str, ...]:
-    """Return what a source names besides itself, as in `SourceInfo.places`."""
+    """Return the other URLs that a source names, as in `SourceInfo.places`."""
     return engine.read(source, provider_rules).places
 
 

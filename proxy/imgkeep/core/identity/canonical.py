@@ -1,11 +1,11 @@
 """
-The canonical form of a link: one text for all spellings of one place, and never one text for two.
+The canonical form of a link: one text for all spellings of one URL, and never one text for two URLs.
 
 Rules:
-- Of percent-escapes only those of unreserved characters are decoded (RFC 3986, 6.2.2.2); the others get upper-case
+- Decoding applies only to percent-escapes of unreserved characters (RFC 3986, 6.2.2.2); the others get upper-case
   digits. `%2F` stays, `//` stays, the case of paths and queries stays.
-- Parameters are sorted by name alone, so that equal names keep their order; where one has no `=`, all keep theirs.
-- `http` and `https` are one place, and so are their ports: 80 and 443 are left out. Any other port stays.
+- Sorting uses the parameter's name alone: equal names keep their order; if one parameter has no `=`, all keep theirs.
+- `http` and `https` count as one, and so do their ports: 80 and 443 are left out. Any other port stays.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ _BASE64: Final = re.compile(r"[A-Za-z0-9_/-]+=*", re.ASCII)
 _LOOSE_LINK: Final = re.compile(
     r"\s*(?:[A-Za-z][A-Za-z0-9+.-]*:)?[/\\]*([^/\\?#\s]*\.[^/\\?#\s]*|[^/\\?#\s]*\[[^\[\]/]*\][^/?#]*)([^?#]*)([^#]*)"
 )
-"""Each part ends where the next may begin: a flood of one character is passed once and not once from each."""
+"""Pattern whose parts end where the next may begin: it reads a long run of one character once, not once per start."""
 _HOSTLIKE: Final = re.compile(r"(?<![^/\\=:])[^/\\?#&=:\s]*\.[^/\\?#&=\s]*")
 _UNQUOTED_MAX: Final = 3
 INTERNATIONAL_MAX: Final = 16
-"""Maximum number of international names that are brought into ASCII for one link; each costs some 50 microseconds."""
+"""Maximum number of international names that one link may have converted to ASCII; each costs 50 microseconds."""
 _NAME: Final = itemgetter(0)
 _PORTS_FOLDED: Final = frozenset(DEFAULT_PORTS.values())
 
 
 def canonical_escapes(text: str) -> str:
-    """Return `text` with no escape that could be written otherwise."""
+    """Return `text` with each escape in its canonical form."""
     return _ODD_ESCAPE.sub(_canonical_escape, text) if "%" in text else text
 
 
@@ -59,7 +59,7 @@ def _canonical_escape(escape: re.Match[str]) -> str:
 
 
 def decoded(text: str) -> str:
-    """Return `text` with its escapes decoded byte by byte: enough to tell a shape, which is ASCII."""
+    """Return `text` with its escapes decoded byte by byte: enough for a shape, which is ASCII."""
     if "%" not in text:
         return text
     first, *rest = text.split("%")
@@ -67,7 +67,7 @@ def decoded(text: str) -> str:
 
 
 def read_fields(query: str) -> list[Field]:
-    """Split a query at `&` and nowhere else. Empty parts say nothing and fall away."""
+    """Split a query at `&` and nowhere else; drop empty parts."""
     fields = [part.partition("=") for part in query.split("&") if part]
     if "%" in query:
         fields = [field if "%" not in field[0] else (canonical_escapes(field[0]), *field[1:]) for field in fields]
@@ -75,7 +75,7 @@ def read_fields(query: str) -> list[Field]:
 
 
 def write_query(fields: Iterable[Field]) -> str:
-    """Return the query of canonical form, with its `?`; empty if there are no fields."""
+    """Return the canonical query with its `?`; empty without fields."""
     kept = list(fields)
     if not kept:
         return ""
@@ -85,15 +85,15 @@ def write_query(fields: Iterable[Field]) -> str:
 
 
 def write_port(source: Source) -> str:
-    """Return `:port` where it belongs to the place, else nothing."""
+    """Return `:port` where the identity needs it, else nothing."""
     return "" if source.port in _PORTS_FOLDED else f":{source.port}"
 
 
 def read_nested(text: str) -> tuple[Source, Callable[[str], str]] | None:
     """
-    Read a URL that stands inside another, percent-encoded or in base64url, and return it with what writes such a one.
+    Read a URL inside another one, percent-encoded or in base64url; return it with the function that encodes one so.
 
-    `None` if it is no absolute http(s) URL that we would take; or if it holds a literal `+`, which may be a space.
+    `None` if it is no absolute http(s) URL that imgkeep accepts, or has a literal `+`, which may be a space.
     """
     try:
         url, write = unquote(text, errors="strict"), _quoted
@@ -109,10 +109,10 @@ def read_nested(text: str) -> tuple[Source, Callable[[str], str]] | None:
 
 def read_place(text: str) -> str | None:
     """
-    Return host and path of the link that a proxy may read in `text`, however it is spelt; None: none is in it.
+    Return host and path of the link that a proxy may read in `text`, in any spelling; None: `text` has none.
 
-    Proxies take more than we do: no scheme, `ssl:`, user information, backslashes, escapes twice over. What is found is
-    compared with host lists and never fetched.
+    Proxies accept more than imgkeep: no scheme, `ssl:`, user information, backslashes, double escapes. imgkeep compares
+    the result with host lists and never fetches it.
     """
     found = _split_loosely(text)
     if found is None:
@@ -125,7 +125,7 @@ def read_place(text: str) -> str | None:
 
 
 def read_loose(text: str) -> Source | None:
-    """Return the link that a proxy may read in `text`, where it is one that we would take without its oddities."""
+    """Return the link that a proxy may read in `text`, if imgkeep would accept it in a regular spelling."""
     found = _split_loosely(text)
     try:
         return None if found is None else read_source("https://" + "".join(found))
@@ -134,7 +134,7 @@ def read_loose(text: str) -> Source | None:
 
 
 def read_hosts(text: str) -> list[str]:
-    """Return all that may be the host of a link, as places: of a text that is too much to be read as links."""
+    """Return every possible host of a link, followed by `/`, in a text that is too large to be read as links."""
     for _ in range(_UNQUOTED_MAX):
         text = unquote(text)
     hosts = dict.fromkeys(host.rpartition("@")[2].rstrip(".").lower() for host in _HOSTLIKE.findall(text))

@@ -1,10 +1,10 @@
 """
 Reads a link by provider rules: which image it names, whether it expires, and when.
 
-What a rule drops, it drops by exact name and only when all that it asks for is there; what nobody drops, stays. Where
-several rules apply, all their names go, and the earliest end counts.
+A rule drops parameters by exact name, and only if the link has everything that the rule requires. All other parameters
+stay. Where several rules apply, the engine drops the names of all of them, and the earliest expiry counts.
 
-A member of a signature that is given twice is no member: which of the two the origin heeds is not known.
+A parameter that a link gives twice is no member of a signature: the engine cannot know which one the origin reads.
 """
 
 from __future__ import annotations
@@ -40,39 +40,39 @@ if TYPE_CHECKING:
     from imgkeep.core.records import Source
 
 NESTED_MAX: Final = 2
-"""Maximum depth of proxies of proxies that are looked through; in the identity deeper ones are texts like any other."""
+"""Maximum depth of proxies of proxies that the engine reads; in the identity a deeper link is a plain text."""
 
 NAMED_DEPTH_MAX: Final = 8
-"""Maximum depth to which links inside links are read for `places`; of deeper ones all that may be a host is noted."""
+"""Maximum depth of links inside links that the engine reads for `places`; from a deeper one it takes possible hosts."""
 
 LINKS_READ_MAX: Final = 8
-"""Maximum number of links in one parameter that is given several times; of more all that may be a host is noted."""
+"""Maximum number of links in one repeated parameter; from the others the engine takes all possible hosts."""
 
 _write_claims: Final = JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 
 
 class Reading:
     """
-    What the rules find in a link, gathered as they are tried.
+    The findings of the rules in one link, gathered rule by rule.
 
     Attributes:
-        rules: Those that apply, in order.
+        rules: Rules that apply, in order.
         host: As in `Source.host`.
         place: Canonical host and path, without port.
         fields: The parameters.
-        names: Theirs.
-        values: Of those parameters that are given once, as they stand in the link.
-        dropped: Names that do not count.
-        becomes: The place that the link is folded to, if it is.
-        alias: Whether that is the same place under another name, of which all holds that is known of its host.
-        claims: Canonical JSON of what counts inside tokens, after `#`; this link's first, then the nested one's.
-        ends: What each signature says about its end.
-        named: Host and path of the links that stand in this one.
-        provider, scheme: The first that was recognised.
-        temporary: What the first rule says that says it.
-        enforced: Whether the host answers a wrong permission with an error, as the rules of its own say; None: they
-            leave out none.
-        enforced_anywhere: The same, as the rules for any host say.
+        names: Names of the parameters.
+        values: Values of the parameters that occur once, as they stand in the link.
+        dropped: Names that the identity leaves out.
+        becomes: Host and path that replace those of the link in the identity; None: they stay.
+        alias: Whether `becomes` is the same server under another name, so that the rules for that host apply too.
+        claims: Canonical JSON of the token claims that count, after `#`; this link's first, then the nested one's.
+        ends: Expiry of each signature.
+        named: Host and path of the links inside this one.
+        provider, scheme: The first recognised ones.
+        temporary: Value of the first rule that states it.
+        enforced: Whether the host answers an invalid permission with an error, by the rules for this host; None: these
+            rules leave out no permission.
+        enforced_anywhere: The same by the rules for any host.
     """
 
     __slots__ = (
@@ -106,28 +106,28 @@ class Reading:
         self.enforced_anywhere: bool | None = None
 
     def counted_fields(self) -> list[Field]:
-        """The parameters that count."""
+        """Return the parameters that count."""
         dropped = self.dropped
         return [field for field in self.fields if field[0] not in dropped] if dropped else self.fields
 
     @property
     def places(self) -> tuple[str, ...]:
-        """What the link names besides itself, as in `SourceInfo.places`."""
+        """Return the other URLs that the link names, as in `SourceInfo.places`."""
         folded = () if self.becomes is None else (self.becomes,)
         return tuple(dict.fromkeys((*folded, *self.named))) if folded or self.named else ()
 
     @property
     def checked(self) -> bool | None:
         """
-        Whether what the link leaves out is checked by its service; None: it leaves out nothing that grants access.
+        Return whether the service checks the permission that the identity leaves out; None: it leaves out none.
 
-        What is known of a host counts more than what is known of a scheme that any host may use.
+        A rule for the host counts more than a rule for a scheme that any host may use.
         """
         return self.enforced_anywhere if self.enforced is None else self.enforced
 
     @property
     def text(self) -> str:
-        """The identity, without the claims."""
+        """Return the identity, without the claims."""
         place = self.place if self.becomes is None else self.becomes
         if self.port:
             host, slash, path = place.partition("/")
@@ -137,13 +137,13 @@ class Reading:
 
 def identify(source: Source, now: datetime, provider_rules: ProviderRules, *, exact: bool = False) -> SourceInfo:
     """
-    Tell which image a source names and what kind of link it is.
+    Return the image that a source names, whether the link expires, and when.
 
     Args:
-        source: Read by `read_source`.
-        now: Against which ten years are measured; aware.
-        provider_rules: The rules.
-        exact: The whole URL is the identity; the rest is told as ever.
+        source: Result of `read_source`.
+        now: Present time, aware; the limit of ten years counts from here.
+        provider_rules: Rules to read the link by.
+        exact: The whole URL is the identity; the rest stays the same.
     """
     reading = read(source, provider_rules)
     identity = source.url if exact else reading.text + reading.claims
@@ -164,7 +164,7 @@ def identify(source: Source, now: datetime, provider_rules: ProviderRules, *, ex
 
 
 def read(source: Source, provider_rules: ProviderRules, depth: int = 0) -> Reading:
-    """Try the rules on a source; `depth` counts the links that it stands in."""
+    """Apply the rules to a source; `depth` is the number of links around it."""
     reading = Reading(source)
     named = provider_rules.find_by_names(reading.names) if reading.fields else ()
     for rule in named:
@@ -175,7 +175,7 @@ def read(source: Source, provider_rules: ProviderRules, depth: int = 0) -> Readi
     if reading.alias:
         _try_alias(reading, provider_rules, depth)
     for rule in named:
-        if rule.table.stays:  # it only tells an end, so what is known of the host names the scheme
+        if rule.table.stays:  # it only gives an expiry, so the rules for the host come first and name the scheme
             _try(rule, reading, provider_rules, depth)
     if reading.fields:
         for rule in provider_rules.any_value:
@@ -184,7 +184,7 @@ def read(source: Source, provider_rules: ProviderRules, depth: int = 0) -> Readi
 
 
 def _try_alias(reading: Reading, provider_rules: ProviderRules, depth: int) -> None:
-    """Apply what is known of the host that this one is another name of."""
+    """Apply the rules for the host of which this one is an alias."""
     assert reading.becomes is not None
     host, _, path = reading.becomes.partition("/")
     own = reading.host, reading.path, reading.place
@@ -196,7 +196,7 @@ def _try_alias(reading: Reading, provider_rules: ProviderRules, depth: int) -> N
 
 
 def _try(rule: Rule, reading: Reading, provider_rules: ProviderRules, depth: int) -> None:
-    """Apply a rule if everything is there that it asks for."""
+    """Apply a rule if the link has everything that the rule requires."""
     values = reading.values
     if not _may_apply(rule, reading):
         return
@@ -307,7 +307,7 @@ def _note_ends(rule: Rule, ends: list[Expiry], reading: Reading) -> None:
 
 
 def _try_values(rule: Rule, reading: Reading) -> None:
-    """Apply a rule that asks for a value under any name, to what no other rule has dropped."""
+    """Apply a rule for values under any name to the parameters that no other rule has dropped."""
     for name, _, value in reading.counted_fields():
         assert rule.any_value is not None
         if name in reading.values and rule.any_value.fits(value):
@@ -325,7 +325,7 @@ def _note_claims(claims: TokenClaims, values: Mapping[str, str], reading: Readin
 
 
 class _Inner(NamedTuple):
-    """A link inside a link: what is read in it, and what writes it in its place."""
+    """A link inside a link: its reading, and the function that writes a URL in its place."""
 
     reading: Reading
     write: Callable[[str], str]
@@ -334,7 +334,7 @@ class _Inner(NamedTuple):
 def _look_into(
     rule: Rule, places: Mapping[str, str], reading: Reading, read_inner: Callable[[Source], Reading]
 ) -> _Inner | None:
-    """Read the link inside this one, and note all places that this one names."""
+    """Read the link inside this one, and note all other URLs that this one names."""
     in_place = rule.table.nested.startswith("<")
     text = places[rule.table.nested[1:-1]] if in_place else reading.values[rule.table.nested]
     found = read_nested(text)
@@ -350,8 +350,8 @@ def _look_into(
 
 def _note_links(nested: str, reading: Reading) -> None:
     """
-    Note what a proxy may fetch for this link: however often the parameter with the link is given, and in any other one,
-    because some name an image to show instead.
+    Note all URLs that a proxy may fetch for this link: in each occurrence of the parameter with the link, and in the
+    other parameters, because some proxies take a default image there.
     """
     texts = [value for name, _, value in reading.fields if name == nested]
     for text in texts[:LINKS_READ_MAX]:
@@ -363,7 +363,7 @@ def _note_links(nested: str, reading: Reading) -> None:
 
 
 def _look_through(rule: Rule, places: dict[str, str], reading: Reading, found: _Inner | None) -> None:
-    """Put the canonical form of the link inside this one in its place, and learn from it."""
+    """Replace the link inside this one by its canonical form, and take over its findings."""
     if found is None:
         return
     nested = rule.table.nested
@@ -379,7 +379,7 @@ def _look_through(rule: Rule, places: dict[str, str], reading: Reading, found: _
     reading.scheme = reading.scheme or inner.scheme
     reading.temporary = inner.temporary if reading.temporary is None else reading.temporary
     if inner.checked is not None:
-        # A proxy may answer with an image of its own where the inner link is refused. And of a proxy that does not no
-        # more is known than of the inner link, whose shape alone may say that it is checked.
+        # A proxy may answer with an image of its own when the origin refuses the inner link. For any other proxy the
+        # finding about the inner link holds, which may come from the shape of its signature alone.
         enforced = inner.checked and bool(rule.table.enforced)
         _note_enforced(reading, enforced=enforced, known=bool(rule.hosts) and inner.enforced is not None)

@@ -1,7 +1,7 @@
 """
-What services say of links that have ended: texts that stand in their errors, as they document them.
+Texts by which services say in an error response that a link has expired, as they document them.
 
-They are compared byte by byte, without regard to case. Nothing else of an error is read: it is an origin's word.
+A comparison is byte by byte and ignores case. imgkeep reads nothing else from an error: its body is untrusted.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 Text = Annotated[str, msgspec.Meta(min_length=8)]
-"""Shorter ones could stand anywhere."""
+"""A text of at least eight characters: a shorter one can occur in any response."""
 
 
 class ExpiredMessageTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What a service says, as it is written; `examples` are bodies in which it says so."""
+    """A table `[[endings]]`: a service and its texts; `examples` are whole bodies that contain one."""
 
     name: Annotated[str, msgspec.Meta(min_length=1)]
     source: str
@@ -29,14 +29,14 @@ class ExpiredMessageTable(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
 
 
 class ExpiredMessages:
-    """All that services say, ready to be looked for. Never changes."""
+    """The immutable set of all these texts."""
 
     def __init__(self, tables: Iterable[ExpiredMessageTable]) -> None:
         self.tables = tuple(tables)
         self._texts = tuple(dict.fromkeys(text.lower().encode() for table in self.tables for text in table.says))
 
     def match(self, body: bytes) -> bool:
-        """Whether one of them stands in the body of an error."""
+        """Return whether the body of an error contains one of them."""
         body = body.lower()
         return any(text in body for text in self._texts)
 
@@ -46,6 +46,6 @@ def read_endings(tables: Iterable[Mapping[str, object]]) -> ExpiredMessages:
     Read the tables `[[endings]]` of the provider rules.
 
     Raises:
-        ValueError: One of them cannot be honoured.
+        ValueError: A table is invalid.
     """
     return ExpiredMessages(msgspec.convert(table, ExpiredMessageTable) for table in tables)

@@ -1,9 +1,9 @@
 """
-Reads when a link expires, in every form in which links say it.
+The expiry of a link, in every form in which links give it.
 
-A form takes the decoded values of its fields and answers an `Expiry`, or `None` where it cannot read them. What it
-answers is an upper bound: sessions and delegated keys may end sooner. A moment that stands for "never" is told all the
-same; `-1`, nothing at all and null stand for "never" without naming a moment.
+A form takes the decoded values of its fields and returns an `Expiry`, or `None` where it cannot read them. The result
+is an upper bound: sessions and delegated keys may expire sooner. An `Expiry` names a moment that stands for "never" all
+the same; `-1`, an empty value and null stand for "never" without a moment.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 LASTING: Final = timedelta(days=3652)
-"""Ten years: a link that lives longer is as good as permanent. (Firebase's examples sign until 2491.)"""
+"""Maximum lifetime of a temporary link, ten years: a longer one is permanent. (Firebase's examples sign until 2491.)"""
 
 SENTINELS: Final = frozenset({2_147_483_647, 4_294_967_295, 4_294_967_040})
-"""Largest numbers of 32 bits, signed and not, and the last that Tencent's console offers: never."""
+"""Moments that mean "never": the largest numbers of 32 bits, signed and not, and the last of Tencent's console."""
 
 _EPOCH: Final = re.compile(r"[0-9]{9,11}", re.ASCII)
 _EPOCH_MS: Final = re.compile(r"[0-9]{13}", re.ASCII)
@@ -38,28 +38,28 @@ _NEVER: Final = frozenset({"", "-1"})
 
 class Expiry(NamedTuple):
     """
-    What a link says about its end.
+    The expiry that a link gives.
 
     Attributes:
-        at: The moment, aware UTC, if one is named.
-        never: Whether it stands for "never".
+        at: The moment, aware UTC, if the link names one.
+        never: Whether it means "never".
     """
 
     at: datetime | None
     never: bool
 
     def expires_soon(self, now: datetime) -> bool:
-        """Whether the link expires before long: not never, and not later than `LASTING` from now."""
+        """Return whether the link expires within `LASTING` from now."""
         return not self.never and (self.at is None or self.at - now <= LASTING)
 
 
 NEVER: Final = Expiry(None, never=True)
 UNKNOWN_END: Final = Expiry(None, never=False)
-"""It expires_soon, and does not say when."""
+"""An expiry at a moment that the link does not name."""
 
 
 def later(read: Callable[..., Expiry | None], seconds: int) -> Callable[..., Expiry | None]:
-    """Return what reads an end so many seconds after what `read` reads: for links that say when they were made."""
+    """Return a form that adds `seconds` to the moment of `read`: for links that name the time of their creation."""
 
     def read_later(*texts: str) -> Expiry | None:
         start = read(*texts)
@@ -78,26 +78,26 @@ def _at(seconds: int) -> Expiry:
 
 
 def read_epoch(text: str) -> Expiry | None:
-    """Seconds since 1970."""
+    """Read seconds since 1970."""
     if _EPOCH.fullmatch(text):
         return _at(int(text))
     return NEVER if text in _NEVER else None
 
 
 def read_epoch_ms(text: str) -> Expiry | None:
-    """Milliseconds since 1970."""
+    """Read milliseconds since 1970."""
     if _EPOCH_MS.fullmatch(text) is None:
         return NEVER if text in _NEVER else None
     return Expiry(datetime.fromtimestamp(int(text) / 1000, UTC), never=False)
 
 
 def read_epoch_hex(text: str) -> Expiry | None:
-    """Hexadecimal seconds since 1970, in either case."""
+    """Read hexadecimal seconds since 1970, in either case."""
     return _at(int(text, 16)) if _EPOCH_HEX.fullmatch(text) else None
 
 
 def read_iso(text: str) -> Expiry | None:
-    """ISO 8601, extended: to the day, the minute, the second or less; UTC where it names no zone."""
+    """Read extended ISO 8601: to the day, the minute, the second or less; UTC where it names no zone."""
     if _ISO.fullmatch(text) is None:
         return NEVER if text in _NEVER else None
     try:
@@ -108,36 +108,38 @@ def read_iso(text: str) -> Expiry | None:
 
 
 def read_start_seconds(start: str, seconds: str) -> Expiry | None:
-    """`YYYYMMDDTHHMMSSZ` and seconds from then on."""
+    """Read `YYYYMMDDTHHMMSSZ` and a lifetime in seconds."""
     return _after(start, seconds) if _BASIC.fullmatch(start) else None
 
 
 def read_interval(text: str) -> Expiry | None:
-    """`start;end` in seconds since 1970."""
+    """Read `start;end` in seconds since 1970."""
     _, separator, end = text.partition(";")
     return read_epoch(end) if separator else None
 
 
 def read_leading_epoch(text: str) -> Expiry | None:
-    """Seconds since 1970, then `-` or `_` and a signature."""
+    """Read seconds since 1970, before `-` or `_` and a signature."""
     match = _LEADING.match(text)
     return match and read_epoch(match[1])
 
 
 def read_edge_auth(text: str) -> Expiry | None:
-    """Akamai's `st=...~exp=...~hmac=...`."""
+    """Read Akamai's `st=...~exp=...~hmac=...`."""
     match = _EDGE_AUTH.search(text)
     return match and read_epoch(match[1])
 
 
 def read_jwt_end(text: str) -> Expiry | None:
-    """The claim `exp` of a JSON Web Token: a number or a text; without one it never ends (RFC 7519, 4.1.4)."""
+    """
+    Read the claim `exp` of a JSON Web Token: a number or a text; a token without one never expires (RFC 7519, 4.1.4).
+    """
     claims = read_jwt(text)
     return None if claims is None else _read_claim(claims.get("exp"))
 
 
 def read_policy(text: str) -> Expiry | None:
-    """`DateLessThan` in CloudFront's base64 policy; `DateGreaterThan` is the start."""
+    """Read `DateLessThan` in CloudFront's base64 policy; `DateGreaterThan` is the start."""
     statement = _member(read_json(decode_base64(text, cloudfront=True)), "Statement")
     if isinstance(statement, list):
         statement = statement[0] if statement else None
@@ -146,7 +148,7 @@ def read_policy(text: str) -> Expiry | None:
 
 
 def read_bce_auth(text: str) -> Expiry | None:
-    """Baidu's `bce-auth-v1/<key>/<ISO start>/<seconds>/...`, where -1 seconds are for ever."""
+    """Read Baidu's `bce-auth-v1/<key>/<ISO start>/<seconds>/...`, where -1 means never."""
     parts = text.split("/")
     if len(parts) < 4 or _ISO.fullmatch(parts[2]) is None:
         return None
@@ -154,13 +156,13 @@ def read_bce_auth(text: str) -> Expiry | None:
 
 
 def read_packed_interval(text: str) -> Expiry | None:
-    """`q-sign-time=start;end` inside a query that is a value."""
+    """Read `q-sign-time=start;end` in a value that is itself a query."""
     match = _PACKED.search(text)
     return match and read_interval(unquote(match[1]))
 
 
 def read_rails(text: str) -> Expiry | None:
-    """`_rails.exp` in base64 JSON, ISO 8601 or null; a message of another form holds no end and has none."""
+    """Read `_rails.exp` in base64 JSON, ISO 8601 or null; a message of another form never expires."""
     end = _member(_member(read_json(decode_base64(unquote(text))), "_rails"), "exp")
     return read_iso(end) if isinstance(end, str) else NEVER
 
@@ -204,4 +206,4 @@ FORMS: Final[Mapping[str, tuple[int, Callable[..., Expiry | None]]]] = {
     "packed-interval": (1, read_packed_interval),
     "rails": (1, read_rails),
 }
-"""By the name under which rules know them: how many fields each takes, and what reads it."""
+"""All forms by the name that rules use: the number of fields, and the function that reads them."""

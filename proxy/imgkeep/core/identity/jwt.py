@@ -1,4 +1,4 @@
-"""Reads what tokens carry: base64 in its alphabets, JSON, JSON Web Tokens (RFC 7519). Verifies nothing."""
+"""Decoders for tokens: base64 in its alphabets, JSON, JSON Web Tokens (RFC 7519). They verify no signature."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Final
 import msgspec
 
 NESTING_MAX: Final = 64
-"""Of brackets in a token's JSON: claims are flat, and what is deeper is an attempt on the parser."""
+"""Maximum number of brackets in a token's JSON: claims are flat, and deeper nesting is an attack on the parser."""
 
 _URL_SAFE: Final = str.maketrans("-_", "+/")
 _CLOUDFRONT: Final = str.maketrans("-_~", "+=/")
@@ -17,7 +17,7 @@ _CLOUDFRONT: Final = str.maketrans("-_~", "+=/")
 
 def decode_base64(text: str, *, cloudfront: bool = False) -> bytes | None:
     """
-    Decode base64 in the usual or the URL-safe alphabet, padded or not; `None` if it is none.
+    Decode base64 in the usual or the URL-safe alphabet, padded or not; return `None` for any other text.
 
     Args:
         text: ASCII.
@@ -30,7 +30,7 @@ def decode_base64(text: str, *, cloudfront: bool = False) -> bytes | None:
 
 
 def read_json(data: bytes | None) -> object:
-    """Read JSON; `None` if it is none, or nested deeper than claims are."""
+    """Read JSON; return `None` if the data is no JSON, or has more than `NESTING_MAX` brackets."""
     if data is None or data.count(b"[") + data.count(b"{") > NESTING_MAX:
         return None
     try:
@@ -40,15 +40,14 @@ def read_json(data: bytes | None) -> object:
     return read
 
 
-# Recognising a token, reading its end and its claims are three questions to one text, asked in a row.
+# The engine reads one token three times in a row: to recognise it, for its expiry and for its claims.
 @lru_cache(maxsize=16)
 def read_jwt(text: str) -> dict[str, object] | None:
     """
-    Read the claims of a JSON Web Token; `None` if it is none.
+    Read the claims of a JSON Web Token; return `None` for any other text.
 
-    Header and payload have to be JSON objects, and the header has to name an `alg`.
-
-    OneDrive's `v1.<payload>.<signature>` has no header and is read as well.
+    Header and payload must be JSON objects, and the header must have an `alg`. OneDrive's
+    `v1.<payload>.<signature>` has no header and counts as well.
     """
     parts = text.split(".")
     if len(parts) != 3:

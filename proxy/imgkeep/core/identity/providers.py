@@ -1,8 +1,8 @@
 """
-The provider_rules: rules, and which of them to look at for a link.
+The provider rules, with an index of those that can apply to a link.
 
-Looking at few is what makes it quick. A rule is found by its hosts, or by the name of a parameter that it needs; the
-few that need neither are looked at for every link.
+The index keeps the number of rules per link small. It finds a rule by its hosts, or by the name of a parameter that the
+rule requires. The engine tries the few rules with neither on every link.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ if TYPE_CHECKING:
     from imgkeep.core.records import Source
 
 HOSTS_REMEMBERED: Final = 4096
-"""Hosts whose rules are remembered; one that is not costs some thirty microseconds."""
+"""Maximum number of hosts in the cache of rules by host; a miss costs some thirty microseconds."""
 
 
 class ProviderRules:
     """
-    Rules, in their order, with an index. Never changes.
+    An immutable ordered set of rules with an index.
 
     Attributes:
-        rules: All of them; a user's come first.
-        shapes: What `signed_by` may name.
-        known_hosts: Globs, as in `sources.allow`, of the hosts of a service on which lies what it made for its
-            customers; none under which strangers can get a name or can put files.
-        shared_hosts: Globs of the hosts of providers where strangers can.
-        endings: What services say of links that have ended.
+        rules: All rules; the operator's come first.
+        shapes: Shapes that `signed_by` may name.
+        known_hosts: Globs, as in `sources.allow`, of hosts on which services store what they made for their customers.
+            Strangers can neither register a name under these hosts nor upload files to them.
+        shared_hosts: Globs of the providers' hosts where strangers can do so.
+        endings: Error texts by which services say that a link has expired.
     """
 
     def __init__(self, rules: Iterable[Rule], shapes: Mapping[str, Shape], endings: ExpiredMessages) -> None:
@@ -68,17 +68,17 @@ class ProviderRules:
         self.find_by_host = lru_cache(HOSTS_REMEMBERED)(self._find_by_host)
 
     def resolve(self, patterns: Iterable[str]) -> tuple[str, ...]:
-        """Return patterns as `sources.allow` has them with the words `known` and `shared` written out."""
+        """Return the patterns of `sources.allow` with the words `known` and `shared` replaced by their hosts."""
         groups = {"known": self.known_hosts, "shared": self.shared_hosts}
         return tuple(host for pattern in patterns for host in groups.get(pattern, (pattern,)))
 
     def is_gone(self, source: Source) -> bool:
-        """Whether some provider says that an image stands at `source` in the place of those that are no more."""
+        """Return whether `source` is a provider's placeholder for removed images."""
         path = canonical_escapes(source.target.partition("?")[0])
         return self._gone.match(source.host + path) is not None
 
     def find_by_names(self, names: Iterable[str]) -> list[Rule]:
-        """Return the rules of any host that need one of these parameters."""
+        """Return the rules for any host that require one of these parameters."""
         found = self._names.intersection(names)
         if not found:
             return []
@@ -86,7 +86,7 @@ class ProviderRules:
         return [rules[order] for order in sorted(rules)]
 
     def _find_by_host(self, host: str) -> tuple[Rule, ...]:
-        """Return the rules to look at for every link of `host`."""
+        """Return the rules to try on every link of `host`."""
         found = {
             rule.order: rule for glob, rule in self._by_suffix.get(_suffix(host), ()) if _compiled(glob).match(host)
         }
@@ -99,7 +99,7 @@ class ProviderRules:
 
 @cache  # for all sets of rules: as many entries as the rules have globs
 def _compiled(glob: str) -> re.Pattern[str]:
-    """Compile the glob of a host when the first link of its domain comes: all of them take a fifth of a start."""
+    """Compile the glob of a host with the first link of its domain: compiling all of them takes a fifth of a start."""
     return re.compile(translate(glob))
 
 
@@ -112,7 +112,7 @@ def read_tables(tables: Mapping[str, Any]) -> ProviderRules:
     Read provider rules from their parsed file.
 
     Raises:
-        ValueError: A shape or a rule cannot be honoured.
+        ValueError: A shape or a rule is invalid.
     """
     shapes = read_shapes(tables["shapes"])
     schemes, providers = tables["schemes"], tables["providers"]

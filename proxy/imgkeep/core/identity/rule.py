@@ -1,5 +1,5 @@
 """
-One provider rule: the table in which people write it, and its checked and compiled form for the engine.
+One provider rule: the table that people write, and the checked and compiled form for the engine.
 
 Every message of an error names the rule and the field.
 """
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from imgkeep.core.identity.expiry import Expiry
 
 ANY_NAME: Final = "*"
-"""In `signed_by`: a parameter of any name."""
+"""Placeholder in `signed_by` for a parameter of any name."""
 
 Group = tuple[tuple[str, "Shape"], ...]
 Text = Annotated[str, msgspec.Meta(min_length=1)]
@@ -35,7 +35,7 @@ _LIFETIME: Final = re.compile(r"\+([0-9]{1,9})", re.ASCII)
 
 
 class TokenClaims(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Which claims of the token in parameter `of` name the image: those in `keep`, or all but those in `drop`."""
+    """The claims of the token in parameter `of` that name the image: those in `keep`, or all but those in `drop`."""
 
     of: Text
     keep: tuple[str, ...] = ()
@@ -81,11 +81,11 @@ class RuleTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 NOT_INHERITED: Final = frozenset(
     {"name", "like", "source", "date", "hosts", "shared_hosts", "known_at", "gone", "examples", "counterexamples"}
 )
-"""Fields that `like` leaves alone: they say whose rule it is and where it holds."""
+"""Fields that `like` does not copy: they say whose rule it is and where it applies."""
 
 
 class Shape:
-    """What a decoded value has to look like."""
+    """A pattern that a decoded value must match as a whole."""
 
     __slots__ = ("_fullmatch", "_is_jwt")
 
@@ -100,12 +100,12 @@ class Shape:
 @dataclass(frozen=True, slots=True, eq=False)
 class Location:
     """
-    Where on its hosts a rule applies.
+    The paths on its hosts to which a rule applies.
 
     Attributes:
-        literal: A text that every path holds that `paths` matches; the engine looks for it before it tries the pattern.
-        paths: Matches the whole path.
-        place: Matches the whole of host and path; its groups serve `becomes`, `expires` and `nested`.
+        literal: A text in every path that `paths` matches; the engine searches for it before it tries the pattern.
+        paths: Pattern for the whole path.
+        place: Pattern for host and path as a whole; `becomes`, `expires` and `nested` use its groups.
     """
 
     literal: str
@@ -119,11 +119,11 @@ class Parameters:
     The names in a query that a rule reads.
 
     Attributes:
-        names: Names of which one is in every link that the rule applies to; empty: the rule asks for none.
-        needs: Names that all have to be there, whichever group it is.
-        keep: Those of them that stay.
-        drop: Names that the identity leaves out when the rule applies, besides those of the group that was found.
-        companions: Names that the identity leaves out too, each if the link gives it once with a value of this shape.
+        names: Every link to which the rule applies has one of these names; empty: the rule requires none.
+        needs: Names that the link must have, for any group.
+        keep: Names among these that stay in the identity.
+        drop: Names that the identity leaves out when the rule applies, besides those of the matching group.
+        companions: More names to leave out, each if it occurs once in the link with a value of this shape.
     """
 
     names: frozenset[str]
@@ -136,20 +136,20 @@ class Parameters:
 @dataclass(frozen=True, slots=True, eq=False)
 class Rule:
     """
-    A rule, compiled.
+    A compiled rule.
 
     Attributes:
-        table: As it was written.
+        table: The table that people wrote.
         order: Its position among the provider rules.
         names_provider: Whether its name is a provider's, not a scheme's.
-        location: Where on its hosts it applies.
-        groups: Members of a signature and their shapes; one group has to be there as a whole.
-        any_value: The shape that a value under any name has to have.
+        location: The paths on its hosts to which it applies.
+        groups: Members of a signature and their shapes; a link must have all members of one group.
+        any_value: Shape that a value under any name must have.
         parameters: The names in a query that it reads.
-        expires: What reads the end, and from which fields; `<x>` is a group of `place`.
-        grants: Whether what it leaves out grants access: a signature, or what `permission` says of its path or `drop`.
-        known_at: Matches the hosts of which it is known that they sign like this: a stranger can write a signature of
-            any shape, but not choose what is behind these.
+        expires: Functions that read the expiry, each with its fields; `<x>` is a group of `place`.
+        grants: Whether the identity leaves out a permission: a signature, or a path or `drop` with `permission`.
+        known_at: Pattern for the hosts that are known to sign like this. A stranger can write a signature of any shape,
+            but cannot choose which server is behind these hosts.
     """
 
     table: RuleTable
@@ -169,7 +169,7 @@ class Rule:
 
     @property
     def hosts(self) -> tuple[str, ...]:
-        """Globs of all hosts it applies to; none: any host."""
+        """Return the globs of all hosts to which the rule applies; none: any host."""
         return self.table.hosts + self.table.shared_hosts
 
 
@@ -178,7 +178,7 @@ def read_shapes(patterns: Mapping[str, str]) -> dict[str, Shape]:
     Compile shapes by name.
 
     Raises:
-        ValueError: One is no regular expression.
+        ValueError: A shape is no regular expression.
     """
     return {
         name: Shape(_compiled(pattern, f"shapes: {name}"), is_jwt=name == "jwt") for name, pattern in patterns.items()
@@ -190,7 +190,7 @@ def read_rule(table: Mapping[str, object], order: int, shapes: Mapping[str, Shap
     Check and compile a rule.
 
     Raises:
-        ValueError: It cannot be honoured; the message names the rule and the field.
+        ValueError: The rule is invalid; the message names the rule and the field.
     """
     label = f"{'scheme' if is_scheme else 'provider'} {table.get('name', f'number {order + 1}')!r}"
     try:
@@ -207,7 +207,7 @@ def read_rule(table: Mapping[str, object], order: int, shapes: Mapping[str, Shap
 
 def inherit_scheme(table: Mapping[str, object], schemes: Iterable[Rule]) -> Mapping[str, object]:
     """
-    Return the table with what it does not say itself taken from the scheme that its `like` names.
+    Return the table with missing fields copied from the scheme that its `like` names.
 
     Raises:
         ValueError: There is no such scheme; the message names the provider and the field.
@@ -286,17 +286,17 @@ def _read_parameters(table: RuleTable, groups: tuple[Group, ...], shapes: Mappin
 def _grants(table: RuleTable) -> bool:
     if table.signed_by:
         return not table.stays
-    # A path that is folded without a word on why may have held a signature.
+    # Without `permission`, a path that `becomes` replaces may have contained a signature.
     return bool(table.becomes) if table.permission is None else table.permission
 
 
 def _check_places(table: RuleTable, known: frozenset[str]) -> None:
-    """See that what is taken from `place` is in it, and what is taken from a signature, too."""
+    """Check that `place` has the groups that other fields use, and that `signed_by` has the parameter of `claims`."""
     for name in _PLACEHOLDER.findall(table.becomes):
         if name not in known:
             raise ValueError(f"becomes: {{{name}}} is not a group of place")
     if table.becomes and not _PLACEHOLDER.search(table.becomes):
-        raise ValueError("becomes: holds no group of place, so all links would be one picture")
+        raise ValueError("becomes: holds no group of place, so all links would be one image")
     if table.becomes and set(_PLACEHOLDER.sub("", table.becomes)) & {"{", "}"}:
         raise ValueError("becomes: has a brace too many")
     nested_group = table.nested[1:-1] if table.nested.startswith("<") else None
@@ -309,7 +309,7 @@ def _check_places(table: RuleTable, known: frozenset[str]) -> None:
 
 
 def _check_permission(table: RuleTable) -> None:
-    """See that what goes with a signature or a permission has one."""
+    """Check that the fields that belong to a signature or a permission have one."""
     for field in ("companions", "stays"):
         if getattr(table, field) and not table.signed_by:
             raise ValueError(f"{field}: there is no signed_by that it could go with")

@@ -1,11 +1,12 @@
 """
-Links with a spoiled signature: what an origin makes of one tells whether it checks signatures.
+Links with an invalid signature: the origin's response to one shows whether it checks signatures.
 
 Rules:
-- Only characters of the signature itself are replaced, each by another of its alphabet, so that length and shape stay.
-  A changed end or key could be refused for a reason of its own, and would prove nothing about the signature.
-- A spoiled link reads as the genuine one does: the same identity, the same end. What does not, is not used.
-- A signature that cannot be told from what is beside it is left alone: there is no spoiled link then.
+- The probe replaces only characters of the signature itself, each by another one of its alphabet: length and shape
+  stay. An origin could refuse a changed expiry or key for another reason, which would prove nothing about the
+  signature.
+- The link with the invalid signature has the same identity and expiry as the genuine link; otherwise it is not used.
+- If the signature cannot be separated from the text beside it, there is no such link.
 """
 
 from __future__ import annotations
@@ -28,12 +29,12 @@ if TYPE_CHECKING:
 
 REPLACED_CHARS: Final = 8
 """
-Of a signature, those before its last one: what an origin that compares signatures cannot overlook. Of the last
-character of base64 not all bits count, and strict decoders refuse one in which the others are set: that would be
-another error.
+Number of replaced characters of a signature, before its last one: an origin that compares signatures cannot overlook
+them. In the last character of base64 not all bits count, and a strict decoder refuses one with the other bits set: that
+would be another error.
 """
 RUN_CHARS_MIN: Final = 6
-"""Shorter runs of letters and digits are words, versions or numbers."""
+"""Minimum length of a run of letters and digits: a shorter one is a word, a version or a number."""
 
 _PIECES: Final = re.compile(r"%(?:25)*[0-9A-Fa-f]{2}|[A-Za-z0-9]+", re.ASCII)
 _ALPHABETS: Final = (
@@ -49,13 +50,13 @@ def make_invalid_signature(
     source: Source, now: datetime, provider_rules: ProviderRules, draw: Callable[[int], int]
 ) -> Source | None:
     """
-    Return a link with the same image and end, but with another signature; `None` if it cannot be made.
+    Return a link with the same identity and expiry, but an invalid signature; `None` if there is none.
 
     Args:
         source: The genuine link.
         now: As for `identify`.
-        provider_rules: The rules by which it is read.
-        draw: Returns a random number below the given one that no attacker can foresee.
+        provider_rules: Rules to read the link by.
+        draw: Returns a cryptographically random number below the given one.
     """
     info = engine.identify(source, now, provider_rules)
     for run in _list_runs(source, provider_rules):
@@ -64,14 +65,14 @@ def make_invalid_signature(
         start = max(0, len(run) - 1 - REPLACED_CHARS)
         changed = run[:start] + _replace_all(run[start:-1], _alphabet_of(run), draw) + run[-1]
         url = f"{source.scheme}://{source.authority}{source.target.replace(run, changed)}"
-        spoiled = read_source(url)
-        if engine.identify(spoiled, now, provider_rules) == info:
-            return spoiled
+        invalid = read_source(url)
+        if engine.identify(invalid, now, provider_rules) == info:
+            return invalid
     return None
 
 
 def _list_runs(source: Source, provider_rules: ProviderRules, depth: int = 0) -> Iterator[str]:
-    """Yield what may be the signature, the most likely first."""
+    """Yield the runs that may be the signature, the most likely first."""
     reading = engine.read(source, provider_rules, depth)
     for rule in reading.rules:
         if rule.grants:
@@ -85,12 +86,14 @@ def _list_runs(source: Source, provider_rules: ProviderRules, depth: int = 0) ->
 
 
 def _list_texts(rule: Rule, reading: Reading) -> list[str]:
-    """Return what a rule leaves out of the identity as a signature: members of its group, or parts of the path."""
+    """
+    Return the texts that a rule leaves out of the identity as a signature: members of its group, parts of the path.
+    """
     timed = {name for _, names in rule.expires for name in names}
     members = [name for group in rule.groups for name, _ in group if name not in rule.parameters.keep]
     texts = {reading.values[name] for name in members if name in reading.values}
     ends = {reading.values[name] for name in members if name in timed and name in reading.values}
-    # The end may stand in the same value as the signature, but where it has one of its own it is none.
+    # An expiry may share a value with the signature; a value of its own is no signature.
     texts = texts - ends or {reading.values[name] for name in rule.parameters.drop if name in reading.values} or texts
     if rule.table.becomes and not texts:
         texts = set(reading.path.split("/"))
@@ -100,24 +103,24 @@ def _list_texts(rule: Rule, reading: Reading) -> list[str]:
 def _read_inner(rule: Rule, reading: Reading) -> Source | None:
     name = rule.table.nested
     if not name or name.startswith("<") or name not in reading.values:
-        return None  # in a path it stands in base64 or beside a signature of the proxy's own
+        return None  # in a path the inner link is in base64, or beside a signature of the proxy's own
     found = read_nested(reading.values[name])
     return None if found is None else found[0]
 
 
 def _runs_of(text: str) -> list[str]:
-    """Return the runs of letters and digits, the last one first: what is signed stands before its signature."""
+    """Return the runs of letters and digits, the last one first: a signature follows what it signs."""
     runs = [piece[0] for piece in _PIECES.finditer(text) if not piece[0].startswith("%")]
     return [run for run in reversed(runs) if len(run) >= RUN_CHARS_MIN]
 
 
 def _alphabet_of(run: str) -> tuple[str, ...]:
-    """Return the smallest alphabet that holds all characters, in classes: each character stays in its own."""
+    """Return the smallest alphabet with all characters of `run`, as classes: each character stays in its class."""
     return next((classes for classes in _ALPHABETS if set(run) <= set("".join(classes))), _CLASSES)
 
 
 def _replace_all(text: str, classes: tuple[str, ...], draw: Callable[[int], int]) -> str:
-    """Return a text of which every character is another one."""
+    """Return the text with every character replaced by another one of its class."""
     replaced = []
     for char in text:
         chars = next(each for each in classes if char in each)

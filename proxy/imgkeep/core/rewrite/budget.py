@@ -30,7 +30,7 @@ class Budget:
 
     @property
     def is_spent(self) -> bool:
-        """Whether more steps were taken than may be."""
+        """Return whether more steps were taken than may be."""
         return self._steps_max is not None and self.steps > self._steps_max
 
     def spend(self, steps: int = 1) -> None:

@@ -1,5 +1,6 @@
 """
-Which characters the bytes of a page mean (https://html.spec.whatwg.org/multipage/parsing.html#encoding-sniffing-algorithm).
+Which characters the bytes of a page mean
+(https://html.spec.whatwg.org/multipage/parsing.html#encoding-sniffing-algorithm).
 
 Theory. All encodings of the web but UTF-16 and ISO-2022-JP leave `<`, `>`, quotes, `=` and white space as they are in
 ASCII, also within characters of several bytes. So pages are read as Latin-1, where each byte is a character and comes
@@ -110,7 +111,7 @@ def find_codec(head: bytes, told: str | None) -> str | None:
 
 
 def tells_codec(head: bytes) -> bool:
-    """Whether the beginning of a page says its encoding, whatever follows."""
+    """Return whether the beginning of a page says its encoding, whatever follows."""
     return head.startswith(tuple(_BOMS)) or _from_meta(head.decode("latin-1"), is_cut=True) is not None
 
 

@@ -63,12 +63,12 @@ class Foreign:
 
     @property
     def is_in_svg(self) -> bool:
-        """Whether what comes is read by the rules of SVG, and by nothing else."""
+        """Return whether what comes is read by the rules of SVG, and by nothing else."""
         return bool(self._open) and self._open[-1].namespace == "svg" and not self._open[-1].takes_html
 
     @property
     def has_sections(self) -> bool:
-        """Whether `<![CDATA[` begins a section."""
+        """Return whether `<![CDATA[` begins a section."""
         return bool(self._open) and self._open[-1].namespace != "html"
 
     def start(self, name: str, value: Callable[[str], str | None], *, is_self_closing: bool) -> str:
@@ -115,7 +115,7 @@ class Foreign:
             self._open.pop()
 
     def _is_foreign(self, name: str) -> bool:
-        """Whether the rules for foreign content apply to a start tag."""
+        """Return whether the rules for foreign content apply to a start tag."""
         if not self._open or self._open[-1].namespace == "html":
             return False
         inner = self._open[-1]

@@ -98,7 +98,7 @@ class Html:
 
     @property
     def held_chars(self) -> int:
-        """How much was taken and is not given out yet."""
+        """Return how much was taken and is not given out yet."""
         return self._kept_chars
 
     def feed(self, piece: str) -> str:

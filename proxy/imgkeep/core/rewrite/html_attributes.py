@@ -87,10 +87,10 @@ _CONDITIONAL: Final = {"input": _of_input, "link": _of_link, "meta": _of_meta}
 
 
 def is_style_sheet(kind: str | None) -> bool:
-    """Whether a `style` element of this `type` holds CSS."""
+    """Return whether a `style` element of this `type` holds CSS."""
     return (kind or "text/css").lower() == "text/css"
 
 
 def is_json_ld(kind: str | None) -> bool:
-    """Whether a `script` element of this `type` holds JSON-LD."""
+    """Return whether a `script` element of this `type` holds JSON-LD."""
     return (kind or "").partition(";")[0].strip(_SPACE).lower() == "application/ld+json"

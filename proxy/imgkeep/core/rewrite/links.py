@@ -146,7 +146,7 @@ class SourceLinks:
 
 
 def undoes(linker: Linker) -> bool:
-    """Tell whether a linker wants to be asked about links of ours, too, as they are written."""
+    """Return whether a linker wants to be asked about links of ours, too, as they are written."""
     return bool(getattr(linker, "undoes", False))
 
 

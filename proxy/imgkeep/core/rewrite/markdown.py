@@ -270,7 +270,7 @@ def _between(children: list[Token]) -> list[list[Token]]:
 
 
 def _comes_out_as(text: str, tokens: list[Token]) -> bool:
-    """Whether the page has `text` as it stands; white space does not count."""
+    """Return whether the page has `text` as it stands; white space does not count."""
     rendered: str = PARSER.renderer.render(tokens, PARSER.options, {})
     return rendered.split() == text.split()
 

@@ -63,7 +63,7 @@ class HtmlStream:
 
     @property
     def held_chars(self) -> int:
-        """How much is held back: with the next piece, that is what the next call may have to read."""
+        """Return how much is held back: with the next piece, that is what the next call may have to read."""
         return len(self._head) if self._rewriter is None else self._rewriter.held_chars
 
     def held(self) -> bytes:

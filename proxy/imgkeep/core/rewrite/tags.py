@@ -127,7 +127,7 @@ def skip_in_svg(text: str, at: int) -> int:
 
 
 def begins(text: str, at: int) -> bool:
-    """Whether a tag begins at `at`, whole or not."""
+    """Return whether a tag begins at `at`, whole or not."""
     return _OPENING.match(text, at) is not None
 
 
@@ -160,7 +160,7 @@ def read_attributes(text: str, tag: Tag) -> dict[str, Attribute]:
 
 
 def _last_is_slash(text: str, inside: int, end: int) -> bool:
-    """Whether the slash before the end of a tag closes it, and is not the end of an unquoted value."""
+    """Return whether the slash before the end of a tag closes it, and is not the end of an unquoted value."""
     last = inside
     for match in _ONE.finditer(text, inside, end):
         last = match.end()

@@ -74,7 +74,7 @@ class ImgkeepMiddleware:
 
 
 def _asks_anew(request: HttpRequest, response: HttpResponseBase) -> bool:
-    """Whether this is a part of a page; then the request is for all of it from now on."""
+    """Return whether this is a part of a page; then the request is for all of it from now on."""
     if not is_part(request.method or "", response.status_code, list(response.items())):
         return False
     response.close()
