@@ -16,9 +16,10 @@ from imgkeep.origin.demand import Demand
 from imgkeep.web.connection import CONNECTIONS
 from imgkeep.web.connection_limit import ConnectionLimit
 
-from tests.support.network import Dials, Names, Timer, counted, look, until, until_counted
+from tests.support.network import Dials, Names, Timer, counted, look, until_counted
 from tests.support.pictures import picture, picture_of
 from tests.support.raw_http import port_of, request, target_of
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

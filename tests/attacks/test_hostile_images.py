@@ -46,8 +46,8 @@ from imgkeep.storage.memory import MemorySpool
 from tests.support.hostile_images import WORST, png_chunks, tiff_children
 from tests.support.hostile_transfers import read, unframed
 from tests.support.image_requests import services_of
-from tests.support.network import until
 from tests.support.pictures import picture
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator

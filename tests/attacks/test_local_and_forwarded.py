@@ -31,8 +31,9 @@ from yarl import URL
 from tests.support.clock import FakeClock
 from tests.support.nginx import BARE, nginx, shipped
 from tests.support.pictures import picture
-from tests.support.program import ROOT, cannot, run, serving, until
+from tests.support.program import ROOT, cannot, run, serving
 from tests.support.raw_http import port_of, split, talk, target_of
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping

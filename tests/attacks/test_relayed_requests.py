@@ -34,10 +34,10 @@ from imgkeep.web.admission import API_PREFIX
 from tests.support.cluster import Line, clustered, hear, leader, line_to, others, port_of, workers
 from tests.support.origins import gated_body
 from tests.support.pictures import picture, picture_of
-from tests.support.program import until
 from tests.support.raw_http import port_of as port_of_one
 from tests.support.raw_http import request, split, talk, target_of
 from tests.support.server import Server, configuration
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator

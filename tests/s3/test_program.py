@@ -13,8 +13,9 @@ from urllib.parse import quote
 from tests.support.cluster import workers
 from tests.support.origins import gated_body
 from tests.support.pictures import picture, picture_of
-from tests.support.program import run_here, serving, until
+from tests.support.program import run_here, serving
 from tests.support.s3.remote import only_aws
+from tests.support.waiting import until
 from tests.support.workers import ask_all, drafts_of, metric_sum, open_many
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from urllib.parse import quote
 import aiohttp
 
 from tests.support.cluster import workers
-from tests.support.program import until
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
