@@ -42,7 +42,7 @@ async def test_sigterm_under_load_finishes_running_requests(tmp_path: Path, orig
     stored = origin.gives("/stored.png", picture_of(50_000))
     async with serving(tmp_path / "run") as running:
         assert split(await talk(running.port, request(target_of(stored)))).status == 200
-        clients = [asyncio.create_task(talk(running.port, request(target_of(url)), timeout_s=20)) for _ in range(10)]
+        clients = [asyncio.create_task(talk(running.port, request(target_of(url)), timeout_s=60)) for _ in range(10)]
         leaver = asyncio.create_task(talk(running.port, request(target_of(orphan))))
         await until(lambda: origin.asked("/slow.png") + origin.asked("/orphan.png") == 2, within_s=20)
         leaver.cancel()
