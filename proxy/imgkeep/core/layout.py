@@ -1,12 +1,12 @@
 """
-The stored layout, version 1: where objects and records lie, and what a record looks like as JSON.
+The stored layout, version 1: the paths of objects and records, and the JSON form of a record.
 
-It is the same under a folder, a bucket prefix or a container, public, and never changes silently: a reader refuses a
-record of a version that it does not know.
+It is public, and the same in a folder, under a bucket prefix or in a container. It never changes silently: a reader
+refuses a record of an unknown version.
 
     v1/objects/<2 hex>/<digest>.<ext>
     v1/records/<2 hex>/<key>.json        a record, or a tombstone
-    v1/refused/<2 hex>/<digest>.json     an image that must not come back, under any link
+    v1/refused/<2 hex>/<digest>.json     a blocked digest: an image that no link may bring back
 """
 
 from __future__ import annotations
@@ -40,9 +40,12 @@ OBJECTS: Final = "v1/objects"
 RECORDS: Final = "v1/records"
 REFUSED: Final = "v1/refused"
 REMOVED: Final = "the image was removed"
-"""What is said of it."""
+"""Message for requests of a removed image."""
 RECORD_BYTES_MAX: Final = 65_536
-"""An identity is ASCII and has some 41,000 characters at most: 8,192, and a link inside two others is escaped twice."""
+"""
+Maximum size of a record: an identity is ASCII and has at most some 41,000 characters, namely 8,192 with a link inside
+two others escaped twice.
+"""
 
 REFUSAL_KEYS_MAX: Final = 100_000
 """Maximum number of keys that a blocked digest lists; the tombstones of further keys are lifted one by one."""
@@ -57,11 +60,11 @@ _OBJECT_NAME: Final = re.compile(r"([0-9a-f]{64})\.([a-z]{2,4})")
 
 
 class RecordUnreadable(ValueError):
-    """The JSON is damaged. Ours to handle, never the client's."""
+    """The JSON is damaged."""
 
 
 class RecordTooNew(RecordUnreadable):
-    """Written by a version that knows more than we do: to be left alone."""
+    """A newer version of imgkeep wrote the record: leave it unchanged."""
 
 
 class _Versioned(msgspec.Struct):
@@ -70,7 +73,7 @@ class _Versioned(msgspec.Struct):
 
 
 class _StoredTombstone(msgspec.Struct):
-    """Version 1. A field that is `UNSET` is not written."""
+    """The JSON form of a tombstone, version 1. The encoder leaves out a field that is `UNSET`."""
 
     key: str
     removed_at: datetime
@@ -79,7 +82,7 @@ class _StoredTombstone(msgspec.Struct):
 
 
 class _StoredRefusal(msgspec.Struct):
-    """Version 1."""
+    """The JSON form of a blocked digest, version 1."""
 
     digest: str
     removed_at: datetime
@@ -88,13 +91,13 @@ class _StoredRefusal(msgspec.Struct):
 
 
 class _KeysOfRefusal(msgspec.Struct):
-    """Of a refusal, what an undo needs. The file's name alone says that the digest is blocked."""
+    """The fields of a blocked digest that an undo needs. The file's name alone blocks the digest."""
 
     keys: list[str] = []
 
 
 class _StoredRefetches(msgspec.Struct):
-    """Version 1."""
+    """The JSON form of `Refetches`, version 1."""
 
     tries: int
     equal: int
@@ -104,8 +107,9 @@ class _StoredRefetches(msgspec.Struct):
 
 class _StoredRecord(msgspec.Struct, omit_defaults=False):
     """
-    Version 1, as `encode_record` writes it; only the decoder makes one. It passes over unknown fields, so that a newer
-    writer may add some. Without `doubts` the image is confirmed. Only one that was incomplete once has `refetches`.
+    The JSON form of a record, version 1, from `encode_record`; only the decoder makes one. It ignores unknown fields,
+    so that a newer writer may add some. Without `doubts` the image is confirmed. `refetches` is only there if the image
+    was once incomplete.
     """
 
     key: str
@@ -136,22 +140,22 @@ _keys_decoder: Final = msgspec.json.Decoder(_KeysOfRefusal)
 
 
 def object_path(name: str) -> str:
-    """Return the place of the object `<digest>.<ext>`."""
+    """Return the path of the object `<digest>.<ext>`."""
     return f"{OBJECTS}/{name[:2]}/{name}"
 
 
 def record_path(key: Key) -> str:
-    """Return the place of the record of a key."""
+    """Return the path of the record of a key."""
     return f"{RECORDS}/{key[:2]}/{key}.json"
 
 
 def refusal_path(digest: Digest) -> str:
-    """Return the place of the refusal of a digest."""
+    """Return the path of the mark that blocks a digest."""
     return f"{REFUSED}/{digest[:2]}/{digest}.json"
 
 
 def read_refusal_path(path: str) -> Digest | None:
-    """Return the digest whose refusal lies at a path; `None` for anything else."""
+    """Return the digest that the mark at a path blocks; `None` for any other path."""
     match = _REFUSAL.fullmatch(path)
     return None if match is None else Digest(match[1])
 
@@ -162,7 +166,7 @@ def object_names(digest: Digest) -> list[str]:
 
 
 def read_object_name(name: str) -> tuple[Digest, Format] | None:
-    """Read `<digest>.<ext>` as it stands in a permanent URL; `None` for anything else."""
+    """Read `<digest>.<ext>` of a permanent URL; return `None` for any other name."""
     match = _OBJECT_NAME.fullmatch(name)
     if match is None or match[2] not in _FORMATS:
         return None
@@ -170,7 +174,7 @@ def read_object_name(name: str) -> tuple[Digest, Format] | None:
 
 
 def read_validator(etag: str | None, modified: str | None) -> Validator | None:
-    """Return the validator that the two fields make, if they make one."""
+    """Return the validator of the two fields; `None` if both are empty."""
     return Validator(etag, modified) if etag or modified else None
 
 
@@ -181,14 +185,13 @@ def write_doubts(doubts: frozenset[Doubt]) -> list[str]:
 
 def read_doubts(words: Iterable[str]) -> frozenset[Doubt]:
     """
-    Read the words for doubts. A word of a newer version counts as the gravest of ours for all other links: as a
-    signature that may be unchecked.
+    Read the words for doubts. A word of a newer version counts as the strongest doubt for other links: `signature`.
     """
     return frozenset(_DOUBTS.get(word, Doubt.SIGNATURE) for word in words)
 
 
 def encode_record(record: Record) -> bytes:
-    """Return the JSON of a record, one field a line, so that people can read it too."""
+    """Return the JSON of a record, readable with one field a line."""
     pixel_size, validator, refetches = record.pixel_size, record.validator, record.refetches
     stored = {
         "key": record.key,
@@ -225,7 +228,7 @@ def encode_tombstone(tombstone: Tombstone) -> bytes:
 
 
 def encode_refusal(digest: Digest, removed_at: datetime, keys: Collection[Key] = ()) -> bytes:
-    """Return the JSON of a blocked digest; `keys` are those that get a tombstone with it."""
+    """Return the JSON of a blocked digest; `keys` are the keys with a tombstone of the same removal."""
     stored = _StoredRefusal(digest, removed_at)
     if keys:
         stored.keys = list(sorted(keys)[:REFUSAL_KEYS_MAX])
@@ -234,9 +237,9 @@ def encode_refusal(digest: Digest, removed_at: datetime, keys: Collection[Key] =
 
 def read_refusal_keys(data: bytes) -> frozenset[Key]:
     """
-    Return the keys that got a tombstone with a blocked digest.
+    Return the keys with a tombstone of the same removal as a blocked digest.
 
-    What cannot be read names no key: the digest is blocked by the name of the file, whatever is in it.
+    Unreadable JSON names no key: the name of the file blocks the digest, whatever it contains.
     """
     try:
         keys = _keys_decoder.decode(data).keys
@@ -251,11 +254,11 @@ def _format(stored: object) -> bytes:
 
 def decode_record(data: bytes) -> Record | Tombstone:
     """
-    Read the JSON of a record, or of what lies in its place.
+    Read the JSON of a record or a tombstone.
 
     Raises:
-        RecordTooNew: It is of a version that we do not know.
-        RecordUnreadable: It is cut or damaged.
+        RecordTooNew: It has an unknown version.
+        RecordUnreadable: It is truncated or damaged.
     """
     try:
         versioned = msgspec.json.decode(data, type=_Versioned)
@@ -304,14 +307,13 @@ def _read_key(text: str) -> Key:
 
 
 def _read_digest(text: str | msgspec.UnsetType) -> Digest | None:
-    """Return the digest of a tombstone. One that is malformed is none: the tombstone stands all the same."""
+    """Return the digest of a tombstone; `None` if it is malformed: the tombstone is valid all the same."""
     return Digest(text) if isinstance(text, str) and _HASH.fullmatch(text) else None
 
 
 def read_record(data: bytes, name: str) -> Record | Tombstone:
     """
-    Read the record, or the tombstone, that lies under a file name. Under another than its key's it is damage, not
-    another image's record.
+    Read the record or tombstone in a file. If the name is not that of its key, the file is damaged.
 
     Raises:
         RecordTooNew, RecordUnreadable: As `decode_record`.
