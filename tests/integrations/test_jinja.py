@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from imgkeep.core.rewrite import Hosts
 from imgkeep.integrations.jinja import install
-from imgkeep.integrations.links import SiteLinks
+from imgkeep.integrations.links import LinkRewriter
 from jinja2 import Environment
 from markupsafe import Markup
 
@@ -72,18 +72,18 @@ def test_which_links(which: Any, rewritten: set[str]) -> None:
     signed = "X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Credential=a%2F20261126%2Fus-east-1%2Fs3%2Faws4_request"
     signed += f"&X-Amz-Date=20261126T000000Z&X-Amz-Expires=60&X-Amz-SignedHeaders=host&X-Amz-Signature={'0' * 64}"
     links = {"s3": f"https://b.s3.amazonaws.com/a.png?{signed}", "plain": LINK}
-    site = SiteLinks(public_url="https://k.example", which=which, allow=["*"])
+    site = LinkRewriter(public_url="https://k.example", which=which, allow=["*"])
     assert {name for name, link in links.items() if site.of_page(None)(link)} == rewritten
     assert all(site.img_url(link) != link for link in links.values())
 
 
 def test_links_that_only_you_know_to_die() -> None:
     provider = {"name": "Ours", "hosts": ["h.example"], "temporary": True}
-    assert SiteLinks(public_url="https://k.example", providers=[provider]).rewrite(HTML) == REWRITTEN
+    assert LinkRewriter(public_url="https://k.example", providers=[provider]).rewrite(HTML) == REWRITTEN
 
 
 def test_links_are_signed() -> None:
-    site = SiteLinks(public_url="https://k.example", which="all", signing_key="k" * 16)
+    site = LinkRewriter(public_url="https://k.example", which="all", signing_key="k" * 16)
     assert site.img_url(LINK).startswith(f"{KEPT}&sig=")
     assert site.rewrite(HTML).startswith(f'<img src="{KEPT}&amp;sig=')
 
@@ -92,7 +92,7 @@ def test_a_function_that_fails_leaves_the_link(caplog: pytest.LogCaptureFixture)
     def choose(source: Source) -> bool:
         raise LookupError(source.url)
 
-    site = SiteLinks(public_url="https://k.example", which=choose, allow=["*"])
+    site = LinkRewriter(public_url="https://k.example", which=choose, allow=["*"])
     assert site.rewrite(HTML) == HTML
     assert "a link stays as it is: LookupError at test_jinja.py" in caplog.text
     assert "h.example" not in caplog.text
@@ -123,4 +123,4 @@ def test_a_function_that_fails_leaves_the_link(caplog: pytest.LogCaptureFixture)
 )
 def test_an_option_that_cannot_be_honoured_is_told(options: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        SiteLinks(**options)
+        LinkRewriter(**options)

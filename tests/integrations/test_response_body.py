@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from imgkeep.integrations.content_encoding import PIECE_BYTES_MAX
-from imgkeep.integrations.links import SiteLinks
+from imgkeep.integrations.links import LinkRewriter
 from imgkeep.integrations.response_body import Body, CutShort, Streamed, Unaltered, Whole
 from imgkeep.integrations.responses import Plan
 
@@ -194,7 +194,7 @@ def test_a_choice_that_fails_leaves_its_links(caplog: pytest.LogCaptureFixture) 
         assert source is None, LINK
         return True
 
-    links = SiteLinks(public_url="https://k.example", which=choose, allow=["*"]).of_page(None)
+    links = LinkRewriter(public_url="https://k.example", which=choose, allow=["*"]).of_page(None)
     broken = Body(Plan(has_body=True, length=None, coding="identity", charset=None), links)
     with caplog.at_level(logging.WARNING):
         assert broken.begin(PAGE + PAGE, is_last=True) == Whole(PAGE + PAGE)

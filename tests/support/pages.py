@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from imgkeep.integrations.links import SiteLinks
+from imgkeep.integrations.links import LinkRewriter
 
 LINK = "https://h.example/a.png"
 KEPT = "https://k.example/img?src=https%3A%2F%2Fh.example%2Fa.png"
@@ -15,5 +15,5 @@ HTML = ("Content-Type", "text/html; charset=utf-8")
 OPTIONS = {"public_url": "https://k.example", "which": ["h.example"]}
 
 
-def site() -> SiteLinks:
-    return SiteLinks(public_url="https://k.example", which=["h.example"])
+def site() -> LinkRewriter:
+    return LinkRewriter(public_url="https://k.example", which=["h.example"])
