@@ -31,7 +31,7 @@ def written_anew(body: bytes, form: str = "PNG") -> bytes:
 
 
 @pytest.mark.parametrize("size", [seed.SMALL, seed.LARGE])
-def test_noise_has_the_size_that_was_asked_for_and_keeps_it_when_it_is_written_anew(size: int) -> None:
+def test_noise_has_the_requested_size_also_after_reencoding(size: int) -> None:
     body = seed.noise(1, size)
     assert len(body) == pytest.approx(size, rel=0.01)
     assert len(written_anew(body)) == pytest.approx(len(body), rel=BYTES_OFF_MAX)
@@ -42,7 +42,7 @@ def test_no_two_numbers_have_the_same_noise() -> None:
 
 
 @pytest.mark.parametrize("form", ["PNG", "TIFF"])
-async def test_a_picture_that_was_written_anew_is_right(origin: FakeOrigin, form: str) -> None:
+async def test_reencoded_image_is_accepted(origin: FakeOrigin, form: str) -> None:
     body = written_anew(NOISE, form)
     assert form == "PNG" or body != NOISE
     origin.gives("/1.png", body, headers=PNG)
@@ -64,7 +64,7 @@ async def test_a_picture_that_was_written_anew_is_right(origin: FakeOrigin, form
     ],
     ids=["status", "no type", "type", "cut", "page", "nothing", "other size", "other number", "larger"],
 )
-async def test_what_makes_a_picture_that_was_written_anew_wrong(
+async def test_wrong_reencoded_image_is_reported(
     origin: FakeOrigin, body: bytes, how: dict[str, object], reason: str
 ) -> None:
     origin.gives("/1.png", body, **how)
@@ -103,7 +103,7 @@ def test_without_thumbor_its_cell_is_empty() -> None:
     assert dict(zip(report.HEADINGS, report.cells(row), strict=True))["thumbor"] == ""
 
 
-def test_where_thumbor_errs_its_figures_are_dropped_and_the_others_stand() -> None:
+def test_figures_of_a_failing_thumbor_are_dropped() -> None:
     answers = iter([100.0])
 
     def errs_the_second_time() -> float:

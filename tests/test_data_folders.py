@@ -8,7 +8,6 @@ names of an import; `outbox` has images that wait for a bucket. Nothing in them 
 
 from __future__ import annotations
 
-import asyncio
 import json
 from hashlib import sha256
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support.program import run, serving
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from tests.support.s3.remote import Remote
@@ -69,6 +69,8 @@ async def test_outbox_of_older_version_is_replicated(remote: Remote, tmp_path: P
     copytree(FOLDERS / "outbox", tmp_path / "a")
     await remote.node("a")
     expected = {IMAGES["/plain.png"], IMAGES["/photo.jpg"]}
-    async with asyncio.timeout(30):
-        while expected - {path.rpartition("/")[2].partition(".")[0] for path in await remote.stored("objects")}:  # noqa: ASYNC110 - a bucket tells nothing
-            await asyncio.sleep(0.05)
+
+    async def are_replicated() -> bool:
+        return {path.rpartition("/")[2].partition(".")[0] for path in await remote.stored("objects")} >= expected
+
+    await until(are_replicated)

@@ -44,9 +44,7 @@ def state(health: Health) -> tuple[bool, object]:
     return welcome, report["status"]
 
 
-async def test_health_goes_from_unready_to_ready_to_degraded_and_back(
-    health: Health, disk: Part, database: Part
-) -> None:
+async def test_health_goes_unready_ready_degraded_and_back(health: Health, disk: Part, database: Part) -> None:
     assert state(health) == (False, "unready")
     await health.check()
     assert state(health) == (True, "ready")

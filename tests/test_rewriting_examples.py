@@ -76,7 +76,7 @@ async def test_curl_rewrites_a_page_and_waits_for_its_images(start: Start, origi
     assert await output(*script, IMGKEEP=base, IMGKEEP_TOKEN=TOKEN) == (b"<p>nothing", "")
 
 
-async def test_the_command_rewrites_a_folder_and_keeps_its_images(tmp_path: Path, origin: FakeOrigin) -> None:
+async def test_command_rewrites_a_folder_and_saves_its_images(tmp_path: Path, origin: FakeOrigin) -> None:
     url = f"{origin.gives('/a.png', picture())}?{SIGNED}"
     page = tmp_path / "site" / "page.html"
     page.parent.mkdir()

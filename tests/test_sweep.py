@@ -58,9 +58,7 @@ IN_PART = {
 }
 
 
-async def test_what_chromium_shows_whole_is_whole_and_what_it_shows_in_part_is_not(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+async def test_verdicts_agree_with_chromium(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "corpus").mkdir()
     for name, body in (WHOLE | IN_PART).items():
         (tmp_path / "corpus" / name).write_bytes(body)
@@ -83,7 +81,7 @@ async def test_what_chromium_shows_whole_is_whole_and_what_it_shows_in_part_is_n
     assert f"| corpus | {len(WHOLE)} | {len(IN_PART)} |" in told
 
 
-async def test_a_gif_is_as_large_as_chromium_shows_it(tmp_path: Path) -> None:
+async def test_gif_has_the_size_that_chromium_shows(tmp_path: Path) -> None:
     data = images.saved("GIF", images.picture("L"))
     at = data.index(b",\0\0\0\0\x14\0\x0c\0")
     files = []
@@ -111,7 +109,7 @@ async def test_a_gif_is_as_large_as_chromium_shows_it(tmp_path: Path) -> None:
         (b"", None),
     ],
 )
-def test_a_type_is_what_a_reader_would_take_the_bytes_for(body: bytes, type_: str | None) -> None:
+def test_type_of_a_file_is_that_of_its_bytes(body: bytes, type_: str | None) -> None:
     assert type_of(body) == type_
 
 
@@ -119,7 +117,7 @@ def test_every_sample_of_a_format_has_a_type() -> None:
     assert {name for name, sample in images.samples().items() if type_of(sample.body) is None} == set()
 
 
-def test_what_must_not_be_is_told(tmp_path: Path) -> None:
+def test_disagreements_are_reported(tmp_path: Path) -> None:
     def said(*, whole: bool, is_open: bool = False) -> Shown:
         return Shown(shown=True, whole=whole, ended=False, open=is_open, width=1, height=1)
 
@@ -140,7 +138,7 @@ def test_what_must_not_be_is_told(tmp_path: Path) -> None:
     assert (sweep.faults(incomplete), sweep.notes(incomplete)) == ([], ["shown whole and held incomplete"])
 
 
-def test_a_table_has_no_empty_columns() -> None:
+def test_table_has_no_empty_columns() -> None:
     counted = sweep.count([("a", "x"), ("b", "x"), ("b", "z")])
     assert counted["all"] == Counter(x=2, z=1)
     assert sweep.table(counted, ["x", "y", "z"], "t").splitlines() == [
@@ -152,5 +150,5 @@ def test_a_table_has_no_empty_columns() -> None:
     ]
 
 
-def test_a_cursor_is_measured_as_an_icon_is() -> None:
+def test_cursor_is_measured_as_an_icon() -> None:
     assert measure(Format.CUR, WHOLE["cursor"]) == images.SIZE

@@ -187,7 +187,7 @@ def token_links(draw: st.DrawFn) -> Pair:
 
 
 @given(token_links())
-def test_two_tokens_are_two_pictures(links: Pair) -> None:
+def test_two_tokens_are_two_images(links: Pair) -> None:
     assert identify_url(links.one, NOW).key != identify_url(links.other, NOW).key
 
 
@@ -196,7 +196,7 @@ def test_two_tokens_are_two_pictures(links: Pair) -> None:
         lambda s: st.tuples(s, s)
     )
 )
-def test_two_tokens_in_the_path_are_two_pictures(pair: tuple[str, str]) -> None:
+def test_two_tokens_in_the_path_are_two_images(pair: tuple[str, str]) -> None:
     assume(pair[0] != pair[1])
     for path in (
         "/rails/active_storage/blobs/redirect/{}/photo.png",
@@ -279,7 +279,7 @@ def test_every_scheme_of_any_host_has_a_mark() -> None:
 @pytest.mark.parametrize(
     "group", [pytest.param(group, id=f"{number}-{group[0][0]}") for number, group in enumerate(GROUPS)]
 )
-def test_the_names_of_a_bound_scheme_mean_nothing_elsewhere(group: tuple[tuple[str, Shape], ...]) -> None:
+def test_bound_scheme_means_nothing_on_other_hosts(group: tuple[tuple[str, Shape], ...]) -> None:
     """Exhaustive where the property above is drawn: each member in turn has two values that fit it."""
     fitting = {name: [each for each in ORDINARY if shape.fits(each)] for name, shape in group}
     if not all(fitting.values()):
@@ -294,7 +294,7 @@ def test_the_names_of_a_bound_scheme_mean_nothing_elsewhere(group: tuple[tuple[s
 
 
 @pytest.mark.parametrize("rule", ANYWHERE, ids=lambda rule: rule.name)
-def test_a_scheme_of_any_host_needs_its_mark(rule: Rule) -> None:
+def test_scheme_of_any_host_needs_its_mark(rule: Rule) -> None:
     """Every group needs the mark: a signer's own name, a value that no application makes, three names, or the path."""
     name, _, _value = MARKS[rule.name].partition("=")
     if rule.location.place is not None or rule.location.paths is not None:
@@ -332,7 +332,7 @@ def test_a_scheme_of_any_host_needs_its_mark(rule: Rule) -> None:
     ],
 )
 @pytest.mark.parametrize("path", ["/download.php", "/get", "/image.png", "/photos/1"])
-def test_what_looks_like_a_signature_stays_on_an_unknown_host(path: str, query: str) -> None:
+def test_unknown_host_keeps_its_signature_parameters(path: str, query: str) -> None:
     keys = {identify_url(f"https://app.example.com{path}?{query.format(c * 43)}", NOW).key for c in "abc"}
     assert len(keys) == 3
 
@@ -346,13 +346,13 @@ def test_what_looks_like_a_signature_stays_on_an_unknown_host(path: str, query: 
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("host", ["app.example.com", "acme.b-cdn.net"])
-def test_a_script_names_no_picture_by_its_path(host: str, path: str, query: str) -> None:
+def test_path_of_a_script_is_no_image(host: str, path: str, query: str) -> None:
     size = 32 if "auth_key" in query else 64 if "signature" in query else 40 if "_{}" in query else 43
     keys = {identify_url(f"https://{host}{path}?{query.format(c * size)}", NOW).key for c in "abc"}
     assert len(keys) == 3
 
 
-def test_an_unknown_segment_beside_a_bunny_token_stays() -> None:
+def test_unknown_segment_beside_a_bunny_token_stays() -> None:
     def key(more: str) -> str:
         return identify_url(f"https://cdn.acme.example/bcdn_token={'a' * 43}&expires=1768050000{more}/a.png", NOW).key
 
@@ -360,7 +360,7 @@ def test_an_unknown_segment_beside_a_bunny_token_stays() -> None:
     assert key("") == key("&token_path=%2Fmy%2F&limit=5")
 
 
-def test_a_link_with_a_token_still_tells_its_end() -> None:
+def test_link_with_a_token_has_its_end() -> None:
     for query in ("token={}&expires=1768050000", "token=exp=1768050000~data={}~hmac=08ceefc08f3fae29dfff8c7a79a964e1"):
         info = identify_url(f"https://app.example.com/download.php?{query.format('a' * 43)}", NOW)
         assert (info.temporary, info.expires_at) == (True, datetime(2026, 1, 10, 13, tzinfo=UTC))
@@ -368,7 +368,7 @@ def test_a_link_with_a_token_still_tells_its_end() -> None:
 
 
 @given(st.tuples(PKS, ENDS, text(HEX, 64)), st.tuples(PKS, ENDS, text(HEX, 64)))
-def test_a_laravel_route_is_named_by_its_path_and_its_parameters(
+def test_laravel_route_is_identified_by_path_and_parameters(
     ours: tuple[int, int, str], theirs: tuple[int, int, str]
 ) -> None:
     """Laravel signs the whole URL with an HMAC, so two links that differ in the signature alone are one picture."""
@@ -394,9 +394,7 @@ def test_a_laravel_route_is_named_by_its_path_and_its_parameters(
         "hash={}&e=1999999999",
     ],
 )
-async def test_a_stranger_is_not_shown_what_anothers_token_opens(
-    imgkeep: Imgkeep, origin: FakeOrigin, query: str
-) -> None:
+async def test_stranger_sees_no_image_of_another_token(imgkeep: Imgkeep, origin: FakeOrigin, query: str) -> None:
     size = 64 if "signature={}" in query else 40 if "_{}" in query else 43
     pictures = {c * size: picture(seed=number) for number, c in enumerate("ab")}
 
@@ -417,9 +415,7 @@ async def test_a_stranger_is_not_shown_what_anothers_token_opens(
     assert origin.asked("/download.php") == 3, "each of the three was asked of the origin"
 
 
-async def test_an_operator_binds_a_scheme_to_his_own_host(
-    start: Callable[..., Awaitable[Imgkeep]], origin: FakeOrigin
-) -> None:
+async def test_operator_binds_a_scheme_to_a_host(start: Callable[..., Awaitable[Imgkeep]], origin: FakeOrigin) -> None:
     rule: dict[str, Any] = {"name": "Acme", "like": "Bunny token", "hosts": ["127.0.0.1"]}
     imgkeep = await start(sources={"providers": [rule]})
     url = origin.gives("/my/dog.png", body := picture(seed=3))

@@ -51,14 +51,14 @@ def settings() -> dict[str, list[str]]:
     return found
 
 
-def test_the_service_is_exposed_to_little() -> None:
+def test_systemd_exposes_the_service_to_little() -> None:
     told = analyze("security", "--offline=true", "--no-pager", str(UNIT))
     match = re.search(r"Overall exposure level for imgkeep\.service: ([0-9.]+)", told)
     assert match is not None, told
     assert float(match[1]) <= EXPOSURE_MAX, told
 
 
-def test_the_service_has_bounds() -> None:
+def test_systemd_bounds_the_service() -> None:
     unit = settings()
     assert {"MemoryMax", "TasksMax", "LimitNOFILE"} <= unit.keys()
     assert unit["UMask"] == ["0077"]
@@ -117,7 +117,7 @@ def wall_in(libc: ctypes.CDLL, program: ctypes.Array[ctypes.c_char]) -> None:
             os._exit(99)
 
 
-async def test_the_service_works_behind_its_walls(tmp_path: Path, origin: FakeOrigin) -> None:
+async def test_service_runs_in_its_sandbox(tmp_path: Path, origin: FakeOrigin) -> None:
     if platform.machine() != "x86_64" or not NUMBERS.exists():
         cannot("the numbers of the system calls are not known: linux-libc-dev for x86-64 is not installed")
     numbers = {name: int(n) for name, n in re.findall(r"#define __NR_(\w+) (\d+)", NUMBERS.read_text())}
@@ -139,7 +139,7 @@ async def test_the_service_works_behind_its_walls(tmp_path: Path, origin: FakeOr
         assert not [path for path in made if path.stat().st_mode & 0o077]
 
 
-def test_the_image_has_no_root_and_no_installer() -> None:
+def test_container_has_no_root_and_no_installer() -> None:
     text = (ROOT / "Dockerfile").read_text()
     stages = re.split(r"(?m)^FROM ", text)[1:]
     assert all(stage.startswith("${BASE}") for stage in stages)

@@ -16,9 +16,10 @@ from imgkeep.origin.demand import Demand
 from imgkeep.web.connection import CONNECTIONS
 from imgkeep.web.connection_limit import ConnectionLimit
 
-from tests.support.network import Dials, Names, Timer, counted, look, until, until_counted
+from tests.support.network import Dials, Names, Timer, counted, look, until_counted
 from tests.support.pictures import picture, picture_of
 from tests.support.raw_http import port_of, request, target_of
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -160,7 +161,7 @@ async def test_abandoned_fetch_yields_to_one_that_waits(
         await flood.leave()
 
 
-async def test_abandoned_fetch_goes_on_where_none_waits(start: Start, origin: FakeOrigin) -> None:
+async def test_abandoned_fetch_continues_while_no_other_waits(start: Start, origin: FakeOrigin) -> None:
     goes_on = asyncio.Event()
     body = picture_of(100_000)
 
@@ -226,7 +227,7 @@ async def test_one_client_cannot_fill_a_host_or_its_queue(start: Start, drips: F
     await flood.leave()
 
 
-async def test_fetch_that_waits_for_its_clients_share_holds_no_slot_of_a_host(start: Start, drips: FakeOrigin) -> None:
+async def test_fetch_that_waits_for_its_share_holds_no_host_slot(start: Start, drips: FakeOrigin) -> None:
     imgkeep = await open_server(start, drips)
     floods = [Flood(imgkeep, f"203.0.113.{n}") for n in range(5)]
     for flood in floods:
@@ -467,7 +468,7 @@ async def test_misses_are_limited_by_client_and_hits_are_not(remote: Remote, ori
     assert (await node.client.get(invented(202), headers=stranger)).status == 404
 
 
-async def test_a_48_has_no_more_misses_than_four_64s(remote: Remote) -> None:
+async def test_ipv6_48_has_the_misses_of_four_64s(remote: Remote) -> None:
     node = await remote.node(server={"trusted_proxies": ["127.0.0.0/8"]}, limits={"misses_per_minute": 2})
     statuses = [(await node.client.get(invented(n), headers=at(f"2001:db8:7:{n:x}::1"))).status for n in range(12)]
     assert statuses == [404] * 8 + [429] * 4

@@ -46,8 +46,8 @@ from imgkeep.storage.memory import MemorySpool
 from tests.support.hostile_images import WORST, png_chunks, tiff_children
 from tests.support.hostile_transfers import read, unframed
 from tests.support.image_requests import services_of
-from tests.support.network import until
 from tests.support.pictures import picture
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -258,7 +258,7 @@ async def busy(start: Start, gate: Gate) -> tuple[Imgkeep, FormatChecker]:
     return await start(platform=Platform(make_format_checker=lambda: format_checker)), format_checker
 
 
-async def test_hits_fills_and_health_continue_while_checks_are_held(
+async def test_held_image_checks_delay_no_other_request(
     busy: tuple[Imgkeep, FormatChecker], origin: FakeOrigin, gate: Gate
 ) -> None:
     imgkeep, format_checker = busy

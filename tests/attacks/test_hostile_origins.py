@@ -24,8 +24,9 @@ from imgkeep.origin.bounded_connection import (
 )
 from imgkeep.origin.content_encoding import WindowSlots
 
-from tests.support.network import Timer, counted, look, nothing_kept, until
+from tests.support.network import Timer, counted, look, nothing_kept
 from tests.support.pictures import picture, picture_of
+from tests.support.waiting import until
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -283,12 +284,13 @@ async def test_bytes_before_a_request_end_the_connection(start: Start, origin: F
     imgkeep = await start()
     spoken: list[asyncio.Task[None]] = []
 
-    async def speak(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def speak(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
         spoken.append(task)
         writer.write(SPLIT)
-        await asyncio.sleep(0.05)
+        with suppress(ConnectionError):
+            await reader.read(1)  # until imgkeep sends a request, or closes
         writer.close()
         with suppress(ConnectionError):
             await writer.wait_closed()

@@ -2,7 +2,8 @@
 Pages and texts that are made to be slow: visitors of a site wrote them, or a client sends them to be rewritten.
 
 The tests count the lines of Python that run. The patterns of `re` in between are linear by construction
-(`proxy/imgkeep/core/rewrite/patterns.py`). Each input is the worst known one for its parser; a parser without one fails.
+(`proxy/imgkeep/core/rewrite/patterns.py`). Each input is the worst that is known for its parser; a parser without one
+fails.
 """
 
 from __future__ import annotations
@@ -247,14 +248,14 @@ def test_markdown_is_linear_and_stops(make: Maker) -> None:
     assert of_long < max(4.5 * of_short, LINES_PER_STEP_MAX * steps_max(len(long)))
 
 
-def test_a_text_that_takes_too_much_work_is_an_error_and_stays() -> None:
+def test_too_costly_text_is_an_error_and_stays() -> None:
     text = "![" * 32_768
     assert rewrite_markdown(text, LINKER) == text
     with pytest.raises(InvalidRequest, match="more work than its length allows"):
         rewrite(text.encode(), "markdown", LINKER)
 
 
-async def test_a_text_that_takes_too_much_work_is_400(imgkeep: Server) -> None:
+async def test_too_costly_text_is_a_400(imgkeep: Server) -> None:
     async with imgkeep.client.post(
         "/api/rewrite", data=b"![" * 32_768, headers={"Content-Type": "text/markdown"}
     ) as answer:
@@ -324,7 +325,7 @@ async def test_no_page_holds_the_event_loop(make: Maker) -> None:
 
 
 @pytest.mark.parametrize("pieces", [1, 7])
-async def test_a_long_token_is_read_away_from_the_event_loop(pieces: int) -> None:
+async def test_long_token_is_read_off_the_event_loop(pieces: int) -> None:
     page = b"<style>" + b"a{b:url(http://a.co/c)}" * 30_000 + b"</style>"
     with counting() as lines:
         came = await page_of(page, pieces)
@@ -332,7 +333,7 @@ async def test_a_long_token_is_read_away_from_the_event_loop(pieces: int) -> Non
     assert lines.count < 30_000
 
 
-async def test_an_application_that_fails_leaves_no_long_turn() -> None:
+async def test_failing_application_blocks_the_loop_for_no_long() -> None:
     held = b"<style>" + b"a{b:url(http://a.co/c)}" * 20_000
     sent: list[bytes] = []
 
@@ -351,7 +352,7 @@ async def test_an_application_that_fails_leaves_no_long_turn() -> None:
     assert lines.count < 20_000
 
 
-def test_a_filter_reads_so_much_and_leaves_the_rest() -> None:
+def test_filter_reads_a_bounded_part_and_leaves_the_rest() -> None:
     image = "<img src='http://a.co/b'>"
     html = image * 50_000
     made = LinkRewriter(public_url="https://k.example", which="all", allow=["*"]).rewrite(html)
@@ -363,7 +364,7 @@ def test_a_filter_reads_so_much_and_leaves_the_rest() -> None:
 
 
 @pytest.mark.parametrize("make", HTML)
-def test_a_filter_stops(make: Maker) -> None:
+def test_filter_stops_at_its_budget(make: Maker) -> None:
     """What a filter is given is ten times what it reads, and what it reads is bounded."""
     site = LinkRewriter(public_url="https://k.example", which="all", allow=["*"])
     lines = lines_of(lambda: site.rewrite(make(FRAGMENT_STEPS_MAX)))

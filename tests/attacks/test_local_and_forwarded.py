@@ -31,8 +31,9 @@ from yarl import URL
 from tests.support.clock import FakeClock
 from tests.support.nginx import BARE, nginx, shipped
 from tests.support.pictures import picture
-from tests.support.program import ROOT, cannot, run, serving, until
+from tests.support.program import ROOT, cannot, run, serving
 from tests.support.raw_http import port_of, split, talk, target_of
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
@@ -99,7 +100,7 @@ async def client_at(address: str) -> AsyncGenerator[aiohttp.ClientSession]:
 # --- one header tells the client
 
 
-async def test_shipped_nginx_tells_the_true_client_whatever_it_forges(tmp_path: Path, origin: FakeOrigin) -> None:
+async def test_shipped_nginx_reports_the_true_client(tmp_path: Path, origin: FakeOrigin) -> None:
     settings: dict[str, Any] = {"server__trusted_proxies": "127.0.0.1/32", "limits__fills_per_minute": "2"}
     async with (
         serving(tmp_path / "data", **settings) as program,
@@ -128,7 +129,7 @@ async def test_shipped_nginx_tells_the_true_client_whatever_it_forges(tmp_path: 
 
 
 @pytest.mark.parametrize("name", ["deploy/nginx.conf", "examples/nginx/nginx.conf"])
-def test_shipped_configurations_overwrite_every_header_that_tells_a_client(name: str) -> None:
+def test_shipped_configurations_overwrite_all_client_headers(name: str) -> None:
     text = (ROOT / name).read_text("utf-8")
     set_to = {
         field.lower(): value
@@ -172,7 +173,7 @@ async def test_only_the_header_that_is_named_counts(
         b"for=203.0.113.7",
     ],
 )
-async def test_malformed_claims_count_as_the_proxy_and_put_nothing_into_the_log(
+async def test_malformed_client_header_counts_as_the_proxy(
     start: Start, origin: FakeOrigin, caplog: pytest.LogCaptureFixture, claim: bytes
 ) -> None:
     caplog.set_level("INFO", "imgkeep.access")
@@ -199,9 +200,7 @@ async def test_malformed_claims_count_as_the_proxy_and_put_nothing_into_the_log(
     ],
     ids=str,
 )
-async def test_what_a_proxy_tells_is_no_program_of_this_machine(
-    start: Start, claims: dict[str, str], *, is_local: bool
-) -> None:
+async def test_forwarded_loopback_client_is_not_local(start: Start, claims: dict[str, str], *, is_local: bool) -> None:
     imgkeep = await start(server={"trusted_proxies": ["127.0.0.1/32", "10.0.0.0/8"]})
     assert imgkeep.client.app is not None
     ask = ImageRequest(
@@ -482,7 +481,7 @@ def tickets(token: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("which", list(tickets("")))
-async def test_only_a_link_of_ours_logs_in(start: Start, which: str) -> None:
+async def test_only_own_login_link_logs_in(start: Start, which: str) -> None:
     imgkeep = await start(platform=Platform(clock=FakeClock(NOW)))
     ticket = tickets(imgkeep.token)[which]
     async with imgkeep.stranger.get("/login", params={"ticket": ticket}, allow_redirects=False) as response:

@@ -71,7 +71,7 @@ async def test_https_is_asked_first_whatever_the_link_says(internet: Internet) -
     assert internet.asked == (0, 1)
 
 
-async def test_what_plain_http_brought_does_not_stand_for_an_https_link(internet: Internet) -> None:
+async def test_image_of_plain_http_does_not_answer_an_https_link(internet: Internet) -> None:
     imgkeep = await internet.imgkeep()
     internet.cut_https()
     shown = await show(imgkeep, HTTP)
@@ -84,7 +84,7 @@ async def test_what_plain_http_brought_does_not_stand_for_an_https_link(internet
     assert internet.asked == (1, 1)
 
 
-async def test_an_https_link_is_never_asked_by_http(internet: Internet) -> None:
+async def test_https_link_is_never_fetched_by_http(internet: Internet) -> None:
     imgkeep = await internet.imgkeep()
     internet.cut_https()
     assert (await show(imgkeep, HTTPS)).status == 502
@@ -94,7 +94,7 @@ async def test_an_https_link_is_never_asked_by_http(internet: Internet) -> None:
     assert internet.asked == (1, 0)
 
 
-async def test_a_host_without_https_costs_one_connect_in_some_minutes(internet: Internet) -> None:
+async def test_host_without_https_costs_one_connect_in_minutes(internet: Internet) -> None:
     imgkeep = await internet.imgkeep()
     internet.cut_https()
     urls = [f"http://img.example.com/{number}.png" for number in range(4)]
@@ -111,7 +111,7 @@ async def test_a_host_without_https_costs_one_connect_in_some_minutes(internet: 
     assert [port for _, port in internet.dials.made].count(443) == 2
 
 
-async def test_an_http_link_brings_the_picture_by_https_once_that_can_be_had(internet: Internet) -> None:
+async def test_http_link_is_fetched_by_https_where_possible(internet: Internet) -> None:
     imgkeep = await internet.imgkeep()
     internet.cut_https()
     assert (await show(imgkeep, HTTP)).body == PLACEHOLDER
@@ -128,7 +128,7 @@ async def test_an_http_link_brings_the_picture_by_https_once_that_can_be_had(int
 @pytest.mark.parametrize(
     ("status", "body"), [("404 Not Found", b"no"), ("200 OK", b"<html>welcome</html>"), ("500 Oh", b"no")]
 )
-async def test_where_https_gives_no_image_http_is_asked(internet: Internet, status: str, body: bytes) -> None:
+async def test_http_is_tried_where_https_gives_no_image(internet: Internet, status: str, body: bytes) -> None:
     internet.tls.gives("/a.png", body, status=status)
     imgkeep = await internet.imgkeep()
     shown = await show(imgkeep, HTTP)
@@ -136,7 +136,7 @@ async def test_where_https_gives_no_image_http_is_asked(internet: Internet, stat
     assert internet.asked == (1, 1)
 
 
-async def test_a_redirect_through_http_is_plaintext(internet: Internet) -> None:
+async def test_redirect_through_http_is_plaintext(internet: Internet) -> None:
     internet.tls.gives("/r.png", b"", status="302 Found", headers={"Location": HTTP})
     imgkeep = await internet.imgkeep()
     shown = await show(imgkeep, HTTPS.replace("a.png", "r.png"))
@@ -145,7 +145,7 @@ async def test_a_redirect_through_http_is_plaintext(internet: Internet) -> None:
     assert [(image["standing"], image["doubts"]) for image in images] == [("provisional", ["unsigned", "plaintext"])]
 
 
-async def test_a_certificate_that_proves_nothing_is_no_https(start: Start, origin: FakeOrigin) -> None:
+async def test_untrusted_certificate_is_no_https(start: Start, origin: FakeOrigin) -> None:
     other = FakeOrigin(ssl=server_context("another.example.com"))
     await other.start()
     internet = Internet(start, origin, other)

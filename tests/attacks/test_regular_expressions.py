@@ -93,7 +93,7 @@ def test_such_a_pattern_is_found(pattern: str, where: list[str]) -> None:
 
 
 @pytest.mark.parametrize("text", ["[::1]/a", "http://[::1]:80/a", "[[::1]/a"])
-def test_a_bracketed_host_is_found_in_a_link(text: str) -> None:
+def test_bracketed_host_is_found_in_a_link(text: str) -> None:
     place = read_place(text)
     assert place is not None
     assert "::1" in place

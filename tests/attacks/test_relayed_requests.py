@@ -23,7 +23,6 @@ import msgspec
 import pytest
 from aiohttp import StreamReader, web
 from aiohttp.base_protocol import BaseProtocol
-from aiohttp.test_utils import TestClient
 from imgkeep.bootstrap.server import build
 from imgkeep.cluster.progress import read_fill, write_failure
 from imgkeep.core import errors
@@ -31,19 +30,22 @@ from imgkeep.core.errors import ImgkeepError
 from imgkeep.images.peer_fill import FillFailure
 from imgkeep.web.admission import API_PREFIX
 
+from tests.support.cluster import Line, clustered, hear, leader, line_to, others, port_of, workers
 from tests.support.origins import gated_body
 from tests.support.pictures import picture, picture_of
-from tests.support.program import until
-from tests.support.proxies import Line, clustered, hear, leader, line_to, others, port_of, workers
 from tests.support.raw_http import port_of as port_of_one
 from tests.support.raw_http import request, split, talk, target_of
 from tests.support.server import Server, configuration
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
+    from aiohttp.test_utils import TestClient
+    from pytest_aiohttp.plugin import AiohttpClient
+
+    from tests.support.cluster import Cluster, Worker
     from tests.support.origins import FakeOrigin
-    from tests.support.proxies import Cluster, Worker
     from tests.support.raw_http import Answer
     from tests.support.server import Imgkeep
 
@@ -303,16 +305,16 @@ async def test_route_is_listed_as_public_or_needs_access(start: Start) -> None:
     assert shut >= 10
 
 
-async def test_api_handler_without_admission_fails(tmp_path: Path) -> None:
+async def test_api_handler_without_admission_fails(tmp_path: Path, aiohttp_client: AiohttpClient) -> None:
     app = build(configuration(tmp_path / "data", security={"api_tokens": [TOKEN]}))
     app.middlewares.pop()  # the judgement is the last of them
-    async with TestClient(Server(app)) as client:
-        for route in app.router.routes():
-            assert route.resource is not None
-            path = re.sub(r"\{[^}]*\}", "0" * 64, route.resource.canonical)
-            if path.startswith(API_PREFIX):
-                answer = await client.request(route.method, path, json={}, headers={"Authorization": f"Bearer {TOKEN}"})
-                assert answer.status == 500, path
+    client: TestClient[web.Request, None] = await aiohttp_client(Server(app))
+    for route in app.router.routes():
+        assert route.resource is not None
+        path = re.sub(r"\{[^}]*\}", "0" * 64, route.resource.canonical)
+        if path.startswith(API_PREFIX):
+            answer = await client.request(route.method, path, json={}, headers={"Authorization": f"Bearer {TOKEN}"})
+            assert answer.status == 500, path
 
 
 @pytest.mark.parametrize(
@@ -328,7 +330,7 @@ async def test_content_coding_is_refused_on_every_route(imgkeep: Imgkeep, target
         assert json.loads(answer.body)["code"] == "unsupported_media_type"
 
 
-async def test_no_request_body_is_decompressed(tmp_path: Path) -> None:
+async def test_no_request_body_is_decompressed(tmp_path: Path, aiohttp_client: AiohttpClient) -> None:
     """Bytes come to a handler as they were sent, whatever they are said to be coded in."""
     app = build(configuration(tmp_path / "data"))
     read: list[bytes] = []
@@ -340,11 +342,11 @@ async def test_no_request_body_is_decompressed(tmp_path: Path) -> None:
     app.middlewares.clear()
     app.router.add_route("*", "/echo", handler)
     bomb = gzip.compress(bytes(1_000_000))
-    async with TestClient(Server(app)) as client:
-        for method in ("GET", "POST", "DELETE", "HEAD"):
-            for coding in ("gzip", "deflate", "br", "zstd"):
-                sent = post("/echo", bomb, f"Content-Encoding: {coding}", "Connection: close")
-                await talk(client.port or 0, sent.replace(b"POST", method.encode(), 1))
+    client: TestClient[web.Request, None] = await aiohttp_client(Server(app))
+    for method in ("GET", "POST", "DELETE", "HEAD"):
+        for coding in ("gzip", "deflate", "br", "zstd"):
+            sent = post("/echo", bomb, f"Content-Encoding: {coding}", "Connection: close")
+            await talk(client.port or 0, sent.replace(b"POST", method.encode(), 1))
     assert read == [bomb] * 16
 
 
@@ -408,7 +410,7 @@ async def test_odd_fields_mean_the_same_with_workers(request: pytest.FixtureRequ
     assert len(tap.requests()) == sum(status == 200 for _, status in judged)
 
 
-async def test_access_check_sees_each_field_as_sent(tmp_path: Path) -> None:
+async def test_access_check_sees_each_field_as_sent(tmp_path: Path, aiohttp_client: AiohttpClient) -> None:
     """Each byte of each field comes to the judgement, under its name and in its place."""
     app = build(configuration(tmp_path / "data"))
     app.middlewares.clear()
@@ -423,15 +425,15 @@ async def test_access_check_sees_each_field_as_sent(tmp_path: Path) -> None:
 
     app.router.add_get("/echo", handler)
     compared = 0
-    async with TestClient(Server(app)) as client:
-        for fields in odd_heads():
-            answer = split(await talk(client.port or 0, odd_request("/echo", *fields, "Connection: close")))
-            if answer.status == 400:
-                continue  # of a head that is malformed nothing is judged
-            sent = [it.encode("utf-8", "surrogateescape").partition(b":")[::2] for it in with_host(fields)]
-            expected = [[name.decode().lower(), value.strip(b" \t").hex()] for name, value in sent]
-            assert json.loads(answer.body) == expected
-            compared += 1
+    client: TestClient[web.Request, None] = await aiohttp_client(Server(app))
+    for fields in odd_heads():
+        answer = split(await talk(client.port or 0, odd_request("/echo", *fields, "Connection: close")))
+        if answer.status == 400:
+            continue  # of a head that is malformed nothing is judged
+        sent = [it.encode("utf-8", "surrogateescape").partition(b":")[::2] for it in with_host(fields)]
+        expected = [[name.decode().lower(), value.strip(b" \t").hex()] for name, value in sent]
+        assert json.loads(answer.body) == expected
+        compared += 1
     assert compared > 150
 
 

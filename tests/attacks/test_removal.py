@@ -18,7 +18,7 @@ from yarl import URL
 
 from tests.support.api_calls import REMOVED, data_url, problem_code, save
 from tests.support.pictures import picture
-from tests.support.program import until
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -19,13 +19,13 @@ def names_in(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("proof", PROOFS)
-def test_a_proof_exists(proof: str) -> None:
+def test_proof_exists(proof: str) -> None:
     path, _, name = proof.partition("::")
     assert not name or name in names_in(TESTS / path)
     assert (TESTS / path).is_file()
 
 
-def test_each_module_of_attacks_proves_a_promise() -> None:
+def test_each_attack_module_proves_a_promise() -> None:
     proving = {proof.partition("::")[0] for proof in PROOFS}
     supporting = {"attacks/test_security_model.py", "attacks/test_unverified_in_processes.py"}
     assert {str(path.relative_to(TESTS)) for path in (TESTS / "attacks").glob("test_*.py")} == supporting | {

@@ -23,10 +23,10 @@ from imgkeep.web.parse_budget import PARSE_ITERATION_BYTES, PARSE_STEP_BYTES
 
 from tests.support.hostile_images import WORST
 from tests.support.hostile_transfers import read, unframed
-from tests.support.network import until
 from tests.support.pictures import picture, picture_of
 from tests.support.raw_http import port_of, request, split, talk, target_of
 from tests.support.single_process import serving
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

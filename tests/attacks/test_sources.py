@@ -93,7 +93,7 @@ STRANGERS = [
 
 
 @pytest.mark.parametrize("url", STRANGERS)
-def test_an_open_server_fetches_nothing_that_a_stranger_uploaded(url: str) -> None:
+def test_open_server_fetches_no_upload_of_a_stranger(url: str) -> None:
     for host in ("0.0.0.0", "::"):
         policy = load({"server": {"host": host}}, {}).policy(BUILT_IN)
         assert judge(read_source(url), policy) == "host is not in sources.allow"
@@ -143,7 +143,7 @@ def test_no_host_is_known_and_shared() -> None:
         "/acmeevil/a.png",
     ],
 )  # fmt: skip
-async def test_an_account_is_allowed_and_no_other(start: Start, origin: FakeOrigin, path: str) -> None:
+async def test_allowed_account_admits_no_other(start: Start, origin: FakeOrigin, path: str) -> None:
     imgkeep = await start(sources={"allow": ["127.0.0.1/acme/*"]})
     good = origin.gives("/acme/a.png", PICTURE)
     origin.gives("/hop.png", b"", status="302 Found", headers={"Location": path})
@@ -158,7 +158,7 @@ async def test_an_account_is_allowed_and_no_other(start: Start, origin: FakeOrig
 # --- a denied host is denied under every name
 
 
-async def test_a_denied_account_is_denied_in_every_spelling(start: Start, origin: FakeOrigin) -> None:
+async def test_denied_account_is_denied_in_every_spelling(start: Start, origin: FakeOrigin) -> None:
     imgkeep = await start(sources={"deny": ["127.0.0.1/evil/*"]})
     for path in (
         "/evil/a.png",
@@ -199,7 +199,7 @@ PROXY: dict[str, Any] = {
         "url=https://images.weserv.nl/?url=https%3A%2F%2Fapp.example%2F_next%2Fimage%3Furl%3Dhttps%253A%252F%252Fdenied.example%252Fa",
     ],
 )  # fmt: skip
-async def test_a_denied_host_behind_a_known_proxy_is_denied(start: Start, origin: FakeOrigin, query: str) -> None:
+async def test_denied_host_behind_a_known_proxy_is_denied(start: Start, origin: FakeOrigin, query: str) -> None:
     imgkeep = await start(sources={"deny": ["denied.example"], "providers": [PROXY]})
     origin.gives("/proxy", PICTURE)
     hop = origin.gives("/hop.png", b"", status="302 Found", headers={"Location": f"/proxy?{query}"})
@@ -235,7 +235,7 @@ async def other(origin: FakeOrigin) -> AsyncIterator[str]:
         pytest.param("other.example", ["127.0.0.1", "127.0.0.2"], id="another host"),
     ],
 )
-async def test_an_alias_shows_nothing_that_is_denied(
+async def test_alias_shows_no_denied_image(
     start: Start, origin: FakeOrigin, other: str, *, deny: str, shown: list[str]
 ) -> None:
     link, alias = origin.gives("/pictures/a.png", PICTURE), f"{other}/pictures/a.png"
@@ -251,7 +251,7 @@ async def test_an_alias_shows_nothing_that_is_denied(
     assert origin.asked("/pictures/a.png") == 1
 
 
-async def test_what_came_from_a_denied_host_is_not_shown_by_a_link_without_it(
+async def test_image_of_a_denied_host_is_not_shown_by_another_link(
     start: Start, origin: FakeOrigin, other: str
 ) -> None:
     """The record alone tells: the rule that made the two one is gone from the lists, and the link names neither."""
@@ -275,7 +275,7 @@ OPEN: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("reach", OPEN, ids=lambda reach: str(reach["server"]))
-def test_an_open_server_is_no_open_redirect(reach: dict[str, Any]) -> None:
+def test_open_server_is_no_open_redirect(reach: dict[str, Any]) -> None:
     for allow in (["auto"], ["*"], ["known"], ["shared"], ["*.example.com"], ["img.example.com", "a?.example.com"]):
         sections = {**reach, "sources": {"permanent": "redirect", "allow": allow}}
         with pytest.raises(ConfigError, match=r"^sources\.permanent: 'redirect' sends clients .*security\.signature"):
@@ -288,7 +288,7 @@ def test_an_open_server_is_no_open_redirect(reach: dict[str, Any]) -> None:
     load({**reach, "sources": {"permanent": "store"}}, {})
 
 
-async def test_a_redirect_needs_the_signature_that_opens_it(start: Start, origin: FakeOrigin) -> None:
+async def test_redirect_needs_its_signature(start: Start, origin: FakeOrigin) -> None:
     for signature in ("misses", "always"):
         imgkeep = await start(
             sources={"permanent": "redirect"}, security={"signature": signature, "signing_keys": ["k" * 32]}
@@ -308,7 +308,7 @@ async def test_only_hosts_that_are_written_out_are_redirected_to(start: Start, o
 
 
 @pytest.mark.parametrize("entry", ["acme.s3.eu-central-1.amazonaws.com", "s3.eu-central-1.amazonaws.com/acme/*"])
-def test_a_bucket_that_is_written_out_is_one_bucket(entry: str) -> None:
+def test_bucket_pattern_admits_one_bucket(entry: str) -> None:
     policy = load({"sources": {"allow": [entry]}}, {}).policy(BUILT_IN)
     for url in (
         "https://acme.s3.evil.s3.eu-central-1.amazonaws.com/a.png",
@@ -321,7 +321,7 @@ def test_a_bucket_that_is_written_out_is_one_bucket(entry: str) -> None:
         assert judge(read_source(url), policy) is not None, url
 
 
-async def test_a_hop_of_the_origin_is_judged_like_a_link(start: Start, origin: FakeOrigin) -> None:
+async def test_hop_of_the_origin_is_judged_like_a_link(start: Start, origin: FakeOrigin) -> None:
     """A chain of hops that are allowed one by one leads to no place that is not."""
     imgkeep = await start(sources={"allow": ["127.0.0.1/a/*", "127.0.0.1/b/*"], "deny": ["127.0.0.1/b/no/*"]})
 

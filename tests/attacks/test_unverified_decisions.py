@@ -38,6 +38,7 @@ from tests.support.signed_links import (
     sign,
     strict,
 )
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -206,8 +207,7 @@ async def test_save_stores_image_of_its_own_link(imgkeep: Imgkeep, signed: Signe
     fill = image_service._fills.running.find(image_service.keys_of(read_source(signed.url(good())))[0])
     assert fill is not None
     saving = asyncio.create_task(imgkeep.client.post("/api/save-image", json={"url": signed.url(good())}))
-    while fill.body._holders < 3:  # noqa: ASYNC110 - no event tells of a follower
-        await asyncio.sleep(0)
+    await until(lambda: fill.body._holders >= 3)
     gate.set()
     assert (await stranger).body == PLACEHOLDER
     saved = await (await saving).json()

@@ -7,7 +7,7 @@ import json
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from tests.support.program import serving, until
+from tests.support.program import serving
 from tests.support.signed_links import (
     BRIEF,
     FOREVER,
@@ -19,6 +19,7 @@ from tests.support.signed_links import (
     good,
     invented,
 )
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from pathlib import Path

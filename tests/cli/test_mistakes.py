@@ -22,8 +22,9 @@ from imgkeep.config import ConfigError, Server, load
 from imgkeep.observability.logs import describe_crash
 from imgkeep.storage.s3.settings import explain as refuse_aws
 
-from tests.support.program import ROOT, cannot, environment, run, run_here, serving, until
+from tests.support.program import ROOT, cannot, environment, run, run_here, serving
 from tests.support.stores import local_store
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

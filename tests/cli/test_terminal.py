@@ -20,7 +20,8 @@ import pytest
 from imgkeep.cli.interruption import INTERRUPTED, TERMINATED
 
 from tests.support.pictures import picture
-from tests.support.program import environment, until
+from tests.support.program import environment
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator

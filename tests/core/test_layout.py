@@ -10,23 +10,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from imgkeep.core.identity import identify
 from imgkeep.core.layout import (
+    BLOCK_BYTES_MAX,
+    BLOCK_KEYS_MAX,
     RECORD_BYTES_MAX,
-    REFUSAL_BYTES_MAX,
-    REFUSAL_KEYS_MAX,
     RecordTooNew,
     RecordUnreadable,
+    block_path,
     decode_record,
+    encode_block,
     encode_record,
-    encode_refusal,
     encode_tombstone,
     object_names,
     object_path,
+    read_block_keys,
+    read_block_path,
     read_object_name,
     read_record,
-    read_refusal_keys,
-    read_refusal_path,
     record_path,
-    refusal_path,
 )
 from imgkeep.core.records import (
     Doubt,
@@ -234,30 +234,30 @@ def test_a_tombstone_names_the_digest_that_went_with_it() -> None:
 
 def test_a_refusal_lists_the_keys_that_went_with_it() -> None:
     other = Key("01" * 32)
-    written = encode_refusal(DIGEST, WHEN, [KEY, other])
+    written = encode_block(DIGEST, WHEN, [KEY, other])
     assert json.loads(written)["keys"] == [other, KEY]
-    assert read_refusal_keys(written) == {KEY, other}
-    assert read_refusal_keys(encode_refusal(DIGEST, WHEN)) == frozenset()
+    assert read_block_keys(written) == {KEY, other}
+    assert read_block_keys(encode_block(DIGEST, WHEN)) == frozenset()
 
 
 def test_a_refusal_lists_so_many_keys_at_most_and_can_be_read_again() -> None:
-    keys = [Key(f"{number:064x}") for number in range(REFUSAL_KEYS_MAX + 1)]
-    written = encode_refusal(DIGEST, WHEN, keys)
-    assert len(written) < REFUSAL_BYTES_MAX
-    assert len(read_refusal_keys(written)) == REFUSAL_KEYS_MAX
+    keys = [Key(f"{number:064x}") for number in range(BLOCK_KEYS_MAX + 1)]
+    written = encode_block(DIGEST, WHEN, keys)
+    assert len(written) < BLOCK_BYTES_MAX
+    assert len(read_block_keys(written)) == BLOCK_KEYS_MAX
 
 
 @pytest.mark.parametrize("data", [b"", b"[]", b'{"keys": 1}', b'{"keys": ["../../a", ""]}', b'{"keys": null}'])
 def test_a_damaged_refusal_names_no_key(data: bytes) -> None:
-    assert read_refusal_keys(data) == frozenset()
+    assert read_block_keys(data) == frozenset()
 
 
 def test_a_refusal_tells_its_digest_by_its_name() -> None:
-    path = refusal_path(RECORD.digest)
+    path = block_path(RECORD.digest)
     assert path == f"v1/refused/{RECORD.digest[:2]}/{RECORD.digest}.json"
-    assert read_refusal_path(path) == RECORD.digest
-    assert read_refusal_path(path + ".tmp") is None
-    assert json.loads(encode_refusal(RECORD.digest, RECORD.stored_at)) == {
+    assert read_block_path(path) == RECORD.digest
+    assert read_block_path(path + ".tmp") is None
+    assert json.loads(encode_block(RECORD.digest, RECORD.stored_at)) == {
         "digest": RECORD.digest,
         "removed_at": "2026-11-22T10:00:00Z",
         "version": 1,

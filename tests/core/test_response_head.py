@@ -1,4 +1,4 @@
-"""Heads that a strict parser refuses, read as browsers do; Chromium's verdicts are in `tests/support/response_heads.py`."""
+"""Heads that a strict parser refuses, read as browsers do (verdicts: `tests/support/response_heads.py`)."""
 
 from __future__ import annotations
 

@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import tempfile
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +18,7 @@ from imgkeep.database import Database, ImageIndex
 
 from tests.support.clock import FakeClock
 from tests.support.program import cannot
+from tests.support.waiting import block_until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -68,10 +68,9 @@ def postgresql() -> Iterator[str]:
             start_new_session=True,
         )
     try:
-        for _ in range(1000):
-            if "ready to accept connections" in log.read_text("utf-8", "replace") or server.poll() is not None:
-                break
-            time.sleep(0.01)
+        block_until(
+            lambda: "ready to accept connections" in log.read_text("utf-8", "replace") or server.poll() is not None
+        )
         assert server.poll() is None, log.read_text("utf-8", "replace")
         yield f"postgresql+psycopg://imgkeep@127.0.0.1:{port}/postgres"
         assert server.poll() is None, log.read_text("utf-8", "replace")

@@ -14,8 +14,8 @@ from imgkeep.core.errors import StorageError
 from imgkeep.database.image_index import FIND_TIMEOUT_S
 
 from tests.support.database import make_records, query, walk
-from tests.support.program import until
 from tests.support.stores import record_of
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -423,7 +423,7 @@ def _names(cases: list[dict[str, Any]]) -> list[str]:
 
 
 @pytest.mark.parametrize("case", BLOCKED, ids=_names(BLOCKED))
-async def test_a_forbidden_source_is_refused_and_never_dialled(
+async def test_forbidden_source_is_refused_and_not_dialled(
     imgkeep: Imgkeep, internet: Internet, case: dict[str, Any]
 ) -> None:
     chain = case.get("redirects", ())
@@ -440,7 +440,7 @@ async def test_a_forbidden_source_is_refused_and_never_dialled(
 
 
 @pytest.mark.parametrize("case", ALLOWED, ids=_names(ALLOWED))
-async def test_a_public_source_is_fetched_from_its_own_address(
+async def test_public_source_is_fetched_from_its_own_address(
     imgkeep: Imgkeep, internet: Internet, case: dict[str, Any]
 ) -> None:
     chain = case.get("redirects", ())
@@ -465,7 +465,7 @@ async def test_no_refused_spelling_is_even_asked_of_the_resolver(imgkeep: Imgkee
 
 
 @pytest.mark.parametrize(("url", "answers"), EXTRA_ALLOWED.values(), ids=EXTRA_ALLOWED.keys())
-async def test_what_only_looks_forbidden_is_fetched(
+async def test_source_that_only_looks_forbidden_is_fetched(
     imgkeep: Imgkeep, internet: Internet, url: str, answers: list[str]
 ) -> None:
     internet.names.default = answers
@@ -475,7 +475,7 @@ async def test_what_only_looks_forbidden_is_fetched(
 
 
 @pytest.mark.parametrize("answers", EXTRA_ANSWERS.values(), ids=EXTRA_ANSWERS.keys())
-async def test_a_name_with_one_bad_address_is_refused_whole(
+async def test_name_with_one_forbidden_address_is_refused(
     imgkeep: Imgkeep, internet: Internet, answers: list[str]
 ) -> None:
     internet.names.default = answers
@@ -486,7 +486,7 @@ async def test_a_name_with_one_bad_address_is_refused_whole(
 
 
 @pytest.mark.parametrize("chain", EXTRA_CHAINS.values(), ids=EXTRA_CHAINS.keys())
-async def test_a_redirect_to_what_is_forbidden_ends_before_it_is_dialled(
+async def test_redirect_to_a_forbidden_address_is_not_dialled(
     imgkeep: Imgkeep, internet: Internet, chain: tuple[str, ...]
 ) -> None:
     internet.names.default = [INNER]
@@ -509,7 +509,7 @@ async def test_a_redirect_to_what_is_forbidden_ends_before_it_is_dialled(
     ids=["denied", "not allowed", "allowed and denied"],
 )
 @pytest.mark.parametrize("first", ["https://b.example.com/a.png", "https://example.com/r.png"], ids=["direct", "hop"])
-async def test_the_host_lists_hold_for_every_hop(
+async def test_host_lists_hold_for_every_hop(
     start: Callable[..., Awaitable[Imgkeep]],
     internet: Internet,
     trust: ssl.SSLContext,
@@ -528,7 +528,7 @@ async def test_the_host_lists_hold_for_every_hop(
 
 
 @pytest.mark.parametrize("location", EXTRA_STAYING.values(), ids=EXTRA_STAYING.keys())
-async def test_a_redirect_that_only_looks_like_leaving_stays(
+async def test_redirect_that_only_looks_like_another_host_is_followed(
     imgkeep: Imgkeep, internet: Internet, location: str
 ) -> None:
     internet.redirects(location)
@@ -539,7 +539,7 @@ async def test_a_redirect_that_only_looks_like_leaving_stays(
 
 
 @pytest.mark.parametrize("target", ["/img", "/img?src=", "/img?src", "/img?url=http%3A%2F%2Fexample.com%2F"])
-async def test_a_request_without_a_source_dials_nobody(imgkeep: Imgkeep, internet: Internet, target: str) -> None:
+async def test_request_without_a_source_dials_no_address(imgkeep: Imgkeep, internet: Internet, target: str) -> None:
     response = await imgkeep.client.get(target)
     assert response.status == 400
     assert (internet.names.asked, internet.dialled) == ([], [])
@@ -562,7 +562,7 @@ async def test_no_way_of_writing_src_hides_an_address(imgkeep: Imgkeep, internet
     assert (internet.names.asked, internet.dialled) == ([], [])
 
 
-async def test_an_allowed_network_opens_nothing_else(
+async def test_allowed_network_opens_no_other(
     start: Callable[..., Awaitable[Imgkeep]], internet: Internet, trust: ssl.SSLContext
 ) -> None:
     imgkeep = await start(platform=internet.platform(trust), fetch={"allow_networks": ["10.0.0.0/24"]})

@@ -18,8 +18,8 @@ from tests.support.image_requests import fills_done, store_image
 from tests.support.impatient_server import LIMIT_S, deaf_socket, serve_impatiently
 from tests.support.origins import gated_body
 from tests.support.pictures import picture_of
-from tests.support.program import until
 from tests.support.raw_http import ask, port_of, request, split, talk, target_of
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from pathlib import Path

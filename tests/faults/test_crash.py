@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from bench.crash import crash
 from tests.support.pictures import picture
-from tests.support.program import need_strace, run, serving, until
+from tests.support.program import need_strace, run, serving
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from pathlib import Path

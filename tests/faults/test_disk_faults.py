@@ -27,7 +27,8 @@ from imgkeep.bootstrap.server import SERVICES
 
 from tests.support.image_requests import count_readers
 from tests.support.pictures import picture_of
-from tests.support.program import cannot, injecting, need_strace, run, serving, until
+from tests.support.program import cannot, injecting, need_strace, run, serving
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator

@@ -38,9 +38,7 @@ def signed(url: str, *, past: bool, number: int = 0) -> str:
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 406, 410, 419, 422])
-async def test_a_link_past_its_end_that_is_refused_has_expired(
-    imgkeep: Imgkeep, origin: FakeOrigin, status: int
-) -> None:
+async def test_refused_link_past_its_end_is_expired(imgkeep: Imgkeep, origin: FakeOrigin, status: int) -> None:
     url = signed(origin.gives("/a.png", b"no", status=f"{status} No"), past=True)
     for _ in range(2):
         seen = await look(imgkeep, url)
@@ -50,7 +48,7 @@ async def test_a_link_past_its_end_that_is_refused_has_expired(
 
 
 @pytest.mark.parametrize("status", [408, 425, 429, 500, 503])
-async def test_a_link_past_its_end_that_is_put_off_has_not(imgkeep: Imgkeep, origin: FakeOrigin, status: int) -> None:
+async def test_deferred_link_past_its_end_is_not_expired(imgkeep: Imgkeep, origin: FakeOrigin, status: int) -> None:
     seen = await look(imgkeep, signed(origin.gives("/a.png", XML, status=f"{status} Later"), past=True))
     assert (seen.status, seen.code) == (502, "origin_error")
 
@@ -68,7 +66,7 @@ async def test_a_link_past_its_end_that_is_put_off_has_not(imgkeep: Imgkeep, ori
     ids=["S3", "compressed", "Supabase", "403", "long", "with 200"],
 )
 @pytest.mark.parametrize("kind", ["signed", "plain"])
-async def test_a_link_of_which_the_origin_says_so_has_expired(  # noqa: PLR0917 - a table
+async def test_link_that_the_origin_calls_expired_is_expired(  # noqa: PLR0917 - a table
     imgkeep: Imgkeep, origin: FakeOrigin, status: str, body: bytes, headers: dict[str, str], kind: str
 ) -> None:
     url = origin.gives("/a.png", body, status=status, headers=headers)
@@ -77,7 +75,7 @@ async def test_a_link_of_which_the_origin_says_so_has_expired(  # noqa: PLR0917 
     await nothing_kept(imgkeep)
 
 
-async def test_other_words_say_nothing_and_no_word_is_told_or_logged(
+async def test_other_error_words_mean_nothing_and_none_is_shown(
     imgkeep: Imgkeep, origin: FakeOrigin, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -94,7 +92,7 @@ async def test_words_far_behind_are_not_read(imgkeep: Imgkeep, origin: FakeOrigi
     assert (await look(imgkeep, url)).code == "origin_error"
 
 
-async def test_words_that_drip_hold_nothing_up(
+async def test_dripping_error_body_delays_nothing(
     imgkeep: Imgkeep, origin: FakeOrigin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(client, "REFUSAL_TIMEOUT_S", 0.2)
@@ -109,7 +107,7 @@ async def test_words_that_drip_hold_nothing_up(
     assert (seen.status, seen.code) == (502, "origin_error")
 
 
-async def test_words_are_not_waited_for_where_the_end_tells_enough(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+async def test_error_body_is_not_awaited_past_the_end_of_a_link(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     async def script(exchange: Exchange) -> None:
         await exchange.send_head("Content-Length: 100000", status="400 Bad Request")
         await exchange.gone()
@@ -123,7 +121,7 @@ PAGES = {"HTML": (HTML, "text/html"), "HTML as a picture": (HTML, "image/png"), 
 
 @pytest.mark.parametrize(("body", "media_type"), PAGES.values(), ids=PAGES.keys())
 @pytest.mark.parametrize("by_redirect", [False, True], ids=["200", "302"])
-async def test_a_page_for_a_link_past_its_end_means_that_it_has_expired(
+async def test_page_instead_of_an_image_past_its_end_means_expired(
     imgkeep: Imgkeep, origin: FakeOrigin, body: bytes, media_type: str, *, by_redirect: bool
 ) -> None:
     url = origin.gives("/login", body, headers={"Content-Type": media_type})
@@ -137,7 +135,7 @@ async def test_a_page_for_a_link_past_its_end_means_that_it_has_expired(
 
 
 @pytest.mark.parametrize("location", ["https://login.example.com/", "http://10.0.0.1/", "file:///login"])
-async def test_a_redirect_to_where_we_do_not_go_means_the_same(start: Start, origin: FakeOrigin, location: str) -> None:
+async def test_redirect_to_a_forbidden_place_means_expired(start: Start, origin: FakeOrigin, location: str) -> None:
     imgkeep = await start(sources={"allow": ["127.0.0.1"]})
     url = origin.gives("/a.png", b"", status="302 Found", headers={"Location": location})
     assert (await look(imgkeep, signed(url, past=True))).code == "source_expired"
@@ -145,9 +143,7 @@ async def test_a_redirect_to_where_we_do_not_go_means_the_same(start: Start, ori
 
 
 @pytest.mark.parametrize("location", ["https://login.invalid/", "http://localhost:1/login", "http://login.intranet/"])
-async def test_a_redirect_to_a_host_that_cannot_be_reached_means_the_same(
-    start: Start, origin: FakeOrigin, location: str
-) -> None:
+async def test_redirect_to_an_unreachable_host_means_expired(start: Start, origin: FakeOrigin, location: str) -> None:
     names = Names({"login.intranet": ["10.0.0.1"], "localhost": ["127.0.0.1"]})
     imgkeep = await start(fetch={"allow_ports": [80, 443, 1, origin.port]}, platform=Platform(resolver=lambda: names))
     url = origin.gives("/a.png", b"", status="302 Found", headers={"Location": location})
@@ -157,12 +153,12 @@ async def test_a_redirect_to_a_host_that_cannot_be_reached_means_the_same(
     assert (await look(imgkeep, gone)).code == "origin_error", "its own origin said nothing"
 
 
-async def test_what_is_no_page_is_no_image_whatever_the_end(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+async def test_other_bytes_than_a_page_are_not_an_image(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     url = origin.gives("/a.png", b"%PDF-1.7 \x00", headers={"Content-Type": "application/pdf"})
     assert (await look(imgkeep, signed(url, past=True))).code == "not_an_image"
 
 
-async def test_what_is_stored_stays(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+async def test_stored_image_outlives_its_link(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     url = signed(origin.gives("/a.png", picture()), past=False)
     assert (await look(imgkeep, url)).status == 200
     for number, (status, body) in enumerate((("400 No", XML), ("200 OK", HTML), ("404 No", b""), ("200 OK", b"")), 1):
@@ -173,7 +169,7 @@ async def test_what_is_stored_stays(imgkeep: Imgkeep, origin: FakeOrigin) -> Non
     assert [path.read_bytes() for path in imgkeep.files("objects")] == [picture()]
 
 
-async def test_fetching_again_tells_it_alike(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+async def test_refresh_reports_expiry_alike(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     url = signed(origin.gives("/a.png", picture()), past=False)
     assert (await look(imgkeep, url)).status == 200
     key = imgkeep.files("records")[0].stem
@@ -187,7 +183,7 @@ async def test_fetching_again_tells_it_alike(imgkeep: Imgkeep, origin: FakeOrigi
 
 
 @pytest.mark.parametrize("how", ["redirect", "two redirects", "itself"])
-async def test_a_placeholder_is_not_found_and_never_asked_for(start: Start, origin: FakeOrigin, how: str) -> None:
+async def test_known_placeholder_is_not_found_and_not_fetched(start: Start, origin: FakeOrigin, how: str) -> None:
     provider = {"name": "Acme", "hosts": ["img.acme.example"], "gone": ["127.0.0.1/images/removed*.png"]}
     imgkeep = await start(sources={"providers": [provider]})
     url = origin.gives("/images/removed-1.png", picture())
@@ -203,7 +199,7 @@ async def test_a_placeholder_is_not_found_and_never_asked_for(start: Start, orig
     assert len(imgkeep.files("objects")) == 1
 
 
-async def test_a_placeholder_on_a_host_that_is_refused_is_not_found_either(start: Start, origin: FakeOrigin) -> None:
+async def test_known_placeholder_on_a_refused_host_is_not_found(start: Start, origin: FakeOrigin) -> None:
     imgkeep = await start(sources={"allow": ["127.0.0.1"]})
     headers = {"Location": "https://i.imgur.com/removed.png"}
     seen = await look(imgkeep, origin.gives("/a.png", b"", status="302 Found", headers=headers))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tests.support.pictures import picture
 from tests.support.program import serving
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -57,15 +58,19 @@ async def test_jobs_survive_repeated_kills(tmp_path: Path, origin: FakeOrigin) -
         async with serving(folder) as program:
             if not job:
                 job = (await ask(program, "POST", "/api/save-images", json={"urls": urls}))["id"]
-            await asyncio.sleep(draw.uniform(0.05, 0.3))  # any moment will do
+            await asyncio.sleep(draw.uniform(0.05, 0.3))  # the kill comes at a random moment
             for index in await saved_links(program, job, more_than=len(counts) - 1 if counts else 0):
                 counts.setdefault(index, origin.asked(f"/{index}.png"))
             program.kill()
     killed.set()
     assert 0 < len(counts) < LINKS, "some were done before the last kill, and not all"
-    async with serving(folder) as program, asyncio.timeout(30):
-        while (facts := await ask(program, "GET", f"/api/jobs/{job}"))["state"] != "done":  # noqa: ASYNC110 - as any client
-            await asyncio.sleep(0.05)
+    async with serving(folder) as program:
+
+        async def is_done() -> bool:
+            return bool((await ask(program, "GET", f"/api/jobs/{job}"))["state"] == "done")
+
+        await until(is_done)
+        facts = await ask(program, "GET", f"/api/jobs/{job}")
         assert (facts["saved"], facts["failed"]) == (LINKS, 0)
         for n, url in enumerate(urls):
             assert (await program.img(url)).body == picture(seed=n)

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import aiohttp
 import pytest
 
-from tests.support.network import look, until, until_counted
+from tests.support.network import look, until_counted
 from tests.support.pictures import picture, picture_of
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from yarl import URL

@@ -14,8 +14,9 @@ import pytest
 from imgkeep.bootstrap.platform import Platform
 from imgkeep.images.negative_cache import SERVER_ERROR_S, TOO_MANY_REQUESTS_S
 
-from tests.support.network import Timer, counted, look, nothing_kept, until
+from tests.support.network import Timer, counted, look, nothing_kept
 from tests.support.pictures import picture, picture_of
+from tests.support.waiting import until
 
 if sys.version_info >= (3, 14):
     from compression import zstd

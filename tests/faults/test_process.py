@@ -22,6 +22,7 @@ from tests.support.origins import gated_body
 from tests.support.pictures import picture, picture_of
 from tests.support.raw_http import ask, request, split, talk, target_of
 from tests.support.single_process import Running, serving
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -33,12 +34,6 @@ if TYPE_CHECKING:
     Start = Callable[..., Awaitable[Imgkeep]]
 
 
-async def until(what: Callable[[], Awaitable[bool]], *, within_s: float) -> None:
-    async with asyncio.timeout(within_s):
-        while not await what():  # noqa: ASYNC110 - another process knows
-            await asyncio.sleep(0.02)
-
-
 async def test_sigterm_under_load_finishes_running_requests(tmp_path: Path, origin: FakeOrigin) -> None:
     body = picture_of(2_000_000)
     gate = asyncio.Event()
@@ -47,9 +42,9 @@ async def test_sigterm_under_load_finishes_running_requests(tmp_path: Path, orig
     stored = origin.gives("/stored.png", picture_of(50_000))
     async with serving(tmp_path / "run") as running:
         assert split(await talk(running.port, request(target_of(stored)))).status == 200
-        clients = [asyncio.create_task(talk(running.port, request(target_of(url)), timeout_s=20)) for _ in range(10)]
+        clients = [asyncio.create_task(talk(running.port, request(target_of(url)), timeout_s=60)) for _ in range(10)]
         leaver = asyncio.create_task(talk(running.port, request(target_of(orphan))))
-        await until(lambda: _true(origin.asked("/slow.png") + origin.asked("/orphan.png") == 2), within_s=20)
+        await until(lambda: origin.asked("/slow.png") + origin.asked("/orphan.png") == 2, within_s=20)
         leaver.cancel()
         load_ended = asyncio.Event()
         answered: list[int] = []
@@ -98,14 +93,10 @@ async def test_sigterm_under_load_finishes_running_requests(tmp_path: Path, orig
     assert [record for record in running.log if record["level"] not in {"info", "debug"}] == []
 
 
-async def _true(value: bool) -> bool:  # noqa: FBT001 - it is one
-    return value
-
-
 async def test_second_signal_ends_the_notice(tmp_path: Path) -> None:
     async with serving(tmp_path / "run") as running:
         running.process.send_signal(signal.SIGTERM)
-        await until(lambda: _true(any(record["message"] == "draining" for record in running.log)), within_s=20)
+        await until(lambda: any(record["message"] == "draining" for record in running.log), within_s=20)
         running.process.send_signal(signal.SIGINT)
         assert await running.ended(within_s=20) == 0
         wanted = ["draining", "drain notice cut short", "stopped"]
@@ -121,7 +112,7 @@ async def test_idle_connections_do_not_hold_up_the_end(tmp_path: Path) -> None:
             await reader.readuntil(b"ok\n")
         for _ in range(2):
             running.process.send_signal(signal.SIGTERM)
-            await until(lambda: _true(any(record["message"] == "draining" for record in running.log)), within_s=20)
+            await until(lambda: any(record["message"] == "draining" for record in running.log), within_s=20)
         assert await running.ended(within_s=20) == 0, "an idle connection is waited for three times as long"
         for _, writer in pairs:
             writer.close()

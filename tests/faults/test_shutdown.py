@@ -16,7 +16,8 @@ from imgkeep.cluster.control import KILL_TIMEOUT_S
 from imgkeep.cluster.supervisor import CHECK_INTERVAL_S
 
 from tests.support.pictures import picture
-from tests.support.program import ROOT, serving, until
+from tests.support.program import ROOT, serving
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -9,8 +9,9 @@ import pytest
 from imgkeep.bootstrap.platform import Platform
 from imgkeep.bootstrap.server import SERVICES
 
-from tests.support.network import PUBLIC, Dials, Names, counted, look, nothing_kept, until, until_counted
+from tests.support.network import PUBLIC, Dials, Names, counted, look, nothing_kept, until_counted
 from tests.support.pictures import picture, picture_of
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

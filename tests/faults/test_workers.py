@@ -16,11 +16,12 @@ from urllib.parse import quote
 import aiohttp
 import pytest
 
+from tests.support.cluster import connections_of, workers
 from tests.support.origins import gated_body
 from tests.support.pictures import picture, picture_of
-from tests.support.program import ROOT, injecting, need_strace, run, serving, until
-from tests.support.proxies import connections_of, workers
+from tests.support.program import ROOT, injecting, need_strace, run, serving
 from tests.support.raw_http import request, split, talk, target_of
+from tests.support.waiting import until
 from tests.support.workers import ASKED, ask_all, count_messages, drafts_of, find_holder, metric_sum, open_many
 
 if TYPE_CHECKING:

@@ -69,7 +69,7 @@ def test_memory_is_bounded_and_holds_the_latest(noted: list[tuple[int, int]]) ->
     assert not noted or entries[0].key == subject(noted[-1][0]).key
 
 
-def test_yielded_fill_is_no_failure_and_internal_error_hides_its_message() -> None:
+def test_entries_hide_internals_and_omit_yields() -> None:
     failures = RecentFailures(Clock())
     failures.note(subject(1), Yielded("stopped"))
     assert failures.list() == []

@@ -11,13 +11,13 @@ from imgkeep.integrations.links import LinkRewriter
 from jinja2 import Environment
 from markupsafe import Markup
 
-from tests.support.pages import KEPT, LINK
+from tests.support.pages import LINK, NEW_LINK
 
 if TYPE_CHECKING:
     from imgkeep.core.records import Source
 
 HTML = f'<img src="{LINK}">'
-REWRITTEN = f'<img src="{KEPT}">'
+REWRITTEN = f'<img src="{NEW_LINK}">'
 
 
 def rendered(source: str, *, autoescape: bool = True, **values: Any) -> str:
@@ -27,16 +27,16 @@ def rendered(source: str, *, autoescape: bool = True, **values: Any) -> str:
 
 
 def test_a_single_link() -> None:
-    assert rendered("{{ url|img_url }}", url=LINK) == KEPT
+    assert rendered("{{ url|img_url }}", url=LINK) == NEW_LINK
     other = "https://k.example/img?src=https%3A%2F%2Fo.example%2F%3Fa%3D1%26b%3D2"
     assert rendered("{{ url|img_url }}", url="https://o.example/?a=1&b=2") == other
     assert rendered("{{ url|img_url }}", url="a.png?a&b") == "a.png?a&amp;b"
     assert rendered("{{ url|img_url }}", url="a.png?a&b", autoescape=False) == "a.png?a&b"
-    assert rendered("{{ url|img_url }}", url=KEPT) == KEPT
+    assert rendered("{{ url|img_url }}", url=NEW_LINK) == NEW_LINK
 
 
 def test_a_link_that_is_escaped_already() -> None:
-    assert rendered("{{ url|img_url }}", url=Markup(f"{LINK}?a=1&amp;b=2")) == f"{KEPT}%3Fa%3D1%26b%3D2"
+    assert rendered("{{ url|img_url }}", url=Markup(f"{LINK}?a=1&amp;b=2")) == f"{NEW_LINK}%3Fa%3D1%26b%3D2"
     assert rendered("{{ url|img_url }}", url=Markup("a.png?a=1&amp;b=2")) == "a.png?a=1&amp;b=2"
 
 
@@ -84,8 +84,8 @@ def test_links_that_only_you_know_to_die() -> None:
 
 def test_links_are_signed() -> None:
     site = LinkRewriter(public_url="https://k.example", which="all", signing_key="k" * 16)
-    assert site.img_url(LINK).startswith(f"{KEPT}&sig=")
-    assert site.rewrite(HTML).startswith(f'<img src="{KEPT}&amp;sig=')
+    assert site.img_url(LINK).startswith(f"{NEW_LINK}&sig=")
+    assert site.rewrite(HTML).startswith(f'<img src="{NEW_LINK}&amp;sig=')
 
 
 def test_a_function_that_fails_leaves_the_link(caplog: pytest.LogCaptureFixture) -> None:

@@ -22,6 +22,7 @@ from imgkeep.integrations.links import LinkRewriter
 from imgkeep.integrations.policy import ANSWER_BYTES_MAX, PolicyClient, Rules, make_policy
 
 from tests.support.program import serving
+from tests.support.waiting import block_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -72,7 +73,7 @@ def rewrites(link: str, **options: Any) -> bool:
         ("http://169.254.169.254/a.png", {"which": ["169.254.169.254"]}, False),
     ],
 )
-def test_link_that_would_be_refused_stays(link: str, options: Any, rewritten: bool) -> None:  # noqa: FBT001
+def test_link_that_would_be_refused_stays(link: str, options: Any, rewritten: bool) -> None:
     assert rewrites(link, **options) is rewritten
 
 
@@ -158,11 +159,9 @@ def api() -> Iterator[Api]:
 
 
 def wait_for(rules: PolicyClient) -> Rules:
-    end = time.monotonic() + PATIENCE_S
-    while (known := rules.current) is None:
-        assert time.monotonic() < end
-        time.sleep(0.005)
-    return known
+    block_until(lambda: rules.current is not None, within_s=PATIENCE_S)
+    assert rules.current is not None
+    return rules.current
 
 
 OTHERWISE = Rules(make_policy(["known"], [], BUILT_IN))
@@ -174,10 +173,7 @@ def test_nothing_is_rewritten_until_imgkeep_has_told_and_no_page_waits(api: Api)
     assert site.of_page(None)(KNOWN) is None
     assert site.img_url(KNOWN) != KNOWN
     api.may_answer.set()
-    end = time.monotonic() + PATIENCE_S
-    while site.of_page(None)(SHARED) is None:
-        assert time.monotonic() < end
-        time.sleep(0.005)
+    block_until(lambda: site.of_page(None)(SHARED) is not None, within_s=PATIENCE_S)
     assert site.of_page(None)(KNOWN) is None
     assert api.asked == [("/api/policy", "Bearer the-token")]
 
@@ -188,13 +184,8 @@ def test_a_site_without_a_key_leaves_all_to_an_imgkeep_that_wants_signatures(api
     signing = LinkRewriter(
         public_url="https://k.example", allow="ask", save=f"{api.url}/base/", token="t", signing_key="k" * 16
     )
-    end = time.monotonic() + PATIENCE_S
-    while signing.of_page(None)(SHARED) is None:
-        assert time.monotonic() < end
-        time.sleep(0.005)
-    while len(api.asked) < 2:
-        assert time.monotonic() < end
-        time.sleep(0.005)
+    block_until(lambda: signing.of_page(None)(SHARED) is not None, within_s=PATIENCE_S)
+    block_until(lambda: len(api.asked) >= 2, within_s=PATIENCE_S)
     assert site.of_page(None)(SHARED) is None
     assert {path for path, _ in api.asked} == {"/base/api/policy"}
 
@@ -271,9 +262,7 @@ def test_known_policy_outlives_an_outage_and_a_new_one_is_learnt(api: Api) -> No
         assert (rules.current or OTHERWISE).policy.hosts_allowed == ("b.s3.amazonaws.com",)
         time.sleep(0.005)
     api.status, api.body = 200, policy_body(allow=["*"])
-    while (rules.current or OTHERWISE).policy.hosts_allowed != ("*",):
-        assert time.monotonic() < end
-        time.sleep(0.005)
+    block_until(lambda: (rules.current or OTHERWISE).policy.hosts_allowed == ("*",), within_s=PATIENCE_S)
 
 
 def test_child_of_a_fork_asks_for_itself(api: Api) -> None:
@@ -285,10 +274,7 @@ def test_child_of_a_fork_asks_for_itself(api: Api) -> None:
         while rules.current is None and time.monotonic() < end:
             time.sleep(0.005)
         os._exit(0 if rules.current is not None else 1)
-    end = time.monotonic() + PATIENCE_S
-    while len(api.asked) < 2:
-        assert time.monotonic() < end
-        time.sleep(0.005)
+    block_until(lambda: len(api.asked) >= 2, within_s=PATIENCE_S)
     api.may_answer.set()
     assert os.waitpid(child, 0)[1] == 0
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,8 @@ from imgkeep.integrations.links import LinkRewriter
 from imgkeep.integrations.save_client import BATCH_LINKS_MAX, LINKS_WAITING_MAX, Saver, saver_for
 
 from tests.support.pictures import picture
-from tests.support.program import serving, until
+from tests.support.program import serving
+from tests.support.waiting import block_until, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -166,10 +166,7 @@ def test_what_waits_is_bounded_and_what_is_dropped_is_counted(api: Api) -> None:
     saver = Saver(api.url)
     for number in range(BATCH_LINKS_MAX):
         saver.note(link(number))
-    for _ in range(1000):
-        if api.posted:
-            break
-        time.sleep(0.01)
+    block_until(lambda: api.posted)
     for number in range(LINKS_WAITING_MAX + 50):
         saver.note(f"https://h.example/{number}.png")
     assert saver.dropped == 50

@@ -41,7 +41,7 @@ async def node(script: Path, *arguments: str, **settings: str) -> list[str]:
     return out.decode().splitlines()
 
 
-async def test_what_the_example_signs_is_let_through(
+async def test_link_that_the_example_signs_is_accepted(
     start: Callable[..., Awaitable[Imgkeep]], origin: FakeOrigin, tmp_path: Path
 ) -> None:
     links = [origin.gives("/a.png", picture()), origin.gives("/b.png", picture(seed=1)) + "?x='(1)'&y=z"]
@@ -58,7 +58,7 @@ async def test_what_the_example_signs_is_let_through(
             assert response.status == 403
 
 
-async def test_the_documented_script_prints_what_it_says(tmp_path: Path) -> None:
+async def test_documented_script_prints_its_output(tmp_path: Path) -> None:
     copy_module(tmp_path)
     (code,) = re.findall(r"```javascript\n(import .*?imgkeep\.mjs.*?)```", PAGE, re.DOTALL)
     script = tmp_path / "a.mjs"
@@ -76,7 +76,7 @@ def test_all_that_there_is_is_documented(tmp_path: Path) -> None:
         assert f"`{name}" in PAGE
 
 
-def test_the_documented_size_is_its_size() -> None:
+def test_documented_size_is_right() -> None:
     module = (STATIC / "imgkeep.js").read_bytes()
     told = re.search(r"([0-9.]+) kB, ([0-9.]+) kB compressed", PAGE)
     assert told is not None

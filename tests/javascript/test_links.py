@@ -58,7 +58,7 @@ def ours(link: str, public_url: str = "", base: str | None = None, key: str | No
         "http://[2001:db8::1]/a",
     ],
 )
-def test_a_link_becomes_what_our_rewriter_makes_of_it(js: Call, link: str, public_url: str) -> None:
+def test_module_rewrites_as_the_rewriter_does(js: Call, link: str, public_url: str) -> None:
     made = js("imgUrl", link, {"publicUrl": public_url})
     assert made == ours(link, public_url)
     assert js("imgUrl", made, {"publicUrl": public_url}) == made
@@ -99,12 +99,12 @@ def test_with_a_base_relative_links_are_links(js: Call) -> None:
     assert js("imgUrl", "a.png", {"base": "about:blank"}) == "a.png"
 
 
-def test_an_address_in_disguise_is_named_as_it_is_asked_for(js: Call) -> None:
+def test_disguised_address_is_written_as_it_is_requested(js: Call) -> None:
     assert js("imgUrl", "http://0x8.8.2056/a") == "/img?src=http%3A%2F%2F8.8.8.8%2Fa"
     assert js("imgUrl", "http://8.8.8.8/a b") == ours("http://8.8.8.8/a b")
 
 
-def test_what_the_server_would_refuse_as_written_is_named_as_browsers_do(js: Call) -> None:
+def test_link_that_the_server_refuses_is_written_as_browsers_do(js: Call) -> None:
     for link in ("https://h.example/a \u3000#b", "https://h.ex%61mple/a", "https://@h.example/a b"):
         target = js("imgUrl", link).partition("#")[0]
         assert read_img_query(target.partition("?")[2]).source.host == "h.example"
@@ -176,29 +176,27 @@ def test_in_srcset_only_the_links_change(js: Call, value: str) -> None:
     assert js("srcset", made, {"publicUrl": OURS}) == made
 
 
-def test_a_srcset_of_any_length_takes_time_in_proportion_to_it(js: Call) -> None:
+def test_srcset_takes_linear_time(js: Call) -> None:
     for piece in (" ,", ",,,x", "x 1x, ", "(", "a (", "x(),"):
         value = piece * 200_000
         assert js("srcset", value) == value
     assert js("imgUrl", " " * 8191 + "x") == " " * 8191 + "x"
 
 
-def test_the_choosy_name_hosts_or_decide_themselves(js: Call) -> None:
+def test_which_names_hosts_or_decides(js: Call) -> None:
     assert js("imgUrl", H, {"which": []}) == H
     assert js("imgUrl", H, {"which": 'url => url.pathname.endsWith(".png")'}) == ours(H)
     assert js("imgUrl", H, {"which": "url => false"}) == H
 
 
 @pytest.mark.parametrize(("glob", "host", "matches"), GLOBS["match"])
-def test_a_glob_chooses_the_links_that_it_chooses_in_our_rewriter(
-    js: Call, glob: str, host: str, *, matches: bool
-) -> None:
+def test_glob_matches_as_in_the_rewriter(js: Call, glob: str, host: str, *, matches: bool) -> None:
     link = f"https://{host}/a.png"
     assert js("imgUrl", link, {"which": ["other.example", glob]}) == (ours(link) if matches else link)
 
 
 @pytest.mark.parametrize("glob", GLOBS["refused"])
-def test_a_glob_that_can_match_no_host_is_refused(js: Call, glob: str) -> None:
+def test_glob_that_matches_no_host_is_refused(js: Call, glob: str) -> None:
     with pytest.raises(ValueError, match=r"(?s)TypeError: which: .* can match no host"):
         js("imgUrl", H, {"which": ["h.example", glob]})
 
@@ -223,7 +221,7 @@ def test_options_that_mean_nothing_are_refused(js: Call) -> None:
 
 
 @pytest.mark.parametrize(("src", "end", "sig"), VECTORS)
-def test_the_documented_vectors_hold(js: Call, src: str, end: str, sig: str) -> None:
+def test_documented_vectors_hold(js: Call, src: str, end: str, sig: str) -> None:
     expires = int(end) if end else None
     path = js("signedPath", KEY, src, expires)
     assert path == signed_path(KEY, src, expires=expires)
@@ -239,7 +237,7 @@ def test_links_are_signed_as_our_rewriter_signs_them(js: Call) -> None:
     assert js("signedSrcset", value, {"key": KEY}) == value.replace(H, signed_path(KEY, H))
 
 
-def test_nothing_is_signed_with_no_key_or_for_no_time(js: Call) -> None:
+def test_signing_needs_a_key_and_a_time(js: Call) -> None:
     for options in (
         {},
         {"key": ""},
@@ -251,7 +249,7 @@ def test_nothing_is_signed_with_no_key_or_for_no_time(js: Call) -> None:
             js("signedImgUrl", H, options)
 
 
-def test_what_the_server_reads_is_the_link_that_was_meant(js: Call) -> None:
+def test_server_reads_the_intended_link(js: Call) -> None:
     link = "https://h.example/a (1)'!*.png?x=%2F&y=ü&z=a+b"
     query = read_img_query(js("imgUrl", link).partition("?")[2])
     assert (query.text, query.source) == (link, read_source(link))
@@ -270,13 +268,13 @@ def test_what_the_server_reads_is_the_link_that_was_meant(js: Call) -> None:
         ({"deny": ["https://h.example"]}, 'deny: "https://h.example" can match no host'),
     ],
 )
-def test_options_that_there_are_not_are_told(js: Call, options: Any, message: str) -> None:
+def test_unknown_options_are_reported(js: Call, options: Any, message: str) -> None:
     for name in ("imgUrl", "srcset"):
         with pytest.raises(ValueError, match=re.escape(message)):
             js(name, H, options)
 
 
-def test_signing_functions_tell_theirs_too(js: Call) -> None:
+def test_unknown_options_of_signing_are_reported(js: Call) -> None:
     with pytest.raises(ValueError, match=re.escape("expire: no option; did you mean expires?")):
         js("signedImgUrl", H, {"key": KEY, "expire": 1})
     assert js("signedImgUrl", H, {"key": KEY, "publicUrl": OURS}).startswith(OURS)
@@ -301,6 +299,6 @@ def test_signing_functions_tell_theirs_too(js: Call) -> None:
         (H, {"which": ["o.example"], "allow": ["h.example"]}, False),
     ],
 )
-def test_what_imgkeep_may_not_fetch_stays(js: Call, link: str, options: Any, rewritten: bool) -> None:  # noqa: FBT001
+def test_link_that_the_policy_denies_stays(js: Call, link: str, options: Any, rewritten: bool) -> None:  # noqa: FBT001
     made = js("imgUrl", link, options)
     assert (made != link) is rewritten

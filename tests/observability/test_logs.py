@@ -113,7 +113,7 @@ def record_of(message: str, *arguments: object, error: BaseException | None = No
     return record
 
 
-def test_a_record_as_text_is_one_line_whatever_it_holds() -> None:
+def test_text_record_is_one_line() -> None:
     line = RecordFormatter("text").format(
         record_of("two\nlines %s", "x\r\ny", reason="a\u2028b\x85c\x1b[0m", key=None, size=7)
     )
@@ -129,7 +129,7 @@ def test_field_of_a_record_as_text_cannot_look_like_another() -> None:
     assert line.endswith(r'request status=400 detail="which: \"a.example/ status=200\" \\" host=a.example')
 
 
-def test_a_record_as_json_is_one_object() -> None:
+def test_json_record_is_one_object() -> None:
     line = RecordFormatter("json").format(record_of("two\nlines", size=7, key=None, what={1, 2}))
     assert len(line.splitlines()) == 1
     facts = json.loads(line)
@@ -189,7 +189,7 @@ def unhurt() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("unhurt")
-def test_a_request_that_is_not_http_is_one_short_line_at_info(stream: io.StringIO) -> None:
+def test_malformed_request_is_one_short_line_at_info(stream: io.StringIO) -> None:
     error = BadHttpMessage("Invalid:\n  b'GET /img?src=https://h.example/SECRET'")
     with logging_to(stream, Log()):
         logging.getLogger("aiohttp.server").error("Error handling request from %s", "1.2.3.4", exc_info=error)
@@ -205,7 +205,7 @@ def test_a_request_that_is_not_http_is_one_short_line_at_info(stream: io.StringI
 
 
 @pytest.mark.usefixtures("unhurt")
-def test_the_end_does_not_wait_for_ever_for_a_reader() -> None:
+def test_exit_does_not_wait_for_a_stuck_log_reader() -> None:
     may_read, writing = threading.Event(), threading.Event()
 
     class Stuck(io.StringIO):
@@ -223,7 +223,7 @@ def test_the_end_does_not_wait_for_ever_for_a_reader() -> None:
 
 
 @pytest.mark.usefixtures("unhurt")
-def test_a_reader_who_does_not_read_stops_nobody_and_fills_no_memory() -> None:
+def test_stuck_log_reader_blocks_no_request_and_fills_no_memory() -> None:
     may_read, writing = threading.Event(), threading.Event()
 
     class Stuck(io.StringIO):
@@ -281,7 +281,7 @@ BROKEN = [
 
 @pytest.mark.usefixtures("unhurt")
 @pytest.mark.parametrize("form", ["text", "json"])
-async def test_a_noisy_run_tells_no_secret_and_adds_up(  # noqa: PLR0915 - one story
+async def test_log_of_a_noisy_run_has_no_secret_and_adds_up(  # noqa: PLR0915 - one story
     start: Start, origin: FakeOrigin, stream: io.StringIO, form: Any
 ) -> None:
     async with printing(stream, Log(format=form)):
@@ -357,9 +357,7 @@ def broken(source: object) -> Any:
 
 
 @pytest.mark.usefixtures("unhurt")
-async def test_the_record_of_a_failure_says_what_it_was_about(
-    start: Start, origin: FakeOrigin, stream: io.StringIO
-) -> None:
+async def test_failure_record_names_its_subject(start: Start, origin: FakeOrigin, stream: io.StringIO) -> None:
     async with printing(stream, Log(format="json")):
         imgkeep = await start()
         page = origin.gives("/page.png", b"<html>")
@@ -407,7 +405,7 @@ async def test_probes_are_recorded_for_debugging_only(
     assert [record["route"] for record in records if record["logger"] == "imgkeep.access"] == told
 
 
-def test_the_counters_of_several_workers_are_added_and_what_all_see_is_not() -> None:
+def test_counters_of_workers_are_added_and_shared_gauges_are_not() -> None:
     workers = [Metrics(), Metrics()]
     for number, each in enumerate(workers):
         each.watch("in_flight", "Each has its part", lambda: 2.0)

@@ -12,7 +12,7 @@ from imgkeep.replication import circuit_breaker as module
 from imgkeep.replication.circuit_breaker import CircuitBreaker
 
 from tests.support.fakes import Timer
-from tests.support.program import until
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -19,11 +19,12 @@ from imgkeep.storage.s3.store import S3Store
 
 from tests.support.image_requests import fast_path_of
 from tests.support.pictures import picture, picture_of
-from tests.support.program import serving, until
+from tests.support.program import serving
 from tests.support.s3.misbehaving import only
 from tests.support.s3.remote import MULTIPART_SIZE, get, only_aws, readyz, replicated
 from tests.support.server import configuration
 from tests.support.stores import NOON, record_of
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable

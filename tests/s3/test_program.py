@@ -10,20 +10,21 @@ import signal
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
+from tests.support.cluster import workers
 from tests.support.origins import gated_body
 from tests.support.pictures import picture, picture_of
-from tests.support.program import run_here, serving, until
-from tests.support.proxies import workers
+from tests.support.program import run_here, serving
 from tests.support.s3.remote import only_aws
+from tests.support.waiting import until
 from tests.support.workers import ask_all, drafts_of, metric_sum, open_many
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
 
+    from tests.support.cluster import Worker
     from tests.support.origins import FakeOrigin
     from tests.support.program import Program
-    from tests.support.proxies import Worker
     from tests.support.s3.gate import Gate
     from tests.support.s3.servers import S3Server
 

@@ -14,10 +14,10 @@ from imgkeep.bootstrap.server import SERVICES
 from imgkeep.storage.s3.records import PROBE_BYTES
 
 from tests.support.pictures import picture, picture_of
-from tests.support.program import until
 from tests.support.s3.misbehaving import only
-from tests.support.s3.remote import ALL, HURRIED, MULTIPART_SIZE, comes_true, get, readyz, replicated
+from tests.support.s3.remote import ALL, HURRIED, MULTIPART_SIZE, get, readyz, replicated
 from tests.support.signed_links import BRIEF, FOREVER, PAST, PICTURE, UNCERTAIN, SignedOrigin, good, invented
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -425,7 +425,7 @@ async def test_unreachable_object_is_no_404(remote: Remote, origin: FakeOrigin) 
     response, _ = await get(node, url)
     assert (response.status, (await response.json())["code"]) == (503, "storage_unavailable")
     await remote.gate.open()
-    await comes_true(lambda: _is_ready(node))
+    await until(lambda: _is_ready(node))
     assert (await get(node, url))[1] == picture(), "an earlier failure does not count against it"
 
 
@@ -462,7 +462,7 @@ async def test_cut_or_changed_body_is_never_served_as_the_image(
     await until(lambda: not node.files("partial"))
     assert not list((node.folder / "cache").rglob("*.png"))
     await remote.gate.open()
-    await comes_true(lambda: _is_ready(node))
+    await until(lambda: _is_ready(node))
     assert (await get(node, url))[1] == picture_of(500_000)
 
 
@@ -505,7 +505,7 @@ async def test_outbox_survives_a_restart_and_a_lost_database(remote: Remote, ori
         fallback = (await readyz(node))["fallback"]
         return fallback["waiting"] == 5 and "cannot be reached" in (fallback["last_error"] or "")
 
-    await comes_true(told)
+    await until(told)
     await remote.gate.open()
     await replicated(node)
     assert sorted((await remote.stored("objects")).values()) == sorted(picture(seed=n) for n in range(5))
@@ -558,7 +558,7 @@ async def test_metrics_show_the_backlog_and_no_secret(
         page = await (await node.client.get("/metrics")).text()
         return "imgkeep_outbox_images 1.0" in page and "imgkeep_store_breaker_open 1.0" in page
 
-    await comes_true(told)
+    await until(told)
     page = await (await node.client.get("/metrics")).text() + str(await readyz(node)) + caplog.text
     for secret in (remote.server.secret, link.partition("?")[2], "X-Amz-Signature"):
         assert secret not in page

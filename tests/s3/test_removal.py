@@ -10,9 +10,9 @@ from imgkeep.bootstrap.platform import Platform
 
 from tests.support.api_calls import REMOVED, remove, saved
 from tests.support.pictures import picture
-from tests.support.program import until
 from tests.support.s3.misbehaving import only
-from tests.support.s3.remote import ALL, HURRIED, comes_true, get, replicated
+from tests.support.s3.remote import ALL, HURRIED, get, replicated
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from tests.support.origins import FakeOrigin
@@ -37,7 +37,7 @@ async def test_removal_holds_on_every_node(remote: Remote, origin: FakeOrigin) -
     assert await remove(one, f"/{told['key']}") == 200
     assert await remote.stored("objects") == {}
     assert await refused(one, f"/images/{NAME}")
-    await comes_true(lambda: refused(other, f"/images/{NAME}"))
+    await until(lambda: refused(other, f"/images/{NAME}"))
     assert (await get(other, url))[0].status == REMOVED[0]
     # Its digest is blocked at once, and its copies are deleted after that.
     await until(lambda: not any(list((node.folder / "cache").rglob("*.png")) for node in (one, other)))
@@ -83,11 +83,11 @@ async def test_image_in_the_outbox_is_not_uploaded_under_a_removed_key(remote: R
     await saved(one, url)
     await remote.gate.hang(match=only("PUT", "/v1/objects/"))
     assert len(one.files("records")) == 1
-    await comes_true(lambda: _removes(other, url))
+    await until(lambda: _removes(other, url))
     await remote.gate.open()
     await replicated(one)
     await until(lambda: one.files("objects") == one.files("records") == [])  # the record goes first
-    await comes_true(lambda: _is_removed(one, url))
+    await until(lambda: _is_removed(one, url))
     # The other node did not know the bytes, and removed none: their permanent URL was handed out.
     assert await remote.stored("refused") == {}
     assert list((await remote.stored("objects")).values()) == [picture()]
@@ -102,11 +102,11 @@ async def test_image_in_the_outbox_is_not_uploaded_once_blocked(remote: Remote, 
     url = origin.gives("/a.png", picture())
     await remote.gate.hang(match=only("PUT", "/v1/objects/"))
     told = await saved(one, url)
-    await comes_true(lambda: _removes_bytes(other, told["digest"]))
+    await until(lambda: _removes_bytes(other, told["digest"]))
     await remote.gate.open()
     # A node that does not know of the removal may upload it: then it deletes the image as soon as it does.
-    await comes_true(lambda: refused(one, f"/images/{NAME}"))
-    await comes_true(lambda: _nothing_is_left(remote, one))
+    await until(lambda: refused(one, f"/images/{NAME}"))
+    await until(lambda: _nothing_is_left(remote, one))
     assert len(await remote.stored("refused")) == 1
 
 
@@ -155,7 +155,7 @@ async def test_undo_holds_on_every_node(remote: Remote, origin: FakeOrigin) -> N
     url = origin.gives("/a.png", picture())
     told = await saved(one, url)
     assert await remove(one, f"/{told['key']}") == 200
-    await comes_true(lambda: refused(other, f"/images/{NAME}"))
+    await until(lambda: refused(other, f"/images/{NAME}"))
     assert await restore(other, digest=told["digest"]) == 200
     assert await remote.stored("refused") == {}
     assert await remote.stored("records") == {}
@@ -174,9 +174,9 @@ async def test_node_learns_of_an_undo_within_a_refresh(remote: Remote, origin: F
     url = origin.gives("/a.png", picture())
     told = await saved(one, url)
     assert await remove(one, f"/{told['key']}") == 200
-    await comes_true(lambda: refused(other, f"/images/{NAME}"))
+    await until(lambda: refused(other, f"/images/{NAME}"))
     assert await restore(one, url=url) == 200
-    await comes_true(lambda: _shows_nothing(other))
+    await until(lambda: _shows_nothing(other))
     assert (await get(other, url))[1] == picture()
 
 

@@ -13,8 +13,8 @@ from imgkeep.storage.local.disk import HASHED_BYTES_MAX, Disk
 from imgkeep.storage.local.store import LocalStore
 from imgkeep.storage.memory import MemorySpool
 
-from tests.support.program import until
 from tests.support.stores import put_image, read_all, record_of
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping

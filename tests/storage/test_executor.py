@@ -11,7 +11,7 @@ import pytest
 from imgkeep.core.errors import StorageError
 from imgkeep.storage.local.executor import DiskExecutor
 
-from tests.support.program import until
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -28,8 +28,8 @@ from imgkeep.storage.local.disk import HASHED_BYTES_MAX, Disk
 from imgkeep.storage.memory import MemoryBody, MemorySpool
 
 from tests.support.pictures import picture
-from tests.support.program import until
 from tests.support.stores import fetch_image, local_store, put_image, record_of
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

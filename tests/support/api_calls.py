@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import json
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
+
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from aiohttp import ClientResponse
@@ -59,7 +60,9 @@ async def show_job(imgkeep: Imgkeep, job: str, **query: str) -> dict[str, Any]:
 
 async def job_done(imgkeep: Imgkeep, job: str) -> dict[str, Any]:
     """Wait until a job is done; return its facts."""
-    async with asyncio.timeout(20):
-        while (facts := await show_job(imgkeep, job))["state"] != "done":  # noqa: ASYNC110 - as any client
-            await asyncio.sleep(0.02)
-    return facts
+
+    async def is_done() -> bool:
+        return bool((await show_job(imgkeep, job))["state"] == "done")
+
+    await until(is_done)
+    return await show_job(imgkeep, job)

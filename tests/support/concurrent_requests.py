@@ -9,8 +9,8 @@ from imgkeep.web.fastpath.protocol import FastConnection
 
 from tests.support.image_requests import fast_path_of
 from tests.support.pictures import picture_of
-from tests.support.program import until
 from tests.support.raw_http import port_of, request, split
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from imgkeep.web.fastpath.states import State

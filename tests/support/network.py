@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import socket
 import ssl
@@ -15,6 +14,8 @@ import aiohttp
 import msgspec
 import trustme
 from aiohttp.abc import AbstractResolver
+
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -155,13 +156,6 @@ async def look(imgkeep: Imgkeep, url: str, **how: Any) -> Seen:
     return Seen(response.status, bytes(received), response.headers)
 
 
-async def until(happened: Callable[[], object], *, seconds: float = 20) -> None:
-    """Wait until something is so, for which nobody sends an event."""
-    async with asyncio.timeout(seconds):
-        while not happened():  # noqa: ASYNC110 - files and counters tell nobody when they change
-            await asyncio.sleep(0.01)
-
-
 async def counted(imgkeep: Imgkeep, sample: str) -> float:
     """Return the sum of the samples of `/metrics` with these labels, as in `imgkeep_fills_total{outcome="stored"}`."""
     page = await (await imgkeep.client.get("/metrics")).text()
@@ -178,9 +172,11 @@ def _read_sample(sample: str) -> tuple[str, set[str]]:
 
 async def until_counted(imgkeep: Imgkeep, sample: str, value: float) -> None:
     """Wait until a sample of `/metrics` has a value."""
-    async with asyncio.timeout(20):
-        while await counted(imgkeep, sample) != value:  # noqa: ASYNC110 - as above
-            await asyncio.sleep(0.01)
+
+    async def has_value() -> bool:
+        return await counted(imgkeep, sample) == value
+
+    await until(has_value)
 
 
 async def nothing_kept(imgkeep: Imgkeep) -> None:

@@ -24,6 +24,8 @@ import pytest
 from imgkeep.__main__ import main
 from yarl import URL
 
+from tests.support.waiting import until
+
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 
@@ -66,13 +68,6 @@ def environment(folder: Path, **settings: str) -> dict[str, str]:
     return own | {
         f"IMGKEEP_{name.upper()}" if name.islower() else name: value for name, value in chosen.items() if value
     }
-
-
-async def until(condition: Callable[[], bool], *, within_s: float = 30) -> None:
-    """Wait for something that another process or thread does and does not tell."""
-    async with asyncio.timeout(within_s):
-        while not condition():  # noqa: ASYNC110 - there is nobody who could set an event
-            await asyncio.sleep(0.01)
 
 
 @dataclass(frozen=True)

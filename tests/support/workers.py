@@ -12,14 +12,14 @@ from urllib.parse import quote
 
 import aiohttp
 
-from tests.support.program import until
-from tests.support.proxies import workers
+from tests.support.cluster import workers
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from tests.support.cluster import Worker
     from tests.support.program import Answer, Program
-    from tests.support.proxies import Worker
 
 ASKED: int = 30
 """Number of new connections that reach each of three workers."""

@@ -17,6 +17,7 @@ from tests.support.clock import FakeClock
 from tests.support.fakes import Timer
 from tests.support.pictures import picture
 from tests.support.raw_http import ask
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -65,8 +66,7 @@ async def test_unsigned_request_joins_no_fill(start: Start, origin: FakeOrigin) 
     imgkeep = await start(security=signing("misses"))
     url = origin.on("/a.png", slow)
     signed = asyncio.create_task(request_path(imgkeep, signed_path(KEY, url)))
-    while not origin.asked("/a.png"):  # noqa: ASYNC110 - no event tells it
-        await asyncio.sleep(0)
+    await until(lambda: origin.asked("/a.png"))
     assert await problem_code(await imgkeep.img(url)) == (403, "signature_required")
     go.set()
     assert (await signed).status == 200
@@ -206,8 +206,7 @@ async def test_concurrent_fills_count_until_their_end(start: Start, origin: Fake
     urls = [origin.on(f"/{n}.png", slow) for n in range(3)]
     here = from_client("192.0.2.1")
     waiting = [asyncio.create_task(imgkeep.img(url, headers=here)) for url in urls[:2]]
-    while len(origin.seen) < 2:  # noqa: ASYNC110 - no event tells it
-        await asyncio.sleep(0)
+    await until(lambda: len(origin.seen) >= 2)
     assert await problem_code(await imgkeep.img(urls[2], headers=here)) == (429, "rate_limited")
     joining = asyncio.create_task(imgkeep.img(urls[0], headers=here))
     go.set()

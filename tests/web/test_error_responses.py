@@ -16,11 +16,11 @@ from imgkeep.web.error_responses import PLACEHOLDER_BYTES_MAX, present_failure, 
 from imgkeep.web.problems import problem_response
 
 from tests.support.accept_fields import IMG, TAB
+from tests.support.cluster import clustered, line_to, others
 from tests.support.concurrent_requests import HeldResponse, request_concurrently, split_all, until_following
 from tests.support.image_files import saved
 from tests.support.pictures import picture, picture_of
 from tests.support.program import run_here
-from tests.support.proxies import clustered, line_to, others
 from tests.support.raw_http import ask, connect, port_of, request, target_of
 from tests.support.signing_vectors import KEY
 

@@ -16,10 +16,10 @@ from imgkeep.cluster.progress import read_fill, write_failure
 from imgkeep.core.errors import StorageError
 from imgkeep.images.peer_fill import FillFailure
 
-from tests.support.network import counted, look, until
+from tests.support.network import counted, look
 from tests.support.pictures import picture
 from tests.support.program import environment, serving
-from tests.support.program import until as until_async
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -138,7 +138,7 @@ async def test_record_of_a_failure_states_what_happened(tmp_path: Path, origin: 
         ):
             async with program.session.post(f"http://{program.address}{path}", json=body) as response:
                 assert response.status in {400, 404}, await response.text()
-        await until_async(lambda: len(records_of(program)) >= 9)
+        await until(lambda: len(records_of(program)) >= 9)
         records = records_of(program)
     assert all(record["detail"] for record in records)
     assert max(len(record["detail"]) for record in records) <= 300
@@ -152,7 +152,7 @@ async def test_record_of_an_unsigned_link_states_its_provider(tmp_path: Path) ->
     keys = "0123456789abcdef0123456789abcdef"
     async with serving(tmp_path / "data", security__signature="always", security__signing_keys=keys) as program:
         assert (await program.img("https://cdn.discordapp.com/attachments/1/2/a.png?ex=1&is=2&hm=3")).status == 403
-        await until_async(lambda: bool(records_of(program)))
+        await until(lambda: bool(records_of(program)))
         (record,) = records_of(program)
     assert (record["host"], record["provider"]) == ("cdn.discordapp.com", "Discord")
     assert record["key"]
@@ -206,7 +206,7 @@ async def test_metrics_survive_a_reload(tmp_path: Path, unused_tcp_port: int) ->
     ) as program:
         await ask_metrics(program, unused_tcp_port)
         program.process.send_signal(signal.SIGHUP)
-        await until_async(lambda: any('"reloaded"' in line for line in program.log))
+        await until(lambda: any('"reloaded"' in line for line in program.log))
         await ask_metrics(program, unused_tcp_port)
 
 

@@ -10,7 +10,7 @@ from imgkeep.bootstrap.server import SERVICES
 from yarl import URL
 
 from tests.support.pictures import picture
-from tests.support.program import until
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -15,9 +15,10 @@ import pytest
 from imgkeep.bootstrap.platform import Platform
 from yarl import URL
 
+from tests.support.api_calls import job_done
 from tests.support.clock import FakeClock
 from tests.support.pictures import picture
-from tests.support.program import until
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -42,13 +43,6 @@ async def look(imgkeep: Imgkeep, job: str, **query: str) -> dict[str, Any]:
     assert response.status == 200
     job_facts: dict[str, Any] = await response.json()
     return job_facts
-
-
-async def done(imgkeep: Imgkeep, job: str) -> dict[str, Any]:
-    async with asyncio.timeout(20):
-        while (facts := await look(imgkeep, job))["state"] != "done":  # noqa: ASYNC110 - as any client
-            await asyncio.sleep(0.02)
-    return facts
 
 
 async def advance_until(clock: FakeClock, condition: Callable[[], bool], *, seconds: float = 60) -> None:
@@ -118,7 +112,7 @@ async def test_job_runs_after_its_answer(imgkeep: Imgkeep, origin: FakeOrigin) -
     await until(lambda: len(origin.seen) == 4)
     assert [result["state"] for result in (await look(imgkeep, facts["id"]))["results"]] == ["waiting"] * 10
     go.set()
-    facts = await done(imgkeep, facts["id"])
+    facts = await job_done(imgkeep, facts["id"])
     assert (facts["saved"], facts["failed"], most) == (10, 0, 4), "four at a time to one host"
     assert [r["index"] for r in (await look(imgkeep, facts["id"], after="6", limit="2"))["results"]] == [7, 8]
 
@@ -170,7 +164,7 @@ async def test_only_passing_failures_are_tried_again(start: Start, origin: FakeO
     flaky_url, dead = origin.on("/flaky.png", flaky), origin.url("/gone.png")
     _, facts = await submit(imgkeep, [flaky_url, dead])
     await advance_until(clock, lambda: origin.asked("/flaky.png") == 3)
-    facts = await done(imgkeep, facts["id"])
+    facts = await job_done(imgkeep, facts["id"])
     assert (facts["saved"], facts["failed"]) == (1, 1)
     assert origin.asked("/gone.png") == 1
 
@@ -210,13 +204,15 @@ async def test_jobs_survive_a_restart(start: Start, origin: FakeOrigin) -> None:
     second = origin.on("/second.png", never)
     _, facts = await submit(imgkeep, [first, second])
     await until(lambda: origin.asked("/second.png") == 1)
-    async with asyncio.timeout(20):
-        while (await look(imgkeep, facts["id"]))["saved"] == 0:  # noqa: ASYNC110 - as any client
-            await asyncio.sleep(0.01)
+
+    async def first_is_saved() -> bool:
+        return bool((await look(imgkeep, facts["id"]))["saved"])
+
+    await until(first_is_saved)
     await imgkeep.client.close()
     origin.gives("/second.png", picture(seed=2))
     imgkeep = await start(folder=imgkeep.folder)
-    facts = await done(imgkeep, facts["id"])
+    facts = await job_done(imgkeep, facts["id"])
     assert (facts["saved"], origin.asked("/first.png")) == (2, 1)
 
 
@@ -256,7 +252,7 @@ async def test_webhook_obeys_the_source_policy(
 ) -> None:
     imgkeep = await start(security={"signing_keys": [KEY]}, fetch={"allow_networks": []})
     _, facts = await submit(imgkeep, ["nonsense"], webhook=origin.url("/hook"))
-    await done(imgkeep, facts["id"])
+    await job_done(imgkeep, facts["id"])
     await until(lambda: "webhook delivery failed" in caplog.text)
     assert origin.connections == 0
 

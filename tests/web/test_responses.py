@@ -18,8 +18,8 @@ from tests.support.fast_path import WITH_AND_WITHOUT_FAST_PATH
 from tests.support.image_requests import IMAGE_FIELDS, fills_done, store_image
 from tests.support.origins import gated_body
 from tests.support.pictures import picture, picture_of
-from tests.support.program import until
 from tests.support.raw_http import Answer, get, target_of
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -20,6 +20,7 @@ from yarl import URL
 from tests.support.api_calls import data_url, post, save
 from tests.support.pictures import picture, picture_of
 from tests.support.raw_http import port_of
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -104,8 +105,7 @@ async def test_image_is_stored_though_its_client_left(imgkeep: Imgkeep, origin: 
 
     url = origin.on("/a.png", slow)
     saving = asyncio.create_task(save(imgkeep, {"url": url}))
-    while not origin.seen:  # noqa: ASYNC110 - no event tells it
-        await asyncio.sleep(0)
+    await until(lambda: origin.seen)
     saving.cancel()
     go.set()
     assert (await save(imgkeep, {"url": url}))[0] == 200
@@ -355,13 +355,9 @@ async def test_broken_upload_leaves_nothing(imgkeep: Imgkeep) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", port_of(imgkeep))
     writer.write(request + head)
     await writer.drain()
-    async with asyncio.timeout(20):
-        while not imgkeep.files("partial"):  # noqa: ASYNC110 - no event tells it
-            await asyncio.sleep(0.01)
+    await until(lambda: imgkeep.files("partial"))
     writer.close()
-    async with asyncio.timeout(20):
-        while imgkeep.files("partial"):  # noqa: ASYNC110 - no event tells it
-            await asyncio.sleep(0.01)
+    await until(lambda: not imgkeep.files("partial"))
     assert imgkeep.files("objects") == []
     del reader
 
@@ -423,11 +419,7 @@ async def test_broken_body_leaves_nothing(imgkeep: Imgkeep) -> None:
         _, writer = await asyncio.open_connection("127.0.0.1", port_of(imgkeep))
         writer.write(head + length + body[:300_000])
         await writer.drain()
-        async with asyncio.timeout(5):
-            while not imgkeep.files("partial"):  # noqa: ASYNC110 - no event tells it
-                await asyncio.sleep(0.01)
+        await until(lambda: imgkeep.files("partial"), within_s=5)
         writer.close()
-        async with asyncio.timeout(5):
-            while imgkeep.files("partial"):  # noqa: ASYNC110 - no event tells it
-                await asyncio.sleep(0.01)
+        await until(lambda: not imgkeep.files("partial"), within_s=5)
     assert imgkeep.files("objects") == []

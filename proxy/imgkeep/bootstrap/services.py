@@ -16,7 +16,7 @@ from platform import python_version
 from typing import TYPE_CHECKING, Final
 
 from imgkeep import __version__
-from imgkeep.bootstrap.gauges import watch_services
+from imgkeep.bootstrap.gauges import watch_fills, watch_jobs, watch_storage
 from imgkeep.bootstrap.platform import SYSTEM, Platform
 from imgkeep.bootstrap.storage import objects_url, open_storage
 from imgkeep.cluster.leases import FillLeases
@@ -205,7 +205,9 @@ class _Builder:
             blocked_digests=blocked_digests,
             own_ports=own_ports,
         )
-        watch_services(services, dependencies.origin, dependencies.format_checker)
+        watch_fills(self.metrics, image_service, dependencies.origin, dependencies.format_checker)
+        watch_jobs(self.metrics, services.jobs)
+        watch_storage(self.metrics, self.storage, health)
         await health.check()
         await blocked_digests.load()
         return services

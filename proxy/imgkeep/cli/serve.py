@@ -5,13 +5,13 @@
 from __future__ import annotations
 
 import os
-import resource
 import sys
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from imgkeep.cli.file_limit import raise_file_limit
 from imgkeep.cli.worker import WORKER
 
 if TYPE_CHECKING:
@@ -53,9 +53,3 @@ def _supervise(invocation: Invocation) -> int:
             opened=partial(opening_log.tell_workers_opening, invocation.config),
         )
         return supervisor.run()
-
-
-def raise_file_limit() -> None:
-    """Use as many file descriptors as the system allows: a client and the file it reads need one each."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -57,7 +57,7 @@ async def run_worker(arguments: argparse.Namespace, setup: WorkerSetup) -> int:
 
     from imgkeep.bootstrap import lifecycle
     from imgkeep.bootstrap.exit_deadline import start_exit_deadline
-    from imgkeep.cli.serve import raise_file_limit
+    from imgkeep.cli.file_limit import raise_file_limit
     from imgkeep.cluster.info import WorkerInfo
 
     raise_file_limit()

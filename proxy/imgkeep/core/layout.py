@@ -1,12 +1,12 @@
 """
-The stored layout, version 1: the paths of objects and records, and the JSON form of a record.
+The stored layout, version 1: the paths of objects, records and blocks, and the JSON of the latter two.
 
 It is public, and the same in a folder, under a bucket prefix or in a container. It never changes silently: a reader
 refuses a record of an unknown version.
 
     v1/objects/<2 hex>/<digest>.<ext>
     v1/records/<2 hex>/<key>.json        a record, or a tombstone
-    v1/refused/<2 hex>/<digest>.json     a blocked digest: an image that no link may bring back
+    v1/refused/<2 hex>/<digest>.json     a blocked digest: no link may bring these bytes back
 """
 
 from __future__ import annotations
@@ -38,23 +38,20 @@ if TYPE_CHECKING:
 
 OBJECTS: Final = "v1/objects"
 RECORDS: Final = "v1/records"
-REFUSED: Final = "v1/refused"
+BLOCKED: Final = "v1/refused"
 REMOVED: Final = "the image was removed"
-"""Message for requests of a removed image."""
+"""Detail of the error for a tombstone."""
 RECORD_BYTES_MAX: Final = 65_536
-"""
-Maximum size of a record: an identity is ASCII and has at most some 41,000 characters, namely 8,192 with a link inside
-two others escaped twice.
-"""
+"""Maximum size of a record: an identity has some 41,000 ASCII characters at most, 8,192 of a link escaped twice."""
 
-REFUSAL_KEYS_MAX: Final = 100_000
-"""Maximum number of keys that a blocked digest lists; the tombstones of further keys are lifted one by one."""
-REFUSAL_BYTES_MAX: Final = 8_388_608
+BLOCK_KEYS_MAX: Final = 100_000
+"""Maximum number of keys that a blocked digest lists; an undo deletes the tombstones of further keys one by one."""
+BLOCK_BYTES_MAX: Final = 8_388_608
 """Maximum size of the JSON of a blocked digest: so many keys of 64 characters, each on a line."""
 
 _DOUBTS: Final = {doubt.value: doubt for doubt in Doubt}
 _FORMATS: Final = {format_.extension: format_ for format_ in Format}
-_REFUSAL: Final = re.compile(rf"{REFUSED}/[0-9a-f]{{2}}/([0-9a-f]{{64}})\.json")
+_BLOCK: Final = re.compile(rf"{BLOCKED}/[0-9a-f]{{2}}/([0-9a-f]{{64}})\.json")
 _HASH: Final = re.compile("[0-9a-f]{64}")
 _OBJECT_NAME: Final = re.compile(r"([0-9a-f]{64})\.([a-z]{2,4})")
 
@@ -81,8 +78,8 @@ class _StoredTombstone(msgspec.Struct):
     digest: str | msgspec.UnsetType = msgspec.UNSET
 
 
-class _StoredRefusal(msgspec.Struct):
-    """The JSON form of a blocked digest, version 1."""
+class _StoredBlock(msgspec.Struct):
+    """The JSON form of a block, version 1."""
 
     digest: str
     removed_at: datetime
@@ -90,8 +87,8 @@ class _StoredRefusal(msgspec.Struct):
     keys: list[str] | msgspec.UnsetType = msgspec.UNSET
 
 
-class _KeysOfRefusal(msgspec.Struct):
-    """The fields of a blocked digest that an undo needs. The file's name alone blocks the digest."""
+class _BlockKeys(msgspec.Struct):
+    """The part of a block that an undo needs. The name of the file alone says that the digest is blocked."""
 
     keys: list[str] = []
 
@@ -136,7 +133,7 @@ class _StoredRecord(msgspec.Struct, omit_defaults=False):
 
 
 _decoder: Final = msgspec.json.Decoder(_StoredRecord)
-_keys_decoder: Final = msgspec.json.Decoder(_KeysOfRefusal)
+_keys_decoder: Final = msgspec.json.Decoder(_BlockKeys)
 
 
 def object_path(name: str) -> str:
@@ -149,14 +146,14 @@ def record_path(key: Key) -> str:
     return f"{RECORDS}/{key[:2]}/{key}.json"
 
 
-def refusal_path(digest: Digest) -> str:
-    """Return the path of the mark that blocks a digest."""
-    return f"{REFUSED}/{digest[:2]}/{digest}.json"
+def block_path(digest: Digest) -> str:
+    """Return the path of the block of a digest."""
+    return f"{BLOCKED}/{digest[:2]}/{digest}.json"
 
 
-def read_refusal_path(path: str) -> Digest | None:
-    """Return the digest that the mark at a path blocks; `None` for any other path."""
-    match = _REFUSAL.fullmatch(path)
+def read_block_path(path: str) -> Digest | None:
+    """Return the digest whose block has this path; `None` for any other path."""
+    match = _BLOCK.fullmatch(path)
     return None if match is None else Digest(match[1])
 
 
@@ -227,19 +224,19 @@ def encode_tombstone(tombstone: Tombstone) -> bytes:
     return _format(stored)
 
 
-def encode_refusal(digest: Digest, removed_at: datetime, keys: Collection[Key] = ()) -> bytes:
-    """Return the JSON of a blocked digest; `keys` are the keys with a tombstone of the same removal."""
-    stored = _StoredRefusal(digest, removed_at)
+def encode_block(digest: Digest, removed_at: datetime, keys: Collection[Key] = ()) -> bytes:
+    """Return the JSON of a blocked digest; `keys` are those that get a tombstone with it."""
+    stored = _StoredBlock(digest, removed_at)
     if keys:
-        stored.keys = list(sorted(keys)[:REFUSAL_KEYS_MAX])
+        stored.keys = list(sorted(keys)[:BLOCK_KEYS_MAX])
     return _format(stored)
 
 
-def read_refusal_keys(data: bytes) -> frozenset[Key]:
+def read_block_keys(data: bytes) -> frozenset[Key]:
     """
     Return the keys with a tombstone of the same removal as a blocked digest.
 
-    Unreadable JSON names no key: the name of the file blocks the digest, whatever it contains.
+    An unreadable block names no key: the name of the file blocks the digest, whatever is in it.
     """
     try:
         keys = _keys_decoder.decode(data).keys
@@ -254,7 +251,7 @@ def _format(stored: object) -> bytes:
 
 def decode_record(data: bytes) -> Record | Tombstone:
     """
-    Read the JSON of a record or a tombstone.
+    Read the JSON of a record, or of the tombstone in its place.
 
     Raises:
         RecordTooNew: It has an unknown version.

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from imgkeep.bootstrap.platform import Platform
 
+from tests.support.waiting import until
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
@@ -86,12 +88,6 @@ async def readyz(imgkeep: Imgkeep) -> dict[str, Any]:
     return found
 
 
-async def comes_true(condition: Callable[[], Awaitable[bool]], *, within_s: float = 30) -> None:
-    async with asyncio.timeout(within_s):
-        while not await condition():  # noqa: ASYNC110 - another process sets no event
-            await asyncio.sleep(0.05)
-
-
 async def replicated(imgkeep: Imgkeep) -> None:
     """Wait until the bucket is used again and the outbox is empty."""
 
@@ -99,7 +95,7 @@ async def replicated(imgkeep: Imgkeep) -> None:
         report = await readyz(imgkeep)
         return report["status"] == "ready" and not imgkeep.files("records")
 
-    await comes_true(done)
+    await until(done)
 
 
 def only_aws(server: S3Server, endpoint: str) -> dict[str, Any]:

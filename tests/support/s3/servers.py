@@ -10,7 +10,6 @@ import asyncio
 import os
 import shutil
 import sys
-import time
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -24,9 +23,10 @@ from aiobotocore.session import AioSession
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
-from tests.support.program import ROOT, cannot, until
+from tests.support.program import ROOT, cannot
 from tests.support.s3.loopback import HOST, port_of, reserve
 from tests.support.s3.process import ServerProcess
+from tests.support.waiting import block_until, until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
@@ -86,10 +86,7 @@ class S3Server:
     def start(self) -> None:
         """Start the server and wait until it has the bucket. It blocks; where a loop has other work, `restart`."""
         self.process.launch()
-        deadline = time.monotonic() + START_TIMEOUT_S
-        while not self.process.ready:
-            assert time.monotonic() < deadline, f"{self.name} does not listen"
-            time.sleep(0.01)
+        block_until(lambda: self.process.ready, within_s=START_TIMEOUT_S)
         self.make_bucket()
 
     async def restart(self) -> None:

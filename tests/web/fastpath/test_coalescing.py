@@ -20,8 +20,8 @@ from tests.support.concurrent_requests import (
     until_following,
 )
 from tests.support.image_requests import fast_path_of, services_of
-from tests.support.program import until
 from tests.support.raw_http import ask, port_of, request, target_of
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -13,8 +13,8 @@ from tests.support.concurrent_requests import connections_of
 from tests.support.image_requests import HandlerCalls, cached_target
 from tests.support.origins import gated_body
 from tests.support.pictures import picture_of
-from tests.support.program import until
 from tests.support.raw_http import connect, port_of, request, target_of
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from tests.support.origins import FakeOrigin

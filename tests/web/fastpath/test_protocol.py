@@ -23,8 +23,8 @@ from tests.support.image_requests import HandlerCalls, cached_target, fast_path_
 from tests.support.impatient_server import serve_impatiently
 from tests.support.origins import gated_body
 from tests.support.pictures import picture_of
-from tests.support.program import until
 from tests.support.raw_http import ask, connect, port_of, request, split, talk, target_of
+from tests.support.waiting import until
 from tests.support.wire import wired
 
 if TYPE_CHECKING:

@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING, TypeVar
 
 from imgkeep.core.errors import Removed, StorageError
 from imgkeep.core.layout import (
+    BLOCKED,
     OBJECTS,
     RECORDS,
-    REFUSED,
     REMOVED,
+    block_path,
+    encode_block,
     encode_record,
-    encode_refusal,
     encode_tombstone,
     object_names,
     object_path,
-    read_refusal_path,
+    read_block_path,
     record_path,
-    refusal_path,
 )
 from imgkeep.core.records import Tombstone
 from imgkeep.storage.local.draft import LocalDraft
@@ -159,23 +159,23 @@ class LocalStore:
         await self.disk.run(self._files.delete_tombstone, tombstone)
 
     async def block(self, digest: Digest, removed_at: datetime, keys: Collection[Key] = ()) -> None:
-        await self.disk.run(self._files.publish, refusal_path(digest), encode_refusal(digest, removed_at, keys))
+        await self.disk.run(self._files.publish, block_path(digest), encode_block(digest, removed_at, keys))
 
     async def unblock(self, digest: Digest) -> None:
-        await self.disk.run(self._files.delete_block, refusal_path(digest))
+        await self.disk.run(self._files.delete_block, block_path(digest))
 
     async def find_block(self, digest: Digest) -> Collection[Key] | None:
-        return await self.disk.run(self._files.find_block, refusal_path(digest))
+        return await self.disk.run(self._files.find_block, block_path(digest))
 
     async def list_blocked(self) -> set[Digest]:
-        return {digest async for path, _ in self.walk(REFUSED) if (digest := read_refusal_path(path)) is not None}
+        return {digest async for path, _ in self.walk(BLOCKED) if (digest := read_block_path(path)) is not None}
 
     # --- maintenance
 
     async def walk(self, folder: str) -> AsyncIterator[tuple[str, int]]:
         # A folder of 256 at a time. One that cannot be read is a fault.
         await self.disk.run(self.disk.require_root)
-        is_whole = folder in {OBJECTS, RECORDS, REFUSED}
+        is_whole = folder in {OBJECTS, RECORDS, BLOCKED}
         for part in await self.disk.run(self.disk.list_parts, folder) if is_whole else [folder]:
             for entry in await self.disk.run(self._files.list_folder, part):
                 yield entry

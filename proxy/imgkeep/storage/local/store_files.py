@@ -24,8 +24,8 @@ from imgkeep.core.layout import (
     RecordUnreadable,
     encode_record,
     object_path,
+    read_block_keys,
     read_record,
-    read_refusal_keys,
     record_path,
 )
 from imgkeep.core.records import Tombstone
@@ -223,7 +223,7 @@ class StoreFiles:
     def find_block(self, path: str) -> frozenset[Key] | None:
         """Return the keys that a block names; `None`: there is no block."""
         try:
-            return read_refusal_keys((self._root / path).read_bytes())
+            return read_block_keys((self._root / path).read_bytes())
         except FileNotFoundError:
             self._disk.require_root()
             return None

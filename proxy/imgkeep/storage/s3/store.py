@@ -19,19 +19,19 @@ from urllib.parse import quote
 
 from imgkeep.core.errors import Conflict, WrittenByNewer
 from imgkeep.core.layout import (
-    REFUSAL_BYTES_MAX,
-    REFUSED,
+    BLOCK_BYTES_MAX,
+    BLOCKED,
     RecordTooNew,
     RecordUnreadable,
-    encode_refusal,
+    block_path,
+    encode_block,
     encode_tombstone,
     object_names,
     object_path,
+    read_block_keys,
+    read_block_path,
     read_object_name,
-    read_refusal_keys,
-    read_refusal_path,
     record_path,
-    refusal_path,
 )
 from imgkeep.core.records import Digest, Format, Record, Tombstone
 from imgkeep.storage.local.open_files import check_all
@@ -198,7 +198,7 @@ class S3Store:
         await self._uploader.put_bytes(record_path(tombstone.key), encode_tombstone(tombstone), RECORD_FIELDS)
 
     async def block(self, digest: Digest, removed_at: datetime, keys: Collection[Key] = ()) -> None:
-        await self._uploader.put_bytes(refusal_path(digest), encode_refusal(digest, removed_at, keys), RECORD_FIELDS)
+        await self._uploader.put_bytes(block_path(digest), encode_block(digest, removed_at, keys), RECORD_FIELDS)
 
     async def delete_object(self, digest: Digest) -> None:
         # Its extension is not known for sure, and deleting a missing object costs nothing.
@@ -206,14 +206,14 @@ class S3Store:
             await self.client.call("delete_object", Key=self.client.bucket.path(object_path(name)))
 
     async def list_blocked(self) -> set[Digest]:
-        return {digest async for path, _ in self.walk(REFUSED) if (digest := read_refusal_path(path)) is not None}
+        return {digest async for path, _ in self.walk(BLOCKED) if (digest := read_block_path(path)) is not None}
 
     async def find_block(self, digest: Digest) -> Collection[Key] | None:
-        opened = await self.client.get(refusal_path(digest))
-        return None if opened is None else read_refusal_keys(await opened.stream.read_all(REFUSAL_BYTES_MAX))
+        opened = await self.client.get(block_path(digest))
+        return None if opened is None else read_block_keys(await opened.stream.read_all(BLOCK_BYTES_MAX))
 
     async def unblock(self, digest: Digest) -> None:
-        await self._delete(refusal_path(digest))
+        await self._delete(block_path(digest))
 
     async def find_tombstone(self, key: Key) -> Tombstone | None:
         found = await self._records.read(record_path(key))

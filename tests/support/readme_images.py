@@ -1,7 +1,7 @@
 """
-Makes the picture in the README: the page of `imgkeep demo` once its links have ended, in light and in dark.
+Screenshots for the README: the page of `imgkeep demo` once its links have ended, in light and in dark.
 
-    python -m tests.support.pixels
+    python -m tests.support.readme_images
 """
 
 from __future__ import annotations

@@ -10,14 +10,15 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.support.program import START_TIMEOUT_S, environment
 from tests.support.raw_http import split
+from tests.support.waiting import block_until, until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
@@ -70,9 +71,7 @@ def clustered(folder: Path, **settings: str) -> Iterator[Cluster]:
     following = threading.Thread(target=cluster.follow_log)
     following.start()
     try:
-        end = time.monotonic() + START_TIMEOUT_S
-        while not cluster.address and following.is_alive() and time.monotonic() < end:
-            time.sleep(0.02)
+        block_until(lambda: cluster.address or not following.is_alive(), within_s=START_TIMEOUT_S)
         assert cluster.address, f"imgkeep did not start: {''.join(cluster.log)}"
         with _tapping(cluster):
             yield cluster
@@ -139,6 +138,10 @@ def connections_of(worker: Worker, port: int) -> set[int]:
     }
 
 
+def _is_accepted(program: Program | Cluster, own: int, port: int) -> bool:
+    return any(own in connections_of(each, port) for each in workers(program).values())
+
+
 @asynccontextmanager
 async def line_to(
     program: Program | Cluster, worker: Worker
@@ -151,8 +154,7 @@ async def line_to(
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             refused.append(writer)
             own = writer.get_extra_info("sockname")[1]
-            while not any(own in connections_of(each, port) for each in workers(program).values()):  # noqa: ASYNC110 - it tells nobody
-                await asyncio.sleep(0.005)  # it is still to be accepted
+            await until(partial(_is_accepted, program, own, port))
             if own in connections_of(worker, port):
                 yield reader, writer
                 return

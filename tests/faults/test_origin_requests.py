@@ -54,7 +54,7 @@ def ours(origin: FakeOrigin) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
-async def test_an_origin_sees_our_headers_and_no_other(imgkeep: Imgkeep, origin: FakeOrigin, method: str) -> None:
+async def test_origin_receives_own_headers_alone(imgkeep: Imgkeep, origin: FakeOrigin, method: str) -> None:
     url = origin.gives("/a.png", picture()) + "?token=secret&a=%2f"
     await look(imgkeep, url, headers=VISITOR, method=method)
     [exchange] = origin.seen
@@ -63,7 +63,7 @@ async def test_an_origin_sees_our_headers_and_no_other(imgkeep: Imgkeep, origin:
     assert exchange.headers == ours(origin)
 
 
-async def test_a_redirect_carries_no_more(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+async def test_redirect_carries_no_other_headers(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     other = FakeOrigin()
     await other.start()
     there = other.gives("/b.png", picture())
@@ -74,7 +74,7 @@ async def test_a_redirect_carries_no_more(imgkeep: Imgkeep, origin: FakeOrigin) 
     await other.stop()
 
 
-async def test_the_operator_chooses_the_user_agent(start: StartImgkeep, origin: FakeOrigin) -> None:
+async def test_operator_chooses_the_user_agent(start: StartImgkeep, origin: FakeOrigin) -> None:
     imgkeep = await start(fetch={"user_agent": "image_service/7"})
     await look(imgkeep, origin.gives("/a.png", picture()))
     assert origin.seen[0].headers["user-agent"] == "image_service/7"

@@ -48,7 +48,7 @@ async def test_no_page_repeats_markup(imgkeep: Imgkeep, targets: list[str]) -> N
 @pytest.mark.parametrize(
     "host", ["evil.example", "127.0.0.1.evil.example", "localhost.", "[::2]", "0.0.0.0", "10.0.0.1"]
 )
-async def test_a_rebound_name_gets_no_page(imgkeep: Imgkeep, origin: FakeOrigin, host: str) -> None:
+async def test_rebound_name_gets_no_page(imgkeep: Imgkeep, origin: FakeOrigin, host: str) -> None:
     await store_image(imgkeep, origin.gives("/a.png", picture()))
     for accept in (TAB, "*/*"):
         head = f"GET / HTTP/1.1\r\nHost: {host}\r\nAccept: {accept}\r\nConnection: close\r\n\r\n"
@@ -58,7 +58,7 @@ async def test_a_rebound_name_gets_no_page(imgkeep: Imgkeep, origin: FakeOrigin,
         assert b"All parts" not in answer.body
 
 
-async def test_the_page_holds_nothing_of_what_is_stored(start: Start, origin: FakeOrigin) -> None:
+async def test_page_shows_nothing_of_the_store(start: Start, origin: FakeOrigin) -> None:
     """For a client with a token too: pictures, and what is read from a link, come from the API alone."""
     for server in ({}, {"public_url": "https://img.example"}):
         imgkeep = await start(server=server, security={"api_tokens": [KEY]})
@@ -85,9 +85,7 @@ async def test_host_is_in_no_page_where_others_can_ask(start: Start) -> None:
         assert b"evil" not in answer.body
 
 
-async def test_a_picture_tells_a_script_no_other_status_than_the_problem(
-    start: Start, origin: FakeOrigin, tmp_path: Path
-) -> None:
+async def test_placeholder_has_the_status_of_its_problem(start: Start, origin: FakeOrigin, tmp_path: Path) -> None:
     """Neither form says that something is stored, forbidden or removed where the other does not."""
     (tmp_path / "a.png").write_bytes(picture("PNG"))
     imgkeep = await start(
@@ -106,7 +104,7 @@ async def test_a_picture_tells_a_script_no_other_status_than_the_problem(
     assert origin.seen == []
 
 
-async def test_a_page_is_small_and_names_no_address_of_this_machine(imgkeep: Imgkeep) -> None:
+async def test_error_page_is_small_and_names_no_local_address(imgkeep: Imgkeep) -> None:
     accept = ",".join(["text/html;q=0.1;a=b"] * 800)
     answer = await ask(imgkeep, "/nowhere", f"Accept: {accept}")
     assert (answer.status, answer.headers["content-type"][:9]) == (404, "text/html")

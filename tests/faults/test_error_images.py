@@ -51,7 +51,7 @@ CUT = {
 
 
 @pytest.mark.parametrize(("field", "body"), CUT.values(), ids=CUT.keys())
-async def test_a_picture_that_broke_off_is_not_shown(start: Start, origin: FakeOrigin, field: str, body: bytes) -> None:
+async def test_broken_error_image_is_not_shown(start: Start, origin: FakeOrigin, field: str, body: bytes) -> None:
     imgkeep = await showing(start)
 
     async def script(exchange: Exchange) -> None:
@@ -63,7 +63,7 @@ async def test_a_picture_that_broke_off_is_not_shown(start: Start, origin: FakeO
 
 
 @pytest.mark.parametrize(("status", "told"), STATUSES.items())
-async def test_a_picture_is_shown_with_our_status_and_not_stored(
+async def test_error_image_is_shown_with_own_status_and_not_stored(
     start: Start, origin: FakeOrigin, status: int, told: tuple[int, str]
 ) -> None:
     imgkeep = await showing(start)
@@ -84,7 +84,7 @@ async def test_a_picture_is_shown_with_our_status_and_not_stored(
 
 
 @pytest.mark.parametrize(("status", "told"), STATUSES.items())
-async def test_it_is_a_problem_by_default(
+async def test_error_image_is_a_problem_by_default(
     imgkeep: Imgkeep, origin: FakeOrigin, status: int, told: tuple[int, str]
 ) -> None:
     seen = await look(imgkeep, origin.gives("/a.png", picture(), status=f"{status} No"))
@@ -106,19 +106,19 @@ async def test_anything_else_is_a_problem(start: Start, origin: FakeOrigin, body
     assert (seen.status, seen.code) == (404, "source_not_found")
 
 
-async def test_the_largest_is_shown(start: Start, origin: FakeOrigin) -> None:
+async def test_error_image_of_maximum_size_is_shown(start: Start, origin: FakeOrigin) -> None:
     imgkeep = await showing(start)
     body = picture_of(ERROR_IMAGE_BYTES_MAX)
     assert (await look(imgkeep, origin.gives("/a.png", body, status="404 Not Found"))).body == body
 
 
-async def test_a_picture_of_too_many_pixels_is_a_problem(start: Start, origin: FakeOrigin) -> None:
+async def test_error_image_of_too_many_pixels_is_a_problem(start: Start, origin: FakeOrigin) -> None:
     imgkeep = await showing(start, pixels_max=100)
     seen = await look(imgkeep, origin.gives("/a.png", picture(), status="404 Not Found"))
     assert seen.code == "source_not_found"
 
 
-async def test_an_svg_is_shown_in_its_sandbox(start: Start, origin: FakeOrigin) -> None:
+async def test_svg_error_image_is_shown_in_its_sandbox(start: Start, origin: FakeOrigin) -> None:
     imgkeep = await showing(start)
     body = b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"><script>alert(1)</script></svg>'
     seen = await look(imgkeep, origin.gives("/a.svg", body, status="404 Not Found"))
@@ -136,7 +136,7 @@ async def test_retries_show_the_last(start: Start, origin: FakeOrigin) -> None:
     assert (seen.status, seen.body) == (502, picture(seed=1))
 
 
-async def test_what_is_stored_stays_and_is_shown(start: Start, origin: FakeOrigin) -> None:
+async def test_stored_image_is_shown_instead_of_an_error_image(start: Start, origin: FakeOrigin) -> None:
     imgkeep = await showing(start)
     url = origin.gives("/a.png", picture(seed=1))
     assert (await look(imgkeep, url)).status == 200
@@ -145,7 +145,7 @@ async def test_what_is_stored_stays_and_is_shown(start: Start, origin: FakeOrigi
     assert len(imgkeep.files("objects")) == 1
 
 
-async def test_the_api_tells_a_problem(start: Start, origin: FakeOrigin) -> None:
+async def test_api_reports_a_problem(start: Start, origin: FakeOrigin) -> None:
     imgkeep = await showing(start)
     url = origin.gives("/a.png", picture(), status="404 Not Found")
     response = await imgkeep.client.post("/api/save-image", json={"url": url})
@@ -153,7 +153,7 @@ async def test_the_api_tells_a_problem(start: Start, origin: FakeOrigin) -> None
     await nothing_kept(imgkeep)
 
 
-async def test_another_worker_is_told_the_picture_with_the_failure() -> None:
+async def test_other_worker_receives_the_error_image() -> None:
     error = SourceNotFound("the origin says 404", origin_status=404)
     for picture_ in (("image/png", picture()), None):
         error.image = picture_
@@ -168,7 +168,7 @@ async def test_another_worker_is_told_the_picture_with_the_failure() -> None:
         assert (told.error.image, told.error.origin_status, told.link) == (picture_, 404, b"link")
 
 
-def test_remembered_pictures_have_a_limit() -> None:
+def test_negative_cache_bounds_its_error_images() -> None:
     failures = NegativeCache(lambda: 0.0)
     sources = [read_source(f"https://example.com/{n}.png") for n in range(20)]
     for source in sources:
@@ -187,7 +187,7 @@ def test_remembered_pictures_have_a_limit() -> None:
     assert last.image is None
 
 
-async def test_a_browser_shows_it(start: Start, origin: FakeOrigin) -> None:
+async def test_browser_shows_an_error_image(start: Start, origin: FakeOrigin) -> None:
     imgkeep = await showing(start)
     url = origin.gives("/a.png", picture(), status="404 Not Found")
     async with browsing() as browser:

@@ -114,7 +114,7 @@ async def painted(page: Page, selector: str) -> bool:
     return bool(await page.eval_on_selector_all(selector, script))
 
 
-async def test_a_pasted_link_shows_its_picture_and_its_permanent_url(start: Start, origin: FakeOrigin) -> None:
+async def test_pasted_link_shows_its_image_and_permanent_url(start: Start, origin: FakeOrigin) -> None:
     imgkeep = await start(sources={"allow": ["*"], "providers": [PROVIDER]})
     link = origin.gives("/a%20b%3Ci%3E.png", picture()) + "?evil_sig=" + "a" * 64
     link = link.replace("127.0.0.1", "localhost")
@@ -149,9 +149,7 @@ async def test_a_pasted_link_shows_its_picture_and_its_permanent_url(start: Star
     assert errors == []
 
 
-async def test_without_a_session_nothing_is_refused_and_a_link_elsewhere_finds_it(
-    start: Start, origin: FakeOrigin, site: FakeOrigin
-) -> None:
+async def test_page_finds_its_session_behind_a_link(start: Start, origin: FakeOrigin, site: FakeOrigin) -> None:
     imgkeep = await start()
     await store_image(imgkeep, origin.gives("/a.png", picture()))
     links = f'<a href="{log_in_link(imgkeep)}">log in</a> <a href="{url_of(imgkeep)}">page</a>'
@@ -173,7 +171,7 @@ async def test_without_a_session_nothing_is_refused_and_a_link_elsewhere_finds_i
         assert [each for each in answers if each[0] >= 400 and "favicon" not in each[1]] == []
 
 
-async def test_a_link_that_fails_is_told_in_words(start: Start, origin: FakeOrigin, tmp_path: Path) -> None:
+async def test_failing_link_is_explained(start: Start, origin: FakeOrigin, tmp_path: Path) -> None:
     (tmp_path / "sorry.png").write_bytes(picture("PNG"))
     errors = Errors()
     async with browsing() as browser:
@@ -197,7 +195,7 @@ async def test_a_link_that_fails_is_told_in_words(start: Start, origin: FakeOrig
     assert errors == []
 
 
-async def test_a_picture_behind_a_redirect_is_shown(start: Start, origin: FakeOrigin) -> None:
+async def test_image_behind_a_redirect_is_shown(start: Start, origin: FakeOrigin) -> None:
     """The other server knows no CORS, so a script cannot read what it says; the image is shown all the same."""
     imgkeep = await start(sources={"allow": ["*"], "permanent": "redirect"})
     errors = Errors()
@@ -210,7 +208,7 @@ async def test_a_picture_behind_a_redirect_is_shown(start: Start, origin: FakeOr
     assert not [error for error in errors if "CORS" not in error]
 
 
-async def test_the_field_works_without_scripts(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+async def test_form_needs_no_script(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     link = origin.gives("/a.png", picture()) + "?sig=a,b&x='(1)'"
     errors = Errors()
     async with browsing() as browser, tab(browser, errors, java_script_enabled=False) as page:
@@ -225,7 +223,7 @@ async def test_the_field_works_without_scripts(imgkeep: Imgkeep, origin: FakeOri
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-async def test_it_reads_well(imgkeep: Imgkeep, origin: FakeOrigin, scheme: Any) -> None:
+async def test_page_reads_well_in_each_scheme(imgkeep: Imgkeep, origin: FakeOrigin, scheme: Any) -> None:
     """Dark and light, as wide as a phone, and with enough contrast (WCAG 2, 1.4.3)."""
     link = origin.gives("/a.png", picture())
     missing = origin.gives("/missing.png", b"", status="404 Not Found")
@@ -248,7 +246,7 @@ async def test_it_reads_well(imgkeep: Imgkeep, origin: FakeOrigin, scheme: Any) 
     assert (sum(map(int, paper[4:-1].split(","))) > 380) == (scheme == "light")
 
 
-async def test_a_failure_in_a_tab_is_a_page(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+async def test_failure_in_a_tab_is_a_page(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     missing = origin.gives("/missing.png", b"", status="404 Not Found") + "?sig=topsecret"
     errors = Errors()
     async with browsing() as browser, tab(browser, errors) as page:
@@ -267,7 +265,7 @@ async def test_a_failure_in_a_tab_is_a_page(imgkeep: Imgkeep, origin: FakeOrigin
     assert errors == []
 
 
-async def test_an_img_of_another_site_shows_the_placeholder(
+async def test_img_of_another_site_shows_the_placeholder(
     start: Start, origin: FakeOrigin, site: FakeOrigin, tmp_path: Path
 ) -> None:
     (tmp_path / "sorry.png").write_bytes(picture("PNG", width=33, height=22))
@@ -286,7 +284,7 @@ async def test_an_img_of_another_site_shows_the_placeholder(
     assert errors == []
 
 
-async def test_a_vector_image_shows_the_pictures_that_it_contains(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+async def test_svg_shows_its_embedded_images(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     inner = b64encode(picture("PNG", width=20, height=20)).decode()
     vector = (
         '<svg xmlns="http://www.w3.org/2000/svg" width="40" height="40"><style>text{fill:red}</style>'

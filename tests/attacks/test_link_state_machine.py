@@ -214,7 +214,7 @@ Links.TestCase.settings = settings(max_examples=60, stateful_step_count=30, dead
 TestLinks = Links.TestCase
 
 
-def test_an_invented_link_of_a_checked_shape_does_not_stand_for_a_verified_one() -> None:
+def test_invented_link_does_not_stand_for_a_verified_one() -> None:
     machine = Links()
     machine.begin("placeholder")
     for name in ("shaped 0", "strict", "shaped 1", "strict"):
