@@ -33,7 +33,7 @@ MIDDLEWARES = {
 LENGTH = {"Content-Length": str(len(PAGE))}
 
 
-@pytest.fixture(params=MIDDLEWARES.values(), ids=MIDDLEWARES.keys())
+@pytest.fixture(params=MIDDLEWARES.values(), ids=list(MIDDLEWARES))
 def through(request: pytest.FixtureRequest) -> Any:
     return request.param
 

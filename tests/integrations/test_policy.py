@@ -73,7 +73,7 @@ def rewrites(link: str, **options: Any) -> bool:
         ("http://169.254.169.254/a.png", {"which": ["169.254.169.254"]}, False),
     ],
 )
-def test_link_that_would_be_refused_stays(link: str, options: Any, rewritten: bool) -> None:
+def test_link_that_would_be_refused_stays(link: str, options: Any, rewritten: bool) -> None:  # noqa: FBT001
     assert rewrites(link, **options) is rewritten
 
 
