@@ -12,7 +12,7 @@ from imgkeep.images.interfaces import Cluster
 
 from tests.support.fakes import World
 from tests.support.fills import IMAGE, URL
-from tests.support.pictures import picture
+from tests.support.images import make_image
 from tests.support.temporary_links import FRESH, by_provider_rules
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def immutable(source: Source) -> SourceInfo:
 
 
 async def test_refetch_of_removed_image_leaves_no_lease(monkeypatch: pytest.MonkeyPatch) -> None:
-    leases, whole = OwnLeases(), picture(seed=1)
+    leases, whole = OwnLeases(), make_image(seed=1)
     world = World(identify=immutable, cluster=Cluster(leases, NoPeers()))
     world.origin.gives(FRESH, whole[: len(whole) // 2], whole)
     await world.get(FRESH)
