@@ -50,7 +50,7 @@ BAD = {
     "a prefix too long": ("s3://images/" + "a" * 513, "prefix"),
     "a control character in the prefix": ("s3://images/a%00b", "prefix"),
     "an unknown parameter": ("s3://images?acl=public", "region=, endpoint= and addressing="),
-    "a parameter twice": ("s3://images?region=a&region=b", "region stands there twice: .*each once"),
+    "a parameter twice": ("s3://images?region=a&region=b", "region is given twice: .*each once"),
     "a misspelt parameter": ("s3://images?regoin=a", "there is no parameter regoin: behind the [?] expected region="),
     "a parameter that may be a secret": ("s3://images?a.b=c", "^behind the [?] expected region="),
     "a name that is too short": ("s3://ab", "a name of 3 letters"),

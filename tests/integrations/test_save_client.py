@@ -10,7 +10,7 @@ from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from imgkeep.integrations.links import SiteLinks
+from imgkeep.integrations.links import LinkRewriter
 from imgkeep.integrations.save_client import BATCH_LINKS_MAX, LINKS_WAITING_MAX, Saver, saver_for
 
 from tests.support.pictures import picture
@@ -203,7 +203,7 @@ async def test_images_that_nobody_opens_are_kept(tmp_path: Path, origin: FakeOri
     origin.gives("/seen.png", picture())
     async with serving(tmp_path / "data") as program:
         url = f"http://{program.address}"
-        site = SiteLinks(public_url="https://k.example", which="all", allow="ask", save=url, token=program.token)
+        site = LinkRewriter(public_url="https://k.example", which="all", allow="ask", save=url, token=program.token)
         await until(lambda: site.of_page(None)(origin.url("/a.png")) is not None)  # once imgkeep has told its policy
         assert "k.example/img" in site.rewrite(f'<p><img src="{origin.url("/seen.png")}"><img src="a.png">')
         assert await asyncio.to_thread(saver_for(url, program.token).drain, PATIENCE_S)

@@ -222,7 +222,7 @@ class IncompleteRefetcher:
         if refetch.may_be_forged and _is_of_link(error):
             self._note_useless_link(refetch)
             return
-        with suppress(StorageError):  # then the next refetch is due after the shorter interval
+        with suppress(StorageError, Removed):  # then the next refetch is due after the shorter interval, if ever
             current = await self._dependencies.store.find(refetch.known.key)
             if current is not None and current.digest == refetch.known.digest and is_incomplete(current):
                 after = record_after_refetch(current, RefetchOutcome.FAILED, self._now())

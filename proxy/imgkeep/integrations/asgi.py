@@ -19,8 +19,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from urllib.parse import quote
 
-from imgkeep.integrations import event_loop_turns as turns
-from imgkeep.integrations.links import PATH_SAFE, SiteLinks, img_url
+from imgkeep.integrations import cooperative
+from imgkeep.integrations.links import PATH_SAFE, LinkRewriter, img_url
 from imgkeep.integrations.response_body import Body, Streamed, Unaltered, Whole
 from imgkeep.integrations.responses import DIGESTS, is_part, plan, revalidated, rewritten
 
@@ -47,7 +47,7 @@ class Imgkeep:
 
     def __init__(self, app: App, **options: Unpack[Options]) -> None:
         self._app = app
-        self._site = SiteLinks(**options)
+        self._rewriter = LinkRewriter(**options)
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -57,22 +57,22 @@ class Imgkeep:
         if _ZERO_COPY in extensions:
             scope = {**scope, "extensions": {name: each for name, each in extensions.items() if name != _ZERO_COPY}}
         whole = _without_range(scope)  # before the application changes what it is given
-        answer = _Answer(scope, send, self._site, may_be_part=whole is not None)
-        await self._answer(answer, scope, receive)
-        if answer.is_part and whole is not None:
-            answer = _Answer(whole, send, self._site, may_be_part=False)
-            await self._answer(answer, whole, _anew(receive))
-        await answer.end()
+        response = _Response(scope, send, self._rewriter, may_be_part=whole is not None)
+        await self._respond(response, scope, receive)
+        if response.is_part and whole is not None:
+            response = _Response(whole, send, self._rewriter, may_be_part=False)
+            await self._respond(response, whole, _receive_again(receive))
+        await response.end()
 
-    async def _answer(self, answer: _Answer, scope: Message, receive: Receive) -> None:
+    async def _respond(self, response: _Response, scope: Message, receive: Receive) -> None:
         try:
-            await self._app(scope, receive, answer.send)
+            await self._app(scope, receive, response.send)
         except Exception:
-            await answer.abandon()
+            await response.abandon()
             raise
 
 
-class _Answer:
+class _Response:
     """
     One response. `held` is its start while that waits, `body` is there while it is rewritten.
 
@@ -80,8 +80,8 @@ class _Answer:
         is_part: It was a part of a page, and nobody has got anything of it.
     """
 
-    def __init__(self, scope: Message, send: Send, site: SiteLinks, *, may_be_part: bool) -> None:
-        self._scope, self._send, self._site, self._may_be_part = scope, send, site, may_be_part
+    def __init__(self, scope: Message, send: Send, rewriter: LinkRewriter, *, may_be_part: bool) -> None:
+        self._scope, self._send, self._rewriter, self._may_be_part = scope, send, rewriter, may_be_part
         self.is_part = False
         self._held: Message | None = None
         self._body: Body | None = None
@@ -113,7 +113,7 @@ class _Answer:
         """Let what is held back of the body go out: nothing will come any more."""
         if self._body is not None and self._held is None:
             body, self._body = self._body, None
-            async for data in turns.in_turns(body, body.abandon()):
+            async for data in cooperative.in_steps(body, body.abandon()):
                 await self._send({"type": "http.response.body", "body": data, "more_body": True})
 
     async def _start(self, message: Message) -> None:
@@ -131,13 +131,13 @@ class _Answer:
             await self._send({**message, "headers": _raw(rewritten(headers, None))})
         else:
             self._held = message
-            self._body = Body(planned, self._site.of_page(self._page_url()))
+            self._body = Body(planned, self._rewriter.of_page(self._page_url()))
 
     async def _pass(self, body: Body, message: Message) -> None:
         data, is_last = bytes(message.get("body", b"")), not message.get("more_body", False)
         if self._held is not None:
             held, self._held = self._held, None
-            match await turns.begin(body, data, is_last=is_last):
+            match await cooperative.begin(body, data, is_last=is_last):
                 case Unaltered():
                     self._body = None
                     await self._send(held)
@@ -150,10 +150,10 @@ class _Answer:
                 case Streamed():
                     await self._send(_with_headers(held, None))
         waiting = b""
-        async for piece in turns.in_turns(body, body.feed(data)):
+        async for piece in cooperative.in_steps(body, body.feed(data)):
             waiting = await self._relay(waiting, piece)
         if is_last:
-            async for piece in turns.in_turns(body, body.close()):
+            async for piece in cooperative.in_steps(body, body.close()):
                 waiting = await self._relay(waiting, piece)
         if waiting or is_last:
             await self._send({"type": "http.response.body", "body": waiting, "more_body": not is_last})
@@ -174,7 +174,7 @@ class _Answer:
         root, path = scope.get("root_path", ""), scope["path"]
         path = quote(path if path.startswith(root) else f"{root}{path}", PATH_SAFE, errors="replace")
         query = _text(scope.get("query_string") or b"")
-        return self._site.page_url(scope.get("scheme", "http"), self._header(b"host"), path, query)
+        return self._rewriter.page_url(scope.get("scheme", "http"), self._header(b"host"), path, query)
 
 
 def _without_range(scope: Message) -> Message | None:
@@ -183,7 +183,7 @@ def _without_range(scope: Message) -> Message | None:
     return None if len(headers) == len(scope.get("headers", ())) else {**scope, "headers": headers}
 
 
-def _anew(receive: Receive) -> Receive:
+def _receive_again(receive: Receive) -> Receive:
     """Give a request without a body, and then what comes."""
     request: list[Message] = [{"type": "http.request", "body": b"", "more_body": False}]
 

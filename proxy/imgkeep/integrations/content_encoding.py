@@ -137,7 +137,7 @@ class Encoder:
             return end
         return end + self._checksum.to_bytes(4, "little") + (self._size & 0xFFFFFFFF).to_bytes(4, "little")
 
-    def spoil(self) -> bytes:
+    def end_invalid(self) -> bytes:
         """End so that every client notices."""
         return self.flush() + _NO_BLOCK
 

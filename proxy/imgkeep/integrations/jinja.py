@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup, escape
 
-from imgkeep.integrations.links import SiteLinks, img_url
+from imgkeep.integrations.links import LinkRewriter, img_url
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -28,19 +28,19 @@ __all__ = ["img_url", "install"]
 
 def install(env: Environment, **options: Unpack[Options]) -> None:
     """Give an environment the filters `img_url` and `imgkeep`; see `Options`."""
-    site = SiteLinks(**options)
+    rewriter = LinkRewriter(**options)
 
     def one(value: Any) -> Any:
         if not value:
             return value
         if isinstance(value, Markup):
-            return escape(site.img_url(value.unescape()))
-        return site.img_url(str(value))
+            return escape(rewriter.img_url(value.unescape()))
+        return rewriter.img_url(str(value))
 
     def imgkeep(value: Any) -> Any:
         if not value:
             return value
-        html = site.rewrite(str(value))
+        html = rewriter.rewrite(str(value))
         return Markup(html) if hasattr(value, "__html__") else html  # noqa: S704 - it was marked before
 
     env.filters["img_url"] = one

@@ -16,7 +16,7 @@ from imgkeep.core.rewrite import Hosts, ImgLinks, Temporary, every, rewrite_html
 from imgkeep.core.rewrite.links import Page
 from imgkeep.core.signing import KEY_CHARS_MIN
 from imgkeep.core.source_url import read_base, read_source
-from imgkeep.integrations.policy import ANY, KNOWN, AskedRules, Rules, make_policy
+from imgkeep.integrations.policy import ANY, KNOWN, PolicyClient, Rules, make_policy
 from imgkeep.integrations.save_client import saver_for
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ the rest of it stays.
 """
 
 _WORDS: Final = ("temporary", "all")
-_SITES_MAX: Final = 64
+_REWRITERS_MAX: Final = 64
 """Maximum number of sites that `img_url` remembers. An application has one, or one for each of its customers."""
 
 
@@ -78,7 +78,7 @@ class Options(TypedDict, total=False):
     token: str | None
 
 
-class SiteLinks:
+class LinkRewriter:
     """
     The links of a site; see `Options`.
 
@@ -112,17 +112,17 @@ class SiteLinks:
         self._provider_rules = read_provider_rules(providers) if providers else BUILT_IN
         patterns = self._allowed(which) if allow is None or allow == "ask" else allow
         policy = make_policy(patterns, deny, self._provider_rules, ports=allow_ports, networks=allow_networks)
-        self._rules: Rules | AskedRules = Rules(policy)
+        self._rules: Rules | PolicyClient = Rules(policy)
         if allow == "ask":
             if token is None:
                 raise ValueError("allow: to ask, imgkeep wants a token")
-            self._rules = AskedRules(save or public_url, token, self._provider_rules, self._rules)
+            self._rules = PolicyClient(save or public_url, token, self._provider_rules, self._rules)
         self._saver = saver_for(save, token) if save is not None else None
         self.site_url = site_url.rstrip("/")
 
     def of_page(self, url: str | None) -> PageLinks:
         """Return the linker of one page; `url` is its own."""
-        rules = self._rules.current if isinstance(self._rules, AskedRules) else self._rules
+        rules = self._rules.current if isinstance(self._rules, PolicyClient) else self._rules
         if rules is None or (rules.needs_key and self._key is None):
             return PageLinks(_leave, url, None)
         links = ImgLinks(self._choice(url), self._public_url, self._key, rules.policy)
@@ -141,7 +141,7 @@ class SiteLinks:
         try:
             return rewrite_html(html, links, url=links.url, steps_max=FRAGMENT_STEPS_MAX)
         except Exception as error:  # noqa: BLE001 - the page goes on
-            tell("HTML stays as it is", error)
+            log_fault("HTML stays as it is", error)
             return html
 
     def img_url(self, url: str) -> str:
@@ -158,7 +158,7 @@ class SiteLinks:
         if self._which == "temporary":
             # Until when "in ten years" reaches is judged anew for each page.
             return Temporary(datetime.now(UTC), self._provider_rules)  # noqa: TID251 - there is no app.py to ask
-        return _ElsewhereThan(url) if self._which == "all" else self._which
+        return _OtherHosts(url) if self._which == "all" else self._which
 
 
 class PageLinks:
@@ -182,7 +182,7 @@ class PageLinks:
         except Exception as error:  # noqa: BLE001 - a choice is somebody else's code, and the page goes on
             if not self._has_told:
                 self._has_told = True
-                tell("a link stays as it is", error)
+                log_fault("a link stays as it is", error)
             return None
         if made is not None:
             self.count += 1
@@ -207,19 +207,19 @@ def img_url(url: str, *, public_url: str = "", signing_key: str | None = None, s
     Raises:
         ValueError: An option cannot be honoured; the message names it.
     """
-    return _site(public_url, signing_key, site_url).img_url(url) if url else url
+    return _rewriter(public_url, signing_key, site_url).img_url(url) if url else url
 
 
-@lru_cache(_SITES_MAX)
-def _site(public_url: str, signing_key: str | None, site_url: str) -> SiteLinks:
-    return SiteLinks(public_url=public_url, signing_key=signing_key, site_url=site_url, allow=ANY)
+@lru_cache(_REWRITERS_MAX)
+def _rewriter(public_url: str, signing_key: str | None, site_url: str) -> LinkRewriter:
+    return LinkRewriter(public_url=public_url, signing_key=signing_key, site_url=site_url, allow=ANY)
 
 
 def _leave(_: str) -> None:
     """Leave a link alone."""
 
 
-class _ElsewhereThan:
+class _OtherHosts:
     """Chooses all links but those to the site itself, which serves them as long as it serves the page."""
 
     def __init__(self, url: str | None) -> None:
@@ -235,7 +235,7 @@ class _ElsewhereThan:
         return (source.host, source.port) != self._own
 
 
-def tell(message: str, error: Exception) -> None:
+def log_fault(message: str, error: Exception) -> None:
     """Log where something went wrong. What exceptions say is not told: it may hold a link."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
     log.warning("%s: %s at %s:%s", message, type(error).__name__, PurePath(frame.filename).name, frame.lineno)

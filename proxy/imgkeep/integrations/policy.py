@@ -105,7 +105,7 @@ def _check(name: str, patterns: Sequence[str], words: set[str]) -> None:
                 raise ValueError(f"{name}: {error}") from None
 
 
-class AskedRules:
+class PolicyClient:
     """
     The rules of an imgkeep, which is asked for them by `GET /api/policy` in a thread of its own.
 
@@ -166,8 +166,8 @@ class AskedRules:
             self._rules = read_rules(self._get(), self._provider_rules)
         except Exception as error:  # noqa: BLE001 - pages go on, whatever an answer holds
             # What other exceptions say is not told: it may hold what was sent.
-            is_away = isinstance(error, NoAnswer) and error.is_away
-            self._fail(str(error) if isinstance(error, NoAnswer) else type(error).__name__, is_away=is_away)
+            is_away = isinstance(error, PolicyUnavailable) and error.is_away
+            self._fail(str(error) if isinstance(error, PolicyUnavailable) else type(error).__name__, is_away=is_away)
         else:
             self._failure, self._ask_at = "", time.monotonic() + self._every_s
 
@@ -187,15 +187,15 @@ class AskedRules:
             connection.request("GET", self._path, headers=self._headers)
             response = connection.getresponse()
             if response.status != 200:
-                raise NoAnswer(f"it answers {response.status}", is_away=response.status >= 500)
+                raise PolicyUnavailable(f"it answers {response.status}", is_away=response.status >= 500)
             return _read(response)
         except (OSError, HTTPException) as error:
-            raise NoAnswer(type(error).__name__, is_away=True) from None
+            raise PolicyUnavailable(type(error).__name__, is_away=True) from None
         finally:
             connection.close()
 
 
-class NoAnswer(Exception):
+class PolicyUnavailable(Exception):
     """
     imgkeep did not say what it would refuse.
 
@@ -214,15 +214,15 @@ def read_rules(body: bytes, provider_rules: ProviderRules) -> Rules:
     Read the answer of `GET /api/policy`.
 
     Raises:
-        NoAnswer: It is something else.
+        PolicyUnavailable: It is something else.
     """
     try:
         told = json.loads(body)
         if not isinstance(told, dict):
-            raise NoAnswer("its answer is no policy")
+            raise PolicyUnavailable("its answer is no policy")
         policy, needs_key = read_policy(told, partial(places_of, provider_rules=provider_rules))
     except (ValueError, RecursionError):
-        raise NoAnswer("its answer is no policy") from None
+        raise PolicyUnavailable("its answer is no policy") from None
     return Rules(policy, needs_key)
 
 
@@ -232,7 +232,7 @@ def _read(response: HTTPResponse) -> bytes:
     while piece := response.read1(65_536):
         body += piece
         if len(body) > ANSWER_BYTES_MAX:
-            raise NoAnswer("its answer is too large")
+            raise PolicyUnavailable("its answer is too large")
         if time.monotonic() > end:
-            raise NoAnswer("its answer is too slow", is_away=True)
+            raise PolicyUnavailable("its answer is too slow", is_away=True)
     return bytes(body)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 from imgkeep.core.rewrite import HtmlStream
 from imgkeep.integrations.content_encoding import Decoder, Encoder, Undecodable
-from imgkeep.integrations.links import tell
+from imgkeep.integrations.links import log_fault
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     from imgkeep.integrations.links import PageLinks
     from imgkeep.integrations.responses import Plan
 
-TURN_BYTES: Final = 4096
+STEP_BYTES: Final = 4096
 """
 What is read at a time: a tenth of a millisecond for a page that people write, eight milliseconds for one that is made
 to be slow.
 """
 HEAVY_CHARS: Final = 8192
 """Of what is held back: a tag, a style sheet or the like of this length is worth a thread."""
-HEAVY_TURN_BYTES: Final = 65_536
+HEAVY_STEP_BYTES: Final = 65_536
 """What is read at a time while much is held back."""
 
 GATHERED_BYTES: Final = 65_536
@@ -83,14 +83,14 @@ class Body:
     One body that is rewritten as planned.
 
     Attributes:
-        turn_bytes: What was read since others had their turn; whoever gives it to them sets it to 0.
+        step_bytes: What was read since others had their turn; whoever gives it to them sets it to 0.
     """
 
     def __init__(self, plan: Plan, links: PageLinks, *, whole_bytes_max: int = WHOLE_BYTES_MAX) -> None:
         self._plan, self._links, self._whole_bytes_max = plan, links, whole_bytes_max
         self._left = plan.length
         self._is_done = False
-        self.turn_bytes = 0
+        self.step_bytes = 0
         self._restart()
 
     def _restart(self) -> None:
@@ -109,18 +109,18 @@ class Body:
         return not self._passes and not self._is_doubtful and self._stream.held_chars > HEAVY_CHARS
 
     def begin(self, data: bytes, *, is_last: bool) -> Unaltered | Whole | Streamed:
-        """Do all of `begin_in_turns` at once."""
-        turns = self.begin_in_turns(data, is_last=is_last)
+        """Do all of `begin_in_steps` at once."""
+        steps = self.begin_in_steps(data, is_last=is_last)
         while True:
             try:
-                next(turns)
+                next(steps)
             except StopIteration as end:
                 decision: Unaltered | Whole | Streamed = end.value
                 return decision
 
-    def begin_in_turns(self, data: bytes, *, is_last: bool) -> Generator[None, None, Unaltered | Whole | Streamed]:
+    def begin_in_steps(self, data: bytes, *, is_last: bool) -> Generator[None, None, Unaltered | Whole | Streamed]:
         """
-        Return what to do, before the headers go out; yields between turns.
+        Return what to do, before the headers go out; yields between steps.
 
         Args:
             data: What is there of the body.
@@ -195,13 +195,13 @@ class Body:
                 for html in self._html(piece):
                     yield self._begun(decoder).feed(html) if html else b""
         except Undecodable as error:
-            tell("a body stays as it is", error)
+            log_fault("a body stays as it is", error)
             self._passes = True
             self._is_doubtful = True
             if self._encoder is None:
                 yield self._unsent
             else:
-                yield self._encoder.feed(self._stream.held()) + self._encoder.spoil()
+                yield self._encoder.feed(self._stream.held()) + self._encoder.end_invalid()
             return
         if decoder.is_at_end:
             yield from self._ended(decoder)
@@ -240,12 +240,12 @@ class Body:
             if self._is_doubtful:
                 yield data[at:]
                 return
-            size = HEAVY_TURN_BYTES if self.is_heavy else TURN_BYTES
-            yield self._html_turn(data[at : at + size])
+            size = HEAVY_STEP_BYTES if self.is_heavy else STEP_BYTES
+            yield self._html_step(data[at : at + size])
             at += size
 
-    def _html_turn(self, data: bytes) -> bytes:
-        self.turn_bytes += len(data)
+    def _html_step(self, data: bytes) -> bytes:
+        self.step_bytes += len(data)
         try:
             return self._stream.feed(data)
         except Exception as error:  # noqa: BLE001 - nothing in here may break a page
@@ -254,13 +254,13 @@ class Body:
     def _html_end(self) -> bytes:
         if self._is_doubtful:
             return b""
-        self.turn_bytes += self._stream.held_chars
+        self.step_bytes += self._stream.held_chars
         try:
             return self._stream.close()
         except Exception as error:  # noqa: BLE001 - as above
             return self._given_up(error)
 
     def _given_up(self, error: Exception) -> bytes:
-        tell("the rest of a page stays as it is", error)
+        log_fault("the rest of a page stays as it is", error)
         self._is_doubtful = True
         return self._stream.held()

@@ -177,10 +177,10 @@ class Saver:
                 for url in batch:
                     self._links.forget(hash(url))
                 self._dropped += len(batch)
-            self._tell(failure)
+            self._log_dropped(failure)
             self._changed.notify_all()
 
-    def _tell(self, failure: str) -> None:
+    def _log_dropped(self, failure: str) -> None:
         if self._dropped and time.monotonic() >= self._told_at + TELL_EVERY_S:
             self._told_at = time.monotonic()
             log.warning("%d links were not handed to imgkeep: %s", self._dropped, failure or "too many at once")
@@ -222,12 +222,12 @@ class Saver:
 _all: WeakSet[Saver] = WeakSet()
 
 
-def _begin_all() -> None:
+def _restart_all() -> None:
     for saver in list(_all):
         saver._begin()  # noqa: SLF001 - of the same module
 
 
-os.register_at_fork(after_in_child=_begin_all)
+os.register_at_fork(after_in_child=_restart_all)
 
 
 @cache

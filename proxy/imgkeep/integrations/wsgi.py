@@ -18,7 +18,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
-from imgkeep.integrations.links import PATH_SAFE, SiteLinks, img_url
+from imgkeep.integrations.links import PATH_SAFE, LinkRewriter, img_url
 from imgkeep.integrations.response_body import Body, Streamed, Unaltered, Whole
 from imgkeep.integrations.responses import is_part, plan, revalidated, rewritten
 
@@ -41,17 +41,17 @@ class Imgkeep:
 
     def __init__(self, app: WSGIApplication, **options: Unpack[Options]) -> None:
         self._app = app
-        self._site = SiteLinks(**options)
+        self._rewriter = LinkRewriter(**options)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        answer = _Answer(environ, start_response, self._site)
+        response = _Response(environ, start_response, self._rewriter)
         if "HTTP_RANGE" in environ:  # applications may change what they are given
             whole = {name: value for name, value in environ.items() if name not in _RANGE}
-            answer.ask_whole = lambda: self._app(whole, answer.start)
-        return answer.over(self._app(environ, answer.start))
+            response.ask_whole = lambda: self._app(whole, response.start)
+        return response.wrap(self._app(environ, response.start))
 
 
-class _Answer:
+class _Response:
     """
     One response.
 
@@ -59,8 +59,8 @@ class _Answer:
     turns out that the response is left alone. `ask_whole` asks the application for all of what it gave a part of.
     """
 
-    def __init__(self, environ: WSGIEnvironment, start_response: StartResponse, site: SiteLinks) -> None:
-        self._environ, self._start_response, self._site = environ, start_response, site
+    def __init__(self, environ: WSGIEnvironment, start_response: StartResponse, rewriter: LinkRewriter) -> None:
+        self._environ, self._start_response, self._rewriter = environ, start_response, rewriter
         self._held: tuple[str, list[tuple[str, str]]] | None = None
         self._body: Body | None = None
         self._is_started = False
@@ -91,24 +91,24 @@ class _Answer:
             self._is_head = True
             return self._pass_on(status, rewritten(headers, None), exc_info)
         self._held = status, list(headers)
-        self._body = Body(planned, self._site.of_page(self._page_url()))
+        self._body = Body(planned, self._rewriter.of_page(self._page_url()))
         return self._write
 
-    def over(self, pieces: Iterable[bytes]) -> Iterable[bytes]:
+    def wrap(self, pieces: Iterable[bytes]) -> Iterable[bytes]:
         """Return what to give to the server in the place of the application's iterable."""
         if self._is_part and self.ask_whole is not None:
             _close(pieces)
             ask_whole, self.ask_whole = self.ask_whole, None
             self._is_started = self._is_part = False
-            return self.over(ask_whole())
+            return self.wrap(ask_whole())
         if self._is_started and self._body is None and not self._is_head:
             return pieces
         if isinstance(pieces, (list, tuple)) and self._held is not None:
             # It is all there. As a list again, it has a length that servers can tell where the application does not.
             return list(self._push(b"".join(pieces), is_last=True))
-        return _Pieces(pieces, self._each(pieces))
+        return _Pieces(pieces, self._rewrite_pieces(pieces))
 
-    def _each(self, pieces: Iterable[bytes]) -> Generator[bytes]:
+    def _rewrite_pieces(self, pieces: Iterable[bytes]) -> Generator[bytes]:
         try:
             for piece in pieces:
                 if self._is_part:
@@ -125,7 +125,7 @@ class _Answer:
                 yield b"".join(self._body.abandon())
             raise
         if self._is_part:
-            whole = self.over(())
+            whole = self.wrap(())
             try:
                 yield from whole
             finally:
@@ -173,7 +173,9 @@ class _Answer:
         environ = self._environ
         path = quote(f"{environ.get('SCRIPT_NAME', '')}{environ.get('PATH_INFO', '')}", PATH_SAFE, "latin-1")
         host = environ.get("HTTP_HOST") or f"{environ.get('SERVER_NAME')}:{environ.get('SERVER_PORT')}"
-        return self._site.page_url(environ.get("wsgi.url_scheme", "http"), host, path, environ.get("QUERY_STRING", ""))
+        return self._rewriter.page_url(
+            environ.get("wsgi.url_scheme", "http"), host, path, environ.get("QUERY_STRING", "")
+        )
 
 
 class _Pieces:

@@ -8,11 +8,11 @@ from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import setting_changed
 
-from imgkeep.integrations.links import SiteLinks
+from imgkeep.integrations.links import LinkRewriter
 
 
 @cache
-def configured() -> SiteLinks:
+def configured() -> LinkRewriter:
     """
     Return the links of this site.
 
@@ -23,7 +23,7 @@ def configured() -> SiteLinks:
     if not isinstance(options, dict):
         raise ImproperlyConfigured('IMGKEEP is missing: {"public_url": "https://img.example.com"}')
     try:
-        return SiteLinks(**options)
+        return LinkRewriter(**options)
     except (TypeError, ValueError) as error:
         raise ImproperlyConfigured(f"IMGKEEP: {error}") from error
 

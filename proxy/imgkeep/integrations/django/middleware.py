@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction
 from django.http import StreamingHttpResponse
 
-from imgkeep.integrations import event_loop_turns as turns
+from imgkeep.integrations import cooperative
 from imgkeep.integrations.django.links import configured
 from imgkeep.integrations.response_body import Body, Streamed, Unaltered, Whole
 from imgkeep.integrations.responses import Plan, is_part, plan, revalidated, rewritten
@@ -43,11 +43,11 @@ class ImgkeepMiddleware:
 
     def __call__(self, request: HttpRequest) -> HttpResponseBase | Awaitable[HttpResponseBase]:
         if self._is_async:
-            return self._later(request)
+            return self._call_async(request)
         response: Any = self._get_response(request)
-        if _asks_anew(request, response):
+        if _needs_whole_page(request, response):
             response = self._get_response(request)
-        body = _arranged(request, response)
+        body = _plan_body(request, response)
         if body is not None:
             data = response.content
             decision = body.begin(data, is_last=True)
@@ -56,24 +56,24 @@ class ImgkeepMiddleware:
         answer: HttpResponseBase = response
         return answer
 
-    async def _later(self, request: HttpRequest) -> HttpResponseBase:
+    async def _call_async(self, request: HttpRequest) -> HttpResponseBase:
         response: Any = await self._get_response(request)
-        if _asks_anew(request, response):
+        if _needs_whole_page(request, response):
             response = await self._get_response(request)
-        body = _arranged(request, response)
+        body = _plan_body(request, response)
         if body is not None:
             data = response.content
-            decision = await turns.begin(body, data, is_last=True)
+            decision = await cooperative.begin(body, data, is_last=True)
             pieces = []
             if isinstance(decision, Streamed):
-                pieces += [piece async for piece in turns.in_turns(body, body.feed(data))]
-                pieces += [piece async for piece in turns.in_turns(body, body.close())]
+                pieces += [piece async for piece in cooperative.in_steps(body, body.feed(data))]
+                pieces += [piece async for piece in cooperative.in_steps(body, body.close())]
             _replace(response, decision, b"".join(pieces))
         answer: HttpResponseBase = response
         return answer
 
 
-def _asks_anew(request: HttpRequest, response: HttpResponseBase) -> bool:
+def _needs_whole_page(request: HttpRequest, response: HttpResponseBase) -> bool:
     """Return whether this is a part of a page; then the request is for all of it from now on."""
     if not is_part(request.method or "", response.status_code, list(response.items())):
         return False
@@ -84,30 +84,32 @@ def _asks_anew(request: HttpRequest, response: HttpResponseBase) -> bool:
     return True
 
 
-def _arranged(request: HttpRequest, response: HttpResponseBase) -> Body | None:
+def _plan_body(request: HttpRequest, response: HttpResponseBase) -> Body | None:
     """Have a response rewritten as it streams; return what rewrites one that is there as a whole."""
     # The answer to HEAD has its body still, but where the view has taken it out.
     has_body = response.streaming or bool(getattr(response, "content", b""))
     headers = list(response.items())
     planned = plan("GET" if has_body else request.method or "", response.status_code, headers)
     if planned is None:
-        _tell(response, headers, revalidated(response.status_code, headers, request.headers.get("If-None-Match", "")))
+        _set_headers(
+            response, headers, revalidated(response.status_code, headers, request.headers.get("If-None-Match", ""))
+        )
     elif not planned.has_body:
-        _tell(response, headers, rewritten(headers, None))
+        _set_headers(response, headers, rewritten(headers, None))
     elif isinstance(response, StreamingHttpResponse):
         _stream(response, _body(request, planned))
-        _tell(response, headers, rewritten(headers, None))
+        _set_headers(response, headers, rewritten(headers, None))
     else:
         return _body(request, planned)
     return None
 
 
 def _body(request: HttpRequest, planned: Plan) -> Body:
-    site = configured()
+    rewriter = configured()
     # Not get_host(), which raises for hosts that are not allowed, on the page that says so.
     host = request.META.get("HTTP_HOST", "")
-    url = site.page_url(request.scheme or "http", host, request.get_full_path())
-    return Body(planned, site.of_page(url))
+    url = rewriter.page_url(request.scheme or "http", host, request.get_full_path())
+    return Body(planned, rewriter.of_page(url))
 
 
 def _replace(response: Any, decision: Unaltered | Whole | Streamed, streamed: bytes) -> None:
@@ -116,15 +118,17 @@ def _replace(response: Any, decision: Unaltered | Whole | Streamed, streamed: by
         return
     headers = list(response.items())
     response.content = decision.data if isinstance(decision, Whole) else streamed
-    _tell(response, headers, rewritten(headers, len(response.content)))
+    _set_headers(response, headers, rewritten(headers, len(response.content)))
 
 
 def _stream(response: Any, body: Body) -> None:
     pieces = response.streaming_content
-    response.streaming_content = _each_later(pieces, body) if response.is_async else _each(pieces, body)
+    response.streaming_content = (
+        _rewrite_pieces_async(pieces, body) if response.is_async else _rewrite_pieces(pieces, body)
+    )
 
 
-def _each(pieces: Iterable[bytes], body: Body) -> Iterator[bytes]:
+def _rewrite_pieces(pieces: Iterable[bytes], body: Body) -> Iterator[bytes]:
     try:
         for piece in pieces:
             yield from filter(None, body.feed_whole(piece))
@@ -134,20 +138,20 @@ def _each(pieces: Iterable[bytes], body: Body) -> Iterator[bytes]:
     yield from filter(None, body.close())
 
 
-async def _each_later(pieces: AsyncIterable[bytes], body: Body) -> AsyncIterator[bytes]:
+async def _rewrite_pieces_async(pieces: AsyncIterable[bytes], body: Body) -> AsyncIterator[bytes]:
     try:
         async for piece in pieces:
-            async for made in turns.in_turns(body, body.feed(piece)):
+            async for made in cooperative.in_steps(body, body.feed(piece)):
                 yield made
     except Exception:
-        async for made in turns.in_turns(body, body.abandon()):
+        async for made in cooperative.in_steps(body, body.abandon()):
             yield made
         raise
-    async for made in turns.in_turns(body, body.close()):
+    async for made in cooperative.in_steps(body, body.close()):
         yield made
 
 
-def _tell(response: HttpResponseBase, old: list[tuple[str, str]], new: list[tuple[str, str]]) -> None:
+def _set_headers(response: HttpResponseBase, old: list[tuple[str, str]], new: list[tuple[str, str]]) -> None:
     left = dict(new)
     for name, value in old:
         if name not in left:

@@ -1,7 +1,7 @@
 """
 Rewriting on an event loop that is not ours: others have their turn after each few milliseconds of work.
 
-Light turns run where they are asked for. Heavy ones, in which a large part of a page is read at once, run in threads of
+Light steps run where they are asked for. Heavy ones, in which a large part of a page is read at once, run in threads of
 their own: not in those of the application, which a page that is made to be slow would hold.
 
 On event loops other than asyncio's (trio) everything runs where it is asked for, because nothing that is known to all
@@ -16,7 +16,7 @@ from contextvars import copy_context
 from functools import cache, partial
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
-from imgkeep.integrations.response_body import GATHERED_BYTES, TURN_BYTES
+from imgkeep.integrations.response_body import GATHERED_BYTES, STEP_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Generator, Iterator
@@ -30,14 +30,14 @@ THREADS: Final = 2
 
 
 async def begin(body: Body, data: bytes, *, is_last: bool) -> Unaltered | Whole | Streamed:
-    """Return what to do with a body (`Body.begin`), in turns."""
-    turns = _Ending(body.begin_in_turns(data, is_last=is_last))
-    while await _next(body, turns):
+    """Return what to do with a body (`Body.begin`), in steps."""
+    steps = _ResultIterator(body.begin_in_steps(data, is_last=is_last))
+    while await _next(body, steps):
         pass
-    return turns.result
+    return steps.result
 
 
-async def in_turns(body: Body, pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
+async def in_steps(body: Body, pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
     """Yield what `Body.feed`, `close` or `abandon` yields, in pieces that are worth sending."""
     waiting: list[bytes] = []
     size = 0
@@ -60,31 +60,31 @@ async def in_turns(body: Body, pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
             return
 
 
-async def _next(body: Body, turns: Iterator[T]) -> T | None:
+async def _next(body: Body, steps: Iterator[T]) -> T | None:
     """Take one turn, and then let others have theirs; `None`: there are no more."""
     try:
         loop = asyncio.get_running_loop()
     except RuntimeError:
-        return next(turns, None)
+        return next(steps, None)
     if not body.is_heavy:
-        made = next(turns, None)
-        if body.turn_bytes >= TURN_BYTES:
-            body.turn_bytes = 0
+        made = next(steps, None)
+        if body.step_bytes >= STEP_BYTES:
+            body.step_bytes = 0
             await asyncio.sleep(0)
         return made
     # As `asyncio.to_thread` does, but in threads of ours.
-    return await loop.run_in_executor(_threads(), copy_context().run, partial(next, turns, None))
+    return await loop.run_in_executor(_threads(), copy_context().run, partial(next, steps, None))
 
 
-class _Ending(Generic[T]):
-    """An iterator over turns that tells the result of its generator."""
+class _ResultIterator(Generic[T]):
+    """An iterator over steps that tells the result of its generator."""
 
     result: T
 
-    def __init__(self, turns: Generator[None, None, T]) -> None:
-        self._turns = turns
+    def __init__(self, steps: Generator[None, None, T]) -> None:
+        self._turns = steps
 
-    def __iter__(self) -> _Ending[T]:
+    def __iter__(self) -> _ResultIterator[T]:
         return self
 
     def __next__(self) -> bool:
