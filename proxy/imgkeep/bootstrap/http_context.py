@@ -29,7 +29,7 @@ from imgkeep.web.fastpath.response_cache import BYTES_MAX, ResponseCache
 from imgkeep.web.fastpath.response_writer import ResponseWriter
 from imgkeep.web.home_page import HomePage
 from imgkeep.web.images import ImageHandlers
-from imgkeep.web.probes import Probes
+from imgkeep.web.metrics import MetricsPage
 from imgkeep.web.responses import ImageResponses
 from imgkeep.web.static_files import make_module
 
@@ -73,8 +73,7 @@ async def open_context(
         )
         background = _make_background(services, platform, worker)
         await stack.enter_async_context(background.running())
-        if cache is not None:
-            _watch_response_cache(services.metrics, cache)
+        _watch_response_cache(services.metrics, cache)
         rewrite_service = RewriteService(services.metrics.rewritten)
         stack.callback(rewrite_service.close)
         auth = _make_auth(config, platform, await _open_token(config))
@@ -88,7 +87,8 @@ async def open_context(
                 access_log=access_log,
                 images=images,
                 api=_make_api(config, services, rewrite_service, peers),
-                probes=Probes(services.health, services.metrics, peers),
+                health=services.health,
+                metrics=MetricsPage(services.metrics, peers),
                 module=make_module(services.inspector.policy, auth.signature),
                 connections=ConnectionContext(
                     access_log,
@@ -110,7 +110,9 @@ def _ignore(_key: str) -> None:
     """Without a fast path no response is cached."""
 
 
-def _watch_response_cache(metrics: Metrics, cache: ResponseCache) -> None:
+def _watch_response_cache(metrics: Metrics, cache: ResponseCache | None) -> None:
+    if cache is None:
+        return
     metrics.watch("response_cache_entries", "Request targets with a cached response", lambda: len(cache))
     metrics.watch("response_cache_bytes", "Memory of cached responses", lambda: cache.bytes)
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from imgkeep.core.http_headers import Span, cache_status, etag_matches, range_applies, read_range
+from imgkeep.core.http_headers import cache_status, etag_matches
+from imgkeep.core.range_header import Span, range_applies, read_range
 from imgkeep.core.records import Format
 from imgkeep.images.context import CacheStatus
 from imgkeep.web.fastpath.response_cache import FRESHNESS_LIFETIME_S, CachedResponse

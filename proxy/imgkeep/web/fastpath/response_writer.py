@@ -13,7 +13,8 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
 from imgkeep.core.errors import ImgkeepError
-from imgkeep.core.http_headers import Span, etag_matches, range_applies, read_range
+from imgkeep.core.http_headers import etag_matches
+from imgkeep.core.range_header import Span, range_applies, read_range
 from imgkeep.web.error_responses import present_failure
 from imgkeep.web.fastpath.request_head import NO_CONDITIONS
 from imgkeep.web.image_headers import HIT_HEADERS, SERVER_NAME, SVG_CSP, YEAR_S
