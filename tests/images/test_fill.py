@@ -17,6 +17,7 @@ from imgkeep.core.errors import (
     StorageError,
     TooLarge,
 )
+from imgkeep.core.source_url import read_source
 
 from tests.support.fakes import FakeResponse, World, read_all, settle
 from tests.support.fills import (
@@ -209,6 +210,20 @@ async def test_memory_budget_is_kept_and_returned(
     await world.image_service.drain()
     assert world.memory.bytes_left == len(IMAGE) - 1
     assert [draft.closed for draft in world.disk.drafts] == [1] * len(world.disk.drafts)
+
+
+async def test_save_that_fails_closes_no_body_under_a_reader() -> None:
+    world = World()
+    world.origin.gives(URL, lambda: FakeResponse(len(IMAGE)).push(IMAGE[:50_000], IMAGE[50_000:]).end())
+    world.store.faults["put"] = FULL
+    delivery = await world.ask(URL)
+    source = read_source(URL)
+    with pytest.raises(StorageError, match="the disk is full"):
+        await world.image_service.save(source, world.image_service.identify(source))
+    await world.image_service.drain()
+    assert [draft.closed for draft in world.disk.drafts] == [0]
+    assert await read_all(delivery) == IMAGE
+    assert [draft.closed for draft in world.disk.drafts] == [1]
 
 
 async def test_results_add_up() -> None:

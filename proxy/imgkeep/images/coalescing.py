@@ -89,7 +89,8 @@ class FillCoalescer:
         began: float,
     ) -> T | HeldByPeer | None:
         """
-        Join the fill of a key or start one, and return what `follow` makes of it, which closes its body.
+        Join the fill of a key or start one, and return what `follow` makes of it, which closes the body unless it
+        raises.
 
         `None`: look again. Another link failed, and this one gets a fill of its own; or the look-up, which `began`
         then, is too old to be believed.
@@ -178,13 +179,12 @@ class FillCoalescer:
             StorageError: It is not stored.
         """
         await fill.body.wait_for_size()
-        outcome = None if fill.result is None else fill.result.outcome
-        await fill.body.aclose()
-        match outcome:
+        match None if fill.result is None else fill.result.outcome:
             case Stored(record):
+                await fill.body.aclose()
                 return record, starts
             case NotStored(fault):
-                raise fault
+                raise fault  # `join` closes the body
         raise StorageError("the image is not stored")
 
     async def wait_for_fill(self, key: Key) -> None:
