@@ -118,7 +118,7 @@ def test_text_record_is_one_line() -> None:
         record_of("two\nlines %s", "x\r\ny", reason="a\u2028b\x85c\x1b[0m", key=None, size=7)
     )
     assert len(line.splitlines()) == 1
-    assert re.match(r"\d{4}-\d\d-\d\dT[\d:.]{12}Z info proxy\.x: two\\x0alines x\\x0d\\x0ay reason=", line)
+    assert re.match(r"\d{4}-\d\d-\d\dT[\d:.]{12}Z info imgkeep\.x: two\\x0alines x\\x0d\\x0ay reason=", line)
     assert line.endswith("size=7")
     assert "key" not in line
 
