@@ -320,7 +320,7 @@ def miss(plan: Plan) -> Row:
 def _see_kept(row: Row, store: Path, cut_max: int) -> None:
     """Read what was kept: every record has its object, and every object is what its name says."""
     records, objects = (list((store / "v1" / kind).rglob("*.*")) for kind in ("records", "objects"))
-    row.notes.append(f"{len(records)} kept")
+    row.notes.append(f"{len(records)} stored")
     damaged = [path for path in objects[::50] if hashlib.sha256(path.read_bytes()).hexdigest() != path.stem]
     if damaged or abs(len(records) - len(objects)) > cut_max:
         row.invalid = f"{len(records)} records, {len(objects)} objects, {len(damaged)} damaged"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from imgkeep.cluster.info import SharedFolder
+from imgkeep.cluster.worker_info import SharedFolder
 from imgkeep.cluster.leader import LeaderLock
 
 if TYPE_CHECKING:

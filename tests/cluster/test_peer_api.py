@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
-from imgkeep.cluster.info import WorkerInfo
+from imgkeep.cluster.worker_info import WorkerInfo
 from imgkeep.cluster.peer_api import make_peer_api
 from imgkeep.cluster.peers import SECRET_FIELD, Notice
 from imgkeep.cluster.progress import read_fill

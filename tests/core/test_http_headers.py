@@ -11,19 +11,16 @@ from hypothesis import strategies as st
 from imgkeep.core.http_headers import (
     FORWARDED_HEADERS,
     RETRY_AFTER_MAX_S,
-    Span,
     cache_status,
     client_address,
     etag_matches,
-    is_whole_range,
     passed_through_us,
-    range_applies,
     read_host,
     read_origin,
-    read_range,
     read_retry_after,
 )
 from imgkeep.core.ip_ranges import unmap
+from imgkeep.core.range_header import Span, is_whole_range, range_applies, read_range
 from multidict import CIMultiDict
 
 NOW = datetime(2026, 11, 22, 10, 0, tzinfo=UTC)

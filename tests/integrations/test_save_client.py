@@ -13,7 +13,7 @@ import pytest
 from imgkeep.integrations.links import LinkRewriter
 from imgkeep.integrations.save_client import BATCH_LINKS_MAX, LINKS_WAITING_MAX, Saver, saver_for
 
-from tests.support.pictures import picture
+from tests.support.images import make_image
 from tests.support.program import serving
 from tests.support.waiting import block_until, until
 
@@ -200,7 +200,7 @@ def test_parts_of_an_application_share_one() -> None:
 
 
 async def test_images_that_nobody_opens_are_kept(tmp_path: Path, origin: FakeOrigin) -> None:
-    origin.gives("/seen.png", picture())
+    origin.gives("/seen.png", make_image())
     async with serving(tmp_path / "data") as program:
         url = f"http://{program.address}"
         site = LinkRewriter(public_url="https://k.example", which="all", allow="ask", save=url, token=program.token)

@@ -24,7 +24,7 @@ from imgkeep.observability.logs import FLUSH_TIMEOUT_S, QUEUE_RECORDS_MAX, Recor
 from imgkeep.observability.metrics import Metrics
 
 from tests.support.image_requests import fills_done
-from tests.support.pictures import picture_of
+from tests.support.images import png_of
 from tests.support.raw_http import ask, port_of, split, talk, target_of
 
 if TYPE_CHECKING:
@@ -288,7 +288,7 @@ async def test_log_of_a_noisy_run_has_no_secret_and_adds_up(  # noqa: PLR0915 - 
         logging.getLogger("aiohttp.access").setLevel(logging.CRITICAL)  # the test server's own, which `serve` has not
         imgkeep = await start()
         answers = []
-        good = origin.gives("/SECRETPATH/a.png", picture_of(100_000)) + "?t=SECRETTOKEN"
+        good = origin.gives("/SECRETPATH/a.png", png_of(100_000)) + "?t=SECRETTOKEN"
         for _ in range(3):
             answers.append(await ask(imgkeep, target_of(good), "Referer: https://h/SECRETTOKEN"))
             await fills_done(imgkeep)

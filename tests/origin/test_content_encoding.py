@@ -31,7 +31,7 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
-from tests.support.pictures import picture
+from tests.support.images import make_image
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable
@@ -221,7 +221,7 @@ def test_unknown_coding_name_is_ignored(name: str) -> None:
     assert read_codings([], POOL) is None
 
 
-PNG = picture()
+PNG = make_image()
 
 
 @pytest.mark.parametrize("fields", [["aws-chunked,gzip"], ["gzip", "utf-8"], ["identity , gzip"], ["gzip, base64"]])

@@ -13,9 +13,9 @@ from imgkeep.core.response_head import FIELDS_MAX
 from imgkeep.origin.bounded_connection import HEAD_BYTES_MAX, HEAD_STEP_BYTES, INTERIM_ANSWERS_MAX
 
 from tests.support.browser import browsing
+from tests.support.images import make_image
 from tests.support.network import look, nothing_kept
 from tests.support.origins import FakeOrigin
-from tests.support.pictures import picture
 from tests.support.response_heads import BODY, CHUNKS, HEADS, LENGTH, OK, lines
 
 if TYPE_CHECKING:
@@ -57,8 +57,8 @@ async def test_image_that_chromium_shows_is_stored(imgkeep: Imgkeep, origin: Fak
         assert seen.broken or seen.status in {422, 502}
         await nothing_kept(imgkeep)
     # No answer, and nothing behind one, is another request's.
-    seen = await look(imgkeep, origin.gives("/b.png", picture(seed=2)))
-    assert (seen.status, seen.body) == (200, picture(seed=2))
+    seen = await look(imgkeep, origin.gives("/b.png", make_image(seed=2)))
+    assert (seen.status, seen.body) == (200, make_image(seed=2))
 
 
 async def test_chromium_shows_what_the_table_says(origin: FakeOrigin) -> None:
@@ -116,7 +116,7 @@ async def test_connection_with_a_mended_head_is_not_reused(imgkeep: Imgkeep, ori
         await exchange.send(answer)
 
     assert (await look(imgkeep, origin.on("/a.png", script))).body == BODY
-    assert (await look(imgkeep, origin.gives("/b.png", picture(seed=2)))).body == picture(seed=2)
+    assert (await look(imgkeep, origin.gives("/b.png", make_image(seed=2)))).body == make_image(seed=2)
     assert origin.connections == 2
 
 
@@ -148,8 +148,8 @@ async def test_malformed_redirect_is_followed(imgkeep: Imgkeep, origin: FakeOrig
             lines(MALFORMED, b"Location : /b.png", b"Content-Length: 3", status=b"http/1.1 302", body=b"off")
         )
 
-    origin.gives("/b.png", picture())
-    assert (await look(imgkeep, origin.on("/a.png", script))).body == picture()
+    origin.gives("/b.png", make_image())
+    assert (await look(imgkeep, origin.on("/a.png", script))).body == make_image()
 
 
 # --- bounds

@@ -8,7 +8,7 @@ from imgkeep.database.durable_jobs import DurableJobs
 from imgkeep.database.engine import DatabaseEngine
 from imgkeep.database.image_index import BATCH_DELAY_S, ImageIndex
 from imgkeep.database.outbox import Outbox
-from imgkeep.database.removals import RemovalIndex
+from imgkeep.database.blocked_digests import RemovalIndex
 
 if TYPE_CHECKING:
     from imgkeep.clock import Clock

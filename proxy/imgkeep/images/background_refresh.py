@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
     from imgkeep.core.host_patterns import Globs
     from imgkeep.core.records import Key, Record, Source, SourceInfo
-    from imgkeep.images.confirmation import Confirmer
-    from imgkeep.images.context import RequestContext
+    from imgkeep.images.confirmer import Confirmer
+    from imgkeep.images.request_context import RequestContext
     from imgkeep.images.fill_starter import FillStarter
 
 ASKED_LINKS_MAX: Final = 65_536

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from imgkeep.core.confirmation import is_immutable_for, read_link
 from imgkeep.core.errors import ImgkeepError, OriginError, Removed, SourceForbidden, StorageError, Yielded
 from imgkeep.core.records import Key, Record
-from imgkeep.images.context import CacheStatus, Delivery, HeldByPeer
+from imgkeep.images.request_context import CacheStatus, Delivery, HeldByPeer
 from imgkeep.images.fill_result import NotStored, Stored
 from imgkeep.images.fill_starter import neither_available
 from imgkeep.images.negative_cache import hash_link
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from imgkeep.core.confirmation import Link
     from imgkeep.core.records import Source, SourceInfo
-    from imgkeep.images.context import RequestContext
+    from imgkeep.images.request_context import RequestContext
     from imgkeep.images.fill import Fill, FillHead, PutImage
     from imgkeep.images.fill_starter import FillStarter
     from imgkeep.images.interfaces import Cluster
@@ -89,7 +89,8 @@ class FillCoalescer:
         began: float,
     ) -> T | HeldByPeer | None:
         """
-        Join the fill of a key or start one, and return what `follow` makes of it, which closes its body.
+        Join the fill of a key or start one, and return what `follow` makes of it, which closes the body unless it
+        raises.
 
         `None`: look again. Another link failed, and this one gets a fill of its own; or the look-up, which `began`
         then, is too old to be believed.
@@ -178,13 +179,12 @@ class FillCoalescer:
             StorageError: It is not stored.
         """
         await fill.body.wait_for_size()
-        outcome = None if fill.result is None else fill.result.outcome
-        await fill.body.aclose()
-        match outcome:
+        match None if fill.result is None else fill.result.outcome:
             case Stored(record):
+                await fill.body.aclose()
                 return record, starts
             case NotStored(fault):
-                raise fault
+                raise fault  # `join` closes the body
         raise StorageError("the image is not stored")
 
     async def wait_for_fill(self, key: Key) -> None:
